@@ -1,0 +1,153 @@
+"""The hash of the code that a step depends on: what an edit must change to make old results stale.
+
+A step names its entry modules. From their source the imports inside the project are followed, those inside functions
+and relative ones included, without running anything; names that are put together at run time
+(`import_module(f"...")`) are not followed, so a registry does not tie every step to every plug-in: the step names its
+plug-in as an entry instead.
+A package's `__init__` counts where something is imported from it, not merely because a module of the package is.
+
+Each module enters as its syntax tree without docstrings, so that comments, layout and documentation are free, together
+with the data files beside it that it names in a string.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from mrpipe.errors import UsageError
+
+# The folder that holds the project's packages: a checkout, or site-packages, where only mrpipe and model count as ours.
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGES = ("mrpipe", "model")
+_DATA_FILE = re.compile(r"[\w./-]+\.(?:json|yaml|yml|csv|tsv|txt|html|css|svg)")
+
+
+def code_hash(*entries: str, root: Path = PROJECT) -> str:
+    """Hash of all project code that the entry modules can reach; 16 hex digits, the same on every Python ≥ 3.11.
+
+    Args:
+        entries: dotted names, e.g. `mrpipe.stages.ingest`.
+        root: folder that holds the packages.
+
+    Raises:
+        UsageError: an entry is no module of the project, or a module cannot be parsed.
+    """
+    lines = [f"{name} {_module_digest(name, root)}\n" for name in closure(*entries, root=root)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+
+def closure(*entries: str, root: Path = PROJECT) -> list[str]:
+    """Names of the entry modules and of all project modules they import, directly or not; sorted."""
+    for entry in entries:
+        if _source(entry, root) is None:
+            raise UsageError(f"no module {entry!r} in {root}; entries are dotted names such as mrpipe.stages.ingest")
+    found: set[str] = set()
+    waiting = list(entries)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting.extend(_imports(name, root))
+    return sorted(found)
+
+
+def _source(name: str, root: Path) -> Path | None:
+    """File of a module of the project, or None: not ours, or not a module (a function, a class)."""
+    parts = name.split(".")
+    if parts[0] not in PACKAGES:
+        return None
+    path = root.joinpath(*parts)
+    for candidate in (path / "__init__.py", path.with_name(path.name + ".py")):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes(), filename=str(path))
+    except SyntaxError as error:
+        raise UsageError(f"{path}, line {error.lineno}: {error.msg}") from error
+
+
+@cache
+def _imports(name: str, root: Path) -> tuple[str, ...]:
+    """Project modules that a module imports."""
+    path = _source(name, root)
+    assert path is not None
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    candidates: set[str] = set()
+    for node in _running(_tree(path)):
+        if isinstance(node, ast.Import):
+            candidates.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                up = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*up, base] if base else up)
+            for alias in node.names:
+                submodule = f"{base}.{alias.name}"
+                candidates.add(submodule if _source(submodule, root) else base)
+        elif isinstance(node, ast.Call) and _called(node) == "import_module" and node.args:
+            target = node.args[0]
+            if isinstance(target, ast.Constant) and isinstance(target.value, str):
+                candidates.add(target.value)
+    return tuple(sorted(c for c in candidates if _source(c, root)))
+
+
+def _called(call: ast.Call) -> str:
+    """Last part of the name that is called."""
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below, but not what stands under `if TYPE_CHECKING:`, which never runs."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in (
+            getattr(child.test, "id", ""),
+            getattr(child.test, "attr", ""),
+        ):
+            for statement in child.orelse:
+                yield statement
+                yield from _running(statement)
+            continue
+        yield child
+        yield from _running(child)
+
+
+@cache
+def _module_digest(name: str, root: Path) -> str:
+    """Hash of one module: its syntax tree without docstrings, and the data files that it names."""
+    path = _source(name, root)
+    assert path is not None
+    tree = _tree(path)
+    digest = hashlib.sha256(_canonical(tree).encode())
+    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    for text in sorted(texts):
+        if _DATA_FILE.fullmatch(text) and (path.parent / text).is_file():
+            digest.update(f"\n{text} ".encode())
+            digest.update((path.parent / text).read_bytes())
+    return digest.hexdigest()
+
+
+def _canonical(value: object) -> str:
+    """Like `ast.dump`, but without docstrings, and without empty fields: new Python versions add those."""
+    if isinstance(value, ast.Constant):
+        return f"Constant({value.value!r})"
+    if isinstance(value, ast.AST):
+        fields = dict(ast.iter_fields(value))
+        if isinstance(value, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+            ast.get_docstring(value, clean=False) is not None
+        ):
+            fields["body"] = value.body[1:]
+        inner = ", ".join(f"{k}={_canonical(v)}" for k, v in fields.items() if v is not None and v != [])
+        return f"{type(value).__name__}({inner})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_canonical, value))}]"
+    return repr(value)
