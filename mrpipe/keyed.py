@@ -1,7 +1,7 @@
 """Random draws keyed by (seed, id, purpose): the same draw in any order, on any number of cores.
 
 Nothing here touches a global generator. A draw is the SplitMix64 finaliser (Steele et al., 2014) of a BLAKE2b hash of
-the id and the purpose, so it does not depend on `PYTHONHASHSEED`, on numpy's version or on which other ids are asked for.
+the id and the purpose, so it depends neither on `PYTHONHASHSEED` nor on numpy's version nor on which other ids are asked for.
 """
 
 from __future__ import annotations
@@ -46,14 +46,16 @@ def bits(keys: NDArray[np.uint64], seed: int, purpose: str, n_draws: int = 1) ->
 
 def uniform(keys: NDArray[np.uint64], seed: int, purpose: str, n_draws: int = 1) -> NDArray[np.float64]:
     """Uniform floats in [0, 1), shape (n, n_draws)."""
-    return (bits(keys, seed, purpose, n_draws) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    u: NDArray[np.float64] = (bits(keys, seed, purpose, n_draws) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return u
 
 
 def normal(keys: NDArray[np.uint64], seed: int, purpose: str, n_draws: int = 1) -> NDArray[np.float64]:
     """Standard normal floats by Box-Muller, shape (n, n_draws)."""
     u = uniform(keys, seed, purpose, 2 * n_draws)
     radius = np.sqrt(-2.0 * np.log1p(-u[:, :n_draws]))
-    return radius * np.cos(2.0 * np.pi * u[:, n_draws:])
+    z: NDArray[np.float64] = radius * np.cos(2.0 * np.pi * u[:, n_draws:])
+    return z
 
 
 def generator(seed: int, purpose: str, *ids: str) -> np.random.Generator:

@@ -38,7 +38,9 @@ def unpack(masks: ArrayLike, bits: int | Sequence[int]) -> NDArray[np.bool_]:
 
 def contains(masks: ArrayLike, required: int) -> NDArray[np.bool_]:
     """Which samples have at least the modalities of `required` (superset query), shape (n,)."""
-    return (np.asarray(masks, dtype=MASK_DTYPE) & MASK_DTYPE(required)) == required
+    values = np.asarray(masks, dtype=MASK_DTYPE)
+    has_all: NDArray[np.bool_] = (values & MASK_DTYPE(required)) == required
+    return has_all
 
 
 def to_mask(names: Sequence[str], bits: Mapping[str, int]) -> int:

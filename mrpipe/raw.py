@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import polars as pl
@@ -44,8 +44,9 @@ def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults:
     if len(matches) == 1:
         return matches[0]
     found = "no such file" if not matches else ", ".join(p.relative_to(raw).as_posix() for p in matches)
-    expected = f"exactly one file ({what})"
-    faults.add(Fault(file=f"{raw.name}/{patterns[0]}", expected=expected, found=found, fix=fix))
+    # The pattern is shown as a file name: a user reads `design_topics.csv`, not the escapes of a regular expression.
+    shown_as = f"{raw.name}/{patterns[0].replace(chr(92), '')}"
+    faults.add(Fault(file=shown_as, expected=f"exactly one file ({what})", found=found, fix=fix))
     return None
 
 
@@ -63,7 +64,9 @@ class Column:
 
 def match_header(header: Iterable[str], columns: Sequence[Column]) -> dict[str, str]:
     """Canonical name → name in the file, matched by name or alias in any case and any order."""
-    by_lower = {h.strip().lower(): h for h in header}
+    by_lower: dict[str, str] = {}
+    for h in header:
+        by_lower.setdefault(h.strip().lower(), h)
     found = {}
     for column in columns:
         for name in (column.name, *column.aliases):
@@ -73,12 +76,22 @@ def match_header(header: Iterable[str], columns: Sequence[Column]) -> dict[str, 
     return found
 
 
+def _repeated_columns(header: Sequence[str], wanted: Mapping[str, str]) -> list[str]:
+    """Canonical names of the wanted columns that stand in a header more than once (polars renames exact repeats)."""
+    plain = [re.sub(r"_duplicated_\d+$", "", h).strip().lower() for h in header]
+    return [name for name, found in wanted.items() if plain.count(found.strip().lower()) > 1]
+
+
 def read_csv(path: Path, columns: Sequence[Column], *, shown_as: str | None = None) -> pl.DataFrame:
     """Read a small CSV (plain or .gz), string first, then cast; all faults of the file are raised together.
 
-    Returns a frame with the canonical names of the columns that are there, in the declared order.
+    Blank lines are no rows. Returns a frame with the canonical names of the columns that are there, in the declared
+    order.
     """
     shown_as = shown_as or path.name
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise DataError(Fault(file=shown_as, expected="a CSV table", found=found))
     try:
         raw = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=False)
     except pl.exceptions.NoDataError:
@@ -88,8 +101,12 @@ def read_csv(path: Path, columns: Sequence[Column], *, shown_as: str | None = No
     except (pl.exceptions.ComputeError, OSError, EOFError, zlib.error) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
-            Fault(file=shown_as, expected="a complete CSV table", found=f"unreadable data ({reason})",
-                  fix="The file is damaged or cut short: download it again.")
+            Fault(
+                file=shown_as,
+                expected="a complete CSV table",
+                found=f"unreadable data ({reason})",
+                fix="The file is damaged or cut short: download it again.",
+            )
         ) from error
     faults = FaultCollector()
     header = match_header(raw.columns, columns)
@@ -97,19 +114,35 @@ def read_csv(path: Path, columns: Sequence[Column], *, shown_as: str | None = No
         if column.required and column.name not in header:
             also = f" (also known as {', '.join(column.aliases)})" if column.aliases else ""
             faults.add(
-                Fault(file=shown_as, column=column.name, expected=f"this column{also}",
-                      found=f"columns {', '.join(raw.columns[:12])}", fix="Was the column renamed or left out?")
+                Fault(
+                    file=shown_as,
+                    column=column.name,
+                    expected=f"this column{also}",
+                    found=f"columns {', '.join(raw.columns[:12])}",
+                    fix="Was the column renamed or left out?",
+                )
             )
     faults.raise_if_any()
+    for name in _repeated_columns(raw.columns, header):
+        faults.add(Fault(file=shown_as, column=name, expected="this column once", found="several columns of this name"))
+    faults.raise_if_any()
+    # The row of a fault is counted in the file, blank lines included, so that an editor leads to it.
+    raw = raw.with_row_index("__row", offset=1).filter(pl.any_horizontal(pl.exclude("__row").is_not_null()))
+    numbers = raw["__row"]
     frame = raw.select(pl.col(header[c.name]).alias(c.name) for c in columns if c.name in header)
     if frame.is_empty():
-        faults.add(Fault(file=shown_as, expected="at least one row", found="a header without rows",
-                         fix="Export the table again."))
+        faults.add(
+            Fault(
+                file=shown_as, expected="at least one row", found="a header without rows", fix="Export the table again."
+            )
+        )
         faults.raise_if_any()
     present = [c for c in columns if c.name in header]
     cleaned = frame.with_columns(
-        pl.when(pl.col(c.name).str.strip_chars().is_in(c.null_values)).then(None)
-        .otherwise(pl.col(c.name).str.strip_chars()).alias(c.name)
+        pl.when(pl.col(c.name).str.strip_chars().is_in(c.null_values))
+        .then(None)
+        .otherwise(pl.col(c.name).str.strip_chars())
+        .alias(c.name)
         for c in present
     )
     cast = cleaned.with_columns(pl.col(c.name).cast(c.dtype, strict=False) for c in present)
@@ -121,9 +154,14 @@ def read_csv(path: Path, columns: Sequence[Column], *, shown_as: str | None = No
             row = int(bad.arg_max() or 0)
             value = cleaned[column.name][row]
             faults.add(
-                Fault(file=shown_as, column=column.name, row=row + 1, expected=f"{column.dtype} values",
-                      found=f"{value!r}" if value is not None else "an empty field",
-                      fix=f"{int(bad.sum())} such rows in all.")
+                Fault(
+                    file=shown_as,
+                    column=column.name,
+                    row=int(numbers[row]),
+                    expected=f"{column.dtype} values",
+                    found=f"{value!r}" if value is not None else "an empty field",
+                    fix=f"{int(bad.sum())} such rows in all.",
+                )
             )
     faults.raise_if_any()
     return cast
@@ -134,31 +172,64 @@ def require_unique(frame: pl.DataFrame, key: str, *, file: str, fix: str) -> Non
     repeated = frame.select(pl.col(key).is_duplicated().alias("d"), pl.col(key)).with_row_index().filter("d")
     if len(repeated):
         raise DataError(
-            Fault(file=file, column=key, row=int(repeated["index"][0]) + 1, expected="unique values",
-                  found=f"{repeated[key][0]!r} more than once ({len(repeated)} rows)", fix=fix)
+            Fault(
+                file=file,
+                column=key,
+                row=int(repeated["index"][0]) + 1,
+                expected="unique values",
+                found=f"{repeated[key][0]!r} more than once ({len(repeated)} rows)",
+                fix=fix,
+            )
         )
 
 
 class Folder:
-    """A folder of an export that may be unpacked (`name/`) or still an archive (`name.zip` with one top folder)."""
+    """A folder of an export: unpacked (`name/`), or still an archive (`name.zip`, one top folder inside).
+
+    Members are known by their base names, so an archive that was unpacked into a folder of its own (`name/name/…`) reads
+    like any other; hidden files and what macOS adds are no members. Where both are there, the unpacked one is read.
+
+    Raises:
+        DataError: an archive that is damaged or cut short, or two members of one base name.
+    """
 
     def __init__(self, raw: Path, name: str):
         self.name = name
         self.unpacked = raw / name
         self.archive = raw / f"{name}.zip"
         self._zip: zipfile.ZipFile | None = None
-        self._members: dict[str, str] = {}
-        if not self.unpacked.is_dir() and self.archive.is_file():
+        if self.unpacked.is_dir():
+            paths = sorted(p.relative_to(self.unpacked).as_posix() for p in self.unpacked.rglob("*") if p.is_file())
+        elif self.archive.is_file():
             try:
                 self._zip = zipfile.ZipFile(self.archive)
-            except zipfile.BadZipFile as error:
+            except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
                 raise DataError(
-                    Fault(file=self.archive.name, expected="a complete zip archive", found=str(error),
-                          fix="The archive is damaged or cut short: download it again.")
+                    Fault(
+                        file=self.archive.name,
+                        expected="a complete zip archive",
+                        found=str(error),
+                        fix="The archive is damaged or cut short: download it again.",
+                    )
                 ) from error
-            self._members = {
-                Path(n).name: n for n in self._zip.namelist() if not n.endswith("/") and "__MACOSX" not in n
-            }
+            paths = sorted(n for n in self._zip.namelist() if not n.endswith("/"))
+        else:
+            paths = []
+        self._members: dict[str, str] = {}
+        for path in paths:
+            parts = PurePosixPath(path).parts
+            if "__MACOSX" in parts or any(p.startswith(".") for p in parts):
+                continue
+            if parts[-1] in self._members:
+                raise DataError(
+                    Fault(
+                        file=f"{self.source}/{path}",
+                        expected="each file name once",
+                        found=f"{self._members[parts[-1]]} as well",
+                        fix="Remove the copy that does not belong.",
+                    )
+                )
+            self._members[parts[-1]] = path
 
     @property
     def exists(self) -> bool:
@@ -171,26 +242,34 @@ class Folder:
 
     def files(self) -> list[Path]:
         """The files that make it up on disk, for the inventory."""
-        if self._zip:
-            return [self.archive]
-        return sorted(p for p in self.unpacked.rglob("*") if p.is_file()) if self.unpacked.is_dir() else []
+        return [self.archive] if self._zip else [self.unpacked / p for p in self._members.values()]
 
     def names(self) -> set[str]:
         """Base names of its members."""
-        if self._zip:
-            return set(self._members)
-        return {p.name for p in self.files()}
+        return set(self._members)
 
     def read(self, name: str) -> bytes:
-        """Content of one member; a damaged archive is a DataError."""
-        if not self._zip:
-            return (self.unpacked / name).read_bytes()
+        """Content of one member, by base name.
+
+        Raises:
+            DataError: no such member, or one that is damaged.
+        """
+        shown_as = f"{self.source}/{name}"
+        if name not in self._members:
+            raise DataError(Fault(file=shown_as, expected="this file", found="no such file"))
         try:
-            return self._zip.read(self._members[name])
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            if self._zip:
+                return self._zip.read(self._members[name])
+            return (self.unpacked / self._members[name]).read_bytes()
+        # An encrypted member is a RuntimeError, an unknown compression a NotImplementedError.
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
             raise DataError(
-                Fault(file=f"{self.archive.name}/{name}", expected="an intact archive member", found=str(error),
-                      fix="The archive is damaged: download it again.")
+                Fault(
+                    file=shown_as,
+                    expected="an intact archive member" if self._zip else "a readable file",
+                    found=str(error),
+                    fix="The archive is damaged: download it again." if self._zip else "",
+                )
             ) from error
 
 
@@ -202,8 +281,9 @@ _PICKLE_GLOBALS: Mapping[str, frozenset[str]] = {
     "numpy._core.numeric": frozenset({"_frombuffer"}),
     "_codecs": frozenset({"encode"}),
 }
-_PICKLE_BUILTINS = frozenset({"dict", "list", "tuple", "set", "frozenset", "bytes", "bytearray", "str", "int", "float",
-                              "bool", "complex"})
+_PICKLE_BUILTINS = frozenset(
+    {"dict", "list", "tuple", "set", "frozenset", "bytes", "bytearray", "str", "int", "float", "bool", "complex"}
+)
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
@@ -217,9 +297,12 @@ class _RestrictedUnpickler(pickle.Unpickler):
         if name in _PICKLE_GLOBALS.get(module, ()):
             return getattr(importlib.import_module(module.replace("numpy.core", "numpy._core")), name)
         raise DataError(
-            Fault(file=self._shown_as, expected="numpy arrays and builtin containers only",
-                  found=f"a pickle that wants to import {module}.{name}",
-                  fix="It was not opened: such a file can run code. Get the data from its publisher.")
+            Fault(
+                file=self._shown_as,
+                expected="numpy arrays and builtin containers only",
+                found=f"a pickle that wants to import {module}.{name}",
+                fix="It was not opened: such a file can run code. Get the data from its publisher.",
+            )
         )
 
 
@@ -230,6 +313,10 @@ def read_pickle(path: Path) -> Any:
             return _RestrictedUnpickler(io.BufferedReader(handle), path.name).load()
     except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise DataError(
-            Fault(file=path.name, expected="a complete pickle file", found=f"{type(error).__name__}: {error}",
-                  fix="The file is damaged or cut short: download it again.")
+            Fault(
+                file=path.name,
+                expected="a complete pickle file",
+                found=f"{type(error).__name__}: {error}",
+                fix="The file is damaged or cut short: download it again.",
+            )
         ) from error

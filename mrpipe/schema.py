@@ -21,23 +21,24 @@ from mrpipe.errors import UsageError
 Kind = Literal["vector", "sequence", "image", "volume", "genotype"]
 TaskKind = Literal["classification", "regression"]
 
-DICTIONARY_SCHEMA = pl.Schema(
-    {
-        "modality": pl.String,
-        "position": pl.Int32,
-        "name": pl.String,
-        "dtype": pl.String,
-        "unit": pl.String,
-        "kind": pl.String,
-        "levels": pl.List(pl.String),
-        "description": pl.String,
-        "source_file": pl.String,
-        "source_column": pl.String,
-        "n_observed": pl.Int64,
-        "n_missing": pl.Int64,
-    }
-)
+_DICTIONARY: dict[str, Any] = {
+    "modality": pl.String,
+    "position": pl.Int32,
+    "name": pl.String,
+    "dtype": pl.String,
+    "unit": pl.String,
+    "kind": pl.String,
+    "levels": pl.List(pl.String),
+    "description": pl.String,
+    "source_file": pl.String,
+    "source_column": pl.String,
+    "n_observed": pl.Int64,
+    "n_missing": pl.Int64,
+}
+DICTIONARY_SCHEMA = pl.Schema(_DICTIONARY)
 ATTRITION_SCHEMA = pl.Schema({"step": pl.Int32, "reason": pl.String, "n_before": pl.Int64, "n_after": pl.Int64})
+# Key of the Parquet metadata in which a modality table carries its declaration.
+MODALITY_KEY = "mrpipe.modality"
 FEATURE_KINDS = ("numeric", "categorical", "count", "embedding", "pixel", "genotype")
 
 
@@ -93,9 +94,10 @@ class Modality:
 
     @classmethod
     def from_json(cls, text: str) -> Modality:
-        values = json.loads(text)
+        values: dict[str, Any] = json.loads(text)
         known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: tuple(v) if k == "shape" else v for k, v in values.items() if k in known})
+        fields: dict[str, Any] = {k: tuple(v) if k == "shape" else v for k, v in values.items() if k in known}
+        return cls(**fields)
 
 
 @dataclass(frozen=True, kw_only=True)

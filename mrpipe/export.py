@@ -1,0 +1,64 @@
+"""`mrpipe export`: a store as CSV or NumPy files, for tools that do not read Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from mrpipe.errors import UsageError
+from mrpipe.parquet import replacing
+from mrpipe.store import Arrays, Store, unpack_genotypes
+
+
+def _csv(arrays: Arrays, names: list[str]) -> pl.DataFrame:
+    """One wide row a sample; a sequence has one row a step with its number."""
+    modality = arrays.modality
+    x = unpack_genotypes(arrays.x, modality.size) if modality.encoding == "packed2" else arrays.x
+    columns = names if len(names) == modality.size else [f"x{i}" for i in range(modality.size)]
+    flat = pl.DataFrame(x.reshape(-1, modality.size), schema=columns, orient="row")
+    if arrays.offsets is None:
+        return flat.insert_column(0, pl.Series("sample_id", arrays.sample_id))
+    lengths = np.diff(arrays.offsets)
+    step = np.arange(len(flat)) - np.repeat(arrays.offsets[:-1], lengths)
+    flat = flat.insert_column(0, pl.Series("sample_id", np.repeat(arrays.sample_id, lengths)))
+    flat = flat.insert_column(1, pl.Series("step", step))
+    return flat if arrays.time is None else flat.insert_column(2, pl.Series("time", arrays.time))
+
+
+def export(store: Store, out: Path, format: str, modalities: Sequence[str] | None = None) -> list[Path]:
+    """Write samples, labels, splits and modalities to `out`; returns the files.
+
+    Args:
+        format: `csv` (images and volumes are refused: use npz) or `npz` (`sample_id, x, offsets, time`).
+    """
+    written = []
+    tables = {"samples": store.samples()}
+    tables |= {f"labels_{t.name}": store.labels(t.name) for t in store.tasks}
+    tables |= {f"split_{s}": store.split(s) for s in store.schemes}
+    for name, frame in tables.items():
+        with replacing(out / f"{name}.csv") as temporary:
+            frame.collect().write_csv(temporary)
+        written.append(out / f"{name}.csv")
+    dictionary = store.dictionary
+    for modality in store.modalities:
+        if modalities is not None and modality.name not in modalities:
+            continue
+        if format == "csv" and modality.kind in ("image", "volume"):
+            raise UsageError(f"{modality.name} holds {modality.kind}s; export them with --format npz")
+        arrays = store.arrays(modality.name)
+        path = out / f"{modality.name}.{format}"
+        with replacing(path) as temporary:
+            if format == "csv":
+                names = dictionary.filter(modality=modality.name).sort("position")["name"].to_list()
+                _csv(arrays, names).write_csv(temporary)
+            else:
+                fields: dict[str, Any] = {"sample_id": arrays.sample_id, "x": arrays.x}
+                fields |= {k: v for k, v in (("offsets", arrays.offsets), ("time", arrays.time)) if v is not None}
+                with temporary.open("wb") as handle:
+                    np.savez_compressed(handle, **fields)
+        written.append(path)
+    return written

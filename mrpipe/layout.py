@@ -1,0 +1,73 @@
+"""Where the files of a store and of its build lie. The store's side is the on-disk contract, format 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class StoreLayout:
+    """Paths inside a store."""
+
+    root: Path
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples.parquet"
+
+    def modality(self, name: str) -> Path:
+        return self.root / "modalities" / f"{name}.parquet"
+
+    def labels(self, task: str) -> Path:
+        return self.root / "labels" / f"{task}.parquet"
+
+    def split(self, scheme: str) -> Path:
+        return self.root / "splits" / f"{scheme}.parquet"
+
+    @property
+    def dictionary(self) -> Path:
+        return self.root / "dictionary.parquet"
+
+    @property
+    def attrition(self) -> Path:
+        return self.root / "attrition.parquet"
+
+    @property
+    def card(self) -> Path:
+        return self.root / "README.md"
+
+    @property
+    def provenance(self) -> Path:
+        return self.root / "provenance.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+
+@dataclass(frozen=True)
+class WorkLayout:
+    """Paths of the intermediate files of one build; nothing here is part of the store."""
+
+    root: Path
+
+    @property
+    def checked(self) -> Path:
+        return self.root / "checked.json"
+
+    @property
+    def cohort(self) -> Path:
+        return self.root / "cohort.parquet"
+
+    @property
+    def attrition(self) -> Path:
+        return self.root / "attrition.parquet"
+
+    def dictionary(self, modality: str) -> Path:
+        return self.root / "dictionary" / f"{modality}.parquet"
+
+
+def truth_folder(export: Path) -> Path:
+    """Where a simulator writes what it knows: beside the export, never inside it."""
+    return export.with_name(export.name + ".truth")

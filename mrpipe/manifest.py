@@ -1,0 +1,122 @@
+"""The manifest: what a store is, which files it has, and the hash that names it. Written last; its presence seals."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrpipe.errors import DataError, Fault
+from mrpipe.layout import StoreLayout
+from mrpipe.schema import Modality, Task
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`manifest.json` of a store, format 1.
+
+    Attributes:
+        format: number of the on-disk format.
+        origin: `simulated` or `export`.
+        options: reader options that made the store.
+        modalities: declaration fields of `schema.Modality` plus `file, rows, size, sha256`, in bit order.
+        labels: `schema.Task` fields plus `file, rows, size, sha256`, the default task first.
+        splits: `scheme, method, seed, grouping, counts, file, rows, size, sha256`.
+        tables: samples, dictionary and attrition: `name, file, rows, size, sha256`.
+        inputs: raw files: path relative to the export, size in bytes, SHA-256.
+        code_hash: hash of the code that can influence the store.
+        pattern_counts: modality combination (names joined by `+`) → number of samples.
+        store_id: first 16 hex digits of the SHA-256 over the sorted `path sha256` lines of all hashed files.
+    """
+
+    format: int
+    dataset: str
+    title: str
+    release: str
+    origin: str
+    options: Mapping[str, Any]
+    modalities: tuple[Mapping[str, Any], ...]
+    labels: tuple[Mapping[str, Any], ...]
+    splits: tuple[Mapping[str, Any], ...]
+    tables: tuple[Mapping[str, Any], ...]
+    inputs: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+    code_hash: str
+    mrpipe_version: str
+    n_samples: int
+    n_subjects: int
+    pattern_counts: Mapping[str, int]
+    default_scheme: str
+    store_id: str
+
+    @property
+    def files(self) -> list[Mapping[str, Any]]:
+        """All hashed files: `file, rows, size, sha256`."""
+        return [*self.tables, *self.modalities, *self.labels, *self.splits]
+
+    def declared_modalities(self) -> tuple[Modality, ...]:
+        return tuple(Modality.from_json(json.dumps(m)) for m in sorted(self.modalities, key=lambda m: m["bit"]))
+
+    def declared_tasks(self) -> tuple[Task, ...]:
+        return tuple(
+            Task(name=t["name"], kind=t["kind"], classes=tuple(t["classes"]), description=t["description"])
+            for t in self.labels
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+
+def store_id(files: Iterable[Mapping[str, Any]]) -> str:
+    """Name of a store: hash over its hashed files."""
+    lines = sorted(f"{f['file']} {f['sha256']}\n" for f in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Read and check the manifest of a store.
+
+    Raises:
+        DataError: not sealed, not a manifest, or a format that this version cannot read.
+    """
+    path = StoreLayout(root).manifest
+    if not path.is_file():
+        raise DataError(
+            Fault(
+                file=str(root),
+                expected="a sealed store (manifest.json)",
+                found="no manifest",
+                fix="The build did not finish: run it again; it goes on where it stopped.",
+            )
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        number = values["format"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise DataError(
+            Fault(file=str(path), expected="a store manifest", found=f"{error}", fix="Seal it again.")
+        ) from error
+    if number != FORMAT:
+        raise DataError(
+            Fault(
+                file=str(path),
+                expected=f"store format {FORMAT}",
+                found=f"format {number}",
+                fix="Update mrpipe to read a newer format.",
+            )
+        )
+    names = {f.name for f in dataclasses.fields(Manifest)}
+    missing = sorted(names - set(values))
+    if missing:
+        raise DataError(
+            Fault(file=str(path), column=missing[0], expected=f"the keys {', '.join(missing)}", found="none")
+        )
+    # A newer writer of the same format may add keys; they are not for this reader.
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+    return Manifest(**fields)

@@ -1,0 +1,49 @@
+"""`mrpipe show`: a store in the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from mrpipe.splits import PARTS
+from mrpipe.store import Store
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name)
+    return table
+
+
+def show(store: Store, console: Console | None = None) -> None:
+    """Print what is in a store."""
+    console = console or Console()
+    m = store.manifest
+    origin = "[bold red]SIMULATED[/]" if m.origin == "simulated" else "from an export"
+    console.print(f"[bold]{m.title}[/]  store {m.store_id}  {origin}  release {m.release}")
+    console.print(f"{m.n_samples} samples of {m.n_subjects} subjects; default split {m.default_scheme}\n")
+    table = _table("Modalities", "name", "bit", "kind", "shape", "dtype", "rows", "MiB", "encoder")
+    for modality, entry in zip(store.modalities, m.modalities, strict=True):
+        table.add_row(
+            modality.name, str(modality.bit), modality.kind, "×".join(map(str, modality.shape)), modality.dtype,
+            str(entry["rows"]), f"{entry['size'] / 2**20:.1f}", modality.encoder or "–",
+        )  # fmt: skip
+    console.print(table)
+    table = _table("\nCombinations", "modalities", "samples", "share", "")
+    for name, n in m.pattern_counts.items():
+        share = n / m.n_samples
+        table.add_row(name, str(n), f"{share:.1%}", "█" * max(1, round(30 * share)))
+    console.print(table)
+    table = _table("\nCohort flow", "step", "reason", "before", "after")
+    for step, reason, before, after in store.attrition.iter_rows():
+        table.add_row(str(step), reason, str(before), str(after))
+    console.print(table)
+    table = _table("\nLabels", "task", "kind", "classes", "labelled")
+    for label in m.labels:
+        table.add_row(label["name"], label["kind"], ", ".join(label["classes"]) or "–", str(label["rows"]))
+    console.print(table)
+    table = _table("\nSplits", "scheme", *PARTS, "made by")
+    for split in m.splits:
+        table.add_row(split["scheme"], *(str(split["counts"].get(p, 0)) for p in PARTS), split["method"])
+    console.print(table)

@@ -1,0 +1,58 @@
+"""build: the steps check … seal in one process, for a store without a workflow."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mrpipe.schema import Dataset
+from mrpipe.stages.check import write_check
+from mrpipe.stages.cohort import build_cohort
+from mrpipe.stages.ingest import ingest
+from mrpipe.stages.samples import assemble_samples
+from mrpipe.stages.seal import seal
+from mrpipe.stages.split import make_split
+
+
+def build(
+    dataset: Dataset,
+    raw: Path,
+    store: Path,
+    settings: Mapping[str, Any],
+    *,
+    modalities: Sequence[str] | None = None,
+    schemes: Sequence[str] | None = None,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda message: None,
+) -> str:
+    """Build and seal a store from an export; returns its store_id.
+
+    Args:
+        modalities: which ones; by default all that the export holds.
+        schemes: which split schemes; by default all of the dataset.
+        report: called with a line after each step.
+    """
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{store.name}.work.", dir=store.parent) as folder:
+        work = Path(folder)
+        checked = write_check(dataset, raw, work, settings)
+        report(f"check: {checked['release']}, {len(checked['inputs'])} inputs, no fault")
+        report(f"cohort: {build_cohort(dataset, raw, work, settings)} samples")
+        chosen = tuple(modalities or checked["modalities"])
+        for name in chosen:
+            report(f"ingest {name}: {ingest(dataset, name, raw, work, store, settings)} rows")
+        for path in (store / "modalities").glob("*.parquet"):
+            if path.stem not in chosen:
+                path.unlink()
+        report(f"samples: {assemble_samples(dataset, work, store, chosen)}")
+        wanted = tuple(schemes or dataset.schemes)
+        for path in (store / "splits").glob("*.parquet"):
+            if path.stem not in wanted:
+                path.unlink()
+        for scheme in wanted:
+            report(f"split {scheme}: {make_split(dataset, store, scheme, seed=seed)}")
+        store_id = seal(dataset, work, store)
+        report(f"sealed: {store_id}")
+        return store_id

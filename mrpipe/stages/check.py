@@ -1,0 +1,69 @@
+"""check: read every header that a run will need and report all faults at once; take the inventory of the export."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mrpipe.layout import WorkLayout
+from mrpipe.parquet import write_text
+from mrpipe.raw import require_folder, sha256
+from mrpipe.schema import Dataset, parse_options
+from mrpipe.stages.simulate import is_simulated
+
+# Folders with more files than this (screens, scans) are listed as one entry: file names there may be patient ids.
+LISTED_FILES = 40
+
+
+def inventory(raw: Path, files: tuple[Path, ...]) -> list[dict[str, Any]]:
+    """Path relative to the export, size in bytes and SHA-256 of each file that a run reads; large folders as one."""
+    by_folder: defaultdict[Path, list[Path]] = defaultdict(list)
+    for file in sorted(set(files)):
+        by_folder[file.parent].append(file)
+    entries: list[dict[str, Any]] = []
+    for folder, members in sorted(by_folder.items()):
+        if len(members) <= LISTED_FILES:
+            entries += [
+                {"path": f.relative_to(raw).as_posix(), "size": f.stat().st_size, "sha256": sha256(f)} for f in members
+            ]
+            continue
+        digest = hashlib.sha256("".join(f"{f.name} {sha256(f)}\n" for f in members).encode()).hexdigest()
+        size = sum(f.stat().st_size for f in members)
+        path = f"{folder.relative_to(raw).as_posix()}/*"
+        entries.append({"path": path, "size": size, "sha256": digest, "n_files": len(members)})
+    return entries
+
+
+def check(dataset: Dataset, raw: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Check an export; returns what `checked.json` holds.
+
+    Raises:
+        DataError: with every fault that was found.
+    """
+    options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
+    require_folder(raw)
+    checked = dataset.check(raw, options)
+    present = dataset.modalities_of(raw, options) if dataset.modalities_of else tuple(dataset.modalities)
+    return {
+        "dataset": dataset.name,
+        "release": checked.release,
+        "origin": "simulated" if is_simulated(raw) else "export",
+        "options": dataclasses.asdict(options),
+        "modalities": list(present),
+        "notes": list(checked.notes),
+        "inputs": inventory(raw, checked.files),
+    }
+
+
+def write_check(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Check an export and write `checked.json`; on a fault an older one is removed, so that nothing goes on from it."""
+    path = WorkLayout(work).checked
+    path.unlink(missing_ok=True)
+    result = check(dataset, raw, settings)
+    write_text(path, json.dumps(result, indent=1, sort_keys=True) + "\n")
+    return result

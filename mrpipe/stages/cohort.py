@@ -1,0 +1,52 @@
+"""cohort: who is in, with which label, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from mrpipe.layout import WorkLayout
+from mrpipe.parquet import write_frame
+from mrpipe.schema import ATTRITION_SCHEMA, Cohort, Dataset, parse_options
+
+LABEL_PREFIX = "label."
+
+
+def validate(dataset: Dataset, cohort: Cohort) -> None:
+    """The contract of a cohort builder; a breach is a defect of the dataset package, not of the export."""
+    samples = cohort.samples
+    for column in ("sample_id", "subject_id"):
+        if samples.schema.get(column) != pl.String or samples[column].null_count():
+            raise AssertionError(f"{dataset.name}: cohort column {column} must be a String without nulls")
+    if samples["sample_id"].is_duplicated().any():
+        raise AssertionError(f"{dataset.name}: cohort has repeated sample ids")
+    if cohort.attrition.schema != ATTRITION_SCHEMA or cohort.attrition["n_after"][-1] != len(samples):
+        raise AssertionError(f"{dataset.name}: attrition must end with the {len(samples)} samples of the cohort")
+    if set(cohort.labels) != {t.name for t in dataset.tasks}:
+        raise AssertionError(f"{dataset.name}: labels {sorted(cohort.labels)} do not match the declared tasks")
+
+
+def build_cohort(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, Any]) -> int:
+    """Write `cohort.parquet` (samples and one `label.<task>` column a task) and `attrition.parquet`; returns n."""
+    options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
+    cohort = dataset.cohort(raw, options)
+    validate(dataset, cohort)
+    frame = cohort.samples
+    for task in dataset.tasks:
+        dtype = pl.Int8 if task.kind == "classification" else pl.Float32
+        label = cohort.labels[task.name].select(
+            "sample_id", pl.col("value").cast(dtype).alias(LABEL_PREFIX + task.name)
+        )
+        frame = frame.join(label, on="sample_id", how="left", validate="1:1")
+    paths = WorkLayout(work)
+    write_frame(paths.attrition, cohort.attrition)
+    write_frame(paths.cohort, frame.sort("sample_id"))
+    return len(frame)
+
+
+def read_cohort(work: Path) -> pl.DataFrame:
+    """The samples of a cohort, without the labels: what a modality's reader may know."""
+    return pl.read_parquet(WorkLayout(work).cohort).select(pl.exclude(f"^{LABEL_PREFIX.replace('.', '[.]')}.*$"))

@@ -1,0 +1,62 @@
+"""ingest: one modality, raw to features, streamed into the store's table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mrpipe.errors import UsageError
+from mrpipe.layout import StoreLayout, WorkLayout
+from mrpipe.parquet import write_batches, write_frame
+from mrpipe.schema import DICTIONARY_SCHEMA, MODALITY_KEY, Dataset, Features, parse_options
+from mrpipe.stages.cohort import read_cohort
+
+
+def _validated(features: Features, cohort_ids: pa.Array) -> Iterator[pa.RecordBatch]:
+    """Pass the batches on; sample ids must rise strictly and belong to the cohort."""
+    name, schema = features.modality.name, features.modality.arrow_schema()
+    last: str | None = None
+    for batch in features.batches:
+        if batch.schema.remove_metadata() != schema:
+            raise AssertionError(f"{name}: batch schema {batch.schema} is not the declared {schema}")
+        if batch.num_rows == 0:
+            continue
+        ids = batch.column("sample_id")
+        values = ids.to_numpy(zero_copy_only=False).astype(str)
+        if (np.r_[values[:-1] >= values[1:], last is not None and last >= values[0]]).any():
+            raise AssertionError(f"{name}: sample ids must rise strictly, near {values[0]!r}")
+        if not pc.all(pc.is_in(ids, cohort_ids)).as_py():
+            raise AssertionError(f"{name}: a sample id is not in the cohort")
+        last = str(values[-1])
+        yield batch
+
+
+def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, settings: Mapping[str, Any]) -> int:
+    """Write `modalities/<m>.parquet` and the dictionary rows of one modality; returns the number of rows."""
+    options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
+    if modality not in dataset.modalities:
+        raise UsageError(f"{dataset.name} has no modality {modality!r}; it has {', '.join(dataset.modalities)}")
+    cohort = read_cohort(work)
+    features = dataset.modalities[modality].read(raw, cohort, options)
+    declared = features.modality
+    if declared.name != modality or declared.bit != dataset.modalities[modality].bit:
+        raise AssertionError(f"{dataset.name}/{modality}: the reader returned {declared.name} at bit {declared.bit}")
+    ids = cohort["sample_id"].to_arrow().cast(pa.string())
+    n_rows = write_batches(
+        StoreLayout(store).modality(modality),
+        declared.arrow_schema(),
+        _validated(features, ids),
+        metadata={MODALITY_KEY: declared.to_json()},
+        row_group_rows=64 if declared.encoding == "packed2" else None,
+        compression_level=1 if declared.kind in ("genotype", "image", "volume") else 3,
+    )
+    dictionary = features.dictionary() if callable(features.dictionary) else features.dictionary
+    frame = dictionary.select(pl.col(c).cast(t) for c, t in DICTIONARY_SCHEMA.items())
+    write_frame(WorkLayout(work).dictionary(modality), frame)
+    return n_rows

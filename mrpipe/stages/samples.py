@@ -1,0 +1,66 @@
+"""samples: bring cohort and modalities together; the mask, the row index and the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from mrpipe.errors import DataError, Fault
+from mrpipe.layout import StoreLayout, WorkLayout
+from mrpipe.parquet import read_metadata, write_frame
+from mrpipe.schema import ATTRITION_SCHEMA, MODALITY_KEY, Dataset, Modality
+from mrpipe.stages.cohort import LABEL_PREFIX
+
+
+def read_modality_declaration(path: Path) -> Modality:
+    """The declaration that ingest wrote into a modality table."""
+    return Modality.from_json(read_metadata(path)[MODALITY_KEY])
+
+
+def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequence[str]) -> int:
+    """Write `samples.parquet`, `labels/*.parquet` and `attrition.parquet`; returns the number of samples.
+
+    Samples without any of `modalities` are removed here and counted in the attrition table.
+    """
+    paths, working = StoreLayout(store), WorkLayout(work)
+    cohort = pl.read_parquet(working.cohort)
+    frame = cohort.select(pl.exclude(f"^{LABEL_PREFIX.replace('.', '[.]')}.*$"))
+    mask = pl.lit(0, dtype=pl.UInt16)
+    declared = sorted((read_modality_declaration(paths.modality(m)) for m in modalities), key=lambda m: m.bit)
+    for modality in declared:
+        rows = (
+            pl.read_parquet(paths.modality(modality.name), columns=["sample_id"])
+            .with_row_index(f"row_{modality.name}")
+            .with_columns(pl.col(f"row_{modality.name}").cast(pl.Int32))
+        )
+        frame = frame.join(rows, on="sample_id", how="left", validate="1:1")
+        bit = pl.col(f"row_{modality.name}").is_not_null().cast(pl.UInt16) * pl.lit(1 << modality.bit, dtype=pl.UInt16)
+        mask = mask | bit
+    frame = frame.with_columns(mask.alias("modality_mask"))
+    observed = frame.filter(pl.col("modality_mask") != 0).sort("sample_id")
+    if observed.is_empty():
+        raise DataError(
+            Fault(
+                file=f"{dataset.name} export",
+                expected="at least one sample with a modality",
+                found="none",
+                fix=f"{len(frame)} samples are in the cohort; do the modality files belong to this export?",
+            )
+        )
+    attrition = pl.read_parquet(working.attrition)
+    step = (len(attrition), "no modality observed", int(attrition["n_after"][-1]), len(observed))
+    attrition = pl.concat([attrition, pl.DataFrame([step], schema=ATTRITION_SCHEMA, orient="row")])
+    index = [f"row_{m.name}" for m in declared]
+    first = ["sample_id", "subject_id", "modality_mask", *index]
+    for task in dataset.tasks:
+        column = LABEL_PREFIX + task.name
+        label = cohort.select("sample_id", pl.col(column).alias("value")).drop_nulls()
+        write_frame(
+            paths.labels(task.name),
+            label.join(observed.select("sample_id"), on="sample_id", how="semi").sort("sample_id"),
+        )
+    write_frame(paths.attrition, attrition)
+    write_frame(paths.samples, observed.select(*first, pl.exclude(first)))
+    return len(observed)

@@ -1,0 +1,122 @@
+"""seal: check the invariants, write dictionary, data card and provenance, and the manifest last."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from mrpipe import masks
+from mrpipe.card import render_card
+from mrpipe.codehash import code_hash
+from mrpipe.errors import DataError, Fault
+from mrpipe.invariants import find_breaches
+from mrpipe.layout import StoreLayout, WorkLayout
+from mrpipe.manifest import FORMAT, Manifest, store_id
+from mrpipe.parquet import read_metadata, write_frame, write_text
+from mrpipe.raw import sha256
+from mrpipe.schema import Dataset
+from mrpipe.stages.samples import read_modality_declaration
+from mrpipe.stages.split import SPLIT_KEY
+
+
+def _file_entry(root: Path, path: Path) -> dict[str, Any]:
+    return {
+        "file": path.relative_to(root).as_posix(),
+        "rows": pq.read_metadata(path).num_rows,
+        "size": path.stat().st_size,
+        "sha256": sha256(path),
+    }
+
+
+def _split_entry(root: Path, path: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(read_metadata(path)[SPLIT_KEY])
+    counts = pl.read_parquet(path).group_by("split").len().sort("split")
+    return settings | {"counts": dict(counts.iter_rows())} | _file_entry(root, path)
+
+
+def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], version: str) -> Manifest:
+    """Everything the manifest says, from the files as they lie there."""
+    paths = StoreLayout(root)
+    samples = pl.read_parquet(paths.samples, columns=["sample_id", "subject_id", "modality_mask"])
+    declared = sorted(
+        (read_modality_declaration(p) for p in (root / "modalities").glob("*.parquet")), key=lambda m: m.bit
+    )
+    bits = {m.name: m.bit for m in declared}
+    modalities = tuple(
+        dataclasses.asdict(m) | {"shape": list(m.shape)} | _file_entry(root, paths.modality(m.name)) for m in declared
+    )
+    labels = tuple(
+        dataclasses.asdict(t) | {"classes": list(t.classes)} | _file_entry(root, paths.labels(t.name))
+        for t in dataset.tasks
+    )
+    splits = tuple(_split_entry(root, p) for p in sorted((root / "splits").glob("*.parquet")))
+    if not splits:
+        raise DataError(
+            Fault(file="splits/", expected="at least one split scheme", found="none", fix="Run mrpipe split.")
+        )
+    tables = tuple({"name": p.stem} | _file_entry(root, p) for p in (paths.samples, paths.dictionary, paths.attrition))
+    schemes = [s["scheme"] for s in splits]
+    counts = masks.pattern_counts(samples["modality_mask"].to_numpy())
+    return Manifest(
+        format=FORMAT,
+        dataset=dataset.name,
+        title=dataset.title,
+        release=checked["release"],
+        origin=checked["origin"],
+        options=checked["options"],
+        modalities=modalities,
+        labels=labels,
+        splits=splits,
+        tables=tables,
+        inputs=tuple(checked["inputs"]),
+        notes=(*dataset.notes, *checked["notes"]),
+        code_hash=code_hash("mrpipe.stages.seal", f"mrpipe.datasets.{dataset.name}"),
+        mrpipe_version=version,
+        n_samples=len(samples),
+        n_subjects=samples["subject_id"].n_unique(),
+        pattern_counts={"+".join(masks.to_names(mask, bits)): n for mask, n in counts.items()},
+        default_scheme=dataset.default_scheme if dataset.default_scheme in schemes else schemes[0],
+        store_id=store_id([*tables, *modalities, *labels, *splits]),
+    )
+
+
+def seal(dataset: Dataset, work: Path, root: Path) -> str:
+    """Seal a store; returns its store_id.
+
+    Raises:
+        DataError: an invariant of the format does not hold; nothing is sealed then.
+    """
+    paths, working = StoreLayout(root), WorkLayout(work)
+    paths.manifest.unlink(missing_ok=True)
+    checked = json.loads(working.checked.read_text(encoding="utf-8"))
+    names = sorted(p.stem for p in (root / "modalities").glob("*.parquet"))
+    order = {m: reader.bit for m, reader in dataset.modalities.items()}
+    frames = [pl.read_parquet(working.dictionary(m)) for m in sorted(names, key=order.__getitem__)]
+    write_frame(paths.dictionary, pl.concat(frames))
+    breaches = find_breaches(root)
+    if breaches:
+        raise DataError(breaches)
+    version = metadata.version("mrpipe")
+    manifest = build_manifest(dataset, root, checked, version)
+    provenance = {
+        "sealed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "command": " ".join(["mrpipe", *sys.argv[1:]]),
+        "versions": {p: metadata.version(p) for p in ("mrpipe", "polars", "pyarrow", "numpy")},
+    }
+    write_text(paths.provenance, json.dumps(provenance, indent=1) + "\n")
+    write_text(paths.card, render_card(dataset, manifest, root))
+    write_text(paths.manifest, manifest.to_json())
+    return manifest.store_id

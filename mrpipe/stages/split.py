@@ -1,0 +1,54 @@
+"""split: one named scheme of a store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.layout import StoreLayout
+from mrpipe.parquet import write_frame
+from mrpipe.schema import Dataset
+from mrpipe.splits import PARTS, from_column, from_id_list, grouped_stratified, require_grouped
+
+SPLIT_KEY = "mrpipe.split"
+
+
+def make_split(dataset: Dataset, store: Path, scheme: str, *, seed: int = 0, ids: Path | None = None) -> dict[str, int]:
+    """Write `splits/<scheme>.parquet`; returns how many samples each part has.
+
+    Args:
+        ids: JSON id lists; then `scheme` is just the name under which the split is stored.
+    """
+    paths = StoreLayout(store)
+    samples = pl.read_parquet(paths.samples)
+    settings: dict[str, Any] = {"scheme": scheme, "grouping": "subject_id"}
+    if ids is not None:
+        split = from_id_list(samples, ids)
+        settings |= {"method": "id list", "source": ids.name}
+    elif scheme not in dataset.schemes:
+        raise UsageError(
+            f"{dataset.name} has no split scheme {scheme!r}; it has {', '.join(dataset.schemes)} (or give --ids)"
+        )
+    elif (column := dataset.schemes[scheme].column) is not None:
+        split = from_column(samples, column)
+        require_grouped(samples, split, f"column {column} of samples.parquet")
+        settings |= {"method": "column", "column": column}
+    else:
+        declared = dataset.schemes[scheme]
+        stratum = None
+        if declared.stratify is not None:
+            label = pl.read_parquet(paths.labels(declared.stratify)).rename({"value": "stratum"})
+            samples, stratum = samples.join(label, on="sample_id", how="left"), "stratum"
+        split = grouped_stratified(samples, fractions=declared.fractions, seed=seed, stratum=stratum)
+        settings |= {"method": "grouped, stratified", "fractions": list(declared.fractions),
+                     "stratify": declared.stratify, "seed": seed}  # fmt: skip
+    counts = {part: int((split["split"] == part).sum()) for part in PARTS}
+    if counts["train"] == 0:
+        raise DataError(Fault(file=f"split {scheme}", expected="training samples", found=f"parts {counts}"))
+    settings |= {"description": dataset.schemes[scheme].description if scheme in dataset.schemes else ""}
+    write_frame(paths.split(scheme), split, metadata={SPLIT_KEY: json.dumps(settings, sort_keys=True)})
+    return counts

@@ -1,0 +1,291 @@
+"""The reader: `open_store(path)` gives lazy polars frames, numpy arrays and the store's own checks.
+
+A store needs none of this: it is plain Parquet. What this module adds is names instead of bits, splits and transforms
+applied, shapes restored, and `verify`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mrpipe import masks
+from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
+from mrpipe.invariants import find_breaches, value_breaches
+from mrpipe.layout import StoreLayout
+from mrpipe.manifest import Manifest, read_manifest
+from mrpipe.manifest import store_id as hash_of
+from mrpipe.raw import sha256
+from mrpipe.schema import Modality, Task
+from mrpipe.splits import PARTS
+
+if TYPE_CHECKING:
+    from mrpipe.transforms import Transforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays:
+    """The rows of one modality as numpy arrays, in order of sample_id.
+
+    Attributes:
+        modality: the declaration.
+        sample_id: (n,) strings.
+        x: (n, *shape); for packed genotypes (n, bytes) uint8; for a sequence the steps of all samples (steps, d).
+        offsets: sequences only, (n + 1,) int64: sample i has the steps offsets[i]:offsets[i + 1].
+        time: irregular sequences only, (steps,) float32.
+    """
+
+    modality: Modality
+    sample_id: NDArray[np.str_]
+    x: NDArray[Any]
+    offsets: NDArray[np.int64] | None = None
+    time: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def take(self, rows: NDArray[np.int64]) -> Arrays:
+        """The given rows, in that order."""
+        if self.offsets is None:
+            return Arrays(modality=self.modality, sample_id=self.sample_id[rows], x=self.x[rows])
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        steps = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        time = None if self.time is None else self.time[steps]
+        return Arrays(
+            modality=self.modality, sample_id=self.sample_id[rows], x=self.x[steps], offsets=offsets, time=time
+        )
+
+    def padded(self, max_steps: int | None = None) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """A sequence as (n, T, d), zero after its end, and the lengths (n,); longer ones keep their last steps."""
+        if self.offsets is None:
+            raise UsageError(f"{self.modality.name} is not a sequence")
+        lengths = np.diff(self.offsets)
+        longest = int(lengths.max(initial=0))
+        n_steps = longest if max_steps is None else min(max_steps, longest)
+        kept = np.minimum(lengths, n_steps)
+        out = np.zeros((len(self), n_steps, self.x.shape[1]), dtype=self.x.dtype)
+        inside = np.arange(n_steps)[None, :] < kept[:, None]
+        source = (self.offsets[1:] - kept)[:, None] + np.arange(n_steps)[None, :]
+        out[inside] = self.x[source[inside]]
+        return out, kept
+
+
+def unpack_genotypes(packed: NDArray[np.uint8], n_snps: int) -> NDArray[np.uint8]:
+    """Two bits a call, four calls a byte, little end first (n, bytes) → copies of A1 (n, n_snps); 3 = not called."""
+    calls = (packed[:, :, None] >> np.array([0, 2, 4, 6], dtype=np.uint8)) & np.uint8(3)
+    return calls.reshape(len(packed), -1)[:, :n_snps]
+
+
+def _numpy(array: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
+    """Flat values; without a copy where the column is one chunk without nulls."""
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
+    result: NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    return result
+
+
+def _read_arrays(path: Path, modality: Modality) -> Arrays:
+    table = pq.read_table(path, memory_map=True)
+    ids = _numpy(table["sample_id"]).astype(np.str_)
+    column = table["x"].combine_chunks() if table["x"].num_chunks != 1 else table["x"].chunk(0)
+    if modality.encoding == "packed2":
+        n_bytes = -(-modality.size // 4)
+        start = column.offset * n_bytes
+        data = np.frombuffer(column.buffers()[2] or b"", dtype=np.uint8)
+        return Arrays(modality=modality, sample_id=ids, x=data[start : start + len(ids) * n_bytes].reshape(-1, n_bytes))
+    if modality.kind != "sequence":
+        values = _numpy(column.flatten())
+        return Arrays(modality=modality, sample_id=ids, x=values.reshape(len(ids), *modality.shape))
+    steps = _numpy(column.flatten().flatten()).reshape(-1, modality.size)
+    offsets = np.concatenate([[0], np.cumsum(_numpy(table["length"]).astype(np.int64))])
+    time = _numpy(table["time"].combine_chunks().flatten()) if modality.irregular else None
+    return Arrays(modality=modality, sample_id=ids, x=steps, offsets=offsets, time=time)
+
+
+class Store:
+    """A sealed store, opened for reading. Use `open_store`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.manifest: Manifest = read_manifest(path)
+        self._paths = StoreLayout(path)
+        self.modalities: tuple[Modality, ...] = self.manifest.declared_modalities()
+        self.tasks: tuple[Task, ...] = self.manifest.declared_tasks()
+        missing = [f["file"] for f in self.manifest.files if not (path / f["file"]).is_file()]
+        if missing:
+            raise DataError(
+                [
+                    Fault(
+                        file=f"{path}/{m}",
+                        expected="a file of this sealed store",
+                        found="nothing",
+                        fix="Copy the store again, whole.",
+                    )
+                    for m in missing
+                ]
+            )
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        names = "+".join(x.name for x in self.modalities)
+        return f"Store({m.dataset} {m.store_id}: {m.n_samples} samples, {names}, {m.origin})"
+
+    @property
+    def store_id(self) -> str:
+        return self.manifest.store_id
+
+    @property
+    def bits(self) -> dict[str, int]:
+        """Modality name → bit of `modality_mask`."""
+        return {m.name: m.bit for m in self.modalities}
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        return tuple(s["scheme"] for s in self.manifest.splits)
+
+    def _modality(self, name: str) -> Modality:
+        for modality in self.modalities:
+            if modality.name == name:
+                return modality
+        raise UsageError(f"no modality {name!r}; this store has {', '.join(self.bits)}")
+
+    def task(self, name: str | None = None) -> Task:
+        """A task by name; the default task without one."""
+        for task in self.tasks:
+            if name in (None, task.name):
+                return task
+        raise UsageError(f"no task {name!r}; this store has {', '.join(t.name for t in self.tasks)}")
+
+    def samples(self, where: str | None = None) -> pl.LazyFrame:
+        """Samples, lazily; `where` is a query over modality names such as ``"image & genomic & ~biospecimen"``."""
+        frame = pl.scan_parquet(self._paths.samples)
+        return frame if where is None else frame.filter(masks.expression(where, self.bits))
+
+    def modality(self, name: str) -> pl.LazyFrame:
+        """One modality's table, lazily."""
+        return pl.scan_parquet(self._paths.modality(self._modality(name).name))
+
+    def labels(self, task: str | None = None) -> pl.LazyFrame:
+        """`sample_id, value` of a task, lazily; samples without a label have no row."""
+        return pl.scan_parquet(self._paths.labels(self.task(task).name))
+
+    def split(self, scheme: str | None = None) -> pl.LazyFrame:
+        """`sample_id, split` of a scheme, lazily."""
+        scheme = scheme or self.manifest.default_scheme
+        if scheme not in self.schemes:
+            raise UsageError(f"no split {scheme!r}; this store has {', '.join(self.schemes)}")
+        return pl.scan_parquet(self._paths.split(scheme))
+
+    @property
+    def dictionary(self) -> pl.DataFrame:
+        """One row a feature."""
+        return pl.read_parquet(self._paths.dictionary)
+
+    @property
+    def attrition(self) -> pl.DataFrame:
+        """Cohort flow: `step, reason, n_before, n_after`."""
+        return pl.read_parquet(self._paths.attrition)
+
+    def patterns(self) -> pl.DataFrame:
+        """How many samples have which combination: `modalities` (joined by +), `modality_mask`, `n`."""
+        value = self.samples().select("modality_mask").collect()["modality_mask"].to_numpy()
+        rows = [("+".join(masks.to_names(m, self.bits)), m, n) for m, n in masks.pattern_counts(value).items()]
+        return pl.DataFrame(
+            rows, schema={"modalities": pl.String, "modality_mask": pl.UInt16, "n": pl.Int64}, orient="row"
+        )
+
+    def arrays(
+        self,
+        name: str,
+        *,
+        split: str | None = None,
+        part: str | None = None,
+        transform: Transforms | None = None,
+    ) -> Arrays:
+        """One modality as numpy arrays; without a copy where dtype and layout allow.
+
+        Args:
+            split, part: only the samples of this part of this scheme (the default scheme if only `part` is given).
+            transform: fitted transforms to apply.
+        """
+        modality = self._modality(name)
+        arrays = _read_arrays(self._paths.modality(name), modality)
+        if part is not None or split is not None:
+            if part not in (None, *PARTS):
+                raise UsageError(f"no part {part!r}; a split has {', '.join(PARTS)}")
+            frame = self.split(split)
+            chosen = frame if part is None else frame.filter(pl.col("split") == part)
+            rows = self.samples().join(chosen, on="sample_id", how="semi").select(f"row_{name}").drop_nulls()
+            arrays = arrays.take(np.sort(rows.collect()[f"row_{name}"].to_numpy()).astype(np.int64))
+        return arrays if transform is None else transform.apply(name, arrays)
+
+    def verify(self, *, deep: bool = False) -> None:
+        """Is the store whole, and is it what it says?
+
+        Shallow: every file is there with the size and row count of the manifest, and the store's invariants hold
+        (mask ⇔ row ⇔ table). Deep: also re-hashes every file and scans every value.
+
+        Raises:
+            DataError: with every breach.
+        """
+        faults = FaultCollector()
+        for entry in self.manifest.files:
+            path = self.path / entry["file"]
+            found = path.stat().st_size
+            if found != entry["size"]:
+                faults.add(
+                    Fault(
+                        file=str(path),
+                        expected=f"{entry['size']} bytes",
+                        found=f"{found} bytes",
+                        fix="The file changed after sealing: copy the store again or rebuild it.",
+                    )
+                )
+            elif deep and (digest := sha256(path)) != entry["sha256"]:
+                faults.add(
+                    Fault(
+                        file=str(path),
+                        expected=f"SHA-256 {entry['sha256'][:16]}…",
+                        found=f"{digest[:16]}…",
+                        fix="The file changed after sealing: copy the store again or rebuild it.",
+                    )
+                )
+        faults.raise_if_any()
+        if hash_of(self.manifest.files) != self.store_id:
+            faults.add(
+                Fault(
+                    file=str(self._paths.manifest),
+                    expected=f"store_id {hash_of(self.manifest.files)}",
+                    found=self.store_id,
+                    fix="The manifest was edited: rebuild the store.",
+                )
+            )
+        for entry in self.manifest.files:
+            rows = pq.read_metadata(self.path / entry["file"]).num_rows
+            if rows != entry["rows"]:
+                faults.add(Fault(file=entry["file"], expected=f"{entry['rows']} rows", found=f"{rows} rows"))
+        for breach in find_breaches(self.path):
+            faults.add(breach)
+        if deep:
+            for modality in self.modalities:
+                for breach in value_breaches(self.path, modality, self._paths.modality(modality.name)):
+                    faults.add(breach)
+        faults.raise_if_any()
+
+    def describe(self) -> Mapping[str, Any]:
+        """The manifest as a mapping."""
+        return dict(vars(self.manifest))
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a sealed store; verifies its manifest and that every file is there (`Store.verify` checks the content)."""
+    return Store(Path(path))

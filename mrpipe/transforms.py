@@ -1,0 +1,403 @@
+"""Impute, scale, encode: fitted on the training rows of one split, stored as JSON, applied to any rows.
+
+What is done to a feature follows from its `kind` in the dictionary: numeric and embedding features are imputed with the
+training mean (or median) and standardised (or scaled to [-1, 1]); categorical ones are one-hot encoded with the mode
+for unknowns; counts become TF-IDF reduced by a truncated SVD; pixels are standardised per channel.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
+
+from mrpipe.errors import UsageError
+from mrpipe.schema import Modality
+from mrpipe.store import Arrays, Store, unpack_genotypes
+
+Scale = Literal["standard", "minmax", "none"]
+Impute = Literal["mean", "median"]
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformOptions:
+    """How transforms are fitted.
+
+    Attributes:
+        scale: numeric features: `standard` (mean 0, sd 1), `minmax` (to [-1, 1]) or `none`.
+        impute: fill for unknown numeric values.
+        clip: standardised values are clipped to ±clip (0: never), so that one wild reading cannot rule a network.
+        svd_dim: components kept of TF-IDF counts.
+    """
+
+    scale: Scale = "standard"
+    impute: Impute = "mean"
+    clip: float = 10.0
+    svd_dim: int = 128
+
+
+def _encode(array: NDArray[Any]) -> dict[str, Any]:
+    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
+    return {"dtype": little.dtype.str, "shape": list(array.shape), "data": base64.b64encode(little.tobytes()).decode()}
+
+
+def _decode(value: Mapping[str, Any]) -> NDArray[Any]:
+    data = np.frombuffer(base64.b64decode(value["data"]), dtype=value["dtype"])
+    return data.reshape(value["shape"]).astype(np.dtype(value["dtype"]).newbyteorder("="))
+
+
+class Step(Protocol):
+    """One fitted step over some columns of a feature matrix."""
+
+    def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    @property
+    def width(self) -> int: ...
+
+
+def _scale_in_place(x: NDArray[np.float32], fill: Any, center: Any, spread: Any, clip: float) -> NDArray[np.float32]:
+    x = np.where(np.isnan(x), fill, x)
+    x = (x - center) / spread
+    return x if clip <= 0 else np.clip(x, -clip, clip)
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """(x or fill − center) / spread, column by column."""
+
+    kind: ClassVar[str] = "numeric"
+    fill: NDArray[np.float32]
+    center: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    clip: float
+
+    @classmethod
+    def fit(cls, x: NDArray[np.float32], options: TransformOptions) -> Numeric:
+        known = ~np.isnan(x)
+        n = np.maximum(known.sum(axis=0), 1)
+        wide = np.where(known, x, 0.0).astype(np.float64)
+        mean = wide.sum(axis=0) / n
+        deviation = np.where(known, x - mean, 0.0)
+        sd = np.sqrt((deviation**2).sum(axis=0) / n)
+        if options.impute == "median":
+            fill = np.zeros(x.shape[1])
+            some = known.any(axis=0)
+            fill[some] = np.nanmedian(x[:, some], axis=0)
+        else:
+            fill = mean
+        if options.scale == "standard":
+            center, spread = mean, sd
+        elif options.scale == "minmax":
+            low = np.where(known, x, np.inf).min(axis=0, initial=np.inf)
+            high = np.where(known, x, -np.inf).max(axis=0, initial=-np.inf)
+            low, high = np.where(np.isfinite(low), low, 0.0), np.where(np.isfinite(high), high, 0.0)
+            center, spread = (low + high) / 2, (high - low) / 2
+        else:
+            center, spread = np.zeros(x.shape[1]), np.ones(x.shape[1])
+        spread = np.where(spread > 1e-12 * np.maximum(1.0, np.abs(center)), spread, 1.0)
+        clip = options.clip if options.scale == "standard" else 0.0
+        return cls(fill.astype(np.float32), center.astype(np.float32), spread.astype(np.float32), clip)
+
+    def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return _scale_in_place(x, self.fill, self.center, self.spread, self.clip)
+
+    @property
+    def width(self) -> int:
+        return len(self.fill)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "fill": _encode(self.fill), "center": _encode(self.center),
+                "spread": _encode(self.spread), "clip": self.clip}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Numeric:
+        return cls(_decode(value["fill"]), _decode(value["center"]), _decode(value["spread"]), value["clip"])
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """Integer codes of declared levels to indicator columns; an unknown code takes the training mode."""
+
+    kind: ClassVar[str] = "one_hot"
+    n_levels: tuple[int, ...]
+    mode: tuple[int, ...]
+
+    @classmethod
+    def fit(cls, x: NDArray[np.float32], n_levels: Sequence[int]) -> OneHot:
+        modes = []
+        for column, n in enumerate(n_levels):
+            codes = x[:, column][~np.isnan(x[:, column])].astype(np.int64)
+            modes.append(int(np.bincount(codes, minlength=n).argmax()))
+        return cls(tuple(n_levels), tuple(modes))
+
+    def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        codes = np.where(np.isnan(x), np.array(self.mode, dtype=np.float32), x).astype(np.int64)
+        blocks = [codes[:, [j]] == np.arange(n)[None, :] for j, n in enumerate(self.n_levels)]
+        indicators: NDArray[np.float32] = np.concatenate(blocks, axis=1).astype(np.float32)
+        return indicators
+
+    @property
+    def width(self) -> int:
+        return sum(self.n_levels)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "n_levels": list(self.n_levels), "mode": list(self.mode)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> OneHot:
+        return cls(tuple(value["n_levels"]), tuple(value["mode"]))
+
+
+@dataclass(frozen=True)
+class TfidfSvd:
+    """Sublinear TF-IDF (1 + ln tf, smooth idf, L2 rows), then projection on training components, unit variance."""
+
+    kind: ClassVar[str] = "tfidf_svd"
+    idf: NDArray[np.float32]
+    components: NDArray[np.float32]
+    spread: NDArray[np.float32]
+
+    @staticmethod
+    def _weigh(x: NDArray[np.float32], idf: NDArray[np.float32]) -> NDArray[np.float32]:
+        counts = np.nan_to_num(x)
+        weighted = np.where(counts > 0, 1.0 + np.log(np.maximum(counts, 1.0)), 0.0) * idf
+        norm = np.linalg.norm(weighted, axis=1, keepdims=True)
+        rows: NDArray[np.float32] = (weighted / np.maximum(norm, 1e-12)).astype(np.float32)
+        return rows
+
+    @classmethod
+    def fit(cls, x: NDArray[np.float32], options: TransformOptions) -> TfidfSvd:
+        document_frequency = (np.nan_to_num(x) > 0).sum(axis=0)
+        idf = (np.log((1 + len(x)) / (1 + document_frequency)) + 1).astype(np.float32)
+        weighted = cls._weigh(x, idf)
+        n_components = min(options.svd_dim, *weighted.shape)
+        # One thread, so that the components are the same bytes on any number of cores.
+        with threadpool_limits(1):
+            _, _, components = randomized_svd(weighted, n_components=n_components, random_state=0)
+            spread = (weighted @ components.T).std(axis=0)
+        return cls(idf, components.astype(np.float32), np.where(spread > 1e-8, spread, 1.0).astype(np.float32))
+
+    def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        with threadpool_limits(1):
+            projected: NDArray[np.float32] = (self._weigh(x, self.idf) @ self.components.T) / self.spread
+            return projected
+
+    @property
+    def width(self) -> int:
+        return len(self.components)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "idf": _encode(self.idf), "components": _encode(self.components),
+                "spread": _encode(self.spread)}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> TfidfSvd:
+        return cls(_decode(value["idf"]), _decode(value["components"]), _decode(value["spread"]))
+
+
+_STEPS: dict[str, Any] = {c.kind: c for c in (Numeric, OneHot, TfidfSvd)}
+
+
+@dataclass(frozen=True)
+class FeatureTransform:
+    """Vectors and sequences: steps over groups of columns, results side by side in the order of the groups."""
+
+    groups: tuple[tuple[NDArray[np.int64], Step], ...]
+
+    @classmethod
+    def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: TransformOptions) -> FeatureTransform:
+        x = arrays.x.reshape(-1, arrays.modality.size).astype(np.float32)
+        kinds = dictionary["kind"].to_list()
+        if len(kinds) != x.shape[1]:
+            raise UsageError(f"{arrays.modality.name}: {len(kinds)} dictionary rows for {x.shape[1]} features")
+        groups: list[tuple[NDArray[np.int64], Step]] = []
+        columns = {k: np.flatnonzero([kind == k for kind in kinds]) for k in ("categorical", "count")}
+        numeric = np.flatnonzero([kind not in columns for kind in kinds])
+        if len(numeric):
+            groups.append((numeric, Numeric.fit(x[:, numeric], options)))
+        if len(c := columns["categorical"]):
+            groups.append((c, OneHot.fit(x[:, c], [len(dictionary["levels"][int(j)]) for j in c])))
+        if len(c := columns["count"]):
+            groups.append((c, TfidfSvd.fit(x[:, c], options)))
+        return cls(tuple(groups))
+
+    def apply(self, arrays: Arrays) -> Arrays:
+        x = arrays.x.reshape(-1, arrays.modality.size).astype(np.float32)
+        out = np.concatenate([step.apply(x[:, columns]) for columns, step in self.groups], axis=1)
+        return replace(arrays, x=out.astype(np.float32))
+
+    def shape(self, modality: Modality) -> tuple[int, ...]:
+        return (sum(step.width for _, step in self.groups),)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "features", "groups": [{"columns": _encode(c), "step": s.to_dict()} for c, s in self.groups]}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> FeatureTransform:
+        return cls(
+            tuple((_decode(g["columns"]), _STEPS[g["step"]["kind"]].from_dict(g["step"])) for g in value["groups"])
+        )
+
+
+@dataclass(frozen=True)
+class PixelTransform:
+    """Images and volumes: (x − mean) / sd per channel, in raw intensity units.
+
+    A consumer that keeps integer pixels may apply `mean` and `sd` batch by batch itself; the result is the same.
+    """
+
+    mean: NDArray[np.float32]
+    sd: NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, arrays: Arrays) -> PixelTransform:
+        shape = arrays.modality.shape
+        n_channels = shape[0] if arrays.modality.kind == "image" else 1
+        total, squares, n = np.zeros(n_channels), np.zeros(n_channels), 0
+        # In blocks: a float64 copy of all images would be eight times the store.
+        for start in range(0, len(arrays), 64):
+            block = arrays.x[start : start + 64].reshape(-1, n_channels, arrays.modality.size // n_channels)
+            block = block.astype(np.float64)
+            total += block.sum(axis=(0, 2))
+            squares += (block**2).sum(axis=(0, 2))
+            n += block.shape[0] * block.shape[2]
+        mean = total / max(n, 1)
+        sd = np.sqrt(np.maximum(squares / max(n, 1) - mean**2, 0.0))
+        return cls(mean.astype(np.float32), np.where(sd > 1e-6, sd, 1.0).astype(np.float32))
+
+    def apply(self, arrays: Arrays) -> Arrays:
+        shape = (-1,) + (1,) * (len(arrays.modality.shape) - 1) if arrays.modality.kind == "image" else (1,)
+        x = (arrays.x.astype(np.float32) - self.mean.reshape(shape)) / self.sd.reshape(shape)
+        return replace(arrays, x=np.nan_to_num(x, copy=False))
+
+    def shape(self, modality: Modality) -> tuple[int, ...]:
+        return modality.shape
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "pixels", "mean": _encode(self.mean), "sd": _encode(self.sd)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> PixelTransform:
+        return cls(_decode(value["mean"]), _decode(value["sd"]))
+
+
+@dataclass(frozen=True)
+class GenotypeTransform:
+    """Packed genotypes: a call that was not made takes the SNP's most frequent training call; copies of A1 − 1.
+
+    Applied, it decodes to float32 in {-1, 0, 1}; a consumer that keeps the packed bytes uses `mode` itself.
+    """
+
+    mode: NDArray[np.uint8]
+
+    @classmethod
+    def fit(cls, arrays: Arrays) -> GenotypeTransform:
+        counts = np.zeros((3, arrays.modality.size), dtype=np.int64)
+        for start in range(0, len(arrays), 64):
+            calls = unpack_genotypes(arrays.x[start : start + 64], arrays.modality.size)
+            for copies in range(3):
+                counts[copies] += (calls == copies).sum(axis=0)
+        return cls(counts.argmax(axis=0).astype(np.uint8))
+
+    def apply(self, arrays: Arrays) -> Arrays:
+        calls = unpack_genotypes(arrays.x, arrays.modality.size)
+        return replace(arrays, x=np.where(calls == 3, self.mode, calls).astype(np.float32) - 1.0)
+
+    def shape(self, modality: Modality) -> tuple[int, ...]:
+        return modality.shape
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "genotypes", "mode": _encode(self.mode)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> GenotypeTransform:
+        return cls(_decode(value["mode"]))
+
+
+ModalityTransform = FeatureTransform | PixelTransform | GenotypeTransform
+_TRANSFORMS: dict[str, Any] = {"features": FeatureTransform, "pixels": PixelTransform, "genotypes": GenotypeTransform}
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """The fitted transforms of some modalities of one store, one split.
+
+    Attributes:
+        store_id, scheme: where they were fitted.
+        fitted: modality → transform.
+        shapes: modality → shape of one element after the transform (of one step for a sequence).
+    """
+
+    store_id: str
+    scheme: str
+    fitted: Mapping[str, ModalityTransform]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def apply(self, name: str, arrays: Arrays) -> Arrays:
+        """Float32 arrays without NaN; the modality's shape becomes `shapes[name]`."""
+        if name not in self.fitted:
+            raise UsageError(f"no transform was fitted for {name!r}; there are {', '.join(self.fitted)}")
+        return self.fitted[name].apply(arrays)
+
+    def to_json(self) -> str:
+        value = {
+            "format": FORMAT,
+            "store_id": self.store_id,
+            "scheme": self.scheme,
+            "modalities": {
+                n: {"shape": list(self.shapes[n]), "transform": t.to_dict()} for n, t in sorted(self.fitted.items())
+            },
+        }
+        return json.dumps(value, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Transforms:
+        value = json.loads(text)
+        if value["format"] != FORMAT:
+            raise UsageError(f"transforms of format {value['format']}; this version reads {FORMAT}")
+        fitted: dict[str, ModalityTransform] = {}
+        for name, entry in value["modalities"].items():
+            fitted[name] = _TRANSFORMS[entry["transform"]["kind"]].from_dict(entry["transform"])
+        shapes = {n: tuple(e["shape"]) for n, e in value["modalities"].items()}
+        return cls(value["store_id"], value["scheme"], fitted, shapes)
+
+
+def fit(
+    store: Store,
+    scheme: str | None = None,
+    modalities: Sequence[str] | None = None,
+    options: TransformOptions | None = None,
+) -> Transforms:
+    """Fit the transforms of a store on the training rows of a split, and on nothing else."""
+    scheme = scheme or store.manifest.default_scheme
+    options = options or TransformOptions()
+    dictionary = store.dictionary
+    fitted: dict[str, ModalityTransform] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for modality in store.modalities:
+        if modalities is not None and modality.name not in modalities:
+            continue
+        train = store.arrays(modality.name, split=scheme, part="train")
+        if len(train) == 0:
+            raise UsageError(f"{modality.name} is never observed in the training rows of split {scheme!r}")
+        if modality.kind in ("image", "volume"):
+            transform: ModalityTransform = PixelTransform.fit(train)
+        elif modality.encoding == "packed2":
+            transform = GenotypeTransform.fit(train)
+        else:
+            rows = dictionary.filter(modality=modality.name).sort("position")
+            transform = FeatureTransform.fit(train, rows, options)
+        fitted[modality.name] = transform
+        shapes[modality.name] = transform.shape(modality)
+    return Transforms(store.store_id, scheme, fitted, shapes)
