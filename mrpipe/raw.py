@@ -1,4 +1,4 @@
-"""Finding and reading exports: exactly one match, header aliases, gz, folders that may be zipped, restricted pickles."""
+"""Finding and reading exports: exactly one match, header aliases, gz, folders that may be zipped, safe pickles."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def require_unique(frame: pl.DataFrame, key: str, *, file: str, fix: str) -> Non
 class Folder:
     """A folder of an export: unpacked (`name/`), or still an archive (`name.zip`, one top folder inside).
 
-    Members are known by their base names, so an archive that was unpacked into a folder of its own (`name/name/…`) reads
+    Members are known by base name, so an archive that was unpacked into a folder of its own (`name/name/…`) reads
     like any other; hidden files and what macOS adds are no members. Where both are there, the unpacked one is read.
 
     Raises:
