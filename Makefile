@@ -1,0 +1,46 @@
+# Everything from a fresh clone: needs Python 3.11 or newer with pip and venv, and nothing else.
+#   make demo    the whole workflow on simulated exports        make lint    style, types, workflow
+#   make test    the test suite                                 make clean   remove what was built
+PYTHON ?= python3
+CORES  ?= all
+VENV   := .venv
+BIN    := $(VENV)/bin
+# The pinned set is made for the Python versions that all its packages have wheels for; others take the newest in range.
+PINS    = $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' * (sys.version_info < (3, 14)))")
+
+.PHONY: demo test lint clean distclean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed-core
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete
+
+test: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow" $(PYTEST_FLAGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakemake --lint
+
+# A stamp is written last, so an installation that was cut short is taken up again.
+$(VENV)/installed-core: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PINS) -e .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PINS) -e '.[dev]'
+	touch $@ $(VENV)/installed-core
+
+$(BIN)/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "no venv module: on Debian and Ubuntu, apt install python3-venv" >&2; exit 2; }
+
+clean:
+	rm -rf results .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+distclean: clean
+	rm -rf $(VENV) *.egg-info

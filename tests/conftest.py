@@ -1,0 +1,40 @@
+"""What all tests share: where the real exports are, and who is skipped without them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+
+
+def real_data_folder() -> Path:
+    """Folder of the openly licensed exports: `MRPIPE_REAL_DATA`, or beside the checkout."""
+    return Path(os.environ.get("MRPIPE_REAL_DATA", PROJECT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_data_dir() -> Path:
+    """Folder of the openly licensed exports; skips the test where it is absent."""
+    folder = real_data_folder()
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set MRPIPE_REAL_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """Root of the checkout."""
+    return PROJECT
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `real_data` are skipped where there is none, also those that find it themselves."""
+    folder = real_data_folder()
+    if not folder.is_dir():
+        absent = pytest.mark.skip(reason=f"no real data at {folder}; set MRPIPE_REAL_DATA")
+        for item in items:
+            if item.get_closest_marker("real_data"):
+                item.add_marker(absent)

@@ -1,0 +1,104 @@
+"""The rules of the house that a machine can hold: who may import whom, and that both lists of packages say the same."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+# Packages that have another name on conda-forge.
+CONDA_NAMES = {
+    "torch": "pytorch",
+    "snakemake": "snakemake-minimal",
+    "matplotlib": "matplotlib-base",
+    "duckdb": "python-duckdb",
+}
+# What `model` may use of the pipeline library: files and pure functions, never a step of the pipeline.
+PIPELINE_ONLY = {"mrpipe.stages", "mrpipe.datasets", "mrpipe.raw", "mrpipe.cli"}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a module imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def modules(project: Path, package: str) -> list[Path]:
+    found = sorted((project / package).rglob("*.py"))
+    assert found
+    return found
+
+
+def test_the_pipeline_imports_neither_torch_nor_snakemake_nor_model(project: Path) -> None:
+    for path in modules(project, "mrpipe"):
+        roots = {name.split(".")[0] for name in imported(path)}
+        assert not roots & {"torch", "snakemake", "model", "workflow"}, path
+
+
+def test_importing_the_pipeline_loads_no_torch(project: Path) -> None:
+    program = "import sys, mrpipe, mrpipe.cli; print(sorted({'torch', 'snakemake', 'model'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=project, check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_model_reads_stores_and_knows_no_pipeline_step(project: Path) -> None:
+    for path in modules(project, "model"):
+        names = imported(path)
+        assert not {n for n in names if any(n == p or n.startswith(p + ".") for p in PIPELINE_ONLY)}, path
+        assert not {n for n in names if n.split(".")[0] in ("snakemake", "workflow")}, path
+
+
+def test_no_global_random_generator(project: Path) -> None:
+    seeding = re.compile(r"\bnp\.random\.(?!default_rng)[a-z]\w*\(|\brandom\.seed\(|torch\.(cuda\.)?manual_seed")
+    for package in ("mrpipe", "model"):
+        for path in modules(project, package):
+            assert not seeding.search(path.read_text(encoding="utf-8")), path
+
+
+def requirement(text: str) -> tuple[str, str]:
+    """Name in lower case and version range of a requirement."""
+    match = re.fullmatch(r"([A-Za-z0-9_.-]+)\s*(.*)", text)
+    assert match
+    return match[1].lower(), match[2].replace(" ", "")
+
+
+def requirements(project: Path) -> dict[str, dict[str, str]]:
+    """Group (`core` or an extra) → package → range."""
+    declared = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    groups = {"core": declared["dependencies"], **declared["optional-dependencies"]}
+    return {group: dict(map(requirement, lines)) for group, lines in groups.items()}
+
+
+def test_environment_yml_and_pyproject_name_the_same_ranges(project: Path) -> None:
+    groups = requirements(project)
+    wanted = {CONDA_NAMES.get(name, name): range_ for name, range_ in (groups["core"] | groups["test"]).items()}
+    listed = yaml.safe_load((project / "environment.yml").read_text())["dependencies"]
+    conda = dict(map(requirement, listed))
+    python = tomllib.loads((project / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert conda.pop("python") == python
+    assert conda == wanted
+
+
+@pytest.mark.parametrize("group", ["core", "test", "dev", "text", "imaging", "genetics", "slurm"])
+def test_the_pinned_set_lies_in_the_ranges(project: Path, group: str) -> None:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = [line for line in (project / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines}
+    assert not any("+" in version for version in pins.values())
+    for name, range_ in requirements(project)[group].items():
+        if name != "mrpipe":
+            required = Requirement(name + range_)
+            assert required.specifier.contains(pins[canonicalize_name(name)]), required

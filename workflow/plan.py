@@ -1,0 +1,294 @@
+"""From the configuration to what is to be built: stores, masks and runs; every fault of it before any job starts.
+
+No file of an export is read here: this runs on each start of Snakemake, and again on each node of a cluster.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from mrpipe.datasets import dataset_names, get_dataset
+from mrpipe.errors import MrpipeError, UsageError
+from mrpipe.missingness import Missingness
+from mrpipe.schema import Dataset, parse_options
+
+SIMULATED = "simulated"
+
+
+class ConfigError(UsageError):
+    """The configuration is at fault; carries every fault that was found."""
+
+    def __init__(self, faults: list[str]):
+        self.faults = tuple(faults)
+        super().__init__("\n".join([f"the configuration has {len(faults)} fault(s):", *(f"  - {f}" for f in faults)]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorePlan:
+    """One entry of `datasets`.
+
+    Attributes:
+        name: name of the entry and of the store's folder.
+        dataset: how the export is read.
+        raw: folder of the export; None: written by the simulator, or there is a sealed store.
+        sealed: a store that exists already.
+        modalities: names in bit order.
+        schemes: scheme → `seed` and `ids`.
+    """
+
+    name: str
+    dataset: Dataset
+    raw: str | None
+    sealed: str | None
+    options: Mapping[str, Any]
+    simulation: Mapping[str, Any]
+    modalities: tuple[str, ...]
+    schemes: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def simulated(self) -> bool:
+        return self.raw is None and self.sealed is None
+
+    @property
+    def declared(self) -> list[str]:
+        """What the manifest and the data card repeat from the dataset's declaration."""
+        d = self.dataset
+        return [d.title, d.citation, d.licence, d.provider, d.default_scheme, *d.notes, *map(repr, d.tasks)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run: a method and a seed of an experiment."""
+
+    experiment: str
+    method: str
+    seed: int
+    store: str
+    preset: str
+    task: str | None
+    scheme: str | None
+    modalities: tuple[str, ...]
+    missingness: Missingness | None
+    overrides: Mapping[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Path below the folder of all runs."""
+        return f"{self.experiment}/{self.method}/seed{self.seed}"
+
+    @property
+    def mask(self) -> str | None:
+        """Name of its mask file; runs with the same name share the file."""
+        if self.missingness is None:
+            return None
+        m, default = self.missingness, Missingness()
+        parts = [m.mechanism, f"p{m.p:g}"]
+        parts += [f"strength{m.strength:g}"] * (m.strength != default.strength)
+        parts += [f"blocks{m.n_blocks}"] * (m.n_blocks != default.n_blocks)
+        parts += [f"task_{m.task}"] * (m.task is not None)
+        parts += ["noredraw"] * (not m.redraw)
+        parts += ["_".join(m.modalities)] * bool(m.modalities)
+        return "-".join([*parts, f"seed{m.seed}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that the configuration asks for."""
+
+    stores: Mapping[str, StorePlan]
+    runs: Mapping[str, Run]
+
+    @property
+    def masks(self) -> dict[tuple[str, str], Missingness]:
+        """(store, name of the mask file) → settings."""
+        return {(r.store, r.mask): r.missingness for r in self.runs.values() if r.mask and r.missingness}
+
+
+def schema_faults(config: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
+    """All breaches of the schema, each with the place and, for an unknown key, the nearest known one."""
+    errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: [str(p) for p in e.absolute_path])
+    return [line for error in errors for line in _schema_fault(error)]
+
+
+def _schema_fault(error: ValidationError) -> Iterator[str]:
+    place = ".".join(map(str, error.absolute_path)) or "top level"
+    if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
+        known = sorted(error.schema.get("properties", {}))
+        for key in sorted(set(error.instance) - set(known), key=str):
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            yield f"{place}: unknown key {key!r}; {hint}"
+    else:
+        yield f"{place}: {error.message}"
+
+
+def make_plan(config: Mapping[str, Any]) -> Plan:
+    """What a configuration that keeps to the schema, defaults filled in, asks for.
+
+    Raises:
+        ConfigError: names that do not exist, options that a dataset does not have, experiments without a store.
+    """
+    faults: list[str] = []
+    stores: dict[str, StorePlan] = {}
+    for name, entry in config["datasets"].items():
+        try:
+            stores[name] = _store_plan(name, entry)
+        except ConfigError as error:
+            faults += error.faults
+        except MrpipeError as error:
+            faults.append(str(error))
+    runs: dict[str, Run] = {}
+    for name, entry in config["experiments"].items():
+        place = f"experiments.{name}"
+        store = stores.get(entry["dataset"])
+        if store is None:
+            if entry["dataset"] not in config["datasets"]:
+                faults.append(f"{place}.dataset: no entry {entry['dataset']!r} in datasets")
+            continue
+        faults += _experiment_faults(place, entry, store)
+        try:
+            runs |= {run.folder: run for run in _runs(name, entry)}
+        except MrpipeError as error:
+            faults.append(f"{place}.missingness: {error}")
+    if faults:
+        raise ConfigError(faults)
+    return Plan(stores=stores, runs=runs)
+
+
+def _store_plan(name: str, entry: Mapping[str, Any]) -> StorePlan:
+    place = f"datasets.{name}"
+    raw, sealed = entry.get("raw"), entry.get("store")
+    if (raw is None) == (sealed is None):
+        found = "both are" if raw else "neither is"
+        wanted = f"`raw` (the folder of an export, or {SIMULATED!r}) or `store` (a sealed store)"
+        raise ConfigError([f"{place}: give {wanted}; {found} given"])
+    kind = entry.get("dataset", name)
+    if kind not in dataset_names():
+        raise ConfigError([f"{place}.dataset: no dataset {kind!r}; known: {', '.join(dataset_names())}"])
+    dataset = get_dataset(kind)
+    faults: list[str] = []
+    options = None
+    for key, cls in (("options", dataset.options), ("simulation", dataset.simulation)):
+        try:
+            parsed = parse_options(cls, entry[key], context=f"{place}.{key}")
+            options = parsed if key == "options" else options
+        except UsageError as error:
+            faults.append(str(error))
+    if raw not in (None, SIMULATED) and not Path(raw).is_dir():
+        faults.append(f"{place}.raw: no folder {raw!r}; an export comes from: {dataset.provider}")
+    if sealed is not None and not Path(sealed, "manifest.json").is_file():
+        faults.append(f"{place}.store: no sealed store at {sealed!r} (it would hold a manifest.json)")
+    if raw != SIMULATED and entry["simulation"]:
+        faults.append(f"{place}.simulation: has no effect unless raw is {SIMULATED!r}")
+    modalities: tuple[str, ...] = ()
+    if not faults:
+        modalities, unknown = _modalities(entry, dataset, options)
+        faults += [
+            f"{place}.modalities: {dataset.name} has no {m!r}; it has {', '.join(dataset.modalities)}" for m in unknown
+        ]
+    schemes = entry.get("schemes", {dataset.default_scheme: {"seed": 0}})
+    for scheme, settings in schemes.items():
+        if scheme not in dataset.schemes and "ids" not in settings:
+            known = ", ".join(dataset.schemes)
+            faults.append(f"{place}.schemes: {dataset.name} has no scheme {scheme!r}; it has {known}, or give `ids`")
+        if "ids" in settings and not Path(settings["ids"]).is_file():
+            faults.append(f"{place}.schemes.{scheme}.ids: no file {settings['ids']!r}")
+    if faults:
+        raise ConfigError(faults)
+    return StorePlan(
+        name=name,
+        dataset=dataset,
+        raw=None if raw == SIMULATED else raw,
+        sealed=sealed,
+        options=entry["options"],
+        simulation=entry["simulation"],
+        modalities=modalities,
+        schemes=schemes,
+    )
+
+
+def _modalities(entry: Mapping[str, Any], dataset: Dataset, options: Any) -> tuple[tuple[str, ...], list[str]]:
+    """Modalities to read, in bit order, and names that the dataset does not know."""
+    raw = entry.get("raw")
+    if "modalities" in entry:
+        wanted = entry["modalities"]
+    elif raw not in (None, SIMULATED) and dataset.modalities_of is not None:
+        wanted = dataset.modalities_of(Path(raw), options)
+    else:
+        wanted = list(dataset.modalities)
+    unknown = [m for m in wanted if m not in dataset.modalities]
+    return tuple(sorted((m for m in wanted if m not in unknown), key=lambda m: dataset.modalities[m].bit)), unknown
+
+
+def _experiment_faults(place: str, entry: Mapping[str, Any], store: StorePlan) -> Iterator[str]:
+    for m in entry.get("modalities", ()):
+        if m not in store.modalities:
+            yield f"{place}.modalities: store {store.name} has no {m!r}; it has {', '.join(store.modalities)}"
+    scheme = entry.get("scheme")
+    if scheme is not None and store.sealed is None and scheme not in store.schemes:
+        yield f"{place}.scheme: store {store.name} has no scheme {scheme!r}; it has {', '.join(store.schemes)}"
+    tasks = [t.name for t in store.dataset.tasks]
+    if entry.get("task", tasks[0]) not in tasks:
+        yield f"{place}.task: {store.dataset.name} has no task {entry['task']!r}; it has {', '.join(tasks)}"
+
+
+def _runs(name: str, entry: Mapping[str, Any]) -> Iterator[Run]:
+    for method, seed in itertools.product(entry["methods"], entry["seeds"]):
+        modalities = tuple(entry.get("modalities", ()))
+        missing = entry.get("missingness")
+        task = entry.get("task")
+        mechanism = missing and Missingness(
+            **missing,
+            seed=seed,
+            modalities=modalities,
+            task=task if missing.get("mechanism") == "mnar_label" else None,
+        )
+        yield Run(
+            experiment=name,
+            method=method,
+            seed=seed,
+            store=entry["dataset"],
+            preset=entry["preset"],
+            task=task,
+            scheme=entry.get("scheme"),
+            modalities=modalities,
+            missingness=mechanism or None,
+            overrides=entry["overrides"],
+        )
+
+
+def fingerprint(folder: str | None) -> list[str]:
+    """Names, sizes and times of the files of an export, two folders deep: when they change, it is checked again.
+
+    The check hashes what it reads, so files that were only touched cause no more than that.
+    """
+    if folder is None:
+        return []
+    files = [f for pattern in ("*", "*/*") for f in Path(folder).glob(pattern) if f.is_file()]
+    lines = sorted(f"{f.relative_to(folder)} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
+    return [hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]]
+
+
+def mask_arguments(settings: Missingness) -> list[str]:
+    """Settings of a simulated missingness as `mrpipe mask` takes them."""
+    arguments = ["--mechanism", settings.mechanism, "--p", f"{settings.p:g}", "--seed", str(settings.seed)]
+    arguments += ["--strength", f"{settings.strength:g}", "--blocks", str(settings.n_blocks)]
+    arguments += ["--task", settings.task] if settings.task else []
+    arguments += ["--modalities", *settings.modalities] if settings.modalities else []
+    return arguments if settings.redraw else [*arguments, "--no-redraw"]
+
+
+def set_arguments(values: Mapping[str, Any]) -> list[str]:
+    """Options as the command line takes them: `--set key=value ...`, or nothing."""
+    pairs = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items()]
+    return ["--set", *pairs] if pairs else []
