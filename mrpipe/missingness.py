@@ -88,7 +88,7 @@ def _content(arrays: Arrays) -> NDArray[np.float64]:
 
 def _drop_probability(store: Store, samples: pl.DataFrame, names: Sequence[str], s: Missingness) -> NDArray[np.float64]:
     """(n, M) probability that a modality is hidden."""
-    p = np.full((len(samples), len(names)), s.p)
+    p: NDArray[np.float64] = np.full((len(samples), len(names)), s.p)
     if s.mechanism == "mnar_label":
         labels = store.labels(s.task).collect()
         value = samples.join(labels, on="sample_id", how="left", maintain_order="left")["value"]
@@ -100,7 +100,7 @@ def _drop_probability(store: Store, samples: pl.DataFrame, names: Sequence[str],
             rows = samples[f"row_{name}"].to_numpy()
             observed = ~np.isnan(rows.astype(float))
             p[observed, column] = s.p * (1 + s.strength * (2 * _rank(_content(arrays)) - 1))
-    p = np.minimum(p, 1.0)
+    np.minimum(p, 1.0, out=p)
     return p
 
 
