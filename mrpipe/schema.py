@@ -199,6 +199,7 @@ class Dataset:
         check: (raw, options) → Checked; raises one DataError with every fault.
         cohort: (raw, options) → Cohort.
         simulate: (export folder, truth folder, simulation options) → None.
+        tiny: simulation settings of an export that builds in a second or two, for tests.
         modalities_of: which modalities this export holds (an export may lack some); default all.
     """
 
@@ -217,6 +218,7 @@ class Dataset:
     simulate: Callable[[Path, Path, Any], None]
     modalities_of: Callable[[Path, Any], tuple[str, ...]] | None = None
     default_scheme: str = "standard"
+    tiny: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
 
 

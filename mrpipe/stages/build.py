@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,11 @@ def build(
         schemes: which split schemes; by default all of the dataset.
         report: called with a line after each step.
     """
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{store.name}.work.", dir=store.parent) as folder:
-        work = Path(folder)
+    work = store.with_name(f".{store.name}.work")
+    # A killed build leaves its intermediate files; none of them is trusted.
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
         checked = write_check(dataset, raw, work, settings)
         report(f"check: {checked['release']}, {len(checked['inputs'])} inputs, no fault")
         report(f"cohort: {build_cohort(dataset, raw, work, settings)} samples")
@@ -56,3 +58,5 @@ def build(
         store_id = seal(dataset, work, store)
         report(f"sealed: {store_id}")
         return store_id
+    finally:
+        shutil.rmtree(work)

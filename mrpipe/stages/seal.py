@@ -106,6 +106,9 @@ def seal(dataset: Dataset, work: Path, root: Path) -> str:
     breaches = find_breaches(root)
     if breaches:
         raise DataError(breaches)
+    # Left by a writer that was killed; one that still runs cannot rename its file into the sealed store any more.
+    for leftover in root.rglob(".*.tmp"):
+        leftover.unlink()
     version = metadata.version("mrpipe")
     manifest = build_manifest(dataset, root, checked, version)
     provenance = {

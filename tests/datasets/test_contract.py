@@ -1,0 +1,223 @@
+"""What every dataset of the registry must do: a new dataset is tested by being there.
+
+simulate → check → cohort → ingest → samples → split → seal on a tiny export; then verify, determinism, whole-or-absent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import mrpipe
+from mrpipe import masks
+from mrpipe.cli import main
+from mrpipe.datasets import dataset_names, get_dataset
+from mrpipe.errors import UsageError
+from mrpipe.layout import StoreLayout, truth_folder
+from mrpipe.schema import parse_options
+from mrpipe.splits import PARTS
+from mrpipe.stages.build import build
+from mrpipe.stages.simulate import simulate
+from mrpipe.transforms import fit
+
+DATASETS = dataset_names()
+
+
+def settings_of(name: str) -> list[str]:
+    return [f"{k}={v}" for k, v in get_dataset(name).tiny.items()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("contract")
+
+
+@pytest.fixture(scope="module")
+def built(folder: Path) -> dict[str, Path]:
+    """Name → sealed store, built once for the module; the export lies beside it as `<name>.raw`."""
+    stores = {}
+    for name in DATASETS:
+        dataset = get_dataset(name)
+        simulate(dataset, folder / f"{name}.raw", dataset.tiny)
+        build(dataset, folder / f"{name}.raw", folder / name, {})
+        stores[name] = folder / name
+    return stores
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_store_is_whole_and_marked_simulated(name: str, built: dict[str, Path]) -> None:
+    store = mrpipe.open_store(built[name])
+    store.verify(deep=True)
+    assert store.manifest.origin == "simulated"
+    samples = store.samples().collect()
+    for modality in store.modalities:
+        ids = store.modality(modality.name).collect()["sample_id"].to_list()
+        assert ids == samples.filter(masks.expression(modality.name, store.bits))["sample_id"].to_list()
+        assert len(ids) > 0
+    assert (samples["modality_mask"] > 0).all()
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_scheme_splits_by_subject_and_trains_on_something(name: str, built: dict[str, Path]) -> None:
+    store = mrpipe.open_store(built[name])
+    assert set(store.schemes) == set(get_dataset(name).schemes)
+    for scheme in store.schemes:
+        split = store.split(scheme).collect().join(store.samples().collect(), on="sample_id")
+        assert split.group_by("subject_id").agg(pl.col("split").n_unique())["split"].max() == 1
+        assert set(split["split"].unique()) == set(PARTS)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_labels_are_classes_of_the_task_or_finite_numbers(name: str, built: dict[str, Path]) -> None:
+    store = mrpipe.open_store(built[name])
+    for task in store.tasks:
+        value = store.labels(task.name).collect()["value"]
+        assert len(value) > 0
+        assert value.null_count() == 0
+        if task.kind == "classification":
+            assert value.dtype == pl.Int8
+            assert value.is_between(0, len(task.classes) - 1).all()
+        else:
+            assert value.dtype == pl.Float32
+            assert value.is_finite().all()
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_feature_is_in_the_dictionary_and_every_modality_can_be_transformed(name: str, built: dict[str, Path]) -> None:
+    store = mrpipe.open_store(built[name])
+    transforms = fit(store)
+    for modality in store.modalities:
+        rows = store.dictionary.filter(modality=modality.name)
+        assert rows["source_file"].null_count() == 0
+        arrays = store.arrays(modality.name, transform=transforms)
+        assert np.isfinite(arrays.x).all()
+        assert arrays.x.shape[1:] == transforms.shapes[modality.name]
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_manifest_names_no_path_of_this_machine_and_no_subject(name: str, built: dict[str, Path], folder: Path) -> None:
+    text = (built[name] / "manifest.json").read_text()
+    assert str(folder) not in text
+    subjects = mrpipe.open_store(built[name]).samples().collect()["subject_id"].to_list()
+    values = {w for entry in json.loads(text)["inputs"] for w in entry["path"].replace(".", "/").split("/")}
+    assert not values & set(subjects)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_other_cores_and_hash_seeds_give_the_same_bytes(name: str, built: dict[str, Path], folder: Path, tmp_path) -> None:
+    expected = mrpipe.open_store(built[name]).store_id
+    for seed, cores in (("1", 1), ("4242", 2)):
+        threads = {v: str(cores) for v in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        out = tmp_path / f"{cores}"
+        command = [sys.executable, "-m", "mrpipe"]
+        raw = tmp_path / f"raw{cores}" / f"{name}.raw"
+        env = {**os.environ, "PYTHONHASHSEED": seed, **threads}
+        pairs = settings_of(name)
+        extra = ["--set", *pairs] if pairs else []
+        subprocess.run([*command, "simulate", name, "--out", str(raw), *extra], env=env, check=True, capture_output=True)
+        subprocess.run([*command, "build", name, "--raw", str(raw), "--out", str(out)], env=env, check=True,
+                       capture_output=True)  # fmt: skip
+        assert mrpipe.open_store(out).store_id == expected
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_killed_at_any_moment_then_run_again_it_is_the_same_store(name: str, built: dict[str, Path], folder: Path, tmp_path):
+    """SIGKILL after growing delays, so that every stage is hit; what is left is never a store until it is whole."""
+    out = tmp_path / "store"
+    command = [sys.executable, "-m", "mrpipe", "build", name, "--raw", str(folder / f"{name}.raw"), "--out", str(out)]
+    started = time.monotonic()
+    subprocess.run([*command[:-1], str(tmp_path / "undisturbed")], check=True, capture_output=True)
+    whole = time.monotonic() - started
+    kills = 0
+    for fraction in (0.3, 0.5, 0.65, 0.8, 0.9):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(whole * fraction)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            if StoreLayout(out).manifest.exists():
+                mrpipe.open_store(out).verify(deep=True)
+    assert kills > 0
+    subprocess.run(command, check=True, capture_output=True)
+    store = mrpipe.open_store(out)
+    store.verify(deep=True)
+    assert store.store_id == mrpipe.open_store(built[name]).store_id
+    assert not list(out.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_an_empty_folder_and_a_missing_one_are_data_faults(name: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    for raw in ("empty", "absent"):
+        assert main(["check", name, "--raw", str(tmp_path / raw), "--work", str(tmp_path / "work")]) == 3
+        assert "expected" in capsys.readouterr().err
+        assert not (tmp_path / "work" / "checked.json").exists()
+        assert main(["build", name, "--raw", str(tmp_path / raw), "--out", str(tmp_path / "store")]) == 3
+        assert not (tmp_path / "store").exists() or not list((tmp_path / "store").rglob("*"))
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_file_of_the_export_is_guarded(name: str, folder: Path, built: dict[str, Path], tmp_path: Path, capsys) -> None:
+    """Emptied or cut in half, each file that the inventory lists alone makes check or build fail with its name."""
+    manifest = mrpipe.open_store(built[name]).manifest
+    listed = [e for e in manifest.inputs if "n_files" not in e]
+    assert listed
+    for number, entry in enumerate(listed[:8]):
+        for size in (0, max(1, entry["size"] // 2)):
+            raw = tmp_path / f"{number}.{size}" / "raw"
+            shutil.copytree(folder / f"{name}.raw", raw)
+            os.truncate(raw / entry["path"], size)
+            code = main(["build", name, "--raw", str(raw), "--out", str(tmp_path / f"{number}.{size}" / "store")])
+            message = capsys.readouterr().err
+            store = StoreLayout(tmp_path / f"{number}.{size}" / "store")
+            if code == 0:
+                # A text table cut at a row's end is a shorter table; nothing can tell but the cohort's size.
+                assert size > 0, f"{entry['path']} may be empty without notice"
+                assert raw.joinpath(entry["path"]).suffix in (".csv", ".py")
+                continue
+            assert code == 3, message
+            assert Path(entry["path"]).name.split(".")[0] in message
+            assert not store.manifest.exists()
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_options_explain_themselves_and_unknown_ones_are_named(name: str, capsys) -> None:
+    dataset = get_dataset(name)
+    for cls in (dataset.options, dataset.simulation):
+        assert all(f.metadata.get("help") for f in dataclasses.fields(cls))
+        with pytest.raises(UsageError, match="no_such_option"):
+            parse_options(cls, {"no_such_option": 1}, context=name)
+    assert main(["options", name]) == 0
+    assert main(["check", name, "--raw", "x", "--set", "no_such_option=1"]) == 2
+    assert "no_such_option" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_simulation_never_overwrites_an_export(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "real"
+    out.mkdir()
+    (out / "precious.csv").write_text("data")
+    with pytest.raises(UsageError, match="not simulated"):
+        simulate(get_dataset(name), out, {})
+    assert (out / "precious.csv").read_text() == "data"
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_truth_lies_beside_the_export_with_every_subject(name: str, folder: Path, built: dict[str, Path]) -> None:
+    truth = truth_folder(folder / f"{name}.raw")
+    assert not list((folder / f"{name}.raw").rglob("truth*"))
+    known = set(pl.read_parquet(truth / "truth.parquet")["sample_id"])
+    assert set(mrpipe.open_store(built[name]).samples().collect()["sample_id"]) <= known
