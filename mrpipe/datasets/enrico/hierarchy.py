@@ -1,0 +1,183 @@
+"""Semantic view hierarchies: a tolerant reader, and the painter that draws a wireframe from one.
+
+A node has `bounds` [x0, y0, x1, y1] on a canvas of 1440 x 2560 (2560 x 1440 in landscape), maybe a `componentLabel`,
+an `iconClass`, a `textButtonClass` and `children`; the window's own node has no label, and what does not apply is left
+out.
+
+How the publisher drew the pictures was worked out from the one that is public beside its hierarchy (screen 10594): each
+labelled node, in pre-order, puts a frame of 3 canvas pixels in white along x0, y0, x1 and y1, each line reaching from
+its coordinate to 3 pixels beyond, and fills what is inside with the colour of its component; the canvas is then reduced
+by 8/3 with the Mitchell filter on premultiplied alpha. Text buttons whose concept is known leave a transparent hole
+(black once converted to RGB), and so, by the thumbnails, do icons of unknown class.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+
+from mrpipe.datasets.enrico.tables import CANVAS_SIZE, Legend
+from mrpipe.errors import DataError, Fault
+
+FRAME = 3
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One labelled node: type, bounds on the canvas, and the classes that decide its colour."""
+
+    label: str
+    bounds: Box
+    icon: str | None = None
+    concept: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hierarchy:
+    """The labelled nodes of a screen in pre-order, and the canvas (width, height) that their bounds are on."""
+
+    components: tuple[Component, ...]
+    canvas: tuple[int, int]
+
+
+def _bounds(node: dict[str, Any]) -> Box | None:
+    bounds = node.get("bounds")
+    if not isinstance(bounds, list) or len(bounds) != 4 or not all(isinstance(b, int | float) for b in bounds):
+        return None
+    x0, y0, x1, y1 = (round(b) for b in bounds)
+    return x0, y0, x1, y1
+
+
+def parse_hierarchy(data: bytes, shown_as: str, screen_id: str | None = None) -> Hierarchy:
+    """Read one hierarchy; optional fields may be absent, and nodes without label or bounds only hold their children.
+
+    Args:
+        screen_id: if the root names the screen that it belongs to, it must be this one.
+
+    Raises:
+        DataError: no JSON, no object at the root, or the hierarchy of another screen.
+    """
+    try:
+        # MultiBench ignores bytes that are not UTF-8, and so must we to read every published file.
+        root = json.loads(data.decode("utf-8", errors="ignore"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            Fault(file=shown_as, expected="JSON", found=str(error), fix="The file is damaged: download it again.")
+        ) from error
+    if not isinstance(root, dict):
+        raise DataError(Fault(file=shown_as, expected="a JSON object (the root node)", found=type(root).__name__))
+    named = root.get("screen_id")
+    if screen_id is not None and named is not None and str(named) != screen_id:
+        raise DataError(
+            Fault(
+                file=shown_as,
+                column="screen_id",
+                expected=f"the hierarchy of screen {screen_id}",
+                found=f"that of {named!r}",
+                fix="Were files renamed or mixed up?",
+            )
+        )
+    window = _bounds(root)
+    landscape = window is not None and window[2] > CANVAS_SIZE[0] and window[2] > window[3]
+    components: list[Component] = []
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        label, bounds = node.get("componentLabel"), _bounds(node)
+        if isinstance(label, str) and bounds is not None:
+            icon, concept = node.get("iconClass"), node.get("textButtonClass")
+            components.append(Component(label=label, bounds=bounds, icon=icon, concept=concept))
+        children = node.get("children")
+        if isinstance(children, list):
+            stack.extend(c for c in reversed(children) if isinstance(c, dict))
+    return Hierarchy(components=tuple(components), canvas=CANVAS_SIZE[::-1] if landscape else CANVAS_SIZE)
+
+
+def colour(component: Component, legend: Legend) -> tuple[int, int, int, int]:
+    """Fill of a component, RGBA; (0, 0, 0, 0) where the published pictures have a hole."""
+    name = legend.components.get(component.label)
+    if component.label == "Icon":
+        name = legend.icons.get(component.icon or "")
+    elif component.label == "Text Button" and component.concept is not None:
+        name = None
+    if name is None:
+        return 0, 0, 0, 0
+    red, green, blue, *_ = ImageColor.getrgb(name)
+    return red, green, blue, 255
+
+
+def _rectangles(hierarchy: Hierarchy, legend: Legend) -> list[tuple[Box, tuple[int, int, int, int]]]:
+    """What is painted, in order: for each component the white frame, then the fill."""
+    painted: list[tuple[Box, tuple[int, int, int, int]]] = []
+    for component in hierarchy.components:
+        x0, y0, x1, y1 = component.bounds
+        if x1 > x0 and y1 > y0:
+            painted.append(((x0, y0, x1 + FRAME, y1 + FRAME), (255, 255, 255, 255)))
+            painted.append(((x0 + FRAME, y0 + FRAME, x1, y1), colour(component, legend)))
+    return painted
+
+
+@functools.lru_cache(maxsize=16)
+def _cumulative_mitchell(n_in: int, n_out: int) -> NDArray[np.float64]:
+    """Cumulative weights of the Mitchell-Netravali filter (B = C = 1/3) for a reduction, shape (n_out, n_in + 1).
+
+    Column k holds the weight of the first k input pixels, so that a run of equal pixels costs one difference.
+    """
+    scale = n_in / n_out
+    x = np.abs((np.arange(n_in) + 0.5) / scale - (np.arange(n_out)[:, None] + 0.5))
+    near = (7 * x**3 - 12 * x**2 + 16 / 3) / 6
+    far = (-7 / 3 * x**3 + 12 * x**2 - 20 * x + 32 / 3) / 6
+    weight = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    weight /= weight.sum(axis=1, keepdims=True)
+    return np.concatenate([np.zeros((n_out, 1)), np.cumsum(weight, axis=1)], axis=1)
+
+
+def _edges(painted: list[tuple[Box, Any]], axis: int, length: int) -> NDArray[np.int64]:
+    """Sorted coordinates at which the picture may change, 0 and `length` among them."""
+    values = [0, length, *(box[axis + k] for box, _ in painted for k in (0, 2))]
+    return np.unique(np.clip(np.array(values, dtype=np.int64), 0, length))
+
+
+def _reduction(edges: NDArray[np.int64], n_in: int, n_out: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Weights of the cells between `edges` for the distinct output lines, and which of them each output line is.
+
+    Most lines of a wireframe repeat the one before; only those that differ are computed.
+    """
+    weights = np.round(np.diff(_cumulative_mitchell(n_in, n_out)[:, edges], axis=1), 12)
+    new = np.concatenate([[True], (weights[1:] != weights[:-1]).any(axis=1)])
+    return weights[new], np.cumsum(new) - 1
+
+
+def render(hierarchy: Hierarchy, legend: Legend, size: tuple[int, int]) -> Image.Image:
+    """Draw the wireframe of a hierarchy as an RGBA picture of `size` (width, height).
+
+    The picture is painted on the grid of all edges, which is exact and small, and reduced from there: two small matrix
+    products in place of a canvas of 3.7 million pixels.
+    """
+    painted = _rectangles(hierarchy, legend)
+    width, height = hierarchy.canvas
+    xs, ys = _edges(painted, 0, width), _edges(painted, 1, height)
+    cells_YX4 = np.full((len(ys) - 1, len(xs) - 1, 4), 255.0)
+    for box, rgba in painted:
+        x0, x1 = np.searchsorted(xs, np.clip(box[0::2], 0, width))
+        y0, y1 = np.searchsorted(ys, np.clip(box[1::2], 0, height))
+        cells_YX4[y0:y1, x0:x1] = rgba
+    cells_YX4[..., :3] *= cells_YX4[..., 3:] / 255
+    weights_wX, column_of = _reduction(xs, width, size[0])
+    weights_hY, row_of = _reduction(ys, height, size[1])
+    rows_hX4 = np.tensordot(weights_hY, cells_YX4, axes=1)
+    image_hw4 = np.tensordot(rows_hX4, weights_wX, axes=(1, 1)).transpose(0, 2, 1)
+    # Sums differ in their last bits with the order of addition, which the linear algebra library may choose.
+    image_hw4 = np.round(image_hw4, 6)
+    alpha_hw1 = np.clip(image_hw4[..., 3:], 0, 255)
+    opaque_hw1 = alpha_hw1 >= 0.5
+    rgb_hw3 = np.where(opaque_hw1, image_hw4[..., :3] * 255 / np.where(opaque_hw1, alpha_hw1, 1), 0)
+    rgba_hw4 = np.rint(np.clip(np.concatenate([rgb_hw3, alpha_hw1], axis=2), 0, 255)).astype(np.uint8)
+    return Image.fromarray(rgba_hw4[row_of[:, None], column_of])

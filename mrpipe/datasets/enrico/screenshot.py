@@ -1,0 +1,41 @@
+"""Modality `screenshot`: the JPEG of each screen, RGB, resized to the size that MultiBench uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mrpipe.datasets.enrico.images import decode, image_features, to_array
+from mrpipe.datasets.enrico.tables import EnricoOptions
+from mrpipe.raw import Folder
+from mrpipe.schema import Features
+
+DESCRIPTION = "screenshot, RGB, channels first, resized bilinearly; values 0-255, not normalised"
+
+
+def read_screenshots(raw: Path, samples: pl.DataFrame, options: EnricoOptions) -> Features:
+    """(3, H, W) uint8 a screen; every screen of the cohort has one.
+
+    Raises:
+        DataError: while the batches are read, for a picture that is damaged.
+    """
+    folder = Folder(raw, "screenshots")
+    height, width = options.image_size
+
+    def load(screen_id: str) -> NDArray[np.uint8]:
+        name = f"{screen_id}.jpg"
+        image = decode(folder.read(name), f"{folder.source}/{name}")
+        return to_array(image, (height, width), rotate_landscape=options.landscape == "rotate")
+
+    return image_features(
+        name="screenshot",
+        bit=0,
+        description=DESCRIPTION,
+        size=options.image_size,
+        ids=samples["sample_id"].sort().to_list(),
+        load=load,
+        source=folder.source,
+    )

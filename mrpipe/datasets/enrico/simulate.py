@@ -1,0 +1,310 @@
+"""Simulated Enrico export: the provider's files, names, codes and faults, from a latent state with a known truth.
+
+A screen's topic draws a layout and a look. Two topics share each layout and no two topics share both, so a wireframe
+(layout only) leaves the topic open between two, and a screenshot (look, and a blurred layout) completes it. With
+`layout_noise` and `look_noise` the two are drawn at random instead, which bounds what any method can reach; the exact
+posterior of the topic given layout, look or both is in the truth.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from PIL import Image
+
+from mrpipe.datasets.enrico.hierarchy import parse_hierarchy, render
+from mrpipe.datasets.enrico.sim_layouts import ICON_COLOURS, LAYOUTS, Node, Screen, build_tree, node
+from mrpipe.datasets.enrico.sim_paint import LOOKS, paint_screenshot
+from mrpipe.datasets.enrico.tables import (
+    CANVAS_SIZE,
+    COMPONENT_COLOURS,
+    MULTIBENCH_IGNORES,
+    SCREEN_SIZE,
+    TOPIC_COUNTS,
+    TOPICS,
+    Legend,
+)
+from mrpipe.errors import UsageError
+from mrpipe.keyed import generator, id_keys, uniform
+from mrpipe.parquet import write_frame, write_text
+from mrpipe.schema import option
+
+LANDSCAPE = ("72201", "19141")
+EMPTY_METADATA = 296 / 1460
+
+# Topic → layout and look; each pair once.
+STATES = {
+    "bare": ("sparse", "light"), "calculator": ("grid", "dark"), "camera": ("media", "photo"),
+    "chat": ("feed", "colour"), "editor": ("canvas", "photo"), "form": ("form", "light"),
+    "gallery": ("grid", "photo"), "list": ("rows", "light"), "login": ("form", "colour"),
+    "maps": ("canvas", "colour"), "mediaplayer": ("media", "dark"), "menu": ("rows", "dark"),
+    "modal": ("card", "light"), "news": ("feed", "paper"), "other": ("switches", "colour"),
+    "profile": ("card", "photo"), "search": ("sparse", "dark"), "settings": ("switches", "paper"),
+    "terms": ("text", "paper"), "tutorial": ("text", "colour"),
+}  # fmt: skip
+
+# The published issues.csv by kind: source, description, severity, how many of the 1,460 screens.
+ISSUE_KINDS = (
+    ("wireframe", "complete mismatch", "high", 11), ("wireframe", "huge occluding element", "medium", 6),
+    ("wireframe", "systematic vertical offset", "low", 2), ("wireframe", "missing bg image", "low", 10),
+    ("wireframe", "missing checkboxes", "low", 2), ("wireframe", "map misalignment", "low", 2),
+    ("wireframe", "empty webview", "medium", 1), ("wireframe", "partial mismatch", "medium", 1),
+    ("wireframe", "wrong scale on wireframe", "high", 1), ("screenshot", "selector overlay", "medium", 2),
+    ("screenshot", "elements still loading", "medium", 2), ("screenshot", "loading overlay", "medium", 1),
+    ("hierarchy", "overlapping sidebar", "low", 20), ("hierarchy", "overlapping elements", "low", 12),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnricoSimulation:
+    """A simulated Enrico export."""
+
+    n_screens: int = option(160, "number of screens, at least 20; 1460 gives the published topic counts")
+    seed: int = option(0, "seed of every draw")
+    scale: float = option(1.0, "size of the pictures relative to 540 x 960")
+    zipped: bool = option(False, "write the four folders as archives, as they are downloaded")
+    layout_noise: float = option(0.12, "share of screens whose layout says nothing of the topic")
+    look_noise: float = option(0.15, "share of screens whose look says nothing of the topic")
+
+
+def topic_counts(n: int) -> dict[str, int]:
+    """n screens shared out like the published ones (largest remainder), every topic at least once."""
+    if n < len(TOPICS):
+        raise UsageError(f"simulation of enrico: n_screens={n} must be at least {len(TOPICS)}, one a topic")
+    total = sum(TOPIC_COUNTS.values())
+    quota = {t: n * c / total for t, c in TOPIC_COUNTS.items()}
+    counts = {t: max(1, int(q)) for t, q in quota.items()}
+    while sum(counts.values()) != n:
+        # Give to the topic furthest below its quota, or take from the one furthest above it that can spare one.
+        step = 1 if sum(counts.values()) < n else -1
+        able = [t for t in TOPICS if step > 0 or counts[t] > 1]
+        chosen = max(able, key=lambda t: (step * (quota[t] - counts[t]), t))
+        counts[chosen] += step
+    return counts
+
+
+def likelihoods(options: EnricoSimulation) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """P(layout | topic), shape (20, 10), and P(look | topic), shape (20, 5)."""
+    layouts, looks = list(LAYOUTS), list(LOOKS)
+    layout_TL = np.full((len(TOPICS), len(layouts)), options.layout_noise / len(layouts))
+    look_TK = np.full((len(TOPICS), len(looks)), options.look_noise / len(looks))
+    for i, topic in enumerate(TOPICS):
+        layout, look = STATES[topic]
+        layout_TL[i, layouts.index(layout)] += 1 - options.layout_noise
+        look_TK[i, looks.index(look)] += 1 - options.look_noise
+    return layout_TL, look_TK
+
+
+def _posterior(joint_TS: NDArray[np.float64]) -> dict[str, Any]:
+    """Best reachable accuracy and mutual information in bits of a joint distribution of topic and state."""
+    product = joint_TS.sum(1, keepdims=True) * joint_TS.sum(0, keepdims=True)
+    ratio = np.log2(np.where(joint_TS > 0, joint_TS / np.where(product > 0, product, 1), 1))
+    return {"bayes_accuracy": float(joint_TS.max(0).sum()), "information_bits": float((joint_TS * ratio).sum())}
+
+
+class _Writer:
+    """Writes the members of one folder, as files or into an archive with one top folder and fixed dates."""
+
+    def __init__(self, raw: Path, name: str, zipped: bool):
+        self.raw, self.name = raw, name
+        self.archive = zipfile.ZipFile(raw / f"{name}.zip", "w") if zipped else None
+        if not zipped:
+            (raw / name).mkdir(parents=True, exist_ok=True)
+
+    def write(self, file: str, data: bytes) -> None:
+        if self.archive is None:
+            (self.raw / self.name / file).write_bytes(data)
+            return
+        entry = zipfile.ZipInfo(f"{self.name}/{file}", (2020, 1, 1, 0, 0, 0))
+        entry.compress_type = zipfile.ZIP_DEFLATED if file.endswith(".json") else zipfile.ZIP_STORED
+        entry.external_attr = 0o644 << 16
+        self.archive.writestr(entry, data)
+
+    def close(self) -> None:
+        if self.archive is not None:
+            self.archive.close()
+
+
+def _encode(image: Image.Image, kind: str, **settings: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def _draw_states(options: EnricoSimulation) -> pl.DataFrame:
+    """Screen ids, topics, layouts, looks and the continuous state, in the order of the table."""
+    n, rng = options.n_screens, generator(options.seed, "enrico.screens")
+    topics = np.repeat(TOPICS, list(topic_counts(n).values()))
+    special = [*MULTIBENCH_IGNORES, *LANDSCAPE]
+    others = np.setdiff1d(np.arange(124, 72200).astype(str), special)
+    ids = rng.permutation(np.array([*special, *rng.choice(others, n - len(special), replace=False)]))
+    topics = rng.permutation(topics)
+    keys = id_keys(ids.tolist())
+    index = np.searchsorted(TOPICS, topics)
+    layout_TL, look_TK = likelihoods(options)
+    u = uniform(keys, options.seed, "enrico.state", 6)
+    layout = (u[:, :1] > np.cumsum(layout_TL, axis=1)[index]).sum(1).clip(max=len(LAYOUTS) - 1)
+    look = (u[:, 1:2] > np.cumsum(look_TK, axis=1)[index]).sum(1).clip(max=len(LOOKS) - 1)
+    return pl.DataFrame(
+        {
+            "sample_id": ids,
+            "topic": topics,
+            "layout": np.array(list(LAYOUTS))[layout],
+            "look": np.array(list(LOOKS))[look],
+            "density": u[:, 2],
+            "margin": u[:, 3],
+            "hue": u[:, 4],
+            "contrast": u[:, 5],
+        }
+    )
+
+
+def _draw_issues(states: pl.DataFrame, options: EnricoSimulation) -> list[tuple[str, str, str, str]]:
+    """Rows of issues.csv: the special screens, and the published kinds in proportion, each at least once."""
+    rows = [(s, "wireframe", "not available", "high") for s in MULTIBENCH_IGNORES]
+    rows += [(s, "screenshot", "landscape mode", "high") for s in LANDSCAPE]
+    special = {s for s, *_ in rows}
+    free = iter(
+        generator(options.seed, "enrico.issues").permutation([s for s in states["sample_id"] if s not in special])
+    )
+    for source, description, severity, count in ISSUE_KINDS:
+        for _ in range(max(1, round(count * options.n_screens / 1460))):
+            if (screen_id := next(free, None)) is not None:
+                rows.append((str(screen_id), source, description, severity))
+    return rows
+
+
+def _faulty(tree: Node, other: Node, description: str) -> Node:
+    """The tree that the wireframe of a screen with this issue shows."""
+    width, height = tree["bounds"][2:]
+    children: list[Node] = tree.get("children", [])
+
+    def moved(n: Node) -> Node:
+        x0, y0, x1, y1 = n["bounds"]
+        return n | {"bounds": [x0, y0 + 120, x1, y1 + 120], "children": [moved(c) for c in n.get("children", [])]}
+
+    match description:
+        case "complete mismatch":
+            return other
+        case "huge occluding element":
+            return tree | {"children": [*children, node("Image", 0, height * 0.2, width, height * 0.9)]}
+        case "systematic vertical offset":
+            return moved(tree)
+        case "missing bg image":
+            return tree | {"children": [c for c in children if c.get("componentLabel") != "Background Image"]}
+    return tree
+
+
+def _with_sidebar(tree: Node) -> Node:
+    """A hierarchy that still holds a closed drawer over the screen."""
+    width, height = tree["bounds"][2:]
+    return tree | {"children": [*tree.get("children", []), node("Drawer", 0, 84, width * 0.8, height - 168)]}
+
+
+def _metadata(screen_id: str, u: float, topic_free: int) -> bytes:
+    """Play-store data of an app, or an empty object for the share of apps that were gone."""
+    if u < EMPTY_METADATA:
+        return b"{}"
+    category = ("COMMUNICATION", "TOOLS", "SHOPPING", "HEALTH_AND_FITNESS", "MUSIC_AND_AUDIO")[topic_free % 5]
+    values = {"title": f"App {topic_free}", "category": [category], "score": "4.1", "reviews": 10 + topic_free,
+              "free": True, "installs": "10,000+", "app_id": f"com.example.app{topic_free}"}  # fmt: skip
+    return json.dumps(values).encode()
+
+
+def _write_truth(
+    truth: Path, states: pl.DataFrame, issues: Sequence[tuple[str, ...]], options: EnricoSimulation
+) -> None:
+    layout_TL, look_TK = likelihoods(options)
+    prior_T = np.array([TOPIC_COUNTS[t] for t in TOPICS]) / sum(TOPIC_COUNTS.values())
+    joint_TLK = prior_T[:, None, None] * layout_TL[:, :, None] * look_TK[:, None, :]
+    layout = [list(LAYOUTS).index(v) for v in states["layout"]]
+    look = [list(LOOKS).index(v) for v in states["look"]]
+    best = {
+        "bayes_layout": joint_TLK.sum(2)[:, layout].argmax(0),
+        "bayes_look": joint_TLK.sum(1)[:, look].argmax(0),
+        "bayes_both": joint_TLK[:, layout, look].argmax(0),
+    }
+    columns = [pl.Series(name, [TOPICS[i] for i in index]) for name, index in best.items()]
+    write_frame(truth / "truth.parquet", states.with_columns(columns).sort("sample_id"))
+    model = {
+        "states": {t: {"layout": s[0], "look": s[1]} for t, s in STATES.items()},
+        "layout": _posterior(joint_TLK.sum(2)),
+        "look": _posterior(joint_TLK.sum(1)),
+        "both": _posterior(joint_TLK.reshape(len(TOPICS), -1)),
+        "wireframes_with_issues": sorted(i for i, source, *_ in issues if source in ("wireframe", "hierarchy")),
+    }
+    write_text(truth / "model.json", json.dumps(model, indent=1) + "\n")
+
+
+def _table(header: str, rows: list[tuple[str, ...]]) -> str:
+    return "\n".join([header, *(",".join(row) for row in rows)]) + "\n"
+
+
+def _legend_json(colours: Mapping[str, str]) -> str:
+    """A legend as published, its off-by-one `rgb` included."""
+    channels = {n: [int(h[i : i + 2], 16) for i in (1, 3, 5)] for n, h in colours.items()}
+    legend = {n: {"rgb": [c + (c > 0) for c in channels[n]], "hex": h} for n, h in colours.items()}
+    return json.dumps(legend, indent=2) + "\n"
+
+
+def simulate_export(raw: Path, truth: Path, options: EnricoSimulation) -> None:
+    """Write the export into `raw` and truth.parquet (latent state, best guesses) and model.json into `truth`.
+
+    Raises:
+        UsageError: fewer screens than topics.
+    """
+    raw.mkdir(parents=True, exist_ok=True)
+    states = _draw_states(options)
+    issues = _draw_issues(states, options)
+    kinds = {screen_id: (source, description) for screen_id, source, description, _ in issues}
+    trees: dict[str, Node] = {}
+    for row in states.iter_rows(named=True):
+        screen_id = row["sample_id"]
+        canvas = CANVAS_SIZE[::-1] if screen_id in LANDSCAPE else CANVAS_SIZE
+        rng = generator(options.seed, "enrico.layout", screen_id)
+        trees[screen_id] = build_tree(row["layout"], Screen(*canvas, rng, row["density"], row["margin"]))
+
+    legend = Legend(components=COMPONENT_COLOURS, icons=ICON_COLOURS)
+    folders = {n: _Writer(raw, n, options.zipped) for n in ("screenshots", "wireframes", "hierarchies", "metadata")}
+    drawn = dict(zip(states["sample_id"], uniform(id_keys(states["sample_id"]), options.seed, "app", 2), strict=True))
+    ordered = sorted(trees)
+    neighbour = dict(zip(ordered, [*ordered[1:], ordered[0]], strict=True))
+    for row in states.sort("sample_id").iter_rows(named=True):
+        screen_id = row["sample_id"]
+        tree = trees[screen_id]
+        source, description = kinds.get(screen_id, ("", ""))
+        portrait = tuple(max(1, round(n * options.scale)) for n in SCREEN_SIZE)
+        size = (portrait[1], portrait[0]) if screen_id in LANDSCAPE else (portrait[0], portrait[1])
+        rng = generator(options.seed, "enrico.paint", screen_id)
+        shot = paint_screenshot(tree, size, row["look"], row["hue"], row["contrast"], rng)
+        if description in ("selector overlay", "loading overlay"):
+            shot = shot.point(lambda v: v // 2)
+        folders["screenshots"].write(f"{screen_id}.jpg", _encode(shot, "JPEG", quality=85))
+        written = _with_sidebar(tree) if description == "overlapping sidebar" else tree
+        folders["hierarchies"].write(f"{screen_id}.json", json.dumps(written).encode())
+        if screen_id not in MULTIBENCH_IGNORES:
+            shown = _faulty(tree, trees[neighbour[screen_id]], description) if source == "wireframe" else tree
+            hierarchy = parse_hierarchy(json.dumps(shown).encode(), screen_id)
+            canvas_size = size if (hierarchy.canvas[0] > hierarchy.canvas[1]) == (size[0] > size[1]) else size[::-1]
+            folders["wireframes"].write(f"{screen_id}.png", _encode(render(hierarchy, legend, canvas_size), "PNG"))
+        empty, app = drawn[screen_id]
+        folders["metadata"].write(f"{screen_id}.json", _metadata(screen_id, empty, int(app * options.n_screens)))
+    for folder in folders.values():
+        folder.close()
+
+    write_text(
+        raw / "design_topics.csv", _table("screen_id,topic", list(states.select("sample_id", "topic").iter_rows()))
+    )
+    write_text(raw / "issues.csv", _table("screen_id,source,description,severity", list(issues)))
+    write_text(raw / "component_legend.json", _legend_json(COMPONENT_COLOURS))
+    write_text(raw / "icon_legend.json", _legend_json(ICON_COLOURS))
+    _write_truth(truth, states, issues, options)
