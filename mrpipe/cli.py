@@ -57,6 +57,12 @@ def _cohort(args: argparse.Namespace) -> None:
     print(f"cohort: {build_cohort(_dataset(args), args.raw, args.work, _settings(args.set))} samples")
 
 
+def _prepare(args: argparse.Namespace) -> None:
+    from mrpipe.stages.prepare import prepare
+
+    print(prepare(_dataset(args), args.modality, args.part, args.raw, args.work, _settings(args.set)))
+
+
 def _ingest(args: argparse.Namespace) -> None:
     from mrpipe.stages.ingest import ingest
 
@@ -168,6 +174,12 @@ def _parser() -> argparse.ArgumentParser:
     path(cohort, "--raw", "folder of the export")
     path(cohort, "--work", "folder of intermediate files")
     options(cohort)
+    prepare = verb("prepare", _prepare)
+    prepare.add_argument("modality", metavar="MODALITY")
+    prepare.add_argument("--part", type=int, required=True, metavar="K", help="which part, from 0")
+    path(prepare, "--raw", "folder of the export")
+    path(prepare, "--work", "folder of intermediate files")
+    options(prepare)
     ingest = verb("ingest", _ingest)
     ingest.add_argument("modality", metavar="MODALITY")
     path(ingest, "--raw", "folder of the export")

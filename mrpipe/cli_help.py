@@ -15,7 +15,7 @@ Raw clinical and multimodal exports to sealed Parquet feature stores.
   mrpipe verify STORE --deep                  is it whole, is it what it says
 
 The same steps, one by one, as the workflow runs them (each reads files and writes files):
-  simulate → check → cohort → ingest (per modality) → samples → split (per scheme) → seal
+  simulate → check → cohort → [prepare →] ingest (per modality) → samples → split (per scheme) → seal
 
 Exit codes: 0 done, 2 wrong use, 3 the data are at fault (file, column, expected, found, what to do)."""
 
@@ -35,6 +35,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "cohort": (
         "decide who is in and with which label",
         "Writes WORK/cohort.parquet and WORK/attrition.parquet (a reason for every exclusion).",
+    ),
+    "prepare": (
+        "do one part of a modality's expensive work",
+        "Large tables are cut by subject, scans by scan: each part is an independent job, and `ingest` joins them.\n"
+        "Only modalities that say so have parts; their number is an option of the dataset.",
     ),
     "ingest": (
         "turn one modality of an export into features",

@@ -67,6 +67,9 @@ class WorkLayout:
     def dictionary(self, modality: str) -> Path:
         return self.root / "dictionary" / f"{modality}.parquet"
 
+    def part(self, modality: str, part: int, n_parts: int) -> Path:
+        return self.root / "parts" / modality / f"{part}-of-{n_parts}.parquet"
+
 
 def truth_folder(export: Path) -> Path:
     """Where a simulator writes what it knows: beside the export, never inside it."""

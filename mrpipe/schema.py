@@ -177,11 +177,22 @@ class Checked:
 
 @dataclass(frozen=True, kw_only=True)
 class ModalityReader:
-    """Bit, description and reader of one modality; `read(raw, cohort_samples, options)` returns `Features`."""
+    """Bit, description and reader of one modality.
+
+    Attributes:
+        read: (raw, cohort samples, options) → Features; with `prepare`, (raw, cohort samples, options, part files).
+        prepare: expensive work cut into independent parts before `read` (shards of subjects, of scans):
+            (raw, cohort samples, options, part, n_parts, out) writes the Parquet file `out`, which holds part
+            `part` of `n_parts`. The folder `out.with_suffix("")` is the part's own scratch and survives a kill, so
+            that a part can go on where it stopped.
+        n_parts: options → number of parts.
+    """
 
     bit: int
     description: str
-    read: Callable[[Path, pl.DataFrame, Any], Features]
+    read: Callable[..., Features]
+    prepare: Callable[[Path, pl.DataFrame, Any, int, int, Path], None] | None = None
+    n_parts: Callable[[Any], int] = lambda options: 1
 
 
 @dataclass(frozen=True, kw_only=True)

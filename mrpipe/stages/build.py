@@ -11,6 +11,7 @@ from mrpipe.schema import Dataset
 from mrpipe.stages.check import write_check
 from mrpipe.stages.cohort import build_cohort
 from mrpipe.stages.ingest import ingest
+from mrpipe.stages.prepare import n_parts, prepare
 from mrpipe.stages.samples import assemble_samples
 from mrpipe.stages.seal import seal
 from mrpipe.stages.split import make_split
@@ -44,6 +45,8 @@ def build(
         report(f"cohort: {build_cohort(dataset, raw, work, settings)} samples")
         chosen = tuple(modalities or checked["modalities"])
         for name in chosen:
+            for part in range(n_parts(dataset, name, settings)):
+                prepare(dataset, name, part, raw, work, settings)
             report(f"ingest {name}: {ingest(dataset, name, raw, work, store, settings)} rows")
         for path in (store / "modalities").glob("*.parquet"):
             if path.stem not in chosen:

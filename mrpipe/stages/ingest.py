@@ -42,8 +42,16 @@ def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, 
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     if modality not in dataset.modalities:
         raise UsageError(f"{dataset.name} has no modality {modality!r}; it has {', '.join(dataset.modalities)}")
-    cohort = read_cohort(work)
-    features = dataset.modalities[modality].read(raw, cohort, options)
+    cohort, reader = read_cohort(work), dataset.modalities[modality]
+    if reader.prepare is None:
+        features = reader.read(raw, cohort, options)
+    else:
+        n_parts = reader.n_parts(options)
+        parts = [WorkLayout(work).part(modality, k, n_parts) for k in range(n_parts)]
+        if missing := [p.name for p in parts if not p.exists()]:
+            raise UsageError(f"{modality}: {len(missing)} of {n_parts} parts are not prepared yet ({missing[0]}); "
+                             f"run mrpipe prepare {dataset.name} {modality} --part K for each")  # fmt: skip
+        features = reader.read(raw, cohort, options, parts)
     declared = features.modality
     if declared.name != modality or declared.bit != dataset.modalities[modality].bit:
         raise AssertionError(f"{dataset.name}/{modality}: the reader returned {declared.name} at bit {declared.bit}")

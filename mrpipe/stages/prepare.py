@@ -1,0 +1,35 @@
+"""prepare: one part of a modality's expensive work, cut by subjects or scans so that parts run as parallel jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mrpipe.errors import UsageError
+from mrpipe.layout import WorkLayout
+from mrpipe.schema import Dataset, parse_options
+from mrpipe.stages.cohort import read_cohort
+
+
+def n_parts(dataset: Dataset, modality: str, settings: Mapping[str, Any]) -> int:
+    """How many parts a modality's preparation has under these options; 0 if it needs none."""
+    options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
+    if modality not in dataset.modalities:
+        raise UsageError(f"{dataset.name} has no modality {modality!r}; it has {', '.join(dataset.modalities)}")
+    reader = dataset.modalities[modality]
+    return reader.n_parts(options) if reader.prepare else 0
+
+
+def prepare(dataset: Dataset, modality: str, part: int, raw: Path, work: Path, settings: Mapping[str, Any]) -> Path:
+    """Write part `part` of a modality (`WORK/parts/<modality>/<part>-of-<n>.parquet`); returns its path."""
+    total = n_parts(dataset, modality, settings)
+    if not 0 <= part < total:
+        raise UsageError(f"{dataset.name}/{modality} has {total} parts; there is no part {part}")
+    options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
+    reader = dataset.modalities[modality]
+    assert reader.prepare is not None
+    out = WorkLayout(work).part(modality, part, total)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    reader.prepare(raw, read_cohort(work), options, part, total, out)
+    return out
