@@ -23,6 +23,8 @@ from mrpipe.missingness import Missingness
 from mrpipe.schema import Dataset, parse_options
 
 SIMULATED = "simulated"
+# A method is a file there. Their names are read off it, because importing them would load torch.
+METHODS = Path(__file__).resolve().parents[1] / "model" / "methods"
 
 
 class ConfigError(UsageError):
@@ -231,6 +233,10 @@ def _modalities(entry: Mapping[str, Any], dataset: Dataset, options: Any) -> tup
 
 
 def _experiment_faults(place: str, entry: Mapping[str, Any], store: StorePlan) -> Iterator[str]:
+    methods = sorted(p.stem for p in METHODS.glob("*.py") if p.stem not in ("__init__", "base"))
+    for method in entry["methods"]:
+        if method not in methods:
+            yield f"{place}.methods: no method {method!r}; there are {', '.join(methods)}"
     for m in entry.get("modalities", ()):
         if m not in store.modalities:
             yield f"{place}.modalities: store {store.name} has no {m!r}; it has {', '.join(store.modalities)}"
@@ -243,7 +249,8 @@ def _experiment_faults(place: str, entry: Mapping[str, Any], store: StorePlan) -
 
 
 def _runs(name: str, entry: Mapping[str, Any]) -> Iterator[Run]:
-    for method, seed in itertools.product(entry["methods"], entry["seeds"]):
+    methods = entry["methods"] if isinstance(entry["methods"], Mapping) else {m: {} for m in entry["methods"]}
+    for (method, own), seed in itertools.product(methods.items(), entry["seeds"]):
         modalities = tuple(entry.get("modalities", ()))
         missing = entry.get("missingness")
         task = entry.get("task")
@@ -258,12 +265,12 @@ def _runs(name: str, entry: Mapping[str, Any]) -> Iterator[Run]:
             method=method,
             seed=seed,
             store=entry["dataset"],
-            preset=entry["preset"],
+            preset=own.get("preset", entry["preset"]),
             task=task,
             scheme=entry.get("scheme"),
             modalities=modalities,
             missingness=mechanism or None,
-            overrides=entry["overrides"],
+            overrides={**entry["overrides"], **own.get("overrides", {})},
         )
 
 
@@ -286,6 +293,22 @@ def mask_arguments(settings: Missingness) -> list[str]:
     arguments += ["--task", settings.task] if settings.task else []
     arguments += ["--modalities", *settings.modalities] if settings.modalities else []
     return arguments if settings.redraw else [*arguments, "--no-redraw"]
+
+
+def train_arguments(run: Run) -> list[str]:
+    """What a run is, as `python -m model train` takes it; store, folder and mask file are the rule's."""
+    arguments = ["--method", run.method, "--preset", run.preset, "--seed", str(run.seed)]
+    arguments += ["--task", run.task] if run.task else []
+    arguments += ["--scheme", run.scheme] if run.scheme else []
+    arguments += ["--modalities", *run.modalities] if run.modalities else []
+    return arguments + set_arguments(run.overrides)
+
+
+def settings_asked(plan: Plan, experiment: str) -> str:
+    """Methods and overrides of an experiment as JSON, for the check that comes before everything else."""
+    runs = [r for r in plan.runs.values() if r.experiment == experiment]
+    asked = {r.method: {"preset": r.preset, "overrides": r.overrides} for r in runs}
+    return json.dumps(asked, sort_keys=True)
 
 
 def set_arguments(values: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,58 @@
+# From raw exports to sealed feature stores to trained models. What is built is said in workflow/config/config.yaml.
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+# A file given by --configfile stands for itself: the demo's datasets are not mixed into yours.
+if not workflow.overwrite_configfiles:
+
+    configfile: f"{workflow.basedir}/workflow/config/config.yaml"
+
+
+pathvars:
+    results="results",
+    logs="<results>/logs",
+    benchmarks="<results>/benchmarks",
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/simulate.smk"
+include: "workflow/rules/store.smk"
+include: "workflow/rules/mosi.smk"
+include: "workflow/rules/enrico.smk"
+include: "workflow/rules/model.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    stores,
+    runs,
+
+
+rule all:
+    default_target: True
+    input:
+        all_targets,
+
+
+rule stores:
+    input:
+        expand("<results>/verified/{dataset}.txt", dataset=PLAN.stores),
+
+
+rule runs:
+    input:
+        [f"{run_folder(run)}/metrics.json" for run in PLAN.runs.values()],
+
+
+onsuccess:
+    from workflow.summary import print_summary
+
+    print_summary(Path(path("<results>")))
+
+
+onerror:
+    sys.stderr.write(
+        f"Failed. Each job that failed is named above with its log; this run's own log: {log}\n"
+    )

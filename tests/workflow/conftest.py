@@ -1,0 +1,106 @@
+"""Running Snakemake as a user does, in a folder of its own, and reading what it says it would do."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+# Both datasets at the smallest size that still has every split, pattern and quirk; one epoch of a narrow model.
+TINY: dict[str, Any] = {
+    "datasets": {
+        "mosi": {"raw": "simulated", "simulation": {"n_videos": 9, "clips_per_video": 6, "frames_per_second": 2}},
+        "enrico": {"raw": "simulated", "simulation": {"n_screens": 60, "scale": 0.1}},
+    },
+    "experiments": {
+        name: {
+            "dataset": name,
+            "methods": ["moe_retriever"],
+            "missingness": {"p": 0.3},
+            "overrides": {"epochs": 1, "hidden": 16, "tokens": 2, "encoder_hidden": 16, "cnn_width": 0.125},
+        }
+        for name in ("mosi", "enrico")
+    },
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of Snakemake left: exit code and everything it wrote."""
+
+    code: int
+    text: str
+
+    @property
+    def jobs(self) -> list[str]:
+        """Jobs of a dry run, sorted: the rule and the values of its wildcards, e.g. `ingest mosi audio`."""
+        found = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", self.text, flags=re.MULTILINE)
+        jobs = []
+        for rule, body in found:
+            values = re.search(r"^    wildcards: (.*)$", body, flags=re.MULTILINE)
+            jobs.append(" ".join([rule, *re.findall(r"\w+=([^,]+)", values[1] if values else "")]))
+        return sorted(jobs)
+
+    @property
+    def idle(self) -> bool:
+        return "Nothing to be done" in self.text
+
+
+Snakemake = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def snakemake(project: Path) -> Snakemake:
+    """Run `snakemake [arguments] --cores 2` with a configuration in a folder, from a checkout."""
+
+    def run(*arguments: str, folder: Path, config: dict[str, Any] | None = None, root: Path = project) -> Outcome:
+        command = [sys.executable, "-m", "snakemake", *arguments]
+        command += ["--snakefile", str(root / "Snakefile"), "--directory", str(folder), "--cores", "2"]
+        if config is not None:
+            path = folder / "config.yaml"
+            path.write_text(yaml.safe_dump(config))
+            command += ["--configfile", str(path)]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
+        )
+        return Outcome(done.returncode, done.stdout)
+
+    return run
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """The tiny configuration, to be changed at will."""
+    return copy.deepcopy(TINY)
+
+
+@pytest.fixture(scope="session")
+def finished(snakemake: Snakemake, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the tiny configuration ran from end to end."""
+    folder = tmp_path_factory.mktemp("finished")
+    outcome = snakemake("--show-failed-logs", folder=folder, config=TINY)
+    assert outcome.code == 0, outcome.text
+    (folder / "first_run.txt").write_text(outcome.text)
+    return folder
+
+
+@pytest.fixture
+def checkout(project: Path, tmp_path: Path) -> Path:
+    """A copy of the code, to be edited."""
+    root = tmp_path / "checkout"
+    for name in ("mrpipe", "model", "workflow"):
+        shutil.copytree(project / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(project / name, root / name)
+    return root

@@ -1,0 +1,148 @@
+"""A configuration that is wrong ends at once, with every fault and the key that is meant; the examples are right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from workflow.plan import ConfigError, make_plan, schema_faults
+
+
+@pytest.fixture(scope="module")
+def schema(project: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((project / "workflow/schemas/config.schema.yaml").read_text())
+    return loaded
+
+
+def objects(schema: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """All places of the schema that describe an object, or a property."""
+    yield place, schema
+    for key in ("properties", "$defs"):
+        for name, inner in schema.get(key, {}).items():
+            yield from objects(inner, f"{place}/{name}")
+    for key in ("additionalProperties", "items"):
+        if isinstance(schema.get(key), dict):
+            yield from objects(schema[key], f"{place}/{key}")
+
+
+def test_the_schema_is_one_and_leaves_no_key_open(schema: dict[str, Any]) -> None:
+    Draft202012Validator.check_schema(schema)
+    for place, node in objects(schema):
+        if "properties" in node:
+            assert node["additionalProperties"] is False, place
+            for name, inner in node["properties"].items():
+                assert inner.get("description"), f"{place}/{name}"
+
+
+def plan_of(config: dict[str, Any], schema: dict[str, Any]) -> Any:
+    """The plan of a configuration, with defaults filled in as Snakemake does it."""
+    from snakemake.utils import validate
+
+    faults = schema_faults(config, schema)
+    if faults:
+        raise ConfigError(faults)
+    validate(config, str(Path(__file__).parents[2] / "workflow/schemas/config.schema.yaml"))
+    return make_plan(config)
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value", "message"),
+    [
+        ([], "experimnts", {}, "top level: unknown key 'experimnts'; did you mean 'experiments'?"),
+        (["datasets", "mosi"], "rwa", 1, "datasets.mosi: unknown key 'rwa'; did you mean 'raw'?"),
+        (["experiments", "mosi"], "zzz", 1, "experiments.mosi: unknown key 'zzz'; known keys: dataset, methods"),
+        (["experiments", "mosi", "missingness"], "q", 1, "experiments.mosi.missingness: unknown key 'q'"),
+        (["experiments", "mosi"], "seeds", [0, "one"], "experiments.mosi.seeds.1: 'one' is not of type 'integer'"),
+        (["datasets", "mosi"], "options", {"wrods": 1}, "datasets.mosi.options: unknown option 'wrods'"),
+        (["datasets", "mosi"], "options", {"max_steps": "a"}, "datasets.mosi.options: option max_steps='a'"),
+        (["datasets", "mosi"], "simulation", {"n": 1}, "datasets.mosi.simulation: unknown option 'n'"),
+        (["datasets", "mosi"], "dataset", "mosy", "datasets.mosi.dataset: no dataset 'mosy'; known: "),
+        (["datasets", "mosi"], "raw", "/nowhere", "datasets.mosi.raw: no folder '/nowhere'"),
+        (["datasets", "mosi"], "store", "/nowhere", "datasets.mosi: give `raw`"),
+        (["datasets", "mosi"], "modalities", ["smell"], "datasets.mosi.modalities: mosi has no 'smell'"),
+        (["datasets", "mosi"], "schemes", {"mine": {}}, "datasets.mosi.schemes: mosi has no scheme 'mine'"),
+        (["experiments", "mosi"], "dataset", "adni", "experiments.mosi.dataset: no entry 'adni' in datasets"),
+        (["experiments", "mosi"], "modalities", ["smell"], "experiments.mosi.modalities: store mosi has no 'smell'"),
+        (["experiments", "mosi"], "scheme", "mine", "experiments.mosi.scheme: store mosi has no scheme 'mine'"),
+        (["experiments", "mosi"], "methods", ["magic"], "experiments.mosi.methods: no method 'magic'; there are "),
+        (["experiments", "mosi"], "task", "age", "experiments.mosi.task: mosi has no task 'age'"),
+        (["experiments", "mosi", "missingness"], "mechanism", "magic", "experiments.mosi.missingness: unknown mech"),
+        (["experiments", "mosi", "missingness"], "p", 1.5, "experiments.mosi.missingness: p must lie in [0, 1)"),
+    ],
+)
+def test_a_fault_is_named_with_its_place(
+    tiny: dict[str, Any], schema: dict[str, Any], place: list[str], key: str, value: Any, message: str
+) -> None:
+    node = tiny
+    for step in place:
+        node = node[step]
+    node[key] = value
+    with pytest.raises(ConfigError) as caught:
+        plan_of(tiny, schema)
+    assert message in str(caught.value)
+
+
+def test_all_faults_are_named_at_once(tiny: dict[str, Any], schema: dict[str, Any]) -> None:
+    tiny["datasets"]["mosi"]["options"] = {"wrods": 1}
+    tiny["datasets"]["enrico"]["simulation"] = {"n": 1}
+    tiny["experiments"]["mosi"]["missingness"]["p"] = 2
+    with pytest.raises(ConfigError) as caught:
+        plan_of(tiny, schema)
+    assert len(caught.value.faults) == 3
+
+
+def test_snakemake_stops_before_any_job_and_names_the_key(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
+    tiny["datasets"]["mosi"]["optoins"] = {}
+    outcome = snakemake(folder=tmp_path, config=tiny)
+    assert outcome.code != 0
+    assert "datasets.mosi: unknown key 'optoins'; did you mean 'options'?" in outcome.text
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_default_is_simulated_and_says_so(project: Path, schema: dict[str, Any]) -> None:
+    config = yaml.safe_load((project / "workflow/config/config.yaml").read_text())
+    assert {entry["raw"] for entry in config["datasets"].values()} == {"simulated"}
+    plan = plan_of(config, schema)
+    assert set(plan.stores) == {"mosi", "enrico"}
+    assert {run.store for run in plan.runs.values()} == {"mosi", "enrico"}
+
+
+def test_the_examples_keep_to_the_schema(project: Path, schema: dict[str, Any]) -> None:
+    examples = sorted((project / "workflow/config/examples").glob("*.yaml"))
+    assert examples
+    for path in examples:
+        config = yaml.safe_load(path.read_text())
+        assert schema_faults(config, schema) == [], path
+        # Nothing is wrong with them but the path, which is the reader's to fill in.
+        with pytest.raises(ConfigError, match=r"has 1 fault\(s\):\n  - [\w.]+: no (folder|sealed store)"):
+            plan_of(config, schema)
+
+
+def test_a_method_may_have_settings_of_its_own(tiny: dict[str, Any], schema: dict[str, Any]) -> None:
+    tiny["experiments"]["mosi"] |= {
+        "methods": {"majority": {}, "moe_retriever": {"preset": "other", "overrides": {"epochs": 3}}},
+        "overrides": {"epochs": 1, "lr": 0.1},
+    }
+    runs = plan_of(tiny, schema).runs
+    assert (runs["mosi/majority/seed0"].preset, runs["mosi/majority/seed0"].overrides) == (
+        "paper",
+        {"epochs": 1, "lr": 0.1},
+    )
+    own = runs["mosi/moe_retriever/seed0"]
+    assert (own.preset, own.overrides) == ("other", {"epochs": 3, "lr": 0.1})
+
+
+def test_runs_of_one_draw_share_the_mask_file(tiny: dict[str, Any], schema: dict[str, Any]) -> None:
+    tiny["experiments"]["mosi"] |= {"methods": ["majority", "logistic"], "seeds": [0, 1]}
+    tiny["experiments"]["again"] = {"dataset": "mosi", "methods": ["moe_retriever"], "missingness": {"p": 0.3}}
+    tiny["experiments"]["view"] = {"dataset": "mosi", "modalities": ["text", "audio"], "missingness": {"p": 0.3}}
+    plan = plan_of(tiny, schema)
+    masks = {folder: run.mask for folder, run in plan.runs.items()}
+    assert masks["mosi/majority/seed0"] == masks["mosi/logistic/seed0"] == masks["again/moe_retriever/seed0"]
+    assert len({masks["mosi/majority/seed0"], masks["mosi/majority/seed1"], masks["view/moe_retriever/seed0"]}) == 3
+    assert len(plan.masks) == 4

@@ -1,0 +1,30 @@
+"""The workflow passes the linters of its field, and draws itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def test_snakemake_lint(snakemake: Any, tmp_path: Path) -> None:
+    outcome = snakemake("--lint", folder=tmp_path)
+    assert outcome.code == 0, outcome.text
+    assert "good condition" in outcome.text
+
+
+def test_snakefmt(project: Path) -> None:
+    pytest.importorskip("snakefmt")
+    command = [sys.executable, "-m", "snakefmt", "--check", "Snakefile", "workflow/rules"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_rulegraph_draws_the_spine(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
+    outcome = snakemake("--rulegraph", "mermaid-js", folder=tmp_path, config=tiny)
+    assert outcome.code == 0, outcome.text
+    for rule in ("simulate", "check", "cohort", "ingest", "samples", "split", "seal", "verify", "mask", "train"):
+        assert f"[{rule}]" in outcome.text or f'"{rule}"' in outcome.text, outcome.text

@@ -1,0 +1,145 @@
+"""Configuration, paths and the small functions that rules share. What is planned is in workflow/plan.py."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import yaml
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+from mrpipe.codehash import code_hash
+from mrpipe.errors import MrpipeError
+from workflow.plan import (
+    ConfigError,
+    fingerprint,
+    make_plan,
+    mask_arguments,
+    schema_faults,
+    set_arguments,
+    settings_asked,
+    train_arguments,
+)
+
+PROJECT = Path(workflow.basedir)
+
+
+def prefixed(variable, folder):
+    """A search path with a folder put first, once."""
+    rest = filter(None, os.environ.get(variable, "").split(os.pathsep))
+    return os.pathsep.join(dict.fromkeys([str(folder), *rest]))
+
+
+# Jobs run this checkout's code with this interpreter, whatever the working directory and on whichever node.
+os.environ.update(
+    PYTHONPATH=prefixed("PYTHONPATH", PROJECT),
+    PATH=prefixed("PATH", Path(sys.executable).parent),
+)
+
+
+def planned():
+    """The plan of this configuration; raises one error with all that is wrong with it."""
+    schema = yaml.safe_load(
+        (PROJECT / "workflow/schemas/config.schema.yaml").read_text()
+    )
+    try:
+        if faults := schema_faults(config, schema):
+            raise ConfigError(faults)
+        validate(config, str(PROJECT / "workflow/schemas/config.schema.yaml"))
+        return make_plan(config)
+    except MrpipeError as error:
+        raise WorkflowError(str(error)) from error
+
+
+PLAN = planned()
+
+
+wildcard_constraints:
+    dataset="|".join(map(re.escape, PLAN.stores)),
+    modality="[A-Za-z0-9_]+",
+    scheme="[A-Za-z0-9_.-]+",
+    mask="[^/]+",
+    experiment="[A-Za-z0-9_.-]+",
+    method="[A-Za-z0-9_.-]+",
+    seed="[0-9]+",
+
+
+def path(template):
+    """A path with `<results>` and its kind filled in, for parameters; inputs and outputs do that themselves."""
+    return workflow.pathvars.apply(template)
+
+
+def memory(mb):
+    """Megabytes that grow with each attempt: a job that was killed for memory asks for more the next time."""
+    return lambda wildcards, attempt: mb * attempt
+
+
+def store_plan(wildcards):
+    return PLAN.stores[wildcards.dataset]
+
+
+def store_folder(name):
+    """Folder of a store: our own, or the sealed one that the configuration names."""
+    return PLAN.stores[name].sealed or path(f"<results>/stores/{name}")
+
+
+def raw_folder(wildcards):
+    """Folder of the export: the user's, or the simulator's."""
+    return store_plan(wildcards).raw or path(f"<results>/raw/{wildcards.dataset}")
+
+
+def reader_name(wildcards):
+    return store_plan(wildcards).dataset.name
+
+
+def reader_options(wildcards):
+    return set_arguments(store_plan(wildcards).options)
+
+
+# What reading a modality costs where it is not the usual: dataset → modality → threads, mem_mb, runtime (see <dataset>.smk).
+INGEST_COST = {}
+
+
+def ingest_cost(wildcards, what, usual):
+    return (
+        INGEST_COST.get(reader_name(wildcards), {})
+        .get(wildcards.modality, {})
+        .get(what, usual)
+    )
+
+
+def run_folder(run):
+    return path(f"<results>/runs/{run.folder}")
+
+
+def run_plan(wildcards):
+    return PLAN.runs[f"{wildcards.experiment}/{wildcards.method}/seed{wildcards.seed}"]
+
+
+def mask_file(run):
+    """The mask that a run trains and is tested with, if modalities are taken away."""
+    return f"<results>/masks/{run.store}/{run.mask}.parquet" if run.mask else []
+
+
+def all_targets(wildcards):
+    """Stores and runs, and the page that shows them."""
+    return [
+        "<results>/report/index.html",
+        *(f"<results>/verified/{name}.txt" for name in PLAN.stores),
+    ]
+
+
+def code_of(*entries, function=None):
+    """Hash of the code that a step runs, as a parameter: an edit of it, not of a comment, makes the step run again.
+
+    `function` takes a dataset's declaration and the wildcards to the function of the dataset that the step calls;
+    only the module that holds it counts, so that an edit of one reader does not touch the other modalities.
+    """
+
+    def code(wildcards):
+        called = function and function(store_plan(wildcards).dataset, wildcards)
+        modules = [called.__module__] if called else []
+        return code_hash(*entries, *modules, root=PROJECT)
+
+    return code

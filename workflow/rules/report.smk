@@ -1,0 +1,29 @@
+rule report_page:
+    input:
+        verified=[f"<results>/verified/{name}.txt" for name in PLAN.stores],
+        metrics=[f"{run_folder(run)}/metrics.json" for run in PLAN.runs.values()],
+    output:
+        page=report(
+            "<results>/report/index.html",
+            category="results",
+            labels={"what": "report"},
+            caption="../report/results.rst",
+        ),
+        table="<results>/report/results.csv",
+    log:
+        "<logs>/report.log",
+    benchmark:
+        "<benchmarks>/report.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(4000),
+        runtime="1h",
+    params:
+        runs=[run_folder(run) for run in PLAN.runs.values()],
+        stores=[store_folder(name) for name in PLAN.stores],
+        code=code_of("model.report"),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model report --runs {params.runs:q}"
+        " --stores {params.stores:q} --out {output.page:q} > {log} 2>&1"

@@ -1,0 +1,25 @@
+rule simulate:
+    # The flag is the output, not the export: Snakemake would delete declared files before the step can replace them whole.
+    output:
+        touch("<results>/work/{dataset}/simulated"),
+    log:
+        "<logs>/{dataset}/simulate.log",
+    benchmark:
+        "<benchmarks>/{dataset}/simulate.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime="1h",
+    params:
+        dataset=reader_name,
+        out=raw_folder,
+        options=lambda wildcards: set_arguments(store_plan(wildcards).simulation),
+        code=code_of(
+            "mrpipe.stages.simulate",
+            function=lambda dataset, wildcards: dataset.simulate,
+        ),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe simulate {params.dataset}"
+        " --out {params.out:q} {params.options:q} > {log} 2>&1"

@@ -1,0 +1,268 @@
+# From an export to a sealed store. These rules serve every dataset; what is particular to one is in <dataset>.smk.
+
+
+rule check:
+    input:
+        lambda wildcards: ["<results>/work/{dataset}/simulated"]
+        * store_plan(wildcards).simulated,
+    output:
+        "<results>/work/{dataset}/checked.json",
+    log:
+        "<logs>/{dataset}/check.log",
+    benchmark:
+        "<benchmarks>/{dataset}/check.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime="1h",
+    params:
+        dataset=reader_name,
+        raw=raw_folder,
+        work=subpath(output[0], parent=True),
+        options=reader_options,
+        export=lambda wildcards: fingerprint(store_plan(wildcards).raw),
+        code=code_of(
+            "mrpipe.stages.check", function=lambda dataset, wildcards: dataset.check
+        ),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe check {params.dataset}"
+        " --raw {params.raw:q} --work {params.work:q} {params.options:q} > {log} 2>&1"
+
+
+rule cohort:
+    input:
+        checked="<results>/work/{dataset}/checked.json",
+    output:
+        cohort="<results>/work/{dataset}/cohort.parquet",
+        attrition="<results>/work/{dataset}/attrition.parquet",
+    log:
+        "<logs>/{dataset}/cohort.log",
+    benchmark:
+        "<benchmarks>/{dataset}/cohort.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 2
+    resources:
+        mem_mb=memory(4000),
+        runtime="1h",
+    params:
+        dataset=reader_name,
+        raw=raw_folder,
+        work=subpath(output.cohort, parent=True),
+        options=reader_options,
+        tasks=lambda wildcards: [
+            repr(task) for task in store_plan(wildcards).dataset.tasks
+        ],
+        code=code_of(
+            "mrpipe.stages.cohort", function=lambda dataset, wildcards: dataset.cohort
+        ),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe cohort {params.dataset}"
+        " --raw {params.raw:q} --work {params.work:q} {params.options:q} > {log} 2>&1"
+
+
+rule ingest:
+    input:
+        checked="<results>/work/{dataset}/checked.json",
+        cohort="<results>/work/{dataset}/cohort.parquet",
+    output:
+        table=ensure(
+            "<results>/stores/{dataset}/modalities/{modality}.parquet", non_empty=True
+        ),
+        dictionary="<results>/work/{dataset}/dictionary/{modality}.parquet",
+    log:
+        "<logs>/{dataset}/ingest_{modality}.log",
+    benchmark:
+        "<benchmarks>/{dataset}/ingest_{modality}.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: lambda wildcards: ingest_cost(wildcards, "threads", 2)
+    resources:
+        mem_mb=lambda wildcards, attempt: attempt
+        * ingest_cost(wildcards, "mem_mb", 4000),
+        runtime=lambda wildcards: ingest_cost(wildcards, "runtime", "4h"),
+    params:
+        dataset=reader_name,
+        raw=raw_folder,
+        work=subpath(input.checked, parent=True),
+        store=lambda wildcards: store_folder(wildcards.dataset),
+        options=reader_options,
+        bit=lambda wildcards: store_plan(wildcards)
+        .dataset.modalities[wildcards.modality]
+        .bit,
+        code=code_of(
+            "mrpipe.stages.ingest",
+            function=lambda dataset, wildcards: dataset.modalities[
+                wildcards.modality
+            ].read,
+        ),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe ingest {params.dataset}"
+        " {wildcards.modality} --raw {params.raw:q} --work {params.work:q} --store {params.store:q}"
+        " {params.options:q} > {log} 2>&1"
+
+
+rule samples:
+    input:
+        cohort="<results>/work/{dataset}/cohort.parquet",
+        attrition="<results>/work/{dataset}/attrition.parquet",
+        modalities=lambda wildcards: expand(
+            "<results>/stores/{{dataset}}/modalities/{modality}.parquet",
+            modality=store_plan(wildcards).modalities,
+        ),
+    output:
+        samples="<results>/stores/{dataset}/samples.parquet",
+        attrition="<results>/stores/{dataset}/attrition.parquet",
+    log:
+        "<logs>/{dataset}/samples.log",
+    benchmark:
+        "<benchmarks>/{dataset}/samples.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 2
+    resources:
+        mem_mb=memory(2000),
+        runtime="1h",
+    params:
+        dataset=reader_name,
+        work=subpath(input.cohort, parent=True),
+        store=subpath(output.samples, parent=True),
+        modalities=lambda wildcards: store_plan(wildcards).modalities,
+        code=code_of("mrpipe.stages.samples"),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe samples {params.dataset}"
+        " --work {params.work:q} --store {params.store:q} --modalities {params.modalities:q} > {log} 2>&1"
+
+
+rule split:
+    input:
+        samples="<results>/stores/{dataset}/samples.parquet",
+        ids=lambda wildcards: store_plan(wildcards)
+        .schemes[wildcards.scheme]
+        .get("ids", []),
+    output:
+        "<results>/stores/{dataset}/splits/{scheme}.parquet",
+    log:
+        "<logs>/{dataset}/split_{scheme}.log",
+    benchmark:
+        "<benchmarks>/{dataset}/split_{scheme}.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime="1h",
+    params:
+        dataset=reader_name,
+        store=subpath(input.samples, parent=True),
+        seed=lambda wildcards: store_plan(wildcards)
+        .schemes[wildcards.scheme]
+        .get("seed", 0),
+        ids=lambda wildcards, input: ["--ids", *input.ids] if input.ids else [],
+        declared=lambda wildcards: repr(
+            store_plan(wildcards).dataset.schemes.get(wildcards.scheme)
+        ),
+        code=code_of("mrpipe.stages.split"),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe split {params.dataset}"
+        " --store {params.store:q} --scheme {wildcards.scheme} --seed {params.seed} {params.ids:q} > {log} 2>&1"
+
+
+rule seal:
+    input:
+        checked="<results>/work/{dataset}/checked.json",
+        samples="<results>/stores/{dataset}/samples.parquet",
+        attrition="<results>/stores/{dataset}/attrition.parquet",
+        modalities=lambda wildcards: expand(
+            "<results>/stores/{{dataset}}/modalities/{modality}.parquet",
+            modality=store_plan(wildcards).modalities,
+        ),
+        dictionaries=lambda wildcards: expand(
+            "<results>/work/{{dataset}}/dictionary/{modality}.parquet",
+            modality=store_plan(wildcards).modalities,
+        ),
+        splits=lambda wildcards: expand(
+            "<results>/stores/{{dataset}}/splits/{scheme}.parquet",
+            scheme=store_plan(wildcards).schemes,
+        ),
+    output:
+        manifest="<results>/stores/{dataset}/manifest.json",
+        provenance="<results>/stores/{dataset}/provenance.json",
+        dictionary="<results>/stores/{dataset}/dictionary.parquet",
+        card=report(
+            "<results>/stores/{dataset}/README.md",
+            category="stores",
+            labels={"store": "{dataset}", "what": "data card"},
+            caption="../report/card.rst",
+        ),
+    log:
+        "<logs>/{dataset}/seal.log",
+    benchmark:
+        "<benchmarks>/{dataset}/seal.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 2
+    resources:
+        mem_mb=memory(4000),
+        runtime="1h",
+    params:
+        dataset=reader_name,
+        work=subpath(input.checked, parent=True),
+        store=subpath(output.manifest, parent=True),
+        declared=lambda wildcards: store_plan(wildcards).declared,
+        code=code_of("mrpipe.stages.seal"),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe seal {params.dataset}"
+        " --work {params.work:q} --store {params.store:q} > {log} 2>&1"
+
+
+rule verify:
+    input:
+        lambda wildcards: f"{store_folder(wildcards.dataset)}/manifest.json",
+    output:
+        "<results>/verified/{dataset}.txt",
+    log:
+        "<logs>/{dataset}/verify.log",
+    benchmark:
+        "<benchmarks>/{dataset}/verify.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 2
+    resources:
+        mem_mb=memory(4000),
+        runtime="1h",
+    params:
+        store=subpath(input[0], parent=True),
+        code=code_of("mrpipe.store"),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe verify {params.store:q} --deep"
+        " > {output} 2> {log}"
+
+
+rule mask:
+    # Simulated missingness is drawn once and shared by all methods.
+    input:
+        "<results>/verified/{dataset}.txt",
+    output:
+        "<results>/masks/{dataset}/{mask}.parquet",
+    log:
+        "<logs>/{dataset}/mask_{mask}.log",
+    benchmark:
+        "<benchmarks>/{dataset}/mask_{mask}.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime="1h",
+    params:
+        store=lambda wildcards: store_folder(wildcards.dataset),
+        options=lambda wildcards: mask_arguments(
+            PLAN.masks[wildcards.dataset, wildcards.mask]
+        ),
+        code=code_of("mrpipe.missingness"),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe mask {params.store:q}"
+        " --out {output:q} {params.options:q} > {log} 2>&1"
