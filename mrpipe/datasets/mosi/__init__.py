@@ -1,0 +1,39 @@
+"""CMU-MOSI: 2,199 opinion segments of 93 video reviews with text, audio and vision (Zadeh et al., 2016)."""
+
+from __future__ import annotations
+
+from mrpipe.datasets.mosi.cohort import SCHEMES, TASKS, check, cohort, modalities_of
+from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
+from mrpipe.datasets.mosi.readers import BITS, DESCRIPTIONS, read_audio, read_text, read_vision
+from mrpipe.datasets.mosi.simulate import simulate
+from mrpipe.schema import Dataset, ModalityReader
+
+DATASET = Dataset(
+    name="mosi",
+    title="CMU-MOSI",
+    citation=(
+        "Zadeh, A., Zellers, R., Pincus, E., Morency, L.-P. (2016). Multimodal sentiment intensity analysis in videos: "
+        "facial gestures and verbal messages. IEEE Intelligent Systems 31(6), 82-88."
+    ),
+    licence="academic data set, no licence stated; cite the paper",
+    provider="CMU-MultimodalSDK (github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK), MMSA or MultiBench",
+    options=MosiOptions,
+    simulation=MosiSimulation,
+    modalities={
+        "text": ModalityReader(bit=BITS["text"], description=DESCRIPTIONS["text"], read=read_text),
+        "audio": ModalityReader(bit=BITS["audio"], description=DESCRIPTIONS["audio"], read=read_audio),
+        "vision": ModalityReader(bit=BITS["vision"], description=DESCRIPTIONS["vision"], read=read_vision),
+    },
+    tasks=TASKS,
+    schemes=SCHEMES,
+    check=check,
+    cohort=cohort,
+    simulate=simulate,
+    modalities_of=modalities_of,
+    notes=(
+        "A sample is one opinion segment, `<video>_<clip>` with clips from 1; the subject is the video.",
+        "Words belong to the segment in which they begin; pauses (`sp`) are left out. Two published segments hold no "
+        "word, one of them (2WGyTLYerpo, clip 44) has zero length; they have no text.",
+        "Neutral clips (score exactly 0) have no row in the task `polarity`.",
+    ),
+)

@@ -1,0 +1,78 @@
+"""Which format an export is in, found from its files' content, and the opened export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias
+
+from mrpipe.datasets.mosi.clips import FOLD_FILE
+from mrpipe.datasets.mosi.csd import is_hdf5
+from mrpipe.datasets.mosi.mmsa import MmsaExport
+from mrpipe.datasets.mosi.multibench import MultiBenchExport
+from mrpipe.datasets.mosi.options import MosiOptions
+from mrpipe.datasets.mosi.padded import load_pickle
+from mrpipe.datasets.mosi.sdk import SdkExport
+from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.raw import require_folder
+
+Export: TypeAlias = SdkExport | MmsaExport | MultiBenchExport
+
+GET = (
+    "CMU-MOSI comes as .csd files with the CMU-MultimodalSDK, as Processed/aligned_50.pkl or unaligned_50.pkl with "
+    "MMSA, or as mosi_raw.pkl or mosi_data.pkl with MultiBench."
+)
+_PICKLE_SUFFIXES = {".pkl", ".pickle", ".p"}
+
+
+def open_export(raw: Path, options: MosiOptions) -> Export:
+    """Detect and open an export: HDF5 signature → csd; pickle with regression_labels → MMSA, with labels → MultiBench.
+
+    Raises:
+        DataError: nothing to read, several formats at once, or any fault of the files.
+        UsageError: an option names a file or sequence that is not there.
+    """
+    require_folder(raw)
+    files = sorted(p for p in raw.rglob("*") if p.is_file() and not p.name.startswith("."))
+    pickles = [p for p in files if p.suffix.lower() in _PICKLE_SUFFIXES]
+    sequences = [p for p in files if p.suffix.lower() == ".csd" or (p not in pickles and is_hdf5(p))]
+    if options.file:
+        pickles = [p for p in pickles if options.file in (p.name, p.relative_to(raw).as_posix())]
+        if len(pickles) != 1:
+            raise UsageError(f"file={options.file!r}: the export holds {len(pickles)} pickles of that name")
+        return _open_pickle(pickles[0])
+    if sequences and pickles:
+        found = ", ".join(p.name for p in (*sequences, *pickles))
+        fix = "Keep one format in the folder, or name the pickle with --set file=NAME."
+        raise DataError(Fault(file=raw.name, expected="one format", found=found, fix=fix))
+    if sequences:
+        return SdkExport(raw, sequences, options)
+    if len(pickles) > 1:
+        found = ", ".join(p.name for p in pickles)
+        raise DataError(Fault(file=raw.name, expected="one pickle", found=found, fix="Name it with --set file=NAME."))
+    if pickles:
+        return _open_pickle(pickles[0])
+    found = ", ".join(p.name for p in files[:8]) or "an empty folder"
+    expected = f".csd files and {FOLD_FILE}, or one pickle (.pkl)"
+    raise DataError(Fault(file=raw.name, expected=expected, found=found, fix=GET))
+
+
+def _open_pickle(path: Path) -> Export:
+    content = load_pickle(path)
+    train = content.get("train") if isinstance(content, dict) else None
+    keys = set(train) if isinstance(train, dict) else set()
+    if "regression_labels" in keys:
+        return MmsaExport(path, content)
+    if "labels" in keys:
+        return MultiBenchExport(path, content)
+    found = type(content).__name__ if train is None else f"train with {', '.join(sorted(map(str, keys))) or 'no keys'}"
+    if isinstance(content, dict) and train is None:
+        found = f"keys {', '.join(map(str, content))}"
+    raise DataError(
+        Fault(
+            file=path.name,
+            column="train",
+            expected="a dictionary with the key regression_labels (MMSA) or labels (MultiBench)",
+            found=found,
+            fix=GET,
+        )
+    )

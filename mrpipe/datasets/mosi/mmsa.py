@@ -1,0 +1,70 @@
+"""MMSA's pickles, aligned_50.pkl and unaligned_50.pkl (raw-formats.md D.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrpipe.datasets.mosi.clips import parse_id
+from mrpipe.datasets.mosi.padded import PaddedExport, id_strings
+from mrpipe.errors import FaultCollector
+from mrpipe.text import tokenise
+
+ANNOTATIONS = ("Negative", "Neutral", "Positive")
+
+
+class MmsaExport(PaddedExport):
+    """Ids `video$_$clip`; `text` is BERT of the words and their marks, `raw_text` the words, labels (N,)."""
+
+    format = "mmsa"
+    label_key = "regression_labels"
+    required = ("id", "regression_labels")
+
+    @property
+    def aligned(self) -> bool:
+        """Whether audio and vision have one step a word piece."""
+        return "audio_lengths" not in self._parts["train"]
+
+    def part_ids(self, part: str, value: Any, faults: FaultCollector) -> list[tuple[str, int]]:
+        texts = id_strings(value)
+        parsed = [parse_id(t) for t in texts]
+        bad = [i for i, p in enumerate(parsed) if p is None]
+        if bad:
+            faults.add(self.fault(part, "id", "ids like video$_$clip", f"{texts[bad[0]]!r}", row=bad[0] + 1))
+        return [p for p in parsed if p is not None]
+
+    def check_labels(
+        self, part: str, value: dict[str, Any], score: NDArray[np.float32], faults: FaultCollector
+    ) -> None:
+        sign = np.sign(np.nan_to_num(score)).astype(int) + 1
+        for key, kind in (("annotations", "sign"), ("classification_labels", "sign, 0 1 2")):
+            if key not in value:
+                continue
+            given = np.asarray(value[key]).ravel()
+            if given.dtype.kind in "SUO":
+                classes = np.array([{a: i for i, a in enumerate(ANNOTATIONS)}.get(t, -1) for t in id_strings(given)])
+            else:
+                classes = given.astype(int)
+            if len(classes) != len(sign):
+                faults.add(self.fault(part, key, f"{len(sign)} rows", f"{len(classes)}"))
+            elif (classes != sign).any():
+                row = int((classes != sign).argmax())
+                found = f"{given[row]!r} beside {score[row]} ({int((classes != sign).sum())} such rows)"
+                faults.add(self.fault(part, key, f"the {kind} of regression_labels", found, row=row + 1))
+
+    def step_counts(self, part: dict[str, Any], modality: str) -> NDArray[np.int64] | None:
+        if modality == "text":
+            if "text_bert" not in part:
+                return None
+            # (N, 3, 50): ids, mask, type; a text of marks only, [CLS] and [SEP], holds no word.
+            n = np.asarray(part["text_bert"])[:, 1].sum(axis=1).astype(np.int64)
+            return np.where(n > 2, n, 0)
+        lengths = part.get(f"{modality}_lengths")
+        return None if lengths is None else np.asarray(lengths, dtype=np.int64).ravel()
+
+    def words(self) -> list[list[str]] | None:
+        if any("raw_text" not in p for p in self._parts.values()):
+            return None
+        return [tokenise(t) for p in self._parts.values() for t in id_strings(p["raw_text"])]

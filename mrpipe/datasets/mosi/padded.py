@@ -1,0 +1,188 @@
+"""What the two kinds of pickle share: three parts of padded arrays, checked together, unpadded on reading."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mrpipe.datasets.mosi.clips import clip_frame, score_faults
+from mrpipe.datasets.mosi.ragged import Block, feature_names, unpad
+from mrpipe.errors import Fault, FaultCollector
+from mrpipe.raw import read_pickle
+
+PARTS = {"train": "train", "valid": "val", "test": "test"}
+AGAIN = "Is it the published file? Download it again."
+
+
+@lru_cache(maxsize=1)
+def _cached(path: Path, mtime_ns: int, size: int) -> Any:
+    return read_pickle(path)
+
+
+def load_pickle(path: Path) -> Any:
+    """The content of a pickle; the last one stays in memory, because check, cohort and every modality read the same."""
+    stat = path.stat()
+    return _cached(path, stat.st_mtime_ns, stat.st_size)
+
+
+def modality_shapes(part: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of the padded arrays of one part."""
+    return {m: np.shape(part[m]) for m in ("text", "audio", "vision") if m in part}
+
+
+class PaddedExport:
+    """A pickle of three parts, train, valid and test: the part is the fold.
+
+    Subclasses say how ids and labels are written. Attributes: `files`, `clips` (`clips.CLIPS_SCHEMA`), `notes`.
+
+    Raises:
+        DataError: every key that is missing, of a wrong size, not numeric, or inconsistent.
+    """
+
+    format = ""
+    label_key = ""
+    required: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, content: dict[str, Any]):
+        self.path = path
+        self.files = (path,)
+        self.notes: list[str] = []
+        self._parts: dict[str, dict[str, Any]] = {}
+        faults = FaultCollector()
+        for part in PARTS:
+            value = content.get(part)
+            if not isinstance(value, dict):
+                found = f"keys {', '.join(map(str, content))}" if value is None else type(value).__name__
+                faults.add(self.fault(part, None, "a dictionary", found))
+                continue
+            self._parts[part] = value
+            self._check_part(part, value, faults)
+        faults.raise_if_any()
+        self.modalities = tuple(m for m in ("text", "audio", "vision") if all(m in p for p in self._parts.values()))
+        self.clips = self._read_clips(faults)
+        faults.raise_if_any()
+
+    def fault(self, part: str, key: str | None, expected: str, found: str, row: int | None = None) -> Fault:
+        column = part if key is None else f"{part}/{key}"
+        return Fault(file=self.path.name, column=column, row=row, expected=expected, found=found, fix=AGAIN)
+
+    # --- what a subclass knows ---------------------------------------------------------------------------------------
+
+    def part_ids(self, part: str, value: Any, faults: FaultCollector) -> list[tuple[str, int]]:
+        """Video and clip number (from 1) of each row."""
+        raise NotImplementedError
+
+    def check_labels(
+        self, part: str, value: dict[str, Any], score: NDArray[np.float32], faults: FaultCollector
+    ) -> None:
+        """Consistency of further label keys."""
+
+    def step_counts(self, part: dict[str, Any], modality: str) -> NDArray[np.int64] | None:
+        """True lengths (N,), where the export gives them."""
+        return None
+
+    # --- checks ------------------------------------------------------------------------------------------------------
+
+    def _check_part(self, part: str, value: dict[str, Any], faults: FaultCollector) -> None:
+        present = {m: value[m] for m in ("text", "audio", "vision") if m in value}
+        for key in self.required:
+            if key not in value:
+                faults.add(self.fault(part, key, "this key", f"keys {', '.join(sorted(map(str, value)))}"))
+        if not present:
+            faults.add(self.fault(part, None, "at least one of text, audio, vision", "none of them"))
+        rows: dict[str, int] = {}
+        for key, x in present.items():
+            array = np.asarray(x) if isinstance(x, np.ndarray) else None
+            if array is None or array.ndim != 3 or array.dtype.kind not in "fiu":
+                found = type(x).__name__ if array is None else f"shape {array.shape}, dtype {array.dtype}"
+                faults.add(self.fault(part, key, "numbers of shape (N, steps, features)", found))
+            else:
+                rows[key] = len(array)
+                reference = self._parts["train"].get(key) if "train" in self._parts else None
+                if isinstance(reference, np.ndarray) and reference.ndim == 3 and reference.shape[2] != array.shape[2]:
+                    expected = f"{reference.shape[2]} features, as in train"
+                    faults.add(self.fault(part, key, expected, f"{array.shape[2]}"))
+        rows |= {k: len(value[k]) for k in self.required if k in value and np.ndim(value[k]) > 0}
+        if len(set(rows.values())) > 1:
+            found = ", ".join(f"{k} {n}" for k, n in rows.items())
+            faults.add(self.fault(part, None, "the same number of rows in every key", found))
+
+    def _read_clips(self, faults: FaultCollector) -> pl.DataFrame:
+        frames = []
+        for part, value in self._parts.items():
+            try:
+                score = np.asarray(value[self.label_key], dtype=np.float32).reshape(len(value[self.label_key]), -1)
+            except (TypeError, ValueError) as error:
+                faults.add(self.fault(part, self.label_key, "numbers", str(error)))
+                continue
+            if score.shape[1] != 1:
+                found = f"shape {np.shape(value[self.label_key])}"
+                faults.add(self.fault(part, self.label_key, "one score a clip: (N,), (N, 1) or (N, 1, 1)", found))
+                continue
+            before = len(faults.faults)
+            ids = self.part_ids(part, value["id"], faults)
+            if len(faults.faults) > before:
+                continue
+            frame = clip_frame([v for v, _ in ids], [c for _, c in ids], score[:, 0], [PARTS[part]] * len(ids))
+            names = frame["sample_id"].to_list()
+            column = f"{part}/{self.label_key}"
+            for fault in score_faults(self.path.name, column, score[:, 0], names):
+                faults.add(fault)
+            self.check_labels(part, value, score[:, 0], faults)
+            for modality in ("audio", "vision", "text"):
+                lengths = self.step_counts(value, modality) if modality in value else None
+                if lengths is not None and (len(lengths) != len(ids) or (lengths > value[modality].shape[1]).any()):
+                    expected = f"{len(ids)} lengths of at most {value[modality].shape[1]}"
+                    found = f"{len(lengths)}, the largest {lengths.max()}"
+                    faults.add(self.fault(part, f"{modality}_lengths", expected, found))
+            frames.append(frame.with_columns(pl.lit(part).alias("part")).with_row_index("row"))
+        if not frames:
+            return pl.DataFrame()
+        clips = pl.concat(frames)
+        doubled = clips.filter(pl.col("sample_id").is_duplicated())
+        if len(doubled):
+            first = doubled.row(0, named=True)
+            again = doubled.filter(pl.col("sample_id") == first["sample_id"]).row(1, named=True)
+            place = f"{first['part']} row {first['row'] + 1}"
+            found = f"{first['sample_id']} more than once ({len(doubled)} such rows), also at {place}"
+            faults.add(self.fault(again["part"], "id", "unique ids", found, row=again["row"] + 1))
+        return clips.drop("part", "row")
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    @property
+    def ids(self) -> NDArray[np.str_]:
+        return np.array(self.clips["sample_id"].to_list(), dtype=np.str_)
+
+    def sequences(self, modality: str) -> Block:
+        """One modality, unpadded (`ragged.unpad`), clips in the order of `clips`."""
+        values, lengths = [], []
+        for part in self._parts.values():
+            v, offsets = unpad(part[modality], self.step_counts(part, modality))
+            values.append(v)
+            lengths.append(np.diff(offsets))
+        x = np.concatenate(values)
+        return Block(
+            sample_id=self.ids,
+            values=x,
+            offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
+            names=feature_names(modality, x.shape[1]),
+            file=self.path.name,
+            columns=(modality,),
+        )
+
+    def words(self) -> list[list[str]] | None:
+        """Words of each clip, where the export holds its text."""
+        return None
+
+
+def id_strings(value: Any) -> list[str]:
+    """Ids as text, from a list or an array of str or bytes of shape (N,), (N, 1) or (N, k): then the first column."""
+    rows = np.asarray(value, dtype=object)
+    rows = rows.reshape(len(rows), -1)[:, 0] if rows.ndim > 1 else rows
+    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in rows.tolist()]

@@ -1,0 +1,177 @@
+"""Features on their way to a table: one vector a clip, or a run of steps a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+
+BATCH_ROWS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """The features of one modality.
+
+    Attributes:
+        sample_id: (n,) ids.
+        values: (total steps, d) float32, NaN where unknown; (n, d) for vectors.
+        offsets: (n + 1,) int64, steps of clip i are values[offsets[i]:offsets[i + 1]]; None for vectors.
+        names: d feature names.
+        file, columns: where they come from, for the dictionary: file name, and one source column for all or one each.
+        kind: kind of the features in the dictionary: numeric, embedding or count.
+        encoder: name of the model that made them, if one did.
+    """
+
+    sample_id: NDArray[np.str_]
+    values: NDArray[np.float32]
+    offsets: NDArray[np.int64] | None
+    names: tuple[str, ...]
+    file: str
+    columns: tuple[str, ...]
+    kind: str = "numeric"
+    encoder: str = ""
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Steps of each clip, (n,); 1 for a vector."""
+        return np.ones(len(self), dtype=np.int64) if self.offsets is None else np.diff(self.offsets)
+
+    def take(self, rows: NDArray[np.int64]) -> Block:
+        """The clips `rows`, in that order."""
+        if self.offsets is None:
+            return replace(self, sample_id=self.sample_id[rows], values=self.values[rows])
+        steps, offsets = _gather(self.offsets[rows], self.lengths()[rows])
+        return replace(self, sample_id=self.sample_id[rows], values=self.values[steps], offsets=offsets)
+
+    def last_steps(self, limit: int) -> Block:
+        """At most the last `limit` steps of each clip, as the SDK's own tensors keep them; 0 keeps all."""
+        if self.offsets is None or limit <= 0 or (self.lengths() <= limit).all():
+            return self
+        kept = np.minimum(self.lengths(), limit)
+        steps, offsets = _gather(self.offsets[1:] - kept, kept)
+        return replace(self, values=self.values[steps], offsets=offsets)
+
+    def collapsed(self) -> Block:
+        """One vector a clip: the mean over its steps of the values that are known."""
+        if self.offsets is None:
+            return self
+        from mrpipe.datasets.mosi.align import means
+
+        target = np.repeat(np.arange(len(self)), self.lengths())
+        values = means(self.values, target, np.arange(len(self.values)), len(self))
+        return replace(self, values=values, offsets=None)
+
+    def observed(self) -> Block:
+        """Only the clips of which at least one value is known: an absent modality has no row."""
+        known = ~np.isnan(self.values).all(axis=1)
+        if self.offsets is None:
+            return self.take(np.flatnonzero(known))
+        total = np.concatenate([[0], np.cumsum(known)])
+        return self.take(np.flatnonzero(total[self.offsets[1:]] > total[self.offsets[:-1]]))
+
+    def features(self, name: str, bit: int, description: str, cohort: pl.DataFrame) -> Features:
+        """The modality table of the clips in `cohort`, sorted by sample id, with its dictionary."""
+        ids = cohort.sort("sample_id")["sample_id"].to_list()
+        row_of = {s: i for i, s in enumerate(self.sample_id.tolist())}
+        block = self.take(np.array([row_of[i] for i in ids if i in row_of], dtype=np.int64)).observed()
+        modality = Modality(
+            name=name,
+            bit=bit,
+            kind="vector" if self.offsets is None else "sequence",
+            shape=(self.values.shape[1],),
+            encoder=self.encoder,
+            description=description,
+        )
+        return Features(modality=modality, batches=block.batches(modality), dictionary=block.dictionary(name))
+
+    def batches(self, modality: Modality) -> Iterator[pa.RecordBatch]:
+        """Record batches in `modality.arrow_schema()`."""
+        schema = modality.arrow_schema()
+        for start in range(0, len(self), BATCH_ROWS):
+            part = self.take(np.arange(start, min(start + BATCH_ROWS, len(self))))
+            steps = pa.FixedSizeListArray.from_arrays(pa.array(part.values.ravel()), part.values.shape[1])
+            columns = [pa.array(part.sample_id.tolist(), pa.string())]
+            if part.offsets is None:
+                columns.append(steps)
+            else:
+                columns.append(pa.ListArray.from_arrays(pa.array(part.offsets.astype(np.int32)), steps))
+                columns.append(pa.array(part.lengths().astype(np.int32)))
+            yield pa.RecordBatch.from_arrays(
+                [c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema
+            )
+
+    def dictionary(self, modality: str) -> pl.DataFrame:
+        """`DICTIONARY_SCHEMA` rows; observed and missing are counted over steps."""
+        d = self.values.shape[1]
+        missing = np.isnan(self.values).sum(axis=0)
+        columns = self.columns * d if len(self.columns) == 1 else self.columns
+        unit = "count" if self.kind == "count" else None
+        of = "clip" if self.offsets is None else "step"
+        return pl.DataFrame(
+            {
+                "modality": [modality] * d,
+                "position": range(d),
+                "name": self.names,
+                "dtype": ["float32"] * d,
+                "unit": [unit] * d,
+                "kind": [self.kind] * d,
+                "levels": [None] * d,
+                "description": [f"{self.encoder or modality} feature, one value a {of}"] * d,
+                "source_file": [self.file] * d,
+                "source_column": columns,
+                "n_observed": len(self.values) - missing,
+                "n_missing": missing,
+            },
+            schema=DICTIONARY_SCHEMA,
+            strict=False,
+        )
+
+
+def _gather(first: NDArray[np.int64], n: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row numbers of the runs [first, first + n), one after another, and their offsets."""
+    offsets = np.concatenate([[0], np.cumsum(n)]).astype(np.int64)
+    return np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], n), offsets
+
+
+def unpad(x: NDArray, lengths: NDArray[np.int64] | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Padded sequences (N, T, d) to runs of true length: values (total, d) float32 and offsets (N + 1,).
+
+    All-zero steps before the first and after the last other step are padding, whichever side it is on. An all-zero step
+    in between was not observed and is NaN; ±inf is NaN. A sequence of zeros only has no steps: it was not observed.
+
+    Args:
+        lengths: (N,) true lengths where the export gives them. The run is the first `length` steps, or the last
+            `length` ones, whichever holds all other steps; where neither does, the zeros decide. Length 0 is absent.
+    """
+    width = x.shape[1]
+    filled = (x != 0).any(axis=2)
+    any_filled = filled.any(axis=1) if lengths is None else filled.any(axis=1) & (lengths > 0)
+    first = np.where(any_filled, filled.argmax(axis=1), 0)
+    stop = np.where(any_filled, width - filled[:, ::-1].argmax(axis=1), 0)
+    if lengths is not None:
+        front = any_filled & (lengths >= stop)
+        back = any_filled & ~front & (width - lengths <= first)
+        first, stop = (
+            np.where(front, 0, np.where(back, width - lengths, first)),
+            np.where(front, lengths, np.where(back, width, stop)),
+        )
+    step = np.arange(width)
+    inside = (step >= first[:, None]) & (step < stop[:, None])
+    values = x[inside].astype(np.float32)
+    values[~filled[inside]] = np.nan
+    values[np.isinf(values)] = np.nan
+    return values, np.concatenate([[0], np.cumsum(inside.sum(axis=1))]).astype(np.int64)
+
+
+def feature_names(prefix: str, d: int, given: Sequence[str] = ()) -> tuple[str, ...]:
+    """The given names when there are d distinct ones, else `<prefix>_0` …"""
+    return tuple(given) if len(given) == d == len(set(given)) else tuple(f"{prefix}_{i}" for i in range(d))

@@ -1,0 +1,303 @@
+"""A simulated CMU-MOSI export: reviews, clips, words and frames from a latent-factor model, the best prediction known.
+
+A clip has independent standard normal factors: one shared by all modalities (partly the speaker's), and one of each
+modality's own. Its sentiment is their weighted sum and noise; the published shares of negative, neutral and positive
+clips (raw-formats.md D.2) are its quantiles. Words of two pairs of lists are drawn with log-odds proportional to the
+shared and to the text's own factor; the frames of a clip carry noisy readings of the shared and of their own factor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.special import expit, log_expit, ndtr, ndtri
+
+from mrpipe import keyed
+from mrpipe.datasets.mosi import simulate_formats
+from mrpipe.datasets.mosi.clips import sample_id
+from mrpipe.datasets.mosi.options import MosiSimulation
+from mrpipe.datasets.mosi.vocabulary import LISTS
+from mrpipe.errors import UsageError
+from mrpipe.parquet import write_frame
+
+NEGATIVE_SHARE, POSITIVE_SHARE = 1023 / 2199, 1080 / 2199
+TRAIN_SHARE, VALID_SHARE = 52 / 93, 10 / 93
+PAUSE_SHARE = 0.194  # pauses for each word
+GAP_SHARE = 0.23  # segments after which something is said that is in no segment
+SENTIMENT_WORDS = 0.2  # share of each of the two pairs of lists among the words of a segment
+BASE = 5  # directions that frames vary in: shared factor, own factor, three that mean nothing
+SHORTEST_WORD = 0.15
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Everything that was said and shown; n clips, w tokens (words and pauses), both by video and in time order.
+
+    Attributes:
+        videos, folds: names (V,), train/valid/test of each.
+        clip_video, clip_number: video index and number from 1, (n,).
+        scores: (n,) float32, multiples of 0.2 in [-3, 3], neutral exactly 0.
+        segments: (n, 2) label times in s, as published: from the beginning of the word before to that of the last word.
+        words, times, token_video, token_clip: token texts (w,), times (w, 2), video, clip (-1: in no segment).
+        base: modality → clip-level readings (n, BASE).
+    """
+
+    videos: list[str]
+    folds: list[str]
+    clip_video: Ints
+    clip_number: Ints
+    scores: NDArray[np.float32]
+    segments: Floats
+    words: NDArray[np.object_]
+    times: Floats
+    token_video: Ints
+    token_clip: Ints
+    base: dict[str, Floats]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latent:
+    """The factors (n,) by name (shared, text, audio, vision), the sentiment (n,), and which clips are odd."""
+
+    factors: dict[str, Floats]
+    sentiment: Floats
+    odd: NDArray[np.bool_]
+
+
+def simulate(export: Path, truth: Path, options: MosiSimulation) -> None:
+    """Write an export in `options.format` to `export`, and `truth.parquet` to `truth`.
+
+    truth.parquet: `sample_id`, `sentiment`, the factors, `odd` (a segment without words), and for each set of
+    modalities `p_positive_<a>_<b>`: the probability that the clip is positive, given that it is not neutral and what
+    these modalities show of it, under the model that drew it. Audio and vision enter through the exact posterior of
+    their readings; words, which are binary draws, through quadrature over the two factors behind them. No method can do
+    better from one clip on average; word steps and the −inf values lose a little of it.
+    """
+    if options.n_videos < 3:
+        raise UsageError("n_videos must be at least 3, one for each fold")
+    if options.utterance_audio and options.format != "csd":
+        raise UsageError("utterance_audio belongs to format=csd; the pickles hold sequences")
+    latent, clip_video, clip_number, videos, folds = _clips(options)
+    world, word_counts = _speech(options, latent, clip_video, clip_number, videos, folds)
+    simulate_formats.write(export, world, options)
+    write_frame(truth / "truth.parquet", _truth(options, latent, world, word_counts))
+
+
+def _clips(options: MosiSimulation) -> tuple[Latent, Ints, Ints, list[str], list[str]]:
+    """Videos, folds, clips and their factors."""
+    names = [f"{options.seed}/{i}" for i in range(options.n_videos)]
+    letters = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
+    codes = keyed.bits(keyed.id_keys(names), options.seed, "mosi/video", 11) % np.uint64(64)
+    videos = sorted("".join(row) for row in letters[codes])
+    order = np.argsort(keyed.uniform(keyed.id_keys(videos), options.seed, "mosi/fold")[:, 0])
+    n_train = max(1, min(round(TRAIN_SHARE * len(videos)), len(videos) - 2))
+    n_valid = max(1, min(round(VALID_SHARE * len(videos)), len(videos) - n_train - 1))
+    folds = np.full(len(videos), "test", dtype=object)
+    folds[order[:n_train]] = "train"
+    folds[order[n_train : n_train + n_valid]] = "valid"
+
+    rng = keyed.generator(options.seed, "mosi/clips")
+    n_clips = np.maximum(rng.poisson(options.clips_per_video, len(videos)), 3)
+    clip_video = np.repeat(np.arange(len(videos)), n_clips)
+    clip_number = np.arange(len(clip_video)) - np.repeat(np.cumsum(n_clips) - n_clips, n_clips) + 1
+    n = len(clip_video)
+    share = min(max(options.subject_share, 0.0), 1.0)
+    speaker = rng.standard_normal(len(videos))[clip_video]
+    factors = {"shared": np.sqrt(share) * speaker + np.sqrt(1 - share) * rng.standard_normal(n)}
+    factors |= {m: rng.standard_normal(n) for m in ("text", "audio", "vision")}
+    sentiment = options.label_noise * rng.standard_normal(n)
+    for name, weight in _weights(options).items():
+        sentiment = sentiment + weight * factors[name]
+    odd = np.zeros(n, dtype=bool)
+    if options.oddities:
+        odd[[_zero_length(clip_video), _too_short(clip_video)]] = True
+    latent = Latent(factors=factors, sentiment=sentiment, odd=odd)
+    return latent, clip_video, clip_number, videos, folds.tolist()
+
+
+def _weights(options: MosiSimulation) -> dict[str, float]:
+    return {
+        "shared": options.shared,
+        "text": options.private_text,
+        "audio": options.private_audio,
+        "vision": options.private_vision,
+    }
+
+
+def _zero_length(clip_video: Ints) -> int:
+    """The middle clip of the first video has zero length, as clip 44 of 2WGyTLYerpo."""
+    return int((clip_video == 0).sum()) // 2
+
+
+def _too_short(clip_video: Ints) -> int:
+    """The first clip of the second video ends before a word begins, as clip 1 of VCslbP0mgZI."""
+    return int((clip_video == 0).sum())
+
+
+def _scores(options: MosiSimulation, sentiment: Floats) -> NDArray[np.float32]:
+    """Sentiment to the labels' grid: quantiles of D.2, then equal steps of 0.2 within negative and positive."""
+    u = ndtr(sentiment / _spread(options))
+    negative = -np.ceil((NEGATIVE_SHARE - u) / NEGATIVE_SHARE * 15)
+    positive = np.ceil((u - (1 - POSITIVE_SHARE)) / POSITIVE_SHARE * 15)
+    steps = np.where(u < NEGATIVE_SHARE, negative, np.where(u > 1 - POSITIVE_SHARE, positive, 0.0))
+    return (np.clip(steps, -15, 15) / 5).astype(np.float32)
+
+
+def _spread(options: MosiSimulation) -> float:
+    return float(np.sqrt(sum(w**2 for w in _weights(options).values()) + options.label_noise**2))
+
+
+def _speech(
+    options: MosiSimulation, latent: Latent, clip_video: Ints, clip_number: Ints, videos: list[str], folds: list[str]
+) -> tuple[World, NDArray[np.int64]]:
+    """Words, their times, the segments; and how often each list occurs in each clip, (n, 5)."""
+    rng = keyed.generator(options.seed, "mosi/speech")
+    n, n_videos = len(clip_video), len(videos)
+    n_words = np.maximum(1, np.round(np.exp(rng.normal(np.log(0.81 * options.words_per_clip), 0.65, n)))).astype(int)
+    n_words = np.where(latent.odd, 0, np.minimum(n_words, 110))
+    gaps = np.where(rng.uniform(size=n) < GAP_SHARE, rng.integers(1, 6, n), 0)
+    # A video: some words, then its clips, some of them followed by words that are in no segment, and a last word.
+    unit_length = np.concatenate([rng.integers(3, 9, n_videos), n_words, gaps, np.full(n_videos, 2)])
+    unit_video = np.concatenate([np.arange(n_videos), clip_video, clip_video, np.arange(n_videos)])
+    unit_clip = np.concatenate([np.full(n_videos, -1), np.arange(n), np.full(n, -1), np.full(n_videos, -1)])
+    place = np.concatenate([np.zeros(n_videos), 2 * clip_number - 1, 2 * clip_number, np.full(n_videos, 1e9)])
+    order = np.lexsort((place, unit_video))
+    video = np.repeat(unit_video[order], unit_length[order])
+    clip = np.repeat(unit_clip[order], unit_length[order])
+
+    kind = rng.choice(3, size=len(clip), p=[1 - 2 * SENTIMENT_WORDS, SENTIMENT_WORDS, SENTIMENT_WORDS])
+    kind = np.where(clip < 0, 0, kind)
+    factor = np.where(kind == 1, latent.factors["shared"][clip], latent.factors["text"][clip])
+    positive = rng.uniform(size=len(clip)) < expit(options.text_strength * factor)
+    which = np.where(kind == 0, 0, 2 * kind - 1 + positive)
+    size = np.array([len(words) for words in LISTS])
+    within = np.floor(rng.uniform(size=len(clip)) * size[which]).astype(int)
+    table = np.full((len(LISTS), size.max()), "", dtype=object)
+    for i, words in enumerate(LISTS):
+        table[i, : len(words)] = words
+    counts = np.zeros((n, len(LISTS)), dtype=np.int64)
+    np.add.at(counts, (clip[clip >= 0], which[clip >= 0]), 1)
+
+    # Times: words and the pauses after some of them, one after another from half a second on.
+    pause = rng.uniform(size=len(clip)) < PAUSE_SHARE
+    word_row = np.arange(len(clip)) + np.cumsum(pause) - pause
+    w = len(clip) + int(pause.sum())
+    is_word = np.zeros(w, dtype=bool)
+    is_word[word_row] = True
+    source = np.cumsum(is_word) - 1
+    duration = np.where(is_word, SHORTEST_WORD, 0.1) + rng.gamma(2.0, np.where(is_word, 0.08, 0.15), w)
+    token_video = video[source]
+    end = np.cumsum(duration)
+    first = np.concatenate([[True], np.diff(token_video) > 0])
+    shift = np.repeat((end - duration)[first] - 0.5, np.bincount(token_video, minlength=n_videos))
+    times = np.stack([end - duration - shift, end - shift], axis=1)
+    spoken = np.full(w, "sp", dtype=object)
+    spoken[word_row] = table[which, within]
+
+    # Where each clip stands among the words of its video, whether or not it has words of its own.
+    clip_unit = np.argsort(order)[n_videos : n_videos + n]
+    first_word = (np.cumsum(unit_length[order]) - unit_length[order])[clip_unit]
+    start = times[word_row[first_word - 1], 0]
+    stop = times[word_row[first_word + np.maximum(n_words, 1) - 1], 0]
+    stop = np.where(latent.odd, start, stop)
+    if options.oddities:
+        stop[_too_short(clip_video)] += 0.6 * SHORTEST_WORD
+    world = World(
+        videos=videos,
+        folds=folds,
+        clip_video=clip_video,
+        clip_number=clip_number,
+        scores=_scores(options, latent.sentiment),
+        segments=np.stack([start, stop], axis=1),
+        words=spoken,
+        times=times,
+        token_video=token_video,
+        token_clip=clip[source],
+        base={m: _readings(options, latent, m) for m in ("audio", "vision")},
+    )
+    return world, counts
+
+
+def _readings(options: MosiSimulation, latent: Latent, modality: str) -> Floats:
+    """What a clip's frames say on the whole, (n, BASE): the shared and the own factor with noise, and nothing else."""
+    rng = keyed.generator(options.seed, "mosi/readings", modality)
+    noise = {"audio": options.audio_noise, "vision": options.vision_noise}[modality]
+    base = rng.standard_normal((len(latent.sentiment), BASE))
+    base[:, 0] = latent.factors["shared"] + noise * base[:, 0]
+    base[:, 1] = latent.factors[modality] + noise * base[:, 1]
+    return base
+
+
+# --- the best possible prediction ------------------------------------------------------------------------------------
+
+
+def _truth(options: MosiSimulation, latent: Latent, world: World, counts: NDArray[np.int64]) -> pl.DataFrame:
+    names = [world.videos[v] for v in world.clip_video]
+    columns: dict[str, object] = {
+        "sample_id": [sample_id(v, int(c)) for v, c in zip(names, world.clip_number, strict=True)],
+        "sentiment": latent.sentiment,
+        **{f"factor_{k}": v for k, v in latent.factors.items()},
+        "odd": latent.odd,
+    }
+    modalities = ("text", "audio") if options.utterance_audio else ("text", "audio", "vision")
+    for k in range(1, len(modalities) + 1):
+        for subset in combinations(modalities, k):
+            columns["p_positive_" + "_".join(subset)] = p_positive(options, latent.odd, world.base, counts, subset)
+    return pl.DataFrame(columns).sort("sample_id")
+
+
+def p_positive(
+    options: MosiSimulation,
+    odd: NDArray[np.bool_],
+    base: dict[str, Floats],
+    counts: NDArray[np.int64],
+    subset: tuple[str, ...],
+) -> Floats:
+    """P(score > 0 | score != 0, what `subset` shows of the clip), (n,).
+
+    Given the readings and the words, the factors are independent; the shared one is integrated on a grid, and so is the
+    text's own if there are words. All else in the sentiment is Gaussian and adds up to a mean and a variance.
+    """
+    weights = _weights(options)
+    grid = np.linspace(-5.0, 5.0, 61)
+    n = len(odd)
+    log_shared = np.tile(-0.5 * grid**2, (n, 1))
+    log_own = np.tile(-0.5 * grid**2, (n, 1))
+    mean, variance = np.zeros(n), np.full(n, options.label_noise**2)
+    for modality, noise in (("audio", options.audio_noise), ("vision", options.vision_noise)):
+        # An odd segment has no frames of its own; an utterance-level row it has.
+        seen = np.full(n, modality in subset) & (~odd | (options.utterance_audio and modality == "audio"))
+        precision = 1.0 / max(noise, 1e-6) ** 2
+        log_shared -= np.where(seen[:, None], 0.5 * precision * (grid - base[modality][:, :1]) ** 2, 0.0)
+        gain = precision / (1.0 + precision)
+        mean += np.where(seen, weights[modality] * gain * base[modality][:, 1], 0.0)
+        variance += weights[modality] ** 2 * np.where(seen, 1.0 - gain, 1.0)
+    if "text" in subset:
+        up, down = log_expit(options.text_strength * grid), log_expit(-options.text_strength * grid)
+        log_shared += counts[:, 1:2] * down + counts[:, 2:3] * up
+        log_own += counts[:, 3:4] * down + counts[:, 4:5] * up
+    shared, own = _normalised(log_shared), _normalised(log_own)
+    low, high = _spread(options) * ndtri(NEGATIVE_SHARE), _spread(options) * ndtri(1 - POSITIVE_SHARE)
+    value = weights["shared"] * grid[:, None] + weights["text"] * grid[None, :]
+    p = np.empty(n)
+    for start in range(0, n, 128):
+        rows = slice(start, start + 128)
+        centre = mean[rows, None, None] + value
+        sd = np.sqrt(np.maximum(variance[rows], 1e-12))[:, None, None]
+        positive = np.einsum("ns,nst,nt->n", shared[rows], ndtr((centre - high) / sd), own[rows])
+        negative = np.einsum("ns,nst,nt->n", shared[rows], ndtr((low - centre) / sd), own[rows])
+        p[rows] = positive / (positive + negative)
+    return p
+
+
+def _normalised(log_weights: Floats) -> Floats:
+    weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
+    normalised: Floats = weights / weights.sum(axis=1, keepdims=True)
+    return normalised

