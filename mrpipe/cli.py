@@ -85,7 +85,7 @@ def _split(args: argparse.Namespace) -> None:
 def _seal(args: argparse.Namespace) -> None:
     from mrpipe.stages.seal import seal
 
-    print(f"sealed {args.store}: store_id {seal(_dataset(args), args.work, args.store)}")
+    print(f"sealed {args.store}: store_id {seal(_dataset(args), args.work, args.store, args.schemes)}")
 
 
 def _build(args: argparse.Namespace) -> None:
@@ -198,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     seal = verb("seal", _seal)
     path(seal, "--work", "folder of intermediate files")
     path(seal, "--store", "folder of the store")
+    seal.add_argument("--schemes", nargs="+", metavar="NAME", help="the splits that belong to it; others are deleted")
     build = verb("build", _build)
     path(build, "--raw", "folder of the export")
     path(build, "--out", "folder of the store")

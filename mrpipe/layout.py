@@ -45,6 +45,10 @@ class StoreLayout:
     def manifest(self) -> Path:
         return self.root / "manifest.json"
 
+    def unseal(self) -> None:
+        """Take the seal off before anything in the store changes, so that a killed step leaves no sealed store."""
+        self.manifest.unlink(missing_ok=True)
+
 
 @dataclass(frozen=True)
 class WorkLayout:

@@ -48,17 +48,11 @@ def build(
             for part in range(n_parts(dataset, name, settings)):
                 prepare(dataset, name, part, raw, work, settings)
             report(f"ingest {name}: {ingest(dataset, name, raw, work, store, settings)} rows")
-        for path in (store / "modalities").glob("*.parquet"):
-            if path.stem not in chosen:
-                path.unlink()
         report(f"samples: {assemble_samples(dataset, work, store, chosen)}")
         wanted = tuple(schemes or dataset.schemes)
-        for path in (store / "splits").glob("*.parquet"):
-            if path.stem not in wanted:
-                path.unlink()
         for scheme in wanted:
             report(f"split {scheme}: {make_split(dataset, store, scheme, seed=seed)}")
-        store_id = seal(dataset, work, store)
+        store_id = seal(dataset, work, store, wanted)
         report(f"sealed: {store_id}")
         return store_id
     finally:

@@ -56,8 +56,10 @@ def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, 
     if declared.name != modality or declared.bit != dataset.modalities[modality].bit:
         raise AssertionError(f"{dataset.name}/{modality}: the reader returned {declared.name} at bit {declared.bit}")
     ids = cohort["sample_id"].to_arrow().cast(pa.string())
+    paths = StoreLayout(store)
+    paths.unseal()
     n_rows = write_batches(
-        StoreLayout(store).modality(modality),
+        paths.modality(modality),
         declared.arrow_schema(),
         _validated(features, ids),
         metadata={MODALITY_KEY: declared.to_json()},

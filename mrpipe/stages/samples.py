@@ -22,9 +22,16 @@ def read_modality_declaration(path: Path) -> Modality:
 def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequence[str]) -> int:
     """Write `samples.parquet`, `labels/*.parquet` and `attrition.parquet`; returns the number of samples.
 
-    Samples without any of `modalities` are removed here and counted in the attrition table.
+    Samples without any of `modalities` are removed here and counted in the attrition table. Modality tables and labels
+    that a former build with other settings left in the store are deleted.
     """
     paths, working = StoreLayout(store), WorkLayout(work)
+    paths.unseal()
+    kept = {paths.modality(m) for m in modalities} | {paths.labels(t.name) for t in dataset.tasks}
+    for folder in ("modalities", "labels"):
+        for left in sorted((store / folder).glob("*.parquet")):
+            if left not in kept:
+                left.unlink()
     cohort = pl.read_parquet(working.cohort)
     frame = cohort.select(pl.exclude(f"^{LABEL_PREFIX.replace('.', '[.]')}.*$"))
     mask = pl.lit(0, dtype=pl.UInt16)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -90,14 +90,20 @@ def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], ver
     )
 
 
-def seal(dataset: Dataset, work: Path, root: Path) -> str:
+def seal(dataset: Dataset, work: Path, root: Path, schemes: Sequence[str] | None = None) -> str:
     """Seal a store; returns its store_id.
+
+    Args:
+        schemes: the splits that belong to it; others, left by a former build, are deleted. Default: all that lie there.
 
     Raises:
         DataError: an invariant of the format does not hold; nothing is sealed then.
     """
     paths, working = StoreLayout(root), WorkLayout(work)
-    paths.manifest.unlink(missing_ok=True)
+    paths.unseal()
+    for left in sorted((root / "splits").glob("*.parquet")):
+        if schemes is not None and left.stem not in schemes:
+            left.unlink()
     checked = json.loads(working.checked.read_text(encoding="utf-8"))
     names = sorted(p.stem for p in (root / "modalities").glob("*.parquet"))
     order = {m: reader.bit for m, reader in dataset.modalities.items()}

@@ -50,5 +50,6 @@ def make_split(dataset: Dataset, store: Path, scheme: str, *, seed: int = 0, ids
     if counts["train"] == 0:
         raise DataError(Fault(file=f"split {scheme}", expected="training samples", found=f"parts {counts}"))
     settings |= {"description": dataset.schemes[scheme].description if scheme in dataset.schemes else ""}
+    paths.unseal()
     write_frame(paths.split(scheme), split, metadata={SPLIT_KEY: json.dumps(settings, sort_keys=True)})
     return counts
