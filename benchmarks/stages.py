@@ -1,0 +1,108 @@
+"""Wall time and peak memory of every stage, store sizes, training and inference throughput.
+
+    python benchmarks/stages.py --raw mosi=DIR --raw enrico=DIR --out benchmarks/out/stages.csv
+
+Each stage runs as a process of its own through the command line, as the workflow runs it; wall time and peak resident
+memory come from the operating system (wait4). Without --raw the exports are simulated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mrpipe.datasets import get_dataset
+from mrpipe.store import open_store
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Seconds of wall time and MiB of peak resident memory of one command."""
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise SystemExit(f"{shlex.join(command)} failed:\n{errors}")
+    return time.perf_counter() - begun, usage.ru_maxrss / 1024
+
+
+def stages(name: str, raw: Path | None, settings: list[str], folder: Path) -> list[dict[str, object]]:
+    """Run all stages of one dataset; returns one row a stage."""
+    dataset, rows = get_dataset(name), []
+    mrpipe = [sys.executable, "-m", "mrpipe"]
+    store, work = folder / "store", folder / "work"
+    extra = ["--set", *settings] if settings else []
+
+    def run(stage: str, *command: str | Path) -> None:
+        seconds, peak = measure([*mrpipe, *map(str, command)])
+        rows.append({"dataset": name, "stage": stage, "seconds": round(seconds, 2), "peak_mib": round(peak)})
+
+    if raw is None:
+        raw = folder / "raw"
+        run("simulate", "simulate", name, "--out", raw)
+    place = ("--raw", raw, "--work", work, *extra)
+    run("check", "check", name, *place)
+    run("cohort", "cohort", name, *place)
+    modalities = json.loads((work / "checked.json").read_text())["modalities"]
+    for modality in modalities:
+        run(f"ingest {modality}", "ingest", name, modality, "--store", store, *place)
+    run("samples", "samples", name, "--work", work, "--store", store, "--modalities", *modalities)
+    for scheme in dataset.schemes:
+        run(f"split {scheme}", "split", name, "--store", store, "--scheme", scheme)
+    run("seal", "seal", name, "--work", work, "--store", store)
+    run("verify --deep", "verify", store, "--deep")
+    size = sum(f["size"] for f in open_store(store).manifest.files) / 2**20
+    rows.append({"dataset": name, "stage": "store size (MiB)", "seconds": "", "peak_mib": round(size, 1)})
+    mask = folder / "mask.parquet"
+    run("mask", "mask", store, "--p", "0.3", "--seed", "0", "--out", mask)
+    command = [sys.executable, "-m", "model", "train", "--store", store, "--mask", mask, "--out", folder / "run",
+               "--set", "epochs=4", "patience=0", "--quiet"]  # fmt: skip
+    seconds, peak = measure([str(c) for c in command])
+    rows.append({"dataset": name, "stage": "train, 4 epochs", "seconds": round(seconds, 2), "peak_mib": round(peak)})
+    cost = json.loads((folder / "run" / "cost.json").read_text())
+    for key in ("train_samples_per_second", "test_samples_per_second"):
+        rows.append({"dataset": name, "stage": key, "seconds": round(cost[key], 1), "peak_mib": ""})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--raw", action="append", default=[], metavar="NAME=DIR", help="a real export")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME.KEY=VALUE", help="reader options")
+    parser.add_argument("--datasets", nargs="+", default=["mosi", "enrico"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/stages.csv"))
+    args = parser.parse_args()
+    raw = dict(pair.split("=", 1) for pair in args.raw)
+    rows: list[dict[str, object]] = []
+    for name in args.datasets:
+        settings = [s.split(".", 1)[1] for s in args.set if s.startswith(f"{name}.")]
+        with tempfile.TemporaryDirectory() as folder:
+            rows += stages(name, Path(raw[name]) if name in raw else None, settings, Path(folder))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, ["dataset", "stage", "seconds", "peak_mib"])
+        writer.writeheader()
+        writer.writerows(rows)
+    table = Table("dataset", "stage", "seconds", "peak MiB", box=None)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    console = Console()
+    console.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
