@@ -43,7 +43,7 @@ rule stores:
 
 rule runs:
     input:
-        [f"{run_folder(run)}/metrics.json" for run in PLAN.runs.values()],
+        [f"{run_folder(run)}/evaluation.csv" for run in PLAN.runs.values()],
 
 
 onsuccess:

@@ -81,7 +81,7 @@ def stages(name: str, raw: Path | None, settings: list[str], folder: Path) -> li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw", action="append", default=[], metavar="NAME=DIR", help="a real export")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME.KEY=VALUE", help="reader options")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME.KEY=VALUE")
     parser.add_argument("--datasets", nargs="+", default=["mosi", "enrico"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/stages.csv"))
     args = parser.parse_args()

@@ -244,7 +244,7 @@ def parse_options(cls: type, values: Mapping[str, Any], *, context: str) -> Any:
         default = getattr(cls(), name)
         if isinstance(value, str) and not isinstance(default, str):
             try:
-                value = json.loads(value)
+                value = json.loads(value.lower() if isinstance(default, bool) else value)
             except json.JSONDecodeError as error:
                 raise UsageError(f"{context}: option {name}={value!r} is not a {type(default).__name__}") from error
         if isinstance(default, tuple) and isinstance(value, list):

@@ -20,7 +20,7 @@ CONDA_NAMES = {
     "duckdb": "python-duckdb",
 }
 # What `model` may use of the pipeline library: files and pure functions, never a step of the pipeline.
-PIPELINE_ONLY = {"mrpipe.stages", "mrpipe.datasets", "mrpipe.raw", "mrpipe.cli"}
+PIPELINE_ONLY = {"mrpipe.stages", "mrpipe.datasets", "mrpipe.cli"}
 
 
 def imported(path: Path) -> set[str]:

@@ -11,6 +11,7 @@ from snakemake.utils import validate
 
 from mrpipe.codehash import code_hash
 from mrpipe.errors import MrpipeError
+from mrpipe.stages.prepare import n_parts
 from workflow.plan import (
     ConfigError,
     fingerprint,
@@ -58,6 +59,8 @@ PLAN = planned()
 wildcard_constraints:
     dataset="|".join(map(re.escape, PLAN.stores)),
     modality="[A-Za-z0-9_]+",
+    part="[0-9]+",
+    total="[0-9]+",
     scheme="[A-Za-z0-9_.-]+",
     mask="[^/]+",
     experiment="[A-Za-z0-9_.-]+",
@@ -97,7 +100,8 @@ def reader_options(wildcards):
     return set_arguments(store_plan(wildcards).options)
 
 
-# What reading a modality costs where it is not the usual: dataset → modality → threads, mem_mb, runtime (see <dataset>.smk).
+# What reading a modality costs where it is not the usual, set in <dataset>.smk: dataset → modality → threads, mem_mb,
+# runtime, and part_mem_mb, part_runtime of a part.
 INGEST_COST = {}
 
 
@@ -107,6 +111,16 @@ def ingest_cost(wildcards, what, usual):
         .get(wildcards.modality, {})
         .get(what, usual)
     )
+
+
+def modality_parts(wildcards):
+    """The parts that a modality's reader joins; most readers have none."""
+    store, modality = store_plan(wildcards), wildcards.modality
+    total = n_parts(store.dataset, modality, store.options)
+    return [
+        f"<results>/work/{store.name}/parts/{modality}/{part}-of-{total}.parquet"
+        for part in range(total)
+    ]
 
 
 def run_folder(run):
@@ -119,7 +133,7 @@ def run_plan(wildcards):
 
 def mask_file(run):
     """The mask that a run trains and is tested with, if modalities are taken away."""
-    return f"<results>/masks/{run.store}/{run.mask}.parquet" if run.mask else []
+    return [f"<results>/masks/{run.store}/{run.mask}.parquet"] if run.mask else []
 
 
 def all_targets(wildcards):

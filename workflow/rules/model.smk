@@ -29,8 +29,11 @@ rule train:
         verified=lambda wildcards: f"<results>/verified/{run_plan(wildcards).store}.txt",
         mask=lambda wildcards: mask_file(run_plan(wildcards)),
     output:
-        model="<results>/runs/{experiment}/{method}/seed{seed}/model.pt",
+        checkpoint="<results>/runs/{experiment}/{method}/seed{seed}/checkpoint.pt",
         config="<results>/runs/{experiment}/{method}/seed{seed}/config.json",
+        predictions="<results>/runs/{experiment}/{method}/seed{seed}/predictions.parquet",
+        table="<results>/runs/{experiment}/{method}/seed{seed}/metrics.csv",
+        metrics="<results>/runs/{experiment}/{method}/seed{seed}/metrics.json",
     log:
         "<logs>/{experiment}/{method}_seed{seed}_train.log",
     benchmark:
@@ -45,7 +48,8 @@ rule train:
         gpu=int(config["gpu"]),
     params:
         store=lambda wildcards: store_folder(run_plan(wildcards).store),
-        run=subpath(output.model, parent=True),
+        # The point from which a killed training continues lies in this folder and is no output: Snakemake keeps it.
+        run=subpath(output.metrics, parent=True),
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         options=lambda wildcards: train_arguments(run_plan(wildcards)),
         code=lambda wildcards: code_of(
@@ -53,15 +57,16 @@ rule train:
         )(wildcards),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model train --store {params.store:q}"
-        " --out {params.run:q} {params.mask:q} {params.options:q} > {log} 2>&1"
+        " --out {params.run:q} {params.mask:q} {params.options:q} --quiet > {log} 2>&1"
 
 
 rule evaluate:
+    # The checkpoint alone, in a process of its own, must give what training said of the test part.
     input:
-        model="<results>/runs/{experiment}/{method}/seed{seed}/model.pt",
-        config="<results>/runs/{experiment}/{method}/seed{seed}/config.json",
+        checkpoint="<results>/runs/{experiment}/{method}/seed{seed}/checkpoint.pt",
+        mask=lambda wildcards: mask_file(run_plan(wildcards)),
     output:
-        "<results>/runs/{experiment}/{method}/seed{seed}/metrics.json",
+        "<results>/runs/{experiment}/{method}/seed{seed}/evaluation.csv",
     log:
         "<logs>/{experiment}/{method}_seed{seed}_evaluate.log",
     benchmark:
@@ -75,10 +80,11 @@ rule evaluate:
         gpu=int(config["gpu"]),
     params:
         store=lambda wildcards: store_folder(run_plan(wildcards).store),
-        run=subpath(input.model, parent=True),
+        run=subpath(input.checkpoint, parent=True),
+        mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         code=lambda wildcards: code_of(
-            "model.evaluate", f"model.methods.{wildcards.method}"
+            "model.checkpoint", "model.evaluate", f"model.methods.{wildcards.method}"
         )(wildcards),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model evaluate --run {params.run:q}"
-        " --store {params.store:q} --part test > {log} 2>&1"
+        " --store {params.store:q} {params.mask:q} --part test --out {output:q} --quiet > {log} 2>&1"

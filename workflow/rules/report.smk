@@ -2,6 +2,7 @@ rule report_page:
     input:
         verified=[f"<results>/verified/{name}.txt" for name in PLAN.stores],
         metrics=[f"{run_folder(run)}/metrics.json" for run in PLAN.runs.values()],
+        evaluations=[f"{run_folder(run)}/evaluation.csv" for run in PLAN.runs.values()],
     output:
         page=report(
             "<results>/report/index.html",

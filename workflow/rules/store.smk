@@ -63,10 +63,46 @@ rule cohort:
         " --raw {params.raw:q} --work {params.work:q} {params.options:q} > {log} 2>&1"
 
 
+rule prepare:
+    # Only for modalities that say so: shards of a large table, scans. Parts are independent jobs.
+    input:
+        checked="<results>/work/{dataset}/checked.json",
+        cohort="<results>/work/{dataset}/cohort.parquet",
+    output:
+        "<results>/work/{dataset}/parts/{modality}/{part}-of-{total}.parquet",
+    log:
+        "<logs>/{dataset}/prepare_{modality}_{part}-of-{total}.log",
+    benchmark:
+        "<benchmarks>/{dataset}/prepare_{modality}_{part}-of-{total}.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: attempt
+        * ingest_cost(wildcards, "part_mem_mb", 4000),
+        runtime=lambda wildcards: ingest_cost(wildcards, "part_runtime", "4h"),
+    params:
+        dataset=reader_name,
+        raw=raw_folder,
+        work=subpath(input.checked, parent=True),
+        options=reader_options,
+        code=code_of(
+            "mrpipe.stages.prepare",
+            function=lambda dataset, wildcards: dataset.modalities[
+                wildcards.modality
+            ].prepare,
+        ),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe prepare {params.dataset}"
+        " {wildcards.modality} --part {wildcards.part} --raw {params.raw:q} --work {params.work:q}"
+        " {params.options:q} > {log} 2>&1"
+
+
 rule ingest:
     input:
         checked="<results>/work/{dataset}/checked.json",
         cohort="<results>/work/{dataset}/cohort.parquet",
+        parts=modality_parts,
     output:
         table=ensure(
             "<results>/stores/{dataset}/modalities/{modality}.parquet", non_empty=True
@@ -211,11 +247,12 @@ rule seal:
         dataset=reader_name,
         work=subpath(input.checked, parent=True),
         store=subpath(output.manifest, parent=True),
+        schemes=lambda wildcards: list(store_plan(wildcards).schemes),
         declared=lambda wildcards: store_plan(wildcards).declared,
         code=code_of("mrpipe.stages.seal"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe seal {params.dataset}"
-        " --work {params.work:q} --store {params.store:q} > {log} 2>&1"
+        " --work {params.work:q} --store {params.store:q} --schemes {params.schemes:q} > {log} 2>&1"
 
 
 rule verify:

@@ -37,6 +37,7 @@ DATASET = Dataset(
     check=check_export,
     cohort=build_cohort,
     simulate=simulate_export,
+    tiny={"n_screens": 40, "scale": 0.25, "zipped": True},
     notes=(
         "A screen is its own subject. Some apps have several screens (app_id, where the metadata names it), and the "
         "standard split does not keep them together.",

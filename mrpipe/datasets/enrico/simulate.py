@@ -260,8 +260,15 @@ def simulate_export(raw: Path, truth: Path, options: EnricoSimulation) -> None:
     """Write the export into `raw` and truth.parquet (latent state, best guesses) and model.json into `truth`.
 
     Raises:
-        UsageError: fewer screens than topics.
+        UsageError: fewer screens than topics, or a scale or noise out of range.
     """
+    for name, value, low, high in (
+        ("scale", options.scale, 0.01, 4.0),
+        ("layout_noise", options.layout_noise, 0.0, 1.0),
+        ("look_noise", options.look_noise, 0.0, 1.0),
+    ):
+        if not low <= value <= high:
+            raise UsageError(f"simulation of enrico: {name}={value} must be between {low} and {high}")
     raw.mkdir(parents=True, exist_ok=True)
     states = _draw_states(options)
     issues = _draw_issues(states, options)

@@ -30,6 +30,7 @@ DATASET = Dataset(
     cohort=cohort,
     simulate=simulate,
     modalities_of=modalities_of,
+    tiny={"n_videos": 12, "clips_per_video": 6.0},
     notes=(
         "A sample is one opinion segment, `<video>_<clip>` with clips from 1; the subject is the video.",
         "Words belong to the segment in which they begin; pauses (`sp`) are left out. Two published segments hold no "

@@ -98,11 +98,12 @@ def score_faults(file: str, column: str, score: NDArray[np.float32], ids: Sequen
 def read_folds(raw: Path, faults: FaultCollector) -> tuple[Path | None, dict[str, str]]:
     """The SDK's three lists of videos as video → fold; the file is parsed and never run."""
     what = "the SDK's standard folds, three lists of video ids"
-    path = find_one(
-        raw, [rf"(.*/)?{re.escape(FOLD_FILE)}", r"(.*/)?cmu_mosi\.py"], what=what, fix=GET_FOLDS, faults=faults
-    )
+    patterns = [rf"(.*/)?{re.escape(FOLD_FILE)}", r"(.*/)?cmu_mosi\.py"]
+    missing = FaultCollector()
+    path = find_one(raw, patterns, what=what, fix=GET_FOLDS, faults=missing)
     if path is None:
-        faults.faults[-1] = Fault(file=FOLD_FILE, expected=what, found=faults.faults[-1].found, fix=GET_FOLDS)
+        found = missing.faults[0].found
+        faults.add(Fault(file=FOLD_FILE, expected=f"exactly one file ({what})", found=found, fix=GET_FOLDS))
         return None, {}
     try:
         return path, parse_folds(path)
