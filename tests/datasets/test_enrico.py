@@ -1,0 +1,398 @@
+"""Enrico: pictures, wireframes drawn from hierarchies, cohort, splits."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageColor
+
+from mrpipe.datasets.enrico import DATASET
+from mrpipe.datasets.enrico.cohort import build_cohort, multibench_folds, parse_metadata
+from mrpipe.datasets.enrico.hierarchy import (
+    Component,
+    Hierarchy,
+    _cumulative_mitchell,
+    colour,
+    parse_hierarchy,
+    render,
+)
+from mrpipe.datasets.enrico.images import decode, picture_size, to_array
+from mrpipe.datasets.enrico.simulate import LANDSCAPE, EnricoSimulation, simulate_export
+from mrpipe.datasets.enrico.tables import COMPONENT_COLOURS, TOPICS, EnricoOptions, Legend, read_issues, read_legend
+from mrpipe.errors import DataError
+from mrpipe.splits import grouped_stratified
+
+SIMULATION = EnricoSimulation(n_screens=90, scale=0.3, seed=3)
+LEGEND = Legend(components=COMPONENT_COLOURS, icons={"menu": "#222"})
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("enrico")
+    simulate_export(folder / "raw", folder / "raw.truth", SIMULATION)
+    return folder / "raw"
+
+
+def read(raw: Path, modality: str, options: EnricoOptions | None = None) -> dict[str, np.ndarray]:
+    """Sample id → (3, H, W) of all batches."""
+    options = options or EnricoOptions()
+    features = DATASET.modalities[modality].read(raw, build_cohort(raw, options).samples, options)
+    table = pa.Table.from_batches(list(features.batches), features.modality.arrow_schema())
+    pixels = table["x"].combine_chunks().flatten().to_numpy().reshape(-1, *features.modality.shape)
+    ids = table["sample_id"].to_pylist()
+    assert ids == sorted(ids)
+    return dict(zip(ids, pixels, strict=True))
+
+
+def picture(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+def test_channels_rows_and_columns_are_where_they_belong() -> None:
+    """Red top left, green top right, blue bottom left, white bottom right."""
+    image = Image.new("RGB", (54, 96))
+    for colour_name, corner in (("red", (0, 0)), ("lime", (27, 0)), ("blue", (0, 48)), ("white", (27, 48))):
+        image.paste(ImageColor.getrgb(colour_name), (*corner, corner[0] + 27, corner[1] + 48))
+    x = to_array(decode(picture(image), "x"), (32, 16))
+    assert x.shape == (3, 32, 16)
+    assert x.dtype == np.uint8
+    corners = {(0, 0): (255, 0, 0), (0, -1): (0, 255, 0), (-1, 0): (0, 0, 255), (-1, -1): (255, 255, 255)}
+    for (row, column), rgb in corners.items():
+        assert tuple(x[:, row, column].tolist()) == rgb
+
+
+def test_resize_averages_as_an_antialiased_triangle_filter() -> None:
+    """Reduced by 4, each output pixel is the triangle-weighted mean of the 8 x 8 pixels around it."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    source = rng.integers(0, 256, (64, 32, 3), dtype=np.uint8)
+    x = to_array(Image.fromarray(source), (16, 8))
+    weights = 1 - np.abs(np.arange(8) - 3.5) / 4
+    weights /= weights.sum()
+    for row, column in ((1, 1), (7, 3), (14, 6)):
+        window = source[4 * row - 2 : 4 * row + 6, 4 * column - 2 : 4 * column + 6].astype(float)
+        expected = np.einsum("i,j,ijc->c", weights, weights, window)
+        assert np.abs(x[:, row, column] - expected).max() <= 1
+
+
+def test_transparent_pixels_become_black_as_in_multibench() -> None:
+    image = Image.new("RGBA", (4, 4), (255, 255, 255, 255))
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    x = to_array(decode(picture(image), "x"), (4, 4))
+    assert x[:, 0, 0].tolist() == [0, 0, 0]
+    assert x[:, 0, 1].tolist() == [255, 255, 255]
+
+
+def test_landscape_is_squeezed_or_turned_counter_clockwise() -> None:
+    image = Image.new("RGB", (96, 54), "white")
+    image.paste("red", (90, 0, 96, 6))  # top right: turned counter-clockwise it is top left
+    squeezed, turned = (to_array(image, (96, 54), rotate_landscape=r) for r in (False, True))
+    assert squeezed[:, 0, -1].tolist() == [255, 0, 0]
+    assert turned[:, 0, 0].tolist() == [255, 0, 0]
+    upright = Image.new("RGB", (54, 96), "white")
+    assert np.array_equal(to_array(upright, (96, 54)), to_array(upright, (96, 54), rotate_landscape=True))
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a", b"\xff\xd8\xff", b"<html>404</html>"])
+def test_what_is_no_picture_is_a_fault_with_its_name(data: bytes) -> None:
+    for function in (decode, picture_size):
+        with pytest.raises(DataError, match=r"screenshots/1\.jpg.*picture"):
+            function(data, "screenshots/1.jpg")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_picture_cut_short_is_a_fault_and_trailing_bytes_are_not(kind: str) -> None:
+    rng = np.random.Generator(np.random.PCG64(1))
+    data = picture(Image.fromarray(rng.integers(0, 256, (60, 40, 3), dtype=np.uint8)), kind)
+    assert picture_size(data, "x") == (40, 60)
+    assert picture_size(data + b"\0" * 100, "x") == (40, 60)
+    for function in (decode, picture_size):
+        with pytest.raises(DataError, match=r"x: expected a complete"):
+            function(data[: len(data) * 2 // 3], "x")
+
+
+# The painter ---------------------------------------------------------------------------------------------------------
+
+BOUND = st.integers(-10, 330)
+COMPONENTS = st.builds(
+    Component,
+    label=st.sampled_from(["Text", "Image", "Card", "Icon", "Text Button", "Nothing Known"]),
+    bounds=st.tuples(BOUND, BOUND, BOUND, BOUND),
+    icon=st.sampled_from([None, "menu"]),
+    concept=st.sampled_from([None, "go"]),
+)
+
+
+def paint_brute_force(hierarchy: Hierarchy) -> np.ndarray:
+    """Pixel by pixel on the full canvas: what was painted last, (H, W, 4)."""
+    width, height = hierarchy.canvas
+    y, x = np.mgrid[:height, :width]
+    canvas = np.full((height, width, 4), 255.0)
+    for component in hierarchy.components:
+        x0, y0, x1, y1 = component.bounds
+        if x1 <= x0 or y1 <= y0:
+            continue
+        canvas[(x >= x0) & (x < x1 + 3) & (y >= y0) & (y < y1 + 3)] = 255
+        canvas[(x >= x0 + 3) & (x < x1) & (y >= y0 + 3) & (y < y1)] = colour(component, LEGEND)
+    return canvas
+
+
+@settings(max_examples=60, deadline=None)
+@given(components=st.lists(COMPONENTS, max_size=12))
+def test_painter_is_pre_order_painting_on_the_full_canvas(components: list[Component]) -> None:
+    hierarchy = Hierarchy(components=tuple(components), canvas=(180, 320))
+    canvas = paint_brute_force(hierarchy)
+    canvas[..., :3] *= canvas[..., 3:] / 255
+    down, across = (np.diff(_cumulative_mitchell(n, n * 3 // 20), axis=1) for n in (320, 180))
+    expected = np.einsum("hy,yxc,wx->hwc", down, canvas, across, optimize=True)
+    got = np.asarray(render(hierarchy, LEGEND, (27, 48))).astype(float)
+    alpha = np.clip(expected[..., 3:], 0, 255)
+    assert np.abs(got[..., 3:] - alpha).max() <= 0.501
+    seen = alpha[..., 0] >= 1
+    colours = np.clip(expected[..., :3][seen] * 255 / alpha[seen], 0, 255)
+    assert np.abs(got[..., :3][seen] - colours).max(initial=0) <= 0.501
+
+
+def test_painter_keeps_flat_regions_exact_and_reduces_like_mitchell() -> None:
+    card = Component(label="Card", bounds=(400, 800, 1040, 1760))
+    image = np.asarray(render(Hierarchy(components=(card,), canvas=(1440, 2560)), LEGEND, (540, 960)))
+    assert image[480, 270].tolist() == [*ImageColor.getrgb(COMPONENT_COLOURS["Card"]), 255]
+    assert image[5, 5].tolist() == [255, 255, 255, 255]
+    weights = np.diff(_cumulative_mitchell(2560, 960), axis=1)
+    assert np.allclose(weights.sum(axis=1), 1)
+    # Mitchell and Netravali (1988): value at 0 is 8/9, at 1 is 1/18, zero from 2 on.
+    scale = 8 / 3
+    assert weights[480].max() * scale == pytest.approx(8 / 9, rel=0.06)
+    assert (weights[480] > 1e-12).sum() <= np.ceil(4 * scale)
+
+
+def test_later_and_deeper_nodes_cover_earlier_ones_and_holes_are_transparent() -> None:
+    tree = {
+        "bounds": [0, 0, 1440, 2560],
+        "children": [
+            {"componentLabel": "Card", "bounds": [0, 0, 1000, 1000],
+             "children": [{"componentLabel": "Image", "bounds": [0, 0, 800, 800]}]},
+            {"bounds": [0, 0, 10, 10], "children": [{"componentLabel": "Text Button", "bounds": [0, 0, 400, 400],
+                                                     "textButtonClass": "go"}]},
+            {"componentLabel": "Icon", "bounds": [1100, 1100, 1300, 1300], "iconClass": "menu"},
+            {"componentLabel": "Text", "bounds": None},
+        ],
+    }  # fmt: skip
+    hierarchy = parse_hierarchy(json.dumps(tree).encode(), "x")
+    assert [c.label for c in hierarchy.components] == ["Card", "Image", "Text Button", "Icon"]
+    image = render(hierarchy, LEGEND, (540, 960))
+    assert image.getpixel((75, 75)) == (0, 0, 0, 0)
+    assert image.getpixel((225, 225)) == (*ImageColor.getrgb(COMPONENT_COLOURS["Image"]), 255)
+    assert image.getpixel((340, 340)) == (*ImageColor.getrgb(COMPONENT_COLOURS["Card"]), 255)
+    assert image.getpixel((450, 450)) == (0x22, 0x22, 0x22, 255)
+
+
+def test_hierarchy_reader_is_tolerant_of_what_may_be_absent() -> None:
+    assert parse_hierarchy(b"{}", "x").components == ()
+    assert parse_hierarchy(b'{"children": [null, {"componentLabel": "Text"}]}', "x").components == ()
+    assert parse_hierarchy(b'{"bounds": [0, 0, 2560, 1440]}', "x").canvas == (2560, 1440)
+    assert parse_hierarchy(b'{"bounds": [40, 300, 1400, 900]}', "x").canvas == (1440, 2560)
+    odd = b'{"children": [{"componentLabel": "Text", "bounds": [0, 0, 9, 9], "text": "caf\xe9"}]}'
+    assert len(parse_hierarchy(odd, "x").components) == 1
+    deep = b'{"children": [' * 400 + b'{"componentLabel": "Text", "bounds": [0, 0, 9, 9]}' + b"]}" * 400
+    assert len(parse_hierarchy(deep, "x").components) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [(b"", "JSON"), (b'{"bounds": [0', "JSON"), (b"[]", "object"), (b'{"screen_id": 7}', "screen 5")],
+)
+def test_hierarchy_faults_name_the_file(data: bytes, match: str) -> None:
+    with pytest.raises(DataError, match=rf"hierarchies/5\.json.*{match}"):
+        parse_hierarchy(data, "hierarchies/5.json", "5")
+
+
+def test_empty_metadata_in_every_form() -> None:
+    for data in (b"", b" \n", b"{}", b"[]", b"null"):
+        assert parse_metadata(data, "x") == {}
+    with pytest.raises(DataError, match="object"):
+        parse_metadata(b"[1]", "x")
+
+
+# The modalities ------------------------------------------------------------------------------------------------------
+
+
+def test_archives_and_folders_give_the_same_features(raw: Path, tmp_path: Path) -> None:
+    for name in ("screenshots", "wireframes", "hierarchies", "metadata"):
+        shutil.make_archive(str(tmp_path / name), "zip", raw, name)
+    for table in raw.glob("*.*"):
+        shutil.copy(table, tmp_path)
+    options = EnricoOptions(image_size=(64, 32))
+    assert build_cohort(raw, options).samples.equals(build_cohort(tmp_path, options).samples)
+    for modality in DATASET.modalities:
+        unpacked, zipped = read(raw, modality, options), read(tmp_path, modality, options)
+        assert list(unpacked) == list(zipped)
+        assert all(np.array_equal(unpacked[i], zipped[i]) for i in unpacked)
+
+
+def test_features_are_what_multibench_computes(raw: Path) -> None:
+    screens, wireframes = read(raw, "screenshot"), read(raw, "wireframe")
+    for screen_id in list(screens)[::17]:
+        for pixels, file in ((screens, f"screenshots/{screen_id}.jpg"), (wireframes, f"wireframes/{screen_id}.png")):
+            with Image.open(raw / file) as image:
+                expected = np.asarray(image.convert("RGB").resize((128, 256), Image.Resampling.BILINEAR))
+            assert pixels[screen_id].shape == (3, 256, 128)
+            assert np.array_equal(pixels[screen_id], expected.transpose(2, 0, 1))
+
+
+def test_rendered_wireframes_equal_the_pictures_but_for_the_listed_issues(raw: Path) -> None:
+    options = EnricoOptions(wireframes="render", image_size=(64, 32))
+    published, drawn = read(raw, "wireframe", EnricoOptions(image_size=(64, 32))), read(raw, "wireframe", options)
+    issues = set(read_issues(raw)["screen_id"])
+    model = json.loads((raw.with_name("raw.truth") / "model.json").read_text())
+    unequal = {i for i in drawn if not np.array_equal(published[i], drawn[i])}
+    assert unequal
+    assert unequal <= issues & set(model["wireframes_with_issues"])
+    assert len(drawn) == len(published) == SIMULATION.n_screens
+
+
+def test_missing_wireframes_are_rendered_or_absent(raw: Path) -> None:
+    default = build_cohort(raw, EnricoOptions()).samples
+    assert default.filter(wireframe_source="rendered")["sample_id"].to_list() == ["50105", "50109"]
+    assert default["wireframe_source"].null_count() == 0
+    options = EnricoOptions(render_missing_wireframes=False, image_size=(16, 8))
+    absent = build_cohort(raw, options).samples
+    assert absent.filter(pl.col("wireframe_source").is_null())["sample_id"].to_list() == ["50105", "50109"]
+    wireframes = read(raw, "wireframe", options)
+    assert set(read(raw, "screenshot", options)) - set(wireframes) == {"50105", "50109"}
+
+
+def test_a_picture_listed_as_not_available_is_not_read(raw: Path, tmp_path: Path) -> None:
+    """Some copies hold a damaged file in its place (MultiBench: "the wireframe files are corrupted")."""
+    copy = tmp_path / "raw"
+    shutil.copytree(raw, copy)
+    (copy / "wireframes" / "50105.png").write_bytes(b"damaged")
+    assert DATASET.check(copy, EnricoOptions())
+    assert build_cohort(copy, EnricoOptions()).samples.equals(build_cohort(raw, EnricoOptions()).samples)
+
+
+def test_batches_are_small_and_dictionary_has_one_row_a_channel(raw: Path) -> None:
+    options = EnricoOptions(image_size=(16, 8))
+    features = DATASET.modalities["screenshot"].read(raw, build_cohort(raw, options).samples, options)
+    assert [b.num_rows for b in features.batches] == [64, 26]
+    assert features.dictionary["name"].to_list() == [f"screenshot.{c}" for c in ("red", "green", "blue")]
+    assert features.dictionary["n_observed"].to_list() == [90] * 3
+
+
+def test_broken_screenshot_at_ingest_names_the_file(raw: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "raw"
+    shutil.copytree(raw, copy)
+    options = EnricoOptions(image_size=(16, 8))
+    samples = build_cohort(copy, options).samples
+    victim = copy / "screenshots" / f"{samples['sample_id'][40]}.jpg"
+    victim.write_bytes(victim.read_bytes()[:-400])
+    with pytest.raises(DataError, match=rf"screenshots/{victim.name}"):
+        list(DATASET.modalities["screenshot"].read(copy, samples, options).batches)
+
+
+# Cohort and splits ---------------------------------------------------------------------------------------------------
+
+
+@given(n=st.integers(0, 300))
+@settings(deadline=None)
+def test_multibench_folds_are_its_code(n: int) -> None:
+    """Against a transcription of get_data.py: which screens each mode keeps."""
+    ids = [str(50000 + i) for i in range(n)]
+    examples = [e for e in ids if e not in {"50105", "50109"}]
+    keys = list(range(len(examples)))
+    random.Random(42).shuffle(keys)
+    cut1, cut2 = int(len(examples) * 0.65), int(len(examples) * (0.65 + 0.15))
+    modes = {"train": keys[:cut1], "val": keys[cut1:cut2], "test": keys[cut2:]}
+    expected = {examples[k]: mode for mode, kept in modes.items() for k in kept}
+    folds = multibench_folds(ids)
+    assert {i: f for i, f in zip(ids, folds, strict=True) if f is not None} == expected
+
+
+def test_cohort_holds_every_screen_once_with_its_topic(raw: Path) -> None:
+    cohort = build_cohort(raw, EnricoOptions())
+    table = pl.read_csv(raw / "design_topics.csv", infer_schema=False)
+    assert cohort.samples["sample_id"].to_list() == sorted(table["screen_id"])
+    joined = cohort.labels["topic"].join(table, left_on="sample_id", right_on="screen_id", validate="1:1")
+    assert all(TOPICS[v] == t for v, t in joined.select("value", "topic").iter_rows())
+    assert cohort.labels["topic"]["value"].dtype == pl.Int8
+    assert cohort.samples.filter(pl.col("fold").is_null())["sample_id"].to_list() == ["50105", "50109"]
+    assert list(TOPICS) == sorted(TOPICS)
+    assert DATASET.tasks[0].classes == TOPICS
+
+
+def test_quality_columns_hold_the_worst_severity_of_each_source(raw: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "raw"
+    shutil.copytree(raw, copy)
+    ids = pl.read_csv(raw / "design_topics.csv", infer_schema=False)["screen_id"].to_list()[:2]
+    rows = [f"{ids[0]},wireframe,offset,low", f"{ids[0]},wireframe,mismatch,high", f"{ids[0]},hierarchy,sidebar,medium"]
+    (copy / "issues.csv").write_text("\n".join(["screen_id,source,description,severity", *rows]) + "\n")
+    samples = build_cohort(copy, EnricoOptions()).samples
+    row = samples.filter(sample_id=ids[0]).row(0, named=True)
+    assert (row["issue_screenshot"], row["issue_wireframe"], row["issue_hierarchy"]) == (None, "high", "medium")
+    assert row["issue_description"] == "wireframe: offset; wireframe: mismatch; hierarchy: sidebar"
+    assert samples.filter(sample_id=ids[1])["issue_description"].item() is None
+    (copy / "issues.csv").unlink()
+    assert build_cohort(copy, EnricoOptions()).samples["issue_wireframe"].null_count() == SIMULATION.n_screens
+
+
+def test_exclusions_are_in_the_attrition_and_move_no_one_else(raw: Path) -> None:
+    everyone = build_cohort(raw, EnricoOptions())
+    issues = read_issues(raw)
+    for limit, severities in (("high", ["high"]), ("medium", ["medium", "high"])):
+        cohort = build_cohort(raw, EnricoOptions(exclude_issues=limit))
+        gone = set(issues.filter(pl.col("severity").is_in(severities))["screen_id"])
+        assert set(everyone.samples["sample_id"]) - set(cohort.samples["sample_id"]) == gone
+        assert limit in cohort.attrition["reason"][1]
+        assert cohort.attrition["n_before"].to_list() == [90, 90]
+        assert cohort.attrition["n_after"].to_list() == [90, 90 - len(gone)]
+        assert cohort.samples.equals(
+            everyone.samples.filter(pl.col("sample_id").is_in(cohort.samples["sample_id"].implode()))
+        )
+        assert cohort.labels["topic"]["sample_id"].equals(cohort.samples["sample_id"])
+
+
+def test_landscape_screens_are_known_and_can_be_left_out_or_turned(raw: Path) -> None:
+    samples = build_cohort(raw, EnricoOptions()).samples
+    wide = samples.filter(pl.col("screen_width") > pl.col("screen_height"))["sample_id"].to_list()
+    assert wide == sorted(LANDSCAPE)
+    excluded = build_cohort(raw, EnricoOptions(landscape="exclude"))
+    assert set(samples["sample_id"]) - set(excluded.samples["sample_id"]) == set(LANDSCAPE)
+    assert excluded.attrition["n_after"].to_list() == [90, 88]
+    for modality in DATASET.modalities:
+        squeezed = read(raw, modality, EnricoOptions(image_size=(64, 32)))
+        turned = read(raw, modality, EnricoOptions(image_size=(64, 32), landscape="rotate"))
+        assert {i for i in turned if not np.array_equal(turned[i], squeezed[i])} == set(LANDSCAPE)
+
+
+def test_uniform_scheme_keeps_topics_in_proportion(raw: Path) -> None:
+    cohort = build_cohort(raw, EnricoOptions())
+    scheme = DATASET.schemes["uniform"]
+    samples = cohort.samples.join(cohort.labels["topic"], on="sample_id")
+    split = grouped_stratified(samples, fractions=scheme.fractions, seed=0, stratum="value")
+    counts = samples.join(split, on="sample_id").group_by("value", "split").len()
+    for value, part, n in counts.iter_rows():
+        total = int((samples["value"] == value).sum())
+        fraction = dict(zip(("train", "val", "test"), scheme.fractions, strict=True))[part]
+        assert abs(n - fraction * total) <= 1.5
+
+
+def test_legend_of_the_export_wins_over_the_built_in_one(raw: Path, tmp_path: Path) -> None:
+    assert read_legend(raw).components == COMPONENT_COLOURS
+    assert read_legend(tmp_path) == Legend(components=COMPONENT_COLOURS, icons={})
+    (tmp_path / "component_legend.json").write_text('{"Text": {"rgb": [2, 3, 4], "hex": "#010203"}}')
+    component = Component(label="Text", bounds=(0, 0, 9, 9))
+    assert colour(component, read_legend(tmp_path)) == (1, 2, 3, 255)

@@ -1,0 +1,292 @@
+"""Finding and reading exports: every damage is one clear fault, nothing is guessed."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zipfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mrpipe.errors import DataError, FaultCollector
+from mrpipe.raw import Column, Folder, find_one, match_header, read_csv, require_folder, require_unique, sha256
+
+COLUMNS = (Column(name="id", nullable=False), Column(name="age", dtype=pl.Int64, aliases=("AGE_YEARS",)))
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def fault_of(path: Path, columns: tuple[Column, ...] = COLUMNS):
+    with pytest.raises(DataError) as caught:
+        read_csv(path, columns)
+    assert caught.value.exit_code == 3
+    assert len(caught.value.faults) == 1
+    assert caught.value.faults[0].file == path.name
+    return caught.value.faults[0]
+
+
+# find_one ------------------------------------------------------------------------------------------------------------
+
+
+def test_find_one_matches_in_any_case_and_only_the_whole_path(tmp_path: Path) -> None:
+    target = write(tmp_path / "Topics.CSV", "x")
+    write(tmp_path / "old" / "topics.csv", "x")
+    write(tmp_path / "topics.csv.bak", "x")
+    faults = FaultCollector()
+    assert find_one(tmp_path, [r"topics\.csv"], what="topics", fix="", faults=faults) == target
+    assert faults.faults == []
+
+
+def test_find_one_takes_the_pattern_of_any_release(tmp_path: Path) -> None:
+    target = write(tmp_path / "DXSUM_PDXCONV_01Jan2020.csv", "x")
+    faults = FaultCollector()
+    patterns = [r"DXSUM\.csv", r"DXSUM_PDXCONV_\d{2}[A-Z][a-z]{2}\d{4}\.csv"]
+    assert find_one(tmp_path, patterns, what="diagnoses", fix="", faults=faults) == target
+
+
+@pytest.mark.parametrize(("present", "found"), [([], "no such file"), (["a/t.csv", "b/t.csv"], "a/t.csv, b/t.csv")])
+def test_find_one_reports_none_and_several(tmp_path: Path, present: list[str], found: str) -> None:
+    for name in present:
+        write(tmp_path / name, "x")
+    faults = FaultCollector()
+    assert find_one(tmp_path, [r"(?:.*/)?t\.csv"], what="one table", fix="Get it.", faults=faults) is None
+    (fault,) = faults.faults
+    assert found in str(fault)
+    assert "one table" in str(fault)
+    assert "Get it." in str(fault)
+    assert "\\" not in fault.file
+
+
+def test_require_folder_tells_a_file_from_nothing(tmp_path: Path) -> None:
+    require_folder(tmp_path)
+    with pytest.raises(DataError, match="a file"):
+        require_folder(write(tmp_path / "f", "x"))
+    with pytest.raises(DataError, match="nothing"):
+        require_folder(tmp_path / "absent")
+
+
+# read_csv ------------------------------------------------------------------------------------------------------------
+
+
+def test_header_is_matched_by_name_or_alias_in_any_case_and_order() -> None:
+    assert match_header(["Age_Years", " ID "], COLUMNS) == {"id": " ID ", "age": "Age_Years"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"id,age\n1,20\n2,\n",
+        b"AGE_YEARS,extra,ID\r\n20,z,1\r\n,z,2\r\n",
+        b'\xef\xbb\xbf"ID","Age"\n"1","20"\n"2",""\n',
+        b"id,age\n\n 1 , 20 \n\n2\n",
+    ],
+    ids=["plain", "alias, order, CRLF", "byte order mark, quotes", "blank lines, spaces, short row"],
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_read_csv_gives_the_same_table_of_every_dialect(tmp_path: Path, content: bytes, zipped: bool) -> None:
+    path = write(tmp_path / ("t.csv.gz" if zipped else "t.csv"), gzip.compress(content) if zipped else content)
+    frame = read_csv(path, COLUMNS)
+    assert frame.equals(pl.DataFrame({"id": ["1", "2"], "age": [20, None]}, schema={"id": pl.String, "age": pl.Int64}))
+
+
+def test_null_values_are_per_column_and_optional_columns_may_be_absent(tmp_path: Path) -> None:
+    columns = (
+        Column(name="a", dtype=pl.Int64, null_values=("", "-4")),
+        Column(name="b"),
+        Column(name="c", required=False),
+    )
+    frame = read_csv(write(tmp_path / "t.csv", "a,b\n-4,-4\n3,x\n"), columns)
+    assert frame.to_dict(as_series=False) == {"a": [None, 3], "b": ["-4", "x"]}
+
+
+def test_missing_column_names_it_and_its_aliases(tmp_path: Path) -> None:
+    fault = fault_of(write(tmp_path / "t.csv", "id,years\n1,2\n"))
+    assert fault.column == "age"
+    assert "AGE_YEARS" in fault.expected
+    assert "years" in fault.found
+
+
+def test_all_missing_columns_are_reported_together(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_csv(write(tmp_path / "t.csv", "x,y\n1,2\n"), COLUMNS)
+    assert [f.column for f in caught.value.faults] == ["id", "age"]
+
+
+@pytest.mark.parametrize("header", ["id,age,age", "id,Age,AGE", "id, age,age "])
+def test_a_column_that_is_there_twice_is_no_guess(tmp_path: Path, header: str) -> None:
+    fault = fault_of(write(tmp_path / "t.csv", f"{header}\n1,2,3\n"))
+    assert fault.column == "age"
+    assert "several" in fault.found
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "row", "found"),
+    [
+        ("id,age\n1,20\n2,old\n3,x\n", "age", 2, "'old'"),
+        ("id,age\n\n1,20\n2,2.5\n", "age", 3, "'2.5'"),
+        ("id,age\n1,20\n,21\n", "id", 2, "empty"),
+    ],
+)
+def test_a_bad_value_names_column_row_and_value(
+    tmp_path: Path, content: str, column: str, row: int, found: str
+) -> None:
+    fault = fault_of(write(tmp_path / "t.csv", content))
+    assert (fault.column, fault.row) == (column, row)
+    assert found in fault.found
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [(b"", "empty file"), (b"\n\n", "empty file"), (b"id,age\n", "without rows"), (b"id,age\n\n\n", "without rows")],
+)
+def test_empty_tables(tmp_path: Path, content: bytes, found: str) -> None:
+    assert found in fault_of(write(tmp_path / "t.csv", content)).found
+
+
+@pytest.mark.parametrize("content", [b"id,age\n1,2,3\n", b'id,age\n1,"2\n', bytes(range(256)) * 20])
+def test_what_is_no_table_is_unreadable(tmp_path: Path, content: bytes) -> None:
+    assert "unreadable" in fault_of(write(tmp_path / "t.csv", content)).found
+
+
+@pytest.mark.parametrize("damage", ["half", "no trailer", "flipped"])
+def test_damaged_gz_is_never_a_shorter_table(tmp_path: Path, damage: str) -> None:
+    rows = b"id,age\n" + b"".join(b"%d,%d\n" % (i, i * 7919 % 101) for i in range(20_000))
+    data = gzip.compress(rows)
+    broken = {
+        "half": data[: len(data) // 2],
+        "no trailer": data[:-6],
+        "flipped": data[:500] + b"\xff" * 40 + data[540:],
+    }
+    fault = fault_of(write(tmp_path / "t.csv.gz", broken[damage]))
+    assert "unreadable" in fault.found
+    assert "download" in fault.fix
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert "no such file" in fault_of(tmp_path / "absent.csv").found
+    assert "folder" in fault_of(tmp_path).found
+
+
+def test_require_unique_names_the_first_repeat() -> None:
+    frame = pl.DataFrame({"k": ["a", "b", "c", "b"]})
+    with pytest.raises(DataError, match=r"'b' more than once \(2 rows\)") as caught:
+        require_unique(frame, "k", file="t.csv", fix="")
+    assert caught.value.faults[0].row == 2
+    require_unique(frame.head(3), "k", file="t.csv", fix="")
+
+
+# Folder --------------------------------------------------------------------------------------------------------------
+
+
+MEMBERS = {"1.txt": b"one", "22.txt": b"two" * 1000, "3.bin": bytes(range(256))}
+
+
+def make_zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def make_folder(raw: Path, form: str) -> None:
+    noise = {"__MACOSX/shots/._1.txt": b"junk", "shots/.DS_Store": b"junk"}
+    match form:
+        case "unpacked":
+            for name, data in MEMBERS.items():
+                write(raw / "shots" / name, data)
+        case "nested":
+            for name, data in {**{f"shots/{n}": d for n, d in MEMBERS.items()}, **noise}.items():
+                write(raw / "shots" / name, data)
+        case "zip":
+            make_zip(raw / "shots.zip", {**{f"shots/{n}": d for n, d in MEMBERS.items()}, **noise})
+        case "flat zip":
+            make_zip(raw / "shots.zip", MEMBERS)
+
+
+@pytest.mark.parametrize("form", ["unpacked", "nested", "zip", "flat zip"])
+def test_folder_reads_alike_in_every_form(tmp_path: Path, form: str) -> None:
+    make_folder(tmp_path, form)
+    folder = Folder(tmp_path, "shots")
+    assert folder.exists
+    assert folder.names() == set(MEMBERS)
+    assert {n: folder.read(n) for n in MEMBERS} == MEMBERS
+    assert folder.source == ("shots.zip" if "zip" in form else "shots")
+    assert all(f.is_file() for f in folder.files())
+    assert len(folder.files()) == (1 if "zip" in form else len(MEMBERS))
+
+
+def test_folder_absent_empty_and_both(tmp_path: Path) -> None:
+    absent = Folder(tmp_path, "shots")
+    assert not absent.exists
+    assert absent.files() == []
+    assert absent.names() == set()
+    make_zip(tmp_path / "shots.zip", {"shots/9.txt": b"archive"})
+    assert Folder(tmp_path, "shots").names() == {"9.txt"}
+    make_folder(tmp_path, "unpacked")
+    assert Folder(tmp_path, "shots").names() == set(MEMBERS)
+
+
+@pytest.mark.parametrize("form", ["unpacked", "zip"])
+def test_folder_member_that_is_not_there(tmp_path: Path, form: str) -> None:
+    make_folder(tmp_path, form)
+    with pytest.raises(DataError, match=r"4\.txt.*no such file"):
+        Folder(tmp_path, "shots").read("4.txt")
+
+
+@pytest.mark.parametrize("form", ["nested", "zip"])
+def test_folder_with_two_members_of_one_name(tmp_path: Path, form: str) -> None:
+    members = {"shots/a/1.txt": b"a", "shots/b/1.txt": b"b"}
+    if form == "zip":
+        make_zip(tmp_path / "shots.zip", members)
+    else:
+        for name, data in members.items():
+            write(tmp_path / name, data)
+    with pytest.raises(DataError, match=r"b/1\.txt.*a/1\.txt as well"):
+        Folder(tmp_path, "shots")
+
+
+@pytest.mark.parametrize("size", [0, 10, -1, -30])
+def test_truncated_zip_is_a_fault_that_names_it(tmp_path: Path, size: int) -> None:
+    make_folder(tmp_path, "zip")
+    path = tmp_path / "shots.zip"
+    os.truncate(path, size if size >= 0 else path.stat().st_size + size)
+    with pytest.raises(DataError, match=r"shots\.zip: expected a complete zip archive") as caught:
+        Folder(tmp_path, "shots")
+    assert caught.value.exit_code == 3
+
+
+def test_damaged_zip_member_is_a_fault_that_names_it(tmp_path: Path) -> None:
+    make_folder(tmp_path, "zip")
+    path = tmp_path / "shots.zip"
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("shots/3.bin").header_offset + 60
+    data = bytearray(path.read_bytes())
+    data[start : start + 20] = b"\x00" * 20
+    path.write_bytes(bytes(data))
+    folder = Folder(tmp_path, "shots")
+    assert folder.read("1.txt") == b"one"
+    with pytest.raises(DataError, match=r"shots\.zip/3\.bin: expected an intact archive member"):
+        folder.read("3.bin")
+
+
+def test_encrypted_zip_member_is_a_fault(tmp_path: Path) -> None:
+    """The flag alone makes zipfile ask for a password."""
+    path = make_zip(tmp_path / "shots.zip", {"1.txt": b"one"})
+    data = bytearray(path.read_bytes())
+    data[6] |= 1
+    central = data.index(b"PK\x01\x02")
+    data[central + 8] |= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="encrypted"):
+        Folder(tmp_path, "shots").read("1.txt")
+
+
+def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:
+    path = write(tmp_path / "abc", "abc")
+    assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
