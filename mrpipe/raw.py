@@ -311,7 +311,9 @@ def read_pickle(path: Path) -> Any:
     try:
         with path.open("rb") as handle:
             return _RestrictedUnpickler(io.BufferedReader(handle), path.name).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # damaged bytes are a program that may fail in any way, MemoryError included
         raise DataError(
             Fault(
                 file=path.name,
