@@ -1,0 +1,1 @@
+"""MoE-Retriever and the methods it is compared with, trained from sealed feature stores alone."""

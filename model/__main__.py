@@ -1,0 +1,291 @@
+"""`python -m model`: train, evaluate, predict, benchmark, options, report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mrpipe.errors import MrpipeError, UsageError
+
+# torch is imported by the commands, not here: `--help` answers at once, and thread counts are set before it loads.
+
+
+def _add_train(commands: Any) -> None:
+    p = commands.add_parser(
+        "train", help="train a method on a sealed store",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train one method on one view of a sealed store and evaluate it once on the test part.\n"
+        "A killed run continues when the same command is given again, and ends with the same result.",
+        epilog="example:\n  python -m model train --store results/stores/mosi --out runs/a --mask masks/p30.parquet "
+        "--set tokens=4 --set epochs=30\n\n`python -m model options` lists the methods, "
+        "`python -m model options --method NAME` all options of one.",
+    )  # fmt: skip
+    p.add_argument("--store", required=True, type=Path, help="sealed feature store")
+    p.add_argument("--out", required=True, type=Path, help="run folder; metrics.json comes last")
+    p.add_argument("--method", default="moe_retriever", help="default: moe_retriever")
+    p.add_argument("--preset", default="paper", help="named settings of the method; default: paper")
+    p.add_argument("--task", help="classification task; default: the store's first")
+    p.add_argument("--scheme", help="split; default: the store's own")
+    p.add_argument("--modalities", nargs="+", metavar="NAME", help="the view; default: all")
+    p.add_argument("--mask", type=Path, metavar="FILE", help="simulated missingness (`mrpipe mask`)")
+    p.add_argument("--seed", type=int, default=0, help="initial weights, batches, dropout, retrieval; default: 0")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options")
+    p.add_argument("--no-test", action="store_true", help="leave the test part to `evaluate`")
+    _add_machine(p)
+    p.set_defaults(call=_train)
+
+
+def _add_machine(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--device", default="auto", help="auto (CUDA if there is one, else CPU), cpu, cuda, mps")
+    p.add_argument("--threads", type=int, help="CPU threads; default: OMP_NUM_THREADS or torch's choice")
+    p.add_argument("--quiet", action="store_true", help="no progress line")
+
+
+def _add_evaluate(commands: Any) -> None:
+    p = commands.add_parser(
+        "evaluate", help="metrics of a finished run on a part of its store",
+        description="Evaluate a finished run on a part of its training store. Writes metrics.json, metrics.csv (by "
+        "modality combination), predictions.parquet and routing.parquet into the run folder and prints a table.",
+    )  # fmt: skip
+    p.add_argument("--run", required=True, type=Path)
+    p.add_argument("--store", required=True, type=Path, help="the training store")
+    p.add_argument("--part", default="test", choices=("train", "val", "test"), help="default: test")
+    p.add_argument("--draws", type=int, help="retrieval draws to average; default: as trained")
+    p.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples of the subjects; default: 1000")
+    _add_machine(p)
+    p.set_defaults(call=_evaluate)
+
+
+def _add_predict(commands: Any) -> None:
+    p = commands.add_parser(
+        "predict", help="predict every sample of a store, labelled or not",
+        description="Predict every sample of a store of the same dataset. Supporting samples are the training samples "
+        "only: from the checkpoint's bank or, where that was too large to keep, from --reference-store.",
+    )  # fmt: skip
+    p.add_argument("--run", required=True, type=Path)
+    p.add_argument("--store", required=True, type=Path)
+    p.add_argument("--out", required=True, type=Path, help="Parquet file")
+    p.add_argument("--reference-store", type=Path, help="the training store")
+    p.add_argument("--mask", type=Path, metavar="FILE", help="simulated missingness of --store")
+    p.add_argument("--draws", type=int, help="retrieval draws to average; default: as trained")
+    _add_machine(p)
+    p.set_defaults(call=_predict)
+
+
+def _add_benchmark(commands: Any) -> None:
+    p = commands.add_parser("benchmark", help="speed, memory, parameters and FLOPs of methods on a store")
+    p.add_argument("--store", required=True, type=Path)
+    p.add_argument("--method", nargs="+", default=["moe_retriever"], metavar="NAME")
+    p.add_argument("--preset", default="paper")
+    p.add_argument("--task")
+    p.add_argument("--scheme")
+    p.add_argument("--modalities", nargs="+", metavar="NAME", help="default: every configuration of the modalities")
+    p.add_argument("--mask", type=Path, metavar="FILE")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    p.add_argument("--steps", type=int, default=20, help="timed steps; default: 20")
+    p.add_argument("--out", type=Path, help="also write the table as CSV")
+    _add_machine(p)
+    p.set_defaults(call=_benchmark)
+
+
+def _add_options(commands: Any) -> None:
+    p = commands.add_parser("options", help="methods, their presets and options")
+    p.add_argument("--method", help="all options of this method")
+    p.set_defaults(call=_options)
+
+
+def parser(*, with_report: bool = False) -> argparse.ArgumentParser:
+    """The command line; the results page brings its own arguments, and matplotlib, only when it is asked for."""
+    top = argparse.ArgumentParser(prog="python -m model", description="Train and evaluate methods from feature stores.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_train, _add_evaluate, _add_predict, _add_benchmark, _add_options):
+        add(commands)
+    p = commands.add_parser("report", help="results page of finished runs")
+    p.set_defaults(call=_report)
+    if with_report and find_spec("model.report") is not None:
+        import_module("model.report").add_arguments(p)
+    return top
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    if find_spec("model.report") is None:
+        raise UsageError("this installation has no results page (model/report.py)")
+    import_module("model.report").run(arguments)
+
+
+def _machine(arguments: argparse.Namespace) -> str:
+    """Set threads, name the device."""
+    if arguments.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    n = arguments.threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
+    if n > 0:
+        torch.set_num_threads(n)
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    if device.startswith("cuda"):
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return device
+
+
+def _config(method: str, arguments: argparse.Namespace) -> Any:
+    from model.config import make_config, parse_assignments
+    from model.methods import get
+
+    overrides = parse_assignments(arguments.set)
+    return make_config(get(method), preset=arguments.preset, seed=arguments.seed, overrides=overrides)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    device = _machine(arguments)
+    from model.train import Job, run_training
+    from mrpipe import open_store
+
+    config = _config(arguments.method, arguments)
+    store = open_store(arguments.store)
+    job = Job(
+        store=store, run=arguments.out, config=config, task=arguments.task, scheme=arguments.scheme,
+        modalities=tuple(arguments.modalities) if arguments.modalities else None, mask_file=arguments.mask,
+        device=device, quiet=arguments.quiet,
+    )  # fmt: skip
+    if not run_training(job):
+        print(f"{arguments.out} already holds this run: same options, data and code")
+    if not arguments.no_test:
+        from model.evaluate import evaluate_run
+
+        _print_metrics(evaluate_run(arguments.out, store, device=device))
+
+
+def _print_metrics(content: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{content['method']} on {content['dataset']} ({content['origin']}), {content['part']}"
+    table = Table("metric", "value", "95 % interval", title=f"{title}, n = {content['n_evaluated']}")
+    for name, v in content["metrics"].items():
+        interval = "" if v["low"] is None else f"{v['low']:.4f} … {v['high']:.4f}"
+        table.add_row(name, "not defined" if v["value"] is None else f"{v['value']:.4f}", interval)
+    if content["majority"]["accuracy"] is not None:
+        table.add_row(f"always {content['majority']['class']}", f"{content['majority']['accuracy']:.4f}", "")
+    Console().print(table)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    device = _machine(arguments)
+    from model.evaluate import evaluate_run
+    from mrpipe import open_store
+
+    content = evaluate_run(
+        arguments.run, open_store(arguments.store), part=arguments.part, draws=arguments.draws,
+        n_resamples=arguments.resamples, device=device,
+    )  # fmt: skip
+    _print_metrics(content)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    device = _machine(arguments)
+    import numpy as np
+
+    from model.checkpoint import load_run
+    from model.data import load
+    from model.evaluate import load_for
+    from model.predict import predict, prediction_frame
+    from mrpipe import open_store
+    from mrpipe.parquet import write_frame
+
+    trained = load_run(arguments.run, device)
+    store, origin = open_store(arguments.store), trained.origin
+    origin.require_same_kind(store)
+    data = load(
+        store, task=origin.task, scheme=origin.scheme, modalities=trained.spec.names, mask_file=arguments.mask,
+        fitted=trained.fitted, classes=trained.spec.classes, device=device,
+    )  # fmt: skip
+    if arguments.reference_store is not None:
+        reference = load_for(trained, arguments.run, open_store(arguments.reference_store), device)
+        trained.method.prepare(reference, reference.rows("train"))
+    elif trained.reference is not None:
+        trained.method.load_reference(trained.reference)
+    else:
+        raise UsageError("this run carries no support bank (it exceeded bank_mb): give --reference-store")
+    found = predict(trained.method, data, np.arange(len(data)), draws=arguments.draws)
+    write_frame(arguments.out, prediction_frame(data, found))
+    gone = sum(data.n_without.values())
+    left_out = f"; {gone} samples have none of {', '.join(trained.spec.names)}" if gone else ""
+    print(f"{len(data)} predictions in {arguments.out}{left_out}")
+
+
+def _benchmark(arguments: argparse.Namespace) -> None:
+    device = _machine(arguments)
+    from model.benchmark import measure, show
+
+    configs = [_config(m, arguments) for m in arguments.method]
+    from mrpipe import open_store
+
+    frame = measure(
+        open_store(arguments.store), configs, task=arguments.task, scheme=arguments.scheme,
+        modalities=arguments.modalities, mask_file=arguments.mask, device=device, steps=arguments.steps,
+    )  # fmt: skip
+    show(frame)
+    if arguments.out is not None:
+        from mrpipe.parquet import write_text
+
+        write_text(arguments.out, frame.write_csv())
+
+
+def _options(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from model.config import Common
+    from model.methods import get, names
+
+    console = Console()
+    if arguments.method is None:
+        table = Table("method", "what it does", "paper", "presets")
+        for name in names():
+            m = get(name)
+            table.add_row(name, m.summary, m.paper, ", ".join(m.presets))
+        console.print(table)
+        return
+    method = get(arguments.method)
+    for title, cls in ((f"options of {method.name}", method.Options), ("options of every method", Common)):
+        table = Table("option", "default", "meaning", title=title)
+        for f in dataclasses.fields(cls):
+            choices = f"  [{' | '.join(map(str, f.metadata['choices']))}]" if f.metadata.get("choices") else ""
+            table.add_row(f.name, json.dumps(f.default), f.metadata["help"] + choices.replace("[", "\\["))
+        console.print(table)
+    for name, overrides in method.presets.items():
+        console.print(f"preset {name}: {', '.join(f'{k}={v}' for k, v in overrides.items()) or 'the defaults'}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; errors that a user can mend are one message and an exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parser(with_report=argv[:1] == ["report"]).parse_args(argv)
+    call: Callable[[argparse.Namespace], None] = arguments.call
+    try:
+        call(arguments)
+    except MrpipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Checkpoints: what a finished run leaves for `evaluate` and `predict`, and from where an interrupted run continues.
+
+Both are plain tensors and values, read with `weights_only=True`: opening one never runs code.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.config import Config
+from model.data import DataSpec, Fitted
+from model.inputs import GenotypeScale, ModalitySpec
+from model.methods import get
+from model.methods.base import Method
+from mrpipe.errors import DataError, Fault
+from mrpipe.parquet import replacing
+from mrpipe.store import Store
+from mrpipe.transforms import Transforms
+
+FORMAT = 1
+NAME = "model.pt"
+RESUME_NAME = ".resume.pt"
+# A run keeps its own copy of the mask file, so that the store and the run folder are all that an evaluation needs.
+MASK_NAME = "mask.parquet"
+
+
+def write(path: Path, value: Mapping[str, Any]) -> None:
+    """Save atomically: beside its place, then renamed."""
+    with replacing(path) as temporary:
+        torch.save(dict(value), temporary)
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Load tensors and plain values.
+
+    Raises:
+        DataError: there is no such file, or it is not a checkpoint of this project.
+    """
+    fix = "Train again, or copy the run folder again."
+    try:
+        value = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise DataError(Fault(file=str(path), expected="a checkpoint", found="nothing", fix=fix)) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        found = f"an unreadable file ({str(error).splitlines()[0]})"
+        raise DataError(Fault(file=str(path), expected="a checkpoint", found=found, fix=fix)) from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        expected = f"a checkpoint of format {FORMAT}"
+        raise DataError(Fault(file=str(path), expected=expected, found="another file", fix=fix))
+    return value
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run's data came from.
+
+    Attributes:
+        dataset, store_id, origin: of the training store; origin is "simulated" or "export".
+        task, scheme: names.
+        modalities: declared name, kind, stored shape, encoding and encoder of each, in bit order.
+        mask: settings of the simulated missingness, or None.
+        mask_sha256: hash of the mask file, or "".
+    """
+
+    dataset: str
+    store_id: str
+    origin: str
+    task: str
+    scheme: str
+    modalities: tuple[dict[str, Any], ...]
+    mask: dict[str, Any] | None = None
+    mask_sha256: str = ""
+
+    def require_same_kind(self, store: Store) -> None:
+        """Another store must be of the same dataset, with the same modalities in shape and encoder.
+
+        Raises:
+            DataError: with every difference.
+        """
+        faults = []
+        name = str(store.path / "manifest.json")
+        if store.manifest.dataset != self.dataset:
+            faults.append(Fault(file=name, column="dataset", expected=self.dataset, found=store.manifest.dataset))
+        there = {m.name: m for m in store.modalities}
+        for m in self.modalities:
+            if m["name"] not in there:
+                faults.append(
+                    Fault(file=name, column=f"modalities.{m['name']}", expected="this modality",
+                          found=f"only {', '.join(there)}",
+                          fix="A sample may lack it, but the store must declare it.")
+                )  # fmt: skip
+                continue
+            for key, found in describe(there[m["name"]]).items():
+                if found != m[key]:
+                    column, fix = f"modalities.{m['name']}.{key}", "Build the store with the same reader options."
+                    faults.append(Fault(file=name, column=column, expected=str(m[key]), found=str(found), fix=fix))
+        if faults:
+            raise DataError(faults)
+
+
+def describe(modality: Any) -> dict[str, Any]:
+    """What two stores must agree on for a trained model to read both."""
+    return {"name": modality.name, "kind": modality.kind, "shape": list(modality.shape),
+            "encoding": modality.encoding, "irregular": modality.irregular, "encoder": modality.encoder}  # fmt: skip
+
+
+def require_training_store(origin: Origin, store: Store) -> None:
+    """A DataError unless `store` is the one that the run was trained on."""
+    if store.store_id != origin.store_id:
+        raise DataError(
+            Fault(file=str(store.path), column="store_id", expected=f"{origin.store_id}, the training store",
+                  found=store.store_id, fix="For samples of another store: python -m model predict.")
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained method, what is needed to read data for it, and what its training came to."""
+
+    method: Method
+    config: Config
+    spec: DataSpec
+    fitted: Fitted
+    origin: Origin
+    reference: dict[str, Any] | None
+    training: dict[str, Any]
+
+
+def save_run(
+    path: Path,
+    method: Method,
+    spec: DataSpec,
+    fitted: Fitted,
+    origin: Origin,
+    *,
+    reference: Mapping[str, Any] | None,
+    training: Mapping[str, Any],
+    fingerprint: str,
+) -> None:
+    """Write `model.pt`: weights, options, transforms, origin, how training went and, if given, the support bank."""
+    genotypes = {n: {"center": s.center, "spread": s.spread} for n, s in fitted.genotypes.items()}
+    write(
+        path,
+        {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "training": json.dumps(training),
+            "config": method.config.to_dict(),
+            "state": {k: v.cpu() for k, v in method.state_dict().items()},
+            "modalities": [{"name": m.name, "kind": m.kind, "shape": list(m.shape)} for m in spec.modalities],
+            "classes": list(spec.classes),
+            "transforms": fitted.transforms.to_json(),
+            "genotypes": genotypes,
+            "store_id": origin.store_id,
+            "origin": json.dumps({**vars(origin), "modalities": list(origin.modalities)}),
+            "reference": None if reference is None else dict(reference),
+        },
+    )
+
+
+def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
+    """Read `model.pt` of a run folder and rebuild the method with its trained weights."""
+    value = read(run / NAME, device)
+    cls = get(value["config"]["method"])
+    config = Config.from_dict(value["config"], cls)
+    modalities = tuple(
+        ModalitySpec(name=m["name"], kind=m["kind"], shape=tuple(m["shape"])) for m in value["modalities"]
+    )
+    spec = DataSpec(modalities=modalities, classes=tuple(value["classes"]))
+    method = cls.create(spec, without_weight_file(config)).to(device)
+    method.load_state_dict(value["state"])
+    genotypes = {n: GenotypeScale(s["center"].cpu(), s["spread"].cpu()) for n, s in value["genotypes"].items()}
+    stored = json.loads(value["origin"])
+    origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
+    fitted = Fitted(Transforms.from_json(value["transforms"]), genotypes)
+    return Trained(method, config, spec, fitted, origin, value["reference"], json.loads(value["training"]))
+
+
+def without_weight_file(config: Config) -> Config:
+    """The options without the file of initial weights: a checkpoint holds the trained ones."""
+    return replace(config, common=replace(config.common, image_weights=""))

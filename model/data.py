@@ -1,0 +1,300 @@
+"""A store as tensors: loaded once, all samples; batches by sample number.
+
+Legend: N samples, B samples of a batch, M modalities (in the store's bit order), C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.inputs import (
+    GenotypeScale,
+    GenotypeTable,
+    ModalitySpec,
+    PixelTable,
+    Rows,
+    Table,
+    VectorTable,
+    sequence_table,
+)
+from mrpipe import keyed, masks
+from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.missingness import AT_LOAD, Missingness, corrupt, read_masks
+from mrpipe.schema import Modality
+from mrpipe.splits import PARTS
+from mrpipe.store import Store
+from mrpipe.transforms import PixelTransform, Transforms, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What a method is built from: the modalities' shapes after the transform, and the classes."""
+
+    modalities: tuple[ModalitySpec, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(m.name for m in self.modalities)
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Everything that was fitted on training rows and that another store needs to be read alike."""
+
+    transforms: Transforms
+    genotypes: dict[str, GenotypeScale] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples, as one step sees them.
+
+    Attributes:
+        data: where they come from.
+        index: (B,) numbers of the samples in `data`.
+        observed: (B, M) what the method may use.
+        hidden: (B, M) observed in the data, but hidden in this step (random modality dropping); else all False.
+        label: (B,) class, −1 where there is none.
+        stream: names the step's keyed draws, e.g. "epoch 3" or "evaluation"; a sample's draws depend on it, on the
+            seed and on the sample's id, never on the rest of the batch.
+    """
+
+    data: Data
+    index: Rows
+    observed: NDArray[np.bool_]
+    hidden: NDArray[np.bool_]
+    label: Tensor
+    stream: str
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        return self.data.keys[self.index]
+
+    def table_rows(self, m: int) -> tuple[Rows, Rows]:
+        """Of modality m: the places in the batch (n,) where it may be used, and their rows in its table (n,)."""
+        places = np.flatnonzero(self.observed[:, m])
+        return places, self.data.row[self.index[places], m]
+
+
+@dataclass(kw_only=True)
+class Data:
+    """All samples of a store that have at least one of the chosen modalities.
+
+    Attributes:
+        spec: shapes and classes.
+        sample_id, subject_id: (N,) strings.
+        keys: (N,) uint64, key of each sample's draws.
+        observed: (N, M).
+        row: (N, M) row in the modality's table, −1 where it is not observed.
+        label: (N,) class, −1 where there is none.
+        part: (N,) 0 train, 1 val, 2 test, −1 not part of the scheme.
+        tables: one a modality.
+        n_without: samples removed because they have none of the chosen modalities, by part.
+        fitted: the transforms that were applied.
+    """
+
+    spec: DataSpec
+    sample_id: NDArray[np.str_]
+    subject_id: NDArray[np.str_]
+    keys: NDArray[np.uint64]
+    observed: NDArray[np.bool_]
+    row: Rows
+    label: NDArray[np.int64]
+    part: NDArray[np.int8]
+    tables: list[Table]
+    n_without: dict[str, int]
+    fitted: Fitted
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def rows(self, part: str) -> Rows:
+        """Labelled samples of a part, in order of sample_id."""
+        return np.flatnonzero((self.part == PARTS.index(part)) & (self.label >= 0))
+
+    def batch(self, index: Rows, stream: str, *, hide: float = 0.0, seed: int = 0) -> Batch:
+        """The samples `index`; with `hide`, each observed modality is hidden at that rate, but never the last one."""
+        observed = self.observed[index]
+        hidden = np.zeros_like(observed)
+        if hide > 0:
+            u = keyed.uniform(self.keys[index], seed, f"hide {stream}", observed.shape[1])
+            hidden = observed & (u < hide)
+            # The observed modality with the largest draw stays.
+            spared = np.where(observed, u, -1.0).argmax(axis=1)
+            hidden[np.arange(len(index)), spared] = False
+        label = torch.from_numpy(self.label[index]).to(self.device)
+        return Batch(self, index, observed & ~hidden, hidden, label, stream)
+
+    def combination(self, observed: NDArray[np.bool_]) -> list[str]:
+        """Names of modality combinations, joined by +."""
+        names = self.spec.names
+        codes = observed @ (1 << np.arange(len(names)))
+        table = {int(c): "+".join(n for i, n in enumerate(names) if c >> i & 1) for c in np.unique(codes)}
+        return [table[int(c)] for c in codes]
+
+
+def _choose(store: Store, names: Sequence[str] | None) -> list[Modality]:
+    if names is None:
+        return list(store.modalities)
+    unknown = sorted(set(names) - set(store.bits))
+    if unknown:
+        raise UsageError(f"no modality {unknown[0]!r}; this store has {', '.join(store.bits)}")
+    return [m for m in store.modalities if m.name in names]
+
+
+def fit_on_train(store: Store, scheme: str | None, modalities: Sequence[Modality]) -> Fitted:
+    """Fit every transform on the training rows of the split, and on nothing else."""
+    dense = [m.name for m in modalities if m.kind != "genotype"]
+    genotypes = {
+        m.name: GenotypeScale.fit(store.arrays(m.name, split=scheme, part="train").x, m.size)
+        for m in modalities
+        if m.kind == "genotype"
+    }
+    return Fitted(fit(store, scheme, dense), genotypes)
+
+
+def _table(
+    store: Store, m: Modality, rows: Rows, fitted: Fitted, settings: Missingness | None, device: torch.device
+) -> tuple[Table, tuple[int, ...]]:
+    """The table of one modality from the store's rows `rows`, and the shape of one entry."""
+    arrays = store.arrays(m.name)
+    if len(rows) != len(arrays) or (rows != np.arange(len(arrays))).any():
+        arrays = arrays.take(rows)
+    if m.kind == "genotype":
+        return GenotypeTable(arrays.x, fitted.genotypes[m.name], device), (m.size,)
+    # Noise and dropped steps are applied to what the transform gives; the other mechanisms are in the masks.
+    settings = settings or Missingness(p=0.0)
+    transform = fitted.transforms.fitted[m.name]
+    if isinstance(transform, PixelTransform):
+        mean, sd = transform.mean, transform.sd
+        if settings.mechanism in AT_LOAD:
+            arrays = corrupt(fitted.transforms.apply(m.name, arrays), settings)
+            mean, sd = np.zeros_like(mean), np.ones_like(sd)
+        return PixelTable(arrays.x, mean, sd, device, per_channel=m.kind == "image"), m.shape
+    arrays = fitted.transforms.apply(m.name, arrays)
+    arrays = corrupt(arrays, settings)
+    if m.kind == "sequence":
+        table = sequence_table(arrays, device)
+        return table, (table.x.shape[1],)
+    return VectorTable(arrays.x, device), fitted.transforms.shapes[m.name]
+
+
+def load(
+    store: Store,
+    *,
+    task: str | None = None,
+    scheme: str | None = None,
+    modalities: Sequence[str] | None = None,
+    mask_file: Path | None = None,
+    fitted: Fitted | None = None,
+    classes: tuple[str, ...] | None = None,
+    device: torch.device | str = "cpu",
+) -> Data:
+    """Read a store into tensors.
+
+    Args:
+        task: classification task; default: the store's first.
+        scheme: split; default: the store's own.
+        modalities: the view; default: all.
+        mask_file: simulated missingness (`mrpipe mask`), ANDed with the store's masks.
+        fitted: transforms of the training store; without them they are fitted here, on training rows.
+        classes: of the trained method, to predict from a store that may have neither its labels nor its split.
+
+    Raises:
+        UsageError: unknown names, or a task that is no classification.
+        DataError: the mask file belongs to another store or lacks samples.
+    """
+    device = torch.device(device)
+    chosen = _choose(store, modalities)
+    label, names = _labels(store, task, classes)
+    samples = (
+        store.samples()
+        .select("sample_id", "subject_id", "modality_mask", *(f"row_{m.name}" for m in chosen))
+        .join(label, on="sample_id", how="left")
+        .join(_split(store, scheme, optional=classes is not None), on="sample_id", how="left")
+        .sort("sample_id")
+        .collect()
+    )
+    visible = samples["modality_mask"].to_numpy()
+    settings = None
+    if mask_file is not None:
+        frame, settings, store_id = read_masks(mask_file)
+        visible = visible & _aligned(frame, samples, store_id, store, mask_file)
+    observed = masks.unpack(visible, [m.bit for m in chosen])
+    part = np.select([samples["split"].fill_null("").to_numpy() == p for p in PARTS], range(len(PARTS)), -1)
+    keep: NDArray[np.bool_] = np.asarray(observed.any(axis=1))
+    without = {p: int((~keep & (part == i)).sum()) for i, p in enumerate(PARTS)} | {
+        "none": int((~keep & (part < 0)).sum())
+    }
+    samples, observed, part = samples.filter(pl.Series(keep)), observed[keep], part[keep]
+    fitted = fitted or fit_on_train(store, scheme, chosen)
+    row = np.full(observed.shape, -1, dtype=np.int64)
+    tables, specs = [], []
+    for column, m in enumerate(chosen):
+        seen = observed[:, column]
+        row[seen, column] = np.arange(seen.sum())
+        store_rows = samples[f"row_{m.name}"].fill_null(-1).to_numpy().astype(np.int64)[seen]
+        table, shape = _table(store, m, store_rows, fitted, settings, device)
+        tables.append(table)
+        specs.append(ModalitySpec(name=m.name, kind=m.kind, shape=tuple(shape)))
+    return Data(
+        spec=DataSpec(modalities=tuple(specs), classes=names),
+        sample_id=samples["sample_id"].to_numpy().astype(np.str_),
+        subject_id=samples["subject_id"].to_numpy().astype(np.str_),
+        keys=keyed.id_keys(samples["sample_id"]),
+        observed=observed,
+        row=row,
+        label=samples["value"].cast(pl.Int64).fill_null(-1).to_numpy().astype(np.int64),
+        part=part.astype(np.int8),
+        tables=tables,
+        n_without=without,
+        fitted=fitted,
+        device=device,
+    )
+
+
+def _labels(store: Store, task: str | None, classes: tuple[str, ...] | None) -> tuple[pl.LazyFrame, tuple[str, ...]]:
+    """`sample_id, value` of a classification task and its classes."""
+    if classes is not None and not any(t.name == task and t.classes == classes for t in store.tasks):
+        return pl.LazyFrame(schema={"sample_id": pl.String, "value": pl.Int8}), classes
+    declared = store.task(task)
+    if declared.kind != "classification":
+        tasks = [t.name for t in store.tasks if t.kind == "classification"]
+        raise UsageError(f"task {declared.name!r} is a {declared.kind}; classification tasks: {', '.join(tasks)}")
+    return store.labels(declared.name).select("sample_id", "value"), declared.classes
+
+
+def _split(store: Store, scheme: str | None, *, optional: bool) -> pl.LazyFrame:
+    if optional and scheme not in store.schemes:
+        return pl.LazyFrame(schema={"sample_id": pl.String, "split": pl.String})
+    return store.split(scheme).select("sample_id", "split")
+
+
+def _aligned(frame: pl.DataFrame, samples: pl.DataFrame, store_id: str, store: Store, path: Path) -> NDArray[np.uint16]:
+    """Masks of a mask file in the order of `samples`."""
+    fix = "Draw it again for this store: mrpipe mask."
+    if store_id != store.store_id:
+        raise DataError(Fault(file=path.name, expected=f"masks of store {store.store_id}", found=store_id, fix=fix))
+    joined = samples.select("sample_id").join(frame, on="sample_id", how="left", maintain_order="left")
+    column = joined["modality_mask" if "modality_mask" in frame.columns else frame.columns[-1]]
+    if column.null_count():
+        found = f"{column.null_count()} samples without a mask"
+        raise DataError(Fault(file=path.name, column="modality_mask", expected="every sample", found=found, fix=fix))
+    return column.to_numpy().astype(np.uint16)

@@ -1,0 +1,286 @@
+"""Modality encoders: one registry by kind of input; all map (n observed entries) to (n, P, H).
+
+Legend: n entries, P tokens, H hidden size, d features, T steps, C channels.
+Every encoder is called on observed entries only; no placeholder value ever enters one, nor a batch statistic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from model.config import Common
+from model.init import build
+from model.inputs import ModalitySpec
+from model.noise import Dropout, Noise
+from mrpipe.errors import DataError, Fault
+
+Factory = Callable[[ModalitySpec, Common, Noise], nn.Module]
+ENCODERS: dict[tuple[str, str], Factory] = {}
+
+
+def register(kind: str, name: str) -> Callable[[Factory], Factory]:
+    """Add a factory for a kind of modality under a name that the options can choose."""
+
+    def add(factory: Factory) -> Factory:
+        ENCODERS[kind, name] = factory
+        return factory
+
+    return add
+
+
+class Tokeniser(nn.Module):
+    """(n, d) → (n, P, H): cut into P equal chunks (zeros pad the last), one linear map shared by all chunks.
+
+    Source: the authors' chunked encoders (models.md §2.2, D21).
+    """
+
+    def __init__(self, d: int, n_tokens: int, hidden: int):
+        super().__init__()
+        self.n_tokens = n_tokens
+        self.chunk = math.ceil(d / n_tokens)
+        self.linear = nn.Linear(self.chunk, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = self.chunk * self.n_tokens - x.shape[1]
+        x = F.pad(x, (0, padding)) if padding else x
+        return self.linear(x.view(-1, self.n_tokens, self.chunk))
+
+
+class VectorMLP(nn.Module):
+    """Linear d → hidden, ReLU, then tokens (appendix A.2: MLP with hidden size 256)."""
+
+    def __init__(self, d: int, encoder_hidden: int, n_tokens: int, hidden: int):
+        super().__init__()
+        self.inner = nn.Linear(d, encoder_hidden)
+        self.tokens = Tokeniser(encoder_hidden, n_tokens, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tokens(F.relu(self.inner(x)))
+
+
+class Recurrent(nn.Module):
+    """GRU or LSTM over the true steps of each sequence; the state after its last step becomes the tokens.
+
+    The input is packed, so neither padding nor a longer neighbour can reach a state.
+    """
+
+    def __init__(self, rnn: nn.RNNBase, n_tokens: int, hidden: int):
+        super().__init__()
+        self.rnn = rnn
+        self.tokens = Tokeniser(rnn.hidden_size, n_tokens, hidden)
+
+    def forward(self, x: PackedSequence) -> Tensor:
+        last = self.rnn(x)[1]
+        state = last[0] if isinstance(last, tuple) else last
+        return self.tokens(state[-1])
+
+
+class _Pool(nn.MaxPool2d):
+    """2 × 2 max-pooling that leaves a side of length 1 alone, so that small images pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = tuple(min(2, s) for s in x.shape[-2:])
+        return x if size == (1, 1) else F.max_pool2d(x, size, size)
+
+
+_VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
+
+
+class VGG11(nn.Module):
+    """VGG11 (Simonyan and Zisserman 2015, configuration A), with the layer names of torchvision's model.
+
+    At `width=1`, three channels and 1000 outputs it has torchvision's 132,863,336 parameters (132,868,840 with batch
+    norm), and its weight files load by name.
+
+    Args:
+        n_outputs: size of the last layer.
+        width: factor on all channel counts.
+        dropout: rate of both dropouts of the classifier.
+    """
+
+    def __init__(self, *, channels: int, n_outputs: int, width: float, batch_norm: bool, dropout: float, noise: Noise):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for size in _VGG11:
+            if size == "M":
+                layers.append(_Pool(2))
+                continue
+            n = max(8, round(int(size) * width))
+            layers.append(nn.Conv2d(channels, n, 3, padding=1))
+            layers += [nn.BatchNorm2d(n), nn.ReLU(inplace=True)] if batch_norm else [nn.ReLU(inplace=True)]
+            channels = n
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d((7, 7))
+        wide = max(8, round(4096 * width))
+        self.classifier = nn.Sequential(
+            nn.Linear(channels * 49, wide), nn.ReLU(inplace=True), Dropout(dropout, noise),
+            nn.Linear(wide, wide), nn.ReLU(inplace=True), Dropout(dropout, noise),
+            nn.Linear(wide, n_outputs),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+
+class ImageEncoder(nn.Module):
+    """VGG11, then tokens. With `freeze` the convolutions stay as they start, batch statistics included."""
+
+    def __init__(self, spec: ModalitySpec, c: Common, noise: Noise):
+        super().__init__()
+        self.downsample = c.image_downsample
+        self.freeze = c.image_freeze
+        self.cnn = VGG11(
+            channels=spec.shape[0], n_outputs=c.image_outputs, width=c.cnn_width,
+            batch_norm=c.image_encoder == "vgg11_bn", dropout=c.image_dropout, noise=noise,
+        )  # fmt: skip
+        self.tokens = Tokeniser(c.image_outputs, c.tokens, c.hidden)
+        self.cnn.features.requires_grad_(not self.freeze)
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        super().train(mode)
+        if self.freeze:
+            self.cnn.features.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.downsample > 1:
+            x = F.avg_pool2d(x, self.downsample, ceil_mode=True)
+        return self.tokens(F.relu(self.cnn(x)))
+
+    def load_weights(self, path: str) -> None:
+        """Load a torchvision state dict; a last layer of another size than ours keeps its start.
+
+        Raises:
+            DataError: the file is not one, or names or shapes differ.
+        """
+        fix = "Give a state dict of torchvision's vgg11 or vgg11_bn, and cnn_width=1."
+        try:
+            weights = torch.load(Path(path), map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError) as error:
+            found = str(error).splitlines()[0]
+            raise DataError(Fault(file=path, expected="a torch state dict", found=found, fix=fix)) from error
+        own = self.cnn.state_dict()
+        last = {k for k in own if k.startswith("classifier.6.") and k in weights and weights[k].shape != own[k].shape}
+        wrong = sorted(
+            k for k in (set(own) ^ set(weights)) | {k for k in own if k in weights and weights[k].shape != own[k].shape}
+            if k not in last and not k.endswith("num_batches_tracked")
+        )  # fmt: skip
+        if wrong:
+            found = f"{len(wrong)} missing, unknown or differently shaped ones"
+            raise DataError(
+                Fault(file=path, column=wrong[0], expected="the layers of this VGG11", found=found, fix=fix)
+            )
+        self.cnn.load_state_dict({k: own[k] if k in last else v for k, v in weights.items() if k in own}, strict=False)
+
+
+class CNN3D(nn.Module):
+    """Six 3 × 3 × 3 convolutions (32, 32, 64, 64, 128, 128) with max-pooling by 2, 3 and 4, then one linear layer.
+
+    At 91 × 109 × 91 voxels and 128 outputs: 1.448 M parameters, 93.1 GFLOP, as the authors' (performance.md §2).
+    A pool is never larger than what is left of the volume.
+    """
+
+    def __init__(self, shape: tuple[int, ...], n_outputs: int, width: float):
+        super().__init__()
+        sizes = list(shape)
+        layers: list[nn.Module] = []
+        channels = 1
+        for n, pool in ((32, 2), (64, 3), (128, 4)):
+            wide = max(4, round(n * width))
+            kernel = tuple(min(pool, s) for s in sizes)
+            layers += [nn.Conv3d(channels, wide, 3, padding=1), nn.ReLU(inplace=True),
+                       nn.Conv3d(wide, wide, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool3d(kernel)]  # fmt: skip
+            channels, sizes = wide, [s // k for s, k in zip(sizes, kernel, strict=True)]
+        self.features = nn.Sequential(*layers)
+        self.output = nn.Linear(channels * math.prod(sizes), n_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.features(x.unsqueeze(1)).flatten(1))
+
+
+class VolumeEncoder(nn.Module):
+    """3-D CNN, then tokens."""
+
+    def __init__(self, spec: ModalitySpec, c: Common):
+        super().__init__()
+        self.cnn = CNN3D(spec.shape, c.encoder_hidden, c.cnn_width)
+        self.tokens = Tokeniser(c.encoder_hidden, c.tokens, c.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tokens(F.relu(self.cnn(x)))
+
+
+@register("vector", "mlp")
+def _mlp(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
+    return VectorMLP(spec.shape[0], c.encoder_hidden, c.tokens, c.hidden)
+
+
+@register("vector", "linear")
+@register("genotype", "linear")
+def _linear(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
+    return Tokeniser(spec.shape[0], c.tokens, c.hidden)
+
+
+@register("sequence", "gru")
+def _gru(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
+    return Recurrent(nn.GRU(spec.shape[0], c.encoder_hidden), c.tokens, c.hidden)
+
+
+@register("sequence", "lstm")
+def _lstm(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
+    return Recurrent(nn.LSTM(spec.shape[0], c.encoder_hidden), c.tokens, c.hidden)
+
+
+@register("image", "vgg11")
+@register("image", "vgg11_bn")
+def _vgg(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
+    return ImageEncoder(spec, c, noise)
+
+
+@register("volume", "cnn3d")
+def _cnn3d(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
+    return VolumeEncoder(spec, c)
+
+
+def _choice(kind: str, c: Common) -> str:
+    chosen = {"vector": c.vector_encoder, "sequence": c.sequence_encoder, "image": c.image_encoder,
+              "volume": "cnn3d", "genotype": "linear"}  # fmt: skip
+    return chosen[kind]
+
+
+def build_encoders(modalities: tuple[ModalitySpec, ...], c: Common, seed: int, noise: Noise) -> nn.ModuleList:
+    """One encoder a modality, in their order; the same weights for every method with the same seed and options."""
+    encoders = nn.ModuleList()
+    for spec in modalities:
+        factory = ENCODERS[spec.kind, _choice(spec.kind, c)]
+        encoder = build(lambda f=factory, s=spec: f(s, c, noise), seed, f"encoder {spec.name}")  # type: ignore[misc]
+        if isinstance(encoder, ImageEncoder) and c.image_weights:
+            encoder.load_weights(c.image_weights)
+        encoders.append(encoder)
+    return encoders
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether what it encodes together could mix in training."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+
+
+@contextmanager
+def frozen_batch_norm(module: nn.Module) -> Iterator[None]:
+    """Within it, batch-norm layers use their running statistics and do not change them."""
+    layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()

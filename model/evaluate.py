@@ -1,0 +1,108 @@
+"""Evaluation of a finished run on one part of its store: metrics with intervals, predictions, routing."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from model.checkpoint import MASK_NAME, Trained, load_run, require_training_store
+from model.data import Data, load
+from model.metrics import table
+from model.predict import Predictions, predict, prediction_frame
+from model.scores import METRICS
+from mrpipe.parquet import write_frame, write_text
+from mrpipe.store import Store
+
+
+def load_for(trained: Trained, run: Path, store: Store, device: str) -> Data:
+    """The data that a run was trained on: its view, its mask, its transforms.
+
+    Raises:
+        DataError: another store, or a run folder whose mask file is gone.
+    """
+    require_training_store(trained.origin, store)
+    return load(
+        store, task=trained.origin.task, scheme=trained.origin.scheme, modalities=trained.spec.names,
+        mask_file=run / MASK_NAME if trained.origin.mask is not None else None, fitted=trained.fitted, device=device,
+    )  # fmt: skip
+
+
+def evaluate_run(
+    run: Path,
+    store: Store,
+    *,
+    part: str = "test",
+    draws: int | None = None,
+    n_resamples: int = 1000,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Evaluate a finished run; returns the content of metrics.json.
+
+    Files, for the test part: predictions.parquet, routing.parquet (methods that route), metrics.csv (by modality
+    combination and number of observed modalities), test_cost.json (times; not reproducible to the byte) and, last,
+    metrics.json. Another part's files carry its name, e.g. metrics_val.json.
+
+    Args:
+        draws: retrieval draws to average; default: what the options say.
+        n_resamples: bootstrap resamples of the subjects; 0: no intervals.
+    """
+    suffix = "" if part == "test" else f"_{part}"
+    result = run / f"metrics{suffix}.json"
+    result.unlink(missing_ok=True)
+    trained = load_run(run, device)
+    data = load_for(trained, run, store, device)
+    trained.method.prepare(data, data.rows("train"))
+    started = time.perf_counter()
+    found = predict(trained.method, data, data.rows(part), draws=draws, detail=True)
+    seconds = time.perf_counter() - started
+    metrics = metric_table(data, found, seed=trained.config.seed, n_resamples=n_resamples)
+    write_frame(run / f"predictions{suffix}.parquet", prediction_frame(data, found))
+    if found.routing is not None:
+        write_frame(run / f"routing{suffix}.parquet", found.routing)
+    write_text(run / f"metrics{suffix}.csv", metrics.write_csv())
+    config, origin = trained.config, trained.origin
+    content = {
+        "method": config.method, "preset": config.preset, "seed": config.seed, "dataset": origin.dataset,
+        "store_id": origin.store_id, "origin": origin.origin, "task": origin.task, "scheme": origin.scheme,
+        "modalities": list(data.spec.names), "encoders": {m["name"]: m["encoder"] for m in origin.modalities},
+        "classes": list(data.spec.classes), "mask": origin.mask, "mask_sha256": origin.mask_sha256,
+        "n_without_modality": data.n_without, "part": part, "n": trained.training["n"], "n_evaluated": len(found.rows),
+        "metrics": summary(metrics),
+        "majority": majority(data, part), "bootstrap": n_resamples, "draws": draws or trained.method.n_draws,
+        "draw_std": None if found.draw_std is None else float(found.draw_std.mean()), "support": found.support,
+        "training": trained.training,
+    }  # fmt: skip
+    cost = {"seconds": seconds, "samples_per_second": len(found.rows) / max(seconds, 1e-9),
+            "threads": torch.get_num_threads(), "device": device}  # fmt: skip
+    write_text(run / f"{part}_cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
+    write_text(result, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    return content
+
+
+def majority(data: Data, part: str) -> dict[str, Any]:
+    """Accuracy on a part of always saying the most frequent training class, and which class that is."""
+    label, train = data.label[data.rows(part)], data.label[data.rows("train")]
+    best = int(torch.bincount(torch.from_numpy(train)).argmax())
+    accuracy = float((label == best).mean()) if len(label) else None
+    return {"class": data.spec.classes[best], "accuracy": accuracy}
+
+
+def metric_table(data: Data, found: Predictions, *, seed: int, n_resamples: int = 1000) -> pl.DataFrame:
+    """Metrics of labelled predictions (`model.metrics.table`)."""
+    observed = data.observed[found.rows]
+    return table(
+        data.label[found.rows], found.probability, data.subject_id[found.rows], data.combination(observed),
+        observed.sum(axis=1), seed=seed, n_resamples=n_resamples,
+    )  # fmt: skip
+
+
+def summary(metrics: pl.DataFrame) -> dict[str, Any]:
+    """The metrics of all samples: name → value, low, high."""
+    rows = metrics.filter(by="all")
+    out = {r["metric"]: {"value": r["value"], "low": r["low"], "high": r["high"]} for r in rows.to_dicts()}
+    return {name: out[name] for name in METRICS}

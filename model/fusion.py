@@ -1,0 +1,140 @@
+"""Attention blocks and the transformer that fuses the modalities' tokens; classification head.
+
+Legend: B samples, M modalities, P tokens a modality, L tokens of an item list, H hidden, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import Common
+from model.init import Fill, normal
+from model.moe import Experts, Router, balance_loss
+from model.noise import Dropout, Noise
+
+
+class Attention(nn.Module):
+    """Multi-head attention; queries, keys and values without bias, output with bias."""
+
+    def __init__(self, hidden: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
+        self.out = nn.Linear(hidden, hidden)
+
+    def split_heads(self, x_BLH: Tensor) -> Tensor:
+        """(B, L, H) → (B, heads, L, H / heads)."""
+        return x_BLH.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Attention of (B, L, H) tensors before the output map; `allowed` broadcasts to (B, heads, Lq, Lk)."""
+        q, k, v = (self.split_heads(t) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(-2)
+
+    def forward(self, x_BLH: Tensor, allowed: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x_BLH).chunk(3, dim=-1)
+        return self.out(self.mix(q, k, v, allowed))
+
+
+class FeedForward(nn.Module):
+    """H → F → H with GELU."""
+
+    def __init__(self, hidden: int, ffn: int, dropout: float, noise: Noise):
+        super().__init__()
+        self.inner = nn.Linear(hidden, ffn)
+        self.outer = nn.Linear(ffn, hidden)
+        self.dropout = Dropout(dropout, noise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.dropout(F.gelu(self.inner(x))))
+
+
+class SparseFeedForward(nn.Module):
+    """A mixture of experts in place of the feed-forward part; its balance loss comes with the output."""
+
+    def __init__(self, c: Common, noise: Noise):
+        super().__init__()
+        self.router = Router(c.hidden, c.fusion_experts, top_k=c.fusion_top_k, noise=noise)
+        self.experts = Experts(c.fusion_experts, c.hidden, c.fusion_ffn, c.dropout, noise)
+
+    def forward(self, x_BLH: Tensor, filled_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+        x_TH = x_BLH.flatten(0, 1) if filled_BL is None else x_BLH[filled_BL]
+        routing = self.router(x_TH)
+        every = torch.arange(self.router.n_experts, device=x_TH.device)[None, :]
+        loss = balance_loss(routing, torch.zeros(len(x_TH), dtype=torch.long, device=x_TH.device), every)
+        y_TH = self.experts(x_TH, routing)
+        if filled_BL is None:
+            return y_TH.view_as(x_BLH), loss
+        return torch.zeros_like(x_BLH).masked_scatter(filled_BL.unsqueeze(2), y_TH), loss
+
+
+class Block(nn.Module):
+    """One transformer block.
+
+    form "pre-ln": x + Drop(MHA(LN x)), then x + Drop(FFN(LN x)).
+    form "code": the authors' block, whose first residual is lost (models.md D5): a = MHA(LN x); a + Drop(a); then FFN.
+    """
+
+    def __init__(self, c: Common, noise: Noise):
+        super().__init__()
+        self.form, self.sparse = c.fusion_block, c.fusion_experts > 0
+        self.norm_attention = nn.LayerNorm(c.hidden)
+        self.attention = Attention(c.hidden, c.heads)
+        self.norm_ffn = nn.LayerNorm(c.hidden)
+        self.ffn: nn.Module = (
+            SparseFeedForward(c, noise) if c.fusion_experts else FeedForward(c.hidden, c.fusion_ffn, c.dropout, noise)
+        )
+        self.dropout = Dropout(c.dropout, noise)
+
+    def forward(self, x_BLH: Tensor, filled_BL: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        allowed = None if filled_BL is None else filled_BL[:, None, None, :]
+        mixed = self.attention(self.norm_attention(x_BLH), allowed)
+        x_BLH = (mixed if self.form == "code" else x_BLH) + self.dropout(mixed)
+        normed = self.norm_ffn(x_BLH)
+        update, loss = self.ffn(normed, filled_BL) if self.sparse else (self.ffn(normed), None)
+        return x_BLH + self.dropout(update), loss
+
+
+class Fusion(nn.Module):
+    """Transformer over the tokens of all slots, then a linear head on the concatenation of the modalities' means.
+
+    Slots that are not filled are masked out of the attention and enter the head as zeros.
+    """
+
+    def __init__(self, n_modalities: int, n_classes: int, c: Common, noise: Noise):
+        super().__init__()
+        self.position_MPH = nn.Parameter(torch.empty(n_modalities, c.tokens, c.hidden))
+        self.blocks = nn.ModuleList(Block(c, noise) for _ in range(c.fusion_layers))
+        self.norm = nn.LayerNorm(c.hidden)
+        self.head = nn.Linear(n_modalities * c.hidden, n_classes)
+
+    def initial(self, name: str) -> Fill:
+        return normal(0.02)
+
+    def forward(self, z_BMPH: Tensor, filled_BM: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Fuse.
+
+        Args:
+            z_BMPH: tokens of every slot; what stands in an unfilled slot has no influence.
+            filled_BM: which slots count; None: all. Each sample has at least one.
+
+        Returns:
+            logits (B, C); the fused embedding (B, M·H) that the head sees; the balance loss of sparse blocks or None.
+        """
+        n_samples, n_modalities, n_tokens, _ = z_BMPH.shape
+        x_BLH = (z_BMPH + self.position_MPH).flatten(1, 2)
+        filled_BL = None if filled_BM is None else filled_BM.repeat_interleave(n_tokens, dim=1)
+        if filled_BL is not None:
+            x_BLH = x_BLH.masked_fill(~filled_BL.unsqueeze(2), 0.0)
+        losses = []
+        for block in self.blocks:
+            x_BLH, loss = block(x_BLH, filled_BL)
+            if loss is not None:
+                losses.append(loss)
+        mean_BMH = self.norm(x_BLH).view(n_samples, n_modalities, n_tokens, -1).mean(dim=2)
+        if filled_BM is not None:
+            mean_BMH = mean_BMH * filled_BM.unsqueeze(2)
+        fused = mean_BMH.flatten(1)
+        return self.head(fused), fused, torch.stack(losses).mean() if losses else None

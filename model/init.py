@@ -1,0 +1,74 @@
+"""Initial weights from a key: (seed, purpose, parameter's name) → the same numbers, in whatever order modules are made.
+
+So all methods of one seed start with identical encoders, and adding a layer does not change the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from mrpipe import keyed
+
+M = TypeVar("M", bound=nn.Module)
+Fill = Callable[[Tensor, torch.Generator], None]
+
+
+@runtime_checkable
+class Initialised(Protocol):
+    """A module with parameters of its own says how each of them (by its local name) starts."""
+
+    def initial(self, name: str) -> Fill: ...
+
+
+def uniform(bound: float) -> Fill:
+    return lambda t, g: _set(t, lambda: t.uniform_(-bound, bound, generator=g))
+
+
+def normal(std: float) -> Fill:
+    return lambda t, g: _set(t, lambda: t.normal_(0.0, std, generator=g))
+
+
+def constant(value: float) -> Fill:
+    return lambda t, g: _set(t, lambda: t.fill_(value))
+
+
+def _set(_: Tensor, write: Callable[[], Tensor]) -> None:
+    with torch.no_grad():
+        write()
+
+
+def _rule(module: nn.Module, name: str) -> Fill:
+    match module:
+        case Initialised():
+            return module.initial(name)
+        case nn.Linear():
+            return uniform(1 / math.sqrt(max(module.in_features, 1)))
+        case nn.RNNBase():
+            return uniform(1 / math.sqrt(module.hidden_size))
+        case nn.Conv2d() | nn.Conv3d():
+            fan_out = module.out_channels * math.prod(module.kernel_size)
+            return constant(0.0) if name == "bias" else normal(math.sqrt(2.0 / fan_out))
+        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d() | nn.LayerNorm():
+            return constant(0.0 if name == "bias" else 1.0)
+        case nn.Embedding():
+            return normal(0.02)
+    raise TypeError(f"{type(module).__name__}.{name} has no initial value: give the module a method `initial(name)`")
+
+
+def build(factory: Callable[[], M], seed: int, purpose: str) -> M:
+    """Make a module and fill every parameter from its key; the global generator is neither read nor moved."""
+    with torch.device("meta"):
+        module = factory()
+    module._apply(lambda t: torch.zeros_like(t, device="cpu") if t.is_meta else t)
+    for path, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.reset_running_stats()
+        for name, parameter in part.named_parameters(recurse=False):
+            key = int(keyed.stream_key(seed, f"{purpose}\x1f{path}\x1f{name}"))
+            _rule(part, name)(parameter, torch.Generator().manual_seed(key >> 1))
+    return module

@@ -1,0 +1,223 @@
+"""One modality as tensors: only the rows that have it, gathered by row number, in the form its encoder takes.
+
+Legend: n rows, d features, p SNPs, S steps of all rows together.
+Pixels stay in the store's integers and genotypes at two bits a call; both become floats a batch at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from mrpipe.errors import DataError, Fault
+from mrpipe.store import Arrays
+
+Rows = NDArray[np.int64]
+EncoderInput = Any  # Tensor, or PackedSequence for a sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalitySpec:
+    """What a method may know of a modality before it sees data: name, kind, and shape of one entry (of one step)."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+
+class Table(Protocol):
+    """The observed rows of one modality."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, rows: Rows) -> EncoderInput:
+        """Encoder input of the given rows, in that order."""
+        ...
+
+    def pooled(self, rows: Rows) -> Tensor:
+        """A fixed number of features a row (n, f), for models without an encoder."""
+        ...
+
+
+def _host(rows: Rows, device: torch.device) -> Tensor:
+    index = torch.from_numpy(np.ascontiguousarray(rows))
+    return index if device.type == "cpu" else index.to(device, non_blocking=True)
+
+
+class VectorTable:
+    """x (n, d) float32."""
+
+    def __init__(self, x: NDArray[np.float32], device: torch.device):
+        self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(device)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def gather(self, rows: Rows) -> Tensor:
+        return self.x[_host(rows, self.x.device)]
+
+    pooled = gather
+
+
+class SequenceTable:
+    """Steps of all rows end to end, (S, d) float32; a batch is packed straight from them, without padding."""
+
+    def __init__(self, x: NDArray[np.float32], offsets: Rows, device: torch.device):
+        self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(device)
+        self.offsets = offsets
+        self.lengths = np.diff(offsets)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def gather(self, rows: Rows) -> PackedSequence:
+        lengths = self.lengths[rows]
+        order = np.argsort(-lengths, kind="stable")
+        longest = int(lengths.max(initial=0))
+        # Time-major: at step t the rows that still run, longest first.
+        step, rank = np.nonzero(np.arange(longest)[:, None] < lengths[order][None, :])
+        flat = self.offsets[rows[order]][rank] + step
+        device = self.x.device
+        return PackedSequence(
+            self.x[_host(flat, device)],
+            torch.from_numpy(np.bincount(step, minlength=longest)),
+            _host(order, device),
+            _host(np.argsort(order, kind="stable"), device),
+        )
+
+    def pooled(self, rows: Rows) -> Tensor:
+        """Mean, largest and log number of steps, (n, 2 d + 1)."""
+        if len(rows) == 0:
+            return self.x.new_zeros(0, 2 * self.x.shape[1] + 1)
+        lengths = self.lengths[rows]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        flat = np.repeat(self.offsets[rows] - starts[:-1], lengths) + np.arange(starts[-1])
+        steps = self.x[_host(flat, self.x.device)]
+        n = _host(lengths, self.x.device)
+        mean = torch.segment_reduce(steps, "mean", lengths=n)
+        largest = torch.segment_reduce(steps, "max", lengths=n)
+        return torch.cat([mean, largest, n.to(steps.dtype).log()[:, None]], dim=1)
+
+
+class PixelTable:
+    """Images (n, C, H, W) or volumes (n, D, H, W) in the store's dtype; (x − mean) / sd is applied batch by batch."""
+
+    def __init__(
+        self,
+        x: NDArray[Any],
+        mean: NDArray[np.float32],
+        sd: NDArray[np.float32],
+        device: torch.device,
+        *,
+        per_channel: bool,
+    ):
+        self.x = torch.from_numpy(np.array(x)).to(device)
+        shape = (1, -1) + (1,) * (x.ndim - 2) if per_channel else (1,)
+        self.mean = torch.from_numpy(np.array(mean)).to(device).reshape(shape)
+        self.sd = torch.from_numpy(np.array(sd)).to(device).reshape(shape)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def gather(self, rows: Rows) -> Tensor:
+        raw = self.x[_host(rows, self.x.device)]
+        x = (raw.float() - self.mean) / self.sd
+        return torch.nan_to_num(x) if raw.is_floating_point() else x
+
+    def pooled(self, rows: Rows) -> Tensor:
+        """Mean intensity on a coarse grid: 8 × 8 a channel, or 6 × 6 × 6."""
+        x = self.gather(rows)
+        grid = F.adaptive_avg_pool2d(x, 8) if x.ndim == 4 and len(self.mean.shape) > 1 else _grid3d(x)
+        return grid.flatten(1)
+
+
+def _grid3d(x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool3d(x.unsqueeze(1), 6)
+
+
+def _calls() -> Tensor:
+    """(256, 4) float32: the four calls of a byte, little end first; NaN where nothing was called."""
+    codes = (np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3
+    return torch.from_numpy(np.where(codes == 3, np.nan, codes).astype(np.float32))
+
+
+class GenotypeTable:
+    """Packed genotypes (n, bytes) uint8, decoded through a 256-entry table and standardised per SNP.
+
+    An unknown call takes the training mean, that is 0 after centring.
+    """
+
+    def __init__(self, packed: NDArray[np.uint8], scale: GenotypeScale, device: torch.device):
+        self.packed = torch.from_numpy(np.array(packed)).to(device)
+        self.n_snps = len(scale.center)
+        self._calls = _calls().to(device)
+        self._center = scale.center.to(device)
+        self._factor = (1.0 / scale.spread).to(device)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def gather(self, rows: Rows) -> Tensor:
+        packed = self.packed[_host(rows, self.packed.device)]
+        calls = self._calls[packed.int()].flatten(1)[:, : self.n_snps]
+        return torch.nan_to_num((calls - self._center) * self._factor, nan=0.0)
+
+    pooled = gather
+
+
+@dataclass(frozen=True)
+class GenotypeScale:
+    """Mean and standard deviation of each SNP's known calls in the training rows, (p,) float32 each."""
+
+    center: Tensor
+    spread: Tensor
+
+    @classmethod
+    def fit(cls, packed: NDArray[np.uint8], n_snps: int) -> GenotypeScale:
+        table = _calls()
+        n, total, squares = (torch.zeros(n_snps, dtype=torch.float64) for _ in range(3))
+        for start in range(0, len(packed), 64):
+            block = torch.from_numpy(np.array(packed[start : start + 64])).int()
+            calls = table[block].flatten(1)[:, :n_snps]
+            known = ~calls.isnan()
+            calls = torch.nan_to_num(calls)
+            n += known.sum(0)
+            total += calls.sum(0)
+            squares += (calls * calls).sum(0)
+        mean = total / n.clamp_min(1)
+        sd = (squares / n.clamp_min(1) - mean * mean).clamp_min(0).sqrt()
+        return cls(mean.float(), torch.where(sd > 1e-6, sd, torch.ones_like(sd)).float())
+
+
+def with_elapsed(arrays: Arrays) -> NDArray[np.float32]:
+    """Steps of a sequence; an irregular one gains the column log(1 + time since the step before)."""
+    if arrays.time is None or arrays.offsets is None:
+        return arrays.x
+    elapsed = np.diff(arrays.time, prepend=np.float32(0))
+    starts = arrays.offsets[:-1]
+    elapsed[starts[starts < len(elapsed)]] = 0.0
+    return np.concatenate([arrays.x, np.log1p(np.maximum(elapsed, 0.0))[:, None]], axis=1, dtype=np.float32)
+
+
+def sequence_table(arrays: Arrays, device: torch.device) -> SequenceTable:
+    """The table of a transformed sequence.
+
+    Raises:
+        DataError: an observed sequence without a step; it should have been left out as not observed.
+    """
+    assert arrays.offsets is not None
+    empty = np.flatnonzero(np.diff(arrays.offsets) == 0)
+    if len(empty):
+        raise DataError(
+            Fault(file=f"modalities/{arrays.modality.name}.parquet", column="length", row=int(empty[0]) + 1,
+                  expected="at least one step in an observed sequence", found=f"{len(empty)} without any",
+                  fix="A sample whose sequence is empty does not have the modality: leave its row out.")
+        )  # fmt: skip
+    return SequenceTable(with_elapsed(arrays), arrays.offsets, device)

@@ -1,0 +1,44 @@
+"""Majority class: the class frequencies of the training samples, whatever a sample looks like.
+
+The floor of every table: published accuracies of 77.37 (MIMIC) and 42.23 (MOSI) are those of constant predictors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.config import Config
+from model.data import Batch, Data, DataSpec
+from model.inputs import Rows
+from model.methods.base import Method, Output
+from model.noise import Noise
+
+
+class Majority(Method):
+    """Predicts the most frequent training class with the training frequencies as probabilities."""
+
+    name = "majority"
+    summary = "class frequencies of the training samples (control)"
+    gradient = False
+    encoded = False
+
+    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+        super().__init__(spec, config, noise)
+        self.register_buffer("log_prior", torch.zeros(spec.n_classes))
+
+    @property
+    def device(self) -> torch.device:
+        return self.log_prior.device
+
+    def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, Any]:
+        counts = np.bincount(data.label[train_rows], minlength=self.spec.n_classes)
+        prior = torch.from_numpy(counts / counts.sum())
+        # A class that never occurs keeps a finite logit.
+        self.log_prior = prior.clamp_min(1e-9).log().float().to(self.device)
+        return {"majority": self.spec.classes[int(counts.argmax())]}
+
+    def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
+        return Output(self.log_prior.expand(len(batch), -1))

@@ -1,0 +1,135 @@
+"""Metrics of a classification, by modality combination and by number of observed modalities, with bootstrap intervals.
+
+Point estimates come from scikit-learn. The bootstrap resamples subjects (all samples of a subject together); its
+thousands of weighted metrics are computed at once from class counts and sorted scores.
+
+Legend: n samples, C classes, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from model.scores import METRICS, Floats, Ints, ranked_classes, score
+from mrpipe import keyed
+
+__all__ = ["METRICS", "bootstrap", "score", "table", "weighted_auprc", "weighted_auroc"]
+
+
+def _confusions(label: Ints, predicted: Ints, n_classes: int, weight_Rn: Floats) -> Floats:
+    """(R, C, C) weighted confusion matrices, truth by prediction."""
+    cell = label * n_classes + predicted
+    onehot = np.zeros((len(label), n_classes * n_classes))
+    onehot[np.arange(len(label)), cell] = 1.0
+    return (weight_Rn @ onehot).reshape(-1, n_classes, n_classes)
+
+
+def weighted_auroc(positive: NDArray[np.bool_], value: Floats, weight_Rn: Floats) -> Floats:
+    """(R,) area under the ROC curve for each set of sample weights; ties count half."""
+    order = np.argsort(value, kind="stable")
+    _, start = np.unique(value[order], return_index=True)
+    w = weight_Rn[:, order]
+    up = np.add.reduceat(w * positive[order], start, axis=1)
+    down = np.add.reduceat(w * ~positive[order], start, axis=1)
+    below = np.cumsum(down, axis=1) - down
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (up * (below + down / 2)).sum(axis=1) / (up.sum(axis=1) * down.sum(axis=1))
+
+
+def weighted_auprc(positive: NDArray[np.bool_], value: Floats, weight_Rn: Floats) -> Floats:
+    """(R,) average precision Σ (recall step) · precision, for each set of sample weights."""
+    order = np.argsort(-value, kind="stable")
+    _, start = np.unique(-value[order], return_index=True)
+    w = weight_Rn[:, order]
+    up = np.add.reduceat(w * positive[order], start, axis=1)
+    every = np.add.reduceat(w, start, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.cumsum(up, axis=1) / np.cumsum(every, axis=1)
+        return np.nansum(up * precision, axis=1) / up.sum(axis=1)
+
+
+def _weighted_metrics(label: Ints, probability: Floats, weight_Rn: Floats) -> dict[str, Floats]:
+    n_classes = probability.shape[1]
+    predicted = probability.argmax(axis=1)
+    confusion = _confusions(label, predicted, n_classes, weight_Rn)
+    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    truth, guess = confusion.sum(axis=2), confusion.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = hits / truth
+        f1 = 2 * hits / (truth + guess)
+        out = {
+            "accuracy": hits.sum(axis=1) / truth.sum(axis=1),
+            "balanced_accuracy": _mean_of_known(recall),
+            "macro_f1": _mean_of_known(f1),
+        }
+    columns = ranked_classes(label, probability)
+    rankings: dict[str, Callable[..., Floats]] = {"auroc": weighted_auroc, "auprc": weighted_auprc}
+    for name, area in rankings.items():
+        if columns:
+            areas = np.stack([area(label == c, probability[:, c], weight_Rn) for c in columns], axis=1)
+            out[name] = _mean_of_known(areas)
+    return out
+
+
+def _mean_of_known(x: Floats) -> Floats:
+    known = ~np.isnan(x)
+    return np.where(known, x, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+
+
+def bootstrap(
+    label: Ints,
+    probability: Floats,
+    subject: NDArray[np.str_],
+    *,
+    seed: int,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+) -> dict[str, tuple[float, float]]:
+    """Percentile interval of each metric over resamples of the subjects, keyed by the seed; ECE is left out."""
+    if len(label) == 0 or n_resamples == 0:
+        return {}
+    _, place = np.unique(subject, return_inverse=True)
+    n_subjects = int(place.max()) + 1
+    rng = keyed.generator(seed, "bootstrap")
+    weight = rng.multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), size=n_resamples).astype(np.float64)
+    tail = (1 - level) / 2
+    found = _weighted_metrics(label, probability, weight[:, place])
+    return {
+        name: (float(np.quantile(v, tail)), float(np.quantile(v, 1 - tail)))
+        for name, v in found.items()
+    }  # fmt: skip
+
+
+def table(
+    label: Ints,
+    probability: Floats,
+    subject: NDArray[np.str_],
+    combination: list[str],
+    n_observed: Ints,
+    *,
+    seed: int,
+    n_resamples: int = 1000,
+) -> pl.DataFrame:
+    """One row a (group, metric): all samples, each modality combination, each number of observed modalities.
+
+    Columns: `by` (all, combination, observed), `group`, `n`, `metric`, `value` (null: not defined), `low`, `high`
+    (95 % bootstrap interval over subjects; null where none is computed).
+    """
+    combinations = np.array(combination)
+    groups: list[tuple[str, str, NDArray[np.bool_]]] = [("all", "all", np.ones(len(label), dtype=bool))]
+    groups += [("combination", c, combinations == c) for c in sorted(set(combination), key=lambda c: (c.count("+"), c))]
+    groups += [("observed", str(k), n_observed == k) for k in np.unique(n_observed).tolist()]
+    rows = []
+    for by, group, chosen in groups:
+        values = score(label[chosen], probability[chosen])
+        intervals = bootstrap(label[chosen], probability[chosen], subject[chosen], seed=seed, n_resamples=n_resamples)
+        for metric in METRICS:
+            low, high = intervals.get(metric, (None, None)) if values[metric] is not None else (None, None)
+            rows.append((by, group, int(chosen.sum()), metric, values[metric], low, high))
+    schema = {"by": pl.String, "group": pl.String, "n": pl.Int64, "metric": pl.String, "value": pl.Float64,
+              "low": pl.Float64, "high": pl.Float64}  # fmt: skip
+    return pl.DataFrame(rows, schema=schema, orient="row")

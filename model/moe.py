@@ -1,0 +1,175 @@
+"""Sparse mixture of experts: router, expert banks with grouped dispatch, balance loss. Nothing here keeps state.
+
+Legend: T tokens, H hidden, F feed-forward, E experts, K experts a token, R routers, G groups of allowed experts.
+Source: Eq. 1 of the paper, y = Σ_e R(x)_e E_e(x) with R(x) = TopK(softmax(g(x)), k), softmax first, not renormalised.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.init import Fill, constant, uniform
+from model.noise import Dropout, Noise
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where each token goes.
+
+    Attributes:
+        expert: (T, K) experts, largest weight first.
+        weight: (T, K) their weights (float32).
+        clean: (T, E) logits without noise, −inf where forbidden.
+        noisy: (T, E) logits that were used, or None without noise.
+        spread: (T, E) standard deviation of the noise, or None.
+    """
+
+    expert: Tensor
+    weight: Tensor
+    clean: Tensor
+    noisy: Tensor | None = None
+    spread: Tensor | None = None
+
+
+class Router(nn.Module):
+    """Linear routers without bias, computed in float32; forbidden experts get −inf before the softmax.
+
+    Args:
+        n_routers: each token names the one it uses.
+        top_k: experts a token visits (at most as many as are allowed).
+        renormalise: weights of the kept experts sum to 1; equals a softmax over the top-k logits.
+        noisy: in training add N(0, softplus(x W_noise)²) to the logits (Shazeer et al. 2017).
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        n_experts: int,
+        *,
+        top_k: int,
+        noise: Noise,
+        n_routers: int = 1,
+        renormalise: bool = False,
+        noisy: bool = False,
+    ):
+        super().__init__()
+        self.n_experts, self.n_routers, self.top_k = n_experts, n_routers, top_k
+        self.renormalise, self.noisy, self._noise = renormalise, noisy, noise
+        self.weight = nn.Parameter(torch.empty(n_routers * n_experts, hidden))
+        self.noise_weight = nn.Parameter(torch.empty(n_experts, hidden)) if noisy else None
+
+    def initial(self, name: str) -> Fill:
+        return constant(0.0) if name == "noise_weight" else uniform(1 / math.sqrt(self.weight.shape[1]))
+
+    def forward(self, x_TH: Tensor, allowed_TE: Tensor | None = None, router_T: Tensor | None = None) -> Routing:
+        """Route tokens.
+
+        Args:
+            allowed_TE: True where a token may use an expert; None: everywhere.
+            router_T: number of the router of each token; needed where there are several.
+        """
+        with torch.autocast(x_TH.device.type, enabled=False):
+            x = x_TH.float()
+            logits = F.linear(x, self.weight.float())
+            if self.n_routers > 1:
+                assert router_T is not None
+                every = torch.arange(len(x), device=x.device)
+                logits = logits.view(-1, self.n_routers, self.n_experts)[every, router_T]
+            noisy = spread = None
+            if self.noise_weight is not None and self.training:
+                spread = F.softplus(F.linear(x, self.noise_weight.float())) + 1e-2
+                noisy = logits + spread * self._noise.normal(logits.shape, logits.device)
+            if allowed_TE is not None:
+                logits = logits.masked_fill(~allowed_TE, -math.inf)
+                noisy = None if noisy is None else noisy.masked_fill(~allowed_TE, -math.inf)
+            probability = (logits if noisy is None else noisy).softmax(dim=1)
+            weight, expert = probability.topk(min(self.top_k, self.n_experts), dim=1)
+            if self.renormalise:
+                weight = weight / weight.sum(dim=1, keepdim=True)
+        return Routing(expert, weight, logits, noisy, spread)
+
+
+class Experts(nn.Module):
+    """E feed-forward networks H → F → H (GELU): each token visits its K experts, and only them.
+
+    Dispatch: one stable sort of all (token, expert) pairs by expert, then one product per visited expert on a
+    contiguous block. `unbind` matters: indexing `weight[e]` would make autograd build a full-size zero gradient for
+    each expert (performance.md §5b).
+    """
+
+    def __init__(self, n_experts: int, hidden: int, ffn: int, dropout: float, noise: Noise):
+        super().__init__()
+        self.n_experts = n_experts
+        self.w_in = nn.Parameter(torch.empty(n_experts, hidden, ffn))
+        self.b_in = nn.Parameter(torch.empty(n_experts, ffn))
+        self.w_out = nn.Parameter(torch.empty(n_experts, ffn, hidden))
+        self.b_out = nn.Parameter(torch.empty(n_experts, hidden))
+        self.dropout = Dropout(dropout, noise)
+
+    def initial(self, name: str) -> Fill:
+        return uniform(1 / math.sqrt(self.w_in.shape[1 if name in ("w_in", "b_in") else 2]))
+
+    def forward(self, x_TH: Tensor, routing: Routing) -> Tensor:
+        """Σ over a token's experts of weight · expert(x), (T, H); forbidden pairs (weight 0) add nothing."""
+        n_each = routing.expert.shape[1]
+        expert_A = routing.expert.flatten()
+        order_A = expert_A.argsort(stable=True)
+        counts = torch.bincount(expert_A, minlength=self.n_experts).tolist()
+        visited = [e for e, n in enumerate(counts) if n]
+        sizes = [counts[e] for e in visited]
+        token_A = order_A.div(n_each, rounding_mode="floor")
+        blocks = x_TH.index_select(0, token_A).split(sizes)
+        w_in, b_in, w_out, b_out = (p.unbind(0) for p in (self.w_in, self.b_in, self.w_out, self.b_out))
+        inner = torch.cat([torch.addmm(b_in[e], x, w_in[e]) for e, x in zip(visited, blocks, strict=True)])
+        inner = self.dropout(F.gelu(inner)).split(sizes)
+        y_AH = torch.cat([torch.addmm(b_out[e], h, w_out[e]) for e, h in zip(visited, inner, strict=True)])
+        y_AH = y_AH * routing.weight.flatten().index_select(0, order_A).to(y_AH.dtype).unsqueeze(1)
+        return torch.zeros_like(x_TH, dtype=y_AH.dtype).index_add(0, token_A, y_AH)
+
+
+def cv_squared(x: Tensor) -> Tensor:
+    """Squared coefficient of variation over the last dimension (unbiased variance); 0 for a single expert."""
+    if x.shape[-1] < 2:
+        return x.new_zeros(x.shape[:-1])
+    return x.var(dim=-1) / (x.mean(dim=-1) ** 2 + 1e-10)
+
+
+def _load(routing: Routing) -> Tensor:
+    """(T, E) what a token adds to each expert's load: 1 if chosen or, with noise, the probability of being chosen.
+
+    The probability is Shazeer et al. (2017), appendix A, among the allowed experts only.
+    """
+    chosen = torch.zeros_like(routing.clean).scatter(1, routing.expert, 1.0)
+    if routing.noisy is None or routing.spread is None:
+        return chosen
+    k = routing.expert.shape[1]
+    top = routing.noisy.topk(min(k + 1, routing.noisy.shape[1]), dim=1).values
+    if top.shape[1] == k:
+        return chosen
+    # What an expert must exceed: the k-th best of the others.
+    rival = torch.where(chosen > 0, top[:, k:], top[:, k - 1 : k])
+    z = (routing.clean - rival) / routing.spread
+    load = torch.where(rival.isinf(), chosen, torch.special.ndtr(torch.nan_to_num(z, neginf=-30.0, posinf=30.0)))
+    return torch.where(routing.clean.isinf(), torch.zeros_like(load), load)
+
+
+def balance_loss(routing: Routing, group_T: Tensor, allowed_GA: Tensor) -> Tensor:
+    """CV²(importance) + CV²(load) over each group's allowed experts, averaged over the groups present (A11).
+
+    Args:
+        group_T: (T,) group (target modality) of each token.
+        allowed_GA: (G, A) experts that a group may use.
+    """
+    n_groups = allowed_GA.shape[0]
+    importance_TE = torch.zeros_like(routing.clean).scatter(1, routing.expert, routing.weight)
+    statistics_T2E = torch.stack([importance_TE, _load(routing)], dim=1)
+    sums_G2E = statistics_T2E.new_zeros(n_groups, *statistics_T2E.shape[1:]).index_add(0, group_T, statistics_T2E)
+    index = allowed_GA[:, None, :].expand(-1, 2, -1)
+    per_group = cv_squared(sums_G2E.gather(2, index)).sum(dim=1)
+    present = torch.zeros(n_groups, dtype=per_group.dtype, device=per_group.device).index_fill(0, group_T, 1.0)
+    return (per_group * present).sum() / present.sum().clamp_min(1.0)

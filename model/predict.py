@@ -1,0 +1,152 @@
+"""Predictions of a method, with or without labels: no sample's prediction depends on another of the same part.
+
+Legend: n samples, C classes, S draws, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from model.data import Data
+from model.inputs import Rows
+from model.methods.base import Method
+from model.scores import score
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a method says of some samples.
+
+    Attributes:
+        rows: (n,) numbers of the samples in the data.
+        logits: (n, C), mean over the draws.
+        draw_std: (n,) standard deviation over the draws of the predicted class's probability; None for one draw.
+        routing: per (target, combination): number of slots, mean weight (E,), mean share of visits (E,).
+        support: shares of the missing slots by kind of fallback (A7), and their number.
+        fused: (n, D) embedding before the head, where the method gives one and `detail` was asked for.
+    """
+
+    rows: Rows
+    logits: NDArray[np.float32]
+    draw_std: NDArray[np.float64] | None
+    routing: pl.DataFrame | None = None
+    support: dict[str, float] = field(default_factory=dict)
+    fused: NDArray[np.float32] | None = None
+
+    @property
+    def probability(self) -> NDArray[np.float64]:
+        """(n, C) softmax of the logits."""
+        return torch.from_numpy(self.logits).double().softmax(dim=1).numpy()
+
+
+# Per missing modality, observed combination and expert: mean weight of its tokens, and share of their visits.
+ROUTING_SCHEMA = pl.Schema(
+    {"target": pl.String, "combination": pl.String, "n_slots": pl.Int64, "expert": pl.Int32, "pool": pl.String,
+     "weight": pl.Float64, "share": pl.Float64}
+)  # fmt: skip
+
+
+class _RoutingSums:
+    """Adds up routing over batches: per target and input combination."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[int, str], list[Any]] = {}
+
+    def add(self, data: Data, routing: dict[str, Any]) -> None:
+        combination = np.array(data.combination(routing["observed"]))
+        for target in np.unique(routing["target"]).tolist():
+            for name in np.unique(combination[routing["target"] == target]).tolist():
+                chosen = (routing["target"] == target) & (combination == name)
+                old = self._sums.setdefault((target, name), [0, 0.0, 0.0])
+                old[0] += int(chosen.sum())
+                old[1] = old[1] + routing["weight"][chosen].sum(axis=0, dtype=np.float64)
+                old[2] = old[2] + routing["share"][chosen].sum(axis=0, dtype=np.float64)
+
+    def frame(self, method: Method) -> pl.DataFrame | None:
+        if not self._sums:
+            return None
+        names = method.spec.names
+        rows = []
+        for (target, combination), (n, weight, share) in sorted(self._sums.items()):
+            pools = method.expert_pools(len(weight))
+            for e, pool in enumerate(pools):
+                rows.append((names[target], combination, n, e, pool, weight[e] / n, share[e] / n))
+        return pl.DataFrame(rows, schema=ROUTING_SCHEMA, orient="row")
+
+
+@torch.no_grad()
+def predict(method: Method, data: Data, rows: Rows, *, draws: int | None = None, detail: bool = False) -> Predictions:
+    """Predict samples; each alone, in whatever batch, in whatever order, gives the same.
+
+    Args:
+        draws: draws to average; default: what the method's options say.
+        detail: also gather routing, fallback rates and fused embeddings.
+    """
+    method.eval()
+    method.refresh()
+    n_draws = draws or method.n_draws
+    size = method.config.common.eval_batch_size
+    routing, slots, fused = _RoutingSums(), [], []
+    logits = np.zeros((n_draws, len(rows), method.spec.n_classes), dtype=np.float32)
+    for start in range(0, len(rows), size):
+        batch = data.batch(rows[start : start + size], "evaluation")
+        for draw in range(n_draws):
+            out = method(batch, draw=draw, detail=detail and draw == 0)
+            logits[draw, start : start + size] = out.logits.float().cpu().numpy()
+            if "routing" in out.diagnostics:
+                routing.add(data, out.diagnostics["routing"])
+            if "support" in out.diagnostics:
+                slots.append(out.diagnostics["support"])
+            if "fused" in out.diagnostics:
+                fused.append(out.diagnostics["fused"].float().cpu().numpy())
+    mean = logits.mean(axis=0)
+    spread = None
+    if n_draws > 1 and len(rows):
+        probability = torch.from_numpy(logits).double().softmax(dim=2).numpy()
+        spread = probability[:, np.arange(len(rows)), mean.argmax(axis=1)].std(axis=0, ddof=1)
+    return Predictions(
+        rows, mean, spread, routing.frame(method), _fallbacks(slots), np.concatenate(fused) if fused else None
+    )
+
+
+def _fallbacks(slots: list[Any]) -> dict[str, float]:
+    counts = np.array([len(s.target) for s in slots], dtype=np.float64)
+    if counts.sum() == 0:
+        return {}
+    rates = [s.rates() for s in slots]
+    mean = {k: float(np.dot([r[k] for r in rates], counts) / counts.sum()) for k in rates[0]}
+    return {"missing_slots": float(counts.sum()), **mean}
+
+
+def validate(method: Method, data: Data, rows: Rows) -> dict[str, float]:
+    """Loss and metrics on labelled samples, without intervals."""
+    found = predict(method, data, rows)
+    label = data.label[rows]
+    loss = F.cross_entropy(torch.from_numpy(found.logits), torch.from_numpy(label)).item()
+    values = score(label, found.probability)
+    return {"loss": loss, **{k: float("nan") if v is None else v for k, v in values.items()}}
+
+
+def prediction_frame(data: Data, found: Predictions) -> pl.DataFrame:
+    """One row a sample: `sample_id, split, modalities, label, predicted, p_<class>…`; label null where unknown."""
+    rows, probability = found.rows, found.probability
+    classes = np.array(data.spec.classes)
+    parts = np.array(["train", "val", "test", None], dtype=object)
+    columns: dict[str, Any] = {
+        "sample_id": data.sample_id[rows],
+        "split": pl.Series([parts[p] for p in data.part[rows]], dtype=pl.String),
+        "modalities": data.combination(data.observed[rows]),
+        "label": pl.Series([classes[v] if v >= 0 else None for v in data.label[rows]], dtype=pl.String),
+        "predicted": classes[probability.argmax(axis=1)],
+    }
+    columns |= {f"p_{name}": probability[:, i] for i, name in enumerate(data.spec.classes)}
+    if found.draw_std is not None:
+        columns["draw_std"] = found.draw_std
+    return pl.DataFrame(columns)

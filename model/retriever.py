@@ -1,0 +1,259 @@
+"""MoE-Retriever's core: embeds a missing modality from supporting samples and from the sample's other modalities.
+
+Legend: Q missing slots, I items (one supporting or own modality embedding each), P tokens an item, H hidden,
+E experts, T = I · P tokens, M modalities. Items of a slot are contiguous, supporting ones first; slots are sorted by
+their number of items, so that attention runs over blocks of equal length, without padding.
+Source: Eq. 3 and Algorithm 1 of the paper; decisions A2–A20 of models.md §2.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.fusion import Attention
+from model.init import Fill, normal
+from model.moe import Experts, Router, Routing, balance_loss
+from model.noise import Dropout, Noise
+from model.support import Draws
+
+INTRA, INTER = 0, 1
+
+
+@dataclass(frozen=True)
+class Items:
+    """Which embeddings each missing slot is made from.
+
+    Attributes:
+        sample, target: (Q,) slot q fills modality `target` of batch sample `sample`.
+        blocks: (number of items, first slot, last slot + 1) for each number of items that occurs.
+        slot: (I,) slot of each item.
+        role: (I,) INTRA or INTER.
+        modality: (I,) modality of each item.
+        row: (I,) reference row of an intra item, place in the batch of an inter item.
+        weight: (I,) balanced mean: half to each role, evenly within a role, all to one role where the other is empty.
+    """
+
+    sample: NDArray[np.int64]
+    target: NDArray[np.int64]
+    blocks: tuple[tuple[int, int, int], ...]
+    slot: NDArray[np.int64]
+    role: NDArray[np.int64]
+    modality: NDArray[np.int64]
+    row: NDArray[np.int64]
+    weight: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, draws: Draws, observed: NDArray[np.bool_], *, intra: bool = True, inter: bool = True) -> Items:
+        """Items of drawn supports and of the samples' own modalities; slots without any item are left out.
+
+        Args:
+            observed: (B, M) of the batch.
+            intra, inter: switch a role off (ablations of Table 3).
+        """
+        own_slot, own_modality = np.nonzero(observed[draws.sample])
+        drawn_slot = np.repeat(np.arange(len(draws.target)), draws.drawn)
+        n_drawn, n_own = len(drawn_slot) if intra else 0, len(own_slot) if inter else 0
+        slot = np.concatenate([drawn_slot[:n_drawn], own_slot[:n_own]])
+        role = np.repeat([INTRA, INTER], [n_drawn, n_own])
+        modality = np.concatenate([draws.target[drawn_slot[:n_drawn]], own_modality[:n_own]])
+        row = np.concatenate([draws.row[:n_drawn], draws.sample[own_slot[:n_own]]])
+        # Slots by number of items; within a slot the intra items first.
+        count = np.bincount(slot, minlength=len(draws.target))
+        kept = np.flatnonzero(count)
+        ranked = kept[np.argsort(count[kept], kind="stable")]
+        rank = np.empty(len(count), dtype=np.int64)
+        rank[ranked] = np.arange(len(ranked))
+        order = np.argsort(rank[slot], kind="stable")
+        slot, role, modality, row = rank[slot][order], role[order], modality[order], row[order]
+        per_role = np.zeros((len(ranked), 2), dtype=np.int64)
+        np.add.at(per_role, (slot, role), 1)
+        weight = 1.0 / (per_role[slot, role] * (per_role[slot] > 0).sum(axis=1))
+        sizes, first = np.unique(count[ranked], return_index=True)
+        last = np.append(first[1:], len(ranked))
+        blocks = tuple(zip(sizes.tolist(), first.tolist(), last.tolist(), strict=True))
+        return cls(draws.sample[ranked], draws.target[ranked], blocks, slot, role, modality, row,
+                   weight.astype(np.float32))  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    def per_block(self, x: Tensor) -> list[Tensor]:
+        """Split a tensor whose first dimension is items into one (slots, items a slot, …) for each block."""
+        parts = x.split([n * (last - first) for n, first, last in self.blocks])
+        return [p.unflatten(0, (-1, n)) for p, (n, _, _) in zip(parts, self.blocks, strict=True)]
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Output of the retriever: (Q, P, H) in the order of the items' slots; the balance loss; how tokens went."""
+
+    tokens: Tensor
+    balance: Tensor
+    routing: Routing | None
+
+
+class Context(nn.Module):
+    """Mixes a slot's items before the experts (A2, A3).
+
+    layout "self": every token attends to all tokens of the slot. "cross": intra tokens attend to inter tokens and the
+    other way round (to all where the other role is empty). "query": P learned queries of the target attend to all.
+    block "pre-ln": x + Drop(MHA(LN x)). "code": a = MHA(x); a + Drop(a). "none": MHA(x).
+    """
+
+    def __init__(self, n_modalities: int, n_tokens: int, hidden: int, options: Any, noise: Noise, c: Any):
+        super().__init__()
+        self.layout, self.block = options.context, options.context_block
+        self.norm = nn.LayerNorm(hidden)
+        self.attention = Attention(hidden, c.heads)
+        self.dropout = Dropout(c.dropout, noise)
+        self.query_MPH = nn.Parameter(torch.empty(n_modalities, n_tokens, hidden)) if self.layout == "query" else None
+
+    def initial(self, name: str) -> Fill:
+        return normal(0.02)
+
+    def forward(self, x_IPH: Tensor, items: Items, role_I: Tensor, target_Q: Tensor) -> Tensor:
+        """(I, P, H) → (I, P, H); for "query" (Q, P, H)."""
+        hidden = x_IPH.shape[-1]
+        q, k, v = self.attention.qkv(self.norm(x_IPH) if self.block == "pre-ln" else x_IPH).chunk(3, dim=-1)
+        base = x_IPH
+        if self.query_MPH is not None:
+            base = self.query_MPH[target_Q]
+            q = nn.functional.linear(base, self.attention.qkv.weight[:hidden])
+        mixed = []
+        roles = items.per_block(role_I)
+        keys, values = items.per_block(k), items.per_block(v)
+        queries = items.per_block(q) if self.query_MPH is None else [q[first:last] for _, first, last in items.blocks]
+        for q_b, k_b, v_b, role_b in zip(queries, keys, values, roles, strict=True):
+            allowed = self._allowed(role_b, x_IPH.shape[1]) if self.layout == "cross" else None
+            flat = q_b if self.query_MPH is not None else q_b.flatten(1, 2)
+            out = self.attention.mix(flat, k_b.flatten(1, 2), v_b.flatten(1, 2), allowed)
+            mixed.append(out.reshape(-1, x_IPH.shape[1], hidden))
+        y = self.attention.out(torch.cat(mixed))
+        match self.block:
+            case "pre-ln":
+                return base + self.dropout(y)
+            case "code":
+                return y + self.dropout(y)
+            case _:
+                return y
+
+    @staticmethod
+    def _allowed(role_QN: Tensor, n_tokens: int) -> Tensor:
+        """(Q, 1, N·P, N·P) True between tokens of different roles; everywhere for a slot with one role only."""
+        other = role_QN[:, :, None] != role_QN[:, None, :]
+        other = other | ~other.any(dim=2, keepdim=True)
+        return other.repeat_interleave(n_tokens, dim=1).repeat_interleave(n_tokens, dim=2).unsqueeze(1)
+
+
+class Retriever(nn.Module):
+    """Context, router, experts, and their integration into one (P, H) slot.
+
+    Experts: a pool of `n_experts` for each target modality and `n_shared` for all; a token of a slot may use its
+    target's pool and the shared one. Without `context_routing` all experts form one pool.
+    """
+
+    def __init__(self, n_modalities: int, c: Any, options: Any, noise: Noise):
+        super().__init__()
+        o = options
+        self.options, self.n_modalities = o, n_modalities
+        n_experts = o.n_experts * n_modalities + o.n_shared
+        routers = {"one": 1, "role": 2, "target": n_modalities}[o.routers]
+        self.context = Context(n_modalities, c.tokens, c.hidden, o, noise, c)
+        self.norm_in = nn.LayerNorm(c.hidden)
+        self.router = Router(
+            c.hidden, n_experts, top_k=o.top_k, noise=noise, n_routers=routers, renormalise=o.renormalise,
+            noisy=o.noisy_gate,
+        )  # fmt: skip
+        self.experts = Experts(n_experts, c.hidden, o.expert_ffn, c.dropout, noise)
+        self.norm_out = nn.LayerNorm(c.hidden) if o.output_norm else nn.Identity()
+        self.role_2H = nn.Parameter(torch.empty(2, c.hidden)) if o.embeddings else None
+        self.modality_MH = nn.Parameter(torch.empty(n_modalities, c.hidden)) if o.embeddings else None
+        learned = o.integration == "queries"
+        self.pool_MPH = nn.Parameter(torch.empty(n_modalities, c.tokens, c.hidden)) if learned else None
+        # Derived from the options, so no part of the weights: made as tensors on the device where they are used.
+        pools = np.arange(n_modalities * o.n_experts).reshape(n_modalities, o.n_experts)
+        shared = np.broadcast_to(np.arange(n_modalities * o.n_experts, n_experts), (n_modalities, o.n_shared))
+        self._allowed = np.hstack([pools, shared]) if o.context_routing else np.arange(n_experts)[None, :]
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def initial(self, name: str) -> Fill:
+        return normal(0.02)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Allowed experts of each group as lists (G, A) and as a table (G, E)."""
+        if device not in self._tables:
+            lists = torch.from_numpy(self._allowed).to(device)
+            table = torch.zeros(len(lists), self.router.n_experts, dtype=torch.bool, device=device)
+            self._tables[device] = lists, table.scatter(1, lists, True)
+        return self._tables[device]
+
+    def forward(self, x_IPH: Tensor, items: Items) -> Retrieved:
+        """Embed every slot.
+
+        Args:
+            x_IPH: the items' encoder tokens.
+            items: which item belongs to which slot, with which role.
+        """
+        o, device, n_tokens = self.options, x_IPH.device, x_IPH.shape[1]
+        n_slots = len(items.target)
+        weight_I = torch.from_numpy(items.weight).to(device)
+        if o.integration == "raw_mean":
+            # The authors' released code: experts and attention without effect (models.md D1).
+            return Retrieved(self._mean(x_IPH, items, weight_I), x_IPH.new_zeros(()), None)
+        role_I = torch.from_numpy(items.role).to(device)
+        target_Q = torch.from_numpy(items.target).to(device)
+        slot_I = torch.from_numpy(items.slot).to(device)
+        if self.role_2H is not None and self.modality_MH is not None:
+            modality_I = torch.from_numpy(items.modality).to(device)
+            x_IPH = x_IPH + (self.role_2H[role_I] + self.modality_MH[modality_I]).unsqueeze(1)
+        mixed = self.context(x_IPH, items, role_I, target_Q)
+        # With learned queries (A2 c) each slot is one item from here on.
+        per_slot = o.context == "query"
+        target_I = target_Q if per_slot else target_Q[slot_I]
+        target_T = target_I.repeat_interleave(n_tokens)
+        role_T = torch.zeros_like(target_T) if per_slot else role_I.repeat_interleave(n_tokens)
+        x_TH = self.norm_in(mixed).flatten(0, 1)
+        group_T = target_T if o.context_routing else torch.zeros_like(target_T)
+        lists, table = self._on(device)
+        router_T = {"one": None, "role": role_T, "target": target_T}[o.routers]
+        routing = self.router(x_TH, table[group_T] if o.context_routing else None, router_T)
+        y = self.experts(x_TH, routing).unflatten(0, (-1, n_tokens))
+        y = y + mixed if o.residual else y
+        slots = y if per_slot else self._integrate(y, items, weight_I, routing, target_Q, n_slots)
+        return Retrieved(self.norm_out(slots), balance_loss(routing, group_T, lists), routing)
+
+    @staticmethod
+    def _mean(y_IPH: Tensor, items: Items, weight_I: Tensor) -> Tensor:
+        """Weighted mean over a slot's items, position by position: (Q, P, H)."""
+        blocks = zip(items.per_block(y_IPH), items.per_block(weight_I), strict=True)
+        return torch.cat([torch.einsum("qnph,qn->qph", y, w.to(y.dtype)) for y, w in blocks])
+
+    def _integrate(
+        self, y_IPH: Tensor, items: Items, weight_I: Tensor, routing: Routing, target_Q: Tensor, n_slots: int
+    ) -> Tensor:
+        """A8: from the items' outputs to one (P, H) a slot."""
+        n_tokens = y_IPH.shape[1]
+        match self.options.integration:
+            case "position":
+                return self._mean(y_IPH, items, weight_I)
+            case "broadcast":
+                return self._mean(y_IPH, items, weight_I).mean(dim=1, keepdim=True).expand(-1, n_tokens, -1)
+            case "gate":
+                # Tokens count by the gate mass that their experts kept.
+                mass = routing.weight.sum(dim=1).view(-1, n_tokens, 1).to(y_IPH.dtype)
+                parts = zip(items.per_block(y_IPH * mass), items.per_block(mass), strict=True)
+                return torch.cat([y.sum(dim=1) / m.sum(dim=1).clamp_min(1e-9) for y, m in parts])
+        assert self.pool_MPH is not None
+        scale = y_IPH.shape[-1] ** -0.5
+        pooled = []
+        for y, (_, first, last) in zip(items.per_block(y_IPH), items.blocks, strict=True):
+            flat = y.flatten(1, 2)
+            score = torch.einsum("qph,qlh->qpl", self.pool_MPH[target_Q[first:last]], flat) * scale
+            pooled.append(torch.einsum("qpl,qlh->qph", score.softmax(dim=2), flat))
+        return torch.cat(pooled)

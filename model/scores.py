@@ -1,0 +1,61 @@
+"""Scores of a classification at a point: what training selects an epoch by, and what tables show.
+
+Legend: n samples, C classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
+
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc", "ece")
+N_BINS = 15
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def ranked_classes(label: Ints, probability: Floats) -> list[int]:
+    """Classes that a one-vs-rest ranking metric averages over: the second of two, else all that have both sides."""
+    n_classes = probability.shape[1]
+    classes = [1] if n_classes == 2 else range(n_classes)
+    return [c for c in classes if 0 < (label == c).sum() < len(label)]
+
+
+def ece(label: Ints, probability: Floats) -> float:
+    """Expected calibration error: |accuracy − confidence| over 15 equal bins of the largest probability, by size."""
+    confidence = probability.max(axis=1)
+    right = probability.argmax(axis=1) == label
+    place = np.minimum((confidence * N_BINS).astype(np.int64), N_BINS - 1)
+    gap = np.bincount(place, right - confidence, minlength=N_BINS)
+    return float(np.abs(gap).sum() / len(label))
+
+
+def score(label: Ints, probability: Floats) -> dict[str, float | None]:
+    """All metrics; None where one is not defined (no sample, or a single class for the ranking metrics).
+
+    macro-F1 averages over the classes that occur in truth or prediction, balanced accuracy over those in the truth,
+    AUROC and AUPRC one-vs-rest over those that have both sides (for two classes: the second).
+    """
+    if len(label) == 0:
+        return dict.fromkeys(METRICS)
+    predicted = probability.argmax(axis=1)
+    columns = ranked_classes(label, probability)
+    with warnings.catch_warnings():
+        # A class that is predicted but does not occur: its recall is left out, as documented.
+        warnings.simplefilter("ignore", UserWarning)
+        balanced = float(balanced_accuracy_score(label, predicted))
+    return {
+        "accuracy": float((predicted == label).mean()),
+        "balanced_accuracy": balanced,
+        "macro_f1": float(f1_score(label, predicted, average="macro", zero_division=0)),
+        "auroc": float(np.mean([roc_auc_score(label == c, probability[:, c]) for c in columns])) if columns else None,
+        "auprc": (
+            float(np.mean([average_precision_score(label == c, probability[:, c]) for c in columns]))
+            if columns
+            else None
+        ),
+        "ece": ece(label, probability),
+    }

@@ -1,0 +1,340 @@
+"""Training: Adam, early stopping on validation, keyed batches and noise, whole-or-absent run folders.
+
+A run is a function of (store, options, seed): batches, dropout and retrieval are drawn from keys that name the epoch,
+so a run that was killed and is started again continues after its last complete epoch and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import polars.selectors as cs
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from model import checkpoint
+from model.checkpoint import Origin, describe
+from model.config import Config
+from model.data import Data, load
+from model.inputs import Rows
+from model.methods import get
+from model.methods.base import Method
+from model.predict import validate
+from mrpipe import keyed
+from mrpipe.codehash import code_hash
+from mrpipe.errors import UsageError
+from mrpipe.missingness import read_masks
+from mrpipe.parquet import replacing, write_frame, write_text
+from mrpipe.splits import PARTS
+from mrpipe.store import Store
+
+State = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training: which data, which options, where to.
+
+    Attributes:
+        run: run folder.
+        task, scheme, modalities: default: the store's own first task and scheme, all modalities.
+        mask_file: simulated missingness (`mrpipe mask`).
+        device: torch device.
+        quiet: no progress line.
+    """
+
+    store: Store
+    run: Path
+    config: Config
+    task: str | None = None
+    scheme: str | None = None
+    modalities: tuple[str, ...] | None = None
+    mask_file: Path | None = None
+    device: str = "cpu"
+    quiet: bool = False
+
+
+class Log:
+    """`log.txt` of a run, and the progress line; neither holds an id."""
+
+    def __init__(self, path: Path, *, quiet: bool, n_epochs: int, fresh: bool):
+        self._path = path
+        if fresh:
+            path.write_text("", encoding="utf-8")
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}"), console=Console(stderr=True), disable=quiet, transient=True,
+        )  # fmt: skip
+        self._task = self.progress.add_task("training", total=n_epochs, state="")
+
+    def line(self, text: str) -> None:
+        with self._path.open("a", encoding="utf-8") as handle:
+            handle.write(text + "\n")
+
+    def epoch(self, done: int, state: str) -> None:
+        self.progress.update(self._task, completed=done, state=state)
+        self.line(f"epoch {done}: {state}")
+
+
+def origin_of(job: Job, data: Data) -> Origin:
+    """Where the job's data come from, for the checkpoint and the metrics."""
+    store = job.store
+    declared = {m.name: m for m in store.modalities}
+    mask: dict[str, Any] | None = None
+    if job.mask_file is not None:
+        mask = json.loads(json.dumps(dataclasses.asdict(read_masks(job.mask_file)[1])))
+    return Origin(
+        dataset=store.manifest.dataset,
+        store_id=store.store_id,
+        origin=store.manifest.origin,
+        task=store.task(job.task).name,
+        scheme=job.scheme or store.manifest.default_scheme,
+        modalities=tuple(describe(declared[m.name]) for m in data.spec.modalities),
+        mask=mask,
+        mask_sha256="" if job.mask_file is None else _sha256(job.mask_file),
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def run_training(job: Job) -> bool:
+    """Train and write the run folder; False if it already holds the result of these options, this data and this code.
+
+    Files: config.json, mask.parquet (a copy of the mask file), log.txt, history.parquet, cost.json (times; not
+    reproducible to the byte) and, last, model.pt. While training, `.resume.pt` is from where a killed run continues.
+
+    Raises:
+        UsageError: unknown task, scheme or modality; a training part without two classes.
+        DataError: the mask file or the weights file is at fault.
+    """
+    started = time.perf_counter()
+    run, config = job.run, job.config
+    data = load(
+        job.store, task=job.task, scheme=job.scheme, modalities=job.modalities, mask_file=job.mask_file,
+        device=job.device,
+    )  # fmt: skip
+    loaded = time.perf_counter()
+    parts = {part: data.rows(part) for part in PARTS}
+    if len(np.unique(data.label[parts["train"]])) < 2:
+        raise UsageError("the training part needs labelled samples of at least two classes")
+    origin = origin_of(job, data)
+    described = {**config.to_dict(), "data": {**vars(origin), "modalities": list(origin.modalities)}}
+    fingerprint = _fingerprint(described, config)
+    if _finished(run, fingerprint):
+        return False
+    method = get(config.method).create(data.spec, config).to(job.device)
+    method.prepare(data, parts["train"])
+
+    run.mkdir(parents=True, exist_ok=True)
+    for name in (checkpoint.NAME, "metrics.json", "metrics.csv", checkpoint.MASK_NAME):
+        (run / name).unlink(missing_ok=True)
+    write_text(run / "config.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
+    if job.mask_file is not None:
+        with replacing(run / checkpoint.MASK_NAME) as temporary:
+            shutil.copyfile(job.mask_file, temporary)
+    before = _resume_point(run, fingerprint, job.device)
+    log = Log(run / "log.txt", quiet=job.quiet, n_epochs=config.common.epochs, fresh=before is None)
+    log.line(_opening(method, data, parts, origin))
+    seconds: list[float] = []
+    with log.progress:
+        if method.gradient:
+            state = _descend(method, data, parts, run, fingerprint, before, log, seconds)
+            history = _history_frame(state["history"], state["best_epoch"], config.common.select_metric)
+            write_frame(run / "history.parquet", history)
+            outcome = {"best_epoch": state["best_epoch"], "epochs": len(state["history"])}
+        else:
+            outcome = {"chosen": method.fit(data, parts["train"], parts["val"])}
+            log.line(f"chosen: {outcome['chosen']}")
+    outcome |= {
+        "n": {part: len(rows) for part, rows in parts.items()},
+        "parameters": sum(p.numel() for p in method.parameters()),
+    }
+    cost = {
+        "load_seconds": loaded - started, "train_seconds": time.perf_counter() - loaded,
+        "epoch_seconds": float(np.median(seconds)) if seconds else None,
+        "samples_per_second": len(parts["train"]) / float(np.median(seconds)) if seconds else None,
+        "threads": torch.get_num_threads(), "device": job.device, "torch": torch.__version__,
+    }  # fmt: skip
+    write_text(run / "cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
+    keep_bank = method.reference_bytes() <= config.common.bank_mb * 1e6
+    checkpoint.save_run(
+        run / checkpoint.NAME, method.eval(), data.spec, data.fitted, origin,
+        reference=method.reference_state() if keep_bank else None, training=outcome, fingerprint=fingerprint,
+    )  # fmt: skip
+    (run / checkpoint.RESUME_NAME).unlink(missing_ok=True)
+    return True
+
+
+def _fingerprint(described: dict[str, Any], config: Config) -> str:
+    """What two runs must share to give the same bytes: options, data, initial weights and code."""
+    weights = config.common.image_weights
+    parts = [json.dumps(described, sort_keys=True), code_hash("model.train", f"model.methods.{config.method}")]
+    parts += [torch.__version__, _sha256(Path(weights)) if weights and Path(weights).is_file() else ""]
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def _finished(run: Path, fingerprint: str) -> bool:
+    path = run / checkpoint.NAME
+    return path.is_file() and checkpoint.read(path)["fingerprint"] == fingerprint
+
+
+def _resume_point(run: Path, fingerprint: str, device: str) -> State | None:
+    path = run / checkpoint.RESUME_NAME
+    if not path.is_file():
+        return None
+    state = checkpoint.read(path, device)
+    return state if state["fingerprint"] == fingerprint else None
+
+
+def batches(rows: Rows, size: int, seed: int, epoch: int) -> list[Rows]:
+    """The training rows in keyed order, in nearly equal batches of at most `size`."""
+    order = keyed.generator(seed, "batches", str(epoch)).permutation(rows)
+    return np.array_split(order, math.ceil(len(rows) / size))
+
+
+def _optimiser(method: Method) -> torch.optim.Optimizer:
+    c = method.config.common
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    # One pass over the weights instead of a dozen; the CPU has it since torch 2.4.
+    fused = tuple(int(v) for v in torch.__version__.split(".")[:2]) >= (2, 4) and method.device.type in ("cpu", "cuda")
+    return torch.optim.Adam(parameters, lr=c.lr, weight_decay=c.weight_decay, fused=fused)
+
+
+def _class_weight(data: Data, rows: Rows, kind: str) -> Tensor | None:
+    if kind == "none":
+        return None
+    counts = np.bincount(data.label[rows], minlength=data.spec.n_classes)
+    weight = np.where(counts > 0, len(rows) / (np.maximum(counts, 1) * (counts > 0).sum()), 0.0)
+    return torch.from_numpy(weight).float().to(data.device)
+
+
+def train_epoch(
+    method: Method, data: Data, rows: Rows, optimiser: torch.optim.Optimizer, epoch: int, weight: Tensor | None = None
+) -> dict[str, float]:
+    """One epoch over the training rows; returns the mean of the task loss and of every named loss."""
+    c, seed = method.config.common, method.config.seed
+    method.noise.reset("epoch", epoch)
+    method.begin_epoch(epoch, c.epochs)
+    method.refresh()
+    method.train()
+    sums: dict[str, Tensor] = {}
+    for index in batches(rows, c.batch_size, seed, epoch):
+        batch = data.batch(index, f"epoch {epoch}", hide=c.drop_modalities, seed=seed)
+        out = method(batch)
+        task = F.cross_entropy(out.logits.float(), batch.label, weight=weight)
+        loss = task + sum(out.losses.values())
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if c.clip > 0:
+            torch.nn.utils.clip_grad_norm_(method.parameters(), c.clip)
+        optimiser.step()
+        for name, value in {"loss": task, **out.losses}.items():
+            sums[name] = sums.get(name, torch.zeros_like(task)) + value.detach() * len(index)
+    method.refresh()
+    return {name: float(total) / len(rows) for name, total in sums.items()}
+
+
+def _descend(
+    method: Method,
+    data: Data,
+    parts: dict[str, Rows],
+    run: Path,
+    fingerprint: str,
+    before: State | None,
+    log: Log,
+    seconds: list[float],
+) -> State:
+    """Gradient training with early stopping; leaves the best weights in the method, and epoch times in `seconds`."""
+    c = method.config.common
+    train_rows, val_rows = parts["train"], parts["val"]
+    optimiser = _optimiser(method)
+    weight = _class_weight(data, train_rows, c.class_weight)
+    state: State = {"next_epoch": 0, "best_score": -math.inf, "best_epoch": -1, "best_state": None, "history": []}
+    if before is not None:
+        state = {k: before[k] for k in state}
+        method.load_state_dict(before["state"])
+        optimiser.load_state_dict(before["optimiser"])
+        log.line(f"continuing after epoch {state['next_epoch']}")
+    for epoch in range(state["next_epoch"], c.epochs):
+        if _patience_over(state, c.patience):
+            break
+        started = time.perf_counter()
+        row: dict[str, Any] = {"epoch": epoch + 1}
+        row |= {f"train_{k}": v for k, v in train_epoch(method, data, train_rows, optimiser, epoch, weight).items()}
+        seconds.append(time.perf_counter() - started)
+        if len(val_rows):
+            row |= {f"val_{k}": v for k, v in validate(method, data, val_rows).items()}
+        row["selectable"] = method.selectable
+        state["history"].append(row)
+        score = _selection_score(row, c.select_metric)
+        if method.selectable and (score > state["best_score"] or state["best_state"] is None):
+            best = {k: v.detach().clone() for k, v in method.state_dict().items()}
+            state |= {"best_score": score, "best_epoch": epoch + 1, "best_state": best}
+        state["next_epoch"] = epoch + 1
+        log.epoch(epoch + 1, _describe(row, c.select_metric))
+        if (epoch + 1) % c.checkpoint_every == 0:
+            resume = {**state, "state": method.state_dict(), "optimiser": optimiser.state_dict()}
+            checkpoint.write(
+                run / checkpoint.RESUME_NAME, {"format": checkpoint.FORMAT, "fingerprint": fingerprint, **resume}
+            )
+    method.begin_epoch(state["best_epoch"] - 1, c.epochs)
+    method.load_state_dict(state["best_state"])
+    method.refresh()
+    return state
+
+
+def _patience_over(state: State, patience: int) -> bool:
+    return patience > 0 and state["best_epoch"] > 0 and state["next_epoch"] - state["best_epoch"] >= patience
+
+
+def _selection_score(row: dict[str, Any], metric: str) -> float:
+    """Larger is better; without validation rows, the later the better; undefined is worst."""
+    if "val_loss" not in row:
+        return float(row["epoch"])
+    value = row[f"val_{metric}"]
+    value = -value if metric == "loss" else value
+    return -math.inf if math.isnan(value) else value
+
+
+def _describe(row: dict[str, Any], metric: str) -> str:
+    text = f"loss {row['train_loss']:.4f}"
+    if "val_loss" in row:
+        text += f", val loss {row['val_loss']:.4f}, val accuracy {row['val_accuracy']:.4f}"
+        text += f", val {metric} {row[f'val_{metric}']:.4f}" if metric not in ("loss", "accuracy") else ""
+    return text if row["selectable"] else f"{text} (warm-up)"
+
+
+def _history_frame(history: list[dict[str, Any]], best_epoch: int, metric: str) -> pl.DataFrame:
+    """One row an epoch: `epoch, train_loss, train_<term>…, val_<metric>…, val_score, selectable, best`."""
+    frame = pl.DataFrame(history, infer_schema_length=None).with_columns(pl.col("epoch").cast(pl.Int32))
+    score = pl.col(f"val_{metric}") if f"val_{metric}" in frame.columns else pl.lit(None, dtype=pl.Float64)
+    frame = frame.with_columns(score.alias("val_score"), (pl.col("epoch") == best_epoch).alias("best"))
+    return frame.with_columns(cs.float().fill_nan(None))
+
+
+def _opening(method: Method, data: Data, parts: dict[str, Rows], origin: Origin) -> str:
+    sizes = ", ".join(f"{len(rows)} {part}" for part, rows in parts.items())
+    names = "+".join(data.spec.names)
+    n_parameters = sum(p.numel() for p in method.parameters())
+    gone = sum(data.n_without.values())
+    left_out = f"; {gone} samples have none of these modalities" if gone else ""
+    return (
+        f"{method.name} ({method.config.preset}, seed {method.config.seed}, {n_parameters:,} parameters) on "
+        f"{origin.dataset} {origin.store_id} ({origin.origin}), {names}, {origin.task}/{origin.scheme}: "
+        f"{sizes}{left_out}"
+    )
