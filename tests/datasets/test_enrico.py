@@ -365,13 +365,19 @@ def test_exclusions_are_in_the_attrition_and_move_no_one_else(raw: Path) -> None
         assert cohort.labels["topic"]["sample_id"].equals(cohort.samples["sample_id"])
 
 
-def test_landscape_screens_are_known_and_can_be_left_out_or_turned(raw: Path) -> None:
+def test_landscape_screens_are_known_and_can_be_left_out_or_turned(raw: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(raw, tmp_path / "raw")
     samples = build_cohort(raw, EnricoOptions()).samples
     wide = samples.filter(pl.col("screen_width") > pl.col("screen_height"))["sample_id"].to_list()
     assert wide == sorted(LANDSCAPE)
     excluded = build_cohort(raw, EnricoOptions(landscape="exclude"))
     assert set(samples["sample_id"]) - set(excluded.samples["sample_id"]) == set(LANDSCAPE)
     assert excluded.attrition["n_after"].to_list() == [90, 88]
+    upright = next(i for i in samples["sample_id"] if i not in LANDSCAPE)
+    with (copy / "issues.csv").open("a") as handle:
+        handle.write(f"{upright},screenshot,landscape mode,high\n")
+    listed = build_cohort(copy, EnricoOptions(landscape="exclude")).samples
+    assert set(samples["sample_id"]) - set(listed["sample_id"]) == {*LANDSCAPE, upright}
     for modality in DATASET.modalities:
         squeezed = read(raw, modality, EnricoOptions(image_size=(64, 32)))
         turned = read(raw, modality, EnricoOptions(image_size=(64, 32), landscape="rotate"))

@@ -18,6 +18,7 @@ import polars as pl
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy
 from mrpipe.datasets.enrico.images import picture_size
 from mrpipe.datasets.enrico.tables import (
+    LANDSCAPE_MODE,
     MULTIBENCH_IGNORES,
     NOT_AVAILABLE,
     SEVERITIES,
@@ -153,7 +154,10 @@ def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
         reason = f"no issue of severity {options.exclude_issues}{worse} (exclude_issues={options.exclude_issues})"
         attrition.step(reason, len(samples))
     if options.landscape == "exclude":
-        samples = samples.filter(pl.col("screen_width") <= pl.col("screen_height"))
+        # A picture may be upright and its screen lie on the side: issues.csv knows.
+        listed = issues.filter(pl.col("description") == LANDSCAPE_MODE)["screen_id"].implode()
+        upright = pl.col("screen_width") <= pl.col("screen_height")
+        samples = samples.filter(upright & ~pl.col("sample_id").is_in(listed))
         attrition.step("screenshot not in landscape (landscape=exclude)", len(samples))
 
     labels = samples.select("sample_id").join(topics, left_on="sample_id", right_on="screen_id", how="left")

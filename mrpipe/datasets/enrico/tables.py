@@ -28,6 +28,7 @@ TOPIC_ALIASES = {"dialer": "calculator"}
 # Screens that MultiBench leaves out: their wireframes are not available.
 MULTIBENCH_IGNORES = ("50105", "50109")
 NOT_AVAILABLE = "not available"
+LANDSCAPE_MODE = "landscape mode"
 
 SOURCES = ("screenshot", "wireframe", "hierarchy")
 SEVERITIES = ("low", "medium", "high")
