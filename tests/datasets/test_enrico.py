@@ -1,4 +1,4 @@
-"""Enrico: pictures, wireframes drawn from hierarchies, cohort, splits."""
+"""Enrico: pictures, features, cohort, splits."""
 
 from __future__ import annotations
 
@@ -18,22 +18,13 @@ from PIL import Image, ImageColor
 
 from mrpipe.datasets.enrico import DATASET
 from mrpipe.datasets.enrico.cohort import build_cohort, multibench_folds, parse_metadata
-from mrpipe.datasets.enrico.hierarchy import (
-    Component,
-    Hierarchy,
-    _cumulative_mitchell,
-    colour,
-    parse_hierarchy,
-    render,
-)
 from mrpipe.datasets.enrico.images import decode, picture_size, to_array
 from mrpipe.datasets.enrico.simulate import LANDSCAPE, EnricoSimulation, simulate_export
-from mrpipe.datasets.enrico.tables import COMPONENT_COLOURS, TOPICS, EnricoOptions, Legend, read_issues, read_legend
+from mrpipe.datasets.enrico.tables import TOPICS, EnricoOptions, read_issues
 from mrpipe.errors import DataError
 from mrpipe.splits import grouped_stratified
 
 SIMULATION = EnricoSimulation(n_screens=90, scale=0.3, seed=3)
-LEGEND = Legend(components=COMPONENT_COLOURS, icons={"menu": "#222"})
 
 
 @pytest.fixture(scope="module")
@@ -123,102 +114,6 @@ def test_a_picture_cut_short_is_a_fault_and_trailing_bytes_are_not(kind: str) ->
     for function in (decode, picture_size):
         with pytest.raises(DataError, match=r"x: expected a complete"):
             function(data[: len(data) * 2 // 3], "x")
-
-
-# The painter ---------------------------------------------------------------------------------------------------------
-
-BOUND = st.integers(-10, 330)
-COMPONENTS = st.builds(
-    Component,
-    label=st.sampled_from(["Text", "Image", "Card", "Icon", "Text Button", "Nothing Known"]),
-    bounds=st.tuples(BOUND, BOUND, BOUND, BOUND),
-    icon=st.sampled_from([None, "menu"]),
-    concept=st.sampled_from([None, "go"]),
-)
-
-
-def paint_brute_force(hierarchy: Hierarchy) -> np.ndarray:
-    """Pixel by pixel on the full canvas: what was painted last, (H, W, 4)."""
-    width, height = hierarchy.canvas
-    y, x = np.mgrid[:height, :width]
-    canvas = np.full((height, width, 4), 255.0)
-    for component in hierarchy.components:
-        x0, y0, x1, y1 = component.bounds
-        if x1 <= x0 or y1 <= y0:
-            continue
-        canvas[(x >= x0) & (x < x1 + 3) & (y >= y0) & (y < y1 + 3)] = 255
-        canvas[(x >= x0 + 3) & (x < x1) & (y >= y0 + 3) & (y < y1)] = colour(component, LEGEND)
-    return canvas
-
-
-@settings(max_examples=60, deadline=None)
-@given(components=st.lists(COMPONENTS, max_size=12))
-def test_painter_is_pre_order_painting_on_the_full_canvas(components: list[Component]) -> None:
-    hierarchy = Hierarchy(components=tuple(components), canvas=(180, 320))
-    canvas = paint_brute_force(hierarchy)
-    canvas[..., :3] *= canvas[..., 3:] / 255
-    down, across = (np.diff(_cumulative_mitchell(n, n * 3 // 20), axis=1) for n in (320, 180))
-    expected = np.einsum("hy,yxc,wx->hwc", down, canvas, across, optimize=True)
-    got = np.asarray(render(hierarchy, LEGEND, (27, 48))).astype(float)
-    alpha = np.clip(expected[..., 3:], 0, 255)
-    assert np.abs(got[..., 3:] - alpha).max() <= 0.501
-    seen = alpha[..., 0] >= 1
-    colours = np.clip(expected[..., :3][seen] * 255 / alpha[seen], 0, 255)
-    assert np.abs(got[..., :3][seen] - colours).max(initial=0) <= 0.501
-
-
-def test_painter_keeps_flat_regions_exact_and_reduces_like_mitchell() -> None:
-    card = Component(label="Card", bounds=(400, 800, 1040, 1760))
-    image = np.asarray(render(Hierarchy(components=(card,), canvas=(1440, 2560)), LEGEND, (540, 960)))
-    assert image[480, 270].tolist() == [*ImageColor.getrgb(COMPONENT_COLOURS["Card"]), 255]
-    assert image[5, 5].tolist() == [255, 255, 255, 255]
-    weights = np.diff(_cumulative_mitchell(2560, 960), axis=1)
-    assert np.allclose(weights.sum(axis=1), 1)
-    # Mitchell and Netravali (1988): value at 0 is 8/9, at 1 is 1/18, zero from 2 on.
-    scale = 8 / 3
-    assert weights[480].max() * scale == pytest.approx(8 / 9, rel=0.06)
-    assert (weights[480] > 1e-12).sum() <= np.ceil(4 * scale)
-
-
-def test_later_and_deeper_nodes_cover_earlier_ones_and_holes_are_transparent() -> None:
-    tree = {
-        "bounds": [0, 0, 1440, 2560],
-        "children": [
-            {"componentLabel": "Card", "bounds": [0, 0, 1000, 1000],
-             "children": [{"componentLabel": "Image", "bounds": [0, 0, 800, 800]}]},
-            {"bounds": [0, 0, 10, 10], "children": [{"componentLabel": "Text Button", "bounds": [0, 0, 400, 400],
-                                                     "textButtonClass": "go"}]},
-            {"componentLabel": "Icon", "bounds": [1100, 1100, 1300, 1300], "iconClass": "menu"},
-            {"componentLabel": "Text", "bounds": None},
-        ],
-    }  # fmt: skip
-    hierarchy = parse_hierarchy(json.dumps(tree).encode(), "x")
-    assert [c.label for c in hierarchy.components] == ["Card", "Image", "Text Button", "Icon"]
-    image = render(hierarchy, LEGEND, (540, 960))
-    assert image.getpixel((75, 75)) == (0, 0, 0, 0)
-    assert image.getpixel((225, 225)) == (*ImageColor.getrgb(COMPONENT_COLOURS["Image"]), 255)
-    assert image.getpixel((340, 340)) == (*ImageColor.getrgb(COMPONENT_COLOURS["Card"]), 255)
-    assert image.getpixel((450, 450)) == (0x22, 0x22, 0x22, 255)
-
-
-def test_hierarchy_reader_is_tolerant_of_what_may_be_absent() -> None:
-    assert parse_hierarchy(b"{}", "x").components == ()
-    assert parse_hierarchy(b'{"children": [null, {"componentLabel": "Text"}]}', "x").components == ()
-    assert parse_hierarchy(b'{"bounds": [0, 0, 2560, 1440]}', "x").canvas == (2560, 1440)
-    assert parse_hierarchy(b'{"bounds": [40, 300, 1400, 900]}', "x").canvas == (1440, 2560)
-    odd = b'{"children": [{"componentLabel": "Text", "bounds": [0, 0, 9, 9], "text": "caf\xe9"}]}'
-    assert len(parse_hierarchy(odd, "x").components) == 1
-    deep = b'{"children": [' * 400 + b'{"componentLabel": "Text", "bounds": [0, 0, 9, 9]}' + b"]}" * 400
-    assert len(parse_hierarchy(deep, "x").components) == 1
-
-
-@pytest.mark.parametrize(
-    ("data", "match"),
-    [(b"", "JSON"), (b'{"bounds": [0', "JSON"), (b"[]", "object"), (b'{"screen_id": 7}', "screen 5")],
-)
-def test_hierarchy_faults_name_the_file(data: bytes, match: str) -> None:
-    with pytest.raises(DataError, match=rf"hierarchies/5\.json.*{match}"):
-        parse_hierarchy(data, "hierarchies/5.json", "5")
 
 
 def test_empty_metadata_in_every_form() -> None:
@@ -394,11 +289,3 @@ def test_uniform_scheme_keeps_topics_in_proportion(raw: Path) -> None:
         total = int((samples["value"] == value).sum())
         fraction = dict(zip(("train", "val", "test"), scheme.fractions, strict=True))[part]
         assert abs(n - fraction * total) <= 1.5
-
-
-def test_legend_of_the_export_wins_over_the_built_in_one(raw: Path, tmp_path: Path) -> None:
-    assert read_legend(raw).components == COMPONENT_COLOURS
-    assert read_legend(tmp_path) == Legend(components=COMPONENT_COLOURS, icons={})
-    (tmp_path / "component_legend.json").write_text('{"Text": {"rgb": [2, 3, 4], "hex": "#010203"}}')
-    component = Component(label="Text", bounds=(0, 0, 9, 9))
-    assert colour(component, read_legend(tmp_path)) == (1, 2, 3, 255)
