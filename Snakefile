@@ -38,12 +38,12 @@ rule all:
 
 rule stores:
     input:
-        expand("<results>/verified/{dataset}.txt", dataset=PLAN.stores),
+        store_targets,
 
 
 rule runs:
     input:
-        [f"{run_folder(run)}/evaluation.csv" for run in PLAN.runs.values()],
+        run_targets,
 
 
 onsuccess:
@@ -53,6 +53,4 @@ onsuccess:
 
 
 onerror:
-    sys.stderr.write(
-        f"Failed. Each job that failed is named above with its log; this run's own log: {log}\n"
-    )
+    sys.stderr.write(f"Failed. Each job that failed is named above with its log; this run's own log: {log}\n")

@@ -152,12 +152,10 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
     runs: dict[str, Run] = {}
     for name, entry in config["experiments"].items():
         place = f"experiments.{name}"
-        store = stores.get(entry["dataset"])
-        if store is None:
-            if entry["dataset"] not in config["datasets"]:
-                faults.append(f"{place}.dataset: no entry {entry['dataset']!r} in datasets")
-            continue
-        faults += _experiment_faults(place, entry, store)
+        if entry["dataset"] not in config["datasets"]:
+            faults.append(f"{place}.dataset: no entry {entry['dataset']!r} in datasets")
+        elif entry["dataset"] in stores:
+            faults += _experiment_faults(place, entry, stores[entry["dataset"]])
         try:
             runs |= {run.folder: run for run in _runs(name, entry)}
         except MrpipeError as error:

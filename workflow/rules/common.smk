@@ -41,9 +41,7 @@ os.environ.update(
 
 def planned():
     """The plan of this configuration; raises one error with all that is wrong with it."""
-    schema = yaml.safe_load(
-        (PROJECT / "workflow/schemas/config.schema.yaml").read_text()
-    )
+    schema = yaml.safe_load((PROJECT / "workflow/schemas/config.schema.yaml").read_text())
     try:
         if faults := schema_faults(config, schema):
             raise ConfigError(faults)
@@ -106,21 +104,14 @@ INGEST_COST = {}
 
 
 def ingest_cost(wildcards, what, usual):
-    return (
-        INGEST_COST.get(reader_name(wildcards), {})
-        .get(wildcards.modality, {})
-        .get(what, usual)
-    )
+    return INGEST_COST.get(reader_name(wildcards), {}).get(wildcards.modality, {}).get(what, usual)
 
 
 def modality_parts(wildcards):
     """The parts that a modality's reader joins; most readers have none."""
     store, modality = store_plan(wildcards), wildcards.modality
     total = n_parts(store.dataset, modality, store.options)
-    return [
-        f"<results>/work/{store.name}/parts/{modality}/{part}-of-{total}.parquet"
-        for part in range(total)
-    ]
+    return [f"<results>/work/{store.name}/parts/{modality}/{part}-of-{total}.parquet" for part in range(total)]
 
 
 def run_folder(run):
@@ -136,12 +127,21 @@ def mask_file(run):
     return [f"<results>/masks/{run.store}/{run.mask}.parquet"] if run.mask else []
 
 
-def all_targets(wildcards):
-    """Stores and runs, and the page that shows them."""
-    return [
-        "<results>/report/index.html",
-        *(f"<results>/verified/{name}.txt" for name in PLAN.stores),
+def store_targets(wildcards):
+    return [f"<results>/verified/{name}.txt" for name in PLAN.stores]
+
+
+def run_targets(wildcards):
+    checked = [
+        f"<results>/runs/{name}/settings.json" for name in dict.fromkeys(r.experiment for r in PLAN.runs.values())
     ]
+    return [*checked, *(f"{run_folder(run)}/metrics.json" for run in PLAN.runs.values())]
+
+
+def all_targets(wildcards):
+    """Stores, runs, and the page that shows both; without runs there is no page."""
+    pages = ["<results>/report/index.html"] if PLAN.runs else []
+    return [*pages, *run_targets(wildcards), *store_targets(wildcards)]
 
 
 def code_of(*entries, function=None):

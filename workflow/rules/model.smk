@@ -2,7 +2,8 @@
 
 
 rule settings:
-    # Names of methods and hyper-parameters are checked first of all, before an hour is spent on stores.
+    # Hyper-parameters are checked first of all, before an hour is spent on stores. It is no input of training, not even
+    # an ancient one: Snakemake 9.27 leaves out jobs behind an ancient input that is made anew.
     output:
         "<results>/runs/{experiment}/settings.json",
     log:
@@ -25,15 +26,12 @@ rule settings:
 
 rule train:
     input:
-        settings=ancient("<results>/runs/{experiment}/settings.json"),
         verified=lambda wildcards: f"<results>/verified/{run_plan(wildcards).store}.txt",
         mask=lambda wildcards: mask_file(run_plan(wildcards)),
     output:
-        checkpoint="<results>/runs/{experiment}/{method}/seed{seed}/checkpoint.pt",
+        model="<results>/runs/{experiment}/{method}/seed{seed}/model.pt",
         config="<results>/runs/{experiment}/{method}/seed{seed}/config.json",
-        predictions="<results>/runs/{experiment}/{method}/seed{seed}/predictions.parquet",
-        table="<results>/runs/{experiment}/{method}/seed{seed}/metrics.csv",
-        metrics="<results>/runs/{experiment}/{method}/seed{seed}/metrics.json",
+        cost="<results>/runs/{experiment}/{method}/seed{seed}/cost.json",
     log:
         "<logs>/{experiment}/{method}_seed{seed}_train.log",
     benchmark:
@@ -49,24 +47,22 @@ rule train:
     params:
         store=lambda wildcards: store_folder(run_plan(wildcards).store),
         # The point from which a killed training continues lies in this folder and is no output: Snakemake keeps it.
-        run=subpath(output.metrics, parent=True),
+        run=subpath(output.model, parent=True),
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         options=lambda wildcards: train_arguments(run_plan(wildcards)),
-        code=lambda wildcards: code_of(
-            "model.train", f"model.methods.{wildcards.method}"
-        )(wildcards),
+        code=lambda wildcards: code_of("model.train", f"model.methods.{wildcards.method}")(wildcards),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model train --store {params.store:q}"
-        " --out {params.run:q} {params.mask:q} {params.options:q} --quiet > {log} 2>&1"
+        " --out {params.run:q} {params.mask:q} {params.options:q} --no-test --quiet > {log} 2>&1"
 
 
 rule evaluate:
-    # The checkpoint alone, in a process of its own, must give what training said of the test part.
     input:
-        checkpoint="<results>/runs/{experiment}/{method}/seed{seed}/checkpoint.pt",
-        mask=lambda wildcards: mask_file(run_plan(wildcards)),
+        "<results>/runs/{experiment}/{method}/seed{seed}/model.pt",
     output:
-        "<results>/runs/{experiment}/{method}/seed{seed}/evaluation.csv",
+        metrics="<results>/runs/{experiment}/{method}/seed{seed}/metrics.json",
+        table="<results>/runs/{experiment}/{method}/seed{seed}/metrics.csv",
+        predictions="<results>/runs/{experiment}/{method}/seed{seed}/predictions.parquet",
     log:
         "<logs>/{experiment}/{method}_seed{seed}_evaluate.log",
     benchmark:
@@ -80,11 +76,8 @@ rule evaluate:
         gpu=int(config["gpu"]),
     params:
         store=lambda wildcards: store_folder(run_plan(wildcards).store),
-        run=subpath(input.checkpoint, parent=True),
-        mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
-        code=lambda wildcards: code_of(
-            "model.checkpoint", "model.evaluate", f"model.methods.{wildcards.method}"
-        )(wildcards),
+        run=subpath(output.metrics, parent=True),
+        code=lambda wildcards: code_of("model.evaluate", f"model.methods.{wildcards.method}")(wildcards),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model evaluate --run {params.run:q}"
-        " --store {params.store:q} {params.mask:q} --part test --out {output:q} --quiet > {log} 2>&1"
+        " --store {params.store:q} --part test --quiet > {log} 2>&1"

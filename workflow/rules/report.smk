@@ -2,7 +2,6 @@ rule report_page:
     input:
         verified=[f"<results>/verified/{name}.txt" for name in PLAN.stores],
         metrics=[f"{run_folder(run)}/metrics.json" for run in PLAN.runs.values()],
-        evaluations=[f"{run_folder(run)}/evaluation.csv" for run in PLAN.runs.values()],
     output:
         page=report(
             "<results>/report/index.html",
@@ -10,7 +9,20 @@ rule report_page:
             labels={"what": "report"},
             caption="../report/results.rst",
         ),
-        table="<results>/report/results.csv",
+        table=report(
+            "<results>/report/results.csv",
+            category="results",
+            labels={"what": "all scores, one row a run, group and metric"},
+            caption="../report/results.rst",
+        ),
+        # How many pictures there are is known only afterwards. Those of the routing go into Snakemake's report, too.
+        figures=report(
+            directory("<results>/report/figures"),
+            patterns=["{figure}-routing.svg"],
+            category="routing",
+            labels={"experiment": "{figure}"},
+            caption="../report/routing.rst",
+        ),
     log:
         "<logs>/report.log",
     benchmark:

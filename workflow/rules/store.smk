@@ -3,8 +3,7 @@
 
 rule check:
     input:
-        lambda wildcards: ["<results>/work/{dataset}/simulated"]
-        * store_plan(wildcards).simulated,
+        lambda wildcards: ["<results>/work/{dataset}/simulated"] * store_plan(wildcards).simulated,
     output:
         "<results>/work/{dataset}/checked.json",
     log:
@@ -23,9 +22,7 @@ rule check:
         work=subpath(output[0], parent=True),
         options=reader_options,
         export=lambda wildcards: fingerprint(store_plan(wildcards).raw),
-        code=code_of(
-            "mrpipe.stages.check", function=lambda dataset, wildcards: dataset.check
-        ),
+        code=code_of("mrpipe.stages.check", function=lambda dataset, wildcards: dataset.check),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe check {params.dataset}"
         " --raw {params.raw:q} --work {params.work:q} {params.options:q} > {log} 2>&1"
@@ -52,12 +49,8 @@ rule cohort:
         raw=raw_folder,
         work=subpath(output.cohort, parent=True),
         options=reader_options,
-        tasks=lambda wildcards: [
-            repr(task) for task in store_plan(wildcards).dataset.tasks
-        ],
-        code=code_of(
-            "mrpipe.stages.cohort", function=lambda dataset, wildcards: dataset.cohort
-        ),
+        tasks=lambda wildcards: [repr(task) for task in store_plan(wildcards).dataset.tasks],
+        code=code_of("mrpipe.stages.cohort", function=lambda dataset, wildcards: dataset.cohort),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe cohort {params.dataset}"
         " --raw {params.raw:q} --work {params.work:q} {params.options:q} > {log} 2>&1"
@@ -78,8 +71,7 @@ rule prepare:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: attempt
-        * ingest_cost(wildcards, "part_mem_mb", 4000),
+        mem_mb=lambda wildcards, attempt: attempt * ingest_cost(wildcards, "part_mem_mb", 4000),
         runtime=lambda wildcards: ingest_cost(wildcards, "part_runtime", "4h"),
     params:
         dataset=reader_name,
@@ -88,9 +80,7 @@ rule prepare:
         options=reader_options,
         code=code_of(
             "mrpipe.stages.prepare",
-            function=lambda dataset, wildcards: dataset.modalities[
-                wildcards.modality
-            ].prepare,
+            function=lambda dataset, wildcards: dataset.modalities[wildcards.modality].prepare,
         ),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe prepare {params.dataset}"
@@ -104,9 +94,7 @@ rule ingest:
         cohort="<results>/work/{dataset}/cohort.parquet",
         parts=modality_parts,
     output:
-        table=ensure(
-            "<results>/stores/{dataset}/modalities/{modality}.parquet", non_empty=True
-        ),
+        table=ensure("<results>/stores/{dataset}/modalities/{modality}.parquet", non_empty=True),
         dictionary="<results>/work/{dataset}/dictionary/{modality}.parquet",
     log:
         "<logs>/{dataset}/ingest_{modality}.log",
@@ -116,8 +104,7 @@ rule ingest:
         "../../environment.yml"
     threads: lambda wildcards: ingest_cost(wildcards, "threads", 2)
     resources:
-        mem_mb=lambda wildcards, attempt: attempt
-        * ingest_cost(wildcards, "mem_mb", 4000),
+        mem_mb=lambda wildcards, attempt: attempt * ingest_cost(wildcards, "mem_mb", 4000),
         runtime=lambda wildcards: ingest_cost(wildcards, "runtime", "4h"),
     params:
         dataset=reader_name,
@@ -125,14 +112,10 @@ rule ingest:
         work=subpath(input.checked, parent=True),
         store=lambda wildcards: store_folder(wildcards.dataset),
         options=reader_options,
-        bit=lambda wildcards: store_plan(wildcards)
-        .dataset.modalities[wildcards.modality]
-        .bit,
+        bit=lambda wildcards: store_plan(wildcards).dataset.modalities[wildcards.modality].bit,
         code=code_of(
             "mrpipe.stages.ingest",
-            function=lambda dataset, wildcards: dataset.modalities[
-                wildcards.modality
-            ].read,
+            function=lambda dataset, wildcards: dataset.modalities[wildcards.modality].read,
         ),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe ingest {params.dataset}"
@@ -175,9 +158,7 @@ rule samples:
 rule split:
     input:
         samples="<results>/stores/{dataset}/samples.parquet",
-        ids=lambda wildcards: store_plan(wildcards)
-        .schemes[wildcards.scheme]
-        .get("ids", []),
+        ids=lambda wildcards: store_plan(wildcards).schemes[wildcards.scheme].get("ids", []),
     output:
         "<results>/stores/{dataset}/splits/{scheme}.parquet",
     log:
@@ -193,13 +174,9 @@ rule split:
     params:
         dataset=reader_name,
         store=subpath(input.samples, parent=True),
-        seed=lambda wildcards: store_plan(wildcards)
-        .schemes[wildcards.scheme]
-        .get("seed", 0),
+        seed=lambda wildcards: store_plan(wildcards).schemes[wildcards.scheme].get("seed", 0),
         ids=lambda wildcards, input: ["--ids", *input.ids] if input.ids else [],
-        declared=lambda wildcards: repr(
-            store_plan(wildcards).dataset.schemes.get(wildcards.scheme)
-        ),
+        declared=lambda wildcards: repr(store_plan(wildcards).dataset.schemes.get(wildcards.scheme)),
         code=code_of("mrpipe.stages.split"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe split {params.dataset}"
@@ -296,9 +273,7 @@ rule mask:
         runtime="1h",
     params:
         store=lambda wildcards: store_folder(wildcards.dataset),
-        options=lambda wildcards: mask_arguments(
-            PLAN.masks[wildcards.dataset, wildcards.mask]
-        ),
+        options=lambda wildcards: mask_arguments(PLAN.masks[wildcards.dataset, wildcards.mask]),
         code=code_of("mrpipe.missingness"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe mask {params.store:q}"

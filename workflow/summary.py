@@ -1,0 +1,73 @@
+"""The last lines of a run: the scores in one table, and where stores and report are.
+
+python -m workflow.summary results
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean, stdev
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from mrpipe.errors import MrpipeError
+from mrpipe.store import open_store
+
+SHOWN = {"accuracy": "accuracy %", "macro_f1": "macro-F1 %", "auroc": "AUROC %"}
+EXPERIMENT = ["dataset", "origin", "task", "modalities", "missingness"]
+
+
+def print_summary(results: Path) -> None:
+    """Print what lies in a results folder; what is not there is not mentioned."""
+    console = Console(soft_wrap=True)
+    scores, page = results / "report" / "results.csv", results / "report" / "index.html"
+    if scores.is_file():
+        frame = pl.read_csv(scores, schema_overrides={"group": pl.String, "seed": pl.Int64})
+        for table in score_tables(frame):
+            console.print(table)
+        if "simulated" in frame["origin"]:
+            console.print("Simulated exports: the numbers say that the path works, nothing about real data.")
+    for manifest in sorted(results.glob("stores/*/manifest.json")):
+        try:
+            store = open_store(manifest.parent)
+        except MrpipeError as error:
+            console.print(f"store   {manifest.parent}: {error}")
+            continue
+        kind = f"{store.manifest.n_samples} samples, {store.manifest.origin}, {store.store_id}"
+        console.print(f"store   {manifest.parent}  ({kind})", highlight=False)
+    if page.is_file():
+        console.print(f"report  {page}", highlight=False)
+
+
+def score_tables(scores: pl.DataFrame) -> Iterator[Table]:
+    """Test scores of all samples: a table an experiment, a row a method, mean ± sd over seeds.
+
+    Args:
+        scores: `results.csv`, one row a run, group of samples and metric.
+    """
+    overall = scores.filter(by="all").with_columns(pl.col("value") * 100)
+    for key, experiment in overall.group_by(*EXPERIMENT, maintain_order=True):
+        dataset, origin, task, modalities, missingness = key
+        title = f"{dataset} ({origin}): {task} from {modalities}, {missingness}, n = {experiment['n'][0]}"
+        table = Table(title=title, title_justify="left")
+        for name in ("method", "seeds", *SHOWN.values()):
+            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+        for (method,), runs in experiment.group_by("method", maintain_order=True):
+            seeds = str(runs["seed"].n_unique())
+            table.add_row(str(method), seeds, *(_cell(runs.filter(metric=m)["value"]) for m in SHOWN))
+        yield table
+
+
+def _cell(values: pl.Series) -> str:
+    known: list[float] = values.drop_nulls().to_list()
+    if not known:
+        return "–"
+    return f"{fmean(known):.1f}" + (f" ± {stdev(known):.1f}" if len(known) > 1 else "")
+
+
+if __name__ == "__main__":
+    print_summary(Path(sys.argv[1]))
