@@ -1,0 +1,153 @@
+"""Packed genotypes (two bits a call, 3 = not called): repacking, counts, and LD pruning on training subjects.
+
+`ld_prune` keeps the SNPs that plink 1.9 `--indep-pairwise WINDOW STEP R2` keeps: windows of WINDOW consecutive SNPs of
+one chromosome that move by STEP; of a pair whose squared correlation of copies exceeds R2 the one with the lower minor
+allele frequency goes (the second one at a tie); SNPs without variance go. Correlations are over the people called at
+both SNPs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+MISSING = 3
+_BLOCK = 128
+# Below this relative difference two frequencies count as equal, as in plink (2^-44).
+_EPSILON = 2.0**-44
+_SHIFTS = np.array([0, 2, 4, 6], dtype=np.uint8)
+
+
+def pack(calls_NP: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Copies of A1 (n, p), 3 = not called → (n, ceil(p / 4)) uint8, little end first; the last byte is filled up with 3."""
+    n, p = calls_NP.shape
+    padded = np.full((n, -(-p // 4), 4), MISSING, dtype=np.uint8)
+    padded.reshape(n, -1)[:, :p] = calls_NP
+    packed: NDArray[np.uint8] = np.bitwise_or.reduce(padded << _SHIFTS, axis=2)
+    return packed
+
+
+def unpack_at(packed: NDArray[np.uint8], positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Copies of A1 at some SNPs, (n, len(positions)) uint8, from (n, bytes)."""
+    calls: NDArray[np.uint8] = (packed[:, positions >> 2] >> _SHIFTS[positions & 3]) & np.uint8(3)
+    return calls
+
+
+def take_snps(packed: NDArray[np.uint8], positions: NDArray[np.int64], *, block: int = 4096) -> NDArray[np.uint8]:
+    """The packed genotypes of some SNPs, in that order, (n, ceil(k / 4)); memory is a block of SNPs above the result."""
+    out = np.empty((len(packed), -(-len(positions) // 4)), dtype=np.uint8)
+    for start in range(0, len(positions), block):
+        chosen = positions[start : start + block]
+        out[:, start // 4 : start // 4 + -(-len(chosen) // 4)] = pack(unpack_at(packed, chosen))
+    return out
+
+
+def call_counts(packed: NDArray[np.uint8], n_snps: int, *, block: int = 8192) -> NDArray[np.int64]:
+    """How many people have 0, 1, 2 copies and no call at each SNP, (4, p)."""
+    counts = np.empty((4, n_snps), dtype=np.int64)
+    for start in range(0, n_snps, block):
+        calls = unpack_at(packed, np.arange(start, min(start + block, n_snps)))
+        for code in range(4):
+            counts[code, start : start + calls.shape[1]] = (calls == code).sum(axis=0)
+    return counts
+
+
+@dataclass(frozen=True)
+class LdOptions:
+    """Window and step in SNPs, and the squared correlation above which one SNP of a pair goes."""
+
+    window: int = 50
+    step: int = 5
+    r2: float = 0.1
+
+
+def _pairs_above(calls: NDArray[np.uint8], n_left: int, options: LdOptions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs (i, j), i < n_left, i < j < i + window, with r² above the threshold; calls (n, n_left + window − 1).
+
+    All sums are integers below 2^24, so single precision holds them exactly.
+    """
+    called = calls != MISSING
+    x = np.where(called, calls, 1).astype(np.float32) - 1.0
+    left = x[:, :n_left]
+    n_people = len(calls)
+    if called.all():
+        sums, squares = x.sum(0, dtype=np.float64), (x * x).sum(0, dtype=np.float64)
+        cov = (left.T @ x).astype(np.float64) * n_people - sums[:n_left, None] * sums[None, :]
+        variance = squares * n_people - sums**2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r2 = cov * cov * ((1.0 / variance[:n_left, None]) * (1.0 / variance[None, :]))
+    else:
+        v, xx = called.astype(np.float32), x * x
+        stacked = np.concatenate([left, v[:, :n_left], xx[:, :n_left]], axis=1).T
+        by_x, by_v = (stacked @ x).astype(np.float64), (stacked @ v).astype(np.float64)
+        dot, sum_j = by_x[:n_left], by_x[n_left : 2 * n_left]
+        sum_i, n, squares_i = by_v[:n_left], by_v[n_left : 2 * n_left], by_v[2 * n_left :]
+        squares_j = (v[:, :n_left].T @ xx).astype(np.float64)
+        cov = dot * n - sum_i * sum_j
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r2 = cov * cov * (1.0 / ((squares_i * n - sum_i**2) * (squares_j * n - sum_j**2)))
+    above = r2 > options.r2 * (1 + _EPSILON)
+    distance = np.arange(x.shape[1])[None, :] - np.arange(n_left)[:, None]
+    i, j = np.nonzero(above & (distance > 0) & (distance < options.window))
+    return i, j
+
+
+def _settle(partners: dict[int, list[int]], maf: NDArray[np.float64], gone: NDArray[np.bool_]) -> None:
+    """Remove SNPs until no pair is left; in each pass a SNP meets its first remaining partner."""
+    settled = False
+    while not settled:
+        settled = True
+        for i, others in partners.items():
+            if gone[i]:
+                continue
+            while others and gone[others[0]]:
+                others.pop(0)
+            if others:
+                settled = False
+                j = others.pop(0)
+                gone[i if maf[i] < (1 - _EPSILON) * maf[j] else j] = True
+
+
+def ld_prune(
+    packed: NDArray[np.uint8], chromosome: NDArray[np.generic], options: LdOptions | None = None
+) -> NDArray[np.int64]:
+    """Positions of the SNPs that stay, rising.
+
+    Args:
+        packed: training subjects' genotypes (n, bytes), SNPs in order of position within each chromosome.
+        chromosome: (p,) chromosome of each SNP; each chromosome one stretch.
+    """
+    options = options or LdOptions()
+    n_snps = len(chromosome)
+    counts = call_counts(packed, n_snps)
+    n_called = counts[:3].sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        frequency = (counts[1] + 2 * counts[2]) / (2 * n_called)
+    maf = np.minimum(frequency, 1 - frequency)
+    gone: NDArray[np.bool_] = (counts[:3] > 0).sum(axis=0) < 2
+    ends = np.flatnonzero(np.r_[True, chromosome[1:] != chromosome[:-1], True]) if n_snps else []
+    for first, last in pairwise(ends):
+        pairs_i, pairs_j = [], []
+        for start in range(first, last, _BLOCK):
+            n_left = min(_BLOCK, last - start)
+            stop = min(start + n_left + options.window - 1, last)
+            i, j = _pairs_above(unpack_at(packed, np.arange(start, stop)), n_left, options)
+            pairs_i.append(i + start)
+            pairs_j.append(j + start)
+        i, j = np.concatenate(pairs_i), np.concatenate(pairs_j)
+        # A pair is met in the first window that holds its second SNP, if its first SNP has not left the window.
+        step_of = np.maximum(-(-(j - first + 1 - options.window) // options.step), 0)
+        met = i >= first + step_of * options.step
+        i, j, step_of = i[met], j[met], step_of[met]
+        order = np.lexsort((j, i, step_of))
+        i, j, step_of = i[order], j[order], step_of[order]
+        bounds = np.flatnonzero(np.r_[True, step_of[1:] != step_of[:-1], True]) if len(i) else []
+        for low, high in pairwise(bounds):
+            partners: dict[int, list[int]] = {}
+            for a, b in zip(i[low:high].tolist(), j[low:high].tolist(), strict=True):
+                partners.setdefault(a, []).append(b)
+            _settle(partners, maf, gone)
+    return np.flatnonzero(~gone)
