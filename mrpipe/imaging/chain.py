@@ -1,0 +1,227 @@
+"""From one T1 to a volume-preserving grey-matter map in template space, step by step.
+
+reorient → N4 bias correction (SimpleITK) → brain extraction (deepbet) → tissue segmentation (Atropos) → registration
+to the template (SyN) → grey-matter probability × Jacobian determinant (the RAVENS substitute). environment.md §4 says
+how fast and how good each library is. One thread and fixed seeds: the same scan gives the same bytes.
+
+The libraries are the extra `imaging` and are imported where they are used: each scan runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import resource
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrpipe.errors import DataError, Fault, MissingExtraError
+from mrpipe.imaging.nifti import read_scan, write_nifti
+
+PACKAGES = {"ants": "antspyx", "SimpleITK": "SimpleITK", "deepbet": "deepbet", "nilearn": "nilearn"}
+# 1000 = a template voxel full of grey matter, the scale of the RAVENS maps (A.7).
+SCALE = 1000.0
+SEED = 42
+SYN = {
+    "quality": {"type_of_transform": "SyN", "syn_metric": "meansquares", "reg_iterations": (40, 20, 10)},
+    "fast": {"type_of_transform": "SyN", "syn_metric": "mattes", "reg_iterations": (40, 20, 0)},
+    "affine": {"type_of_transform": "Affine"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainSettings:
+    """What determines the result besides the scan and the template.
+
+    Attributes:
+        registration: quality, fast or affine.
+        brain: `extract`, or `stripped` for scans without a skull (everything above 0 is brain).
+        segment_mm: voxel size of the segmentation.
+        keep: write brain mask, grey-matter probability and transforms beside the result, for evaluation.
+    """
+
+    registration: str = "quality"
+    brain: str = "extract"
+    segment_mm: float = 1.5
+    keep: bool = False
+
+
+@dataclass(kw_only=True)
+class ChainResult:
+    """One processed scan.
+
+    Attributes:
+        gm: (I, J, K) float32 modulated grey matter on the template's grid, × 1000, not smoothed.
+        t1: (I, J, K) float32, the bias-corrected brain on the template's grid.
+        native: three panels for the picture: head, brain mask and grey matter of the scan itself, same shape.
+        numbers: quality control; see `run_chain`.
+        seconds: per step.
+        peak_mb: peak memory of the process.
+    """
+
+    gm: NDArray[np.float32]
+    t1: NDArray[np.float32]
+    native: dict[str, NDArray[np.float32]]
+    numbers: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_mb: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def require_imaging() -> None:
+    """Raise MissingExtraError for the first package of the chain that is not installed."""
+    for module, package in PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(package, "imaging", "the chain from raw T1 scans to grey-matter maps")
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, step: str) -> None:
+        now = time.perf_counter()
+        self.seconds[step] = round(now - self._last, 2)
+        self._last = now
+
+
+def correct_bias(path: Path, *, shrink: int = 4, iterations: tuple[int, ...] = (25, 25, 25)) -> NDArray[np.float32]:
+    """N4 inside an Otsu mask of the head; float32 array in the order of the file's axes.
+
+    Args:
+        path: a NIfTI file.
+        shrink: factor of the grid on which the field is fitted; the field is applied at full resolution.
+    """
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    image = sitk.ReadImage(str(path), sitk.sitkFloat32)
+    head = sitk.OtsuThreshold(image, 0, 1, 200)
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.SetMaximumNumberOfIterations(list(iterations))
+    factors = [shrink] * 3
+    n4.Execute(sitk.Shrink(image, factors), sitk.Shrink(head, factors))
+    field_log = sitk.Cast(n4.GetLogBiasFieldAsImage(image), sitk.sitkFloat32)
+    corrected: NDArray[np.float32] = sitk.GetArrayFromImage(image / sitk.Exp(field_log)).transpose(2, 1, 0)
+    return np.ascontiguousarray(np.nan_to_num(corrected, posinf=0.0, neginf=0.0), dtype=np.float32)
+
+
+def extract_brain(head: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Brain mask of a RAS head by deepbet (weights in the package); one component, holes filled."""
+    from deepbet import BrainExtraction
+
+    bet = BrainExtraction(no_gpu=True)
+    try:
+        return np.asarray(bet.postprocess(bet.run_model(head.copy()) > 0.5), dtype=bool)
+    except AssertionError as error:
+        raise DataError(
+            Fault(file="scan", expected="a head with a brain in it", found="brain extraction found no brain")
+        ) from error
+
+
+def segment(brain: Any, mask: Any, voxel_mm: float) -> Any:
+    """Grey-matter probability of a brain by Atropos (k-means of three, Markov random field), on the brain's grid.
+
+    Args:
+        brain, mask: ANTs images.
+        voxel_mm: size of the voxels on which it works; finer costs more, 0 keeps the scan's.
+    """
+    import ants
+
+    small, inside = brain, mask
+    if voxel_mm and max(brain.spacing) < voxel_mm:
+        small = ants.resample_image(brain, (voxel_mm,) * 3, use_voxels=False, interp_type=0)
+        inside = ants.resample_image_to_target(mask, small, interp_type="nearestNeighbor")
+    tissue = ants.atropos(a=small, x=inside, i="kmeans[3]", m="[0.2,1x1x1]", c="[5,0]")
+    # k-means orders its classes by intensity: fluid, grey, white.
+    grey = tissue["probabilityimages"][1]
+    return grey if small is brain else ants.resample_image_to_target(grey, brain, interp_type="linear") * mask
+
+
+def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    return float(np.corrcoef(a.astype(np.float64), b.astype(np.float64))[0, 1])
+
+
+def run_chain(scan_path: Path, shown_as: str, template_t1: Path, template_brain: Path, settings: ChainSettings,
+              work: Path) -> ChainResult:  # fmt: skip
+    """Process one scan.
+
+    Args:
+        scan_path: NIfTI file as delivered.
+        shown_as: its name in errors.
+        template_t1, template_brain: skull-stripped template and its mask, on the grid of the result.
+        work: empty folder for intermediate files.
+
+    Returns:
+        Result with the numbers: `brain_ml`, `gm_ml` (native), `map_ml` (sum of the modulated map), `mass_ratio`
+        (map_ml / gm_ml), `overlap` (Dice of the warped brain and the template's), `ncc` (correlation with the
+        template inside it), `n_folded` (template-brain voxels with a Jacobian ≤ 0), `jacobian_min`, `jacobian_max`.
+
+    Raises:
+        DataError: a scan that cannot be read, or in which a step finds no brain or no grey matter.
+    """
+    import ants
+
+    clock = _Clock()
+    scan = read_scan(scan_path, shown_as)
+    canonical = work / "scan.nii"
+    write_nifti(canonical, scan.data, scan.affine)
+    clock.lap("read")
+    head = correct_bias(canonical)
+    clock.lap("n4")
+    brain_mask = head > 0 if settings.brain == "stripped" else extract_brain(head)
+    clock.lap("brain")
+    voxel_ml = float(np.prod(scan.voxel_mm)) / 1000.0
+    brain_ml = float(brain_mask.sum()) * voxel_ml
+    if brain_ml < 100.0:
+        raise DataError(Fault(file=shown_as, expected="a brain", found=f"brain extraction left {brain_ml:.0f} ml"))
+    frame = ants.image_read(str(canonical))
+    brain = frame.new_image_like(np.where(brain_mask, head, 0).astype(np.float32))
+    mask = frame.new_image_like(brain_mask.astype(np.float32))
+    grey = segment(brain, mask, settings.segment_mm)
+    grey_p = np.clip(grey.numpy(), 0.0, 1.0)
+    grey = frame.new_image_like(grey_p)
+    gm_ml = float(grey_p.sum(dtype=np.float64)) * voxel_ml
+    if gm_ml < 50.0:
+        raise DataError(Fault(file=shown_as, expected="grey matter", found=f"the segmentation left {gm_ml:.0f} ml"))
+    clock.lap("segment")
+    fixed, fixed_brain = ants.image_read(str(template_t1)), ants.image_read(str(template_brain)).numpy() > 0
+    moved = ants.registration(fixed, brain, outprefix=str(work / "tx_"), random_seed=SEED, **SYN[settings.registration])
+    forward = moved["fwdtransforms"]
+    clock.lap("register")
+    warped = ants.apply_transforms(fixed, grey, forward, interpolator="linear").numpy()
+    composed = ants.apply_transforms(fixed, grey, forward, compose=str(work / "all_"))
+    jacobian = ants.create_jacobian_determinant_image(fixed, composed, False).numpy()
+    gm = np.clip(warped * jacobian, 0.0, None).astype(np.float32) * np.float32(SCALE)
+    t1 = ants.apply_transforms(fixed, brain, forward, interpolator="linear").numpy().astype(np.float32)
+    inside = ants.apply_transforms(fixed, mask, forward, interpolator="nearestNeighbor").numpy() > 0.5
+    clock.lap("modulate")
+    map_ml = float(gm.sum(dtype=np.float64)) / SCALE * float(np.prod(fixed.spacing)) / 1000.0
+    numbers = {
+        "brain_ml": brain_ml,
+        "gm_ml": gm_ml,
+        "map_ml": map_ml,
+        "mass_ratio": map_ml / gm_ml,
+        "overlap": 2.0 * float((inside & fixed_brain).sum()) / float(inside.sum() + fixed_brain.sum()),
+        "ncc": _correlation(t1[fixed_brain], fixed.numpy()[fixed_brain]),
+        "n_folded": float((jacobian[fixed_brain] <= 0).sum()),
+        "jacobian_min": float(jacobian[fixed_brain].min()),
+        "jacobian_max": float(jacobian[fixed_brain].max()),
+    }
+    if settings.keep:
+        write_nifti(work / "brain.nii.gz", brain_mask.astype(np.uint8), scan.affine)
+        write_nifti(work / "gm.nii.gz", grey_p.astype(np.float32), scan.affine)
+    return ChainResult(
+        gm=gm,
+        t1=t1,
+        native={"head": head, "brain": brain_mask.astype(np.float32), "gm": grey_p.astype(np.float32)},
+        numbers=numbers,
+        seconds=clock.seconds,
+        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
+        notes=scan.notes,
+    )

@@ -1,0 +1,133 @@
+"""Quality control of processed scans: pictures, a contact sheet, outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from mrpipe.imaging.chain import ChainResult
+
+PANEL = 144
+CAPTION = 14
+RED, YELLOW = (255, 70, 70), (255, 210, 60)
+
+
+def _slices(volume: NDArray[np.float32], centre: Sequence[int]) -> list[NDArray[np.float32]]:
+    """Sagittal, coronal and axial slice of an array, up and front upward."""
+    x, y, z = centre
+    return [np.flipud(s.T) for s in (volume[x], volume[:, y], volume[:, :, z])]
+
+
+def _fit(plane: NDArray[np.float32], nearest: bool = False) -> NDArray[np.float32]:
+    """A slice in a square of `PANEL` pixels, its proportions kept."""
+    scale = PANEL / max(plane.shape)
+    size = (max(1, round(plane.shape[1] * scale)), max(1, round(plane.shape[0] * scale)))
+    method = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    small = np.asarray(Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)).resize(size, method))
+    out = np.zeros((PANEL, PANEL), dtype=np.float32)
+    top, left = (PANEL - small.shape[0]) // 2, (PANEL - small.shape[1]) // 2
+    out[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return out
+
+
+def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    inner = mask.copy()
+    for axis in (0, 1):
+        for step in (1, -1):
+            inner &= np.roll(mask, step, axis)
+    return mask & ~inner
+
+
+def _panel(plane: NDArray[np.float32], top: float, outlines: Sequence[tuple[NDArray[np.float32], tuple[int, int, int]]]
+           ) -> NDArray[np.uint8]:  # fmt: skip
+    grey = np.clip(_fit(plane) / max(top, 1e-6), 0, 1) * 255
+    picture = np.repeat(grey[..., None], 3, axis=2)
+    for mask, colour in outlines:
+        picture[_outline(_fit(mask, nearest=True) > 0.5)] = colour
+    return picture.astype(np.uint8)
+
+
+def _centre(mask: NDArray[np.bool_]) -> tuple[int, int, int]:
+    x, y, z = (int(round(float(c.mean()))) for c in np.nonzero(mask))
+    return x, y, z
+
+
+def _top(volume: NDArray[np.float32]) -> float:
+    values = volume[volume > 0]
+    return float(np.percentile(values, 99)) if values.size else 1.0
+
+
+def scan_picture(done: ChainResult, template_t1: Path, path: Path) -> None:
+    """Nine panels, sagittal, coronal and axial by row: the scan with its brain (red) and grey matter (yellow)
+    outlined; the scan in template space with the template's outline (red); the grey-matter map.
+    """
+    template = np.asarray(nib.load(template_t1).dataobj, dtype=np.float32)
+    brain, grey = done.native["brain"], done.native["gm"]
+    native, space = _centre(brain > 0), _centre(template > 0)
+    # Template axes run to the left: turned round, so that right is on the same side in all panels.
+    flips = tuple(
+        slice(None, None, -1) if code in "LPI" else slice(None) for code in nib.aff2axcodes(nib.load(template_t1).affine)
+    )
+    space_ras = tuple(
+        s - 1 - c if f.step == -1 else c for s, c, f in zip(template.shape, space, flips, strict=True)
+    )  # fmt: skip
+    columns = [
+        [_panel(h, _top(done.native["head"]), [(b, RED), (g, YELLOW)])
+         for h, b, g in zip(*(_slices(v, native) for v in (done.native["head"], brain, grey)), strict=True)],
+        [_panel(w, _top(done.t1), [(t, RED)])
+         for w, t in zip(_slices(done.t1[flips], space_ras), _slices((template > 0).astype(np.float32)[flips], space_ras), strict=True)],
+        [_panel(m, _top(done.gm), []) for m in _slices(done.gm[flips], space_ras)],
+    ]  # fmt: skip
+    picture = np.concatenate([np.concatenate(c, axis=0) for c in columns], axis=1)
+    image = Image.new("RGB", (picture.shape[1], picture.shape[0] + CAPTION))
+    image.paste(Image.fromarray(picture), (0, CAPTION))
+    n = done.numbers
+    text = f"GM {n['gm_ml']:.0f} ml   overlap {n['overlap']:.3f}   ncc {n['ncc']:.3f}   mass {n['mass_ratio']:.3f}"
+    ImageDraw.Draw(image).text((4, 1), text, fill=(255, 255, 255))
+    image.save(path, format="PNG", optimize=False)
+
+
+def contact_sheet(pictures: Sequence[Path], captions: Sequence[str], path: Path, *, columns: int = 4) -> None:
+    """One picture of many: each scan's picture at half size with its caption (which names no subject)."""
+    if not pictures:
+        return
+    opened = [Image.open(p).convert("RGB") for p in pictures]
+    width, height = opened[0].width // 2, opened[0].height // 2
+    rows = -(-len(opened) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * (height + CAPTION)), (20, 20, 20))
+    draw = ImageDraw.Draw(sheet)
+    for i, (image, caption) in enumerate(zip(opened, captions, strict=True)):
+        left, top = (i % columns) * width, (i // columns) * (height + CAPTION)
+        draw.text((left + 4, top + 1), caption, fill=(255, 255, 255))
+        sheet.paste(image.resize((width, height), Image.Resampling.BILINEAR), (left, top + CAPTION))
+    sheet.save(path, format="PNG")
+
+
+def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(x − median) / (1.4826 MAD); NaN stays NaN, and a spread of 0 gives 0."""
+    known = values[np.isfinite(values)]
+    if known.size == 0:
+        return np.full_like(values, np.nan)
+    median = np.median(known)
+    spread = 1.4826 * np.median(np.abs(known - median))
+    return np.where(np.isnan(values), np.nan, (values - median) / spread if spread > 0 else 0.0)
+
+
+def outliers(columns: dict[str, NDArray[np.float64]], *, limit: float = 3.5, at_least: int = 8) -> list[str]:
+    """For each scan the numbers that stand out (|robust z| > limit), joined by commas; empty strings below
+    `at_least` scans, where a median says nothing.
+    """
+    n = len(next(iter(columns.values()))) if columns else 0
+    named: list[list[str]] = [[] for _ in range(n)]
+    for name, values in columns.items():
+        if np.isfinite(values).sum() >= at_least:
+            for i in np.flatnonzero(np.abs(np.nan_to_num(robust_z(values))) > limit):
+                named[i].append(name)
+    return [", ".join(sorted(names)) for names in named]

@@ -1,0 +1,88 @@
+"""The template that scans are registered to: MNI152 (2009a) of nilearn at 2 mm, or the user's own, and its mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.processing import resample_from_to
+from numpy.typing import NDArray
+
+from mrpipe.errors import MissingExtraError
+from mrpipe.imaging.grid import Grid
+from mrpipe.imaging.nifti import load_nifti, write_nifti
+
+# FSL's 2 mm MNI grid; 91 × 109 × 91 voxels.
+MNI_SHAPE = (91, 109, 91)
+MNI_AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2.0, 0, -126], [0, 0, 2.0, -72], [0, 0, 0, 1]])
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """A skull-stripped T1 on the grid of the maps.
+
+    Attributes:
+        t1: (I, J, K) float32, 0 outside the brain.
+        grid: grey-matter mask and affine.
+        source: for notes and fingerprints.
+    """
+
+    t1: NDArray[np.float32]
+    grid: Grid
+    source: str
+
+    @property
+    def brain(self) -> NDArray[np.bool_]:
+        return self.t1 > 0
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """T1 and brain mask as NIfTI files, for the processes of the chain."""
+        folder.mkdir(parents=True, exist_ok=True)
+        t1, brain = folder / "template_t1.nii", folder / "template_brain.nii"
+        write_nifti(t1, self.t1, self.grid.affine)
+        write_nifti(brain, self.brain.astype(np.uint8), self.grid.affine)
+        return t1, brain
+
+
+def _nilearn() -> Any:
+    try:
+        from nilearn import datasets
+    except ImportError as error:
+        raise MissingExtraError("nilearn", "imaging", "the MNI152 template of the image chain") from error
+    return datasets
+
+
+def _resampled(image: Any, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Trilinear; what comes out below a thousandth of the maximum is 0, so that the brain keeps a sharp border."""
+    out = np.asarray(resample_from_to(image, (shape, affine), order=1).dataobj, dtype=np.float32)
+    out[out < 1e-3 * out.max()] = 0
+    return out
+
+
+def mni_template(*, gm_threshold: float = 0.2, grid: Grid | None = None) -> Template:
+    """MNI152 2009a as packaged with nilearn (no download), resampled to `grid` or to 2 mm, 91 × 109 × 91.
+
+    Args:
+        gm_threshold: grey-matter probability above which a voxel is in the mask; without effect if `grid` is given.
+        grid: the grid and mask to use instead.
+
+    Raises:
+        MissingExtraError: nilearn is not installed.
+    """
+    datasets = _nilearn()
+    shape, affine = (grid.mask.shape, grid.affine) if grid else (MNI_SHAPE, MNI_AFFINE)
+    t1 = _resampled(datasets.load_mni152_template(resolution=1), shape, affine)
+    if grid is None:
+        gm = _resampled(datasets.load_mni152_gm_template(resolution=1), shape, affine)
+        grid = Grid(mask=(gm > gm_threshold) & (t1 > 0), affine=MNI_AFFINE)
+    return Template(t1=t1, grid=grid, source="MNI152 2009a, nilearn")
+
+
+def user_template(path: Path, shown_as: str, grid: Grid) -> Template:
+    """A skull-stripped T1 of the user, resampled to the grid of the mask."""
+    image = load_nifti(path, shown_as)
+    data = nib.Nifti1Image(np.asarray(image.dataobj, dtype=np.float32), image.affine)
+    return Template(t1=_resampled(data, grid.mask.shape, grid.affine), grid=grid, source=path.name)

@@ -1,0 +1,124 @@
+"""One scan in a process of its own: `python -m mrpipe.imaging.worker job.json`.
+
+A library that crashes, hangs or leaks costs one scan and not the run; seeds and the number of threads are set before
+ITK is loaded, which is the only moment at which they count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrpipe.errors import DataError, Fault, MrpipeError
+from mrpipe.imaging.chain import SEED, ChainSettings, run_chain
+from mrpipe.imaging.qc import scan_picture
+
+# Ended from outside: by the scheduler, for memory, by hand. That says nothing about the scan.
+_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU}
+ENVIRONMENT = {
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "ANTS_RANDOM_SEED": str(SEED),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanResult:
+    """What the chain made of one scan: `gm` (I, J, K) float32 × 1000, its numbers, seconds and notes."""
+
+    gm: NDArray[np.float32]
+    numbers: dict[str, float]
+    seconds: dict[str, float]
+    peak_mb: float
+    notes: tuple[str, ...]
+
+
+class ScanFailedError(Exception):
+    """The chain has no result for this scan; the message says why."""
+
+
+def process_scan(
+    scan: Path, shown_as: str, templates: tuple[Path, Path], settings: ChainSettings, picture: Path,
+    *, timeout_s: float, keep_in: Path | None = None,
+) -> ScanResult:  # fmt: skip
+    """Run the chain on one scan in a process of its own.
+
+    Args:
+        templates: T1 and brain mask.
+        picture: where the quality-control picture goes.
+        keep_in: folder for intermediate files, kept; by default they are temporary.
+
+    Raises:
+        ScanFailedError: the scan is at fault, the chain crashed on it, or it took longer than `timeout_s`.
+        MrpipeError: the process was ended from outside (memory, scheduler); trying again makes sense.
+    """
+    with tempfile.TemporaryDirectory(prefix="scan.", dir=picture.parent) as temporary:
+        work = keep_in or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        job, result = Path(temporary) / "job.json", Path(temporary) / "result"
+        values = {"scan": str(scan.resolve()), "shown_as": shown_as, "templates": [str(t.resolve()) for t in templates],
+                  "settings": dataclasses.asdict(settings), "picture": str(picture.resolve()),
+                  "work": str(work.resolve()), "result": str(result.resolve())}  # fmt: skip
+        job.write_text(json.dumps(values), encoding="utf-8")
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "mrpipe.imaging.worker", str(job)],
+                env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=timeout_s, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise ScanFailedError(f"no result after {timeout_s / 60:g} minutes") from error
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        if done.returncode < 0:
+            name = signal.Signals(-done.returncode).name
+            if -done.returncode in _OUTSIDE:
+                raise MrpipeError(f"the process of a scan was ended by {name}: too little memory, or stopped from outside")
+            raise ScanFailedError(f"the chain crashed ({name})")
+        if done.returncode != 0:
+            raise ScanFailedError(last)
+        meta = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
+        return ScanResult(
+            gm=np.load(result.with_suffix(".npy")), numbers=meta["numbers"], seconds=meta["seconds"],
+            peak_mb=meta["peak_mb"], notes=tuple(meta["notes"]),
+        )  # fmt: skip
+
+
+def _run(values: dict[str, Any]) -> None:
+    result, work = Path(values["result"]), Path(values["work"])
+    t1, brain = (Path(t) for t in values["templates"])
+    settings = ChainSettings(**values["settings"])
+    done = run_chain(Path(values["scan"]), values["shown_as"], t1, brain, settings, work)
+    scan_picture(done, t1, Path(values["picture"]))
+    np.save(result.with_suffix(".npy"), done.gm)
+    meta = {"numbers": done.numbers, "seconds": done.seconds, "peak_mb": done.peak_mb, "notes": list(done.notes)}
+    result.with_suffix(".json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def main(job: str) -> int:
+    """Entry of the process; the last line of stderr is the reason of a failure."""
+    try:
+        _run(json.loads(Path(job).read_text(encoding="utf-8")))
+    except DataError as error:
+        print(error.faults[0] if len(error.faults) == 1 else error, file=sys.stderr)
+        return 3
+    except (RuntimeError, ValueError, IndexError, MemoryError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        print(Fault(file="chain", expected="a result", found=f"{type(error).__name__}: {reason}"), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
