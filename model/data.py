@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -235,7 +236,12 @@ def load(
     visible = samples["modality_mask"].to_numpy()
     settings = None
     if mask_file is not None:
-        frame, settings, store_id = read_masks(mask_file)
+        try:
+            frame, settings, store_id = read_masks(mask_file)
+        except (OSError, pa.ArrowInvalid) as error:
+            found = "nothing" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+            fault = Fault(file=str(mask_file), expected="a mask file", found=found, fix="Draw one: mrpipe mask.")
+            raise DataError(fault) from error
         visible = visible & _aligned(frame, samples, store_id, store, mask_file)
     observed = masks.unpack(visible, [m.bit for m in chosen])
     part = np.select([samples["split"].fill_null("").to_numpy() == p for p in PARTS], range(len(PARTS)), -1)
