@@ -22,7 +22,7 @@ _SHIFTS = np.array([0, 2, 4, 6], dtype=np.uint8)
 
 
 def pack(calls_NP: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Copies of A1 (n, p), 3 = not called → (n, ceil(p / 4)) uint8, little end first; the last byte is filled up with 3."""
+    """Copies of A1 (n, p), 3 = not called → (n, ceil(p / 4)) uint8, little end first, filled up with 3."""
     n, p = calls_NP.shape
     padded = np.full((n, -(-p // 4), 4), MISSING, dtype=np.uint8)
     padded.reshape(n, -1)[:, :p] = calls_NP
@@ -37,7 +37,7 @@ def unpack_at(packed: NDArray[np.uint8], positions: NDArray[np.int64]) -> NDArra
 
 
 def take_snps(packed: NDArray[np.uint8], positions: NDArray[np.int64], *, block: int = 4096) -> NDArray[np.uint8]:
-    """The packed genotypes of some SNPs, in that order, (n, ceil(k / 4)); memory is a block of SNPs above the result."""
+    """The packed genotypes of some SNPs, in that order, (n, ceil(k / 4)), a block of SNPs at a time."""
     out = np.empty((len(packed), -(-len(positions) // 4)), dtype=np.uint8)
     for start in range(0, len(positions), block):
         chosen = positions[start : start + block]
@@ -64,7 +64,9 @@ class LdOptions:
     r2: float = 0.1
 
 
-def _pairs_above(calls: NDArray[np.uint8], n_left: int, options: LdOptions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _pairs_above(
+    calls: NDArray[np.uint8], n_left: int, options: LdOptions
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs (i, j), i < n_left, i < j < i + window, with r² above the threshold; calls (n, n_left + window − 1).
 
     All sums are integers below 2^24, so single precision holds them exactly.
@@ -128,8 +130,8 @@ def ld_prune(
         frequency = (counts[1] + 2 * counts[2]) / (2 * n_called)
     maf = np.minimum(frequency, 1 - frequency)
     gone: NDArray[np.bool_] = (counts[:3] > 0).sum(axis=0) < 2
-    ends = np.flatnonzero(np.r_[True, chromosome[1:] != chromosome[:-1], True]) if n_snps else []
-    for first, last in pairwise(ends):
+    changes = np.flatnonzero(chromosome[1:] != chromosome[:-1]) + 1
+    for first, last in pairwise([0, *changes.tolist(), n_snps] if n_snps else []):
         pairs_i, pairs_j = [], []
         for start in range(first, last, _BLOCK):
             n_left = min(_BLOCK, last - start)
@@ -144,8 +146,8 @@ def ld_prune(
         i, j, step_of = i[met], j[met], step_of[met]
         order = np.lexsort((j, i, step_of))
         i, j, step_of = i[order], j[order], step_of[order]
-        bounds = np.flatnonzero(np.r_[True, step_of[1:] != step_of[:-1], True]) if len(i) else []
-        for low, high in pairwise(bounds):
+        bounds = np.flatnonzero(step_of[1:] != step_of[:-1]) + 1
+        for low, high in pairwise([0, *bounds.tolist(), len(i)]):
             partners: dict[int, list[int]] = {}
             for a, b in zip(i[low:high].tolist(), j[low:high].tolist(), strict=True):
                 partners.setdefault(a, []).append(b)

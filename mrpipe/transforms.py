@@ -7,7 +7,6 @@ for unknowns; counts become TF-IDF reduced by a truncated SVD; pixels are standa
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +18,13 @@ from numpy.typing import NDArray
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
+from mrpipe.encoding import decode_array as _decode
+from mrpipe.encoding import encode_array as _encode
 from mrpipe.errors import UsageError
+from mrpipe.genotype_transform import GenotypeTransform
+from mrpipe.genotypes import LdOptions
 from mrpipe.schema import Modality
-from mrpipe.store import Arrays, Store, unpack_genotypes
+from mrpipe.store import Arrays, Store
 
 Scale = Literal["standard", "minmax", "none"]
 Impute = Literal["mean", "median"]
@@ -37,22 +40,18 @@ class TransformOptions:
         impute: fill for unknown numeric values.
         clip: standardised values are clipped to ±clip (0: never), so that one wild reading cannot rule a network.
         svd_dim: components kept of TF-IDF counts.
+        ld_r2, ld_window, ld_step: pruning of genotypes whose dictionary says where the SNPs are (`chromosome:position`
+            at the start of the description); squared correlation above which one SNP of a pair goes (0: no pruning),
+            window and step in SNPs.
     """
 
     scale: Scale = "standard"
     impute: Impute = "mean"
     clip: float = 10.0
     svd_dim: int = 128
-
-
-def _encode(array: NDArray[Any]) -> dict[str, Any]:
-    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
-    return {"dtype": little.dtype.str, "shape": list(array.shape), "data": base64.b64encode(little.tobytes()).decode()}
-
-
-def _decode(value: Mapping[str, Any]) -> NDArray[Any]:
-    data = np.frombuffer(base64.b64decode(value["data"]), dtype=value["dtype"])
-    return data.reshape(value["shape"]).astype(np.dtype(value["dtype"]).newbyteorder("="))
+    ld_r2: float = 0.1
+    ld_window: int = 50
+    ld_step: int = 5
 
 
 class Step(Protocol):
@@ -292,39 +291,6 @@ class PixelTransform:
         return cls(_decode(value["mean"]), _decode(value["sd"]))
 
 
-@dataclass(frozen=True)
-class GenotypeTransform:
-    """Packed genotypes: a call that was not made takes the SNP's most frequent training call; copies of A1 − 1.
-
-    Applied, it decodes to float32 in {-1, 0, 1}; a consumer that keeps the packed bytes uses `mode` itself.
-    """
-
-    mode: NDArray[np.uint8]
-
-    @classmethod
-    def fit(cls, arrays: Arrays) -> GenotypeTransform:
-        counts = np.zeros((3, arrays.modality.size), dtype=np.int64)
-        for start in range(0, len(arrays), 64):
-            calls = unpack_genotypes(arrays.x[start : start + 64], arrays.modality.size)
-            for copies in range(3):
-                counts[copies] += (calls == copies).sum(axis=0)
-        return cls(counts.argmax(axis=0).astype(np.uint8))
-
-    def apply(self, arrays: Arrays) -> Arrays:
-        calls = unpack_genotypes(arrays.x, arrays.modality.size)
-        return replace(arrays, x=np.where(calls == 3, self.mode, calls).astype(np.float32) - 1.0)
-
-    def shape(self, modality: Modality) -> tuple[int, ...]:
-        return modality.shape
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": "genotypes", "mode": _encode(self.mode)}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> GenotypeTransform:
-        return cls(_decode(value["mode"]))
-
-
 ModalityTransform = FeatureTransform | PixelTransform | GenotypeTransform
 _TRANSFORMS: dict[str, Any] = {"features": FeatureTransform, "pixels": PixelTransform, "genotypes": GenotypeTransform}
 
@@ -394,7 +360,8 @@ def fit(
         if modality.kind in ("image", "volume"):
             transform: ModalityTransform = PixelTransform.fit(train)
         elif modality.encoding == "packed2":
-            transform = GenotypeTransform.fit(train)
+            rows = dictionary.filter(modality=modality.name).sort("position")
+            transform = GenotypeTransform.fit(train, rows, LdOptions(options.ld_window, options.ld_step, options.ld_r2))
         else:
             rows = dictionary.filter(modality=modality.name).sort("position")
             transform = FeatureTransform.fit(train, rows, options)

@@ -1,0 +1,61 @@
+"""The fitted transform of packed genotypes: LD pruning and the mode for missing calls, from training rows only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mrpipe import genotypes
+from mrpipe.encoding import decode_array, encode_array
+from mrpipe.genotypes import LdOptions
+from mrpipe.schema import Modality
+from mrpipe.store import Arrays
+
+# A SNP's description in the dictionary starts with chromosome:position.
+CHROMOSOME = r"^(?:chr)?(\w+):\d+"
+
+
+@dataclass(frozen=True)
+class GenotypeTransform:
+    """Packed genotypes: which SNPs, and for a call that was not made the SNP's most frequent training call.
+
+    Applied, it decodes to float32 copies of A1 − 1, in {-1, 0, 1}. A consumer that keeps the packed bytes takes
+    `genotypes.take_snps(x, kept)` and uses `mode` itself.
+
+    Attributes:
+        mode: (k,) copies of A1.
+        kept: (k,) positions among the store's SNPs; what LD pruning of the training rows left.
+    """
+
+    kind: ClassVar[str] = "genotypes"
+    mode: NDArray[np.uint8]
+    kept: NDArray[np.int64]
+
+    @classmethod
+    def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: LdOptions) -> GenotypeTransform:
+        chromosome = dictionary["description"].str.extract(CHROMOSOME)
+        if options.r2 > 0 and len(chromosome) == arrays.modality.size and not chromosome.null_count():
+            kept = genotypes.ld_prune(arrays.x, chromosome.to_numpy(), options)
+        else:
+            kept = np.arange(arrays.modality.size, dtype=np.int64)
+        counts = genotypes.call_counts(arrays.x, arrays.modality.size)[:3, kept]
+        return cls(counts.argmax(axis=0).astype(np.uint8), kept)
+
+    def apply(self, arrays: Arrays) -> Arrays:
+        calls = genotypes.unpack_at(arrays.x, self.kept)
+        return replace(arrays, x=np.where(calls == genotypes.MISSING, self.mode, calls).astype(np.float32) - 1.0)
+
+    def shape(self, modality: Modality) -> tuple[int, ...]:
+        return (len(self.kept),)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "mode": encode_array(self.mode), "kept": encode_array(self.kept)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> GenotypeTransform:
+        return cls(decode_array(value["mode"]), decode_array(value["kept"]))
