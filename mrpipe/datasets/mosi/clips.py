@@ -79,7 +79,8 @@ def clip_frame(
 def score_faults(file: str, column: str, score: NDArray[np.float32], ids: Sequence[str]) -> list[Fault]:
     """Labels that are not numbers in [-3, 3]; one fault for each kind of error."""
     faults = []
-    for what, bad in (("finite numbers", ~np.isfinite(score)), ("scores in [-3, 3]", np.abs(score) > 3)):
+    finite = np.isfinite(score)
+    for what, bad in (("finite numbers", ~finite), ("scores in [-3, 3]", finite & (np.abs(score) > 3))):
         if bad.any():
             row = int(bad.argmax())
             faults.append(

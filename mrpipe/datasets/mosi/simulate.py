@@ -263,13 +263,13 @@ def p_positive(
     """P(score > 0 | score != 0, what `subset` shows of the clip), (n,).
 
     Given the readings and the words, the factors are independent; the shared one is integrated on a grid, and so is the
-    text's own if there are words. All else in the sentiment is Gaussian and adds up to a mean and a variance.
+    text's own if the words are seen. All else in the sentiment is Gaussian and adds up to a mean and a variance.
     """
     weights = _weights(options)
     grid = np.linspace(-5.0, 5.0, 61)
     n = len(odd)
     log_shared = np.tile(-0.5 * grid**2, (n, 1))
-    log_own = np.tile(-0.5 * grid**2, (n, 1))
+    own_grid, log_own = np.zeros(1), np.zeros((n, 1))
     mean, variance = np.zeros(n), np.full(n, options.label_noise**2)
     for modality, noise in (("audio", options.audio_noise), ("vision", options.vision_noise)):
         # An odd segment has no frames of its own; an utterance-level row it has.
@@ -282,10 +282,12 @@ def p_positive(
     if "text" in subset:
         up, down = log_expit(options.text_strength * grid), log_expit(-options.text_strength * grid)
         log_shared += counts[:, 1:2] * down + counts[:, 2:3] * up
-        log_own += counts[:, 3:4] * down + counts[:, 4:5] * up
+        own_grid, log_own = grid, -0.5 * grid**2 + counts[:, 3:4] * down + counts[:, 4:5] * up
+    else:
+        variance += weights["text"] ** 2
     shared, own = _normalised(log_shared), _normalised(log_own)
     low, high = _spread(options) * ndtri(NEGATIVE_SHARE), _spread(options) * ndtri(1 - POSITIVE_SHARE)
-    value = weights["shared"] * grid[:, None] + weights["text"] * grid[None, :]
+    value = weights["shared"] * grid[:, None] + weights["text"] * own_grid[None, :]
     p = np.empty(n)
     for start in range(0, n, 128):
         rows = slice(start, start + 128)

@@ -1,0 +1,308 @@
+"""Damaged CMU-MOSI exports: each fault is named with its file and key, all at once, exit code 3, no partial output."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from mrpipe.cli import main
+from mrpipe.datasets.mosi import DATASET
+from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
+from mrpipe.errors import DataError
+
+LABELS, WORDS = "CMU_MOSI_Opinion_Labels.csd", "CMU_MOSI_TimestampedWords.csd"
+AUDIO, VISION, FOLDS = "CMU_MOSI_COVAREP.csd", "CMU_MOSI_Visual_Facet_42.csd", "cmu_mosi_std_folds.py"
+UTTERANCE = "CMU_MOSI_openSMILE_utterance.csd"
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("mosi")
+    small = MosiSimulation(n_videos=4, clips_per_video=5.0)
+    variants = {"csd": small, "utterance": dataclasses.replace(small, utterance_audio=True)}
+    for name, options in variants.items():
+        (folder / name).mkdir()
+        DATASET.simulate(folder / name, folder, options)
+    return {name: folder / name for name in variants}
+
+
+@pytest.fixture
+def csd(exports: dict[str, Path], tmp_path: Path) -> Path:
+    return shutil.copytree(exports["csd"], tmp_path / "raw")
+
+
+def faults_of(raw: Path, **settings: object) -> DataError:
+    with pytest.raises(DataError) as caught:
+        DATASET.check(raw, MosiOptions(**settings))
+    assert caught.value.exit_code == 3
+    return caught.value
+
+
+def root_of(path: Path) -> str:
+    with h5py.File(path) as handle:
+        return next(iter(handle))
+
+
+def edit(path: Path, change: Callable[[h5py.Group], None]) -> None:
+    """Change the group `data` of a .csd file in place."""
+    with h5py.File(path, "r+") as handle:
+        change(handle[next(iter(handle))]["data"])
+
+
+def replace(group: h5py.Group, key: str, value: np.ndarray) -> None:
+    del group[key]
+    group[key] = value
+
+
+# --- .csd ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [LABELS, WORDS, AUDIO])
+@pytest.mark.parametrize("size", [0, 4, 100, 0.5, 0.99])
+def test_truncated_hdf5(csd: Path, name: str, size: float) -> None:
+    path = csd / name
+    data = path.read_bytes()
+    path.write_bytes(data[: size if isinstance(size, int) else int(len(data) * size)])
+    error = faults_of(csd)
+    assert [f.file for f in error.faults] == [name]
+    assert "complete HDF5 file" in error.faults[0].expected
+
+
+def test_a_web_page_instead_of_a_file(csd: Path) -> None:
+    (csd / AUDIO).write_text("<html>404 Not Found</html>")
+    assert [f.file for f in faults_of(csd).faults] == [AUDIO]
+
+
+@pytest.mark.parametrize("name", [LABELS, AUDIO])
+def test_hdf5_without_the_group(csd: Path, name: str) -> None:
+    with h5py.File(csd / name, "r+") as handle:
+        root = handle[next(iter(handle))]
+        root.move("data", "date")
+    fault = faults_of(csd).faults[0]
+    assert (fault.file, fault.column) == (name, "data")
+    assert root_of(csd / name) in fault.found
+
+
+@pytest.mark.parametrize("dataset", ["features", "intervals"])
+def test_entry_without_features_or_intervals(csd: Path, dataset: str) -> None:
+    def change(data: h5py.Group) -> None:
+        del data[next(iter(data))][dataset]
+
+    edit(csd / WORDS, change)
+    (fault,) = faults_of(csd).faults
+    assert fault.file == WORDS
+    assert fault.column is not None
+    assert fault.column.startswith("CMU_MOSI_TimestampedWords/data/")
+    assert fault.column.endswith(dataset)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "change", "expected"),
+    [
+        ("features", lambda x: x[:-1], "rows, as many as intervals"),
+        ("features", lambda x: x[:, :-1], "features, as in the entries before"),
+        ("features", lambda x: x[:, :, None], "rows, as many as intervals"),
+        ("intervals", lambda x: x[:, :1], r"shape \(T, 2\)"),
+        ("intervals", lambda x: x[:, ::-1], "start <= end"),
+        ("intervals", lambda x: np.where(np.arange(len(x))[:, None] == 2, np.nan, x), "finite times"),
+    ],
+)
+def test_shapes_and_times_that_do_not_fit(csd: Path, dataset: str, change: Any, expected: str) -> None:
+    def apply(data: h5py.Group) -> None:
+        entry = data[sorted(data)[1]]
+        replace(entry, dataset, change(entry[dataset][()]))
+
+    edit(csd / AUDIO, apply)
+    error = faults_of(csd)
+    assert len(error.faults) == 1
+    assert error.faults[0].file == AUDIO
+    with pytest.raises(DataError, match=expected):
+        raise error
+
+
+def test_an_interval_at_fault_is_named_by_its_row(csd: Path) -> None:
+    def change(data: h5py.Group) -> None:
+        data[sorted(data)[0]]["intervals"][4] = [9.0, 8.0]
+
+    edit(csd / WORDS, change)
+    assert faults_of(csd).faults[0].row == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(np.nan, "finite numbers"), (np.inf, "finite numbers"), (3.2, r"scores in \[-3, 3\]"), (-7, r"scores in")],
+)
+def test_labels_that_are_no_scores(csd: Path, value: float, expected: str) -> None:
+    def change(data: h5py.Group) -> None:
+        data[sorted(data)[1]]["features"][2] = value
+
+    edit(csd / LABELS, change)
+    with pytest.raises(DataError, match=expected) as caught:
+        DATASET.check(csd, MosiOptions())
+    fault = caught.value.faults[0]
+    assert fault.file == LABELS
+    assert fault.column == "Opinion Segment Labels/data/*/features"
+    assert "_3 (1 such clips)" in fault.found
+
+
+def test_labels_of_several_columns(csd: Path) -> None:
+    def change(data: h5py.Group) -> None:
+        for video in data:
+            replace(data[video], "features", np.repeat(data[video]["features"][()], 2, axis=1))
+
+    edit(csd / LABELS, change)
+    assert "one score a segment" in faults_of(csd).faults[0].expected
+
+
+def test_a_video_and_its_segments_are_one_too_many(csd: Path) -> None:
+    def change(data: h5py.Group) -> None:
+        video = next(iter(data))
+        data.copy(data[video], f"{video}[0]")
+
+    edit(csd / LABELS, change)
+    assert "segments" in faults_of(csd).faults[0].found
+
+
+def test_a_segment_twice_is_named(csd: Path) -> None:
+    def change(data: h5py.Group) -> None:
+        for video in list(data):
+            entry = data[video]
+            for i in range(len(entry["intervals"])):
+                data[f"{video}[{i}]/features"] = entry["features"][i : i + 1]
+                data[f"{video}[{i}]/intervals"] = entry["intervals"][i : i + 1]
+            del data[video]
+        first = sorted(data)[0]
+        data.copy(data[first], first.replace("[", "[00"))
+
+    edit(csd / LABELS, change)
+    fault = faults_of(csd).faults[0]
+    assert fault.expected == "one label a segment"
+    assert "_1 more than once" in fault.found
+
+
+@pytest.mark.parametrize("rows", [1, -1])
+def test_utterance_rows_that_are_not_the_segments(exports: dict[str, Path], tmp_path: Path, rows: int) -> None:
+    raw = shutil.copytree(exports["utterance"], tmp_path / "raw")
+
+    def change(data: h5py.Group) -> None:
+        entry = data[sorted(data)[2]]
+        for key in ("features", "intervals"):
+            x = entry[key][()]
+            replace(entry, key, np.concatenate([x, x[:1]]) if rows > 0 else x[:-1])
+
+    edit(raw / UTTERANCE, change)
+    (fault,) = faults_of(raw).faults
+    assert fault.file == UTTERANCE
+    assert "one a segment" in fault.expected
+
+
+def test_utterance_rows_of_other_times(exports: dict[str, Path], tmp_path: Path) -> None:
+    raw = shutil.copytree(exports["utterance"], tmp_path / "raw")
+
+    def change(data: h5py.Group) -> None:
+        entry = data[sorted(data)[0]]
+        replace(entry, "features", entry["features"][()][::-1])
+        replace(entry, "intervals", entry["intervals"][()][::-1])
+
+    edit(raw / UTTERANCE, change)
+    (fault,) = faults_of(raw).faults
+    assert "the times of the segment" in fault.expected
+    assert fault.row == 1
+
+
+def test_files_of_another_data_set(csd: Path) -> None:
+    def change(data: h5py.Group) -> None:
+        for video in list(data):
+            data.move(video, f"other-{video}")
+
+    edit(csd / VISION, change)
+    (fault,) = faults_of(csd).faults
+    assert fault.file == VISION
+    assert fault.expected == "the videos of the labels"
+
+
+@pytest.mark.parametrize("name", [LABELS, FOLDS])
+def test_a_missing_file_is_named_with_its_source(csd: Path, name: str) -> None:
+    (csd / name).unlink()
+    (fault,) = faults_of(csd).faults
+    assert fault.file == name
+    assert "CMU-MultimodalSDK" in fault.fix
+
+
+def test_labels_alone_are_no_export(csd: Path) -> None:
+    for name in (WORDS, AUDIO, VISION):
+        (csd / name).unlink()
+    assert "beside the labels" in faults_of(csd).faults[0].expected
+
+
+def test_the_same_sequence_twice(csd: Path) -> None:
+    shutil.copy(csd / AUDIO, csd / "copy of CMU_MOSI_COVAREP.csd")
+    assert faults_of(csd).faults[0].expected == "one file of audio"
+    DATASET.check(csd, MosiOptions(audio_sequence=AUDIO))
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "expected"),
+    [
+        ("standard_train_fold = [", None, "not Python"),
+        ("standard_train_fold = ['a']\nstandard_test_fold = ['b']", "standard_valid_fold", "a list of video ids"),
+        ("{0}\nstandard_test_fold = list('abc')", "standard_test_fold", "would have to be run"),
+        ("{0}\nstandard_test_fold = [1, 2]", "standard_test_fold", "a list of strings"),
+        ("{0}\nstandard_test_fold = ['a']", "standard_test_fold", "each video in one list"),
+    ],
+)
+def test_fold_lists_at_fault(csd: Path, text: str, column: str | None, expected: str) -> None:
+    lists = "standard_train_fold = ['a']\nstandard_valid_fold = ['b']"
+    (csd / FOLDS).write_text(text.format(lists))
+    error = faults_of(csd)
+    assert error.faults[0].file == FOLDS
+    assert error.faults[0].column == column
+    assert expected in str(error)
+
+
+def test_the_fold_file_is_never_run(csd: Path) -> None:
+    marker = csd.parent / "ran"
+    folds = csd / FOLDS
+    folds.write_text(folds.read_text() + f"\nopen({str(marker)!r}, 'w').close()\n")
+    DATASET.check(csd, MosiOptions())
+    assert not marker.exists()
+
+
+def test_folds_of_other_videos(csd: Path) -> None:
+    (csd / FOLDS).write_text("standard_train_fold=['a']\nstandard_valid_fold=['b']\nstandard_test_fold=['c']\n")
+    assert "none of the labelled videos" in faults_of(csd).faults[0].found
+
+
+def test_faults_of_all_files_come_together(csd: Path) -> None:
+    (csd / FOLDS).unlink()
+    (csd / AUDIO).write_bytes((csd / AUDIO).read_bytes()[:2000])
+
+    def change(data: h5py.Group) -> None:
+        data[sorted(data)[1]]["features"][0] = np.nan
+
+    edit(csd / LABELS, change)
+    edit(csd / WORDS, lambda data: data.__delitem__(f"{sorted(data)[0]}/intervals"))
+    assert sorted(f.file for f in faults_of(csd).faults) == sorted([FOLDS, AUDIO, LABELS, WORDS])
+
+
+def test_many_faults_of_one_file_are_counted(csd: Path, tmp_path: Path) -> None:
+    with h5py.File(csd / AUDIO, "w") as handle:
+        for i in range(200):
+            handle[f"COVAREP/data/v{i}/features"] = np.zeros((3, 2))
+    faults = faults_of(csd).faults
+    assert len(faults) == 11
+    assert "190 more" in faults[-1].found
+
+
+def test_one_bad_file_stops_the_build_and_leaves_nothing(csd: Path, tmp_path: Path, capsys: Any) -> None:
+    (csd / WORDS).write_bytes((csd / WORDS).read_bytes()[:3000])
+    assert main(["build", "mosi", "--raw", str(csd), "--out", str(tmp_path / "store")]) == 3
+    assert WORDS in capsys.readouterr().err
+    assert not (tmp_path / "store").exists() or not list((tmp_path / "store").rglob("*.parquet"))
