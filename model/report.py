@@ -174,6 +174,9 @@ def _experiment(key: tuple[str, ...], runs: list[Run], scores: pl.DataFrame, fig
     sizes = dict(by_combination.group_by("group").agg(pl.col("n").mean().round().cast(int)).iter_rows())
     combinations = sorted(sizes, key=lambda c: (-c.count("+"), c))
     pictures = []
+    if runs[0].metrics["mask"]:
+        svg = _svg(plots.availability(sizes, view.split("+")), figures / f"{anchor}-availability.svg")
+        pictures.append({"svg": svg, "caption": "What the test samples have left after modalities were hidden."})
     histories = {f"{r.label}, seed {r.metrics['seed']}": r.folder / "history.parquet" for r in runs}
     curves = {name: _history(path, runs[0]) for name, path in histories.items() if path.is_file()}
     if curves:
