@@ -168,11 +168,18 @@ class InputFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A check that found no fault: which release, and the files that will be read."""
+    """A check that found no fault: which release, and the files that will be read.
+
+    Attributes:
+        files: files that the manifest lists by their path.
+        notes: for the manifest.
+        groups: label → files that it lists as one entry, because their names or folders are patient ids.
+    """
 
     release: str
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    groups: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

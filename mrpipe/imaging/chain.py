@@ -26,7 +26,7 @@ PACKAGES = {"ants": "antspyx", "SimpleITK": "SimpleITK", "deepbet": "deepbet", "
 # 1000 = a template voxel full of grey matter, the scale of the RAVENS maps (A.7).
 SCALE = 1000.0
 SEED = 42
-SYN = {
+SYN: dict[str, dict[str, Any]] = {
     "quality": {"type_of_transform": "SyN", "syn_metric": "meansquares", "reg_iterations": (40, 20, 10)},
     "fast": {"type_of_transform": "SyN", "syn_metric": "mattes", "reg_iterations": (40, 20, 0)},
     "affine": {"type_of_transform": "Affine"},
@@ -143,6 +143,22 @@ def segment(brain: Any, mask: Any, voxel_mm: float) -> Any:
     return grey if small is brain else ants.resample_image_to_target(grey, brain, interp_type="linear") * mask
 
 
+def match_quantiles(
+    image: NDArray[np.float32], mask: NDArray[np.bool_], reference: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The image with the intensity quantiles of `reference` inside `mask`, 0 outside.
+
+    Mean squares compare intensities: without this, SyN makes up for another scanner's scale by moving borders.
+    """
+    q = np.linspace(0.01, 0.99, 25)
+    out = np.zeros(image.shape, dtype=np.float32)
+    source = np.quantile(image[mask], q)
+    # np.interp needs rising abscissae; equal ones (a peak in the histogram) are set apart by next to nothing.
+    source += np.arange(len(q)) * 1e-9 * max(float(source[-1] - source[0]), 1e-9)
+    out[mask] = np.interp(image[mask], source, np.quantile(reference, q))
+    return out
+
+
 def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return float(np.corrcoef(a.astype(np.float64), b.astype(np.float64))[0, 1])
 
@@ -191,7 +207,10 @@ def run_chain(scan_path: Path, shown_as: str, template_t1: Path, template_brain:
         raise DataError(Fault(file=shown_as, expected="grey matter", found=f"the segmentation left {gm_ml:.0f} ml"))
     clock.lap("segment")
     fixed, fixed_brain = ants.image_read(str(template_t1)), ants.image_read(str(template_brain)).numpy() > 0
-    moved = ants.registration(fixed, brain, outprefix=str(work / "tx_"), random_seed=SEED, **SYN[settings.registration])
+    target = fixed.numpy()
+    matched = frame.new_image_like(match_quantiles(brain.numpy(), brain_mask, target[fixed_brain]))
+    ants.config.set_ants_deterministic(on=True, seed_value=SEED)
+    moved = ants.registration(fixed, matched, outprefix=str(work / "tx_"), **SYN[settings.registration])
     forward = moved["fwdtransforms"]
     clock.lap("register")
     warped = ants.apply_transforms(fixed, grey, forward, interpolator="linear").numpy()
@@ -208,7 +227,7 @@ def run_chain(scan_path: Path, shown_as: str, template_t1: Path, template_brain:
         "map_ml": map_ml,
         "mass_ratio": map_ml / gm_ml,
         "overlap": 2.0 * float((inside & fixed_brain).sum()) / float(inside.sum() + fixed_brain.sum()),
-        "ncc": _correlation(t1[fixed_brain], fixed.numpy()[fixed_brain]),
+        "ncc": _correlation(t1[fixed_brain], target[fixed_brain]),
         "n_folded": float((jacobian[fixed_brain] <= 0).sum()),
         "jacobian_min": float(jacobian[fixed_brain].min()),
         "jacobian_max": float(jacobian[fixed_brain].max()),

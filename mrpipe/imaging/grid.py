@@ -69,7 +69,9 @@ class Grid:
     @property
     def fingerprint(self) -> str:
         """Eight hex digits that change with mask or affine."""
-        packed = np.packbits(self.mask).tobytes() + np.round(self.affine, 4).tobytes() + bytes(str(self.mask.shape), "ascii")
+        packed = (
+            np.packbits(self.mask).tobytes() + np.round(self.affine, 4).tobytes() + bytes(str(self.mask.shape), "ascii")
+        )
         return f"{zlib.crc32(packed):08x}"
 
     def vector(self, volume: NDArray[Any]) -> NDArray[np.float32]:

@@ -48,7 +48,7 @@ def load_nifti(path: Path, shown_as: str) -> Any:
         DataError: not a NIfTI file, cut short, or without a usable affine.
     """
     try:
-        image = nib.load(path)
+        image: Any = nib.load(path)
         # Voxels are read here, so that a file that was cut short is met by its name and not later.
         np.asarray(image.dataobj)
     except NIFTI_ERRORS as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PANEL = 144
 CAPTION = 14
+Colour = tuple[int, int, int]
 RED, YELLOW = (255, 70, 70), (255, 210, 60)
 
 
@@ -45,7 +46,7 @@ def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask & ~inner
 
 
-def _panel(plane: NDArray[np.float32], top: float, outlines: Sequence[tuple[NDArray[np.float32], tuple[int, int, int]]]
+def _panel(plane: NDArray[np.float32], top: float, outlines: Sequence[tuple[NDArray[np.float32], Colour]]
            ) -> NDArray[np.uint8]:  # fmt: skip
     grey = np.clip(_fit(plane) / max(top, 1e-6), 0, 1) * 255
     picture = np.repeat(grey[..., None], 3, axis=2)
@@ -55,7 +56,7 @@ def _panel(plane: NDArray[np.float32], top: float, outlines: Sequence[tuple[NDAr
 
 
 def _centre(mask: NDArray[np.bool_]) -> tuple[int, int, int]:
-    x, y, z = (int(round(float(c.mean()))) for c in np.nonzero(mask))
+    x, y, z = (round(float(c.mean())) for c in np.nonzero(mask))
     return x, y, z
 
 
@@ -64,28 +65,35 @@ def _top(volume: NDArray[np.float32]) -> float:
     return float(np.percentile(values, 99)) if values.size else 1.0
 
 
+def _column(
+    volume: NDArray[np.float32], centre: tuple[int, int, int], outlines: Sequence[tuple[NDArray[np.float32], Colour]]
+) -> NDArray[np.uint8]:
+    """Three panels one below the other."""
+    cut = [(_slices(mask, centre), colour) for mask, colour in outlines]
+    top = _top(volume)
+    return np.concatenate(
+        [_panel(p, top, [(m[i], colour) for m, colour in cut]) for i, p in enumerate(_slices(volume, centre))]
+    )
+
+
 def scan_picture(done: ChainResult, template_t1: Path, path: Path) -> None:
     """Nine panels, sagittal, coronal and axial by row: the scan with its brain (red) and grey matter (yellow)
     outlined; the scan in template space with the template's outline (red); the grey-matter map.
     """
-    template = np.asarray(nib.load(template_t1).dataobj, dtype=np.float32)
-    brain, grey = done.native["brain"], done.native["gm"]
+    loaded: Any = nib.load(template_t1)
+    # In template space, too, right is on the right-hand side of the array.
+    turned = nib.as_closest_canonical(loaded)
+    turn = nib.orientations.io_orientation(loaded.affine)
+    template = np.asarray(turned.dataobj, dtype=np.float32)
+    t1, gm = (nib.orientations.apply_orientation(v, turn) for v in (done.t1, done.gm))
+    head, brain, grey = (done.native[k] for k in ("head", "brain", "gm"))
     native, space = _centre(brain > 0), _centre(template > 0)
-    # Template axes run to the left: turned round, so that right is on the same side in all panels.
-    flips = tuple(
-        slice(None, None, -1) if code in "LPI" else slice(None) for code in nib.aff2axcodes(nib.load(template_t1).affine)
-    )
-    space_ras = tuple(
-        s - 1 - c if f.step == -1 else c for s, c, f in zip(template.shape, space, flips, strict=True)
-    )  # fmt: skip
     columns = [
-        [_panel(h, _top(done.native["head"]), [(b, RED), (g, YELLOW)])
-         for h, b, g in zip(*(_slices(v, native) for v in (done.native["head"], brain, grey)), strict=True)],
-        [_panel(w, _top(done.t1), [(t, RED)])
-         for w, t in zip(_slices(done.t1[flips], space_ras), _slices((template > 0).astype(np.float32)[flips], space_ras), strict=True)],
-        [_panel(m, _top(done.gm), []) for m in _slices(done.gm[flips], space_ras)],
-    ]  # fmt: skip
-    picture = np.concatenate([np.concatenate(c, axis=0) for c in columns], axis=1)
+        _column(head, native, [(brain, RED), (grey, YELLOW)]),
+        _column(t1, space, [((template > 0).astype(np.float32), RED)]),
+        _column(gm, space, []),
+    ]
+    picture = np.concatenate(columns, axis=1)
     image = Image.new("RGB", (picture.shape[1], picture.shape[0] + CAPTION))
     image.paste(Image.fromarray(picture), (0, CAPTION))
     n = done.numbers

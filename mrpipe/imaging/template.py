@@ -62,7 +62,7 @@ def _resampled(image: Any, shape: tuple[int, ...], affine: NDArray[np.float64]) 
     return out
 
 
-def mni_template(*, gm_threshold: float = 0.2, grid: Grid | None = None) -> Template:
+def mni_template(*, gm_threshold: float = 0.5, grid: Grid | None = None) -> Template:
     """MNI152 2009a as packaged with nilearn (no download), resampled to `grid` or to 2 mm, 91 × 109 × 91.
 
     Args:

@@ -84,7 +84,9 @@ def process_scan(
         if done.returncode < 0:
             name = signal.Signals(-done.returncode).name
             if -done.returncode in _OUTSIDE:
-                raise MrpipeError(f"the process of a scan was ended by {name}: too little memory, or stopped from outside")
+                raise MrpipeError(
+                    f"the process of a scan was ended by {name}: too little memory, or stopped from outside"
+                )
             raise ScanFailedError(f"the chain crashed ({name})")
         if done.returncode != 0:
             raise ScanFailedError(last)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,19 @@ from mrpipe.stages.simulate import is_simulated
 LISTED_FILES = 40
 
 
-def inventory(raw: Path, files: tuple[Path, ...]) -> list[dict[str, Any]]:
-    """Path relative to the export, size in bytes and SHA-256 of each file that a run reads; large folders as one."""
+def _as_one(label: str, root: Path, members: Sequence[Path]) -> dict[str, Any]:
+    digest = hashlib.sha256("".join(f"{f.relative_to(root).as_posix()} {sha256(f)}\n" for f in members).encode())
+    size = sum(f.stat().st_size for f in members)
+    return {"path": label, "size": size, "sha256": digest.hexdigest(), "n_files": len(members)}
+
+
+def inventory(
+    raw: Path, files: tuple[Path, ...], groups: Mapping[str, tuple[Path, ...]] | None = None
+) -> list[dict[str, Any]]:
+    """Path relative to the export, size in bytes and SHA-256 of each file that a run reads.
+
+    Large folders are one entry each, and so are `groups`: label → files.
+    """
     by_folder: defaultdict[Path, list[Path]] = defaultdict(list)
     for file in sorted(set(files)):
         by_folder[file.parent].append(file)
@@ -32,11 +43,8 @@ def inventory(raw: Path, files: tuple[Path, ...]) -> list[dict[str, Any]]:
                 {"path": f.relative_to(raw).as_posix(), "size": f.stat().st_size, "sha256": sha256(f)} for f in members
             ]
             continue
-        digest = hashlib.sha256("".join(f"{f.name} {sha256(f)}\n" for f in members).encode()).hexdigest()
-        size = sum(f.stat().st_size for f in members)
-        path = f"{folder.relative_to(raw).as_posix()}/*"
-        entries.append({"path": path, "size": size, "sha256": digest, "n_files": len(members)})
-    return entries
+        entries.append(_as_one(f"{folder.relative_to(raw).as_posix()}/*", folder, members))
+    return entries + [_as_one(label, raw, sorted(set(members))) for label, members in sorted((groups or {}).items())]
 
 
 def check(dataset: Dataset, raw: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +64,7 @@ def check(dataset: Dataset, raw: Path, settings: Mapping[str, Any]) -> dict[str,
         "options": dataclasses.asdict(options),
         "modalities": list(present),
         "notes": list(checked.notes),
-        "inputs": inventory(raw, checked.files),
+        "inputs": inventory(raw, checked.files, checked.groups),
     }
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from mrpipe.datasets.adni.image_plan import check_images, has_images
 from mrpipe.datasets.adni.image_raw import prepare_images
-from mrpipe.datasets.adni.image_read import read_images
+from mrpipe.datasets.adni.image_read import BIT, DESCRIPTION, read_images
 from mrpipe.schema import ModalityReader
 
-DESCRIPTION = (
-    "grey-matter density in template space, volume-preserving (RAVENS or Jacobian-modulated; 1000 = a voxel full of "
-    "grey matter), cropped to the bounding box of the mask; 0 outside the mask"
-)
+__all__ = ["READER", "check_images", "has_images"]
 
 READER = ModalityReader(
-    bit=0,
+    bit=BIT,
     description=DESCRIPTION,
     read=read_images,
     prepare=prepare_images,

@@ -178,7 +178,9 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
         return None
     if array is not None and lines and len(array) != len(lines):
         found = f"{len(array)} rows, but {len(lines)} lines in {SUBJECTS}"
-        faults.add(Fault(file=shown_as, expected="one row a line", found=found, fix="Do the two files belong together?"))
+        faults.add(
+            Fault(file=shown_as, expected="one row a line", found=found, fix="Do the two files belong together?")
+        )
     if array is not None and grid is not None and array.shape[1] != grid.n_voxels:
         found = f"{array.shape[1]} columns, but the mask has {grid.n_voxels} voxels"
         faults.add(Fault(file=shown_as, expected="one column a voxel of the mask", found=found,
@@ -233,8 +235,9 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
         named = [(p, m) for p in sorted(root.glob("*.nii*")) if (m := _RAVENS.fullmatch(p.name))]
         if not named:
             found = "no such file" if root.is_dir() else "no such folder"
-            faults.add(Fault(file=_shown(raw, root), expected="maps named {PTID}_{date}_T1_…RAVENS_150….nii.gz",
-                             found=found, fix=f"Or give a manifest {MANIFEST} with columns ptid, date, file."))  # fmt: skip
+            fix = f"Or give a manifest {MANIFEST} with columns ptid, date, file."
+            expected = "maps named {PTID}_{date}_T1_…RAVENS_150….nii.gz"
+            faults.add(Fault(file=_shown(raw, root), expected=expected, found=found, fix=fix))
             return None
         scans = _scan_frame([m["ptid"] for _, m in named], [m["date"] for _, m in named],
                             [p.name for p, _ in named], [p.name for p, _ in named])  # fmt: skip

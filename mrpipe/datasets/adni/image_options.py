@@ -43,6 +43,6 @@ class ImageOptions:
     image_segment_mm: float = option(1.5, "voxel size of the tissue segmentation of raw T1 scans")
     image_smoothing_mm: float = option(2.0, "standard deviation of the Gaussian on maps of raw T1 scans; 0: none")
     image_template: str = option("", "skull-stripped T1 template (NIfTI) for raw scans; empty: MNI152 of nilearn")
-    image_gm_threshold: float = option(0.2, "grey-matter probability of the MNI152 mask, where no mask is given")
+    image_gm_threshold: float = option(0.5, "grey-matter probability of the MNI152 mask, where no mask is given")
     image_min_overlap: float = option(0.8, "Dice of brain and template below which a registration counts as failed")
     image_timeout_min: float = option(60.0, "minutes after which the processing of one scan is given up")

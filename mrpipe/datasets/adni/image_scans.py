@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -111,7 +112,7 @@ def _read_search(raw: Path, faults: FaultCollector) -> pl.DataFrame:
     return table.group_by("image_id", maintain_order=True).agg(pl.col(names[1:]).drop_nulls().first())
 
 
-def _file_row(raw: Path, path: Path) -> dict[str, str | None] | None:
+def _file_row(raw: Path, path: Path) -> dict[str, Any] | None:
     """What name and folders of one file say; None if it belongs to no subject or is a PET image."""
     parts = path.relative_to(raw).parts
     match = _FILE.fullmatch(path.name)
@@ -150,7 +151,7 @@ def find_scans(raw: Path, faults: FaultCollector) -> pl.DataFrame:
     )
     found = found.unique("image_id", keep="first", maintain_order=True)
     joined = found.join(_read_search(raw, faults), on="image_id", how="left")
-    strangers = joined.filter(pl.col("subject").is_not_null() & (pl.col("subject").str.to_uppercase() != pl.col("ptid")))
+    strangers = joined.filter(pl.col("subject").str.to_uppercase() != pl.col("ptid"))
     for row in strangers.head(20).iter_rows(named=True):
         faults.add(
             Fault(
@@ -174,7 +175,9 @@ def find_scans(raw: Path, faults: FaultCollector) -> pl.DataFrame:
     return scans.select(pl.col(c).cast(t) for c, t in SCANS_SCHEMA.items()).sort("image_id")
 
 
-def ordered_scans(scans: pl.DataFrame, samples: pl.DataFrame, *, rule: str, date_column: str, tries: int) -> pl.DataFrame:
+def ordered_scans(
+    scans: pl.DataFrame, samples: pl.DataFrame, *, rule: str, date_column: str, tries: int
+) -> pl.DataFrame:
     """Which scans are tried for which sample, in which order.
 
     By `rule`: the earliest, the latest, or the date nearest to `date_column` of the sample (ties: the earlier; a
@@ -191,7 +194,9 @@ def ordered_scans(scans: pl.DataFrame, samples: pl.DataFrame, *, rule: str, date
     wanted = samples.select(
         "sample_id",
         rid_of("subject_id").alias("rid"),
-        (pl.col(date_column).cast(pl.Date) if date_column in samples.columns else pl.lit(None, dtype=pl.Date)).alias("__at"),
+        (pl.col(date_column).cast(pl.Date) if date_column in samples.columns else pl.lit(None, dtype=pl.Date)).alias(
+            "__at"
+        ),
     )
     joined = wanted.filter(pl.col("rid").is_not_null()).join(scans, on="rid", how="inner")
     day = pl.col("date").to_physical()
