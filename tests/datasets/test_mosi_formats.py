@@ -294,7 +294,9 @@ def test_videos_outside_the_folds_are_left_out_with_a_reason(exports: dict[str, 
     assert cohort.attrition.rows()[-1] == (
         1, "the video is in none of the three fold lists", len(whole.samples), len(whole.samples) - n_out,
     )  # fmt: skip
-    assert "1 videos of the fold lists have no labels" in " ".join(DATASET.check(raw, MosiOptions()).notes)
+    assert "videos of the fold lists without labels in this export: 1" in " ".join(
+        DATASET.check(raw, MosiOptions()).notes
+    )
 
 
 def test_the_overlap_rule_adds_the_word_before_and_loses_the_last(exports: dict[str, Path]) -> None:

@@ -33,7 +33,7 @@ def cohort(raw: Path) -> Cohort:
 def test_the_published_files_are_without_fault(raw: Path) -> None:
     checked = DATASET.check(raw, MosiOptions())
     assert len(checked.files) == 4
-    assert checked.notes == ("1 segments have zero length: they hold no word and no frame",)
+    assert checked.notes == ("segments of zero length, which hold no word and no frame: 1",)
     assert DATASET.modalities_of(raw, MosiOptions()) == ("text", "audio")
 
 

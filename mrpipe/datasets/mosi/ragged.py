@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mrpipe.datasets.mosi.align import means
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 
 BATCH_ROWS = 512
@@ -64,8 +65,6 @@ class Block:
         """One vector a clip: the mean over its steps of the values that are known."""
         if self.offsets is None:
             return self
-        from mrpipe.datasets.mosi.align import means
-
         target = np.repeat(np.arange(len(self)), self.lengths())
         values = means(self.values, target, np.arange(len(self.values)), len(self))
         return replace(self, values=values, offsets=None)

@@ -153,10 +153,10 @@ class SdkFiles:
             found = "none of the labelled videos in any list"
             faults.add(Fault(file="cmu_mosi_std_folds.py", expected="the videos of this export", found=found))
         if unlabelled := sorted(set(folds) - set(rows)):
-            self.notes.append(f"{len(unlabelled)} videos of the fold lists have no labels in this export")
+            self.notes.append(f"videos of the fold lists without labels in this export: {len(unlabelled)}")
         empty = self.clips.filter(pl.col("end") <= pl.col("start"))
         if len(empty):
-            self.notes.append(f"{len(empty)} segments have zero length: they hold no word and no frame")
+            self.notes.append(f"segments of zero length, which hold no word and no frame: {len(empty)}")
 
     def _check_sequence(self, sequence: Sequence) -> None:
         """Structure of a sequence, its videos, and one row a segment where it is utterance-level."""
@@ -173,9 +173,9 @@ class SdkFiles:
                     fix="Do the files belong to the same data set?",
                 )
             )
-        for videos, what in ((missing, "labelled videos are not in it"), (foreign, "of its videos have no labels")):
+        for videos, what in ((missing, "labelled videos that are not in it"), (foreign, "videos without labels")):
             if videos:
-                self.notes.append(f"{sequence.path.name}: {len(videos)} {what}")
+                self.notes.append(f"{sequence.path.name}: {what}: {len(videos)}")
         if sequence.role in ("audio", "vision") and "utterance" in f"{sequence.root} {sequence.path.name}".lower():
             self._require_one_row_a_segment(sequence, entries)
 
