@@ -153,9 +153,10 @@ def _load(routing: Routing) -> Tensor:
         return chosen
     # What an expert must exceed: the k-th best of the others.
     rival = torch.where(chosen > 0, top[:, k:], top[:, k - 1 : k])
-    z = (routing.clean - rival) / routing.spread
-    load = torch.where(rival.isinf(), chosen, torch.special.ndtr(torch.nan_to_num(z, neginf=-30.0, posinf=30.0)))
-    return torch.where(routing.clean.isinf(), torch.zeros_like(load), load)
+    # A forbidden expert, or one without an allowed rival, is certain; no infinity may reach the quotient's gradient.
+    certain = routing.clean.isinf() | rival.isinf()
+    z = (routing.clean.masked_fill(certain, 0.0) - rival.masked_fill(certain, 0.0)) / routing.spread
+    return torch.where(certain, chosen, torch.special.ndtr(z))
 
 
 def balance_loss(routing: Routing, group_T: Tensor, allowed_GA: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class Items:
         np.add.at(per_role, (slot, role), 1)
         weight = 1.0 / (per_role[slot, role] * (per_role[slot] > 0).sum(axis=1))
         sizes, first = np.unique(count[ranked], return_index=True)
-        last = np.append(first[1:], len(ranked))
+        last = np.append(first, len(ranked))[1:]
         blocks = tuple(zip(sizes.tolist(), first.tolist(), last.tolist(), strict=True))
         return cls(draws.sample[ranked], draws.target[ranked], blocks, slot, role, modality, row,
                    weight.astype(np.float32))  # fmt: skip

@@ -67,8 +67,10 @@ class MoERetrieverOptions:
 
     def __post_init__(self) -> None:
         allowed = self.n_experts + self.n_shared
-        if self.n_experts < 1 or self.n_shared < 0 or not 1 <= self.top_k <= allowed:
-            raise UsageError(f"option top_k={self.top_k} must lie in 1 … n_experts + n_shared = {allowed}")
+        if self.n_experts < 1 or self.n_shared < 0 or self.top_k < 1:
+            raise UsageError("options n_experts and top_k must be at least 1, n_shared at least 0")
+        if self.context_routing and self.top_k > allowed:
+            raise UsageError(f"option top_k={self.top_k} exceeds n_experts + n_shared = {allowed}")
         if self.n_intra not in ("observed", "all") and not (self.n_intra.isdigit() and int(self.n_intra) > 0):
             raise UsageError(f"option n_intra={self.n_intra!r} must be observed, all or a positive number")
         if not (self.intra or self.inter):
