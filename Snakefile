@@ -15,6 +15,9 @@ pathvars:
     benchmarks="<results>/benchmarks",
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/simulate.smk"
 include: "workflow/rules/store.smk"

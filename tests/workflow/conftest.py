@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-# Both datasets at the smallest size that still has every split, pattern and quirk; one epoch of a narrow model.
+# Both datasets at the smallest size that still has every split, pattern and quirk; two epochs of a narrow model.
 TINY: dict[str, Any] = {
     "datasets": {
         "mosi": {"raw": "simulated", "simulation": {"n_videos": 9, "clips_per_video": 6, "frames_per_second": 2}},
@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
             "dataset": name,
             "methods": ["moe_retriever"],
             "missingness": {"p": 0.3},
-            "overrides": {"epochs": 1, "hidden": 16, "tokens": 2, "encoder_hidden": 16, "cnn_width": 0.125},
+            "overrides": {"epochs": 2, "hidden": 16, "tokens": 2, "encoder_hidden": 16, "cnn_width": 0.125},
         }
         for name in ("mosi", "enrico")
     },

@@ -81,30 +81,30 @@ def test_a_comment_or_docstring_reruns_nothing(snakemake: Any, finished: Path, c
     assert would_run(snakemake, finished, checkout) == set()
 
 
+RUN = "{} moe_retriever 0"
+EVALUATED = ["evaluate " + RUN, "report_page", "all"]
+TRAINED = ["settings {}", "mask {} mcar-p0.3-seed0", "train " + RUN, *EVALUATED]
+SPLIT = ["split {} standard", "seal {}", "verify {}", *[job for job in TRAINED if "settings" not in job]]
+
+
 @pytest.mark.parametrize(
-    ("module", "first", "untouched"),
+    ("module", "datasets", "expected"),
     [
-        (
-            "mrpipe/splits.py",
-            {"split mosi standard", "split enrico standard"},
-            {"ingest", "samples", "cohort", "check"},
-        ),
-        ("mrpipe/datasets/enrico/wireframe.py", {"ingest enrico wireframe"}, {"simulate", "check", "cohort"}),
-        ("mrpipe/missingness.py", {"mask mosi mcar-p0.3-seed0", "mask enrico mcar-p0.3-seed0"}, {"ingest", "verify"}),
-        ("model/metrics.py", {"evaluate mosi moe_retriever 0"}, {"ingest", "seal", "verify", "mask"}),
+        ("mrpipe/datasets/enrico/screenshot.py", ["enrico"], ["ingest enrico screenshot", "samples {}", *SPLIT]),
+        ("mrpipe/stages/split.py", ["mosi", "enrico"], SPLIT),
+        ("mrpipe/missingness.py", ["mosi", "enrico"], TRAINED),
+        ("model/moe.py", ["mosi", "enrico"], ["train " + RUN, *EVALUATED]),
+        ("model/metrics.py", ["mosi", "enrico"], EVALUATED),
+        ("model/plots.py", ["mosi"], ["report_page", "all"]),
     ],
 )
-def test_a_code_edit_reruns_what_depends_on_it(
-    snakemake: Any, finished: Path, checkout: Path, module: str, first: set[str], untouched: set[str]
+def test_a_code_edit_reruns_exactly_what_depends_on_it(
+    snakemake: Any, finished: Path, checkout: Path, module: str, datasets: list[str], expected: list[str]
 ) -> None:
     path = checkout / module
     path.write_text(path.read_text() + "\nEDITED = True\n")
     jobs = would_run(snakemake, finished, checkout)
-    assert first <= jobs
-    assert "report_page" in jobs
-    assert not {job for job in jobs if job.split()[0] in untouched}
-    if "enrico" in module:
-        assert not {job for job in jobs if " mosi" in job or job == "ingest enrico screenshot"}
+    assert jobs == {job.format(name) for job in expected for name in datasets}
 
 
 def test_the_command_line_is_not_tracked(snakemake: Any, finished: Path, checkout: Path) -> None:
@@ -113,31 +113,41 @@ def test_the_command_line_is_not_tracked(snakemake: Any, finished: Path, checkou
     assert would_run(snakemake, finished, checkout) == set()
 
 
-@pytest.mark.parametrize("stage", ["ingest_text", "samples", "seal"])
-def test_killed_and_run_again_gives_the_same_store(
-    snakemake: Any, finished: Path, project: Path, tmp_path: Path, tiny: dict[str, Any], stage: str
+@pytest.mark.parametrize(
+    ("target", "sign"),
+    [
+        ("stores", "logs/mosi/ingest_text.log"),
+        ("stores", "logs/mosi/samples.log"),
+        ("stores", "logs/mosi/seal.log"),
+        ("runs", "runs/mosi/moe_retriever/seed0/.resume.pt"),
+    ],
+)
+def test_killed_and_run_again_gives_the_same(
+    snakemake: Any, finished: Path, project: Path, tmp_path: Path, tiny: dict[str, Any], target: str, sign: str
 ) -> None:
-    config = {"datasets": {"mosi": tiny["datasets"]["mosi"]}}
+    config = {key: {"mosi": tiny[key]["mosi"]} for key in ("datasets", "experiments")}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "snakemake", "stores", "--cores", "1", "--snakefile", str(project / "Snakefile")]
+    command = [sys.executable, "-m", "snakemake", target, "--cores", "2", "--snakefile", str(project / "Snakefile")]
     command += ["--directory", str(tmp_path), "--configfile", str(tmp_path / "config.yaml")]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    log = tmp_path / f"results/logs/mosi/{stage}.log"
-    while not log.exists() and process.poll() is None:
+    while not (tmp_path / "results" / sign).exists() and process.poll() is None:
         time.sleep(0.01)
-    time.sleep(0.3)
-    # The whole session of that process, and nothing else: Snakemake and the job it was running.
+    time.sleep(0.05)
+    # The whole session of that process, and nothing else: Snakemake and the jobs that it was running.
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "results/verified/mosi.txt").exists()
-    unlocked = snakemake("--unlock", folder=tmp_path, config=config)
+    assert not (tmp_path / "results/verified/mosi.txt").exists() or target == "runs"
+    unlocked = snakemake(target, "--unlock", folder=tmp_path, config=config)
     assert unlocked.code == 0, unlocked.text
-    again = snakemake("stores", "--rerun-incomplete", folder=tmp_path, config=config)
+    again = snakemake(target, "--rerun-incomplete", "--show-failed-logs", folder=tmp_path, config=config)
     assert again.code == 0, again.text
     assert store_ids(tmp_path)["mosi"] == store_ids(finished)["mosi"]
+    if target == "runs":
+        metrics = "results/runs/mosi/moe_retriever/seed0/metrics.json"
+        assert (tmp_path / metrics).read_bytes() == (finished / metrics).read_bytes()
 
 
 def test_other_modalities_in_the_same_folder(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
