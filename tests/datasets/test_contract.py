@@ -43,16 +43,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("contract")
 
 
-@pytest.fixture(scope="module")
-def built(folder: Path) -> dict[str, Path]:
-    """Name → sealed store, built once for the module; the export lies beside it as `<name>.raw`."""
-    stores = {}
-    for name in DATASETS:
+class Built(dict[str, Path]):
+    """Name → sealed store, built when it is first asked for; the export lies beside it as `<name>.raw`."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, name: str) -> Path:
         dataset = get_dataset(name)
-        simulate(dataset, folder / f"{name}.raw", dataset.tiny)
-        build(dataset, folder / f"{name}.raw", folder / name, {})
-        stores[name] = folder / name
-    return stores
+        simulate(dataset, self.folder / f"{name}.raw", dataset.tiny)
+        build(dataset, self.folder / f"{name}.raw", self.folder / name, {})
+        self[name] = self.folder / name
+        return self[name]
+
+
+@pytest.fixture(scope="module")
+def built(folder: Path) -> Built:
+    return Built(folder)
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -39,7 +39,7 @@ def beginning_after(items: Intervals, targets: Intervals, tolerance: float = TOL
     """Items that begin after a target's start and no later than its end: start in (s, e], to within `tolerance`.
 
     This is how words belong to the opinion segments of the SDK: a segment's times run from the beginning of the word
-    before its first one to the beginning of its last one (see `words.py`).
+    before its first one to the beginning of its last one.
     """
     order = np.argsort(items[:, 0], kind="stable")
     start = items[order, 0]
