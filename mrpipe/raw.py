@@ -82,7 +82,19 @@ def _repeated_columns(header: Sequence[str], wanted: Mapping[str, str]) -> list[
     return [name for name, found in wanted.items() if plain.count(found.strip().lower()) > 1]
 
 
-def read_csv(path: Path, columns: Sequence[Column], *, shown_as: str | None = None) -> pl.DataFrame:
+def _typed(column: Column) -> pl.Expr:
+    """Text as the declared dtype, null where it is none of it; dates and times are ISO, as a cast knows no format."""
+    text = pl.col(column.name)
+    if column.dtype == pl.Date:
+        return text.str.to_date("%Y-%m-%d", strict=False)
+    if isinstance(column.dtype, pl.Datetime):
+        return text.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False, time_unit=column.dtype.time_unit)
+    return text.cast(column.dtype, strict=False)
+
+
+def read_csv(
+    path: Path, columns: Sequence[Column], *, shown_as: str | None = None, encoding: str = "utf8-lossy"
+) -> pl.DataFrame:
     """Read a small CSV (plain or .gz), string first, then cast; all faults of the file are raised together.
 
     Blank lines are no rows. Returns a frame with the canonical names of the columns that are there, in the declared
@@ -93,7 +105,7 @@ def read_csv(path: Path, columns: Sequence[Column], *, shown_as: str | None = No
         found = "a folder" if path.is_dir() else "no such file"
         raise DataError(Fault(file=shown_as, expected="a CSV table", found=found))
     try:
-        raw = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=False)
+        raw = pl.read_csv(path, infer_schema=False, encoding=encoding, truncate_ragged_lines=False)
     except pl.exceptions.NoDataError:
         raise DataError(
             Fault(file=shown_as, expected="a header row", found="an empty file", fix="Export the table again.")
@@ -145,7 +157,7 @@ def read_csv(path: Path, columns: Sequence[Column], *, shown_as: str | None = No
         .alias(c.name)
         for c in present
     )
-    cast = cleaned.with_columns(pl.col(c.name).cast(c.dtype, strict=False) for c in present)
+    cast = cleaned.with_columns(_typed(c).alias(c.name) for c in present)
     for column in present:
         bad = cleaned[column.name].is_not_null() & cast[column.name].is_null()
         if not column.nullable:

@@ -1,0 +1,94 @@
+"""Cleaning of clinical notes: sections, de-identification blanks, and what would tell the outcome."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection
+
+# Headings of BIDMC discharge summaries and radiology reports (Johnson et al., MIMIC-IV-Note 2.2), longest first.
+HEADINGS = (
+    "major surgical or invasive procedure", "history of present illness", "past medical history", "medications on admission",
+    "admission medications", "discharge medications", "discharge disposition", "discharge diagnosis",
+    "discharge condition", "discharge instructions", "followup instructions", "follow-up instructions",
+    "brief hospital course", "hospital course", "pertinent results", "transitional issues", "chief complaint",
+    "review of systems", "physical examination", "physical exam", "social history", "family history", "date of death",
+    "cause of death", "admission date", "discharge date", "date of birth", "present illness", "admission labs",
+    "discharge labs", "imaging", "facility", "allergies", "attending", "service", "impression", "indication", "comparison",
+    "technique", "findings", "examination", "recommendation", "notification", "assessment and plan", "assessment",
+    "medications", "labs", "vitals", "unit no", "name", "sex",
+)  # fmt: skip
+_HEADING = re.compile(
+    rf"^[ \t]*(?P<name>{'|'.join(map(re.escape, sorted(HEADINGS, key=len, reverse=True)))})[ \t]*(?::|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Sections that state where, or whether, the patient went.
+TELLTALE_SECTIONS = frozenset(
+    {"discharge disposition", "discharge condition", "facility", "date of death", "cause of death"}
+)
+# Administrative lines of names, numbers and dates; all blanks after de-identification.
+ADMINISTRATIVE = frozenset(
+    {"name", "unit no", "admission date", "discharge date", "date of birth", "sex", "service", "attending"}
+)
+TELLTALE = re.compile(
+    r"\b(?:expired|deceased|died|dies|death|passed away|pronounced|time of death|autopsy|hospice|cmo|comfort[- ](?:care|"
+    r"measures|focused)|made comfortable|palliative|terminal(?:ly)? (?:ill|extubat\w*)|withdraw\w* (?:of )?(?:care|support)|"
+    r"end[- ]of[- ]life|goals of care|morgue|organ bank)\b",
+    re.IGNORECASE,
+)  # fmt: skip
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
+_BLANKS = re.compile(r"_{2,}")
+_SPACE = re.compile(r"\s+")
+_MARKED = re.compile(r"[\[\]*=#]{2,}|-{3,}")
+
+
+def sections(text: str) -> list[tuple[str, str]]:
+    """(heading in lower case, body) in order; what stands before the first heading has the heading ""."""
+    found = []
+    name, start = "", 0
+    for match in _HEADING.finditer(text):
+        found.append((name, text[start : match.start()]))
+        name, start = match["name"].lower(), match.end()
+    found.append((name, text[start:]))
+    return [(n, body) for n, body in found if body.strip()]
+
+
+def clean(text: str, *, guard: bool, only: Collection[str] = (), removed: Counter[str] | None = None) -> str:
+    """A note as running text.
+
+    Args:
+        guard: leave out sections of disposition and condition at discharge, and sentences of `TELLTALE` phrases. A
+            sentence goes as a whole: "His father died at 60" goes too; a guard must not judge whose death it was.
+        only: keep these sections only (empty: all but administrative ones).
+        removed: counts what was left out.
+    """
+    wanted = {s.lower() for s in only}
+    kept = []
+    for name, body in sections(text.replace("\r\n", "\n").replace("\r", "\n")):
+        if wanted and name not in wanted:
+            continue
+        if name in ADMINISTRATIVE and name not in wanted:
+            # What follows on lines of their own after an administrative line is no part of it.
+            body = body.partition("\n")[2]
+        if guard and name in TELLTALE_SECTIONS:
+            if removed is not None:
+                removed["sections of disposition or death"] += 1
+            continue
+        sentences = _SENTENCE.split(body)
+        if guard:
+            innocent = [s for s in sentences if not TELLTALE.search(s)]
+            if removed is not None:
+                removed["sentences about death, hospice or comfort care"] += len(sentences) - len(innocent)
+            sentences = innocent
+        kept.append(f"{name} {' '.join(sentences)}")
+    text = _MARKED.sub(" ", _BLANKS.sub(" ", " ".join(kept)))
+    return _SPACE.sub(" ", text).strip()
+
+
+def pieces(text: str, n_words: int, limit: int) -> list[str]:
+    """A text cut into runs of `n_words` words; with a `limit`, so many of them, evenly spaced, first and last included."""
+    words = text.split()
+    runs = [" ".join(words[i : i + n_words]) for i in range(0, len(words), n_words)]
+    if limit and len(runs) > limit:
+        runs = [runs[round(i * (len(runs) - 1) / max(1, limit - 1))] for i in range(limit)]
+    return runs

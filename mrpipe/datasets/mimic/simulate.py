@@ -1,0 +1,151 @@
+"""A simulated MIMIC-IV export: the provider's files, columns, codes, releases and faults, with a known truth.
+
+A patient has four independent latent factors: one that every modality shows and one each that only measurements, only
+notes, only codes show. log odds of death within a year of the index discharge are linear in all four, so that each
+modality carries something of its own. The truth holds the factors and that probability: the best possible prediction
+of who sees the factors themselves, an upper bound for who sees the noisy export.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import queue
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from isal import igzip
+
+from mrpipe.datasets.mimic import sim_pools as pools
+from mrpipe.datasets.mimic.sim_events import dictionary, event_blocks
+from mrpipe.datasets.mimic.sim_notes import discharge_table, radiology_table
+from mrpipe.datasets.mimic.sim_options import MimicSimulation
+from mrpipe.datasets.mimic.sim_patients import (
+    FACTORS,
+    KINDS,
+    admissions_table,
+    code_tables,
+    draw_people,
+    icustays_table,
+    patients_table,
+)
+from mrpipe.keyed import generator
+from mrpipe.parquet import write_frame, write_text
+
+__all__ = ["MimicSimulation", "simulate_export"]
+# Columns that releases up to 2.1 do not have.
+PROVIDER_COLUMNS = ("admit_provider_id", "order_provider_id", "caregiver_id")
+
+
+def _titles(
+    nine: tuple[tuple[str, str, float, float], ...], ten: tuple[tuple[str, str, float, float], ...]
+) -> pl.DataFrame:
+    rows = [(c[0], 9, c[1]) for c in nine] + [(c[0], 10, c[1]) for c in ten]
+    return pl.DataFrame(
+        rows, schema={"icd_code": pl.String, "icd_version": pl.Int8, "long_title": pl.String}, orient="row"
+    )
+
+
+def _write(raw: Path, name: str, frames: Iterable[pl.DataFrame], o: MimicSimulation) -> None:
+    """One table; a thread makes the text while this one compresses it."""
+    path = raw / f"{name}.csv{'.gz' if o.compressed else ''}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    blocks: queue.Queue[bytes | BaseException | None] = queue.Queue(maxsize=2)
+    stopped = threading.Event()
+
+    def put(item: bytes | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return blocks.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        order: list[str] | None = None
+        try:
+            for number, frame in enumerate(frames):
+                if o.release == "2.0":
+                    frame = frame.drop([c for c in PROVIDER_COLUMNS if c in frame.columns])
+                if o.shuffle_columns:
+                    order = (
+                        order or generator(o.seed, "mimic columns", name).permutation(sorted(frame.columns)).tolist()
+                    )
+                    frame = frame.select(order)
+                out = io.BytesIO()
+                frame.write_csv(out, include_header=number == 0, datetime_format="%Y-%m-%d %H:%M:%S")
+                put(out.getvalue())
+            put(None)
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
+            put(error)
+
+    thread = threading.Thread(target=produce, daemon=True)
+    thread.start()
+    try:
+        with path.open("wb") as target:
+            # No file name and no time in the header: the same export is the same bytes.
+            handle = igzip.IGzipFile("", "wb", compresslevel=1, fileobj=target, mtime=0) if o.compressed else target
+            while (block := blocks.get()) is not None:
+                if isinstance(block, BaseException):
+                    raise block
+                handle.write(block)
+            if handle is not target:
+                handle.close()
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
+    """Write hosp/, icu/, note/ and SHA256SUMS.txt into `raw`; truth.parquet and model.json into `truth`.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+    options.validate()
+    o = options
+    people = draw_people(o)
+    diagnoses, procedures = code_tables(people, o)
+    order = generator(o.seed, "mimic order").permutation(len(people.patients))
+    tables: dict[str, Iterable[pl.DataFrame]] = {
+        # patients and admissions of the provider are in no order.
+        "hosp/patients": [patients_table(people, o)[order]],
+        "hosp/admissions": [
+            admissions_table(people, o)[generator(o.seed, "mimic order of admissions").permutation(len(people.visits))]
+        ],
+        "hosp/diagnoses_icd": [diagnoses],
+        "hosp/procedures_icd": [procedures],
+        "hosp/d_icd_diagnoses": [_titles(pools.DX9, pools.DX10)],
+        "hosp/d_icd_procedures": [_titles(pools.PR9, pools.PR10)],
+        "hosp/d_labitems": [dictionary("labevents", o.n_rare_items)],
+        "icu/d_items": [dictionary("chartevents", o.n_rare_items)],
+        "icu/icustays": [icustays_table(people, o)],
+        "hosp/labevents": event_blocks("labevents", people, o),
+        "icu/chartevents": event_blocks("chartevents", people, o),
+    }
+    if o.notes:
+        tables["note/discharge"] = [discharge_table(people, o)]
+        tables["note/radiology"] = [radiology_table(people, o)]
+    for name, frames in tables.items():
+        _write(raw, name, frames, o)
+    files = sorted(p for p in raw.rglob("*.csv*"))
+    sums = [
+        f"{hashlib.file_digest(p.open('rb'), 'sha256').hexdigest()} {p.relative_to(raw).as_posix()}\n" for p in files
+    ]
+    write_text(raw / "SHA256SUMS.txt", "".join(sums))
+    p = people.patients
+    frame = p.select(
+        pl.col("subject_id").cast(pl.String).alias("sample_id"),
+        pl.Series("kind", np.array(KINDS)[p["kind"].to_numpy()]), *FACTORS,
+        pl.col("probability"), pl.col("dies").cast(pl.Int8).alias("label"), "has_notes", "has_procedures",
+    )  # fmt: skip
+    write_frame(truth / "truth.parquet", frame.sort("sample_id"))
+    model = {
+        "label": "P(dead within a year of the index discharge) = sigmoid(b + strength · sum of the four factors)",
+        "probability": "of a predictor that sees the factors; the export shows them through noise",
+        "factors": list(FACTORS), "strength": o.strength, "in the cohort": "kind = eligible",
+    }  # fmt: skip
+    write_text(truth / "model.json", json.dumps(model, indent=1, ensure_ascii=False) + "\n")
