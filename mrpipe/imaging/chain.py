@@ -137,7 +137,8 @@ def segment(brain: Any, mask: Any, voxel_mm: float) -> Any:
     if voxel_mm and max(brain.spacing) < voxel_mm:
         small = ants.resample_image(brain, (voxel_mm,) * 3, use_voxels=False, interp_type=0)
         inside = ants.resample_image_to_target(mask, small, interp_type="nearestNeighbor")
-    tissue = ants.atropos(a=small, x=inside, i="kmeans[3]", m="[0.2,1x1x1]", c="[5,0]")
+    # r=0: a constant seed; Atropos visits voxels in random order and is otherwise different each time.
+    tissue = ants.atropos(a=small, x=inside, i="kmeans[3]", m="[0.2,1x1x1]", c="[5,0]", r=0)
     # k-means orders its classes by intensity: fluid, grey, white.
     grey = tissue["probabilityimages"][1]
     return grey if small is brain else ants.resample_image_to_target(grey, brain, interp_type="linear") * mask

@@ -86,3 +86,18 @@ def user_template(path: Path, shown_as: str, grid: Grid) -> Template:
     image = load_nifti(path, shown_as)
     data = nib.Nifti1Image(np.asarray(image.dataobj, dtype=np.float32), image.affine)
     return Template(t1=_resampled(data, grid.mask.shape, grid.affine), grid=grid, source=path.name)
+
+
+def mni_tissues(voxel_mm: float) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    """T1 (skull-stripped) and grey-matter probability of MNI152 2009a at a voxel size, and their affine.
+
+    Raises:
+        MissingExtraError: nilearn is not installed.
+    """
+    datasets = _nilearn()
+    extent = np.array(MNI_SHAPE) * 2.0
+    shape = tuple(int(n) for n in np.ceil(extent / voxel_mm))
+    affine = np.diag([voxel_mm] * 3 + [1.0])
+    affine[:3, 3] = -90.0, -126.0, -72.0
+    t1 = _resampled(datasets.load_mni152_template(resolution=1), shape, affine)
+    return t1, _resampled(datasets.load_mni152_gm_template(resolution=1), shape, affine), affine

@@ -1,0 +1,208 @@
+"""Measure the image route: the chain on real T1 scans, and maps through the store.
+
+    python benchmarks/imaging.py scans --data ../shared/data/brain --out /tmp/imaging   # needs mrpipe[imaging]
+    python benchmarks/imaging.py maps --out /tmp/imaging --n 2380
+
+`scans` runs every step on four skull-stripped scans with manual tissue labels and on one full head, and prints Dice of
+grey matter, correlations of regional volumes, seconds and memory. `maps` simulates a stack as large as the authors' and
+times ingest, load and size against their float64 array. Results: benchmarks/imaging.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import polars as pl
+
+LABELLED = ("1000", "1001", "1002", "1003")
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2.0 * float((a & b).sum()) / float(a.sum() + b.sum())
+
+
+def run_scan(path: Path, out: Path, templates: tuple[Path, Path], **settings: Any) -> dict[str, Any]:
+    """One scan through the chain, with its intermediate files in `out`; results of an earlier run are used again."""
+    from mrpipe.imaging.chain import ChainSettings
+    from mrpipe.imaging.worker import process_scan
+
+    note = out / "result.json"
+    if not note.exists():
+        started = time.perf_counter()
+        done = process_scan(path, path.name, templates, ChainSettings(keep=True, **settings), out.with_suffix(".png"),
+                            timeout_s=3600, keep_in=out)  # fmt: skip
+        np.save(out / "map.npy", done.gm)
+        digest = hashlib.sha256(done.gm.tobytes()).hexdigest()[:12]
+        note.write_text(json.dumps({"wall_s": time.perf_counter() - started, "seconds": done.seconds, "sha": digest,
+                                    "peak_mb": done.peak_mb, "numbers": done.numbers, "notes": done.notes}))  # fmt: skip
+    return json.loads(note.read_text())
+
+
+def native_dice(data: Path, subject: str, folder: Path) -> dict[str, float]:
+    """Grey matter of the chain against the manual tissues, in the scan's own space."""
+    ours = np.asarray(nib.load(folder / "gm.nii.gz").dataobj)
+    manual = np.asarray(nib.as_closest_canonical(nib.load(data / f"{subject}_tissues.nii.gz")).dataobj)
+    voxel_ml = float(np.prod(nib.load(folder / "gm.nii.gz").header.get_zooms())) / 1000
+    return {"dice": dice(ours > 0.5, manual == 2), "gm_ml": float(ours.sum()) * voxel_ml,
+            "manual_ml": float((manual == 2).sum()) * voxel_ml}  # fmt: skip
+
+
+def manual_regions(data: Path, subject: str) -> dict[int, float]:
+    """Label → millilitres of manual grey matter in it."""
+    labels = np.asarray(nib.load(data / f"{subject}_glm.nii.gz").dataobj)
+    grey = np.asarray(nib.load(data / f"{subject}_tissues.nii.gz").dataobj) == 2
+    found, counts = np.unique(labels[grey], return_counts=True)
+    return {int(r): float(n) / 1000 for r, n in zip(found, counts, strict=True) if r > 0}
+
+
+def warped_labels(data: Path, subject: str, folder: Path, template: Path) -> np.ndarray:
+    """Manual labels in template space, by the scan's own transforms."""
+    import ants
+
+    # The scan was read in RAS order; ITK works in world coordinates, so the file's order does not matter.
+    transforms = [str(p) for p in (folder / "tx_1Warp.nii.gz", folder / "tx_0GenericAffine.mat") if p.exists()]
+    labels = ants.image_read(str(data / f"{subject}_glm.nii.gz"))
+    moved = ants.apply_transforms(ants.image_read(str(template)), labels, transforms, interpolator="nearestNeighbor")
+    return np.rint(moved.numpy()).astype(np.int64)
+
+
+def majority(labels: list[np.ndarray]) -> np.ndarray:
+    """The label that most of the images have, the lowest on a tie."""
+    stack = np.stack(labels)
+    votes = (stack[:, None] == stack[None, :]).sum(axis=1)
+    best = votes == votes.max(axis=0)
+    return np.where(best, stack, np.iinfo(np.int64).max).min(axis=0)
+
+
+def regions(data: Path, out: Path, template: Path, registration: str) -> None:
+    """Regional grey-matter volumes from the maps against the manual ones, own labels and leave-one-out atlas."""
+    folders = {s: out / f"{s}.{registration}" for s in LABELLED}
+    labels = {s: warped_labels(data, s, folders[s], template) for s in LABELLED}
+    manual = {s: manual_regions(data, s) for s in LABELLED}
+    shared = sorted(set.intersection(*({r for r, v in m.items() if v >= 1.0} for m in manual.values())))
+    voxel_ml = abs(float(np.linalg.det(nib.load(template).affine[:3, :3]))) / 1000
+    rows, truth = {"own": [], "atlas": []}, []
+    for s in LABELLED:
+        gm = np.load(folders[s] / "map.npy") / 1000 * voxel_ml
+        atlas = majority([labels[o] for o in LABELLED if o != s])
+        for kind, where in (("own", labels[s]), ("atlas", atlas)):
+            sums = np.bincount(where.ravel(), weights=gm.ravel().astype(np.float64), minlength=max(shared) + 1)
+            rows[kind].append(sums[shared])
+        truth.append([manual[s][r] for r in shared])
+    ours, t = {k: np.array(v) for k, v in rows.items()}, np.array(truth)
+    for kind, o in ours.items():
+        across = [np.corrcoef(a, b)[0, 1] for a, b in zip(o, t, strict=True)]
+        # How the subjects differ, each region by its mean: size of regions no longer helps.
+        centred = np.corrcoef((o / o.mean(axis=0) - 1).ravel(), (t / t.mean(axis=0) - 1).ravel())[0, 1]
+        error = np.median(np.abs(o - t) / t)
+        print(f"  {registration}, {kind} labels, {len(shared)} regions: r by subject "
+              f"{', '.join(f'{r:.3f}' for r in across)}; r of differences between subjects {centred:.3f}; "
+              f"median error {error:.1%}")  # fmt: skip
+
+
+def scans(data: Path, out: Path, registrations: list[str], also_slow: bool) -> None:
+    from mrpipe.imaging.template import mni_template
+
+    templates = mni_template().write(out / "template")
+    for registration in registrations:
+        for s in LABELLED:
+            folder = out / f"{s}.{registration}"
+            done = run_scan(data / f"{s}_SS.nii.gz", folder, templates, registration=registration, brain="stripped")
+            print(s, registration, json.dumps(done), json.dumps(native_dice(data, s, folder)), flush=True)
+        regions(data, out, templates[0], registration)
+    if also_slow:
+        for s in LABELLED:
+            for name, extra in (("1mm", {"segment_mm": 0.0}), ("deepbet", {})):
+                folder = out / f"{s}.{name}"
+                brain = "extract" if name == "deepbet" else "stripped"
+                done = run_scan(data / f"{s}_SS.nii.gz", folder, templates, registration="affine", brain=brain, **extra)
+                mask = np.asarray(nib.load(folder / "brain.nii.gz").dataobj) > 0
+                manual = np.asarray(nib.as_closest_canonical(nib.load(data / f"{s}_mask.nii.gz")).dataobj) > 0
+                print(s, name, json.dumps(done), json.dumps(native_dice(data, s, folder)), f"brain dice {dice(mask, manual):.4f}",
+                      flush=True)  # fmt: skip
+    for registration in registrations:
+        done = run_scan(data / "chris_t1.nii.gz", out / f"chris.{registration}", templates, registration=registration)
+        print("chris", registration, json.dumps(done), flush=True)
+
+
+def maps(out: Path, n: int) -> None:
+    """A stack of n full-size maps: simulate, ingest, load."""
+    import pyarrow.parquet as pq
+
+    from mrpipe.datasets.adni.image_options import ImageOptions
+    from mrpipe.datasets.adni.image_raw import prepare_images
+    from mrpipe.datasets.adni.image_read import read_images
+    from mrpipe.datasets.adni.sim_image import FULL_SHAPE, MapModel, simulated_grid
+    from mrpipe.imaging.nifti import write_nifti
+    from mrpipe.keyed import generator
+    from mrpipe.parquet import write_batches
+    from mrpipe.store import _read_arrays
+
+    raw = out / "maps" / "image"
+    raw.mkdir(parents=True, exist_ok=True)
+    grid, labels = simulated_grid(FULL_SHAPE)
+    ids = [f"{i % 100:03d}_S_{i:04d}" for i in range(n)]
+    if not (raw / "ADNI_subj.txt").exists():
+        write_nifti(raw / "averagetemplate.nii.gz", labels, grid.affine)
+        model, rng = MapModel(grid, (), 0), generator(0, "benchmark")
+        base = [model.scan(0.0, (), rng) for _ in range(8)]
+        array = np.lib.format.open_memmap(raw / "ADNI_G.npy", mode="w+", dtype=np.float64, shape=(n, grid.n_voxels))
+        for i in range(n):
+            array[i] = base[i % 8] * np.exp(0.05 * rng.standard_normal(grid.n_voxels))
+        array.flush()
+        (raw / "ADNI_subj.txt").write_text("".join(f"{s}_2010-01-01\n" for s in ids))
+    samples = pl.DataFrame({"sample_id": sorted(ids), "subject_id": sorted(ids)})
+    options, part = ImageOptions(), out / "maps" / "parts" / "image" / "0-of-1.parquet"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    prepare_images(out / "maps", samples, options, 0, 1, part)
+    started = time.perf_counter()
+    features = read_images(out / "maps", samples, options, [part])
+    table = out / "maps" / "image.parquet"
+    write_batches(table, features.modality.arrow_schema(), features.batches, compression_level=1)
+    print(f"ingest of {n} maps: {time.perf_counter() - started:.1f} s, peak {peak_mb():.0f} MB")
+    print(f"size: array {(raw / 'ADNI_G.npy').stat().st_size / 1e6:.0f} MB, table {table.stat().st_size / 1e6:.0f} MB")
+    started = time.perf_counter()
+    arrays = _read_arrays(table, features.modality)
+    print(f"load: {time.perf_counter() - started:.2f} s, {arrays.x.nbytes / 1e6:.0f} MB of {arrays.x.dtype}")
+    started = time.perf_counter()
+    loaded = np.load(raw / "ADNI_G.npy")
+    print(
+        f"np.load of the array (vectors, not volumes): {time.perf_counter() - started:.2f} s, {loaded.nbytes / 1e6:.0f} MB"
+    )
+    started = time.perf_counter()
+    pq.ParquetFile(table).read_row_group(0)
+    print(f"one row group: {time.perf_counter() - started:.2f} s; peak {peak_mb():.0f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("scans", "maps"))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/brain"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--registration", nargs="+", default=["fast", "quality"])
+    parser.add_argument(
+        "--variants", action="store_true", help="also: segmentation at the scan's voxels, brain extraction"
+    )
+    parser.add_argument("--n", type=int, default=2380)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.what == "scans":
+        scans(args.data, args.out, args.registration, args.variants)
+    else:
+        maps(args.out, args.n)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Simulated images: precomputed grey-matter maps as the authors stack them, and raw T1 scans as IDA delivers them.
+
+Maps follow the synthetic rule of raw-formats A.7: log-normal voxels of mean 1,000 and standard deviation 400, 8 % less
+in a medial-temporal blob for Dementia and 4 % for MCI, 1-8 scans a subject, 0.5 % of all rows zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.ndimage import zoom
+
+from mrpipe.datasets.adni.sim_t1 import write_raw_scans
+from mrpipe.imaging.grid import Grid
+from mrpipe.imaging.nifti import write_nifti
+from mrpipe.keyed import generator
+from mrpipe.schema import option
+
+# The mask of the authors' maps (A.7): shape, box of grey matter, voxels in it.
+FULL_SHAPE = (91, 109, 91)
+FULL_BOX = ((12, 78), (13, 96), (8, 72))
+FULL_VOXELS = 84_090
+ATROPHY = {"CN": 0.0, "MCI": 0.04, "Dementia": 0.08}
+FIRST_DAY = date(2005, 9, 1)
+
+
+@dataclass(frozen=True)
+class ImageSimulation:
+    """How images are simulated; the dataset's simulation options inherit them."""
+
+    image_maps_as: str = option(
+        "stack", "precomputed maps as ADNI_G.npy, or as NIfTI files with maps.csv", choices=("stack", "nifti")
+    )
+    image_shape: tuple[int, ...] = option((14, 16, 14), "grid of the maps; 91, 109, 91 makes a mask of 84,090 voxels")
+    image_max_scans: int = option(4, "most scans of a subject (8 in the release)")
+    image_failed: float = option(0.005, "share of maps that are all zero")
+    image_raw: int = option(0, "subjects whose images come as raw T1 scans and not as maps")
+    image_t1: str = option(
+        "ellipsoid",
+        "raw T1 scans: nested ellipsoids, or the MNI152 template of nilearn, deformed, with a skull (extra imaging)",
+        choices=("ellipsoid", "template"),
+    )
+    image_t1_mm: float = option(3.0, "voxel size of raw T1 scans")
+
+
+def simulated_grid(shape: Sequence[int]) -> tuple[Grid, NDArray[np.float32]]:
+    """A folded shell on a grid: its mask and a label image with 10, 150 and 250 as MUSE writes them.
+
+    At 91 × 109 × 91 voxels it has the number of voxels and the bounding box of the real one; at other sizes the same
+    proportions.
+    """
+    full = np.array(FULL_SHAPE)
+    scale = np.array(shape) / full
+    box = [(int(a * s), max(int(a * s) + 2, round(b * s))) for (a, b), s in zip(FULL_BOX, scale, strict=True)]
+    n_voxels = round(FULL_VOXELS * float(np.prod(shape)) / float(np.prod(full)))
+    index = np.indices(tuple(shape), dtype=np.float64)
+    lows, highs = (np.array([b[side] for b in box], dtype=np.float64) for side in (0, 1))
+    centre, radius = (lows + highs - 1) / 2, np.maximum((highs - lows) / 2, 0.5)
+    unit = (index - centre[:, None, None, None]) / radius[:, None, None, None]
+    r = np.sqrt((unit**2).sum(axis=0))
+    folds = np.prod([np.sin(11.0 * u + p) for u, p in zip(unit, (0.3, 1.1, 2.0), strict=True)], axis=0)
+    score = -np.abs(r - 0.82) + 0.12 * folds
+    inside = np.ones(tuple(shape), dtype=bool)
+    for axis, (low, high) in enumerate(box):
+        inside &= (index[axis] >= low) & (index[axis] < high)
+    score = np.where(inside, score, -np.inf)
+    # One voxel on each face of the box is in the mask, so that its bounding box is the box.
+    for axis, (low, high) in enumerate(box):
+        for edge in (low, high - 1):
+            face = [round(c) for c in centre]
+            face[axis] = edge
+            score[tuple(face)] = np.inf
+    order = np.argsort(-score.ravel(), kind="stable")
+    mask = np.zeros(score.size, dtype=bool)
+    mask[order[: max(8, n_voxels)]] = True
+    mask = mask.reshape(tuple(shape))
+    affine = np.diag([-2.0, -2.0, 2.0, 1.0])
+    affine[:3, :3] /= scale
+    affine[:3, 3] = 90.0, 91.0, -72.0
+    labels = np.where(mask, 150, np.where(r < 0.82, 250, np.where(r < 1.1, 10, 0))).astype(np.float32)
+    return Grid(mask=mask, affine=affine), labels
+
+
+def _blob(grid: Grid, centre: tuple[float, float, float], width: float) -> NDArray[np.float64]:
+    """Gaussian blob in the mask's bounding box (unit coordinates), mirrored to both sides; (n_voxels,), peak 1."""
+    where = np.argwhere(grid.mask) / np.maximum(np.array(grid.mask.shape) - 1, 1)
+    sides = [((where - np.array(c)) ** 2).sum(axis=1) for c in (centre, (1 - centre[0], *centre[1:]))]
+    value = np.exp(-np.minimum(*sides) / (2 * width**2))
+    blob: NDArray[np.float64] = value / value.max()
+    return blob
+
+
+class MapModel:
+    """Draws maps: a mean map of all, subject and scan variation, atrophy by diagnosis and by latent factors.
+
+    Args:
+        latents: names of latent columns; each changes a region of its own by 4 % a standard deviation.
+    """
+
+    def __init__(self, grid: Grid, latents: Sequence[str], seed: int):
+        self.grid = grid
+        self.latents = tuple(latents)
+        sigma = math.sqrt(math.log(1 + 0.4**2))
+        draw = generator(seed, "image mean").standard_normal(grid.n_voxels)
+        self.mean = 1000.0 * np.exp(sigma * draw - sigma**2 / 2)
+        self.medial_temporal = _blob(grid, (0.33, 0.55, 0.35), 0.12)
+        places = generator(seed, "image regions").uniform(0.2, 0.8, size=(len(self.latents), 3))
+        self.regions = [_blob(grid, (float(a), float(b), float(c)), 0.15) for a, b, c in places]
+
+    def scan(self, atrophy: float, state: Sequence[float], rng: np.random.Generator) -> NDArray[np.float64]:
+        """One map, (n_voxels,) float64, positive."""
+        shape = self.grid.mask.shape
+        coarse = rng.standard_normal([max(2, s // 8) for s in shape])
+        size = [s / c for s, c in zip(shape, coarse.shape, strict=True)]
+        field = np.asarray(zoom(coarse, size, order=1))[self.grid.mask]
+        log = 0.03 * rng.standard_normal() + 0.05 * field + 0.05 * rng.standard_normal(self.grid.n_voxels)
+        for value, region in zip(state, self.regions, strict=True):
+            log = log + 0.04 * value * region
+        drawn: NDArray[np.float64] = self.mean * np.exp(log) * (1 - atrophy * self.medial_temporal)
+        return drawn
+
+
+def _diagnosis(value: Any) -> str:
+    """CN, MCI or Dementia from a name or from DXSUM's code (1, 2, 3)."""
+    names = tuple(ATROPHY)
+    return value if value in ATROPHY else names[int(value) - 1]
+
+
+def _latent_columns(subjects: pl.DataFrame) -> list[str]:
+    return [c for c, t in subjects.schema.items() if t.is_float()]
+
+
+def _written_date(day: date, rng: np.random.Generator) -> str:
+    return day.strftime("%Y%m%d") if rng.random() < 0.05 else day.isoformat()
+
+
+def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.DataFrame:
+    """Write the images of an export into `out`.
+
+    `out/image/` gets the precomputed maps and their mask; the last `image_raw` subjects in order of `subject_id` get
+    raw T1 scans in `out/ADNI/` with a search CSV instead.
+
+    Args:
+        subjects: those who have an image: `subject_id` (PTID), `diagnosis` (a name, or 1, 2, 3); float columns are
+            latent factors. An optional date column `visit_date` is when the first scan was made.
+        settings: `ImageSimulation` with `seed`.
+
+    Returns:
+        The truth, one row a scan: `subject_id, source (map | raw), image_id, date, atrophy, failed`.
+    """
+    subjects = subjects.sort("subject_id")
+    latents, seed = _latent_columns(subjects), int(settings.seed)
+    split = max(0, len(subjects) - int(settings.image_raw))
+    visits: list[dict[str, Any]] = []
+    for number, row in enumerate(subjects.iter_rows(named=True)):
+        rng = generator(seed, "image visits", row["subject_id"])
+        first = row.get("visit_date") or FIRST_DAY + timedelta(days=int(rng.integers(0, 5000)))
+        base = ATROPHY[_diagnosis(row["diagnosis"])]
+        count = 1 + int(rng.binomial(settings.image_max_scans - 1, 0.4)) if settings.image_max_scans > 1 else 1
+        for k in range(count):
+            visits.append(
+                {
+                    "subject_id": row["subject_id"],
+                    "source": "map" if number < split else "raw",
+                    "date": first + timedelta(days=182 * k + (int(rng.integers(-20, 20)) if k else 0)),
+                    # A year adds a tenth of the class's loss.
+                    "atrophy": base * (1 + 0.05 * k),
+                    "state": [float(row[c]) for c in latents],
+                }
+            )
+    truth: list[dict[str, Any]] = []
+    maps = [v for v in visits if v["source"] == "map"]
+    if maps:
+        truth += _write_maps(out / "image", maps, latents, settings)
+    raws = [v for v in visits if v["source"] == "raw"]
+    if raws:
+        truth += write_raw_scans(out, raws, kind=settings.image_t1, voxel_mm=settings.image_t1_mm, seed=seed)
+    schema = {"subject_id": pl.String, "source": pl.String, "image_id": pl.String, "date": pl.Date,
+              "atrophy": pl.Float64, "failed": pl.Boolean}  # fmt: skip
+    return pl.DataFrame(truth, schema=schema).sort("subject_id", "date", "image_id")
+
+
+def _write_maps(
+    folder: Path, visits: list[dict[str, Any]], latents: Sequence[str], settings: Any
+) -> list[dict[str, Any]]:
+    """Stacked array or NIfTI files, in shuffled order as in the release, and the mask; returns the truth."""
+    seed = int(settings.seed)
+    folder.mkdir(parents=True)
+    grid, labels = simulated_grid(settings.image_shape)
+    write_nifti(folder / "SIMULATED_averagetemplate_muse_seg_DS222.nii.gz", labels, grid.affine)
+    model = MapModel(grid, latents, seed)
+    order = generator(seed, "image order").permutation(len(visits))
+    lines, truth = [], []
+    stacked = settings.image_maps_as == "stack"
+    array: Any = None
+    if stacked:
+        opened: Any = np.lib.format.open_memmap
+        array = opened(folder / "ADNI_G.npy", mode="w+", dtype=np.float64, shape=(len(visits), grid.n_voxels))
+    # At least one failed map where there are enough to spare one.
+    n_failed = max(round(settings.image_failed * len(visits)), int(settings.image_failed > 0 and len(visits) >= 20))
+    for row, number in enumerate(order):
+        visit = visits[int(number)]
+        rng = generator(seed, "image map", visit["subject_id"], visit["date"].isoformat())
+        failed = row < n_failed
+        values = np.zeros(grid.n_voxels) if failed else model.scan(visit["atrophy"], visit["state"], rng)
+        written = _written_date(visit["date"], rng)
+        if stacked:
+            array[row] = values
+            lines.append(f"{visit['subject_id']}_{written}")
+        else:
+            volume = np.zeros(grid.mask.shape, dtype=np.float32)
+            volume[grid.mask] = values
+            name = f"{visit['subject_id']}_{visit['date'].isoformat()}_T1_RAVENS_150.nii.gz"
+            write_nifti(folder / name, volume, grid.affine)
+            lines.append(f'"{visit["subject_id"]}","{written}","{name}"')
+        truth.append({k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
+                     | {"image_id": str(row), "failed": failed})  # fmt: skip
+    if stacked:
+        array.flush()
+        (folder / "ADNI_subj.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        text = "\n".join(['"PTID","scan_date","file"', *lines]) + "\n"
+        (folder / "maps.csv").write_text(text, encoding="utf-8")
+    return truth

@@ -1,0 +1,165 @@
+"""Simulated raw T1 scans in IDA's archive layout, with the search CSV and its variants (raw-formats A.7)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import date
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, gaussian_filter, map_coordinates
+
+from mrpipe.imaging.nifti import write_nifti
+from mrpipe.keyed import generator
+
+EXTENT_MM = (156.0, 186.0, 168.0)
+# T1-weighted intensities: background, scalp, skull, fluid, grey, white.
+SCALP, SKULL, FLUID, GREY, WHITE = 700.0, 120.0, 180.0, 520.0, 800.0
+SEARCH = ("Image Data ID", "Subject", "Group", "Sex", "Age", "Visit", "Modality", "Description", "Type", "Acq Date",
+          "Format", "Downloaded")  # fmt: skip
+ADNI1 = ("MPR; GradWarp; B1 Correction; N3; Scaled", "MPR; GradWarp; B1 Correction; N3; Scaled_2", "MP-RAGE",
+         "MP-RAGE REPEAT")  # fmt: skip
+LATER = ("Accelerated Sagittal MPRAGE", "Sagittal 3D Accelerated MPRAGE", "MT1; GradWarp; N3m")
+
+
+def _smooth(rng: np.random.Generator, shape: Sequence[int], sigma: float) -> NDArray[np.float32]:
+    field = gaussian_filter(rng.standard_normal(tuple(shape)), sigma, mode="nearest")
+    out: NDArray[np.float32] = (field / max(float(field.std()), 1e-12)).astype(np.float32)
+    return out
+
+
+def _finish(clean: NDArray[np.float32], rng: np.random.Generator, voxel_mm: float) -> NDArray[np.int16]:
+    """Bias field, Rician noise, int16."""
+    bias = np.exp(0.12 * _smooth(rng, clean.shape, 40.0 / voxel_mm))
+    real, imaginary = (15.0 * rng.standard_normal(clean.shape) for _ in range(2))
+    noisy: NDArray[np.int16] = np.hypot(clean * bias + real, imaginary).astype(np.int16)
+    return noisy
+
+
+def ellipsoid_head(
+    rng: np.random.Generator, atrophy: float, voxel_mm: float
+) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+    """A head of nested ellipsoids: scalp, skull, fluid, a folded cortex, white matter and ventricles.
+
+    Args:
+        atrophy: share by which the cortex thins and the ventricles grow.
+
+    Returns:
+        int16 volume in RAS order and its affine.
+    """
+    shape = tuple(round(e / voxel_mm) for e in EXTENT_MM)
+    axes = [(np.arange(s) - (s - 1) / 2) * voxel_mm for s in shape]
+    x, y, z = np.meshgrid(*axes, indexing="ij")
+    size = 1 + 0.04 * rng.standard_normal(3)
+    unit = np.stack([x / (68 * size[0]), y / (84 * size[1]), z / (68 * size[2])])
+    r = np.sqrt((unit**2).sum(axis=0))
+    folds = 0.03 * np.prod([np.sin(14 * u + p) for u, p in zip(unit, rng.uniform(0, 6, 3), strict=True)], axis=0)
+    ventricle = np.sqrt((np.abs(x) - 10) ** 2 / 36 + y**2 / 900 + (z - 5) ** 2 / 100) < 1 + 4 * atrophy
+    inner, outer = 0.72, 0.86 - 0.6 * atrophy
+    head = np.zeros(shape, dtype=np.float32)
+    for limit, value in ((1.08, SCALP), (1.0, SKULL), (0.92, FLUID)):
+        head[r < limit] = value
+    head[r + folds < outer] = GREY
+    head[r + folds < inner] = WHITE
+    head[ventricle & (r < inner)] = FLUID
+    affine = np.diag([voxel_mm] * 3 + [1.0])
+    affine[:3, 3] = [a[0] for a in axes]
+    return _finish(gaussian_filter(head, 0.6), rng, voxel_mm), affine
+
+
+def template_head(
+    rng: np.random.Generator, atrophy: float, voxel_mm: float
+) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+    """The MNI152 template of nilearn, deformed, with less grey matter, and with a skull and a scalp around it.
+
+    Raises:
+        MissingExtraError: nilearn is not installed.
+    """
+    from mrpipe.imaging.template import mni_tissues
+
+    t1, grey, affine = mni_tissues(voxel_mm)
+    pad = round(20 / voxel_mm)
+    t1, grey = (np.pad(v, pad) for v in (t1, grey))
+    affine = affine.copy()
+    affine[:3, 3] -= affine[:3, :3] @ np.full(3, float(pad))
+    brain = t1 > 0
+    lost = np.clip(3 * atrophy * grey, 0, 1)
+    inner = (t1 / np.percentile(t1[brain], 98) * WHITE) * (1 - lost) + FLUID * lost
+    layers = [binary_dilation(brain, iterations=max(1, round(mm / voxel_mm))) for mm in (3, 8, 15)]
+    head = np.zeros(t1.shape, dtype=np.float32)
+    for layer, value in zip(reversed(layers), (SCALP, SKULL, FLUID), strict=True):
+        head[layer] = value
+    head[brain] = inner[brain]
+    head = gaussian_filter(head, 0.4)
+    grid = np.indices(t1.shape, dtype=np.float32)
+    shift = np.stack([_smooth(rng, t1.shape, 18.0 / voxel_mm) for _ in range(3)]) * (2.5 / voxel_mm)
+    warped = np.asarray(map_coordinates(head, grid + shift, order=1), dtype=np.float32)
+    return _finish(warped, rng, voxel_mm), affine
+
+
+def _series(subject_id: str, first: bool, rng: np.random.Generator) -> list[str]:
+    """Descriptions of the series of one visit: a T1, sometimes its other versions, and a localiser."""
+    adni1 = int(subject_id.split("_")[-1]) < 2000
+    if adni1:
+        chosen = [ADNI1[int(rng.integers(0, 2))], *([ADNI1[2], ADNI1[3]] if first else [])]
+    else:
+        chosen = [LATER[int(rng.integers(0, len(LATER)))]]
+    return [*chosen, *(["3 Plane Localizer"] if first else [])]
+
+
+def _file_name(ptid: str, description: str, day: date, series: int, image: int, variant: int) -> str:
+    """IDA's file name, and the variants without a timestamp and with `br_raw` that circulate."""
+    words = re.sub(r"[^0-9A-Za-z-]", "_", description)
+    stamp = ("", f"_Br_{day:%Y%m%d}101530123", f"_br_raw_{day:%Y%m%d}101530123_1")[variant]
+    return f"ADNI_{ptid}_MR_{words}{stamp}_S{series}_I{image}.nii{'.gz' if variant == 0 else ''}"
+
+
+def write_raw_scans(
+    out: Path, visits: Sequence[dict[str, Any]], *, kind: str, voxel_mm: float, seed: int
+) -> list[dict[str, Any]]:
+    """Write `out/ADNI/{PTID}/{description}/{date}/I{image}/FILE.nii` and the search CSV; returns the truth.
+
+    The first subject's only usable scan is cut short where there are at least three subjects; the search CSV names
+    images with and without their `I`, lists a PET image that is not in the archive, and dates are M/D/YYYY.
+
+    Args:
+        visits: `subject_id, date, atrophy`, ordered by subject.
+    """
+    head = {"ellipsoid": ellipsoid_head, "template": template_head}[kind]
+    n_subjects = len({v["subject_id"] for v in visits})
+    rows, truth, image = [], [], 100_000 + int(generator(seed, "image ids").integers(0, 9_000))
+    for number, (ptid, own) in enumerate(groupby(visits, key=itemgetter("subject_id"))):
+        failing = number == 0 and n_subjects >= 3
+        for k, visit in enumerate([next(own)] if failing else own):
+            rng = generator(seed, "t1 visit", ptid, visit["date"].isoformat())
+            series = ["MP-RAGE"] if failing else _series(ptid, k == 0, rng)
+            data, affine = head(rng, visit["atrophy"], voxel_mm)
+            for description in series:
+                image += 1
+                words = re.sub(r"[^0-9A-Za-z-]", "_", description)
+                folder = out / "ADNI" / ptid / words / f"{visit['date'].isoformat()}_10_15_30.0" / f"I{image}"
+                folder.mkdir(parents=True)
+                path = folder / _file_name(ptid, description, visit["date"], image // 2, image, image % 3)
+                localizer = "Localizer" in description
+                write_nifti(
+                    path, data[:, :, data.shape[2] // 2 - 2 : data.shape[2] // 2 + 1] if localizer else data, affine
+                )
+                if failing:
+                    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+                rows.append((f"{'I' if image % 2 else ''}{image}", ptid, "MRI", description, visit["date"]))
+                if not localizer:
+                    truth.append({k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
+                                 | {"image_id": str(image), "failed": failing})  # fmt: skip
+    rows.append((f"I{image + 1}", rows[-1][1], "PET", "ADNI Brain PET: Raw", rows[-1][4]))
+    lines = [",".join(f'"{c}"' for c in SEARCH)]
+    for image_id, ptid, modality, description, day in rows:
+        us = f"{day.month}/{day.day}/{day.year}"
+        values = (image_id, ptid, "Patient", "F", "74", "sc", modality, description, "Original", us, "NiFTI", "")
+        lines.append(",".join(f'"{v}"' for v in values))
+    (out / "idaSearch.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return truth
