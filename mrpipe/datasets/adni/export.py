@@ -1,0 +1,346 @@
+"""A LONI export on disk: finding tables, reading them cleaned, joining people and visits across them."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+
+from mrpipe.datasets.adni import values
+from mrpipe.datasets.adni.tables import (
+    ADNIMERGE,
+    ALL,
+    DXSUM,
+    KEYS,
+    PTID_PATTERN,
+    QC_RID,
+    Field,
+    Table,
+)
+from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.raw import Column, read_csv
+
+_DATED = r"(?:.*_)?(?:{stem})(?:_(?P<date>\d{{2}}[A-Za-z]{{3}}\d{{4}}))?\.csv"
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+
+
+def _file_date(text: str | None) -> date:
+    """The date in a file name; a file without one is older than any other."""
+    if text is None:
+        return date.min
+    month = _MONTHS.index(text[2:5].lower()) + 1 if text[2:5].lower() in _MONTHS else 1
+    try:
+        return date(int(text[5:]), month, int(text[:2]))
+    except ValueError:
+        return date.min
+
+
+def table_files(raw: Path) -> list[Path]:
+    """CSV files in the export and one folder below; image trees are not searched."""
+    return sorted(p for pattern in ("*.csv", "*/*.csv") for p in raw.glob(pattern) if p.is_file())
+
+
+def find_table(raw: Path, table: Table, faults: FaultCollector | None = None) -> Path | None:
+    """The newest file of a table, by the date in its name; None where there is none.
+
+    Two files of the same date are a fault: nothing says which one is meant.
+    """
+    expressions = [re.compile(_DATED.format(stem=stem), re.IGNORECASE) for stem in table.stems]
+    found: list[tuple[date, Path]] = []
+    for path in table_files(raw):
+        for expression in expressions:
+            if match := expression.fullmatch(path.name):
+                found.append((_file_date(match["date"]), path))
+                break
+    if not found:
+        return None
+    newest = max(d for d, _ in found)
+    best = [p for d, p in found if d == newest]
+    if len(best) > 1:
+        fault = table.absent(", ".join(p.relative_to(raw).as_posix() for p in best))
+        error = Fault(file=fault.file, expected=f"one newest file of {table.name}", found=fault.found,
+                      fix="Remove the copy that does not belong.")  # fmt: skip
+        if faults is None:
+            raise DataError(error)
+        faults.add(error)
+    return best[0]
+
+
+def _encoding(path: Path) -> str:
+    """UTF-8, or Latin-1 where the file is no UTF-8 (free text of older exports)."""
+    try:
+        path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return "latin1"
+    return "utf8"
+
+
+def _masked(value: str) -> str:
+    """An identifier's form without its digits: what an error may show."""
+    return re.sub(r"\d", "9", value)
+
+
+def _people(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
+    """`rid` (Int32) and `ptid` from whichever of the two a table holds; the RID is the last part of a PTID."""
+    if "RID" not in frame.columns and "PTID" not in frame.columns:
+        raise DataError(Fault(file=shown_as, column="RID", expected="this column, or PTID",
+                              found="neither", fix="Was the column renamed or left out?"))  # fmt: skip
+    frame = frame.with_columns(pl.lit(None, pl.String).alias(c) for c in ("RID", "PTID") if c not in frame.columns)
+    ptid = pl.col("PTID").str.to_uppercase()
+    rid = pl.coalesce(
+        values.plain_code("RID").cast(pl.Int32, strict=False), ptid.str.extract(r"_(\d+)$").cast(pl.Int32, strict=False)
+    )
+    frame = frame.with_columns(ptid.alias("ptid"), rid.alias("rid"))
+    for column, bad in (
+        ("PTID", ~pl.col("ptid").str.contains(PTID_PATTERN)),
+        ("RID", pl.col("rid").is_null()),
+    ):
+        wrong = frame.with_row_index("row", offset=1).filter(bad)
+        if len(wrong):
+            value = wrong[column][0]
+            raise DataError(
+                Fault(file=shown_as, column=column, row=int(wrong["row"][0]),
+                      expected="SSS_S_RRRR" if column == "PTID" else "a roster number",
+                      found=f"{_masked(value)!r} (digits hidden)" if value else "an empty field",
+                      fix=f"{len(wrong)} such rows in all.")
+            )  # fmt: skip
+    return frame
+
+
+def _faults_of(frame: pl.DataFrame, field: Field, shown_as: str) -> tuple[Fault | None, str | None]:
+    """A value that no reading of the field allows, and a note on codes outside its list."""
+    written = frame.select(pl.col(field.name).str.strip_chars().alias("v")).with_row_index("row", offset=1).drop_nulls()
+    if field.kind in ("number", "assay"):
+        bad = ~pl.col("v").str.contains(values.NUMBER)
+        if field.kind == "assay":
+            bad &= ~pl.col("v").str.contains(values.BELOW)
+        expected = "a number" + (", >LIMIT, <LIMIT, <LLOQ or <LOD" if field.kind == "assay" else "")
+    elif field.kind in ("code", "codes"):
+        bad = ~pl.col("v").str.contains(r"^-?\d+(?:\.0+)?(?:[|:]-?\d+)*$")
+        expected = f"codes {', '.join(c for c, _ in field.codes)}"
+    else:
+        return None, None
+    wrong = written.filter(bad)
+    if len(wrong):
+        fix = f"{len(wrong)} such rows in all; is this another table, or an export with decoded values?"
+        fault = Fault(file=shown_as, column=field.name, row=int(wrong["row"][0]), expected=expected,
+                      found=repr(wrong["v"][0]), fix=fix)  # fmt: skip
+        return fault, None
+    if field.kind == "code":
+        stray = frame.filter(pl.col(field.name).is_not_null() & values.level_of(field.name, field.codes).is_null())
+        if len(stray):
+            codes = ", ".join(sorted(set(stray[field.name].to_list()))[:5])
+            return None, f"{shown_as}, column {field.name}: {len(stray)} values outside the code list ({codes}) are missing"
+    return None, None
+
+
+def _cleaned(field: Field) -> list[pl.Expr]:
+    name = field.name
+    match field.kind:
+        case "number":
+            return [values.number(name)]
+        case "assay":
+            return [values.number(name), values.limit(name).alias(f"{name}.limit")]
+        case "code":
+            return [values.level_of(name, field.codes)]
+        case "codes":
+            return [values.selections(name)]
+        case "date":
+            return [values.date(name)]
+        case "year":
+            return [values.year(name)]
+    return [pl.col(name)]
+
+
+class Export:
+    """The tables of one export; each is read once.
+
+    Attributes:
+        raw: folder of the export.
+        notes: what a reader of the check should know: values outside code lists.
+    """
+
+    def __init__(self, raw: Path):
+        self.raw = raw
+        self.notes: list[str] = []
+        self._read: dict[str, pl.DataFrame | None] = {}
+
+    def path(self, table: Table) -> Path | None:
+        return find_table(self.raw, table)
+
+    def layout(self) -> str:
+        """Which generation of exports this is, from DXSUM's header: old (no PTID), 2024 or 2025."""
+        path = self.path(DXSUM)
+        header = set() if path is None else {c.lower() for c in pl.read_csv(path, n_rows=0, infer_schema=False).columns}
+        if "ptid" not in header:
+            return "old"
+        return "2025" if "language_code" in header else "2024"
+
+    def require(self, table: Table) -> pl.DataFrame:
+        frame = self.table(table)
+        if frame is None:
+            raise DataError(table.absent())
+        return frame
+
+    def table(self, table: Table) -> pl.DataFrame | None:
+        """A cleaned table, or None where the export lacks it.
+
+        Columns: `rid` Int32, `ptid`, `phase`, `viscode`, `month` Int32 and `rank` Int32 (order of the visit), `date`,
+        `stamp` (last edit, sortable text), `row`, and the declared fields under their names.
+
+        Raises:
+            DataError: unreadable, a required column missing, or values that the field's kind does not allow.
+        """
+        if table.name not in self._read:
+            path = self.path(table)
+            self._read[table.name] = None if path is None else self._load(table, path)
+        return self._read[table.name]
+
+    def _load(self, table: Table, path: Path) -> pl.DataFrame:
+        shown_as = path.relative_to(self.raw).as_posix()
+        columns = [*KEYS, *(f.column() for f in table.fields)]
+        frame = read_csv(path, columns, shown_as=shown_as, encoding=_encoding(path))
+        missing = [c for c in (*(k.name for k in KEYS[2:]), *(f.name for f in table.fields)) if c not in frame.columns]
+        frame = _people(frame, shown_as).with_columns(pl.lit(None, pl.String).alias(c) for c in missing)
+        frame = frame.filter(pl.col("rid") != QC_RID)
+        frame = frame.with_columns(
+            pl.coalesce(values.phase("PHASE"), values.original_phase(pl.col("rid"))).alias("phase")
+        )
+        frame = frame.with_columns(
+            pl.when(~values.is_missing_code(f.name, positive=f.positive)).then(pl.col(f.name)).alias(f.name)
+            for f in table.fields
+        )
+        faults = FaultCollector()
+        for field in table.fields:
+            fault, note = _faults_of(frame, field, shown_as)
+            faults.add(fault)
+            if note:
+                self.notes.append(note)
+        faults.raise_if_any()
+        keys = [
+            "rid", "ptid", "phase",
+            pl.coalesce("VISCODE2", "VISCODE").alias("viscode"),
+            values.visit_month("VISCODE", "VISCODE2").alias("month"),
+            values.visit_rank("VISCODE", "VISCODE2").alias("rank"),
+            values.date("DATE").alias("date"),
+            pl.col("UPDATE_STAMP").alias("stamp"),
+        ]  # fmt: skip
+        cleaned = [e for f in table.fields for e in _cleaned(f)]
+        return frame.select(*keys, *cleaned).with_row_index("row")
+
+    def as_written(self, table: Table) -> pl.DataFrame | None:
+        """Every column of a table as text under its upper-case name, with `rid` and `stamp`: for the paper profile."""
+        path = self.path(table)
+        if path is None:
+            return None
+        shown_as = path.relative_to(self.raw).as_posix()
+        header = pl.read_csv(path, n_rows=0, infer_schema=False).columns
+        columns = [Column(name=h, required=False) for h in header]
+        frame = read_csv(path, columns, shown_as=shown_as, encoding=_encoding(path))
+        frame = frame.rename({h: h.strip().upper() for h in frame.columns})
+        frame = _people(frame, shown_as).filter(pl.col("rid") != QC_RID)
+        stamp = "UPDATE_STAMP" if "UPDATE_STAMP" in frame.columns else None
+        return frame.with_columns((pl.col(stamp) if stamp else pl.lit(None, pl.String)).alias("stamp")).with_row_index("row")
+
+    def _present(self) -> list[pl.DataFrame]:
+        return [frame for t in ALL if (frame := self.table(t)) is not None]
+
+    @cached_property
+    def roster(self) -> pl.DataFrame:
+        """`rid`, `ptid`: one PTID a participant.
+
+        Of several (a participant who changed site) the one that the first table names most often, in the order DXSUM,
+        PTDEMOG, …, ROSTER; the smallest at a tie.
+        """
+        named = [
+            frame.filter(pl.col("ptid").is_not_null()).group_by("rid", "ptid").len().with_columns(pl.lit(i).alias("table"))
+            for i, frame in enumerate(self._present())
+        ]
+        if not named:
+            return pl.DataFrame(schema={"rid": pl.Int32, "ptid": pl.String})
+        ordered = pl.concat(named).sort("rid", "table", -pl.col("len").cast(pl.Int64), "ptid")
+        roster = ordered.group_by("rid", maintain_order=True).first().select("rid", "ptid")
+        if roster["ptid"].is_duplicated().any():
+            n = int(roster["ptid"].is_duplicated().sum())
+            raise DataError(Fault(file="the tables together", column="PTID", expected="one RID for each PTID",
+                                  found=f"{n} RIDs that share a PTID", fix="Do all tables belong to one export?"))  # fmt: skip
+        return roster
+
+    @cached_property
+    def visits(self) -> pl.DataFrame:
+        """`rid`, `month`, `date`: when each visit took place, from the first table that knows (blank dates are filled)."""
+        known = [
+            frame.filter(pl.col("date").is_not_null() & pl.col("month").is_not_null())
+            .sort("rid", "month", -pl.col("rank"), "date")
+            .select("rid", "month", "date", pl.lit(i).alias("table"))
+            for i, frame in enumerate(self._present())
+        ]
+        if not known:
+            return pl.DataFrame(schema={"rid": pl.Int32, "month": pl.Int32, "date": pl.Date})
+        ordered = pl.concat(known).sort("rid", "month", "table", maintain_order=True)
+        return ordered.group_by("rid", "month", maintain_order=True).first().select("rid", "month", "date")
+
+    def timed(self, table: Table) -> pl.DataFrame | None:
+        """A table with blank dates filled from the visit, and months of unscheduled visits from the date."""
+        frame = self.table(table)
+        if frame is None:
+            return None
+        baseline = self.visits.filter(pl.col("month") == 0).select("rid", pl.col("date").alias("date0"))
+        frame = frame.join(self.visits.rename({"date": "visit_date"}), on=["rid", "month"], how="left")
+        frame = frame.join(baseline, on="rid", how="left")
+        since = ((pl.col("date") - pl.col("date0")).dt.total_days() / 30.4375).round().cast(pl.Int32)
+        return frame.with_columns(
+            pl.coalesce("date", "visit_date").alias("date"), pl.coalesce("month", since).alias("month")
+        ).drop("visit_date", "date0").sort("row")  # fmt: skip
+
+
+def diagnoses(export: Export, source: str) -> pl.DataFrame:
+    """One row a diagnostic record in order of visit: `rid, month, rank, date, row, dx` (0 CN, 1 MCI, 2 Dementia or null).
+
+    From DXSUM: DIAGNOSIS, where blank DXCHANGE (GO/2: conversions and reversions to their new state), where blank
+    DXCURREN (ADNI1). From ADNIMERGE: DX, of a conversion the new state.
+
+    Raises:
+        DataError: no diagnosis column, or the five-level coding of an older dictionary (1 CN, 5 SMC, 2 EMCI, 3 LMCI,
+            4 AD), which cannot be told from 1 CN, 2 MCI, 3 Dementia by its values alone.
+    """
+    table = ADNIMERGE if source == "adnimerge" else DXSUM
+    export.require(table)
+    frame = export.timed(table)
+    path = export.path(table)
+    assert frame is not None
+    assert path is not None
+    shown_as = path.relative_to(export.raw).as_posix()
+    if source == "adnimerge":
+        last = pl.col("DX").str.split(" to ").list.last().str.strip_chars()
+        names = {"CN": 0, "NL": 0, "MCI": 1, "Dementia": 2, "AD": 2}
+        frame = frame.with_columns(last.replace_strict(names, default=None, return_dtype=pl.Int8).alias("dx"))
+        unknown = frame.filter(pl.col("DX").is_not_null() & pl.col("dx").is_null())
+        if len(unknown):
+            raise DataError(Fault(file=shown_as, column="DX", row=int(unknown["row"][0]) + 1,
+                                  expected="CN, MCI, Dementia", found=repr(unknown["DX"][0])))  # fmt: skip
+    else:
+        maps = {
+            "DIAGNOSIS": {"1": 0, "2": 1, "3": 2},
+            "DXCHANGE": {"1": 0, "7": 0, "9": 0, "2": 1, "4": 1, "8": 1, "3": 2, "5": 2, "6": 2},
+            "DXCURREN": {"1": 0, "2": 1, "3": 2},
+        }
+        for column, codes in maps.items():
+            value = values.plain_code(column)
+            frame = frame.with_columns(value.replace_strict(codes, default=None, return_dtype=pl.Int8).alias(f"dx.{column}"))
+            stray = frame.filter(pl.col(column).is_not_null() & pl.col(f"dx.{column}").is_null())
+            if len(stray):
+                five = column == "DIAGNOSIS" and stray.select(value.is_in(["4", "5"]).any()).item()
+                fix = ("This is the coding 1 CN, 5 SMC, 2 EMCI, 3 LMCI, 4 AD of an older dictionary, in which 3 is no "
+                       "dementia: export DXSUM again.") if five else f"{len(stray)} such rows in all."  # fmt: skip
+                raise DataError(Fault(file=shown_as, column=column, row=int(stray["row"][0]) + 1,
+                                      expected=f"codes {', '.join(codes)}", found=repr(stray[column][0]), fix=fix))  # fmt: skip
+        if all(frame[c].null_count() == len(frame) for c in maps):
+            raise DataError(Fault(file=shown_as, column="DIAGNOSIS", expected="this column (or DXCHANGE, DXCURREN) filled",
+                                  found="no diagnosis in any row", fix="Was the column renamed or left out?"))  # fmt: skip
+        frame = frame.with_columns(pl.coalesce(*(f"dx.{c}" for c in maps)).alias("dx"))
+    ordered = frame.sort("rid", "month", "rank", "date", "stamp", "row", nulls_last=False)
+    return ordered.select("rid", "month", "rank", "viscode", "date", "row", "dx")

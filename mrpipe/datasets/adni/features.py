@@ -1,0 +1,59 @@
+"""From a frame of declared features to a modality: record batches and dictionary rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """One column of a vector modality; `levels` make it categorical (values are positions in them)."""
+
+    name: str
+    source_file: str
+    source_column: str
+    description: str = ""
+    unit: str = ""
+    levels: tuple[str, ...] = ()
+
+
+def vector_modality(
+    name: str, bit: int, description: str, declared: Sequence[Feature], frame: pl.DataFrame, cohort: pl.DataFrame
+) -> Features:
+    """A vector modality of the participants who have at least one known value.
+
+    Args:
+        declared: the features in order.
+        frame: `rid` and one numeric column a feature, null where unknown.
+        cohort: `sample_id`, `rid`.
+    """
+    names = [f.name for f in declared]
+    joined = cohort.select("sample_id", "rid").join(frame, on="rid", how="left", validate="1:1")
+    observed = joined.filter(pl.any_horizontal(pl.col(names).is_not_null())).sort("sample_id")
+    x = observed.select(pl.col(n).cast(pl.Float32).fill_null(np.nan) for n in names).to_numpy()
+    modality = Modality(name=name, bit=bit, kind="vector", shape=(len(names),), description=description)
+    flat = pa.array(np.ascontiguousarray(x, dtype=np.float32).ravel())
+    batch = pa.RecordBatch.from_arrays(
+        [
+            observed["sample_id"].to_arrow().cast(pa.string()),
+            pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(pa.float32(), len(names))),
+        ],
+        schema=modality.arrow_schema(),
+    )
+    known = (~np.isnan(x)).sum(axis=0)
+    dictionary = pl.DataFrame(
+        [
+            (name, i, f.name, "float32", f.unit, "categorical" if f.levels else "numeric", list(f.levels) or None,
+             f.description, f.source_file, f.source_column, int(known[i]), len(x) - int(known[i]))
+            for i, f in enumerate(declared)
+        ],
+        schema=DICTIONARY_SCHEMA, orient="row",
+    )  # fmt: skip
+    return Features(modality=modality, batches=[batch], dictionary=dictionary)

@@ -1,0 +1,175 @@
+"""What the genotype path reads: PLINK sets with their builds, the chain file, the reference; found and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mrpipe.datasets.adni.genomic_lift import LENGTHS, ChainFile, chromosome_length
+from mrpipe.datasets.adni.genomic_plink import PlinkSet, open_set
+from mrpipe.datasets.adni.options import AdniOptions
+from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
+
+MENU = "Download > Genetic Data > ADNI GWAS (PLINK sets)"
+CHAIN_SOURCE = "UCSC's goldenPath (hg18/liftOver/hg18ToHg19.over.chain.gz) or Ensembl's assembly_mapping"
+# The provider's sets in the order of the cohorts; others follow by name.
+KNOWN_SETS = (
+    "ADNI_cluster_01_forward_757LONI", "ADNI_GO_2_Forward_Bin", "ADNI_GO2_GWAS_2nd_orig_BIN", "ADNI3_PLINK_Final",
+    "ADNI3_PLINK_FINAL_2nd",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GenomicInputs:
+    """The opened inputs.
+
+    Attributes:
+        sets: in order of precedence; builds: of each.
+        chain: None where every set has the target build already.
+        reference: path of the reference, None without one.
+    """
+
+    sets: tuple[PlinkSet, ...]
+    builds: tuple[str, ...]
+    chain: ChainFile | None
+    reference: Path | None
+    files: tuple[Path, ...]
+
+
+def resolve(raw: Path, path: str) -> Path:
+    """A path of the options: absolute, or relative to the export."""
+    return Path(path) if Path(path).is_absolute() else raw / path
+
+
+def find_beds(raw: Path, options: AdniOptions) -> list[Path]:
+    """The .bed files, known sets first."""
+    folder = resolve(raw, options.genotypes) if options.genotypes else raw
+    order = {name.lower(): i for i, name in enumerate(KNOWN_SETS)}
+    return sorted(folder.rglob("*.bed"), key=lambda p: (order.get(p.stem.lower(), len(order)), p.stem, str(p)))
+
+
+def shown(raw: Path, path: Path) -> str:
+    return path.relative_to(raw).as_posix() if path.is_relative_to(raw) else path.name
+
+
+def source_build(name: str, patterns: Sequence[str]) -> str | None:
+    """Build of a set by the first pattern that matches its name."""
+    for pattern in patterns:
+        glob, equals, build = pattern.partition("=")
+        if not equals or build not in LENGTHS:
+            raise UsageError(f"option source_builds: {pattern!r} is not pattern=build with one of {', '.join(LENGTHS)}")
+        if fnmatch(name.lower(), glob.lower()):
+            return build
+    return None
+
+
+def _one(raw: Path, named: str, patterns: Sequence[str], what: str, faults: FaultCollector) -> Path | None:
+    """The file that an option names, or the only one in the export; a fault for several or a missing one."""
+    if named:
+        path = resolve(raw, named)
+        if not path.is_file():
+            faults.add(Fault(file=shown(raw, path), expected=what, found="no such file"))
+            return None
+        return path
+    found = sorted({p for pattern in patterns for p in raw.rglob(pattern) if p.is_file()})
+    if len(found) > 1:
+        names = ", ".join(shown(raw, p) for p in found)
+        faults.add(Fault(file=raw.name, expected=f"one {what}", found=names, fix="Name the one that is meant in the options."))
+        return None
+    return found[0] if found else None
+
+
+def _positions_fit(plink: PlinkSet, build: str, name: str) -> Fault | None:
+    """A position beyond the end of its chromosome shows that the build is another one."""
+    longest = plink.bim.group_by("chrom").agg(pl.col("pos").max()).sort("chrom")
+    for chromosome, position in longest.iter_rows():
+        length = chromosome_length(build, chromosome)
+        if length is not None and position > length:
+            return Fault(file=f"{name}.bim", column="position", expected=f"positions of {build}, in which chromosome {chromosome} ends at {length}",
+                         found=f"position {position}", fix="Set the build of this set in source_builds.")  # fmt: skip
+    return None
+
+
+def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
+    """Open every set and the chain file and check them against each other.
+
+    Raises:
+        DataError: with every fault: damaged sets, a missing or wrong chain file, positions of another build.
+    """
+    faults = FaultCollector()
+    beds = find_beds(raw, options)
+    if not beds:
+        faults.add(Fault(file=options.genotypes or raw.name, expected="PLINK sets (.bed, .bim, .fam)", found="none", fix=f"{MENU}."))
+    sets: list[PlinkSet] = []
+    builds: list[str] = []
+    for bed in beds:
+        try:
+            plink = open_set(bed, shown_as=shown(raw, bed))
+        except DataError as error:
+            faults.absorb(error)
+            continue
+        build = source_build(plink.name, options.source_builds)
+        if build is None:
+            faults.add(Fault(file=shown(raw, bed), expected="a genome build in source_builds", found="no pattern that matches"))
+            continue
+        faults.add(_positions_fit(plink, build, shown(raw, bed).removesuffix(".bed")))
+        sets.append(plink)
+        builds.append(build)
+    names = [p.stem for p in beds]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        faults.add(Fault(file=f"{name}.bed", expected="one set of this name", found="several", fix="Remove the copies."))
+    other = sorted({b for b in builds if b != options.target_build})
+    chain_path = _one(raw, options.chain, ("*.chain", "*.chain.gz"), "chain file", faults) if other or options.chain else None
+    chain = None
+    if chain_path is not None:
+        try:
+            chain = ChainFile(chain_path, shown_as=shown(raw, chain_path))
+        except DataError as error:
+            faults.absorb(error)
+    elif other and not faults.faults:
+        of = ", ".join(p.name for p, b in zip(sets, builds, strict=True) if b != options.target_build)
+        faults.add(Fault(file=raw.name, expected=f"a chain file {other[0]} to {options.target_build} for {of}", found="none",
+                         fix=f"Put one into the export or name it in chain; from {CHAIN_SOURCE}."))  # fmt: skip
+    if chain is not None and other:
+        wanted = (other[0], options.target_build)
+        if len(other) > 1:
+            faults.add(Fault(file=chain.shown_as, expected="one build beside the target", found=", ".join(other),
+                             fix="Lift the others beforehand."))  # fmt: skip
+        elif any(b is not None and b != w for b, w in zip(chain.builds(), wanted, strict=True)):
+            found = " to ".join(b or "unknown" for b in chain.builds())
+            faults.add(Fault(file=chain.shown_as, expected=f"a chain from {wanted[0]} to {wanted[1]}", found=f"{found} (by chromosome lengths)",
+                             fix=f"Take {wanted[0]}To{wanted[1].capitalize()} from {CHAIN_SOURCE}, or correct source_builds."))  # fmt: skip
+    reference = _one(raw, options.reference, ("*.legend", "*.legend.gz", "*sites*.vcf", "*sites*.vcf.gz"), "reference", faults)
+    faults.raise_if_any()
+    inside = [f for s in sets for f in s.files]
+    inside += [p for p in (chain_path, reference) if p is not None and p.is_relative_to(raw)]
+    files = tuple(p for p in inside if p.is_relative_to(raw))
+    return GenomicInputs(tuple(sets), tuple(builds), chain, reference, files)
+
+
+def require_same_build(
+    name: str, ids: NDArray[np.str_], key: NDArray[np.int64], known_ids: NDArray[np.str_], known_key: NDArray[np.int64],
+    source: str, *, least: int = 50, agree: float = 0.5,
+) -> tuple[int, int]:  # fmt: skip
+    """rs numbers that two tables share must lie at the same place; returns how many are shared and how many agree.
+
+    Raises:
+        DataError: of at least `least` shared ones fewer than `agree` do: one of the two is of another build.
+    """
+    a = pl.DataFrame({"id": ids, "key": key}).filter(pl.col("id").str.starts_with("rs")).unique("id", keep="none")
+    b = pl.DataFrame({"id": known_ids, "known": known_key}).unique("id", keep="none")
+    joined = a.join(b, on="id", how="inner")
+    same = int((joined["key"] == joined["known"]).sum())
+    if len(joined) >= least and same < agree * len(joined):
+        raise DataError(
+            Fault(file=f"{name}.bim", column="position", expected=f"the positions of {source} for the rs numbers that both hold",
+                  found=f"{same} of {len(joined)} agree",
+                  fix="The build of this set is another one than source_builds says (or the reference is).")
+        )  # fmt: skip
+    return len(joined), same

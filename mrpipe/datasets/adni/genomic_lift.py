@@ -1,0 +1,160 @@
+"""Lift-over of positions with a chain file (UCSC's or Ensembl's), all positions of a chromosome at once."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrpipe.errors import DataError, Fault
+
+# Lengths of the autosomes, by which a build is recognised.
+LENGTHS: dict[str, tuple[int, ...]] = {
+    "hg18": (247249719, 242951149, 199501827, 191273063, 180857866, 170899992, 158821424, 146274826, 140273252,
+             135374737, 134452384, 132349534, 114142980, 106368585, 100338915, 88827254, 78774742, 76117153, 63811651,
+             62435964, 46944323, 49691432),
+    "hg19": (249250621, 243199373, 198022430, 191154276, 180915260, 171115067, 159138663, 146364022, 141213431,
+             135534747, 135006516, 133851895, 115169878, 107349540, 102531392, 90354753, 81195210, 78077248, 59128983,
+             63025520, 48129895, 51304566),
+    "hg38": (248956422, 242193529, 198295559, 190214555, 181538259, 170805979, 159345973, 145138636, 138394717,
+             133797422, 135086622, 133275309, 114364328, 107043718, 101991189, 90338345, 83257441, 80373285, 58617616,
+             64444167, 46709983, 50818468),
+}  # fmt: skip
+STANDARD = frozenset([*(str(c) for c in range(1, 23)), "X", "Y", "MT"])
+
+
+def chromosome_length(build: str, chromosome: str) -> int | None:
+    """Length of an autosome; None for others."""
+    return LENGTHS[build][int(chromosome) - 1] if chromosome.isdigit() and 1 <= int(chromosome) <= 22 else None
+
+
+def _plain(name: str) -> str:
+    plain = name[3:] if name.lower().startswith("chr") else name
+    return "MT" if plain.upper() == "M" else plain.upper()
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """One chain: blocks without gaps, source start (0-based), length, start in the target (on `strand`)."""
+
+    score: float
+    target: str
+    target_size: int
+    reverse: bool
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """Result for each position: found or not, chromosome, 1-based position, whether the strand turns."""
+
+    found: NDArray[np.bool_]
+    chromosome: NDArray[np.str_]
+    position: NDArray[np.int64]
+    reversed: NDArray[np.bool_]
+
+
+class ChainFile:
+    """A chain file, read whole.
+
+    Attributes:
+        source_sizes, target_sizes: chromosome → length, from the headers.
+    """
+
+    def __init__(self, path: Path, *, shown_as: str | None = None):
+        self.shown_as = shown_as or path.name
+        self.source_sizes: dict[str, int] = {}
+        self.target_sizes: dict[str, int] = {}
+        self._chains: dict[str, list[_Chain]] = {}
+        try:
+            data = path.read_bytes()
+            text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(self._fault("a complete chain file", f"unreadable data ({error})")) from error
+        self._parse(text.decode("ascii", errors="replace").splitlines())
+
+    def _fault(self, expected: str, found: str, row: int | None = None) -> Fault:
+        return Fault(file=self.shown_as, row=row, expected=expected, found=found,
+                     fix="Download it again, for example hg18ToHg19.over.chain.gz from UCSC's goldenPath.")  # fmt: skip
+
+    def _parse(self, lines: Iterable[str]) -> None:
+        head: list[str] = []
+        blocks: list[tuple[int, int, int]] = []
+        source = target = 0
+        number = 0
+        for number, line in enumerate(lines, start=1):
+            fields = line.split()
+            if not fields or line.startswith("#"):
+                continue
+            try:
+                if fields[0] == "chain":
+                    if head:
+                        raise DataError(self._fault("a last block before the next chain", "a header", number))
+                    head, blocks = fields, []
+                    source, target = int(fields[5]), int(fields[10])
+                    continue
+                if not head:
+                    raise DataError(self._fault("a chain header", repr(line[:40]), number))
+                size = int(fields[0])
+                blocks.append((source, size, target))
+                if len(fields) == 3:
+                    source, target = source + size + int(fields[1]), target + size + int(fields[2])
+                    continue
+                if source + size != int(head[6]) or target + size != int(head[11]):
+                    raise DataError(self._fault(f"blocks up to {head[6]}", f"blocks up to {source + size}", number))
+            except (ValueError, IndexError) as error:
+                raise DataError(self._fault("numbers of a chain", repr(line[:40]), number)) from error
+            self._add(head, blocks)
+            head = []
+        if head or not self._chains:
+            raise DataError(self._fault("chains that end with a last block", "a file that is cut short", number or None))
+
+    def _add(self, head: list[str], blocks: list[tuple[int, int, int]]) -> None:
+        source, target = _plain(head[2]), _plain(head[7])
+        self.source_sizes[source] = int(head[3])
+        self.target_sizes[target] = int(head[8])
+        table = np.array(blocks, dtype=np.int64)
+        chain = _Chain(float(head[1]), target, int(head[8]), head[9] == "-", table[:, 0], table[:, 1], table[:, 2])
+        self._chains.setdefault(source, []).append(chain)
+
+    def builds(self) -> tuple[str | None, str | None]:
+        """Source and target build, by the lengths of the autosomes in the headers; None where unknown."""
+
+        def known(sizes: dict[str, int]) -> str | None:
+            for build, lengths in LENGTHS.items():
+                if any(c.isdigit() and int(c) <= 22 and lengths[int(c) - 1] == n for c, n in sizes.items()):
+                    return build
+            return None
+
+        return known(self.source_sizes), known(self.target_sizes)
+
+    def lift(self, chromosome: NDArray[np.str_], position: NDArray[np.int64]) -> Lifted:
+        """Lift 1-based positions; where chains overlap the one with the highest score counts."""
+        found = np.zeros(len(position), dtype=np.bool_)
+        to_chromosome = np.array(chromosome, dtype="U8")
+        to_position = np.zeros(len(position), dtype=np.int64)
+        turned = np.zeros(len(position), dtype=np.bool_)
+        for name in np.unique(chromosome):
+            rows = np.flatnonzero(chromosome == name)
+            rows = rows[np.argsort(position[rows], kind="stable")]
+            zero_based = position[rows] - 1
+            for chain in sorted(self._chains.get(str(name), []), key=lambda c: -c.score):
+                end = chain.starts[-1] + chain.lengths[-1]
+                low, high = np.searchsorted(zero_based, [chain.starts[0], end])
+                block = np.searchsorted(chain.starts, zero_based[low:high], side="right") - 1
+                inside = zero_based[low:high] - chain.starts[block]
+                hit = (inside < chain.lengths[block]) & ~found[rows[low:high]]
+                chosen = rows[low:high][hit]
+                lifted = chain.offsets[block[hit]] + inside[hit]
+                found[chosen] = True
+                to_chromosome[chosen] = chain.target
+                to_position[chosen] = (chain.target_size - 1 - lifted if chain.reverse else lifted) + 1
+                turned[chosen] = chain.reverse
+        return Lifted(found, to_chromosome, to_position, turned)

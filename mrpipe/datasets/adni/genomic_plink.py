@@ -1,0 +1,221 @@
+"""PLINK sets: reading .bim, .fam and .bed, counting calls on packed bits, writing small sets.
+
+Of a .bed only the blocks that are asked for are in memory. Codes there: 00 two copies of A1, 01 not called, 10 one
+copy, 11 none; four people a byte, little end first, one row a SNP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mrpipe.errors import DataError, Fault, FaultCollector
+
+MAGIC = b"\x6c\x1b\x01"
+BLOCK_SNPS = 4096
+_LOW = np.uint64(0x5555555555555555)
+_CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT"}
+
+
+def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, shown_as: str) -> pl.DataFrame | None:
+    """A file of whitespace-separated columns as strings; None and a fault where a line has another number of them."""
+    text = pl.read_csv(
+        path, has_header=False, separator="\x01", quote_char=None, infer_schema=False, new_columns=["line"], encoding="utf8-lossy"
+    ) if path.stat().st_size else pl.DataFrame({"line": []}, schema={"line": pl.String})  # fmt: skip
+    parts = text.select(pl.col("line").str.extract_all(r"\S+").alias("p")).with_row_index("row", offset=1)
+    wrong = parts.filter(pl.col("p").list.len() != len(names))
+    if len(wrong) or parts.is_empty():
+        found = f"{len(wrong['p'][0])} columns" if len(wrong) else "an empty file"
+        faults.add(Fault(file=shown_as, row=int(wrong["row"][0]) if len(wrong) else None,
+                         expected=f"{len(names)} columns ({', '.join(names)})", found=found,
+                         fix="The file is damaged or cut short: download it again."))  # fmt: skip
+        return None
+    return parts.select(pl.col("p").list.get(i).alias(n) for i, n in enumerate(names))
+
+
+def plain_chromosome(column: pl.Expr) -> pl.Expr:
+    """`chr1`, `1`, `23`, `X` → `1`, `X`."""
+    return column.str.replace(r"^(?i)chr", "").str.to_uppercase().replace(_CHROMOSOMES)
+
+
+@dataclass(frozen=True)
+class PlinkSet:
+    """One set: name, the people of its .fam, the SNPs of its .bim, its .bed.
+
+    Attributes:
+        fam: `fid, iid, father, mother, sex`.
+        bim: `chrom` (1 … 22, X, Y, XY, MT), `id`, `pos` (Int64), `a1`, `a2`.
+    """
+
+    name: str
+    bed: Path
+    fam: pl.DataFrame
+    bim: pl.DataFrame
+
+    @property
+    def n_people(self) -> int:
+        return len(self.fam)
+
+    @property
+    def n_bytes(self) -> int:
+        return -(-self.n_people // 4)
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        return (self.bed, self.bed.with_suffix(".bim"), self.bed.with_suffix(".fam"))
+
+    def rows(self) -> NDArray[np.uint8]:
+        """The packed calls, (SNPs, bytes), as a map of the file."""
+        return np.memmap(self.bed, dtype=np.uint8, mode="r", offset=3, shape=(len(self.bim), self.n_bytes))
+
+    def blocks(self, snps: NDArray[np.int64] | None = None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        """Positions and packed rows of at most BLOCK_SNPS SNPs at a time."""
+        rows = self.rows()
+        chosen = np.arange(len(self.bim)) if snps is None else snps
+        for start in range(0, len(chosen), BLOCK_SNPS):
+            block = chosen[start : start + BLOCK_SNPS]
+            contiguous = len(block) > 0 and block[-1] - block[0] + 1 == len(block)
+            yield block, np.asarray(rows[block[0] : block[-1] + 1] if contiguous else rows[block])
+
+
+def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
+    """Read .bim and .fam and check the .bed against them.
+
+    Raises:
+        DataError: a file is missing, damaged, individual-major, or of another number of people or SNPs.
+    """
+    shown = shown_as or bed.name
+    faults = FaultCollector()
+    tables: dict[str, pl.DataFrame | None] = {}
+    columns = {"fam": ("fid", "iid", "father", "mother", "sex", "phenotype"), "bim": ("chrom", "id", "cm", "pos", "a1", "a2")}
+    for suffix, names in columns.items():
+        path = bed.with_suffix(f".{suffix}")
+        name = shown.removesuffix(".bed") + f".{suffix}"
+        if not path.is_file():
+            faults.add(Fault(file=name, expected=f"the .{suffix} beside {bed.name}", found="no such file",
+                             fix="A set is three files of one name."))  # fmt: skip
+        else:
+            tables[suffix] = _whitespace_table(path, names, faults, name)
+    faults.raise_if_any()
+    fam, bim = tables["fam"], tables["bim"]
+    assert fam is not None
+    assert bim is not None
+    typed = bim.select(
+        plain_chromosome(pl.col("chrom")).alias("chrom"), "id", pl.col("pos").cast(pl.Int64, strict=False),
+        pl.col("a1", "a2").str.to_uppercase(),
+    )  # fmt: skip
+    wrong = typed.with_row_index("row", offset=1).filter(pl.col("pos").is_null())
+    if len(wrong):
+        row = int(wrong["row"][0])
+        faults.add(Fault(file=shown.removesuffix(".bed") + ".bim", column="position", row=row,
+                         expected="a whole number", found=repr(bim["pos"][row - 1])))  # fmt: skip
+    with bed.open("rb") as handle:
+        head = handle.read(3)
+    n_bytes = 3 + len(bim) * -(-len(fam) // 4)
+    size = bed.stat().st_size
+    if head[:2] != MAGIC[:2]:
+        faults.add(Fault(file=shown, expected="a PLINK .bed (bytes 6c 1b)", found=f"bytes {head[:2].hex(' ') or 'none'}",
+                         fix="The file is damaged or of another kind: download it again."))  # fmt: skip
+    elif head[2:] != MAGIC[2:]:
+        faults.add(Fault(file=shown, expected="SNP-major order (third byte 01)", found=f"{head[2:].hex() or 'nothing'}",
+                         fix="Convert it with plink --make-bed."))  # fmt: skip
+    elif size != n_bytes:
+        faults.add(Fault(file=shown, expected=f"{n_bytes} bytes for {len(fam)} people and {len(bim)} SNPs",
+                         found=f"{size} bytes",
+                         fix="The .bim or .fam belongs to another .bed (was the .bim filtered alone?), or the download "
+                             "was cut short."))  # fmt: skip
+    faults.raise_if_any()
+    return PlinkSet(bed.stem, bed, fam.select("fid", "iid", "father", "mother", "sex"), typed)
+
+
+def _words(block: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    padded = np.zeros((len(block), -(-block.shape[1] // 8) * 8), dtype=np.uint8)
+    padded[:, : block.shape[1]] = block
+    return padded.view(np.uint64)
+
+
+def people_mask(chosen: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """The lower bit of every chosen person's call, as words of a row."""
+    two_bits = np.zeros(-(-len(chosen) // 4) * 4, dtype=np.uint8)
+    two_bits[: len(chosen)] = chosen
+    packed = np.bitwise_or.reduce(two_bits.reshape(-1, 4) << np.array([0, 2, 4, 6], dtype=np.uint8), axis=1)
+    return _words(packed[None, :].astype(np.uint8))[0]
+
+
+def snp_counts(plink: PlinkSet, people: NDArray[np.bool_], snps: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Per SNP the number of chosen people with two, one, no copies of A1, and without a call: (4, SNPs)."""
+    mask = people_mask(people)
+    total = int(people.sum())
+    parts = []
+    for _, block in plink.blocks(snps):
+        words = _words(block)
+        low, high = words & mask, (words >> np.uint64(1)) & mask
+        none = np.bitwise_count(low & high).sum(axis=1, dtype=np.int64)
+        one = np.bitwise_count(high & ~low).sum(axis=1, dtype=np.int64)
+        missing = np.bitwise_count(low & ~high).sum(axis=1, dtype=np.int64)
+        parts.append(np.stack([total - none - one - missing, one, none, missing]))
+    return np.concatenate(parts, axis=1) if parts else np.zeros((4, 0), dtype=np.int64)
+
+
+def missing_per_person(plink: PlinkSet, snps: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """How many of the SNPs are not called, per person, (people,)."""
+    total = np.zeros((plink.n_bytes, 4), dtype=np.int64)
+    for _, block in plink.blocks(snps):
+        missing = block & ~(block >> 1) & np.uint8(0x55)
+        for k in range(4):
+            total[:, k] += ((missing >> np.uint8(2 * k)) & np.uint8(1)).sum(axis=0, dtype=np.int64)
+    return total.ravel()[: plink.n_people]
+
+
+# Code in a .bed → copies of A1 (3: not called), and → copies of A2; and the same for the four calls of a byte.
+_COPIES = np.array([[2, 3, 1, 0], [0, 3, 1, 2]], dtype=np.uint8)
+
+
+def _byte_tables() -> NDArray[np.uint8]:
+    codes = (np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3
+    return np.bitwise_or.reduce(_COPIES[:, codes] << np.array([0, 2, 4, 6], dtype=np.uint8), axis=2).astype(np.uint8)
+
+
+RECODE = _byte_tables()
+
+
+def calls(plink: PlinkSet, snps: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+    """Copies of A1, (people, SNPs) uint8, 3 = not called; the whole matrix, for small sets and tests."""
+    parts = [
+        ((RECODE[0][block][:, :, None] >> np.array([0, 2, 4, 6], dtype=np.uint8)) & np.uint8(3)).reshape(len(block), -1)
+        for _, block in plink.blocks(snps)
+    ]
+    matrix = np.concatenate(parts) if parts else np.zeros((0, plink.n_bytes * 4), dtype=np.uint8)
+    return np.ascontiguousarray(matrix[:, : plink.n_people].T)
+
+
+def bed_rows(copies_NP: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Copies of A1 (people, SNPs), 3 = not called, as rows of a .bed (SNPs, bytes); unused bits are 0."""
+    codes = np.array([3, 2, 0, 1], dtype=np.uint8)[copies_NP.T]
+    padded = np.zeros((codes.shape[0], -(-codes.shape[1] // 4), 4), dtype=np.uint8)
+    padded.reshape(len(codes), -1)[:, : codes.shape[1]] = codes
+    rows: NDArray[np.uint8] = np.bitwise_or.reduce(padded << np.array([0, 2, 4, 6], dtype=np.uint8), axis=2)
+    return rows
+
+
+def write_set(prefix: Path, fam: pl.DataFrame, bim: pl.DataFrame, rows: Iterator[NDArray[np.uint8]]) -> None:
+    """Write a set from the columns of `PlinkSet` and blocks of `bed_rows`."""
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    people = fam.select("fid", "iid", "father", "mother", "sex", pl.lit("-9").alias("phenotype"))
+    people.write_csv(prefix.with_name(prefix.name + ".fam"), include_header=False, separator=" ")
+    snps = bim.select("chrom", "id", pl.lit("0").alias("cm"), "pos", "a1", "a2")
+    snps.write_csv(prefix.with_name(prefix.name + ".bim"), include_header=False, separator="\t")
+    with prefix.with_name(prefix.name + ".bed").open("wb") as handle:
+        handle.write(MAGIC)
+        for block in rows:
+            handle.write(np.ascontiguousarray(block).tobytes())
+
+
+def raise_if_none(sets: Sequence[PlinkSet], where: str) -> None:
+    if not sets:
+        raise DataError(Fault(file=where, expected="PLINK sets (.bed, .bim, .fam)", found="none"))

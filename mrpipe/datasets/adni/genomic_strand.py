@@ -1,0 +1,204 @@
+"""Strands and alleles: bring SNPs of several chips to one strand and one counted allele, against a reference.
+
+The rules are those of the field's checking tool (Rayner's HRC-1000G-check-bim): alleles that match only after taking
+complements are turned; A/T and C/G SNPs are placed by allele frequency, and dropped above a minor allele frequency of
+0.4, where that cannot tell; SNPs whose alleles do not match, or whose frequency is more than 0.2 away, are dropped.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mrpipe.datasets.adni.genomic_plink import plain_chromosome
+from mrpipe.errors import DataError, Fault
+
+AMBIGUOUS_MAF = 0.4
+MAX_DIFFERENCE = 0.2
+# A 0, C 1, G 2, T 3, so that 3 − x is the complement; 4 is PLINK's `0` (no second allele seen), 5 anything else.
+NO_ALLELE, OTHER_ALLELE = 4, 5
+
+
+def allele_codes(alleles: Sequence[str] | NDArray[np.str_] | pl.Series) -> NDArray[np.int8]:
+    """Alleles as integers."""
+    series = pl.Series(alleles, dtype=pl.String)
+    codes = {"A": 0, "C": 1, "G": 2, "T": 3, "0": NO_ALLELE, ".": NO_ALLELE}
+    coded: NDArray[np.int8] = series.replace_strict(codes, default=OTHER_ALLELE, return_dtype=pl.Int8).to_numpy()
+    return coded
+
+
+def complement(codes: NDArray[np.int8]) -> NDArray[np.int8]:
+    return np.where(codes < NO_ALLELE, 3 - codes, codes).astype(np.int8)
+
+
+def position_keys(chromosome: pl.Series | NDArray[np.str_], position: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One integer a place; rises with chromosome (1 … 22, X, Y, XY, MT) and position."""
+    order = {c: i for i, c in enumerate([*(str(c) for c in range(1, 23)), "X", "Y", "XY", "MT"], start=1)}
+    number = pl.Series(chromosome, dtype=pl.String).replace_strict(order, default=99, return_dtype=pl.Int64).to_numpy()
+    return np.asarray(number * 10**9 + position, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Known SNPs, sorted by place.
+
+    Attributes:
+        key: (r,) `position_keys`.
+        counted, other: (r,) allele codes; the store counts `counted` (the reference's ALT).
+        frequency: (r,) of `counted`; NaN where unknown.
+        name: (r,) ids.
+    """
+
+    key: NDArray[np.int64]
+    counted: NDArray[np.int8]
+    other: NDArray[np.int8]
+    frequency: NDArray[np.float64]
+    name: NDArray[np.str_]
+
+    @classmethod
+    def empty(cls) -> Reference:
+        none = np.zeros(0, dtype=np.int8)
+        return cls(np.zeros(0, dtype=np.int64), none, none, np.zeros(0), np.zeros(0, dtype="U1"))
+
+    def extended(self, other: Reference) -> Reference:
+        """With further SNPs, sorted again."""
+        parts = [np.concatenate(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)]
+        order = np.argsort(parts[0], kind="stable")
+        return Reference(*(p[order] for p in parts))
+
+
+def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | None = None) -> Reference:
+    """A 1000 Genomes legend (`id chr position a0 a1 … ALL`; HRC's likewise) or the sites of a VCF, plain or .gz.
+
+    Only biallelic SNPs of the chromosomes asked for.
+
+    Raises:
+        DataError: neither format, or unreadable.
+    """
+    shown_as = shown_as or path.name
+    try:
+        opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
+        with opened as handle:
+            first = handle.readline()
+            skip = 0
+            while first.startswith("##"):
+                first, skip = handle.readline(), skip + 1
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(Fault(file=shown_as, expected="a legend or a VCF", found=f"unreadable data ({error})")) from error
+    header = first.rstrip("\n").lstrip("#").split()
+    upper = [h.upper() for h in header]
+    is_vcf = first.startswith("#CHROM")
+    separator = "\t" if "\t" in first else " "
+
+    def column(*names: str) -> str | None:
+        return next((header[upper.index(n)] for n in names if n in upper), None)
+
+    named = {
+        "chrom": column("CHROM", "CHR"), "pos": column("POS", "POSITION"), "id": column("ID"),
+        "other": column("REF", "A0"), "counted": column("ALT", "A1"), "frequency": column("INFO" if is_vcf else "ALL", "ALT_FREQ", "AF"),
+    }  # fmt: skip
+    missing = [n for n, c in named.items() if c is None and n not in ("frequency", "id")]
+    if missing:
+        raise DataError(Fault(file=shown_as, column=missing[0], expected="a legend (id chr position a0 a1 … ALL) or a VCF",
+                              found=f"columns {', '.join(header[:12])}",
+                              fix="A legend without chr holds one chromosome; join the chromosomes first."))  # fmt: skip
+    try:
+        # Comment lines of a VCF are skipped as lines, and its genotypes are never parsed.
+        frame = pl.read_csv(path, separator=separator, skip_rows=skip, infer_schema=False, quote_char=None, has_header=True,
+                            columns=[i for i, h in enumerate(header) if h in named.values()])  # fmt: skip
+    except (pl.exceptions.PolarsError, OSError, EOFError) as error:
+        raise DataError(Fault(file=shown_as, expected="a complete table", found=str(error).splitlines()[0],
+                              fix="The file is damaged or cut short.")) from error  # fmt: skip
+    frame = frame.rename({c: c.lstrip("#") for c in frame.columns})
+    snp = pl.col(str(named["other"])).str.contains("^[ACGTacgt]$") & pl.col(str(named["counted"])).str.contains("^[ACGTacgt]$")
+    frame = frame.with_columns(plain_chromosome(pl.col(str(named["chrom"]))).alias("_chrom")).filter(
+        snp & pl.col("_chrom").is_in(list(chromosomes))
+    )
+    text = pl.col(str(named["frequency"])) if named["frequency"] else pl.lit(None, pl.String)
+    if is_vcf:
+        text = text.str.extract(r"(?:^|;)AF=([0-9.eE+-]+)")
+    frame = frame.select(
+        "_chrom",
+        pl.col(str(named["pos"])).cast(pl.Int64, strict=False).alias("pos"),
+        (pl.col(str(named["id"])) if named["id"] else pl.lit(".")).alias("id"),
+        pl.col(str(named["counted"])).str.to_uppercase().alias("counted"),
+        pl.col(str(named["other"])).str.to_uppercase().alias("other"),
+        text.cast(pl.Float64, strict=False).fill_null(float("nan")).alias("frequency"),
+    ).drop_nulls("pos")
+    key = position_keys(frame["_chrom"], frame["pos"].to_numpy())
+    order = np.argsort(key, kind="stable")
+    # 1000 Genomes legends name SNPs `rs123:1000:A:G`.
+    names = frame["id"].str.split(":").list.first().to_numpy().astype(np.str_)
+    return Reference(
+        key[order], allele_codes(frame["counted"])[order], allele_codes(frame["other"])[order],
+        frame["frequency"].to_numpy()[order], names[order],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Per SNP: keep it or not, count the other allele or not, where it stands in the reference (−1: nowhere), why not.
+
+    Attributes:
+        turned: the alleles of the set are on the other strand.
+        reason: "" for kept ones.
+    """
+
+    keep: NDArray[np.bool_]
+    swap: NDArray[np.bool_]
+    turned: NDArray[np.bool_]
+    index: NDArray[np.int64]
+    reason: NDArray[np.str_]
+
+
+def align(
+    key: NDArray[np.int64],
+    a1: NDArray[np.int8],
+    a2: NDArray[np.int8],
+    frequency: NDArray[np.float64],
+    reference: Reference,
+) -> Aligned:
+    """Place SNPs (place, alleles, frequency of A1) on the reference's strand and counted allele."""
+    n = len(key)
+    keep, swap, turned = (np.zeros(n, dtype=np.bool_) for _ in range(3))
+    index = np.full(n, -1, dtype=np.int64)
+    reason = np.full(n, "not in the reference", dtype="U32")
+    first = np.searchsorted(reference.key, key, side="left")
+    last = np.searchsorted(reference.key, key, side="right")
+    # Several reference rows of one place (multiallelic sites as biallelic rows) are tried in turn.
+    for attempt in range(int((last - first).max(initial=0))):
+        rows = np.flatnonzero(~keep & (first + attempt < last))
+        r = first[rows] + attempt
+        c, o, f_ref = reference.counted[r], reference.other[r], reference.frequency[r]
+        x1, x2, f = a1[rows], a2[rows], frequency[rows]
+        # A SNP whose second allele was never seen takes the reference's other one.
+        lone = x1 == NO_ALLELE
+        same = np.where(lone, (x2 == c) | (x2 == o), ((x1 == c) & (x2 == o)) | ((x1 == o) & (x2 == c)))
+        y1, y2 = complement(x1), complement(x2)
+        flipped = np.where(lone, (y2 == c) | (y2 == o), ((y1 == c) & (y2 == o)) | ((y1 == o) & (y2 == c)))
+        ambiguous = same & flipped
+        counted_is_a1 = np.where(lone, x2 == o, x1 == c)
+        f_same = np.where(counted_is_a1, f, 1 - f)
+        d_same, d_flip = np.abs(f_same - f_ref), np.abs(1 - f_same - f_ref)
+        turn = np.where(ambiguous, d_flip < d_same, flipped)
+        minor = np.minimum(f, 1 - f)
+        unclear = ambiguous & ((minor > AMBIGUOUS_MAF) | np.isnan(f_ref))
+        # On the other strand A1 is the counted allele where its complement is.
+        a1_counted = np.where(turn, np.where(lone, y2 == o, y1 == c), counted_is_a1)
+        difference = np.abs(np.where(a1_counted, f, 1 - f) - f_ref)
+        off = np.nan_to_num(difference, nan=0.0) > MAX_DIFFERENCE
+        match = same | flipped
+        why = np.select([~match, unclear, off], ["other alleles", "ambiguous strand", "frequency differs"], "")
+        reason[rows] = why
+        good = why == ""
+        keep[rows[good]] = True
+        index[rows[good]] = r[good]
+        swap[rows[good]] = ~a1_counted[good]
+        turned[rows[good]] = turn[good]
+    return Aligned(keep, swap, turned, index, reason)

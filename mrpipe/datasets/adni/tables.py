@@ -1,0 +1,247 @@
+"""ADNI's tables: names, layouts and code lists (raw-formats A.1–A.4), found by name and read string first.
+
+Old (≤ 2023), 2024 and 2025 exports differ in file names, casing, order and columns; a declaration here covers all of
+them. What `read_table` returns is cleaned: codes decoded to the index of their level, numbers as numbers, blank, −4 (any
+phase) and −1 (ADNI1, and where only positive values make sense) as null.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mrpipe.errors import Fault
+from mrpipe.raw import Column
+
+PROVIDER = "https://ida.loni.usc.edu (ADNI, Download > Study Data / Tabular Data)"
+CLASSES = ("CN", "MCI", "Dementia")
+PTID_PATTERN = r"^\d{3}_S_\d{4,5}$"
+QC_RID = 999999
+
+Kind = Literal["number", "code", "codes", "date", "year", "text", "assay"]
+Codes = tuple[tuple[str, str], ...]
+
+YES_NO: Codes = (("0", "no"), ("1", "yes"))
+PRESENT: Codes = (("1", "absent"), ("2", "present"))
+ABNORMAL: Codes = (("1", "normal"), ("2", "abnormal"))
+RACES: Codes = (
+    ("1", "american_indian"), ("2", "asian"), ("3", "pacific_islander"), ("4", "black"), ("5", "white"),
+    ("6", "more_than_one"), ("7", "unknown"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One raw column that is read.
+
+    Attributes:
+        kind: number; code (one of `codes`); codes (several, `|` or `:` between them); date; year; text; assay (a number,
+            `>1700`, `<80`, `<LLOQ`, `<LOD`).
+        codes: code → level; the cleaned value is the level's position.
+        positive: 0 and −1 cannot be measured values and are missing in every phase.
+    """
+
+    name: str
+    kind: Kind = "text"
+    codes: Codes = ()
+    aliases: tuple[str, ...] = ()
+    required: bool = True
+    positive: bool = False
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        return tuple(level for _, level in self.codes)
+
+    def column(self) -> Column:
+        return Column(name=self.name, aliases=self.aliases, required=self.required)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One LONI table.
+
+    Attributes:
+        name: canonical name.
+        stems: file names without prefix, date and suffix, regular expressions in any case, newest name first.
+        fields: the columns that are read beside the keys.
+        menu: where the provider's site has it.
+    """
+
+    name: str
+    stems: tuple[str, ...]
+    fields: tuple[Field, ...]
+    menu: str
+
+    def field(self, name: str) -> Field:
+        return next(f for f in self.fields if f.name == name)
+
+    def absent(self, found: str = "no such file") -> Fault:
+        return Fault(
+            file=f"{self.name}_ddMonYYYY.csv",
+            expected=f"the table {self.name} (also named {', '.join(self.stems)})",
+            found=found,
+            fix=f"Download it from {PROVIDER}: {self.menu}.",
+        )
+
+
+# Keys and bookkeeping, matched in every table; a table need not have all of them, but RID or PTID.
+KEYS = (
+    Column(name="RID", required=False),
+    Column(name="PTID", aliases=("SUBJECT_ID",), required=False),
+    Column(name="PHASE", aliases=("COLPROT", "PROTOCOLID"), required=False),
+    Column(name="VISCODE", required=False),
+    Column(name="VISCODE2", required=False),
+    Column(name="DATE", aliases=("VISDATE", "EXAMDATE"), required=False),
+    Column(name="UPDATE_STAMP", required=False),
+)
+
+
+def _codes(names: str, codes: Codes) -> tuple[Field, ...]:
+    return tuple(Field(name=n, kind="code", codes=codes) for n in names.split())
+
+
+def _numbers(names: str, **more: bool) -> tuple[Field, ...]:
+    return tuple(Field(name=n, kind="number", **more) for n in names.split())
+
+
+def _numbered(*levels: str) -> Codes:
+    return tuple((str(i), level) for i, level in enumerate(levels, start=1))
+
+
+HISTORY = (
+    "MHPSYCH MH2NEURL MH3HEAD MH4CARD MH5RESP MH6HEPAT MH7DERM MH8MUSCL MH9ENDO MH10GAST MH11HEMA MH12RENA MH13ALLE "
+    "MH14ALCH MH15DRUG MH16SMOK MH17MALI MH18SURG MH19OTHR"
+)
+# Quantity → its yes/no item, and whether it is 0 (dose, duration) or undefined (time since the end) when that is no.
+QUANTITIES = {
+    "MH14AALCH": ("MH14ALCH", True), "MH14BALCH": ("MH14ALCH", True), "MH14CALCH": ("MH14ALCH", False),
+    "MH15ADRUG": ("MH15DRUG", True), "MH15BDRUG": ("MH15DRUG", False), "MH16ASMOK": ("MH16SMOK", True),
+    "MH16BSMOK": ("MH16SMOK", True), "MH16CSMOK": ("MH16SMOK", False),
+}  # fmt: skip
+SIGNS = "NXVISUAL NXAUDITO NXTREMOR"
+FUNCTIONS = "NXCONSCI NXNERVE NXMOTOR NXFINGER NXHEEL NXSENSOR NXTENDON NXPLANTA NXGAIT NXOTHER NXABNORM"
+
+DXSUM = Table(
+    name="DXSUM",
+    stems=("DXSUM", "DXSUM_PDXCONV", "DXSUM_PDXCONV_ADNIALL"),
+    fields=(
+        Field(name="DIAGNOSIS", required=False),
+        Field(name="DXCHANGE", required=False),
+        Field(name="DXCURREN", required=False),
+    ),
+    menu="Assessments > Diagnosis > Diagnostic Summary",
+)
+MEDHIST = Table(
+    name="MEDHIST",
+    stems=("MEDHIST",),
+    fields=(*_codes(HISTORY, YES_NO), *_numbers(" ".join(QUANTITIES))),
+    menu="Medical History > Medical History (ADNI1, GO, 2)",
+)
+NEUROEXM = Table(
+    name="NEUROEXM",
+    stems=("NEUROEXM",),
+    fields=(*_codes(SIGNS, PRESENT), *_codes(FUNCTIONS, ABNORMAL)),
+    menu="Medical History > Neurological Exam",
+)
+PTDEMOG = Table(
+    name="PTDEMOG",
+    stems=("PTDEMOG",),
+    fields=(
+        *_codes("PTGENDER", _numbered("male", "female")),
+        Field(name="PTDOB", kind="text", required=False),
+        Field(name="PTDOBMM", kind="number", required=False),
+        Field(name="PTDOBYY", kind="year", required=False),
+        *_codes("PTHAND", _numbered("right", "left")),
+        *_codes("PTMARRY", _numbered("married", "widowed", "divorced", "never_married", "unknown", "partner")),
+        *_numbers("PTEDUCAT"),
+        *_codes("PTNOTRT", (*YES_NO, ("2", "not_applicable"))),
+        *_codes("PTHOME", _numbered("house", "condominium", "apartment", "mobile_home", "retirement_community",
+                                    "assisted_living", "nursing_facility", "other", "unknown")),
+        *_codes("PTETHCAT", _numbered("hispanic", "not_hispanic", "unknown")),
+        Field(name="PTRACCAT", kind="codes", codes=RACES),
+    ),
+    menu="Subject Characteristics > Subject Demographics",
+)  # fmt: skip
+RECCMEDS = Table(
+    name="RECCMEDS",
+    stems=("RECCMEDS",),
+    fields=(
+        Field(name="CMMED", kind="text"),
+        Field(name="CMBGN", kind="year", required=False),
+        Field(name="CMCONT", kind="code", codes=YES_NO, required=False),
+        Field(name="CMEND", kind="year", required=False),
+    ),
+    menu="Medical History > Concurrent Medications Log",
+)
+VITALS = Table(
+    name="VITALS",
+    stems=("VITALS",),
+    fields=(
+        *_numbers("VSWEIGHT VSHEIGHT VSBPSYS VSBPDIA VSPULSE VSRESP VSTEMP", positive=True),
+        *_codes("VSWTUNIT", _numbered("lb", "kg")),
+        *_codes("VSHTUNIT", _numbered("in", "cm")),
+        *_codes("VSTMPUNT", _numbered("F", "C")),
+    ),
+    menu="Medical History > Vital Signs",
+)
+APOERES = Table(
+    name="APOERES",
+    stems=("APOERES",),
+    fields=(
+        Field(name="GENOTYPE", required=False),
+        Field(name="APGEN1", required=False),
+        Field(name="APGEN2", required=False),
+    ),
+    menu="Genetic > Genotype Results > ApoE Genotyping Results",
+)
+ELECSYS = Table(
+    name="UPENNBIOMK_ROCHE_ELECSYS",
+    stems=("UPENNBIOMK_ROCHE_ELECSYS", "UPENNBIOMK1[02]", "UPENNBIOMK9"),
+    fields=(
+        Field(name="ABETA40", kind="assay", required=False),
+        Field(name="ABETA42", kind="assay", aliases=("ABETA",)),
+        Field(name="TAU", kind="assay"),
+        Field(name="PTAU", kind="assay"),
+        Field(name="COMMENT", required=False),
+    ),
+    menu="Biospecimen > Biospecimen Results > UPENN CSF Biomarkers Roche Elecsys",
+)
+BATEMAN = Table(
+    name="batemanlab",
+    stems=(r"batemanlab(?:_\d{8})?", r"batemanlab_ADNI_\w*"),
+    fields=(
+        Field(name="ABETA_4240_STANDARDIZED", kind="assay", aliases=("RATIO_ABETA42_40_BY_ISTD_TOUSE",)),
+        Field(name="QC_STATUS", required=False),
+        Field(name="INJECTION", required=False),
+    ),
+    menu="Biospecimen > Biospecimen Results > Bateman Lab ADNI Plasma Abeta42/Abeta40",
+)
+NFL = Table(
+    name="ADNI_BLENNOWPLASMANFL",
+    stems=("ADNI_BLENNOWPLASMANFL(?:LONG)?", "BLENNOWPLASMANFL(?:LONG)?"),
+    fields=(Field(name="PLASMA_NFL", kind="assay"),),
+    menu="Biospecimen > Biospecimen Results > Blennow Lab ADNI1 Plasma neurofilament light (NFL)",
+)
+ISOPROSTANE = Table(
+    name="ISOPROSTANE",
+    stems=("ISOPROSTANE",),
+    fields=(
+        Field(name="ISO8PGF2A", kind="assay"),
+        Field(name="ISO812IPF2A", kind="assay", required=False),
+    ),
+    menu="Biospecimen > Biospecimen Results > Isoprostane (urine)",
+)
+ADNIMERGE = Table(
+    name="ADNIMERGE",
+    stems=("ADNIMERGE",),
+    fields=(Field(name="DX"),),
+    menu="Study Info > Data & Database > Key ADNI tables merged into one table",
+)
+# Read for what they say of people and visits only: PTID of a RID, dates of visits.
+ROSTER = Table(name="ROSTER", stems=("ROSTER",), fields=(), menu="Enrollment > Roster")
+REGISTRY = Table(name="REGISTRY", stems=("REGISTRY",), fields=(), menu="Enrollment > Registry")
+
+CLINICAL = (PTDEMOG, MEDHIST, NEUROEXM, RECCMEDS, VITALS)
+BIOSPECIMEN = (APOERES, ELECSYS)
+PLASMA_AND_URINE = (BATEMAN, NFL, ISOPROSTANE)
+ALL = (DXSUM, *CLINICAL, *BIOSPECIMEN, *PLASMA_AND_URINE, ADNIMERGE, ROSTER, REGISTRY)
