@@ -6,8 +6,6 @@ Both are plain tensors and values, read with `weights_only=True`: opening one ne
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,8 +47,8 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         value = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise DataError(Fault(file=str(path), expected="a checkpoint", found="nothing", fix=fix)) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        found = f"an unreadable file ({str(error).splitlines()[0]})"
+    except Exception as error:  # A damaged file can fail in any way.
+        found = f"an unreadable file ({type(error).__name__}: {error})".splitlines()[0]
         raise DataError(Fault(file=str(path), expected="a checkpoint", found=found, fix=fix)) from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         expected = f"a checkpoint of format {FORMAT}"

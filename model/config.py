@@ -28,7 +28,7 @@ class Common:
     # Representation
     hidden: int = option(128, "width H of a token")
     tokens: int = option(16, "tokens P per modality (A1); 1 makes every modality one vector")
-    dropout: float = option(0.3, "dropout rate of attention outputs, feed-forward layers and experts")
+    dropout: float = option(0.5, "dropout rate of attention outputs, feed-forward layers and experts")
     # Encoders (paper, appendix A.2: hidden 256)
     encoder_hidden: int = option(256, "hidden size of MLP, GRU, LSTM and of the 3-D CNN's output")
     vector_encoder: str = option("mlp", "encoder of vectors", choices=("mlp", "linear"))
@@ -48,11 +48,11 @@ class Common:
     fusion_experts: int = option(0, "experts of a sparse feed-forward part; 0: dense")
     fusion_top_k: int = option(4, "experts a token visits in a sparse feed-forward part")
     # Training
-    lr: float = option(3e-4, "learning rate of Adam")
+    lr: float = option(1e-4, "learning rate of Adam")
     weight_decay: float = option(0.0, "weight decay of Adam")
     batch_size: int = option(32, "samples a step")
     eval_batch_size: int = option(256, "samples a step without gradients")
-    epochs: int = option(50, "longest training, in epochs")
+    epochs: int = option(20, "longest training, in epochs")
     patience: int = option(10, "epochs without a better validation score before training ends; 0: never")
     select_metric: str = option(
         "macro_f1", "validation score that picks the epoch (accuracy for MOSI and ENRICO, as published)",

@@ -153,7 +153,7 @@ class ImageEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.downsample > 1:
             x = F.avg_pool2d(x, self.downsample, ceil_mode=True)
-        return self.tokens(F.relu(self.cnn(x)))
+        return self.tokens(self.cnn(x))
 
     def load_weights(self, path: str) -> None:
         """Load a torchvision state dict; a last layer of another size than ours keeps its start.
@@ -164,8 +164,8 @@ class ImageEncoder(nn.Module):
         fix = "Give a state dict of torchvision's vgg11 or vgg11_bn, and cnn_width=1."
         try:
             weights = torch.load(Path(path), map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError) as error:
-            found = str(error).splitlines()[0]
+        except Exception as error:  # A damaged file can fail in any way.
+            found = f"{type(error).__name__}: {error}".splitlines()[0]
             raise DataError(Fault(file=path, expected="a torch state dict", found=found, fix=fix)) from error
         own = self.cnn.state_dict()
         last = {k for k in own if k.startswith("classifier.6.") and k in weights and weights[k].shape != own[k].shape}
@@ -215,7 +215,7 @@ class VolumeEncoder(nn.Module):
         self.tokens = Tokeniser(c.encoder_hidden, c.tokens, c.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.tokens(F.relu(self.cnn(x)))
+        return self.tokens(self.cnn(x))
 
 
 @register("vector", "mlp")
