@@ -34,7 +34,9 @@ DATASET = Dataset(
     },
     tasks=(
         Task(
-            name=TASK, kind="classification", classes=("alive", "dead"),
+            name=TASK,
+            kind="classification",
+            classes=("alive", "dead"),
             description="death within a year of the index discharge",
         ),
     ),
@@ -53,4 +55,4 @@ DATASET = Dataset(
         "A blank date of death means alive a year after the last discharge (the provider blanks later deaths).",
         "lab and lab_summary are two forms of the same measurements: give a model one of them.",
     ),
-)  # fmt: skip
+)

@@ -63,11 +63,11 @@ def _verify(raw: Path, files: list[Path], options: MimicOptions, faults: FaultCo
     """Compare with the provider's checksums; what has none, or may differ, is inflated to its end."""
     sums = provider_sums(raw) if options.checksums != "skip" else {}
     unlisted = {within(raw, f) for f in sums} & set(options.rebuilt)
-    if strange := sorted(set(options.rebuilt) - unlisted):
-        if options.checksums != "skip":
-            faults.add(
-                Fault(file="options", column="rebuilt", expected=f"files that a {SUMS} names", found=", ".join(strange))
-            )
+    strange = sorted(set(options.rebuilt) - unlisted)
+    if strange and options.checksums != "skip":
+        faults.add(
+            Fault(file="options", column="rebuilt", expected=f"files that a {SUMS} names", found=", ".join(strange))
+        )
     proven = 0
     for path in files:
         name = within(raw, path)
@@ -79,11 +79,13 @@ def _verify(raw: Path, files: list[Path], options: MimicOptions, faults: FaultCo
             if options.checksums == "verify":
                 faults.add(
                     Fault(
-                        file=name, expected=f"SHA-256 {sums[path][:16]}… of {SUMS}", found=f"{found[:16]}…",
+                        file=name,
+                        expected=f"SHA-256 {sums[path][:16]}… of {SUMS}",
+                        found=f"{found[:16]}…",
                         fix="Download it again; or, if it was changed on purpose, say so: "
                         f"--set 'rebuilt=[\"{name}\"]' (checksums=note accepts any, checksums=skip does not look).",
                     )
-                )  # fmt: skip
+                )
                 continue
             notes.append(f"{name} is not the provider's: its SHA-256 differs from {SUMS}")
         elif name in options.rebuilt:
@@ -104,9 +106,15 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
     faults, notes, files = FaultCollector(), [], []
     if not has_table(raw, "hosp/patients") and (has_table(raw, "core/patients") or list(raw.rglob("PATIENTS.csv*"))):
         faults.add(
-            Fault(file=raw.name, expected="MIMIC-IV 2.0 or later (hosp/patients)", fix=GET,
-                  found="the layout of MIMIC-III" if not has_table(raw, "core/patients") else "the core module of MIMIC-IV 1.0")
-        )  # fmt: skip
+            Fault(
+                file=raw.name,
+                expected="MIMIC-IV 2.0 or later (hosp/patients)",
+                fix=GET,
+                found="the layout of MIMIC-III"
+                if not has_table(raw, "core/patients")
+                else "the core module of MIMIC-IV 1.0",
+            )
+        )
         faults.raise_if_any()
     frames: dict[str, pl.DataFrame] = {}
     for name in TABLES:

@@ -32,10 +32,12 @@ def category(code: pl.Expr, kind: pl.Expr, version: pl.Expr) -> pl.Expr:
     and -PCS: the first three characters.
     """
     length = (
-        pl.when((version == 9) & (kind == "PR")).then(2)
-        .when((version == 9) & code.str.starts_with("E")).then(4)
+        pl.when((version == 9) & (kind == "PR"))
+        .then(2)
+        .when((version == 9) & code.str.starts_with("E"))
+        .then(4)
         .otherwise(3)
-    )  # fmt: skip
+    )
     return code.str.slice(0, length)
 
 
@@ -57,9 +59,11 @@ def sequence_batch(
 ) -> pa.RecordBatch:
     """One record batch of an irregular sequence."""
     arrays = [
-        pa.array(ids, type=pa.string()), sequence_array(values, lengths, modality.size),
-        pa.array(lengths.astype(np.int32)), time_array(time, lengths),
-    ]  # fmt: skip
+        pa.array(ids, type=pa.string()),
+        sequence_array(values, lengths, modality.size),
+        pa.array(lengths.astype(np.int32)),
+        time_array(time, lengths),
+    ]
     return pa.RecordBatch.from_arrays(arrays, schema=modality.arrow_schema())
 
 
@@ -104,22 +108,31 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     )
     if codes.is_empty():
         raise DataError(Fault(file="hosp/diagnoses_icd", expected="codes of the cohort's visits", found="none"))
-    say(f"mimic code: {len(codes):,} codes of {codes['rank'].n_unique():,} patients; {n_all - len(codes):,} repeats in "
-        f"a visit left out; {codes.filter(icd_version=10).height:,} are ICD-10")  # fmt: skip
+    say(
+        f"mimic code: {len(codes):,} codes of {codes['rank'].n_unique():,} patients; {n_all - len(codes):,} repeats in "
+        f"a visit left out; {codes.filter(icd_version=10).height:,} are ICD-10"
+    )
     levels = (
-        codes.select("kind", "icd_version", "icd_code").unique().sort("kind", "icd_version", "icd_code")
+        codes.select("kind", "icd_version", "icd_code")
+        .unique()
+        .sort("kind", "icd_version", "icd_code")
         .with_row_index("position")
         .join(_titles(raw), on=["kind", "icd_version", "icd_code"], how="left", maintain_order="left")
-    )  # fmt: skip
+    )
     codes = codes.join(
         levels.drop("long_title"), on=["kind", "icd_version", "icd_code"], how="left", maintain_order="left"
     )
     rank = codes["rank"].to_numpy()
     present, lengths = np.unique(rank, return_counts=True)
     modality = Modality(
-        name="code", bit=2, kind="sequence", shape=(2,), irregular=True, time_unit="days since the first visit",
+        name="code",
+        bit=2,
+        kind="sequence",
+        shape=(2,),
+        irregular=True,
+        time_unit="days since the first visit",
         description=DESCRIPTION,
-    )  # fmt: skip
+    )
     ids = samples["sample_id"].sort().gather(present.astype(np.int64)).to_list()
     values = codes.select(pl.col("position").cast(pl.Float32), pl.col("number").cast(pl.Float32)).to_numpy()
     batch = sequence_batch(modality, ids, values, codes["days"].to_numpy(), lengths)
@@ -127,12 +140,31 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     counts = {"n_observed": len(present), "n_missing": len(samples) - len(present), "source_file": "hosp/*_icd"}
     dictionary = pl.DataFrame(
         [
-            {"modality": "code", "position": 0, "name": "code", "dtype": "float32", "unit": "", "kind": "event",
-             "levels": levels.select(name.alias("name"))["name"].to_list(), "source_column": "icd_code, icd_version",
-             "description": "DX diagnosis or PR procedure, ICD version, code, title where the export has one", **counts},
-            {"modality": "code", "position": 1, "name": "visit", "dtype": "float32", "unit": "", "kind": "numeric",
-             "levels": None, "source_column": "hadm_id", "description": "number of the visit, 1 the first", **counts},
+            {
+                "modality": "code",
+                "position": 0,
+                "name": "code",
+                "dtype": "float32",
+                "unit": "",
+                "kind": "event",
+                "levels": levels.select(name.alias("name"))["name"].to_list(),
+                "source_column": "icd_code, icd_version",
+                "description": "DX diagnosis or PR procedure, ICD version, code, title where the export has one",
+                **counts,
+            },
+            {
+                "modality": "code",
+                "position": 1,
+                "name": "visit",
+                "dtype": "float32",
+                "unit": "",
+                "kind": "numeric",
+                "levels": None,
+                "source_column": "hadm_id",
+                "description": "number of the visit, 1 the first",
+                **counts,
+            },
         ],
         schema=DICTIONARY_SCHEMA,
-    )  # fmt: skip
+    )
     return Features(modality=modality, batches=[batch], dictionary=dictionary)

@@ -19,9 +19,12 @@ from mrpipe.schema import Attrition, Cohort
 
 TASK = "mortality"
 PAPER = {
-    "patients": 9_003, "deaths within a year": 2_037, "patients without notes": 108,
-    "patients without diagnoses": 4, "patients without procedures": 1_777,
-}  # fmt: skip
+    "patients": 9_003,
+    "deaths within a year": 2_037,
+    "patients without notes": 108,
+    "patients without diagnoses": 4,
+    "patients without procedures": 1_777,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +49,26 @@ def _require_consistent(patients: pl.DataFrame, admissions: pl.DataFrame) -> Non
         repeated = frame[key].is_duplicated()
         if repeated.any():
             raise DataError(
-                Fault(file=file, column=key, row=int(repeated.arg_max() or 0) + 1, expected="each value once",
-                      found=f"{int(repeated.sum())} rows that repeat one", fix="Are two releases in one table?")
-            )  # fmt: skip
+                Fault(
+                    file=file,
+                    column=key,
+                    row=int(repeated.arg_max() or 0) + 1,
+                    expected="each value once",
+                    found=f"{int(repeated.sum())} rows that repeat one",
+                    fix="Are two releases in one table?",
+                )
+            )
     strangers = admissions.join(patients, on="subject_id", how="anti")
     if len(strangers):
         raise DataError(
-            Fault(file="hosp/admissions", column="subject_id", expected="patients of hosp/patients",
-                  found=f"{strangers['subject_id'].n_unique()} others", fix="Are the tables of one release?")
-        )  # fmt: skip
+            Fault(
+                file="hosp/admissions",
+                column="subject_id",
+                expected="patients of hosp/patients",
+                found=f"{strangers['subject_id'].n_unique()} others",
+                fix="Are the tables of one release?",
+            )
+        )
 
 
 def deaths(patients: pl.DataFrame, admissions: pl.DataFrame, options: MimicOptions) -> pl.DataFrame:
@@ -147,9 +161,12 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
             (age.last() >= options.min_age).over("subject_id"), f"are {options.min_age} or older at the index admission"
         )
     kept = kept.select(
-        "subject_id", "hadm_id", "admittime", "dischtime",
+        "subject_id",
+        "hadm_id",
+        "admittime",
+        "dischtime",
         (pl.int_range(pl.len(), dtype=pl.Int32).over("subject_id") + 1).alias("number"),
-    )  # fmt: skip
+    )
     people = patients.join(dead, on="subject_id").join(kept, on="subject_id", how="semi").sort("subject_id")
     people = people.select("subject_id", "gender", "anchor_age", "anchor_year", "death", "last_discharge")
     return Visits(kept=kept, patients=people, attrition=flow)
@@ -165,13 +182,17 @@ def label(death: pl.Expr, discharge: pl.Expr, last_discharge: pl.Expr, horizon: 
     days = (death - discharge).dt.total_days()
     known_alive = (discharge + pl.duration(days=horizon)) <= (last_discharge + pl.duration(days=365))
     return (
-        pl.when(days < -1).then(None)
-        .when(days <= horizon).then(1)
-        .when(days > horizon).then(0)
-        .when(death.is_null() & known_alive).then(0)
+        pl.when(days < -1)
+        .then(None)
+        .when(days <= horizon)
+        .then(1)
+        .when(days > horizon)
+        .then(0)
+        .when(death.is_null() & known_alive)
+        .then(0)
         .otherwise(None)
         .cast(pl.Int8)
-    )  # fmt: skip
+    )
 
 
 def build_cohort(raw: Path, options: MimicOptions) -> Cohort:
@@ -184,24 +205,44 @@ def build_cohort(raw: Path, options: MimicOptions) -> Cohort:
         pl.col("admittime").last().alias("index_admittime"),
         pl.col("dischtime").last().alias("index_dischtime"),
         pl.len().cast(pl.Int32).alias("n_visits"),
-    )  # fmt: skip
-    frame = found.patients.join(per_patient, on="subject_id").with_columns(
-        label(pl.col("death"), pl.col("index_dischtime").dt.date(), pl.col("last_discharge"), options.horizon_days)
-        .alias("value"),
-        (pl.col("anchor_age") + pl.col("index_admittime").dt.year() - pl.col("anchor_year")).cast(pl.Int32).alias("age"),
-        pl.col("subject_id").cast(pl.String).alias("sample_id"),
-    ).filter(pl.col("value").is_not_null()).sort("sample_id")  # fmt: skip
+    )
+    frame = (
+        found.patients.join(per_patient, on="subject_id")
+        .with_columns(
+            label(
+                pl.col("death"), pl.col("index_dischtime").dt.date(), pl.col("last_discharge"), options.horizon_days
+            ).alias("value"),
+            (pl.col("anchor_age") + pl.col("index_admittime").dt.year() - pl.col("anchor_year"))
+            .cast(pl.Int32)
+            .alias("age"),
+            pl.col("subject_id").cast(pl.String).alias("sample_id"),
+        )
+        .filter(pl.col("value").is_not_null())
+        .sort("sample_id")
+    )
     found.attrition.step(f"have a known state {options.horizon_days} days after the index discharge", len(frame))
     if frame.is_empty():
         raise DataError(
-            Fault(file="hosp/admissions", expected="at least one patient in the cohort",
-                  found="; ".join(f"{r}: {n}" for r, n in found.attrition.frame().select("reason", "n_after").iter_rows()),
-                  fix="Which rule removes them? mrpipe options mimic lists the rules.")
-        )  # fmt: skip
+            Fault(
+                file="hosp/admissions",
+                expected="at least one patient in the cohort",
+                found="; ".join(
+                    f"{r}: {n}" for r, n in found.attrition.frame().select("reason", "n_after").iter_rows()
+                ),
+                fix="Which rule removes them? mrpipe options mimic lists the rules.",
+            )
+        )
     samples = frame.select(
-        "sample_id", pl.col("subject_id").cast(pl.String), "index_hadm_id", "first_admittime", "index_admittime",
-        "index_dischtime", "n_visits", "age", "gender",
-    )  # fmt: skip
+        "sample_id",
+        pl.col("subject_id").cast(pl.String),
+        "index_hadm_id",
+        "first_admittime",
+        "index_admittime",
+        "index_dischtime",
+        "n_visits",
+        "age",
+        "gender",
+    )
     counts = code_counts(raw, found.kept.join(frame, on="subject_id", how="semi"))
     samples = samples.join(counts, on="sample_id", how="left", maintain_order="left").with_columns(
         pl.col("n_diagnoses", "n_procedures").fill_null(0)
@@ -224,9 +265,15 @@ def code_counts(raw: Path, kept: pl.DataFrame) -> pl.DataFrame:
         [t.select("hadm_id", "icd_version", pl.lit(n).alias("table")) for n, t in tables.items() if t is not None]
     ).join(keys, on="hadm_id")
     version = pl.col("icd_version").unique().sort().cast(pl.String).str.join("+")
-    return codes.group_by("subject_id").agg(
-        *(pl.col("table").eq(n).sum().cast(pl.Int32).alias(n) for n in names.values()), version.alias("icd_versions")
-    ).with_columns(pl.col("subject_id").cast(pl.String).alias("sample_id")).drop("subject_id")  # fmt: skip
+    return (
+        codes.group_by("subject_id")
+        .agg(
+            *(pl.col("table").eq(n).sum().cast(pl.Int32).alias(n) for n in names.values()),
+            version.alias("icd_versions"),
+        )
+        .with_columns(pl.col("subject_id").cast(pl.String).alias("sample_id"))
+        .drop("subject_id")
+    )
 
 
 def _report(attrition: pl.DataFrame, samples: pl.DataFrame, value: pl.Series) -> None:
@@ -245,8 +292,11 @@ def _report(attrition: pl.DataFrame, samples: pl.DataFrame, value: pl.Series) ->
 
 def visits_of(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> pl.DataFrame:
     """The visits that count of these samples, with `rank`: the position of the sample in sorted `sample_id`."""
-    ranks = samples.select("sample_id").sort("sample_id").with_row_index("rank").with_columns(
-        pl.col("rank").cast(pl.Int32), pl.col("sample_id").cast(pl.Int64).alias("subject_id")
-    )  # fmt: skip
+    ranks = (
+        samples.select("sample_id")
+        .sort("sample_id")
+        .with_row_index("rank")
+        .with_columns(pl.col("rank").cast(pl.Int32), pl.col("sample_id").cast(pl.Int64).alias("subject_id"))
+    )
     kept = visits(raw, options).kept.join(ranks, on="subject_id")
     return kept.sort("rank", "admittime", "hadm_id")

@@ -69,9 +69,11 @@ class Windows:
     def __init__(self, kept: pl.DataFrame, n_samples: int, options: MimicOptions):
         self.history = options.event_window == "history"
         seconds = kept.select(
-            pl.col("rank").cast(pl.Int64), "hadm_id",
-            (pl.col("admittime").dt.epoch("s")).alias("admit"), pl.col("dischtime").dt.epoch("s").alias("discharge"),
-        ).sort("rank", "admit", "hadm_id")  # fmt: skip
+            pl.col("rank").cast(pl.Int64),
+            "hadm_id",
+            (pl.col("admittime").dt.epoch("s")).alias("admit"),
+            pl.col("dischtime").dt.epoch("s").alias("discharge"),
+        ).sort("rank", "admit", "hadm_id")
         rank = seconds["rank"].to_numpy()
         self.first = np.zeros(n_samples, dtype=np.int64)
         self.first[rank[::-1]] = seconds["admit"].to_numpy()[::-1]
@@ -195,7 +197,7 @@ class _Runs:
         self.files.append((path, np.concatenate([[0], np.cumsum(counts)])))
 
     def groups(self) -> Iterator[NDArray[Any]]:
-        """The measurements of whole patients, in order of rank, time, item, unit and value, about GROUP_ROWS at once."""
+        """The measurements of whole patients, by rank, about GROUP_ROWS at once."""
         if not self.files:
             return
         totals = np.sum([np.diff(offsets) for _, offsets in self.files], axis=0)
@@ -211,8 +213,7 @@ class _Runs:
                     pieces.append(np.fromfile(path, dtype=RUN, count=b - a, offset=a * RUN.itemsize))
             if pieces:
                 rows = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
-                order = np.lexsort((rows["value"], rows["unit"], rows["item"], rows["seconds"], rows["rank"]))
-                yield rows[order]
+                yield rows if len(pieces) == 1 else rows[np.argsort(rows["rank"], kind="stable")]
             low = high
 
 
@@ -245,7 +246,7 @@ def _rows(
 
 
 def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part: int, n_parts: int, out: Path) -> None:
-    """Write part `part`: one row a measurement, by rank (of the sample in sorted ids), time and item.
+    """Write part `part`: one row a measurement, by rank (of the sample in sorted ids).
 
     The file's metadata holds the units by code, how many rows were read and set aside and why, and how many
     measurements there are of each item and unit.
@@ -282,10 +283,6 @@ def _write_part(out: Path, runs: _Runs, units: UnitCodes, tally: Tally, mark: st
         writer = pq.ParquetWriter(temporary, SCHEMA, compression="lz4", use_dictionary=False)
         try:
             for rows in runs.groups():
-                same = np.zeros(len(rows), dtype=bool)
-                same[1:] = rows[1:] == rows[:-1]
-                tally.counts["set aside: the same measurement again"] += int(same.sum())
-                rows = rows[~same]
                 pair, n = np.unique(rows["item"].astype(np.int64) * 2**16 + rows["unit"], return_counts=True)
                 for key, count in zip(pair.tolist(), n.tolist(), strict=True):
                     by_unit[key >> 16, key & 0xFFFF] += count

@@ -8,13 +8,15 @@ from collections.abc import Collection
 
 # Headings of BIDMC discharge summaries and radiology reports (Johnson et al., MIMIC-IV-Note 2.2), longest first.
 HEADINGS = (
-    "major surgical or invasive procedure", "history of present illness", "past medical history", "medications on admission",
+    "major surgical or invasive procedure", "history of present illness", "past medical history",
+    "medications on admission",
     "admission medications", "discharge medications", "discharge disposition", "discharge diagnosis",
     "discharge condition", "discharge instructions", "followup instructions", "follow-up instructions",
     "brief hospital course", "hospital course", "pertinent results", "transitional issues", "chief complaint",
     "review of systems", "physical examination", "physical exam", "social history", "family history", "date of death",
     "cause of death", "admission date", "discharge date", "date of birth", "present illness", "admission labs",
-    "discharge labs", "imaging", "facility", "allergies", "attending", "service", "impression", "indication", "comparison",
+    "discharge labs", "imaging", "facility", "allergies", "attending", "service", "impression", "indication",
+    "comparison",
     "technique", "findings", "examination", "recommendation", "notification", "assessment and plan", "assessment",
     "medications", "labs", "vitals", "unit no", "name", "sex",
 )  # fmt: skip

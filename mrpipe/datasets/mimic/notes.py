@@ -113,9 +113,13 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     options.validate()
     if not note_tables(raw, options):
         raise DataError(
-            Fault(file="note/discharge.csv.gz", expected="notes (MIMIC-IV-Note is a project of its own)", found="none",
-                  fix="Get it from https://physionet.org/content/mimic-iv-note/, or build without the modality note.")
-        )  # fmt: skip
+            Fault(
+                file="note/discharge.csv.gz",
+                expected="notes (MIMIC-IV-Note is a project of its own)",
+                found="none",
+                fix="Get it from https://physionet.org/content/mimic-iv-note/, or build without the modality note.",
+            )
+        )
     encode = _Vectors(options)
     keys: list[pl.DataFrame] = []
     vectors: list[NDArray[Any]] = []
@@ -125,19 +129,33 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
             vectors.append(encode(block["text"].to_list()))
     index = pl.concat(keys) if keys else pl.DataFrame()
     if index.is_empty():
-        raise DataError(Fault(file="note/", expected="notes of the cohort's visits", found="none",
-                              fix="Are the notes of the same release? Is the leak guard too strict?"))  # fmt: skip
+        raise DataError(
+            Fault(
+                file="note/",
+                expected="notes of the cohort's visits",
+                found="none",
+                fix="Are the notes of the same release? Is the leak guard too strict?",
+            )
+        )
     x = np.concatenate(vectors)
     index = index.with_row_index("row").sort("rank", "days", "note_seq", "note_id")
     index = index.unique("note_id", keep="first", maintain_order=True)
     present, lengths = np.unique(index["rank"].to_numpy(), return_counts=True)
     n_without = len(samples) - len(present)
-    say(f"mimic note: {len(index):,} notes of {len(present):,} patients; {n_without:,} patients without notes, "
-        f"{n_without / len(samples):.1%} [the paper: {PAPER['patients without notes']:,}, 1.2 %]")  # fmt: skip
+    say(
+        f"mimic note: {len(index):,} notes of {len(present):,} patients; {n_without:,} patients without notes, "
+        f"{n_without / len(samples):.1%} [the paper: {PAPER['patients without notes']:,}, 1.2 %]"
+    )
     modality = Modality(
-        name="note", bit=1, kind="sequence", shape=(encode.dim,), irregular=True, time_unit="days since the first visit",
-        encoder=encode.name, description=DESCRIPTION,
-    )  # fmt: skip
+        name="note",
+        bit=1,
+        kind="sequence",
+        shape=(encode.dim,),
+        irregular=True,
+        time_unit="days since the first visit",
+        encoder=encode.name,
+        description=DESCRIPTION,
+    )
     ids = samples["sample_id"].sort().to_numpy().astype(str)
     rows, days = index["row"].to_numpy(), index["days"].to_numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -151,15 +169,24 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
             )
 
     kind = "count" if encode.counts else "embedding"
-    dictionary = pl.DataFrame(
-        {"position": np.arange(encode.dim)}
-    ).select(
-        pl.lit("note").alias("modality"), "position", pl.format("{}_{}", pl.lit(kind), "position").alias("name"),
-        pl.lit("float32").alias("dtype"), pl.lit("").alias("unit"), pl.lit(kind).alias("kind"),
-        pl.lit(None, dtype=pl.List(pl.String)).alias("levels"), pl.lit(encode.name).alias("description"),
-        pl.lit(", ".join(note_tables(raw, options))).alias("source_file"), pl.lit("text").alias("source_column"),
-        pl.lit(len(present)).alias("n_observed"), pl.lit(n_without).alias("n_missing"),
-    ).cast(dict(DICTIONARY_SCHEMA))  # fmt: skip
+    dictionary = (
+        pl.DataFrame({"position": np.arange(encode.dim)})
+        .select(
+            pl.lit("note").alias("modality"),
+            "position",
+            pl.format("{}_{}", pl.lit(kind), "position").alias("name"),
+            pl.lit("float32").alias("dtype"),
+            pl.lit("").alias("unit"),
+            pl.lit(kind).alias("kind"),
+            pl.lit(None, dtype=pl.List(pl.String)).alias("levels"),
+            pl.lit(encode.name).alias("description"),
+            pl.lit(", ".join(note_tables(raw, options))).alias("source_file"),
+            pl.lit("text").alias("source_column"),
+            pl.lit(len(present)).alias("n_observed"),
+            pl.lit(n_without).alias("n_missing"),
+        )
+        .cast(DICTIONARY_SCHEMA)
+    )
     return Features(modality=modality, batches=batches(), dictionary=dictionary)
 
 

@@ -18,19 +18,22 @@ SPELLINGS: Mapping[str, str] = {
     "cmh2o": "cmH2O", "cmh20": "cmH2O", "sec": "sec", "seconds": "sec", "s": "sec", "ng/ml": "ng/mL", "ug/ml": "ug/mL",
     "mcg/ml": "ug/mL", "pg/ml": "pg/mL", "bpm": "bpm", "beats/min": "bpm", "insp/min": "insp/min",
     "breaths/min": "insp/min", "°f": "°F", "degf": "°F", "f": "°F", "deg.f": "°F", "°c": "°C", "degc": "°C",
-    "c": "°C", "deg.c": "°C", "kg": "kg", "kgs": "kg", "lb": "lb", "lbs": "lb", "lbs.": "lb", "cm": "cm", "inch": "inch",
+    "c": "°C", "deg.c": "°C", "kg": "kg", "kgs": "kg", "lb": "lb", "lbs": "lb", "lbs.": "lb", "cm": "cm",
+    "inch": "inch",
     "in": "inch", "inches": "inch", "ml": "mL", "l/min": "L/min", "ml/hr": "mL/hr",
 }  # fmt: skip
 
 # (unit found, unit wanted) → factor and offset, for every item: wanted = found · factor + offset.
 CONVERSIONS: Mapping[tuple[str, str], tuple[float, float]] = {
-    ("g/L", "g/dL"): (0.1, 0.0), ("g/dL", "g/L"): (10.0, 0.0), ("mg/L", "mg/dL"): (0.1, 0.0), ("mg/dL", "mg/L"): (10.0, 0.0),
+    ("g/L", "g/dL"): (0.1, 0.0), ("g/dL", "g/L"): (10.0, 0.0), ("mg/L", "mg/dL"): (0.1, 0.0),
+    ("mg/dL", "mg/L"): (10.0, 0.0),
     ("g/dL", "mg/dL"): (1e3, 0.0), ("mg/dL", "g/dL"): (1e-3, 0.0), ("ug/dL", "mg/dL"): (1e-3, 0.0),
     ("ug/mL", "mg/L"): (1.0, 0.0), ("mg/L", "ug/mL"): (1.0, 0.0), ("ug/mL", "mg/dL"): (0.1, 0.0),
     ("mg/dL", "ug/mL"): (10.0, 0.0), ("ng/mL", "ug/mL"): (1e-3, 0.0), ("ug/mL", "ng/mL"): (1e3, 0.0),
     ("pg/mL", "ng/mL"): (1e-3, 0.0), ("ng/mL", "pg/mL"): (1e3, 0.0), ("ng/dL", "ng/mL"): (0.01, 0.0),
     ("ng/mL", "ng/dL"): (100.0, 0.0), ("ug/dL", "ng/mL"): (10.0, 0.0), ("ng/mL", "ug/dL"): (0.1, 0.0),
-    ("°F", "°C"): (5 / 9, -160 / 9), ("°C", "°F"): (1.8, 32.0), ("lb", "kg"): (0.45359237, 0.0), ("kg", "lb"): (1 / 0.45359237, 0.0),
+    ("°F", "°C"): (5 / 9, -160 / 9), ("°C", "°F"): (1.8, 32.0), ("lb", "kg"): (0.45359237, 0.0),
+    ("kg", "lb"): (1 / 0.45359237, 0.0),
     ("inch", "cm"): (2.54, 0.0), ("cm", "inch"): (1 / 2.54, 0.0),
 }  # fmt: skip
 
@@ -38,11 +41,14 @@ CONVERSIONS: Mapping[tuple[str, str], tuple[float, float]] = {
 _MONOVALENT = (50983, 50971, 50902, 50882, 50868, 50803, 50804, 50806, 50822, 50824, 52610, 52623)
 ITEM_CONVERSIONS: Mapping[int, Mapping[tuple[str, str], tuple[float, float]]] = {
     **{item: {("mmol/L", "mEq/L"): (1.0, 0.0), ("mEq/L", "mmol/L"): (1.0, 0.0)} for item in _MONOVALENT},
-    **{item: {("mmol/L", "mg/dL"): (18.016, 0.0), ("mg/dL", "mmol/L"): (1 / 18.016, 0.0)} for item in (50931, 50809, 52569)},
+    **{item: {("mmol/L", "mg/dL"): (18.016, 0.0),
+    ("mg/dL", "mmol/L"): (1 / 18.016, 0.0)} for item in (50931, 50809, 52569)},
     **{item: {("umol/L", "mg/dL"): (1 / 88.42, 0.0), ("mg/dL", "umol/L"): (88.42, 0.0)} for item in (50912, 52546)},
-    **{item: {("umol/L", "mg/dL"): (1 / 17.1, 0.0), ("mg/dL", "umol/L"): (17.1, 0.0)} for item in (50883, 50884, 50885)},
+    **{item: {("umol/L", "mg/dL"): (1 / 17.1, 0.0),
+    ("mg/dL", "umol/L"): (17.1, 0.0)} for item in (50883, 50884, 50885)},
     **{item: {("mmol/L", "mg/dL"): (2.801, 0.0), ("mg/dL", "mmol/L"): (1 / 2.801, 0.0)} for item in (51006, 52647)},
-    50893: {("mmol/L", "mg/dL"): (4.008, 0.0)}, 50960: {("mmol/L", "mg/dL"): (2.431, 0.0)}, 50970: {("mmol/L", "mg/dL"): (3.097, 0.0)},
+    50893: {("mmol/L", "mg/dL"): (4.008, 0.0)}, 50960: {("mmol/L", "mg/dL"): (2.431, 0.0)},
+    50970: {("mmol/L", "mg/dL"): (3.097, 0.0)},
     50813: {("mg/dL", "mmol/L"): (1 / 9.01, 0.0)},
 }  # fmt: skip
 

@@ -43,13 +43,37 @@ def item_pool(source: str, n_rare: int) -> ItemPool:
     first = 53_000 if source == "labevents" else 229_000
     total = sum(i[8] for i in named)
     rows = list(named)
-    rows += [(first + k, f"Rare item {k}", "units" if k % 3 else "", 20.0 + k % 50, 4.0, 0.1, 0.0, 0.0,
-              _RARE_SHARE * total / max(n_rare, 1)) for k in range(n_rare)]  # fmt: skip
+    rows += [
+        (
+            first + k,
+            f"Rare item {k}",
+            "units" if k % 3 else "",
+            20.0 + k % 50,
+            4.0,
+            0.1,
+            0.0,
+            0.0,
+            _RARE_SHARE * total / max(n_rare, 1),
+        )
+        for k in range(n_rare)
+    ]
     rows += [(i, label, "", 0.0, 0.0, 1.0, 0.0, 0.0, 0.08 * total / len(text)) for i, label, _ in text]
     columns = list(zip(*rows, strict=True))
     numbers = [np.array(c, dtype=np.float64) for c in columns[3:]]
     words = {len(rows) - len(text) + i: t[2] for i, t in enumerate(text)}
-    return ItemPool(np.array(columns[0], dtype=np.int64), list(columns[1]), list(columns[2]), *numbers, words=words)
+    mean, sd, step, shared, own, weight = numbers
+    return ItemPool(
+        itemid=np.array(columns[0], dtype=np.int64),
+        label=list(columns[1]),
+        unit=list(columns[2]),
+        mean=mean,
+        sd=sd,
+        step=step,
+        shared=shared,
+        own=own,
+        weight=weight,
+        words=words,
+    )
 
 
 def dictionary(source: str, n_rare: int) -> pl.DataFrame:
@@ -61,11 +85,14 @@ def dictionary(source: str, n_rare: int) -> pl.DataFrame:
         return base.with_columns(pl.lit("Blood").alias("fluid"), pl.lit("Chemistry").alias("category"))
     empty = pl.Series([None] * n, dtype=pl.String)
     return base.with_columns(
-        pl.col("label").alias("abbreviation"), pl.lit("chartevents").alias("linksto"), pl.lit("Routine Vital Signs").alias("category"),
+        pl.col("label").alias("abbreviation"),
+        pl.lit("chartevents").alias("linksto"),
+        pl.lit("Routine Vital Signs").alias("category"),
         pl.Series("unitname", [u or None for u in pool.unit], dtype=pl.String),
         pl.Series("param_type", ["Text" if i in pool.words else "Numeric" for i in range(n)]),
-        empty.alias("lownormalvalue"), empty.alias("highnormalvalue"),
-    )  # fmt: skip
+        empty.alias("lownormalvalue"),
+        empty.alias("highnormalvalue"),
+    )
 
 
 def _layout(people: People, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -97,8 +124,11 @@ class _Values:
         at = {int(i): k for k, i in enumerate(self.pool.itemid)}
         n = len(self.pool.unit)
         # Trap: one item in several units: item → code of the other unit, factor into it.
-        self._other = [(at[i], n + u, f) for i, u, f in ((50931, 0, 1 / 18.016), (50912, 1, 88.42), (51222, 2, 1.0), (51006, 3, 1.0))
-                       if i in at]  # fmt: skip
+        self._other = [
+            (at[i], n + u, f)
+            for i, u, f in ((50931, 0, 1 / 18.016), (50912, 1, 88.42), (51222, 2, 1.0), (51006, 3, 1.0))
+            if i in at
+        ]
 
     def draw(self, patient: NDArray[np.int64], rng: np.random.Generator) -> dict[str, Any]:
         pool, n = self.pool, len(patient)
@@ -136,9 +166,12 @@ class _Values:
             where = np.flatnonzero(blank)
             written = written.scatter(where, pl.Series(texts[picked[where]].tolist(), dtype=pl.String))
         return {
-            "itemid": pool.itemid[item], "value": written, "valuenum": pl.Series(np.where(blank, np.nan, number), nan_to_null=True),
-            "valueuom": self._units.gather(unit), "unit_blank": words,
-        }  # fmt: skip
+            "itemid": pool.itemid[item],
+            "value": written,
+            "valuenum": pl.Series(np.where(blank, np.nan, number), nan_to_null=True),
+            "valueuom": self._units.gather(unit),
+            "unit_blank": words,
+        }
 
 
 def event_blocks(source: str, people: People, o: MimicSimulation) -> Iterator[pl.DataFrame]:
@@ -162,9 +195,19 @@ def event_blocks(source: str, people: People, o: MimicSimulation) -> Iterator[pl
 
 
 def _block(
-    source: str, visits: NDArray[np.int64], counts: Any, begin: Any, end: Any, owner: Any, hadm: Any, subject: Any,
-    values: _Values, o: MimicSimulation, rng: np.random.Generator, event_id: int,
-) -> pl.DataFrame:  # fmt: skip
+    source: str,
+    visits: NDArray[np.int64],
+    counts: Any,
+    begin: Any,
+    end: Any,
+    owner: Any,
+    hadm: Any,
+    subject: Any,
+    values: _Values,
+    o: MimicSimulation,
+    rng: np.random.Generator,
+    event_id: int,
+) -> pl.DataFrame:
     visit = np.repeat(visits, counts[visits])
     n = len(visit)
     span = (end - begin)[visit]
@@ -184,11 +227,19 @@ def _block(
     again[1:] = rng.random(n - 1) < o.traps * 0.005
     source_row = np.maximum.accumulate(np.where(again, 0, np.arange(n)))
     time = moments(minute)
-    frame = pl.DataFrame({
-        "subject_id": subject[owner[visit]], "hadm_id": pl.Series(hadm[visit]), "time": time, "itemid": drawn["itemid"],
-        "value": drawn["value"], "valuenum": drawn["valuenum"], "valueuom": drawn["valueuom"],
-        "unit_blank": drawn["unit_blank"], "no_visit": no_visit,
-    })  # fmt: skip
+    frame = pl.DataFrame(
+        {
+            "subject_id": subject[owner[visit]],
+            "hadm_id": pl.Series(hadm[visit]),
+            "time": time,
+            "itemid": drawn["itemid"],
+            "value": drawn["value"],
+            "valuenum": drawn["valuenum"],
+            "valueuom": drawn["valueuom"],
+            "unit_blank": drawn["unit_blank"],
+            "no_visit": no_visit,
+        }
+    )
     # Trap: the same event twice.
     frame = frame[source_row]
     if o.release.startswith("3"):
@@ -197,17 +248,38 @@ def _block(
     empty = pl.lit(None, dtype=pl.String)
     if lab:
         columns = [
-            pl.int_range(event_id, event_id + n, dtype=pl.Int64).alias("labevent_id"), "subject_id",
+            pl.int_range(event_id, event_id + n, dtype=pl.Int64).alias("labevent_id"),
+            "subject_id",
             pl.when("no_visit").then(None).otherwise("hadm_id").alias("hadm_id"),
-            pl.int_range(event_id, event_id + n, dtype=pl.Int64).alias("specimen_id"), "itemid", empty.alias("order_provider_id"),
-            pl.col("time").alias("charttime"), (pl.col("time") + pl.duration(minutes=50)).alias("storetime"), "value", "valuenum", unit,
-            empty.alias("ref_range_lower"), empty.alias("ref_range_upper"), empty.alias("flag"), pl.lit("ROUTINE").alias("priority"),
-            pl.when(pl.col("valuenum").is_null()).then(pl.lit('___ "HOLD", see note')).otherwise(None).alias("comments"),
-        ]  # fmt: skip
+            pl.int_range(event_id, event_id + n, dtype=pl.Int64).alias("specimen_id"),
+            "itemid",
+            empty.alias("order_provider_id"),
+            pl.col("time").alias("charttime"),
+            (pl.col("time") + pl.duration(minutes=50)).alias("storetime"),
+            "value",
+            "valuenum",
+            unit,
+            empty.alias("ref_range_lower"),
+            empty.alias("ref_range_upper"),
+            empty.alias("flag"),
+            pl.lit("ROUTINE").alias("priority"),
+            pl.when(pl.col("valuenum").is_null())
+            .then(pl.lit('___ "HOLD", see note'))
+            .otherwise(None)
+            .alias("comments"),
+        ]
     else:
         columns = [
-            "subject_id", "hadm_id", (pl.col("hadm_id") + 10_000_000).alias("stay_id"), (pl.col("itemid") % 9973).alias("caregiver_id"),
-            pl.col("time").alias("charttime"), (pl.col("time") + pl.duration(minutes=4)).alias("storetime"), "itemid", "value", "valuenum",
-            unit, pl.lit(0, dtype=pl.Int8).alias("warning"),
-        ]  # fmt: skip
+            "subject_id",
+            "hadm_id",
+            (pl.col("hadm_id") + 10_000_000).alias("stay_id"),
+            (pl.col("itemid") % 9973).alias("caregiver_id"),
+            pl.col("time").alias("charttime"),
+            (pl.col("time") + pl.duration(minutes=4)).alias("storetime"),
+            "itemid",
+            "value",
+            "valuenum",
+            unit,
+            pl.lit(0, dtype=pl.Int8).alias("warning"),
+        ]
     return frame.select(columns)

@@ -43,35 +43,69 @@ def discharge_table(people: People, o: MimicSimulation) -> pl.DataFrame:
     died = visits["terminal"]
     fate = pl.select(pl.when(died).then(pl.lit("Expired")).otherwise(pl.lit("Home With Service"))).to_series()
     end = pl.select(
-        pl.when(died).then(pl.lit("The patient was made comfortable and passed away with family at bedside."))
+        pl.when(died)
+        .then(pl.lit("The patient was made comfortable and passed away with family at bedside."))
         .otherwise(pl.lit("The patient was discharged in stable condition."))
-    ).to_series()  # fmt: skip
-    frame = pl.DataFrame({"a": a, "b": b, "c": c, "d": d, "e": e, "f": f, "complaint": complaint, "fate": fate, "end": end,
-                          **{f"p{i}": s for i, s in enumerate(plain)}})  # fmt: skip
+    ).to_series()
+    frame = pl.DataFrame(
+        {
+            "a": a,
+            "b": b,
+            "c": c,
+            "d": d,
+            "e": e,
+            "f": f,
+            "complaint": complaint,
+            "fate": fate,
+            "end": end,
+            **{f"p{i}": s for i, s in enumerate(plain)},
+        }
+    )
     text = pl.format(
         " \nName:  ___                     Unit No:   ___\n \nAdmission Date:  ___              Discharge Date:   ___\n \n"
-        "Service: MEDICINE\n \nChief Complaint:\n{}\n \nHistory of Present Illness:\n___ y/o patient who says \"I feel weak\", {}.\n"
+        'Service: MEDICINE\n \nChief Complaint:\n{}\n \nHistory of Present Illness:\n___ y/o patient who says "I feel weak", {}.\n'
         "On arrival {}, and {}.\n \nPast Medical History:\n{}.\n \nPhysical Exam:\n{}.\n \nBrief Hospital Course:\n"
         "# Main problem: {}; {}.\nIn the ICU {}. {}, {}. {}\n \nDischarge Disposition:\n{}\n \nDischarge Condition:\n"
         "Mental Status: {}.\n \nDischarge Instructions:\nDear Mr./Ms. ___, {}.\n",
-        "complaint", "p0", "a", "p1", "p2", "b", "c", "p3", "d", "e", "f", "end", "fate", "fate", "p0",
-    )  # fmt: skip
+        "complaint",
+        "p0",
+        "a",
+        "p1",
+        "p2",
+        "b",
+        "c",
+        "p3",
+        "d",
+        "e",
+        "f",
+        "end",
+        "fate",
+        "fate",
+        "p0",
+    )
     subject = people.patients["subject_id"].gather(visits["patient"])
     seq = visits["number"].cast(pl.Int32) + 1
     day = visits["discharge"] // DAY * DAY
     return frame.select(
-        pl.format("{}-DS-{}", subject, seq).alias("note_id"), subject.alias("subject_id"), visits["hadm_id"],
-        pl.lit("DS").alias("note_type"), seq.alias("note_seq"), moments(day).alias("charttime"),
-        moments(visits["discharge"] + 600).alias("storetime"), text.alias("text"),
-    )  # fmt: skip
+        pl.format("{}-DS-{}", subject, seq).alias("note_id"),
+        subject.alias("subject_id"),
+        visits["hadm_id"],
+        pl.lit("DS").alias("note_type"),
+        seq.alias("note_seq"),
+        moments(day).alias("charttime"),
+        moments(visits["discharge"] + 600).alias("storetime"),
+        text.alias("text"),
+    )
 
 
 def radiology_table(people: People, o: MimicSimulation) -> pl.DataFrame:
     """note/radiology: two reports a visit, one of them of an outpatient (blank hadm_id) before the admission."""
     rng = generator(o.seed, "mimic radiology notes")
-    visits = pl.concat([v := _with_notes(people), v.with_columns(pl.lit(True).alias("before"))], how="diagonal").with_columns(
-        pl.col("before").fill_null(False)
-    ).sort("visit", "before")  # fmt: skip
+    visits = (
+        pl.concat([v := _with_notes(people), v.with_columns(pl.lit(True).alias("before"))], how="diagonal")
+        .with_columns(pl.col("before").fill_null(False))
+        .sort("visit", "before")
+    )
     a, b = _sentences(people, visits, rng, 2)
     frame = pl.DataFrame({"a": a, "b": b})
     subject = people.patients["subject_id"].gather(visits["patient"])
@@ -86,7 +120,12 @@ def radiology_table(people: People, o: MimicSimulation) -> pl.DataFrame:
         "EXAMINATION:  CHEST (PORTABLE AP)\n \nINDICATION:  {}.\n \nFINDINGS: \n \nNo pneumothorax. {}.\n", "a", "b"
     )
     return frame.select(
-        pl.format("{}-RR-{}", subject, seq).alias("note_id"), subject.alias("subject_id"),
-        pl.when(before).then(None).otherwise(visits["hadm_id"]).alias("hadm_id"), pl.lit("RR").alias("note_type"),
-        seq.alias("note_seq"), moments(minute).alias("charttime"), moments(minute + 30).alias("storetime"), text.alias("text"),
-    )  # fmt: skip
+        pl.format("{}-RR-{}", subject, seq).alias("note_id"),
+        subject.alias("subject_id"),
+        pl.when(before).then(None).otherwise(visits["hadm_id"]).alias("hadm_id"),
+        pl.lit("RR").alias("note_type"),
+        seq.alias("note_seq"),
+        moments(minute).alias("charttime"),
+        moments(minute + 30).alias("storetime"),
+        text.alias("text"),
+    )

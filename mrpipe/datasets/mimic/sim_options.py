@@ -16,8 +16,11 @@ class MimicSimulation:
     n_chart_rows: int = option(60_000, "rows of icu/chartevents")
     n_lab_rows: int = option(40_000, "rows of hosp/labevents")
     seed: int = option(0, "seed of every draw")
-    release: str = option("2.2", "layout of this release; 3.1 adds year group 2020 - 2022, without notes, and other row order",
-                          choices=("2.0", "2.2", "3.1"))  # fmt: skip
+    release: str = option(
+        "2.2",
+        "layout of this release; 3.1 adds year group 2020 - 2022, without notes, and other row order",
+        choices=("2.0", "2.2", "3.1"),
+    )
     eligible: float = option(0.4, "share of patients with several ICD-9 visits and an ICU stay")
     mortality: float = option(0.226, "share of deaths within a year of the index discharge")
     strength: float = option(

@@ -82,12 +82,21 @@ def draw_patients(o: MimicSimulation) -> pl.DataFrame:
     )
     group = np.array(groups)[rng.integers(0, len(groups), n)]
     subject = 10_000_000 + np.arange(n, dtype=np.int64) * 9 + rng.integers(0, 9, n)
-    return pl.DataFrame({
-        "subject_id": subject, "kind": kind.astype(np.int8), **{f: factors[:, i] for i, f in enumerate(FACTORS)},
-        "probability": probability, "dies": dies, "has_notes": ~no_notes & (group != "2020 - 2022"),
-        "has_procedures": ~no_procedures, "gender": np.array(["F", "M"])[rng.integers(0, 2, n)],
-        "anchor_age": np.where(age > 89, 91, age), "anchor_year": year, "anchor_year_group": group,
-    })  # fmt: skip
+    return pl.DataFrame(
+        {
+            "subject_id": subject,
+            "kind": kind.astype(np.int8),
+            **{f: factors[:, i] for i, f in enumerate(FACTORS)},
+            "probability": probability,
+            "dies": dies,
+            "has_notes": ~no_notes & (group != "2020 - 2022"),
+            "has_procedures": ~no_procedures,
+            "gender": np.array(["F", "M"])[rng.integers(0, 2, n)],
+            "anchor_age": np.where(age > 89, 91, age),
+            "anchor_year": year,
+            "anchor_year_group": group,
+        }
+    )
 
 
 def draw_people(o: MimicSimulation) -> People:
@@ -128,10 +137,19 @@ def draw_people(o: MimicSimulation) -> People:
     icu = (number == 0) | (rng.random(len(patient)) < 0.6)
     icu &= (kind != 4)[patient]
     last = counted[patient] - 1
-    visits = pl.DataFrame({
-        "patient": patient, "hadm_id": 20_000_000 + np.arange(len(patient), dtype=np.int64) * 3 + 1, "number": number,
-        "admit": admit, "discharge": discharge, "icd": icd, "icu": icu, "terminal": terminal, "index": number == last,
-    })  # fmt: skip
+    visits = pl.DataFrame(
+        {
+            "patient": patient,
+            "hadm_id": 20_000_000 + np.arange(len(patient), dtype=np.int64) * 3 + 1,
+            "number": number,
+            "admit": admit,
+            "discharge": discharge,
+            "icd": icd,
+            "icu": icu,
+            "terminal": terminal,
+            "index": number == last,
+        }
+    )
     return People(patients=_deaths(patients, visits, o), visits=visits)
 
 
@@ -195,16 +213,26 @@ def admissions_table(people: People, o: MimicSimulation) -> pl.DataFrame:
     def pick(values: tuple[str, ...]) -> pl.Series:
         return pl.Series(np.array(values)[rng.integers(0, len(values), n)])
 
-    frame = pl.DataFrame({
-        "subject_id": people.patients["subject_id"].gather(v["patient"]), "hadm_id": v["hadm_id"],
-        "admittime": moments(v["admit"]), "dischtime": moments(v["discharge"]), "deathtime": moments(death),
-        "admission_type": pick(pools.ADMISSION_TYPES), "admit_provider_id": pick(("P03YMR", "P41R5N", "P233F6")),
-        "admission_location": pick(("EMERGENCY ROOM", "TRANSFER FROM HOSPITAL", "PHYSICIAN REFERRAL")),
-        "discharge_location": pick(pools.LOCATIONS), "insurance": pick(pools.INSURANCE), "language": pick(("ENGLISH", "?")),
-        "marital_status": pick(("MARRIED", "SINGLE", "WIDOWED")), "race": pick(pools.RACES),
-        "edregtime": pl.Series([None] * n, dtype=pl.String), "edouttime": pl.Series([None] * n, dtype=pl.String),
-        "hospital_expire_flag": terminal.astype(np.int8),
-    })  # fmt: skip
+    frame = pl.DataFrame(
+        {
+            "subject_id": people.patients["subject_id"].gather(v["patient"]),
+            "hadm_id": v["hadm_id"],
+            "admittime": moments(v["admit"]),
+            "dischtime": moments(v["discharge"]),
+            "deathtime": moments(death),
+            "admission_type": pick(pools.ADMISSION_TYPES),
+            "admit_provider_id": pick(("P03YMR", "P41R5N", "P233F6")),
+            "admission_location": pick(("EMERGENCY ROOM", "TRANSFER FROM HOSPITAL", "PHYSICIAN REFERRAL")),
+            "discharge_location": pick(pools.LOCATIONS),
+            "insurance": pick(pools.INSURANCE),
+            "language": pick(("ENGLISH", "?")),
+            "marital_status": pick(("MARRIED", "SINGLE", "WIDOWED")),
+            "race": pick(pools.RACES),
+            "edregtime": pl.Series([None] * n, dtype=pl.String),
+            "edouttime": pl.Series([None] * n, dtype=pl.String),
+            "hospital_expire_flag": terminal.astype(np.int8),
+        }
+    )
     timed = pl.Series(terminal & ~untimed)
     return frame.with_columns(
         pl.when(timed).then("deathtime").alias("deathtime"),
@@ -220,15 +248,28 @@ def icustays_table(people: People, o: MimicSimulation) -> pl.DataFrame:
     inside = begin + ((end - begin) * 0.2).astype(np.int64)
     out = inside + ((end - inside) * 0.6).astype(np.int64)
     unit = pl.Series(np.array(pools.CAREUNITS)[rng.integers(0, len(pools.CAREUNITS), len(v))])
-    return pl.DataFrame({
-        "subject_id": people.patients["subject_id"].gather(v["patient"]), "hadm_id": v["hadm_id"],
-        "stay_id": v["hadm_id"] + 10_000_000, "first_careunit": unit, "last_careunit": unit,
-        "intime": moments(inside), "outtime": moments(out), "los": (out - inside) / DAY,
-    })  # fmt: skip
+    return pl.DataFrame(
+        {
+            "subject_id": people.patients["subject_id"].gather(v["patient"]),
+            "hadm_id": v["hadm_id"],
+            "stay_id": v["hadm_id"] + 10_000_000,
+            "first_careunit": unit,
+            "last_careunit": unit,
+            "intime": moments(inside),
+            "outtime": moments(out),
+            "los": (out - inside) / DAY,
+        }
+    )
 
 
-def _codes(people: People, rows: NDArray[Any], pool: tuple[tuple[str, str, float, float], ...], factor: NDArray[np.float64],
-           version: int, rng: np.random.Generator) -> pl.DataFrame:  # fmt: skip
+def _codes(
+    people: People,
+    rows: NDArray[Any],
+    pool: tuple[tuple[str, str, float, float], ...],
+    factor: NDArray[np.float64],
+    version: int,
+    rng: np.random.Generator,
+) -> pl.DataFrame:
     base, loading = np.array([c[2] for c in pool]), np.array([c[3] for c in pool])
     drawn = rng.random((len(rows), len(pool))) < sigmoid(base + loading * factor[:, None])
     # No visit is without its principal diagnosis.
@@ -237,10 +278,14 @@ def _codes(people: People, rows: NDArray[Any], pool: tuple[tuple[str, str, float
     order = np.lexsort((rng.random(len(visit)), visit))
     visit, code = visit[order], code[order]
     first = np.searchsorted(visit, visit)
-    return pl.DataFrame({
-        "row": rows[visit], "seq_num": (np.arange(len(visit)) - first + 1).astype(np.int32),
-        "icd_code": pl.Series([c[0] for c in pool]).gather(code), "icd_version": np.full(len(visit), version, dtype=np.int8),
-    })  # fmt: skip
+    return pl.DataFrame(
+        {
+            "row": rows[visit],
+            "seq_num": (np.arange(len(visit)) - first + 1).astype(np.int32),
+            "icd_code": pl.Series([c[0] for c in pool]).gather(code),
+            "icd_version": np.full(len(visit), version, dtype=np.int8),
+        }
+    )
 
 
 def code_tables(people: People, o: MimicSimulation) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -256,8 +301,14 @@ def code_tables(people: People, o: MimicSimulation) -> tuple[pl.DataFrame, pl.Da
         _codes(people, nine, pools.DX9, factor[nine], 9, rng),
         _codes(people, ten, pools.DX10, factor[ten], 10, rng),
     ]
-    extra = pl.DataFrame({"row": mixed, "seq_num": np.full(len(mixed), 39, dtype=np.int32), "icd_code": ["I10"] * len(mixed),
-                          "icd_version": np.full(len(mixed), 10, dtype=np.int8)})  # fmt: skip
+    extra = pl.DataFrame(
+        {
+            "row": mixed,
+            "seq_num": np.full(len(mixed), 39, dtype=np.int32),
+            "icd_code": ["I10"] * len(mixed),
+            "icd_version": np.full(len(mixed), 10, dtype=np.int8),
+        }
+    )
     has = p["has_procedures"].gather(v["patient"]).to_numpy() & (rng.random(len(v)) < 0.8)
     # A patient that has procedures at all has one in the first visit.
     has |= p["has_procedures"].gather(v["patient"]).to_numpy() & (v["number"].to_numpy() == 0)
@@ -278,5 +329,7 @@ def code_tables(people: People, o: MimicSimulation) -> tuple[pl.DataFrame, pl.Da
     admit = moments(v["admit"]).dt.date().gather(pr["row"])
     return (
         dx.select("subject_id", "hadm_id", "seq_num", "icd_code", "icd_version"),
-        pr.with_columns(admit.alias("chartdate")).select("subject_id", "hadm_id", "seq_num", "chartdate", "icd_code", "icd_version"),
-    )  # fmt: skip
+        pr.with_columns(admit.alias("chartdate")).select(
+            "subject_id", "hadm_id", "seq_num", "chartdate", "icd_code", "icd_version"
+        ),
+    )

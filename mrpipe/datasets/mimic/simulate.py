@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import queue
-import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ import polars as pl
 from isal import igzip
 
 from mrpipe.datasets.mimic import sim_pools as pools
+from mrpipe.datasets.mimic.ahead import ahead
 from mrpipe.datasets.mimic.sim_events import dictionary, event_blocks
 from mrpipe.datasets.mimic.sim_notes import discharge_table, radiology_table
 from mrpipe.datasets.mimic.sim_options import MimicSimulation
@@ -54,49 +53,27 @@ def _write(raw: Path, name: str, frames: Iterable[pl.DataFrame], o: MimicSimulat
     """One table; a thread makes the text while this one compresses it."""
     path = raw / f"{name}.csv{'.gz' if o.compressed else ''}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    blocks: queue.Queue[bytes | BaseException | None] = queue.Queue(maxsize=2)
-    stopped = threading.Event()
+    with path.open("wb") as target:
+        if not o.compressed:
+            target.writelines(ahead(_csv(name, frames, o)))
+            return
+        # No file name and no time in the header: the same export is the same bytes.
+        with igzip.IGzipFile("", "wb", compresslevel=1, fileobj=target, mtime=0) as handle:  # type: ignore[no-untyped-call]
+            for block in ahead(_csv(name, frames, o)):
+                handle.write(block)  # type: ignore[no-untyped-call]
 
-    def put(item: bytes | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                return blocks.put(item, timeout=0.2)
-            except queue.Full:
-                continue
 
-    def produce() -> None:
-        order: list[str] | None = None
-        try:
-            for number, frame in enumerate(frames):
-                if o.release == "2.0":
-                    frame = frame.drop([c for c in PROVIDER_COLUMNS if c in frame.columns])
-                if o.shuffle_columns:
-                    order = (
-                        order or generator(o.seed, "mimic columns", name).permutation(sorted(frame.columns)).tolist()
-                    )
-                    frame = frame.select(order)
-                out = io.BytesIO()
-                frame.write_csv(out, include_header=number == 0, datetime_format="%Y-%m-%d %H:%M:%S")
-                put(out.getvalue())
-            put(None)
-        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
-            put(error)
-
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
-    try:
-        with path.open("wb") as target:
-            # No file name and no time in the header: the same export is the same bytes.
-            handle = igzip.IGzipFile("", "wb", compresslevel=1, fileobj=target, mtime=0) if o.compressed else target
-            while (block := blocks.get()) is not None:
-                if isinstance(block, BaseException):
-                    raise block
-                handle.write(block)
-            if handle is not target:
-                handle.close()
-    finally:
-        stopped.set()
-        thread.join()
+def _csv(name: str, frames: Iterable[pl.DataFrame], o: MimicSimulation) -> Iterator[bytes]:
+    order: list[str] | None = None
+    for number, frame in enumerate(frames):
+        if o.release == "2.0":
+            frame = frame.drop([c for c in PROVIDER_COLUMNS if c in frame.columns])
+        if o.shuffle_columns:
+            order = order or generator(o.seed, "mimic columns", name).permutation(sorted(frame.columns)).tolist()
+            frame = frame.select(order)
+        out = io.BytesIO()
+        frame.write_csv(out, include_header=number == 0, datetime_format="%Y-%m-%d %H:%M:%S")
+        yield out.getvalue()
 
 
 def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
@@ -139,13 +116,19 @@ def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
     p = people.patients
     frame = p.select(
         pl.col("subject_id").cast(pl.String).alias("sample_id"),
-        pl.Series("kind", np.array(KINDS)[p["kind"].to_numpy()]), *FACTORS,
-        pl.col("probability"), pl.col("dies").cast(pl.Int8).alias("label"), "has_notes", "has_procedures",
-    )  # fmt: skip
+        pl.Series("kind", np.array(KINDS)[p["kind"].to_numpy()]),
+        *FACTORS,
+        pl.col("probability"),
+        pl.col("dies").cast(pl.Int8).alias("label"),
+        "has_notes",
+        "has_procedures",
+    )
     write_frame(truth / "truth.parquet", frame.sort("sample_id"))
     model = {
         "label": "P(dead within a year of the index discharge) = sigmoid(b + strength · sum of the four factors)",
         "probability": "of a predictor that sees the factors; the export shows them through noise",
-        "factors": list(FACTORS), "strength": o.strength, "in the cohort": "kind = eligible",
-    }  # fmt: skip
+        "factors": list(FACTORS),
+        "strength": o.strength,
+        "in the cohort": "kind = eligible",
+    }
     write_text(truth / "model.json", json.dumps(model, indent=1, ensure_ascii=False) + "\n")

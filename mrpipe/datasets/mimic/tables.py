@@ -56,22 +56,35 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column(name="icd_code", nullable=False),
         Column(name="icd_version", dtype=pl.Int8, nullable=False),
     ),
-    "hosp/d_icd_diagnoses": (Column(name="icd_code"), Column(name="icd_version", dtype=pl.Int8), Column(name="long_title")),
-    "hosp/d_icd_procedures": (Column(name="icd_code"), Column(name="icd_version", dtype=pl.Int8), Column(name="long_title")),
+    "hosp/d_icd_diagnoses": (
+        Column(name="icd_code"),
+        Column(name="icd_version", dtype=pl.Int8),
+        Column(name="long_title"),
+    ),
+    "hosp/d_icd_procedures": (
+        Column(name="icd_code"),
+        Column(name="icd_version", dtype=pl.Int8),
+        Column(name="long_title"),
+    ),
     "hosp/d_labitems": (
         Column(name="itemid", dtype=pl.Int64, nullable=False),
         Column(name="label"),
         Column(name="fluid", required=False),
         Column(name="category", required=False),
     ),
-    "icu/icustays": (_SUBJECT, _HADM, Column(name="stay_id", dtype=pl.Int64, nullable=False), Column(name="intime", dtype=SECONDS)),
+    "icu/icustays": (
+        _SUBJECT,
+        _HADM,
+        Column(name="stay_id", dtype=pl.Int64, nullable=False),
+        Column(name="intime", dtype=SECONDS),
+    ),
     "icu/d_items": (
         Column(name="itemid", dtype=pl.Int64, nullable=False),
         Column(name="label"),
         Column(name="category", required=False),
         Column(name="unitname", required=False),
     ),
-}  # fmt: skip
+}
 _MEASUREMENT = (
     Column(name="subject_id", dtype=pl.Int64, nullable=False),
     _HADM_OR_NONE,
@@ -93,8 +106,12 @@ _NOTE = (
 SCANNED = ("hosp/diagnoses_icd", "hosp/procedures_icd")
 EVENTS: Mapping[str, tuple[Column, ...]] = {"labevents": _MEASUREMENT, "chartevents": _MEASUREMENT}
 NOTES: Mapping[str, tuple[Column, ...]] = {"discharge": _NOTE, "radiology": _NOTE}
-PLACES = {"labevents": "hosp/labevents", "chartevents": "icu/chartevents", "discharge": "note/discharge",
-          "radiology": "note/radiology"}  # fmt: skip
+PLACES = {
+    "labevents": "hosp/labevents",
+    "chartevents": "icu/chartevents",
+    "discharge": "note/discharge",
+    "radiology": "note/radiology",
+}
 
 
 def table_patterns(name: str) -> list[str]:

@@ -1,0 +1,246 @@
+"""Parts of measurements, brought together in order of patients, each item in one unit, impossible values set aside."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SCHEMA
+from mrpipe.datasets.mimic.options import MimicOptions
+from mrpipe.datasets.mimic.ranges import MERGED, RANGES, UNITS, conversion
+from mrpipe.errors import DataError, Fault
+from mrpipe.parquet import read_metadata
+
+Group = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items of an export's cohort, in one unit each.
+
+    Attributes:
+        items: (n_items,) item keys (source · ITEM_BASE + itemid) after merging, sorted: the levels.
+        units: their units.
+        pairs: (n_pairs,) sorted keys item · 2^16 + unit code, of all measurements as charted.
+        level, factor, offset: (n_pairs,) which level a pair becomes (-1: its unit cannot be converted), and how.
+        low, high: (n_items,) possible values.
+    """
+
+    items: NDArray[np.int64]
+    units: list[str]
+    pairs: NDArray[np.int64]
+    level: NDArray[np.int64]
+    factor: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def resolve_items(counts: Counter[tuple[int, str]], options: MimicOptions) -> tuple[Items, dict[tuple[int, str], int]]:
+    """Choose each item's unit (a declared one, else the most frequent; ties by name) and how every other becomes it.
+
+    Args:
+        counts: (item key, unit) → how many measurements.
+
+    Returns:
+        the items, and (item key, unit) → position in `level` (pairs there are in the order of sorted keys).
+    """
+
+    def target(key: int, unit: str) -> tuple[int, str]:
+        merged = MERGED.get(key % ITEM_BASE)
+        if merged and unit in ("", merged[0]):
+            return key - key % ITEM_BASE + merged[1], merged[0]
+        return key, unit
+
+    by_item: dict[int, Counter[str]] = {}
+    for (key, unit), n in counts.items():
+        item, found = target(key, unit)
+        by_item.setdefault(item, Counter())[found] += n
+    wanted = {}
+    for item, units in by_item.items():
+        named = sorted((-n, u) for u, n in units.items() if u)
+        wanted[item] = UNITS.get(item % ITEM_BASE) or (named[0][1] if named else "")
+    items = sorted(by_item)
+    position = {item: i for i, item in enumerate(items)}
+    pairs = sorted(counts)
+    level, factor, offset = [], [], []
+    for key, unit in pairs:
+        item, found = target(key, unit)
+        rule = conversion(item % ITEM_BASE, found, wanted[item])
+        level.append(position[item] if rule else -1)
+        factor.append(rule[0] if rule else 1.0)
+        offset.append(rule[1] if rule else 0.0)
+    unlimited = (-np.inf, np.inf)
+    ranges = [RANGES.get(i % ITEM_BASE, unlimited) if options.outlier_ranges else unlimited for i in items]
+    resolved = Items(
+        items=np.array(items, dtype=np.int64),
+        units=[wanted[i] for i in items],
+        pairs=np.arange(len(pairs)),
+        level=np.array(level, dtype=np.int64),
+        factor=np.array(factor),
+        offset=np.array(offset),
+        low=np.array([r[0] for r in ranges]),
+        high=np.array([r[1] for r in ranges]),
+    )
+    return resolved, {pair: i for i, pair in enumerate(pairs)}
+
+
+class Parts:
+    """The part files of a preparation, read together in order of rank."""
+
+    def __init__(self, paths: Sequence[Path], options: MimicOptions):
+        self._paths = list(paths)
+        states = [json.loads(read_metadata(p)[PART_KEY]) for p in self._paths]
+        counts: Counter[tuple[int, str]] = Counter()
+        self.tally: Counter[str] = Counter()
+        for state in states:
+            for item, unit, n in state["items"]:
+                counts[item, state["units"][unit]] += n
+            self.tally.update(state["counts"])
+        self.n_rows = sum(s["n_rows"] for s in states)
+        if not counts:
+            raise DataError(
+                Fault(
+                    file="hosp/labevents, icu/chartevents",
+                    expected="measurements of the cohort's patients",
+                    found="none",
+                    fix="Do these tables belong to this export?",
+                )
+            )
+        self.items, self._pair = resolve_items(counts, options)
+        self._options = options
+        # Per part: the key item · 2^16 + code (the part's own unit codes) → position of the pair.
+        self._keys = []
+        for state in states:
+            keys = sorted(
+                (item * 2**16 + unit, self._pair[item, state["units"][unit]]) for item, unit, _ in state["items"]
+            )
+            self._keys.append(
+                (np.array([k for k, _ in keys], dtype=np.int64), np.array([v for _, v in keys], dtype=np.int64))
+            )
+        self.set_aside: dict[str, NDArray[np.int64]] = {
+            reason: np.zeros(len(self.items.items), dtype=np.int64) for reason in ("impossible value", "same again")
+        }
+        self.patients = np.zeros(len(self.items.items), dtype=np.int64)
+        self.other_units = 0
+
+    def groups(self) -> Iterator[Group]:
+        """Whole patients: `rank`, `hours`, `level`, `value` (float32), in order of rank, time, level, value."""
+        for group in self._merged():
+            yield self._clean(group)
+
+    def _read(self, which: int) -> Iterator[Group]:
+        file = pq.ParquetFile(self._paths[which])
+        keys, pairs = self._keys[which]
+        for g in range(file.num_row_groups):
+            table = file.read_row_group(g)
+            columns = {n: table[n].to_numpy() for n in SCHEMA.names}
+            key = columns["item"].astype(np.int64) * 2**16 + columns["unit"]
+            columns["pair"] = pairs[np.searchsorted(keys, key)]
+            yield {n: columns[n] for n in ("rank", "seconds", "pair", "value")}
+
+    def _merged(self) -> Iterator[Group]:
+        readers = [self._read(i) for i in range(len(self._paths))]
+        waiting: dict[int, Group] = {}
+        while True:
+            for i, reader in enumerate(readers):
+                if i not in waiting:
+                    group = next(reader, None)
+                    if group is not None:
+                        waiting[i] = group
+            if not waiting:
+                return
+            # Every part has been read past this rank; a part never splits a patient over two groups.
+            reach = min(int(g["rank"][-1]) for g in waiting.values())
+            pieces = []
+            for i in sorted(waiting):
+                cut = int(np.searchsorted(waiting[i]["rank"], reach, side="right"))
+                if cut:
+                    pieces.append({n: c[:cut] for n, c in waiting[i].items()})
+                rest = {n: c[cut:] for n, c in waiting[i].items()}
+                if len(rest["rank"]):
+                    waiting[i] = rest
+                else:
+                    del waiting[i]
+            yield {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
+
+    def _clean(self, group: Group) -> Group:
+        items, pair = self.items, group["pair"]
+        level = items.level[pair]
+        value = group["value"].astype(np.float64) * items.factor[pair] + items.offset[pair]
+        convertible = level >= 0
+        self.other_units += int((~convertible).sum())
+        possible = (value >= items.low[level]) & (value <= items.high[level])
+        self._count("impossible value", level[convertible & ~possible])
+        keep = convertible & possible
+        rank, level = group["rank"][keep].astype(np.int64), level[keep]
+        seconds, value = group["seconds"][keep], value[keep].astype(np.float32)
+        hours = seconds / 3600.0
+        if self._options.bin_hours:
+            return self._binned(rank, np.floor(hours / self._options.bin_hours), level, value)
+        order = np.lexsort((value, _one_key(rank, seconds, level)))
+        rank, seconds, level, value = rank[order], seconds[order], level[order], value[order]
+        again = np.zeros(len(rank), dtype=bool)
+        again[1:] = (
+            (rank[1:] == rank[:-1])
+            & (seconds[1:] == seconds[:-1])
+            & (level[1:] == level[:-1])
+            & (value[1:] == value[:-1])
+        )
+        self._count("same again", level[again])
+        return {
+            "rank": rank[~again],
+            "hours": hours[order][~again].astype(np.float32),
+            "level": level[~again],
+            "value": value[~again],
+        }
+
+    def _binned(self, rank: Any, number: Any, level: Any, value: Any) -> Group:
+        order = np.lexsort((value, level, number, rank))
+        rank, number, level, value = rank[order], number[order], level[order], value[order]
+        new = np.ones(len(rank), dtype=bool)
+        new[1:] = (rank[1:] != rank[:-1]) | (number[1:] != number[:-1]) | (level[1:] != level[:-1])
+        starts = np.flatnonzero(new)
+        n = np.diff(starts, append=len(rank))
+        mean = np.add.reduceat(value.astype(np.float64), starts) / n if len(starts) else value
+        return {
+            "rank": rank[starts],
+            "hours": (number[starts] * self._options.bin_hours).astype(np.float32),
+            "level": level[starts],
+            "value": mean.astype(np.float32),
+        }
+
+    def _count(self, reason: str, level: NDArray[np.int64]) -> None:
+        self.set_aside[reason] += np.bincount(level, minlength=len(self.items.items))
+
+    def report(self, name: str) -> str:
+        """How many measurements were set aside, and why, in one line."""
+        reasons = Counter(self.tally)
+        reasons["set aside: in a unit that cannot be converted"] += self.other_units
+        reasons["set aside: impossible value"] += int(self.set_aside["impossible value"].sum())
+        reasons["set aside: the same measurement again"] += int(self.set_aside["same again"].sum())
+        listed = "; ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items()) if n)
+        return f"{name}: {self.n_rows:,} rows of the cohort's patients: {listed}"
+
+
+def _one_key(rank: NDArray[np.int64], seconds: NDArray[np.int32], level: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A number that orders by rank, then time, then level: one key sorts several times as fast as three.
+
+    Time needs 32 bits, the level 14 (16,384 items), the rank within a group of half a million rows the other 17.
+    """
+    if not len(rank):
+        return rank
+    local = rank - rank[0]
+    if int(local.max()) >= 2**17 or int(level.max()) >= 2**14:
+        _, key = np.unique(np.stack([rank, seconds, level], axis=1), axis=0, return_inverse=True)
+        return key.reshape(-1).astype(np.int64)
+    packed: NDArray[np.int64] = (local << 46) | ((seconds.astype(np.int64) + 2**31) << 14) | level
+    return packed
