@@ -20,6 +20,7 @@ from model.config import Common
 from model.init import build
 from model.inputs import ModalitySpec
 from model.noise import Dropout, Noise
+from model.recurrent import last_state
 from mrpipe.errors import DataError, Fault
 
 Factory = Callable[[ModalitySpec, Common, Noise], nn.Module]
@@ -78,9 +79,7 @@ class Recurrent(nn.Module):
         self.tokens = Tokeniser(rnn.hidden_size, n_tokens, hidden)
 
     def forward(self, x: PackedSequence) -> Tensor:
-        last = self.rnn(x)[1]
-        state = last[0] if isinstance(last, tuple) else last
-        return self.tokens(state[-1])
+        return self.tokens(last_state(self.rnn, x))
 
 
 class _Pool(nn.MaxPool2d):

@@ -14,6 +14,7 @@ from model.encoders import CNN3D, VGG11, ImageEncoder, Tokeniser, build_encoders
 from model.init import build
 from model.inputs import GenotypeScale, GenotypeTable, ModalitySpec, PixelTable, SequenceTable
 from model.noise import Noise
+from model.recurrent import last_state
 from mrpipe.errors import DataError
 from mrpipe.store import unpack_genotypes
 from tests.model.synthetic import CPU
@@ -202,3 +203,23 @@ def test_a_weight_file_that_does_not_fit_names_the_layer(tmp_path: Path) -> None
     (tmp_path / "junk.pth").write_bytes(b"junk")
     with pytest.raises(DataError, match="a torch state dict"):
         one("image", image_weights=str(tmp_path / "junk.pth"))
+
+
+@pytest.mark.parametrize("cls", [nn.GRU, nn.LSTM])
+def test_written_out_gradients_equal_autograds(cls: type[nn.RNNBase]) -> None:
+    """In float64: state, and the gradients of every weight and of the input, against torch's own recurrence."""
+    generator = torch.Generator().manual_seed(0)
+    rnn = build(lambda: cls(3, 5), 0, "rnn").double()
+    packed = sequences([4, 1, 9, 2, 9]).gather(np.array([4, 0, 3, 2, 1, 3]))
+    weight = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    found = []
+    for own in (True, False):
+        x = packed.data.double().requires_grad_()
+        entry = nn.utils.rnn.PackedSequence(x, *packed[1:])
+        last = rnn(entry)[1]
+        state = last_state(rnn, entry) if own else (last[0] if isinstance(last, tuple) else last)[-1]
+        found.append((state, *torch.autograd.grad((state * weight).sum(), [x, *rnn.parameters()])))
+        with torch.no_grad():
+            torch.testing.assert_close(last_state(rnn, entry), state)
+    for own, autograd in zip(*found, strict=True):
+        torch.testing.assert_close(own, autograd)
