@@ -10,6 +10,7 @@ still run at step t. Gate order is torch's: reset, update, new; input, forget, c
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def _blocks(sizes: list[int]) -> list[tuple[int, int]]:
     edges = [0]
     for n in sizes:
         edges.append(edges[-1] + n)
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def _input_gradients(ctx: Any, x: Tensor, w_in: Tensor, d_in: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -72,7 +73,7 @@ class _GRU(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_h, gates, new, from_h, before = ctx.saved_tensors
         hidden = w_h.shape[1]
         reset, update = gates[:, :hidden], gates[:, hidden:]
@@ -123,7 +124,7 @@ class _LSTM(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_h, gates, h_before, c_before, c_tanh = ctx.saved_tensors
         hidden = w_h.shape[1]
         i, f, g, o = gates.split(hidden, dim=1)
