@@ -41,12 +41,13 @@ def run_scan(path: Path, out: Path, templates: tuple[Path, Path], **settings: An
     note = out / "result.json"
     if not note.exists():
         started = time.perf_counter()
-        done = process_scan(path, path.name, templates, ChainSettings(keep=True, **settings), out.with_suffix(".png"),
-                            timeout_s=3600, keep_in=out)  # fmt: skip
+        picture = out.with_name(out.name + ".png")
+        chosen = ChainSettings(keep=True, **settings)
+        done = process_scan(path, path.name, templates, chosen, picture, timeout_s=3600, keep_in=out)
         np.save(out / "map.npy", done.gm)
         digest = hashlib.sha256(done.gm.tobytes()).hexdigest()[:12]
-        note.write_text(json.dumps({"wall_s": time.perf_counter() - started, "seconds": done.seconds, "sha": digest,
-                                    "peak_mb": done.peak_mb, "numbers": done.numbers, "notes": done.notes}))  # fmt: skip
+        entry = {"wall_s": time.perf_counter() - started, "seconds": done.seconds, "sha": digest}
+        note.write_text(json.dumps(entry | {"peak_mb": done.peak_mb, "numbers": done.numbers, "notes": done.notes}))
     return json.loads(note.read_text())
 
 
@@ -130,8 +131,8 @@ def scans(data: Path, out: Path, registrations: list[str], also_slow: bool) -> N
                 done = run_scan(data / f"{s}_SS.nii.gz", folder, templates, registration="affine", brain=brain, **extra)
                 mask = np.asarray(nib.load(folder / "brain.nii.gz").dataobj) > 0
                 manual = np.asarray(nib.as_closest_canonical(nib.load(data / f"{s}_mask.nii.gz")).dataobj) > 0
-                print(s, name, json.dumps(done), json.dumps(native_dice(data, s, folder)), f"brain dice {dice(mask, manual):.4f}",
-                      flush=True)  # fmt: skip
+                print(s, name, json.dumps(done), json.dumps(native_dice(data, s, folder)), flush=True)
+                print(f"  brain Dice {dice(mask, manual):.4f}")
     for registration in registrations:
         done = run_scan(data / "chris_t1.nii.gz", out / f"chris.{registration}", templates, registration=registration)
         print("chris", registration, json.dumps(done), flush=True)
@@ -178,9 +179,8 @@ def maps(out: Path, n: int) -> None:
     print(f"load: {time.perf_counter() - started:.2f} s, {arrays.x.nbytes / 1e6:.0f} MB of {arrays.x.dtype}")
     started = time.perf_counter()
     loaded = np.load(raw / "ADNI_G.npy")
-    print(
-        f"np.load of the array (vectors, not volumes): {time.perf_counter() - started:.2f} s, {loaded.nbytes / 1e6:.0f} MB"
-    )
+    seconds = time.perf_counter() - started
+    print(f"np.load of the array (vectors, not volumes): {seconds:.2f} s, {loaded.nbytes / 1e6:.0f} MB")
     started = time.perf_counter()
     pq.ParquetFile(table).read_row_group(0)
     print(f"one row group: {time.perf_counter() - started:.2f} s; peak {peak_mb():.0f} MB")

@@ -147,7 +147,8 @@ def read_scan(
     size = "×".join(map(str, shape))
     if min(shape) < min_voxels:
         raise _refuse(shown_as, f"at least {min_voxels} voxels an axis", f"{size} voxels", "Too few slices for a T1.")
-    if spacing.max() > max_voxel_mm:
+    # Headers hold float32: an edge of 3 mm may read as a hair more.
+    if spacing.max() > max_voxel_mm * 1.001:
         found = f"voxels of {spacing[0]:.2f}×{spacing[1]:.2f}×{spacing[2]:.2f} mm"
         raise _refuse(shown_as, f"voxels of at most {max_voxel_mm:g} mm", found, "Low resolution: no structural T1.")
     extent = spacing * shape

@@ -26,7 +26,19 @@ from mrpipe.imaging.worker import ScanFailedError, ScanResult, process_scan
 from mrpipe.parquet import replacing, write_batches, write_text
 from mrpipe.raw import sha256
 
-NUMBERS = ("brain_ml", "gm_ml", "map_ml", "mass_ratio", "overlap", "ncc", "n_folded", "jacobian_min", "jacobian_max")
+NUMBERS = (
+    "brain_ml",
+    "gm_ml",
+    "fluid_share",
+    "white_share",
+    "map_ml",
+    "mass_ratio",
+    "overlap",
+    "ncc",
+    "n_folded",
+    "jacobian_min",
+    "jacobian_max",
+)
 # One row a scan that was tried: of which sample, what came of it, and why not.
 TRIED_SCHEMA = pl.Schema(
     {"sample_id": pl.String, "attempt": pl.Int32, "source": pl.String, "image_id": pl.String, "date": pl.Date,

@@ -32,7 +32,7 @@ DESCRIPTION = (
 )
 BATCH_ROWS = 16
 # Numbers whose outliers are flagged; folded voxels are 0 for nearly all, so a median says nothing.
-FLAGGED = ("brain_ml", "gm_ml", "mass_ratio", "overlap", "ncc")
+FLAGGED = ("brain_ml", "gm_ml", "fluid_share", "white_share", "mass_ratio", "overlap", "ncc")
 SHEET_SCANS = 200
 
 Row = tuple[str, NDArray[np.float32]]

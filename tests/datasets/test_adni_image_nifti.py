@@ -1,0 +1,185 @@
+"""Reading NIfTI scans with odd headers: read for sure, or refused with the reason."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mrpipe.errors import DataError
+from mrpipe.imaging.grid import read_grid
+from mrpipe.imaging.nifti import on_grid, read_scan, write_nifti
+
+SHAPE = (40, 50, 44)
+AFFINE = np.array([[3.0, 0, 0, -60], [0, 3.0, 0, -75], [0, 0, 3.0, -66], [0, 0, 0, 1]])
+
+
+def head(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    x, y, z = np.indices(shape)
+    return (100 * x + 10 * y + z).astype(np.int16)
+
+
+def save(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE, *, oriented: bool = True) -> Path:
+    nib.save(nib.Nifti1Image(data, affine), path)
+    if not oriented:
+        raw = bytearray(path.read_bytes())
+        raw[252:256] = bytes(4)  # qform_code, sform_code; nibabel would set them again
+        path.write_bytes(bytes(raw))
+    return path
+
+
+def test_axis_order_and_handedness_are_brought_to_ras(tmp_path: Path) -> None:
+    expected = read_scan(save(tmp_path / "a.nii", head()), "a")
+    np.testing.assert_array_equal(expected.data, head())
+    for codes in (("L", "A", "S"), ("P", "I", "R"), ("S", "L", "A")):
+        turn = nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(AFFINE), nib.orientations.axcodes2ornt(codes)
+        )
+        path = tmp_path / "b.nii.gz"
+        nib.save(nib.Nifti1Image(head(), AFFINE).as_reoriented(turn), path)
+        scan = read_scan(path, "b")
+        np.testing.assert_array_equal(scan.data, expected.data)
+        np.testing.assert_allclose(scan.affine, expected.affine, atol=1e-5)
+    assert expected.voxel_mm == pytest.approx((3.0, 3.0, 3.0))
+
+
+def test_big_endian_scaled_and_trailing_axes_are_read_and_noted(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(head(), AFFINE, nib.Nifti1Header(endianness=">"))
+    nib.save(image, tmp_path / "big.nii")
+    assert nib.load(tmp_path / "big.nii").header.endianness == ">"
+    scan = read_scan(tmp_path / "big.nii", "big")
+    np.testing.assert_array_equal(scan.data, head())
+    assert "big-endian" in scan.notes
+    squeezed = read_scan(save(tmp_path / "one.nii", head()[..., None, None]), "one")
+    np.testing.assert_array_equal(squeezed.data, head())
+    assert any("length 1" in n for n in squeezed.notes)
+    scaled = nib.Nifti1Image(head().astype(np.uint16), AFFINE)
+    scaled.header.set_slope_inter(0.5, 7.0)
+    nib.save(scaled, tmp_path / "scaled.nii")
+    np.testing.assert_allclose(read_scan(tmp_path / "scaled.nii", "s").data, 0.5 * head() + 7.0)
+
+
+def test_values_that_are_not_finite_become_zero(tmp_path: Path) -> None:
+    data = head().astype(np.float32)
+    data[3, 4, 5], data[6, 7, 8] = np.nan, np.inf
+    scan = read_scan(save(tmp_path / "a.nii", data), "a")
+    assert scan.data[3, 4, 5] == scan.data[6, 7, 8] == 0
+    assert np.isfinite(scan.data).all()
+    assert any("2 voxels" in n for n in scan.notes)
+
+
+def test_a_slightly_skewed_affine_is_set_right_and_a_sheared_one_refused(tmp_path: Path) -> None:
+    skewed = AFFINE.copy()
+    skewed[:2, 1] = 0.01, 2.9
+    scan = read_scan(save(tmp_path / "a.nii", head(), skewed), "a")
+    cosines = scan.affine[:3, :3] / np.linalg.norm(scan.affine[:3, :3], axis=0)
+    np.testing.assert_allclose(cosines.T @ cosines, np.eye(3), atol=1e-6)
+    skewed[0, 1] = 0.6
+    with pytest.raises(DataError, match="right angles"):
+        read_scan(save(tmp_path / "b.nii", head(), skewed), "b")
+
+
+COARSE = AFFINE @ np.diag([2.0, 1, 1, 1])
+SMALL = AFFINE @ np.diag([0.3, 0.3, 0.3, 1])
+
+
+@pytest.mark.parametrize(
+    ("data", "affine", "oriented", "says"),
+    [
+        (head()[..., None].repeat(2, axis=3), AFFINE, True, "2 volumes"),
+        (head()[:, :, :8], AFFINE, True, "at least 32 voxels"),
+        (head(), COARSE, True, "6.00×3.00×3.00 mm"),
+        (head(), SMALL, True, "field of view"),
+        (head(), AFFINE, False, "orientation"),
+        (np.full(SHAPE, 7, dtype=np.int16), AFFINE, True, "one value 7"),
+    ],
+)
+def test_what_is_no_structural_scan_is_refused_with_its_reason(data, affine, oriented, says, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=says) as caught:
+        read_scan(save(tmp_path / "x.nii", data, affine, oriented=oriented), "scan 7")
+    assert caught.value.faults[0].file == "scan 7"
+
+
+def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
+    whole = save(tmp_path / "a.nii.gz", head())
+    plain = tmp_path / "b.nii"
+    plain.write_bytes(gzip.decompress(whole.read_bytes()))
+    for source, size in ((whole, 3000), (plain, 60_000), (plain, 10), (plain, 0)):
+        path = tmp_path / f"cut{source.suffix}"
+        path.write_bytes(source.read_bytes()[:size])
+        with pytest.raises(DataError, match="complete NIfTI image") as caught:
+            read_scan(path, "I77")
+        assert str(tmp_path) not in str(caught.value)
+    (tmp_path / "text.nii").write_text("no image")
+    for name in ("text.nii", "absent.nii"):
+        with pytest.raises(DataError, match="complete NIfTI image"):
+            read_scan(tmp_path / name, "I77")
+    singular = save(tmp_path / "c.nii", head())
+    raw = bytearray(singular.read_bytes())
+    raw[280:328] = bytes(48)  # srow_x, srow_y, srow_z
+    singular.write_bytes(bytes(raw))
+    with pytest.raises(DataError, match="affine"):
+        read_scan(singular, "I77")
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    tilt = np.array([[0.98, -0.199, 0, 0], [0.199, 0.98, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    write_nifti(tmp_path / "a.nii.gz", head(), tilt @ AFFINE)
+    first = (tmp_path / "a.nii.gz").read_bytes()
+    np.testing.assert_allclose(nib.load(tmp_path / "a.nii.gz").affine, tilt @ AFFINE, atol=1e-4)
+    write_nifti(tmp_path / "b.nii.gz", head(), tilt @ AFFINE)
+    assert (tmp_path / "b.nii.gz").read_bytes() == first
+    np.testing.assert_array_equal(on_grid(tmp_path / "a.nii.gz", "a", SHAPE, tilt @ AFFINE), head())
+    with pytest.raises(DataError, match="mask's grid"):
+        on_grid(tmp_path / "a.nii.gz", "a", SHAPE, AFFINE)
+
+
+def test_masks_by_label_by_the_only_other_value_and_not_by_guess(tmp_path: Path) -> None:
+    labels = np.zeros(SHAPE, dtype=np.float32)
+    labels[5:9, 5:9, 5:9], labels[20:22, 20, 20] = 250, 150
+    write_nifti(tmp_path / "a.nii.gz", labels, AFFINE)
+    assert read_grid(tmp_path / "a.nii.gz", "a", label=150).n_voxels == 2
+    assert read_grid(tmp_path / "a.nii.gz", "a", label=0).n_voxels == 66
+    with pytest.raises(DataError, match="150, 250"):
+        read_grid(tmp_path / "a.nii.gz", "a", label=10)
+    write_nifti(tmp_path / "b.nii.gz", (labels == 250).astype(np.uint8), AFFINE)
+    assert read_grid(tmp_path / "b.nii.gz", "b", label=150).n_voxels == 64
+    write_nifti(tmp_path / "c.nii.gz", np.zeros(SHAPE, dtype=np.uint8), AFFINE)
+    with pytest.raises(DataError, match="label 150"):
+        read_grid(tmp_path / "c.nii.gz", "c", label=150)
+    with pytest.raises(DataError, match="empty"):
+        read_grid(tmp_path / "c.nii.gz", "c", label=0)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("example4d.nii.gz", "2 volumes"),
+        ("S0_10slices.nii.gz", "at least 32 voxels"),
+        ("anatomical.nii", "at least 32 voxels"),
+        ("someones_anatomy.nii.gz", ""),
+    ],
+)
+def test_real_odd_headers_are_read_or_refused(real_data_dir: Path, name: str, says: str) -> None:
+    path = real_data_dir / "brain" / "odd_headers" / name
+    if says:
+        with pytest.raises(DataError, match=says):
+            read_scan(path, name)
+        return
+    scan = read_scan(path, name)
+    assert scan.data.shape == (57, 67, 56)
+    assert scan.voxel_mm == pytest.approx((2.75, 2.75, 2.75))
+
+
+@pytest.mark.real_data
+def test_the_real_big_endian_file_is_read_once_it_may_be_small(real_data_dir: Path) -> None:
+    path = real_data_dir / "brain" / "odd_headers" / "anatomical.nii"
+    scan = read_scan(path, "anatomical", min_extent_mm=40, min_voxels=16)
+    assert "big-endian" in scan.notes
+    assert scan.data.shape == (33, 41, 25)
+    left = nib.load(path)
+    np.testing.assert_array_equal(scan.data, np.asarray(left.dataobj, dtype=np.float32)[::-1])
