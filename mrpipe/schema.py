@@ -39,7 +39,7 @@ DICTIONARY_SCHEMA = pl.Schema(_DICTIONARY)
 ATTRITION_SCHEMA = pl.Schema({"step": pl.Int32, "reason": pl.String, "n_before": pl.Int64, "n_after": pl.Int64})
 # Key of the Parquet metadata in which a modality table carries its declaration.
 MODALITY_KEY = "mrpipe.modality"
-FEATURE_KINDS = ("numeric", "categorical", "count", "embedding", "pixel", "genotype")
+FEATURE_KINDS = ("numeric", "categorical", "count", "embedding", "pixel", "genotype", "event", "step", "summary")
 
 
 @dataclass(frozen=True, kw_only=True)

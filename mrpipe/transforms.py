@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from mrpipe.encoding import decode_array as _decode
 from mrpipe.encoding import encode_array as _encode
 from mrpipe.errors import UsageError
+from mrpipe.events import EventTransform, SummaryTransform, event_transform
 from mrpipe.genotype_transform import GenotypeTransform
 from mrpipe.genotypes import LdOptions
 from mrpipe.schema import Modality
@@ -40,6 +41,9 @@ class TransformOptions:
         impute: fill for unknown numeric values.
         clip: standardised values are clipped to ±clip (0: never), so that one wild reading cannot rule a network.
         svd_dim: components kept of TF-IDF counts.
+        event_floor, event_cap: an item enters the vocabulary of events if this share of training samples has it; at
+            most so many items do (the paper's matrix has 2,172 columns).
+        event_step_hours, event_steps: measurements are averaged over steps of so many hours; the latest so many stay.
         ld_r2, ld_window, ld_step: pruning of genotypes whose dictionary says where the SNPs are (`chromosome:position`
             at the start of the description); squared correlation above which one SNP of a pair goes (0: no pruning),
             window and step in SNPs.
@@ -49,6 +53,10 @@ class TransformOptions:
     impute: Impute = "mean"
     clip: float = 10.0
     svd_dim: int = 128
+    event_floor: float = 0.005
+    event_cap: int = 2172
+    event_step_hours: float = 24.0
+    event_steps: int = 50
     ld_r2: float = 0.1
     ld_window: int = 50
     ld_step: int = 5
@@ -291,8 +299,14 @@ class PixelTransform:
         return cls(_decode(value["mean"]), _decode(value["sd"]))
 
 
-ModalityTransform = FeatureTransform | PixelTransform | GenotypeTransform
-_TRANSFORMS: dict[str, Any] = {"features": FeatureTransform, "pixels": PixelTransform, "genotypes": GenotypeTransform}
+ModalityTransform = FeatureTransform | PixelTransform | GenotypeTransform | EventTransform | SummaryTransform
+_TRANSFORMS: dict[str, Any] = {
+    "features": FeatureTransform,
+    "pixels": PixelTransform,
+    "genotypes": GenotypeTransform,
+    "events": EventTransform,
+    "summary": SummaryTransform,
+}
 
 
 @dataclass(frozen=True)
@@ -364,7 +378,7 @@ def fit(
             transform = GenotypeTransform.fit(train, rows, LdOptions(options.ld_window, options.ld_step, options.ld_r2))
         else:
             rows = dictionary.filter(modality=modality.name).sort("position")
-            transform = FeatureTransform.fit(train, rows, options)
+            transform = (event_transform(rows) or FeatureTransform).fit(train, rows, options)
         fitted[modality.name] = transform
         shapes[modality.name] = transform.shape(modality)
     return Transforms(store.store_id, scheme, fitted, shapes)

@@ -15,7 +15,8 @@ DATASET = Dataset(
     name="mimic",
     title="MIMIC-IV: electronic health records of Beth Israel Deaconess Medical Center",
     citation=(
-        "A. E. W. Johnson et al. MIMIC-IV, a freely accessible electronic health record dataset. Scientific Data 10, 2023; "
+        "A. E. W. Johnson et al. MIMIC-IV, a freely accessible electronic health record dataset. "
+        "Scientific Data 10, 2023; "
         "A. Johnson et al. MIMIC-IV-Note. PhysioNet, 2023"
     ),
     licence="PhysioNet Credentialed Health Data License 1.5.0 (the demo: Open Database License 1.0)",

@@ -17,6 +17,7 @@ from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.progress import say
 from mrpipe.datasets.mimic.tables import open_optional
 from mrpipe.errors import DataError, Fault
+from mrpipe.events import levels_id
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 
 DESCRIPTION = "diagnoses and procedures of each visit, one step a code: [position in levels, visit number], days"
@@ -124,6 +125,8 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     )
     rank = codes["rank"].to_numpy()
     present, lengths = np.unique(rank, return_counts=True)
+    name = pl.format("{}{}:{}", "kind", "icd_version", "icd_code") + pl.format(" {}", "long_title").fill_null("")
+    level_names = levels.select(name.alias("name"))["name"].to_list()
     modality = Modality(
         name="code",
         bit=2,
@@ -131,12 +134,12 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         shape=(2,),
         irregular=True,
         time_unit="days since the first visit",
+        encoder=levels_id(level_names),
         description=DESCRIPTION,
     )
     ids = samples["sample_id"].sort().gather(present.astype(np.int64)).to_list()
     values = codes.select(pl.col("position").cast(pl.Float32), pl.col("number").cast(pl.Float32)).to_numpy()
     batch = sequence_batch(modality, ids, values, codes["days"].to_numpy(), lengths)
-    name = pl.format("{}{}:{}", "kind", "icd_version", "icd_code") + pl.format(" {}", "long_title").fill_null("")
     counts = {"n_observed": len(present), "n_missing": len(samples) - len(present), "source_file": "hosp/*_icd"}
     dictionary = pl.DataFrame(
         [
@@ -147,7 +150,7 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
                 "dtype": "float32",
                 "unit": "",
                 "kind": "event",
-                "levels": levels.select(name.alias("name"))["name"].to_list(),
+                "levels": level_names,
                 "source_column": "icd_code, icd_version",
                 "description": "DX diagnosis or PR procedure, ICD version, code, title where the export has one",
                 **counts,
@@ -158,7 +161,7 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
                 "name": "visit",
                 "dtype": "float32",
                 "unit": "",
-                "kind": "numeric",
+                "kind": "step",
                 "levels": None,
                 "source_column": "hadm_id",
                 "description": "number of the visit, 1 the first",

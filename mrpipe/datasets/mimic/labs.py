@@ -24,6 +24,7 @@ from mrpipe.datasets.mimic.harmonise import Group, Items, Parts
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.progress import say
 from mrpipe.datasets.mimic.tables import open_optional
+from mrpipe.events import levels_id
 from mrpipe.parquet import read_metadata, replacing
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 
@@ -69,6 +70,8 @@ def read_lab(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Seq
     """The measurements of every patient as an irregular sequence."""
     content = Parts(parts, options)
     ids, names = _ids(samples), _item_names(raw, content.items)
+    label = pl.concat_str("code", pl.col("label"), pl.format("[{}]", "unit"), separator=" ")
+    levels = names.select(label)["code"].to_list()
     modality = Modality(
         name="lab",
         bit=0,
@@ -76,6 +79,7 @@ def read_lab(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Seq
         shape=(2,),
         irregular=True,
         time_unit="hours since the first visit",
+        encoder=levels_id(levels),
         description=LAB,
     )
     observed = Counter[str]()
@@ -95,11 +99,11 @@ def read_lab(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Seq
         say(f"mimic {content.report('lab')}")
         share = 1 - observed["cells"] / max(1, len(ids) * len(names))
         say(
-            f"mimic lab: {observed['steps']:,} measurements of {observed['patients']:,} patients, {len(names):,} items; "
+            f"mimic lab: {observed['steps']:,} measurements of {observed['patients']:,} patients, "
+            f"{len(names):,} items; "
             f"{observed['cells'] / max(1, observed['patients']):.1f} items a patient, {share:.3%} of the patient-item "
             "cells are empty [the paper: 125.6 of 2,172, 94.216 %]"
         )
-        label = pl.concat_str("code", pl.col("label"), pl.format("[{}]", "unit"), separator=" ")
         counts = {
             "n_observed": observed["patients"],
             "n_missing": len(ids) - observed["patients"],
@@ -114,7 +118,7 @@ def read_lab(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Seq
                     "name": "item",
                     "unit": "",
                     "kind": "event",
-                    "levels": names.select(label)["code"].to_list(),
+                    "levels": levels,
                     "description": "item number, name and unit",
                     "source_column": "itemid",
                     **counts,

@@ -33,8 +33,9 @@ ADMINISTRATIVE = frozenset(
     {"name", "unit no", "admission date", "discharge date", "date of birth", "sex", "service", "attending"}
 )
 TELLTALE = re.compile(
-    r"\b(?:expired|deceased|died|dies|death|passed away|pronounced|time of death|autopsy|hospice|cmo|comfort[- ](?:care|"
-    r"measures|focused)|made comfortable|palliative|terminal(?:ly)? (?:ill|extubat\w*)|withdraw\w* (?:of )?(?:care|support)|"
+    r"\b(?:expired|deceased|died|dies|death|passed away|pronounced|time of death|autopsy|hospice|cmo|"
+    r"comfort[- ](?:care|measures|focused)|made comfortable|palliative|terminal(?:ly)? (?:ill|extubat\w*)|"
+    r"withdraw\w* (?:of )?(?:care|support)|"
     r"end[- ]of[- ]life|goals of care|morgue|organ bank)\b",
     re.IGNORECASE,
 )  # fmt: skip
@@ -88,7 +89,7 @@ def clean(text: str, *, guard: bool, only: Collection[str] = (), removed: Counte
 
 
 def pieces(text: str, n_words: int, limit: int) -> list[str]:
-    """A text cut into runs of `n_words` words; with a `limit`, so many of them, evenly spaced, first and last included."""
+    """A text cut into runs of `n_words` words; with a `limit`, so many of them, evenly spaced, from first to last."""
     words = text.split()
     runs = [" ".join(words[i : i + n_words]) for i in range(0, len(words), n_words)]
     if limit and len(runs) > limit:

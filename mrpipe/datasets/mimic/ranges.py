@@ -109,7 +109,7 @@ def spelled(unit: str) -> str:
 
 
 def conversion(item: int, found: str, wanted: str) -> tuple[float, float] | None:
-    """Factor and offset from one unit of an item to another; None where none is known. A blank unit is the wanted one."""
+    """Factor and offset from one unit of an item to another; None where none is known. Blank is the wanted one."""
     if found in ("", wanted):
         return 1.0, 0.0
     return ITEM_CONVERSIONS.get(item, {}).get((found, wanted)) or CONVERSIONS.get((found, wanted))

@@ -69,7 +69,7 @@ def _eight_digits(word: Words) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
 
 
 def _any_digits(data: Bytes, position: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The number of one to nineteen digits that stands at each position and ends with its field; -1 for anything else."""
+    """The number of up to nineteen digits that fills the field at each position; -1 for anything else."""
     window = np.lib.stride_tricks.sliding_window_view(data, _DIGITS + 1)[position]
     digit = (window - np.uint8(48)) < 10
     length = digit.argmin(axis=1)

@@ -154,7 +154,7 @@ class _Values:
         if long.any():
             text = pl.Series(number[long]).cast(pl.String)
             written = written.scatter(np.flatnonzero(long), text)
-        # valuenum is blank where the value is text: words, the blank of de-identification, limits, numbers in words' clothes.
+        # valuenum is blank where the value is text: words, the blank of de-identification, limits.
         words = self._is_text[item]
         blank = words | ((chance > 0.9) & (chance < 0.9 + 0.03 * rate))
         texts = np.array(
@@ -175,7 +175,7 @@ class _Values:
 
 
 def event_blocks(source: str, people: People, o: MimicSimulation) -> Iterator[pl.DataFrame]:
-    """Frames of labevents or chartevents in the provider's columns, by patient and time (3.1: shuffled inside a block)."""
+    """Frames of labevents or chartevents in the provider's columns, by patient and time (3.1: shuffled in a block)."""
     n_rows = o.n_lab_rows if source == "labevents" else o.n_chart_rows
     counts, begin, end = _layout(people, n_rows)
     owner = people.visits["patient"].to_numpy()

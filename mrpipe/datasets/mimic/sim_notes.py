@@ -62,8 +62,10 @@ def discharge_table(people: People, o: MimicSimulation) -> pl.DataFrame:
         }
     )
     text = pl.format(
-        " \nName:  ___                     Unit No:   ___\n \nAdmission Date:  ___              Discharge Date:   ___\n \n"
-        'Service: MEDICINE\n \nChief Complaint:\n{}\n \nHistory of Present Illness:\n___ y/o patient who says "I feel weak", {}.\n'
+        " \nName:  ___                     Unit No:   ___\n \nAdmission Date:  ___              "
+        "Discharge Date:   ___\n \n"
+        "Service: MEDICINE\n \nChief Complaint:\n{}\n \nHistory of Present Illness:\n"
+        '___ y/o patient who says "I feel weak", {}.\n'
         "On arrival {}, and {}.\n \nPast Medical History:\n{}.\n \nPhysical Exam:\n{}.\n \nBrief Hospital Course:\n"
         "# Main problem: {}; {}.\nIn the ICU {}. {}, {}. {}\n \nDischarge Disposition:\n{}\n \nDischarge Condition:\n"
         "Mental Status: {}.\n \nDischarge Instructions:\nDear Mr./Ms. ___, {}.\n",

@@ -115,7 +115,7 @@ PLACES = {
 
 
 def table_patterns(name: str) -> list[str]:
-    """Where `name` (`hosp/patients`) may lie: at the top of the export or inside PhysioNet's folders, .csv or .csv.gz."""
+    """Where `name` (`hosp/patients`) may lie: at the top or inside PhysioNet's folders, .csv or .csv.gz."""
     return [rf"{name}\.csv\.gz", rf"{name}\.csv", rf"(?:.*/)?{name}\.csv(?:\.gz)?"]
 
 
