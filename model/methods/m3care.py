@@ -1,0 +1,276 @@
+"""M3Care: what a sample lacks is taken from similar samples that have it, by graph convolution; then a transformer.
+
+Source: the equations of C. Zhang et al., KDD 2022, as models.md §7 gives them, with its recipe: a column mask instead
+of the released row-and-column mask (which makes every imputation a constant), one batch norm a modality and view over
+observed rows, running bandwidths, and an inductive evaluation: the neighbours of an evaluated sample are a fixed bank
+of training samples, never another evaluated one.
+
+Differences from the release that the recipe leaves open: h has no activation (our encoders end in a linear map); a
+modality is one token, so type embeddings take the place of position plus type.
+
+Legend: B samples, R neighbours, M modalities, H hidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.config import Common, Config
+from model.data import Batch, Data, DataSpec
+from model.fusion import Block
+from model.graph import Kernel, Threshold, neighbour_mean
+from model.init import Fill, normal
+from model.inputs import Rows
+from model.methods.base import Method, Output
+from model.noise import Noise
+from model.reference import Reference
+from mrpipe import keyed
+from mrpipe.errors import UsageError
+from mrpipe.schema import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class M3CareOptions:
+    """Options of M3Care."""
+
+    threshold: float = option(0.5, "start of the learned similarity threshold τ (released: 0.88 and 0.5)")
+    normalise: bool = option(True, "divide a neighbourhood by the sum of its similarities; False: the released sum")
+    stabiliser: float = option(1e-7, "weight λ of | ‖φ(h)‖ − ‖h‖ |, summed over modalities")
+    bank: int = option(1024, "training samples that evaluated ones may resemble, drawn once; 0: all")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise UsageError(f"option threshold={self.threshold} must lie in (0, 1)")
+        if self.bank < 0:
+            raise UsageError(f"option bank={self.bank} must be 0 (all) or a number of samples")
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Training samples as neighbours: what they have (R, M), h and first-layer states (R, M, H), views per modality."""
+
+    observed: Tensor
+    h: Tensor
+    first: Tensor
+    views: list[tuple[Tensor, Tensor]]
+
+
+class GraphFill(nn.Module):
+    """Steps 2–5 of models.md §7: similarities, two graph convolutions a modality, mixing with the own vector."""
+
+    def __init__(self, n_modalities: int, hidden: int, options: M3CareOptions):
+        super().__init__()
+        self.normalise = options.normalise
+        self.kernels = nn.ModuleList(Kernel(hidden) for _ in range(n_modalities))
+        self.threshold = Threshold(options.threshold)
+        self.first = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(n_modalities))
+        self.second = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(n_modalities))
+        self.trust_graph = nn.ModuleList(nn.Linear(hidden, 1) for _ in range(n_modalities))
+        self.trust_own = nn.ModuleList(nn.Linear(hidden, 1) for _ in range(n_modalities))
+
+    def views(self, h_BMH: Tensor, observed_BM: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Per modality the two views (B, H), zeros where it is absent; and Σ_m | ‖φ(h)‖ − ‖h‖ | over observed rows."""
+        views, stabiliser = [], h_BMH.new_zeros(())
+        for m, kernel in enumerate(self.kernels):
+            places = observed_BM[:, m].nonzero().squeeze(1)
+            pair = (h_BMH.new_zeros(len(h_BMH), h_BMH.shape[2]),) * 2
+            if len(places):
+                h = h_BMH[places, m]
+                own, phi = kernel.views(h)
+                pair = tuple(full.index_copy(0, places, v.to(full.dtype)) for full, v in zip(pair, own, strict=True))
+                stabiliser = stabiliser + (phi.norm() - h.norm()).abs()
+            views.append(pair)
+        return views, stabiliser
+
+    def similarity(
+        self,
+        query: list[tuple[Tensor, Tensor]],
+        have_BM: Tensor,
+        neighbour: list[tuple[Tensor, Tensor]],
+        have_RM: Tensor,
+    ) -> Tensor:
+        """(B, R): mean over the modalities that both have, 0 without any, then the threshold."""
+        total = have_BM.new_zeros(len(have_BM), len(have_RM), dtype=torch.float32)
+        for m, kernel in enumerate(self.kernels):
+            rows, columns = (have[:, m].nonzero().squeeze(1) for have in (have_BM, have_RM))
+            if len(rows) == 0 or len(columns) == 0:
+                continue
+            same = query is neighbour
+            a = tuple(v[rows] for v in query[m])
+            b = a if same else tuple(v[columns] for v in neighbour[m])
+            total = total.index_put((rows[:, None], columns[None, :]), kernel(a, b).to(total.dtype), accumulate=True)
+        common = have_BM.to(total.dtype) @ have_RM.to(total.dtype).T
+        return self.threshold(total / common.clamp_min(1))
+
+    def convolve(
+        self, layer: nn.Module, a_BR: Tensor, x_RH: Tensor, own_B: Tensor | None = None, x_BH: Tensor | None = None
+    ) -> Tensor:
+        """One graph convolution; without neighbours it is ReLU(bias), a learned constant."""
+        return F.relu(layer(neighbour_mean(a_BR, x_RH, own_B, x_BH, normalise=self.normalise)))
+
+    def mix(self, m: int, graph_BH: Tensor, h_BH: Tensor, observed_B: Tensor) -> Tensor:
+        """Observed: the convex mix of neighbourhood and own vector; missing: the neighbourhood alone."""
+        g, own = self.trust_graph[m](graph_BH).sigmoid(), self.trust_own[m](h_BH).sigmoid()
+        w = g / (g + own)
+        return torch.where(observed_B[:, None], w * graph_BH + (1 - w) * h_BH, graph_BH)
+
+    def first_states(self, h_BMH: Tensor, observed_BM: Tensor, s_BB: Tensor) -> Tensor:
+        """(B, M, H) states after the first convolution over the graph of the samples themselves."""
+        layers = [self.convolve(self.first[m], s_BB * observed_BM[:, m], h_BMH[:, m]) for m in range(h_BMH.shape[1])]
+        return torch.stack(layers, dim=1)
+
+    def within(self, h_BMH: Tensor, observed_BM: Tensor, s_BB: Tensor) -> Tensor:
+        """(B, M, H): all slots, with the samples themselves as graph (training)."""
+        first = self.first_states(h_BMH, observed_BM, s_BB)
+        slots = []
+        for m in range(h_BMH.shape[1]):
+            graph = self.convolve(self.second[m], s_BB * observed_BM[:, m], first[:, m])
+            slots.append(self.mix(m, graph, h_BMH[:, m], observed_BM[:, m]))
+        return torch.stack(slots, dim=1)
+
+    def against(self, h_BMH: Tensor, observed_BM: Tensor, s_BR: Tensor, bank: Bank) -> Tensor:
+        """(B, M, H): all slots, with a bank as neighbours and each sample's own node at similarity 1 (evaluation)."""
+        slots = []
+        for m in range(h_BMH.shape[1]):
+            a, own, h = s_BR * bank.observed[:, m], observed_BM[:, m].to(s_BR.dtype), h_BMH[:, m]
+            first = self.convolve(self.first[m], a, bank.h[:, m], own, h)
+            graph = self.convolve(self.second[m], a, bank.first[:, m], own, first)
+            slots.append(self.mix(m, graph, h, observed_BM[:, m]))
+        return torch.stack(slots, dim=1)
+
+
+class TokenFusion(nn.Module):
+    """Type embeddings, two pre-LN transformer layers (the run's heads, then one; FFN 4H), concat, MLP 2H, classes."""
+
+    def __init__(self, n_modalities: int, n_classes: int, c: Common, noise: Noise):
+        super().__init__()
+        plain = dataclasses.replace(c, fusion_ffn=4 * c.hidden, fusion_experts=0, fusion_block="pre-ln")
+        self.type_MH = nn.Parameter(torch.empty(n_modalities, c.hidden))
+        self.blocks = nn.ModuleList([Block(plain, noise), Block(dataclasses.replace(plain, heads=1), noise)])
+        self.norm = nn.LayerNorm(c.hidden)
+        self.inner = nn.Linear(n_modalities * c.hidden, 2 * c.hidden)
+        self.head = nn.Linear(2 * c.hidden, n_classes)
+
+    def initial(self, name: str) -> Fill:
+        return normal(0.02)
+
+    def forward(self, x_BMH: Tensor) -> tuple[Tensor, Tensor]:
+        x_BMH = x_BMH + self.type_MH
+        for block in self.blocks:
+            x_BMH = block(x_BMH, None)[0]
+        fused = F.relu(self.inner(self.norm(x_BMH).flatten(1)))
+        return self.head(fused), fused
+
+
+class M3Care(Method):
+    """Imputes embeddings by similarity: over the graph of a batch in training, over a training bank in evaluation."""
+
+    name = "m3care"
+    summary = "takes a missing modality's vector from similar samples by graph convolution, then a transformer"
+    paper = "M3Care (Zhang et al., KDD 2022)"
+    Options = M3CareOptions
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"batch_size": 128, "weight_decay": 1e-4, "clip": 20.0, "dropout": 0.5}
+    }
+
+    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+        super().__init__(spec, config, noise)
+        n_modalities = len(spec.modalities)
+        self.options: M3CareOptions = config.own
+        self.graph = GraphFill(n_modalities, config.common.hidden, config.own)
+        self.fusion = TokenFusion(n_modalities, spec.n_classes, config.common, noise)
+        self.reference: Reference | None = None
+        self._bank: Bank | None = None
+
+    # Training samples
+
+    def prepare(self, data: Data, train_rows: Rows) -> None:
+        self.reference = Reference.of(data, self._drawn(data.keys, train_rows))
+        self._bank = None
+
+    def _drawn(self, keys: NDArray[np.uint64], rows: Rows) -> Rows:
+        """The rows of the bank: all, or as many as the options say, drawn by sample, not by class."""
+        n = self.options.bank
+        if n == 0 or len(rows) <= n:
+            return np.sort(rows)
+        order = np.argsort(keyed.bits(keys[rows], self.config.seed, "m3care bank")[:, 0], kind="stable")
+        return np.sort(rows[order[:n]])
+
+    def refresh(self) -> None:
+        if self.reference is not None:
+            self.reference.forget()
+            self._bank = None
+
+    @torch.no_grad()
+    def _neighbours(self) -> Bank:
+        if self._bank is None:
+            assert self.reference is not None, "call prepare() or load_reference() first"
+            have = self.reference.observed
+            h = torch.zeros(*have.shape, self.config.common.hidden, device=self.device)
+            for m, encoder in enumerate(self.encoders):
+                rows = np.flatnonzero(have[:, m])
+                if len(rows):
+                    tokens = self.reference.embed(m, rows, encoder)
+                    h[torch.from_numpy(rows).to(h.device), m] = tokens.mean(dim=1).to(h.dtype)
+            self._bank = self._made(torch.from_numpy(have).to(h.device), h)
+        return self._bank
+
+    def _made(self, observed: Tensor, h: Tensor) -> Bank:
+        views, _ = self.graph.views(h, observed)
+        s = self.graph.similarity(views, observed, views, observed)
+        return Bank(observed, h, self.graph.first_states(h, observed, s), views)
+
+    def reference_bytes(self) -> int:
+        if self.reference is None:
+            return 0
+        return self.reference.observed.size * (self.config.common.hidden * 4 + 1)
+
+    @torch.no_grad()
+    def reference_state(self) -> dict[str, Any]:
+        bank = self._neighbours()
+        return {"observed": bank.observed.cpu(), "h": bank.h.cpu()}
+
+    @torch.no_grad()
+    def load_reference(self, state: Mapping[str, Any]) -> None:
+        training = self.training
+        self.eval()
+        self.reference = None
+        self._bank = self._made(state["observed"].to(self.device), state["h"].to(self.device))
+        self.train(training)
+
+    # One step
+
+    def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
+        h = self.encode_slots(batch).mean(dim=2)
+        observed = torch.from_numpy(batch.observed).to(h.device)
+        views, stabiliser = self.graph.views(h, observed)
+        losses: dict[str, Tensor] = {}
+        if self.training:
+            slots = self.graph.within(h, observed, self.graph.similarity(views, observed, views, observed))
+            losses["stabiliser"] = self.options.stabiliser * stabiliser
+        else:
+            bank = self._neighbours()
+            s = self._without_self(batch, self.graph.similarity(views, observed, bank.views, bank.observed))
+            slots = self.graph.against(h, observed, s, bank)
+        logits, fused = self.fusion(slots)
+        return Output(logits, losses, {"fused": fused.detach()} if detail else {})
+
+    def _without_self(self, batch: Batch, s_BR: Tensor) -> Tensor:
+        """A training sample that is evaluated does not meet itself in the bank: its own node is there already."""
+        if self.reference is None:
+            return s_BR
+        own = self.reference.own_row(batch.data, batch.index)
+        places = np.flatnonzero(own >= 0)
+        if len(places):
+            rows = torch.from_numpy(places).to(s_BR.device)
+            s_BR = s_BR.index_put((rows, torch.from_numpy(own[places]).to(s_BR.device)), s_BR.new_zeros(()))
+        return s_BR
