@@ -44,6 +44,7 @@ class Router(nn.Module):
         top_k: experts a token visits (at most as many as are allowed).
         renormalise: weights of the kept experts sum to 1; equals a softmax over the top-k logits.
         noisy: in training add N(0, softplus(x W_noise)²) to the logits (Shazeer et al. 2017).
+        affinity: what the logit of an expert with weight w is: "dot" x·w, "laplace" −‖x − w‖, "gaussian" −‖x − w‖².
     """
 
     def __init__(
@@ -56,15 +57,25 @@ class Router(nn.Module):
         n_routers: int = 1,
         renormalise: bool = False,
         noisy: bool = False,
+        affinity: str = "dot",
     ):
         super().__init__()
         self.n_experts, self.n_routers, self.top_k = n_experts, n_routers, top_k
-        self.renormalise, self.noisy, self._noise = renormalise, noisy, noise
+        self.renormalise, self.noisy, self.affinity, self._noise = renormalise, noisy, affinity, noise
         self.weight = nn.Parameter(torch.empty(n_routers * n_experts, hidden))
         self.noise_weight = nn.Parameter(torch.empty(n_experts, hidden)) if noisy else None
 
     def initial(self, name: str) -> Fill:
         return constant(0.0) if name == "noise_weight" else uniform(1 / math.sqrt(self.weight.shape[1]))
+
+    def _logits(self, x_TH: Tensor, w_EH: Tensor) -> Tensor:
+        dot = F.linear(x_TH, w_EH)
+        if self.affinity == "dot":
+            return dot
+        squared = x_TH.pow(2).sum(dim=1, keepdim=True) - 2 * dot + w_EH.pow(2).sum(dim=1)
+        # Rounding may leave a tiny negative square, and a root has no gradient at 0.
+        squared = squared.clamp_min(1e-12)
+        return -squared.sqrt() if self.affinity == "laplace" else -squared
 
     def forward(self, x_TH: Tensor, allowed_TE: Tensor | None = None, router_T: Tensor | None = None) -> Routing:
         """Route tokens.
@@ -75,7 +86,7 @@ class Router(nn.Module):
         """
         with torch.autocast(x_TH.device.type, enabled=False):
             x = x_TH.float()
-            logits = F.linear(x, self.weight.float())
+            logits = self._logits(x, self.weight.float())
             if self.n_routers > 1:
                 assert router_T is not None
                 every = torch.arange(len(x), device=x.device)

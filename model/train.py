@@ -12,6 +12,8 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,10 +203,10 @@ def _resume_point(run: Path, fingerprint: str, device: str) -> State | None:
     return state if state["fingerprint"] == fingerprint else None
 
 
-def batches(rows: Rows, size: int, seed: int, epoch: int) -> list[Rows]:
-    """The training rows in keyed order, in nearly equal batches of at most `size`."""
+def batches(rows: Rows, size: int, seed: int, epoch: int, arrange: Callable[[Rows], Rows] | None = None) -> list[Rows]:
+    """The training rows in keyed order, or as `arrange` orders them anew, in nearly equal batches of at most `size`."""
     order = keyed.generator(seed, "batches", str(epoch)).permutation(rows)
-    return np.array_split(order, math.ceil(len(rows) / size))
+    return np.array_split(order if arrange is None else arrange(order), math.ceil(len(rows) / size))
 
 
 def _optimiser(method: Method) -> torch.optim.Optimizer:
@@ -233,7 +235,7 @@ def train_epoch(
     method.refresh()
     method.train()
     sums: dict[str, Tensor] = {}
-    for index in batches(rows, c.batch_size, seed, epoch):
+    for index in batches(rows, c.batch_size, seed, epoch, partial(method.arrange, data)):
         batch = data.batch(index, f"epoch {epoch}", hide=c.drop_modalities, seed=seed)
         out = method(batch)
         task = F.cross_entropy(out.logits.float(), batch.label, weight=weight)

@@ -112,6 +112,10 @@ class Method(nn.Module):
     def begin_epoch(self, epoch: int, n_epochs: int) -> None:
         """Called before each training epoch (0-based)."""
 
+    def arrange(self, data: Data, rows: Rows) -> Rows:
+        """The training samples of this epoch in the order of the batches, from their shuffled order; for curricula."""
+        return rows
+
     def refresh(self) -> None:
         """Drop everything that was computed with former weights; called whenever they may have changed."""
 
@@ -143,10 +147,12 @@ class Method(nn.Module):
     def encode_slots(self, batch: Batch) -> Tensor:
         """Tokens (B, M, P, H) of all observed slots; zeros where a modality is not observed."""
         c = self.config.common
-        slots = torch.zeros(len(batch), len(self.encoders), c.tokens, c.hidden, device=self.device)
+        slots = []
         for m in range(len(self.encoders)):
+            slot = torch.zeros(len(batch), c.tokens, c.hidden, device=self.device)
             places = batch.table_rows(m)[0]
             if len(places):
-                index = torch.from_numpy(places).to(self.device)
-                slots[:, m] = slots[:, m].index_copy(0, index, self.encode(batch, m).to(slots.dtype))
-        return slots
+                tokens = self.encode(batch, m)
+                slot = slot.to(tokens.dtype).index_copy(0, torch.from_numpy(places).to(self.device), tokens)
+            slots.append(slot)
+        return torch.stack(slots, dim=1)

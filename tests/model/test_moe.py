@@ -176,3 +176,17 @@ def test_coefficient_of_variation() -> None:
     torch.testing.assert_close(cv_squared(x), torch.tensor([2.0 / 4.0, 0.0]))
     assert float(cv_squared(torch.tensor([5.0]))) == 0
     assert math.isfinite(float(cv_squared(torch.zeros(3))))
+
+
+@pytest.mark.parametrize(("affinity", "power"), [("laplace", 1), ("gaussian", 2)])
+def test_distances_as_logits(affinity: str, power: int) -> None:
+    r, x = router(affinity=affinity), tokens()
+    expected = torch.stack([-((r.weight.double() - t).norm(dim=1) ** power) for t in x.double()])
+    torch.testing.assert_close(r(x).clean.double(), expected, rtol=1e-5, atol=1e-5)
+    # A token on an expert's place has the largest logit there and a finite gradient.
+    on = r.weight.detach()[:1].clone().requires_grad_()
+    out = r(on)
+    assert int(out.expert[0, 0]) == 0
+    out.weight[0, 0].backward()
+    assert on.grad is not None
+    assert on.grad.isfinite().all()
