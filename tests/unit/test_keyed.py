@@ -23,7 +23,7 @@ def test_values_are_pinned() -> None:
     # splitmix64.c by Vigna, state 0: first outputs.
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     state = np.array([0], dtype=np.uint64)
-    got = [int(keyed._mix(state + np.uint64(i) * keyed._GOLDEN)[0]) for i in range(3)]
+    got = [int(keyed._mix(state + np.arange(i, i + 1, dtype=np.uint64) * keyed._GOLDEN)[0]) for i in range(3)]
     assert got == expected
 
 
