@@ -40,13 +40,23 @@ def apoe_alleles(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
                               found="neither", fix="Was the column renamed or left out?"))  # fmt: skip
     written = pl.col("GENOTYPE").str.replace_all(r"[eE\s]", "")
     pair = pl.coalesce(
-        written, pl.concat_str(pl.col("APGEN1").str.replace(r"\.0+$", ""), pl.lit("/"), pl.col("APGEN2").str.replace(r"\.0+$", ""))
+        written,
+        pl.concat_str(
+            pl.col("APGEN1").str.replace(r"\.0+$", ""), pl.lit("/"), pl.col("APGEN2").str.replace(r"\.0+$", "")
+        ),
     )
     frame = frame.with_columns(pair.alias("pair"))
     wrong = frame.filter(~pl.col("pair").str.contains(r"^[234]/[234]$"))
     if len(wrong):
-        raise DataError(Fault(file=shown_as, column="GENOTYPE" if wrong["GENOTYPE"][0] else "APGEN1",
-                              row=int(wrong["row"][0]) + 1, expected="alleles 2, 3 or 4", found=repr(wrong["pair"][0])))  # fmt: skip
+        raise DataError(
+            Fault(
+                file=shown_as,
+                column="GENOTYPE" if wrong["GENOTYPE"][0] else "APGEN1",
+                row=int(wrong["row"][0]) + 1,
+                expected="alleles 2, 3 or 4",
+                found=repr(wrong["pair"][0]),
+            )
+        )
     return frame.with_columns(pl.col("pair").str.count_matches(a).cast(pl.Float64).alias(f"e{a}") for a in ("2", "4"))
 
 
@@ -72,7 +82,8 @@ def csf_values(frame: pl.DataFrame) -> pl.DataFrame:
         side = pl.when(known).then(pl.coalesce(written, _commented(analyte), beyond, pl.lit(0, pl.Int8)))
         out = out.with_columns((side + 1).alias(f"{analyte}.side"))
     return out.with_columns(
-        (pl.col("ABETA42") / pl.col("ABETA40")).alias("ABETA42_40"), (pl.col("PTAU") / pl.col("ABETA42")).alias("PTAU_ABETA42")
+        (pl.col("ABETA42") / pl.col("ABETA40")).alias("ABETA42_40"),
+        (pl.col("PTAU") / pl.col("ABETA42")).alias("PTAU_ABETA42"),
     )
 
 
@@ -92,7 +103,9 @@ def _bateman(export: Export) -> pl.DataFrame:
     return grouped.agg(pl.col("ABETA_4240_STANDARDIZED").mean(), pl.col("stamp").last(), pl.col("row").last())
 
 
-def biospecimen_features(export: Export, cohort: pl.DataFrame, options: AdniOptions) -> tuple[list[Feature], pl.DataFrame]:
+def biospecimen_features(
+    export: Export, cohort: pl.DataFrame, options: AdniOptions
+) -> tuple[list[Feature], pl.DataFrame]:
     """Declared features and their values, one row a participant (`rid`)."""
     policy = row_policy(options)
     for table in BIOSPECIMEN:
@@ -118,19 +131,32 @@ def biospecimen_features(export: Export, cohort: pl.DataFrame, options: AdniOpti
     drawn = pick(csf_values(csf), cohort, policy, [*ANALYTES, *ratios, *sides], whole=True)
     frame = frame.join(drawn, on="rid", how="left")
     frame = frame.rename({f"{a}.side": f"{a}_limit" for a in RANGES})
-    declared += [Feature(name=a, unit="pg/mL", source_file=source, source_column=a, description="CSF") for a in ANALYTES]
-    declared += [Feature(name=r, source_file=source, source_column=c, description="CSF ratio") for r, c in ratios.items()]
+    declared += [
+        Feature(name=a, unit="pg/mL", source_file=source, source_column=a, description="CSF") for a in ANALYTES
+    ]
+    declared += [
+        Feature(name=r, source_file=source, source_column=c, description="CSF ratio") for r, c in ratios.items()
+    ]
     declared += [
         Feature(name=f"{a}_limit", levels=LIMITS, source_file=source, source_column=f"{a}, COMMENT",
                 description="side of the reportable range")
         for a in RANGES
     ]  # fmt: skip
     optional = (
-        (options.plasma_abeta, BATEMAN, {"ABETA_4240_STANDARDIZED": ("plasma_abeta42_40", "")}, "plasma Aβ42/40, mass spectrometry"),
+        (
+            options.plasma_abeta,
+            BATEMAN,
+            {"ABETA_4240_STANDARDIZED": ("plasma_abeta42_40", "")},
+            "plasma Aβ42/40, mass spectrometry",
+        ),
         (options.plasma_nfl, NFL, {"PLASMA_NFL": ("plasma_nfl", "pg/mL")}, "plasma neurofilament light"),
-        (options.isoprostane, ISOPROSTANE, {"ISO8PGF2A": ("urine_8_iso_pgf2a", ""), "ISO812IPF2A": ("urine_8_12_iso_ipf2a", "")},
-         "urine isoprostane"),
-    )  # fmt: skip
+        (
+            options.isoprostane,
+            ISOPROSTANE,
+            {"ISO8PGF2A": ("urine_8_iso_pgf2a", ""), "ISO812IPF2A": ("urine_8_12_iso_ipf2a", "")},
+            "urine isoprostane",
+        ),
+    )
     for wanted, table, columns, text in optional:
         if not wanted:
             continue

@@ -44,7 +44,13 @@ Built = tuple[list[Feature], pl.DataFrame]
 
 def _demographics(export: Export, cohort: pl.DataFrame, policy: str, source: str) -> Built:
     frame = export.timed(PTDEMOG)
-    static = pick(frame, cohort, policy, ["PTGENDER", "PTHAND", "PTETHCAT", "PTRACCAT", "PTDOB", "PTDOBMM", "PTDOBYY"], static=True)
+    static = pick(
+        frame,
+        cohort,
+        policy,
+        ["PTGENDER", "PTHAND", "PTETHCAT", "PTRACCAT", "PTDOB", "PTDOBMM", "PTDOBYY"],
+        static=True,
+    )
     changing = pick(frame, cohort, policy, _MARITAL)
     joined = static.join(changing, on="rid", how="left").join(cohort.select("rid", "visit_date"), on="rid", how="left")
     # PTDOB is MM/YYYY; where the month is unknown the middle of the year stands in.
@@ -53,9 +59,7 @@ def _demographics(export: Export, cohort: pl.DataFrame, policy: str, source: str
     born = year + (month.fill_null(7.0) - 0.5) / 12
     visit = pl.col("visit_date").dt.year() + (pl.col("visit_date").dt.ordinal_day() - 0.5) / 365.25
     age = visit - born
-    races = [
-        pl.col("PTRACCAT").list.contains(code).cast(pl.Int8).alias(f"race_{level}") for code, level in RACES
-    ]
+    races = [pl.col("PTRACCAT").list.contains(code).cast(pl.Int8).alias(f"race_{level}") for code, level in RACES]
     known_race = pl.col("PTRACCAT").list.len() > 0
     out = joined.select(
         "rid",
@@ -98,9 +102,7 @@ def _history(export: Export, cohort: pl.DataFrame, policy: str, source: str) -> 
 def _examination(export: Export, cohort: pl.DataFrame, policy: str, source: str) -> Built:
     names = [*SIGNS.split(), *FUNCTIONS.split()]
     frame = pick(export.timed(NEUROEXM), cohort, policy, names)
-    declared = [
-        Feature(name=n, source_file=source, source_column=n, levels=NEUROEXM.field(n).levels) for n in names
-    ]
+    declared = [Feature(name=n, source_file=source, source_column=n, levels=NEUROEXM.field(n).levels) for n in names]
     return declared, frame
 
 
@@ -140,7 +142,7 @@ def _medication(export: Export, cohort: pl.DataFrame, policy: str, source: str, 
 
 
 def in_range(value: pl.Expr, unit: pl.Expr, factor: float, low: float, high: float) -> pl.Expr:
-    """A length or weight in SI units: as labelled (0 imperial, 1 metric), else in the other unit, if that is plausible."""
+    """A length or weight in SI units: as labelled (0 imperial, 1 metric), else in the other unit, if plausible."""
     metric, imperial = value, value * factor
     fits_metric, fits_imperial = metric.is_between(low, high), imperial.is_between(low, high)
     first_metric = (unit == 1).fill_null(False)

@@ -70,7 +70,11 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "finasteride": ("finasteride", "proscar"),
 }
 # Single letters are too short for a word list.
-PHRASES = {"vitamin_d": r"vit(?:amin)?\.? ?d\b", "vitamin_e": r"vit(?:amin)?\.? ?e\b", "ascorbic_acid": r"vit(?:amin)?\.? ?c\b"}
+PHRASES = {
+    "vitamin_d": r"vit(?:amin)?\.? ?d\b",
+    "vitamin_e": r"vit(?:amin)?\.? ?e\b",
+    "ascorbic_acid": r"vit(?:amin)?\.? ?c\b",
+}
 NO_MEDICATION = ("none", "no medication", "no medications", "n/a")
 
 

@@ -21,12 +21,13 @@ from mrpipe.datasets.adni.tables import Table
 # The authors drop categorical columns with this many levels or more.
 MAX_LEVELS = 1000
 # What is never a feature, whatever the profile: identifiers, bookkeeping, dates, and years of onset or diagnosis.
-FORBIDDEN = frozenset(
+_NAMES = (
     "PTID SUBJECT_ID RID PHASE COLPROT ORIGPROT PROTOCOLID SITE SITEID ID VISCODE VISCODE2 VISDATE EXAMDATE VISIT "
     "USERDATE USERDATE2 UPDATE_STAMP DD_CRF_VERSION_LABEL LANGUAGE_CODE HAS_QC_ERROR RECNO CMEVNUM CMMEDID "
     "PTDOB PTDOBMM PTDOBYY PTRTYR CMBGN CMEND CMBGNYR_DRVD CMENDYR_DRVD APTESTDT RUNDATE BATCH SAMPLE_ID "
-    "PTCOGBEG PTADDX PTADBEG STAMP ROW".split()
+    "PTCOGBEG PTADDX PTADBEG STAMP ROW"
 )
+FORBIDDEN = frozenset(_NAMES.split())
 LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")
 
 
@@ -54,8 +55,12 @@ def paper_features(
             kept = pl.when(~drugs.is_dementia_drug("CMMED")).then(pl.col("CMMED")).alias("CMMED")
             frame = frame.with_columns(kept)
         # `timed` has the same rows in the same order, without the quality-control ones that both leave out.
-        keyed = pl.concat([timed.select("rid", "month", "rank", "date", "stamp", "row"), frame.select(names)], how="horizontal")
-        values = cohort.select("rid").join(_rows(keyed, cohort, policy, names), on="rid", how="left", maintain_order="left")
+        keyed = pl.concat(
+            [timed.select("rid", "month", "rank", "date", "stamp", "row"), frame.select(names)], how="horizontal"
+        )
+        values = cohort.select("rid").join(
+            _rows(keyed, cohort, policy, names), on="rid", how="left", maintain_order="left"
+        )
         for name in names:
             column, levels = _typed(values[name])
             if column is None:

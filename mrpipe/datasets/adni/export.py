@@ -133,7 +133,10 @@ def _faults_of(frame: pl.DataFrame, field: Field, shown_as: str) -> tuple[Fault 
         stray = frame.filter(pl.col(field.name).is_not_null() & values.level_of(field.name, field.codes).is_null())
         if len(stray):
             codes = ", ".join(sorted(set(stray[field.name].to_list()))[:5])
-            return None, f"{shown_as}, column {field.name}: {len(stray)} values outside the code list ({codes}) are missing"
+            return (
+                None,
+                f"{shown_as}, column {field.name}: {len(stray)} values outside the code list ({codes}) are missing",
+            )
     return None, None
 
 
@@ -221,7 +224,7 @@ class Export:
                 self.notes.append(note)
         faults.raise_if_any()
         keys = [
-            "rid", "ptid", "phase",
+            pl.col("rid"), pl.col("ptid"), pl.col("phase"),
             pl.coalesce("VISCODE2", "VISCODE").alias("viscode"),
             values.visit_month("VISCODE", "VISCODE2").alias("month"),
             values.visit_rank("VISCODE", "VISCODE2").alias("rank"),
@@ -243,7 +246,9 @@ class Export:
         frame = frame.rename({h: h.strip().upper() for h in frame.columns})
         frame = _people(frame, shown_as).filter(pl.col("rid") != QC_RID)
         stamp = "UPDATE_STAMP" if "UPDATE_STAMP" in frame.columns else None
-        return frame.with_columns((pl.col(stamp) if stamp else pl.lit(None, pl.String)).alias("stamp")).with_row_index("row")
+        return frame.with_columns((pl.col(stamp) if stamp else pl.lit(None, pl.String)).alias("stamp")).with_row_index(
+            "row"
+        )
 
     def _present(self) -> list[pl.DataFrame]:
         return [frame for t in ALL if (frame := self.table(t)) is not None]
@@ -256,7 +261,10 @@ class Export:
         PTDEMOG, …, ROSTER; the smallest at a tie.
         """
         named = [
-            frame.filter(pl.col("ptid").is_not_null()).group_by("rid", "ptid").len().with_columns(pl.lit(i).alias("table"))
+            frame.filter(pl.col("ptid").is_not_null())
+            .group_by("rid", "ptid")
+            .len()
+            .with_columns(pl.lit(i).alias("table"))
             for i, frame in enumerate(self._present())
         ]
         if not named:
@@ -265,13 +273,20 @@ class Export:
         roster = ordered.group_by("rid", maintain_order=True).first().select("rid", "ptid")
         if roster["ptid"].is_duplicated().any():
             n = int(roster["ptid"].is_duplicated().sum())
-            raise DataError(Fault(file="the tables together", column="PTID", expected="one RID for each PTID",
-                                  found=f"{n} RIDs that share a PTID", fix="Do all tables belong to one export?"))  # fmt: skip
+            raise DataError(
+                Fault(
+                    file="the tables together",
+                    column="PTID",
+                    expected="one RID for each PTID",
+                    found=f"{n} RIDs that share a PTID",
+                    fix="Do all tables belong to one export?",
+                )
+            )
         return roster
 
     @cached_property
     def visits(self) -> pl.DataFrame:
-        """`rid`, `month`, `date`: when each visit took place, from the first table that knows (blank dates are filled)."""
+        """`rid`, `month`, `date`: when each visit took place, from the first table that knows."""
         known = [
             frame.filter(pl.col("date").is_not_null() & pl.col("month").is_not_null())
             .sort("rid", "month", -pl.col("rank"), "date")
@@ -298,7 +313,7 @@ class Export:
 
 
 def diagnoses(export: Export, source: str) -> pl.DataFrame:
-    """One row a diagnostic record in order of visit: `rid, month, rank, date, row, dx` (0 CN, 1 MCI, 2 Dementia or null).
+    """One row a diagnostic record in order of visit: `rid, month, rank, date, row, dx` (0 CN, 1 MCI, 2 Dementia).
 
     From DXSUM: DIAGNOSIS, where blank DXCHANGE (GO/2: conversions and reversions to their new state), where blank
     DXCURREN (ADNI1). From ADNIMERGE: DX, of a conversion the new state.
@@ -330,17 +345,34 @@ def diagnoses(export: Export, source: str) -> pl.DataFrame:
         }
         for column, codes in maps.items():
             value = values.plain_code(column)
-            frame = frame.with_columns(value.replace_strict(codes, default=None, return_dtype=pl.Int8).alias(f"dx.{column}"))
+            frame = frame.with_columns(
+                value.replace_strict(codes, default=None, return_dtype=pl.Int8).alias(f"dx.{column}")
+            )
             stray = frame.filter(pl.col(column).is_not_null() & pl.col(f"dx.{column}").is_null())
             if len(stray):
                 five = column == "DIAGNOSIS" and stray.select(value.is_in(["4", "5"]).any()).item()
                 fix = ("This is the coding 1 CN, 5 SMC, 2 EMCI, 3 LMCI, 4 AD of an older dictionary, in which 3 is no "
                        "dementia: export DXSUM again.") if five else f"{len(stray)} such rows in all."  # fmt: skip
-                raise DataError(Fault(file=shown_as, column=column, row=int(stray["row"][0]) + 1,
-                                      expected=f"codes {', '.join(codes)}", found=repr(stray[column][0]), fix=fix))  # fmt: skip
+                raise DataError(
+                    Fault(
+                        file=shown_as,
+                        column=column,
+                        row=int(stray["row"][0]) + 1,
+                        expected=f"codes {', '.join(codes)}",
+                        found=repr(stray[column][0]),
+                        fix=fix,
+                    )
+                )
         if all(frame[c].null_count() == len(frame) for c in maps):
-            raise DataError(Fault(file=shown_as, column="DIAGNOSIS", expected="this column (or DXCHANGE, DXCURREN) filled",
-                                  found="no diagnosis in any row", fix="Was the column renamed or left out?"))  # fmt: skip
+            raise DataError(
+                Fault(
+                    file=shown_as,
+                    column="DIAGNOSIS",
+                    expected="this column (or DXCHANGE, DXCURREN) filled",
+                    found="no diagnosis in any row",
+                    fix="Was the column renamed or left out?",
+                )
+            )
         frame = frame.with_columns(pl.coalesce(*(f"dx.{c}" for c in maps)).alias("dx"))
     ordered = frame.sort("rid", "month", "rank", "date", "stamp", "row", nulls_last=False)
     return ordered.select("rid", "month", "rank", "viscode", "date", "row", "dx")

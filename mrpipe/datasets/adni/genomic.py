@@ -56,7 +56,9 @@ class Flow:
 
     def summary(self) -> str:
         """One line: people and SNPs of each set at the beginning and at the end."""
-        first = {name: (p, s) for name, _, p, s in reversed(self.rows)}
+        first: dict[str, tuple[int, int]] = {}
+        for name, _, people, snps in self.rows:
+            first.setdefault(name, (people, snps))
         last = {name: (p, s) for name, _, p, s in self.rows}
         return "; ".join(f"{n}: {first[n][0]} people, {first[n][1]} → {last[n][1]} SNPs" for n in first)
 
@@ -114,7 +116,7 @@ def prepare_set(
         lifted = inputs.chain.lift(chromosome, position)
         ok = lifted.found & np.isin(lifted.chromosome, options.chromosomes)
         a1, a2 = np.where(lifted.reversed, complement(a1), a1), np.where(lifted.reversed, complement(a2), a2)
-        snp, frequency, missing, a1, a2, ids = (v[ok] for v in (snp, frequency, missing, a1, a2, ids))
+        snp, frequency, missing, a1, a2, ids = snp[ok], frequency[ok], missing[ok], a1[ok], a2[ok], ids[ok]
         chromosome, position = lifted.chromosome[ok], lifted.position[ok]
         flow.add(name, f"lifted {build} to {options.target_build}", n_people, len(snp))
     key = position_keys(chromosome, position)
@@ -129,7 +131,9 @@ def prepare_set(
             flow.add(name, f"left out: {reason}", n_people, n)
     flow.add(name, "turned to the other strand", n_people, int((aligned.turned & aligned.keep).sum()))
     at = aligned.index[kept]
-    identity = np.concatenate([identity_of(known.key[at], known.counted[at], known.other[at]), identity_of(key[new], a1[new], a2[new])])
+    identity = np.concatenate(
+        [identity_of(known.key[at], known.counted[at], known.other[at]), identity_of(key[new], a1[new], a2[new])]
+    )
     rows = np.concatenate([kept, new])
     swap = np.concatenate([aligned.swap[kept], np.zeros(len(new), dtype=np.bool_)])
     one = _first_of(identity // 64, missing[rows])
@@ -142,12 +146,12 @@ def prepare_set(
 
 
 def merged_identities(sets: list[PreparedSet], merge: str) -> NDArray[np.int64]:
-    """The store's SNPs, in order of place: of all sets or of every set; at one place the alleles that most sets have."""
+    """The store's SNPs in order of place, of all sets or of every set; at one place the alleles that most sets have."""
     identity, n_sets = np.unique(np.concatenate([s.identity for s in sets]), return_counts=True)
     if merge == "intersection":
-        return identity[n_sets == len(sets)]
-    one = _first_of(identity // 64, -n_sets)
-    return identity[one]
+        return np.asarray(identity[n_sets == len(sets)], dtype=np.int64)
+    merged: NDArray[np.int64] = identity[_first_of(identity // 64, -n_sets)]
+    return merged
 
 
 def _codes(plink: PlinkSet, person: int, rows: NDArray[np.int64], swap: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -164,7 +168,9 @@ def concordance(a: Panel, person_a: int, b: Panel, person_b: int) -> float:
     return float((first == second)[both].mean()) if both.any() else 1.0
 
 
-def choose_people(panels: list[Panel], sets: list[PreparedSet], rids: list[int]) -> tuple[list[tuple[int, int] | None], int, int]:
+def choose_people(
+    panels: list[Panel], sets: list[PreparedSet], rids: list[int]
+) -> tuple[list[tuple[int, int] | None], int, int]:
     """For each participant the set and the person there: of several the one with the most calls.
 
     Returns them, the number of participants in several sets, and how many of those were left out because their calls
@@ -173,10 +179,11 @@ def choose_people(panels: list[Panel], sets: list[PreparedSet], rids: list[int])
     calls_of: dict[int, list[tuple[float, int, int]]] = {}
     wanted = set(rids)
     for s, (panel, prepared) in enumerate(zip(panels, sets, strict=True)):
-        rid = prepared.plink.fam["iid"].str.to_uppercase().str.extract(PTID_PARTS).cast(pl.Int32, strict=False).to_list()
+        iid = prepared.plink.fam["iid"].str.to_uppercase()
+        in_set = iid.str.extract(PTID_PARTS).cast(pl.Int32, strict=False).to_list()
         n_considered = max(prepared.qc.steps[0][2], 1)
         n_here = int((panel.row >= 0).sum())
-        for person, number in enumerate(rid):
+        for person, number in enumerate(in_set):
             if number in wanted and prepared.qc.people[person]:
                 n_called = n_here * (1 - float(prepared.qc.missing_of[person]) / n_considered)
                 calls_of.setdefault(int(number), []).append((-n_called, s, person))
@@ -197,7 +204,9 @@ def choose_people(panels: list[Panel], sets: list[PreparedSet], rids: list[int])
     return chosen, repeated, discordant
 
 
-def assemble(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> tuple[list[PreparedSet], NDArray[np.int64], list[Panel], list[str], Flow]:
+def assemble(
+    raw: Path, cohort: pl.DataFrame, options: AdniOptions
+) -> tuple[list[PreparedSet], NDArray[np.int64], list[Panel], list[str], Flow]:
     """Everything up to the reading of the calls: sets, the store's SNPs, panels with their people, sample ids, flow."""
     inputs = open_inputs(raw, options)
     flow = Flow()
@@ -208,8 +217,14 @@ def assemble(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> tuple[lis
         sets.append(prepared)
     identity = merged_identities(sets, options.merge)
     if not len(identity):
-        raise DataError(Fault(file="the PLINK sets together", expected="SNPs that pass quality control", found="none",
-                              fix="Are thresholds, builds and the reference right? The sets may share no SNP (merge=union)."))  # fmt: skip
+        raise DataError(
+            Fault(
+                file="the PLINK sets together",
+                expected="SNPs that pass quality control",
+                found="none",
+                fix="Are thresholds, builds and the reference right? The sets may share no SNP (merge=union).",
+            )
+        )
     panels = []
     for s in sets:
         order = np.argsort(s.identity, kind="stable")
@@ -231,8 +246,12 @@ def assemble(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> tuple[lis
         Panel(p.plink, p.row, p.swap, places[places[:, 0] == s, 1], np.flatnonzero(places[:, 0] == s))
         for s, p in enumerate(panels)
     ]
-    flow.add("store", f"{options.merge} of {len(sets)} sets; {repeated} people in several, {discordant} of them left out",
-             len(sample_ids), len(identity))  # fmt: skip
+    flow.add(
+        "store",
+        f"{options.merge} of {len(sets)} sets; {repeated} people in several, {discordant} of them left out",
+        len(sample_ids),
+        len(identity),
+    )
     return sets, identity, panels, sample_ids, flow
 
 
@@ -248,23 +267,34 @@ def _dictionary(
         names[held] = name_of[panel.row[held]]
     chromosomes = np.array(["", *(str(c) for c in range(1, 23)), "X", "Y", "XY", "MT"])
     missing = call_counts(packed, len(identity))[3]
-    held_by = [
-        pl.when(pl.Series(p.row >= 0)).then(pl.lit(p.plink.name + ".bed")) for p in panels
-    ]
-    return pl.DataFrame(
-        {
-            "name": names, "chrom": chromosomes[key // 10**9], "pos": key % 10**9, "counted": LETTERS[counted],
-            "other": LETTERS[other], "n_missing": missing,
-        }
-    ).select(
-        pl.lit("genomic").alias("modality"), pl.int_range(pl.len(), dtype=pl.Int32).alias("position"),
-        (pl.col("name") + "_" + pl.col("counted")).alias("name"), pl.lit("uint8").alias("dtype"),
-        pl.lit("copies").alias("unit"), pl.lit("genotype").alias("kind"), pl.lit(None, pl.List(pl.String)).alias("levels"),
-        pl.format("{}:{}:{}:{} " + build, "chrom", "pos", "other", "counted").alias("description"),
-        pl.concat_str(held_by, separator=", ", ignore_nulls=True).alias("source_file"),
-        pl.col("name").alias("source_column"),
-        (len(packed) - pl.col("n_missing")).cast(pl.Int64).alias("n_observed"), pl.col("n_missing").cast(pl.Int64),
-    ).cast(dict(DICTIONARY_SCHEMA))  # fmt: skip
+    held_by = [pl.when(pl.Series(p.row >= 0)).then(pl.lit(p.plink.name + ".bed")) for p in panels]
+    return (
+        pl.DataFrame(
+            {
+                "name": names,
+                "chrom": chromosomes[key // 10**9],
+                "pos": key % 10**9,
+                "counted": LETTERS[counted],
+                "other": LETTERS[other],
+                "n_missing": missing,
+            }
+        )
+        .select(
+            pl.lit("genomic").alias("modality"),
+            pl.int_range(pl.len(), dtype=pl.Int32).alias("position"),
+            (pl.col("name") + "_" + pl.col("counted")).alias("name"),
+            pl.lit("uint8").alias("dtype"),
+            pl.lit("copies").alias("unit"),
+            pl.lit("genotype").alias("kind"),
+            pl.lit(None, pl.List(pl.String)).alias("levels"),
+            pl.format("{}:{}:{}:{} " + build, "chrom", "pos", "other", "counted").alias("description"),
+            pl.concat_str(held_by, separator=", ", ignore_nulls=True).alias("source_file"),
+            pl.col("name").alias("source_column"),
+            (len(packed) - pl.col("n_missing")).cast(pl.Int64).alias("n_observed"),
+            pl.col("n_missing").cast(pl.Int64),
+        )
+        .cast(DICTIONARY_SCHEMA)
+    )
 
 
 def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Features:

@@ -80,7 +80,9 @@ def _one(raw: Path, named: str, patterns: Sequence[str], what: str, faults: Faul
     found = sorted({p for pattern in patterns for p in raw.rglob(pattern) if p.is_file()})
     if len(found) > 1:
         names = ", ".join(shown(raw, p) for p in found)
-        faults.add(Fault(file=raw.name, expected=f"one {what}", found=names, fix="Name the one that is meant in the options."))
+        faults.add(
+            Fault(file=raw.name, expected=f"one {what}", found=names, fix="Name the one that is meant in the options.")
+        )
         return None
     return found[0] if found else None
 
@@ -91,8 +93,13 @@ def _positions_fit(plink: PlinkSet, build: str, name: str) -> Fault | None:
     for chromosome, position in longest.iter_rows():
         length = chromosome_length(build, chromosome)
         if length is not None and position > length:
-            return Fault(file=f"{name}.bim", column="position", expected=f"positions of {build}, in which chromosome {chromosome} ends at {length}",
-                         found=f"position {position}", fix="Set the build of this set in source_builds.")  # fmt: skip
+            return Fault(
+                file=f"{name}.bim",
+                column="position",
+                expected=f"positions of {build}, in which chromosome {chromosome} ends at {length}",
+                found=f"position {position}",
+                fix="Set the build of this set in source_builds.",
+            )
     return None
 
 
@@ -105,7 +112,14 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
     faults = FaultCollector()
     beds = find_beds(raw, options)
     if not beds:
-        faults.add(Fault(file=options.genotypes or raw.name, expected="PLINK sets (.bed, .bim, .fam)", found="none", fix=f"{MENU}."))
+        faults.add(
+            Fault(
+                file=options.genotypes or raw.name,
+                expected="PLINK sets (.bed, .bim, .fam)",
+                found="none",
+                fix=f"{MENU}.",
+            )
+        )
     sets: list[PlinkSet] = []
     builds: list[str] = []
     for bed in beds:
@@ -116,16 +130,22 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
             continue
         build = source_build(plink.name, options.source_builds)
         if build is None:
-            faults.add(Fault(file=shown(raw, bed), expected="a genome build in source_builds", found="no pattern that matches"))
+            faults.add(
+                Fault(file=shown(raw, bed), expected="a genome build in source_builds", found="no pattern that matches")
+            )
             continue
         faults.add(_positions_fit(plink, build, shown(raw, bed).removesuffix(".bed")))
         sets.append(plink)
         builds.append(build)
     names = [p.stem for p in beds]
     for name in sorted({n for n in names if names.count(n) > 1}):
-        faults.add(Fault(file=f"{name}.bed", expected="one set of this name", found="several", fix="Remove the copies."))
+        faults.add(
+            Fault(file=f"{name}.bed", expected="one set of this name", found="several", fix="Remove the copies.")
+        )
     other = sorted({b for b in builds if b != options.target_build})
-    chain_path = _one(raw, options.chain, ("*.chain", "*.chain.gz"), "chain file", faults) if other or options.chain else None
+    chain_path = (
+        _one(raw, options.chain, ("*.chain", "*.chain.gz"), "chain file", faults) if other or options.chain else None
+    )
     chain = None
     if chain_path is not None:
         try:
@@ -134,8 +154,14 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
             faults.absorb(error)
     elif other and not faults.faults:
         of = ", ".join(p.name for p, b in zip(sets, builds, strict=True) if b != options.target_build)
-        faults.add(Fault(file=raw.name, expected=f"a chain file {other[0]} to {options.target_build} for {of}", found="none",
-                         fix=f"Put one into the export or name it in chain; from {CHAIN_SOURCE}."))  # fmt: skip
+        faults.add(
+            Fault(
+                file=raw.name,
+                expected=f"a chain file {other[0]} to {options.target_build} for {of}",
+                found="none",
+                fix=f"Put one into the export or name it in chain; from {CHAIN_SOURCE}.",
+            )
+        )
     if chain is not None and other:
         wanted = (other[0], options.target_build)
         if len(other) > 1:
@@ -143,9 +169,17 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
                              fix="Lift the others beforehand."))  # fmt: skip
         elif any(b is not None and b != w for b, w in zip(chain.builds(), wanted, strict=True)):
             found = " to ".join(b or "unknown" for b in chain.builds())
-            faults.add(Fault(file=chain.shown_as, expected=f"a chain from {wanted[0]} to {wanted[1]}", found=f"{found} (by chromosome lengths)",
-                             fix=f"Take {wanted[0]}To{wanted[1].capitalize()} from {CHAIN_SOURCE}, or correct source_builds."))  # fmt: skip
-    reference = _one(raw, options.reference, ("*.legend", "*.legend.gz", "*sites*.vcf", "*sites*.vcf.gz"), "reference", faults)
+            faults.add(
+                Fault(
+                    file=chain.shown_as,
+                    expected=f"a chain from {wanted[0]} to {wanted[1]}",
+                    found=f"{found} (by chromosome lengths)",
+                    fix=f"Take {wanted[0]}To{wanted[1].capitalize()} from {CHAIN_SOURCE}, or correct source_builds.",
+                )
+            )
+    reference = _one(
+        raw, options.reference, ("*.legend", "*.legend.gz", "*sites*.vcf", "*sites*.vcf.gz"), "reference", faults
+    )
     faults.raise_if_any()
     inside = [f for s in sets for f in s.files]
     inside += [p for p in (chain_path, reference) if p is not None and p.is_relative_to(raw)]
@@ -154,9 +188,16 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
 
 
 def require_same_build(
-    name: str, ids: NDArray[np.str_], key: NDArray[np.int64], known_ids: NDArray[np.str_], known_key: NDArray[np.int64],
-    source: str, *, least: int = 50, agree: float = 0.5,
-) -> tuple[int, int]:  # fmt: skip
+    name: str,
+    ids: NDArray[np.str_],
+    key: NDArray[np.int64],
+    known_ids: NDArray[np.str_],
+    known_key: NDArray[np.int64],
+    source: str,
+    *,
+    least: int = 50,
+    agree: float = 0.5,
+) -> tuple[int, int]:
     """rs numbers that two tables share must lie at the same place; returns how many are shared and how many agree.
 
     Raises:
@@ -168,8 +209,12 @@ def require_same_build(
     same = int((joined["key"] == joined["known"]).sum())
     if len(joined) >= least and same < agree * len(joined):
         raise DataError(
-            Fault(file=f"{name}.bim", column="position", expected=f"the positions of {source} for the rs numbers that both hold",
-                  found=f"{same} of {len(joined)} agree",
-                  fix="The build of this set is another one than source_builds says (or the reference is).")
-        )  # fmt: skip
+            Fault(
+                file=f"{name}.bim",
+                column="position",
+                expected=f"the positions of {source} for the rs numbers that both hold",
+                found=f"{same} of {len(joined)} agree",
+                fix="The build of this set is another one than source_builds says (or the reference is).",
+            )
+        )
     return len(joined), same

@@ -114,7 +114,9 @@ class ChainFile:
             self._add(head, blocks)
             head = []
         if head or not self._chains:
-            raise DataError(self._fault("chains that end with a last block", "a file that is cut short", number or None))
+            raise DataError(
+                self._fault("chains that end with a last block", "a file that is cut short", number or None)
+            )
 
     def _add(self, head: list[str], blocks: list[tuple[int, int, int]]) -> None:
         source, target = _plain(head[2]), _plain(head[7])

@@ -74,7 +74,9 @@ def merged_rows(panels: Sequence[Panel], n_people: int, n_snps: int) -> NDArray[
     return out
 
 
-def batches(sample_ids: Sequence[str], packed: NDArray[np.uint8], schema: pa.Schema, *, rows: int = 64) -> Iterator[pa.RecordBatch]:
+def batches(
+    sample_ids: Sequence[str], packed: NDArray[np.uint8], schema: pa.Schema, *, rows: int = 64
+) -> Iterator[pa.RecordBatch]:
     """Record batches of the modality table over the packed rows, without copying them."""
     n_bytes = packed.shape[1]
     for start in range(0, len(sample_ids), rows):

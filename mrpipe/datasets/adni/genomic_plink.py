@@ -24,9 +24,19 @@ _CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT"}
 
 def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, shown_as: str) -> pl.DataFrame | None:
     """A file of whitespace-separated columns as strings; None and a fault where a line has another number of them."""
-    text = pl.read_csv(
-        path, has_header=False, separator="\x01", quote_char=None, infer_schema=False, new_columns=["line"], encoding="utf8-lossy"
-    ) if path.stat().st_size else pl.DataFrame({"line": []}, schema={"line": pl.String})  # fmt: skip
+    text = (
+        pl.read_csv(
+            path,
+            has_header=False,
+            separator="\x01",
+            quote_char=None,
+            infer_schema=False,
+            new_columns=["line"],
+            encoding="utf8-lossy",
+        )
+        if path.stat().st_size
+        else pl.DataFrame({"line": []}, schema={"line": pl.String})
+    )
     parts = text.select(pl.col("line").str.extract_all(r"\S+").alias("p")).with_row_index("row", offset=1)
     wrong = parts.filter(pl.col("p").list.len() != len(names))
     if len(wrong) or parts.is_empty():
@@ -92,7 +102,10 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
     shown = shown_as or bed.name
     faults = FaultCollector()
     tables: dict[str, pl.DataFrame | None] = {}
-    columns = {"fam": ("fid", "iid", "father", "mother", "sex", "phenotype"), "bim": ("chrom", "id", "cm", "pos", "a1", "a2")}
+    columns = {
+        "fam": ("fid", "iid", "father", "mother", "sex", "phenotype"),
+        "bim": ("chrom", "id", "cm", "pos", "a1", "a2"),
+    }
     for suffix, names in columns.items():
         path = bed.with_suffix(f".{suffix}")
         name = shown.removesuffix(".bed") + f".{suffix}"
@@ -119,8 +132,14 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
     n_bytes = 3 + len(bim) * -(-len(fam) // 4)
     size = bed.stat().st_size
     if head[:2] != MAGIC[:2]:
-        faults.add(Fault(file=shown, expected="a PLINK .bed (bytes 6c 1b)", found=f"bytes {head[:2].hex(' ') or 'none'}",
-                         fix="The file is damaged or of another kind: download it again."))  # fmt: skip
+        faults.add(
+            Fault(
+                file=shown,
+                expected="a PLINK .bed (bytes 6c 1b)",
+                found=f"bytes {head[:2].hex(' ') or 'none'}",
+                fix="The file is damaged or of another kind: download it again.",
+            )
+        )
     elif head[2:] != MAGIC[2:]:
         faults.add(Fault(file=shown, expected="SNP-major order (third byte 01)", found=f"{head[2:].hex() or 'nothing'}",
                          fix="Convert it with plink --make-bed."))  # fmt: skip
@@ -136,7 +155,8 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
 def _words(block: NDArray[np.uint8]) -> NDArray[np.uint64]:
     padded = np.zeros((len(block), -(-block.shape[1] // 8) * 8), dtype=np.uint8)
     padded[:, : block.shape[1]] = block
-    return padded.view(np.uint64)
+    words: NDArray[np.uint64] = padded.view(np.uint64)
+    return words
 
 
 def people_mask(chosen: NDArray[np.bool_]) -> NDArray[np.uint64]:
@@ -144,7 +164,8 @@ def people_mask(chosen: NDArray[np.bool_]) -> NDArray[np.uint64]:
     two_bits = np.zeros(-(-len(chosen) // 4) * 4, dtype=np.uint8)
     two_bits[: len(chosen)] = chosen
     packed = np.bitwise_or.reduce(two_bits.reshape(-1, 4) << np.array([0, 2, 4, 6], dtype=np.uint8), axis=1)
-    return _words(packed[None, :].astype(np.uint8))[0]
+    words: NDArray[np.uint64] = _words(packed[None, :].astype(np.uint8))[0]
+    return words
 
 
 def snp_counts(plink: PlinkSet, people: NDArray[np.bool_], snps: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
@@ -178,7 +199,8 @@ _COPIES = np.array([[2, 3, 1, 0], [0, 3, 1, 2]], dtype=np.uint8)
 
 def _byte_tables() -> NDArray[np.uint8]:
     codes = (np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3
-    return np.bitwise_or.reduce(_COPIES[:, codes] << np.array([0, 2, 4, 6], dtype=np.uint8), axis=2).astype(np.uint8)
+    table: NDArray[np.uint8] = np.bitwise_or.reduce(_COPIES[:, codes] << np.array([0, 2, 4, 6], dtype=np.uint8), axis=2)
+    return table
 
 
 RECODE = _byte_tables()

@@ -83,14 +83,15 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
     """
     shown_as = shown_as or path.name
     try:
-        opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-        with opened as handle:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as handle:
             first = handle.readline()
             skip = 0
             while first.startswith("##"):
                 first, skip = handle.readline(), skip + 1
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(Fault(file=shown_as, expected="a legend or a VCF", found=f"unreadable data ({error})")) from error
+        raise DataError(
+            Fault(file=shown_as, expected="a legend or a VCF", found=f"unreadable data ({error})")
+        ) from error
     header = first.rstrip("\n").lstrip("#").split()
     upper = [h.upper() for h in header]
     is_vcf = first.startswith("#CHROM")
@@ -100,23 +101,48 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
         return next((header[upper.index(n)] for n in names if n in upper), None)
 
     named = {
-        "chrom": column("CHROM", "CHR"), "pos": column("POS", "POSITION"), "id": column("ID"),
-        "other": column("REF", "A0"), "counted": column("ALT", "A1"), "frequency": column("INFO" if is_vcf else "ALL", "ALT_FREQ", "AF"),
-    }  # fmt: skip
+        "chrom": column("CHROM", "CHR"),
+        "pos": column("POS", "POSITION"),
+        "id": column("ID"),
+        "other": column("REF", "A0"),
+        "counted": column("ALT", "A1"),
+        "frequency": column("INFO" if is_vcf else "ALL", "ALT_FREQ", "AF"),
+    }
     missing = [n for n, c in named.items() if c is None and n not in ("frequency", "id")]
     if missing:
-        raise DataError(Fault(file=shown_as, column=missing[0], expected="a legend (id chr position a0 a1 … ALL) or a VCF",
-                              found=f"columns {', '.join(header[:12])}",
-                              fix="A legend without chr holds one chromosome; join the chromosomes first."))  # fmt: skip
+        raise DataError(
+            Fault(
+                file=shown_as,
+                column=missing[0],
+                expected="a legend (id chr position a0 a1 … ALL) or a VCF",
+                found=f"columns {', '.join(header[:12])}",
+                fix="A legend without chr holds one chromosome; join the chromosomes first.",
+            )
+        )
     try:
         # Comment lines of a VCF are skipped as lines, and its genotypes are never parsed.
-        frame = pl.read_csv(path, separator=separator, skip_rows=skip, infer_schema=False, quote_char=None, has_header=True,
-                            columns=[i for i, h in enumerate(header) if h in named.values()])  # fmt: skip
+        frame = pl.read_csv(
+            path,
+            separator=separator,
+            skip_rows=skip,
+            infer_schema=False,
+            quote_char=None,
+            has_header=True,
+            columns=[i for i, h in enumerate(header) if h in named.values()],
+        )
     except (pl.exceptions.PolarsError, OSError, EOFError) as error:
-        raise DataError(Fault(file=shown_as, expected="a complete table", found=str(error).splitlines()[0],
-                              fix="The file is damaged or cut short.")) from error  # fmt: skip
+        raise DataError(
+            Fault(
+                file=shown_as,
+                expected="a complete table",
+                found=str(error).splitlines()[0],
+                fix="The file is damaged or cut short.",
+            )
+        ) from error
     frame = frame.rename({c: c.lstrip("#") for c in frame.columns})
-    snp = pl.col(str(named["other"])).str.contains("^[ACGTacgt]$") & pl.col(str(named["counted"])).str.contains("^[ACGTacgt]$")
+    snp = pl.col(str(named["other"])).str.contains("^[ACGTacgt]$") & pl.col(str(named["counted"])).str.contains(
+        "^[ACGTacgt]$"
+    )
     frame = frame.with_columns(plain_chromosome(pl.col(str(named["chrom"]))).alias("_chrom")).filter(
         snp & pl.col("_chrom").is_in(list(chromosomes))
     )

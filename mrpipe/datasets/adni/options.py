@@ -59,12 +59,8 @@ class AdniOptions(ImageOptions):
         "", "strands and allele frequencies: 1000 Genomes legend or VCF (plain or .gz); empty: the one in the export, "
         "or the first set"
     )  # fmt: skip
-    off_reference: str = option(
-        "keep", "SNPs that the reference does not hold", choices=("keep", "drop")
-    )
-    chromosomes: tuple[str, ...] = option(
-        tuple(str(c) for c in range(1, 23)), "chromosomes that are read"
-    )
+    off_reference: str = option("keep", "SNPs that the reference does not hold", choices=("keep", "drop"))
+    chromosomes: tuple[str, ...] = option(tuple(str(c) for c in range(1, 23)), "chromosomes that are read")
     mind: float = option(0.1, "people with a higher share of missing calls in a set are left out of it")
     geno: float = option(0.05, "SNPs with a higher share of missing calls in a set are left out of it")
     maf: float = option(0.01, "SNPs with a lower minor allele frequency in a set are left out of it")

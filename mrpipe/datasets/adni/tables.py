@@ -1,8 +1,8 @@
 """ADNI's tables: names, layouts and code lists (raw-formats A.1–A.4), found by name and read string first.
 
 Old (≤ 2023), 2024 and 2025 exports differ in file names, casing, order and columns; a declaration here covers all of
-them. What `read_table` returns is cleaned: codes decoded to the index of their level, numbers as numbers, blank, −4 (any
-phase) and −1 (ADNI1, and where only positive values make sense) as null.
+them. What `Export.table` returns is cleaned: codes decoded to the index of their level, numbers as numbers, blank, −4
+(any phase) and −1 (ADNI1, and where only positive values make sense) as null.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Field:
     """One raw column that is read.
 
     Attributes:
-        kind: number; code (one of `codes`); codes (several, `|` or `:` between them); date; year; text; assay (a number,
+        kind: number; code (one of `codes`); codes (several, `|` or `:` between them); date; year; text; assay (number,
             `>1700`, `<80`, `<LLOQ`, `<LOD`).
         codes: code → level; the cleaned value is the level's position.
         positive: 0 and −1 cannot be measured values and are missing in every phase.
@@ -100,8 +100,8 @@ def _codes(names: str, codes: Codes) -> tuple[Field, ...]:
     return tuple(Field(name=n, kind="code", codes=codes) for n in names.split())
 
 
-def _numbers(names: str, **more: bool) -> tuple[Field, ...]:
-    return tuple(Field(name=n, kind="number", **more) for n in names.split())
+def _numbers(names: str, *, positive: bool = False) -> tuple[Field, ...]:
+    return tuple(Field(name=n, kind="number", positive=positive) for n in names.split())
 
 
 def _numbered(*levels: str) -> Codes:

@@ -1,4 +1,4 @@
-"""What ADNI's fields mean: missing codes, multi-selects, censored assays, fuzzy dates, visit codes, as polars expressions."""
+"""What ADNI's fields mean: missing codes, multi-selects, censored assays, fuzzy dates, visit codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import polars as pl
 
 from mrpipe.datasets.adni.tables import Codes
 
-# ADNI2's visit codes where a row has no harmonised one; month, and 1 where the visit comes after the other of its month.
+# Visit codes where a row has no harmonised one: month, and 1 where the visit comes after the other of its month.
 _VISITS = {
     "sc": (0, 0), "scmri": (0, 0), "f": (0, 0), "bl": (0, 1), "init": (0, 1), "v01": (0, 0), "v02": (0, 0),
     "v03": (0, 1), "v04": (3, 0), "v05": (6, 0), "v11": (12, 0), "v21": (24, 0), "v31": (36, 0), "v41": (48, 0),
@@ -58,7 +58,7 @@ def number(column: str) -> pl.Expr:
 
 
 def limit(column: str) -> pl.Expr:
-    """−1 below the reportable range (`<80`, `<LLOQ`), 1 above it (`>1700`), 0 within, null where nothing was measured."""
+    """−1 below the reportable range (`<80`, `<LLOQ`), 1 above it (`>1700`), 0 within, null where not measured."""
     text = pl.col(column).str.strip_chars()
     return (
         pl.when(text.str.starts_with("<")).then(pl.lit(-1, pl.Int8))
@@ -94,7 +94,9 @@ def original_phase(rid: pl.Expr) -> pl.Expr:
 
 def phase(column: str) -> pl.Expr:
     """`ADNI 1`, `adni1` → `ADNI1`; `ADNIGO2` (old APOERES) → `ADNI2`."""
-    return pl.col(column).str.to_uppercase().str.replace_all(r"[\s_-]", "").replace({"ADNIGO2": "ADNI2", "GO": "ADNIGO"})
+    return (
+        pl.col(column).str.to_uppercase().str.replace_all(r"[\s_-]", "").replace({"ADNIGO2": "ADNI2", "GO": "ADNIGO"})
+    )
 
 
 def _visit(text: pl.Expr, part: int) -> pl.Expr:

@@ -1,0 +1,49 @@
+"""ADNI: clinical data, biospecimens, genotypes and brain images of participants who are CN, MCI or demented."""
+
+from __future__ import annotations
+
+from mrpipe.datasets.adni import biospecimen, clinical, genomic, image
+from mrpipe.datasets.adni.check import check_export, present_modalities
+from mrpipe.datasets.adni.cohort import build_cohort
+from mrpipe.datasets.adni.options import AdniOptions
+from mrpipe.datasets.adni.simulate import AdniSimulation, simulate_export
+from mrpipe.datasets.adni.tables import CLASSES, PROVIDER
+from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
+
+DATASET = Dataset(
+    name="adni",
+    title="Alzheimer's Disease Neuroimaging Initiative",
+    citation=(
+        "R. C. Petersen et al. Alzheimer's Disease Neuroimaging Initiative (ADNI): clinical characterization. "
+        "Neurology 74(3), 2010"
+    ),
+    licence="ADNI data use agreement (not redistributable)",
+    provider=PROVIDER,
+    options=AdniOptions,
+    simulation=AdniSimulation,
+    modalities={
+        "image": image.READER,
+        "genomic": ModalityReader(bit=genomic.BIT, description=genomic.DESCRIPTION, read=genomic.read_genomic),
+        "clinical": ModalityReader(bit=clinical.BIT, description=clinical.DESCRIPTION, read=clinical.read_clinical),
+        "biospecimen": ModalityReader(
+            bit=biospecimen.BIT, description=biospecimen.DESCRIPTION, read=biospecimen.read_biospecimen
+        ),
+    },
+    tasks=(
+        Task(name="diagnosis", kind="classification", classes=CLASSES, description="diagnosis under the label policy"),
+    ),
+    schemes={"standard": Scheme(stratify="diagnosis", description="70/15/15 by participant, stratified by diagnosis")},
+    check=check_export,
+    cohort=build_cohort,
+    simulate=simulate_export,
+    modalities_of=present_modalities,
+    tiny={"n_subjects": 90, "n_snps": 192, "image_shape": [10, 12, 10], "image_max_scans": 2},
+    notes=(
+        "A sample is a participant at one visit: sample_id = subject_id = PTID.",
+        "Default label: participants whose diagnosis never changes (the authors' rule), an easier task than the "
+        "diagnosis at baseline.",
+        "The paper names ISOPROSTANE as source of CSF amyloid and batemanlab of plasma NfL; those tables hold urine "
+        "isoprostanes and plasma Abeta42/40. CSF here is Roche Elecsys.",
+        "Genotypes keep every SNP that passes quality control; pruning is fitted on training participants.",
+    ),
+)

@@ -1,0 +1,234 @@
+"""Simulated PLINK sets: overlapping chips, hg18 through a toy chain, flipped and ambiguous strands, LD blocks."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from mrpipe.datasets.adni.genomic_inputs import KNOWN_SETS
+from mrpipe.datasets.adni.genomic_lift import LENGTHS
+from mrpipe.datasets.adni.genomic_plink import MAGIC, bed_rows
+from mrpipe.keyed import generator
+
+CHAIN_NAME = "hg18ToHg19.over.chain.gz"
+LEGEND_NAME = "1000GP_Phase3_combined.legend.gz"
+# Shift of the two halves of a chromosome from hg18 to hg19, and what lies between them in hg18 only.
+SHIFTS, GAP = (10_000, 26_000), 4_000
+BLOCK, CORRELATION = 24, 0.97
+_COMPLEMENT = str.maketrans("ACGT", "TGCA")
+
+
+@dataclass(frozen=True)
+class Snps:
+    """The SNPs of all chips: (p,) chromosome, hg19 position, id, REF, ALT, frequency of ALT, effect on the factor."""
+
+    chromosome: NDArray[np.int64]
+    position: NDArray[np.int64]
+    name: NDArray[np.str_]
+    ref: NDArray[np.str_]
+    alt: NDArray[np.str_]
+    frequency: NDArray[np.float64]
+    effect: NDArray[np.float64]
+
+
+def draw_snps(n: int, seed: int, effect: float) -> Snps:
+    """SNPs in order of place; frequencies are close within an LD block, one block in four acts on the factor."""
+    rng = generator(seed, "adni snps")
+    chromosomes = np.arange(1, 23) if n >= 2000 else np.array([1, 2, 19, 22])
+    lengths = np.minimum(LENGTHS["hg18"], LENGTHS["hg19"])[chromosomes - 1] - 300_000
+    share = np.diff(np.r_[0, np.round(np.cumsum(lengths) / lengths.sum() * n)]).astype(int)
+    chromosome = np.repeat(chromosomes, share)
+    position = np.concatenate(
+        [
+            np.sort(
+                100_000
+                + rng.choice(min(length - 200_000, 40 * k + 10**6), k, replace=False)
+                * ((length - 200_000) // min(length - 200_000, 40 * k + 10**6))
+            )
+            for length, k in zip(lengths, share, strict=True)
+        ]
+    )
+    block = np.arange(n) // BLOCK
+    base = rng.uniform(0.08, 0.45, int(block.max(initial=0)) + 1)[block]
+    frequency = np.clip(base * rng.uniform(0.85, 1.15, n), 0.03, 0.48)
+    pairs = np.array([("A", "G"), ("C", "T"), ("A", "C"), ("G", "T")])[rng.integers(0, 4, n)]
+    ambiguous = rng.random(n) < 0.05
+    pairs[ambiguous] = np.array([("A", "T"), ("C", "G")])[rng.integers(0, 2, int(ambiguous.sum()))]
+    turned = rng.random(n) < 0.5
+    ref, alt = np.where(turned, pairs[:, 1], pairs[:, 0]), np.where(turned, pairs[:, 0], pairs[:, 1])
+    signs = np.where(rng.random(int(block.max(initial=0)) + 1) < 0.5, 1.0, -1.0)
+    acting = np.where(block % 4 == 0, effect * signs[block], 0.0)
+    number = 1000 + np.sort(rng.choice(max(20 * n, 10**5), n, replace=False))
+    name = np.array([f"rs{v}" for v in number])
+    return Snps(chromosome, position, name, ref, alt, frequency, acting)
+
+
+def write_chain(path: Path) -> None:
+    """The toy chain: each autosome in two blocks with different shifts and a gap that hg19 does not have."""
+    lines = []
+    for c, (source, target) in enumerate(zip(LENGTHS["hg18"], LENGTHS["hg19"], strict=True), start=1):
+        half = source // 2
+        second = min(half - GAP - 200_000, target - half + GAP - SHIFTS[1])
+        end = half + second
+        lines += [
+            f"chain {1000 - c} chr{c} {source} + 0 {end} chr{c} {target} + {SHIFTS[0]} {end - GAP + SHIFTS[1]} {c}",
+            f"{half - GAP} {GAP} {SHIFTS[1] - SHIFTS[0]}",
+            f"{second}",
+            "",
+        ]
+    with path.open("wb") as handle, gzip.GzipFile(filename="", mode="wb", fileobj=handle, mtime=0) as packed:
+        packed.write("\n".join(lines).encode())
+
+
+def to_hg18(chromosome: NDArray[np.int64], position: NDArray[np.int64]) -> NDArray[np.int64]:
+    """hg18 position of an hg19 one under the toy chain (both 1-based)."""
+    half = np.array(LENGTHS["hg18"])[chromosome - 1] // 2
+    first = position - 1 - SHIFTS[0]
+    second = position - 1 - SHIFTS[1] + GAP
+    return np.where(first < half - GAP, first, np.maximum(second, half)) + 1
+
+
+def write_reference(path: Path, snps: Snps, known: NDArray[np.bool_]) -> None:
+    """A legend in the form of 1000 Genomes phase 3."""
+    frame = pl.DataFrame(
+        {
+            "id": [f"{i}:{p}:{a}:{b}" for i, p, a, b in zip(snps.name, snps.position, snps.ref, snps.alt, strict=True)],
+            "chr": snps.chromosome, "position": snps.position, "a0": snps.ref, "a1": snps.alt,
+            "TYPE": "Biallelic_SNP", **dict.fromkeys(("AFR", "AMR", "EAS", "EUR", "SAS"), snps.frequency.round(6)),
+            "ALL": snps.frequency.round(6),
+        }
+    ).filter(pl.Series(known))  # fmt: skip
+    with path.open("wb") as handle, gzip.GzipFile(filename="", mode="wb", fileobj=handle, mtime=0) as packed:
+        packed.write(frame.write_csv(separator=" ").encode())
+
+
+def dosage_block(snps: Snps, columns: slice, factor: NDArray[np.float64], seed: int) -> NDArray[np.uint8]:
+    """Copies of ALT (n, k): two AR(1) haplotypes in each LD block, their means moved by the factor where it acts."""
+    rng = generator(seed, "adni haplotypes", str(columns.start))
+    n, k = len(factor), columns.stop - columns.start
+    threshold = ndtri(snps.frequency[columns]).astype(np.float32)
+    drift = (factor[:, None] * snps.effect[None, columns]).astype(np.float32)
+    copies = np.zeros((n, k), dtype=np.uint8)
+    spread = np.float32(np.sqrt(1 - CORRELATION**2))
+    for _ in range(2):
+        z = rng.standard_normal((k, n), dtype=np.float32)
+        for j in range(1, k):
+            if (columns.start + j) % BLOCK:
+                z[j] = np.float32(CORRELATION) * z[j - 1] + spread * z[j]
+        copies += (z.T + drift) < threshold
+    return copies
+
+
+def _set_of(phase: NDArray[np.str_], index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Set of each participant, by phase; ADNI2 is shared between the two GO/2 sets."""
+    return np.select([phase == "ADNI1", (phase == "ADNIGO") | ((phase == "ADNI2") & (index % 2 == 0)), phase == "ADNI2",
+                      phase == "ADNI3"], [0, 1, 2, 3], default=4)  # fmt: skip
+
+
+def write_genotypes(out: Path, subjects: pl.DataFrame, *, n_snps: int, seed: int, effect: float) -> pl.DataFrame:
+    """Five sets, chain and reference in `out`; returns the truth of every SNP.
+
+    Args:
+        subjects: genotyped participants: `ptid, phase, v_genomic`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    rng = generator(seed, "adni sets")
+    snps = draw_snps(n_snps, seed, effect)
+    write_chain(out / CHAIN_NAME)
+    write_reference(out / LEGEND_NAME, snps, rng.random(n_snps) >= 0.02)
+    home = _set_of(subjects["phase"].to_numpy().astype(str), np.arange(len(subjects)))
+    members = [np.flatnonzero(home == s) for s in range(len(KNOWN_SETS))]
+    # Two participants of ADNI1 were genotyped again on a later chip.
+    members[1] = np.sort(np.r_[members[1], members[0][:2]])
+    core = rng.random(n_snps) < 0.35
+    chip = [core | (rng.random(n_snps) < 0.55) for _ in KNOWN_SETS]
+    # What hg19 has between the two blocks of the chain has no place in hg18.
+    half = np.array(LENGTHS["hg18"])[snps.chromosome - 1] // 2 - GAP
+    chip[0] &= (snps.position <= half + SHIFTS[0]) | (snps.position > half + SHIFTS[1])
+    flip = [rng.random(n_snps) < 0.10 for _ in KNOWN_SETS]
+    swap = [rng.random(n_snps) < 0.30 for _ in KNOWN_SETS]
+    still = [rng.random(n_snps) < 0.01 for _ in KNOWN_SETS]
+    used = [s for s in range(len(KNOWN_SETS)) if len(members[s]) > 0]
+    files = {s: (out / f"{KNOWN_SETS[s]}.bed").open("wb") for s in used}
+    seen = {s: np.zeros(n_snps, dtype=np.bool_) for s in used}
+    for handle in files.values():
+        handle.write(MAGIC)
+    for start in range(0, n_snps, 40 * BLOCK):
+        columns = slice(start, min(start + 40 * BLOCK, n_snps))
+        copies = dosage_block(snps, columns, subjects["v_genomic"].to_numpy(), seed)
+        for s in used:
+            # Chip noise is drawn anew for each set, so that a participant in two sets differs at missing calls only.
+            noise = generator(seed, "adni calls", KNOWN_SETS[s], str(start))
+            calls = copies[members[s]].copy()
+            calls[:, still[s][columns]] = 0
+            calls = np.where(swap[s][None, columns], 2 - calls, calls)
+            calls[noise.random(calls.shape, dtype=np.float32) < 0.01] = 3
+            seen[s][columns] = ((calls == 1) | (calls == 2)).any(axis=0)
+            files[s].write(bed_rows(calls[:, chip[s][columns]]).tobytes())
+    for s in used:
+        # The provider's odd ones: no place, sex chromosomes and mitochondria, names that are no rs numbers.
+        n = len(members[s])
+        odd = generator(seed, "adni odd", KNOWN_SETS[s]).choice(3, (n, 6), p=[0.6, 0.3, 0.1]).astype(np.uint8)
+        files[s].write(bed_rows(odd).tobytes())
+        files[s].close()
+        held = np.flatnonzero(chip[s])
+        position = snps.position[held]
+        if s == 0:
+            position = to_hg18(snps.chromosome[held], position)
+            lost = rng.random(len(held)) < 0.01
+            position = np.where(lost, np.array(LENGTHS["hg18"])[snps.chromosome[held] - 1] // 2 - GAP // 2, position)
+        a1, a2 = (np.where(swap[s][held], x[held], y[held]) for x, y in ((snps.ref, snps.alt), (snps.alt, snps.ref)))
+        turned = flip[s][held]
+        a1, a2 = (np.where(turned, np.array([b.translate(_COMPLEMENT) for b in a.tolist()]), a) for a in (a1, a2))
+        a1 = np.where(seen[s][held], a1, "0")
+        bim = pl.DataFrame(
+            {
+                "chrom": snps.chromosome[held].astype(str),
+                "id": snps.name[held],
+                "cm": "0",
+                "pos": position,
+                "a1": a1,
+                "a2": a2,
+            }
+        )
+        oddities = pl.DataFrame(
+            {
+                "chrom": ["0", "0", "23", "24", "25", "26"],
+                "id": ["cnvi0001", "cnvi0002", "rs5", "rs6", "rs7", "MitoA8"],
+                "cm": "0",
+                "pos": [0, 0, 2_700_000, 2_800_000, 150_000, 8_869],
+                "a1": ["A", "0", "A", "C", "G", "A"],
+                "a2": ["G", "A", "G", "T", "A", "G"],
+            },
+            schema_overrides={"pos": pl.Int64},
+        )
+        pl.concat([bim, oddities]).write_csv(out / f"{KNOWN_SETS[s]}.bim", include_header=False, separator="\t")
+        chosen = subjects[members[s].tolist()]
+        fam = chosen.select(
+            pl.int_range(1, pl.len() + 1).alias("fid"),
+            "ptid",
+            pl.lit(0).alias("f"),
+            pl.lit(0).alias("m"),
+            (pl.int_range(pl.len()) % 2 + 1).alias("sex"),
+            pl.lit(-9).alias("p"),
+        )
+        fam.write_csv(out / f"{KNOWN_SETS[s]}.fam", include_header=False, separator=" ")
+    return pl.DataFrame(
+        {
+            "id": snps.name,
+            "chromosome": snps.chromosome,
+            "position": snps.position,
+            "ref": snps.ref,
+            "alt": snps.alt,
+            "frequency": snps.frequency,
+            "effect": snps.effect,
+            "block": np.arange(n_snps) // BLOCK,
+            **{f"chip_{s + 1}": chip[s] for s in range(len(KNOWN_SETS))},
+        }
+    )

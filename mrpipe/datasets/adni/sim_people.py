@@ -1,0 +1,182 @@
+"""Simulated ADNI participants: latent states, diagnoses over visits, which modalities are there, and the truth.
+
+A participant has a class (CN, MCI, Dementia), a shared severity u and one factor v of each modality, normal given the
+class. Every modality shows u and its own v, so each holds something that no other has and something that it shares. The
+exact posterior of the class given u and the factors of the observed modalities bounds what any method can reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mrpipe.datasets.adni.tables import CLASSES
+from mrpipe.keyed import generator
+
+# raw-formats E.1: re-run of the authors' label rule, and the working frequencies of combinations.
+CLASS_COUNTS = (926, 746, 444)
+PATTERNS = {"BCGI": 0.45, "BCI": 0.25, "BC": 0.12, "C": 0.07, "CI": 0.06, "BCG": 0.05}
+LETTERS = {"I": "image", "G": "genomic", "C": "clinical", "B": "biospecimen"}
+# Phase: probability, roster numbers, first visit, months and phase-specific codes of visits.
+PHASES: dict[str, tuple[float, tuple[int, int], date]] = {
+    "ADNI1": (0.28, (1, 1999), date(2005, 9, 1)),
+    "ADNIGO": (0.08, (2000, 2999), date(2009, 10, 1)),
+    "ADNI2": (0.25, (3000, 5999), date(2011, 1, 15)),
+    "ADNI3": (0.22, (6000, 9999), date(2016, 9, 1)),
+    "ADNI4": (0.17, (10000, 13999), date(2022, 10, 1)),
+}
+_V_CODES = {0: "v03", 3: "v04", 6: "v05", 12: "v11", 24: "v21", 36: "v31", 48: "v41", 60: "v51"}
+MONTHS = (0, 6, 12, 24, 36, 48, 60, 72, 84, 96, 108, 120)
+# Mean of each factor by class, in units of the separation: each modality tells other classes apart best.
+FACTOR_MEANS = {
+    "image": (-1.0, 0.0, 1.0),
+    "genomic": (-0.7, 0.0, 0.7),
+    "clinical": (-1.0, 0.9, 0.1),
+    "biospecimen": (-0.6, -0.5, 1.1),
+}
+
+
+@dataclass(frozen=True)
+class People:
+    """Everything that the writers of tables, genotypes and images need.
+
+    Attributes:
+        subjects: one row a participant, in order of RID: `rid, ptid, phase, site, cls, stable, n_visits, start, u,
+            v_<modality>, has_<modality>`.
+        visits: one row a visit: `i` (row in subjects), `month, viscode, viscode2, date, dx` (1, 2, 3).
+    """
+
+    subjects: pl.DataFrame
+    visits: pl.DataFrame
+
+
+def visit_codes(phase: str, month: int, *, screening: bool) -> tuple[str, str]:
+    """VISCODE and VISCODE2 as a phase writes them."""
+    harmonised = "sc" if screening else ("bl" if month == 0 else f"m{month:02d}")
+    if phase == "ADNI2":
+        return ("v01" if screening else _V_CODES.get(month, f"v{month // 12 * 10 + 1:02d}")), harmonised
+    if phase == "ADNI3":
+        return ("sc" if screening else ("bl" if month == 0 else f"y{max(month // 12, 1)}")), harmonised
+    if phase == "ADNI4":
+        return f"4_{harmonised}", harmonised
+    return harmonised, harmonised
+
+
+def _paths(
+    rng: np.random.Generator, cls: NDArray[np.int64], stable: NDArray[np.bool_], n_visits: NDArray[np.int64]
+) -> list[list[int]]:
+    """Diagnosis (0, 1, 2) at each visit: one state, or a change at some visit; a few changes are reversions."""
+    out = []
+    for state, still, n in zip(cls.tolist(), stable.tolist(), n_visits.tolist(), strict=True):
+        path = [state] * n
+        if not still and n > 1:
+            back = rng.random() < 0.15
+            other = max(state - 1, 0) if back and state > 0 else min(state + 1, 2)
+            if other == state:
+                other = state - 1
+            change = int(rng.integers(1, n))
+            path[change:] = [other] * (n - change)
+        out.append(path)
+    return out
+
+
+def patterns_of(score: NDArray[np.float64]) -> list[str]:
+    """Combination of each participant: the score's quantiles cut at the cumulative frequencies of PATTERNS.
+
+    Frequencies hold exactly (up to rounding); the sicker a score says a participant is, the fewer modalities.
+    """
+    names = list(PATTERNS)
+    bounds = np.cumsum(list(PATTERNS.values()))
+    rank = np.argsort(np.argsort(score, kind="stable"), kind="stable")
+    quantile = (rank + 0.5) / len(score)
+    return [names[int(k)] for k in np.minimum(np.searchsorted(bounds, quantile), len(names) - 1)]
+
+
+def draw_people(n: int, seed: int, separation: float, missing_strength: float) -> People:
+    """Participants, their visits and factors."""
+    rng = generator(seed, "adni people")
+    prior = np.array(CLASS_COUNTS) / sum(CLASS_COUNTS)
+    cls = rng.choice(3, n, p=prior)
+    names = list(PHASES)
+    phase = rng.choice(len(names), n, p=[PHASES[p][0] for p in names])
+    rid = np.zeros(n, dtype=np.int64)
+    for k, name in enumerate(names):
+        low, high = PHASES[name][1]
+        members = np.flatnonzero(phase == k)
+        if len(members) > high - low + 1:
+            # More than a phase has numbers for: the surplus enters in the last phase, whose numbers are open.
+            surplus = members[high - low + 1 :]
+            phase[surplus] = len(names) - 1
+            members = members[: high - low + 1]
+        if name != "ADNI4":
+            rid[members] = low + rng.permutation(high - low + 1)[: len(members)]
+    last = np.flatnonzero(phase == len(names) - 1)
+    low, high = PHASES["ADNI4"][1]
+    rid[last] = low + rng.permutation(max(high - low + 1, len(last)))[: len(last)]
+    order = np.argsort(rid)
+    cls, phase, rid = cls[order], phase[order], rid[order]
+    site = rng.integers(2, 142, n)
+    u = separation * np.array([-1.0, 0.0, 1.0])[cls] + rng.standard_normal(n)
+    factors = {m: separation * np.array(means)[cls] + rng.standard_normal(n) for m, means in FACTOR_MEANS.items()}
+    stable = rng.random(n) < 0.7
+    n_visits = np.where(stable, rng.integers(1, len(MONTHS) + 1, n), rng.integers(2, len(MONTHS) + 1, n))
+    noise = rng.standard_normal(n)
+    patterns = patterns_of(missing_strength * (u - u.mean()) / u.std() + np.sqrt(1 - missing_strength**2) * noise)
+    start = [PHASES[names[p]][2] + timedelta(days=int(d)) for p, d in zip(phase, rng.integers(0, 900, n), strict=True)]
+    subjects = pl.DataFrame(
+        {
+            "rid": rid, "ptid": [f"{s:03d}_S_{r:04d}" for s, r in zip(site, rid, strict=True)],
+            "phase": [names[p] for p in phase], "site": site, "cls": cls, "stable": stable, "n_visits": n_visits,
+            "start": start, "pattern": patterns, "u": u,
+            **{f"v_{m}": v for m, v in factors.items()},
+            **{f"has_{m}": [letter in p for p in patterns] for letter, m in LETTERS.items()},
+        }
+    )  # fmt: skip
+    rows: list[tuple[Any, ...]] = []
+    for i, path in enumerate(_paths(rng, cls, stable, n_visits)):
+        for k, dx in enumerate(path):
+            name = names[phase[i]]
+            viscode, viscode2 = visit_codes(name, MONTHS[k], screening=False)
+            rows.append((i, MONTHS[k], viscode, viscode2, start[i] + timedelta(days=round(30.44 * MONTHS[k])), dx + 1))
+    visits = pl.DataFrame(rows, schema=["i", "month", "viscode", "viscode2", "date", "dx"], orient="row")
+    return People(subjects, visits)
+
+
+def posterior(subjects: pl.DataFrame, modalities: Sequence[str] | None, separation: float) -> NDArray[np.float64]:
+    """P(class | u, factors), (n, 3); of the observed modalities, or of the ones named."""
+    log_p = np.tile(np.log(np.array(CLASS_COUNTS) / sum(CLASS_COUNTS)), (len(subjects), 1))
+    u = subjects["u"].to_numpy()
+    log_p += -0.5 * (u[:, None] - separation * np.array([-1.0, 0.0, 1.0])) ** 2
+    for name, means in FACTOR_MEANS.items():
+        observed = (
+            subjects[f"has_{name}"].to_numpy() if modalities is None else np.full(len(subjects), name in modalities)
+        )
+        v = subjects[f"v_{name}"].to_numpy()
+        log_p += np.where(observed[:, None], -0.5 * (v[:, None] - separation * np.array(means)) ** 2, 0.0)
+    p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
+    result: NDArray[np.float64] = p / p.sum(axis=1, keepdims=True)
+    return result
+
+
+def truth_frame(people: People, separation: float) -> pl.DataFrame:
+    """One row a participant: `sample_id`, class at baseline, factors, combination, posterior given what is observed."""
+    s = people.subjects
+    p = posterior(s, None, separation)
+    return s.select(
+        pl.col("ptid").alias("sample_id"), "rid", "phase", "stable", "pattern", "u", "^v_.*$",
+        pl.col("cls").replace_strict(dict(enumerate(CLASSES)), return_dtype=pl.String).alias("diagnosis"),
+    ).with_columns(pl.Series(f"bayes_{c}", p[:, k]) for k, c in enumerate(CLASSES)).sort("sample_id")  # fmt: skip
+
+
+def best_accuracies(people: People, separation: float) -> dict[str, float]:
+    """Mean of the highest posterior for each combination of modalities, over these participants."""
+    names = list(FACTOR_MEANS)
+    subsets = [c for k in range(1, len(names) + 1) for c in combinations(names, k)]
+    return {"+".join(c): float(posterior(people.subjects, c, separation).max(axis=1).mean()) for c in subsets}

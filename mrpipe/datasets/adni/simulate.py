@@ -1,0 +1,75 @@
+"""A simulated LONI export: tables of one layout, PLINK sets with chain and reference, images; its truth beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from mrpipe.datasets.adni import sim_biospecimen, sim_forms
+from mrpipe.datasets.adni.sim_genotypes import write_genotypes
+from mrpipe.datasets.adni.sim_image import ImageSimulation, simulate_images
+from mrpipe.datasets.adni.sim_people import best_accuracies, draw_people, truth_frame
+from mrpipe.datasets.adni.sim_tables import LAYOUTS, Writer
+from mrpipe.datasets.adni.tables import CLASSES
+from mrpipe.errors import UsageError
+from mrpipe.parquet import write_frame, write_text
+from mrpipe.schema import option
+
+
+@dataclass(frozen=True)
+class AdniSimulation(ImageSimulation):
+    """A simulated ADNI export."""
+
+    n_subjects: int = option(150, "number of participants; under the default label policy about 70 % are samples")
+    seed: int = option(0, "seed of every draw")
+    layout: str = option("2025", "generation of the export: file names, headers, codes", choices=LAYOUTS)
+    n_snps: int = option(400, "SNPs of all chips together; 600000 is the size of the release")
+    separation: float = option(1.0, "distance of the classes in the latent factors, in standard deviations")
+    missing_strength: float = option(0.3, "how far missing modalities follow severity, 0 (at random) to 1")
+    images: bool = option(True, "write images; without, the export has none and images are not ingested")
+
+
+def simulate_export(raw: Path, truth: Path, options: AdniSimulation) -> None:
+    """Write the export into `raw`; truth.parquet, snps.parquet, images.parquet and model.json into `truth`.
+
+    Raises:
+        UsageError: a number out of range.
+    """
+    if options.n_subjects < 30:
+        raise UsageError(f"simulation of adni: n_subjects={options.n_subjects} must be at least 30")
+    if options.n_snps < 48:
+        raise UsageError(f"simulation of adni: n_snps={options.n_snps} must be at least 48")
+    if not 0 <= options.missing_strength <= 1:
+        raise UsageError(f"simulation of adni: missing_strength={options.missing_strength} must be between 0 and 1")
+    raw.mkdir(parents=True, exist_ok=True)
+    people = draw_people(options.n_subjects, options.seed, options.separation, options.missing_strength)
+    writer = Writer(raw, options.layout, options.seed)
+    for form in (
+        sim_forms.write_diagnoses, sim_forms.write_demographics, sim_forms.write_history, sim_forms.write_examination,
+        sim_forms.write_medications, sim_forms.write_vitals, sim_biospecimen.write_apoe, sim_biospecimen.write_csf,
+        sim_biospecimen.write_plasma,
+    ):  # fmt: skip
+        form(writer, people)
+    if options.layout == "old":
+        sim_forms.write_roster(writer, people)
+    genotyped = people.subjects.filter("has_genomic")
+    snps = write_genotypes(
+        raw / "genetics", genotyped, n_snps=options.n_snps, seed=options.seed, effect=0.35 * options.separation
+    )
+    write_frame(truth / "snps.parquet", snps)
+    if options.images:
+        imaged = people.subjects.filter("has_image").select(
+            pl.col("ptid").alias("subject_id"),
+            pl.col("cls").replace_strict(dict(enumerate(CLASSES)), return_dtype=pl.String).alias("diagnosis"),
+            pl.col("start").alias("visit_date"), "u", "v_image",
+        )  # fmt: skip
+        write_frame(truth / "images.parquet", simulate_images(raw, imaged, options))
+    write_frame(truth / "truth.parquet", truth_frame(people, options.separation))
+    model = {
+        "best_accuracy": best_accuracies(people, options.separation),
+        "note": "mean highest posterior given u and the factors themselves: above what noisy features allow",
+    }
+    write_text(truth / "model.json", json.dumps(model, indent=1, sort_keys=True) + "\n")
