@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -80,13 +80,14 @@ class GraphFill(nn.Module):
     def views(self, h_BMH: Tensor, observed_BM: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Per modality the two views (B, H), zeros where it is absent; and Σ_m | ‖φ(h)‖ − ‖h‖ | over observed rows."""
         views, stabiliser = [], h_BMH.new_zeros(())
-        for m, kernel in enumerate(self.kernels):
+        for m in range(len(self.kernels)):
             places = observed_BM[:, m].nonzero().squeeze(1)
-            pair = (h_BMH.new_zeros(len(h_BMH), h_BMH.shape[2]),) * 2
+            empty = h_BMH.new_zeros(len(h_BMH), h_BMH.shape[2])
+            pair = (empty, empty)
             if len(places):
                 h = h_BMH[places, m]
-                own, phi = kernel.views(h)
-                pair = tuple(full.index_copy(0, places, v.to(full.dtype)) for full, v in zip(pair, own, strict=True))
+                (a, b), phi = cast(Kernel, self.kernels[m]).views(h)
+                pair = (empty.index_copy(0, places, a.to(h.dtype)), empty.index_copy(0, places, b.to(h.dtype)))
                 stabiliser = stabiliser + (phi.norm() - h.norm()).abs()
             views.append(pair)
         return views, stabiliser

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -90,25 +90,28 @@ class BipartiteNetwork(nn.Module):
     def initial(self, name: str) -> Fill:
         return normal(1.0)
 
+    def layer(self, number: int) -> BipartiteLayer:
+        return cast(BipartiteLayer, self.layers[number])
+
     def _start(self, e_BMH: Tensor) -> Nodes:
         return Nodes(e_BMH.new_ones(len(e_BMH), e_BMH.shape[2]), self.modality_MH, e_BMH, e_BMH)
 
     def _patients(self, number: int, x: Nodes, edge_BM: Tensor) -> Tensor:
         """Sample states (B, H) after a layer: mean over the modalities that a sample has."""
-        layer, edge = self.layers[number], edge_BM.to(x.to_patient.dtype).unsqueeze(2)
+        layer, edge = self.layer(number), edge_BM.to(x.to_patient.dtype).unsqueeze(2)
         mean = (layer.messages(x.modality, x.to_patient) * edge).sum(1) / edge.sum(1).clamp_min(1)
         return layer.updated(mean, x.patient)
 
     def _messages(self, number: int, x: Nodes, edge_BM: Tensor) -> Tensor:
         """Summed messages (M, H) from the samples to each modality."""
         edge = edge_BM.to(x.to_modality.dtype).unsqueeze(2)
-        return (self.layers[number].messages(x.patient[:, None], x.to_modality) * edge).sum(0)
+        return (self.layer(number).messages(x.patient[:, None], x.to_modality) * edge).sum(0)
 
     def _advance(self, number: int, x: Nodes, edge_BM: Tensor, frozen_MH: Tensor | None) -> Nodes:
         """One layer, then dropout of the nodes and new edge states."""
         if frozen_MH is None:
             n = edge_BM.sum(0).clamp_min(1).unsqueeze(1)
-            modality = self.layers[number].updated(self._messages(number, x, edge_BM) / n, x.modality)
+            modality = self.layer(number).updated(self._messages(number, x, edge_BM) / n, x.modality)
         else:
             modality = frozen_MH
         modality, patient = self.dropout(modality), self.dropout(self._patients(number, x, edge_BM))
@@ -208,14 +211,14 @@ class Muse(Method):
             states: list[Tensor] = []
             size, count = self.config.common.eval_batch_size, data.observed[rows].sum(axis=0)
             edges = torch.from_numpy(count).to(self.device).clamp_min(1).unsqueeze(1)
-            for layer in self.network.layers[: self.options.layers - 1]:
+            for number in range(self.options.layers - 1):
                 total = torch.zeros_like(self.network.modality_MH, dtype=torch.float64)
                 for start in range(0, len(rows), size):
                     batch = data.batch(rows[start : start + size], "reference")
                     total += self.network.messages_after(states, *self._edges(batch))
                 before = states[-1] if states else self.network.modality_MH
                 mean = (total / edges).to(before.dtype)
-                states.append(layer.updated(mean, before))
+                states.append(self.network.layer(number).updated(mean, before))
             self._frozen = states
         return self._frozen
 

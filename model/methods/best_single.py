@@ -1,0 +1,80 @@
+"""Best single modality: a model of each modality alone; the one that does best on validation predicts.
+
+All are trained side by side (they share no weight), and each validation picks the best of that epoch, so that the
+kept epoch is the best one of the best modality. A sample that lacks it gets the training frequencies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import Config
+from model.data import Batch, Data, DataSpec
+from model.inputs import Rows
+from model.methods.base import Output
+from model.noise import Noise
+from model.scores import score
+from model.unimodal import UnimodalHeads
+
+
+class BestSingle(UnimodalHeads):
+    """One head a modality; validation chooses."""
+
+    name = "best_single"
+    summary = "the modality that does best alone on validation; training frequencies where it is missing (control)"
+
+    chosen: Tensor
+
+    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+        super().__init__(spec, config, noise)
+        self.register_buffer("chosen", torch.zeros((), dtype=torch.long))
+        self._validation: tuple[Data, Rows] | None = None
+        self._stale = False
+
+    def prepare(self, data: Data, train_rows: Rows) -> None:
+        super().prepare(data, train_rows)
+        val = data.rows("val")
+        self._validation = (data, val if len(val) else train_rows)
+
+    def begin_epoch(self, epoch: int, n_epochs: int) -> None:
+        self._stale = True
+
+    def _answer(self, logits_BMC: Tensor, observed_BM: Tensor, m: int) -> Tensor:
+        """(B, C) logits of modality m, the training frequencies where it is missing."""
+        return torch.where(observed_BM[:, m, None], logits_BMC[:, m], self.log_prior.to(logits_BMC.dtype))
+
+    @torch.no_grad()
+    def _choose(self) -> None:
+        """Keep the modality with the best validation score (`select_metric`), the first among equals."""
+        assert self._validation is not None
+        data, rows = self._validation
+        size = self.config.common.eval_batch_size
+        parts = [self.unimodal_logits(data.batch(rows[i : i + size], "evaluation")) for i in range(0, len(rows), size)]
+        logits, observed = (torch.cat(p) for p in zip(*parts, strict=True))
+        scores = [self._score(self._answer(logits, observed, m), data.label[rows]) for m in range(logits.shape[1])]
+        self.chosen.fill_(max(range(len(scores)), key=lambda m: scores[m]))
+
+    def _score(self, logits: Tensor, label: Any) -> float:
+        logits = logits.double().cpu()
+        metric = self.config.common.select_metric
+        if metric == "loss":
+            return -float(F.cross_entropy(logits, torch.from_numpy(label)))
+        value = score(label, logits.softmax(dim=1).numpy())[metric]
+        return float("-inf") if value is None else float(value)
+
+    def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
+        if not self.training and self._stale:
+            # Trained since the last choice.
+            self._choose()
+            self._stale = False
+        logits, observed = self.unimodal_logits(batch)
+        answer = self._answer(logits, observed, int(self.chosen))
+        if not self.training:
+            return Output(answer)
+        # Each head learns from its own loss; the answer's is only shown.
+        losses = self.unimodal_losses(logits, observed, batch.label)
+        return Output(answer.detach(), {f"loss_{name}": losses[m] for m, name in enumerate(self.spec.names)})

@@ -1,0 +1,177 @@
+"""Gradient-boosted trees on the concatenated features, with native missing values: the control for tabular modalities.
+
+A modality that a sample lacks is NaN in all its features; the trees learn on which side of each split it belongs. A
+sequence enters as mean, maximum and log length of its steps, an image as its mean on a coarse grid.
+
+The trees are grown by scikit-learn and kept as tensors, so that a checkpoint holds no code and predicts without it.
+
+Legend: n samples, f features, T trees (of all rounds and classes), N nodes of the largest tree, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from model.config import Config
+from model.data import Batch, Data, DataSpec
+from model.inputs import Rows
+from model.methods.base import Method, Output
+from model.noise import Noise
+from model.scores import score
+from mrpipe.errors import UsageError
+from mrpipe.schema import option
+
+# Tried in this order, as many as the budget allows: learning rate, leaves, smallest leaf, L2 penalty.
+CANDIDATES = ((0.1, 31, 20, 0.0), (0.1, 8, 20, 1.0), (0.05, 15, 10, 1.0), (0.05, 63, 40, 10.0))
+# Rounds between two looks at the validation score, and looks without a better one before growth ends.
+ROUNDS, PATIENCE = 10, 3
+BUFFERS = ("feature", "threshold", "left", "right", "missing_left", "value", "tree_class", "baseline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientBoostingOptions:
+    """Options of the trees."""
+
+    trials: int = option(2, "settings tried on validation, out of four (learning rate, leaves, smallest leaf, penalty)")
+    rounds: int = option(200, "largest number of boosting rounds; the validation score ends them earlier")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.trials <= len(CANDIDATES) or self.rounds < 1:
+            raise UsageError(f"option trials must be 1 to {len(CANDIDATES)} and rounds at least 1")
+
+
+class GradientBoosting(Method):
+    """Histogram gradient boosting (scikit-learn)."""
+
+    name = "gradient_boosting"
+    summary = "gradient-boosted trees on the concatenated features, missing values as such (control)"
+    Options = GradientBoostingOptions
+    gradient = False
+    encoded = False
+
+    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+        super().__init__(spec, config, noise)
+        for name in BUFFERS:
+            self.register_buffer(name, torch.zeros(0))
+
+    @property
+    def device(self) -> torch.device:
+        return self.baseline.device
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # The number of trees is known only after fitting.
+        for name in BUFFERS:
+            setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @staticmethod
+    def features(data: Data, index: Rows) -> Tensor:
+        """(n, f) float32: pooled features of all modalities side by side, NaN where one is missing."""
+        parts = []
+        for m, table in enumerate(data.tables):
+            places = np.flatnonzero(data.observed[index, m])
+            some = table.pooled(data.row[index[places], m])
+            full = some.new_full((len(index), some.shape[1]), float("nan"))
+            full[torch.from_numpy(places).to(some.device)] = some
+            parts.append(full)
+        return torch.cat(parts, dim=1)
+
+    def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, Any]:
+        x, y = self.features(data, train_rows).cpu().numpy(), data.label[train_rows]
+        x_val, y_val = self.features(data, val_rows).cpu().numpy(), data.label[val_rows]
+        best: tuple[float, int, tuple[float, int, int, float], HistGradientBoostingClassifier] | None = None
+        for candidate in CANDIDATES[: self.config.own.trials if len(y_val) else 1]:
+            # One thread: the same bytes on any number of cores.
+            with threadpool_limits(1):
+                model, value, rounds = self._grow(candidate, x, y, x_val, y_val)
+            if best is None or value > best[0]:
+                best = (value, rounds, candidate, model)
+        assert best is not None
+        value, rounds, (rate, leaves, smallest, penalty), model = best
+        self._keep(model, rounds)
+        return {"learning_rate": rate, "leaves": leaves, "smallest_leaf": smallest, "penalty": penalty,
+                "rounds": rounds, "validation": value}  # fmt: skip
+
+    def _grow(
+        self,
+        candidate: tuple[float, int, int, float],
+        x: NDArray[np.float32],
+        y: NDArray[np.int64],
+        x_val: NDArray[np.float32],
+        y_val: NDArray[np.int64],
+    ) -> tuple[HistGradientBoostingClassifier, float, int]:
+        """Grow until validation has not improved for a while; the model, its best score and after how many rounds."""
+        rate, leaves, smallest, penalty = candidate
+        model = HistGradientBoostingClassifier(
+            learning_rate=rate, max_leaf_nodes=leaves, min_samples_leaf=smallest, l2_regularization=penalty,
+            early_stopping=False, warm_start=True, random_state=0,
+            class_weight=None if self.config.common.class_weight == "none" else "balanced",
+        )  # fmt: skip
+        best, at = -np.inf, 0
+        for rounds in range(min(ROUNDS, self.config.own.rounds), self.config.own.rounds + 1, ROUNDS):
+            model.set_params(max_iter=rounds).fit(x, y)
+            value = self._score(model, x_val, y_val) if len(y_val) else float(rounds)
+            if value > best:
+                best, at = value, rounds
+            elif rounds - at >= PATIENCE * ROUNDS:
+                break
+        return model, best, at
+
+    def _score(self, model: HistGradientBoostingClassifier, x: NDArray[np.float32], y: NDArray[np.int64]) -> float:
+        probability = np.zeros((len(x), self.spec.n_classes))
+        probability[:, model.classes_] = model.predict_proba(x)
+        if self.config.common.select_metric == "loss":
+            return float(np.log(np.maximum(probability[np.arange(len(y)), y], 1e-12)).mean())
+        value = score(y, probability)[self.config.common.select_metric]
+        return -np.inf if value is None else float(value)
+
+    def _keep(self, model: HistGradientBoostingClassifier, rounds: int) -> None:
+        """Take the trees of the first rounds over into tensors."""
+        trees = [(tree.nodes, k) for stage in model._predictors[:rounds] for k, tree in enumerate(stage)]
+        # For two classes one tree a round gives the logit of the second against the first.
+        classes = model.classes_[1:] if len(model.classes_) == 2 else model.classes_
+        size = max(len(nodes) for nodes, _ in trees)
+
+        def stacked(field: str, dtype: Any) -> Tensor:
+            out = np.zeros((len(trees), size), dtype=dtype)
+            for t, (nodes, _) in enumerate(trees):
+                out[t, : len(nodes)] = nodes[field]
+            return torch.from_numpy(out).to(self.device)
+
+        leaf = stacked("is_leaf", np.bool_)
+        own = torch.arange(size, device=self.device).expand(len(trees), -1)
+        # A leaf leads to itself, so that every walk takes as many steps as the deepest one.
+        self.left = torch.where(leaf, own, stacked("left", np.int64))
+        self.right = torch.where(leaf, own, stacked("right", np.int64))
+        self.feature, self.threshold = stacked("feature_idx", np.int64), stacked("num_threshold", np.float64)
+        self.missing_left, self.value = stacked("missing_go_to_left", np.bool_), stacked("value", np.float64)
+        self.tree_class = torch.tensor([int(classes[k]) for _, k in trees], device=self.device)
+        # A class without a training sample gets a logit that never wins.
+        baseline = torch.full((self.spec.n_classes,), -30.0, dtype=torch.float64, device=self.device)
+        baseline[torch.from_numpy(np.asarray(model.classes_, dtype=np.int64)).to(self.device)] = 0.0
+        start = torch.from_numpy(np.asarray(model._baseline_prediction, dtype=np.float64).reshape(-1)).to(self.device)
+        baseline[torch.from_numpy(np.asarray(classes, dtype=np.int64)).to(self.device)] = start
+        self.baseline = baseline
+
+    def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
+        x = self.features(batch.data, batch.index).double()
+        tree = torch.arange(len(self.tree_class), device=x.device)
+        node = torch.zeros(len(x), len(tree), dtype=torch.long, device=x.device)
+        while True:
+            value = x.gather(1, self.feature[tree, node])
+            to_left = torch.where(value.isnan(), self.missing_left[tree, node], value <= self.threshold[tree, node])
+            following = torch.where(to_left, self.left[tree, node], self.right[tree, node])
+            if torch.equal(following, node):
+                break
+            node = following
+        one_hot = F.one_hot(self.tree_class, self.spec.n_classes).double()
+        return Output((self.baseline + self.value[tree, node] @ one_hot).float())

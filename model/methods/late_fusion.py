@@ -1,0 +1,34 @@
+"""Late fusion: the mean of the unimodal heads' logits over what a sample has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.data import Batch
+from model.methods.base import Output
+from model.unimodal import UnimodalHeads
+from mrpipe.schema import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateFusionOptions:
+    """Options of late fusion."""
+
+    unimodal: float = option(
+        1.0, "weight of the heads' own cross-entropy, mean over the modalities; 0: the mean's only"
+    )
+
+
+class LateFusion(UnimodalHeads):
+    """One head a modality; their logits are averaged over the observed modalities."""
+
+    name = "late_fusion"
+    summary = "mean of unimodal heads' logits over the observed modalities (control)"
+    Options = LateFusionOptions
+
+    def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
+        logits, observed = self.unimodal_logits(batch)
+        losses = {}
+        if self.training and self.config.own.unimodal:
+            losses["unimodal"] = self.config.own.unimodal * self.unimodal_losses(logits, observed, batch.label).mean()
+        return Output(logits.sum(1) / observed.sum(1, keepdim=True), losses)

@@ -1,0 +1,57 @@
+"""One linear head a modality on the mean of its tokens: what the unimodal controls share.
+
+Legend: B samples, M modalities, H hidden, C classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import Config
+from model.data import Batch, Data, DataSpec
+from model.inputs import Rows
+from model.methods.base import Method
+from model.noise import Noise
+
+
+class UnimodalHeads(Method):
+    """Encoders with a linear head each; the class weights of the run hold for every head's own loss."""
+
+    class_weight: Tensor
+    log_prior: Tensor
+
+    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+        super().__init__(spec, config, noise)
+        self.heads = nn.ModuleList(nn.Linear(config.common.hidden, spec.n_classes) for _ in spec.modalities)
+        self.register_buffer("class_weight", torch.zeros(spec.n_classes))
+        self.register_buffer("log_prior", torch.zeros(spec.n_classes))
+
+    def prepare(self, data: Data, train_rows: Rows) -> None:
+        counts = np.bincount(data.label[train_rows], minlength=self.spec.n_classes)
+        weight = np.ones(len(counts))
+        if self.config.common.class_weight == "balanced":
+            weight = np.where(counts > 0, counts.sum() / (np.maximum(counts, 1) * max((counts > 0).sum(), 1)), 0.0)
+        self.class_weight = torch.from_numpy(weight).float().to(self.device)
+        # A class that never occurs keeps a finite logit.
+        prior = torch.from_numpy(counts / max(counts.sum(), 1)).clamp_min(1e-9)
+        self.log_prior = prior.log().float().to(self.device)
+
+    def unimodal_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (B, M, C) of each head, zeros where its modality is missing; and what is observed (B, M)."""
+        observed = torch.from_numpy(batch.observed).to(self.device)
+        h = self.encode_slots(batch).mean(dim=2)
+        logits = torch.stack([head(h[:, m]) for m, head in enumerate(self.heads)], dim=1)
+        return logits * observed.unsqueeze(2), observed
+
+    def unimodal_losses(self, logits_BMC: Tensor, observed_BM: Tensor, label: Tensor) -> Tensor:
+        """(M,) cross-entropy of each head over the labelled samples that have its modality; 0 where there is none."""
+        losses = []
+        for m in range(logits_BMC.shape[1]):
+            chosen = (observed_BM[:, m] & (label >= 0)).nonzero().squeeze(1)
+            logits = logits_BMC[chosen, m].float()
+            total = F.cross_entropy(logits, label[chosen], weight=self.class_weight, reduction="sum")
+            losses.append(total / self.class_weight[label[chosen]].sum().clamp_min(1e-9))
+        return torch.stack(losses)
