@@ -21,7 +21,7 @@ from mrpipe.datasets.adni.image_raw import prepare_images
 from mrpipe.datasets.adni.image_read import read_images
 from mrpipe.datasets.adni.image_scans import ordered_scans, parse_date, rid_of
 from mrpipe.datasets.adni.sim_image import FULL_BOX, FULL_VOXELS, ImageSimulation, simulate_images, simulated_grid
-from mrpipe.errors import DataError, FaultCollector
+from mrpipe.errors import DataError, FaultCollector, UsageError
 from mrpipe.imaging.grid import INSIDE_ZERO, Grid, block_mean
 from mrpipe.imaging.nifti import write_nifti
 from mrpipe.raw import sha256
@@ -156,6 +156,11 @@ def test_the_choice_of_a_scan_agrees_with_brute_force(data: st.DataObject) -> No
         own = sorted(((i, r) for i, r in enumerate(rows) if r[0] == rid), key=key)
         assert chosen.filter(sample_id=f"s{rid}")["image_id"].to_list() == [str(i) for i, _ in own]
         assert chosen.filter(sample_id=f"s{rid}")["attempt"].to_list() == list(range(len(own)))
+
+
+def test_nearest_needs_the_date_it_is_near_to(export: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'visit_date'"):
+        read(export, cohort(subjects()), tmp_path, image_scan="nearest")
 
 
 def test_a_subject_who_changed_site_is_found_by_roster_id() -> None:

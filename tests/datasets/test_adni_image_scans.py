@@ -344,6 +344,12 @@ def test_the_check_groups_scans_and_asks_for_the_extra(export: Path, monkeypatch
     assert len(faults.faults) == 1
 
 
+def test_mask_and_template_of_raw_scans_are_checked_before_the_first_hour(export: Path) -> None:
+    faults = FaultCollector()
+    check_images(export, ImageOptions(image_mask="no_mask.nii", image_template="no_template.nii"), faults)
+    assert sorted(f.file for f in faults.faults) == ["no_mask.nii", "no_template.nii"]
+
+
 def test_the_extra_is_named_where_a_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain, "PACKAGES", {"no_such_module_here": "antspyx"})
     with pytest.raises(MissingExtraError, match=r"antspyx.*mrpipe\[imaging\]"):

@@ -10,7 +10,7 @@ import polars as pl
 from mrpipe.datasets.adni.image_maps import Maps, find_mask, locate_maps, open_maps, open_mask
 from mrpipe.datasets.adni.image_options import ImageOptions
 from mrpipe.datasets.adni.image_scans import SCANS_SCHEMA, find_scans, ordered_scans, search_tables
-from mrpipe.errors import Fault, FaultCollector
+from mrpipe.errors import Fault, FaultCollector, UsageError
 from mrpipe.imaging.chain import require_imaging
 from mrpipe.imaging.grid import Grid
 from mrpipe.imaging.template import Template, mni_template, user_template
@@ -55,7 +55,13 @@ def plan_images(raw: Path, samples: pl.DataFrame, options: ImageOptions) -> Imag
 
     Raises:
         DataError: maps, mask or search tables are at fault.
+        UsageError: `nearest`, and the cohort has no such date column.
     """
+    if options.image_scan == "nearest" and options.image_date_column not in samples.columns:
+        raise UsageError(
+            f"image_scan=nearest needs the cohort's column {options.image_date_column!r}; "
+            f"it has {', '.join(samples.columns)}"
+        )
     faults = FaultCollector()
     maps = open_maps(raw, options, faults) if options.image_route != "raw" else None
     scans = find_scans(raw, faults) if options.image_route != "maps" else pl.DataFrame(schema=SCANS_SCHEMA)
@@ -133,6 +139,11 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
             found.notes.append(f"images: {undated} raw scans without a date are taken last")
         if dicom:
             found.notes.append(f"images: {dicom} series are DICOM only and give no image; convert them with dcm2niix")
+        if maps is None and options.image_mask:
+            open_mask(raw, find_mask(raw, options, None), options, faults)
+        if options.image_template and not (raw / options.image_template).is_file():
+            faults.add(Fault(file=options.image_template, expected="the template that image_template names",
+                             found="no such file"))  # fmt: skip
         if dicom < len(scans):
             require_imaging()
     elif options.image_route == "raw":
