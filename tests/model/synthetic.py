@@ -21,6 +21,7 @@ from model.inputs import (
 )
 from model.methods import get
 from model.methods.base import Method
+from model.noise import Noise
 from mrpipe import keyed
 from mrpipe.transforms import Transforms
 
@@ -110,3 +111,12 @@ def trained_on(data: Data, cfg: Config) -> Method:
     method = get(cfg.method).create(data.spec, cfg)
     method.prepare(data, data.rows("train"))
     return method
+
+
+def size_at_128(method: str, n_modalities: int, **overrides: Any) -> int:
+    """Trained parameters without the encoders at H = 128, P = 16 and three classes (models.md §9.3)."""
+    data = make(np.ones((4, n_modalities), dtype=bool), n_classes=3)
+    cls = get(method)
+    with torch.device("meta"):
+        made = cls(data.spec, make_config(cls, preset="paper", seed=0, overrides=overrides), Noise(0))
+    return sum(p.numel() for p in made.parameters())
