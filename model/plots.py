@@ -39,7 +39,7 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
         names: the modalities, in bit order.
         max_patterns: the most frequent ones are drawn; the rest is summed up in the title.
     """
-    rows = sorted(observed.items(), key=lambda kv: -kv[1])
+    rows = sorted(observed.items(), key=lambda kv: (-kv[1], kv[0]))
     shown, rest = rows[:max_patterns], rows[max_patterns:]
     total = sum(observed.values())
     sets = [set(pattern.split("+")) for pattern, _ in shown]
