@@ -1,0 +1,176 @@
+"""Leakage audit: features that tell the label almost alone, on training rows, with the raw column they come from.
+
+A model that reaches 0.99 because a form records the diagnosis in other words has learnt nothing. For every feature,
+class against the rest: the area under the ROC curve of its value, and of whether it is known at all (a form that is
+filled in for patients only leaks by being there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from mrpipe.errors import UsageError
+from mrpipe.genotypes import unpack_at
+from mrpipe.schema import Modality
+from mrpipe.store import Arrays, Store
+
+_AUDIT: dict[str, Any] = {
+    "modality": pl.String, "feature": pl.String, "what": pl.String, "class": pl.String, "auroc": pl.Float64,
+    "n": pl.Int64, "source_file": pl.String, "source_column": pl.String, "description": pl.String,
+}  # fmt: skip
+AUDIT_SCHEMA = pl.Schema(_AUDIT)
+_BLOCK = 4096
+
+
+def aurocs(x: NDArray[np.float32], classes: NDArray[np.bool_], *, least: int = 5) -> NDArray[np.float64]:
+    """Area under the ROC curve of each column for each class against the rest, ties counted half; (K, d).
+
+    Over the known rows of a column; NaN where fewer than `least` of them are on either side. Values below 0.5 tell as
+    much as those above.
+
+    Args:
+        x: (n, d), NaN unknown.
+        classes: (n, K) in the class or not.
+    """
+    known = ~np.isnan(x)
+    # Unknown values get the highest ranks, so that the ranks of the known ones are theirs alone.
+    ranks = np.where(known, rankdata(np.where(known, x, np.inf), axis=0), 0.0)
+    inside = classes.T.astype(np.float64)
+    n_in, n_known = inside @ known, known.sum(axis=0)
+    return _area(inside @ ranks - n_in * (n_in + 1) / 2, n_in, n_known - n_in, least)
+
+
+def indicator_aurocs(x: NDArray[np.bool_], classes: NDArray[np.bool_], *, least: int = 5) -> NDArray[np.float64]:
+    """`aurocs` of columns that are true or false, without ranks; (K, d)."""
+    inside, flags = classes.T.astype(np.float64), x.astype(np.float64)
+    n_in = np.broadcast_to(inside.sum(axis=1, keepdims=True), (len(inside), x.shape[1]))
+    n_out = len(x) - n_in
+    true_in = inside @ flags
+    true_out = flags.sum(axis=0) - true_in
+    # Pairs that are ordered, and half of those that are tied.
+    u = true_in * (n_out - true_out) + 0.5 * (true_in * true_out + (n_in - true_in) * (n_out - true_out))
+    return _area(u, n_in, n_out, least)
+
+
+def _area(
+    u: NDArray[np.float64], n_in: NDArray[np.float64], n_out: NDArray[np.float64], least: int
+) -> NDArray[np.float64]:
+    enough = (n_in >= least) & (n_out >= least)
+    return np.asarray(np.where(enough, u / np.maximum(n_in * n_out, 1), np.nan))
+
+
+def _columns(
+    modality: Modality, arrays: Arrays, levels: list[Any]
+) -> Iterator[tuple[NDArray[np.int64], list[str], NDArray[np.float32]]]:
+    """Blocks of (feature positions, what of it, values): numbers as they are, the levels of categories one by one."""
+    n_features = len(levels)
+    if modality.encoding == "packed2":
+        for start in range(0, n_features, _BLOCK):
+            at = np.arange(start, min(start + _BLOCK, n_features))
+            calls = unpack_at(arrays.x, at).astype(np.float32)
+            yield at, ["value"] * len(at), np.where(calls == 3, np.nan, calls)
+        return
+    if arrays.offsets is None:
+        x = arrays.x.reshape(len(arrays), -1).astype(np.float32)
+    else:
+        # A sequence is audited by the mean of its steps.
+        steps = arrays.x.astype(np.float64)
+        known = ~np.isnan(steps)
+        starts = arrays.offsets[:-1]
+        total = np.add.reduceat(np.where(known, steps, 0.0), starts, axis=0)
+        count = np.add.reduceat(known.astype(np.int64), starts, axis=0)
+        x = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+    plain = np.array([j for j in range(n_features) if levels[j] is None], dtype=np.int64)
+    yield plain, ["value"] * len(plain), x[:, plain]
+    for j in range(n_features):
+        if levels[j] is not None:
+            column = x[:, [j]]
+            indicators = np.where(np.isnan(column), np.nan, column == np.arange(len(levels[j]))).astype(np.float32)
+            yield np.full(len(levels[j]), j), [f"is {level}" for level in levels[j]], indicators
+
+
+def audit(
+    store: Store, *, task: str | None = None, scheme: str | None = None, threshold: float = 0.9, least: int = 5
+) -> pl.DataFrame:
+    """Features whose single-feature AUROC for a class exceeds a threshold on the training rows of a split.
+
+    Images and volumes have no named features and are left out; so are modalities whose dictionary does not name each
+    element.
+
+    Args:
+        threshold: of the AUROC, or of 1 − AUROC.
+        least: known rows that both sides must have.
+
+    Returns:
+        Rows of AUDIT_SCHEMA, the highest first: `what` is `value`, `is <level>` or `known`; `auroc` at least 0.5.
+    """
+    declared = store.task(task)
+    if declared.kind != "classification":
+        raise UsageError(f"the leakage audit needs a classification task; {declared.name} is a {declared.kind}")
+    if not 0.5 <= threshold <= 1:
+        raise UsageError(f"the audit's threshold {threshold} must be between 0.5 and 1")
+    label = (
+        store.labels(task)
+        .join(store.split(scheme).filter(pl.col("split") == "train"), on="sample_id", how="semi")
+        .collect()
+    )
+    value = dict(label.iter_rows())
+    found: list[pl.DataFrame] = []
+    for modality in store.modalities:
+        rows = store.dictionary.filter(modality=modality.name).sort("position")
+        if modality.kind in ("image", "volume") or len(rows) != modality.size:
+            continue
+        arrays = store.arrays(modality.name, split=scheme, part="train")
+        labelled = np.array([s in value for s in arrays.sample_id], dtype=np.bool_)
+        arrays = arrays.take(np.flatnonzero(labelled))
+        y = np.array([value[str(s)] for s in arrays.sample_id], dtype=np.int64)
+        classes = y[:, None] == np.arange(len(declared.classes))
+        for at, what, x in _columns(modality, arrays, rows["levels"].to_list()):
+            if not len(at):
+                continue
+            area = aurocs(x, classes, least=least)
+            # Whether a feature is known says something once a feature, not once a level.
+            once = np.flatnonzero(np.r_[True, at[1:] != at[:-1]])
+            known = ~np.isnan(x)
+            there = indicator_aurocs(known[:, once], classes, least=least)
+            everybody = np.full(len(once), len(y))
+            for k, name in enumerate(declared.classes):
+                found.append(_above(rows, at, what, area[k], known.sum(axis=0), name, threshold))
+                found.append(_above(rows, at[once], ["known"] * len(once), there[k], everybody, name, threshold))
+    if not found:
+        return pl.DataFrame(schema=AUDIT_SCHEMA)
+    return pl.concat(found).sort(["auroc", "modality", "feature", "what", "class"], descending=[True, *[False] * 4])
+
+
+def _above(
+    rows: pl.DataFrame,
+    at: NDArray[np.int64],
+    what: list[str],
+    area: NDArray[np.float64],
+    n: NDArray[Any],
+    name: str,
+    threshold: float,
+) -> pl.DataFrame:
+    strength = np.fmax(area, 1 - area)
+    chosen = np.flatnonzero(np.nan_to_num(strength, nan=0.0) > threshold)
+    features = rows[at[chosen].tolist()]
+    return pl.DataFrame(
+        {
+            "modality": features["modality"],
+            "feature": features["name"],
+            "what": [what[i] for i in chosen.tolist()],
+            "class": [name] * len(chosen),
+            "auroc": strength[chosen],
+            "n": n[chosen].astype(np.int64),
+            "source_file": features["source_file"],
+            "source_column": features["source_column"],
+            "description": features["description"],
+        },
+        schema=AUDIT_SCHEMA,
+    )
