@@ -7,6 +7,7 @@ Source: Eq. 1 of the paper, y = Σ_e R(x)_e E_e(x) with R(x) = TopK(softmax(g(x)
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,22 @@ class Routing:
     clean: Tensor
     noisy: Tensor | None = None
     spread: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Routing:
+        """The routing of some of the tokens."""
+        noisy = None if self.noisy is None else self.noisy[index]
+        spread = None if self.spread is None else self.spread[index]
+        return Routing(self.expert[index], self.weight[index], self.clean[index], noisy, spread)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Routing]) -> Routing:
+        """Routings of several routers over the same experts as one; all with noise or all without."""
+        noisy = [p.noisy for p in parts if p.noisy is not None]
+        spread = [p.spread for p in parts if p.spread is not None]
+        expert, weight, clean = (torch.cat([getattr(p, f) for p in parts]) for f in ("expert", "weight", "clean"))
+        return Routing(
+            expert, weight, clean, torch.cat(noisy) if noisy else None, torch.cat(spread) if spread else None
+        )
 
 
 class Router(nn.Module):

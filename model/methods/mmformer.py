@@ -129,7 +129,7 @@ class MMFormer(Method):
                 if len(fused) < len(places):
                     z_nPH = z_nPH[self._index(fused)]
                 x_nPH = z_nPH + self.position_MPH[m]
-                for block in blocks:
+                for block in blocks.children():
                     x_nPH = block(x_nPH, None)[0]
                 slot = slot.to(x_nPH.dtype).index_copy(0, self._index(places[fused]), x_nPH)
             slots.append(slot)

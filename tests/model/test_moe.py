@@ -190,3 +190,14 @@ def test_distances_as_logits(affinity: str, power: int) -> None:
     out.weight[0, 0].backward()
     assert on.grad is not None
     assert on.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_routings_can_be_cut_and_joined(noisy: bool) -> None:
+    r, x = router(noisy=noisy), tokens()
+    whole = r(x)
+    joined = Routing.concatenate([whole.rows(torch.arange(15)), whole.rows(torch.arange(15, T))])
+    for name in ("expert", "weight", "clean", "noisy", "spread"):
+        found, expected = getattr(joined, name), getattr(whole, name)
+        assert (found is None) == (expected is None) == (not noisy and name in ("noisy", "spread"))
+        assert expected is None or torch.equal(found, expected)

@@ -1,0 +1,282 @@
+"""Flex-MoE: a bank of learned stand-ins for every (observed combination, missing modality), experts for combinations.
+
+Source: models.md §3, the recipe; Yun et al., "Flex-MoE: Modeling Arbitrary Modality Combination via the Flexible
+Mixture-of-Experts", NeurIPS 2024. One transformer layer whose feed-forward part is a sparse mixture of experts. Samples
+that lack a modality push the router towards the expert of their combination (cross-entropy on its clean logits).
+
+Up to `MAX_BANK` modalities the bank is (2^M − 1, M, P, H) and there are max(n_experts, 2^M − 1) experts; number c is
+that of combination c (0: all modalities). Beyond it both are additive: the stand-in of m is the sum over the missing
+modalities j of vectors v[j, m], and the router is pushed evenly towards the experts 1 + j of what is missing.
+
+A combination that no training sample has takes, for each missing m, the mean of the bank's rows of those training
+combinations without m that share most with it; with the additive bank, vectors v[j, m] that no training sample used
+count as zeros. Where no training sample lacks m, zeros stand in. `support` of the metrics has the rates.
+
+Of the common options, `fusion_layers`, `heads` and `fusion_block` are its own too ("code": the released block, whose
+first residual is lost); `fusion_ffn`, `fusion_experts` and `fusion_top_k` have no effect. Parameters without encoders
+at H = 128, P = 16, C = 3: 1.175 M (M = 3), 1.258 M (M = 4).
+
+Legend: B samples, M modalities, P tokens, H hidden, L = M·P, T tokens of the batch, E experts, K combinations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.config import Common, Config
+from model.data import Batch, Data, DataSpec
+from model.fusion import Attention
+from model.init import Fill, constant, normal
+from model.inputs import Rows
+from model.methods.base import Method, Output
+from model.moe import Experts, Router, Routing, balance_loss
+from model.noise import Dropout, Noise
+from mrpipe.errors import UsageError
+from mrpipe.schema import option
+
+MAX_BANK = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlexMoEOptions:
+    """Options of Flex-MoE."""
+
+    n_experts: int = option(16, "experts; at least one a combination (up to 5 modalities) or a modality and one more")
+    expert_ffn: int = option(256, "hidden size of an expert")
+    top_k: int = option(4, "experts a token visits")
+    noisy_gate: bool = option(True, "learned gate noise in training")
+    specialise: float = option(
+        1e-2, "weight of the router's cross-entropy to the combination's expert; 1: almost fixed"
+    )
+    balance: float = option(1e-2, "weight of CV² of importance and load, of full and of other samples apart")
+    bank_std: float = option(0.02, "standard deviation of the bank's initial values; 1 as released")
+    sorted_epochs: float = option(
+        0.1, "first epochs in which samples with more modalities come first: a fraction of all, or their number if ≥ 1"
+    )
+
+    def __post_init__(self) -> None:
+        if self.n_experts < 1 or not 1 <= self.top_k <= self.n_experts:
+            raise UsageError(f"options n_experts={self.n_experts} and top_k={self.top_k} need 1 ≤ top_k ≤ n_experts")
+        if self.bank_std < 0 or self.sorted_epochs < 0:
+            raise UsageError("options bank_std and sorted_epochs must not be negative")
+
+
+@dataclass(frozen=True)
+class BankUse:
+    """Which missing slots met a combination that no training sample has.
+
+    Attributes:
+        sample, target: (Q,) place in the batch and modality of each missing slot.
+        unseen: (Q,) no training sample has the combination.
+        never_missing: (Q,) no training sample lacks the modality.
+    """
+
+    sample: Rows
+    target: Rows
+    unseen: NDArray[np.bool_]
+    never_missing: NDArray[np.bool_]
+
+    def rates(self) -> dict[str, float]:
+        """Shares of the missing slots."""
+        n = max(len(self.target), 1)
+        return {
+            "unseen_combination": float(self.unseen.sum() / n),
+            "target_never_missing": float(self.never_missing.sum() / n),
+        }
+
+
+def combinations(n_modalities: int) -> NDArray[np.bool_]:
+    """(2^M − 1, M) all combinations: 0 is the full one, then by decreasing size."""
+    codes = np.arange(1, 1 << n_modalities)
+    members = (codes[:, None] >> np.arange(n_modalities) & 1).astype(bool)
+    return members[np.lexsort((codes, -members.sum(axis=1)))]
+
+
+def bank_mixture(members: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(K, M, K) weights with which bank rows stand in for m in combination c; zeros where none can.
+
+    Args:
+        members: (K, M) the combinations.
+        seen: (K,) those of training samples.
+    """
+    n, n_modalities = members.shape
+    mixture = np.zeros((n, n_modalities, n), dtype=np.float32)
+    overlap = members.astype(np.int64) @ members.T
+    for c, m in zip(*np.nonzero(~members), strict=True):
+        able = seen & ~members[:, m]
+        if seen[c]:
+            mixture[c, m, c] = 1.0
+        elif able.any():
+            best = able & (overlap[c] == overlap[c, able].max())
+            mixture[c, m, best] = 1.0 / best.sum()
+    return mixture
+
+
+class SparseBlock(nn.Module):
+    """A transformer block with a mixture of experts as its feed-forward part; it also says where tokens went."""
+
+    def __init__(self, n_experts: int, c: Common, o: FlexMoEOptions, noise: Noise):
+        super().__init__()
+        self.form = c.fusion_block
+        self.norm_attention = nn.LayerNorm(c.hidden)
+        self.attention = Attention(c.hidden, c.heads)
+        self.norm_ffn = nn.LayerNorm(c.hidden)
+        self.router = Router(c.hidden, n_experts, top_k=o.top_k, noise=noise, renormalise=True, noisy=o.noisy_gate)
+        self.experts = Experts(n_experts, c.hidden, o.expert_ffn, c.dropout, noise)
+        self.dropout = Dropout(c.dropout, noise)
+
+    def forward(self, x_BLH: Tensor) -> tuple[Tensor, Routing]:
+        mixed = self.attention(self.norm_attention(x_BLH))
+        x_BLH = (mixed if self.form == "code" else x_BLH) + self.dropout(mixed)
+        x_TH = self.norm_ffn(x_BLH).flatten(0, 1)
+        routing = self.router(x_TH)
+        return x_BLH + self.dropout(self.experts(x_TH, routing).view_as(x_BLH)), routing
+
+
+class FlexMoE(Method):
+    """Missing-modality bank and combination-aware experts; models.md §3."""
+
+    name = "flexmoe"
+    summary = "a learned stand-in for each (combination, missing modality); experts specialise on combinations"
+    paper = "Yun et al., NeurIPS 2024 (Flex-MoE)"
+    Options = FlexMoEOptions
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "fixed-top-1": {"specialise": 1.0},
+        "published-settings": {
+            "lr": 1e-4, "batch_size": 8, "epochs": 50, "patience": 0, "dropout": 0.5, "select_metric": "accuracy",
+            "vector_encoder": "linear", "fusion_block": "code", "bank_std": 1.0, "sorted_epochs": 5,
+        },
+    }  # fmt: skip
+
+    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+        super().__init__(spec, config, noise)
+        c, o, n = config.common, config.own, len(spec.modalities)
+        self.options: FlexMoEOptions = o
+        self.additive = n > MAX_BANK
+        self.n_experts = max(o.n_experts, n + 1 if self.additive else (1 << n) - 1)
+        rows = n if self.additive else (1 << n) - 1
+        self.bank_KMPH = nn.Parameter(torch.empty(rows, n, c.tokens, c.hidden))
+        self.position_MPH = nn.Parameter(torch.empty(n, c.tokens, c.hidden))
+        self.blocks = nn.ModuleList(SparseBlock(self.n_experts, c, o, noise) for _ in range(c.fusion_layers))
+        self.head = nn.Linear(n * c.hidden, spec.n_classes)
+        # Of the training samples: which combinations (by code) they have, and with which rows the bank answers.
+        self.register_buffer("seen", torch.zeros(1 << n, dtype=torch.bool))
+        self.register_buffer("mixture", torch.zeros((n, n) if self.additive else (rows, n, rows)))
+        self._bits = 1 << np.arange(n)
+        self._number = np.zeros(1 << n, dtype=np.int64)
+        self._members = combinations(n) if not self.additive else np.zeros((0, n), dtype=bool)
+        self._number[self._members @ self._bits] = np.arange(len(self._members))
+        self.sorting = False
+
+    def initial(self, name: str) -> Fill:
+        return normal(self.options.bank_std) if name == "bank_KMPH" else constant(0.0)
+
+    # Training samples and schedule
+
+    def prepare(self, data: Data, train_rows: Rows) -> None:
+        seen = np.zeros(1 << len(self._bits), dtype=bool)
+        seen[np.unique(data.observed[train_rows] @ self._bits)] = True
+        if self.config.common.drop_modalities > 0:
+            # Hiding modalities shows every part of a combination too.
+            codes = np.arange(1 << len(self._bits))
+            for bit in self._bits:
+                having = codes[(codes & bit) > 0]
+                seen[having & ~bit] |= seen[having]
+            seen[0] = False
+        codes = np.flatnonzero(seen)
+        if self.additive:
+            missing = (codes[:, None] & self._bits) == 0
+            mixture = np.any(missing[:, :, None] & missing[:, None, :], axis=0).astype(np.float32)
+        else:
+            mixture = bank_mixture(self._members, seen[self._members @ self._bits])
+        self.get_buffer("seen").copy_(torch.from_numpy(seen))
+        self.get_buffer("mixture").copy_(torch.from_numpy(mixture))
+
+    def begin_epoch(self, epoch: int, n_epochs: int) -> None:
+        n = self.options.sorted_epochs
+        self.sorting = epoch < (int(n) if n >= 1 else math.floor(n * n_epochs))
+
+    def arrange(self, data: Data, rows: Rows) -> Rows:
+        """Samples with more modalities first in the first epochs; ties in shuffled order."""
+        if not self.sorting:
+            return rows
+        return rows[np.argsort(-data.observed[rows].sum(axis=1), kind="stable")]
+
+    # One step
+
+    def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
+        missing = torch.from_numpy(~batch.observed).to(self.device)
+        z_BMPH = self.encode_slots(batch)
+        if not batch.observed.all():
+            z_BMPH = z_BMPH + missing[:, :, None, None] * self._stand_ins(batch, missing)
+        x_BLH = (z_BMPH + self.position_MPH).flatten(1, 2)
+        routings = []
+        for block in self.blocks:
+            x_BLH, routing = block(x_BLH)
+            routings.append(routing)
+        fused_BD = x_BLH.unflatten(1, z_BMPH.shape[1:3]).mean(dim=2).flatten(1)
+        losses: dict[str, Tensor] = {}
+        if self.training:
+            partial_T = missing.any(dim=1).repeat_interleave(x_BLH.shape[1])
+            if self.options.balance:
+                losses["balance"] = self.options.balance * self._mean(self._balance(r, partial_T) for r in routings)
+            if self.options.specialise and not batch.observed.all():
+                target_BE = self._experts_of(batch)
+                terms = (self._specialise(r, partial_T, target_BE, x_BLH.shape[1]) for r in routings)
+                losses["specialise"] = self.options.specialise * self._mean(terms)
+        diagnostics = {"fused": fused_BD.detach(), "support": self._use(batch)} if detail else {}
+        return Output(self.head(fused_BD), losses, diagnostics)
+
+    @staticmethod
+    def _mean(terms: Any) -> Tensor:
+        return torch.stack(list(terms)).mean()
+
+    def _stand_ins(self, batch: Batch, missing_BM: Tensor) -> Tensor:
+        """(B, M, P, H) what the bank gives for every modality of every sample; of use where it is missing."""
+        mixture = self.get_buffer("mixture")
+        if self.additive:
+            return torch.einsum("bj,jm,jmph->bmph", missing_BM.to(mixture.dtype), mixture, self.bank_KMPH)
+        number = torch.from_numpy(self._number[batch.observed @ self._bits]).to(self.device)
+        return torch.einsum("cmk,kmph->cmph", mixture, self.bank_KMPH)[number]
+
+    def _experts_of(self, batch: Batch) -> Tensor:
+        """(B, E) where the router should send each sample's tokens."""
+        target = np.zeros((len(batch), self.n_experts), dtype=np.float32)
+        if self.additive:
+            missing = ~batch.observed
+            target[:, 1 : 1 + missing.shape[1]] = missing / np.maximum(missing.sum(axis=1, keepdims=True), 1)
+        else:
+            target[np.arange(len(batch)), self._number[batch.observed @ self._bits]] = 1.0
+        return torch.from_numpy(target).to(self.device)
+
+    @staticmethod
+    def _specialise(routing: Routing, partial_T: Tensor, target_BE: Tensor, n_tokens: int) -> Tensor:
+        """Cross-entropy of the clean logits, mean over the tokens of samples that lack something."""
+        rows = partial_T.nonzero().squeeze(1)
+        return F.cross_entropy(routing.clean[rows], target_BE[rows.div(n_tokens, rounding_mode="floor")])
+
+    def _balance(self, routing: Routing, partial_T: Tensor) -> Tensor:
+        """CV² terms of full samples' tokens over all experts, plus those of the others without expert 0."""
+        total = routing.clean.new_zeros(())
+        every = torch.arange(self.n_experts, device=partial_T.device)
+        for chosen, allowed in ((~partial_T, every), (partial_T, every[1:])):
+            rows = chosen.nonzero().squeeze(1)
+            if len(rows) and len(allowed):
+                total = total + balance_loss(routing.rows(rows), torch.zeros_like(rows), allowed[None])
+        return total
+
+    def _use(self, batch: Batch) -> BankUse:
+        sample, target = np.nonzero(~batch.observed)
+        seen = self.get_buffer("seen").cpu().numpy()
+        lacked = ((np.flatnonzero(seen)[:, None] & self._bits) == 0).any(axis=0)
+        return BankUse(sample, target, ~seen[batch.observed @ self._bits][sample], ~lacked[target])

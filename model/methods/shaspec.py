@@ -1,0 +1,169 @@
+"""ShaSpec: each modality has a shared and a specific view; a missing one is stood in for by the others' shared views.
+
+Source: models.md §5, the recipe; Wang et al., "Multi-modal Learning with Missing Modality via Shared-Specific Feature
+Modelling", CVPR 2023. Inputs of different shapes cannot share an encoder, so the shared one acts on embeddings:
+s_m = S(LN Z_m), r_m = R_m(LN Z_m), f_m = s_m + W[s_m; r_m], and the mean of the observed s where m is missing.
+
+A modality that training hides counts as missing, also in the losses. The common `fusion_*` options and `heads` have no
+effect but with shared_encoder=transformer. Not offered: SGD with momentum 0.99 and the polynomial decay of the
+published segmentation. Parameters without encoders at H = 128, C = 3: 0.167 M (M = 3), 0.200 M (M = 4).
+
+Legend: B samples, M modalities, P tokens, H hidden, C classes, N observed slots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import Common, Config
+from model.data import Batch, DataSpec
+from model.fusion import Block, FeedForward
+from model.methods.base import Method, Output
+from model.noise import Noise
+from model.subsets import random_subsets, with_hidden
+from mrpipe.errors import UsageError
+from mrpipe.schema import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShaSpecOptions:
+    """Options of ShaSpec."""
+
+    alpha: float = option(0.1, "weight of the alignment of shared features, L_shared")
+    beta: float = option(0.02, "weight of the modality classifier on specific features, L_spec")
+    fill: str = option(
+        "mean", "a missing modality: mean of the observed shared features, or the first one's (as released)",
+        choices=("mean", "first"),
+    )  # fmt: skip
+    pairs: str = option("all", "pairs of modalities that L_shared aligns; ring as released", choices=("all", "ring"))
+    shared_encoder: str = option("mlp", "what S is", choices=("mlp", "transformer"))
+    train_drop: str = option(
+        "size", "hide observed modalities in training: keep a uniform number of them, or none hidden",
+        choices=("size", "none"),
+    )  # fmt: skip
+    full_epochs: float = option(0.25, "epochs before anything is hidden: a fraction of all, or their number if ≥ 1")
+
+    def __post_init__(self) -> None:
+        if self.full_epochs < 0:
+            raise UsageError(f"option full_epochs={self.full_epochs} must not be negative")
+
+
+class SharedTransformer(nn.Module):
+    """One pre-LN transformer block over the P tokens of a slot, as the shared encoder."""
+
+    def __init__(self, c: Common, noise: Noise):
+        super().__init__()
+        self.block = Block(replace(c, fusion_block="pre-ln", fusion_experts=0), noise)
+
+    def forward(self, x_NPH: Tensor) -> Tensor:
+        out: Tensor = self.block(x_NPH, None)[0]
+        return out
+
+
+class ShaSpec(Method):
+    """Shared and specific features; models.md §5."""
+
+    name = "shaspec"
+    summary = "shared and specific features; the mean of the observed shared ones stands in for what is missing"
+    paper = "Wang et al., CVPR 2023 (ShaSpec)"
+    Options = ShaSpecOptions
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        # Appendix A.5 of the target paper names this learning rate as ShaSpec's best.
+        "published-settings": {"lr": 1e-3, "fill": "first", "pairs": "ring"},
+    }
+
+    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+        super().__init__(spec, config, noise)
+        c, o, n_modalities = config.common, config.own, len(spec.modalities)
+        self.options: ShaSpecOptions = o
+        self.norm = nn.LayerNorm(c.hidden)
+        self.shared: nn.Module = (
+            FeedForward(c.hidden, c.hidden, c.dropout, noise)
+            if o.shared_encoder == "mlp"
+            else SharedTransformer(c, noise)
+        )
+        self.specific = nn.ModuleList(FeedForward(c.hidden, c.hidden, c.dropout, noise) for _ in range(n_modalities))
+        self.compose = nn.Linear(2 * c.hidden, c.hidden)
+        self.which = nn.Linear(c.hidden, n_modalities)
+        self.head = nn.Linear(n_modalities * c.hidden, spec.n_classes)
+        self.hiding = o.train_drop != "none"
+        if self.hiding and self._full_epochs(c.epochs) >= c.epochs:
+            raise UsageError(f"full_epochs={o.full_epochs} leaves none of epochs={c.epochs}")
+
+    def _full_epochs(self, n_epochs: int) -> int:
+        n = self.options.full_epochs
+        return int(n) if n >= 1 else math.floor(n * n_epochs)
+
+    def begin_epoch(self, epoch: int, n_epochs: int) -> None:
+        self.hiding = self.options.train_drop != "none" and epoch >= self._full_epochs(n_epochs)
+
+    @property
+    def selectable(self) -> bool:
+        return self.hiding or self.options.train_drop == "none"
+
+    def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
+        if self.training and self.hiding:
+            kept = random_subsets(batch.observed, batch.keys, self.config.seed, batch.stream, "size")
+            batch = with_hidden(batch, kept)
+        place_N, tokens, sizes = self._encode(batch)
+        s_NPH = self.shared(tokens)
+        # One modality after the other, in the order of s.
+        r_NPH = torch.cat([R(t) for R, t in zip(self.specific, tokens.split(sizes), strict=True) if len(t)])
+        f_NPH = s_NPH + self.compose(torch.cat([s_NPH, r_NPH], dim=2))
+        s_BMPH = self._slots(s_NPH, place_N, batch)
+        observed = torch.from_numpy(batch.observed).to(self.device)
+        f_BMPH = self._slots(f_NPH, place_N, batch)
+        if not batch.observed.all():
+            f_BMPH = f_BMPH + (~observed)[:, :, None, None] * self._fill(s_BMPH, batch)
+        fused_BD = f_BMPH.mean(dim=2).flatten(1)
+        losses: dict[str, Tensor] = {}
+        if self.training:
+            if self.options.alpha:
+                losses["shared"] = self.options.alpha * self._alignment(s_BMPH.mean(dim=2), observed)
+            if self.options.beta:
+                modality_N = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(self.device)
+                specific = F.cross_entropy(self.which(r_NPH.mean(dim=1)).float(), modality_N)
+                losses["specific"] = self.options.beta * specific
+        return Output(self.head(fused_BD), losses, {"fused": fused_BD.detach()} if detail else {})
+
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor, list[int]]:
+        """Of the N observed slots, one modality after the other: place in (B·M,), normed tokens, number a modality."""
+        n_modalities = len(self.encoders)
+        places = [batch.table_rows(m)[0] for m in range(n_modalities)]
+        tokens = [self.encode(batch, m) for m in range(n_modalities) if len(places[m])]
+        place = np.concatenate([p * n_modalities + m for m, p in enumerate(places)])
+        return torch.from_numpy(place).to(self.device), self.norm(torch.cat(tokens)), [len(p) for p in places]
+
+    def _slots(self, x_NPH: Tensor, place_N: Tensor, batch: Batch) -> Tensor:
+        """(B, M, P, H) with zeros where nothing is observed."""
+        shape = batch.observed.shape
+        empty = x_NPH.new_zeros(shape[0] * shape[1], *x_NPH.shape[1:])
+        return empty.index_copy(0, place_N, x_NPH).unflatten(0, shape)
+
+    def _fill(self, s_BMPH: Tensor, batch: Batch) -> Tensor:
+        """(B, 1, P, H) what stands in for every missing modality of a sample."""
+        if self.options.fill == "first":
+            first = torch.from_numpy(batch.observed.argmax(axis=1)).to(self.device)
+            return s_BMPH[torch.arange(len(first), device=self.device), first].unsqueeze(1)
+        n_B = torch.from_numpy(batch.observed.sum(axis=1)).to(self.device)
+        return s_BMPH.sum(dim=1, keepdim=True) / n_B[:, None, None, None].to(s_BMPH.dtype)
+
+    def _alignment(self, s_BMH: Tensor, observed_BM: Tensor) -> Tensor:
+        """L_shared: a sample's mean of |s_a − s_b| over its observed pairs, 0 for fewer than two; mean over samples."""
+        n_modalities = s_BMH.shape[1]
+        a, b = torch.triu_indices(n_modalities, n_modalities, offset=1, device=s_BMH.device)
+        if self.options.pairs == "ring":
+            on_ring = (b - a == 1) | ((a == 0) & (b == n_modalities - 1))
+            a, b = a[on_ring], b[on_ring]
+        both_BK = (observed_BM[:, a] & observed_BM[:, b]).to(s_BMH.dtype)
+        distance_BK = (s_BMH[:, a] - s_BMH[:, b]).abs().mean(dim=2)
+        return ((distance_BK * both_BK).sum(dim=1) / both_BK.sum(dim=1).clamp_min(1.0)).mean()
