@@ -183,9 +183,6 @@ class Parts:
         keep = convertible & possible
         rank, level = group["rank"][keep].astype(np.int64), level[keep]
         seconds, value = group["seconds"][keep], value[keep].astype(np.float32)
-        hours = seconds / 3600.0
-        if self._options.bin_hours:
-            return self._binned(rank, np.floor(hours / self._options.bin_hours), level, value)
         order = np.lexsort((value, _one_key(rank, seconds, level)))
         rank, seconds, level, value = rank[order], seconds[order], level[order], value[order]
         again = np.zeros(len(rank), dtype=bool)
@@ -196,12 +193,11 @@ class Parts:
             & (value[1:] == value[:-1])
         )
         self._count("same again", level[again])
-        return {
-            "rank": rank[~again],
-            "hours": hours[order][~again].astype(np.float32),
-            "level": level[~again],
-            "value": value[~again],
-        }
+        rank, level, value = rank[~again], level[~again], value[~again]
+        hours = seconds[~again] / 3600.0
+        if self._options.bin_hours:
+            return self._binned(rank, np.floor(hours / self._options.bin_hours), level, value)
+        return {"rank": rank, "hours": hours.astype(np.float32), "level": level, "value": value}
 
     def _binned(self, rank: Any, number: Any, level: Any, value: Any) -> Group:
         order = np.lexsort((value, level, number, rank))

@@ -50,6 +50,8 @@ ITEM_CONVERSIONS: Mapping[int, Mapping[tuple[str, str], tuple[float, float]]] = 
     50893: {("mmol/L", "mg/dL"): (4.008, 0.0)}, 50960: {("mmol/L", "mg/dL"): (2.431, 0.0)},
     50970: {("mmol/L", "mg/dL"): (3.097, 0.0)},
     50813: {("mg/dL", "mmol/L"): (1 / 9.01, 0.0)},
+    51249: {("%", "g/dL"): (1.0, 0.0), ("g/dL", "%"): (1.0, 0.0)},  # MCHC: a mass share of blood, 1 g/dL = 1 %
+    51099: {("Ratio", "mg/mg"): (1.0, 0.0), ("mg/mg", "Ratio"): (1.0, 0.0)},
 }  # fmt: skip
 
 # Items that measure one thing in two units under two numbers: (from item, its unit) → item it becomes, its unit.

@@ -1,0 +1,208 @@
+"""The scanner against csv and datetime of the standard library: quotes, line breaks, any column order, damage."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import gzip
+import io
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrpipe.datasets.mimic import scan as scan_module
+from mrpipe.datasets.mimic.ahead import ahead
+from mrpipe.datasets.mimic.records import PAD, clock_times, numbers_at, record_ends
+from mrpipe.datasets.mimic.scan import Scan, inflate_to_end, sample_rows
+from mrpipe.datasets.mimic.tables import EVENTS, NOTES
+from mrpipe.errors import DataError
+
+FIELD = st.text(alphabet='ab,"\n 1é', max_size=12)
+
+
+def csv_bytes(rows: list[list[str]]) -> bytes:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue().encode()
+
+
+@given(st.lists(st.lists(FIELD, min_size=3, max_size=3), min_size=1, max_size=20))
+@settings(max_examples=100, deadline=None)
+def test_records_end_where_the_csv_module_says(rows: list[list[str]]) -> None:
+    ends = record_ends(csv_bytes(rows))
+    assert len(ends) == len(rows)
+    pieces = np.split(np.frombuffer(csv_bytes(rows), np.uint8), ends + 1)[:-1]
+    for piece, row in zip(pieces, rows, strict=True):
+        assert next(csv.reader(io.StringIO(piece.tobytes().decode(), newline=""))) == row
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10**18), st.sampled_from([7, 8, 9]), st.booleans()), min_size=1, max_size=50),
+    st.integers(0, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_numbers_are_read_off_any_column(values: list[tuple[int, int, bool]], column: int) -> None:
+    numbers = [v % 10**w if i % 3 else v for i, (v, w, _) in enumerate(values)]
+    lines = [",".join(["x" * (i % 9)] * column + [str(n), "tail"]) + "\n" for i, n in enumerate(numbers)]
+    starts = np.concatenate([[0], np.cumsum([len(line) for line in lines])[:-1]]).astype(np.int64)
+    data = np.frombuffer("".join(lines).encode() + bytes(PAD), np.uint8)
+    assert numbers_at(data, starts, column).tolist() == numbers
+
+
+@pytest.mark.parametrize("field", ["", "abc", '"10000001"', "1000000x", "-5", "1.5", "1" * 25])
+def test_what_is_no_plain_number_is_left_to_the_parser(field: str) -> None:
+    data = np.frombuffer(f"7,{field},8\n".encode() + bytes(PAD), np.uint8)
+    assert numbers_at(data, np.array([0]), 1).tolist() == [-1]
+
+
+@given(st.lists(st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2998, 12, 31)), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_clock_times_are_those_of_datetime(times: list[dt.datetime]) -> None:
+    times = [t.replace(microsecond=0) for t in times]
+    text = pl.Series("t", [t.strftime("%Y-%m-%d %H:%M:%S").rjust(19, "0") for t in times])
+    assert clock_times(text).to_list() == times
+
+
+def test_what_is_no_time_is_null() -> None:
+    wrong = ["2150-02-30 00:00:00", "2150-13-01 00:00:00", "2150-01-01 24:00:00", "2150-01-01", "", None, "2150/01/01 00:00:00",
+             "2150-01-0a 00:00:00", "2148-02-29 00:00:00"]  # fmt: skip
+    assert clock_times(pl.Series(wrong)).is_null().to_list() == [True] * 8 + [False]
+
+
+def events(n: int, *, columns: list[str] | None = None, quote: bool = False) -> tuple[list[str], list[list[str]]]:
+    names = ["labevent_id", "subject_id", "hadm_id", "itemid", "charttime", "value", "valuenum", "valueuom", "comments"]
+    rows = []
+    for i in range(n):
+        value = {"labevent_id": str(i), "subject_id": str(10_000_000 + i % 7), "hadm_id": "" if i % 3 else "20000001",
+                 "itemid": "50912", "charttime": f"2150-01-01 00:{i % 60:02d}:00", "value": f"{i}", "valuenum": f"{i}",
+                 "valueuom": "mg/dL", "comments": 'a "quoted",\nbroken line' if quote and i % 2 else ""}  # fmt: skip
+        rows.append([value[c] for c in columns or names])
+    return columns or names, rows
+
+
+def write(path: Path, header: list[str], rows: list[list[str]], *, end: str = "\n", bom: bool = False) -> Path:
+    out = io.StringIO()
+    csv.writer(out, lineterminator=end).writerows([header, *rows])
+    data = (b"\xef\xbb\xbf" if bom else b"") + out.getvalue().encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def read(path: Path, subjects: list[int] | None) -> pl.DataFrame:
+    wanted = None if subjects is None else np.array(subjects)
+    return pl.concat(list(Scan(path, EVENTS["labevents"], wanted, shown_as=path.name)))
+
+
+@pytest.mark.parametrize("block", [64, 1000, 2**23])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_the_wanted_rows_come_in_order_whatever_the_blocks(
+    tmp_path: Path, monkeypatch, block: int, suffix: str
+) -> None:
+    monkeypatch.setattr(scan_module, "BLOCK", block)
+    monkeypatch.setattr(scan_module, "PARSE", 5 * block)
+    header, rows = events(500, quote=True)
+    path = write(tmp_path / f"labevents{suffix}", header, rows)
+    frame = read(path, [10_000_002, 10_000_005])
+    expected = [float(r[6]) for r in rows if int(r[1]) - 10_000_000 in (2, 5)]
+    assert frame["valuenum"].to_list() == expected
+    assert len(read(path, None)) == 500
+
+
+@pytest.mark.parametrize("order", [0, 3, 8])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_columns_are_found_by_name(tmp_path: Path, order: int, end: str) -> None:
+    names, _ = events(1)
+    columns = names[order:] + names[:order]
+    header, rows = events(60, columns=columns, quote=True)
+    moved = read(write(tmp_path / "a.csv", [h.upper() for h in header], rows, end=end, bom=True), [10_000_003])
+    assert moved.equals(read(write(tmp_path / "b.csv", *events(60, quote=True)), [10_000_003]))
+
+
+def test_numbers_in_quotes_and_a_last_line_without_its_end(tmp_path: Path) -> None:
+    header, rows = events(40)
+    path = tmp_path / "all_quoted.csv"
+    with path.open("w", newline="") as handle:
+        csv.writer(handle, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows([header, *rows])
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    assert read(path, [10_000_004])["valuenum"].to_list() == [float(i) for i in range(40) if i % 7 == 4]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_gz_is_a_fault_of_the_scan_and_of_the_check(tmp_path: Path, share: float) -> None:
+    header, rows = events(3000, quote=True)
+    path = write(tmp_path / "labevents.csv.gz", header, rows)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(DataError, match="labevents"):
+        read(path, [10_000_001])
+    if share:
+        with pytest.raises(DataError, match="cut short"):
+            inflate_to_end(path, path.name)
+
+
+def test_a_flipped_byte_is_a_fault(tmp_path: Path) -> None:
+    path = write(tmp_path / "labevents.csv.gz", *events(3000))
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 0xFF
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="damaged"):
+        inflate_to_end(path, path.name)
+
+
+def test_a_quote_that_never_ends_is_a_fault(tmp_path: Path) -> None:
+    path = write(tmp_path / "labevents.csv", *events(10))
+    path.write_bytes(path.read_bytes() + b'99,10000001,,50912,2150-01-01 00:00:00,"1,1,mg/dL,\n')
+    with pytest.raises(DataError, match="does not end"):
+        read(path, None)
+
+
+def test_a_shifted_header_and_a_missing_column_are_named(tmp_path: Path) -> None:
+    header, rows = events(10)
+    shifted = write(tmp_path / "shifted.csv", header[1:] + header[:1], rows)
+    with pytest.raises(DataError, match="Is the header shifted") as error:
+        sample_rows(shifted, EVENTS["labevents"], shown_as="hosp/labevents.csv")
+    assert {"charttime", "itemid"} & {f.column for f in error.value.faults}
+    lacking = write(
+        tmp_path / "lacking.csv", [h.replace("valuenum", "number").replace("itemid", "item") for h in header], rows
+    )
+    with pytest.raises(DataError) as error:
+        read(lacking, None)
+    assert {f.column for f in error.value.faults} == {"valuenum", "itemid"}
+
+
+def test_a_value_of_another_type_in_the_middle_is_named(tmp_path: Path) -> None:
+    header, rows = events(50)
+    rows[30][4] = "01/02/2150"
+    with pytest.raises(DataError, match=r"charttime.*01/02/2150"):
+        read(write(tmp_path / "a.csv", header, rows), None)
+    header, rows = events(50)
+    rows[30][3] = "creatinine"
+    with pytest.raises(DataError, match=r"itemid.*creatinine"):
+        read(write(tmp_path / "b.csv", header, rows), None)
+
+
+def test_notes_keep_their_line_breaks(tmp_path: Path) -> None:
+    header = ["note_id", "subject_id", "hadm_id", "note_type", "note_seq", "charttime", "storetime", "text"]
+    text = 'He said "no",\n\nthen ""yes"".\n'
+    rows = [[f"1000000{i}-DS-1", f"1000000{i}", "", "DS", "1", "2150-01-01 00:00:00", "", text] for i in range(3)]
+    path = write(tmp_path / "discharge.csv.gz", header, rows)
+    frame = pl.concat(list(Scan(path, NOTES["discharge"], np.array([10_000_001]), shown_as="x")))
+    assert frame["text"].to_list() == [text]
+    assert frame["storetime"].to_list() == [None]
+
+
+def test_errors_and_early_ends_cross_threads() -> None:
+    def failing():
+        yield 1
+        raise ValueError("made in the thread")
+
+    items = ahead(failing())
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="made in the thread"):
+        next(items)
+    endless = ahead(iter(int, 1))
+    assert [next(endless) for _ in range(5)] == [0] * 5
+    endless.close()
