@@ -35,6 +35,11 @@ def export(store: Store, out: Path, format: str, modalities: Sequence[str] | Non
     Args:
         format: `csv` (images and volumes are refused: use npz) or `npz` (`sample_id, x, offsets, time`).
     """
+    chosen = [m for m in store.modalities if modalities is None or m.name in modalities]
+    if unknown := sorted(set(modalities or ()) - set(store.bits)):
+        raise UsageError(f"no modality {unknown[0]!r}; this store has {', '.join(store.bits)}")
+    if format == "csv" and (pictures := [m.name for m in chosen if m.kind in ("image", "volume")]):
+        raise UsageError(f"{', '.join(pictures)}: images and volumes are exported with --format npz")
     written = []
     tables = {"samples": store.samples()}
     tables |= {f"labels_{t.name}": store.labels(t.name) for t in store.tasks}
@@ -44,11 +49,7 @@ def export(store: Store, out: Path, format: str, modalities: Sequence[str] | Non
             frame.collect().write_csv(temporary)
         written.append(out / f"{name}.csv")
     dictionary = store.dictionary
-    for modality in store.modalities:
-        if modalities is not None and modality.name not in modalities:
-            continue
-        if format == "csv" and modality.kind in ("image", "volume"):
-            raise UsageError(f"{modality.name} holds {modality.kind}s; export them with --format npz")
+    for modality in chosen:
         arrays = store.arrays(modality.name)
         path = out / f"{modality.name}.{format}"
         with replacing(path) as temporary:

@@ -63,9 +63,7 @@ def _dictionary(name: str, kinds: list[str], n: int, levels: dict[int, list[str]
 
 
 def _batches(modality: Modality, ids: list[str], x: pa.Array, **more: pa.Array) -> Iterator[pa.RecordBatch]:
-    batch = pa.RecordBatch.from_arrays(
-        [pa.array(ids, pa.string()), x, *more.values()], schema=modality.arrow_schema()
-    )
+    batch = pa.RecordBatch.from_arrays([pa.array(ids, pa.string()), x, *more.values()], schema=modality.arrow_schema())
     yield batch.slice(0, 7)
     yield batch.slice(7)
 
@@ -98,7 +96,9 @@ def read_series(raw: Path, cohort: pl.DataFrame, options: Options) -> Features:
     modality = Modality(name="series", bit=1, kind="sequence", shape=(2,), irregular=True, time_unit="h")
     lengths = np.array([1 + int(i[1:]) % 6 for i in ids])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    values = np.concatenate([np.random.default_rng(int(i[1:])).normal(3, 2, (k, 2)) for i, k in zip(ids, lengths, strict=True)])
+    values = np.concatenate(
+        [np.random.default_rng(int(i[1:])).normal(3, 2, (k, 2)) for i, k in zip(ids, lengths, strict=True)]
+    )
     values += np.repeat(_shift(np.array(ids), options), lengths)[:, None]
     values[::11, 0] = np.nan
     x = pa.ListArray.from_arrays(offsets, _fixed(values, modality))
