@@ -6,7 +6,7 @@ Legend: N samples, B samples of a batch, M modalities (in the store's bit order)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.event_encoder import EventTable
 from model.inputs import (
     GenotypeScale,
     GenotypeTable,
@@ -28,6 +29,7 @@ from model.inputs import (
 )
 from mrpipe import keyed, masks
 from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.events import EventTransform
 from mrpipe.missingness import AT_LOAD, Missingness, corrupt, read_masks
 from mrpipe.schema import Modality
 from mrpipe.splits import PARTS
@@ -189,8 +191,13 @@ def _table(
             arrays = corrupt(fitted.transforms.apply(m.name, arrays), settings)
             mean, sd = np.zeros_like(mean), np.ones_like(sd)
         return PixelTable(arrays.x, mean, sd, device, per_channel=m.kind == "image"), m.shape
-    arrays = fitted.transforms.apply(m.name, arrays)
-    arrays = corrupt(arrays, settings)
+    clean = fitted.transforms.apply(m.name, arrays)
+    arrays = corrupt(clean, settings)
+    if isinstance(transform, EventTransform):
+        if len(arrays.x) == len(clean.x):
+            # Noise is for values; which item an event is stays.
+            arrays = replace(arrays, x=np.stack([clean.x[:, 0], arrays.x[:, 1]], axis=1))
+        return EventTable(arrays, transform.n_items, device), (transform.n_items,)
     if m.kind == "sequence":
         table = sequence_table(arrays, device)
         return table, (table.x.shape[1],)
@@ -259,7 +266,8 @@ def load(
         store_rows = samples[f"row_{m.name}"].fill_null(-1).to_numpy().astype(np.int64)[seen]
         table, shape = _table(store, m, store_rows, fitted, settings, device)
         tables.append(table)
-        specs.append(ModalitySpec(name=m.name, kind=m.kind, shape=tuple(shape)))
+        kind = "events" if isinstance(table, EventTable) else m.kind
+        specs.append(ModalitySpec(name=m.name, kind=kind, shape=tuple(shape)))
     return Data(
         spec=DataSpec(modalities=tuple(specs), classes=names),
         sample_id=samples["sample_id"].to_numpy().astype(np.str_),

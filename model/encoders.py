@@ -251,7 +251,7 @@ def _cnn3d(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
 
 def _choice(kind: str, c: Common) -> str:
     chosen = {"vector": c.vector_encoder, "sequence": c.sequence_encoder, "image": c.image_encoder,
-              "volume": "cnn3d", "genotype": "linear"}  # fmt: skip
+              "volume": "cnn3d", "genotype": "linear", "events": c.sequence_encoder}  # fmt: skip
     return chosen[kind]
 
 
