@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from threadpoolctl import threadpool_limits
@@ -59,9 +60,9 @@ class Logistic(Method):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @staticmethod
-    def features(data: Data, index: Rows) -> Tensor:
-        """(n, f): pooled features of all modalities, then one indicator a modality that is not always there."""
-        observed = data.observed[index]
+    def features(data: Data, index: Rows, observed: NDArray[np.bool_] | None = None) -> Tensor:
+        """(n, f): pooled features of what is observed (by default all that the data have), then an indicator each."""
+        observed = data.observed[index] if observed is None else observed
         parts = []
         for m, table in enumerate(data.tables):
             places = np.flatnonzero(observed[:, m])
@@ -117,5 +118,5 @@ class Logistic(Method):
         self.weight, self.bias = weight.to(device), bias.to(device)
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
-        x = self.features(batch.data, batch.index).double()
+        x = self.features(batch.data, batch.index, batch.observed).double()
         return Output((((x - self.mean) / self.sd) @ self.weight.T + self.bias).float())
