@@ -219,6 +219,8 @@ class Dataset:
         simulate: (export folder, truth folder, simulation options) → None.
         tiny: simulation settings of an export that builds in a second or two, for tests.
         modalities_of: which modalities this export holds (an export may lack some); default all.
+        resolve: (raw, options) → the dataset as a file of the export declares it, where modalities, tasks and schemes
+            are not known before; reads that file only. The fields here are then those of a simulated export.
     """
 
     name: str
@@ -235,9 +237,14 @@ class Dataset:
     cohort: Callable[[Path, Any], Cohort]
     simulate: Callable[[Path, Path, Any], None]
     modalities_of: Callable[[Path, Any], tuple[str, ...]] | None = None
+    resolve: Callable[[Path, Any], Dataset] | None = None
     default_scheme: str = "standard"
     tiny: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
+
+    def declared(self, raw: Path, options: Any) -> Dataset:
+        """The dataset as this export declares it: itself, unless it has `resolve`."""
+        return self if self.resolve is None else self.resolve(raw, options)
 
 
 def parse_options(cls: type, values: Mapping[str, Any], *, context: str) -> Any:

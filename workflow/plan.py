@@ -62,6 +62,15 @@ class StorePlan:
         return self.raw is None and self.sealed is None
 
     @property
+    def declaration(self) -> list[str]:
+        """Hash of the modalities, tasks and schemes that a file of the export declares, where one does."""
+        d = self.dataset
+        if d.resolve is None or self.raw is None:
+            return []
+        said = [f"{name} {reader.bit} {reader.read!r}" for name, reader in d.modalities.items()]
+        return [hashlib.sha256("\n".join([*said, repr(d.tasks), repr(d.schemes)]).encode()).hexdigest()[:16]]
+
+    @property
     def declared(self) -> list[str]:
         """What the manifest and the data card repeat from the dataset's declaration."""
         d = self.dataset
@@ -186,6 +195,8 @@ def _store_plan(name: str, entry: Mapping[str, Any]) -> StorePlan:
             faults.append(str(error))
     if raw not in (None, SIMULATED) and not Path(raw).is_dir():
         faults.append(f"{place}.raw: no folder {raw!r}; an export comes from: {dataset.provider}")
+    if raw not in (None, SIMULATED) and not faults:
+        dataset = dataset.declared(Path(raw), options)
     if sealed is not None and not Path(sealed, "manifest.json").is_file():
         faults.append(f"{place}.store: no sealed store at {sealed!r} (it would hold a manifest.json)")
     if raw != SIMULATED and entry["simulation"]:
@@ -272,15 +283,18 @@ def _runs(name: str, entry: Mapping[str, Any]) -> Iterator[Run]:
         )
 
 
-def fingerprint(folder: str | None) -> list[str]:
-    """Names, sizes and times of the files of an export, two folders deep: when they change, it is checked again.
+def fingerprint(store: StorePlan) -> list[str]:
+    """Names, sizes and times of the files of an export, two folders deep, and of files that its options name.
 
-    The check hashes what it reads, so files that were only touched cause no more than that.
+    When they change, the export is checked again. The check hashes what it reads, so files that were only touched
+    cause no more than that.
     """
-    if folder is None:
+    if store.raw is None:
         return []
-    files = [f for pattern in ("*", "*/*") for f in Path(folder).glob(pattern) if f.is_file()]
-    lines = sorted(f"{f.relative_to(folder)} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
+    raw = Path(store.raw)
+    named = [Path(value) for value in store.options.values() if isinstance(value, str) and value]
+    files = [f for f in [*raw.glob("*"), *raw.glob("*/*"), *named] if f.is_file()]
+    lines = sorted(f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
     return [hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]]
 
 

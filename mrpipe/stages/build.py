@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrpipe.schema import Dataset
+from mrpipe.schema import Dataset, parse_options
 from mrpipe.stages.check import write_check
 from mrpipe.stages.cohort import build_cohort
 from mrpipe.stages.ingest import ingest
@@ -43,6 +43,7 @@ def build(
         checked = write_check(dataset, raw, work, settings)
         report(f"check: {checked['release']}, {len(checked['inputs'])} inputs, no fault")
         report(f"cohort: {build_cohort(dataset, raw, work, settings)} samples")
+        dataset = dataset.declared(raw, parse_options(dataset.options, settings, context=f"options of {dataset.name}"))
         chosen = tuple(modalities or checked["modalities"])
         for name in chosen:
             for part in range(n_parts(dataset, name, settings)):

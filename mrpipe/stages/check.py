@@ -14,6 +14,7 @@ from mrpipe.layout import WorkLayout
 from mrpipe.parquet import write_text
 from mrpipe.raw import require_folder, sha256
 from mrpipe.schema import Dataset, parse_options
+from mrpipe.stages.declaration import DECLARED, declaration
 from mrpipe.stages.simulate import is_simulated
 
 # Folders with more files than this (screens, scans) are listed as one entry: file names there may be patient ids.
@@ -39,9 +40,11 @@ def inventory(
     entries: list[dict[str, Any]] = []
     for folder, members in sorted(by_folder.items()):
         if len(members) <= LISTED_FILES:
+            # A file outside of the export (a declaration) goes by its name alone: paths are this machine's business.
             entries += [
-                {"path": f.relative_to(raw).as_posix(), "size": f.stat().st_size, "sha256": sha256(f)} for f in members
-            ]
+                {"path": f.relative_to(raw).as_posix() if f.is_relative_to(raw) else f.name,
+                 "size": f.stat().st_size, "sha256": sha256(f)} for f in members
+            ]  # fmt: skip
             continue
         entries.append(_as_one(f"{folder.relative_to(raw).as_posix()}/*", folder, members))
     return entries + [_as_one(label, raw, sorted(set(members))) for label, members in sorted((groups or {}).items())]
@@ -55,9 +58,11 @@ def check(dataset: Dataset, raw: Path, settings: Mapping[str, Any]) -> dict[str,
     """
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     require_folder(raw)
+    declared = dataset.declared(raw, options)
     checked = dataset.check(raw, options)
-    present = dataset.modalities_of(raw, options) if dataset.modalities_of else tuple(dataset.modalities)
+    present = dataset.modalities_of(raw, options) if dataset.modalities_of else tuple(declared.modalities)
     return {
+        **({} if dataset.resolve is None else {DECLARED: declaration(declared)}),
         "dataset": dataset.name,
         "release": checked.release,
         "origin": "simulated" if is_simulated(raw) else "export",

@@ -32,6 +32,7 @@ def validate(dataset: Dataset, cohort: Cohort) -> None:
 def build_cohort(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, Any]) -> int:
     """Write `cohort.parquet` (samples and one `label.<task>` column a task) and `attrition.parquet`; returns n."""
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
+    dataset = dataset.declared(raw, options)
     cohort = dataset.cohort(raw, options)
     validate(dataset, cohort)
     frame = cohort.samples

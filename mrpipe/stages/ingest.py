@@ -40,6 +40,7 @@ def _validated(features: Features, cohort_ids: pa.Array) -> Iterator[pa.RecordBa
 def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, settings: Mapping[str, Any]) -> int:
     """Write `modalities/<m>.parquet` and the dictionary rows of one modality; returns the number of rows."""
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
+    dataset = dataset.declared(raw, options)
     if modality not in dataset.modalities:
         raise UsageError(f"{dataset.name} has no modality {modality!r}; it has {', '.join(dataset.modalities)}")
     cohort, reader = read_cohort(work), dataset.modalities[modality]

@@ -23,10 +23,11 @@ def n_parts(dataset: Dataset, modality: str, settings: Mapping[str, Any]) -> int
 
 def prepare(dataset: Dataset, modality: str, part: int, raw: Path, work: Path, settings: Mapping[str, Any]) -> Path:
     """Write part `part` of a modality (`WORK/parts/<modality>/<part>-of-<n>.parquet`); returns its path."""
+    options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
+    dataset = dataset.declared(raw, options)
     total = n_parts(dataset, modality, settings)
     if not 0 <= part < total:
         raise UsageError(f"{dataset.name}/{modality} has {total} parts; there is no part {part}")
-    options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     reader = dataset.modalities[modality]
     assert reader.prepare is not None
     out = WorkLayout(work).part(modality, part, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mrpipe.layout import StoreLayout, WorkLayout
 from mrpipe.parquet import read_metadata, write_frame
 from mrpipe.schema import ATTRITION_SCHEMA, MODALITY_KEY, Dataset, Modality
 from mrpipe.stages.cohort import LABEL_PREFIX
+from mrpipe.stages.declaration import SCHEMES_KEY, recall, schemes_json
 
 
 def read_modality_declaration(path: Path) -> Modality:
@@ -26,6 +28,7 @@ def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequ
     that a former build with other settings left in the store are deleted.
     """
     paths, working = StoreLayout(store), WorkLayout(work)
+    dataset = recall(dataset, work)
     paths.unseal()
     kept = {paths.modality(m) for m in modalities} | {paths.labels(t.name) for t in dataset.tasks}
     for folder in ("modalities", "labels"):
@@ -69,5 +72,6 @@ def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequ
             label.join(observed.select("sample_id"), on="sample_id", how="semi").sort("sample_id"),
         )
     write_frame(paths.attrition, attrition)
-    write_frame(paths.samples, observed.select(*first, pl.exclude(first)))
+    metadata = None if dataset.resolve is None else {SCHEMES_KEY: json.dumps(schemes_json(dataset), sort_keys=True)}
+    write_frame(paths.samples, observed.select(*first, pl.exclude(first)), metadata=metadata)
     return len(observed)

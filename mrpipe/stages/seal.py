@@ -25,6 +25,7 @@ from mrpipe.manifest import FORMAT, Manifest, store_id
 from mrpipe.parquet import read_metadata, write_frame, write_text
 from mrpipe.raw import sha256
 from mrpipe.schema import Dataset
+from mrpipe.stages.declaration import recall
 from mrpipe.stages.samples import read_modality_declaration
 from mrpipe.stages.split import SPLIT_KEY
 
@@ -100,6 +101,7 @@ def seal(dataset: Dataset, work: Path, root: Path, schemes: Sequence[str] | None
         DataError: an invariant of the format does not hold; nothing is sealed then.
     """
     paths, working = StoreLayout(root), WorkLayout(work)
+    dataset = recall(dataset, work)
     paths.unseal()
     for left in sorted((root / "splits").glob("*.parquet")):
         if schemes is not None and left.stem not in schemes:

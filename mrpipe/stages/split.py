@@ -13,6 +13,7 @@ from mrpipe.layout import StoreLayout
 from mrpipe.parquet import write_frame
 from mrpipe.schema import Dataset
 from mrpipe.splits import PARTS, from_column, from_id_list, grouped_stratified, require_grouped
+from mrpipe.stages.declaration import recall_schemes
 
 SPLIT_KEY = "mrpipe.split"
 
@@ -24,6 +25,7 @@ def make_split(dataset: Dataset, store: Path, scheme: str, *, seed: int = 0, ids
         ids: JSON id lists; then `scheme` is just the name under which the split is stored.
     """
     paths = StoreLayout(store)
+    dataset = recall_schemes(dataset, store)
     samples = pl.read_parquet(paths.samples)
     settings: dict[str, Any] = {"scheme": scheme, "grouping": "subject_id"}
     if ids is not None:

@@ -21,7 +21,8 @@ rule check:
         raw=raw_folder,
         work=subpath(output[0], parent=True),
         options=reader_options,
-        export=lambda wildcards: fingerprint(store_plan(wildcards).raw),
+        export=lambda wildcards: fingerprint(store_plan(wildcards)),
+        declaration=lambda wildcards: store_plan(wildcards).declaration,
         code=code_of("mrpipe.stages.check", function=lambda dataset, wildcards: dataset.check),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe check {params.dataset}"

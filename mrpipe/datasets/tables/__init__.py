@@ -1,0 +1,71 @@
+"""Declared tables: your own data without Python; a YAML names ids, labels and the tables (docs/tables.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mrpipe.datasets.tables.check import check_export
+from mrpipe.datasets.tables.cohort import build_cohort
+from mrpipe.datasets.tables.config import TablesConfig, TablesOptions, parse_config, read_config
+from mrpipe.datasets.tables.features import TableReader
+from mrpipe.datasets.tables.simulate import YAML, TablesSimulation, simulate_export
+from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
+
+
+def _declared(base: Dataset, config: TablesConfig) -> Dataset:
+    """The dataset that a YAML declares."""
+    tasks = tuple(Task(name=x.name, kind=x.kind, classes=x.classes, description=x.description) for x in config.labels)
+    stratify = next((t.name for t in tasks if t.kind == "classification"), None)
+    how = f", stratified by {stratify}" if stratify else ""
+    schemes = {"uniform": Scheme(stratify=stratify, description=f"70/15/15 by subject{how}")}
+    if config.split is not None:
+        own = Scheme(column="split", description=f"column {config.split.column} of {config.split.file}")
+        schemes = {"standard": own, **schemes}
+    readers = {
+        m.name: ModalityReader(bit=bit, description=m.description, read=TableReader(config, m, bit))
+        for bit, m in enumerate(config.modalities)
+    }
+    return dataclasses.replace(
+        base,
+        title=config.title or base.title,
+        citation=config.citation or base.citation,
+        licence=config.licence or base.licence,
+        provider=config.provider or base.provider,
+        modalities=readers,
+        tasks=tasks,
+        schemes=schemes,
+        default_scheme=next(iter(schemes)),
+    )
+
+
+def resolve(raw: Path, options: TablesOptions) -> Dataset:
+    """The dataset that the YAML of an export declares; no table is opened.
+
+    Raises:
+        DataError: there is no YAML, or it has faults.
+    """
+    return _declared(DATASET, read_config(raw, options))
+
+
+# What the simulator's own YAML declares: the dataset as it is known before there is an export.
+DATASET = _declared(
+    Dataset(
+        name="tables",
+        title="Declared tables",
+        citation="as the YAML says",
+        licence="as the YAML says",
+        provider="your own files, and a YAML that names their columns (docs/tables.md)",
+        options=TablesOptions,
+        simulation=TablesSimulation,
+        modalities={},
+        tasks=(),
+        schemes={},
+        check=check_export,
+        cohort=build_cohort,
+        simulate=simulate_export,
+        tiny={"n_visits": 80},
+        resolve=resolve,
+    ),
+    parse_config(YAML, "tables.yaml"),
+)

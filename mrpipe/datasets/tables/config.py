@@ -1,0 +1,371 @@
+"""The YAML that declares a dataset: what its keys mean, and every fault of it at once."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mrpipe.errors import DataError, Fault
+from mrpipe.schema import TaskKind, option
+from mrpipe.splits import PART_ALIASES, PARTS
+
+# A column: its name or a glob pattern of names; or its position, 1 the first and −1 the last.
+Ref = str | int
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")
+MAX_MODALITIES = 16
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesOptions:
+    """Options of the reader."""
+
+    config: str = option("tables.yaml", "the YAML that declares the dataset: in the export's folder, or any path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Kind of a column; `codes` are the values in the file, `levels` their names (None: all values that occur)."""
+
+    kind: str
+    codes: tuple[str, ...] | None = None
+    levels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """One task; `values[i]` in the file is class i. With a threshold, class 1 is value ≥ threshold."""
+
+    name: str
+    file: str
+    column: Ref
+    kind: TaskKind = "classification"
+    classes: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    threshold: float | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A column that says train, val or test; `parts` maps its values (in lower case) to those."""
+
+    file: str
+    column: Ref
+    parts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One modality: columns of one file."""
+
+    name: str
+    file: str
+    columns: tuple[Ref, ...] = ("*",)
+    exclude: tuple[Ref, ...] = ()
+    kinds: tuple[tuple[str, Kind], ...] = ()
+    missing: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    drop: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesConfig:
+    """A declared dataset; `shown_as` is the YAML's name in faults."""
+
+    shown_as: str
+    title: str = ""
+    citation: str = ""
+    licence: str = ""
+    provider: str = ""
+    by_order: bool = False
+    id: Ref | None = None
+    subject: Ref | None = None
+    labels: tuple[Label, ...] = ()
+    split: Split | None = None
+    drop: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    modalities: tuple[Table, ...] = field(default=())
+
+    @property
+    def people(self) -> str:
+        """The file that says who is in: that of the first label."""
+        return self.labels[0].file
+
+
+def config_path(raw: Path, options: TablesOptions) -> Path:
+    """The YAML, in the export's folder or else as the path says.
+
+    Raises:
+        DataError: there is none.
+    """
+    for path in (raw / options.config, Path(options.config)):
+        if path.is_file():
+            return path
+    raise DataError(
+        Fault(file=options.config, expected="a YAML that declares the tables", found="no such file",
+              fix=f"Put it into {raw.name}/ or name it: --set config=PATH. See docs/tables.md.")
+    )  # fmt: skip
+
+
+def read_config(raw: Path, options: TablesOptions) -> TablesConfig:
+    """Read and check the YAML; no table is opened.
+
+    Raises:
+        DataError: with every fault of it.
+    """
+    path = config_path(raw, options)
+    return parse_config(path.read_text(encoding="utf-8", errors="replace"), path.name)
+
+
+def parse_config(text: str, shown_as: str) -> TablesConfig:
+    """The declaration in a YAML's text.
+
+    Raises:
+        DataError: with every fault of it.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        found = " ".join(str(error).split())
+        raise DataError(Fault(file=shown_as, expected="YAML", found=found, fix="Mend its syntax.")) from error
+    parser = _Parser(shown_as)
+    config = parser.config(value)
+    if parser.faults:
+        raise DataError(parser.faults)
+    return config
+
+
+class _Parser:
+    """Turns plain values into the dataclasses; collects what is wrong with them."""
+
+    def __init__(self, shown_as: str):
+        self.shown_as = shown_as
+        self.faults: list[Fault] = []
+
+    def fault(self, place: str, expected: str, found: Any, fix: str = "") -> None:
+        shown = found if isinstance(found, str) else repr(found)
+        self.faults.append(Fault(file=self.shown_as, column=place, expected=expected, found=shown, fix=fix))
+
+    def section(self, value: Any, place: str, known: Sequence[str]) -> dict[str, Any]:
+        """A mapping with known keys; unknown ones are faults that name the nearest known one."""
+        if not isinstance(value, Mapping):
+            self.fault(place, f"a mapping with the keys {', '.join(known)}", "nothing" if value is None else value)
+            return {}
+        for key in value:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+                fix = f"Did you mean {near[0]!r}?" if near else ""
+                self.fault(place, f"one of the keys {', '.join(known)}", f"unknown key {key!r}", fix)
+        return {k: v for k, v in value.items() if k in known}
+
+    def text(self, section: Mapping[str, Any], key: str, place: str, default: str = "") -> str:
+        value = section.get(key, default)
+        if not isinstance(value, str):
+            self.fault(f"{place}{key}", "text", value)
+            return default
+        return value
+
+    def value(self, value: Any, place: str) -> str:
+        """A value as it may stand in a table, in its canonical form."""
+        if isinstance(value, bool) or value is None or not isinstance(value, str | int | float):
+            self.fault(
+                place,
+                "a number or text as in the file",
+                value,
+                "YAML reads yes, no, on, off as truth values: quote them.",
+            )
+            return ""
+        return canonical(value)
+
+    def values(self, value: Any, place: str) -> tuple[str, ...]:
+        items = value if isinstance(value, list) else [value]
+        return tuple(self.value(v, place) for v in items)
+
+    def ref(self, value: Any, place: str) -> Ref:
+        if isinstance(value, bool) or not isinstance(value, str | int) or value in (0, ""):
+            self.fault(place, "a column: its name, a pattern, or its position (1 the first, -1 the last)", value)
+            return 1
+        return value
+
+    def refs(self, value: Any, place: str) -> tuple[Ref, ...]:
+        return tuple(self.ref(v, place) for v in (value if isinstance(value, list) else [value]))
+
+    def rows(self, value: Any, place: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Column → values, for rows to drop and for missing codes of some columns."""
+        if not isinstance(value, Mapping):
+            self.fault(place, "column: [values]", value)
+            return ()
+        return tuple((str(self.ref(k, place)), self.values(v, f"{place}.{k}")) for k, v in value.items())
+
+    def missing(self, value: Any, place: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Codes for all columns (a list), or pattern → codes."""
+        return self.rows(value, place) if isinstance(value, Mapping) else (("*", self.values(value, place)),)
+
+    def config(self, value: Any) -> TablesConfig:
+        known = ("title", "citation", "licence", "provider", "file", "join", "id", "subject", "missing", "exclude",
+                 "drop", "label", "labels", "split", "modalities")  # fmt: skip
+        top = self.section(value, "top level", known)
+        self.file = self.text(top, "file", "")
+        join = top.get("join", "id")
+        if join not in ("id", "order"):
+            self.fault("join", "id or order", join)
+        if join == "id" and "id" not in top:
+            self.fault("id", "the column that the tables are joined by", "nothing", "Or join: order, row by row.")
+        labels = self._labels(top)
+        first = labels[0].file if labels else self.file
+        modalities = self._modalities(top)
+        return TablesConfig(
+            shown_as=self.shown_as,
+            title=self.text(top, "title", ""),
+            citation=self.text(top, "citation", ""),
+            licence=self.text(top, "licence", ""),
+            provider=self.text(top, "provider", ""),
+            by_order=join == "order",
+            id=self.ref(top["id"], "id") if "id" in top else None,
+            subject=self.ref(top["subject"], "subject") if "subject" in top else None,
+            labels=labels,
+            split=self._split(top["split"], first) if "split" in top else None,
+            drop=self.rows(top["drop"], "drop") if "drop" in top else (),
+            modalities=modalities,
+        )
+
+    def _file(self, section: Mapping[str, Any], place: str, default: str = "") -> str:
+        file = self.text(section, "file", f"{place}.", default or self.file)
+        if not file:
+            self.fault(
+                f"{place}.file", "a CSV or Parquet file", "nothing", "Name one here, or `file` for all at the top."
+            )
+        elif Path(file).is_absolute() or ".." in Path(file).parts:
+            self.fault(f"{place}.file", "a path below the folder of the export", file)
+        return file
+
+    def _labels(self, top: Mapping[str, Any]) -> tuple[Label, ...]:
+        if ("label" in top) == ("labels" in top):
+            found = "both" if "label" in top else "neither"
+            self.fault("label", "either `label` (one) or `labels` (name: label)", found)
+            return ()
+        entries = {"label": top["label"]} if "label" in top else top["labels"]
+        if not isinstance(entries, Mapping) or not entries:
+            self.fault("labels", "name: label", entries)
+            return ()
+        return tuple(self._label(str(name), entry, "label" if "label" in top else f"labels.{name}")
+                     for name, entry in entries.items())  # fmt: skip
+
+    def _label(self, name: str, value: Any, place: str) -> Label:
+        entry = self.section(value, place, ("name", "file", "column", "classes", "threshold", "kind", "description"))
+        name = self.text(entry, "name", f"{place}.", name)
+        if not _NAME.fullmatch(name):
+            self.fault(f"{place}.name", "letters, digits and _", name)
+        if "column" not in entry:
+            self.fault(f"{place}.column", "the column of the label", "nothing")
+        kind = entry.get("kind", "classification")
+        if kind not in ("classification", "regression"):
+            self.fault(f"{place}.kind", "classification or regression", kind)
+        threshold, classes = entry.get("threshold"), entry.get("classes")
+        if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
+            self.fault(f"{place}.threshold", "a number", threshold)
+            threshold = None
+        names, values = self._classes(classes, place) if classes is not None else ((), ())
+        if kind == "regression" and (classes is not None or threshold is not None):
+            self.fault(place, "neither classes nor threshold for a regression", sorted(entry))
+        if kind == "classification" and classes is None and "threshold" not in entry:
+            self.fault(f"{place}.classes", "the values that are classes ([a, b] or {0: a, 1: b}), or `threshold`",
+                       "nothing", "`kind: regression` leaves the numbers as they are.")  # fmt: skip
+        if threshold is not None:
+            names, values = names or ("below", "above"), ()
+            if len(names) != 2:
+                self.fault(f"{place}.classes", "two names beside a threshold: below, and from it upwards", list(names))
+        elif classes is not None and len(names) < 2:
+            self.fault(f"{place}.classes", "at least two classes", list(names))
+        return Label(
+            name=name, file=self._file(entry, place), column=self.ref(entry.get("column", "?"), f"{place}.column"),
+            kind=kind, classes=names, values=values, threshold=None if threshold is None else float(threshold),
+            description=self.text(entry, "description", f"{place}."),
+        )  # fmt: skip
+
+    def _classes(self, value: Any, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names, and the values that stand for them."""
+        if isinstance(value, Mapping):
+            values = tuple(self.value(k, f"{place}.classes") for k in value)
+            names = tuple(str(v) for v in value.values())
+        else:
+            values = self.values(value, f"{place}.classes")
+            names = values
+        for what in (names, values):
+            if len(set(what)) < len(what):
+                self.fault(f"{place}.classes", "each class once", list(what))
+        return names, values
+
+    def _split(self, value: Any, default: str) -> Split:
+        entry = self.section(value, "split", ("file", "column", *PARTS))
+        if "column" not in entry:
+            self.fault("split.column", "the column that says train, val or test", "nothing")
+        given = {part: self.values(entry[part], f"split.{part}") for part in PARTS if part in entry}
+        parts = {v.lower(): part for part, values in given.items() for v in values} or dict(PART_ALIASES)
+        column = self.ref(entry.get("column", "?"), "split.column")
+        return Split(file=self._file(entry, "split", default), column=column, parts=tuple(sorted(parts.items())))
+
+    def _modalities(self, top: Mapping[str, Any]) -> tuple[Table, ...]:
+        entries = top.get("modalities")
+        if not isinstance(entries, Mapping) or not entries:
+            self.fault("modalities", "name: table, at least one", "nothing" if entries is None else entries)
+            return ()
+        if len(entries) > MAX_MODALITIES:
+            self.fault("modalities", f"at most {MAX_MODALITIES}", str(len(entries)))
+        exclude = self.refs(top["exclude"], "exclude") if "exclude" in top else ()
+        missing = self.missing(top["missing"], "missing") if "missing" in top else ()
+        return tuple(self._table(str(name), entry, exclude, missing) for name, entry in entries.items())
+
+    def _table(
+        self, name: str, value: Any, exclude: tuple[Ref, ...], missing: tuple[tuple[str, tuple[str, ...]], ...]
+    ) -> Table:
+        place = f"modalities.{name}"
+        if not _NAME.fullmatch(name):
+            self.fault(place, "a name of letters, digits and _", name)
+        known = ("file", "columns", "exclude", "kinds", "missing", "drop", "description")
+        entry = self.section({} if value is None else value, place, known)
+        return Table(
+            name=name,
+            file=self._file(entry, place),
+            columns=self.refs(entry.get("columns", "*"), f"{place}.columns"),
+            exclude=exclude + (self.refs(entry["exclude"], f"{place}.exclude") if "exclude" in entry else ()),
+            kinds=self._kinds(entry.get("kinds", {}), f"{place}.kinds"),
+            missing=missing + (self.missing(entry["missing"], f"{place}.missing") if "missing" in entry else ()),
+            drop=self.rows(entry["drop"], f"{place}.drop") if "drop" in entry else (),
+            description=self.text(entry, "description", f"{place}."),
+        )
+
+    def _kinds(self, value: Any, place: str) -> tuple[tuple[str, Kind], ...]:
+        if not isinstance(value, Mapping):
+            self.fault(place, "column or pattern: kind", value)
+            return ()
+        return tuple((str(self.ref(k, place)), self._kind(v, f"{place}.{k}")) for k, v in value.items())
+
+    def _kind(self, value: Any, place: str) -> Kind:
+        if value in ("numeric", "categorical"):
+            return Kind(kind=str(value))
+        if isinstance(value, list | Mapping) and value:
+            codes = tuple(self.value(v, place) for v in value)
+            levels = tuple(str(v) for v in value.values()) if isinstance(value, Mapping) else codes
+            if len(set(codes)) < len(codes) or len(set(levels)) < len(levels):
+                self.fault(place, "each code and each level once", list(codes))
+            return Kind(kind="categorical", codes=codes, levels=levels)
+        self.fault(place, "numeric, categorical, or a list of codes ([1, 2] or {1: low, 2: high})", value)
+        return Kind(kind="numeric")
+
+
+def canonical(value: str | int | float) -> str:
+    """Text of a value; a whole number is written without a point, however the file or the YAML writes it."""
+    text = str(value).strip()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if math.isfinite(number) and number == int(number) and abs(number) < 1e15 else text

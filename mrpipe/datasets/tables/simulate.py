@@ -1,0 +1,131 @@
+"""A simulated export of declared tables: a YAML, two CSVs and a Parquet file, from a latent state with a known truth.
+
+Three latent traits of a visit decide the outcome; vital signs see the first two, laboratory values the last two, a
+survey the last one, coarsely. Whether laboratory values and survey are there depends on the first trait, which the
+vital signs show. Visits of one person share part of their state.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mrpipe import keyed
+from mrpipe.errors import UsageError
+from mrpipe.parquet import write_frame, write_text
+from mrpipe.schema import option
+
+WEIGHTS = (1.2, 0.8, 1.4)
+# The label comes last: a file that was cut short lacks it.
+YAML = """\
+# A small example of declared tables: every key is explained in docs/tables.md.
+title: Simulated visits
+id: visit
+subject: person
+missing: [-99]
+modalities:
+  vitals:
+    file: vitals.csv
+    columns: [pulse, pressure, temperature, respiration]
+  labs:
+    file: labs.csv.gz
+    exclude: [batch]
+  survey:
+    file: survey.parquet
+    kinds:
+      smoking: {0: never, 1: former, 2: current}
+      mood: [1, 2, 3, 4]
+split:
+  file: people.csv
+  column: fold
+label:
+  name: outcome
+  file: people.csv
+  column: outcome
+  classes: {0: recovered, 1: readmitted}
+  description: readmission, a function of all three traits
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesSimulation:
+    """A simulated export of declared tables."""
+
+    n_visits: int = option(400, "number of visits, at least 40")
+    seed: int = option(0, "seed of every draw")
+    missing: float = option(0.4, "mean share of visits without laboratory values, and without a survey")
+
+
+def simulate_export(raw: Path, truth: Path, options: TablesSimulation) -> None:
+    """Write the export into `raw`, and latent traits with the best possible prediction into `truth`.
+
+    Raises:
+        UsageError: too few visits, or a share out of range.
+    """
+    n, seed = options.n_visits, options.seed
+    if n < 40 or not 0 <= options.missing < 0.9:
+        raise UsageError(
+            f"simulation of tables: n_visits={n} must be at least 40 and missing={options.missing} in [0, 0.9)"
+        )
+    person = np.array([f"P{i:05d}" for i in np.arange(n) * 2 // 3])
+    visit = np.array([f"V{i:05d}" for i in range(n)])
+    keys, own = keyed.id_keys(visit), keyed.id_keys(person)
+    shared, fresh = keyed.normal(own, seed, "person", 3), keyed.normal(keys, seed, "visit", 3)
+    trait = np.sqrt(0.4) * shared + np.sqrt(0.6) * fresh
+    probability = 1 / (1 + np.exp(-(trait @ np.array(WEIGHTS) - 0.5)))
+    u = keyed.uniform(keys, seed, "draws", 8)
+    outcome = (u[:, 0] < probability).astype(np.int64)
+    gone = 2 * options.missing / (1 + np.exp(-trait[:, :1])) * np.array([[1.0, 1.0]])
+    labs_there, survey_there = (u[:, 1:3] >= gone).T
+
+    vitals = _signs(trait[:, [0, 1]], 4, keys, seed, "vitals") * [12, 15, 0.5, 4] + [75, 120, 36.9, 16]
+    columns = {"visit": visit, "pulse": _text(vitals[:, 0], 0), "pressure": _text(vitals[:, 1], 0),
+               "temperature": _text(vitals[:, 2], 1), "respiration": _text(vitals[:, 3], 0)}  # fmt: skip
+    columns["temperature"] = np.where(u[:, 3] < 0.1, "-99", columns["temperature"])
+    write_text(raw / "vitals.csv", _csv(columns))
+
+    labs = _signs(trait[:, [1, 2]], 6, keys, seed, "labs")
+    table = {"visit": visit, "batch": np.array([f"b{i}" for i in range(n)])}
+    table |= {f"analyte_{j + 1}": np.where(labs_there, _text(np.exp(0.4 * labs[:, j]) * 10, 2), "") for j in range(6)}
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as handle:
+        handle.write(_csv(table).encode())
+    (raw / "labs.csv.gz").write_bytes(buffer.getvalue())
+
+    answer = _signs(trait[:, [2, 2]], 2, keys, seed, "survey")
+    survey = pl.DataFrame({"visit": visit, "smoking": np.digitize(answer[:, 0], [-0.5, 0.7]),
+                           "mood": 1 + np.digitize(answer[:, 1], [-0.8, 0.0, 0.8])})  # fmt: skip
+    write_frame(raw / "survey.parquet", survey.filter(pl.Series(survey_there)))
+
+    fold = np.select([own_part < 0.7 for own_part in [keyed.uniform(own, seed, "fold")[:, 0]]], ["training"], "test")
+    fold = np.where((fold == "test") & (keyed.uniform(own, seed, "fold")[:, 0] < 0.85), "validation", fold)
+    known = np.where(u[:, 4] < 0.03, "", outcome.astype(str))
+    write_text(raw / "people.csv", _csv({"visit": visit, "person": person, "outcome": known, "fold": fold}))
+    write_text(raw / "tables.yaml", YAML)
+    found = pl.DataFrame(
+        {"sample_id": visit, "subject_id": person, "outcome": outcome, "bayes_readmitted": probability}
+    )
+    traits = pl.DataFrame({f"trait_{j}": trait[:, j] for j in range(3)})
+    write_frame(truth / "truth.parquet", pl.concat([found, traits], how="horizontal").sort("sample_id"))
+
+
+def _signs(
+    trait: NDArray[np.float64], n: int, keys: NDArray[np.uint64], seed: int, purpose: str
+) -> NDArray[np.float64]:
+    """(visits, n) noisy measurements of two traits, in alternation."""
+    return 0.8 * trait[:, np.arange(n) % 2] + 0.6 * keyed.normal(keys, seed, purpose, n)
+
+
+def _text(x: NDArray[np.float64], digits: int) -> NDArray[np.str_]:
+    return np.array([f"{v:.{digits}f}" for v in x])
+
+
+def _csv(columns: dict[str, NDArray[np.str_]]) -> str:
+    rows = [",".join(columns), *(",".join(row) for row in zip(*columns.values(), strict=True))]
+    return "\n".join(rows) + "\n"
