@@ -12,7 +12,10 @@ PINS    = $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' * (sys.ve
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-core
+	@touch $(VENV)/demo-begins
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete
+	@# A run that had something to do has just said where its report is; one that had not says it here.
+	@test results/report/index.html -nt $(VENV)/demo-begins || $(BIN)/python -m workflow.summary results
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow" $(PYTEST_FLAGS)

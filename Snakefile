@@ -21,10 +21,13 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/simulate.smk"
 include: "workflow/rules/store.smk"
-include: "workflow/rules/mosi.smk"
-include: "workflow/rules/enrico.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/report.smk"
+
+
+for rules_of_dataset in particular_rules():
+
+    include: rules_of_dataset
 
 
 localrules:

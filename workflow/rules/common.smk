@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -64,6 +65,12 @@ wildcard_constraints:
     experiment="[A-Za-z0-9_.-]+",
     method="[A-Za-z0-9_.-]+",
     seed="[0-9]+",
+
+
+def particular_rules():
+    """The rule files of the datasets at hand, for those that have one."""
+    files = [f"workflow/rules/{name}.smk" for name in sorted({store.dataset.name for store in PLAN.stores.values()})]
+    return [file for file in files if (PROJECT / file).exists()]
 
 
 def path(template):
@@ -153,6 +160,8 @@ def code_of(*entries, function=None):
 
     def code(wildcards):
         called = function and function(store_plan(wildcards).dataset, wildcards)
+        while isinstance(called, partial):
+            called = called.func
         modules = [called.__module__] if called else []
         return code_hash(*entries, *modules, root=PROJECT)
 
