@@ -5,7 +5,8 @@
 
 `scans` runs every step on four skull-stripped scans with manual tissue labels and on one full head, and prints Dice of
 grey matter, correlations of regional volumes, seconds and memory. `maps` simulates a stack as large as the authors' and
-times ingest, load and size against their float64 array. Results: benchmarks/imaging.md.
+times ingest, load and size against their float64 array. Seconds are processor seconds of one thread, which other work
+on the machine does not stretch. Results: benchmarks/imaging.md.
 """
 
 from __future__ import annotations
@@ -61,11 +62,11 @@ def native_dice(data: Path, subject: str, folder: Path) -> dict[str, float]:
 
 
 def manual_regions(data: Path, subject: str) -> dict[int, float]:
-    """Label → millilitres of manual grey matter in it."""
+    """Label → millilitres of manual grey matter in it, for labels that are mostly grey matter."""
     labels = np.asarray(nib.load(data / f"{subject}_glm.nii.gz").dataobj)
     grey = np.asarray(nib.load(data / f"{subject}_tissues.nii.gz").dataobj) == 2
-    found, counts = np.unique(labels[grey], return_counts=True)
-    return {int(r): float(n) / 1000 for r, n in zip(found, counts, strict=True) if r > 0}
+    n_grey, n = np.bincount(labels[grey].ravel(), minlength=256), np.bincount(labels.ravel(), minlength=256)
+    return {r: float(n_grey[r]) / 1000 for r in range(1, 256) if n_grey[r] > 0.5 * n[r]}
 
 
 def warped_labels(data: Path, subject: str, folder: Path, template: Path) -> np.ndarray:
@@ -80,11 +81,10 @@ def warped_labels(data: Path, subject: str, folder: Path, template: Path) -> np.
 
 
 def majority(labels: list[np.ndarray]) -> np.ndarray:
-    """The label that most of the images have, the lowest on a tie."""
+    """The label that most of the images have, that of the first on a tie."""
     stack = np.stack(labels)
     votes = (stack[:, None] == stack[None, :]).sum(axis=1)
-    best = votes == votes.max(axis=0)
-    return np.where(best, stack, np.iinfo(np.int64).max).min(axis=0)
+    return np.take_along_axis(stack, votes.argmax(axis=0)[None], axis=0)[0]
 
 
 def regions(data: Path, out: Path, template: Path, registration: str) -> None:
@@ -94,11 +94,12 @@ def regions(data: Path, out: Path, template: Path, registration: str) -> None:
     manual = {s: manual_regions(data, s) for s in LABELLED}
     shared = sorted(set.intersection(*({r for r, v in m.items() if v >= 1.0} for m in manual.values())))
     voxel_ml = abs(float(np.linalg.det(nib.load(template).affine[:3, :3]))) / 1000
-    rows, truth = {"own": [], "atlas": []}, []
+    rows, truth = {"own": [], "leave-one-out": [], "consensus": []}, []
+    consensus = majority(list(labels.values()))
     for s in LABELLED:
         gm = np.load(folders[s] / "map.npy") / 1000 * voxel_ml
         atlas = majority([labels[o] for o in LABELLED if o != s])
-        for kind, where in (("own", labels[s]), ("atlas", atlas)):
+        for kind, where in (("own", labels[s]), ("leave-one-out", atlas), ("consensus", consensus)):
             sums = np.bincount(where.ravel(), weights=gm.ravel().astype(np.float64), minlength=max(shared) + 1)
             rows[kind].append(sums[shared])
         truth.append([manual[s][r] for r in shared])
@@ -168,22 +169,27 @@ def maps(out: Path, n: int) -> None:
     options, part = ImageOptions(), out / "maps" / "parts" / "image" / "0-of-1.parquet"
     part.parent.mkdir(parents=True, exist_ok=True)
     prepare_images(out / "maps", samples, options, 0, 1, part)
-    started = time.perf_counter()
+    clock = time.process_time()
     features = read_images(out / "maps", samples, options, [part])
     table = out / "maps" / "image.parquet"
     write_batches(table, features.modality.arrow_schema(), features.batches, compression_level=1)
-    print(f"ingest of {n} maps: {time.perf_counter() - started:.1f} s, peak {peak_mb():.0f} MB")
+    # The array is memory-mapped: pages of it count in the peak and can be given back at any time.
+    print(f"ingest of {n} maps: {time.process_time() - clock:.1f} s, peak {peak_mb():.0f} MB")
     print(f"size: array {(raw / 'ADNI_G.npy').stat().st_size / 1e6:.0f} MB, table {table.stat().st_size / 1e6:.0f} MB")
-    started = time.perf_counter()
+    clock = time.process_time()
     arrays = _read_arrays(table, features.modality)
-    print(f"load: {time.perf_counter() - started:.2f} s, {arrays.x.nbytes / 1e6:.0f} MB of {arrays.x.dtype}")
-    started = time.perf_counter()
-    loaded = np.load(raw / "ADNI_G.npy")
-    seconds = time.perf_counter() - started
-    print(f"np.load of the array (vectors, not volumes): {seconds:.2f} s, {loaded.nbytes / 1e6:.0f} MB")
-    started = time.perf_counter()
+    print(f"load: {time.process_time() - clock:.2f} s, {arrays.x.nbytes / 1e6:.0f} MB of {arrays.x.dtype}")
+    clock = time.process_time()
     pq.ParquetFile(table).read_row_group(0)
-    print(f"one row group: {time.perf_counter() - started:.2f} s; peak {peak_mb():.0f} MB")
+    print(f"one row group: {time.process_time() - clock:.2f} s")
+    clock = time.process_time()
+    loaded = np.load(raw / "ADNI_G.npy")
+    print(f"np.load of the array (vectors): {time.process_time() - clock:.2f} s, {loaded.nbytes / 1e6:.0f} MB")
+    clock = time.process_time()
+    scattered = np.zeros((16, *FULL_SHAPE))
+    for row in range(16):
+        scattered[row][grid.mask] = loaded[row]
+    print(f"scattering 16 of them into {FULL_SHAPE}: {time.process_time() - clock:.2f} s")
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ class ChainSettings:
 
     registration: str = "quality"
     brain: str = "extract"
-    segment_mm: float = 1.5
+    segment_mm: float = 1.0
     keep: bool = False
 
 

@@ -40,7 +40,9 @@ class ImageOptions:
     )
     image_brain: str = option("extract", "raw T1 scans show the head, or are skull-stripped",
                               choices=("extract", "stripped"))  # fmt: skip
-    image_segment_mm: float = option(1.5, "voxel size of the tissue segmentation of raw T1 scans")
+    image_segment_mm: float = option(
+        1.0, "voxel size of the tissue segmentation; finer raw T1 scans are resampled to it"
+    )
     image_smoothing_mm: float = option(2.0, "standard deviation of the Gaussian on maps of raw T1 scans; 0: none")
     image_template: str = option("", "skull-stripped T1 template (NIfTI) for raw scans; empty: MNI152 of nilearn")
     image_gm_threshold: float = option(0.5, "grey-matter probability of the MNI152 mask, where no mask is given")

@@ -1,0 +1,86 @@
+"""The process of one scan, and quality control: crashes, kills, hangs, smoothing, outliers, the contact sheet."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mrpipe.datasets.adni.image_raw import smoothed
+from mrpipe.datasets.adni.sim_image import simulated_grid
+from mrpipe.errors import MrpipeError
+from mrpipe.imaging import worker
+from mrpipe.imaging.chain import ChainSettings
+from mrpipe.imaging.qc import contact_sheet, outliers, robust_z
+from mrpipe.imaging.worker import ScanFailedError, process_scan
+
+GRID, _ = simulated_grid((14, 16, 14))
+
+
+# --- the process of a scan
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "says"),
+    [
+        (-signal.SIGSEGV, ScanFailedError, "SIGSEGV"),
+        (-signal.SIGKILL, MrpipeError, "SIGKILL"),
+        (-signal.SIGTERM, MrpipeError, "SIGTERM"),
+        (3, ScanFailedError, "no brain"),
+        (1, ScanFailedError, "no brain"),
+    ],
+)
+def test_a_crash_fails_the_scan_and_a_kill_stops_the_run(code, error, says, tmp_path: Path, monkeypatch) -> None:
+    finished = subprocess.CompletedProcess([], code, "", "a warning\nthere is no brain\n")
+    monkeypatch.setattr(worker.subprocess, "run", lambda *a, **k: finished)
+    with pytest.raises(error, match=says):
+        process_scan(tmp_path / "x.nii", "I1", (tmp_path, tmp_path), ChainSettings(), tmp_path / "x.png", timeout_s=1)
+
+
+def test_a_scan_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*arguments, timeout: float, **_):
+        raise subprocess.TimeoutExpired("chain", timeout)
+
+    monkeypatch.setattr(worker.subprocess, "run", hang)
+    with pytest.raises(ScanFailedError, match="2 minutes"):
+        process_scan(tmp_path / "x.nii", "I1", (tmp_path, tmp_path), ChainSettings(), tmp_path / "x.png", timeout_s=120)
+
+
+# --- quality control
+
+
+def test_smoothing_moves_mass_and_loses_none_inside() -> None:
+    gm = np.zeros((20, 22, 18), dtype=np.float32)
+    gm[8:12, 9:13, 7:11] = 1000.0
+    grid = dataclasses.replace(GRID, mask=gm > 0, affine=np.diag([2.0, 2.0, 2.0, 1.0]))
+    out = smoothed(gm, grid, 2.0)
+    assert float(out.sum()) == pytest.approx(float(gm.sum()), rel=1e-4)
+    assert out.max() < gm.max()
+    assert smoothed(gm, grid, 0.0) is gm
+
+
+def test_outliers_stand_out_by_median_and_only_among_enough() -> None:
+    values = np.array([700.0, 705, 695, 702, 698, 701, 699, 703, 320, np.nan])
+    z = robust_z(values)
+    assert np.isnan(z[-1])
+    assert np.argmax(np.abs(np.nan_to_num(z))) == 8
+    flags = outliers({"gm_ml": values, "ncc": np.ones(10)})
+    assert flags == [""] * 8 + ["gm_ml", ""]
+    assert outliers({"gm_ml": values[[0, 1, 8]]}) == ["", "", ""]
+
+
+def test_a_contact_sheet_has_a_place_for_every_picture(tmp_path: Path) -> None:
+    from PIL import Image
+
+    paths = []
+    for i in range(5):
+        paths.append(tmp_path / f"{i}.png")
+        Image.new("RGB", (80, 60), (50 * i, 0, 0)).save(paths[-1])
+    contact_sheet(paths, [f"{i}: ok" for i in range(5)], tmp_path / "sheet.png", columns=2)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (80, 3 * (30 + 14))
+        assert sheet.getpixel((20, 2 * 44 + 14 + 15)) == (200, 0, 0)
