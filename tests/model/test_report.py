@@ -33,7 +33,7 @@ def runs(store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFactory
     made = []
     for method, seed in (("moe_retriever", 0), ("moe_retriever", 1), ("majority", 0)):
         out = folder / f"{method}{seed}"
-        options = ["--set", *SMALL[:6], *(SMALL[6:] if method == "moe_retriever" else [])]
+        options = ["--set", *SMALL, *(EXPERTS if method == "moe_retriever" else [])]
         code = main(
             ["train", "--store", str(store.path), "--mask", str(mask_file), "--method", method, "--seed", str(seed),
              "--modalities", "table", "series", "--quiet", "--out", str(out), *options]
