@@ -7,7 +7,7 @@ calls are transforms that are fitted on training subjects (`mrpipe.genotype_tran
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,6 @@ class PreparedSet:
         identity: (k,) place, counted and other allele in one integer; rises with place.
         swap: (k,) the counted allele is the set's A2.
         missing: (k,) people without a call.
-        name: (k,) ids.
     """
 
     plink: PlinkSet
@@ -81,7 +80,6 @@ class PreparedSet:
     identity: NDArray[np.int64]
     swap: NDArray[np.bool_]
     missing: NDArray[np.int64]
-    name: NDArray[np.str_]
 
 
 def identity_of(key: NDArray[np.int64], counted: NDArray[np.int8], other: NDArray[np.int8]) -> NDArray[np.int64]:
@@ -141,7 +139,9 @@ def prepare_set(
     flow.add(name, "aligned, one SNP a place", n_people, len(rows))
     own = _first_of(key[new], missing[new])
     added = Reference(key[new][own], a1[new][own], a2[new][own], frequency[new][own], ids[new][own])
-    prepared = PreparedSet(plink, qc, snp[rows], identity, swap, missing[rows], ids[rows])
+    # Of the .bim only the names are needed from here on.
+    slim = replace(plink, bim=bim.select("id"))
+    prepared = PreparedSet(slim, qc, snp[rows], identity, swap, missing[rows])
     return prepared, known.extended(added)
 
 
@@ -155,7 +155,9 @@ def merged_identities(sets: list[PreparedSet], merge: str) -> NDArray[np.int64]:
 
 
 def _codes(plink: PlinkSet, person: int, rows: NDArray[np.int64], swap: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    byte = plink.rows()[rows, person // 4]
+    order = np.argsort(rows, kind="stable")
+    byte = np.empty(len(rows), dtype=np.uint8)
+    byte[order] = plink.read(rows[order])[:, person // 4]
     recoded = RECODE[swap.astype(np.intp), byte]
     return np.asarray((recoded >> (2 * (person % 4))) & 3, dtype=np.uint8)
 
@@ -259,19 +261,17 @@ def _dictionary(
     identity: NDArray[np.int64], sets: list[PreparedSet], panels: list[Panel], packed: NDArray[np.uint8], build: str
 ) -> pl.DataFrame:
     key, counted, other = identity // 64, identity // 8 % 8, identity % 8
-    names = np.full(len(identity), "", dtype="U32")
+    names = np.full(len(identity), "", dtype=object)
     for s, panel in reversed(list(zip(sets, panels, strict=True))):
         held = panel.row >= 0
-        name_of = np.full(len(s.plink.bim), "", dtype="U32")
-        name_of[s.snp] = s.name
-        names[held] = name_of[panel.row[held]]
+        names[held] = s.plink.bim["id"].to_numpy()[panel.row[held]]
     chromosomes = np.array(["", *(str(c) for c in range(1, 23)), "X", "Y", "XY", "MT"])
     missing = call_counts(packed, len(identity))[3]
     held_by = [pl.when(pl.Series(p.row >= 0)).then(pl.lit(p.plink.name + ".bed")) for p in panels]
     return (
         pl.DataFrame(
             {
-                "name": names,
+                "name": pl.Series(names.tolist(), dtype=pl.String),
                 "chrom": chromosomes[key // 10**9],
                 "pos": key % 10**9,
                 "counted": LETTERS[counted],

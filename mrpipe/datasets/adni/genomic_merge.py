@@ -57,7 +57,6 @@ def merged_rows(panels: Sequence[Panel], n_people: int, n_snps: int) -> NDArray[
     for panel in panels:
         if not len(panel.people):
             continue
-        rows = panel.plink.rows()
         for start in range(0, n_snps, BLOCK_SNPS):
             source = panel.row[start : start + BLOCK_SNPS]
             held = np.flatnonzero(source >= 0)
@@ -66,7 +65,7 @@ def merged_rows(panels: Sequence[Panel], n_people: int, n_snps: int) -> NDArray[
             # Reading in the order of the file keeps the disk busy in one direction.
             order = held[np.argsort(source[held], kind="stable")]
             block = np.full((-(-len(source) // 4) * 4, panel.plink.n_bytes), _MISSING_BYTE, dtype=np.uint8)
-            raw = rows[source[order]]
+            raw = panel.plink.read(source[order])
             swap = panel.swap[start : start + BLOCK_SNPS][order].astype(np.intp)
             block[order] = RECODE[swap[:, None], raw]
             packed = transpose_packed(block)

@@ -79,18 +79,24 @@ class PlinkSet:
     def files(self) -> tuple[Path, Path, Path]:
         return (self.bed, self.bed.with_suffix(".bim"), self.bed.with_suffix(".fam"))
 
-    def rows(self) -> NDArray[np.uint8]:
-        """The packed calls, (SNPs, bytes), as a map of the file."""
-        return np.memmap(self.bed, dtype=np.uint8, mode="r", offset=3, shape=(len(self.bim), self.n_bytes))
+    def read(self, snps: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The packed calls of some SNPs in rising order, (k, bytes); read, not mapped, so that memory stays bounded."""
+        if not len(snps):
+            return np.zeros((0, self.n_bytes), dtype=np.uint8)
+        span = int(snps[-1] - snps[0]) + 1
+        if span <= 4 * len(snps) + BLOCK_SNPS:
+            count, offset = span * self.n_bytes, 3 + int(snps[0]) * self.n_bytes
+            block = np.fromfile(self.bed, dtype=np.uint8, count=count, offset=offset).reshape(span, self.n_bytes)
+            return block if span == len(snps) else block[snps - snps[0]]
+        mapped = np.memmap(self.bed, dtype=np.uint8, mode="r", offset=3, shape=(len(self.bim), self.n_bytes))
+        return np.asarray(mapped[snps])
 
     def blocks(self, snps: NDArray[np.int64] | None = None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-        """Positions and packed rows of at most BLOCK_SNPS SNPs at a time."""
-        rows = self.rows()
+        """Positions (rising) and packed rows of at most BLOCK_SNPS SNPs at a time."""
         chosen = np.arange(len(self.bim)) if snps is None else snps
         for start in range(0, len(chosen), BLOCK_SNPS):
             block = chosen[start : start + BLOCK_SNPS]
-            contiguous = len(block) > 0 and block[-1] - block[0] + 1 == len(block)
-            yield block, np.asarray(rows[block[0] : block[-1] + 1] if contiguous else rows[block])
+            yield block, self.read(block)
 
 
 def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:

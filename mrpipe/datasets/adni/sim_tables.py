@@ -78,7 +78,11 @@ class Writer:
                 "LANGUAGE_CODE": ["EN" if x else None for x in late],
                 "HAS_QC_ERROR": ["0" if x else None for x in late],
             }
-        kept = {k: v for k, v in items.items() if old or not any(k.endswith(t) or k == t for t in FREE_TEXT)}
+        kept = {
+            k: v
+            for k, v in items.items()
+            if old or table == "DXSUM" or not any(k.endswith(t) or k == t for t in FREE_TEXT)
+        }
         columns: dict[str, Sequence[Any]]
         if not bookkeeping:
             columns = {**lead, **kept, "update_stamp": stamp}

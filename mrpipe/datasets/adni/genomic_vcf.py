@@ -1,0 +1,106 @@
+"""VCF in and out for imputation: genotypes of many people at biallelic SNPs, plain or .gz."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mrpipe.datasets.adni.genomic_plink import plain_chromosome
+from mrpipe.errors import DataError, Fault
+from mrpipe.genotypes import MISSING
+
+_GENOTYPES = np.array(["0/0", "0/1", "1/1", "./."])
+
+
+@dataclass(frozen=True)
+class VcfGenotypes:
+    """Genotypes of a VCF.
+
+    Attributes:
+        samples: (n,) ids.
+        sites: `chrom, pos, id, ref, alt, info`, one row a SNP.
+        calls: (n, S) uint8 copies of ALT, 3 = not called.
+        dosages: (n, S) float32 from DS, NaN where there is none; None without DS.
+    """
+
+    samples: tuple[str, ...]
+    sites: pl.DataFrame
+    calls: NDArray[np.uint8]
+    dosages: NDArray[np.float32] | None
+
+
+def write_vcf(path: Path, samples: Sequence[str], sites: pl.DataFrame, calls: NDArray[np.uint8]) -> None:
+    """Unphased genotypes, .gz; sites `chrom, pos, id, ref, alt` in order, calls (n, S) copies of ALT."""
+    columns = [pl.Series(s, _GENOTYPES[calls[i]]) for i, s in enumerate(samples)]
+    fixed = sites.select(
+        pl.col("chrom").alias("#CHROM"),
+        pl.col("pos").alias("POS"),
+        pl.col("id").alias("ID"),
+        pl.col("ref").alias("REF"),
+        pl.col("alt").alias("ALT"),
+        pl.lit(".").alias("QUAL"),
+        pl.lit("PASS").alias("FILTER"),
+        pl.lit(".").alias("INFO"),
+        pl.lit("GT").alias("FORMAT"),
+    )
+    head = "##fileformat=VCFv4.2\n"
+    head += "".join(f"##contig=<ID={c}>\n" for c in sites["chrom"].unique(maintain_order=True))
+    head += '##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">\n'
+    body = fixed.hstack(columns).write_csv(separator="\t", quote_style="never")
+    with (
+        path.open("wb") as handle,
+        gzip.GzipFile(filename="", mode="wb", fileobj=handle, mtime=0, compresslevel=1) as packed,
+    ):
+        packed.write((head + body).encode())
+
+
+def read_vcf(path: Path) -> VcfGenotypes:
+    """Biallelic SNPs of a VCF with their genotypes, phased or not.
+
+    Raises:
+        DataError: no VCF, unreadable, or without GT first in FORMAT.
+    """
+    try:
+        skip = 0
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as handle:
+            while (line := handle.readline()).startswith("##"):
+                skip += 1
+        frame = pl.read_csv(path, separator="\t", skip_rows=skip, infer_schema=False, quote_char=None)
+    except (pl.exceptions.PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(Fault(file=path.name, expected="a complete VCF", found=str(error).splitlines()[0],
+                              fix="The file is damaged or cut short.")) from error  # fmt: skip
+    if not line.startswith("#CHROM") or frame.width < 10 or not frame["FORMAT"].str.starts_with("GT").all():
+        raise DataError(
+            Fault(file=path.name, expected="a VCF with genotypes (GT first in FORMAT)", found="another table")
+        )
+    frame = frame.filter(pl.col("REF").str.contains("^[ACGT]$") & pl.col("ALT").str.contains("^[ACGT]$"))
+    sites = frame.select(
+        plain_chromosome(pl.col("#CHROM")).alias("chrom"),
+        pl.col("POS").cast(pl.Int64).alias("pos"),
+        pl.col("ID").alias("id"),
+        pl.col("REF").alias("ref"),
+        pl.col("ALT").alias("alt"),
+        pl.col("INFO").alias("info"),
+    )
+    samples = frame.columns[9:]
+    codes = {"0/0": 0, "0/1": 1, "1/0": 1, "1/1": 2}
+    called = frame.select(
+        pl.col(s)
+        .str.slice(0, 3)
+        .str.replace("|", "/", literal=True)
+        .replace_strict(codes, default=MISSING, return_dtype=pl.UInt8)
+        for s in samples
+    )
+    dosages = None
+    formats = frame["FORMAT"].unique()
+    if len(formats) == 1 and "DS" in (keys := formats[0].split(":")):
+        at = keys.index("DS")
+        ds = frame.select(pl.col(s).str.split(":").list.get(at).cast(pl.Float32, strict=False) for s in samples)
+        dosages = np.ascontiguousarray(ds.to_numpy().T)
+    return VcfGenotypes(tuple(samples), sites, np.ascontiguousarray(called.to_numpy().T), dosages)
