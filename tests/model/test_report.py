@@ -15,16 +15,8 @@ from model.report import published, write_report
 from mrpipe import Store
 from mrpipe.errors import DataError
 
-SMALL = [
-    "epochs=2",
-    "hidden=8",
-    "tokens=2",
-    "heads=2",
-    "encoder_hidden=8",
-    "cnn_width=0.05",
-    "n_experts=2",
-    "n_shared=2",
-]
+SMALL = ["epochs=2", "hidden=8", "tokens=2", "heads=2", "encoder_hidden=8", "cnn_width=0.05"]
+EXPERTS = ["n_experts=2", "n_shared=2"]
 
 
 @pytest.fixture(scope="module")

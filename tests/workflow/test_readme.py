@@ -43,9 +43,8 @@ def run(command: str, folder: Path, project: Path) -> None:
     module = "-m mrpipe " if program == "mrpipe" else ""
     command = f"{shlex.quote(sys.executable)} {module}{rest}"
     env = os.environ | {"HOME": str(folder), "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["bash", "-c", command + quick], cwd=folder, env=env, capture_output=True, text=True, timeout=300
-    )
+    shell = ["bash", "-c", command]
+    done = subprocess.run(shell, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
