@@ -84,6 +84,14 @@ def test_any_number_of_modalities_and_classes(name: str, n_modalities: int, n_cl
     assert all(bool(p.isfinite().all()) for p in method.parameters())
 
 
+@pytest.mark.parametrize(("name", "preset"), [(n, p) for n in ALL for p in get(n).presets if p != "paper"])
+def test_every_preset_trains_and_predicts(name: str, preset: str) -> None:
+    data = synthetic.make(synthetic.random_masks(30, 3, 1), n_classes=3)
+    method = made(name, data, preset=preset, epochs=20)
+    train(method, data, range(19, 20))
+    assert np.isfinite(predict(method, data, data.rows("test")).logits).all()
+
+
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("lacking", [0, 1, 2])
 def test_a_class_may_be_absent_from_a_part(name: str, lacking: int) -> None:
