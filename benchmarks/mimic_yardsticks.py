@@ -2,7 +2,7 @@
 
     python benchmarks/mimic_yardsticks.py --folder /scratch/mimic --rows 14000000 140000000 [--only gzip mrpipe]
 
-For each size an export is simulated (5 of 7 rows are chart events, a tenth of the patients are in the cohort, 1,000 rare
+For each size an export is simulated (5 of 7 rows are chart events, a tenth of the patients in the cohort, 1,000 rare
 items a table) unless it lies there already; every yardstick then runs in a process of its own: wall time, processor
 time of the process and its children, peak resident memory. The task of all but gzip: the numeric measurements of the
 cohort's patients, by patient and time, in a Parquet file. mrpipe's does more (visits, units, ranges, repeats).
@@ -115,8 +115,14 @@ def export_of(folder: Path, rows: int) -> tuple[Path, dict[str, float] | None]:
     raw = folder / f"rows{rows}"
     cost = None
     if not raw.exists():
-        settings = {"n_patients": max(400, rows // 2000), "n_chart_rows": rows * 5 // 7, "n_lab_rows": rows - rows * 5 // 7,
-                    "eligible": 0.1, "n_rare_items": 1000, "notes": False}  # fmt: skip
+        settings = {
+            "n_patients": max(400, rows // 2000),
+            "n_chart_rows": rows * 5 // 7,
+            "n_lab_rows": rows - rows * 5 // 7,
+            "eligible": 0.1,
+            "n_rare_items": 1000,
+            "notes": False,
+        }
         pairs = [f"{k}={json.dumps(v)}" for k, v in settings.items()]
         cost = measure([sys.executable, "-m", "mrpipe", "simulate", "mimic", "--out", str(raw), "--set", *pairs])
     work = folder / f"{raw.name}.work"
@@ -142,12 +148,21 @@ def main() -> None:
             if args.only and name not in args.only:
                 continue
             runs[name] = measure(command)
-            entry = {"rows": rows, "gz_mib": round(size / 2**20), "name": name, "load": round(os.getloadavg()[0], 1),
-                     "machine": f"{os.cpu_count()} cores, {platform.machine()}", **runs[name]}  # fmt: skip
+            entry = {
+                "rows": rows,
+                "gz_mib": round(size / 2**20),
+                "name": name,
+                "load": round(os.getloadavg()[0], 1),
+                "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+                **runs[name],
+            }
             with results.open("a") as handle:
                 handle.write(json.dumps(entry) + "\n")
-            print(f"{rows:>11,}  {name:22}  {entry['wall_s']:8.1f} s  {entry['cpu_s']:8.1f} cpu s  {entry['rss_mib']:6} MiB  "
-                  f"{rows / entry['wall_s'] / 1e6:5.2f} M rows/s  load {entry['load']}", flush=True)  # fmt: skip
+            print(
+                f"{rows:>11,}  {name:22}  {entry['wall_s']:8.1f} s  {entry['cpu_s']:8.1f} cpu s  {entry['rss_mib']:6} MiB  "
+                f"{rows / entry['wall_s'] / 1e6:5.2f} M rows/s  load {entry['load']}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

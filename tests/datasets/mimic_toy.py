@@ -10,8 +10,10 @@ from pathlib import Path
 
 from mrpipe.datasets.mimic.tables import EVENTS, NOTES, PLACES, TABLES
 
-HEADERS = {**{n: [c.name for c in cs] for n, cs in TABLES.items()},
-           **{PLACES[n]: [c.name for c in cs] for n, cs in (EVENTS | NOTES).items()}}  # fmt: skip
+HEADERS = {
+    **{n: [c.name for c in cs] for n, cs in TABLES.items()},
+    **{PLACES[n]: [c.name for c in cs] for n, cs in (EVENTS | NOTES).items()},
+}
 SUBJECT = 10_000_001
 
 
@@ -20,8 +22,7 @@ def write_table(raw: Path, name: str, rows: Iterable[Mapping[str, object]], *, h
     header = header or HEADERS[name]
     path = raw / f"{name}.csv{'.gz' if gz else ''}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    opened = gzip.open(path, "wt", newline="") if gz else path.open("w", newline="")
-    with opened as handle:
+    with gzip.open(path, "wt", newline="") if gz else path.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, header, restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -31,8 +32,7 @@ def write_table(raw: Path, name: str, rows: Iterable[Mapping[str, object]], *, h
 def read_rows(path: Path) -> list[dict[str, str]]:
     """A table as dicts of strings, by the csv module alone."""
     path = path if path.exists() else path.with_name(path.name + ".gz")
-    opened = gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="")
-    with opened as handle:
+    with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as handle:
         return list(csv.DictReader(handle))
 
 
@@ -55,15 +55,39 @@ class Toy:
             self.visit(SUBJECT + i, 2, "2150-06-01 08:00:00", "2150-06-09 12:00:00")
 
     def patient(self, subject: int, **more) -> dict:
-        self.patients.append({"subject_id": subject, "gender": "F", "anchor_age": 60, "anchor_year": 2150,
-                              "anchor_year_group": "2011 - 2013", **more})  # fmt: skip
+        self.patients.append(
+            {
+                "subject_id": subject,
+                "gender": "F",
+                "anchor_age": 60,
+                "anchor_year": 2150,
+                "anchor_year_group": "2011 - 2013",
+                **more,
+            }
+        )
         return self.patients[-1]
 
-    def visit(self, subject: int, number: int, admit: str, discharge: str, *, icd: str = "4019", version: int = 9,
-              icu: bool = True, **more) -> dict:  # fmt: skip
+    def visit(
+        self,
+        subject: int,
+        number: int,
+        admit: str,
+        discharge: str,
+        *,
+        icd: str = "4019",
+        version: int = 9,
+        icu: bool = True,
+        **more,
+    ) -> dict:
         hadm = hadm_of(subject, number)
-        row = {"subject_id": subject, "hadm_id": hadm, "admittime": admit, "dischtime": discharge,
-               "hospital_expire_flag": 0, **more}  # fmt: skip
+        row = {
+            "subject_id": subject,
+            "hadm_id": hadm,
+            "admittime": admit,
+            "dischtime": discharge,
+            "hospital_expire_flag": 0,
+            **more,
+        }
         self.admissions.append(row)
         self.diagnoses.append(
             {"subject_id": subject, "hadm_id": hadm, "seq_num": 1, "icd_code": icd, "icd_version": version}
@@ -75,34 +99,73 @@ class Toy:
 
     def lab(self, subject: int, number: int | None, time: str, item: int = 50912, value: object = 1.0, **more) -> None:
         hadm = "" if number is None else hadm_of(subject, number)
-        self.labs.append({"subject_id": subject, "hadm_id": hadm, "itemid": item, "charttime": time, "value": value,
-                          "valuenum": value, "valueuom": "mg/dL", **more})  # fmt: skip
+        self.labs.append(
+            {
+                "subject_id": subject,
+                "hadm_id": hadm,
+                "itemid": item,
+                "charttime": time,
+                "value": value,
+                "valuenum": value,
+                "valueuom": "mg/dL",
+                **more,
+            }
+        )
 
     def chart(self, subject: int, number: int, time: str, item: int, value: object, unit: str, **more) -> None:
-        self.charts.append({"subject_id": subject, "hadm_id": hadm_of(subject, number), "itemid": item, "charttime": time,
-                            "value": value, "valuenum": value, "valueuom": unit, **more})  # fmt: skip
+        self.charts.append(
+            {
+                "subject_id": subject,
+                "hadm_id": hadm_of(subject, number),
+                "itemid": item,
+                "charttime": time,
+                "value": value,
+                "valuenum": value,
+                "valueuom": unit,
+                **more,
+            }
+        )
 
     def note(self, subject: int, number: int | None, time: str, text: str, *, kind: str = "discharge") -> None:
         rows = getattr(self, kind)
-        rows.append({"note_id": f"{subject}-{kind[:1]}-{len(rows)}", "subject_id": subject, "note_seq": len(rows),
-                     "hadm_id": "" if number is None else hadm_of(subject, number), "charttime": time, "storetime": time,
-                     "text": text})  # fmt: skip
+        rows.append(
+            {
+                "note_id": f"{subject}-{kind[:1]}-{len(rows)}",
+                "subject_id": subject,
+                "note_seq": len(rows),
+                "hadm_id": "" if number is None else hadm_of(subject, number),
+                "charttime": time,
+                "storetime": time,
+                "text": text,
+            }
+        )
 
     def write(self, raw: Path, *, gz: bool = False) -> Path:
         charts = self.charts or [
-            {"subject_id": SUBJECT, "hadm_id": hadm_of(SUBJECT, 1), "itemid": 220045, "charttime": "2150-01-11 00:00:00",
-             "value": 80, "valuenum": 80, "valueuom": "bpm"}
-        ]  # fmt: skip
+            {
+                "subject_id": SUBJECT,
+                "hadm_id": hadm_of(SUBJECT, 1),
+                "itemid": 220045,
+                "charttime": "2150-01-11 00:00:00",
+                "value": 80,
+                "valuenum": 80,
+                "valueuom": "bpm",
+            }
+        ]
         procedures = self.procedures or [
             {"subject_id": SUBJECT, "hadm_id": hadm_of(SUBJECT, 1), "seq_num": 1, "icd_code": "0331", "icd_version": 9}
         ]
         tables = {
-            "hosp/patients": self.patients, "hosp/admissions": self.admissions, "hosp/diagnoses_icd": self.diagnoses,
-            "hosp/procedures_icd": procedures, "icu/icustays": self.stays, "hosp/labevents": self.labs,
+            "hosp/patients": self.patients,
+            "hosp/admissions": self.admissions,
+            "hosp/diagnoses_icd": self.diagnoses,
+            "hosp/procedures_icd": procedures,
+            "icu/icustays": self.stays,
+            "hosp/labevents": self.labs,
             "icu/chartevents": charts,
             "hosp/d_labitems": [{"itemid": 50912, "label": "Creatinine", "fluid": "Blood"}],
             "icu/d_items": [{"itemid": 220045, "label": "Heart Rate"}],
-        }  # fmt: skip
+        }
         for name in ("discharge", "radiology"):
             if rows := getattr(self, name):
                 tables[f"note/{name}"] = rows

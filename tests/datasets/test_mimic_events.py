@@ -117,8 +117,17 @@ def test_rows_without_a_visit_are_placed_by_their_time(tmp_path: Path) -> None:
             t.lab(SUBJECT, None, time, item=51000, value=i)
         t.lab(SUBJECT, 1, "2150-01-01 00:00:00", item=51001, value=1)  # named visit, charted before it
         t.lab(SUBJECT, 2, "2150-06-20 00:00:00", item=51001, value=2)  # named visit, after the prediction
-        t.labs.append({"subject_id": SUBJECT, "hadm_id": 29999999, "itemid": 51001, "charttime": "2150-01-12 00:00:00",
-                       "value": 3, "valuenum": 3, "valueuom": ""})  # a visit that does not count  # fmt: skip
+        t.labs.append(
+            {
+                "subject_id": SUBJECT,
+                "hadm_id": 29999999,
+                "itemid": 51001,
+                "charttime": "2150-01-12 00:00:00",
+                "value": 3,
+                "valuenum": 3,
+                "valueuom": "",
+            }
+        )  # a visit that does not count
 
     raw = toy(tmp_path, change)
     store = store_of(raw, tmp_path / "store")
@@ -163,8 +172,9 @@ def test_the_summary_is_that_of_the_sequence(tmp_path: Path) -> None:
             found.setdefault(item, []).append(value)
         for (item, statistic), cell in zip(names, x.x[row], strict=True):
             values = found.get(item, [])
-            expected = {"count": len(values)} | ({"last": values[-1], "mean": np.mean(values), "min": min(values),
-                                                  "max": max(values)} if values else {})  # fmt: skip
+            expected = {"count": len(values)} | (
+                {"last": values[-1], "mean": np.mean(values), "min": min(values), "max": max(values)} if values else {}
+            )
             if statistic in expected and not (statistic == "last" and len(values) > 1):
                 assert cell == pytest.approx(expected[statistic], rel=1e-4, abs=2e-3), (item, statistic)
             elif not values:
@@ -314,8 +324,13 @@ def test_the_vocabulary_has_a_floor_and_a_cap() -> None:
 def test_codes_are_strings_in_order_of_visits(tmp_path: Path) -> None:
     def change(t: Toy) -> None:
         first, second = hadm_of(SUBJECT, 1), hadm_of(SUBJECT, 2)
-        for hadm, seq, code, version in ((first, 3, "0389", 9), (first, 2, "V4582", 9), (first, 4, "0389", 9),
-                                         (second, 2, "E8785", 9), (second, 3, "02110", 10)):  # fmt: skip
+        for hadm, seq, code, version in (
+            (first, 3, "0389", 9),
+            (first, 2, "V4582", 9),
+            (first, 4, "0389", 9),
+            (second, 2, "E8785", 9),
+            (second, 3, "02110", 10),
+        ):
             t.diagnoses.append(
                 {"subject_id": SUBJECT, "hadm_id": hadm, "seq_num": seq, "icd_code": code, "icd_version": version}
             )
@@ -333,8 +348,14 @@ def test_codes_are_strings_in_order_of_visits(tmp_path: Path) -> None:
 
     found = codes(store_of(raw, tmp_path / "store"))
     assert found == [
-        ("DX9:4019", 1, 0.0), ("DX9:V4582", 1, 0.0), ("DX9:0389", 1, 0.0), ("PR9:0331", 1, 0.0), ("PR9:966", 1, 0.0),
-        ("DX9:4019", 2, 142.0), ("DX9:E8785", 2, 142.0), ("DX10:02110", 2, 142.0),
-    ]  # fmt: skip
+        ("DX9:4019", 1, 0.0),
+        ("DX9:V4582", 1, 0.0),
+        ("DX9:0389", 1, 0.0),
+        ("PR9:0331", 1, 0.0),
+        ("PR9:966", 1, 0.0),
+        ("DX9:4019", 2, 142.0),
+        ("DX9:E8785", 2, 142.0),
+        ("DX10:02110", 2, 142.0),
+    ]
     rolled = codes(store_of(raw, tmp_path / "rolled", rollup="category", icd_versions="9"))
     assert [c for c, _, _ in rolled] == ["DX9:401", "DX9:V45", "DX9:038", "PR9:03", "PR9:96", "DX9:401", "DX9:E878"]

@@ -41,8 +41,14 @@ Dear Ms. ___, take your pills.
 
 
 def test_sections_are_found_and_blanks_go() -> None:
-    assert [n for n, _ in sections(SUMMARY)] == ["name", "service", "chief complaint", "brief hospital course",
-                                                 "discharge disposition", "discharge instructions"]  # fmt: skip
+    assert [n for n, _ in sections(SUMMARY)] == [
+        "name",
+        "service",
+        "chief complaint",
+        "brief hospital course",
+        "discharge disposition",
+        "discharge instructions",
+    ]
     plain = clean(SUMMARY, guard=False)
     assert "Expired" in plain
     assert "___" not in plain
@@ -61,9 +67,17 @@ def test_the_guard_takes_out_disposition_and_telltale_sentences_and_counts_them(
 
 @pytest.mark.parametrize(
     "sentence",
-    ["Patient expired at 10:15.", "She PASSED AWAY.", "Time of death 03:00.", "Discharged to hospice.", "Made CMO.",
-     "Withdrawal of care was discussed.", "He was pronounced dead.", "terminal extubation"],
-)  # fmt: skip
+    [
+        "Patient expired at 10:15.",
+        "She PASSED AWAY.",
+        "Time of death 03:00.",
+        "Discharged to hospice.",
+        "Made CMO.",
+        "Withdrawal of care was discussed.",
+        "He was pronounced dead.",
+        "terminal extubation",
+    ],
+)
 def test_telltale_phrases(sentence: str) -> None:
     assert clean(f"Findings: lungs clear. {sentence} Heart normal", guard=True).find(sentence[:9]) == -1
 

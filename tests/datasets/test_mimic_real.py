@@ -23,9 +23,17 @@ from tests.datasets.mimic_toy import read_rows, second_opinion
 
 pytestmark = pytest.mark.real_data
 # raw-formats.md B.1, column "demo v2.2".
-COUNTS = {"hosp/patients": 100, "hosp/admissions": 275, "hosp/diagnoses_icd": 4506, "hosp/procedures_icd": 722,
-          "hosp/d_labitems": 1622, "hosp/d_icd_diagnoses": 109_775, "hosp/d_icd_procedures": 85_257, "icu/icustays": 140,
-          "icu/d_items": 4014}  # fmt: skip
+COUNTS = {
+    "hosp/patients": 100,
+    "hosp/admissions": 275,
+    "hosp/diagnoses_icd": 4506,
+    "hosp/procedures_icd": 722,
+    "hosp/d_labitems": 1622,
+    "hosp/d_icd_diagnoses": 109_775,
+    "hosp/d_icd_procedures": 85_257,
+    "icu/icustays": 140,
+    "icu/d_items": 4014,
+}
 LARGE = {"labevents": 107_727, "chartevents": 668_862}
 REBUILT = ("icu/chartevents.csv.gz",)
 
@@ -100,9 +108,12 @@ def counted_visits(demo: Path, store: Store) -> dict[str, tuple[str, str, str]]:
     return {
         r["hadm_id"]: (r["subject_id"], r["admittime"], r["dischtime"])
         for r in read_rows(demo / "hosp/admissions.csv")
-        if r["subject_id"] in members and r["hadm_id"] in nine and r["hospital_expire_flag"] == "0" and not r["deathtime"]
+        if r["subject_id"] in members
+        and r["hadm_id"] in nine
+        and r["hospital_expire_flag"] == "0"
+        and not r["deathtime"]
         and not (dod[r["subject_id"]] and dod[r["subject_id"]] <= r["dischtime"][:10])
-    }  # fmt: skip
+    }
 
 
 def test_codes_of_the_store_are_those_of_the_tables(demo: Path, store: Store) -> None:

@@ -68,8 +68,17 @@ def test_clock_times_are_those_of_datetime(times: list[dt.datetime]) -> None:
 
 
 def test_what_is_no_time_is_null() -> None:
-    wrong = ["2150-02-30 00:00:00", "2150-13-01 00:00:00", "2150-01-01 24:00:00", "2150-01-01", "", None, "2150/01/01 00:00:00",
-             "2150-01-0a 00:00:00", "2148-02-29 00:00:00"]  # fmt: skip
+    wrong = [
+        "2150-02-30 00:00:00",
+        "2150-13-01 00:00:00",
+        "2150-01-01 24:00:00",
+        "2150-01-01",
+        "",
+        None,
+        "2150/01/01 00:00:00",
+        "2150-01-0a 00:00:00",
+        "2148-02-29 00:00:00",
+    ]
     assert clock_times(pl.Series(wrong)).is_null().to_list() == [True] * 8 + [False]
 
 
@@ -77,9 +86,17 @@ def events(n: int, *, columns: list[str] | None = None, quote: bool = False) -> 
     names = ["labevent_id", "subject_id", "hadm_id", "itemid", "charttime", "value", "valuenum", "valueuom", "comments"]
     rows = []
     for i in range(n):
-        value = {"labevent_id": str(i), "subject_id": str(10_000_000 + i % 7), "hadm_id": "" if i % 3 else "20000001",
-                 "itemid": "50912", "charttime": f"2150-01-01 00:{i % 60:02d}:00", "value": f"{i}", "valuenum": f"{i}",
-                 "valueuom": "mg/dL", "comments": 'a "quoted",\nbroken line' if quote and i % 2 else ""}  # fmt: skip
+        value = {
+            "labevent_id": str(i),
+            "subject_id": str(10_000_000 + i % 7),
+            "hadm_id": "" if i % 3 else "20000001",
+            "itemid": "50912",
+            "charttime": f"2150-01-01 00:{i % 60:02d}:00",
+            "value": f"{i}",
+            "valuenum": f"{i}",
+            "valueuom": "mg/dL",
+            "comments": 'a "quoted",\nbroken line' if quote and i % 2 else "",
+        }
         rows.append([value[c] for c in columns or names])
     return columns or names, rows
 

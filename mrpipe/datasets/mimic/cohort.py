@@ -149,8 +149,12 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
         # What comes after the prediction is not for the model to see.
         kept = kept.filter(pl.int_range(pl.len()).over("subject_id") == 0)
     if stays is not None and options.require_icu in ("patient", "index"):
-        in_icu = pl.col("hadm_id").is_in(stays["hadm_id"].implode())
-        one = in_icu.any() if options.require_icu == "patient" else in_icu.last()
+        # A column, not an expression over a list: inside `over` the list would be copied once a patient.
+        marked = stays.with_columns(pl.lit(True).alias("in_icu"))
+        kept = kept.join(marked, on="hadm_id", how="left", maintain_order="left").with_columns(
+            pl.col("in_icu").fill_null(False)
+        )
+        one = pl.col("in_icu").any() if options.require_icu == "patient" else pl.col("in_icu").last()
         which = "a remaining" if options.require_icu == "patient" else "the index"
         narrow(one.over("subject_id"), f"have an ICU stay in {which} visit")
     if options.min_age:
