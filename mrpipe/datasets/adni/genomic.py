@@ -120,7 +120,7 @@ def prepare_set(
     key = position_keys(chromosome, position)
     if len(known.key):
         require_same_build(name, ids, key, known.name, known.key, "the reference and the sets before")
-    aligned = align(key, a1, a2, frequency, known)
+    aligned = align(key, a1, a2, frequency, known, use_frequency=options.frequency_check)
     absent = (aligned.reason == "not in the reference") & (a1 != NO_ALLELE)
     new = np.flatnonzero(absent & (inputs.reference is None or options.off_reference == "keep"))
     kept = np.flatnonzero(aligned.keep)

@@ -6,10 +6,10 @@ reference panel (1000 Genomes phase 3 in the target build) and run, once per set
     from mrpipe.datasets.adni.genomic_impute import impute_set
     impute_set(Path("set.bed"), Path("panel.vcf.gz"), Path("imputed/set"), genetic_map=Path("gmap.gz"))
 
-then point the option `genotypes` at the folder of the imputed sets. The set must be in the reference's build; SNPs whose
-alleles the reference does not hold keep their calls. As in the paper only typed SNPs are kept: imputation fills missing
-calls, it adds no SNPs. Dosage r² and concordance of masked calls are in the tests.
-
+then point the option `genotypes` at the folder of the imputed sets. The set must be in the reference's build; SNPs
+then point the option `genotypes` at the folder of the imputed sets. The set must be in the reference's build; SNPs
+whose alleles the reference does not hold keep their calls. As in the paper only typed SNPs are kept: imputation fills
+missing calls, it adds no SNPs. Dosage r² and concordance of masked calls are in the tests.
 Panel and tool see everyone in the set at once, evaluation participants included; labels they never see.
 """
 

@@ -189,8 +189,16 @@ def align(
     a2: NDArray[np.int8],
     frequency: NDArray[np.float64],
     reference: Reference,
+    *,
+    use_frequency: bool = True,
 ) -> Aligned:
-    """Place SNPs (place, alleles, frequency of A1) on the reference's strand and counted allele."""
+    """Place SNPs (place, alleles, frequency of A1) on the reference's strand and counted allele.
+
+    Args:
+        use_frequency: without, A/T and C/G SNPs are dropped and no frequency is compared.
+    """
+    if not use_frequency:
+        frequency = np.full(len(key), np.nan)
     n = len(key)
     keep, swap, turned = (np.zeros(n, dtype=np.bool_) for _ in range(3))
     index = np.full(n, -1, dtype=np.int64)
@@ -214,7 +222,7 @@ def align(
         d_same, d_flip = np.abs(f_same - f_ref), np.abs(1 - f_same - f_ref)
         turn = np.where(ambiguous, d_flip < d_same, flipped)
         minor = np.minimum(f, 1 - f)
-        unclear = ambiguous & ((minor > AMBIGUOUS_MAF) | np.isnan(f_ref))
+        unclear = ambiguous & ((minor > AMBIGUOUS_MAF) | np.isnan(f_ref) | np.isnan(f))
         # On the other strand A1 is the counted allele where its complement is.
         a1_counted = np.where(turn, np.where(lone, y2 == o, y1 == c), counted_is_a1)
         difference = np.abs(np.where(a1_counted, f, 1 - f) - f_ref)

@@ -59,6 +59,11 @@ class AdniOptions(ImageOptions):
         "", "strands and allele frequencies: 1000 Genomes legend or VCF (plain or .gz); empty: the one in the export, "
         "or the first set"
     )  # fmt: skip
+    frequency_check: bool = option(
+        True,
+        "place A/T and C/G SNPs by allele frequency and drop SNPs whose frequency is far from the reference; without, "
+        "A/T and C/G SNPs are dropped and, with the thresholds off, no genotype decides which SNPs are in the store",
+    )
     off_reference: str = option("keep", "SNPs that the reference does not hold", choices=("keep", "drop"))
     chromosomes: tuple[str, ...] = option(tuple(str(c) for c in range(1, 23)), "chromosomes that are read")
     mind: float = option(0.1, "people with a higher share of missing calls in a set are left out of it")
