@@ -34,7 +34,7 @@ from mrpipe.missingness import AT_LOAD, Missingness, corrupt, read_masks
 from mrpipe.schema import Modality
 from mrpipe.splits import PARTS
 from mrpipe.store import Store
-from mrpipe.transforms import PixelTransform, Transforms, fit
+from mrpipe.transforms import FeatureTransform, PixelTransform, Transforms, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ def _table(
             arrays = corrupt(fitted.transforms.apply(m.name, arrays), settings)
             mean, sd = np.zeros_like(mean), np.ones_like(sd)
         return PixelTable(arrays.x, mean, sd, device, per_channel=m.kind == "image"), m.shape
-    clean = fitted.transforms.apply(m.name, arrays)
+    raw, clean = arrays, fitted.transforms.apply(m.name, arrays)
     arrays = corrupt(clean, settings)
     if isinstance(transform, EventTransform):
         if len(arrays.x) == len(clean.x):
@@ -201,7 +201,8 @@ def _table(
     if m.kind == "sequence":
         table = sequence_table(arrays, device)
         return table, (table.x.shape[1],)
-    return VectorTable(arrays.x, device), fitted.transforms.shapes[m.name]
+    unknown = transform.unknown(raw) if isinstance(transform, FeatureTransform) else None
+    return VectorTable(arrays.x, device, unknown), fitted.transforms.shapes[m.name]
 
 
 def load(

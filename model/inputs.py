@@ -52,10 +52,11 @@ def _host(rows: Rows, device: torch.device) -> Tensor:
 
 
 class VectorTable:
-    """x (n, d) float32."""
+    """x (n, d) float32; `unknown` (n, d) says which values were filled in, None: none."""
 
-    def __init__(self, x: NDArray[np.float32], device: torch.device):
+    def __init__(self, x: NDArray[np.float32], device: torch.device, unknown: NDArray[np.bool_] | None = None):
         self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(device)
+        self.unknown = None if unknown is None else torch.from_numpy(unknown).to(device)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -64,6 +65,11 @@ class VectorTable:
         return self.x[_host(rows, self.x.device)]
 
     pooled = gather
+
+    def with_gaps(self, rows: Rows) -> Tensor:
+        """The rows with NaN where a value was not known."""
+        x = self.gather(rows)
+        return x if self.unknown is None else x.masked_fill(self.unknown[_host(rows, x.device)], float("nan"))
 
 
 class SequenceTable:

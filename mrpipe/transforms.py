@@ -244,6 +244,24 @@ class FeatureTransform:
         out = np.concatenate([step.apply(x[:, columns]) for columns, step in self.groups], axis=1)
         return replace(arrays, x=out.astype(np.float32))
 
+    def unknown(self, arrays: Arrays) -> NDArray[np.bool_] | None:
+        """(rows, width): which transformed values stand for one that was not known; None if there is none.
+
+        For models that take gaps as gaps. Counts have none: a NaN there is a zero.
+        """
+        gaps = np.isnan(arrays.x.reshape(-1, arrays.modality.size).astype(np.float32))
+        if not gaps.any():
+            return None
+        blocks = []
+        for columns, step in self.groups:
+            if isinstance(step, Numeric):
+                blocks.append(gaps[:, columns])
+            elif isinstance(step, OneHot):
+                blocks.append(np.repeat(gaps[:, columns], step.n_levels, axis=1))
+            else:
+                blocks.append(np.zeros((len(gaps), step.width), dtype=np.bool_))
+        return np.concatenate(blocks, axis=1)
+
     def shape(self, modality: Modality) -> tuple[int, ...]:
         return (sum(step.width for _, step in self.groups),)
 

@@ -1,7 +1,8 @@
 """Gradient-boosted trees on the concatenated features, with native missing values: the control for tabular modalities.
 
-A modality that a sample lacks is NaN in all its features; the trees learn on which side of each split it belongs. A
-sequence enters as mean, maximum and log length of its steps, an image as its mean on a coarse grid.
+A modality that a sample lacks is NaN in all its features, and so is a value that was not known (not what the transform
+fills in); the trees learn on which side of each split it belongs. A sequence enters as mean, maximum and log length of
+its steps, an image as its mean on a coarse grid.
 
 The trees are grown by scikit-learn and kept as tensors, so that a checkpoint holds no code and predicts without it.
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from model.config import Config
 from model.data import Batch, Data, DataSpec
-from model.inputs import Rows
+from model.inputs import Rows, VectorTable
 from model.methods.base import Method, Output
 from model.noise import Noise
 from model.scores import score
@@ -75,11 +76,12 @@ class GradientBoosting(Method):
 
     @staticmethod
     def features(data: Data, index: Rows) -> Tensor:
-        """(n, f) float32: pooled features of all modalities side by side, NaN where one is missing."""
+        """(n, f) float32: pooled features of all modalities side by side, NaN where one or a value of it is missing."""
         parts = []
         for m, table in enumerate(data.tables):
             places = np.flatnonzero(data.observed[index, m])
-            some = table.pooled(data.row[index[places], m])
+            rows = data.row[index[places], m]
+            some = table.with_gaps(rows) if isinstance(table, VectorTable) else table.pooled(rows)
             full = some.new_full((len(index), some.shape[1]), float("nan"))
             full[torch.from_numpy(places).to(some.device)] = some
             parts.append(full)

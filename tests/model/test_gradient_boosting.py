@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from model.data import load
 from model.methods import get
 from model.methods.gradient_boosting import GradientBoosting
 from model.predict import predict
 from model.scores import score
+from mrpipe import open_store
 from mrpipe.errors import UsageError
 from tests.model import synthetic
 
@@ -52,6 +55,20 @@ def test_a_missing_modality_is_a_missing_value() -> None:
     for m, columns in enumerate((slice(0, 5), slice(5, 12), slice(12, 17))):
         assert (x[:, columns].isnan().all(1).numpy() == ~data.observed[:, m]).all()
         assert (x[:, columns].isnan().any(1).numpy() == ~data.observed[:, m]).all()
+
+
+def test_values_that_were_filled_in_are_missing_again(toy_stores: Path) -> None:
+    """The transform imputes with training means; the trees see the gaps of the store."""
+    store = open_store(toy_stores / "plain")
+    data = load(store, modalities=["table"])
+    raw = store.arrays("table")
+    x = GradientBoosting.features(data, np.arange(len(data)))
+    kinds = store.dictionary.filter(modality="table").sort("position")["kind"].to_list()
+    numeric = [j for j, kind in enumerate(kinds) if kind == "numeric"]
+    assert np.isnan(raw.x).any()
+    # Numeric columns come first and keep their order.
+    assert (x[:, : len(numeric)].isnan().numpy() == np.isnan(raw.x[:, numeric])).all()
+    assert not data.tables[0].gather(np.arange(len(data))).isnan().any()
 
 
 def test_the_trees_learn_that_a_gap_means_something() -> None:

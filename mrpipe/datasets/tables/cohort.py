@@ -21,6 +21,7 @@ from mrpipe.datasets.tables.files import (
 )
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import Attrition, Cohort
+from mrpipe.splits import require_grouped
 
 
 def named_rows(table: RawTable, config: TablesConfig, faults: FaultCollector) -> pl.DataFrame:
@@ -109,6 +110,10 @@ def assemble(config: TablesConfig, tables: dict[str, RawTable], faults: FaultCol
         if found is not None and part is not None:
             part_of = pl.DataFrame({"sample_id": found[1][ID], "split": part})
             samples = samples.join(part_of, on="sample_id", how="left", maintain_order="left")
+            try:
+                require_grouped(samples, samples.select("sample_id", "split").drop_nulls(), config.split.file)
+            except DataError as error:
+                faults.absorb(error)
     labels = {}
     for label in config.labels:
         found = rows_of(label.file, people, frame, config, tables, faults)
