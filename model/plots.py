@@ -45,7 +45,8 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
     sets = [set(pattern.split("+")) for pattern, _ in shown]
     per_modality = [sum(n for pattern, n in rows if name in pattern.split("+")) for name in names]
     figure = _figure(2.6 + 0.55 * max(4, len(shown)), 2.6 + 0.34 * len(names))
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.5, 0.5 * max(4, len(shown))), height_ratios=(2.2, 0.34 * len(names)))
+    widths, heights = (1.5, 0.5 * max(4, len(shown))), (2.2, 0.34 * len(names))
+    grid = figure.add_gridspec(2, 2, width_ratios=widths, height_ratios=heights)
     bars = figure.add_subplot(grid[0, 1])
     dots = figure.add_subplot(grid[1, 1], sharex=bars)
     totals = figure.add_subplot(grid[1, 0], sharey=dots)
@@ -59,7 +60,8 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
     bars.tick_params(axis="x", length=0, labelbottom=False)
     _plain(bars)
     if rest:
-        bars.set_title(f"{len(rest)} rarer combinations hold {sum(n for _, n in rest)} samples", fontsize=8, loc="right")
+        left = sum(n for _, n in rest)
+        bars.set_title(f"{len(rest)} rarer combinations hold {left} samples", fontsize=8, loc="right")
     for x, members in enumerate(sets):
         present = [y for y, name in enumerate(names) if name in members]
         dots.scatter([x] * len(names), range(len(names)), s=46, color=FAINT, zorder=2)
@@ -92,7 +94,8 @@ def cohort_flow(attrition: pl.DataFrame) -> Figure:
         axes.barh(y, step["n_after"], color=PALETTE[0], height=0.6)
         axes.barh(y, lost, left=step["n_after"], color=PALETTE[1], height=0.6, alpha=0.75)
         label = f"{step['n_after']}" + (f"  (−{lost})" if lost else "")
-        axes.annotate(label, (step["n_before"], y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
+        place = (step["n_before"], y)
+        axes.annotate(label, place, xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.set_yticks(range(len(steps)), [s["reason"] for s in steps])
     axes.set_ylim(len(steps) - 0.4, -0.6)
     axes.set_xlim(0, 1.18 * start)

@@ -1,7 +1,7 @@
 """Random draws keyed by (seed, id, purpose): the same draw in any order, on any number of cores.
 
 Nothing here touches a global generator. A draw is the SplitMix64 finaliser (Steele et al., 2014) of a BLAKE2b hash of
-the id and the purpose, so it depends neither on `PYTHONHASHSEED` nor on numpy's version nor on which other ids are asked for.
+the id and the purpose: it depends neither on `PYTHONHASHSEED` nor on numpy's version nor on other ids.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-
 import mrpipe
 from mrpipe import masks
 from mrpipe.codehash import code_hash
@@ -79,7 +78,7 @@ def test_a_sample_without_modality_goes_to_attrition(built: Path) -> None:
     assert sum(store.manifest.pattern_counts.values()) == store.manifest.n_samples == store.patterns()["n"].sum()
 
 
-def test_the_simulated_origin_is_recorded_and_follows_from_the_truth_beside_it(built: Path, raw: Path, tmp_path) -> None:
+def test_the_simulated_origin_follows_from_the_truth_beside_the_export(built: Path, raw: Path, tmp_path) -> None:
     assert mrpipe.open_store(built).manifest.origin == "simulated"
     assert "Simulated" in (built / "README.md").read_text()
     moved = Path(shutil.copytree(raw, tmp_path / "elsewhere"))
@@ -209,7 +208,7 @@ def test_verify_finds_changed_missing_and_swapped_files(copy: Path) -> None:
     with pytest.raises(DataError, match="bytes"):
         mrpipe.open_store(copy).verify()
     image.unlink()
-    with pytest.raises(DataError, match="image.parquet"):
+    with pytest.raises(DataError, match=r"image\.parquet"):
         mrpipe.open_store(copy)
 
 
@@ -259,9 +258,14 @@ write_batches(Path({str(tmp_path / "x.parquet")!r}), schema, batches())
 def test_a_failed_writer_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("new")
-        raise RuntimeError
+
+    def fail_halfway() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
     assert path.read_text() == "old"
 
