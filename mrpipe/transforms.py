@@ -252,7 +252,7 @@ class FeatureTransform:
         gaps = np.isnan(arrays.x.reshape(-1, arrays.modality.size).astype(np.float32))
         if not gaps.any():
             return None
-        blocks = []
+        blocks: list[NDArray[np.bool_]] = []
         for columns, step in self.groups:
             if isinstance(step, Numeric):
                 blocks.append(gaps[:, columns])
@@ -260,7 +260,8 @@ class FeatureTransform:
                 blocks.append(np.repeat(gaps[:, columns], step.n_levels, axis=1))
             else:
                 blocks.append(np.zeros((len(gaps), step.width), dtype=np.bool_))
-        return np.concatenate(blocks, axis=1)
+        side_by_side: NDArray[np.bool_] = np.concatenate(blocks, axis=1)
+        return side_by_side
 
     def shape(self, modality: Modality) -> tuple[int, ...]:
         return (sum(step.width for _, step in self.groups),)
