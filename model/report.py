@@ -182,7 +182,8 @@ def _experiment(key: tuple[str, ...], runs: list[Run], scores: pl.DataFrame, fig
     if curves:
         svg = _svg(plots.learning_curves(curves), figures / f"{anchor}-learning.svg")
         pictures.append({"svg": svg, "caption": "Learning curves; the dot marks the epoch whose weights were kept."})
-    for run in runs[:1] if runs[0].folder.joinpath("routing.parquet").is_file() else []:
+    # One picture an experiment: the first of its runs that routes at all (the majority class does not).
+    for run in [r for r in runs if (r.folder / "routing.parquet").is_file()][:1]:
         figure = _routing_figure(run)
         if figure is not None:
             pictures.append(

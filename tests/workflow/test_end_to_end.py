@@ -176,7 +176,7 @@ def test_snakemake_report_builds(snakemake: Any, finished: Path) -> None:
     assert outcome.code == 0, outcome.text
     text = (finished / "report.html").read_text()
     assert "simulated export" in text
-    for category in ("stores", "results"):
+    for category in ("stores", "results", "routing"):
         assert category in text
 
 
