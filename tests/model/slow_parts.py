@@ -1,73 +1,37 @@
-"""Plain float64 parts of the slow references: one sample at a time, loops where the methods have tensors."""
+"""What the slow references of the graph methods and the controls need beside `tests.model.slow`."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.data import Data
 from model.methods.base import Method
+from tests.model.slow import Slow
 
 
-class SlowParts:
-    """The weights of a method in float64, and the parts that several methods are written from."""
+class SlowParts(Slow):
+    """Blocks with a number of heads of their own, the shared fusion transformer, and the comparison of gradients."""
 
-    def __init__(self, method: Method, data: Data):
-        self.data, self.config = data, method.config
-        self.weights = {k: self._own(v) for k, v in method.state_dict().items()}
-        self.kinds = [s.kind for s in data.spec.modalities]
-
-    @staticmethod
-    def _own(v: Tensor) -> Tensor:
-        return v.detach().double().requires_grad_() if v.is_floating_point() else v.detach().clone()
-
-    def w(self, name: str) -> Tensor:
-        return self.weights[name]
-
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        y = x @ self.w(f"{name}.weight").T
-        return y + self.w(f"{name}.bias") if f"{name}.bias" in self.weights else y
-
-    def norm(self, x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
-        return scaled * self.w(f"{name}.weight") + self.w(f"{name}.bias")
-
-    def encode(self, sample: int, m: int) -> Tensor:
-        """(P, H) of an MLP."""
-        c, row = self.config.common, int(self.data.row[sample, m])
-        assert self.kinds[m] == "vector"
-        state = self.linear(self.data.tables[m].x[row].double(), f"encoders.{m}.inner").relu()
-        chunk = math.ceil(len(state) / c.tokens)
-        padded = torch.cat([state, torch.zeros(chunk * c.tokens - len(state), dtype=torch.float64)])
-        return self.linear(padded.view(c.tokens, chunk), f"encoders.{m}.tokens.linear")
-
-    def attention(self, x: Tensor, name: str, heads: int) -> Tensor:
-        """(L, H), one head at a time."""
-        q, k, v = self.linear(x, f"{name}.qkv").chunk(3, dim=1)
-        size = x.shape[1] // heads
-        parts = []
-        for h in range(heads):
-            s = slice(h * size, (h + 1) * size)
-            parts.append((q[:, s] @ k[:, s].T / math.sqrt(size)).softmax(1) @ v[:, s])
-        return self.linear(torch.cat(parts, dim=1), f"{name}.out")
-
-    def block(self, x: Tensor, name: str, heads: int) -> Tensor:
-        """One pre-LN transformer block on (L, H)."""
-        x = x + self.attention(self.norm(x, f"{name}.norm_attention"), f"{name}.attention", heads)
-        inner = F.gelu(self.linear(self.norm(x, f"{name}.norm_ffn"), f"{name}.ffn.inner"))
-        return x + self.linear(inner, f"{name}.ffn.outer")
+    def headed_block(self, x: Tensor, name: str, heads: int) -> Tensor:
+        """One pre-LN transformer block on (L, H), one head at a time."""
+        q, k, v = self.linear(self.norm(x, f"{name}.norm_attention"), f"{name}.attention.qkv").chunk(3, dim=1)
+        parts = [
+            (a @ b.T / math.sqrt(x.shape[1] // heads)).softmax(1) @ c
+            for a, b, c in zip(*(t.chunk(heads, dim=1) for t in (q, k, v)), strict=True)
+        ]
+        x = x + self.linear(torch.cat(parts, dim=1), f"{name}.attention.out")
+        return x + self.feed_forward(self.norm(x, f"{name}.norm_ffn"), f"{name}.ffn")
 
     def fuse(self, slots: dict[int, Tensor]) -> Tensor:
         """The shared fusion transformer on the slots (P, H) that count; the others reach the head as zeros."""
         x = torch.cat([z + self.w("fusion.position_MPH")[m] for m, z in sorted(slots.items())])
-        x = self.norm(self.block(x, "fusion.blocks.0", self.config.common.heads), "fusion.norm")
+        x = self.norm(self.block(x, "fusion.blocks.0"), "fusion.norm")
         means = dict(zip(sorted(slots), x.view(len(slots), -1, x.shape[1]).mean(1), strict=True))
         nothing = torch.zeros(x.shape[1], dtype=torch.float64)
-        return self.linear(torch.cat([means.get(m, nothing) for m in range(len(self.kinds))]), "fusion.head")
+        return self.linear(torch.cat([means.get(m, nothing) for m in range(self.n_modalities)]), "fusion.head")
 
     def assert_same_gradients(self, method: Method) -> None:
         """After `backward` on both sides: every parameter has the reference's gradient."""

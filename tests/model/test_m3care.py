@@ -100,7 +100,8 @@ class Slow(SlowParts):
 
     def head(self, slots: list[Tensor]) -> Tensor:
         x = torch.stack(slots) + self.w("fusion.type_MH")
-        x = self.block(self.block(x, "fusion.blocks.0", self.config.common.heads), "fusion.blocks.1", 1)
+        x = self.headed_block(x, "fusion.blocks.0", self.config.common.heads)
+        x = self.headed_block(x, "fusion.blocks.1", 1)
         x = self.norm(x, "fusion.norm").flatten()
         return self.linear(self.linear(x, "fusion.inner").relu(), "fusion.head")
 
