@@ -18,7 +18,7 @@ demo: $(VENV)/installed-core
 	@test results/report/index.html -nt $(VENV)/demo-begins || $(BIN)/python -m workflow.summary results
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow" $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow" $(PYTEST_FLAGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -31,10 +31,11 @@ def project() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `real_data` are skipped where there is none, also those that find it themselves."""
+    """Skip tests marked `real_data` where there is none; begin with the long files, so that workers end together."""
     folder = real_data_folder()
     if not folder.is_dir():
         absent = pytest.mark.skip(reason=f"no real data at {folder}; set MRPIPE_REAL_DATA")
         for item in items:
             if item.get_closest_marker("real_data"):
                 item.add_marker(absent)
+    items.sort(key=lambda item: item.path.name not in ("test_end_to_end.py", "test_contract.py"))

@@ -16,9 +16,6 @@ import yaml
 
 import mrpipe
 
-# The run that all of these look at is made once: by the worker of this group, if there are several.
-pytestmark = pytest.mark.xdist_group("end_to_end")
-
 
 def store_ids(folder: Path) -> dict[str, str]:
     return {
