@@ -159,8 +159,10 @@ def main() -> None:
             with results.open("a") as handle:
                 handle.write(json.dumps(entry) + "\n")
             print(
-                f"{rows:>11,}  {name:22}  {entry['wall_s']:8.1f} s  {entry['cpu_s']:8.1f} cpu s  {entry['rss_mib']:6} MiB  "
-                f"{rows / entry['wall_s'] / 1e6:5.2f} M rows/s  load {entry['load']}",
+                f"{rows:>11,}  {name:22}  {entry['wall_s']:8.1f} s  {entry['cpu_s']:8.1f} cpu s  "
+                f"{entry['rss_mib']:6} MiB  "
+                f"{rows / entry['wall_s'] / 1e6:5.2f} M rows/s  "
+                f"load {entry['load']}",
                 flush=True,
             )
 

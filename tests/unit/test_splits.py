@@ -20,8 +20,11 @@ def make_samples(n: int, n_subjects: int, n_classes: int, seed: int) -> pl.DataF
     rng = np.random.default_rng(seed)
     subject = rng.integers(0, n_subjects, n)
     return pl.DataFrame(
-        {"sample_id": [f"s{i:05d}" for i in range(n)], "subject_id": [f"p{s}" for s in subject],
-         "stratum": rng.integers(0, n_classes, n)}
+        {
+            "sample_id": [f"s{i:05d}" for i in range(n)],
+            "subject_id": [f"p{s}" for s in subject],
+            "stratum": rng.integers(0, n_classes, n),
+        }
     )
 
 

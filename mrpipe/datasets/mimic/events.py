@@ -33,8 +33,8 @@ from mrpipe.keyed import id_keys
 from mrpipe.parquet import replacing
 
 PART_KEY = "mrpipe.mimic.part"
-RUN_ROWS = 2**21  # measurements sorted in memory at a time
-GROUP_ROWS = 2**19  # measurements of one row group, at most (one patient's at least)
+RUN_ROWS = 2**20  # measurements sorted in memory at a time
+GROUP_ROWS = 2**18  # measurements of one row group, at most (one patient's at least)
 # One measurement: rank of the patient, seconds since the first admission, source · ITEM_BASE + item, unit, value.
 RUN = np.dtype([("rank", "<i4"), ("seconds", "<i4"), ("item", "<i4"), ("unit", "<u2"), ("value", "<f4")])
 ITEM_BASE = 10_000_000

@@ -25,8 +25,8 @@ from mrpipe.datasets.mimic.records import PAD, Wanted, clock_times, cut, numbers
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import Column, match_header
 
-BLOCK = 8 * 2**20  # inflated at a time
-PARSE = 16 * 2**20  # kept bytes that are parsed together
+BLOCK = 4 * 2**20  # inflated at a time
+PARSE = 8 * 2**20  # kept bytes that are parsed together
 LONGEST_RECORD = 64 * 2**20
 # A prefilter looks for the patient's number behind at most so many other fields; behind more, all rows are parsed.
 _NEAR = 4
