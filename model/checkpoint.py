@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from model.config import Config
-from model.data import DataSpec, Fitted
-from model.inputs import GenotypeScale, ModalitySpec
+from model.data import DataSpec
+from model.inputs import ModalitySpec
 from model.methods import get
 from model.methods.base import Method
 from mrpipe.errors import DataError, Fault
@@ -126,7 +126,7 @@ class Trained:
     method: Method
     config: Config
     spec: DataSpec
-    fitted: Fitted
+    fitted: Transforms
     origin: Origin
     reference: dict[str, Any] | None
     training: dict[str, Any]
@@ -136,7 +136,7 @@ def save_run(
     path: Path,
     method: Method,
     spec: DataSpec,
-    fitted: Fitted,
+    fitted: Transforms,
     origin: Origin,
     *,
     reference: Mapping[str, Any] | None,
@@ -144,7 +144,6 @@ def save_run(
     fingerprint: str,
 ) -> None:
     """Write `model.pt`: weights, options, transforms, origin, how training went and, if given, the support bank."""
-    genotypes = {n: {"center": s.center, "spread": s.spread} for n, s in fitted.genotypes.items()}
     write(
         path,
         {
@@ -155,8 +154,7 @@ def save_run(
             "state": {k: v.cpu() for k, v in method.state_dict().items()},
             "modalities": [{"name": m.name, "kind": m.kind, "shape": list(m.shape)} for m in spec.modalities],
             "classes": list(spec.classes),
-            "transforms": fitted.transforms.to_json(),
-            "genotypes": genotypes,
+            "transforms": fitted.to_json(),
             "store_id": origin.store_id,
             "origin": json.dumps({**vars(origin), "modalities": list(origin.modalities)}),
             "reference": None if reference is None else dict(reference),
@@ -175,10 +173,9 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
     spec = DataSpec(modalities=modalities, classes=tuple(value["classes"]))
     method = cls.create(spec, without_weight_file(config)).to(device)
     method.load_state_dict(value["state"])
-    genotypes = {n: GenotypeScale(s["center"].cpu(), s["spread"].cpu()) for n, s in value["genotypes"].items()}
     stored = json.loads(value["origin"])
     origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
-    fitted = Fitted(Transforms.from_json(value["transforms"]), genotypes)
+    fitted = Transforms.from_json(value["transforms"])
     return Trained(method, config, spec, fitted, origin, value["reference"], json.loads(value["training"]))
 
 

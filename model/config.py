@@ -36,7 +36,7 @@ class Common:
     image_encoder: str = option("vgg11", "encoder of images", choices=("vgg11", "vgg11_bn"))
     image_outputs: int = option(16, "outputs of VGG11's last layer (raw-formats C.4: the paper's 'hidden 16')")
     image_dropout: float = option(0.5, "dropout inside VGG11's classifier")
-    image_downsample: int = option(1, "average-pool images by this factor before the CNN; 1 keeps them")
+    image_downsample: int = option(1, "average-pool images and volumes by this factor before the CNN; 1 keeps them")
     image_weights: str = option("", "local file of VGG11 weights under torchvision's names; empty: random start")
     image_freeze: bool = option(False, "keep VGG11's convolutions as they start")
     cnn_width: float = option(1.0, "width of 2-D and 3-D CNNs relative to the published ones; 1/8 is quick on a CPU")

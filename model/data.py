@@ -6,7 +6,7 @@ Legend: N samples, B samples of a batch, M modalities (in the store's bit order)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from model.event_encoder import EventTable
 from model.inputs import (
-    GenotypeScale,
     GenotypeTable,
     ModalitySpec,
     PixelTable,
@@ -30,6 +29,7 @@ from model.inputs import (
 from mrpipe import keyed, masks
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.events import EventTransform
+from mrpipe.genotype_transform import GenotypeTransform
 from mrpipe.missingness import AT_LOAD, Missingness, corrupt, read_masks
 from mrpipe.schema import Modality
 from mrpipe.splits import PARTS
@@ -51,14 +51,6 @@ class DataSpec:
     @property
     def n_classes(self) -> int:
         return len(self.classes)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Everything that was fitted on training rows and that another store needs to be read alike."""
-
-    transforms: Transforms
-    genotypes: dict[str, GenotypeScale] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,7 +114,7 @@ class Data:
     part: NDArray[np.int8]
     tables: list[Table]
     n_without: dict[str, int]
-    fitted: Fitted
+    fitted: Transforms
     device: torch.device
 
     def __len__(self) -> int:
@@ -162,36 +154,25 @@ def _choose(store: Store, names: Sequence[str] | None) -> list[Modality]:
     return [m for m in store.modalities if m.name in names]
 
 
-def fit_on_train(store: Store, scheme: str | None, modalities: Sequence[Modality]) -> Fitted:
-    """Fit every transform on the training rows of the split, and on nothing else."""
-    dense = [m.name for m in modalities if m.kind != "genotype"]
-    genotypes = {
-        m.name: GenotypeScale.fit(store.arrays(m.name, split=scheme, part="train").x, m.size)
-        for m in modalities
-        if m.kind == "genotype"
-    }
-    return Fitted(fit(store, scheme, dense), genotypes)
-
-
 def _table(
-    store: Store, m: Modality, rows: Rows, fitted: Fitted, settings: Missingness | None, device: torch.device
+    store: Store, m: Modality, rows: Rows, fitted: Transforms, settings: Missingness | None, device: torch.device
 ) -> tuple[Table, tuple[int, ...]]:
     """The table of one modality from the store's rows `rows`, and the shape of one entry."""
     arrays = store.arrays(m.name)
     if len(rows) != len(arrays) or (rows != np.arange(len(arrays))).any():
         arrays = arrays.take(rows)
-    if m.kind == "genotype":
-        return GenotypeTable(arrays.x, fitted.genotypes[m.name], device), (m.size,)
     # Noise and dropped steps are applied to what the transform gives; the other mechanisms are in the masks.
     settings = settings or Missingness(p=0.0)
-    transform = fitted.transforms.fitted[m.name]
+    transform = fitted.fitted[m.name]
+    if isinstance(transform, GenotypeTransform):
+        return GenotypeTable(arrays.x, transform, device), fitted.shapes[m.name]
     if isinstance(transform, PixelTransform):
         mean, sd = transform.mean, transform.sd
         if settings.mechanism in AT_LOAD:
-            arrays = corrupt(fitted.transforms.apply(m.name, arrays), settings)
+            arrays = corrupt(fitted.apply(m.name, arrays), settings)
             mean, sd = np.zeros_like(mean), np.ones_like(sd)
         return PixelTable(arrays.x, mean, sd, device, per_channel=m.kind == "image"), m.shape
-    raw, clean = arrays, fitted.transforms.apply(m.name, arrays)
+    raw, clean = arrays, fitted.apply(m.name, arrays)
     arrays = corrupt(clean, settings)
     if isinstance(transform, EventTransform):
         if len(arrays.x) == len(clean.x):
@@ -202,7 +183,7 @@ def _table(
         table = sequence_table(arrays, device)
         return table, (table.x.shape[1],)
     unknown = transform.unknown(raw) if isinstance(transform, FeatureTransform) else None
-    return VectorTable(arrays.x, device, unknown), fitted.transforms.shapes[m.name]
+    return VectorTable(arrays.x, device, unknown), fitted.shapes[m.name]
 
 
 def load(
@@ -212,7 +193,7 @@ def load(
     scheme: str | None = None,
     modalities: Sequence[str] | None = None,
     mask_file: Path | None = None,
-    fitted: Fitted | None = None,
+    fitted: Transforms | None = None,
     classes: tuple[str, ...] | None = None,
     device: torch.device | str = "cpu",
 ) -> Data:
@@ -258,7 +239,7 @@ def load(
         "none": int((~keep & (part < 0)).sum())
     }
     samples, observed, part = samples.filter(pl.Series(keep)), observed[keep], part[keep]
-    fitted = fitted or fit_on_train(store, scheme, chosen)
+    fitted = fitted or fit(store, scheme, [m.name for m in chosen])
     row = np.full(observed.shape, -1, dtype=np.int64)
     tables, specs = [], []
     for column, m in enumerate(chosen):

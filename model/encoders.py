@@ -210,10 +210,14 @@ class VolumeEncoder(nn.Module):
 
     def __init__(self, spec: ModalitySpec, c: Common):
         super().__init__()
-        self.cnn = CNN3D(spec.shape, c.encoder_hidden, c.cnn_width)
+        self.downsample = c.image_downsample
+        shape = tuple(-(-s // self.downsample) for s in spec.shape)
+        self.cnn = CNN3D(shape, c.encoder_hidden, c.cnn_width)
         self.tokens = Tokeniser(c.encoder_hidden, c.tokens, c.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.downsample > 1:
+            x = F.avg_pool3d(x, self.downsample, ceil_mode=True)
         return self.tokens(self.cnn(x))
 
 

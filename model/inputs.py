@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from mrpipe.errors import DataError, Fault
+from mrpipe.genotype_transform import GenotypeTransform
+from mrpipe.genotypes import take_snps
 from mrpipe.store import Arrays
 
 Rows = NDArray[np.int64]
@@ -155,17 +157,16 @@ def _calls() -> Tensor:
 
 
 class GenotypeTable:
-    """Packed genotypes (n, bytes) uint8, decoded through a 256-entry table and standardised per SNP.
+    """Packed genotypes (n, bytes) uint8 of the SNPs that the transform kept, decoded through a 256-entry table.
 
-    An unknown call takes the training mean, that is 0 after centring.
+    A value is the number of copies of A1 − 1; a call that was not made takes the SNP's training mode.
     """
 
-    def __init__(self, packed: NDArray[np.uint8], scale: GenotypeScale, device: torch.device):
-        self.packed = torch.from_numpy(np.array(packed)).to(device)
-        self.n_snps = len(scale.center)
-        self._calls = _calls().to(device)
-        self._center = scale.center.to(device)
-        self._factor = (1.0 / scale.spread).to(device)
+    def __init__(self, packed: NDArray[np.uint8], transform: GenotypeTransform, device: torch.device):
+        self.packed = torch.from_numpy(take_snps(packed, transform.kept)).to(device)
+        self.n_snps = len(transform.kept)
+        self._calls = (_calls() - 1.0).to(device)
+        self._fill = torch.from_numpy(transform.mode.astype(np.float32) - 1.0).to(device)
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -173,33 +174,9 @@ class GenotypeTable:
     def gather(self, rows: Rows) -> Tensor:
         packed = self.packed[_host(rows, self.packed.device)]
         calls = self._calls[packed.int()].flatten(1)[:, : self.n_snps]
-        return torch.nan_to_num((calls - self._center) * self._factor, nan=0.0)
+        return torch.where(calls.isnan(), self._fill, calls)
 
     pooled = gather
-
-
-@dataclass(frozen=True)
-class GenotypeScale:
-    """Mean and standard deviation of each SNP's known calls in the training rows, (p,) float32 each."""
-
-    center: Tensor
-    spread: Tensor
-
-    @classmethod
-    def fit(cls, packed: NDArray[np.uint8], n_snps: int) -> GenotypeScale:
-        table = _calls()
-        n, total, squares = (torch.zeros(n_snps, dtype=torch.float64) for _ in range(3))
-        for start in range(0, len(packed), 64):
-            block = torch.from_numpy(np.array(packed[start : start + 64])).int()
-            calls = table[block].flatten(1)[:, :n_snps]
-            known = ~calls.isnan()
-            calls = torch.nan_to_num(calls)
-            n += known.sum(0)
-            total += calls.sum(0)
-            squares += (calls * calls).sum(0)
-        mean = total / n.clamp_min(1)
-        sd = (squares / n.clamp_min(1) - mean * mean).clamp_min(0).sqrt()
-        return cls(mean.float(), torch.where(sd > 1e-6, sd, torch.ones_like(sd)).float())
 
 
 def with_elapsed(arrays: Arrays) -> NDArray[np.float32]:

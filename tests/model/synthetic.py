@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from model.config import Config, make_config
-from model.data import Data, DataSpec, Fitted
+from model.data import Data, DataSpec
 from model.inputs import (
-    GenotypeScale,
     GenotypeTable,
     ModalitySpec,
     PixelTable,
@@ -23,13 +22,14 @@ from model.methods import get
 from model.methods.base import Method
 from model.noise import Noise
 from mrpipe import keyed
+from mrpipe.genotype_transform import GenotypeTransform
 from mrpipe.transforms import Transforms
 
 CPU = torch.device("cpu")
 SMALL = {"hidden": 16, "tokens": 2, "heads": 2, "encoder_hidden": 12, "fusion_ffn": 24, "cnn_width": 0.05,
          "image_outputs": 6, "batch_size": 8}  # fmt: skip
 SMALL_RETRIEVER = {"n_experts": 3, "n_shared": 2, "expert_ffn": 20, "top_k": 2}
-NOTHING_FITTED = Fitted(Transforms("0" * 16, "standard", {}, {}))
+NOTHING_FITTED = Transforms("0" * 16, "standard", {}, {})
 
 
 def random_masks(n: int, n_modalities: int, seed: int, p: float = 0.4) -> NDArray[np.bool_]:
@@ -58,7 +58,8 @@ def _table(kind: str, n: int, signal: NDArray[np.float64], rng: np.random.Genera
         voxels = (rng.normal(size=(n, 5, 6, 4)) + signal[:, None, None, None]).astype(np.float32)
         return PixelTable(voxels, np.zeros(1, np.float32), np.ones(1, np.float32), CPU, per_channel=False), (5, 6, 4)
     packed = rng.integers(0, 256, (n, 3)).astype(np.uint8)
-    return GenotypeTable(packed, GenotypeScale.fit(packed, 10), CPU), (10,)
+    transform = GenotypeTransform(np.zeros(10, dtype=np.uint8), np.arange(10))
+    return GenotypeTable(packed, transform, CPU), (10,)
 
 
 def make(
