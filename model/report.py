@@ -193,7 +193,9 @@ def _experiment(key: tuple[str, ...], runs: list[Run], scores: pl.DataFrame, fig
                             "shared ones only."}
             )  # fmt: skip
     mask = runs[0].metrics["mask"]
-    hidden = f", modalities hidden: {missingness} (mask seed {mask['seed']})" if mask else ", nothing hidden"
+    numbers = sorted({run.metrics["mask"]["seed"] for run in runs}) if mask else []
+    seeds = f"mask seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    hidden = f", modalities hidden: {missingness} ({seeds})" if mask else ", nothing hidden"
     n = runs[0].metrics["n"]
     return {
         "anchor": anchor,
