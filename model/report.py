@@ -23,10 +23,13 @@ from matplotlib.figure import Figure
 
 from model import plots
 from model.metrics import METRICS
+from mrpipe.audit import audit
 from mrpipe.errors import DataError, Fault
 from mrpipe.parquet import write_text
 from mrpipe.store import Store, open_store
 
+# Single-feature AUROC above which a feature may be the label in other words.
+AUDIT_THRESHOLD = 0.9
 HERE = Path(__file__).resolve().parent
 PAGE = HERE / "report_page.html"
 PUBLISHED = HERE / "published.csv"
@@ -229,7 +232,11 @@ def _store(store: Store, figures: Path) -> dict[str, Any]:
          "Which samples have which modalities. Each column is a combination: dots below, number of samples above."),
         (plots.cohort_flow(store.attrition), "cohort", "Cohort flow: who was left out at which step, and why."),
     ]  # fmt: skip
+    suspicious = audit(store, threshold=AUDIT_THRESHOLD) if store.task().kind == "classification" else None
     return {
+        "audit": None if suspicious is None else suspicious.head(20).to_dicts(),
+        "n_audit": 0 if suspicious is None else len(suspicious),
+        "audit_threshold": AUDIT_THRESHOLD,
         "dataset": m.dataset,
         "title": m.title,
         "origin": m.origin,

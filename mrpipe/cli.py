@@ -111,6 +111,14 @@ def _show(args: argparse.Namespace) -> None:
     show(open_store(args.store))
 
 
+def _audit(args: argparse.Namespace) -> None:
+    from mrpipe.audit import audit
+    from mrpipe.show import show_audit
+    from mrpipe.store import open_store
+
+    show_audit(audit(open_store(args.store), task=args.task, scheme=args.scheme, threshold=args.threshold))
+
+
 def _export(args: argparse.Namespace) -> None:
     from mrpipe.export import export
     from mrpipe.store import open_store
@@ -206,10 +214,19 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--schemes", nargs="+", metavar="NAME", help="default: all of the dataset")
     build.add_argument("--seed", type=int, default=0, help="of splits that draw (default 0)")
     options(build)
-    for name, run in (("verify", _verify), ("show", _show), ("export", _export), ("mask", _mask)):
+    for name, run in (
+        ("verify", _verify),
+        ("show", _show),
+        ("audit", _audit),
+        ("export", _export),
+        ("mask", _mask),
+    ):
         verb(name, run, dataset=False).add_argument("store", type=Path, metavar="STORE")
     choices = verbs.choices
     choices["verify"].add_argument("--deep", action="store_true", help="hash every file and scan every value")
+    choices["audit"].add_argument("--task", help="classification task (default: the store's first)")
+    choices["audit"].add_argument("--scheme", help="its training rows are looked at (default: the store's own split)")
+    choices["audit"].add_argument("--threshold", type=float, default=0.9, help="of the AUROC (default 0.9)")
     path(choices["export"], "--out", "folder to write to")
     choices["export"].add_argument("--format", choices=("csv", "npz"), default="csv")
     choices["export"].add_argument("--modalities", nargs="+", metavar="NAME", help="default: all")

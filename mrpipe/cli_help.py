@@ -68,6 +68,12 @@ VERBS: dict[str, tuple[str, str]] = {
         "Shallow: sizes, row counts, mask ⇔ row ⇔ table. --deep also hashes every file and scans every value.",
     ),
     "show": ("what is in a store", "Modalities, combinations, cohort flow, labels, splits, and where it came from."),
+    "audit": (
+        "features that tell the label almost alone",
+        "Single-feature AUROC on training rows, of the value and of whether it is known at all, with the raw column\n"
+        "that the feature came from. What stands here may be the label in other words: look before you train.\n\n"
+        "  mrpipe audit STORE --threshold 0.9",
+    ),
     "export": (
         "copy a store to CSV or NumPy files",
         "For tools that do not read Parquet. csv: one wide file a modality; npz: arrays with their ids.",

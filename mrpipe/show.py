@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import polars as pl
 from rich.console import Console
 from rich.table import Table
 
@@ -46,4 +47,21 @@ def show(store: Store, console: Console | None = None) -> None:
     table = _table("\nSplits", "scheme", *PARTS, "made by")
     for split in m.splits:
         table.add_row(split["scheme"], *(str(split["counts"].get(p, 0)) for p in PARTS), split["method"])
+    console.print(table)
+
+
+def show_audit(found: pl.DataFrame, console: Console | None = None) -> None:
+    """Print what `mrpipe.audit.audit` found."""
+    console = console or Console()
+    if found.is_empty():
+        console.print("no feature tells the label almost alone")
+        return
+    table = _table(
+        "Features that tell the label almost alone", "AUROC", "class", "modality", "feature", "what", "n", "from"
+    )
+    for row in found.iter_rows(named=True):
+        source = f"{row['source_file']}, {row['source_column']}"
+        table.add_row(
+            f"{row['auroc']:.3f}", row["class"], row["modality"], row["feature"], row["what"], str(row["n"]), source
+        )
     console.print(table)
