@@ -121,7 +121,7 @@ class Method(nn.Module):
 
     def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, Any]:
         """Methods without gradient steps: fit, choosing on validation; returns what was chosen, for the log."""
-        raise NotImplementedError(f"{self.name} is trained by gradient steps")
+        raise TypeError(f"{self.name} is trained by gradient steps")
 
     def reference_bytes(self) -> int:
         """Size of what `reference_state` would return."""

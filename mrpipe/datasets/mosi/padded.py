@@ -35,7 +35,7 @@ def modality_shapes(part: Any) -> dict[str, tuple[int, ...]]:
     return {m: np.shape(part[m]) for m in ("text", "audio", "vision") if m in part}
 
 
-class PaddedExport:
+class PaddedExport(ABC):
     """A pickle of three parts, train, valid and test: the part is the fold.
 
     Subclasses say how ids and labels are written. Attributes: `files`, `clips` (`clips.CLIPS_SCHEMA`), `notes`.
@@ -73,9 +73,9 @@ class PaddedExport:
 
     # --- what a subclass knows ---------------------------------------------------------------------------------------
 
+    @abstractmethod
     def part_ids(self, part: str, value: Any, faults: FaultCollector) -> list[tuple[str, int]]:
         """Video and clip number (from 1) of each row."""
-        raise NotImplementedError
 
     def check_labels(
         self, part: str, value: dict[str, Any], score: NDArray[np.float32], faults: FaultCollector
