@@ -81,7 +81,8 @@ class PaddedExport(ABC):
     def check_labels(
         self, part: str, value: dict[str, Any], score: NDArray[np.float32], faults: FaultCollector
     ) -> None:
-        """Consistency of further label keys."""
+        """Consistency of further label keys; a format without any keeps this."""
+        return
 
     def step_counts(self, part: dict[str, Any], modality: str) -> NDArray[np.int64] | None:
         """True lengths (N,), where the export gives them."""
