@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,18 @@ class Run:
     folder: Path
     metrics: dict[str, Any]
     config: dict[str, Any]
+    variant: str = ""
 
     @property
     def label(self) -> str:
         preset = self.metrics["preset"]
-        return self.metrics["method"] + ("" if preset == "paper" else f" ({preset})")
+        name = self.metrics["method"] + ("" if preset == "paper" else f" ({preset})")
+        return f"{name} [{self.variant}]" if self.variant else name
+
+    @property
+    def settings(self) -> str:
+        """All options of the run but its seed: runs that share them are repetitions of one another."""
+        return json.dumps({k: self.config[k] for k in ("method", "preset", "common", "options")}, sort_keys=True)
 
     @property
     def missingness(self) -> str:
@@ -88,6 +96,19 @@ def read_run(folder: Path) -> Run:
         )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return Run(folder, json.loads(path.read_text(encoding="utf-8")), config)
+
+
+def tell_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs of one label with other options are variants, named after the experiment's folder, not repetitions."""
+    settings: defaultdict[tuple[tuple[str, ...], str], set[str]] = defaultdict(set)
+    for run in runs:
+        settings[run.experiment, run.label].add(run.settings)
+    return [
+        replace(run, variant=run.folder.resolve().parents[1].name)
+        if len(settings[run.experiment, run.label]) > 1
+        else run
+        for run in runs
+    ]
 
 
 def tidy(runs: Sequence[Run]) -> pl.DataFrame:
@@ -159,7 +180,11 @@ def _routing_figure(run: Run) -> Figure | None:
 
 def _experiment(key: tuple[str, ...], runs: list[Run], scores: pl.DataFrame, figures: Path) -> dict[str, Any]:
     dataset, store_id, origin, task, scheme, view, missingness = key
-    anchor = f"{dataset}-{task}-{view}-{missingness}".replace("+", "-").replace(" ", "-").replace("=", "")
+    anchor = (
+        f"{dataset}-{store_id}-{task}-{scheme}-{view}-{missingness}".replace("+", "-")
+        .replace(" ", "-")
+        .replace("=", "")
+    )
     overall = scores.filter(by="all")
     methods = list(dict.fromkeys(run.label for run in runs))
     rows = []
@@ -256,7 +281,7 @@ def _store(store: Store, figures: Path) -> dict[str, Any]:
 
 def write_report(runs: Sequence[Path], stores: Sequence[Path], out: Path) -> pl.DataFrame:
     """Write the page, `results.csv` and `figures/*.svg` beside it; returns the tidy scores."""
-    finished = [read_run(folder) for folder in runs]
+    finished = tell_apart([read_run(folder) for folder in runs])
     scores = tidy(finished)
     experiments: defaultdict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in finished:

@@ -81,7 +81,7 @@ def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], ver
         tables=tables,
         inputs=tuple(checked["inputs"]),
         notes=(*dataset.notes, *checked["notes"]),
-        code_hash=code_hash("mrpipe.stages.seal", f"mrpipe.datasets.{dataset.name}"),
+        code_hash=code_hash("mrpipe.stages.build", f"mrpipe.datasets.{dataset.name}"),
         mrpipe_version=version,
         n_samples=len(samples),
         n_subjects=samples["subject_id"].n_unique(),

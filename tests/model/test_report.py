@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import polars as pl
 import pytest
 
 from model.__main__ import main
-from model.report import published, write_report
+from model.report import published, read_run, tell_apart, write_report
 from mrpipe import Store
 from mrpipe.errors import DataError
 
@@ -114,3 +115,12 @@ def test_the_papers_numbers_stand_beside_their_own_view_only() -> None:
     assert published("mosi", ["text"], mask) == []
     assert published("mosi", ["text", "audio"], None) == []
     assert published("toy", ["table"], None) == []
+
+
+def test_other_options_are_a_variant_and_not_another_seed(runs: list[Path]) -> None:
+    first, second, other = (read_run(folder) for folder in runs)
+    assert [r.label for r in tell_apart([first, second, other])] == ["moe_retriever", "moe_retriever", "majority"]
+    wider = replace(second, config=second.config | {"common": second.config["common"] | {"hidden": 16}})
+    labels = [r.label for r in tell_apart([first, wider, other])]
+    assert labels[0].startswith("moe_retriever [")
+    assert labels[2] == "majority"
