@@ -180,11 +180,7 @@ def _routing_figure(run: Run) -> Figure | None:
 
 def _experiment(key: tuple[str, ...], runs: list[Run], scores: pl.DataFrame, figures: Path) -> dict[str, Any]:
     dataset, store_id, origin, task, scheme, view, missingness = key
-    anchor = (
-        f"{dataset}-{store_id}-{task}-{scheme}-{view}-{missingness}".replace("+", "-")
-        .replace(" ", "-")
-        .replace("=", "")
-    )
+    anchor = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join((dataset, store_id, task, scheme, view, missingness)))
     overall = scores.filter(by="all")
     methods = list(dict.fromkeys(run.label for run in runs))
     rows = []
