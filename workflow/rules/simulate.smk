@@ -1,7 +1,7 @@
 rule simulate:
     # The flag is the output, not the export: Snakemake would delete declared files before the step can replace them whole.
     output:
-        touch("<results>/work/{dataset}/simulated"),
+        touch("<results>/build/{dataset}/simulated"),
     log:
         "<logs>/{dataset}/simulate.log",
     benchmark:

@@ -3,9 +3,9 @@
 
 rule check:
     input:
-        lambda wildcards: ["<results>/work/{dataset}/simulated"] * store_plan(wildcards).simulated,
+        lambda wildcards: ["<results>/build/{dataset}/simulated"] * store_plan(wildcards).simulated,
     output:
-        "<results>/work/{dataset}/checked.json",
+        "<results>/build/{dataset}/checked.json",
     log:
         "<logs>/{dataset}/check.log",
     benchmark:
@@ -31,10 +31,10 @@ rule check:
 
 rule cohort:
     input:
-        checked="<results>/work/{dataset}/checked.json",
+        checked="<results>/build/{dataset}/checked.json",
     output:
-        cohort="<results>/work/{dataset}/cohort.parquet",
-        attrition="<results>/work/{dataset}/attrition.parquet",
+        cohort="<results>/build/{dataset}/cohort.parquet",
+        attrition="<results>/build/{dataset}/attrition.parquet",
     log:
         "<logs>/{dataset}/cohort.log",
     benchmark:
@@ -60,10 +60,10 @@ rule cohort:
 rule prepare:
     # Only for modalities that say so: shards of a large table, scans. Parts are independent jobs.
     input:
-        checked="<results>/work/{dataset}/checked.json",
-        cohort="<results>/work/{dataset}/cohort.parquet",
+        checked="<results>/build/{dataset}/checked.json",
+        cohort="<results>/build/{dataset}/cohort.parquet",
     output:
-        "<results>/work/{dataset}/parts/{modality}/{part}-of-{total}.parquet",
+        "<results>/build/{dataset}/parts/{modality}/{part}-of-{total}.parquet",
     log:
         "<logs>/{dataset}/prepare_{modality}_{part}-of-{total}.log",
     benchmark:
@@ -91,12 +91,12 @@ rule prepare:
 
 rule ingest:
     input:
-        checked="<results>/work/{dataset}/checked.json",
-        cohort="<results>/work/{dataset}/cohort.parquet",
+        checked="<results>/build/{dataset}/checked.json",
+        cohort="<results>/build/{dataset}/cohort.parquet",
         parts=modality_parts,
     output:
         table=ensure("<results>/stores/{dataset}/modalities/{modality}.parquet", non_empty=True),
-        dictionary="<results>/work/{dataset}/dictionary/{modality}.parquet",
+        dictionary="<results>/build/{dataset}/dictionary/{modality}.parquet",
     log:
         "<logs>/{dataset}/ingest_{modality}.log",
     benchmark:
@@ -126,8 +126,8 @@ rule ingest:
 
 rule samples:
     input:
-        cohort="<results>/work/{dataset}/cohort.parquet",
-        attrition="<results>/work/{dataset}/attrition.parquet",
+        cohort="<results>/build/{dataset}/cohort.parquet",
+        attrition="<results>/build/{dataset}/attrition.parquet",
         modalities=lambda wildcards: expand(
             "<results>/stores/{{dataset}}/modalities/{modality}.parquet",
             modality=store_plan(wildcards).modalities,
@@ -186,7 +186,7 @@ rule split:
 
 rule seal:
     input:
-        checked="<results>/work/{dataset}/checked.json",
+        checked="<results>/build/{dataset}/checked.json",
         samples="<results>/stores/{dataset}/samples.parquet",
         attrition="<results>/stores/{dataset}/attrition.parquet",
         modalities=lambda wildcards: expand(
@@ -194,7 +194,7 @@ rule seal:
             modality=store_plan(wildcards).modalities,
         ),
         dictionaries=lambda wildcards: expand(
-            "<results>/work/{{dataset}}/dictionary/{modality}.parquet",
+            "<results>/build/{{dataset}}/dictionary/{modality}.parquet",
             modality=store_plan(wildcards).modalities,
         ),
         splits=lambda wildcards: expand(
