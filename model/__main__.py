@@ -1,4 +1,4 @@
-"""`python -m model`: train, evaluate, predict, benchmark, options, report."""
+"""`python -m model`: train, search, evaluate, predict, benchmark, options, report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,19 +28,49 @@ def _add_train(commands: Any) -> None:
         "--set tokens=4 --set epochs=30\n\n`python -m model options` lists the methods, "
         "`python -m model options --method NAME` all options of one.",
     )  # fmt: skip
-    p.add_argument("--store", required=True, type=Path, help="sealed feature store")
+    _add_data(p)
     p.add_argument("--out", required=True, type=Path, help="run folder; metrics.json comes last")
-    p.add_argument("--method", default="moe_retriever", help="default: moe_retriever")
-    p.add_argument("--preset", default="paper", help="named settings of the method; default: paper")
-    p.add_argument("--task", help="classification task; default: the store's first")
-    p.add_argument("--scheme", help="split; default: the store's own")
-    p.add_argument("--modalities", nargs="+", metavar="NAME", help="the view; default: all")
-    p.add_argument("--mask", type=Path, metavar="FILE", help="simulated missingness (`mrpipe mask`)")
+    p.add_argument("--method", help="default: moe_retriever, or the one that --options names")
+    p.add_argument("--preset", help="named settings of the method; default: paper, or the one that --options names")
     p.add_argument("--seed", type=int, default=0, help="initial weights, batches, dropout, retrieval; default: 0")
+    p.add_argument("--options", type=Path, metavar="FILE", help="best.json of a search; --set comes after it")
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options")
     p.add_argument("--no-test", action="store_true", help="leave the test part to `evaluate`")
     _add_machine(p)
     p.set_defaults(call=_train)
+
+
+def _add_data(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--store", required=True, type=Path, help="sealed feature store")
+    p.add_argument("--task", help="classification task; default: the store's first")
+    p.add_argument("--scheme", help="split; default: the store's own")
+    p.add_argument("--modalities", nargs="+", metavar="NAME", help="the view; default: all")
+    p.add_argument("--mask", type=Path, metavar="FILE", help="simulated missingness (`mrpipe mask`)")
+
+
+def _add_search(commands: Any) -> None:
+    p = commands.add_parser(
+        "search", help="hyper-parameter search on the validation part",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Try settings of one method and name the best by the validation score; the test part is not used.\n"
+        "Trial 0 is the preset, the others are drawn from the candidates, which are the same for every method:\n"
+        "lr 1e-4, 3e-4, 1e-3; weight_decay 0, 1e-4; dropout 0.1, 0.3, 0.5; and a method's own, if it has any.\n"
+        "A killed search continues when the same command is given again; more --trials add to the ones that are done.",
+        epilog="example:\n  python -m model search --store results/stores/mosi --method shaspec --out searches/shaspec "
+        "--set epochs=50\n  python -m model train --store results/stores/mosi --options searches/shaspec/best.json "
+        "--out runs/b --set epochs=50",
+    )  # fmt: skip
+    _add_data(p)
+    p.add_argument("--out", required=True, type=Path, help="folder: trials/, trials.parquet and, last, best.json")
+    p.add_argument("--method", default="moe_retriever", help="default: moe_retriever")
+    p.add_argument("--preset", default="paper", help="named settings of the method; default: paper")
+    p.add_argument("--trials", type=int, default=12, help="number of settings, the preset's own included; default: 12")
+    p.add_argument("--seed", type=int, default=0, help="of the draws, and of every trial's run; default: 0")
+    p.add_argument("--space", type=Path, metavar="FILE", help="other candidates: YAML or JSON, option: [values]")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                   help="options of all trials; one that is a candidate is not varied")  # fmt: skip
+    _add_machine(p)
+    p.set_defaults(call=_search)
 
 
 def _add_machine(p: argparse.ArgumentParser) -> None:
@@ -107,7 +137,7 @@ def parser(*, with_report: bool = False) -> argparse.ArgumentParser:
     """The command line; the results page brings its own arguments, and matplotlib, only when it is asked for."""
     top = argparse.ArgumentParser(prog="python -m model", description="Train and evaluate methods from feature stores.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_evaluate, _add_predict, _add_benchmark, _add_options):
+    for add in (_add_train, _add_search, _add_evaluate, _add_predict, _add_benchmark, _add_options):
         add(commands)
     p = commands.add_parser("report", help="results page of finished runs")
     p.set_defaults(call=_report)
@@ -144,32 +174,68 @@ def _machine(arguments: argparse.Namespace) -> str:
     return device
 
 
-def _config(method: str, arguments: argparse.Namespace) -> Any:
+def _config(method: str, preset: str, arguments: argparse.Namespace, first: Mapping[str, Any] | None = None) -> Any:
+    """The configuration: preset, then `first`, then --set."""
     from model.config import make_config, parse_assignments
     from model.methods import get
 
-    overrides = parse_assignments(arguments.set)
-    return make_config(get(method), preset=arguments.preset, seed=arguments.seed, overrides=overrides)
+    overrides = {**(first or {}), **parse_assignments(arguments.set)}
+    return make_config(get(method), preset=preset, seed=arguments.seed, overrides=overrides)
+
+
+def _train_config(arguments: argparse.Namespace) -> Any:
+    method, preset = arguments.method, arguments.preset
+    if arguments.options is None:
+        return _config(method or "moe_retriever", preset or "paper", arguments)
+    from model.search import read_best
+
+    best = read_best(arguments.options)
+    for name, given in (("method", method), ("preset", preset)):
+        if given not in (None, best[name]):
+            raise UsageError(f"--options {arguments.options} is of {name} {best[name]}, not {given}")
+    return _config(best["method"], best["preset"], arguments, best["overrides"])
+
+
+def _job(arguments: argparse.Namespace, config: Any, device: str) -> Any:
+    from model.train import Job
+    from mrpipe import open_store
+
+    return Job(
+        store=open_store(arguments.store), run=arguments.out, config=config, task=arguments.task,
+        scheme=arguments.scheme, modalities=tuple(arguments.modalities) if arguments.modalities else None,
+        mask_file=arguments.mask, device=device, quiet=arguments.quiet,
+    )  # fmt: skip
 
 
 def _train(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
-    from model.train import Job, run_training
-    from mrpipe import open_store
+    from model.train import run_training
 
-    config = _config(arguments.method, arguments)
-    store = open_store(arguments.store)
-    job = Job(
-        store=store, run=arguments.out, config=config, task=arguments.task, scheme=arguments.scheme,
-        modalities=tuple(arguments.modalities) if arguments.modalities else None, mask_file=arguments.mask,
-        device=device, quiet=arguments.quiet,
-    )  # fmt: skip
+    job = _job(arguments, _train_config(arguments), device)
     if not run_training(job):
         print(f"{arguments.out} already holds this run: same options, data and code")
     if not arguments.no_test:
         from model.evaluate import evaluate_run
 
-        _print_metrics(evaluate_run(arguments.out, store, device=device))
+        _print_metrics(evaluate_run(arguments.out, job.store, device=device))
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    device = _machine(arguments)
+    from model.config import parse_assignments
+    from model.methods import get
+    from model.search import read_space, search, show
+
+    method = get(arguments.method)
+    config = _config(arguments.method, arguments.preset, arguments)
+    space = None if arguments.space is None else read_space(arguments.space)
+    if not method.gradient:
+        print(f"{method.name} is fitted once and chooses its settings on validation itself: trial 0 only")
+    content = search(
+        _job(arguments, config, device), method, preset=arguments.preset, fixed=parse_assignments(arguments.set),
+        space=space, n_trials=arguments.trials,
+    )  # fmt: skip
+    show(content, arguments.out)
 
 
 def _print_metrics(content: dict[str, Any]) -> None:
@@ -234,7 +300,7 @@ def _benchmark(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
     from model.benchmark import measure, show
 
-    configs = [_config(m, arguments) for m in arguments.method]
+    configs = [_config(m, arguments.preset, arguments) for m in arguments.method]
     from mrpipe import open_store
 
     frame = measure(
@@ -270,6 +336,8 @@ def _options(arguments: argparse.Namespace) -> None:
             choices = f"  [{' | '.join(map(str, f.metadata['choices']))}]" if f.metadata.get("choices") else ""
             table.add_row(f.name, json.dumps(f.default), f.metadata["help"] + choices.replace("[", "\\["))
         console.print(table)
+    for name, values in method.space.items():
+        console.print(f"search also tries {name}: {', '.join(map(str, values))}")
     for name, overrides in method.presets.items():
         console.print(f"preset {name}: {', '.join(f'{k}={v}' for k, v in overrides.items()) or 'the defaults'}")
 

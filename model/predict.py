@@ -126,8 +126,10 @@ def _fallbacks(slots: list[Any]) -> dict[str, float]:
 
 
 def validate(method: Method, data: Data, rows: Rows) -> dict[str, float]:
-    """Loss and metrics on labelled samples, without intervals."""
+    """Loss and metrics on labelled samples, without intervals; only a loss of NaN where a logit is not finite."""
     found = predict(method, data, rows)
+    if not np.isfinite(found.logits).all():
+        return {"loss": float("nan")}
     label = data.label[rows]
     loss = F.cross_entropy(torch.from_numpy(found.logits), torch.from_numpy(label)).item()
     values = score(label, found.probability)

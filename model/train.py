@@ -12,7 +12,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from model.methods.base import Method
 from model.predict import validate
 from mrpipe import keyed
 from mrpipe.codehash import code_hash
-from mrpipe.errors import UsageError
+from mrpipe.errors import MrpipeError, UsageError
 from mrpipe.missingness import read_masks
 from mrpipe.parquet import replacing, write_frame, write_text
 from mrpipe.splits import PARTS
@@ -55,6 +56,7 @@ class Job:
         mask_file: simulated missingness (`mrpipe mask`).
         device: torch device.
         quiet: no progress line.
+        progress: the display of a longer piece of work, in which this training is one line; else it has its own.
     """
 
     store: Store
@@ -66,27 +68,50 @@ class Job:
     mask_file: Path | None = None
     device: str = "cpu"
     quiet: bool = False
+    progress: Progress | None = None
+
+
+class DivergedError(MrpipeError):
+    """The loss is no longer a finite number."""
+
+
+def progress_display(*, quiet: bool) -> Progress:
+    """Lines of description, bar, count, time left (by the pace of all steps so far) and a free text `state`."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"), console=Console(stderr=True), disable=quiet, transient=True,
+        speed_estimate_period=1e9,
+    )  # fmt: skip
 
 
 class Log:
     """`log.txt` of a run, and the progress line; neither holds an id."""
 
-    def __init__(self, path: Path, *, quiet: bool, n_epochs: int, fresh: bool):
-        self._path = path
+    def __init__(self, path: Path, job: Job, *, fresh: bool):
+        self._path, self._shared, self._n_epochs = path, job.progress is not None, job.config.common.epochs
+        self._progress = job.progress or progress_display(quiet=job.quiet)
         if fresh:
             path.write_text("", encoding="utf-8")
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[state]}"), console=Console(stderr=True), disable=quiet, transient=True,
-        )  # fmt: skip
-        self._task = self.progress.add_task("training", total=n_epochs, state="")
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the progress line."""
+        self._task = self._progress.add_task("training", total=self._n_epochs, state="")
+        if self._shared:
+            try:
+                yield
+            finally:
+                self._progress.remove_task(self._task)
+        else:
+            with self._progress:
+                yield
 
     def line(self, text: str) -> None:
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(text + "\n")
 
     def epoch(self, done: int, state: str) -> None:
-        self.progress.update(self._task, completed=done, state=state)
+        self._progress.update(self._task, completed=done, state=state)
         self.line(f"epoch {done}: {state}")
 
 
@@ -114,30 +139,44 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def run_training(job: Job) -> bool:
+def load_data(job: Job) -> Data:
+    """What the job trains on."""
+    return load(
+        job.store, task=job.task, scheme=job.scheme, modalities=job.modalities, mask_file=job.mask_file,
+        device=job.device,
+    )  # fmt: skip
+
+
+def described(job: Job, data: Data) -> dict[str, Any]:
+    """The content of config.json: options and data."""
+    origin = origin_of(job, data)
+    return {**job.config.to_dict(), "data": {**vars(origin), "modalities": list(origin.modalities)}}
+
+
+def run_training(job: Job, data: Data | None = None) -> bool:
     """Train and write the run folder; False if it already holds the result of these options, this data and this code.
 
     Files: config.json, mask.parquet (a copy of the mask file), log.txt, history.parquet, cost.json (times; not
     reproducible to the byte) and, last, model.pt. While training, `.resume.pt` is from where a killed run continues.
 
+    Args:
+        data: the job's data, where several jobs share them; default: loaded here.
+
     Raises:
         UsageError: unknown task, scheme or modality; a training part without two classes.
+        DivergedError: a loss is no longer finite.
         DataError: the mask file or the weights file is at fault.
     """
     started = time.perf_counter()
     run, config = job.run, job.config
-    data = load(
-        job.store, task=job.task, scheme=job.scheme, modalities=job.modalities, mask_file=job.mask_file,
-        device=job.device,
-    )  # fmt: skip
+    data = load_data(job) if data is None else data
     loaded = time.perf_counter()
     parts = {part: data.rows(part) for part in PARTS}
     if len(np.unique(data.label[parts["train"]])) < 2:
         raise UsageError("the training part needs labelled samples of at least two classes")
-    origin = origin_of(job, data)
-    described = {**config.to_dict(), "data": {**vars(origin), "modalities": list(origin.modalities)}}
-    fingerprint = _fingerprint(described, config)
-    if _finished(run, fingerprint):
+    origin, content = origin_of(job, data), described(job, data)
+    mark = fingerprint(content, config)
+    if _finished(run, mark):
         return False
     method = get(config.method).create(data.spec, config).to(job.device)
     method.prepare(data, parts["train"])
@@ -145,17 +184,17 @@ def run_training(job: Job) -> bool:
     run.mkdir(parents=True, exist_ok=True)
     for name in (checkpoint.NAME, "metrics.json", "metrics.csv", checkpoint.MASK_NAME):
         (run / name).unlink(missing_ok=True)
-    write_text(run / "config.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
+    write_text(run / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
     if job.mask_file is not None:
         with replacing(run / checkpoint.MASK_NAME) as temporary:
             shutil.copyfile(job.mask_file, temporary)
-    before = _resume_point(run, fingerprint, job.device)
-    log = Log(run / "log.txt", quiet=job.quiet, n_epochs=config.common.epochs, fresh=before is None)
+    before = _resume_point(run, mark, job.device)
+    log = Log(run / "log.txt", job, fresh=before is None)
     log.line(_opening(method, data, parts, origin))
     seconds: list[float] = []
-    with log.progress:
+    with log.shown():
         if method.gradient:
-            state = _descend(method, data, parts, run, fingerprint, before, log, seconds)
+            state = _descend(method, data, parts, run, mark, before, log, seconds)
             history = _history_frame(state["history"], state["best_epoch"], config.common.select_metric)
             write_frame(run / "history.parquet", history)
             outcome = {"best_epoch": state["best_epoch"], "epochs": len(state["history"])}
@@ -176,13 +215,13 @@ def run_training(job: Job) -> bool:
     keep_bank = method.reference_bytes() <= config.common.bank_mb * 1e6
     checkpoint.save_run(
         run / checkpoint.NAME, method.eval(), data.spec, data.fitted, origin,
-        reference=method.reference_state() if keep_bank else None, training=outcome, fingerprint=fingerprint,
+        reference=method.reference_state() if keep_bank else None, training=outcome, fingerprint=mark,
     )  # fmt: skip
     (run / checkpoint.RESUME_NAME).unlink(missing_ok=True)
     return True
 
 
-def _fingerprint(described: dict[str, Any], config: Config) -> str:
+def fingerprint(described: dict[str, Any], config: Config) -> str:
     """What two runs must share to give the same bytes: options, data, initial weights and code."""
     weights = config.common.image_weights
     parts = [json.dumps(described, sort_keys=True), code_hash("model.train", f"model.methods.{config.method}")]
@@ -190,17 +229,17 @@ def _fingerprint(described: dict[str, Any], config: Config) -> str:
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
-def _finished(run: Path, fingerprint: str) -> bool:
+def _finished(run: Path, mark: str) -> bool:
     path = run / checkpoint.NAME
-    return path.is_file() and checkpoint.read(path)["fingerprint"] == fingerprint
+    return path.is_file() and checkpoint.read(path)["fingerprint"] == mark
 
 
-def _resume_point(run: Path, fingerprint: str, device: str) -> State | None:
+def _resume_point(run: Path, mark: str, device: str) -> State | None:
     path = run / checkpoint.RESUME_NAME
     if not path.is_file():
         return None
     state = checkpoint.read(path, device)
-    return state if state["fingerprint"] == fingerprint else None
+    return state if state["fingerprint"] == mark else None
 
 
 def batches(rows: Rows, size: int, seed: int, epoch: int, arrange: Callable[[Rows], Rows] | None = None) -> list[Rows]:
@@ -256,7 +295,7 @@ def _descend(
     data: Data,
     parts: dict[str, Rows],
     run: Path,
-    fingerprint: str,
+    mark: str,
     before: State | None,
     log: Log,
     seconds: list[float],
@@ -281,6 +320,7 @@ def _descend(
         seconds.append(time.perf_counter() - started)
         if len(val_rows):
             row |= {f"val_{k}": v for k, v in validate(method, data, val_rows).items()}
+        _require_finite(row)
         row["selectable"] = method.selectable
         state["history"].append(row)
         score = _selection_score(row, c.select_metric)
@@ -291,13 +331,21 @@ def _descend(
         log.epoch(epoch + 1, _describe(row, c.select_metric))
         if (epoch + 1) % c.checkpoint_every == 0:
             resume = {**state, "state": method.state_dict(), "optimiser": optimiser.state_dict()}
-            checkpoint.write(
-                run / checkpoint.RESUME_NAME, {"format": checkpoint.FORMAT, "fingerprint": fingerprint, **resume}
-            )
+            checkpoint.write(run / checkpoint.RESUME_NAME, {"format": checkpoint.FORMAT, "fingerprint": mark, **resume})
     method.begin_epoch(state["best_epoch"] - 1, c.epochs)
     method.load_state_dict(state["best_state"])
     method.refresh()
     return state
+
+
+def _require_finite(row: dict[str, Any]) -> None:
+    """Of the validation only the loss: where a part has one class, other scores are undefined."""
+    losses = [name for name in row if name.startswith("train_") or name == "val_loss"]
+    bad = [name for name in losses if not math.isfinite(row[name])]
+    if bad:
+        raise DivergedError(
+            f"training diverged in epoch {row['epoch']}: {bad[0]} is {row[bad[0]]}; try a lower lr, or clip=1.0"
+        )
 
 
 def _patience_over(state: State, patience: int) -> bool:

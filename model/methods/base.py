@@ -54,6 +54,7 @@ class Method(nn.Module):
         Options: frozen dataclass of `mrpipe.schema.option` fields whose names differ from those of `Common`.
         presets: named overrides; "paper" is the default.
         gradient: trained by gradient steps; otherwise `fit` is called once.
+        space: candidates of options of its own that `search` tries beside the common ones.
         encoded: uses the shared encoders, found in `self.encoders` (one a modality) once the method is made.
 
     A method must not keep anything of a batch. What it remembers of the *training* samples it takes in `prepare`, and
@@ -65,6 +66,7 @@ class Method(nn.Module):
     paper: ClassVar[str] = ""
     Options: ClassVar[type] = NoOptions
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
+    space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     gradient: ClassVar[bool] = True
     encoded: ClassVar[bool] = True
 

@@ -60,6 +60,8 @@ class BestSingle(UnimodalHeads):
 
     def _score(self, logits: Tensor, label: Any) -> float:
         logits = logits.double().cpu()
+        if not logits.isfinite().all():
+            return float("-inf")
         metric = self.config.common.select_metric
         if metric == "loss":
             return -float(F.cross_entropy(logits, torch.from_numpy(label)))

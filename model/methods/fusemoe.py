@@ -120,6 +120,7 @@ class FuseMoE(Method):
     summary = "a learned block for each missing modality; experts behind one Laplace router a modality"
     paper = "Han et al., NeurIPS 2024 (FuseMoE)"
     Options = FuseMoEOptions
+    space: ClassVar[Mapping[str, tuple[Any, ...]]] = {"layers": (1, 2)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "joint": {"router": "joint", "expert_ffn": 512},

@@ -1,0 +1,337 @@
+"""Hyper-parameter search: the same number of trials and the same common candidates for every method.
+
+Trial 0 has the preset's own values. The others are drawn without replacement, by keyed draws, from the product of the
+candidates: a trial's options depend on the seed and the candidates alone, and more trials only add to the fewer. A
+trial is a run like any other, its score the validation score that picks the epoch; the test part is never evaluated.
+
+Source of the common candidates: models.md §9.4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from model import checkpoint
+from model.checkpoint import load_run
+from model.config import Config, make_config
+from model.data import Data
+from model.methods.base import Method
+from model.predict import validate
+from model.train import DivergedError, Job, described, fingerprint, load_data, progress_display, run_training
+from mrpipe import keyed
+from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
+from mrpipe.parquet import write_frame, write_text
+
+COMMON_SPACE: Mapping[str, tuple[Any, ...]] = {
+    "lr": (1e-4, 3e-4, 1e-3), "weight_decay": (0.0, 1e-4), "dropout": (0.1, 0.3, 0.5),
+}  # fmt: skip
+MOST_COMBINATIONS = 100_000
+Space = Mapping[str, Sequence[Any]]
+Overrides = dict[str, Any]
+
+
+class SearchFailedError(MrpipeError):
+    """No trial came to an end."""
+
+
+def read_space(path: Path) -> dict[str, list[Any]]:
+    """Candidates from a YAML or JSON file: option → list of values.
+
+    Raises:
+        DataError: the file is not such a mapping; with every fault.
+    """
+    fix = "One option a line, e.g.  lr: [0.0001, 0.001]"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError(Fault(file=str(path), expected="a YAML or JSON file", found=found, fix=fix)) from error
+    if not isinstance(content, dict) or not content:
+        expected = "a mapping of options to lists of values"
+        raise DataError(Fault(file=str(path), expected=expected, found=type(content).__name__, fix=fix))
+    faults = []
+    for name, values in content.items():
+        if not isinstance(values, list) or not values:
+            faults.append(Fault(file=str(path), column=str(name), expected="a list of values", found=repr(values)))
+        elif len({json.dumps(v) for v in values}) < len(values):
+            faults.append(Fault(file=str(path), column=str(name), expected="different values", found=repr(values)))
+    if faults:
+        raise DataError(faults)
+    return {str(name): values for name, values in content.items()}
+
+
+def draw_trials(
+    method: type[Method], *, preset: str, seed: int, fixed: Overrides, space: Space, n_trials: int
+) -> list[tuple[Overrides, Config]]:
+    """The varied options and the configuration of each trial; fewer than asked for where the space is smaller.
+
+    Raises:
+        UsageError: an unknown option, a value that it cannot take, a combination that no run can have, too many
+            combinations; with every candidate at fault.
+    """
+    if n_trials < 1:
+        raise UsageError(f"--trials {n_trials} must be at least 1")
+
+    def config(chosen: Overrides) -> Config:
+        return make_config(method, preset=preset, seed=seed, overrides={**fixed, **chosen})
+
+    first = config({})
+    # Trials are ranked by the score that it names.
+    faults = ["select_metric cannot be searched"] if "select_metric" in space else []
+    for name, values in space.items():
+        for value in values:
+            try:
+                config({name: value})
+            except UsageError as error:
+                faults.append(str(error))
+    if faults:
+        raise UsageError("\n".join(["the search space cannot be used:", *(f"  - {f}" for f in dict.fromkeys(faults))]))
+    names = sorted(space)
+    n_combinations = math.prod(len(space[name]) for name in names)
+    if n_combinations > MOST_COMBINATIONS:
+        raise UsageError(f"the search space has {n_combinations} combinations, the most is {MOST_COMBINATIONS}")
+    combinations = [
+        dict(zip(names, values, strict=True)) for values in itertools.product(*(space[name] for name in names))
+    ]
+    keys = keyed.id_keys(json.dumps(c, sort_keys=True) for c in combinations)
+    order = np.argsort(keyed.bits(keys, seed, "search trials")[:, 0], kind="stable")
+    trials = [({name: _value(first, name) for name in names}, first)]
+    for place in order.tolist():
+        if len(trials) == n_trials:
+            break
+        made = config(combinations[place])
+        if made != first:
+            trials.append(({name: _value(made, name) for name in names}, made))
+    return trials
+
+
+def _value(config: Config, name: str) -> Any:
+    group = config.common if hasattr(config.common, name) else config.own
+    return getattr(group, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a trial came to.
+
+    Attributes:
+        status: "finished", "diverged" or "out of memory".
+        score: validation score of the kept epoch under the run's `select_metric`; None without one.
+        seconds: of the training, or of the part of it that this process did.
+    """
+
+    number: int
+    options: Overrides
+    status: str
+    score: float | None = None
+    best_epoch: int | None = None
+    epochs: int | None = None
+    error: str = ""
+    seconds: float | None = None
+
+
+def run_search(job: Job, trials: Sequence[tuple[Overrides, Config]]) -> list[Trial]:
+    """Run the trials that are not done yet; `job.run` is the folder of the search, `job.config` is not used.
+
+    Files in `trials/<n>/`: those of a run (the checkpoint of the best trial only) and result.json, which says that the
+    trial is done.
+
+    Raises:
+        UsageError: no validation samples.
+    """
+    data = load_data(job)
+    if not len(data.rows("val")):
+        raise UsageError("a search needs labelled validation samples: they choose among the trials")
+    done: list[Trial] = []
+    progress = progress_display(quiet=job.quiet)
+    task = progress.add_task("trials", total=len(trials), state="")
+    with progress:
+        for number, (options, config) in enumerate(trials):
+            progress.update(task, description=f"trial {number + 1} of {len(trials)}")
+            own = dataclasses.replace(
+                job, run=job.run / "trials" / str(number), config=config, quiet=True, progress=progress
+            )
+            done.append(_run_trial(number, options, own, data))
+            at = best_of(done, config.common.select_metric)
+            _keep_only(at, done, job.run)
+            progress.update(task, completed=number + 1, state="" if at is None else f"best {at.score:.4f}")
+            if not job.quiet:
+                progress.console.print(_line(done[-1], len(trials), config.common.select_metric))
+    return done
+
+
+def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
+    mark = fingerprint(described(job, data), job.config)
+    path = job.run / "result.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if before.get("fingerprint") == mark:
+        return Trial(number=number, options=options, **before["result"])
+    path.unlink(missing_ok=True)
+    started = time.perf_counter()
+    result: dict[str, Any]
+    try:
+        run_training(job, data)
+        result = {"status": "finished", **_outcome(job, data)}
+    except DivergedError as error:
+        result = {"status": "diverged", "error": str(error)}
+    except torch.cuda.OutOfMemoryError as error:
+        # Another machine may have the memory: nothing is noted, the next search tries again.
+        first_line = str(error).splitlines()[0]
+        return Trial(number=number, options=options, status="out of memory", error=first_line)
+    result["seconds"] = time.perf_counter() - started
+    write_text(path, json.dumps({"fingerprint": mark, "result": result}, indent=2, sort_keys=True) + "\n")
+    return Trial(number=number, options=options, **result)
+
+
+def _outcome(job: Job, data: Data) -> dict[str, Any]:
+    """Validation score, kept epoch and number of epochs of a finished run."""
+    metric = job.config.common.select_metric
+    history = job.run / "history.parquet"
+    if history.is_file():
+        epochs = pl.read_parquet(history)
+        best = epochs.row(by_predicate=pl.col("best"), named=True)
+        return {"score": best["val_score"], "best_epoch": best["epoch"], "epochs": len(epochs)}
+    method = load_run(job.run, job.device).method
+    method.prepare(data, data.rows("train"))
+    value = validate(method, data, data.rows("val"))[metric]
+    return {"score": None if math.isnan(value) else value}
+
+
+def best_of(trials: Sequence[Trial], metric: str) -> Trial | None:
+    """The trial with the best score, of equal ones the first."""
+    scored = [t for t in trials if t.score is not None]
+    sign = -1 if metric == "loss" else 1
+    return max(scored, key=lambda t: sign * (t.score or 0.0), default=None)
+
+
+def _keep_only(best: Trial | None, done: Sequence[Trial], folder: Path) -> None:
+    """Remove the checkpoints of the trials that lost; their options, curves and logs stay."""
+    for trial in done:
+        if trial is not best and trial.status != "out of memory":
+            for name in (checkpoint.NAME, checkpoint.RESUME_NAME, checkpoint.MASK_NAME):
+                (folder / "trials" / str(trial.number) / name).unlink(missing_ok=True)
+
+
+def _line(trial: Trial, n_trials: int, metric: str) -> str:
+    options = ", ".join(f"{k}={v}" for k, v in trial.options.items())
+    if trial.score is None:
+        result = trial.error or "no score"
+    else:
+        result = f"{metric} {trial.score:.4f}"
+        result += f" (epoch {trial.best_epoch} of {trial.epochs})" if trial.epochs else ""
+    return f"trial {trial.number + 1} of {n_trials}: {result}: {options or 'the preset'}"
+
+
+def trials_frame(trials: Sequence[Trial]) -> pl.DataFrame:
+    """One row a trial: `trial, <each varied option>, status, score, best_epoch, epochs, error`."""
+    rows = [
+        {"trial": t.number, **t.options, "status": t.status, "score": t.score, "best_epoch": t.best_epoch,
+         "epochs": t.epochs, "error": t.error}
+        for t in trials
+    ]  # fmt: skip
+    schema = {"trial": pl.Int32, "score": pl.Float64, "best_epoch": pl.Int32, "epochs": pl.Int32, "error": pl.String}
+    return pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)
+
+
+def search(
+    job: Job, method: type[Method], *, preset: str, fixed: Overrides, space: Space | None = None, n_trials: int = 12
+) -> dict[str, Any]:
+    """Search and write the folder; returns the content of best.json.
+
+    Files: trials/<n>/ (see `run_search`), cost.json (seconds a trial; not reproducible to the byte), trials.parquet
+    (see `trials_frame`) and, last, best.json, which `train --options` reads.
+
+    Args:
+        job: data, seed (of its config), device and folder of the search.
+        fixed: options that every trial has; one that the space names is not varied.
+        space: candidates; default: the common ones and the method's own.
+
+    Raises:
+        UsageError: see `draw_trials` and `run_search`.
+        SearchFailedError: no trial came to an end.
+    """
+    folder, seed = job.run, job.config.seed
+    candidates = {**COMMON_SPACE, **method.space} if space is None else space
+    candidates = {k: v for k, v in candidates.items() if k not in fixed} if method.gradient else {}
+    trials = draw_trials(method, preset=preset, seed=seed, fixed=fixed, space=candidates, n_trials=n_trials)
+    for name in ("best.json", "trials.parquet"):
+        (folder / name).unlink(missing_ok=True)
+    done = run_search(job, trials)
+    metric = job.config.common.select_metric
+    cost = {"trial_seconds": [t.seconds for t in done], "threads": torch.get_num_threads(), "device": job.device}
+    write_text(folder / "cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
+    write_frame(folder / "trials.parquet", trials_frame(done))
+    best = best_of(done, metric)
+    if best is None:
+        errors = "; ".join(dict.fromkeys(t.error for t in done if t.error))
+        raise SearchFailedError(f"none of {len(done)} trials gave a validation score: {errors or metric}")
+    content = {
+        "method": method.name, "preset": preset, "overrides": {**fixed, **best.options}, "score": best.score,
+        "metric": metric, "trial": best.number, "n_trials": len(done),
+        "n_failed": sum(t.status != "finished" for t in done), "space": {k: list(v) for k, v in candidates.items()},
+        "seed": seed, **_data_of(folder / "trials" / str(best.number) / "config.json"),
+    }  # fmt: skip
+    write_text(folder / "best.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
+    return content
+
+
+def _data_of(path: Path) -> dict[str, Any]:
+    data = json.loads(path.read_text(encoding="utf-8"))["data"]
+    known = ("dataset", "store_id", "origin", "task", "scheme", "mask", "mask_sha256")
+    return {**{k: data[k] for k in known}, "modalities": [m["name"] for m in data["modalities"]]}
+
+
+def read_best(path: Path) -> dict[str, Any]:
+    """The content of a best.json.
+
+    Raises:
+        DataError: it is not one.
+    """
+    fix = "Give the best.json that `python -m model search` wrote."
+    expected = "a JSON object with method, preset and overrides"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError(Fault(file=str(path), expected=expected, found=found, fix=fix)) from error
+    kinds = {"method": str, "preset": str, "overrides": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), kind) for k, kind in kinds.items()):
+        raise DataError(Fault(file=str(path), expected=expected, found="other content", fix=fix))
+    return content
+
+
+def show(content: dict[str, Any], folder: Path) -> None:
+    """Print the trials, best first, and what to do with them."""
+    frame = pl.read_parquet(folder / "trials.parquet")
+    seconds = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["trial_seconds"]
+    options = [c for c in frame.columns if c not in ("trial", "status", "score", "best_epoch", "epochs", "error")]
+    metric = content["metric"]
+    table = Table("trial", *options, f"validation {metric}", "best epoch", "epochs", "seconds", "status")
+    table.title = f"{content['method']} on {content['dataset']} ({content['origin']}), {len(frame)} trials"
+    order = frame.with_columns(seconds=pl.Series(seconds, dtype=pl.Float64)).sort(
+        ["score", "trial"], descending=[metric != "loss", False], nulls_last=True
+    )
+    for row in order.iter_rows(named=True):
+        shown = [str(row["trial"]), *(f"{row[o]}" for o in options)]
+        shown += ["" if row["score"] is None else f"{row['score']:.4f}"]
+        shown += ["" if row[c] is None else str(row[c]) for c in ("best_epoch", "epochs")]
+        shown += ["" if row["seconds"] is None else f"{row['seconds']:.1f}", row["error"] or row["status"]]
+        table.add_row(*shown, style="bold" if row["trial"] == content["trial"] else None)
+    console = Console()
+    console.print(table)
+    console.print(f"to train with the best: python -m model train … --options {folder / 'best.json'}", soft_wrap=True)
