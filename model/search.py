@@ -171,7 +171,8 @@ def run_search(job: Job, trials: Sequence[tuple[Overrides, Config]]) -> list[Tri
             _keep_only(at, done, job.run)
             progress.update(task, completed=number + 1, state="" if at is None else f"best {at.score:.4f}")
             if not job.quiet:
-                progress.console.print(_line(done[-1], len(trials), config.common.select_metric))
+                line = _line(done[-1], len(trials), config.common.select_metric)
+                progress.console.print(line, highlight=False, soft_wrap=True)
     return done
 
 
@@ -233,8 +234,8 @@ def _line(trial: Trial, n_trials: int, metric: str) -> str:
         result = trial.error or "no score"
     else:
         result = f"{metric} {trial.score:.4f}"
-        result += f" (epoch {trial.best_epoch} of {trial.epochs})" if trial.epochs else ""
-    return f"trial {trial.number + 1} of {n_trials}: {result}: {options or 'the preset'}"
+        result += f", epoch {trial.best_epoch} of {trial.epochs}" if trial.epochs else ""
+    return f"trial {trial.number} ({trial.number + 1} of {n_trials}): {result}; {options or 'the preset'}"
 
 
 def trials_frame(trials: Sequence[Trial]) -> pl.DataFrame:
@@ -321,17 +322,21 @@ def show(content: dict[str, Any], folder: Path) -> None:
     seconds = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["trial_seconds"]
     options = [c for c in frame.columns if c not in ("trial", "status", "score", "best_epoch", "epochs", "error")]
     metric = content["metric"]
-    table = Table("trial", *options, f"validation {metric}", "best epoch", "epochs", "seconds", "status")
-    table.title = f"{content['method']} on {content['dataset']} ({content['origin']}), {len(frame)} trials"
+    table = Table("trial", *options, metric, "epoch", "seconds")
+    table.title = f"{content['method']} on {content['dataset']} ({content['origin']}), validation"
     order = frame.with_columns(seconds=pl.Series(seconds, dtype=pl.Float64)).sort(
         ["score", "trial"], descending=[metric != "loss", False], nulls_last=True
     )
     for row in order.iter_rows(named=True):
-        shown = [str(row["trial"]), *(f"{row[o]}" for o in options)]
-        shown += ["" if row["score"] is None else f"{row['score']:.4f}"]
-        shown += ["" if row[c] is None else str(row[c]) for c in ("best_epoch", "epochs")]
-        shown += ["" if row["seconds"] is None else f"{row['seconds']:.1f}", row["error"] or row["status"]]
+        score = row["status"] if row["score"] is None else f"{row['score']:.4f}"
+        epoch = "" if row["epochs"] is None else f"{row['best_epoch']} of {row['epochs']}"
+        shown = [str(row["trial"]), *(str(row[o]) for o in options), score, epoch, _rounded(row["seconds"])]
         table.add_row(*shown, style="bold" if row["trial"] == content["trial"] else None)
     console = Console()
     console.print(table)
-    console.print(f"to train with the best: python -m model train … --options {folder / 'best.json'}", soft_wrap=True)
+    best = folder / "best.json"
+    console.print(f"to train with the best: python -m model train … --options {best}", soft_wrap=True, highlight=False)
+
+
+def _rounded(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.1f}"

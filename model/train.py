@@ -110,9 +110,10 @@ class Log:
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(text + "\n")
 
-    def epoch(self, done: int, state: str) -> None:
+    def epoch(self, done: int, text: str, state: str) -> None:
+        """A line for the log, a few words for the display."""
         self._progress.update(self._task, completed=done, state=state)
-        self.line(f"epoch {done}: {state}")
+        self.line(f"epoch {done}: {text}")
 
 
 def origin_of(job: Job, data: Data) -> Origin:
@@ -328,7 +329,7 @@ def _descend(
             best = {k: v.detach().clone() for k, v in method.state_dict().items()}
             state |= {"best_score": score, "best_epoch": epoch + 1, "best_state": best}
         state["next_epoch"] = epoch + 1
-        log.epoch(epoch + 1, _describe(row, c.select_metric))
+        log.epoch(epoch + 1, _describe(row, c.select_metric), _summarise(row, c.select_metric, state["best_score"]))
         if (epoch + 1) % c.checkpoint_every == 0:
             resume = {**state, "state": method.state_dict(), "optimiser": optimiser.state_dict()}
             checkpoint.write(run / checkpoint.RESUME_NAME, {"format": checkpoint.FORMAT, "fingerprint": mark, **resume})
@@ -367,6 +368,13 @@ def _describe(row: dict[str, Any], metric: str) -> str:
         text += f", val loss {row['val_loss']:.4f}, val accuracy {row['val_accuracy']:.4f}"
         text += f", val {metric} {row[f'val_{metric}']:.4f}" if metric not in ("loss", "accuracy") else ""
     return text if row["selectable"] else f"{text} (warm-up)"
+
+
+def _summarise(row: dict[str, Any], metric: str, best: float) -> str:
+    if "val_loss" not in row:
+        return f"loss {row['train_loss']:.4f}"
+    kept = f", best {abs(best):.4f}" if math.isfinite(best) else ""
+    return f"val {metric} {row[f'val_{metric}']:.4f}{kept}"
 
 
 def _history_frame(history: list[dict[str, Any]], best_epoch: int, metric: str) -> pl.DataFrame:
