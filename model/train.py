@@ -10,11 +10,13 @@ import dataclasses
 import hashlib
 import json
 import math
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +212,7 @@ def run_training(job: Job, data: Data | None = None) -> bool:
         "load_seconds": loaded - started, "train_seconds": time.perf_counter() - loaded,
         "epoch_seconds": float(np.median(seconds)) if seconds else None,
         "samples_per_second": len(parts["train"]) / float(np.median(seconds)) if seconds else None,
-        "threads": torch.get_num_threads(), "device": job.device, "torch": torch.__version__,
+        "threads": torch.get_num_threads(), "device": job.device, "versions": _versions(),
     }  # fmt: skip
     write_text(run / "cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
     keep_bank = method.reference_bytes() <= config.common.bank_mb * 1e6
@@ -220,6 +222,12 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     )  # fmt: skip
     (run / checkpoint.RESUME_NAME).unlink(missing_ok=True)
     return True
+
+
+def _versions() -> dict[str, str]:
+    """The software that a number may depend on."""
+    packages = ("mrpipe", "torch", "numpy", "scikit-learn", "polars")
+    return {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
 
 
 def fingerprint(described: dict[str, Any], config: Config) -> str:

@@ -32,6 +32,7 @@ class Manifest:
         inputs: raw files: path relative to the export, size in bytes, SHA-256.
         code_hash: hash of the code that can influence the store.
         pattern_counts: modality combination (names joined by `+`) → number of samples.
+        citation, licence, provider: as the dataset declares them; empty in stores of a writer that did not say.
         store_id: first 16 hex digits of the SHA-256 over the sorted `path sha256` lines of all hashed files.
     """
 
@@ -54,6 +55,9 @@ class Manifest:
     pattern_counts: Mapping[str, int]
     default_scheme: str
     store_id: str
+    citation: str = ""
+    licence: str = ""
+    provider: str = ""
 
     @property
     def files(self) -> list[Mapping[str, Any]]:
@@ -111,12 +115,13 @@ def read_manifest(root: Path) -> Manifest:
                 fix="Update mrpipe to read a newer format.",
             )
         )
-    names = {f.name for f in dataclasses.fields(Manifest)}
-    missing = sorted(names - set(values))
+    fields = dataclasses.fields(Manifest)
+    names = {f.name for f in fields}
+    missing = sorted({f.name for f in fields if f.default is dataclasses.MISSING} - set(values))
     if missing:
         raise DataError(
             Fault(file=str(path), column=missing[0], expected=f"the keys {', '.join(missing)}", found="none")
         )
     # A newer writer of the same format may add keys; they are not for this reader.
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
-    return Manifest(**fields)
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+    return Manifest(**known)

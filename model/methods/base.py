@@ -51,6 +51,7 @@ class Method(nn.Module):
     Class attributes:
         name: equals the module's name.
         summary, paper: one line each, for `--help`.
+        citation: of the paper that proposed it, as a reference list has it; empty for a control.
         Options: frozen dataclass of `mrpipe.schema.option` fields whose names differ from those of `Common`.
         presets: named overrides; "paper" is the default.
         gradient: trained by gradient steps; otherwise `fit` is called once.
@@ -64,6 +65,7 @@ class Method(nn.Module):
     name: ClassVar[str]
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
     Options: ClassVar[type] = NoOptions
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
     space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}

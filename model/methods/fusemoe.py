@@ -119,6 +119,10 @@ class FuseMoE(Method):
     name = "fusemoe"
     summary = "a learned block for each missing modality; experts behind one Laplace router a modality"
     paper = "Han et al., NeurIPS 2024 (FuseMoE)"
+    citation = (
+        "X. Han, H. Nguyen, C. Harris, N. Ho, S. Saria. FuseMoE: mixture-of-experts transformers for "
+        "fleximodal fusion. NeurIPS, 2024"
+    )
     Options = FuseMoEOptions
     space: ClassVar[Mapping[str, tuple[Any, ...]]] = {"layers": (1, 2)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -63,6 +63,11 @@ class MMFormer(Method):
     name = "mmformer"
     summary = "intra- and inter-modal transformers, zeros for what is missing, random masking in training"
     paper = "Zhang et al., MICCAI 2022 (mmFormer)"
+    citation = (
+        "Y. Zhang, N. He, J. Yang, Y. Li, D. Wei, Y. Huang, Y. Zhang, Z. He, Y. Zheng. mmFormer: multimodal "
+        "medical transformer for incomplete multimodal learning of brain tumor segmentation. MICCAI, 107-117, "
+        "2022"
+    )
     Options = MMFormerOptions
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},

@@ -91,6 +91,10 @@ class MoERetriever(Method):
     name = "moe_retriever"
     summary = "retrieves a missing modality from supporting samples through a sparse mixture of experts"
     paper = "MoE-Retriever (the paper this project implements)"
+    citation = (
+        "Sparse MoE as a new retriever: addressing missing modality problem in incomplete multimodal data. "
+        "Manuscript under double-blind review, 2024"
+    )
     Options = MoERetrieverOptions
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},

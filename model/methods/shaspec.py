@@ -74,6 +74,10 @@ class ShaSpec(Method):
     name = "shaspec"
     summary = "shared and specific features; the mean of the observed shared ones stands in for what is missing"
     paper = "Wang et al., CVPR 2023 (ShaSpec)"
+    citation = (
+        "H. Wang, Y. Chen, C. Ma, J. Avery, L. Hull, G. Carneiro. Multi-modal learning with missing modality "
+        "via shared-specific feature modelling. CVPR, 15878-15887, 2023"
+    )
     Options = ShaSpecOptions
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},

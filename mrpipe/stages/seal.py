@@ -88,6 +88,9 @@ def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], ver
         pattern_counts={"+".join(masks.to_names(mask, bits)): n for mask, n in counts.items()},
         default_scheme=dataset.default_scheme if dataset.default_scheme in schemes else schemes[0],
         store_id=store_id([*tables, *modalities, *labels, *splits]),
+        citation=dataset.citation,
+        licence=dataset.licence,
+        provider=dataset.provider,
     )
 
 
