@@ -61,6 +61,9 @@ class Common:
     class_weight: str = option("none", "weights of the cross-entropy", choices=("none", "balanced"))
     clip: float = option(0.0, "largest norm of the gradient; 0: no clipping")
     drop_modalities: float = option(0.0, "in training, hide each observed modality with this rate, never the last one")
+    gradient_rows: int = option(
+        0, "training samples on which each epoch compares the modalities' gradients (Figure 5); 0: none"
+    )
     checkpoint_every: int = option(1, "epochs between two points from which an interrupted run continues")
     bank_mb: float = option(256.0, "largest support bank (MB) that a checkpoint carries for `predict`")
 
@@ -145,6 +148,8 @@ def _check(c: Common) -> None:
     for name in positive:
         if getattr(c, name) <= 0:
             raise UsageError(f"option {name}={getattr(c, name)} must be positive")
+    if c.gradient_rows < 0:
+        raise UsageError(f"option gradient_rows={c.gradient_rows} must not be negative")
     for name in ("dropout", "image_dropout", "drop_modalities"):
         if not 0 <= getattr(c, name) < 1:
             raise UsageError(f"option {name}={getattr(c, name)} must lie in [0, 1)")

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from model import checkpoint
+from model import checkpoint, gradients
 from model.checkpoint import Origin, describe
 from model.config import Config
 from model.data import Data, load
@@ -159,8 +159,9 @@ def described(job: Job, data: Data) -> dict[str, Any]:
 def run_training(job: Job, data: Data | None = None) -> bool:
     """Train and write the run folder; False if it already holds the result of these options, this data and this code.
 
-    Files: config.json, mask.parquet (a copy of the mask file), log.txt, history.parquet, cost.json (times; not
-    reproducible to the byte) and, last, model.pt. While training, `.resume.pt` is from where a killed run continues.
+    Files: config.json, mask.parquet (a copy of the mask file), log.txt, history.parquet, gradients.parquet (where
+    `gradient_rows` asks for it), cost.json (times; not reproducible to the byte) and, last, model.pt. While training,
+    `.resume.pt` is from where a killed run continues.
 
     Args:
         data: the job's data, where several jobs share them; default: loaded here.
@@ -185,7 +186,7 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     method.prepare(data, parts["train"])
 
     run.mkdir(parents=True, exist_ok=True)
-    for name in (checkpoint.NAME, "metrics.json", "metrics.csv", checkpoint.MASK_NAME):
+    for name in (checkpoint.NAME, "metrics.json", "metrics.csv", checkpoint.MASK_NAME, gradients.NAME):
         (run / name).unlink(missing_ok=True)
     write_text(run / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
     if job.mask_file is not None:
@@ -200,6 +201,8 @@ def run_training(job: Job, data: Data | None = None) -> bool:
             state = _descend(method, data, parts, run, mark, before, log, seconds)
             history = _history_frame(state["history"], state["best_epoch"], config.common.select_metric)
             write_frame(run / "history.parquet", history)
+            if config.common.gradient_rows:
+                write_frame(run / gradients.NAME, gradients.frame(state["gradients"]))
             outcome = {"best_epoch": state["best_epoch"], "epochs": len(state["history"])}
         else:
             outcome = {"chosen": method.fit(data, parts["train"], parts["val"])}
@@ -312,9 +315,12 @@ def _descend(
     """Gradient training with early stopping; leaves the best weights in the method, and epoch times in `seconds`."""
     c = method.config.common
     train_rows, val_rows = parts["train"], parts["val"]
+    compared = gradients.keyed_rows(data, train_rows, c.gradient_rows, method.config.seed)
     optimiser = _optimiser(method)
     weight = _class_weight(data, train_rows, c.class_weight)
-    state: State = {"next_epoch": 0, "best_score": -math.inf, "best_epoch": -1, "best_state": None, "history": []}
+    state: State = {
+        "next_epoch": 0, "best_score": -math.inf, "best_epoch": -1, "best_state": None, "history": [], "gradients": [],
+    }  # fmt: skip
     if before is not None:
         state = {k: before[k] for k in state}
         method.load_state_dict(before["state"])
@@ -336,6 +342,8 @@ def _descend(
         if method.selectable and (score > state["best_score"] or state["best_state"] is None):
             best = {k: v.detach().clone() for k, v in method.state_dict().items()}
             state |= {"best_score": score, "best_epoch": epoch + 1, "best_state": best}
+        if len(compared):
+            state["gradients"] += gradients.gradient_similarity(method, data, compared, epoch + 1)
         state["next_epoch"] = epoch + 1
         log.epoch(epoch + 1, _describe(row, c.select_metric), _summarise(row, c.select_metric, state["best_score"]))
         if (epoch + 1) % c.checkpoint_every == 0:

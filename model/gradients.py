@@ -1,0 +1,168 @@
+"""Do two modalities pull in the same direction? Cosine similarities of gradients (Figure 5 of the paper).
+
+The paper (appendix A.6) computes "the derivative of the loss with respect to each modality" and compares pairs by
+cosine similarity, high meaning synergy, low meaning conflict. It does not say which derivative; two are recorded:
+
+"tokens", the sentence as written: for a sample i that has modalities a and b, the cosine of ∂ℓ_i/∂Z_ia and ∂ℓ_i/∂Z_ib,
+where ℓ_i is its cross-entropy and Z_im (P × H) the encoder's output of modality m; mean over those samples.
+
+"shared", conflict as it is met in optimisation: g_m is the gradient of the mean cross-entropy of the samples that have
+m, each seen through m alone (all other modalities hidden; a retriever then fills them), with respect to all weights
+outside the encoders, which the modalities share; the cosine of g_a and g_b. Weights that only one of the two uses
+count as zeros of the other, so that a method without shared weights has 0.
+
+Both are taken with dropout and gate noise off, on the same samples in every epoch.
+
+Legend: B samples, M modalities, P tokens, H hidden, S shared weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.data import Data
+from model.inputs import Rows
+from model.methods.base import Method
+from mrpipe import keyed
+
+NAME = "gradients.parquet"
+SCHEMA = pl.Schema(
+    {"epoch": pl.Int32, "kind": pl.String, "first": pl.String, "second": pl.String, "n": pl.Int32,
+     "cosine": pl.Float64, "sd": pl.Float64}
+)  # fmt: skip
+
+
+def keyed_rows(data: Data, rows: Rows, n: int, seed: int) -> Rows:
+    """At most `n` of the rows that have two modalities or more, drawn by their keys; in increasing order."""
+    rows = rows[data.observed[rows].sum(axis=1) > 1]
+    order = keyed.bits(data.keys[rows], seed, "gradient rows")[:, 0]
+    return np.sort(rows[np.argsort(order, kind="stable")[:n]])
+
+
+def gradient_similarity(method: Method, data: Data, rows: Rows, epoch: int) -> list[dict[str, Any]]:
+    """Similarities of every pair of modalities on samples of `data`, as rows of `SCHEMA`.
+
+    `n` counts the samples behind a number (for "shared": those that have at least one of the two); a pair without any
+    has no row, a method without encoders none at all. The cosine is null where a gradient is zero; `sd` is that over
+    samples, null for "shared". Needs memory for M · S numbers. Weights, their gradients, batch statistics and
+    the streams of draws stay as they are.
+    """
+    if not method.encoded:
+        return []
+    method.eval()
+    method.refresh()
+    found = [*_of_tokens(method, data, rows), *_of_shared_weights(method, data, rows)]
+    method.refresh()
+    return [{"epoch": epoch, **row} for row in found]
+
+
+def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """What `gradient_similarity` found, over all epochs."""
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def _blocks(method: Method, rows: Rows) -> Iterator[Rows]:
+    size = method.config.common.eval_batch_size
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+@contextmanager
+def _outputs_of(encoders: nn.ModuleList) -> Iterator[list[list[Tensor]]]:
+    """Collects what each encoder puts out with a gradient; what comes from a bank has none."""
+    outputs: list[list[Tensor]] = [[] for _ in encoders]
+
+    def collect(m: int) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if output.requires_grad:
+                outputs[m].append(output)
+
+        return hook
+
+    handles = [encoder.register_forward_hook(collect(m)) for m, encoder in enumerate(encoders)]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _of_tokens(method: Method, data: Data, rows: Rows) -> Iterator[dict[str, Any]]:
+    pairs = list(combinations(range(len(data.spec.names)), 2))
+    cosines: dict[tuple[int, int], list[Tensor]] = {pair: [] for pair in pairs}
+    for index in _blocks(method, rows):
+        batch = data.batch(index, "gradients")
+        with _outputs_of(method.encoders) as outputs:
+            # Evaluated samples do not see each other, so the sum has every sample's own gradient.
+            loss = F.cross_entropy(method(batch).logits.float(), batch.label, reduction="sum")
+        used = [m for m, out in enumerate(outputs) if out]
+        flat = [out for m in used for out in outputs[m]]
+        gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
+        of_sample: dict[int, Tensor] = {}
+        for m in used:
+            parts = [torch.zeros_like(o) if g is None else g for o, g in zip(outputs[m], gradients, strict=False)]
+            places = torch.from_numpy(batch.table_rows(m)[0]).to(loss.device)
+            gradient = torch.cat(parts).flatten(1).double()
+            of_sample[m] = gradient.new_zeros(len(batch), gradient.shape[1]).index_copy(0, places, gradient)
+        for a, b in pairs:
+            both = np.flatnonzero(batch.observed[:, a] & batch.observed[:, b])
+            if a in of_sample and b in of_sample and len(both):
+                at = torch.from_numpy(both).to(loss.device)
+                cosines[a, b].append(_cosine(of_sample[a][at], of_sample[b][at]).cpu())
+    for (a, b), parts in cosines.items():
+        if parts:
+            values = torch.cat(parts)
+            known = values[~values.isnan()]
+            sd = float(known.std()) if len(known) > 1 else float("nan")
+            yield _row(data, "tokens", a, b, len(values), float(known.mean()), sd)
+
+
+def _cosine(x: Tensor, y: Tensor) -> Tensor:
+    """Along the last dimension; NaN where one is zero."""
+    return (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
+
+
+def _of_shared_weights(method: Method, data: Data, rows: Rows) -> Iterator[dict[str, Any]]:
+    of_encoders = {id(p) for p in method.encoders.parameters()}
+    weights = [p for p in method.parameters() if p.requires_grad and id(p) not in of_encoders]
+    n_modalities = len(data.spec.names)
+    having = [rows[data.observed[rows, m]] for m in range(n_modalities)]
+    gradients = [
+        _through_one(method, data, having[m], m, weights) if len(having[m]) else None for m in range(n_modalities)
+    ]
+    for a, b in combinations(range(n_modalities), 2):
+        x, y = gradients[a], gradients[b]
+        if x is not None and y is not None:
+            n = len(np.union1d(having[a], having[b]))
+            yield _row(data, "shared", a, b, n, float(_cosine(x, y)), float("nan"))
+
+
+def _through_one(method: Method, data: Data, rows: Rows, m: int, weights: list[nn.Parameter]) -> Tensor:
+    """(S,) float32 gradient of the mean loss of `rows` when only modality m may be used."""
+    total = [torch.zeros_like(w) for w in weights]
+    for index in _blocks(method, rows):
+        batch = data.batch(index, "gradients")
+        alone = np.zeros_like(batch.observed)
+        alone[:, m] = True
+        batch = replace(batch, observed=alone, hidden=batch.observed & ~alone)
+        loss = F.cross_entropy(method(batch).logits.float(), batch.label, reduction="sum") / len(rows)
+        for sum_, part in zip(total, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+            if part is not None:
+                sum_ += part
+    return torch.cat([t.flatten() for t in total])
+
+
+def _row(data: Data, kind: str, a: int, b: int, n: int, cosine: float, sd: float) -> dict[str, Any]:
+    names = data.spec.names
+    known = {k: None if np.isnan(v) else v for k, v in (("cosine", cosine), ("sd", sd))}
+    return {"kind": kind, "first": names[a], "second": names[b], "n": n, **known}
