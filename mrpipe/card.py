@@ -45,9 +45,19 @@ def _table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def _losses(losses: pl.DataFrame) -> list[str]:
+    """Which samples lost a single modality and stay with their others."""
+    if losses.is_empty():
+        return []
+    rows = list(losses.select("modality", "reason", "n_before", "n_after").iter_rows())
+    return ["Samples that a modality was found for but not usable; they stay with their other modalities:",
+            _table(("modality", "reason", "before", "after"), rows)]  # fmt: skip
+
+
 def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
     """The card as Markdown; its recipes run as they stand, from inside the store's folder."""
     attrition = pl.read_parquet(StoreLayout(root).attrition)
+    flow, losses = (attrition.filter(c) for c in (pl.col("modality").is_null(), pl.col("modality").is_not_null()))
     modalities = manifest.declared_modalities()
     mask = sum(1 << m.bit for m in modalities)
     names = " & ".join(m.name for m in modalities)
@@ -86,7 +96,8 @@ def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
         "## Which samples have what",
         _table(("combination", "samples"), list(manifest.pattern_counts.items())),
         "## Cohort flow",
-        _table(("step", "reason", "before", "after"), list(attrition.iter_rows())),
+        _table(("step", "reason", "before", "after"), list(flow.drop("modality").iter_rows())),
+        *_losses(losses),
         "## Labels",
         _table(
             ("task", "kind", "classes", "labelled", "description"),

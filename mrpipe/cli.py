@@ -70,6 +70,12 @@ def _ingest(args: argparse.Namespace) -> None:
     print(f"{args.modality}: {rows} rows")
 
 
+def _qc(args: argparse.Namespace) -> None:
+    from mrpipe.stages.qc import write_qc
+
+    print(f"{write_qc(_dataset(args), args.modality, args.work, args.out)}: qc.parquet, contact_sheet.png")
+
+
 def _samples(args: argparse.Namespace) -> None:
     from mrpipe.stages.samples import assemble_samples
 
@@ -194,6 +200,10 @@ def _parser() -> argparse.ArgumentParser:
     path(ingest, "--work", "folder of intermediate files")
     path(ingest, "--store", "folder of the store")
     options(ingest)
+    qc = verb("qc", _qc)
+    qc.add_argument("modality", metavar="MODALITY")
+    path(qc, "--work", "folder of intermediate files")
+    path(qc, "--out", "folder of qc.parquet and contact_sheet.png")
     samples = verb("samples", _samples)
     path(samples, "--work", "folder of intermediate files")
     path(samples, "--store", "folder of the store")

@@ -45,9 +45,16 @@ VERBS: dict[str, tuple[str, str]] = {
         "turn one modality of an export into features",
         "Writes STORE/modalities/MODALITY.parquet and its part of the dictionary. Streams: memory stays bounded.",
     ),
+    "qc": (
+        "show what was tried for a modality, and what failed",
+        "Writes OUT/qc.parquet (one row a scan: numbers, outliers, reason of a failure) and OUT/contact_sheet.png.\n"
+        "They name no subject: column `scan` is the row in WORK/tried/MODALITY.parquet, which has the ids and stays\n"
+        "private.",
+    ),
     "samples": (
         "bring cohort and modalities together: masks, row index, labels",
-        "Writes STORE/samples.parquet, STORE/labels/*.parquet and STORE/attrition.parquet.",
+        "Writes STORE/samples.parquet, STORE/labels/*.parquet and STORE/attrition.parquet. A sample whose scans all\n"
+        "failed keeps its other modalities; the attrition table counts the reasons.",
     ),
     "split": (
         "write one named split, by subject",

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MISSING = 3
-_BLOCK = 128
+_BLOCK = 64
 # Below this relative difference two frequencies count as equal, as in plink (2^-44).
 _EPSILON = 2.0**-44
 _SHIFTS = np.array([0, 2, 4, 6], dtype=np.uint8)

@@ -122,11 +122,16 @@ def find_breaches(root: Path) -> list[Fault]:
         if "split" in frame.columns and not frame["split"].is_in(PARTS).all():
             faults.add(_breach(name, f"{', '.join(PARTS)}", "other values", "split"))
     attrition = pl.read_parquet(paths.attrition)
-    chained = attrition["n_before"][1:].equals(attrition["n_after"][:-1].rename("n_before"))
-    if not chained or attrition["n_after"][-1] != len(samples):
-        faults.add(
-            _breach("attrition.parquet", f"steps that chain and end with {len(samples)} samples", "others", "n_after")
-        )
+    if "modality" not in attrition.columns:
+        attrition = attrition.with_columns(pl.lit(None, pl.String).alias("modality"))
+    for name in [None, *attrition["modality"].drop_nulls().unique().sort()]:
+        flow = attrition.filter(pl.col("modality").eq_missing(pl.lit(name)))
+        column = "sample_id" if name is None else f"row_{name}"
+        left = samples[column].count() if column in samples.columns else -1
+        chained = flow["n_before"][1:].equals(flow["n_after"][:-1].rename("n_before"))
+        if flow.is_empty() or not chained or flow["n_after"][-1] != left:
+            expected = f"steps that chain and end with {left} {f'rows of {name}' if name else 'samples'}"
+            faults.add(_breach("attrition.parquet", expected, "others", "n_after"))
     return faults.faults
 
 

@@ -71,8 +71,22 @@ class WorkLayout:
     def dictionary(self, modality: str) -> Path:
         return self.root / "dictionary" / f"{modality}.parquet"
 
+    def tried(self, modality: str) -> Path:
+        """Every attempt at every sample; holds sample ids, and so stays here."""
+        return self.root / "tried" / f"{modality}.parquet"
+
+    @property
+    def qc(self) -> Path:
+        """Folder of `qc.parquet` and `contact_sheet.png`, which name no subject."""
+        return self.root / "qc"
+
     def part(self, modality: str, part: int, n_parts: int) -> Path:
         return self.root / "parts" / modality / f"{part}-of-{n_parts}.parquet"
+
+
+def qc_folder(store: Path) -> Path:
+    """Where `mrpipe build` leaves quality control: beside the store, never inside it."""
+    return store.with_name(store.name + ".qc")
 
 
 def truth_folder(export: Path) -> Path:

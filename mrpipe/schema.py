@@ -37,6 +37,8 @@ _DICTIONARY: dict[str, Any] = {
 }
 DICTIONARY_SCHEMA = pl.Schema(_DICTIONARY)
 ATTRITION_SCHEMA = pl.Schema({"step": pl.Int32, "reason": pl.String, "n_before": pl.Int64, "n_after": pl.Int64})
+# One row an attempt at a sample's modality: `ok`, or `failed` with a reason that is one text for each kind of failure.
+TRIED_SCHEMA = pl.Schema({"sample_id": pl.String, "attempt": pl.Int32, "status": pl.String, "reason": pl.String})
 # Key of the Parquet metadata in which a modality table carries its declaration.
 MODALITY_KEY = "mrpipe.modality"
 FEATURE_KINDS = ("numeric", "categorical", "count", "embedding", "pixel", "genotype", "event", "step", "summary")
@@ -150,11 +152,15 @@ class Features:
         modality: the declaration, with the shape and dtype that this export gave.
         batches: record batches in `modality.arrow_schema()`, sorted by sample_id, ids a subset of the cohort.
         dictionary: `DICTIONARY_SCHEMA` rows, or a function that gives them once `batches` is exhausted.
+        tried: for modalities that can fail on a sample (a scan, a record of poor quality): every attempt, once
+            `batches` is exhausted; `TRIED_SCHEMA` and columns of the reader's own, sorted by sample and attempt. A
+            sample whose attempts all failed lacks the modality, and the attrition table counts the reasons.
     """
 
     modality: Modality
     batches: Iterable[pa.RecordBatch]
     dictionary: pl.DataFrame | Callable[[], pl.DataFrame]
+    tried: Callable[[], pl.DataFrame] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +199,8 @@ class ModalityReader:
             `part` of `n_parts`. The folder `out.with_suffix("")` is the part's own scratch and survives a kill, so
             that a part can go on where it stopped.
         n_parts: options → number of parts.
+        qc: (attempts as `Features.tried` gave them, folder of the parts, folder out) writes quality control of what
+            was tried, `qc.parquet` and `contact_sheet.png`, without subject, file or date.
     """
 
     bit: int
@@ -200,6 +208,7 @@ class ModalityReader:
     read: Callable[..., Features]
     prepare: Callable[[Path, pl.DataFrame, Any, int, int, Path], None] | None = None
     n_parts: Callable[[Any], int] = lambda options: 1
+    qc: Callable[[pl.DataFrame, Path, Path], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,11 @@ def show(store: Store, console: Console | None = None) -> None:
     for step, reason, before, after in store.attrition.iter_rows():
         table.add_row(str(step), reason, str(before), str(after))
     console.print(table)
+    if len(lost := store.losses.filter(pl.col("step") > 0)):
+        table = _table("\nLost from one modality", "modality", "reason", "before", "after")
+        for modality, _, reason, before, after in lost.iter_rows():
+            table.add_row(modality, reason, str(before), str(after))
+        console.print(table)
     table = _table("\nLabels", "task", "kind", "classes", "labelled")
     for label in m.labels:
         table.add_row(label["name"], label["kind"], ", ".join(label["classes"]) or "–", str(label["rows"]))

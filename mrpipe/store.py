@@ -193,7 +193,18 @@ class Store:
     @property
     def attrition(self) -> pl.DataFrame:
         """Cohort flow: `step, reason, n_before, n_after`."""
-        return pl.read_parquet(self._paths.attrition)
+        return self._attrition().filter(pl.col("modality").is_null()).drop("modality")
+
+    @property
+    def losses(self) -> pl.DataFrame:
+        """Samples that lost one modality, and why: `modality, step, reason, n_before, n_after`."""
+        frame = self._attrition().filter(pl.col("modality").is_not_null())
+        return frame.select("modality", pl.exclude("modality"))
+
+    def _attrition(self) -> pl.DataFrame:
+        frame = pl.read_parquet(self._paths.attrition)
+        # Stores written before the column came say nothing about single modalities.
+        return frame if "modality" in frame.columns else frame.with_columns(pl.lit(None, pl.String).alias("modality"))
 
     def patterns(self) -> pl.DataFrame:
         """How many samples have which combination: `modalities` (joined by +), `modality_mask`, `n`."""

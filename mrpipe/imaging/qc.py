@@ -104,8 +104,6 @@ def scan_picture(done: ChainResult, template_t1: Path, path: Path) -> None:
 
 def contact_sheet(pictures: Sequence[Path], captions: Sequence[str], path: Path, *, columns: int = 4) -> None:
     """One picture of many: each scan's picture at half size with its caption (which names no subject)."""
-    if not pictures:
-        return
     opened = [Image.open(p).convert("RGB") for p in pictures]
     width, height = opened[0].width // 2, opened[0].height // 2
     rows = -(-len(opened) // columns)
@@ -116,6 +114,13 @@ def contact_sheet(pictures: Sequence[Path], captions: Sequence[str], path: Path,
         draw.text((left + 4, top + 1), caption, fill=(255, 255, 255))
         sheet.paste(image.resize((width, height), Image.Resampling.BILINEAR), (left, top + CAPTION))
     sheet.save(path, format="PNG")
+
+
+def note_picture(text: str, path: Path) -> None:
+    """A picture that says why there is none."""
+    image = Image.new("RGB", (480, 2 * CAPTION), (20, 20, 20))
+    ImageDraw.Draw(image).text((4, 8), text, fill=(255, 255, 255))
+    image.save(path, format="PNG")
 
 
 def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:

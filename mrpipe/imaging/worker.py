@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.errors import DataError, Fault, MrpipeError
+from mrpipe.errors import DataError, MrpipeError
 from mrpipe.imaging.chain import SEED, ChainSettings, run_chain
+from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.qc import scan_picture
 
 # Ended from outside: by the scheduler, for memory, by hand. That says nothing about the scan.
@@ -44,10 +45,6 @@ class ScanResult:
     seconds: dict[str, float]
     peak_mb: float
     notes: tuple[str, ...]
-
-
-class ScanFailedError(Exception):
-    """The chain has no result for this scan; the message says why."""
 
 
 def process_scan(
@@ -79,7 +76,7 @@ def process_scan(
                 env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=timeout_s, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
-            raise ScanFailedError(f"no result after {timeout_s / 60:g} minutes") from error
+            raise ScanFailedError("no result in the time allowed", f"{timeout_s / 60:g} minutes") from error
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         if done.returncode < 0:
             name = signal.Signals(-done.returncode).name
@@ -87,9 +84,11 @@ def process_scan(
                 raise MrpipeError(
                     f"the process of a scan was ended by {name}: too little memory, or stopped from outside"
                 )
-            raise ScanFailedError(f"the chain crashed ({name})")
+            raise ScanFailedError("the chain crashed", name)
         if done.returncode != 0:
-            raise ScanFailedError(last)
+            # A scan at fault says so in the last line; anything else, such as an import that failed, is a crash.
+            reason, tab, detail = last.partition("\t")
+            raise ScanFailedError(reason, detail) if tab else ScanFailedError("the chain crashed", last)
         meta = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
         return ScanResult(
             gm=np.load(result.with_suffix(".npy")), numbers=meta["numbers"], seconds=meta["seconds"],
@@ -109,15 +108,16 @@ def _run(values: dict[str, Any]) -> None:
 
 
 def main(job: str) -> int:
-    """Entry of the process; the last line of stderr is the reason of a failure."""
+    """Entry of the process; the last line of stderr is the reason of a failure, a tab, and its detail."""
     try:
         _run(json.loads(Path(job).read_text(encoding="utf-8")))
     except DataError as error:
-        print(error.faults[0] if len(error.faults) == 1 else error, file=sys.stderr)
+        fault = error.faults[0]
+        print(f"expected {fault.expected}\tfound {fault.found}", file=sys.stderr)
         return 3
     except (RuntimeError, ValueError, IndexError, MemoryError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        print(Fault(file="chain", expected="a result", found=f"{type(error).__name__}: {reason}"), file=sys.stderr)
+        message = (str(error).strip().splitlines() or [""])[0]
+        print(f"the chain failed\t{type(error).__name__}: {message}", file=sys.stderr)
         return 1
     return 0
 

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrpipe.layout import qc_folder
 from mrpipe.schema import Dataset, parse_options
 from mrpipe.stages.check import write_check
 from mrpipe.stages.cohort import build_cohort
 from mrpipe.stages.ingest import ingest
 from mrpipe.stages.prepare import n_parts, prepare
+from mrpipe.stages.qc import write_qc
 from mrpipe.stages.samples import assemble_samples
 from mrpipe.stages.seal import seal
 from mrpipe.stages.split import make_split
@@ -28,7 +30,7 @@ def build(
     seed: int = 0,
     report: Callable[[str], None] = lambda message: None,
 ) -> str:
-    """Build and seal a store from an export; returns its store_id.
+    """Build and seal a store from an export; returns its store_id. Quality control, where there is any, lies beside it.
 
     Args:
         modalities: which ones; by default all that the export holds.
@@ -49,6 +51,8 @@ def build(
             for part in range(n_parts(dataset, name, settings)):
                 prepare(dataset, name, part, raw, work, settings)
             report(f"ingest {name}: {ingest(dataset, name, raw, work, store, settings)} rows")
+            if dataset.modalities[name].qc:
+                report(f"quality control of {name}: {write_qc(dataset, name, work, qc_folder(store))}")
         report(f"samples: {assemble_samples(dataset, work, store, chosen)}")
         wanted = tuple(schemes or dataset.schemes)
         for scheme in wanted:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from mrpipe.errors import UsageError
 from mrpipe.layout import StoreLayout, WorkLayout
 from mrpipe.parquet import write_batches, write_frame
-from mrpipe.schema import DICTIONARY_SCHEMA, MODALITY_KEY, Dataset, Features, parse_options
+from mrpipe.schema import DICTIONARY_SCHEMA, MODALITY_KEY, TRIED_SCHEMA, Dataset, Features, parse_options
 from mrpipe.stages.cohort import read_cohort
 
 
@@ -38,7 +38,7 @@ def _validated(features: Features, cohort_ids: pa.Array) -> Iterator[pa.RecordBa
 
 
 def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, settings: Mapping[str, Any]) -> int:
-    """Write `modalities/<m>.parquet` and the dictionary rows of one modality; returns the number of rows."""
+    """Write `modalities/<m>.parquet`, dictionary rows and attempts of one modality; returns the number of rows."""
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     dataset = dataset.declared(raw, options)
     if modality not in dataset.modalities:
@@ -70,4 +70,8 @@ def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, 
     dictionary = features.dictionary() if callable(features.dictionary) else features.dictionary
     frame = dictionary.select(pl.col(c).cast(t) for c, t in DICTIONARY_SCHEMA.items())
     write_frame(WorkLayout(work).dictionary(modality), frame)
+    tried = features.tried() if features.tried else pl.DataFrame(schema=TRIED_SCHEMA)
+    if (found := {c: tried.schema.get(c) for c in TRIED_SCHEMA}) != dict(TRIED_SCHEMA):
+        raise AssertionError(f"{modality}: attempts have {found}, not {TRIED_SCHEMA}")
+    write_frame(WorkLayout(work).tried(modality), tried)
     return n_rows

@@ -11,7 +11,7 @@ import polars as pl
 from mrpipe.errors import DataError, Fault
 from mrpipe.layout import StoreLayout, WorkLayout
 from mrpipe.parquet import read_metadata, write_frame
-from mrpipe.schema import ATTRITION_SCHEMA, MODALITY_KEY, Dataset, Modality
+from mrpipe.schema import ATTRITION_SCHEMA, MODALITY_KEY, Attrition, Dataset, Modality
 from mrpipe.stages.cohort import LABEL_PREFIX
 from mrpipe.stages.declaration import SCHEMES_KEY, recall, schemes_json
 
@@ -21,11 +21,32 @@ def read_modality_declaration(path: Path) -> Modality:
     return Modality.from_json(read_metadata(path)[MODALITY_KEY])
 
 
+def losses(modality: str, tried: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the attrition table for the samples that lost a modality, one a reason, and `modality`.
+
+    A sample is lost where no attempt was good, and counts under the reason of its first one.
+
+    Args:
+        tried: `TRIED_SCHEMA`, sorted by sample and attempt.
+    """
+    first = tried.group_by("sample_id", maintain_order=True).agg(
+        (pl.col("status") == "ok").any().alias("good"), pl.col("reason").first()
+    )
+    counts = first.filter(~pl.col("good"))["reason"].value_counts().sort("count", "reason", descending=[True, False])
+    flow = Attrition(len(first), "found in the export")
+    left = len(first)
+    for reason, n in counts.iter_rows():
+        left -= n
+        flow.step(f"{modality} left out: {reason}", left)
+    return flow.frame().with_columns(pl.lit(modality).alias("modality"))
+
+
 def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequence[str]) -> int:
     """Write `samples.parquet`, `labels/*.parquet` and `attrition.parquet`; returns the number of samples.
 
-    Samples without any of `modalities` are removed here and counted in the attrition table. Modality tables and labels
-    that a former build with other settings left in the store are deleted.
+    Samples without any of `modalities` are removed here and counted in the attrition table; so are samples whose
+    every attempt at a modality failed, in rows that name the modality. Modality tables and labels that a former build
+    with other settings left in the store are deleted.
     """
     paths, working = StoreLayout(store), WorkLayout(work)
     dataset = recall(dataset, work)
@@ -62,6 +83,9 @@ def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequ
     attrition = pl.read_parquet(working.attrition)
     step = (len(attrition), "no modality observed", int(attrition["n_after"][-1]), len(observed))
     attrition = pl.concat([attrition, pl.DataFrame([step], schema=ATTRITION_SCHEMA, orient="row")])
+    attrition = attrition.with_columns(pl.lit(None, pl.String).alias("modality"))
+    attempts = {m.name: pl.read_parquet(working.tried(m.name)) for m in declared}
+    attrition = pl.concat([attrition, *(losses(name, tried) for name, tried in attempts.items() if len(tried))])
     index = [f"row_{m.name}" for m in declared]
     first = ["sample_id", "subject_id", "modality_mask", *index]
     for task in dataset.tasks:

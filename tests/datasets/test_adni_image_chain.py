@@ -11,13 +11,15 @@ import polars as pl
 import pytest
 
 from mrpipe.datasets.adni.image_options import ImageOptions
+from mrpipe.datasets.adni.image_qc import write_image_qc
 from mrpipe.datasets.adni.image_raw import prepare_images
 from mrpipe.datasets.adni.image_read import read_images
 from mrpipe.datasets.adni.sim_t1 import ellipsoid_head, template_head
 from mrpipe.imaging.chain import PACKAGES, ChainSettings, match_quantiles
+from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.nifti import write_nifti
 from mrpipe.imaging.template import mni_template
-from mrpipe.imaging.worker import ScanFailedError, process_scan
+from mrpipe.imaging.worker import process_scan
 from mrpipe.keyed import generator
 
 MISSING = [p for m, p in PACKAGES.items() if importlib.util.find_spec(m) is None]
@@ -87,7 +89,7 @@ def test_a_head_keeps_its_grey_matter_and_gives_the_same_bytes_twice(simulated_s
 def test_what_is_no_scan_fails_with_its_reason_and_leaves_nothing(simulated_scan, tmp_path: Path) -> None:
     scan, templates = simulated_scan
     (tmp_path / "cut.nii.gz").write_bytes(scan.read_bytes()[:5000])
-    with pytest.raises(ScanFailedError, match="I9: expected a complete NIfTI image"):
+    with pytest.raises(ScanFailedError, match=r"^expected a complete NIfTI image"):
         process_scan(tmp_path / "cut.nii.gz", "I9", templates, ChainSettings(), tmp_path / "x.png", timeout_s=600)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.nii.gz"]
 
@@ -112,9 +114,12 @@ def test_two_raw_scans_reach_the_modality_through_the_true_chain(tmp_path: Path)
     volumes = np.concatenate([b["x"].flatten().to_numpy(zero_copy_only=False) for b in batches])
     assert np.isfinite(volumes).all()
     assert 100 < float(volumes[volumes > 0].astype(np.float64).mean()) < 2000
-    scans = pl.read_parquet(tmp_path / "scans.parquet")
-    assert scans["status"].to_list() == ["ok", "ok"]
-    assert (tmp_path / "contact_sheet.png").stat().st_size > 1000
+    assert features.tried is not None
+    write_image_qc(features.tried(), tmp_path, tmp_path / "qc")
+    table = pl.read_parquet(tmp_path / "qc" / "qc.parquet")
+    assert table["status"].to_list() == ["ok", "ok"]
+    assert table.select("gm_ml", "overlap", "seconds").null_count().row(0) == (0, 0, 0)
+    assert (tmp_path / "qc" / "contact_sheet.png").stat().st_size > 1000
 
 
 @pytest.mark.slow

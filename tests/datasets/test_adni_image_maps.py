@@ -62,7 +62,8 @@ def read(raw: Path, samples: pl.DataFrame, work: Path, **options) -> tuple[dict[
     for batch in features.batches:
         x = batch["x"].flatten().to_numpy(zero_copy_only=False).reshape(-1, *features.modality.shape)
         volumes |= dict(zip(batch["sample_id"].to_pylist(), x, strict=True))
-    return volumes, pl.read_parquet(work / "scans.parquet")
+    assert features.tried is not None
+    return volumes, features.tried()
 
 
 def rows_of(raw: Path) -> tuple[np.ndarray, list[tuple[str, date]]]:

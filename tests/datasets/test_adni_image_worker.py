@@ -15,8 +15,9 @@ from mrpipe.datasets.adni.sim_image import simulated_grid
 from mrpipe.errors import MrpipeError
 from mrpipe.imaging import worker
 from mrpipe.imaging.chain import ChainSettings
+from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.qc import contact_sheet, outliers, robust_z
-from mrpipe.imaging.worker import ScanFailedError, process_scan
+from mrpipe.imaging.worker import process_scan
 
 GRID, _ = simulated_grid((14, 16, 14))
 
@@ -30,15 +31,25 @@ GRID, _ = simulated_grid((14, 16, 14))
         (-signal.SIGSEGV, ScanFailedError, "SIGSEGV"),
         (-signal.SIGKILL, MrpipeError, "SIGKILL"),
         (-signal.SIGTERM, MrpipeError, "SIGTERM"),
-        (3, ScanFailedError, "no brain"),
-        (1, ScanFailedError, "no brain"),
+        (3, ScanFailedError, r"^expected a brain \(found 3 ml\)$"),
+        (1, ScanFailedError, r"^expected a brain \(found 3 ml\)$"),
     ],
 )
 def test_a_crash_fails_the_scan_and_a_kill_stops_the_run(code, error, says, tmp_path: Path, monkeypatch) -> None:
-    finished = subprocess.CompletedProcess([], code, "", "a warning\nthere is no brain\n")
+    finished = subprocess.CompletedProcess([], code, "", "a warning\nexpected a brain\tfound 3 ml\n")
     monkeypatch.setattr(worker.subprocess, "run", lambda *a, **k: finished)
     with pytest.raises(error, match=says):
         process_scan(tmp_path / "x.nii", "I1", (tmp_path, tmp_path), ChainSettings(), tmp_path / "x.png", timeout_s=1)
+
+
+def test_what_does_not_end_with_a_reason_is_a_crash_and_keeps_its_words_apart(tmp_path: Path, monkeypatch) -> None:
+    finished = subprocess.CompletedProcess([], 1, "", "Traceback\nImportError: no module at /data/002_S_0413/x\n")
+    monkeypatch.setattr(worker.subprocess, "run", lambda *a, **k: finished)
+    with pytest.raises(ScanFailedError) as error:
+        process_scan(tmp_path / "x.nii", "I1", (tmp_path, tmp_path), ChainSettings(), tmp_path / "x.png", timeout_s=1)
+    # The reason is counted in stores and reports; what names a subject is in the detail only.
+    assert error.value.reason == "the chain crashed"
+    assert "002_S_0413" in error.value.detail
 
 
 def test_a_scan_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

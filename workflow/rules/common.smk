@@ -110,6 +110,10 @@ def reader_options(wildcards):
 INGEST_COST = {}
 
 
+# Further files that a dataset's own rules make and that `stores` asks for, set in <dataset>.smk.
+EXTRA_TARGETS = []
+
+
 def ingest_cost(wildcards, what, usual):
     return INGEST_COST.get(reader_name(wildcards), {}).get(wildcards.modality, {}).get(what, usual)
 
@@ -135,7 +139,7 @@ def mask_file(run):
 
 
 def store_targets(wildcards):
-    return [f"<results>/verified/{name}.txt" for name in PLAN.stores]
+    return [*(f"<results>/verified/{name}.txt" for name in PLAN.stores), *EXTRA_TARGETS]
 
 
 def run_targets(wildcards):

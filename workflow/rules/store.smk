@@ -97,6 +97,7 @@ rule ingest:
     output:
         table=ensure("<results>/stores/{dataset}/modalities/{modality}.parquet", non_empty=True),
         dictionary="<results>/build/{dataset}/dictionary/{modality}.parquet",
+        tried="<results>/build/{dataset}/tried/{modality}.parquet",
     log:
         "<logs>/{dataset}/ingest_{modality}.log",
     benchmark:
@@ -130,6 +131,10 @@ rule samples:
         attrition="<results>/build/{dataset}/attrition.parquet",
         modalities=lambda wildcards: expand(
             "<results>/stores/{{dataset}}/modalities/{modality}.parquet",
+            modality=store_plan(wildcards).modalities,
+        ),
+        tried=lambda wildcards: expand(
+            "<results>/build/{{dataset}}/tried/{modality}.parquet",
             modality=store_plan(wildcards).modalities,
         ),
     output:

@@ -31,13 +31,15 @@ from mrpipe.datasets.adni.genomic_strand import (
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, Fault
 from mrpipe.genotypes import call_counts
-from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+from mrpipe.schema import DICTIONARY_SCHEMA, TRIED_SCHEMA, Features, Modality
 
 BIT = 1
 DESCRIPTION = "genotypes at the SNPs of all chips that pass quality control, copies of the counted allele"
 LETTERS = np.array(["A", "C", "G", "T"])
 # Two people of one IID whose calls agree at fewer SNPs are not one person.
 MIN_CONCORDANCE = 0.9
+TOO_FEW_CALLS = "too many calls of the person are missing in every set (mind)"
+DISCORDANT = f"two records of the participant agree at fewer than {MIN_CONCORDANCE:.0%} of the SNPs"
 PTID_PARTS = r"^\d{3}_S_(\d{4,5})$"
 
 
@@ -172,25 +174,28 @@ def concordance(a: Panel, person_a: int, b: Panel, person_b: int) -> float:
 
 def choose_people(
     panels: list[Panel], sets: list[PreparedSet], rids: list[int]
-) -> tuple[list[tuple[int, int] | None], int, int]:
+) -> tuple[list[tuple[int, int] | None], int, dict[int, str]]:
     """For each participant the set and the person there: of several the one with the most calls.
 
-    Returns them, the number of participants in several sets, and how many of those were left out because their calls
-    do not agree.
+    Returns them, the number of participants in several sets, and for those whose genotypes are in a set and cannot be
+    used the reason.
     """
     calls_of: dict[int, list[tuple[float, int, int]]] = {}
     wanted = set(rids)
+    left_out: dict[int, str] = {}
     for s, (panel, prepared) in enumerate(zip(panels, sets, strict=True)):
         iid = prepared.plink.fam["iid"].str.to_uppercase()
         in_set = iid.str.extract(PTID_PARTS).cast(pl.Int32, strict=False).to_list()
         n_considered = max(prepared.qc.steps[0][2], 1)
         n_here = int((panel.row >= 0).sum())
         for person, number in enumerate(in_set):
-            if number in wanted and prepared.qc.people[person]:
+            if number in wanted and not prepared.qc.people[person]:
+                left_out[int(number)] = TOO_FEW_CALLS
+            elif number in wanted:
                 n_called = n_here * (1 - float(prepared.qc.missing_of[person]) / n_considered)
                 calls_of.setdefault(int(number), []).append((-n_called, s, person))
     chosen: list[tuple[int, int] | None] = []
-    repeated = discordant = 0
+    repeated = 0
     for rid in rids:
         copies = sorted(calls_of.get(rid, []))
         place = (copies[0][1], copies[0][2]) if copies else None
@@ -199,17 +204,19 @@ def choose_people(
             assert place is not None
             for _, s, person in copies[1:]:
                 if concordance(panels[place[0]], place[1], panels[s], person) < MIN_CONCORDANCE:
-                    discordant += 1
+                    left_out[rid] = DISCORDANT
                     place = None
                     break
         chosen.append(place)
-    return chosen, repeated, discordant
+    return chosen, repeated, {r: why for r, why in left_out.items() if r not in calls_of or why == DISCORDANT}
 
 
 def assemble(
     raw: Path, cohort: pl.DataFrame, options: AdniOptions
-) -> tuple[list[PreparedSet], NDArray[np.int64], list[Panel], list[str], Flow]:
-    """Everything up to the reading of the calls: sets, the store's SNPs, panels with their people, sample ids, flow."""
+) -> tuple[list[PreparedSet], NDArray[np.int64], list[Panel], pl.DataFrame, Flow]:
+    """Everything up to the reading of the calls: sets, the store's SNPs, panels with their people, who is in a set and
+    can be used (`TRIED_SCHEMA`), flow.
+    """
     inputs = open_inputs(raw, options)
     flow = Flow()
     known = read_reference(inputs.reference, options.chromosomes) if inputs.reference else Reference.empty()
@@ -238,11 +245,14 @@ def assemble(
         none = np.zeros(0, dtype=np.int64)
         panels.append(Panel(s.plink, row, swap, none, none))
     people = cohort.sort("sample_id")
-    chosen, repeated, discordant = choose_people(panels, sets, people["rid"].to_list())
+    chosen, repeated, left_out = choose_people(panels, sets, people["rid"].to_list())
     if not any(c is not None for c in chosen):
         raise DataError(Fault(file="the .fam files", column="IID", expected="PTIDs of participants of the cohort",
                               found="none in any set", fix="IID must be the PTID (SSS_S_RRRR)."))  # fmt: skip
-    sample_ids = [sid for sid, c in zip(people["sample_id"].to_list(), chosen, strict=True) if c is not None]
+    outcome = [(sid, 0, "ok" if c else "failed", None if c else left_out[rid])
+               for sid, rid, c in zip(people["sample_id"], people["rid"], chosen, strict=True)
+               if c or rid in left_out]  # fmt: skip
+    tried = pl.DataFrame(outcome, schema=TRIED_SCHEMA, orient="row")
     places = np.array([c for c in chosen if c is not None], dtype=np.int64)
     panels = [
         Panel(p.plink, p.row, p.swap, places[places[:, 0] == s, 1], np.flatnonzero(places[:, 0] == s))
@@ -250,11 +260,11 @@ def assemble(
     ]
     flow.add(
         "store",
-        f"{options.merge} of {len(sets)} sets; {repeated} people in several, {discordant} of them left out",
-        len(sample_ids),
+        f"{options.merge} of {len(sets)} sets; {repeated} people in several, {len(left_out)} left out",
+        len(places),
         len(identity),
     )
-    return sets, identity, panels, sample_ids, flow
+    return sets, identity, panels, tried, flow
 
 
 def _dictionary(
@@ -303,7 +313,8 @@ def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Featu
     Raises:
         DataError: damaged or mismatched sets, a missing or wrong chain file, a set of another build than said.
     """
-    sets, identity, panels, sample_ids, flow = assemble(raw, cohort, options)
+    sets, identity, panels, tried, flow = assemble(raw, cohort, options)
+    sample_ids = tried.filter(status="ok")["sample_id"].to_list()
     packed = merged_rows(panels, len(sample_ids), len(identity))
     modality = Modality(
         name="genomic", bit=BIT, kind="genotype", shape=(len(identity),), dtype="uint8", encoding="packed2",
@@ -313,4 +324,5 @@ def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Featu
         modality=modality,
         batches=batches(sample_ids, packed, modality.arrow_schema()),
         dictionary=lambda: _dictionary(identity, sets, panels, packed, options.target_build),
+        tried=lambda: tried,
     )

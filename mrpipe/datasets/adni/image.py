@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mrpipe.datasets.adni.image_plan import check_images, has_images
+from mrpipe.datasets.adni.image_qc import write_image_qc
 from mrpipe.datasets.adni.image_raw import prepare_images
 from mrpipe.datasets.adni.image_read import BIT, DESCRIPTION, read_images
 from mrpipe.schema import ModalityReader
@@ -15,4 +16,5 @@ READER = ModalityReader(
     read=read_images,
     prepare=prepare_images,
     n_parts=lambda options: max(1, int(options.image_parts)),
+    qc=write_image_qc,
 )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mrpipe.datasets.adni.image_options import ImageOptions
 from mrpipe.datasets.adni.image_scans import PTID, parse_date, rid_of
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import Grid, read_grid
 from mrpipe.imaging.nifti import on_grid
 from mrpipe.raw import Column, read_csv, sha256
@@ -33,10 +34,6 @@ MANIFEST_COLUMNS = (
 )
 
 
-class FailedScanError(Exception):
-    """One scan gives no map; the message is the reason that the scan table shows."""
-
-
 @dataclass(frozen=True)
 class Maps:
     """Precomputed maps.
@@ -44,7 +41,7 @@ class Maps:
     Attributes:
         grid: the mask.
         scans: `ptid, rid, date, rank, image_id, file`, one row a map.
-        load: (file, image_id) → voxel vector (n_voxels,) float32; raises `FailedScanError`.
+        load: (file, image_id) → voxel vector (n_voxels,) float32; raises `ScanFailedError`.
         files: what the inventory lists; `folder`: a folder that it lists as one entry.
         source: how the dictionary names it.
         notes: for the manifest.
@@ -127,12 +124,12 @@ def _scan_frame(ptid: list[str], date: list[str | None], image_id: list[str], fi
 
 def _checked_vector(vector: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
     """The vector, or the reason why it is no map."""
-    if not np.isfinite(vector).all():
-        raise FailedScanError(f"{int((~np.isfinite(vector)).sum())} voxels of the mask without a finite value")
+    if n_bad := int((~np.isfinite(vector)).sum()):
+        raise ScanFailedError("voxels of the mask without a finite value", f"{n_bad} of them")
     if not vector.any():
-        raise FailedScanError("all voxels 0: the pipeline that made the maps failed on this scan")
+        raise ScanFailedError("all voxels 0: the pipeline that made the maps failed on this scan")
     if (peak := float(np.abs(vector).max())) > float(np.finfo(dtype).max):
-        raise FailedScanError(f"a value of {peak:.4g} does not fit into {dtype}; set image_dtype=float32")
+        raise ScanFailedError(f"a value does not fit into {dtype}; set image_dtype=float32", f"{peak:.4g}")
     return vector
 
 
@@ -247,13 +244,13 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
         return None
 
     def load(file: str, image_id: str) -> NDArray[np.float32]:
-        # The manifest's name, and not the path, goes into the reason: it is what the user can look for.
         if not (root / file).is_file():
-            raise FailedScanError("the manifest names a file that does not exist")
+            raise ScanFailedError("the manifest names a file that does not exist")
         try:
             volume = on_grid(root / file, "the map", grid.mask.shape, grid.affine)
         except DataError as error:
-            raise FailedScanError(str(error)) from error
+            fault = error.faults[0]
+            raise ScanFailedError(f"expected {fault.expected}", f"found {fault.found}") from error
         return _checked_vector(grid.vector(volume), options.image_dtype)
 
     listed = (table,) if table is not None and table.is_relative_to(raw) else ()

@@ -20,11 +20,13 @@ from mrpipe.codehash import code_hash
 from mrpipe.datasets.adni.image_options import ImageOptions
 from mrpipe.datasets.adni.image_plan import open_template, plan_images
 from mrpipe.imaging.chain import PACKAGES, ChainSettings, require_imaging
+from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import Grid
 from mrpipe.imaging.template import Template
-from mrpipe.imaging.worker import ScanFailedError, ScanResult, process_scan
+from mrpipe.imaging.worker import ScanResult, process_scan
 from mrpipe.parquet import replacing, write_batches, write_text
 from mrpipe.raw import sha256
+from mrpipe.schema import TRIED_SCHEMA
 
 NUMBERS = (
     "brain_ml",
@@ -39,19 +41,20 @@ NUMBERS = (
     "jacobian_min",
     "jacobian_max",
 )
-# One row a scan that was tried: of which sample, what came of it, and why not.
-TRIED_SCHEMA = pl.Schema(
-    {"sample_id": pl.String, "attempt": pl.Int32, "source": pl.String, "image_id": pl.String, "date": pl.Date,
-     "description": pl.String, "status": pl.String, "reason": pl.String, **dict.fromkeys(NUMBERS, pl.Float64),
-     "seconds": pl.Float64, "peak_mb": pl.Float64, "notes": pl.String, "picture": pl.String}
-)  # fmt: skip
+# One row a scan that was tried: of which sample, what came of it, and why not. `picture` is below the parts' folder.
+_SCAN: dict[str, Any] = {
+    **TRIED_SCHEMA, "detail": pl.String, "source": pl.String, "image_id": pl.String, "date": pl.Date,
+    "description": pl.String, **dict.fromkeys(NUMBERS, pl.Float64), "seconds": pl.Float64, "peak_mb": pl.Float64,
+    "notes": pl.String, "picture": pl.String,
+}  # fmt: skip
+SCAN_SCHEMA = pl.Schema(_SCAN)
 GRID_KEY = "mrpipe.grid"
 Process = Callable[..., ScanResult]
 
 
 def part_schema() -> pa.Schema:
-    """Columns of a part: `TRIED_SCHEMA` and `voxels`, null where the scan failed."""
-    frame = pl.DataFrame(schema=TRIED_SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest())
+    """Columns of a part: `SCAN_SCHEMA` and `voxels`, null where the scan failed."""
+    frame = pl.DataFrame(schema=SCAN_SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest())
     fields = [pa.field(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in frame.schema]
     return pa.schema([*fields, pa.field("voxels", pa.list_(pa.float32()))])
 
@@ -117,7 +120,7 @@ class _Shard:
         entry = self._finished(note, fingerprint)
         if entry is None:
             note.unlink(missing_ok=True)
-            entry = {"fingerprint": fingerprint, "status": "ok", "reason": None}
+            entry = {"fingerprint": fingerprint, "status": "ok", "reason": None, "detail": None}
             try:
                 if path.suffix.lower() == ".dcm":
                     raise ScanFailedError("a DICOM series; convert it with dcm2niix")
@@ -133,19 +136,20 @@ class _Shard:
                     "picture": f"{self.scratch.name}/{picture.name}",
                 }  # fmt: skip
             except ScanFailedError as error:
-                entry |= {"status": "failed", "reason": str(error)}
+                entry |= {"status": "failed", "reason": error.reason, "detail": error.detail}
             write_text(note, json.dumps(entry))
         # Thresholds are applied to what is stored, so that changing one does not process a scan again.
         entry = {k: v for k, v in entry.items() if k != "fingerprint"}
         if entry["status"] == "ok" and entry["overlap"] < self.options.image_min_overlap:
             overlap, least = entry["overlap"], self.options.image_min_overlap
-            entry |= {"status": "failed", "reason": f"brain and template overlap by {overlap:.3f}, below {least:g}"}
+            entry |= {"status": "failed", "reason": f"brain and template overlap by less than {least:g}",
+                      "detail": f"{overlap:.3f}"}  # fmt: skip
         return entry, np.load(voxels) if entry["status"] == "ok" else None
 
 
 def _row(scan: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     known = {k: scan[k] for k in ("sample_id", "attempt", "image_id", "date", "description")}
-    return dict.fromkeys(TRIED_SCHEMA) | known | {"source": "raw"} | entry
+    return dict.fromkeys(SCAN_SCHEMA) | known | {"source": "raw"} | entry
 
 
 def prepare_images(

@@ -15,14 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.image_maps import FailedScanError, Maps
+from mrpipe.datasets.adni.image_maps import Maps
 from mrpipe.datasets.adni.image_options import ImageOptions
 from mrpipe.datasets.adni.image_plan import open_template, plan_images
-from mrpipe.datasets.adni.image_raw import GRID_KEY, TRIED_SCHEMA
+from mrpipe.datasets.adni.image_raw import GRID_KEY, SCAN_SCHEMA
 from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.imaging.chain import SCALE
+from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import Grid
-from mrpipe.imaging.qc import contact_sheet, outliers
-from mrpipe.parquet import read_metadata, replacing, write_frame
+from mrpipe.parquet import read_metadata
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 
 NAME, BIT = "image", 0
@@ -31,9 +32,6 @@ DESCRIPTION = (
     "grey matter), cropped to the bounding box of the mask; 0 outside the mask"
 )
 BATCH_ROWS = 16
-# Numbers whose outliers are flagged; folded voxels are 0 for nearly all, so a median says nothing.
-FLAGGED = ("brain_ml", "gm_ml", "fluid_share", "white_share", "mass_ratio", "overlap", "ncc")
-SHEET_SCANS = 200
 
 Row = tuple[str, NDArray[np.float32]]
 
@@ -45,10 +43,11 @@ def _from_maps(maps: Maps, scans: pl.DataFrame, tried: list[dict[str, Any]]) -> 
             entry = {k: scan[k] for k in ("sample_id", "attempt", "date")} | {"source": "map", "image_id": None}
             try:
                 vector = maps.load(scan["file"], scan["image_id"])
-            except FailedScanError as error:
-                tried.append(entry | {"status": "failed", "reason": str(error)})
+            except ScanFailedError as error:
+                tried.append(entry | {"status": "failed", "reason": error.reason, "detail": error.detail})
                 continue
-            tried.append(entry | {"status": "ok"})
+            map_ml = float(vector.sum(dtype=np.float64)) / SCALE * maps.grid.voxel_ml
+            tried.append(entry | {"status": "ok", "map_ml": map_ml})
             yield sample_id, vector
             break
 
@@ -65,34 +64,12 @@ def _from_parts(parts: Sequence[Path], grid: Grid, tried: list[dict[str, Any]]) 
                     yield sample_id, voxels.values.to_numpy()
 
 
-def _record(folder: Path, tried: list[dict[str, Any]]) -> pl.DataFrame:
-    """Write `scans.parquet`, every scan that was tried, and the contact sheet; returns the table.
-
-    Pictures are captioned by row of the table and not by id, so that the sheet can go into a report.
-    """
-    frame = pl.DataFrame(tried, schema=TRIED_SCHEMA).sort("sample_id", "attempt")
-    processed = (frame["source"] == "raw") & (frame["status"] == "ok")
-    numbers = {n: frame.filter(processed)[n].to_numpy().astype(np.float64) for n in FLAGGED}
-    flags = np.full(len(frame), "", dtype=object)
-    flags[processed.to_numpy()] = outliers(numbers)
-    frame = frame.with_columns(pl.Series("outlier", flags.tolist(), dtype=pl.String))
-    write_frame(folder / "scans.parquet", frame)
-    shown = frame.with_row_index().filter(pl.col("picture").is_not_null()).head(SHEET_SCANS)
-    shown = shown.filter([(folder / p).is_file() for p in shown["picture"]])
-    captions = [f"{i}: {why or out or 'ok'}" for i, why, out in shown.select("index", "reason", "outlier").iter_rows()]
-    if len(shown):
-        with replacing(folder / "contact_sheet.png") as temporary:
-            contact_sheet([folder / p for p in shown["picture"]], captions, temporary)
-    return frame
-
-
 def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: Sequence[Path]) -> Features:
     """One (D, H, W) volume a sample: a precomputed map, or what the chain made of a raw scan.
 
     The volume is the bounding box of the mask; 0 is outside the mask and nothing inside it is exactly 0
-    (`Grid.volume`), so that mask, volume and voxel vector can all be had from the store. Beside the parts, after the
-    last batch: `scans.parquet` (every scan that was tried, quality control, reasons of failures, outliers) and
-    `contact_sheet.png`.
+    (`Grid.volume`), so that mask, volume and voxel vector can all be had from the store. `tried` has every scan that
+    was tried, `SCAN_SCHEMA`.
 
     Args:
         parts: the files that `prepare_images` wrote, in order.
@@ -118,14 +95,13 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
             x = pa.FixedSizeListArray.from_arrays(pa.array(volumes.reshape(-1)), modality.size)
             counts["rows"] += len(chunk)
             yield pa.record_batch([pa.array([s for s, _ in chunk], pa.string()), x], schema=modality.arrow_schema())
-        frame = _record(parts[0].parent, tried)
         if not counts["rows"]:
-            reasons = frame["reason"].drop_nulls().unique().sort().head(3).to_list()
+            reasons = sorted({t["reason"] for t in tried})[:3]
             raise DataError(
                 Fault(
                     file="images",
                     expected="at least one map or scan of a subject of the cohort",
-                    found=f"{len(frame)} tried, none good" + (f" ({'; '.join(reasons)})" if reasons else ""),
+                    found=f"{len(tried)} tried, none good" + (f" ({'; '.join(reasons)})" if reasons else ""),
                     fix="Do the images belong to this export?",
                 )
             )
@@ -142,4 +118,7 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
         }  # fmt: skip
         return pl.DataFrame([row], schema=DICTIONARY_SCHEMA)
 
-    return Features(modality=modality, batches=batches(), dictionary=dictionary)
+    def attempts() -> pl.DataFrame:
+        return pl.DataFrame(tried, schema=SCAN_SCHEMA).sort("sample_id", "attempt")
+
+    return Features(modality=modality, batches=batches(), dictionary=dictionary, tried=attempts)

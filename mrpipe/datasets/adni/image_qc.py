@@ -1,0 +1,56 @@
+"""Quality control of the images, fit for a report: numbers, outliers and a contact sheet that name no subject."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from mrpipe.datasets.adni.image_raw import NUMBERS
+from mrpipe.imaging.qc import contact_sheet, note_picture, outliers
+from mrpipe.parquet import replacing, write_frame
+
+# Numbers whose outliers are flagged, by where the map came from; folded voxels are 0 for nearly all, so that a median
+# says nothing.
+FLAGGED = {
+    "raw": ("brain_ml", "gm_ml", "fluid_share", "white_share", "mass_ratio", "overlap", "ncc"),
+    "map": ("map_ml",),
+}
+SHEET_SCANS = 200
+
+
+def qc_table(tried: pl.DataFrame) -> pl.DataFrame:
+    """One row a scan that was tried, in the order of `tried`.
+
+    Returns:
+        `scan` (row in tried/image.parquet, which stays in the build folder and holds the ids), `attempt`, `source`
+        (raw, map), `status`, `reason`, `outlier` (numbers that stand out, comma-separated), the chain's numbers (ml,
+        shares, Dice), `seconds`, `peak_mb`, `notes`.
+    """
+    flags = np.full(len(tried), "", dtype=object)
+    for source, names in FLAGGED.items():
+        at = np.flatnonzero(((tried["source"] == source) & (tried["status"] == "ok")).to_numpy())
+        flags[at] = outliers({n: tried[n].to_numpy()[at].astype(np.float64) for n in names})
+    table = tried.with_row_index("scan").with_columns(pl.Series("outlier", flags.tolist(), dtype=pl.String))
+    return table.select(
+        "scan", "attempt", "source", "status", "reason", "outlier", *NUMBERS, "seconds", "peak_mb", "notes"
+    )
+
+
+def write_image_qc(tried: pl.DataFrame, parts: Path, out: Path) -> None:
+    """Write `qc.parquet` (`qc_table`) and `contact_sheet.png`: failed and flagged scans first, captioned by `scan`."""
+    table = qc_table(tried)
+    write_frame(out / "qc.parquet", table)
+    pictured = table.with_columns(tried["picture"]).filter(pl.col("picture").is_not_null())
+    shown = pictured.sort(pl.col("status") == "ok", pl.col("outlier") == "", "scan").head(SHEET_SCANS)
+    captions = [
+        f"{scan}: {reason or outlier or 'ok'}"
+        for scan, reason, outlier in shown.select("scan", "reason", "outlier").iter_rows()
+    ]
+    n_maps = int((table["source"] == "map").sum())
+    with replacing(out / "contact_sheet.png") as temporary:
+        if captions:
+            contact_sheet([parts / p for p in shown["picture"]], captions, temporary)
+        else:
+            note_picture(f"no raw scan has a picture; {n_maps} precomputed maps were read", temporary)
