@@ -1,4 +1,4 @@
-"""`python -m model`: train, search, evaluate, predict, benchmark, options, report."""
+"""`python -m model`: train, search, evaluate, predict, analyse, benchmark, options, report."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from model.catalogue import help_text
 from mrpipe.errors import MrpipeError, UsageError
 
 # torch is imported by the commands, not here: `--help` answers at once, and thread counts are set before it loads.
 
 
-def _add_train(commands: Any) -> None:
+def _add_train(commands: Any, methods: str = "") -> None:
     p = commands.add_parser(
         "train", help="train a method on a sealed store",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train one method on one view of a sealed store and evaluate it once on the test part.\n"
         "A killed run continues when the same command is given again, and ends with the same result.",
         epilog="example:\n  python -m model train --store results/stores/mosi --out runs/a --mask masks/p30.parquet "
-        "--set tokens=4 --set epochs=30\n\n`python -m model options` lists the methods, "
-        "`python -m model options --method NAME` all options of one.",
+        f"--set tokens=4 --set epochs=30\n\n{methods}\n\n"
+        "`python -m model options --method NAME` lists all options of one.",
     )  # fmt: skip
     _add_data(p)
     p.add_argument("--out", required=True, type=Path, help="run folder; metrics.json comes last")
@@ -110,6 +111,28 @@ def _add_predict(commands: Any) -> None:
     p.set_defaults(call=_predict)
 
 
+def _add_analyse(commands: Any) -> None:
+    p = commands.add_parser(
+        "analyse", help="pictures of routing, gradients and retrieved embeddings",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Tables (Parquet, CSV) and pictures (SVG, PNG) of finished runs:\n"
+        "  routing    which experts the tokens of a modality combination visit, and the inverse (Figure 3)\n"
+        "  gradients  cosine similarity of the modalities' gradients over the epochs (Figure 5);\n"
+        "             recorded by `train --set gradient_rows=128`; several runs are drawn side by side\n"
+        "  embedding  t-SNE of samples that lack a modality, before and after its retrieval (Figure 6)",
+        epilog="example:\n  python -m model analyse --run runs/a --store results/stores/mosi --out runs/a/analysis",
+    )  # fmt: skip
+    p.add_argument("--run", required=True, type=Path, nargs="+", help="finished runs")
+    p.add_argument("--store", required=True, type=Path, help="the store that they were trained on")
+    p.add_argument("--out", required=True, type=Path, help="folder for the files")
+    p.add_argument("--what", nargs="+", default=["routing", "gradients", "embedding"],
+                   choices=("routing", "gradients", "embedding"), help="default: all three")  # fmt: skip
+    p.add_argument("--part", default="test", choices=("train", "val", "test"), help="whose samples; default: test")
+    p.add_argument("--combination", metavar="A+B", help="whose embeddings; default: the most frequent that lacks one")
+    _add_machine(p)
+    p.set_defaults(call=_analyse)
+
+
 def _add_benchmark(commands: Any) -> None:
     p = commands.add_parser("benchmark", help="speed, memory, parameters and FLOPs of methods on a store")
     p.add_argument("--store", required=True, type=Path)
@@ -137,7 +160,8 @@ def parser(*, with_report: bool = False) -> argparse.ArgumentParser:
     """The command line; the results page brings its own arguments, and matplotlib, only when it is asked for."""
     top = argparse.ArgumentParser(prog="python -m model", description="Train and evaluate methods from feature stores.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_search, _add_evaluate, _add_predict, _add_benchmark, _add_options):
+    _add_train(commands, methods=help_text())
+    for add in (_add_search, _add_evaluate, _add_predict, _add_analyse, _add_benchmark, _add_options):
         add(commands)
     p = commands.add_parser("report", help="results page of finished runs")
     p.set_defaults(call=_report)
@@ -214,6 +238,9 @@ def _train(arguments: argparse.Namespace) -> None:
     job = _job(arguments, _train_config(arguments), device)
     if not run_training(job):
         print(f"{arguments.out} already holds this run: same options, data and code")
+    from model.curves import write_curves
+
+    write_curves(arguments.out)
     if not arguments.no_test:
         from model.evaluate import evaluate_run
 
@@ -294,6 +321,21 @@ def _predict(arguments: argparse.Namespace) -> None:
     gone = sum(data.n_without.values())
     left_out = f"; {gone} samples have none of {', '.join(trained.spec.names)}" if gone else ""
     print(f"{len(data)} predictions in {arguments.out}{left_out}")
+
+
+def _analyse(arguments: argparse.Namespace) -> None:
+    device = _machine(arguments)
+    from model.analyse import Request, analyse
+    from mrpipe import open_store
+
+    written = analyse(
+        Request(
+            runs=arguments.run, store=open_store(arguments.store), out=arguments.out, what=arguments.what,
+            part=arguments.part, combination=arguments.combination, device=device,
+        )
+    )  # fmt: skip
+    for path in written:
+        print(path)
 
 
 def _benchmark(arguments: argparse.Namespace) -> None:

@@ -1,16 +1,21 @@
-"""Pictures of stores and runs: availability patterns, cohort flow, learning curves, expert routing.
+"""Pictures of stores and runs: availability patterns, cohort flow, learning curves, expert routing, gradients, t-SNE.
 
-Each function takes frames and returns a matplotlib Figure; nothing here reads a file or keeps global state.
+Each function takes frames and returns a matplotlib Figure, which `save` writes; nothing here keeps global state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import polars as pl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from mrpipe.parquet import replacing
 
 # Okabe and Ito's palette: told apart by readers with any colour vision, and in grey.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -107,23 +112,27 @@ def cohort_flow(attrition: pl.DataFrame) -> Figure:
     return figure
 
 
-def learning_curves(histories: Mapping[str, pl.DataFrame]) -> Figure:
+def learning_curves(histories: Mapping[str, pl.DataFrame], *, score: str = "score") -> Figure:
     """Loss (training and validation) and the selection score per epoch, one line a run.
 
     Args:
-        histories: name of the run → frame with `epoch, train_loss, val_loss, val_score`.
+        histories: name of the run → frame with `epoch, train_loss, val_loss, val_score, best`; without validation
+            rows the scores are null, or the columns of the validation are not there.
+        score: what the selection score is.
     """
     figure = _figure(7.6, 3.0)
     left, right = figure.subplots(1, 2)
     for number, (name, frame) in enumerate(histories.items()):
         color = PALETTE[number % len(PALETTE)]
         left.plot(frame["epoch"], frame["train_loss"], color=color, linewidth=1.5, label=name)
-        left.plot(frame["epoch"], frame["val_loss"], color=color, linewidth=1.2, linestyle=(0, (3, 2)))
+        if "val_loss" in frame.columns:
+            left.plot(frame["epoch"], frame["val_loss"], color=color, linewidth=1.2, linestyle=(0, (3, 2)))
         right.plot(frame["epoch"], frame["val_score"], color=color, linewidth=1.5, label=name)
-        best = int(frame["val_score"].arg_max() or 0)
-        right.scatter(frame["epoch"][best], frame["val_score"][best], s=26, color=color, zorder=3)
+        kept = frame.filter("best")
+        right.scatter(kept["epoch"], kept["val_score"], s=26, color=color, zorder=3)
+        left.axvline(kept["epoch"].item(), color=color, linewidth=0.8, alpha=0.5)
     left.set_ylabel("loss (dashed: validation)")
-    right.set_ylabel("validation score (dot: kept)")
+    right.set_ylabel(f"validation {score} (dot: kept)")
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -147,13 +156,154 @@ def routing(frame: pl.DataFrame, experts: Sequence[str]) -> Figure:
     axes = figure.add_subplot()
     image = axes.imshow(table, cmap="Blues", vmin=0, vmax=max(float(table.max()), 1e-6), aspect="auto")
     axes.set_yticks(range(len(pairs)), [f"{target} ← {inputs}" for target, inputs in pairs])
-    axes.set_xticks(range(len(experts)), experts, rotation=90, fontsize=7.5)
-    groups = [e.rsplit("_", 1)[0] for e in experts]
-    for x in range(1, len(groups)):
-        if groups[x] != groups[x - 1]:
-            axes.axvline(x - 0.5, color=INK, linewidth=0.8)
-    axes.set_xlabel("expert")
+    _expert_axis(axes, experts)
     axes.set_ylabel("missing ← observed")
-    axes.tick_params(length=0)
     figure.colorbar(image, ax=axes, label="share of weight", fraction=0.06, pad=0.02)
     return figure
+
+
+def expert_selection(frame: pl.DataFrame) -> Figure:
+    """Figure 3 b: which experts the tokens of each modality combination visit.
+
+    Args:
+        frame: `combination, expert, name, ratio` (`model.routing.expert_selection`).
+    """
+    combinations = sorted(set(frame["combination"]), key=lambda c: (c.count("+"), c))
+    experts = frame.select("expert", "name").unique().sort("expert")["name"].to_list()
+    table = np.zeros((len(combinations), len(experts)))
+    for row in frame.iter_rows(named=True):
+        table[combinations.index(row["combination"]), row["expert"]] = row["ratio"]
+    figure = _figure(2.6 + 0.28 * len(experts), 1.6 + 0.36 * len(combinations))
+    axes = figure.add_subplot()
+    image = axes.imshow(100 * table, cmap="Blues", vmin=0, vmax=max(100 * float(table.max()), 1e-6), aspect="auto")
+    axes.set_yticks(range(len(combinations)), combinations)
+    axes.set_ylabel("tokens of samples with")
+    _expert_axis(axes, experts)
+    figure.colorbar(image, ax=axes, label="% of their visits", fraction=0.06, pad=0.02)
+    return figure
+
+
+def _expert_axis(axes: Axes, experts: Sequence[str]) -> None:
+    """Experts along x, a line between two pools."""
+    axes.set_xticks(range(len(experts)), experts, rotation=90, fontsize=7.5)
+    pools = [e.rsplit("_", 1)[0] for e in experts]
+    for x in range(1, len(pools)):
+        if pools[x] != pools[x - 1]:
+            axes.axvline(x - 0.5, color=INK, linewidth=0.8)
+    axes.set_xlabel("expert")
+    axes.tick_params(length=0)
+
+
+def combination_shares(frame: pl.DataFrame) -> Figure:
+    """Figure 3 c: from which modality combinations the visits of each expert come, stacked to 100 %.
+
+    Args:
+        frame: `combination, expert, name, visits, ratio` (`model.routing.combination_shares`); the rarest combinations
+            share one colour where there are more than the palette has.
+    """
+    total = (
+        frame.group_by("combination")
+        .agg(pl.col("visits").sum())
+        .sort("visits", "combination", descending=[True, False])
+    )
+    ranked = total["combination"].to_list()
+    shown = ranked if len(ranked) <= len(PALETTE) else ranked[: len(PALETTE) - 1]
+    experts = frame.select("expert", "name").unique().sort("expert")["name"].to_list()
+    place = {name: x for x, name in enumerate(experts)}
+    figure = _figure(3.4 + 0.28 * len(experts), 3.4)
+    axes = figure.add_subplot()
+    bottom = np.zeros(len(experts))
+    for number, combination in enumerate([*shown, *(["others"] if len(ranked) > len(shown) else [])]):
+        mine = pl.col("combination") == combination if combination in shown else ~pl.col("combination").is_in(shown)
+        height = np.zeros(len(experts))
+        for name, ratio in frame.filter(mine).group_by("name").agg(pl.col("ratio").sum()).iter_rows():
+            height[place[name]] = 100 * ratio
+        axes.bar(range(len(experts)), height, bottom=bottom, width=0.82, color=PALETTE[number], label=combination)
+        bottom += height
+    _expert_axis(axes, experts)
+    axes.set_xlim(-0.6, len(experts) - 0.4)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("% of the expert's visits")
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=8, title="tokens of samples with", title_fontsize=8, loc="center left",
+                bbox_to_anchor=(1.01, 0.5))  # fmt: skip
+    return figure
+
+
+GRADIENT_KINDS = {"tokens": "of the modalities' tokens", "shared": "of the shared weights"}
+
+
+def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
+    """Figure 5: cosine similarity of the gradients of modality pairs over the epochs; a column a run, a row a kind.
+
+    Args:
+        runs: name of the run → frame with `epoch, kind, first, second, cosine` (`model.gradients.frame`). Beyond eight
+            pairs the lines give way to their mean and range.
+    """
+    everything = pl.concat(list(runs.values()))
+    pairs = sorted({(a, b) for a, b in everything.select("first", "second").iter_rows()})
+    figure = _figure(1.6 + 3.1 * len(runs), 4.8)
+    grid = figure.subplots(2, len(runs), sharex="col", sharey=True, squeeze=False)
+    for column, (name, frame) in enumerate(runs.items()):
+        for row, (kind, words) in enumerate(GRADIENT_KINDS.items()):
+            axes = grid[row, column]
+            axes.axhline(0, color=INK, linewidth=0.7)
+            some = frame.filter(pl.col("kind") == kind).sort("epoch")
+            if len(pairs) <= len(PALETTE):
+                for number, (a, b) in enumerate(pairs):
+                    line = some.filter((pl.col("first") == a) & (pl.col("second") == b))
+                    axes.plot(line["epoch"], line["cosine"], color=PALETTE[number], linewidth=1.5, marker="o",
+                              markersize=2.5, label=f"{a}, {b}")  # fmt: skip
+            else:
+                over = some.group_by("epoch", maintain_order=True).agg(
+                    low=pl.col("cosine").min(), mean=pl.col("cosine").mean(), high=pl.col("cosine").max()
+                )
+                axes.fill_between(over["epoch"], over["low"], over["high"], color=PALETTE[5], alpha=0.4, linewidth=0,
+                                  label=f"range of {len(pairs)} pairs")  # fmt: skip
+                axes.plot(over["epoch"], over["mean"], color=PALETTE[0], linewidth=1.5, label="mean")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            _plain(axes, grid="y")
+            if row == 0:
+                axes.set_title(name, fontsize=10)
+            else:
+                axes.set_xlabel("epoch")
+            if column == 0:
+                axes.set_ylabel(f"cosine similarity\n{words}", fontsize=9)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8.5)
+    return figure
+
+
+def before_and_after(frame: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Figure 6: t-SNE of the samples of one combination before and after retrieval, coloured by class.
+
+    Args:
+        frame: `stage, x, y, label` (`model.embedding.tsne`).
+        titles: stage → title of its panel, in order.
+    """
+    classes = sorted(set(frame["label"]))
+    figure = _figure(8.4, 4.2)
+    for axes, (stage, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        for number, name in enumerate(classes):
+            some = frame.filter((pl.col("stage") == stage) & (pl.col("label") == name))
+            axes.scatter(some["x"], some["y"], s=14, color=PALETTE[number % len(PALETTE)], alpha=0.75, linewidths=0,
+                         label=name)  # fmt: skip
+        axes.set_title(title, fontsize=9.5)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_box_aspect(1)
+        for side in axes.spines.values():
+            side.set_color(FAINT)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write `<stem>.svg` and `<stem>.png`; the same figure gives the same bytes."""
+    paths = (stem.with_suffix(".svg"), stem.with_suffix(".png"))
+    with mpl.rc_context({"svg.hashsalt": stem.name, "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
+        for path, metadata in zip(paths, ({"Date": None, "Creator": None}, {"Software": None}), strict=True):
+            with replacing(path) as temporary:
+                figure.savefig(temporary, format=path.suffix[1:], dpi=160, metadata=metadata)
+    return paths

@@ -73,6 +73,8 @@ class Method(nn.Module):
     encoded: ClassVar[bool] = True
 
     encoders: nn.ModuleList
+    # Whether missing modalities are filled from other samples now (a warm-up may wait); None: the method never does so.
+    retrieving: bool | None = None
 
     def __init__(self, spec: DataSpec, config: Config, noise: Noise):
         super().__init__()

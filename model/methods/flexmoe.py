@@ -147,7 +147,7 @@ class FlexMoE(Method):
 
     name = "flexmoe"
     summary = "a learned stand-in for each (combination, missing modality); experts specialise on combinations"
-    paper = "Yun et al., NeurIPS 2024 (Flex-MoE)"
+    paper = "Flex-MoE: Yun et al., NeurIPS 2024"
     citation = (
         "S. Yun, I. Choi, J. Peng, Y. Wu, J. Bao, Q. Zhang, J. Xin, Q. Long, T. Chen. Flex-MoE: modeling "
         "arbitrary modality combination via the flexible mixture-of-experts. NeurIPS, 2024"

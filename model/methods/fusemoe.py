@@ -118,7 +118,7 @@ class FuseMoE(Method):
 
     name = "fusemoe"
     summary = "a learned block for each missing modality; experts behind one Laplace router a modality"
-    paper = "Han et al., NeurIPS 2024 (FuseMoE)"
+    paper = "FuseMoE: Han et al., NeurIPS 2024"
     citation = (
         "X. Han, H. Nguyen, C. Harris, N. Ho, S. Saria. FuseMoE: mixture-of-experts transformers for "
         "fleximodal fusion. NeurIPS, 2024"

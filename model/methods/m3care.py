@@ -177,7 +177,7 @@ class M3Care(Method):
 
     name = "m3care"
     summary = "takes a missing modality's vector from similar samples by graph convolution, then a transformer"
-    paper = "M3Care (Zhang et al., KDD 2022)"
+    paper = "M3Care: Zhang et al., KDD 2022"
     citation = (
         "C. Zhang, X. Chu, L. Ma, Y. Zhu, Y. Wang, J. Wang, J. Zhao. M3Care: learning with missing modalities "
         "in multimodal healthcare data. KDD, 2418-2428, 2022"

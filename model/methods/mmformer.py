@@ -62,7 +62,7 @@ class MMFormer(Method):
 
     name = "mmformer"
     summary = "intra- and inter-modal transformers, zeros for what is missing, random masking in training"
-    paper = "Zhang et al., MICCAI 2022 (mmFormer)"
+    paper = "mmFormer: Zhang et al., MICCAI 2022"
     citation = (
         "Y. Zhang, N. He, J. Yang, Y. Li, D. Wei, Y. Huang, Y. Zhang, Z. He, Y. Zheng. mmFormer: multimodal "
         "medical transformer for incomplete multimodal learning of brain tumor segmentation. MICCAI, 107-117, "

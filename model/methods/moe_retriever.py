@@ -23,6 +23,7 @@ from model.encoders import frozen_batch_norm, has_batch_norm
 from model.fusion import Fusion
 from model.inputs import Rows
 from model.methods.base import Method, Output
+from model.moe import Routing
 from model.noise import Noise
 from model.reference import Reference
 from model.retriever import INTRA, Items, Retrieved, Retriever
@@ -90,7 +91,7 @@ class MoERetriever(Method):
 
     name = "moe_retriever"
     summary = "retrieves a missing modality from supporting samples through a sparse mixture of experts"
-    paper = "MoE-Retriever (the paper this project implements)"
+    paper = "MoE-Retriever: the paper that this project implements"
     citation = (
         "Sparse MoE as a new retriever: addressing missing modality problem in incomplete multimodal data. "
         "Manuscript under double-blind review, 2024"
@@ -148,7 +149,7 @@ class MoERetriever(Method):
 
     @property
     def selectable(self) -> bool:
-        return self.retrieving
+        return bool(self.retrieving)
 
     @property
     def n_draws(self) -> int:
@@ -281,20 +282,37 @@ class MoERetriever(Method):
         if draws is not None:
             details["support"] = draws
         if items is not None and retrieved is not None and retrieved.routing is not None:
-            routing = retrieved.routing
-            n_slots, n_experts = len(items.target), self.retriever.router.n_experts
-            per_token = len(routing.expert) // (len(items) if self.options.context != "query" else n_slots)
-            of_item = np.arange(n_slots) if self.options.context == "query" else items.slot
-            slot_T = self._index(of_item).repeat_interleave(per_token)
-            flat = (slot_T[:, None] * n_experts + routing.expert).flatten()
-            n_tokens = torch.bincount(slot_T, minlength=n_slots).unsqueeze(1)
-            shape = (n_slots, n_experts)
-            weight = torch.zeros(n_slots * n_experts, device=flat.device)
-            weight = weight.index_add(0, flat, routing.weight.detach().flatten()).view(shape) / n_tokens
-            visits = torch.bincount(flat, minlength=n_slots * n_experts).view(shape)
-            share = visits / (n_tokens * routing.expert.shape[1])
-            details["routing"] = {
-                "sample": batch.index[items.sample], "observed": batch.observed[items.sample], "target": items.target,
-                "weight": weight.cpu().numpy(), "share": share.cpu().numpy(),
-            }  # fmt: skip
+            details["routing"] = self._slot_routing(batch, items, retrieved.routing)
+            if self.options.context != "query":
+                details["item_routing"] = self._item_routing(batch, items, retrieved.routing)
         return details
+
+    def _slot_routing(self, batch: Batch, items: Items, routing: Routing) -> dict[str, Any]:
+        """Of each slot: mean weight (Q, E) of its tokens and share (Q, E) of their visits."""
+        n_slots, n_experts = len(items.target), self.retriever.router.n_experts
+        per_token = len(routing.expert) // (len(items) if self.options.context != "query" else n_slots)
+        of_item = np.arange(n_slots) if self.options.context == "query" else items.slot
+        slot_T = self._index(of_item).repeat_interleave(per_token)
+        flat = (slot_T[:, None] * n_experts + routing.expert).flatten()
+        n_tokens = torch.bincount(slot_T, minlength=n_slots).unsqueeze(1)
+        shape = (n_slots, n_experts)
+        weight = torch.zeros(n_slots * n_experts, device=flat.device)
+        weight = weight.index_add(0, flat, routing.weight.detach().flatten()).view(shape) / n_tokens
+        visits = torch.bincount(flat, minlength=n_slots * n_experts).view(shape)
+        share = visits / (n_tokens * routing.expert.shape[1])
+        return {
+            "sample": batch.index[items.sample], "observed": batch.observed[items.sample], "target": items.target,
+            "weight": weight.cpu().numpy(), "share": share.cpu().numpy(),
+        }  # fmt: skip
+
+    def _item_routing(self, batch: Batch, items: Items, routing: Routing) -> dict[str, Any]:
+        """Of each item: what its own sample (a supporting one for an intra item) has, its role, its visits (I, E)."""
+        assert self.reference is not None
+        observed = batch.observed[np.where(items.role == INTRA, 0, items.row)]
+        intra = items.role == INTRA
+        observed[intra] = self.reference.observed[items.row[intra]]
+        n_experts, n_tokens = self.retriever.router.n_experts, len(routing.expert) // len(items)
+        item_T = torch.arange(len(items), device=routing.expert.device).repeat_interleave(n_tokens)
+        flat = (item_T[:, None] * n_experts + routing.expert).flatten()
+        visits = torch.bincount(flat, minlength=len(items) * n_experts).view(len(items), n_experts)
+        return {"observed": observed, "supporting": intra, "visits": visits.cpu().numpy()}

@@ -177,7 +177,7 @@ class Muse(Method):
 
     name = "muse"
     summary = "bipartite graph of samples and modalities with contrastive losses; imputes nothing"
-    paper = "MUSE (Wu et al., ICLR 2024)"
+    paper = "MUSE: Wu et al., ICLR 2024"
     citation = (
         "Z. Wu, A. Dadu, N. Tustison, B. Avants, M. Nalls, J. Sun, F. Faghri. Multimodal patient "
         "representation learning with missing modalities and labels. ICLR, 2024"

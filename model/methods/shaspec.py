@@ -73,7 +73,7 @@ class ShaSpec(Method):
 
     name = "shaspec"
     summary = "shared and specific features; the mean of the observed shared ones stands in for what is missing"
-    paper = "Wang et al., CVPR 2023 (ShaSpec)"
+    paper = "ShaSpec: Wang et al., CVPR 2023"
     citation = (
         "H. Wang, Y. Chen, C. Ma, J. Avery, L. Hull, G. Carneiro. Multi-modal learning with missing modality "
         "via shared-specific feature modelling. CVPR, 15878-15887, 2023"

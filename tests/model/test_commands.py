@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,10 @@ import pytest
 import torch
 
 from model.__main__ import main
+from model.catalogue import catalogue
 from model.checkpoint import NAME, read
+from model.methods import get, names
+from model.plots import learning_curves
 from mrpipe import Store
 from mrpipe.manifest import store_id
 
@@ -207,9 +212,43 @@ def test_options_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in text
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "benchmark", "options", "report"])
+@pytest.mark.parametrize(
+    "command", ["train", "search", "evaluate", "predict", "analyse", "benchmark", "options", "report"]
+)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         call(command, "--help")
     assert stopped.value.code == 0
     assert "usage: python -m model" in capsys.readouterr().out
+
+
+def test_help_lists_the_methods_as_the_registry_has_them_without_torch(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = {e.name: (e.summary, e.paper) for e in catalogue()}
+    assert entries == {name: (get(name).summary, get(name).paper) for name in names()}
+    assert all(summary for summary, _ in entries.values())
+    with pytest.raises(SystemExit):
+        call("train", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for name, (summary, paper) in entries.items():
+        assert f"{name} {summary}" + (f" [{paper}]" if paper else "") in text
+    program = "import sys, model.__main__ as m\ntry: m.main(['train', '--help'])\n"
+    program += "except SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=project, check=True, capture_output=True, text=True)
+    assert done.stdout.endswith("\nFalse\n")
+
+
+def test_a_run_has_curves_that_mark_the_kept_epoch(run: Path, store: Store, mask_file: Path, tmp_path: Path) -> None:
+    first = (run / "curves.svg").read_bytes()
+    assert first.startswith(b"<?xml")
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    # A finished run is not trained again, but what is derived from it is whole again, to the byte.
+    (run / "curves.svg").unlink()
+    arguments = ("--store", store.path, "--out", run, "--mask", mask_file, "--quiet", "--set", *OPTIONS)
+    assert call("train", *arguments) == 0
+    assert (run / "curves.svg").read_bytes() == first
+    history = pl.read_parquet(run / "history.parquet")
+    figure = learning_curves({"a": history.with_columns(best=pl.col("epoch") == 1, val_score=pl.lit(0.25))}, score="x")
+    dots = figure.axes[1].collections[0].get_offsets()
+    assert np.asarray(dots).tolist() == [[1.0, 0.25]]

@@ -1,0 +1,134 @@
+"""`python -m model analyse`: the tables and pictures behind Figures 3, 5 and 6 of the paper, from finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from model import embedding, gradients, plots, routing
+from model.checkpoint import Trained, load_run
+from model.data import Data
+from model.evaluate import load_for
+from mrpipe.errors import UsageError
+from mrpipe.parquet import write_frame, write_text
+from mrpipe.store import Store
+
+KINDS = ("routing", "gradients", "embedding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to analyse.
+
+    Attributes:
+        runs, store: finished runs and the store that they were trained on.
+        out: folder for the files of one run; of several, each has a folder in it, and the gradients share a picture.
+        what: some of `KINDS`.
+        part: whose samples are routed and embedded.
+        combination: whose samples are embedded, e.g. "text+audio"; default: the most frequent that lacks one modality.
+    """
+
+    runs: Sequence[Path]
+    store: Store
+    out: Path
+    what: Sequence[str] = KINDS
+    part: str = "test"
+    combination: str | None = None
+    device: str = "cpu"
+
+
+def analyse(request: Request, say: Callable[[str], None] = print) -> list[Path]:
+    """Write what the runs can show and say why the rest is not shown; returns the files.
+
+    Files, each picture as SVG and PNG: for "routing" visits.parquet, expert_selection and combination_shares (CSV and
+    picture); for "gradients" gradients.csv and its picture; for "embedding" embedding.parquet, closeness.csv and the
+    picture.
+
+    Raises:
+        UsageError: there is nothing to show at all.
+        DataError: no finished run, or another store.
+    """
+    written: list[Path] = []
+    missing: list[str] = []
+    compared: dict[str, pl.DataFrame] = {}
+    for run, name in zip(request.runs, _names(request.runs), strict=True):
+        out = request.out if len(request.runs) == 1 else request.out / name
+        trained = load_run(run, request.device)
+        data = load_for(trained, run, request.store, request.device)
+        trained.method.prepare(data, data.rows("train"))
+        for kind in request.what:
+            try:
+                if kind == "routing":
+                    written += _routing(trained, data, out, request)
+                elif kind == "embedding":
+                    written += _embedding(trained, data, out, request)
+                else:
+                    compared[name] = _gradients(run, out)
+                    written.append(out / "gradients.csv")
+            except UsageError as error:
+                missing.append(f"{name}, {kind}: {error}")
+    if compared:
+        written += plots.save(plots.gradient_similarity(compared), request.out / "gradients")
+    if not written:
+        raise UsageError("nothing to show:\n" + "\n".join(f"  - {m}" for m in missing))
+    for line in missing:
+        say(f"not shown: {line}")
+    return written
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """The last part of each path that tells them all apart."""
+    parts = [run.resolve().parts for run in runs]
+    for n in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(p[-n:]) for p in parts]
+        if len(set(names)) == len(runs):
+            return names
+    raise UsageError("the same run is given twice")
+
+
+def _routing(trained: Trained, data: Data, out: Path, request: Request) -> list[Path]:
+    visits = routing.visits_by_combination(trained.method, data, data.rows(request.part))
+    if visits is None:
+        raise UsageError(f"{trained.method.name} sends no tokens to experts here, or no sample of this part lacks any")
+    selection, shares = routing.expert_selection(visits), routing.combination_shares(visits)
+    write_frame(out / "visits.parquet", visits)
+    write_text(out / "expert_selection.csv", selection.write_csv())
+    write_text(out / "combination_shares.csv", shares.write_csv())
+    pictures = [
+        *plots.save(plots.expert_selection(selection), out / "expert_selection"),
+        *plots.save(plots.combination_shares(shares), out / "combination_shares"),
+    ]
+    return [out / "visits.parquet", out / "expert_selection.csv", out / "combination_shares.csv", *pictures]
+
+
+def _gradients(run: Path, out: Path) -> pl.DataFrame:
+    path = run / gradients.NAME
+    if not path.is_file():
+        raise UsageError("its training recorded none; train with --set gradient_rows=128")
+    frame = pl.read_parquet(path)
+    if frame.is_empty():
+        raise UsageError("no training sample has two modalities, or the method is not trained by gradients")
+    write_text(out / "gradients.csv", frame.write_csv())
+    return frame
+
+
+def _embedding(trained: Trained, data: Data, out: Path, request: Request) -> list[Path]:
+    if trained.method.retrieving is None:
+        raise UsageError(f"{trained.method.name} retrieves nothing: there is no before and after")
+    rows, combination = embedding.choose(data, data.rows(request.part), request.combination, trained.config.seed)
+    found = embedding.before_and_after(trained.method, data, rows, combination)
+    points, close = embedding.tsne(found), embedding.closeness(found)
+    write_frame(out / "embedding.parquet", points)
+    write_text(out / "closeness.csv", close.write_csv())
+    missing = ", ".join(found.missing)
+    titles = {}
+    for stage, words in (("before", f"before retrieving {missing}"), ("after", f"after retrieving {missing}")):
+        row = close.filter(stage=stage, label="all").row(0, named=True)
+        known = "" if row["silhouette"] is None else f", silhouette {row['silhouette']:.3f}"
+        titles[stage] = f"{words}\n(within-class cosine {row['cosine']:.3f}{known})"
+    figure = plots.before_and_after(points, titles)
+    figure.suptitle(f"{len(rows)} samples with {combination}", fontsize=10.5)
+    return [out / "embedding.parquet", out / "closeness.csv", *plots.save(figure, out / "embedding")]

@@ -1,0 +1,22 @@
+"""The learning curves of a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+
+from model import plots
+
+
+def write_curves(run: Path) -> None:
+    """curves.svg and curves.png: losses and validation score per epoch, the kept epoch marked.
+
+    A method without epochs has no history, and so no curves.
+    """
+    path = run / "history.parquet"
+    if path.is_file():
+        metric = json.loads((run / "config.json").read_text(encoding="utf-8"))["common"]["select_metric"]
+        figure = plots.learning_curves({run.resolve().name: pl.read_parquet(path)}, score=metric)
+        plots.save(figure, run / "curves")

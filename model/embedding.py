@@ -1,0 +1,128 @@
+"""Fused embeddings of samples that lack a modality, before and after it is retrieved (Figure 6 of the paper).
+
+Before: the missing slot is masked out of the fusion, as in the warm-up. After: it holds what was retrieved. All else,
+weights included, is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_score
+from threadpoolctl import threadpool_limits
+
+from model.data import Data
+from model.inputs import Rows
+from model.methods.base import Method
+from model.predict import predict
+from mrpipe import keyed
+from mrpipe.errors import UsageError
+
+MOST_SAMPLES = 2000
+FEWEST_SAMPLES = 10
+STAGES = ("before", "after")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Fused embeddings (n, D) of samples of one combination at both stages, and their labels (n,)."""
+
+    combination: str
+    missing: tuple[str, ...]
+    before: Floats
+    after: Floats
+    label: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+
+def choose(data: Data, rows: Rows, combination: str | None, seed: int) -> tuple[Rows, str]:
+    """Samples of one combination, at most 2000, drawn by their keys; by default of the most frequent that lacks one.
+
+    Raises:
+        UsageError: nobody lacks anything, or too few have this combination.
+    """
+    names = np.array(data.combination(data.observed[rows]))
+    lacking = (~data.observed[rows]).sum(axis=1)
+    if combination is None:
+        if not (lacking > 0).any():
+            raise UsageError("no sample of this part lacks a modality: there is nothing to retrieve")
+        candidates = names[lacking == lacking[lacking > 0].min()]
+        found, counts = np.unique(candidates, return_counts=True)
+        combination = str(found[counts.argmax()])
+    wanted = "+".join(n for n in data.spec.names if n in combination.split("+"))
+    chosen = rows[names == wanted]
+    if len(chosen) < FEWEST_SAMPLES or wanted == "+".join(data.spec.names):
+        known = ", ".join(f"{n} ({(names == n).sum()})" for n in np.unique(names[lacking > 0]))
+        raise UsageError(
+            f"{len(chosen)} samples have exactly {combination}; a combination that lacks something and has at least "
+            f"{FEWEST_SAMPLES} is needed; there are {known or 'none'}"
+        )
+    order = np.argsort(keyed.bits(data.keys[chosen], seed, "embedding rows")[:, 0], kind="stable")
+    return np.sort(chosen[order[:MOST_SAMPLES]]), wanted
+
+
+def before_and_after(method: Method, data: Data, rows: Rows, combination: str) -> Embeddings:
+    """Fused embeddings of `rows` without and with retrieval; the method is left retrieving.
+
+    Raises:
+        UsageError: the method does not retrieve.
+    """
+    if method.retrieving is None:
+        raise UsageError(f"{method.name} retrieves nothing: there is no before and after")
+    stages = []
+    for retrieving in (False, True):
+        method.retrieving = retrieving
+        fused = predict(method, data, rows, draws=1, detail=True).fused
+        assert fused is not None
+        stages.append(fused.astype(np.float64))
+    missing = tuple(n for n in data.spec.names if n not in combination.split("+"))
+    return Embeddings(combination, missing, stages[0], stages[1], data.label[rows], data.spec.classes)
+
+
+def tsne(embeddings: Embeddings) -> pl.DataFrame:
+    """t-SNE of each stage by itself: `stage, x, y, label`, in an order that tells no id.
+
+    scikit-learn's, started from the principal components, random state 0, perplexity 30 or a third of the samples.
+    """
+    n = len(embeddings.label)
+    frames = []
+    for stage in STAGES:
+        model = TSNE(2, init="pca", random_state=0, perplexity=min(30.0, (n - 1) / 3))
+        # One thread: the same bytes on any number of cores.
+        with threadpool_limits(1):
+            at = model.fit_transform(getattr(embeddings, stage).astype(np.float32))
+        label = [embeddings.classes[v] for v in embeddings.label]
+        frame = pl.DataFrame({"x": at[:, 0].astype(np.float64), "y": at[:, 1].astype(np.float64), "label": label})
+        frames.append(frame.sort("x", "y").insert_column(0, pl.lit(stage).alias("stage")))
+    return pl.concat(frames)
+
+
+def closeness(embeddings: Embeddings) -> pl.DataFrame:
+    """How close samples of one class are in the whole embedding, not in its picture.
+
+    Columns: `stage, label` ("all": every pair of samples with the same label), `n`, `cosine` (mean cosine similarity of
+    two different samples of the class), `silhouette` (of the labels, Euclidean; only under "all", null for one class).
+    """
+    rows: list[tuple[str, str, int, float | None, float | None]] = []
+    label = embeddings.label
+    for stage in STAGES:
+        x = getattr(embeddings, stage)
+        unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        total, pairs = 0.0, 0
+        for c, name in enumerate(embeddings.classes):
+            mine = unit[label == c]
+            n_pairs = len(mine) * (len(mine) - 1)
+            # Σ over pairs of different samples = |Σ u|² − n.
+            similar = float((mine.sum(axis=0) ** 2).sum() - (mine**2).sum())
+            rows.append((stage, name, len(mine), similar / n_pairs if n_pairs else None, None))
+            total, pairs = total + similar, pairs + n_pairs
+        n_classes = len(np.unique(label))
+        silhouette = float(silhouette_score(x, label)) if 1 < n_classes < len(label) else None
+        rows.append((stage, "all", len(label), total / pairs if pairs else None, silhouette))
+    schema = {"stage": pl.String, "label": pl.String, "n": pl.Int64, "cosine": pl.Float64, "silhouette": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")

@@ -1,0 +1,85 @@
+"""Which experts the tokens of which modality combination visit (Figure 3 b and c of the paper).
+
+A token belongs to the sample that it was encoded from: an item of the supporting group to the supporting training
+sample, an own modality to the sample whose slot is filled. So the full combination occurs, which lacks nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from model.data import Data
+from model.inputs import Rows
+from model.methods.base import Method
+
+SCHEMA = pl.Schema(
+    {"combination": pl.String, "role": pl.String, "n_items": pl.Int64, "expert": pl.Int32, "pool": pl.String,
+     "name": pl.String, "visits": pl.Int64}
+)  # fmt: skip
+
+
+def expert_names(pools: list[str]) -> list[str]:
+    """`<pool>_1`, `<pool>_2`, …: the experts of each pool, counted from 1."""
+    counts: Counter[str] = Counter()
+    names = []
+    for pool in pools:
+        counts[pool] += 1
+        names.append(f"{pool}_{counts[pool]}")
+    return names
+
+
+@torch.no_grad()
+def visits_by_combination(method: Method, data: Data, rows: Rows) -> pl.DataFrame | None:
+    """Visits of the experts when `rows` are predicted, by combination and role of the token's own sample.
+
+    Returns:
+        One row a (combination, role, expert): `role` is "supporting" or "own". None for a method that does not report
+        the routing of its items.
+    """
+    method.eval()
+    method.refresh()
+    size = method.config.common.eval_batch_size
+    sums: dict[tuple[str, bool], list[Any]] = {}
+    for start in range(0, len(rows), size):
+        out = method(data.batch(rows[start : start + size], "evaluation"), detail=True)
+        items = out.diagnostics.get("item_routing")
+        if items is None:
+            continue
+        combination = np.array(data.combination(items["observed"]))
+        for name in np.unique(combination).tolist():
+            for supporting in (False, True):
+                chosen = (combination == name) & (items["supporting"] == supporting)
+                if chosen.any():
+                    old = sums.setdefault((name, supporting), [0, 0])
+                    old[0] += int(chosen.sum())
+                    old[1] = old[1] + items["visits"][chosen].sum(axis=0)
+    if not sums:
+        return None
+    table = []
+    for (name, supporting), (n_items, visits) in sorted(sums.items()):
+        pools = method.expert_pools(len(visits))
+        for e, (pool, expert) in enumerate(zip(pools, expert_names(pools), strict=True)):
+            role = "supporting" if supporting else "own"
+            table.append((name, role, n_items, e, pool, expert, int(visits[e])))
+    return pl.DataFrame(table, schema=SCHEMA, orient="row")
+
+
+def expert_selection(visits: pl.DataFrame) -> pl.DataFrame:
+    """Figure 3 b: of the visits that the tokens of a combination make, the share of each expert; sums to 1."""
+    return _ratio(visits, "combination")
+
+
+def combination_shares(visits: pl.DataFrame) -> pl.DataFrame:
+    """Figure 3 c: of the visits that an expert receives, the share of each combination; sums to 1 if it was visited."""
+    return _ratio(visits, "expert").filter(pl.col("ratio").is_not_nan())
+
+
+def _ratio(visits: pl.DataFrame, within: str) -> pl.DataFrame:
+    keys = ["combination", "expert", "pool", "name"]
+    total = visits.group_by(keys, maintain_order=True).agg(pl.col("visits").sum())
+    return total.with_columns((pl.col("visits") / pl.col("visits").sum().over(within)).alias("ratio"))
