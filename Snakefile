@@ -34,6 +34,8 @@ localrules:
     all,
     stores,
     runs,
+    # On the node where Snakemake was started: seconds, and what is wrong is said before anything is queued.
+    settings,
 
 
 rule all:

@@ -27,6 +27,7 @@ PACKAGES = ("mrpipe", "model")
 _DATA_FILE = re.compile(r"[\w./-]+\.(?:json|yaml|yml|csv|tsv|txt|html|css|svg)")
 
 
+@cache
 def code_hash(*entries: str, root: Path = PROJECT) -> str:
     """Hash of all project code that the entry modules can reach; 16 hex digits, the same on every Python ≥ 3.11.
 

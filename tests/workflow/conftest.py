@@ -44,10 +44,11 @@ class Outcome:
     @property
     def jobs(self) -> list[str]:
         """Jobs of a dry run, sorted: the rule and the values of its wildcards, e.g. `ingest mosi audio`."""
-        found = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", self.text, flags=re.MULTILINE)
+        # Jobs that a cluster would get in one submission stand indented below their group.
+        _, *found = re.split(r"^ *(?:local)?rule (\w+):\n", self.text, flags=re.MULTILINE)
         jobs = []
-        for rule, body in found:
-            values = re.search(r"^    wildcards: (.*)$", body, flags=re.MULTILINE)
+        for rule, body in zip(found[::2], found[1::2], strict=True):
+            values = re.search(r"^ *wildcards: (.*)$", body, flags=re.MULTILINE)
             jobs.append(" ".join([rule, *re.findall(r"\w+=([^,]+)", values[1] if values else "")]))
         return sorted(jobs)
 

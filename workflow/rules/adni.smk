@@ -1,10 +1,18 @@
 # ADNI: tables are small. Genotypes: two bits a call in memory, read in blocks (2,380 people x 600,000 SNPs need 1.2 GB:
-# benchmarks/genotypes.md). Raw T1 scans are prepared part by part (image_parts); ingest only collects them.
+# benchmarks/genotypes.md). Raw T1 scans are prepared part by part (image_parts), about a minute and 1.5 GB each on one
+# thread; ingest only collects them.
 INGEST_COST["adni"] = {
     "clinical": {"threads": 1, "mem_mb": 2000, "runtime": "30m"},
     "biospecimen": {"threads": 1, "mem_mb": 2000, "runtime": "30m"},
     "genomic": {"threads": 2, "mem_mb": 3000, "runtime": "1h"},
-    "image": {"mem_mb": 4000, "runtime": "24h"},
+    "image": {
+        "group": "scans",
+        "part_mem_mb": 2500,
+        # Minutes: ADNI's 3,000 people, three minutes a scan, and no less than two scans that run into their time limit.
+        "part_runtime": lambda wildcards: max(120, 3 * 3000 // int(wildcards.total)),
+        "mem_mb": 4000,
+        "runtime": "24h",
+    },
 }
 
 # Stores with images that are built here: each gets its scans' quality control.

@@ -106,7 +106,8 @@ def reader_options(wildcards):
 
 
 # What reading a modality costs where it is not the usual, set in <dataset>.smk: dataset → modality → threads, mem_mb,
-# runtime, and part_mem_mb, part_runtime of a part.
+# runtime, and part_mem_mb, part_runtime of a part; and `group`, the name under which profiles say how many parts go into
+# one submission. A value may be a function of the wildcards.
 INGEST_COST = {}
 
 
@@ -115,7 +116,12 @@ EXTRA_TARGETS = []
 
 
 def ingest_cost(wildcards, what, usual):
-    return INGEST_COST.get(reader_name(wildcards), {}).get(wildcards.modality, {}).get(what, usual)
+    value = INGEST_COST.get(reader_name(wildcards), {}).get(wildcards.modality, {}).get(what, usual)
+    return value(wildcards) if callable(value) else value
+
+
+def group_of_parts(wildcards):
+    return ingest_cost(wildcards, "group", "parts")
 
 
 def modality_parts(wildcards):

@@ -3,8 +3,22 @@
 # the patient: each part inflates the files again and keeps its own patients. lab_summary reads what lab prepared, where
 # that lies beside it.
 INGEST_COST["mimic"] = {
-    "lab": {"part_mem_mb": 2000, "part_runtime": "6h", "threads": 2, "mem_mb": 2000, "runtime": "2h"},
-    "lab_summary": {"part_mem_mb": 2000, "part_runtime": "6h", "threads": 2, "mem_mb": 2000, "runtime": "2h"},
+    "lab": {
+        "group": "shards",
+        "part_mem_mb": 2000,
+        "part_runtime": "6h",
+        "threads": 2,
+        "mem_mb": 2000,
+        "runtime": "2h",
+    },
+    "lab_summary": {
+        "group": "shards",
+        "part_mem_mb": 2000,
+        "part_runtime": "6h",
+        "threads": 2,
+        "mem_mb": 2000,
+        "runtime": "2h",
+    },
     "note": {"threads": 2, "mem_mb": 4000, "runtime": "12h"},
     "code": {"threads": 2, "mem_mb": 4000, "runtime": "1h"},
 }

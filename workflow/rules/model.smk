@@ -36,6 +36,8 @@ rule train:
         "<logs>/{experiment}/{method}_seed{seed}_train.log",
     benchmark:
         "<benchmarks>/{experiment}/{method}_seed{seed}_train.jsonl"
+    group:
+        "cells"
     conda:
         "../../environment.yml"
     # One thread: runs are independent, and a result does not depend on how many cores there are.
@@ -67,6 +69,8 @@ rule evaluate:
         "<logs>/{experiment}/{method}_seed{seed}_evaluate.log",
     benchmark:
         "<benchmarks>/{experiment}/{method}_seed{seed}_evaluate.jsonl"
+    group:
+        "cells"
     conda:
         "../../environment.yml"
     threads: 1

@@ -6,6 +6,8 @@ rule simulate:
         "<logs>/{dataset}/simulate.log",
     benchmark:
         "<benchmarks>/{dataset}/simulate.jsonl"
+    group:
+        "export"
     conda:
         "../../environment.yml"
     threads: 1

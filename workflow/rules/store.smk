@@ -10,6 +10,8 @@ rule check:
         "<logs>/{dataset}/check.log",
     benchmark:
         "<benchmarks>/{dataset}/check.jsonl"
+    group:
+        "export"
     conda:
         "../../environment.yml"
     threads: 1
@@ -39,6 +41,8 @@ rule cohort:
         "<logs>/{dataset}/cohort.log",
     benchmark:
         "<benchmarks>/{dataset}/cohort.jsonl"
+    group:
+        "export"
     conda:
         "../../environment.yml"
     threads: 2
@@ -68,6 +72,8 @@ rule prepare:
         "<logs>/{dataset}/prepare_{modality}_{part}-of-{total}.log",
     benchmark:
         "<benchmarks>/{dataset}/prepare_{modality}_{part}-of-{total}.jsonl"
+    group:
+        group_of_parts
     conda:
         "../../environment.yml"
     threads: 1
@@ -144,6 +150,8 @@ rule samples:
         "<logs>/{dataset}/samples.log",
     benchmark:
         "<benchmarks>/{dataset}/samples.jsonl"
+    group:
+        "seal"
     conda:
         "../../environment.yml"
     threads: 2
@@ -171,6 +179,8 @@ rule split:
         "<logs>/{dataset}/split_{scheme}.log",
     benchmark:
         "<benchmarks>/{dataset}/split_{scheme}.jsonl"
+    group:
+        "seal"
     conda:
         "../../environment.yml"
     threads: 1
@@ -220,6 +230,8 @@ rule seal:
         "<logs>/{dataset}/seal.log",
     benchmark:
         "<benchmarks>/{dataset}/seal.jsonl"
+    group:
+        "seal"
     conda:
         "../../environment.yml"
     threads: 2
@@ -247,6 +259,8 @@ rule verify:
         "<logs>/{dataset}/verify.log",
     benchmark:
         "<benchmarks>/{dataset}/verify.jsonl"
+    group:
+        "seal"
     conda:
         "../../environment.yml"
     threads: 2
@@ -271,12 +285,14 @@ rule mask:
         "<logs>/{dataset}/mask_{mask}.log",
     benchmark:
         "<benchmarks>/{dataset}/mask_{mask}.jsonl"
+    group:
+        "masks"
     conda:
         "../../environment.yml"
     threads: 1
     resources:
         mem_mb=memory(2000),
-        runtime="1h",
+        runtime="10m",
     params:
         store=lambda wildcards: store_folder(wildcards.dataset),
         options=lambda wildcards: mask_arguments(PLAN.masks[wildcards.dataset, wildcards.mask]),
