@@ -172,7 +172,7 @@ def parser(*, with_report: bool = False) -> argparse.ArgumentParser:
 
 def _report(arguments: argparse.Namespace) -> None:
     if find_spec("model.report") is None:
-        raise UsageError("this installation has no results page (model/report.py)")
+        raise UsageError("this installation has no results page (model/report)")
     import_module("model.report").run(arguments)
 
 

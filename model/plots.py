@@ -58,7 +58,8 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
     counts = [n for _, n in shown]
     bars.bar(range(len(shown)), counts, color=PALETTE[0], width=0.62)
     for x, n in enumerate(counts):
-        bars.annotate(f"{n}\n{n / total:.0%}", (x, n), ha="center", va="bottom", fontsize=8, color=INK)
+        share = "<1%" if 0 < n < 0.005 * total else f"{n / total:.0%}"
+        bars.annotate(f"{n}\n{share}", (x, n), ha="center", va="bottom", fontsize=8, color=INK)
     bars.set_ylim(0, 1.28 * max(counts))
     bars.set_ylabel("samples")
     bars.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -157,7 +158,7 @@ def routing(frame: pl.DataFrame, experts: Sequence[str]) -> Figure:
     image = axes.imshow(table, cmap="Blues", vmin=0, vmax=max(float(table.max()), 1e-6), aspect="auto")
     axes.set_yticks(range(len(pairs)), [f"{target} ← {inputs}" for target, inputs in pairs])
     _expert_axis(axes, experts)
-    axes.set_ylabel("missing ← observed")
+    axes.set_title("missing ← observed", loc="left", fontsize=8.5)
     figure.colorbar(image, ax=axes, label="share of weight", fraction=0.06, pad=0.02)
     return figure
 

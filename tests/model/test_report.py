@@ -1,23 +1,34 @@
-"""The results page: the numbers of the run folders and nothing else, self-contained, the same bytes twice."""
+"""The report: the numbers of the run folders and nothing else, one passive file, the same bytes twice, no id."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from model.__main__ import main
-from model.report import published, read_run, tell_apart, write_report
+from model.report import Inputs, write_report
+from model.report import page as page_module
+from model.report.published import published
+from model.report.runs import read_run, tell_apart
 from mrpipe import Store
 from mrpipe.errors import DataError
 
 SMALL = ["epochs=2", "hidden=8", "tokens=2", "heads=2", "encoder_hidden=8", "cnn_width=0.05"]
 EXPERTS = ["n_experts=2", "n_shared=2"]
+SUITE = """<section class="suite" id="table9"><h3>table9: a test</h3><ul class="origin simulated"><li>toy</li></ul>
+<div class="scroll"><table class="results"><caption>toy</caption><thead><tr><th scope="col">method</th></tr></thead>
+<tbody><tr class="control"><th scope="row">majority</th></tr></tbody></table></div></section>"""
+PICTURE = """<?xml version="1.0"?>
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 90 60" width="90pt" height="60pt">
+<defs><style type="text/css">*{stroke-linejoin: round}</style><path id="a1" d="M0 0"/></defs><use href="#a1"/></svg>"""
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +36,7 @@ def runs(store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("runs")
     made = []
     for method, seed in (("moe_retriever", 0), ("moe_retriever", 1), ("majority", 0)):
-        out = folder / f"{method}{seed}"
+        out = folder / "toy" / method / f"seed{seed}"
         options = ["--set", *SMALL, *(EXPERTS if method == "moe_retriever" else [])]
         code = main(
             ["train", "--store", str(store.path), "--mask", str(mask_file), "--method", method, "--seed", str(seed),
@@ -37,46 +48,127 @@ def runs(store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def page(runs: list[Path], store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(runs: list[Path], store: Store, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """Everything that a page can be made of."""
+    folder = tmp_path_factory.mktemp("inputs")
+    suite = folder / "suites" / "table9"
+    suite.mkdir(parents=True)
+    (suite / "table.html").write_text(SUITE)
+    (suite / "routing.svg").write_text(PICTURE)
+    jobs = folder / "benchmarks"
+    for name, seconds in (("toy/ingest_table", 3.0), ("toy/ingest_series", 1.0), ("toy/majority_seed0_train", "NA")):
+        (jobs / name).parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"s": seconds, "max_rss": 100.0 if seconds == 3.0 else "NA", "cpu_time": seconds})
+        (jobs / f"{name}.jsonl").write_text(line + "\n")
+    return Inputs(runs=runs, stores=[store.path], suites=[suite], benchmarks=jobs)
+
+
+@pytest.fixture(scope="module")
+def page(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "index.html"
-    write_report(runs, [store.path], out)
+    write_report(inputs, out)
     return out
 
 
 class Checker(HTMLParser):
-    """Tags that are open, and addresses that a page refers to."""
+    """Tags that are open, ids, headings, and what the page refers to."""
+
+    VOID = ("meta", "br", "link", "img", "path", "use", "rect", "input")
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.headings: list[int] = []
+        self.links: list[str] = []
+        self.assets: list[str] = []
+        self.unlabelled: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "br", "link", "img", "path", "use", "rect"):
+        if tag not in self.VOID:
             self.open.append(tag)
-        self.addresses += [v or "" for k, v in attrs if k in ("src", "href")]
+        self.handle_startendtag(tag, attrs)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.addresses += [v or "" for k, v in attrs if k in ("src", "href")]
+        said = {k: v or "" for k, v in attrs}
+        self.ids += [said["id"]] if "id" in said else []
+        self.headings += [int(tag[1])] if re.fullmatch(r"h\d", tag) else []
+        self.links += [said["href"]] if tag == "a" else []
+        self.assets += [said[k] for k in ("src", "href", "xlink:href") if k in said and tag != "a"]
+        if (tag == "svg" and not said.get("aria-label")) or (tag == "img" and not said.get("alt")):
+            self.unlabelled.append(tag)
+        if tag == "th" and "scope" not in said:
+            self.unlabelled.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         if tag in self.open:
             assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_needs_no_network(page: Path) -> None:
+def checked(page: Path) -> Checker:
     checker = Checker()
     checker.feed(page.read_text())
-    assert checker.open == []
-    assert checker.addresses
-    assert all(a.startswith("#") for a in checker.addresses)
-    assert len(re.findall("<svg", page.read_text())) == 5  # what is left, curves, routing, the store's two
+    return checker
+
+
+def untimed(page: Path) -> str:
+    """The page without its section of times."""
+    return re.sub(r"<!-- times:begin -->.*<!-- times:end -->", "", page.read_text(), flags=re.DOTALL)
+
+
+def test_the_page_is_whole_and_needs_no_network(page: Path) -> None:
+    found = checked(page)
+    assert found.open == []
+    assert found.assets
+    assert all(a.startswith(("#", "data:image/")) for a in found.assets)
+    assert not re.search(r"https?://(?!www\.w3\.org)", page.read_text())
+    assert page.stat().st_size < 2e6
+
+
+def test_links_lead_somewhere_and_ids_are_unique(page: Path) -> None:
+    found = checked(page)
+    assert sorted(found.ids) == sorted(set(found.ids))
+    assert {link.removeprefix("#") for link in found.links} <= set(found.ids)
+
+
+def test_the_page_can_be_read_without_seeing_it(page: Path) -> None:
+    found = checked(page)
+    assert found.unlabelled == []
+    assert found.headings[0] == 1
+    assert found.headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(found.headings, found.headings[1:], strict=False))
+    assert '<html lang="en">' in page.read_text()
+
+
+def test_every_section_is_there(page: Path) -> None:
+    text = page.read_text()
+    for section in ("overview", "cautions", "data", "suites", "experiments", "methods", "record"):
+        assert f'id="{section}"' in text
+    for heading in ("Which samples have what", "Cohort flow", "Data dictionary", "Leakage audit", "References"):
+        assert heading in text
+    assert SUITE in text
+    # What is left, curves, routing; the store's two; the suite's.
+    assert len(re.findall("<svg", text)) == 6
 
 
 def test_simulated_data_are_announced_first(page: Path) -> None:
     text = page.read_text()
-    assert text.index("Simulated data.") < text.index("<table")
+    assert 0 < text.index('class="banner simulated"') < text.index("<h2") < text.index("<table")
+    assert 'class="banner export"' not in text
     assert "as published" not in text
+
+
+def test_an_export_is_announced_as_one(store: Store, tmp_path: Path) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store.path, copy)
+    manifest = json.loads((copy / "manifest.json").read_text()) | {"origin": "export"}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    write_report(Inputs(stores=[copy]), tmp_path / "index.html")
+    text = (tmp_path / "index.html").read_text()
+    assert 'class="banner export"' in text
+    assert 'class="banner simulated"' not in text
+    write_report(Inputs(stores=[copy, store.path]), tmp_path / "both.html")
+    assert "Simulated data in part." in (tmp_path / "both.html").read_text()
 
 
 def test_the_table_holds_the_means_of_the_run_folders(page: Path, runs: list[Path]) -> None:
@@ -90,21 +182,90 @@ def test_the_table_holds_the_means_of_the_run_folders(page: Path, runs: list[Pat
     assert set(scores["method"]) == {"moe_retriever", "majority"}
 
 
-def test_no_sample_is_named(page: Path) -> None:
-    assert not re.search(r"\bs0\d\d\d\b", page.read_text() + page.parent.joinpath("results.csv").read_text())
+def test_no_sample_and_no_place_on_the_machine_is_named(page: Path, store: Store, inputs: Inputs) -> None:
+    text = page.read_text() + page.parent.joinpath("results.csv").read_text()
+    samples = store.samples().select("sample_id", "subject_id").collect()
+    for name in {*samples["sample_id"], *samples["subject_id"]}:
+        assert not re.search(rf"\b{re.escape(name)}\b", text)
+    for place in (store.path, inputs.runs[0], page.parent, Path.home(), Path("/tmp")):
+        assert str(place) + "/" not in text
 
 
-def test_the_same_runs_give_the_same_bytes(page: Path, runs: list[Path], store: Store, tmp_path: Path) -> None:
-    write_report(runs, [store.path], tmp_path / "index.html")
+def test_the_same_inputs_give_the_same_bytes(page: Path, inputs: Inputs, tmp_path: Path) -> None:
+    write_report(inputs, tmp_path / "index.html")
     assert (tmp_path / "index.html").read_bytes() == page.read_bytes()
-    for figure in page.parent.joinpath("figures").iterdir():
+    figures = [p for p in page.parent.joinpath("figures").iterdir()]
+    assert figures
+    for figure in figures:
         assert (tmp_path / "figures" / figure.name).read_bytes() == figure.read_bytes()
+
+
+def test_only_the_section_of_times_knows_times(page: Path, inputs: Inputs, tmp_path: Path) -> None:
+    again = []
+    for run in inputs.runs:
+        again.append(tmp_path / "again" / "toy" / run.parent.name / run.name)
+        shutil.copytree(run, again[-1])
+        cost = json.loads((run / "cost.json").read_text()) | {"train_seconds": 4321.0, "load_seconds": 1234.0}
+        (again[-1] / "cost.json").write_text(json.dumps(cost))
+    store = tmp_path / "store"
+    shutil.copytree(inputs.stores[0], store)
+    said = json.loads((store / "provenance.json").read_text()) | {"sealed_at": "1999-12-31T23:59:59+00:00"}
+    (store / "provenance.json").write_text(json.dumps(said))
+    write_report(replace(inputs, runs=again, stores=[store], benchmarks=None), tmp_path / "index.html")
+    other = (tmp_path / "index.html").read_text()
+    assert "1999-12-31" in other
+    assert "1 h 12 min" in other
+    assert other != page.read_text()
+    assert untimed(tmp_path / "index.html") == untimed(page)
+
+
+def test_stores_alone_make_a_page(store: Store, tmp_path: Path) -> None:
+    assert main(["report", "--stores", str(store.path), "--out", str(tmp_path / "index.html")]) == 0
+    found = checked(tmp_path / "index.html")
+    assert "data" in found.ids
+    assert "experiments" not in found.ids
+    assert {link.removeprefix("#") for link in found.links} <= set(found.ids)
+    assert main(["report", "--out", str(tmp_path / "nothing.html")]) == 2
+    assert not (tmp_path / "nothing.html").exists()
+
+
+def test_many_experiments_stay_light(
+    runs: list[Path], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "MAX_DRAWN", 1)
+    many = []
+    for number in range(60):
+        many.append(tmp_path / "runs" / f"e{number}" / "moe_retriever" / "seed0")
+        shutil.copytree(runs[0], many[-1])
+        metrics = json.loads((runs[0] / "metrics.json").read_text())
+        metrics["mask"] |= {"p": round(0.01 * (number + 1), 2)}
+        (many[-1] / "metrics.json").write_text(json.dumps(metrics))
+    write_report(Inputs(runs=many, stores=[store.path]), tmp_path / "index.html")
+    text = (tmp_path / "index.html").read_text()
+    assert len(re.findall('<table class="results">', text)) == 60
+    assert len(re.findall("<svg", text)) == 5
+    assert len(text) < 1.5e6
+    assert "more of the same kinds" in text
 
 
 def test_an_unfinished_run_is_a_fault_and_no_page_is_written(runs: list[Path], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(DataError, match="finished run"):
-        write_report([*runs, tmp_path / "run"], [], tmp_path / "index.html")
+        write_report(Inputs(runs=[*runs, tmp_path / "run"]), tmp_path / "index.html")
+    assert not (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    "active",
+    ['<script>alert(1)</script>', '<img src="https://example.org/a.png">', "<p onclick='x()'>", '<link href="a.css">',
+     "<p style=\"background: url(a.png)\">"],
+)  # fmt: skip
+def test_markup_that_runs_or_fetches_is_a_fault(active: str, tmp_path: Path) -> None:
+    suite = tmp_path / "table9"
+    suite.mkdir()
+    (suite / "table.html").write_text(SUITE + active)
+    with pytest.raises(DataError, match=r"table\.html"):
+        write_report(Inputs(suites=[suite]), tmp_path / "index.html")
     assert not (tmp_path / "index.html").exists()
 
 
@@ -124,3 +285,12 @@ def test_other_options_are_a_variant_and_not_another_seed(runs: list[Path]) -> N
     labels = [r.label for r in tell_apart([first, wider, other])]
     assert labels[0].startswith("moe_retriever [")
     assert labels[2] == "majority"
+
+
+def test_the_majority_class_is_in_every_table(runs: list[Path], tmp_path: Path) -> None:
+    write_report(Inputs(runs=runs[:1]), tmp_path / "index.html")
+    said: dict[str, Any] = json.loads((runs[0] / "metrics.json").read_text())["majority"]
+    row = re.search(r'<tr class="control">(?:(?!</tr>).)*</tr>', (tmp_path / "index.html").read_text(), re.DOTALL)
+    assert row
+    assert f"always {said['class']}" in row[0]
+    assert f"{100 * said['accuracy']:.2f}" in row[0]

@@ -1,5 +1,6 @@
 """Configuration, paths and the small functions that rules share. What is planned is in workflow/plan.py."""
 
+import hashlib
 import os
 import re
 import sys
@@ -156,9 +157,19 @@ def run_targets(wildcards):
 
 
 def all_targets(wildcards):
-    """Stores, runs, and the page that shows both; without runs there is no page."""
-    pages = ["<results>/report/index.html"] if PLAN.runs else []
-    return [*pages, *run_targets(wildcards), *store_targets(wildcards)]
+    """Stores, runs, and the page that shows both."""
+    return ["<results>/report/index.html", *run_targets(wildcards), *store_targets(wildcards)]
+
+
+def rendered_suites(wildcards):
+    """Folders of the suites that were rendered before: the report shows what is there, and asks for none."""
+    return sorted({str(found.parent) for found in Path(path("<results>/suites")).glob("*/table.html")})
+
+
+def rendered_state(wildcards):
+    """Hash of what the suites hold, as a parameter: a suite that is rendered anew makes the report run again."""
+    files = [f for folder in rendered_suites(wildcards) for f in sorted(Path(folder).glob("*.*"))]
+    return hashlib.sha256(b"".join(f.name.encode() + f.read_bytes() for f in files)).hexdigest()[:16]
 
 
 def code_of(*entries, function=None):

@@ -36,7 +36,12 @@ rule report_page:
     params:
         runs=[run_folder(run) for run in PLAN.runs.values()],
         stores=[store_folder(name) for name in PLAN.stores],
+        suites=rendered_suites,
+        cells=lambda wildcards: path("<results>/runs"),
+        suites_state=rendered_state,
+        benchmarks=path("<benchmarks>"),
         code=code_of("model.report"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model report --runs {params.runs:q}"
-        " --stores {params.stores:q} --out {output.page:q} > {log} 2>&1"
+        " --stores {params.stores:q} --suites {params.suites:q} --cells {params.cells:q}"
+        " --benchmarks {params.benchmarks:q} --out {output.page:q} > {log} 2>&1"

@@ -1,0 +1,100 @@
+"""What the workflow's jobs cost, from Snakemake's benchmark files: by rule, and the slowest jobs.
+
+A job is named by its dataset or experiment and the wildcards in the file's name; no file name holds an id.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+SLOWEST = 10
+_FIELDS = {"s": "seconds", "max_rss": "peak_mb", "cpu_time": "cpu_seconds"}
+# Jobs of a run or of a suite end in the rule's name, `<method>_seed<n>_train`; all others begin with it.
+_OF_A_RUN = re.compile(r"(?P<what>.+_seed\d+)_(?P<rule>[a-z]+)")
+_OF_A_SUITE = re.compile(r"(?P<what>\w+?)_(?P<rule>[a-z]+)")
+
+
+def job_of(path: Path, folder: Path) -> tuple[str, str]:
+    """Rule of a job and its name, from where its benchmark file lies."""
+    stem, parents = path.stem, path.relative_to(folder).parent.parts
+    match = _OF_A_RUN.fullmatch(stem)
+    if match is None and parents[:1] == ("suites",):
+        match = _OF_A_SUITE.fullmatch(stem)
+    rule, what = (match["rule"], match["what"]) if match else (stem.split("_")[0], stem.partition("_")[2])
+    return rule, " ".join(filter(None, ["/".join(parents), what.replace("_seed", " seed ")])) or rule
+
+
+def read_benchmarks(folder: Path) -> pl.DataFrame:
+    """One row a job, sorted by name: `rule, job, seconds, peak_mb, cpu_seconds`; what was not measured is null.
+
+    A job that Snakemake repeated has several lines: its last one counts.
+    """
+    rows = []
+    for path in sorted(folder.rglob("*.jsonl")):
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not lines:
+            continue
+        said = json.loads(lines[-1])
+        rule, job = job_of(path, folder)
+        rows.append({"rule": said.get("rule_name") or rule, "job": job} | {v: _number(said.get(k))
+                    for k, v in _FIELDS.items()})  # fmt: skip
+    schema = {"rule": pl.String, "job": pl.String, **dict.fromkeys(_FIELDS.values(), pl.Float64)}
+    return pl.DataFrame(rows, schema=schema)
+
+
+def _number(value: Any) -> float | None:
+    """Snakemake writes NA or - for what it could not measure of a short job."""
+    return float(value) if isinstance(value, int | float) else None
+
+
+def summarise(jobs: pl.DataFrame) -> dict[str, Any] | None:
+    """Totals, one entry a rule (the costliest first) and the slowest jobs; None without jobs."""
+    if jobs.is_empty():
+        return None
+    slowest = pl.col("job").sort_by("seconds", descending=True, nulls_last=True).first()
+    rules = jobs.group_by("rule").agg(
+        pl.len().alias("n"),
+        pl.col("seconds").sum().alias("total"),
+        pl.col("seconds").median().alias("median"),
+        pl.col("seconds").max().alias("longest"),
+        pl.col("peak_mb").max(),
+        pl.col("cpu_seconds").sum(),
+        slowest.alias("slowest"),
+    )
+    most = max(float(rules["total"].max() or 0.0), 1e-9)  # type: ignore[arg-type]
+    return {
+        "n": len(jobs),
+        "seconds": float(jobs["seconds"].sum()),
+        "cpu_seconds": float(jobs["cpu_seconds"].sum()),
+        "peak_mb": jobs["peak_mb"].max(),
+        "rules": rules.sort(["total", "rule"], descending=[True, False])
+        .with_columns(share=pl.col("total") / most)
+        .to_dicts(),
+        "slowest": jobs.sort(["seconds", "job"], descending=[True, False], nulls_last=True).head(SLOWEST).to_dicts(),
+    }
+
+
+def show_seconds(seconds: float | None) -> str:
+    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds is None:
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def show_megabytes(megabytes: float | None) -> str:
+    """`512 MB`, `2.3 GB`."""
+    if megabytes is None:
+        return "–"
+    return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"

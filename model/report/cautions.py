@@ -1,0 +1,96 @@
+"""What a careful reader would ask about a run, said before they ask: constant predictions, few seeds, leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model.report.experiments import anchor_of
+from model.report.runs import Run
+
+FEW_SEEDS = 3
+SMALL_TEST = 100
+MOST = 24
+
+
+@dataclass(frozen=True)
+class Caution:
+    """One thing to know, with the place on the page where it belongs."""
+
+    text: str
+    where: str
+    anchor: str
+
+
+def of_experiment(key: tuple[str, ...], runs: Sequence[Run]) -> list[Caution]:
+    """What to know about the runs of one experiment."""
+    first = runs[0].metrics
+    found = []
+    constant = [r for r in runs if r.method != "majority" and _is_constant(r)]
+    if constant:
+        found.append(f"{_named(constant)}: one class for every test sample. Its accuracy says how frequent that is.")
+    below = [r for r in runs if r not in constant and r.method != "majority" and _below_majority(r)]
+    if below:
+        found.append(f"{_named(below)}: accuracy below that of always saying {first['majority']['class']}.")
+    seeds = {run.seed for run in runs}
+    trained = [run for run in runs if run.method != "majority"]
+    if trained and len(seeds) < FEW_SEEDS:
+        found.append(f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}: differences between methods may be chance.")
+    if first["n"]["test"] < SMALL_TEST:
+        found.append(f"{first['n']['test']} test samples: look at the intervals before the means.")
+    if not first["n"]["val"]:
+        found.append("No validation samples: the last epoch was kept.")
+    cut = [r for r in runs if _still_improving(r)]
+    if cut:
+        found.append(f"{_named(cut)}: the last epoch allowed was the best on validation; longer training may help.")
+    dataset, _, _, task, _, view, missingness = key
+    where = f"{dataset}, {task} from {view}, {missingness}"
+    return [Caution(text, where, anchor_of(key)) for text in found]
+
+
+def of_store(described: Mapping[str, Any]) -> list[Caution]:
+    """What to know about a store, from what the page says of it."""
+    m, anchor = described["manifest"], described["anchor"]
+    found = []
+    audit = described["audit"]
+    if audit and audit["n"]:
+        several = "s tell" if audit["n"] > 1 else " tells"
+        found.append(f"{audit['n']} finding{several} a class almost alone (single-feature AUROC above "
+                     f"{audit['threshold']}): the label in other words?")  # fmt: skip
+    steps = described["attrition"]
+    if 2 * steps[-1]["n_after"] < steps[0]["n_before"]:
+        share = steps[-1]["n_after"] / steps[0]["n_before"]
+        found.append(f"{share:.0%} of those in the export are in the cohort: see who was left out.")
+    quality = described.get("quality")
+    if quality and quality["n_failed"]:
+        found.append(f"{quality['n_failed']} of {quality['n']} scans failed quality control or processing.")
+    return [Caution(text, f"store {m.dataset}", anchor) for text in found]
+
+
+def _named(runs: Sequence[Run]) -> str:
+    seeds: dict[str, list[int]] = {}
+    for run in runs:
+        seeds.setdefault(run.label, []).append(run.seed)
+    return "; ".join(f"{k} (seed{'s' * (len(v) > 1)} {', '.join(map(str, sorted(v)))})" for k, v in seeds.items())
+
+
+def _is_constant(run: Run) -> bool:
+    """One class for all: recalls of 1 and 0 make a balanced accuracy of 1/k and, with accuracy a, a macro-F1 of
+    2a / ((1 + a) k). Either alone can be chance.
+    """
+    scores, k = run.metrics["metrics"], len(run.metrics["classes"])
+    a, balanced, f1 = (scores[name]["value"] for name in ("accuracy", "balanced_accuracy", "macro_f1"))
+    if None in (a, balanced, f1):
+        return False
+    return bool(abs(balanced - 1 / k) < 1e-9 and abs(f1 - 2 * a / ((1 + a) * k)) < 1e-9)
+
+
+def _below_majority(run: Run) -> bool:
+    ours, theirs = run.metrics["metrics"]["accuracy"]["value"], run.metrics["majority"]["accuracy"]
+    return ours is not None and theirs is not None and ours < theirs
+
+
+def _still_improving(run: Run) -> bool:
+    training = run.metrics["training"]
+    return training.get("best_epoch") == run.config["common"]["epochs"]

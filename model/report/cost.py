@@ -1,0 +1,40 @@
+"""What training and inference of the methods cost, from the run folders (measured, so not the same bytes twice)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from model.report.runs import Run
+
+
+def of_experiment(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One entry a method, means over its seeds: parameters, epochs, seconds an epoch, samples a second, devices."""
+    rows = []
+    for label in dict.fromkeys(run.label for run in runs):
+        mine = [run for run in runs if run.label == label]
+        rows.append(
+            {
+                "method": label,
+                "seeds": len(mine),
+                "parameters": mine[0].metrics["training"]["parameters"],
+                "epochs": _mean([run.metrics["training"].get("epochs") for run in mine]),
+                "epoch_seconds": _mean([run.cost.get("epoch_seconds") for run in mine]),
+                "train_seconds": _mean([run.cost.get("train_seconds") for run in mine]),
+                "train_rate": _mean([run.cost.get("samples_per_second") for run in mine]),
+                "test_rate": _mean([run.test_cost.get("samples_per_second") for run in mine]),
+                "device": ", ".join(sorted({_device(run) for run in mine if run.cost})),
+            }
+        )
+    return rows
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return fmean(known) if known else None
+
+
+def _device(run: Run) -> str:
+    threads = run.cost.get("threads")
+    return f"{run.cost['device']}, {threads} thread{'' if threads == 1 else 's'}"

@@ -1,0 +1,77 @@
+"""The data dictionary as a page shows it: numbers a modality, and rows in which features of one kind are one line.
+
+A store has up to hundreds of thousands of features. Neighbours that differ in their number only (`text_0 … text_383`)
+become one row, and a modality shows at most `MAX_ROWS` of those; the whole is `dictionary.parquet`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+MAX_ROWS = 250
+_NUMBER = r"\d+(?:\.\d+)?"
+
+
+def missing_rate() -> pl.Expr:
+    """Share of the values of a feature that are not known, in samples that have the modality (of its steps, for a
+    sequence); null where nothing was counted.
+    """
+    total = pl.col("n_observed") + pl.col("n_missing")
+    return pl.when(total > 0).then(pl.col("n_missing") / total)
+
+
+def summarise(dictionary: pl.DataFrame) -> list[dict[str, Any]]:
+    """One entry a modality, in the order of the dictionary.
+
+    Keys: `modality, n_features, kinds (kind × number), sources, missing (median, highest rate), n_never (features
+    without a value), rows` of `_rows`, and `n_rows`, how many there would be.
+    """
+    out = []
+    for (modality,), features in dictionary.group_by("modality", maintain_order=True):
+        kinds = features.group_by("kind", maintain_order=True).len().rows()
+        sources = features["source_file"].drop_nulls().unique(maintain_order=True).to_list()
+        rate = features.select(missing_rate().alias("rate"))["rate"]
+        rows = _rows(features)
+        out.append(
+            {
+                "modality": modality,
+                "n_features": len(features),
+                "kinds": ", ".join(f"{n:,} {kind}" for kind, n in kinds),
+                "sources": _few(sources),
+                "median": rate.median(),
+                "highest": rate.max(),
+                "n_never": int((features["n_observed"] == 0).sum()),
+                "rows": rows.head(MAX_ROWS).to_dicts(),
+                "n_rows": len(rows),
+            }
+        )
+    return out
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _rows(features: pl.DataFrame) -> pl.DataFrame:
+    """Runs of neighbours with one kind, unit, source and wording: first and last name, number, lowest and highest
+    rate of unknown values.
+    """
+    text = ("name", "description", "source_column")
+    plain = [pl.col(c).fill_null("").str.replace_all(_NUMBER, "#") for c in text]
+    same = pl.concat_str([*plain, *(pl.col(c).fill_null("") for c in ("kind", "unit", "dtype", "source_file"))],
+                         separator="\x1f")  # fmt: skip
+    first = ("kind", "unit", "description", "source_file", "source_column")
+    runs = features.with_columns(run=same.rle_id(), rate=missing_rate(), levels=pl.col("levels").list.join(", "))
+    return runs.group_by("run", maintain_order=True).agg(
+        pl.len().alias("n"),
+        pl.col("name").first(),
+        pl.col("name").last().alias("last"),
+        *(pl.col(c).first() for c in first),
+        pl.col("levels").first().str.slice(0, 120),
+        pl.col("n_observed").min(),
+        pl.col("rate").min().alias("low"),
+        pl.col("rate").max().alias("high"),
+    )

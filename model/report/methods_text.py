@@ -1,0 +1,256 @@
+"""The methods paragraph of a paper, written from the run folders and manifests: what ran, and nothing else.
+
+A sentence stands here only if a file says so; a change of the run changes the text. Numbers in brackets cite the
+references that come with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from model.report.methods_data import (
+    listed,
+    missingness_sentence,
+    plural,
+    split_sentences,
+    store_sentences,
+    transform_sentences,
+)
+from model.report.published import published
+from model.report.references import Bibliography, about, changed_options
+from model.report.runs import Run
+from model.report.stores import public
+from mrpipe.store import Store
+
+# Options that a methods section states for every trained method, in this order.
+_STATED = {
+    "lr": "learning rate", "weight_decay": "weight decay", "batch_size": "batch size", "epochs": "at most {} epochs",
+    "patience": "patience", "dropout": "dropout", "hidden": "token width", "tokens": "tokens per modality",
+    "drop_modalities": "modality dropout in training", "class_weight": "class weights",
+}  # fmt: skip
+_METRICS = {
+    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1",
+    "auroc": "AUROC", "auprc": "AUPRC", "loss": "loss",
+}  # fmt: skip
+# Stated only where they are not this.
+_UNUSUAL = {"drop_modalities": "0", "class_weight": "none"}
+MOST_SETTINGS = 12
+MOST_CLASSES = 8
+
+
+@dataclass(frozen=True)
+class MethodsText:
+    """Paragraphs (heading, text) and the references that they cite, in order of their numbers."""
+
+    paragraphs: list[tuple[str, str]]
+    references: list[str]
+
+
+def methods_text(runs: Sequence[Run], stores: Sequence[Store], searches: Sequence[dict[str, Any]] = ()) -> MethodsText:
+    """Write the text.
+
+    Args:
+        runs: all runs of the page.
+        stores: all stores of the page; a run on another store is described without its cohort.
+        searches: contents of best.json of the searches that chose options.
+    """
+    cited = Bibliography()
+    paragraphs = [("Data", store_sentences(store, cited)) for store in stores]
+    if runs:
+        paragraphs += [
+            ("Task and protocol", _protocol(runs, stores)),
+            ("Methods", _methods(runs, cited)),
+            ("Training", _training(runs, searches, cited)),
+            ("Evaluation", _evaluation(runs, cited)),
+        ]
+    paragraphs.append(("Software", _software(runs, stores, cited)))
+    return MethodsText(paragraphs, cited.entries)
+
+
+def _protocol(runs: Sequence[Run], stores: Sequence[Store]) -> str:
+    """Split, transforms, and for each task what was predicted from what with what hidden."""
+    by_id = {store.store_id: store for store in stores}
+    views: defaultdict[str, set[str]] = defaultdict(set)
+    questions: defaultdict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        m = run.metrics
+        views[m["store_id"]] |= set(m["modalities"])
+        questions[m["store_id"], m["task"], m["scheme"]].append(run)
+    text = []
+    for scheme, store_id in dict.fromkeys((scheme, store_id) for store_id, _, scheme in questions):
+        if store_id in by_id:
+            text.append(split_sentences(by_id[store_id], scheme))
+    text.append(transform_sentences(stores, views))
+    for (_, task, scheme), own in questions.items():
+        m = own[0].metrics
+        seen = list(dict.fromkeys(" + ".join(run.metrics["modalities"]) for run in own))
+        n = m["n"]
+        sizes = f" ({n['train']:,} / {n['val']:,} / {n['test']:,} labelled samples)" if len(seen) == 1 else ""
+        classes = m["classes"]
+        what = f"{task} ({', '.join(classes) if len(classes) <= MOST_CLASSES else f'{len(classes)} classes'})"
+        text.append(f"On {m['dataset']}, {what} was predicted from {'; '.join(seen)}, split {scheme}{sizes}.")
+        without = max(sum(run.metrics["n_without_modality"].values()) for run in own)
+        if without:
+            text.append(f"Samples without any of the chosen modalities (up to {without:,}) were left out of all parts.")
+        masks = {json.dumps(run.metrics["mask"], sort_keys=True): run.metrics["mask"] for run in own}
+        text.append(missingness_sentence(list(masks.values())))
+    return " ".join(text)
+
+
+def _methods(runs: Sequence[Run], cited: Bibliography) -> str:
+    presets: defaultdict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        presets[run.method].add(run.metrics["preset"])
+    compared: list[str] = []
+    controls: list[str] = []
+    for name, used in presets.items():
+        known = about(name)
+        preset = f"preset{'s' * (len(used) > 1)} {listed(sorted(used))}"
+        said = f": {known.summary}" if known.summary else ""
+        (controls if known.control else compared).append(f"{name}{cited.cite(known.citation)} ({preset}){said}")
+    text = f"Compared were {'; '.join(compared)}." if compared else ""
+    return f"{text} Controls were {'; '.join(controls)}.".strip() if controls else text
+
+
+def _training(runs: Sequence[Run], searches: Sequence[dict[str, Any]], cited: Bibliography) -> str:
+    trained = [run for run in runs if "epochs" in run.metrics["training"]]
+    text = []
+    if trained:
+        shared, own = _stated(trained)
+        text.append(f"Methods with weights were trained with Adam{cited.cite('adam')} on the cross-entropy; {shared}.")
+        text += own
+        chosen = listed([_METRICS[m] for m in dict.fromkeys(r.config["common"]["select_metric"] for r in trained)])
+        encoders = cited.cite(*_encoder_works(trained))
+        text.append(f"The epoch with the best validation {chosen} was kept.")
+        text.append(f"All methods that encode modalities start from the same encoders for a seed{encoders}.")
+    fitted = {run.method: run.metrics["training"]["chosen"] for run in runs if run.metrics["training"].get("chosen")}
+    for method, chosen in fitted.items():
+        # What is named after the method is its result, not a choice.
+        names = [k for k in chosen if k not in ("validation", "rounds", method)]
+        text.append(f"{method} chose {listed(names)} on the validation samples." if names else "")
+    text.append(_searched(searches))
+    changed = _changed(runs)
+    if changed:
+        text.append(f"Further options that are not those of the presets: {'; '.join(changed)}.")
+    seeds = sorted({run.seed for run in runs})
+    text.append(f"Seeds of initial weights, batches, dropout and retrieval: {listed([str(s) for s in seeds])}.")
+    return " ".join(filter(None, text))
+
+
+def _stated(trained: Sequence[Run]) -> tuple[str, list[str]]:
+    """Options that all trained methods share, and a sentence for each that differs."""
+    shared: list[str] = []
+    own: list[str] = []
+    for key, name in _STATED.items():
+        values: defaultdict[str, list[str]] = defaultdict(list)
+        for run in trained:
+            option = run.config["common"][key]
+            value = option if isinstance(option, str) else f"{option:g}"
+            if _where(run, trained) not in values[value]:
+                values[value].append(_where(run, trained))
+        if key in _UNUSUAL and list(values) == [_UNUSUAL[key]]:
+            continue
+        said = {v: name.format(v) if "{}" in name else f"{name} {v}" for v in values}
+        if len(values) == 1:
+            shared += said.values()
+        else:
+            each = "; ".join(f"{said[v]} for {', '.join(labels)}" for v, labels in values.items())
+            own.append(f"{each[0].upper()}{each[1:]}.")
+    return ", ".join(shared), own
+
+
+def _where(run: Run, runs: Sequence[Run]) -> str:
+    """The run's method, and its data set where there are several."""
+    several = len({r.metrics["dataset"] for r in runs}) > 1
+    return f"{run.label} on {run.metrics['dataset']}" if several else run.label
+
+
+def _encoder_works(trained: Sequence[Run]) -> list[str]:
+    works = []
+    for run in trained:
+        kinds = {m["kind"] for m in run.config["data"]["modalities"]}
+        common = run.config["common"]
+        if "sequence" in kinds:
+            works.append(common["sequence_encoder"])
+        if "image" in kinds:
+            works.append("vgg")
+    return list(dict.fromkeys(works))
+
+
+def _searched(searches: Sequence[dict[str, Any]]) -> str:
+    if not searches:
+        return "No hyper-parameter search belongs to these runs: options are those of the presets and as stated here."
+    by_budget: defaultdict[str, list[str]] = defaultdict(list)
+    for s in searches:
+        space = ", ".join(f"{k} ∈ {{{', '.join(map(str, v))}}}" for k, v in sorted(s["space"].items()))
+        budget = f"{plural(s['n_trials'], 'trial')} ({space or 'the preset alone'}), best by validation {s['metric']}"
+        if s["method"] not in by_budget[budget]:
+            by_budget[budget].append(s["method"])
+    said = [f"{listed(sorted(methods))}: {budget}" for budget, methods in by_budget.items()]
+    return f"Hyper-parameters were searched on validation samples only: {'; '.join(said)}."
+
+
+def _changed(runs: Sequence[Run]) -> list[str]:
+    """`method: option=value, …` for options that are not the preset's; the most common ones where there are many."""
+    said: dict[str, int] = {}
+    for run in runs:
+        options = changed_options(run.config)
+        options = {k: v for k, v in options.items() if k not in _STATED and k != "select_metric"}
+        if options:
+            text = f"{_where(run, runs)}: {', '.join(f'{k}={public(v)}' for k, v in options.items())}"
+            said[text] = said.get(text, 0) + 1
+    most = sorted(said, key=lambda t: -said[t])[:MOST_SETTINGS]
+    rest = len(said) - len(most)
+    return [*most, *([f"{plural(rest, 'further combination')} (table of settings)"] if rest else [])]
+
+
+def _evaluation(runs: Sequence[Run], cited: Bibliography) -> str:
+    resamples = sorted({run.metrics["bootstrap"] for run in runs})
+    draws = sorted({run.metrics["draws"] for run in runs})
+    text = (
+        "The test samples were predicted once, each prediction independent of the other test samples. Reported are "
+        "accuracy, balanced accuracy, macro-F1, AUROC (one against the rest), AUPRC and the expected calibration error"
+        f"{cited.cite('ece')}, also by the combination of observed modalities."
+    )
+    if any(resamples):
+        text += (
+            f" Intervals are 95 % percentile intervals over {listed([f'{n:,}' for n in resamples])} bootstrap resamples"
+            f"{cited.cite('bootstrap')} of the test subjects."
+        )
+    if len({run.seed for run in runs}) > 1:
+        text += " ± is the standard deviation over seeds."
+    if draws != [1]:
+        text += f" Predictions of methods that draw are means over {listed([str(d) for d in draws])} draws."
+    exports = [run.metrics for run in runs if run.metrics["origin"] == "export"]
+    if any(published(m["dataset"], m["modalities"], m["mask"]) for m in exports):
+        paper = cited.cite(about("moe_retriever").citation)
+        text += f" Rows marked as published repeat the values of the paper{paper}."
+    return text
+
+
+def _software(runs: Sequence[Run], stores: Sequence[Store], cited: Bibliography) -> str:
+    """Versions that the runs noted themselves, and where they ran."""
+    versions: defaultdict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        for name, version in run.cost.get("versions", {}).items():
+            versions[name].add(version)
+    for store in stores:
+        versions["mrpipe"].add(store.manifest.mrpipe_version)
+    named = {"python": "Python", "torch": "PyTorch", "numpy": "NumPy", "polars": "Polars"}
+    packages = [
+        f"{named.get(name, name)} {listed(sorted(versions[name]))}{cited.cite(name if name in _CITED else '')}"
+        for name in ("mrpipe", "python", "torch", "numpy", "scikit-learn", "polars")
+        if versions[name]
+    ]
+    workflow = f"Snakemake {metadata.version('snakemake')}{cited.cite('snakemake')}"
+    devices = sorted({str(run.cost["device"]) for run in runs if "device" in run.cost})
+    on = f" Training ran on {listed(devices)}." if devices else ""
+    return f"{', '.join([*packages, workflow])}.{on}"
+
+
+_CITED = frozenset({"torch", "numpy", "scikit-learn"})

@@ -1,0 +1,234 @@
+"""The page put together: which files it takes, which sections they make, one HTML file and what lies beside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from model.report import benchmarks, cautions, cost
+from model.report.experiments import MAX_DRAWN, METRIC_NAMES, describe_experiment, of_experiment
+from model.report.methods_data import listed, short_title
+from model.report.methods_text import MethodsText, methods_text
+from model.report.quality import describe_quality, quality_folder
+from model.report.references import about, changed_options
+from model.report.runs import Run, by_experiment, read_run, tell_apart, tidy
+from model.report.stores import describe_store, public, sealed_at
+from model.report.suites import Suite, read_suite
+from model.scores import METRICS
+from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.parquet import write_text
+from mrpipe.store import Store, open_store
+
+HERE = Path(__file__).resolve().parent
+TEMPLATES = ("page.html", "stores.html", "results.html", "record.html", "style.css", "script.html")
+MOST_SETTINGS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a page is made of; everything but the output may be missing.
+
+    Attributes:
+        runs: finished run folders.
+        stores: sealed stores.
+        suites: folders of rendered suites (`table.html`, figures).
+        cells: folder of all runs, in which the cells of the suites lie; the methods text tells of those, too.
+        searches: best.json files of the searches that chose options.
+        benchmarks: folder of the workflow's benchmark files.
+        quality: name of a store's folder → folder of its quality control (`qc.parquet`, `contact_sheet.png`).
+    """
+
+    runs: Sequence[Path] = ()
+    stores: Sequence[Path] = ()
+    suites: Sequence[Path] = ()
+    cells: Path | None = None
+    searches: Sequence[Path] = ()
+    benchmarks: Path | None = None
+    quality: dict[str, Path] | None = None
+
+
+def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
+    """Write the page, and beside it `results.csv` and `figures/*.svg`; returns the tidy scores.
+
+    The same inputs give the same bytes, but for the section of times and durations, which is marked.
+
+    Raises:
+        DataError: an unfinished run, a store that is not sealed, markup that is not passive.
+    """
+    runs = tell_apart([read_run(folder) for folder in inputs.runs])
+    stores = [open_store(path) for path in inputs.stores]
+    suites = [read_suite(folder) for folder in inputs.suites]
+    cells = _cells(suites, inputs.cells, runs)
+    searches = [_read_search(path) for path in inputs.searches]
+    figures = out.parent / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    scores = tidy(runs)
+    experiments = by_experiment(runs)
+    sections = [
+        describe_experiment(key, members, of_experiment(scores, key), figures, drawn=number < MAX_DRAWN)
+        for number, (key, members) in enumerate(experiments.items())
+    ]
+    described = [
+        describe_store(store, figures) | {"quality": describe_quality(quality_folder(store, inputs.quality or {}))}
+        for store in stores
+    ]
+    warned = [c for store in described for c in cautions.of_store(store)]
+    warned += [c for key, members in experiments.items() for c in cautions.of_experiment(key, members)]
+    jobs = None if inputs.benchmarks is None else benchmarks.summarise(benchmarks.read_benchmarks(inputs.benchmarks))
+    settings = _settings([*runs, *cells])
+    html = _environment().get_template("page.html").render(
+        title=_title(stores, runs),
+        origins=_origins(stores, runs, suites),
+        n_runs=len(runs),
+        stores=described,
+        suites=suites,
+        experiments=sections,
+        metrics=[METRIC_NAMES[m] for m in METRICS],
+        cautions=warned[: cautions.MOST],
+        n_cautions=len(warned),
+        max_drawn=MAX_DRAWN,
+        settings=settings[:MOST_SETTINGS],
+        n_settings=len(settings),
+        methods=_with_links(methods_text([*runs, *cells], stores, searches)),
+        costs=[{"heading": s["heading"], "missingness": s["missingness"], "rows": cost.of_experiment(members)}
+               for s, members in zip(sections, experiments.values(), strict=True)],
+        jobs=jobs,
+        sealed=[{"dataset": s.manifest.dataset, "store_id": s.store_id, **sealed_at(s)} for s in stores],
+    )  # fmt: skip
+    write_text(out.parent / "results.csv", scores.write_csv())
+    write_text(out, html)
+    return scores
+
+
+def _cells(suites: Sequence[Suite], folder: Path | None, runs: Sequence[Run]) -> list[Run]:
+    """Finished cells of the suites that are not among the runs."""
+    if folder is None:
+        return []
+    known = {run.folder.resolve() for run in runs}
+    places = dict.fromkeys(folder / cell for suite in suites for cell in suite.cells)
+    return [read_run(p) for p in places if p.resolve() not in known and (p / "metrics.json").is_file()]
+
+
+def _environment() -> Environment:
+    loader = DictLoader({name: (HERE / name).read_text(encoding="utf-8") for name in TEMPLATES})
+    environment = Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    environment.filters |= {
+        "seconds": benchmarks.show_seconds, "megabytes": benchmarks.show_megabytes, "percent": _percent,
+        "number": _number,
+    }  # fmt: skip
+    return environment
+
+
+def _percent(share: float | None) -> str:
+    """`12.3 %`; what is small but not nothing does not read as nothing."""
+    if share is None:
+        return "–"
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits, thousands with commas."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _title(stores: Sequence[Store], runs: Sequence[Run]) -> str:
+    names = list(dict.fromkeys([short_title(s) for s in stores] or [r.metrics["dataset"] for r in runs]))
+    return f"{'Results on' if runs else 'Data:'} {listed(names)}" if names else "Results"
+
+
+def _origins(stores: Sequence[Store], runs: Sequence[Run], suites: Sequence[Suite]) -> dict[str, list[str]]:
+    """Origin → data sets of this origin, over everything on the page."""
+    said = [(s.manifest.origin, s.manifest.dataset) for s in stores]
+    said += [(r.metrics["origin"], r.metrics["dataset"]) for r in runs]
+    said += [pair for suite in suites for pair in suite.origins]
+    found: dict[str, list[str]] = {"simulated": [], "export": []}
+    for origin, name in dict.fromkeys(said):
+        found.setdefault(origin, []).append(name)
+    return found
+
+
+def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Method, preset, and options that are not the preset's, one entry a combination, with its experiments."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        changed = {k: public(v) for k, v in changed_options(run.config).items()}
+        key = json.dumps([run.method, run.metrics["preset"], changed], sort_keys=True)
+        entry = found.setdefault(
+            key, {"method": run.method, "preset": run.metrics["preset"], "changed": changed, "on": [],
+                  "control": about(run.method).control}
+        )  # fmt: skip
+        if run.metrics["dataset"] not in entry["on"]:
+            entry["on"].append(run.metrics["dataset"])
+    return list(found.values())
+
+
+def _with_links(text: MethodsText) -> dict[str, Any]:
+    """Paragraphs whose citations lead to the references."""
+
+    def linked(match: re.Match[str]) -> str:
+        numbers = [int(number) for number in match[1].split(", ")]
+        if max(numbers) > len(text.references):
+            return match[0]
+        links = ", ".join(f'<a href="#ref-{number}">{number}</a>' for number in numbers)
+        return f"[{links}]"
+
+    paragraphs = [
+        (heading, Markup(re.sub(r"\[(\d+(?:, \d+)*)\]", linked, str(escape(body)))))
+        for heading, body in text.paragraphs
+    ]
+    return {"paragraphs": paragraphs, "references": text.references}
+
+
+def _read_search(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            Fault(file=str(path), expected="best.json of a search", found=str(error).splitlines()[0])
+        ) from error
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m model report`."""
+    folders: dict[str, Any] = {"type": Path, "nargs": "*", "default": []}
+    parser.add_argument("--runs", **folders, metavar="RUN", help="finished run folders")
+    parser.add_argument("--stores", **folders, metavar="STORE", help="stores to describe")
+    parser.add_argument("--suites", **folders, metavar="DIR", help="folders with a suite's table.html and figures")
+    parser.add_argument("--cells", type=Path, metavar="DIR", help="folder of all runs, where the suites' cells are")
+    parser.add_argument("--searches", **folders, metavar="FILE", help="best.json of searches that chose options")
+    parser.add_argument("--benchmarks", type=Path, metavar="DIR", help="the workflow's benchmark files (*.jsonl)")
+    parser.add_argument(
+        "--qc", nargs="*", default=[], metavar="STORE=DIR",
+        help="quality control of a store, by the name of its folder; default: what lies beside it",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="PAGE", help="HTML file to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    """`python -m model report`."""
+    pairs = [item.partition("=") for item in args.qc]
+    wrong = [name for name, separator, folder in pairs if not (name and separator and folder)]
+    if wrong:
+        raise UsageError(f"--qc takes STORE=DIR, got {wrong[0]!r}")
+    inputs = Inputs(
+        runs=args.runs, stores=args.stores, suites=args.suites, cells=args.cells, searches=args.searches,
+        benchmarks=args.benchmarks,
+        quality={name: Path(folder) for name, _, folder in pairs},
+    )  # fmt: skip
+    if not (inputs.runs or inputs.stores or inputs.suites):
+        raise UsageError("a report needs runs, stores or suites: give --runs, --stores or --suites")
+    write_report(inputs, args.out)
+    print(args.out)

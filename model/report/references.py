@@ -1,0 +1,75 @@
+"""Citations: numbered in the order in which a text makes them, and what is known of a method by its name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mrpipe.errors import UsageError
+
+_KNOWN = Path(__file__).resolve().parent / "references.json"
+
+
+@cache
+def _known() -> dict[str, str]:
+    return dict(json.loads(_KNOWN.read_text(encoding="utf-8")))
+
+
+@dataclass
+class Bibliography:
+    """The reference list of one text."""
+
+    entries: list[str] = field(default_factory=list)
+
+    def cite(self, *works: str) -> str:
+        """` [1, 2]` for keys of references.json or whole references; nothing for empty ones."""
+        numbers = []
+        for work in filter(None, works):
+            text = _known().get(work, work).strip().rstrip(".")
+            if text not in self.entries:
+                self.entries.append(text)
+            numbers.append(self.entries.index(text) + 1)
+        return f" [{', '.join(map(str, sorted(set(numbers))))}]" if numbers else ""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a method says of itself; a name that no method has any more says nothing."""
+
+    name: str
+    summary: str = ""
+    citation: str = ""
+    control: bool = False
+
+
+@cache
+def about(name: str) -> About:
+    """The method of this name. A control says so in its summary."""
+    # The methods load torch, which a page without runs does not need.
+    from model.methods import get
+
+    try:
+        method = get(name)
+    except UsageError:
+        return About(name)
+    control = method.summary.endswith("(control)")
+    return About(name, method.summary.removesuffix("(control)").strip(), method.citation, control)
+
+
+def changed_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Options of a run (config.json) that are not those of its preset, as this version has it."""
+    from dataclasses import asdict
+
+    from model.config import make_config
+    from model.methods import get
+
+    try:
+        preset = make_config(get(config["method"]), preset=config["preset"], seed=0, overrides={})
+    except UsageError:
+        return {}
+    usual = {**asdict(preset.common), **asdict(preset.own)}
+    chosen = {**config["common"], **config["options"]}
+    return {k: v for k, v in sorted(chosen.items()) if k in usual and v != usual[k]}

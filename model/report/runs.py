@@ -1,0 +1,121 @@
+"""Finished run folders: what each is, which belong together, and all scores as one tidy frame."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from mrpipe.errors import DataError, Fault
+
+KEYS = ("dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness", "method", "preset", "seed")
+_SCORES = {
+    **dict.fromkeys(KEYS[:-1], pl.String), "seed": pl.Int64, "by": pl.String, "group": pl.String, "n": pl.Int64,
+    "metric": pl.String, **dict.fromkeys(("value", "low", "high"), pl.Float64),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run folder.
+
+    Attributes:
+        metrics, config: metrics.json and config.json.
+        cost, test_cost: cost.json and test_cost.json: times, and the software that ran.
+        variant: what tells it from runs of the same name with other options; empty if there are none.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    config: dict[str, Any]
+    cost: dict[str, Any]
+    test_cost: dict[str, Any]
+    variant: str = ""
+
+    @property
+    def method(self) -> str:
+        return str(self.metrics["method"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.metrics["seed"])
+
+    @property
+    def label(self) -> str:
+        preset = self.metrics["preset"]
+        name = self.method + ("" if preset == "paper" else f" ({preset})")
+        return f"{name} [{self.variant}]" if self.variant else name
+
+    @property
+    def settings(self) -> str:
+        """All options of the run but its seed: runs that share them are repetitions of one another."""
+        return json.dumps({k: self.config[k] for k in ("method", "preset", "common", "options")}, sort_keys=True)
+
+    @property
+    def missingness(self) -> str:
+        mask = self.metrics["mask"]
+        return "as observed" if not mask else f"{mask['mechanism']} p={mask['p']:g}"
+
+    @property
+    def experiment(self) -> tuple[str, ...]:
+        """Runs of one experiment stand in one table: they share the data, the view and the missingness."""
+        m = self.metrics
+        view = "+".join(m["modalities"])
+        return m["dataset"], m["store_id"], m["origin"], m["task"], m["scheme"], view, self.missingness
+
+    def rows(self) -> Iterable[dict[str, Any]]:
+        """Tidy rows: one a (group, metric)."""
+        frame = pl.read_csv(self.folder / "metrics.csv", schema_overrides={"group": pl.String})
+        key = dict(zip(KEYS, (*self.experiment, self.label, self.metrics["preset"], self.seed), strict=True))
+        return (key | row for row in frame.iter_rows(named=True))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def read_run(folder: Path) -> Run:
+    """A run folder.
+
+    Raises:
+        DataError: the run is not finished.
+    """
+    if not (folder / "metrics.json").is_file():
+        raise DataError(
+            Fault(file=str(folder), expected="a finished run (metrics.json)", found="none", fix="Train it first.")
+        )
+    metrics, config, cost, test_cost = (
+        _json(folder / f"{name}.json") for name in ("metrics", "config", "cost", "test_cost")
+    )
+    return Run(folder, metrics, config, cost, test_cost)
+
+
+def tell_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs of one label with other options are variants, named after the experiment's folder, not repetitions."""
+    settings: defaultdict[tuple[tuple[str, ...], str], set[str]] = defaultdict(set)
+    for run in runs:
+        settings[run.experiment, run.label].add(run.settings)
+    return [
+        replace(run, variant=run.folder.resolve().parents[1].name)
+        if len(settings[run.experiment, run.label]) > 1
+        else run
+        for run in runs
+    ]
+
+
+def by_experiment(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:
+    """Runs that stand in one table, in the order in which they were given."""
+    groups: defaultdict[tuple[str, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.experiment].append(run)
+    return dict(groups)
+
+
+def tidy(runs: Sequence[Run]) -> pl.DataFrame:
+    """All scores: one row a run, group of samples and metric."""
+    return pl.DataFrame([row for run in runs for row in run.rows()], schema=_SCORES)

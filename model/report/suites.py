@@ -1,0 +1,80 @@
+"""Rendered suites of the paper's tables and figures, taken as they are, once it is sure that they are passive."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+from markupsafe import Markup
+
+from model.report.drawing import Picture, inline_svg, require_passive
+from mrpipe.errors import DataError, Fault
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a suite's folder holds.
+
+    Attributes:
+        table: the fragment `table.html`.
+        origins: (origin, data set) of everything in it.
+        cells: run folders below that of all runs.
+    """
+
+    name: str
+    table: Markup | None
+    pictures: list[Picture]
+    origins: list[tuple[str, str]]
+    cells: list[str]
+
+
+def read_suite(folder: Path) -> Suite:
+    """`table.html` (a fragment), `*.svg`, and what `suite.json` and `scores.parquet` say of the cells.
+
+    Raises:
+        DataError: neither a table nor a picture is there, or one of them is not passive.
+    """
+    table = folder / "table.html"
+    pictures = sorted(folder.glob("*.svg"))
+    if not table.is_file() and not pictures:
+        raise DataError(
+            Fault(file=str(folder), expected="a rendered suite (table.html or *.svg)", found="neither", fix="Run it.")
+        )
+    text = require_passive(table.read_text(encoding="utf-8"), str(table)) if table.is_file() else ""
+    return Suite(
+        name=folder.name,
+        table=Markup(text) if text else None,
+        pictures=[_picture(folder.name, path) for path in pictures],
+        origins=_origins(folder, text),
+        cells=_cells(folder / "suite.json"),
+    )
+
+
+def _picture(suite: str, path: Path) -> Picture:
+    label = f"{suite}: {path.stem.replace('_', ' ').replace('-', ' ')}"
+    text = path.read_text(encoding="utf-8")
+    return Picture(inline_svg(text, name=f"{suite}-{path.stem}", label=label, file=str(path)), label)
+
+
+def _origins(folder: Path, text: str) -> list[tuple[str, str]]:
+    scores = folder / "scores.parquet"
+    if scores.is_file():
+        frame = pl.read_parquet(scores, columns=["origin", "dataset"]).filter(pl.col("origin") != "")
+        return sorted(frame.unique().iter_rows())
+    return [("simulated", folder.name)] if re.search(r'class="[^"]*\bsimulated\b', text) else []
+
+
+def _cells(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    said = json.loads(path.read_text(encoding="utf-8"))
+    cells = [
+        f"{column['experiment']}/{label}/seed{seed}"
+        for column in said.get("columns", ())
+        for label, seeds in column["cells"].values()
+        for seed in seeds
+    ]
+    return list(dict.fromkeys(cells))
