@@ -92,13 +92,6 @@ def _routing_figure(run: Run) -> Figure:
     return plots.routing(shown, list(names.values()))
 
 
-def _history(path: Path, run: Run) -> pl.DataFrame:
-    frame = pl.read_parquet(path)
-    metric = run.config["common"]["select_metric"]
-    score = -pl.col("val_loss") if metric == "loss" else pl.col(f"val_{metric}")
-    return frame.select("epoch", "train_loss", "val_loss", score.alias("val_score"), "best")
-
-
 def _pictures(runs: Sequence[Run], sizes: dict[str, int], anchor: str, figures: Path) -> list[Picture]:
     pictures = []
     first, view = runs[0], runs[0].metrics["modalities"]
@@ -115,9 +108,10 @@ def _pictures(runs: Sequence[Run], sizes: dict[str, int], anchor: str, figures: 
     drawn = trained if len(trained) <= MAX_CURVES else list({r.label: r for r in reversed(trained)}.values())[::-1]
     drawn = drawn[:MAX_CURVES]
     if drawn:
-        curves = {f"{r.label}, seed {r.seed}": _history(r.folder / "history.parquet", first) for r in drawn}
+        curves = {f"{r.label}, seed {r.seed}": pl.read_parquet(r.folder / "history.parquet") for r in drawn}
+        selected = {run.config["common"]["select_metric"] for run in drawn}
         markup = draw(
-            plots.learning_curves(curves),
+            plots.learning_curves(curves, score=selected.pop() if len(selected) == 1 else "score"),
             figures / f"{anchor}-learning.svg",
             label="Training and validation loss and validation score by epoch, a line a run.",
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
 from model.report.references import Bibliography
 from model.report.stores import public
 from mrpipe.schema import Modality
@@ -80,6 +82,10 @@ def store_sentences(store: Store, cited: Bibliography) -> str:
     left_out = steps[0]["n_before"] - steps[-1]["n_after"]
     was = "was" if left_out == 1 else "were"
     text.append(f"{start}, {left_out:,} {was} left out: {'; '.join(lost)}." if lost else f"{start}, all were included.")
+    without = store.losses.filter(pl.col("n_before") > pl.col("n_after"))
+    for (modality,), rows in without.group_by("modality", maintain_order=True):
+        why = [f"{r['reason']} ({r['n_before'] - r['n_after']:,})" for r in rows.to_dicts()]
+        text.append(f"Samples lost their {modality} and stayed with what else they have: {'; '.join(why)}.")
     entries = sorted(m.modalities, key=lambda e: e["bit"])
     made = [
         f"{x.name} ({e['rows']:,}; {_shape(x)}{f', made by {x.encoder}' if x.encoder else ''})"

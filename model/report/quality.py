@@ -14,6 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from mrpipe.imaging.qc import CAPTION, PANEL
+from mrpipe.layout import qc_folder
 from mrpipe.store import Store
 
 # The page holds so much of the sheet, which has failed and flagged scans first.
@@ -23,7 +24,7 @@ MAX_ROWS = 30
 
 def quality_folder(store: Store, known: Mapping[str, Path]) -> Path:
     """Folder of a store's quality control: the named one, else beside the store, where `mrpipe build` leaves it."""
-    return known.get(store.path.name, store.path.with_name(f"{store.path.name}.qc"))
+    return known.get(store.path.name, qc_folder(store.path))
 
 
 def describe_quality(folder: Path) -> dict[str, Any] | None:

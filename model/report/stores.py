@@ -62,7 +62,7 @@ def describe_store(store: Store, figures: Path) -> dict[str, Any]:
                                 "say what is in it, bars how many samples."),
         "flow": Picture(flow, "Cohort flow: who was left out at which step, and why."),
         "attrition": attrition.to_dicts(),
-        "losses": [],
+        "losses": store.losses.filter(pl.col("n_before") > pl.col("n_after")).to_dicts(),
         "classes": _classes(store),
         "dictionary": summarise(store.dictionary),
         "audit": _audit(store),

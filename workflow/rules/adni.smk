@@ -17,7 +17,8 @@ INGEST_COST["adni"] = {
 
 # Stores with images that are built here: each gets its scans' quality control.
 IMAGED = [s.name for s in PLAN.stores.values() if s.dataset.name == "adni" and not s.sealed and "image" in s.modalities]
-EXTRA_TARGETS.extend(f"<results>/build/{name}/qc/contact_sheet.png" for name in IMAGED)
+QUALITY.update({name: f"<results>/build/{name}/qc" for name in IMAGED})
+EXTRA_TARGETS.extend(f"{folder}/contact_sheet.png" for folder in QUALITY.values())
 
 
 rule image_qc:

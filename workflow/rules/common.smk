@@ -115,6 +115,10 @@ INGEST_COST = {}
 # Further files that a dataset's own rules make and that `stores` asks for, set in <dataset>.smk.
 EXTRA_TARGETS = []
 
+# Stores with quality control that the report shows → its folder; set in <dataset>.smk.
+QUALITY = {}
+QUALITY_FILES = ("qc.parquet", "contact_sheet.png")
+
 
 def ingest_cost(wildcards, what, usual):
     value = INGEST_COST.get(reader_name(wildcards), {}).get(wildcards.modality, {}).get(what, usual)

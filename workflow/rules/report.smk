@@ -2,6 +2,8 @@ rule report_page:
     input:
         verified=[f"<results>/verified/{name}.txt" for name in PLAN.stores],
         metrics=[f"{run_folder(run)}/metrics.json" for run in PLAN.runs.values()],
+        # Said by the rules of datasets, which come after these.
+        quality=lambda wildcards: [f"{folder}/{file}" for folder in QUALITY.values() for file in QUALITY_FILES],
     output:
         page=report(
             "<results>/report/index.html",
@@ -39,9 +41,10 @@ rule report_page:
         suites=rendered_suites,
         cells=lambda wildcards: path("<results>/runs"),
         suites_state=rendered_state,
+        quality=lambda wildcards: [f"{name}={path(folder)}" for name, folder in QUALITY.items()],
         benchmarks=path("<benchmarks>"),
         code=code_of("model.report"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model report --runs {params.runs:q}"
-        " --stores {params.stores:q} --suites {params.suites:q} --cells {params.cells:q}"
+        " --stores {params.stores:q} --suites {params.suites:q} --cells {params.cells:q} --qc {params.quality:q}"
         " --benchmarks {params.benchmarks:q} --out {output.page:q} > {log} 2>&1"
