@@ -257,7 +257,9 @@ def _search(arguments: argparse.Namespace) -> None:
     config = _config(arguments.method, arguments.preset, arguments)
     space = None if arguments.space is None else read_space(arguments.space)
     if not method.gradient:
-        print(f"{method.name} is fitted once and chooses its settings on validation itself: trial 0 only")
+        print(
+            f"{method.name} has no gradient steps, and what it can choose it chooses on validation itself: trial 0 only"
+        )
     content = search(
         _job(arguments, config, device), method, preset=arguments.preset, fixed=parse_assignments(arguments.set),
         space=space, n_trials=arguments.trials,
@@ -365,11 +367,9 @@ def _options(arguments: argparse.Namespace) -> None:
 
     console = Console()
     if arguments.method is None:
-        table = Table("method", "what it does", "paper", "presets")
-        for name in names():
-            m = get(name)
-            table.add_row(name, m.summary, m.paper, ", ".join(m.presets))
-        console.print(table)
+        presets = {name: ", ".join(p for p in get(name).presets if p != "paper") for name in names()}
+        print(help_text({name: f"presets: paper, {p}" for name, p in presets.items() if p}))
+        print("\n`python -m model options --method NAME` lists all options of one.")
         return
     method = get(arguments.method)
     for title, cls in ((f"options of {method.name}", method.Options), ("options of every method", Common)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +43,14 @@ def _texts(node: ast.ClassDef) -> dict[str, str]:
     }
 
 
-def help_text(width: int = 100) -> str:
-    """The methods as lines for `--help`: name, what it does, paper."""
+def help_text(more: Mapping[str, str] | None = None, width: int = 100) -> str:
+    """The methods as lines of text: name, what it does, paper, and what `more` has to say of it."""
     lines = ["methods:"]
     entries = catalogue()
     indent = max(len(e.name) for e in entries) + 4
     for e in entries:
         text = f"{e.summary} [{e.paper}]" if e.paper else e.summary
         first, *rest = textwrap.wrap(text, width - indent)
+        rest += textwrap.wrap((more or {}).get(e.name, ""), width - indent)
         lines += [f"  {e.name:<{indent - 2}}{first}", *(" " * indent + line for line in rest)]
     return "\n".join(lines)

@@ -17,6 +17,7 @@ def write_curves(run: Path) -> None:
     """
     path = run / "history.parquet"
     if path.is_file():
-        metric = json.loads((run / "config.json").read_text(encoding="utf-8"))["common"]["select_metric"]
-        figure = plots.learning_curves({run.resolve().name: pl.read_parquet(path)}, score=metric)
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        name = f"{config['method']}, seed {config['seed']}"
+        figure = plots.learning_curves({name: pl.read_parquet(path)}, score=config["common"]["select_metric"])
         plots.save(figure, run / "curves")

@@ -37,8 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, folder: Path, project: Path) -> None:
     # The networks of the README at a size that trains in a second.
-    if "model train" in command:
+    if "model train" in command or "model search" in command:
         command += " --set epochs=1 hidden=16 tokens=2 encoder_hidden=16 --quiet"
+    if "model search" in command:
+        command += " --trials 2"
     program, rest = command.split(" ", 1)
     module = "-m mrpipe " if program == "mrpipe" else ""
     command = f"{shlex.quote(sys.executable)} {module}{rest}"
