@@ -37,6 +37,11 @@ class Picture:
     caption: str
 
 
+def prefixed(text: str, name: str) -> str:
+    """Markup whose ids, and what refers to them, begin with a name of their own."""
+    return _ID.sub(lambda m: f"{m[1]}{name}-{m[2]}", text)
+
+
 def require_passive(text: str, file: str) -> str:
     """The text, if nothing in it runs and nothing is fetched.
 
@@ -69,12 +74,12 @@ def inline_svg(text: str, *, name: str, label: str, file: str) -> Markup:
         raise DataError(Fault(file=file, expected="an SVG picture", found=repr(content[:40])))
     style = ";".join(m.strip().strip(";") for m in _STYLE.findall(content))
     content = require_passive(_STYLE.sub("", content), file)
-    content = _ID.sub(lambda m: f"{m[1]}{name}-{m[2]}", content[opening.start() :])
+    content = prefixed(content[opening.start() :], name)
     box = re.search(r'viewBox="\s*[\d.eE+-]+[\s,]+[\d.eE+-]+[\s,]+([\d.]+)', opening[0])
     width = round(float(box[1]) * 4 / 3) if box else 640
     root = _LENGTH.sub("", opening[0]).replace(
         "<svg",
-        f'<svg role="img" aria-label="{escape(label)}" style="width:{width}px;min-width:{min(width, 560)}px;{style}"',
+        f'<svg role="img" aria-label="{escape(label)}" style="width:{width}px;min-width:{min(round(0.7 * width), 560)}px;{style}"',
         1,
     )
     return Markup(root + content[len(opening[0]) :])

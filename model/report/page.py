@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Inputs:
         stores: sealed stores.
         suites: folders of rendered suites (`table.html`, figures).
         cells: folder of all runs, in which the cells of the suites lie; the methods text tells of those, too.
-        searches: best.json files of the searches that chose options.
+        searches: best.json files; those of a method and a store of the page are told.
         benchmarks: folder of the workflow's benchmark files.
         quality: name of a store's folder → folder of its quality control (`qc.parquet`, `contact_sheet.png`).
     """
@@ -65,10 +65,11 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         DataError: an unfinished run, a store that is not sealed, markup that is not passive.
     """
     runs = tell_apart([read_run(folder) for folder in inputs.runs])
-    stores = [open_store(path) for path in inputs.stores]
     suites = [read_suite(folder) for folder in inputs.suites]
+    stores = _stores(inputs.stores, suites)
     cells = _cells(suites, inputs.cells, runs)
-    searches = [_read_search(path) for path in inputs.searches]
+    known = {(run.metrics["store_id"], run.method) for run in (*runs, *cells)}
+    searches = [s for s in map(_read_search, inputs.searches) if (s["store_id"], s["method"]) in known]
     figures = out.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     scores = tidy(runs)
@@ -83,10 +84,12 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     ]
     warned = [c for store in described for c in cautions.of_store(store)]
     warned += [c for key, members in experiments.items() for c in cautions.of_experiment(key, members)]
+    for key, members in by_experiment(cells).items():
+        warned += [replace(c, anchor="suites") for c in cautions.of_experiment(key, members)]
     jobs = None if inputs.benchmarks is None else benchmarks.summarise(benchmarks.read_benchmarks(inputs.benchmarks))
     settings = _settings([*runs, *cells])
     html = _environment().get_template("page.html").render(
-        title=_title(stores, runs),
+        title=_title(stores, runs, suites),
         origins=_origins(stores, runs, suites),
         n_runs=len(runs),
         stores=described,
@@ -107,6 +110,16 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     write_text(out.parent / "results.csv", scores.write_csv())
     write_text(out, html)
     return scores
+
+
+def _stores(given: Sequence[Path], suites: Sequence[Suite]) -> list[Store]:
+    """The stores that were named, then those of the suites that are there; each once."""
+    of_suites = [path for suite in suites for path in suite.stores if (path / "manifest.json").is_file()]
+    stores: dict[str, Store] = {}
+    for path in (*given, *of_suites):
+        store = open_store(path)
+        stores.setdefault(store.store_id, store)
+    return list(stores.values())
 
 
 def _cells(suites: Sequence[Suite], folder: Path | None, runs: Sequence[Run]) -> list[Run]:
@@ -144,9 +157,9 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _title(stores: Sequence[Store], runs: Sequence[Run]) -> str:
+def _title(stores: Sequence[Store], runs: Sequence[Run], suites: Sequence[Suite]) -> str:
     names = list(dict.fromkeys([short_title(s) for s in stores] or [r.metrics["dataset"] for r in runs]))
-    return f"{'Results on' if runs else 'Data:'} {listed(names)}" if names else "Results"
+    return f"{'Results on' if runs or suites else 'Data:'} {listed(names)}" if names else "Results"
 
 
 def _origins(stores: Sequence[Store], runs: Sequence[Run], suites: Sequence[Suite]) -> dict[str, list[str]]:
@@ -193,6 +206,7 @@ def _with_links(text: MethodsText) -> dict[str, Any]:
 
 
 def _read_search(path: Path) -> dict[str, Any]:
+    """Content of a best.json."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:

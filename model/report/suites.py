@@ -6,11 +6,12 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from markupsafe import Markup
 
-from model.report.drawing import Picture, inline_svg, require_passive
+from model.report.drawing import Picture, inline_svg, prefixed, require_passive
 from mrpipe.errors import DataError, Fault
 
 
@@ -21,7 +22,8 @@ class Suite:
     Attributes:
         table: the fragment `table.html`.
         origins: (origin, data set) of everything in it.
-        cells: run folders below that of all runs.
+        cells: finished run folders, below that of all runs.
+        stores: the stores that they were trained on.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Suite:
     pictures: list[Picture]
     origins: list[tuple[str, str]]
     cells: list[str]
+    stores: list[Path]
 
 
 def read_suite(folder: Path) -> Suite:
@@ -44,12 +47,14 @@ def read_suite(folder: Path) -> Suite:
             Fault(file=str(folder), expected="a rendered suite (table.html or *.svg)", found="neither", fix="Run it.")
         )
     text = require_passive(table.read_text(encoding="utf-8"), str(table)) if table.is_file() else ""
+    said = _asked(folder / "suite.json")
     return Suite(
         name=folder.name,
-        table=Markup(text) if text else None,
+        table=Markup(prefixed(text, "suite")) if text else None,
         pictures=[_picture(folder.name, path) for path in pictures],
         origins=_origins(folder, text),
-        cells=_cells(folder / "suite.json"),
+        cells=_cells(said),
+        stores=list(dict.fromkeys(Path(c["store"]) for c in said.get("columns", ()) if "store" in c)),
     )
 
 
@@ -67,14 +72,16 @@ def _origins(folder: Path, text: str) -> list[tuple[str, str]]:
     return [("simulated", folder.name)] if re.search(r'class="[^"]*\bsimulated\b', text) else []
 
 
-def _cells(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    said = json.loads(path.read_text(encoding="utf-8"))
+def _asked(path: Path) -> dict[str, Any]:
+    """`suite.json`; empty where there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _cells(said: dict[str, Any]) -> list[str]:
     cells = [
         f"{column['experiment']}/{label}/seed{seed}"
         for column in said.get("columns", ())
         for label, seeds in column["cells"].values()
         for seed in seeds
     ]
-    return list(dict.fromkeys(cells))
+    return [cell for cell in dict.fromkeys(cells) if cell not in said.get("unfinished", ())]
