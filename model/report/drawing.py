@@ -77,10 +77,10 @@ def inline_svg(text: str, *, name: str, label: str, file: str) -> Markup:
     content = prefixed(content[opening.start() :], name)
     box = re.search(r'viewBox="\s*[\d.eE+-]+[\s,]+[\d.eE+-]+[\s,]+([\d.]+)', opening[0])
     width = round(float(box[1]) * 4 / 3) if box else 640
+    # On a phone a picture shrinks to where its text can still be read; beyond that its box scrolls.
+    size = f"width:{width}px;min-width:{min(round(0.7 * width), 560)}px"
     root = _LENGTH.sub("", opening[0]).replace(
-        "<svg",
-        f'<svg role="img" aria-label="{escape(label)}" style="width:{width}px;min-width:{min(round(0.7 * width), 560)}px;{style}"',
-        1,
+        "<svg", f'<svg role="img" aria-label="{escape(label)}" style="{size};{style}"', 1
     )
     return Markup(root + content[len(opening[0]) :])
 
