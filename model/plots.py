@@ -167,31 +167,51 @@ def expert_selection(frame: pl.DataFrame) -> Figure:
     """Figure 3 b: which experts the tokens of each modality combination visit.
 
     Args:
-        frame: `combination, expert, name, ratio` (`model.routing.expert_selection`).
+        frame: `combination, expert, name, visits, ratio` (`model.routing.expert_selection`); of many combinations the
+            24 with most visits are drawn.
     """
-    combinations = sorted(set(frame["combination"]), key=lambda c: (c.count("+"), c))
+    ranked = _by_visits(frame)
+    combinations = sorted(ranked[:MOST_ROWS], key=lambda c: (c.count("+"), c))
+    frame = frame.filter(pl.col("combination").is_in(combinations))
     experts = frame.select("expert", "name").unique().sort("expert")["name"].to_list()
     table = np.zeros((len(combinations), len(experts)))
     for row in frame.iter_rows(named=True):
         table[combinations.index(row["combination"]), row["expert"]] = row["ratio"]
-    figure = _figure(2.6 + 0.28 * len(experts), 1.6 + 0.36 * len(combinations))
+    figure = _figure(2.6 + min(0.28 * len(experts), WIDEST), 1.6 + 0.36 * len(combinations))
     axes = figure.add_subplot()
     image = axes.imshow(100 * table, cmap="Blues", vmin=0, vmax=max(100 * float(table.max()), 1e-6), aspect="auto")
     axes.set_yticks(range(len(combinations)), combinations)
     axes.set_ylabel("tokens of samples with")
+    if len(ranked) > MOST_ROWS:
+        axes.set_title(f"{len(ranked) - MOST_ROWS} rarer combinations are not shown", fontsize=8, loc="right")
     _expert_axis(axes, experts)
     figure.colorbar(image, ax=axes, label="% of their visits", fraction=0.06, pad=0.02)
     return figure
 
 
+# More rows or wider pictures are no longer read.
+MOST_ROWS, WIDEST = 24, 18.0
+
+
+def _by_visits(frame: pl.DataFrame) -> list[str]:
+    """The combinations, most visits first."""
+    total = frame.group_by("combination").agg(pl.col("visits").sum())
+    return total.sort("visits", "combination", descending=[True, False])["combination"].to_list()
+
+
 def _expert_axis(axes: Axes, experts: Sequence[str]) -> None:
-    """Experts along x, a line between two pools."""
-    axes.set_xticks(range(len(experts)), experts, rotation=90, fontsize=7.5)
+    """Experts along x, a line between two pools; of many experts only the pools are named."""
     pools = [e.rsplit("_", 1)[0] for e in experts]
-    for x in range(1, len(pools)):
-        if pools[x] != pools[x - 1]:
-            axes.axvline(x - 0.5, color=INK, linewidth=0.8)
-    axes.set_xlabel("expert")
+    starts = [x for x in range(len(pools)) if x == 0 or pools[x] != pools[x - 1]]
+    for x in starts[1:]:
+        axes.axvline(x - 0.5, color=INK, linewidth=0.8)
+    if 0.28 * len(experts) <= WIDEST:
+        axes.set_xticks(range(len(experts)), experts, rotation=90, fontsize=7.5)
+        axes.set_xlabel("expert")
+    else:
+        middle = [(a + b - 1) / 2 for a, b in zip(starts, [*starts[1:], len(pools)], strict=True)]
+        axes.set_xticks(middle, [pools[x] for x in starts], rotation=90)
+        axes.set_xlabel("pool of experts")
     axes.tick_params(length=0)
 
 
@@ -202,16 +222,11 @@ def combination_shares(frame: pl.DataFrame) -> Figure:
         frame: `combination, expert, name, visits, ratio` (`model.routing.combination_shares`); the rarest combinations
             share one colour where there are more than the palette has.
     """
-    total = (
-        frame.group_by("combination")
-        .agg(pl.col("visits").sum())
-        .sort("visits", "combination", descending=[True, False])
-    )
-    ranked = total["combination"].to_list()
+    ranked = _by_visits(frame)
     shown = ranked if len(ranked) <= len(PALETTE) else ranked[: len(PALETTE) - 1]
     experts = frame.select("expert", "name").unique().sort("expert")["name"].to_list()
     place = {name: x for x, name in enumerate(experts)}
-    figure = _figure(3.4 + 0.28 * len(experts), 3.4)
+    figure = _figure(3.4 + min(0.28 * len(experts), WIDEST), 3.4)
     axes = figure.add_subplot()
     bottom = np.zeros(len(experts))
     for number, combination in enumerate([*shown, *(["others"] if len(ranked) > len(shown) else [])]):
@@ -219,7 +234,8 @@ def combination_shares(frame: pl.DataFrame) -> Figure:
         height = np.zeros(len(experts))
         for name, ratio in frame.filter(mine).group_by("name").agg(pl.col("ratio").sum()).iter_rows():
             height[place[name]] = 100 * ratio
-        axes.bar(range(len(experts)), height, bottom=bottom, width=0.82, color=PALETTE[number], label=combination)
+        color = PALETTE[number] if combination in shown else FAINT
+        axes.bar(range(len(experts)), height, bottom=bottom, width=0.82, color=color, label=combination)
         bottom += height
     _expert_axis(axes, experts)
     axes.set_xlim(-0.6, len(experts) - 0.4)

@@ -187,4 +187,15 @@ def test_many_pairs_and_many_combinations_stay_readable() -> None:
     assert legend is not None
     labels = [t.get_text() for t in legend.get_texts()]
     assert labels == [*combinations[:7], "others"]
+    many = pl.concat([table.with_columns(combination=pl.lit(f"x{i}") + pl.col("combination")) for i in range(3)])
+    figure = plots.expert_selection(many.with_columns(ratio=pl.lit(1.0)))
+    assert len(figure.axes[0].get_yticklabels()) == plots.MOST_ROWS
+    assert "12 rarer combinations" in figure.axes[0].get_title(loc="right")
+
+
+def test_shares_are_stacked_to_the_top() -> None:
+    table = pl.DataFrame(
+        {"combination": ["a", "b"], "expert": 0, "name": "a_1", "visits": [3, 1], "ratio": [0.75, 0.25]}
+    )
+    figure = plots.combination_shares(table)
     assert sum(p.get_height() for p in figure.axes[0].patches) == pytest.approx(100)  # type: ignore[attr-defined]

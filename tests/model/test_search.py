@@ -15,7 +15,7 @@ from model.__main__ import main
 from model.config import make_config
 from model.data import load
 from model.methods import get, names
-from model.search import COMMON_SPACE, draw_trials, run_search, search
+from model.search import COMMON_SPACE, Trial, best_of, draw_trials, run_search, search
 from model.train import Job, run_training, train_epoch
 from mrpipe import Store, open_store
 
@@ -133,6 +133,14 @@ def test_a_killed_search_continues_and_repeats_nothing(
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     run(store, tmp_path / "cut", n_trials=4)
     assert len(epochs) == 10 + 3
+
+
+def test_the_best_is_the_first_of_the_best_scores_and_the_lowest_loss() -> None:
+    scores = [None, 0.4, 0.7, 0.7, 0.1]
+    trials = [Trial(number=i, options={}, status="finished", score=s) for i, s in enumerate(scores)]
+    assert best_of(trials, "accuracy") is trials[2]
+    assert best_of(trials, "loss") is trials[4]
+    assert best_of(trials[:1], "loss") is None
 
 
 def test_a_diverged_trial_is_a_failed_trial(store: Store, tmp_path: Path) -> None:
