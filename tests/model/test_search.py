@@ -152,6 +152,18 @@ def test_a_diverged_trial_is_a_failed_trial(store: Store, tmp_path: Path) -> Non
     assert (content["trial"], content["n_trials"], content["n_failed"]) == (0, 2, 1)
 
 
+def test_a_search_whose_trials_all_fail_says_why_and_names_no_best(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"{k}={v}" for k, v in {**SMALL, "lr": 1e30, "dropout": 0.1}.items()]
+    command = ["search", "--store", str(store.path), "--method", "zero_fill", "--out", str(tmp_path), "--quiet",
+               "--modalities", *VIEW, "--set", *settings]  # fmt: skip
+    assert main(command) == 1
+    assert "none of 2 trials gave a validation score: training diverged" in capsys.readouterr().err
+    assert pl.read_parquet(tmp_path / "trials.parquet")["status"].to_list() == ["diverged"] * 2
+    assert not (tmp_path / "best.json").exists()
+
+
 @pytest.mark.parametrize("method", [n for n in names() if get(n).gradient])
 def test_divergence_of_any_method_is_one_message(
     method: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
