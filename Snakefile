@@ -23,6 +23,8 @@ include: "workflow/rules/simulate.smk"
 include: "workflow/rules/store.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/suites_common.smk"
+include: "workflow/rules/suites.smk"
 
 
 for rules_of_dataset in particular_rules():
@@ -36,6 +38,7 @@ localrules:
     runs,
     # On the node where Snakemake was started: seconds, and what is wrong is said before anything is queued.
     settings,
+    suite_settings,
 
 
 rule all:
@@ -54,11 +57,17 @@ rule runs:
         run_targets,
 
 
+onstart:
+    begin_suites()
+
+
 onsuccess:
     from workflow.summary import print_summary
 
+    end_suites()
     print_summary(Path(path("<results>")))
 
 
 onerror:
+    end_suites()
     sys.stderr.write(f"Failed. Each job that failed is named above with its log; this run's own log: {log}\n")

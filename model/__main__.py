@@ -1,4 +1,4 @@
-"""`python -m model`: train, search, evaluate, predict, analyse, benchmark, options, report."""
+"""`python -m model`: train, search, evaluate, predict, analyse, benchmark, options; report, results, tables, figures"""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -156,24 +155,29 @@ def _add_options(commands: Any) -> None:
     p.set_defaults(call=_options)
 
 
-def parser(*, with_report: bool = False) -> argparse.ArgumentParser:
-    """The command line; the results page brings its own arguments, and matplotlib, only when it is asked for."""
+# Commands that bring their own arguments, and matplotlib or scikit-learn, only when they are asked for.
+OTHERS = {
+    "report": "results page of finished runs",
+    "results": "all scores of finished runs as one tidy table",
+    "tables": "tables of a suite from its finished cells",
+    "figures": "figures of a suite from its finished cells",
+}
+
+
+def parser(asked: str = "") -> argparse.ArgumentParser:
+    """The command line; `asked` is the command whose own arguments are wanted, where it brings them itself."""
     top = argparse.ArgumentParser(prog="python -m model", description="Train and evaluate methods from feature stores.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands, methods=help_text())
     for add in (_add_search, _add_evaluate, _add_predict, _add_analyse, _add_benchmark, _add_options):
         add(commands)
-    p = commands.add_parser("report", help="results page of finished runs")
-    p.set_defaults(call=_report)
-    if with_report and find_spec("model.report") is not None:
-        import_module("model.report").add_arguments(p)
+    for name, help_ in OTHERS.items():
+        p = commands.add_parser(name, help=help_)
+        if name == asked:
+            module = import_module(f"model.{name}")
+            module.add_arguments(p)
+            p.set_defaults(call=module.run)
     return top
-
-
-def _report(arguments: argparse.Namespace) -> None:
-    if find_spec("model.report") is None:
-        raise UsageError("this installation has no results page (model/report)")
-    import_module("model.report").run(arguments)
 
 
 def _machine(arguments: argparse.Namespace) -> str:
@@ -387,7 +391,7 @@ def _options(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors that a user can mend are one message and an exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    arguments = parser(with_report=argv[:1] == ["report"]).parse_args(argv)
+    arguments = parser(*argv[:1]).parse_args(argv)
     call: Callable[[argparse.Namespace], None] = arguments.call
     try:
         call(arguments)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from model.scores import METRICS, Floats, Ints, ranked_classes, score
 from mrpipe import keyed
 
-__all__ = ["METRICS", "bootstrap", "score", "table", "weighted_auprc", "weighted_auroc"]
+__all__ = ["METRICS", "bootstrap", "score", "table", "weighted_auprc", "weighted_auroc", "weighted_metrics"]
 
 
 def _confusions(label: Ints, predicted: Ints, n_classes: int, weight_Rn: Floats) -> Floats:
@@ -52,7 +52,8 @@ def weighted_auprc(positive: NDArray[np.bool_], value: Floats, weight_Rn: Floats
         return np.nansum(up * precision, axis=1) / up.sum(axis=1)
 
 
-def _weighted_metrics(label: Ints, probability: Floats, weight_Rn: Floats) -> dict[str, Floats]:
+def weighted_metrics(label: Ints, probability: Floats, weight_Rn: Floats) -> dict[str, Floats]:
+    """(R,) each metric but ECE for each set of sample weights; ranking metrics only where they are defined."""
     n_classes = probability.shape[1]
     predicted = probability.argmax(axis=1)
     confusion = _confusions(label, predicted, n_classes, weight_Rn)
@@ -97,7 +98,7 @@ def bootstrap(
     rng = keyed.generator(seed, "bootstrap")
     weight = rng.multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), size=n_resamples).astype(np.float64)
     tail = (1 - level) / 2
-    found = _weighted_metrics(label, probability, weight[:, place])
+    found = weighted_metrics(label, probability, weight[:, place])
     return {
         name: (float(np.quantile(v, tail)), float(np.quantile(v, 1 - tail)))
         for name, v in found.items()

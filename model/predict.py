@@ -137,12 +137,16 @@ def validate(method: Method, data: Data, rows: Rows) -> dict[str, float]:
 
 
 def prediction_frame(data: Data, found: Predictions) -> pl.DataFrame:
-    """One row a sample: `sample_id, split, modalities, label, predicted, p_<class>…`; label null where unknown."""
+    """One row a sample; label null where unknown.
+
+    Columns: `sample_id, subject_id, split, modalities, label, predicted, p_<class>…`.
+    """
     rows, probability = found.rows, found.probability
     classes = np.array(data.spec.classes)
     parts = np.array(["train", "val", "test", None], dtype=object)
     columns: dict[str, Any] = {
         "sample_id": data.sample_id[rows],
+        "subject_id": data.subject_id[rows],
         "split": pl.Series([parts[p] for p in data.part[rows]], dtype=pl.String),
         "modalities": data.combination(data.observed[rows]),
         "label": pl.Series([classes[v] if v >= 0 else None for v in data.label[rows]], dtype=pl.String),

@@ -210,6 +210,7 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     outcome |= {
         "n": {part: len(rows) for part, rows in parts.items()},
         "parameters": sum(p.numel() for p in method.parameters()),
+        "code_hash": _code_hash(config.method),
     }
     cost = {
         "load_seconds": loaded - started, "train_seconds": time.perf_counter() - loaded,
@@ -233,10 +234,14 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
 
 
+def _code_hash(method: str) -> str:
+    return code_hash("model.train", f"model.methods.{method}")
+
+
 def fingerprint(described: dict[str, Any], config: Config) -> str:
     """What two runs must share to give the same bytes: options, data, initial weights and code."""
     weights = config.common.image_weights
-    parts = [json.dumps(described, sort_keys=True), code_hash("model.train", f"model.methods.{config.method}")]
+    parts = [json.dumps(described, sort_keys=True), _code_hash(config.method)]
     parts += [torch.__version__, _sha256(Path(weights)) if weights and Path(weights).is_file() else ""]
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 

@@ -9,8 +9,9 @@ import difflib
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,17 @@ class StorePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training run: a method and a seed of an experiment."""
+    """One training run: a method and a seed of an experiment, or a cell of suites.
+
+    Attributes:
+        experiment: folder of the runs that share data, view and missingness.
+        label: folder of the runs that share the method and all its settings; the method's name in an experiment.
+        trials: budget of a search for the settings that are not given; 0: none.
+        first_seed: seed of the draw of missingness that the search sees.
+    """
 
     experiment: str
+    label: str
     method: str
     seed: int
     store: str
@@ -91,25 +100,35 @@ class Run:
     modalities: tuple[str, ...]
     missingness: Missingness | None
     overrides: Mapping[str, Any]
+    trials: int = 0
+    first_seed: int = 0
 
     @property
     def folder(self) -> str:
         """Path below the folder of all runs."""
-        return f"{self.experiment}/{self.method}/seed{self.seed}"
+        return f"{self.experiment}/{self.label}/seed{self.seed}"
 
     @property
     def mask(self) -> str | None:
         """Name of its mask file; runs with the same name share the file."""
-        if self.missingness is None:
-            return None
-        m, default = self.missingness, Missingness()
-        parts = [m.mechanism, f"p{m.p:g}"]
-        parts += [f"strength{m.strength:g}"] * (m.strength != default.strength)
-        parts += [f"blocks{m.n_blocks}"] * (m.n_blocks != default.n_blocks)
-        parts += [f"task_{m.task}"] * (m.task is not None)
-        parts += ["noredraw"] * (not m.redraw)
-        parts += ["_".join(m.modalities)] * bool(m.modalities)
-        return "-".join([*parts, f"seed{m.seed}"])
+        return None if self.missingness is None else mask_name(self.missingness)
+
+
+def missingness_name(m: Missingness) -> str:
+    """What is taken away and how, without the view and the seed."""
+    default = Missingness()
+    parts = [m.mechanism, f"p{m.p:g}"]
+    parts += [f"strength{m.strength:g}"] * (m.strength != default.strength)
+    parts += [f"blocks{m.n_blocks}"] * (m.n_blocks != default.n_blocks)
+    parts += [f"task_{m.task}"] * (m.task is not None)
+    parts += ["noredraw"] * (not m.redraw)
+    return "-".join(parts)
+
+
+def mask_name(m: Missingness) -> str:
+    """Name of a mask file: all that its draw depends on but the store."""
+    view = ["_".join(m.modalities)] * bool(m.modalities)
+    return "-".join([missingness_name(m), *view, f"seed{m.seed}"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +141,12 @@ class Plan:
     @property
     def masks(self) -> dict[tuple[str, str], Missingness]:
         """(store, name of the mask file) → settings."""
-        return {(r.store, r.mask): r.missingness for r in self.runs.values() if r.mask and r.missingness}
+        return masks_of(self.runs.values())
+
+
+def masks_of(runs: Iterable[Run]) -> dict[tuple[str, str], Missingness]:
+    """(store, name of the mask file) → settings."""
+    return {(r.store, r.mask): r.missingness for r in runs if r.mask and r.missingness}
 
 
 def schema_faults(config: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
@@ -153,7 +177,7 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
     stores: dict[str, StorePlan] = {}
     for name, entry in config["datasets"].items():
         try:
-            stores[name] = _store_plan(name, entry)
+            stores[name] = plan_store(name, entry)
         except ConfigError as error:
             faults += error.faults
         except MrpipeError as error:
@@ -174,7 +198,12 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
     return Plan(stores=stores, runs=runs)
 
 
-def _store_plan(name: str, entry: Mapping[str, Any]) -> StorePlan:
+def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
+    """One entry of `datasets`, its defaults filled in.
+
+    Raises:
+        ConfigError: with every fault of the entry.
+    """
     place = f"datasets.{name}"
     raw, sealed = entry.get("raw"), entry.get("store")
     if (raw is None) == (sealed is None):
@@ -241,11 +270,16 @@ def _modalities(entry: Mapping[str, Any], dataset: Dataset, options: Any) -> tup
     return tuple(sorted((m for m in wanted if m not in unknown), key=lambda m: dataset.modalities[m].bit)), unknown
 
 
+@cache
+def method_names() -> tuple[str, ...]:
+    """Names of all methods, in alphabetical order."""
+    return tuple(sorted(p.stem for p in METHODS.glob("*.py") if p.stem not in ("__init__", "base")))
+
+
 def _experiment_faults(place: str, entry: Mapping[str, Any], store: StorePlan) -> Iterator[str]:
-    methods = sorted(p.stem for p in METHODS.glob("*.py") if p.stem not in ("__init__", "base"))
     for method in entry["methods"]:
-        if method not in methods:
-            yield f"{place}.methods: no method {method!r}; there are {', '.join(methods)}"
+        if method not in method_names():
+            yield f"{place}.methods: no method {method!r}; there are {', '.join(method_names())}"
     for m in entry.get("modalities", ()):
         if m not in store.modalities:
             yield f"{place}.modalities: store {store.name} has no {m!r}; it has {', '.join(store.modalities)}"
@@ -271,6 +305,7 @@ def _runs(name: str, entry: Mapping[str, Any]) -> Iterator[Run]:
         )
         yield Run(
             experiment=name,
+            label=method,
             method=method,
             seed=seed,
             store=entry["dataset"],
@@ -316,10 +351,19 @@ def train_arguments(run: Run) -> list[str]:
     return arguments + set_arguments(run.overrides)
 
 
-def settings_asked(plan: Plan, experiment: str) -> str:
-    """Methods and overrides of an experiment as JSON, for the check that comes before everything else."""
-    runs = [r for r in plan.runs.values() if r.experiment == experiment]
-    asked = {r.method: {"preset": r.preset, "overrides": r.overrides} for r in runs}
+def search_arguments(run: Run) -> list[str]:
+    """The search for the settings of a run and those that share them, as `python -m model search` takes it."""
+    return [*train_arguments(replace(run, seed=run.first_seed)), "--trials", str(run.trials)]
+
+
+def benchmark_arguments(run: Run, steps: int) -> list[str]:
+    """What the method of a run costs on every configuration of modalities, as `python -m model benchmark` takes it."""
+    return [*train_arguments(replace(run, modalities=())), "--steps", str(steps)]
+
+
+def settings_asked(runs: Iterable[Run]) -> str:
+    """Methods and overrides of some runs as JSON, for the check that comes before everything else."""
+    asked = {r.label: {"method": r.method, "preset": r.preset, "overrides": r.overrides} for r in runs}
     return json.dumps(asked, sort_keys=True)
 
 

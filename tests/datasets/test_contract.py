@@ -30,6 +30,7 @@ from mrpipe.splits import PARTS
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from mrpipe.transforms import fit
+from mrpipe.truth import ANY, read_best, subsets
 
 DATASETS = dataset_names()
 
@@ -231,7 +232,30 @@ def test_a_simulation_never_overwrites_an_export(name: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_the_truth_lies_beside_the_export_with_every_subject(name: str, folder: Path, built: dict[str, Path]) -> None:
+    samples = set(mrpipe.open_store(built[name]).samples().collect()["sample_id"])
     truth = truth_folder(folder / f"{name}.raw")
     assert not list((folder / f"{name}.raw").rglob("truth*"))
-    known = set(pl.read_parquet(truth / "truth.parquet")["sample_id"])
-    assert set(mrpipe.open_store(built[name]).samples().collect()["sample_id"]) <= known
+    assert samples <= set(pl.read_parquet(truth / "truth.parquet")["sample_id"])
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_best_possible_prediction_is_right_as_often_as_it_says(
+    name: str, folder: Path, built: dict[str, Path]
+) -> None:
+    store = mrpipe.open_store(built[name])
+    task = store.task()
+    best = read_best(truth_folder(folder / f"{name}.raw"), task.name)
+    assert best is not None
+    classes = [f"p_{c}" for c in task.classes]
+    assert best.columns == ["sample_id", "modalities", *classes]
+    np.testing.assert_allclose(best.select(pl.sum_horizontal(classes)).to_series(), 1.0)
+    known = {"+".join(c) for c in subsets([m.name for m in store.modalities])}
+    assert set(best["modalities"]) <= known | {ANY}
+    labels = store.labels(task.name).collect().drop_nulls("value").select("sample_id", pl.col("value").cast(pl.Int64))
+    for (combination,), rows in best.group_by("modalities"):
+        joined = labels.join(rows, on="sample_id")
+        assert len(joined) == len(labels), combination
+        p = joined.select(classes).to_numpy()
+        right = p.argmax(axis=1) == joined["value"].to_numpy()
+        sd = np.sqrt((p.max(axis=1) * (1 - p.max(axis=1))).sum()) / len(p)
+        assert abs(right.mean() - p.max(axis=1).mean()) < 4 * sd + 0.02, combination

@@ -14,7 +14,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from model.metrics import METRICS, _weighted_metrics, bootstrap, score, table, weighted_auprc, weighted_auroc
+from model.metrics import METRICS, bootstrap, score, table, weighted_auprc, weighted_auroc, weighted_metrics
 
 
 def case(n: int, n_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +31,7 @@ def test_weighted_metrics_equal_scikit_learn_with_sample_weights(n: int, n_class
     label, p = case(n, n_classes, seed)
     weight = np.random.default_rng(seed).integers(0, 4, (3, n)).astype(float)
     weight[:, :n_classes] += 1
-    found = _weighted_metrics(label, p, weight)
+    found = weighted_metrics(label, p, weight)
     predicted = p.argmax(axis=1)
     columns = [1] if n_classes == 2 else range(n_classes)
     for r, w in enumerate(weight):

@@ -72,7 +72,8 @@ def test_a_run_folder_is_complete_and_says_what_it_is(undisturbed: Undisturbed, 
     assert metrics["n"]["test"] == metrics["n_evaluated"] > 0
     assert metrics["training"]["epochs"] == 6
     predictions = pl.read_parquet(run / "predictions.parquet")
-    assert predictions.columns == ["sample_id", "split", "modalities", "label", "predicted", "p_no", "p_yes"]
+    known = ["sample_id", "subject_id", "split", "modalities", "label", "predicted"]
+    assert predictions.columns == [*known, "p_no", "p_yes"]
     assert (predictions["label"] == predictions["predicted"]).mean() == metrics["metrics"]["accuracy"]["value"]
     log = (run / "log.txt").read_text()
     assert "epoch 6" in log

@@ -1,8 +1,11 @@
 """Configuration, paths and the small functions that rules share. What is planned is in workflow/plan.py."""
 
 import hashlib
+import json
+import logging
 import os
 import re
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,16 +17,20 @@ from snakemake.utils import validate
 from mrpipe.codehash import code_hash
 from mrpipe.errors import MrpipeError
 from mrpipe.stages.prepare import n_parts
+from workflow.cells import Cells, Places
 from workflow.plan import (
     ConfigError,
+    benchmark_arguments,
     fingerprint,
     make_plan,
     mask_arguments,
     schema_faults,
+    search_arguments,
     set_arguments,
     settings_asked,
     train_arguments,
 )
+from workflow.suites import Suites, description
 
 PROJECT = Path(workflow.basedir)
 
@@ -42,35 +49,40 @@ os.environ.update(
 
 
 def planned():
-    """The plan of this configuration; raises one error with all that is wrong with it."""
+    """The plan of this configuration and its suites; raises one error with all that is wrong with it."""
     schema = yaml.safe_load((PROJECT / "workflow/schemas/config.schema.yaml").read_text())
     try:
         if faults := schema_faults(config, schema):
             raise ConfigError(faults)
         validate(config, str(PROJECT / "workflow/schemas/config.schema.yaml"))
-        return make_plan(config)
+        plan = make_plan(config)
+        return plan, Suites(config, plan)
     except MrpipeError as error:
         raise WorkflowError(str(error)) from error
 
 
-PLAN = planned()
+PLAN, SUITES = planned()
 
 
 wildcard_constraints:
-    dataset="|".join(map(re.escape, PLAN.stores)),
+    dataset="|".join(map(re.escape, [*PLAN.stores, *SUITES.store_names])),
     modality="[A-Za-z0-9_]+",
     part="[0-9]+",
     total="[0-9]+",
     scheme="[A-Za-z0-9_.-]+",
     mask="[^/]+",
-    experiment="[A-Za-z0-9_.-]+",
+    # A cell of suites: its folders are named after data, view (joined by +) and missingness, and after the method with
+    # what is particular to its settings.
+    experiment="[A-Za-z0-9_.+-]+",
     method="[A-Za-z0-9_.-]+",
     seed="[0-9]+",
+    suite="[A-Za-z][A-Za-z0-9_]*",
 
 
 def particular_rules():
     """The rule files of the datasets at hand, for those that have one."""
-    files = [f"workflow/rules/{name}.smk" for name in sorted({store.dataset.name for store in PLAN.stores.values()})]
+    readers = {store.dataset.name for store in PLAN.stores.values()} | SUITES.readers
+    files = [f"workflow/rules/{name}.smk" for name in sorted(readers)]
     return [file for file in files if (PROJECT / file).exists()]
 
 
@@ -85,12 +97,12 @@ def memory(mb):
 
 
 def store_plan(wildcards):
-    return PLAN.stores[wildcards.dataset]
+    return SUITES.store(wildcards.dataset)
 
 
 def store_folder(name):
     """Folder of a store: our own, or the sealed one that the configuration names."""
-    return PLAN.stores[name].sealed or path(f"<results>/stores/{name}")
+    return SUITES.store(name).sealed or path(f"<results>/stores/{name}")
 
 
 def raw_folder(wildcards):
@@ -141,7 +153,19 @@ def run_folder(run):
 
 
 def run_plan(wildcards):
-    return PLAN.runs[f"{wildcards.experiment}/{wildcards.method}/seed{wildcards.seed}"]
+    """The run of an experiment, or the cell of suites."""
+    folder = f"{wildcards.experiment}/{wildcards.method}/seed{wildcards.seed}"
+    return PLAN.runs[folder] if folder in PLAN.runs else SUITES.runs[folder]
+
+
+def mask_plan(wildcards):
+    key = wildcards.dataset, wildcards.mask
+    return PLAN.masks[key] if key in PLAN.masks else SUITES.masks[key]
+
+
+def search_result(run):
+    """The settings that a search found for a run and those that share its settings, if there is to be one."""
+    return [f"<results>/searches/{run.experiment}/{run.label}/best.json"] if run.trials else []
 
 
 def mask_file(run):

@@ -18,7 +18,7 @@ rule settings:
         mem_mb=memory(1000),
         runtime="10m",
     params:
-        asked=lambda wildcards: settings_asked(PLAN, wildcards.experiment),
+        asked=lambda wildcards: settings_asked(r for r in PLAN.runs.values() if r.experiment == wildcards.experiment),
         code=code_of("model.config", "model.methods"),
     shell:
         "python -m workflow.settings {params.asked:q} > {output} 2> {log}"
@@ -28,6 +28,7 @@ rule train:
     input:
         verified=lambda wildcards: f"<results>/verified/{run_plan(wildcards).store}.txt",
         mask=lambda wildcards: mask_file(run_plan(wildcards)),
+        best=lambda wildcards: search_result(run_plan(wildcards)),
     output:
         model="<results>/runs/{experiment}/{method}/seed{seed}/model.pt",
         config="<results>/runs/{experiment}/{method}/seed{seed}/config.json",
@@ -51,11 +52,12 @@ rule train:
         # The point from which a killed training continues lies in this folder and is no output: Snakemake keeps it.
         run=subpath(output.model, parent=True),
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
+        best=lambda wildcards, input: ["--options", *input.best] if input.best else [],
         options=lambda wildcards: train_arguments(run_plan(wildcards)),
-        code=lambda wildcards: code_of("model.train", f"model.methods.{wildcards.method}")(wildcards),
+        code=lambda wildcards: code_of("model.train", f"model.methods.{run_plan(wildcards).method}")(wildcards),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model train --store {params.store:q}"
-        " --out {params.run:q} {params.mask:q} {params.options:q} --no-test --quiet > {log} 2>&1"
+        " --out {params.run:q} {params.mask:q} {params.best:q} {params.options:q} --no-test --quiet > {log} 2>&1"
 
 
 rule evaluate:
@@ -81,7 +83,7 @@ rule evaluate:
     params:
         store=lambda wildcards: store_folder(run_plan(wildcards).store),
         run=subpath(output.metrics, parent=True),
-        code=lambda wildcards: code_of("model.evaluate", f"model.methods.{wildcards.method}")(wildcards),
+        code=lambda wildcards: code_of("model.evaluate", f"model.methods.{run_plan(wildcards).method}")(wildcards),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model evaluate --run {params.run:q}"
         " --store {params.store:q} --part test --quiet > {log} 2>&1"

@@ -295,7 +295,7 @@ rule mask:
         runtime="10m",
     params:
         store=lambda wildcards: store_folder(wildcards.dataset),
-        options=lambda wildcards: mask_arguments(PLAN.masks[wildcards.dataset, wildcards.mask]),
+        options=lambda wildcards: mask_arguments(mask_plan(wildcards)),
         code=code_of("mrpipe.missingness"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe mask {params.store:q}"

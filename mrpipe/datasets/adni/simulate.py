@@ -11,12 +11,13 @@ import polars as pl
 from mrpipe.datasets.adni import sim_biospecimen, sim_forms
 from mrpipe.datasets.adni.sim_genotypes import write_genotypes
 from mrpipe.datasets.adni.sim_image import ImageSimulation, simulate_images
-from mrpipe.datasets.adni.sim_people import best_accuracies, draw_people, truth_frame
+from mrpipe.datasets.adni.sim_people import FACTOR_MEANS, best_accuracies, draw_people, posterior, truth_frame
 from mrpipe.datasets.adni.sim_tables import LAYOUTS, Writer
 from mrpipe.datasets.adni.tables import CLASSES
 from mrpipe.errors import UsageError
 from mrpipe.parquet import write_frame, write_text
 from mrpipe.schema import option
+from mrpipe.truth import subsets, write_best
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class AdniSimulation(ImageSimulation):
 
 
 def simulate_export(raw: Path, truth: Path, options: AdniSimulation) -> None:
-    """Write the export into `raw`; truth.parquet, snps.parquet, images.parquet and model.json into `truth`.
+    """Write the export into `raw`; truth, best, snps, images (Parquet) and model.json into `truth`.
 
     Raises:
         UsageError: a number out of range.
@@ -68,6 +69,8 @@ def simulate_export(raw: Path, truth: Path, options: AdniSimulation) -> None:
         )  # fmt: skip
         write_frame(truth / "images.parquet", simulate_images(raw, imaged, options))
     write_frame(truth / "truth.parquet", truth_frame(people, options.separation))
+    best = {names: posterior(people.subjects, names, options.separation) for names in subsets(list(FACTOR_MEANS))}
+    write_best(truth, "diagnosis", CLASSES, people.subjects["ptid"].to_list(), best)
     model = {
         "best_accuracy": best_accuracies(people, options.separation),
         "note": "mean highest posterior given u and the factors themselves: above what noisy features allow",

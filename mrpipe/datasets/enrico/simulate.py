@@ -37,6 +37,7 @@ from mrpipe.errors import UsageError
 from mrpipe.keyed import generator, id_keys, uniform
 from mrpipe.parquet import write_frame, write_text
 from mrpipe.schema import option
+from mrpipe.truth import write_best
 
 LANDSCAPE = ("72201", "19141")
 EMPTY_METADATA = 296 / 1460
@@ -234,7 +235,13 @@ def _write_truth(
         "bayes_both": joint_TLK[:, layout, look].argmax(0),
     }
     columns = [pl.Series(name, [TOPICS[i] for i in index]) for name, index in best.items()]
-    write_frame(truth / "truth.parquet", states.with_columns(columns).sort("sample_id"))
+    frame = states.with_columns(columns)
+    write_frame(truth / "truth.parquet", frame.sort("sample_id"))
+    # A wireframe shows the layout; a screenshot shows both, the layout blurred, so that theirs is a bound.
+    of_layout, of_both = joint_TLK.sum(2)[:, layout].T, joint_TLK[:, layout, look].T
+    shown = {("wireframe",): of_layout, ("screenshot",): of_both, ("screenshot", "wireframe"): of_both}
+    posterior = {names: p / p.sum(axis=1, keepdims=True) for names, p in shown.items()}
+    write_best(truth, "topic", TOPICS, frame["sample_id"].to_list(), posterior)
     model = {
         "states": {t: {"layout": s[0], "look": s[1]} for t, s in STATES.items()},
         "layout": _posterior(joint_TLK.sum(2)),
@@ -257,7 +264,7 @@ def _legend_json(colours: Mapping[str, str]) -> str:
 
 
 def simulate_export(raw: Path, truth: Path, options: EnricoSimulation) -> None:
-    """Write the export into `raw` and truth.parquet (latent state, best guesses) and model.json into `truth`.
+    """Write the export into `raw`; truth.parquet (latent state, best guesses), best.parquet, model.json into `truth`.
 
     Raises:
         UsageError: fewer screens than topics, or a scale or noise out of range.

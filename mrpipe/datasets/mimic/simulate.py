@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from isal import igzip
+from numpy.typing import NDArray
 
 from mrpipe.datasets.mimic import sim_pools as pools
 from mrpipe.datasets.mimic.ahead import ahead
@@ -34,6 +35,7 @@ from mrpipe.datasets.mimic.sim_patients import (
 )
 from mrpipe.keyed import generator
 from mrpipe.parquet import write_frame, write_text
+from mrpipe.truth import write_best
 
 __all__ = ["MimicSimulation", "simulate_export"]
 # Columns that releases up to 2.1 do not have.
@@ -77,7 +79,7 @@ def _csv(name: str, frames: Iterable[pl.DataFrame], o: MimicSimulation) -> Itera
 
 
 def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
-    """Write hosp/, icu/, note/ and SHA256SUMS.txt into `raw`; truth.parquet and model.json into `truth`.
+    """Write hosp/, icu/, note/ and SHA256SUMS.txt into `raw`; truth.parquet, best.parquet and model.json into `truth`.
 
     Raises:
         UsageError: a value out of its range.
@@ -124,6 +126,9 @@ def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
         "has_procedures",
     )
     write_frame(truth / "truth.parquet", frame.sort("sample_id"))
+    of_death = frame["probability"].to_numpy()
+    best: dict[tuple[str, ...], NDArray[np.float64]] = {(): np.stack([1 - of_death, of_death], axis=1)}
+    write_best(truth, "mortality", ("alive", "dead"), frame["sample_id"].to_list(), best)
     model = {
         "label": "P(dead within a year of the index discharge) = sigmoid(b + strength · sum of the four factors)",
         "probability": "of a predictor that sees the factors; the export shows them through noise",

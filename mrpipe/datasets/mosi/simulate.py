@@ -9,7 +9,6 @@ shared and to the text's own factor; the frames of a clip carry noisy readings o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from mrpipe.datasets.mosi.options import MosiSimulation
 from mrpipe.datasets.mosi.vocabulary import LISTS
 from mrpipe.errors import UsageError
 from mrpipe.parquet import write_frame
+from mrpipe.truth import subsets, write_best
 
 NEGATIVE_SHARE, POSITIVE_SHARE = 1023 / 2199, 1080 / 2199
 TRAIN_SHARE, VALID_SHARE = 52 / 93, 10 / 93
@@ -72,7 +72,7 @@ class Latent:
 
 
 def simulate(export: Path, truth: Path, options: MosiSimulation) -> None:
-    """Write an export in `options.format` to `export`, and `truth.parquet` to `truth`.
+    """Write an export in `options.format` to `export`, `truth.parquet` and `best.parquet` (mrpipe.truth) to `truth`.
 
     truth.parquet: `sample_id`, `sentiment`, the factors, `odd` (a segment without words), and for each set of
     modalities `p_positive_<a>_<b>`: the probability that the clip is positive, given that it is not neutral and what
@@ -87,7 +87,11 @@ def simulate(export: Path, truth: Path, options: MosiSimulation) -> None:
     latent, clip_video, clip_number, videos, folds = _clips(options)
     world, word_counts = _speech(options, latent, clip_video, clip_number, videos, folds)
     simulate_formats.write(export, world, options)
-    write_frame(truth / "truth.parquet", _truth(options, latent, world, word_counts))
+    frame = _truth(options, latent, world, word_counts)
+    write_frame(truth / "truth.parquet", frame)
+    best = {names: frame["p_positive_" + "_".join(names)].to_numpy() for names in subsets(_modalities(options))}
+    two_classes = {names: np.stack([1 - p, p], axis=1) for names, p in best.items()}
+    write_best(truth, "polarity", ("negative", "positive"), frame["sample_id"].to_list(), two_classes)
 
 
 def _clips(options: MosiSimulation) -> tuple[Latent, Ints, Ints, list[str], list[str]]:
@@ -238,6 +242,10 @@ def _readings(options: MosiSimulation, latent: Latent, modality: str) -> Floats:
 # --- the best possible prediction ------------------------------------------------------------------------------------
 
 
+def _modalities(options: MosiSimulation) -> tuple[str, ...]:
+    return ("text", "audio") if options.utterance_audio else ("text", "audio", "vision")
+
+
 def _truth(options: MosiSimulation, latent: Latent, world: World, counts: NDArray[np.int64]) -> pl.DataFrame:
     names = [world.videos[v] for v in world.clip_video]
     columns: dict[str, object] = {
@@ -246,10 +254,8 @@ def _truth(options: MosiSimulation, latent: Latent, world: World, counts: NDArra
         **{f"factor_{k}": v for k, v in latent.factors.items()},
         "odd": latent.odd,
     }
-    modalities = ("text", "audio") if options.utterance_audio else ("text", "audio", "vision")
-    for k in range(1, len(modalities) + 1):
-        for subset in combinations(modalities, k):
-            columns["p_positive_" + "_".join(subset)] = p_positive(options, latent.odd, world.base, counts, subset)
+    for subset in subsets(_modalities(options)):
+        columns["p_positive_" + "_".join(subset)] = p_positive(options, latent.odd, world.base, counts, subset)
     return pl.DataFrame(columns).sort("sample_id")
 
 

@@ -20,6 +20,7 @@ from mrpipe import keyed
 from mrpipe.errors import UsageError
 from mrpipe.parquet import write_frame, write_text
 from mrpipe.schema import option
+from mrpipe.truth import write_best
 
 WEIGHTS = (1.2, 0.8, 1.4)
 # The label comes last: a file that was cut short lacks it.
@@ -113,6 +114,8 @@ def simulate_export(raw: Path, truth: Path, options: TablesSimulation) -> None:
     )
     traits = pl.DataFrame({f"trait_{j}": trait[:, j] for j in range(3)})
     write_frame(truth / "truth.parquet", pl.concat([found, traits], how="horizontal").sort("sample_id"))
+    best: dict[tuple[str, ...], NDArray[np.float64]] = {(): np.stack([1 - probability, probability], axis=1)}
+    write_best(truth, "outcome", ("recovered", "readmitted"), visit.tolist(), best)
 
 
 def _signs(

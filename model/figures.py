@@ -1,0 +1,221 @@
+"""The figures of a suite from its finished cells: routing, gradients, embeddings and cost (the paper's Figures 3 to 6).
+
+Each leaves pictures (SVG and PNG), the numbers behind them, and a page that says what they show and of which data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from model import plots
+from model.analyse import Request, analyse
+from model.gradients import NAME as GRADIENTS
+from model.grids import Cell, Grid, Line, Page, html, markdown
+from model.plots_cost import cost
+from model.published import DATASETS, short
+from model.results import finished
+from model.tables import Column, Suite, read_suite
+from mrpipe.errors import UsageError
+from mrpipe.parquet import write_text
+from mrpipe.store import Store, open_store
+
+
+@dataclass
+class Shown:
+    """What came of a figure: tables beside the pictures, and sentences."""
+
+    grids: list[Grid] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders of runs and costs, and where the figures go."""
+
+    runs: Path
+    costs: Path
+    out: Path
+
+
+def draw(suite: Suite, places: Places) -> Page:
+    """Draw a suite's figures; what cannot be drawn is said on its page."""
+    shown = Shown()
+    there = {c.store for c in suite.columns if not c.absent and (Path(c.store) / "manifest.json").is_file()}
+    columns = [c for c in suite.columns if c.store in there and not c.absent]
+    stores = {path: open_store(path) for path in sorted(there)}
+    for column in columns:
+        name = f"{column.dataset}-{short(column.dataset, column.modalities).replace('+', '')}"
+        of_column = {"patterns_and_routing": _routing, "gradients": _gradients, "embedding": _embedding, "cost": _cost}
+        of_column[suite.figure](suite, column, stores[column.store], places, name, shown)
+    for column in suite.columns:
+        if column.absent:
+            shown.missing.append(f"{column.dataset}, {column.name}: the store has no {' and no '.join(column.absent)}")
+        elif column.store not in there:
+            shown.missing.append(f"{column.dataset}, {column.name}: there is no store at {column.store}")
+    page = Page(
+        identifier=suite.name, title=f"{suite.name}: {suite.title}",
+        simulated=any(s.manifest.origin == "simulated" for s in stores.values()),
+        origins=tuple(_origins(suite, columns, stores)), overview=tuple(shown.grids), details=(),
+        notes=tuple(shown.notes), faults=tuple(shown.missing),
+    )  # fmt: skip
+    write_text(places.out / "table.html", html(page))
+    write_text(places.out / "table.md", markdown(page))
+    return page
+
+
+def _origins(suite: Suite, columns: list[Column], stores: dict[str, Store]) -> Iterator[str]:
+    for dataset, path in dict.fromkeys((c.dataset, c.store) for c in columns):
+        m = stores[path].manifest
+        simulated = m.origin == "simulated"
+        warning = " What is seen says that the path works, nothing about real data." if simulated else ""
+        size = f", size {suite.size}" if simulated else ""
+        kind = "simulated export" if simulated else "real export"
+        yield f"{DATASETS.get(dataset, (dataset,))[0]}: {kind}, store {m.store_id}{size}.{warning}"
+
+
+def _first_runs(suite: Suite, column: Column, places: Places, shown: Shown) -> dict[str, Path]:
+    """Row → its finished run of the first seed."""
+    found = {}
+    for row, (label, seeds) in column.cells.items():
+        folder = f"{column.experiment}/{label}/seed{seeds[0]}"
+        if folder in suite.unfinished or not finished(places.runs / folder):
+            shown.missing.append(folder)
+        else:
+            found[row] = places.runs / folder
+    return found
+
+
+def _analysed(request: Request, what: str, name: str, shown: Shown) -> bool:
+    """Whether there was something to show; if not, the page says why."""
+    try:
+        analyse(request, say=shown.missing.append)
+    except UsageError as error:
+        shown.missing.append(f"{name}, {what}: {' '.join(str(error).split())}")
+        return False
+    return True
+
+
+def _routing(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
+    """Figure 3: combinations in the store; which experts the tokens of each visit, and the inverse."""
+    counts = store.manifest.pattern_counts
+    plots.save(plots.availability(counts, [m.name for m in store.modalities]), places.out / f"a-{name}-patterns")
+    shown.notes.append(f"{name}: {len(counts)} combinations of modalities in {store.manifest.n_samples} samples.")
+    for row, run in _first_runs(suite, column, places, shown).items():
+        out = places.out / "routing" / name
+        if _analysed(Request(runs=[run], store=store, out=out, what=["routing"]), "routing", f"{name}, {row}", shown):
+            selection, shares = (pl.read_csv(out / f"{n}.csv") for n in ("expert_selection", "combination_shares"))
+            plots.save(plots.expert_selection(selection), places.out / f"b-{name}-expert-selection")
+            plots.save(plots.combination_shares(shares), places.out / f"c-{name}-combination-shares")
+            shown.notes.append(f"{name}: routing of {row}, the run of the first seed, on the test part.")
+
+
+def _gradients(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
+    """Figure 5: cosine similarity of the gradients of modality pairs during training, a column a method."""
+    frames = {}
+    for row, run in _first_runs(suite, column, places, shown).items():
+        path = run / GRADIENTS
+        if path.is_file() and not (frame := pl.read_parquet(path)).is_empty():
+            frames[row] = frame
+        else:
+            shown.missing.append(f"{name}, {row}: training recorded no gradients (option gradient_rows)")
+    if not frames:
+        return
+    plots.save(plots.gradient_similarity(frames), places.out / f"{name}-gradients")
+    everything = pl.concat(f.with_columns(pl.lit(row).alias("row")) for row, f in frames.items())
+    write_text(places.out / f"{name}-gradients.csv", everything.write_csv())
+    means = everything.group_by("row", "kind", "first", "second", maintain_order=True).agg(pl.col("cosine").mean())
+    pairs = list(dict.fromkeys(f"{a} · {b}" for a, b in means.select("first", "second").iter_rows()))
+    for kind in dict.fromkeys(means["kind"]):
+        lines = []
+        for row in frames:
+            mine = {f"{r['first']} · {r['second']}": r["cosine"] for r in means.filter(kind=kind, row=row).to_dicts()}
+            lines.append(Line("method", row, tuple(Cell(_number(mine.get(pair), 3), "ours") for pair in pairs)))
+        caption = f"{name}: mean cosine similarity of the gradients over the epochs, {kind}"
+        shown.grids.append(Grid(caption, ("method", *pairs), tuple(lines)))
+
+
+def _embedding(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
+    """Figure 6: t-SNE of samples that lack one modality, before and after its retrieval."""
+    combination = "+".join(m for m in column.modalities if m != suite.missing)
+    for row, run in _first_runs(suite, column, places, shown).items():
+        out = places.out / "embedding" / name
+        request = Request(runs=[run], store=store, out=out, what=["embedding"], combination=combination)
+        if not _analysed(request, "embedding", f"{name}, {row}", shown):
+            continue
+        for suffix in ("svg", "png"):
+            content = (out / f"embedding.{suffix}").read_bytes()
+            (places.out / f"{name}-embedding.{suffix}").write_bytes(content)
+        close = pl.read_csv(out / "closeness.csv")
+        lines = [
+            Line("method", f"{r['stage']}, {r['label']}",
+                 (Cell(str(r["n"]), "count"), Cell(_number(r["cosine"], 3), "ours"),
+                  Cell(_number(r["silhouette"], 3), "ours")))
+            for r in close.to_dicts()
+        ]  # fmt: skip
+        caption = f"{name}: how close samples of a class are, {row}, samples with {combination} only"
+        shown.grids.append(Grid(caption, ("stage, class", "samples", "cosine", "silhouette"), tuple(lines)))
+
+
+def _cost(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
+    """Figure 4: inference time, FLOPs and parameters by configuration of modalities."""
+    frames = []
+    for row, (label, _) in column.cells.items():
+        path = places.costs / column.experiment / f"{label}.csv"
+        if path.is_file():
+            frames.append(pl.read_csv(path).with_columns(pl.lit(row).alias("method")))
+        else:
+            shown.missing.append(f"{name}, {row}: not measured")
+    if not frames:
+        return
+    frame = pl.concat(frames).with_columns(
+        (1000 / pl.col("test_samples_per_s")).alias("test_ms"),
+        (pl.col("mflop_per_sample") / 1000).alias("gflop_per_sample"),
+        (pl.col("parameters") / 1e6).alias("parameters_m"),
+        pl.col("modalities").map_elements(lambda m: short(column.dataset, m.split("+")), return_dtype=pl.String),
+    )
+    write_text(places.out / f"{name}-cost.csv", frame.write_csv())
+    plots.save(cost(frame, list(column.cells)), places.out / f"{name}-cost")
+    full = frame.filter(modalities=short(column.dataset, column.modalities))
+    lines = [
+        Line("method", r["method"], tuple(Cell(_number(r[k], 3), "ours") for k in
+             ("test_ms", "gflop_per_sample", "parameters_m", "train_epoch_s", "peak_mb")))
+        for r in full.to_dicts()
+    ]  # fmt: skip
+    header = ("method", "inference, ms a sample", "GFLOP a sample", "parameters, M", "training, s an epoch", "peak, MB")
+    shown.grids.append(Grid(f"{name}, all modalities{_hidden(column)}", header, tuple(lines)))
+    shown.notes.append(
+        "FLOPs are those of torch's counter, which leaves out recurrent layers. Times are of this machine, and of "
+        "whatever else it ran."
+    )
+
+
+def _hidden(column: Column) -> str:
+    return "" if column.p is None else f", each taken away with p = {column.p:g}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}g}".replace("-", "−")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m model figures`."""
+    parser.add_argument(
+        "--suite", type=Path, required=True, metavar="FILE", help="suite.json, as the workflow writes it"
+    )
+    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="the folder of all runs")
+    parser.add_argument("--costs", type=Path, required=True, metavar="FOLDER", help="the folder of all benchmarks")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the figures go")
+
+
+def run(args: argparse.Namespace) -> None:
+    """`python -m model figures`."""
+    page = draw(read_suite(args.suite), Places(args.runs, args.costs, args.out))
+    pictures = sorted(args.out.glob("*.svg"))
+    print(json.dumps({"pictures": [p.name for p in pictures], "missing": list(page.faults)}, indent=1))

@@ -1,0 +1,130 @@
+"""A table of a suite in the forms that people paste: Markdown, LaTeX (booktabs) and an HTML fragment.
+
+The HTML has class names and no style: `section.suite`, `table.results`, `tr.method | control | published`, and
+`td.ours | published | diff | regret | count | absent`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment
+
+TEMPLATE = Path(__file__).resolve().parent / "suite_table.html"
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--", "Δ": r"$\Delta$",
+    "×": r"$\times$", "≥": r"$\geq$",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: its text, what it is (a class name), and whether it is emphasised."""
+
+    text: str
+    kind: str
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row: `kind` is method, control or published."""
+
+    kind: str
+    name: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table with its caption; `header` names the columns, that of the row names first."""
+
+    caption: str
+    header: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a suite shows.
+
+    Attributes:
+        identifier: anchor, e.g. table2.
+        title: its heading.
+        simulated: whether some of it comes from simulated exports.
+        origins: one sentence a data set: which, where from.
+        overview: the paper's layout, one table a data set.
+        details: every metric, one table a column of the overview.
+        notes: how to read it, and what is not there.
+        faults: what went wrong: cells that did not finish.
+    """
+
+    identifier: str
+    title: str
+    simulated: bool
+    origins: tuple[str, ...]
+    overview: tuple[Grid, ...]
+    details: tuple[Grid, ...]
+    notes: tuple[str, ...] = field(default=())
+    faults: tuple[str, ...] = field(default=())
+
+
+def markdown(page: Page) -> str:
+    """The page as Markdown with pipe tables."""
+    parts = [f"# {page.title}", _bullets(page.origins)]
+    parts += [f"**Not finished**\n\n{_bullets(page.faults)}"] if page.faults else []
+    parts += [_markdown_grid(grid) for grid in page.overview]
+    parts += [_bullets(page.notes)] if page.notes else []
+    parts += ["## All metrics", *(_markdown_grid(grid) for grid in page.details)] if page.details else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def _markdown_grid(grid: Grid) -> str:
+    rows = [grid.header, ("---", *("---:" for _ in grid.header[1:]))]
+    for line in grid.lines:
+        name = f"*{line.name}*" if line.kind != "method" else line.name
+        rows.append((name, *(f"**{c.text}**" if c.bold else c.text for c in line.cells)))
+    table = "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows)
+    return f"**{grid.caption}**\n\n{table}"
+
+
+def latex(page: Page) -> str:
+    """The tables as LaTeX floats; they need the packages booktabs and graphicx."""
+    lines = [f"% {page.title}", *(f"% {line}" for line in [*page.origins, *page.faults, *page.notes])]
+    return "\n\n".join(["\n".join(lines), *(_latex_grid(grid) for grid in (*page.overview, *page.details))]) + "\n"
+
+
+def _latex_grid(grid: Grid) -> str:
+    rows = []
+    for line in grid.lines:
+        name = _escaped(line.name)
+        cells = [rf"\textbf{{{_escaped(c.text)}}}" if c.bold else _escaped(c.text) for c in line.cells]
+        rows.append(_latex_row([rf"\emph{{{name}}}" if line.kind != "method" else name, *cells]))
+    head = _latex_row([_escaped(h) for h in grid.header])
+    body = "\n".join([r"\toprule", head, r"\midrule", *rows, r"\bottomrule"])
+    columns = "l" + "r" * (len(grid.header) - 1)
+    return (
+        f"\\begin{{table}}\n\\caption{{{_escaped(grid.caption)}}}\n\\centering\n\\resizebox{{\\linewidth}}{{!}}{{%\n"
+        f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}}}\n\\end{{table}}"
+    )
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def html(page: Page) -> str:
+    """The page as a fragment, to be put into another page."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page=page) + "\n"

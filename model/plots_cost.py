@@ -1,0 +1,50 @@
+"""Picture of what methods cost by configuration of modalities (Figure 4 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+from matplotlib.figure import Figure
+
+from model.plots import FAINT, INK, PALETTE
+
+# Column of the benchmark → what its panel is called, and the factor to the unit there.
+PANELS = {
+    "test_ms": "inference, ms a sample", "gflop_per_sample": "GFLOP a sample (forward)",
+    "parameters_m": "parameters, millions",
+}  # fmt: skip
+MARKERS = "os^Dv<>P"
+
+
+def cost(frame: pl.DataFrame, methods: Sequence[str]) -> Figure:
+    """One panel a quantity: configurations along x, a line a method, logarithmic where a factor of ten lies between.
+
+    Args:
+        frame: `method, modalities` and the columns of `PANELS`.
+        methods: names in the order of the legend.
+    """
+    configurations = sorted(set(frame["modalities"]), key=lambda c: (c.count("+"), c))
+    figure = Figure(figsize=(3.9 * len(PANELS), 3.2 + 0.012 * max(map(len, configurations)) * 20), layout="constrained")
+    figure.patch.set_facecolor("white")
+    for axes, (column, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        values = frame[column].drop_nulls()
+        for number, method in enumerate(methods):
+            mine = {c: v for c, v in frame.filter(method=method).select("modalities", column).iter_rows()}
+            axes.plot(
+                range(len(configurations)), [mine.get(c) for c in configurations], label=method, linewidth=1.3,
+                marker=MARKERS[number % len(MARKERS)], markersize=5, color=PALETTE[number % len(PALETTE)],
+            )  # fmt: skip
+        if len(values) and 0 < float(values.min()) * 10 < float(values.max()):  # type: ignore[arg-type]
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_xticks(range(len(configurations)), configurations, rotation=45, ha="right", fontsize=8)
+        axes.set_title(title, fontsize=10, color=INK)
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8.5)
+    return figure

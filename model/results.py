@@ -1,0 +1,122 @@
+"""All scores of finished runs in one tidy table, whatever they were run for; and their predictions for comparisons."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from model.compare import Predicted
+from mrpipe.errors import DataError, Fault
+from mrpipe.parquet import write_frame
+from mrpipe.truth import ANY
+
+SCHEMA = pl.Schema(
+    {"run": pl.String, "dataset": pl.String, "store_id": pl.String, "origin": pl.String, "task": pl.String,
+     "scheme": pl.String, "modalities": pl.String, "mechanism": pl.String, "p": pl.Float64, "method": pl.String,
+     "preset": pl.String, "seed": pl.Int64, "by": pl.String, "group": pl.String, "n": pl.Int64, "metric": pl.String,
+     "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "code_hash": pl.String, "config": pl.String}
+)  # fmt: skip
+
+
+def finished(run: Path) -> bool:
+    """Whether a run was trained and evaluated: its metrics.json comes last."""
+    return (run / "metrics.json").is_file()
+
+
+def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
+    """One row a (run, group of samples, metric); see `SCHEMA`.
+
+    `run` is the folder below `root`; `by` and `group` are all samples, a combination of observed modalities or their
+    number; `low` and `high` are the run's own bootstrap interval; `mechanism` and `p` say what was taken away (null:
+    nothing); `config` is config.json.
+    """
+    frames = [SCHEMA.to_frame()]
+    for run in runs:
+        said = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        mask = said["mask"] or {}
+        known = {
+            **{k: said[k] for k in ("dataset", "store_id", "origin", "task", "scheme", "method", "preset", "seed")},
+            "run": run.relative_to(root).as_posix(), "modalities": "+".join(said["modalities"]),
+            "mechanism": mask.get("mechanism"), "p": mask.get("p"), "code_hash": said["training"]["code_hash"],
+            "config": json.dumps(config, sort_keys=True),
+        }  # fmt: skip
+        scores = pl.read_csv(run / "metrics.csv", schema_overrides={"group": pl.String}, infer_schema_length=None)
+        frames.append(
+            scores.with_columns(pl.lit(value).alias(name) for name, value in known.items()).select(
+                pl.col(name).cast(dtype) for name, dtype in SCHEMA.items()
+            )
+        )
+    return pl.concat(frames)
+
+
+def write_results(root: Path, out: Path) -> pl.DataFrame:
+    """Write the table of all finished runs below `root`, in order of their folders."""
+    frame = results_frame((p.parent for p in sorted(root.glob("*/*/seed*/metrics.json"))), root)
+    write_frame(out, frame)
+    return frame
+
+
+def tested(run: Path) -> Predicted:
+    """The predictions of a run's test part.
+
+    Raises:
+        DataError: they were written by an older version, without subjects.
+    """
+    return _predicted(_predictions(run))
+
+
+def best_possible(run: Path, best: pl.DataFrame | None) -> Predicted | None:
+    """What a simulator knows to be best for a run's test samples, given what the run saw of each.
+
+    Args:
+        best: `mrpipe.truth.read_best`.
+
+    Returns:
+        None without it, or where it lacks a sample or a combination.
+    """
+    if best is None:
+        return None
+    frame = _predictions(run)
+    classes = [c for c in frame.columns if c.startswith("p_")]
+    samples = frame.drop(classes)
+    of_any = samples.join(
+        best.filter(modalities=ANY).drop("modalities"), on="sample_id", how="left", maintain_order="left"
+    )
+    exact = samples.join(best, on=["sample_id", "modalities"], how="left", maintain_order="left")
+    found = exact.with_columns(pl.coalesce(c, of_any[c]).alias(c) for c in classes)
+    return None if any(found[c].null_count() for c in classes) else _predicted(found)
+
+
+def _predictions(run: Path) -> pl.DataFrame:
+    frame = pl.read_parquet(run / "predictions.parquet").sort("sample_id")
+    if "subject_id" not in frame.columns:
+        path = str(run / "predictions.parquet")
+        fix = "Evaluate the run again: python -m model evaluate."
+        raise DataError(Fault(file=path, column="subject_id", expected="this column", found="none", fix=fix))
+    return frame
+
+
+def _predicted(frame: pl.DataFrame) -> Predicted:
+    classes = [c.removeprefix("p_") for c in frame.columns if c.startswith("p_")]
+    number = {name: i for i, name in enumerate(classes)}
+    label = frame["label"].replace_strict(number, return_dtype=pl.Int64).to_numpy()
+    probability = frame.select(f"p_{c}" for c in classes).to_numpy()
+    return Predicted(label, probability, frame["subject_id"].to_numpy().astype(np.str_))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m model results`."""
+    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="the folder of all runs")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    """`python -m model results`."""
+    frame = write_results(args.runs, args.out)
+    print(f"{args.out}: {frame['run'].n_unique()} runs, {len(frame)} scores")

@@ -1,0 +1,389 @@
+"""The tables of a suite from its finished cells: ours beside the published value, with intervals and differences.
+
+`suite.json` says which runs belong in which cell (`workflow/suites.py` writes it); everything else is read from the run
+folders. Values are in %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+
+import polars as pl
+
+from model.compare import Comparison, Estimate, Predicted
+from model.grids import Cell, Grid, Line, Page, html, latex, markdown
+from model.published import DATASETS, published, short
+from model.results import best_possible, finished, tested
+from model.scores import METRICS
+from mrpipe.errors import DataError, Fault
+from mrpipe.parquet import write_frame, write_text
+from mrpipe.truth import read_best
+
+NAMES = {
+    "accuracy": "accuracy", "balanced_accuracy": "balanced acc.", "macro_f1": "macro-F1", "auroc": "AUROC",
+    "auprc": "AUPRC", "ece": "ECE",
+}  # fmt: skip
+REFERENCE = "moe_retriever"
+# The row of the best possible prediction, which a simulator knows.
+BEST = "best possible"
+SCHEMA = pl.Schema(
+    {"column": pl.Int32, "dataset": pl.String, "origin": pl.String, "store_id": pl.String, "modalities": pl.String,
+     "mechanism": pl.String, "p": pl.Float64, "row": pl.String, "method": pl.String, "preset": pl.String,
+     "control": pl.Boolean, "metric": pl.String, "seeds": pl.Int32, "n": pl.Int64, "mean": pl.Float64, "sd": pl.Float64,
+     "low": pl.Float64, "high": pl.Float64, "difference": pl.Float64, "difference_low": pl.Float64,
+     "difference_high": pl.Float64, "regret": pl.Float64, "regret_low": pl.Float64, "regret_high": pl.Float64,
+     "leads": pl.Boolean, "published": pl.Float64, "published_sd": pl.Float64}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with its settings, as the table names it."""
+
+    name: str
+    method: str
+    preset: str
+    published: str
+    control: bool
+
+
+@dataclass(frozen=True)
+class Column:
+    """A view of a store; `cells`: name of the row → folder of its runs and their seeds."""
+
+    dataset: str
+    experiment: str
+    store: str
+    truth: str | None
+    modalities: tuple[str, ...]
+    absent: tuple[str, ...]
+    missingness: Mapping[str, Any] | None
+    cells: Mapping[str, tuple[str, list[int]]]
+
+    @property
+    def p(self) -> float | None:
+        return None if self.missingness is None else float(self.missingness["p"])
+
+    @property
+    def view(self) -> str:
+        return short(self.dataset, self.modalities)
+
+    @property
+    def name(self) -> str:
+        """The column in a header: the view, and what is taken away."""
+        if self.missingness is None:
+            return self.view
+        mechanism = self.missingness["mechanism"]
+        return f"{self.view}, p = {self.p:g}" + ("" if mechanism == "mcar" else f" ({mechanism})")
+
+    def runs(self) -> Iterator[tuple[str, int, str]]:
+        """(row, seed, folder below that of all runs)."""
+        for row, (label, seeds) in self.cells.items():
+            for seed in seeds:
+                yield row, seed, f"{self.experiment}/{label}/seed{seed}"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A table or figure as it was asked for.
+
+    Attributes:
+        figure: kind of the figure; "" for a table.
+        missing: modality that the samples of an embedding lack.
+        unfinished: folders of runs that do not count, whatever lies there.
+    """
+
+    name: str
+    title: str
+    size: str
+    metrics: tuple[str, ...]
+    published: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    figure: str = ""
+    missing: str = ""
+    unfinished: tuple[str, ...] = ()
+
+    @property
+    def every_row(self) -> tuple[Row, ...]:
+        """The rows, and that of the best possible prediction."""
+        return (*self.rows, Row(BEST, "", "", "", control=True))
+
+    @property
+    def reference(self) -> str | None:
+        """Row that the others are compared with: the first one of MoE-Retriever."""
+        return next((r.name for r in self.rows if r.method == REFERENCE and not r.control), None)
+
+
+def parse_suite(said: Mapping[str, Any]) -> Suite:
+    """A suite from the content of a suite.json."""
+    columns = tuple(
+        Column(**{**c, "modalities": tuple(c["modalities"]), "absent": tuple(c["absent"])}) for c in said["columns"]
+    )
+    return Suite(
+        said["suite"], said["title"], said["size"], tuple(said["metrics"]), said["published"],
+        tuple(Row(**row) for row in said["rows"]), columns, said.get("figure", ""), said.get("missing", ""),
+        tuple(said.get("unfinished", ())),
+    )  # fmt: skip
+
+
+def read_suite(path: Path) -> Suite:
+    """A suite.json.
+
+    Raises:
+        DataError: it is not one.
+    """
+    try:
+        return parse_suite(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        fix = "The workflow writes it: snakemake <suite>."
+        raise DataError(Fault(file=str(path), expected="a suite.json", found=found, fix=fix)) from error
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A column with its finished runs: origin and store of the data, and the comparison (None: nothing finished)."""
+
+    column: Column
+    origin: str
+    store_id: str
+    n: int
+    comparison: Comparison | None
+    missing: tuple[str, ...]
+
+
+def fill(suite: Suite, column: Column, runs: Path) -> Filled:
+    """Read what is finished of a column, and, on simulated data, the best possible prediction of the same samples."""
+    found: dict[str, dict[int, Predicted]] = {}
+    best: dict[int, Predicted] = {}
+    missing = []
+    said: dict[str, Any] = {}
+    for row, seed, folder in column.runs():
+        if folder in suite.unfinished or not finished(runs / folder):
+            missing.append(folder)
+            continue
+        found.setdefault(row, {})[seed] = tested(runs / folder)
+        said = json.loads((runs / folder / "metrics.json").read_text(encoding="utf-8"))
+        if column.truth is not None and seed not in best:
+            possible = best_possible(runs / folder, read_best(Path(column.truth), said["task"]))
+            best |= {} if possible is None else {seed: possible}
+    comparison = Comparison(found | ({BEST: best} if best else {})) if found else None
+    return Filled(column, said.get("origin", ""), said.get("store_id", ""), said.get("n_evaluated", 0), comparison,
+                  tuple(missing))  # fmt: skip
+
+
+def score_frame(suite: Suite, columns: Sequence[Filled]) -> pl.DataFrame:
+    """One row a (column, row, metric) that has a finished run or a published value; values in %. See `SCHEMA`."""
+    rows = [line for number, filled in enumerate(columns) for line in _scores(suite, number, filled)]
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def _scores(suite: Suite, number: int, filled: Filled) -> Iterator[dict[str, Any]]:
+    column, comparison = filled.column, filled.comparison
+    methods = () if comparison is None else comparison.methods
+    trained = [m for m in methods if m != BEST]
+    lead = {} if comparison is None else {m: comparison.best(m, trained) for m in METRICS if m != "ece"}
+    for row in suite.every_row:
+        for metric in METRICS:
+            printed = published(suite.published, column.dataset, column.modalities, column.p, metric, row.published)
+            mean, values, difference, regret = None, [], None, None
+            if comparison is not None and row.name in methods:
+                mean, values = comparison.mean(row.name, metric), comparison.values(row.name, metric)
+                if suite.reference in methods and row.name != suite.reference:
+                    difference = comparison.difference(row.name, str(suite.reference), metric)
+                if BEST in methods and row.name != BEST:
+                    regret = comparison.difference(BEST, row.name, metric)
+            if printed is None and not values:
+                continue
+            yield {
+                "column": number, "dataset": column.dataset, "origin": filled.origin, "store_id": filled.store_id,
+                "modalities": "+".join(column.modalities), "p": column.p,
+                "mechanism": column.missingness and column.missingness["mechanism"],
+                "row": row.name, "method": row.method, "preset": row.preset, "control": row.control, "metric": metric,
+                "seeds": len(values), "n": filled.n, "sd": 100 * stdev(values) if len(values) > 1 else None,
+                **_percent(mean, ("mean", "low", "high")),
+                **_percent(difference, ("difference", "difference_low", "difference_high")),
+                **_percent(regret, ("regret", "regret_low", "regret_high")),
+                "leads": lead.get(metric) == row.name,
+                "published": printed and printed.mean, "published_sd": printed and printed.std,
+            }  # fmt: skip
+
+
+def _percent(estimate: Estimate | None, names: Sequence[str]) -> dict[str, float | None]:
+    if estimate is None:
+        return dict.fromkeys(names)
+    values = (estimate.value, estimate.low, estimate.high)
+    return {name: None if v is None else 100 * v for name, v in zip(names, values, strict=True)}
+
+
+def make_page(suite: Suite, columns: Sequence[Filled], scores: pl.DataFrame) -> Page:
+    """What people see of a suite."""
+    cells = {(r["column"], r["row"], r["metric"]): r for r in scores.iter_rows(named=True)}
+    datasets = list(dict.fromkeys(c.column.dataset for c in columns))
+    overview = [_overview(suite, columns, cells, dataset) for dataset in datasets]
+    details = [_detail(suite, number, f, cells) for number, f in enumerate(columns) if f.comparison is not None]
+    return Page(
+        identifier=suite.name, title=f"{suite.name}: {suite.title}",
+        simulated=any(f.origin == "simulated" for f in columns), origins=tuple(_origins(suite, columns)),
+        overview=tuple(overview), details=tuple(details), notes=tuple(_notes(suite, columns, scores)),
+        faults=tuple(folder for f in columns for folder in f.missing),
+    )  # fmt: skip
+
+
+Cells = Mapping[tuple[int, str, str], Mapping[str, Any]]
+
+
+def _overview(suite: Suite, columns: Sequence[Filled], cells: Cells, dataset: str) -> Grid:
+    """The paper's layout: methods by views; under a method what the paper printed for it."""
+    mine = [(n, f, m) for n, f in enumerate(columns) if f.column.dataset == dataset for m in suite.metrics]
+    several = len(suite.metrics) > 1
+    header = ["method", *(f.column.name + (f": {NAMES[m]}" if several else "") for _, f, m in mine)]
+    lines = []
+    for row in suite.every_row:
+        found = [cells.get((n, row.name, m)) for n, _, m in mine]
+        asked = [row.name in f.column.cells or bool(f.column.absent) for _, f, _ in mine]
+        if any(asked) if row.name != BEST else any(found):
+            ours = [_ours(c, f, row) for c, (_, f, _) in zip(found, mine, strict=True)]
+            lines.append(Line("control" if row.control else "method", row.name, tuple(ours)))
+        printed = [None if c is None else _with_sd(c["published"], c["published_sd"]) for c in found]
+        if any(printed):
+            texts = [Cell(text or "", "published") for text in printed]
+            lines.append(Line("published", f"{row.name}, as published", tuple(texts)))
+    name = DATASETS.get(dataset, (dataset,))[0]
+    origin = next((f.origin for _, f, _ in mine if f.origin), "")
+    what = "" if several else f", {NAMES[suite.metrics[0]]}"
+    caption = f"{name}{f' ({_said(origin)})' if origin else ''}{what}, test part, %: mean ± sd over seeds"
+    return Grid(caption, tuple(header), tuple(lines))
+
+
+def _said(origin: str) -> str:
+    return {"simulated": "simulated export", "export": "real export"}.get(origin, origin)
+
+
+def _ours(cell: Mapping[str, Any] | None, filled: Filled, row: Row) -> Cell:
+    if filled.column.absent:
+        return Cell("not in this store", "absent")
+    if row.name not in filled.column.cells and cell is None:
+        return Cell("", "ours")
+    if cell is None or cell["mean"] is None:
+        return Cell("not finished" if cell is None or not cell["seeds"] else "not defined", "absent")
+    return Cell(_with_sd(cell["mean"], cell["sd"]) or "", "ours", cell["leads"])
+
+
+def _with_sd(mean: float | None, sd: float | None) -> str | None:
+    if mean is None:
+        return None
+    return f"{mean:.2f}" + ("" if sd is None else f" ± {sd:.2f}")
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{_signed_minus(low)}, {_signed_minus(high)}]"
+
+
+def _signed_minus(value: float, *, plus: bool = False) -> str:
+    return f"{value:+.1f}".replace("-", "−") if plus else f"{value:.1f}".replace("-", "−")
+
+
+def _detail(suite: Suite, number: int, filled: Filled, cells: Cells) -> Grid:
+    """All metrics of a column with their intervals, and the differences from MoE-Retriever in the suite's metrics."""
+    compared = suite.reference is not None and len(filled.column.cells) > 1
+    header = ["method", "seeds", *(NAMES[m] for m in METRICS)]
+    header += [f"{NAMES[m]}: Δ to {suite.reference}" for m in suite.metrics if compared]
+    known = any((number, BEST, m) in cells for m in suite.metrics)
+    header += [f"{NAMES[m]}: regret" for m in suite.metrics if known]
+    lines = []
+    for row in suite.every_row:
+        mine = {m: cells.get((number, row.name, m)) for m in METRICS}
+        ours = {m: c for m, c in mine.items() if c is not None and c["mean"] is not None}
+        if not ours:
+            continue
+        texts = [Cell(str(next(iter(ours.values()))["seeds"]), "count")]
+        for metric in METRICS:
+            c = ours.get(metric)
+            text = "–" if c is None else (_with_sd(c["mean"], c["sd"]) or "") + _between(c["low"], c["high"])
+            texts.append(Cell(text, "ours", c is not None and c["leads"]))
+        for metric in suite.metrics if compared else ():
+            texts.append(Cell(_difference(ours.get(metric), "difference"), "diff"))
+        for metric in suite.metrics if known else ():
+            texts.append(Cell(_difference(ours.get(metric), "regret"), "regret"))
+        lines.append(Line("control" if row.control else "method", row.name, tuple(texts)))
+    column = filled.column
+    name = DATASETS.get(column.dataset, (column.dataset,))[0]
+    caption = f"{name}, {column.name} ({_said(filled.origin)}, n = {filled.n} test samples), %"
+    return Grid(caption, tuple(header), tuple(lines))
+
+
+def _difference(cell: Mapping[str, Any] | None, name: str) -> str:
+    """A difference with its interval; empty where there is none."""
+    if cell is None or cell[name] is None:
+        return ""
+    return _signed_minus(cell[name], plus=True) + _between(cell[f"{name}_low"], cell[f"{name}_high"])
+
+
+def _origins(suite: Suite, columns: Sequence[Filled]) -> Iterator[str]:
+    for dataset in dict.fromkeys(f.column.dataset for f in columns):
+        mine = [f for f in columns if f.column.dataset == dataset]
+        name = DATASETS.get(dataset, (dataset,))[0]
+        known = dict.fromkeys((f.origin, f.store_id) for f in mine if f.origin)
+        for origin, store_id in known:
+            warning = " The numbers say that the path works, nothing about real data." if origin == "simulated" else ""
+            yield f"{name}: {_said(origin)}, store {store_id}, size {suite.size}.{warning}"
+        for f in (f for f in mine if f.column.absent):
+            yield f"{name}, {f.column.name}: not run, the store has no {' and no '.join(f.column.absent)}."
+        if not known and not all(f.column.absent for f in mine):
+            yield f"{name}: nothing finished."
+
+
+def _notes(suite: Suite, columns: Sequence[Filled], scores: pl.DataFrame) -> Iterator[str]:
+    seeds = sorted(set(scores["seeds"].to_list()) - {0})
+    if not seeds:
+        return
+    number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    yield (
+        f"Seeds: {number}. Brackets: 95 % interval of a bootstrap that draws seeds and test subjects"
+        + (" (one seed: subjects only)." if seeds[-1] == 1 else ".")
+    )
+    if suite.reference is not None:
+        yield f"Δ: difference to {suite.reference} on the same seeds and the same resampled subjects."
+    if scores["regret"].count():
+        yield (
+            f"Regret: what the {BEST} prediction has more, on the same samples. The simulator knows it, exactly or "
+            "as a bound: it sees the factors behind the data, not only the data."
+        )
+    yield "Bold: the highest value, and the interval of its lead over the next one excludes zero."
+    if len(scores.drop_nulls("published")):
+        yield "As published: mean ± sd over three seeds, from the paper, on data and features that are not ours."
+
+
+def write_tables(suite: Suite, runs: Path, out: Path) -> Page:
+    """Write table.md, table.tex, table.html and scores.parquet into `out`."""
+    columns = [fill(suite, column, runs) for column in suite.columns]
+    scores = score_frame(suite, columns)
+    page = make_page(suite, columns, scores)
+    write_frame(out / "scores.parquet", scores)
+    for name, render in (("table.tex", latex), ("table.html", html), ("table.md", markdown)):
+        write_text(out / name, render(page))
+    return page
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m model tables`."""
+    parser.add_argument(
+        "--suite", type=Path, required=True, metavar="FILE", help="suite.json, as the workflow writes it"
+    )
+    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="the folder of all runs")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the tables go")
+
+
+def run(args: argparse.Namespace) -> None:
+    """`python -m model tables`."""
+    page = write_tables(read_suite(args.suite), args.runs, args.out)
+    missing = f", {len(page.faults)} cells not finished" if page.faults else ""
+    print(f"{args.out / 'table.md'}: {len(page.overview) + len(page.details)} tables{missing}")

@@ -1,0 +1,164 @@
+"""Suites as a user runs them: what is missing is built and nothing else, and a failed cell leaves the rest."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from workflow.cells import Cells, Places
+from workflow.plan import Run, make_plan
+from workflow.suites import Suites
+
+CONFIG: dict[str, Any] = {
+    "datasets": {
+        "small": {
+            "dataset": "mosi",
+            "raw": "simulated",
+            "simulation": {"n_videos": 9, "clips_per_video": 6, "frames_per_second": 2},
+            "options": {"text_encoder": "hashing-16", "max_steps": 6},
+        }
+    },
+    "suites": "mine.yaml",
+}
+# The settings of the last method are allowed, and no training survives them.
+MINE: dict[str, Any] = {
+    "title": "Two views",
+    "published": "table2",
+    "methods": [
+        {"method": "moe_retriever", "name": "MoE-Retriever", "published": "MoE-Retriever", "search": False},
+        {"method": "majority", "control": True, "search": False},
+        {"method": "attention_mask", "overrides": {"lr": 1e30}},
+    ],
+    "search": {"trials": 2},
+    "missingness": {"p": 0.3},
+    "seeds": [0],
+    "overrides": {"epochs": 2, "hidden": 16, "tokens": 2, "encoder_hidden": 16},
+    "blocks": [{"dataset": "small", "views": [["audio", "text"]]}],
+}
+CELLS = "small-text+audio-mcar-p0.3"
+
+
+def write_suite(folder: Path, **changes: Any) -> None:
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"suites": {"mine": copy.deepcopy(MINE) | changes}}))
+
+
+@pytest.fixture(scope="module")
+def failed(snakemake: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A folder in which a suite ran, one cell of which cannot be trained; and what Snakemake said."""
+    folder = tmp_path_factory.mktemp("suite")
+    write_suite(folder)
+    return folder, snakemake("mine", folder=folder, config=CONFIG)
+
+
+def test_a_failed_cell_leaves_the_rest_and_is_named_with_the_tail_of_its_log(failed: Any) -> None:
+    folder, outcome = failed
+    assert outcome.code != 0
+    finished = {p.parent.parent.name.split("-")[0] for p in folder.glob(f"results/runs/{CELLS}/*/seed0/metrics.json")}
+    assert finished == {"moe_retriever", "majority"}
+    end = outcome.text[outcome.text.rindex("cell failed: ") :]
+    assert end.startswith(f"cell failed: {CELLS}/attention_mask-")
+    assert re.search(r"_search\.log:\n    .*training diverged", end), end
+    text = (folder / "results/suites/mine/table.md").read_text()
+    assert "| attention_mask | not finished |" in text
+    assert re.search(r"\| MoE-Retriever \| \**\d", text)
+    assert "simulated export" in text
+    results = pl.read_parquet(folder / "results/results.parquet")
+    assert set(results["method"]) == finished
+
+
+def test_it_says_how_many_cells_are_done_and_how_long_the_rest_takes(failed: Any) -> None:
+    _, outcome = failed
+    lines = re.findall(r"^cells: (\d) of 3 done(?:, about (\d+ (?:s|min)) left)?$", outcome.text, flags=re.MULTILINE)
+    assert [int(done) for done, _ in lines] == [1, 2]
+    assert all(left for _, left in lines)
+
+
+def test_the_repaired_suite_runs_what_is_missing_and_then_nothing(snakemake: Any, failed: Any) -> None:
+    folder, _ = failed
+    last = MINE["methods"][2] | {"overrides": {"lr": 0.001}}
+    write_suite(folder, methods=[*MINE["methods"][:2], last])
+    before = {p: p.stat().st_mtime_ns for p in folder.glob(f"results/runs/{CELLS}/m*/seed0/model.pt")}
+    assert len(before) == 2
+    outcome = snakemake("mine", folder=folder, config=CONFIG)
+    assert outcome.code == 0, outcome.text
+    # Snakemake lists what it did: the new cell, its search and the table.
+    done = set(re.findall(r"^(?:local)?rule (\w+):$", outcome.text, flags=re.MULTILINE))
+    assert done == {"mine", "suite_settings", "search", "train", "evaluate", "render"}
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert "cells: 3 of 3 done" in outcome.text
+    assert "not finished" not in (folder / "results/suites/mine/table.md").read_text()
+    assert pl.read_parquet(folder / "results/results.parquet")["run"].n_unique() == 3
+    assert snakemake("mine", "-n", folder=folder, config=CONFIG).idle
+
+
+def test_a_suite_must_not_be_named_like_a_rule(snakemake: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"suites": {"train": MINE}}))
+    outcome = snakemake("-n", folder=tmp_path, config=CONFIG)
+    assert outcome.code != 0
+    assert "suites.train: the workflow has a rule of this name" in outcome.text
+
+
+@pytest.mark.parametrize("size", ["smoke", pytest.param("full", marks=pytest.mark.slow)])
+def test_everything_of_the_paper_is_planned(snakemake: Any, tmp_path: Path, size: str) -> None:
+    config = {"datasets": {}, "experiments": {}, "suites": [], "size": size}
+    suites = Suites(config, make_plan(config))
+    outcome = snakemake("paper", "-n", "--quiet", "rules", "--config", f"size={size}", folder=tmp_path)
+    assert outcome.code == 0, outcome.text
+    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", outcome.text, flags=re.MULTILINE)}
+    trained = {folder for part in suites.parts("paper") for folder in part.runs}
+    assert counts["train"] == counts["evaluate"] == len(trained)
+    assert counts.get("search", 0) == len(suites.searches)
+    assert counts["render"] == len(suites.parts("paper")) == 11
+    assert counts["seal"] == 4
+
+
+# How long the rest takes, without Snakemake
+
+
+def cell(method: str, seed: int) -> Run:
+    return Run(
+        experiment="e", label=method, method=method, seed=seed, store="s", preset="paper", task=None, scheme=None,
+        modalities=(), missingness=None, overrides={},
+    )  # fmt: skip
+
+
+class Record:
+    event = "job_finished"
+
+    def __init__(self, job_id: int):
+        self.job_id = job_id
+
+
+def test_the_time_left_is_that_of_cells_of_the_same_method_at_the_pace_of_the_run(tmp_path: Path) -> None:
+    places = Places(tmp_path / "runs", tmp_path / "logs", tmp_path / "benchmarks")
+    (tmp_path / "benchmarks/e").mkdir(parents=True)
+
+    def took(run: Run, seconds: float) -> Run:
+        for step in ("train", "evaluate"):
+            path = tmp_path / f"benchmarks/e/{run.label}_seed{run.seed}_{step}.jsonl"
+            path.write_text('{"s": %f}\n' % (seconds / 2))
+        return run
+
+    now = [100.0]
+    to_do = {1: cell("slow", 1), 2: cell("slow", 2), 3: cell("quick", 1), 4: cell("quick", 2), 5: cell("slow", 3)}
+    cells = Cells(to_do, [took(cell("slow", 0), 100)], places, clock=lambda: now[0])
+    assert cells.seconds_left() is None
+    took(to_do[3], 10)
+    now[0] += 10
+    cells.emit(Record(3))  # type: ignore[arg-type]
+    # One quick cell is left, and three slow ones; so far one job ran at a time.
+    assert cells.seconds_left() == pytest.approx(10 + 3 * 100)
+    took(to_do[1], 100)
+    now[0] += 45
+    cells.emit(Record(1))  # type: ignore[arg-type]
+    # In 55 s cells of 110 s were done: two at a time.
+    assert cells.seconds_left() == pytest.approx((10 + 2 * 100) / 2)
+    assert cells.line() == "cells: 3 of 6 done, about 2 min left"
+    cells.emit(Record(99))  # type: ignore[arg-type]
+    assert cells.line().startswith("cells: 3 of 6")

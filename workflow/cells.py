@@ -1,0 +1,161 @@
+"""What becomes of the cells in a run of the workflow: how many are done, how long the rest will take, which failed.
+
+Snakemake's own progress counts jobs of every kind. A cell is a training with its evaluation; cells take most of the
+time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TextIO
+
+from workflow.plan import Run
+
+TAIL_LINES = 12
+STEPS = ("search", "train", "evaluate")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the files of cells are."""
+
+    runs: Path
+    logs: Path
+    benchmarks: Path
+
+    def finished(self, run: Run) -> Path:
+        """The file that comes last."""
+        return self.runs / run.folder / "metrics.json"
+
+    def log(self, run: Run, step: str) -> Path:
+        """Log of a step of a cell."""
+        return self.logs / run.experiment / f"{self._name(run, step)}.log"
+
+    def seconds(self, run: Run) -> float | None:
+        """What a finished cell took, without its search; None where there is no benchmark file."""
+        total = 0.0
+        for step in ("train", "evaluate"):
+            path = self.benchmarks / run.experiment / f"{self._name(run, step)}.jsonl"
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+            except FileNotFoundError:
+                return None
+            total += float(json.loads(lines[-1])["s"])
+        return total
+
+    def _name(self, run: Run, step: str) -> str:
+        return f"{run.label}_search" if step == "search" else f"{run.label}_seed{run.seed}_{step}"
+
+
+class Cells(logging.Handler):
+    """The cells that a run of the workflow is to build; as a handler of Snakemake's log it reports each that is done.
+
+    Args:
+        to_do: number of the evaluating job → its cell.
+        there: cells that were finished before.
+        places: where their files are.
+        out: where the lines go.
+    """
+
+    def __init__(
+        self,
+        to_do: Mapping[int, Run],
+        there: Iterable[Run],
+        places: Places,
+        out: TextIO | None = None,
+        clock: Callable[[], float] = time.time,
+    ):
+        super().__init__()
+        self.places, self._clock = places, clock
+        self._to_do, self._out = dict(to_do), out
+        self._there = list(there)
+        self._started = clock()
+        self._done: list[Run] = []
+        self._seconds: dict[str, float] = {}
+        self._first: float | None = None
+        for run in self._there:
+            self._note(run)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called with each record of Snakemake's log; those of other jobs say nothing of cells."""
+        if str(getattr(record, "event", "")) != "job_finished":
+            return
+        run = self._to_do.get(getattr(record, "job_id", -1))
+        if run is not None:
+            self._done.append(run)
+            seconds = self._note(run)
+            if self._first is None:
+                self._first = self._clock() - seconds
+            print(self.line(), file=self._out or sys.stderr, flush=True)
+
+    def _note(self, run: Run) -> float:
+        seconds = self.places.seconds(run)
+        if seconds is not None:
+            self._seconds[run.folder] = seconds
+        return seconds or 0.0
+
+    def line(self) -> str:
+        """How many cells are done, and how long the rest will take at the present pace."""
+        done, total = len(self._there) + len(self._done), len(self._there) + len(self._to_do)
+        text = f"cells: {done} of {total} done"
+        left = self.seconds_left()
+        return text if left is None else f"{text}, about {_duration(left)} left"
+
+    def seconds_left(self) -> float | None:
+        """Expected seconds of the cells that are not done, by those of the same method, at the pace of this run."""
+        finished = {run.folder for run in self._done}
+        left = [run for run in self._to_do.values() if run.folder not in finished]
+        if not left or self._first is None:
+            return None
+        of_run = sum(self._seconds.get(run.folder, 0.0) for run in self._done)
+        pace = max(of_run / max(self._clock() - self._first, 1e-9), 1e-9)
+        return sum(self._expected(run) for run in left) / pace
+
+    def _expected(self, run: Run) -> float:
+        everything = [(other, self._seconds[other.folder]) for other in [*self._there, *self._done]
+                      if other.folder in self._seconds]  # fmt: skip
+        alike = [s for other, s in everything if (other.store, other.method) == (run.store, run.method)]
+        method = [s for other, s in everything if other.method == run.method]
+        known = alike or method or [s for _, s in everything]
+        return median(known) if known else 0.0
+
+    def unfinished(self) -> list[Run]:
+        """Cells of this run that are not there now; one of an earlier run that is out of date does not count."""
+        return [run for run in self._to_do.values() if not self._fresh(self.places.finished(run))]
+
+    def failures(self) -> str:
+        """The cells that failed with the tail of their logs, and the number of those that were not begun."""
+        failed: dict[Path, list[str]] = {}
+        not_begun = 0
+        for run in self.unfinished():
+            begun = [log for step in STEPS if self._fresh(log := self.places.log(run, step))]
+            if begun:
+                failed.setdefault(begun[-1], []).append(run.folder)
+            else:
+                not_begun += 1
+        lines = []
+        for log, folders in failed.items():
+            text = log.read_text(encoding="utf-8", errors="replace").strip()
+            lines += [f"cell failed: {folder}" for folder in folders] + [f"    {log}:"]
+            lines += [f"    {line}" for line in text.splitlines()[-TAIL_LINES:]] or ["    (the log is empty)"]
+        if not_begun:
+            lines.append(f"{not_begun} cells were not begun: what they need failed, or the run was stopped")
+        return "\n".join(lines)
+
+    def _fresh(self, path: Path) -> bool:
+        # File systems keep time less exactly than the clock does.
+        return path.is_file() and path.stat().st_mtime >= self._started - 2
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,124 @@
+# Tables and figures of the paper, and those of your own: workflow/config/suites.yaml. A suite's runs (cells) are built by
+# the rules of model.smk; what is here makes tables and figures of them.
+
+
+for suite_name in SUITES.names:
+
+    if suite_name in {rule.name for rule in workflow.rules}:
+        raise WorkflowError(f"suites.{suite_name}: the workflow has a rule of this name; choose another")
+
+    rule:
+        name:
+            suite_name
+        input:
+            suite_targets(suite_name),
+        localrule: True
+
+
+rule suite_settings:
+    # Like `settings`: before an hour is spent on stores.
+    output:
+        "<results>/suites/{suite}/settings.json",
+    log:
+        "<logs>/suites/{suite}_settings.log",
+    benchmark:
+        "<benchmarks>/suites/{suite}_settings.jsonl"
+    priority: 100
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime="10m",
+    params:
+        asked=lambda wildcards: settings_asked(suite_of(wildcards).cells.values()),
+        code=code_of("model.config", "model.methods"),
+    shell:
+        "python -m workflow.settings {params.asked:q} > {output} 2> {log}"
+
+
+rule search:
+    # The same budget for every method, on validation; once for all seeds.
+    input:
+        verified=lambda wildcards: f"<results>/verified/{searched(wildcards).store}.txt",
+        mask=lambda wildcards: mask_file(searched(wildcards)),
+    output:
+        best="<results>/searches/{experiment}/{method}/best.json",
+        trials="<results>/searches/{experiment}/{method}/trials.parquet",
+    log:
+        "<logs>/{experiment}/{method}_search.log",
+    benchmark:
+        "<benchmarks>/{experiment}/{method}_search.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(8000),
+        runtime="12h",
+        gpu=int(config["gpu"]),
+    params:
+        store=lambda wildcards: store_folder(searched(wildcards).store),
+        # A search that was killed goes on from the trials in this folder.
+        out=subpath(output.best, parent=True),
+        mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
+        options=lambda wildcards: search_arguments(searched(wildcards)),
+        code=lambda wildcards: code_of("model.search", f"model.methods.{searched(wildcards).method}")(wildcards),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model search --store {params.store:q}"
+        " --out {params.out:q} {params.mask:q} {params.options:q} --quiet > {log} 2>&1"
+
+
+rule cost:
+    # Figure 4. Times are those of a machine that may do other work beside it: for figures of its own, `--cores 1`.
+    input:
+        verified=lambda wildcards: f"<results>/verified/{searched(wildcards).store}.txt",
+        mask=lambda wildcards: mask_file(searched(wildcards)),
+    output:
+        "<results>/costs/{experiment}/{method}.csv",
+    log:
+        "<logs>/{experiment}/{method}_cost.log",
+    benchmark:
+        "<benchmarks>/{experiment}/{method}_cost.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(8000),
+        runtime="4h",
+        gpu=int(config["gpu"]),
+    params:
+        store=lambda wildcards: store_folder(searched(wildcards).store),
+        mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
+        options=lambda wildcards: benchmark_arguments(searched(wildcards), SUITES.benchmark_steps),
+        code=lambda wildcards: code_of("model.benchmark", f"model.methods.{searched(wildcards).method}")(wildcards),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model benchmark --store {params.store:q}"
+        " {params.mask:q} {params.options:q} --out {output:q} --quiet > {log} 2>&1"
+
+
+rule render:
+    input:
+        metrics=suite_metrics,
+        costs=suite_costs,
+        verified=lambda wildcards: [f"<results>/verified/{name}.txt" for name in suite_of(wildcards).stores],
+    output:
+        # How many tables and pictures there are depends on the suite; this says that they are all there.
+        touch("<results>/suites/{suite}/finished"),
+    log:
+        "<logs>/suites/{suite}_render.log",
+    benchmark:
+        "<benchmarks>/suites/{suite}_render.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(4000),
+        runtime="1h",
+    params:
+        suite=lambda wildcards: json.dumps(suite_description(suite_of(wildcards))),
+        out=subpath(output[0], parent=True),
+        command=lambda wildcards, output: suite_command(suite_of(wildcards), Path(output[0]).parent),
+        code=lambda wildcards: code_of("model.figures" if suite_of(wildcards).figure else "model.tables")(wildcards),
+    shell:
+        "printf '%s\\n' {params.suite:q} > {params.out:q}/suite.json;"
+        " POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model {params.command:q} > {log} 2>&1"

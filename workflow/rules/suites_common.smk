@@ -1,0 +1,94 @@
+"""What the rules of suites share, and what is done at the start and the end of a run that builds suites."""
+
+
+def suite_of(wildcards):
+    return SUITES.suite(wildcards.suite)
+
+
+def suite_metrics(wildcards):
+    return [f"{run_folder(run)}/metrics.json" for run in suite_of(wildcards).runs.values()]
+
+
+def suite_description(suite):
+    """Columns, rows and cells of a suite, as JSON."""
+    places = {
+        name: (store_folder(name), path(f"<results>/raw/{name}.truth") if SUITES.store(name).simulated else None)
+        for name in suite.stores
+    }
+    return description(suite, SUITES.size, places)
+
+
+def suite_targets(name):
+    """Everything that a suite is to leave."""
+
+    def targets(wildcards):
+        files = []
+        for part in SUITES.parts(name):
+            files += [f"<results>/suites/{part.name}/{file}" for file in ("settings.json", "finished")]
+            files += [f"<results>/verified/{store}.txt" for store in part.stores]
+        return files
+
+    return targets
+
+
+def searched(wildcards):
+    """The cell whose settings a search is for."""
+    return SUITES.first_seeds[wildcards.experiment, wildcards.method]
+
+
+def suite_costs(wildcards):
+    """Measurements of a figure of costs."""
+    suite = suite_of(wildcards)
+    pairs = dict.fromkeys((run.experiment, run.label) for run in suite.cells.values())
+    return (
+        [f"<results>/costs/{experiment}/{label}.csv" for experiment, label in pairs] if suite.figure == "cost" else []
+    )
+
+
+def suite_command(suite, out):
+    """`python -m model ...` that renders a suite into a folder."""
+    arguments = ["--suite", f"{out}/suite.json", "--runs", path("<results>/runs"), "--out", str(out)]
+    return ["figures", *arguments, "--costs", path("<results>/costs")] if suite.figure else ["tables", *arguments]
+
+
+# The suites of this run and its cells, from its start to its end.
+BEGUN = []
+
+
+def begin_suites():
+    """Watch the cells of this run, and let a failed one leave the others; nothing where no suite was asked for."""
+    asked = [SUITES.suite(job.wildcards.suite) for job in workflow.dag.jobs if job.rule.name == "render"]
+    if not asked:
+        return
+    places = Places(Path(path("<results>/runs")), Path(path("<logs>")), Path(path("<benchmarks>")))
+    needed = set(workflow.dag.needrun_jobs())
+    jobs = {job: run_plan(job.wildcards) for job in workflow.dag.jobs if job.rule.name == "evaluate"}
+    cells = Cells(
+        {job.jobid: run for job, run in jobs.items() if job in needed},
+        [run for job, run in jobs.items() if job not in needed],
+        places,
+    )
+    logging.getLogger("snakemake.logging").addHandler(cells)
+    workflow.scheduler.keepgoing = True
+    BEGUN.append((asked, cells))
+
+
+def end_suites():
+    """Tables and figures of what is finished, all scores in one file, and which cells failed."""
+    from model.results import write_results
+    from mrpipe.parquet import write_text
+
+    for asked, cells in BEGUN:
+        unfinished = {run.folder for run in cells.unfinished()}
+        for suite in asked:
+            without = sorted(unfinished & set(suite.runs))
+            if without:
+                out = Path(path(f"<results>/suites/{suite.name}"))
+                # Without this file the rule runs when the cells are there, and renders the suite anew.
+                (out / "finished").unlink(missing_ok=True)
+                write_text(out / "suite.json", json.dumps(suite_description(suite) | {"unfinished": without}) + "\n")
+                sys.stderr.write(f"{out}: {len(without)} of {len(suite.runs)} cells did not finish\n")
+                subprocess.run([sys.executable, "-m", "model", *suite_command(suite, out)], stdout=sys.stderr)
+        write_results(cells.places.runs, Path(path("<results>/results.parquet")))
+        if unfinished:
+            sys.stderr.write(cells.failures() + "\n")

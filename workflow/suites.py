@@ -1,0 +1,483 @@
+"""From `suites.yaml` to cells: which runs make which table, and which of them tables share.
+
+A cell is a run whose folder is named after its content, so that two suites that ask for the same run have it once.
+Suites are read on each start of Snakemake; what they come to is worked out only when one is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mrpipe.errors import MrpipeError
+from mrpipe.missingness import Missingness
+from workflow.plan import (
+    SIMULATED,
+    ConfigError,
+    Plan,
+    Run,
+    StorePlan,
+    masks_of,
+    method_names,
+    missingness_name,
+    plan_store,
+    schema_faults,
+)
+
+HERE = Path(__file__).resolve().parent
+OWN = HERE / "config" / "suites.yaml"
+SCHEMA = HERE / "schemas" / "suites.schema.yaml"
+INHERITED = ("methods", "variants", "preset", "missingness", "seeds", "search")
+# The loader in C, where PyYAML was built with it: this file is read on each start.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of a table: a method with its settings.
+
+    Attributes:
+        published: name of the method in the paper's tables, or "".
+        search: takes part in searches.
+    """
+
+    name: str
+    method: str
+    preset: str | None
+    overrides: Mapping[str, Any]
+    published: str
+    control: bool
+    search: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table: a view of a store, as observed or with modalities taken away.
+
+    Attributes:
+        entry: name of the dataset in the suite.
+        store: name of the store.
+        view: modalities in the order of the store's bits.
+        absent: modalities of the view that the store does not have; there are no cells then.
+        missingness: with the seed of the first cell, or None.
+        cells: name of the row → its runs, one a seed.
+    """
+
+    entry: str
+    dataset: str
+    store: str
+    view: tuple[str, ...]
+    absent: tuple[str, ...]
+    missingness: Missingness | None
+    task: str | None
+    scheme: str | None
+    cells: dict[str, list[Run]] = field(default_factory=dict)
+
+    @property
+    def experiment(self) -> str:
+        """Folder of its cells."""
+        parts = [self.store, "+".join(self.view)]
+        parts += [missingness_name(self.missingness)] if self.missingness else []
+        parts += [f"task_{self.task}"] * (self.task is not None)
+        parts += [f"split_{self.scheme}"] * (self.scheme is not None)
+        return "-".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """One target.
+
+    Attributes:
+        figure: kind of the figure; "" for a table.
+        metrics: of the overview.
+        published: table of the paper, or "".
+        of: suites that this one stands for.
+        missing: modality that the samples of an embedding lack.
+    """
+
+    name: str
+    title: str
+    figure: str
+    metrics: tuple[str, ...]
+    published: str
+    missing: str
+    of: tuple[str, ...]
+    rows: Mapping[str, Row]
+    columns: tuple[Column, ...]
+
+    @property
+    def cells(self) -> dict[str, Run]:
+        """Its cells, by folder."""
+        return {run.folder: run for c in self.columns for runs in c.cells.values() for run in runs}
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """The cells that are trained, by folder: costs are measured without."""
+        return {} if self.figure == "cost" else self.cells
+
+    @property
+    def stores(self) -> list[str]:
+        """Names of the stores that it has cells or figures of."""
+        return list(dict.fromkeys(c.store for c in self.columns if not c.absent))
+
+
+class Suites:
+    """All suites that a configuration may ask for.
+
+    Raises:
+        ConfigError: files that are not there, keys and names that do not exist; with every fault.
+    """
+
+    def __init__(self, config: Mapping[str, Any], plan: Plan):
+        self.plan = plan
+        self.size: str = config["size"]
+        own = config["suites"]
+        self._config = config
+        self._said = _merge([OWN, *map(Path, [own] if isinstance(own, str) else own)])
+        self._sizes = self._said["sizes"][self.size]
+        self._stores: dict[str, StorePlan] = {}
+        self._suites: dict[str, Suite] = {}
+        if faults := list(self._faults()):
+            raise ConfigError(faults)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._said["suites"])
+
+    @property
+    def store_names(self) -> tuple[str, ...]:
+        """Names of the stores that the suites may simulate."""
+        return tuple(f"{name}-{self.size}" for name in self._said["datasets"])
+
+    @property
+    def readers(self) -> set[str]:
+        """Datasets that the suites may simulate."""
+        return {entry.get("dataset", name) for name, entry in self._said["datasets"].items()}
+
+    def store(self, name: str) -> StorePlan:
+        """The plan of a store, of the configuration or simulated for the suites."""
+        if name in self.plan.stores:
+            return self.plan.stores[name]
+        if name not in self._stores:
+            entry = name.removesuffix(f"-{self.size}")
+            said = self._said["datasets"][entry]
+            size = said.get(self.size, {})
+            self._stores[name] = plan_store(
+                name,
+                {
+                    "dataset": said.get("dataset", entry),
+                    "raw": SIMULATED,
+                    "simulation": size.get("simulation", {}),
+                    "options": size.get("options", {}),
+                },
+            )
+        return self._stores[name]
+
+    def suite(self, name: str) -> Suite:
+        """What a suite comes to.
+
+        Raises:
+            ConfigError: names that do not exist in the stores that it is about.
+        """
+        if name not in self._suites:
+            self._suites[name] = self._expand(name)
+        return self._suites[name]
+
+    def parts(self, name: str) -> list[Suite]:
+        """The suites that a target builds: itself, or those that it stands for."""
+        suite = self.suite(name)
+        return [part for other in suite.of for part in self.parts(other)] if suite.of else [suite]
+
+    @cached_property
+    def runs(self) -> dict[str, Run]:
+        """All cells of all suites, by folder."""
+        return {folder: run for name in self.names for folder, run in self.suite(name).cells.items()}
+
+    @property
+    def searches(self) -> dict[tuple[str, str], Run]:
+        """(experiment, label) → the first of the cells that a search is for."""
+        return {key: run for key, run in self.first_seeds.items() if run.trials}
+
+    @cached_property
+    def first_seeds(self) -> dict[tuple[str, str], Run]:
+        """(experiment, label) → the cell of the first seed."""
+        return {(run.experiment, run.label): run for run in reversed(self.runs.values())}
+
+    @property
+    def benchmark_steps(self) -> int:
+        """Timed steps of a measurement of cost."""
+        return int(self._sizes.get("benchmark_steps", 20))
+
+    @cached_property
+    def masks(self) -> dict[tuple[str, str], Missingness]:
+        """(store, name of the mask file) → settings."""
+        return masks_of(self.runs.values())
+
+    def _faults(self) -> Iterator[str]:
+        """What can be told without the stores."""
+        said = self._said
+        for name in set(self.store_names) & set(self.plan.stores):
+            yield f"datasets.{name}: this name is that of a store that suites simulate; choose another"
+        for name in said["groups"]:
+            yield from self._method_faults(f"groups.{name}", said["groups"][name], (name,))
+        for name, suite in said["suites"].items():
+            place = f"suites.{name}"
+            kinds = [k for k in ("of", "blocks") if k in suite]
+            if len(kinds) != 1:
+                yield f"{place}: give `blocks`, or `of` with the names of other suites"
+            if "of" in suite:
+                yield from (f"{place}: {k!r} has no effect beside `of`" for k in suite if k not in ("of", "title"))
+                yield from (_unknown(f"{place}.of", "suite", n, said["suites"]) for n in suite["of"]
+                            if n not in said["suites"])  # fmt: skip
+            if "figure" in suite:
+                yield from (f"{place}: {k!r} has no effect on a figure" for k in ("metrics", "published") if k in suite)
+            if (suite.get("figure") == "embedding") != ("missing" in suite):
+                yield f"{place}: the figure `embedding`, and no other, needs `missing`, a modality"
+            if suite.get("figure") == "cost" and any("views" in block for block in suite.get("blocks", ())):
+                yield f"{place}: the figure `cost` measures every configuration of modalities; leave `views` out"
+            for number, block in enumerate(suite.get("blocks", ())):
+                at = f"{place}.blocks.{number}"
+                known = {**said["datasets"], **self.plan.stores}
+                if block["dataset"] not in known:
+                    yield _unknown(f"{at}.dataset", "dataset", block["dataset"], known)
+                methods = block.get("methods", suite.get("methods"))
+                if methods is None:
+                    yield f"{at}: give `methods`, here or for the suite"
+                else:
+                    yield from self._method_faults(f"{at}.methods", methods, ())
+        yield from self._circles()
+
+    def _circles(self) -> Iterator[str]:
+        for name in self._said["suites"]:
+            waiting, seen = list(self._said["suites"][name].get("of", ())), set()
+            while waiting:
+                other = waiting.pop()
+                if other == name:
+                    yield f"suites.{name}.of: the suite contains itself"
+                    break
+                if other not in seen:
+                    seen.add(other)
+                    waiting += self._said["suites"].get(other, {}).get("of", ())
+
+    def _method_faults(self, place: str, methods: Any, inside: tuple[str, ...]) -> Iterator[str]:
+        for method in [methods] if isinstance(methods, str | dict) else methods:
+            name = method if isinstance(method, str) else method["method"]
+            if isinstance(method, str) and name in self._said["groups"]:
+                if name in inside:
+                    yield f"{place}: the group {name!r} contains itself"
+                elif inside:
+                    yield from self._method_faults(place, self._said["groups"][name], (*inside, name))
+            elif name not in method_names():
+                known = {**self._said["groups"], **dict.fromkeys(method_names())}
+                yield _unknown(place, "method or group", name, known)
+
+    # From names to cells
+
+    def _expand(self, name: str) -> Suite:
+        said = self._said["suites"][name]
+        rows: dict[str, Row] = {}
+        columns: dict[tuple[str, str], Column] = {}
+        faults: list[str] = []
+        for number, own in enumerate(said.get("blocks", ())):
+            block = {k: said[k] for k in INHERITED if k in said} | own
+            block["overrides"] = {**said.get("overrides", {}), **own.get("overrides", {})}
+            try:
+                self._expand_block(block, rows, columns)
+            except ConfigError as error:
+                faults += [f"suites.{name}.blocks.{number}: {fault}" for fault in error.faults]
+            except MrpipeError as error:
+                faults.append(f"suites.{name}.blocks.{number}: {error}")
+        if faults:
+            raise ConfigError(faults)
+        return Suite(
+            name=name, title=said["title"], figure=said.get("figure", ""), published=said.get("published", ""),
+            metrics=tuple(said.get("metrics", ("accuracy",))), missing=said.get("missing", ""),
+            of=tuple(said.get("of", ())), rows=rows, columns=tuple(columns.values()),
+        )  # fmt: skip
+
+    def _expand_block(
+        self, block: Mapping[str, Any], rows: dict[str, Row], columns: dict[tuple[str, str], Column]
+    ) -> None:
+        store = self._store_of(block["dataset"])
+        own_rows = self._rows(block)
+        for row in own_rows:
+            if rows.setdefault(row.name, row) != row:
+                raise ConfigError([f"another block has a row {row.name!r} with other settings; give it a `name`"])
+        declared = store.dataset.modalities
+        there = stored_modalities(store)
+        views = [sorted(v, key=lambda m: declared[m].bit if m in declared else 99) for v in block.get("views", [there])]
+        faults = [
+            _unknown("views", f"modality of {store.dataset.name}", m, declared)
+            for m in dict.fromkeys(itertools.chain.from_iterable(views))
+            if m not in declared
+        ]
+        tasks = {t.name: None for t in store.dataset.tasks}
+        if block.get("task") not in (None, *tasks):
+            faults.append(_unknown("task", f"task of {store.dataset.name}", block["task"], tasks))
+        if block.get("scheme") is not None and store.sealed is None and block["scheme"] not in store.schemes:
+            faults.append(_unknown("scheme", f"scheme of store {store.name}", block["scheme"], store.schemes))
+        if faults:
+            raise ConfigError(faults)
+        for view, missing in itertools.product(views, _levels(block)):
+            column = Column(
+                entry=block["dataset"], dataset=store.dataset.name, store=store.name, view=tuple(view),
+                absent=tuple(m for m in view if m not in there), missingness=missing, task=block.get("task"),
+                scheme=block.get("scheme"),
+            )  # fmt: skip
+            column = columns.setdefault((column.store, column.experiment), column)
+            if not column.absent:
+                for row in own_rows:
+                    column.cells[row.name] = list(self._cells(block, column, row))
+
+    def _store_of(self, entry: str) -> StorePlan:
+        """A real export or store of the configuration; else the suites' own simulation; else the configuration's."""
+        configured = self.plan.stores.get(entry)
+        if configured is not None and not (configured.simulated and entry in self._said["datasets"]):
+            return configured
+        return self.store(f"{entry}-{self.size}")
+
+    def _rows(self, block: Mapping[str, Any]) -> list[Row]:
+        found = list(self._flat(block["methods"]))
+        rows = [_row(method) for method in found]
+        if "variants" not in block:
+            return rows
+        return [
+            replace(
+                row,
+                name=v["name"] if len(rows) == 1 else f"{row.name}: {v['name']}",
+                preset=v.get("preset", row.preset),
+                overrides={**row.overrides, **v.get("overrides", {})},
+                published=v.get("published", ""),
+            )
+            for row in rows
+            for v in block["variants"]
+        ]
+
+    def _flat(self, methods: Any) -> Iterator[dict[str, Any]]:
+        for method in [methods] if isinstance(methods, str | dict) else methods:
+            if isinstance(method, str) and method in self._said["groups"]:
+                yield from self._flat(self._said["groups"][method])
+            else:
+                yield {"method": method} if isinstance(method, str) else method
+
+    def _cells(self, block: Mapping[str, Any], column: Column, row: Row) -> Iterator[Run]:
+        dataset = self._said["datasets"].get(block["dataset"], {})
+        size, of_dataset = self._sizes, dataset.get(self.size, {})
+        # The size has the last word, but for what tells the rows apart.
+        overrides = {
+            **dataset.get("overrides", {}), **block["overrides"],
+            **size.get("overrides", {}), **size.get("of_methods", {}).get(row.method, {}),
+            **of_dataset.get("overrides", {}), **row.overrides,
+        }  # fmt: skip
+        search = block.get("search")
+        trials = min(search["trials"], size.get("most_trials", search["trials"])) if search and row.search else 0
+        preset = row.preset or block.get("preset", "paper")
+        label = [row.method] + [preset] * (preset != "paper")
+        label += [hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:8]] * bool(overrides)
+        label += [f"tuned{trials}"] * (trials > 0)
+        seeds: Sequence[int] = block.get("seeds", size["seeds"]) if self.size == "full" else size["seeds"]
+        for seed in seeds:
+            yield Run(
+                experiment=column.experiment, label="-".join(label), method=row.method, seed=seed, store=column.store,
+                preset=preset, task=column.task, scheme=column.scheme, modalities=column.view,
+                missingness=(
+                    column.missingness and replace(column.missingness, seed=seed, modalities=column.view)
+                ), overrides=overrides,
+                trials=trials, first_seed=seeds[0],
+            )  # fmt: skip
+
+
+def _row(said: Mapping[str, Any]) -> Row:
+    name = said["method"] + (f" ({said['preset']})" if "preset" in said else "")
+    return Row(
+        name=said.get("name", name), method=said["method"], preset=said.get("preset"),
+        overrides=said.get("overrides", {}), published=said.get("published", ""), control=said.get("control", False),
+        search=said.get("search", True),
+    )  # fmt: skip
+
+
+def _levels(block: Mapping[str, Any]) -> list[Missingness | None]:
+    """The simulated missingness of a block, once for each `p`."""
+    said = block.get("missingness")
+    if said is None:
+        return [None]
+    p = said["p"] if isinstance(said["p"], list) else [said["p"]]
+    task = block.get("task") if said.get("mechanism") == "mnar_label" else None
+    return [Missingness(**{**said, "p": value}, task=task) for value in p]
+
+
+def stored_modalities(store: StorePlan) -> tuple[str, ...]:
+    """Modalities that a store has or will have, in bit order."""
+    if store.sealed is None:
+        return store.modalities
+    listed = json.loads(Path(store.sealed, "manifest.json").read_text(encoding="utf-8")).get("modalities")
+    return store.modalities if listed is None else tuple(m["name"] for m in sorted(listed, key=lambda m: m["bit"]))
+
+
+def _unknown(place: str, what: str, name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+    return f"{place}: no {what} {name!r}; {hint}"
+
+
+def _merge(files: Sequence[Path]) -> dict[str, Any]:
+    """What all files say together; a name that two of them have is a fault."""
+    schema = yaml.load(SCHEMA.read_text(encoding="utf-8"), Loader=LOADER)
+    merged: dict[str, Any] = {"sizes": {}, "datasets": {}, "groups": {}, "suites": {}}
+    faults: list[str] = []
+    for file in files:
+        try:
+            said = yaml.load(file.read_text(encoding="utf-8"), Loader=LOADER) or {}
+        except FileNotFoundError:
+            faults.append(f"suites: no file {str(file)!r}")
+            continue
+        except yaml.YAMLError as error:
+            faults.append(f"suites: {file} is not YAML: {' '.join(str(error).split())}")
+            continue
+        wrong = schema_faults(said, schema)
+        faults += [f"{file}: {fault}" for fault in wrong]
+        for key, entries in said.items() if not wrong else ():
+            for name in sorted(set(entries) & set(merged[key])):
+                faults.append(f"{file}: {key}.{name}: there is one of this name already; choose another")
+            merged[key] |= entries
+    if faults:
+        raise ConfigError(faults)
+    return merged
+
+
+def description(suite: Suite, size: str, places: Mapping[str, tuple[str, str | None]]) -> dict[str, Any]:
+    """A suite as `python -m model tables` reads it: columns and rows, and which runs belong in which cell.
+
+    Args:
+        places: name of a store → its folder, and the folder with the simulator's truth, where it is simulated.
+    """
+    columns = [
+        {
+            "dataset": c.dataset,
+            "experiment": c.experiment,
+            "store": places[c.store][0],
+            "truth": places[c.store][1],
+            "modalities": list(c.view),
+            "absent": list(c.absent),
+            "missingness": c.missingness and {"mechanism": c.missingness.mechanism, "p": c.missingness.p},
+            "cells": {row: [runs[0].label, [run.seed for run in runs]] for row, runs in c.cells.items()},
+        }
+        for c in suite.columns
+    ]  # fmt: skip
+    rows = [
+        {"name": r.name, "method": r.method, "preset": r.preset or "paper", "published": r.published,
+         "control": r.control}
+        for r in suite.rows.values()
+    ]  # fmt: skip
+    return {"suite": suite.name, "title": suite.title, "size": size, "metrics": list(suite.metrics),
+            "published": suite.published, "figure": suite.figure, "missing": suite.missing, "rows": rows,
+            "columns": columns}  # fmt: skip
