@@ -92,7 +92,9 @@ def _names(runs: Sequence[Path]) -> list[str]:
 def _routing(trained: Trained, data: Data, out: Path, request: Request) -> list[Path]:
     visits = routing.visits_by_combination(trained.method, data, data.rows(request.part))
     if visits is None:
-        raise UsageError(f"{trained.method.name} sends no tokens to experts here, or no sample of this part lacks any")
+        raise UsageError(
+            f"{trained.method.name} sends no tokens of a combination to experts, or no sample of this part lacks any"
+        )
     selection, shares = routing.expert_selection(visits), routing.combination_shares(visits)
     write_frame(out / "visits.parquet", visits)
     write_text(out / "expert_selection.csv", selection.write_csv())

@@ -71,7 +71,7 @@ def test_what_a_method_cannot_show_is_said_and_the_rest_is_drawn(
     assert main([*base, *map(str, runs.values()), "--part", "train"]) == 0
     text = capsys.readouterr().out
     for name in ("zero_fill", "majority"):
-        assert f"not shown: {name}, routing: {name} sends no tokens to experts" in text
+        assert f"not shown: {name}, routing: {name} sends no tokens of a combination" in text
         assert f"not shown: {name}, embedding: {name} retrieves nothing" in text
     assert "not shown: majority, gradients" in text
     assert "not shown: moe_retriever" not in text
