@@ -82,15 +82,25 @@ class _RoutingSums:
 
 
 @torch.no_grad()
-def predict(method: Method, data: Data, rows: Rows, *, draws: int | None = None, detail: bool = False) -> Predictions:
+def predict(
+    method: Method,
+    data: Data,
+    rows: Rows,
+    *,
+    draws: int | None = None,
+    detail: bool = False,
+    same_weights: bool = False,
+) -> Predictions:
     """Predict samples; each alone, in whatever batch, in whatever order, gives the same.
 
     Args:
         draws: draws to average; default: what the method's options say.
         detail: also gather routing, fallback rates and fused embeddings.
+        same_weights: nothing was trained or loaded since the prediction before, so that what was embedded for it holds.
     """
     method.eval()
-    method.refresh()
+    if not same_weights:
+        method.refresh()
     n_draws = draws or method.n_draws
     size = method.config.common.eval_batch_size
     routing, slots, fused = _RoutingSums(), [], []

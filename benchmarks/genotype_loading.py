@@ -1,0 +1,108 @@
+"""Genotypes from file to the rows that an encoder takes: packed Parquet beside the pandas route of the released code.
+
+Either side runs in a process of its own, `python -m benchmarks.genotype_loading SIDE FILE`, which prints its seconds
+and its peak memory above the imports. The pandas route is that of performance.md §7: a float32 matrix in HDF5 → data
+frame → fill each column with its mode → scale to [0, 1] → scatter into a float64 array → float32 → one copy a split.
+
+Legend: n subjects, p SNPs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks import shapes
+
+
+def _peak_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def write(folder: Path, n: int, n_snps: int) -> None:
+    """`x.parquet` as a store has it, and `x.h5`."""
+    import h5py
+
+    from mrpipe.genotypes import pack
+    from mrpipe.parquet import write_batches
+
+    modality = _modality(n_snps)
+    calls = shapes.genotypes(n, n_snps, np.random.default_rng(0))
+    ids = pa.array([f"s{i:05d}" for i in range(n)])
+    packed = pack(calls)
+    column = pa.array([row.tobytes() for row in packed], type=pa.binary())
+    batch = pa.RecordBatch.from_arrays([ids, column], schema=modality.arrow_schema())
+    write_batches(folder / "x.parquet", batch.schema, [batch], row_group_rows=64, compression_level=1)
+    with h5py.File(folder / "x.h5", "w") as file:
+        x = file.create_dataset("x", (n, n_snps), dtype="f4")
+        for start in range(0, n, 256):
+            block = calls[start : start + 256].astype(np.float32)
+            x[start : start + 256] = np.where(block == 3, np.nan, block)
+
+
+def _modality(n_snps: int) -> Any:
+    from mrpipe.schema import Modality
+
+    return Modality(name="genotype", bit=0, kind="genotype", shape=(n_snps,), dtype="uint8", encoding="packed2")
+
+
+def ours(folder: Path, n_snps: int) -> dict[str, float]:
+    import torch
+
+    from model.inputs import GenotypeTable
+    from mrpipe.genotype_transform import GenotypeTransform
+    from mrpipe.genotypes import call_counts
+    from mrpipe.store import _read_arrays
+
+    before, started = _peak_mb(), time.perf_counter()
+    arrays = _read_arrays(folder / "x.parquet", _modality(n_snps))
+    n_train = round(0.7 * len(arrays))
+    mode = call_counts(arrays.x[:n_train], n_snps)[:3].argmax(axis=0).astype(np.uint8)
+    table = GenotypeTable(arrays.x, GenotypeTransform(mode, np.arange(n_snps)), torch.device("cpu"))
+    assert len(table) == len(arrays)
+    return {"seconds": time.perf_counter() - started, "mb": _peak_mb() - before}
+
+
+def pandas_route(folder: Path, n_snps: int) -> dict[str, float]:
+    import h5py
+    import pandas as pd
+    from sklearn.preprocessing import MinMaxScaler
+
+    before, started = _peak_mb(), time.perf_counter()
+    with h5py.File(folder / "x.h5") as file:
+        frame = pd.DataFrame(file["x"][:])
+    frame = frame.apply(lambda column: column.fillna(column.mode()[0]))
+    scaled = MinMaxScaler().fit_transform(frame)
+    everyone = np.full((len(scaled), n_snps), -2.0)
+    everyone[np.arange(len(scaled))] = scaled
+    x = everyone.astype(np.float32)
+    edges = [0, round(0.7 * len(x)), round(0.85 * len(x)), len(x)]
+    parts = [x[np.arange(a, b)] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    assert sum(map(len, parts)) == len(x)
+    return {"seconds": time.perf_counter() - started, "mb": _peak_mb() - before}
+
+
+def measure(n: int, n_snps: int) -> list[dict[str, Any]]:
+    """Time and peak memory of both sides."""
+    found: dict[str, Any] = {"what": "genotype loading", "shape": f"{n:,} × {n_snps:,}"}
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), n, n_snps)
+        for side in ("ours", "pandas"):
+            command = [sys.executable, "-m", "benchmarks.genotype_loading", side, folder, str(n_snps)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found[side] = json.loads(done.stdout)
+    return [found]
+
+
+if __name__ == "__main__":
+    side, place, size = sys.argv[1:]
+    print(json.dumps({"ours": ours, "pandas": pandas_route}[side](Path(place), int(size))))

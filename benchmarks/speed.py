@@ -1,0 +1,355 @@
+"""This project's MoE-Retriever beside the authors' per-sample loop (benchmarks/peer.py), interleaved in one process.
+
+    python -m benchmarks.speed --out /tmp/speed                # every row of benchmarks/speed.md, one thread
+    python -m benchmarks.speed --out /tmp/speed --quick        # the same at toy sizes, a minute
+    python -m benchmarks.speed --out /tmp/speed --device cuda --only steps inference
+    python -m benchmarks.speed --out /tmp/speed --threads 2 --only steps
+
+Variants take turns, a ratio is formed within each turn, and its median over the turns is reported with the smallest and
+the largest. With one thread on the CPU, seconds are processor seconds, which other work on the machine hardly
+stretches; else wall seconds. `limit` is the ratio that this project's products alone would allow at the rate that the
+machine reaches for a large sgemm, measured in the same turns. Writes speed.json and speed.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import genotype_loading, shapes
+from benchmarks.peer import Peer, Samples, Settings, collate
+from model.allocator import keep_freed_memory
+from model.config import make_config
+from model.flops import flop_counter
+from model.methods import get
+from model.methods.base import Method
+from model.predict import predict
+from model.train import make_optimiser, train_epoch, train_step
+
+SECTIONS = ("steps", "inference", "images", "loading", "memory")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where and how often to measure, and at what sizes."""
+
+    device: torch.device
+    threads: int
+    repeats: int
+    quick: bool
+
+    def shapes(self) -> list[shapes.Shape]:
+        if self.quick:
+            return [shapes.adni(400, 120), shapes.mimic(120)]
+        return [shapes.adni(144_746, 1400), shapes.adni(10_000, 1400), shapes.mimic(3000)]
+
+    def seconds(self, run: Callable[[], None]) -> float:
+        """Time of one call."""
+        alone = self.device.type == "cpu" and self.threads == 1
+        clock = time.process_time if alone else time.perf_counter
+        self.wait()
+        started = clock()
+        run()
+        self.wait()
+        return clock() - started
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def turns(self, variants: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:
+        """Seconds of each variant in each turn; every variant runs once before; the first one changes each turn."""
+        for run in variants.values():
+            run(0)
+        found: dict[str, list[float]] = {name: [] for name in variants}
+        for turn in range(1, self.repeats + 1):
+            names = list(variants)
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                found[name].append(self.seconds(partial(variants[name], turn)))
+        return found
+
+    def sgemm(self, turn: int) -> None:
+        """2 · 10⁹ (or on a GPU 10¹²) floating-point operations of a large product."""
+        size, n = (1000, 1) if self.device.type == "cpu" else (5000, 4)
+        a = torch.ones(size, size, device=self.device)
+        for _ in range(n):
+            a @ a
+
+    @property
+    def sgemm_flops(self) -> float:
+        return 2e9 if self.device.type == "cpu" else 1e12
+
+
+def ratio(peer: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+    """Median, least and largest of the ratios of paired times."""
+    each = [p / o for p, o in zip(peer, ours, strict=True)]
+    return {"median": statistics.median(each), "min": min(each), "max": max(each)}
+
+
+def our_method(both: shapes.Both, plan: Plan, **overrides: Any) -> Method:
+    """MoE-Retriever at its defaults with the released code's encoders, retrieving from the first epoch."""
+    settings = {"vector_encoder": "linear", "warmup": 0, "encoder_hidden": 128, **overrides}
+    cls = get("moe_retriever")
+    method = cls.create(both.data.spec, make_config(cls, preset="paper", seed=0, overrides=settings)).to(plan.device)
+    method.prepare(both.data, both.data.rows("train"))
+    method.begin_epoch(0, method.config.common.epochs)
+    return method
+
+
+def peer_model(both: shapes.Both, plan: Plan, *, released: bool) -> Peer:
+    """The authors' loop on dense arrays of the same numbers."""
+    sizes = [a.shape[1:] for a in both.arrays]
+    train = both.data.rows("train")
+    return Peer(sizes, both.shape.n_classes, Settings(), both.arrays, both.data.observed, train, released=released).to(
+        plan.device
+    )
+
+
+def peer_batches(both: shapes.Both, rows: np.ndarray, size: int) -> Any:
+    return collate(Samples(both.arrays, both.data.observed, both.data.label, rows), size)
+
+
+def steps(plan: Plan) -> list[dict[str, Any]]:
+    """Training steps at batch 16 and 64: time against both peers, and the share of the sgemm rate."""
+    rows = []
+    for shape in plan.shapes():
+        both = shapes.make(shape, plan.device)
+        train = both.data.rows("train")
+        for size in (16, 64):
+            n = 1 if plan.quick else {16: 4, 64: 2}[size]
+            method = our_method(both, plan, batch_size=size).train()
+            optimiser = make_optimiser(method)
+            order = np.concatenate([np.random.default_rng(i).permutation(train) for i in range(60)])
+            chunk = (
+                lambda turn, n=n, size=size, order=order: [  # noqa: E731
+                    order[(turn * n + i) * size : (turn * n + i + 1) * size] for i in range(n)
+                ]
+            )
+
+            def ours(turn: int, chunk: Any = chunk, method: Method = method, optimiser: Any = optimiser) -> None:
+                for i, index in enumerate(chunk(turn)):
+                    train_step(method, both.data.batch(index, f"epoch {turn}.{i}"), optimiser)
+
+            variants: dict[str, Callable[[int], None]] = {"ours": ours, "sgemm": plan.sgemm}
+            for name, released in (("fixed", False), ("released", True)):
+                peer = peer_model(both, plan, released=released).train()
+                adam = torch.optim.Adam(peer.parameters(), lr=1e-4)
+
+                def loop(turn: int, peer: Peer = peer, adam: Any = adam, chunk: Any = chunk, size: int = size) -> None:
+                    for index in chunk(turn):
+                        for batch in peer_batches(both, index, size):
+                            peer.train_step(batch, adam)
+
+                variants[name] = loop
+            times = plan.turns(variants)
+            with flop_counter() as counter:
+                ours(0)
+            flops = counter.get_total_flops()
+            rows += _compare(f"training step, batch {size}", shape.name, times, n, flops, plan)
+    return rows
+
+
+def _compare(
+    what: str, shape: str, times: dict[str, list[float]], n: int, flops: float, plan: Plan
+) -> list[dict[str, Any]]:
+    """One row against each peer in `times`; times are of n units of `what`."""
+    rows = []
+    rate = [plan.sgemm_flops / t for t in times["sgemm"]]
+    share = [flops / t / r for t, r in zip(times["ours"], rate, strict=True)]
+    for peer in ("fixed", "released"):
+        if peer in times:
+            limit = [t / (flops / r) for t, r in zip(times[peer], rate, strict=True)]
+            rows.append(
+                {"what": what, "shape": shape, "against": peer, "ours_ms": statistics.median(times["ours"]) / n * 1e3,
+                 "peer_ms": statistics.median(times[peer]) / n * 1e3, "ratio": ratio(times[peer], times["ours"]),
+                 "limit": statistics.median(limit), "sgemm_share": statistics.median(share),
+                 "sgemm_gflops": statistics.median(rate) / 1e9}
+            )  # fmt: skip
+    return rows
+
+
+def inference(plan: Plan) -> list[dict[str, Any]]:
+    """An epoch over the validation part: everything encoded, and with all embeddings in the bank."""
+    rows = []
+    for shape in plan.shapes():
+        both = shapes.make(shape, plan.device)
+        val = both.data.rows("val")
+        method = our_method(both, plan).eval()
+        peer = peer_model(both, plan, released=False).eval()
+
+        def cached(turn: int, method: Method = method) -> None:
+            predict(method, both.data, val, same_weights=True)
+
+        def encoded(turn: int, method: Method = method) -> None:
+            predict(method, both.data, val)
+
+        @torch.no_grad()
+        def loop(turn: int, peer: Peer = peer) -> None:
+            for batch in peer_batches(both, val, 16):
+                peer(batch)
+            peer.retriever.gate.loss = 0.0
+
+        for name, ours in (("encoding included", encoded), ("bank cached", cached)):
+            times = plan.turns({"ours": ours, "sgemm": plan.sgemm, "fixed": loop})
+            with flop_counter() as counter:
+                ours(0)
+            flops = counter.get_total_flops()
+            rows += _compare(f"inference epoch, {name}", shape.name, times, 1, flops, plan)
+    return rows
+
+
+def images(plan: Plan) -> list[dict[str, Any]]:
+    """Training with 3-D images (ours cropped to the mask's box), and repeated inference from the bank."""
+    n = 8 if plan.quick else 24
+    box, grid = ((6, 7, 5), (9, 9, 8)) if plan.quick else (shapes.BOX, shapes.VOLUME)
+    shape = shapes.adni(1000, n, volume=box)
+    both = shapes.make(shape, plan.device, grid=grid)
+    train, every = both.data.rows("train"), np.arange(len(both.data))
+    method = our_method(both, plan, batch_size=4).train()
+    optimiser = make_optimiser(method)
+    peer = peer_model(both, plan, released=False)
+    adam = torch.optim.Adam(peer.parameters(), lr=1e-4)
+
+    def loop(turn: int) -> None:
+        peer.train()
+        for batch in peer_batches(both, train, 4):
+            peer.train_step(batch, adam)
+
+    def ours(turn: int) -> None:
+        train_epoch(method, both.data, train, optimiser, turn)
+
+    few = Plan(plan.device, plan.threads, 1 if not plan.quick else 2, plan.quick)
+    times = few.turns({"ours": ours, "sgemm": few.sgemm, "fixed": loop})
+    with flop_counter() as counter:
+        ours(0)
+    rows = _compare("training epoch with 3-D images, cropped", shape.name, times, 1, counter.get_total_flops(), few)
+
+    @torch.no_grad()
+    def infer(turn: int) -> None:
+        peer.eval()
+        for batch in peer_batches(both, every, 4):
+            peer(batch)
+        peer.retriever.gate.loss = 0.0
+
+    def again(turn: int) -> None:
+        predict(method, both.data, every, same_weights=True)
+
+    predict(method, both.data, every)
+    times = few.turns({"ours": again, "sgemm": few.sgemm, "fixed": infer})
+    with flop_counter() as counter:
+        again(0)
+    flops = counter.get_total_flops()
+    return rows + _compare("repeated inference, images in the bank", shape.name, times, 1, flops, few)
+
+
+def loading(plan: Plan) -> list[dict[str, Any]]:
+    """Genotypes from file to what an encoder takes; each side in a process of its own."""
+    n, n_snps = (60, 2000) if plan.quick else (2380, 144_746)
+    return genotype_loading.measure(n, n_snps)
+
+
+def memory(plan: Plan) -> list[dict[str, Any]]:
+    """Resident memory after each of several epochs of training and validation."""
+    both = shapes.make(plan.shapes()[-1], plan.device)
+    train, val = both.data.rows("train"), both.data.rows("val")
+    if not plan.quick:
+        train = train[:640]
+    method = our_method(both, plan, batch_size=16)
+    optimiser = make_optimiser(method)
+    mb = []
+    for epoch in range(4 if plan.quick else 8):
+        train_epoch(method, both.data, train, optimiser, epoch)
+        predict(method, both.data, val)
+        gc.collect()
+        mb.append(resident_mb(plan.device))
+    return [{"what": "memory over epochs", "shape": both.shape.name, "mb": mb, "growth_mb": mb[-1] - mb[1]}]
+
+
+def resident_mb(device: torch.device) -> float:
+    """Memory in use: resident in the process, or allocated on the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 1e6
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def markdown(rows: Sequence[dict[str, Any]], state: dict[str, Any]) -> str:
+    """The tables."""
+    lines = [", ".join(f"{k}: {v}" for k, v in state.items()), "",
+             "| what | shape | against | ours | peer | ratio (min–max) | limit | sgemm share |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for r in rows:
+        if "peer_ms" in r:
+            x = r["ratio"]
+            lines.append(
+                f"| {r['what']} | {r['shape']} | {r['against']} | {_time(r['ours_ms'])} | {_time(r['peer_ms'])} | "
+                f"**{x['median']:.2f}×** ({x['min']:.2f}–{x['max']:.2f}) | {r['limit']:.1f}× | {r['sgemm_share']:.0%} |"
+            )
+    loads = [r for r in rows if r["what"] == "genotype loading"]
+    if loads:
+        lines += ["", "| genotypes | ours | pandas | ratio |", "|---|---|---|---|"]
+        for r in loads:
+            for key, unit in (("seconds", "s"), ("mb", "MB")):
+                ours, peer = r["ours"][key], r["pandas"][key]
+                lines.append(f"| {r['shape']}: {key} | {ours:.2f} {unit} | {peer:.1f} {unit} | {peer / ours:.0f}× |")
+    for r in rows:
+        if "growth_mb" in r:
+            values = ", ".join(f"{v:.0f}" for v in r["mb"])
+            lines += ["", f"Memory after each epoch ({r['shape']}, MB): {values}."]
+    return "\n".join(lines) + "\n"
+
+
+def _time(ms: float) -> str:
+    return f"{ms:.1f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for speed.json and speed.md")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to run")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--repeats", type=int, default=7, help="turns")
+    parser.add_argument("--quick", action="store_true", help="toy sizes and two turns: does it run?")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    random.seed(0)
+    torch.manual_seed(0)
+    keep_freed_memory()
+    plan = Plan(torch.device(options.device), options.threads, 2 if options.quick else options.repeats, options.quick)
+    rows: list[dict[str, Any]] = []
+    options.out.mkdir(parents=True, exist_ok=True)
+    state = {"device": _device(plan.device), "threads": options.threads, "torch": torch.__version__,
+             "turns": plan.repeats, "load at start": f"{os.getloadavg()[0]:.1f}"}  # fmt: skip
+    for name in options.only:
+        rows += globals()[name](plan)
+        (options.out / "speed.json").write_text(json.dumps({"state": state, "rows": rows}, indent=2) + "\n")
+        (options.out / "speed.md").write_text(markdown(rows, state))
+    print(markdown(rows, state))
+    return rows
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return f"{names[0] if names else platform.processor()} × {os.cpu_count()}"
+
+
+if __name__ == "__main__":
+    main()

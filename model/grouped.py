@@ -1,0 +1,135 @@
+"""Many small feed-forward networks at once, each on its own rows, with gradients written out.
+
+Autograd would keep and copy every block of rows several times and allocate a gradient per expert. Here the products
+write where their results belong, everything between them is one pass over all experts' rows, and the second product
+runs once per (output row, expert) instead of once per visit: Σ w (W h + b) = W Σ w h + b Σ w.
+
+Legend: T tokens, A visits (token, expert) sorted by expert and output row, S pairs (expert, output row) that occur,
+R output rows, H hidden, F feed-forward, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which token visits which expert, and which output row the result is added to.
+
+    Attributes:
+        order: (A,) the caller's number of each visit.
+        token: (A,) token of each visit.
+        cell: (A,) place of each visit in an (R, E) table.
+        row: (S,) output row of each pair.
+        pair: (A,) pair of each visit; None if every visit is a pair of its own.
+        first: (S,) first visit of each pair; None likewise.
+        blocks: (expert, first and end of its visits, first and end of its pairs) of the experts that are visited.
+        n_rows: R.
+    """
+
+    order: Tensor
+    token: Tensor
+    cell: Tensor
+    row: Tensor
+    pair: Tensor | None
+    first: Tensor | None
+    blocks: tuple[tuple[int, int, int, int, int], ...]
+    n_rows: int
+
+    @classmethod
+    def of(cls, expert_TK: Tensor, n_experts: int, row_T: Tensor | None, n_rows: int) -> Plan:
+        """Sort the visits.
+
+        Args:
+            row_T: output row of each token; None: its own.
+        """
+        n_each = expert_TK.shape[1]
+        expert_A = expert_TK.flatten()
+        if row_T is None:
+            order = expert_A.argsort(stable=True)
+            token = order.div(n_each, rounding_mode="floor")
+            ends = torch.bincount(expert_A, minlength=n_experts).cumsum(0).tolist()
+            starts = [0, *ends[:-1]]
+            blocks = tuple((e, a, b, a, b) for e, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a)
+            cell = token * n_experts + expert_A[order]
+            return cls(order, token, cell, token, None, None, blocks, n_rows)
+        key, order = (expert_A * n_rows + row_T.repeat_interleave(n_each)).sort(stable=True)
+        new = torch.ones_like(key, dtype=torch.bool)
+        torch.ne(key[1:], key[:-1], out=new[1:])
+        first = new.nonzero().flatten()
+        pair = new.cumsum(0) - 1
+        edges = torch.arange(n_experts + 1, device=key.device) * n_rows
+        at = torch.stack([torch.searchsorted(key, edges), torch.searchsorted(key[first], edges)], dim=1).tolist()
+        blocks = tuple((e, a, at[e + 1][0], s, at[e + 1][1]) for e, (a, s) in enumerate(at[:-1]) if at[e + 1][0] > a)
+        row_A = key.remainder(n_rows)
+        cell = row_A * n_experts + key.div(n_rows, rounding_mode="floor")
+        token = order.div(n_each, rounding_mode="floor")
+        return cls(order, token, cell, row_A[first], pair, first, blocks, n_rows)
+
+
+class GroupedFeedForward(Function):
+    """(R, H): row r is Σ over its visits of weight · (drop(GELU(x W_in + b_in)) W_out + b_out)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TH: Tensor, weight_A: Tensor, keep_AF: Tensor | None, plan: Plan,
+        w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor, saved: bool,
+    ) -> Tensor:  # fmt: skip
+        """`weight_A` in the order of the plan; `keep_AF` 0 or 1 for every hidden value, None: keep all; `saved`: for a
+        backward pass."""
+        n_visits, ffn = len(plan.token), w_in.shape[2]
+        x_AH = x_TH.index_select(0, plan.token)
+        inner_AF = x_TH.new_empty(n_visits, ffn)
+        for e, a, b, _, _ in plan.blocks:
+            torch.addmm(b_in[e], x_AH[a:b], w_in[e], out=inner_AF[a:b])
+        hidden_AF = F.gelu(inner_AF)
+        if keep_AF is not None:
+            hidden_AF.mul_(keep_AF)
+        if plan.first is None:
+            summed_SF = hidden_AF.mul_(weight_A[:, None])
+        else:
+            every = torch.arange(n_visits, device=x_TH.device)
+            summed_SF = F.embedding_bag(every, hidden_AF, plan.first, mode="sum", per_sample_weights=weight_A)
+        y_SH = x_TH.new_empty(len(plan.row), w_out.shape[2])
+        for e, _, _, s, t in plan.blocks:
+            torch.mm(summed_SF[s:t], w_out[e], out=y_SH[s:t])
+        # How much each row has of each expert's second bias.
+        totals = weight_A.new_zeros(plan.n_rows * len(w_in)).index_add_(0, plan.cell, weight_A).view(-1, len(w_in))
+        if saved:
+            ctx.save_for_backward(x_AH, weight_A, keep_AF, w_in, w_out, b_out, inner_AF, summed_SF, totals)
+            ctx.plan, ctx.n_tokens = plan, len(x_TH)
+        return (totals @ b_out).index_add_(0, plan.row, y_SH)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        x_AH, weight_A, keep_AF, w_in, w_out, b_out, inner_AF, summed_SF, totals = ctx.saved_tensors
+        plan: Plan = ctx.plan
+        d_w_in, d_w_out, d_b_in = (w.new_zeros(w.shape) for w in (w_in, w_out, w_in[:, 0]))
+        d_row_SH = d_out.index_select(0, plan.row)
+        d_hidden = torch.empty_like(summed_SF)
+        for e, _, _, s, t in plan.blocks:
+            torch.mm(summed_SF[s:t].T, d_row_SH[s:t], out=d_w_out[e])
+            torch.mm(d_row_SH[s:t], w_out[e].T, out=d_hidden[s:t])
+        if plan.pair is not None:
+            d_hidden = d_hidden.index_select(0, plan.pair)
+        if keep_AF is not None:
+            d_hidden.mul_(keep_AF)
+        d_weight = (d_out @ b_out.T).flatten().index_select(0, plan.cell)
+        d_weight += torch.mul(F.gelu(inner_AF), d_hidden).sum(1)
+        d_inner = torch.ops.aten.gelu_backward(d_hidden.mul_(weight_A[:, None]), inner_AF)
+        d_x_AH = torch.empty_like(x_AH)
+        for e, a, b, _, _ in plan.blocks:
+            torch.mm(x_AH[a:b].T, d_inner[a:b], out=d_w_in[e])
+            torch.sum(d_inner[a:b], 0, out=d_b_in[e])
+            torch.mm(d_inner[a:b], w_in[e].T, out=d_x_AH[a:b])
+        d_x = x_AH.new_zeros(ctx.n_tokens, x_AH.shape[1]).index_add_(0, plan.token, d_x_AH)
+        return d_x, d_weight, None, None, d_w_in, d_b_in, d_w_out, totals.T @ d_out, None
