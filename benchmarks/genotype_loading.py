@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def pandas_route(folder: Path, n_snps: int) -> dict[str, float]:
     everyone[np.arange(len(scaled))] = scaled
     x = everyone.astype(np.float32)
     edges = [0, round(0.7 * len(x)), round(0.85 * len(x)), len(x)]
-    parts = [x[np.arange(a, b)] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [x[np.arange(a, b)] for a, b in pairwise(edges)]
     assert sum(map(len, parts)) == len(x)
     return {"seconds": time.perf_counter() - started, "mb": _peak_mb() - before}
 

@@ -22,7 +22,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ from model.methods import get
 from model.methods.base import Method
 from model.predict import predict
 from model.train import make_optimiser, train_epoch, train_step
+
+Variant = Callable[[int], None]
 
 SECTIONS = ("steps", "inference", "images", "loading", "memory")
 
@@ -71,7 +73,7 @@ class Plan:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def turns(self, variants: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:
+    def turns(self, variants: dict[str, Variant]) -> dict[str, list[float]]:
         """Seconds of each variant in each turn; every variant runs once before; the first one changes each turn."""
         for run in variants.values():
             run(0)
@@ -123,62 +125,68 @@ def peer_batches(both: shapes.Both, rows: np.ndarray, size: int) -> Any:
     return collate(Samples(both.arrays, both.data.observed, both.data.label, rows), size)
 
 
+def our_training(both: shapes.Both, method: Method, chunks: Callable[[int], list[np.ndarray]]) -> Variant:
+    """Gradient steps on the samples of a turn."""
+    optimiser = make_optimiser(method)
+
+    def run(turn: int) -> None:
+        method.train()
+        for i, index in enumerate(chunks(turn)):
+            train_step(method, both.data.batch(index, f"epoch {turn}.{i}"), optimiser)
+
+    return run
+
+
+def our_inference(both: shapes.Both, method: Method, rows: np.ndarray, *, same_weights: bool) -> Variant:
+    def run(turn: int) -> None:
+        predict(method, both.data, rows, same_weights=same_weights)
+
+    return run
+
+
+def peer_training(both: shapes.Both, peer: Peer, chunks: Callable[[int], list[np.ndarray]], size: int) -> Variant:
+    adam = torch.optim.Adam(peer.parameters(), lr=1e-4)
+
+    def run(turn: int) -> None:
+        peer.train()
+        for rows in chunks(turn):
+            for batch in peer_batches(both, rows, size):
+                peer.train_step(batch, adam)
+
+    return run
+
+
+def peer_inference(both: shapes.Both, peer: Peer, rows: np.ndarray, size: int) -> Variant:
+    @torch.no_grad()
+    def run(turn: int) -> None:
+        peer.eval()
+        for batch in peer_batches(both, rows, size):
+            peer(batch)
+        peer.retriever.gate.loss = 0.0
+
+    return run
+
+
+def batches(rows: np.ndarray, size: int, n: int, turn: int) -> list[np.ndarray]:
+    """n batches of a turn: the same for all variants, others in each turn."""
+    n_orders = 1 + n * size // len(rows)
+    order = np.concatenate([np.random.default_rng([turn, i]).permutation(rows) for i in range(n_orders)])
+    return [order[i * size : (i + 1) * size] for i in range(n)]
+
+
 def steps(plan: Plan) -> list[dict[str, Any]]:
     """Training steps at batch 16 and 64: time against both peers, and the share of the sgemm rate."""
     rows = []
     for shape in plan.shapes():
         both = shapes.make(shape, plan.device)
-        train = both.data.rows("train")
         for size in (16, 64):
             n = 1 if plan.quick else {16: 4, 64: 2}[size]
-            method = our_method(both, plan, batch_size=size).train()
-            optimiser = make_optimiser(method)
-            order = np.concatenate([np.random.default_rng(i).permutation(train) for i in range(60)])
-            chunk = (
-                lambda turn, n=n, size=size, order=order: [  # noqa: E731
-                    order[(turn * n + i) * size : (turn * n + i + 1) * size] for i in range(n)
-                ]
-            )
-
-            def ours(turn: int, chunk: Any = chunk, method: Method = method, optimiser: Any = optimiser) -> None:
-                for i, index in enumerate(chunk(turn)):
-                    train_step(method, both.data.batch(index, f"epoch {turn}.{i}"), optimiser)
-
-            variants: dict[str, Callable[[int], None]] = {"ours": ours, "sgemm": plan.sgemm}
+            chunks = partial(batches, both.data.rows("train"), size, n)
+            ours = our_training(both, our_method(both, plan, batch_size=size), chunks)
+            variants = {"ours": ours, "sgemm": plan.sgemm}
             for name, released in (("fixed", False), ("released", True)):
-                peer = peer_model(both, plan, released=released).train()
-                adam = torch.optim.Adam(peer.parameters(), lr=1e-4)
-
-                def loop(turn: int, peer: Peer = peer, adam: Any = adam, chunk: Any = chunk, size: int = size) -> None:
-                    for index in chunk(turn):
-                        for batch in peer_batches(both, index, size):
-                            peer.train_step(batch, adam)
-
-                variants[name] = loop
-            times = plan.turns(variants)
-            with flop_counter() as counter:
-                ours(0)
-            flops = counter.get_total_flops()
-            rows += _compare(f"training step, batch {size}", shape.name, times, n, flops, plan)
-    return rows
-
-
-def _compare(
-    what: str, shape: str, times: dict[str, list[float]], n: int, flops: float, plan: Plan
-) -> list[dict[str, Any]]:
-    """One row against each peer in `times`; times are of n units of `what`."""
-    rows = []
-    rate = [plan.sgemm_flops / t for t in times["sgemm"]]
-    share = [flops / t / r for t, r in zip(times["ours"], rate, strict=True)]
-    for peer in ("fixed", "released"):
-        if peer in times:
-            limit = [t / (flops / r) for t, r in zip(times[peer], rate, strict=True)]
-            rows.append(
-                {"what": what, "shape": shape, "against": peer, "ours_ms": statistics.median(times["ours"]) / n * 1e3,
-                 "peer_ms": statistics.median(times[peer]) / n * 1e3, "ratio": ratio(times[peer], times["ours"]),
-                 "limit": statistics.median(limit), "sgemm_share": statistics.median(share),
-                 "sgemm_gflops": statistics.median(rate) / 1e9}
-            )  # fmt: skip
+                variants[name] = peer_training(both, peer_model(both, plan, released=released), chunks, size)
+            rows += _measure(f"training step, batch {size}", both, variants, plan, n)
     return rows
 
 
@@ -187,73 +195,58 @@ def inference(plan: Plan) -> list[dict[str, Any]]:
     rows = []
     for shape in plan.shapes():
         both = shapes.make(shape, plan.device)
-        val = both.data.rows("val")
-        method = our_method(both, plan).eval()
-        peer = peer_model(both, plan, released=False).eval()
-
-        def cached(turn: int, method: Method = method) -> None:
-            predict(method, both.data, val, same_weights=True)
-
-        def encoded(turn: int, method: Method = method) -> None:
-            predict(method, both.data, val)
-
-        @torch.no_grad()
-        def loop(turn: int, peer: Peer = peer) -> None:
-            for batch in peer_batches(both, val, 16):
-                peer(batch)
-            peer.retriever.gate.loss = 0.0
-
-        for name, ours in (("encoding included", encoded), ("bank cached", cached)):
-            times = plan.turns({"ours": ours, "sgemm": plan.sgemm, "fixed": loop})
-            with flop_counter() as counter:
-                ours(0)
-            flops = counter.get_total_flops()
-            rows += _compare(f"inference epoch, {name}", shape.name, times, 1, flops, plan)
+        val, method = both.data.rows("val"), our_method(both, plan)
+        loop = peer_inference(both, peer_model(both, plan, released=False), val, 16)
+        for name, known in (("encoding included", False), ("bank cached", True)):
+            ours = our_inference(both, method, val, same_weights=known)
+            variants = {"ours": ours, "sgemm": plan.sgemm, "fixed": loop}
+            rows += _measure(f"inference epoch, {name}", both, variants, plan)
     return rows
 
 
 def images(plan: Plan) -> list[dict[str, Any]]:
     """Training with 3-D images (ours cropped to the mask's box), and repeated inference from the bank."""
-    n = 8 if plan.quick else 24
     box, grid = ((6, 7, 5), (9, 9, 8)) if plan.quick else (shapes.BOX, shapes.VOLUME)
-    shape = shapes.adni(1000, n, volume=box)
-    both = shapes.make(shape, plan.device, grid=grid)
+    both = shapes.make(shapes.adni(1000, 8 if plan.quick else 24, volume=box), plan.device, grid=grid)
+    few = replace(plan, repeats=2 if plan.quick else 1)
     train, every = both.data.rows("train"), np.arange(len(both.data))
-    method = our_method(both, plan, batch_size=4).train()
+    method, peer = our_method(both, plan, batch_size=4), peer_model(both, plan, released=False)
     optimiser = make_optimiser(method)
-    peer = peer_model(both, plan, released=False)
-    adam = torch.optim.Adam(peer.parameters(), lr=1e-4)
 
-    def loop(turn: int) -> None:
-        peer.train()
-        for batch in peer_batches(both, train, 4):
-            peer.train_step(batch, adam)
-
-    def ours(turn: int) -> None:
+    def epoch(turn: int) -> None:
         train_epoch(method, both.data, train, optimiser, turn)
 
-    few = Plan(plan.device, plan.threads, 1 if not plan.quick else 2, plan.quick)
-    times = few.turns({"ours": ours, "sgemm": few.sgemm, "fixed": loop})
-    with flop_counter() as counter:
-        ours(0)
-    rows = _compare("training epoch with 3-D images, cropped", shape.name, times, 1, counter.get_total_flops(), few)
-
-    @torch.no_grad()
-    def infer(turn: int) -> None:
-        peer.eval()
-        for batch in peer_batches(both, every, 4):
-            peer(batch)
-        peer.retriever.gate.loss = 0.0
-
-    def again(turn: int) -> None:
-        predict(method, both.data, every, same_weights=True)
-
+    loop = peer_training(both, peer, lambda turn: [train], 4)
+    rows = _measure(
+        "training epoch with 3-D images, cropped", both, {"ours": epoch, "sgemm": few.sgemm, "fixed": loop}, few
+    )
+    again = our_inference(both, method, every, same_weights=True)
     predict(method, both.data, every)
-    times = few.turns({"ours": again, "sgemm": few.sgemm, "fixed": infer})
+    variants = {"ours": again, "sgemm": few.sgemm, "fixed": peer_inference(both, peer, every, 4)}
+    return rows + _measure("repeated inference, images in the bank", both, variants, few)
+
+
+def _measure(
+    what: str, both: shapes.Both, variants: dict[str, Variant], plan: Plan, n: int = 1
+) -> list[dict[str, Any]]:
+    """One row against each peer in `variants`; a call of a variant does n units of `what`."""
+    times = plan.turns(variants)
     with flop_counter() as counter:
-        again(0)
+        variants["ours"](0)
     flops = counter.get_total_flops()
-    return rows + _compare("repeated inference, images in the bank", shape.name, times, 1, flops, few)
+    rate = [plan.sgemm_flops / t for t in times["sgemm"]]
+    share = [flops / t / r for t, r in zip(times["ours"], rate, strict=True)]
+    rows = []
+    for peer in times.keys() - {"ours", "sgemm"}:
+        limit = [t / (flops / r) for t, r in zip(times[peer], rate, strict=True)]
+        rows.append(
+            {"what": what, "shape": both.shape.name, "against": peer,
+             "ours_ms": statistics.median(times["ours"]) / n * 1e3,
+             "peer_ms": statistics.median(times[peer]) / n * 1e3, "ratio": ratio(times[peer], times["ours"]),
+             "limit": statistics.median(limit), "sgemm_share": statistics.median(share),
+             "sgemm_gflops": statistics.median(rate) / 1e9}
+        )  # fmt: skip
+    return sorted(rows, key=lambda row: str(row["against"]))
 
 
 def loading(plan: Plan) -> list[dict[str, Any]]:
