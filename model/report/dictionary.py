@@ -61,6 +61,8 @@ def _rows(features: pl.DataFrame) -> pl.DataFrame:
     """
     text = ("name", "description", "source_column")
     plain = [pl.col(c).fill_null("").str.replace_all(_NUMBER, "#") for c in text]
+    # Places and alleles tell SNPs apart that are of one kind.
+    plain[1:] = [pl.when(pl.col("kind") == "genotype").then(pl.lit("")).otherwise(p) for p in plain[1:]]
     same = pl.concat_str([*plain, *(pl.col(c).fill_null("") for c in ("kind", "unit", "dtype", "source_file"))],
                          separator="\x1f")  # fmt: skip
     first = ("kind", "unit", "description", "source_file", "source_column")
@@ -69,7 +71,11 @@ def _rows(features: pl.DataFrame) -> pl.DataFrame:
         pl.len().alias("n"),
         pl.col("name").first(),
         pl.col("name").last().alias("last"),
-        *(pl.col(c).first() for c in first),
+        *(pl.col(c).first() for c in first if c != "description"),
+        pl.when(pl.col("description").n_unique() == 1)
+        .then(pl.col("description").first())
+        .otherwise(pl.col("description").first() + " …")
+        .alias("description"),
         pl.col("levels").first().str.slice(0, 120),
         pl.col("n_observed").min(),
         pl.col("rate").min().alias("low"),
