@@ -11,9 +11,13 @@ PINS    = $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' * (sys.ve
 .PHONY: demo test lint clean distclean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/installed-core
+# The extra `imaging` has no wheels for the newest Python yet; the demo then takes all images from maps.
+IMAGING   = $(shell $(BIN)/python -c "import importlib.util as u; print('ants' * bool(u.find_spec('ants')))")
+MAPS_ONLY = $(if $(IMAGING),,--config 'datasets={adni: {simulation: {image_raw: 0}}}')
+
+demo: $(VENV)/installed-demo
 	@touch $(VENV)/demo-begins
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(MAPS_ONLY)
 	@# A run that had something to do has just said where its report is; one that had not says it here.
 	@test results/report/index.html -nt $(VENV)/demo-begins || $(BIN)/python -m workflow.summary results
 
@@ -28,13 +32,13 @@ lint: $(VENV)/installed-dev
 	$(BIN)/snakemake --lint
 
 # A stamp is written last, so an installation that was cut short is taken up again.
-$(VENV)/installed-core: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PINS) -e .
+$(VENV)/installed-demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PINS) -e '.[imaging]'
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PINS) -e '.[dev]'
-	touch $@ $(VENV)/installed-core
+	touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
