@@ -1,6 +1,7 @@
 # Everything from a fresh clone: needs Python 3.11 or newer with pip and venv, and nothing else.
 #   make demo    the whole workflow on simulated exports        make lint    style, types, workflow
 #   make test    the test suite                                 make clean   remove what was built
+#   make test-cluster   the workflow on a SLURM of one node, brought up here: root, apt-get install slurm-wlm munge
 PYTHON ?= python3
 CORES  ?= all
 VENV   := .venv
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 # The pinned set is made for the Python versions that all its packages have wheels for; others take the newest in range.
 PINS    = $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' * (sys.version_info < (3, 14)))")
 
-.PHONY: demo test lint clean distclean
+.PHONY: demo test test-cluster lint clean distclean
 .DELETE_ON_ERROR:
 
 # The extra `imaging` has no wheels for the newest Python yet; the demo then takes all images from maps.
@@ -22,7 +23,11 @@ demo: $(VENV)/installed-demo
 	@test results/report/index.html -nt $(VENV)/demo-begins || $(BIN)/python -m workflow.summary results
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow" $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow and not cluster" $(PYTEST_FLAGS)
+
+# One after the other: there is one cluster.
+test-cluster: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "cluster and not slow" tests/cluster $(PYTEST_FLAGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
