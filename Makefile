@@ -1,6 +1,7 @@
 # Everything from a fresh clone: needs Python 3.11 or newer with pip and venv, and nothing else.
 #   make demo    the whole workflow on simulated exports        make lint    style, types, workflow
 #   make test    the test suite                                 make clean   remove what was built
+#   make test-cluster   the workflow on a SLURM of one node, brought up here: root, apt-get install slurm-wlm munge
 PYTHON ?= python3
 CORES  ?= all
 VENV   := .venv
@@ -8,21 +9,21 @@ BIN    := $(VENV)/bin
 # The pinned set is made for the Python versions that all its packages have wheels for; others take the newest in range.
 PINS    = $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' * (sys.version_info < (3, 14)))")
 
-.PHONY: demo test lint clean distclean
+.PHONY: demo test test-cluster lint clean distclean
 .DELETE_ON_ERROR:
 
-# The extra `imaging` has no wheels for the newest Python yet; the demo then takes all images from maps.
-IMAGING   = $(shell $(BIN)/python -c "import importlib.util as u; print('ants' * bool(u.find_spec('ants')))")
-MAPS_ONLY = $(if $(IMAGING),,--config 'datasets={adni: {simulation: {image_raw: 0}}}')
-
-demo: $(VENV)/installed-demo
+demo: $(VENV)/installed-core
 	@touch $(VENV)/demo-begins
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(MAPS_ONLY)
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete
 	@# A run that had something to do has just said where its report is; one that had not says it here.
 	@test results/report/index.html -nt $(VENV)/demo-begins || $(BIN)/python -m workflow.summary results
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow" $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow and not cluster" $(PYTEST_FLAGS)
+
+# One after the other: there is one cluster.
+test-cluster: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "cluster and not slow" tests/cluster $(PYTEST_FLAGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -32,13 +33,13 @@ lint: $(VENV)/installed-dev
 	$(BIN)/snakemake --lint
 
 # A stamp is written last, so an installation that was cut short is taken up again.
-$(VENV)/installed-demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PINS) -e '.[imaging]'
+$(VENV)/installed-core: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PINS) -e .
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PINS) -e '.[dev]'
-	touch $@
+	touch $@ $(VENV)/installed-core
 
 $(BIN)/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \

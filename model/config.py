@@ -65,9 +65,7 @@ class Common:
         0, "training samples on which each epoch compares the modalities' gradients (Figure 5); 0: none"
     )
     checkpoint_every: int = option(1, "epochs between two points from which an interrupted run continues")
-    bank_mb: float = option(
-        256.0, "largest support bank (MB) that a checkpoint carries for `predict`, and that predictions keep in memory"
-    )
+    bank_mb: float = option(256.0, "largest support bank (MB) that a checkpoint carries for `predict`")
 
 
 @dataclass(frozen=True)

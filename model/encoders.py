@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from model.config import Common
 from model.init import build
-from model.inputs import Genotypes, ModalitySpec
+from model.inputs import ModalitySpec
 from model.noise import Dropout, Noise
 from model.recurrent import last_state
 from mrpipe.errors import DataError, Fault
@@ -52,14 +52,7 @@ class Tokeniser(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         padding = self.chunk * self.n_tokens - x.shape[1]
         x = F.pad(x, (0, padding)) if padding else x
-        return self.linear(x.reshape(-1, self.n_tokens, self.chunk))
-
-
-class GenotypeTokeniser(Tokeniser):
-    """The same from packed genotypes, decoded at the padded width."""
-
-    def forward(self, x: Genotypes) -> Tensor:  # type: ignore[override]
-        return super().forward(x.values(self.chunk * self.n_tokens))
+        return self.linear(x.view(-1, self.n_tokens, self.chunk))
 
 
 class VectorMLP(nn.Module):
@@ -233,12 +226,8 @@ def _mlp(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
     return VectorMLP(spec.shape[0], c.encoder_hidden, c.tokens, c.hidden)
 
 
-@register("genotype", "linear")
-def _genotypes(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
-    return GenotypeTokeniser(spec.shape[0], c.tokens, c.hidden)
-
-
 @register("vector", "linear")
+@register("genotype", "linear")
 def _linear(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
     return Tokeniser(spec.shape[0], c.tokens, c.hidden)
 
@@ -285,11 +274,6 @@ def build_encoders(modalities: tuple[ModalitySpec, ...], c: Common, seed: int, n
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether what it encodes together could mix in training."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
-
-
-def is_random(module: nn.Module) -> bool:
-    """Whether its output in training differs from that in evaluation."""
-    return has_batch_norm(module) or any(isinstance(m, Dropout) and m.p > 0 for m in module.modules())
 
 
 @contextmanager

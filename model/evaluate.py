@@ -10,7 +10,6 @@ from typing import Any
 import polars as pl
 import torch
 
-from model.allocator import keep_freed_memory
 from model.checkpoint import MASK_NAME, Trained, load_run, require_training_store
 from model.data import Data, load
 from model.metrics import table
@@ -57,7 +56,6 @@ def evaluate_run(
     result.unlink(missing_ok=True)
     trained = load_run(run, device)
     data = load_for(trained, run, store, device)
-    keep_freed_memory()
     trained.method.prepare(data, data.rows("train"))
     started = time.perf_counter()
     found = predict(trained.method, data, data.rows(part), draws=draws, detail=True)

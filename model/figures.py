@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from model import plots
-from model.analysis import Request, analyse
+from model.analyse import Request, analyse
 from model.gradients import NAME as GRADIENTS
 from model.grids import Cell, Grid, Line, Page, html, markdown
 from model.plots_cost import cost

@@ -18,11 +18,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from mrpipe.errors import DataError, Fault
 from mrpipe.genotype_transform import GenotypeTransform
-from mrpipe.genotypes import fill_missing, pack, take_snps
+from mrpipe.genotypes import take_snps
 from mrpipe.store import Arrays
 
 Rows = NDArray[np.int64]
-EncoderInput = Any  # Tensor, PackedSequence for a sequence, Genotypes or EventBatch
+EncoderInput = Any  # Tensor, or PackedSequence for a sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,63 +150,33 @@ def _grid3d(x: Tensor) -> Tensor:
     return F.adaptive_avg_pool3d(x.unsqueeze(1), 6)
 
 
-@dataclass(frozen=True)
-class Genotypes:
-    """Some rows of a GenotypeTable, still packed; a call that was not made stands as its SNP's training mode.
-
-    Attributes:
-        packed: (n, bytes) uint8.
-        decode: (256, 4) float32, the four values of a byte, little end first: copies of A1 − 1.
-        n_snps: p.
-    """
-
-    packed: Tensor
-    decode: Tensor
-    n_snps: int
-
-    def __len__(self) -> int:
-        return len(self.packed)
-
-    def values(self, width: int | None = None) -> Tensor:
-        """(n, width) float32, 0 from column p on; default: p columns."""
-        width = self.n_snps if width is None else width
-        n_bytes = -(-max(width, self.n_snps) // 4)
-        packed = F.pad(self.packed, (0, n_bytes - self.packed.shape[1]), value=_ZEROS)
-        byte = packed.flatten().int()
-        if packed.device.type == "cpu":
-            # The four values of a byte as one number of 16 bytes: one copy instead of four.
-            wide = self.decode.view(torch.complex128).flatten().index_select(0, byte).view(torch.float32)
-        else:
-            wide = self.decode.index_select(0, byte)
-        return wide.view(len(packed), 4 * n_bytes)[:, :width]
-
-
-# A byte of four calls that decode to 0.
-_ZEROS = 0b01010101
+def _calls() -> Tensor:
+    """(256, 4) float32: the four calls of a byte, little end first; NaN where nothing was called."""
+    codes = (np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3
+    return torch.from_numpy(np.where(codes == 3, np.nan, codes).astype(np.float32))
 
 
 class GenotypeTable:
-    """Packed genotypes (n, bytes) uint8 of the SNPs that the transform kept, two bits a call.
+    """Packed genotypes (n, bytes) uint8 of the SNPs that the transform kept, decoded through a 256-entry table.
 
-    A value is the number of copies of A1 − 1; a call that was not made takes the SNP's training mode, once, here.
+    A value is the number of copies of A1 − 1; a call that was not made takes the SNP's training mode.
     """
 
     def __init__(self, packed: NDArray[np.uint8], transform: GenotypeTransform, device: torch.device):
+        self.packed = torch.from_numpy(take_snps(packed, transform.kept)).to(device)
         self.n_snps = len(transform.kept)
-        mode = np.ones((1, -(-self.n_snps // 4) * 4), dtype=np.uint8)
-        mode[0, : self.n_snps] = transform.mode
-        self.packed = torch.from_numpy(fill_missing(take_snps(packed, transform.kept), pack(mode)[0])).to(device)
-        copies = (np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3
-        self._decode = torch.from_numpy(copies.astype(np.float32) - 1.0).to(device)
+        self._calls = (_calls() - 1.0).to(device)
+        self._fill = torch.from_numpy(transform.mode.astype(np.float32) - 1.0).to(device)
 
     def __len__(self) -> int:
         return len(self.packed)
 
-    def gather(self, rows: Rows) -> Genotypes:
-        return Genotypes(self.packed[_host(rows, self.packed.device)], self._decode, self.n_snps)
+    def gather(self, rows: Rows) -> Tensor:
+        packed = self.packed[_host(rows, self.packed.device)]
+        calls = self._calls[packed.int()].flatten(1)[:, : self.n_snps]
+        return torch.where(calls.isnan(), self._fill, calls)
 
-    def pooled(self, rows: Rows) -> Tensor:
-        return self.gather(rows).values()
+    pooled = gather
 
 
 def with_elapsed(arrays: Arrays) -> NDArray[np.float32]:

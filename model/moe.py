@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.grouped import GroupedFeedForward, Plan
 from model.init import Fill, constant, uniform
 from model.noise import Dropout, Noise
 
@@ -126,8 +125,9 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """E feed-forward networks H → F → H (GELU): each token visits its K experts, and only them.
 
-    Dispatch: one stable sort of all (token, expert) pairs, then one product per visited expert on a contiguous block
-    (`model.grouped`).
+    Dispatch: one stable sort of all (token, expert) pairs by expert, then one product per visited expert on a
+    contiguous block. `unbind` matters: indexing `weight[e]` would make autograd build a full-size zero gradient for
+    each expert (performance.md §5b).
     """
 
     def __init__(self, n_experts: int, hidden: int, ffn: int, dropout: float, noise: Noise):
@@ -142,30 +142,22 @@ class Experts(nn.Module):
     def initial(self, name: str) -> Fill:
         return uniform(1 / math.sqrt(self.w_in.shape[1 if name in ("w_in", "b_in") else 2]))
 
-    def forward(
-        self,
-        x_TH: Tensor,
-        routing: Routing,
-        *,
-        row_T: Tensor | None = None,
-        n_rows: int | None = None,
-        scale_T: Tensor | None = None,
-    ) -> Tensor:
-        """Σ over a token's experts of weight · expert(x), (T, H); forbidden pairs (weight 0) add nothing.
-
-        Args:
-            row_T, n_rows: add what the tokens give up in these rows of an (n_rows, H) result; an expert's second layer
-                then works on sums.
-            scale_T: factor of each token.
-        """
-        plan = Plan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows)
-        weight_TK = routing.weight if scale_T is None else routing.weight * scale_T[:, None]
-        weight_A = weight_TK.flatten().index_select(0, plan.order)
-        keep, factor = self.dropout.bits((len(weight_A), self.w_in.shape[2]), x_TH.device)
-        return GroupedFeedForward.apply(
-            x_TH, (weight_A * factor).to(x_TH.dtype), keep, plan, self.w_in, self.b_in, self.w_out, self.b_out,
-            torch.is_grad_enabled(),
-        )  # fmt: skip
+    def forward(self, x_TH: Tensor, routing: Routing) -> Tensor:
+        """Σ over a token's experts of weight · expert(x), (T, H); forbidden pairs (weight 0) add nothing."""
+        n_each = routing.expert.shape[1]
+        expert_A = routing.expert.flatten()
+        order_A = expert_A.argsort(stable=True)
+        counts = torch.bincount(expert_A, minlength=self.n_experts).tolist()
+        visited = [e for e, n in enumerate(counts) if n]
+        sizes = [counts[e] for e in visited]
+        token_A = order_A.div(n_each, rounding_mode="floor")
+        blocks = x_TH.index_select(0, token_A).split(sizes)
+        w_in, b_in, w_out, b_out = (p.unbind(0) for p in (self.w_in, self.b_in, self.w_out, self.b_out))
+        inner = torch.cat([torch.addmm(b_in[e], x, w_in[e]) for e, x in zip(visited, blocks, strict=True)])
+        inner = self.dropout(F.gelu(inner)).split(sizes)
+        y_AH = torch.cat([torch.addmm(b_out[e], h, w_out[e]) for e, h in zip(visited, inner, strict=True)])
+        y_AH = y_AH * routing.weight.flatten().index_select(0, order_A).to(y_AH.dtype).unsqueeze(1)
+        return torch.zeros_like(x_TH, dtype=y_AH.dtype).index_add(0, token_A, y_AH)
 
 
 def cv_squared(x: Tensor) -> Tensor:

@@ -35,25 +35,20 @@ class Noise:
             self._device_generators[device] = torch.Generator(device).manual_seed(self._key >> 1)
         return self._device_generators[device]
 
-    def bits(self, shape: Sequence[int], p: float, device: torch.device) -> tuple[Tensor, float]:
-        """1 with probability 1 − p, else 0 (uint8), and 1/(1−p). On the CPU p is exact to 1/65536."""
-        if device.type != "cpu":
-            mask = torch.empty(tuple(shape), device=device, dtype=torch.uint8)
-            return mask.bernoulli_(1.0 - p, generator=self._on(device)), 1.0 / (1.0 - p)
+    def keep(self, shape: Sequence[int], p: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Dropout mask: 0 with probability p, else 1/(1−p). On the CPU p is exact to 1/65536."""
         size = int(np.prod(shape))
+        if device.type != "cpu":
+            mask = torch.empty(tuple(shape), device=device, dtype=dtype)
+            return mask.bernoulli_(1.0 - p, generator=self._on(device)).mul_(1.0 / (1.0 - p))
         width = next(w for w in (1, 8, 16) if w == 16 or float(p * 2**w).is_integer())
         raw = self._host.bit_generator.random_raw((size * width + 63) // 64)
         if width == 1:
-            keep = np.unpackbits(raw.view(np.uint8))[:size]
+            keep = torch.from_numpy(np.unpackbits(raw.view(np.uint8))[:size]).to(dtype)
         else:
             lanes = raw.view(np.uint8 if width == 8 else np.uint16)[:size]
-            keep = (lanes >= round(p * 2**width)).view(np.uint8)
-        return torch.from_numpy(keep).view(tuple(shape)), 1.0 / (1.0 - round(p * 2**width) / 2**width)
-
-    def keep(self, shape: Sequence[int], p: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Dropout mask: 0 with probability p, else 1/(1−p)."""
-        bits, factor = self.bits(shape, p, device)
-        return bits.to(dtype).mul_(factor)
+            keep = torch.from_numpy(lanes >= round(p * 2**width)).to(dtype)
+        return keep.mul_(1.0 / (1.0 - round(p * 2**width) / 2**width)).view(tuple(shape))
 
     def normal(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """Standard normal float32."""
@@ -71,10 +66,6 @@ class Dropout(nn.Module):
             raise ValueError(f"a dropout rate must lie in [0, 1), not {p}")
         self.p = p
         self._noise = noise
-
-    def bits(self, shape: Sequence[int], device: torch.device) -> tuple[Tensor | None, float]:
-        """Which values stay (uint8) and the factor that makes up for the others; None and 1 where all stay."""
-        return self._noise.bits(shape, self.p, device) if self.training and self.p > 0 else (None, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:

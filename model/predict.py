@@ -82,25 +82,15 @@ class _RoutingSums:
 
 
 @torch.no_grad()
-def predict(
-    method: Method,
-    data: Data,
-    rows: Rows,
-    *,
-    draws: int | None = None,
-    detail: bool = False,
-    same_weights: bool = False,
-) -> Predictions:
+def predict(method: Method, data: Data, rows: Rows, *, draws: int | None = None, detail: bool = False) -> Predictions:
     """Predict samples; each alone, in whatever batch, in whatever order, gives the same.
 
     Args:
         draws: draws to average; default: what the method's options say.
         detail: also gather routing, fallback rates and fused embeddings.
-        same_weights: nothing was trained or loaded since the prediction before, so that what was embedded for it holds.
     """
     method.eval()
-    if not same_weights:
-        method.refresh()
+    method.refresh()
     n_draws = draws or method.n_draws
     size = method.config.common.eval_batch_size
     routing, slots, fused = _RoutingSums(), [], []

@@ -9,7 +9,6 @@ Legend: R reference samples, M modalities, P tokens, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,79 +23,23 @@ from model.inputs import Rows
 ENCODE_ROWS = 256
 
 
-class Bank:
-    """Detached embeddings of a data set's entries, each made once until `forget`; as large as what was asked for.
-
-    Entries are named by their row in the modality's table.
-    """
-
-    def __init__(self, data: Data):
-        self._data = data
-        # Place of each entry among the modality's embeddings, −1: not made.
-        self._place = [np.full(len(table), -1, dtype=np.int64) for table in data.tables]
-        self._used = [0] * len(data.tables)
-        self._tokens: list[Tensor | None] = [None] * len(data.tables)
-
-    def forget(self) -> None:
-        """Drop what was embedded with former weights; the memory is kept for what comes."""
-        for place in self._place:
-            place[:] = -1
-        self._used = [0] * len(self._used)
-
-    @torch.no_grad()
-    def embed(self, m: int, rows: Rows, encoder: nn.Module) -> Tensor:
-        """Embeddings (n, P, H) of the encoder in evaluation mode."""
-        missing = np.unique(rows[self._place[m][rows] < 0])
-        if len(missing):
-            training = encoder.training
-            encoder.eval()
-            for start in range(0, len(missing), ENCODE_ROWS):
-                block = missing[start : start + ENCODE_ROWS]
-                self._store(m, block, encoder(self._data.tables[m].gather(block)), n_more=len(missing) - start)
-            encoder.train(training)
-        tokens = self._tokens[m]
-        assert tokens is not None
-        return tokens.index_select(0, torch.from_numpy(self._place[m][rows]).to(tokens.device))
-
-    def remember(self, m: int, rows: Rows, tokens: Tensor) -> None:
-        """Keep embeddings (n, P, H) that were made elsewhere, of rows that are not known yet."""
-        new, at = np.unique(rows, return_index=True)
-        at = at[self._place[m][new] < 0]
-        if len(at):
-            self._store(m, rows[at], tokens.detach()[torch.from_numpy(at).to(tokens.device)], n_more=len(at))
-
-    def _store(self, m: int, rows: Rows, tokens: Tensor, n_more: int) -> None:
-        used, held = self._used[m], self._tokens[m]
-        if held is None or used + len(rows) > len(held):
-            size = min(max(used + n_more, 2 * used), len(self._place[m]))
-            grown = tokens.new_empty(size, *tokens.shape[1:])
-            if held is not None:
-                grown[:used] = held[:used]
-            held = self._tokens[m] = grown
-        held[used : used + len(rows)] = tokens.detach()
-        self._place[m][rows] = np.arange(used, used + len(rows))
-        self._used[m] += len(rows)
-
-
 class Reference:
     """Reference samples, in order of sample_id.
 
     Attributes:
         observed: (R, M) what each has.
-        data: where their features lie; None where a checkpoint's bank stands for them.
-        bank: embeddings of the entries of `data`, also of samples that are no reference.
+        data: where their features lie; None for a bank.
     """
 
-    def __init__(
-        self, observed: NDArray[np.bool_], data: Data | None, rows: Rows, kept: Sequence[Tensor] | None = None
-    ):
+    def __init__(self, observed: NDArray[np.bool_], data: Data | None, rows: Rows):
         self.observed = observed
         self.data = data
-        self.bank = None if data is None else Bank(data)
         self._rows = rows
-        # From a checkpoint: each modality's embeddings, and the place of a sample there, −1 where it has none.
-        self._kept = kept
+        # Place of a sample in the bank of each modality, −1 where it has none.
         self._place = np.where(observed, np.cumsum(observed, axis=0) - 1, -1)
+        self._counts = observed.sum(axis=0)
+        self._bank: list[Tensor | None] = [None] * observed.shape[1]
+        self._known = [np.zeros(n, dtype=bool) for n in self._counts]
         self._own = np.zeros(0, dtype=np.int64)
         if data is not None:
             self._own = np.full(len(data), -1, dtype=np.int64)
@@ -128,31 +71,55 @@ class Reference:
 
     def forget(self) -> None:
         """Drop what was embedded with former weights; a bank from a checkpoint stays."""
-        if self.bank is not None:
-            self.bank.forget()
+        if self.data is not None:
+            self._bank = [None] * len(self._bank)
+            for known in self._known:
+                known[:] = False
 
+    @torch.no_grad()
     def embed(self, m: int, rows: Rows, encoder: nn.Module) -> Tensor:
-        """Detached embeddings (n, P, H) of the encoder in evaluation mode."""
-        if self.bank is not None:
-            return self.bank.embed(m, self.table_rows(m, rows), encoder)
-        assert self._kept is not None
-        return self._kept[m][torch.from_numpy(self._place[rows, m]).to(self._kept[m].device)]
+        """Detached embeddings (n, P, H) of the encoder in evaluation mode, each made once until `forget`."""
+        place = self._place[rows, m]
+        missing = np.unique(place[~self._known[m][place]])
+        if len(missing):
+            self._fill(m, missing, encoder)
+        bank = self._bank[m]
+        assert bank is not None
+        return bank[torch.from_numpy(place).to(bank.device)]
+
+    def _fill(self, m: int, places: Rows, encoder: nn.Module) -> None:
+        assert self.data is not None
+        having = np.flatnonzero(self.observed[:, m])
+        training = encoder.training
+        encoder.eval()
+        for start in range(0, len(places), ENCODE_ROWS):
+            block = places[start : start + ENCODE_ROWS]
+            tokens = encoder(self.data.tables[m].gather(self.table_rows(m, having[block])))
+            bank = self._bank[m]
+            if bank is None:
+                bank = self._bank[m] = tokens.new_zeros(int(self._counts[m]), *tokens.shape[1:])
+            bank[torch.from_numpy(block).to(bank.device)] = tokens
+            self._known[m][block] = True
+        encoder.train(training)
 
     def state(self, encoders: nn.ModuleList) -> dict[str, Any]:
-        """Masks and all reference embeddings, for a checkpoint; no id and no feature of anyone."""
-        having = [np.flatnonzero(seen) for seen in self.observed.T]
-        banks = [
-            self.embed(m, rows, encoder).cpu() if len(rows) else torch.zeros(0)
-            for m, (rows, encoder) in enumerate(zip(having, encoders, strict=True))
-        ]
+        """Masks and the whole bank, for a checkpoint; no id and no feature of anyone."""
+        for m, encoder in enumerate(encoders):
+            missing = np.flatnonzero(~self._known[m])
+            if len(missing):
+                self._fill(m, missing, encoder)
+        banks = [torch.zeros(0) if bank is None else bank.cpu() for bank in self._bank]
         return {"observed": torch.from_numpy(self.observed.copy()), "banks": banks}
 
     @classmethod
     def from_state(cls, state: dict[str, Any], device: torch.device) -> Reference:
         """A reference without features, from `state`."""
-        kept = [bank.to(device) for bank in state["banks"]]
-        return cls(state["observed"].numpy(), None, np.zeros(0, dtype=np.int64), kept)
+        reference = cls(state["observed"].numpy(), None, np.zeros(0, dtype=np.int64))
+        reference._bank = [bank.to(device) for bank in state["banks"]]
+        for known in reference._known:
+            known[:] = True
+        return reference
 
     def bank_bytes(self, n_tokens: int, hidden: int) -> int:
-        """Size of all reference embeddings in float32."""
-        return int(self.observed.sum()) * n_tokens * hidden * 4
+        """Size of the whole bank in float32."""
+        return int(self._counts.sum()) * n_tokens * hidden * 4

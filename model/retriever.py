@@ -223,34 +223,10 @@ class Retriever(nn.Module):
         lists, table = self._on(device)
         router_T = {"one": None, "role": role_T, "target": target_T}[o.routers]
         routing = self.router(x_TH, table[group_T] if o.context_routing else None, router_T)
-        if per_slot or o.integration == "queries":
-            y = self.experts(x_TH, routing).unflatten(0, (-1, n_tokens))
-            y = y + mixed if o.residual else y
-            slots = y if per_slot else self._pool(y, items, target_Q)
-        else:
-            slots = self._sum(x_TH, mixed, routing, weight_I, slot_I, n_slots)
+        y = self.experts(x_TH, routing).unflatten(0, (-1, n_tokens))
+        y = y + mixed if o.residual else y
+        slots = y if per_slot else self._integrate(y, items, weight_I, routing, target_Q, n_slots)
         return Retrieved(self.norm_out(slots), balance_loss(routing, group_T, lists), routing)
-
-    def _sum(
-        self, x_TH: Tensor, mixed_IPH: Tensor, routing: Routing, weight_I: Tensor, slot_I: Tensor, n_slots: int
-    ) -> Tensor:
-        """A8 a–c: each of a slot's (P, H) is a weighted sum of what its tokens give."""
-        n_tokens = mixed_IPH.shape[1]
-        position = torch.arange(n_tokens, device=x_TH.device)
-        row_T = (slot_I[:, None] * n_tokens + position).flatten()
-        scale_T, n_rows = weight_I.repeat_interleave(n_tokens), n_slots * n_tokens
-        if self.options.integration == "broadcast":
-            row_T, scale_T, n_rows = slot_I.repeat_interleave(n_tokens), scale_T / n_tokens, n_slots
-        elif self.options.integration == "gate":
-            # Tokens count by the gate mass that their experts kept.
-            mass_T = routing.weight.sum(dim=1)
-            total = mass_T.new_zeros(n_rows).index_add(0, row_T, mass_T)
-            scale_T = mass_T / total.clamp_min(1e-9).index_select(0, row_T)
-        y = self.experts(x_TH, routing, row_T=row_T, n_rows=n_rows, scale_T=scale_T)
-        if self.options.residual:
-            y = y.index_add(0, row_T, mixed_IPH.flatten(0, 1) * scale_T[:, None].to(y.dtype))
-        y = y.view(n_slots, -1, y.shape[1])
-        return y.expand(-1, n_tokens, -1) if self.options.integration == "broadcast" else y
 
     @staticmethod
     def _mean(y_IPH: Tensor, items: Items, weight_I: Tensor) -> Tensor:
@@ -258,8 +234,21 @@ class Retriever(nn.Module):
         blocks = zip(items.per_block(y_IPH), items.per_block(weight_I), strict=True)
         return torch.cat([torch.einsum("qnph,qn->qph", y, w.to(y.dtype)) for y, w in blocks])
 
-    def _pool(self, y_IPH: Tensor, items: Items, target_Q: Tensor) -> Tensor:
-        """A8 d: P learned queries of the target pool over all tokens of a slot."""
+    def _integrate(
+        self, y_IPH: Tensor, items: Items, weight_I: Tensor, routing: Routing, target_Q: Tensor, n_slots: int
+    ) -> Tensor:
+        """A8: from the items' outputs to one (P, H) a slot."""
+        n_tokens = y_IPH.shape[1]
+        match self.options.integration:
+            case "position":
+                return self._mean(y_IPH, items, weight_I)
+            case "broadcast":
+                return self._mean(y_IPH, items, weight_I).mean(dim=1, keepdim=True).expand(-1, n_tokens, -1)
+            case "gate":
+                # Tokens count by the gate mass that their experts kept.
+                mass = routing.weight.sum(dim=1).view(-1, n_tokens, 1).to(y_IPH.dtype)
+                parts = zip(items.per_block(y_IPH * mass), items.per_block(mass), strict=True)
+                return torch.cat([y.sum(dim=1) / m.sum(dim=1).clamp_min(1e-9) for y, m in parts])
         assert self.pool_MPH is not None
         scale = y_IPH.shape[-1] ** -0.5
         pooled = []

@@ -30,10 +30,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from model import checkpoint, gradients
-from model.allocator import keep_freed_memory
 from model.checkpoint import Origin, describe
 from model.config import Config
-from model.data import Batch, Data, load
+from model.data import Data, load
 from model.inputs import Rows
 from model.methods import get
 from model.methods.base import Method
@@ -176,7 +175,6 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     run, config = job.run, job.config
     data = load_data(job) if data is None else data
     loaded = time.perf_counter()
-    keep_freed_memory()
     parts = {part: data.rows(part) for part in PARTS}
     if len(np.unique(data.label[parts["train"]])) < 2:
         raise UsageError("the training part needs labelled samples of at least two classes")
@@ -267,7 +265,7 @@ def batches(rows: Rows, size: int, seed: int, epoch: int, arrange: Callable[[Row
     return np.array_split(order if arrange is None else arrange(order), math.ceil(len(rows) / size))
 
 
-def make_optimiser(method: Method) -> torch.optim.Optimizer:
+def _optimiser(method: Method) -> torch.optim.Optimizer:
     c = method.config.common
     parameters = [p for p in method.parameters() if p.requires_grad]
     # One pass over the weights instead of a dozen; the CPU has it since torch 2.4.
@@ -283,22 +281,6 @@ def _class_weight(data: Data, rows: Rows, kind: str) -> Tensor | None:
     return torch.from_numpy(weight).float().to(data.device)
 
 
-def train_step(
-    method: Method, batch: Batch, optimiser: torch.optim.Optimizer, weight: Tensor | None = None
-) -> dict[str, Tensor]:
-    """One gradient step; returns the task loss as "loss" and every named loss, detached."""
-    c = method.config.common
-    out = method(batch)
-    task = F.cross_entropy(out.logits.float(), batch.label, weight=weight)
-    loss = task + sum(out.losses.values())
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    if c.clip > 0:
-        torch.nn.utils.clip_grad_norm_(method.parameters(), c.clip)
-    optimiser.step()
-    return {name: value.detach() for name, value in {"loss": task, **out.losses}.items()}
-
-
 def train_epoch(
     method: Method, data: Data, rows: Rows, optimiser: torch.optim.Optimizer, epoch: int, weight: Tensor | None = None
 ) -> dict[str, float]:
@@ -311,8 +293,16 @@ def train_epoch(
     sums: dict[str, Tensor] = {}
     for index in batches(rows, c.batch_size, seed, epoch, partial(method.arrange, data)):
         batch = data.batch(index, f"epoch {epoch}", hide=c.drop_modalities, seed=seed)
-        for name, value in train_step(method, batch, optimiser, weight).items():
-            sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(index)
+        out = method(batch)
+        task = F.cross_entropy(out.logits.float(), batch.label, weight=weight)
+        loss = task + sum(out.losses.values())
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if c.clip > 0:
+            torch.nn.utils.clip_grad_norm_(method.parameters(), c.clip)
+        optimiser.step()
+        for name, value in {"loss": task, **out.losses}.items():
+            sums[name] = sums.get(name, torch.zeros_like(task)) + value.detach() * len(index)
     method.refresh()
     return {name: float(total) / len(rows) for name, total in sums.items()}
 
@@ -331,7 +321,7 @@ def _descend(
     c = method.config.common
     train_rows, val_rows = parts["train"], parts["val"]
     compared = gradients.keyed_rows(data, train_rows, c.gradient_rows, method.config.seed)
-    optimiser = make_optimiser(method)
+    optimiser = _optimiser(method)
     weight = _class_weight(data, train_rows, c.class_weight)
     state: State = {
         "next_epoch": 0, "best_score": -math.inf, "best_epoch": -1, "best_state": None, "history": [], "gradients": [],

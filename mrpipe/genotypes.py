@@ -45,16 +45,6 @@ def take_snps(packed: NDArray[np.uint8], positions: NDArray[np.int64], *, block:
     return out
 
 
-def fill_missing(packed: NDArray[np.uint8], mode: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Packed rows (n, bytes) with every call that was not made replaced by the packed `mode` (bytes,); in place."""
-    for start in range(0, len(packed), 64):
-        rows = packed[start : start + 64]
-        missing = rows & (rows >> np.uint8(1)) & np.uint8(0x55)
-        missing |= missing << np.uint8(1)
-        rows ^= (rows ^ mode) & missing
-    return packed
-
-
 def unpack_range(packed: NDArray[np.uint8], start: int, stop: int) -> NDArray[np.uint8]:
     """Copies of A1 at the SNPs start … stop − 1, (n, stop − start) uint8."""
     first = start // 4

@@ -32,7 +32,6 @@ class Manifest:
         inputs: raw files: path relative to the export, size in bytes, SHA-256.
         code_hash: hash of the code that can influence the store.
         pattern_counts: modality combination (names joined by `+`) → number of samples.
-        options_changed: names of options that are not the reader's defaults; None: the writer did not say.
         citation, licence, provider: as the dataset declares them; empty in stores of a writer that did not say.
         store_id: first 16 hex digits of the SHA-256 over the sorted `path sha256` lines of all hashed files.
     """
@@ -56,7 +55,6 @@ class Manifest:
     pattern_counts: Mapping[str, int]
     default_scheme: str
     store_id: str
-    options_changed: tuple[str, ...] | None = None
     citation: str = ""
     licence: str = ""
     provider: str = ""

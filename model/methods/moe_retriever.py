@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.config import Config
 from model.data import Batch, Data, DataSpec
-from model.encoders import frozen_batch_norm, has_batch_norm, is_random
+from model.encoders import frozen_batch_norm, has_batch_norm
 from model.fusion import Fusion
 from model.inputs import Rows
 from model.methods.base import Method, Output
@@ -170,14 +170,14 @@ class MoERetriever(Method):
         retrieved = None
         place = np.where(batch.observed, own_block, -1)
         if items is not None and len(items):
-            retrieved = self.retriever(source.index_select(0, self._index(item_block)), items)
+            retrieved = self.retriever(source[self._index(item_block)], items)
             place[items.sample, items.target] = len(source) + np.arange(len(items.target))
             filled[items.sample, items.target] = True
             blocks.append(retrieved.tokens.to(source.dtype))
         if not filled.all():
             place[~filled] = sum(len(b) for b in blocks)
             blocks.append(source.new_zeros(1, c.tokens, c.hidden))
-        z_BMPH = torch.cat(blocks).index_select(0, self._index(place.flatten())).unflatten(0, place.shape)
+        z_BMPH = torch.cat(blocks)[self._index(place.flatten())].unflatten(0, place.shape)
         as_zeros = not self.retrieving and o.warmup_kind == "zeros"
         mask = None if filled.all() or as_zeros else torch.from_numpy(filled).to(z_BMPH.device)
         logits, fused, fusion_balance = self.fusion(z_BMPH, mask)
@@ -245,38 +245,20 @@ class MoERetriever(Method):
         self, batch: Batch, m: int, encoder: torch.nn.Module, own_rows: Rows, drawn: Rows
     ) -> tuple[list[Tensor], Rows, Rows]:
         """Blocks of one modality, and where its own and its drawn rows are among them."""
-        table, reference = batch.data.tables[m], self.reference
-        bank = reference.bank if reference is not None and reference.data is batch.data else None
-        if reference is not None and bank is not None and self._keeps_own(batch.data):
-            drawn = reference.table_rows(m, drawn)
-            rows, at = np.unique(np.concatenate([own_rows, drawn]), return_inverse=True)
-            tokens = [bank.embed(m, rows, encoder)] if len(rows) else []
-            return tokens, at[: len(own_rows)], at[len(own_rows) :]
+        table = batch.data.tables[m]
+        if len(drawn) == 0:
+            tokens = [encoder(table.gather(own_rows))] if len(own_rows) else []
+            return tokens, np.arange(len(own_rows)), drawn
+        reference = self.reference
+        assert reference is not None
         fresh = self.training and not self._banked(m)
-        if reference is not None and bank is not None and fresh and len(drawn) and not has_batch_norm(encoder):
-            drawn = reference.table_rows(m, drawn)
-            rows, at = np.unique(np.concatenate([own_rows, drawn]), return_inverse=True)
+        if fresh and reference.data is batch.data and not has_batch_norm(encoder):
+            rows, at = np.unique(np.concatenate([own_rows, reference.table_rows(m, drawn)]), return_inverse=True)
             return [encoder(table.gather(rows))], at[: len(own_rows)], at[len(own_rows) :]
         tokens = [encoder(table.gather(own_rows))] if len(own_rows) else []
-        if bank is not None and tokens and self.training and not fresh and self.retrieving and not is_random(encoder):
-            # What a step encodes anyway need not be encoded again as another sample's support.
-            bank.remember(m, own_rows, tokens[0])
-        if len(drawn) == 0:
-            return tokens, np.arange(len(own_rows)), drawn
-        assert reference is not None
         rows, at = np.unique(drawn, return_inverse=True)
         tokens.append(reference.encode(m, rows, encoder) if fresh else reference.embed(m, rows, encoder))
         return tokens, np.arange(len(own_rows)), len(own_rows) + at
-
-    def _keeps_own(self, data: Data) -> bool:
-        """Whether predictions read the samples' own embeddings from the bank, too: each is made once until `refresh`.
-
-        So several draws, subsets of the modalities or repeated calls encode nothing anew.
-        """
-        c = self.config.common
-        if self.training or torch.is_grad_enabled():
-            return False
-        return int(data.observed.sum()) * c.tokens * c.hidden * 4 <= c.bank_mb * 1e6
 
     def _reconstruction(self, batch: Batch, items: Items, retrieved: Retrieved) -> Tensor:
         """1 − cosine between a retrieved slot and the encoding of what was hidden there (detached)."""

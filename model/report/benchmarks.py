@@ -14,8 +14,6 @@ import polars as pl
 
 SLOWEST = 10
 _FIELDS = {"s": "seconds", "max_rss": "peak_mb", "cpu_time": "cpu_seconds"}
-# Rules with more than one word in their name.
-_RULES = ("image_qc", "suite_settings", "suite_report")
 # Jobs of a run or of a suite end in the rule's name, `<method>_seed<n>_train`; all others begin with it.
 _OF_A_RUN = re.compile(r"(?P<what>.+_seed\d+)_(?P<rule>[a-z]+)")
 _OF_A_SUITE = re.compile(r"(?P<what>\w+?)_(?P<rule>[a-z]+)")
@@ -27,8 +25,7 @@ def job_of(path: Path, folder: Path) -> tuple[str, str]:
     match = _OF_A_RUN.fullmatch(stem)
     if match is None and parents[:1] == ("suites",):
         match = _OF_A_SUITE.fullmatch(stem)
-    rule = match["rule"] if match else next((r for r in _RULES if stem.startswith(r)), stem.split("_")[0])
-    what = match["what"] if match else stem.removeprefix(rule).removeprefix("_")
+    rule, what = (match["rule"], match["what"]) if match else (stem.split("_")[0], stem.partition("_")[2])
     return rule, " ".join(filter(None, ["/".join(parents), what.replace("_seed", " seed ")])) or rule
 
 

@@ -31,7 +31,7 @@ def summarise(dictionary: pl.DataFrame) -> list[dict[str, Any]]:
     out = []
     for (modality,), features in dictionary.group_by("modality", maintain_order=True):
         kinds = features.group_by("kind", maintain_order=True).len().rows()
-        sources = features["source_file"].drop_nulls().str.split(", ").explode().unique(maintain_order=True).to_list()
+        sources = features["source_file"].drop_nulls().unique(maintain_order=True).to_list()
         rate = features.select(missing_rate().alias("rate"))["rate"]
         rows = _rows(features)
         out.append(
@@ -56,28 +56,20 @@ def _few(names: list[str], most: int = 4) -> str:
 
 
 def _rows(features: pl.DataFrame) -> pl.DataFrame:
-    """Runs of neighbours with one kind, unit, source and wording, and the SNPs of one chip.
-
-    Each with first and last name, number of features, lowest and highest rate of unknown values.
+    """Runs of neighbours with one kind, unit, source and wording: first and last name, number, lowest and highest
+    rate of unknown values.
     """
     text = ("name", "description", "source_column")
     plain = [pl.col(c).fill_null("").str.replace_all(_NUMBER, "#") for c in text]
     same = pl.concat_str([*plain, *(pl.col(c).fill_null("") for c in ("kind", "unit", "dtype", "source_file"))],
                          separator="\x1f")  # fmt: skip
     first = ("kind", "unit", "description", "source_file", "source_column")
-    # SNPs differ by name, place and alleles only, and those of one chip are not neighbours.
-    chip = pl.concat_str([pl.lit("genotype"), pl.col("source_file").fill_null("")], separator="\x1f")
-    run = pl.when(pl.col("kind") == "genotype").then(chip).otherwise(same.rle_id().cast(pl.String))
-    runs = features.with_columns(run=run, rate=missing_rate(), levels=pl.col("levels").list.join(", "))
+    runs = features.with_columns(run=same.rle_id(), rate=missing_rate(), levels=pl.col("levels").list.join(", "))
     return runs.group_by("run", maintain_order=True).agg(
         pl.len().alias("n"),
         pl.col("name").first(),
         pl.col("name").last().alias("last"),
-        *(pl.col(c).first() for c in first if c != "description"),
-        pl.when(pl.col("description").n_unique() == 1)
-        .then(pl.col("description").first())
-        .otherwise(pl.col("description").first() + " …")
-        .alias("description"),
+        *(pl.col(c).first() for c in first),
         pl.col("levels").first().str.slice(0, 120),
         pl.col("n_observed").min(),
         pl.col("rate").min().alias("low"),

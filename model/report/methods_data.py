@@ -84,10 +84,7 @@ def store_sentences(store: Store, cited: Bibliography) -> str:
     text.append(f"{start}, {left_out:,} {was} left out: {'; '.join(lost)}." if lost else f"{start}, all were included.")
     without = store.losses.filter(pl.col("n_before") > pl.col("n_after"))
     for (modality,), rows in without.group_by("modality", maintain_order=True):
-        why = [
-            f"{r['reason'].removeprefix(f'{modality} left out: ')} ({r['n_before'] - r['n_after']:,})"
-            for r in rows.to_dicts()
-        ]
+        why = [f"{r['reason']} ({r['n_before'] - r['n_after']:,})" for r in rows.to_dicts()]
         text.append(f"Samples lost their {modality} and stayed with what else they have: {'; '.join(why)}.")
     entries = sorted(m.modalities, key=lambda e: e["bit"])
     made = [
@@ -99,10 +96,9 @@ def store_sentences(store: Store, cited: Bibliography) -> str:
         f"Modalities (samples that have them; form): {', '.join(made)}; {complete:,} samples "
         f"({complete / m.n_samples:.1%}) have all of them."
     )
-    options = m.options if m.options_changed is None else {k: m.options[k] for k in m.options_changed}
-    said = [f"{k}={public(v)}" for k, v in sorted(options.items())]
-    changed = "" if m.options_changed is None else " other than its defaults"
-    text.append(f"Reader options{changed}: {', '.join(said) or 'none'}.")
+    options = [f"{k}={public(v)}" for k, v in sorted(m.options.items()) if v not in ("", None, [], ())]
+    if options:
+        text.append(f"Reader options: {', '.join(options)}.")
     return " ".join(text) + _encoders(store, cited)
 
 
@@ -124,13 +120,12 @@ def split_sentences(store: Store, scheme: str) -> str:
     """How the samples were split, and what was fitted on the training part."""
     entry = next(s for s in store.manifest.splits if s["scheme"] == scheme)
     counts = " / ".join(f"{entry['counts'].get(part, 0):,}" for part in PARTS)
-    stratified = f", stratified by {entry['stratify']}" if entry.get("stratify") else ""
-    how = {"column": "made as the data set prescribes", "id list": "given as a list of ids"}.get(
-        entry["method"], f"drawn by subject{stratified} (seed {entry.get('seed', 0)})"
+    how = {"column": "as the data set prescribes", "id list": "by a list of ids"}.get(
+        entry["method"], f"{entry['method']} by subject, seed {entry.get('seed', 0)}"
     )
     said = f"; {entry['description']}" if entry.get("description") else ""
     title = short_title(store)
-    return f"The split {scheme} of {title} was {how} ({counts} samples for training, validation and test{said})."
+    return f"The split {scheme} of {title} was made {how} ({counts} samples for training, validation and test{said})."
 
 
 def transform_sentences(stores: Sequence[Store], views: Mapping[str, set[str]]) -> str:

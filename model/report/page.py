@@ -151,10 +151,10 @@ def _percent(share: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    """A whole number as such, with commas; else three significant digits."""
+    """Three significant digits, thousands with commas."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:#.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _title(stores: Sequence[Store], runs: Sequence[Run], suites: Sequence[Suite]) -> str:

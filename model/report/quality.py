@@ -41,7 +41,6 @@ def describe_quality(folder: Path) -> dict[str, Any] | None:
     flagged = ~failed & (pl.col("outlier").fill_null("") != "")
     good = table.filter(~failed)
     numbers = [c for c in good.select(cs.float()).columns if good[c].count() and c not in ("seconds", "peak_mb")]
-    shown = table.filter(failed | flagged).sort(~failed, "scan").head(MAX_ROWS)
     return {
         "n": len(table),
         "n_failed": int(table.select(failed.sum()).item()),
@@ -53,8 +52,8 @@ def describe_quality(folder: Path) -> dict[str, Any] | None:
             {"name": c, **{k: getattr(good[c], k)() for k in ("min", "median", "max")}, "n": good[c].count()}
             for c in numbers
         ],
-        "rows": shown.to_dicts(),
-        "columns": [c for c in numbers if shown[c].count()],
+        "rows": table.filter(failed | flagged).sort(~failed, "scan").head(MAX_ROWS).to_dicts(),
+        "columns": numbers,
         "sheet": _sheet(folder / "contact_sheet.png") if (table["source"] == "raw").any() else None,
     }  # fmt: skip
 

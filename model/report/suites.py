@@ -11,12 +11,8 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
-from model.report.drawing import Picture, inline_image, inline_svg, prefixed, require_passive
+from model.report.drawing import Picture, inline_svg, prefixed, require_passive
 from mrpipe.errors import DataError, Fault
-
-# A page holds so many pictures of a suite; an SVG of more bytes than this is shown as its PNG.
-MOST_PICTURES = 24
-HEAVY = 300_000
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,6 @@ class Suite:
 
     Attributes:
         table: the fragment `table.html`.
-        pictures, n_pictures: the first ones, and how many there are.
         origins: (origin, data set) of everything in it.
         cells: finished run folders, below that of all runs.
         stores: the stores that they were trained on.
@@ -34,20 +29,19 @@ class Suite:
     name: str
     table: Markup | None
     pictures: list[Picture]
-    n_pictures: int
     origins: list[tuple[str, str]]
     cells: list[str]
     stores: list[Path]
 
 
 def read_suite(folder: Path) -> Suite:
-    """`table.html` (a fragment), all `*.svg` below, and what `suite.json` and `scores.parquet` say of the cells.
+    """`table.html` (a fragment), `*.svg`, and what `suite.json` and `scores.parquet` say of the cells.
 
     Raises:
         DataError: neither a table nor a picture is there, or one of them is not passive.
     """
     table = folder / "table.html"
-    pictures = sorted(folder.rglob("*.svg"))
+    pictures = sorted(folder.glob("*.svg"))
     if not table.is_file() and not pictures:
         raise DataError(
             Fault(file=str(folder), expected="a rendered suite (table.html or *.svg)", found="neither", fix="Run it.")
@@ -57,24 +51,17 @@ def read_suite(folder: Path) -> Suite:
     return Suite(
         name=folder.name,
         table=Markup(prefixed(text, "suite")) if text else None,
-        pictures=[_picture(folder, path) for path in pictures[:MOST_PICTURES]],
-        n_pictures=len(pictures),
+        pictures=[_picture(folder.name, path) for path in pictures],
         origins=_origins(folder, text),
         cells=_cells(said),
         stores=list(dict.fromkeys(Path(c["store"]) for c in said.get("columns", ()) if "store" in c)),
     )
 
 
-def _picture(suite: Path, path: Path) -> Picture:
-    """A picture, named after its folders and itself; one of many points as pixels, where there are some."""
-    words = path.relative_to(suite).with_suffix("").parts
-    label = f"{suite.name}: {', '.join(word.replace('_', ' ') for word in words)}"
-    pixels = path.with_suffix(".png")
-    if path.stat().st_size > HEAVY and pixels.is_file():
-        return Picture(inline_image(pixels, label=label), label)
+def _picture(suite: str, path: Path) -> Picture:
+    label = f"{suite}: {path.stem.replace('_', ' ').replace('-', ' ')}"
     text = path.read_text(encoding="utf-8")
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join((suite.name, *words)))
-    return Picture(inline_svg(text, name=name, label=label, file=str(path)), label)
+    return Picture(inline_svg(text, name=f"{suite}-{path.stem}", label=label, file=str(path)), label)
 
 
 def _origins(folder: Path, text: str) -> list[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """From one T1 to a volume-preserving grey-matter map in template space, step by step.
 
 reorient → N4 bias correction (SimpleITK) → brain extraction (deepbet) → tissue segmentation (Atropos) → registration
-to the template (SyN) → grey-matter probability × Jacobian determinant (the RAVENS substitute). How well and how fast:
-benchmarks/imaging.md. One thread and fixed seeds: the same scan gives the same bytes.
+to the template (SyN) → grey-matter probability × Jacobian determinant (the RAVENS substitute). environment.md §4 says
+how fast and how good each library is. One thread and fixed seeds: the same scan gives the same bytes.
 
 The libraries are the extra `imaging` and are imported where they are used: each scan runs in a process of its own.
 """

@@ -67,7 +67,6 @@ def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], ver
         )
     tables = tuple({"name": p.stem} | _file_entry(root, p) for p in (paths.samples, paths.dictionary, paths.attrition))
     schemes = [s["scheme"] for s in splits]
-    usual = json.loads(json.dumps(dataclasses.asdict(dataset.options())))
     counts = masks.pattern_counts(samples["modality_mask"].to_numpy())
     return Manifest(
         format=FORMAT,
@@ -89,7 +88,6 @@ def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], ver
         pattern_counts={"+".join(masks.to_names(mask, bits)): n for mask, n in counts.items()},
         default_scheme=dataset.default_scheme if dataset.default_scheme in schemes else schemes[0],
         store_id=store_id([*tables, *modalities, *labels, *splits]),
-        options_changed=tuple(k for k, v in sorted(checked["options"].items()) if v != usual.get(k)),
         citation=dataset.citation,
         licence=dataset.licence,
         provider=dataset.provider,

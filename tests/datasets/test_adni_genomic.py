@@ -640,35 +640,3 @@ def test_masked_calls_come_back(tool: str, real_data_dir: Path, tmp_path: Path) 
     print(f"{tool}: concordance {concordance:.4f} (mode {(by_mode == truth)[filled].mean():.4f}), dosage r2 {r2:.3f}")
     assert concordance > 0.95 > (by_mode == truth)[filled].mean()
     assert r2 > 0.9
-
-
-def test_a_set_is_lifted_before_it_is_imputed(toy_chain: Path, tmp_path: Path) -> None:
-    """Known positions of TOY_CHAIN: 1-based 200 → 300 on chr1; chr2 5 → chr7, strand turned."""
-    from mrpipe.datasets.adni.genomic_impute import lifted_set
-
-    calls = random_calls(0, 8, 4)
-    opened = write_random(tmp_path / "s", calls, np.array([1, 1, 2, 3]))
-    bim = opened.bim.with_columns(pl.Series("pos", [200, 450, 5, 10]))
-    plink.write_set(tmp_path / "s", opened.fam, bim, iter([plink.bed_rows(calls)]))
-    got, rows = lifted_set(plink.open_set(tmp_path / "s.bed"), lift.ChainFile(toy_chain))
-    # 450 lies in the gap of the first chain, and the third, worse one holds it; chr3 is in none.
-    assert rows.tolist() == [0, 1, 2]
-    known = [
-        lift.ChainFile(toy_chain).lift(np.array([c]), np.array([p])) for c, p in (("1", 200), ("1", 450), ("2", 5))
-    ]
-    assert got.bim["pos"].to_list() == [int(k.position[0]) for k in known]
-    assert got.bim["pos"][0] == 300
-    assert got.bim["chrom"].to_list() == ["1", "1", "7"]
-    assert got.bim.select("a1", "a2").rows() == [("A", "G"), ("A", "G"), ("T", "C")]
-
-
-def test_imputation_without_its_tool_or_set_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from mrpipe.datasets.adni import genomic_impute
-
-    assert genomic_impute.main([str(tmp_path / "no.bed"), "x.vcf.gz", str(tmp_path / "out")]) == 3
-    assert "expected the .fam beside no.bed" in capsys.readouterr().err
-    monkeypatch.setattr(genomic_impute.shutil, "which", lambda tool: None)
-    with pytest.raises(genomic_impute.UsageError, match=r"needs the program 'beagle'.*apt-get install beagle"):
-        genomic_impute.run_beagle(tmp_path / "t.vcf.gz", tmp_path / "r.vcf.gz", tmp_path / "o")

@@ -18,7 +18,7 @@ from model.methods import get, names
 from model.methods.base import Method
 from model.predict import predict, validate
 from model.subsets import with_hidden
-from model.train import make_optimiser, train_epoch
+from model.train import _optimiser, train_epoch
 from tests.model import synthetic
 
 KINDS = ("vector", "sequence", "image", "volume", "genotype")
@@ -40,7 +40,7 @@ def made(name: str, data: Data, **options: Any) -> Method:
 
 def train(method: Method, data: Data, epochs: range, optimiser: torch.optim.Optimizer | None = None) -> None:
     if method.gradient:
-        optimiser = optimiser or make_optimiser(method)
+        optimiser = optimiser or _optimiser(method)
         for epoch in epochs:
             train_epoch(method, data, data.rows("train"), optimiser, epoch)
 
@@ -108,7 +108,7 @@ def test_sixteen_samples_are_learned_by_heart(name: str) -> None:
     """Labels without any relation to the inputs."""
     data = synthetic.make(np.ones((16, 3), dtype=bool), n_classes=2, parts=(1.0, 0.0), strength=0.0)
     method = made(name, data, dropout=0.0, lr=1e-2, batch_size=16, epochs=200)
-    optimiser, rows = make_optimiser(method), data.rows("train")
+    optimiser, rows = _optimiser(method), data.rows("train")
     for start in range(100, 200, 10):
         train(method, data, range(start, start + 10), optimiser)
         right = predict(method, data, rows).logits.argmax(1) == data.label[rows]
@@ -126,13 +126,13 @@ def test_training_in_two_pieces_gives_the_bytes_of_one(name: str) -> None:
         predict(method, data, data.rows("val"))
 
     whole, first, second = (made(name, data, drop_modalities=0.2) for _ in range(3))
-    optimiser = make_optimiser(whole)
+    optimiser = _optimiser(whole)
     for epoch in (2, 3):
         epoch_of(whole, epoch, optimiser)
-    optimiser = make_optimiser(first)
+    optimiser = _optimiser(first)
     epoch_of(first, 2, optimiser)
     second.load_state_dict(first.state_dict())
-    later = make_optimiser(second)
+    later = _optimiser(second)
     later.load_state_dict(optimiser.state_dict())
     epoch_of(second, 3, later)
     expected = whole.state_dict()
@@ -143,7 +143,7 @@ def test_training_in_two_pieces_gives_the_bytes_of_one(name: str) -> None:
 def test_no_tensor_outlives_its_step_and_evaluation_changes_nothing(name: str) -> None:
     data = synthetic.make(synthetic.random_masks(30, 3, 1))
     method = made(name, data)
-    optimiser = make_optimiser(method)
+    optimiser = _optimiser(method)
     gc.collect()
     gc.freeze()  # Only what is made from here on is counted, and quickly.
     counts = []

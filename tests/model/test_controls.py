@@ -14,7 +14,7 @@ from model.methods import get
 from model.methods.base import Method
 from model.predict import predict, validate
 from model.scores import score
-from model.train import make_optimiser, train_epoch
+from model.train import _optimiser, train_epoch
 from tests.model import synthetic
 from tests.model.slow_parts import SlowParts, assert_company_and_order_do_not_matter
 
@@ -147,7 +147,7 @@ def informative_second(n: int = 150) -> Data:
 def test_validation_chooses_the_modality_that_knows_the_label() -> None:
     data = informative_second()
     method = synthetic.trained_on(data, synthetic.config("best_single", dropout=0.0, lr=1e-2, epochs=8))
-    optimiser = make_optimiser(method)
+    optimiser = _optimiser(method)
     for epoch in range(8):
         train_epoch(method, data, data.rows("train"), optimiser, epoch)
         validate(method, data, data.rows("val"))

@@ -19,7 +19,7 @@ from model.fusion import Block
 from model.methods import get, names
 from model.methods.moe_retriever import MoERetriever
 from model.noise import Noise
-from model.train import Job, _class_weight, make_optimiser, run_training, train_epoch
+from model.train import Job, _class_weight, _optimiser, run_training, train_epoch
 from mrpipe import Store, masks
 from mrpipe.missingness import Missingness, write_masks
 from tests.model import synthetic
@@ -57,7 +57,7 @@ def test_the_balance_loss_is_minimised_with_its_weight() -> None:
     torch.testing.assert_close(gradients[1], 2 * gradients[0])
     data = synthetic.make(synthetic.random_masks(40, 3, 0))
     method, _ = retriever(balance=0.1)
-    assert train_epoch(method, data, data.rows("train"), make_optimiser(method), 0)["balance"] > 0
+    assert train_epoch(method, data, data.rows("train"), _optimiser(method), 0)["balance"] > 0
 
 
 @pytest.mark.parametrize(("form", "kept"), [("pre-ln", True), ("code", False)])
@@ -139,7 +139,7 @@ def test_class_weights_reach_the_loss_that_is_minimised() -> None:
         batch = data.batch(rows, "x")
         weight = _class_weight(data, rows, kind)
         expected = F.cross_entropy(method.eval()(batch).logits, batch.label, weight=weight)
-        loss = train_epoch(method, data, rows, make_optimiser(method), 0, weight)["loss"]
+        loss = train_epoch(method, data, rows, _optimiser(method), 0, weight)["loss"]
         assert loss == pytest.approx(expected.item(), rel=1e-5)
         found[kind] = method.fusion.head.weight.detach().clone()  # type: ignore[union-attr]
     assert not torch.equal(found["none"], found["balanced"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -54,15 +53,6 @@ def test_trials_are_the_preset_and_then_different_draws_that_more_trials_only_ad
     assert len(everything) == 18
     # Golden: another version of a library must not draw other trials.
     assert [t["lr"] for t in trials[1:5]] == [0.001, 0.0001, 0.0003, 0.0003]
-
-
-def test_the_help_names_the_candidates(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["search", "--help"])
-    text = capsys.readouterr().out
-    for name, values in COMMON_SPACE.items():
-        (listed,) = re.findall(rf"{name} ((?:[\d.e-]+(?:, )?)+)", text)
-        assert tuple(float(v) for v in listed.split(", ")) == values
 
 
 def test_every_method_has_the_same_budget_and_the_same_common_candidates() -> None:

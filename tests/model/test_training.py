@@ -19,7 +19,7 @@ from model import checkpoint
 from model.config import make_config
 from model.evaluate import evaluate_run
 from model.methods import get
-from model.train import Job, batches, make_optimiser, run_training, train_epoch
+from model.train import Job, _optimiser, batches, run_training, train_epoch
 from mrpipe import Store, open_store
 from mrpipe.errors import UsageError
 from tests.model import synthetic
@@ -199,7 +199,7 @@ def test_sixteen_samples_are_learned_by_heart(kinds: tuple[str, ...]) -> None:
     data = synthetic.make(synthetic.random_masks(16, 2, 0), kinds, parts=(1.0, 0.0), strength=0.0)
     options = {"dropout": 0.0, "image_dropout": 0.0, "warmup": 0, "epochs": 100, "lr": 1e-3}
     method = synthetic.trained_on(data, synthetic.config(**options))
-    optimiser = make_optimiser(method)
+    optimiser = _optimiser(method)
     losses = [1.0]
     while losses[-1] > 0.05 and len(losses) <= 100:
         losses.append(train_epoch(method, data, data.rows("train"), optimiser, len(losses) - 1)["loss"])
@@ -210,7 +210,7 @@ def test_memory_does_not_grow_over_epochs() -> None:
     """D3: resident memory after many epochs is what it was after a few."""
     data = synthetic.make(synthetic.random_masks(200, 3, 0))
     method = synthetic.trained_on(data, synthetic.config(hidden=64, tokens=8, warmup=0))
-    optimiser = make_optimiser(method)
+    optimiser = _optimiser(method)
     page = os.sysconf("SC_PAGE_SIZE")
 
     def resident() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.storage import flag_with_storage_object
 from snakemake.utils import validate
 
 from mrpipe.codehash import code_hash
@@ -63,6 +64,13 @@ def planned():
 
 PLAN, SUITES = planned()
 
+# A submission keeps to what it asked for also where the cluster does not bind it: on a node, Snakemake runs the jobs of a
+# group without the limits that it put them together with.
+if workflow.remote_exec:
+    workflow.register_resource("gpu", 1)
+    if processors := os.environ.get("SLURM_CPUS_PER_TASK"):
+        workflow.register_resource("_cores", int(processors))
+
 
 wildcard_constraints:
     dataset="|".join(map(re.escape, [*PLAN.stores, *SUITES.store_names])),
@@ -88,7 +96,9 @@ def particular_rules():
 
 def path(template):
     """A path with `<results>` and its kind filled in, for parameters; inputs and outputs do that themselves."""
-    return workflow.pathvars.apply(template)
+    filled = workflow.pathvars.apply(template)
+    # Where files are in a storage, steps work on its local copies, and on what lies undeclared beside those.
+    return str(workflow.modifier.path_modifier.apply_default_storage(filled))
 
 
 def memory(mb):
@@ -103,6 +113,18 @@ def store_plan(wildcards):
 def store_folder(name):
     """Folder of a store: our own, or the sealed one that the configuration names."""
     return SUITES.store(name).sealed or path(f"<results>/stores/{name}")
+
+
+def store_manifest(wildcards):
+    """The file that seals a store. A store of the user's own is where they say, also where other files are in a storage."""
+    sealed = PLAN.stores[wildcards.dataset].sealed
+    return outside(f"{sealed}/manifest.json") if sealed else f"<results>/stores/{wildcards.dataset}/manifest.json"
+
+
+def outside(file):
+    """A file that is not the workflow's own: a default storage does not hold it."""
+    provider = workflow.storage_registry.default_storage_provider
+    return flag_with_storage_object(file, provider.object(file)) if provider else file
 
 
 def raw_folder(wildcards):
@@ -181,7 +203,7 @@ def run_targets(wildcards):
     checked = [
         f"<results>/runs/{name}/settings.json" for name in dict.fromkeys(r.experiment for r in PLAN.runs.values())
     ]
-    return [*checked, *(f"{run_folder(run)}/metrics.json" for run in PLAN.runs.values())]
+    return [*checked, *(f"<results>/runs/{run.folder}/metrics.json" for run in PLAN.runs.values())]
 
 
 def all_targets(wildcards):
@@ -191,14 +213,12 @@ def all_targets(wildcards):
 
 def rendered_suites(wildcards):
     """Folders of the suites that were rendered before: the report shows what is there, and asks for none."""
-    folders = sorted(f for f in Path(path("<results>/suites")).glob("*") if f.is_dir())
-    return [str(f) for f in folders if (f / "table.html").is_file() or next(f.rglob("*.svg"), None)]
+    return sorted({str(found.parent) for found in Path(path("<results>/suites")).glob("*/table.html")})
 
 
 def rendered_state(wildcards):
     """Hash of what the suites hold, as a parameter: a suite that is rendered anew makes the report run again."""
-    shown = ("*.html", "*.svg", "suite.json")
-    files = [f for folder in rendered_suites(wildcards) for kind in shown for f in sorted(Path(folder).rglob(kind))]
+    files = [f for folder in rendered_suites(wildcards) for f in sorted(Path(folder).glob("*.*"))]
     return hashlib.sha256(b"".join(f.name.encode() + f.read_bytes() for f in files)).hexdigest()[:16]
 
 

@@ -1,7 +1,7 @@
 rule report_page:
     input:
         verified=[f"<results>/verified/{name}.txt" for name in PLAN.stores],
-        metrics=[f"{run_folder(run)}/metrics.json" for run in PLAN.runs.values()],
+        metrics=[f"<results>/runs/{run.folder}/metrics.json" for run in PLAN.runs.values()],
         # Said by the rules of datasets, which come after these.
         quality=lambda wildcards: [f"{folder}/{file}" for folder in QUALITY.values() for file in QUALITY_FILES],
     output:

@@ -101,7 +101,7 @@ rule ingest:
         cohort="<results>/build/{dataset}/cohort.parquet",
         parts=modality_parts,
     output:
-        table=ensure("<results>/stores/{dataset}/modalities/{modality}.parquet", non_empty=True),
+        table="<results>/stores/{dataset}/modalities/{modality}.parquet",
         dictionary="<results>/build/{dataset}/dictionary/{modality}.parquet",
         tried="<results>/build/{dataset}/tried/{modality}.parquet",
     log:
@@ -252,7 +252,7 @@ rule seal:
 
 rule verify:
     input:
-        lambda wildcards: f"{store_folder(wildcards.dataset)}/manifest.json",
+        store_manifest,
     output:
         "<results>/verified/{dataset}.txt",
     log:
@@ -268,7 +268,7 @@ rule verify:
         mem_mb=memory(4000),
         runtime="1h",
     params:
-        store=subpath(input[0], parent=True),
+        store=lambda wildcards: store_folder(wildcards.dataset),
         code=code_of("mrpipe.store"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe verify {params.store:q} --deep"

@@ -3,35 +3,31 @@
 The default of the pipeline is the training mode (`mrpipe.genotype_transform`). To impute instead, bring a phased
 reference panel (1000 Genomes phase 3 in the target build) and run, once per set and before `mrpipe build`,
 
-    python -m mrpipe.datasets.adni.genomic_impute set.bed panel.vcf.gz imputed/set --map gmap.gz
+    from mrpipe.datasets.adni.genomic_impute import impute_set
+    impute_set(Path("set.bed"), Path("panel.vcf.gz"), Path("imputed/set"), genetic_map=Path("gmap.gz"))
 
-then point the option `genotypes` at the folder of the imputed sets. A set of another build is lifted first (`--chain`)
-and is in the reference's build afterwards. SNPs whose alleles the reference does not hold keep their calls. As in the
-paper only typed SNPs are kept: imputation fills missing calls, it adds no SNPs. Dosage r² and concordance of masked
-calls are in benchmarks/genotypes.md.
+then point the option `genotypes` at the folder of the imputed sets. The set must be in the reference's build; SNPs
+then point the option `genotypes` at the folder of the imputed sets. The set must be in the reference's build; SNPs
+whose alleles the reference does not hold keep their calls. As in the paper only typed SNPs are kept: imputation fills
+missing calls, it adds no SNPs. Dosage r² and concordance of masked calls are in the tests.
 Panel and tool see everyone in the set at once, evaluation participants included; labels they never see.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.genomic_lift import ChainFile
-from mrpipe.datasets.adni.genomic_plink import PlinkSet, bed_rows, calls, open_set, write_set
-from mrpipe.datasets.adni.genomic_strand import align, allele_codes, complement, position_keys, read_reference
+from mrpipe.datasets.adni.genomic_plink import bed_rows, calls, open_set, write_set
+from mrpipe.datasets.adni.genomic_strand import align, allele_codes, position_keys, read_reference
 from mrpipe.datasets.adni.genomic_vcf import VcfGenotypes, read_vcf, write_vcf
-from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
+from mrpipe.errors import DataError, Fault, UsageError
 
 TOOLS = ("beagle", "minimac4")
 
@@ -117,49 +113,23 @@ def impute_vcf(
     return read_vcf(run_minimac4(phased, reference, work / "imputed", threads=threads))
 
 
-def lifted_set(plink: PlinkSet, chain: ChainFile) -> tuple[PlinkSet, NDArray[np.int64]]:
-    """A set with places and alleles of the chain's target build, and the .bed rows of its SNPs.
-
-    SNPs without a place there are left out; where the strand turns, alleles become their complements.
-    """
-    got = chain.lift(plink.bim["chrom"].to_numpy().astype("U8"), plink.bim["pos"].to_numpy())
-    rows = np.flatnonzero(got.found)
-    letters = np.array(["A", "C", "G", "T", "0"])
-    named = {}
-    for column in ("a1", "a2"):
-        codes = allele_codes(plink.bim[column])[rows]
-        turned = got.reversed[rows] & (codes < len(letters))
-        as_written = plink.bim[column].to_numpy().astype(np.str_)[rows]
-        named[column] = np.where(turned, letters[np.where(turned, complement(codes), 0)], as_written)
-    bim = plink.bim[rows.tolist()].with_columns(
-        pl.Series("chrom", got.chromosome[rows].tolist()), pl.Series("pos", got.position[rows]),
-        *(pl.Series(c, v.tolist()) for c, v in named.items()),
-    )  # fmt: skip
-    return replace(plink, bim=bim), rows
-
-
 def impute_set(
     bed: Path, reference: Path, out: Path, *, tool: str = "beagle", genetic_map: Path | None = None, threads: int = 1,
-    seed: int = 0, chain: Path | None = None,
+    seed: int = 0,
 ) -> Imputed:  # fmt: skip
-    """Fill the missing calls of a PLINK set and write it as `out.bed`, `.bim`, `.fam`; people and SNPs are unchanged,
-    except that SNPs without a place in the reference's build are left out.
+    """Fill the missing calls of a PLINK set and write it as `out.bed`, `.bim`, `.fam`, people and SNPs unchanged.
 
     Args:
-        bed: the set, in the reference's build unless there is a chain.
+        bed: the set, in the reference's build.
         reference: phased VCF (.gz) of one or more chromosomes; SNPs elsewhere keep their calls.
-        chain: chain file to the reference's build.
 
     Raises:
         DataError: the set or the reference is at fault, they share no SNP, or the tool fails.
         UsageError: the tool is not installed.
     """
     plink = open_set(bed)
-    matrix = calls(plink)
-    if chain is not None:
-        plink, rows_of_bed = lifted_set(plink, ChainFile(chain))
-        matrix = matrix[:, rows_of_bed]
     known = read_reference(reference, sorted(set(plink.bim["chrom"].to_list())))
+    matrix = calls(plink)
     key = position_keys(plink.bim["chrom"], plink.bim["pos"].to_numpy())
     called = matrix != 3
     with np.errstate(invalid="ignore"):
@@ -202,34 +172,3 @@ def impute_set(
     after[:, at] = np.where(use, filled, matrix[:, at])
     write_set(out, plink.fam, plink.bim, iter([bed_rows(after)]))
     return Imputed(len(plink.bim), int(held.sum()), int((matrix == 3).sum()), int((after == 3).sum()))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m mrpipe.datasets.adni.genomic_impute SET.bed PANEL.vcf.gz OUT`; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mrpipe.datasets.adni.genomic_impute", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("bed", type=Path, metavar="SET.bed", help="with its .bim and .fam beside it")
-    parser.add_argument("reference", type=Path, metavar="PANEL.vcf.gz", help="phased reference panel")
-    parser.add_argument("out", type=Path, metavar="OUT", help="writes OUT.bed, OUT.bim, OUT.fam")
-    parser.add_argument("--tool", choices=TOOLS, default="beagle", help="Beagle, or minimac4 after phasing with Beagle")
-    parser.add_argument("--map", type=Path, metavar="PATH", help="genetic map (Beagle's form, or pos, chr, cM)")
-    parser.add_argument("--chain", type=Path, metavar="PATH", help="chain file to the panel's build")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        done = impute_set(args.bed, args.reference, args.out, tool=args.tool, genetic_map=args.map,
-                          threads=args.threads, seed=args.seed, chain=args.chain)  # fmt: skip
-    except MrpipeError as error:
-        print(f"imputation: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"{args.out}: {done.n_snps} SNPs, {done.n_matched} of them in the panel; calls missing: {done.n_missing} "
-          f"before, {done.n_left} after")  # fmt: skip
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

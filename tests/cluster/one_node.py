@@ -1,0 +1,237 @@
+"""A SLURM cluster of one node on this machine: brought up for a test, taken down again, whatever happened.
+
+Needs root and Debian's slurm-wlm and munge. The daemons run in the foreground as children of this process and die with
+it, also when it is killed. Where the machine has a SLURM of its own, nothing is touched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+ETC = Path("/etc/slurm")
+MUNGE = {"key": Path("/etc/munge/munge.key"), "run": Path("/run/munge")}
+LOCK = Path("/run/lock/mrpipe-test-cluster.lock")
+PROGRAMS = ("slurmctld", "slurmd", "munged", "munge", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
+N_GPUS = 2
+PR_SET_PDEATHSIG = 1
+
+# Eight processors on whatever there is, so that several jobs run at once; jobs above their memory are killed by the
+# daemon itself, as there need be no cgroups here; GPUs are terminals, which SLURM counts all the same.
+CONF = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ctld_port}
+SlurmdPort={d_port}
+SlurmUser=root
+AuthType=auth/munge
+CryptoType=crypto/munge
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+ReturnToService=2
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+SlurmdParameters=config_overrides
+AccountingStorageType=accounting_storage/none
+MinJobAge=3600
+KillWait=5
+GresTypes=gpu
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=2
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=64000 Gres=gpu:{gpus} State=UNKNOWN
+PartitionName=cpu Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=gpu Nodes={host} MaxTime=INFINITE State=UP
+"""
+
+
+class NoClusterError(Exception):
+    """Why there can be no cluster here."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One submission, as `scontrol` shows it; memory in MB, limit in minutes."""
+
+    id: int
+    comment: str
+    state: str
+    memory: int
+    cpus: int
+    limit: int
+    partition: str
+    gpus: int
+    start: datetime | None
+    end: datetime | None
+
+
+class Cluster:
+    """The running cluster."""
+
+    def jobs(self) -> list[Job]:
+        """All submissions so far, in their order."""
+        shown = subprocess.run(["scontrol", "show", "job", "-o"], capture_output=True, text=True, check=True).stdout
+        return sorted(map(_job, (line for line in shown.splitlines() if "JobId=" in line)), key=lambda job: job.id)
+
+    def wait_for(self, found: Callable[[list[Job]], list[Job]], seconds: float = 120) -> list[Job]:
+        """What `found` picks out of the jobs, as soon as that is not empty."""
+        end = time.monotonic() + seconds
+        while not (jobs := found(self.jobs())):
+            if time.monotonic() > end:
+                raise TimeoutError(f"no such job in {seconds} s; there are {self.jobs()}")
+            time.sleep(0.2)
+        return jobs
+
+
+def _job(line: str) -> Job:
+    fields = dict(re.findall(r"(\S+?)=(\S*)", line))
+    days, hours, minutes = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):\d+", fields["TimeLimit"]).groups()  # type: ignore[union-attr]
+    memory, unit = re.fullmatch(r"([\d.]+)([MG])", fields["MinMemoryNode"]).groups()  # type: ignore[union-attr]
+    gpus = re.search(r"gpu:(\d+)", fields.get("TresPerJob", ""))
+    return Job(
+        id=int(fields["JobId"]),
+        comment=fields.get("Comment", ""),
+        state=fields["JobState"],
+        memory=round(float(memory) * (1024 if unit == "G" else 1)),
+        cpus=int(fields["NumCPUs"]),
+        limit=(int(days or 0) * 24 + int(hours)) * 60 + int(minutes),
+        partition=fields["Partition"],
+        gpus=int(gpus[1]) if gpus else 0,
+        start=_time(fields["StartTime"]),
+        end=_time(fields["EndTime"]),
+    )
+
+
+def _time(text: str) -> datetime | None:
+    return None if text in ("Unknown", "N/A") else datetime.fromisoformat(text)
+
+
+@contextmanager
+def one_node(folder: Path) -> Iterator[Cluster]:
+    """A running cluster with partitions `cpu` and `gpu`; its state and logs are in `folder`.
+
+    Raises:
+        NoClusterError: not root, a program is missing, or there is a SLURM here already.
+        RuntimeError: the node did not come up; carries the daemons' logs.
+    """
+    if os.geteuid() != 0:
+        raise NoClusterError("only root can bring up SLURM's daemons")
+    if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
+        raise NoClusterError(f"no {', '.join(missing)}; apt-get install -y --no-install-recommends slurm-wlm munge")
+    with ExitStack() as down:
+        lock = down.enter_context(LOCK.open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NoClusterError("another run of these tests has its cluster up") from None
+        for name in ("slurm.conf", "gres.conf"):
+            if (ETC / name).exists():
+                raise NoClusterError(f"this machine has a SLURM of its own ({ETC / name}), which is not touched")
+            # A link to nothing is what a killed run of these tests left.
+            (ETC / name).unlink(missing_ok=True)
+        _write(folder)
+        for name in ("slurm.conf", "gres.conf"):
+            ETC.mkdir(exist_ok=True)
+            (ETC / name).symlink_to(folder / name)
+            down.callback((ETC / name).unlink, missing_ok=True)
+        _munge(down)
+        for name in ("slurmctld", "slurmd"):
+            with (folder / f"{name}.out").open("w") as out:
+                _daemon(down, [name, "-D"], stdout=out, stderr=subprocess.STDOUT)
+            time.sleep(0.5)
+        # The first thing on the way down, while the node is still there to end them.
+        down.callback(_end_jobs)
+        _wait_until_idle(folder)
+        yield Cluster()
+
+
+def _write(folder: Path) -> None:
+    for name in ("state", "spool"):
+        (folder / name).mkdir(parents=True)
+    ports = _free_ports(2)
+    host = socket.gethostname().split(".")[0]
+    conf = CONF.format(host=host, ctld_port=ports[0], d_port=ports[1], folder=folder, gpus=N_GPUS)
+    (folder / "slurm.conf").write_text(conf)
+    (folder / "gres.conf").write_text("".join(f"Name=gpu File=/dev/tty{i}\n" for i in range(N_GPUS)))
+
+
+def _free_ports(n: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+
+
+def _munge(down: ExitStack) -> None:
+    """A munged, unless one answers already; Debian's package brings the key."""
+    if subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
+        return
+    if not MUNGE["key"].is_file():
+        raise NoClusterError(f"no {MUNGE['key']}; mungekey --create")
+    MUNGE["run"].mkdir(exist_ok=True)
+    shutil.chown(MUNGE["run"], "munge", "munge")
+    _daemon(down, ["munged", "--foreground"], user="munge", group="munge", stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 10
+    while subprocess.run(["munge", "-n"], capture_output=True).returncode != 0:
+        if time.monotonic() > end:
+            raise RuntimeError("munged does not answer")
+        time.sleep(0.1)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _daemon(down: ExitStack, command: list[str], **options: object) -> None:
+    process = subprocess.Popen(command, preexec_fn=_die_with_parent, start_new_session=True, **options)  # type: ignore[call-overload]
+    down.callback(_stop, process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _end_jobs() -> None:
+    listed = ["squeue", "--noheader", "--format=%i"]
+    end = time.monotonic() + 30
+    while ids := subprocess.run(listed, capture_output=True, text=True).stdout.split():
+        subprocess.run(["scancel", "--signal=KILL", "--full", *ids], capture_output=True)
+        subprocess.run(["scancel", *ids], capture_output=True)
+        if time.monotonic() > end:
+            return
+        time.sleep(0.5)
+
+
+def _wait_until_idle(folder: Path, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while "idle" not in subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True).stdout:
+        if time.monotonic() > end:
+            logs = "\n".join(path.read_text() for path in [*folder.glob("*.log"), *folder.glob("*.out")])
+            raise RuntimeError(f"the node is not idle after {seconds} s\n{logs}")
+        time.sleep(0.2)

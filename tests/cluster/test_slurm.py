@@ -1,0 +1,157 @@
+"""The workflow on a real SLURM, through the profile and the executor plugin that people use."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import mrpipe
+from tests.cluster.one_node import Cluster, Job
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+PROJECT = Path(__file__).parents[2]
+NARROW = {"epochs": 2, "hidden": 16, "tokens": 2, "encoder_hidden": 16}
+CONFIG: dict[str, Any] = {
+    "datasets": {
+        "mosi": {
+            "raw": "simulated",
+            "modalities": ["text", "audio"],
+            "simulation": {"n_videos": 9, "clips_per_video": 6, "frames_per_second": 2},
+        }
+    },
+    "experiments": {
+        "pair": {"dataset": "mosi", "methods": {"moe_retriever": {"overrides": NARROW}, "majority": {}}},
+        "cancelled": {"dataset": "mosi", "methods": ["majority", "logistic"]},
+    },
+}
+CELLS = "rule_cells_evaluate_train"
+METRICS = "results/runs/{}/{}/seed0/metrics.json"
+
+
+@pytest.fixture(scope="module")
+def profile(project: Path) -> Path:
+    """The profile as it is in the repository."""
+    return project / "workflow/profiles/slurm"
+
+
+@pytest.fixture(scope="module")
+def tight(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the profile, edited: too little memory for one training, which imports torch, at its first attempt."""
+    settings = yaml.safe_load((profile / "profile.v9+.yaml").read_text())
+    for rule, usual in {"train": 8000, "evaluate": 4000}.items():
+        memory = f"(500 if wildcards.method == 'moe_retriever' else {usual}) * attempt"
+        settings["set-resources"][rule]["mem_mb"] = memory
+    copy = tmp_path_factory.mktemp("profile")
+    (copy / "profile.v9+.yaml").write_text(yaml.safe_dump(settings))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Working directory of all runs."""
+    path = tmp_path_factory.mktemp("work")
+    (path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+def start(profile: Path, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Snakemake as the README says, for a cluster without accounting and with short jobs."""
+    command = [sys.executable, "-m", "snakemake", "--profile", str(profile), *arguments]
+    command += ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"]
+    command += ["--latency-wait", "10", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(folder)]
+    command += ["--configfile", str(folder / "config.yaml")]
+    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    return process.communicate(timeout=600)[0]
+
+
+def side_by_side(jobs: list[Job]) -> bool:
+    """Whether there was a moment at which all of them ran."""
+    assert all(job.start and job.end for job in jobs), jobs
+    return max(job.start for job in jobs) < min(job.end for job in jobs)  # type: ignore[type-var]
+
+
+def test_from_export_to_scores_with_a_second_attempt(cluster: Cluster, tight: Path, folder: Path) -> None:
+    runs = [METRICS.format("pair", method) for method in ("moe_retriever", "majority")]
+    process = start(tight, folder, "stores", *runs)
+    text = finish(process)
+    assert process.returncode == 0, text
+
+    store = mrpipe.open_store(folder / "results/stores/mosi")
+    store.verify(deep=True)
+    assert all(json.loads((folder / path).read_text()) for path in runs)
+
+    jobs = cluster.jobs()
+    by_name = {name: [job for job in jobs if job.comment.startswith(name)] for name in {j.comment for j in jobs}}
+    assert set(by_name) == {
+        "rule_export_check_cohort_simulate",
+        "rule_ingest_wildcards_mosi_text",
+        "rule_ingest_wildcards_mosi_audio",
+        "rule_seal_samples_seal_split_verify",
+        CELLS,
+    }
+    # The two modalities at once; what follows one another is one submission.
+    assert side_by_side([*by_name["rule_ingest_wildcards_mosi_text"], *by_name["rule_ingest_wildcards_mosi_audio"]])
+    assert [job.memory for job in by_name["rule_seal_samples_seal_split_verify"]] == [4000]
+
+    # A GPU for each training; the one that was killed for its memory got twice as much the second time.
+    cells = by_name[CELLS]
+    assert {(job.partition, job.gpus, job.cpus, job.limit) for job in cells} == {("gpu", 1, 1, 14 * 60)}
+    assert sorted((job.memory, job.state) for job in cells) == [
+        (500, "FAILED"),
+        (1000, "COMPLETED"),
+        (8000, "COMPLETED"),
+    ]
+    killed = next(job for job in cells if job.memory == 500)
+    assert "exceeded memory limit" in next(folder.glob(f".snakemake/slurm_logs/**/{killed.id}.log")).read_text()
+    assert f"StepId={killed.id}" in text
+    assert "Error in group cells" in text
+    assert "Trying to restart job" in text
+
+
+def test_a_job_that_is_cancelled_from_outside(cluster: Cluster, profile: Path, folder: Path) -> None:
+    before = {job.id for job in cluster.jobs()}
+    runs = [METRICS.format("cancelled", method) for method in ("majority", "logistic")]
+    process = start(profile, folder, *runs, "--retries", "0")
+    first, second = cluster.wait_for(lambda jobs: two_running([job for job in jobs if job.id not in before]))
+    subprocess.run(["scancel", str(second.id)], check=True)
+    text = finish(process)
+
+    # The other one was finished; the end names what was cancelled, and where to look.
+    assert process.returncode == 1
+    assert {job.id: job.state for job in cluster.jobs() if job.id not in before} == {
+        first.id: "COMPLETED",
+        second.id: "CANCELLED",
+    }
+    there = [(folder / path).exists() for path in runs]
+    assert sorted(there) == [False, True]
+    lost = ("majority", "logistic")[there.index(False)]
+    assert "Error in group cells" in text
+    assert re.search(rf"JOB {second.id} ON \S+ CANCELLED", text), text
+    assert re.search(rf"log: results/logs/cancelled/{lost}_seed0_train\.log", text), text
+    assert "Failed." in text
+
+    # The same command again makes what is missing, and nothing else.
+    finished = (folder / runs[there.index(True)]).stat().st_mtime_ns
+    process = start(profile, folder, *runs)
+    text = finish(process)
+    assert process.returncode == 0, text
+    assert all((folder / path).exists() for path in runs)
+    assert (folder / runs[there.index(True)]).stat().st_mtime_ns == finished
+    new = [job for job in cluster.jobs() if job.id not in before | {first.id, second.id}]
+    assert [(job.comment, job.state) for job in new] == [(CELLS, "COMPLETED")]
+
+
+def two_running(jobs: list[Job]) -> list[Job]:
+    running = [job for job in jobs if job.state == "RUNNING"]
+    return running if len(running) == 2 else []
