@@ -17,6 +17,15 @@ from mrpipe.errors import DataError, Fault
 # A page holds so many pictures of a suite; an SVG of more bytes than this is shown as its PNG.
 MOST_PICTURES = 24
 HEAVY = 300_000
+# What a picture shows, by the end of its name.
+_SHOWN = {
+    "patterns": "which samples have which modalities",
+    "expert-selection": "which experts the tokens of each combination of modalities visit",
+    "combination-shares": "from which combinations of modalities the visits of each expert come",
+    "gradients": "cosine similarity of the gradients of pairs of modalities during training",
+    "embedding": "t-SNE of fused embeddings of samples that lack a modality, before and after its retrieval",
+    "cost": "inference time, FLOPs and parameters by configuration of modalities",
+}
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,13 @@ class Suite:
 
 
 def read_suite(folder: Path) -> Suite:
-    """`table.html` (a fragment), all `*.svg` below, and what `suite.json` and `scores.parquet` say of the cells.
+    """`table.html` (a fragment), `*.svg`, and what `suite.json` and `scores.parquet` say of the cells.
 
     Raises:
         DataError: neither a table nor a picture is there, or one of them is not passive.
     """
     table = folder / "table.html"
-    pictures = sorted(folder.rglob("*.svg"))
+    pictures = sorted(folder.glob("*.svg"))
     if not table.is_file() and not pictures:
         raise DataError(
             Fault(file=str(folder), expected="a rendered suite (table.html or *.svg)", found="neither", fix="Run it.")
@@ -66,14 +75,14 @@ def read_suite(folder: Path) -> Suite:
 
 
 def _picture(suite: Path, path: Path) -> Picture:
-    """A picture, named after its folders and itself; one of many points as pixels, where there are some."""
-    words = path.relative_to(suite).with_suffix("").parts
-    label = f"{suite.name}: {', '.join(word.replace('_', ' ') for word in words)}"
+    """A picture, named after its file; one of many points as pixels, where there are some."""
+    shown = next((words for ending, words in _SHOWN.items() if path.stem.endswith(ending)), path.stem)
+    label = f"{suite.name}, {path.stem}: {shown}" if shown != path.stem else f"{suite.name}: {shown}"
     pixels = path.with_suffix(".png")
     if path.stat().st_size > HEAVY and pixels.is_file():
         return Picture(inline_image(pixels, label=label), label)
     text = path.read_text(encoding="utf-8")
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join((suite.name, *words)))
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{suite.name}-{path.stem}")
     return Picture(inline_svg(text, name=name, label=label, file=str(path)), label)
 
 

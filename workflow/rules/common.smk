@@ -214,13 +214,13 @@ def all_targets(wildcards):
 def rendered_suites(wildcards):
     """Folders of the suites that were rendered before: the report shows what is there, and asks for none."""
     folders = sorted(f for f in Path(path("<results>/suites")).glob("*") if f.is_dir())
-    return [str(f) for f in folders if (f / "table.html").is_file() or next(f.rglob("*.svg"), None)]
+    return [str(f) for f in folders if (f / "table.html").is_file() or next(f.glob("*.svg"), None)]
 
 
 def rendered_state(wildcards):
     """Hash of what the suites hold, as a parameter: a suite that is rendered anew makes the report run again."""
     shown = ("*.html", "*.svg", "suite.json")
-    files = [f for folder in rendered_suites(wildcards) for kind in shown for f in sorted(Path(folder).rglob(kind))]
+    files = [f for folder in rendered_suites(wildcards) for kind in shown for f in sorted(Path(folder).glob(kind))]
     return hashlib.sha256(b"".join(f.name.encode() + f.read_bytes() for f in files)).hexdigest()[:16]
 
 
