@@ -111,14 +111,15 @@ def _of_tokens(method: Method, data: Data, rows: Rows) -> Iterator[dict[str, Any
         of_sample: dict[int, Tensor] = {}
         for m in used:
             parts = [torch.zeros_like(o) if g is None else g for o, g in zip(outputs[m], gradients, strict=False)]
-            places = torch.from_numpy(batch.table_rows(m)[0]).to(loss.device)
-            gradient = torch.cat(parts).flatten(1).double()
+            places = torch.from_numpy(batch.table_rows(m)[0])
+            # On the CPU: not every device has float64.
+            gradient = torch.cat(parts).flatten(1).cpu().double()
             of_sample[m] = gradient.new_zeros(len(batch), gradient.shape[1]).index_copy(0, places, gradient)
         for a, b in pairs:
             both = np.flatnonzero(batch.observed[:, a] & batch.observed[:, b])
             if a in of_sample and b in of_sample and len(both):
-                at = torch.from_numpy(both).to(loss.device)
-                cosines[a, b].append(_cosine(of_sample[a][at], of_sample[b][at]).cpu())
+                at = torch.from_numpy(both)
+                cosines[a, b].append(_cosine(of_sample[a][at], of_sample[b][at]))
     for (a, b), parts in cosines.items():
         if parts:
             values = torch.cat(parts)

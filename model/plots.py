@@ -291,6 +291,10 @@ def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
     return figure
 
 
+# Beyond the palette's colours, classes are told apart by their marks.
+MARKERS = ("o", "^", "s", "D")
+
+
 def before_and_after(frame: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Figure 6: t-SNE of the samples of one combination before and after retrieval, coloured by class.
 
@@ -303,8 +307,9 @@ def before_and_after(frame: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     for axes, (stage, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for number, name in enumerate(classes):
             some = frame.filter((pl.col("stage") == stage) & (pl.col("label") == name))
-            axes.scatter(some["x"], some["y"], s=14, color=PALETTE[number % len(PALETTE)], alpha=0.75, linewidths=0,
-                         label=name)  # fmt: skip
+            again, color = divmod(number, len(PALETTE))
+            axes.scatter(some["x"], some["y"], s=16, color=PALETTE[color], marker=MARKERS[again % len(MARKERS)],
+                         alpha=0.75, linewidths=0, label=name)  # fmt: skip
         axes.set_title(title, fontsize=9.5)
         axes.set_xticks([])
         axes.set_yticks([])
