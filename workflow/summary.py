@@ -26,7 +26,8 @@ def print_summary(results: Path) -> None:
     console = Console(soft_wrap=True)
     scores, page = results / "report" / "results.csv", results / "report" / "index.html"
     if scores.is_file():
-        frame = pl.read_csv(scores, schema_overrides={"group": pl.String, "seed": pl.Int64})
+        # Without runs there is a header and nothing to guess types from.
+        frame = pl.read_csv(scores, schema_overrides={"group": pl.String, "seed": pl.Int64, "value": pl.Float64})
         for table in score_tables(frame):
             console.print(table)
         if "simulated" in frame["origin"]:

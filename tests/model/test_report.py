@@ -20,6 +20,7 @@ from model.report.published import published
 from model.report.runs import read_run, tell_apart
 from mrpipe import Store
 from mrpipe.errors import DataError
+from workflow.summary import print_summary
 
 SMALL = ["epochs=2", "hidden=8", "tokens=2", "heads=2", "encoder_hidden=8", "cnn_width=0.05"]
 EXPERTS = ["n_experts=2", "n_shared=2"]
@@ -294,3 +295,11 @@ def test_the_majority_class_is_in_every_table(runs: list[Path], tmp_path: Path) 
     assert row
     assert f"always {said['class']}" in row[0]
     assert f"{100 * said['accuracy']:.2f}" in row[0]
+
+
+def test_the_end_of_a_run_without_models_says_where_the_report_is(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report(Inputs(stores=[store.path]), tmp_path / "report" / "index.html")
+    print_summary(tmp_path)
+    assert "report/index.html" in capsys.readouterr().out.replace("\n", "")
