@@ -303,3 +303,30 @@ def test_the_end_of_a_run_without_models_says_where_the_report_is(
     write_report(Inputs(stores=[store.path]), tmp_path / "report" / "index.html")
     print_summary(tmp_path)
     assert "report/index.html" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_suite_brings_its_stores_cells_and_searches(
+    inputs: Inputs, runs: list[Path], store: Store, tmp_path: Path
+) -> None:
+    suite = tmp_path / "table9"
+    shutil.copytree(inputs.suites[0], suite)
+    cells = {"ours": ["moe_retriever", [0, 1]], "control": ["majority", [0]], "not run": ["muse", [0]]}
+    said = {"columns": [{"experiment": "toy", "store": str(store.path), "cells": cells}],
+            "unfinished": ["toy/majority/seed0"]}  # fmt: skip
+    (suite / "suite.json").write_text(json.dumps(said))
+    searches = []
+    for name, store_id, n in (("ours", store.store_id, 7), ("other", "0" * 16, 99)):
+        searches.append(tmp_path / f"{name}.json")
+        content = {"method": "moe_retriever", "store_id": store_id, "n_trials": n, "metric": "macro_f1", "space": {}}
+        searches[-1].write_text(json.dumps(content))
+    made = Inputs(suites=[suite], cells=runs[0].parents[2], searches=searches)
+    write_report(made, tmp_path / "index.html")
+    text = (tmp_path / "index.html").read_text()
+    assert f'id="store-toy-{store.store_id}"' in text
+    methods = text[text.index('id="methods-text"') :]
+    assert "Compared were moe_retriever" in methods
+    assert "class frequencies" not in methods
+    assert "7 trials" in methods
+    assert "99 trials" not in methods
+    assert 'href="#suites"' in text[text.index('id="cautions"') : text.index('id="data"')]
+    assert "<h2>Experiments</h2>" not in text
