@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
 
 from mrpipe.errors import UsageError
 from mrpipe.genotypes import unpack_at
@@ -65,6 +65,11 @@ def _area(
     return np.asarray(np.where(enough, u / np.maximum(n_in * n_out, 1), np.nan))
 
 
+def chance_spread(n_in: NDArray[np.float64], n_out: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard deviation of the area of a feature that has nothing to do with the class (ties make it smaller)."""
+    return np.asarray(np.sqrt((n_in + n_out + 1) / (12 * np.maximum(n_in * n_out, 1))))
+
+
 def _columns(
     modality: Modality, arrays: Arrays, levels: list[Any]
 ) -> Iterator[tuple[NDArray[np.int64], list[str], NDArray[np.float32]]]:
@@ -96,8 +101,9 @@ def _columns(
 
 
 def audit(
-    store: Store, *, task: str | None = None, scheme: str | None = None, threshold: float = 0.9, least: int = 5
-) -> pl.DataFrame:
+    store: Store, *, task: str | None = None, scheme: str | None = None, threshold: float = 0.9, least: int = 5,
+    alpha: float = 1.0,
+) -> pl.DataFrame:  # fmt: skip
     """Features whose single-feature AUROC for a class exceeds a threshold on the training rows of a split.
 
     Images and volumes have no named features and are left out; so are modalities whose dictionary does not name each
@@ -106,6 +112,8 @@ def audit(
     Args:
         threshold: of the AUROC, or of 1 − AUROC.
         least: known rows that both sides must have.
+        alpha: chance, over everything that is looked at (Bonferroni), of a finding without any leak: among thousands
+            of SNPs some tell a dozen people apart by luck. 1 keeps whatever exceeds the threshold.
 
     Returns:
         Rows of AUDIT_SCHEMA, the highest first: `what` is `value`, `is <level>` or `known`; `auroc` at least 0.5.
@@ -122,6 +130,7 @@ def audit(
     )
     value = dict(label.iter_rows())
     found: list[pl.DataFrame] = []
+    looks = 0
     for modality in store.modalities:
         rows = store.dictionary.filter(modality=modality.name).sort("position")
         if modality.kind in ("image", "volume") or len(rows) != modality.size:
@@ -140,12 +149,18 @@ def audit(
             known = ~np.isnan(x)
             there = indicator_aurocs(known[:, once], classes, least=least)
             everybody = np.full(len(once), len(y))
+            looks += int(np.isfinite(area).sum() + np.isfinite(there).sum())
+            n_known = known.sum(axis=0)
             for k, name in enumerate(declared.classes):
-                found.append(_above(rows, at, what, area[k], known.sum(axis=0), name, threshold))
-                found.append(_above(rows, at[once], ["known"] * len(once), there[k], everybody, name, threshold))
+                inside = classes[:, k]
+                found.append(_above(rows, at, what, area[k], n_known, known[inside].sum(axis=0), name, threshold))
+                size = np.full(len(once), int(inside.sum()))
+                found.append(_above(rows, at[once], ["known"] * len(once), there[k], everybody, size, name, threshold))
     if not found:
         return pl.DataFrame(schema=AUDIT_SCHEMA)
-    return pl.concat(found).sort(["auroc", "modality", "feature", "what", "class"], descending=[True, *[False] * 4])
+    limit = 0.0 if alpha >= 1 else float(norm.isf(alpha / (2 * max(looks, 1))))
+    beyond = pl.concat(found).filter(pl.col("spread") * limit <= pl.col("auroc") - 0.5).drop("spread")
+    return beyond.sort(["auroc", "modality", "feature", "what", "class"], descending=[True, *[False] * 4])
 
 
 def _above(
@@ -154,6 +169,7 @@ def _above(
     what: list[str],
     area: NDArray[np.float64],
     n: NDArray[Any],
+    n_in: NDArray[Any],
     name: str,
     threshold: float,
 ) -> pl.DataFrame:
@@ -171,6 +187,7 @@ def _above(
             "source_file": features["source_file"],
             "source_column": features["source_column"],
             "description": features["description"],
+            "spread": chance_spread(n_in[chosen].astype(np.float64), (n - n_in)[chosen].astype(np.float64)),
         },
-        schema=AUDIT_SCHEMA,
+        schema={**AUDIT_SCHEMA, "spread": pl.Float64},
     )

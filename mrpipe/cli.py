@@ -122,7 +122,8 @@ def _audit(args: argparse.Namespace) -> None:
     from mrpipe.show import show_audit
     from mrpipe.store import open_store
 
-    show_audit(audit(open_store(args.store), task=args.task, scheme=args.scheme, threshold=args.threshold))
+    store = open_store(args.store)
+    show_audit(audit(store, task=args.task, scheme=args.scheme, threshold=args.threshold, alpha=args.alpha))
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -237,6 +238,9 @@ def _parser() -> argparse.ArgumentParser:
     choices["audit"].add_argument("--task", help="classification task (default: the store's first)")
     choices["audit"].add_argument("--scheme", help="its training rows are looked at (default: the store's own split)")
     choices["audit"].add_argument("--threshold", type=float, default=0.9, help="of the AUROC (default 0.9)")
+    choices["audit"].add_argument(
+        "--alpha", type=float, default=0.05, help="chance of a finding without a leak (default 0.05; 1: list luck, too)"
+    )
     path(choices["export"], "--out", "folder to write to")
     choices["export"].add_argument("--format", choices=("csv", "npz"), default="csv")
     choices["export"].add_argument("--modalities", nargs="+", metavar="NAME", help="default: all")

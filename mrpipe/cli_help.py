@@ -78,7 +78,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "audit": (
         "features that tell the label almost alone",
         "Single-feature AUROC on training rows, of the value and of whether it is known at all, with the raw column\n"
-        "that the feature came from. What stands here may be the label in other words: look before you train.\n\n"
+        "that the feature came from; beyond what luck does among so many features. What stands here may be the label\n"
+        "in other words: look before you train.\n\n"
         "  mrpipe audit STORE --threshold 0.9",
     ),
     "export": (

@@ -21,6 +21,8 @@ from mrpipe.store import Store
 
 # Single-feature AUROC above which a feature may be the label in other words.
 AUDIT_THRESHOLD = 0.9
+# Among thousands of features some pass the threshold by luck; what luck explains is not listed.
+AUDIT_ALPHA = 0.05
 AUDIT_ROWS = 20
 PATTERN_ROWS = 40
 
@@ -111,7 +113,7 @@ def _audit(store: Store) -> dict[str, Any] | None:
     task = store.task()
     if task.kind != "classification":
         return None
-    found = audit(store, threshold=AUDIT_THRESHOLD)
+    found = audit(store, threshold=AUDIT_THRESHOLD, alpha=AUDIT_ALPHA)
     tables = [m.name for m in store.modalities if m.kind not in ("image", "volume")]
     looked_at = store.dictionary.filter(pl.col("modality").is_in(tables)).height
     return {

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import mrpipe
-from mrpipe.audit import AUDIT_SCHEMA, audit, aurocs, indicator_aurocs
+from mrpipe.audit import AUDIT_SCHEMA, audit, aurocs, chance_spread, indicator_aurocs
 from mrpipe.datasets import get_dataset
 from mrpipe.errors import UsageError
 from mrpipe.keyed import generator
@@ -114,3 +114,21 @@ def test_wrong_use_is_refused(adni: Path, tmp_path: Path) -> None:
         audit(store, threshold=0.2)
     with pytest.raises(UsageError, match="no task"):
         audit(store, task="survival")
+
+
+def test_the_spread_of_chance_is_that_of_shuffled_labels() -> None:
+    rng = generator(0, "chance")
+    x = rng.normal(size=(30, 4000)).astype(np.float32)
+    classes = (np.arange(30) < 9)[:, None]
+    areas = aurocs(x, classes)[0]
+    assert areas.std() == pytest.approx(chance_spread(np.array([9.0]), np.array([21.0]))[0], rel=0.05)
+
+
+def test_luck_among_many_snps_is_no_finding_and_a_leak_among_them_is(adni: Path, tmp_path: Path) -> None:
+    build(get_dataset("adni"), adni / "raw", tmp_path / "store", {}, modalities=["genomic", "clinical"])
+    store = mrpipe.open_store(tmp_path / "store")
+    strict, loose = (audit(store, threshold=0.7, alpha=alpha) for alpha in (0.05, 1.0))
+    assert len(strict.filter(modality="genomic")) < len(loose.filter(modality="genomic"))
+    assert len(loose.join(strict, on=["feature", "what", "class"], how="anti")) + len(strict) == len(loose)
+    # What stays is three of the least standard deviations that its number of people allows, and more, from 0.5.
+    assert (strict["auroc"] - 0.5 > 3 / (3 * strict["n"].cast(pl.Float64)).sqrt()).all()
