@@ -156,6 +156,7 @@ OTHERS = {
     "results": "all scores of finished runs as one tidy table",
     "tables": "tables of a suite from its finished cells",
     "figures": "figures of a suite from its finished cells",
+    "comparison": "every published value beside ours, over all tables",
 }
 
 

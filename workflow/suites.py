@@ -154,6 +154,11 @@ class Suites:
         return tuple(self._said["suites"])
 
     @property
+    def collections(self) -> tuple[str, ...]:
+        """Names of the suites that stand for others."""
+        return tuple(name for name, said in self._said["suites"].items() if "of" in said)
+
+    @property
     def store_names(self) -> tuple[str, ...]:
         """Names of the stores that the suites may simulate."""
         return tuple(f"{name}-{self.size}" for name in self._said["datasets"])

@@ -13,12 +13,14 @@ import numpy as np
 import polars as pl
 import pytest
 
+from model.comparison import make_page, read_scores
 from model.grids import Cell, Grid, Line, Page, html, latex, markdown
 from model.metrics import table
 from model.published import FILE, METRICS, published, published_table, short
-from model.results import SCHEMA, write_results
-from model.tables import read_suite, write_tables
+from model.results import SCHEMA, best_possible, write_results
+from model.tables import BEST, read_suite, write_tables
 from mrpipe.errors import DataError
+from mrpipe.truth import ANY, read_best, write_best
 
 N = 240
 CLASSES = ("negative", "positive")
@@ -128,6 +130,45 @@ def test_simulated_data_are_in_plain_sight(made: Any) -> None:
         assert "nothing about real data" in text
 
 
+@pytest.mark.parametrize("known", ["text", ANY])
+def test_the_regret_is_what_the_best_possible_prediction_has_more(made: Any, tmp_path: Path, known: str) -> None:
+    _, folder = made(origin="simulated")
+    run = pl.read_parquet(folder / "runs/e/moe_retriever/seed0/predictions.parquet")
+    ids = run["sample_id"].to_list()
+    # Of what shows the text alone, or of anything, a prediction that is right for all; with both, for a half.
+    right = np.stack([run["label"] == c for c in CLASSES], axis=1).astype(float)
+    half = np.where(np.arange(N)[:, None] % 2 == 0, right, 1 - right)
+    best = {(known,) if known else (): right, ("text", "audio"): half}
+    write_best(tmp_path / "truth", "sentiment", CLASSES, ids, best)
+    said = json.loads((folder / "suite.json").read_text())
+    said["columns"][0]["truth"] = str(tmp_path / "truth")
+    (folder / "suite.json").write_text(json.dumps(said))
+    write_tables(read_suite(folder / "suite.json"), folder / "runs", folder)
+    scores = pl.read_parquet(folder / "scores.parquet").filter(metric="accuracy", column=0)
+    both = run["modalities"] == "text+audio"
+    expected = 100 * np.where(both, np.arange(N) % 2 == 0, True).mean()
+    possible = scores.filter(row=BEST).row(0, named=True)
+    moe = scores.filter(row="MoE-Retriever").row(0, named=True)
+    # The labels of the seeds differ, and the truth is that of the first.
+    assert possible["seeds"] == 3
+    assert moe["regret"] == pytest.approx(possible["mean"] - moe["mean"])
+    assert not possible["leads"]
+    alone = best_possible(folder / "runs/e/moe_retriever/seed0", pl.read_parquet(tmp_path / "truth/best.parquet"))
+    assert alone is not None
+    assert 100 * (alone.probability.argmax(1) == alone.label).mean() == pytest.approx(expected)
+    assert f"| *{BEST}* |" in (folder / "table.md").read_text()
+
+
+def test_without_the_truth_of_every_sample_there_is_no_regret(made: Any, tmp_path: Path) -> None:
+    _, folder = made(origin="simulated")
+    p = np.full((2, 2), 0.5)
+    write_best(tmp_path / "truth", "sentiment", CLASSES, ["000", "001"], {(): p})
+    assert read_best(tmp_path / "truth", "another") is None
+    assert read_best(tmp_path, "sentiment") is None
+    best = read_best(tmp_path / "truth", "sentiment")
+    assert best_possible(folder / "runs/e/moe_retriever/seed0", best) is None
+
+
 def test_a_table_from_nothing_says_so(made: Any) -> None:
     folders = tuple(f"e/{m}/seed{s}" for m in ("moe_retriever", "muse", "majority") for s in range(3))
     page, folder = made(unfinished=folders)
@@ -197,6 +238,24 @@ def test_the_results_are_tidy_and_whole(made: Any) -> None:
     assert frame["code_hash"].unique().to_list() == ["c0de"]
     assert json.loads(frame["config"][0])["common"] == {"lr": 0.1}
     assert frame.select("mechanism", "p").unique().rows() == [("mcar", 0.3)]
+
+
+@pytest.mark.parametrize("origin", ["export", "simulated"])
+def test_the_comparison_has_every_published_value_and_where_ours_come_from(made: Any, origin: str) -> None:
+    _, folder = made(origin=origin)
+    with pytest.raises(DataError, match="absent"):
+        read_scores([folder, folder / "absent"])
+    page = make_page("paper", "All", read_scores([folder]))
+    (grid,) = page.overview
+    assert [line.name for line in grid.lines] == ["MoE-Retriever", "MUSE", "MoE-Retriever", "MUSE"]
+    ours, _, elsewhere, _ = ([cell.text for cell in line.cells] for line in grid.lines)
+    assert ours[:4] == ["CMU-MOSI", "A+T, p = 0.3", "accuracy", "66.13 ± 0.69"]
+    assert ours[4].startswith("82")
+    assert (ours[5] != "", ours[6]) == ((True, "real") if origin == "export" else (False, "simulated"))
+    assert elsewhere[1] == "V+T, p = 0.3"
+    assert elsewhere[4:] == ["–", "", "–"]
+    assert "Of 4 published values, 2 have" in page.origins[0]
+    assert page.simulated == (origin == "simulated")
 
 
 def test_a_file_that_is_no_suite_is_a_data_fault(tmp_path: Path) -> None:

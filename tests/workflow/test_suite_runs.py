@@ -115,6 +115,7 @@ def test_everything_of_the_paper_is_planned(snakemake: Any, tmp_path: Path, size
     assert counts["train"] == counts["evaluate"] == len(trained)
     assert counts.get("search", 0) == len(suites.searches)
     assert counts["render"] == len(suites.parts("paper")) == 11
+    assert counts["compare"] == 1
     assert counts["seal"] == 4
 
 

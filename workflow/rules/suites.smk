@@ -108,6 +108,8 @@ rule render:
         "<logs>/suites/{suite}_render.log",
     benchmark:
         "<benchmarks>/suites/{suite}_render.jsonl"
+    wildcard_constraints:
+        suite="|".join(name for name in SUITES.names if name not in SUITES.collections),
     conda:
         "../../environment.yml"
     threads: 1
@@ -122,3 +124,28 @@ rule render:
     shell:
         "printf '%s\\n' {params.suite:q} > {params.out:q}/suite.json;"
         " POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model {params.command:q} > {log} 2>&1"
+
+
+rule compare:
+    # A suite of suites: every published value beside ours.
+    input:
+        lambda wildcards: [f"{folder}/finished" for folder in compared_tables(wildcards.suite)],
+    output:
+        touch("<results>/suites/{suite}/finished"),
+    log:
+        "<logs>/suites/{suite}_compare.log",
+    benchmark:
+        "<benchmarks>/suites/{suite}_compare.jsonl"
+    wildcard_constraints:
+        suite="|".join(SUITES.collections),
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime="30m",
+    params:
+        command=lambda wildcards: comparison_command(wildcards.suite, [*map(path, compared_tables(wildcards.suite))]),
+        code=code_of("model.comparison"),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model {params.command:q} > {log} 2>&1"

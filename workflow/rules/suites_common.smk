@@ -26,9 +26,16 @@ def suite_targets(name):
         for part in SUITES.parts(name):
             files += [f"<results>/suites/{part.name}/{file}" for file in ("settings.json", "finished")]
             files += [f"<results>/verified/{store}.txt" for store in part.stores]
-        return files
+        return [*files, f"<results>/suites/{name}/finished"] if compared_tables(name) else files
 
     return targets
+
+
+def compared_tables(name):
+    """Folders of the tables with published values that a suite of suites builds."""
+    if not SUITES.suite(name).of:
+        return []
+    return [f"<results>/suites/{part.name}" for part in SUITES.parts(name) if part.published]
 
 
 def searched(wildcards):
@@ -51,6 +58,12 @@ def suite_command(suite, out):
     return ["figures", *arguments, "--costs", path("<results>/costs")] if suite.figure else ["tables", *arguments]
 
 
+def comparison_command(name, tables):
+    """`python -m model ...` that sets the published values of tables beside ours."""
+    out = path(f"<results>/suites/{name}")
+    return ["comparison", "--suites", *tables, "--name", name, "--title", SUITES.suite(name).title, "--out", out]
+
+
 # The suites of this run and its cells, from its start to its end.
 BEGUN = []
 
@@ -70,7 +83,8 @@ def begin_suites():
     )
     logging.getLogger("snakemake.logging").addHandler(cells)
     workflow.scheduler.keepgoing = True
-    BEGUN.append((asked, cells))
+    compared = [job.wildcards.suite for job in workflow.dag.jobs if job.rule.name == "compare"]
+    BEGUN.append((asked, compared, cells))
 
 
 def end_suites():
@@ -78,7 +92,11 @@ def end_suites():
     from model.results import write_results
     from mrpipe.parquet import write_text
 
-    for asked, cells in BEGUN:
+    def run_model(arguments):
+        # What it has to say is said here, and is no reason to stop.
+        subprocess.run([sys.executable, "-m", "model", *arguments], stdout=sys.stderr)
+
+    for asked, compared, cells in BEGUN:
         unfinished = {run.folder for run in cells.unfinished()}
         for suite in asked:
             without = sorted(unfinished & set(suite.runs))
@@ -88,7 +106,11 @@ def end_suites():
                 (out / "finished").unlink(missing_ok=True)
                 write_text(out / "suite.json", json.dumps(suite_description(suite) | {"unfinished": without}) + "\n")
                 sys.stderr.write(f"{out}: {len(without)} of {len(suite.runs)} cells did not finish\n")
-                subprocess.run([sys.executable, "-m", "model", *suite_command(suite, out)], stdout=sys.stderr)
+                run_model(suite_command(suite, out))
+        for name in compared if unfinished else ():
+            tables = [folder for folder in map(path, compared_tables(name)) if Path(folder, "scores.parquet").is_file()]
+            if tables:
+                run_model(comparison_command(name, tables))
         write_results(cells.places.runs, Path(path("<results>/results.parquet")))
         if unfinished:
             sys.stderr.write(cells.failures() + "\n")
