@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from model.grids import Cell, Grid, Line, Page, html, latex, markdown
+from model.grids import Cell, Grid, Line, Page, heading, html, latex, markdown
 from model.published import DATASETS, short
 from model.tables import NAMES
 from mrpipe.errors import DataError, Fault
@@ -55,14 +55,14 @@ def make_page(name: str, title: str, scores: dict[str, pl.DataFrame]) -> Page:
         "The difference is given for real data only; features and splits are not those of the paper even then.",
     )
     return Page(
-        identifier=name, title=f"{name}: {title}", simulated=simulated > 0, origins=tuple(origins),
+        identifier=name, title=heading(name, title), simulated=simulated > 0, origins=tuple(origins),
         overview=tuple(_grid(table, frame) for table, frame in scores.items()), details=(), notes=notes,
     )  # fmt: skip
 
 
 def _grid(table: str, frame: pl.DataFrame) -> Grid:
     header = ("method", "data", "view", "metric", "published", "ours", "ours − published", "our data")
-    return Grid(f"{table}: published and ours, test part, %", header, tuple(_lines(frame)))
+    return Grid(heading(table, "published and ours, test part, %"), header, tuple(_lines(frame)))
 
 
 def _lines(frame: pl.DataFrame) -> Iterator[Line]:

@@ -16,7 +16,7 @@ import polars as pl
 from model import plots
 from model.analysis import Request, analyse
 from model.gradients import NAME as GRADIENTS
-from model.grids import Cell, Grid, Line, Page, html, markdown
+from model.grids import Cell, Grid, Line, Page, heading, html, markdown
 from model.plots_cost import cost
 from model.published import DATASETS, short
 from model.results import finished
@@ -60,10 +60,10 @@ def draw(suite: Suite, places: Places) -> Page:
         elif column.store not in there:
             shown.missing.append(f"{column.dataset}, {column.name}: there is no store at {column.store}")
     page = Page(
-        identifier=suite.name, title=f"{suite.name}: {suite.title}",
+        identifier=suite.name, title=heading(suite.name, suite.title),
         simulated=any(s.manifest.origin == "simulated" for s in stores.values()),
         origins=tuple(_origins(suite, columns, stores)), overview=tuple(shown.grids), details=(),
-        notes=tuple(shown.notes), faults=tuple(shown.missing),
+        notes=tuple(dict.fromkeys(shown.notes)), faults=tuple(shown.missing),
     )  # fmt: skip
     write_text(places.out / "table.html", html(page))
     write_text(places.out / "table.md", markdown(page))
@@ -137,7 +137,8 @@ def _gradients(suite: Suite, column: Column, store: Store, places: Places, name:
         for row in frames:
             mine = {f"{r['first']} · {r['second']}": r["cosine"] for r in means.filter(kind=kind, row=row).to_dicts()}
             lines.append(Line("method", row, tuple(Cell(_number(mine.get(pair), 3), "ours") for pair in pairs)))
-        caption = f"{name}: mean cosine similarity of the gradients over the epochs, {kind}"
+        words = plots.GRADIENT_KINDS.get(kind, kind)
+        caption = f"{name}: cosine similarity of the gradients {words}, mean over the epochs"
         shown.grids.append(Grid(caption, ("method", *pairs), tuple(lines)))
 
 

@@ -6,6 +6,7 @@ The HTML has class names and no style: `section.suite`, `table.results`, `tr.met
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,12 @@ class Page:
     details: tuple[Grid, ...]
     notes: tuple[str, ...] = field(default=())
     faults: tuple[str, ...] = field(default=())
+
+
+def heading(name: str, title: str) -> str:
+    """`table2`, `t` → `Table 2: t`; the name of a suite of one's own stays as it is."""
+    match = re.fullmatch(r"(table|figure)(\d+)", name)
+    return f"{match[1].capitalize()} {match[2]}: {title}" if match else f"{name}: {title}"
 
 
 def markdown(page: Page) -> str:

@@ -15,11 +15,13 @@ from mrpipe.errors import DataError, Fault
 from mrpipe.parquet import write_frame
 from mrpipe.truth import ANY
 
+# The configuration is the same text in all rows of a run, and long: it is kept once.
 SCHEMA = pl.Schema(
     {"run": pl.String, "dataset": pl.String, "store_id": pl.String, "origin": pl.String, "task": pl.String,
      "scheme": pl.String, "modalities": pl.String, "mechanism": pl.String, "p": pl.Float64, "method": pl.String,
      "preset": pl.String, "seed": pl.Int64, "by": pl.String, "group": pl.String, "n": pl.Int64, "metric": pl.String,
-     "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "code_hash": pl.String, "config": pl.String}
+     "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "code_hash": pl.String}
+    | {"config": pl.Categorical()}
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from model.compare import Comparison, Estimate, Predicted
-from model.grids import Cell, Grid, Line, Page, html, latex, markdown
+from model.grids import Cell, Grid, Line, Page, heading, html, latex, markdown
 from model.published import DATASETS, published, short
 from model.results import best_possible, finished, tested
 from model.scores import METRICS
@@ -230,7 +230,7 @@ def make_page(suite: Suite, columns: Sequence[Filled], scores: pl.DataFrame) -> 
     overview = [_overview(suite, columns, cells, dataset) for dataset in datasets]
     details = [_detail(suite, number, f, cells) for number, f in enumerate(columns) if f.comparison is not None]
     return Page(
-        identifier=suite.name, title=f"{suite.name}: {suite.title}",
+        identifier=suite.name, title=heading(suite.name, suite.title),
         simulated=any(f.origin == "simulated" for f in columns), origins=tuple(_origins(suite, columns)),
         overview=tuple(overview), details=tuple(details), notes=tuple(_notes(suite, columns, scores)),
         faults=tuple(folder for f in columns for folder in f.missing),
@@ -334,7 +334,8 @@ def _origins(suite: Suite, columns: Sequence[Filled]) -> Iterator[str]:
         known = dict.fromkeys((f.origin, f.store_id) for f in mine if f.origin)
         for origin, store_id in known:
             warning = " The numbers say that the path works, nothing about real data." if origin == "simulated" else ""
-            yield f"{name}: {_said(origin)}, store {store_id}, size {suite.size}.{warning}"
+            size = f", size {suite.size}" if origin == "simulated" else ""
+            yield f"{name}: {_said(origin)}, store {store_id}{size}.{warning}"
         for f in (f for f in mine if f.column.absent):
             yield f"{name}, {f.column.name}: not run, the store has no {' and no '.join(f.column.absent)}."
         if not known and not all(f.column.absent for f in mine):

@@ -64,7 +64,13 @@ Snakemake = Callable[..., Outcome]
 def snakemake(project: Path) -> Snakemake:
     """Run `snakemake [arguments] --cores 2` with a configuration in a folder, from a checkout."""
 
-    def run(*arguments: str, folder: Path, config: dict[str, Any] | None = None, root: Path = project) -> Outcome:
+    def run(
+        *arguments: str,
+        folder: Path,
+        config: dict[str, Any] | None = None,
+        root: Path = project,
+        seconds: int = 300,
+    ) -> Outcome:
         command = [sys.executable, "-m", "snakemake", *arguments]
         command += ["--snakefile", str(root / "Snakefile"), "--directory", str(folder), "--cores", "2"]
         if config is not None:
@@ -73,7 +79,7 @@ def snakemake(project: Path) -> Snakemake:
             command += ["--configfile", str(path)]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
+            command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds
         )
         return Outcome(done.returncode, done.stdout)
 

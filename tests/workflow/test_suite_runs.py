@@ -119,6 +119,28 @@ def test_everything_of_the_paper_is_planned(snakemake: Any, tmp_path: Path, size
     assert counts["seal"] == 4
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(2 * 3600)
+def test_everything_of_the_paper_runs_at_smoke_size(snakemake: Any, tmp_path: Path) -> None:
+    outcome = snakemake("paper", "--config", "size=smoke", folder=tmp_path, seconds=2 * 3600 - 60)
+    assert outcome.code == 0, outcome.text[-4000:]
+    folder = tmp_path / "results/suites"
+    for table in (f"table{i}" for i in range(1, 8)):
+        text = (folder / table / "table.md").read_text()
+        assert "not finished" not in text.lower()
+        assert "| *majority class* |" in text
+        assert "| *best possible* |" in text
+        assert "simulated export" in text
+    assert "Of 296 published values, 296 have" in (folder / "paper/table.md").read_text()
+    for figure, pictures in (("figure3", 3), ("figure4", 2), ("figure5", 1), ("figure6", 1)):
+        assert len(list((folder / figure).glob("*.svg"))) == len(list((folder / figure).glob("*.png"))) == pictures
+        assert "Not finished" not in (folder / figure / "table.md").read_text()
+    results = pl.read_parquet(tmp_path / "results/results.parquet")
+    assert results["run"].n_unique() == len(list(tmp_path.glob("results/runs/*/*/seed0/metrics.json")))
+    assert set(results["dataset"]) == {"adni", "mimic", "enrico", "mosi"}
+    assert snakemake("paper", "-n", "--config", "size=smoke", folder=tmp_path).idle
+
+
 # How long the rest takes, without Snakemake
 
 

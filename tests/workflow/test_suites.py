@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,18 @@ def test_what_is_wrong_with_a_suite_is_said_when_it_is_asked_for(own: Any, chang
     with pytest.raises(ConfigError, match=r"suites\.mine\.blocks\.\d") as caught:
         suites.suite("mine")
     assert message in str(caught.value)
+
+
+def test_the_example_and_the_one_in_the_documentation_are_suites(project: Path, tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (project / "docs/suites.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "documented.yaml").write_text(text)
+    (example,) = (project / "workflow/config/examples/suites").glob("*.yaml")
+    config = yaml.safe_load((project / "workflow/config/examples/mosi_suite.yaml").read_text())
+    assert (project / config["suites"]).samefile(example)
+    for path, columns in ((tmp_path / "documented.yaml", 4), (example, 2)):
+        suite = suites_of(config_of(), suites=str(path)).suite("retrieval")
+        assert (len(suite.rows), len(suite.columns)) == (4 if columns == 4 else 5, columns)
+        assert {run.seed for run in suite.runs.values()} == set(range(5))
 
 
 def test_a_file_that_is_not_there_or_not_yaml_is_named(tmp_path: Path) -> None:

@@ -89,7 +89,6 @@ def begin_suites():
 
 def end_suites():
     """Tables and figures of what is finished, all scores in one file, and which cells failed."""
-    from model.results import write_results
     from mrpipe.parquet import write_text
 
     def run_model(arguments):
@@ -111,6 +110,6 @@ def end_suites():
             tables = [folder for folder in map(path, compared_tables(name)) if Path(folder, "scores.parquet").is_file()]
             if tables:
                 run_model(comparison_command(name, tables))
-        write_results(cells.places.runs, Path(path("<results>/results.parquet")))
+        run_model(["results", "--runs", path("<results>/runs"), "--out", path("<results>/results.parquet")])
         if unfinished:
             sys.stderr.write(cells.failures() + "\n")
