@@ -117,7 +117,7 @@ def store_folder(name):
 
 def store_manifest(wildcards):
     """The file that seals a store. A store of the user's own is where they say, also where other files are in a storage."""
-    sealed = PLAN.stores[wildcards.dataset].sealed
+    sealed = store_plan(wildcards).sealed
     return outside(f"{sealed}/manifest.json") if sealed else f"<results>/stores/{wildcards.dataset}/manifest.json"
 
 
