@@ -1,7 +1,8 @@
 """A SLURM cluster of one node on this machine: brought up for a test, taken down again, whatever happened.
 
-Needs root and Debian's slurm-wlm and munge. The daemons run in the foreground as children of this process and die with
-it, also when it is killed. Where the machine has a SLURM of its own, nothing is touched.
+Needs root and Debian's slurm-wlm and munge. A process of its own keeps it, `python one_node.py FOLDER`, and takes it
+down when its standard input ends: when the tests are through, and also when they were killed. The daemons die with that
+process. Where the machine has a SLURM of its own, nothing is touched.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,11 +28,15 @@ MUNGE = {"key": Path("/etc/munge/munge.key"), "run": Path("/run/munge")}
 LOCK = Path("/run/lock/mrpipe-test-cluster.lock")
 PROGRAMS = ("slurmctld", "slurmd", "munged", "munge", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 N_GPUS = 2
+# What the keeper says when it is up, and when it cannot be.
+UP, NO = "up", "no cluster: "
 PR_SET_PDEATHSIG = 1
+MARK = "# Written for a test run of mrpipe."
 
 # Eight processors on whatever there is, so that several jobs run at once; jobs above their memory are killed by the
 # daemon itself, as there need be no cgroups here; GPUs are terminals, which SLURM counts all the same.
 CONF = """\
+{mark}
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld_port}
@@ -128,7 +134,36 @@ def _time(text: str) -> datetime | None:
 
 @contextmanager
 def one_node(folder: Path) -> Iterator[Cluster]:
-    """A running cluster with partitions `cpu` and `gpu`; its state and logs are in `folder`.
+    """A running cluster with partitions `cpu` and `gpu`, kept by another process; its state and logs are in `folder`.
+
+    Raises:
+        NoClusterError: there can be none here.
+        RuntimeError: it did not come up.
+    """
+    keeper = subprocess.Popen(
+        [sys.executable, __file__, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
+    try:
+        said = keeper.stdout.readline().strip()
+        if said.startswith(NO):
+            raise NoClusterError(said.removeprefix(NO))
+        if said != UP:
+            raise RuntimeError(f"the cluster did not come up: {said}{keeper.stdout.read()}")
+        yield Cluster()
+    finally:
+        keeper.stdin.close()
+        keeper.wait(120)
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """The cluster, kept by this process.
 
     Raises:
         NoClusterError: not root, a program is missing, or there is a SLURM here already.
@@ -145,13 +180,13 @@ def one_node(folder: Path) -> Iterator[Cluster]:
         except BlockingIOError:
             raise NoClusterError("another run of these tests has its cluster up") from None
         for name in ("slurm.conf", "gres.conf"):
-            if (ETC / name).exists():
+            if (ETC / name).exists() and not (ETC / name).read_text().startswith(MARK):
                 raise NoClusterError(f"this machine has a SLURM of its own ({ETC / name}), which is not touched")
-            # A link to nothing is what a killed run of these tests left.
-            (ETC / name).unlink(missing_ok=True)
         _write(folder)
         for name in ("slurm.conf", "gres.conf"):
             ETC.mkdir(exist_ok=True)
+            # What is there was left by a keeper that was killed itself.
+            (ETC / name).unlink(missing_ok=True)
             (ETC / name).symlink_to(folder / name)
             down.callback((ETC / name).unlink, missing_ok=True)
         _munge(down)
@@ -162,7 +197,7 @@ def one_node(folder: Path) -> Iterator[Cluster]:
         # The first thing on the way down, while the node is still there to end them.
         down.callback(_end_jobs)
         _wait_until_idle(folder)
-        yield Cluster()
+        yield
 
 
 def _write(folder: Path) -> None:
@@ -170,9 +205,9 @@ def _write(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
     ports = _free_ports(2)
     host = socket.gethostname().split(".")[0]
-    conf = CONF.format(host=host, ctld_port=ports[0], d_port=ports[1], folder=folder, gpus=N_GPUS)
+    conf = CONF.format(mark=MARK, host=host, ctld_port=ports[0], d_port=ports[1], folder=folder, gpus=N_GPUS)
     (folder / "slurm.conf").write_text(conf)
-    (folder / "gres.conf").write_text("".join(f"Name=gpu File=/dev/tty{i}\n" for i in range(N_GPUS)))
+    (folder / "gres.conf").write_text(f"{MARK}\n" + "".join(f"Name=gpu File=/dev/tty{i}\n" for i in range(N_GPUS)))
 
 
 def _free_ports(n: int) -> list[int]:
@@ -199,12 +234,13 @@ def _munge(down: ExitStack) -> None:
         time.sleep(0.1)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For `preexec_fn`: the process is told to end when its parent is gone."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _daemon(down: ExitStack, command: list[str], **options: object) -> None:
-    process = subprocess.Popen(command, preexec_fn=_die_with_parent, start_new_session=True, **options)  # type: ignore[call-overload]
+    process = subprocess.Popen(command, preexec_fn=die_with_parent, start_new_session=True, **options)  # type: ignore[call-overload]
     down.callback(_stop, process)
 
 
@@ -235,3 +271,17 @@ def _wait_until_idle(folder: Path, seconds: float = 20) -> None:
             logs = "\n".join(path.read_text() for path in [*folder.glob("*.log"), *folder.glob("*.out")])
             raise RuntimeError(f"the node is not idle after {seconds} s\n{logs}")
         time.sleep(0.2)
+
+
+def main(folder: Path) -> None:
+    """Keep a cluster until standard input ends."""
+    try:
+        with _kept(folder):
+            print(UP, flush=True)
+            sys.stdin.read()
+    except NoClusterError as reason:
+        print(f"{NO}{reason}", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

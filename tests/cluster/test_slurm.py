@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import mrpipe
-from tests.cluster.one_node import Cluster, Job
+from tests.cluster.one_node import Cluster, Job, die_with_parent
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -68,7 +68,8 @@ def start(profile: Path, folder: Path, *arguments: str) -> subprocess.Popen[str]
     command += ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"]
     command += ["--latency-wait", "10", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(folder)]
     command += ["--configfile", str(folder / "config.yaml")]
-    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=folder, text=True, preexec_fn=die_with_parent, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
 def finish(process: subprocess.Popen[str]) -> str:
