@@ -29,9 +29,14 @@ CONFIG: dict[str, Any] = {
     },
     "experiments": {
         "pair": {"dataset": "mosi", "methods": {"moe_retriever": {"overrides": NARROW}, "majority": {}}},
+        **{
+            f"masked{i}": {"dataset": "mosi", "methods": ["majority"], "missingness": {"p": i / 10}}
+            for i in range(1, 5)
+        },
         "cancelled": {"dataset": "mosi", "methods": ["majority", "logistic"]},
     },
 }
+LOGS = "--slurm-keep-successful-logs"
 CELLS = "rule_cells_evaluate_train"
 METRICS = "results/runs/{}/{}/seed0/metrics.json"
 
@@ -118,6 +123,22 @@ def test_from_export_to_scores_with_a_second_attempt(cluster: Cluster, tight: Pa
     assert f"StepId={killed.id}" in text
     assert "Error in group cells" in text
     assert "Trying to restart job" in text
+
+
+def test_the_jobs_of_a_submission_run_side_by_side(cluster: Cluster, profile: Path, folder: Path) -> None:
+    before = {job.id for job in cluster.jobs()}
+    masks = [f"mcar-p0.{i}-seed0" for i in range(1, 5)]
+    process = start(profile, folder, *(f"results/masks/mosi/{mask}.parquet" for mask in masks), LOGS)
+    text = finish(process)
+    assert process.returncode == 0, text
+    (job,) = [job for job in cluster.jobs() if job.id not in before]
+    assert (job.comment, job.cpus, job.memory) == ("rule_masks_mask", 4, 8000)
+    # On the node, one Snakemake has them all, and begins the second before the first is through.
+    log = next(folder.glob(f".snakemake/slurm_logs/**/{job.id}.log")).read_text()
+    inner = log.rsplit("Provided cores: ", 1)[1]
+    assert inner.startswith("4 ")
+    assert re.findall(r"^(localrule|Finished)", inner, flags=re.MULTILINE)[:2] == ["localrule", "localrule"]
+    assert inner.count("localrule mask") == 4
 
 
 def test_a_job_that_is_cancelled_from_outside(cluster: Cluster, profile: Path, folder: Path) -> None:

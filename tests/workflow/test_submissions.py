@@ -21,8 +21,10 @@ pytest.importorskip("snakemake_executor_plugin_slurm", reason="the extra 'slurm'
 # What the plugin calls, as far as it looks: each submission is written down, none is run, all stay in the queue but the
 # first of the group `scans`, which fails.
 FAKES = {
-    "sbatch": """id=$(ls "$FAKE" | grep -c '^call'); id=$((id + 1))
-printf '%s\\0' "$@" > "$FAKE/call$id.part"; mv "$FAKE/call$id.part" "$FAKE/call$id"; echo $id""",
+    "sbatch": """until mkdir "$FAKE/lock" 2> /dev/null; do sleep 0.05; done
+id=$(ls "$FAKE" | grep -c '^call'); id=$((id + 1))
+printf '%s\\0' "$@" > "$FAKE/call$id.part"; mv "$FAKE/call$id.part" "$FAKE/call$id"
+rmdir "$FAKE/lock"; echo $id""",
     "squeue": """failed=$(grep -l rule_scans "$FAKE"/call* | sort -V | head -n 1)
 for f in "$FAKE"/call*; do [ "$f" = "$failed" ] && state=FAILED || state=RUNNING; echo "${f##*call}|$state"; done""",
     "scontrol": "echo 'MinJobAge = 600 sec'",

@@ -159,8 +159,23 @@ def ingest_cost(wildcards, what, usual):
     return value(wildcards) if callable(value) else value
 
 
+def together(name):
+    """Jobs that profiles may put into one submission, under the name that they know them by.
+
+    What a submission was given is one group there again. Executors do not pass on how many jobs that are, and Snakemake
+    would run one after the other, each with a start of its own.
+    """
+
+    def group(wildcards):
+        if workflow.remote_exec:
+            workflow.group_settings.group_components = {name: sys.maxsize}
+        return name
+
+    return group
+
+
 def group_of_parts(wildcards):
-    return ingest_cost(wildcards, "group", "parts")
+    return together(ingest_cost(wildcards, "group", "parts"))(wildcards)
 
 
 def modality_parts(wildcards):

@@ -38,7 +38,7 @@ rule train:
     benchmark:
         "<benchmarks>/{experiment}/{method}_seed{seed}_train.jsonl"
     group:
-        "cells"
+        together("cells")
     conda:
         "../../environment.yml"
     # One thread: runs are independent, and a result does not depend on how many cores there are.
@@ -72,7 +72,7 @@ rule evaluate:
     benchmark:
         "<benchmarks>/{experiment}/{method}_seed{seed}_evaluate.jsonl"
     group:
-        "cells"
+        together("cells")
     conda:
         "../../environment.yml"
     threads: 1

@@ -7,7 +7,7 @@ rule simulate:
     benchmark:
         "<benchmarks>/{dataset}/simulate.jsonl"
     group:
-        "export"
+        together("export")
     conda:
         "../../environment.yml"
     threads: 1
