@@ -39,6 +39,7 @@ localrules:
     # On the node where Snakemake was started: seconds, and what is wrong is said before anything is queued.
     settings,
     suite_settings,
+    compare,
 
 
 rule all:

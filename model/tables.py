@@ -96,6 +96,7 @@ class Suite:
     Attributes:
         figure: kind of the figure; "" for a table.
         missing: modality that the samples of an embedding lack.
+        trials: budgets of the searches for settings.
         unfinished: folders of runs that do not count, whatever lies there.
     """
 
@@ -108,6 +109,7 @@ class Suite:
     columns: tuple[Column, ...]
     figure: str = ""
     missing: str = ""
+    trials: tuple[int, ...] = ()
     unfinished: tuple[str, ...] = ()
 
     @property
@@ -129,7 +131,7 @@ def parse_suite(said: Mapping[str, Any]) -> Suite:
     return Suite(
         said["suite"], said["title"], said["size"], tuple(said["metrics"]), said["published"],
         tuple(Row(**row) for row in said["rows"]), columns, said.get("figure", ""), said.get("missing", ""),
-        tuple(said.get("unfinished", ())),
+        tuple(said.get("trials", ())), tuple(said.get("unfinished", ())),
     )  # fmt: skip
 
 
@@ -351,6 +353,11 @@ def _notes(suite: Suite, columns: Sequence[Filled], scores: pl.DataFrame) -> Ite
         f"Seeds: {number}. Brackets: 95 % interval of a bootstrap that draws seeds and test subjects"
         + (" (one seed: subjects only)." if seeds[-1] == 1 else ".")
     )
+    if suite.trials:
+        yield (
+            f"Settings: of {' or '.join(map(str, suite.trials))} that were tried for each method and view, the preset "
+            "among them, the best on validation. What has no learning rate chooses for itself."
+        )
     if suite.reference is not None:
         yield f"Δ: difference to {suite.reference} on the same seeds and the same resampled subjects."
     if scores["regret"].count():

@@ -484,5 +484,6 @@ def description(suite: Suite, size: str, places: Mapping[str, tuple[str, str | N
         for r in suite.rows.values()
     ]  # fmt: skip
     return {"suite": suite.name, "title": suite.title, "size": size, "metrics": list(suite.metrics),
-            "published": suite.published, "figure": suite.figure, "missing": suite.missing, "rows": rows,
+            "published": suite.published, "figure": suite.figure, "missing": suite.missing,
+            "trials": sorted({run.trials for run in suite.runs.values()} - {0}), "rows": rows,
             "columns": columns}  # fmt: skip

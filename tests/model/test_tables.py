@@ -81,7 +81,7 @@ def made(tmp_path: Path) -> Callable[..., tuple[Page, Path]]:
         cells = {r["name"]: [r["method"], [0, 1, 2]] for r in ROWS}
         said = {
             "suite": "table2", "title": "A & B", "size": "full", "metrics": ["accuracy"], "published": "table2",
-            "rows": ROWS, "unfinished": unfinished,
+            "rows": ROWS, "unfinished": unfinished, "trials": [6],
             "columns": [column(["text", "audio"], cells), column(["text", "vision"], {}, ["vision"])],
         }  # fmt: skip
         (tmp_path / "suite.json").write_text(json.dumps(said))
@@ -108,6 +108,7 @@ def test_ours_stand_beside_the_published_with_interval_and_difference(made: Any)
     assert "| MoE-Retriever | **82" in text
     assert "| *MoE-Retriever, as published* | 66.13 ± 0.69 |" in text
     assert "| *majority class* |" in text
+    assert "Settings: of 6 that were tried" in text
     assert page.faults == ("e/muse/seed2",)
     assert "e/muse/seed2" in text
 
