@@ -108,9 +108,9 @@ def test_a_pod_gets_the_volume_and_a_gpu(
     }
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kube))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    # A sealed store that is verified already, so that training comes first.
+    # A sealed store that is verified already, and settings that are checked: training comes first, and alone.
     volume = tmp_path / "volume"
-    for path in ("sealed/manifest.json", "results/verified/mosi.txt"):
+    for path in ("sealed/manifest.json", "results/verified/mosi.txt", "results/runs/mosi/settings.json"):
         (volume / path).parent.mkdir(parents=True)
         (volume / path).write_text("{}")
     config = {
@@ -128,7 +128,7 @@ def test_a_pod_gets_the_volume_and_a_gpu(
         while not jobs and process.poll() is None and time.monotonic() < end:
             time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(120)
     assert jobs, (tmp_path / "out.txt").read_text()
     pod = jobs[0]["spec"]["template"]["spec"]
     (container,) = pod["containers"]

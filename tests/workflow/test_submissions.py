@@ -136,7 +136,7 @@ def test_a_submission_asks_for_what_its_jobs_need_together(
             wait_for(process, lambda: len(submitted(calls).get("rule_scans_prepare", [])) == 2)
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(60)
+            process.wait(120)
     jobs = submitted(calls)
     assert {name: len(of_group) for name, of_group in jobs.items()} == {
         "rule_scans_prepare": 2,
