@@ -184,8 +184,10 @@ def _analyse(arguments: argparse.Namespace) -> None:
 def _benchmark(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
     from model.benchmark import measure, show
+    from model.methods import names
 
-    configs = [_config(m, arguments.preset, arguments) for m in arguments.method]
+    methods = names() if arguments.method == ["all"] else arguments.method
+    configs = [_config(m, arguments.preset, arguments) for m in methods]
     from mrpipe import open_store
 
     frame = measure(

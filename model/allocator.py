@@ -23,3 +23,10 @@ def keep_freed_memory() -> bool:
         return False
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**26}
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what is free now."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)

@@ -130,7 +130,7 @@ def _add_analyse(commands: Any) -> None:
 def _add_benchmark(commands: Any) -> None:
     p = commands.add_parser("benchmark", help="speed, memory, parameters and FLOPs of methods on a store")
     p.add_argument("--store", required=True, type=Path)
-    p.add_argument("--method", nargs="+", default=["moe_retriever"], metavar="NAME")
+    p.add_argument("--method", nargs="+", default=["moe_retriever"], metavar="NAME", help='names, or "all"')
     p.add_argument("--preset", default="paper")
     p.add_argument("--task")
     p.add_argument("--scheme")

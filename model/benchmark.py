@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import resource
 import sys
 import time
@@ -13,13 +15,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from model.allocator import keep_freed_memory, release_freed_memory
 from model.config import Config
 from model.data import Data, load
+from model.flops import flop_counter
 from model.inputs import Rows
 from model.methods import get
 from model.methods.base import Method
+from model.predict import predict
 from model.train import batches, make_optimiser, train_step
 from mrpipe.store import Store
 
@@ -31,10 +35,30 @@ def _configurations(names: Sequence[str], asked: Sequence[str] | None) -> list[t
     return [c for k in sizes for c in combinations(names, k)]
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """What `peak_memory_mb` says from now on; what an earlier method freed goes back to the system first."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform.startswith("linux"):
+        release_freed_memory()
+        # "5" sets the high-water mark of the resident memory back (man 5 proc).
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory so far: of the process on the CPU, allocated on a GPU."""
+    """Largest memory since `reset_peak_memory`: allocated on a GPU, else resident, with the interpreter and the data.
+
+    Where the system cannot set its mark back (macOS, some containers), of the process's whole life.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
@@ -42,6 +66,8 @@ def peak_memory_mb(device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _steps(data: Data, rows: Rows, size: int, n: int) -> list[Rows]:
@@ -69,30 +95,23 @@ def _time_training(method: Method, data: Data, rows: Rows, n: int) -> float:
     return float(np.median(times[2:]))
 
 
-@torch.no_grad()
-def _time_inference(method: Method, data: Data, rows: Rows, n: int) -> float:
-    """Seconds a sample of inference, supports already embedded, median over n steps."""
-    method.eval()
-    method.refresh()
+def _time_inference(method: Method, data: Data, rows: Rows) -> float:
+    """Seconds a sample of a prediction of the rows, everything encoded anew; median of three after one to warm up."""
     times = []
-    steps = _steps(data, rows, method.config.common.eval_batch_size, n + 1)
-    for index in [*steps, *steps]:
+    for _ in range(4):
         _wait(data.device)
         started = time.perf_counter()
-        method(data.batch(index, "evaluation"))
+        predict(method, data, rows, draws=1)
         _wait(data.device)
-        times.append((time.perf_counter() - started) / len(index))
-    return float(np.median(times[len(steps) :]))
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:])) / len(rows)
 
 
-@torch.no_grad()
 def _flops(method: Method, data: Data, rows: Rows) -> float:
-    """FLOPs of a forward pass a sample (multiply and add counted apart), its supports encoded once a batch."""
-    method.eval()
-    method.refresh()
+    """FLOPs of a prediction a sample (multiply and add counted apart), its supports encoded once a batch."""
     index = rows[: method.config.common.eval_batch_size]
-    with FlopCounterMode(display=False) as counter:
-        method(data.batch(index, "evaluation"))
+    with flop_counter() as counter:
+        predict(method, data, index, draws=1)
     return counter.get_total_flops() / len(index)
 
 
@@ -110,13 +129,16 @@ def measure(
     """One row a (method, configuration of modalities): Figure 4 of the paper.
 
     Columns: method, modalities, parameters, train_samples_per_s, train_epoch_s, test_samples_per_s, test_epoch_s,
-    mflop_per_sample (forward; recurrent layers are not counted by torch's counter), peak_mb.
+    mflop_per_sample (of a prediction; null for methods that are no networks), peak_mb (of this method's training and
+    prediction: resident on the CPU, interpreter and data included, or allocated on a GPU).
     """
     rows: list[dict[str, Any]] = []
     for names in _configurations([m.name for m in store.modalities], modalities):
         data = load(store, task=task, scheme=scheme, modalities=names, mask_file=mask_file, device=device)
+        keep_freed_memory()
         train, test = data.rows("train"), data.rows("test")
         for config in configs:
+            reset_peak_memory(data.device)
             method = get(config.method).create(data.spec, config).to(device)
             method.prepare(data, train)
             if method.gradient:
@@ -125,15 +147,17 @@ def measure(
                 started = time.perf_counter()
                 method.fit(data, train, data.rows("val"))
                 per_train = (time.perf_counter() - started) / len(train)
-            per_test = _time_inference(method, data, test, max(1, steps // 4))
+            few = test[: max(1, steps // 4) * config.common.eval_batch_size]
+            per_test = _time_inference(method, data, few)
             rows.append(
                 {"method": config.method, "modalities": "+".join(names),
                  "parameters": sum(p.numel() for p in method.parameters()),
                  "train_samples_per_s": 1 / per_train, "train_epoch_s": per_train * len(train),
                  "test_samples_per_s": 1 / per_test, "test_epoch_s": per_test * len(test),
-                 "mflop_per_sample": _flops(method, data, test) / 1e6, "peak_mb": peak_memory_mb(data.device)}
+                 "mflop_per_sample": _flops(method, data, test) / 1e6 if method.gradient else None,
+                 "peak_mb": peak_memory_mb(data.device)}
             )  # fmt: skip
-    return pl.DataFrame(rows)
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def show(frame: pl.DataFrame) -> None:
@@ -143,5 +167,12 @@ def show(frame: pl.DataFrame) -> None:
 
     table = Table(*frame.columns)
     for row in frame.iter_rows():
-        table.add_row(*(f"{v:,.3g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row))
+        table.add_row(*map(_cell, row))
     Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    """Large numbers in full, small ones with three digits."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

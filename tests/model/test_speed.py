@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from benchmarks import speed
 from benchmarks.peer import Peer, Settings, collate
 from benchmarks.peer import Samples as PeerSamples
+from model.benchmark import peak_memory_mb, reset_peak_memory
 from model.data import Data
 from model.flops import flop_counter
 from model.grouped import GroupedFeedForward, Plan
@@ -269,6 +272,21 @@ def test_flops_of_attention_and_recurrent_layers_are_counted() -> None:
     with torch.no_grad(), flop_counter() as counter:
         nn.GRU(5, 12)(packed)
     assert counter.get_total_flops() == 2 * 13 * 3 * 12 * (5 + 12)
+
+
+def test_a_methods_peak_memory_is_its_own() -> None:
+    """Not the largest of all methods that were measured before."""
+    cpu = torch.device("cpu")
+
+    def peak(n_mb: int) -> float:
+        reset_peak_memory(cpu)
+        held = torch.ones(n_mb * 250_000)
+        return peak_memory_mb(cpu) + 0.0 * float(held[0])
+
+    before = peak(1)
+    assert 250 < peak(300) - before < 400
+    if sys.platform.startswith("linux") and os.access("/proc/self/clear_refs", os.W_OK):
+        assert abs(peak(1) - before) < 50
 
 
 @pytest.mark.slow
