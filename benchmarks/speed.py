@@ -47,12 +47,13 @@ SECTIONS = ("steps", "inference", "images", "loading", "memory")
 
 @dataclass(frozen=True)
 class Plan:
-    """Where and how often to measure, and at what sizes."""
+    """Where and how often to measure, at what sizes, and whether a variant runs once before."""
 
     device: torch.device
     threads: int
     repeats: int
     quick: bool
+    warm: bool = True
 
     def shapes(self) -> list[shapes.Shape]:
         if self.quick:
@@ -75,7 +76,7 @@ class Plan:
 
     def turns(self, variants: dict[str, Variant]) -> dict[str, list[float]]:
         """Seconds of each variant in each turn; every variant runs once before; the first one changes each turn."""
-        for run in variants.values():
+        for run in variants.values() if self.warm else ():
             run(0)
         found: dict[str, list[float]] = {name: [] for name in variants}
         for turn in range(1, self.repeats + 1):
@@ -208,8 +209,9 @@ def images(plan: Plan) -> list[dict[str, Any]]:
     """Training with 3-D images (ours cropped to the mask's box), and repeated inference from the bank."""
     box, grid = ((6, 7, 5), (9, 9, 8)) if plan.quick else (shapes.BOX, shapes.VOLUME)
     both = shapes.make(shapes.adni(1000, 8 if plan.quick else 24, volume=box), plan.device, grid=grid)
-    few = replace(plan, repeats=2 if plan.quick else 1)
-    train, every = both.data.rows("train"), np.arange(len(both.data))
+    # A volume takes seconds: one turn, and no call before it.
+    few = plan if plan.quick else replace(plan, repeats=1, warm=False)
+    train, every = both.data.rows("train"), np.arange(8)
     method, peer = our_method(both, plan, batch_size=4), peer_model(both, plan, released=False)
     optimiser = make_optimiser(method)
 
@@ -232,7 +234,7 @@ def _measure(
     """One row against each peer in `variants`; a call of a variant does n units of `what`."""
     times = plan.turns(variants)
     with flop_counter() as counter:
-        variants["ours"](0)
+        variants["ours"](1)
     flops = counter.get_total_flops()
     rate = [plan.sgemm_flops / t for t in times["sgemm"]]
     share = [flops / t / r for t, r in zip(times["ours"], rate, strict=True)]

@@ -20,6 +20,7 @@ from model.config import Common
 from model.init import build
 from model.inputs import Genotypes, ModalitySpec
 from model.noise import Dropout, Noise
+from model.products import Linear
 from model.recurrent import last_state
 from mrpipe.errors import DataError, Fault
 
@@ -47,7 +48,7 @@ class Tokeniser(nn.Module):
         super().__init__()
         self.n_tokens = n_tokens
         self.chunk = math.ceil(d / n_tokens)
-        self.linear = nn.Linear(self.chunk, hidden)
+        self.linear = Linear(self.chunk, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         padding = self.chunk * self.n_tokens - x.shape[1]
@@ -67,7 +68,7 @@ class VectorMLP(nn.Module):
 
     def __init__(self, d: int, encoder_hidden: int, n_tokens: int, hidden: int):
         super().__init__()
-        self.inner = nn.Linear(d, encoder_hidden)
+        self.inner = Linear(d, encoder_hidden)
         self.tokens = Tokeniser(encoder_hidden, n_tokens, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ class CNN3D(nn.Module):
         self.output = nn.Linear(channels * math.prod(sizes), n_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.features(x.unsqueeze(1)).flatten(1))
+        return self.output(self.features(x.unsqueeze(1).contiguous(memory_format=torch.channels_last_3d)).flatten(1))
 
 
 class VolumeEncoder(nn.Module):

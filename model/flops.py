@@ -47,6 +47,12 @@ def _bag(weight: Any, indices: Any, *rest: Any, out_val: Any = None, **more: Any
     return 2 * indices.numel() * weight.shape[1]
 
 
+@_raw
+def _linear(x: Any, weight: Any, *rest: Any, out_val: Any = None, **more: Any) -> int:
+    """oneDNN's product (`model.products`)."""
+    return 2 * x.numel() * weight.shape[0]
+
+
 def flop_counter() -> FlopCounterMode:
     """A context whose `get_total_flops()` tells what ran within."""
     extra = {
@@ -56,4 +62,7 @@ def flop_counter() -> FlopCounterMode:
         _aten._embedding_bag: _bag,
         _aten._embedding_bag_forward_only: _bag,
     }
+    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if onednn is not None:
+        extra[onednn] = _linear
     return FlopCounterMode(display=False, custom_mapping=extra)

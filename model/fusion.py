@@ -13,6 +13,7 @@ from model.config import Common
 from model.init import Fill, normal
 from model.moe import Experts, Router, balance_loss
 from model.noise import Dropout, Noise
+from model.products import Linear
 
 
 class Attention(nn.Module):
@@ -21,8 +22,8 @@ class Attention(nn.Module):
     def __init__(self, hidden: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
-        self.out = nn.Linear(hidden, hidden)
+        self.qkv = Linear(hidden, 3 * hidden, bias=False)
+        self.out = Linear(hidden, hidden)
 
     def split_heads(self, x_BLH: Tensor) -> Tensor:
         """(B, L, H) → (B, heads, L, H / heads)."""
@@ -43,8 +44,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden: int, ffn: int, dropout: float, noise: Noise):
         super().__init__()
-        self.inner = nn.Linear(hidden, ffn)
-        self.outer = nn.Linear(ffn, hidden)
+        self.inner = Linear(hidden, ffn)
+        self.outer = Linear(ffn, hidden)
         self.dropout = Dropout(dropout, noise)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class Fusion(nn.Module):
         self.position_MPH = nn.Parameter(torch.empty(n_modalities, c.tokens, c.hidden))
         self.blocks = nn.ModuleList(Block(c, noise) for _ in range(c.fusion_layers))
         self.norm = nn.LayerNorm(c.hidden)
-        self.head = nn.Linear(n_modalities * c.hidden, n_classes)
+        self.head = Linear(n_modalities * c.hidden, n_classes)
 
     def initial(self, name: str) -> Fill:
         return normal(0.02)

@@ -11,6 +11,7 @@ R output rows, H hidden, F feed-forward, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -19,13 +20,15 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from model.products import multiply
+
 
 @dataclass(frozen=True)
 class Plan:
     """Which token visits which expert, and which output row the result is added to.
 
     Attributes:
-        order: (A,) the caller's number of each visit.
+        order: (A,) the caller's number of each visit; T · K for one that only fills up a block.
         token: (A,) token of each visit.
         cell: (A,) place of each visit in an (R, E) table.
         row: (S,) output row of each pair.
@@ -33,6 +36,7 @@ class Plan:
         first: (S,) first visit of each pair; None likewise.
         blocks: (expert, first and end of its visits, first and end of its pairs) of the experts that are visited.
         n_rows: R.
+        repeats: the blocks' sizes are multiples of a number, so that few different ones occur.
     """
 
     order: Tensor
@@ -43,36 +47,73 @@ class Plan:
     first: Tensor | None
     blocks: tuple[tuple[int, int, int, int, int], ...]
     n_rows: int
+    repeats: bool
 
     @classmethod
-    def of(cls, expert_TK: Tensor, n_experts: int, row_T: Tensor | None, n_rows: int) -> Plan:
+    def of(cls, expert_TK: Tensor, n_experts: int, row_T: Tensor | None, n_rows: int, multiple: int = 1) -> Plan:
         """Sort the visits.
 
         Args:
             row_T: output row of each token; None: its own.
+            multiple: fill each expert's visits and pairs up to a multiple of this, with visits of weight 0.
         """
         n_each = expert_TK.shape[1]
         expert_A = expert_TK.flatten()
+        merged = row_T is not None
         if row_T is None:
-            order = expert_A.argsort(stable=True)
-            token = order.div(n_each, rounding_mode="floor")
-            ends = torch.bincount(expert_A, minlength=n_experts).cumsum(0).tolist()
-            starts = [0, *ends[:-1]]
-            blocks = tuple((e, a, b, a, b) for e, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a)
-            cell = token * n_experts + expert_A[order]
-            return cls(order, token, cell, token, None, None, blocks, n_rows)
+            row_T = torch.arange(len(expert_TK), device=expert_A.device)
         key, order = (expert_A * n_rows + row_T.repeat_interleave(n_each)).sort(stable=True)
-        new = torch.ones_like(key, dtype=torch.bool)
-        torch.ne(key[1:], key[:-1], out=new[1:])
-        first = new.nonzero().flatten()
-        pair = new.cumsum(0) - 1
+        first = torch.arange(len(key), device=key.device)
+        if merged:
+            new = torch.ones_like(key, dtype=torch.bool)
+            torch.ne(key[1:], key[:-1], out=new[1:])
+            first = first[new]
         edges = torch.arange(n_experts + 1, device=key.device) * n_rows
-        at = torch.stack([torch.searchsorted(key, edges), torch.searchsorted(key[first], edges)], dim=1).tolist()
-        blocks = tuple((e, a, at[e + 1][0], s, at[e + 1][1]) for e, (a, s) in enumerate(at[:-1]) if at[e + 1][0] > a)
-        row_A = key.remainder(n_rows)
-        cell = row_A * n_experts + key.div(n_rows, rounding_mode="floor")
-        token = order.div(n_each, rounding_mode="floor")
-        return cls(order, token, cell, row_A[first], pair, first, blocks, n_rows)
+        ends = [torch.searchsorted(key, edges), torch.searchsorted(key[first], edges)]
+        visits, pairs = torch.stack(ends).tolist()
+        padded_visits, padded_pairs = _padded(visits, multiple), _padded(pairs, multiple)
+        blocks = tuple(
+            (e, padded_visits[e], padded_visits[e + 1], padded_pairs[e], padded_pairs[e + 1])
+            for e in range(n_experts) if visits[e + 1] > visits[e]
+        )  # fmt: skip
+        row_A, expert_A = key.remainder(n_rows), key.div(n_rows, rounding_mode="floor")
+        if multiple == 1:
+            token, cell = order.div(n_each, rounding_mode="floor"), row_A * n_experts + expert_A
+            if not merged:
+                return cls(order, token, cell, token, None, None, blocks, n_rows, False)
+            return cls(order, token, cell, row_A[first], new.cumsum(0) - 1, first, blocks, n_rows, False)
+        at = _places(visits, padded_visits, key.device)
+        # Added visits: of token 0 in row 0, beyond the end of the caller's weights, where a 0 stands.
+        n_visits, n_pairs = padded_visits[-1], padded_pairs[-1]
+        zeros = key.new_zeros(n_visits)
+        placed_order = zeros + len(key)
+        placed_order[at] = order
+        token = zeros.index_copy(0, at, order.div(n_each, rounding_mode="floor"))
+        cell = zeros.index_copy(0, at, row_A * n_experts + expert_A)
+        if not merged:
+            return cls(placed_order, token, cell, token, None, None, blocks, n_rows, True)
+        pair_at = _places(pairs, padded_pairs, key.device)
+        row = key.new_zeros(n_pairs).index_copy(0, pair_at, row_A[first])
+        pair = zeros.index_copy(0, at, pair_at[new.cumsum(0) - 1])
+        # An added pair is empty: it begins where its expert's visits end.
+        after = torch.tensor(padded_visits[1:], device=key.device).repeat_interleave(
+            torch.tensor([b - a for a, b in pairwise(padded_pairs)], device=key.device)
+        )
+        first = after.index_copy(0, pair_at, at[first])
+        return cls(placed_order, token, cell, row, pair, first, blocks, n_rows, True)
+
+
+def _padded(edges: list[int], multiple: int) -> list[int]:
+    """Edges of the blocks once each is filled up."""
+    sizes = [-(-(b - a) // multiple) * multiple for a, b in pairwise(edges)]
+    return [0, *accumulate(sizes)]
+
+
+def _places(edges: list[int], padded: list[int], device: torch.device) -> Tensor:
+    """Where each of the sorted items stands among the filled blocks."""
+    sizes = torch.tensor([b - a for a, b in pairwise(edges)], device=device)
+    shift = torch.tensor(padded[:-1], device=device) - torch.tensor(edges[:-1], device=device)
+    return torch.arange(edges[-1], device=device) + shift.repeat_interleave(sizes)
 
 
 class GroupedFeedForward(Function):
@@ -89,7 +130,7 @@ class GroupedFeedForward(Function):
         x_AH = x_TH.index_select(0, plan.token)
         inner_AF = x_TH.new_empty(n_visits, ffn)
         for e, a, b, _, _ in plan.blocks:
-            torch.addmm(b_in[e], x_AH[a:b], w_in[e], out=inner_AF[a:b])
+            multiply(x_AH[a:b], w_in[e], out=inner_AF[a:b], bias=b_in[e], repeats=plan.repeats)
         hidden_AF = F.gelu(inner_AF)
         if keep_AF is not None:
             hidden_AF.mul_(keep_AF)
@@ -100,7 +141,7 @@ class GroupedFeedForward(Function):
             summed_SF = F.embedding_bag(every, hidden_AF, plan.first, mode="sum", per_sample_weights=weight_A)
         y_SH = x_TH.new_empty(len(plan.row), w_out.shape[2])
         for e, _, _, s, t in plan.blocks:
-            torch.mm(summed_SF[s:t], w_out[e], out=y_SH[s:t])
+            multiply(summed_SF[s:t], w_out[e], out=y_SH[s:t], repeats=plan.repeats)
         # How much each row has of each expert's second bias.
         totals = weight_A.new_zeros(plan.n_rows * len(w_in)).index_add_(0, plan.cell, weight_A).view(-1, len(w_in))
         if saved:
@@ -117,8 +158,8 @@ class GroupedFeedForward(Function):
         d_row_SH = d_out.index_select(0, plan.row)
         d_hidden = torch.empty_like(summed_SF)
         for e, _, _, s, t in plan.blocks:
-            torch.mm(summed_SF[s:t].T, d_row_SH[s:t], out=d_w_out[e])
-            torch.mm(d_row_SH[s:t], w_out[e].T, out=d_hidden[s:t])
+            multiply(summed_SF[s:t].T, d_row_SH[s:t], out=d_w_out[e], repeats=plan.repeats)
+            multiply(d_row_SH[s:t], w_out[e].T, out=d_hidden[s:t], repeats=plan.repeats)
         if plan.pair is not None:
             d_hidden = d_hidden.index_select(0, plan.pair)
         if keep_AF is not None:
@@ -128,8 +169,8 @@ class GroupedFeedForward(Function):
         d_inner = torch.ops.aten.gelu_backward(d_hidden.mul_(weight_A[:, None]), inner_AF)
         d_x_AH = torch.empty_like(x_AH)
         for e, a, b, _, _ in plan.blocks:
-            torch.mm(x_AH[a:b].T, d_inner[a:b], out=d_w_in[e])
+            multiply(x_AH[a:b].T, d_inner[a:b], out=d_w_in[e], repeats=plan.repeats)
             torch.sum(d_inner[a:b], 0, out=d_b_in[e])
-            torch.mm(d_inner[a:b], w_in[e].T, out=d_x_AH[a:b])
+            multiply(d_inner[a:b], w_in[e].T, out=d_x_AH[a:b], repeats=plan.repeats)
         d_x = x_AH.new_zeros(ctx.n_tokens, x_AH.shape[1]).index_add_(0, plan.token, d_x_AH)
         return d_x, d_weight, None, None, d_w_in, d_b_in, d_w_out, totals.T @ d_out, None

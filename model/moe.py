@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from model.grouped import GroupedFeedForward, Plan
 from model.init import Fill, constant, uniform
 from model.noise import Dropout, Noise
+from model.products import uses_onednn
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,12 @@ class Experts(nn.Module):
                 then works on sums.
             scale_T: factor of each token.
         """
-        plan = Plan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows)
+        # oneDNN wants shapes that come again; filling blocks up pays where they are long.
+        long = routing.expert.numel() >= 192 * self.n_experts
+        multiple = 32 if long and uses_onednn(x_TH) else 1
+        plan = Plan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows, multiple)
         weight_TK = routing.weight if scale_T is None else routing.weight * scale_T[:, None]
-        weight_A = weight_TK.flatten().index_select(0, plan.order)
+        weight_A = F.pad(weight_TK.flatten(), (0, 1)).index_select(0, plan.order)
         keep, factor = self.dropout.bits((len(weight_A), self.w_in.shape[2]), x_TH.device)
         return GroupedFeedForward.apply(
             x_TH, (weight_A * factor).to(x_TH.dtype), keep, plan, self.w_in, self.b_in, self.w_out, self.b_out,

@@ -27,6 +27,7 @@ from model.grouped import GroupedFeedForward, Plan
 from model.methods.base import Method
 from model.methods.moe_retriever import MoERetriever
 from model.predict import predict
+from model.products import Linear
 from model.train import make_optimiser, train_epoch
 from tests.model import synthetic
 
@@ -44,8 +45,9 @@ def _loop(x: Tensor, expert: Tensor, weight: Tensor, keep: Tensor, row: Tensor, 
     return torch.stack(out)
 
 
+@pytest.mark.parametrize("multiple", [1, 4])
 @pytest.mark.parametrize("merged", [False, True])
-def test_grouped_experts_and_their_gradients_equal_a_loop_over_visits(merged: bool) -> None:
+def test_grouped_experts_and_their_gradients_equal_a_loop_over_visits(merged: bool, multiple: int) -> None:
     g = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -58,12 +60,12 @@ def test_grouped_experts_and_their_gradients_equal_a_loop_over_visits(merged: bo
     expert = torch.stack([allowed[torch.randperm(4, generator=g)[:K]] for _ in range(T)])
     keep = torch.randint(0, 2, (T, K, FFN), generator=g)
     row = torch.randint(0, R, (T,), generator=g) if merged else torch.arange(T) % R
-    plan = Plan.of(expert, E, row if merged else None, R if merged else T)
+    plan = Plan.of(expert, E, row if merged else None, R if merged else T, multiple)
     assert (plan.first is not None) == merged
+    assert all(n % multiple == 0 for block in plan.blocks for n in block[1:])
     assert len(plan.row) < T * K or not merged
-    found = GroupedFeedForward.apply(
-        x, weight.flatten()[plan.order], keep.flatten(0, 1)[plan.order].to(torch.uint8), plan, *w, True
-    )
+    kept = torch.cat([keep.flatten(0, 1), torch.ones(1, FFN)])[plan.order].to(torch.uint8)
+    found = GroupedFeedForward.apply(x, F.pad(weight.flatten(), (0, 1))[plan.order], kept, plan, *w, True)
     if not merged:
         found = torch.zeros(R, H, dtype=torch.float64).index_add(0, row, found)
     expected = _loop(x, expert, weight, keep, row, w)
@@ -75,6 +77,29 @@ def test_grouped_experts_and_their_gradients_equal_a_loop_over_visits(merged: bo
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("n", [3, 256, 300, 4100])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_layers_equal_torchs_own(n: int, bias: bool) -> None:
+    """Whole blocks of rows and the rest; with oneDNN switched off the layer is `F.linear` itself."""
+    g = torch.Generator().manual_seed(0)
+    layer = Linear(6, 5, bias=bias)
+    x = torch.randn(n, 6, generator=g, requires_grad=True)
+    direction = torch.randn(n, 5, generator=g)
+    parameters = [x, *layer.parameters()]
+    found = layer(x)
+    expected = F.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(
+        torch.autograd.grad((found * direction).sum(), parameters),
+        torch.autograd.grad((expected * direction).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    with flop_counter() as counter:
+        layer(x)
+    assert counter.get_total_flops() == 2 * n * 6 * 5
 
 
 # The authors' loop. Attention runs across a slot's items as the paper says (`across`); noise and dropout are off.
