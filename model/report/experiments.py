@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from model import plots
 from model.report.drawing import Picture, draw
-from model.report.published import published
+from model.report.published import published_rows
 from model.report.references import about
 from model.report.runs import KEYS, Run
 from model.scores import METRICS
@@ -70,8 +70,9 @@ def _rows(runs: Sequence[Run], overall: pl.DataFrame) -> list[dict[str, Any]]:
         rows.append({"method": f"always {majority['class']}", "seeds": "", "kind": "control", "cells": cells})
     first = runs[0].metrics
     if first["origin"] == "export":
-        for name, mean, sd in published(first["dataset"], first["modalities"], first["mask"]):
-            cells = [{"text": f"{mean:.2f} ± {sd:.2f}", "interval": ""}, *[EMPTY] * (len(METRICS) - 1)]
+        for name, printed in published_rows(first["dataset"], first["modalities"], first["mask"]).items():
+            known = {m: f"{printed[m].mean:.2f} ± {printed[m].std:.2f}" if m in printed else "" for m in METRICS}
+            cells = [{"text": text, "interval": ""} for text in known.values()]
             rows.append({"method": f"{name}, as published", "seeds": 3, "kind": "published", "cells": cells})
     return rows
 

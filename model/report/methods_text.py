@@ -21,7 +21,7 @@ from model.report.methods_data import (
     store_sentences,
     transform_sentences,
 )
-from model.report.published import published
+from model.report.published import published_rows
 from model.report.references import Bibliography, about, changed_options
 from model.report.runs import Run
 from model.report.stores import public
@@ -227,7 +227,7 @@ def _evaluation(runs: Sequence[Run], cited: Bibliography) -> str:
     if draws != [1]:
         text += f" Predictions of methods that draw are means over {listed([str(d) for d in draws])} draws."
     exports = [run.metrics for run in runs if run.metrics["origin"] == "export"]
-    if any(published(m["dataset"], m["modalities"], m["mask"]) for m in exports):
+    if any(published_rows(m["dataset"], m["modalities"], m["mask"]) for m in exports):
         paper = cited.cite(about("moe_retriever").citation)
         text += f" Rows marked as published repeat the values of the paper{paper}."
     return text

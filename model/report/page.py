@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Inputs:
         stores: sealed stores.
         suites: folders of rendered suites (`table.html`, figures).
         cells: folder of all runs, in which the cells of the suites lie; the methods text tells of those, too.
-        searches: best.json files; those of a method and a store of the page are told.
+        searches: best.json files, or folders of them; those of a method and a store of the page are told.
         benchmarks: folder of the workflow's benchmark files.
         quality: name of a store's folder → folder of its quality control (`qc.parquet`, `contact_sheet.png`).
     """
@@ -69,7 +69,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     stores = _stores(inputs.stores, suites)
     cells = _cells(suites, inputs.cells, runs)
     known = {(run.metrics["store_id"], run.method) for run in (*runs, *cells)}
-    searches = [s for s in map(_read_search, inputs.searches) if (s["store_id"], s["method"]) in known]
+    searches = [s for s in _searches(inputs.searches) if (s["store_id"], s["method"]) in known]
     figures = out.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     scores = tidy(runs)
@@ -205,6 +205,12 @@ def _with_links(text: MethodsText) -> dict[str, Any]:
     return {"paragraphs": paragraphs, "references": text.references}
 
 
+def _searches(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """What the searches chose, in order of their files."""
+    for path in paths:
+        yield from map(_read_search, [path] if path.is_file() else sorted(path.rglob("best.json")))
+
+
 def _read_search(path: Path) -> dict[str, Any]:
     """Content of a best.json."""
     try:
@@ -222,7 +228,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stores", **folders, metavar="STORE", help="stores to describe")
     parser.add_argument("--suites", **folders, metavar="DIR", help="folders with a suite's table.html and figures")
     parser.add_argument("--cells", type=Path, metavar="DIR", help="folder of all runs, where the suites' cells are")
-    parser.add_argument("--searches", **folders, metavar="FILE", help="best.json of searches that chose options")
+    parser.add_argument(
+        "--searches", **folders, metavar="PATH", help="best.json of searches that chose options, or their folder"
+    )
     parser.add_argument("--benchmarks", type=Path, metavar="DIR", help="the workflow's benchmark files (*.jsonl)")
     parser.add_argument(
         "--qc", nargs="*", default=[], metavar="STORE=DIR",

@@ -1,33 +1,34 @@
-"""The paper's own accuracies, for the view and the missingness of an experiment."""
+"""What the paper printed for the view and the missingness of an experiment."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-PUBLISHED = Path(__file__).resolve().parents[1] / "published.csv"
-# The paper's letters for the modalities of each data set, in the order in which its tables write them.
-PAPER_DATASETS = {
-    "mosi": ("CMU-MOSI", {"vision": "V", "audio": "A", "text": "T"}),
-    "enrico": ("ENRICO", {"screenshot": "S", "wireframe": "W"}),
-    "adni": ("ADNI", {"image": "I", "genomic": "G", "clinical": "C", "biospecimen": "B"}),
-    "mimic": ("MIMIC", {"lab": "L", "note": "N", "code": "C"}),
-}
+from model.published import DATASETS, METRICS, Published, published_table, short
+
+# Tables of methods by views; the others vary something else.
+_TABLES = ("table1", "table2", "table4", "table5", "table6")
 
 
-def published(dataset: str, modalities: Sequence[str], mask: dict[str, Any] | None) -> list[tuple[str, float, float]]:
-    """The paper's accuracy (method, mean, sd in %) for this view, where it has a row for it."""
-    if dataset not in PAPER_DATASETS:
-        return []
-    name, letters = PAPER_DATASETS[dataset]
-    if not set(modalities) <= set(letters):
-        return []
-    view = "+".join(letter for m, letter in letters.items() if m in modalities)
+def published_rows(
+    dataset: str, modalities: Sequence[str], mask: dict[str, Any] | None
+) -> dict[str, dict[str, Published]]:
+    """The paper's method → our metric → its figure, in the order of the paper; empty where it has no row for this.
+
+    Args:
+        mask: settings of the simulated missingness; the paper's is completely at random.
+    """
+    if dataset not in DATASETS or (mask is not None and mask["mechanism"] != "mcar"):
+        return {}
     drop = "natural" if mask is None else f"{mask['p']:g}"
-    frame = pl.read_csv(PUBLISHED, schema_overrides={"drop": pl.String}).filter(
-        pl.col("table").is_in(["table1", "table2"]), dataset=name, modalities=view, metric="Acc", drop=drop
+    here = published_table().filter(
+        pl.col("table").is_in(_TABLES), dataset=DATASETS[dataset][0], modalities=short(dataset, modalities), drop=drop
     )
-    return list(frame.select("method", "mean", "std").iter_rows())
+    ours = {printed: metric for metric, printed in METRICS.items()}
+    rows: dict[str, dict[str, Published]] = {}
+    for method, metric, mean, std in here.select("method", "metric", "mean", "std").iter_rows():
+        rows.setdefault(method, {}).setdefault(ours[metric], Published(mean, std))
+    return rows

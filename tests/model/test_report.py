@@ -14,9 +14,10 @@ import polars as pl
 import pytest
 
 from model.__main__ import main
+from model.published import Published
 from model.report import Inputs, write_report
 from model.report import page as page_module
-from model.report.published import published
+from model.report.published import published_rows
 from model.report.runs import read_run, tell_apart
 from mrpipe import Store
 from mrpipe.errors import DataError
@@ -272,11 +273,13 @@ def test_markup_that_runs_or_fetches_is_a_fault(active: str, tmp_path: Path) -> 
 
 def test_the_papers_numbers_stand_beside_their_own_view_only() -> None:
     mask = {"p": 0.3, "mechanism": "mcar"}
-    assert ("MoE-Retriever", 66.13, 0.69) in published("mosi", ["text", "audio"], mask)
-    assert ("MoE-Retriever", 66.13, 0.69) in published("mosi", ["audio", "text"], mask)
-    assert published("mosi", ["text"], mask) == []
-    assert published("mosi", ["text", "audio"], None) == []
-    assert published("toy", ["table"], None) == []
+    for view in (["text", "audio"], ["audio", "text"]):
+        assert published_rows("mosi", view, mask)["MoE-Retriever"] == {"accuracy": Published(66.13, 0.69)}
+    assert set(published_rows("adni", ["image", "genomic"], None)["mmFormer"]) == {"accuracy", "macro_f1"}
+    assert published_rows("mosi", ["text"], mask) == {}
+    assert published_rows("mosi", ["text", "audio"], None) == {}
+    assert published_rows("mosi", ["text", "audio"], mask | {"mechanism": "block"}) == {}
+    assert published_rows("toy", ["table"], None) == {}
 
 
 def test_other_options_are_a_variant_and_not_another_seed(runs: list[Path]) -> None:

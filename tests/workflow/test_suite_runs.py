@@ -68,6 +68,7 @@ def test_a_failed_cell_leaves_the_rest_and_is_named_with_the_tail_of_its_log(fai
     assert "| attention_mask | not finished |" in text
     assert re.search(r"\| MoE-Retriever \| \**\d", text)
     assert "simulated export" in text
+    assert "not finished" in (folder / "results/suites/mine/report/index.html").read_text()
     results = pl.read_parquet(folder / "results/results.parquet")
     assert set(results["method"]) == finished
 
@@ -89,10 +90,14 @@ def test_the_repaired_suite_runs_what_is_missing_and_then_nothing(snakemake: Any
     assert outcome.code == 0, outcome.text
     # Snakemake lists what it did: the new cell, its search and the table.
     done = set(re.findall(r"^(?:local)?rule (\w+):$", outcome.text, flags=re.MULTILINE))
-    assert done == {"mine", "suite_settings", "search", "train", "evaluate", "render"}
+    assert done == {"mine", "suite_settings", "search", "train", "evaluate", "render", "suite_report"}
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert "cells: 3 of 3 done" in outcome.text
     assert "not finished" not in (folder / "results/suites/mine/table.md").read_text()
+    page = (folder / "results/suites/mine/report/index.html").read_text()
+    assert 'class="banner simulated"' in page
+    assert "Compared were" in page
+    assert "not finished" not in page
     assert pl.read_parquet(folder / "results/results.parquet")["run"].n_unique() == 3
     assert snakemake("mine", "-n", folder=folder, config=CONFIG).idle
 

@@ -39,6 +39,7 @@ rule report_page:
         runs=[run_folder(run) for run in PLAN.runs.values()],
         stores=[store_folder(name) for name in PLAN.stores],
         suites=rendered_suites,
+        searches=path("<results>/searches"),
         cells=lambda wildcards: path("<results>/runs"),
         suites_state=rendered_state,
         quality=lambda wildcards: [f"{name}={path(folder)}" for name, folder in QUALITY.items()],
@@ -46,5 +47,34 @@ rule report_page:
         code=code_of("model.report"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model report --runs {params.runs:q}"
-        " --stores {params.stores:q} --suites {params.suites:q} --cells {params.cells:q} --qc {params.quality:q}"
+        " --stores {params.stores:q} --suites {params.suites:q} --cells {params.cells:q}"
+        " --searches {params.searches:q} --qc {params.quality:q}"
         " --benchmarks {params.benchmarks:q} --out {output.page:q} > {log} 2>&1"
+
+
+rule suite_report:
+    # The page of a suite alone, for a run that asks for nothing else.
+    input:
+        lambda wildcards: [f"{folder}/finished" for folder in suite_folders(wildcards)],
+    output:
+        report(
+            "<results>/suites/{suite}/report/index.html",
+            category="results",
+            labels={"what": "report of {suite}"},
+            caption="../report/results.rst",
+        ),
+    log:
+        "<logs>/suites/{suite}_report.log",
+    benchmark:
+        "<benchmarks>/suites/{suite}_report.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(4000),
+        runtime="1h",
+    params:
+        command=lambda wildcards, output: report_command(map(path, suite_folders(wildcards)), output[0]),
+        code=code_of("model.report"),
+    shell:
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model {params.command:q} > {log} 2>&1"

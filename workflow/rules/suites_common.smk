@@ -26,7 +26,8 @@ def suite_targets(name):
         for part in SUITES.parts(name):
             files += [f"<results>/suites/{part.name}/{file}" for file in ("settings.json", "finished")]
             files += [f"<results>/verified/{store}.txt" for store in part.stores]
-        return [*files, f"<results>/suites/{name}/finished"] if compared_tables(name) else files
+        files += [f"<results>/suites/{name}/finished"] if compared_tables(name) else []
+        return [*files, f"<results>/suites/{name}/report/index.html"]
 
     return targets
 
@@ -62,6 +63,19 @@ def comparison_command(name, tables):
     """`python -m model ...` that sets the published values of tables beside ours."""
     out = path(f"<results>/suites/{name}")
     return ["comparison", "--suites", *tables, "--name", name, "--title", SUITES.suite(name).title, "--out", out]
+
+
+def suite_folders(wildcards):
+    """Folders of everything that a suite renders: its own, then those of the suites that it stands for."""
+    files = [Path(file) for file in suite_targets(wildcards.suite)(wildcards)]
+    folders = [file.parent for file in files if file.name == "finished"]
+    return [str(folder) for folder in sorted(folders, key=lambda folder: folder.name != wildcards.suite)]
+
+
+def report_command(folders, page):
+    """`python -m model ...` that makes a page of rendered suites."""
+    arguments = ["--suites", *folders, "--cells", path("<results>/runs"), "--searches", path("<results>/searches")]
+    return ["report", *arguments, "--benchmarks", path("<benchmarks>"), "--out", page]
 
 
 # The suites of this run and its cells, from its start to its end.
@@ -110,6 +124,10 @@ def end_suites():
             tables = [folder for folder in map(path, compared_tables(name)) if Path(folder, "scores.parquet").is_file()]
             if tables:
                 run_model(comparison_command(name, tables))
+        for job in workflow.dag.jobs if unfinished else ():
+            if job.rule.name == "suite_report":
+                there = [f for f in map(path, suite_folders(job.wildcards)) if Path(f, "table.html").is_file()]
+                run_model(report_command(there, path(f"<results>/suites/{job.wildcards.suite}/report/index.html")))
         run_model(["results", "--runs", path("<results>/runs"), "--out", path("<results>/results.parquet")])
         if unfinished:
             sys.stderr.write(cells.failures() + "\n")
