@@ -14,6 +14,7 @@ from pathlib import Path
 from jinja2 import Environment
 
 TEMPLATE = Path(__file__).resolve().parent / "suite_table.html"
+MOST_FAULTS = 12
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--", "Δ": r"$\Delta$",
@@ -72,6 +73,12 @@ class Page:
     notes: tuple[str, ...] = field(default=())
     faults: tuple[str, ...] = field(default=())
 
+    @property
+    def shown_faults(self) -> tuple[str, ...]:
+        """The faults, so many that a page is still read."""
+        rest = len(self.faults) - MOST_FAULTS
+        return self.faults if rest <= 1 else (*self.faults[:MOST_FAULTS], f"and {rest} more")
+
 
 def heading(name: str, title: str) -> str:
     """`table2`, `t` → `Table 2: t`; the name of a suite of one's own stays as it is."""
@@ -82,7 +89,7 @@ def heading(name: str, title: str) -> str:
 def markdown(page: Page) -> str:
     """The page as Markdown with pipe tables."""
     parts = [f"# {page.title}", _bullets(page.origins)]
-    parts += [f"**Not finished**\n\n{_bullets(page.faults)}"] if page.faults else []
+    parts += [f"**Not finished**\n\n{_bullets(page.shown_faults)}"] if page.faults else []
     parts += [_markdown_grid(grid) for grid in page.overview]
     parts += [_bullets(page.notes)] if page.notes else []
     parts += ["## All metrics", *(_markdown_grid(grid) for grid in page.details)] if page.details else []
@@ -104,7 +111,7 @@ def _markdown_grid(grid: Grid) -> str:
 
 def latex(page: Page) -> str:
     """The tables as LaTeX floats; they need the packages booktabs and graphicx."""
-    lines = [f"% {page.title}", *(f"% {line}" for line in [*page.origins, *page.faults, *page.notes])]
+    lines = [f"% {page.title}", *(f"% {line}" for line in [*page.origins, *page.shown_faults, *page.notes])]
     return "\n\n".join(["\n".join(lines), *(_latex_grid(grid) for grid in (*page.overview, *page.details))]) + "\n"
 
 
