@@ -170,7 +170,8 @@ def _cost(suite: Suite, column: Column, store: Store, places: Places, name: str,
     for row, (label, _) in column.cells.items():
         path = places.costs / column.experiment / f"{label}.csv"
         if path.is_file():
-            frames.append(pl.read_csv(path).with_columns(pl.lit(row).alias("method")))
+            measured = pl.read_csv(path, schema_overrides={"mflop_per_sample": pl.Float64})
+            frames.append(measured.with_columns(pl.lit(row).alias("method")))
         else:
             shown.missing.append(f"{name}, {row}: not measured")
     if not frames:
@@ -192,8 +193,8 @@ def _cost(suite: Suite, column: Column, store: Store, places: Places, name: str,
     header = ("method", "inference, ms a sample", "GFLOP a sample", "parameters, M", "training, s an epoch", "peak, MB")
     shown.grids.append(Grid(f"{name}, all modalities{_hidden(column)}", header, tuple(lines)))
     shown.notes.append(
-        "FLOPs are those of torch's counter, which leaves out recurrent layers. Times are of this machine, and of "
-        "whatever else it ran."
+        "FLOPs are those of a prediction, multiply and add counted apart. Times are of the machine that measured, "
+        "and of whatever else it ran meanwhile."
     )
 
 

@@ -11,7 +11,7 @@ from model.plots import FAINT, INK, PALETTE
 
 # Column of the benchmark → what its panel is called, and the factor to the unit there.
 PANELS = {
-    "test_ms": "inference, ms a sample", "gflop_per_sample": "GFLOP a sample (forward)",
+    "test_ms": "inference, ms a sample", "gflop_per_sample": "GFLOP a sample",
     "parameters_m": "parameters, millions",
 }  # fmt: skip
 MARKERS = "os^Dv<>P"
