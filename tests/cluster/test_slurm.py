@@ -72,7 +72,8 @@ def start(profile: Path, folder: Path, *arguments: str) -> subprocess.Popen[str]
     command = [sys.executable, "-m", "snakemake", "--profile", str(profile), *arguments]
     command += ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"]
     command += ["--latency-wait", "10", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(folder)]
-    command += ["--configfile", str(folder / "config.yaml")]
+    if (folder / "config.yaml").exists():
+        command += ["--configfile", str(folder / "config.yaml")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=folder, text=True, preexec_fn=die_with_parent, **pipes)  # type: ignore[call-overload,no-any-return]
 
@@ -177,3 +178,20 @@ def test_a_job_that_is_cancelled_from_outside(cluster: Cluster, profile: Path, f
 def two_running(jobs: list[Job]) -> list[Job]:
     running = [job for job in jobs if job.state == "RUNNING"]
     return running if len(running) == 2 else []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+def test_a_table_of_the_paper(cluster: Cluster, profile: Path, tmp_path: Path) -> None:
+    command = ["table2", "--config", "size=smoke", "--group-components", "cells=10", "masks=50"]
+    planned = start(profile, tmp_path, *command, "-n").communicate()[0]
+    n_cells = planned.count("rule train:")
+    assert n_cells > 10, planned
+    before = {job.id for job in cluster.jobs()}
+    process = start(profile, tmp_path, *command)
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    assert (tmp_path / "results/suites/table2/finished").exists()
+    new = [job for job in cluster.jobs() if job.id not in before]
+    assert {job.state for job in new} == {"COMPLETED"}
+    assert sum(job.comment == CELLS for job in new) == -(-n_cells // 10)
