@@ -200,6 +200,9 @@ def _changed(runs: Sequence[Run]) -> list[str]:
     said: dict[str, int] = {}
     for run in runs:
         options = changed_options(run.config)
+        if "epochs" not in run.metrics["training"]:
+            # What is not trained by gradients has no use for the options of encoders and training.
+            options = {k: v for k, v in options.items() if k in run.config["options"]}
         options = {k: v for k, v in options.items() if k not in _STATED and k != "select_metric"}
         if options:
             text = f"{_where(run, runs)}: {', '.join(f'{k}={public(v)}' for k, v in options.items())}"
