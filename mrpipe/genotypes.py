@@ -38,7 +38,14 @@ def unpack_at(packed: NDArray[np.uint8], positions: NDArray[np.int64]) -> NDArra
 
 def take_snps(packed: NDArray[np.uint8], positions: NDArray[np.int64], *, block: int = 4096) -> NDArray[np.uint8]:
     """The packed genotypes of some SNPs, in that order, (n, ceil(k / 4)), a block of SNPs at a time."""
-    out = np.empty((len(packed), -(-len(positions) // 4)), dtype=np.uint8)
+    n_bytes = -(-len(positions) // 4)
+    if np.array_equal(positions, np.arange(len(positions))):
+        # All SNPs, or the first ones: the bytes as they are, filled up with 3.
+        out = packed[:, :n_bytes].copy()
+        if len(positions) % 4:
+            out[:, -1] |= np.uint8(0xFF << 2 * (len(positions) % 4) & 0xFF)
+        return out
+    out = np.empty((len(packed), n_bytes), dtype=np.uint8)
     for start in range(0, len(positions), block):
         chosen = positions[start : start + block]
         out[:, start // 4 : start // 4 + -(-len(chosen) // 4)] = pack(unpack_at(packed, chosen))

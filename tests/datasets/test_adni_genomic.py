@@ -127,6 +127,13 @@ def test_repacking_and_counts_of_the_store_encoding() -> None:
     np.testing.assert_array_equal(genotypes.unpack_range(packed, 6, 43), calls[:, 6:43])
     kept = np.array([5, 0, 99, 100, 7])
     np.testing.assert_array_equal(genotypes.take_snps(packed, kept, block=4), genotypes.pack(calls[:, kept]))
+    for n in (0, 1, 4, 98, 101):
+        np.testing.assert_array_equal(genotypes.take_snps(packed, np.arange(n)), genotypes.pack(calls[:, :n]))
+    mode = generator(3, "mode").integers(0, 3, 101).astype(np.uint8)
+    filled = genotypes.fill_missing(packed.copy(), genotypes.pack(mode[None, :])[0])
+    np.testing.assert_array_equal(
+        genotypes.unpack_range(filled, 0, 101), np.where(calls == genotypes.MISSING, mode, calls)
+    )
     counts = genotypes.call_counts(packed, 101, block=3)
     for code in range(4):
         np.testing.assert_array_equal(counts[code], (calls == code).sum(axis=0))
