@@ -280,13 +280,31 @@ def test_what_is_wrong_with_a_suite_is_said_when_it_is_asked_for(own: Any, chang
 def test_the_example_and_the_one_in_the_documentation_are_suites(project: Path, tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", (project / "docs/suites.md").read_text(), flags=re.DOTALL)
     (tmp_path / "documented.yaml").write_text(text)
-    (example,) = (project / "workflow/config/examples/suites").glob("*.yaml")
+    example = project / "workflow/config/examples/suites/mosi_retrieval.yaml"
     config = yaml.safe_load((project / "workflow/config/examples/mosi_suite.yaml").read_text())
     assert (project / config["suites"]).samefile(example)
     for path, columns in ((tmp_path / "documented.yaml", 4), (example, 2)):
         suite = suites_of(config_of(), suites=str(path)).suite("retrieval")
         assert (len(suite.rows), len(suite.columns)) == (4 if columns == 4 else 5, columns)
         assert {run.seed for run in suite.runs.values()} == set(range(5))
+
+
+METHODS = {p.stem for p in (Path(__file__).parents[2] / "model/methods").glob("[!_]*.py")} - {"base"}
+
+
+def test_the_findings_compare_all_methods_by_one_selection(project: Path, tmp_path: Path) -> None:
+    file = project / "workflow/config/examples/suites/findings.yaml"
+    config = yaml.safe_load((project / "workflow/config/examples/findings.yaml").read_text())
+    assert (project / config["suites"]).samefile(file)
+    for entry in config["datasets"].values():
+        entry["raw"] = str(tmp_path)
+    (tmp_path / "PhysionetChallenge2012-set-a.csv").touch()
+    suites = suites_of(config_of(**config["datasets"]), suites=str(file))
+    for name, metric in (("findings_mosi", "accuracy"), ("findings_icu", None)):
+        runs = suites.suite(name).runs.values()
+        assert {run.method for run in runs} == METHODS
+        released = [run.overrides for run in runs if run.preset == "released-code"]
+        assert {o["select_metric"] for o in released} == {metric or "macro_f1"}
 
 
 def test_a_file_that_is_not_there_or_not_yaml_is_named(tmp_path: Path) -> None:
