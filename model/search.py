@@ -32,7 +32,8 @@ from model.config import Config, make_config
 from model.data import Data
 from model.methods.base import Method
 from model.predict import validate
-from model.train import DivergedError, Job, described, fingerprint, load_data, progress_display, run_training
+from model.run_log import progress_display
+from model.train import DivergedError, Job, described, fingerprint, load_data, run_training
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
 from mrpipe.parquet import write_frame, write_text

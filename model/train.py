@@ -13,8 +13,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +24,7 @@ import polars as pl
 import polars.selectors as cs
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor
 
 from model import checkpoint, gradients
@@ -38,6 +36,7 @@ from model.inputs import Rows
 from model.methods import get
 from model.methods.base import Method
 from model.predict import validate
+from model.run_log import Log, describe_epoch, opening_line, summarise_epoch
 from mrpipe import keyed
 from mrpipe.codehash import code_hash
 from mrpipe.errors import MrpipeError, UsageError
@@ -76,47 +75,6 @@ class Job:
 
 class DivergedError(MrpipeError):
     """The loss is no longer a finite number."""
-
-
-def progress_display(*, quiet: bool) -> Progress:
-    """Lines of description, bar, count, time left (by the pace of all steps so far) and a free text `state`."""
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"), console=Console(stderr=True), disable=quiet, transient=True,
-        speed_estimate_period=1e9,
-    )  # fmt: skip
-
-
-class Log:
-    """`log.txt` of a run, and the progress line; neither holds an id."""
-
-    def __init__(self, path: Path, job: Job, *, fresh: bool):
-        self._path, self._shared, self._n_epochs = path, job.progress is not None, job.config.common.epochs
-        self._progress = job.progress or progress_display(quiet=job.quiet)
-        if fresh:
-            path.write_text("", encoding="utf-8")
-
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Show the progress line."""
-        self._task = self._progress.add_task("training", total=self._n_epochs, state="")
-        if self._shared:
-            try:
-                yield
-            finally:
-                self._progress.remove_task(self._task)
-        else:
-            with self._progress:
-                yield
-
-    def line(self, text: str) -> None:
-        with self._path.open("a", encoding="utf-8") as handle:
-            handle.write(text + "\n")
-
-    def epoch(self, done: int, text: str, state: str) -> None:
-        """A line for the log, a few words for the display."""
-        self._progress.update(self._task, completed=done, state=state)
-        self.line(f"epoch {done}: {text}")
 
 
 def origin_of(job: Job, data: Data) -> Origin:
@@ -195,8 +153,10 @@ def run_training(job: Job, data: Data | None = None) -> bool:
         with replacing(run / checkpoint.MASK_NAME) as temporary:
             shutil.copyfile(job.mask_file, temporary)
     before = _resume_point(run, mark, job.device)
-    log = Log(run / "log.txt", job, fresh=before is None)
-    log.line(_opening(method, data, parts, origin))
+    log = Log(
+        run / "log.txt", n_epochs=config.common.epochs, progress=job.progress, quiet=job.quiet, fresh=before is None
+    )
+    log.line(opening_line(method, data, parts, origin))
     seconds: list[float] = []
     with log.shown():
         if method.gradient:
@@ -360,7 +320,9 @@ def _descend(
         if len(compared):
             state["gradients"] += gradients.gradient_similarity(method, data, compared, epoch + 1)
         state["next_epoch"] = epoch + 1
-        log.epoch(epoch + 1, _describe(row, c.select_metric), _summarise(row, c.select_metric, state["best_score"]))
+        log.epoch(
+            epoch + 1, describe_epoch(row, c.select_metric), summarise_epoch(row, c.select_metric, state["best_score"])
+        )
         if (epoch + 1) % c.checkpoint_every == 0:
             resume = {**state, "state": method.state_dict(), "optimiser": optimiser.state_dict()}
             checkpoint.write(run / checkpoint.RESUME_NAME, {"format": checkpoint.FORMAT, "fingerprint": mark, **resume})
@@ -393,37 +355,9 @@ def _selection_score(row: dict[str, Any], metric: str) -> float:
     return -math.inf if math.isnan(value) else value
 
 
-def _describe(row: dict[str, Any], metric: str) -> str:
-    text = f"loss {row['train_loss']:.4f}"
-    if "val_loss" in row:
-        text += f", val loss {row['val_loss']:.4f}, val accuracy {row['val_accuracy']:.4f}"
-        text += f", val {metric} {row[f'val_{metric}']:.4f}" if metric not in ("loss", "accuracy") else ""
-    return text if row["selectable"] else f"{text} (warm-up)"
-
-
-def _summarise(row: dict[str, Any], metric: str, best: float) -> str:
-    if "val_loss" not in row:
-        return f"loss {row['train_loss']:.4f}"
-    kept = f", best {abs(best):.4f}" if math.isfinite(best) else ""
-    return f"val {metric} {row[f'val_{metric}']:.4f}{kept}"
-
-
 def _history_frame(history: list[dict[str, Any]], best_epoch: int, metric: str) -> pl.DataFrame:
     """One row an epoch: `epoch, train_loss, train_<term>…, val_<metric>…, val_score, selectable, best`."""
     frame = pl.DataFrame(history, infer_schema_length=None).with_columns(pl.col("epoch").cast(pl.Int32))
     score = pl.col(f"val_{metric}") if f"val_{metric}" in frame.columns else pl.lit(None, dtype=pl.Float64)
     frame = frame.with_columns(score.alias("val_score"), (pl.col("epoch") == best_epoch).alias("best"))
     return frame.with_columns(cs.float().fill_nan(None))
-
-
-def _opening(method: Method, data: Data, parts: dict[str, Rows], origin: Origin) -> str:
-    sizes = ", ".join(f"{len(rows)} {part}" for part, rows in parts.items())
-    names = "+".join(data.spec.names)
-    n_parameters = sum(p.numel() for p in method.parameters())
-    gone = sum(data.n_without.values())
-    left_out = f"; {gone} samples have none of these modalities" if gone else ""
-    return (
-        f"{method.name} ({method.config.preset}, seed {method.config.seed}, {n_parameters:,} parameters) on "
-        f"{origin.dataset} {origin.store_id} ({origin.origin}), {names}, {origin.task}/{origin.scheme}: "
-        f"{sizes}{left_out}"
-    )

@@ -1,0 +1,94 @@
+"""What a training says while it runs: `log.txt`, the progress line, and the words for an epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from model.checkpoint import Origin
+from model.data import Data
+from model.inputs import Rows
+from model.methods.base import Method
+
+
+def progress_display(*, quiet: bool) -> Progress:
+    """Lines of description, bar, count, time left (by the pace of all steps so far) and a free text `state`."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"), console=Console(stderr=True), disable=quiet, transient=True,
+        speed_estimate_period=1e9,
+    )  # fmt: skip
+
+
+class Log:
+    """`log.txt` of a run, and the progress line; neither holds an id.
+
+    Args:
+        path: the file; a `fresh` one is emptied.
+        progress: the display of a longer piece of work, in which this run is one line; else it has its own.
+    """
+
+    def __init__(self, path: Path, *, n_epochs: int, progress: Progress | None, quiet: bool, fresh: bool):
+        self._path, self._shared, self._n_epochs = path, progress is not None, n_epochs
+        self._progress = progress or progress_display(quiet=quiet)
+        if fresh:
+            path.write_text("", encoding="utf-8")
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the progress line."""
+        self._task = self._progress.add_task("training", total=self._n_epochs, state="")
+        if self._shared:
+            try:
+                yield
+            finally:
+                self._progress.remove_task(self._task)
+        else:
+            with self._progress:
+                yield
+
+    def line(self, text: str) -> None:
+        with self._path.open("a", encoding="utf-8") as handle:
+            handle.write(text + "\n")
+
+    def epoch(self, done: int, text: str, state: str) -> None:
+        """A line for the log, a few words for the display."""
+        self._progress.update(self._task, completed=done, state=state)
+        self.line(f"epoch {done}: {text}")
+
+
+def describe_epoch(row: dict[str, Any], metric: str) -> str:
+    """An epoch's row of the history as a line of the log."""
+    text = f"loss {row['train_loss']:.4f}"
+    if "val_loss" in row:
+        text += f", val loss {row['val_loss']:.4f}, val accuracy {row['val_accuracy']:.4f}"
+        text += f", val {metric} {row[f'val_{metric}']:.4f}" if metric not in ("loss", "accuracy") else ""
+    return text if row["selectable"] else f"{text} (warm-up)"
+
+
+def summarise_epoch(row: dict[str, Any], metric: str, best: float) -> str:
+    """The same in the few words that fit beside a progress bar."""
+    if "val_loss" not in row:
+        return f"loss {row['train_loss']:.4f}"
+    kept = f", best {abs(best):.4f}" if math.isfinite(best) else ""
+    return f"val {metric} {row[f'val_{metric}']:.4f}{kept}"
+
+
+def opening_line(method: Method, data: Data, parts: Mapping[str, Rows], origin: Origin) -> str:
+    """What is trained on what: the first line of the log."""
+    sizes = ", ".join(f"{len(rows)} {part}" for part, rows in parts.items())
+    names = "+".join(data.spec.names)
+    n_parameters = sum(p.numel() for p in method.parameters())
+    gone = sum(data.n_without.values())
+    left_out = f"; {gone} samples have none of these modalities" if gone else ""
+    return (
+        f"{method.name} ({method.config.preset}, seed {method.config.seed}, {n_parameters:,} parameters) on "
+        f"{origin.dataset} {origin.store_id} ({origin.origin}), {names}, {origin.task}/{origin.scheme}: "
+        f"{sizes}{left_out}"
+    )
