@@ -119,6 +119,17 @@ def test_all_methods_of_a_column_share_mask_seeds_and_budget(everything: dict[st
             assert len(column.cells) == 16
 
 
+def test_all_methods_of_a_column_pick_their_epoch_by_one_score(everything: dict[str, Suites]) -> None:
+    from model.config import make_config
+    from model.methods import get
+
+    for name in TABLES:
+        for column in everything["full"].suite(name).columns:
+            runs = [runs[0] for runs in column.cells.values()]
+            configs = [make_config(get(r.method), preset=r.preset, seed=0, overrides=r.overrides) for r in runs]
+            assert len({c.common.select_metric for c in configs}) == 1, column.experiment
+
+
 def test_a_search_is_for_all_seeds_of_a_cell_and_sees_the_first_mask(everything: dict[str, Suites]) -> None:
     suites = everything["full"]
     assert suites.searches
@@ -148,9 +159,10 @@ def test_the_rows_of_table_3_are_the_ablations_of_the_paper(everything: dict[str
     told_apart = {row: column.cells[row][0].overrides for row in column.cells if row != "majority class"}
     assert len(told_apart) == 13
     assert len({json.dumps(o, sort_keys=True) for o in told_apart.values()}) == 13
-    assert told_apart["full (E_T=8, E_Sh=4, R=1)"] == {}
-    assert told_apart["w/o intra-modal context"] == {"intra": False}
-    assert told_apart["R=4 (one a target)"] == {"routers": "target"}
+    common = told_apart["full (E_T=8, E_Sh=4, R=1)"]
+    assert common == {"select_metric": "macro_f1"}
+    assert told_apart["w/o intra-modal context"] == common | {"intra": False}
+    assert told_apart["R=4 (one a target)"] == common | {"routers": "target"}
 
 
 def test_reading_and_expanding_is_quick() -> None:
