@@ -57,7 +57,7 @@ def test_thousands_of_scans_are_planned_fast_and_in_few_submissions(tmp_path: Pa
     text = (tmp_path / "out.txt").read_text()
     assert process.returncode == 0, text[-2000:]
     assert len(re.findall(r"^ *rule prepare:", text, flags=re.MULTILINE)) == 2500 + 2 * 64
-    # 100 groups of 25 scans, 16 of 8 shards; simulate, check and cohort in one, samples to verify in one.
+    # 100 groups of 25 scans, 16 of 8 shards; simulate, check and cohort in one, samples to verify in one; the page.
     assert groups(text) - Counter(all=1) == {
         "scans": 100,
         "shards": 16,
@@ -65,6 +65,7 @@ def test_thousands_of_scans_are_planned_fast_and_in_few_submissions(tmp_path: Pa
         "ingest": 8,
         "image_qc": 1,
         "seal": 2,
+        "report_page": 1,
     }
     # 11 s and 360 MB when this was written; processor time, because the machine may be busy.
     assert used.ru_utime + used.ru_stime < 60
