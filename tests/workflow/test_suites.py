@@ -15,7 +15,8 @@ import yaml
 
 from workflow.plan import ConfigError, make_plan, mask_name, schema_faults
 from workflow.settings import main as check_settings
-from workflow.suites import Suites, description
+from workflow.suite import description
+from workflow.suites import Suites
 
 FIGURES = ("figure3", "figure4", "figure5", "figure6")
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7")

@@ -31,7 +31,8 @@ from workflow.plan import (
     settings_asked,
     train_arguments,
 )
-from workflow.suites import Suites, description
+from workflow.suite import description
+from workflow.suites import Suites
 
 PROJECT = Path(workflow.basedir)
 
