@@ -1,0 +1,38 @@
+"""Inputs that several files of these tests read: simulated tables of ADNI in each layout, and a small chain file."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mrpipe.datasets.adni import DATASET
+from mrpipe.stages.simulate import simulate
+from tests.datasets.adni_toy import LAYOUTS
+from tests.datasets.plink_toy import TOY_CHAIN
+
+
+@pytest.fixture(scope="session")
+def adni_exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Layout → simulated export without images, the same participants in each."""
+    folder = tmp_path_factory.mktemp("adni")
+    for layout in LAYOUTS:
+        settings = {"n_subjects": 120, "n_snps": 96, "images": False, "layout": layout, "seed": 3}
+        simulate(DATASET, folder / layout, settings)
+    return {layout: folder / layout for layout in LAYOUTS}
+
+
+@pytest.fixture
+def adni_export(adni_exports: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the newest layout to damage."""
+    return Path(shutil.copytree(adni_exports["2025"], tmp_path / "raw"))
+
+
+@pytest.fixture
+def toy_chain(tmp_path: Path) -> Path:
+    """A chain file of three pieces, one of them on the other strand."""
+    path = tmp_path / "toy.chain.gz"
+    path.write_bytes(gzip.compress(TOY_CHAIN.encode()))
+    return path
