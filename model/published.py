@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -18,6 +19,8 @@ DATASETS = {
     "mimic": ("MIMIC", {"lab": "L", "note": "N", "code": "C"}),
 }
 METRICS = {"accuracy": "Acc", "macro_f1": "F1", "auroc": "AUROC", "auprc": "PRAUC"}
+# Tables of methods by views; the others vary something else.
+_COMPARISONS = ("table1", "table2", "table4", "table5", "table6")
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,40 @@ def short(dataset: str, modalities: Sequence[str]) -> str:
     return "+".join(letter for m, letter in letters.items() if m in modalities)
 
 
+def _of_view(dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | None) -> pl.DataFrame:
+    """The figures of a view and what was taken away from it; the paper takes away completely at random only."""
+    if dataset not in DATASETS or (mask is not None and mask["mechanism"] != "mcar"):
+        return published_table().clear()
+    drop = "natural" if mask is None else f"{mask['p']:g}"
+    return published_table().filter(dataset=DATASETS[dataset][0], modalities=short(dataset, modalities), drop=drop)
+
+
 def published(
-    table: str, dataset: str, modalities: Sequence[str], p: float | None, metric: str, method: str
+    table: str, dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | None, metric: str, method: str
 ) -> Published | None:
     """What a table of the paper says; None where it says nothing.
 
     Args:
-        p: probability with which modalities were taken away; None: as observed.
+        mask: `mechanism` and `p` of the simulated missingness; None: as observed.
         metric, method: our metric, the paper's method.
     """
-    if dataset not in DATASETS or metric not in METRICS:
+    if metric not in METRICS:
         return None
-    found = published_table().filter(
-        table=table, dataset=DATASETS[dataset][0], modalities=short(dataset, modalities), metric=METRICS[metric],
-        drop="natural" if p is None else f"{p:g}", method=method,
-    )  # fmt: skip
+    found = _of_view(dataset, modalities, mask).filter(table=table, metric=METRICS[metric], method=method)
     return Published(*found.select("mean", "std").row(0)) if len(found) else None
+
+
+def published_rows(
+    dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | None
+) -> dict[str, dict[str, Published]]:
+    """The paper's method → our metric → its figure, in the order of the paper; empty where it has no row for this.
+
+    Args:
+        mask: as for `published`.
+    """
+    here = _of_view(dataset, modalities, mask).filter(pl.col("table").is_in(_COMPARISONS))
+    ours = {printed: metric for metric, printed in METRICS.items()}
+    rows: dict[str, dict[str, Published]] = {}
+    for method, metric, mean, std in here.select("method", "metric", "mean", "std").iter_rows():
+        rows.setdefault(method, {}).setdefault(ours[metric], Published(mean, std))
+    return rows

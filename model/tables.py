@@ -194,7 +194,9 @@ def _scores(suite: Suite, number: int, filled: Filled) -> Iterator[dict[str, Any
     lead = {} if comparison is None else {m: comparison.best(m, trained) for m in METRICS if m != "ece"}
     for row in suite.every_row:
         for metric in METRICS:
-            printed = published(suite.published, column.dataset, column.modalities, column.p, metric, row.published)
+            printed = published(
+                suite.published, column.dataset, column.modalities, column.missingness, metric, row.published
+            )
             mean, values, difference, regret = None, [], None, None
             if comparison is not None and row.name in methods:
                 mean, values = comparison.mean(row.name, metric), comparison.values(row.name, metric)

@@ -12,8 +12,8 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from model import plots
+from model.published import published_rows
 from model.report.drawing import Picture, draw
-from model.report.published import published_rows
 from model.report.references import about
 from model.report.runs import KEYS, Run
 from model.scores import METRICS

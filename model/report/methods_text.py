@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from model.published import published_rows
 from model.report.methods_data import (
     listed,
     missingness_sentence,
@@ -21,7 +22,6 @@ from model.report.methods_data import (
     store_sentences,
     transform_sentences,
 )
-from model.report.published import published_rows
 from model.report.references import Bibliography, about, changed_options
 from model.report.runs import Run
 from model.report.stores import public

@@ -14,10 +14,9 @@ import polars as pl
 import pytest
 
 from model.__main__ import main
-from model.published import Published
+from model.published import Published, published_rows
 from model.report import Inputs, write_report
 from model.report import page as page_module
-from model.report.published import published_rows
 from model.report.runs import read_run, tell_apart
 from mrpipe import Store
 from mrpipe.errors import DataError

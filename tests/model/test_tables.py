@@ -72,7 +72,7 @@ def column(modalities: list[str], cells: dict[str, Any], absent: list[str] | Non
 def made(tmp_path: Path) -> Callable[..., tuple[Page, Path]]:
     """The tables of two methods and a control; seed 2 of MUSE did not finish, and a view is not in the store."""
 
-    def make(unfinished: tuple[str, ...] = (), origin: str = "export") -> tuple[Page, Path]:
+    def make(unfinished: tuple[str, ...] = (), origin: str = "export", mechanism: str = "mcar") -> tuple[Page, Path]:
         for method, quality in (("moe_retriever", 0.8), ("muse", 0.7), ("majority", 0.5)):
             for seed in (0, 1, 2):
                 if (method, seed) != ("muse", 2):
@@ -84,6 +84,8 @@ def made(tmp_path: Path) -> Callable[..., tuple[Page, Path]]:
             "rows": ROWS, "unfinished": unfinished, "trials": [6],
             "columns": [column(["text", "audio"], cells), column(["text", "vision"], {}, ["vision"])],
         }  # fmt: skip
+        for c in said["columns"]:
+            c["missingness"]["mechanism"] = mechanism
         (tmp_path / "suite.json").write_text(json.dumps(said))
         return write_tables(read_suite(tmp_path / "suite.json"), tmp_path / "runs", tmp_path), tmp_path
 
@@ -111,6 +113,12 @@ def test_ours_stand_beside_the_published_with_interval_and_difference(made: Any)
     assert "Settings: of 6 that were tried" in text
     assert page.faults == ("e/muse/seed2",)
     assert "e/muse/seed2" in text
+
+
+def test_what_the_paper_took_away_at_random_is_not_beside_another_mechanism(made: Any) -> None:
+    _, folder = made(mechanism="block")
+    assert pl.read_parquet(folder / "scores.parquet")["published"].count() == 0
+    assert "as published" not in (folder / "table.md").read_text()
 
 
 def test_what_is_not_there_is_said(made: Any) -> None:
@@ -287,8 +295,8 @@ def test_every_published_figure_is_found_by_our_names() -> None:
     for row in frame.iter_rows(named=True):
         dataset = names[row["dataset"]]
         view = [letters[dataset][letter] for letter in row["modalities"].split("+")]
-        p = None if row["drop"] == "natural" else float(row["drop"])
-        found = published(row["table"], dataset, view[::-1], p, ours[row["metric"]], row["method"])
+        mask = None if row["drop"] == "natural" else {"mechanism": "mcar", "p": float(row["drop"])}
+        found = published(row["table"], dataset, view[::-1], mask, ours[row["metric"]], row["method"])
         assert found is not None
         assert (found.mean, found.std) == (row["mean"], row["std"])
         assert short(dataset, view) == row["modalities"]
