@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from model.report.stores import public
 from mrpipe.errors import DataError, Fault
 
 KEYS = ("dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness", "method", "preset", "seed")
@@ -52,9 +53,9 @@ class Run:
         return f"{name} [{self.variant}]" if self.variant else name
 
     @property
-    def settings(self) -> str:
-        """All options of the run but its seed: runs that share them are repetitions of one another."""
-        return json.dumps({k: self.config[k] for k in ("method", "preset", "common", "options")}, sort_keys=True)
+    def options(self) -> dict[str, Any]:
+        """All options of the run but its seed: runs of a method that share them are repetitions of one another."""
+        return {**self.config["common"], **self.config["options"]}
 
     @property
     def missingness(self) -> str:
@@ -96,16 +97,23 @@ def read_run(folder: Path) -> Run:
 
 
 def tell_apart(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one label with other options are variants, named after the experiment's folder, not repetitions."""
-    settings: defaultdict[tuple[tuple[str, ...], str], set[str]] = defaultdict(set)
+    """Runs of one label with other options are variants, named by the options in which they differ, not repetitions."""
+    together: defaultdict[tuple[tuple[str, ...], str], list[Run]] = defaultdict(list)
     for run in runs:
-        settings[run.experiment, run.label].add(run.settings)
+        together[run.experiment, run.label].append(run)
+    differing = {key: _differing(members) for key, members in together.items()}
     return [
-        replace(run, variant=run.folder.resolve().parents[1].name)
-        if len(settings[run.experiment, run.label]) > 1
-        else run
+        replace(
+            run, variant=", ".join(f"{k}={public(run.options.get(k))}" for k in differing[run.experiment, run.label])
+        )
         for run in runs
     ]
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """Names of the options that are not the same in all runs."""
+    names = {name for run in runs for name in run.options}
+    return sorted(name for name in names if len({json.dumps(run.options.get(name)) for run in runs}) > 1)
 
 
 def by_experiment(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:

@@ -286,8 +286,11 @@ def test_other_options_are_a_variant_and_not_another_seed(runs: list[Path]) -> N
     assert [r.label for r in tell_apart([first, second, other])] == ["moe_retriever", "moe_retriever", "majority"]
     wider = replace(second, config=second.config | {"common": second.config["common"] | {"hidden": 16}})
     labels = [r.label for r in tell_apart([first, wider, other])]
-    assert labels[0].startswith("moe_retriever [")
-    assert labels[2] == "majority"
+    assert labels == ["moe_retriever [hidden=8]", "moe_retriever [hidden=16]", "majority"]
+    # An option that one of the two does not have yet.
+    older = replace(second, config=second.config | {"options": {"warmup": second.config["options"]["warmup"]}})
+    found = tell_apart([first, older])
+    assert found[0].label != found[1].label
 
 
 def test_the_majority_class_is_in_every_table(runs: list[Path], tmp_path: Path) -> None:
