@@ -6,6 +6,7 @@ Nothing heavy is imported here: `--help` answers at once.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,33 @@ def _add_train(commands: Any, methods: str = "") -> None:
     p.set_defaults(command="train")
 
 
-def _add_data(p: argparse.ArgumentParser) -> None:
+def _at_least(least: int) -> Callable[[str], int]:
+    """Type of an argument: a whole number that is not smaller."""
+
+    def whole(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, got {text!r}")
+        return value
+
+    return whole
+
+
+def _add_data(p: argparse.ArgumentParser, modalities: str = "the view; default: all") -> None:
     p.add_argument("--store", required=True, type=Path, help="sealed feature store")
     p.add_argument("--task", help="classification task; default: the store's first")
     p.add_argument("--scheme", help="split; default: the store's own")
-    p.add_argument("--modalities", nargs="+", metavar="NAME", help="the view; default: all")
+    p.add_argument("--modalities", nargs="+", metavar="NAME", help=modalities)
     p.add_argument("--mask", type=Path, metavar="FILE", help="simulated missingness (`mrpipe mask`)")
+
+
+def _add_finished(p: argparse.ArgumentParser, store: str) -> None:
+    p.add_argument("--run", required=True, type=Path, help="folder of a finished run")
+    p.add_argument("--store", required=True, type=Path, help=store)
+    p.add_argument("--draws", type=_at_least(1), help="retrieval draws to average; default: as trained")
 
 
 def _add_search(commands: Any) -> None:
@@ -70,7 +92,7 @@ def _add_search(commands: Any) -> None:
 
 def _add_machine(p: argparse.ArgumentParser) -> None:
     p.add_argument("--device", default="auto", help="auto (CUDA if there is one, else CPU), cpu, cuda, mps")
-    p.add_argument("--threads", type=int, help="CPU threads; default: OMP_NUM_THREADS or torch's choice")
+    p.add_argument("--threads", type=_at_least(1), help="CPU threads; default: OMP_NUM_THREADS or torch's choice")
     p.add_argument("--quiet", action="store_true", help="no progress line")
 
 
@@ -80,11 +102,10 @@ def _add_evaluate(commands: Any) -> None:
         description="Evaluate a finished run on a part of its training store. Writes metrics.json, metrics.csv (by "
         "modality combination), predictions.parquet and routing.parquet into the run folder and prints a table.",
     )  # fmt: skip
-    p.add_argument("--run", required=True, type=Path)
-    p.add_argument("--store", required=True, type=Path, help="the training store")
+    _add_finished(p, store="the training store")
     p.add_argument("--part", default="test", choices=("train", "val", "test"), help="default: test")
-    p.add_argument("--draws", type=int, help="retrieval draws to average; default: as trained")
-    p.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples of the subjects; default: 1000")
+    p.add_argument("--resamples", type=_at_least(0), default=1000,
+                   help="bootstrap resamples of the subjects, 0: no intervals; default: 1000")  # fmt: skip
     _add_machine(p)
     p.set_defaults(command="evaluate")
 
@@ -95,12 +116,10 @@ def _add_predict(commands: Any) -> None:
         description="Predict every sample of a store of the same dataset. Supporting samples are the training samples "
         "only: from the checkpoint's bank or, where that was too large to keep, from --reference-store.",
     )  # fmt: skip
-    p.add_argument("--run", required=True, type=Path)
-    p.add_argument("--store", required=True, type=Path)
+    _add_finished(p, store="whose samples are predicted")
     p.add_argument("--out", required=True, type=Path, help="Parquet file")
     p.add_argument("--reference-store", type=Path, help="the training store")
     p.add_argument("--mask", type=Path, metavar="FILE", help="simulated missingness of --store")
-    p.add_argument("--draws", type=int, help="retrieval draws to average; default: as trained")
     _add_machine(p)
     p.set_defaults(command="predict")
 
@@ -129,16 +148,13 @@ def _add_analyse(commands: Any) -> None:
 
 def _add_benchmark(commands: Any) -> None:
     p = commands.add_parser("benchmark", help="speed, memory, parameters and FLOPs of methods on a store")
-    p.add_argument("--store", required=True, type=Path)
-    p.add_argument("--method", nargs="+", default=["moe_retriever"], metavar="NAME", help='names, or "all"')
-    p.add_argument("--preset", default="paper")
-    p.add_argument("--task")
-    p.add_argument("--scheme")
-    p.add_argument("--modalities", nargs="+", metavar="NAME", help="default: every configuration of the modalities")
-    p.add_argument("--mask", type=Path, metavar="FILE")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    p.add_argument("--steps", type=int, default=20, help="timed steps; default: 20")
+    _add_data(p, modalities="one configuration; default: every one of at least two")
+    p.add_argument("--method", nargs="+", default=["moe_retriever"], metavar="NAME",
+                   help='names, or "all"; default: moe_retriever')  # fmt: skip
+    p.add_argument("--preset", default="paper", help="named settings of the methods; default: paper")
+    p.add_argument("--seed", type=int, default=0, help="initial weights and draws; default: 0")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options of all methods")
+    p.add_argument("--steps", type=_at_least(1), default=20, help="timed steps; default: 20")
     p.add_argument("--out", type=Path, help="also write the table as CSV")
     _add_machine(p)
     p.set_defaults(command="benchmark")

@@ -182,6 +182,22 @@ def test_usage_errors_leave_no_run_folder(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [("predict", "draws", "-1"), ("evaluate", "draws", "0"), ("evaluate", "resamples", "-1"),
+     ("evaluate", "threads", "0"), ("benchmark", "steps", "two")],
+)  # fmt: skip
+def test_a_number_that_cannot_be_is_refused(
+    command: str, option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        call(command, "--store", tmp_path, "--run", tmp_path, "--out", tmp_path / "p", f"--{option}", value)
+    assert stopped.value.code == 2
+    text = capsys.readouterr().err
+    assert f"--{option}: expected a whole number" in text
+    assert repr(value) in text
+
+
 def test_a_damaged_checkpoint_is_a_fault(
     run: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
