@@ -6,8 +6,10 @@ Each leaves pictures (SVG and PNG), the numbers behind them, and a page that say
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,8 +52,11 @@ def draw(suite: Suite, places: Places) -> Page:
     there = {c.store for c in suite.columns if not c.absent and (Path(c.store) / "manifest.json").is_file()}
     columns = [c for c in suite.columns if c.store in there and not c.absent]
     stores = {path: open_store(path) for path in sorted(there)}
-    for column in columns:
-        name = f"{column.dataset}-{short(column.dataset, column.modalities).replace('+', '')}"
+    for ending, suffix in itertools.product(plots.SHOWN, ("svg", "png", "csv")):
+        # The report takes every picture that is there; one of an earlier suite.json would pass for this one's.
+        for path in places.out.glob(f"*-{ending}.{suffix}"):
+            path.unlink()
+    for column, name in zip(columns, _names(columns), strict=True):
         of_column = {"patterns_and_routing": _routing, "gradients": _gradients, "embedding": _embedding, "cost": _cost}
         of_column[suite.figure](suite, column, stores[column.store], places, name, shown)
     for column in suite.columns:
@@ -68,6 +73,12 @@ def draw(suite: Suite, places: Places) -> Page:
     write_text(places.out / "table.html", html(page))
     write_text(places.out / "table.md", markdown(page))
     return page
+
+
+def _names(columns: list[Column]) -> list[str]:
+    """What the pictures of each column are called: data set and view, or its runs' folder where several share those."""
+    views = [f"{c.dataset}-{c.view.replace('+', '')}" for c in columns]
+    return [c.experiment if views.count(view) > 1 else view for c, view in zip(columns, views, strict=True)]
 
 
 def _origins(suite: Suite, columns: list[Column], stores: dict[str, Store]) -> Iterator[str]:
@@ -107,13 +118,22 @@ def _routing(suite: Suite, column: Column, store: Store, places: Places, name: s
     counts = store.manifest.pattern_counts
     plots.save(plots.availability(counts, [m.name for m in store.modalities]), places.out / f"a-{name}-patterns")
     shown.notes.append(f"{name}: {len(counts)} combinations of modalities in {store.manifest.n_samples} samples.")
+    analysed = {}
     for row, run in _first_runs(suite, column, places, shown).items():
-        out = places.out / "routing" / name
+        out = places.out / "routing" / name / run.parent.name
         if _analysed(Request(runs=[run], store=store, out=out, what=["routing"]), "routing", f"{name}, {row}", shown):
-            selection, shares = (pl.read_csv(out / f"{n}.csv") for n in ("expert_selection", "combination_shares"))
-            plots.save(plots.expert_selection(selection), places.out / f"b-{name}-expert-selection")
-            plots.save(plots.combination_shares(shares), places.out / f"c-{name}-combination-shares")
-            shown.notes.append(f"{name}: routing of {row}, the run of the first seed, on the test part.")
+            analysed[row] = out
+    for row, out in analysed.items():
+        selection, shares = (pl.read_csv(out / f"{n}.csv") for n in ("expert_selection", "combination_shares"))
+        of_row = _of_row(name, analysed, row)
+        plots.save(plots.expert_selection(selection), places.out / f"b-{of_row}-expert-selection")
+        plots.save(plots.combination_shares(shares), places.out / f"c-{of_row}-combination-shares")
+        shown.notes.append(f"{of_row}: routing of {row}, the run of the first seed, on the test part.")
+
+
+def _of_row(name: str, folders: Mapping[str, Path], row: str) -> str:
+    """What the pictures of a row are called: as the column, and after its runs' folder where several rows draw."""
+    return name if len(folders) == 1 else f"{name}-{folders[row].name}"
 
 
 def _gradients(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
@@ -145,14 +165,17 @@ def _gradients(suite: Suite, column: Column, store: Store, places: Places, name:
 def _embedding(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
     """Figure 6: t-SNE of samples that lack one modality, before and after its retrieval."""
     combination = "+".join(m for m in column.modalities if m != suite.missing)
+    analysed = {}
     for row, run in _first_runs(suite, column, places, shown).items():
-        out = places.out / "embedding" / name
+        out = places.out / "embedding" / name / run.parent.name
         request = Request(runs=[run], store=store, out=out, what=["embedding"], combination=combination)
-        if not _analysed(request, "embedding", f"{name}, {row}", shown):
-            continue
+        if _analysed(request, "embedding", f"{name}, {row}", shown):
+            analysed[row] = out
+    for row, out in analysed.items():
         for suffix in ("svg", "png"):
-            content = (out / f"embedding.{suffix}").read_bytes()
-            (places.out / f"{name}-embedding.{suffix}").write_bytes(content)
+            shutil.copyfile(
+                out / f"embedding.{suffix}", places.out / f"{_of_row(name, analysed, row)}-embedding.{suffix}"
+            )
         close = pl.read_csv(out / "closeness.csv")
         lines = [
             Line("method", f"{r['stage']}, {r['label']}",
@@ -160,7 +183,7 @@ def _embedding(suite: Suite, column: Column, store: Store, places: Places, name:
                   Cell(_number(r["silhouette"], 3), "ours")))
             for r in close.to_dicts()
         ]  # fmt: skip
-        caption = f"{name}: how close samples of a class are, {row}, samples with {combination} only"
+        caption = f"{of_row}: how close samples of a class are, {row}, samples with {combination} only"
         shown.grids.append(Grid(caption, ("stage, class", "samples", "cosine", "silhouette"), tuple(lines)))
 
 

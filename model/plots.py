@@ -321,9 +321,21 @@ def before_and_after(frame: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     return figure
 
 
+# What a picture shows, by the end of its file's name.
+SHOWN = {
+    "patterns": "which samples have which modalities",
+    "expert-selection": "which experts the tokens of each combination of modalities visit",
+    "combination-shares": "from which combinations of modalities the visits of each expert come",
+    "gradients": "cosine similarity of the gradients of pairs of modalities during training",
+    "embedding": "t-SNE of fused embeddings of samples that lack a modality, before and after its retrieval",
+    "cost": "inference time, FLOPs and parameters by configuration of modalities",
+}
+
+
 def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     """Write `<stem>.svg` and `<stem>.png`; the same figure gives the same bytes."""
-    paths = (stem.with_suffix(".svg"), stem.with_suffix(".png"))
+    # Not `with_suffix`: a name may hold a point, as in p0.3.
+    paths = (stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png"))
     with mpl.rc_context({"svg.hashsalt": stem.name, "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
         for path, metadata in zip(paths, ({"Date": None, "Creator": None}, {"Software": None}), strict=True):
             with replacing(path) as temporary:

@@ -11,21 +11,13 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
+from model.plots import SHOWN
 from model.report.drawing import Picture, inline_image, inline_svg, prefixed, require_passive
 from mrpipe.errors import DataError, Fault
 
 # A page holds so many pictures of a suite; an SVG of more bytes than this is shown as its PNG.
 MOST_PICTURES = 24
 HEAVY = 300_000
-# What a picture shows, by the end of its name.
-_SHOWN = {
-    "patterns": "which samples have which modalities",
-    "expert-selection": "which experts the tokens of each combination of modalities visit",
-    "combination-shares": "from which combinations of modalities the visits of each expert come",
-    "gradients": "cosine similarity of the gradients of pairs of modalities during training",
-    "embedding": "t-SNE of fused embeddings of samples that lack a modality, before and after its retrieval",
-    "cost": "inference time, FLOPs and parameters by configuration of modalities",
-}
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ def read_suite(folder: Path) -> Suite:
 
 def _picture(suite: Path, path: Path) -> Picture:
     """A picture, named after its file; one of many points as pixels, where there are some."""
-    shown = next((words for ending, words in _SHOWN.items() if path.stem.endswith(ending)), path.stem)
+    shown = next((words for ending, words in SHOWN.items() if path.stem.endswith(ending)), path.stem)
     label = f"{suite.name}, {path.stem}: {shown}" if shown != path.stem else f"{suite.name}: {shown}"
     pixels = path.with_suffix(".png")
     if path.stat().st_size > HEAVY and pixels.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,32 @@ def test_routing_is_drawn_for_what_routes(store: Store, runs: Path, tmp_path: Pa
     assert found == pictures(*stems)
     assert "routing of MOE_RETRIEVER, the run of the first seed" in text
     assert "ZERO_FILL, routing: " in text.split("**Not finished**")[1]
+
+
+def test_rows_and_columns_that_both_draw_have_pictures_of_their_own(store: Store, runs: Path, tmp_path: Path) -> None:
+    for experiment in ("e-p0.3", "e-p0.5"):
+        for label in ("moe_retriever", "moe_retriever-released"):
+            shutil.copytree(runs / "e/moe_retriever", tmp_path / "runs" / experiment / label)
+    column = {"dataset": "toy", "store": str(store.path), "truth": None, "modalities": VIEW, "absent": [],
+              "cells": {"ours": ["moe_retriever", [0]], "theirs": ["moe_retriever-released", [0]]}}  # fmt: skip
+    columns = [
+        column | {"experiment": f"e-p{p}", "missingness": {"mechanism": "mcar", "p": float(p)}} for p in ("0.3", "0.5")
+    ]
+    text, found = drawn("patterns_and_routing", store, tmp_path / "runs", tmp_path, columns=columns)
+    assert "Not finished" not in text
+    per_run = [f"{e}-{label}" for e in ("e-p0.3", "e-p0.5") for label in ("moe_retriever", "moe_retriever-released")]
+    stems = [f"a-{e}-patterns" for e in ("e-p0.3", "e-p0.5")]
+    stems += [f"b-{name}-expert-selection" for name in per_run] + [f"c-{name}-combination-shares" for name in per_run]
+    assert found == pictures(*stems)
+
+
+def test_pictures_of_what_a_suite_no_longer_has_are_gone(store: Store, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.png").touch()
+    _, before = drawn("gradients", store, runs, tmp_path)
+    assert before > {"mine.png"}
+    text, after = drawn("cost", store, runs, tmp_path)
+    assert "not measured" in text
+    assert after == {"mine.png"}
 
 
 def test_gradients_of_all_methods_stand_side_by_side(store: Store, runs: Path, tmp_path: Path) -> None:
