@@ -172,10 +172,9 @@ def _embedding(suite: Suite, column: Column, store: Store, places: Places, name:
         if _analysed(request, "embedding", f"{name}, {row}", shown):
             analysed[row] = out
     for row, out in analysed.items():
+        of_row = _of_row(name, analysed, row)
         for suffix in ("svg", "png"):
-            shutil.copyfile(
-                out / f"embedding.{suffix}", places.out / f"{_of_row(name, analysed, row)}-embedding.{suffix}"
-            )
+            shutil.copyfile(out / f"embedding.{suffix}", places.out / f"{of_row}-embedding.{suffix}")
         close = pl.read_csv(out / "closeness.csv")
         lines = [
             Line("method", f"{r['stage']}, {r['label']}",
