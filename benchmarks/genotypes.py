@@ -100,11 +100,19 @@ def load(store: Path, part: str | None) -> None:
     print(json.dumps({"seconds": round(seconds, 2), "bytes": int(arrays.x.nbytes), "rows": len(arrays)}))
 
 
-def prune(store: Path, out: Path) -> None:
-    """Pruning and mode on training subjects (this process); the names of what stays go to `out`."""
+def prune(store: Path, out: Path, by: str) -> None:
+    """Pruning and mode on training subjects (this process); the names of what stays go to `out`.
+
+    Args:
+        by: `mrpipe`, or `plink` where it is installed.
+    """
     import mrpipe
+    from mrpipe import plink
     from mrpipe.genotype_transform import GenotypeTransform
     from mrpipe.genotypes import LdOptions
+
+    if by == "mrpipe":
+        plink.find = lambda: None
 
     opened = mrpipe.open_store(store)
     arrays = opened.arrays("genomic", part="train")
@@ -119,7 +127,7 @@ def prune(store: Path, out: Path) -> None:
 ACTIONS: dict[str, Callable[..., None]] = {
     "steps": lambda raw, work, merge: profile_steps(Path(raw), Path(work), merge),
     "load": lambda store, part: load(Path(store), None if part == "all" else part),
-    "prune": lambda store, out: prune(Path(store), Path(out)),
+    "prune": lambda store, out, by: prune(Path(store), Path(out), by),
     "qc": lambda raw, theirs: qc(Path(raw), Path(theirs)),
     "to_plink": lambda store, prefix, part, third: to_plink(Path(store), Path(prefix), part, int(third)),
 }
@@ -210,10 +218,10 @@ def beside_plink(raw: Path, store: Path, out: Path) -> None:
     report("ours: quality control of the sets", answer["seconds"], peak, note)
     child("to_plink", store, scratch / "train", "train", "-1")
     kept = out / "kept.txt"
-    answer, _, peak = child("prune", store, kept)
-    report(
-        "ours: pruning of training subjects", answer["seconds"], peak, f"{answer['people']} people, whole {wall:.0f} s"
-    )
+    for by in ("plink", "mrpipe"):
+        answer, wall, peak = child("prune", store, kept, by)
+        note = f"{answer['people']} people, {answer['kept']} kept, whole {wall:.0f} s"
+        report(f"fit of the transform, pruned by {by}", answer["seconds"], peak, note)
     for program in programs:
         seconds, peak = measure([program, "--bfile", scratch / "train", "--indep-pairwise", "50", "5", "0.1",
                                  "--threads", "1", "--out", scratch / f"{program}.prune",

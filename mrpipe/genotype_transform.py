@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe import genotypes
+from mrpipe import genotypes, plink
 from mrpipe.encoding import decode_array, encode_array
 from mrpipe.genotypes import LdOptions
 from mrpipe.schema import Modality
@@ -40,7 +40,7 @@ class GenotypeTransform:
     def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: LdOptions) -> GenotypeTransform:
         chromosome = dictionary["description"].str.extract(CHROMOSOME)
         if options.r2 > 0 and len(chromosome) == arrays.modality.size and not chromosome.null_count():
-            kept = genotypes.ld_prune(arrays.x, chromosome.to_numpy(), options)
+            kept = plink.ld_prune(arrays.x, chromosome.to_numpy(), options)
         else:
             kept = np.arange(arrays.modality.size, dtype=np.int64)
         counts = genotypes.call_counts(arrays.x, arrays.modality.size)[:3, kept]

@@ -3,7 +3,7 @@
 `ld_prune` keeps the SNPs that plink 1.9 `--indep-pairwise WINDOW STEP R2` keeps: windows of WINDOW consecutive SNPs of
 one chromosome that move by STEP; of a pair whose squared correlation of copies exceeds R2 the one with the lower minor
 allele frequency goes (the second one at a tie); SNPs without variance go. Correlations are over the people called at
-both SNPs.
+both SNPs. `mrpipe.plink` asks plink itself where it is installed.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mrpipe import genotypes
+from mrpipe import plink as pruning
 from mrpipe.datasets.adni import genomic_plink as plink
 from mrpipe.datasets.adni import genomic_qc as qc
 from mrpipe.datasets.adni.genomic_merge import transpose_packed
@@ -191,6 +192,62 @@ def test_pruning_leaves_no_pair_above_the_threshold_in_any_window(seed: int) -> 
                     assert not r * r > options.r2 * (1 + 1e-9)
     # Something had to go, and not everything.
     assert 20 < len(kept) < 200
+
+
+# --- LD pruning by plink itself -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [(50, 5, 0.1), (13, 13, 0.2), (30, 1, 0.3), (2, 1, 0.9)])
+@pytest.mark.parametrize(("n", "missing"), [(2, 0.0), (61, 0.0), (64, 0.03), (150, 0.3)])
+def test_plink_prunes_for_mrpipe_as_mrpipe_does(
+    n: int, missing: float, settings: tuple[int, int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("plink1.9")
+    packed = genotypes.pack(random_calls(n, n, 402, missing))
+    # Chromosomes that plink would take for haploid count as all others do.
+    chromosome = np.repeat(["X", "7", "MT"], [200, 133, 69])
+    options = genotypes.LdOptions(*settings)
+    own = genotypes.ld_prune(packed, chromosome, options)
+    assert 0 < len(own) < 402
+    monkeypatch.delattr(genotypes, "ld_prune")
+    np.testing.assert_array_equal(pruning.ld_prune(packed, chromosome, options), own)
+
+
+def script(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_which_plink_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert pruning.find() is None
+    script(tmp_path / "plink", "echo '@----------@ PLINK! v1.07'")
+    assert pruning.find() is None
+    script(tmp_path / "plink", "echo 'PLINK v1.9.0-b.8 64-bit (22 Oct 2024)'")
+    assert pruning.find() == str(tmp_path / "plink")
+    script(tmp_path / "plink1.9", "exit 1")
+    assert pruning.find() == str(tmp_path / "plink1.9")
+
+
+def test_mrpipe_prunes_itself_where_plink_fails_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, chromosome = genotypes.pack(random_calls(8, 40, 120)), np.repeat(["1"], 120)
+    own = genotypes.ld_prune(packed, chromosome)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    np.testing.assert_array_equal(pruning.ld_prune(packed, chromosome, genotypes.LdOptions()), own)
+    script(tmp_path / "plink1.9", "echo 'Error: Out of memory.' >&2; exit 2")
+    with pytest.warns(RuntimeWarning, match="plink1.9 failed.*prunes itself.*Out of memory"):
+        got = pruning.ld_prune(packed, chromosome, genotypes.LdOptions())
+    np.testing.assert_array_equal(got, own)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("settings", [(5, 12, 0.05), (1, 1, 0.1), (50, 5, 1.0)])
+def test_plink_is_not_asked_what_it_refuses_or_does_wrongly(settings: tuple[int, int, float]) -> None:
+    """With a step beyond the window plink removes SNPs that correlate with none."""
+    calls = generator(1, "independent").integers(0, 3, (60, 50)).astype(np.uint8)
+    chromosome, options = np.repeat(["1", "X"], 25), genotypes.LdOptions(*settings)
+    own = genotypes.ld_prune(genotypes.pack(calls), chromosome, options)
+    np.testing.assert_array_equal(pruning.ld_prune(genotypes.pack(calls), chromosome, options), own)
 
 
 @pytest.mark.real_data
