@@ -75,11 +75,6 @@ class WorkLayout:
         """Every attempt at every sample; holds sample ids, and so stays here."""
         return self.root / "tried" / f"{modality}.parquet"
 
-    @property
-    def qc(self) -> Path:
-        """Folder of `qc.parquet` and `contact_sheet.png`, which name no subject."""
-        return self.root / "qc"
-
     def part(self, modality: str, part: int, n_parts: int) -> Path:
         return self.root / "parts" / modality / f"{part}-of-{n_parts}.parquet"
 
