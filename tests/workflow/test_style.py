@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 
 def test_snakemake_lint(snakemake: Any, tmp_path: Path) -> None:
@@ -28,3 +29,20 @@ def test_rulegraph_draws_the_spine(snakemake: Any, tmp_path: Path, tiny: dict[st
     assert outcome.code == 0, outcome.text
     for rule in ("simulate", "check", "cohort", "ingest", "samples", "split", "seal", "verify", "mask", "train"):
         assert f"[{rule}]" in outcome.text or f'"{rule}"' in outcome.text, outcome.text
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """Reads YAML and refuses what PyYAML and Snakemake do not: a key twice, of which the first would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"a key twice: {keys}, {node.start_mark}"
+        return super().construct_mapping(node, deep)
+
+
+def test_no_key_stands_twice_in_a_yaml_file(project: Path) -> None:
+    paths = [project / "environment.yml", *(project / "workflow").rglob("*.y*ml")]
+    assert len(paths) > 10
+    for path in paths:
+        for _ in yaml.load_all(path.read_text(), UniqueKeys):
+            pass
