@@ -1,4 +1,6 @@
-"""`python -m model`: train, search, evaluate, predict, analyse, benchmark, options; report, results, tables, figures"""
+"""`python -m model`: train, search, evaluate, predict, analyse, benchmark, options; report, results, tables, figures,
+comparison.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,7 @@ def _train_config(arguments: argparse.Namespace) -> Any:
     method, preset = arguments.method, arguments.preset
     if arguments.options is None:
         return _config(method or "moe_retriever", preset or "paper", arguments)
-    from model.search import read_best
+    from model.best import read_best
 
     best = read_best(arguments.options)
     for name, given in (("method", method), ("preset", preset)):

@@ -69,7 +69,7 @@ def read_space(path: Path) -> dict[str, list[Any]]:
     for name, values in content.items():
         if not isinstance(values, list) or not values:
             faults.append(Fault(file=str(path), column=str(name), expected="a list of values", found=repr(values)))
-        elif len({json.dumps(v) for v in values}) < len(values):
+        elif len({repr(v) for v in values}) < len(values):
             faults.append(Fault(file=str(path), column=str(name), expected="different values", found=repr(values)))
     if faults:
         raise DataError(faults)
@@ -256,7 +256,7 @@ def search(
     """Search and write the folder; returns the content of best.json.
 
     Files: trials/<n>/ (see `run_search`), cost.json (seconds a trial; not reproducible to the byte), trials.parquet
-    (see `trials_frame`) and, last, best.json, which `train --options` reads.
+    (see `trials_frame`) and, last, best.json, which `train --options` and the report read (`model.best`).
 
     Args:
         job: data, seed (of its config), device and folder of the search.
@@ -296,25 +296,6 @@ def _data_of(path: Path) -> dict[str, Any]:
     data = json.loads(path.read_text(encoding="utf-8"))["data"]
     known = ("dataset", "store_id", "origin", "task", "scheme", "mask", "mask_sha256")
     return {**{k: data[k] for k in known}, "modalities": [m["name"] for m in data["modalities"]]}
-
-
-def read_best(path: Path) -> dict[str, Any]:
-    """The content of a best.json.
-
-    Raises:
-        DataError: it is not one.
-    """
-    fix = "Give the best.json that `python -m model search` wrote."
-    expected = "a JSON object with method, preset and overrides"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        found = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise DataError(Fault(file=str(path), expected=expected, found=found, fix=fix)) from error
-    kinds = {"method": str, "preset": str, "overrides": dict}
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), kind) for k, kind in kinds.items()):
-        raise DataError(Fault(file=str(path), expected=expected, found="other content", fix=fix))
-    return content
 
 
 def show(content: dict[str, Any], folder: Path) -> None:

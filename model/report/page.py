@@ -14,6 +14,7 @@ import polars as pl
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
+from model.best import read_best
 from model.report import benchmarks, cautions, cost
 from model.report.experiments import MAX_DRAWN, METRIC_NAMES, describe_experiment, of_experiment
 from model.report.methods_data import listed, short_title
@@ -24,11 +25,12 @@ from model.report.runs import Run, by_experiment, read_run, tell_apart, tidy
 from model.report.stores import describe_store, public, sealed_at
 from model.report.suites import Suite, read_suite
 from model.scores import METRICS
-from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.errors import UsageError
 from mrpipe.parquet import write_text
 from mrpipe.store import Store, open_store
 
 HERE = Path(__file__).resolve().parent
+# Named one by one: the code hash of a page counts the files that are named.
 TEMPLATES = ("page.html", "stores.html", "results.html", "record.html", "style.css", "script.html")
 MOST_SETTINGS = 60
 
@@ -62,7 +64,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     The same inputs give the same bytes, but for the section of times and durations, which is marked.
 
     Raises:
-        DataError: an unfinished run, a store that is not sealed, markup that is not passive.
+        DataError: an unfinished run, a store that is not sealed, a best.json of no search, markup that is not passive.
     """
     runs = tell_apart([read_run(folder) for folder in inputs.runs])
     suites = [read_suite(folder) for folder in inputs.suites]
@@ -208,17 +210,8 @@ def _with_links(text: MethodsText) -> dict[str, Any]:
 def _searches(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """What the searches chose, in order of their files."""
     for path in paths:
-        yield from map(_read_search, [path] if path.is_file() else sorted(path.rglob("best.json")))
-
-
-def _read_search(path: Path) -> dict[str, Any]:
-    """Content of a best.json."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            Fault(file=str(path), expected="best.json of a search", found=str(error).splitlines()[0])
-        ) from error
+        for file in [path] if path.is_file() else sorted(path.rglob("best.json")):
+            yield read_best(file, ("method", "store_id", "metric", "n_trials", "space"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

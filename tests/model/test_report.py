@@ -257,6 +257,22 @@ def test_an_unfinished_run_is_a_fault_and_no_page_is_written(runs: list[Path], t
 
 
 @pytest.mark.parametrize(
+    ("content", "found"),
+    [("[1]", "a list"), ("{", "JSONDecodeError"), ('{"method": "muse", "n_trials": "7"}', "n_trials and space")],
+)
+def test_a_search_that_is_none_is_a_fault(
+    content: str, found: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "best.json").write_text(content)
+    out = tmp_path / "index.html"
+    assert main(["report", "--stores", str(store.path), "--searches", str(tmp_path), "--out", str(out)]) == 3
+    text = capsys.readouterr().err
+    assert "best.json: expected a JSON object with method, store_id" in text
+    assert found in text
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
     "active",
     ['<script>alert(1)</script>', '<img src="https://example.org/a.png">', "<p onclick='x()'>", '<link href="a.css">',
      "<p style=\"background: url(a.png)\">"],

@@ -222,6 +222,7 @@ def test_train_takes_the_options_and_set_wins(store: Store, tmp_path: Path, caps
         ("lr: [0.1, fast]\nheads: [3]\nspeed: [1]", 2, ["lr='fast'", "multiple of heads=3", "no option 'speed'"]),
         ("lr: 0.1\ndropout: []\nhidden: [8, 8]", 3, ["'lr'", "'dropout'", "different values"]),
         ("- lr", 3, ["a mapping of options"]),
+        ("lr: [2020-01-01]", 2, ["lr=", "2020"]),
         ("lr: [", 3, ["a YAML or JSON file"]),
         ("select_metric: [loss, accuracy]", 2, ["select_metric cannot be searched"]),
     ],

@@ -1,0 +1,37 @@
+"""What a hyper-parameter search chose: its best.json, as `train --options` and the report read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mrpipe.errors import DataError, Fault
+
+_KINDS = {
+    "method": str, "preset": str, "overrides": dict, "store_id": str, "metric": str, "n_trials": int, "space": dict,
+}  # fmt: skip
+
+
+def read_best(path: Path, needed: Sequence[str] = ("method", "preset", "overrides")) -> dict[str, Any]:
+    """The content of a best.json, in which at least the `needed` keys are there and what they should be.
+
+    Raises:
+        DataError: it is not one.
+    """
+    expected = f"a JSON object with {', '.join(needed[:-1])} and {needed[-1]}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+    else:
+        if isinstance(content, dict):
+            wrong = [key for key in needed if not isinstance(content.get(key), _KINDS[key])]
+            if not wrong:
+                return content
+            found = f"no such {' and '.join(wrong)}"
+        else:
+            found = f"a {type(content).__name__}"
+    fix = "Give the best.json that `python -m model search` wrote."
+    raise DataError(Fault(file=str(path), expected=expected, found=found, fix=fix))
