@@ -1,6 +1,4 @@
-"""`python -m model`: train, search, evaluate, predict, analyse, benchmark, options; report, results, tables, figures,
-comparison.
-"""
+"""`python -m model`: runs one command; `model.arguments` says which there are."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _plain(axes: object, *, grid: str | None = None) -> None:
+def _plain(axes: Axes, *, grid: bool = False) -> None:
     for side in ("top", "right"):
-        axes.spines[side].set_visible(False)  # type: ignore[attr-defined]
+        axes.spines[side].set_visible(False)
     if grid:
-        axes.grid(axis=grid, color=FAINT, linewidth=0.6)  # type: ignore[attr-defined]
-        axes.set_axisbelow(True)  # type: ignore[attr-defined]
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
 
 
 def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patterns: int = 20) -> Figure:
@@ -137,7 +137,7 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], *, score: str = "scor
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _plain(axes, grid="y")
+        _plain(axes, grid=True)
     right.legend(frameon=False, fontsize=8, loc="best")
     return figure
 
@@ -279,7 +279,7 @@ def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
                                   label=f"range of {len(pairs)} pairs")  # fmt: skip
                 axes.plot(over["epoch"], over["mean"], color=PALETTE[0], linewidth=1.5, label="mean")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            _plain(axes, grid="y")
+            _plain(axes, grid=True)
             if row == 0:
                 axes.set_title(name, fontsize=10)
             else:

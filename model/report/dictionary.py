@@ -64,7 +64,6 @@ def _rows(features: pl.DataFrame) -> pl.DataFrame:
     plain = [pl.col(c).fill_null("").str.replace_all(_NUMBER, "#") for c in text]
     same = pl.concat_str([*plain, *(pl.col(c).fill_null("") for c in ("kind", "unit", "dtype", "source_file"))],
                          separator="\x1f")  # fmt: skip
-    first = ("kind", "unit", "description", "source_file", "source_column")
     # SNPs differ by name, place and alleles only, and those of one chip are not neighbours.
     chip = pl.concat_str([pl.lit("genotype"), pl.col("source_file").fill_null("")], separator="\x1f")
     run = pl.when(pl.col("kind") == "genotype").then(chip).otherwise(same.rle_id().cast(pl.String))
@@ -73,7 +72,7 @@ def _rows(features: pl.DataFrame) -> pl.DataFrame:
         pl.len().alias("n"),
         pl.col("name").first(),
         pl.col("name").last().alias("last"),
-        *(pl.col(c).first() for c in first if c != "description"),
+        pl.col("kind", "unit", "source_file", "source_column").first(),
         pl.when(pl.col("description").n_unique() == 1)
         .then(pl.col("description").first())
         .otherwise(pl.col("description").first() + " …")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import polars as pl
@@ -29,11 +29,8 @@ EMPTY = {"text": "", "interval": ""}
 
 
 def _percent(values: Sequence[float]) -> str:
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{100 * mean:.2f}"
-    sd = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-    return f"{100 * mean:.2f} ± {100 * sd:.2f}"
+    mean = f"{100 * fmean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * stdev(values):.2f}"
 
 
 def _cell(frame: pl.DataFrame) -> dict[str, str]:
@@ -78,19 +75,19 @@ def _rows(runs: Sequence[Run], overall: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _routing_figure(run: Run) -> Figure:
+    # It loads torch, which a page without runs does not need.
+    from model.routing import expert_names
+
     frame = pl.read_parquet(run.folder / "routing.parquet")
-    number: defaultdict[str, int] = defaultdict(int)
-    names = {}
-    for expert, pool in frame.select("expert", "pool").unique().sort("expert").iter_rows():
-        number[pool] += 1
-        names[expert] = f"{pool}_{number[pool]}"
+    experts = frame.select("expert", "pool").unique().sort("expert")
+    names = expert_names(experts["pool"].to_list())
     total = pl.col("weight").sum().over("target", "combination")
     shown = frame.with_columns(
-        pl.col("expert").replace_strict(names, return_dtype=pl.String),
+        pl.col("expert").replace_strict(experts["expert"], names, return_dtype=pl.String),
         inputs="combination",
         share=pl.col("weight") / total,
     )
-    return plots.routing(shown, list(names.values()))
+    return plots.routing(shown, names)
 
 
 def _pictures(runs: Sequence[Run], sizes: dict[str, int], anchor: str, figures: Path) -> list[Picture]:

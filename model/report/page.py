@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,13 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     The same inputs give the same bytes, but for the section of times and durations, which is marked.
 
     Raises:
+        UsageError: quality control of a store that is not on the page.
         DataError: an unfinished run, a store that is not sealed, a best.json of no search, markup that is not passive.
     """
     runs = tell_apart([read_run(folder) for folder in inputs.runs])
     suites = [read_suite(folder) for folder in inputs.suites]
     stores = _stores(inputs.stores, suites)
+    quality = _quality(inputs.quality or {}, [*inputs.stores, *(store.path for store in stores)])
     cells = _cells(suites, inputs.cells, runs)
     known = {(run.metrics["store_id"], run.method) for run in (*runs, *cells)}
     searches = [s for s in _searches(inputs.searches) if (s["store_id"], s["method"]) in known]
@@ -81,7 +83,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         for number, (key, members) in enumerate(experiments.items())
     ]
     described = [
-        describe_store(store, figures) | {"quality": describe_quality(quality_folder(store, inputs.quality or {}))}
+        describe_store(store, figures) | {"quality": describe_quality(quality_folder(store, quality))}
         for store in stores
     ]
     warned = [c for store in described for c in cautions.of_store(store)]
@@ -122,6 +124,15 @@ def _stores(given: Sequence[Path], suites: Sequence[Suite]) -> list[Store]:
         store = open_store(path)
         stores.setdefault(store.store_id, store)
     return list(stores.values())
+
+
+def _quality(folders: Mapping[str, Path], stores: Sequence[Path]) -> Mapping[str, Path]:
+    """The folders of quality control, if each is of a store of the page."""
+    names = dict.fromkeys(path.name for path in stores)
+    unknown = [name for name in folders if name not in names]
+    if unknown:
+        raise UsageError(f"--qc names {', '.join(unknown)}, but the stores are {', '.join(names) or 'none'}")
+    return folders
 
 
 def _cells(suites: Sequence[Suite], folder: Path | None, runs: Sequence[Run]) -> list[Run]:

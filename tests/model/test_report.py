@@ -226,7 +226,9 @@ def test_stores_alone_make_a_page(store: Store, tmp_path: Path) -> None:
     assert "data" in found.ids
     assert "experiments" not in found.ids
     assert {link.removeprefix("#") for link in found.links} <= set(found.ids)
-    assert main(["report", "--out", str(tmp_path / "nothing.html")]) == 2
+    nothing = str(tmp_path / "nothing.html")
+    assert main(["report", "--out", nothing]) == 2
+    assert main(["report", "--stores", str(store.path), "--qc", f"other={tmp_path}", "--out", nothing]) == 2
     assert not (tmp_path / "nothing.html").exists()
 
 
