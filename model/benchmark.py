@@ -25,6 +25,7 @@ from model.methods import get
 from model.methods.base import Method
 from model.predict import predict
 from model.train import batches, make_optimiser, train_step
+from mrpipe.errors import UsageError
 from mrpipe.store import Store
 
 
@@ -131,12 +132,22 @@ def measure(
     Columns: method, modalities, parameters, train_samples_per_s, train_epoch_s, test_samples_per_s, test_epoch_s,
     mflop_per_sample (of a prediction; null for methods that are no networks), peak_mb (of this method's training and
     prediction: resident on the CPU, interpreter and data included, or allocated on a GPU).
+
+    Raises:
+        UsageError: no step to time; unknown names; a configuration that no labelled training or test sample has.
+        DataError: the mask file belongs to another store or lacks samples.
     """
+    if steps < 1:
+        raise UsageError(f"steps={steps}: at least 1 is needed to time anything")
     rows: list[dict[str, Any]] = []
     for names in _configurations([m.name for m in store.modalities], modalities):
         data = load(store, task=task, scheme=scheme, modalities=names, mask_file=mask_file, device=device)
         keep_freed_memory()
         train, test = data.rows("train"), data.rows("test")
+        for part, those in (("training", train), ("test", test)):
+            if len(those) == 0:
+                found = f"no labelled {part} sample has any of {', '.join(names)}"
+                raise UsageError(f"{found}: nothing to time. Choose other --modalities.")
         for config in configs:
             reset_peak_memory(data.device)
             method = get(config.method).create(data.spec, config).to(device)
@@ -165,9 +176,17 @@ def show(frame: pl.DataFrame) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*frame.columns)
-    for row in frame.iter_rows():
-        table.add_row(*map(_cell, row))
+    cells = {name: [_cell(value) for value in frame[name]] for name in frame.columns}
+    cells["modalities"] = [names.replace("+", " + ") for names in cells["modalities"]]
+    # In a narrow terminal names go on in the next line; no number is cut or broken.
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name, column in cells.items():
+        if frame.schema[name].is_numeric():
+            table.add_column(name.replace("_", " "), justify="right", min_width=max(map(len, column)), overflow="fold")
+        else:
+            table.add_column(name, overflow="fold")
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*row)
     Console().print(table)
 
 

@@ -21,6 +21,8 @@ from model.methods import get, names
 from model.plots import learning_curves
 from mrpipe import Store
 from mrpipe.manifest import store_id
+from mrpipe.missingness import Missingness, write_masks
+from mrpipe.parquet import read_metadata, write_frame
 
 OPTIONS = ["epochs=2", "hidden=16", "tokens=2", "heads=2", "encoder_hidden=8", "cnn_width=0.03", "n_experts=2",
            "expert_ffn=8", "top_k=2", "warmup=0", "lr=0.001"]  # fmt: skip
@@ -217,6 +219,25 @@ def test_the_benchmark_has_a_row_for_every_configuration(store: Store, tmp_path:
     moe = found.row(0, named=True)
     assert moe["parameters"] > 0
     assert min(moe["train_samples_per_s"], moe["test_samples_per_s"], moe["mflop_per_sample"], moe["peak_mb"]) > 0
+
+
+def test_the_benchmark_refuses_what_it_cannot_time(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No step at all, and modalities that no test sample has."""
+    arguments = ("--store", store.path, "--method", "majority", "--modalities", "table", "--out", tmp_path / "b.csv")
+    assert call("benchmark", *arguments, "--steps", 0) == 2
+    assert "steps" in capsys.readouterr().err
+    mask = tmp_path / "m.parquet"
+    write_masks(store, Missingness(), mask)
+    frame, metadata = pl.read_parquet(mask), read_metadata(mask)
+    tested = frame["sample_id"].str.contains("[67]$")
+    bits = np.where(tested, ~np.uint16(1 << store.bits["table"]), np.uint16(0xFFFF))
+    write_frame(mask, frame.with_columns(pl.Series("modality_mask", frame["modality_mask"].to_numpy() & bits)),
+                metadata=metadata)  # fmt: skip
+    assert call("benchmark", *arguments, "--mask", mask) == 2
+    assert "no labelled test sample has any of table" in capsys.readouterr().err
+    assert not (tmp_path / "b.csv").exists()
 
 
 def test_options_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
