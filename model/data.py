@@ -29,12 +29,13 @@ from model.inputs import (
 from mrpipe import keyed, masks
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.events import EventTransform
+from mrpipe.feature_transform import FeatureTransform
 from mrpipe.genotype_transform import GenotypeTransform
 from mrpipe.missingness import AT_LOAD, Missingness, corrupt, read_masks
 from mrpipe.schema import Modality
 from mrpipe.splits import PARTS
 from mrpipe.store import Store
-from mrpipe.transforms import FeatureTransform, PixelTransform, Transforms, fit
+from mrpipe.transforms import PixelTransform, Transforms, fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ items. It is never made; what a transform gives stays one row an event, and a st
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -19,11 +20,7 @@ from numpy.typing import NDArray
 from mrpipe.errors import UsageError
 from mrpipe.schema import Modality
 from mrpipe.store import Arrays
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mrpipe.transforms import TransformOptions
+from mrpipe.transform_options import TransformOptions
 
 Floats = NDArray[np.float32]
 STEPS_OF_VISITS = 20

@@ -12,7 +12,7 @@ from model.report.stores import public
 from mrpipe.schema import Modality
 from mrpipe.splits import PARTS
 from mrpipe.store import Store
-from mrpipe.transforms import TransformOptions
+from mrpipe.transform_options import TransformOptions
 
 _FITTED = TransformOptions()
 # What is fitted to a feature, by its kind in the dictionary (mrpipe.transforms).

@@ -16,7 +16,8 @@ from mrpipe.events import dense_steps, step_numbers, vocabulary_of
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from mrpipe.store import Store
-from mrpipe.transforms import TransformOptions, Transforms, fit
+from mrpipe.transform_options import TransformOptions
+from mrpipe.transforms import Transforms, fit
 from tests.datasets.mimic_toy import SUBJECT, Toy, hadm_of, write_table
 
 A, B = str(SUBJECT), str(SUBJECT + 1)

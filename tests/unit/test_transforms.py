@@ -13,11 +13,13 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
 import mrpipe
 from mrpipe.errors import UsageError
+from mrpipe.feature_transform import Numeric, OneHot, TfidfSvd
 from mrpipe.stages import seal as seal_module
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from mrpipe.store import unpack_genotypes
-from mrpipe.transforms import Numeric, OneHot, TfidfSvd, TransformOptions, Transforms, fit
+from mrpipe.transform_options import TransformOptions
+from mrpipe.transforms import Transforms, fit
 from tests import toy
 
 

@@ -1,0 +1,229 @@
+"""The fitted transform of vectors and sequences: a step for each kind of feature, over the columns of that kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
+
+from mrpipe.encoding import decode_array as _decode
+from mrpipe.encoding import encode_array as _encode
+from mrpipe.errors import UsageError
+from mrpipe.schema import Modality
+from mrpipe.store import Arrays
+from mrpipe.transform_options import TransformOptions
+
+
+class Step(Protocol):
+    """One fitted step over some columns of a feature matrix."""
+
+    def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    @property
+    def width(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """(x or fill − center) / spread, column by column."""
+
+    kind: ClassVar[str] = "numeric"
+    fill: NDArray[np.float32]
+    center: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    clip: float
+
+    @classmethod
+    def fit(cls, x: NDArray[np.float32], options: TransformOptions) -> Numeric:
+        known = ~np.isnan(x)
+        n = np.maximum(known.sum(axis=0), 1)
+        wide = np.where(known, x, 0.0).astype(np.float64)
+        mean = wide.sum(axis=0) / n
+        deviation = np.where(known, x - mean, 0.0)
+        sd = np.sqrt((deviation**2).sum(axis=0) / n)
+        if options.impute == "median":
+            fill = np.zeros(x.shape[1])
+            some = known.any(axis=0)
+            fill[some] = np.nanmedian(x[:, some], axis=0)
+        else:
+            fill = mean
+        if options.scale == "standard":
+            center, spread = mean, sd
+        elif options.scale == "minmax":
+            low = np.where(known, x, np.inf).min(axis=0, initial=np.inf)
+            high = np.where(known, x, -np.inf).max(axis=0, initial=-np.inf)
+            low, high = np.where(np.isfinite(low), low, 0.0), np.where(np.isfinite(high), high, 0.0)
+            center, spread = (low + high) / 2, (high - low) / 2
+        else:
+            center, spread = np.zeros(x.shape[1]), np.ones(x.shape[1])
+        spread = np.where(spread > 1e-12 * np.maximum(1.0, np.abs(center)), spread, 1.0)
+        clip = options.clip if options.scale == "standard" else 0.0
+        return cls(fill.astype(np.float32), center.astype(np.float32), spread.astype(np.float32), clip)
+
+    def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        x = (np.where(np.isnan(x), self.fill, x) - self.center) / self.spread
+        return x if self.clip <= 0 else np.clip(x, -self.clip, self.clip)
+
+    @property
+    def width(self) -> int:
+        return len(self.fill)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "fill": _encode(self.fill), "center": _encode(self.center),
+                "spread": _encode(self.spread), "clip": self.clip}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Numeric:
+        return cls(_decode(value["fill"]), _decode(value["center"]), _decode(value["spread"]), value["clip"])
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """Integer codes of declared levels to indicator columns; an unknown code takes the training mode."""
+
+    kind: ClassVar[str] = "one_hot"
+    n_levels: tuple[int, ...]
+    mode: tuple[int, ...]
+
+    @classmethod
+    def fit(cls, x: NDArray[np.float32], n_levels: Sequence[int]) -> OneHot:
+        modes = []
+        for column, n in enumerate(n_levels):
+            codes = x[:, column][~np.isnan(x[:, column])].astype(np.int64)
+            modes.append(int(np.bincount(codes, minlength=n).argmax()))
+        return cls(tuple(n_levels), tuple(modes))
+
+    def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        codes = np.where(np.isnan(x), np.array(self.mode, dtype=np.float32), x).astype(np.int64)
+        blocks = [codes[:, [j]] == np.arange(n)[None, :] for j, n in enumerate(self.n_levels)]
+        indicators: NDArray[np.float32] = np.concatenate(blocks, axis=1).astype(np.float32)
+        return indicators
+
+    @property
+    def width(self) -> int:
+        return sum(self.n_levels)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "n_levels": list(self.n_levels), "mode": list(self.mode)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> OneHot:
+        return cls(tuple(value["n_levels"]), tuple(value["mode"]))
+
+
+@dataclass(frozen=True)
+class TfidfSvd:
+    """Sublinear TF-IDF (1 + ln tf, smooth idf, L2 rows), then projection on training components, unit variance."""
+
+    kind: ClassVar[str] = "tfidf_svd"
+    idf: NDArray[np.float32]
+    components: NDArray[np.float32]
+    spread: NDArray[np.float32]
+
+    @staticmethod
+    def _weigh(x: NDArray[np.float32], idf: NDArray[np.float32]) -> NDArray[np.float32]:
+        counts = np.nan_to_num(x)
+        weighted = np.where(counts > 0, 1.0 + np.log(np.maximum(counts, 1.0)), 0.0) * idf
+        norm = np.linalg.norm(weighted, axis=1, keepdims=True)
+        rows: NDArray[np.float32] = (weighted / np.maximum(norm, 1e-12)).astype(np.float32)
+        return rows
+
+    @classmethod
+    def fit(cls, x: NDArray[np.float32], options: TransformOptions) -> TfidfSvd:
+        document_frequency = (np.nan_to_num(x) > 0).sum(axis=0)
+        idf = (np.log((1 + len(x)) / (1 + document_frequency)) + 1).astype(np.float32)
+        weighted = cls._weigh(x, idf)
+        n_components = min(options.svd_dim, *weighted.shape)
+        # One thread, so that the components are the same bytes on any number of cores.
+        with threadpool_limits(1):
+            _, _, components = randomized_svd(weighted, n_components=n_components, random_state=0)
+            spread = (weighted @ components.T).std(axis=0)
+        return cls(idf, components.astype(np.float32), np.where(spread > 1e-8, spread, 1.0).astype(np.float32))
+
+    def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        with threadpool_limits(1):
+            projected: NDArray[np.float32] = (self._weigh(x, self.idf) @ self.components.T) / self.spread
+            return projected
+
+    @property
+    def width(self) -> int:
+        return len(self.components)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "idf": _encode(self.idf), "components": _encode(self.components),
+                "spread": _encode(self.spread)}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> TfidfSvd:
+        return cls(_decode(value["idf"]), _decode(value["components"]), _decode(value["spread"]))
+
+
+_STEPS: dict[str, Any] = {c.kind: c for c in (Numeric, OneHot, TfidfSvd)}
+
+
+@dataclass(frozen=True)
+class FeatureTransform:
+    """Vectors and sequences: steps over groups of columns, results side by side in the order of the groups."""
+
+    groups: tuple[tuple[NDArray[np.int64], Step], ...]
+
+    @classmethod
+    def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: TransformOptions) -> FeatureTransform:
+        x = arrays.x.reshape(-1, arrays.modality.size).astype(np.float32)
+        kinds = dictionary["kind"].to_list()
+        if len(kinds) != x.shape[1]:
+            raise UsageError(f"{arrays.modality.name}: {len(kinds)} dictionary rows for {x.shape[1]} features")
+        groups: list[tuple[NDArray[np.int64], Step]] = []
+        columns = {k: np.flatnonzero([kind == k for kind in kinds]) for k in ("categorical", "count")}
+        numeric = np.flatnonzero([kind not in columns for kind in kinds])
+        if len(numeric):
+            groups.append((numeric, Numeric.fit(x[:, numeric], options)))
+        if len(c := columns["categorical"]):
+            groups.append((c, OneHot.fit(x[:, c], [len(dictionary["levels"][int(j)]) for j in c])))
+        if len(c := columns["count"]):
+            groups.append((c, TfidfSvd.fit(x[:, c], options)))
+        return cls(tuple(groups))
+
+    def apply(self, arrays: Arrays) -> Arrays:
+        x = arrays.x.reshape(-1, arrays.modality.size).astype(np.float32)
+        out = np.concatenate([step.apply(x[:, columns]) for columns, step in self.groups], axis=1)
+        return replace(arrays, x=out.astype(np.float32))
+
+    def unknown(self, arrays: Arrays) -> NDArray[np.bool_] | None:
+        """(rows, width): which transformed values stand for one that was not known; None if there is none.
+
+        For models that take gaps as gaps. Counts have none: a NaN there is a zero.
+        """
+        gaps = np.isnan(arrays.x.reshape(-1, arrays.modality.size).astype(np.float32))
+        if not gaps.any():
+            return None
+        blocks: list[NDArray[np.bool_]] = []
+        for columns, step in self.groups:
+            if isinstance(step, Numeric):
+                blocks.append(gaps[:, columns])
+            elif isinstance(step, OneHot):
+                blocks.append(np.repeat(gaps[:, columns], step.n_levels, axis=1))
+            else:
+                blocks.append(np.zeros((len(gaps), step.width), dtype=np.bool_))
+        side_by_side: NDArray[np.bool_] = np.concatenate(blocks, axis=1)
+        return side_by_side
+
+    def shape(self, modality: Modality) -> tuple[int, ...]:
+        return (sum(step.width for _, step in self.groups),)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "features", "groups": [{"columns": _encode(c), "step": s.to_dict()} for c, s in self.groups]}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> FeatureTransform:
+        return cls(
+            tuple((_decode(g["columns"]), _STEPS[g["step"]["kind"]].from_dict(g["step"])) for g in value["groups"])
+        )
