@@ -45,7 +45,8 @@ class StorePlan:
         dataset: how the export is read.
         raw: folder of the export; None: written by the simulator, or there is a sealed store.
         sealed: a store that exists already.
-        modalities: names in bit order.
+        modalities: names in bit order; of a sealed store, those of its manifest.
+        tasks: names of the labels, the default first.
         schemes: scheme → `seed` and `ids`.
     """
 
@@ -56,11 +57,20 @@ class StorePlan:
     options: Mapping[str, Any]
     simulation: Mapping[str, Any]
     modalities: tuple[str, ...]
+    tasks: tuple[str, ...]
     schemes: Mapping[str, Mapping[str, Any]]
 
     @property
     def simulated(self) -> bool:
         return self.raw is None and self.sealed is None
+
+    @property
+    def possible(self) -> tuple[str, ...]:
+        """Modalities that a store of this dataset may have, in bit order."""
+        # What a file of the export declared is, in a sealed store, in its manifest only.
+        of_manifest = self.sealed is not None and self.dataset.resolve is not None
+        readers = self.dataset.modalities
+        return self.modalities if of_manifest else tuple(sorted(readers, key=lambda m: readers[m].bit))
 
     @property
     def declaration(self) -> list[str]:
@@ -230,8 +240,21 @@ def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
         faults.append(f"{place}.store: no sealed store at {sealed!r} (it would hold a manifest.json)")
     if raw != SIMULATED and entry["simulation"]:
         faults.append(f"{place}.simulation: has no effect unless raw is {SIMULATED!r}")
+    if sealed is not None:
+        faults += [
+            f"{place}.{k}: has no effect on a sealed store"
+            for k in ("options", "modalities", "schemes")
+            if entry.get(k)
+        ]
     modalities: tuple[str, ...] = ()
-    if not faults:
+    tasks = tuple(t.name for t in dataset.tasks)
+    if sealed is not None and not faults:
+        try:
+            modalities, tasks = _stored(Path(sealed, "manifest.json"), dataset)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"{type(error).__name__}: {error}"
+            faults.append(f"{place}.store: {sealed}/manifest.json is not a manifest ({why}); seal the store again")
+    elif not faults:
         modalities, unknown = _modalities(entry, dataset, options)
         faults += [
             f"{place}.modalities: {dataset.name} has no {m!r}; it has {', '.join(dataset.modalities)}" for m in unknown
@@ -253,6 +276,7 @@ def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
         options=entry["options"],
         simulation=entry["simulation"],
         modalities=modalities,
+        tasks=tasks,
         schemes=schemes,
     )
 
@@ -268,6 +292,14 @@ def _modalities(entry: Mapping[str, Any], dataset: Dataset, options: Any) -> tup
         wanted = list(dataset.modalities)
     unknown = [m for m in wanted if m not in dataset.modalities]
     return tuple(sorted((m for m in wanted if m not in unknown), key=lambda m: dataset.modalities[m].bit)), unknown
+
+
+def _stored(manifest: Path, dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Modalities, in bit order, and tasks of a sealed store; the dataset's where the manifest does not say."""
+    said = json.loads(manifest.read_text(encoding="utf-8"))
+    modalities = [m["name"] for m in sorted(said.get("modalities", ()), key=lambda m: m["bit"])]
+    tasks = [task["name"] for task in said.get("labels", ())]
+    return tuple(modalities or dataset.modalities), tuple(tasks or (t.name for t in dataset.tasks))
 
 
 @cache
@@ -286,9 +318,8 @@ def _experiment_faults(place: str, entry: Mapping[str, Any], store: StorePlan) -
     scheme = entry.get("scheme")
     if scheme is not None and store.sealed is None and scheme not in store.schemes:
         yield f"{place}.scheme: store {store.name} has no scheme {scheme!r}; it has {', '.join(store.schemes)}"
-    tasks = [t.name for t in store.dataset.tasks]
-    if entry.get("task", tasks[0]) not in tasks:
-        yield f"{place}.task: {store.dataset.name} has no task {entry['task']!r}; it has {', '.join(tasks)}"
+    if entry.get("task") not in (None, *store.tasks):
+        yield f"{place}.task: {store.dataset.name} has no task {entry['task']!r}; it has {', '.join(store.tasks)}"
 
 
 def _runs(name: str, entry: Mapping[str, Any]) -> Iterator[Run]:

@@ -33,7 +33,6 @@ class Column:
     """A column of a table: a view of a store, as observed or with modalities taken away.
 
     Attributes:
-        entry: name of the dataset in the suite.
         store: name of the store.
         view: modalities in the order of the store's bits.
         absent: modalities of the view that the store does not have; there are no cells then.
@@ -41,7 +40,6 @@ class Column:
         cells: name of the row → its runs, one a seed.
     """
 
-    entry: str
     dataset: str
     store: str
     view: tuple[str, ...]

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -228,25 +228,23 @@ class Suites:
         for row in own_rows:
             if rows.setdefault(row.name, row) != row:
                 raise ConfigError([f"another block has a row {row.name!r} with other settings; give it a `name`"])
-        declared = store.dataset.modalities
-        there = stored_modalities(store)
-        views = [sorted(v, key=lambda m: declared[m].bit if m in declared else 99) for v in block.get("views", [there])]
+        views: list[list[str]] = block.get("views", [list(store.modalities)])
         faults = [
-            _unknown("views", f"modality of {store.dataset.name}", m, declared)
+            _unknown("views", f"modality of {store.dataset.name}", m, store.possible)
             for m in dict.fromkeys(itertools.chain.from_iterable(views))
-            if m not in declared
+            if m not in store.possible
         ]
-        tasks = {t.name: None for t in store.dataset.tasks}
-        if block.get("task") not in (None, *tasks):
-            faults.append(_unknown("task", f"task of {store.dataset.name}", block["task"], tasks))
+        if block.get("task") not in (None, *store.tasks):
+            faults.append(_unknown("task", f"task of {store.dataset.name}", block["task"], store.tasks))
         if block.get("scheme") is not None and store.sealed is None and block["scheme"] not in store.schemes:
             faults.append(_unknown("scheme", f"scheme of store {store.name}", block["scheme"], store.schemes))
         if faults:
             raise ConfigError(faults)
-        for view, missing in itertools.product(views, _levels(block)):
+        for said, missing in itertools.product(views, _levels(block)):
+            view = tuple(m for m in store.possible if m in said)
             column = Column(
-                entry=block["dataset"], dataset=store.dataset.name, store=store.name, view=tuple(view),
-                absent=tuple(m for m in view if m not in there), missingness=missing, task=block.get("task"),
+                dataset=store.dataset.name, store=store.name, view=view,
+                absent=tuple(m for m in view if m not in store.modalities), missingness=missing, task=block.get("task"),
                 scheme=block.get("scheme"),
             )  # fmt: skip
             column = columns.setdefault((column.store, column.experiment), column)
@@ -331,17 +329,10 @@ def _levels(block: Mapping[str, Any]) -> list[Missingness | None]:
     return [Missingness(**{**said, "p": value}, task=task) for value in p]
 
 
-def stored_modalities(store: StorePlan) -> tuple[str, ...]:
-    """Modalities that a store has or will have, in bit order."""
-    if store.sealed is None:
-        return store.modalities
-    listed = json.loads(Path(store.sealed, "manifest.json").read_text(encoding="utf-8")).get("modalities")
-    return store.modalities if listed is None else tuple(m["name"] for m in sorted(listed, key=lambda m: m["bit"]))
-
-
-def _unknown(place: str, what: str, name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+def _unknown(place: str, what: str, name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
     return f"{place}: no {what} {name!r}; {hint}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,3 +152,25 @@ def test_runs_of_one_draw_share_the_mask_file(tiny: dict[str, Any], schema: dict
     assert masks["mosi/majority/seed0"] == masks["mosi/logistic/seed0"] == masks["again/moe_retriever/seed0"]
     assert len({masks["mosi/majority/seed0"], masks["mosi/majority/seed1"], masks["view/moe_retriever/seed0"]}) == 3
     assert len(plan.masks) == 4
+
+
+def test_experiments_on_a_sealed_store_are_checked_against_its_manifest(
+    tiny: dict[str, Any], schema: dict[str, Any], tmp_path: Path
+) -> None:
+    listed = [{"name": "audio", "bit": 1}, {"name": "text", "bit": 0}]
+    (tmp_path / "manifest.json").write_text(json.dumps({"modalities": listed, "labels": [{"name": "mood"}]}))
+    tiny["datasets"]["mosi"] = {"store": str(tmp_path)}
+    tiny["experiments"]["mosi"] |= {"modalities": ["text", "audio"], "task": "mood"}
+    assert plan_of(tiny, schema).stores["mosi"].modalities == ("text", "audio")
+    tiny["datasets"]["mosi"]["modalities"] = ["text"]
+    with pytest.raises(ConfigError, match=r"datasets\.mosi\.modalities: has no effect on a sealed store"):
+        plan_of(tiny, schema)
+    del tiny["datasets"]["mosi"]["modalities"]
+    tiny["experiments"]["mosi"] |= {"modalities": ["vision"], "task": "sentiment"}
+    with pytest.raises(ConfigError) as caught:
+        plan_of(tiny, schema)
+    assert "store mosi has no 'vision'; it has text, audio" in str(caught.value)
+    assert "mosi has no task 'sentiment'; it has mood" in str(caught.value)
+    (tmp_path / "manifest.json").write_text("[")
+    with pytest.raises(ConfigError, match=r"datasets\.mosi\.store: .*manifest\.json is not a manifest"):
+        plan_of(tiny, schema)

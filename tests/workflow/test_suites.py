@@ -200,6 +200,25 @@ def test_the_modalities_of_a_sealed_store_are_those_of_its_manifest(tmp_path: Pa
     assert cells == {f"mosi-text+audio-mcar-p{p}" for p in ("0.1", "0.3", "0.5")}
 
 
+def test_a_sealed_store_of_declared_tables_has_the_views_and_tasks_of_its_manifest(tmp_path: Path) -> None:
+    listed = [{"name": name, "bit": bit} for bit, name in enumerate(("ward", "blood"))]
+    (tmp_path / "manifest.json").write_text(json.dumps({"modalities": listed, "labels": [{"name": "died"}]}))
+    block = {"dataset": "icu", "methods": "majority", "task": "died"}
+    blocks = [block, block | {"views": [["blood"], ["blood", "ward"]]}]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"suites": {"mine": {"title": "t", "blocks": blocks}}}))
+    config = config_of(icu={"store": str(tmp_path), "dataset": "tables"})
+    suite = suites_of(config, suites=str(tmp_path / "mine.yaml")).suite("mine")
+    assert [(c.view, c.absent) for c in suite.columns] == [(("ward", "blood"), ()), (("blood",), ())]
+    for change, message in (
+        ({"views": [["vitals"]]}, "there are ward, blood"),
+        ({"task": "outcome"}, "there are died"),
+    ):
+        said = {"suites": {"mine": {"title": "t", "blocks": [block | change]}}}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
+        with pytest.raises(ConfigError, match=message):
+            suites_of(config, suites=str(tmp_path / "mine.yaml")).suite("mine")
+
+
 def test_a_simulated_entry_of_the_configuration_is_not_taken_for_data() -> None:
     suites = suites_of(config_of(mosi={"raw": "simulated"}, other={"raw": "simulated", "dataset": "mosi"}))
     assert suites.suite("table4").stores == ["mosi-full"]
