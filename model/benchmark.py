@@ -134,11 +134,9 @@ def measure(
     prediction: resident on the CPU, interpreter and data included, or allocated on a GPU).
 
     Raises:
-        UsageError: no step to time; unknown names; a configuration that no labelled training or test sample has.
+        UsageError: unknown names; a configuration that no labelled training or test sample has.
         DataError: the mask file belongs to another store or lacks samples.
     """
-    if steps < 1:
-        raise UsageError(f"steps={steps}: at least 1 is needed to time anything")
     rows: list[dict[str, Any]] = []
     for names in _configurations([m.name for m in store.modalities], modalities):
         data = load(store, task=task, scheme=scheme, modalities=names, mask_file=mask_file, device=device)

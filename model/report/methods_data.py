@@ -15,7 +15,7 @@ from mrpipe.store import Store
 from mrpipe.transform_options import TransformOptions
 
 _FITTED = TransformOptions()
-# What is fitted to a feature, by its kind in the dictionary (mrpipe.transforms).
+# What is fitted to a feature, by its kind in the dictionary (mrpipe.feature_transform).
 _TRANSFORMS = {
     "numeric": f"numbers were filled with the training {_FITTED.impute}, standardised and clipped to ±{_FITTED.clip:g}",
     "embedding": f"embeddings were standardised and clipped to ±{_FITTED.clip:g}",
