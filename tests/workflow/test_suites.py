@@ -330,13 +330,17 @@ def test_the_findings_compare_all_methods_by_one_selection(project: Path, tmp_pa
     assert (project / config["suites"]).samefile(file)
     for entry in config["datasets"].values():
         entry["raw"] = str(tmp_path)
-    (tmp_path / "PhysionetChallenge2012-set-a.csv").touch()
+    for name in ("PhysionetChallenge2012-set-a", *(f"mfeat-{view}" for view in ("fou", "fac", "kar", "pix", "zer", "mor"))):
+        (tmp_path / f"{name}.csv").touch()
     suites = suites_of(config_of(**config["datasets"]), suites=str(file))
-    for name, metric in (("findings_mosi", "accuracy"), ("findings_icu", None)):
+    compared = {"findings_mosi": "accuracy", "findings_mosi_p": "accuracy", "findings_icu": "macro_f1",
+                "findings_mfeat": "macro_f1"}  # fmt: skip
+    for name, metric in compared.items():
         runs = suites.suite(name).runs.values()
         assert {run.method for run in runs} == METHODS
         released = [run.overrides for run in runs if run.preset == "released-code"]
-        assert {o["select_metric"] for o in released} == {metric or "macro_f1"}
+        assert {o["select_metric"] for o in released} == {metric}
+    assert {*compared, "findings_icu_parts"} == {part.name for part in suites.parts("findings")}
 
 
 def test_a_file_that_is_not_there_or_not_yaml_is_named(tmp_path: Path) -> None:
