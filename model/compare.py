@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.metrics import weighted_metrics
+from model.metrics import interval, weighted_metrics
 from model.scores import Floats, Ints, score
 from mrpipe import keyed
 
 N_RESAMPLES = 1000
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,5 @@ class Comparison:
 
 
 def _estimate(value: float, resampled: Floats | None) -> Estimate:
-    known = None if resampled is None else resampled[np.isfinite(resampled)]
-    if known is None or len(known) == 0:
-        return Estimate(value)
-    tail = (1 - LEVEL) / 2
-    return Estimate(value, float(np.quantile(known, tail)), float(np.quantile(known, 1 - tail)))
+    bounds = None if resampled is None else interval(resampled)
+    return Estimate(value) if bounds is None else Estimate(value, *bounds)

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from model.scores import METRICS, Floats, Ints, ranked_classes, score
 from mrpipe import keyed
 
-__all__ = ["METRICS", "bootstrap", "score", "table", "weighted_auprc", "weighted_auroc", "weighted_metrics"]
+__all__ = ["METRICS", "bootstrap", "interval", "score", "table", "weighted_auprc", "weighted_auroc", "weighted_metrics"]
+
+LEVEL = 0.95
 
 
 def _confusions(label: Ints, predicted: Ints, n_classes: int, weight_Rn: Floats) -> Floats:
@@ -53,7 +55,10 @@ def weighted_auprc(positive: NDArray[np.bool_], value: Floats, weight_Rn: Floats
 
 
 def weighted_metrics(label: Ints, probability: Floats, weight_Rn: Floats) -> dict[str, Floats]:
-    """(R,) each metric but ECE for each set of sample weights; ranking metrics only where they are defined."""
+    """(R,) each metric but ECE for each set of sample weights; ranking metrics only where they are defined.
+
+    A ranking metric is NaN for weights that leave one class only.
+    """
     n_classes = probability.shape[1]
     predicted = probability.argmax(axis=1)
     confusion = _confusions(label, predicted, n_classes, weight_Rn)
@@ -76,9 +81,21 @@ def weighted_metrics(label: Ints, probability: Floats, weight_Rn: Floats) -> dic
     return out
 
 
-def _mean_of_known(x: Floats) -> Floats:
-    known = ~np.isnan(x)
-    return np.where(known, x, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+def _mean_of_known(x_RC: Floats) -> Floats:
+    """(R,) mean over the classes for which the score is defined; NaN where it is for none."""
+    known = ~np.isnan(x_RC)
+    with np.errstate(invalid="ignore"):
+        mean: Floats = np.where(known, x_RC, 0.0).sum(axis=1) / known.sum(axis=1)
+    return mean
+
+
+def interval(resampled: Floats) -> tuple[float, float] | None:
+    """95 % percentile interval over the resamples in which the metric is defined; None without any."""
+    known = resampled[np.isfinite(resampled)]
+    if len(known) == 0:
+        return None
+    tail = (1 - LEVEL) / 2
+    return float(np.quantile(known, tail)), float(np.quantile(known, 1 - tail))
 
 
 def bootstrap(
@@ -88,21 +105,16 @@ def bootstrap(
     *,
     seed: int,
     n_resamples: int = 1000,
-    level: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile interval of each metric over resamples of the subjects, keyed by the seed; ECE is left out."""
+    """`interval` of each metric over resamples of the subjects, keyed by the seed; ECE is left out."""
     if len(label) == 0 or n_resamples == 0:
         return {}
     _, place = np.unique(subject, return_inverse=True)
     n_subjects = int(place.max()) + 1
     rng = keyed.generator(seed, "bootstrap")
     weight = rng.multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), size=n_resamples).astype(np.float64)
-    tail = (1 - level) / 2
-    found = weighted_metrics(label, probability, weight[:, place])
-    return {
-        name: (float(np.quantile(v, tail)), float(np.quantile(v, 1 - tail)))
-        for name, v in found.items()
-    }  # fmt: skip
+    found = {name: interval(v) for name, v in weighted_metrics(label, probability, weight[:, place]).items()}
+    return {name: bounds for name, bounds in found.items() if bounds is not None}
 
 
 def table(

@@ -116,6 +116,17 @@ def test_a_ranking_metric_of_a_single_class_is_not_defined() -> None:
     assert comparison.mean("a", "accuracy") is not None
 
 
+def test_a_resample_of_one_class_says_nothing_of_a_ranking() -> None:
+    """One positive of eight, which one method ranks first and the other last: the areas are 1 and 0 or not there."""
+    label = np.array([1, 0, 0, 0, 0, 0, 0, 0])
+    p, subject = np.linspace(0.9, 0.1, 8), np.arange(8).astype(str)
+    runs = {n: {0: Predicted(label, np.stack([1 - q, q], axis=1), subject)} for n, q in (("a", p), ("b", 1 - p))}
+    comparison = Comparison(runs)
+    for found, expected in ((comparison.mean("a", "auroc"), 1.0), (comparison.difference("b", "a", "auroc"), -1.0)):
+        assert found is not None
+        assert (found.value, found.low, found.high) == (expected, expected, expected)
+
+
 def test_the_order_of_methods_and_samples_does_not_matter() -> None:
     n, label, rng = 120, labels(120), np.random.default_rng(5)
     one, two = (rng.random(n) < q for q in (0.6, 0.7))

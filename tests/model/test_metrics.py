@@ -95,6 +95,18 @@ def test_the_bootstrap_covers_the_truth_and_widens_with_clustered_subjects() -> 
     assert bootstrap(label, p, np.arange(400).astype(str), seed=0) == alone
 
 
+def test_a_resample_of_one_class_says_nothing_of_a_ranking() -> None:
+    """One positive of eight, ranked first: both areas are 1 in each resample that has it, and nothing in a third."""
+    label = np.array([1, 0, 0, 0, 0, 0, 0, 0])
+    p = np.linspace(0.9, 0.1, 8)
+    found = weighted_metrics(label, np.column_stack([1 - p, p]), np.stack([np.ones(8), 1.0 - label]))
+    for metric in ("auroc", "auprc"):
+        np.testing.assert_array_equal(found[metric], [1.0, np.nan])
+    intervals = bootstrap(label, np.column_stack([1 - p, p]), np.arange(8).astype(str), seed=0, n_resamples=200)
+    assert intervals["auroc"] == intervals["auprc"] == (1.0, 1.0)
+    assert intervals["accuracy"][0] < 1.0
+
+
 def test_the_table_has_every_combination_and_every_number_of_modalities() -> None:
     label, p = case(40, 2, 1)
     combination = ["a+b" if i % 3 else "a" for i in range(40)]
