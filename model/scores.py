@@ -5,6 +5,7 @@ Legend: n samples, C classes.
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -59,3 +60,12 @@ def score(label: Ints, probability: Floats) -> dict[str, float | None]:
         ),
         "ece": ece(label, probability),
     }
+
+
+def selection_score(metric: str, label: Ints, probability: Floats) -> float:
+    """What a choice on validation maximises: a metric, or minus the cross-entropy for "loss"; −inf: not defined."""
+    if metric == "loss":
+        of_label = probability[np.arange(len(label)), label]
+        return float(np.log(np.maximum(of_label, np.finfo(np.float64).tiny)).mean())
+    value = score(label, probability)[metric]
+    return -math.inf if value is None else value

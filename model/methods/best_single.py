@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import Config
@@ -17,7 +16,7 @@ from model.data import Batch, Data, DataSpec
 from model.inputs import Rows
 from model.methods.base import Output
 from model.noise import Noise
-from model.scores import score
+from model.scores import selection_score
 from model.unimodal import UnimodalHeads
 
 
@@ -59,14 +58,10 @@ class BestSingle(UnimodalHeads):
         self.chosen.fill_(max(range(len(scores)), key=lambda m: scores[m]))
 
     def _score(self, logits: Tensor, label: Any) -> float:
-        logits = logits.double().cpu()
-        if not logits.isfinite().all():
+        probability = logits.double().softmax(dim=1).cpu()
+        if not probability.isfinite().all():
             return float("-inf")
-        metric = self.config.common.select_metric
-        if metric == "loss":
-            return -float(F.cross_entropy(logits, torch.from_numpy(label)))
-        value = score(label, logits.softmax(dim=1).numpy())[metric]
-        return float("-inf") if value is None else float(value)
+        return selection_score(self.config.common.select_metric, label, probability.numpy())
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         if not self.training and self._stale:

@@ -12,7 +12,7 @@ Legend: n samples, f features, T trees (of all rounds and classes), N nodes of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,12 +22,10 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from model.config import Config
-from model.data import Batch, Data, DataSpec
-from model.inputs import Rows, VectorTable
-from model.methods.base import Method, Output
-from model.noise import Noise
-from model.scores import score
+from model.data import Batch, Data
+from model.inputs import Rows
+from model.methods.base import Output
+from model.tabular import TabularModel, pooled_features
 from mrpipe.errors import UsageError
 from mrpipe.schema import option
 
@@ -35,7 +33,6 @@ from mrpipe.schema import option
 CANDIDATES = ((0.1, 31, 20, 0.0), (0.1, 8, 20, 1.0), (0.05, 15, 10, 1.0), (0.05, 63, 40, 10.0))
 # Rounds between two looks at the validation score, and looks without a better one before growth ends.
 ROUNDS, PATIENCE = 10, 3
-BUFFERS = ("feature", "threshold", "left", "right", "missing_left", "value", "tree_class", "baseline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,42 +47,20 @@ class GradientBoostingOptions:
             raise UsageError(f"option trials must be 1 to {len(CANDIDATES)} and rounds at least 1")
 
 
-class GradientBoosting(Method):
+class GradientBoosting(TabularModel):
     """Histogram gradient boosting (scikit-learn)."""
 
     name = "gradient_boosting"
     summary = "gradient-boosted trees on the concatenated features, missing values as such (control)"
     Options = GradientBoostingOptions
-    gradient = False
-    encoded = False
-
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
-        super().__init__(spec, config, noise)
-        for name in BUFFERS:
-            self.register_buffer(name, torch.zeros(0))
-
-    @property
-    def device(self) -> torch.device:
-        return self.baseline.device
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        # The number of trees is known only after fitting.
-        for name in BUFFERS:
-            setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    kept: ClassVar[tuple[str, ...]] = (
+        "feature", "threshold", "left", "right", "missing_left", "value", "tree_class", "baseline"
+    )  # fmt: skip
 
     @staticmethod
-    def features(data: Data, index: Rows) -> Tensor:
-        """(n, f) float32: pooled features of all modalities side by side, NaN where one or a value of it is missing."""
-        parts = []
-        for m, table in enumerate(data.tables):
-            places = np.flatnonzero(data.observed[index, m])
-            rows = data.row[index[places], m]
-            some = table.with_gaps(rows) if isinstance(table, VectorTable) else table.pooled(rows)
-            full = some.new_full((len(index), some.shape[1]), float("nan"))
-            full[torch.from_numpy(places).to(some.device)] = some
-            parts.append(full)
-        return torch.cat(parts, dim=1)
+    def features(data: Data, index: Rows, observed: NDArray[np.bool_] | None = None) -> Tensor:
+        """(n, f) float32: `pooled_features` with gaps."""
+        return pooled_features(data, index, observed, gaps=True)
 
     def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, Any]:
         x, y = self.features(data, train_rows).cpu().numpy(), data.label[train_rows]
@@ -101,7 +76,7 @@ class GradientBoosting(Method):
         value, rounds, (rate, leaves, smallest, penalty), model = best
         self._keep(model, rounds)
         return {"learning_rate": rate, "leaves": leaves, "smallest_leaf": smallest, "penalty": penalty,
-                "rounds": rounds, "validation": value}  # fmt: skip
+                "rounds": rounds, "validation": self.noted(value, y_val)}  # fmt: skip
 
     def _grow(
         self,
@@ -116,25 +91,18 @@ class GradientBoosting(Method):
         model = HistGradientBoostingClassifier(
             learning_rate=rate, max_leaf_nodes=leaves, min_samples_leaf=smallest, l2_regularization=penalty,
             early_stopping=False, warm_start=True, random_state=0,
-            class_weight=None if self.config.common.class_weight == "none" else "balanced",
+            class_weight=self.sklearn_class_weight,
         )  # fmt: skip
         best, at = -np.inf, 0
         for rounds in range(min(ROUNDS, self.config.own.rounds), self.config.own.rounds + 1, ROUNDS):
             model.set_params(max_iter=rounds).fit(x, y)
-            value = self._score(model, x_val, y_val) if len(y_val) else float(rounds)
-            if value > best:
+            value = self.validation_score(model, x_val, y_val) if len(y_val) else float(rounds)
+            # Where the score is not defined, the first look counts.
+            if at == 0 or value > best:
                 best, at = value, rounds
             elif rounds - at >= PATIENCE * ROUNDS:
                 break
         return model, best, at
-
-    def _score(self, model: HistGradientBoostingClassifier, x: NDArray[np.float32], y: NDArray[np.int64]) -> float:
-        probability = np.zeros((len(x), self.spec.n_classes))
-        probability[:, model.classes_] = model.predict_proba(x)
-        if self.config.common.select_metric == "loss":
-            return float(np.log(np.maximum(probability[np.arange(len(y)), y], 1e-12)).mean())
-        value = score(y, probability)[self.config.common.select_metric]
-        return -np.inf if value is None else float(value)
 
     def _keep(self, model: HistGradientBoostingClassifier, rounds: int) -> None:
         """Take the trees of the first rounds over into tensors."""
@@ -165,7 +133,7 @@ class GradientBoosting(Method):
         self.baseline = baseline
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
-        x = self.features(batch.data, batch.index).double()
+        x = self.features(batch.data, batch.index, batch.observed).double()
         tree = torch.arange(len(self.tree_class), device=x.device)
         node = torch.zeros(len(x), len(tree), dtype=torch.long, device=x.device)
         while True:

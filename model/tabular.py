@@ -1,0 +1,83 @@
+"""What the models of scikit-learn share: the features of all modalities side by side, and no code in a checkpoint.
+
+Legend: n samples, M modalities, f features, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.config import Config
+from model.data import Data, DataSpec
+from model.inputs import Rows, VectorTable
+from model.methods.base import Method
+from model.noise import Noise
+from model.scores import selection_score
+
+
+def pooled_features(data: Data, index: Rows, observed: NDArray[np.bool_] | None = None, *, gaps: bool) -> Tensor:
+    """(n, f) float32: pooled features of all modalities side by side.
+
+    Args:
+        observed: (n, M) what may be used; default: all that the data have.
+        gaps: NaN where a modality, or a value of one that is there, is missing; else 0 and what the transform fills in.
+    """
+    observed = data.observed[index] if observed is None else observed
+    parts = []
+    for m, table in enumerate(data.tables):
+        places = np.flatnonzero(observed[:, m])
+        rows = data.row[index[places], m]
+        some = table.with_gaps(rows) if gaps and isinstance(table, VectorTable) else table.pooled(rows)
+        full = some.new_full((len(index), some.shape[1]), float("nan") if gaps else 0.0)
+        full[torch.from_numpy(places).to(some.device)] = some
+        parts.append(full)
+    return torch.cat(parts, dim=1)
+
+
+class TabularModel(Method):
+    """A model that scikit-learn fits, kept as tensors.
+
+    Class attributes:
+        kept: names of the tensors that `fit` makes; their sizes are known only then.
+    """
+
+    gradient = False
+    encoded = False
+    kept: ClassVar[tuple[str, ...]]
+
+    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+        super().__init__(spec, config, noise)
+        for name in self.kept:
+            self.register_buffer(name, torch.zeros(0))
+
+    @property
+    def device(self) -> torch.device:
+        return self.get_buffer(self.kept[0]).device
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for name in self.kept:
+            setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def sklearn_class_weight(self) -> str | None:
+        """The run's `class_weight` as scikit-learn calls it."""
+        return None if self.config.common.class_weight == "none" else "balanced"
+
+    def validation_score(self, model: Any, x: NDArray[Any], y: NDArray[np.int64]) -> float:
+        """What the run selects by, of a fitted classifier on validation samples; −inf where it is not defined."""
+        probability = np.zeros((len(x), self.spec.n_classes))
+        # A class without a training sample has no column there.
+        probability[:, model.classes_] = model.predict_proba(x)
+        return selection_score(self.config.common.select_metric, y, probability)
+
+    @staticmethod
+    def noted(value: float, y: NDArray[np.int64]) -> float | None:
+        """A validation score as it is written down: None where there is none."""
+        return value if len(y) and math.isfinite(value) else None
