@@ -125,6 +125,23 @@ class Data:
         """Labelled samples of a part, in order of sample_id."""
         return np.flatnonzero((self.part == PARTS.index(part)) & (self.label >= 0))
 
+    def class_weight(self, rows: Rows, kind: str) -> Tensor | None:
+        """(C,) float32 weights of the cross-entropy on labelled `rows`; None where all samples count alike.
+
+        "balanced": n / (classes that occur · samples of the class), 0 for a class that does not occur.
+        """
+        if kind == "none":
+            return None
+        counts = np.bincount(self.label[rows], minlength=self.spec.n_classes)
+        weight = np.where(counts > 0, len(rows) / (np.maximum(counts, 1) * max((counts > 0).sum(), 1)), 0.0)
+        return torch.from_numpy(weight).float().to(self.device)
+
+    def log_prior(self, rows: Rows) -> Tensor:
+        """(C,) float32 logarithms of the class frequencies of labelled `rows`."""
+        counts = np.bincount(self.label[rows], minlength=self.spec.n_classes)
+        # A class that never occurs keeps a finite logit.
+        return torch.from_numpy(counts / max(counts.sum(), 1)).clamp_min(1e-9).log().float().to(self.device)
+
     def batch(self, index: Rows, stream: str, *, hide: float = 0.0, seed: int = 0) -> Batch:
         """The samples `index`; with `hide`, each observed modality is hidden at that rate, but never the last one."""
         observed = self.observed[index]

@@ -235,14 +235,6 @@ def make_optimiser(method: Method) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=c.lr, weight_decay=c.weight_decay, fused=fused)
 
 
-def _class_weight(data: Data, rows: Rows, kind: str) -> Tensor | None:
-    if kind == "none":
-        return None
-    counts = np.bincount(data.label[rows], minlength=data.spec.n_classes)
-    weight = np.where(counts > 0, len(rows) / (np.maximum(counts, 1) * (counts > 0).sum()), 0.0)
-    return torch.from_numpy(weight).float().to(data.device)
-
-
 def train_step(
     method: Method, batch: Batch, optimiser: torch.optim.Optimizer, weight: Tensor | None = None
 ) -> dict[str, Tensor]:
@@ -292,7 +284,7 @@ def _descend(
     train_rows, val_rows = parts["train"], parts["val"]
     compared = gradients.keyed_rows(data, train_rows, c.gradient_rows, method.config.seed)
     optimiser = make_optimiser(method)
-    weight = _class_weight(data, train_rows, c.class_weight)
+    weight = data.class_weight(train_rows, c.class_weight)
     state: State = {
         "next_epoch": 0, "best_score": -math.inf, "best_epoch": -1, "best_state": None, "history": [], "gradients": [],
     }  # fmt: skip

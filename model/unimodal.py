@@ -5,7 +5,6 @@ Legend: B samples, M modalities, H hidden, C classes.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,14 +29,9 @@ class UnimodalHeads(Method):
         self.register_buffer("log_prior", torch.zeros(spec.n_classes))
 
     def prepare(self, data: Data, train_rows: Rows) -> None:
-        counts = np.bincount(data.label[train_rows], minlength=self.spec.n_classes)
-        weight = np.ones(len(counts))
-        if self.config.common.class_weight == "balanced":
-            weight = np.where(counts > 0, counts.sum() / (np.maximum(counts, 1) * max((counts > 0).sum(), 1)), 0.0)
-        self.class_weight = torch.from_numpy(weight).float().to(self.device)
-        # A class that never occurs keeps a finite logit.
-        prior = torch.from_numpy(counts / max(counts.sum(), 1)).clamp_min(1e-9)
-        self.log_prior = prior.log().float().to(self.device)
+        weight = data.class_weight(train_rows, self.config.common.class_weight)
+        self.class_weight = torch.ones_like(self.class_weight) if weight is None else weight
+        self.log_prior = data.log_prior(train_rows)
 
     def unimodal_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (B, M, C) of each head, zeros where its modality is missing; and what is observed (B, M)."""

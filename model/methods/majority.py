@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from model.config import Config
 from model.data import Batch, Data, DataSpec
@@ -25,6 +25,8 @@ class Majority(Method):
     gradient = False
     encoded = False
 
+    log_prior: Tensor
+
     def __init__(self, spec: DataSpec, config: Config, noise: Noise):
         super().__init__(spec, config, noise)
         self.register_buffer("log_prior", torch.zeros(spec.n_classes))
@@ -34,11 +36,8 @@ class Majority(Method):
         return self.log_prior.device
 
     def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, Any]:
-        counts = np.bincount(data.label[train_rows], minlength=self.spec.n_classes)
-        prior = torch.from_numpy(counts / counts.sum())
-        # A class that never occurs keeps a finite logit.
-        self.log_prior = prior.clamp_min(1e-9).log().float().to(self.device)
-        return {"majority": self.spec.classes[int(counts.argmax())]}
+        self.log_prior = data.log_prior(train_rows)
+        return {"majority": self.spec.classes[int(self.log_prior.argmax())]}
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         return Output(self.log_prior.expand(len(batch), -1))

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.config import Config
-from model.data import Batch, DataSpec
+from model.data import Batch, Data, DataSpec
 from model.fusion import Block
 from model.init import Fill, constant
+from model.inputs import Rows
 from model.methods.base import Method, Output
 from model.noise import Noise
 from model.subsets import random_subsets
@@ -90,9 +91,14 @@ class MMFormer(Method):
         self.head = nn.Linear(n_modalities * c.hidden, spec.n_classes)
         self.separate_head = nn.Linear(c.hidden, spec.n_classes) if o.separate else None
         self.early_head = nn.Linear(n_modalities * c.hidden, spec.n_classes) if o.early else None
+        self.class_weight: Tensor | None = None
 
     def initial(self, name: str) -> Fill:
         return constant(0.0)
+
+    def prepare(self, data: Data, train_rows: Rows) -> None:
+        # The class weights of the run hold for the auxiliary heads' losses too.
+        self.class_weight = data.class_weight(train_rows, self.config.common.class_weight)
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         kept = self._kept(batch)
@@ -104,7 +110,7 @@ class MMFormer(Method):
             if separate is not None:
                 losses["separate"] = self.options.separate * separate
             if self.early_head is not None:
-                early = F.cross_entropy(self.early_head(early_BD).float(), batch.label)
+                early = F.cross_entropy(self.early_head(early_BD).float(), batch.label, weight=self.class_weight)
                 losses["early"] = self.options.early * early
         return Output(self.head(fused_BD), losses, {"fused": fused_BD.detach()} if detail else {})
 
@@ -130,7 +136,8 @@ class MMFormer(Method):
                 z_nPH = self.encode(batch, m)
                 if head is not None:
                     label = batch.label[self._index(places)]
-                    terms.append(F.cross_entropy(head(z_nPH.mean(dim=1)).float(), label, reduction="sum"))
+                    logits = head(z_nPH.mean(dim=1)).float()
+                    terms.append(F.cross_entropy(logits, label, weight=self.class_weight, reduction="sum"))
                 if len(fused) < len(places):
                     z_nPH = z_nPH[self._index(fused)]
                 x_nPH = z_nPH + self.position_MPH[m]
@@ -138,7 +145,10 @@ class MMFormer(Method):
                     x_nPH = block(x_nPH, None)[0]
                 slot = slot.to(x_nPH.dtype).index_copy(0, self._index(places[fused]), x_nPH)
             slots.append(slot)
-        return torch.stack(slots, dim=1), torch.stack(terms).sum() / len(batch) if terms else None
+        if not terms:
+            return torch.stack(slots, dim=1), None
+        total = len(batch) if self.class_weight is None else self.class_weight[batch.label].sum()
+        return torch.stack(slots, dim=1), torch.stack(terms).sum() / total
 
     def _inter(self, x_BMPH: Tensor, kept: NDArray[np.bool_]) -> Tensor:
         """The modalities' means after the transformer over all M·P tokens, concatenated: (B, M·H)."""

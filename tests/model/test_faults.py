@@ -19,7 +19,7 @@ from model.fusion import Block
 from model.methods import get, names
 from model.methods.moe_retriever import MoERetriever
 from model.noise import Noise
-from model.train import Job, _class_weight, make_optimiser, run_training, train_epoch
+from model.train import Job, make_optimiser, run_training, train_epoch
 from mrpipe import Store, masks
 from mrpipe.missingness import Missingness, write_masks
 from tests.model import synthetic
@@ -137,7 +137,7 @@ def test_class_weights_reach_the_loss_that_is_minimised() -> None:
         config = synthetic.config("zero_fill", dropout=0.0, batch_size=32, class_weight=kind)
         method = synthetic.trained_on(data, config)
         batch = data.batch(rows, "x")
-        weight = _class_weight(data, rows, kind)
+        weight = data.class_weight(rows, kind)
         expected = F.cross_entropy(method.eval()(batch).logits, batch.label, weight=weight)
         loss = train_epoch(method, data, rows, make_optimiser(method), 0, weight)["loss"]
         assert loss == pytest.approx(expected.item(), rel=1e-5)

@@ -154,6 +154,24 @@ def test_the_losses_of_a_batch_are_the_means_of_its_samples() -> None:
         torch.testing.assert_close(whole[name], mean, rtol=1e-4, atol=1e-5)
 
 
+def test_class_weights_hold_for_the_auxiliary_losses() -> None:
+    """Of a batch: Σ w · loss / Σ w, as in the loss that the weights were asked for; only observed modalities count."""
+    method, data = made(class_weight="balanced")
+    plain, _ = made()
+    data.label[data.rows("train")[::2]] = 0
+    method.prepare(data, data.rows("train"))
+    weight = data.class_weight(data.rows("train"), "balanced")
+    assert weight is not None
+    batch = data.batch(np.arange(8), "x")
+    whole = method.train()(batch).losses
+    alone = [plain.train()(data.batch(np.array([i]), "x")).losses for i in range(8)]
+    w = weight[batch.label]
+    assert w.unique().numel() > 1
+    for name in ("separate", "early"):
+        expected = (w * torch.stack([a[name] for a in alone])).sum() / w.sum()
+        torch.testing.assert_close(whole[name], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_auxiliary_losses_can_be_dropped_with_their_heads() -> None:
     method, data = made(separate=0.0, early=0.0)
     batch: Batch = data.batch(np.arange(8), "x")

@@ -255,11 +255,9 @@ def test_a_training_part_with_one_class_is_refused(toy_stores: Path, tmp_path: P
 
 @pytest.mark.parametrize("weight", ["none", "balanced"])
 def test_class_weights(weight: str) -> None:
-    from model.train import _class_weight
-
     data = synthetic.make(np.ones((10, 1), dtype=bool), n_classes=3, parts=(1.0, 0.0))
     data.label[:] = [0] * 6 + [1] * 4 + [2] * 0
-    found = _class_weight(data, data.rows("train"), weight)
+    found = data.class_weight(data.rows("train"), weight)
     if weight == "none":
         assert found is None
     else:
