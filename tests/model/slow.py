@@ -38,9 +38,13 @@ class Slow:
 
     def encode(self, sample: int, m: int) -> Tensor:
         """(P, H) of the vector MLP."""
-        c, row = self.config.common, int(self.data.row[sample, m])
+        row = int(self.data.row[sample, m])
         assert row >= 0, "an encoder met a modality that is not observed"
-        state = self.linear(self.data.tables[m].x[row].double(), f"encoders.{m}.inner").relu()
+        return self.tokens(self.linear(self.data.tables[m].x[row].double(), f"encoders.{m}.inner").relu(), m)
+
+    def tokens(self, state: Tensor, m: int) -> Tensor:
+        """(P, H) of an encoder's state: equal chunks, zeros behind the last, one linear map."""
+        c = self.config.common
         chunk = math.ceil(len(state) / c.tokens)
         padded = torch.cat([state, torch.zeros(chunk * c.tokens - len(state), dtype=torch.float64)])
         return self.linear(padded.view(c.tokens, chunk), f"encoders.{m}.tokens.linear")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -20,52 +18,32 @@ class SlowRetriever(Slow):
     """One sample at a time, from Algorithm 1 and Eq. 1–3 with the decisions A2 a, A3, A4, A8 a."""
 
     def __init__(self, method: MoERetriever, data: Data):
-        self.data, self.config = data, method.config
-        self.weights = {k: v.detach().double().requires_grad_() for k, v in method.state_dict().items()}
+        super().__init__(method, data)
         self.index, self.rows = method.index, data.rows("train")
         self.kinds = [s.kind for s in data.spec.modalities]
 
     def encode(self, sample: int, m: int) -> Tensor:
         """(P, H) of an MLP or of a GRU, step by step."""
-        c, row = self.config.common, int(self.data.row[sample, m])
-        table = self.data.tables[m]
         if self.kinds[m] == "vector":
-            state = self.linear(table.x[row].double(), f"encoders.{m}.inner").relu()
-        else:
-            state = torch.zeros(c.encoder_hidden, dtype=torch.float64)
-            name = f"encoders.{m}.rnn"
-            for step in table.x[table.offsets[row] : table.offsets[row + 1]].double():
-                gates_x = self.w(f"{name}.weight_ih_l0") @ step + self.w(f"{name}.bias_ih_l0")
-                gates_h = self.w(f"{name}.weight_hh_l0") @ state + self.w(f"{name}.bias_hh_l0")
-                (rx, zx, nx), (rh, zh, nh) = gates_x.chunk(3), gates_h.chunk(3)
-                reset, update = (rx + rh).sigmoid(), (zx + zh).sigmoid()
-                state = (1 - update) * (nx + reset * nh).tanh() + update * state
-        chunk = math.ceil(len(state) / c.tokens)
-        padded = torch.cat([state, torch.zeros(chunk * c.tokens - len(state), dtype=torch.float64)])
-        return self.linear(padded.view(c.tokens, chunk), f"encoders.{m}.tokens.linear")
+            return super().encode(sample, m)
+        table, row, name = self.data.tables[m], int(self.data.row[sample, m]), f"encoders.{m}.rnn"
+        state = torch.zeros(self.config.common.encoder_hidden, dtype=torch.float64)
+        for step in table.x[table.offsets[row] : table.offsets[row + 1]].double():
+            gates_x = self.w(f"{name}.weight_ih_l0") @ step + self.w(f"{name}.bias_ih_l0")
+            gates_h = self.w(f"{name}.weight_hh_l0") @ state + self.w(f"{name}.bias_hh_l0")
+            (rx, zx, nx), (rh, zh, nh) = gates_x.chunk(3), gates_h.chunk(3)
+            reset, update = (rx + rh).sigmoid(), (zx + zh).sigmoid()
+            state = (1 - update) * (nx + reset * nh).tanh() + update * state
+        return self.tokens(state, m)
 
-    def attention(self, x: Tensor, name: str) -> Tensor:
-        """(L, H), one head at a time."""
-        q, k, v = self.linear(x, f"{name}.qkv").chunk(3, dim=1)
-        size = x.shape[1] // self.config.common.heads
-        heads = []
-        for h in range(self.config.common.heads):
-            s = slice(h * size, (h + 1) * size)
-            heads.append((q[:, s] @ k[:, s].T / math.sqrt(size)).softmax(1) @ v[:, s])
-        return self.linear(torch.cat(heads, dim=1), f"{name}.out")
-
-    def expert(self, x: Tensor, e: int) -> Tensor:
-        inner = F.gelu(x @ self.w("retriever.experts.w_in")[e] + self.w("retriever.experts.b_in")[e])
-        return inner @ self.w("retriever.experts.w_out")[e] + self.w("retriever.experts.b_out")[e]
-
-    def mixture(self, x: Tensor, target: int) -> Tensor:
+    def routed(self, x: Tensor, target: int) -> Tensor:
         """Eq. 1 for one token: softmax over the allowed experts, keep the top k as they are."""
         o = self.config.own
         shared = range(o.n_experts * len(self.kinds), o.n_experts * len(self.kinds) + o.n_shared)
         allowed = [*range(o.n_experts * target, o.n_experts * (target + 1)), *shared]
         p = (self.w("retriever.router.weight")[allowed] @ x).softmax(0)
         best = p.topk(o.top_k)
-        return sum(p[i] * self.expert(x, allowed[i]) for i in best.indices.tolist())
+        return sum(p[i] * self.expert(x, allowed[i], "retriever.experts") for i in best.indices.tolist())
 
     def supports(self, sample: int, stream: str) -> dict[int, list[int]]:
         """Samples that support each missing modality; that they are the right ones is another test's business."""
@@ -83,7 +61,7 @@ class SlowRetriever(Slow):
         x = torch.cat(items)
         x = x + self.attention(self.norm(x, "retriever.context.norm"), "retriever.context.attention")
         x = self.norm(x, "retriever.norm_in")
-        y = torch.stack([self.mixture(token, target) for token in x]).view(len(items), -1, x.shape[1])
+        y = torch.stack([self.routed(token, target) for token in x]).view(len(items), -1, x.shape[1])
         inter = y[len(supports) :].mean(0)
         slot = 0.5 * y[: len(supports)].mean(0) + 0.5 * inter if supports else inter
         return self.norm(slot, "retriever.norm_out")
@@ -95,9 +73,7 @@ class SlowRetriever(Slow):
             for m in range(len(self.kinds))
         ]
         x = (torch.stack(slots) + self.w("fusion.position_MPH")).flatten(0, 1)
-        x = x + self.attention(self.norm(x, "fusion.blocks.0.norm_attention"), "fusion.blocks.0.attention")
-        inner = F.gelu(self.linear(self.norm(x, "fusion.blocks.0.norm_ffn"), "fusion.blocks.0.ffn.inner"))
-        x = self.norm(x + self.linear(inner, "fusion.blocks.0.ffn.outer"), "fusion.norm")
+        x = self.norm(self.block(x, "fusion.blocks.0"), "fusion.norm")
         mean = x.view(len(self.kinds), -1, x.shape[1]).mean(1).flatten()
         return self.linear(mean, "fusion.head")
 
