@@ -28,13 +28,13 @@ from model.inputs import (
 )
 from mrpipe import keyed, masks
 from mrpipe.errors import DataError, Fault, UsageError
-from mrpipe.events import EventTransform
+from mrpipe.events import EventTransform, step_numbers
 from mrpipe.feature_transform import FeatureTransform
 from mrpipe.genotype_transform import GenotypeTransform
 from mrpipe.missingness import AT_LOAD, Missingness, corrupt, read_masks
 from mrpipe.schema import Modality
 from mrpipe.splits import PARTS
-from mrpipe.store import Store
+from mrpipe.store import Arrays, Store
 from mrpipe.transforms import PixelTransform, Transforms, fit
 
 
@@ -191,17 +191,31 @@ def _table(
             mean, sd = np.zeros_like(mean), np.ones_like(sd)
         return PixelTable(arrays.x, mean, sd, device, per_channel=m.kind == "image"), m.shape
     raw, clean = arrays, fitted.apply(m.name, arrays)
-    arrays = corrupt(clean, settings)
     if isinstance(transform, EventTransform):
-        if len(arrays.x) == len(clean.x):
-            # Noise is for values; which item an event is stays.
-            arrays = replace(arrays, x=np.stack([clean.x[:, 0], arrays.x[:, 1]], axis=1))
-        return EventTable(arrays, transform.n_items, device), (transform.n_items,)
+        return EventTable(corrupt_events(clean, settings), transform.n_items, device), (transform.n_items,)
+    arrays = corrupt(clean, settings)
     if m.kind == "sequence":
         table = sequence_table(arrays, device)
         return table, (table.x.shape[1],)
     unknown = transform.unknown(raw) if isinstance(transform, FeatureTransform) else None
     return VectorTable(arrays.x, device, unknown), fitted.shapes[m.name]
+
+
+def corrupt_events(clean: Arrays, settings: Missingness) -> Arrays:
+    """`corrupt` for transformed events: noise on their values, not on their items; a dropped step loses all of them."""
+    assert clean.offsets is not None
+    assert clean.time is not None
+    if settings.mechanism not in AT_LOAD:
+        return clean
+    if settings.mechanism == "gaussian":
+        noisy = corrupt(clean, settings)
+        return replace(noisy, x=np.stack([clean.x[:, 0], noisy.x[:, 1]], axis=1))
+    step, n_steps = step_numbers(clean)
+    offsets = np.concatenate([[0], np.cumsum(n_steps)])
+    steps = replace(clean, x=np.arange(offsets[-1])[:, None], offsets=offsets, time=None)
+    kept = np.isin(step, corrupt(steps, settings).x)
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return replace(clean, x=clean.x[kept], time=clean.time[kept], offsets=before[clean.offsets])
 
 
 def load(

@@ -9,11 +9,13 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from model.config import Common
+from model.data import corrupt_events
 from model.encoders import build_encoders
 from model.event_encoder import EventRecurrent, EventTable
 from model.inputs import ModalitySpec
 from model.noise import Noise
 from mrpipe.events import dense_steps
+from mrpipe.missingness import Missingness
 from mrpipe.schema import Modality
 from mrpipe.store import Arrays
 
@@ -91,3 +93,36 @@ def test_pooled_features_are_means_and_shares() -> None:
         count = block[:, V:].sum(axis=0)
         np.testing.assert_allclose(found[:V], block[:, :V].sum(axis=0) / np.maximum(count, 1), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found[V:], count / len(block), rtol=1e-6)
+
+
+def cells(arrays: Arrays) -> dict[tuple[str, float], list[tuple[float, float]]]:
+    """(sample, time of the step) → its events."""
+    found: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    samples = np.repeat(arrays.sample_id, np.diff(arrays.offsets))
+    for sample, time, event in zip(samples.tolist(), arrays.time.tolist(), arrays.x.tolist(), strict=True):
+        found.setdefault((sample, time), []).append(tuple(event))
+    return found
+
+
+def test_a_dropped_step_goes_with_all_its_events_and_the_last_one_stays() -> None:
+    """A step is dropped at the rate that was asked for, however many items it has."""
+    arrays = events(300)
+    after = corrupt_events(arrays, Missingness(mechanism="timestep_drop", p=0.5))
+    before, left = cells(arrays), cells(after)
+    assert all(before[key] == found for key, found in left.items())
+    assert {sample for sample, _ in left} == set(arrays.sample_id.tolist())
+    steps = np.array([sum(s == sample for s, _ in before) for sample in arrays.sample_id.tolist()])
+    # The rate, and one step of those that lose all.
+    expected = (0.5 * steps + 0.5**steps).sum()
+    assert len(left) == pytest.approx(expected, abs=4 * np.sqrt(0.25 * steps.sum()))
+    some = arrays.take(np.array([7, 2]))
+    alone = cells(corrupt_events(some, Missingness(mechanism="timestep_drop", p=0.5)))
+    assert alone == {key: found for key, found in left.items() if key[0] in ("s007", "s002")}
+
+
+def test_noise_is_for_values_and_nothing_else_touches_events() -> None:
+    arrays = events(50)
+    noisy = corrupt_events(arrays, Missingness(mechanism="gaussian", p=0.5))
+    assert (noisy.x[:, 0] == arrays.x[:, 0]).all()
+    assert (noisy.x[:, 1] - arrays.x[:, 1]).std() == pytest.approx(0.5, rel=0.1)
+    assert corrupt_events(arrays, Missingness(mechanism="mcar", p=0.5)) is arrays
