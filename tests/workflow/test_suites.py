@@ -330,7 +330,8 @@ def test_the_findings_compare_all_methods_by_one_selection(project: Path, tmp_pa
     assert (project / config["suites"]).samefile(file)
     for entry in config["datasets"].values():
         entry["raw"] = str(tmp_path)
-    for name in ("PhysionetChallenge2012-set-a", *(f"mfeat-{view}" for view in ("fou", "fac", "kar", "pix", "zer", "mor"))):
+    views = [f"mfeat-{view}" for view in ("fou", "fac", "kar", "pix", "zer", "mor")]
+    for name in ("PhysionetChallenge2012-set-a", *views):
         (tmp_path / f"{name}.csv").touch()
     suites = suites_of(config_of(**config["datasets"]), suites=str(file))
     compared = {"findings_mosi": "accuracy", "findings_mosi_p": "accuracy", "findings_icu": "macro_f1",
