@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from model.grids import Cell, Grid, Line, Page, heading, html, latex, markdown
+from model.grids import Cell, Grid, Line, Page, heading, html, label, latex, markdown
 from model.published import DATASETS, short
 from model.tables import NAMES
 from mrpipe.errors import DataError, Fault
@@ -37,9 +37,10 @@ def read_scores(suites: Sequence[Path]) -> dict[str, pl.DataFrame]:
 
 
 def make_page(name: str, title: str, scores: dict[str, pl.DataFrame]) -> Page:
-    """The comparison as a page: a table for each of the paper's."""
-    values = [frame.select("origin", "mean") for frame in scores.values()]
-    everything = pl.concat(values) if values else pl.DataFrame(schema={"origin": pl.String, "mean": pl.Float64})
+    """The comparison as a page: how much there is of each of the paper's tables, then every value."""
+    schema = {"table": pl.String, "origin": pl.String, "mean": pl.Float64, "published": pl.Float64}
+    values = [frame.with_columns(table=pl.lit(name)).select(*schema) for name, frame in scores.items()]
+    everything = pl.concat([pl.DataFrame(schema=schema), *values])
     known = everything.drop_nulls("mean")
     real, simulated = (len(known.filter(origin=origin)) for origin in ("export", "simulated"))
     origins = [
@@ -56,8 +57,31 @@ def make_page(name: str, title: str, scores: dict[str, pl.DataFrame]) -> Page:
     )
     return Page(
         identifier=name, title=heading(name, title), simulated=simulated > 0, origins=tuple(origins),
-        overview=tuple(_grid(table, frame) for table, frame in scores.items()), details=(), notes=notes,
+        overview=(_summary(everything),), notes=notes, details_title="Every published value and ours",
+        details=tuple(_grid(table, frame) for table, frame in scores.items()),
     )  # fmt: skip
+
+
+def _summary(everything: pl.DataFrame) -> Grid:
+    """A line a table: how many values have one of ours beside them, and how far ours are off on real data."""
+    ours = pl.col("mean").is_not_null()
+    real = ours & (pl.col("origin") == "export")
+    counted = everything.group_by("table", maintain_order=True).agg(
+        pl.len().alias("published"),
+        ours.sum().alias("ours"),
+        real.sum().alias("real"),
+        (pl.col("mean") - pl.col("published")).filter(real).mean().alias("difference"),
+    )
+    lines = (
+        Line(
+            "method", label(name),
+            (Cell(str(published), "data"), Cell(str(n), "data"), Cell(str(n_real), "data"),
+             Cell("–" if difference is None else _signed(difference), "diff")),
+        )
+        for name, published, n, n_real, difference in counted.iter_rows()
+    )  # fmt: skip
+    header = ("table", "published values", "with ours", "from real data", "mean of ours − published, real data")
+    return Grid("How much of the paper's tables is here", header, tuple(lines))
 
 
 def _grid(table: str, frame: pl.DataFrame) -> Grid:
@@ -87,7 +111,11 @@ def _ours(r: dict[str, Any]) -> str:
 def _difference(r: dict[str, Any]) -> str:
     if r["mean"] is None or r["origin"] != "export":
         return ""
-    return f"{r['mean'] - r['published']:+.2f}".replace("-", "−")
+    return _signed(r["mean"] - r["published"])
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -59,7 +59,8 @@ class Page:
         simulated: whether some of it comes from simulated exports.
         origins: one sentence a data set: which, where from.
         overview: the paper's layout, one table a data set.
-        details: every metric, one table a column of the overview.
+        details: everything else, folded away in HTML.
+        details_title: what it is.
         notes: how to read it, and what is not there.
         faults: what went wrong: cells that did not finish.
     """
@@ -72,6 +73,7 @@ class Page:
     details: tuple[Grid, ...]
     notes: tuple[str, ...] = field(default=())
     faults: tuple[str, ...] = field(default=())
+    details_title: str = "All metrics, with intervals and paired differences"
 
     @property
     def shown_faults(self) -> tuple[str, ...]:
@@ -80,10 +82,15 @@ class Page:
         return self.faults if rest <= 1 else (*self.faults[:MOST_FAULTS], f"and {rest} more")
 
 
-def heading(name: str, title: str) -> str:
-    """`table2`, `t` → `Table 2: t`; the name of a suite of one's own stays as it is."""
+def label(name: str) -> str:
+    """`table2` → `Table 2`; the name of a suite of one's own stays as it is."""
     match = re.fullmatch(r"(table|figure)(\d+)", name)
-    return f"{match[1].capitalize()} {match[2]}: {title}" if match else f"{name}: {title}"
+    return f"{match[1].capitalize()} {match[2]}" if match else name
+
+
+def heading(name: str, title: str) -> str:
+    """`table2`, `t` → `Table 2: t`."""
+    return f"{label(name)}: {title}"
 
 
 def markdown(page: Page) -> str:
@@ -92,7 +99,7 @@ def markdown(page: Page) -> str:
     parts += [f"**Not finished**\n\n{_bullets(page.shown_faults)}"] if page.faults else []
     parts += [_markdown_grid(grid) for grid in page.overview]
     parts += [_bullets(page.notes)] if page.notes else []
-    parts += ["## All metrics", *(_markdown_grid(grid) for grid in page.details)] if page.details else []
+    parts += [f"## {page.details_title}", *(_markdown_grid(grid) for grid in page.details)] if page.details else []
     return "\n\n".join(parts) + "\n"
 
 

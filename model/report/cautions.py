@@ -2,51 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from model.report.experiments import anchor_of
+from model.report.methods_data import plural
 from model.report.runs import Run
 
 FEW_SEEDS = 3
 SMALL_TEST = 100
 MOST = 24
+MOST_PLACES = 4
 
 
 @dataclass(frozen=True)
 class Caution:
-    """One thing to know, with the place on the page where it belongs."""
+    """One thing to know, with the place on the page where it belongs.
+
+    Attributes:
+        who: the runs that it is about; empty: all of that place.
+    """
 
     text: str
     where: str
     anchor: str
+    who: str = ""
+
+
+@dataclass(frozen=True)
+class Said:
+    """A caution of several places; `more` is how many are not listed."""
+
+    text: str
+    places: tuple[Caution, ...]
+    more: int
+
+
+def together(found: Iterable[Caution]) -> list[Said]:
+    """The same words said once, with all their places."""
+    places: dict[str, list[Caution]] = {}
+    for caution in found:
+        places.setdefault(caution.text, []).append(caution)
+    return [Said(text, tuple(own[:MOST_PLACES]), max(0, len(own) - MOST_PLACES)) for text, own in places.items()]
 
 
 def of_experiment(key: tuple[str, ...], runs: Sequence[Run]) -> list[Caution]:
     """What to know about the runs of one experiment."""
     first = runs[0].metrics
-    found = []
+    found: list[tuple[str, str]] = []
     constant = [r for r in runs if r.method != "majority" and _is_constant(r)]
     if constant:
-        found.append(f"{_named(constant)}: one class for every test sample. Its accuracy says how frequent that is.")
+        found.append(("One class for every test sample: accuracy says how frequent that is.", _named(constant)))
     below = [r for r in runs if r not in constant and r.method != "majority" and _below_majority(r)]
     if below:
-        found.append(f"{_named(below)}: accuracy below that of always saying {first['majority']['class']}.")
+        found.append((f"Accuracy below that of always saying {first['majority']['class']}.", _named(below)))
     seeds = {run.seed for run in runs}
     trained = [run for run in runs if run.method != "majority"]
     if trained and len(seeds) < FEW_SEEDS:
-        found.append(f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}: differences between methods may be chance.")
+        found.append((f"{plural(len(seeds), 'seed')}: differences between methods may be chance.", ""))
     if first["n"]["test"] < SMALL_TEST:
-        found.append(f"{first['n']['test']} test samples: look at the intervals before the means.")
+        found.append((f"{first['n']['test']} test samples: look at the intervals before the means.", ""))
     if not first["n"]["val"]:
-        found.append("No validation samples: the last epoch was kept.")
+        found.append(("No validation samples: the last epoch was kept.", ""))
     cut = [r for r in runs if _still_improving(r)]
     if cut:
-        found.append(f"{_named(cut)}: the last epoch allowed was the best on validation; longer training may help.")
+        found.append(("The last epoch allowed was the best on validation: longer training may help.", _named(cut)))
     dataset, _, _, task, _, view, missingness = key
     where = f"{dataset}, {task} from {view}, {missingness}"
-    return [Caution(text, where, anchor_of(key)) for text in found]
+    return [Caution(text, where, anchor_of(key), who) for text, who in found]
 
 
 def of_store(described: Mapping[str, Any]) -> list[Caution]:

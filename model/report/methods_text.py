@@ -40,6 +40,7 @@ _METRICS = {
 # Stated only where they are not this.
 _UNUSUAL = {"drop_modalities": "0", "class_weight": "none"}
 MOST_SETTINGS = 12
+MOST_NAMED = 6
 MOST_CLASSES = 8
 
 
@@ -124,7 +125,7 @@ def _training(runs: Sequence[Run], searches: Sequence[dict[str, Any]], cited: Bi
         shared, own = _stated(trained)
         text.append(f"Methods with weights were trained with Adam{cited.cite('adam')} on the cross-entropy; {shared}.")
         text += own
-        chosen = listed([_METRICS[m] for m in dict.fromkeys(r.config["common"]["select_metric"] for r in trained)])
+        chosen = " or ".join(_METRICS[m] for m in dict.fromkeys(r.config["common"]["select_metric"] for r in trained))
         encoders = cited.cite(*_encoder_works(trained))
         text.append(f"The epoch with the best validation {chosen} was kept.")
         text.append(f"All methods that encode modalities start from the same encoders for a seed{encoders}.")
@@ -143,31 +144,37 @@ def _training(runs: Sequence[Run], searches: Sequence[dict[str, Any]], cited: Bi
 
 
 def _stated(trained: Sequence[Run]) -> tuple[str, list[str]]:
-    """Options that all trained methods share, and a sentence for each that differs."""
-    shared: list[str] = []
-    own: list[str] = []
+    """Options that all trained methods share or most have, and which runs have others."""
+    usual: list[str] = []
+    others: list[str] = []
     for key, name in _STATED.items():
-        values: defaultdict[str, list[str]] = defaultdict(list)
+        having: defaultdict[str, list[Run]] = defaultdict(list)
         for run in trained:
             option = run.config["common"][key]
             value = option if isinstance(option, str) else f"{option:g}"
-            if _where(run, trained) not in values[value]:
-                values[value].append(_where(run, trained))
-        if key in _UNUSUAL and list(values) == [_UNUSUAL[key]]:
+            having[name.format(value) if "{}" in name else f"{name} {value}"].append(run)
+        if key in _UNUSUAL and list(having) == [f"{name} {_UNUSUAL[key]}"]:
             continue
-        said = {v: name.format(v) if "{}" in name else f"{name} {v}" for v in values}
-        if len(values) == 1:
-            shared += said.values()
-        else:
-            each = "; ".join(f"{said[v]} for {', '.join(labels)}" for v, labels in values.items())
-            own.append(f"{each[0].upper()}{each[1:]}.")
-    return ", ".join(shared), own
+        first, *rest = sorted(having, key=lambda said: -len(having[said]))
+        usual.append(first)
+        others += [f"{said} {_of(having[said], trained)}" for said in rest]
+    shared = ", ".join(usual)
+    return (f"unless said otherwise: {shared}", [f"Otherwise: {'; '.join(others)}."]) if others else (shared, [])
 
 
-def _where(run: Run, runs: Sequence[Run]) -> str:
-    """The run's method, and its data set where there are several."""
-    several = len({r.metrics["dataset"] for r in runs}) > 1
-    return f"{run.label} on {run.metrics['dataset']}" if several else run.label
+def _of(having: Sequence[Run], runs: Sequence[Run]) -> str:
+    """Which of the runs have something in common: `on mimic`, `for muse, shaspec on mosi`, or how many they are."""
+    those = {id(run) for run in having}
+    mine = dict.fromkeys((run.label, run.metrics["dataset"]) for run in having)
+    rest = {(run.label, run.metrics["dataset"]) for run in runs if id(run) not in those}
+    datasets = dict.fromkeys(dataset for _, dataset in mine)
+    if rest and datasets.keys().isdisjoint({dataset for _, dataset in rest}):
+        return f"on {listed(list(datasets))}"
+    elsewhere = {label for label, _ in rest}
+    names = dict.fromkeys(f"{label} on {dataset}" if label in elsewhere else label for label, dataset in mine)
+    if len({run.metrics["dataset"] for run in runs}) == 1:
+        names = dict.fromkeys(label for label, _ in mine)
+    return f"for {', '.join(names)}" if len(names) <= MOST_NAMED else f"in {len(having)} of {len(runs)} runs"
 
 
 def _encoder_works(trained: Sequence[Run]) -> list[str]:
@@ -196,20 +203,18 @@ def _searched(searches: Sequence[dict[str, Any]]) -> str:
 
 
 def _changed(runs: Sequence[Run]) -> list[str]:
-    """`method: option=value, …` for options that are not the preset's; the most common ones where there are many."""
-    said: dict[str, int] = {}
+    """`option=value for ...` for options that are not the preset's; the most common ones where there are many."""
+    having: defaultdict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        options = changed_options(run.config)
-        if "epochs" not in run.metrics["training"]:
+        for key, value in changed_options(run.config).items():
             # What is not trained by gradients has no use for the options of encoders and training.
-            options = {k: v for k, v in options.items() if k in run.config["options"]}
-        options = {k: v for k, v in options.items() if k not in _STATED and k != "select_metric"}
-        if options:
-            text = f"{_where(run, runs)}: {', '.join(f'{k}={public(v)}' for k, v in options.items())}"
-            said[text] = said.get(text, 0) + 1
-    most = sorted(said, key=lambda t: -said[t])[:MOST_SETTINGS]
-    rest = len(said) - len(most)
-    return [*most, *([f"{plural(rest, 'further combination')} (table of settings)"] if rest else [])]
+            of_use = "epochs" in run.metrics["training"] or key in run.config["options"]
+            if of_use and key not in _STATED and key != "select_metric":
+                having[f"{key}={public(value)}"].append(run)
+    most = sorted(having, key=lambda option: -len(having[option]))[:MOST_SETTINGS]
+    rest = len(having) - len(most)
+    said = [f"{option} {_of(having[option], runs)}" for option in most]
+    return [*said, *([f"{plural(rest, 'further option')} (table of settings)"] if rest else [])]
 
 
 def _evaluation(runs: Sequence[Run], cited: Bibliography) -> str:

@@ -90,6 +90,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     warned += [c for key, members in experiments.items() for c in cautions.of_experiment(key, members)]
     for key, members in by_experiment(cells).items():
         warned += [replace(c, anchor="suites") for c in cautions.of_experiment(key, members)]
+    said = cautions.together(warned)
     jobs = None if inputs.benchmarks is None else benchmarks.summarise(benchmarks.read_benchmarks(inputs.benchmarks))
     settings = _settings([*runs, *cells])
     html = _environment().get_template("page.html").render(
@@ -100,8 +101,8 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         suites=suites,
         experiments=sections,
         metrics=[METRIC_NAMES[m] for m in METRICS],
-        cautions=warned[: cautions.MOST],
-        n_cautions=len(warned),
+        cautions=said[: cautions.MOST],
+        n_cautions=len(said),
         max_drawn=MAX_DRAWN,
         settings=settings[:MOST_SETTINGS],
         n_settings=len(settings),

@@ -60,7 +60,7 @@ def read_suite(folder: Path) -> Suite:
         table=Markup(prefixed(text, "suite")) if text else None,
         pictures=[_picture(folder, path) for path in pictures[:MOST_PICTURES]],
         n_pictures=len(pictures),
-        origins=_origins(folder, text),
+        origins=_origins(folder, text, said),
         cells=_cells(said),
         stores=list(dict.fromkeys(Path(c["store"]) for c in said.get("columns", ()) if "store" in c)),
     )
@@ -78,12 +78,16 @@ def _picture(suite: Path, path: Path) -> Picture:
     return Picture(inline_svg(text, name=name, label=label, file=str(path)), label)
 
 
-def _origins(folder: Path, text: str) -> list[tuple[str, str]]:
+def _origins(folder: Path, text: str, said: dict[str, Any]) -> list[tuple[str, str]]:
     scores = folder / "scores.parquet"
     if scores.is_file():
         frame = pl.read_parquet(scores, columns=["origin", "dataset"]).filter(pl.col("origin") != "")
         return sorted(frame.unique().iter_rows())
-    return [("simulated", folder.name)] if re.search(r'class="[^"]*\bsimulated\b', text) else []
+    if not re.search(r'class="[^"]*\bsimulated\b', text):
+        return []
+    # A figure names its data sets; a comparison of tables has none of its own.
+    datasets = dict.fromkeys(column["dataset"] for column in said.get("columns", ()) if "dataset" in column)
+    return [("simulated", name) for name in datasets or (f"the tables of {folder.name}",)]
 
 
 def _asked(path: Path) -> dict[str, Any]:

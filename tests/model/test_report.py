@@ -15,7 +15,7 @@ import pytest
 
 from model.__main__ import main
 from model.published import Published, published_rows
-from model.report import Inputs, write_report
+from model.report import Inputs, cautions, write_report
 from model.report import page as page_module
 from model.report.runs import read_run, tell_apart
 from mrpipe import Store
@@ -248,7 +248,7 @@ def test_many_experiments_stay_light(
     assert len(re.findall('<table class="results">', text)) == 60
     assert len(re.findall("<svg", text)) == 5
     assert len(text) < 1.5e6
-    assert "more of the same kinds" in text
+    assert f"and {60 - cautions.MOST_PLACES} more" in text
 
 
 def test_an_unfinished_run_is_a_fault_and_no_page_is_written(runs: list[Path], tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def good(m: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (constant, "one class for every test sample"),
+        (constant, "One class for every test sample"),
         (lambda m: m["metrics"]["accuracy"].update(value=0.01), "below that of always saying"),
         (lambda m: m["n"].update(test=12), "12 test samples"),
         (lambda m: m["n"].update(val=0), "No validation samples"),
@@ -255,6 +255,13 @@ def test_what_is_odd_is_said_and_nothing_else(change: Callable[[Any], None], sai
     assert said in found.text
     (few,) = cautions.of_experiment(trained.experiment, plain[:1])
     assert "1 seed:" in few.text
+
+
+def test_a_caution_of_several_places_is_said_once() -> None:
+    found = [cautions.Caution(text, f"place {i}", f"p{i}") for i in range(6) for text in ("a", "b")[: 1 + (i == 0)]]
+    a, b = cautions.together(found)
+    assert (a.text, len(a.places), a.more) == ("a", cautions.MOST_PLACES, 6 - cautions.MOST_PLACES)
+    assert (b.text, [p.where for p in b.places], b.more) == ("b", ["place 0"], 0)
 
 
 # Quality control.

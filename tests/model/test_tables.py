@@ -255,12 +255,16 @@ def test_the_comparison_has_every_published_value_and_where_ours_come_from(made:
     with pytest.raises(DataError, match="absent"):
         read_scores([folder, folder / "absent"])
     page = make_page("paper", "All", read_scores([folder]))
-    (grid,) = page.overview
+    ((summary,),) = (grid.lines for grid in page.overview)
+    assert [cell.text for cell in summary.cells[:3]] == ["4", "2", "2" if origin == "export" else "0"]
+    (grid,) = page.details
     assert [line.name for line in grid.lines] == ["MoE-Retriever", "MUSE", "MoE-Retriever", "MUSE"]
     ours, _, elsewhere, _ = ([cell.text for cell in line.cells] for line in grid.lines)
     assert ours[:4] == ["CMU-MOSI", "A+T, p = 0.3", "accuracy", "66.13 ± 0.69"]
     assert ours[4].startswith("82")
     assert (ours[5] != "", ours[6]) == ((True, "real") if origin == "export" else (False, "simulated"))
+    off = [float(line.cells[5].text.replace("−", "-")) for line in grid.lines if line.cells[5].text]
+    assert summary.cells[3].text == (f"{sum(off) / 2:+.2f}".replace("-", "−") if off else "–")
     assert elsewhere[1] == "V+T, p = 0.3"
     assert elsewhere[4:] == ["–", "", "–"]
     assert "Of 4 published values, 2 have" in page.origins[0]

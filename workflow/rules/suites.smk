@@ -48,7 +48,7 @@ rule search:
     log:
         "<logs>/{experiment}/{method}_search.log",
     benchmark:
-        "<benchmarks>/{experiment}/{method}_search.jsonl"
+        "<benchmarks>/{experiment}/search_{method}.jsonl"
     conda:
         "../../environment.yml"
     threads: 1
@@ -78,7 +78,7 @@ rule cost:
     log:
         "<logs>/{experiment}/{method}_cost.log",
     benchmark:
-        "<benchmarks>/{experiment}/{method}_cost.jsonl"
+        "<benchmarks>/{experiment}/cost_{method}.jsonl"
     conda:
         "../../environment.yml"
     threads: 1

@@ -66,10 +66,10 @@ def comparison_command(name, tables):
 
 
 def suite_folders(wildcards):
-    """Folders of everything that a suite renders: its own, then those of the suites that it stands for."""
+    """Folders of everything that a suite renders: those of the suites that it stands for, then its own."""
     files = [Path(file) for file in suite_targets(wildcards.suite)(wildcards)]
     folders = [file.parent for file in files if file.name == "finished"]
-    return [str(folder) for folder in sorted(folders, key=lambda folder: folder.name != wildcards.suite)]
+    return [str(folder) for folder in sorted(folders, key=lambda folder: folder.name == wildcards.suite)]
 
 
 def report_command(folders, page):
