@@ -114,6 +114,10 @@ class MoERetriever(Method):
         self.retrieving = True
         if self._warmup_epochs(config.common.epochs) >= config.common.epochs:
             raise UsageError(f"warmup={self.options.warmup} leaves none of epochs={config.common.epochs}")
+        if self.options.reconstruct and not config.common.drop_modalities:
+            raise UsageError(
+                f"option reconstruct={self.options.reconstruct} has no effect: it needs drop_modalities above 0"
+            )
 
     # Training samples
 

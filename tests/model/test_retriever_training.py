@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
 from model.config import Config
 from model.methods.moe_retriever import MoERetriever
+from mrpipe.errors import UsageError
 from tests.model import synthetic
 from tests.model.retriever_toy import MASKS, made
 
@@ -84,7 +86,9 @@ def test_a_banks_copy_predicts_like_the_store() -> None:
 
 def test_hidden_modalities_are_retrieved_and_reconstructed() -> None:
     """A16 and A19: hiding an observed modality makes a slot whose own encoding is a target."""
-    method, data = made(reconstruct=0.5)
+    with pytest.raises(UsageError, match=r"reconstruct=0.5 has no effect: it needs drop_modalities"):
+        made(reconstruct=0.5)
+    method, data = made(reconstruct=0.5, drop_modalities=0.4)
     batch = data.batch(data.rows("train"), "x", hide=0.4)
     assert batch.hidden.any()
     assert batch.observed.any(axis=1).all()
