@@ -246,6 +246,22 @@ def test_a_stale_part_is_not_used_again(simulated: Path, tmp_path: Path) -> None
     assert not (work / "parts/lab/0-of-1").exists()
 
 
+@pytest.mark.parametrize("modality", ["lab", "lab_summary"])
+def test_parts_of_another_cohort_are_refused(
+    modality: str, simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part knows patients by rank: in a smaller cohort the same rank is somebody else."""
+    work = ["--raw", str(simulated), "--work", str(tmp_path / "work")]
+    assert main(["cohort", "mimic", *work]) == 0
+    assert main(["prepare", "mimic", modality, "--part", "0", *work]) == 0
+    older = ["--set", "min_age=60"]
+    assert main(["cohort", "mimic", *work, *older]) == 0
+    for options in ([], older):
+        assert main(["ingest", "mimic", modality, *work, "--store", str(tmp_path / "store"), *options]) == 2
+        assert "run mrpipe prepare again" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
 def test_bins_are_means(simulated: Path, tmp_path: Path) -> None:
     fine, coarse = store_of(simulated, tmp_path / "a"), store_of(simulated, tmp_path / "b", bin_hours=24.0)
     a, b = fine.arrays("lab"), coarse.arrays("lab")

@@ -140,11 +140,16 @@ def numbers_of(frame: pl.DataFrame, tally: Counter[str]) -> pl.Series:
     return number
 
 
+def cohort_mark(samples: pl.DataFrame, options: MimicOptions) -> str:
+    """Whose measurements a part holds: it knows patients by their rank, which means another one in another cohort."""
+    ids = samples["sample_id"].sort().to_list()
+    return hashlib.sha256(json.dumps([ids, asdict(options)], sort_keys=True).encode()).hexdigest()
+
+
 def fingerprint(files: list[Path], raw: Path, samples: pl.DataFrame, options: MimicOptions) -> str:
     """What a part depends on; a part with another one is not used again."""
     state = [(within(raw, f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    ids = hashlib.sha256("\n".join(samples["sample_id"].sort().to_list()).encode()).hexdigest()
-    return hashlib.sha256(json.dumps([state, ids, asdict(options)], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([state, cohort_mark(samples, options)]).encode()).hexdigest()
 
 
 def event_files(raw: Path, options: MimicOptions) -> dict[str, Path]:
@@ -253,7 +258,10 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     """
     options.validate()
     files = event_files(raw, options)
-    mark = fingerprint(list(files.values()), raw, samples, options)
+    marks = {
+        "fingerprint": fingerprint(list(files.values()), raw, samples, options),
+        "cohort": cohort_mark(samples, options),
+    }
     ids = samples["sample_id"].sort().to_list()
     subjects = np.array([int(i) for i in ids], dtype=np.int64)
     mine = shard_of(ids, n_parts) == part
@@ -272,12 +280,12 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
                     runs.add(_rows(frame, source, ranks, low, windows, units, tally))
                 say(f"mimic {source}: {scan.n_rows:,} rows read, part {part} of {n_parts}")
         runs.flush()
-        _write_part(out, runs, units, tally, mark)
+        _write_part(out, runs, units, tally, marks)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write_part(out: Path, runs: _Runs, units: UnitCodes, tally: Tally, mark: str) -> None:
+def _write_part(out: Path, runs: _Runs, units: UnitCodes, tally: Tally, marks: dict[str, str]) -> None:
     by_unit: Counter[tuple[int, int]] = Counter()
     with replacing(out) as temporary:
         writer = pq.ParquetWriter(temporary, SCHEMA, compression="lz4", use_dictionary=False)
@@ -289,7 +297,7 @@ def _write_part(out: Path, runs: _Runs, units: UnitCodes, tally: Tally, mark: st
                 columns = [pa.array(np.ascontiguousarray(rows[name])) for name in SCHEMA.names]
                 writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=len(rows) or None)
             state = {
-                "fingerprint": mark,
+                **marks,
                 "units": units.names,
                 "n_rows": tally.n_rows,
                 "counts": dict(sorted(tally.counts.items())),

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SCHEMA
+from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SCHEMA, cohort_mark
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.ranges import MERGED, RANGES, UNITS, conversion
-from mrpipe.errors import DataError, Fault
+from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.parquet import read_metadata
 
 Group = dict[str, NDArray[Any]]
@@ -94,11 +95,21 @@ def resolve_items(counts: Counter[tuple[int, str]], options: MimicOptions) -> tu
 
 
 class Parts:
-    """The part files of a preparation, read together in order of rank."""
+    """The part files of a preparation, read together in order of rank.
 
-    def __init__(self, paths: Sequence[Path], options: MimicOptions):
+    Raises:
+        UsageError: a part was prepared for another cohort or with other options.
+        DataError: no part holds a measurement.
+    """
+
+    def __init__(self, paths: Sequence[Path], samples: pl.DataFrame, options: MimicOptions):
         self._paths = list(paths)
         states = [json.loads(read_metadata(p)[PART_KEY]) for p in self._paths]
+        mark = cohort_mark(samples, options)
+        if stale := [p.name for p, state in zip(self._paths, states, strict=True) if state.get("cohort") != mark]:
+            raise UsageError(
+                f"{', '.join(stale)}: prepared for another cohort or with other options; run mrpipe prepare again"
+            )
         counts: Counter[tuple[int, str]] = Counter()
         self.tally: Counter[str] = Counter()
         for state in states:

@@ -68,7 +68,7 @@ def _ids(samples: pl.DataFrame) -> NDArray[np.str_]:
 
 def read_lab(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Sequence[Path]) -> Features:
     """The measurements of every patient as an irregular sequence."""
-    content = Parts(parts, options)
+    content = Parts(parts, samples, options)
     ids, names = _ids(samples), _item_names(raw, content.items)
     label = pl.concat_str("code", pl.col("label"), pl.format("[{}]", "unit"), separator=" ")
     levels = names.select(label)["code"].to_list()
@@ -163,7 +163,7 @@ def summarise(group: Group, n_items: int) -> tuple[NDArray[np.int64], NDArray[np
 
 def read_summary(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Sequence[Path]) -> Features:
     """Summary statistics of every patient and item."""
-    content = Parts(parts, options)
+    content = Parts(parts, samples, options)
     ids, names = _ids(samples), _item_names(raw, content.items)
     n_items = len(names)
     modality = Modality(
