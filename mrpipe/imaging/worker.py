@@ -7,6 +7,7 @@ ITK is loaded, which is the only moment at which they count.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -27,6 +28,10 @@ from mrpipe.imaging.qc import scan_picture
 
 # Ended from outside: by the scheduler, for memory, by hand. That says nothing about the scan.
 _OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU}
+# What the machine lacks, not the scan: memory, room on a disk, open files.
+_SHORTAGES = {errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
+_SHORTAGE_STATUS = os.EX_TEMPFAIL
+OUT_OF_TIME = "no result in the time allowed"
 ENVIRONMENT = {
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -60,7 +65,8 @@ def process_scan(
 
     Raises:
         ScanFailedError: the scan is at fault, the chain crashed on it, or it took longer than `timeout_s`.
-        MrpipeError: the process was ended from outside (memory, scheduler); trying again makes sense.
+        MrpipeError: the process was ended from outside (memory, scheduler) or the machine ran short of memory or room;
+            trying again makes sense.
     """
     with tempfile.TemporaryDirectory(prefix="scan.", dir=picture.parent) as temporary:
         work = keep_in or Path(temporary)
@@ -76,7 +82,7 @@ def process_scan(
                 env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=timeout_s, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
-            raise ScanFailedError("no result in the time allowed", f"{timeout_s / 60:g} minutes") from error
+            raise ScanFailedError(OUT_OF_TIME, f"{timeout_s / 60:g} minutes") from error
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         if done.returncode < 0:
             name = signal.Signals(-done.returncode).name
@@ -85,6 +91,8 @@ def process_scan(
                     f"the process of a scan was ended by {name}: too little memory, or stopped from outside"
                 )
             raise ScanFailedError("the chain crashed", name)
+        if done.returncode == _SHORTAGE_STATUS:
+            raise MrpipeError(f"a scan could not be processed on this machine: {last}")
         if done.returncode != 0:
             # A scan at fault says so in the last line; anything else, such as an import that failed, is a crash.
             reason, tab, detail = last.partition("\t")
@@ -108,7 +116,10 @@ def _run(values: dict[str, Any]) -> None:
 
 
 def main(job: str) -> int:
-    """Entry of the process; the last line of stderr is the reason of a failure, a tab, and its detail."""
+    """Entry of the process; the last line of stderr is the reason of a failure, a tab, and its detail.
+
+    Returns the exit status: 0, 3 a scan at fault, 1 a step that failed on it, EX_TEMPFAIL a machine that ran short.
+    """
     try:
         _run(json.loads(Path(job).read_text(encoding="utf-8")))
     except DataError as error:
@@ -116,6 +127,10 @@ def main(job: str) -> int:
         print(f"expected {fault.expected}\tfound {fault.found}", file=sys.stderr)
         return 3
     except (RuntimeError, ValueError, IndexError, MemoryError, OSError) as error:
+        number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+        if number in _SHORTAGES:
+            print(os.strerror(number), file=sys.stderr)
+            return _SHORTAGE_STATUS
         message = (str(error).strip().splitlines() or [""])[0]
         print(f"the chain failed\t{type(error).__name__}: {message}", file=sys.stderr)
         return 1

@@ -29,7 +29,7 @@ from mrpipe.imaging.chain import ChainSettings
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.nifti import read_scan
 from mrpipe.imaging.template import Template
-from mrpipe.imaging.worker import ScanResult
+from mrpipe.imaging.worker import OUT_OF_TIME, ScanResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,6 +272,25 @@ def test_a_finished_scan_is_used_again_only_if_nothing_it_depends_on_changed(exp
     assert calls(image_registration="fast", image_smoothing_mm=4.0) == [image]
 
 
+def test_a_scan_that_ran_out_of_time_is_tried_again_when_there_is_more(export: Path, tmp_path: Path) -> None:
+    times: list[float] = []
+
+    def hang(*arguments, timeout_s: float):
+        times.append(timeout_s)
+        raise ScanFailedError(OUT_OF_TIME, "")
+
+    def prepare(minutes: float) -> list[float]:
+        times.clear()
+        options = ImageOptions(image_timeout_min=minutes, image_tries=1)
+        prepare_images(export, cohort(subjects(6)), options, 0, 1, tmp_path / "0-of-1.parquet", process=hang)
+        return times.copy()
+
+    first = prepare(5.0)
+    assert set(first) == {300.0}
+    assert prepare(5.0) == prepare(4.0) == []
+    assert prepare(10.0) == [600.0] * len(first)
+
+
 def test_any_number_of_parts_gives_the_same_volumes(export: Path, tmp_path: Path) -> None:
     samples = cohort(subjects(6))
     one, table, features = run(export, samples, tmp_path / "1", Chain())
@@ -307,6 +326,15 @@ def test_parts_of_another_mask_are_refused(export: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(image_read, "open_template", lambda *a: other)
     with pytest.raises(UsageError, match="another mask"):
         list(read_images(export, samples, ImageOptions(), [part]).batches)
+
+
+def test_parts_of_another_cohort_are_refused(export: Path, tmp_path: Path) -> None:
+    few, all_of_them = cohort(subjects(6)).head(3), cohort(subjects(6))
+    part = tmp_path / "0-of-1.parquet"
+    for prepared, read in ((few, all_of_them), (all_of_them, few)):
+        prepare_images(export, prepared, ImageOptions(), 0, 1, part, process=Chain())
+        with pytest.raises(UsageError, match="another cohort"):
+            read_images(export, read, ImageOptions(), [part])
 
 
 def test_maps_and_raw_scans_come_together_and_maps_take_precedence(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -31,6 +33,7 @@ GRID, _ = simulated_grid((14, 16, 14))
         (-signal.SIGSEGV, ScanFailedError, "SIGSEGV"),
         (-signal.SIGKILL, MrpipeError, "SIGKILL"),
         (-signal.SIGTERM, MrpipeError, "SIGTERM"),
+        (os.EX_TEMPFAIL, MrpipeError, "on this machine"),
         (3, ScanFailedError, r"^expected a brain \(found 3 ml\)$"),
         (1, ScanFailedError, r"^expected a brain \(found 3 ml\)$"),
     ],
@@ -50,6 +53,27 @@ def test_what_does_not_end_with_a_reason_is_a_crash_and_keeps_its_words_apart(tm
     # The reason is counted in stores and reports; what names a subject is in the detail only.
     assert error.value.reason == "the chain crashed"
     assert "002_S_0413" in error.value.detail
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (MemoryError("cannot allocate"), os.EX_TEMPFAIL, os.strerror(errno.ENOMEM)),
+        (OSError(errno.ENOSPC, "full", "/data/002_S_0413/x.nii"), os.EX_TEMPFAIL, os.strerror(errno.ENOSPC)),
+        (OSError("not a gzip file"), 1, "the chain failed\tOSError: not a gzip file"),
+        (RuntimeError("ITK gave up"), 1, "the chain failed\tRuntimeError: ITK gave up"),
+    ],
+)
+def test_a_machine_that_runs_short_is_not_the_scans_fault(
+    error: Exception, status: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def fail(values: object) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "_run", fail)
+    (tmp_path / "job.json").write_text("{}")
+    assert worker.main(str(tmp_path / "job.json")) == status
+    assert capsys.readouterr().err == f"{says}\n"
 
 
 def test_a_scan_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

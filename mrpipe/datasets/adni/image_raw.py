@@ -23,7 +23,7 @@ from mrpipe.imaging.chain import PACKAGES, ChainSettings, require_imaging
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import Grid
 from mrpipe.imaging.template import Template
-from mrpipe.imaging.worker import ScanResult, process_scan
+from mrpipe.imaging.worker import OUT_OF_TIME, ScanResult, process_scan
 from mrpipe.parquet import replacing, write_batches, write_text
 from mrpipe.raw import sha256
 from mrpipe.schema import TRIED_SCHEMA
@@ -110,7 +110,8 @@ class _Shard:
         if not note.is_file():
             return None
         entry: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-        return entry if entry["fingerprint"] == fingerprint else None
+        more_time = entry["reason"] == OUT_OF_TIME and entry["minutes"] < self.options.image_timeout_min
+        return entry if entry["fingerprint"] == fingerprint and not more_time else None
 
     def scan(self, path: Path, shown_as: str, image_id: str) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
         """One scan, from the scratch folder if it is finished there; the note is written last."""
@@ -120,7 +121,8 @@ class _Shard:
         entry = self._finished(note, fingerprint)
         if entry is None:
             note.unlink(missing_ok=True)
-            entry = {"fingerprint": fingerprint, "status": "ok", "reason": None, "detail": None}
+            entry = {"fingerprint": fingerprint, "minutes": self.options.image_timeout_min, "status": "ok",
+                     "reason": None, "detail": None}  # fmt: skip
             try:
                 if path.suffix.lower() == ".dcm":
                     raise ScanFailedError("a DICOM series; convert it with dcm2niix")
@@ -139,7 +141,7 @@ class _Shard:
                 entry |= {"status": "failed", "reason": error.reason, "detail": error.detail}
             write_text(note, json.dumps(entry))
         # Thresholds are applied to what is stored, so that changing one does not process a scan again.
-        entry = {k: v for k, v in entry.items() if k != "fingerprint"}
+        entry = {k: v for k, v in entry.items() if k not in ("fingerprint", "minutes")}
         if entry["status"] == "ok" and entry["overlap"] < self.options.image_min_overlap:
             overlap, least = entry["overlap"], self.options.image_min_overlap
             entry |= {"status": "failed", "reason": f"brain and template overlap by less than {least:g}",
@@ -160,14 +162,14 @@ def prepare_images(
 
     A scan that fails is recorded with its reason, and the subject's next one is tried. What is finished lies in the
     part's scratch folder, so that a job that was killed goes on with the next scan; it is used again only if scan,
-    settings, template, code and versions are the same.
+    settings, template, code and versions are the same, and not if it ran out of time and there is more of it now.
 
     Args:
         process: what makes a map of a scan; by default the chain, in a process of its own.
 
     Raises:
         MissingExtraError: a package of the chain is not installed, and there are scans to process.
-        MrpipeError: the process of a scan was ended from outside.
+        MrpipeError: the process of a scan was ended from outside, or the machine ran short of memory or room.
     """
     plan = plan_images(raw, samples, options)
     own = set(part_of(plan.raw_scans["sample_id"].unique().sort().to_list(), part, n_parts))

@@ -76,8 +76,12 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
 
     Raises:
         DataError: maps or mask are at fault, or no scan of any sample gives a map.
+        UsageError: the parts were prepared for other samples, or with another mask.
     """
     plan = plan_images(raw, samples, options)
+    prepared = {i for p in parts for i in pq.read_table(p, columns=["sample_id"])["sample_id"].to_pylist()}
+    if prepared != set(plan.raw_scans["sample_id"]):
+        raise UsageError("the scans were prepared for another cohort; run mrpipe prepare again")
     grid = plan.maps.grid if plan.maps else open_template(raw, options, None).grid
     edge = options.image_downsample
     modality = Modality(
