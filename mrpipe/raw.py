@@ -19,6 +19,10 @@ import polars as pl
 from mrpipe.errors import DataError, Fault, FaultCollector
 
 
+# Number of a data row in its file, from 1; blank lines count, so that an editor leads to it.
+ROW = "__row"
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, streamed."""
     with path.open("rb") as handle:
@@ -93,12 +97,17 @@ def _typed(column: Column) -> pl.Expr:
 
 
 def read_csv(
-    path: Path, columns: Sequence[Column], *, shown_as: str | None = None, encoding: str = "utf8-lossy"
+    path: Path,
+    columns: Sequence[Column],
+    *,
+    shown_as: str | None = None,
+    encoding: str = "utf8-lossy",
+    numbered: bool = False,
 ) -> pl.DataFrame:
     """Read a small CSV (plain or .gz), string first, then cast; all faults of the file are raised together.
 
     Blank lines are no rows. Returns a frame with the canonical names of the columns that are there, in the declared
-    order.
+    order; `numbered` adds `ROW`, for faults that a caller finds.
     """
     shown_as = shown_as or path.name
     if not path.is_file():
@@ -138,9 +147,8 @@ def read_csv(
     for name in _repeated_columns(raw.columns, header):
         faults.add(Fault(file=shown_as, column=name, expected="this column once", found="several columns of this name"))
     faults.raise_if_any()
-    # The row of a fault is counted in the file, blank lines included, so that an editor leads to it.
-    raw = raw.with_row_index("__row", offset=1).filter(pl.any_horizontal(pl.exclude("__row").is_not_null()))
-    numbers = raw["__row"]
+    raw = raw.with_row_index(ROW, offset=1).filter(pl.any_horizontal(pl.exclude(ROW).is_not_null()))
+    numbers = raw[ROW]
     frame = raw.select(pl.col(header[c.name]).alias(c.name) for c in columns if c.name in header)
     if frame.is_empty():
         faults.add(
@@ -176,7 +184,7 @@ def read_csv(
                 )
             )
     faults.raise_if_any()
-    return cast
+    return cast.with_columns(numbers) if numbered else cast
 
 
 def require_unique(frame: pl.DataFrame, key: str, *, file: str, fix: str) -> None:

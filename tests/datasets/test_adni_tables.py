@@ -13,9 +13,10 @@ from mrpipe.datasets.adni import DATASET
 from mrpipe.datasets.adni.biospecimen import biospecimen_features
 from mrpipe.datasets.adni.clinical import clinical_features
 from mrpipe.datasets.adni.cohort import build_cohort
-from mrpipe.datasets.adni.export import Export, find_table
+from mrpipe.datasets.adni.export import Export, diagnoses, find_table
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.tables import (
+    BATEMAN,
     DXSUM,
     MEDHIST,
     RECCMEDS,
@@ -177,6 +178,19 @@ def test_a_value_that_cannot_be_is_a_fault_with_its_row(
         check(DATASET, adni_export, {})
     else:
         assert re.search(expected, faults_of(adni_export))
+
+
+def test_the_row_of_a_fault_is_that_of_the_file(tmp_path: Path) -> None:
+    """Blank lines, and rows that are left out, are counted."""
+    header = "RID,VISCODE2,EXAMDATE,ABETA_4240_STANDARDIZED,QC_STATUS,INJECTION\n"
+    rows = "999999,bl,1/2/2006,0.1,Passed,a\n\n2,bl,1/2/2006,0.1,Passed,a\n3,bl,1/2/2006,many,Passed,a\n"
+    write(tmp_path, "batemanlab_20221118.csv", header + rows)
+    with pytest.raises(DataError, match=r"row 4: expected a number.*found 'many'"):
+        Export(tmp_path).require(BATEMAN)
+    write(tmp_path, "DXSUM_01Jan2025.csv", "RID,VISCODE2,EXAMDATE,DIAGNOSIS\n2,bl,2006-01-02,1\n\n3,bl,2006-01-02,9\n")
+    (tmp_path / "batemanlab_20221118.csv").unlink()
+    with pytest.raises(DataError, match="column 'DIAGNOSIS', row 3"):
+        diagnoses(Export(tmp_path), "dxsum")
 
 
 def test_the_old_five_level_coding_of_diagnosis_is_refused(adni_export: Path) -> None:

@@ -52,7 +52,7 @@ def apoe_alleles(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
             Fault(
                 file=shown_as,
                 column="GENOTYPE" if wrong["GENOTYPE"][0] else "APGEN1",
-                row=int(wrong["row"][0]) + 1,
+                row=int(wrong["row"][0]),
                 expected="alleles 2, 3 or 4",
                 found=repr(wrong["pair"][0]),
             )

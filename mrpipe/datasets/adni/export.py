@@ -21,7 +21,7 @@ from mrpipe.datasets.adni.tables import (
     Table,
 )
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import Column, read_csv
+from mrpipe.raw import ROW, Column, read_csv
 
 _DATED = r"(?:.*_)?(?:{stem})(?:_(?P<date>\d{{2}}[A-Za-z]{{3}}\d{{4}}))?\.csv"
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -98,11 +98,11 @@ def _people(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
         ("PTID", ~pl.col("ptid").str.contains(PTID_PATTERN)),
         ("RID", pl.col("rid").is_null()),
     ):
-        wrong = frame.with_row_index("row", offset=1).filter(bad)
+        wrong = frame.filter(bad)
         if len(wrong):
             value = wrong[column][0]
             raise DataError(
-                Fault(file=shown_as, column=column, row=int(wrong["row"][0]),
+                Fault(file=shown_as, column=column, row=int(wrong[ROW][0]),
                       expected="SSS_S_RRRR" if column == "PTID" else "a roster number",
                       found=f"{_masked(value)!r} (digits hidden)" if value else "an empty field",
                       fix=f"{len(wrong)} such rows in all.")
@@ -112,7 +112,7 @@ def _people(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
 
 def _faults_of(frame: pl.DataFrame, field: Field, shown_as: str) -> tuple[Fault | None, str | None]:
     """A value that no reading of the field allows, and a note on codes outside its list."""
-    written = frame.select(pl.col(field.name).str.strip_chars().alias("v")).with_row_index("row", offset=1).drop_nulls()
+    written = frame.select(ROW, pl.col(field.name).str.strip_chars().alias("v")).drop_nulls()
     if field.kind in ("number", "assay"):
         bad = ~pl.col("v").str.contains(values.NUMBER)
         if field.kind == "assay":
@@ -126,7 +126,7 @@ def _faults_of(frame: pl.DataFrame, field: Field, shown_as: str) -> tuple[Fault 
     wrong = written.filter(bad)
     if len(wrong):
         fix = f"{len(wrong)} such rows in all; is this another table, or an export with decoded values?"
-        fault = Fault(file=shown_as, column=field.name, row=int(wrong["row"][0]), expected=expected,
+        fault = Fault(file=shown_as, column=field.name, row=int(wrong[ROW][0]), expected=expected,
                       found=repr(wrong["v"][0]), fix=fix)  # fmt: skip
         return fault, None
     if field.kind == "code":
@@ -192,7 +192,7 @@ class Export:
         """A cleaned table, or None where the export lacks it.
 
         Columns: `rid` Int32, `ptid`, `phase`, `viscode`, `month` Int32 and `rank` Int32 (order of the visit), `date`,
-        `stamp` (last edit, sortable text), `row`, and the declared fields under their names.
+        `stamp` (last edit, sortable text), `row` (in the file, from 1), and the declared fields under their names.
 
         Raises:
             DataError: unreadable, a required column missing, or values that the field's kind does not allow.
@@ -205,7 +205,7 @@ class Export:
     def _load(self, table: Table, path: Path) -> pl.DataFrame:
         shown_as = path.relative_to(self.raw).as_posix()
         columns = [*KEYS, *(f.column() for f in table.fields)]
-        frame = read_csv(path, columns, shown_as=shown_as, encoding=_encoding(path))
+        frame = read_csv(path, columns, shown_as=shown_as, encoding=_encoding(path), numbered=True)
         missing = [c for c in (*(k.name for k in KEYS[2:]), *(f.name for f in table.fields)) if c not in frame.columns]
         frame = _people(frame, shown_as).with_columns(pl.lit(None, pl.String).alias(c) for c in missing)
         frame = frame.filter(pl.col("rid") != QC_RID)
@@ -232,7 +232,7 @@ class Export:
             pl.col("UPDATE_STAMP").alias("stamp"),
         ]  # fmt: skip
         cleaned = [e for f in table.fields for e in _cleaned(f)]
-        return frame.select(*keys, *cleaned).with_row_index("row")
+        return frame.select(pl.col(ROW).alias("row"), *keys, *cleaned)
 
     def as_written(self, table: Table) -> pl.DataFrame | None:
         """Every column of a table as text under its upper-case name, with `rid` and `stamp`: for the paper profile."""
@@ -242,13 +242,11 @@ class Export:
         shown_as = path.relative_to(self.raw).as_posix()
         header = pl.read_csv(path, n_rows=0, infer_schema=False).columns
         columns = [Column(name=h, required=False) for h in header]
-        frame = read_csv(path, columns, shown_as=shown_as, encoding=_encoding(path))
-        frame = frame.rename({h: h.strip().upper() for h in frame.columns})
+        frame = read_csv(path, columns, shown_as=shown_as, encoding=_encoding(path), numbered=True)
+        frame = frame.rename({h: h.strip().upper() for h in frame.columns if h != ROW})
         frame = _people(frame, shown_as).filter(pl.col("rid") != QC_RID)
         stamp = "UPDATE_STAMP" if "UPDATE_STAMP" in frame.columns else None
-        return frame.with_columns((pl.col(stamp) if stamp else pl.lit(None, pl.String)).alias("stamp")).with_row_index(
-            "row"
-        )
+        return frame.with_columns((pl.col(stamp) if stamp else pl.lit(None, pl.String)).alias("stamp")).drop(ROW)
 
     def _present(self) -> list[pl.DataFrame]:
         return [frame for t in ALL if (frame := self.table(t)) is not None]
@@ -335,7 +333,7 @@ def diagnoses(export: Export, source: str) -> pl.DataFrame:
         frame = frame.with_columns(last.replace_strict(names, default=None, return_dtype=pl.Int8).alias("dx"))
         unknown = frame.filter(pl.col("DX").is_not_null() & pl.col("dx").is_null())
         if len(unknown):
-            raise DataError(Fault(file=shown_as, column="DX", row=int(unknown["row"][0]) + 1,
+            raise DataError(Fault(file=shown_as, column="DX", row=int(unknown["row"][0]),
                                   expected="CN, MCI, Dementia", found=repr(unknown["DX"][0])))  # fmt: skip
     else:
         maps = {
@@ -357,7 +355,7 @@ def diagnoses(export: Export, source: str) -> pl.DataFrame:
                     Fault(
                         file=shown_as,
                         column=column,
-                        row=int(stray["row"][0]) + 1,
+                        row=int(stray["row"][0]),
                         expected=f"codes {', '.join(codes)}",
                         found=repr(stray[column][0]),
                         fix=fix,
