@@ -18,7 +18,9 @@ from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.tables import (
     BATEMAN,
     DXSUM,
+    ELECSYS,
     MEDHIST,
+    NFL,
     RECCMEDS,
     VITALS,
 )
@@ -62,6 +64,42 @@ def test_of_several_files_the_newest_counts_by_date_not_by_name(tmp_path: Path) 
     write(tmp_path, "All_Subjects_DXSUM_03Jan2025.csv", "RID\n1\n")
     with pytest.raises(DataError, match="one newest file of DXSUM"):
         find_table(tmp_path, DXSUM)
+
+
+def test_of_one_date_the_newest_name_counts(tmp_path: Path) -> None:
+    """A full download holds a table and its predecessors."""
+    for name in ("UPENNBIOMK9", "UPENNBIOMK10", "UPENNBIOMK12_2020", "UPENNBIOMK_ROCHE_ELECSYS"):
+        write(tmp_path, f"{name}_09May2024.csv", "RID\n1\n")
+        found = find_table(tmp_path, ELECSYS)
+        assert found is not None
+        assert found.name == f"{name}_09May2024.csv"
+    for name in ("ADNI_BLENNOWPLASMANFL", "ADNI_BLENNOWPLASMANFLLONG"):
+        write(tmp_path, f"{name}_09May2024.csv", "RID\n1\n")
+        found = find_table(tmp_path, NFL)
+        assert found is not None
+        assert found.name == f"{name}_09May2024.csv"
+
+
+@pytest.mark.parametrize(
+    ("stem", "suffixes", "option", "fault"),
+    [
+        ("batemanlab", ["_20190621", "_20221118"], "plasma_abeta", "one newest file of batemanlab"),
+        ("ADNI_BLENNOWPLASMANFL", [""], "plasma_nfl", "column 'PLASMA_NFL': expected this column"),
+        ("ISOPROSTANE", [""], "isoprostane", "column 'ISO8PGF2A': expected this column"),
+    ],
+)
+def test_a_table_that_nobody_asks_for_is_not_read(
+    adni_export: Path, stem: str, suffixes: list[str], option: str, fault: str
+) -> None:
+    before = build_cohort(adni_export, AdniOptions()).samples
+    for path in adni_export.rglob(f"*{stem}*.csv"):
+        path.unlink()
+    for suffix in suffixes:
+        write(adni_export, f"{stem}{suffix}_09May2024.csv", "RID,VISCODE2,EXAMDATE\n2,bl,2006-01-02\n")
+    check(DATASET, adni_export, {})
+    assert build_cohort(adni_export, AdniOptions()).samples.equals(before)
+    with pytest.raises(DataError, match=fault):
+        check(DATASET, adni_export, {option: True})
 
 
 def test_all_layouts_give_the_same_samples_labels_and_features(adni_exports: dict[str, Path]) -> None:

@@ -12,9 +12,9 @@ import polars as pl
 from mrpipe.datasets.adni import values
 from mrpipe.datasets.adni.tables import (
     ADNIMERGE,
-    ALL,
     DXSUM,
     KEYS,
+    PEOPLE,
     PTID_PATTERN,
     QC_RID,
     Field,
@@ -43,29 +43,29 @@ def table_files(raw: Path) -> list[Path]:
     return sorted(p for pattern in ("*.csv", "*/*.csv") for p in raw.glob(pattern) if p.is_file())
 
 
-def find_table(raw: Path, table: Table, faults: FaultCollector | None = None) -> Path | None:
-    """The newest file of a table, by the date in its name; None where there is none.
+def find_table(raw: Path, table: Table) -> Path | None:
+    """The newest file of a table, by the date in its name, of one date by its name; None where there is none.
 
-    Two files of the same date are a fault: nothing says which one is meant.
+    Raises:
+        DataError: two files of one name and date: nothing says which one is meant.
     """
     expressions = [re.compile(_DATED.format(stem=stem), re.IGNORECASE) for stem in table.stems]
-    found: list[tuple[date, Path]] = []
+    found: list[tuple[date, int, Path]] = []
     for path in table_files(raw):
-        for expression in expressions:
+        for age, expression in enumerate(expressions):
             if match := expression.fullmatch(path.name):
-                found.append((_file_date(match["date"]), path))
+                found.append((_file_date(match["date"]), -age, path))
                 break
     if not found:
         return None
-    newest = max(d for d, _ in found)
-    best = [p for d, p in found if d == newest]
+    newest = max(f[:2] for f in found)
+    best = [path for *age, path in found if tuple(age) == newest]
     if len(best) > 1:
-        fault = table.absent(", ".join(p.relative_to(raw).as_posix() for p in best))
-        error = Fault(file=fault.file, expected=f"one newest file of {table.name}", found=fault.found,
-                      fix="Remove the copy that does not belong.")  # fmt: skip
-        if faults is None:
-            raise DataError(error)
-        faults.add(error)
+        names = ", ".join(p.relative_to(raw).as_posix() for p in best)
+        raise DataError(
+            Fault(file=f"{table.name}_ddMonYYYY.csv", expected=f"one newest file of {table.name}", found=names,
+                  fix="Remove the copy that does not belong.")
+        )  # fmt: skip
     return best[0]
 
 
@@ -249,7 +249,7 @@ class Export:
         return frame.with_columns((pl.col(stamp) if stamp else pl.lit(None, pl.String)).alias("stamp")).drop(ROW)
 
     def _present(self) -> list[pl.DataFrame]:
-        return [frame for t in ALL if (frame := self.table(t)) is not None]
+        return [frame for t in PEOPLE if (frame := self.table(t)) is not None]
 
     @cached_property
     def roster(self) -> pl.DataFrame:

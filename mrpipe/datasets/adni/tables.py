@@ -62,7 +62,8 @@ class Table:
 
     Attributes:
         name: canonical name.
-        stems: file names without prefix, date and suffix, regular expressions in any case, newest name first.
+        stems: file names without prefix, date and suffix, regular expressions in any case, newest name first; a full
+            download has several of them, of one date.
         fields: the columns that are read beside the keys.
         menu: where the provider's site has it.
     """
@@ -196,7 +197,7 @@ APOERES = Table(
 )
 ELECSYS = Table(
     name="UPENNBIOMK_ROCHE_ELECSYS",
-    stems=("UPENNBIOMK_ROCHE_ELECSYS", "UPENNBIOMK1[02]", "UPENNBIOMK9"),
+    stems=("UPENNBIOMK_ROCHE_ELECSYS", "UPENNBIOMK12(?:_2020)?", "UPENNBIOMK10", "UPENNBIOMK9"),
     fields=(
         Field(name="ABETA40", kind="assay", required=False),
         Field(name="ABETA42", kind="assay", aliases=("ABETA",)),
@@ -218,7 +219,7 @@ BATEMAN = Table(
 )
 NFL = Table(
     name="ADNI_BLENNOWPLASMANFL",
-    stems=("ADNI_BLENNOWPLASMANFL(?:LONG)?", "BLENNOWPLASMANFL(?:LONG)?"),
+    stems=("BLENNOWPLASMANFLLONG", "BLENNOWPLASMANFL"),
     fields=(Field(name="PLASMA_NFL", kind="assay"),),
     menu="Biospecimen > Biospecimen Results > Blennow Lab ADNI1 Plasma neurofilament light (NFL)",
 )
@@ -243,5 +244,5 @@ REGISTRY = Table(name="REGISTRY", stems=("REGISTRY",), fields=(), menu="Enrollme
 
 CLINICAL = (PTDEMOG, MEDHIST, NEUROEXM, RECCMEDS, VITALS)
 BIOSPECIMEN = (APOERES, ELECSYS)
-PLASMA_AND_URINE = (BATEMAN, NFL, ISOPROSTANE)
-ALL = (DXSUM, *CLINICAL, *BIOSPECIMEN, *PLASMA_AND_URINE, ADNIMERGE, ROSTER, REGISTRY)
+# Which participants and visits there are; optional tables are read by those who ask for them only.
+PEOPLE = (DXSUM, *CLINICAL, *BIOSPECIMEN, ADNIMERGE, ROSTER, REGISTRY)
