@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mrpipe.errors import UsageError
+
 
 @dataclass(frozen=True)
 class StoreLayout:
@@ -77,6 +79,17 @@ class WorkLayout:
 
     def part(self, modality: str, part: int, n_parts: int) -> Path:
         return self.root / "parts" / modality / f"{part}-of-{n_parts}.parquet"
+
+
+def made_by(path: Path, verb: str) -> Path:
+    """A file that an earlier step writes.
+
+    Raises:
+        UsageError: the step has not run; `verb` is what to run.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} is not there yet; run mrpipe {verb} first")
+    return path
 
 
 def qc_folder(store: Path) -> Path:

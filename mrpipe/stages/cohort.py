@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from mrpipe.layout import WorkLayout
+from mrpipe.layout import WorkLayout, made_by
 from mrpipe.parquet import write_frame
 from mrpipe.schema import ATTRITION_SCHEMA, Cohort, Dataset, parse_options
 
@@ -50,4 +50,5 @@ def build_cohort(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str,
 
 def read_cohort(work: Path) -> pl.DataFrame:
     """The samples of a cohort, without the labels: what a modality's reader may know."""
-    return pl.read_parquet(WorkLayout(work).cohort).select(pl.exclude(f"^{LABEL_PREFIX.replace('.', '[.]')}.*$"))
+    cohort = pl.read_parquet(made_by(WorkLayout(work).cohort, "cohort"))
+    return cohort.select(pl.exclude(f"^{LABEL_PREFIX.replace('.', '[.]')}.*$"))

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mrpipe.layout import StoreLayout, WorkLayout
+from mrpipe.layout import StoreLayout, WorkLayout, made_by
 from mrpipe.parquet import read_metadata
 from mrpipe.schema import Dataset, Features, ModalityReader, Scheme, Task
 
@@ -30,7 +30,7 @@ def recall(dataset: Dataset, work: Path) -> Dataset:
     """The dataset as it was when the export was checked; its modalities cannot be read."""
     if dataset.resolve is None:
         return dataset
-    value = json.loads(WorkLayout(work).checked.read_text(encoding="utf-8"))[DECLARED]
+    value = json.loads(made_by(WorkLayout(work).checked, "check --work").read_text(encoding="utf-8"))[DECLARED]
     return dataclasses.replace(
         dataset,
         **{name: value[name] for name in _TEXTS},

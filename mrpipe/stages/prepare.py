@@ -30,7 +30,7 @@ def prepare(dataset: Dataset, modality: str, part: int, raw: Path, work: Path, s
         raise UsageError(f"{dataset.name}/{modality} has {total} parts; there is no part {part}")
     reader = dataset.modalities[modality]
     assert reader.prepare is not None
-    out = WorkLayout(work).part(modality, part, total)
+    cohort, out = read_cohort(work), WorkLayout(work).part(modality, part, total)
     out.parent.mkdir(parents=True, exist_ok=True)
-    reader.prepare(raw, read_cohort(work), options, part, total, out)
+    reader.prepare(raw, cohort, options, part, total, out)
     return out

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.errors import UsageError
-from mrpipe.layout import WorkLayout
+from mrpipe.layout import WorkLayout, made_by
 from mrpipe.schema import Dataset
 
 
@@ -19,10 +19,9 @@ def write_qc(dataset: Dataset, modality: str, work: Path, out: Path) -> Path:
             f"{dataset.name}: no quality control of {modality!r}; there is of {', '.join(having) or 'none'}"
         )
     paths = WorkLayout(work)
-    if not paths.tried(modality).exists():
-        raise UsageError(f"{modality} is not ingested yet; run mrpipe ingest {dataset.name} {modality}")
+    tried = pl.read_parquet(made_by(paths.tried(modality), f"ingest {dataset.name} {modality}"))
     out.mkdir(parents=True, exist_ok=True)
     write = dataset.modalities[modality].qc
     assert write is not None
-    write(pl.read_parquet(paths.tried(modality)), paths.part(modality, 0, 1).parent, out)
+    write(tried, paths.part(modality, 0, 1).parent, out)
     return out

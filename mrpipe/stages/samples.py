@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.errors import DataError, Fault
-from mrpipe.layout import StoreLayout, WorkLayout
+from mrpipe.layout import StoreLayout, WorkLayout, made_by
 from mrpipe.parquet import read_metadata, write_frame
 from mrpipe.schema import ATTRITION_SCHEMA, MODALITY_KEY, Attrition, Dataset, Modality
 from mrpipe.stages.cohort import LABEL_PREFIX
@@ -47,16 +47,23 @@ def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequ
     Samples without any of `modalities` are removed here and counted in the attrition table; so are samples whose
     every attempt at a modality failed, in rows that name the modality. Modality tables and labels that a former build
     with other settings left in the store are deleted.
+
+    Raises:
+        UsageError: the cohort, or one of the modalities, is not there yet.
+        DataError: no sample has a modality.
     """
     paths, working = StoreLayout(store), WorkLayout(work)
     dataset = recall(dataset, work)
+    cohort = pl.read_parquet(made_by(working.cohort, "cohort"))
+    for name in modalities:
+        for path in (paths.modality(name), working.tried(name)):
+            made_by(path, f"ingest {dataset.name} {name}")
     paths.unseal()
     kept = {paths.modality(m) for m in modalities} | {paths.labels(t.name) for t in dataset.tasks}
     for folder in ("modalities", "labels"):
         for left in sorted((store / folder).glob("*.parquet")):
             if left not in kept:
                 left.unlink()
-    cohort = pl.read_parquet(working.cohort)
     frame = cohort.select(pl.exclude(f"^{LABEL_PREFIX.replace('.', '[.]')}.*$"))
     mask = pl.lit(0, dtype=pl.UInt16)
     declared = sorted((read_modality_declaration(paths.modality(m)) for m in modalities), key=lambda m: m.bit)

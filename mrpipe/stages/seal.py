@@ -20,7 +20,7 @@ from mrpipe.card import render_card
 from mrpipe.codehash import code_hash
 from mrpipe.errors import DataError, Fault
 from mrpipe.invariants import find_breaches
-from mrpipe.layout import StoreLayout, WorkLayout
+from mrpipe.layout import StoreLayout, WorkLayout, made_by
 from mrpipe.manifest import FORMAT, Manifest, store_id
 from mrpipe.parquet import read_metadata, write_frame, write_text
 from mrpipe.raw import sha256
@@ -104,17 +104,20 @@ def seal(dataset: Dataset, work: Path, root: Path, schemes: Sequence[str] | None
 
     Raises:
         DataError: an invariant of the format does not hold; nothing is sealed then.
+        UsageError: a step before has not run.
     """
     paths, working = StoreLayout(root), WorkLayout(work)
+    checked = json.loads(made_by(working.checked, "check --work").read_text(encoding="utf-8"))
+    made_by(paths.samples, "samples")
+    names = sorted(p.stem for p in (root / "modalities").glob("*.parquet"))
+    dictionaries = {m: made_by(working.dictionary(m), f"ingest {dataset.name} {m}") for m in names}
     dataset = recall(dataset, work)
     paths.unseal()
     for left in sorted((root / "splits").glob("*.parquet")):
         if schemes is not None and left.stem not in schemes:
             left.unlink()
-    checked = json.loads(working.checked.read_text(encoding="utf-8"))
-    names = sorted(p.stem for p in (root / "modalities").glob("*.parquet"))
     order = {m: reader.bit for m, reader in dataset.modalities.items()}
-    frames = [pl.read_parquet(working.dictionary(m)) for m in sorted(names, key=order.__getitem__)]
+    frames = [pl.read_parquet(dictionaries[m]) for m in sorted(names, key=order.__getitem__)]
     write_frame(paths.dictionary, pl.concat(frames))
     breaches = find_breaches(root)
     if breaches:

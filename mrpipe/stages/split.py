@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from mrpipe.errors import DataError, Fault, UsageError
-from mrpipe.layout import StoreLayout
+from mrpipe.layout import StoreLayout, made_by
 from mrpipe.parquet import write_frame
 from mrpipe.schema import Dataset
 from mrpipe.splits import PARTS, from_column, from_id_list, grouped_stratified, require_grouped
@@ -25,8 +25,8 @@ def make_split(dataset: Dataset, store: Path, scheme: str, *, seed: int = 0, ids
         ids: JSON id lists; then `scheme` is just the name under which the split is stored.
     """
     paths = StoreLayout(store)
+    samples = pl.read_parquet(made_by(paths.samples, "samples"))
     dataset = recall_schemes(dataset, store)
-    samples = pl.read_parquet(paths.samples)
     settings: dict[str, Any] = {"scheme": scheme, "grouping": "subject_id"}
     if ids is not None:
         split = from_id_list(samples, ids)

@@ -61,6 +61,13 @@ def test_mask_prints_what_it_hid_and_writes_the_file(tmp_path: Path, capsys: pyt
         (["check", "mosi", "--raw", "x", "--set", "text_encoder"], 2, "key=value"),
         (["split", "mosi", "--store", str(STORE), "--scheme", "mine"], 2, "standard"),
         (["ingest", "mosi", "smell", "--raw", "x", "--work", "x", "--store", "x"], 2, "smell"),
+        # Steps out of their order.
+        (["ingest", "mosi", "text", "--raw", "x", "--work", "x", "--store", "x"], 2, "run mrpipe cohort first"),
+        (["prepare", "mimic", "lab", "--part", "0", "--raw", "x", "--work", "x"], 2, "run mrpipe cohort first"),
+        (["samples", "mosi", "--work", "x", "--store", "x", "--modalities", "text"], 2, "run mrpipe cohort first"),
+        (["samples", "tables", "--work", "x", "--store", "x", "--modalities", "a"], 2, "run mrpipe check --work first"),
+        (["split", "tables", "--store", "x", "--scheme", "standard"], 2, "run mrpipe samples first"),
+        (["seal", "mosi", "--work", "x", "--store", "x"], 2, "run mrpipe check --work first"),
     ],
 )
 def test_wrong_use_is_2_and_wrong_data_3_and_nothing_is_written(
