@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrpipe.errors import UsageError
 from mrpipe.layout import qc_folder
 from mrpipe.schema import Dataset, parse_options
 from mrpipe.stages.check import write_check
@@ -36,6 +37,10 @@ def build(
         modalities: which ones; by default all that the export holds.
         schemes: which split schemes; by default all of the dataset.
         report: called with a line after each step.
+
+    Raises:
+        UsageError: the export has no such modality, or the dataset no such scheme; said before the long work.
+        DataError: with every fault that a step finds.
     """
     work = store.with_name(f".{store.name}.work")
     # A killed build leaves its intermediate files; none of them is trusted.
@@ -44,9 +49,14 @@ def build(
     try:
         checked = write_check(dataset, raw, work, settings)
         report(f"check: {checked['release']}, {len(checked['inputs'])} inputs, no fault")
-        report(f"cohort: {build_cohort(dataset, raw, work, settings)} samples")
         dataset = dataset.declared(raw, parse_options(dataset.options, settings, context=f"options of {dataset.name}"))
-        chosen = tuple(modalities or checked["modalities"])
+        chosen, wanted = tuple(modalities or checked["modalities"]), tuple(schemes or dataset.schemes)
+        for what, names, known in (
+            ("modality", chosen, checked["modalities"]), ("split scheme", wanted, dataset.schemes)
+        ):  # fmt: skip
+            if unknown := [n for n in names if n not in known]:
+                raise UsageError(f"{dataset.name}: no {what} {unknown[0]!r} in this export; it has {', '.join(known)}")
+        report(f"cohort: {build_cohort(dataset, raw, work, settings)} samples")
         for name in chosen:
             for part in range(n_parts(dataset, name, settings)):
                 prepare(dataset, name, part, raw, work, settings)
@@ -54,7 +64,6 @@ def build(
             if dataset.modalities[name].qc:
                 report(f"quality control of {name}: {write_qc(dataset, name, work, qc_folder(store))}")
         report(f"samples: {assemble_samples(dataset, work, store, chosen)}")
-        wanted = tuple(schemes or dataset.schemes)
         for scheme in wanted:
             report(f"split {scheme}: {make_split(dataset, store, scheme, seed=seed)}")
         store_id = seal(dataset, work, store, wanted)

@@ -101,6 +101,15 @@ def test_rebuilding_in_place_gives_the_same_bytes_and_drops_what_is_no_longer_as
     store.verify(deep=True)
 
 
+@pytest.mark.parametrize("wrong", [{"modalities": ["table", "smell"]}, {"schemes": ["uniform", "mine"]}])
+def test_a_build_refuses_what_is_not_there_before_the_long_work(raw: Path, tmp_path: Path, wrong: dict) -> None:
+    said: list[str] = []
+    with pytest.raises(UsageError, match=r"smell|mine"):
+        build(toy.TOY, raw, tmp_path / "store", {}, report=said.append, **wrong)
+    assert [line.split(":")[0] for line in said] == ["check"]
+    assert not (tmp_path / "store").exists()
+
+
 def test_arrays_restore_shapes_and_agree_with_plain_polars(built: Path) -> None:
     store = mrpipe.open_store(built)
     image = store.arrays("image")
