@@ -50,6 +50,13 @@ def inventory(
     return entries + [_as_one(label, raw, sorted(set(members))) for label, members in sorted((groups or {}).items())]
 
 
+def _portable(value: Any) -> Any:
+    """An option as the manifest may hold it: of an absolute path the name; folders are this machine's business."""
+    if isinstance(value, tuple):
+        return [_portable(v) for v in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def check(dataset: Dataset, raw: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check an export; returns what `checked.json` holds.
 
@@ -66,7 +73,7 @@ def check(dataset: Dataset, raw: Path, settings: Mapping[str, Any]) -> dict[str,
         "dataset": dataset.name,
         "release": checked.release,
         "origin": "simulated" if is_simulated(raw) else "export",
-        "options": dataclasses.asdict(options),
+        "options": {name: _portable(value) for name, value in dataclasses.asdict(options).items()},
         "modalities": list(present),
         "notes": list(checked.notes),
         "inputs": inventory(raw, checked.files, checked.groups),

@@ -71,6 +71,17 @@ def test_the_plan_of_the_workflow_knows_the_declared_modalities(tmp_path: Path) 
         make_plan({"datasets": {"mine": entry}, "experiments": {}})
 
 
+def test_a_path_among_the_options_does_not_reach_the_manifest(tmp_path: Path) -> None:
+    files = {"people.csv": people(), "a.csv": csv("id,x", [[i, k] for k, i in enumerate(IDS)])}
+    write(tmp_path / "raw", files, {})
+    write(tmp_path / "home", {}, config()).joinpath("tables.yaml").rename(tmp_path / "home" / "mine.yaml")
+    build(TABLES, tmp_path / "raw", tmp_path / "store", {"config": str(tmp_path / "home" / "mine.yaml")})
+    assert str(tmp_path) not in (tmp_path / "store" / "manifest.json").read_text()
+    manifest = mrpipe.open_store(tmp_path / "store").manifest
+    assert manifest.options["config"] == "mine.yaml"
+    assert manifest.options_changed == ("config",)
+
+
 # The worked examples of docs/tables.md.
 
 
