@@ -2,12 +2,14 @@
 
 A model that reaches 0.99 because a form records the diagnosis in other words has learnt nothing. For every feature,
 class against the rest: the area under the ROC curve of its value, and of whether it is known at all (a form that is
-filled in for patients only leaks by being there).
+filled in for patients only leaks by being there). A sequence is looked at by the mean of its steps; events (codes,
+measurements) by item: whether a sample has it, and the mean of its values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ _AUDIT: dict[str, Any] = {
     "n": pl.Int64, "source_file": pl.String, "source_column": pl.String, "description": pl.String,
 }  # fmt: skip
 AUDIT_SCHEMA = pl.Schema(_AUDIT)
-_BLOCK = 4096
+_BLOCK, _ITEM_BLOCK = 4096, 512
 
 
 def aurocs(x: NDArray[np.float32], classes: NDArray[np.bool_], *, least: int = 5) -> NDArray[np.float64]:
@@ -70,21 +72,60 @@ def chance_spread(n_in: NDArray[np.float64], n_out: NDArray[np.float64]) -> NDAr
     return np.asarray(np.sqrt((n_in + n_out + 1) / (12 * np.maximum(n_in * n_out, 1))))
 
 
-def _columns(
-    modality: Modality, arrays: Arrays, levels: list[Any]
-) -> Iterator[tuple[NDArray[np.int64], list[str], NDArray[np.float32]]]:
-    """Blocks of (feature positions, what of it, values): numbers as they are, the levels of categories one by one."""
+@dataclass(frozen=True)
+class _Columns:
+    """Some columns to look at.
+
+    Attributes:
+        at: (d,) position of each one's feature in the dictionary.
+        what: what of the feature it is.
+        x: (n, d) float32, NaN unknown; or bool.
+        gaps: whether it says something that a feature is known at all.
+    """
+
+    at: NDArray[np.int64]
+    what: list[str]
+    x: NDArray[Any]
+    gaps: bool = True
+
+
+def _item_columns(arrays: Arrays, items: list[str], *, values: bool) -> Iterator[_Columns]:
+    """Of events [position in `items`, value]: whether a sample has an item and, where they are `values`, their mean."""
+    assert arrays.offsets is not None
+    n = len(arrays)
+    item = arrays.x[:, 0].astype(np.int64)
+    order = np.argsort(item, kind="stable")
+    item, sample = item[order], np.repeat(np.arange(n), np.diff(arrays.offsets))[order]
+    value = np.nan_to_num(arrays.x[order, 1].astype(np.float64))
+    for start in range(0, len(items), _ITEM_BLOCK):
+        names = items[start : start + _ITEM_BLOCK]
+        own = slice(*np.searchsorted(item, [start, start + len(names)]))
+        cell, size = sample[own] * len(names) + item[own] - start, n * len(names)
+        count = np.bincount(cell, minlength=size).reshape(n, len(names))
+        at = np.zeros(len(names), dtype=np.int64)
+        yield _Columns(at, [f"has {name}" for name in names], count > 0, gaps=False)
+        if values:
+            total = np.bincount(cell, weights=value[own], minlength=size).reshape(n, len(names))
+            mean = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+            yield _Columns(at + 1, [f"mean of {name}" for name in names], mean, gaps=False)
+
+
+def _columns(modality: Modality, arrays: Arrays, rows: pl.DataFrame) -> Iterator[_Columns]:
+    """Blocks of columns: numbers as they are, the levels of categories and the items of events one by one."""
+    levels = rows["levels"].to_list()
     n_features = len(levels)
+    if rows["kind"][0] == "event":
+        yield from _item_columns(arrays, levels[0], values=rows["kind"][1] == "numeric")
+        return
     if modality.encoding == "packed2":
         for start in range(0, n_features, _BLOCK):
             at = np.arange(start, min(start + _BLOCK, n_features))
             calls = unpack_at(arrays.x, at).astype(np.float32)
-            yield at, ["value"] * len(at), np.where(calls == 3, np.nan, calls)
+            yield _Columns(at, ["value"] * len(at), np.where(calls == 3, np.nan, calls))
         return
     if arrays.offsets is None:
         x = arrays.x.reshape(len(arrays), -1).astype(np.float32)
     else:
-        # A sequence is audited by the mean of its steps.
         steps = arrays.x.astype(np.float64)
         known = ~np.isnan(steps)
         starts = arrays.offsets[:-1]
@@ -92,12 +133,12 @@ def _columns(
         count = np.add.reduceat(known.astype(np.int64), starts, axis=0)
         x = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
     plain = np.array([j for j in range(n_features) if levels[j] is None], dtype=np.int64)
-    yield plain, ["value"] * len(plain), x[:, plain]
+    yield _Columns(plain, ["value"] * len(plain), x[:, plain])
     for j in range(n_features):
         if levels[j] is not None:
             column = x[:, [j]]
             indicators = np.where(np.isnan(column), np.nan, column == np.arange(len(levels[j]))).astype(np.float32)
-            yield np.full(len(levels[j]), j), [f"is {level}" for level in levels[j]], indicators
+            yield _Columns(np.full(len(levels[j]), j), [f"is {level}" for level in levels[j]], indicators)
 
 
 def audit(
@@ -116,13 +157,19 @@ def audit(
             of SNPs some tell a dozen people apart by luck. 1 keeps whatever exceeds the threshold.
 
     Returns:
-        Rows of AUDIT_SCHEMA, the highest first: `what` is `value`, `is <level>` or `known`; `auroc` at least 0.5.
+        Rows of AUDIT_SCHEMA, the highest first: `what` is `value`, `is <level>`, `has <item>`, `mean of <item>` or
+        `known`; `auroc` at least 0.5.
+
+    Raises:
+        UsageError: no such task or scheme, a regression, or a threshold or alpha out of range.
     """
     declared = store.task(task)
     if declared.kind != "classification":
         raise UsageError(f"the leakage audit needs a classification task; {declared.name} is a {declared.kind}")
     if not 0.5 <= threshold <= 1:
         raise UsageError(f"the audit's threshold {threshold} must be between 0.5 and 1")
+    if not 0 < alpha <= 1:
+        raise UsageError(f"the audit's alpha {alpha} must be above 0 and at most 1")
     label = (
         store.labels(task)
         .join(store.split(scheme).filter(pl.col("split") == "train"), on="sample_id", how="semi")
@@ -138,24 +185,32 @@ def audit(
         arrays = store.arrays(modality.name, split=scheme, part="train")
         labelled = np.array([s in value for s in arrays.sample_id], dtype=np.bool_)
         arrays = arrays.take(np.flatnonzero(labelled))
+        if not len(arrays):
+            continue
         y = np.array([value[str(s)] for s in arrays.sample_id], dtype=np.int64)
         classes = y[:, None] == np.arange(len(declared.classes))
-        for at, what, x in _columns(modality, arrays, rows["levels"].to_list()):
-            if not len(at):
+        for c in _columns(modality, arrays, rows):
+            if not len(c.at):
                 continue
-            area = aurocs(x, classes, least=least)
-            # Whether a feature is known says something once a feature, not once a level.
-            once = np.flatnonzero(np.r_[True, at[1:] != at[:-1]])
-            known = ~np.isnan(x)
-            there = indicator_aurocs(known[:, once], classes, least=least)
-            everybody = np.full(len(once), len(y))
-            looks += int(np.isfinite(area).sum() + np.isfinite(there).sum())
+            known = ~np.isnan(c.x)
+            yes_or_no = c.x.dtype == np.bool_
+            area = indicator_aurocs(c.x, classes, least=least) if yes_or_no else aurocs(c.x, classes, least=least)
+            looks += int(np.isfinite(area).sum())
             n_known = known.sum(axis=0)
             for k, name in enumerate(declared.classes):
-                inside = classes[:, k]
-                found.append(_above(rows, at, what, area[k], n_known, known[inside].sum(axis=0), name, threshold))
-                size = np.full(len(once), int(inside.sum()))
-                found.append(_above(rows, at[once], ["known"] * len(once), there[k], everybody, size, name, threshold))
+                n_in = known[classes[:, k]].sum(axis=0)
+                found.append(_above(rows, c.at, c.what, area[k], n_known, n_in, name, threshold))
+            if not c.gaps:
+                continue
+            # Whether a feature is known says something once a feature, not once a level.
+            once = np.flatnonzero(np.r_[True, c.at[1:] != c.at[:-1]])
+            there = indicator_aurocs(known[:, once], classes, least=least)
+            looks += int(np.isfinite(there).sum())
+            everybody = np.full(len(once), len(y))
+            for k, name in enumerate(declared.classes):
+                size = np.full(len(once), int(classes[:, k].sum()))
+                what = ["known"] * len(once)
+                found.append(_above(rows, c.at[once], what, there[k], everybody, size, name, threshold))
     if not found:
         return pl.DataFrame(schema=AUDIT_SCHEMA)
     limit = 0.0 if alpha >= 1 else float(norm.isf(alpha / (2 * max(looks, 1))))

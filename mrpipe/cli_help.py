@@ -78,8 +78,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "audit": (
         "features that tell the label almost alone",
         "Single-feature AUROC on training rows, of the value and of whether it is known at all, with the raw column\n"
-        "that the feature came from; beyond what luck does among so many features. What stands here may be the label\n"
-        "in other words: look before you train.\n\n"
+        "that the feature came from; beyond what luck does among so many features. Codes and measurements are looked\n"
+        "at one by one: whether a sample has them, and the mean of their values. What stands here may be the label in\n"
+        "other words: look before you train.\n\n"
         "  mrpipe audit STORE --threshold 0.9",
     ),
     "export": (

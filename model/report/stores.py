@@ -115,7 +115,9 @@ def _audit(store: Store) -> dict[str, Any] | None:
         return None
     found = audit(store, threshold=AUDIT_THRESHOLD, alpha=AUDIT_ALPHA)
     tables = [m.name for m in store.modalities if m.kind not in ("image", "volume")]
-    looked_at = store.dictionary.filter(pl.col("modality").is_in(tables)).height
+    # A sequence of events has two columns, and is looked at item by item.
+    items = pl.when(pl.col("kind") == "event").then(pl.col("levels").list.len()).otherwise(1)
+    looked_at = int(store.dictionary.filter(pl.col("modality").is_in(tables)).select(items.sum()).item())
     return {
         "threshold": AUDIT_THRESHOLD, "task": task.name, "scheme": store.manifest.default_scheme, "n": len(found),
         "rows": found.head(AUDIT_ROWS).to_dicts(), "looked_at": looked_at,

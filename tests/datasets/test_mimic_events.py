@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 import mrpipe
+from mrpipe.audit import audit
 from mrpipe.cli import main
 from mrpipe.datasets import get_dataset
 from mrpipe.datasets.mimic.ranges import conversion, spelled
@@ -320,6 +321,34 @@ def test_the_transform_knows_training_rows_only(simulated: Path, tmp_path: Path)
         rows = store.dictionary.filter(modality=name).sort("position")
         alone = type(fitted.fitted[name]).fit(train, rows, TransformOptions())
         assert alone.to_dict() == fitted.fitted[name].to_dict()
+
+
+def test_the_audit_finds_items_and_values_that_tell_the_outcome(tmp_path: Path) -> None:
+    """A code and a test that only the dying have, and a test whose value says it: each is named, and nothing else."""
+    made = Toy(60)
+    made.labs = []
+    for i in range(60):
+        dies = i % 2 == 0
+        if dies:
+            made.patients[i]["dod"] = "2150-09-01"
+            made.diagnoses.append(
+                {"subject_id": SUBJECT + i, "hadm_id": hadm_of(SUBJECT + i, 2), "seq_num": 2, "icd_code": "V667",
+                 "icd_version": 9}
+            )  # fmt: skip
+            made.lab(SUBJECT + i, 1, "2150-01-11 08:00:00", item=50813, value=2.0)
+        for hour in (8, 9):
+            made.lab(SUBJECT + i, 1, f"2150-01-11 {hour:02d}:00:00", item=50912, value=1.0 + 0.1 * (i % 7) + hour)
+            made.lab(SUBJECT + i, 2, f"2150-06-02 {hour:02d}:00:00", item=50868, value=(5 if dies else 1) + 0.01 * i)
+    store = store_of(made.write(tmp_path / "raw"), tmp_path / "store")
+    found = audit(store, threshold=0.95, alpha=0.05).filter(pl.col("class") == "dead")
+    events = found.filter(pl.col("modality").is_in(["lab", "code"])).with_columns(
+        pl.col("what").str.extract(r"^((?:has|mean of) \w+:\w+)")
+    )
+    assert set(events.select("modality", "feature", "what", "auroc").iter_rows()) == {
+        ("code", "code", "has DX9:V667", 1.0),
+        ("lab", "item", "has lab:50813", 1.0),
+        ("lab", "value", "mean of lab:50868", 1.0),
+    }
 
 
 def test_positions_of_another_store_are_refused(simulated: Path, tmp_path: Path) -> None:

@@ -112,6 +112,9 @@ def test_wrong_use_is_refused(adni: Path, tmp_path: Path) -> None:
     store = mrpipe.open_store(tmp_path / "store")
     with pytest.raises(UsageError, match=r"between 0\.5 and 1"):
         audit(store, threshold=0.2)
+    for alpha in (0.0, -0.1, float("nan"), 2.0):
+        with pytest.raises(UsageError, match="alpha"):
+            audit(store, alpha=alpha)
     with pytest.raises(UsageError, match="no task"):
         audit(store, task="survival")
 
