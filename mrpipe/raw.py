@@ -18,7 +18,8 @@ import polars as pl
 
 from mrpipe.errors import DataError, Fault, FaultCollector
 
-
+# What a text file, plain or .gz, that is cut short or damaged raises while it is read.
+UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
 # Number of a data row in its file, from 1; blank lines count, so that an editor leads to it.
 ROW = "__row"
 
@@ -119,7 +120,7 @@ def read_csv(
         raise DataError(
             Fault(file=shown_as, expected="a header row", found="an empty file", fix="Export the table again.")
         ) from None
-    except (pl.exceptions.ComputeError, OSError, EOFError, zlib.error) as error:
+    except (pl.exceptions.ComputeError, *UNREADABLE) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
             Fault(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from mrpipe.datasets.adni import genomic_lift as lift
 from mrpipe.datasets.adni import genomic_plink as plink
+from mrpipe.datasets.adni.genomic_strand import read_reference
+from mrpipe.errors import DataError, UsageError
 from mrpipe.keyed import generator
 from tests.datasets.plink_toy import random_calls, require, write_random
 
@@ -78,6 +81,66 @@ def test_a_set_is_lifted_before_it_is_imputed(toy_chain: Path, tmp_path: Path) -
     assert got.bim["pos"][0] == 300
     assert got.bim["chrom"].to_list() == ["1", "1", "7"]
     assert got.bim.select("a1", "a2").rows() == [("A", "G"), ("A", "G"), ("T", "C")]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_genetic_map_of_three_columns_is_turned_into_beagles_and_others_pass(suffix: str, tmp_path: Path) -> None:
+    from mrpipe.datasets.adni.genomic_impute import plink_map
+
+    def written(name: str, text: str) -> Path:
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(gzip.compress(text.encode()) if suffix else text.encode())
+        return path
+
+    out = plink_map(written("three", "pos\tchr\tcM\n61795\t20\t0.1\n63231\t20\t0.2\n"), tmp_path / "out.map")
+    assert out.read_text() == "20 . 0.1 61795\n20 . 0.2 63231\n"
+    beagle = written("beagle", "20 . 0.1 61795\n20 . 0.2 63231\n")
+    assert plink_map(beagle, tmp_path / "other.map") == beagle
+
+
+def _broken(path: Path, text: str) -> Path:
+    """Gzipped, with a block in the middle overwritten."""
+    data = bytearray(gzip.compress(text.encode()))
+    data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+    path.write_bytes(data)
+    return path
+
+
+def test_damaged_files_are_named_whatever_the_damage(tmp_path: Path) -> None:
+    from mrpipe.datasets.adni.genomic_impute import plink_map
+    from mrpipe.datasets.adni.genomic_vcf import read_vcf
+
+    words = generator(0, "damage").integers(0, 10**9, 400)
+    table = "id chr position a0 a1 ALL\n" + "".join(f"rs{w} 1 {w} A G 0.2\n" for w in words)
+    lines = "".join(f"##{w}\n" for w in words)
+    for read, path in (
+        (lambda p: read_reference(p, ["1"]), _broken(tmp_path / "a.legend.gz", table)),
+        (lambda p: read_reference(p, ["1"]), _broken(tmp_path / "b.vcf.gz", lines + "#CHROM\n")),
+        (read_vcf, _broken(tmp_path / "c.vcf.gz", lines + "#CHROM\n")),
+        (lambda p: plink_map(p, tmp_path / "out"), _broken(tmp_path / "d.map.gz", "pos\tchr\tcM\n" + lines)),
+        (lambda p: plink_map(p, tmp_path / "out"), tmp_path / "absent.map"),
+    ):
+        with pytest.raises(DataError, match=path.name):
+            read(path)
+
+
+def test_a_set_is_never_its_own_result_nor_left_half_written(tmp_path: Path) -> None:
+    from mrpipe.datasets.adni.genomic_impute import impute_set
+
+    calls = random_calls(0, 8, 4)
+    write_random(tmp_path / "s", calls, np.array([1, 1, 2, 3]))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match="another name"):
+        impute_set(tmp_path / "s.bed", tmp_path / "panel.vcf.gz", tmp_path / "s")
+
+    def stopped() -> Iterator[np.ndarray]:
+        yield plink.bed_rows(calls)
+        raise KeyboardInterrupt
+
+    opened = plink.open_set(tmp_path / "s.bed")
+    with pytest.raises(KeyboardInterrupt):
+        plink.write_set(tmp_path / "s", opened.fam.head(3), opened.bim.head(2), stopped())
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_imputation_without_its_tool_or_set_says_so(

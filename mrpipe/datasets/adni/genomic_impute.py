@@ -15,6 +15,7 @@ Panel and tool see everyone in the set at once, evaluation participants included
 from __future__ import annotations
 
 import argparse
+import gzip
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from mrpipe.datasets.adni.genomic_plink import PlinkSet, bed_rows, calls, open_s
 from mrpipe.datasets.adni.genomic_strand import align, allele_codes, complement, position_keys, read_reference
 from mrpipe.datasets.adni.genomic_vcf import VcfGenotypes, read_vcf, write_vcf
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
+from mrpipe.raw import UNREADABLE
 
 TOOLS = ("beagle", "minimac4")
 
@@ -87,10 +89,20 @@ def run_minimac4(phased: Path, reference: Path, out: Path, *, threads: int = 1) 
 
 
 def plink_map(path: Path, out: Path) -> Path:
-    """A genetic map in Beagle's form (chromosome, id, cM, position) from `pos chr cM`; others pass as they are."""
-    table = pl.read_csv(path, separator="\t", infer_schema=False) if path.suffix == ".gz" else None
-    if table is None or [c.lower() for c in table.columns] != ["pos", "chr", "cm"]:
-        return path
+    """A genetic map in Beagle's form (chromosome, id, cM, position) from `pos chr cM`; others pass as they are.
+
+    Raises:
+        DataError: there is no such file, or it is damaged.
+    """
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as handle:
+            header = handle.readline().lower().split()
+        if header != ["pos", "chr", "cm"]:
+            return path
+        table = pl.read_csv(path, separator="\t", infer_schema=False)
+    except (pl.exceptions.PolarsError, *UNREADABLE) as error:
+        raise DataError(Fault(file=path.name, expected="a genetic map (Beagle's form, or pos, chr, cM)",
+                              found=f"unreadable data ({error})")) from error  # fmt: skip
     table.select(table.columns[1], pl.lit("."), table.columns[2], table.columns[0]).write_csv(
         out, separator=" ", include_header=False
     )
@@ -152,8 +164,10 @@ def impute_set(
 
     Raises:
         DataError: the set or the reference is at fault, they share no SNP, or the tool fails.
-        UsageError: the tool is not installed.
+        UsageError: the tool is not installed, or `out` is the set itself.
     """
+    if out.with_name(f"{out.name}.bed").resolve() == bed.resolve():
+        raise UsageError(f"{out} is the set that is imputed; give the result another name")
     plink = open_set(bed)
     matrix = calls(plink)
     if chain is not None:

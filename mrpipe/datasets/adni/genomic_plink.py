@@ -14,11 +14,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import Fault, FaultCollector
+from mrpipe.parquet import replacing
 
 MAGIC = b"\x6c\x1b\x01"
 BLOCK_SNPS = 4096
-_LOW = np.uint64(0x5555555555555555)
 _CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT"}
 
 
@@ -232,18 +232,14 @@ def bed_rows(copies_NP: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def write_set(prefix: Path, fam: pl.DataFrame, bim: pl.DataFrame, rows: Iterator[NDArray[np.uint8]]) -> None:
-    """Write a set from the columns of `PlinkSet` and blocks of `bed_rows`."""
-    prefix.parent.mkdir(parents=True, exist_ok=True)
+    """Write a set from the columns of `PlinkSet` and blocks of `bed_rows`; the .bed takes its place last."""
     people = fam.select("fid", "iid", "father", "mother", "sex", pl.lit("-9").alias("phenotype"))
-    people.write_csv(prefix.with_name(prefix.name + ".fam"), include_header=False, separator=" ")
     snps = bim.select("chrom", "id", pl.lit("0").alias("cm"), "pos", "a1", "a2")
-    snps.write_csv(prefix.with_name(prefix.name + ".bim"), include_header=False, separator="\t")
-    with prefix.with_name(prefix.name + ".bed").open("wb") as handle:
-        handle.write(MAGIC)
-        for block in rows:
-            handle.write(np.ascontiguousarray(block).tobytes())
-
-
-def raise_if_none(sets: Sequence[PlinkSet], where: str) -> None:
-    if not sets:
-        raise DataError(Fault(file=where, expected="PLINK sets (.bed, .bim, .fam)", found="none"))
+    bed_path, bim_path, fam_path = (prefix.with_name(f"{prefix.name}.{s}") for s in ("bed", "bim", "fam"))
+    with replacing(bed_path) as new_bed, replacing(bim_path) as new_bim, replacing(fam_path) as new_fam:
+        people.write_csv(new_fam, include_header=False, separator=" ")
+        snps.write_csv(new_bim, include_header=False, separator="\t")
+        with new_bed.open("wb") as handle:
+            handle.write(MAGIC)
+            for block in rows:
+                handle.write(np.ascontiguousarray(block).tobytes())

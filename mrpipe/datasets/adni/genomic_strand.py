@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.genomic_plink import plain_chromosome
 from mrpipe.errors import DataError, Fault
+from mrpipe.raw import UNREADABLE
 
 AMBIGUOUS_MAF = 0.4
 MAX_DIFFERENCE = 0.2
@@ -88,7 +89,7 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
             skip = 0
             while first.startswith("##"):
                 first, skip = handle.readline(), skip + 1
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise DataError(
             Fault(file=shown_as, expected="a legend or a VCF", found=f"unreadable data ({error})")
         ) from error
@@ -130,7 +131,7 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
             has_header=True,
             columns=[i for i, h in enumerate(header) if h in named.values()],
         )
-    except (pl.exceptions.PolarsError, OSError, EOFError) as error:
+    except (pl.exceptions.PolarsError, *UNREADABLE) as error:
         raise DataError(
             Fault(
                 file=shown_as,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mrpipe.datasets.adni.genomic_plink import plain_chromosome
 from mrpipe.errors import DataError, Fault
 from mrpipe.genotypes import MISSING
+from mrpipe.raw import UNREADABLE
 
 _GENOTYPES = np.array(["0/0", "0/1", "1/1", "./."])
 
@@ -72,7 +73,7 @@ def read_vcf(path: Path) -> VcfGenotypes:
             while (line := handle.readline()).startswith("##"):
                 skip += 1
         frame = pl.read_csv(path, separator="\t", skip_rows=skip, infer_schema=False, quote_char=None)
-    except (pl.exceptions.PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
+    except (pl.exceptions.PolarsError, *UNREADABLE) as error:
         raise DataError(Fault(file=path.name, expected="a complete VCF", found=str(error).splitlines()[0],
                               fix="The file is damaged or cut short.")) from error  # fmt: skip
     if not line.startswith("#CHROM") or frame.width < 10 or not frame["FORMAT"].str.starts_with("GT").all():
