@@ -51,7 +51,8 @@ def make_split(dataset: Dataset, store: Path, scheme: str, *, seed: int = 0, ids
     counts = {part: int((split["split"] == part).sum()) for part in PARTS}
     if counts["train"] == 0:
         raise DataError(Fault(file=f"split {scheme}", expected="training samples", found=f"parts {counts}"))
-    settings |= {"description": dataset.schemes[scheme].description if scheme in dataset.schemes else ""}
+    # An id list under the name of a scheme is still not that scheme.
+    settings |= {"description": "" if ids is not None else dataset.schemes[scheme].description}
     paths.unseal()
     write_frame(paths.split(scheme), split, metadata={SPLIT_KEY: json.dumps(settings, sort_keys=True)})
     return counts

@@ -24,6 +24,7 @@ from mrpipe.parquet import read_metadata, replacing, write_batches, write_frame
 from mrpipe.stages import seal as seal_module
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
+from mrpipe.stages.split import SPLIT_KEY, make_split
 from mrpipe.store import unpack_genotypes
 from tests import toy
 
@@ -99,6 +100,14 @@ def test_rebuilding_in_place_gives_the_same_bytes_and_drops_what_is_no_longer_as
     assert [m.name for m in store.modalities] == ["table"]
     assert store.schemes == ("uniform",) == (store.manifest.default_scheme,)
     store.verify(deep=True)
+
+
+def test_an_id_list_is_described_as_one_whatever_its_name(copy: Path, tmp_path: Path) -> None:
+    ids = mrpipe.open_store(copy).samples().collect()["subject_id"].unique().sort().to_list()
+    (tmp_path / "ids.json").write_text(json.dumps({"train": ids[:20], "val": ids[20:24], "test": ids[24:]}))
+    make_split(toy.TOY, copy, "standard", ids=tmp_path / "ids.json")
+    said = json.loads(read_metadata(copy / "splits" / "standard.parquet")[SPLIT_KEY])
+    assert (said["method"], said["source"], said["description"]) == ("id list", "ids.json", "")
 
 
 @pytest.mark.parametrize("wrong", [{"modalities": ["table", "smell"]}, {"schemes": ["uniform", "mine"]}])
