@@ -31,7 +31,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class PixelTransform:
-    """Images and volumes: (x − mean) / sd per channel, in raw intensity units.
+    """Images and volumes: (x − mean) / sd per channel over the known values, in raw intensity units; unknown is 0.
 
     A consumer that keeps integer pixels may apply `mean` and `sd` batch by batch itself; the result is the same.
     """
@@ -43,16 +43,16 @@ class PixelTransform:
     def fit(cls, arrays: Arrays) -> PixelTransform:
         shape = arrays.modality.shape
         n_channels = shape[0] if arrays.modality.kind == "image" else 1
-        total, squares, n = np.zeros(n_channels), np.zeros(n_channels), 0
+        total, squares, n = np.zeros(n_channels), np.zeros(n_channels), np.zeros(n_channels)
         # In blocks: a float64 copy of all images would be eight times the store.
         for start in range(0, len(arrays), 64):
             block = arrays.x[start : start + 64].reshape(-1, n_channels, arrays.modality.size // n_channels)
             block = block.astype(np.float64)
-            total += block.sum(axis=(0, 2))
-            squares += (block**2).sum(axis=(0, 2))
-            n += block.shape[0] * block.shape[2]
-        mean = total / max(n, 1)
-        sd = np.sqrt(np.maximum(squares / max(n, 1) - mean**2, 0.0))
+            total += np.nansum(block, axis=(0, 2))
+            squares += np.nansum(block**2, axis=(0, 2))
+            n += (~np.isnan(block)).sum(axis=(0, 2))
+        mean = total / np.maximum(n, 1)
+        sd = np.sqrt(np.maximum(squares / np.maximum(n, 1) - mean**2, 0.0))
         return cls(mean.astype(np.float32), np.where(sd > 1e-6, sd, 1.0).astype(np.float32))
 
     def apply(self, arrays: Arrays) -> Arrays:

@@ -14,12 +14,13 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 import mrpipe
 from mrpipe.errors import UsageError
 from mrpipe.feature_transform import Numeric, OneHot, TfidfSvd
+from mrpipe.schema import Modality
 from mrpipe.stages import seal as seal_module
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
-from mrpipe.store import unpack_genotypes
+from mrpipe.store import Arrays, unpack_genotypes
 from mrpipe.transform_options import TransformOptions
-from mrpipe.transforms import Transforms, fit
+from mrpipe.transforms import PixelTransform, Transforms, fit
 from tests import toy
 
 
@@ -128,6 +129,17 @@ def test_pixels_are_standardised_per_channel_over_the_training_images(stores: di
     x = fit(stores[0.0]).apply("image", train).x
     np.testing.assert_allclose(x.mean(axis=(0, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(x.std(axis=(0, 2, 3)), 1, atol=1e-5)
+
+
+def test_unknown_voxels_are_not_fitted_on_and_become_the_mean() -> None:
+    modality = Modality(name="volume", bit=0, kind="volume", shape=(2, 3, 2))
+    x = np.random.default_rng(0).normal(5, 2, (40, 2, 3, 2)).astype(np.float32)
+    x[::3, 0, 1, 1] = np.nan
+    arrays = Arrays(modality=modality, sample_id=np.array([f"s{i:02d}" for i in range(40)]), x=x)
+    fitted = PixelTransform.fit(arrays)
+    np.testing.assert_allclose([fitted.mean[0], fitted.sd[0]], [np.nanmean(x), np.nanstd(x)], rtol=1e-5)
+    got = fitted.apply(arrays).x
+    np.testing.assert_array_equal(got == 0, np.isnan(x))
 
 
 def test_a_modality_without_a_transform_is_a_usage_error(stores: dict[float, mrpipe.Store]) -> None:
