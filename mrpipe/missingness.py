@@ -75,7 +75,11 @@ def _rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _content(arrays: Arrays) -> NDArray[np.float64]:
-    """One number a sample: the mean of its values, unknowns counted as 0."""
+    """One number a sample: the mean of its values (of genotypes, of the copies of A1), unknowns counted as 0."""
+    if arrays.modality.encoding == "packed2":
+        low, high = arrays.x & np.uint8(0x55), (arrays.x >> np.uint8(1)) & np.uint8(0x55)
+        copies = np.bitwise_count(low & ~high) + 2 * np.bitwise_count(high & ~low)
+        return np.asarray(copies.sum(axis=1, dtype=np.int64) / arrays.modality.size)
     if arrays.offsets is None:
         x = arrays.x.reshape(len(arrays), -1)
         blocks = np.array_split(x, max(1, x.size // 2**22))

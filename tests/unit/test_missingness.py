@@ -11,10 +11,20 @@ import pytest
 import mrpipe
 from mrpipe import masks
 from mrpipe.errors import DataError, UsageError
-from mrpipe.missingness import AT_LOAD, MECHANISMS, Missingness, corrupt, draw_masks, read_masks, write_masks
+from mrpipe.missingness import (
+    AT_LOAD,
+    MECHANISMS,
+    Missingness,
+    _content,
+    corrupt,
+    draw_masks,
+    read_masks,
+    write_masks,
+)
 from mrpipe.stages import seal as seal_module
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
+from mrpipe.store import unpack_genotypes
 from mrpipe.transforms import fit
 from tests import toy
 
@@ -94,6 +104,12 @@ def test_mnar_value_hides_more_of_the_large_values(store: mrpipe.Store) -> None:
     content = store.arrays("image").x.mean(axis=(1, 2, 3), dtype=float)
     hidden = (before & ~after)[before[:, 2], 2]
     assert hidden[content > np.median(content)].mean() - hidden[content <= np.median(content)].mean() > 0.1
+
+
+def test_the_content_of_genotypes_is_their_copies(store: mrpipe.Store) -> None:
+    arrays = store.arrays("genotype")
+    calls = unpack_genotypes(arrays.x, toy.N_SNPS)
+    np.testing.assert_allclose(_content(arrays), np.where(calls == 3, 0, calls).mean(axis=1))
 
 
 def test_blocks_lose_a_modality_together_by_subject(store: mrpipe.Store) -> None:
