@@ -188,22 +188,6 @@ def read_csv(
     return cast.with_columns(numbers) if numbered else cast
 
 
-def require_unique(frame: pl.DataFrame, key: str, *, file: str, fix: str) -> None:
-    """A DataError that names the first repeated value of `key`, if there is one."""
-    repeated = frame.select(pl.col(key).is_duplicated().alias("d"), pl.col(key)).with_row_index().filter("d")
-    if len(repeated):
-        raise DataError(
-            Fault(
-                file=file,
-                column=key,
-                row=int(repeated["index"][0]) + 1,
-                expected="unique values",
-                found=f"{repeated[key][0]!r} more than once ({len(repeated)} rows)",
-                fix=fix,
-            )
-        )
-
-
 class Folder:
     """A folder of an export: unpacked (`name/`), or still an archive (`name.zip`, one top folder inside).
 

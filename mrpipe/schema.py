@@ -41,7 +41,6 @@ ATTRITION_SCHEMA = pl.Schema({"step": pl.Int32, "reason": pl.String, "n_before":
 TRIED_SCHEMA = pl.Schema({"sample_id": pl.String, "attempt": pl.Int32, "status": pl.String, "reason": pl.String})
 # Key of the Parquet metadata in which a modality table carries its declaration.
 MODALITY_KEY = "mrpipe.modality"
-FEATURE_KINDS = ("numeric", "categorical", "count", "embedding", "pixel", "genotype", "event", "step", "summary")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,15 +160,6 @@ class Features:
     batches: Iterable[pa.RecordBatch]
     dictionary: pl.DataFrame | Callable[[], pl.DataFrame]
     tried: Callable[[], pl.DataFrame] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputFile:
-    """One raw file that a run reads; `path` is relative to the export."""
-
-    path: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)

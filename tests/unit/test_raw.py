@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from mrpipe.errors import DataError, FaultCollector
-from mrpipe.raw import Column, Folder, find_one, match_header, read_csv, require_folder, require_unique, sha256
+from mrpipe.raw import Column, Folder, find_one, match_header, read_csv, require_folder, sha256
 
 COLUMNS = (Column(name="id", nullable=False), Column(name="age", dtype=pl.Int64, aliases=("AGE_YEARS",)))
 
@@ -171,14 +171,6 @@ def test_damaged_gz_is_never_a_shorter_table(tmp_path: Path, damage: str) -> Non
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert "no such file" in fault_of(tmp_path / "absent.csv").found
     assert "folder" in fault_of(tmp_path).found
-
-
-def test_require_unique_names_the_first_repeat() -> None:
-    frame = pl.DataFrame({"k": ["a", "b", "c", "b"]})
-    with pytest.raises(DataError, match=r"'b' more than once \(2 rows\)") as caught:
-        require_unique(frame, "k", file="t.csv", fix="")
-    assert caught.value.faults[0].row == 2
-    require_unique(frame.head(3), "k", file="t.csv", fix="")
 
 
 # Folder --------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import polars as pl
 from mrpipe.datasets.adni import clinical_medications as drugs
 from mrpipe.datasets.adni.export import Export
 from mrpipe.datasets.adni.features import Feature
-from mrpipe.datasets.adni.rows import latest
+from mrpipe.datasets.adni.rows import eligible, latest
 from mrpipe.datasets.adni.tables import Table
 
 # The authors drop categorical columns with this many levels or more.
@@ -58,9 +58,8 @@ def paper_features(
         keyed = pl.concat(
             [timed.select("rid", "month", "rank", "date", "stamp", "row"), frame.select(names)], how="horizontal"
         )
-        values = cohort.select("rid").join(
-            _rows(keyed, cohort, policy, names), on="rid", how="left", maintain_order="left"
-        )
+        chosen = latest(eligible(keyed, cohort, policy), names)
+        values = cohort.select("rid").join(chosen, on="rid", how="left", maintain_order="left")
         for name in names:
             column, levels = _typed(values[name])
             if column is None:
@@ -71,12 +70,6 @@ def paper_features(
                         description="as written (profile=paper)")
             )  # fmt: skip
     return declared, out
-
-
-def _rows(keyed: pl.DataFrame, cohort: pl.DataFrame, policy: str, names: Sequence[str]) -> pl.DataFrame:
-    from mrpipe.datasets.adni.rows import eligible
-
-    return latest(eligible(keyed, cohort, policy), names)
 
 
 def _typed(column: pl.Series) -> tuple[pl.Series | None, tuple[str, ...]]:

@@ -25,7 +25,6 @@ LENGTHS: dict[str, tuple[int, ...]] = {
              133797422, 135086622, 133275309, 114364328, 107043718, 101991189, 90338345, 83257441, 80373285, 58617616,
              64444167, 46709983, 50818468),
 }  # fmt: skip
-STANDARD = frozenset([*(str(c) for c in range(1, 23)), "X", "Y", "MT"])
 
 
 def chromosome_length(build: str, chromosome: str) -> int | None:

@@ -16,7 +16,6 @@ from mrpipe.raw import find_one
 
 FOLD_FILE = "cmu_mosi_std_folds.py"
 FOLD_LISTS = {"train": ("standard_train_fold",), "val": ("standard_valid_fold",), "test": ("standard_test_fold",)}
-FOLDS = tuple(FOLD_LISTS)
 GET_FOLDS = (
     "It is part of the CMU-MultimodalSDK (mmsdk/mmdatasdk/dataset/standard_datasets/CMU_MOSI/). "
     "Put it beside the .csd files."

@@ -31,11 +31,6 @@ def load_pickle(path: Path) -> Any:
     return _cached(path, stat.st_mtime_ns, stat.st_size)
 
 
-def modality_shapes(part: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of the padded arrays of one part."""
-    return {m: np.shape(part[m]) for m in ("text", "audio", "vision") if m in part}
-
-
 class PaddedExport(ABC):
     """A pickle of three parts, train, valid and test: the part is the fold.
 
