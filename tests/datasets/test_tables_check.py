@@ -87,6 +87,17 @@ def test_every_fault_of_the_tables_at_once(tmp_path: Path) -> None:
         assert part in message, part
 
 
+def test_a_number_that_the_store_cannot_hold_is_a_fault(tmp_path: Path) -> None:
+    """As infinity it would pass into the store: float32 ends at 3.4e38."""
+    rows: list[list[object]] = [[i, k] for k, i in enumerate(IDS)]
+    labels: list[list[object]] = [[i, 0.5 * k] for k, i in enumerate(IDS)]
+    rows[4][1], labels[2][1] = "1.7976931348623157e308", "-1e300"
+    spec = config(label={"file": "people.csv", "column": "out", "kind": "regression"})
+    message = faults_of(tmp_path, {"people.csv": csv("id,out", labels), "a.csv": csv("id,x", rows)}, spec)
+    assert "a.csv, column 'x', row 5: expected a finite number, or few categories; found '1.79" in message
+    assert "people.csv, column 'out', row 3: expected a finite number; found '-1e300'" in message
+
+
 def test_ids_that_do_not_match_are_said(tmp_path: Path) -> None:
     rows = [[f"q{k}", k] for k in range(N)]
     assert "Are its ids those of people.csv?" in faults_of(

@@ -17,6 +17,7 @@ from mrpipe.datasets.tables.files import (
     is_missing,
     read_table,
     require_unique_ids,
+    too_large,
     with_ids,
 )
 from mrpipe.errors import DataError, Fault, FaultCollector
@@ -50,7 +51,7 @@ def label_values(table: RawTable, frame: pl.DataFrame, label: Label, faults: Fau
         expected = f"one of the classes {', '.join(label.values[:12])}"
     else:
         number = text.cast(pl.Float64, strict=False)
-        wrong = text.is_not_null() & ~number.is_finite().fill_null(False)
+        wrong = (text.is_not_null() & ~number.is_finite().fill_null(False)) | too_large(number)
         value = number.cast(pl.Float32) if label.threshold is None else (number >= label.threshold).cast(pl.Int8)
         expected = "a finite number"
     if wrong.any():

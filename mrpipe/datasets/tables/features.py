@@ -27,6 +27,7 @@ from mrpipe.datasets.tables.files import (
     is_missing,
     read_table,
     require_unique_ids,
+    too_large,
     with_ids,
 )
 from mrpipe.errors import DataError, Fault, FaultCollector
@@ -130,6 +131,7 @@ def parse(
             if bad.any() and text[column].n_unique() <= MAX_LEVELS + 1:
                 kind = Kind(kind="categorical")
         if kind.kind == "numeric":
+            bad = bad | too_large(number[column])
             if bad.any():
                 faults.add(_bad_number(table, column, text[column], bad, frame[ROW]))
             values.append(number[column].to_numpy())

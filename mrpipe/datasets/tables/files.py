@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from mrpipe.datasets.tables.config import MISSING, Ref, TablesConfig, canonical
 from mrpipe.errors import DataError, Fault, FaultCollector
 
 ID, ROW = "__sample_id", "__row"
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,11 @@ def canonical_text(column: str | pl.Expr) -> pl.Expr:
     number = text.cast(pl.Float64, strict=False)
     whole = number.is_finite() & (number == number.round()) & (number.abs() < 1e15)
     return pl.when(whole).then(number.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(text)
+
+
+def too_large(number: pl.Series) -> pl.Series:
+    """Which numbers the store's float32 cannot hold: 1.8e308 is some programs' code for missing."""
+    return (number.abs() > FLOAT32_MAX).fill_null(False)
 
 
 def is_missing(column: str, codes: Sequence[str]) -> pl.Expr:
