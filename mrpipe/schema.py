@@ -135,7 +135,8 @@ class Cohort:
     Attributes:
         samples: `sample_id`, `subject_id` (String, unique sample ids) and any further columns.
         labels: task name → frame (`sample_id`, `value`); samples without a label have no row.
-        attrition: `ATTRITION_SCHEMA`; each n_before equals the n_after of the step before.
+        attrition: `ATTRITION_SCHEMA`; each n_before equals the n_after of the step before. The reason of step 0 says
+            who is counted, every other one what is true of those who are left out.
     """
 
     samples: pl.DataFrame
@@ -281,7 +282,7 @@ def option(default: Any, help: str, *, choices: tuple[Any, ...] = ()) -> Any:
 
 
 class Attrition:
-    """Cohort flow: start with n, then one `step` per exclusion."""
+    """Cohort flow: start with n, then one `step` per exclusion, with what is true of those who go."""
 
     def __init__(self, n_start: int, reason: str = "in the export"):
         self._rows: list[tuple[int, str, int, int]] = [(0, reason, n_start, n_start)]

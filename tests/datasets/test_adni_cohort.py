@@ -114,6 +114,11 @@ def test_attrition_chains_and_counts_every_exclusion(tmp_path: Path) -> None:
     frame = build_cohort(dxsum(tmp_path / "raw", rows), AdniOptions()).attrition
     assert frame["n_after"].to_list() == [4, 3, 2, 1, 1]
     assert frame["n_before"].to_list() == [4, 4, 3, 2, 1]
+    # A reason says what is true of those who go: the methods text writes "left out: REASON".
+    gone = frame.filter(pl.col("n_before") > pl.col("n_after"))["reason"].to_list()
+    assert [reason.partition(" (")[0] for reason in gone] == [
+        "no visit with a diagnosis", "a visit without a diagnosis", "the diagnosis changes"
+    ]  # fmt: skip
 
 
 def test_nobody_left_is_a_fault(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_the_censoring_rule() -> None:
 
 def test_a_horizon_beyond_what_the_provider_tells_removes_patients_with_a_reason(tmp_path: Path) -> None:
     raw = Toy().write(tmp_path)
-    with pytest.raises(DataError, match="known state 730 days"):
+    with pytest.raises(DataError, match="found 3 patients in the export; 3 left out: state unknown 730 days"):
         build_cohort(raw, options(horizon_days=730))
 
 

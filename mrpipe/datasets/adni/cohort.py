@@ -31,20 +31,20 @@ def labelled(records: pl.DataFrame, options: AdniOptions, attrition: Attrition) 
         pl.col("dx").count().alias("n_known"),
     )
     summary = summary.filter(pl.col("n_known") > 0)
-    attrition.step("at least one visit with a diagnosis", len(summary))
+    attrition.step("no visit with a diagnosis", len(summary))
     if options.label == "stable_dx":
         if options.blank_diagnosis == "exclude":
             summary = summary.filter(pl.col("n_blank") == 0)
-            attrition.step("no visit without a diagnosis (blank_diagnosis=exclude)", len(summary))
+            attrition.step("a visit without a diagnosis (blank_diagnosis=exclude)", len(summary))
         summary = summary.filter(pl.col("n_states") == 1)
-        attrition.step("the diagnosis never changes (label=stable_dx)", len(summary))
+        attrition.step("the diagnosis changes (label=stable_dx)", len(summary))
     known = records.join(summary.select("rid"), on="rid", how="semi").filter(pl.col("dx").is_not_null())
     if options.label == "baseline_dx":
         known = known.filter(pl.col("month") <= 0)
     # The last record of the policy's range; for baseline_dx baseline comes after screening.
     chosen = known.group_by("rid", maintain_order=True).last()
     if options.label == "baseline_dx":
-        attrition.step("a diagnosis at screening or baseline (label=baseline_dx)", len(chosen))
+        attrition.step("no diagnosis at screening or baseline (label=baseline_dx)", len(chosen))
     return chosen.select("rid", pl.col("dx").alias("value"), "month", "date", "viscode")
 
 
@@ -68,7 +68,7 @@ def build_cohort(raw: Path, options: AdniOptions) -> Cohort:
                   fix="Add ROSTER, ADNIMERGE or an APOERES of 2024 or later to the export.")
         )  # fmt: skip
     label = label.join(export.roster, on="rid", how="inner")
-    attrition.step("a PTID in some table", len(label))
+    attrition.step("no PTID in any table", len(label))
     if label.is_empty():
         raise DataError(
             Fault(file=f"{DXSUM.name}_ddMonYYYY.csv", expected="participants with a usable diagnosis", found="none",

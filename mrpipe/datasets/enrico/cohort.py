@@ -151,14 +151,14 @@ def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
         limit = SEVERITIES.index(options.exclude_issues)
         samples = samples.filter(pl.col("issue_rank").fill_null(-1) < limit)
         worse = " or worse" if options.exclude_issues != "high" else ""
-        reason = f"no issue of severity {options.exclude_issues}{worse} (exclude_issues={options.exclude_issues})"
+        reason = f"an issue of severity {options.exclude_issues}{worse} (exclude_issues={options.exclude_issues})"
         attrition.step(reason, len(samples))
     if options.landscape == "exclude":
         # A picture may be upright and its screen lie on the side: issues.csv knows.
         listed = issues.filter(pl.col("description") == LANDSCAPE_MODE)["screen_id"].implode()
         upright = pl.col("screen_width") <= pl.col("screen_height")
         samples = samples.filter(upright & ~pl.col("sample_id").is_in(listed))
-        attrition.step("screenshot not in landscape (landscape=exclude)", len(samples))
+        attrition.step("screenshot in landscape (landscape=exclude)", len(samples))
 
     labels = samples.select("sample_id").join(topics, left_on="sample_id", right_on="screen_id", how="left")
     index = {topic: i for i, topic in enumerate(TOPICS)}

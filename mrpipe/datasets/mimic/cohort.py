@@ -118,32 +118,32 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
         kept = kept.filter(condition)
         flow.step(reason, kept["subject_id"].n_unique())
 
-    narrow(pl.lit(True), "have an admission")
+    narrow(pl.lit(True), "no admission")
     if options.reversed_visits == "drop":
-        narrow(pl.col("admittime") <= pl.col("dischtime"), "have a visit that is not discharged before its admission")
+        narrow(pl.col("admittime") <= pl.col("dischtime"), "only visits that are discharged before their admission")
     if options.overlapping_visits == "drop":
         before = pl.col("dischtime").cum_max().shift(1).over("subject_id")
-        narrow(before.is_null() | (pl.col("admittime") >= before), "have a visit that overlaps no earlier one")
+        narrow(before.is_null() | (pl.col("admittime") >= before), "only visits that overlap an earlier one")
     enough = pl.len().over("subject_id") >= options.min_visits
     if options.min_visits_stage == "before":
-        narrow(enough, f"have at least {options.min_visits} visits, of any kind")
+        narrow(enough, f"fewer than {options.min_visits} visits, of any kind")
     if options.terminal_visits == "drop":
         terminal = (
             (pl.col("hospital_expire_flag") == 1)
             | pl.col("deathtime").is_not_null()
             | (pl.col("death") <= pl.col("dischtime").dt.date()).fill_null(False)
         )
-        narrow(~terminal, "have a visit that does not end in death")
+        narrow(~terminal, "only visits that end in death")
     if options.icd9 != "off":
         kept = kept.join(icd9_visits(raw, options), on="hadm_id", how="semi")
         which = "only ICD-9 codes" if options.icd9 == "all" else "an ICD-9 code"
-        narrow(pl.lit(True), f"have a visit with {which}")
+        narrow(pl.lit(True), f"no visit with {which}")
     stays = open_table(raw, "icu/icustays").select("hadm_id").unique() if options.require_icu != "no" else None
     if stays is not None and options.require_icu == "every":
         kept = kept.join(stays, on="hadm_id", how="semi")
-        narrow(pl.lit(True), "have a visit with an ICU stay")
+        narrow(pl.lit(True), "no visit with an ICU stay")
     if options.min_visits_stage == "after":
-        narrow(enough, f"have at least {options.min_visits} remaining visits")
+        narrow(enough, f"fewer than {options.min_visits} remaining visits")
     kept = kept.sort("subject_id", "admittime", "hadm_id")
     if options.index_visit == "first":
         # What comes after the prediction is not for the model to see.
@@ -155,15 +155,13 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
             pl.col("in_icu").fill_null(False)
         )
         one = pl.col("in_icu").any() if options.require_icu == "patient" else pl.col("in_icu").last()
-        which = "a remaining" if options.require_icu == "patient" else "the index"
-        narrow(one.over("subject_id"), f"have an ICU stay in {which} visit")
+        which = "any remaining" if options.require_icu == "patient" else "the index"
+        narrow(one.over("subject_id"), f"no ICU stay in {which} visit")
     if options.min_age:
         person = patients.select("subject_id", "anchor_age", "anchor_year")
         kept = kept.join(person, on="subject_id", how="left", maintain_order="left")
         age = pl.col("anchor_age") + pl.col("admittime").dt.year() - pl.col("anchor_year")
-        narrow(
-            (age.last() >= options.min_age).over("subject_id"), f"are {options.min_age} or older at the index admission"
-        )
+        narrow((age.last() >= options.min_age).over("subject_id"), f"under {options.min_age} at the index admission")
     kept = kept.select(
         "subject_id",
         "hadm_id",
@@ -224,15 +222,13 @@ def build_cohort(raw: Path, options: MimicOptions) -> Cohort:
         .filter(pl.col("value").is_not_null())
         .sort("sample_id")
     )
-    found.attrition.step(f"have a known state {options.horizon_days} days after the index discharge", len(frame))
+    found.attrition.step(f"state unknown {options.horizon_days} days after the index discharge", len(frame))
     if frame.is_empty():
         raise DataError(
             Fault(
                 file="hosp/admissions",
                 expected="at least one patient in the cohort",
-                found="; ".join(
-                    f"{r}: {n}" for r, n in found.attrition.frame().select("reason", "n_after").iter_rows()
-                ),
+                found="; ".join(f"{n:,} {what}" for n, what in _flow(found.attrition.frame()) if n),
                 fix="Which rule removes them? mrpipe options mimic lists the rules.",
             )
         )
@@ -280,10 +276,19 @@ def code_counts(raw: Path, kept: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _flow(attrition: pl.DataFrame) -> list[tuple[int, str]]:
+    """How many patients there are, and how many each step leaves out."""
+    return [
+        (before - after, f"left out: {reason}") if step else (after, reason)
+        for step, reason, before, after in attrition.iter_rows()
+    ]
+
+
 def _report(attrition: pl.DataFrame, samples: pl.DataFrame, value: pl.Series) -> None:
     say("mimic cohort, in patients (the paper's numbers in brackets)")
-    for step, reason, _, after in attrition.iter_rows():
-        say(f"  {after:>9,}  {reason}" + (f" [{PAPER['patients']:,}]" if step == len(attrition) - 1 else ""))
+    for n, what in _flow(attrition):
+        say(f"  {n:>9,}  {what}")
+    say(f"  {attrition['n_after'][-1]:>9,}  in the cohort [{PAPER['patients']:,}]")
     counted = {
         "deaths within a year": int(value.sum()),
         "patients without diagnoses": int((samples["n_diagnoses"] == 0).sum()),
