@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.tables import CLASSES
 from mrpipe.keyed import generator
+from mrpipe.truth import subsets
 
 # raw-formats E.1: re-run of the authors' label rule, and the working frequencies of combinations.
 CLASS_COUNTS = (926, 746, 444)
@@ -177,6 +177,5 @@ def truth_frame(people: People, separation: float) -> pl.DataFrame:
 
 def best_accuracies(people: People, separation: float) -> dict[str, float]:
     """Mean of the highest posterior for each combination of modalities, over these participants."""
-    names = list(FACTOR_MEANS)
-    subsets = [c for k in range(1, len(names) + 1) for c in combinations(names, k)]
-    return {"+".join(c): float(posterior(people.subjects, c, separation).max(axis=1).mean()) for c in subsets}
+    shown = subsets(list(FACTOR_MEANS))
+    return {"+".join(c): float(posterior(people.subjects, c, separation).max(axis=1).mean()) for c in shown}

@@ -8,7 +8,6 @@ of who sees the factors themselves, an upper bound for who sees the noisy export
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator
@@ -35,6 +34,7 @@ from mrpipe.datasets.mimic.sim_patients import (
 )
 from mrpipe.keyed import generator
 from mrpipe.parquet import write_frame, write_text
+from mrpipe.raw import sha256
 from mrpipe.truth import write_best
 
 __all__ = ["MimicSimulation", "simulate_export"]
@@ -111,9 +111,7 @@ def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
     for name, frames in tables.items():
         _write(raw, name, frames, o)
     files = sorted(p for p in raw.rglob("*.csv*"))
-    sums = [
-        f"{hashlib.file_digest(p.open('rb'), 'sha256').hexdigest()} {p.relative_to(raw).as_posix()}\n" for p in files
-    ]
+    sums = [f"{sha256(p)} {p.relative_to(raw).as_posix()}\n" for p in files]
     write_text(raw / "SHA256SUMS.txt", "".join(sums))
     p = people.patients
     frame = p.select(
