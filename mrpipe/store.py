@@ -179,8 +179,9 @@ class Store:
         return pl.scan_parquet(self._paths.labels(self.task(task).name))
 
     def split(self, scheme: str | None = None) -> pl.LazyFrame:
-        """`sample_id, split` of a scheme, lazily."""
-        scheme = scheme or self.manifest.default_scheme
+        """`sample_id, split` of a scheme, lazily; None or `default`: the store's own."""
+        if scheme is None or (scheme == "default" and scheme not in self.schemes):
+            scheme = self.manifest.default_scheme
         if scheme not in self.schemes:
             raise UsageError(f"no split {scheme!r}; this store has {', '.join(self.schemes)}")
         return pl.scan_parquet(self._paths.split(scheme))
@@ -225,7 +226,7 @@ class Store:
         """One modality as numpy arrays; without a copy where dtype and layout allow.
 
         Args:
-            split, part: only the samples of this part of this scheme (the default scheme if only `part` is given).
+            split, part: only the samples of this part of this scheme (`default`, or only `part`: the store's own).
             transform: fitted transforms to apply.
         """
         modality = self._modality(name)

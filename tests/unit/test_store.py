@@ -136,6 +136,13 @@ def test_arrays_restore_shapes_and_agree_with_plain_polars(built: Path) -> None:
     np.testing.assert_array_equal(calls, toy.genotype_calls(list(genotype.sample_id)))
 
 
+def test_the_default_split_can_be_named(built: Path) -> None:
+    store = mrpipe.open_store(built)
+    own, named = (store.arrays("table", split=s, part="train") for s in ("standard", "default"))
+    np.testing.assert_array_equal(named.sample_id, own.sample_id)
+    assert store.manifest.default_scheme == "standard"
+
+
 def test_arrays_of_a_part_are_that_part_in_order(built: Path) -> None:
     store = mrpipe.open_store(built)
     for name in NAMES:
