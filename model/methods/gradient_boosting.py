@@ -64,6 +64,8 @@ class GradientBoosting(TabularModel):
 
     def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, Any]:
         x, y = self.features(data, train_rows).cpu().numpy(), data.label[train_rows]
+        # scikit-learn 1.9 cannot bin a column without any value; on a constant nothing is split.
+        x[:, np.isnan(x).all(axis=0)] = 0.0
         x_val, y_val = self.features(data, val_rows).cpu().numpy(), data.label[val_rows]
         best: tuple[float, int, tuple[float, int, int, float], HistGradientBoostingClassifier] | None = None
         for candidate in CANDIDATES[: self.config.own.trials if len(y_val) else 1]:

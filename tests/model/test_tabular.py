@@ -13,6 +13,7 @@ import torch
 from model.config import Common
 from model.data import Data
 from model.predict import predict, validate
+from model.scores import score
 from model.subsets import with_hidden
 from tests.model import synthetic
 
@@ -42,6 +43,21 @@ def test_what_a_batch_hides_is_missing(name: str) -> None:
     moved = (found != method(batch).logits).any(dim=1).numpy()
     assert moved[several].any()
     assert not moved[~several].any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_modality_that_no_training_sample_has_says_nothing(name: str) -> None:
+    masks = np.ones((120, 2), dtype=bool)
+    masks[:72, 1] = False
+    data = synthetic.make(masks, strength=1.0)
+    method, _ = fitted(name, data)
+    rows = data.rows("test")
+    batch = data.batch(rows, "x")
+    assert data.observed[rows, 1].all()
+    found = method(batch).logits
+    data.tables[1].x[:] = 0.0
+    assert torch.equal(method(batch).logits, found)
+    assert score(data.label[rows], found.softmax(1).numpy())["accuracy"] > 0.6
 
 
 @pytest.mark.parametrize("name", METHODS)
