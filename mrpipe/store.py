@@ -94,14 +94,11 @@ def _numpy(array: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
 
 
 def _read_arrays(path: Path, modality: Modality) -> Arrays:
+    if modality.encoding == "packed2":
+        return _read_packed(path, modality)
     table = pq.read_table(path, memory_map=True)
     ids = _numpy(table["sample_id"]).astype(np.str_)
     column = table["x"].combine_chunks() if table["x"].num_chunks != 1 else table["x"].chunk(0)
-    if modality.encoding == "packed2":
-        n_bytes = -(-modality.size // 4)
-        start = column.offset * n_bytes
-        data = np.frombuffer(column.buffers()[2] or b"", dtype=np.uint8)
-        return Arrays(modality=modality, sample_id=ids, x=data[start : start + len(ids) * n_bytes].reshape(-1, n_bytes))
     if modality.kind != "sequence":
         values = _numpy(column.flatten())
         return Arrays(modality=modality, sample_id=ids, x=values.reshape(len(ids), *modality.shape))
@@ -109,6 +106,22 @@ def _read_arrays(path: Path, modality: Modality) -> Arrays:
     offsets = np.concatenate([[0], np.cumsum(_numpy(table["length"]).astype(np.int64))])
     time = _numpy(table["time"].combine_chunks().flatten()) if modality.irregular else None
     return Arrays(modality=modality, sample_id=ids, x=steps, offsets=offsets, time=time)
+
+
+def _read_packed(path: Path, modality: Modality) -> Arrays:
+    """Genotypes, row group by row group into their place: the largest column there is, and never there twice."""
+    file = pq.ParquetFile(path, memory_map=True)
+    n_bytes = -(-modality.size // 4)
+    x = np.empty((file.metadata.num_rows, n_bytes), dtype=np.uint8)
+    ids = [np.empty(0, dtype=np.str_)]
+    done = 0
+    for batch in file.iter_batches(batch_size=64, columns=["sample_id", "x"]):
+        column = batch["x"]
+        data = np.frombuffer(column.buffers()[2], dtype=np.uint8)
+        x[done : done + len(batch)] = data[column.offset * n_bytes :][: len(batch) * n_bytes].reshape(-1, n_bytes)
+        ids.append(_numpy(batch["sample_id"]).astype(np.str_))
+        done += len(batch)
+    return Arrays(modality=modality, sample_id=np.concatenate(ids), x=x)
 
 
 class Store:
