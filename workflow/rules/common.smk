@@ -18,19 +18,16 @@ from snakemake.utils import validate
 from mrpipe.codehash import code_hash
 from mrpipe.errors import MrpipeError
 from mrpipe.stages.prepare import n_parts
-from workflow.cells import Cells, Places
-from workflow.plan import (
-    ConfigError,
+from workflow.arguments import (
     benchmark_arguments,
-    fingerprint,
-    make_plan,
     mask_arguments,
-    schema_faults,
     search_arguments,
     set_arguments,
     settings_asked,
     train_arguments,
 )
+from workflow.cells import Cells, Places
+from workflow.plan import ConfigError, fingerprint, make_plan, schema_faults
 from workflow.suite import description
 from workflow.suites import Suites
 

@@ -1,0 +1,51 @@
+"""What is planned, as the commands of `mrpipe` and `model` take it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from mrpipe.missingness import Missingness
+from workflow.plan import Run
+
+
+def mask_arguments(settings: Missingness) -> list[str]:
+    """Settings of a simulated missingness as `mrpipe mask` takes them."""
+    arguments = ["--mechanism", settings.mechanism, "--p", f"{settings.p:g}", "--seed", str(settings.seed)]
+    arguments += ["--strength", f"{settings.strength:g}", "--blocks", str(settings.n_blocks)]
+    arguments += ["--task", settings.task] if settings.task else []
+    arguments += ["--modalities", *settings.modalities] if settings.modalities else []
+    return arguments if settings.redraw else [*arguments, "--no-redraw"]
+
+
+def train_arguments(run: Run) -> list[str]:
+    """What a run is, as `python -m model train` takes it; store, folder and mask file are the rule's."""
+    arguments = ["--method", run.method, "--preset", run.preset, "--seed", str(run.seed)]
+    arguments += ["--task", run.task] if run.task else []
+    arguments += ["--scheme", run.scheme] if run.scheme else []
+    arguments += ["--modalities", *run.modalities] if run.modalities else []
+    return arguments + set_arguments(run.overrides)
+
+
+def search_arguments(run: Run) -> list[str]:
+    """The search for the settings of a run and those that share them, as `python -m model search` takes it."""
+    return [*train_arguments(replace(run, seed=run.first_seed)), "--trials", str(run.trials)]
+
+
+def benchmark_arguments(run: Run, steps: int) -> list[str]:
+    """What the method of a run costs on every configuration of modalities, as `python -m model benchmark` takes it."""
+    return [*train_arguments(replace(run, modalities=())), "--steps", str(steps)]
+
+
+def settings_asked(runs: Iterable[Run]) -> str:
+    """Methods and overrides of some runs as JSON, for the check that comes before everything else."""
+    asked = {r.label: {"method": r.method, "preset": r.preset, "overrides": r.overrides} for r in runs}
+    return json.dumps(asked, sort_keys=True)
+
+
+def set_arguments(values: Mapping[str, Any]) -> list[str]:
+    """Options as the command line takes them: `--set key=value ...`, or nothing."""
+    pairs = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items()]
+    return ["--set", *pairs] if pairs else []
