@@ -38,7 +38,8 @@ rule suite_settings:
 
 
 rule search:
-    # The same budget for every method, on validation; once for all seeds.
+    # The same budget for every method, on validation; once for all seeds. A submission of its own: in the group of the
+    # cells that wait for it, their seeds would share its one GPU, and a cell that failed would take the search along.
     input:
         verified=lambda wildcards: f"<results>/verified/{searched(wildcards).store}.txt",
         mask=lambda wildcards: mask_file(searched(wildcards)),
@@ -54,7 +55,8 @@ rule search:
     threads: 1
     resources:
         mem_mb=memory(8000),
-        runtime="12h",
+        # One training after the other, as many as there are trials.
+        runtime="24h",
         gpu=int(config["gpu"]),
     params:
         store=lambda wildcards: store_folder(searched(wildcards).store),
