@@ -18,7 +18,7 @@ from mrpipe.errors import MrpipeError
 from mrpipe.store import open_store
 
 SHOWN = {"accuracy": "accuracy %", "macro_f1": "macro-F1 %", "auroc": "AUROC %"}
-EXPERIMENT = ["dataset", "origin", "task", "modalities", "missingness"]
+EXPERIMENT = ["dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness"]
 
 
 def print_summary(results: Path) -> None:
@@ -52,8 +52,9 @@ def score_tables(scores: pl.DataFrame) -> Iterator[Table]:
     """
     overall = scores.filter(by="all").with_columns(pl.col("value") * 100)
     for key, experiment in overall.group_by(*EXPERIMENT, maintain_order=True):
-        dataset, origin, task, modalities, missingness = key
-        title = f"{dataset} ({origin}): {task} from {modalities}, {missingness}, n = {experiment['n'][0]}"
+        dataset, store_id, origin, task, scheme, modalities, missingness = key
+        data = f"{dataset} ({origin}, {store_id}, {scheme} split)"
+        title = f"{data}: {task} from {modalities}, {missingness}, n = {experiment['n'][0]}"
         table = Table(title=title, title_justify="left")
         for name in ("method", "seeds", *SHOWN.values()):
             table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)

@@ -1,0 +1,40 @@
+"""The last lines of a run: what is averaged there are repetitions of one another, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from workflow.summary import score_tables
+
+
+def run(value: float, **changes: Any) -> dict[str, Any]:
+    """The accuracy of a run, as results.csv has it."""
+    usual = {
+        "dataset": "mosi", "store_id": "a" * 16, "origin": "simulated", "task": "sentiment", "scheme": "standard",
+        "modalities": "text+audio", "missingness": "as observed", "method": "majority", "seed": 0, "by": "all", "n": 90,
+        "metric": "accuracy",
+    }  # fmt: skip
+    return {**usual, **changes, "value": value}
+
+
+def shown(*runs: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """Title → rows, without the metrics that these runs do not have."""
+    tables = list(score_tables(pl.DataFrame(runs)))
+    rows = {
+        str(t.title): [list(map(str, row)) for row in zip(*(c.cells for c in t.columns[:3]), strict=True)]
+        for t in tables
+    }
+    assert len(rows) == len(tables), "two tables have one title"
+    return rows
+
+
+def test_seeds_are_averaged() -> None:
+    (rows,) = shown(run(0.5), run(0.7, seed=1), run(0.9, method="logistic")).values()
+    assert rows == [["majority", "2", "60.0 ± 14.1"], ["logistic", "1", "90.0"]]
+
+
+def test_another_store_or_split_of_a_dataset_is_a_table_of_its_own() -> None:
+    tables = shown(run(0.5), run(0.7, scheme="uniform"), run(0.9, store_id="b" * 16))
+    assert list(tables.values()) == [[["majority", "1", value]] for value in ("50.0", "70.0", "90.0")]
