@@ -13,6 +13,7 @@ import polars as pl
 
 from model.report.stores import public
 from mrpipe.errors import DataError, Fault
+from mrpipe.missingness import Missingness
 
 KEYS = ("dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness", "method", "preset", "seed")
 _SCORES = {
@@ -59,8 +60,13 @@ class Run:
 
     @property
     def missingness(self) -> str:
+        """What was hidden and how, without the seed; settings that are not the usual ones are named."""
         mask = self.metrics["mask"]
-        return "as observed" if not mask else f"{mask['mechanism']} p={mask['p']:g}"
+        if not mask:
+            return "as observed"
+        usual = Missingness()
+        said = [f"{k}={mask[k]}" for k in ("task", "redraw", "strength", "n_blocks") if mask[k] != getattr(usual, k)]
+        return " ".join([f"{mask['mechanism']} p={mask['p']:g}", *said])
 
     @property
     def experiment(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from model.__main__ import main
 from model.published import Published, published_rows
 from model.report import Inputs, cautions, write_report
 from model.report import page as page_module
-from model.report.runs import read_run, tell_apart
+from model.report.runs import by_experiment, read_run, tell_apart
 from mrpipe import Store
 from mrpipe.errors import DataError
 from workflow.summary import print_summary
@@ -309,6 +309,14 @@ def test_other_options_are_a_variant_and_not_another_seed(runs: list[Path]) -> N
     older = replace(second, config=second.config | {"options": {"warmup": second.config["options"]["warmup"]}})
     found = tell_apart([first, older])
     assert found[0].label != found[1].label
+
+
+def test_what_was_hidden_in_another_way_is_another_experiment(runs: list[Path]) -> None:
+    run = read_run(runs[0])
+    ways: list[dict[str, Any]] = [{}, {"seed": 7}, {"redraw": False}, {"mechanism": "mnar_label"}]
+    ways += [ways[-1] | {"strength": 0.3}, ways[-1] | {"task": "label"}]
+    hidden = [replace(run, metrics=run.metrics | {"mask": run.metrics["mask"] | way}) for way in ways]
+    assert [len(together) for together in by_experiment(hidden).values()] == [2, 1, 1, 1, 1]
 
 
 def test_the_majority_class_is_in_every_table(runs: list[Path], tmp_path: Path) -> None:
