@@ -22,7 +22,7 @@ from model.grids import Cell, Grid, Line, Page, heading, html, markdown
 from model.plots_cost import cost
 from model.published import DATASETS, short
 from model.results import finished
-from model.tables import Column, Suite, read_suite
+from model.suite import Column, Suite, read_suite
 from mrpipe.errors import UsageError
 from mrpipe.parquet import write_text
 from mrpipe.store import Store, open_store

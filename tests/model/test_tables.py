@@ -18,7 +18,8 @@ from model.grids import Cell, Grid, Line, Page, html, latex, markdown
 from model.metrics import table
 from model.published import FILE, METRICS, published, published_table, short
 from model.results import SCHEMA, best_possible, write_results
-from model.tables import BEST, read_suite, write_tables
+from model.suite import BEST, read_suite
+from model.tables import write_tables
 from mrpipe.errors import DataError
 from mrpipe.truth import ANY, read_best, write_best
 
