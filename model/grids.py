@@ -58,7 +58,7 @@ class Page:
         title: its heading.
         simulated: whether some of it comes from simulated exports.
         origins: one sentence a data set: which, where from.
-        overview: the paper's layout, one table a data set.
+        overview: the paper's layout, one table a store.
         details: everything else, folded away in HTML.
         details_title: what it is.
         notes: how to read it, and what is not there.

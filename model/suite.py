@@ -29,7 +29,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A view of a store; `cells`: name of the row → folder of its runs and their seeds."""
+    """A view of a store.
+
+    Attributes:
+        store: its folder.
+        missingness: `mechanism`, `p`, and settings that are not the usual ones; None: as observed.
+        cells: name of the row → folder of its runs and their seeds.
+        task, scheme: None: the store's own.
+    """
 
     dataset: str
     experiment: str
@@ -39,6 +46,8 @@ class Column:
     absent: tuple[str, ...]
     missingness: Mapping[str, Any] | None
     cells: Mapping[str, tuple[str, list[int]]]
+    task: str | None = None
+    scheme: str | None = None
 
     @property
     def p(self) -> float | None:
@@ -50,11 +59,15 @@ class Column:
 
     @property
     def name(self) -> str:
-        """The column in a header: the view, and what is taken away."""
-        if self.missingness is None:
-            return self.view
-        mechanism = self.missingness["mechanism"]
-        return f"{self.view}, p = {self.p:g}" + ("" if mechanism == "mcar" else f" ({mechanism})")
+        """The column in a header: the view, what is taken away, and what else may tell it from another."""
+        parts = [self.view]
+        if self.missingness is not None:
+            mechanism = self.missingness["mechanism"]
+            parts.append(f"p = {self.p:g}" + ("" if mechanism == "mcar" else f" ({mechanism})"))
+            parts += [f"{k} = {v}" for k, v in self.missingness.items() if k not in ("mechanism", "p")]
+        parts += [f"task {self.task}"] * (self.task is not None)
+        parts += [f"{self.scheme} split"] * (self.scheme is not None)
+        return ", ".join(parts)
 
     def runs(self) -> Iterator[tuple[str, int, str]]:
         """(row, seed, folder below that of all runs)."""

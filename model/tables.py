@@ -119,9 +119,12 @@ def _percent(estimate: Estimate | None, names: Sequence[str]) -> dict[str, float
 def make_page(suite: Suite, columns: Sequence[Filled], scores: pl.DataFrame) -> Page:
     """What people see of a suite."""
     cells = {(r["column"], r["row"], r["metric"]): r for r in scores.iter_rows(named=True)}
-    datasets = list(dict.fromkeys(c.column.dataset for c in columns))
-    overview = [_overview(suite, columns, cells, dataset) for dataset in datasets]
-    details = [_detail(suite, number, f, cells) for number, f in enumerate(columns) if f.comparison is not None]
+    overview = [_overview(suite, columns, cells, store) for store in dict.fromkeys(c.column.store for c in columns)]
+    details = [
+        _detail(suite, number, f, cells, _data(f.column, columns))
+        for number, f in enumerate(columns)
+        if f.comparison is not None
+    ]
     return Page(
         identifier=suite.name, title=heading(suite.name, suite.title),
         simulated=any(f.origin == "simulated" for f in columns), origins=tuple(_origins(suite, columns)),
@@ -133,9 +136,16 @@ def make_page(suite: Suite, columns: Sequence[Filled], scores: pl.DataFrame) -> 
 Cells = Mapping[tuple[int, str, str], Mapping[str, Any]]
 
 
-def _overview(suite: Suite, columns: Sequence[Filled], cells: Cells, dataset: str) -> Grid:
-    """The paper's layout: methods by views; under a method what the paper printed for it."""
-    mine = [(n, f, m) for n, f in enumerate(columns) if f.column.dataset == dataset for m in suite.metrics]
+def _data(column: Column, columns: Sequence[Filled]) -> str:
+    """The dataset of a column as the paper writes it, and which store of it where there are several."""
+    name = DATASETS.get(column.dataset, (column.dataset,))[0]
+    stores = {f.column.store for f in columns if f.column.dataset == column.dataset}
+    return f"{name}, store {Path(column.store).name}" if len(stores) > 1 else name
+
+
+def _overview(suite: Suite, columns: Sequence[Filled], cells: Cells, store: str) -> Grid:
+    """The paper's layout, of a store: methods by views; under a method what the paper printed for it."""
+    mine = [(n, f, m) for n, f in enumerate(columns) if f.column.store == store for m in suite.metrics]
     several = len(suite.metrics) > 1
     header = ["method", *(f.column.name + (f": {NAMES[m]}" if several else "") for _, f, m in mine)]
     lines = []
@@ -149,7 +159,7 @@ def _overview(suite: Suite, columns: Sequence[Filled], cells: Cells, dataset: st
         if any(printed):
             texts = [Cell(text or "", "published") for text in printed]
             lines.append(Line("published", f"{row.name}, as published", tuple(texts)))
-    name = DATASETS.get(dataset, (dataset,))[0]
+    name = _data(mine[0][1].column, columns)
     origin = next((f.origin for _, f, _ in mine if f.origin), "")
     what = "" if several else f", {NAMES[suite.metrics[0]]}"
     caption = f"{name}{f' ({_said(origin)})' if origin else ''}{what}, test part, %: mean ± sd over seeds"
@@ -184,7 +194,7 @@ def _signed_minus(value: float, *, plus: bool = False) -> str:
     return f"{value:+.1f}".replace("-", "−") if plus else f"{value:.1f}".replace("-", "−")
 
 
-def _detail(suite: Suite, number: int, filled: Filled, cells: Cells) -> Grid:
+def _detail(suite: Suite, number: int, filled: Filled, cells: Cells, data: str) -> Grid:
     """All metrics of a column with their intervals, and the differences from MoE-Retriever in the suite's metrics."""
     compared = suite.reference is not None and len(filled.column.cells) > 1
     header = ["method", "seeds", *(NAMES[m] for m in METRICS)]
@@ -207,9 +217,7 @@ def _detail(suite: Suite, number: int, filled: Filled, cells: Cells) -> Grid:
         for metric in suite.metrics if known else ():
             texts.append(Cell(_difference(ours.get(metric), "regret"), "regret"))
         lines.append(Line("control" if row.control else "method", row.name, tuple(texts)))
-    column = filled.column
-    name = DATASETS.get(column.dataset, (column.dataset,))[0]
-    caption = f"{name}, {column.name} ({_said(filled.origin)}, n = {filled.n} test samples), %"
+    caption = f"{data}, {filled.column.name} ({_said(filled.origin)}, n = {filled.n} test samples), %"
     return Grid(caption, tuple(header), tuple(lines))
 
 

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -124,14 +124,20 @@ class Run:
         return None if self.missingness is None else mask_name(self.missingness)
 
 
+def particulars(m: Missingness) -> dict[str, Any]:
+    """Settings beside mechanism, probability, view and seed that are not the usual ones."""
+    own, usual = asdict(m), asdict(Missingness())
+    return {k: v for k, v in own.items() if k not in ("mechanism", "p", "modalities", "seed") and v != usual[k]}
+
+
 def missingness_name(m: Missingness) -> str:
     """What is taken away and how, without the view and the seed."""
-    default = Missingness()
+    own = particulars(m)
     parts = [m.mechanism, f"p{m.p:g}"]
-    parts += [f"strength{m.strength:g}"] * (m.strength != default.strength)
-    parts += [f"blocks{m.n_blocks}"] * (m.n_blocks != default.n_blocks)
-    parts += [f"task_{m.task}"] * (m.task is not None)
-    parts += ["noredraw"] * (not m.redraw)
+    parts += [f"strength{m.strength:g}"] * ("strength" in own)
+    parts += [f"blocks{m.n_blocks}"] * ("n_blocks" in own)
+    parts += [f"task_{m.task}"] * ("task" in own)
+    parts += ["noredraw"] * ("redraw" in own)
     return "-".join(parts)
 
 

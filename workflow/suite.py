@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mrpipe.missingness import Missingness
-from workflow.plan import Run, missingness_name
+from workflow.plan import Run, missingness_name, particulars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,12 @@ class Suite:
         return list(dict.fromkeys(c.store for c in self.columns if not c.absent))
 
 
+def _missingness(m: Missingness) -> dict[str, Any]:
+    # The label that it depends on is the column's task.
+    own = {k: v for k, v in particulars(m).items() if k != "task"}
+    return {"mechanism": m.mechanism, "p": m.p, **own}
+
+
 def description(suite: Suite, size: str, places: Mapping[str, tuple[str, str | None]]) -> dict[str, Any]:
     """A suite as `python -m model tables` reads it: columns and rows, and which runs belong in which cell.
 
@@ -111,7 +117,9 @@ def description(suite: Suite, size: str, places: Mapping[str, tuple[str, str | N
             "truth": places[c.store][1],
             "modalities": list(c.view),
             "absent": list(c.absent),
-            "missingness": c.missingness and {"mechanism": c.missingness.mechanism, "p": c.missingness.p},
+            "missingness": c.missingness and _missingness(c.missingness),
+            "task": c.task,
+            "scheme": c.scheme,
             "cells": {row: [runs[0].label, [run.seed for run in runs]] for row, runs in c.cells.items()},
         }
         for c in suite.columns

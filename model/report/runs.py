@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,9 @@ class Run:
         mask = self.metrics["mask"]
         if not mask:
             return "as observed"
-        usual = Missingness()
-        said = [f"{k}={mask[k]}" for k in ("task", "redraw", "strength", "n_blocks") if mask[k] != getattr(usual, k)]
-        return " ".join([f"{mask['mechanism']} p={mask['p']:g}", *said])
+        usual = asdict(Missingness())
+        own = {k: v for k, v in mask.items() if k not in ("mechanism", "p", "modalities", "seed") and v != usual[k]}
+        return " ".join([f"{mask['mechanism']} p={mask['p']:g}", *(f"{k}={v}" for k, v in own.items())])
 
     @property
     def experiment(self) -> tuple[str, ...]:

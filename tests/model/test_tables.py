@@ -18,7 +18,7 @@ from model.grids import Cell, Grid, Line, Page, html, latex, markdown
 from model.metrics import table
 from model.published import FILE, METRICS, published, published_table, short
 from model.results import SCHEMA, best_possible, write_results
-from model.suite import BEST, read_suite
+from model.suite import BEST, parse_suite, read_suite
 from model.tables import write_tables
 from mrpipe.errors import DataError
 from mrpipe.truth import ANY, read_best, write_best
@@ -69,6 +69,12 @@ def column(modalities: list[str], cells: dict[str, Any], absent: list[str] | Non
     }  # fmt: skip
 
 
+def said_of(columns: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """A suite.json with these columns."""
+    usual = {"suite": "table2", "title": "A & B", "size": "full", "metrics": ["accuracy"], "published": "table2"}
+    return usual | {"rows": ROWS, "columns": columns} | changes
+
+
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[..., tuple[Page, Path]]:
     """The tables of two methods and a control; seed 2 of MUSE did not finish, and a view is not in the store."""
@@ -80,11 +86,8 @@ def made(tmp_path: Path) -> Callable[..., tuple[Page, Path]]:
                     folder = tmp_path / "runs" / "e" / method / f"seed{seed}"
                     write_run(folder, method, seed, quality + 0.02 * seed, origin=origin)
         cells = {r["name"]: [r["method"], [0, 1, 2]] for r in ROWS}
-        said = {
-            "suite": "table2", "title": "A & B", "size": "full", "metrics": ["accuracy"], "published": "table2",
-            "rows": ROWS, "unfinished": unfinished, "trials": [6],
-            "columns": [column(["text", "audio"], cells), column(["text", "vision"], {}, ["vision"])],
-        }  # fmt: skip
+        columns = [column(["text", "audio"], cells), column(["text", "vision"], {}, ["vision"])]
+        said = said_of(columns, unfinished=unfinished, trials=[6])
         for c in said["columns"]:
             c["missingness"]["mechanism"] = mechanism
         (tmp_path / "suite.json").write_text(json.dumps(said))
@@ -114,6 +117,31 @@ def test_ours_stand_beside_the_published_with_interval_and_difference(made: Any)
     assert "Settings: of 6 that were tried" in text
     assert page.faults == ("e/muse/seed2",)
     assert "e/muse/seed2" in text
+
+
+def test_two_stores_of_a_dataset_are_two_tables_and_each_says_its_origin(tmp_path: Path) -> None:
+    columns = []
+    for name, origin in (("mosi", "export"), ("toy", "simulated")):
+        write_run(tmp_path / "runs" / name / "majority" / "seed0", "majority", 0, 0.5, origin=origin)
+        cells = {"majority class": ["majority", [0]]}
+        columns.append(column(["text", "audio"], cells) | {"experiment": name, "store": f"stores/{name}"})
+    page = write_tables(parse_suite(said_of(columns)), tmp_path / "runs", tmp_path)
+    for grids in (page.overview, page.details):
+        real, toy = (grid.caption for grid in grids)
+        assert "real export" in real
+        assert "store mosi" in real
+        assert "simulated export" in toy
+        assert "store toy" in toy
+
+
+def test_columns_that_differ_have_other_names() -> None:
+    usual = column(["text", "audio"], {})
+    strong = usual | {"missingness": {"mechanism": "mnar_label", "p": 0.3, "strength": 1.0}}
+    columns = [usual, usual | {"missingness": None}, usual | {"task": "mood"}, usual | {"scheme": "uniform"}, strong]
+    columns.append(strong | {"missingness": {"mechanism": "mnar_label", "p": 0.3}})
+    names = [c.name for c in parse_suite(said_of(columns)).columns]
+    assert len(set(names)) == len(columns)
+    assert names[0] == "A+T, p = 0.3"
 
 
 def test_what_the_paper_took_away_at_random_is_not_beside_another_mechanism(made: Any) -> None:

@@ -369,6 +369,19 @@ def test_the_description_fits_a_command_line(everything: dict[str, Suites]) -> N
         assert listed == set(suite.runs)
 
 
+def test_what_tells_columns_apart_is_said(own: Any) -> None:
+    from model.suite import parse_suite
+
+    block = OWN["suites"]["mine"]["blocks"][0]
+    hidden = [{"p": 0.3, "mechanism": "mnar_label"}, {"p": 0.3, "mechanism": "mnar_label", "strength": 1.0}, {"p": 0.3}]
+    changes = [*({"missingness": m} for m in hidden), {"scheme": "standard"}, {"task": "polarity"}]
+    suite = own(lambda said: said["suites"]["mine"].update(blocks=[block | change for change in changes])).suite("mine")
+    asked = parse_suite(description(suite, "full", {"mosi-full": ("results/stores/mosi-full", None)}))
+    names = [column.name for column in asked.columns]
+    # The last two blocks take two rates each.
+    assert len(set(names)) == len(names) == 3 + 2 * 2
+
+
 def test_the_schema_describes_everything_that_it_admits(project: Path) -> None:
     schema = yaml.safe_load((project / "workflow/schemas/suites.schema.yaml").read_text())
     open_objects = [
