@@ -118,11 +118,6 @@ class Suites:
         """All cells of all suites, by folder."""
         return {folder: run for name in self.names for folder, run in self.suite(name).cells.items()}
 
-    @property
-    def searches(self) -> dict[tuple[str, str], Run]:
-        """(experiment, label) → the first of the cells that a search is for."""
-        return {key: run for key, run in self.first_seeds.items() if run.trials}
-
     @cached_property
     def first_seeds(self) -> dict[tuple[str, str], Run]:
         """(experiment, label) → the cell of the first seed."""

@@ -133,13 +133,13 @@ def test_all_methods_of_a_column_pick_their_epoch_by_one_score(everything: dict[
 
 def test_a_search_is_for_all_seeds_of_a_cell_and_sees_the_first_mask(everything: dict[str, Suites]) -> None:
     suites = everything["full"]
-    assert suites.searches
-    for run in suites.runs.values():
-        if run.trials:
-            first = suites.searches[run.experiment, run.label]
-            assert first.seed == first.first_seed == 0
-            assert run.overrides == first.overrides
-    assert not everything["smoke"].searches
+    searched = [run for run in suites.runs.values() if run.trials]
+    assert searched
+    for run in searched:
+        first = suites.first_seeds[run.experiment, run.label]
+        assert first.seed == first.first_seed == 0
+        assert (run.overrides, run.trials) == (first.overrides, first.trials)
+    assert not any(run.trials for run in everything["smoke"].runs.values())
 
 
 @pytest.mark.parametrize("size", ["smoke", "full"])
