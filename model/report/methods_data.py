@@ -113,9 +113,11 @@ def _encoders(store: Store, cited: Bibliography) -> str:
         text += f" Text was embedded with a pre-trained sentence encoder{cited.cite('minilm')}."
     sources = store.dictionary["source_file"].drop_nulls().unique().to_list()
     if any("raw T1 scans" in s for s in sources):
+        came_stripped = store.manifest.options.get("image_brain") == "stripped"
+        first = "came skull-stripped and were" if came_stripped else f"were skull-stripped{cited.cite('deepbet')},"
         text += (
-            f" T1 scans were skull-stripped{cited.cite('deepbet')}, corrected for intensity inhomogeneity"
-            f"{cited.cite('n4')}, segmented{cited.cite('atropos')} and warped to template space{cited.cite('ants')}."
+            f" T1 scans {first} corrected for intensity inhomogeneity{cited.cite('n4')}, segmented"
+            f"{cited.cite('atropos')} and warped to template space{cited.cite('ants')}."
         )
     return text
 

@@ -213,6 +213,20 @@ def test_every_citation_has_its_reference_and_every_reference_is_cited(trained: 
     assert len(said.references) == len(set(said.references))
 
 
+def test_scans_that_came_without_a_skull_were_not_stripped_of_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    dictionary = store.dictionary.with_columns(source_file=pl.lit("7 raw T1 scans"))
+    monkeypatch.setattr(Store, "dictionary", dictionary)
+    said = {}
+    for brain in ("extract", "stripped"):
+        other = copy.copy(store)
+        other.manifest = replace(store.manifest, options={"image_brain": brain}, options_changed=())
+        said[brain] = told([], [other])
+    assert "were skull-stripped [" in said["extract"]
+    assert "deepbet" in said["extract"]
+    assert "came skull-stripped and were corrected" in said["stripped"]
+    assert "deepbet" not in said["stripped"]
+
+
 def test_versions_are_those_of_the_run(trained: Run, store: Store) -> None:
     versions = trained.cost["versions"]
     text = told([trained], [store])
