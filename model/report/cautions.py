@@ -53,10 +53,10 @@ def of_experiment(key: tuple[str, ...], runs: Sequence[Run]) -> list[Caution]:
     found: list[tuple[str, str]] = []
     constant = [r for r in runs if r.method != "majority" and _is_constant(r)]
     if constant:
-        found.append(("One class for every test sample: accuracy says how frequent that is.", _named(constant)))
+        found.append(("One class for every test sample: accuracy says how frequent that is.", _named(constant, runs)))
     below = [r for r in runs if r not in constant and r.method != "majority" and _below_majority(r)]
     if below:
-        found.append((f"Accuracy below that of always saying {first['majority']['class']}.", _named(below)))
+        found.append((f"Accuracy below that of always saying {first['majority']['class']}.", _named(below, runs)))
     seeds = {run.seed for run in runs}
     trained = [run for run in runs if run.method != "majority"]
     if trained and len(seeds) < FEW_SEEDS:
@@ -67,7 +67,8 @@ def of_experiment(key: tuple[str, ...], runs: Sequence[Run]) -> list[Caution]:
         found.append(("No validation samples: the last epoch was kept.", ""))
     cut = [r for r in runs if _still_improving(r)]
     if cut:
-        found.append(("The last epoch allowed was the best on validation: longer training may help.", _named(cut)))
+        text = "The last epoch allowed was the best on validation; longer training may help."
+        found.append((text, _named(cut, runs)))
     dataset, _, _, task, _, view, missingness = key
     where = f"{dataset}, {task} from {view}, {missingness}"
     return [Caution(text, where, anchor_of(key), who) for text, who in found]
@@ -92,11 +93,14 @@ def of_store(described: Mapping[str, Any]) -> list[Caution]:
     return [Caution(text, f"store {m.dataset}", anchor) for text in found]
 
 
-def _named(runs: Sequence[Run]) -> str:
-    seeds: dict[str, list[int]] = {}
-    for run in runs:
-        seeds.setdefault(run.label, []).append(run.seed)
-    return "; ".join(f"{k} (seed{'s' * (len(v) > 1)} {', '.join(map(str, sorted(v)))})" for k, v in seeds.items())
+def _named(some: Sequence[Run], runs: Sequence[Run]) -> str:
+    """Labels of some of the runs, with the seeds where it is not all of that label's."""
+    said = []
+    for label in dict.fromkeys(run.label for run in some):
+        seeds, every = ({run.seed for run in those if run.label == label} for those in (some, runs))
+        numbers = ", ".join(map(str, sorted(seeds)))
+        said.append(label if seeds == every else f"{label} (seed{'s' * (len(seeds) > 1)} {numbers})")
+    return ", ".join(said)
 
 
 def _is_constant(run: Run) -> bool:
