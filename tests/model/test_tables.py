@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from benchmarks.pooled import differences
 from model.comparison import make_page, read_scores
 from model.grids import Cell, Grid, Line, Page, html, latex, markdown
 from model.metrics import table
@@ -298,6 +300,21 @@ def test_the_comparison_has_every_published_value_and_where_ours_come_from(made:
     assert elsewhere[4:] == ["–", "", "–"]
     assert "Of 4 published values, 2 have" in page.origins[0]
     assert page.simulated == (origin == "simulated")
+
+
+def test_columns_pooled_differ_by_the_mean_of_their_differences(made: Any) -> None:
+    _, folder = made()
+    for seed in (0, 1):
+        write_run(folder / "runs/f/moe_retriever" / f"seed{seed}", "moe_retriever", seed, 0.9)
+        write_run(folder / "runs/f/muse" / f"seed{seed}", "muse", seed, 0.6)
+    (first, absent) = read_suite(folder / "suite.json").columns
+    columns = [first, absent, replace(first, experiment="f")]
+    found = differences(folder, columns, "MoE-Retriever", "MUSE", "accuracy")
+    assert set(found) == {"all", "text", "text+audio"}
+    # Two seeds that both have in each: 10 points in the first column, 30 in the other.
+    assert 100 * found["all"].value == pytest.approx(20.0, abs=0.5)
+    assert found["all"].low is not None
+    assert found["all"].low < found["all"].value < (found["all"].high or 0)
 
 
 def test_a_file_that_is_no_suite_is_a_data_fault(tmp_path: Path) -> None:
