@@ -28,10 +28,9 @@ def predictions(results: Path, columns: Sequence[Column], row: str) -> dict[int,
     """Number of a (column, seed) → the row's predictions and what each sample has; finished runs only."""
     found = {}
     for number, column in enumerate(columns):
-        label, seeds = column.cells.get(row, ("", []))
-        for seed in seeds:
-            run = results / "runs" / column.experiment / label / f"seed{seed}"
-            if finished(run):
+        for name, seed, folder in column.runs():
+            run = results / "runs" / folder
+            if name == row and finished(run):
                 frame = pl.read_parquet(run / "predictions.parquet").sort("sample_id")
                 found[1000 * number + seed] = tested(run), frame["modalities"]
     return found

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -64,6 +65,12 @@ class Missingness:
             raise UsageError(f"p must lie in [0, 1) for {self.mechanism}, got {self.p}")
         if not 0 <= self.strength <= 1 or self.n_blocks < 1:
             raise UsageError("strength must lie in [0, 1] and n_blocks be at least 1")
+
+
+def particulars(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the fields of a `Missingness`: those that are not the usual ones, beside mechanism, p, seed and view."""
+    usual = dataclasses.asdict(Missingness())
+    return {k: v for k, v in settings.items() if k not in ("mechanism", "p", "modalities", "seed") and v != usual[k]}
 
 
 def _rank(values: NDArray[np.float64]) -> NDArray[np.float64]:

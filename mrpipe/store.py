@@ -109,7 +109,10 @@ def _read_arrays(path: Path, modality: Modality) -> Arrays:
 
 
 def _read_packed(path: Path, modality: Modality) -> Arrays:
-    """Genotypes, row group by row group into their place: the largest column there is, and never there twice."""
+    """Packed genotypes (n, bytes) uint8, a block of rows at a time into their place.
+
+    They are the largest column there is; read as a whole it would be in memory twice.
+    """
     file = pq.ParquetFile(path, memory_map=True)
     n_bytes = -(-modality.size // 4)
     x = np.empty((file.metadata.num_rows, n_bytes), dtype=np.uint8)

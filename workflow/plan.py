@@ -20,7 +20,7 @@ from jsonschema.exceptions import ValidationError
 
 from mrpipe.datasets import dataset_names, get_dataset
 from mrpipe.errors import MrpipeError, UsageError
-from mrpipe.missingness import Missingness
+from mrpipe.missingness import Missingness, particulars
 from mrpipe.schema import Dataset, parse_options
 
 SIMULATED = "simulated"
@@ -124,15 +124,9 @@ class Run:
         return None if self.missingness is None else mask_name(self.missingness)
 
 
-def particulars(m: Missingness) -> dict[str, Any]:
-    """Settings beside mechanism, probability, view and seed that are not the usual ones."""
-    own, usual = asdict(m), asdict(Missingness())
-    return {k: v for k, v in own.items() if k not in ("mechanism", "p", "modalities", "seed") and v != usual[k]}
-
-
 def missingness_name(m: Missingness) -> str:
     """What is taken away and how, without the view and the seed."""
-    own = particulars(m)
+    own = particulars(asdict(m))
     parts = [m.mechanism, f"p{m.p:g}"]
     parts += [f"strength{m.strength:g}"] * ("strength" in own)
     parts += [f"blocks{m.n_blocks}"] * ("n_blocks" in own)

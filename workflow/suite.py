@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mrpipe.missingness import Missingness
-from workflow.plan import Run, missingness_name, particulars
+from mrpipe.missingness import Missingness, particulars
+from workflow.plan import Run, missingness_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class Suite:
 
 def _missingness(m: Missingness) -> dict[str, Any]:
     # The label that it depends on is the column's task.
-    own = {k: v for k, v in particulars(m).items() if k != "task"}
+    own = {k: v for k, v in particulars(asdict(m)).items() if k != "task"}
     return {"mechanism": m.mechanism, "p": m.p, **own}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import polars as pl
 
 from model.report.stores import public
 from mrpipe.errors import DataError, Fault
-from mrpipe.missingness import Missingness
+from mrpipe.missingness import particulars
 
 KEYS = ("dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness", "method", "preset", "seed")
 _SCORES = {
@@ -64,9 +64,8 @@ class Run:
         mask = self.metrics["mask"]
         if not mask:
             return "as observed"
-        usual = asdict(Missingness())
-        own = {k: v for k, v in mask.items() if k not in ("mechanism", "p", "modalities", "seed") and v != usual[k]}
-        return " ".join([f"{mask['mechanism']} p={mask['p']:g}", *(f"{k}={v}" for k, v in own.items())])
+        own = (f"{k}={v}" for k, v in particulars(mask).items())
+        return " ".join([f"{mask['mechanism']} p={mask['p']:g}", *own])
 
     @property
     def experiment(self) -> tuple[str, ...]:
