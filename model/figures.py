@@ -20,7 +20,7 @@ from model.analysis import Request, analyse
 from model.gradients import NAME as GRADIENTS
 from model.grids import Cell, Grid, Line, Page, heading, html, markdown
 from model.plots_cost import cost
-from model.published import DATASETS, short
+from model.published import short
 from model.results import finished
 from model.suite import Column, Suite, read_suite
 from mrpipe.errors import UsageError
@@ -82,13 +82,13 @@ def _names(columns: list[Column]) -> list[str]:
 
 
 def _origins(suite: Suite, columns: list[Column], stores: dict[str, Store]) -> Iterator[str]:
-    for dataset, path in dict.fromkeys((c.dataset, c.store) for c in columns):
+    for data, path in dict.fromkeys((c.data, c.store) for c in columns):
         m = stores[path].manifest
         simulated = m.origin == "simulated"
         warning = " What is seen says that the path works, nothing about real data." if simulated else ""
         size = f", size {suite.size}" if simulated else ""
         kind = "simulated export" if simulated else "real export"
-        yield f"{DATASETS.get(dataset, (dataset,))[0]}: {kind}, store {m.store_id}{size}.{warning}"
+        yield f"{data}: {kind}, store {m.store_id}{size}.{warning}"
 
 
 def _first_runs(suite: Suite, column: Column, places: Places, shown: Shown) -> dict[str, Path]:

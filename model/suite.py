@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.published import short
+from model.published import DATASETS, short
 from mrpipe.errors import DataError, Fault
 
 REFERENCE = "moe_retriever"
@@ -52,6 +52,11 @@ class Column:
     @property
     def p(self) -> float | None:
         return None if self.missingness is None else float(self.missingness["p"])
+
+    @property
+    def data(self) -> str:
+        """The data set as the paper writes it; one that is not the paper's is called after its store."""
+        return DATASETS[self.dataset][0] if self.dataset in DATASETS else Path(self.store).name
 
     @property
     def view(self) -> str:

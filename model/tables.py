@@ -17,7 +17,7 @@ import polars as pl
 
 from model.compare import Comparison, Estimate, Predicted
 from model.grids import Cell, Grid, Line, Page, heading, html, latex, markdown
-from model.published import DATASETS, published
+from model.published import published
 from model.results import best_possible, finished, tested
 from model.scores import METRICS
 from model.suite import BEST, Column, Row, Suite, read_suite
@@ -137,10 +137,9 @@ Cells = Mapping[tuple[int, str, str], Mapping[str, Any]]
 
 
 def _data(column: Column, columns: Sequence[Filled]) -> str:
-    """The dataset of a column as the paper writes it, and which store of it where there are several."""
-    name = DATASETS.get(column.dataset, (column.dataset,))[0]
-    stores = {f.column.store for f in columns if f.column.dataset == column.dataset}
-    return f"{name}, store {Path(column.store).name}" if len(stores) > 1 else name
+    """The data of a column, and which store of them where there are several."""
+    stores = {f.column.store for f in columns if f.column.data == column.data}
+    return f"{column.data}, store {Path(column.store).name}" if len(stores) > 1 else column.data
 
 
 def _overview(suite: Suite, columns: Sequence[Filled], cells: Cells, store: str) -> Grid:
@@ -229,9 +228,8 @@ def _difference(cell: Mapping[str, Any] | None, name: str) -> str:
 
 
 def _origins(suite: Suite, columns: Sequence[Filled]) -> Iterator[str]:
-    for dataset in dict.fromkeys(f.column.dataset for f in columns):
-        mine = [f for f in columns if f.column.dataset == dataset]
-        name = DATASETS.get(dataset, (dataset,))[0]
+    for name in dict.fromkeys(f.column.data for f in columns):
+        mine = [f for f in columns if f.column.data == name]
         known = dict.fromkeys((f.origin, f.store_id) for f in mine if f.origin)
         for origin, store_id in known:
             warning = " The numbers say that the path works, nothing about real data." if origin == "simulated" else ""

@@ -302,6 +302,12 @@ def test_the_comparison_has_every_published_value_and_where_ours_come_from(made:
     assert page.simulated == (origin == "simulated")
 
 
+def test_data_that_the_paper_does_not_have_are_called_after_their_store() -> None:
+    other = column(["text", "audio"], {}) | {"dataset": "tables", "store": "results/stores/icu"}
+    paper, own = parse_suite(said_of([column(["text", "audio"], {}), other])).columns
+    assert (paper.data, own.data) == ("CMU-MOSI", "icu")
+
+
 def test_columns_pooled_differ_by_the_mean_of_their_differences(made: Any) -> None:
     _, folder = made()
     for seed in (0, 1):
