@@ -63,7 +63,7 @@ onstart:
 
 
 onsuccess:
-    from workflow.summary import print_summary
+    from workflow.planning.summary import print_summary
 
     end_suites()
     print_summary(Path(path("<results>")))

@@ -34,8 +34,8 @@ def write(folder: Path, n: int, n_snps: int) -> None:
     """`x.parquet` as a store has it, and `x.h5`."""
     import h5py
 
-    from mrpipe.genotypes import pack
-    from mrpipe.parquet import write_batches
+    from mrpipe.genetics.packing import pack
+    from mrpipe.store.parquet import write_batches
 
     modality = _modality(n_snps)
     calls = shapes.genotypes(n, n_snps, np.random.default_rng(0))
@@ -60,10 +60,10 @@ def _modality(n_snps: int) -> Any:
 def ours(folder: Path, n_snps: int) -> dict[str, float]:
     import torch
 
-    from model.inputs import GenotypeTable
-    from mrpipe.genotype_transform import GenotypeTransform
-    from mrpipe.genotypes import call_counts
-    from mrpipe.store import _read_arrays
+    from moe_retriever.data.tables import GenotypeTable
+    from mrpipe.transforms.genotypes import GenotypeTransform
+    from mrpipe.genetics.packing import call_counts
+    from mrpipe.store.reader import _read_arrays
 
     before, started = _peak_mb(), time.perf_counter()
     arrays = _read_arrays(folder / "x.parquet", _modality(n_snps))

@@ -107,9 +107,9 @@ def prune(store: Path, out: Path, by: str) -> None:
         by: `mrpipe`, or `plink` where it is installed.
     """
     import mrpipe
-    from mrpipe import plink
-    from mrpipe.genotype_transform import GenotypeTransform
-    from mrpipe.genotypes import LdOptions
+    from mrpipe.genetics import plink
+    from mrpipe.transforms.genotypes import GenotypeTransform
+    from mrpipe.genetics.packing import LdOptions
 
     if by == "mrpipe":
         plink.find = lambda: None
@@ -150,8 +150,8 @@ def qc(raw: Path, theirs: Path) -> None:
     """Quality control of each set (this process), and whether plink's sets `theirs` hold the same SNPs."""
     import numpy as np
 
-    from mrpipe.datasets.adni.genomic_plink import open_set
-    from mrpipe.datasets.adni.genomic_qc import quality_control
+    from mrpipe.datasets.adni.genomic.plink import open_set
+    from mrpipe.datasets.adni.genomic.qc import quality_control
 
     seconds, equal = 0.0, 0
     beds = sorted((raw / "genetics").glob("*.bed"))
@@ -178,8 +178,8 @@ def to_plink(store: Path, prefix: Path, part: str, third: int) -> None:
     import polars as pl
 
     import mrpipe
-    from mrpipe.datasets.adni.genomic_plink import bed_rows, write_set
-    from mrpipe.genotypes import unpack_range
+    from mrpipe.datasets.adni.genomic.plink import bed_rows, write_set
+    from mrpipe.genetics.packing import unpack_range
 
     opened = mrpipe.open_store(store)
     arrays = opened.arrays("genomic", part=part)

@@ -143,14 +143,14 @@ def maps(out: Path, n: int) -> None:
     """A stack of n full-size maps: simulate, ingest, load."""
     import pyarrow.parquet as pq
 
-    from mrpipe.datasets.adni.image_options import ImageOptions
-    from mrpipe.datasets.adni.image_raw import prepare_images
-    from mrpipe.datasets.adni.image_read import read_images
-    from mrpipe.datasets.adni.sim_image import FULL_SHAPE, MapModel, simulated_grid
+    from mrpipe.datasets.adni.image.options import ImageOptions
+    from mrpipe.datasets.adni.image.raw import prepare_images
+    from mrpipe.datasets.adni.image.join import read_images
+    from mrpipe.datasets.adni.simulate.image import FULL_SHAPE, MapModel, simulated_grid
     from mrpipe.imaging.nifti import write_nifti
     from mrpipe.keyed import generator
-    from mrpipe.parquet import write_batches
-    from mrpipe.store import _read_arrays
+    from mrpipe.store.parquet import write_batches
+    from mrpipe.store.reader import _read_arrays
 
     raw = out / "maps" / "image"
     raw.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,9 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from model.compare import Comparison, Estimate, Predicted
-from model.results import finished, tested
-from model.suite import Column, read_suite
+from moe_retriever.evaluation.paired import Comparison, Estimate, Predicted
+from moe_retriever.evaluation.run_folders import finished, tested
+from moe_retriever.suites.spec import Column, read_suite
 
 ALL = "all"
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.data import Data, DataSpec
-from model.inputs import GenotypeTable, ModalitySpec, PixelTable, Table, VectorTable
+from moe_retriever.data.load import Data, DataSpec
+from moe_retriever.data.tables import GenotypeTable, ModalitySpec, PixelTable, Table, VectorTable
 from mrpipe import keyed
-from mrpipe.genotype_transform import GenotypeTransform
-from mrpipe.genotypes import pack
-from mrpipe.transforms import Transforms
+from mrpipe.transforms.genotypes import GenotypeTransform
+from mrpipe.genetics.packing import pack
+from mrpipe.transforms.fit import Transforms
 
 # Six combinations, all with clinical data, the full one the most frequent; the shares are assumed.
 ADNI_MASKS = {"BCGI": 0.50, "BCI": 0.16, "BCG": 0.10, "BC": 0.08, "CI": 0.08, "CGI": 0.08}

@@ -32,13 +32,13 @@ import torch
 
 from benchmarks import genotype_loading, shapes
 from benchmarks.peer import Peer, Samples, Settings, collate
-from model.allocator import keep_freed_memory
-from model.config import make_config
-from model.flops import flop_counter
-from model.methods import get
-from model.methods.base import Method
-from model.predict import predict
-from model.train import make_optimiser, train_epoch, train_step
+from moe_retriever.nn.kernels.allocator import keep_freed_memory
+from moe_retriever.config import make_config
+from moe_retriever.evaluation.flops import flop_counter
+from moe_retriever.methods import get
+from moe_retriever.methods.base import Method
+from moe_retriever.training.predict import predict
+from moe_retriever.training.loop import make_optimiser, train_epoch, train_step
 
 Variant = Callable[[int], None]
 

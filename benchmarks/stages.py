@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mrpipe.datasets import get_dataset
-from mrpipe.store import open_store
+from mrpipe.store.reader import open_store
 
 # Networks that a CPU trains in seconds, as in the demo; CMU-MOSI runs at the defaults.
 OVERRIDES = {
@@ -76,7 +76,7 @@ def stages(name: str, raw: Path | None, settings: list[str], folder: Path) -> li
     run("mask", "mask", store, "--p", "0.3", "--seed", "0", "--out", mask)
     # One thread, as the workflow trains: runs are independent, and two threads of one run suffer from any neighbour.
     os.environ["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, "-m", "model", "train", "--store", store, "--mask", mask, "--out", folder / "run",
+    command = [sys.executable, "-m", "mrpipe", "train", "--store", store, "--mask", mask, "--out", folder / "run",
                "--quiet", "--set", "epochs=4", "patience=0", *OVERRIDES.get(name, [])]  # fmt: skip
     seconds, peak = measure([str(c) for c in command])
     rows.append({"dataset": name, "stage": "train, 4 epochs", "seconds": round(seconds, 2), "peak_mib": round(peak)})

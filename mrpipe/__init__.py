@@ -1,5 +1,18 @@
 """From raw clinical and multimodal exports to sealed Parquet feature stores with modality-availability bitmasks."""
 
-from mrpipe.store import Arrays, Store, open_store
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mrpipe.store.reader import Arrays, Store, open_store
 
 __all__ = ["Arrays", "Store", "open_store"]
+__version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> Any:
+    # The reader imports polars; `mrpipe --help` and `mrpipe --version` do without.
+    if name in __all__:
+        import mrpipe.store.reader
+
+        return getattr(mrpipe.store.reader, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,6 @@
 
 import sys
 
-from mrpipe.cli import main
+from mrpipe.cli.main import main
 
 sys.exit(main())

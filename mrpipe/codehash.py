@@ -17,13 +17,15 @@ import hashlib
 import re
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from mrpipe.errors import UsageError
+from mrpipe.plugins import plugin_packages
 
-# The folder that holds the project's packages: a checkout, or site-packages, where only mrpipe and model count as ours.
+# The folder that holds the project's packages: a checkout, where moe_retriever lives in model/, or site-packages.
 PROJECT = Path(__file__).resolve().parent.parent
-PACKAGES = ("mrpipe", "model")
+PACKAGES = {"mrpipe": ("",), "moe_retriever": ("model", "")}
 _DATA_FILE = re.compile(r"[\w./-]+\.(?:json|yaml|yml|csv|tsv|txt|html|css|svg)")
 
 
@@ -60,12 +62,18 @@ def closure(*entries: str, root: Path = PROJECT) -> list[str]:
 def _source(name: str, root: Path) -> Path | None:
     """File of a module of the project, or None: not ours, or not a module (a function, a class)."""
     parts = name.split(".")
-    if parts[0] not in PACKAGES:
+    if parts[0] in PACKAGES:
+        folders = [root / folder for folder in PACKAGES[parts[0]]]
+    elif parts[0] in plugin_packages() and (spec := find_spec(parts[0])) and spec.origin:
+        origin = Path(spec.origin)
+        folders = [origin.parents[1 if origin.name == "__init__.py" else 0]]
+    else:
         return None
-    path = root.joinpath(*parts)
-    for candidate in (path / "__init__.py", path.with_name(path.name + ".py")):
-        if candidate.is_file():
-            return candidate
+    for folder in folders:
+        path = folder.joinpath(*parts)
+        for candidate in (path / "__init__.py", path.with_name(path.name + ".py")):
+            if candidate.is_file():
+                return candidate
     return None
 
 

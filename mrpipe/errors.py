@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -86,3 +87,12 @@ class FaultCollector:
     def raise_if_any(self) -> None:
         if self.faults:
             raise DataError(self.faults)
+
+
+def did_you_mean(name: object, known: Iterable[object], *, otherwise: str | None = None) -> str:
+    """Hint for a name that does not exist: the nearest known names, else `otherwise`; default: the list of all names."""
+    names = [str(k) for k in known]
+    near = difflib.get_close_matches(str(name), names, n=3)
+    if near:
+        return f"Did you mean {' or '.join(map(repr, near))}?"
+    return f"Known names: {', '.join(names)}." if otherwise is None else otherwise

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import polars as pl
 import pyarrow as pa
 
-from mrpipe.errors import UsageError
 
 Kind = Literal["vector", "sequence", "image", "volume", "genotype"]
 TaskKind = Literal["classification", "regression"]
@@ -245,40 +244,6 @@ class Dataset:
     def declared(self, raw: Path, options: Any) -> Dataset:
         """The dataset as this export declares it: itself, unless it has `resolve`."""
         return self if self.resolve is None else self.resolve(raw, options)
-
-
-def parse_options(cls: type, values: Mapping[str, Any], *, context: str) -> Any:
-    """Build an options dataclass from plain values; unknown keys and wrong types are usage errors."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise UsageError(f"{context}: unknown option {unknown[0]!r}; known options: {', '.join(sorted(fields))}")
-    parsed: dict[str, Any] = {}
-    for name, value in values.items():
-        default = getattr(cls(), name)
-        if isinstance(value, str) and not isinstance(default, str):
-            try:
-                value = json.loads(value.lower() if isinstance(default, bool) else value)
-            except json.JSONDecodeError as error:
-                raise UsageError(f"{context}: option {name}={value!r} is not a {type(default).__name__}") from error
-        if isinstance(default, tuple) and isinstance(value, list):
-            value = tuple(value)
-        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if default is not None and not isinstance(value, type(default)):
-            raise UsageError(
-                f"{context}: option {name}={value!r} must be {type(default).__name__}, not {type(value).__name__}"
-            )
-        choices = fields[name].metadata.get("choices")
-        if choices and value not in choices:
-            raise UsageError(f"{context}: option {name}={value!r} must be one of {', '.join(map(str, choices))}")
-        parsed[name] = value
-    return cls(**parsed)
-
-
-def option(default: Any, help: str, *, choices: tuple[Any, ...] = ()) -> Any:
-    """A field of an options dataclass with its help text and, where it has them, its choices."""
-    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 class Attrition:

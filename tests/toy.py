@@ -12,18 +12,8 @@ import polars as pl
 import pyarrow as pa
 
 from mrpipe import keyed
-from mrpipe.schema import (
-    Attrition,
-    Checked,
-    Cohort,
-    Dataset,
-    Features,
-    Modality,
-    ModalityReader,
-    Scheme,
-    Task,
-    option,
-)
+from mrpipe.options import option
+from mrpipe.schema import Attrition, Checked, Cohort, Dataset, Features, Modality, ModalityReader, Scheme, Task
 
 N_SNPS = 21
 

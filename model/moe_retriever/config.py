@@ -8,17 +8,15 @@ are named overrides of either group.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mrpipe.errors import UsageError
-from mrpipe.schema import option, parse_options
+from mrpipe.errors import UsageError, did_you_mean
+from mrpipe.options import option, parse_options
 
 if TYPE_CHECKING:
-    from model.methods.base import Method
+    from moe_retriever.methods.base import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,20 +103,6 @@ class Config:
         return cls(value["method"], value["preset"], common, own, value["seed"])
 
 
-def parse_assignments(items: list[str]) -> dict[str, Any]:
-    """`key=value` texts; a value is JSON where it can be read as such, else text."""
-    values: dict[str, Any] = {}
-    for item in items:
-        key, separator, text = item.partition("=")
-        if not separator:
-            raise UsageError(f"--set takes key=value, got {item!r}")
-        try:
-            values[key] = json.loads(text)
-        except json.JSONDecodeError:
-            values[key] = text
-    return values
-
-
 def make_config(method: type[Method], *, preset: str, seed: int, overrides: Mapping[str, Any]) -> Config:
     """Defaults, then the preset, then the overrides; unknown names are usage errors."""
     if preset not in method.presets:
@@ -128,9 +112,8 @@ def make_config(method: type[Method], *, preset: str, seed: int, overrides: Mapp
     values: dict[str, dict[str, Any]] = {"common": {}, "own": {}}
     for key, value in {**method.presets[preset], **overrides}.items():
         if key not in groups:
-            near = difflib.get_close_matches(key, groups, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`python -m model options` lists them"
-            raise UsageError(f"{method.name} has no option {key!r}; {hint}")
+            hint = did_you_mean(key, groups, otherwise=f"`mrpipe methods {method.name}` lists them.")
+            raise UsageError(f"{method.name} has no option {key!r}. {hint}")
         fields = Common if groups[key] == "common" else method.Options
         # `n_intra=4` reads as a number; an option of text takes it as written.
         if isinstance(getattr(fields(), key), str) and isinstance(value, int) and not isinstance(value, bool):

@@ -1,104 +1,150 @@
-"""What `--help` says."""
+"""Texts of `mrpipe --help` and of the pipeline's commands."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from mrpipe.schema import Dataset
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mrpipe.schema import Dataset
 
 PROGRAM = """\
-Raw clinical and multimodal exports to sealed Parquet feature stores.
+Raw clinical and multimodal exports to sealed Parquet feature stores, and from stores to trained models.
 
-  mrpipe check mosi --raw DIR                 every fault of an export at once
-  mrpipe build mosi --raw DIR --out STORE     export to sealed store in one go
-  mrpipe show STORE                           what is in a store
-  mrpipe verify STORE --deep                  is it whole, is it what it says
+  mrpipe run --cores 8                        the whole workflow on simulated exports
+  mrpipe check mosi --raw DIR                 all errors of an export at once
+  mrpipe build mosi --raw DIR --out STORE     from an export to a sealed store
+  mrpipe train --store STORE --out RUN        from a store to a trained, evaluated model"""
 
-The same steps, one by one, as the workflow runs them (each reads files and writes files):
-  simulate → check → cohort → [prepare →] ingest (per modality) → samples → split (per scheme) → seal
+# Headings of `mrpipe --help` and the commands below them.
+GROUPS = {
+    "Workflow": ("run",),
+    "From an export to a store": ("simulate", "check", "build", "options"),
+    "Stores": ("show", "verify", "audit", "mask", "export"),
+    "From a store to results": (
+        "methods",
+        "train",
+        "evaluate",
+        "predict",
+        "search",
+        "analyse",
+        "benchmark",
+        "report",
+        "results",
+    ),
+}
+STEPS = ("cohort", "prepare", "ingest", "qc", "samples", "split", "seal", "code-hash")
 
-Exit codes: 0 done, 2 wrong use, 3 the data are at fault (file, column, expected, found, what to do)."""
-
-VERBS: dict[str, tuple[str, str]] = {
+# Command → one line for `mrpipe --help`, and the rest of its own help.
+COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": (
-        "write a raw export that the reader cannot tell from a real one",
-        "For trying the pipeline without data. The truth (latent states, best possible prediction) is written beside\n"
-        "the export, in PATH.truth; while it lies there, every store made from the export is marked `simulated`.\n\n"
+        "write a simulated export in the provider's file formats",
+        "For trying the pipeline without data. The ground truth (latent states, best possible prediction) is written\n"
+        "to PATH.truth. While that folder exists, every store built from the export is marked `simulated`.\n\n"
         "  mrpipe simulate enrico --out raw/enrico --set n_screens=200 seed=1",
     ),
     "check": (
-        "find every fault of an export before anything runs",
-        "Reads every header that a run will need and reports all faults in one go, each with file, column, what was\n"
-        "expected, what was found and what to do. Exit code 3 if there is one.\n\n"
+        "validate an export before anything is built",
+        "Reads the header of every file that a build will need and reports all errors at once, each with file, column,\n"
+        "expected value, found value and remedy. Exit code 3 if there are errors.\n\n"
         "  mrpipe check mosi --raw ~/exports/mosi",
     ),
+    "build": (
+        "build a sealed store from an export",
+        "Runs all steps in one process: check, cohort, prepare, ingest, samples, split, seal.\n\n"
+        "  mrpipe build mosi --raw ~/exports/mosi --out stores/mosi --set text_encoder=minilm",
+    ),
+    "options": (
+        "list the datasets, or the options of one",
+        "Options of the reader and of the simulator; pass them as --set key=value.\n\n  mrpipe options mosi",
+    ),
+    "show": (
+        "summarise a store",
+        "Prints modalities, modality combinations, cohort flow, labels, splits and provenance.\n\n"
+        "  mrpipe show stores/mosi",
+    ),
+    "verify": (
+        "verify the integrity of a store",
+        "Checks that all files are present, sizes and row counts match the manifest, and masks agree with the modality\n"
+        "tables. --deep also compares file hashes and scans every value.\n\n"
+        "  mrpipe verify stores/mosi --deep",
+    ),
+    "audit": (
+        "report features that nearly determine the label on their own",
+        "Computes the AUROC of every single feature on training rows, both of its value and of whether it is known, and\n"
+        "reports those above the threshold that chance does not explain, with the raw column they come from. Codes and\n"
+        "measurements are tested one by one: presence, and mean value. Such a feature may be the label in disguise:\n"
+        "inspect it before training.\n\n"
+        "  mrpipe audit stores/mosi --threshold 0.9",
+    ),
+    "mask": (
+        "simulate missing modalities",
+        "Writes one mask file per store, mechanism, p and seed, to be shared by all methods. Mechanisms: mcar,\n"
+        "mnar_label, mnar_value, block; timestep_drop and gaussian corrupt values when the store is loaded.\n\n"
+        "  mrpipe mask stores/mosi --mechanism mcar --p 0.3 --seed 0 --out masks/mcar-0.3-0.parquet",
+    ),
+    "export": (
+        "convert a store to CSV or NumPy files",
+        "For tools that do not read Parquet. csv: one wide file per modality; npz: arrays with their sample ids.\n\n"
+        "  mrpipe export stores/mosi --out csv",
+    ),
     "cohort": (
-        "decide who is in and with which label",
-        "Writes WORK/cohort.parquet and WORK/attrition.parquet (a reason for every exclusion).",
+        "select the cohort and assign labels",
+        "Writes WORK/cohort.parquet and WORK/attrition.parquet (the reason for every exclusion).\n\n"
+        "  mrpipe cohort mosi --raw raw/mosi --work build/mosi",
     ),
     "prepare": (
-        "do one part of a modality's expensive work",
-        "Large tables are cut by subject, scans by scan: each part is an independent job, and `ingest` joins them.\n"
-        "Only modalities that say so have parts; their number is an option of the dataset.",
+        "process one part of a modality",
+        "Expensive modalities are cut into independent parts (by subject or by scan); `ingest` joins them. The number\n"
+        "of parts is an option of the dataset.\n\n"
+        "  mrpipe prepare mimic lab --part 0 --raw raw/mimic --work build/mimic",
     ),
     "ingest": (
-        "turn one modality of an export into features",
-        "Writes STORE/modalities/MODALITY.parquet and its part of the dictionary. Streams: memory stays bounded.",
+        "extract the features of one modality",
+        "Writes STORE/modalities/MODALITY.parquet and its rows of the data dictionary, in bounded memory.\n\n"
+        "  mrpipe ingest mosi text --raw raw/mosi --work build/mosi --store stores/mosi",
     ),
     "qc": (
-        "show what was tried for a modality, and what failed",
-        "Writes OUT/qc.parquet (one row a scan: numbers, outliers, reason of a failure) and OUT/contact_sheet.png.\n"
-        "They name no subject: column `scan` is the row in WORK/tried/MODALITY.parquet, which has the ids and stays\n"
-        "private.",
+        "write quality control of a modality",
+        "Writes OUT/qc.parquet (one row per scan: measurements, outliers, reason of a failure) and\n"
+        "OUT/contact_sheet.png. Neither names a subject: column `scan` is a row number of WORK/tried/MODALITY.parquet,\n"
+        "which holds the ids and stays private.\n\n"
+        "  mrpipe qc adni image --work build/adni --out build/adni/qc",
     ),
     "samples": (
-        "bring cohort and modalities together: masks, row index, labels",
+        "assemble the sample table: masks, row index and labels",
         "Writes STORE/samples.parquet, STORE/labels/*.parquet and STORE/attrition.parquet. A sample whose scans all\n"
-        "failed keeps its other modalities; the attrition table counts the reasons.",
+        "failed keeps its other modalities; the attrition table counts the reasons.\n\n"
+        "  mrpipe samples mosi --work build/mosi --store stores/mosi --modalities text audio",
     ),
     "split": (
-        "write one named split, by subject",
-        "A scheme of the dataset (standard, uniform), or your own id list:\n\n"
+        "write one split, grouped by subject",
+        "Either a scheme of the dataset or your own list of ids:\n\n"
         "  mrpipe split mosi --store STORE --scheme mine --ids ids.json\n\n"
         '  ids.json: {"train": [...], "val": [...], "test": [...]}',
     ),
     "seal": (
         "check the invariants and write the manifest",
-        "The manifest comes last; a folder without one is not a store. Equal inputs give an equal store_id.",
+        "The manifest is written last; a folder without one is not a store. Equal inputs give an equal store_id.\n\n"
+        "  mrpipe seal mosi --work build/mosi --store stores/mosi",
     ),
-    "build": (
-        "run check … seal in one process",
-        "  mrpipe build mosi --raw ~/exports/mosi --out stores/mosi --set text_encoder=minilm",
-    ),
-    "verify": (
-        "is a store whole, and is it what it says",
-        "Shallow: sizes, row counts, mask ⇔ row ⇔ table. --deep also hashes every file and scans every value.",
-    ),
-    "show": ("what is in a store", "Modalities, combinations, cohort flow, labels, splits, and where it came from."),
-    "audit": (
-        "features that tell the label almost alone",
-        "Single-feature AUROC on training rows, of the value and of whether it is known at all, with the raw column\n"
-        "that the feature came from; beyond what luck does among so many features. Codes and measurements are looked\n"
-        "at one by one: whether a sample has them, and the mean of their values. What stands here may be the label in\n"
-        "other words: look before you train.\n\n"
-        "  mrpipe audit STORE --threshold 0.9",
-    ),
-    "export": (
-        "copy a store to CSV or NumPy files",
-        "For tools that do not read Parquet. csv: one wide file a modality; npz: arrays with their ids.",
-    ),
-    "mask": (
-        "hide modalities at random and write down which",
-        "One mask file per (store, mechanism, p, seed), shared by all methods. Mechanisms: mcar, mnar_label,\n"
-        "mnar_value, block; timestep_drop and gaussian corrupt values at load time instead.\n\n"
-        "  mrpipe mask STORE --mechanism mcar --p 0.3 --seed 0 --out masks/mcar-0.3-0.parquet",
-    ),
-    "options": ("the options of a dataset's reader and simulator", "Give them with --set key=value."),
     "code-hash": (
-        "hash of the code that a step depends on",
-        "Comments and docstrings do not count. The workflow uses it to rerun what an edit of the library affects.",
+        "print the hash of the code that a step depends on",
+        "Comments and docstrings do not count. The workflow uses the hash to rerun the steps that an edit affects.\n\n"
+        "  mrpipe code-hash mrpipe.stages.ingest",
     ),
 }
+
+
+def datasets_page() -> str:
+    """Name and title of every dataset."""
+    from mrpipe.datasets import dataset_names, get_dataset
+
+    names = dataset_names()
+    width = max(map(len, names))
+    lines = [f"  {name:<{width}}  {get_dataset(name).title}" for name in names]
+    return "\n".join(["datasets:", *lines, "", "`mrpipe options DATASET` lists the options of one."])
 
 
 def options_page(dataset: Dataset) -> str:

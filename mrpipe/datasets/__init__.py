@@ -1,24 +1,44 @@
-"""The registry: one package a dataset, found by name; a new dataset is a new folder with a `DATASET`."""
+"""Registry of datasets: each package in this folder with a `DATASET`, and the entry points of `mrpipe.datasets`."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 
-from mrpipe.errors import UsageError
+from mrpipe.errors import UsageError, did_you_mean
+from mrpipe.plugins import entry_points
 from mrpipe.schema import Dataset
+
+_GROUP = "mrpipe.datasets"
+
+
+def _own_names() -> list[str]:
+    return [m.name for m in pkgutil.iter_modules(__path__) if m.ispkg]
 
 
 def dataset_names() -> list[str]:
     """Names of all datasets, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg)
+    return sorted({*_own_names(), *entry_points(_GROUP)})
+
+
+def dataset_module(name: str) -> str:
+    """Dotted name of the module that declares a dataset."""
+    return f"{__name__}.{name}" if name in _own_names() else entry_points(_GROUP)[name].module
 
 
 def get_dataset(name: str) -> Dataset:
-    """The declaration of a dataset."""
+    """The declaration of a dataset.
+
+    Raises:
+        UsageError: no dataset of this name.
+        TypeError: an entry point that is not a `Dataset` of its own name.
+    """
     if name not in dataset_names():
-        raise UsageError(f"unknown dataset {name!r}; known: {', '.join(dataset_names())}")
-    module = importlib.import_module(f"mrpipe.datasets.{name}")
-    dataset = module.DATASET
-    assert isinstance(dataset, Dataset)
+        raise UsageError(f"no dataset {name!r}. {did_you_mean(name, dataset_names())}")
+    if name in _own_names():
+        dataset = importlib.import_module(f"{__name__}.{name}").DATASET
+    else:
+        dataset = entry_points(_GROUP)[name].load()
+    if not (isinstance(dataset, Dataset) and dataset.name == name):
+        raise TypeError(f"entry point {name!r} of {_GROUP} is not a Dataset with name={name!r}")
     return dataset

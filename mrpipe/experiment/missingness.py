@@ -23,10 +23,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe import keyed, masks
+from mrpipe import keyed
+from mrpipe.store import masks
 from mrpipe.errors import DataError, Fault, UsageError
-from mrpipe.parquet import read_metadata, write_frame
-from mrpipe.store import Arrays, Store
+from mrpipe.store.parquet import read_metadata, write_frame
+from mrpipe.store.reader import Arrays, Store
 
 MECHANISMS = ("mcar", "mnar_label", "mnar_value", "block", "timestep_drop", "gaussian")
 AT_LOAD = ("timestep_drop", "gaussian")

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.parquet import read_metadata, write_frame
+from mrpipe.store.parquet import read_metadata, write_frame
 
 NAME = "best.parquet"
 KEY = "mrpipe.best"

@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe import genotypes
-from mrpipe.genotypes import LdOptions
+from mrpipe.genetics import packing as genotypes
+from mrpipe.genetics.packing import LdOptions
 
 # Individual-major: the packed rows as they are, and plink transposes them.
 _MAGIC = b"\x6c\x1b\x00"

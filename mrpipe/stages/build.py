@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mrpipe.errors import UsageError
-from mrpipe.layout import qc_folder
-from mrpipe.schema import Dataset, parse_options
+from mrpipe.store.layout import qc_folder
+from mrpipe.options import parse_options
+from mrpipe.schema import Dataset
 from mrpipe.stages.check import write_check
 from mrpipe.stages.cohort import build_cohort
 from mrpipe.stages.ingest import ingest

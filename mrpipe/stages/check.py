@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrpipe.layout import WorkLayout
-from mrpipe.parquet import write_text
+from mrpipe.store.layout import WorkLayout
+from mrpipe.store.parquet import write_text
 from mrpipe.raw import require_folder, sha256
-from mrpipe.schema import Dataset, parse_options
+from mrpipe.options import parse_options
+from mrpipe.schema import Dataset
 from mrpipe.stages.declaration import DECLARED, declaration
 from mrpipe.stages.simulate import is_simulated
 

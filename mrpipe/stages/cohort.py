@@ -8,9 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from mrpipe.layout import WorkLayout, made_by
-from mrpipe.parquet import write_frame
-from mrpipe.schema import ATTRITION_SCHEMA, Cohort, Dataset, parse_options
+from mrpipe.store.layout import WorkLayout, made_by
+from mrpipe.store.parquet import write_frame
+from mrpipe.options import parse_options
+from mrpipe.schema import ATTRITION_SCHEMA, Cohort, Dataset
 
 LABEL_PREFIX = "label."
 

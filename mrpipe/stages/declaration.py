@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mrpipe.layout import StoreLayout, WorkLayout, made_by
-from mrpipe.parquet import read_metadata
+from mrpipe.store.layout import StoreLayout, WorkLayout, made_by
+from mrpipe.store.parquet import read_metadata
 from mrpipe.schema import Dataset, Features, ModalityReader, Scheme, Task
 
 # Key of checked.json; and of the metadata of samples.parquet, where a split finds the schemes.

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mrpipe.errors import UsageError
-from mrpipe.layout import StoreLayout, WorkLayout
-from mrpipe.parquet import write_batches, write_frame
-from mrpipe.schema import DICTIONARY_SCHEMA, MODALITY_KEY, TRIED_SCHEMA, Dataset, Features, parse_options
+from mrpipe.store.layout import StoreLayout, WorkLayout
+from mrpipe.store.parquet import write_batches, write_frame
+from mrpipe.options import parse_options
+from mrpipe.schema import DICTIONARY_SCHEMA, MODALITY_KEY, TRIED_SCHEMA, Dataset, Features
 from mrpipe.stages.cohort import read_cohort
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mrpipe.errors import UsageError
-from mrpipe.layout import WorkLayout
-from mrpipe.schema import Dataset, parse_options
+from mrpipe.store.layout import WorkLayout
+from mrpipe.options import parse_options
+from mrpipe.schema import Dataset
 from mrpipe.stages.cohort import read_cohort
 
 

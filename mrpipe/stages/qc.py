@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.errors import UsageError
-from mrpipe.layout import WorkLayout, made_by
+from mrpipe.store.layout import WorkLayout, made_by
 from mrpipe.schema import Dataset
 
 

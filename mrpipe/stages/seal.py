@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+import mrpipe
 import pyarrow.parquet as pq
 
-from mrpipe import masks
-from mrpipe.card import render_card
+from mrpipe.store import masks
+from mrpipe.store.card import render_card
 from mrpipe.codehash import code_hash
+from mrpipe.datasets import dataset_module
 from mrpipe.errors import DataError, Fault
-from mrpipe.invariants import find_breaches
-from mrpipe.layout import StoreLayout, WorkLayout, made_by
-from mrpipe.manifest import FORMAT, Manifest, store_id
-from mrpipe.parquet import read_metadata, write_frame, write_text
+from mrpipe.store.invariants import find_breaches
+from mrpipe.store.layout import StoreLayout, WorkLayout, made_by
+from mrpipe.store.manifest import FORMAT, Manifest, store_id
+from mrpipe.store.parquet import read_metadata, write_frame, write_text
 from mrpipe.raw import sha256
 from mrpipe.schema import Dataset
 from mrpipe.stages.declaration import recall
@@ -82,7 +85,7 @@ def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], ver
         tables=tables,
         inputs=tuple(checked["inputs"]),
         notes=(*dataset.notes, *checked["notes"]),
-        code_hash=code_hash("mrpipe.stages.build", f"mrpipe.datasets.{dataset.name}"),
+        code_hash=code_hash("mrpipe.stages.build", dataset_module(dataset.name)),
         mrpipe_version=version,
         n_samples=len(samples),
         n_subjects=samples["subject_id"].n_unique(),
@@ -125,7 +128,7 @@ def seal(dataset: Dataset, work: Path, root: Path, schemes: Sequence[str] | None
     # Left by a writer that was killed; one that still runs cannot rename its file into the sealed store any more.
     for leftover in root.rglob(".*.tmp"):
         leftover.unlink()
-    version = metadata.version("mrpipe")
+    version = mrpipe.__version__
     manifest = build_manifest(dataset, root, checked, version)
     provenance = {
         "sealed_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -133,7 +136,7 @@ def seal(dataset: Dataset, work: Path, root: Path, schemes: Sequence[str] | None
         "platform": platform.platform(),
         "python": platform.python_version(),
         "command": " ".join(["mrpipe", *sys.argv[1:]]),
-        "versions": {p: metadata.version(p) for p in ("mrpipe", "polars", "pyarrow", "numpy")},
+        "versions": {"mrpipe": version} | {p: metadata.version(p) for p in ("polars", "pyarrow", "numpy")},
     }
     write_text(paths.provenance, json.dumps(provenance, indent=1) + "\n")
     write_text(paths.card, render_card(dataset, manifest, root))

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mrpipe.errors import UsageError
-from mrpipe.layout import truth_folder
-from mrpipe.parquet import write_text
-from mrpipe.schema import Dataset, parse_options
+from mrpipe.store.layout import truth_folder
+from mrpipe.store.parquet import write_text
+from mrpipe.options import parse_options
+from mrpipe.schema import Dataset
 
 MARKER = "simulation.json"
 

@@ -9,10 +9,10 @@ from typing import Any
 import polars as pl
 
 from mrpipe.errors import DataError, Fault, UsageError
-from mrpipe.layout import StoreLayout, made_by
-from mrpipe.parquet import write_frame
+from mrpipe.store.layout import StoreLayout, made_by
+from mrpipe.store.parquet import write_frame
 from mrpipe.schema import Dataset
-from mrpipe.splits import PARTS, from_column, from_id_list, grouped_stratified, require_grouped
+from mrpipe.store.splits import PARTS, from_column, from_id_list, grouped_stratified, require_grouped
 from mrpipe.stages.declaration import recall_schemes
 
 SPLIT_KEY = "mrpipe.split"

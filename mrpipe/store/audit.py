@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
 from mrpipe.errors import UsageError
-from mrpipe.genotypes import unpack_at
+from mrpipe.genetics.packing import unpack_at
 from mrpipe.schema import Modality
-from mrpipe.store import Arrays, Store
+from mrpipe.store.reader import Arrays, Store
 
 _AUDIT: dict[str, Any] = {
     "modality": pl.String, "feature": pl.String, "what": pl.String, "class": pl.String, "auroc": pl.Float64,

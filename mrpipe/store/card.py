@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.layout import StoreLayout
-from mrpipe.manifest import Manifest
+from mrpipe.store.layout import StoreLayout
+from mrpipe.store.manifest import Manifest
 from mrpipe.schema import Dataset
 
 _POLARS = """\

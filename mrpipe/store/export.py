@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from mrpipe.errors import UsageError
-from mrpipe.parquet import replacing
-from mrpipe.store import Arrays, Store, unpack_genotypes
+from mrpipe.store.parquet import replacing
+from mrpipe.store.reader import Arrays, Store, unpack_genotypes
 
 
 def _csv(arrays: Arrays, names: list[str]) -> pl.DataFrame:

@@ -9,12 +9,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mrpipe import masks
+from mrpipe.store import masks
 from mrpipe.errors import Fault, FaultCollector
-from mrpipe.layout import StoreLayout
-from mrpipe.parquet import read_metadata
+from mrpipe.store.layout import StoreLayout
+from mrpipe.store.parquet import read_metadata
 from mrpipe.schema import MODALITY_KEY, Modality
-from mrpipe.splits import PARTS
+from mrpipe.store.splits import PARTS
 
 
 def _breach(file: str, expected: str, found: str, column: str | None = None, row: int | None = None) -> Fault:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mrpipe.errors import DataError, Fault
-from mrpipe.layout import StoreLayout
+from mrpipe.store.layout import StoreLayout
 from mrpipe.schema import Modality, Task
 
 FORMAT = 1

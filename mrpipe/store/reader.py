@@ -17,18 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mrpipe import masks
+from mrpipe.store import masks
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
-from mrpipe.invariants import find_breaches, value_breaches
-from mrpipe.layout import StoreLayout
-from mrpipe.manifest import Manifest, read_manifest
-from mrpipe.manifest import store_id as hash_of
+from mrpipe.store.invariants import find_breaches, value_breaches
+from mrpipe.store.layout import StoreLayout
+from mrpipe.store.manifest import Manifest, read_manifest
+from mrpipe.store.manifest import store_id as hash_of
 from mrpipe.raw import sha256
 from mrpipe.schema import Modality, Task
-from mrpipe.splits import PARTS
+from mrpipe.store.splits import PARTS
 
 if TYPE_CHECKING:
-    from mrpipe.transforms import Transforms
+    from mrpipe.transforms.fit import Transforms
 
 
 @dataclass(frozen=True, kw_only=True)

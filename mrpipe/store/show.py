@@ -6,8 +6,8 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from mrpipe.splits import PARTS
-from mrpipe.store import Store
+from mrpipe.store.splits import PARTS
+from mrpipe.store.reader import Store
 
 
 def _table(title: str, *columns: str) -> Table:

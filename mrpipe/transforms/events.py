@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from mrpipe.errors import UsageError
 from mrpipe.schema import Modality
-from mrpipe.store import Arrays
-from mrpipe.transform_options import TransformOptions
+from mrpipe.store.reader import Arrays
+from mrpipe.transforms.options import TransformOptions
 
 Floats = NDArray[np.float32]
 STEPS_OF_VISITS = 20

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
-from mrpipe.encoding import decode_array as _decode
-from mrpipe.encoding import encode_array as _encode
+from mrpipe.transforms.encoding import decode_array as _decode
+from mrpipe.transforms.encoding import encode_array as _encode
 from mrpipe.errors import UsageError
 from mrpipe.schema import Modality
-from mrpipe.store import Arrays
-from mrpipe.transform_options import TransformOptions
+from mrpipe.store.reader import Arrays
+from mrpipe.transforms.options import TransformOptions
 
 
 class Step(Protocol):

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.encoding import decode_array as _decode
-from mrpipe.encoding import encode_array as _encode
+from mrpipe.transforms.encoding import decode_array as _decode
+from mrpipe.transforms.encoding import encode_array as _encode
 from mrpipe.errors import UsageError
-from mrpipe.events import EventTransform, SummaryTransform, event_transform
-from mrpipe.feature_transform import FeatureTransform
-from mrpipe.genotype_transform import GenotypeTransform
-from mrpipe.genotypes import LdOptions
+from mrpipe.transforms.events import EventTransform, SummaryTransform, event_transform
+from mrpipe.transforms.features import FeatureTransform
+from mrpipe.transforms.genotypes import GenotypeTransform
+from mrpipe.genetics.packing import LdOptions
 from mrpipe.schema import Modality
-from mrpipe.store import Arrays, Store
-from mrpipe.transform_options import TransformOptions
+from mrpipe.store.reader import Arrays, Store
+from mrpipe.transforms.options import TransformOptions
 
 FORMAT = 1
 

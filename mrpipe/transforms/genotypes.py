@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe import genotypes, plink
-from mrpipe.encoding import decode_array, encode_array
-from mrpipe.genotypes import LdOptions
+from mrpipe.genetics import packing as genotypes, plink
+from mrpipe.transforms.encoding import decode_array, encode_array
+from mrpipe.genetics.packing import LdOptions
 from mrpipe.schema import Modality
-from mrpipe.store import Arrays
+from mrpipe.store.reader import Arrays
 
 # A SNP's description in the dictionary starts with chromosome:position.
 CHROMOSOME = r"^(?:chr)?(\w+):\d+"

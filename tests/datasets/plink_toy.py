@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni import genomic_plink as plink
+from mrpipe.datasets.adni.genomic import plink as plink
 from mrpipe.keyed import generator
 
 AUTOSOMES = tuple(str(c) for c in range(1, 23))

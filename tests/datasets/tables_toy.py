@@ -13,7 +13,7 @@ from mrpipe.datasets import get_dataset
 from mrpipe.errors import DataError
 from mrpipe.stages.build import build
 from mrpipe.stages.check import check
-from mrpipe.store import Store
+from mrpipe.store.reader import Store
 
 TABLES = get_dataset("tables")
 

@@ -14,11 +14,11 @@ from mrpipe.datasets.adni import DATASET
 from mrpipe.datasets.adni.cohort import build_cohort
 from mrpipe.datasets.adni.export import diagnoses
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.datasets.adni.rows import pick, row_policy
+from mrpipe.datasets.adni.forms.rows import pick, row_policy
 from mrpipe.datasets.adni.tables import CLASSES
 from mrpipe.errors import DataError
 from mrpipe.keyed import generator
-from mrpipe.layout import truth_folder
+from mrpipe.store.layout import truth_folder
 from mrpipe.stages.simulate import simulate
 
 HEADER = "PHASE,PTID,RID,VISCODE,VISCODE2,EXAMDATE,DIAGNOSIS,update_stamp\n"
@@ -202,7 +202,7 @@ def test_profiles_have_their_row_policy_and_a_named_one_wins() -> None:
 
 def test_baseline_rows_hold_nothing_of_later_visits(tmp_path: Path) -> None:
     """The past does not know the future: dropping every later record changes no baseline feature."""
-    from mrpipe.datasets.adni.clinical import clinical_features
+    from mrpipe.datasets.adni.forms.clinical import clinical_features
     from mrpipe.datasets.adni.export import Export
 
     simulate(DATASET, tmp_path / "raw", {"n_subjects": 60, "n_snps": 96, "images": False})

@@ -10,22 +10,14 @@ import polars as pl
 import pytest
 
 from mrpipe.datasets.adni import DATASET
-from mrpipe.datasets.adni import clinical_medications as drugs
-from mrpipe.datasets.adni.biospecimen import biospecimen_features
-from mrpipe.datasets.adni.clinical import clinical_features, in_si
-from mrpipe.datasets.adni.clinical_paper import is_forbidden
+from mrpipe.datasets.adni.forms import medications as drugs
+from mrpipe.datasets.adni.forms.biospecimen import biospecimen_features
+from mrpipe.datasets.adni.forms.clinical import clinical_features, in_si
+from mrpipe.datasets.adni.forms.paper_profile import is_forbidden
 from mrpipe.datasets.adni.cohort import build_cohort
 from mrpipe.datasets.adni.export import Export, diagnoses
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.datasets.adni.tables import (
-    APOERES,
-    BATEMAN,
-    ELECSYS,
-    HISTORY,
-    PTDEMOG,
-    QUANTITIES,
-    RACES,
-)
+from mrpipe.datasets.adni.tables import APOERES, BATEMAN, ELECSYS, HISTORY, PTDEMOG, QUANTITIES, RACES
 from mrpipe.stages.check import check
 from tests.datasets.adni_toy import edit, faults_of, table_path, write
 
@@ -86,7 +78,7 @@ def test_age_is_from_birth_month_to_visit(tmp_path: Path) -> None:
         "PTNOTRT,PTHOME,PTETHCAT,PTRACCAT\n7,002_S_0007,ADNI1,sc,2010-07-01,1,07/1940,1940,1,1,16,1,1,2,5\n",
     )
     demographics = Export(tmp_path)
-    from mrpipe.datasets.adni.clinical import _demographics
+    from mrpipe.datasets.adni.forms.clinical import _demographics
 
     cohort = pl.DataFrame(
         {"rid": [7], "visit_month": [0], "visit_date": [date(2010, 7, 1)]},

@@ -12,15 +12,15 @@ import polars as pl
 import pytest
 
 import mrpipe
-from mrpipe import genotypes
+from mrpipe.genetics import packing as genotypes
 from mrpipe.datasets.adni import DATASET
-from mrpipe.datasets.adni import genomic_plink as plink
+from mrpipe.datasets.adni.genomic import plink as plink
 from mrpipe.errors import DataError
-from mrpipe.layout import truth_folder
+from mrpipe.store.layout import truth_folder
 from mrpipe.stages.build import build
 from mrpipe.stages.check import check
 from mrpipe.stages.simulate import simulate
-from mrpipe.transforms import fit
+from mrpipe.transforms.fit import fit
 
 # No threshold and no frequency: the store's SNPs depend on nobody's genotypes.
 BLIND = {"geno": 1.0, "hwe": 0.0, "maf": 0.0, "mind": 1.0, "frequency_check": False}
@@ -129,7 +129,7 @@ def test_training_subjects_do_move_it(built: Path) -> None:
     store = mrpipe.open_store(built / "store")
     train = store.arrays("genomic", part="train")
     rows = store.dictionary.filter(modality="genomic").sort("position")
-    from mrpipe.genotype_transform import GenotypeTransform
+    from mrpipe.transforms.genotypes import GenotypeTransform
 
     first = GenotypeTransform.fit(train, rows, genotypes.LdOptions())
     second = GenotypeTransform.fit(train.take(np.arange(len(train) // 2)), rows, genotypes.LdOptions())

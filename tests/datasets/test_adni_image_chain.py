@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mrpipe.datasets.adni.image_options import ImageOptions
-from mrpipe.datasets.adni.image_qc import write_image_qc
-from mrpipe.datasets.adni.image_raw import prepare_images
-from mrpipe.datasets.adni.image_read import read_images
-from mrpipe.datasets.adni.sim_t1 import ellipsoid_head, template_head
+from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.datasets.adni.image.qc import write_image_qc
+from mrpipe.datasets.adni.image.raw import prepare_images
+from mrpipe.datasets.adni.image.join import read_images
+from mrpipe.datasets.adni.simulate.t1 import ellipsoid_head, template_head
 from mrpipe.imaging.chain import PACKAGES, ChainSettings, match_quantiles
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.nifti import write_nifti

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrpipe.datasets.adni.image_scans import ordered_scans, parse_date, rid_of
-from mrpipe.datasets.adni.sim_image import FULL_BOX, FULL_VOXELS, simulated_grid
+from mrpipe.datasets.adni.image.scans import ordered_scans, parse_date, rid_of
+from mrpipe.datasets.adni.simulate.image import FULL_BOX, FULL_VOXELS, simulated_grid
 from mrpipe.imaging.grid import INSIDE_ZERO, Grid, block_mean
 
 # --- grid

@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 
 import mrpipe
-from mrpipe.datasets.adni.image import READER, check_images, has_images
-from mrpipe.datasets.adni.image_options import ImageOptions
-from mrpipe.datasets.adni.image_raw import prepare_images
-from mrpipe.datasets.adni.image_read import read_images
-from mrpipe.datasets.adni.sim_image import ImageSimulation, simulate_images, simulated_grid
+from mrpipe.datasets.adni.image.reader import READER, check_images, has_images
+from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.datasets.adni.image.raw import prepare_images
+from mrpipe.datasets.adni.image.join import read_images
+from mrpipe.datasets.adni.simulate.image import ImageSimulation, simulate_images, simulated_grid
 from mrpipe.errors import DataError, FaultCollector, UsageError
 from mrpipe.imaging.nifti import write_nifti
 from mrpipe.raw import sha256

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 import mrpipe
-from mrpipe.cli import main
+from mrpipe.cli.main import main
 from mrpipe.datasets.adni import DATASET
-from mrpipe.datasets.adni.genomic import DISCORDANT, TOO_FEW_CALLS
-from mrpipe.datasets.adni.genomic_plink import MAGIC, bed_rows, calls, open_set
-from mrpipe.datasets.adni.image_qc import qc_table, write_image_qc
-from mrpipe.datasets.adni.image_raw import NUMBERS, SCAN_SCHEMA
+from mrpipe.datasets.adni.genomic.reader import DISCORDANT, TOO_FEW_CALLS
+from mrpipe.datasets.adni.genomic.plink import MAGIC, bed_rows, calls, open_set
+from mrpipe.datasets.adni.image.qc import qc_table, write_image_qc
+from mrpipe.datasets.adni.image.raw import NUMBERS, SCAN_SCHEMA
 from mrpipe.keyed import generator
-from mrpipe.layout import qc_folder, truth_folder
+from mrpipe.store.layout import qc_folder, truth_folder
 from mrpipe.schema import TRIED_SCHEMA
 from mrpipe.stages.build import build
 from mrpipe.stages.samples import losses
@@ -101,7 +101,7 @@ def test_an_edited_loss_is_a_breach(raw: Path, tmp_path: Path, capsys) -> None:
     frame = pl.read_parquet(path)
     changed = pl.when(pl.col("modality") == "image").then(pl.col("n_after") - 1).otherwise(pl.col("n_after"))
     frame.with_columns(changed.alias("n_after")).write_parquet(path)
-    from mrpipe.invariants import find_breaches
+    from mrpipe.store.invariants import find_breaches
 
     assert ["rows of image" in f.expected for f in find_breaches(tmp_path / "store")] == [True]
 

@@ -16,13 +16,13 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from mrpipe.datasets.adni import image_plan, image_raw
-from mrpipe.datasets.adni.image import check_images
-from mrpipe.datasets.adni.image_options import ImageOptions
-from mrpipe.datasets.adni.image_raw import NUMBERS, part_of, prepare_images
-from mrpipe.datasets.adni.image_read import read_images
-from mrpipe.datasets.adni.image_scans import find_scans, t1_rank
-from mrpipe.datasets.adni.sim_image import ImageSimulation, simulate_images, simulated_grid
+from mrpipe.datasets.adni.image import plan as image_plan, raw as image_raw
+from mrpipe.datasets.adni.image.reader import check_images
+from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.datasets.adni.image.raw import NUMBERS, part_of, prepare_images
+from mrpipe.datasets.adni.image.join import read_images
+from mrpipe.datasets.adni.image.scans import find_scans, t1_rank
+from mrpipe.datasets.adni.simulate.image import ImageSimulation, simulate_images, simulated_grid
 from mrpipe.errors import DataError, FaultCollector, MissingExtraError, MrpipeError, UsageError
 from mrpipe.imaging import chain
 from mrpipe.imaging.chain import ChainSettings
@@ -82,7 +82,7 @@ class Chain:
 
 @pytest.fixture(autouse=True)
 def toy_template(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mrpipe.datasets.adni import image_read
+    from mrpipe.datasets.adni.image import join as image_read
 
     for module in (image_raw, image_read):
         monkeypatch.setattr(module, "open_template", lambda raw, options, maps: TEMPLATE)
@@ -317,7 +317,7 @@ def test_a_registration_that_misses_the_template_fails_and_says_by_how_much(expo
 
 
 def test_parts_of_another_mask_are_refused(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mrpipe.datasets.adni import image_read
+    from mrpipe.datasets.adni.image import join as image_read
 
     samples = cohort(subjects(6))
     part = tmp_path / "0-of-1.parquet"

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrpipe.datasets.adni.image_raw import smoothed
-from mrpipe.datasets.adni.sim_image import simulated_grid
+from mrpipe.datasets.adni.image.raw import smoothed
+from mrpipe.datasets.adni.simulate.image import simulated_grid
 from mrpipe.errors import MrpipeError
 from mrpipe.imaging import worker
 from mrpipe.imaging.chain import ChainSettings

@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mrpipe.datasets.adni import genomic_lift as lift
-from mrpipe.datasets.adni import genomic_plink as plink
-from mrpipe.datasets.adni.genomic_strand import read_reference
+from mrpipe.datasets.adni.genomic import lift as lift
+from mrpipe.datasets.adni.genomic import plink as plink
+from mrpipe.datasets.adni.genomic.strand import read_reference
 from mrpipe.errors import DataError, UsageError
 from mrpipe.keyed import generator
 from tests.datasets.plink_toy import random_calls, require, write_random
@@ -23,8 +23,8 @@ from tests.datasets.plink_toy import random_calls, require, write_random
 @pytest.mark.parametrize("tool", ["beagle", "minimac4"])
 def test_masked_calls_come_back(tool: str, real_data_dir: Path, tmp_path: Path) -> None:
     """203 people of 1000 Genomes, a third of the common SNPs typed, 5 % of the calls masked; 300 phased others."""
-    from mrpipe.datasets.adni.genomic_impute import impute_set
-    from mrpipe.datasets.adni.genomic_vcf import read_vcf
+    from mrpipe.datasets.adni.genomic.impute import impute_set
+    from mrpipe.datasets.adni.genomic.vcf import read_vcf
 
     require(tool)
     require("beagle")
@@ -65,7 +65,7 @@ def test_masked_calls_come_back(tool: str, real_data_dir: Path, tmp_path: Path) 
 
 def test_a_set_is_lifted_before_it_is_imputed(toy_chain: Path, tmp_path: Path) -> None:
     """Known positions of TOY_CHAIN: 1-based 200 → 300 on chr1; chr2 5 → chr7, strand turned."""
-    from mrpipe.datasets.adni.genomic_impute import lifted_set
+    from mrpipe.datasets.adni.genomic.impute import lifted_set
 
     calls = random_calls(0, 8, 4)
     opened = write_random(tmp_path / "s", calls, np.array([1, 1, 2, 3]))
@@ -85,7 +85,7 @@ def test_a_set_is_lifted_before_it_is_imputed(toy_chain: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_a_genetic_map_of_three_columns_is_turned_into_beagles_and_others_pass(suffix: str, tmp_path: Path) -> None:
-    from mrpipe.datasets.adni.genomic_impute import plink_map
+    from mrpipe.datasets.adni.genomic.impute import plink_map
 
     def written(name: str, text: str) -> Path:
         path = tmp_path / f"{name}{suffix}"
@@ -107,8 +107,8 @@ def _broken(path: Path, text: str) -> Path:
 
 
 def test_damaged_files_are_named_whatever_the_damage(tmp_path: Path) -> None:
-    from mrpipe.datasets.adni.genomic_impute import plink_map
-    from mrpipe.datasets.adni.genomic_vcf import read_vcf
+    from mrpipe.datasets.adni.genomic.impute import plink_map
+    from mrpipe.datasets.adni.genomic.vcf import read_vcf
 
     words = generator(0, "damage").integers(0, 10**9, 400)
     table = "id chr position a0 a1 ALL\n" + "".join(f"rs{w} 1 {w} A G 0.2\n" for w in words)
@@ -125,7 +125,7 @@ def test_damaged_files_are_named_whatever_the_damage(tmp_path: Path) -> None:
 
 
 def test_a_set_is_never_its_own_result_nor_left_half_written(tmp_path: Path) -> None:
-    from mrpipe.datasets.adni.genomic_impute import impute_set
+    from mrpipe.datasets.adni.genomic.impute import impute_set
 
     calls = random_calls(0, 8, 4)
     write_random(tmp_path / "s", calls, np.array([1, 1, 2, 3]))
@@ -146,7 +146,7 @@ def test_a_set_is_never_its_own_result_nor_left_half_written(tmp_path: Path) -> 
 def test_imputation_without_its_tool_or_set_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mrpipe.datasets.adni import genomic_impute
+    from mrpipe.datasets.adni.genomic import impute as genomic_impute
 
     assert genomic_impute.main([str(tmp_path / "no.bed"), "x.vcf.gz", str(tmp_path / "out")]) == 3
     assert "expected the .fam beside no.bed" in capsys.readouterr().err

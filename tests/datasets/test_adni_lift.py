@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrpipe.datasets.adni import genomic_lift as lift
-from mrpipe.datasets.adni import genomic_plink as plink
-from mrpipe.datasets.adni import genomic_strand as strand
+from mrpipe.datasets.adni.genomic import lift as lift
+from mrpipe.datasets.adni.genomic import plink as plink
+from mrpipe.datasets.adni.genomic import strand as strand
 from mrpipe.errors import DataError
 from tests.datasets.plink_toy import AUTOSOMES, TOY_CHAIN
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrpipe import genotypes
-from mrpipe import plink as pruning
-from mrpipe.datasets.adni import genomic_plink as plink
-from mrpipe.datasets.adni import genomic_qc as qc
-from mrpipe.datasets.adni.genomic_merge import transpose_packed
+from mrpipe.genetics import packing as genotypes
+from mrpipe.genetics import plink as pruning
+from mrpipe.datasets.adni.genomic import plink as plink
+from mrpipe.datasets.adni.genomic import qc as qc
+from mrpipe.datasets.adni.genomic.merge import transpose_packed
 from mrpipe.errors import DataError
 from mrpipe.keyed import generator
 from tests.datasets.plink_toy import AUTOSOMES, random_calls, require, run_plink, write_random

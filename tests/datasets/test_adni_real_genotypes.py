@@ -12,13 +12,13 @@ import pytest
 
 import mrpipe
 from mrpipe.datasets.adni import DATASET
-from mrpipe.datasets.adni import genomic_plink as plink
-from mrpipe.datasets.adni.genomic_lift import LENGTHS
-from mrpipe.genotypes import call_counts, unpack_at
+from mrpipe.datasets.adni.genomic import plink as plink
+from mrpipe.datasets.adni.genomic.lift import LENGTHS
+from mrpipe.genetics.packing import call_counts, unpack_at
 from mrpipe.stages.build import build
 from mrpipe.stages.check import check
 from mrpipe.stages.simulate import simulate
-from mrpipe.transforms import fit
+from mrpipe.transforms.fit import fit
 
 pytestmark = pytest.mark.real_data
 OPTIONS: Mapping[str, Any] = {"label": "baseline_dx", "source_builds": ["*=hg18"]}

@@ -10,20 +10,12 @@ import polars as pl
 import pytest
 
 from mrpipe.datasets.adni import DATASET
-from mrpipe.datasets.adni.biospecimen import biospecimen_features
-from mrpipe.datasets.adni.clinical import clinical_features
+from mrpipe.datasets.adni.forms.biospecimen import biospecimen_features
+from mrpipe.datasets.adni.forms.clinical import clinical_features
 from mrpipe.datasets.adni.cohort import build_cohort
 from mrpipe.datasets.adni.export import Export, diagnoses, find_table
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.datasets.adni.tables import (
-    BATEMAN,
-    DXSUM,
-    ELECSYS,
-    MEDHIST,
-    NFL,
-    RECCMEDS,
-    VITALS,
-)
+from mrpipe.datasets.adni.tables import BATEMAN, DXSUM, ELECSYS, MEDHIST, NFL, RECCMEDS, VITALS
 from mrpipe.errors import DataError
 from mrpipe.stages.check import check
 from tests.datasets.adni_toy import edit, faults_of, table_path, write

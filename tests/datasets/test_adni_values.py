@@ -6,10 +6,8 @@ from datetime import date
 
 import polars as pl
 
-from mrpipe.datasets.adni import values
-from mrpipe.datasets.adni.tables import (
-    YES_NO,
-)
+from mrpipe.datasets.adni.forms import values
+from mrpipe.datasets.adni.tables import YES_NO
 from tests.datasets.adni_toy import one
 
 

@@ -20,17 +20,17 @@ import polars as pl
 import pytest
 
 import mrpipe
-from mrpipe import masks
-from mrpipe.cli import main
+from mrpipe.store import masks
+from mrpipe.cli.main import main
 from mrpipe.datasets import dataset_names, get_dataset
 from mrpipe.errors import UsageError
-from mrpipe.layout import StoreLayout, truth_folder
-from mrpipe.schema import parse_options
-from mrpipe.splits import PARTS
+from mrpipe.store.layout import StoreLayout, truth_folder
+from mrpipe.options import parse_options
+from mrpipe.store.splits import PARTS
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
-from mrpipe.transforms import fit
-from mrpipe.truth import ANY, read_best, subsets
+from mrpipe.transforms.fit import fit
+from mrpipe.experiment.truth import ANY, read_best, subsets
 
 DATASETS = dataset_names()
 

@@ -19,10 +19,10 @@ from PIL import Image, ImageColor
 from mrpipe.datasets.enrico import DATASET
 from mrpipe.datasets.enrico.cohort import build_cohort, multibench_folds, parse_metadata
 from mrpipe.datasets.enrico.images import decode, picture_size, to_array
-from mrpipe.datasets.enrico.simulate import LANDSCAPE, EnricoSimulation, simulate_export
+from mrpipe.datasets.enrico.simulate.export import LANDSCAPE, EnricoSimulation, simulate_export
 from mrpipe.datasets.enrico.tables import TOPICS, EnricoOptions, read_issues
 from mrpipe.errors import DataError
-from mrpipe.splits import grouped_stratified
+from mrpipe.store.splits import grouped_stratified
 
 SIMULATION = EnricoSimulation(n_screens=90, scale=0.3, seed=3)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mrpipe.datasets.enrico import DATASET
-from mrpipe.datasets.enrico.simulate import EnricoSimulation, simulate_export
+from mrpipe.datasets.enrico.simulate.export import EnricoSimulation, simulate_export
 from mrpipe.datasets.enrico.tables import EnricoOptions
 from mrpipe.errors import DataError
 

@@ -11,14 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ImageColor
 
-from mrpipe.datasets.enrico.hierarchy import (
-    Component,
-    Hierarchy,
-    _cumulative_mitchell,
-    colour,
-    parse_hierarchy,
-    render,
-)
+from mrpipe.datasets.enrico.hierarchy import Component, Hierarchy, _cumulative_mitchell, colour, parse_hierarchy, render
 from mrpipe.datasets.enrico.tables import COMPONENT_COLOURS, Legend, read_legend
 from mrpipe.errors import DataError
 

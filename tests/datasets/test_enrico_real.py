@@ -22,7 +22,7 @@ from mrpipe.datasets.enrico.tables import (
     read_legend,
     read_topics,
 )
-from mrpipe.splits import grouped_stratified
+from mrpipe.store.splits import grouped_stratified
 
 pytestmark = pytest.mark.real_data
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mrpipe.datasets.enrico import DATASET
-from mrpipe.datasets.enrico.simulate import (
+from mrpipe.datasets.enrico.simulate.export import (
     LANDSCAPE,
     STATES,
     EnricoSimulation,

@@ -14,7 +14,7 @@ from mrpipe.datasets import get_dataset
 from mrpipe.datasets.mimic.check import check_export
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.errors import DataError, UsageError
-from mrpipe.schema import parse_options
+from mrpipe.options import parse_options
 from mrpipe.stages.simulate import simulate
 from tests.datasets.mimic_toy import HEADERS, SUBJECT, Toy, read_rows, write_table
 
@@ -152,7 +152,7 @@ def test_the_simulation_is_the_same_bytes_and_refuses_nonsense(tmp_path: Path) -
 COHORT = """
 import sys
 from pathlib import Path
-from mrpipe.cli import main
+from mrpipe.cli.main import main
 raw, work = sys.argv[1:]
 assert main(["cohort", "mimic", "--raw", raw, "--work", work]) == 0
 """

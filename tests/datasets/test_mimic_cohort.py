@@ -11,8 +11,8 @@ from mrpipe.datasets import get_dataset
 from mrpipe.datasets.mimic.cohort import build_cohort, label, visits
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.errors import DataError
-from mrpipe.layout import truth_folder
-from mrpipe.schema import parse_options
+from mrpipe.store.layout import truth_folder
+from mrpipe.options import parse_options
 from mrpipe.stages.simulate import simulate
 from tests.datasets.mimic_toy import SUBJECT, Toy, hadm_of, second_opinion
 

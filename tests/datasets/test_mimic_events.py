@@ -9,16 +9,16 @@ import polars as pl
 import pytest
 
 import mrpipe
-from mrpipe.audit import audit
-from mrpipe.cli import main
+from mrpipe.store.audit import audit
+from mrpipe.cli.main import main
 from mrpipe.datasets import get_dataset
 from mrpipe.datasets.mimic.ranges import conversion, spelled
-from mrpipe.events import dense_steps, step_numbers, vocabulary_of
+from mrpipe.transforms.events import dense_steps, step_numbers, vocabulary_of
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
-from mrpipe.store import Store
-from mrpipe.transform_options import TransformOptions
-from mrpipe.transforms import Transforms, fit
+from mrpipe.store.reader import Store
+from mrpipe.transforms.options import TransformOptions
+from mrpipe.transforms.fit import Transforms, fit
 from tests.datasets.mimic_toy import SUBJECT, Toy, hadm_of, write_table
 
 A, B = str(SUBJECT), str(SUBJECT + 1)

@@ -15,8 +15,8 @@ from mrpipe.datasets import get_dataset
 from mrpipe.datasets.mimic.note_text import clean, pieces, sections
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
-from mrpipe.store import Store
-from mrpipe.text import get_encoder
+from mrpipe.store.reader import Store
+from mrpipe.text.encoders import get_encoder
 from tests.datasets.mimic_toy import SUBJECT, Toy
 
 A, B = str(SUBJECT), str(SUBJECT + 1)

@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 
 import mrpipe
-from mrpipe.cli import main
+from mrpipe.cli.main import main
 from mrpipe.datasets import get_dataset
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.scan import Scan
+from mrpipe.datasets.mimic.scan.scanner import Scan
 from mrpipe.datasets.mimic.tables import EVENTS, PLACES, SCANNED, TABLES, find_table, has_table, open_table
 from mrpipe.errors import FaultCollector
 from mrpipe.stages.build import build
-from mrpipe.store import Store
+from mrpipe.store.reader import Store
 from tests.datasets.mimic_toy import read_rows, second_opinion
 
 pytestmark = pytest.mark.real_data

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrpipe.datasets.mimic import scan as scan_module
-from mrpipe.datasets.mimic.ahead import ahead
-from mrpipe.datasets.mimic.records import PAD, clock_times, numbers_at, record_ends
-from mrpipe.datasets.mimic.scan import Scan, inflate_to_end, sample_rows
+from mrpipe.datasets.mimic.scan import scanner as scan_module
+from mrpipe.datasets.mimic.scan.prefetch import ahead
+from mrpipe.datasets.mimic.scan.records import PAD, clock_times, numbers_at, record_ends
+from mrpipe.datasets.mimic.scan.scanner import Scan, inflate_to_end, sample_rows
 from mrpipe.datasets.mimic.tables import EVENTS, NOTES
 from mrpipe.errors import DataError
 

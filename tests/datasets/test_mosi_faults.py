@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mrpipe.cli import main
+from mrpipe.cli.main import main
 from mrpipe.datasets.mosi import DATASET
 from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
 from mrpipe.errors import DataError

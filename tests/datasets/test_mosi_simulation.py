@@ -15,7 +15,7 @@ from mrpipe.datasets.mosi import DATASET
 from mrpipe.datasets.mosi.export import open_export
 from mrpipe.datasets.mosi.options import FORMATS, MosiOptions, MosiSimulation
 
-simulation = importlib.import_module("mrpipe.datasets.mosi.simulate")
+simulation = importlib.import_module("mrpipe.datasets.mosi.simulate.export")
 MODALITIES = ("text", "audio", "vision")
 
 

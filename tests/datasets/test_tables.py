@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 import mrpipe
-from mrpipe.cli import main
-from mrpipe.transforms import fit
+from mrpipe.cli.main import main
+from mrpipe.transforms.fit import fit
 from tests.datasets.tables_toy import IDS, N, built, config, csv, faults_of, people, values, write
 
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 import mrpipe
-from mrpipe.cli import main
-from mrpipe.layout import truth_folder
+from mrpipe.cli.main import main
+from mrpipe.store.layout import truth_folder
 from mrpipe.stages.build import build
 from mrpipe.stages.check import check
 from mrpipe.stages.simulate import simulate
@@ -44,7 +44,7 @@ def test_the_simulators_declaration_is_what_is_known_before_there_is_an_export(t
 
 
 def test_the_plan_of_the_workflow_knows_the_declared_modalities(tmp_path: Path) -> None:
-    from workflow.plan import ConfigError, make_plan
+    from workflow.planning.plan import ConfigError, make_plan
 
     raw = write(
         tmp_path / "raw", {"people.csv": people(), "a.csv": csv("id,x", [[i, k] for k, i in enumerate(IDS)])}, config()

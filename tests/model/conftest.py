@@ -8,7 +8,7 @@ import pytest
 
 from mrpipe import Store, open_store
 from mrpipe.codehash import code_hash
-from mrpipe.missingness import Missingness, write_masks
+from mrpipe.experiment.missingness import Missingness, write_masks
 from mrpipe.stages import seal as seal_module
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.data import Data
-from model.methods.moe_retriever import MoERetriever
-from model.retriever import Items
+from moe_retriever.data.load import Data
+from moe_retriever.methods.moe_retriever import MoERetriever
+from moe_retriever.retrieval.retriever import Items
 from tests.model import synthetic
 
 MASKS = synthetic.random_masks(60, 3, 4, p=0.45)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.data import Batch, Data
-from model.methods.base import Method
+from moe_retriever.data.load import Batch, Data
+from moe_retriever.methods.base import Method
 
 
 class Slow:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from model.data import Data
-from model.methods.base import Method
+from moe_retriever.data.load import Data
+from moe_retriever.methods.base import Method
 from tests.model.slow import Slow
 
 

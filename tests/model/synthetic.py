@@ -8,22 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.config import Config, make_config
-from model.data import Data, DataSpec
-from model.inputs import (
-    GenotypeTable,
-    ModalitySpec,
-    PixelTable,
-    SequenceTable,
-    Table,
-    VectorTable,
-)
-from model.methods import get
-from model.methods.base import Method
-from model.noise import Noise
+from moe_retriever.config import Config, make_config
+from moe_retriever.data.load import Data, DataSpec
+from moe_retriever.data.tables import GenotypeTable, ModalitySpec, PixelTable, SequenceTable, Table, VectorTable
+from moe_retriever.methods import get
+from moe_retriever.methods.base import Method
+from moe_retriever.nn.dropout import Noise
 from mrpipe import keyed
-from mrpipe.genotype_transform import GenotypeTransform
-from mrpipe.transforms import Transforms
+from mrpipe.transforms.genotypes import GenotypeTransform
+from mrpipe.transforms.fit import Transforms
 
 CPU = torch.device("cpu")
 SMALL = {"hidden": 16, "tokens": 2, "heads": 2, "encoder_hidden": 12, "fusion_ffn": 24, "cnn_width": 0.05,

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from model.data import Data
-from model.inputs import VectorTable
-from model.methods import get, names
-from model.methods.base import Method
-from model.predict import predict, validate
-from model.subsets import with_hidden
-from model.train import make_optimiser, train_epoch
+from moe_retriever.data.load import Data
+from moe_retriever.data.tables import VectorTable
+from moe_retriever.methods import get, names
+from moe_retriever.methods.base import Method
+from moe_retriever.training.predict import predict, validate
+from moe_retriever.data.subsets import with_hidden
+from moe_retriever.training.loop import make_optimiser, train_epoch
 from tests.model import synthetic
 
 KINDS = ("vector", "sequence", "image", "volume", "genotype")

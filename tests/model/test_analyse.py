@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 import torch
 
-from model import embedding, plots, routing
-from model.__main__ import main
+from moe_retriever.evaluation import embedding, routing
+from moe_retriever.plots import plots
+from moe_retriever.cli.main import main
 from mrpipe import Store
 from mrpipe.errors import UsageError
 from tests.model import synthetic

@@ -14,15 +14,15 @@ import polars as pl
 import pytest
 import torch
 
-from model.__main__ import main
-from model.catalogue import catalogue
-from model.checkpoint import NAME, read
-from model.methods import get, names
-from model.plots import learning_curves
+from moe_retriever.cli.main import main
+from moe_retriever.cli.catalogue import catalogue
+from moe_retriever.training.checkpoint import NAME, read
+from moe_retriever.methods import get, names
+from moe_retriever.plots.plots import learning_curves
 from mrpipe import Store
-from mrpipe.manifest import store_id
-from mrpipe.missingness import Missingness, write_masks
-from mrpipe.parquet import read_metadata, write_frame
+from mrpipe.store.manifest import store_id
+from mrpipe.experiment.missingness import Missingness, write_masks
+from mrpipe.store.parquet import read_metadata, write_frame
 
 OPTIONS = ["epochs=2", "hidden=16", "tokens=2", "heads=2", "encoder_hidden=8", "cnn_width=0.03", "n_experts=2",
            "expert_ffn=8", "top_k=2", "warmup=0", "lr=0.001"]  # fmt: skip

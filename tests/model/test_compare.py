@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.compare import Comparison, Predicted
-from model.scores import METRICS, score
+from moe_retriever.evaluation.paired import Comparison, Predicted
+from moe_retriever.data.scores import METRICS, score
 
 
 def predictions(

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from model.config import Common, make_config, parse_assignments
-from model.methods import get, names
-from model.methods.base import Method
+from moe_retriever.config import Common, make_config, parse_assignments
+from moe_retriever.methods import get, names
+from moe_retriever.methods.base import Method
 from mrpipe.errors import UsageError
 
 

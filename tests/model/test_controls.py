@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.data import Data
-from model.methods import get
-from model.methods.base import Method
-from model.predict import predict, validate
-from model.scores import score
-from model.train import make_optimiser, train_epoch
+from moe_retriever.data.load import Data
+from moe_retriever.methods import get
+from moe_retriever.methods.base import Method
+from moe_retriever.training.predict import predict, validate
+from moe_retriever.data.scores import score
+from moe_retriever.training.loop import make_optimiser, train_epoch
 from tests.model import synthetic
 from tests.model.slow_parts import SlowParts, assert_company_and_order_do_not_matter
 

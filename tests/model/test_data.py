@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from model.data import load
-from model.inputs import GenotypeTable, PixelTable, SequenceTable, VectorTable
+from moe_retriever.data.load import load
+from moe_retriever.data.tables import GenotypeTable, PixelTable, SequenceTable, VectorTable
 from mrpipe import Store, open_store
 from mrpipe.errors import DataError, UsageError
-from mrpipe.missingness import Missingness, read_masks, write_masks
+from mrpipe.experiment.missingness import Missingness, read_masks, write_masks
 from mrpipe.schema import Modality
-from mrpipe.store import unpack_genotypes
-from mrpipe.transforms import fit
+from mrpipe.store.reader import unpack_genotypes
+from mrpipe.transforms.fit import fit
 from tests import toy
 
 
@@ -144,8 +144,8 @@ def test_what_is_refused_says_what_is_wrong(store: Store, toy_stores: Path, mask
 
 
 def test_an_observed_sequence_without_a_step_is_refused() -> None:
-    from model.inputs import sequence_table
-    from mrpipe.store import Arrays
+    from moe_retriever.data.tables import sequence_table
+    from mrpipe.store.reader import Arrays
 
     arrays = Arrays(
         modality=Modality(name="series", bit=0, kind="sequence", shape=(2,)),

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.config import Common
-from model.encoders import CNN3D, VGG11, ImageEncoder, Tokeniser, build_encoders
-from model.init import build
-from model.inputs import GenotypeTable, ModalitySpec, PixelTable, SequenceTable
-from model.noise import Noise
-from model.recurrent import last_state
+from moe_retriever.config import Common
+from moe_retriever.nn.encoders import CNN3D, VGG11, ImageEncoder, Tokeniser, build_encoders
+from moe_retriever.nn.init import build
+from moe_retriever.data.tables import GenotypeTable, ModalitySpec, PixelTable, SequenceTable
+from moe_retriever.nn.dropout import Noise
+from moe_retriever.nn.kernels.recurrent import last_state
 from mrpipe.errors import DataError
-from mrpipe.genotype_transform import GenotypeTransform
-from mrpipe.store import unpack_genotypes
+from mrpipe.transforms.genotypes import GenotypeTransform
+from mrpipe.store.reader import unpack_genotypes
 from tests.model.synthetic import CPU
 
 SHAPES = {"vector": (5,), "sequence": (3,), "image": (3, 9, 6), "volume": (5, 6, 4), "genotype": (10,)}
@@ -157,7 +157,7 @@ def test_a_parameter_without_a_rule_is_an_error() -> None:
 
 
 def test_dropout_draws_from_the_runs_source() -> None:
-    from model.noise import Dropout
+    from moe_retriever.nn.dropout import Dropout
 
     x = torch.ones(200, 100)
     for p in (0.5, 0.25, 0.3):

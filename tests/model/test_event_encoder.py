@@ -8,16 +8,16 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from model.config import Common
-from model.data import corrupt_events
-from model.encoders import build_encoders
-from model.event_encoder import EventRecurrent, EventTable
-from model.inputs import ModalitySpec
-from model.noise import Noise
-from mrpipe.events import dense_steps
-from mrpipe.missingness import Missingness
+from moe_retriever.config import Common
+from moe_retriever.data.load import corrupt_events
+from moe_retriever.nn.encoders import build_encoders
+from moe_retriever.nn.event_encoder import EventRecurrent, EventTable
+from moe_retriever.data.tables import ModalitySpec
+from moe_retriever.nn.dropout import Noise
+from mrpipe.transforms.events import dense_steps
+from mrpipe.experiment.missingness import Missingness
 from mrpipe.schema import Modality
-from mrpipe.store import Arrays
+from mrpipe.store.reader import Arrays
 
 CPU = torch.device("cpu")
 V = 12

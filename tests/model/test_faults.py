@@ -13,15 +13,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.config import Common, make_config
-from model.data import load
-from model.fusion import Block
-from model.methods import get, names
-from model.methods.moe_retriever import MoERetriever
-from model.noise import Noise
-from model.train import Job, make_optimiser, run_training, train_epoch
-from mrpipe import Store, masks
-from mrpipe.missingness import Missingness, write_masks
+from moe_retriever.config import Common, make_config
+from moe_retriever.data.load import load
+from moe_retriever.nn.attention import Block
+from moe_retriever.methods import get, names
+from moe_retriever.methods.moe_retriever import MoERetriever
+from moe_retriever.nn.dropout import Noise
+from moe_retriever.training.loop import Job, make_optimiser, run_training, train_epoch
+from mrpipe import Store
+from mrpipe.store import masks
+from mrpipe.experiment.missingness import Missingness, write_masks
 from tests.model import synthetic
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from model import analysis, embedding, figures
-from model.__main__ import main
-from model.benchmark import measure
-from model.config import make_config
-from model.methods import get
+from moe_retriever.evaluation import analysis, embedding
+from moe_retriever.suites import figures
+from moe_retriever.cli.main import main
+from moe_retriever.evaluation.cost import measure
+from moe_retriever.config import make_config
+from moe_retriever.methods import get
 from mrpipe import Store
 
 VIEW = ["table", "series", "genotype"]

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.data import Data
-from model.methods.flexmoe import BankUse, FlexMoE, combinations
-from model.predict import predict
-from model.train import batches
+from moe_retriever.data.load import Data
+from moe_retriever.methods.flexmoe import BankUse, FlexMoE, combinations
+from moe_retriever.training.predict import predict
+from moe_retriever.training.loop import batches
 from mrpipe.errors import UsageError
 from tests.model import synthetic
 from tests.model.slow import Slow, balance, observed, require_equal

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.data import Data
-from model.methods.fusemoe import FuseMoE
+from moe_retriever.data.load import Data
+from moe_retriever.methods.fusemoe import FuseMoE
 from mrpipe.errors import UsageError
 from tests.model import synthetic
 from tests.model.slow import Slow, balance, observed, require_equal

@@ -10,11 +10,11 @@ import pytest
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from model.data import load
-from model.methods import get
-from model.methods.gradient_boosting import GradientBoosting
-from model.predict import predict
-from model.scores import score
+from moe_retriever.data.load import load
+from moe_retriever.methods import get
+from moe_retriever.methods.gradient_boosting import GradientBoosting
+from moe_retriever.training.predict import predict
+from moe_retriever.data.scores import score
 from mrpipe import open_store
 from mrpipe.errors import UsageError
 from tests.model import synthetic

@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import checkpoint
-from model.config import make_config
-from model.gradients import SCHEMA, frame, gradient_similarity, keyed_rows
-from model.methods import get, names
-from model.train import Job, run_training
+from moe_retriever.training import checkpoint
+from moe_retriever.config import make_config
+from moe_retriever.training.gradients import SCHEMA, frame, gradient_similarity, keyed_rows
+from moe_retriever.methods import get, names
+from moe_retriever.training.loop import Job, run_training
 from mrpipe import Store
 from mrpipe.errors import UsageError
 from tests.model import synthetic

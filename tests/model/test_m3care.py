@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import make_config
-from model.data import Data
-from model.methods.m3care import M3Care
+from moe_retriever.config import make_config
+from moe_retriever.data.load import Data
+from moe_retriever.methods.m3care import M3Care
 from mrpipe.errors import UsageError
 from tests.model import synthetic
 from tests.model.slow_parts import SlowParts, assert_company_and_order_do_not_matter, parameters_without_encoders

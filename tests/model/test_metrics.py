@@ -14,7 +14,15 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from model.metrics import METRICS, bootstrap, score, table, weighted_auprc, weighted_auroc, weighted_metrics
+from moe_retriever.evaluation.bootstrap import (
+    METRICS,
+    bootstrap,
+    score,
+    table,
+    weighted_auprc,
+    weighted_auroc,
+    weighted_metrics,
+)
 
 
 def case(n: int, n_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.data import Batch, Data
-from model.methods.mmformer import MMFormer
+from moe_retriever.data.load import Batch, Data
+from moe_retriever.methods.mmformer import MMFormer
 from tests.model import synthetic
 from tests.model.slow import Slow, observed, require_equal
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.init import build
-from model.moe import Experts, Router, Routing, balance_loss, cv_squared
-from model.noise import Noise
+from moe_retriever.nn.init import build
+from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss, cv_squared
+from moe_retriever.nn.dropout import Noise
 
 H, E, T = 8, 6, 40
 ALLOWED = torch.tensor([[0, 1, 4, 5], [2, 3, 4, 5]])
@@ -162,7 +162,7 @@ def test_the_load_under_noise_is_the_probability_of_being_chosen() -> None:
     r.train()
     x = tokens()[:1].repeat(4000, 1)
     group = torch.zeros(4000, dtype=torch.long)
-    from model.moe import _load
+    from moe_retriever.nn.moe import _load
 
     out = r(x, allowed_mask(group))
     load = _load(out).mean(0)

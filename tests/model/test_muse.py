@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import make_config
-from model.data import Data
-from model.methods.muse import Muse, dropped_edges, info_nce, label_contrast
+from moe_retriever.config import make_config
+from moe_retriever.data.load import Data
+from moe_retriever.methods.muse import Muse, dropped_edges, info_nce, label_contrast
 from mrpipe import keyed
 from mrpipe.errors import UsageError
 from tests.model import synthetic

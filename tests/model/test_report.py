@@ -13,14 +13,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from model.__main__ import main
-from model.published import Published, published_rows
-from model.report import Inputs, cautions, write_report
-from model.report import page as page_module
-from model.report.runs import by_experiment, read_run, tell_apart
+from moe_retriever.cli.main import main
+from moe_retriever.suites.published import Published, published_rows
+from moe_retriever.report import Inputs, cautions, write_report
+from moe_retriever.report import page as page_module
+from moe_retriever.report.runs import by_experiment, read_run, tell_apart
 from mrpipe import Store
 from mrpipe.errors import DataError
-from workflow.summary import print_summary
+from workflow.planning.summary import print_summary
 
 SMALL = ["epochs=2", "hidden=8", "tokens=2", "heads=2", "encoder_hidden=8", "cnn_width=0.05"]
 EXPERTS = ["n_experts=2", "n_shared=2"]

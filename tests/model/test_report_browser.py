@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from model.__main__ import main
-from model.report import Inputs, write_report
+from moe_retriever.cli.main import main
+from moe_retriever.report import Inputs, write_report
 from mrpipe import Store
 
 pytestmark = pytest.mark.slow

@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.__main__ import main
-from model.report import benchmarks, cautions
-from model.report.dictionary import MAX_ROWS, summarise
-from model.report.methods_text import methods_text
-from model.report.quality import describe_quality
-from model.report.runs import Run, read_run
+from moe_retriever.cli.main import main
+from moe_retriever.report import benchmarks, cautions
+from moe_retriever.report.dictionary import MAX_ROWS, summarise
+from moe_retriever.report.methods_text import methods_text
+from moe_retriever.report.quality import describe_quality
+from moe_retriever.report.runs import Run, read_run
 from mrpipe import Store
 from mrpipe.schema import DICTIONARY_SCHEMA
 

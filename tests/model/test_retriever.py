@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.inputs import Rows
-from model.methods.moe_retriever import MoERetriever
-from model.retriever import INTRA
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.moe_retriever import MoERetriever
+from moe_retriever.retrieval.retriever import INTRA
 from tests.model import synthetic
 from tests.model.retriever_toy import MASKS, made, retriever_case
 
@@ -224,11 +224,11 @@ def test_published_sizes() -> None:
 
     Ours has no gate noise (128 E fewer weights) and three more layer norms: of the slot, of its MHA, of the fusion.
     """
-    from model.config import Common
-    from model.fusion import Fusion
-    from model.methods.moe_retriever import MoERetrieverOptions
-    from model.noise import Noise
-    from model.retriever import Retriever
+    from moe_retriever.config import Common
+    from moe_retriever.nn.attention import Fusion
+    from moe_retriever.methods.moe_retriever import MoERetrieverOptions
+    from moe_retriever.nn.dropout import Noise
+    from moe_retriever.retrieval.retriever import Retriever
 
     def count(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.data import Data
-from model.methods.moe_retriever import MoERetriever
+from moe_retriever.data.load import Data
+from moe_retriever.methods.moe_retriever import MoERetriever
 from tests.model.retriever_toy import made
 from tests.model.slow import Slow
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.config import Config
-from model.methods.moe_retriever import MoERetriever
+from moe_retriever.config import Config
+from moe_retriever.methods.moe_retriever import MoERetriever
 from mrpipe.errors import UsageError
 from tests.model import synthetic
 from tests.model.retriever_toy import MASKS, made

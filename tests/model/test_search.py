@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 import torch
 
-from model import search as search_module
-from model.__main__ import main
-from model.config import make_config
-from model.data import load
-from model.methods import get, names
-from model.search import COMMON_SPACE, Trial, best_of, draw_trials, run_search, search
-from model.train import Job, run_training, train_epoch
+from moe_retriever.training import search as search_module
+from moe_retriever.cli.main import main
+from moe_retriever.config import make_config
+from moe_retriever.data.load import load
+from moe_retriever.methods import get, names
+from moe_retriever.training.search import COMMON_SPACE, Trial, best_of, draw_trials, run_search, search
+from moe_retriever.training.loop import Job, run_training, train_epoch
 from mrpipe import Store, open_store
 
 SMALL = {"epochs": 3, "hidden": 16, "tokens": 2, "heads": 2, "encoder_hidden": 8, "batch_size": 16}
@@ -133,7 +133,7 @@ def test_a_killed_search_continues_and_repeats_nothing(
         return train_epoch(*arguments)  # type: ignore[arg-type]
 
     cut: list[bool] = []
-    monkeypatch.setattr("model.train.train_epoch", counted)
+    monkeypatch.setattr("moe_retriever.training.loop.train_epoch", counted)
     with pytest.raises(PowerCutError):
         run(store, tmp_path / "cut")
     assert not (tmp_path / "cut" / "best.json").exists()

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.data import Data
-from model.methods.shaspec import ShaSpec
-from model.subsets import random_subsets
+from moe_retriever.data.load import Data
+from moe_retriever.methods.shaspec import ShaSpec
+from moe_retriever.data.subsets import random_subsets
 from mrpipe.errors import UsageError
 from tests.model import synthetic
 from tests.model.slow import Slow, observed, require_equal

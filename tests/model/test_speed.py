@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from benchmarks import speed
 from benchmarks.peer import Peer, Settings, collate
 from benchmarks.peer import Samples as PeerSamples
-from model.benchmark import peak_memory_mb, reset_peak_memory
-from model.data import Data
-from model.flops import flop_counter
-from model.grouped import GroupedFeedForward, Plan
-from model.methods.base import Method
-from model.methods.moe_retriever import MoERetriever
-from model.predict import predict
-from model.products import Linear
-from model.train import make_optimiser, train_epoch
+from moe_retriever.evaluation.cost import peak_memory_mb, reset_peak_memory
+from moe_retriever.data.load import Data
+from moe_retriever.evaluation.flops import flop_counter
+from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, Plan
+from moe_retriever.methods.base import Method
+from moe_retriever.methods.moe_retriever import MoERetriever
+from moe_retriever.training.predict import predict
+from moe_retriever.nn.kernels.linear import Linear
+from moe_retriever.training.loop import make_optimiser, train_epoch
 from tests.model import synthetic
 
 T, K, E, H, FFN, R = 30, 2, 5, 4, 6, 7

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.subsets import Law, random_subsets, with_hidden
+from moe_retriever.data.subsets import Law, random_subsets, with_hidden
 from mrpipe import keyed
 from tests.model import synthetic
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.support import Draws, SupportIndex
+from moe_retriever.retrieval.supporting_groups import Draws, SupportIndex
 from mrpipe import keyed
 from tests.model.synthetic import random_masks
 

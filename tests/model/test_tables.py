@@ -15,15 +15,15 @@ import polars as pl
 import pytest
 
 from benchmarks.pooled import differences
-from model.comparison import make_page, read_scores
-from model.grids import Cell, Grid, Line, Page, html, latex, markdown
-from model.metrics import table
-from model.published import FILE, METRICS, published, published_table, short
-from model.results import SCHEMA, best_possible, write_results
-from model.suite import BEST, parse_suite, read_suite
-from model.tables import write_tables
+from moe_retriever.suites.published_comparison import make_page, read_scores
+from moe_retriever.suites.render import Cell, Grid, Line, Page, html, latex, markdown
+from moe_retriever.evaluation.bootstrap import table
+from moe_retriever.suites.published import FILE, METRICS, published, published_table, short
+from moe_retriever.evaluation.run_folders import SCHEMA, best_possible, write_results
+from moe_retriever.suites.spec import BEST, parse_suite, read_suite
+from moe_retriever.suites.tables import write_tables
 from mrpipe.errors import DataError
-from mrpipe.truth import ANY, read_best, write_best
+from mrpipe.experiment.truth import ANY, read_best, write_best
 
 N = 240
 CLASSES = ("negative", "positive")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import Common
-from model.data import Data
-from model.predict import predict, validate
-from model.scores import score
-from model.subsets import with_hidden
+from moe_retriever.config import Common
+from moe_retriever.data.load import Data
+from moe_retriever.training.predict import predict, validate
+from moe_retriever.data.scores import score
+from moe_retriever.data.subsets import with_hidden
 from tests.model import synthetic
 
 METHODS = ("logistic", "gradient_boosting")

@@ -15,11 +15,11 @@ import polars as pl
 import pytest
 import torch
 
-from model import checkpoint
-from model.config import make_config
-from model.evaluate import evaluate_run
-from model.methods import get
-from model.train import Job, batches, make_optimiser, run_training, train_epoch
+from moe_retriever.training import checkpoint
+from moe_retriever.config import make_config
+from moe_retriever.evaluation.evaluate import evaluate_run
+from moe_retriever.methods import get
+from moe_retriever.training.loop import Job, batches, make_optimiser, run_training, train_epoch
 from mrpipe import Store, open_store
 from mrpipe.errors import UsageError
 from tests.model import synthetic
@@ -116,13 +116,13 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
 
     done: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr("model.train.train_epoch", cut)
+        patch.setattr("moe_retriever.training.loop.train_epoch", cut)
         with pytest.raises(PowerCutError):
             run_training(j)
     assert not (j.run / "model.pt").exists()
     assert not (j.run / "metrics.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("model.train.train_epoch", lambda *a: (done.append(a[4]), train_epoch(*a))[1])
+        patch.setattr("moe_retriever.training.loop.train_epoch", lambda *a: (done.append(a[4]), train_epoch(*a))[1])
         assert finish(j) == undisturbed[1]
     assert done == [0, 1, 2, 3, 4, 5]
     assert not (j.run / checkpoint.RESUME_NAME).exists()
@@ -240,7 +240,7 @@ def test_early_stopping_counts_from_the_best_selectable_epoch(store: Store, tmp_
 
 def test_a_training_part_with_one_class_is_refused(toy_stores: Path, tmp_path: Path) -> None:
     j = job(open_store(toy_stores / "plain"), tmp_path / "run")
-    from model import train
+    from moe_retriever.training import loop as train
 
     def one_class(*args: object, **kwargs: object) -> object:
         data = synthetic.make(synthetic.random_masks(20, 2, 0))

@@ -22,7 +22,7 @@ CONDA_NAMES = {
     "duckdb": "python-duckdb",
 }
 # What `model` may use of the pipeline library: files and pure functions, never a step of the pipeline.
-PIPELINE_ONLY = {"mrpipe.stages", "mrpipe.datasets", "mrpipe.cli"}
+PIPELINE_ONLY = {"mrpipe.stages", "mrpipe.datasets", "mrpipe.cli.main"}
 
 
 def imported(path: Path) -> set[str]:

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import mrpipe
-from mrpipe.audit import AUDIT_SCHEMA, audit, aurocs, chance_spread, indicator_aurocs
+from mrpipe.store.audit import AUDIT_SCHEMA, audit, aurocs, chance_spread, indicator_aurocs
 from mrpipe.datasets import get_dataset
 from mrpipe.errors import UsageError
 from mrpipe.keyed import generator

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mrpipe.cli import main
-from mrpipe.cli_help import VERBS
+from mrpipe.cli.main import main
+from mrpipe.cli.help import VERBS
 
 STORE = Path(__file__).parents[1] / "data" / "stores" / "format-1"
 
@@ -82,7 +82,7 @@ def test_wrong_use_is_2_and_wrong_data_3_and_nothing_is_written(
 
 
 def test_code_hash_of_a_module(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["code-hash", "mrpipe.masks"]) == 0
+    assert main(["code-hash", "mrpipe.store.masks"]) == 0
     assert len(capsys.readouterr().out.strip()) == 16
     assert main(["code-hash", "mrpipe.nothing"]) == 2
 

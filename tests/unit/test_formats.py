@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import mrpipe
-from mrpipe.missingness import Missingness, draw_masks
-from mrpipe.transforms import fit
+from mrpipe.experiment.missingness import Missingness, draw_masks
+from mrpipe.transforms.fit import fit
 
 STORES = sorted((Path(__file__).parents[1] / "data" / "stores").iterdir())
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mrpipe import masks
+from mrpipe.store import masks
 from mrpipe.errors import UsageError
 
 matrices = st.integers(1, masks.MAX_MODALITIES).flatmap(

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 import mrpipe
-from mrpipe import masks
+from mrpipe.store import masks
 from mrpipe.errors import DataError, UsageError
-from mrpipe.missingness import (
+from mrpipe.experiment.missingness import (
     AT_LOAD,
     MECHANISMS,
     Missingness,
@@ -24,8 +24,8 @@ from mrpipe.missingness import (
 from mrpipe.stages import seal as seal_module
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
-from mrpipe.store import unpack_genotypes
-from mrpipe.transforms import fit
+from mrpipe.store.reader import unpack_genotypes
+from mrpipe.transforms.fit import fit
 from tests import toy
 
 

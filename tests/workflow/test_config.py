@@ -12,7 +12,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from workflow.plan import ConfigError, make_plan, schema_faults
+from workflow.planning.plan import ConfigError, make_plan, schema_faults
 
 
 @pytest.fixture(scope="module")

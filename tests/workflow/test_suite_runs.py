@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 import yaml
 
-from workflow.cells import Cells, Places
-from workflow.plan import Run, make_plan
-from workflow.suites import Suites
+from workflow.planning.progress import Cells, Places
+from workflow.planning.plan import Run, make_plan
+from workflow.planning.suites import Suites
 
 CONFIG: dict[str, Any] = {
     "datasets": {

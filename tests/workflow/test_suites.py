@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from workflow.plan import ConfigError, make_plan, mask_name, schema_faults
-from workflow.settings import main as check_settings
-from workflow.suite import description
-from workflow.suites import Suites
+from workflow.planning.plan import ConfigError, make_plan, mask_name, schema_faults
+from workflow.planning.settings import main as check_settings
+from workflow.planning.suite_cells import description
+from workflow.planning.suites import Suites
 
 FIGURES = ("figure3", "figure4", "figure5", "figure6")
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7")
@@ -121,8 +121,8 @@ def test_all_methods_of_a_column_share_mask_seeds_and_budget(everything: dict[st
 
 
 def test_all_methods_of_a_column_pick_their_epoch_by_one_score(everything: dict[str, Suites]) -> None:
-    from model.config import make_config
-    from model.methods import get
+    from moe_retriever.config import make_config
+    from moe_retriever.methods import get
 
     for name in TABLES:
         for column in everything["full"].suite(name).columns:
@@ -370,7 +370,7 @@ def test_the_description_fits_a_command_line(everything: dict[str, Suites]) -> N
 
 
 def test_what_tells_columns_apart_is_said(own: Any) -> None:
-    from model.suite import parse_suite
+    from moe_retriever.suites.spec import parse_suite
 
     block = OWN["suites"]["mine"]["blocks"][0]
     hidden = [{"p": 0.3, "mechanism": "mnar_label"}, {"p": 0.3, "mechanism": "mnar_label", "strength": 1.0}, {"p": 0.3}]

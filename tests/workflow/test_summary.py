@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from workflow.summary import score_tables
+from workflow.planning.summary import score_tables
 
 
 def run(value: float, **changes: Any) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mrpipe.missingness import Missingness
-from workflow.plan import Run
+from mrpipe.experiment.missingness import Missingness
+from .plan import Run
 
 
 def mask_arguments(settings: Missingness) -> list[str]:
@@ -21,7 +21,7 @@ def mask_arguments(settings: Missingness) -> list[str]:
 
 
 def train_arguments(run: Run) -> list[str]:
-    """What a run is, as `python -m model train` takes it; store, folder and mask file are the rule's."""
+    """What a run is, as `mrpipe train` takes it; store, folder and mask file are the rule's."""
     arguments = ["--method", run.method, "--preset", run.preset, "--seed", str(run.seed)]
     arguments += ["--task", run.task] if run.task else []
     arguments += ["--scheme", run.scheme] if run.scheme else []
@@ -30,12 +30,12 @@ def train_arguments(run: Run) -> list[str]:
 
 
 def search_arguments(run: Run) -> list[str]:
-    """The search for the settings of a run and those that share them, as `python -m model search` takes it."""
+    """The search for the settings of a run and those that share them, as `mrpipe search` takes it."""
     return [*train_arguments(replace(run, seed=run.first_seed)), "--trials", str(run.trials)]
 
 
 def benchmark_arguments(run: Run, steps: int) -> list[str]:
-    """What the method of a run costs on every configuration of modalities, as `python -m model benchmark` takes it."""
+    """What the method of a run costs on every configuration of modalities, as `mrpipe benchmark` takes it."""
     return [*train_arguments(replace(run, modalities=())), "--steps", str(steps)]
 
 

@@ -5,27 +5,25 @@ No file of an export is read here: this runs on each start of Snakemake, and aga
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from moe_retriever.catalogue import names as method_names
 from mrpipe.datasets import dataset_names, get_dataset
-from mrpipe.errors import MrpipeError, UsageError
-from mrpipe.missingness import Missingness, particulars
-from mrpipe.schema import Dataset, parse_options
+from mrpipe.errors import MrpipeError, UsageError, did_you_mean
+from mrpipe.experiment.missingness import Missingness, particulars
+from mrpipe.options import parse_options
+from mrpipe.schema import Dataset
 
 SIMULATED = "simulated"
-# A method is a file there. Their names are read off it, because importing them would load torch.
-METHODS = Path(__file__).resolve().parents[1] / "model" / "methods"
 
 
 class ConfigError(UsageError):
@@ -170,9 +168,7 @@ def _schema_fault(error: ValidationError) -> Iterator[str]:
     if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
         known = sorted(error.schema.get("properties", {}))
         for key in sorted(set(error.instance) - set(known), key=str):
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            yield f"{place}: unknown key {key!r}; {hint}"
+            yield f"{place}: unknown key {key!r}. {did_you_mean(key, known)}"
     else:
         yield f"{place}: {error.message}"
 
@@ -300,12 +296,6 @@ def _stored(manifest: Path, dataset: Dataset) -> tuple[tuple[str, ...], tuple[st
     modalities = [m["name"] for m in sorted(said.get("modalities", ()), key=lambda m: m["bit"])]
     tasks = [task["name"] for task in said.get("labels", ())]
     return tuple(modalities or dataset.modalities), tuple(tasks or (t.name for t in dataset.tasks))
-
-
-@cache
-def method_names() -> tuple[str, ...]:
-    """Names of all methods, in alphabetical order."""
-    return tuple(sorted(p.stem for p in METHODS.glob("*.py") if p.stem not in ("__init__", "base")))
 
 
 def _experiment_faults(place: str, entry: Mapping[str, Any], store: StorePlan) -> Iterator[str]:

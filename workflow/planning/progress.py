@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import TextIO
 
-from workflow.plan import Run
+from .plan import Run
 
 TAIL_LINES = 12
 STEPS = ("search", "train", "evaluate")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mrpipe.missingness import Missingness, particulars
-from workflow.plan import Run, missingness_name
+from mrpipe.experiment.missingness import Missingness, particulars
+from .plan import Run, missingness_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def _missingness(m: Missingness) -> dict[str, Any]:
 
 
 def description(suite: Suite, size: str, places: Mapping[str, tuple[str, str | None]]) -> dict[str, Any]:
-    """A suite as `python -m model tables` reads it: columns and rows, and which runs belong in which cell.
+    """A suite as `mrpipe suite-tables` reads it: columns and rows, and which runs belong in which cell.
 
     Args:
         places: name of a store → its folder, and the folder with the simulator's truth, where it is simulated.

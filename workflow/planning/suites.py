@@ -6,7 +6,6 @@ Suites are read on each start of Snakemake; what they come to is worked out only
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -18,24 +17,24 @@ from typing import Any
 
 import yaml
 
-from mrpipe.errors import MrpipeError
-from mrpipe.missingness import Missingness
-from workflow.plan import (
+from moe_retriever.catalogue import names as method_names
+from mrpipe.errors import MrpipeError, did_you_mean
+from mrpipe.experiment.missingness import Missingness
+from .plan import (
     SIMULATED,
     ConfigError,
     Plan,
     Run,
     StorePlan,
     masks_of,
-    method_names,
     plan_store,
     schema_faults,
 )
-from workflow.suite import Column, Row, Suite
+from .suite_cells import Column, Row, Suite
 
-HERE = Path(__file__).resolve().parent
-OWN = HERE / "config" / "suites.yaml"
-SCHEMA = HERE / "schemas" / "suites.schema.yaml"
+WORKFLOW = Path(__file__).resolve().parents[1]
+OWN = WORKFLOW / "config" / "suites.yaml"
+SCHEMA = WORKFLOW / "schemas" / "suites.schema.yaml"
 INHERITED = ("methods", "variants", "preset", "missingness", "seeds", "search")
 # The loader in C, where PyYAML was built with it: this file is read on each start.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -325,10 +324,7 @@ def _levels(block: Mapping[str, Any]) -> list[Missingness | None]:
 
 
 def _unknown(place: str, what: str, name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-    return f"{place}: no {what} {name!r}; {hint}"
+    return f"{place}: no {what} {name!r}. {did_you_mean(name, known)}"
 
 
 def _merge(files: Sequence[Path]) -> dict[str, Any]:

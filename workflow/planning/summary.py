@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mrpipe.errors import MrpipeError
-from mrpipe.store import open_store
+from mrpipe.store.reader import open_store
 
 SHOWN = {"accuracy": "accuracy %", "macro_f1": "macro-F1 %", "auroc": "AUROC %"}
 EXPERIMENT = ["dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness"]

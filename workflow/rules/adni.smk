@@ -50,7 +50,7 @@ rule image_qc:
         dataset=reader_name,
         work=lambda wildcards: path(f"<results>/build/{wildcards.dataset}"),
         out=subpath(output.table, parent=True),
-        code=code_of("mrpipe.stages.qc", "mrpipe.datasets.adni.image_qc"),
+        code=code_of("mrpipe.stages.qc", "mrpipe.datasets.adni.image.qc"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe qc {params.dataset} image"
         " --work {params.work:q} --out {params.out:q} > {log} 2>&1"

@@ -1,6 +1,7 @@
-"""Configuration, paths and the small functions that rules share. What is planned is in workflow/plan.py."""
+"""Configuration, paths and the small functions that rules share. What is planned is in workflow/planning/."""
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -15,10 +16,39 @@ from snakemake.exceptions import WorkflowError
 from snakemake.storage import flag_with_storage_object
 from snakemake.utils import validate
 
+# The folder of the Snakefile, also where the workflow is a module of another one.
+PROJECT = Path(workflow.current_basedir).parents[1]
+# The folder that holds the packages: the checkout, or, in an installed package, site-packages.
+IN_CHECKOUT = (PROJECT / "mrpipe").is_dir()
+ROOT = PROJECT if IN_CHECKOUT else PROJECT.parents[1]
+
+
+def import_own_packages():
+    """Import `mrpipe`, and workflow/planning as `mrpipe_planning`.
+
+    The user's folder comes first on the search path and may hold a `mrpipe.py` or a `workflow.py`.
+    """
+    sys.path.insert(0, str(ROOT))
+    import mrpipe
+
+    sys.path.remove(str(ROOT))
+    sys.path.insert(0, str(ROOT / "model" if IN_CHECKOUT else ROOT))
+    import moe_retriever
+
+    sys.path.pop(0)
+    folder = PROJECT / "workflow" / "planning"
+    spec = importlib.util.spec_from_file_location("mrpipe_planning", folder / "__init__.py")
+    sys.modules["mrpipe_planning"] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+
+
+import_own_packages()
+
+from moe_retriever.catalogue import module_of as method_module
 from mrpipe.codehash import code_hash
 from mrpipe.errors import MrpipeError
 from mrpipe.stages.prepare import n_parts
-from workflow.arguments import (
+from mrpipe_planning.arguments import (
     benchmark_arguments,
     mask_arguments,
     search_arguments,
@@ -26,25 +56,22 @@ from workflow.arguments import (
     settings_asked,
     train_arguments,
 )
-from workflow.cells import Cells, Places
-from workflow.plan import ConfigError, fingerprint, make_plan, schema_faults
-from workflow.suite import description
-from workflow.suites import Suites
-
-PROJECT = Path(workflow.basedir)
+from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_faults
+from mrpipe_planning.progress import Cells, Places
+from mrpipe_planning.suite_cells import description
+from mrpipe_planning.suites import Suites
 
 
-def prefixed(variable, folder):
-    """A search path with a folder put first, once."""
+def prefixed(variable, *folders):
+    """A search path with folders put first, once."""
     rest = filter(None, os.environ.get(variable, "").split(os.pathsep))
-    return os.pathsep.join(dict.fromkeys([str(folder), *rest]))
+    return os.pathsep.join(dict.fromkeys([*map(str, folders), *rest]))
 
 
-# Jobs run this checkout's code with this interpreter, whatever the working directory and on whichever node.
-os.environ.update(
-    PYTHONPATH=prefixed("PYTHONPATH", PROJECT),
-    PATH=prefixed("PATH", Path(sys.executable).parent),
-)
+# Jobs run this code with this interpreter, on whichever node, and never what lies in the working directory.
+os.environ.update(PYTHONSAFEPATH="1", PATH=prefixed("PATH", Path(sys.executable).parent))
+if IN_CHECKOUT:
+    os.environ.update(PYTHONPATH=prefixed("PYTHONPATH", PROJECT, PROJECT / "model"))
 
 
 def planned():
@@ -249,6 +276,6 @@ def code_of(*entries, function=None):
         while isinstance(called, partial):
             called = called.func
         modules = [called.__module__] if called else []
-        return code_hash(*entries, *modules, root=PROJECT)
+        return code_hash(*entries, *modules)
 
     return code

@@ -1,4 +1,4 @@
-# From a sealed store to a trained model and its test scores. A store alone is enough: see python -m model --help.
+# From a sealed store to a trained model and its test scores. A store alone is enough: see python -m mrpipe --help.
 
 
 rule settings:
@@ -19,9 +19,9 @@ rule settings:
         runtime="10m",
     params:
         asked=lambda wildcards: settings_asked(r for r in PLAN.runs.values() if r.experiment == wildcards.experiment),
-        code=code_of("model.config", "model.methods"),
+        code=code_of("moe_retriever.config", "moe_retriever.methods"),
     shell:
-        "python -m workflow.settings {params.asked:q} > {output} 2> {log}"
+        "python -m mrpipe settings {params.asked:q} > {output} 2> {log}"
 
 
 rule train:
@@ -54,9 +54,9 @@ rule train:
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         best=lambda wildcards, input: ["--options", *input.best] if input.best else [],
         options=lambda wildcards: train_arguments(run_plan(wildcards)),
-        code=lambda wildcards: code_of("model.train", f"model.methods.{run_plan(wildcards).method}")(wildcards),
+        code=lambda wildcards: code_of("moe_retriever.training.loop", method_module(run_plan(wildcards).method))(wildcards),
     shell:
-        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model train --store {params.store:q}"
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe train --store {params.store:q}"
         " --out {params.run:q} {params.mask:q} {params.best:q} {params.options:q} --no-test --quiet > {log} 2>&1"
 
 
@@ -83,7 +83,7 @@ rule evaluate:
     params:
         store=lambda wildcards: store_folder(run_plan(wildcards).store),
         run=subpath(output.metrics, parent=True),
-        code=lambda wildcards: code_of("model.evaluate", f"model.methods.{run_plan(wildcards).method}")(wildcards),
+        code=lambda wildcards: code_of("moe_retriever.evaluation.evaluate", method_module(run_plan(wildcards).method))(wildcards),
     shell:
-        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model evaluate --run {params.run:q}"
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe evaluate --run {params.run:q}"
         " --store {params.store:q} --part test --quiet > {log} 2>&1"

@@ -44,9 +44,9 @@ rule report_page:
         suites_state=rendered_state,
         quality=lambda wildcards: [f"{name}={path(folder)}" for name, folder in QUALITY.items()],
         benchmarks=path("<benchmarks>"),
-        code=code_of("model.report"),
+        code=code_of("moe_retriever.report"),
     shell:
-        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model report --runs {params.runs:q}"
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe report --runs {params.runs:q}"
         " --stores {params.stores:q} --suites {params.suites:q} --cells {params.cells:q}"
         " --searches {params.searches:q} --qc {params.quality:q}"
         " --benchmarks {params.benchmarks:q} --out {output.page:q} > {log} 2>&1"
@@ -75,6 +75,6 @@ rule suite_report:
         runtime="1h",
     params:
         command=lambda wildcards, output: report_command(map(path, suite_folders(wildcards)), output[0]),
-        code=code_of("model.report"),
+        code=code_of("moe_retriever.report"),
     shell:
-        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model {params.command:q} > {log} 2>&1"
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe {params.command:q} > {log} 2>&1"

@@ -269,7 +269,7 @@ rule verify:
         runtime="1h",
     params:
         store=lambda wildcards: store_folder(wildcards.dataset),
-        code=code_of("mrpipe.store"),
+        code=code_of("mrpipe.store.reader"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe verify {params.store:q} --deep"
         " > {output} 2> {log}"
@@ -296,7 +296,7 @@ rule mask:
     params:
         store=lambda wildcards: store_folder(wildcards.dataset),
         options=lambda wildcards: mask_arguments(mask_plan(wildcards)),
-        code=code_of("mrpipe.missingness"),
+        code=code_of("mrpipe.experiment.missingness"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe mask {params.store:q}"
         " --out {output:q} {params.options:q} > {log} 2>&1"

@@ -32,9 +32,9 @@ rule suite_settings:
         runtime="10m",
     params:
         asked=lambda wildcards: settings_asked(suite_of(wildcards).cells.values()),
-        code=code_of("model.config", "model.methods"),
+        code=code_of("moe_retriever.config", "moe_retriever.methods"),
     shell:
-        "python -m workflow.settings {params.asked:q} > {output} 2> {log}"
+        "python -m mrpipe settings {params.asked:q} > {output} 2> {log}"
 
 
 rule search:
@@ -64,9 +64,9 @@ rule search:
         out=subpath(output.best, parent=True),
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         options=lambda wildcards: search_arguments(searched(wildcards)),
-        code=lambda wildcards: code_of("model.search", f"model.methods.{searched(wildcards).method}")(wildcards),
+        code=lambda wildcards: code_of("moe_retriever.training.search", method_module(searched(wildcards).method))(wildcards),
     shell:
-        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model search --store {params.store:q}"
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe search --store {params.store:q}"
         " --out {params.out:q} {params.mask:q} {params.options:q} --quiet > {log} 2>&1"
 
 
@@ -92,9 +92,9 @@ rule cost:
         store=lambda wildcards: store_folder(searched(wildcards).store),
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         options=lambda wildcards: benchmark_arguments(searched(wildcards), SUITES.benchmark_steps),
-        code=lambda wildcards: code_of("model.benchmark", f"model.methods.{searched(wildcards).method}")(wildcards),
+        code=lambda wildcards: code_of("moe_retriever.evaluation.cost", method_module(searched(wildcards).method))(wildcards),
     shell:
-        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model benchmark --store {params.store:q}"
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe benchmark --store {params.store:q}"
         " {params.mask:q} {params.options:q} --out {output:q} --quiet > {log} 2>&1"
 
 
@@ -122,10 +122,10 @@ rule render:
         suite=lambda wildcards: json.dumps(suite_description(suite_of(wildcards))),
         out=subpath(output[0], parent=True),
         command=lambda wildcards, output: suite_command(suite_of(wildcards), Path(output[0]).parent),
-        code=lambda wildcards: code_of("model.figures" if suite_of(wildcards).figure else "model.tables")(wildcards),
+        code=lambda wildcards: code_of("moe_retriever.suites.figures" if suite_of(wildcards).figure else "moe_retriever.suites.tables")(wildcards),
     shell:
         "printf '%s\\n' {params.suite:q} > {params.out:q}/suite.json;"
-        " POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model {params.command:q} > {log} 2>&1"
+        " POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe {params.command:q} > {log} 2>&1"
 
 
 rule compare:
@@ -148,6 +148,6 @@ rule compare:
         runtime="30m",
     params:
         command=lambda wildcards: comparison_command(wildcards.suite, [*map(path, compared_tables(wildcards.suite))]),
-        code=code_of("model.comparison"),
+        code=code_of("moe_retriever.suites.published_comparison"),
     shell:
-        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m model {params.command:q} > {log} 2>&1"
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe {params.command:q} > {log} 2>&1"

@@ -54,15 +54,15 @@ def suite_costs(wildcards):
 
 
 def suite_command(suite, out):
-    """`python -m model ...` that renders a suite into a folder."""
+    """`python -m mrpipe ...` that renders a suite into a folder."""
     arguments = ["--suite", f"{out}/suite.json", "--runs", path("<results>/runs"), "--out", str(out)]
-    return ["figures", *arguments, "--costs", path("<results>/costs")] if suite.figure else ["tables", *arguments]
+    return ["suite-figures", *arguments, "--costs", path("<results>/costs")] if suite.figure else ["suite-tables", *arguments]
 
 
 def comparison_command(name, tables):
-    """`python -m model ...` that sets the published values of tables beside ours."""
+    """`python -m mrpipe ...` that sets the published values of tables beside ours."""
     out = path(f"<results>/suites/{name}")
-    return ["comparison", "--suites", *tables, "--name", name, "--title", SUITES.suite(name).title, "--out", out]
+    return ["suite-comparison", "--suites", *tables, "--name", name, "--title", SUITES.suite(name).title, "--out", out]
 
 
 def suite_folders(wildcards):
@@ -73,7 +73,7 @@ def suite_folders(wildcards):
 
 
 def report_command(folders, page):
-    """`python -m model ...` that makes a page of rendered suites."""
+    """`python -m mrpipe ...` that makes a page of rendered suites."""
     arguments = ["--suites", *folders, "--cells", path("<results>/runs"), "--searches", path("<results>/searches")]
     return ["report", *arguments, "--benchmarks", path("<benchmarks>"), "--out", page]
 
@@ -103,11 +103,11 @@ def begin_suites():
 
 def end_suites():
     """Tables and figures of what is finished, all scores in one file, and which cells failed."""
-    from mrpipe.parquet import write_text
+    from mrpipe.store.parquet import write_text
 
     def run_model(arguments):
         # What it has to say is said here, and is no reason to stop.
-        subprocess.run([sys.executable, "-m", "model", *arguments], stdout=sys.stderr)
+        subprocess.run([sys.executable, "-m", "mrpipe", *arguments], stdout=sys.stderr)
 
     for asked, compared, cells in BEGUN:
         unfinished = {run.folder for run in cells.unfinished()}

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data import Batch
+from moe_retriever.data.load import Batch
 from mrpipe import keyed
 
 Law = Literal["subset", "size"]

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from mrpipe.errors import DataError, Fault
-from mrpipe.genotype_transform import GenotypeTransform
-from mrpipe.genotypes import fill_missing, pack, take_snps
-from mrpipe.store import Arrays
+from mrpipe.transforms.genotypes import GenotypeTransform
+from mrpipe.genetics.packing import fill_missing, pack, take_snps
+from mrpipe.store.reader import Arrays
 
 Rows = NDArray[np.int64]
 EncoderInput = Any  # Tensor, PackedSequence for a sequence, Genotypes or EventBatch

@@ -1,4 +1,4 @@
-"""`python -m model analyse`: the tables and pictures behind Figures 3, 5 and 6 of the paper, from finished runs."""
+"""`mrpipe analyse`: the tables and pictures behind Figures 3, 5 and 6 of the paper, from finished runs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 
 import polars as pl
 
-from model import embedding, gradients, plots, routing
-from model.checkpoint import Trained, load_run
-from model.data import Data
-from model.evaluate import load_for
+from moe_retriever.evaluation import embedding, routing
+from moe_retriever.training import gradients
+from moe_retriever.plots import plots
+from moe_retriever.training.checkpoint import Trained, load_run
+from moe_retriever.data.load import Data
+from moe_retriever.evaluation.evaluate import load_for
 from mrpipe.errors import UsageError
-from mrpipe.parquet import write_frame, write_text
-from mrpipe.store import Store
+from mrpipe.store.parquet import write_frame, write_text
+from mrpipe.store.reader import Store
 
 KINDS = ("routing", "gradients", "embedding")
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from model.scores import METRICS, Floats, Ints, ranked_classes, score
+from moe_retriever.data.scores import METRICS, Floats, Ints, ranked_classes, score
 from mrpipe import keyed
 
 __all__ = ["METRICS", "bootstrap", "interval", "score", "table", "weighted_auprc", "weighted_auroc", "weighted_metrics"]

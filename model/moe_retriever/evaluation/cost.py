@@ -16,17 +16,17 @@ import numpy as np
 import polars as pl
 import torch
 
-from model.allocator import keep_freed_memory, release_freed_memory
-from model.config import Config
-from model.data import Data, load
-from model.flops import flop_counter
-from model.inputs import Rows
-from model.methods import get
-from model.methods.base import Method
-from model.predict import predict
-from model.train import batches, make_optimiser, train_step
+from moe_retriever.nn.kernels.allocator import keep_freed_memory, release_freed_memory
+from moe_retriever.config import Config
+from moe_retriever.data.load import Data, load
+from moe_retriever.evaluation.flops import flop_counter
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods import get
+from moe_retriever.methods.base import Method
+from moe_retriever.training.predict import predict
+from moe_retriever.training.loop import batches, make_optimiser, train_step
 from mrpipe.errors import UsageError
-from mrpipe.store import Store
+from mrpipe.store.reader import Store
 
 
 def _configurations(names: Sequence[str], asked: Sequence[str] | None) -> list[tuple[str, ...]]:

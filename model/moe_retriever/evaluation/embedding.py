@@ -15,10 +15,10 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 
-from model.data import Data
-from model.inputs import Rows
-from model.methods.base import Method
-from model.predict import predict
+from moe_retriever.data.load import Data
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Method
+from moe_retriever.training.predict import predict
 from mrpipe import keyed
 from mrpipe.errors import UsageError
 

@@ -10,14 +10,14 @@ from typing import Any
 import polars as pl
 import torch
 
-from model.allocator import keep_freed_memory
-from model.checkpoint import MASK_NAME, Trained, load_run, require_training_store
-from model.data import Data, load
-from model.metrics import table
-from model.predict import Predictions, predict, prediction_frame
-from model.scores import METRICS
-from mrpipe.parquet import write_frame, write_text
-from mrpipe.store import Store
+from moe_retriever.nn.kernels.allocator import keep_freed_memory
+from moe_retriever.training.checkpoint import MASK_NAME, Trained, load_run, require_training_store
+from moe_retriever.data.load import Data, load
+from moe_retriever.evaluation.bootstrap import table
+from moe_retriever.training.predict import Predictions, predict, prediction_frame
+from moe_retriever.data.scores import METRICS
+from mrpipe.store.parquet import write_frame, write_text
+from mrpipe.store.reader import Store
 
 
 def load_for(trained: Trained, run: Path, store: Store, device: str) -> Data:

@@ -13,9 +13,9 @@ import numpy as np
 import polars as pl
 import torch
 
-from model.data import Data
-from model.inputs import Rows
-from model.methods.base import Method
+from moe_retriever.data.load import Data
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Method
 
 SCHEMA = pl.Schema(
     {"combination": pl.String, "role": pl.String, "n_items": pl.Int64, "expert": pl.Int32, "pool": pl.String,

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from model.compare import Predicted
+from moe_retriever.evaluation.paired import Predicted
 from mrpipe.errors import DataError, Fault
-from mrpipe.parquet import write_frame
-from mrpipe.truth import ANY
+from mrpipe.store.parquet import write_frame
+from mrpipe.experiment.truth import ANY
 
 # The configuration is the same text in all rows of a run, and long: it is kept once.
 SCHEMA = pl.Schema(
@@ -99,7 +99,7 @@ def _predictions(run: Path) -> pl.DataFrame:
     frame = pl.read_parquet(run / "predictions.parquet").sort("sample_id")
     if "subject_id" not in frame.columns:
         path = str(run / "predictions.parquet")
-        fix = "Evaluate the run again: python -m model evaluate."
+        fix = "Evaluate the run again: mrpipe evaluate."
         raise DataError(Fault(file=path, column="subject_id", expected="this column", found="none", fix=fix))
     return frame
 
@@ -113,12 +113,12 @@ def _predicted(frame: pl.DataFrame) -> Predicted:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m model results`."""
+    """Arguments of `mrpipe results`."""
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="the folder of all runs")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """`python -m model results`."""
+    """`mrpipe results`."""
     frame = write_results(args.runs, args.out)
     print(f"{args.out}: {frame['run'].n_unique()} runs, {len(frame)} scores")

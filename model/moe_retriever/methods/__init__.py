@@ -1,35 +1,31 @@
-"""The registry of methods: one file a method; a new file in this folder is a new method.
-
-A method's module defines one subclass of `Method` with a `name`; nothing else names it anywhere.
-"""
+"""Registry of methods: each module in this folder with a `Method`, and the entry points of `mrpipe.methods`."""
 
 from __future__ import annotations
 
-import pkgutil
 from importlib import import_module
 
-from model.methods.base import Method
-from mrpipe.errors import UsageError
+from moe_retriever.catalogue import GROUP, module_of, names, own_names
+from moe_retriever.methods.base import Method
+from mrpipe.errors import UsageError, did_you_mean
+from mrpipe.plugins import entry_points
 
-_NOT_METHODS = frozenset({"base"})
-
-
-def names() -> tuple[str, ...]:
-    """Names of all methods, in alphabetical order: a module's name is its method's."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_METHODS))
+__all__ = ["Method", "get", "names"]
 
 
 def get(name: str) -> type[Method]:
     """The class of a method.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: no method of this name.
+        TypeError: a module or an entry point without one `Method` of its own name.
     """
     if name not in names():
-        raise UsageError(f"no method {name!r}; there are {', '.join(names())}")
-    module = import_module(f"{__name__}.{name}")
-    found = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Method) and "name" in vars(c)]
-    own = [c for c in found if c.name == name]
-    if len(own) != 1:
-        raise TypeError(f"{module.__name__} must define one Method with name = {name!r}")
-    return own[0]
+        raise UsageError(f"no method {name!r}. {did_you_mean(name, names())}")
+    if name in own_names():
+        found = list(vars(import_module(module_of(name))).values())
+    else:
+        found = [entry_points(GROUP)[name].load()]
+    classes = [c for c in found if isinstance(c, type) and issubclass(c, Method) and vars(c).get("name") == name]
+    if len(classes) != 1:
+        raise TypeError(f"method {name!r} must be one subclass of Method with name = {name!r}")
+    return classes[0]

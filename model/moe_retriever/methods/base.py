@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from model.config import Config
-from model.data import Batch, Data, DataSpec
-from model.encoders import build_encoders
-from model.init import build
-from model.inputs import Rows
-from model.noise import Noise
+from moe_retriever.config import Config
+from moe_retriever.data.load import Batch, Data, DataSpec
+from moe_retriever.nn.encoders import build_encoders
+from moe_retriever.nn.init import build
+from moe_retriever.data.tables import Rows
+from moe_retriever.nn.dropout import Noise
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import Config
-from model.data import Batch, Data, DataSpec
-from model.inputs import Rows
-from model.methods.base import Output
-from model.noise import Noise
-from model.scores import selection_score
-from model.unimodal import UnimodalHeads
+from moe_retriever.config import Config
+from moe_retriever.data.load import Batch, Data, DataSpec
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Output
+from moe_retriever.nn.dropout import Noise
+from moe_retriever.data.scores import selection_score
+from moe_retriever.methods.shared.unimodal import UnimodalHeads
 
 
 class BestSingle(UnimodalHeads):

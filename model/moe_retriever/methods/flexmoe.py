@@ -32,16 +32,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.config import Common, Config
-from model.data import Batch, Data, DataSpec
-from model.fusion import Attention
-from model.init import Fill, constant, normal
-from model.inputs import Rows
-from model.methods.base import Method, Output
-from model.moe import Experts, Router, Routing, balance_loss
-from model.noise import Dropout, Noise
+from moe_retriever.config import Common, Config
+from moe_retriever.data.load import Batch, Data, DataSpec
+from moe_retriever.nn.attention import Attention
+from moe_retriever.nn.init import Fill, constant, normal
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Method, Output
+from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
+from moe_retriever.nn.dropout import Dropout, Noise
 from mrpipe.errors import UsageError
-from mrpipe.schema import option
+from mrpipe.options import option
 
 MAX_BANK = 5
 

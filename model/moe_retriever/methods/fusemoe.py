@@ -26,15 +26,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from model.config import Common, Config
-from model.data import Batch, DataSpec
-from model.fusion import Attention, FeedForward
-from model.init import Fill, normal
-from model.methods.base import Method, Output
-from model.moe import Experts, Router, Routing, balance_loss
-from model.noise import Dropout, Noise
+from moe_retriever.config import Common, Config
+from moe_retriever.data.load import Batch, DataSpec
+from moe_retriever.nn.attention import Attention, FeedForward
+from moe_retriever.nn.init import Fill, normal
+from moe_retriever.methods.base import Method, Output
+from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
+from moe_retriever.nn.dropout import Dropout, Noise
 from mrpipe.errors import UsageError
-from mrpipe.schema import option
+from mrpipe.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

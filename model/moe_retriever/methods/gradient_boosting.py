@@ -22,12 +22,12 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from model.data import Batch, Data
-from model.inputs import Rows
-from model.methods.base import Output
-from model.tabular import TabularModel, pooled_features
+from moe_retriever.data.load import Batch, Data
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Output
+from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
 from mrpipe.errors import UsageError
-from mrpipe.schema import option
+from mrpipe.options import option
 
 # Tried in this order, as many as the budget allows: learning rate, leaves, smallest leaf, L2 penalty.
 CANDIDATES = ((0.1, 31, 20, 0.0), (0.1, 8, 20, 1.0), (0.05, 15, 10, 1.0), (0.05, 63, 40, 10.0))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.data import Batch
-from model.methods.base import Output
-from model.unimodal import UnimodalHeads
-from mrpipe.schema import option
+from moe_retriever.data.load import Batch
+from moe_retriever.methods.base import Output
+from moe_retriever.methods.shared.unimodal import UnimodalHeads
+from mrpipe.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,11 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from model.data import Batch, Data
-from model.inputs import Rows
-from model.methods.base import Output
-from model.tabular import TabularModel, pooled_features
-from mrpipe.schema import option
+from moe_retriever.data.load import Batch, Data
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Output
+from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
+from mrpipe.options import option
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import Config
-from model.data import Batch, Data, DataSpec
-from model.inputs import Rows
-from model.methods.base import Method, Output
-from model.noise import Noise
+from moe_retriever.config import Config
+from moe_retriever.data.load import Batch, Data, DataSpec
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Method, Output
+from moe_retriever.nn.dropout import Noise
 
 
 class Majority(Method):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.config import Config
-from model.data import DataSpec
-from model.filled import FilledTransformer
-from model.init import Fill, normal
-from model.noise import Noise
+from moe_retriever.config import Config
+from moe_retriever.data.load import DataSpec
+from moe_retriever.methods.shared.filled_transformer import FilledTransformer
+from moe_retriever.nn.init import Fill, normal
+from moe_retriever.nn.dropout import Noise
 
 
 class MissingToken(FilledTransformer):

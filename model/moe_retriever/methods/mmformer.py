@@ -24,16 +24,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.config import Config
-from model.data import Batch, Data, DataSpec
-from model.fusion import Block
-from model.init import Fill, constant
-from model.inputs import Rows
-from model.methods.base import Method, Output
-from model.noise import Noise
-from model.subsets import random_subsets
+from moe_retriever.config import Config
+from moe_retriever.data.load import Batch, Data, DataSpec
+from moe_retriever.nn.attention import Block
+from moe_retriever.nn.init import Fill, constant
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Method, Output
+from moe_retriever.nn.dropout import Noise
+from moe_retriever.data.subsets import random_subsets
 from mrpipe.errors import UsageError
-from mrpipe.schema import option
+from mrpipe.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

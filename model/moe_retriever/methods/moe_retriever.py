@@ -17,19 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import Config
-from model.data import Batch, Data, DataSpec
-from model.encoders import frozen_batch_norm, has_batch_norm, is_random
-from model.fusion import Fusion
-from model.inputs import Rows
-from model.methods.base import Method, Output
-from model.moe import Routing
-from model.noise import Noise
-from model.reference import Reference
-from model.retriever import INTRA, Items, Retrieved, Retriever
-from model.support import Draws, SupportIndex, Wanted
+from moe_retriever.config import Config
+from moe_retriever.data.load import Batch, Data, DataSpec
+from moe_retriever.nn.encoders import frozen_batch_norm, has_batch_norm, is_random
+from moe_retriever.nn.attention import Fusion
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Method, Output
+from moe_retriever.nn.moe import Routing
+from moe_retriever.nn.dropout import Noise
+from moe_retriever.retrieval.bank import Reference
+from moe_retriever.retrieval.retriever import INTRA, Items, Retrieved, Retriever
+from moe_retriever.retrieval.supporting_groups import Draws, SupportIndex, Wanted
 from mrpipe.errors import UsageError
-from mrpipe.schema import option
+from mrpipe.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

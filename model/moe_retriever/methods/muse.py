@@ -22,15 +22,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.config import Config
-from model.data import Batch, Data, DataSpec
-from model.init import Fill, normal
-from model.inputs import Rows
-from model.methods.base import Method, Output
-from model.noise import Dropout, Noise
+from moe_retriever.config import Config
+from moe_retriever.data.load import Batch, Data, DataSpec
+from moe_retriever.nn.init import Fill, normal
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Method, Output
+from moe_retriever.nn.dropout import Dropout, Noise
 from mrpipe import keyed
 from mrpipe.errors import UsageError
-from mrpipe.schema import option
+from mrpipe.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

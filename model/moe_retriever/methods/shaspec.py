@@ -23,14 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import Common, Config
-from model.data import Batch, DataSpec
-from model.fusion import Block, FeedForward
-from model.methods.base import Method, Output
-from model.noise import Noise
-from model.subsets import random_subsets, with_hidden
+from moe_retriever.config import Common, Config
+from moe_retriever.data.load import Batch, DataSpec
+from moe_retriever.nn.attention import Block, FeedForward
+from moe_retriever.methods.base import Method, Output
+from moe_retriever.nn.dropout import Noise
+from moe_retriever.data.subsets import random_subsets, with_hidden
 from mrpipe.errors import UsageError
-from mrpipe.schema import option
+from mrpipe.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

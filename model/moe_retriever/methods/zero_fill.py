@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from model.filled import FilledTransformer
+from moe_retriever.methods.shared.filled_transformer import FilledTransformer
 
 
 class ZeroFill(FilledTransformer):

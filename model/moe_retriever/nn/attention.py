@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import Common
-from model.init import Fill, normal
-from model.moe import Experts, Router, balance_loss
-from model.noise import Dropout, Noise
-from model.products import Linear
+from moe_retriever.config import Common
+from moe_retriever.nn.init import Fill, normal
+from moe_retriever.nn.moe import Experts, Router, balance_loss
+from moe_retriever.nn.dropout import Dropout, Noise
+from moe_retriever.nn.kernels.linear import Linear
 
 
 class Attention(nn.Module):

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from model.config import Common
-from model.init import build
-from model.inputs import Genotypes, ModalitySpec
-from model.noise import Dropout, Noise
-from model.products import Linear
-from model.recurrent import last_state
+from moe_retriever.config import Common
+from moe_retriever.nn.init import build
+from moe_retriever.data.tables import Genotypes, ModalitySpec
+from moe_retriever.nn.dropout import Dropout, Noise
+from moe_retriever.nn.kernels.linear import Linear
+from moe_retriever.nn.kernels.recurrent import last_state
 from mrpipe.errors import DataError, Fault
 
 Factory = Callable[[ModalitySpec, Common, Noise], nn.Module]

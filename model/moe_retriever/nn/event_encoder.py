@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from model.config import Common
-from model.encoders import Tokeniser, register
-from model.init import Fill, constant, normal
-from model.inputs import ModalitySpec, Rows
-from model.noise import Noise
-from model.recurrent import last_state
-from mrpipe.events import step_numbers
-from mrpipe.store import Arrays
+from moe_retriever.config import Common
+from moe_retriever.nn.encoders import Tokeniser, register
+from moe_retriever.nn.init import Fill, constant, normal
+from moe_retriever.data.tables import ModalitySpec, Rows
+from moe_retriever.nn.dropout import Noise
+from moe_retriever.nn.kernels.recurrent import last_state
+from mrpipe.transforms.events import step_numbers
+from mrpipe.store.reader import Arrays
 
 
 @dataclass(frozen=True)

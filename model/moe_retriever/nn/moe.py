@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.grouped import GroupedFeedForward, Plan
-from model.init import Fill, constant, uniform
-from model.noise import Dropout, Noise
-from model.products import uses_onednn
+from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, Plan
+from moe_retriever.nn.init import Fill, constant, uniform
+from moe_retriever.nn.dropout import Dropout, Noise
+from moe_retriever.nn.kernels.linear import uses_onednn
 
 
 @dataclass(frozen=True)

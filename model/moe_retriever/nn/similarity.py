@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.init import Fill, constant
+from moe_retriever.nn.init import Fill, constant
 
 # Share of a batch in the running bandwidth, as torch's batch norm has it.
 MOMENTUM = 0.1

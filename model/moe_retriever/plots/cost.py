@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import polars as pl
 from matplotlib.figure import Figure
 
-from model.plots import FAINT, INK, PALETTE
+from moe_retriever.plots.plots import FAINT, INK, PALETTE
 
 # Column of the benchmark → what its panel is called, and the factor to the unit there.
 PANELS = {

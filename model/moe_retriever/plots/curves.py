@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from model import plots
+from moe_retriever.plots import plots
 
 
 def write_curves(run: Path) -> None:

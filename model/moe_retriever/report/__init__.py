@@ -3,6 +3,6 @@
 `page` puts it together; each other module makes one section from files alone: stores, runs, suites, benchmarks.
 """
 
-from model.report.page import Inputs, add_arguments, run, write_report
+from moe_retriever.report.page import Inputs, add_arguments, run, write_report
 
 __all__ = ["Inputs", "add_arguments", "run", "write_report"]

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from model.report.experiments import anchor_of
-from model.report.methods_data import plural
-from model.report.runs import Run
+from moe_retriever.report.experiments import anchor_of
+from moe_retriever.report.methods_data import plural
+from moe_retriever.report.runs import Run
 
 FEW_SEEDS = 3
 SMALL_TEST = 100

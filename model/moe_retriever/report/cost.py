@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from model.report.runs import Run
+from moe_retriever.report.runs import Run
 
 
 def of_experiment(runs: Sequence[Run]) -> list[dict[str, Any]]:

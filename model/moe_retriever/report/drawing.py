@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from mrpipe.errors import DataError, Fault
-from mrpipe.parquet import write_text
+from mrpipe.store.parquet import write_text
 
 _NOT_CONTENT = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL)
 _ID = re.compile(r'(\sid="|\s(?:xlink:)?href="#|url\(#)([^")]+)')

@@ -11,12 +11,12 @@ from typing import Any
 import polars as pl
 from matplotlib.figure import Figure
 
-from model import plots
-from model.published import published_rows
-from model.report.drawing import Picture, draw
-from model.report.references import about
-from model.report.runs import KEYS, Run
-from model.scores import METRICS
+from moe_retriever.plots import plots
+from moe_retriever.suites.published import published_rows
+from moe_retriever.report.drawing import Picture, draw
+from moe_retriever.report.references import about
+from moe_retriever.report.runs import KEYS, Run
+from moe_retriever.data.scores import METRICS
 
 METRIC_NAMES = {
     "accuracy": "accuracy %", "balanced_accuracy": "balanced acc. %", "macro_f1": "macro-F1 %",
@@ -76,7 +76,7 @@ def _rows(runs: Sequence[Run], overall: pl.DataFrame) -> list[dict[str, Any]]:
 
 def _routing_figure(run: Run) -> Figure:
     # It loads torch, which a page without runs does not need.
-    from model.routing import expert_names
+    from moe_retriever.evaluation.routing import expert_names
 
     frame = pl.read_parquet(run.folder / "routing.parquet")
     experts = frame.select("expert", "pool").unique().sort("expert")

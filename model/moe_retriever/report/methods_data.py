@@ -7,12 +7,12 @@ from typing import Any
 
 import polars as pl
 
-from model.report.references import Bibliography
-from model.report.stores import public
+from moe_retriever.report.references import Bibliography
+from moe_retriever.report.stores import public
 from mrpipe.schema import Modality
-from mrpipe.splits import PARTS
-from mrpipe.store import Store
-from mrpipe.transform_options import TransformOptions
+from mrpipe.store.splits import PARTS
+from mrpipe.store.reader import Store
+from mrpipe.transforms.options import TransformOptions
 
 _FITTED = TransformOptions()
 # What is fitted to a feature, by its kind in the dictionary (mrpipe.feature_transform).

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from model.published import published_rows
-from model.report.methods_data import (
+from moe_retriever.suites.published import published_rows
+from moe_retriever.report.methods_data import (
     listed,
     missingness_sentence,
     plural,
@@ -22,10 +22,10 @@ from model.report.methods_data import (
     store_sentences,
     transform_sentences,
 )
-from model.report.references import Bibliography, about, changed_options
-from model.report.runs import Run
-from model.report.stores import public
-from mrpipe.store import Store
+from moe_retriever.report.references import Bibliography, about, changed_options
+from moe_retriever.report.runs import Run
+from moe_retriever.report.stores import public
+from mrpipe.store.reader import Store
 
 # Options that a methods section states for every trained method, in this order.
 _STATED = {

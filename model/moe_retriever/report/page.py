@@ -14,20 +14,20 @@ import polars as pl
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from model.best import read_best
-from model.report import benchmarks, cautions, cost
-from model.report.experiments import MAX_DRAWN, METRIC_NAMES, describe_experiment, of_experiment
-from model.report.methods_data import listed, short_title
-from model.report.methods_text import MethodsText, methods_text
-from model.report.quality import describe_quality, quality_folder
-from model.report.references import about, changed_options
-from model.report.runs import Run, by_experiment, read_run, tell_apart, tidy
-from model.report.stores import describe_store, public, sealed_at
-from model.report.suites import Suite, read_suite
-from model.scores import METRICS
+from moe_retriever.training.search_result import read_best
+from moe_retriever.report import benchmarks, cautions, cost
+from moe_retriever.report.experiments import MAX_DRAWN, METRIC_NAMES, describe_experiment, of_experiment
+from moe_retriever.report.methods_data import listed, short_title
+from moe_retriever.report.methods_text import MethodsText, methods_text
+from moe_retriever.report.quality import describe_quality, quality_folder
+from moe_retriever.report.references import about, changed_options
+from moe_retriever.report.runs import Run, by_experiment, read_run, tell_apart, tidy
+from moe_retriever.report.stores import describe_store, public, sealed_at
+from moe_retriever.report.suites import Suite, read_suite
+from moe_retriever.data.scores import METRICS
 from mrpipe.errors import UsageError
-from mrpipe.parquet import write_text
-from mrpipe.store import Store, open_store
+from mrpipe.store.parquet import write_text
+from mrpipe.store.reader import Store, open_store
 
 HERE = Path(__file__).resolve().parent
 # Named one by one: the code hash of a page counts the files that are named.
@@ -227,7 +227,7 @@ def _searches(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m model report`."""
+    """Arguments of `mrpipe report`."""
     folders: dict[str, Any] = {"type": Path, "nargs": "*", "default": []}
     parser.add_argument("--runs", **folders, metavar="RUN", help="finished run folders")
     parser.add_argument("--stores", **folders, metavar="STORE", help="stores to describe")
@@ -245,7 +245,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """`python -m model report`."""
+    """`mrpipe report`."""
     pairs = [item.partition("=") for item in args.qc]
     wrong = [name for name, separator, folder in pairs if not (name and separator and folder)]
     if wrong:

@@ -14,8 +14,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from mrpipe.imaging.qc import CAPTION, PANEL
-from mrpipe.layout import qc_folder
-from mrpipe.store import Store
+from mrpipe.store.layout import qc_folder
+from mrpipe.store.reader import Store
 
 # The page holds so much of the sheet, which has failed and flagged scans first.
 SHEET_ROWS = 8

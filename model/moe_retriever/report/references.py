@@ -49,7 +49,7 @@ class About:
 def about(name: str) -> About:
     """The method of this name. A control says so in its summary."""
     # The methods load torch, which a page without runs does not need.
-    from model.methods import get
+    from moe_retriever.methods import get
 
     try:
         method = get(name)
@@ -63,8 +63,8 @@ def changed_options(config: dict[str, Any]) -> dict[str, Any]:
     """Options of a run (config.json) that are not those of its preset, as this version has it."""
     from dataclasses import asdict
 
-    from model.config import make_config
-    from model.methods import get
+    from moe_retriever.config import make_config
+    from moe_retriever.methods import get
 
     try:
         preset = make_config(get(config["method"]), preset=config["preset"], seed=0, overrides={})

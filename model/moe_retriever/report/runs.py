@@ -11,9 +11,9 @@ from typing import Any
 
 import polars as pl
 
-from model.report.stores import public
+from moe_retriever.report.stores import public
 from mrpipe.errors import DataError, Fault
-from mrpipe.missingness import particulars
+from mrpipe.experiment.missingness import particulars
 
 KEYS = ("dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness", "method", "preset", "seed")
 _SCORES = {

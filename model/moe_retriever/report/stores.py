@@ -11,13 +11,13 @@ from typing import Any
 
 import polars as pl
 
-from model import plots
-from model.report.dictionary import summarise
-from model.report.drawing import Picture, draw
-from mrpipe.audit import audit
-from mrpipe.layout import StoreLayout
-from mrpipe.splits import PARTS
-from mrpipe.store import Store
+from moe_retriever.plots import plots
+from moe_retriever.report.dictionary import summarise
+from moe_retriever.report.drawing import Picture, draw
+from mrpipe.store.audit import audit
+from mrpipe.store.layout import StoreLayout
+from mrpipe.store.splits import PARTS
+from mrpipe.store.reader import Store
 
 # Single-feature AUROC above which a feature may be the label in other words.
 AUDIT_THRESHOLD = 0.9

@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
-from model.plots import SHOWN
-from model.report.drawing import Picture, inline_image, inline_svg, prefixed, require_passive
+from moe_retriever.plots.plots import SHOWN
+from moe_retriever.report.drawing import Picture, inline_image, inline_svg, prefixed, require_passive
 from mrpipe.errors import DataError, Fault
 
 # A page holds so many pictures of a suite; an SVG of more bytes than this is shown as its PNG.

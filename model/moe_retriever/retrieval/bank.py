@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.data import Data
-from model.encoders import frozen_batch_norm
-from model.inputs import Rows
+from moe_retriever.data.load import Data
+from moe_retriever.nn.encoders import frozen_batch_norm
+from moe_retriever.data.tables import Rows
 
 ENCODE_ROWS = 256
 

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.fusion import Attention
-from model.init import Fill, normal
-from model.moe import Experts, Router, Routing, balance_loss
-from model.noise import Dropout, Noise
-from model.support import Draws
+from moe_retriever.nn.attention import Attention
+from moe_retriever.nn.init import Fill, normal
+from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
+from moe_retriever.nn.dropout import Dropout, Noise
+from moe_retriever.retrieval.supporting_groups import Draws
 
 INTRA, INTER = 0, 1
 

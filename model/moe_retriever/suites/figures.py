@@ -15,17 +15,17 @@ from pathlib import Path
 
 import polars as pl
 
-from model import plots
-from model.analysis import Request, analyse
-from model.gradients import NAME as GRADIENTS
-from model.grids import Cell, Grid, Line, Page, heading, html, markdown
-from model.plots_cost import cost
-from model.published import short
-from model.results import finished
-from model.suite import Column, Suite, read_suite
+from moe_retriever.plots import plots
+from moe_retriever.evaluation.analysis import Request, analyse
+from moe_retriever.training.gradients import NAME as GRADIENTS
+from moe_retriever.suites.render import Cell, Grid, Line, Page, heading, html, markdown
+from moe_retriever.plots.cost import cost
+from moe_retriever.suites.published import short
+from moe_retriever.evaluation.run_folders import finished
+from moe_retriever.suites.spec import Column, Suite, read_suite
 from mrpipe.errors import UsageError
-from mrpipe.parquet import write_text
-from mrpipe.store import Store, open_store
+from mrpipe.store.parquet import write_text
+from mrpipe.store.reader import Store, open_store
 
 
 @dataclass
@@ -229,7 +229,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m model figures`."""
+    """Arguments of `mrpipe suite-figures`."""
     parser.add_argument(
         "--suite", type=Path, required=True, metavar="FILE", help="suite.json, as the workflow writes it"
     )
@@ -239,7 +239,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """`python -m model figures`."""
+    """`mrpipe suite-figures`."""
     page = draw(read_suite(args.suite), Places(args.runs, args.costs, args.out))
     pictures = sorted(args.out.glob("*.svg"))
     print(json.dumps({"pictures": [p.name for p in pictures], "missing": list(page.faults)}, indent=1))

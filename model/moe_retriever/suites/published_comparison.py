@@ -9,11 +9,11 @@ from typing import Any
 
 import polars as pl
 
-from model.grids import Cell, Grid, Line, Page, heading, html, label, latex, markdown
-from model.published import DATASETS, short
-from model.tables import NAMES
+from moe_retriever.suites.render import Cell, Grid, Line, Page, heading, html, label, latex, markdown
+from moe_retriever.suites.published import DATASETS, short
+from moe_retriever.suites.tables import NAMES
 from mrpipe.errors import DataError, Fault
-from mrpipe.parquet import write_text
+from mrpipe.store.parquet import write_text
 
 SAID = {"simulated": "simulated", "export": "real"}
 
@@ -119,7 +119,7 @@ def _signed(value: float) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m model comparison`."""
+    """Arguments of `mrpipe suite-comparison`."""
     parser.add_argument("--suites", type=Path, nargs="+", required=True, metavar="FOLDER", help="rendered tables")
     parser.add_argument("--name", required=True, help="name of the comparison")
     parser.add_argument("--title", required=True, help="its heading")
@@ -127,7 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """`python -m model comparison`."""
+    """`mrpipe suite-comparison`."""
     page = make_page(args.name, args.title, read_scores(args.suites))
     for file, render in (("table.tex", latex), ("table.html", html), ("table.md", markdown)):
         write_text(args.out / file, render(page))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.published import DATASETS, short
+from moe_retriever.suites.published import DATASETS, short
 from mrpipe.errors import DataError, Fault
 
 REFERENCE = "moe_retriever"

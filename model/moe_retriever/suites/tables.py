@@ -15,14 +15,14 @@ from typing import Any
 
 import polars as pl
 
-from model.compare import Comparison, Estimate, Predicted
-from model.grids import Cell, Grid, Line, Page, heading, html, latex, markdown
-from model.published import published
-from model.results import best_possible, finished, tested
-from model.scores import METRICS
-from model.suite import BEST, Column, Row, Suite, read_suite
-from mrpipe.parquet import write_frame, write_text
-from mrpipe.truth import read_best
+from moe_retriever.evaluation.paired import Comparison, Estimate, Predicted
+from moe_retriever.suites.render import Cell, Grid, Line, Page, heading, html, latex, markdown
+from moe_retriever.suites.published import published
+from moe_retriever.evaluation.run_folders import best_possible, finished, tested
+from moe_retriever.data.scores import METRICS
+from moe_retriever.suites.spec import BEST, Column, Row, Suite, read_suite
+from mrpipe.store.parquet import write_frame, write_text
+from mrpipe.experiment.truth import read_best
 
 NAMES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced acc.", "macro_f1": "macro-F1", "auroc": "AUROC",
@@ -279,7 +279,7 @@ def write_tables(suite: Suite, runs: Path, out: Path) -> Page:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m model tables`."""
+    """Arguments of `mrpipe suite-tables`."""
     parser.add_argument(
         "--suite", type=Path, required=True, metavar="FILE", help="suite.json, as the workflow writes it"
     )
@@ -288,7 +288,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """`python -m model tables`."""
+    """`mrpipe suite-tables`."""
     page = write_tables(read_suite(args.suite), args.runs, args.out)
     missing = f", {len(page.faults)} cells not finished" if page.faults else ""
     print(f"{args.out / 'table.md'}: {len(page.overview) + len(page.details)} tables{missing}")

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from model.config import Config
-from model.data import DataSpec
-from model.inputs import ModalitySpec
-from model.methods import get
-from model.methods.base import Method
+from moe_retriever.config import Config
+from moe_retriever.data.load import DataSpec
+from moe_retriever.data.tables import ModalitySpec
+from moe_retriever.methods import get
+from moe_retriever.methods.base import Method
 from mrpipe.errors import DataError, Fault
-from mrpipe.parquet import replacing
-from mrpipe.store import Store
-from mrpipe.transforms import Transforms
+from mrpipe.store.parquet import replacing
+from mrpipe.store.reader import Store
+from mrpipe.transforms.fit import Transforms
 
 FORMAT = 1
 NAME = "model.pt"
@@ -115,7 +115,7 @@ def require_training_store(origin: Origin, store: Store) -> None:
     if store.store_id != origin.store_id:
         raise DataError(
             Fault(file=str(store.path), column="store_id", expected=f"{origin.store_id}, the training store",
-                  found=store.store_id, fix="For samples of another store: python -m model predict.")
+                  found=store.store_id, fix="For samples of another store: mrpipe predict.")
         )  # fmt: skip
 
 

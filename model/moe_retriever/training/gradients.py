@@ -30,9 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.data import Data
-from model.inputs import Rows
-from model.methods.base import Method
+from moe_retriever.data.load import Data
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Method
 from mrpipe import keyed
 
 NAME = "gradients.parquet"

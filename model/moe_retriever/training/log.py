@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from model.checkpoint import Origin
-from model.data import Data
-from model.inputs import Rows
-from model.methods.base import Method
+from moe_retriever.training.checkpoint import Origin
+from moe_retriever.data.load import Data
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Method
 
 
 def progress_display(*, quiet: bool) -> Progress:

@@ -27,23 +27,24 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor
 
-from model import checkpoint, gradients
-from model.allocator import keep_freed_memory
-from model.checkpoint import Origin, describe
-from model.config import Config
-from model.data import Batch, Data, load
-from model.inputs import Rows
-from model.methods import get
-from model.methods.base import Method
-from model.predict import validate
-from model.run_log import Log, describe_epoch, opening_line, summarise_epoch
+from moe_retriever.training import checkpoint, gradients
+from moe_retriever.nn.kernels.allocator import keep_freed_memory
+from moe_retriever.training.checkpoint import Origin, describe
+from moe_retriever.catalogue import module_of
+from moe_retriever.config import Config
+from moe_retriever.data.load import Batch, Data, load
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods import get
+from moe_retriever.methods.base import Method
+from moe_retriever.training.predict import validate
+from moe_retriever.training.log import Log, describe_epoch, opening_line, summarise_epoch
 from mrpipe import keyed
 from mrpipe.codehash import code_hash
 from mrpipe.errors import MrpipeError, UsageError
-from mrpipe.missingness import read_masks
-from mrpipe.parquet import replacing, write_frame, write_text
-from mrpipe.splits import PARTS
-from mrpipe.store import Store
+from mrpipe.experiment.missingness import read_masks
+from mrpipe.store.parquet import replacing, write_frame, write_text
+from mrpipe.store.splits import PARTS
+from mrpipe.store.reader import Store
 
 State = dict[str, Any]
 
@@ -197,7 +198,7 @@ def _versions() -> dict[str, str]:
 
 
 def _code_hash(method: str) -> str:
-    return code_hash("model.train", f"model.methods.{method}")
+    return code_hash("moe_retriever.training.loop", module_of(method))
 
 
 def fingerprint(described: dict[str, Any], config: Config) -> str:

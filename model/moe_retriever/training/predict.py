@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from model.data import Data
-from model.inputs import Rows
-from model.methods.base import Method
-from model.scores import score
+from moe_retriever.data.load import Data
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Method
+from moe_retriever.data.scores import score
 
 
 @dataclass(frozen=True)

@@ -26,17 +26,17 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from model import checkpoint
-from model.checkpoint import load_run
-from model.config import Config, make_config
-from model.data import Data
-from model.methods.base import Method
-from model.predict import validate
-from model.run_log import progress_display
-from model.train import DivergedError, Job, described, fingerprint, load_data, run_training
+from moe_retriever.training import checkpoint
+from moe_retriever.training.checkpoint import load_run
+from moe_retriever.config import Config, make_config
+from moe_retriever.data.load import Data
+from moe_retriever.methods.base import Method
+from moe_retriever.training.predict import validate
+from moe_retriever.training.log import progress_display
+from moe_retriever.training.loop import DivergedError, Job, described, fingerprint, load_data, run_training
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
-from mrpipe.parquet import write_frame, write_text
+from mrpipe.store.parquet import write_frame, write_text
 
 COMMON_SPACE: Mapping[str, tuple[Any, ...]] = {
     "lr": (1e-4, 3e-4, 1e-3), "weight_decay": (0.0, 1e-4), "dropout": (0.1, 0.3, 0.5),
@@ -317,7 +317,7 @@ def show(content: dict[str, Any], folder: Path) -> None:
     console = Console()
     console.print(table)
     best = folder / "best.json"
-    console.print(f"to train with the best: python -m model train … --options {best}", soft_wrap=True, highlight=False)
+    console.print(f"to train with the best: mrpipe train … --options {best}", soft_wrap=True, highlight=False)
 
 
 def _rounded(seconds: float | None) -> str:

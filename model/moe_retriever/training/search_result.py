@@ -33,5 +33,5 @@ def read_best(path: Path, needed: Sequence[str] = ("method", "preset", "override
             found = f"no such {' and '.join(wrong)}"
         else:
             found = f"a {type(content).__name__}"
-    fix = "Give the best.json that `python -m model search` wrote."
+    fix = "Give the best.json that `mrpipe search` wrote."
     raise DataError(Fault(file=str(path), expected=expected, found=found, fix=fix))

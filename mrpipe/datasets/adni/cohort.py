@@ -11,9 +11,9 @@ import polars as pl
 
 from mrpipe.datasets.adni.export import Export, diagnoses
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.datasets.adni.rows import row_policy
+from mrpipe.datasets.adni.forms.rows import row_policy
 from mrpipe.datasets.adni.tables import DXSUM
-from mrpipe.datasets.adni.values import original_phase
+from mrpipe.datasets.adni.forms.values import original_phase
 from mrpipe.errors import DataError, Fault
 from mrpipe.schema import Attrition, Cohort
 

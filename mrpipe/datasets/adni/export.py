@@ -9,17 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni import values
-from mrpipe.datasets.adni.tables import (
-    ADNIMERGE,
-    DXSUM,
-    KEYS,
-    PEOPLE,
-    PTID_PATTERN,
-    QC_RID,
-    Field,
-    Table,
-)
+from mrpipe.datasets.adni.forms import values
+from mrpipe.datasets.adni.tables import ADNIMERGE, DXSUM, KEYS, PEOPLE, PTID_PATTERN, QC_RID, Field, Table
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW, Column, read_csv
 

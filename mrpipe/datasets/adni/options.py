@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mrpipe.datasets.adni.image_options import ImageOptions
-from mrpipe.schema import option
+from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.options import option
 
 LABEL_POLICIES = ("stable_dx", "baseline_dx", "latest_dx")
 ROW_POLICIES = ("profile", "baseline", "latest_update", "latest_before_dx")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mrpipe.datasets.enrico import screenshot, wireframe
 from mrpipe.datasets.enrico.check import check_export
 from mrpipe.datasets.enrico.cohort import build_cohort
-from mrpipe.datasets.enrico.simulate import EnricoSimulation, simulate_export
+from mrpipe.datasets.enrico.simulate.export import EnricoSimulation, simulate_export
 from mrpipe.datasets.enrico.tables import PROVIDER, TOPICS, EnricoOptions
 from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import Column, Folder, find_one, read_csv
-from mrpipe.schema import option
+from mrpipe.options import option
 
 PROVIDER = "https://github.com/luileito/enrico (files under http://userinterfaces.aalto.fi/enrico/resources/)"
 FETCH = f"Get it from {PROVIDER}."

@@ -11,7 +11,7 @@ import polars as pl
 
 from mrpipe.datasets.mimic.cohort import _require_consistent
 from mrpipe.datasets.mimic.options import MimicOptions, within
-from mrpipe.datasets.mimic.scan import check_columns, inflate_to_end, sample_rows
+from mrpipe.datasets.mimic.scan.scanner import check_columns, inflate_to_end, sample_rows
 from mrpipe.datasets.mimic.tables import (
     EVENTS,
     GET,

@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from mrpipe.datasets.mimic.cohort import visits_of
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.progress import say
+from mrpipe.datasets.mimic.scan.progress import say
 from mrpipe.datasets.mimic.tables import open_optional
 from mrpipe.errors import DataError, Fault
-from mrpipe.events import levels_id
+from mrpipe.transforms.events import levels_id
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 
 DESCRIPTION = "diagnoses and procedures of each visit, one step a code: [position in levels, visit number], days"

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.progress import say
+from mrpipe.datasets.mimic.scan.progress import say
 from mrpipe.datasets.mimic.tables import open_optional, open_table, tell_release
 from mrpipe.errors import DataError, Fault
 from mrpipe.schema import Attrition, Cohort

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.mimic.cohort import visits_of
 from mrpipe.datasets.mimic.options import MimicOptions, within
-from mrpipe.datasets.mimic.progress import say
+from mrpipe.datasets.mimic.scan.progress import say
 from mrpipe.datasets.mimic.ranges import spelled
-from mrpipe.datasets.mimic.scan import Scan
+from mrpipe.datasets.mimic.scan.scanner import Scan
 from mrpipe.datasets.mimic.tables import EVENTS, PLACES, find_table
 from mrpipe.errors import FaultCollector
 from mrpipe.keyed import id_keys
-from mrpipe.parquet import replacing
+from mrpipe.store.parquet import replacing
 
 PART_KEY = "mrpipe.mimic.part"
 RUN_ROWS = 2**20  # measurements sorted in memory at a time

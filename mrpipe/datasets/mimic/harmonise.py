@@ -18,7 +18,7 @@ from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SCHEMA, cohort_mar
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.ranges import MERGED, RANGES, UNITS, conversion
 from mrpipe.errors import DataError, Fault, UsageError
-from mrpipe.parquet import read_metadata
+from mrpipe.store.parquet import read_metadata
 
 Group = dict[str, NDArray[Any]]
 

@@ -22,10 +22,10 @@ from mrpipe.datasets.mimic.codes import sequence_batch
 from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SOURCES, event_files, fingerprint, prepare_events
 from mrpipe.datasets.mimic.harmonise import Group, Items, Parts
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.progress import say
+from mrpipe.datasets.mimic.scan.progress import say
 from mrpipe.datasets.mimic.tables import open_optional
-from mrpipe.events import levels_id
-from mrpipe.parquet import read_metadata, replacing
+from mrpipe.transforms.events import levels_id
+from mrpipe.store.parquet import read_metadata, replacing
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 
 LAB = "laboratory results and charted vital signs, one step a measurement: [position in levels, value], hours"

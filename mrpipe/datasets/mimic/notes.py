@@ -16,12 +16,12 @@ from mrpipe.datasets.mimic.codes import sequence_batch
 from mrpipe.datasets.mimic.cohort import PAPER, visits_of
 from mrpipe.datasets.mimic.note_text import clean, pieces
 from mrpipe.datasets.mimic.options import MimicOptions, within
-from mrpipe.datasets.mimic.progress import say
-from mrpipe.datasets.mimic.scan import Scan
+from mrpipe.datasets.mimic.scan.progress import say
+from mrpipe.datasets.mimic.scan.scanner import Scan
 from mrpipe.datasets.mimic.tables import NOTES, PLACES, find_table, note_tables
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
-from mrpipe.text import Encoder, get_encoder, hashed_counts, tokenise
+from mrpipe.text.encoders import Encoder, get_encoder, hashed_counts, tokenise
 
 DESCRIPTION = "discharge summaries (and radiology reports) up to the index discharge, one step a note, days"
 PIECE_WORDS = 180  # all-MiniLM-L6-v2 reads 256 word pieces

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mrpipe.errors import Fault, FaultCollector
-from mrpipe.schema import option
+from mrpipe.options import option
 
 RELEASES = ("2.0", "2.1", "2.2", "3.0", "3.1")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.mimic.options import MimicOptions, within
-from mrpipe.datasets.mimic.scan import Scan
+from mrpipe.datasets.mimic.scan.scanner import Scan
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import Column, find_one, read_csv
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mrpipe.datasets.mosi.cohort import SCHEMES, TASKS, check, cohort, modalities_of
 from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
 from mrpipe.datasets.mosi.readers import BITS, DESCRIPTIONS, read_audio, read_text, read_vision
-from mrpipe.datasets.mosi.simulate import simulate
+from mrpipe.datasets.mosi.simulate.export import simulate
 from mrpipe.schema import Dataset, ModalityReader
 
 DATASET = Dataset(

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mrpipe.datasets.mosi.clips import FOLD_FILE
-from mrpipe.datasets.mosi.csd import is_hdf5
-from mrpipe.datasets.mosi.mmsa import MmsaExport
-from mrpipe.datasets.mosi.multibench import MultiBenchExport
+from mrpipe.datasets.mosi.formats.csd import is_hdf5
+from mrpipe.datasets.mosi.formats.mmsa import MmsaExport
+from mrpipe.datasets.mosi.formats.multibench import MultiBenchExport
 from mrpipe.datasets.mosi.options import MosiOptions
-from mrpipe.datasets.mosi.padded import load_pickle
-from mrpipe.datasets.mosi.sdk import SdkExport
+from mrpipe.datasets.mosi.formats.padded import load_pickle
+from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.raw import require_folder
 

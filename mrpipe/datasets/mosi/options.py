@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mrpipe.schema import option
+from mrpipe.options import option
 
 FORMS = ("auto", "steps", "collapse", "raw")
 FORMATS = ("csd", "mmsa_aligned", "mmsa_unaligned", "multibench")

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from mrpipe.datasets.mosi.export import Export, open_export
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.datasets.mosi.ragged import Block, feature_names
-from mrpipe.datasets.mosi.sdk import SdkExport
+from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.errors import UsageError
 from mrpipe.schema import Features
-from mrpipe.text import Encoder, get_encoder, hashed_counts
+from mrpipe.text.encoders import Encoder, get_encoder, hashed_counts
 
 BITS = {"text": 0, "audio": 1, "vision": 2}
 DESCRIPTIONS = {

@@ -22,7 +22,7 @@ from mrpipe.datasets.tables.files import (
 )
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import Attrition, Cohort
-from mrpipe.splits import require_grouped
+from mrpipe.store.splits import require_grouped
 
 
 def named_rows(table: RawTable, config: TablesConfig, faults: FaultCollector) -> pl.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from mrpipe.errors import DataError, Fault
-from mrpipe.schema import TaskKind, option
-from mrpipe.splits import PART_ALIASES, PARTS
+from mrpipe.errors import DataError, Fault, did_you_mean
+from mrpipe.options import option
+from mrpipe.schema import TaskKind
+from mrpipe.store.splits import PART_ALIASES, PARTS
 
 # A column: its name or a glob pattern of names; or its position, 1 the first and −1 the last.
 Ref = str | int
@@ -160,8 +160,7 @@ class _Parser:
             return {}
         for key in value:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-                fix = f"Did you mean {near[0]!r}?" if near else ""
+                fix = did_you_mean(key, known, otherwise="")
                 self.fault(place, f"one of the keys {', '.join(known)}", f"unknown key {key!r}", fix)
         return {k: v for k, v in value.items() if k in known}
 

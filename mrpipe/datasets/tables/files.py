@@ -5,7 +5,6 @@ Legend: n rows of a file, d features.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 import zlib
@@ -17,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from mrpipe.datasets.tables.config import MISSING, Ref, TablesConfig, canonical
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import DataError, Fault, FaultCollector, did_you_mean
 
 ID, ROW = "__sample_id", "__row"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -45,9 +44,8 @@ def locate(raw: Path, file: str) -> Path:
         if path.is_file():
             return path
     there = sorted(p.relative_to(raw).as_posix() for p in raw.rglob("*") if p.is_file())
-    near = difflib.get_close_matches(file, there, n=1)
     found = f"no such file; there are {', '.join(there[:8])}" if there else "no file at all"
-    fix = f"Did you mean {near[0]!r}?" if near else "Name it as it lies below the folder of the export."
+    fix = did_you_mean(file, there, otherwise="Give its path relative to the folder of the export.")
     raise DataError(Fault(file=f"{raw.name}/{file}", expected="a CSV or Parquet table", found=found, fix=fix))
 
 
@@ -108,8 +106,7 @@ def find_columns(table: RawTable, refs: Sequence[Ref], place: str, faults: Fault
             continue
         matches = [h for h in header if fnmatch.fnmatchcase(h, ref)]
         if not matches:
-            near = difflib.get_close_matches(ref, header, n=3)
-            fix = f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            fix = did_you_mean(ref, header, otherwise="")
             found = f"columns {', '.join(header[:12])}{' …' if len(header) > 12 else ''}"
             faults.add(Fault(file=table.shown_as, column=ref, expected=f"this column ({place})", found=found, fix=fix))
         chosen.update(matches)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.config import Config
-from model.data import Batch, DataSpec
-from model.fusion import Fusion
-from model.methods.base import Method, Output
-from model.noise import Noise
-from mrpipe.schema import option
+from moe_retriever.config import Config
+from moe_retriever.data.load import Batch, DataSpec
+from moe_retriever.nn.attention import Fusion
+from moe_retriever.methods.base import Method, Output
+from moe_retriever.nn.dropout import Noise
+from mrpipe.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

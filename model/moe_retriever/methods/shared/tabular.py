@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.config import Config
-from model.data import Data, DataSpec
-from model.inputs import Rows, VectorTable
-from model.methods.base import Method
-from model.noise import Noise
-from model.scores import selection_score
+from moe_retriever.config import Config
+from moe_retriever.data.load import Data, DataSpec
+from moe_retriever.data.tables import Rows, VectorTable
+from moe_retriever.methods.base import Method
+from moe_retriever.nn.dropout import Noise
+from moe_retriever.data.scores import selection_score
 
 
 def pooled_features(data: Data, index: Rows, observed: NDArray[np.bool_] | None = None, *, gaps: bool) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import Config
-from model.data import Batch, Data, DataSpec
-from model.inputs import Rows
-from model.methods.base import Method
-from model.noise import Noise
+from moe_retriever.config import Config
+from moe_retriever.data.load import Batch, Data, DataSpec
+from moe_retriever.data.tables import Rows
+from moe_retriever.methods.base import Method
+from moe_retriever.nn.dropout import Noise
 
 
 class UnimodalHeads(Method):

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from model.products import multiply
+from moe_retriever.nn.kernels.linear import multiply
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni import clinical_medications as drugs
-from mrpipe.datasets.adni.clinical_paper import paper_features
+from mrpipe.datasets.adni.forms import medications as drugs
+from mrpipe.datasets.adni.forms.paper_profile import paper_features
 from mrpipe.datasets.adni.export import Export
-from mrpipe.datasets.adni.features import Feature, vector_modality
+from mrpipe.datasets.adni.forms.features import Feature, vector_modality
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.datasets.adni.rows import eligible, pick, row_policy
+from mrpipe.datasets.adni.forms.rows import eligible, pick, row_policy
 from mrpipe.datasets.adni.tables import (
     CLINICAL,
     FUNCTIONS,

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from mrpipe.datasets.adni import clinical_medications as drugs
+from mrpipe.datasets.adni.forms import medications as drugs
 from mrpipe.datasets.adni.export import Export
-from mrpipe.datasets.adni.features import Feature
-from mrpipe.datasets.adni.rows import eligible, latest
+from mrpipe.datasets.adni.forms.features import Feature
+from mrpipe.datasets.adni.forms.rows import eligible, latest
 from mrpipe.datasets.adni.tables import Table
 
 # The authors drop categorical columns with this many levels or more.

@@ -28,10 +28,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.genomic_lift import ChainFile
-from mrpipe.datasets.adni.genomic_plink import PlinkSet, bed_rows, calls, open_set, write_set
-from mrpipe.datasets.adni.genomic_strand import align, allele_codes, complement, position_keys, read_reference
-from mrpipe.datasets.adni.genomic_vcf import VcfGenotypes, read_vcf, write_vcf
+from mrpipe.datasets.adni.genomic.lift import ChainFile
+from mrpipe.datasets.adni.genomic.plink import PlinkSet, bed_rows, calls, open_set, write_set
+from mrpipe.datasets.adni.genomic.strand import align, allele_codes, complement, position_keys, read_reference
+from mrpipe.datasets.adni.genomic.vcf import VcfGenotypes, read_vcf, write_vcf
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
 from mrpipe.raw import UNREADABLE
 

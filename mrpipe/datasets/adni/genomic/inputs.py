@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.genomic_lift import LENGTHS, ChainFile, chromosome_length
-from mrpipe.datasets.adni.genomic_plink import PlinkSet, open_set
+from mrpipe.datasets.adni.genomic.lift import LENGTHS, ChainFile, chromosome_length
+from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.genomic_plink import BLOCK_SNPS, RECODE, PlinkSet
+from mrpipe.datasets.adni.genomic.plink import BLOCK_SNPS, RECODE, PlinkSet
 
 _MISSING_BYTE = 0xFF
 

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.errors import Fault, FaultCollector
-from mrpipe.parquet import replacing
+from mrpipe.store.parquet import replacing
 
 MAGIC = b"\x6c\x1b\x01"
 BLOCK_SNPS = 4096

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from mrpipe.datasets.adni.genomic_plink import PlinkSet, missing_per_person, snp_counts
+from mrpipe.datasets.adni.genomic.plink import PlinkSet, missing_per_person, snp_counts
 
 _HAPLOID = ("X", "Y", "MT")
 

@@ -14,11 +14,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.genomic_inputs import GenomicInputs, open_inputs, require_same_build
-from mrpipe.datasets.adni.genomic_merge import Panel, batches, merged_rows
-from mrpipe.datasets.adni.genomic_plink import RECODE, PlinkSet
-from mrpipe.datasets.adni.genomic_qc import QualityControl, quality_control
-from mrpipe.datasets.adni.genomic_strand import (
+from mrpipe.datasets.adni.genomic.inputs import GenomicInputs, open_inputs, require_same_build
+from mrpipe.datasets.adni.genomic.merge import Panel, batches, merged_rows
+from mrpipe.datasets.adni.genomic.plink import RECODE, PlinkSet
+from mrpipe.datasets.adni.genomic.qc import QualityControl, quality_control
+from mrpipe.datasets.adni.genomic.strand import (
     NO_ALLELE,
     OTHER_ALLELE,
     Reference,
@@ -30,7 +30,7 @@ from mrpipe.datasets.adni.genomic_strand import (
 )
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, Fault
-from mrpipe.genotypes import call_counts
+from mrpipe.genetics.packing import call_counts
 from mrpipe.schema import DICTIONARY_SCHEMA, TRIED_SCHEMA, Features, Modality
 
 BIT = 1

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.genomic_plink import plain_chromosome
+from mrpipe.datasets.adni.genomic.plink import plain_chromosome
 from mrpipe.errors import DataError, Fault
 from mrpipe.raw import UNREADABLE
 

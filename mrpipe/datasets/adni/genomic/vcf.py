@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.genomic_plink import plain_chromosome
+from mrpipe.datasets.adni.genomic.plink import plain_chromosome
 from mrpipe.errors import DataError, Fault
-from mrpipe.genotypes import MISSING
+from mrpipe.genetics.packing import MISSING
 from mrpipe.raw import UNREADABLE
 
 _GENOTYPES = np.array(["0/0", "0/1", "1/1", "./."])

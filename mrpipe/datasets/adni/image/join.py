@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.image_maps import Maps
-from mrpipe.datasets.adni.image_options import ImageOptions
-from mrpipe.datasets.adni.image_plan import open_template, plan_images
-from mrpipe.datasets.adni.image_raw import GRID_KEY, SCAN_SCHEMA
+from mrpipe.datasets.adni.image.maps import Maps
+from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.datasets.adni.image.plan import open_template, plan_images
+from mrpipe.datasets.adni.image.raw import GRID_KEY, SCAN_SCHEMA
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.imaging.chain import SCALE
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import Grid
-from mrpipe.parquet import read_metadata
+from mrpipe.store.parquet import read_metadata
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 
 NAME, BIT = "image", 0

@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.image_options import ImageOptions
-from mrpipe.datasets.adni.image_scans import PTID, parse_date, rid_of
+from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.datasets.adni.image.scans import PTID, parse_date, rid_of
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import Grid, read_grid

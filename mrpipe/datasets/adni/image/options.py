@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mrpipe.schema import option
+from mrpipe.options import option
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni.image_maps import Maps, find_mask, locate_maps, open_maps, open_mask
-from mrpipe.datasets.adni.image_options import ImageOptions
-from mrpipe.datasets.adni.image_scans import SCANS_SCHEMA, find_scans, ordered_scans, search_tables
+from mrpipe.datasets.adni.image.maps import Maps, find_mask, locate_maps, open_maps, open_mask
+from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.datasets.adni.image.scans import SCANS_SCHEMA, find_scans, ordered_scans, search_tables
 from mrpipe.errors import Fault, FaultCollector, UsageError
 from mrpipe.imaging.chain import require_imaging
 from mrpipe.imaging.grid import Grid

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from mrpipe.datasets.adni.image_raw import NUMBERS
+from mrpipe.datasets.adni.image.raw import NUMBERS
 from mrpipe.imaging.qc import contact_sheet, note_picture, outliers
-from mrpipe.parquet import replacing, write_frame
+from mrpipe.store.parquet import replacing, write_frame
 
 # Numbers whose outliers are flagged, by where the map came from; folded voxels are 0 for nearly all, so that a median
 # says nothing.

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from mrpipe.codehash import code_hash
-from mrpipe.datasets.adni.image_options import ImageOptions
-from mrpipe.datasets.adni.image_plan import open_template, plan_images
+from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.datasets.adni.image.plan import open_template, plan_images
 from mrpipe.imaging.chain import PACKAGES, ChainSettings, require_imaging
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import Grid
 from mrpipe.imaging.template import Template
 from mrpipe.imaging.worker import OUT_OF_TIME, ScanResult, process_scan
-from mrpipe.parquet import replacing, write_batches, write_text
+from mrpipe.store.parquet import replacing, write_batches, write_text
 from mrpipe.raw import sha256
 from mrpipe.schema import TRIED_SCHEMA
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mrpipe.datasets.adni.sim_people import People, visit_codes
-from mrpipe.datasets.adni.sim_tables import Writer, texts
+from mrpipe.datasets.adni.simulate.people import People, visit_codes
+from mrpipe.datasets.adni.simulate.tables import Writer, texts
 from mrpipe.datasets.adni.tables import QC_RID
 
 # raw-formats A.3: of 3,008 genotyped; the share of ε4 carriers by class is E.3's.

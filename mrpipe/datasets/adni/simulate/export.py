@@ -8,16 +8,16 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni import sim_biospecimen, sim_forms
-from mrpipe.datasets.adni.sim_genotypes import write_genotypes
-from mrpipe.datasets.adni.sim_image import ImageSimulation, simulate_images
-from mrpipe.datasets.adni.sim_people import FACTOR_MEANS, best_accuracies, draw_people, posterior, truth_frame
-from mrpipe.datasets.adni.sim_tables import LAYOUTS, Writer
+from mrpipe.datasets.adni.simulate import biospecimen as sim_biospecimen, forms as sim_forms
+from mrpipe.datasets.adni.simulate.genotypes import write_genotypes
+from mrpipe.datasets.adni.simulate.image import ImageSimulation, simulate_images
+from mrpipe.datasets.adni.simulate.people import FACTOR_MEANS, best_accuracies, draw_people, posterior, truth_frame
+from mrpipe.datasets.adni.simulate.tables import LAYOUTS, Writer
 from mrpipe.datasets.adni.tables import CLASSES
 from mrpipe.errors import UsageError
-from mrpipe.parquet import write_frame, write_text
-from mrpipe.schema import option
-from mrpipe.truth import subsets, write_best
+from mrpipe.store.parquet import write_frame, write_text
+from mrpipe.options import option
+from mrpipe.experiment.truth import subsets, write_best
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.sim_people import People, visit_codes
-from mrpipe.datasets.adni.sim_tables import Writer, blanked_dates, duplicated, texts, with_missing
+from mrpipe.datasets.adni.simulate.people import People, visit_codes
+from mrpipe.datasets.adni.simulate.tables import Writer, blanked_dates, duplicated, texts, with_missing
 from mrpipe.datasets.adni.tables import FUNCTIONS, HISTORY, QUANTITIES, SIGNS
 
 _NEW_DXSUM = (

@@ -11,9 +11,9 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from mrpipe.datasets.adni.genomic_inputs import KNOWN_SETS
-from mrpipe.datasets.adni.genomic_lift import LENGTHS
-from mrpipe.datasets.adni.genomic_plink import MAGIC, bed_rows
+from mrpipe.datasets.adni.genomic.inputs import KNOWN_SETS
+from mrpipe.datasets.adni.genomic.lift import LENGTHS
+from mrpipe.datasets.adni.genomic.plink import MAGIC, bed_rows
 from mrpipe.keyed import generator
 
 CHAIN_NAME = "hg18ToHg19.over.chain.gz"

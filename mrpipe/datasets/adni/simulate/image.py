@@ -18,11 +18,11 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
-from mrpipe.datasets.adni.sim_t1 import write_raw_scans
+from mrpipe.datasets.adni.simulate.t1 import write_raw_scans
 from mrpipe.imaging.grid import Grid
 from mrpipe.imaging.nifti import write_nifti
 from mrpipe.keyed import generator
-from mrpipe.schema import option
+from mrpipe.options import option
 
 # The mask of the authors' maps (A.7): shape, box of grey matter, voxels in it.
 FULL_SHAPE = (91, 109, 91)

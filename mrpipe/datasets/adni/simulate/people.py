@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.tables import CLASSES
 from mrpipe.keyed import generator
-from mrpipe.truth import subsets
+from mrpipe.experiment.truth import subsets
 
 # raw-formats E.1: re-run of the authors' label rule, and the working frequencies of combinations.
 CLASS_COUNTS = (926, 746, 444)

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy, render
-from mrpipe.datasets.enrico.sim_layouts import ICON_COLOURS, LAYOUTS, Node, Screen, build_tree, node
-from mrpipe.datasets.enrico.sim_paint import LOOKS, paint_screenshot
+from mrpipe.datasets.enrico.simulate.layouts import ICON_COLOURS, LAYOUTS, Node, Screen, build_tree, node
+from mrpipe.datasets.enrico.simulate.paint import LOOKS, paint_screenshot
 from mrpipe.datasets.enrico.tables import (
     CANVAS_SIZE,
     COMPONENT_COLOURS,
@@ -35,9 +35,9 @@ from mrpipe.datasets.enrico.tables import (
 )
 from mrpipe.errors import UsageError
 from mrpipe.keyed import generator, id_keys, uniform
-from mrpipe.parquet import write_frame, write_text
-from mrpipe.schema import option
-from mrpipe.truth import write_best
+from mrpipe.store.parquet import write_frame, write_text
+from mrpipe.options import option
+from mrpipe.experiment.truth import write_best
 
 LANDSCAPE = ("72201", "19141")
 EMPTY_METADATA = 296 / 1460

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mrpipe.datasets.enrico.sim_layouts import NAVIGATION_BAR, STATUS_BAR, Node
+from mrpipe.datasets.enrico.simulate.layouts import NAVIGATION_BAR, STATUS_BAR, Node
 
 Colour = tuple[int, int, int]
 # Look → hue centre (None: any hue), saturation and value of the background, strength of its texture.

@@ -19,9 +19,9 @@ import polars as pl
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.ahead import ahead
-from mrpipe.datasets.mimic.progress import ScanProgress
-from mrpipe.datasets.mimic.records import PAD, Wanted, clock_times, cut, numbers_at, record_ends
+from mrpipe.datasets.mimic.scan.prefetch import ahead
+from mrpipe.datasets.mimic.scan.progress import ScanProgress
+from mrpipe.datasets.mimic.scan.records import PAD, Wanted, clock_times, cut, numbers_at, record_ends
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import Column, match_header
 

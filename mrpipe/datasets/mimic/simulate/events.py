@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic import sim_pools as pools
-from mrpipe.datasets.mimic.sim_options import MimicSimulation
-from mrpipe.datasets.mimic.sim_patients import People, moments
+from mrpipe.datasets.mimic.simulate import pools as pools
+from mrpipe.datasets.mimic.simulate.options import MimicSimulation
+from mrpipe.datasets.mimic.simulate.patients import People, moments
 from mrpipe.keyed import generator
 
 BLOCK = 500_000  # rows made together, about

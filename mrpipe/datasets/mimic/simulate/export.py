@@ -18,12 +18,12 @@ import polars as pl
 from isal import igzip
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic import sim_pools as pools
-from mrpipe.datasets.mimic.ahead import ahead
-from mrpipe.datasets.mimic.sim_events import dictionary, event_blocks
-from mrpipe.datasets.mimic.sim_notes import discharge_table, radiology_table
-from mrpipe.datasets.mimic.sim_options import MimicSimulation
-from mrpipe.datasets.mimic.sim_patients import (
+from mrpipe.datasets.mimic.simulate import pools as pools
+from mrpipe.datasets.mimic.scan.prefetch import ahead
+from mrpipe.datasets.mimic.simulate.events import dictionary, event_blocks
+from mrpipe.datasets.mimic.simulate.notes import discharge_table, radiology_table
+from mrpipe.datasets.mimic.simulate.options import MimicSimulation
+from mrpipe.datasets.mimic.simulate.patients import (
     FACTORS,
     KINDS,
     admissions_table,
@@ -33,9 +33,9 @@ from mrpipe.datasets.mimic.sim_patients import (
     patients_table,
 )
 from mrpipe.keyed import generator
-from mrpipe.parquet import write_frame, write_text
+from mrpipe.store.parquet import write_frame, write_text
 from mrpipe.raw import sha256
-from mrpipe.truth import write_best
+from mrpipe.experiment.truth import write_best
 
 __all__ = ["MimicSimulation", "simulate_export"]
 # Columns that releases up to 2.1 do not have.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from mrpipe.datasets.mimic import sim_pools as pools
-from mrpipe.datasets.mimic.sim_options import MimicSimulation
-from mrpipe.datasets.mimic.sim_patients import DAY, People, moments, sigmoid
+from mrpipe.datasets.mimic.simulate import pools as pools
+from mrpipe.datasets.mimic.simulate.options import MimicSimulation
+from mrpipe.datasets.mimic.simulate.patients import DAY, People, moments, sigmoid
 from mrpipe.keyed import generator
 
 

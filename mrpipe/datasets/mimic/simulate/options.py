@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mrpipe.errors import UsageError
-from mrpipe.schema import option
+from mrpipe.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic import sim_pools as pools
-from mrpipe.datasets.mimic.sim_options import MimicSimulation
+from mrpipe.datasets.mimic.simulate import pools as pools
+from mrpipe.datasets.mimic.simulate.options import MimicSimulation
 from mrpipe.keyed import generator
 
 FACTORS = ("shared", "lab", "note", "code")

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.clips import parse_id
-from mrpipe.datasets.mosi.padded import PaddedExport, id_strings
+from mrpipe.datasets.mosi.formats.padded import PaddedExport, id_strings
 from mrpipe.errors import FaultCollector
-from mrpipe.text import tokenise
+from mrpipe.text.encoders import tokenise
 
 ANNOTATIONS = ("Negative", "Neutral", "Positive")
 

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from mrpipe.datasets.mosi.clips import parse_id
-from mrpipe.datasets.mosi.padded import PaddedExport, id_strings
+from mrpipe.datasets.mosi.formats.padded import PaddedExport, id_strings
 from mrpipe.errors import FaultCollector
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.align import Index, beginning_after, means, overlapping
-from mrpipe.datasets.mosi.csd import Entry, Sequence, load
+from mrpipe.datasets.mosi.formats.csd import Entry, Sequence, load
 from mrpipe.datasets.mosi.ragged import Block, feature_names
-from mrpipe.datasets.mosi.sdk_files import SAME_TIME, SdkFiles
+from mrpipe.datasets.mosi.formats.sdk_files import SAME_TIME, SdkFiles
 from mrpipe.errors import UsageError
 
 PAUSE = "sp"

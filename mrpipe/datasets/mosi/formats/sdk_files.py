@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.align import Index
 from mrpipe.datasets.mosi.clips import clip_frame, read_folds, score_faults
-from mrpipe.datasets.mosi.csd import AGAIN, Entry, Role, Sequence, inspect, load
+from mrpipe.datasets.mosi.formats.csd import AGAIN, Entry, Role, Sequence, inspect, load
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 

@@ -17,12 +17,12 @@ from mrpipe.datasets.mosi.align import means
 from mrpipe.datasets.mosi.clips import FOLD_FILE
 from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
 from mrpipe.datasets.mosi.ragged import Block
-from mrpipe.datasets.mosi.sdk import SdkExport
-from mrpipe.parquet import replacing, write_text
-from mrpipe.text import get_encoder
+from mrpipe.datasets.mosi.formats.sdk import SdkExport
+from mrpipe.store.parquet import replacing, write_text
+from mrpipe.text.encoders import get_encoder
 
 if TYPE_CHECKING:
-    from mrpipe.datasets.mosi.simulate import World
+    from mrpipe.datasets.mosi.simulate.export import World
 
 AUDIO_DIM, VISION_DIM, UTTERANCE_DIM = 74, 35, 73  # COVAREP, FACET 4.2, openSMILE
 MMSA_DIMS = {"audio": 5, "vision": 20}

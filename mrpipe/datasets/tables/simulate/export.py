@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from mrpipe import keyed
 from mrpipe.errors import UsageError
-from mrpipe.parquet import write_frame, write_text
-from mrpipe.schema import option
-from mrpipe.truth import write_best
+from mrpipe.store.parquet import write_frame, write_text
+from mrpipe.options import option
+from mrpipe.experiment.truth import write_best
 
 WEIGHTS = (1.2, 0.8, 1.4)
 # The label comes last: a file that was cut short lacks it.

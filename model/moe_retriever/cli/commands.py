@@ -1,4 +1,8 @@
-"""`python -m model`: runs one command; `model.arguments` says which there are."""
+"""Commands that train, evaluate and report, as the entry points of `mrpipe.commands` name them.
+
+torch and matplotlib are imported inside the functions: `--help` answers at once, and the number of threads is set before
+torch loads.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
-from model.arguments import parser
-from model.catalogue import help_text
-from mrpipe.errors import MrpipeError, UsageError
-
-# torch is imported by the commands, not here: `--help` answers at once, and thread counts are set before it loads.
-
+from moe_retriever.cli import arguments as arguments_of
+from moe_retriever.catalogue import help_text
+from mrpipe.cli.command import Command
+from mrpipe.errors import UsageError
 
 def _machine(arguments: argparse.Namespace) -> str:
     """Set threads, name the device."""
@@ -41,8 +44,9 @@ def _machine(arguments: argparse.Namespace) -> str:
 
 def _config(method: str, preset: str, arguments: argparse.Namespace, first: Mapping[str, Any] | None = None) -> Any:
     """The configuration: preset, then `first`, then --set."""
-    from model.config import make_config, parse_assignments
-    from model.methods import get
+    from moe_retriever.config import make_config
+    from moe_retriever.methods import get
+    from mrpipe.options import parse_assignments
 
     overrides = {**(first or {}), **parse_assignments(arguments.set)}
     return make_config(get(method), preset=preset, seed=arguments.seed, overrides=overrides)
@@ -52,7 +56,7 @@ def _train_config(arguments: argparse.Namespace) -> Any:
     method, preset = arguments.method, arguments.preset
     if arguments.options is None:
         return _config(method or "moe_retriever", preset or "paper", arguments)
-    from model.best import read_best
+    from moe_retriever.training.search_result import read_best
 
     best = read_best(arguments.options)
     for name, given in (("method", method), ("preset", preset)):
@@ -62,7 +66,7 @@ def _train_config(arguments: argparse.Namespace) -> Any:
 
 
 def _job(arguments: argparse.Namespace, config: Any, device: str) -> Any:
-    from model.train import Job
+    from moe_retriever.training.loop import Job
     from mrpipe import open_store
 
     return Job(
@@ -74,25 +78,31 @@ def _job(arguments: argparse.Namespace, config: Any, device: str) -> Any:
 
 def _train(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
-    from model.train import run_training
+    from moe_retriever.training.loop import run_training
 
     job = _job(arguments, _train_config(arguments), device)
     if not run_training(job):
         print(f"{arguments.out} already holds this run: same options, data and code")
-    from model.curves import write_curves
+    from moe_retriever.plots.curves import write_curves
 
     write_curves(arguments.out)
     if not arguments.no_test:
-        from model.evaluate import evaluate_run
+        from moe_retriever.evaluation.evaluate import evaluate_run
 
         _print_metrics(evaluate_run(arguments.out, job.store, device=device))
 
 
+def _typed(config: Any, texts: Mapping[str, str]) -> dict[str, Any]:
+    """The options of `--set` with the types that the configuration gave them."""
+    values = dataclasses.asdict(config.common) | dataclasses.asdict(config.own)
+    return {name: values[name] for name in texts}
+
+
 def _search(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
-    from model.config import parse_assignments
-    from model.methods import get
-    from model.search import read_space, search, show
+    from mrpipe.options import parse_assignments
+    from moe_retriever.methods import get
+    from moe_retriever.training.search import read_space, search, show
 
     method = get(arguments.method)
     config = _config(arguments.method, arguments.preset, arguments)
@@ -102,7 +112,7 @@ def _search(arguments: argparse.Namespace) -> None:
             f"{method.name} has no gradient steps, and what it can choose it chooses on validation itself: trial 0 only"
         )
     content = search(
-        _job(arguments, config, device), method, preset=arguments.preset, fixed=parse_assignments(arguments.set),
+        _job(arguments, config, device), method, preset=arguments.preset, fixed=_typed(config, parse_assignments(arguments.set)),
         space=space, n_trials=arguments.trials,
     )  # fmt: skip
     show(content, arguments.out)
@@ -124,7 +134,7 @@ def _print_metrics(content: dict[str, Any]) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
-    from model.evaluate import evaluate_run
+    from moe_retriever.evaluation.evaluate import evaluate_run
     from mrpipe import open_store
 
     content = evaluate_run(
@@ -138,12 +148,12 @@ def _predict(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
     import numpy as np
 
-    from model.checkpoint import load_run
-    from model.data import load
-    from model.evaluate import load_for
-    from model.predict import predict, prediction_frame
+    from moe_retriever.training.checkpoint import load_run
+    from moe_retriever.data.load import load
+    from moe_retriever.evaluation.evaluate import load_for
+    from moe_retriever.training.predict import predict, prediction_frame
     from mrpipe import open_store
-    from mrpipe.parquet import write_frame
+    from mrpipe.store.parquet import write_frame
 
     trained = load_run(arguments.run, device)
     store, origin = open_store(arguments.store), trained.origin
@@ -168,7 +178,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _analyse(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
-    from model.analysis import Request, analyse
+    from moe_retriever.evaluation.analysis import Request, analyse
     from mrpipe import open_store
 
     written = analyse(
@@ -183,8 +193,8 @@ def _analyse(arguments: argparse.Namespace) -> None:
 
 def _benchmark(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
-    from model.benchmark import measure, show
-    from model.methods import names
+    from moe_retriever.evaluation.cost import measure, show
+    from moe_retriever.methods import names
 
     methods = names() if arguments.method == ["all"] else arguments.method
     configs = [_config(m, arguments.preset, arguments) for m in methods]
@@ -196,23 +206,23 @@ def _benchmark(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     show(frame)
     if arguments.out is not None:
-        from mrpipe.parquet import write_text
+        from mrpipe.store.parquet import write_text
 
         write_text(arguments.out, frame.write_csv())
 
 
-def _options(arguments: argparse.Namespace) -> None:
+def _methods(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from model.config import Common
-    from model.methods import get, names
+    from moe_retriever.config import Common
+    from moe_retriever.methods import get, names
 
     console = Console()
     if arguments.method is None:
         presets = {name: ", ".join(p for p in get(name).presets if p != "paper") for name in names()}
         print(help_text({name: f"presets: paper, {p}" for name, p in presets.items() if p}))
-        print("\n`python -m model options --method NAME` lists all options of one.")
+        print("\n`mrpipe methods NAME` lists the options of one.")
         return
     method = get(arguments.method)
     for title, cls in ((f"options of {method.name}", method.Options), ("options of every method", Common)):
@@ -227,24 +237,103 @@ def _options(arguments: argparse.Namespace) -> None:
         console.print(f"preset {name}: {', '.join(f'{k}={v}' for k, v in overrides.items()) or 'the defaults'}")
 
 
-COMMANDS = {
-    "train": _train, "search": _search, "evaluate": _evaluate, "predict": _predict, "analyse": _analyse,
-    "benchmark": _benchmark, "options": _options,
-}  # fmt: skip
+def _settings(arguments: argparse.Namespace) -> int:
+    """Print the full settings of each label as JSON; exit code 2 with every error if there is one."""
+    from moe_retriever.config import make_config
+    from moe_retriever.methods import get
 
-
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; errors that a user can mend are one message and an exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = parser(*argv[:1]).parse_args(argv)
-    try:
-        call: Callable[[argparse.Namespace], None] = getattr(arguments, "call", None) or COMMANDS[arguments.command]
-        call(arguments)
-    except MrpipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    settings, faults = {}, []
+    for label, entry in json.loads(arguments.requested).items():
+        try:
+            config = make_config(get(entry["method"]), preset=entry["preset"], seed=0, overrides=entry["overrides"])
+            settings[label] = {k: v for k, v in config.to_dict().items() if k != "seed"}
+        except UsageError as error:
+            faults.append(str(error))
+    if faults:
+        print("\n".join(dict.fromkeys(faults)), file=sys.stderr)
+        return UsageError.exit_code
+    print(json.dumps(settings, indent=1))
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _of_module(name: str, summary: str, *, step: bool = True) -> Command:
+    """A command whose module holds its arguments and its work; imported only when the command is called."""
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        import_module(name).add_arguments(parser)
+
+    def run(arguments: argparse.Namespace) -> None:
+        import_module(name).run(arguments)
+
+    return Command(summary=summary, add_arguments=add_arguments, run=run, step=step)
+
+
+train = Command(
+    summary="train a method on a sealed store",
+    description="Trains one method on a sealed store and evaluates it once on the test set.\n"
+    "Rerunning the same command after an interruption continues the training, with the same result.",
+    epilog=lambda: (
+        "example:\n  mrpipe train --store results/stores/mosi --out runs/a --mask masks/p30.parquet"
+        f" --set tokens=4 epochs=30\n\n{help_text()}\n\n`mrpipe methods NAME` lists the options of one."
+    ),
+    add_arguments=arguments_of.train_arguments,
+    run=_train,
+)
+evaluate = Command(
+    summary="evaluate a finished run",
+    description="Writes metrics.json, metrics.csv (by modality combination), predictions.parquet and routing.parquet\n"
+    "to the run folder and prints a table.",
+    add_arguments=arguments_of.evaluate_arguments,
+    run=_evaluate,
+)
+predict = Command(
+    summary="predict every sample of a store, labelled or not",
+    description="The store must be of the same dataset. Supporting samples are training samples only: from the\n"
+    "checkpoint's bank or, where that was too large to keep, from --reference-store.",
+    add_arguments=arguments_of.predict_arguments,
+    run=_predict,
+)
+search = Command(
+    summary="hyper-parameter search on the validation set",
+    description="Trial 0 is the preset. The others are drawn from candidates that are the same for every method:\n"
+    "lr 1e-4, 3e-4, 1e-3; weight_decay 0, 1e-4; dropout 0.1, 0.3, 0.5; and the method's own, if it has any.\n"
+    "The best trial has the best validation score; the test set is not used. Rerunning the same command after an\n"
+    "interruption continues the search; a larger --trials adds to the trials that are done.",
+    epilog="example:\n  mrpipe search --store results/stores/mosi --method shaspec --out searches/shaspec --set epochs=50\n"
+    "  mrpipe train --store results/stores/mosi --options searches/shaspec/best.json --out runs/b --set epochs=50",
+    add_arguments=arguments_of.search_arguments,
+    run=_search,
+)
+analyse = Command(
+    summary="plot expert routing, gradient similarity and retrieved embeddings",
+    description="Writes tables (Parquet, CSV) and figures (SVG, PNG) of finished runs:\n"
+    "  routing    experts visited by the tokens of each modality combination, and vice versa (Figure 3)\n"
+    "  gradients  cosine similarity of the modalities' gradients by epoch (Figure 5);\n"
+    "             recorded by `train --set gradient_rows=128`; several runs are drawn side by side\n"
+    "  embedding  t-SNE of incomplete samples before and after retrieval (Figure 6)",
+    epilog="example:\n  mrpipe analyse --run runs/a --store results/stores/mosi --out runs/a/analysis",
+    add_arguments=arguments_of.analyse_arguments,
+    run=_analyse,
+)
+benchmark = Command(
+    summary="measure speed, memory, parameters and FLOPs of methods",
+    add_arguments=arguments_of.benchmark_arguments,
+    run=_benchmark,
+)
+methods = Command(
+    summary="list the methods, or the options and presets of one",
+    epilog=help_text,
+    add_arguments=arguments_of.methods_arguments,
+    run=_methods,
+)
+settings = Command(
+    summary="validate methods and hyper-parameters",
+    add_arguments=arguments_of.settings_arguments,
+    run=_settings,
+    step=True,
+)
+report = _of_module("moe_retriever.report.page", "render stores and runs as one HTML page", step=False)
+results = _of_module("moe_retriever.evaluation.run_folders", "collect the metrics of all runs in one table", step=False)
+suite_tables = _of_module("moe_retriever.suites.tables", "render the tables of a suite")
+suite_figures = _of_module("moe_retriever.suites.figures", "render the figures of a suite")
+suite_comparison = _of_module("moe_retriever.suites.published_comparison", "compare tables with the published values")

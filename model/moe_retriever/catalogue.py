@@ -1,0 +1,90 @@
+"""Names and summaries of the methods, read from their source: `--help` answers without loading torch."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from mrpipe.plugins import entry_points
+
+GROUP = "mrpipe.methods"
+METHODS = Path(__file__).resolve().parent / "methods"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method's name, its one-line summary, and the paper that proposed it ("" for a control)."""
+
+    name: str
+    summary: str
+    paper: str
+
+
+@cache
+def own_names() -> tuple[str, ...]:
+    """Names of the methods in `moe_retriever/methods/`: one module per method."""
+    return tuple(sorted(p.stem for p in METHODS.glob("*.py") if p.stem not in ("__init__", "base")))
+
+
+def names() -> tuple[str, ...]:
+    """Names of all methods, in alphabetical order: ours and those of entry points."""
+    return tuple(sorted({*own_names(), *entry_points(GROUP)}))
+
+
+def module_of(name: str) -> str:
+    """Dotted name of the module that defines a method; nothing is imported."""
+    return f"moe_retriever.methods.{name}" if name in own_names() else entry_points(GROUP)[name].module
+
+
+def catalogue() -> list[Entry]:
+    """All methods, by name: the class attributes `name`, `summary` and `paper` of the class that carries the name."""
+    entries = []
+    for name in names():
+        texts = _texts_of(name)
+        entries.append(Entry(name, texts.get("summary", ""), texts.get("paper", "")))
+    return entries
+
+
+def _texts_of(name: str) -> dict[str, str]:
+    """Class attributes that are plain texts, of the class of a method."""
+    if name in own_names():
+        path = METHODS / f"{name}.py"
+    else:
+        spec = find_spec(module_of(name))
+        if spec is None or spec.origin is None:
+            return {}
+        path = Path(spec.origin)
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            texts = _texts(node)
+            if texts.get("name") == name:
+                return texts
+    return {}
+
+
+def _texts(node: ast.ClassDef) -> dict[str, str]:
+    return {
+        target.id: statement.value.value
+        for statement in node.body
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+        for target in statement.targets
+        if isinstance(target, ast.Name) and isinstance(statement.value.value, str)
+    }
+
+
+def help_text(more: Mapping[str, str] | None = None, width: int = 100) -> str:
+    """The methods as lines of text: name, summary, paper and the method's text in `more`."""
+    lines = ["methods:"]
+    entries = catalogue()
+    indent = max(len(e.name) for e in entries) + 4
+    for e in entries:
+        text = f"{e.summary} [{e.paper}]" if e.paper else e.summary
+        first, *rest = textwrap.wrap(text, width - indent) or [""]
+        rest += textwrap.wrap((more or {}).get(e.name, ""), width - indent)
+        lines += [f"  {e.name:<{indent - 2}}{first}", *(" " * indent + line for line in rest)]
+    return "\n".join(lines)

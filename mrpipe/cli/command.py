@@ -1,0 +1,29 @@
+"""A command of `mrpipe`, as the entry-point group `mrpipe.commands` declares it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command.
+
+    Attributes:
+        summary: one line in lower case for `mrpipe --help`.
+        add_arguments: adds its arguments to a parser; must not import anything heavy.
+        run: does the work; raises `MrpipeError` for errors that the user can fix. An int is the exit code.
+        description, epilog: for its own `--help`; may be functions, which are called only then.
+        passes_on: arguments after `--` are for another program; `run` finds them in `rest`.
+        step: one of the commands that the workflow runs one by one; listed last.
+    """
+
+    summary: str
+    add_arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int | None]
+    description: str | Callable[[], str] = ""
+    epilog: str | Callable[[], str] = ""
+    step: bool = False
+    passes_on: bool = False

@@ -1,0 +1,346 @@
+"""The pipeline's and the store's commands: simulate, check, build, show, verify and the rest."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mrpipe.cli.command import Command
+from mrpipe.cli.help import COMMANDS as TEXTS
+from mrpipe.cli.help import STEPS, datasets_page, options_page
+from mrpipe.options import parse_assignments
+
+
+def _dataset(args: Namespace) -> Any:
+    from mrpipe.datasets import get_dataset
+
+    return get_dataset(args.dataset)
+
+
+def _simulate(args: Namespace) -> None:
+    from mrpipe.store.layout import truth_folder
+    from mrpipe.stages.simulate import simulate
+
+    simulate(_dataset(args), args.out, parse_assignments(args.set))
+    print(f"simulated export: {args.out}\nits truth:        {truth_folder(args.out)}")
+
+
+def _check(args: Namespace) -> None:
+    from mrpipe.stages.check import check, write_check
+
+    settings = parse_assignments(args.set)
+    result = (
+        write_check(_dataset(args), args.raw, args.work, settings)
+        if args.work
+        else check(_dataset(args), args.raw, settings)
+    )
+    print(f"{args.dataset}: no fault. {result['origin']}, release {result['release']}, "
+          f"modalities {', '.join(result['modalities'])}, {len(result['inputs'])} inputs")  # fmt: skip
+    for note in result["notes"]:
+        print(f"  note: {note}")
+
+
+def _cohort(args: Namespace) -> None:
+    from mrpipe.stages.cohort import build_cohort
+
+    print(f"cohort: {build_cohort(_dataset(args), args.raw, args.work, parse_assignments(args.set))} samples")
+
+
+def _prepare(args: Namespace) -> None:
+    from mrpipe.stages.prepare import prepare
+
+    print(prepare(_dataset(args), args.modality, args.part, args.raw, args.work, parse_assignments(args.set)))
+
+
+def _ingest(args: Namespace) -> None:
+    from mrpipe.stages.ingest import ingest
+
+    rows = ingest(_dataset(args), args.modality, args.raw, args.work, args.store, parse_assignments(args.set))
+    print(f"{args.modality}: {rows} rows")
+
+
+def _qc(args: Namespace) -> None:
+    from mrpipe.stages.qc import write_qc
+
+    print(f"{write_qc(_dataset(args), args.modality, args.work, args.out)}: qc.parquet, contact_sheet.png")
+
+
+def _samples(args: Namespace) -> None:
+    from mrpipe.stages.samples import assemble_samples
+
+    print(f"samples: {assemble_samples(_dataset(args), args.work, args.store, args.modalities)}")
+
+
+def _split(args: Namespace) -> None:
+    from mrpipe.stages.split import make_split
+
+    print(f"{args.scheme}: {make_split(_dataset(args), args.store, args.scheme, seed=args.seed, ids=args.ids)}")
+
+
+def _seal(args: Namespace) -> None:
+    from mrpipe.stages.seal import seal
+
+    print(f"sealed {args.store}: store_id {seal(_dataset(args), args.work, args.store, args.schemes)}")
+
+
+def _build(args: Namespace) -> None:
+    from mrpipe.stages.build import build
+
+    build(_dataset(args), args.raw, args.out, parse_assignments(args.set), modalities=args.modalities, schemes=args.schemes,
+          seed=args.seed, report=print)  # fmt: skip
+
+
+def _verify(args: Namespace) -> None:
+    from mrpipe.store.reader import open_store
+
+    store = open_store(args.store)
+    store.verify(deep=args.deep)
+    how = "every file hashed and every value scanned" if args.deep else "sizes, row counts and invariants"
+    print(f"{args.store}: whole ({how}); {store.store_id}")
+
+
+def _show(args: Namespace) -> None:
+    from mrpipe.store.show import show
+    from mrpipe.store.reader import open_store
+
+    show(open_store(args.store))
+
+
+def _audit(args: Namespace) -> None:
+    from mrpipe.store.audit import audit
+    from mrpipe.store.show import show_audit
+    from mrpipe.store.reader import open_store
+
+    store = open_store(args.store)
+    show_audit(audit(store, task=args.task, scheme=args.scheme, threshold=args.threshold, alpha=args.alpha))
+
+
+def _export(args: Namespace) -> None:
+    from mrpipe.store.export import export
+    from mrpipe.store.reader import open_store
+
+    for path in export(open_store(args.store), args.out, args.format, args.modalities):
+        print(path)
+
+
+def _mask(args: Namespace) -> None:
+    from mrpipe.experiment.missingness import Missingness, write_masks
+    from mrpipe.store.reader import open_store
+
+    settings = Missingness(
+        mechanism=args.mechanism, p=args.p, seed=args.seed, modalities=tuple(args.modalities or ()),
+        redraw=not args.no_redraw, strength=args.strength, n_blocks=args.blocks, task=args.task,
+    )  # fmt: skip
+    for pattern, n in write_masks(open_store(args.store), settings, args.out).items():
+        print(f"{n:8d}  {pattern}")
+
+
+def _code_hash(args: Namespace) -> None:
+    from mrpipe.codehash import code_hash
+
+    print(code_hash(*args.entries))
+
+
+def _options(args: Namespace) -> None:
+    print(datasets_page() if args.dataset is None else options_page(_dataset(args)))
+
+
+def _path(parser: ArgumentParser, flag: str, help: str, *, required: bool = True) -> None:
+    parser.add_argument(flag, type=Path, required=required, metavar="PATH", help=help)
+
+
+def _dataset_name(parser: ArgumentParser) -> None:
+    from mrpipe.datasets import dataset_names
+
+    parser.add_argument("dataset", metavar="DATASET", help=f"one of: {', '.join(dataset_names())}")
+
+
+def _modality(parser: ArgumentParser) -> None:
+    _dataset_name(parser)
+    parser.add_argument("modality", metavar="MODALITY", help="a modality of the dataset")
+
+
+def _modalities(parser: ArgumentParser, help: str = "default: all", *, required: bool = False) -> None:
+    parser.add_argument("--modalities", nargs="+", required=required, metavar="NAME", help=help)
+
+
+def _store(parser: ArgumentParser) -> None:
+    parser.add_argument("store", type=Path, metavar="STORE", help="folder of a sealed store")
+
+
+def _raw(parser: ArgumentParser) -> None:
+    _path(parser, "--raw", "folder of the export")
+
+
+def _work(parser: ArgumentParser) -> None:
+    _path(parser, "--work", "folder of intermediate files")
+
+
+def _store_folder(parser: ArgumentParser) -> None:
+    _path(parser, "--store", "folder of the store")
+
+
+def _set(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        help="options of the dataset (mrpipe options DATASET lists them)",
+    )
+
+
+def _seed(parser: ArgumentParser, of: str) -> None:
+    parser.add_argument("--seed", type=int, default=0, help=f"seed of {of} (default: 0)")
+
+
+def _simulate_arguments(parser: ArgumentParser) -> None:
+    _dataset_name(parser)
+    _path(parser, "--out", "folder of the export; the ground truth is written to PATH.truth")
+    _set(parser)
+
+
+def _check_arguments(parser: ArgumentParser) -> None:
+    _dataset_name(parser)
+    _raw(parser)
+    _path(parser, "--work", "also write checked.json to this folder, for the steps that follow", required=False)
+    _set(parser)
+
+
+def _cohort_arguments(parser: ArgumentParser) -> None:
+    _dataset_name(parser)
+    _raw(parser)
+    _work(parser)
+    _set(parser)
+
+
+def _prepare_arguments(parser: ArgumentParser) -> None:
+    _modality(parser)
+    parser.add_argument("--part", type=int, required=True, metavar="K", help="number of the part, from 0")
+    _raw(parser)
+    _work(parser)
+    _set(parser)
+
+
+def _ingest_arguments(parser: ArgumentParser) -> None:
+    _modality(parser)
+    _raw(parser)
+    _work(parser)
+    _store_folder(parser)
+    _set(parser)
+
+
+def _qc_arguments(parser: ArgumentParser) -> None:
+    _modality(parser)
+    _work(parser)
+    _path(parser, "--out", "folder of qc.parquet and contact_sheet.png")
+
+
+def _samples_arguments(parser: ArgumentParser) -> None:
+    _dataset_name(parser)
+    _work(parser)
+    _store_folder(parser)
+    _modalities(parser, "the ingested modalities", required=True)
+
+
+def _split_arguments(parser: ArgumentParser) -> None:
+    _dataset_name(parser)
+    _store_folder(parser)
+    parser.add_argument("--scheme", required=True, help="a split scheme of the dataset, or a name for your id list")
+    _seed(parser, "schemes that are drawn at random")
+    _path(parser, "--ids", "JSON file with the lists train, val and test of sample or subject ids", required=False)
+
+
+def _seal_arguments(parser: ArgumentParser) -> None:
+    _dataset_name(parser)
+    _work(parser)
+    _store_folder(parser)
+    parser.add_argument("--schemes", nargs="+", metavar="NAME", help="splits to keep; all others are deleted")
+
+
+def _build_arguments(parser: ArgumentParser) -> None:
+    _dataset_name(parser)
+    _raw(parser)
+    _path(parser, "--out", "folder of the store")
+    _modalities(parser, "default: all that the export contains")
+    parser.add_argument("--schemes", nargs="+", metavar="NAME", help="split schemes; default: all of the dataset")
+    _seed(parser, "splits that are drawn at random")
+    _set(parser)
+
+
+def _verify_arguments(parser: ArgumentParser) -> None:
+    _store(parser)
+    parser.add_argument("--deep", action="store_true", help="also hash every file and scan every value")
+
+
+def _audit_arguments(parser: ArgumentParser) -> None:
+    _store(parser)
+    parser.add_argument("--task", help="classification task (default: the store's first)")
+    parser.add_argument("--scheme", help="split whose training rows are used (default: the store's own)")
+    parser.add_argument("--threshold", type=float, default=0.9, help="smallest AUROC to report (default: 0.9)")
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        default=0.05,
+        help="probability of a finding when nothing leaks (default: 0.05; 1 also lists chance findings)",
+    )
+
+
+def _export_arguments(parser: ArgumentParser) -> None:
+    _store(parser)
+    _path(parser, "--out", "folder to write to")
+    parser.add_argument("--format", choices=("csv", "npz"), default="csv", help="default: csv")
+    _modalities(parser)
+
+
+def _mask_arguments(parser: ArgumentParser) -> None:
+    _store(parser)
+    parser.add_argument(
+        "--mechanism", default="mcar", help="mcar, mnar_label, mnar_value, block, timestep_drop or gaussian"
+    )
+    parser.add_argument(
+        "--p", type=float, default=0.3, help="drop probability; standard deviation for gaussian (default: 0.3)"
+    )
+    _seed(parser, "the draw")
+    _modalities(parser, "the modalities considered (default: all)")
+    parser.add_argument("--no-redraw", action="store_true", help="allow a sample to lose its last modality")
+    parser.add_argument("--strength", type=float, default=0.8, help="of the mnar mechanisms, 0 to 1 (default: 0.8)")
+    parser.add_argument("--blocks", type=int, default=20, help="number of blocks of `block` (default: 20)")
+    parser.add_argument("--task", help="label of mnar_label (default: the store's first task)")
+    _path(parser, "--out", "Parquet file to write")
+
+
+def _options_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("dataset", nargs="?", metavar="DATASET", help="default: list the datasets")
+
+
+def _code_hash_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("entries", nargs="+", metavar="MODULE", help="dotted names, e.g. mrpipe.stages.ingest")
+
+
+_TABLE: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {
+    "simulate": (_simulate_arguments, _simulate),
+    "check": (_check_arguments, _check),
+    "build": (_build_arguments, _build),
+    "options": (_options_arguments, _options),
+    "show": (_store, _show),
+    "verify": (_verify_arguments, _verify),
+    "audit": (_audit_arguments, _audit),
+    "mask": (_mask_arguments, _mask),
+    "export": (_export_arguments, _export),
+    "cohort": (_cohort_arguments, _cohort),
+    "prepare": (_prepare_arguments, _prepare),
+    "ingest": (_ingest_arguments, _ingest),
+    "qc": (_qc_arguments, _qc),
+    "samples": (_samples_arguments, _samples),
+    "split": (_split_arguments, _split),
+    "seal": (_seal_arguments, _seal),
+    "code-hash": (_code_hash_arguments, _code_hash),
+}
+
+COMMANDS = {
+    name: Command(summary=TEXTS[name][0], description=TEXTS[name][1], add_arguments=add, run=run, step=name in STEPS)
+    for name, (add, run) in _TABLE.items()
+}

@@ -1,0 +1,34 @@
+"""Entry points: commands, datasets and methods that this package and others declare.
+
+Groups: `mrpipe.commands` (name → `mrpipe.cli.command.Command`), `mrpipe.datasets` (name → `mrpipe.schema.Dataset`) and
+`mrpipe.methods` (name → subclass of `moe_retriever.methods.base.Method`).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib.metadata import EntryPoint
+from importlib.metadata import entry_points as installed
+from pathlib import Path
+
+_PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+
+
+@cache
+def entry_points(group: str) -> dict[str, EntryPoint]:
+    """Name → entry point of one group, sorted by name; nothing is imported.
+
+    In a checkout our own entry points are read from pyproject.toml, so that commands work without an installation.
+    """
+    found = {e.name: e for e in installed(group=group)}
+    if _PYPROJECT.is_file():
+        declared = tomllib.loads(_PYPROJECT.read_text(encoding="utf-8"))["project"].get("entry-points", {})
+        found |= {name: EntryPoint(name, value, group) for name, value in declared.get(group, {}).items()}
+    return dict(sorted(found.items()))
+
+
+def plugin_packages() -> frozenset[str]:
+    """Top-level packages that declare datasets or methods."""
+    groups = ("mrpipe.datasets", "mrpipe.methods")
+    return frozenset(e.module.partition(".")[0] for group in groups for e in entry_points(group).values())
