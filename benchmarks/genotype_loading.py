@@ -61,9 +61,9 @@ def ours(folder: Path, n_snps: int) -> dict[str, float]:
     import torch
 
     from moe_retriever.data.tables import GenotypeTable
-    from mrpipe.transforms.genotypes import GenotypeTransform
     from mrpipe.genetics.packing import call_counts
     from mrpipe.store.reader import _read_arrays
+    from mrpipe.transforms.genotypes import GenotypeTransform
 
     before, started = _peak_mb(), time.perf_counter()
     arrays = _read_arrays(folder / "x.parquet", _modality(n_snps))

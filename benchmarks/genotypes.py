@@ -63,11 +63,15 @@ def build(raw: Path, out: Path, merge: str) -> Path:
     shutil.rmtree(store, ignore_errors=True)
     place = ["--raw", raw, "--work", work, "--set", "label=baseline_dx", f"merge={merge}"]
     run = [sys.executable, "-m", "mrpipe"]
-    for stage in (["check", "adni", *place], ["cohort", "adni", *place],
-                  ["ingest", "adni", "genomic", "--store", store, *place],
-                  ["samples", "adni", "--work", work, "--store", store, "--modalities", "genomic"],
-                  ["split", "adni", "--store", store, "--scheme", "standard"],
-                  ["seal", "adni", "--work", work, "--store", store], ["verify", store, "--deep"]):  # fmt: skip
+    for stage in (
+        ["check", "adni", *place],
+        ["cohort", "adni", *place],
+        ["ingest", "adni", "genomic", "--store", store, *place],
+        ["samples", "adni", "--work", work, "--store", store, "--modalities", "genomic"],
+        ["split", "adni", "--store", store, "--scheme", "standard"],
+        ["seal", "adni", "--work", work, "--store", store],
+        ["verify", store, "--deep"],
+    ):
         report(f"{merge}: {stage[0]}", *measure([*run, *stage]))
     return store
 
@@ -108,8 +112,8 @@ def prune(store: Path, out: Path, by: str) -> None:
     """
     import mrpipe
     from mrpipe.genetics import plink
-    from mrpipe.transforms.genotypes import GenotypeTransform
     from mrpipe.genetics.packing import LdOptions
+    from mrpipe.transforms.genotypes import GenotypeTransform
 
     if by == "mrpipe":
         plink.find = lambda: None
@@ -209,8 +213,20 @@ def beside_plink(raw: Path, store: Path, out: Path) -> None:
         total, top = 0.0, 0.0
         for bed in beds:
             quiet = ["--threads", "1", "--allow-no-sex"] if program == "plink1.9" else ["--threads", "1"]
-            seconds, peak = measure([program, "--bfile", bed.with_suffix(""), "--chr", "1-22", *QC, *quiet,
-                                     "--make-bed", "--out", scratch / f"{program}.{bed.stem}"])  # fmt: skip
+            seconds, peak = measure(
+                [
+                    program,
+                    "--bfile",
+                    bed.with_suffix(""),
+                    "--chr",
+                    "1-22",
+                    *QC,
+                    *quiet,
+                    "--make-bed",
+                    "--out",
+                    scratch / f"{program}.{bed.stem}",
+                ]
+            )
             total, top = total + seconds, max(top, peak)
         report(f"{program}: quality control of {len(beds)} sets", total, top)
     answer, wall, peak = child("qc", raw, scratch / programs[0])
@@ -223,9 +239,22 @@ def beside_plink(raw: Path, store: Path, out: Path) -> None:
         note = f"{answer['people']} people, {answer['kept']} kept, whole {wall:.0f} s"
         report(f"fit of the transform, pruned by {by}", answer["seconds"], peak, note)
     for program in programs:
-        seconds, peak = measure([program, "--bfile", scratch / "train", "--indep-pairwise", "50", "5", "0.1",
-                                 "--threads", "1", "--out", scratch / f"{program}.prune",
-                                 *(["--allow-no-sex"] if program == "plink1.9" else [])])  # fmt: skip
+        seconds, peak = measure(
+            [
+                program,
+                "--bfile",
+                scratch / "train",
+                "--indep-pairwise",
+                "50",
+                "5",
+                "0.1",
+                "--threads",
+                "1",
+                "--out",
+                scratch / f"{program}.prune",
+                *(["--allow-no-sex"] if program == "plink1.9" else []),
+            ]
+        )
         theirs = set((scratch / f"{program}.prune.prune.in").read_text().split())
         ours = set(kept.read_text().split())
         report(
@@ -233,8 +262,21 @@ def beside_plink(raw: Path, store: Path, out: Path) -> None:
         )
     # Two groups of people, each with the SNPs of a chip of its own, as sets on one strand.
     chips = [child("to_plink", store, scratch / f"chip{k}", ("train", "val")[k], str(k))[0] for k in (0, 1)]
-    seconds, peak = measure(["plink1.9", "--bfile", scratch / "chip0", "--bmerge", scratch / "chip1", "--make-bed",
-                             "--threads", "1", "--allow-no-sex", "--out", scratch / "merged"])  # fmt: skip
+    seconds, peak = measure(
+        [
+            "plink1.9",
+            "--bfile",
+            scratch / "chip0",
+            "--bmerge",
+            scratch / "chip1",
+            "--make-bed",
+            "--threads",
+            "1",
+            "--allow-no-sex",
+            "--out",
+            scratch / "merged",
+        ]
+    )
     note = " + ".join(f"{c['people']} people x {c['snps']} SNPs" for c in chips)
     report("plink1.9: --bmerge of two aligned sets", seconds, peak, note)
 
@@ -250,8 +292,22 @@ def main() -> None:
     run = [sys.executable, "-m", "mrpipe"]
     if not raw.exists():
         # Half of all simulated participants are genotyped.
-        report("simulate", *measure([*run, "simulate", "adni", "--out", raw, "--set", f"n_subjects={2 * args.people}",
-                                     f"n_snps={args.snps}", "images=false"]))  # fmt: skip
+        report(
+            "simulate",
+            *measure(
+                [
+                    *run,
+                    "simulate",
+                    "adni",
+                    "--out",
+                    raw,
+                    "--set",
+                    f"n_subjects={2 * args.people}",
+                    f"n_snps={args.snps}",
+                    "images=false",
+                ]
+            ),
+        )
     size = sum(p.stat().st_size for p in (raw / "genetics").glob("*.bed"))
     print(f"{len(list((raw / 'genetics').glob('*.bed')))} sets, {size / 1e6:.0f} MB of .bed")
     for merge in ("intersection", "union"):
@@ -263,9 +319,13 @@ def main() -> None:
         for part in ("all", "train"):
             answer, _, peak = child("load", store, part)
             n_snps = int(json.loads((store / "manifest.json").read_text())["modalities"][0]["shape"][0])
-            report(f"{merge}: open_store, {part}", answer["seconds"], peak,
-                   f"{answer['rows']} x {n_snps}; table {table.stat().st_size / 1e6:.0f} MB, packed "
-                   f"{answer['bytes'] / 1e6:.0f} MB, float64 {8e-6 * answer['rows'] * n_snps:.0f} MB")  # fmt: skip
+            report(
+                f"{merge}: open_store, {part}",
+                answer["seconds"],
+                peak,
+                f"{answer['rows']} x {n_snps}; table {table.stat().st_size / 1e6:.0f} MB, packed "
+                f"{answer['bytes'] / 1e6:.0f} MB, float64 {8e-6 * answer['rows'] * n_snps:.0f} MB",
+            )
     beside_plink(raw, args.out / "store.union", args.out)
 
 

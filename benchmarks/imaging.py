@@ -57,8 +57,11 @@ def native_dice(data: Path, subject: str, folder: Path) -> dict[str, float]:
     ours = np.asarray(nib.load(folder / "gm.nii.gz").dataobj)
     manual = np.asarray(nib.as_closest_canonical(nib.load(data / f"{subject}_tissues.nii.gz")).dataobj)
     voxel_ml = float(np.prod(nib.load(folder / "gm.nii.gz").header.get_zooms())) / 1000
-    return {"dice": dice(ours > 0.5, manual == 2), "gm_ml": float(ours.sum()) * voxel_ml,
-            "manual_ml": float((manual == 2).sum()) * voxel_ml}  # fmt: skip
+    return {
+        "dice": dice(ours > 0.5, manual == 2),
+        "gm_ml": float(ours.sum()) * voxel_ml,
+        "manual_ml": float((manual == 2).sum()) * voxel_ml,
+    }
 
 
 def manual_regions(data: Path, subject: str) -> dict[int, float]:
@@ -109,9 +112,11 @@ def regions(data: Path, out: Path, template: Path, registration: str) -> None:
         # How the subjects differ, each region by its mean: size of regions no longer helps.
         centred = np.corrcoef((o / o.mean(axis=0) - 1).ravel(), (t / t.mean(axis=0) - 1).ravel())[0, 1]
         error = np.median(np.abs(o - t) / t)
-        print(f"  {registration}, {kind} labels, {len(shared)} regions: r by subject "
-              f"{', '.join(f'{r:.3f}' for r in across)}; r of differences between subjects {centred:.3f}; "
-              f"median error {error:.1%}")  # fmt: skip
+        print(
+            f"  {registration}, {kind} labels, {len(shared)} regions: r by subject "
+            f"{', '.join(f'{r:.3f}' for r in across)}; r of differences between subjects {centred:.3f}; "
+            f"median error {error:.1%}"
+        )
 
 
 def scans(data: Path, out: Path, registrations: list[str], also_slow: bool) -> None:
@@ -143,9 +148,9 @@ def maps(out: Path, n: int) -> None:
     """A stack of n full-size maps: simulate, ingest, load."""
     import pyarrow.parquet as pq
 
+    from mrpipe.datasets.adni.image.join import read_images
     from mrpipe.datasets.adni.image.options import ImageOptions
     from mrpipe.datasets.adni.image.raw import prepare_images
-    from mrpipe.datasets.adni.image.join import read_images
     from mrpipe.datasets.adni.simulate.image import FULL_SHAPE, MapModel, simulated_grid
     from mrpipe.imaging.nifti import write_nifti
     from mrpipe.keyed import generator

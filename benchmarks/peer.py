@@ -232,8 +232,12 @@ class Samples(Dataset[dict[str, Any]]):
     def __getitem__(self, i: int) -> dict[str, Any]:
         row = int(self.rows[i])
         features = {str(m): torch.from_numpy(a[row]) for m, a in enumerate(self.arrays)}
-        return {"x": features, "observed": torch.from_numpy(self.observed[row]), "label": int(self.label[row]),
-                "row": row}  # fmt: skip
+        return {
+            "x": features,
+            "observed": torch.from_numpy(self.observed[row]),
+            "label": int(self.label[row]),
+            "row": row,
+        }
 
 
 def collate(samples: Samples, batch_size: int) -> DataLoader[dict[str, Any]]:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from moe_retriever.data.load import Data, DataSpec
 from moe_retriever.data.tables import GenotypeTable, ModalitySpec, PixelTable, Table, VectorTable
 from mrpipe import keyed
-from mrpipe.transforms.genotypes import GenotypeTransform
 from mrpipe.genetics.packing import pack
 from mrpipe.transforms.fit import Transforms
+from mrpipe.transforms.genotypes import GenotypeTransform
 
 # Six combinations, all with clinical data, the full one the most frequent; the shares are assumed.
 ADNI_MASKS = {"BCGI": 0.50, "BCI": 0.16, "BCG": 0.10, "BC": 0.08, "CI": 0.08, "CGI": 0.08}

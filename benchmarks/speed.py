@@ -32,13 +32,13 @@ import torch
 
 from benchmarks import genotype_loading, shapes
 from benchmarks.peer import Peer, Samples, Settings, collate
-from moe_retriever.nn.kernels.allocator import keep_freed_memory
 from moe_retriever.config import make_config
 from moe_retriever.evaluation.flops import flop_counter
 from moe_retriever.methods import get
 from moe_retriever.methods.base import Method
-from moe_retriever.training.predict import predict
+from moe_retriever.nn.kernels.allocator import keep_freed_memory
 from moe_retriever.training.loop import make_optimiser, train_epoch, train_step
+from moe_retriever.training.predict import predict
 
 Variant = Callable[[int], None]
 
@@ -242,12 +242,18 @@ def _measure(
     for peer in times.keys() - {"ours", "sgemm"}:
         limit = [t / (flops / r) for t, r in zip(times[peer], rate, strict=True)]
         rows.append(
-            {"what": what, "shape": both.shape.name, "against": peer,
-             "ours_ms": statistics.median(times["ours"]) / n * 1e3,
-             "peer_ms": statistics.median(times[peer]) / n * 1e3, "ratio": ratio(times[peer], times["ours"]),
-             "limit": statistics.median(limit), "sgemm_share": statistics.median(share),
-             "sgemm_gflops": statistics.median(rate) / 1e9}
-        )  # fmt: skip
+            {
+                "what": what,
+                "shape": both.shape.name,
+                "against": peer,
+                "ours_ms": statistics.median(times["ours"]) / n * 1e3,
+                "peer_ms": statistics.median(times[peer]) / n * 1e3,
+                "ratio": ratio(times[peer], times["ours"]),
+                "limit": statistics.median(limit),
+                "sgemm_share": statistics.median(share),
+                "sgemm_gflops": statistics.median(rate) / 1e9,
+            }
+        )
     return sorted(rows, key=lambda row: str(row["against"]))
 
 
@@ -283,9 +289,12 @@ def resident_mb(device: torch.device) -> float:
 
 def markdown(rows: Sequence[dict[str, Any]], state: dict[str, Any]) -> str:
     """The tables."""
-    lines = [", ".join(f"{k}: {v}" for k, v in state.items()), "",
-             "| what | shape | against | ours | peer | ratio (min–max) | limit | sgemm share |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        ", ".join(f"{k}: {v}" for k, v in state.items()),
+        "",
+        "| what | shape | against | ours | peer | ratio (min–max) | limit | sgemm share |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for r in rows:
         if "peer_ms" in r:
             x = r["ratio"]
@@ -327,8 +336,13 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     plan = Plan(torch.device(options.device), options.threads, 2 if options.quick else options.repeats, options.quick)
     rows: list[dict[str, Any]] = []
     options.out.mkdir(parents=True, exist_ok=True)
-    state = {"device": _device(plan.device), "threads": options.threads, "torch": torch.__version__,
-             "turns": plan.repeats, "load at start": f"{os.getloadavg()[0]:.1f}"}  # fmt: skip
+    state = {
+        "device": _device(plan.device),
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "turns": plan.repeats,
+        "load at start": f"{os.getloadavg()[0]:.1f}",
+    }
     for name in options.only:
         rows += globals()[name](plan)
         (options.out / "speed.json").write_text(json.dumps({"state": state, "rows": rows}, indent=2) + "\n")

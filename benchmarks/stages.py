@@ -28,9 +28,17 @@ from mrpipe.store.reader import open_store
 
 # Networks that a CPU trains in seconds, as in the demo; CMU-MOSI runs at the defaults.
 OVERRIDES = {
-    "enrico": ["image_encoder=vgg11_bn", "image_downsample=4", "cnn_width=0.125", "image_outputs=64", "tokens=2",
-               "hidden=64", "expert_ffn=64", "fusion_ffn=64"],
-}  # fmt: skip
+    "enrico": [
+        "image_encoder=vgg11_bn",
+        "image_downsample=4",
+        "cnn_width=0.125",
+        "image_outputs=64",
+        "tokens=2",
+        "hidden=64",
+        "expert_ffn=64",
+        "fusion_ffn=64",
+    ],
+}
 
 
 def measure(command: list[str]) -> tuple[float, float]:
@@ -76,8 +84,23 @@ def stages(name: str, raw: Path | None, settings: list[str], folder: Path) -> li
     run("mask", "mask", store, "--p", "0.3", "--seed", "0", "--out", mask)
     # One thread, as the workflow trains: runs are independent, and two threads of one run suffer from any neighbour.
     os.environ["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, "-m", "mrpipe", "train", "--store", store, "--mask", mask, "--out", folder / "run",
-               "--quiet", "--set", "epochs=4", "patience=0", *OVERRIDES.get(name, [])]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mrpipe",
+        "train",
+        "--store",
+        store,
+        "--mask",
+        mask,
+        "--out",
+        folder / "run",
+        "--quiet",
+        "--set",
+        "epochs=4",
+        "patience=0",
+        *OVERRIDES.get(name, []),
+    ]
     seconds, peak = measure([str(c) for c in command])
     rows.append({"dataset": name, "stage": "train, 4 epochs", "seconds": round(seconds, 2), "peak_mib": round(peak)})
     for what, file in (("training", "cost.json"), ("inference", "test_cost.json")):

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import polars as pl
 import pyarrow as pa
 
-
 Kind = Literal["vector", "sequence", "image", "volume", "genotype"]
 TaskKind = Literal["classification", "regression"]
 

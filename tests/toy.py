@@ -44,12 +44,22 @@ def _shift(ids: np.ndarray, options: Options) -> np.ndarray:
 
 def _dictionary(name: str, kinds: list[str], n: int, levels: dict[int, list[str]] | None = None) -> pl.DataFrame:
     return pl.DataFrame(
-        {"modality": name, "position": range(len(kinds)), "name": [f"{name}{i}" for i in range(len(kinds))],
-         "dtype": "float32", "unit": "", "kind": kinds,
-         "levels": [(levels or {}).get(i) for i in range(len(kinds))], "description": "", "source_file": "toy.csv",
-         "source_column": "x", "n_observed": n, "n_missing": 0},
+        {
+            "modality": name,
+            "position": range(len(kinds)),
+            "name": [f"{name}{i}" for i in range(len(kinds))],
+            "dtype": "float32",
+            "unit": "",
+            "kind": kinds,
+            "levels": [(levels or {}).get(i) for i in range(len(kinds))],
+            "description": "",
+            "source_file": "toy.csv",
+            "source_column": "x",
+            "n_observed": n,
+            "n_missing": 0,
+        },
         schema_overrides={"levels": pl.List(pl.String)},
-    )  # fmt: skip
+    )
 
 
 def _batches(modality: Modality, ids: list[str], x: pa.Array, **more: pa.Array) -> Iterator[pa.RecordBatch]:
@@ -103,8 +113,11 @@ def read_image(raw: Path, cohort: pl.DataFrame, options: Options) -> Features:
     modality = Modality(name="image", bit=2, kind="image", shape=(3, 4, 5), dtype="uint8")
     pixels = np.stack([np.random.default_rng(int(i[1:])).integers(0, 256, (3, 4, 5)) for i in ids])
     pixels = np.where(_shift(np.array(ids), options)[:, None, None, None] != 0, 255, pixels)
-    return Features(modality=modality, batches=_batches(modality, ids, _fixed(pixels, modality)),
-                    dictionary=lambda: _dictionary("image", ["pixel"] * 3, len(ids)))  # fmt: skip
+    return Features(
+        modality=modality,
+        batches=_batches(modality, ids, _fixed(pixels, modality)),
+        dictionary=lambda: _dictionary("image", ["pixel"] * 3, len(ids)),
+    )
 
 
 def genotype_calls(ids: list[str]) -> np.ndarray:
@@ -121,8 +134,11 @@ def read_genotype(raw: Path, cohort: pl.DataFrame, options: Options) -> Features
     padded = np.pad(calls, ((0, 0), (0, -N_SNPS % 4)), constant_values=3).reshape(len(ids), -1, 4).astype(np.uint8)
     packed = (padded << np.array([0, 2, 4, 6], dtype=np.uint8)).sum(axis=2).astype(np.uint8)
     x = pa.array([row.tobytes() for row in packed], pa.binary())
-    return Features(modality=modality, batches=_batches(modality, ids, x),
-                    dictionary=_dictionary("genotype", ["genotype"] * N_SNPS, len(ids)))  # fmt: skip
+    return Features(
+        modality=modality,
+        batches=_batches(modality, ids, x),
+        dictionary=_dictionary("genotype", ["genotype"] * N_SNPS, len(ids)),
+    )
 
 
 def build_cohort(raw: Path, options: Options) -> Cohort:
@@ -130,10 +146,14 @@ def build_cohort(raw: Path, options: Options) -> Cohort:
     ids = pl.Series(_ids(n)).sample(fraction=1.0, shuffle=True, seed=options.order_seed)
     samples = pl.DataFrame({"sample_id": ids}).with_columns(
         subject_id="p" + (pl.col("sample_id").str.slice(1).cast(pl.Int32) // 2).cast(pl.String),
-        fold=pl.when(pl.col("sample_id").str.ends_with("7")).then(pl.lit("test"))
-        .when(pl.col("sample_id").str.ends_with("6")).then(pl.lit("test"))
-        .when(pl.col("sample_id").str.contains("[45]$")).then(pl.lit("val")).otherwise(pl.lit("train")),
-    )  # fmt: skip
+        fold=pl.when(pl.col("sample_id").str.ends_with("7"))
+        .then(pl.lit("test"))
+        .when(pl.col("sample_id").str.ends_with("6"))
+        .then(pl.lit("test"))
+        .when(pl.col("sample_id").str.contains("[45]$"))
+        .then(pl.lit("val"))
+        .otherwise(pl.lit("train")),
+    )
     value = pl.col("sample_id").str.slice(1).cast(pl.Int32)
     label = samples.select("sample_id", (value % 3).alias("value")).filter(pl.col("value") < 2)
     score = samples.select("sample_id", (value / 7).alias("value"))

@@ -53,9 +53,10 @@ class Common:
     epochs: int = option(20, "longest training, in epochs")
     patience: int = option(10, "epochs without a better validation score before training ends; 0: never")
     select_metric: str = option(
-        "macro_f1", "validation score that picks the epoch (accuracy for MOSI and ENRICO, as published)",
+        "macro_f1",
+        "validation score that picks the epoch (accuracy for MOSI and ENRICO, as published)",
         choices=("macro_f1", "accuracy", "balanced_accuracy", "auroc", "loss"),
-    )  # fmt: skip
+    )
     class_weight: str = option("none", "weights of the cross-entropy", choices=("none", "balanced"))
     clip: float = option(0.0, "largest norm of the gradient; 0: no clipping")
     drop_modalities: float = option(0.0, "in training, hide each observed modality with this rate, never the last one")
@@ -127,9 +128,22 @@ def make_config(method: type[Method], *, preset: str, seed: int, overrides: Mapp
 
 def _check(c: Common) -> None:
     """Ranges and combinations that would otherwise fail deep inside a run."""
-    positive = ("hidden", "tokens", "heads", "batch_size", "eval_batch_size", "epochs", "lr", "cnn_width",
-                "encoder_hidden", "image_outputs", "image_downsample", "fusion_ffn", "fusion_layers",
-                "checkpoint_every")  # fmt: skip
+    positive = (
+        "hidden",
+        "tokens",
+        "heads",
+        "batch_size",
+        "eval_batch_size",
+        "epochs",
+        "lr",
+        "cnn_width",
+        "encoder_hidden",
+        "image_outputs",
+        "image_downsample",
+        "fusion_ffn",
+        "fusion_layers",
+        "checkpoint_every",
+    )
     for name in positive:
         if getattr(c, name) <= 0:
             raise UsageError(f"option {name}={getattr(c, name)} must be positive")

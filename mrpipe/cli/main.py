@@ -50,7 +50,12 @@ def program_help() -> str:
     for title, names in groups.items():
         if names:
             lines += ["", f"{title}:", *(f"  {n:<{_WIDTH}} {commands[n].summary}" for n in names)]
-    lines += ["", "Options:", f"  {'--version':<{_WIDTH}} print the version", f"  {'-h, --help':<{_WIDTH}} print this text"]
+    lines += [
+        "",
+        "Options:",
+        f"  {'--version':<{_WIDTH}} print the version",
+        f"  {'-h, --help':<{_WIDTH}} print this text",
+    ]
     return "\n".join([*lines, "", "Exit codes: 0 success, 2 usage error, 3 invalid input data."])
 
 

@@ -20,8 +20,8 @@ def _dataset(args: Namespace) -> Any:
 
 
 def _simulate(args: Namespace) -> None:
-    from mrpipe.store.layout import truth_folder
     from mrpipe.stages.simulate import simulate
+    from mrpipe.store.layout import truth_folder
 
     simulate(_dataset(args), args.out, parse_assignments(args.set))
     print(f"simulated export: {args.out}\nits truth:        {truth_folder(args.out)}")
@@ -36,8 +36,10 @@ def _check(args: Namespace) -> None:
         if args.work
         else check(_dataset(args), args.raw, settings)
     )
-    print(f"{args.dataset}: no fault. {result['origin']}, release {result['release']}, "
-          f"modalities {', '.join(result['modalities'])}, {len(result['inputs'])} inputs")  # fmt: skip
+    print(
+        f"{args.dataset}: no fault. {result['origin']}, release {result['release']}, "
+        f"modalities {', '.join(result['modalities'])}, {len(result['inputs'])} inputs"
+    )
     for note in result["notes"]:
         print(f"  note: {note}")
 
@@ -88,8 +90,16 @@ def _seal(args: Namespace) -> None:
 def _build(args: Namespace) -> None:
     from mrpipe.stages.build import build
 
-    build(_dataset(args), args.raw, args.out, parse_assignments(args.set), modalities=args.modalities, schemes=args.schemes,
-          seed=args.seed, report=print)  # fmt: skip
+    build(
+        _dataset(args),
+        args.raw,
+        args.out,
+        parse_assignments(args.set),
+        modalities=args.modalities,
+        schemes=args.schemes,
+        seed=args.seed,
+        report=print,
+    )
 
 
 def _verify(args: Namespace) -> None:
@@ -102,16 +112,16 @@ def _verify(args: Namespace) -> None:
 
 
 def _show(args: Namespace) -> None:
-    from mrpipe.store.show import show
     from mrpipe.store.reader import open_store
+    from mrpipe.store.show import show
 
     show(open_store(args.store))
 
 
 def _audit(args: Namespace) -> None:
     from mrpipe.store.audit import audit
-    from mrpipe.store.show import show_audit
     from mrpipe.store.reader import open_store
+    from mrpipe.store.show import show_audit
 
     store = open_store(args.store)
     show_audit(audit(store, task=args.task, scheme=args.scheme, threshold=args.threshold, alpha=args.alpha))
@@ -130,9 +140,15 @@ def _mask(args: Namespace) -> None:
     from mrpipe.store.reader import open_store
 
     settings = Missingness(
-        mechanism=args.mechanism, p=args.p, seed=args.seed, modalities=tuple(args.modalities or ()),
-        redraw=not args.no_redraw, strength=args.strength, n_blocks=args.blocks, task=args.task,
-    )  # fmt: skip
+        mechanism=args.mechanism,
+        p=args.p,
+        seed=args.seed,
+        modalities=tuple(args.modalities or ()),
+        redraw=not args.no_redraw,
+        strength=args.strength,
+        n_blocks=args.blocks,
+        task=args.task,
+    )
     for pattern, n in write_masks(open_store(args.store), settings, args.out).items():
         print(f"{n:8d}  {pattern}")
 

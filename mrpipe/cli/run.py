@@ -19,13 +19,19 @@ PROFILES = ("local", "slurm", "kubernetes")
 def project_folder() -> Path:
     """Folder of the Snakefile and of workflow/: the checkout, or its copy inside the installed package."""
     checkout = PACKAGE.parent
-    return checkout if (checkout / "Snakefile").is_file() and (checkout / "workflow").is_dir() else PACKAGE / "_workflow"
+    return (
+        checkout if (checkout / "Snakefile").is_file() and (checkout / "workflow").is_dir() else PACKAGE / "_workflow"
+    )
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="default: stores, runs and report of the configuration")
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="default: stores, runs and report of the configuration"
+    )
     parser.add_argument("--config", nargs="+", type=Path, metavar="FILE", help="configuration (default: the demo)")
-    parser.add_argument("--cores", metavar="N", help="number of cores, or all (default: all; with a profile: as it says)")
+    parser.add_argument(
+        "--cores", metavar="N", help="number of cores, or all (default: all; with a profile: as it says)"
+    )
     parser.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)}, or the folder of a profile of yours")
     parser.add_argument("-n", "--dry-run", action="store_true", help="list the jobs and the reasons to run them")
 

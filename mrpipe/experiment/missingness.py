@@ -24,8 +24,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe import keyed
-from mrpipe.store import masks
 from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.store import masks
 from mrpipe.store.parquet import read_metadata, write_frame
 from mrpipe.store.reader import Arrays, Store
 

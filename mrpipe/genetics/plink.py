@@ -61,8 +61,9 @@ def ld_prune(packed: NDArray[np.uint8], chromosome: NDArray[np.generic], options
             return _by_plink(program, packed, chromosome, options)
         except (OSError, subprocess.CalledProcessError) as error:
             said = str(getattr(error, "stderr", None) or error).strip()
-            warnings.warn(f"{program} failed and mrpipe prunes itself, which takes longer: {said}", RuntimeWarning,
-                          stacklevel=2)  # fmt: skip
+            warnings.warn(
+                f"{program} failed and mrpipe prunes itself, which takes longer: {said}", RuntimeWarning, stacklevel=2
+            )
     return genotypes.ld_prune(packed, chromosome, options)
 
 
@@ -72,9 +73,13 @@ def _by_plink(
     # Names of their own, so that no chromosome counts as haploid and SNPs are known by their position here.
     stretch = np.cumsum(np.r_[False, chromosome[1:] != chromosome[:-1]])
     bim = pl.DataFrame({"stretch": stretch, "snp": np.arange(len(chromosome))}).select(
-        pl.format("c{}", "stretch"), "snp", pl.lit(0).alias("cm"), (pl.col("snp") + 1).alias("pos"),
-        pl.lit("A").alias("a1"), pl.lit("C").alias("a2"),
-    )  # fmt: skip
+        pl.format("c{}", "stretch"),
+        "snp",
+        pl.lit(0).alias("cm"),
+        (pl.col("snp") + 1).alias("pos"),
+        pl.lit("A").alias("a1"),
+        pl.lit("C").alias("a2"),
+    )
     table = _bed_bytes()
     with tempfile.TemporaryDirectory(prefix="mrpipe-plink-") as folder:
         prefix = Path(folder) / "train"
@@ -84,8 +89,22 @@ def _by_plink(
             handle.write(_MAGIC)
             for start in range(0, len(packed), 64):
                 handle.write(table[packed[start : start + 64]].tobytes())
-        command = [program, "--bfile", str(prefix), "--allow-extra-chr", "--allow-no-sex", "--threads", "1",
-                   "--memory", str(_MEMORY_MIB), "--out", str(prefix), "--indep-pairwise",
-                   str(options.window), str(options.step), str(options.r2)]  # fmt: skip
+        command = [
+            program,
+            "--bfile",
+            str(prefix),
+            "--allow-extra-chr",
+            "--allow-no-sex",
+            "--threads",
+            "1",
+            "--memory",
+            str(_MEMORY_MIB),
+            "--out",
+            str(prefix),
+            "--indep-pairwise",
+            str(options.window),
+            str(options.step),
+            str(options.r2),
+        ]
         subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         return np.array(prefix.with_suffix(".prune.in").read_text().split(), dtype=np.int64)

@@ -176,8 +176,9 @@ def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return float(np.corrcoef(a.astype(np.float64), b.astype(np.float64))[0, 1])
 
 
-def run_chain(scan_path: Path, shown_as: str, template_t1: Path, template_brain: Path, settings: ChainSettings,
-              work: Path) -> ChainResult:  # fmt: skip
+def run_chain(
+    scan_path: Path, shown_as: str, template_t1: Path, template_brain: Path, settings: ChainSettings, work: Path
+) -> ChainResult:
     """Process one scan.
 
     Args:

@@ -46,8 +46,9 @@ def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask & ~inner
 
 
-def _panel(plane: NDArray[np.float32], top: float, outlines: Sequence[tuple[NDArray[np.float32], Colour]]
-           ) -> NDArray[np.uint8]:  # fmt: skip
+def _panel(
+    plane: NDArray[np.float32], top: float, outlines: Sequence[tuple[NDArray[np.float32], Colour]]
+) -> NDArray[np.uint8]:
     grey = np.clip(_fit(plane) / max(top, 1e-6), 0, 1) * 255
     picture = np.repeat(grey[..., None], 3, axis=2)
     for mask, colour in outlines:

@@ -53,9 +53,15 @@ class ScanResult:
 
 
 def process_scan(
-    scan: Path, shown_as: str, templates: tuple[Path, Path], settings: ChainSettings, picture: Path,
-    *, timeout_s: float, keep_in: Path | None = None,
-) -> ScanResult:  # fmt: skip
+    scan: Path,
+    shown_as: str,
+    templates: tuple[Path, Path],
+    settings: ChainSettings,
+    picture: Path,
+    *,
+    timeout_s: float,
+    keep_in: Path | None = None,
+) -> ScanResult:
     """Run the chain on one scan in a process of its own.
 
     Args:
@@ -72,15 +78,25 @@ def process_scan(
         work = keep_in or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         job, result = Path(temporary) / "job.json", Path(temporary) / "result"
-        values = {"scan": str(scan.resolve()), "shown_as": shown_as, "templates": [str(t.resolve()) for t in templates],
-                  "settings": dataclasses.asdict(settings), "picture": str(picture.resolve()),
-                  "work": str(work.resolve()), "result": str(result.resolve())}  # fmt: skip
+        values = {
+            "scan": str(scan.resolve()),
+            "shown_as": shown_as,
+            "templates": [str(t.resolve()) for t in templates],
+            "settings": dataclasses.asdict(settings),
+            "picture": str(picture.resolve()),
+            "work": str(work.resolve()),
+            "result": str(result.resolve()),
+        }
         job.write_text(json.dumps(values), encoding="utf-8")
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "mrpipe.imaging.worker", str(job)],
-                env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=timeout_s, check=False,
-            )  # fmt: skip
+                env={**os.environ, **ENVIRONMENT},
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+            )
         except subprocess.TimeoutExpired as error:
             raise ScanFailedError(OUT_OF_TIME, f"{timeout_s / 60:g} minutes") from error
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -99,9 +115,12 @@ def process_scan(
             raise ScanFailedError(reason, detail) if tab else ScanFailedError("the chain crashed", last)
         meta = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
         return ScanResult(
-            gm=np.load(result.with_suffix(".npy")), numbers=meta["numbers"], seconds=meta["seconds"],
-            peak_mb=meta["peak_mb"], notes=tuple(meta["notes"]),
-        )  # fmt: skip
+            gm=np.load(result.with_suffix(".npy")),
+            numbers=meta["numbers"],
+            seconds=meta["seconds"],
+            peak_mb=meta["peak_mb"],
+            notes=tuple(meta["notes"]),
+        )
 
 
 def _run(values: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mrpipe.errors import UsageError
-from mrpipe.store.layout import qc_folder
 from mrpipe.options import parse_options
 from mrpipe.schema import Dataset
 from mrpipe.stages.check import write_check
@@ -19,6 +18,7 @@ from mrpipe.stages.qc import write_qc
 from mrpipe.stages.samples import assemble_samples
 from mrpipe.stages.seal import seal
 from mrpipe.stages.split import make_split
+from mrpipe.store.layout import qc_folder
 
 
 def build(
@@ -53,8 +53,9 @@ def build(
         dataset = dataset.declared(raw, parse_options(dataset.options, settings, context=f"options of {dataset.name}"))
         chosen, wanted = tuple(modalities or checked["modalities"]), tuple(schemes or dataset.schemes)
         for what, names, known in (
-            ("modality", chosen, checked["modalities"]), ("split scheme", wanted, dataset.schemes)
-        ):  # fmt: skip
+            ("modality", chosen, checked["modalities"]),
+            ("split scheme", wanted, dataset.schemes),
+        ):
             if unknown := [n for n in names if n not in known]:
                 raise UsageError(f"{dataset.name}: no {what} {unknown[0]!r} in this export; it has {', '.join(known)}")
         report(f"cohort: {build_cohort(dataset, raw, work, settings)} samples")

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrpipe.store.layout import WorkLayout
-from mrpipe.store.parquet import write_text
-from mrpipe.raw import require_folder, sha256
 from mrpipe.options import parse_options
+from mrpipe.raw import require_folder, sha256
 from mrpipe.schema import Dataset
 from mrpipe.stages.declaration import DECLARED, declaration
 from mrpipe.stages.simulate import is_simulated
+from mrpipe.store.layout import WorkLayout
+from mrpipe.store.parquet import write_text
 
 # Folders with more files than this (screens, scans) are listed as one entry: file names there may be patient ids.
 LISTED_FILES = 40
@@ -43,9 +43,13 @@ def inventory(
         if len(members) <= LISTED_FILES:
             # A file outside of the export (a declaration) goes by its name alone: paths are this machine's business.
             entries += [
-                {"path": f.relative_to(raw).as_posix() if f.is_relative_to(raw) else f.name,
-                 "size": f.stat().st_size, "sha256": sha256(f)} for f in members
-            ]  # fmt: skip
+                {
+                    "path": f.relative_to(raw).as_posix() if f.is_relative_to(raw) else f.name,
+                    "size": f.stat().st_size,
+                    "sha256": sha256(f),
+                }
+                for f in members
+            ]
             continue
         entries.append(_as_one(f"{folder.relative_to(raw).as_posix()}/*", folder, members))
     return entries + [_as_one(label, raw, sorted(set(members))) for label, members in sorted((groups or {}).items())]

@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from mrpipe.store.layout import WorkLayout, made_by
-from mrpipe.store.parquet import write_frame
 from mrpipe.options import parse_options
 from mrpipe.schema import ATTRITION_SCHEMA, Cohort, Dataset
+from mrpipe.store.layout import WorkLayout, made_by
+from mrpipe.store.parquet import write_frame
 
 LABEL_PREFIX = "label."
 

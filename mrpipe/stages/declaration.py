@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mrpipe.schema import Dataset, Features, ModalityReader, Scheme, Task
 from mrpipe.store.layout import StoreLayout, WorkLayout, made_by
 from mrpipe.store.parquet import read_metadata
-from mrpipe.schema import Dataset, Features, ModalityReader, Scheme, Task
 
 # Key of checked.json; and of the metadata of samples.parquet, where a split finds the schemes.
 DECLARED, SCHEMES_KEY = "declared", "mrpipe.schemes"

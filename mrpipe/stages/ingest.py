@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mrpipe.errors import UsageError
-from mrpipe.store.layout import StoreLayout, WorkLayout
-from mrpipe.store.parquet import write_batches, write_frame
 from mrpipe.options import parse_options
 from mrpipe.schema import DICTIONARY_SCHEMA, MODALITY_KEY, TRIED_SCHEMA, Dataset, Features
 from mrpipe.stages.cohort import read_cohort
+from mrpipe.store.layout import StoreLayout, WorkLayout
+from mrpipe.store.parquet import write_batches, write_frame
 
 
 def _validated(features: Features, cohort_ids: pa.Array) -> Iterator[pa.RecordBatch]:
@@ -51,8 +51,10 @@ def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, 
         n_parts = reader.n_parts(options)
         parts = [WorkLayout(work).part(modality, k, n_parts) for k in range(n_parts)]
         if missing := [p.name for p in parts if not p.exists()]:
-            raise UsageError(f"{modality}: {len(missing)} of {n_parts} parts are not prepared yet ({missing[0]}); "
-                             f"run mrpipe prepare {dataset.name} {modality} --part K for each")  # fmt: skip
+            raise UsageError(
+                f"{modality}: {len(missing)} of {n_parts} parts are not prepared yet ({missing[0]}); "
+                f"run mrpipe prepare {dataset.name} {modality} --part K for each"
+            )
         features = reader.read(raw, cohort, options, parts)
     declared = features.modality
     if declared.name != modality or declared.bit != dataset.modalities[modality].bit:

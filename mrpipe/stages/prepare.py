@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mrpipe.errors import UsageError
-from mrpipe.store.layout import WorkLayout
 from mrpipe.options import parse_options
 from mrpipe.schema import Dataset
 from mrpipe.stages.cohort import read_cohort
+from mrpipe.store.layout import WorkLayout
 
 
 def n_parts(dataset: Dataset, modality: str, settings: Mapping[str, Any]) -> int:

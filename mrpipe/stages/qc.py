@@ -7,8 +7,8 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.errors import UsageError
-from mrpipe.store.layout import WorkLayout, made_by
 from mrpipe.schema import Dataset
+from mrpipe.store.layout import WorkLayout, made_by
 
 
 def write_qc(dataset: Dataset, modality: str, work: Path, out: Path) -> Path:

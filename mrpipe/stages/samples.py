@@ -9,11 +9,11 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.errors import DataError, Fault
-from mrpipe.store.layout import StoreLayout, WorkLayout, made_by
-from mrpipe.store.parquet import read_metadata, write_frame
 from mrpipe.schema import ATTRITION_SCHEMA, MODALITY_KEY, Attrition, Dataset, Modality
 from mrpipe.stages.cohort import LABEL_PREFIX
 from mrpipe.stages.declaration import SCHEMES_KEY, recall, schemes_json
+from mrpipe.store.layout import StoreLayout, WorkLayout, made_by
+from mrpipe.store.parquet import read_metadata, write_frame
 
 
 def read_modality_declaration(path: Path) -> Modality:

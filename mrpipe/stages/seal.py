@@ -13,24 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-
-import mrpipe
 import pyarrow.parquet as pq
 
-from mrpipe.store import masks
-from mrpipe.store.card import render_card
+import mrpipe
 from mrpipe.codehash import code_hash
 from mrpipe.datasets import dataset_module
 from mrpipe.errors import DataError, Fault
-from mrpipe.store.invariants import find_breaches
-from mrpipe.store.layout import StoreLayout, WorkLayout, made_by
-from mrpipe.store.manifest import FORMAT, Manifest, store_id
-from mrpipe.store.parquet import read_metadata, write_frame, write_text
 from mrpipe.raw import sha256
 from mrpipe.schema import Dataset
 from mrpipe.stages.declaration import recall
 from mrpipe.stages.samples import read_modality_declaration
 from mrpipe.stages.split import SPLIT_KEY
+from mrpipe.store import masks
+from mrpipe.store.card import render_card
+from mrpipe.store.invariants import find_breaches
+from mrpipe.store.layout import StoreLayout, WorkLayout, made_by
+from mrpipe.store.manifest import FORMAT, Manifest, store_id
+from mrpipe.store.parquet import read_metadata, write_frame, write_text
 
 
 def _file_entry(root: Path, path: Path) -> dict[str, Any]:

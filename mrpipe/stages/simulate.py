@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mrpipe.errors import UsageError
-from mrpipe.store.layout import truth_folder
-from mrpipe.store.parquet import write_text
 from mrpipe.options import parse_options
 from mrpipe.schema import Dataset
+from mrpipe.store.layout import truth_folder
+from mrpipe.store.parquet import write_text
 
 MARKER = "simulation.json"
 

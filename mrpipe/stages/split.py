@@ -9,11 +9,11 @@ from typing import Any
 import polars as pl
 
 from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.schema import Dataset
+from mrpipe.stages.declaration import recall_schemes
 from mrpipe.store.layout import StoreLayout, made_by
 from mrpipe.store.parquet import write_frame
-from mrpipe.schema import Dataset
 from mrpipe.store.splits import PARTS, from_column, from_id_list, grouped_stratified, require_grouped
-from mrpipe.stages.declaration import recall_schemes
 
 SPLIT_KEY = "mrpipe.split"
 
@@ -46,8 +46,12 @@ def make_split(dataset: Dataset, store: Path, scheme: str, *, seed: int = 0, ids
             label = pl.read_parquet(paths.labels(declared.stratify)).rename({"value": "stratum"})
             samples, stratum = samples.join(label, on="sample_id", how="left"), "stratum"
         split = grouped_stratified(samples, fractions=declared.fractions, seed=seed, stratum=stratum)
-        settings |= {"method": "grouped, stratified", "fractions": list(declared.fractions),
-                     "stratify": declared.stratify, "seed": seed}  # fmt: skip
+        settings |= {
+            "method": "grouped, stratified",
+            "fractions": list(declared.fractions),
+            "stratify": declared.stratify,
+            "seed": seed,
+        }
     counts = {part: int((split["split"] == part).sum()) for part in PARTS}
     if counts["train"] == 0:
         raise DataError(Fault(file=f"split {scheme}", expected="training samples", found=f"parts {counts}"))

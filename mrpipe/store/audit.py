@@ -23,9 +23,16 @@ from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays, Store
 
 _AUDIT: dict[str, Any] = {
-    "modality": pl.String, "feature": pl.String, "what": pl.String, "class": pl.String, "auroc": pl.Float64,
-    "n": pl.Int64, "source_file": pl.String, "source_column": pl.String, "description": pl.String,
-}  # fmt: skip
+    "modality": pl.String,
+    "feature": pl.String,
+    "what": pl.String,
+    "class": pl.String,
+    "auroc": pl.Float64,
+    "n": pl.Int64,
+    "source_file": pl.String,
+    "source_column": pl.String,
+    "description": pl.String,
+}
 AUDIT_SCHEMA = pl.Schema(_AUDIT)
 _BLOCK, _ITEM_BLOCK = 4096, 512
 
@@ -142,9 +149,14 @@ def _columns(modality: Modality, arrays: Arrays, rows: pl.DataFrame) -> Iterator
 
 
 def audit(
-    store: Store, *, task: str | None = None, scheme: str | None = None, threshold: float = 0.9, least: int = 5,
+    store: Store,
+    *,
+    task: str | None = None,
+    scheme: str | None = None,
+    threshold: float = 0.9,
+    least: int = 5,
     alpha: float = 1.0,
-) -> pl.DataFrame:  # fmt: skip
+) -> pl.DataFrame:
     """Features whose single-feature AUROC for a class exceeds a threshold on the training rows of a split.
 
     Images and volumes have no named features and are left out; so are modalities whose dictionary does not name each

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import polars as pl
 
+from mrpipe.schema import Dataset
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.manifest import Manifest
-from mrpipe.schema import Dataset
 
 _POLARS = """\
 ```python
@@ -50,8 +50,10 @@ def _losses(losses: pl.DataFrame) -> list[str]:
     if losses.is_empty():
         return []
     rows = list(losses.select("modality", "reason", "n_before", "n_after").iter_rows())
-    return ["Samples that a modality was found for but not usable; they stay with their other modalities:",
-            _table(("modality", "reason", "before", "after"), rows)]  # fmt: skip
+    return [
+        "Samples that a modality was found for but not usable; they stay with their other modalities:",
+        _table(("modality", "reason", "before", "after"), rows),
+    ]
 
 
 def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
@@ -66,8 +68,13 @@ def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
         if manifest.origin == "simulated"
         else "Made from an export of the original data."
     )
-    fill = {"mask": mask, "names": names, "first": modalities[0].name, "scheme": manifest.default_scheme,
-            "task": manifest.labels[0]["name"]}  # fmt: skip
+    fill = {
+        "mask": mask,
+        "names": names,
+        "first": modalities[0].name,
+        "scheme": manifest.default_scheme,
+        "task": manifest.labels[0]["name"],
+    }
     parts = [
         f"# {manifest.title}: feature store `{manifest.store_id}`",
         origin,

@@ -9,11 +9,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mrpipe.store import masks
 from mrpipe.errors import Fault, FaultCollector
+from mrpipe.schema import MODALITY_KEY, Modality
+from mrpipe.store import masks
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.parquet import read_metadata
-from mrpipe.schema import MODALITY_KEY, Modality
 from mrpipe.store.splits import PARTS
 
 

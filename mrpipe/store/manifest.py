@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mrpipe.errors import DataError, Fault
-from mrpipe.store.layout import StoreLayout
 from mrpipe.schema import Modality, Task
+from mrpipe.store.layout import StoreLayout
 
 FORMAT = 1
 

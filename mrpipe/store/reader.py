@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mrpipe.store import masks
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
+from mrpipe.raw import sha256
+from mrpipe.schema import Modality, Task
+from mrpipe.store import masks
 from mrpipe.store.invariants import find_breaches, value_breaches
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.manifest import Manifest, read_manifest
 from mrpipe.store.manifest import store_id as hash_of
-from mrpipe.raw import sha256
-from mrpipe.schema import Modality, Task
 from mrpipe.store.splits import PARTS
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from mrpipe.store.splits import PARTS
 from mrpipe.store.reader import Store
+from mrpipe.store.splits import PARTS
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -27,9 +27,15 @@ def show(store: Store, console: Console | None = None) -> None:
     table = _table("Modalities", "name", "bit", "kind", "shape", "dtype", "rows", "MiB", "encoder")
     for modality, entry in zip(store.modalities, m.modalities, strict=True):
         table.add_row(
-            modality.name, str(modality.bit), modality.kind, "×".join(map(str, modality.shape)), modality.dtype,
-            str(entry["rows"]), f"{entry['size'] / 2**20:.1f}", modality.encoder or "–",
-        )  # fmt: skip
+            modality.name,
+            str(modality.bit),
+            modality.kind,
+            "×".join(map(str, modality.shape)),
+            modality.dtype,
+            str(entry["rows"]),
+            f"{entry['size'] / 2**20:.1f}",
+            modality.encoder or "–",
+        )
     console.print(table)
     table = _table("\nCombinations", "modalities", "samples", "share", "")
     for name, n in m.pattern_counts.items():

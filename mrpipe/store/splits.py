@@ -15,10 +15,17 @@ from mrpipe.keyed import bits, id_keys
 PARTS = ("train", "val", "test")
 # The names under which the field's id lists call the parts.
 PART_ALIASES = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val", "tuning": "val",
-    "test": "test", "testing": "test", "held_out": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "tuning": "val",
+    "test": "test",
+    "testing": "test",
+    "held_out": "test",
+}
 
 
 def grouped_stratified(

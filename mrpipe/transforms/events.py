@@ -33,8 +33,9 @@ def levels_id(levels: list[str]) -> str:
     return f"levels-{len(levels)}-{digest[:12]}"
 
 
-def vocabulary_of(items: NDArray[np.int64], samples: NDArray[np.int64], n_samples: int, n_levels: int,
-                  floor: float, cap: int) -> NDArray[np.int64]:  # fmt: skip
+def vocabulary_of(
+    items: NDArray[np.int64], samples: NDArray[np.int64], n_samples: int, n_levels: int, floor: float, cap: int
+) -> NDArray[np.int64]:
     """Positions (V,), rising, of the items that at least `floor` of the samples have; the most frequent `cap` of them.
 
     Ties at the cap are settled by the smaller position.
@@ -99,11 +100,17 @@ class EventTransform:
         )
         n = len(vocabulary)
         raw = cls(
-            vocabulary=vocabulary, center=np.zeros(n, dtype=np.float32), spread=np.ones(n, dtype=np.float32),
-            n_levels=n_levels, levels_id=arrays.modality.encoder, by_visit=by_visit, clip=options.clip,
-            unit_hours=_HOURS[arrays.modality.time_unit.split(" ")[0]], step_hours=options.event_step_hours,
+            vocabulary=vocabulary,
+            center=np.zeros(n, dtype=np.float32),
+            spread=np.ones(n, dtype=np.float32),
+            n_levels=n_levels,
+            levels_id=arrays.modality.encoder,
+            by_visit=by_visit,
+            clip=options.clip,
+            unit_hours=_HOURS[arrays.modality.time_unit.split(" ")[0]],
+            step_hours=options.event_step_hours,
             max_steps=STEPS_OF_VISITS if by_visit else options.event_steps,
-        )  # fmt: skip
+        )
         if by_visit:
             return raw
         cells = raw._cells(arrays)
@@ -186,12 +193,18 @@ class EventTransform:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "kind": self.kind, "vocabulary": self.vocabulary.tolist(), "center": self.center.tolist(),
-            "spread": self.spread.tolist(), "n_levels": self.n_levels, "levels_id": self.levels_id,
+            "kind": self.kind,
+            "vocabulary": self.vocabulary.tolist(),
+            "center": self.center.tolist(),
+            "spread": self.spread.tolist(),
+            "n_levels": self.n_levels,
+            "levels_id": self.levels_id,
             "by_visit": self.by_visit,
-            "unit_hours": self.unit_hours, "step_hours": self.step_hours, "max_steps": self.max_steps,
+            "unit_hours": self.unit_hours,
+            "step_hours": self.step_hours,
+            "max_steps": self.max_steps,
             "clip": self.clip,
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> EventTransform:
@@ -278,16 +291,23 @@ class SummaryTransform:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "kind": self.kind, "columns": self.columns.tolist(), "counts": self.counts.tolist(),
-            "center": self.center.tolist(), "spread": self.spread.tolist(), "clip": self.clip,
-        }  # fmt: skip
+            "kind": self.kind,
+            "columns": self.columns.tolist(),
+            "counts": self.counts.tolist(),
+            "center": self.center.tolist(),
+            "spread": self.spread.tolist(),
+            "clip": self.clip,
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> SummaryTransform:
         return cls(
-            np.array(value["columns"], dtype=np.int64), np.array(value["counts"], dtype=np.int64),
-            np.array(value["center"], dtype=np.float32), np.array(value["spread"], dtype=np.float32), value["clip"],
-        )  # fmt: skip
+            np.array(value["columns"], dtype=np.int64),
+            np.array(value["counts"], dtype=np.int64),
+            np.array(value["center"], dtype=np.float32),
+            np.array(value["spread"], dtype=np.float32),
+            value["clip"],
+        )
 
 
 def event_transform(dictionary: pl.DataFrame) -> type[EventTransform] | type[SummaryTransform] | None:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
-from mrpipe.transforms.encoding import decode_array as _decode
-from mrpipe.transforms.encoding import encode_array as _encode
 from mrpipe.errors import UsageError
 from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays
+from mrpipe.transforms.encoding import decode_array as _decode
+from mrpipe.transforms.encoding import encode_array as _encode
 from mrpipe.transforms.options import TransformOptions
 
 
@@ -77,8 +77,13 @@ class Numeric:
         return len(self.fill)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "fill": _encode(self.fill), "center": _encode(self.center),
-                "spread": _encode(self.spread), "clip": self.clip}  # fmt: skip
+        return {
+            "kind": self.kind,
+            "fill": _encode(self.fill),
+            "center": _encode(self.center),
+            "spread": _encode(self.spread),
+            "clip": self.clip,
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Numeric:
@@ -158,8 +163,12 @@ class TfidfSvd:
         return len(self.components)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "idf": _encode(self.idf), "components": _encode(self.components),
-                "spread": _encode(self.spread)}  # fmt: skip
+        return {
+            "kind": self.kind,
+            "idf": _encode(self.idf),
+            "components": _encode(self.components),
+            "spread": _encode(self.spread),
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> TfidfSvd:

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.transforms.encoding import decode_array as _decode
-from mrpipe.transforms.encoding import encode_array as _encode
 from mrpipe.errors import UsageError
-from mrpipe.transforms.events import EventTransform, SummaryTransform, event_transform
-from mrpipe.transforms.features import FeatureTransform
-from mrpipe.transforms.genotypes import GenotypeTransform
 from mrpipe.genetics.packing import LdOptions
 from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays, Store
+from mrpipe.transforms.encoding import decode_array as _decode
+from mrpipe.transforms.encoding import encode_array as _encode
+from mrpipe.transforms.events import EventTransform, SummaryTransform, event_transform
+from mrpipe.transforms.features import FeatureTransform
+from mrpipe.transforms.genotypes import GenotypeTransform
 from mrpipe.transforms.options import TransformOptions
 
 FORMAT = 1

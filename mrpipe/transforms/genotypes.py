@@ -10,11 +10,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.genetics import packing as genotypes, plink
-from mrpipe.transforms.encoding import decode_array, encode_array
+from mrpipe.genetics import packing as genotypes
+from mrpipe.genetics import plink
 from mrpipe.genetics.packing import LdOptions
 from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays
+from mrpipe.transforms.encoding import decode_array, encode_array
 
 # A SNP's description in the dictionary starts with chromosome:position.
 CHROMOSOME = r"^(?:chr)?(\w+):\d+"

@@ -10,8 +10,8 @@ import pytest
 
 from mrpipe.datasets.adni import DATASET
 from mrpipe.stages.simulate import simulate
-from tests.datasets.adni_toy import LAYOUTS
-from tests.datasets.plink_toy import TOY_CHAIN
+from tests.datasets.adni.adni_toy import LAYOUTS
+from tests.datasets.adni.plink_toy import TOY_CHAIN
 
 
 @pytest.fixture(scope="session")

@@ -20,17 +20,17 @@ import polars as pl
 import pytest
 
 import mrpipe
-from mrpipe.store import masks
 from mrpipe.cli.main import main
 from mrpipe.datasets import dataset_names, get_dataset
 from mrpipe.errors import UsageError
-from mrpipe.store.layout import StoreLayout, truth_folder
+from mrpipe.experiment.truth import ANY, read_best, subsets
 from mrpipe.options import parse_options
-from mrpipe.store.splits import PARTS
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
+from mrpipe.store import masks
+from mrpipe.store.layout import StoreLayout, truth_folder
+from mrpipe.store.splits import PARTS
 from mrpipe.transforms.fit import fit
-from mrpipe.experiment.truth import ANY, read_best, subsets
 
 DATASETS = dataset_names()
 

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 import yaml
 
-from workflow.planning.progress import Cells, Places
 from workflow.planning.plan import Run, make_plan
+from workflow.planning.progress import Cells, Places
 from workflow.planning.suites import Suites
 
 CONFIG: dict[str, Any] = {
@@ -151,9 +151,18 @@ def test_everything_of_the_paper_runs_at_smoke_size(snakemake: Any, tmp_path: Pa
 
 def cell(method: str, seed: int) -> Run:
     return Run(
-        experiment="e", label=method, method=method, seed=seed, store="s", preset="paper", task=None, scheme=None,
-        modalities=(), missingness=None, overrides={},
-    )  # fmt: skip
+        experiment="e",
+        label=method,
+        method=method,
+        seed=seed,
+        store="s",
+        preset="paper",
+        task=None,
+        scheme=None,
+        modalities=(),
+        missingness=None,
+        overrides={},
+    )
 
 
 class Record:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from workflow.planning.settings import main as check_settings
 
 from workflow.planning.plan import ConfigError, make_plan, mask_name, schema_faults
-from workflow.planning.settings import main as check_settings
 from workflow.planning.suite_cells import description
 from workflow.planning.suites import Suites
 
@@ -93,9 +93,17 @@ def suite_cells(suites: Suites, name: str) -> list[Any]:
 
 def content(run: Any) -> dict[str, Any]:
     return {
-        "store": run.store, "view": run.modalities, "mask": run.mask, "method": run.method, "preset": run.preset,
-        "overrides": run.overrides, "seed": run.seed, "task": run.task, "scheme": run.scheme, "trials": run.trials,
-    }  # fmt: skip
+        "store": run.store,
+        "view": run.modalities,
+        "mask": run.mask,
+        "method": run.method,
+        "preset": run.preset,
+        "overrides": run.overrides,
+        "seed": run.seed,
+        "task": run.task,
+        "scheme": run.scheme,
+        "trials": run.trials,
+    }
 
 
 @pytest.mark.parametrize("size", ["smoke", "full"])
@@ -280,7 +288,7 @@ def block_of(said: dict[str, Any]) -> dict[str, Any]:
         (lambda s: s["suites"].update(table1=s["suites"]["mine"]), "suites.table1: there is one of this name already"),
         (lambda s: s["suites"]["mine"].update(figure="embedding"), "needs `missing`, a modality"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_file_is_said_at_once(own: Any, change: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         own(change)
@@ -334,8 +342,12 @@ def test_the_findings_compare_all_methods_by_one_selection(project: Path, tmp_pa
     for name in ("PhysionetChallenge2012-set-a", *views):
         (tmp_path / f"{name}.csv").touch()
     suites = suites_of(config_of(**config["datasets"]), suites=str(file))
-    compared = {"findings_mosi": "accuracy", "findings_mosi_p": "accuracy", "findings_icu": "macro_f1",
-                "findings_mfeat": "macro_f1"}  # fmt: skip
+    compared = {
+        "findings_mosi": "accuracy",
+        "findings_mosi_p": "accuracy",
+        "findings_icu": "macro_f1",
+        "findings_mfeat": "macro_f1",
+    }
     for name, metric in compared.items():
         runs = suites.suite(name).runs.values()
         assert {run.method for run in runs} == METHODS

@@ -12,10 +12,19 @@ from workflow.planning.summary import score_tables
 def run(value: float, **changes: Any) -> dict[str, Any]:
     """The accuracy of a run, as results.csv has it."""
     usual = {
-        "dataset": "mosi", "store_id": "a" * 16, "origin": "simulated", "task": "sentiment", "scheme": "standard",
-        "modalities": "text+audio", "missingness": "as observed", "method": "majority", "seed": 0, "by": "all", "n": 90,
+        "dataset": "mosi",
+        "store_id": "a" * 16,
+        "origin": "simulated",
+        "task": "sentiment",
+        "scheme": "standard",
+        "modalities": "text+audio",
+        "missingness": "as observed",
+        "method": "majority",
+        "seed": 0,
+        "by": "all",
+        "n": 90,
         "metric": "accuracy",
-    }  # fmt: skip
+    }
     return {**usual, **changes, "value": value}
 
 

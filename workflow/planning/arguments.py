@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from mrpipe.experiment.missingness import Missingness
+
 from .plan import Run
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mrpipe.experiment.missingness import Missingness, particulars
+
 from .plan import Run, missingness_name
 
 
@@ -123,13 +124,26 @@ def description(suite: Suite, size: str, places: Mapping[str, tuple[str, str | N
             "cells": {row: [runs[0].label, [run.seed for run in runs]] for row, runs in c.cells.items()},
         }
         for c in suite.columns
-    ]  # fmt: skip
+    ]
     rows = [
-        {"name": r.name, "method": r.method, "preset": r.preset or "paper", "published": r.published,
-         "control": r.control}
+        {
+            "name": r.name,
+            "method": r.method,
+            "preset": r.preset or "paper",
+            "published": r.published,
+            "control": r.control,
+        }
         for r in suite.rows.values()
-    ]  # fmt: skip
-    return {"suite": suite.name, "title": suite.title, "size": size, "metrics": list(suite.metrics),
-            "published": suite.published, "figure": suite.figure, "missing": suite.missing,
-            "trials": sorted({run.trials for run in suite.runs.values()} - {0}), "rows": rows,
-            "columns": columns}  # fmt: skip
+    ]
+    return {
+        "suite": suite.name,
+        "title": suite.title,
+        "size": size,
+        "metrics": list(suite.metrics),
+        "published": suite.published,
+        "figure": suite.figure,
+        "missing": suite.missing,
+        "trials": sorted({run.trials for run in suite.runs.values()} - {0}),
+        "rows": rows,
+        "columns": columns,
+    }

@@ -20,6 +20,7 @@ import yaml
 from moe_retriever.catalogue import names as method_names
 from mrpipe.errors import MrpipeError, did_you_mean
 from mrpipe.experiment.missingness import Missingness
+
 from .plan import (
     SIMULATED,
     ConfigError,
@@ -146,8 +147,9 @@ class Suites:
                 yield f"{place}: give `blocks`, or `of` with the names of other suites"
             if "of" in suite:
                 yield from (f"{place}: {k!r} has no effect beside `of`" for k in suite if k not in ("of", "title"))
-                yield from (_unknown(f"{place}.of", "suite", n, said["suites"]) for n in suite["of"]
-                            if n not in said["suites"])  # fmt: skip
+                yield from (
+                    _unknown(f"{place}.of", "suite", n, said["suites"]) for n in suite["of"] if n not in said["suites"]
+                )
             if "figure" in suite:
                 yield from (f"{place}: {k!r} has no effect on a figure" for k in ("metrics", "published") if k in suite)
             if (suite.get("figure") == "embedding") != ("missing" in suite):
@@ -209,10 +211,16 @@ class Suites:
         if faults:
             raise ConfigError(faults)
         return Suite(
-            name=name, title=said["title"], figure=said.get("figure", ""), published=said.get("published", ""),
-            metrics=tuple(said.get("metrics", ("accuracy",))), missing=said.get("missing", ""),
-            of=tuple(said.get("of", ())), rows=rows, columns=tuple(columns.values()),
-        )  # fmt: skip
+            name=name,
+            title=said["title"],
+            figure=said.get("figure", ""),
+            published=said.get("published", ""),
+            metrics=tuple(said.get("metrics", ("accuracy",))),
+            missing=said.get("missing", ""),
+            of=tuple(said.get("of", ())),
+            rows=rows,
+            columns=tuple(columns.values()),
+        )
 
     def _expand_block(
         self, block: Mapping[str, Any], rows: dict[str, Row], columns: dict[tuple[str, str], Column]
@@ -237,10 +245,14 @@ class Suites:
         for said, missing in itertools.product(views, _levels(block)):
             view = tuple(m for m in store.possible if m in said)
             column = Column(
-                dataset=store.dataset.name, store=store.name, view=view,
-                absent=tuple(m for m in view if m not in store.modalities), missingness=missing, task=block.get("task"),
+                dataset=store.dataset.name,
+                store=store.name,
+                view=view,
+                absent=tuple(m for m in view if m not in store.modalities),
+                missingness=missing,
+                task=block.get("task"),
                 scheme=block.get("scheme"),
-            )  # fmt: skip
+            )
             column = columns.setdefault((column.store, column.experiment), column)
             if not column.absent:
                 for row in own_rows:
@@ -282,10 +294,13 @@ class Suites:
         size, of_dataset = self._sizes, dataset.get(self.size, {})
         # The size has the last word, but for what tells the rows apart.
         overrides = {
-            **dataset.get("overrides", {}), **block["overrides"],
-            **size.get("overrides", {}), **size.get("of_methods", {}).get(row.method, {}),
-            **of_dataset.get("overrides", {}), **row.overrides,
-        }  # fmt: skip
+            **dataset.get("overrides", {}),
+            **block["overrides"],
+            **size.get("overrides", {}),
+            **size.get("of_methods", {}).get(row.method, {}),
+            **of_dataset.get("overrides", {}),
+            **row.overrides,
+        }
         search = block.get("search")
         trials = min(search["trials"], size.get("most_trials", search["trials"])) if search and row.search else 0
         preset = row.preset or block.get("preset", "paper")
@@ -295,22 +310,33 @@ class Suites:
         seeds: Sequence[int] = block.get("seeds", size["seeds"]) if self.size == "full" else size["seeds"]
         for seed in seeds:
             yield Run(
-                experiment=column.experiment, label="-".join(label), method=row.method, seed=seed, store=column.store,
-                preset=preset, task=column.task, scheme=column.scheme, modalities=column.view,
-                missingness=(
-                    column.missingness and replace(column.missingness, seed=seed, modalities=column.view)
-                ), overrides=overrides,
-                trials=trials, first_seed=seeds[0],
-            )  # fmt: skip
+                experiment=column.experiment,
+                label="-".join(label),
+                method=row.method,
+                seed=seed,
+                store=column.store,
+                preset=preset,
+                task=column.task,
+                scheme=column.scheme,
+                modalities=column.view,
+                missingness=(column.missingness and replace(column.missingness, seed=seed, modalities=column.view)),
+                overrides=overrides,
+                trials=trials,
+                first_seed=seeds[0],
+            )
 
 
 def _row(said: Mapping[str, Any]) -> Row:
     name = said["method"] + (f" ({said['preset']})" if "preset" in said else "")
     return Row(
-        name=said.get("name", name), method=said["method"], preset=said.get("preset"),
-        overrides=said.get("overrides", {}), published=said.get("published", ""), control=said.get("control", False),
+        name=said.get("name", name),
+        method=said["method"],
+        preset=said.get("preset"),
+        overrides=said.get("overrides", {}),
+        published=said.get("published", ""),
+        control=said.get("control", False),
         search=said.get("search", True),
-    )  # fmt: skip
+    )
 
 
 def _levels(block: Mapping[str, Any]) -> list[Missingness | None]:

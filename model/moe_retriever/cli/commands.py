@@ -11,14 +11,15 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from moe_retriever.cli import arguments as arguments_of
 from moe_retriever.catalogue import help_text
+from moe_retriever.cli import arguments as arguments_of
 from mrpipe.cli.command import Command
 from mrpipe.errors import UsageError
+
 
 def _machine(arguments: argparse.Namespace) -> str:
     """Set threads, name the device."""
@@ -70,10 +71,16 @@ def _job(arguments: argparse.Namespace, config: Any, device: str) -> Any:
     from mrpipe import open_store
 
     return Job(
-        store=open_store(arguments.store), run=arguments.out, config=config, task=arguments.task,
-        scheme=arguments.scheme, modalities=tuple(arguments.modalities) if arguments.modalities else None,
-        mask_file=arguments.mask, device=device, quiet=arguments.quiet,
-    )  # fmt: skip
+        store=open_store(arguments.store),
+        run=arguments.out,
+        config=config,
+        task=arguments.task,
+        scheme=arguments.scheme,
+        modalities=tuple(arguments.modalities) if arguments.modalities else None,
+        mask_file=arguments.mask,
+        device=device,
+        quiet=arguments.quiet,
+    )
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -100,9 +107,9 @@ def _typed(config: Any, texts: Mapping[str, str]) -> dict[str, Any]:
 
 def _search(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
-    from mrpipe.options import parse_assignments
     from moe_retriever.methods import get
     from moe_retriever.training.search import read_space, search, show
+    from mrpipe.options import parse_assignments
 
     method = get(arguments.method)
     config = _config(arguments.method, arguments.preset, arguments)
@@ -112,9 +119,13 @@ def _search(arguments: argparse.Namespace) -> None:
             f"{method.name} has no gradient steps, and what it can choose it chooses on validation itself: trial 0 only"
         )
     content = search(
-        _job(arguments, config, device), method, preset=arguments.preset, fixed=_typed(config, parse_assignments(arguments.set)),
-        space=space, n_trials=arguments.trials,
-    )  # fmt: skip
+        _job(arguments, config, device),
+        method,
+        preset=arguments.preset,
+        fixed=_typed(config, parse_assignments(arguments.set)),
+        space=space,
+        n_trials=arguments.trials,
+    )
     show(content, arguments.out)
 
 
@@ -138,9 +149,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from mrpipe import open_store
 
     content = evaluate_run(
-        arguments.run, open_store(arguments.store), part=arguments.part, draws=arguments.draws,
-        n_resamples=arguments.resamples, device=device,
-    )  # fmt: skip
+        arguments.run,
+        open_store(arguments.store),
+        part=arguments.part,
+        draws=arguments.draws,
+        n_resamples=arguments.resamples,
+        device=device,
+    )
     _print_metrics(content)
 
 
@@ -148,9 +163,9 @@ def _predict(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
     import numpy as np
 
-    from moe_retriever.training.checkpoint import load_run
     from moe_retriever.data.load import load
     from moe_retriever.evaluation.evaluate import load_for
+    from moe_retriever.training.checkpoint import load_run
     from moe_retriever.training.predict import predict, prediction_frame
     from mrpipe import open_store
     from mrpipe.store.parquet import write_frame
@@ -159,9 +174,15 @@ def _predict(arguments: argparse.Namespace) -> None:
     store, origin = open_store(arguments.store), trained.origin
     origin.require_same_kind(store)
     data = load(
-        store, task=origin.task, scheme=origin.scheme, modalities=trained.spec.names, mask_file=arguments.mask,
-        fitted=trained.fitted, classes=trained.spec.classes, device=device,
-    )  # fmt: skip
+        store,
+        task=origin.task,
+        scheme=origin.scheme,
+        modalities=trained.spec.names,
+        mask_file=arguments.mask,
+        fitted=trained.fitted,
+        classes=trained.spec.classes,
+        device=device,
+    )
     if arguments.reference_store is not None:
         reference = load_for(trained, arguments.run, open_store(arguments.reference_store), device)
         trained.method.prepare(reference, reference.rows("train"))
@@ -183,10 +204,15 @@ def _analyse(arguments: argparse.Namespace) -> None:
 
     written = analyse(
         Request(
-            runs=arguments.run, store=open_store(arguments.store), out=arguments.out, what=arguments.what,
-            part=arguments.part, combination=arguments.combination, device=device,
+            runs=arguments.run,
+            store=open_store(arguments.store),
+            out=arguments.out,
+            what=arguments.what,
+            part=arguments.part,
+            combination=arguments.combination,
+            device=device,
         )
-    )  # fmt: skip
+    )
     for path in written:
         print(path)
 
@@ -201,9 +227,15 @@ def _benchmark(arguments: argparse.Namespace) -> None:
     from mrpipe import open_store
 
     frame = measure(
-        open_store(arguments.store), configs, task=arguments.task, scheme=arguments.scheme,
-        modalities=arguments.modalities, mask_file=arguments.mask, device=device, steps=arguments.steps,
-    )  # fmt: skip
+        open_store(arguments.store),
+        configs,
+        task=arguments.task,
+        scheme=arguments.scheme,
+        modalities=arguments.modalities,
+        mask_file=arguments.mask,
+        device=device,
+        steps=arguments.steps,
+    )
     show(frame)
     if arguments.out is not None:
         from mrpipe.store.parquet import write_text

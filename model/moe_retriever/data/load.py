@@ -16,19 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_retriever.nn.event_encoder import EventTable
 from moe_retriever.data.tables import GenotypeTable, ModalitySpec, PixelTable, Rows, Table, VectorTable, sequence_table
+from moe_retriever.nn.event_encoder import EventTable
 from mrpipe import keyed
-from mrpipe.store import masks
 from mrpipe.errors import DataError, Fault, UsageError
-from mrpipe.transforms.events import EventTransform, step_numbers
-from mrpipe.transforms.features import FeatureTransform
-from mrpipe.transforms.genotypes import GenotypeTransform
 from mrpipe.experiment.missingness import AT_LOAD, Missingness, corrupt, read_masks
 from mrpipe.schema import Modality
-from mrpipe.store.splits import PARTS
+from mrpipe.store import masks
 from mrpipe.store.reader import Arrays, Store
+from mrpipe.store.splits import PARTS
+from mrpipe.transforms.events import EventTransform, step_numbers
+from mrpipe.transforms.features import FeatureTransform
 from mrpipe.transforms.fit import PixelTransform, Transforms, fit
+from mrpipe.transforms.genotypes import GenotypeTransform
 
 
 @dataclass(frozen=True, kw_only=True)

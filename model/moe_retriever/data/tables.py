@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from mrpipe.errors import DataError, Fault
-from mrpipe.transforms.genotypes import GenotypeTransform
 from mrpipe.genetics.packing import fill_missing, pack, take_snps
 from mrpipe.store.reader import Arrays
+from mrpipe.transforms.genotypes import GenotypeTransform
 
 Rows = NDArray[np.int64]
 EncoderInput = Any  # Tensor, PackedSequence for a sequence, Genotypes or EventBatch
@@ -229,8 +229,13 @@ def sequence_table(arrays: Arrays, device: torch.device) -> SequenceTable:
     empty = np.flatnonzero(np.diff(arrays.offsets) == 0)
     if len(empty):
         raise DataError(
-            Fault(file=f"modalities/{arrays.modality.name}.parquet", column="length", row=int(empty[0]) + 1,
-                  expected="at least one step in an observed sequence", found=f"{len(empty)} without any",
-                  fix="A sample whose sequence is empty does not have the modality: leave its row out.")
-        )  # fmt: skip
+            Fault(
+                file=f"modalities/{arrays.modality.name}.parquet",
+                column="length",
+                row=int(empty[0]) + 1,
+                expected="at least one step in an observed sequence",
+                found=f"{len(empty)} without any",
+                fix="A sample whose sequence is empty does not have the modality: leave its row out.",
+            )
+        )
     return SequenceTable(with_elapsed(arrays), arrays.offsets, device)

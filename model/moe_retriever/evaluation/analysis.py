@@ -8,12 +8,12 @@ from pathlib import Path
 
 import polars as pl
 
-from moe_retriever.evaluation import embedding, routing
-from moe_retriever.training import gradients
-from moe_retriever.plots import plots
-from moe_retriever.training.checkpoint import Trained, load_run
 from moe_retriever.data.load import Data
+from moe_retriever.evaluation import embedding, routing
 from moe_retriever.evaluation.evaluate import load_for
+from moe_retriever.plots import plots
+from moe_retriever.training import gradients
+from moe_retriever.training.checkpoint import Trained, load_run
 from mrpipe.errors import UsageError
 from mrpipe.store.parquet import write_frame, write_text
 from mrpipe.store.reader import Store

@@ -143,6 +143,13 @@ def table(
         for metric in METRICS:
             low, high = intervals.get(metric, (None, None)) if values[metric] is not None else (None, None)
             rows.append((by, group, int(chosen.sum()), metric, values[metric], low, high))
-    schema = {"by": pl.String, "group": pl.String, "n": pl.Int64, "metric": pl.String, "value": pl.Float64,
-              "low": pl.Float64, "high": pl.Float64}  # fmt: skip
+    schema = {
+        "by": pl.String,
+        "group": pl.String,
+        "n": pl.Int64,
+        "metric": pl.String,
+        "value": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+    }
     return pl.DataFrame(rows, schema=schema, orient="row")

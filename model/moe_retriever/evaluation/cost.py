@@ -16,15 +16,15 @@ import numpy as np
 import polars as pl
 import torch
 
-from moe_retriever.nn.kernels.allocator import keep_freed_memory, release_freed_memory
 from moe_retriever.config import Config
 from moe_retriever.data.load import Data, load
-from moe_retriever.evaluation.flops import flop_counter
 from moe_retriever.data.tables import Rows
+from moe_retriever.evaluation.flops import flop_counter
 from moe_retriever.methods import get
 from moe_retriever.methods.base import Method
-from moe_retriever.training.predict import predict
+from moe_retriever.nn.kernels.allocator import keep_freed_memory, release_freed_memory
 from moe_retriever.training.loop import batches, make_optimiser, train_step
+from moe_retriever.training.predict import predict
 from mrpipe.errors import UsageError
 from mrpipe.store.reader import Store
 
@@ -159,13 +159,18 @@ def measure(
             few = test[: max(1, steps // 4) * config.common.eval_batch_size]
             per_test = _time_inference(method, data, few)
             rows.append(
-                {"method": config.method, "modalities": "+".join(names),
-                 "parameters": sum(p.numel() for p in method.parameters()),
-                 "train_samples_per_s": 1 / per_train, "train_epoch_s": per_train * len(train),
-                 "test_samples_per_s": 1 / per_test, "test_epoch_s": per_test * len(test),
-                 "mflop_per_sample": _flops(method, data, test) / 1e6 if method.gradient else None,
-                 "peak_mb": peak_memory_mb(data.device)}
-            )  # fmt: skip
+                {
+                    "method": config.method,
+                    "modalities": "+".join(names),
+                    "parameters": sum(p.numel() for p in method.parameters()),
+                    "train_samples_per_s": 1 / per_train,
+                    "train_epoch_s": per_train * len(train),
+                    "test_samples_per_s": 1 / per_test,
+                    "test_epoch_s": per_test * len(test),
+                    "mflop_per_sample": _flops(method, data, test) / 1e6 if method.gradient else None,
+                    "peak_mb": peak_memory_mb(data.device),
+                }
+            )
     return pl.DataFrame(rows, infer_schema_length=None)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import polars as pl
 import torch
 
+from moe_retriever.data.load import Data, load
+from moe_retriever.data.scores import METRICS
+from moe_retriever.evaluation.bootstrap import table
 from moe_retriever.nn.kernels.allocator import keep_freed_memory
 from moe_retriever.training.checkpoint import MASK_NAME, Trained, load_run, require_training_store
-from moe_retriever.data.load import Data, load
-from moe_retriever.evaluation.bootstrap import table
 from moe_retriever.training.predict import Predictions, predict, prediction_frame
-from moe_retriever.data.scores import METRICS
 from mrpipe.store.parquet import write_frame, write_text
 from mrpipe.store.reader import Store
 
@@ -28,9 +28,14 @@ def load_for(trained: Trained, run: Path, store: Store, device: str) -> Data:
     """
     require_training_store(trained.origin, store)
     return load(
-        store, task=trained.origin.task, scheme=trained.origin.scheme, modalities=trained.spec.names,
-        mask_file=run / MASK_NAME if trained.origin.mask is not None else None, fitted=trained.fitted, device=device,
-    )  # fmt: skip
+        store,
+        task=trained.origin.task,
+        scheme=trained.origin.scheme,
+        modalities=trained.spec.names,
+        mask_file=run / MASK_NAME if trained.origin.mask is not None else None,
+        fitted=trained.fitted,
+        device=device,
+    )
 
 
 def evaluate_run(
@@ -69,18 +74,37 @@ def evaluate_run(
     write_text(run / f"metrics{suffix}.csv", metrics.write_csv())
     config, origin = trained.config, trained.origin
     content = {
-        "method": config.method, "preset": config.preset, "seed": config.seed, "dataset": origin.dataset,
-        "store_id": origin.store_id, "origin": origin.origin, "task": origin.task, "scheme": origin.scheme,
-        "modalities": list(data.spec.names), "encoders": {m["name"]: m["encoder"] for m in origin.modalities},
-        "classes": list(data.spec.classes), "mask": origin.mask, "mask_sha256": origin.mask_sha256,
-        "n_without_modality": data.n_without, "part": part, "n": trained.training["n"], "n_evaluated": len(found.rows),
+        "method": config.method,
+        "preset": config.preset,
+        "seed": config.seed,
+        "dataset": origin.dataset,
+        "store_id": origin.store_id,
+        "origin": origin.origin,
+        "task": origin.task,
+        "scheme": origin.scheme,
+        "modalities": list(data.spec.names),
+        "encoders": {m["name"]: m["encoder"] for m in origin.modalities},
+        "classes": list(data.spec.classes),
+        "mask": origin.mask,
+        "mask_sha256": origin.mask_sha256,
+        "n_without_modality": data.n_without,
+        "part": part,
+        "n": trained.training["n"],
+        "n_evaluated": len(found.rows),
         "metrics": summary(metrics),
-        "majority": majority(data, part), "bootstrap": n_resamples, "draws": draws or trained.method.n_draws,
-        "draw_std": None if found.draw_std is None else float(found.draw_std.mean()), "support": found.support,
+        "majority": majority(data, part),
+        "bootstrap": n_resamples,
+        "draws": draws or trained.method.n_draws,
+        "draw_std": None if found.draw_std is None else float(found.draw_std.mean()),
+        "support": found.support,
         "training": trained.training,
-    }  # fmt: skip
-    cost = {"seconds": seconds, "samples_per_second": len(found.rows) / max(seconds, 1e-9),
-            "threads": torch.get_num_threads(), "device": device}  # fmt: skip
+    }
+    cost = {
+        "seconds": seconds,
+        "samples_per_second": len(found.rows) / max(seconds, 1e-9),
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }
     write_text(run / f"{part}_cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
     write_text(result, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
     return content
@@ -98,9 +122,14 @@ def metric_table(data: Data, found: Predictions, *, seed: int, n_resamples: int 
     """Metrics of labelled predictions (`model.metrics.table`)."""
     observed = data.observed[found.rows]
     return table(
-        data.label[found.rows], found.probability, data.subject_id[found.rows], data.combination(observed),
-        observed.sum(axis=1), seed=seed, n_resamples=n_resamples,
-    )  # fmt: skip
+        data.label[found.rows],
+        found.probability,
+        data.subject_id[found.rows],
+        data.combination(observed),
+        observed.sum(axis=1),
+        seed=seed,
+        n_resamples=n_resamples,
+    )
 
 
 def summary(metrics: pl.DataFrame) -> dict[str, Any]:

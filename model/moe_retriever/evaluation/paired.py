@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_retriever.evaluation.bootstrap import interval, weighted_metrics
 from moe_retriever.data.scores import Floats, Ints, score
+from moe_retriever.evaluation.bootstrap import interval, weighted_metrics
 from mrpipe import keyed
 
 N_RESAMPLES = 1000

@@ -12,17 +12,35 @@ import polars as pl
 
 from moe_retriever.evaluation.paired import Predicted
 from mrpipe.errors import DataError, Fault
-from mrpipe.store.parquet import write_frame
 from mrpipe.experiment.truth import ANY
+from mrpipe.store.parquet import write_frame
 
 # The configuration is the same text in all rows of a run, and long: it is kept once.
 SCHEMA = pl.Schema(
-    {"run": pl.String, "dataset": pl.String, "store_id": pl.String, "origin": pl.String, "task": pl.String,
-     "scheme": pl.String, "modalities": pl.String, "mechanism": pl.String, "p": pl.Float64, "method": pl.String,
-     "preset": pl.String, "seed": pl.Int64, "by": pl.String, "group": pl.String, "n": pl.Int64, "metric": pl.String,
-     "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "code_hash": pl.String}
+    {
+        "run": pl.String,
+        "dataset": pl.String,
+        "store_id": pl.String,
+        "origin": pl.String,
+        "task": pl.String,
+        "scheme": pl.String,
+        "modalities": pl.String,
+        "mechanism": pl.String,
+        "p": pl.Float64,
+        "method": pl.String,
+        "preset": pl.String,
+        "seed": pl.Int64,
+        "by": pl.String,
+        "group": pl.String,
+        "n": pl.Int64,
+        "metric": pl.String,
+        "value": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "code_hash": pl.String,
+    }
     | {"config": pl.Categorical()}
-)  # fmt: skip
+)
 
 
 def finished(run: Path) -> bool:
@@ -44,10 +62,13 @@ def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
         mask = said["mask"] or {}
         known = {
             **{k: said[k] for k in ("dataset", "store_id", "origin", "task", "scheme", "method", "preset", "seed")},
-            "run": run.relative_to(root).as_posix(), "modalities": "+".join(said["modalities"]),
-            "mechanism": mask.get("mechanism"), "p": mask.get("p"), "code_hash": said["training"]["code_hash"],
+            "run": run.relative_to(root).as_posix(),
+            "modalities": "+".join(said["modalities"]),
+            "mechanism": mask.get("mechanism"),
+            "p": mask.get("p"),
+            "code_hash": said["training"]["code_hash"],
             "config": json.dumps(config, sort_keys=True),
-        }  # fmt: skip
+        }
         scores = pl.read_csv(run / "metrics.csv", schema_overrides={"group": pl.String}, infer_schema_length=None)
         frames.append(
             scores.with_columns(pl.lit(value).alias(name) for name, value in known.items()).select(

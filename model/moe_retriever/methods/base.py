@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec
-from moe_retriever.nn.encoders import build_encoders
-from moe_retriever.nn.init import build
 from moe_retriever.data.tables import Rows
 from moe_retriever.nn.dropout import Noise
+from moe_retriever.nn.encoders import build_encoders
+from moe_retriever.nn.init import build
 
 
 @dataclass(frozen=True)

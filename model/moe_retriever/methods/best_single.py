@@ -13,11 +13,11 @@ from torch import Tensor
 
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec
+from moe_retriever.data.scores import selection_score
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
-from moe_retriever.nn.dropout import Noise
-from moe_retriever.data.scores import selection_score
 from moe_retriever.methods.shared.unimodal import UnimodalHeads
+from moe_retriever.nn.dropout import Noise
 
 
 class BestSingle(UnimodalHeads):

@@ -34,12 +34,12 @@ from torch import Tensor, nn
 
 from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, Data, DataSpec
-from moe_retriever.nn.attention import Attention
-from moe_retriever.nn.init import Fill, constant, normal
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Method, Output
-from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
+from moe_retriever.nn.attention import Attention
 from moe_retriever.nn.dropout import Dropout, Noise
+from moe_retriever.nn.init import Fill, constant, normal
+from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
 from mrpipe.errors import UsageError
 from mrpipe.options import option
 
@@ -157,10 +157,18 @@ class FlexMoE(Method):
         "paper": {},
         "fixed-top-1": {"specialise": 1.0},
         "published-settings": {
-            "lr": 1e-4, "batch_size": 8, "epochs": 50, "patience": 0, "dropout": 0.5, "select_metric": "accuracy",
-            "vector_encoder": "linear", "fusion_block": "code", "bank_std": 1.0, "sorted_epochs": 5,
+            "lr": 1e-4,
+            "batch_size": 8,
+            "epochs": 50,
+            "patience": 0,
+            "dropout": 0.5,
+            "select_metric": "accuracy",
+            "vector_encoder": "linear",
+            "fusion_block": "code",
+            "bank_std": 1.0,
+            "sorted_epochs": 5,
         },
-    }  # fmt: skip
+    }
 
     def __init__(self, spec: DataSpec, config: Config, noise: Noise):
         super().__init__(spec, config, noise)

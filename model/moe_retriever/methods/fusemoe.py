@@ -28,11 +28,11 @@ from torch import Tensor, nn
 
 from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, DataSpec
-from moe_retriever.nn.attention import Attention, FeedForward
-from moe_retriever.nn.init import Fill, normal
 from moe_retriever.methods.base import Method, Output
-from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
+from moe_retriever.nn.attention import Attention, FeedForward
 from moe_retriever.nn.dropout import Dropout, Noise
+from moe_retriever.nn.init import Fill, normal
+from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
 from mrpipe.errors import UsageError
 from mrpipe.options import option
 
@@ -46,18 +46,20 @@ class FuseMoEOptions:
     expert_ffn: int = option(256, "hidden size of an expert; 512 with the joint router")
     top_k: int = option(4, "experts a token (permod) or a sample (joint) visits")
     router: str = option(
-        "permod", "one router a modality for its tokens, or one for the concatenated modalities",
+        "permod",
+        "one router a modality for its tokens, or one for the concatenated modalities",
         choices=("permod", "joint"),
-    )  # fmt: skip
+    )
     gate: str = option(
         "laplace", "logit of an expert: −‖x − w‖, −‖x − w‖² or x·w", choices=("laplace", "gaussian", "dot")
     )
     noisy_gate: bool = option(True, "learned gate noise in training")
     balance: float = option(1e-2, "weight of CV² of importance and load of each router; 0 as the released code has it")
     missing: str = option(
-        "learned", "what stands in for a missing modality: a learned block (paper) or zeros (released)",
+        "learned",
+        "what stands in for a missing modality: a learned block (paper) or zeros (released)",
         choices=("learned", "zeros"),
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         if self.layers < 1 or not 1 <= self.top_k <= self.n_experts:
@@ -129,10 +131,21 @@ class FuseMoE(Method):
         "paper": {},
         "joint": {"router": "joint", "expert_ffn": 512},
         "published-settings": {
-            "router": "joint", "expert_ffn": 512, "n_experts": 3, "top_k": 2, "layers": 3, "heads": 8, "balance": 0.0,
-            "missing": "zeros", "dropout": 0.1, "lr": 4e-4, "batch_size": 16, "epochs": 8, "patience": 0,
+            "router": "joint",
+            "expert_ffn": 512,
+            "n_experts": 3,
+            "top_k": 2,
+            "layers": 3,
+            "heads": 8,
+            "balance": 0.0,
+            "missing": "zeros",
+            "dropout": 0.1,
+            "lr": 4e-4,
+            "batch_size": 16,
+            "epochs": 8,
+            "patience": 0,
         },
-    }  # fmt: skip
+    }
 
     def __init__(self, spec: DataSpec, config: Config, noise: Noise):
         super().__init__(spec, config, noise)

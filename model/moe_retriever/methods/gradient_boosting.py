@@ -54,8 +54,15 @@ class GradientBoosting(TabularModel):
     summary = "gradient-boosted trees on the concatenated features, missing values as such (control)"
     Options = GradientBoostingOptions
     kept: ClassVar[tuple[str, ...]] = (
-        "feature", "threshold", "left", "right", "missing_left", "value", "tree_class", "baseline"
-    )  # fmt: skip
+        "feature",
+        "threshold",
+        "left",
+        "right",
+        "missing_left",
+        "value",
+        "tree_class",
+        "baseline",
+    )
 
     @staticmethod
     def features(data: Data, index: Rows, observed: NDArray[np.bool_] | None = None) -> Tensor:
@@ -77,8 +84,14 @@ class GradientBoosting(TabularModel):
         assert best is not None
         value, rounds, (rate, leaves, smallest, penalty), model = best
         self._keep(model, rounds)
-        return {"learning_rate": rate, "leaves": leaves, "smallest_leaf": smallest, "penalty": penalty,
-                "rounds": rounds, "validation": self.noted(value, y_val)}  # fmt: skip
+        return {
+            "learning_rate": rate,
+            "leaves": leaves,
+            "smallest_leaf": smallest,
+            "penalty": penalty,
+            "rounds": rounds,
+            "validation": self.noted(value, y_val),
+        }
 
     def _grow(
         self,
@@ -91,10 +104,15 @@ class GradientBoosting(TabularModel):
         """Grow until validation has not improved for a while; the model, its best score and after how many rounds."""
         rate, leaves, smallest, penalty = candidate
         model = HistGradientBoostingClassifier(
-            learning_rate=rate, max_leaf_nodes=leaves, min_samples_leaf=smallest, l2_regularization=penalty,
-            early_stopping=False, warm_start=True, random_state=0,
+            learning_rate=rate,
+            max_leaf_nodes=leaves,
+            min_samples_leaf=smallest,
+            l2_regularization=penalty,
+            early_stopping=False,
+            warm_start=True,
+            random_state=0,
             class_weight=self.sklearn_class_weight,
-        )  # fmt: skip
+        )
         best, at = -np.inf, 0
         for rounds in range(min(ROUNDS, self.config.own.rounds), self.config.own.rounds + 1, ROUNDS):
             model.set_params(max_iter=rounds).fit(x, y)

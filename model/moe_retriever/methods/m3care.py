@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, Data, DataSpec
-from moe_retriever.nn.attention import Block
-from moe_retriever.nn.similarity import Kernel, Threshold, neighbour_mean
-from moe_retriever.nn.init import Fill, normal
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Method, Output
+from moe_retriever.nn.attention import Block
 from moe_retriever.nn.dropout import Noise
+from moe_retriever.nn.init import Fill, normal
+from moe_retriever.nn.similarity import Kernel, Threshold, neighbour_mean
 from moe_retriever.retrieval.bank import Reference
 from mrpipe import keyed
 from mrpipe.errors import UsageError

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from moe_retriever.config import Config
 from moe_retriever.data.load import DataSpec
 from moe_retriever.methods.shared.filled_transformer import FilledTransformer
-from moe_retriever.nn.init import Fill, normal
 from moe_retriever.nn.dropout import Noise
+from moe_retriever.nn.init import Fill, normal
 
 
 class MissingToken(FilledTransformer):

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec
-from moe_retriever.nn.attention import Block
-from moe_retriever.nn.init import Fill, constant
+from moe_retriever.data.subsets import random_subsets
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Method, Output
+from moe_retriever.nn.attention import Block
 from moe_retriever.nn.dropout import Noise
-from moe_retriever.data.subsets import random_subsets
+from moe_retriever.nn.init import Fill, constant
 from mrpipe.errors import UsageError
 from mrpipe.options import option
 
@@ -43,13 +43,15 @@ class MMFormerOptions:
     mlp_ratio: int = option(4, "hidden size of the feed-forward parts over H; 8 as published")
     intra_layers: int = option(1, "blocks of each modality's own transformer")
     missing: str = option(
-        "zeros", "a missing modality in the inter-modal transformer: zeros plus position (as published), or no key",
+        "zeros",
+        "a missing modality in the inter-modal transformer: zeros plus position (as published), or no key",
         choices=("zeros", "no_key"),
-    )  # fmt: skip
+    )
     train_mask: str = option(
-        "uniform", "in training, fuse any non-empty subset of what is observed, all equally likely, or all of it",
+        "uniform",
+        "in training, fuse any non-empty subset of what is observed, all equally likely, or all of it",
         choices=("uniform", "none"),
-    )  # fmt: skip
+    )
     separate: float = option(1.0, "weight of the shared head's loss on each observed modality's encoder output (sep)")
     early: float = option(1.0, "weight of the loss of a head before the inter-modal transformer (for prm)")
 
@@ -73,10 +75,16 @@ class MMFormer(Method):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "published-settings": {
-            "mlp_ratio": 8, "heads": 8, "dropout": 0.1, "lr": 2e-4, "weight_decay": 1e-4, "batch_size": 8,
-            "epochs": 1000, "patience": 0,
+            "mlp_ratio": 8,
+            "heads": 8,
+            "dropout": 0.1,
+            "lr": 2e-4,
+            "weight_decay": 1e-4,
+            "batch_size": 8,
+            "epochs": 1000,
+            "patience": 0,
         },
-    }  # fmt: skip
+    }
 
     def __init__(self, spec: DataSpec, config: Config, noise: Noise):
         super().__init__(spec, config, noise)

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec
-from moe_retriever.nn.encoders import frozen_batch_norm, has_batch_norm, is_random
-from moe_retriever.nn.attention import Fusion
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Method, Output
-from moe_retriever.nn.moe import Routing
+from moe_retriever.nn.attention import Fusion
 from moe_retriever.nn.dropout import Noise
+from moe_retriever.nn.encoders import frozen_batch_norm, has_batch_norm, is_random
+from moe_retriever.nn.moe import Routing
 from moe_retriever.retrieval.bank import Reference
 from moe_retriever.retrieval.retriever import INTRA, Items, Retrieved, Retriever
 from moe_retriever.retrieval.supporting_groups import Draws, SupportIndex, Wanted
@@ -48,9 +48,10 @@ class MoERetrieverOptions:
     context_block: str = option("pre-ln", "A3: norm and residual of that attention", choices=("pre-ln", "none", "code"))
     context_routing: bool = option(True, "False: one pool of all experts for all targets (ablation)")
     integration: str = option(
-        "position", "A8: how the items' outputs become one slot; raw_mean is the released code's mean of its inputs",
+        "position",
+        "A8: how the items' outputs become one slot; raw_mean is the released code's mean of its inputs",
         choices=("position", "broadcast", "gate", "queries", "raw_mean"),
-    )  # fmt: skip
+    )
     output_norm: bool = option(True, "A8: LayerNorm of the retrieved slot")
     residual: bool = option(False, "A9: add the items to the experts' output")
     embeddings: bool = option(False, "A17: learned role and modality embeddings of the items")
@@ -58,9 +59,11 @@ class MoERetrieverOptions:
     inter: bool = option(True, "use the sample's own modalities; False: supporting samples only (ablation)")
     n_intra: str = option("observed", "A6: supporting samples a slot: observed, all, or a number")
     support: str = option(
-        "auto", "A12: encode supports fresh with gradients, or from a detached bank made anew each epoch; "
-        "auto: bank for volumes", choices=("auto", "fresh", "bank"),
-    )  # fmt: skip
+        "auto",
+        "A12: encode supports fresh with gradients, or from a detached bank made anew each epoch; "
+        "auto: bank for volumes",
+        choices=("auto", "fresh", "bank"),
+    )
     draws: int = option(1, "A14: keyed draws whose logits an evaluation averages")
     warmup: float = option(0.25, "A15: epochs without retrieval: a fraction of all, or their number if 1 or more")
     warmup_kind: str = option("mask", "A15: missing slots in the warm-up", choices=("mask", "zeros"))
@@ -81,9 +84,17 @@ class MoERetrieverOptions:
 
 
 _AS_RELEASED: dict[str, Any] = {
-    "vector_encoder": "linear", "lr": 1e-4, "batch_size": 16, "epochs": 20, "patience": 0, "dropout": 0.5,
-    "select_metric": "accuracy", "warmup": 5, "warmup_kind": "zeros", "output_norm": False,
-}  # fmt: skip
+    "vector_encoder": "linear",
+    "lr": 1e-4,
+    "batch_size": 16,
+    "epochs": 20,
+    "patience": 0,
+    "dropout": 0.5,
+    "select_metric": "accuracy",
+    "warmup": 5,
+    "warmup_kind": "zeros",
+    "output_norm": False,
+}
 
 
 class MoERetriever(Method):
@@ -208,9 +219,14 @@ class MoERetriever(Method):
         o = self.options
         wanted: Wanted = int(o.n_intra) if o.n_intra.isdigit() else o.n_intra  # type: ignore[assignment]
         draws = self.index.draw(
-            batch.observed, batch.keys, self.spec.names, wanted=wanted, seed=self.config.seed,
-            stream=f"{batch.stream} draw {draw}", own_row=self.reference.own_row(batch.data, batch.index),
-        )  # fmt: skip
+            batch.observed,
+            batch.keys,
+            self.spec.names,
+            wanted=wanted,
+            seed=self.config.seed,
+            stream=f"{batch.stream} draw {draw}",
+            own_row=self.reference.own_row(batch.data, batch.index),
+        )
         return draws, Items.of(draws, batch.observed, intra=o.intra, inter=o.inter)
 
     def _banked(self, m: int) -> bool:
@@ -323,9 +339,12 @@ class MoERetriever(Method):
         visits = torch.bincount(flat, minlength=n_slots * n_experts).view(shape)
         share = visits / (n_tokens * routing.expert.shape[1])
         return {
-            "sample": batch.index[items.sample], "observed": batch.observed[items.sample], "target": items.target,
-            "weight": weight.cpu().numpy(), "share": share.cpu().numpy(),
-        }  # fmt: skip
+            "sample": batch.index[items.sample],
+            "observed": batch.observed[items.sample],
+            "target": items.target,
+            "weight": weight.cpu().numpy(),
+            "share": share.cpu().numpy(),
+        }
 
     def _item_routing(self, batch: Batch, items: Items, routing: Routing) -> dict[str, Any]:
         """Of each item: what its own sample (a supporting one for an intra item) has, its role, its visits (I, E)."""

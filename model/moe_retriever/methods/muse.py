@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec
-from moe_retriever.nn.init import Fill, normal
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Method, Output
 from moe_retriever.nn.dropout import Dropout, Noise
+from moe_retriever.nn.init import Fill, normal
 from mrpipe import keyed
 from mrpipe.errors import UsageError
 from mrpipe.options import option

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, DataSpec
-from moe_retriever.nn.attention import Block, FeedForward
-from moe_retriever.methods.base import Method, Output
-from moe_retriever.nn.dropout import Noise
 from moe_retriever.data.subsets import random_subsets, with_hidden
+from moe_retriever.methods.base import Method, Output
+from moe_retriever.nn.attention import Block, FeedForward
+from moe_retriever.nn.dropout import Noise
 from mrpipe.errors import UsageError
 from mrpipe.options import option
 
@@ -40,15 +40,17 @@ class ShaSpecOptions:
     alpha: float = option(0.1, "weight of the alignment of shared features, L_shared")
     beta: float = option(0.02, "weight of the modality classifier on specific features, L_spec")
     fill: str = option(
-        "mean", "a missing modality: mean of the observed shared features, or the first one's (as released)",
+        "mean",
+        "a missing modality: mean of the observed shared features, or the first one's (as released)",
         choices=("mean", "first"),
-    )  # fmt: skip
+    )
     pairs: str = option("all", "pairs of modalities that L_shared aligns; ring as released", choices=("all", "ring"))
     shared_encoder: str = option("mlp", "what S is", choices=("mlp", "transformer"))
     train_drop: str = option(
-        "size", "hide observed modalities in training: keep a uniform number of them, or none hidden",
+        "size",
+        "hide observed modalities in training: keep a uniform number of them, or none hidden",
         choices=("size", "none"),
-    )  # fmt: skip
+    )
     full_epochs: float = option(0.25, "epochs before anything is hidden: a fraction of all, or their number if ≥ 1")
 
     def __post_init__(self) -> None:

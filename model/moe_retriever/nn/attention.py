@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_retriever.config import Common
-from moe_retriever.nn.init import Fill, normal
-from moe_retriever.nn.moe import Experts, Router, balance_loss
 from moe_retriever.nn.dropout import Dropout, Noise
+from moe_retriever.nn.init import Fill, normal
 from moe_retriever.nn.kernels.linear import Linear
+from moe_retriever.nn.moe import Experts, Router, balance_loss
 
 
 class Attention(nn.Module):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from moe_retriever.config import Common
-from moe_retriever.nn.init import build
 from moe_retriever.data.tables import Genotypes, ModalitySpec
 from moe_retriever.nn.dropout import Dropout, Noise
+from moe_retriever.nn.init import build
 from moe_retriever.nn.kernels.linear import Linear
 from moe_retriever.nn.kernels.recurrent import last_state
 from mrpipe.errors import DataError, Fault
@@ -128,10 +128,14 @@ class VGG11(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((7, 7))
         wide = max(8, round(4096 * width))
         self.classifier = nn.Sequential(
-            nn.Linear(channels * 49, wide), nn.ReLU(inplace=True), Dropout(dropout, noise),
-            nn.Linear(wide, wide), nn.ReLU(inplace=True), Dropout(dropout, noise),
+            nn.Linear(channels * 49, wide),
+            nn.ReLU(inplace=True),
+            Dropout(dropout, noise),
+            nn.Linear(wide, wide),
+            nn.ReLU(inplace=True),
+            Dropout(dropout, noise),
             nn.Linear(wide, n_outputs),
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
@@ -145,9 +149,13 @@ class ImageEncoder(nn.Module):
         self.downsample = c.image_downsample
         self.freeze = c.image_freeze
         self.cnn = VGG11(
-            channels=spec.shape[0], n_outputs=c.image_outputs, width=c.cnn_width,
-            batch_norm=c.image_encoder == "vgg11_bn", dropout=c.image_dropout, noise=noise,
-        )  # fmt: skip
+            channels=spec.shape[0],
+            n_outputs=c.image_outputs,
+            width=c.cnn_width,
+            batch_norm=c.image_encoder == "vgg11_bn",
+            dropout=c.image_dropout,
+            noise=noise,
+        )
         self.tokens = Tokeniser(c.image_outputs, c.tokens, c.hidden)
         self.cnn.features.requires_grad_(not self.freeze)
 
@@ -177,9 +185,10 @@ class ImageEncoder(nn.Module):
         own = self.cnn.state_dict()
         last = {k for k in own if k.startswith("classifier.6.") and k in weights and weights[k].shape != own[k].shape}
         wrong = sorted(
-            k for k in (set(own) ^ set(weights)) | {k for k in own if k in weights and weights[k].shape != own[k].shape}
+            k
+            for k in (set(own) ^ set(weights)) | {k for k in own if k in weights and weights[k].shape != own[k].shape}
             if k not in last and not k.endswith("num_batches_tracked")
-        )  # fmt: skip
+        )
         if wrong:
             found = f"{len(wrong)} missing, unknown or differently shaped ones"
             raise DataError(
@@ -203,8 +212,13 @@ class CNN3D(nn.Module):
         for n, pool in ((32, 2), (64, 3), (128, 4)):
             wide = max(4, round(n * width))
             kernel = tuple(min(pool, s) for s in sizes)
-            layers += [nn.Conv3d(channels, wide, 3, padding=1), nn.ReLU(inplace=True),
-                       nn.Conv3d(wide, wide, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool3d(kernel)]  # fmt: skip
+            layers += [
+                nn.Conv3d(channels, wide, 3, padding=1),
+                nn.ReLU(inplace=True),
+                nn.Conv3d(wide, wide, 3, padding=1),
+                nn.ReLU(inplace=True),
+                nn.MaxPool3d(kernel),
+            ]
             channels, sizes = wide, [s // k for s, k in zip(sizes, kernel, strict=True)]
         self.features = nn.Sequential(*layers)
         self.output = nn.Linear(channels * math.prod(sizes), n_outputs)
@@ -266,8 +280,14 @@ def _cnn3d(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
 
 
 def _choice(kind: str, c: Common) -> str:
-    chosen = {"vector": c.vector_encoder, "sequence": c.sequence_encoder, "image": c.image_encoder,
-              "volume": "cnn3d", "genotype": "linear", "events": c.sequence_encoder}  # fmt: skip
+    chosen = {
+        "vector": c.vector_encoder,
+        "sequence": c.sequence_encoder,
+        "image": c.image_encoder,
+        "volume": "cnn3d",
+        "genotype": "linear",
+        "events": c.sequence_encoder,
+    }
     return chosen[kind]
 
 

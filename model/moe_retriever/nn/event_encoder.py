@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from moe_retriever.config import Common
-from moe_retriever.nn.encoders import Tokeniser, register
-from moe_retriever.nn.init import Fill, constant, normal
 from moe_retriever.data.tables import ModalitySpec, Rows
 from moe_retriever.nn.dropout import Noise
+from moe_retriever.nn.encoders import Tokeniser, register
+from moe_retriever.nn.init import Fill, constant, normal
 from moe_retriever.nn.kernels.recurrent import last_state
-from mrpipe.transforms.events import step_numbers
 from mrpipe.store.reader import Arrays
+from mrpipe.transforms.events import step_numbers
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,14 @@ class EventTable:
         events = self._index(_spans(self.first[steps], self.n_events[steps]))
         starts = np.cumsum(self.n_events[steps]) - self.n_events[steps]
         return EventBatch(
-            item=self.item[events], value=self.value[events], starts=self._index(starts),
+            item=self.item[events],
+            value=self.value[events],
+            starts=self._index(starts),
             elapsed=self.elapsed[self._index(steps)],
             batch_sizes=torch.from_numpy(np.bincount(number, minlength=longest)),
-            order=self._index(order), inverse=self._index(np.argsort(order, kind="stable")),
-        )  # fmt: skip
+            order=self._index(order),
+            inverse=self._index(np.argsort(order, kind="stable")),
+        )
 
     def pooled(self, rows: Rows) -> Tensor:
         """Mean z-score of each item over the steps that have it, and the share of steps that do, (n, 2 V)."""

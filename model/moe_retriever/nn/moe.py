@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, Plan
-from moe_retriever.nn.init import Fill, constant, uniform
 from moe_retriever.nn.dropout import Dropout, Noise
+from moe_retriever.nn.init import Fill, constant, uniform
+from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, Plan
 from moe_retriever.nn.kernels.linear import uses_onednn
 
 
@@ -167,9 +167,16 @@ class Experts(nn.Module):
         weight_A = F.pad(weight_TK.flatten(), (0, 1)).index_select(0, plan.order)
         keep, factor = self.dropout.bits((len(weight_A), self.w_in.shape[2]), x_TH.device)
         return GroupedFeedForward.apply(
-            x_TH, (weight_A * factor).to(x_TH.dtype), keep, plan, self.w_in, self.b_in, self.w_out, self.b_out,
+            x_TH,
+            (weight_A * factor).to(x_TH.dtype),
+            keep,
+            plan,
+            self.w_in,
+            self.b_in,
+            self.w_out,
+            self.b_out,
             torch.is_grad_enabled(),
-        )  # fmt: skip
+        )
 
 
 def cv_squared(x: Tensor) -> Tensor:

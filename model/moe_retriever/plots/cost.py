@@ -11,9 +11,10 @@ from moe_retriever.plots.plots import FAINT, INK, PALETTE
 
 # Column of the benchmark → what its panel is called, and the factor to the unit there.
 PANELS = {
-    "test_ms": "inference, ms a sample", "gflop_per_sample": "GFLOP a sample",
+    "test_ms": "inference, ms a sample",
+    "gflop_per_sample": "GFLOP a sample",
     "parameters_m": "parameters, millions",
-}  # fmt: skip
+}
 MARKERS = "os^Dv<>P"
 
 
@@ -32,9 +33,14 @@ def cost(frame: pl.DataFrame, methods: Sequence[str]) -> Figure:
         for number, method in enumerate(methods):
             mine = {c: v for c, v in frame.filter(method=method).select("modalities", column).iter_rows()}
             axes.plot(
-                range(len(configurations)), [mine.get(c) for c in configurations], label=method, linewidth=1.3,
-                marker=MARKERS[number % len(MARKERS)], markersize=5, color=PALETTE[number % len(PALETTE)],
-            )  # fmt: skip
+                range(len(configurations)),
+                [mine.get(c) for c in configurations],
+                label=method,
+                linewidth=1.3,
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=5,
+                color=PALETTE[number % len(PALETTE)],
+            )
         if len(values) and 0 < float(values.min()) * 10 < float(values.max()):  # type: ignore[arg-type]
             axes.set_yscale("log")
         else:

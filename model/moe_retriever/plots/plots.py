@@ -242,8 +242,14 @@ def combination_shares(frame: pl.DataFrame) -> Figure:
     axes.set_ylim(0, 100)
     axes.set_ylabel("% of the expert's visits")
     _plain(axes)
-    axes.legend(frameon=False, fontsize=8, title="tokens of samples with", title_fontsize=8, loc="center left",
-                bbox_to_anchor=(1.01, 0.5))  # fmt: skip
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        title="tokens of samples with",
+        title_fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+    )
     return figure
 
 
@@ -269,14 +275,28 @@ def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
             if len(pairs) <= len(PALETTE):
                 for number, (a, b) in enumerate(pairs):
                     line = some.filter((pl.col("first") == a) & (pl.col("second") == b))
-                    axes.plot(line["epoch"], line["cosine"], color=PALETTE[number], linewidth=1.5, marker="o",
-                              markersize=2.5, label=f"{a}, {b}")  # fmt: skip
+                    axes.plot(
+                        line["epoch"],
+                        line["cosine"],
+                        color=PALETTE[number],
+                        linewidth=1.5,
+                        marker="o",
+                        markersize=2.5,
+                        label=f"{a}, {b}",
+                    )
             else:
                 over = some.group_by("epoch", maintain_order=True).agg(
                     low=pl.col("cosine").min(), mean=pl.col("cosine").mean(), high=pl.col("cosine").max()
                 )
-                axes.fill_between(over["epoch"], over["low"], over["high"], color=PALETTE[5], alpha=0.4, linewidth=0,
-                                  label=f"range of {len(pairs)} pairs")  # fmt: skip
+                axes.fill_between(
+                    over["epoch"],
+                    over["low"],
+                    over["high"],
+                    color=PALETTE[5],
+                    alpha=0.4,
+                    linewidth=0,
+                    label=f"range of {len(pairs)} pairs",
+                )
                 axes.plot(over["epoch"], over["mean"], color=PALETTE[0], linewidth=1.5, label="mean")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             _plain(axes, grid=True)
@@ -308,8 +328,16 @@ def before_and_after(frame: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
         for number, name in enumerate(classes):
             some = frame.filter((pl.col("stage") == stage) & (pl.col("label") == name))
             again, color = divmod(number, len(PALETTE))
-            axes.scatter(some["x"], some["y"], s=16, color=PALETTE[color], marker=MARKERS[again % len(MARKERS)],
-                         alpha=0.75, linewidths=0, label=name)  # fmt: skip
+            axes.scatter(
+                some["x"],
+                some["y"],
+                s=16,
+                color=PALETTE[color],
+                marker=MARKERS[again % len(MARKERS)],
+                alpha=0.75,
+                linewidths=0,
+                label=name,
+            )
         axes.set_title(title, fontsize=9.5)
         axes.set_xticks([])
         axes.set_yticks([])

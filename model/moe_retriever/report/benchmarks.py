@@ -44,8 +44,9 @@ def read_benchmarks(folder: Path) -> pl.DataFrame:
             continue
         said = json.loads(lines[-1])
         rule, job = job_of(path, folder)
-        rows.append({"rule": said.get("rule_name") or rule, "job": job} | {v: _number(said.get(k))
-                    for k, v in _FIELDS.items()})  # fmt: skip
+        rows.append(
+            {"rule": said.get("rule_name") or rule, "job": job} | {v: _number(said.get(k)) for k, v in _FIELDS.items()}
+        )
     schema = {"rule": pl.String, "job": pl.String, **dict.fromkeys(_FIELDS.values(), pl.Float64)}
     return pl.DataFrame(rows, schema=schema)
 

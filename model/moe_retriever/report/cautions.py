@@ -81,8 +81,10 @@ def of_store(described: Mapping[str, Any]) -> list[Caution]:
     audit = described["audit"]
     if audit and audit["n"]:
         several = "s tell" if audit["n"] > 1 else " tells"
-        found.append(f"{audit['n']} finding{several} a class almost alone (single-feature AUROC above "
-                     f"{audit['threshold']}): the label in other words?")  # fmt: skip
+        found.append(
+            f"{audit['n']} finding{several} a class almost alone (single-feature AUROC above "
+            f"{audit['threshold']}): the label in other words?"
+        )
     steps = described["attrition"]
     if 2 * steps[-1]["n_after"] < steps[0]["n_before"]:
         share = steps[-1]["n_after"] / steps[0]["n_before"]

@@ -62,8 +62,9 @@ def _rows(features: pl.DataFrame) -> pl.DataFrame:
     """
     text = ("name", "description", "source_column")
     plain = [pl.col(c).fill_null("").str.replace_all(_NUMBER, "#") for c in text]
-    same = pl.concat_str([*plain, *(pl.col(c).fill_null("") for c in ("kind", "unit", "dtype", "source_file"))],
-                         separator="\x1f")  # fmt: skip
+    same = pl.concat_str(
+        [*plain, *(pl.col(c).fill_null("") for c in ("kind", "unit", "dtype", "source_file"))], separator="\x1f"
+    )
     # SNPs differ by name, place and alleles only, and those of one chip are not neighbours.
     chip = pl.concat_str([pl.lit("genotype"), pl.col("source_file").fill_null("")], separator="\x1f")
     run = pl.when(pl.col("kind") == "genotype").then(chip).otherwise(same.rle_id().cast(pl.String))

@@ -51,9 +51,13 @@ def require_passive(text: str, file: str) -> str:
     found = _ACTIVE.search(text)
     if found:
         raise DataError(
-            Fault(file=file, expected="markup that fetches nothing and runs nothing", found=repr(found[0].strip()),
-                  fix="Write it again with the rule that makes it.")
-        )  # fmt: skip
+            Fault(
+                file=file,
+                expected="markup that fetches nothing and runs nothing",
+                found=repr(found[0].strip()),
+                fix="Write it again with the rule that makes it.",
+            )
+        )
     return text
 
 

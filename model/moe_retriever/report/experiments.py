@@ -11,17 +11,21 @@ from typing import Any
 import polars as pl
 from matplotlib.figure import Figure
 
+from moe_retriever.data.scores import METRICS
 from moe_retriever.plots import plots
-from moe_retriever.suites.published import published_rows
 from moe_retriever.report.drawing import Picture, draw
 from moe_retriever.report.references import about
 from moe_retriever.report.runs import KEYS, Run
-from moe_retriever.data.scores import METRICS
+from moe_retriever.suites.published import published_rows
 
 METRIC_NAMES = {
-    "accuracy": "accuracy %", "balanced_accuracy": "balanced acc. %", "macro_f1": "macro-F1 %",
-    "auroc": "AUROC %", "auprc": "AUPRC %", "ece": "ECE %",
-}  # fmt: skip
+    "accuracy": "accuracy %",
+    "balanced_accuracy": "balanced acc. %",
+    "macro_f1": "macro-F1 %",
+    "auroc": "AUROC %",
+    "auprc": "AUPRC %",
+    "ece": "ECE %",
+}
 # A page of hundreds of experiments has the numbers of all and the pictures of so many.
 MAX_DRAWN = 12
 MAX_CURVES = 8
@@ -150,8 +154,14 @@ def describe_experiment(
     return {
         "anchor": anchor,
         "heading": f"{dataset}: {task} from {view.replace('+', ' + ')}",
-        "dataset": dataset, "origin": origin, "task": task, "scheme": scheme, "store_id": store_id,
-        "modalities": view.split("+"), "missingness": missingness, "mask_seeds": mask_seeds,
+        "dataset": dataset,
+        "origin": origin,
+        "task": task,
+        "scheme": scheme,
+        "store_id": store_id,
+        "modalities": view.split("+"),
+        "missingness": missingness,
+        "mask_seeds": mask_seeds,
         "seeds": sorted({run.seed for run in runs}),
         "n": first["n"],
         "n_without": sum(first["n_without_modality"].values()),
@@ -163,4 +173,4 @@ def describe_experiment(
         ],
         "drawn": drawn,
         "pictures": _pictures(runs, sizes, anchor, figures) if drawn else [],
-    }  # fmt: skip
+    }

@@ -10,8 +10,8 @@ import polars as pl
 from moe_retriever.report.references import Bibliography
 from moe_retriever.report.stores import public
 from mrpipe.schema import Modality
-from mrpipe.store.splits import PARTS
 from mrpipe.store.reader import Store
+from mrpipe.store.splits import PARTS
 from mrpipe.transforms.options import TransformOptions
 
 _FITTED = TransformOptions()
@@ -23,22 +23,22 @@ _TRANSFORMS = {
     "count": f"counts became TF-IDF weights reduced to {_FITTED.svd_dim} dimensions by a truncated SVD",
     "pixel": "pixels and voxels were standardised by channel",
     "genotype": f"SNPs were pruned by linkage disequilibrium (r² > {_FITTED.ld_r2:g} in windows of "
-                f"{_FITTED.ld_window}) and calls that were not made took the most frequent genotype",
+    f"{_FITTED.ld_window}) and calls that were not made took the most frequent genotype",
     "event": f"items recorded for at least {_FITTED.event_floor:.1%} of the training samples (at most "
-             f"{_FITTED.event_cap:,}) entered the vocabulary of events, averaged over {_FITTED.event_step_hours:g} h "
-             "and standardised",
+    f"{_FITTED.event_cap:,}) entered the vocabulary of events, averaged over {_FITTED.event_step_hours:g} h "
+    "and standardised",
     "summary": "summaries of events were standardised",
-}  # fmt: skip
+}
 _MECHANISMS = {
     "mcar": "each modality of a sample was hidden with probability {p:g}, independently",
     "mnar_label": "each modality was hidden with a mean probability of {p:g} that rises with the class of {task} "
-                  "(strength {strength:g})",
+    "(strength {strength:g})",
     "mnar_value": "each modality was hidden with a mean probability of {p:g} that rises with its own content (strength "
-                  "{strength:g})",
+    "{strength:g})",
     "block": "samples fell into {n_blocks} blocks, and a block lacked a modality with probability {p:g}",
     "timestep_drop": "each step of a sequence was dropped with probability {p:g}; no modality was hidden",
     "gaussian": "noise of standard deviation {p:g} was added to the scaled values; no modality was hidden",
-}  # fmt: skip
+}
 
 
 def listed(items: Sequence[str]) -> str:
@@ -158,9 +158,11 @@ def missingness_sentence(masks: Sequence[dict[str, Any] | None]) -> str:
         return "No modality was hidden; samples have what was observed."
     said = []
     for m in hidden:
-        again = "" if m["mechanism"] in ("timestep_drop", "gaussian") else (
-            ", drawn again until at least one was left" if m["redraw"] else ", even if none was left"
-        )  # fmt: skip
+        again = (
+            ""
+            if m["mechanism"] in ("timestep_drop", "gaussian")
+            else (", drawn again until at least one was left" if m["redraw"] else ", even if none was left")
+        )
         text = _MECHANISMS.get(m["mechanism"], "{mechanism}, p={p:g}").format(**m) + again
         if text not in said:
             said.append(text)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from moe_retriever.suites.published import published_rows
 from moe_retriever.report.methods_data import (
     listed,
     missingness_sentence,
@@ -25,18 +24,30 @@ from moe_retriever.report.methods_data import (
 from moe_retriever.report.references import Bibliography, about, changed_options
 from moe_retriever.report.runs import Run
 from moe_retriever.report.stores import public
+from moe_retriever.suites.published import published_rows
 from mrpipe.store.reader import Store
 
 # Options that a methods section states for every trained method, in this order.
 _STATED = {
-    "lr": "learning rate", "weight_decay": "weight decay", "batch_size": "batch size", "epochs": "at most {} epochs",
-    "patience": "patience", "dropout": "dropout", "hidden": "token width", "tokens": "tokens per modality",
-    "drop_modalities": "modality dropout in training", "class_weight": "class weights",
-}  # fmt: skip
+    "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "batch_size": "batch size",
+    "epochs": "at most {} epochs",
+    "patience": "patience",
+    "dropout": "dropout",
+    "hidden": "token width",
+    "tokens": "tokens per modality",
+    "drop_modalities": "modality dropout in training",
+    "class_weight": "class weights",
+}
 _METRICS = {
-    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1",
-    "auroc": "AUROC", "auprc": "AUPRC", "loss": "loss",
-}  # fmt: skip
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "loss": "loss",
+}
 # Stated only where they are not this.
 _UNUSUAL = {"drop_modalities": "0", "class_weight": "none"}
 MOST_SETTINGS = 12

@@ -14,7 +14,7 @@ import polars as pl
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from moe_retriever.training.search_result import read_best
+from moe_retriever.data.scores import METRICS
 from moe_retriever.report import benchmarks, cautions, cost
 from moe_retriever.report.experiments import MAX_DRAWN, METRIC_NAMES, describe_experiment, of_experiment
 from moe_retriever.report.methods_data import listed, short_title
@@ -24,7 +24,7 @@ from moe_retriever.report.references import about, changed_options
 from moe_retriever.report.runs import Run, by_experiment, read_run, tell_apart, tidy
 from moe_retriever.report.stores import describe_store, public, sealed_at
 from moe_retriever.report.suites import Suite, read_suite
-from moe_retriever.data.scores import METRICS
+from moe_retriever.training.search_result import read_best
 from mrpipe.errors import UsageError
 from mrpipe.store.parquet import write_text
 from mrpipe.store.reader import Store, open_store
@@ -93,25 +93,31 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     said = cautions.together(warned)
     jobs = None if inputs.benchmarks is None else benchmarks.summarise(benchmarks.read_benchmarks(inputs.benchmarks))
     settings = _settings([*runs, *cells])
-    html = _environment().get_template("page.html").render(
-        title=_title(stores, runs, suites),
-        origins=_origins(stores, runs, suites),
-        n_runs=len(runs),
-        stores=described,
-        suites=suites,
-        experiments=sections,
-        metrics=[METRIC_NAMES[m] for m in METRICS],
-        cautions=said[: cautions.MOST],
-        n_cautions=len(said),
-        max_drawn=MAX_DRAWN,
-        settings=settings[:MOST_SETTINGS],
-        n_settings=len(settings),
-        methods=_with_links(methods_text([*runs, *cells], stores, searches)),
-        costs=[{"heading": s["heading"], "missingness": s["missingness"], "rows": cost.of_experiment(members)}
-               for s, members in zip(sections, experiments.values(), strict=True)],
-        jobs=jobs,
-        sealed=[{"dataset": s.manifest.dataset, "store_id": s.store_id, **sealed_at(s)} for s in stores],
-    )  # fmt: skip
+    html = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=_title(stores, runs, suites),
+            origins=_origins(stores, runs, suites),
+            n_runs=len(runs),
+            stores=described,
+            suites=suites,
+            experiments=sections,
+            metrics=[METRIC_NAMES[m] for m in METRICS],
+            cautions=said[: cautions.MOST],
+            n_cautions=len(said),
+            max_drawn=MAX_DRAWN,
+            settings=settings[:MOST_SETTINGS],
+            n_settings=len(settings),
+            methods=_with_links(methods_text([*runs, *cells], stores, searches)),
+            costs=[
+                {"heading": s["heading"], "missingness": s["missingness"], "rows": cost.of_experiment(members)}
+                for s, members in zip(sections, experiments.values(), strict=True)
+            ],
+            jobs=jobs,
+            sealed=[{"dataset": s.manifest.dataset, "store_id": s.store_id, **sealed_at(s)} for s in stores],
+        )
+    )
     write_text(out.parent / "results.csv", scores.write_csv())
     write_text(out, html)
     return scores
@@ -151,9 +157,11 @@ def _environment() -> Environment:
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     environment.filters |= {
-        "seconds": benchmarks.show_seconds, "megabytes": benchmarks.show_megabytes, "percent": _percent,
+        "seconds": benchmarks.show_seconds,
+        "megabytes": benchmarks.show_megabytes,
+        "percent": _percent,
         "number": _number,
-    }  # fmt: skip
+    }
     return environment
 
 
@@ -194,9 +202,15 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
         changed = {k: public(v) for k, v in changed_options(run.config).items()}
         key = json.dumps([run.method, run.metrics["preset"], changed], sort_keys=True)
         entry = found.setdefault(
-            key, {"method": run.method, "preset": run.metrics["preset"], "changed": changed, "on": [],
-                  "control": about(run.method).control}
-        )  # fmt: skip
+            key,
+            {
+                "method": run.method,
+                "preset": run.metrics["preset"],
+                "changed": changed,
+                "on": [],
+                "control": about(run.method).control,
+            },
+        )
         if run.metrics["dataset"] not in entry["on"]:
             entry["on"].append(run.metrics["dataset"])
     return list(found.values())
@@ -238,9 +252,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--benchmarks", type=Path, metavar="DIR", help="the workflow's benchmark files (*.jsonl)")
     parser.add_argument(
-        "--qc", nargs="*", default=[], metavar="STORE=DIR",
+        "--qc",
+        nargs="*",
+        default=[],
+        metavar="STORE=DIR",
         help="quality control of a store, by the name of its folder; default: what lies beside it",
-    )  # fmt: skip
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="PAGE", help="HTML file to write")
 
 
@@ -251,10 +268,14 @@ def run(args: argparse.Namespace) -> None:
     if wrong:
         raise UsageError(f"--qc takes STORE=DIR, got {wrong[0]!r}")
     inputs = Inputs(
-        runs=args.runs, stores=args.stores, suites=args.suites, cells=args.cells, searches=args.searches,
+        runs=args.runs,
+        stores=args.stores,
+        suites=args.suites,
+        cells=args.cells,
+        searches=args.searches,
         benchmarks=args.benchmarks,
         quality={name: Path(folder) for name, _, folder in pairs},
-    )  # fmt: skip
+    )
     if not (inputs.runs or inputs.stores or inputs.suites):
         raise UsageError("a report needs runs, stores or suites: give --runs, --stores or --suites")
     write_report(inputs, args.out)

@@ -46,7 +46,9 @@ def describe_quality(folder: Path) -> dict[str, Any] | None:
         "n": len(table),
         "n_failed": int(table.select(failed.sum()).item()),
         "n_flagged": int(table.select(flagged.sum()).item()),
-        "reasons": table.filter(failed)["reason"].value_counts().sort(["count", "reason"], descending=[True, False])
+        "reasons": table.filter(failed)["reason"]
+        .value_counts()
+        .sort(["count", "reason"], descending=[True, False])
         .rows(),
         "sources": table["source"].value_counts().sort("source").rows(),
         "numbers": [
@@ -56,7 +58,7 @@ def describe_quality(folder: Path) -> dict[str, Any] | None:
         "rows": shown.to_dicts(),
         "columns": [c for c in numbers if shown[c].count()],
         "sheet": _sheet(folder / "contact_sheet.png") if (table["source"] == "raw").any() else None,
-    }  # fmt: skip
+    }
 
 
 def _sheet(path: Path) -> Markup | None:

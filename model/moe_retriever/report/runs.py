@@ -17,9 +17,14 @@ from mrpipe.experiment.missingness import particulars
 
 KEYS = ("dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness", "method", "preset", "seed")
 _SCORES = {
-    **dict.fromkeys(KEYS[:-1], pl.String), "seed": pl.Int64, "by": pl.String, "group": pl.String, "n": pl.Int64,
-    "metric": pl.String, **dict.fromkeys(("value", "low", "high"), pl.Float64),
-}  # fmt: skip
+    **dict.fromkeys(KEYS[:-1], pl.String),
+    "seed": pl.Int64,
+    "by": pl.String,
+    "group": pl.String,
+    "n": pl.Int64,
+    "metric": pl.String,
+    **dict.fromkeys(("value", "low", "high"), pl.Float64),
+}
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from moe_retriever.report.dictionary import summarise
 from moe_retriever.report.drawing import Picture, draw
 from mrpipe.store.audit import audit
 from mrpipe.store.layout import StoreLayout
-from mrpipe.store.splits import PARTS
 from mrpipe.store.reader import Store
+from mrpipe.store.splits import PARTS
 
 # Single-feature AUROC above which a feature may be the label in other words.
 AUDIT_THRESHOLD = 0.9
@@ -54,14 +54,22 @@ def describe_store(store: Store, figures: Path) -> dict[str, Any]:
         "manifest": m,
         "options": {k: public(v) for k, v in sorted(m.options.items())},
         "modalities": [
-            {"declared": x, "shape": "×".join(map(str, x.shape)), "rows": entry["rows"], "size": entry["size"],
-             "share": entry["rows"] / m.n_samples}
+            {
+                "declared": x,
+                "shape": "×".join(map(str, x.shape)),
+                "rows": entry["rows"],
+                "size": entry["size"],
+                "share": entry["rows"] / m.n_samples,
+            }
             for x, entry in zip(store.modalities, sorted(m.modalities, key=lambda e: e["bit"]), strict=True)
         ],
         "patterns": sorted(m.pattern_counts.items(), key=lambda kv: (-kv[1], kv[0]))[:PATTERN_ROWS],
         "n_patterns": len(m.pattern_counts),
-        "availability": Picture(availability, "Which samples have which modalities. Each column is a combination: dots "
-                                "say what is in it, bars how many samples."),
+        "availability": Picture(
+            availability,
+            "Which samples have which modalities. Each column is a combination: dots "
+            "say what is in it, bars how many samples.",
+        ),
         "flow": Picture(flow, "Cohort flow: who was left out at which step, and why."),
         "attrition": attrition.to_dicts(),
         "losses": store.losses.filter(pl.col("n_before") > pl.col("n_after")).to_dicts(),
@@ -69,7 +77,7 @@ def describe_store(store: Store, figures: Path) -> dict[str, Any]:
         "dictionary": summarise(store.dictionary),
         "audit": _audit(store),
         "input_bytes": sum(f["size"] for f in m.inputs),
-    }  # fmt: skip
+    }
 
 
 def public(value: Any) -> Any:
@@ -119,6 +127,10 @@ def _audit(store: Store) -> dict[str, Any] | None:
     items = pl.when(pl.col("kind") == "event").then(pl.col("levels").list.len()).otherwise(1)
     looked_at = int(store.dictionary.filter(pl.col("modality").is_in(tables)).select(items.sum()).item())
     return {
-        "threshold": AUDIT_THRESHOLD, "task": task.name, "scheme": store.manifest.default_scheme, "n": len(found),
-        "rows": found.head(AUDIT_ROWS).to_dicts(), "looked_at": looked_at,
-    }  # fmt: skip
+        "threshold": AUDIT_THRESHOLD,
+        "task": task.name,
+        "scheme": store.manifest.default_scheme,
+        "n": len(found),
+        "rows": found.head(AUDIT_ROWS).to_dicts(),
+        "looked_at": looked_at,
+    }

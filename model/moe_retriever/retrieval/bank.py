@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_retriever.data.load import Data
-from moe_retriever.nn.encoders import frozen_batch_norm
 from moe_retriever.data.tables import Rows
+from moe_retriever.nn.encoders import frozen_batch_norm
 
 ENCODE_ROWS = 256
 

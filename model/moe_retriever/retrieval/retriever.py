@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_retriever.nn.attention import Attention
+from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
-from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.retrieval.supporting_groups import Draws
 
 INTRA, INTER = 0, 1
@@ -77,8 +77,9 @@ class Items:
         sizes, first = np.unique(count[ranked], return_index=True)
         last = np.append(first, len(ranked))[1:]
         blocks = tuple(zip(sizes.tolist(), first.tolist(), last.tolist(), strict=True))
-        return cls(draws.sample[ranked], draws.target[ranked], blocks, slot, role, modality, row,
-                   weight.astype(np.float32))  # fmt: skip
+        return cls(
+            draws.sample[ranked], draws.target[ranked], blocks, slot, role, modality, row, weight.astype(np.float32)
+        )
 
     def __len__(self) -> int:
         return len(self.slot)
@@ -167,9 +168,14 @@ class Retriever(nn.Module):
         self.context = Context(n_modalities, c.tokens, c.hidden, o, noise, c)
         self.norm_in = nn.LayerNorm(c.hidden)
         self.router = Router(
-            c.hidden, n_experts, top_k=o.top_k, noise=noise, n_routers=routers, renormalise=o.renormalise,
+            c.hidden,
+            n_experts,
+            top_k=o.top_k,
+            noise=noise,
+            n_routers=routers,
+            renormalise=o.renormalise,
             noisy=o.noisy_gate,
-        )  # fmt: skip
+        )
         self.experts = Experts(n_experts, c.hidden, o.expert_ffn, c.dropout, noise)
         self.norm_out = nn.LayerNorm(c.hidden) if o.output_norm else nn.Identity()
         self.role_2H = nn.Parameter(torch.empty(2, c.hidden)) if o.embeddings else None

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import polars as pl
 
-from moe_retriever.plots import plots
 from moe_retriever.evaluation.analysis import Request, analyse
-from moe_retriever.training.gradients import NAME as GRADIENTS
-from moe_retriever.suites.render import Cell, Grid, Line, Page, heading, html, markdown
+from moe_retriever.evaluation.run_folders import finished
+from moe_retriever.plots import plots
 from moe_retriever.plots.cost import cost
 from moe_retriever.suites.published import short
-from moe_retriever.evaluation.run_folders import finished
+from moe_retriever.suites.render import Cell, Grid, Line, Page, heading, html, markdown
 from moe_retriever.suites.spec import Column, Suite, read_suite
+from moe_retriever.training.gradients import NAME as GRADIENTS
 from mrpipe.errors import UsageError
 from mrpipe.store.parquet import write_text
 from mrpipe.store.reader import Store, open_store
@@ -65,11 +65,15 @@ def draw(suite: Suite, places: Places) -> Page:
         elif column.store not in there:
             shown.missing.append(f"{column.dataset}, {column.name}: there is no store at {column.store}")
     page = Page(
-        identifier=suite.name, title=heading(suite.name, suite.title),
+        identifier=suite.name,
+        title=heading(suite.name, suite.title),
         simulated=any(s.manifest.origin == "simulated" for s in stores.values()),
-        origins=tuple(_origins(suite, columns, stores)), overview=tuple(shown.grids), details=(),
-        notes=tuple(dict.fromkeys(shown.notes)), faults=tuple(shown.missing),
-    )  # fmt: skip
+        origins=tuple(_origins(suite, columns, stores)),
+        overview=tuple(shown.grids),
+        details=(),
+        notes=tuple(dict.fromkeys(shown.notes)),
+        faults=tuple(shown.missing),
+    )
     write_text(places.out / "table.html", html(page))
     write_text(places.out / "table.md", markdown(page))
     return page
@@ -177,11 +181,17 @@ def _embedding(suite: Suite, column: Column, store: Store, places: Places, name:
             shutil.copyfile(out / f"embedding.{suffix}", places.out / f"{of_row}-embedding.{suffix}")
         close = pl.read_csv(out / "closeness.csv")
         lines = [
-            Line("method", f"{r['stage']}, {r['label']}",
-                 (Cell(str(r["n"]), "count"), Cell(_number(r["cosine"], 3), "ours"),
-                  Cell(_number(r["silhouette"], 3), "ours")))
+            Line(
+                "method",
+                f"{r['stage']}, {r['label']}",
+                (
+                    Cell(str(r["n"]), "count"),
+                    Cell(_number(r["cosine"], 3), "ours"),
+                    Cell(_number(r["silhouette"], 3), "ours"),
+                ),
+            )
             for r in close.to_dicts()
-        ]  # fmt: skip
+        ]
         caption = f"{of_row}: how close samples of a class are, {row}, samples with {combination} only"
         shown.grids.append(Grid(caption, ("stage, class", "samples", "cosine", "silhouette"), tuple(lines)))
 
@@ -208,10 +218,16 @@ def _cost(suite: Suite, column: Column, store: Store, places: Places, name: str,
     plots.save(cost(frame, list(column.cells)), places.out / f"{name}-cost")
     full = frame.filter(modalities=short(column.dataset, column.modalities))
     lines = [
-        Line("method", r["method"], tuple(Cell(_number(r[k], 3), "ours") for k in
-             ("test_ms", "gflop_per_sample", "parameters_m", "train_epoch_s", "peak_mb")))
+        Line(
+            "method",
+            r["method"],
+            tuple(
+                Cell(_number(r[k], 3), "ours")
+                for k in ("test_ms", "gflop_per_sample", "parameters_m", "train_epoch_s", "peak_mb")
+            ),
+        )
         for r in full.to_dicts()
-    ]  # fmt: skip
+    ]
     header = ("method", "inference, ms a sample", "GFLOP a sample", "parameters, M", "training, s an epoch", "peak, MB")
     shown.grids.append(Grid(f"{name}, all modalities{_hidden(column)}", header, tuple(lines)))
     shown.notes.append(

@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from moe_retriever.suites.render import Cell, Grid, Line, Page, heading, html, label, latex, markdown
 from moe_retriever.suites.published import DATASETS, short
+from moe_retriever.suites.render import Cell, Grid, Line, Page, heading, html, label, latex, markdown
 from moe_retriever.suites.tables import NAMES
 from mrpipe.errors import DataError, Fault
 from mrpipe.store.parquet import write_text
@@ -56,10 +56,15 @@ def make_page(name: str, title: str, scores: dict[str, pl.DataFrame]) -> Page:
         "The difference is given for real data only; features and splits are not those of the paper even then.",
     )
     return Page(
-        identifier=name, title=heading(name, title), simulated=simulated > 0, origins=tuple(origins),
-        overview=(_summary(everything),), notes=notes, details_title="Every published value and ours",
+        identifier=name,
+        title=heading(name, title),
+        simulated=simulated > 0,
+        origins=tuple(origins),
+        overview=(_summary(everything),),
+        notes=notes,
+        details_title="Every published value and ours",
         details=tuple(_grid(table, frame) for table, frame in scores.items()),
-    )  # fmt: skip
+    )
 
 
 def _summary(everything: pl.DataFrame) -> Grid:
@@ -74,12 +79,17 @@ def _summary(everything: pl.DataFrame) -> Grid:
     )
     lines = (
         Line(
-            "method", label(name),
-            (Cell(str(published), "data"), Cell(str(n), "data"), Cell(str(n_real), "data"),
-             Cell("–" if difference is None else _signed(difference), "diff")),
+            "method",
+            label(name),
+            (
+                Cell(str(published), "data"),
+                Cell(str(n), "data"),
+                Cell(str(n_real), "data"),
+                Cell("–" if difference is None else _signed(difference), "diff"),
+            ),
         )
         for name, published, n, n_real, difference in counted.iter_rows()
-    )  # fmt: skip
+    )
     header = ("table", "published values", "with ours", "from real data", "mean of ours − published, real data")
     return Grid("How much of the paper's tables is here", header, tuple(lines))
 
@@ -94,11 +104,18 @@ def _lines(frame: pl.DataFrame) -> Iterator[Line]:
         view = short(r["dataset"], r["modalities"].split("+")) + ("" if r["p"] is None else f", p = {r['p']:g}")
         name = DATASETS.get(r["dataset"], (r["dataset"],))[0]
         yield Line(
-            "method", r["row"],
-            (Cell(name, "data"), Cell(view, "data"), Cell(NAMES[r["metric"]], "data"),
-             Cell(f"{r['published']:.2f} ± {r['published_sd']:.2f}", "published"), Cell(_ours(r), "ours"),
-             Cell(_difference(r), "diff"), Cell(SAID.get(r["origin"], "–"), "data")),
-        )  # fmt: skip
+            "method",
+            r["row"],
+            (
+                Cell(name, "data"),
+                Cell(view, "data"),
+                Cell(NAMES[r["metric"]], "data"),
+                Cell(f"{r['published']:.2f} ± {r['published_sd']:.2f}", "published"),
+                Cell(_ours(r), "ours"),
+                Cell(_difference(r), "diff"),
+                Cell(SAID.get(r["origin"], "–"), "data"),
+            ),
+        )
 
 
 def _ours(r: dict[str, Any]) -> str:

@@ -121,10 +121,18 @@ def parse_suite(said: Mapping[str, Any]) -> Suite:
         Column(**{**c, "modalities": tuple(c["modalities"]), "absent": tuple(c["absent"])}) for c in said["columns"]
     )
     return Suite(
-        said["suite"], said["title"], said["size"], tuple(said["metrics"]), said["published"],
-        tuple(Row(**row) for row in said["rows"]), columns, said.get("figure", ""), said.get("missing", ""),
-        tuple(said.get("trials", ())), tuple(said.get("unfinished", ())),
-    )  # fmt: skip
+        said["suite"],
+        said["title"],
+        said["size"],
+        tuple(said["metrics"]),
+        said["published"],
+        tuple(Row(**row) for row in said["rows"]),
+        columns,
+        said.get("figure", ""),
+        said.get("missing", ""),
+        tuple(said.get("trials", ())),
+        tuple(said.get("unfinished", ())),
+    )
 
 
 def read_suite(path: Path) -> Suite:

@@ -15,27 +15,54 @@ from typing import Any
 
 import polars as pl
 
-from moe_retriever.evaluation.paired import Comparison, Estimate, Predicted
-from moe_retriever.suites.render import Cell, Grid, Line, Page, heading, html, latex, markdown
-from moe_retriever.suites.published import published
-from moe_retriever.evaluation.run_folders import best_possible, finished, tested
 from moe_retriever.data.scores import METRICS
+from moe_retriever.evaluation.paired import Comparison, Estimate, Predicted
+from moe_retriever.evaluation.run_folders import best_possible, finished, tested
+from moe_retriever.suites.published import published
+from moe_retriever.suites.render import Cell, Grid, Line, Page, heading, html, latex, markdown
 from moe_retriever.suites.spec import BEST, Column, Row, Suite, read_suite
-from mrpipe.store.parquet import write_frame, write_text
 from mrpipe.experiment.truth import read_best
+from mrpipe.store.parquet import write_frame, write_text
 
 NAMES = {
-    "accuracy": "accuracy", "balanced_accuracy": "balanced acc.", "macro_f1": "macro-F1", "auroc": "AUROC",
-    "auprc": "AUPRC", "ece": "ECE",
-}  # fmt: skip
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced acc.",
+    "macro_f1": "macro-F1",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "ece": "ECE",
+}
 SCHEMA = pl.Schema(
-    {"column": pl.Int32, "dataset": pl.String, "origin": pl.String, "store_id": pl.String, "modalities": pl.String,
-     "mechanism": pl.String, "p": pl.Float64, "row": pl.String, "method": pl.String, "preset": pl.String,
-     "control": pl.Boolean, "metric": pl.String, "seeds": pl.Int32, "n": pl.Int64, "mean": pl.Float64, "sd": pl.Float64,
-     "low": pl.Float64, "high": pl.Float64, "difference": pl.Float64, "difference_low": pl.Float64,
-     "difference_high": pl.Float64, "regret": pl.Float64, "regret_low": pl.Float64, "regret_high": pl.Float64,
-     "leads": pl.Boolean, "published": pl.Float64, "published_sd": pl.Float64}
-)  # fmt: skip
+    {
+        "column": pl.Int32,
+        "dataset": pl.String,
+        "origin": pl.String,
+        "store_id": pl.String,
+        "modalities": pl.String,
+        "mechanism": pl.String,
+        "p": pl.Float64,
+        "row": pl.String,
+        "method": pl.String,
+        "preset": pl.String,
+        "control": pl.Boolean,
+        "metric": pl.String,
+        "seeds": pl.Int32,
+        "n": pl.Int64,
+        "mean": pl.Float64,
+        "sd": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "difference": pl.Float64,
+        "difference_low": pl.Float64,
+        "difference_high": pl.Float64,
+        "regret": pl.Float64,
+        "regret_low": pl.Float64,
+        "regret_high": pl.Float64,
+        "leads": pl.Boolean,
+        "published": pl.Float64,
+        "published_sd": pl.Float64,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -66,8 +93,9 @@ def fill(suite: Suite, column: Column, runs: Path) -> Filled:
             possible = best_possible(runs / folder, read_best(Path(column.truth), said["task"]))
             best |= {} if possible is None else {seed: possible}
     comparison = Comparison(found | ({BEST: best} if best else {})) if found else None
-    return Filled(column, said.get("origin", ""), said.get("store_id", ""), said.get("n_evaluated", 0), comparison,
-                  tuple(missing))  # fmt: skip
+    return Filled(
+        column, said.get("origin", ""), said.get("store_id", ""), said.get("n_evaluated", 0), comparison, tuple(missing)
+    )
 
 
 def score_frame(suite: Suite, columns: Sequence[Filled]) -> pl.DataFrame:
@@ -96,17 +124,28 @@ def _scores(suite: Suite, number: int, filled: Filled) -> Iterator[dict[str, Any
             if printed is None and not values:
                 continue
             yield {
-                "column": number, "dataset": column.dataset, "origin": filled.origin, "store_id": filled.store_id,
-                "modalities": "+".join(column.modalities), "p": column.p,
+                "column": number,
+                "dataset": column.dataset,
+                "origin": filled.origin,
+                "store_id": filled.store_id,
+                "modalities": "+".join(column.modalities),
+                "p": column.p,
                 "mechanism": column.missingness and column.missingness["mechanism"],
-                "row": row.name, "method": row.method, "preset": row.preset, "control": row.control, "metric": metric,
-                "seeds": len(values), "n": filled.n, "sd": 100 * stdev(values) if len(values) > 1 else None,
+                "row": row.name,
+                "method": row.method,
+                "preset": row.preset,
+                "control": row.control,
+                "metric": metric,
+                "seeds": len(values),
+                "n": filled.n,
+                "sd": 100 * stdev(values) if len(values) > 1 else None,
                 **_percent(mean, ("mean", "low", "high")),
                 **_percent(difference, ("difference", "difference_low", "difference_high")),
                 **_percent(regret, ("regret", "regret_low", "regret_high")),
                 "leads": lead.get(metric) == row.name,
-                "published": printed and printed.mean, "published_sd": printed and printed.std,
-            }  # fmt: skip
+                "published": printed and printed.mean,
+                "published_sd": printed and printed.std,
+            }
 
 
 def _percent(estimate: Estimate | None, names: Sequence[str]) -> dict[str, float | None]:
@@ -126,11 +165,15 @@ def make_page(suite: Suite, columns: Sequence[Filled], scores: pl.DataFrame) -> 
         if f.comparison is not None
     ]
     return Page(
-        identifier=suite.name, title=heading(suite.name, suite.title),
-        simulated=any(f.origin == "simulated" for f in columns), origins=tuple(_origins(suite, columns)),
-        overview=tuple(overview), details=tuple(details), notes=tuple(_notes(suite, columns, scores)),
+        identifier=suite.name,
+        title=heading(suite.name, suite.title),
+        simulated=any(f.origin == "simulated" for f in columns),
+        origins=tuple(_origins(suite, columns)),
+        overview=tuple(overview),
+        details=tuple(details),
+        notes=tuple(_notes(suite, columns, scores)),
         faults=tuple(folder for f in columns for folder in f.missing),
-    )  # fmt: skip
+    )
 
 
 Cells = Mapping[tuple[int, str, str], Mapping[str, Any]]

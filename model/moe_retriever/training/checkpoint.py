@@ -91,10 +91,14 @@ class Origin:
         for m in self.modalities:
             if m["name"] not in there:
                 faults.append(
-                    Fault(file=name, column=f"modalities.{m['name']}", expected="this modality",
-                          found=f"only {', '.join(there)}",
-                          fix="A sample may lack it, but the store must declare it.")
-                )  # fmt: skip
+                    Fault(
+                        file=name,
+                        column=f"modalities.{m['name']}",
+                        expected="this modality",
+                        found=f"only {', '.join(there)}",
+                        fix="A sample may lack it, but the store must declare it.",
+                    )
+                )
                 continue
             for key, found in describe(there[m["name"]]).items():
                 if found != m[key]:
@@ -106,17 +110,28 @@ class Origin:
 
 def describe(modality: Any) -> dict[str, Any]:
     """What two stores must agree on for a trained model to read both."""
-    return {"name": modality.name, "kind": modality.kind, "shape": list(modality.shape),
-            "encoding": modality.encoding, "irregular": modality.irregular, "encoder": modality.encoder}  # fmt: skip
+    return {
+        "name": modality.name,
+        "kind": modality.kind,
+        "shape": list(modality.shape),
+        "encoding": modality.encoding,
+        "irregular": modality.irregular,
+        "encoder": modality.encoder,
+    }
 
 
 def require_training_store(origin: Origin, store: Store) -> None:
     """A DataError unless `store` is the one that the run was trained on."""
     if store.store_id != origin.store_id:
         raise DataError(
-            Fault(file=str(store.path), column="store_id", expected=f"{origin.store_id}, the training store",
-                  found=store.store_id, fix="For samples of another store: mrpipe predict.")
-        )  # fmt: skip
+            Fault(
+                file=str(store.path),
+                column="store_id",
+                expected=f"{origin.store_id}, the training store",
+                found=store.store_id,
+                fix="For samples of another store: mrpipe predict.",
+            )
+        )
 
 
 @dataclass(frozen=True)

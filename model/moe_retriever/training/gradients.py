@@ -37,9 +37,16 @@ from mrpipe import keyed
 
 NAME = "gradients.parquet"
 SCHEMA = pl.Schema(
-    {"epoch": pl.Int32, "kind": pl.String, "first": pl.String, "second": pl.String, "n": pl.Int32,
-     "cosine": pl.Float64, "sd": pl.Float64}
-)  # fmt: skip
+    {
+        "epoch": pl.Int32,
+        "kind": pl.String,
+        "first": pl.String,
+        "second": pl.String,
+        "n": pl.Int32,
+        "cosine": pl.Float64,
+        "sd": pl.Float64,
+    }
+)
 
 
 def keyed_rows(data: Data, rows: Rows, n: int, seed: int) -> Rows:

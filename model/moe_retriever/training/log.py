@@ -11,19 +11,25 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moe_retriever.training.checkpoint import Origin
 from moe_retriever.data.load import Data
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Method
+from moe_retriever.training.checkpoint import Origin
 
 
 def progress_display(*, quiet: bool) -> Progress:
     """Lines of description, bar, count, time left (by the pace of all steps so far) and a free text `state`."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"), console=Console(stderr=True), disable=quiet, transient=True,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"),
+        console=Console(stderr=True),
+        disable=quiet,
+        transient=True,
         speed_estimate_period=1e9,
-    )  # fmt: skip
+    )
 
 
 class Log:

@@ -27,24 +27,24 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor
 
-from moe_retriever.training import checkpoint, gradients
-from moe_retriever.nn.kernels.allocator import keep_freed_memory
-from moe_retriever.training.checkpoint import Origin, describe
 from moe_retriever.catalogue import module_of
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, load
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods import get
 from moe_retriever.methods.base import Method
-from moe_retriever.training.predict import validate
+from moe_retriever.nn.kernels.allocator import keep_freed_memory
+from moe_retriever.training import checkpoint, gradients
+from moe_retriever.training.checkpoint import Origin, describe
 from moe_retriever.training.log import Log, describe_epoch, opening_line, summarise_epoch
+from moe_retriever.training.predict import validate
 from mrpipe import keyed
 from mrpipe.codehash import code_hash
 from mrpipe.errors import MrpipeError, UsageError
 from mrpipe.experiment.missingness import read_masks
 from mrpipe.store.parquet import replacing, write_frame, write_text
-from mrpipe.store.splits import PARTS
 from mrpipe.store.reader import Store
+from mrpipe.store.splits import PARTS
 
 State = dict[str, Any]
 
@@ -105,9 +105,13 @@ def _sha256(path: Path) -> str:
 def load_data(job: Job) -> Data:
     """What the job trains on."""
     return load(
-        job.store, task=job.task, scheme=job.scheme, modalities=job.modalities, mask_file=job.mask_file,
+        job.store,
+        task=job.task,
+        scheme=job.scheme,
+        modalities=job.modalities,
+        mask_file=job.mask_file,
         device=job.device,
-    )  # fmt: skip
+    )
 
 
 def described(job: Job, data: Data) -> dict[str, Any]:
@@ -176,17 +180,26 @@ def run_training(job: Job, data: Data | None = None) -> bool:
         "code_hash": _code_hash(config.method),
     }
     cost = {
-        "load_seconds": loaded - started, "train_seconds": time.perf_counter() - loaded,
+        "load_seconds": loaded - started,
+        "train_seconds": time.perf_counter() - loaded,
         "epoch_seconds": float(np.median(seconds)) if seconds else None,
         "samples_per_second": len(parts["train"]) / float(np.median(seconds)) if seconds else None,
-        "threads": torch.get_num_threads(), "device": job.device, "versions": _versions(),
-    }  # fmt: skip
+        "threads": torch.get_num_threads(),
+        "device": job.device,
+        "versions": _versions(),
+    }
     write_text(run / "cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
     keep_bank = method.reference_bytes() <= config.common.bank_mb * 1e6
     checkpoint.save_run(
-        run / checkpoint.NAME, method.eval(), data.spec, data.fitted, origin,
-        reference=method.reference_state() if keep_bank else None, training=outcome, fingerprint=mark,
-    )  # fmt: skip
+        run / checkpoint.NAME,
+        method.eval(),
+        data.spec,
+        data.fitted,
+        origin,
+        reference=method.reference_state() if keep_bank else None,
+        training=outcome,
+        fingerprint=mark,
+    )
     (run / checkpoint.RESUME_NAME).unlink(missing_ok=True)
     return True
 
@@ -287,8 +300,13 @@ def _descend(
     optimiser = make_optimiser(method)
     weight = data.class_weight(train_rows, c.class_weight)
     state: State = {
-        "next_epoch": 0, "best_score": -math.inf, "best_epoch": -1, "best_state": None, "history": [], "gradients": [],
-    }  # fmt: skip
+        "next_epoch": 0,
+        "best_score": -math.inf,
+        "best_epoch": -1,
+        "best_state": None,
+        "history": [],
+        "gradients": [],
+    }
     if before is not None:
         state = {k: before[k] for k in state}
         method.load_state_dict(before["state"])

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from moe_retriever.data.load import Data
+from moe_retriever.data.scores import score
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Method
-from moe_retriever.data.scores import score
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,16 @@ class Predictions:
 
 # Per missing modality, observed combination and expert: mean weight of its tokens, and share of their visits.
 ROUTING_SCHEMA = pl.Schema(
-    {"target": pl.String, "combination": pl.String, "n_slots": pl.Int64, "expert": pl.Int32, "pool": pl.String,
-     "weight": pl.Float64, "share": pl.Float64}
-)  # fmt: skip
+    {
+        "target": pl.String,
+        "combination": pl.String,
+        "n_slots": pl.Int64,
+        "expert": pl.Int32,
+        "pool": pl.String,
+        "weight": pl.Float64,
+        "share": pl.Float64,
+    }
+)
 
 
 class _RoutingSums:

@@ -26,21 +26,23 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from moe_retriever.training import checkpoint
-from moe_retriever.training.checkpoint import load_run
 from moe_retriever.config import Config, make_config
 from moe_retriever.data.load import Data
 from moe_retriever.methods.base import Method
-from moe_retriever.training.predict import validate
+from moe_retriever.training import checkpoint
+from moe_retriever.training.checkpoint import load_run
 from moe_retriever.training.log import progress_display
 from moe_retriever.training.loop import DivergedError, Job, described, fingerprint, load_data, run_training
+from moe_retriever.training.predict import validate
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
 from mrpipe.store.parquet import write_frame, write_text
 
 COMMON_SPACE: Mapping[str, tuple[Any, ...]] = {
-    "lr": (1e-4, 3e-4, 1e-3), "weight_decay": (0.0, 1e-4), "dropout": (0.1, 0.3, 0.5),
-}  # fmt: skip
+    "lr": (1e-4, 3e-4, 1e-3),
+    "weight_decay": (0.0, 1e-4),
+    "dropout": (0.1, 0.3, 0.5),
+}
 MOST_COMBINATIONS = 100_000
 Space = Mapping[str, Sequence[Any]]
 Overrides = dict[str, Any]
@@ -242,10 +244,17 @@ def _line(trial: Trial, n_trials: int, metric: str) -> str:
 def trials_frame(trials: Sequence[Trial]) -> pl.DataFrame:
     """One row a trial: `trial, <each varied option>, status, score, best_epoch, epochs, error`."""
     rows = [
-        {"trial": t.number, **t.options, "status": t.status, "score": t.score, "best_epoch": t.best_epoch,
-         "epochs": t.epochs, "error": t.error}
+        {
+            "trial": t.number,
+            **t.options,
+            "status": t.status,
+            "score": t.score,
+            "best_epoch": t.best_epoch,
+            "epochs": t.epochs,
+            "error": t.error,
+        }
         for t in trials
-    ]  # fmt: skip
+    ]
     schema = {"trial": pl.Int32, "score": pl.Float64, "best_epoch": pl.Int32, "epochs": pl.Int32, "error": pl.String}
     return pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)
 
@@ -283,11 +292,18 @@ def search(
         errors = "; ".join(dict.fromkeys(t.error for t in done if t.error))
         raise SearchFailedError(f"none of {len(done)} trials gave a validation score: {errors or metric}")
     content = {
-        "method": method.name, "preset": preset, "overrides": {**fixed, **best.options}, "score": best.score,
-        "metric": metric, "trial": best.number, "n_trials": len(done),
-        "n_failed": sum(t.status != "finished" for t in done), "space": {k: list(v) for k, v in candidates.items()},
-        "seed": seed, **_data_of(folder / "trials" / str(best.number) / "config.json"),
-    }  # fmt: skip
+        "method": method.name,
+        "preset": preset,
+        "overrides": {**fixed, **best.options},
+        "score": best.score,
+        "metric": metric,
+        "trial": best.number,
+        "n_trials": len(done),
+        "n_failed": sum(t.status != "finished" for t in done),
+        "space": {k: list(v) for k, v in candidates.items()},
+        "seed": seed,
+        **_data_of(folder / "trials" / str(best.number) / "config.json"),
+    }
     write_text(folder / "best.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
     return content
 

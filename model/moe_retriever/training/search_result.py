@@ -10,8 +10,14 @@ from typing import Any
 from mrpipe.errors import DataError, Fault
 
 _KINDS = {
-    "method": str, "preset": str, "overrides": dict, "store_id": str, "metric": str, "n_trials": int, "space": dict,
-}  # fmt: skip
+    "method": str,
+    "preset": str,
+    "overrides": dict,
+    "store_id": str,
+    "metric": str,
+    "n_trials": int,
+    "space": dict,
+}
 
 
 def read_best(path: Path, needed: Sequence[str] = ("method", "preset", "overrides")) -> dict[str, Any]:

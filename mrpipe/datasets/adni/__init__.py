@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from mrpipe.datasets.adni.check import check_export, present_modalities
+from mrpipe.datasets.adni.cohort import build_cohort
 from mrpipe.datasets.adni.forms import biospecimen, clinical
 from mrpipe.datasets.adni.genomic import reader as genomic
 from mrpipe.datasets.adni.image import reader as image
-from mrpipe.datasets.adni.check import check_export, present_modalities
-from mrpipe.datasets.adni.cohort import build_cohort
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.simulate.export import AdniSimulation, simulate_export
 from mrpipe.datasets.adni.tables import CLASSES, PROVIDER

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mrpipe.datasets.adni.forms.biospecimen import apoe_alleles
 from mrpipe.datasets.adni.export import Export, diagnoses
+from mrpipe.datasets.adni.forms.biospecimen import apoe_alleles
 from mrpipe.datasets.adni.genomic.inputs import find_beds, open_inputs, shown
 from mrpipe.datasets.adni.genomic.strand import read_reference
 from mrpipe.datasets.adni.image.plan import check_images, has_images

@@ -10,10 +10,10 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.adni.export import Export, diagnoses
-from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.forms.rows import row_policy
-from mrpipe.datasets.adni.tables import DXSUM
 from mrpipe.datasets.adni.forms.values import original_phase
+from mrpipe.datasets.adni.options import AdniOptions
+from mrpipe.datasets.adni.tables import DXSUM
 from mrpipe.errors import DataError, Fault
 from mrpipe.schema import Attrition, Cohort
 
@@ -63,17 +63,25 @@ def build_cohort(raw: Path, options: AdniOptions) -> Cohort:
     label = labelled(records, options, attrition)
     if export.roster.is_empty():
         raise DataError(
-            Fault(file=f"{DXSUM.name}_ddMonYYYY.csv", column="PTID",
-                  expected="a table that says which PTID a RID has", found="none of the tables has PTID",
-                  fix="Add ROSTER, ADNIMERGE or an APOERES of 2024 or later to the export.")
-        )  # fmt: skip
+            Fault(
+                file=f"{DXSUM.name}_ddMonYYYY.csv",
+                column="PTID",
+                expected="a table that says which PTID a RID has",
+                found="none of the tables has PTID",
+                fix="Add ROSTER, ADNIMERGE or an APOERES of 2024 or later to the export.",
+            )
+        )
     label = label.join(export.roster, on="rid", how="inner")
     attrition.step("no PTID in any table", len(label))
     if label.is_empty():
         raise DataError(
-            Fault(file=f"{DXSUM.name}_ddMonYYYY.csv", expected="participants with a usable diagnosis", found="none",
-                  fix=f"label={options.label} left nobody; see the label policies.")
-        )  # fmt: skip
+            Fault(
+                file=f"{DXSUM.name}_ddMonYYYY.csv",
+                expected="participants with a usable diagnosis",
+                found="none",
+                fix=f"label={options.label} left nobody; see the label policies.",
+            )
+        )
     if row_policy(options) == "baseline":
         baseline = export.visits.filter(pl.col("month") == 0).select("rid", pl.col("date").alias("date0"))
         label = label.join(baseline, on="rid", how="left").with_columns(

@@ -54,9 +54,13 @@ def find_table(raw: Path, table: Table) -> Path | None:
     if len(best) > 1:
         names = ", ".join(p.relative_to(raw).as_posix() for p in best)
         raise DataError(
-            Fault(file=f"{table.name}_ddMonYYYY.csv", expected=f"one newest file of {table.name}", found=names,
-                  fix="Remove the copy that does not belong.")
-        )  # fmt: skip
+            Fault(
+                file=f"{table.name}_ddMonYYYY.csv",
+                expected=f"one newest file of {table.name}",
+                found=names,
+                fix="Remove the copy that does not belong.",
+            )
+        )
     return best[0]
 
 
@@ -77,8 +81,15 @@ def _masked(value: str) -> str:
 def _people(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
     """`rid` (Int32) and `ptid` from whichever of the two a table holds; the RID is the last part of a PTID."""
     if "RID" not in frame.columns and "PTID" not in frame.columns:
-        raise DataError(Fault(file=shown_as, column="RID", expected="this column, or PTID",
-                              found="neither", fix="Was the column renamed or left out?"))  # fmt: skip
+        raise DataError(
+            Fault(
+                file=shown_as,
+                column="RID",
+                expected="this column, or PTID",
+                found="neither",
+                fix="Was the column renamed or left out?",
+            )
+        )
     frame = frame.with_columns(pl.lit(None, pl.String).alias(c) for c in ("RID", "PTID") if c not in frame.columns)
     ptid = pl.col("PTID").str.to_uppercase()
     rid = pl.coalesce(
@@ -93,11 +104,15 @@ def _people(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
         if len(wrong):
             value = wrong[column][0]
             raise DataError(
-                Fault(file=shown_as, column=column, row=int(wrong[ROW][0]),
-                      expected="SSS_S_RRRR" if column == "PTID" else "a roster number",
-                      found=f"{_masked(value)!r} (digits hidden)" if value else "an empty field",
-                      fix=f"{len(wrong)} such rows in all.")
-            )  # fmt: skip
+                Fault(
+                    file=shown_as,
+                    column=column,
+                    row=int(wrong[ROW][0]),
+                    expected="SSS_S_RRRR" if column == "PTID" else "a roster number",
+                    found=f"{_masked(value)!r} (digits hidden)" if value else "an empty field",
+                    fix=f"{len(wrong)} such rows in all.",
+                )
+            )
     return frame
 
 
@@ -117,8 +132,14 @@ def _faults_of(frame: pl.DataFrame, field: Field, shown_as: str) -> tuple[Fault 
     wrong = written.filter(bad)
     if len(wrong):
         fix = f"{len(wrong)} such rows in all; is this another table, or an export with decoded values?"
-        fault = Fault(file=shown_as, column=field.name, row=int(wrong[ROW][0]), expected=expected,
-                      found=repr(wrong["v"][0]), fix=fix)  # fmt: skip
+        fault = Fault(
+            file=shown_as,
+            column=field.name,
+            row=int(wrong[ROW][0]),
+            expected=expected,
+            found=repr(wrong["v"][0]),
+            fix=fix,
+        )
         return fault, None
     if field.kind == "code":
         stray = frame.filter(pl.col(field.name).is_not_null() & values.level_of(field.name, field.codes).is_null())
@@ -215,13 +236,15 @@ class Export:
                 self.notes.append(note)
         faults.raise_if_any()
         keys = [
-            pl.col("rid"), pl.col("ptid"), pl.col("phase"),
+            pl.col("rid"),
+            pl.col("ptid"),
+            pl.col("phase"),
             pl.coalesce("VISCODE2", "VISCODE").alias("viscode"),
             values.visit_month("VISCODE", "VISCODE2").alias("month"),
             values.visit_rank("VISCODE", "VISCODE2").alias("rank"),
             values.date("DATE").alias("date"),
             pl.col("UPDATE_STAMP").alias("stamp"),
-        ]  # fmt: skip
+        ]
         cleaned = [e for f in table.fields for e in _cleaned(f)]
         return frame.select(pl.col(ROW).alias("row"), *keys, *cleaned)
 
@@ -296,9 +319,13 @@ class Export:
         frame = frame.join(self.visits.rename({"date": "visit_date"}), on=["rid", "month"], how="left")
         frame = frame.join(baseline, on="rid", how="left")
         since = ((pl.col("date") - pl.col("date0")).dt.total_days() / 30.4375).round().cast(pl.Int32)
-        return frame.with_columns(
-            pl.coalesce("date", "visit_date").alias("date"), pl.coalesce("month", since).alias("month")
-        ).drop("visit_date", "date0").sort("row")  # fmt: skip
+        return (
+            frame.with_columns(
+                pl.coalesce("date", "visit_date").alias("date"), pl.coalesce("month", since).alias("month")
+            )
+            .drop("visit_date", "date0")
+            .sort("row")
+        )
 
 
 def diagnoses(export: Export, source: str) -> pl.DataFrame:
@@ -324,8 +351,15 @@ def diagnoses(export: Export, source: str) -> pl.DataFrame:
         frame = frame.with_columns(last.replace_strict(names, default=None, return_dtype=pl.Int8).alias("dx"))
         unknown = frame.filter(pl.col("DX").is_not_null() & pl.col("dx").is_null())
         if len(unknown):
-            raise DataError(Fault(file=shown_as, column="DX", row=int(unknown["row"][0]),
-                                  expected="CN, MCI, Dementia", found=repr(unknown["DX"][0])))  # fmt: skip
+            raise DataError(
+                Fault(
+                    file=shown_as,
+                    column="DX",
+                    row=int(unknown["row"][0]),
+                    expected="CN, MCI, Dementia",
+                    found=repr(unknown["DX"][0]),
+                )
+            )
     else:
         maps = {
             "DIAGNOSIS": {"1": 0, "2": 1, "3": 2},
@@ -340,8 +374,14 @@ def diagnoses(export: Export, source: str) -> pl.DataFrame:
             stray = frame.filter(pl.col(column).is_not_null() & pl.col(f"dx.{column}").is_null())
             if len(stray):
                 five = column == "DIAGNOSIS" and stray.select(value.is_in(["4", "5"]).any()).item()
-                fix = ("This is the coding 1 CN, 5 SMC, 2 EMCI, 3 LMCI, 4 AD of an older dictionary, in which 3 is no "
-                       "dementia: export DXSUM again.") if five else f"{len(stray)} such rows in all."  # fmt: skip
+                fix = (
+                    (
+                        "This is the coding 1 CN, 5 SMC, 2 EMCI, 3 LMCI, 4 AD of an older dictionary, in which 3 is no "
+                        "dementia: export DXSUM again."
+                    )
+                    if five
+                    else f"{len(stray)} such rows in all."
+                )
                 raise DataError(
                     Fault(
                         file=shown_as,

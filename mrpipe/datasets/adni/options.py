@@ -56,9 +56,10 @@ class AdniOptions(ImageOptions):
     target_build: str = option("hg19", "build that all sets are brought to", choices=("hg18", "hg19", "hg38"))
     chain: str = option("", "chain file (plain or .gz) to the target build; empty: the one in the export")
     reference: str = option(
-        "", "strands and allele frequencies: 1000 Genomes legend or VCF (plain or .gz); empty: the one in the export, "
-        "or the first set"
-    )  # fmt: skip
+        "",
+        "strands and allele frequencies: 1000 Genomes legend or VCF (plain or .gz); empty: the one in the export, "
+        "or the first set",
+    )
     frequency_check: bool = option(
         True,
         "place A/T and C/G SNPs by allele frequency and drop SNPs whose frequency is far from the reference; without, "
@@ -71,6 +72,7 @@ class AdniOptions(ImageOptions):
     maf: float = option(0.01, "SNPs with a lower minor allele frequency in a set are left out of it")
     hwe: float = option(1e-6, "SNPs with a lower exact Hardy-Weinberg p value in a set are left out of it; 0: none")
     merge: str = option(
-        "union", "SNPs of all sets (calls of a set that lacks one are missing), or only those in every set",
+        "union",
+        "SNPs of all sets (calls of a set that lacks one are missing), or only those in every set",
         choices=("union", "intersection"),
-    )  # fmt: skip
+    )

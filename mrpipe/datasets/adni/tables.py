@@ -25,9 +25,14 @@ YES_NO: Codes = (("0", "no"), ("1", "yes"))
 PRESENT: Codes = (("1", "absent"), ("2", "present"))
 ABNORMAL: Codes = (("1", "normal"), ("2", "abnormal"))
 RACES: Codes = (
-    ("1", "american_indian"), ("2", "asian"), ("3", "pacific_islander"), ("4", "black"), ("5", "white"),
-    ("6", "more_than_one"), ("7", "unknown"),
-)  # fmt: skip
+    ("1", "american_indian"),
+    ("2", "asian"),
+    ("3", "pacific_islander"),
+    ("4", "black"),
+    ("5", "white"),
+    ("6", "more_than_one"),
+    ("7", "unknown"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +120,15 @@ HISTORY = (
 )
 # Quantity → its yes/no item, and whether it is 0 (dose, duration) or undefined (time since the end) when that is no.
 QUANTITIES = {
-    "MH14AALCH": ("MH14ALCH", True), "MH14BALCH": ("MH14ALCH", True), "MH14CALCH": ("MH14ALCH", False),
-    "MH15ADRUG": ("MH15DRUG", True), "MH15BDRUG": ("MH15DRUG", False), "MH16ASMOK": ("MH16SMOK", True),
-    "MH16BSMOK": ("MH16SMOK", True), "MH16CSMOK": ("MH16SMOK", False),
-}  # fmt: skip
+    "MH14AALCH": ("MH14ALCH", True),
+    "MH14BALCH": ("MH14ALCH", True),
+    "MH14CALCH": ("MH14ALCH", False),
+    "MH15ADRUG": ("MH15DRUG", True),
+    "MH15BDRUG": ("MH15DRUG", False),
+    "MH16ASMOK": ("MH16SMOK", True),
+    "MH16BSMOK": ("MH16SMOK", True),
+    "MH16CSMOK": ("MH16SMOK", False),
+}
 SIGNS = "NXVISUAL NXAUDITO NXTREMOR"
 FUNCTIONS = "NXCONSCI NXNERVE NXMOTOR NXFINGER NXHEEL NXSENSOR NXTENDON NXPLANTA NXGAIT NXOTHER NXABNORM"
 
@@ -156,13 +166,25 @@ PTDEMOG = Table(
         *_codes("PTMARRY", _numbered("married", "widowed", "divorced", "never_married", "unknown", "partner")),
         *_numbers("PTEDUCAT"),
         *_codes("PTNOTRT", (*YES_NO, ("2", "not_applicable"))),
-        *_codes("PTHOME", _numbered("house", "condominium", "apartment", "mobile_home", "retirement_community",
-                                    "assisted_living", "nursing_facility", "other", "unknown")),
+        *_codes(
+            "PTHOME",
+            _numbered(
+                "house",
+                "condominium",
+                "apartment",
+                "mobile_home",
+                "retirement_community",
+                "assisted_living",
+                "nursing_facility",
+                "other",
+                "unknown",
+            ),
+        ),
         *_codes("PTETHCAT", _numbered("hispanic", "not_hispanic", "unknown")),
         Field(name="PTRACCAT", kind="codes", codes=RACES),
     ),
     menu="Subject Characteristics > Subject Demographics",
-)  # fmt: skip
+)
 RECCMEDS = Table(
     name="RECCMEDS",
     stems=("RECCMEDS",),

@@ -78,9 +78,15 @@ def to_array(image: Image.Image, size: tuple[int, int], *, rotate_landscape: boo
 
 
 def image_features(
-    *, name: str, bit: int, description: str, size: Sequence[int], ids: Sequence[str],
-    load: Callable[[str], NDArray[np.uint8]], source: str,
-) -> Features:  # fmt: skip
+    *,
+    name: str,
+    bit: int,
+    description: str,
+    size: Sequence[int],
+    ids: Sequence[str],
+    load: Callable[[str], NDArray[np.uint8]],
+    source: str,
+) -> Features:
     """Features of one picture modality, decoded lazily in batches of `BATCH_ROWS`.
 
     Args:

@@ -9,18 +9,35 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import Column, Folder, find_one, read_csv
 from mrpipe.options import option
+from mrpipe.raw import Column, Folder, find_one, read_csv
 
 PROVIDER = "https://github.com/luileito/enrico (files under http://userinterfaces.aalto.fi/enrico/resources/)"
 FETCH = f"Get it from {PROVIDER}."
 
 # Number of screens of each topic in the published table; sorted order is the label index (as MultiBench has it).
 TOPIC_COUNTS = {
-    "bare": 76, "calculator": 6, "camera": 8, "chat": 11, "editor": 18, "form": 103, "gallery": 144, "list": 265,
-    "login": 141, "maps": 9, "mediaplayer": 32, "menu": 79, "modal": 67, "news": 59, "other": 52, "profile": 63,
-    "search": 35, "settings": 90, "terms": 39, "tutorial": 163,
-}  # fmt: skip
+    "bare": 76,
+    "calculator": 6,
+    "camera": 8,
+    "chat": 11,
+    "editor": 18,
+    "form": 103,
+    "gallery": 144,
+    "list": 265,
+    "login": 141,
+    "maps": 9,
+    "mediaplayer": 32,
+    "menu": 79,
+    "modal": 67,
+    "news": 59,
+    "other": 52,
+    "profile": 63,
+    "search": 35,
+    "settings": 90,
+    "terms": 39,
+    "tutorial": 163,
+}
 TOPICS = tuple(sorted(TOPIC_COUNTS))
 # The repository's README prints "Dialer" for the topic that the table calls calculator.
 TOPIC_ALIASES = {"dialer": "calculator"}
@@ -39,13 +56,31 @@ CANVAS_SIZE = (1440, 2560)
 
 # component_legend.json, `hex`; the `rgb` entries there are off by one (they reach 256).
 COMPONENT_COLOURS = {
-    "Advertisement": "#0D47A1", "Background Image": "#D21453", "Bottom Navigation": "#BA68C8",
-    "Button Bar": "#FFCDD2", "Card": "#D7BDE2", "Checkbox": "#FF8A65", "Date Picker": "#CC6699", "Drawer": "#673AB7",
-    "Image": "#F06292", "Input": "#90CAF9", "List Item": "#FFE0B2", "Map View": "#E1BEE7", "Modal": "#00FFCC",
-    "Multi-Tab": "#FFF176", "Number Stepper": "#AED581", "On/Off Switch": "#4FC3F7", "Pager Indicator": "#F8BBD0",
-    "Radio Button": "#FFB74D", "Slider": "#CDDBDC", "Text": "#4A148C", "Text Button": "#CDDC39", "Toolbar": "#4DD0E1",
-    "Video": "#00CC00", "Web View": "#42A5F5",
-}  # fmt: skip
+    "Advertisement": "#0D47A1",
+    "Background Image": "#D21453",
+    "Bottom Navigation": "#BA68C8",
+    "Button Bar": "#FFCDD2",
+    "Card": "#D7BDE2",
+    "Checkbox": "#FF8A65",
+    "Date Picker": "#CC6699",
+    "Drawer": "#673AB7",
+    "Image": "#F06292",
+    "Input": "#90CAF9",
+    "List Item": "#FFE0B2",
+    "Map View": "#E1BEE7",
+    "Modal": "#00FFCC",
+    "Multi-Tab": "#FFF176",
+    "Number Stepper": "#AED581",
+    "On/Off Switch": "#4FC3F7",
+    "Pager Indicator": "#F8BBD0",
+    "Radio Button": "#FFB74D",
+    "Slider": "#CDDBDC",
+    "Text": "#4A148C",
+    "Text Button": "#CDDC39",
+    "Toolbar": "#4DD0E1",
+    "Video": "#00CC00",
+    "Web View": "#42A5F5",
+}
 
 TOPIC_COLUMNS = (Column(name="screen_id", nullable=False), Column(name="topic", nullable=False))
 ISSUE_COLUMNS = (

@@ -17,8 +17,8 @@ from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.scan.progress import say
 from mrpipe.datasets.mimic.tables import open_optional
 from mrpipe.errors import DataError, Fault
-from mrpipe.transforms.events import levels_id
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+from mrpipe.transforms.events import levels_id
 
 DESCRIPTION = "diagnoses and procedures of each visit, one step a code: [position in levels, visit number], days"
 KINDS = {"hosp/diagnoses_icd": "DX", "hosp/procedures_icd": "PR"}

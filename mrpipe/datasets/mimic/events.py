@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.mimic.cohort import visits_of
 from mrpipe.datasets.mimic.options import MimicOptions, within
-from mrpipe.datasets.mimic.scan.progress import say
 from mrpipe.datasets.mimic.ranges import spelled
+from mrpipe.datasets.mimic.scan.progress import say
 from mrpipe.datasets.mimic.scan.scanner import Scan
 from mrpipe.datasets.mimic.tables import EVENTS, PLACES, find_table
 from mrpipe.errors import FaultCollector

@@ -24,9 +24,9 @@ from mrpipe.datasets.mimic.harmonise import Group, Items, Parts
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.scan.progress import say
 from mrpipe.datasets.mimic.tables import open_optional
-from mrpipe.transforms.events import levels_id
-from mrpipe.store.parquet import read_metadata, replacing
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+from mrpipe.store.parquet import read_metadata, replacing
+from mrpipe.transforms.events import levels_id
 
 LAB = "laboratory results and charted vital signs, one step a measurement: [position in levels, value], hours"
 SUMMARY = "per item: last, mean, min, max and count of the patient's measurements (items that no one has are absent)"

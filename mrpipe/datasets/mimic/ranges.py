@@ -11,48 +11,115 @@ from collections.abc import Mapping
 
 # Spellings of one unit; compared in lower case without blanks.
 SPELLINGS: Mapping[str, str] = {
-    "mg/dl": "mg/dL", "g/dl": "g/dL", "ug/dl": "ug/dL", "ng/dl": "ng/dL", "mg/l": "mg/L", "g/l": "g/L",
-    "meq/l": "mEq/L", "mmol/l": "mmol/L", "umol/l": "umol/L", "nmol/l": "nmol/L", "iu/l": "IU/L", "u/l": "IU/L",
-    "k/ul": "K/uL", "k/mcl": "K/uL", "10^3/ul": "K/uL", "10^9/l": "K/uL", "x10^9/l": "K/uL", "thous/mcl": "K/uL",
-    "m/ul": "m/uL", "10^6/ul": "m/uL", "10^12/l": "m/uL", "%": "%", "percent": "%", "mmhg": "mm Hg", "mm[hg]": "mm Hg",
-    "cmh2o": "cmH2O", "cmh20": "cmH2O", "sec": "sec", "seconds": "sec", "s": "sec", "ng/ml": "ng/mL", "ug/ml": "ug/mL",
-    "mcg/ml": "ug/mL", "pg/ml": "pg/mL", "bpm": "bpm", "beats/min": "bpm", "insp/min": "insp/min",
-    "breaths/min": "insp/min", "°f": "°F", "degf": "°F", "f": "°F", "deg.f": "°F", "°c": "°C", "degc": "°C",
-    "c": "°C", "deg.c": "°C", "kg": "kg", "kgs": "kg", "lb": "lb", "lbs": "lb", "lbs.": "lb", "cm": "cm",
+    "mg/dl": "mg/dL",
+    "g/dl": "g/dL",
+    "ug/dl": "ug/dL",
+    "ng/dl": "ng/dL",
+    "mg/l": "mg/L",
+    "g/l": "g/L",
+    "meq/l": "mEq/L",
+    "mmol/l": "mmol/L",
+    "umol/l": "umol/L",
+    "nmol/l": "nmol/L",
+    "iu/l": "IU/L",
+    "u/l": "IU/L",
+    "k/ul": "K/uL",
+    "k/mcl": "K/uL",
+    "10^3/ul": "K/uL",
+    "10^9/l": "K/uL",
+    "x10^9/l": "K/uL",
+    "thous/mcl": "K/uL",
+    "m/ul": "m/uL",
+    "10^6/ul": "m/uL",
+    "10^12/l": "m/uL",
+    "%": "%",
+    "percent": "%",
+    "mmhg": "mm Hg",
+    "mm[hg]": "mm Hg",
+    "cmh2o": "cmH2O",
+    "cmh20": "cmH2O",
+    "sec": "sec",
+    "seconds": "sec",
+    "s": "sec",
+    "ng/ml": "ng/mL",
+    "ug/ml": "ug/mL",
+    "mcg/ml": "ug/mL",
+    "pg/ml": "pg/mL",
+    "bpm": "bpm",
+    "beats/min": "bpm",
+    "insp/min": "insp/min",
+    "breaths/min": "insp/min",
+    "°f": "°F",
+    "degf": "°F",
+    "f": "°F",
+    "deg.f": "°F",
+    "°c": "°C",
+    "degc": "°C",
+    "c": "°C",
+    "deg.c": "°C",
+    "kg": "kg",
+    "kgs": "kg",
+    "lb": "lb",
+    "lbs": "lb",
+    "lbs.": "lb",
+    "cm": "cm",
     "inch": "inch",
-    "in": "inch", "inches": "inch", "ml": "mL", "l/min": "L/min", "ml/hr": "mL/hr",
-}  # fmt: skip
+    "in": "inch",
+    "inches": "inch",
+    "ml": "mL",
+    "l/min": "L/min",
+    "ml/hr": "mL/hr",
+}
 
 # (unit found, unit wanted) → factor and offset, for every item: wanted = found · factor + offset.
 CONVERSIONS: Mapping[tuple[str, str], tuple[float, float]] = {
-    ("g/L", "g/dL"): (0.1, 0.0), ("g/dL", "g/L"): (10.0, 0.0), ("mg/L", "mg/dL"): (0.1, 0.0),
+    ("g/L", "g/dL"): (0.1, 0.0),
+    ("g/dL", "g/L"): (10.0, 0.0),
+    ("mg/L", "mg/dL"): (0.1, 0.0),
     ("mg/dL", "mg/L"): (10.0, 0.0),
-    ("g/dL", "mg/dL"): (1e3, 0.0), ("mg/dL", "g/dL"): (1e-3, 0.0), ("ug/dL", "mg/dL"): (1e-3, 0.0),
-    ("ug/mL", "mg/L"): (1.0, 0.0), ("mg/L", "ug/mL"): (1.0, 0.0), ("ug/mL", "mg/dL"): (0.1, 0.0),
-    ("mg/dL", "ug/mL"): (10.0, 0.0), ("ng/mL", "ug/mL"): (1e-3, 0.0), ("ug/mL", "ng/mL"): (1e3, 0.0),
-    ("pg/mL", "ng/mL"): (1e-3, 0.0), ("ng/mL", "pg/mL"): (1e3, 0.0), ("ng/dL", "ng/mL"): (0.01, 0.0),
-    ("ng/mL", "ng/dL"): (100.0, 0.0), ("ug/dL", "ng/mL"): (10.0, 0.0), ("ng/mL", "ug/dL"): (0.1, 0.0),
-    ("°F", "°C"): (5 / 9, -160 / 9), ("°C", "°F"): (1.8, 32.0), ("lb", "kg"): (0.45359237, 0.0),
+    ("g/dL", "mg/dL"): (1e3, 0.0),
+    ("mg/dL", "g/dL"): (1e-3, 0.0),
+    ("ug/dL", "mg/dL"): (1e-3, 0.0),
+    ("ug/mL", "mg/L"): (1.0, 0.0),
+    ("mg/L", "ug/mL"): (1.0, 0.0),
+    ("ug/mL", "mg/dL"): (0.1, 0.0),
+    ("mg/dL", "ug/mL"): (10.0, 0.0),
+    ("ng/mL", "ug/mL"): (1e-3, 0.0),
+    ("ug/mL", "ng/mL"): (1e3, 0.0),
+    ("pg/mL", "ng/mL"): (1e-3, 0.0),
+    ("ng/mL", "pg/mL"): (1e3, 0.0),
+    ("ng/dL", "ng/mL"): (0.01, 0.0),
+    ("ng/mL", "ng/dL"): (100.0, 0.0),
+    ("ug/dL", "ng/mL"): (10.0, 0.0),
+    ("ng/mL", "ug/dL"): (0.1, 0.0),
+    ("°F", "°C"): (5 / 9, -160 / 9),
+    ("°C", "°F"): (1.8, 32.0),
+    ("lb", "kg"): (0.45359237, 0.0),
     ("kg", "lb"): (1 / 0.45359237, 0.0),
-    ("inch", "cm"): (2.54, 0.0), ("cm", "inch"): (1 / 2.54, 0.0),
-}  # fmt: skip
+    ("inch", "cm"): (2.54, 0.0),
+    ("cm", "inch"): (1 / 2.54, 0.0),
+}
 
 # Molar mass conversions hold for one substance: items → (found, wanted) → factor.
 _MONOVALENT = (50983, 50971, 50902, 50882, 50868, 50803, 50804, 50806, 50822, 50824, 52610, 52623)
 ITEM_CONVERSIONS: Mapping[int, Mapping[tuple[str, str], tuple[float, float]]] = {
     **{item: {("mmol/L", "mEq/L"): (1.0, 0.0), ("mEq/L", "mmol/L"): (1.0, 0.0)} for item in _MONOVALENT},
-    **{item: {("mmol/L", "mg/dL"): (18.016, 0.0),
-    ("mg/dL", "mmol/L"): (1 / 18.016, 0.0)} for item in (50931, 50809, 52569)},
+    **{
+        item: {("mmol/L", "mg/dL"): (18.016, 0.0), ("mg/dL", "mmol/L"): (1 / 18.016, 0.0)}
+        for item in (50931, 50809, 52569)
+    },
     **{item: {("umol/L", "mg/dL"): (1 / 88.42, 0.0), ("mg/dL", "umol/L"): (88.42, 0.0)} for item in (50912, 52546)},
-    **{item: {("umol/L", "mg/dL"): (1 / 17.1, 0.0),
-    ("mg/dL", "umol/L"): (17.1, 0.0)} for item in (50883, 50884, 50885)},
+    **{
+        item: {("umol/L", "mg/dL"): (1 / 17.1, 0.0), ("mg/dL", "umol/L"): (17.1, 0.0)} for item in (50883, 50884, 50885)
+    },
     **{item: {("mmol/L", "mg/dL"): (2.801, 0.0), ("mg/dL", "mmol/L"): (1 / 2.801, 0.0)} for item in (51006, 52647)},
-    50893: {("mmol/L", "mg/dL"): (4.008, 0.0)}, 50960: {("mmol/L", "mg/dL"): (2.431, 0.0)},
+    50893: {("mmol/L", "mg/dL"): (4.008, 0.0)},
+    50960: {("mmol/L", "mg/dL"): (2.431, 0.0)},
     50970: {("mmol/L", "mg/dL"): (3.097, 0.0)},
     50813: {("mg/dL", "mmol/L"): (1 / 9.01, 0.0)},
     51249: {("%", "g/dL"): (1.0, 0.0), ("g/dL", "%"): (1.0, 0.0)},  # MCHC: a mass share of blood, 1 g/dL = 1 %
     51099: {("Ratio", "mg/mg"): (1.0, 0.0), ("mg/mg", "Ratio"): (1.0, 0.0)},
-}  # fmt: skip
+}
 
 # Items that measure one thing in two units under two numbers: (from item, its unit) → item it becomes, its unit.
 MERGED: Mapping[int, tuple[str, int, str]] = {
@@ -61,48 +128,58 @@ MERGED: Mapping[int, tuple[str, int, str]] = {
     226707: ("inch", 226730, "cm"),
 }
 # The unit of these items where it is not the most frequent one.
-UNITS: Mapping[int, str] = {223762: "°C", 226512: "kg", 226730: "cm", 224639: "kg", 50931: "mg/dL", 50912: "mg/dL",
-                            51006: "mg/dL", 50885: "mg/dL", 50813: "mmol/L"}  # fmt: skip
+UNITS: Mapping[int, str] = {
+    223762: "°C",
+    226512: "kg",
+    226730: "cm",
+    224639: "kg",
+    50931: "mg/dL",
+    50912: "mg/dL",
+    51006: "mg/dL",
+    50885: "mg/dL",
+    50813: "mmol/L",
+}
 
 # Item → lowest and highest possible value, in the item's unit after conversion.
 RANGES: Mapping[int, tuple[float, float]] = {
-    220045: (0, 390),                                                       # heart rate, bpm
-    **dict.fromkeys((220179, 220050, 225309), (0, 375)),                    # systolic pressure, mm Hg
-    **dict.fromkeys((220180, 220051, 225310), (0, 375)),                    # diastolic
-    **dict.fromkeys((220181, 220052, 225312), (0, 375)),                    # mean
-    **dict.fromkeys((220210, 224690), (0, 330)),                            # respiratory rate, a minute
-    **dict.fromkeys((220277, 220227), (0, 100)),                            # oxygen saturation, %
-    223762: (14.2, 47.0),                                                   # temperature, °C
-    226512: (0.1, 650), 224639: (0.1, 650),                                 # weight, kg
-    226730: (20, 260),                                                      # height, cm
-    223835: (0, 100),                                                       # FiO2, %
-    220074: (-40, 200),                                                     # central venous pressure, mm Hg
-    **dict.fromkeys((223900, 223901, 220739), (1, 6)),                      # Glasgow coma scale, parts
+    220045: (0, 390),  # heart rate, bpm
+    **dict.fromkeys((220179, 220050, 225309), (0, 375)),  # systolic pressure, mm Hg
+    **dict.fromkeys((220180, 220051, 225310), (0, 375)),  # diastolic
+    **dict.fromkeys((220181, 220052, 225312), (0, 375)),  # mean
+    **dict.fromkeys((220210, 224690), (0, 330)),  # respiratory rate, a minute
+    **dict.fromkeys((220277, 220227), (0, 100)),  # oxygen saturation, %
+    223762: (14.2, 47.0),  # temperature, °C
+    226512: (0.1, 650),
+    224639: (0.1, 650),  # weight, kg
+    226730: (20, 260),  # height, cm
+    223835: (0, 100),  # FiO2, %
+    220074: (-40, 200),  # central venous pressure, mm Hg
+    **dict.fromkeys((223900, 223901, 220739), (1, 6)),  # Glasgow coma scale, parts
     **dict.fromkeys((220621, 225664, 226537, 50931, 50809, 52569), (0, 2200)),  # glucose, mg/dL
-    **dict.fromkeys((50912, 52546, 220615), (0, 66)),                       # creatinine, mg/dL
-    **dict.fromkeys((51006, 52647, 225624), (0, 275)),                      # urea nitrogen, mg/dL
-    **dict.fromkeys((50983, 50824, 52623, 220645), (50, 250)),              # sodium, mEq/L
-    **dict.fromkeys((50971, 50822, 52610, 227442), (0, 15)),                # potassium, mEq/L
-    **dict.fromkeys((50902, 50806, 52535, 220602), (35, 200)),              # chloride, mEq/L
-    **dict.fromkeys((50882, 50803, 52039, 227443), (0, 66)),                # bicarbonate, mEq/L
-    **dict.fromkeys((51222, 50811, 220228), (0, 30)),                       # haemoglobin, g/dL
-    **dict.fromkeys((51221, 50810, 220545), (0, 100)),                      # haematocrit, %
-    **dict.fromkeys((51265, 227457), (0, 2200)),                            # platelets, K/uL
-    **dict.fromkeys((51301, 51300, 220546), (0, 1100)),                     # white cells, K/uL
-    **dict.fromkeys((50813, 52442, 225668), (0, 33)),                       # lactate, mmol/L
-    **dict.fromkeys((50885, 225690), (0, 66)),                              # bilirubin, mg/dL
-    **dict.fromkeys((50862, 227456), (0, 60)),                              # albumin, g/dL
-    **dict.fromkeys((51237, 227467), (0, 150)),                             # INR
-    **dict.fromkeys((50820, 223830), (6.3, 8.4)),                           # arterial pH
-    **dict.fromkeys((50818, 220235), (0, 220)),                             # pCO2, mm Hg
-    **dict.fromkeys((50821, 220224), (0, 800)),                             # pO2, mm Hg
-    **dict.fromkeys((50893, 225625), (0, 30)),                              # calcium, mg/dL
-    **dict.fromkeys((50960, 220635), (0, 22)),                              # magnesium, mg/dL
-    **dict.fromkeys((50970, 225677), (0, 30)),                              # phosphate, mg/dL
-    **dict.fromkeys((50861, 220644), (0, 25000)),                           # ALT, IU/L
-    **dict.fromkeys((50878, 220587), (0, 25000)),                           # AST, IU/L
-    **dict.fromkeys((51003, 227429), (0, 25)),                              # troponin T, ng/mL
-}  # fmt: skip
+    **dict.fromkeys((50912, 52546, 220615), (0, 66)),  # creatinine, mg/dL
+    **dict.fromkeys((51006, 52647, 225624), (0, 275)),  # urea nitrogen, mg/dL
+    **dict.fromkeys((50983, 50824, 52623, 220645), (50, 250)),  # sodium, mEq/L
+    **dict.fromkeys((50971, 50822, 52610, 227442), (0, 15)),  # potassium, mEq/L
+    **dict.fromkeys((50902, 50806, 52535, 220602), (35, 200)),  # chloride, mEq/L
+    **dict.fromkeys((50882, 50803, 52039, 227443), (0, 66)),  # bicarbonate, mEq/L
+    **dict.fromkeys((51222, 50811, 220228), (0, 30)),  # haemoglobin, g/dL
+    **dict.fromkeys((51221, 50810, 220545), (0, 100)),  # haematocrit, %
+    **dict.fromkeys((51265, 227457), (0, 2200)),  # platelets, K/uL
+    **dict.fromkeys((51301, 51300, 220546), (0, 1100)),  # white cells, K/uL
+    **dict.fromkeys((50813, 52442, 225668), (0, 33)),  # lactate, mmol/L
+    **dict.fromkeys((50885, 225690), (0, 66)),  # bilirubin, mg/dL
+    **dict.fromkeys((50862, 227456), (0, 60)),  # albumin, g/dL
+    **dict.fromkeys((51237, 227467), (0, 150)),  # INR
+    **dict.fromkeys((50820, 223830), (6.3, 8.4)),  # arterial pH
+    **dict.fromkeys((50818, 220235), (0, 220)),  # pCO2, mm Hg
+    **dict.fromkeys((50821, 220224), (0, 800)),  # pO2, mm Hg
+    **dict.fromkeys((50893, 225625), (0, 30)),  # calcium, mg/dL
+    **dict.fromkeys((50960, 220635), (0, 22)),  # magnesium, mg/dL
+    **dict.fromkeys((50970, 225677), (0, 30)),  # phosphate, mg/dL
+    **dict.fromkeys((50861, 220644), (0, 25000)),  # ALT, IU/L
+    **dict.fromkeys((50878, 220587), (0, 25000)),  # AST, IU/L
+    **dict.fromkeys((51003, 227429), (0, 25)),  # troponin T, ng/mL
+}
 
 
 def spelled(unit: str) -> str:

@@ -9,9 +9,9 @@ from mrpipe.datasets.mosi.clips import FOLD_FILE
 from mrpipe.datasets.mosi.formats.csd import is_hdf5
 from mrpipe.datasets.mosi.formats.mmsa import MmsaExport
 from mrpipe.datasets.mosi.formats.multibench import MultiBenchExport
-from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.datasets.mosi.formats.padded import load_pickle
 from mrpipe.datasets.mosi.formats.sdk import SdkExport
+from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.raw import require_folder
 

@@ -10,9 +10,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.export import Export, open_export
+from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.datasets.mosi.ragged import Block, feature_names
-from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.errors import UsageError
 from mrpipe.schema import Features
 from mrpipe.text.encoders import Encoder, get_encoder, hashed_counts

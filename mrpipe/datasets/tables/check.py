@@ -62,8 +62,14 @@ def _modality_notes(
     key = {"left_on": ROW, "right_on": "row"} if config.by_order else {"left_on": ID, "right_on": "sample_id"}
     joined = rows.with_columns(pl.col(ROW).cast(pl.Int32)).join(samples, how="inner", coalesce=False, **key)  # type: ignore[arg-type]
     if joined.is_empty():
-        faults.add(Fault(file=table.shown_as, expected=f"a value of {name} for at least one sample", found="none",
-                         fix=f"Are its ids those of {config.people}?"))  # fmt: skip
+        faults.add(
+            Fault(
+                file=table.shown_as,
+                expected=f"a value of {name} for at least one sample",
+                found="none",
+                fix=f"Are its ids those of {config.people}?",
+            )
+        )
         return []
     d = len(parsed.columns)
     n_categorical = sum(names is not None for names in parsed.levels)
@@ -91,8 +97,10 @@ def _modality_notes(
     distinct = [np.unique(x[~np.isnan(x[:, j]), j]) for j in range(d)]
     whole = [bool(len(v)) and bool((v == np.round(v)).all()) for v in distinct]
     columns = parsed.columns
-    note([columns[j] for j in numeric if whole[j] and 2 < len(distinct[j]) <= FEW_CODES and not parsed.declared[j]],
-         "few whole numbers, perhaps codes (kinds: categorical) rather than quantities")  # fmt: skip
+    note(
+        [columns[j] for j in numeric if whole[j] and 2 < len(distinct[j]) <= FEW_CODES and not parsed.declared[j]],
+        "few whole numbers, perhaps codes (kinds: categorical) rather than quantities",
+    )
     note([columns[j] for j in range(d) if len(distinct[j]) == 0], "never known")
     note([columns[j] for j in range(d) if len(distinct[j]) == 1], "constant")
     note([columns[j] for j in numeric if whole[j] and _identifies(distinct[j], x[:, j])], "looks like an identifier")

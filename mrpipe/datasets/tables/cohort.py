@@ -80,8 +80,15 @@ def _split_values(table: RawTable, frame: pl.DataFrame, split: Split, faults: Fa
     wrong = text.is_not_null() & ~text.is_in(list(parts))
     if wrong.any():
         strange = ", ".join(map(repr, sorted(set(text.filter(wrong).to_list()))[:5]))
-        faults.add(Fault(file=table.shown_as, column=column, expected=f"one of {', '.join(parts)}", found=strange,
-                         fix="Say which values are which part: train: [...], val: [...], test: [...]."))  # fmt: skip
+        faults.add(
+            Fault(
+                file=table.shown_as,
+                column=column,
+                expected=f"one of {', '.join(parts)}",
+                found=strange,
+                fix="Say which values are which part: train: [...], val: [...], test: [...].",
+            )
+        )
     return text.replace_strict(parts, default=None, return_dtype=pl.String).alias("split")
 
 
@@ -150,8 +157,14 @@ def rows_of(
 def require_same_length(table: RawTable, people: RawTable, faults: FaultCollector) -> None:
     if len(table.frame) != len(people.frame):
         found = f"{len(table.frame)} rows"
-        faults.add(Fault(file=table.shown_as, expected=f"{len(people.frame)} rows, as many as {people.shown_as}",
-                         found=found, fix="Rows are joined by order: every file needs the same ones."))  # fmt: skip
+        faults.add(
+            Fault(
+                file=table.shown_as,
+                expected=f"{len(people.frame)} rows, as many as {people.shown_as}",
+                found=found,
+                fix="Rows are joined by order: every file needs the same ones.",
+            )
+        )
 
 
 def build_cohort(raw: Path, options: TablesOptions) -> Cohort:

@@ -109,9 +109,13 @@ def config_path(raw: Path, options: TablesOptions) -> Path:
         if path.is_file():
             return path
     raise DataError(
-        Fault(file=options.config, expected="a YAML that declares the tables", found="no such file",
-              fix=f"Put it into {raw.name}/ or name it: --set config=PATH. See docs/tables.md.")
-    )  # fmt: skip
+        Fault(
+            file=options.config,
+            expected="a YAML that declares the tables",
+            found="no such file",
+            fix=f"Put it into {raw.name}/ or name it: --set config=PATH. See docs/tables.md.",
+        )
+    )
 
 
 def read_config(raw: Path, options: TablesOptions) -> TablesConfig:
@@ -208,8 +212,23 @@ class _Parser:
         return self.rows(value, place) if isinstance(value, Mapping) else (("*", self.values(value, place)),)
 
     def config(self, value: Any) -> TablesConfig:
-        known = ("title", "citation", "licence", "provider", "file", "join", "id", "subject", "missing", "exclude",
-                 "drop", "label", "labels", "split", "modalities")  # fmt: skip
+        known = (
+            "title",
+            "citation",
+            "licence",
+            "provider",
+            "file",
+            "join",
+            "id",
+            "subject",
+            "missing",
+            "exclude",
+            "drop",
+            "label",
+            "labels",
+            "split",
+            "modalities",
+        )
         top = self.section(value, "top level", known)
         self.file = self.text(top, "file", "")
         join = top.get("join", "id")
@@ -254,8 +273,10 @@ class _Parser:
         if not isinstance(entries, Mapping) or not entries:
             self.fault("labels", "name: label", entries)
             return ()
-        return tuple(self._label(str(name), entry, "label" if "label" in top else f"labels.{name}")
-                     for name, entry in entries.items())  # fmt: skip
+        return tuple(
+            self._label(str(name), entry, "label" if "label" in top else f"labels.{name}")
+            for name, entry in entries.items()
+        )
 
     def _label(self, name: str, value: Any, place: str) -> Label:
         entry = self.section(value, place, ("name", "file", "column", "classes", "threshold", "kind", "description"))
@@ -275,8 +296,12 @@ class _Parser:
         if kind == "regression" and (classes is not None or threshold is not None):
             self.fault(place, "neither classes nor threshold for a regression", sorted(entry))
         if kind == "classification" and classes is None and "threshold" not in entry:
-            self.fault(f"{place}.classes", "the values that are classes ([a, b] or {0: a, 1: b}), or `threshold`",
-                       "nothing", "`kind: regression` leaves the numbers as they are.")  # fmt: skip
+            self.fault(
+                f"{place}.classes",
+                "the values that are classes ([a, b] or {0: a, 1: b}), or `threshold`",
+                "nothing",
+                "`kind: regression` leaves the numbers as they are.",
+            )
         if threshold is not None:
             names, values = names or ("below", "above"), ()
             if len(names) != 2:
@@ -284,10 +309,15 @@ class _Parser:
         elif classes is not None and len(names) < 2:
             self.fault(f"{place}.classes", "at least two classes", list(names))
         return Label(
-            name=name, file=self._file(entry, place), column=self.ref(entry.get("column", "?"), f"{place}.column"),
-            kind=kind, classes=names, values=values, threshold=None if threshold is None else float(threshold),
+            name=name,
+            file=self._file(entry, place),
+            column=self.ref(entry.get("column", "?"), f"{place}.column"),
+            kind=kind,
+            classes=names,
+            values=values,
+            threshold=None if threshold is None else float(threshold),
             description=self.text(entry, "description", f"{place}."),
-        )  # fmt: skip
+        )
 
     def _classes(self, value: Any, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Names, and the values that stand for them."""

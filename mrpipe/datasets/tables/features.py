@@ -80,8 +80,14 @@ def feature_columns(table: RawTable, config: TablesConfig, modality: Table, faul
     faults.faults += own.faults
     named = sorted(reserved & {c for c in modality.columns if isinstance(c, str)})
     for column in named:
-        faults.add(Fault(file=config.shown_as, column=f"{place}.columns", expected="features only",
-                         found=f"{column!r}, which is an id, a label or a split"))  # fmt: skip
+        faults.add(
+            Fault(
+                file=config.shown_as,
+                column=f"{place}.columns",
+                expected="features only",
+                found=f"{column!r}, which is an id, a label or a split",
+            )
+        )
     # An exclusion for all modalities need not be in each of their files; one of this modality alone is checked.
     excluded = set(find_columns(table, modality.exclude, f"{place}.exclude", FaultCollector()))
     left = [c for c in chosen if c not in reserved and c not in excluded]
@@ -151,10 +157,13 @@ def _bad_number(table: RawTable, column: str, text: pl.Series, bad: pl.Series, r
     first = int(bad.arg_max() or 0)
     several = f"; {len(strange)} such values in {int(bad.sum())} rows" if int(bad.sum()) > 1 else ""
     return Fault(
-        file=table.shown_as, column=column, row=int(rows[first]), expected="a finite number, or few categories",
+        file=table.shown_as,
+        column=column,
+        row=int(rows[first]),
+        expected="a finite number, or few categories",
         found=f"{text[first]!r}{several}",
         fix="A code for missing goes under `missing`, categories under `kinds`, and what is neither under `exclude`.",
-    )  # fmt: skip
+    )
 
 
 def _codes(
@@ -166,15 +175,28 @@ def _codes(
     if codes is None or names is None:
         codes = names = tuple(there)
         if len(codes) > MAX_LEVELS:
-            faults.add(Fault(file=table.shown_as, column=column, expected=f"at most {MAX_LEVELS} categories",
-                             found=f"{len(codes)}", fix="List its codes under `kinds`, or exclude it."))  # fmt: skip
+            faults.add(
+                Fault(
+                    file=table.shown_as,
+                    column=column,
+                    expected=f"at most {MAX_LEVELS} categories",
+                    found=f"{len(codes)}",
+                    fix="List its codes under `kinds`, or exclude it.",
+                )
+            )
     strange = [v for v in there if v not in codes]
     if strange:
         wrong = text.is_in(strange)
-        faults.add(Fault(file=table.shown_as, column=column, row=int(rows[int(wrong.arg_max() or 0)]),
-                         expected=f"one of the codes {', '.join(codes[:12])}",
-                         found=f"{', '.join(map(repr, strange[:5]))} ({int(wrong.sum())} rows)",
-                         fix="Add them to the code list, or to `missing`."))  # fmt: skip
+        faults.add(
+            Fault(
+                file=table.shown_as,
+                column=column,
+                row=int(rows[int(wrong.arg_max() or 0)]),
+                expected=f"one of the codes {', '.join(codes[:12])}",
+                found=f"{', '.join(map(repr, strange[:5]))} ({int(wrong.sum())} rows)",
+                fix="Add them to the code list, or to `missing`.",
+            )
+        )
     place = {v: float(i) for i, v in enumerate(codes)}
     value = text.replace_strict(place, default=None, return_dtype=pl.Float64).to_numpy()
     return np.asarray(value, dtype=np.float64), names or ("",)
@@ -210,9 +232,13 @@ class TableReader:
         rows = rows.sort("sample_id")
         if rows.is_empty():
             raise DataError(
-                Fault(file=table.shown_as, expected=f"a value of {self.modality.name} for at least one sample",
-                      found="none", fix="Are the ids those of the label's file?")
-            )  # fmt: skip
+                Fault(
+                    file=table.shown_as,
+                    expected=f"a value of {self.modality.name} for at least one sample",
+                    found="none",
+                    fix="Are the ids those of the label's file?",
+                )
+            )
         x = parsed.x[rows["place"].to_numpy()].astype(np.float32)
         name, d = self.modality.name, x.shape[1]
         modality = Modality(name=name, bit=self.bit, kind="vector", shape=(d,), description=self.modality.description)

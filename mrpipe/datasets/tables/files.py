@@ -189,7 +189,12 @@ def require_unique_ids(table: RawTable, frame: pl.DataFrame, faults: FaultCollec
     repeated = frame.filter(pl.col(ID).is_duplicated() & pl.col(ID).is_not_null())
     if len(repeated):
         faults.add(
-            Fault(file=table.shown_as, column="id", row=int(repeated[ROW][1]), expected="one row for each id",
-                  found=f"{len(repeated)} rows of {repeated[ID].n_unique()} repeated ids",
-                  fix="Aggregate them first, or drop rows with `drop`.")
-        )  # fmt: skip
+            Fault(
+                file=table.shown_as,
+                column="id",
+                row=int(repeated[ROW][1]),
+                expected="one row for each id",
+                found=f"{len(repeated)} rows of {repeated[ID].n_unique()} repeated ids",
+                fix="Aggregate them first, or drop rows with `drop`.",
+            )
+        )

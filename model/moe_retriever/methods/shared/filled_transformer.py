@@ -13,8 +13,8 @@ from torch import Tensor
 
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, DataSpec
-from moe_retriever.nn.attention import Fusion
 from moe_retriever.methods.base import Method, Output
+from moe_retriever.nn.attention import Fusion
 from moe_retriever.nn.dropout import Noise
 from mrpipe.options import option
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from moe_retriever.config import Config
 from moe_retriever.data.load import Data, DataSpec
+from moe_retriever.data.scores import selection_score
 from moe_retriever.data.tables import Rows, VectorTable
 from moe_retriever.methods.base import Method
 from moe_retriever.nn.dropout import Noise
-from moe_retriever.data.scores import selection_score
 
 
 def pooled_features(data: Data, index: Rows, observed: NDArray[np.bool_] | None = None, *, gaps: bool) -> Tensor:

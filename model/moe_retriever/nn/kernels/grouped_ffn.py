@@ -74,8 +74,9 @@ class Plan:
         padded_visits, padded_pairs = _padded(visits, multiple), _padded(pairs, multiple)
         blocks = tuple(
             (e, padded_visits[e], padded_visits[e + 1], padded_pairs[e], padded_pairs[e + 1])
-            for e in range(n_experts) if visits[e + 1] > visits[e]
-        )  # fmt: skip
+            for e in range(n_experts)
+            if visits[e + 1] > visits[e]
+        )
         row_A, expert_A = key.remainder(n_rows), key.div(n_rows, rounding_mode="floor")
         if multiple == 1:
             token, cell = order.div(n_each, rounding_mode="floor"), row_A * n_experts + expert_A
@@ -121,9 +122,17 @@ class GroupedFeedForward(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TH: Tensor, weight_A: Tensor, keep_AF: Tensor | None, plan: Plan,
-        w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor, saved: bool,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        x_TH: Tensor,
+        weight_A: Tensor,
+        keep_AF: Tensor | None,
+        plan: Plan,
+        w_in: Tensor,
+        b_in: Tensor,
+        w_out: Tensor,
+        b_out: Tensor,
+        saved: bool,
+    ) -> Tensor:
         """`weight_A` in the order of the plan; `keep_AF` 0 or 1 for every hidden value, None: keep all; `saved`: for a
         backward pass."""
         n_visits, ffn = len(plan.token), w_in.shape[2]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni.forms.paper_profile import paper_features
 from mrpipe.datasets.adni.export import Export
 from mrpipe.datasets.adni.forms.features import Feature, vector_modality
-from mrpipe.datasets.adni.options import AdniOptions
+from mrpipe.datasets.adni.forms.paper_profile import paper_features
 from mrpipe.datasets.adni.forms.rows import pick, row_policy
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.tables import APOERES, BATEMAN, BIOSPECIMEN, ELECSYS, ISOPROSTANE, NFL, Table
 from mrpipe.errors import DataError, Fault
 from mrpipe.schema import Features
@@ -36,8 +36,15 @@ def apoe_alleles(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
         DataError: neither form, or an allele other than 2, 3, 4.
     """
     if frame.select(pl.all_horizontal(pl.col("GENOTYPE", "APGEN1", "APGEN2").is_null().all())).item():
-        raise DataError(Fault(file=shown_as, column="GENOTYPE", expected="GENOTYPE, or APGEN1 and APGEN2",
-                              found="neither", fix="Was the column renamed or left out?"))  # fmt: skip
+        raise DataError(
+            Fault(
+                file=shown_as,
+                column="GENOTYPE",
+                expected="GENOTYPE, or APGEN1 and APGEN2",
+                found="neither",
+                fix="Was the column renamed or left out?",
+            )
+        )
     written = pl.col("GENOTYPE").str.replace_all(r"[eE\s]", "")
     pair = pl.coalesce(
         written,
@@ -66,9 +73,11 @@ def _commented(analyte: str) -> pl.Expr:
     comment = pl.col("COMMENT")
     before = r"(?i)(?:^|[^a-z])"
     return (
-        pl.when(comment.str.contains(rf"{before}{name}\s*>")).then(pl.lit(1, pl.Int8))
-        .when(comment.str.contains(rf"{before}{name}\s*<")).then(pl.lit(-1, pl.Int8))
-    )  # fmt: skip
+        pl.when(comment.str.contains(rf"{before}{name}\s*>"))
+        .then(pl.lit(1, pl.Int8))
+        .when(comment.str.contains(rf"{before}{name}\s*<"))
+        .then(pl.lit(-1, pl.Int8))
+    )
 
 
 def csf_values(frame: pl.DataFrame) -> pl.DataFrame:
@@ -118,10 +127,15 @@ def biospecimen_features(
     apoe = pick(apoe_alleles(timed, source), cohort, policy, ["e2", "e4"], static=True)
     frame = cohort.select("rid").join(apoe, on="rid", how="left").rename({"e2": "apoe_e2", "e4": "apoe_e4"})
     declared = [
-        Feature(name=f"apoe_e{a}", unit="copies", source_file=source, source_column="GENOTYPE, APGEN1, APGEN2",
-                description=f"copies of the ε{a} allele")
+        Feature(
+            name=f"apoe_e{a}",
+            unit="copies",
+            source_file=source,
+            source_column="GENOTYPE, APGEN1, APGEN2",
+            description=f"copies of the ε{a} allele",
+        )
         for a in (2, 4)
-    ]  # fmt: skip
+    ]
     source = _file(export, ELECSYS)
     csf = export.timed(ELECSYS)
     assert csf is not None
@@ -138,10 +152,15 @@ def biospecimen_features(
         Feature(name=r, source_file=source, source_column=c, description="CSF ratio") for r, c in ratios.items()
     ]
     declared += [
-        Feature(name=f"{a}_limit", levels=LIMITS, source_file=source, source_column=f"{a}, COMMENT",
-                description="side of the reportable range")
+        Feature(
+            name=f"{a}_limit",
+            levels=LIMITS,
+            source_file=source,
+            source_column=f"{a}, COMMENT",
+            description="side of the reportable range",
+        )
         for a in RANGES
-    ]  # fmt: skip
+    ]
     optional = (
         (
             options.plasma_abeta,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni.forms import medications as drugs
-from mrpipe.datasets.adni.forms.paper_profile import paper_features
 from mrpipe.datasets.adni.export import Export
+from mrpipe.datasets.adni.forms import medications as drugs
 from mrpipe.datasets.adni.forms.features import Feature, vector_modality
-from mrpipe.datasets.adni.options import AdniOptions
+from mrpipe.datasets.adni.forms.paper_profile import paper_features
 from mrpipe.datasets.adni.forms.rows import eligible, pick, row_policy
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.tables import (
     CLINICAL,
     FUNCTIONS,
@@ -34,8 +34,16 @@ from mrpipe.schema import Features
 BIT = 2
 DESCRIPTION = "demographics, medical history, neurological examination, medication and vital signs"
 _MARITAL = ("PTMARRY", "PTEDUCAT", "PTNOTRT", "PTHOME")
-_UNITS = {"MH14AALCH": "drinks/d", "MH14BALCH": "a", "MH14CALCH": "a", "MH15ADRUG": "a", "MH15BDRUG": "a",
-          "MH16ASMOK": "packs/d", "MH16BSMOK": "a", "MH16CSMOK": "a"}  # fmt: skip
+_UNITS = {
+    "MH14AALCH": "drinks/d",
+    "MH14BALCH": "a",
+    "MH14CALCH": "a",
+    "MH15ADRUG": "a",
+    "MH15BDRUG": "a",
+    "MH16ASMOK": "packs/d",
+    "MH16BSMOK": "a",
+    "MH16CSMOK": "a",
+}
 POUND_KG, INCH_CM = 0.45359237, 2.54
 YES_NO_LEVELS = ("no", "yes")
 
@@ -68,19 +76,34 @@ def _demographics(export: Export, cohort: pl.DataFrame, policy: str, source: str
         *(pl.when(known_race).then(r).alias(r.meta.output_name()) for r in races),
     )
     declared = [
-        Feature(name="age", unit="a", source_file=source, source_column="PTDOB, PTDOBYY, VISDATE",
-                description="age at the visit, birth to the month where it is known"),
+        Feature(
+            name="age",
+            unit="a",
+            source_file=source,
+            source_column="PTDOB, PTDOBYY, VISDATE",
+            description="age at the visit, birth to the month where it is known",
+        ),
         *(
-            Feature(name=n, source_file=source, source_column=n, levels=PTDEMOG.field(n).levels,
-                    unit="a" if n == "PTEDUCAT" else "")
+            Feature(
+                name=n,
+                source_file=source,
+                source_column=n,
+                levels=PTDEMOG.field(n).levels,
+                unit="a" if n == "PTEDUCAT" else "",
+            )
             for n in ("PTGENDER", "PTHAND", "PTETHCAT", *_MARITAL)
         ),
         *(
-            Feature(name=f"race_{level}", source_file=source, source_column="PTRACCAT", levels=YES_NO_LEVELS,
-                    description="one of the races given (a multi-select)")
+            Feature(
+                name=f"race_{level}",
+                source_file=source,
+                source_column="PTRACCAT",
+                levels=YES_NO_LEVELS,
+                description="one of the races given (a multi-select)",
+            )
             for _, level in RACES
         ),
-    ]  # fmt: skip
+    ]
     return declared, out
 
 
@@ -130,14 +153,23 @@ def _medication(export: Export, cohort: pl.DataFrame, policy: str, source: str, 
         *((pl.col(f"drug_{i}") & pl.col("active")).any().cast(pl.Int8) for i in ingredients),
     )
     declared = [
-        Feature(name="n_medications", source_file=source, source_column="CMMED",
-                description="different medications" + ("" if dementia else ", drugs against dementia left out")),
+        Feature(
+            name="n_medications",
+            source_file=source,
+            source_column="CMMED",
+            description="different medications" + ("" if dementia else ", drugs against dementia left out"),
+        ),
         *(
-            Feature(name=f"drug_{i}", source_file=source, source_column="CMMED", levels=YES_NO_LEVELS,
-                    description=", ".join(brands))
+            Feature(
+                name=f"drug_{i}",
+                source_file=source,
+                source_column="CMMED",
+                levels=YES_NO_LEVELS,
+                description=", ".join(brands),
+            )
             for i, brands in ingredients.items()
         ),
-    ]  # fmt: skip
+    ]
     return declared, cohort.select("rid").join(counted, on="rid", how="left", maintain_order="left")
 
 
@@ -147,10 +179,13 @@ def in_range(value: pl.Expr, unit: pl.Expr, factor: float, low: float, high: flo
     fits_metric, fits_imperial = metric.is_between(low, high), imperial.is_between(low, high)
     first_metric = (unit == 1).fill_null(False)
     return (
-        pl.when(first_metric & fits_metric).then(metric)
-        .when(fits_imperial).then(imperial)
-        .when(fits_metric).then(metric)
-    )  # fmt: skip
+        pl.when(first_metric & fits_metric)
+        .then(metric)
+        .when(fits_imperial)
+        .then(imperial)
+        .when(fits_metric)
+        .then(metric)
+    )
 
 
 def in_si(vitals: pl.DataFrame) -> pl.DataFrame:
@@ -173,15 +208,26 @@ def _vitals(export: Export, cohort: pl.DataFrame, policy: str, source: str) -> B
     height = pick(in_si(frame), cohort, policy, ["height"], static=True).rename({"height": "any_height"})
     chosen = chosen.join(height, on="rid", how="left").with_columns(pl.coalesce("height", "any_height").alias("height"))
     out = chosen.select(
-        "rid", "weight", "height", (pl.col("weight") / (pl.col("height") / 100) ** 2).alias("bmi"), "temperature",
-        pl.col("VSBPSYS").alias("systolic"), pl.col("VSBPDIA").alias("diastolic"), pl.col("VSPULSE").alias("pulse"),
+        "rid",
+        "weight",
+        "height",
+        (pl.col("weight") / (pl.col("height") / 100) ** 2).alias("bmi"),
+        "temperature",
+        pl.col("VSBPSYS").alias("systolic"),
+        pl.col("VSBPDIA").alias("diastolic"),
+        pl.col("VSPULSE").alias("pulse"),
         pl.col("VSRESP").alias("respiration"),
-    )  # fmt: skip
+    )
     described = (
-        ("weight", "kg", "VSWEIGHT, VSWTUNIT"), ("height", "cm", "VSHEIGHT, VSHTUNIT"),
-        ("bmi", "kg/m2", "VSWEIGHT, VSHEIGHT"), ("temperature", "degC", "VSTEMP"), ("systolic", "mmHg", "VSBPSYS"),
-        ("diastolic", "mmHg", "VSBPDIA"), ("pulse", "1/min", "VSPULSE"), ("respiration", "1/min", "VSRESP"),
-    )  # fmt: skip
+        ("weight", "kg", "VSWEIGHT, VSWTUNIT"),
+        ("height", "cm", "VSHEIGHT, VSHTUNIT"),
+        ("bmi", "kg/m2", "VSWEIGHT, VSHEIGHT"),
+        ("temperature", "degC", "VSTEMP"),
+        ("systolic", "mmHg", "VSBPSYS"),
+        ("diastolic", "mmHg", "VSBPDIA"),
+        ("pulse", "1/min", "VSPULSE"),
+        ("respiration", "1/min", "VSRESP"),
+    )
     return [Feature(name=n, unit=u, source_file=source, source_column=c) for n, u, c in described], out
 
 

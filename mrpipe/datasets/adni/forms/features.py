@@ -50,10 +50,23 @@ def vector_modality(
     known = (~np.isnan(x)).sum(axis=0)
     dictionary = pl.DataFrame(
         [
-            (name, i, f.name, "float32", f.unit, "categorical" if f.levels else "numeric", list(f.levels) or None,
-             f.description, f.source_file, f.source_column, int(known[i]), len(x) - int(known[i]))
+            (
+                name,
+                i,
+                f.name,
+                "float32",
+                f.unit,
+                "categorical" if f.levels else "numeric",
+                list(f.levels) or None,
+                f.description,
+                f.source_file,
+                f.source_column,
+                int(known[i]),
+                len(x) - int(known[i]),
+            )
             for i, f in enumerate(declared)
         ],
-        schema=DICTIONARY_SCHEMA, orient="row",
-    )  # fmt: skip
+        schema=DICTIONARY_SCHEMA,
+        orient="row",
+    )
     return Features(modality=modality, batches=[batch], dictionary=dictionary)

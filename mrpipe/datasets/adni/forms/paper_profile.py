@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from mrpipe.datasets.adni.forms import medications as drugs
 from mrpipe.datasets.adni.export import Export
+from mrpipe.datasets.adni.forms import medications as drugs
 from mrpipe.datasets.adni.forms.features import Feature
 from mrpipe.datasets.adni.forms.rows import eligible, latest
 from mrpipe.datasets.adni.tables import Table
@@ -66,9 +66,14 @@ def paper_features(
                 continue
             out = out.with_columns(column.alias(name))
             declared.append(
-                Feature(name=name, source_file=path.name, source_column=name, levels=levels,
-                        description="as written (profile=paper)")
-            )  # fmt: skip
+                Feature(
+                    name=name,
+                    source_file=path.name,
+                    source_column=name,
+                    levels=levels,
+                    description="as written (profile=paper)",
+                )
+            )
     return declared, out
 
 

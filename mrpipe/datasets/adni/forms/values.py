@@ -10,10 +10,22 @@ from mrpipe.datasets.adni.tables import Codes
 
 # Visit codes where a row has no harmonised one: month, and 1 where the visit comes after the other of its month.
 _VISITS = {
-    "sc": (0, 0), "scmri": (0, 0), "f": (0, 0), "bl": (0, 1), "init": (0, 1), "v01": (0, 0), "v02": (0, 0),
-    "v03": (0, 1), "v04": (3, 0), "v05": (6, 0), "v11": (12, 0), "v21": (24, 0), "v31": (36, 0), "v41": (48, 0),
+    "sc": (0, 0),
+    "scmri": (0, 0),
+    "f": (0, 0),
+    "bl": (0, 1),
+    "init": (0, 1),
+    "v01": (0, 0),
+    "v02": (0, 0),
+    "v03": (0, 1),
+    "v04": (3, 0),
+    "v05": (6, 0),
+    "v11": (12, 0),
+    "v21": (24, 0),
+    "v31": (36, 0),
+    "v41": (48, 0),
     "v51": (60, 0),
-}  # fmt: skip
+}
 # Phases by roster number: below the bound.
 PHASE_BOUNDS = ((2000, "ADNI1"), (3000, "ADNIGO"), (6000, "ADNI2"), (10000, "ADNI3"))
 
@@ -61,10 +73,13 @@ def limit(column: str) -> pl.Expr:
     """−1 below the reportable range (`<80`, `<LLOQ`), 1 above it (`>1700`), 0 within, null where not measured."""
     text = pl.col(column).str.strip_chars()
     return (
-        pl.when(text.str.starts_with("<")).then(pl.lit(-1, pl.Int8))
-        .when(text.str.starts_with(">")).then(pl.lit(1, pl.Int8))
-        .when(text.is_not_null()).then(pl.lit(0, pl.Int8))
-    )  # fmt: skip
+        pl.when(text.str.starts_with("<"))
+        .then(pl.lit(-1, pl.Int8))
+        .when(text.str.starts_with(">"))
+        .then(pl.lit(1, pl.Int8))
+        .when(text.is_not_null())
+        .then(pl.lit(0, pl.Int8))
+    )
 
 
 def date(column: str) -> pl.Expr:

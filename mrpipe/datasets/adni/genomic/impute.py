@@ -65,12 +65,25 @@ def _run(command: list[str], folder: Path) -> None:
 
 
 def run_beagle(
-    target: Path, reference: Path, out: Path, *, genetic_map: Path | None = None, threads: int = 1, seed: int = 0,
+    target: Path,
+    reference: Path,
+    out: Path,
+    *,
+    genetic_map: Path | None = None,
+    threads: int = 1,
+    seed: int = 0,
     impute: bool = True,
-) -> Path:  # fmt: skip
+) -> Path:
     """Phase the target against the reference and, if asked for, impute; returns `<out>.vcf.gz`."""
-    command = [_require("beagle"), f"gt={target.resolve()}", f"ref={reference.resolve()}", f"out={out.resolve()}",
-               f"nthreads={threads}", f"seed={seed}", f"impute={'true' if impute else 'false'}"]  # fmt: skip
+    command = [
+        _require("beagle"),
+        f"gt={target.resolve()}",
+        f"ref={reference.resolve()}",
+        f"out={out.resolve()}",
+        f"nthreads={threads}",
+        f"seed={seed}",
+        f"impute={'true' if impute else 'false'}",
+    ]
     if genetic_map is not None:
         command.append(f"map={genetic_map.resolve()}")
     _run(command, out.parent)
@@ -101,8 +114,13 @@ def plink_map(path: Path, out: Path) -> Path:
             return path
         table = pl.read_csv(path, separator="\t", infer_schema=False)
     except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        raise DataError(Fault(file=path.name, expected="a genetic map (Beagle's form, or pos, chr, cM)",
-                              found=f"unreadable data ({error})")) from error  # fmt: skip
+        raise DataError(
+            Fault(
+                file=path.name,
+                expected="a genetic map (Beagle's form, or pos, chr, cM)",
+                found=f"unreadable data ({error})",
+            )
+        ) from error
     table.select(table.columns[1], pl.lit("."), table.columns[2], table.columns[0]).write_csv(
         out, separator=" ", include_header=False
     )
@@ -144,16 +162,24 @@ def lifted_set(plink: PlinkSet, chain: ChainFile) -> tuple[PlinkSet, NDArray[np.
         as_written = plink.bim[column].to_numpy().astype(np.str_)[rows]
         named[column] = np.where(turned, letters[np.where(turned, complement(codes), 0)], as_written)
     bim = plink.bim[rows.tolist()].with_columns(
-        pl.Series("chrom", got.chromosome[rows].tolist()), pl.Series("pos", got.position[rows]),
+        pl.Series("chrom", got.chromosome[rows].tolist()),
+        pl.Series("pos", got.position[rows]),
         *(pl.Series(c, v.tolist()) for c, v in named.items()),
-    )  # fmt: skip
+    )
     return replace(plink, bim=bim), rows
 
 
 def impute_set(
-    bed: Path, reference: Path, out: Path, *, tool: str = "beagle", genetic_map: Path | None = None, threads: int = 1,
-    seed: int = 0, chain: Path | None = None,
-) -> Imputed:  # fmt: skip
+    bed: Path,
+    reference: Path,
+    out: Path,
+    *,
+    tool: str = "beagle",
+    genetic_map: Path | None = None,
+    threads: int = 1,
+    seed: int = 0,
+    chain: Path | None = None,
+) -> Imputed:
     """Fill the missing calls of a PLINK set and write it as `out.bed`, `.bim`, `.fam`; people and SNPs are unchanged,
     except that SNPs without a place in the reference's build are left out.
 
@@ -183,14 +209,25 @@ def impute_set(
     at = np.flatnonzero(aligned.keep)
     at = at[np.unique(key[at], return_index=True)[1]]
     if not len(at):
-        raise DataError(Fault(file=bed.name, expected=f"SNPs that {reference.name} holds", found="none",
-                              fix="Is the set in the reference's build?"))  # fmt: skip
+        raise DataError(
+            Fault(
+                file=bed.name,
+                expected=f"SNPs that {reference.name} holds",
+                found="none",
+                fix="Is the set in the reference's build?",
+            )
+        )
     letters = np.array(["A", "C", "G", "T"])
     rows = aligned.index[at]
     sites = pl.DataFrame(
-        {"chrom": plink.bim["chrom"].to_numpy()[at], "pos": plink.bim["pos"].to_numpy()[at],
-         "id": [f"s{i}" for i in at], "ref": letters[known.other[rows]], "alt": letters[known.counted[rows]]}
-    )  # fmt: skip
+        {
+            "chrom": plink.bim["chrom"].to_numpy()[at],
+            "pos": plink.bim["pos"].to_numpy()[at],
+            "id": [f"s{i}" for i in at],
+            "ref": letters[known.other[rows]],
+            "alt": letters[known.counted[rows]],
+        }
+    )
     swap = aligned.swap[at]
     copies = np.where(swap[None, :] & (matrix[:, at] != 3), 2 - np.minimum(matrix[:, at], 2), matrix[:, at]).astype(
         np.uint8
@@ -221,9 +258,10 @@ def impute_set(
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m mrpipe.datasets.adni.genomic_impute SET.bed PANEL.vcf.gz OUT`; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m mrpipe.datasets.adni.genomic_impute", description=__doc__,
+        prog="python -m mrpipe.datasets.adni.genomic_impute",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("bed", type=Path, metavar="SET.bed", help="with its .bim and .fam beside it")
     parser.add_argument("reference", type=Path, metavar="PANEL.vcf.gz", help="phased reference panel")
     parser.add_argument("out", type=Path, metavar="OUT", help="writes OUT.bed, OUT.bim, OUT.fam")
@@ -235,13 +273,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        done = impute_set(args.bed, args.reference, args.out, tool=args.tool, genetic_map=args.map,
-                          threads=args.threads, seed=args.seed, chain=args.chain)  # fmt: skip
+        done = impute_set(
+            args.bed,
+            args.reference,
+            args.out,
+            tool=args.tool,
+            genetic_map=args.map,
+            threads=args.threads,
+            seed=args.seed,
+            chain=args.chain,
+        )
     except MrpipeError as error:
         print(f"imputation: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{args.out}: {done.n_snps} SNPs, {done.n_matched} of them in the panel; calls missing: {done.n_missing} "
-          f"before, {done.n_left} after")  # fmt: skip
+    print(
+        f"{args.out}: {done.n_snps} SNPs, {done.n_matched} of them in the panel; calls missing: {done.n_missing} "
+        f"before, {done.n_left} after"
+    )
     return 0
 
 

@@ -20,9 +20,12 @@ MENU = "Download > Genetic Data > ADNI GWAS (PLINK sets)"
 CHAIN_SOURCE = "UCSC's goldenPath (hg18/liftOver/hg18ToHg19.over.chain.gz) or Ensembl's assembly_mapping"
 # The provider's sets in the order of the cohorts; others follow by name.
 KNOWN_SETS = (
-    "ADNI_cluster_01_forward_757LONI", "ADNI_GO_2_Forward_Bin", "ADNI_GO2_GWAS_2nd_orig_BIN", "ADNI3_PLINK_Final",
+    "ADNI_cluster_01_forward_757LONI",
+    "ADNI_GO_2_Forward_Bin",
+    "ADNI_GO2_GWAS_2nd_orig_BIN",
+    "ADNI3_PLINK_Final",
     "ADNI3_PLINK_FINAL_2nd",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,14 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
     if chain is not None and other:
         wanted = (other[0], options.target_build)
         if len(other) > 1:
-            faults.add(Fault(file=chain.shown_as, expected="one build beside the target", found=", ".join(other),
-                             fix="Lift the others beforehand."))  # fmt: skip
+            faults.add(
+                Fault(
+                    file=chain.shown_as,
+                    expected="one build beside the target",
+                    found=", ".join(other),
+                    fix="Lift the others beforehand.",
+                )
+            )
         elif any(b is not None and b != w for b, w in zip(chain.builds(), wanted, strict=True)):
             found = " to ".join(b or "unknown" for b in chain.builds())
             faults.add(

@@ -41,9 +41,15 @@ def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, 
     wrong = parts.filter(pl.col("p").list.len() != len(names))
     if len(wrong) or parts.is_empty():
         found = f"{len(wrong['p'][0])} columns" if len(wrong) else "an empty file"
-        faults.add(Fault(file=shown_as, row=int(wrong["row"][0]) if len(wrong) else None,
-                         expected=f"{len(names)} columns ({', '.join(names)})", found=found,
-                         fix="The file is damaged or cut short: download it again."))  # fmt: skip
+        faults.add(
+            Fault(
+                file=shown_as,
+                row=int(wrong["row"][0]) if len(wrong) else None,
+                expected=f"{len(names)} columns ({', '.join(names)})",
+                found=found,
+                fix="The file is damaged or cut short: download it again.",
+            )
+        )
         return None
     return parts.select(pl.col("p").list.get(i).alias(n) for i, n in enumerate(names))
 
@@ -116,8 +122,14 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
         path = bed.with_suffix(f".{suffix}")
         name = shown.removesuffix(".bed") + f".{suffix}"
         if not path.is_file():
-            faults.add(Fault(file=name, expected=f"the .{suffix} beside {bed.name}", found="no such file",
-                             fix="A set is three files of one name."))  # fmt: skip
+            faults.add(
+                Fault(
+                    file=name,
+                    expected=f"the .{suffix} beside {bed.name}",
+                    found="no such file",
+                    fix="A set is three files of one name.",
+                )
+            )
         else:
             tables[suffix] = _whitespace_table(path, names, faults, name)
     faults.raise_if_any()
@@ -125,14 +137,23 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
     assert fam is not None
     assert bim is not None
     typed = bim.select(
-        plain_chromosome(pl.col("chrom")).alias("chrom"), "id", pl.col("pos").cast(pl.Int64, strict=False),
+        plain_chromosome(pl.col("chrom")).alias("chrom"),
+        "id",
+        pl.col("pos").cast(pl.Int64, strict=False),
         pl.col("a1", "a2").str.to_uppercase(),
-    )  # fmt: skip
+    )
     wrong = typed.with_row_index("row", offset=1).filter(pl.col("pos").is_null())
     if len(wrong):
         row = int(wrong["row"][0])
-        faults.add(Fault(file=shown.removesuffix(".bed") + ".bim", column="position", row=row,
-                         expected="a whole number", found=repr(bim["pos"][row - 1])))  # fmt: skip
+        faults.add(
+            Fault(
+                file=shown.removesuffix(".bed") + ".bim",
+                column="position",
+                row=row,
+                expected="a whole number",
+                found=repr(bim["pos"][row - 1]),
+            )
+        )
     with bed.open("rb") as handle:
         head = handle.read(3)
     n_bytes = 3 + len(bim) * -(-len(fam) // 4)
@@ -147,13 +168,24 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
             )
         )
     elif head[2:] != MAGIC[2:]:
-        faults.add(Fault(file=shown, expected="SNP-major order (third byte 01)", found=f"{head[2:].hex() or 'nothing'}",
-                         fix="Convert it with plink --make-bed."))  # fmt: skip
+        faults.add(
+            Fault(
+                file=shown,
+                expected="SNP-major order (third byte 01)",
+                found=f"{head[2:].hex() or 'nothing'}",
+                fix="Convert it with plink --make-bed.",
+            )
+        )
     elif size != n_bytes:
-        faults.add(Fault(file=shown, expected=f"{n_bytes} bytes for {len(fam)} people and {len(bim)} SNPs",
-                         found=f"{size} bytes",
-                         fix="The .bim or .fam belongs to another .bed (was the .bim filtered alone?), or the download "
-                             "was cut short."))  # fmt: skip
+        faults.add(
+            Fault(
+                file=shown,
+                expected=f"{n_bytes} bytes for {len(fam)} people and {len(bim)} SNPs",
+                found=f"{size} bytes",
+                fix="The .bim or .fam belongs to another .bed (was the .bim filtered alone?), or the download "
+                "was cut short.",
+            )
+        )
     faults.raise_if_any()
     return PlinkSet(bed.stem, bed, fam.select("fid", "iid", "father", "mother", "sex"), typed)
 

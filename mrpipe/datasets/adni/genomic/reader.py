@@ -247,11 +247,20 @@ def assemble(
     people = cohort.sort("sample_id")
     chosen, repeated, left_out = choose_people(panels, sets, people["rid"].to_list())
     if not any(c is not None for c in chosen):
-        raise DataError(Fault(file="the .fam files", column="IID", expected="PTIDs of participants of the cohort",
-                              found="none in any set", fix="IID must be the PTID (SSS_S_RRRR)."))  # fmt: skip
-    outcome = [(sid, 0, "ok" if c else "failed", None if c else left_out[rid])
-               for sid, rid, c in zip(people["sample_id"], people["rid"], chosen, strict=True)
-               if c or rid in left_out]  # fmt: skip
+        raise DataError(
+            Fault(
+                file="the .fam files",
+                column="IID",
+                expected="PTIDs of participants of the cohort",
+                found="none in any set",
+                fix="IID must be the PTID (SSS_S_RRRR).",
+            )
+        )
+    outcome = [
+        (sid, 0, "ok" if c else "failed", None if c else left_out[rid])
+        for sid, rid, c in zip(people["sample_id"], people["rid"], chosen, strict=True)
+        if c or rid in left_out
+    ]
     tried = pl.DataFrame(outcome, schema=TRIED_SCHEMA, orient="row")
     places = np.array([c for c in chosen if c is not None], dtype=np.int64)
     panels = [
@@ -317,9 +326,14 @@ def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Featu
     sample_ids = tried.filter(status="ok")["sample_id"].to_list()
     packed = merged_rows(panels, len(sample_ids), len(identity))
     modality = Modality(
-        name="genomic", bit=BIT, kind="genotype", shape=(len(identity),), dtype="uint8", encoding="packed2",
+        name="genomic",
+        bit=BIT,
+        kind="genotype",
+        shape=(len(identity),),
+        dtype="uint8",
+        encoding="packed2",
         description=f"{DESCRIPTION} ({options.merge}, {options.target_build}; {flow.summary()})",
-    )  # fmt: skip
+    )
     return Features(
         modality=modality,
         batches=batches(sample_ids, packed, modality.arrow_schema()),

@@ -163,9 +163,12 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
     # 1000 Genomes legends name SNPs `rs123:1000:A:G`.
     names = frame["id"].str.split(":").list.first().to_numpy().astype(np.str_)
     return Reference(
-        key[order], allele_codes(frame["counted"])[order], allele_codes(frame["other"])[order],
-        frame["frequency"].to_numpy()[order], names[order],
-    )  # fmt: skip
+        key[order],
+        allele_codes(frame["counted"])[order],
+        allele_codes(frame["other"])[order],
+        frame["frequency"].to_numpy()[order],
+        names[order],
+    )
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,14 @@ def read_vcf(path: Path) -> VcfGenotypes:
                 skip += 1
         frame = pl.read_csv(path, separator="\t", skip_rows=skip, infer_schema=False, quote_char=None)
     except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        raise DataError(Fault(file=path.name, expected="a complete VCF", found=str(error).splitlines()[0],
-                              fix="The file is damaged or cut short.")) from error  # fmt: skip
+        raise DataError(
+            Fault(
+                file=path.name,
+                expected="a complete VCF",
+                found=str(error).splitlines()[0],
+                fix="The file is damaged or cut short.",
+            )
+        ) from error
     if not line.startswith("#CHROM") or frame.width < 10 or not frame["FORMAT"].str.starts_with("GT").all():
         raise DataError(
             Fault(file=path.name, expected="a VCF with genotypes (GT first in FORMAT)", found="another table")

@@ -23,8 +23,8 @@ from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.imaging.chain import SCALE
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import Grid
-from mrpipe.store.parquet import read_metadata
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+from mrpipe.store.parquet import read_metadata
 
 NAME, BIT = "image", 0
 DESCRIPTION = (
@@ -85,9 +85,13 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
     grid = plan.maps.grid if plan.maps else open_template(raw, options, None).grid
     edge = options.image_downsample
     modality = Modality(
-        name=NAME, bit=BIT, kind="volume", shape=grid.output_shape(edge), dtype=options.image_dtype,
+        name=NAME,
+        bit=BIT,
+        kind="volume",
+        shape=grid.output_shape(edge),
+        dtype=options.image_dtype,
         description=DESCRIPTION,
-    )  # fmt: skip
+    )
     tried: list[dict[str, Any]] = []
     counts = {"rows": 0}
 
@@ -116,10 +120,19 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
         if n_raw:
             sources.append(f"{n_raw} raw T1 scans")
         row = {
-            "modality": NAME, "position": 0, "name": f"{NAME}.gm", "dtype": options.image_dtype,
-            "unit": "1/1000 voxel volume", "kind": "pixel", "levels": None, "description": grid.describe(edge),
-            "source_file": ", ".join(sources), "source_column": None, "n_observed": counts["rows"], "n_missing": 0,
-        }  # fmt: skip
+            "modality": NAME,
+            "position": 0,
+            "name": f"{NAME}.gm",
+            "dtype": options.image_dtype,
+            "unit": "1/1000 voxel volume",
+            "kind": "pixel",
+            "levels": None,
+            "description": grid.describe(edge),
+            "source_file": ", ".join(sources),
+            "source_column": None,
+            "n_observed": counts["rows"],
+            "n_missing": 0,
+        }
         return pl.DataFrame([row], schema=DICTIONARY_SCHEMA)
 
     def attempts() -> pl.DataFrame:

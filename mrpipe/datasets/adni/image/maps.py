@@ -117,9 +117,13 @@ def _scan_frame(ptid: list[str], date: list[str | None], image_id: list[str], fi
         schema=dict.fromkeys(("ptid", "date", "image_id", "file"), pl.String),
     )
     return frame.select(
-        "ptid", rid_of("ptid").alias("rid"), parse_date("date").alias("date"), pl.lit(0, dtype=pl.Int32).alias("rank"),
-        "image_id", "file",
-    )  # fmt: skip
+        "ptid",
+        rid_of("ptid").alias("rid"),
+        parse_date("date").alias("date"),
+        pl.lit(0, dtype=pl.Int32).alias("rank"),
+        "image_id",
+        "file",
+    )
 
 
 def _checked_vector(vector: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
@@ -180,8 +184,14 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
         )
     if array is not None and grid is not None and array.shape[1] != grid.n_voxels:
         found = f"{array.shape[1]} columns, but the mask has {grid.n_voxels} voxels"
-        faults.add(Fault(file=shown_as, expected="one column a voxel of the mask", found=found,
-                         fix="Check image_mask and image_mask_label."))  # fmt: skip
+        faults.add(
+            Fault(
+                file=shown_as,
+                expected="one column a voxel of the mask",
+                found=found,
+                fix="Check image_mask and image_mask_label.",
+            )
+        )
     if faults.faults or array is None or grid is None or mask is None:
         return None
     good = [m for m in matches if m is not None]
@@ -197,9 +207,15 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
 
 
 def _maps(
-    raw: Path, grid: Grid, mask: Path, scans: pl.DataFrame, load: Callable[[str, str], NDArray[np.float32]],
-    files: tuple[Path, ...], folder: Path | None, source: str,
-) -> Maps:  # fmt: skip
+    raw: Path,
+    grid: Grid,
+    mask: Path,
+    scans: pl.DataFrame,
+    load: Callable[[str, str], NDArray[np.float32]],
+    files: tuple[Path, ...],
+    folder: Path | None,
+    source: str,
+) -> Maps:
     undated = int(scans["date"].null_count())
     notes = [f"images: {undated} maps without a readable date are taken last"] if undated else []
     if mask.is_relative_to(raw):
@@ -225,8 +241,15 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
         image_id = frame["image_id"].fill_null(file) if "image_id" in frame.columns else file
         for row, ptid in enumerate(frame["ptid"], start=1):
             if not PTID.fullmatch(ptid):
-                faults.add(Fault(file=_shown(raw, table), column="ptid", row=row, expected="a PTID such as 002_S_0413",
-                                 found="another value"))  # fmt: skip
+                faults.add(
+                    Fault(
+                        file=_shown(raw, table),
+                        column="ptid",
+                        row=row,
+                        expected="a PTID such as 002_S_0413",
+                        found="another value",
+                    )
+                )
         scans = _scan_frame(frame["ptid"].to_list(), date.to_list(), image_id.to_list(), file.to_list())
     else:
         named = [(p, m) for p in sorted(root.glob("*.nii*")) if (m := _RAVENS.fullmatch(p.name))]
@@ -236,8 +259,12 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
             expected = "maps named {PTID}_{date}_T1_…RAVENS_150….nii.gz"
             faults.add(Fault(file=_shown(raw, root), expected=expected, found=found, fix=fix))
             return None
-        scans = _scan_frame([m["ptid"] for _, m in named], [m["date"] for _, m in named],
-                            [p.name for p, _ in named], [p.name for p, _ in named])  # fmt: skip
+        scans = _scan_frame(
+            [m["ptid"] for _, m in named],
+            [m["date"] for _, m in named],
+            [p.name for p, _ in named],
+            [p.name for p, _ in named],
+        )
     mask = find_mask(raw, options, root)
     grid = open_mask(raw, mask, options, faults)
     if grid is None or mask is None or faults.faults:

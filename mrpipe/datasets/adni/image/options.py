@@ -38,8 +38,9 @@ class ImageOptions:
         "registration of raw T1 scans: SyN with mean squares (40,20,10), SyN with mutual information (40,20,0), affine",
         choices=("quality", "fast", "affine"),
     )
-    image_brain: str = option("extract", "raw T1 scans show the head, or are skull-stripped",
-                              choices=("extract", "stripped"))  # fmt: skip
+    image_brain: str = option(
+        "extract", "raw T1 scans show the head, or are skull-stripped", choices=("extract", "stripped")
+    )
     image_segment_mm: float = option(
         1.0, "voxel size of the tissue segmentation; finer raw T1 scans are resampled to it"
     )

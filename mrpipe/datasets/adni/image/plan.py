@@ -119,8 +119,14 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
             members = tuple(sorted(p for p in maps.folder.rglob("*.nii*") if p.is_file() and p not in listed))
             found.groups[f"{maps.folder.relative_to(raw).as_posix()}/*.nii.gz"] = members
     elif options.image_route == "maps" and len(faults.faults) == before:
-        faults.add(Fault(file=f"{raw.name}/ADNI_G.npy", expected="stacked maps, maps.csv, or a folder of RAVENS maps",
-                         found="none of them", fix="Give the path with image_maps=..."))  # fmt: skip
+        faults.add(
+            Fault(
+                file=f"{raw.name}/ADNI_G.npy",
+                expected="stacked maps, maps.csv, or a folder of RAVENS maps",
+                found="none of them",
+                fix="Give the path with image_maps=...",
+            )
+        )
     if options.image_route == "maps":
         return found
     scans = find_scans(raw, faults)
@@ -142,11 +148,20 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
         if maps is None and options.image_mask:
             open_mask(raw, find_mask(raw, options, None), options, faults)
         if options.image_template and not (raw / options.image_template).is_file():
-            faults.add(Fault(file=options.image_template, expected="the template that image_template names",
-                             found="no such file"))  # fmt: skip
+            faults.add(
+                Fault(
+                    file=options.image_template, expected="the template that image_template names", found="no such file"
+                )
+            )
         if dicom < len(scans):
             require_imaging()
     elif options.image_route == "raw":
-        faults.add(Fault(file=f"{raw.name}/ADNI", expected="T1 scans in IDA's layout (ADNI/{PTID}/…/I…/ADNI_….nii)",
-                         found="none", fix=f"{FETCH}"))  # fmt: skip
+        faults.add(
+            Fault(
+                file=f"{raw.name}/ADNI",
+                expected="T1 scans in IDA's layout (ADNI/{PTID}/…/I…/ADNI_….nii)",
+                found="none",
+                fix=f"{FETCH}",
+            )
+        )
     return found

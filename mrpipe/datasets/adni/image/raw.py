@@ -24,9 +24,9 @@ from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import Grid
 from mrpipe.imaging.template import Template
 from mrpipe.imaging.worker import OUT_OF_TIME, ScanResult, process_scan
-from mrpipe.store.parquet import replacing, write_batches, write_text
 from mrpipe.raw import sha256
 from mrpipe.schema import TRIED_SCHEMA
+from mrpipe.store.parquet import replacing, write_batches, write_text
 
 NUMBERS = (
     "brain_ml",
@@ -43,10 +43,18 @@ NUMBERS = (
 )
 # One row a scan that was tried: of which sample, what came of it, and why not. `picture` is below the parts' folder.
 _SCAN: dict[str, Any] = {
-    **TRIED_SCHEMA, "detail": pl.String, "source": pl.String, "image_id": pl.String, "date": pl.Date,
-    "description": pl.String, **dict.fromkeys(NUMBERS, pl.Float64), "seconds": pl.Float64, "peak_mb": pl.Float64,
-    "notes": pl.String, "picture": pl.String,
-}  # fmt: skip
+    **TRIED_SCHEMA,
+    "detail": pl.String,
+    "source": pl.String,
+    "image_id": pl.String,
+    "date": pl.Date,
+    "description": pl.String,
+    **dict.fromkeys(NUMBERS, pl.Float64),
+    "seconds": pl.Float64,
+    "peak_mb": pl.Float64,
+    "notes": pl.String,
+    "picture": pl.String,
+}
 SCAN_SCHEMA = pl.Schema(_SCAN)
 GRID_KEY = "mrpipe.grid"
 Process = Callable[..., ScanResult]
@@ -121,8 +129,13 @@ class _Shard:
         entry = self._finished(note, fingerprint)
         if entry is None:
             note.unlink(missing_ok=True)
-            entry = {"fingerprint": fingerprint, "minutes": self.options.image_timeout_min, "status": "ok",
-                     "reason": None, "detail": None}  # fmt: skip
+            entry = {
+                "fingerprint": fingerprint,
+                "minutes": self.options.image_timeout_min,
+                "status": "ok",
+                "reason": None,
+                "detail": None,
+            }
             try:
                 if path.suffix.lower() == ".dcm":
                     raise ScanFailedError("a DICOM series; convert it with dcm2niix")
@@ -134,9 +147,11 @@ class _Shard:
                 with replacing(voxels) as temporary, temporary.open("wb") as handle:
                     np.save(handle, vector)
                 entry |= done.numbers | {
-                    "seconds": sum(done.seconds.values()), "peak_mb": done.peak_mb, "notes": "; ".join(done.notes),
+                    "seconds": sum(done.seconds.values()),
+                    "peak_mb": done.peak_mb,
+                    "notes": "; ".join(done.notes),
                     "picture": f"{self.scratch.name}/{picture.name}",
-                }  # fmt: skip
+                }
             except ScanFailedError as error:
                 entry |= {"status": "failed", "reason": error.reason, "detail": error.detail}
             write_text(note, json.dumps(entry))
@@ -144,8 +159,11 @@ class _Shard:
         entry = {k: v for k, v in entry.items() if k not in ("fingerprint", "minutes")}
         if entry["status"] == "ok" and entry["overlap"] < self.options.image_min_overlap:
             overlap, least = entry["overlap"], self.options.image_min_overlap
-            entry |= {"status": "failed", "reason": f"brain and template overlap by less than {least:g}",
-                      "detail": f"{overlap:.3f}"}  # fmt: skip
+            entry |= {
+                "status": "failed",
+                "reason": f"brain and template overlap by less than {least:g}",
+                "detail": f"{overlap:.3f}",
+            }
         return entry, np.load(voxels) if entry["status"] == "ok" else None
 
 
@@ -155,9 +173,15 @@ def _row(scan: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare_images(
-    raw: Path, samples: pl.DataFrame, options: ImageOptions, part: int, n_parts: int, out: Path,
-    *, process: Process | None = None,
-) -> None:  # fmt: skip
+    raw: Path,
+    samples: pl.DataFrame,
+    options: ImageOptions,
+    part: int,
+    n_parts: int,
+    out: Path,
+    *,
+    process: Process | None = None,
+) -> None:
     """Process one part of the raw scans and write it to `out`: one row a scan that was tried.
 
     A scan that fails is recorded with its reason, and the subject's next one is tried. What is finished lies in the

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from mrpipe.datasets.adni.image.join import BIT, DESCRIPTION, read_images
 from mrpipe.datasets.adni.image.plan import check_images, has_images
 from mrpipe.datasets.adni.image.qc import write_image_qc
 from mrpipe.datasets.adni.image.raw import prepare_images
-from mrpipe.datasets.adni.image.join import BIT, DESCRIPTION, read_images
 from mrpipe.schema import ModalityReader
 
 __all__ = ["READER", "check_images", "has_images"]

@@ -36,9 +36,16 @@ SEARCH_COLUMNS = (
     Column(name="modality", required=False),
 )
 SCANS_SCHEMA = pl.Schema(
-    {"ptid": pl.String, "rid": pl.Int64, "date": pl.Date, "rank": pl.Int32, "image_id": pl.String, "file": pl.String,
-     "description": pl.String}
-)  # fmt: skip
+    {
+        "ptid": pl.String,
+        "rid": pl.Int64,
+        "date": pl.Date,
+        "rank": pl.Int32,
+        "image_id": pl.String,
+        "file": pl.String,
+        "description": pl.String,
+    }
+)
 
 
 def rid_of(column: str) -> pl.Expr:

@@ -26,9 +26,10 @@ def _rows(people: People, chosen: Sequence[int], months: Sequence[int]) -> pl.Da
     codes = [visit_codes(p, m, screening=False) for p, m in zip(s["phase"].to_list(), months, strict=True)]
     days = [d + timedelta(days=30 * m) for d, m in zip(s["start"].to_list(), months, strict=True)]
     return s.select("ptid", "rid", "phase", "site").with_columns(
-        pl.Series("viscode", [a for a, _ in codes]), pl.Series("viscode2", [b for _, b in codes]),
+        pl.Series("viscode", [a for a, _ in codes]),
+        pl.Series("viscode2", [b for _, b in codes]),
         pl.Series("date", [d.isoformat() for d in days]),
-    )  # fmt: skip
+    )
 
 
 def write_apoe(w: Writer, people: People) -> None:
@@ -95,9 +96,12 @@ def write_csf(w: Writer, people: People) -> None:
     )
     batch = ["ADNI3 1st batch" if x else "ADNI1/GO/2 batch" for x in late]
     items: dict[str, Sequence[Any]] = {
-        "BATCH": batch, "RUNDATE": ["2017-05-01"] * len(rows), "ABETA40": texts(np.maximum(abeta40, 4000)),
-        **text, "COMMENT": [", ".join(c) or None for c in comments] if w.layout != "old" else [None] * len(rows),
-    }  # fmt: skip
+        "BATCH": batch,
+        "RUNDATE": ["2017-05-01"] * len(rows),
+        "ABETA40": texts(np.maximum(abeta40, 4000)),
+        **text,
+        "COMMENT": [", ".join(c) or None for c in comments] if w.layout != "old" else [None] * len(rows),
+    }
     w.write(
         "UPENNBIOMK_ROCHE_ELECSYS",
         rows,

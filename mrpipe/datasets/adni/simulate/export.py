@@ -8,16 +8,17 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni.simulate import biospecimen as sim_biospecimen, forms as sim_forms
+from mrpipe.datasets.adni.simulate import biospecimen as sim_biospecimen
+from mrpipe.datasets.adni.simulate import forms as sim_forms
 from mrpipe.datasets.adni.simulate.genotypes import write_genotypes
 from mrpipe.datasets.adni.simulate.image import ImageSimulation, simulate_images
 from mrpipe.datasets.adni.simulate.people import FACTOR_MEANS, best_accuracies, draw_people, posterior, truth_frame
 from mrpipe.datasets.adni.simulate.tables import LAYOUTS, Writer
 from mrpipe.datasets.adni.tables import CLASSES
 from mrpipe.errors import UsageError
-from mrpipe.store.parquet import write_frame, write_text
-from mrpipe.options import option
 from mrpipe.experiment.truth import subsets, write_best
+from mrpipe.options import option
+from mrpipe.store.parquet import write_frame, write_text
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,16 @@ def simulate_export(raw: Path, truth: Path, options: AdniSimulation) -> None:
     people = draw_people(options.n_subjects, options.seed, options.separation, options.missing_strength)
     writer = Writer(raw, options.layout, options.seed)
     for form in (
-        sim_forms.write_diagnoses, sim_forms.write_demographics, sim_forms.write_history, sim_forms.write_examination,
-        sim_forms.write_medications, sim_forms.write_vitals, sim_biospecimen.write_apoe, sim_biospecimen.write_csf,
+        sim_forms.write_diagnoses,
+        sim_forms.write_demographics,
+        sim_forms.write_history,
+        sim_forms.write_examination,
+        sim_forms.write_medications,
+        sim_forms.write_vitals,
+        sim_biospecimen.write_apoe,
+        sim_biospecimen.write_csf,
         sim_biospecimen.write_plasma,
-    ):  # fmt: skip
+    ):
         form(writer, people)
     if options.layout == "old":
         sim_forms.write_roster(writer, people)
@@ -65,8 +72,10 @@ def simulate_export(raw: Path, truth: Path, options: AdniSimulation) -> None:
         imaged = people.subjects.filter("has_image").select(
             pl.col("ptid").alias("subject_id"),
             pl.col("cls").replace_strict(dict(enumerate(CLASSES)), return_dtype=pl.String).alias("diagnosis"),
-            pl.col("start").alias("visit_date"), "u", "v_image",
-        )  # fmt: skip
+            pl.col("start").alias("visit_date"),
+            "u",
+            "v_image",
+        )
         write_frame(truth / "images.parquet", simulate_images(raw, imaged, options))
     write_frame(truth / "truth.parquet", truth_frame(people, options.separation))
     best = {names: posterior(people.subjects, names, options.separation) for names in subsets(list(FACTOR_MEANS))}

@@ -267,8 +267,10 @@ def write_medications(w: Writer, people: People) -> None:
     begin = years - rng.integers(0, 12, len(rows))
     kind = rng.integers(0, 4, len(rows))
     fuzzy = w.layout != "2025"
-    started = [[f"{y}-05-01", f"--/--/{y}" if fuzzy else f"{y}-01-01", f"--/05/{y}" if fuzzy else f"{y}-05-01", "-4"][k]
-               for y, k in zip(begin.tolist(), kind.tolist(), strict=True)]  # fmt: skip
+    started = [
+        [f"{y}-05-01", f"--/--/{y}" if fuzzy else f"{y}-01-01", f"--/05/{y}" if fuzzy else f"{y}-05-01", "-4"][k]
+        for y, k in zip(begin.tolist(), kind.tolist(), strict=True)
+    ]
     continuing = rng.random(len(rows)) < 0.85
     ended = [
         None if c else f"--/--/{y}" if fuzzy else f"{y}-06-01" for c, y in zip(continuing, years.tolist(), strict=True)
@@ -332,16 +334,20 @@ def write_vitals(w: Writer, people: People) -> None:
         return with_missing(texts(values), rng, phase, rate=0.03, minus_one=0.02, anywhere=True)
 
     items: dict[str, Sequence[Any]] = {
-        "VSWEIGHT": gaps(weight), "VSWTUNIT": unit.tolist(),
+        "VSWEIGHT": gaps(weight),
+        "VSWTUNIT": unit.tolist(),
         "VSHEIGHT": [t if m else None for t, m in zip(gaps(height), measured, strict=True)],
         "VSHTUNIT": [t if m else "-4" for t, m in zip(unit.tolist(), measured, strict=True)],
         "VSBPSYS": gaps(np.clip(np.round(134 + 4 * v[i] + 14 * rng.standard_normal(n)), 80, 220)),
         "VSBPDIA": gaps(np.clip(np.round(75 + 9 * rng.standard_normal(n)), 40, 120)),
         "VSPULSE": gaps(np.clip(np.round(65 + 9 * rng.standard_normal(n)), 42, 120)),
         "VSRESP": gaps(np.clip(np.round(16 + 2 * rng.standard_normal(n)), 8, 30)),
-        "VSTEMP": gaps(temperature), "VSTMPSRC": ["1"] * n, "VSTMPUNT": label.tolist(),
-        "VSHGTSC": ["1" if m else None for m in measured], "VSCOMM": [None] * n,
-    }  # fmt: skip
+        "VSTEMP": gaps(temperature),
+        "VSTMPSRC": ["1"] * n,
+        "VSTMPUNT": label.tolist(),
+        "VSHGTSC": ["1" if m else None for m in measured],
+        "VSCOMM": [None] * n,
+    }
     w.write("VITALS", frame, items)
 
 

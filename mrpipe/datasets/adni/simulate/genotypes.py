@@ -100,11 +100,15 @@ def write_reference(path: Path, snps: Snps, known: NDArray[np.bool_]) -> None:
     frame = pl.DataFrame(
         {
             "id": [f"{i}:{p}:{a}:{b}" for i, p, a, b in zip(snps.name, snps.position, snps.ref, snps.alt, strict=True)],
-            "chr": snps.chromosome, "position": snps.position, "a0": snps.ref, "a1": snps.alt,
-            "TYPE": "Biallelic_SNP", **dict.fromkeys(("AFR", "AMR", "EAS", "EUR", "SAS"), snps.frequency.round(6)),
+            "chr": snps.chromosome,
+            "position": snps.position,
+            "a0": snps.ref,
+            "a1": snps.alt,
+            "TYPE": "Biallelic_SNP",
+            **dict.fromkeys(("AFR", "AMR", "EAS", "EUR", "SAS"), snps.frequency.round(6)),
             "ALL": snps.frequency.round(6),
         }
-    ).filter(pl.Series(known))  # fmt: skip
+    ).filter(pl.Series(known))
     with path.open("wb") as handle, gzip.GzipFile(filename="", mode="wb", fileobj=handle, mtime=0) as packed:
         packed.write(frame.write_csv(separator=" ").encode())
 
@@ -128,8 +132,16 @@ def dosage_block(snps: Snps, columns: slice, factor: NDArray[np.float64], seed: 
 
 def _set_of(phase: NDArray[np.str_], index: NDArray[np.int64]) -> NDArray[np.int64]:
     """Set of each participant, by phase; ADNI2 is shared between the two GO/2 sets."""
-    return np.select([phase == "ADNI1", (phase == "ADNIGO") | ((phase == "ADNI2") & (index % 2 == 0)), phase == "ADNI2",
-                      phase == "ADNI3"], [0, 1, 2, 3], default=4)  # fmt: skip
+    return np.select(
+        [
+            phase == "ADNI1",
+            (phase == "ADNIGO") | ((phase == "ADNI2") & (index % 2 == 0)),
+            phase == "ADNI2",
+            phase == "ADNI3",
+        ],
+        [0, 1, 2, 3],
+        default=4,
+    )
 
 
 def write_genotypes(out: Path, subjects: pl.DataFrame, *, n_snps: int, seed: int, effect: float) -> pl.DataFrame:

@@ -183,8 +183,14 @@ def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.Data
     raws = [v for v in visits if v["source"] == "raw"]
     if raws:
         truth += write_raw_scans(out, raws, kind=settings.image_t1, voxel_mm=settings.image_t1_mm, seed=seed)
-    schema = {"subject_id": pl.String, "source": pl.String, "image_id": pl.String, "date": pl.Date,
-              "atrophy": pl.Float64, "failed": pl.Boolean}  # fmt: skip
+    schema = {
+        "subject_id": pl.String,
+        "source": pl.String,
+        "image_id": pl.String,
+        "date": pl.Date,
+        "atrophy": pl.Float64,
+        "failed": pl.Boolean,
+    }
     return pl.DataFrame(truth, schema=schema).sort("subject_id", "date", "image_id")
 
 
@@ -221,8 +227,10 @@ def _write_maps(
             name = f"{visit['subject_id']}_{visit['date'].isoformat()}_T1_RAVENS_150.nii.gz"
             write_nifti(folder / name, volume, grid.affine)
             lines.append(f'"{visit["subject_id"]}","{written}","{name}"')
-        truth.append({k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
-                     | {"image_id": str(row), "failed": failed})  # fmt: skip
+        truth.append(
+            {k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
+            | {"image_id": str(row), "failed": failed}
+        )
     if stacked:
         array.flush()
         (folder / "ADNI_subj.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -17,8 +17,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.tables import CLASSES
-from mrpipe.keyed import generator
 from mrpipe.experiment.truth import subsets
+from mrpipe.keyed import generator
 
 # raw-formats E.1: re-run of the authors' label rule, and the working frequencies of combinations.
 CLASS_COUNTS = (926, 746, 444)
@@ -132,13 +132,20 @@ def draw_people(n: int, seed: int, separation: float, missing_strength: float) -
     start = [PHASES[names[p]][2] + timedelta(days=int(d)) for p, d in zip(phase, rng.integers(0, 900, n), strict=True)]
     subjects = pl.DataFrame(
         {
-            "rid": rid, "ptid": [f"{s:03d}_S_{r:04d}" for s, r in zip(site, rid, strict=True)],
-            "phase": [names[p] for p in phase], "site": site, "cls": cls, "stable": stable, "n_visits": n_visits,
-            "start": start, "pattern": patterns, "u": u,
+            "rid": rid,
+            "ptid": [f"{s:03d}_S_{r:04d}" for s, r in zip(site, rid, strict=True)],
+            "phase": [names[p] for p in phase],
+            "site": site,
+            "cls": cls,
+            "stable": stable,
+            "n_visits": n_visits,
+            "start": start,
+            "pattern": patterns,
+            "u": u,
             **{f"v_{m}": v for m, v in factors.items()},
             **{f"has_{m}": [letter in p for p in patterns] for letter, m in LETTERS.items()},
         }
-    )  # fmt: skip
+    )
     rows: list[tuple[Any, ...]] = []
     for i, path in enumerate(_paths(rng, cls, stable, n_visits)):
         for k, dx in enumerate(path):
@@ -169,10 +176,20 @@ def truth_frame(people: People, separation: float) -> pl.DataFrame:
     """One row a participant: `sample_id`, class at baseline, factors, combination, posterior given what is observed."""
     s = people.subjects
     p = posterior(s, None, separation)
-    return s.select(
-        pl.col("ptid").alias("sample_id"), "rid", "phase", "stable", "pattern", "u", "^v_.*$",
-        pl.col("cls").replace_strict(dict(enumerate(CLASSES)), return_dtype=pl.String).alias("diagnosis"),
-    ).with_columns(pl.Series(f"bayes_{c}", p[:, k]) for k, c in enumerate(CLASSES)).sort("sample_id")  # fmt: skip
+    return (
+        s.select(
+            pl.col("ptid").alias("sample_id"),
+            "rid",
+            "phase",
+            "stable",
+            "pattern",
+            "u",
+            "^v_.*$",
+            pl.col("cls").replace_strict(dict(enumerate(CLASSES)), return_dtype=pl.String).alias("diagnosis"),
+        )
+        .with_columns(pl.Series(f"bayes_{c}", p[:, k]) for k, c in enumerate(CLASSES))
+        .sort("sample_id")
+    )
 
 
 def best_accuracies(people: People, separation: float) -> dict[str, float]:

@@ -20,10 +20,26 @@ from mrpipe.keyed import generator
 EXTENT_MM = (156.0, 186.0, 168.0)
 # T1-weighted intensities: background, scalp, skull, fluid, grey, white.
 SCALP, SKULL, FLUID, GREY, WHITE = 700.0, 120.0, 180.0, 520.0, 800.0
-SEARCH = ("Image Data ID", "Subject", "Group", "Sex", "Age", "Visit", "Modality", "Description", "Type", "Acq Date",
-          "Format", "Downloaded")  # fmt: skip
-ADNI1 = ("MPR; GradWarp; B1 Correction; N3; Scaled", "MPR; GradWarp; B1 Correction; N3; Scaled_2", "MP-RAGE",
-         "MP-RAGE REPEAT")  # fmt: skip
+SEARCH = (
+    "Image Data ID",
+    "Subject",
+    "Group",
+    "Sex",
+    "Age",
+    "Visit",
+    "Modality",
+    "Description",
+    "Type",
+    "Acq Date",
+    "Format",
+    "Downloaded",
+)
+ADNI1 = (
+    "MPR; GradWarp; B1 Correction; N3; Scaled",
+    "MPR; GradWarp; B1 Correction; N3; Scaled_2",
+    "MP-RAGE",
+    "MP-RAGE REPEAT",
+)
 LATER = ("Accelerated Sagittal MPRAGE", "Sagittal 3D Accelerated MPRAGE", "MT1; GradWarp; N3m")
 
 
@@ -153,8 +169,10 @@ def write_raw_scans(
                     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
                 rows.append((f"{'I' if image % 2 else ''}{image}", ptid, "MRI", description, visit["date"]))
                 if not localizer:
-                    truth.append({k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
-                                 | {"image_id": str(image), "failed": failing})  # fmt: skip
+                    truth.append(
+                        {k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
+                        | {"image_id": str(image), "failed": failing}
+                    )
     rows.append((f"I{image + 1}", rows[-1][1], "PET", "ADNI Brain PET: Raw", rows[-1][4]))
     lines = [",".join(f'"{c}"' for c in SEARCH)]
     for image_id, ptid, modality, description, day in rows:

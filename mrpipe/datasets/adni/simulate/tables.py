@@ -37,10 +37,17 @@ class Writer:
         return f"{prefix}{table}_{dated or FILE_DATES[self.layout]}.csv"
 
     def write(
-        self, table: str, records: pl.DataFrame, items: Mapping[str, Sequence[Any]], *, date_column: str = "VISDATE",
-        keys: Sequence[str] = ("PHASE", "PTID", "RID", "VISCODE", "VISCODE2", "DATE"), bookkeeping: bool = True,
-        crlf: bool = False, file: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        table: str,
+        records: pl.DataFrame,
+        items: Mapping[str, Sequence[Any]],
+        *,
+        date_column: str = "VISDATE",
+        keys: Sequence[str] = ("PHASE", "PTID", "RID", "VISCODE", "VISCODE2", "DATE"),
+        bookkeeping: bool = True,
+        crlf: bool = False,
+        file: str | None = None,
+    ) -> None:
         """Write one table.
 
         Args:
@@ -52,17 +59,22 @@ class Writer:
         n, rng = len(records), self.rng(f"{table} keys")
         old = self.layout == "old"
         day = [d if d else "2006-01-01" for d in records["date"].to_list()]
-        stamp = [f"{date.fromisoformat(d) + timedelta(days=int(k))} 10:{int(m):02d}:00.0"
-                 for d, k, m in zip(day, rng.integers(5, 400, n), rng.integers(0, 60, n), strict=True)]  # fmt: skip
+        stamp = [
+            f"{date.fromisoformat(d) + timedelta(days=int(k))} 10:{int(m):02d}:00.0"
+            for d, k, m in zip(day, rng.integers(5, 400, n), rng.integers(0, 60, n), strict=True)
+        ]
         if "stamp" in records.columns:
             stamp = [given or drawn for given, drawn in zip(records["stamp"].to_list(), stamp, strict=True)]
         visit_date = "EXAMDATE" if old else date_column
         phase = records["phase"].to_list()
         key_values: dict[str, Sequence[Any]] = {
-            "PHASE": phase, "PTID": records["ptid"].to_list(), "RID": records["rid"].cast(pl.String).to_list(),
-            "VISCODE": records["viscode"].to_list(), "VISCODE2": records["viscode2"].to_list(),
+            "PHASE": phase,
+            "PTID": records["ptid"].to_list(),
+            "RID": records["rid"].cast(pl.String).to_list(),
+            "VISCODE": records["viscode"].to_list(),
+            "VISCODE2": records["viscode2"].to_list(),
             visit_date: records["date"].to_list(),
-        }  # fmt: skip
+        }
         wanted = [visit_date if k == "DATE" else k for k in keys if not (old and k == "PTID")]
         lead = {k: key_values[k] for k in wanted}
         user: dict[str, Sequence[Any]] = {"USERDATE": day, "USERDATE2": [None] * n}

@@ -34,35 +34,55 @@ from mrpipe.datasets.enrico.tables import (
     Legend,
 )
 from mrpipe.errors import UsageError
-from mrpipe.keyed import generator, id_keys, uniform
-from mrpipe.store.parquet import write_frame, write_text
-from mrpipe.options import option
 from mrpipe.experiment.truth import write_best
+from mrpipe.keyed import generator, id_keys, uniform
+from mrpipe.options import option
+from mrpipe.store.parquet import write_frame, write_text
 
 LANDSCAPE = ("72201", "19141")
 EMPTY_METADATA = 296 / 1460
 
 # Topic → layout and look; each pair once.
 STATES = {
-    "bare": ("sparse", "light"), "calculator": ("grid", "dark"), "camera": ("media", "photo"),
-    "chat": ("feed", "colour"), "editor": ("canvas", "photo"), "form": ("form", "light"),
-    "gallery": ("grid", "photo"), "list": ("rows", "light"), "login": ("form", "colour"),
-    "maps": ("canvas", "colour"), "mediaplayer": ("media", "dark"), "menu": ("rows", "dark"),
-    "modal": ("card", "light"), "news": ("feed", "paper"), "other": ("switches", "colour"),
-    "profile": ("card", "photo"), "search": ("sparse", "dark"), "settings": ("switches", "paper"),
-    "terms": ("text", "paper"), "tutorial": ("text", "colour"),
-}  # fmt: skip
+    "bare": ("sparse", "light"),
+    "calculator": ("grid", "dark"),
+    "camera": ("media", "photo"),
+    "chat": ("feed", "colour"),
+    "editor": ("canvas", "photo"),
+    "form": ("form", "light"),
+    "gallery": ("grid", "photo"),
+    "list": ("rows", "light"),
+    "login": ("form", "colour"),
+    "maps": ("canvas", "colour"),
+    "mediaplayer": ("media", "dark"),
+    "menu": ("rows", "dark"),
+    "modal": ("card", "light"),
+    "news": ("feed", "paper"),
+    "other": ("switches", "colour"),
+    "profile": ("card", "photo"),
+    "search": ("sparse", "dark"),
+    "settings": ("switches", "paper"),
+    "terms": ("text", "paper"),
+    "tutorial": ("text", "colour"),
+}
 
 # The published issues.csv by kind: source, description, severity, how many of the 1,460 screens.
 ISSUE_KINDS = (
-    ("wireframe", "complete mismatch", "high", 11), ("wireframe", "huge occluding element", "medium", 6),
-    ("wireframe", "systematic vertical offset", "low", 2), ("wireframe", "missing bg image", "low", 10),
-    ("wireframe", "missing checkboxes", "low", 2), ("wireframe", "map misalignment", "low", 2),
-    ("wireframe", "empty webview", "medium", 1), ("wireframe", "partial mismatch", "medium", 1),
-    ("wireframe", "wrong scale on wireframe", "high", 1), ("screenshot", "selector overlay", "medium", 2),
-    ("screenshot", "elements still loading", "medium", 2), ("screenshot", "loading overlay", "medium", 1),
-    ("hierarchy", "overlapping sidebar", "low", 20), ("hierarchy", "overlapping elements", "low", 12),
-)  # fmt: skip
+    ("wireframe", "complete mismatch", "high", 11),
+    ("wireframe", "huge occluding element", "medium", 6),
+    ("wireframe", "systematic vertical offset", "low", 2),
+    ("wireframe", "missing bg image", "low", 10),
+    ("wireframe", "missing checkboxes", "low", 2),
+    ("wireframe", "map misalignment", "low", 2),
+    ("wireframe", "empty webview", "medium", 1),
+    ("wireframe", "partial mismatch", "medium", 1),
+    ("wireframe", "wrong scale on wireframe", "high", 1),
+    ("screenshot", "selector overlay", "medium", 2),
+    ("screenshot", "elements still loading", "medium", 2),
+    ("screenshot", "loading overlay", "medium", 1),
+    ("hierarchy", "overlapping sidebar", "low", 20),
+    ("hierarchy", "overlapping elements", "low", 12),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,8 +236,15 @@ def _metadata(screen_id: str, u: float, topic_free: int) -> bytes:
     if u < EMPTY_METADATA:
         return b"{}"
     category = ("COMMUNICATION", "TOOLS", "SHOPPING", "HEALTH_AND_FITNESS", "MUSIC_AND_AUDIO")[topic_free % 5]
-    values = {"title": f"App {topic_free}", "category": [category], "score": "4.1", "reviews": 10 + topic_free,
-              "free": True, "installs": "10,000+", "app_id": f"com.example.app{topic_free}"}  # fmt: skip
+    values = {
+        "title": f"App {topic_free}",
+        "category": [category],
+        "score": "4.1",
+        "reviews": 10 + topic_free,
+        "free": True,
+        "installs": "10,000+",
+        "app_id": f"com.example.app{topic_free}",
+    }
     return json.dumps(values).encode()
 
 

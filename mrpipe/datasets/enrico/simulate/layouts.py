@@ -15,17 +15,39 @@ STATUS_BAR, TOOLBAR, NAVIGATION_BAR = 84, 196, 168
 Node = dict[str, Any]
 
 # A simulated icon legend: like the published one, greys that rise by 2, but with fewer classes.
-ICON_CLASSES = ("menu", "search", "add", "arrow_backward", "more", "star", "share", "play", "pause", "skip_next",
-                "skip_previous", "settings", "avatar", "send", "close", "expand_more")  # fmt: skip
+ICON_CLASSES = (
+    "menu",
+    "search",
+    "add",
+    "arrow_backward",
+    "more",
+    "star",
+    "share",
+    "play",
+    "pause",
+    "skip_next",
+    "skip_previous",
+    "settings",
+    "avatar",
+    "send",
+    "close",
+    "expand_more",
+)
 ICON_COLOURS = {name: f"#{(20 + 12 * i) * 0x010101:06x}" for i, name in enumerate(ICON_CLASSES)}
 BUTTON_CONCEPTS = ("go", "login", "skip", "ok", "cancel", "done", "next", "save")
 _CLASSES = {
-    "Text": "android.widget.TextView", "Text Button": "android.widget.Button", "Input": "android.widget.EditText",
-    "Image": "android.widget.ImageView", "Icon": "android.widget.ImageButton",
+    "Text": "android.widget.TextView",
+    "Text Button": "android.widget.Button",
+    "Input": "android.widget.EditText",
+    "Image": "android.widget.ImageView",
+    "Icon": "android.widget.ImageButton",
     "List Item": "android.widget.RelativeLayout",
-    "On/Off Switch": "android.widget.Switch", "Checkbox": "android.widget.CheckBox",
-    "Toolbar": "android.widget.Toolbar", "Slider": "android.widget.SeekBar", "Web View": "android.webkit.WebView",
-}  # fmt: skip
+    "On/Off Switch": "android.widget.Switch",
+    "Checkbox": "android.widget.CheckBox",
+    "Toolbar": "android.widget.Toolbar",
+    "Slider": "android.widget.SeekBar",
+    "Web View": "android.webkit.WebView",
+}
 
 
 def node(label: str | None, x0: float, y0: float, x1: float, y1: float, *children: Node, **extra: Any) -> Node:
@@ -136,10 +158,16 @@ def _feed(s: Screen) -> list[Node]:
         side = step * 0.75
         x = s.left if i % 2 == 0 else s.left + 160
         nodes.append(
-            node("Card", x, y + 20, s.right - (160 if i % 2 == 0 else 0), y + step - 20,
-                 node("Image", x + 20, y + 40, x + 20 + side * 0.7, y + step - 60),
-                 node("Text", x + 60 + side * 0.7, y + 50, s.right - 240, y + 50 + step * 0.3))
-        )  # fmt: skip
+            node(
+                "Card",
+                x,
+                y + 20,
+                s.right - (160 if i % 2 == 0 else 0),
+                y + step - 20,
+                node("Image", x + 20, y + 40, x + 20 + side * 0.7, y + step - 60),
+                node("Text", x + 60 + side * 0.7, y + 50, s.right - 240, y + 50 + step * 0.3),
+            )
+        )
     return nodes
 
 
@@ -232,10 +260,16 @@ def _text(s: Screen) -> list[Node]:
         nodes.append(node("Pager Indicator", s.width * 0.4, s.bottom - 260, s.width * 0.6, s.bottom - 220))
     bar = s.bottom - 190
     nodes.append(
-        node("Button Bar", 0, bar, s.width, s.bottom,
-             s.button(s.left, bar + 30, s.width / 2 - 40, s.bottom - 30),
-             s.button(s.width / 2 + 40, bar + 30, s.right, s.bottom - 30))
-    )  # fmt: skip
+        node(
+            "Button Bar",
+            0,
+            bar,
+            s.width,
+            s.bottom,
+            s.button(s.left, bar + 30, s.width / 2 - 40, s.bottom - 30),
+            s.button(s.width / 2 + 40, bar + 30, s.right, s.bottom - 30),
+        )
+    )
     return nodes
 
 
@@ -255,9 +289,17 @@ def _card(s: Screen) -> list[Node]:
 
 
 LAYOUTS: dict[str, Callable[[Screen], list[Node]]] = {
-    "sparse": _sparse, "media": _media, "feed": _feed, "canvas": _canvas, "form": _form, "grid": _grid,
-    "rows": _rows, "switches": _switches, "text": _text, "card": _card,
-}  # fmt: skip
+    "sparse": _sparse,
+    "media": _media,
+    "feed": _feed,
+    "canvas": _canvas,
+    "form": _form,
+    "grid": _grid,
+    "rows": _rows,
+    "switches": _switches,
+    "text": _text,
+    "card": _card,
+}
 
 
 def build_tree(layout: str, screen: Screen) -> Node:

@@ -18,8 +18,8 @@ import polars as pl
 from isal import igzip
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.simulate import pools as pools
 from mrpipe.datasets.mimic.scan.prefetch import ahead
+from mrpipe.datasets.mimic.simulate import pools as pools
 from mrpipe.datasets.mimic.simulate.events import dictionary, event_blocks
 from mrpipe.datasets.mimic.simulate.notes import discharge_table, radiology_table
 from mrpipe.datasets.mimic.simulate.options import MimicSimulation
@@ -32,10 +32,10 @@ from mrpipe.datasets.mimic.simulate.patients import (
     icustays_table,
     patients_table,
 )
-from mrpipe.keyed import generator
-from mrpipe.store.parquet import write_frame, write_text
-from mrpipe.raw import sha256
 from mrpipe.experiment.truth import write_best
+from mrpipe.keyed import generator
+from mrpipe.raw import sha256
+from mrpipe.store.parquet import write_frame, write_text
 
 __all__ = ["MimicSimulation", "simulate_export"]
 # Columns that releases up to 2.1 do not have.

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.align import Index, beginning_after, means, overlapping
 from mrpipe.datasets.mosi.formats.csd import Entry, Sequence, load
-from mrpipe.datasets.mosi.ragged import Block, feature_names
 from mrpipe.datasets.mosi.formats.sdk_files import SAME_TIME, SdkFiles
+from mrpipe.datasets.mosi.ragged import Block, feature_names
 from mrpipe.errors import UsageError
 
 PAUSE = "sp"

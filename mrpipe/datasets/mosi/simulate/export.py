@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from scipy.special import expit, log_expit, ndtr, ndtri
 
 from mrpipe import keyed
-from mrpipe.datasets.mosi.simulate import formats as simulate_formats
 from mrpipe.datasets.mosi.clips import sample_id
 from mrpipe.datasets.mosi.options import MosiSimulation
+from mrpipe.datasets.mosi.simulate import formats as simulate_formats
 from mrpipe.datasets.mosi.simulate.vocabulary import LISTS
 from mrpipe.errors import UsageError
-from mrpipe.store.parquet import write_frame
 from mrpipe.experiment.truth import subsets, write_best
+from mrpipe.store.parquet import write_frame
 
 NEGATIVE_SHARE, POSITIVE_SHARE = 1023 / 2199, 1080 / 2199
 TRAIN_SHARE, VALID_SHARE = 52 / 93, 10 / 93

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from mrpipe import keyed
 from mrpipe.datasets.mosi.align import means
 from mrpipe.datasets.mosi.clips import FOLD_FILE
+from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
 from mrpipe.datasets.mosi.ragged import Block
-from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.store.parquet import replacing, write_text
 from mrpipe.text.encoders import get_encoder
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from mrpipe import keyed
 from mrpipe.errors import UsageError
-from mrpipe.store.parquet import write_frame, write_text
-from mrpipe.options import option
 from mrpipe.experiment.truth import write_best
+from mrpipe.options import option
+from mrpipe.store.parquet import write_frame, write_text
 
 WEIGHTS = (1.2, 0.8, 1.4)
 # The label comes last: a file that was cut short lacks it.
@@ -86,8 +86,13 @@ def simulate_export(raw: Path, truth: Path, options: TablesSimulation) -> None:
     labs_there, survey_there = (u[:, 1:3] >= gone).T
 
     vitals = _signs(trait[:, [0, 1]], 4, keys, seed, "vitals") * [12, 15, 0.5, 4] + [75, 120, 36.9, 16]
-    columns = {"visit": visit, "pulse": _text(vitals[:, 0], 0), "pressure": _text(vitals[:, 1], 0),
-               "temperature": _text(vitals[:, 2], 1), "respiration": _text(vitals[:, 3], 0)}  # fmt: skip
+    columns = {
+        "visit": visit,
+        "pulse": _text(vitals[:, 0], 0),
+        "pressure": _text(vitals[:, 1], 0),
+        "temperature": _text(vitals[:, 2], 1),
+        "respiration": _text(vitals[:, 3], 0),
+    }
     columns["temperature"] = np.where(u[:, 3] < 0.1, "-99", columns["temperature"])
     write_text(raw / "vitals.csv", _csv(columns))
 
@@ -100,8 +105,13 @@ def simulate_export(raw: Path, truth: Path, options: TablesSimulation) -> None:
     (raw / "labs.csv.gz").write_bytes(buffer.getvalue())
 
     answer = _signs(trait[:, [2, 2]], 2, keys, seed, "survey")
-    survey = pl.DataFrame({"visit": visit, "smoking": np.digitize(answer[:, 0], [-0.5, 0.7]),
-                           "mood": 1 + np.digitize(answer[:, 1], [-0.8, 0.0, 0.8])})  # fmt: skip
+    survey = pl.DataFrame(
+        {
+            "visit": visit,
+            "smoking": np.digitize(answer[:, 0], [-0.5, 0.7]),
+            "mood": 1 + np.digitize(answer[:, 1], [-0.8, 0.0, 0.8]),
+        }
+    )
     write_frame(raw / "survey.parquet", survey.filter(pl.Series(survey_there)))
 
     fold = np.select([own_part < 0.7 for own_part in [keyed.uniform(own, seed, "fold")[:, 0]]], ["training"], "test")

@@ -1,0 +1,109 @@
+"""The command line: every verb explains itself; the exit code says whose fault it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mrpipe.cli.help import VERBS
+from mrpipe.cli.main import main
+
+STORE = Path(__file__).parents[1] / "data" / "stores" / "format-1"
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_every_verb_has_a_help_that_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*([verb] if verb else []), "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) > 8
+    if verb:
+        assert VERBS[verb][1].splitlines()[0] in text
+    else:
+        assert all(v in text for v in VERBS)
+
+
+def test_show_verify_and_export_read_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(STORE), "--deep"]) == 0
+    assert main(["show", str(STORE)]) == 0
+    assert "SIMULATED" in capsys.readouterr().out
+    assert main(["export", str(STORE), "--out", str(tmp_path / "npz"), "--format", "npz"]) == 0
+    with np.load(tmp_path / "npz" / "series.npz") as file:
+        assert file["offsets"][-1] == len(file["x"]) == len(file["time"])
+    assert main(["export", str(STORE), "--out", str(tmp_path), "--modalities", "table", "series", "genotype"]) == 0
+    table = pl.read_csv(tmp_path / "table.csv")
+    plain = pl.read_parquet(STORE / "modalities" / "table.parquet")
+    assert table["sample_id"].to_list() == plain["sample_id"].to_list()
+    assert set(pl.read_csv(tmp_path / "genotype.csv").drop("sample_id").to_numpy().ravel()) <= {0, 1, 2, 3}
+    assert pl.read_csv(tmp_path / "series.csv").columns[:3] == ["sample_id", "step", "time"]
+
+
+def test_mask_prints_what_it_hid_and_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mask", str(STORE), "--p", "0.5", "--seed", "3", "--out", str(tmp_path / "m.parquet")]) == 0
+    printed = sum(int(line.split()[0]) for line in capsys.readouterr().out.splitlines())
+    assert printed == pl.read_parquet(tmp_path / "m.parquet").height
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["verify", "nowhere"], 3, "manifest"),
+        (["mask", str(STORE), "--p", "2", "--out", "x"], 2, "p must lie"),
+        (["mask", str(STORE), "--mechanism", "magic", "--out", "x"], 2, "mnar_label"),
+        (["mask", str(STORE), "--modalities", "mri", "--out", "x"], 2, "mri"),
+        (["export", str(STORE), "--out", "x", "--modalities", "image"], 2, "npz"),
+        (["check", "mosy", "--raw", "x"], 2, "mosi"),
+        (["check", "mosi", "--raw", "x", "--set", "text_encoder"], 2, "key=value"),
+        (["split", "mosi", "--store", str(STORE), "--scheme", "mine"], 2, "standard"),
+        (["ingest", "mosi", "smell", "--raw", "x", "--work", "x", "--store", "x"], 2, "smell"),
+        # Steps out of their order.
+        (["ingest", "mosi", "text", "--raw", "x", "--work", "x", "--store", "x"], 2, "run mrpipe cohort first"),
+        (["prepare", "mimic", "lab", "--part", "0", "--raw", "x", "--work", "x"], 2, "run mrpipe cohort first"),
+        (["samples", "mosi", "--work", "x", "--store", "x", "--modalities", "text"], 2, "run mrpipe cohort first"),
+        (["samples", "tables", "--work", "x", "--store", "x", "--modalities", "a"], 2, "run mrpipe check --work first"),
+        (["split", "tables", "--store", "x", "--scheme", "standard"], 2, "run mrpipe samples first"),
+        (["seal", "mosi", "--work", "x", "--store", "x"], 2, "run mrpipe check --work first"),
+    ],
+)
+def test_wrong_use_is_2_and_wrong_data_3_and_nothing_is_written(
+    arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_code_hash_of_a_module(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["code-hash", "mrpipe.store.masks"]) == 0
+    assert len(capsys.readouterr().out.strip()) == 16
+    assert main(["code-hash", "mrpipe.nothing"]) == 2
+
+
+def test_the_archived_manifest_is_what_the_format_says() -> None:
+    manifest = json.loads((STORE / "manifest.json").read_text())
+    for key in (
+        "format",
+        "dataset",
+        "release",
+        "origin",
+        "modalities",
+        "labels",
+        "splits",
+        "tables",
+        "inputs",
+        "code_hash",
+        "mrpipe_version",
+        "n_samples",
+        "n_subjects",
+        "pattern_counts",
+        "store_id",
+    ):
+        assert key in manifest

@@ -1,0 +1,363 @@
+"""ADNI's precomputed maps: grid, choice of a scan, faults, and the way into a store."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from datetime import date
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import polars as pl
+import pytest
+
+import mrpipe
+from mrpipe.datasets.adni.image.join import read_images
+from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.datasets.adni.image.raw import prepare_images
+from mrpipe.datasets.adni.image.reader import READER, check_images, has_images
+from mrpipe.datasets.adni.simulate.image import ImageSimulation, simulate_images, simulated_grid
+from mrpipe.errors import DataError, FaultCollector, UsageError
+from mrpipe.imaging.nifti import write_nifti
+from mrpipe.raw import sha256
+from mrpipe.schema import Attrition, Checked, Cohort, Dataset, Scheme, Task
+from mrpipe.stages.build import build
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation(ImageSimulation):
+    seed: int = 0
+
+
+def subjects(n: int = 24) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "subject_id": [f"{i % 7 + 2:03d}_S_{37 * i + 11:04d}" for i in range(n)],
+            "diagnosis": [("CN", "MCI", "Dementia")[i % 3] for i in range(n)],
+            "latent": np.linspace(-1, 1, n),
+        }
+    )
+
+
+def cohort(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.select(sample_id="subject_id", subject_id="subject_id").sort("sample_id")
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("maps") / "raw"
+    simulate_images(out, subjects(), Simulation(image_failed=0.1))
+    return out
+
+
+def read(raw: Path, samples: pl.DataFrame, work: Path, **options) -> tuple[dict[str, np.ndarray], pl.DataFrame]:
+    """Sample id → volume, and the table of scans."""
+    chosen = ImageOptions(**options)
+    work.mkdir(parents=True, exist_ok=True)
+    part = work / "0-of-1.parquet"
+    prepare_images(raw, samples, chosen, 0, 1, part)
+    features = read_images(raw, samples, chosen, [part])
+    volumes = {}
+    for batch in features.batches:
+        x = batch["x"].flatten().to_numpy(zero_copy_only=False).reshape(-1, *features.modality.shape)
+        volumes |= dict(zip(batch["sample_id"].to_pylist(), x, strict=True))
+    assert features.tried is not None
+    return volumes, features.tried()
+
+
+def rows_of(raw: Path) -> tuple[np.ndarray, list[tuple[str, date]]]:
+    """The stack, and subject and date of each row, parsed without the code under test."""
+    lines = (raw / "image" / "ADNI_subj.txt").read_text().split()
+    parsed = []
+    for line in lines:
+        *ptid, day = line.split("_")
+        parsed.append(("_".join(ptid), date.fromisoformat(day)))
+    return np.load(raw / "image" / "ADNI_G.npy"), parsed
+
+
+def test_nearest_needs_the_date_it_is_near_to(export: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'visit_date'"):
+        read(export, cohort(subjects()), tmp_path, image_scan="nearest")
+
+
+# --- stacked maps
+
+
+@pytest.mark.parametrize("rule", ["earliest", "latest"])
+def test_each_sample_gets_the_row_that_its_rule_names(export: Path, tmp_path: Path, rule: str) -> None:
+    array, rows = rows_of(export)
+    samples = cohort(subjects())
+    volumes, scans = read(export, samples, tmp_path, image_scan=rule, image_dtype="float32", image_tries=9)
+    grid, _ = simulated_grid((14, 16, 14))
+    for subject in samples["sample_id"]:
+        own = sorted((d, i) for i, (p, d) in enumerate(rows) if p == subject and array[i].any())
+        if not own:
+            assert subject not in volumes
+            continue
+        expected = array[own[0 if rule == "earliest" else -1][1]].astype(np.float32)
+        scattered = np.zeros(grid.mask.shape, dtype=np.float32)
+        scattered[grid.mask] = expected
+        np.testing.assert_array_equal(volumes[subject], scattered[grid.box])
+    zero = {i for i, row in enumerate(array) if not row.any()}
+    assert len(zero) > 0
+    failed = scans.filter(status="failed")
+    assert set(failed["reason"].str.split(":").list.first()) <= {"all voxels 0"}
+    assert list(volumes) == sorted(volumes)
+
+
+def test_a_failed_map_gives_way_to_the_next_and_a_subject_of_failed_maps_has_none(export: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(export, raw)
+    array, rows = rows_of(raw)
+    by_subject: dict[str, list[int]] = {}
+    for i, (p, _) in enumerate(rows):
+        by_subject.setdefault(p, []).append(i)
+    several = next(p for p, i in sorted(by_subject.items()) if len(i) >= 2)
+    only = next(p for p in sorted(by_subject) if p != several)
+    array[:] = 1.0 + np.arange(len(rows))[:, None]
+    first = min(by_subject[several], key=lambda i: rows[i][1])
+    array[first] = 0.0
+    array[by_subject[only]] = 0.0
+    np.save(raw / "image" / "ADNI_G.npy", array)
+    volumes, scans = read(raw, cohort(subjects()), tmp_path / "work", image_tries=99)
+    assert only not in volumes
+    assert len(volumes) == len(by_subject) - 1
+    second = sorted(by_subject[several], key=lambda i: rows[i][1])[1]
+    assert volumes[several].max() == 1.0 + second
+    assert scans.filter(sample_id=several)["status"].to_list() == ["failed", "ok"]
+    assert set(scans.filter(sample_id=only)["status"]) == {"failed"}
+
+
+def test_a_value_that_does_not_fit_fails_that_scan_and_float32_takes_it(export: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(export, raw)
+    array, rows = rows_of(raw)
+    array[:] = 100.0
+    for i, (p, _) in enumerate(rows):
+        if p == rows[0][0]:
+            array[i, 3] = 1e6
+        if p == rows[-1][0]:
+            array[i, 3] = np.nan
+    np.save(raw / "image" / "ADNI_G.npy", array)
+    volumes, scans = read(raw, cohort(subjects()), tmp_path / "work")
+    assert rows[0][0] not in volumes
+    assert "image_dtype=float32" in scans.filter(sample_id=rows[0][0])["reason"][0]
+    assert "without a finite value" in scans.filter(sample_id=rows[-1][0])["reason"][0]
+    wide, _ = read(raw, cohort(subjects()), tmp_path / "work", image_dtype="float32")
+    assert wide[rows[0][0]].max() == 1e6
+    assert rows[-1][0] not in wide
+
+
+def edit_missing_lines(folder: Path) -> None:
+    path = folder / "ADNI_subj.txt"
+    path.write_text("\n".join(path.read_text().split()[:-1]))
+
+
+def edit_columns(folder: Path) -> None:
+    np.save(folder / "ADNI_G.npy", np.load(folder / "ADNI_G.npy")[:, 1:])
+
+
+def edit_cut(folder: Path) -> None:
+    data = (folder / "ADNI_G.npy").read_bytes()
+    (folder / "ADNI_G.npy").write_bytes(data[: len(data) // 2])
+
+
+def edit_pickle(folder: Path) -> None:
+    np.save(folder / "ADNI_G.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+def edit_no_mask(folder: Path) -> None:
+    next(folder.glob("*averagetemplate*")).unlink()
+
+
+def edit_cut_mask(folder: Path) -> None:
+    path = next(folder.glob("*averagetemplate*"))
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def edit_labels(folder: Path) -> None:
+    path = next(folder.glob("*averagetemplate*"))
+    image = nib.load(path)
+    write_nifti(path, np.where(np.asarray(image.dataobj) == 150, 151, np.asarray(image.dataobj)), image.affine)
+
+
+def edit_line(folder: Path) -> None:
+    path = folder / "ADNI_subj.txt"
+    path.write_text(path.read_text().replace("_S_", "-S-", 1))
+
+
+def edit_no_lines(folder: Path) -> None:
+    (folder / "ADNI_subj.txt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (edit_missing_lines, "one row a line"),
+        (edit_columns, "one column a voxel"),
+        (edit_cut, "complete NumPy array"),
+        (edit_pickle, "complete NumPy array"),
+        (edit_no_mask, "NIfTI mask"),
+        (edit_cut_mask, "complete NIfTI image"),
+        (edit_labels, "label 150"),
+        (edit_line, "{PTID}_{date}"),
+        (edit_no_lines, "no such file"),
+    ],
+)
+def test_what_does_not_belong_together_is_named_by_the_check(export: Path, tmp_path: Path, edit, says: str) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(export, raw)
+    edit(raw / "image")
+    faults = FaultCollector()
+    check_images(raw, ImageOptions(), faults)
+    assert any(says in str(f) for f in faults.faults), [str(f) for f in faults.faults]
+    assert all("image/" in f.file or "mask" in f.file for f in faults.faults)
+
+
+def test_several_faults_come_at_once_and_a_checksum_is_held(export: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(export, raw)
+    edit_missing_lines(raw / "image")
+    edit_line(raw / "image")
+    faults = FaultCollector()
+    check_images(raw, ImageOptions(image_mask_sha256="0" * 64), faults)
+    assert len(faults.faults) == 3
+    mask = next((export / "image").glob("*averagetemplate*"))
+    faults = FaultCollector()
+    found = check_images(export, ImageOptions(image_mask_sha256=sha256(mask).upper()), faults)
+    assert not faults.faults
+    assert {p.name for p in found.files} == {"ADNI_G.npy", "ADNI_subj.txt", mask.name}
+
+
+def test_a_mask_from_outside_the_export_is_noted_with_its_checksum(export: Path, tmp_path: Path) -> None:
+    raw, mask = tmp_path / "raw", tmp_path / "elsewhere.nii.gz"
+    shutil.copytree(export, raw)
+    shutil.move(next((raw / "image").glob("*averagetemplate*")), mask)
+    faults = FaultCollector()
+    found = check_images(raw, ImageOptions(image_mask=str(mask)), faults)
+    assert not faults.faults
+    assert mask not in found.files
+    assert any(sha256(mask) in n and str(tmp_path) not in n for n in found.notes)
+
+
+def test_route_and_presence(export: Path, tmp_path: Path) -> None:
+    assert has_images(export, ImageOptions())
+    assert not has_images(export, ImageOptions(image_route="raw"))
+    assert not has_images(tmp_path, ImageOptions())
+    for route in ("maps", "raw"):
+        faults = FaultCollector()
+        check_images(tmp_path, ImageOptions(image_route=route), faults)
+        assert len(faults.faults) == 1
+
+
+# --- NIfTI maps
+
+
+def test_nifti_maps_in_any_axis_order_give_what_the_stack_gives(tmp_path: Path) -> None:
+    for kind in ("stack", "nifti"):
+        simulate_images(tmp_path / kind, subjects(8), Simulation(image_maps_as=kind, image_failed=0))
+    folder = tmp_path / "nifti" / "image"
+    for number, path in enumerate(sorted(folder.glob("*RAVENS*"))):
+        image = nib.load(path)
+        if number % 3 == 0:
+            nib.save(nib.as_closest_canonical(image), path)
+        elif number % 3 == 1:
+            nib.save(nib.Nifti1Image(np.asarray(image.dataobj, dtype=">f4")[..., None], image.affine), path)
+    stack, _ = read(tmp_path / "stack", cohort(subjects(8)), tmp_path / "w0")
+    maps, _ = read(tmp_path / "nifti", cohort(subjects(8)), tmp_path / "w1")
+    assert stack.keys() == maps.keys()
+    for sample_id, volume in stack.items():
+        np.testing.assert_array_equal(maps[sample_id], volume)
+    # Without a manifest, names of RAVENS maps say subject and date.
+    (folder / "maps.csv").unlink()
+    named, _ = read(tmp_path / "nifti", cohort(subjects(8)), tmp_path / "w2")
+    for sample_id, volume in stack.items():
+        np.testing.assert_array_equal(named[sample_id], volume)
+
+
+def test_a_map_on_another_grid_damaged_or_absent_costs_only_itself(tmp_path: Path) -> None:
+    simulate_images(tmp_path / "raw", subjects(6), Simulation(image_maps_as="nifti", image_failed=0, image_max_scans=1))
+    paths = sorted((tmp_path / "raw" / "image").glob("*RAVENS*"))
+    image = nib.load(paths[0])
+    shifted = image.affine.copy()
+    shifted[0, 3] += 1.0
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), shifted), paths[0])
+    paths[1].write_bytes(paths[1].read_bytes()[:200])
+    paths[2].unlink()
+    volumes, scans = read(tmp_path / "raw", cohort(subjects(6)), tmp_path / "work")
+    assert len(volumes) == 3
+    reasons = scans.filter(status="failed")["reason"].to_list()
+    for says in ("on the mask's grid", "complete NIfTI image", "does not exist"):
+        assert sum(says in r for r in reasons) == 1
+    assert not any("_S_" in r for r in reasons)
+    faults = FaultCollector()
+    found = check_images(tmp_path / "raw", ImageOptions(), faults)
+    assert [len(g) for g in found.groups.values()] == [5]
+
+
+def test_an_export_without_any_good_map_is_a_data_fault(tmp_path: Path) -> None:
+    simulate_images(tmp_path / "raw", subjects(4), Simulation(image_failed=0))
+    array = np.load(tmp_path / "raw" / "image" / "ADNI_G.npy")
+    np.save(tmp_path / "raw" / "image" / "ADNI_G.npy", np.zeros_like(array))
+    with pytest.raises(DataError, match="none good"):
+        read(tmp_path / "raw", cohort(subjects(4)), tmp_path / "work")
+
+
+# --- into a store
+
+
+def toy_dataset(frame: pl.DataFrame) -> Dataset:
+    """A dataset of images only."""
+
+    def make_cohort(raw: Path, options: ImageOptions) -> Cohort:
+        samples = cohort(frame)
+        classes = frame.select(
+            sample_id="subject_id",
+            value=pl.col("diagnosis").replace_strict({"CN": 0, "MCI": 1, "Dementia": 2}, return_dtype=pl.Int8),
+        )
+        return Cohort(samples=samples, labels={"dx": classes}, attrition=Attrition(len(samples)).frame())
+
+    def check(raw: Path, options: ImageOptions) -> Checked:
+        faults = FaultCollector()
+        found = check_images(raw, options, faults)
+        faults.raise_if_any()
+        return Checked(release="test", files=tuple(found.files), notes=tuple(found.notes), groups=found.groups)
+
+    return Dataset(
+        name="adni",
+        title="t",
+        citation="c",
+        licence="l",
+        provider="p",
+        options=ImageOptions,
+        simulation=Simulation,
+        modalities={"image": READER},
+        tasks=(Task(name="dx", kind="classification", classes=("CN", "MCI", "AD")),),
+        schemes={"standard": Scheme(stratify="dx")},
+        check=check,
+        cohort=make_cohort,
+        simulate=lambda *a: None,
+    )
+
+
+@pytest.mark.parametrize("form", ["stack", "nifti"])
+def test_maps_reach_a_sealed_store_that_names_no_subject(form: str, tmp_path: Path) -> None:
+    frame = subjects(40)
+    simulate_images(tmp_path / "raw", frame, Simulation(image_maps_as=form, image_max_scans=2))
+    ids = [build(toy_dataset(frame), tmp_path / "raw", tmp_path / name, {"image_downsample": 2}) for name in "ab"]
+    assert ids[0] == ids[1]
+    store = mrpipe.open_store(tmp_path / "a")
+    store.verify(deep=True)
+    (modality,) = store.modalities
+    assert (modality.kind, modality.dtype, modality.shape) == ("volume", "float16", (6, 7, 5))
+    arrays = store.arrays("image")
+    assert arrays.x.shape == (len(arrays), 6, 7, 5)
+    inside = arrays.x != 0
+    assert (inside == inside[0]).all()
+    description = store.dictionary["description"][0]
+    assert "x != 0 is the mask" in description
+    text = (tmp_path / "a" / "manifest.json").read_text()
+    assert not any(s in text for s in frame["subject_id"])
+    atrophy = arrays.x.astype(np.float64).mean(axis=(1, 2, 3))
+    assert np.isfinite(atrophy).all()

@@ -1,0 +1,417 @@
+"""ADNI's raw T1 scans: archive layout, search tables, preference, and parts that go on where they were killed.
+
+The chain itself is replaced by a stand-in here, so that no imaging library is needed; test_adni_image_chain.py has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from datetime import date
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from mrpipe.datasets.adni.image import plan as image_plan
+from mrpipe.datasets.adni.image import raw as image_raw
+from mrpipe.datasets.adni.image.join import read_images
+from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.datasets.adni.image.raw import NUMBERS, part_of, prepare_images
+from mrpipe.datasets.adni.image.reader import check_images
+from mrpipe.datasets.adni.image.scans import find_scans, t1_rank
+from mrpipe.datasets.adni.simulate.image import ImageSimulation, simulate_images, simulated_grid
+from mrpipe.errors import DataError, FaultCollector, MissingExtraError, MrpipeError, UsageError
+from mrpipe.imaging import chain
+from mrpipe.imaging.chain import ChainSettings
+from mrpipe.imaging.failure import ScanFailedError
+from mrpipe.imaging.nifti import read_scan
+from mrpipe.imaging.template import Template
+from mrpipe.imaging.worker import OUT_OF_TIME, ScanResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation(ImageSimulation):
+    seed: int = 0
+
+
+GRID, _ = simulated_grid((14, 16, 14))
+TEMPLATE = Template(t1=np.where(GRID.mask, 1.0, 0.0).astype(np.float32), grid=GRID, source="toy")
+
+
+def subjects(n: int) -> pl.DataFrame:
+    # ADNI1 and later phases alternate.
+    ids = [f"{i + 2:03d}_S_{(200 if i % 2 else 4000) + i:04d}" for i in range(n)]
+    return pl.DataFrame({"subject_id": ids, "diagnosis": [("CN", "MCI", "Dementia")[i % 3] for i in range(n)]})
+
+
+def cohort(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.select(sample_id="subject_id", subject_id="subject_id").sort("sample_id")
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("scans") / "raw"
+    simulate_images(out, subjects(6), Simulation(image_raw=6, image_max_scans=2, image_t1_mm=3.0))
+    return out
+
+
+class Chain:
+    """Stand-in for the chain: reads the scan as the true one does, and makes a map of its mean."""
+
+    def __init__(self, stop_after: int | None = None, overlap: float = 0.95):
+        self.calls: list[str] = []
+        self.stop_after = stop_after
+        self.overlap = overlap
+
+    def __call__(self, scan: Path, shown_as: str, templates, settings: ChainSettings, picture: Path, *, timeout_s):
+        if self.stop_after is not None and len(self.calls) == self.stop_after:
+            raise MrpipeError("ended by SIGKILL")
+        self.calls.append(shown_as)
+        try:
+            head = read_scan(scan, shown_as)
+        except DataError as error:
+            raise ScanFailedError(f"expected {error.faults[0].expected}", f"found {error.faults[0].found}") from error
+        Image.new("RGB", (60, 44), (len(self.calls) * 20, 0, 0)).save(picture)
+        gm = np.full(GRID.mask.shape, head.data.mean(), dtype=np.float32)
+        numbers = dict.fromkeys(NUMBERS, 1.0) | {"overlap": self.overlap}
+        return ScanResult(gm=gm, numbers=numbers, seconds={"all": 1.0}, peak_mb=1.0, notes=head.notes)
+
+
+@pytest.fixture(autouse=True)
+def toy_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mrpipe.datasets.adni.image import join as image_read
+
+    for module in (image_raw, image_read):
+        monkeypatch.setattr(module, "open_template", lambda raw, options, maps: TEMPLATE)
+    monkeypatch.setattr(image_plan, "require_imaging", lambda: None)
+
+
+def run(raw: Path, samples: pl.DataFrame, work: Path, process, n_parts: int = 1, **options):
+    """All parts, then the volumes and the table of scans."""
+    chosen = ImageOptions(image_parts=n_parts, **options)
+    work.mkdir(parents=True, exist_ok=True)
+    parts = [work / f"{k}-of-{n_parts}.parquet" for k in range(n_parts)]
+    for k, part in enumerate(parts):
+        prepare_images(raw, samples, chosen, k, n_parts, part, process=process)
+    features = read_images(raw, samples, chosen, parts)
+    volumes: dict[str, np.ndarray] = {}
+    for batch in features.batches:
+        x = batch["x"].flatten().to_numpy(zero_copy_only=False).reshape(-1, *features.modality.shape)
+        volumes |= dict(zip(batch["sample_id"].to_pylist(), x, strict=True))
+    assert features.tried is not None
+    return volumes, features.tried(), features
+
+
+# --- names, layout, preference
+
+
+@pytest.mark.parametrize(
+    ("name", "description"),
+    [
+        (
+            "ADNI_002_S_0413_MR_MPR__GradWarp__B1_Correction__N3__Scaled_Br_20070319121214158_S13893_I45117.nii",
+            "MPR__GradWarp__B1_Correction__N3__Scaled",
+        ),
+        ("ADNI_002_S_0413_MR_MP-RAGE_br_raw_20060502101530123_1_S13893_I45117.nii.gz", "MP-RAGE"),
+        ("ADNI_002_S_0413_MR_MP-RAGE__br_raw_20060502101530123_1_S13893_I45117.nii", "MP-RAGE"),
+        ("ADNI_002_S_0413_MR_Accelerated_Sagittal_MPRAGE_S13893_I45117.nii", "Accelerated_Sagittal_MPRAGE"),
+        ("adni_002_s_0413_mr_MT1__N3m_Br_20110101000000_S1_I45117.NII", "MT1__N3m"),
+    ],
+)
+def test_every_variant_of_the_file_name_is_known(name: str, description: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    scans = find_scans(tmp_path, FaultCollector())
+    assert scans.select("ptid", "rid", "image_id", "description").row(0) == ("002_S_0413", 413, "45117", description)
+
+
+def test_other_names_count_inside_the_archive_layout_only(tmp_path: Path) -> None:
+    inside = tmp_path / "ADNI/941_S_10013/MP-RAGE/2022-05-02_10_15_30.0/I99"
+    inside.mkdir(parents=True)
+    (inside / "scan.nii").write_bytes(b"")
+    (tmp_path / "ADNI/941_S_10013/notes.nii").write_bytes(b"")
+    pet = "ADNI_941_S_10013_PT_AV45_Br_20220502101530123_S1_I77.nii"
+    (tmp_path / pet).write_bytes(b"")
+    scans = find_scans(tmp_path, FaultCollector())
+    assert scans.select("rid", "date", "image_id", "description").rows() == [(10013, date(2022, 5, 2), "99", "MP-RAGE")]
+
+
+def test_better_series_rank_before_worse_ones_and_the_rest_is_no_t1() -> None:
+    ordered = [
+        "MPR; GradWarp; B1 Correction; N3; Scaled",
+        "MPR-R; GradWarp; B1 Correction; N3; Scaled",
+        "MPR; GradWarp; B1 Correction; N3; Scaled_2",
+        "MPR; GradWarp; B1 Correction; N3m",
+        "MP-RAGE",
+        "MP-RAGE REPEAT",
+        "Accelerated Sagittal MPRAGE",
+        "Accelerated_Sagittal_MPRAGE_Repeat",
+    ]
+    ranks = [t1_rank(d) for d in ordered]
+    assert None not in ranks
+    assert ranks == sorted(set(ranks))
+    assert t1_rank("IR-SPGR") == t1_rank("IR-FSPGR") == t1_rank("MP-RAGE")
+    others = ("3 Plane Localizer", "Axial T2-FSE", "Sagittal 3D FLAIR", "MPR____N3__Hippocampal_Mask", "B1-Calibration")
+    for other in (*others, "Axial DTI", "Field Mapping", ""):
+        assert t1_rank(other) is None, other
+
+
+SEARCH = (
+    ",".join(
+        f'"{c}"'
+        for c in (
+            "Image Data ID",
+            "Subject",
+            "Group",
+            "Sex",
+            "Age",
+            "Visit",
+            "Modality",
+            "Description",
+            "Type",
+            "Acq Date",
+            "Format",
+            "Downloaded",
+        )
+    )
+    + "\n"
+)
+
+
+def test_the_search_table_is_joined_by_image_and_wins_over_the_path(tmp_path: Path) -> None:
+    for image, words in ((1, "MPRAGE"), (2, "MPRAGE"), (3, "Unclear")):
+        (tmp_path / f"ADNI_002_S_0413_MR_{words}_S1_I{image}.nii").write_bytes(b"")
+    rows = [
+        '"I1","002_S_0413","AD","F","74","sc","MRI","MP-RAGE","Original","5/2/2006","NiFTI",""',
+        '"2","002_S_0413","AD","F","74","sc","PET","MPRAGE","Original","5/2/2006","NiFTI",""',
+        '"D3","002_S_0413","AD","F","74","sc","MRI","MPR; N3; Scaled","Processed","11/3/2006","NiFTI","5/9/2024"',
+        '"4","002_S_0413","AD","F","74","sc","MRI","MP-RAGE","Original","5/2/2006","NiFTI",""',
+    ]
+    (tmp_path / "search.csv").write_text(SEARCH + "\n".join(rows) + "\n")
+    (tmp_path / "DXSUM_01Jan2024.csv").write_text('"PTID","DIAGNOSIS"\n"002_S_0413","3"\n')
+    scans = find_scans(tmp_path, FaultCollector())
+    assert scans.select("image_id", "date", "rank").rows() == [
+        ("1", date(2006, 5, 2), t1_rank("MP-RAGE")),
+        ("3", date(2006, 11, 3), 0),
+    ]
+    assert "Group" not in scans.columns
+
+
+def test_the_2025_tables_are_search_tables_too(tmp_path: Path) -> None:
+    (tmp_path / "ADNI_002_S_0413_MR_X_S1_I7.nii").write_bytes(b"")
+    (tmp_path / "All_Images_09May2025.csv").write_text(
+        "image_id,subject_id,phase,modality,image_date,image_description\n7,002_S_0413,ADNI1,MRI,2006-05-02,MP-RAGE\n"
+    )
+    assert find_scans(tmp_path, FaultCollector()).select("image_id", "date").row(0) == ("7", date(2006, 5, 2))
+
+
+def test_an_image_under_the_wrong_subject_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "ADNI_002_S_0413_MR_MPRAGE_S1_I7.nii").write_bytes(b"")
+    (tmp_path / "search.csv").write_text(SEARCH + '"7","003_S_0001","","","","","MRI","MPRAGE","","5/2/2006","",""\n')
+    faults = FaultCollector()
+    check_images(tmp_path, ImageOptions(), faults)
+    assert [f.column for f in faults.faults] == ["Subject"]
+
+
+# --- parts
+
+
+def test_a_failed_scan_costs_itself_and_is_recorded_with_its_reason(export: Path, tmp_path: Path) -> None:
+    process = Chain()
+    volumes, scans, _ = run(export, cohort(subjects(6)), tmp_path, process)
+    assert len(volumes) == 5
+    failed = scans.filter(status="failed")
+    assert len(failed) == 1
+    assert failed["reason"][0] == "expected a complete NIfTI image"
+    assert failed["detail"][0].startswith("found ")
+    assert failed["sample_id"][0] not in volumes
+    assert "_S_" not in failed["reason"][0]
+    assert (scans.filter(status="ok")["attempt"] == 0).all()
+    # ADNI1 subjects have four T1 series on their first day; the preprocessed one is taken.
+    adni1 = scans.filter(pl.col("sample_id").str.slice(6).cast(pl.Int64) < 2000, status="ok")
+    assert len(adni1) > 0
+    assert adni1["description"].str.contains("Scaled").all()
+
+
+def test_the_next_scan_of_a_subject_is_tried(export: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(export, raw)
+    samples = cohort(subjects(6))
+    _, before, _ = run(raw, samples, tmp_path / "a", Chain())
+    target = before.filter(pl.col("description").str.contains("Scaled"))["image_id"][0]
+    path = next(raw.rglob(f"*_I{target}.nii*"))
+    path.write_bytes(path.read_bytes()[:400])
+    _, one, _ = run(raw, samples, tmp_path / "b", Chain(), image_tries=1)
+    assert "failed" in one.filter(image_id=target)["status"].to_list()
+    volumes, two, _ = run(raw, samples, tmp_path / "c", Chain(), image_tries=2)
+    sample_id = two.filter(image_id=target)["sample_id"][0]
+    assert two.filter(sample_id=sample_id)["status"].to_list() == ["failed", "ok"]
+    assert sample_id in volumes
+
+
+def test_a_killed_part_goes_on_with_the_next_scan_and_gives_the_same_bytes(export: Path, tmp_path: Path) -> None:
+    samples, options = cohort(subjects(6)), ImageOptions()
+    whole = Chain()
+    (tmp_path / "whole").mkdir()
+    prepare_images(export, samples, options, 0, 1, tmp_path / "whole" / "0-of-1.parquet", process=whole)
+    (tmp_path / "cut").mkdir()
+    out = tmp_path / "cut" / "0-of-1.parquet"
+    done: list[str] = []
+    for stop in (1, 2, None):
+        process = Chain(stop_after=stop)
+        if stop is None:
+            prepare_images(export, samples, options, 0, 1, out, process=process)
+        else:
+            with pytest.raises(MrpipeError, match="SIGKILL"):
+                prepare_images(export, samples, options, 0, 1, out, process=process)
+            assert not out.exists()
+        done += process.calls
+    assert done == whole.calls
+    assert out.read_bytes() == (tmp_path / "whole" / "0-of-1.parquet").read_bytes()
+
+
+def test_a_finished_scan_is_used_again_only_if_nothing_it_depends_on_changed(export: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(export, raw)
+    samples, out = cohort(subjects(6)), tmp_path / "0-of-1.parquet"
+
+    def calls(**options) -> list[str]:
+        process = Chain()
+        prepare_images(raw, samples, ImageOptions(**options), 0, 1, out, process=process)
+        return process.calls
+
+    first = calls()
+    assert calls() == []
+    assert calls(image_min_overlap=0.5) == []
+    assert calls(image_registration="fast") == first
+    assert calls(image_registration="fast", image_smoothing_mm=4.0) == first
+    image = first[-1]
+    path = next(raw.rglob(f"*_{image}.nii*"))
+    scan = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asarray(scan.dataobj) + 1, scan.affine), path)
+    assert calls(image_registration="fast", image_smoothing_mm=4.0) == [image]
+
+
+def test_a_scan_that_ran_out_of_time_is_tried_again_when_there_is_more(export: Path, tmp_path: Path) -> None:
+    times: list[float] = []
+
+    def hang(*arguments, timeout_s: float):
+        times.append(timeout_s)
+        raise ScanFailedError(OUT_OF_TIME, "")
+
+    def prepare(minutes: float) -> list[float]:
+        times.clear()
+        options = ImageOptions(image_timeout_min=minutes, image_tries=1)
+        prepare_images(export, cohort(subjects(6)), options, 0, 1, tmp_path / "0-of-1.parquet", process=hang)
+        return times.copy()
+
+    first = prepare(5.0)
+    assert set(first) == {300.0}
+    assert prepare(5.0) == prepare(4.0) == []
+    assert prepare(10.0) == [600.0] * len(first)
+
+
+def test_any_number_of_parts_gives_the_same_volumes(export: Path, tmp_path: Path) -> None:
+    samples = cohort(subjects(6))
+    one, table, features = run(export, samples, tmp_path / "1", Chain())
+    for n in (2, 4, 11):
+        many, same, other = run(export, samples, tmp_path / f"{n}", Chain(), n_parts=n)
+        assert list(many) == list(one)
+        for sample_id, volume in one.items():
+            np.testing.assert_array_equal(many[sample_id], volume)
+        # Only the folder of a picture says which part made it.
+        assert same.drop("picture").equals(table.drop("picture"))
+        assert other.dictionary().equals(features.dictionary())
+    ids = [f"{i:03d}" for i in range(23)]
+    assert [i for k in range(5) for i in part_of(ids, k, 5)] == ids
+
+
+def test_a_registration_that_misses_the_template_fails_and_says_by_how_much(export: Path, tmp_path: Path) -> None:
+    samples, chosen = cohort(subjects(6)), ImageOptions()
+    part = tmp_path / "0-of-1.parquet"
+    prepare_images(export, samples, chosen, 0, 1, part, process=Chain(overlap=0.713))
+    frame = pl.read_parquet(part)
+    assert frame["voxels"].null_count() == len(frame)
+    assert set(frame["reason"]) - {None} >= {"brain and template overlap by less than 0.8"}
+    assert "0.713" in frame["detail"].to_list()
+
+
+def test_parts_of_another_mask_are_refused(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mrpipe.datasets.adni.image import join as image_read
+
+    samples = cohort(subjects(6))
+    part = tmp_path / "0-of-1.parquet"
+    prepare_images(export, samples, ImageOptions(), 0, 1, part, process=Chain())
+    other = dataclasses.replace(TEMPLATE, grid=dataclasses.replace(GRID, mask=~GRID.mask))
+    monkeypatch.setattr(image_read, "open_template", lambda *a: other)
+    with pytest.raises(UsageError, match="another mask"):
+        list(read_images(export, samples, ImageOptions(), [part]).batches)
+
+
+def test_parts_of_another_cohort_are_refused(export: Path, tmp_path: Path) -> None:
+    few, all_of_them = cohort(subjects(6)).head(3), cohort(subjects(6))
+    part = tmp_path / "0-of-1.parquet"
+    for prepared, read in ((few, all_of_them), (all_of_them, few)):
+        prepare_images(export, prepared, ImageOptions(), 0, 1, part, process=Chain())
+        with pytest.raises(UsageError, match="another cohort"):
+            read_images(export, read, ImageOptions(), [part])
+
+
+def test_maps_and_raw_scans_come_together_and_maps_take_precedence(tmp_path: Path) -> None:
+    frame = subjects(14)
+    raw = tmp_path / "raw"
+    simulate_images(raw, frame, Simulation(image_raw=5, image_t1_mm=3.0, image_failed=0.0))
+    # A subject with a map is not processed, though it has a scan as well.
+    scans = find_scans(raw, FaultCollector())
+    lines = (raw / "image" / "ADNI_subj.txt").read_text()
+    doubled = scans["ptid"].sort()[-1]
+    (raw / "image" / "ADNI_subj.txt").write_text(lines.replace(lines[:10], doubled, 1))
+    process = Chain()
+    volumes, table, features = run(raw, cohort(frame), tmp_path / "work", process, image_tries=9)
+    assert list(volumes) == sorted(volumes)
+    assert table.filter(sample_id=doubled)["source"].to_list() == ["map"]
+    assert set(table.filter(status="ok")["source"]) == {"map", "raw"}
+    assert "ADNI_G.npy" in features.dictionary()["source_file"][0]
+    assert "raw T1 scans" in features.dictionary()["source_file"][0]
+
+
+def test_the_check_groups_scans_and_asks_for_the_extra(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = FaultCollector()
+    found = check_images(export, ImageOptions(), faults)
+    assert not faults.faults
+    assert [p.name for p in found.files] == ["idaSearch.csv"]
+    assert list(found.groups) == ["ADNI/**/*.nii"]
+
+    def missing() -> None:
+        raise MissingExtraError("antspyx", "imaging", "the chain")
+
+    monkeypatch.setattr(image_plan, "require_imaging", missing)
+    with pytest.raises(MissingExtraError, match=r"mrpipe\[imaging\]"):
+        check_images(export, ImageOptions(), FaultCollector())
+    check_images(export, ImageOptions(image_route="maps"), faults)
+    assert len(faults.faults) == 1
+
+
+def test_mask_and_template_of_raw_scans_are_checked_before_the_first_hour(export: Path) -> None:
+    faults = FaultCollector()
+    check_images(export, ImageOptions(image_mask="no_mask.nii", image_template="no_template.nii"), faults)
+    assert sorted(f.file for f in faults.faults) == ["no_mask.nii", "no_template.nii"]
+
+
+def test_the_extra_is_named_where_a_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain, "PACKAGES", {"no_such_module_here": "antspyx"})
+    with pytest.raises(MissingExtraError, match=r"antspyx.*mrpipe\[imaging\]"):
+        chain.require_imaging()
+
+
+def test_a_dicom_series_gives_its_reason(tmp_path: Path) -> None:
+    for k in range(3):
+        (tmp_path / f"ADNI_002_S_0413_MR_MPRAGE_Br_20060502101530123_{k}_S1_I7.dcm").write_bytes(b"DICM")
+    samples = pl.DataFrame({"sample_id": ["002_S_0413"], "subject_id": ["002_S_0413"]})
+    part = tmp_path / "0-of-1.parquet"
+    prepare_images(tmp_path, samples, ImageOptions(), 0, 1, part, process=Chain())
+    assert "dcm2niix" in pl.read_parquet(part)["reason"].item()
+    assert any("DICOM" in n for n in check_images(tmp_path, ImageOptions(), FaultCollector()).notes)

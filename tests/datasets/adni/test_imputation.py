@@ -1,0 +1,162 @@
+"""Imputation with a phased reference: masked calls come back."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mrpipe.datasets.adni.genomic import lift as lift
+from mrpipe.datasets.adni.genomic import plink as plink
+from mrpipe.datasets.adni.genomic.strand import read_reference
+from mrpipe.errors import DataError, UsageError
+from mrpipe.keyed import generator
+from tests.datasets.adni.plink_toy import random_calls, require, write_random
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["beagle", "minimac4"])
+def test_masked_calls_come_back(tool: str, real_data_dir: Path, tmp_path: Path) -> None:
+    """203 people of 1000 Genomes, a third of the common SNPs typed, 5 % of the calls masked; 300 phased others."""
+    from mrpipe.datasets.adni.genomic.impute import impute_set
+    from mrpipe.datasets.adni.genomic.vcf import read_vcf
+
+    require(tool)
+    require("beagle")
+    folder = real_data_dir / "genotypes"
+    target = read_vcf(folder / "chr20_1-4Mb_targets.vcf.gz")
+    f = target.calls.mean(axis=0) / 2
+    place = target.sites["pos"].to_numpy()
+    once = ~target.sites["pos"].is_duplicated().to_numpy()
+    typed = np.flatnonzero((np.minimum(f, 1 - f) >= 0.01) & once & (place < 1_400_000))[::3]
+    # The reference is cut to the same stretch, so that the tool is done in seconds.
+    panel = tmp_path / "panel.vcf.gz"
+    with gzip.open(folder / "chr20_1-4Mb_reference_phased.vcf.gz", "rt") as source, gzip.open(panel, "wt") as out:
+        out.writelines(line for line in source if line.startswith("#") or int(line.split("\t", 2)[1]) < 1_450_000)
+    truth = target.calls[:, typed]
+    mask = generator(0, "mask").random(truth.shape) < 0.05
+    fam = pl.DataFrame(
+        {
+            "fid": ["0"] * len(truth),
+            "iid": list(target.samples),
+            "father": ["0"] * len(truth),
+            "mother": ["0"] * len(truth),
+            "sex": ["1"] * len(truth),
+        }
+    )
+    sites = target.sites[typed.tolist()]
+    bim = sites.select("chrom", "id", "pos", pl.col("alt").alias("a1"), pl.col("ref").alias("a2"))
+    plink.write_set(tmp_path / "set", fam, bim, iter([plink.bed_rows(np.where(mask, 3, truth).astype(np.uint8))]))
+    done = impute_set(
+        tmp_path / "set.bed", panel, tmp_path / "out", tool=tool, genetic_map=folder / "chr20.b37.gmap.gz"
+    )
+    after = plink.calls(plink.open_set(tmp_path / "out.bed"))
+    np.testing.assert_array_equal(after[~mask], truth[~mask])
+    filled = mask & (after != 3)
+    assert done.n_left == int((after == 3).sum()) < 0.05 * mask.sum()
+    mode = np.array([np.bincount(c[c < 3], minlength=3).argmax() for c in np.where(mask, 3, truth).T])
+    by_mode = np.broadcast_to(mode, truth.shape)
+    concordance, r2 = (
+        (after == truth)[filled].mean(),
+        np.corrcoef(after[filled].astype(float), truth[filled])[0, 1] ** 2,
+    )
+    print(f"{tool}: concordance {concordance:.4f} (mode {(by_mode == truth)[filled].mean():.4f}), dosage r2 {r2:.3f}")
+    assert concordance > 0.95 > (by_mode == truth)[filled].mean()
+    assert r2 > 0.9
+
+
+def test_a_set_is_lifted_before_it_is_imputed(toy_chain: Path, tmp_path: Path) -> None:
+    """Known positions of TOY_CHAIN: 1-based 200 → 300 on chr1; chr2 5 → chr7, strand turned."""
+    from mrpipe.datasets.adni.genomic.impute import lifted_set
+
+    calls = random_calls(0, 8, 4)
+    opened = write_random(tmp_path / "s", calls, np.array([1, 1, 2, 3]))
+    bim = opened.bim.with_columns(pl.Series("pos", [200, 450, 5, 10]))
+    plink.write_set(tmp_path / "s", opened.fam, bim, iter([plink.bed_rows(calls)]))
+    got, rows = lifted_set(plink.open_set(tmp_path / "s.bed"), lift.ChainFile(toy_chain))
+    # 450 lies in the gap of the first chain, and the third, worse one holds it; chr3 is in none.
+    assert rows.tolist() == [0, 1, 2]
+    known = [
+        lift.ChainFile(toy_chain).lift(np.array([c]), np.array([p])) for c, p in (("1", 200), ("1", 450), ("2", 5))
+    ]
+    assert got.bim["pos"].to_list() == [int(k.position[0]) for k in known]
+    assert got.bim["pos"][0] == 300
+    assert got.bim["chrom"].to_list() == ["1", "1", "7"]
+    assert got.bim.select("a1", "a2").rows() == [("A", "G"), ("A", "G"), ("T", "C")]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_genetic_map_of_three_columns_is_turned_into_beagles_and_others_pass(suffix: str, tmp_path: Path) -> None:
+    from mrpipe.datasets.adni.genomic.impute import plink_map
+
+    def written(name: str, text: str) -> Path:
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(gzip.compress(text.encode()) if suffix else text.encode())
+        return path
+
+    out = plink_map(written("three", "pos\tchr\tcM\n61795\t20\t0.1\n63231\t20\t0.2\n"), tmp_path / "out.map")
+    assert out.read_text() == "20 . 0.1 61795\n20 . 0.2 63231\n"
+    beagle = written("beagle", "20 . 0.1 61795\n20 . 0.2 63231\n")
+    assert plink_map(beagle, tmp_path / "other.map") == beagle
+
+
+def _broken(path: Path, text: str) -> Path:
+    """Gzipped, with a block in the middle overwritten."""
+    data = bytearray(gzip.compress(text.encode()))
+    data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+    path.write_bytes(data)
+    return path
+
+
+def test_damaged_files_are_named_whatever_the_damage(tmp_path: Path) -> None:
+    from mrpipe.datasets.adni.genomic.impute import plink_map
+    from mrpipe.datasets.adni.genomic.vcf import read_vcf
+
+    words = generator(0, "damage").integers(0, 10**9, 400)
+    table = "id chr position a0 a1 ALL\n" + "".join(f"rs{w} 1 {w} A G 0.2\n" for w in words)
+    lines = "".join(f"##{w}\n" for w in words)
+    for read, path in (
+        (lambda p: read_reference(p, ["1"]), _broken(tmp_path / "a.legend.gz", table)),
+        (lambda p: read_reference(p, ["1"]), _broken(tmp_path / "b.vcf.gz", lines + "#CHROM\n")),
+        (read_vcf, _broken(tmp_path / "c.vcf.gz", lines + "#CHROM\n")),
+        (lambda p: plink_map(p, tmp_path / "out"), _broken(tmp_path / "d.map.gz", "pos\tchr\tcM\n" + lines)),
+        (lambda p: plink_map(p, tmp_path / "out"), tmp_path / "absent.map"),
+    ):
+        with pytest.raises(DataError, match=path.name):
+            read(path)
+
+
+def test_a_set_is_never_its_own_result_nor_left_half_written(tmp_path: Path) -> None:
+    from mrpipe.datasets.adni.genomic.impute import impute_set
+
+    calls = random_calls(0, 8, 4)
+    write_random(tmp_path / "s", calls, np.array([1, 1, 2, 3]))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match="another name"):
+        impute_set(tmp_path / "s.bed", tmp_path / "panel.vcf.gz", tmp_path / "s")
+
+    def stopped() -> Iterator[np.ndarray]:
+        yield plink.bed_rows(calls)
+        raise KeyboardInterrupt
+
+    opened = plink.open_set(tmp_path / "s.bed")
+    with pytest.raises(KeyboardInterrupt):
+        plink.write_set(tmp_path / "s", opened.fam.head(3), opened.bim.head(2), stopped())
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_imputation_without_its_tool_or_set_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mrpipe.datasets.adni.genomic import impute as genomic_impute
+
+    assert genomic_impute.main([str(tmp_path / "no.bed"), "x.vcf.gz", str(tmp_path / "out")]) == 3
+    assert "expected the .fam beside no.bed" in capsys.readouterr().err
+    monkeypatch.setattr(genomic_impute.shutil, "which", lambda tool: None)
+    with pytest.raises(genomic_impute.UsageError, match=r"needs the program 'beagle'.*apt-get install beagle"):
+        genomic_impute.run_beagle(tmp_path / "t.vcf.gz", tmp_path / "r.vcf.gz", tmp_path / "o")

@@ -1,0 +1,240 @@
+"""Damaged Enrico exports: each fault is named with its file and column, all at once, exit code 3, no partial output."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mrpipe.datasets.enrico import DATASET
+from mrpipe.datasets.enrico.simulate.export import EnricoSimulation, simulate_export
+from mrpipe.datasets.enrico.tables import EnricoOptions
+from mrpipe.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("enrico")
+    for form in ("zip", "unpacked"):
+        options = EnricoSimulation(n_screens=24, scale=0.15, zipped=form == "zip")
+        simulate_export(folder / form, folder / f"{form}.truth", options)
+    return {form: folder / form for form in ("zip", "unpacked")}
+
+
+@pytest.fixture
+def unpacked(exports: dict[str, Path], tmp_path: Path) -> Path:
+    return shutil.copytree(exports["unpacked"], tmp_path / "raw")
+
+
+@pytest.fixture
+def zipped(exports: dict[str, Path], tmp_path: Path) -> Path:
+    return shutil.copytree(exports["zip"], tmp_path / "raw")
+
+
+def faults_of(raw: Path, options: EnricoOptions | None = None) -> DataError:
+    with pytest.raises(DataError) as caught:
+        DATASET.check(raw, options or EnricoOptions())
+    assert caught.value.exit_code == 3
+    assert str(raw.parent) not in str(caught.value)
+    return caught.value
+
+
+def ids_of(raw: Path) -> list[str]:
+    return [line.split(",")[0] for line in (raw / "design_topics.csv").read_text().splitlines()[1:]]
+
+
+def replace(path: Path, old: str, new: str, count: int = -1) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, count))
+
+
+def test_a_whole_export_has_no_fault_and_lists_its_files(exports: dict[str, Path]) -> None:
+    for form, raw in exports.items():
+        checked = DATASET.check(raw, EnricoOptions())
+        assert all(f.is_file() and raw in f.parents for f in checked.files)
+        assert len(set(checked.files)) == len(checked.files)
+        folders = 4 if form == "zip" else 24 * 4 - 2
+        assert len(checked.files) == 4 + folders
+        assert any("50105, 50109" in note for note in checked.notes)
+        assert any("landscape" in note for note in checked.notes)
+        assert any("24 screens" in note for note in checked.notes)
+
+
+Damage = Callable[[Path], None]
+TABLE_DAMAGE: dict[str, tuple[Damage, str, str | None, str]] = {
+    "missing": (lambda r: (r / "design_topics.csv").unlink(), "design_topics.csv", None, "no such file"),
+    "empty": (lambda r: os.truncate(r / "design_topics.csv", 0), "design_topics.csv", None, "empty file"),
+    "header only": (
+        lambda r: (r / "design_topics.csv").write_text("screen_id,topic\n") and None,
+        "design_topics.csv",
+        None,
+        "without rows",
+    ),
+    "renamed column": (
+        lambda r: replace(r / "design_topics.csv", "topic", "class", 1),
+        "design_topics.csv",
+        "topic",
+        "screen_id, class",
+    ),
+    "unknown topic": (
+        lambda r: replace(r / "design_topics.csv", ",list", ",dashboard", 1),
+        "design_topics.csv",
+        "topic",
+        "dashboard",
+    ),
+    "float ids": (
+        lambda r: replace(r / "design_topics.csv", ",list", ".0,list", 1),
+        "design_topics.csv",
+        "screen_id",
+        ".0'",
+    ),
+    "renamed issue column": (lambda r: replace(r / "issues.csv", "severity", "sev"), "issues.csv", "severity", "sev"),
+    "unknown severity": (lambda r: replace(r / "issues.csv", ",high", ",awful", 1), "issues.csv", "severity", "awful"),
+    "unknown source": (
+        lambda r: replace(r / "issues.csv", ",wireframe,", ",sketch,", 1),
+        "issues.csv",
+        "source",
+        "sketch",
+    ),
+    "legend without hex": (
+        lambda r: replace(r / "component_legend.json", '"hex"', '"hx"', 1),
+        "component_legend.json",
+        None,
+        "KeyError",
+    ),
+    "cut legend": (lambda r: os.truncate(r / "icon_legend.json", 30), "icon_legend.json", None, "JSONDecodeError"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_DAMAGE)
+def test_damaged_tables(name: str, unpacked: Path) -> None:
+    damage, file, column, found = TABLE_DAMAGE[name]
+    damage(unpacked)
+    (fault,) = faults_of(unpacked).faults
+    assert fault.file.endswith(file)
+    assert fault.column == column
+    assert found in fault.found
+
+
+def test_duplicate_ids_name_the_second_row(unpacked: Path) -> None:
+    ids = ids_of(unpacked)
+    with (unpacked / "design_topics.csv").open("a") as handle:
+        handle.write(f"{ids[2]},list\n")
+    (fault,) = faults_of(unpacked).faults
+    assert (fault.file, fault.column, fault.row) == ("design_topics.csv", "screen_id", 25)
+    assert ids[2] in fault.found
+
+
+@pytest.mark.parametrize("form", ["zipped", "unpacked"])
+def test_ids_without_screenshot_are_counted_and_the_first_named(form: str, request: pytest.FixtureRequest) -> None:
+    raw: Path = request.getfixturevalue(form)
+    with (raw / "design_topics.csv").open("a") as handle:
+        handle.writelines(f"{90000 + i},list\n" for i in range(7))
+    (fault,) = faults_of(raw).faults
+    assert fault.file == ("screenshots.zip" if form == "zipped" else "screenshots")
+    assert "none for 7: 90000.jpg" in fault.found
+    assert "2 more" in fault.found
+
+
+@pytest.mark.parametrize("folder", ["screenshots", "wireframes", "hierarchies", "metadata"])
+@pytest.mark.parametrize("size", [0, 0.5, 0.99])
+def test_truncated_archives(folder: str, size: float, zipped: Path) -> None:
+    path = zipped / f"{folder}.zip"
+    os.truncate(path, int(path.stat().st_size * size))
+    (fault,) = faults_of(zipped).faults
+    assert fault.file == f"{folder}.zip"
+    assert "zip archive" in fault.expected
+
+
+@pytest.mark.parametrize("folder", ["screenshots", "wireframes"])
+def test_pictures_cut_short_empty_or_no_pictures(folder: str, unpacked: Path) -> None:
+    victims = sorted((unpacked / folder).iterdir())[:3]
+    os.truncate(victims[0], victims[0].stat().st_size * 2 // 3)
+    os.truncate(victims[1], 0)
+    victims[2].write_text("<html>404</html>")
+    error = faults_of(unpacked)
+    assert [f.file for f in error.faults] == [f"{folder}/{v.name}" for v in _in_table_order(unpacked, victims)]
+    assert all("picture" in f.expected for f in error.faults)
+
+
+def _in_table_order(raw: Path, victims: list[Path]) -> list[Path]:
+    order = ids_of(raw)
+    return sorted(victims, key=lambda v: order.index(v.stem))
+
+
+def test_json_that_does_not_parse_and_the_hierarchy_of_another_screen(unpacked: Path) -> None:
+    first, second, *_ = ids_of(unpacked)
+    os.truncate(unpacked / "hierarchies" / f"{first}.json", 100)
+    replace(unpacked / "hierarchies" / f"{second}.json", "{", f'{{"screen_id": {first}, ', 1)
+    (unpacked / "metadata" / f"{first}.json").write_text("[1, 2]")
+    faults = faults_of(unpacked).faults
+    assert [f.file for f in faults] == [
+        f"hierarchies/{first}.json",
+        f"hierarchies/{second}.json",
+        f"metadata/{first}.json",
+    ]
+    assert f"screen {second}" in faults[1].expected
+    assert first in faults[1].found
+
+
+def test_faults_of_all_kinds_come_together(unpacked: Path) -> None:
+    ids = ids_of(unpacked)
+    replace(unpacked / "issues.csv", "severity", "sev")
+    (unpacked / "screenshots" / f"{ids[0]}.jpg").unlink()
+    os.truncate(unpacked / "screenshots" / f"{ids[1]}.jpg", 200)
+    os.truncate(unpacked / "hierarchies" / f"{ids[2]}.json", 10)
+    error = faults_of(unpacked)
+    files = [f.file for f in error.faults]
+    assert files == ["issues.csv", "screenshots", f"screenshots/{ids[1]}.jpg", f"hierarchies/{ids[2]}.json"]
+    assert "4 faults" in str(error)
+
+
+def test_many_broken_files_are_listed_up_to_a_limit(unpacked: Path) -> None:
+    for path in (unpacked / "screenshots").iterdir():
+        os.truncate(path, 0)
+    faults = faults_of(unpacked).faults
+    assert len(faults) == 21
+    assert "4 more" in faults[-1].found
+
+
+def test_missing_folders_and_what_can_replace_them(unpacked: Path) -> None:
+    shutil.rmtree(unpacked / "metadata")
+    assert DATASET.check(unpacked, EnricoOptions())
+    shutil.rmtree(unpacked / "wireframes")
+    checked = DATASET.check(unpacked, EnricoOptions())
+    assert any(n.startswith("24 wireframes will be drawn") for n in checked.notes)
+    (fault,) = faults_of(unpacked, EnricoOptions(render_missing_wireframes=False)).faults
+    assert "wireframes" in fault.file
+    shutil.rmtree(unpacked / "hierarchies")
+    shutil.rmtree(unpacked / "screenshots")
+    assert [f.file.split("/")[-1] for f in faults_of(unpacked).faults] == ["screenshots", "wireframes"]
+
+
+def test_files_of_no_screen_and_issues_of_no_screen_are_notes(unpacked: Path) -> None:
+    source = next((unpacked / "screenshots").iterdir())
+    shutil.copy(source, unpacked / "screenshots" / "99999.jpg")
+    (unpacked / "hierarchies" / "notes.txt").write_text("hello")
+    with (unpacked / "issues.csv").open("a") as handle:
+        handle.write("99998,wireframe,complete mismatch,high\n")
+    notes = " | ".join(DATASET.check(unpacked, EnricoOptions()).notes)
+    for text in ("99999.jpg", "notes.txt", "99998"):
+        assert text in notes
+    assert len(DATASET.cohort(unpacked, EnricoOptions()).samples) == 24
+
+
+def test_image_size_must_be_two_numbers(unpacked: Path) -> None:
+    for size in ((256,), (256, 0), (256, 128, 3)):
+        (fault,) = faults_of(unpacked, EnricoOptions(image_size=size)).faults
+        assert fault.column == "image_size"
+
+
+def test_capital_letters_and_the_name_of_the_readme_are_the_same_topic(unpacked: Path) -> None:
+    before = DATASET.cohort(unpacked, EnricoOptions()).labels["topic"]
+    table = unpacked / "design_topics.csv"
+    table.write_text(re.sub(r",calculator\b", ",Dialer", table.read_text()).replace(",list", ",List"))
+    assert DATASET.cohort(unpacked, EnricoOptions()).labels["topic"].equals(before)

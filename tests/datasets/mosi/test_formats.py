@@ -1,0 +1,315 @@
+"""Every format from simulation to features; the same reviews in four formats give the same clips, words and frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import polars as pl
+import pytest
+
+from mrpipe.datasets.mosi import DATASET
+from mrpipe.datasets.mosi.export import open_export
+from mrpipe.datasets.mosi.options import FORMATS, MosiOptions, MosiSimulation
+from mrpipe.errors import MrpipeError, UsageError
+from mrpipe.schema import Features
+
+SMALL = MosiSimulation(n_videos=6, clips_per_video=9.0, infinite_audio=0.0)
+MODALITIES = ("text", "audio", "vision")
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("mosi")
+    variants = {f: dataclasses.replace(SMALL, format=f) for f in FORMATS}
+    variants["utterance"] = dataclasses.replace(SMALL, utterance_audio=True)
+    for name, options in variants.items():
+        (folder / name).mkdir()
+        (folder / f"{name}.truth").mkdir()
+        DATASET.simulate(folder / name, folder / f"{name}.truth", options)
+    return {name: folder / name for name in variants}
+
+
+def read(raw: Path, modality: str, **settings: object) -> dict[str, np.ndarray]:
+    """Sample id → (steps, d) or (d,)."""
+    options = MosiOptions(**settings)
+    return as_dict(DATASET.modalities[modality].read(raw, DATASET.cohort(raw, options).samples, options))
+
+
+def as_dict(features: Features) -> dict[str, np.ndarray]:
+    values = {}
+    for batch in features.batches:
+        assert batch.schema == features.modality.arrow_schema()
+        for row in batch.to_pylist():
+            x = np.array(row["x"], dtype=np.float32)
+            assert "length" not in row or row["length"] == len(x)
+            values[row["sample_id"]] = x
+    assert list(values) == sorted(values)
+    return values
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert list(a) == list(b)
+    assert len(a) > 30
+    for key in a:
+        assert a[key].shape == b[key].shape, key
+        assert np.allclose(a[key], b[key], rtol=1e-5, atol=1e-5, equal_nan=True), key
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "utterance"])
+def test_an_export_is_checked_and_read(exports: dict[str, Path], name: str) -> None:
+    options = MosiOptions()
+    checked = DATASET.check(exports[name], options)
+    assert {p.name for p in checked.files} == {p.name for p in exports[name].iterdir()}
+    present = DATASET.modalities_of(exports[name], options)
+    assert present == (("text", "audio") if name == "utterance" else MODALITIES)
+    cohort = DATASET.cohort(exports[name], options)
+    ids = set(cohort.samples["sample_id"])
+    for modality in present:
+        features = DATASET.modalities[modality].read(exports[name], cohort.samples, options)
+        values = as_dict(features)
+        assert set(values) <= ids
+        assert features.modality.bit == MODALITIES.index(modality)
+        total = sum(len(x) if features.modality.kind == "sequence" else 1 for x in values.values())
+        dictionary = features.dictionary
+        assert dictionary["position"].to_list() == list(range(features.modality.size))
+        assert (dictionary["n_observed"] + dictionary["n_missing"] == total).all()
+        assert dictionary["source_file"].unique().to_list() == [
+            p.name for p in exports[name].iterdir() if p.name == dictionary["source_file"][0]
+        ]
+
+
+def test_the_formats_agree_on_clips_labels_and_folds(exports: dict[str, Path]) -> None:
+    expected = DATASET.cohort(exports["csd"], MosiOptions())
+    for name in FORMATS[1:]:
+        cohort = DATASET.cohort(exports[name], MosiOptions())
+        assert cohort.samples.drop("start", "end").equals(expected.samples.drop("start", "end"))
+        for task, label in expected.labels.items():
+            assert cohort.labels[task].equals(label), task
+
+
+def test_the_formats_agree_on_words(exports: dict[str, Path]) -> None:
+    # MMSA cuts at 48 words, the others keep the last 50; text of the simulated pickles is made of hashed words.
+    expected = read(exports["csd"], "text", text_encoder="hashing")
+    same(read(exports["multibench"], "text"), expected)
+    same(read(exports["mmsa_aligned"], "text", text_encoder="hashing"), expected)
+    same(read(exports["mmsa_unaligned"], "text", text_encoder="hashing"), expected)
+    bert = read(exports["mmsa_aligned"], "text")
+    assert all(len(bert[k]) == min(len(expected[k]) + 2, 50) for k in expected)
+    assert list(bert) == list(expected)
+
+
+@pytest.mark.parametrize(("modality", "d"), [("audio", 5), ("vision", 20)])
+def test_the_formats_agree_on_frames(exports: dict[str, Path], modality: str, d: int) -> None:
+    form = f"{modality}_form"
+    steps = read(exports["csd"], modality, **{form: "steps"})
+    same(read(exports["multibench"], modality), steps)
+    same(read(exports["mmsa_aligned"], modality), {k: x[:48, :d] for k, x in steps.items()})
+    frames = read(exports["csd"], modality, **{form: "raw"})
+    same(read(exports["mmsa_unaligned"], modality), {k: x[:, :d] for k, x in frames.items()})
+    collapsed = read(exports["csd"], modality, **{form: "collapse"})
+    same(collapsed, {k: np.nanmean(x, axis=0) for k, x in frames.items()})
+
+
+def test_text_forms(exports: dict[str, Path]) -> None:
+    options = MosiOptions(text_encoder="hashing", max_steps=0)
+    tokens = open_export(exports["csd"], options).tokens()
+    ids = open_export(exports["csd"], options).clips["sample_id"].to_list()
+    n_words = {i: len(t) for i, t in zip(ids, tokens, strict=True)}
+    sequence = read(exports["csd"], "text", max_steps=0)
+    assert {k: len(x) for k, x in sequence.items()} == {k: n for k, n in n_words.items() if n}
+    assert list(n_words.values()).count(0) == 2
+    sentence = read(exports["csd"], "text", text_form="sentence")
+    for key, x in sentence.items():
+        assert x.shape == (300,)
+        mean = sequence[key].mean(axis=0)
+        assert np.allclose(x, mean / np.linalg.norm(mean), atol=1e-5)
+    counts = read(exports["csd"], "text", text_form="counts", text_features=64)
+    assert {k: int(x.sum()) for k, x in counts.items()} == {k: n for k, n in n_words.items() if n}
+    shorter = read(exports["csd"], "text", max_steps=3)
+    assert all(np.array_equal(shorter[k], x[-3:]) for k, x in sequence.items())
+
+
+def test_text_forms_of_vectors(exports: dict[str, Path]) -> None:
+    steps = read(exports["multibench"], "text")
+    same(read(exports["multibench"], "text", text_form="sentence"), {k: x.mean(axis=0) for k, x in steps.items()})
+    counts = read(exports["mmsa_aligned"], "text", text_form="counts", text_features=64)
+    same(counts, read(exports["csd"], "text", text_form="counts", text_features=64))
+
+
+@pytest.mark.parametrize(
+    ("name", "modality", "settings"),
+    [
+        ("multibench", "text", {"text_encoder": "hashing"}),
+        ("multibench", "text", {"text_form": "counts"}),
+        ("csd", "text", {"text_encoder": "export"}),
+        ("csd", "text", {"text_encoder": "nonsense"}),
+        ("csd", "text", {"text_encoder": "minilm", "text_form": "counts"}),
+        ("mmsa_unaligned", "audio", {"audio_form": "steps"}),
+        ("utterance", "audio", {"audio_form": "raw"}),
+        ("utterance", "vision", {}),
+        ("csd", "audio", {"audio_sequence": "nowhere.csd"}),
+        ("csd", "text", {"text_sequence": "CMU_MOSI_COVAREP"}),
+        ("csd", "audio", {"file": "aligned_50.pkl"}),
+    ],
+)
+def test_what_an_export_cannot_give_is_a_usage_error(
+    exports: dict[str, Path], name: str, modality: str, settings: dict[str, str]
+) -> None:
+    with pytest.raises(UsageError):
+        read(exports[name], modality, **settings)
+
+
+def test_utterance_audio_is_one_vector_a_segment(exports: dict[str, Path]) -> None:
+    audio = read(exports["utterance"], "audio")
+    with h5py.File(exports["utterance"] / "CMU_MOSI_openSMILE_utterance.csd") as handle:
+        data = handle["CMU_MOSI_openSMILE_utterance/data"]
+        for video in data:
+            for i, row in enumerate(data[video]["features"][()]):
+                assert np.array_equal(audio[f"{video}_{i + 1}"], row)
+    assert len(audio) == len(DATASET.cohort(exports["utterance"], MosiOptions()).samples)
+
+
+# --- variants of .csd ------------------------------------------------------------------------------------------------
+
+
+def rewritten(raw: Path, out: Path, change) -> Path:
+    """A copy of a .csd export in which `change(name, root, entries)` gives each file's root name and entries."""
+    shutil.copytree(raw, out)
+    for path in sorted(out.glob("*.csd")):
+        with h5py.File(path) as handle:
+            root = next(iter(handle))
+            data = handle[root]["data"]
+            entries = {k: (data[k]["features"][()], data[k]["intervals"][()]) for k in data}
+        root, entries = change(path.stem, root, entries)
+        with h5py.File(path, "w") as handle:
+            for key, (features, intervals) in entries.items():
+                handle[f"{root}/data/{key}/features"] = features
+                handle[f"{root}/data/{key}/intervals"] = intervals
+    return out
+
+
+def test_any_root_group_will_do(exports: dict[str, Path], tmp_path: Path) -> None:
+    raw = rewritten(exports["csd"], tmp_path / "raw", lambda name, root, entries: ("anything", entries))
+    for modality in MODALITIES:
+        same(read(raw, modality), read(exports["csd"], modality))
+
+
+def test_rows_in_any_order_give_the_same_features(exports: dict[str, Path], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def shuffle(name, root, entries):
+        if "Labels" in name:
+            return root, entries
+        orders = {k: rng.permutation(len(t)) for k, (_, t) in entries.items()}
+        return root, {k: (x[orders[k]], t[orders[k]]) for k, (x, t) in entries.items()}
+
+    raw = rewritten(exports["csd"], tmp_path / "raw", shuffle)
+    for modality in MODALITIES:
+        same(read(raw, modality), read(exports["csd"], modality))
+
+
+def test_keys_of_segments_are_what_the_sdk_makes_of_its_alignment(exports: dict[str, Path], tmp_path: Path) -> None:
+    """`video[i]`: the segment of zero length is dropped, and the words of a key belong to it whatever their times."""
+    options = MosiOptions(max_steps=0)
+    sdk = open_export(exports["csd"], options)
+    tokens = dict(zip(sdk.clips["sample_id"], sdk.tokens(), strict=True))
+    clips = sdk.clips.rows(named=True)
+
+    def align(name, root, entries):
+        out = {}
+        for clip in clips:
+            key, i = f"{clip['subject_id']}[{clip['clip'] - 1}]", clip["clip"] - 1
+            if clip["end"] <= clip["start"]:
+                continue
+            features, intervals = entries[clip["subject_id"]]
+            if "Labels" in name:
+                out[key] = features[i : i + 1], intervals[i : i + 1]
+            elif "Words" in name and tokens[clip["sample_id"]]:
+                words = np.array(tokens[clip["sample_id"]], dtype=np.bytes_)[:, None]
+                out[key] = words, np.stack([np.arange(len(words)), np.arange(len(words)) + 1.0], axis=1)
+            elif "Words" not in name:
+                hit = (intervals[:, 0] < clip["end"] - 1e-3) & (intervals[:, 1] > clip["start"] + 1e-3)
+                if hit.any():
+                    out[key] = features[hit], intervals[hit]
+        return root, out
+
+    raw = rewritten(exports["csd"], tmp_path / "raw", align)
+    expected = DATASET.cohort(exports["csd"], options).samples.filter(pl.col("end") > pl.col("start"))
+    found = DATASET.cohort(raw, options).samples
+    assert found.drop("start", "end").equals(expected.drop("start", "end"))
+    same(read(raw, "text", max_steps=0), read(exports["csd"], "text", max_steps=0))
+    for modality in ("audio", "vision"):
+        same(
+            read(raw, modality, **{f"{modality}_form": "raw"}),
+            read(exports["csd"], modality, **{f"{modality}_form": "raw"}),
+        )
+
+
+def test_word_vectors_are_read_where_there_are_some(exports: dict[str, Path], tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(exports["csd"], raw)
+    with (
+        h5py.File(raw / "CMU_MOSI_TimestampedWords.csd") as words,
+        h5py.File(raw / "CMU_MOSI_TimestampedWordVectors.csd", "w") as vectors,
+    ):
+        data = words["CMU_MOSI_TimestampedWords/data"]
+        for video in data:
+            text = data[video]["features"][()].ravel()
+            x = np.array([[len(w), i + 1.0, 1.0] for i, w in enumerate(text)], dtype=np.float32)
+            x[text == b"sp"] = 0
+            vectors[f"glove_vectors/data/{video}/features"] = x
+            vectors[f"glove_vectors/data/{video}/intervals"] = data[video]["intervals"][()]
+    hashed = read(raw, "text", text_encoder="hashing")
+    own = read(raw, "text")
+    assert {k: len(x) for k, x in own.items()} == {k: len(x) for k, x in hashed.items()}
+    assert all(x.shape[1] == 3 and (x[:, 2] == 1).all() and (np.diff(x[:, 1]) > 0).all() for x in own.values())
+    same(read(raw, "audio"), read(exports["csd"], "audio"))
+
+
+def test_the_preferred_sequence_is_read_and_another_can_be_named(exports: dict[str, Path], tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(exports["csd"], raw)
+    shutil.copy(exports["utterance"] / "CMU_MOSI_openSMILE_utterance.csd", raw)
+    checked = DATASET.check(raw, MosiOptions())
+    assert any("openSMILE_utterance.csd (audio) was not read: CMU_MOSI_COVAREP.csd was" in n for n in checked.notes)
+    same(read(raw, "audio"), read(exports["csd"], "audio"))
+    named = read(raw, "audio", audio_sequence="CMU_MOSI_openSMILE_utterance")
+    same(named, read(exports["utterance"], "audio"))
+
+
+def test_videos_outside_the_folds_are_left_out_with_a_reason(exports: dict[str, Path], tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(exports["csd"], raw)
+    whole = DATASET.cohort(raw, MosiOptions())
+    video = whole.samples.filter(fold="train")["subject_id"][0]
+    folds = raw / "cmu_mosi_std_folds.py"
+    folds.write_text(folds.read_text().replace(f"'{video}'", "'somewhereelse'"))
+    cohort = DATASET.cohort(raw, MosiOptions())
+    assert video not in cohort.samples["subject_id"].to_list()
+    n_out = (whole.samples["subject_id"] == video).sum()
+    assert cohort.attrition.rows()[-1] == (
+        1,
+        "the video is in none of the three fold lists",
+        len(whole.samples),
+        len(whole.samples) - n_out,
+    )
+    assert "videos of the fold lists without labels in this export: 1" in " ".join(
+        DATASET.check(raw, MosiOptions()).notes
+    )
+
+
+def test_the_overlap_rule_adds_the_word_before_and_loses_the_last(exports: dict[str, Path]) -> None:
+    onset = open_export(exports["csd"], MosiOptions()).tokens()
+    overlap = open_export(exports["csd"], MosiOptions(word_rule="overlap")).tokens()
+    inside = [(a, b) for a, b in zip(onset, overlap, strict=True) if a]
+    assert sum(a[:-1] == b[1:] for a, b in inside) > 0.9 * len(inside)
+    assert all(a != b for a, b in inside)
+
+
+def test_a_wrong_modality_or_folder_is_no_traceback(exports: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(MrpipeError):
+        DATASET.check(tmp_path / "nowhere", MosiOptions())

@@ -1,0 +1,308 @@
+"""The command line: train, evaluate, predict, benchmark, options; errors with their exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from moe_retriever.cli.catalogue import catalogue
+from moe_retriever.cli.main import main
+from moe_retriever.methods import get, names
+from moe_retriever.plots.plots import learning_curves
+from moe_retriever.training.checkpoint import NAME, read
+from mrpipe import Store
+from mrpipe.experiment.missingness import Missingness, write_masks
+from mrpipe.store.manifest import store_id
+from mrpipe.store.parquet import read_metadata, write_frame
+
+OPTIONS = [
+    "epochs=2",
+    "hidden=16",
+    "tokens=2",
+    "heads=2",
+    "encoder_hidden=8",
+    "cnn_width=0.03",
+    "n_experts=2",
+    "expert_ffn=8",
+    "top_k=2",
+    "warmup=0",
+    "lr=0.001",
+]
+
+
+def call(*arguments: object) -> int:
+    return main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "a"
+    assert call("train", "--store", store.path, "--out", out, "--mask", mask_file, "--quiet", "--set", *OPTIONS) == 0
+    return out
+
+
+@pytest.mark.parametrize("method", ["majority", "logistic"])
+def test_controls_go_through_the_same_commands(method: str, store: Store, mask_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert call("train", "--store", store.path, "--out", out, "--mask", mask_file, "--method", method, "--quiet") == 0
+    first = (out / "metrics.json").read_bytes()
+    metrics = json.loads(first)
+    assert metrics["method"] == method
+    if method == "majority":
+        assert metrics["metrics"]["accuracy"]["value"] == metrics["majority"]["accuracy"]
+        assert metrics["metrics"]["balanced_accuracy"]["value"] == 0.5
+    assert call("evaluate", "--run", out, "--store", store.path) == 0
+    assert (out / "metrics.json").read_bytes() == first
+    assert call("predict", "--run", out, "--store", store.path, "--out", out / "p.parquet") == 0
+
+
+def test_logistic_regression_finds_a_linear_signal() -> None:
+    from tests.moe_retriever import synthetic
+
+    data = synthetic.make(synthetic.random_masks(300, 3, 0), ("vector", "sequence", "image"), n_classes=3)
+    method = synthetic.get("logistic").create(data.spec, synthetic.config("logistic"))
+    chosen = method.fit(data, data.rows("train"), data.rows("val"))
+    assert chosen["C"] in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    test = data.rows("test")
+    predicted = method(data.batch(test, "x")).logits.argmax(1).numpy()
+    assert (predicted == data.label[test]).mean() > 0.9
+    alone = method(data.batch(test[[3]], "x")).logits
+    torch.testing.assert_close(alone, method(data.batch(test, "x")).logits[[3]])
+
+
+def test_evaluate_again_gives_the_same_and_other_parts_get_files_of_their_own(run: Path, store: Store) -> None:
+    first = (run / "metrics.json").read_bytes()
+    assert call("evaluate", "--run", run, "--store", store.path) == 0
+    assert (run / "metrics.json").read_bytes() == first
+    assert call("evaluate", "--run", run, "--store", store.path, "--part", "val", "--draws", 3) == 0
+    val = json.loads((run / "metrics_val.json").read_text())
+    assert val["part"] == "val"
+    assert val["draws"] == 3
+    assert val["draw_std"] >= 0
+
+
+def test_predicting_the_training_store_from_the_bank_gives_the_evaluations_numbers(
+    run: Path, store: Store, mask_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p.parquet"
+    assert call("predict", "--run", run, "--store", store.path, "--mask", mask_file, "--out", out) == 0
+    found = pl.read_parquet(out)
+    tested = pl.read_parquet(run / "predictions.parquet")
+    both = tested.join(found, on="sample_id", suffix="_again")
+    assert len(both) == len(tested)
+    np.testing.assert_allclose(both["p_yes_again"], both["p_yes"], rtol=1e-5, atol=1e-6)
+    assert len(found) == store.manifest.n_samples
+
+
+def edited(store: Path, folder: Path, change: Callable[[dict[str, object]], None]) -> Path:
+    """A copy of a store with another manifest, sealed again."""
+    copy = Path(shutil.copytree(store, folder))
+    content = json.loads((copy / "manifest.json").read_text())
+    change(content)
+    files = [f for k in ("tables", "modalities", "labels", "splits") for f in content[k]]
+    content["store_id"] = store_id(files)
+    (copy / "manifest.json").write_text(json.dumps(content))
+    return copy
+
+
+def test_a_store_without_labels_and_without_split_is_predicted(run: Path, store: Store, tmp_path: Path) -> None:
+    bare = edited(store.path, tmp_path / "bare", lambda m: m.update(labels=[], splits=[]))
+    out = tmp_path / "p.parquet"
+    assert call("predict", "--run", run, "--store", bare, "--out", out) == 0
+    found = pl.read_parquet(out)
+    assert len(found) == store.manifest.n_samples
+    assert found["label"].null_count() == len(found)
+    assert found["split"].null_count() == len(found)
+    np.testing.assert_allclose(found["p_no"] + found["p_yes"], 1)
+    again = tmp_path / "q.parquet"
+    assert call("predict", "--run", run, "--store", store.path, "--out", again) == 0
+    np.testing.assert_allclose(pl.read_parquet(again)["p_yes"], found["p_yes"], rtol=1e-5)
+
+
+def test_another_dataset_or_shape_or_encoder_is_refused(
+    run: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def other(m: dict) -> None:  # type: ignore[type-arg]
+        m["dataset"] = "elsewhere"
+        m["modalities"][0]["shape"] = [9]
+        m["modalities"][1]["encoder"] = "another/2"
+        del m["modalities"][2]
+
+    wrong = edited(store.path, tmp_path / "wrong", other)
+    assert call("predict", "--run", run, "--store", wrong, "--out", tmp_path / "p.parquet") == 3
+    text = capsys.readouterr().err
+    for part in ("4 faults", "elsewhere", "modalities.table.shape", "another/2", "modalities.image"):
+        assert part in text
+    assert not (tmp_path / "p.parquet").exists()
+
+
+def test_a_run_without_a_bank_asks_for_the_training_store(
+    store: Store, mask_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    arguments = ("--store", store.path, "--out", out, "--mask", mask_file, "--quiet", "--set", *OPTIONS)
+    assert call("train", *arguments, "bank_mb=0.0", "epochs=1") == 0
+    assert read(out / NAME)["reference"] is None
+    predict = ("predict", "--run", out, "--store", store.path, "--mask", mask_file, "--out", tmp_path / "p.parquet")
+    assert call(*predict) == 2
+    assert "--reference-store" in capsys.readouterr().err
+    assert call(*predict, "--reference-store", store.path) == 0
+    tested = pl.read_parquet(out / "predictions.parquet")
+    both = tested.join(pl.read_parquet(tmp_path / "p.parquet"), on="sample_id", suffix="_again")
+    np.testing.assert_allclose(both["p_yes_again"], both["p_yes"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_holds_no_id(run: Path, store: Store) -> None:
+    raw = (run / NAME).read_bytes()
+    ids = store.samples().collect()["sample_id"].to_list()
+    assert not any(i.encode() in raw for i in ids)
+
+
+def test_evaluating_with_another_store_is_refused(
+    run: Path, toy_stores: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("evaluate", "--run", run, "--store", toy_stores / "shifted") == 3
+    assert "the training store" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--set", "learning_rate=1"], "no option 'learning_rate'"),
+        (["--method", "nonesuch"], "no method 'nonesuch'"),
+        (["--preset", "nonesuch"], "no preset 'nonesuch'"),
+        (["--modalities", "nonesuch"], "no modality 'nonesuch'"),
+        (["--task", "nonesuch"], "no task 'nonesuch'"),
+        (["--scheme", "nonesuch"], "no split 'nonesuch'"),
+        (["--device", "nonesuch"], "--device nonesuch"),
+    ],
+)
+def test_usage_errors_leave_no_run_folder(
+    extra: list[str], message: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert call("train", "--store", store.path, "--out", out, "--quiet", *extra) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        ("predict", "draws", "-1"),
+        ("evaluate", "draws", "0"),
+        ("evaluate", "resamples", "-1"),
+        ("evaluate", "threads", "0"),
+        ("benchmark", "steps", "two"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused(
+    command: str, option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        call(command, "--store", tmp_path, "--run", tmp_path, "--out", tmp_path / "p", f"--{option}", value)
+    assert stopped.value.code == 2
+    text = capsys.readouterr().err
+    assert f"--{option}: expected a whole number" in text
+    assert repr(value) in text
+
+
+def test_a_damaged_checkpoint_is_a_fault(
+    run: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for content in (b"", b"junk", (run / NAME).read_bytes()[:-5000]):
+        (tmp_path / NAME).write_bytes(content)
+        assert call("evaluate", "--run", tmp_path, "--store", store.path) == 3
+    assert call("evaluate", "--run", tmp_path / "absent", "--store", store.path) == 3
+    assert capsys.readouterr().err.count("expected a checkpoint") == 4
+
+
+def test_the_benchmark_has_a_row_for_every_configuration(store: Store, tmp_path: Path) -> None:
+    arguments = ("--store", store.path, "--method", "moe_retriever", "majority", "--modalities", "table", "series")
+    small = ("--steps", 2, "--out", tmp_path / "b.csv", "--set", "hidden=16", "tokens=2", "encoder_hidden=8")
+    assert call("benchmark", *arguments, *small) == 0
+    found = pl.read_csv(tmp_path / "b.csv")
+    assert found["method"].to_list() == ["moe_retriever", "majority"]
+    moe = found.row(0, named=True)
+    assert moe["parameters"] > 0
+    assert min(moe["train_samples_per_s"], moe["test_samples_per_s"], moe["mflop_per_sample"], moe["peak_mb"]) > 0
+
+
+def test_the_benchmark_refuses_what_it_cannot_time(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Modalities that no test sample has."""
+    arguments = ("--store", store.path, "--method", "majority", "--modalities", "table", "--out", tmp_path / "b.csv")
+    mask = tmp_path / "m.parquet"
+    write_masks(store, Missingness(), mask)
+    frame, metadata = pl.read_parquet(mask), read_metadata(mask)
+    tested = frame["sample_id"].str.contains("[67]$")
+    bits = np.where(tested, ~np.uint16(1 << store.bits["table"]), np.uint16(0xFFFF))
+    write_frame(
+        mask,
+        frame.with_columns(pl.Series("modality_mask", frame["modality_mask"].to_numpy() & bits)),
+        metadata=metadata,
+    )
+    assert call("benchmark", *arguments, "--mask", mask) == 2
+    assert "no labelled test sample has any of table" in capsys.readouterr().err
+    assert not (tmp_path / "b.csv").exists()
+
+
+def test_options_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("options") == 0
+    assert "moe_retriever" in capsys.readouterr().out
+    assert call("options", "--method", "moe_retriever") == 0
+    text = capsys.readouterr().out
+    for name in ("n_intra", "batch_size", "released-code"):
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "search", "evaluate", "predict", "analyse", "benchmark", "options", "report"]
+)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        call(command, "--help")
+    assert stopped.value.code == 0
+    assert "usage: python -m model" in capsys.readouterr().out
+
+
+def test_help_lists_the_methods_as_the_registry_has_them_without_torch(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = {e.name: (e.summary, e.paper) for e in catalogue()}
+    assert entries == {name: (get(name).summary, get(name).paper) for name in names()}
+    assert all(summary for summary, _ in entries.values())
+    with pytest.raises(SystemExit):
+        call("train", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for name, (summary, paper) in entries.items():
+        assert f"{name} {summary}" + (f" [{paper}]" if paper else "") in text
+    program = "import sys, model.__main__ as m\ntry: m.main(['train', '--help'])\n"
+    program += "except SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=project, check=True, capture_output=True, text=True)
+    assert done.stdout.endswith("\nFalse\n")
+
+
+def test_a_run_has_curves_that_mark_the_kept_epoch(run: Path, store: Store, mask_file: Path, tmp_path: Path) -> None:
+    first = (run / "curves.svg").read_bytes()
+    assert first.startswith(b"<?xml")
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    # A finished run is not trained again, but what is derived from it is whole again, to the byte.
+    (run / "curves.svg").unlink()
+    arguments = ("--store", store.path, "--out", run, "--mask", mask_file, "--quiet", "--set", *OPTIONS)
+    assert call("train", *arguments) == 0
+    assert (run / "curves.svg").read_bytes() == first
+    history = pl.read_parquet(run / "history.parquet")
+    figure = learning_curves({"a": history.with_columns(best=pl.col("epoch") == 1, val_score=pl.lit(0.25))}, score="x")
+    dots = figure.axes[1].collections[0].get_offsets()
+    assert np.asarray(dots).tolist() == [[1.0, 0.25]]

@@ -1,0 +1,129 @@
+"""Boosted trees: the kept tensors say what scikit-learn's model says; missing modalities are missing values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from moe_retriever.data.load import load
+from moe_retriever.data.scores import score
+from moe_retriever.methods import get
+from moe_retriever.methods.gradient_boosting import GradientBoosting
+from moe_retriever.training.predict import predict
+from mrpipe import open_store
+from mrpipe.errors import UsageError
+from tests.moe_retriever import synthetic
+
+MASKS = synthetic.random_masks(240, 3, 4)
+
+
+def fitted(n_classes: int, kinds: tuple[str, ...] = ("vector", "sequence", "vector"), **options: object) -> Any:
+    data = synthetic.make(MASKS, kinds, n_classes=n_classes, strength=1.0)
+    method = synthetic.trained_on(data, synthetic.config("gradient_boosting", **{"trials": 1, "rounds": 20, **options}))
+    assert isinstance(method, GradientBoosting)
+    chosen = method.fit(data, data.rows("train"), data.rows("val"))
+    return method, data, chosen
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_tensors_predict_what_scikit_learn_predicts(n_classes: int) -> None:
+    method, data, chosen = fitted(n_classes)
+    rows = data.rows("train")
+    model = HistGradientBoostingClassifier(
+        learning_rate=0.1,
+        max_leaf_nodes=31,
+        min_samples_leaf=20,
+        early_stopping=False,
+        max_iter=chosen["rounds"],
+        random_state=0,
+    )
+    model.fit(method.features(data, rows).numpy(), data.label[rows])
+    found = predict(method, data, np.arange(len(data))).probability
+    expected = model.predict_proba(method.features(data, np.arange(len(data))).numpy())
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_missing_modality_is_a_missing_value() -> None:
+    method, data, _ = fitted(2)
+    x = method.features(data, np.arange(len(data)))
+    assert x.shape[1] == 5 + 7 + 5
+    for m, columns in enumerate((slice(0, 5), slice(5, 12), slice(12, 17))):
+        assert (x[:, columns].isnan().all(1).numpy() == ~data.observed[:, m]).all()
+        assert (x[:, columns].isnan().any(1).numpy() == ~data.observed[:, m]).all()
+
+
+def test_values_that_were_filled_in_are_missing_again(toy_stores: Path) -> None:
+    """The transform imputes with training means; the trees see the gaps of the store."""
+    store = open_store(toy_stores / "plain")
+    data = load(store, modalities=["table"])
+    raw = store.arrays("table")
+    x = GradientBoosting.features(data, np.arange(len(data)))
+    kinds = store.dictionary.filter(modality="table").sort("position")["kind"].to_list()
+    numeric = [j for j, kind in enumerate(kinds) if kind == "numeric"]
+    assert np.isnan(raw.x).any()
+    # Numeric columns come first and keep their order.
+    assert (x[:, : len(numeric)].isnan().numpy() == np.isnan(raw.x[:, numeric])).all()
+    assert not data.tables[0].gather(np.arange(len(data))).isnan().any()
+
+
+def test_the_trees_learn_that_a_gap_means_something() -> None:
+    """The label is nothing but whether the second modality is there."""
+    masks = np.ones((200, 2), dtype=bool)
+    masks[::2, 1] = False
+    data = synthetic.make(masks, strength=0.0)
+    data.label[:] = masks[:, 1]
+    method = synthetic.trained_on(data, synthetic.config("gradient_boosting", trials=1))
+    method.fit(data, data.rows("train"), data.rows("val"))
+    test = data.rows("test")
+    assert score(data.label[test], predict(method, data, test).probability)["accuracy"] == 1.0
+
+
+def test_order_and_company_do_not_change_a_prediction() -> None:
+    method, data, _ = fitted(3)
+    rows = data.rows("test")
+    together = method(data.batch(rows, "x")).logits
+    alone = torch.cat([method(data.batch(rows[[i]], "x")).logits for i in range(len(rows))])
+    torch.testing.assert_close(alone, together)
+    torch.testing.assert_close(method(data.batch(rows[::-1].copy(), "x")).logits.flip(0), together)
+
+
+def test_a_checkpoint_holds_tensors_and_predicts_the_same() -> None:
+    method, data, _ = fitted(3)
+    other = get("gradient_boosting").create(data.spec, method.config)
+    state = method.state_dict()
+    assert all(isinstance(v, torch.Tensor) for v in state.values())
+    other.load_state_dict(state)
+    batch = data.batch(data.rows("test"), "x")
+    assert torch.equal(other.eval()(batch).logits, method.eval()(batch).logits)
+
+
+def test_validation_picks_setting_and_rounds_and_the_test_part_has_no_say() -> None:
+    method, data, chosen = fitted(2, trials=4)
+    for row in data.rows("test"):
+        data.label[row] = 1 - data.label[row]
+    again = synthetic.trained_on(data, method.config)
+    assert again.fit(data, data.rows("train"), data.rows("val")) == chosen
+    val = data.rows("val")
+    assert score(data.label[val], predict(method, data, val).probability)["macro_f1"] == pytest.approx(
+        chosen["validation"]
+    )
+
+
+def test_a_class_without_a_training_sample_never_wins() -> None:
+    data = synthetic.make(MASKS, n_classes=3)
+    data.label[data.rows("train")[data.label[data.rows("train")] == 1]] = 2
+    method = synthetic.trained_on(data, synthetic.config("gradient_boosting", trials=1, rounds=10))
+    method.fit(data, data.rows("train"), data.rows("val"))
+    found = predict(method, data, data.rows("test"))
+    assert (found.logits.argmax(1) != 1).all()
+    assert set(found.logits.argmax(1)) == {0, 2}
+
+
+def test_options_out_of_range_are_named() -> None:
+    with pytest.raises(UsageError, match="trials must be 1 to 4"):
+        synthetic.config("gradient_boosting", trials=9)

@@ -1,0 +1,386 @@
+"""The report: the numbers of the run folders and nothing else, one passive file, the same bytes twice, no id."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from moe_retriever.cli.main import main
+from moe_retriever.report import Inputs, cautions, write_report
+from moe_retriever.report import page as page_module
+from moe_retriever.report.runs import by_experiment, read_run, tell_apart
+from moe_retriever.suites.published import Published, published_rows
+from mrpipe import Store
+from mrpipe.errors import DataError
+from workflow.planning.summary import print_summary
+
+SMALL = ["epochs=2", "hidden=8", "tokens=2", "heads=2", "encoder_hidden=8", "cnn_width=0.05"]
+EXPERTS = ["n_experts=2", "n_shared=2"]
+SUITE = """<section class="suite" id="table9"><h3>table9: a test</h3><ul class="origin simulated"><li>toy</li></ul>
+<div class="scroll"><table class="results"><caption>toy</caption><thead><tr><th scope="col">method</th></tr></thead>
+<tbody><tr class="control"><th scope="row">majority</th></tr></tbody></table></div></section>"""
+PICTURE = """<?xml version="1.0"?>
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 90 60" width="90pt" height="60pt">
+<defs><style type="text/css">*{stroke-linejoin: round}</style><path id="a1" d="M0 0"/></defs><use href="#a1"/></svg>"""
+
+
+@pytest.fixture(scope="module")
+def runs(store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    made = []
+    for method, seed in (("moe_retriever", 0), ("moe_retriever", 1), ("majority", 0)):
+        out = folder / "toy" / method / f"seed{seed}"
+        options = ["--set", *SMALL, *(EXPERTS if method == "moe_retriever" else [])]
+        code = main(
+            [
+                "train",
+                "--store",
+                str(store.path),
+                "--mask",
+                str(mask_file),
+                "--method",
+                method,
+                "--seed",
+                str(seed),
+                "--modalities",
+                "table",
+                "series",
+                "--quiet",
+                "--out",
+                str(out),
+                *options,
+            ]
+        )
+        assert code in (0, None)
+        made.append(out)
+    return made
+
+
+@pytest.fixture(scope="module")
+def inputs(runs: list[Path], store: Store, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """Everything that a page can be made of."""
+    folder = tmp_path_factory.mktemp("inputs")
+    suite = folder / "suites" / "table9"
+    suite.mkdir(parents=True)
+    (suite / "table.html").write_text(SUITE)
+    (suite / "routing.svg").write_text(PICTURE)
+    jobs = folder / "benchmarks"
+    for name, seconds in (("toy/ingest_table", 3.0), ("toy/ingest_series", 1.0), ("toy/majority_seed0_train", "NA")):
+        (jobs / name).parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"s": seconds, "max_rss": 100.0 if seconds == 3.0 else "NA", "cpu_time": seconds})
+        (jobs / f"{name}.jsonl").write_text(line + "\n")
+    return Inputs(runs=runs, stores=[store.path], suites=[suite], benchmarks=jobs)
+
+
+@pytest.fixture(scope="module")
+def page(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "index.html"
+    write_report(inputs, out)
+    return out
+
+
+class Checker(HTMLParser):
+    """Tags that are open, ids, headings, and what the page refers to."""
+
+    VOID = ("meta", "br", "link", "img", "path", "use", "rect", "input")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.headings: list[int] = []
+        self.links: list[str] = []
+        self.assets: list[str] = []
+        self.unlabelled: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.handle_startendtag(tag, attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        said = {k: v or "" for k, v in attrs}
+        self.ids += [said["id"]] if "id" in said else []
+        self.headings += [int(tag[1])] if re.fullmatch(r"h\d", tag) else []
+        self.links += [said["href"]] if tag == "a" else []
+        self.assets += [said[k] for k in ("src", "href", "xlink:href") if k in said and tag != "a"]
+        if (tag == "svg" and not said.get("aria-label")) or (tag == "img" and not said.get("alt")):
+            self.unlabelled.append(tag)
+        if tag == "th" and "scope" not in said:
+            self.unlabelled.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.open:
+            assert self.open.pop() == tag
+
+
+def checked(page: Path) -> Checker:
+    checker = Checker()
+    checker.feed(page.read_text())
+    return checker
+
+
+def untimed(page: Path) -> str:
+    """The page without its section of times."""
+    return re.sub(r"<!-- times:begin -->.*<!-- times:end -->", "", page.read_text(), flags=re.DOTALL)
+
+
+def test_the_page_is_whole_and_needs_no_network(page: Path) -> None:
+    found = checked(page)
+    assert found.open == []
+    assert found.assets
+    assert all(a.startswith(("#", "data:image/")) for a in found.assets)
+    assert not re.search(r"https?://(?!www\.w3\.org)", page.read_text())
+    assert page.stat().st_size < 2e6
+
+
+def test_links_lead_somewhere_and_ids_are_unique(page: Path) -> None:
+    found = checked(page)
+    assert sorted(found.ids) == sorted(set(found.ids))
+    assert {link.removeprefix("#") for link in found.links} <= set(found.ids)
+
+
+def test_the_page_can_be_read_without_seeing_it(page: Path) -> None:
+    found = checked(page)
+    assert found.unlabelled == []
+    assert found.headings[0] == 1
+    assert found.headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(found.headings, found.headings[1:], strict=False))
+    assert '<html lang="en">' in page.read_text()
+
+
+def test_every_section_is_there(page: Path) -> None:
+    text = page.read_text()
+    for section in ("overview", "cautions", "data", "suites", "experiments", "methods", "record"):
+        assert f'id="{section}"' in text
+    for heading in ("Which samples have what", "Cohort flow", "Data dictionary", "Leakage audit", "References"):
+        assert heading in text
+    assert SUITE.replace('id="', 'id="suite-') in text
+    # What is left, curves, routing; the store's two; the suite's.
+    assert len(re.findall("<svg", text)) == 6
+
+
+def test_simulated_data_are_announced_first(page: Path) -> None:
+    text = page.read_text()
+    assert 0 < text.index('class="banner simulated"') < text.index("<h2") < text.index("<table")
+    assert 'class="banner export"' not in text
+    assert "as published" not in text
+
+
+def test_an_export_is_announced_as_one(store: Store, tmp_path: Path) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store.path, copy)
+    manifest = json.loads((copy / "manifest.json").read_text()) | {"origin": "export", "store_id": "0" * 16}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    write_report(Inputs(stores=[copy]), tmp_path / "index.html")
+    text = (tmp_path / "index.html").read_text()
+    assert 'class="banner export"' in text
+    assert 'class="banner simulated"' not in text
+    write_report(Inputs(stores=[copy, store.path]), tmp_path / "both.html")
+    assert "Simulated data in part." in (tmp_path / "both.html").read_text()
+
+
+def test_the_table_holds_the_means_of_the_run_folders(page: Path, runs: list[Path]) -> None:
+    values = [json.loads((r / "metrics.json").read_text())["metrics"]["accuracy"]["value"] for r in runs[:2]]
+    mean = 100 * sum(values) / 2
+    spread = 100 * abs(values[0] - values[1]) / 2**0.5
+    assert f"{mean:.2f} ± {spread:.2f}" in page.read_text()
+    scores = pl.read_csv(page.parent / "results.csv")
+    mine = scores.filter(method="moe_retriever", by="all", metric="accuracy").sort("seed")["value"].to_list()
+    assert mine == pytest.approx(values)
+    assert set(scores["method"]) == {"moe_retriever", "majority"}
+
+
+def test_no_sample_and_no_place_on_the_machine_is_named(page: Path, store: Store, inputs: Inputs) -> None:
+    text = page.read_text() + page.parent.joinpath("results.csv").read_text()
+    samples = store.samples().select("sample_id", "subject_id").collect()
+    for name in {*samples["sample_id"], *samples["subject_id"]}:
+        assert not re.search(rf"\b{re.escape(name)}\b", text)
+    for place in (store.path, inputs.runs[0], page.parent, Path.home(), Path("/tmp")):
+        assert str(place) + "/" not in text
+
+
+def test_the_same_inputs_give_the_same_bytes(page: Path, inputs: Inputs, tmp_path: Path) -> None:
+    write_report(inputs, tmp_path / "index.html")
+    assert (tmp_path / "index.html").read_bytes() == page.read_bytes()
+    figures = [p for p in page.parent.joinpath("figures").iterdir()]
+    assert figures
+    for figure in figures:
+        assert (tmp_path / "figures" / figure.name).read_bytes() == figure.read_bytes()
+
+
+def test_only_the_section_of_times_knows_times(page: Path, inputs: Inputs, tmp_path: Path) -> None:
+    again = []
+    for run in inputs.runs:
+        again.append(tmp_path / "again" / "toy" / run.parent.name / run.name)
+        shutil.copytree(run, again[-1])
+        cost = json.loads((run / "cost.json").read_text()) | {"train_seconds": 4321.0, "load_seconds": 1234.0}
+        (again[-1] / "cost.json").write_text(json.dumps(cost))
+    store = tmp_path / "store"
+    shutil.copytree(inputs.stores[0], store)
+    said = json.loads((store / "provenance.json").read_text()) | {"sealed_at": "1999-12-31T23:59:59+00:00"}
+    (store / "provenance.json").write_text(json.dumps(said))
+    write_report(replace(inputs, runs=again, stores=[store], benchmarks=None), tmp_path / "index.html")
+    other = (tmp_path / "index.html").read_text()
+    assert "1999-12-31" in other
+    assert "1 h 12 min" in other
+    assert other != page.read_text()
+    assert untimed(tmp_path / "index.html") == untimed(page)
+
+
+def test_stores_alone_make_a_page(store: Store, tmp_path: Path) -> None:
+    assert main(["report", "--stores", str(store.path), "--out", str(tmp_path / "index.html")]) == 0
+    found = checked(tmp_path / "index.html")
+    assert "data" in found.ids
+    assert "experiments" not in found.ids
+    assert {link.removeprefix("#") for link in found.links} <= set(found.ids)
+    nothing = str(tmp_path / "nothing.html")
+    assert main(["report", "--out", nothing]) == 2
+    assert main(["report", "--stores", str(store.path), "--qc", f"other={tmp_path}", "--out", nothing]) == 2
+    assert not (tmp_path / "nothing.html").exists()
+
+
+def test_many_experiments_stay_light(
+    runs: list[Path], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "MAX_DRAWN", 1)
+    many = []
+    for number in range(60):
+        many.append(tmp_path / "runs" / f"e{number}" / "moe_retriever" / "seed0")
+        shutil.copytree(runs[0], many[-1])
+        metrics = json.loads((runs[0] / "metrics.json").read_text())
+        metrics["mask"] |= {"p": round(0.01 * (number + 1), 2)}
+        (many[-1] / "metrics.json").write_text(json.dumps(metrics))
+    write_report(Inputs(runs=many, stores=[store.path]), tmp_path / "index.html")
+    text = (tmp_path / "index.html").read_text()
+    assert len(re.findall('<table class="results">', text)) == 60
+    assert len(re.findall("<svg", text)) == 5
+    assert len(text) < 1.5e6
+    assert f"and {60 - cautions.MOST_PLACES} more" in text
+
+
+def test_an_unfinished_run_is_a_fault_and_no_page_is_written(runs: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(DataError, match="finished run"):
+        write_report(Inputs(runs=[*runs, tmp_path / "run"]), tmp_path / "index.html")
+    assert not (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [("[1]", "a list"), ("{", "JSONDecodeError"), ('{"method": "muse", "n_trials": "7"}', "n_trials and space")],
+)
+def test_a_search_that_is_none_is_a_fault(
+    content: str, found: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "best.json").write_text(content)
+    out = tmp_path / "index.html"
+    assert main(["report", "--stores", str(store.path), "--searches", str(tmp_path), "--out", str(out)]) == 3
+    text = capsys.readouterr().err
+    assert "best.json: expected a JSON object with method, store_id" in text
+    assert found in text
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "active",
+    [
+        "<script>alert(1)</script>",
+        '<img src="https://example.org/a.png">',
+        "<p onclick='x()'>",
+        '<link href="a.css">',
+        '<p style="background: url(a.png)">',
+    ],
+)
+def test_markup_that_runs_or_fetches_is_a_fault(active: str, tmp_path: Path) -> None:
+    suite = tmp_path / "table9"
+    suite.mkdir()
+    (suite / "table.html").write_text(SUITE + active)
+    with pytest.raises(DataError, match=r"table\.html"):
+        write_report(Inputs(suites=[suite]), tmp_path / "index.html")
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_the_papers_numbers_stand_beside_their_own_view_only() -> None:
+    mask = {"p": 0.3, "mechanism": "mcar"}
+    for view in (["text", "audio"], ["audio", "text"]):
+        assert published_rows("mosi", view, mask)["MoE-Retriever"] == {"accuracy": Published(66.13, 0.69)}
+    assert set(published_rows("adni", ["image", "genomic"], None)["mmFormer"]) == {"accuracy", "macro_f1"}
+    assert published_rows("mosi", ["text"], mask) == {}
+    assert published_rows("mosi", ["text", "audio"], None) == {}
+    assert published_rows("mosi", ["text", "audio"], mask | {"mechanism": "block"}) == {}
+    assert published_rows("toy", ["table"], None) == {}
+
+
+def test_other_options_are_a_variant_and_not_another_seed(runs: list[Path]) -> None:
+    first, second, other = (read_run(folder) for folder in runs)
+    assert [r.label for r in tell_apart([first, second, other])] == ["moe_retriever", "moe_retriever", "majority"]
+    wider = replace(second, config=second.config | {"common": second.config["common"] | {"hidden": 16}})
+    labels = [r.label for r in tell_apart([first, wider, other])]
+    assert labels == ["moe_retriever [hidden=8]", "moe_retriever [hidden=16]", "majority"]
+    # An option that one of the two does not have yet.
+    older = replace(second, config=second.config | {"options": {"warmup": second.config["options"]["warmup"]}})
+    found = tell_apart([first, older])
+    assert found[0].label != found[1].label
+
+
+def test_what_was_hidden_in_another_way_is_another_experiment(runs: list[Path]) -> None:
+    run = read_run(runs[0])
+    ways: list[dict[str, Any]] = [{}, {"seed": 7}, {"redraw": False}, {"mechanism": "mnar_label"}]
+    ways += [ways[-1] | {"strength": 0.3}, ways[-1] | {"task": "label"}]
+    hidden = [replace(run, metrics=run.metrics | {"mask": run.metrics["mask"] | way}) for way in ways]
+    assert [len(together) for together in by_experiment(hidden).values()] == [2, 1, 1, 1, 1]
+
+
+def test_the_majority_class_is_in_every_table(runs: list[Path], tmp_path: Path) -> None:
+    write_report(Inputs(runs=runs[:1]), tmp_path / "index.html")
+    said: dict[str, Any] = json.loads((runs[0] / "metrics.json").read_text())["majority"]
+    row = re.search(r'<tr class="control">(?:(?!</tr>).)*</tr>', (tmp_path / "index.html").read_text(), re.DOTALL)
+    assert row
+    assert f"always {said['class']}" in row[0]
+    assert f"{100 * said['accuracy']:.2f}" in row[0]
+
+
+def test_the_end_of_a_run_without_models_says_where_the_report_is(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report(Inputs(stores=[store.path]), tmp_path / "report" / "index.html")
+    print_summary(tmp_path)
+    assert "report/index.html" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_suite_brings_its_stores_cells_and_searches(
+    inputs: Inputs, runs: list[Path], store: Store, tmp_path: Path
+) -> None:
+    suite = tmp_path / "table9"
+    shutil.copytree(inputs.suites[0], suite)
+    cells = {"ours": ["moe_retriever", [0, 1]], "control": ["majority", [0]], "not run": ["muse", [0]]}
+    said = {
+        "columns": [{"experiment": "toy", "store": str(store.path), "cells": cells}],
+        "unfinished": ["toy/majority/seed0"],
+    }
+    (suite / "suite.json").write_text(json.dumps(said))
+    searches = []
+    for name, store_id, n in (("ours", store.store_id, 7), ("other", "0" * 16, 99)):
+        searches.append(tmp_path / f"{name}.json")
+        content = {"method": "moe_retriever", "store_id": store_id, "n_trials": n, "metric": "macro_f1", "space": {}}
+        searches[-1].write_text(json.dumps(content))
+    made = Inputs(suites=[suite], cells=runs[0].parents[2], searches=searches)
+    write_report(made, tmp_path / "index.html")
+    text = (tmp_path / "index.html").read_text()
+    assert f'id="store-toy-{store.store_id}"' in text
+    methods = text[text.index('id="methods-text"') :]
+    assert "Compared were moe_retriever" in methods
+    assert "class frequencies" not in methods
+    assert "7 trials" in methods
+    assert "99 trials" not in methods
+    assert 'href="#suites"' in text[text.index('id="cautions"') : text.index('id="data"')]
+    assert "<h2>Experiments</h2>" not in text

@@ -1,0 +1,344 @@
+"""Sections of the report by themselves: dictionary, jobs, methods text, cautions, quality control."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from moe_retriever.cli.main import main
+from moe_retriever.report import benchmarks, cautions
+from moe_retriever.report.dictionary import MAX_ROWS, summarise
+from moe_retriever.report.methods_text import methods_text
+from moe_retriever.report.quality import describe_quality
+from moe_retriever.report.runs import Run, read_run
+from mrpipe import Store
+from mrpipe.schema import DICTIONARY_SCHEMA
+
+# Dictionary.
+
+
+def feature(name: str, **other: Any) -> dict[str, Any]:
+    usual = {
+        "modality": "m",
+        "position": 0,
+        "name": name,
+        "dtype": "float32",
+        "unit": None,
+        "kind": "numeric",
+        "levels": None,
+        "description": "a number",
+        "source_file": "a.csv",
+        "source_column": name,
+        "n_observed": 9,
+        "n_missing": 1,
+    }
+    return usual | other
+
+
+def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=DICTIONARY_SCHEMA)
+
+
+names = st.sampled_from(["age", "x1", "x2", "x_10.5", "weight", "snp1", "snp22"])
+features = st.builds(
+    lambda name, unit, known, unknown: feature(name, unit=unit, n_observed=known, n_missing=unknown),
+    names,
+    st.sampled_from([None, "kg"]),
+    st.integers(0, 50),
+    st.integers(0, 50),
+)
+
+
+@given(st.lists(features, min_size=1, max_size=30))
+@settings(deadline=None, max_examples=40)
+def test_rows_of_the_dictionary_cover_all_features(rows: list[dict[str, Any]]) -> None:
+    (entry,) = summarise(frame(rows))
+    assert entry["n_features"] == sum(r["n"] for r in entry["rows"]) == len(rows)
+    rates = [r["n_missing"] / (r["n_missing"] + r["n_observed"]) for r in rows if r["n_missing"] + r["n_observed"]]
+    if rates:
+        assert entry["highest"] == pytest.approx(max(rates))
+        assert entry["median"] == pytest.approx(np.median(rates))
+        assert max(r["high"] for r in entry["rows"] if r["high"] is not None) == pytest.approx(max(rates))
+    assert entry["n_never"] == sum(r["n_observed"] == 0 for r in rows)
+
+
+def test_neighbours_that_differ_in_their_number_are_one_row() -> None:
+    rows = [feature("age"), *(feature(f"embedding_{i}", kind="embedding") for i in range(384)), feature("weight")]
+    (entry,) = summarise(frame(rows))
+    assert [(r["name"], r["last"], r["n"]) for r in entry["rows"]] == [
+        ("age", "age", 1),
+        ("embedding_0", "embedding_383", 384),
+        ("weight", "weight", 1),
+    ]
+    assert entry["kinds"] == "2 numeric, 384 embedding"
+
+
+def test_a_dictionary_of_a_million_letters_stays_small() -> None:
+    letters = np.array(list("abcdefghij"))
+    spelled = ["".join(letters[list(map(int, str(i)))]) for i in range(20_000)]
+    (entry,) = summarise(frame([feature(name) for name in spelled]))
+    assert len(entry["rows"]) == MAX_ROWS < entry["n_rows"] == 20_000
+
+
+# Jobs.
+
+
+def test_jobs_are_named_by_rule_and_what_they_worked_on(tmp_path: Path) -> None:
+    files = {
+        "mosi/ingest_text": ("ingest", "mosi text"),
+        "mosi/seal": ("seal", "mosi"),
+        "adni/prepare_image_3-of-20": ("prepare", "adni image_3-of-20"),
+        "mosi/moe_retriever_seed2_train": ("train", "mosi moe_retriever seed 2"),
+        "suites/table2_tables": ("tables", "suites table2"),
+        "adni/image_qc": ("image_qc", "adni"),
+        "report": ("report", "report"),
+    }
+    for name in files:
+        path = tmp_path / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"s": 2.0, "max_rss": 50.0, "cpu_time": 1.0}) + "\n")
+    found = benchmarks.read_benchmarks(tmp_path)
+    assert set(found.select("rule", "job").rows()) == set(files.values())
+
+
+def test_totals_are_those_of_the_jobs_and_the_slowest_is_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    seconds = {f"mosi/ingest_m{i}": float(s) for i, s in enumerate(rng.uniform(1, 9, 40).round(2))}
+    seconds |= {f"mosi/split_s{i}": float(s) for i, s in enumerate(rng.uniform(1, 9, 5).round(2))}
+    (tmp_path / "mosi").mkdir()
+    for name, value in seconds.items():
+        lines = [{"s": 99.0, "max_rss": 9.0, "cpu_time": 9.0}, {"s": value, "max_rss": "NA", "cpu_time": value / 2}]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (tmp_path / "mosi" / "seal.jsonl").write_text("")
+    said = benchmarks.summarise(benchmarks.read_benchmarks(tmp_path))
+    assert said
+    assert said["n"] == 45
+    assert said["seconds"] == pytest.approx(sum(seconds.values()))
+    assert said["peak_mb"] is None
+    slowest = max((n for n in seconds if "ingest" in n), key=lambda n: seconds[n])
+    (ingest,) = [r for r in said["rules"] if r["rule"] == "ingest"]
+    assert ingest["slowest"] == f"mosi {slowest.split('_')[1]}"
+    assert ingest["n"] == 40
+    assert len(said["slowest"]) == benchmarks.SLOWEST
+    assert benchmarks.summarise(benchmarks.read_benchmarks(tmp_path / "nowhere")) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(None, "–"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
+)
+def test_durations_are_readable(seconds: float | None, shown: str) -> None:
+    assert benchmarks.show_seconds(seconds) == shown
+
+
+# Methods text.
+
+
+@pytest.fixture(scope="module")
+def trained(store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "toy" / "zero_fill" / "seed0"
+    small = ["epochs=1", "hidden=8", "tokens=2", "heads=2", "encoder_hidden=8"]
+    main(
+        [
+            "train",
+            "--store",
+            str(store.path),
+            "--mask",
+            str(mask_file),
+            "--method",
+            "zero_fill",
+            "--modalities",
+            "table",
+            "series",
+            "--quiet",
+            "--out",
+            str(out),
+            "--set",
+            *small,
+        ]
+    )
+    return read_run(out)
+
+
+def changed(run: Run, change: Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], None]) -> Run:
+    metrics, config, cost = copy.deepcopy((run.metrics, run.config, run.cost))
+    change(metrics, config, cost)
+    return replace(run, metrics=metrics, config=config, cost=cost)
+
+
+def told(runs: list[Run], stores: list[Store], searches: list[dict[str, Any]] | None = None) -> str:
+    said = methods_text(runs, stores, searches or [])
+    return "\n".join([*(f"{h}. {t}" for h, t in said.paragraphs), *said.references])
+
+
+CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], None]] = {
+    "learning rate": lambda m, c, k: c["common"].update(lr=0.007),
+    "epochs": lambda m, c, k: c["common"].update(epochs=77),
+    "option of no sentence": lambda m, c, k: c["common"].update(fusion_layers=3),
+    "selection": lambda m, c, k: c["common"].update(select_metric="auroc"),
+    "encoder": lambda m, c, k: c["common"].update(sequence_encoder="lstm"),
+    "seed": lambda m, c, k: m.update(seed=5),
+    "method": lambda m, c, k: (m.update(method="muse"), c.update(method="muse")),
+    "preset": lambda m, c, k: m.update(preset="other"),
+    "view": lambda m, c, k: m.update(modalities=["table"]),
+    "sizes": lambda m, c, k: m["n"].update(test=3),
+    "classes": lambda m, c, k: m.update(classes=["a", "b", "c"]),
+    "rate of what is hidden": lambda m, c, k: m["mask"].update(p=0.5),
+    "mechanism": lambda m, c, k: m["mask"].update(mechanism="block"),
+    "redraw": lambda m, c, k: m["mask"].update(redraw=False),
+    "nothing hidden": lambda m, c, k: m.update(mask=None),
+    "bootstrap": lambda m, c, k: m.update(bootstrap=0),
+    "draws": lambda m, c, k: m.update(draws=9),
+    "left out": lambda m, c, k: m["n_without_modality"].update(train=4),
+    "torch": lambda m, c, k: k["versions"].update(torch="9.9.9"),
+    "device": lambda m, c, k: k.update(device="cuda"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_of_the_run_changes_the_text(name: str, trained: Run, store: Store) -> None:
+    before = told([trained], [store])
+    assert told([trained], [store]) == before
+    assert told([changed(trained, CHANGES[name])], [store]) != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"origin": "export"},
+        {"release": "another"},
+        {"options": {"shift_test": 3.0}, "options_changed": ("shift_test",)},
+        {"citation": "A. N. Other"},
+        {"n_subjects": 7},
+        {"store_id": "0" * 16},
+    ],
+)
+def test_a_change_of_the_store_changes_the_text(change: dict[str, Any], trained: Run, store: Store) -> None:
+    other = copy.copy(store)
+    other.manifest = replace(store.manifest, **change)
+    assert told([trained], [other]) != told([trained], [store])
+
+
+def test_a_search_is_told_with_its_budget(trained: Run, store: Store) -> None:
+    search = {"method": "zero_fill", "n_trials": 12, "metric": "macro_f1", "space": {"lr": [0.1, 0.2]}}
+    without, told_of = told([trained], [store]), told([trained], [store], [search])
+    assert "No hyper-parameter search" in without
+    assert "No hyper-parameter search" not in told_of
+    assert "12 trials (lr ∈ {0.1, 0.2})" in told_of
+
+
+def test_every_citation_has_its_reference_and_every_reference_is_cited(trained: Run, store: Store) -> None:
+    other = changed(trained, CHANGES["method"])
+    said = methods_text([trained, other], [store])
+    text = " ".join(body for _, body in said.paragraphs)
+    cited = {int(n) for group in re.findall(r" \[(\d+(?:, \d+)*)\]", text) for n in group.split(", ")}
+    assert cited == set(range(1, len(said.references) + 1))
+    assert any("Multimodal patient representation learning" in r for r in said.references)
+    assert len(said.references) == len(set(said.references))
+
+
+def test_scans_that_came_without_a_skull_were_not_stripped_of_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    dictionary = store.dictionary.with_columns(source_file=pl.lit("7 raw T1 scans"))
+    monkeypatch.setattr(Store, "dictionary", dictionary)
+    said = {}
+    for brain in ("extract", "stripped"):
+        other = copy.copy(store)
+        other.manifest = replace(store.manifest, options={"image_brain": brain}, options_changed=())
+        said[brain] = told([], [other])
+    assert "were skull-stripped [" in said["extract"]
+    assert "deepbet" in said["extract"]
+    assert "came skull-stripped and were corrected" in said["stripped"]
+    assert "deepbet" not in said["stripped"]
+
+
+def test_versions_are_those_of_the_run(trained: Run, store: Store) -> None:
+    versions = trained.cost["versions"]
+    text = told([trained], [store])
+    assert f"PyTorch {versions['torch']}" in text
+    assert f"Python {versions['python']}" in text
+
+
+# Cautions.
+
+
+def constant(m: dict[str, Any]) -> None:
+    k, a = len(m["classes"]), 0.6
+    m["metrics"]["accuracy"]["value"] = a
+    m["metrics"]["balanced_accuracy"]["value"] = 1 / k
+    m["metrics"]["macro_f1"]["value"] = 2 * a / ((1 + a) * k)
+
+
+def good(m: dict[str, Any]) -> None:
+    for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+        m["metrics"][name]["value"] = 0.99
+    m["n"].update(train=900, val=300, test=300)
+    m["training"].update(best_epoch=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (constant, "One class for every test sample"),
+        (lambda m: m["metrics"]["accuracy"].update(value=0.01), "below that of always saying"),
+        (lambda m: m["n"].update(test=12), "12 test samples"),
+        (lambda m: m["n"].update(val=0), "No validation samples"),
+        (lambda m: m["training"].update(best_epoch=1), "longer training may help"),
+    ],
+)
+def test_what_is_odd_is_said_and_nothing_else(change: Callable[[Any], None], said: str, trained: Run) -> None:
+    plain = [changed(trained, lambda m, c, k, s=seed: (good(m), m.update(seed=s))) for seed in range(3)]  # type: ignore[misc]
+    assert cautions.of_experiment(trained.experiment, plain) == []
+    odd = [changed(run, lambda m, c, k: change(m)) for run in plain]
+    (found,) = cautions.of_experiment(trained.experiment, odd)
+    assert said in found.text
+    (few,) = cautions.of_experiment(trained.experiment, plain[:1])
+    assert "1 seed:" in few.text
+
+
+def test_a_caution_of_several_places_is_said_once() -> None:
+    found = [cautions.Caution(text, f"place {i}", f"p{i}") for i in range(6) for text in ("a", "b")[: 1 + (i == 0)]]
+    a, b = cautions.together(found)
+    assert (a.text, len(a.places), a.more) == ("a", cautions.MOST_PLACES, 6 - cautions.MOST_PLACES)
+    assert (b.text, [p.where for p in b.places], b.more) == ("b", ["place 0"], 0)
+
+
+# Quality control.
+
+
+def test_scans_that_failed_or_stand_out_are_shown_and_counted(tmp_path: Path) -> None:
+    n = 60
+    table = pl.DataFrame(
+        {
+            "scan": range(n),
+            "attempt": [0] * n,
+            "source": ["raw"] * n,
+            "status": ["failed" if i % 10 == 0 else "ok" for i in range(n)],
+            "reason": ["no brain" if i % 10 == 0 else None for i in range(n)],
+            "outlier": ["gm_ml" if i == 7 else "" for i in range(n)],
+            "gm_ml": [None if i % 10 == 0 else 500.0 + i for i in range(n)],
+            "seconds": [1.0] * n,
+        }
+    )
+    table.write_parquet(tmp_path / "qc.parquet")
+    Image.new("RGB", (864, 9000)).save(tmp_path / "contact_sheet.png")
+    said = describe_quality(tmp_path)
+    assert said
+    assert (said["n"], said["n_failed"], said["n_flagged"]) == (60, 6, 1)
+    assert said["reasons"] == [("no brain", 6)]
+    assert [r["scan"] for r in said["rows"]] == [0, 10, 20, 30, 40, 50, 7]
+    assert [x["name"] for x in said["numbers"]] == ["gm_ml"]
+    assert said["sheet"]
+    assert len(said["sheet"]) < 200_000
+    assert describe_quality(tmp_path / "nowhere") is None

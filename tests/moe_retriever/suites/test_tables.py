@@ -1,0 +1,388 @@
+"""Tables of a suite: from run folders to Markdown, LaTeX and HTML, beside what the paper printed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from benchmarks.pooled import differences
+from moe_retriever.evaluation.bootstrap import table
+from moe_retriever.evaluation.run_folders import SCHEMA, best_possible, write_results
+from moe_retriever.suites.published import FILE, METRICS, published, published_table, short
+from moe_retriever.suites.published_comparison import make_page, read_scores
+from moe_retriever.suites.render import Cell, Grid, Line, Page, html, latex, markdown
+from moe_retriever.suites.spec import BEST, parse_suite, read_suite
+from moe_retriever.suites.tables import write_tables
+from mrpipe.errors import DataError
+from mrpipe.experiment.truth import ANY, read_best, write_best
+
+N = 240
+CLASSES = ("negative", "positive")
+
+
+def write_run(folder: Path, method: str, seed: int, quality: float, *, origin: str = "export") -> None:
+    """A finished run as `train` and `evaluate` leave it, with predictions of a given accuracy."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 2, N)
+    right = np.arange(N) < quality * N
+    p = np.where(np.where(right, label, 1 - label) == 1, 0.8, 0.2)
+    names = np.array(CLASSES)
+    subjects = np.array([f"v{i // 2}" for i in range(N)])
+    observed = np.where(np.arange(N) % 3 == 0, "text", "text+audio")
+    pl.DataFrame(
+        {
+            "sample_id": [f"{i:03d}" for i in range(N)],
+            "subject_id": subjects,
+            "split": "test",
+            "modalities": observed,
+            "label": names[label],
+            "predicted": names[(p > 0.5).astype(int)],
+            "p_negative": 1 - p,
+            "p_positive": p,
+        }
+    ).write_parquet(folder / "predictions.parquet")
+    counts = np.where(observed == "text", 1, 2)
+    scores = table(label, np.stack([1 - p, p], 1), subjects, observed.tolist(), counts, seed=0, n_resamples=20)
+    scores.write_csv(folder / "metrics.csv")
+    said = {
+        "method": method,
+        "preset": "paper",
+        "seed": seed,
+        "dataset": "mosi",
+        "store_id": "abc",
+        "origin": origin,
+        "task": "sentiment",
+        "scheme": "standard",
+        "modalities": ["text", "audio"],
+        "n_evaluated": N,
+        "mask": {"mechanism": "mcar", "p": 0.3, "seed": seed},
+        "training": {"code_hash": "c0de"},
+    }
+    (folder / "metrics.json").write_text(json.dumps(said))
+    (folder / "config.json").write_text(json.dumps({"method": method, "common": {"lr": 0.1}}))
+
+
+def row(name: str, method: str, published: str = "", *, control: bool = False) -> dict[str, Any]:
+    return {"name": name, "method": method, "preset": "paper", "published": published, "control": control}
+
+
+ROWS = [
+    row("MoE-Retriever", "moe_retriever", "MoE-Retriever"),
+    row("MUSE", "muse", "MUSE"),
+    row("majority class", "majority", control=True),
+]
+
+
+def column(modalities: list[str], cells: dict[str, Any], absent: list[str] | None = None) -> dict[str, Any]:
+    return {
+        "dataset": "mosi",
+        "experiment": "e",
+        "store": "s",
+        "truth": None,
+        "modalities": modalities,
+        "absent": absent or [],
+        "missingness": {"mechanism": "mcar", "p": 0.3},
+        "cells": cells,
+    }
+
+
+def said_of(columns: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """A suite.json with these columns."""
+    usual = {"suite": "table2", "title": "A & B", "size": "full", "metrics": ["accuracy"], "published": "table2"}
+    return usual | {"rows": ROWS, "columns": columns} | changes
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[..., tuple[Page, Path]]:
+    """The tables of two methods and a control; seed 2 of MUSE did not finish, and a view is not in the store."""
+
+    def make(unfinished: tuple[str, ...] = (), origin: str = "export", mechanism: str = "mcar") -> tuple[Page, Path]:
+        for method, quality in (("moe_retriever", 0.8), ("muse", 0.7), ("majority", 0.5)):
+            for seed in (0, 1, 2):
+                if (method, seed) != ("muse", 2):
+                    folder = tmp_path / "runs" / "e" / method / f"seed{seed}"
+                    write_run(folder, method, seed, quality + 0.02 * seed, origin=origin)
+        cells = {r["name"]: [r["method"], [0, 1, 2]] for r in ROWS}
+        columns = [column(["text", "audio"], cells), column(["text", "vision"], {}, ["vision"])]
+        said = said_of(columns, unfinished=unfinished, trials=[6])
+        for c in said["columns"]:
+            c["missingness"]["mechanism"] = mechanism
+        (tmp_path / "suite.json").write_text(json.dumps(said))
+        return write_tables(read_suite(tmp_path / "suite.json"), tmp_path / "runs", tmp_path), tmp_path
+
+    return make
+
+
+def test_ours_stand_beside_the_published_with_interval_and_difference(made: Any) -> None:
+    page, folder = made()
+    scores = pl.read_parquet(folder / "scores.parquet")
+    moe = scores.filter(row="MoE-Retriever", metric="accuracy", column=0).row(0, named=True)
+    assert moe["mean"] == pytest.approx(82.0, abs=0.3)
+    assert moe["sd"] == pytest.approx(2.0, abs=0.3)
+    assert moe["low"] < moe["mean"] < moe["high"]
+    assert (moe["published"], moe["published_sd"]) == (66.13, 0.69)
+    muse = scores.filter(row="MUSE", metric="accuracy", column=0).row(0, named=True)
+    assert (muse["seeds"], moe["seeds"]) == (2, 3)
+    # On the two seeds that both have, one is right where the other is and on a tenth of the samples more.
+    assert muse["difference"] == pytest.approx(-10.0, abs=0.3)
+    assert muse["difference_high"] < 0
+    assert moe["leads"]
+    text = (folder / "table.md").read_text()
+    assert "| MoE-Retriever | **82" in text
+    assert "| *MoE-Retriever, as published* | 66.13 ± 0.69 |" in text
+    assert "| *majority class* |" in text
+    assert "Settings: of 6 that were tried" in text
+    assert page.faults == ("e/muse/seed2",)
+    assert "e/muse/seed2" in text
+
+
+def test_two_stores_of_a_dataset_are_two_tables_and_each_says_its_origin(tmp_path: Path) -> None:
+    columns = []
+    for name, origin in (("mosi", "export"), ("toy", "simulated")):
+        write_run(tmp_path / "runs" / name / "majority" / "seed0", "majority", 0, 0.5, origin=origin)
+        cells = {"majority class": ["majority", [0]]}
+        columns.append(column(["text", "audio"], cells) | {"experiment": name, "store": f"stores/{name}"})
+    page = write_tables(parse_suite(said_of(columns)), tmp_path / "runs", tmp_path)
+    for grids in (page.overview, page.details):
+        real, toy = (grid.caption for grid in grids)
+        assert "real export" in real
+        assert "store mosi" in real
+        assert "simulated export" in toy
+        assert "store toy" in toy
+
+
+def test_columns_that_differ_have_other_names() -> None:
+    usual = column(["text", "audio"], {})
+    strong = usual | {"missingness": {"mechanism": "mnar_label", "p": 0.3, "strength": 1.0}}
+    columns = [usual, usual | {"missingness": None}, usual | {"task": "mood"}, usual | {"scheme": "uniform"}, strong]
+    columns.append(strong | {"missingness": {"mechanism": "mnar_label", "p": 0.3}})
+    names = [c.name for c in parse_suite(said_of(columns)).columns]
+    assert len(set(names)) == len(columns)
+    assert names[0] == "A+T, p = 0.3"
+
+
+def test_what_the_paper_took_away_at_random_is_not_beside_another_mechanism(made: Any) -> None:
+    _, folder = made(mechanism="block")
+    assert pl.read_parquet(folder / "scores.parquet")["published"].count() == 0
+    assert "as published" not in (folder / "table.md").read_text()
+
+
+def test_what_is_not_there_is_said(made: Any) -> None:
+    page, folder = made(unfinished=tuple(f"e/moe_retriever/seed{s}" for s in range(3)))
+    text = (folder / "table.md").read_text()
+    assert "| MoE-Retriever | not finished | not in this store |" in text
+    assert "the store has no vision" in text
+    assert len(page.faults) == 4
+    assert pl.read_parquet(folder / "scores.parquet")["difference"].null_count() > 0
+
+
+def test_simulated_data_are_in_plain_sight(made: Any) -> None:
+    page, folder = made(origin="simulated")
+    assert page.simulated
+    for name in ("table.md", "table.html", "table.tex"):
+        text = (folder / name).read_text()
+        assert "simulated export" in text
+        assert "nothing about real data" in text
+
+
+@pytest.mark.parametrize("known", ["text", ANY])
+def test_the_regret_is_what_the_best_possible_prediction_has_more(made: Any, tmp_path: Path, known: str) -> None:
+    _, folder = made(origin="simulated")
+    run = pl.read_parquet(folder / "runs/e/moe_retriever/seed0/predictions.parquet")
+    ids = run["sample_id"].to_list()
+    # Of what shows the text alone, or of anything, a prediction that is right for all; with both, for a half.
+    right = np.stack([run["label"] == c for c in CLASSES], axis=1).astype(float)
+    half = np.where(np.arange(N)[:, None] % 2 == 0, right, 1 - right)
+    best = {(known,) if known else (): right, ("text", "audio"): half}
+    write_best(tmp_path / "truth", "sentiment", CLASSES, ids, best)
+    said = json.loads((folder / "suite.json").read_text())
+    said["columns"][0]["truth"] = str(tmp_path / "truth")
+    (folder / "suite.json").write_text(json.dumps(said))
+    write_tables(read_suite(folder / "suite.json"), folder / "runs", folder)
+    scores = pl.read_parquet(folder / "scores.parquet").filter(metric="accuracy", column=0)
+    both = run["modalities"] == "text+audio"
+    expected = 100 * np.where(both, np.arange(N) % 2 == 0, True).mean()
+    possible = scores.filter(row=BEST).row(0, named=True)
+    moe = scores.filter(row="MoE-Retriever").row(0, named=True)
+    # The labels of the seeds differ, and the truth is that of the first.
+    assert possible["seeds"] == 3
+    assert moe["regret"] == pytest.approx(possible["mean"] - moe["mean"])
+    assert not possible["leads"]
+    alone = best_possible(folder / "runs/e/moe_retriever/seed0", pl.read_parquet(tmp_path / "truth/best.parquet"))
+    assert alone is not None
+    assert 100 * (alone.probability.argmax(1) == alone.label).mean() == pytest.approx(expected)
+    assert f"| *{BEST}* |" in (folder / "table.md").read_text()
+
+
+def test_without_the_truth_of_every_sample_there_is_no_regret(made: Any, tmp_path: Path) -> None:
+    _, folder = made(origin="simulated")
+    p = np.full((2, 2), 0.5)
+    write_best(tmp_path / "truth", "sentiment", CLASSES, ["000", "001"], {(): p})
+    assert read_best(tmp_path / "truth", "another") is None
+    assert read_best(tmp_path, "sentiment") is None
+    best = read_best(tmp_path / "truth", "sentiment")
+    assert best_possible(folder / "runs/e/moe_retriever/seed0", best) is None
+
+
+def test_a_table_from_nothing_says_so(made: Any) -> None:
+    folders = tuple(f"e/{m}/seed{s}" for m in ("moe_retriever", "muse", "majority") for s in range(3))
+    page, folder = made(unfinished=folders)
+    assert page.details == ()
+    assert "nothing finished" in (folder / "table.md").read_text()
+
+
+class Tags(HTMLParser):
+    """Checks that tags nest, and gathers the classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.classes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open.append(tag)
+        assert "style" not in dict(attrs)
+        self.classes |= set((dict(attrs).get("class") or "").split())
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_fragment_is_well_formed_and_has_the_agreed_classes(made: Any) -> None:
+    _, folder = made()
+    text = (folder / "table.html").read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    assert {"suite", "results", "control", "published", "ours", "diff", "unfinished"} <= tags.classes
+    assert "A &amp; B" in text
+    assert "<script" not in text
+    assert "http" not in text
+
+
+def test_latex_is_escaped_and_rectangular(made: Any) -> None:
+    _, folder = made()
+    text = (folder / "table.tex").read_text()
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    for columns, body in re.findall(r"\\begin{tabular}{(\w+)}\n(.*?)\\end{tabular}", text, flags=re.DOTALL):
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert len(rows) >= 3
+        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(columns) - 1}
+    uncommented = re.sub(r"^%.*$", "", text, flags=re.MULTILINE)
+    assert not re.search(r"(?<!\\)[%#_]", re.sub(r"\\resizebox.*%", "", uncommented))
+
+
+def test_rendering_escapes_each_form() -> None:
+    nasty = "a|b & <c> 5 % _x_"
+    grid = Grid(nasty, ("method", nasty), (Line("method", nasty, (Cell(nasty, "ours", True),)),))
+    page = Page("t", nasty, False, (), (grid,), ())
+    assert "a\\|b" in markdown(page)
+    assert r"a|b \& <c> 5 \% \_x\_" in latex(page)
+    assert "a|b &amp; &lt;c&gt; 5 % _x_" in html(page)
+
+
+def test_the_results_are_tidy_and_whole(made: Any) -> None:
+    _, folder = made()
+    frame = write_results(folder / "runs", folder / "results.parquet")
+    assert pl.read_parquet(folder / "results.parquet").equals(frame)
+    assert frame.schema == SCHEMA
+    assert frame["run"].n_unique() == 8
+    keys = ["run", "by", "group", "metric"]
+    assert frame.select(keys).is_duplicated().sum() == 0
+    assert set(frame["group"]) == {"all", "text", "text+audio", "1", "2"}
+    assert frame["code_hash"].unique().to_list() == ["c0de"]
+    assert json.loads(frame["config"][0])["common"] == {"lr": 0.1}
+    assert frame.select("mechanism", "p").unique().rows() == [("mcar", 0.3)]
+
+
+@pytest.mark.parametrize("origin", ["export", "simulated"])
+def test_the_comparison_has_every_published_value_and_where_ours_come_from(made: Any, origin: str) -> None:
+    _, folder = made(origin=origin)
+    with pytest.raises(DataError, match="absent"):
+        read_scores([folder, folder / "absent"])
+    page = make_page("paper", "All", read_scores([folder]))
+    ((summary,),) = (grid.lines for grid in page.overview)
+    assert [cell.text for cell in summary.cells[:3]] == ["4", "2", "2" if origin == "export" else "0"]
+    (grid,) = page.details
+    assert [line.name for line in grid.lines] == ["MoE-Retriever", "MUSE", "MoE-Retriever", "MUSE"]
+    ours, _, elsewhere, _ = ([cell.text for cell in line.cells] for line in grid.lines)
+    assert ours[:4] == ["CMU-MOSI", "A+T, p = 0.3", "accuracy", "66.13 ± 0.69"]
+    assert ours[4].startswith("82")
+    assert (ours[5] != "", ours[6]) == ((True, "real") if origin == "export" else (False, "simulated"))
+    off = [float(line.cells[5].text.replace("−", "-")) for line in grid.lines if line.cells[5].text]
+    assert summary.cells[3].text == (f"{sum(off) / 2:+.2f}".replace("-", "−") if off else "–")
+    assert elsewhere[1] == "V+T, p = 0.3"
+    assert elsewhere[4:] == ["–", "", "–"]
+    assert "Of 4 published values, 2 have" in page.origins[0]
+    assert page.simulated == (origin == "simulated")
+
+
+def test_data_that_the_paper_does_not_have_are_called_after_their_store() -> None:
+    other = column(["text", "audio"], {}) | {"dataset": "tables", "store": "results/stores/icu"}
+    paper, own = parse_suite(said_of([column(["text", "audio"], {}), other])).columns
+    assert (paper.data, own.data) == ("CMU-MOSI", "icu")
+
+
+def test_columns_pooled_differ_by_the_mean_of_their_differences(made: Any) -> None:
+    _, folder = made()
+    for seed in (0, 1):
+        write_run(folder / "runs/f/moe_retriever" / f"seed{seed}", "moe_retriever", seed, 0.9)
+        write_run(folder / "runs/f/muse" / f"seed{seed}", "muse", seed, 0.6)
+    (first, absent) = read_suite(folder / "suite.json").columns
+    columns = [first, absent, replace(first, experiment="f")]
+    found = differences(folder, columns, "MoE-Retriever", "MUSE", "accuracy")
+    assert set(found) == {"all", "text", "text+audio"}
+    # Two seeds that both have in each: 10 points in the first column, 30 in the other.
+    assert 100 * found["all"].value == pytest.approx(20.0, abs=0.5)
+    assert found["all"].low is not None
+    assert found["all"].low < found["all"].value < (found["all"].high or 0)
+
+
+def test_a_file_that_is_no_suite_is_a_data_fault(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    for name in ("a.json", "absent.json"):
+        with pytest.raises(DataError, match=name):
+            read_suite(tmp_path / name)
+
+
+# What the paper printed
+
+
+def test_the_published_figures_are_those_of_the_paper(project: Path) -> None:
+    original = project.parent / "shared" / "paper" / "results.csv"
+    if not original.is_file():
+        pytest.skip("the paper's figures are not beside this checkout (../shared/paper/results.csv)")
+    assert FILE.read_bytes() == original.read_bytes()
+
+
+def test_every_published_figure_is_found_by_our_names() -> None:
+    frame = published_table()
+    assert len(frame) == 296
+    names = {"CMU-MOSI": "mosi", "ENRICO": "enrico", "ADNI": "adni", "MIMIC": "mimic"}
+    letters = {
+        "mosi": {"V": "vision", "A": "audio", "T": "text"},
+        "enrico": {"S": "screenshot", "W": "wireframe"},
+        "adni": {"I": "image", "G": "genomic", "C": "clinical", "B": "biospecimen"},
+        "mimic": {"L": "lab", "N": "note", "C": "code"},
+    }
+    ours = {theirs: mine for mine, theirs in METRICS.items()}
+    for row in frame.iter_rows(named=True):
+        dataset = names[row["dataset"]]
+        view = [letters[dataset][letter] for letter in row["modalities"].split("+")]
+        mask = None if row["drop"] == "natural" else {"mechanism": "mcar", "p": float(row["drop"])}
+        found = published(row["table"], dataset, view[::-1], mask, ours[row["metric"]], row["method"])
+        assert found is not None
+        assert (found.mean, found.std) == (row["mean"], row["std"])
+        assert short(dataset, view) == row["modalities"]
+    assert published("table1", "tables", ["a"], None, "accuracy", "MUSE") is None
+    assert short("tables", ["a", "b"]) == "a+b"

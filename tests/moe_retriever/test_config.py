@@ -1,0 +1,78 @@
+"""Options: unknown names, wrong values and impossible combinations are named before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from moe_retriever.config import Common, make_config, parse_assignments
+from moe_retriever.methods import get, names
+from moe_retriever.methods.base import Method
+from mrpipe.errors import UsageError
+
+
+def make(method: str = "moe_retriever", preset: str = "paper", **overrides: object) -> object:
+    return make_config(get(method), preset=preset, seed=0, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"learning_rate": 1.0}, r"no option 'learning_rate'"),
+        ({"n_expert": 4}, r"'n_expert'; did you mean n_experts"),
+        ({"epochs": "many"}, r"epochs='many' is not a int"),
+        ({"context": "sideways"}, r"context='sideways' must be one of self, cross, query"),
+        ({"hidden": 130}, r"hidden=130 must be a multiple of heads=4"),
+        ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
+        ({"tokens": 0}, r"tokens=0 must be positive"),
+        ({"top_k": 13}, r"top_k=13 exceeds n_experts \+ n_shared = 12"),
+        ({"n_intra": "some"}, r"n_intra='some' must be observed, all or a positive number"),
+        ({"n_intra": 0}, r"n_intra='0' must be"),
+        ({"intra": False, "inter": False}, r"cannot both be off"),
+        ({"fusion_experts": 2}, r"fusion_top_k=4 exceeds fusion_experts=2"),
+    ],
+)
+def test_a_wrong_option_is_named(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make(**overrides)
+
+
+def test_unknown_methods_and_presets_are_named() -> None:
+    with pytest.raises(UsageError, match=r"no method 'nonesuch'; there are .*moe_retriever"):
+        get("nonesuch")
+    with pytest.raises(UsageError, match="no preset 'fast'; it has paper, code-intended, released-code"):
+        make(preset="fast")
+
+
+def test_overrides_come_after_the_preset() -> None:
+    plain, changed = make(preset="released-code"), make(preset="released-code", lr=0.5)
+    assert (plain.common.lr, plain.own.integration) == (1e-4, "raw_mean")  # type: ignore[attr-defined]
+    assert (changed.common.lr, changed.own.integration) == (0.5, "raw_mean")  # type: ignore[attr-defined]
+
+
+def test_assignments_read_json_and_fall_back_on_text() -> None:
+    assert parse_assignments(["a=1", "b=1e-3", "c=true", "d=x=y", "e="]) == {
+        "a": 1,
+        "b": 1e-3,
+        "c": True,
+        "d": "x=y",
+        "e": "",
+    }
+    with pytest.raises(UsageError, match="key=value"):
+        parse_assignments(["lr"])
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_method_keeps_the_contract(name: str) -> None:
+    """Name as its module's, a line of help, documented options whose names are nobody else's, presets that fit."""
+    method = get(name)
+    assert issubclass(method, Method)
+    assert method.name == name
+    assert method.summary
+    own = {f.name for f in dataclasses.fields(method.Options)}
+    assert not own & {f.name for f in dataclasses.fields(Common)}
+    for f in (*dataclasses.fields(method.Options), *dataclasses.fields(Common)):
+        assert f.metadata["help"], f.name
+    for preset in method.presets:
+        make(name, preset)

@@ -1,0 +1,291 @@
+"""Hyper-parameter search: one budget for all, validation only, whole after a kill; `train` takes its result."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from moe_retriever.cli.main import main
+from moe_retriever.config import make_config
+from moe_retriever.data.load import load
+from moe_retriever.methods import get, names
+from moe_retriever.training import search as search_module
+from moe_retriever.training.loop import Job, run_training, train_epoch
+from moe_retriever.training.search import COMMON_SPACE, Trial, best_of, draw_trials, run_search, search
+from mrpipe import Store, open_store
+
+SMALL = {"epochs": 3, "hidden": 16, "tokens": 2, "heads": 2, "encoder_hidden": 8, "batch_size": 16}
+VIEW = ("table", "series")
+
+
+def job(store: Store, folder: Path, method: str = "zero_fill", seed: int = 0, **overrides: object) -> Job:
+    config = make_config(get(method), preset="paper", seed=seed, overrides={**SMALL, **overrides})
+    return Job(store=store, run=folder, config=config, modalities=VIEW, quiet=True)
+
+
+def run(store: Store, folder: Path, n_trials: int = 3, method: str = "zero_fill", **fixed: object) -> dict[str, object]:
+    fixed = {**SMALL, **fixed}
+    return search(job(store, folder, method), get(method), preset="paper", fixed=fixed, n_trials=n_trials)
+
+
+def drawn(method: str, n: int, space: object = None, seed: int = 0) -> list[dict[str, object]]:
+    candidates = {**COMMON_SPACE, **get(method).space} if space is None else space
+    trials = draw_trials(get(method), preset="paper", seed=seed, fixed={}, space=candidates, n_trials=n)  # type: ignore[arg-type]
+    return [options for options, _ in trials]
+
+
+def test_trials_are_the_preset_and_then_different_draws_that_more_trials_only_add_to() -> None:
+    common = get("zero_fill")
+    first = make_config(common, preset="paper", seed=0, overrides={}).common
+    trials = drawn("zero_fill", 12)
+    assert trials[0] == {k: getattr(first, k) for k in COMMON_SPACE}
+    assert len({json.dumps(t, sort_keys=True) for t in trials}) == 12
+    assert all(t[k] in COMMON_SPACE[k] for t in trials[1:] for k in COMMON_SPACE)
+    assert drawn("zero_fill", 5) == trials[:5]
+    assert drawn("zero_fill", 12, dict(reversed(COMMON_SPACE.items()))) == trials
+    assert drawn("zero_fill", 12, seed=1) != trials
+    everything = drawn("zero_fill", 1000)
+    assert len(everything) == 18
+    # Golden: another version of a library must not draw other trials.
+    assert [t["lr"] for t in trials[1:5]] == [0.001, 0.0001, 0.0003, 0.0003]
+
+
+def test_the_help_names_the_candidates(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["search", "--help"])
+    text = capsys.readouterr().out
+    for name, values in COMMON_SPACE.items():
+        (listed,) = re.findall(rf"{name} ((?:[\d.e-]+(?:, )?)+)", text)
+        assert tuple(float(v) for v in listed.split(", ")) == values
+
+
+def test_every_method_has_the_same_budget_and_the_same_common_candidates() -> None:
+    for name in names():
+        method = get(name)
+        assert not set(method.space) & set(COMMON_SPACE), name
+        trials = drawn(name, 12)
+        assert len(trials) == 12, name
+        assert all(set(COMMON_SPACE) <= set(t) for t in trials), name
+
+
+def test_a_search_ends_with_the_best_trial_of_validation(store: Store, tmp_path: Path) -> None:
+    content = run(store, tmp_path)
+    frame = pl.read_parquet(tmp_path / "trials.parquet")
+    assert frame["trial"].to_list() == [0, 1, 2]
+    assert set(frame["status"]) == {"finished"}
+    best = frame.sort("score", descending=True, maintain_order=True).row(0, named=True)
+    assert (content["trial"], content["score"]) == (best["trial"], best["score"])
+    assert {k: content["overrides"][k] for k in COMMON_SPACE} == {k: best[k] for k in COMMON_SPACE}  # type: ignore[index]
+    assert content == json.loads((tmp_path / "best.json").read_text())
+    kept = [p.parent.name for p in tmp_path.glob("trials/*/model.pt")]
+    assert kept == [str(best["trial"])]
+    assert len(list(tmp_path.glob("trials/*/history.parquet"))) == 3
+    # The search's winner, trained by hand, is the same run.
+    again = job(store, tmp_path / "again", **content["overrides"])  # type: ignore[arg-type]
+    run_training(again)
+    history = (again.run / "history.parquet").read_bytes()
+    assert history == (tmp_path / "trials" / str(best["trial"]) / "history.parquet").read_bytes()
+
+
+def test_the_test_part_leaves_no_trace(toy_stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Canary: other features and the opposite labels in every test row; not a byte of the trials moves."""
+    run(open_store(toy_stores / "plain"), tmp_path / "plain")
+    features: list[torch.Tensor] = []
+    for name in ("plain", "shifted"):
+        data = load(open_store(toy_stores / name), modalities=VIEW)
+        features.append(torch.cat([t.pooled(np.arange(1, 9)) for t in data.tables], dim=1))
+    assert not torch.equal(features[0], features[1])
+
+    def flipped(j: Job) -> object:
+        data = load(j.store, modalities=j.modalities)
+        test = data.rows("test")
+        assert len(test)
+        data.label[test] = 1 - data.label[test]
+        return data
+
+    monkeypatch.setattr(search_module, "load_data", flipped)
+    run(open_store(toy_stores / "shifted"), tmp_path / "shifted")
+    same = [(tmp_path / n / "trials.parquet").read_bytes() for n in ("plain", "shifted")]
+    assert same[0] == same[1]
+
+
+def test_a_killed_search_continues_and_repeats_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(store, tmp_path / "whole")
+
+    class PowerCutError(Exception):
+        pass
+
+    epochs: list[int] = []
+
+    def counted(*arguments: object) -> object:
+        epochs.append(arguments[4])  # type: ignore[arg-type]
+        if len(epochs) == 6 and not cut:
+            cut.append(True)
+            raise PowerCutError
+        return train_epoch(*arguments)  # type: ignore[arg-type]
+
+    cut: list[bool] = []
+    monkeypatch.setattr("moe_retriever.training.loop.train_epoch", counted)
+    with pytest.raises(PowerCutError):
+        run(store, tmp_path / "cut")
+    assert not (tmp_path / "cut" / "best.json").exists()
+    run(store, tmp_path / "cut")
+    assert epochs == [0, 1, 2, 0, 1, 2, 2, 0, 1, 2]
+    for name in ("trials.parquet", "best.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    run(store, tmp_path / "cut", n_trials=4)
+    assert len(epochs) == 10 + 3
+
+
+def test_the_best_is_the_first_of_the_best_scores_and_the_lowest_loss() -> None:
+    scores = [None, 0.4, 0.7, 0.7, 0.1]
+    trials = [Trial(number=i, options={}, status="finished", score=s) for i, s in enumerate(scores)]
+    assert best_of(trials, "accuracy") is trials[2]
+    assert best_of(trials, "loss") is trials[4]
+    assert best_of(trials[:1], "loss") is None
+
+
+def test_a_diverged_trial_is_a_failed_trial(store: Store, tmp_path: Path) -> None:
+    space = {"lr": [1e30]}
+    content = search(job(store, tmp_path), get("zero_fill"), preset="paper", fixed=SMALL, space=space, n_trials=5)
+    frame = pl.read_parquet(tmp_path / "trials.parquet")
+    assert frame["status"].to_list() == ["finished", "diverged"]
+    assert "training diverged in epoch" in frame["error"][1]
+    assert (content["trial"], content["n_trials"], content["n_failed"]) == (0, 2, 1)
+
+
+def test_a_search_whose_trials_all_fail_says_why_and_names_no_best(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"{k}={v}" for k, v in {**SMALL, "lr": 1e30, "dropout": 0.1}.items()]
+    command = [
+        "search",
+        "--store",
+        str(store.path),
+        "--method",
+        "zero_fill",
+        "--out",
+        str(tmp_path),
+        "--quiet",
+        "--modalities",
+        *VIEW,
+        "--set",
+        *settings,
+    ]
+    assert main(command) == 1
+    assert "none of 2 trials gave a validation score: training diverged" in capsys.readouterr().err
+    assert pl.read_parquet(tmp_path / "trials.parquet")["status"].to_list() == ["diverged"] * 2
+    assert not (tmp_path / "best.json").exists()
+
+
+@pytest.mark.parametrize("method", [n for n in names() if get(n).gradient])
+def test_divergence_of_any_method_is_one_message(
+    method: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"{k}={v}" for k, v in {**SMALL, "lr": 1e30}.items()]
+    command = [
+        "train",
+        "--store",
+        str(store.path),
+        "--method",
+        method,
+        "--out",
+        str(tmp_path / "run"),
+        "--quiet",
+        "--modalities",
+        *VIEW,
+        "--set",
+        *settings,
+    ]
+    assert main(command) == 1
+    assert "training diverged in epoch" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model.pt").exists()
+
+
+@pytest.mark.parametrize("method", ["majority", "logistic", "gradient_boosting"])
+def test_methods_that_choose_themselves_have_one_trial(
+    method: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["search", "--store", str(store.path), "--method", method, "--out", str(tmp_path), "--quiet"]
+    assert main([*command, "--modalities", *VIEW]) == 0
+    assert "trial 0 only" in capsys.readouterr().out
+    content = json.loads((tmp_path / "best.json").read_text())
+    assert (content["n_trials"], content["space"]) == (1, {})
+    assert 0 <= content["score"] <= 1
+
+
+def test_train_takes_the_options_and_set_wins(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = {"method": "zero_fill", "preset": "paper", "overrides": {**SMALL, "epochs": 1, "lr": 3e-4}}
+    path = tmp_path / "best.json"
+    path.write_text(json.dumps(best))
+    command = [
+        "train",
+        "--store",
+        str(store.path),
+        "--options",
+        str(path),
+        "--quiet",
+        "--no-test",
+        "--modalities",
+        *VIEW,
+        "--out",
+    ]
+    assert main([*command, str(tmp_path / "a"), "--set", "dropout=0.1", "lr=0.002"]) == 0
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["method"] == "zero_fill"
+    assert (config["common"]["lr"], config["common"]["dropout"], config["common"]["hidden"]) == (0.002, 0.1, 16)
+    assert main([*command, str(tmp_path / "b"), "--method", "shaspec"]) == 2
+    assert "is of method zero_fill, not shaspec" in capsys.readouterr().err
+    path.write_text("[]")
+    assert main([*command, str(tmp_path / "b")]) == 3
+    assert "best.json" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "messages"),
+    [
+        ("lr: [0.1, fast]\nheads: [3]\nspeed: [1]", 2, ["lr='fast'", "multiple of heads=3", "no option 'speed'"]),
+        ("lr: 0.1\ndropout: []\nhidden: [8, 8]", 3, ["'lr'", "'dropout'", "different values"]),
+        ("- lr", 3, ["a mapping of options"]),
+        ("lr: [2020-01-01]", 2, ["lr=", "2020"]),
+        ("lr: [", 3, ["a YAML or JSON file"]),
+        ("select_metric: [loss, accuracy]", 2, ["select_metric cannot be searched"]),
+    ],
+)
+def test_a_faulty_space_is_refused_with_all_its_faults(
+    content: str, code: int, messages: list[str], store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(content)
+    out = tmp_path / "out"
+    command = ["search", "--store", str(store.path), "--method", "zero_fill", "--out", str(out), "--quiet"]
+    assert main([*command, "--space", str(space)]) == code
+    text = capsys.readouterr().err
+    assert all(m in text for m in messages), text
+    assert not out.exists()
+
+
+def test_an_option_that_is_set_is_not_varied(store: Store, tmp_path: Path) -> None:
+    content = run(store, tmp_path, n_trials=2, dropout=0.2, epochs=1)
+    assert "dropout" not in content["space"]  # type: ignore[operator]
+    assert content["overrides"]["dropout"] == 0.2  # type: ignore[index]
+    frame = pl.read_parquet(tmp_path / "trials.parquet")
+    assert "dropout" not in frame.columns
+    assert frame["score"].is_finite().all()
+
+
+def test_no_validation_part_is_a_usage_error(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load(store, modalities=VIEW)
+    data.part[data.part == 1] = 0
+    monkeypatch.setattr(search_module, "load_data", lambda j: data)
+    with pytest.raises(search_module.UsageError, match="validation"):
+        run_search(job(store, tmp_path), [])

@@ -1,0 +1,298 @@
+"""Training as a whole: same seed same bytes, killed and resumed the same bytes, no leak, and it learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from moe_retriever.config import make_config
+from moe_retriever.evaluation.evaluate import evaluate_run
+from moe_retriever.methods import get
+from moe_retriever.training import checkpoint
+from moe_retriever.training.loop import Job, batches, make_optimiser, run_training, train_epoch
+from mrpipe import Store, open_store
+from mrpipe.errors import UsageError
+from tests.moe_retriever import synthetic
+
+SMALL = {
+    "epochs": 6,
+    "hidden": 16,
+    "tokens": 2,
+    "heads": 2,
+    "encoder_hidden": 12,
+    "cnn_width": 0.03,
+    "image_outputs": 4,
+    "batch_size": 8,
+    "n_experts": 2,
+    "expert_ffn": 16,
+    "top_k": 2,
+    "fusion_ffn": 16,
+    "warmup": 1,
+    "image_downsample": 2,
+    "lr": 1e-3,
+}
+Undisturbed = tuple[Path, dict[str, bytes]]
+REPRODUCED = ("metrics.json", "metrics.csv", "config.json", "history.parquet", "predictions.parquet", "routing.parquet")
+
+
+def job(store: Store, run: Path, *, mask_file: Path | None = None, seed: int = 0, **overrides: object) -> Job:
+    cfg = make_config(get("moe_retriever"), preset="paper", seed=seed, overrides={**SMALL, **overrides})
+    return Job(store=store, run=run, config=cfg, mask_file=mask_file, quiet=True)
+
+
+def finish(j: Job) -> dict[str, bytes]:
+    """Train and evaluate; the files that must not depend on when or how often it was interrupted."""
+    run_training(j)
+    evaluate_run(j.run, j.store, n_resamples=50)
+    return {name: (j.run / name).read_bytes() for name in REPRODUCED}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, bytes]]:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    return run, finish(job(store, run, mask_file=mask_file))
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    undisturbed: Undisturbed, store: Store, mask_file: Path, tmp_path: Path
+) -> None:
+    assert finish(job(store, tmp_path / "again", mask_file=mask_file)) == undisturbed[1]
+    other = finish(job(store, tmp_path / "other", mask_file=mask_file, seed=1))
+    assert other["history.parquet"] != undisturbed[1]["history.parquet"]
+
+
+def test_a_run_folder_is_complete_and_says_what_it_is(undisturbed: Undisturbed, store: Store) -> None:
+    run, _ = undisturbed
+    assert {p.name for p in run.iterdir()} == {
+        *REPRODUCED,
+        "model.pt",
+        "mask.parquet",
+        "log.txt",
+        "cost.json",
+        "test_cost.json",
+    }
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["store_id"] == store.store_id
+    assert metrics["origin"] == "simulated"
+    assert metrics["mask"]["p"] == 0.3
+    assert metrics["n"]["test"] == metrics["n_evaluated"] > 0
+    assert metrics["training"]["epochs"] == 6
+    predictions = pl.read_parquet(run / "predictions.parquet")
+    known = ["sample_id", "subject_id", "split", "modalities", "label", "predicted"]
+    assert predictions.columns == [*known, "p_no", "p_yes"]
+    assert (predictions["label"] == predictions["predicted"]).mean() == metrics["metrics"]["accuracy"]["value"]
+    log = (run / "log.txt").read_text()
+    assert "epoch 6" in log
+    assert not any(sample in log for sample in predictions["sample_id"])
+    assert str(run.parent) not in (run / "config.json").read_text() + log
+
+
+def test_tables_of_a_run_folder(undisturbed: Undisturbed) -> None:
+    run, _ = undisturbed
+    scores = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert set(pl.read_csv(run / "metrics.csv", infer_schema_length=None)["metric"]) == set(scores)
+    history = pl.read_parquet(run / "history.parquet")
+    assert history["epoch"].to_list() == list(range(1, 7))
+    assert {"train_loss", "train_balance", "val_loss", "val_score"} <= set(history.columns)
+    routing = pl.read_parquet(run / "routing.parquet")
+    shares = routing.group_by("target", "combination").agg(pl.col("share").sum())["share"]
+    np.testing.assert_allclose(shares, 1)
+    forbidden = routing.filter((pl.col("pool") != pl.col("target")) & (pl.col("pool") != "shared"))
+    assert (forbidden["weight"] == 0).all()
+    assert (routing.filter(pl.col("pool") == pl.col("target"))["weight"] > 0).any()
+
+
+def test_an_interrupted_run_continues_to_the_same_bytes(
+    undisturbed: Undisturbed,
+    store: Store,
+    mask_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An exception in the middle of the fourth epoch; the history shows that the first three were not repeated."""
+    j = job(store, tmp_path / "run", mask_file=mask_file)
+
+    class PowerCutError(Exception):
+        pass
+
+    def cut(method: object, data: object, rows: object, optimiser: object, epoch: int, weight: object) -> object:
+        if epoch == 3:
+            raise PowerCutError
+        done.append(epoch)
+        return train_epoch(method, data, rows, optimiser, epoch, weight)  # type: ignore[arg-type]
+
+    done: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("moe_retriever.training.loop.train_epoch", cut)
+        with pytest.raises(PowerCutError):
+            run_training(j)
+    assert not (j.run / "model.pt").exists()
+    assert not (j.run / "metrics.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("moe_retriever.training.loop.train_epoch", lambda *a: (done.append(a[4]), train_epoch(*a))[1])
+        assert finish(j) == undisturbed[1]
+    assert done == [0, 1, 2, 3, 4, 5]
+    assert not (j.run / checkpoint.RESUME_NAME).exists()
+
+
+def test_a_run_with_other_options_does_not_continue_the_old_one(store: Store, mask_file: Path, tmp_path: Path) -> None:
+    j = job(store, tmp_path / "run", mask_file=mask_file)
+    j.run.mkdir()
+    checkpoint.write(j.run / checkpoint.RESUME_NAME, {"format": checkpoint.FORMAT, "fingerprint": "another"})
+    run_training(j)
+    assert "continuing" not in (j.run / "log.txt").read_text()
+
+
+def test_a_finished_run_is_not_repeated_but_other_options_are(store: Store, tmp_path: Path) -> None:
+    j = job(store, tmp_path / "run", epochs=1, warmup=0)
+    assert run_training(j)
+    assert not run_training(j)
+    assert run_training(job(store, tmp_path / "run", epochs=2, warmup=0))
+
+
+def test_killed_with_signal_9_and_started_again(
+    undisturbed: Undisturbed, store: Store, mask_file: Path, tmp_path: Path, project: Path
+) -> None:
+    run = tmp_path / "run"
+    options = [f"{k}={v}" for k, v in SMALL.items()]
+    command = [
+        sys.executable,
+        "-m",
+        "model",
+        "train",
+        "--store",
+        str(store.path),
+        "--out",
+        str(run),
+        "--mask",
+        str(mask_file),
+        "--quiet",
+        "--device",
+        "cpu",
+        "--set",
+        *options,
+    ]
+    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, cwd=project, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None and not _epochs_done(run) >= 2:
+        time.sleep(0.002)
+    process.kill()
+    errors = process.communicate()[1].decode()
+    assert process.returncode == -signal.SIGKILL, errors
+    assert not (run / "model.pt").exists()
+    assert not (run / "metrics.json").exists()
+    done = subprocess.run([*command, "--no-test"], cwd=project, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "continuing after epoch" in (run / "log.txt").read_text()
+    evaluate_run(run, store, n_resamples=50)
+    assert {name: (run / name).read_bytes() for name in REPRODUCED} == undisturbed[1]
+
+
+def _epochs_done(run: Path) -> int:
+    log = run / "log.txt"
+    return log.read_text().count("\nepoch ") if log.exists() and (run / checkpoint.RESUME_NAME).exists() else 0
+
+
+def test_evaluation_rows_leave_no_trace_in_training(toy_stores: Path, tmp_path: Path) -> None:
+    """Leakage canary: other values in every validation and test row; not a bit of the training losses moves."""
+    losses, tested = [], []
+    for name in ("plain", "shifted"):
+        j = job(open_store(toy_stores / name), tmp_path / name, patience=0)
+        finish(j)
+        history = pl.read_parquet(j.run / "history.parquet")
+        losses.append(history.select(pl.col("^train_.*$")).rows())
+        tested.append(pl.read_parquet(j.run / "predictions.parquet")["p_yes"].to_list())
+    assert losses[0] == losses[1]
+    assert tested[0] != tested[1]
+
+
+def test_the_training_rows_are_dealt_out_once_an_epoch() -> None:
+    rows = np.arange(100, 143)
+    parts = batches(rows, 8, 0, 3)
+    assert sorted(np.concatenate(parts).tolist()) == rows.tolist()
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert max(map(len, parts)) <= 8
+    assert np.concatenate(batches(rows, 8, 0, 4)).tolist() != np.concatenate(parts).tolist()
+
+
+@pytest.mark.parametrize("kinds", [("vector", "sequence"), ("image", "volume"), ("genotype", "vector")])
+def test_sixteen_samples_are_learned_by_heart(kinds: tuple[str, ...]) -> None:
+    """Labels that have nothing to do with the inputs."""
+    data = synthetic.make(synthetic.random_masks(16, 2, 0), kinds, parts=(1.0, 0.0), strength=0.0)
+    options = {"dropout": 0.0, "image_dropout": 0.0, "warmup": 0, "epochs": 100, "lr": 1e-3}
+    method = synthetic.trained_on(data, synthetic.config(**options))
+    optimiser = make_optimiser(method)
+    losses = [1.0]
+    while losses[-1] > 0.05 and len(losses) <= 100:
+        losses.append(train_epoch(method, data, data.rows("train"), optimiser, len(losses) - 1)["loss"])
+    assert losses[-1] <= 0.05
+
+
+def test_memory_does_not_grow_over_epochs() -> None:
+    """D3: resident memory after many epochs is what it was after a few."""
+    data = synthetic.make(synthetic.random_masks(200, 3, 0))
+    method = synthetic.trained_on(data, synthetic.config(hidden=64, tokens=8, warmup=0))
+    optimiser = make_optimiser(method)
+    page = os.sysconf("SC_PAGE_SIZE")
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("resident memory is read from /proc")
+    for epoch in range(4):
+        train_epoch(method, data, data.rows("train"), optimiser, epoch)
+    before = resident()
+    for epoch in range(4, 16):
+        train_epoch(method, data, data.rows("train"), optimiser, epoch)
+    assert resident() - before < 8e6
+
+
+def test_early_stopping_counts_from_the_best_selectable_epoch(store: Store, tmp_path: Path) -> None:
+    j = job(store, tmp_path / "run", epochs=30, patience=2, warmup=3, lr=0.0001)
+    run_training(j)
+    history = pl.read_parquet(j.run / "history.parquet")
+    best = history.filter("best")["epoch"].item()
+    assert history["selectable"].to_list()[:4] == [False, False, False, True]
+    assert best > 3
+    assert len(history) == min(30, best + 2)
+    selectable = history.filter("selectable")
+    assert history.filter("best")["val_score"].item() == selectable["val_score"].max()
+
+
+def test_a_training_part_with_one_class_is_refused(toy_stores: Path, tmp_path: Path) -> None:
+    j = job(open_store(toy_stores / "plain"), tmp_path / "run")
+    from moe_retriever.training import loop as train
+
+    def one_class(*args: object, **kwargs: object) -> object:
+        data = synthetic.make(synthetic.random_masks(20, 2, 0))
+        data.label[:] = 1
+        return data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "load", one_class)
+        with pytest.raises(UsageError, match="at least two classes"):
+            run_training(j)
+
+
+@pytest.mark.parametrize("weight", ["none", "balanced"])
+def test_class_weights(weight: str) -> None:
+    data = synthetic.make(np.ones((10, 1), dtype=bool), n_classes=3, parts=(1.0, 0.0))
+    data.label[:] = [0] * 6 + [1] * 4 + [2] * 0
+    found = data.class_weight(data.rows("train"), weight)
+    if weight == "none":
+        assert found is None
+    else:
+        np.testing.assert_allclose(found, [10 / 12, 10 / 8, 0.0], rtol=1e-6)

@@ -1,0 +1,139 @@
+"""The leakage audit: the AUROC against scikit-learn, planted leaks found with their source, evaluation rows unseen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import mrpipe
+from mrpipe.datasets import get_dataset
+from mrpipe.errors import UsageError
+from mrpipe.keyed import generator
+from mrpipe.stages.build import build
+from mrpipe.stages.simulate import simulate
+from mrpipe.store.audit import AUDIT_SCHEMA, audit, aurocs, chance_spread, indicator_aurocs
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_areas_are_those_of_scikit_learn_over_the_known_rows(seed: int) -> None:
+    rng = generator(seed, "audit")
+    x = np.round(rng.normal(size=(120, 6)), 1).astype(np.float32)
+    x[rng.random(x.shape) < 0.3] = np.nan
+    y = rng.integers(0, 3, 120)
+    classes = y[:, None] == np.arange(3)
+    got, known = aurocs(x, classes), indicator_aurocs(~np.isnan(x), classes)
+    for k in range(3):
+        for j in range(6):
+            there = ~np.isnan(x[:, j])
+            assert got[k, j] == pytest.approx(roc_auc_score(classes[there, k], x[there, j]))
+            assert known[k, j] == pytest.approx(roc_auc_score(classes[:, k], there))
+
+
+def test_few_rows_on_a_side_say_nothing() -> None:
+    x = np.arange(12, dtype=np.float32)[:, None]
+    classes = (np.arange(12) < 4)[:, None]
+    assert np.isnan(aurocs(x, classes)).all()
+    assert aurocs(x, classes, least=4)[0, 0] == 0.0
+
+
+@pytest.fixture(scope="module")
+def adni(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audit")
+    dataset = get_dataset("adni")
+    simulate(dataset, folder / "raw", {"n_subjects": 240, "n_snps": 96, "images": False})
+    return folder
+
+
+def test_a_form_that_holds_the_diagnosis_is_found_with_its_source(adni: Path, tmp_path: Path) -> None:
+    """PTHOME rewritten to follow the label, MH19OTHR known for patients only: both are listed with their column."""
+    dataset = get_dataset("adni")
+    raw = tmp_path / "raw"
+    import shutil
+
+    shutil.copytree(adni / "raw", raw)
+    build(dataset, raw, tmp_path / "clean", {})
+    label = dict(mrpipe.open_store(tmp_path / "clean").labels().collect().iter_rows())
+    demographics = next(raw.glob("*PTDEMOG*"))
+    frame = pl.read_csv(demographics, infer_schema=False)
+    home = pl.Series([str(label.get(p, 0) + 1) for p in frame["PTID"]])
+    frame.with_columns(home.alias("PTHOME")).write_csv(demographics, quote_style="always")
+    history = next(raw.glob("*MEDHIST*"))
+    frame = pl.read_csv(history, infer_schema=False)
+    other = pl.Series([("1" if label.get(p, 0) == 2 else "") for p in frame["PTID"]])
+    frame.with_columns(other.alias("MH19OTHR")).write_csv(history, quote_style="always")
+    build(dataset, raw, tmp_path / "leaky", {})
+    found = audit(mrpipe.open_store(tmp_path / "leaky"), threshold=0.95)
+    assert found.schema == AUDIT_SCHEMA
+    leaks = found.filter(pl.col("source_column") == "PTHOME")
+    assert {tuple(r) for r in leaks.select("what", "class").iter_rows()} == {
+        ("is house", "CN"),
+        ("is condominium", "MCI"),
+        ("is apartment", "Dementia"),
+    }
+    assert leaks["source_file"].unique().to_list() == [demographics.name]
+    assert (leaks["auroc"] == 1.0).all()
+    weaker = audit(mrpipe.open_store(tmp_path / "leaky"), threshold=0.7)
+    known = weaker.filter((pl.col("feature") == "MH19OTHR") & (pl.col("what") == "known"))
+    assert known["class"].to_list() == ["Dementia"]
+    assert weaker["auroc"].is_sorted(descending=True)
+    clean = audit(mrpipe.open_store(tmp_path / "clean"), threshold=0.95)
+    assert "PTHOME" not in clean["source_column"].to_list()
+
+
+def test_onset_years_and_dementia_drugs_would_have_been_found(adni: Path, tmp_path: Path) -> None:
+    """Why they are excluded: with the switch on, the drugs rank above every other medication."""
+    build(get_dataset("adni"), adni / "raw", tmp_path / "store", {"dementia_drugs": True})
+    found = audit(mrpipe.open_store(tmp_path / "store"), threshold=0.5).filter(pl.col("class") == "Dementia")
+    medication = found.filter(pl.col("feature").str.starts_with("drug_") & (pl.col("what") == "is yes"))
+    assert medication["feature"][0].removeprefix("drug_") in ("donepezil", "memantine", "rivastigmine", "galantamine")
+
+
+def test_only_training_rows_are_looked_at(adni: Path, tmp_path: Path) -> None:
+    build(get_dataset("adni"), adni / "raw", tmp_path / "store", {})
+    store = mrpipe.open_store(tmp_path / "store")
+    before = audit(store, threshold=0.6)
+    train = set(store.split().filter(pl.col("split") == "train").collect()["sample_id"])
+    label = store.labels().collect()
+    turned = label.with_columns(
+        pl.when(pl.col("sample_id").is_in(list(train)))
+        .then("value")
+        .otherwise(2 - pl.col("value"))
+        .cast(pl.Int8)
+        .alias("value")
+    )
+    turned.write_parquet(store.path / "labels" / "diagnosis.parquet")
+    assert audit(mrpipe.open_store(tmp_path / "store"), threshold=0.6).equals(before)
+
+
+def test_wrong_use_is_refused(adni: Path, tmp_path: Path) -> None:
+    build(get_dataset("adni"), adni / "raw", tmp_path / "store", {})
+    store = mrpipe.open_store(tmp_path / "store")
+    with pytest.raises(UsageError, match=r"between 0\.5 and 1"):
+        audit(store, threshold=0.2)
+    for alpha in (0.0, -0.1, float("nan"), 2.0):
+        with pytest.raises(UsageError, match="alpha"):
+            audit(store, alpha=alpha)
+    with pytest.raises(UsageError, match="no task"):
+        audit(store, task="survival")
+
+
+def test_the_spread_of_chance_is_that_of_shuffled_labels() -> None:
+    rng = generator(0, "chance")
+    x = rng.normal(size=(30, 4000)).astype(np.float32)
+    classes = (np.arange(30) < 9)[:, None]
+    areas = aurocs(x, classes)[0]
+    assert areas.std() == pytest.approx(chance_spread(np.array([9.0]), np.array([21.0]))[0], rel=0.05)
+
+
+def test_luck_among_many_snps_is_no_finding_and_a_leak_among_them_is(adni: Path, tmp_path: Path) -> None:
+    build(get_dataset("adni"), adni / "raw", tmp_path / "store", {}, modalities=["genomic", "clinical"])
+    store = mrpipe.open_store(tmp_path / "store")
+    strict, loose = (audit(store, threshold=0.7, alpha=alpha) for alpha in (0.05, 1.0))
+    assert len(strict.filter(modality="genomic")) < len(loose.filter(modality="genomic"))
+    assert len(loose.join(strict, on=["feature", "what", "class"], how="anti")) + len(strict) == len(loose)
+    # What stays is three of the least standard deviations that its number of people allows, and more, from 0.5.
+    assert (strict["auroc"] - 0.5 > 3 / (3 * strict["n"].cast(pl.Float64)).sqrt()).all()

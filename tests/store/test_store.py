@@ -1,0 +1,312 @@
+"""Stores: the invariant mask ⇔ row ⇔ table, sealing, verification, reading; on a store of every modality kind."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+import mrpipe
+from mrpipe.codehash import code_hash
+from mrpipe.errors import DataError, UsageError
+from mrpipe.stages import seal as seal_module
+from mrpipe.stages.build import build
+from mrpipe.stages.simulate import simulate
+from mrpipe.stages.split import SPLIT_KEY, make_split
+from mrpipe.store import masks
+from mrpipe.store.manifest import store_id
+from mrpipe.store.parquet import read_metadata, replacing, write_batches, write_frame
+from mrpipe.store.reader import unpack_genotypes
+from tests import toy
+
+NAMES = ("table", "series", "image", "genotype")
+
+
+@pytest.fixture(autouse=True)
+def toy_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy dataset is no module of the project, so its code hash is that of the stages."""
+    monkeypatch.setattr(seal_module, "code_hash", lambda *entries: code_hash(entries[0]))
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("toy") / "raw"
+    simulate(toy.TOY, out, {})
+    return out
+
+
+@pytest.fixture(scope="module")
+def built(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seal_module, "code_hash", lambda *entries: code_hash(entries[0]))
+        path = tmp_path_factory.mktemp("toy") / "store"
+        build(toy.TOY, raw, path, {})
+    return path
+
+
+@pytest.fixture
+def copy(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "copy"))
+
+
+def test_mask_row_and_table_say_the_same(built: Path) -> None:
+    store = mrpipe.open_store(built)
+    samples = store.samples().collect()
+    for name in NAMES:
+        ids = store.modality(name).collect()["sample_id"].to_list()
+        by_mask = samples.filter(masks.expression(name, store.bits))["sample_id"].to_list()
+        by_row = samples.filter(pl.col(f"row_{name}").is_not_null())
+        assert ids == by_mask == by_row["sample_id"].to_list()
+        assert [ids[r] for r in by_row[f"row_{name}"]] == ids
+    assert (samples["modality_mask"] > 0).all()
+    store.verify(deep=True)
+
+
+def test_a_sample_without_modality_goes_to_attrition(built: Path) -> None:
+    store = mrpipe.open_store(built)
+    last = store.attrition.row(-1, named=True)
+    assert last["reason"] == "no modality observed"
+    assert last["n_before"] == 60 > last["n_after"] == store.manifest.n_samples
+    assert sum(store.manifest.pattern_counts.values()) == store.manifest.n_samples == store.patterns()["n"].sum()
+
+
+def test_the_simulated_origin_follows_from_the_truth_beside_the_export(built: Path, raw: Path, tmp_path) -> None:
+    assert mrpipe.open_store(built).manifest.origin == "simulated"
+    assert "Simulated" in (built / "README.md").read_text()
+    moved = Path(shutil.copytree(raw, tmp_path / "elsewhere"))
+    build(toy.TOY, moved, tmp_path / "store", {})
+    assert mrpipe.open_store(tmp_path / "store").manifest.origin == "export"
+
+
+def test_the_order_of_the_raw_rows_does_not_matter(built: Path, raw: Path, tmp_path: Path) -> None:
+    assert build(toy.TOY, raw, tmp_path / "store", {"order_seed": 5}) == mrpipe.open_store(built).store_id
+
+
+def test_rebuilding_in_place_gives_the_same_bytes_and_drops_what_is_no_longer_asked_for(raw: Path, copy: Path) -> None:
+    before = {p.name: p.read_bytes() for p in copy.rglob("*.parquet")}
+    build(toy.TOY, raw, copy, {})
+    assert {p.name: p.read_bytes() for p in copy.rglob("*.parquet")} == before
+    build(toy.TOY, raw, copy, {}, modalities=["table"], schemes=["uniform"])
+    store = mrpipe.open_store(copy)
+    assert [m.name for m in store.modalities] == ["table"]
+    assert store.schemes == ("uniform",) == (store.manifest.default_scheme,)
+    store.verify(deep=True)
+
+
+def test_an_id_list_is_described_as_one_whatever_its_name(copy: Path, tmp_path: Path) -> None:
+    ids = mrpipe.open_store(copy).samples().collect()["subject_id"].unique().sort().to_list()
+    (tmp_path / "ids.json").write_text(json.dumps({"train": ids[:20], "val": ids[20:24], "test": ids[24:]}))
+    make_split(toy.TOY, copy, "standard", ids=tmp_path / "ids.json")
+    said = json.loads(read_metadata(copy / "splits" / "standard.parquet")[SPLIT_KEY])
+    assert (said["method"], said["source"], said["description"]) == ("id list", "ids.json", "")
+
+
+@pytest.mark.parametrize("wrong", [{"modalities": ["table", "smell"]}, {"schemes": ["uniform", "mine"]}])
+def test_a_build_refuses_what_is_not_there_before_the_long_work(raw: Path, tmp_path: Path, wrong: dict) -> None:
+    said: list[str] = []
+    with pytest.raises(UsageError, match=r"smell|mine"):
+        build(toy.TOY, raw, tmp_path / "store", {}, report=said.append, **wrong)
+    assert [line.split(":")[0] for line in said] == ["check"]
+    assert not (tmp_path / "store").exists()
+
+
+def test_arrays_restore_shapes_and_agree_with_plain_polars(built: Path) -> None:
+    store = mrpipe.open_store(built)
+    image = store.arrays("image")
+    assert image.x.shape == (len(image), 3, 4, 5)
+    plain = np.array(store.modality("image").collect()["x"].to_list()).reshape(image.x.shape)
+    np.testing.assert_array_equal(image.x, plain)
+    series = store.arrays("series")
+    frame = store.modality("series").collect()
+    for i in (0, 3, len(series) - 1):
+        steps = slice(*series.offsets[i : i + 2])
+        np.testing.assert_array_equal(series.x[steps], np.array(frame["x"][i].to_list(), dtype=np.float32))
+        np.testing.assert_array_equal(series.time[steps], frame["time"][i].to_numpy())
+    genotype = store.arrays("genotype")
+    calls = unpack_genotypes(genotype.x, toy.N_SNPS)
+    np.testing.assert_array_equal(calls, toy.genotype_calls(list(genotype.sample_id)))
+
+
+def test_the_default_split_can_be_named(built: Path) -> None:
+    store = mrpipe.open_store(built)
+    own, named = (store.arrays("table", split=s, part="train") for s in ("standard", "default"))
+    np.testing.assert_array_equal(named.sample_id, own.sample_id)
+    assert store.manifest.default_scheme == "standard"
+
+
+def test_arrays_of_a_part_are_that_part_in_order(built: Path) -> None:
+    store = mrpipe.open_store(built)
+    for name in NAMES:
+        parts = [store.arrays(name, part=p) for p in ("train", "val", "test")]
+        assert sorted(np.concatenate([p.sample_id for p in parts])) == sorted(store.arrays(name).sample_id)
+        for arrays, part in zip(parts, ("train", "val", "test"), strict=True):
+            wanted = store.split().filter(pl.col("split") == part).collect()["sample_id"].to_list()
+            assert set(arrays.sample_id) <= set(wanted)
+            assert list(arrays.sample_id) == sorted(arrays.sample_id)
+
+
+def test_take_keeps_every_sequence_with_its_own_steps(built: Path) -> None:
+    series = mrpipe.open_store(built).arrays("series")
+    rows = np.array([5, 0, 5, 2])
+    taken = series.take(rows)
+    for position, row in enumerate(rows):
+        mine, theirs = slice(*taken.offsets[position : position + 2]), slice(*series.offsets[row : row + 2])
+        np.testing.assert_array_equal(taken.x[mine], series.x[theirs])
+        np.testing.assert_array_equal(taken.time[mine], series.time[theirs])
+
+
+def test_padding_keeps_the_last_steps(built: Path) -> None:
+    series = mrpipe.open_store(built).arrays("series")
+    padded, lengths = series.padded(max_steps=3)
+    assert padded.shape == (len(series), 3, 2)
+    for i in range(len(series)):
+        steps = series.x[series.offsets[i] : series.offsets[i + 1]][-3:]
+        assert lengths[i] == len(steps)
+        np.testing.assert_array_equal(padded[i, : len(steps)], steps)
+        assert (padded[i, len(steps) :] == 0).all()
+
+
+def test_numeric_columns_are_read_without_a_copy(built: Path) -> None:
+    arrays = mrpipe.open_store(built).arrays("table")
+    assert not arrays.x.flags.owndata
+
+
+def test_the_recipes_of_the_data_card_run_as_they_stand(built: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    card = (built / "README.md").read_text()
+    monkeypatch.chdir(built)
+    scopes = []
+    for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        scope: dict[str, object] = {}
+        exec(block, scope)
+        scopes.append(scope)
+    store = mrpipe.open_store(built)
+    complete = store.samples("table & series & image & genotype").collect()
+    assert capsys.readouterr().out.split()[0] == str(len(complete))
+    np.testing.assert_array_equal(scopes[1]["calls"], unpack_genotypes(store.arrays("genotype").x, toy.N_SNPS))
+    (statements,) = re.findall(r"```sql\n(.*?)```", card, re.DOTALL)
+    first, second = [duckdb.execute(s).fetchall() for s in statements.split(";") if s.strip()]
+    assert first == [(len(complete),)]
+    assert len(second) == store.manifest.labels[0]["rows"]
+
+
+def test_manifest_has_no_absolute_path_and_no_sample_id(built: Path) -> None:
+    text = (built / "manifest.json").read_text()
+    assert str(built.parent) not in text
+    assert "s0001" not in text
+
+
+def test_store_id_depends_on_content_not_on_order() -> None:
+    files = [{"file": "a", "sha256": "1"}, {"file": "b", "sha256": "2"}]
+    assert store_id(files) == store_id(files[::-1]) != store_id([{"file": "a", "sha256": "2"}, files[1]])
+
+
+def test_unsealed_and_newer_stores_are_refused_with_the_reason(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
+    with pytest.raises(DataError, match="format 99"):
+        mrpipe.open_store(copy)
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"a_later_addition": 1}))
+    mrpipe.open_store(copy)
+    (copy / "manifest.json").unlink()
+    with pytest.raises(DataError, match="no manifest"):
+        mrpipe.open_store(copy)
+
+
+def test_verify_finds_changed_missing_and_swapped_files(copy: Path) -> None:
+    image = copy / "modalities/image.parquet"
+    original = image.read_bytes()
+    flipped = bytearray(original)
+    flipped[len(flipped) // 3] ^= 1
+    image.write_bytes(bytes(flipped))
+    with pytest.raises(DataError, match="SHA-256"):
+        mrpipe.open_store(copy).verify(deep=True)
+    image.write_bytes(original[:-100])
+    with pytest.raises(DataError, match="bytes"):
+        mrpipe.open_store(copy).verify()
+    image.unlink()
+    with pytest.raises(DataError, match=r"image\.parquet"):
+        mrpipe.open_store(copy)
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    [
+        pl.col("modality_mask") & pl.lit(0, dtype=pl.UInt16),
+        pl.col("modality_mask") | pl.lit(1 << 9, dtype=pl.UInt16),
+        pl.col("row_table") + 1,
+        pl.col("row_series").reverse(),
+        pl.col("sample_id").reverse(),
+    ],
+)
+def test_a_broken_invariant_stops_sealing_and_verification(copy: Path, breakage: pl.Expr) -> None:
+    from mrpipe.store.invariants import find_breaches
+
+    assert find_breaches(copy) == []
+    samples = pl.read_parquet(copy / "samples.parquet").with_columns(breakage)
+    write_frame(copy / "samples.parquet", samples)
+    assert find_breaches(copy)
+
+
+def test_unknown_names_are_usage_errors_that_list_the_known_ones(built: Path) -> None:
+    store = mrpipe.open_store(built)
+    for call in (
+        lambda: store.modality("mri"),
+        lambda: store.split("mine"),
+        lambda: store.labels("death"),
+        lambda: store.arrays("table", part="dev"),
+        lambda: store.samples("mri"),
+    ):
+        with pytest.raises(UsageError):
+            call()
+
+
+def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, pyarrow as pa
+from pathlib import Path
+from mrpipe.store.parquet import write_batches
+schema = pa.schema([("sample_id", pa.string())])
+def batches():
+    yield pa.RecordBatch.from_pydict({{"sample_id": ["a"]}}, schema=schema)
+    os.kill(os.getpid(), signal.SIGKILL)
+write_batches(Path({str(tmp_path / "x.parquet")!r}), schema, batches())
+"""
+    result = subprocess.run([sys.executable, "-c", script], check=False)
+    assert result.returncode == -9
+    assert not (tmp_path / "x.parquet").exists()
+
+
+def test_a_failed_writer_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+
+    def fail_halfway() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+    assert path.read_text() == "old"
+
+
+def test_row_groups_do_not_depend_on_how_the_batches_were_cut(tmp_path: Path) -> None:
+    schema = pa.schema([("sample_id", pa.string()), ("x", pa.float32())])
+    table = pa.table({"sample_id": [f"{i:04d}" for i in range(1000)], "x": np.arange(1000.0)}, schema=schema)
+    files = []
+    for size in (1000, 64, 7):
+        path = tmp_path / f"{size}.parquet"
+        assert write_batches(path, schema, table.to_batches(size), row_group_rows=100, metadata={"k": "v"}) == 1000
+        files.append(path.read_bytes())
+    assert files[0] == files[1] == files[2]
+    assert read_metadata(tmp_path / "7.parquet")["k"] == "v"
