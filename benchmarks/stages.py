@@ -37,7 +37,7 @@ OVERRIDES = {
         "hidden=64",
         "expert_ffn=64",
         "fusion_ffn=64",
-    ],
+    ]
 }
 
 

@@ -90,7 +90,7 @@ class FaultCollector:
 
 
 def did_you_mean(name: object, known: Iterable[object], *, otherwise: str | None = None) -> str:
-    """Hint for a name that does not exist: the nearest known names, else `otherwise`; default: the list of all names."""
+    """Hint for an unknown name: the nearest known names, else `otherwise` (default: the list of all names)."""
     names = [str(k) for k in known]
     near = difflib.get_close_matches(str(name), names, n=3)
     if near:

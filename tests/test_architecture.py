@@ -45,17 +45,18 @@ def modules(project: Path, package: str) -> list[Path]:
 def test_the_pipeline_imports_neither_torch_nor_snakemake_nor_model(project: Path) -> None:
     for path in modules(project, "mrpipe"):
         roots = {name.split(".")[0] for name in imported(path)}
-        assert not roots & {"torch", "snakemake", "model", "workflow"}, path
+        assert not roots & {"torch", "snakemake", "moe_retriever", "workflow"}, path
 
 
 def test_importing_the_pipeline_loads_no_torch(project: Path) -> None:
-    program = "import sys, mrpipe, mrpipe.cli; print(sorted({'torch', 'snakemake', 'model'} & set(sys.modules)))"
+    program = "import sys, mrpipe.store.reader, mrpipe.cli.main\n"
+    program += "print(sorted({'torch', 'snakemake', 'moe_retriever'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=project, check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"
 
 
 def test_the_model_reads_stores_and_knows_no_pipeline_step(project: Path) -> None:
-    for path in modules(project, "model"):
+    for path in modules(project, "model/moe_retriever"):
         names = imported(path)
         assert not {n for n in names if any(n == p or n.startswith(p + ".") for p in PIPELINE_ONLY)}, path
         assert not {n for n in names if n.split(".")[0] in ("snakemake", "workflow")}, path
@@ -63,7 +64,7 @@ def test_the_model_reads_stores_and_knows_no_pipeline_step(project: Path) -> Non
 
 def test_no_global_random_generator(project: Path) -> None:
     seeding = re.compile(r"\bnp\.random\.(?!default_rng)[a-z]\w*\(|\brandom\.seed\(|torch\.(cuda\.)?manual_seed")
-    for package in ("mrpipe", "model"):
+    for package in ("mrpipe", "model/moe_retriever"):
         for path in modules(project, package):
             assert not seeding.search(path.read_text(encoding="utf-8")), path
 
@@ -87,7 +88,7 @@ def needed(tree: ast.Module) -> Iterator[tuple[str, bool]]:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and node.level == 0 else []
         for root in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names):
-            if root not in ("mrpipe", "model", "workflow"):
+            if root not in ("mrpipe", "moe_retriever", "mrpipe_planning"):
                 yield DISTRIBUTIONS.get(root, root), id(node) in at_once
 
 

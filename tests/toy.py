@@ -180,10 +180,7 @@ TOY = Dataset(
         "image": ModalityReader(bit=2, description="image", read=read_image),
         "genotype": ModalityReader(bit=5, description="genotype", read=read_genotype),
     },
-    tasks=(
-        Task(name="outcome", kind="classification", classes=("no", "yes")),
-        Task(name="score", kind="regression"),
-    ),
+    tasks=(Task(name="outcome", kind="classification", classes=("no", "yes")), Task(name="score", kind="regression")),
     schemes={
         "standard": Scheme(column="fold", description="by the last digit"),
         "uniform": Scheme(stratify="outcome", description="70/15/15"),

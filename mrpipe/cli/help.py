@@ -45,8 +45,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "check": (
         "validate an export before anything is built",
-        "Reads the header of every file that a build will need and reports all errors at once, each with file, column,\n"
-        "expected value, found value and remedy. Exit code 3 if there are errors.\n\n"
+        "Reads the header of every file that a build will need and reports all errors at once, each with file,\n"
+        "column, expected value, found value and remedy. Exit code 3 if there are errors.\n\n"
         "  mrpipe check mosi --raw ~/exports/mosi",
     ),
     "build": (
@@ -65,16 +65,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "verify": (
         "verify the integrity of a store",
-        "Checks that all files are present, sizes and row counts match the manifest, and masks agree with the modality\n"
-        "tables. --deep also compares file hashes and scans every value.\n\n"
+        "Checks that all files are present, that sizes and row counts match the manifest, and that masks agree with\n"
+        "the modality tables. --deep also compares file hashes and scans every value.\n\n"
         "  mrpipe verify stores/mosi --deep",
     ),
     "audit": (
         "report features that nearly determine the label on their own",
-        "Computes the AUROC of every single feature on training rows, both of its value and of whether it is known, and\n"
-        "reports those above the threshold that chance does not explain, with the raw column they come from. Codes and\n"
-        "measurements are tested one by one: presence, and mean value. Such a feature may be the label in disguise:\n"
-        "inspect it before training.\n\n"
+        "Computes the AUROC of every single feature on training rows, of its value and of whether it is known, and\n"
+        "reports those above the threshold that chance does not explain, with the raw column they come from. Codes\n"
+        "and measurements are tested one by one: presence, and mean value. Such a feature may be the label in\n"
+        "disguise: inspect it before training.\n\n"
         "  mrpipe audit stores/mosi --threshold 0.9",
     ),
     "mask": (
@@ -107,8 +107,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "qc": (
         "write quality control of a modality",
         "Writes OUT/qc.parquet (one row per scan: measurements, outliers, reason of a failure) and\n"
-        "OUT/contact_sheet.png. Neither names a subject: column `scan` is a row number of WORK/tried/MODALITY.parquet,\n"
-        "which holds the ids and stays private.\n\n"
+        "OUT/contact_sheet.png. Neither names a subject: column `scan` is a row of WORK/tried/MODALITY.parquet, which\n"
+        "holds the ids and stays private.\n\n"
         "  mrpipe qc adni image --work build/adni --out build/adni/qc",
     ),
     "samples": (

@@ -232,12 +232,7 @@ class Store:
         )
 
     def arrays(
-        self,
-        name: str,
-        *,
-        split: str | None = None,
-        part: str | None = None,
-        transform: Transforms | None = None,
+        self, name: str, *, split: str | None = None, part: str | None = None, transform: Transforms | None = None
     ) -> Arrays:
         """One modality as numpy arrays; without a copy where dtype and layout allow.
 

@@ -29,11 +29,7 @@ PART_ALIASES = {
 
 
 def grouped_stratified(
-    samples: pl.DataFrame,
-    *,
-    fractions: tuple[float, float, float],
-    seed: int,
-    stratum: str | None = None,
+    samples: pl.DataFrame, *, fractions: tuple[float, float, float], seed: int, stratum: str | None = None
 ) -> pl.DataFrame:
     """Assign every subject to one part so that each class is shared out in proportion.
 

@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mrpipe.cli.help import VERBS
+from mrpipe.cli.help import COMMANDS
 from mrpipe.cli.main import main
 
 STORE = Path(__file__).parents[1] / "data" / "stores" / "format-1"
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
+@pytest.mark.parametrize("verb", ["", *COMMANDS])
 def test_every_verb_has_a_help_that_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*([verb] if verb else []), "--help"])
@@ -23,9 +23,9 @@ def test_every_verb_has_a_help_that_teaches(verb: str, capsys: pytest.CaptureFix
     text = capsys.readouterr().out
     assert len(text.splitlines()) > 8
     if verb:
-        assert VERBS[verb][1].splitlines()[0] in text
+        assert COMMANDS[verb][1].splitlines()[0] in text
     else:
-        assert all(v in text for v in VERBS)
+        assert all(v in text for v in COMMANDS)
 
 
 def test_show_verify_and_export_read_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ FILES = {
     "mrpipe/typed.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mrpipe.masks import bits\n",
     "mrpipe/dynamic.py": "import importlib\nimportlib.import_module('mrpipe.masks')\nname = 'x'\n"
     "importlib.import_module(f'mrpipe.readers.{name}')\n",
-    "model/train.py": "from mrpipe.store import open_store\n",
+    "model/moe_retriever/train.py": "from mrpipe.store import open_store\n",
 }
 
 
@@ -60,7 +60,7 @@ def test_closure_follows_lazy_relative_and_aliased_imports(project: Path) -> Non
         "mrpipe.readers.text",
     ]
     assert closure("mrpipe.readers.audio", root=project) == ["mrpipe.masks", "mrpipe.readers.audio"]
-    assert closure("model.train", root=project) == ["model.train", "mrpipe.masks", "mrpipe.store"]
+    assert closure("moe_retriever.train", root=project) == ["moe_retriever.train", "mrpipe.masks", "mrpipe.store"]
     assert closure("mrpipe.dynamic", root=project) == ["mrpipe.dynamic", "mrpipe.masks"]
 
 
@@ -90,7 +90,7 @@ def test_comments_docstrings_and_layout_are_free(project: Path, old: str, new: s
 
 
 def test_a_code_edit_changes_exactly_the_dependants(project: Path) -> None:
-    entries = ("mrpipe.store", "mrpipe.readers.text", "mrpipe.readers.audio", "model.train", "mrpipe.typed")
+    entries = ("mrpipe.store", "mrpipe.readers.text", "mrpipe.readers.audio", "moe_retriever.train", "mrpipe.typed")
     before = {e: hash_now(project, e) for e in entries}
     edit(project, "mrpipe/readers/common.py", "legend.json", "legends.json")
     after = {e: hash_now(project, e) for e in entries}

@@ -33,7 +33,7 @@ CONTENT = {
         "scalar": np.float64(0.25),
         "flags": np.array([True, False]),
         "plain": [1, 2.5, "three", None, (4, b"5"), {6, 7}, frozenset({8}), bytearray(b"9"), 1 + 2j],
-    },
+    }
 }
 
 

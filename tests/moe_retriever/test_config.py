@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 
-from moe_retriever.config import Common, make_config, parse_assignments
+from moe_retriever.config import Common, make_config
 from moe_retriever.methods import get, names
 from moe_retriever.methods.base import Method
 from mrpipe.errors import UsageError
+from mrpipe.options import parse_assignments
 
 
 def make(method: str = "moe_retriever", preset: str = "paper", **overrides: object) -> object:
@@ -20,7 +21,7 @@ def make(method: str = "moe_retriever", preset: str = "paper", **overrides: obje
     ("overrides", "message"),
     [
         ({"learning_rate": 1.0}, r"no option 'learning_rate'"),
-        ({"n_expert": 4}, r"'n_expert'; did you mean n_experts"),
+        ({"n_expert": 4}, r"'n_expert'; Did you mean .n_experts"),
         ({"epochs": "many"}, r"epochs='many' is not a int"),
         ({"context": "sideways"}, r"context='sideways' must be one of self, cross, query"),
         ({"hidden": 130}, r"hidden=130 must be a multiple of heads=4"),
@@ -51,14 +52,11 @@ def test_overrides_come_after_the_preset() -> None:
     assert (changed.common.lr, changed.own.integration) == (0.5, "raw_mean")  # type: ignore[attr-defined]
 
 
-def test_assignments_read_json_and_fall_back_on_text() -> None:
-    assert parse_assignments(["a=1", "b=1e-3", "c=true", "d=x=y", "e="]) == {
-        "a": 1,
-        "b": 1e-3,
-        "c": True,
-        "d": "x=y",
-        "e": "",
-    }
+def test_assignments_are_texts_that_get_the_type_of_their_option() -> None:
+    given = parse_assignments(["tokens=8", "lr=1e-3", "n_intra=4", "image_freeze=True", "image_weights=a=b"])
+    config = make(**given)
+    assert (config.common.tokens, config.common.lr, config.own.n_intra) == (8, 1e-3, "4")
+    assert (config.common.image_freeze, config.common.image_weights) == (True, "a=b")
     with pytest.raises(UsageError, match="key=value"):
         parse_assignments(["lr"])
 

@@ -65,11 +65,7 @@ def snakemake(project: Path) -> Snakemake:
     """Run `snakemake [arguments] --cores 2` with a configuration in a folder, from a checkout."""
 
     def run(
-        *arguments: str,
-        folder: Path,
-        config: dict[str, Any] | None = None,
-        root: Path = project,
-        seconds: int = 300,
+        *arguments: str, folder: Path, config: dict[str, Any] | None = None, root: Path = project, seconds: int = 300
     ) -> Outcome:
         command = [sys.executable, "-m", "snakemake", *arguments]
         command += ["--snakefile", str(root / "Snakefile"), "--directory", str(folder), "--cores", "2"]

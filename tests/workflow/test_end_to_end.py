@@ -90,9 +90,9 @@ SPLIT = ["split {} standard", "seal {}", "verify {}", *[job for job in TRAINED i
         ("mrpipe/datasets/enrico/screenshot.py", ["enrico"], ["ingest enrico screenshot", "samples {}", *SPLIT]),
         ("mrpipe/stages/split.py", ["mosi", "enrico"], SPLIT),
         ("mrpipe/missingness.py", ["mosi", "enrico"], TRAINED),
-        ("model/moe.py", ["mosi", "enrico"], ["train " + RUN, *EVALUATED]),
-        ("model/metrics.py", ["mosi", "enrico"], EVALUATED),
-        ("model/plots.py", ["mosi"], ["report_page", "all"]),
+        ("model/moe_retriever/nn/moe.py", ["mosi", "enrico"], ["train " + RUN, *EVALUATED]),
+        ("model/moe_retriever/evaluation/bootstrap.py", ["mosi", "enrico"], EVALUATED),
+        ("model/moe_retriever/plots/plots.py", ["mosi"], ["report_page", "all"]),
     ],
 )
 def test_a_code_edit_reruns_exactly_what_depends_on_it(

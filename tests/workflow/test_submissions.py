@@ -126,11 +126,7 @@ def test_a_submission_asks_for_what_its_jobs_need_together(
             time.sleep(0.01)
     config = {
         "datasets": {
-            "adni": {
-                "raw": "simulated",
-                "modalities": ["image"],
-                "options": {"image_route": "raw", "image_parts": 25},
-            },
+            "adni": {"raw": "simulated", "modalities": ["image"], "options": {"image_route": "raw", "image_parts": 25}},
             "mimic": {"raw": "simulated", "modalities": ["lab"], "options": {"n_shards": 8}},
             "sealed": {"dataset": "mosi", "store": str(tmp_path / "results/stores/sealed")},
         },

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from workflow.planning.settings import main as check_settings
 
 from workflow.planning.plan import ConfigError, make_plan, mask_name, schema_faults
 from workflow.planning.suite_cells import description
@@ -159,7 +158,7 @@ def test_every_cell_has_options_that_its_method_takes(
         f"{run.experiment}/{run.label}": {"method": run.method, "preset": run.preset, "overrides": run.overrides}
         for run in suites.runs.values()
     }
-    assert check_settings(json.dumps(asked)) == 0, capsys.readouterr().err
+    assert main(["settings", json.dumps(asked)]) == 0, capsys.readouterr().err
 
 
 def test_the_rows_of_table_3_are_the_ablations_of_the_paper(everything: dict[str, Suites]) -> None:
@@ -329,7 +328,7 @@ def test_the_example_and_the_one_in_the_documentation_are_suites(project: Path, 
         assert {run.seed for run in suite.runs.values()} == set(range(5))
 
 
-METHODS = {p.stem for p in (Path(__file__).parents[2] / "model/methods").glob("[!_]*.py")} - {"base"}
+METHODS = {p.stem for p in (Path(__file__).parents[2] / "model/moe_retriever/methods").glob("[!_]*.py")} - {"base"}
 
 
 def test_the_findings_compare_all_methods_by_one_selection(project: Path, tmp_path: Path) -> None:

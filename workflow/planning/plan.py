@@ -319,10 +319,7 @@ def _runs(name: str, entry: Mapping[str, Any]) -> Iterator[Run]:
         missing = entry.get("missingness")
         task = entry.get("task")
         mechanism = missing and Missingness(
-            **missing,
-            seed=seed,
-            modalities=modalities,
-            task=task if missing.get("mechanism") == "mnar_label" else None,
+            **missing, seed=seed, modalities=modalities, task=task if missing.get("mechanism") == "mnar_label" else None
         )
         yield Run(
             experiment=name,

@@ -21,16 +21,7 @@ from moe_retriever.catalogue import names as method_names
 from mrpipe.errors import MrpipeError, did_you_mean
 from mrpipe.experiment.missingness import Missingness
 
-from .plan import (
-    SIMULATED,
-    ConfigError,
-    Plan,
-    Run,
-    StorePlan,
-    masks_of,
-    plan_store,
-    schema_faults,
-)
+from .plan import SIMULATED, ConfigError, Plan, Run, StorePlan, masks_of, plan_store, schema_faults
 from .suite_cells import Column, Row, Suite
 
 WORKFLOW = Path(__file__).resolve().parents[1]

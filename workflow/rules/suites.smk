@@ -64,7 +64,9 @@ rule search:
         out=subpath(output.best, parent=True),
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         options=lambda wildcards: search_arguments(searched(wildcards)),
-        code=lambda wildcards: code_of("moe_retriever.training.search", method_module(searched(wildcards).method))(wildcards),
+        code=lambda wildcards: code_of("moe_retriever.training.search", method_module(searched(wildcards).method))(
+            wildcards
+        ),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe search --store {params.store:q}"
         " --out {params.out:q} {params.mask:q} {params.options:q} --quiet > {log} 2>&1"
@@ -92,7 +94,9 @@ rule cost:
         store=lambda wildcards: store_folder(searched(wildcards).store),
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         options=lambda wildcards: benchmark_arguments(searched(wildcards), SUITES.benchmark_steps),
-        code=lambda wildcards: code_of("moe_retriever.evaluation.cost", method_module(searched(wildcards).method))(wildcards),
+        code=lambda wildcards: code_of("moe_retriever.evaluation.cost", method_module(searched(wildcards).method))(
+            wildcards
+        ),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe benchmark --store {params.store:q}"
         " {params.mask:q} {params.options:q} --out {output:q} --quiet > {log} 2>&1"
@@ -122,7 +126,9 @@ rule render:
         suite=lambda wildcards: json.dumps(suite_description(suite_of(wildcards))),
         out=subpath(output[0], parent=True),
         command=lambda wildcards, output: suite_command(suite_of(wildcards), Path(output[0]).parent),
-        code=lambda wildcards: code_of("moe_retriever.suites.figures" if suite_of(wildcards).figure else "moe_retriever.suites.tables")(wildcards),
+        code=lambda wildcards: code_of(
+            "moe_retriever.suites.figures" if suite_of(wildcards).figure else "moe_retriever.suites.tables"
+        )(wildcards),
     shell:
         "printf '%s\\n' {params.suite:q} > {params.out:q}/suite.json;"
         " POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe {params.command:q} > {log} 2>&1"

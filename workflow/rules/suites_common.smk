@@ -56,7 +56,11 @@ def suite_costs(wildcards):
 def suite_command(suite, out):
     """`python -m mrpipe ...` that renders a suite into a folder."""
     arguments = ["--suite", f"{out}/suite.json", "--runs", path("<results>/runs"), "--out", str(out)]
-    return ["suite-figures", *arguments, "--costs", path("<results>/costs")] if suite.figure else ["suite-tables", *arguments]
+    return (
+        ["suite-figures", *arguments, "--costs", path("<results>/costs")]
+        if suite.figure
+        else ["suite-tables", *arguments]
+    )
 
 
 def comparison_command(name, tables):

@@ -1,7 +1,6 @@
 """Commands that train, evaluate and report, as the entry points of `mrpipe.commands` name them.
 
-torch and matplotlib are imported inside the functions: `--help` answers at once, and the number of threads is set before
-torch loads.
+torch and matplotlib are imported inside the functions: `--help` answers at once, threads are set before torch loads.
 """
 
 from __future__ import annotations
@@ -331,8 +330,8 @@ search = Command(
     "lr 1e-4, 3e-4, 1e-3; weight_decay 0, 1e-4; dropout 0.1, 0.3, 0.5; and the method's own, if it has any.\n"
     "The best trial has the best validation score; the test set is not used. Rerunning the same command after an\n"
     "interruption continues the search; a larger --trials adds to the trials that are done.",
-    epilog="example:\n  mrpipe search --store results/stores/mosi --method shaspec --out searches/shaspec --set epochs=50\n"
-    "  mrpipe train --store results/stores/mosi --options searches/shaspec/best.json --out runs/b --set epochs=50",
+    epilog="example:\n  mrpipe search --store stores/mosi --method shaspec --out searches/shaspec --set epochs=50\n"
+    "  mrpipe train --store stores/mosi --options searches/shaspec/best.json --out runs/b --set epochs=50",
     add_arguments=arguments_of.search_arguments,
     run=_search,
 )

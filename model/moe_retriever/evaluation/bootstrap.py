@@ -99,12 +99,7 @@ def interval(resampled: Floats) -> tuple[float, float] | None:
 
 
 def bootstrap(
-    label: Ints,
-    probability: Floats,
-    subject: NDArray[np.str_],
-    *,
-    seed: int,
-    n_resamples: int = 1000,
+    label: Ints, probability: Floats, subject: NDArray[np.str_], *, seed: int, n_resamples: int = 1000
 ) -> dict[str, tuple[float, float]]:
     """`interval` of each metric over resamples of the subjects, keyed by the seed; ECE is left out."""
     if len(label) == 0 or n_resamples == 0:

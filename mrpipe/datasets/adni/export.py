@@ -96,10 +96,7 @@ def _people(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
         values.plain_code("RID").cast(pl.Int32, strict=False), ptid.str.extract(r"_(\d+)$").cast(pl.Int32, strict=False)
     )
     frame = frame.with_columns(ptid.alias("ptid"), rid.alias("rid"))
-    for column, bad in (
-        ("PTID", ~pl.col("ptid").str.contains(PTID_PATTERN)),
-        ("RID", pl.col("rid").is_null()),
-    ):
+    for column, bad in (("PTID", ~pl.col("ptid").str.contains(PTID_PATTERN)), ("RID", pl.col("rid").is_null())):
         wrong = frame.filter(bad)
         if len(wrong):
             value = wrong[column][0]

@@ -248,10 +248,7 @@ NFL = Table(
 ISOPROSTANE = Table(
     name="ISOPROSTANE",
     stems=("ISOPROSTANE",),
-    fields=(
-        Field(name="ISO8PGF2A", kind="assay"),
-        Field(name="ISO812IPF2A", kind="assay", required=False),
-    ),
+    fields=(Field(name="ISO8PGF2A", kind="assay"), Field(name="ISO812IPF2A", kind="assay", required=False)),
     menu="Biospecimen > Biospecimen Results > Isoprostane (urine)",
 )
 ADNIMERGE = Table(

@@ -42,7 +42,7 @@ DATASET = Dataset(
         ),
     ),
     schemes={
-        "standard": Scheme(fractions=(0.70, 0.15, 0.15), stratify=TASK, description="70/15/15 by patient, stratified"),
+        "standard": Scheme(fractions=(0.70, 0.15, 0.15), stratify=TASK, description="70/15/15 by patient, stratified")
     },
     check=check_export,
     cohort=build_cohort,

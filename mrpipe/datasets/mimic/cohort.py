@@ -78,8 +78,7 @@ def deaths(patients: pl.DataFrame, admissions: pl.DataFrame, options: MimicOptio
     else the discharge of the visit that is flagged.
     """
     in_hospital = pl.coalesce(
-        pl.col("deathtime").dt.date(),
-        pl.when(pl.col("hospital_expire_flag") == 1).then(pl.col("dischtime").dt.date()),
+        pl.col("deathtime").dt.date(), pl.when(pl.col("hospital_expire_flag") == 1).then(pl.col("dischtime").dt.date())
     )
     per_patient = admissions.group_by("subject_id").agg(
         in_hospital.min().alias("in_hospital"), pl.col("dischtime").dt.date().max().alias("last_discharge")

@@ -102,12 +102,7 @@ def _kind_of(column: str, modality: Table) -> Kind | None:
     return fitting[-1] if fitting else None
 
 
-def parse(
-    table: RawTable,
-    config: TablesConfig,
-    modality: Table,
-    faults: FaultCollector,
-) -> Parsed | None:
+def parse(table: RawTable, config: TablesConfig, modality: Table, faults: FaultCollector) -> Parsed | None:
     """Turn the modality's columns into numbers; faults name column, row, value and count.
 
     Returns None where there is nothing to go on from.

@@ -108,8 +108,7 @@ def test_hierarchy_reader_is_tolerant_of_what_may_be_absent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "match"),
-    [(b"", "JSON"), (b'{"bounds": [0', "JSON"), (b"[]", "object"), (b'{"screen_id": 7}', "screen 5")],
+    ("data", "match"), [(b"", "JSON"), (b'{"bounds": [0', "JSON"), (b"[]", "object"), (b'{"screen_id": 7}', "screen 5")]
 )
 def test_hierarchy_faults_name_the_file(data: bytes, match: str) -> None:
     with pytest.raises(DataError, match=rf"hierarchies/5\.json.*{match}"):

@@ -14,12 +14,12 @@ import polars as pl
 import pytest
 import torch
 
-from moe_retriever.cli.catalogue import catalogue
-from moe_retriever.cli.main import main
+from moe_retriever.catalogue import catalogue
 from moe_retriever.methods import get, names
 from moe_retriever.plots.plots import learning_curves
 from moe_retriever.training.checkpoint import NAME, read
 from mrpipe import Store
+from mrpipe.cli.main import main
 from mrpipe.experiment.missingness import Missingness, write_masks
 from mrpipe.store.manifest import store_id
 from mrpipe.store.parquet import read_metadata, write_frame
@@ -258,22 +258,22 @@ def test_the_benchmark_refuses_what_it_cannot_time(
 
 
 def test_options_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("options") == 0
+    assert call("methods") == 0
     assert "moe_retriever" in capsys.readouterr().out
-    assert call("options", "--method", "moe_retriever") == 0
+    assert call("methods", "moe_retriever") == 0
     text = capsys.readouterr().out
     for name in ("n_intra", "batch_size", "released-code"):
         assert name in text
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "search", "evaluate", "predict", "analyse", "benchmark", "options", "report"]
+    "command", ["train", "search", "evaluate", "predict", "analyse", "benchmark", "methods", "report"]
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         call(command, "--help")
     assert stopped.value.code == 0
-    assert "usage: python -m model" in capsys.readouterr().out
+    assert "usage: mrpipe" in capsys.readouterr().out
 
 
 def test_help_lists_the_methods_as_the_registry_has_them_without_torch(
@@ -287,7 +287,7 @@ def test_help_lists_the_methods_as_the_registry_has_them_without_torch(
     text = " ".join(capsys.readouterr().out.split())
     for name, (summary, paper) in entries.items():
         assert f"{name} {summary}" + (f" [{paper}]" if paper else "") in text
-    program = "import sys, model.__main__ as m\ntry: m.main(['train', '--help'])\n"
+    program = "import sys, mrpipe.cli.main as m\ntry: m.main(['train', '--help'])\n"
     program += "except SystemExit: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=project, check=True, capture_output=True, text=True)
     assert done.stdout.endswith("\nFalse\n")

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 import torch
 
-from moe_retriever.cli.main import main
 from moe_retriever.evaluation import embedding, routing
 from moe_retriever.plots import plots
 from mrpipe import Store
+from mrpipe.cli.main import main
 from mrpipe.errors import UsageError
 from tests.moe_retriever import synthetic
 

@@ -13,12 +13,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from moe_retriever.cli.main import main
 from moe_retriever.report import Inputs, cautions, write_report
 from moe_retriever.report import page as page_module
 from moe_retriever.report.runs import by_experiment, read_run, tell_apart
 from moe_retriever.suites.published import Published, published_rows
 from mrpipe import Store
+from mrpipe.cli.main import main
 from mrpipe.errors import DataError
 from workflow.planning.summary import print_summary
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from moe_retriever.cli.main import main
 from moe_retriever.report import Inputs, write_report
 from mrpipe import Store
+from mrpipe.cli.main import main
 
 pytestmark = pytest.mark.slow
 

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from moe_retriever.cli.main import main
 from moe_retriever.report import benchmarks, cautions
 from moe_retriever.report.dictionary import MAX_ROWS, summarise
 from moe_retriever.report.methods_text import methods_text
 from moe_retriever.report.quality import describe_quality
 from moe_retriever.report.runs import Run, read_run
 from mrpipe import Store
+from mrpipe.cli.main import main
 from mrpipe.schema import DICTIONARY_SCHEMA
 
 # Dictionary.
@@ -136,8 +136,7 @@ def test_totals_are_those_of_the_jobs_and_the_slowest_is_named(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(None, "–"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
+    ("seconds", "shown"), [(None, "–"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
 )
 def test_durations_are_readable(seconds: float | None, shown: str) -> None:
     assert benchmarks.show_seconds(seconds) == shown

@@ -11,13 +11,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from moe_retriever.cli.main import main
 from moe_retriever.config import make_config
 from moe_retriever.evaluation import analysis, embedding
 from moe_retriever.evaluation.cost import measure
 from moe_retriever.methods import get
 from moe_retriever.suites import figures
 from mrpipe import Store
+from mrpipe.cli.main import main
 
 VIEW = ["table", "series", "genotype"]
 OPTIONS = {"epochs": 3, "hidden": 16, "tokens": 2, "heads": 2, "encoder_hidden": 8, "gradient_rows": 10}

@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 import torch
 
-from moe_retriever.cli.main import main
 from moe_retriever.config import make_config
 from moe_retriever.data.load import load
 from moe_retriever.methods import get, names
@@ -19,6 +18,7 @@ from moe_retriever.training import search as search_module
 from moe_retriever.training.loop import Job, run_training, train_epoch
 from moe_retriever.training.search import COMMON_SPACE, Trial, best_of, draw_trials, run_search, search
 from mrpipe import Store, open_store
+from mrpipe.cli.main import main
 
 SMALL = {"epochs": 3, "hidden": 16, "tokens": 2, "heads": 2, "encoder_hidden": 8, "batch_size": 16}
 VIEW = ("table", "series")

@@ -115,11 +115,7 @@ def test_tables_of_a_run_folder(undisturbed: Undisturbed) -> None:
 
 
 def test_an_interrupted_run_continues_to_the_same_bytes(
-    undisturbed: Undisturbed,
-    store: Store,
-    mask_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: Undisturbed, store: Store, mask_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An exception in the middle of the fourth epoch; the history shows that the first three were not repeated."""
     j = job(store, tmp_path / "run", mask_file=mask_file)
@@ -170,7 +166,7 @@ def test_killed_with_signal_9_and_started_again(
     command = [
         sys.executable,
         "-m",
-        "model",
+        "mrpipe",
         "train",
         "--store",
         str(store.path),

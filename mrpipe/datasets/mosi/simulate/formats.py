@@ -249,12 +249,7 @@ def _piece_ids(marked: list[list[str]]) -> NDArray[np.float32]:
 
 
 def _padded(
-    values: Floats,
-    offsets: NDArray[np.int64],
-    width: int,
-    *,
-    before: int = 0,
-    lengths: NDArray[np.int64] | None = None,
+    values: Floats, offsets: NDArray[np.int64], width: int, *, before: int = 0, lengths: NDArray[np.int64] | None = None
 ) -> Floats:
     """Runs to (N, width, d), the first steps of each from position `before` on, zeros elsewhere."""
     lengths = np.diff(offsets) if lengths is None else lengths
