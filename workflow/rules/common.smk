@@ -281,3 +281,10 @@ def code_of(*entries, function=None):
         return code_hash(*entries, *modules)
 
     return code
+
+
+def summarise():
+    """Print scores, stores and the report's path."""
+    from mrpipe_planning.summary import print_summary
+
+    print_summary(Path(path("<results>")))

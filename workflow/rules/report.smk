@@ -1,10 +1,3 @@
-def summarise():
-    """Print scores, stores and the report's path."""
-    from mrpipe_planning.summary import print_summary
-
-    print_summary(Path(path("<results>")))
-
-
 rule report_page:
     input:
         verified=[f"<results>/verified/{name}.txt" for name in PLAN.stores],
