@@ -149,9 +149,9 @@ def write_raw_scans(
     head = {"ellipsoid": ellipsoid_head, "template": template_head}[kind]
     n_subjects = len({v["subject_id"] for v in visits})
     rows, truth, image = [], [], 100_000 + int(generator(seed, "image ids").integers(0, 9_000))
-    for number, (ptid, rows_of) in enumerate(groupby(visits, key=itemgetter("subject_id"))):
+    for number, (ptid, subject_visits) in enumerate(groupby(visits, key=itemgetter("subject_id"))):
         failing = number == 0 and n_subjects >= 3
-        for k, visit in enumerate([next(rows_of)] if failing else rows_of):
+        for k, visit in enumerate([next(subject_visits)] if failing else subject_visits):
             rng = generator(seed, "t1 visit", ptid, visit["date"].isoformat())
             series = ["MP-RAGE"] if failing else _series(ptid, k == 0, rng)
             data, affine = head(rng, visit["atrophy"], voxel_mm)
