@@ -1,7 +1,4 @@
-"""Alzheimer's Disease Neuroimaging Initiative (ADNI): declaration of the dataset.
-
-Modalities: clinical, biospecimen, genomic and image. Task: diagnosis (CN, MCI, Dementia).
-"""
+"""ADNI: diagnosis (CN, MCI, Dementia) from clinical data, biospecimens, genotypes and brain images."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ class AdniOptions(ImageOptions):
     )
     blank_diagnosis: str = option(
         "exclude",
-        "participants with a visit without a diagnosis, under label=stable_dx: exclude them (as in the authors' code), "
-        "or ignore the blank visit",
+        "under label=stable_dx, participants who have a visit without a diagnosis: exclude them (as in the authors' "
+        "code), or ignore that visit",
         choices=("exclude", "ignore"),
     )
     label_source: str = option(
@@ -32,9 +32,8 @@ class AdniOptions(ImageOptions):
     )
     profile: str = option(
         "corrected",
-        "clinical and biospecimen features. corrected: curated columns with missing-value codes removed, categories "
-        "decoded and units converted to SI; paper: the columns and types of the authors' code, values as in the "
-        "export. Neither includes identifiers, dates, form metadata or years of onset",
+        "clinical and biospecimen features. corrected: curated columns, missing-value codes removed, categories "
+        "decoded, SI units; paper: columns and types as in the authors' code, values as in the export (docs/adni.md)",
         choices=("corrected", "paper"),
     )
     rows: str = option(

@@ -326,7 +326,7 @@ def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Featu
     """Read packed genotypes for every participant of the cohort who is in a PLINK set.
 
     Genotype modality: copies (0, 1, 2) of the counted allele, 3 if missing, two bits per call (`packed2`), shape
-    (n_snps,). Sources: .bed, .bim and .fam of each set; the participant is matched by IID = PTID.
+    (n_snps,). Sources: .bed, .bim and .fam of each set; participants are matched by the RID in the IID (a PTID).
 
     Raises:
         DataError: damaged or inconsistent sets, a missing or wrong chain file, or a set in an unexpected build.

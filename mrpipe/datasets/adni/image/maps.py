@@ -100,11 +100,7 @@ def open_mask(raw: Path, path: Path | None, options: ImageOptions, faults: Fault
         return None
     shown_as = _shown(raw, path)
     if options.image_mask_sha256 and (found := sha256(path)) != options.image_mask_sha256.lower():
-        faults.add(
-            Fault(
-                file=shown_as, expected=f"SHA-256 {options.image_mask_sha256}", found=found, fix="Use the correct mask."
-            )
-        )
+        faults.add(Fault(file=shown_as, expected=f"the mask with SHA-256 {options.image_mask_sha256}", found=found))
         return None
     try:
         return read_grid(path, shown_as, label=options.image_mask_label)
@@ -160,9 +156,7 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
         lines = [s.strip() for s in subjects.read_text(encoding="utf-8", errors="replace").splitlines() if s.strip()]
     else:
         faults.add(
-            Fault(
-                file=_shown(raw, subjects), expected="a line {PTID}_{date} per row of the array", found="no such file"
-            )
+            Fault(file=_shown(raw, subjects), expected="one {PTID}_{date} per row of the array", found="no such file")
         )
     mask = find_mask(raw, options, path.parent)
     grid = open_mask(raw, mask, options, faults)
@@ -184,12 +178,7 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
     if array is not None and lines and len(array) != len(lines):
         found = f"{len(array)} rows, but {len(lines)} lines in {SUBJECTS}"
         faults.add(
-            Fault(
-                file=shown_as,
-                expected=f"one row per line of {SUBJECTS}",
-                found=found,
-                fix="Check that the two files belong together.",
-            )
+            Fault(file=shown_as, expected="one row per line", found=found, fix="The files do not belong together.")
         )
     if array is not None and grid is not None and array.shape[1] != grid.n_voxels:
         found = f"{array.shape[1]} columns, but the mask has {grid.n_voxels} voxels"

@@ -32,7 +32,9 @@ class ImageOptions:
     image_date_column: str = option("visit_date", "date column of the samples table that image_scan=nearest refers to")
     image_tries: int = option(2, "maximum number of scans tried per participant; if all fail, the image is missing")
     image_dtype: str = option("float16", "data type of stored volumes", choices=("float16", "float32"))
-    image_downsample: int = option(1, "edge of the voxel blocks averaged before storing; 2 turns 2 mm maps into 4 mm")
+    image_downsample: int = option(
+        1, "edge of the cubes of voxels averaged before storing; 2 turns 2 mm voxels into 4 mm"
+    )
     image_parts: int = option(
         1, "number of parallel jobs for raw T1 scans; an interrupted job resumes at its next scan"
     )
@@ -44,7 +46,7 @@ class ImageOptions:
     )
     image_brain: str = option(
         "extract",
-        "extract: raw T1 scans show the whole head and are skull-stripped; stripped: they already are",
+        "extract: skull-strip raw T1 scans; stripped: the scans are already skull-stripped",
         choices=("extract", "stripped"),
     )
     image_segment_mm: float = option(1.0, "voxel size of tissue segmentation in mm; finer raw T1 scans are resampled")
@@ -52,6 +54,6 @@ class ImageOptions:
         2.0, "standard deviation in mm of the Gaussian filter applied to maps of raw T1 scans. 0: no smoothing"
     )
     image_template: str = option("", "skull-stripped T1 template (NIfTI) for raw T1 scans. Empty: MNI152 of nilearn")
-    image_gm_threshold: float = option(0.5, "minimum grey-matter probability in the MNI152 mask, used if none is given")
-    image_min_overlap: float = option(0.8, "minimum Dice overlap of brain and template after registration")
+    image_gm_threshold: float = option(0.5, "grey-matter probability that defines the MNI152 mask, if no mask is given")
+    image_min_overlap: float = option(0.8, "scans with a lower Dice overlap of registered brain and template fail")
     image_timeout_min: float = option(60.0, "time limit per raw T1 scan in minutes")
