@@ -76,13 +76,13 @@ def _shown(raw: Path, path: Path) -> str:
     return path.relative_to(raw).as_posix() if path.is_relative_to(raw) else path.name
 
 
-def find_mask(raw: Path, options: ImageOptions, beside: Path | None) -> Path | None:
+def find_mask(raw: Path, options: ImageOptions, folder: Path | None) -> Path | None:
     """The mask given by the option, or the only NIfTI file in the folder of the maps with a name typical of masks."""
     if options.image_mask:
         return raw / options.image_mask
-    if beside is None:
+    if folder is None:
         return None
-    masks = [p for p in sorted(beside.glob("*.nii*")) if re.search(r"mask|averagetemplate", p.name, re.IGNORECASE)]
+    masks = [p for p in sorted(folder.glob("*.nii*")) if re.search(r"mask|averagetemplate", p.name, re.IGNORECASE)]
     return masks[0] if len(masks) == 1 else None
 
 
