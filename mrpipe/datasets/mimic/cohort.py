@@ -289,7 +289,7 @@ def _flow(attrition: pl.DataFrame) -> list[tuple[int, str]]:
 
 
 def _report(attrition: pl.DataFrame, samples: pl.DataFrame, value: pl.Series) -> None:
-    log("mimic cohort, in patients (numbers of the paper in brackets)")
+    log("mimic cohort, in patients (numbers of the MoE-Retriever paper in brackets)")
     for n, reason in _flow(attrition):
         log(f"  {n:>9,}  {reason}")
     log(f"  {attrition['n_after'][-1]:>9,}  in the cohort [{PAPER['patients']:,}]")

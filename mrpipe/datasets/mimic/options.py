@@ -16,7 +16,7 @@ class MimicOptions:
     """Options of the MIMIC-IV cohort and readers."""
 
     # Export
-    release: str = option("auto", "release of the export; auto: detect it from the tables", choices=("auto", *RELEASES))
+    release: str = option("auto", "release of the export (auto: detected from the tables)", choices=("auto", *RELEASES))
     checksums: str = option(
         "verify",
         "checksums in the provider's SHA256SUMS.txt, if the export contains it: a mismatch is an error (verify), is "
@@ -28,8 +28,8 @@ class MimicOptions:
     )
     integrity: str = option(
         "full",
-        "check of the files before the build. full: decompress each .gz file whose checksum is not verified to its end "
-        "(CRC); quick: read only the header and the first rows of large tables",
+        "check of the files before the build. full: decompress all .gz files without a verified checksum completely, "
+        "which checks their CRC; quick: read only the header and the first rows of large tables",
         choices=("full", "quick"),
     )
 
@@ -74,7 +74,7 @@ class MimicOptions:
     )
 
     # Laboratory results and vital signs
-    event_sources: tuple[str, ...] = option(("labevents", "chartevents"), "tables of measurements to read")
+    event_sources: tuple[str, ...] = option(("labevents", "chartevents"), "measurement tables to read")
     event_window: str = option(
         "visits",
         "measurements to keep: from 24 h before the admission to the discharge of each remaining visit (visits), or "
@@ -83,12 +83,12 @@ class MimicOptions:
     )
     bin_hours: float = option(0.0, "average each item in bins of this many hours (0: no binning)")
     outlier_ranges: bool = option(True, "discard physiologically impossible values (outlier limits of MIMIC-Extract)")
-    n_shards: int = option(1, "number of parts, by a hash of subject_id, in which the measurements are prepared")
+    n_shards: int = option(1, "number of parts in which measurements are prepared, split by a hash of subject_id")
 
     # Codes
     rollup: str = option(
         "none",
-        "ICD codes as recorded, or truncated to their category (mostly the first three characters)",
+        "ICD codes as recorded, or truncated to their category (3 characters; ICD-9 procedures: 2, E codes: 4)",
         choices=("none", "category"),
     )
     icd_versions: str = option("both", "ICD versions of the codes to include", choices=("both", "9", "10"))
@@ -97,14 +97,14 @@ class MimicOptions:
     notes: tuple[str, ...] = option(("discharge",), "note tables to read: discharge, radiology")
     leak_guard: bool = option(
         True,
-        "remove text that reveals the outcome: notes written after the prediction time or during excluded visits, the "
-        "sections on discharge disposition and condition, and sentences about death, hospice or comfort care",
+        "remove text that reveals the outcome: notes of excluded visits or after the prediction time, sections on "
+        "discharge disposition and condition, and sentences about death, hospice or comfort care",
     )
     note_sections: tuple[str, ...] = option((), "sections of discharge summaries to keep, by heading (empty: all)")
     text_encoder: str = option(
         "counts",
-        "how notes become vectors. counts: hashed term counts, with TF-IDF and SVD fitted on training rows later; "
-        "hashing or hashing-<dim>: hashed character n-grams; minilm: all-MiniLM-L6-v2, needs the extra 'text'",
+        "how notes become vectors. counts: hashed term counts, from which training fits TF-IDF and SVD; hashing or "
+        "hashing-<dim>: hashed character n-grams; minilm: all-MiniLM-L6-v2, needs the extra 'text'",
     )
     note_features: int = option(2048, "number of hashed terms for text_encoder=counts")
     note_pieces: int = option(8, "maximum number of 180-word chunks per note, evenly spaced (0: all); not for counts")

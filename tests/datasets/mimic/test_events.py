@@ -118,9 +118,7 @@ def test_rows_without_hadm_id_are_assigned_by_time(tmp_path: Path) -> None:
         for i, time in enumerate(times):
             t.lab(SUBJECT, None, time, item=51000, value=i)
         t.lab(SUBJECT, 1, "2150-01-01 00:00:00", item=51001, value=1)  # charted before the visit of its hadm_id
-        t.lab(
-            SUBJECT, 2, "2150-06-20 00:00:00", item=51001, value=2
-        )  # charted after the prediction time
+        t.lab(SUBJECT, 2, "2150-06-20 00:00:00", item=51001, value=2)  # charted after the prediction time
         t.labs.append(
             {
                 "subject_id": SUBJECT,

@@ -225,7 +225,7 @@ def test_files_of_another_dataset(csd: Path) -> None:
     edit(csd / VISION, change)
     (fault,) = faults_of(csd).faults
     assert fault.file == VISION
-    assert fault.expected == "the videos of the labels"
+    assert fault.expected == "the videos in the labels"
 
 
 @pytest.mark.parametrize("name", [LABELS, FOLDS])

@@ -30,7 +30,7 @@ class MimicSimulation:
     notes_missing: float = option(0.012, "fraction of patients without notes")
     procedures_missing: float = option(0.20, "fraction of patients without procedures")
     informative: float = option(
-        0.0, "missing notes and procedures: completely at random (0) up to more likely in sicker patients (1)"
+        0.0, "missingness of notes and procedures, from completely at random (0) to severity-dependent (1)"
     )
     traps: float = option(1.0, "frequency of the data errors of real exports, relative to their usual rate (0: none)")
     n_rare_items: int = option(40, "number of rare laboratory items, and of rare chart items, besides the common ones")

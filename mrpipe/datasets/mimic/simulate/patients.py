@@ -24,7 +24,7 @@ class People:
     """Patients and visits of a simulated export.
 
     Attributes:
-        patients: `subject_id, kind, <factor>..., probability, dies, has_notes, has_procedures, gender, ...`.
+        patients: `subject_id, kind`, the factors, `probability, dies, has_notes, has_procedures, gender, dod`, anchors.
         visits: `patient` (row in patients), `hadm_id`, `admit` and `discharge` (minutes since 2100), `icd` (9 or 10),
             `icu`, `terminal`, `index`; sorted by patient and time.
     """

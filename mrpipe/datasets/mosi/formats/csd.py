@@ -124,7 +124,7 @@ def inspect(path: Path) -> Sequence:
                     column="data",
                     expected="one root group with a group 'data'",
                     found=f"{len(roots)} such groups; root groups: {', '.join(groups) or 'none'}",
-                    fix="Is this a computational sequence of the CMU-MultimodalSDK? " + AGAIN,
+                    fix="Check that this is a computational sequence of the CMU-MultimodalSDK. " + AGAIN,
                 )
             )
         root = roots[0]

@@ -140,7 +140,7 @@ class SdkFiles:
         self.first = dict(zip(rows, counts, strict=False))
         if folds and not set(folds) & set(rows):
             found = "no labelled video in any list"
-            faults.add(Fault(file="cmu_mosi_std_folds.py", expected="the videos of this export", found=found))
+            faults.add(Fault(file="cmu_mosi_std_folds.py", expected="videos in the export", found=found))
         if unlabelled := sorted(set(folds) - set(rows)):
             self.notes.append(f"videos in the fold lists without labels in the export: {len(unlabelled)}")
         empty = self.clips.filter(pl.col("end") <= pl.col("start"))
@@ -157,7 +157,7 @@ class SdkFiles:
                 Fault(
                     file=sequence.path.name,
                     column=f"{sequence.root}/data",
-                    expected="the videos of the labels",
+                    expected="the videos in the labels",
                     found="none of them",
                     fix="Check that the files belong to the same dataset.",
                 )
