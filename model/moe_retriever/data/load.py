@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moe_retriever.data.event_table import EventTable
 from moe_retriever.data.tables import GenotypeTable, ModalitySpec, PixelTable, Rows, Table, VectorTable, sequence_table
-from moe_retriever.nn.event_encoder import EventTable
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.experiment.missingness import AT_LOAD, Missingness, corrupt, read_masks

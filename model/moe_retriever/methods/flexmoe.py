@@ -22,9 +22,9 @@ Legend: B samples, M modalities, P tokens, H hidden, L = M·P, T tokens of the b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method, Output
+from moe_retriever.methods.base import Diagnostics, Method, Output, Presets
 from moe_retriever.nn.attention import Attention
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, constant, normal
@@ -142,7 +142,7 @@ class SparseBlock(nn.Module):
         return x_BLH + self.dropout(self.experts(x_TH, routing).view_as(x_BLH)), routing
 
 
-class FlexMoE(Method):
+class FlexMoE(Method[FlexMoEOptions]):
     """Missing-modality bank and combination-aware experts; models.md §3."""
 
     name = "flexmoe"
@@ -153,7 +153,7 @@ class FlexMoE(Method):
         "arbitrary modality combination via the flexible mixture-of-experts. NeurIPS, 2024"
     )
     Options = FlexMoEOptions
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    presets: ClassVar[Presets] = {
         "paper": {},
         "fixed-top-1": {"specialise": 1.0},
         "published-settings": {
@@ -170,7 +170,7 @@ class FlexMoE(Method):
         },
     }
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[FlexMoEOptions], noise: Noise):
         super().__init__(spec, config, noise)
         c, o, n = config.common, config.own, len(spec.modalities)
         self.options: FlexMoEOptions = o
@@ -246,11 +246,11 @@ class FlexMoE(Method):
                 target_BE = self._experts_of(batch)
                 terms = (self._specialise(r, partial_T, target_BE, x_BLH.shape[1]) for r in routings)
                 losses["specialise"] = self.options.specialise * self._mean(terms)
-        diagnostics = {"fused": fused_BD.detach(), "support": self._use(batch)} if detail else {}
+        diagnostics: Diagnostics = {"fused": fused_BD.detach(), "support": self._use(batch)} if detail else {}
         return Output(self.head(fused_BD), losses, diagnostics)
 
     @staticmethod
-    def _mean(terms: Any) -> Tensor:
+    def _mean(terms: Iterable[Tensor]) -> Tensor:
         return torch.stack(list(terms)).mean()
 
     def _stand_ins(self, batch: Batch, missing_BM: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ Legend: n samples, f features, T trees (of all rounds and classes), N nodes of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from moe_retriever.config import OptionValue
 from moe_retriever.data.load import Batch, Data
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
@@ -47,7 +48,7 @@ class GradientBoostingOptions:
             raise UsageError(f"option trials must be 1 to {len(CANDIDATES)} and rounds at least 1")
 
 
-class GradientBoosting(TabularModel):
+class GradientBoosting(TabularModel[GradientBoostingOptions]):
     """Histogram gradient boosting (scikit-learn)."""
 
     name = "gradient_boosting"
@@ -69,7 +70,7 @@ class GradientBoosting(TabularModel):
         """(n, f) float32: `pooled_features` with gaps."""
         return pooled_features(data, index, observed, gaps=True)
 
-    def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, Any]:
+    def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, OptionValue | None]:
         x, y = self.features(data, train_rows).cpu().numpy(), data.label[train_rows]
         # scikit-learn 1.9 cannot bin a column without any value; on a constant nothing is split.
         x[:, np.isnan(x).all(axis=0)] = 0.0
@@ -131,7 +132,7 @@ class GradientBoosting(TabularModel):
         classes = model.classes_[1:] if len(model.classes_) == 2 else model.classes_
         size = max(len(nodes) for nodes, _ in trees)
 
-        def stacked(field: str, dtype: Any) -> Tensor:
+        def stacked(field: str, dtype: type[np.bool_ | np.int64 | np.float64]) -> Tensor:
             out = np.zeros((len(trees), size), dtype=dtype)
             for t, (nodes, _) in enumerate(trees):
                 out[t, : len(nodes)] = nodes[field]

@@ -14,9 +14,8 @@ Legend: B samples, R neighbours, M modalities, H hidden.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method, Output
+from moe_retriever.methods.base import Method, Output, Presets, ReferenceState
 from moe_retriever.nn.attention import Block
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, normal
@@ -172,7 +171,7 @@ class TokenFusion(nn.Module):
         return self.head(fused), fused
 
 
-class M3Care(Method):
+class M3Care(Method[M3CareOptions]):
     """Imputes embeddings by similarity: over the graph of a batch in training, over a training bank in evaluation."""
 
     name = "m3care"
@@ -183,11 +182,9 @@ class M3Care(Method):
         "in multimodal healthcare data. KDD, 2418-2428, 2022"
     )
     Options = M3CareOptions
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"batch_size": 128, "weight_decay": 1e-4, "clip": 20.0, "dropout": 0.5}
-    }
+    presets: ClassVar[Presets] = {"paper": {"batch_size": 128, "weight_decay": 1e-4, "clip": 20.0, "dropout": 0.5}}
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[M3CareOptions], noise: Noise):
         super().__init__(spec, config, noise)
         n_modalities = len(spec.modalities)
         self.options: M3CareOptions = config.own
@@ -240,16 +237,17 @@ class M3Care(Method):
         return self.reference.observed.size * (self.config.common.hidden * 4 + 1)
 
     @torch.no_grad()
-    def reference_state(self) -> dict[str, Any]:
+    def reference_state(self) -> ReferenceState:
         bank = self._neighbours()
         return {"observed": bank.observed.cpu(), "h": bank.h.cpu()}
 
     @torch.no_grad()
-    def load_reference(self, state: Mapping[str, Any]) -> None:
+    def load_reference(self, state: ReferenceState) -> None:
         training = self.training
         self.eval()
         self.reference = None
-        self._bank = self._made(state["observed"].to(self.device), state["h"].to(self.device))
+        observed, h = (cast(Tensor, state[name]).to(self.device) for name in ("observed", "h"))
+        self._bank = self._made(observed, h)
         self.train(training)
 
     # One step

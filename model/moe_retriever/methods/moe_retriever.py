@@ -8,19 +8,18 @@ Legend: B samples, M modalities, Q missing slots, I items, P tokens, H hidden, E
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_retriever.config import Config
+from moe_retriever.config import Config, OptionValue
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method, Output
+from moe_retriever.methods.base import Diagnostics, ItemRouting, Method, Output, Presets, ReferenceState, SlotRouting
 from moe_retriever.nn.attention import Fusion
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.encoders import frozen_batch_norm, has_batch_norm, is_random
@@ -83,7 +82,7 @@ class MoERetrieverOptions:
             raise UsageError(f"options draws={self.draws} and warmup={self.warmup} must be at least 1 and 0")
 
 
-_AS_RELEASED: dict[str, Any] = {
+_AS_RELEASED: dict[str, OptionValue] = {
     "vector_encoder": "linear",
     "lr": 1e-4,
     "batch_size": 16,
@@ -97,7 +96,7 @@ _AS_RELEASED: dict[str, Any] = {
 }
 
 
-class MoERetriever(Method):
+class MoERetriever(Method[MoERetrieverOptions]):
     """The method of the paper; presets `paper`, `code-intended`, `released-code` (models.md §2.7)."""
 
     name = "moe_retriever"
@@ -108,13 +107,13 @@ class MoERetriever(Method):
         "Manuscript under double-blind review, 2024"
     )
     Options = MoERetrieverOptions
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    presets: ClassVar[Presets] = {
         "paper": {},
         "code-intended": {**_AS_RELEASED, "context_block": "code", "renormalise": True, "noisy_gate": True},
         "released-code": {**_AS_RELEASED, "integration": "raw_mean", "balance": 0.0, "fusion_block": "code"},
     }
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[MoERetrieverOptions], noise: Noise):
         super().__init__(spec, config, noise)
         n_modalities = len(spec.modalities)
         self.options: MoERetrieverOptions = config.own
@@ -143,12 +142,12 @@ class MoERetriever(Method):
         assert self.reference is not None
         return self.reference.bank_bytes(self.config.common.tokens, self.config.common.hidden)
 
-    def reference_state(self) -> dict[str, Any]:
+    def reference_state(self) -> ReferenceState:
         assert self.reference is not None
         return self.reference.state(self.encoders)
 
-    def load_reference(self, state: Mapping[str, Any]) -> None:
-        self._refer(Reference.from_state(dict(state), self.device))
+    def load_reference(self, state: ReferenceState) -> None:
+        self._refer(Reference.from_state(state, self.device))
 
     def refresh(self) -> None:
         if self.reference is not None:
@@ -314,9 +313,9 @@ class MoERetriever(Method):
 
     def _details(
         self, batch: Batch, draws: Draws | None, items: Items | None, retrieved: Retrieved | None, fused: Tensor
-    ) -> dict[str, Any]:
+    ) -> Diagnostics:
         """Fused embeddings; per slot the mean weight and the share of visits of each expert; fallback rates."""
-        details: dict[str, Any] = {"fused": fused.detach()}
+        details: Diagnostics = {"fused": fused.detach()}
         if draws is not None:
             details["support"] = draws
         if items is not None and retrieved is not None and retrieved.routing is not None:
@@ -325,7 +324,7 @@ class MoERetriever(Method):
                 details["item_routing"] = self._item_routing(batch, items, retrieved.routing)
         return details
 
-    def _slot_routing(self, batch: Batch, items: Items, routing: Routing) -> dict[str, Any]:
+    def _slot_routing(self, batch: Batch, items: Items, routing: Routing) -> SlotRouting:
         """Of each slot: mean weight (Q, E) of its tokens and share (Q, E) of their visits."""
         n_slots, n_experts = len(items.target), self.retriever.router.n_experts
         per_token = len(routing.expert) // (len(items) if self.options.context != "query" else n_slots)
@@ -346,7 +345,7 @@ class MoERetriever(Method):
             "share": share.cpu().numpy(),
         }
 
-    def _item_routing(self, batch: Batch, items: Items, routing: Routing) -> dict[str, Any]:
+    def _item_routing(self, batch: Batch, items: Items, routing: Routing) -> ItemRouting:
         """Of each item: what its own sample (a supporting one for an intra item) has, its role, its visits (I, E)."""
         assert self.reference is not None
         observed = batch.observed[np.where(items.role == INTRA, 0, items.row)]

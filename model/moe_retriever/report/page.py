@@ -237,7 +237,7 @@ def _searches(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """What the searches chose, in order of their files."""
     for path in paths:
         for file in [path] if path.is_file() else sorted(path.rglob("best.json")):
-            yield read_best(file, ("method", "store_id", "metric", "n_trials", "space"))
+            yield dict(read_best(file, ("method", "store_id", "metric", "n_trials", "space")))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ Legend: R reference samples, M modalities, P tokens, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -138,7 +138,7 @@ class Reference:
         assert self._kept is not None
         return self._kept[m][torch.from_numpy(self._place[rows, m]).to(self._kept[m].device)]
 
-    def state(self, encoders: nn.ModuleList) -> dict[str, Any]:
+    def state(self, encoders: nn.ModuleList) -> dict[str, object]:
         """Masks and all reference embeddings, for a checkpoint; no id and no feature of anyone."""
         having = [np.flatnonzero(seen) for seen in self.observed.T]
         banks = [
@@ -148,10 +148,10 @@ class Reference:
         return {"observed": torch.from_numpy(self.observed.copy()), "banks": banks}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], device: torch.device) -> Reference:
+    def from_state(cls, state: Mapping[str, object], device: torch.device) -> Reference:
         """A reference without features, from `state`."""
-        kept = [bank.to(device) for bank in state["banks"]]
-        return cls(state["observed"].numpy(), None, np.zeros(0, dtype=np.int64), kept)
+        kept = [bank.to(device) for bank in cast(list[Tensor], state["banks"])]
+        return cls(cast(Tensor, state["observed"]).numpy(), None, np.zeros(0, dtype=np.int64), kept)
 
     def bank_bytes(self, n_tokens: int, hidden: int) -> int:
         """Size of all reference embeddings in float32."""

@@ -9,18 +9,22 @@ Source: Eq. 3 and Algorithm 1 of the paper; decisions A2–A20 of models.md §2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from moe_retriever.config import Common
 from moe_retriever.nn.attention import Attention
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
 from moe_retriever.retrieval.supporting_groups import Draws
+
+if TYPE_CHECKING:
+    from moe_retriever.methods.moe_retriever import MoERetrieverOptions
 
 INTRA, INTER = 0, 1
 
@@ -107,7 +111,9 @@ class Context(nn.Module):
     block "pre-ln": x + Drop(MHA(LN x)). "code": a = MHA(x); a + Drop(a). "none": MHA(x).
     """
 
-    def __init__(self, n_modalities: int, n_tokens: int, hidden: int, options: Any, noise: Noise, c: Any):
+    def __init__(
+        self, n_modalities: int, n_tokens: int, hidden: int, options: MoERetrieverOptions, noise: Noise, c: Common
+    ):
         super().__init__()
         self.layout, self.block = options.context, options.context_block
         self.norm = nn.LayerNorm(hidden)
@@ -159,7 +165,7 @@ class Retriever(nn.Module):
     target's pool and the shared one. Without `context_routing` all experts form one pool.
     """
 
-    def __init__(self, n_modalities: int, c: Any, options: Any, noise: Noise):
+    def __init__(self, n_modalities: int, c: Common, options: MoERetrieverOptions, noise: Noise):
         super().__init__()
         o = options
         self.options, self.n_modalities = o, n_modalities

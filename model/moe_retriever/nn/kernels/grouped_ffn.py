@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from moe_retriever.nn.kernels.context import KernelContext
 from moe_retriever.nn.kernels.linear import multiply
 
 
@@ -117,12 +118,17 @@ def _places(edges: list[int], padded: list[int], device: torch.device) -> Tensor
     return torch.arange(edges[-1], device=device) + shift.repeat_interleave(sizes)
 
 
+class _PlanContext(KernelContext, Protocol):
+    plan: Plan
+    n_tokens: int
+
+
 class GroupedFeedForward(Function):
     """(R, H): row r is Σ over its visits of weight · (drop(GELU(x W_in + b_in)) W_out + b_out)."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _PlanContext,
         x_TH: Tensor,
         weight_A: Tensor,
         keep_AF: Tensor | None,
@@ -160,9 +166,9 @@ class GroupedFeedForward(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _PlanContext, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x_AH, weight_A, keep_AF, w_in, w_out, b_out, inner_AF, summed_SF, totals = ctx.saved_tensors
-        plan: Plan = ctx.plan
+        plan = ctx.plan
         d_w_in, d_w_out, d_b_in = (w.new_zeros(w.shape) for w in (w_in, w_out, w_in[:, 0]))
         d_row_SH = d_out.index_select(0, plan.row)
         d_hidden = torch.empty_like(summed_SF)
