@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,13 @@ def test_the_encoders_of_events_are_registered_without_data(project: Path) -> No
         [sys.executable, "-c", program], cwd=project / "model", check=True, capture_output=True, text=True
     )
     assert done.stdout == "['gru', 'lstm']\n"
+
+
+def test_each_class_has_a_name_of_its_own(project: Path) -> None:
+    folders = ("mrpipe", "model/moe_retriever", "workflow")
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for folder in folders for path in modules(project, folder)]
+    counts = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert not [name for name, n in counts.items() if n > 1]
 
 
 def test_no_global_random_generator(project: Path) -> None:

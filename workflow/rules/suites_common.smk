@@ -91,7 +91,7 @@ def begin_suites():
     asked = [SUITES.suite(job.wildcards.suite) for job in workflow.dag.jobs if job.rule.name == "render"]
     if not asked:
         return
-    places = Places(Path(path("<results>/runs")), Path(path("<logs>")), Path(path("<benchmarks>")))
+    places = CellFolders(Path(path("<results>/runs")), Path(path("<logs>")), Path(path("<benchmarks>")))
     needed = set(workflow.dag.needrun_jobs())
     jobs = {job: run_plan(job.wildcards) for job in workflow.dag.jobs if job.rule.name == "evaluate"}
     cells = Cells(

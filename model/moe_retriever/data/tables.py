@@ -38,7 +38,7 @@ class ModalitySpec:
     shape: tuple[int, ...]
 
 
-class Table(Protocol):
+class FeatureTable(Protocol):
     """The observed rows of one modality."""
 
     def __len__(self) -> int: ...

@@ -28,7 +28,7 @@ from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.subsets import random_subsets
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Method, Output, Presets
-from moe_retriever.nn.attention import Block
+from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, constant
 from mrpipe.errors import UsageError
@@ -92,9 +92,9 @@ class MMFormer(Method[MMFormerOptions]):
         block = replace(c, fusion_block="pre-ln", fusion_experts=0, fusion_ffn=o.mlp_ratio * c.hidden)
         self.position_MPH = nn.Parameter(torch.empty(n_modalities, c.tokens, c.hidden))
         self.intra = nn.ModuleList(
-            nn.ModuleList(Block(block, noise) for _ in range(o.intra_layers)) for _ in range(n_modalities)
+            nn.ModuleList(TransformerBlock(block, noise) for _ in range(o.intra_layers)) for _ in range(n_modalities)
         )
-        self.inter = nn.ModuleList(Block(block, noise) for _ in range(c.fusion_layers))
+        self.inter = nn.ModuleList(TransformerBlock(block, noise) for _ in range(c.fusion_layers))
         self.head = nn.Linear(n_modalities * c.hidden, spec.n_classes)
         self.separate_head = nn.Linear(c.hidden, spec.n_classes) if o.separate else None
         self.early_head = nn.Linear(n_modalities * c.hidden, spec.n_classes) if o.early else None

@@ -24,8 +24,8 @@ from moe_retriever.nn.attention import Fusion
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.encoders import frozen_batch_norm, has_batch_norm, is_random
 from moe_retriever.nn.moe import Routing
-from moe_retriever.retrieval.bank import Reference
-from moe_retriever.retrieval.retriever import INTRA, Items, Retrieved, Retriever
+from moe_retriever.retrieval.bank import ReferenceSamples
+from moe_retriever.retrieval.retriever import INTRA, Retrieved, Retriever, SlotItems
 from moe_retriever.retrieval.supporting_groups import Draws, SupportIndex, Wanted
 from mrpipe.errors import UsageError
 from mrpipe.options import option
@@ -119,7 +119,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         self.options: MoERetrieverOptions = config.own
         self.retriever = Retriever(n_modalities, config.common, config.own, noise)
         self.fusion = Fusion(n_modalities, spec.n_classes, config.common, noise)
-        self.reference: Reference | None = None
+        self.reference: ReferenceSamples | None = None
         self.index: SupportIndex | None = None
         self.retrieving = True
         if self._warmup_epochs(config.common.epochs) >= config.common.epochs:
@@ -132,9 +132,9 @@ class MoERetriever(Method[MoERetrieverOptions]):
     # Training samples
 
     def prepare(self, data: Data, train_rows: Rows) -> None:
-        self._refer(Reference.of(data, train_rows))
+        self._refer(ReferenceSamples.of(data, train_rows))
 
-    def _refer(self, reference: Reference) -> None:
+    def _refer(self, reference: ReferenceSamples) -> None:
         self.reference = reference
         self.index = SupportIndex(reference.observed)
 
@@ -147,7 +147,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         return self.reference.state(self.encoders)
 
     def load_reference(self, state: ReferenceState) -> None:
-        self._refer(Reference.from_state(state, self.device))
+        self._refer(ReferenceSamples.from_state(state, self.device))
 
     def refresh(self) -> None:
         if self.reference is not None:
@@ -209,7 +209,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
     def _index(self, places: Rows) -> Tensor:
         return torch.from_numpy(places).to(self.device)
 
-    def _plan(self, batch: Batch, draw: int) -> tuple[Draws | None, Items | None]:
+    def _plan(self, batch: Batch, draw: int) -> tuple[Draws | None, SlotItems | None]:
         """Which supports every missing slot gets; nothing in the warm-up or where nothing is missing."""
         if not self.retrieving or batch.observed.all():
             return None, None
@@ -226,7 +226,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
             stream=f"{batch.stream} draw {draw}",
             own_row=self.reference.own_row(batch.data, batch.index),
         )
-        return draws, Items.of(draws, batch.observed, intra=o.intra, inter=o.inter)
+        return draws, SlotItems.of(draws, batch.observed, intra=o.intra, inter=o.inter)
 
     def _banked(self, m: int) -> bool:
         """Whether supports of modality m come detached from the bank in training (A12)."""
@@ -234,7 +234,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
             return self.spec.modalities[m].kind == "volume"
         return self.options.support == "bank"
 
-    def _encode(self, batch: Batch, items: Items | None) -> tuple[Tensor, Rows, Rows]:
+    def _encode(self, batch: Batch, items: SlotItems | None) -> tuple[Tensor, Rows, Rows]:
         """Encode what the batch observes and what its slots draw, each row once.
 
         Returns:
@@ -297,7 +297,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
             return False
         return int(data.observed.sum()) * c.tokens * c.hidden * 4 <= c.bank_mb * 1e6
 
-    def _reconstruction(self, batch: Batch, items: Items, retrieved: Retrieved) -> Tensor:
+    def _reconstruction(self, batch: Batch, items: SlotItems, retrieved: Retrieved) -> Tensor:
         """1 − cosine between a retrieved slot and the encoding of what was hidden there (detached)."""
         slots = np.flatnonzero(batch.hidden[items.sample, items.target])
         terms = []
@@ -312,7 +312,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         return torch.cat(terms).mean() if terms else retrieved.tokens.new_zeros(())
 
     def _details(
-        self, batch: Batch, draws: Draws | None, items: Items | None, retrieved: Retrieved | None, fused: Tensor
+        self, batch: Batch, draws: Draws | None, items: SlotItems | None, retrieved: Retrieved | None, fused: Tensor
     ) -> Diagnostics:
         """Fused embeddings; per slot the mean weight and the share of visits of each expert; fallback rates."""
         details: Diagnostics = {"fused": fused.detach()}
@@ -324,7 +324,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
                 details["item_routing"] = self._item_routing(batch, items, retrieved.routing)
         return details
 
-    def _slot_routing(self, batch: Batch, items: Items, routing: Routing) -> SlotRouting:
+    def _slot_routing(self, batch: Batch, items: SlotItems, routing: Routing) -> SlotRouting:
         """Of each slot: mean weight (Q, E) of its tokens and share (Q, E) of their visits."""
         n_slots, n_experts = len(items.target), self.retriever.router.n_experts
         per_token = len(routing.expert) // (len(items) if self.options.context != "query" else n_slots)
@@ -345,7 +345,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
             "share": share.cpu().numpy(),
         }
 
-    def _item_routing(self, batch: Batch, items: Items, routing: Routing) -> ItemRouting:
+    def _item_routing(self, batch: Batch, items: SlotItems, routing: Routing) -> ItemRouting:
         """Of each item: what its own sample (a supporting one for an intra item) has, its role, its visits (I, E)."""
         assert self.reference is not None
         observed = batch.observed[np.where(items.role == INTRA, 0, items.row)]

@@ -26,7 +26,7 @@ from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, DataSpec
 from moe_retriever.data.subsets import random_subsets, with_hidden
 from moe_retriever.methods.base import Method, Output, Presets
-from moe_retriever.nn.attention import Block, FeedForward
+from moe_retriever.nn.attention import FeedForward, TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from mrpipe.errors import UsageError
 from mrpipe.options import option
@@ -62,7 +62,7 @@ class SharedTransformer(nn.Module):
 
     def __init__(self, c: Common, noise: Noise):
         super().__init__()
-        self.block = Block(replace(c, fusion_block="pre-ln", fusion_experts=0), noise)
+        self.block = TransformerBlock(replace(c, fusion_block="pre-ln", fusion_experts=0), noise)
 
     def forward(self, x_NPH: Tensor) -> Tensor:
         out: Tensor = self.block(x_NPH, None)[0]

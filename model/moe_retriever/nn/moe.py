@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, constant, uniform
-from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, Plan
+from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, VisitPlan
 from moe_retriever.nn.kernels.linear import uses_onednn
 
 
@@ -162,7 +162,7 @@ class Experts(nn.Module):
         # oneDNN wants shapes that come again; filling blocks up pays where they are long.
         long = routing.expert.numel() >= 192 * self.n_experts
         multiple = 32 if long and uses_onednn(x_TH) else 1
-        plan = Plan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows, multiple)
+        plan = VisitPlan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows, multiple)
         weight_TK = routing.weight if scale_T is None else routing.weight * scale_T[:, None]
         weight_A = F.pad(weight_TK.flatten(), (0, 1)).index_select(0, plan.order)
         keep, factor = self.dropout.bits((len(weight_A), self.w_in.shape[2]), x_TH.device)

@@ -30,7 +30,7 @@ INTRA, INTER = 0, 1
 
 
 @dataclass(frozen=True)
-class Items:
+class SlotItems:
     """Which embeddings each missing slot is made from.
 
     Attributes:
@@ -53,7 +53,7 @@ class Items:
     weight: NDArray[np.float32]
 
     @classmethod
-    def of(cls, draws: Draws, observed: NDArray[np.bool_], *, intra: bool = True, inter: bool = True) -> Items:
+    def of(cls, draws: Draws, observed: NDArray[np.bool_], *, intra: bool = True, inter: bool = True) -> SlotItems:
         """Items of drawn supports and of the samples' own modalities; slots without any item are left out.
 
         Args:
@@ -124,7 +124,7 @@ class Context(nn.Module):
     def initial(self, name: str) -> Fill:
         return normal(0.02)
 
-    def forward(self, x_IPH: Tensor, items: Items, role_I: Tensor, target_Q: Tensor) -> Tensor:
+    def forward(self, x_IPH: Tensor, items: SlotItems, role_I: Tensor, target_Q: Tensor) -> Tensor:
         """(I, P, H) → (I, P, H); for "query" (Q, P, H)."""
         hidden = x_IPH.shape[-1]
         q, k, v = self.attention.qkv(self.norm(x_IPH) if self.block == "pre-ln" else x_IPH).chunk(3, dim=-1)
@@ -205,7 +205,7 @@ class Retriever(nn.Module):
             self._tables[device] = lists, table.scatter(1, lists, True)
         return self._tables[device]
 
-    def forward(self, x_IPH: Tensor, items: Items) -> Retrieved:
+    def forward(self, x_IPH: Tensor, items: SlotItems) -> Retrieved:
         """Embed every slot.
 
         Args:
@@ -265,12 +265,12 @@ class Retriever(nn.Module):
         return y.expand(-1, n_tokens, -1) if self.options.integration == "broadcast" else y
 
     @staticmethod
-    def _mean(y_IPH: Tensor, items: Items, weight_I: Tensor) -> Tensor:
+    def _mean(y_IPH: Tensor, items: SlotItems, weight_I: Tensor) -> Tensor:
         """Weighted mean over a slot's items, position by position: (Q, P, H)."""
         blocks = zip(items.per_block(y_IPH), items.per_block(weight_I), strict=True)
         return torch.cat([torch.einsum("qnph,qn->qph", y, w.to(y.dtype)) for y, w in blocks])
 
-    def _pool(self, y_IPH: Tensor, items: Items, target_Q: Tensor) -> Tensor:
+    def _pool(self, y_IPH: Tensor, items: SlotItems, target_Q: Tensor) -> Tensor:
         """A8 d: P learned queries of the target pool over all tokens of a slot."""
         assert self.pool_MPH is not None
         scale = y_IPH.shape[-1] ** -0.5

@@ -25,7 +25,7 @@ from moe_retriever.nn.kernels.linear import multiply
 
 
 @dataclass(frozen=True)
-class Plan:
+class VisitPlan:
     """Which token visits which expert, and which output row the result is added to.
 
     Attributes:
@@ -51,7 +51,7 @@ class Plan:
     repeats: bool
 
     @classmethod
-    def of(cls, expert_TK: Tensor, n_experts: int, row_T: Tensor | None, n_rows: int, multiple: int = 1) -> Plan:
+    def of(cls, expert_TK: Tensor, n_experts: int, row_T: Tensor | None, n_rows: int, multiple: int = 1) -> VisitPlan:
         """Sort the visits.
 
         Args:
@@ -119,7 +119,7 @@ def _places(edges: list[int], padded: list[int], device: torch.device) -> Tensor
 
 
 class _PlanContext(KernelContext, Protocol):
-    plan: Plan
+    plan: VisitPlan
     n_tokens: int
 
 
@@ -132,7 +132,7 @@ class GroupedFeedForward(Function):
         x_TH: Tensor,
         weight_A: Tensor,
         keep_AF: Tensor | None,
-        plan: Plan,
+        plan: VisitPlan,
         w_in: Tensor,
         b_in: Tensor,
         w_out: Tensor,
