@@ -68,8 +68,8 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
     """One (D, H, W) volume a sample: a precomputed map, or what the chain made of a raw scan.
 
     The volume is the bounding box of the mask; 0 is outside the mask and nothing inside it is exactly 0
-    (`VoxelGrid.volume`), so that mask, volume and voxel vector can all be had from the store. `tried` has every attempted
-    scan, `SCAN_SCHEMA`.
+    (`VoxelGrid.volume`), so that mask, volume and voxel vector can all be had from the store. `tried` has every
+    attempted scan, `SCAN_SCHEMA`.
 
     Args:
         parts: the files that `prepare_images` wrote, in order.
