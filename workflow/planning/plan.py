@@ -19,7 +19,7 @@ from jsonschema.exceptions import ValidationError
 from moe_retriever.catalogue import names as method_names
 from mrpipe.datasets import dataset_names, get_dataset
 from mrpipe.errors import MrpipeError, UsageError, did_you_mean
-from mrpipe.experiment.missingness import Missingness, particulars
+from mrpipe.experiment.missingness import Missingness, non_default
 from mrpipe.options import parse_options
 from mrpipe.schema import Dataset
 
@@ -124,7 +124,7 @@ class PlannedRun:
 
 def missingness_name(m: Missingness) -> str:
     """What is taken away and how, without the view and the seed."""
-    own = particulars(asdict(m))
+    own = non_default(asdict(m))
     parts = [m.mechanism, f"p{m.p:g}"]
     parts += [f"strength{m.strength:g}"] * ("strength" in own)
     parts += [f"blocks{m.n_blocks}"] * ("n_blocks" in own)

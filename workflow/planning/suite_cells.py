@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mrpipe.experiment.missingness import Missingness, particulars
+from mrpipe.experiment.missingness import Missingness, non_default
+from mrpipe.store.masks import combination_name
 
 from .plan import PlannedRun, missingness_name
 
@@ -53,7 +54,7 @@ class PlannedColumn:
     @property
     def experiment(self) -> str:
         """Folder of its cells."""
-        parts = [self.store, "+".join(self.view)]
+        parts = [self.store, combination_name(self.view)]
         parts += [missingness_name(self.missingness)] if self.missingness else []
         parts += [f"task_{self.task}"] * (self.task is not None)
         parts += [f"split_{self.scheme}"] * (self.scheme is not None)
@@ -100,7 +101,7 @@ class PlannedSuite:
 
 def _missingness(m: Missingness) -> dict[str, Any]:
     # The label that it depends on is the column's task.
-    own = {k: v for k, v in particulars(asdict(m)).items() if k != "task"}
+    own = {k: v for k, v in non_default(asdict(m)).items() if k != "task"}
     return {"mechanism": m.mechanism, "p": m.p, **own}
 
 

@@ -158,10 +158,10 @@ class Data:
 
     def combination(self, observed: NDArray[np.bool_]) -> list[str]:
         """Names of modality combinations, joined by +."""
-        names = self.spec.names
-        codes = observed @ (1 << np.arange(len(names)))
-        table = {int(c): "+".join(n for i, n in enumerate(names) if c >> i & 1) for c in np.unique(codes)}
-        return [table[int(c)] for c in codes]
+        bits = {name: i for i, name in enumerate(self.spec.names)}
+        codes = masks.codes(observed)
+        names = {c: masks.combination_name(masks.to_names(c, bits)) for c in np.unique(codes).tolist()}
+        return [names[c] for c in codes.tolist()]
 
 
 def _choose(store: Store, names: Sequence[str] | None) -> list[Modality]:

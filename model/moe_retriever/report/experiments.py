@@ -17,6 +17,7 @@ from moe_retriever.report.drawing import Picture, draw
 from moe_retriever.report.references import about
 from moe_retriever.report.runs import KEYS, ReportedRun
 from moe_retriever.suites.published import published_rows
+from mrpipe.store.masks import name_parts
 
 METRIC_NAMES = {
     "accuracy": "accuracy %",
@@ -159,7 +160,7 @@ def describe_experiment(
         "task": task,
         "scheme": scheme,
         "store_id": store_id,
-        "modalities": view.split("+"),
+        "modalities": name_parts(view),
         "missingness": missingness,
         "mask_seeds": mask_seeds,
         "seeds": sorted({run.seed for run in runs}),

@@ -13,7 +13,8 @@ import polars as pl
 
 from moe_retriever.report.stores import public
 from mrpipe.errors import DataError, Fault
-from mrpipe.experiment.missingness import particulars
+from mrpipe.experiment.missingness import non_default
+from mrpipe.store.masks import combination_name
 
 KEYS = ("dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness", "method", "preset", "seed")
 _SCORES = {
@@ -69,14 +70,14 @@ class ReportedRun:
         mask = self.metrics["mask"]
         if not mask:
             return "as observed"
-        own = (f"{k}={v}" for k, v in particulars(mask).items())
+        own = (f"{k}={v}" for k, v in non_default(mask).items())
         return " ".join([f"{mask['mechanism']} p={mask['p']:g}", *own])
 
     @property
     def experiment(self) -> tuple[str, ...]:
         """Runs of one experiment stand in one table: they share the data, the view and the missingness."""
         m = self.metrics
-        view = "+".join(m["modalities"])
+        view = combination_name(m["modalities"])
         return m["dataset"], m["store_id"], m["origin"], m["task"], m["scheme"], view, self.missingness
 
     def rows(self) -> Iterable[dict[str, Any]]:

@@ -24,6 +24,7 @@ from moe_retriever.suites.render import Cell, Line, Page, PageTable, heading, ht
 from moe_retriever.suites.spec import SuiteColumn, SuiteSpec, read_suite
 from moe_retriever.training.gradients import NAME as GRADIENTS
 from mrpipe.errors import UsageError
+from mrpipe.store.masks import combination_name, name_parts
 from mrpipe.store.parquet import write_text
 from mrpipe.store.reader import Store, open_store
 
@@ -174,7 +175,7 @@ def _embedding(
     suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFolders, name: str, shown: Shown
 ) -> None:
     """Figure 6: t-SNE of samples that lack one modality, before and after its retrieval."""
-    combination = "+".join(m for m in column.modalities if m != suite.missing)
+    combination = combination_name(m for m in column.modalities if m != suite.missing)
     analysed = {}
     for row, run in _first_runs(suite, column, places, shown).items():
         out = places.out / "embedding" / name / run.parent.name
@@ -218,7 +219,7 @@ def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFol
         (1000 / pl.col("test_samples_per_s")).alias("test_ms"),
         (pl.col("mflop_per_sample") / 1000).alias("gflop_per_sample"),
         (pl.col("parameters") / 1e6).alias("parameters_m"),
-        pl.col("modalities").map_elements(lambda m: short(column.dataset, m.split("+")), return_dtype=pl.String),
+        pl.col("modalities").map_elements(lambda m: short(column.dataset, name_parts(m)), return_dtype=pl.String),
     )
     write_text(places.out / f"{name}-cost.csv", frame.write_csv())
     plots.save(cost(frame, list(column.cells)), places.out / f"{name}-cost")

@@ -13,6 +13,7 @@ from moe_retriever.suites.published import DATASETS, short
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, heading, html, label, latex, markdown
 from moe_retriever.suites.tables import NAMES
 from mrpipe.errors import DataError, Fault
+from mrpipe.store.masks import name_parts
 from mrpipe.store.parquet import write_text
 
 SAID = {"simulated": "simulated", "export": "real"}
@@ -101,7 +102,7 @@ def _grid(table: str, frame: pl.DataFrame) -> PageTable:
 
 def _lines(frame: pl.DataFrame) -> Iterator[Line]:
     for r in frame.sort("column", maintain_order=True).iter_rows(named=True):
-        view = short(r["dataset"], r["modalities"].split("+")) + ("" if r["p"] is None else f", p = {r['p']:g}")
+        view = short(r["dataset"], name_parts(r["modalities"])) + ("" if r["p"] is None else f", p = {r['p']:g}")
         name = DATASETS.get(r["dataset"], (r["dataset"],))[0]
         yield Line(
             "method",

@@ -22,6 +22,7 @@ from moe_retriever.suites.published import published
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, heading, html, latex, markdown
 from moe_retriever.suites.spec import BEST, SuiteColumn, SuiteRow, SuiteSpec, read_suite
 from mrpipe.experiment.truth import read_best
+from mrpipe.store.masks import combination_name
 from mrpipe.store.parquet import write_frame, write_text
 
 NAMES = {
@@ -128,7 +129,7 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
                 "dataset": column.dataset,
                 "origin": filled.origin,
                 "store_id": filled.store_id,
-                "modalities": "+".join(column.modalities),
+                "modalities": combination_name(column.modalities),
                 "p": column.p,
                 "mechanism": column.missingness and column.missingness["mechanism"],
                 "row": row.name,

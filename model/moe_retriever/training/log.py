@@ -14,6 +14,7 @@ from moe_retriever.data.load import Data
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import AnyMethod
 from moe_retriever.training.checkpoint import EpochRow, Origin
+from mrpipe.store.masks import combination_name
 
 
 def progress_display(*, quiet: bool) -> Progress:
@@ -88,7 +89,7 @@ def summarise_epoch(row: EpochRow, metric: str, best: float) -> str:
 def opening_line(method: AnyMethod, data: Data, parts: Mapping[str, Rows], origin: Origin) -> str:
     """What is trained on what: the first line of the log."""
     sizes = ", ".join(f"{len(rows)} {part}" for part, rows in parts.items())
-    names = "+".join(data.spec.names)
+    names = combination_name(data.spec.names)
     n_parameters = sum(p.numel() for p in method.parameters())
     gone = sum(data.n_without.values())
     left_out = f"; {gone} samples have none of these modalities" if gone else ""

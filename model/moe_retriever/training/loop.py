@@ -42,6 +42,7 @@ from mrpipe import keyed
 from mrpipe.codehash import code_hash
 from mrpipe.errors import MrpipeError, UsageError
 from mrpipe.experiment.missingness import read_masks
+from mrpipe.raw import sha256
 from mrpipe.store.parquet import replacing, write_frame, write_text
 from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
@@ -110,13 +111,8 @@ def origin_of(job: Job, data: Data) -> Origin:
         scheme=job.scheme or store.manifest.default_scheme,
         modalities=tuple(describe(declared[m.name]) for m in data.spec.modalities),
         mask=mask,
-        mask_sha256="" if job.mask_file is None else _sha256(job.mask_file),
+        mask_sha256="" if job.mask_file is None else sha256(job.mask_file),
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def load_data(job: Job) -> Data:
@@ -236,7 +232,7 @@ def fingerprint(described: dict[str, object], config: AnyConfig) -> str:
     """What two runs must share to give the same bytes: options, data, initial weights and code."""
     weights = config.common.image_weights
     parts = [json.dumps(described, sort_keys=True), _code_hash(config.method)]
-    parts += [torch.__version__, _sha256(Path(weights)) if weights and Path(weights).is_file() else ""]
+    parts += [torch.__version__, sha256(Path(weights)) if weights and Path(weights).is_file() else ""]
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mrpipe.datasets.adni.tables import CLASSES
 from mrpipe.experiment.truth import subsets
 from mrpipe.keyed import generator
+from mrpipe.store.masks import combination_name
 
 # raw-formats E.1: re-run of the authors' label rule, and the working frequencies of combinations.
 CLASS_COUNTS = (926, 746, 444)
@@ -195,4 +196,4 @@ def truth_frame(people: SimulatedParticipants, separation: float) -> pl.DataFram
 def best_accuracies(people: SimulatedParticipants, separation: float) -> dict[str, float]:
     """Mean of the highest posterior for each combination of modalities, over these participants."""
     shown = subsets(list(FACTOR_MEANS))
-    return {"+".join(c): float(posterior(people.subjects, c, separation).max(axis=1).mean()) for c in shown}
+    return {combination_name(c): float(posterior(people.subjects, c, separation).max(axis=1).mean()) for c in shown}
