@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import sklearn
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from moe_retriever.data.load import Batch, Data
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
-from mrpipe.errors import UsageError
+from mrpipe.errors import MrpipeError, UsageError
 from mrpipe.options import option
 
 # Tried in this order, as many as the budget allows: learning rate, leaves, smallest leaf, L2 penalty.
@@ -46,6 +47,24 @@ class GradientBoostingOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.trials <= len(CANDIDATES) or self.rounds < 1:
             raise UsageError(f"option trials must be 1 to {len(CANDIDATES)} and rounds at least 1")
+
+
+def grown_trees(model: HistGradientBoostingClassifier) -> tuple[list[list[NDArray[np.void]]], NDArray[np.float64]]:
+    """Per round and class the nodes of a tree, and the logits before the first round (K,).
+
+    scikit-learn has no public access to either.
+
+    Raises:
+        MrpipeError: this version of scikit-learn keeps them under other names.
+    """
+    try:
+        stages = [[tree.nodes for tree in stage] for stage in model._predictors]
+        return stages, np.asarray(model._baseline_prediction, dtype=np.float64).reshape(-1)
+    except AttributeError as error:
+        raise MrpipeError(
+            f"gradient_boosting cannot read the trees of scikit-learn {sklearn.__version__} ({error}); "
+            "versions 1.6 to 1.9 are known to work"
+        ) from error
 
 
 class GradientBoosting(TabularModel[GradientBoostingOptions]):
@@ -127,7 +146,8 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
 
     def _keep(self, model: HistGradientBoostingClassifier, rounds: int) -> None:
         """Take the trees of the first rounds over into tensors."""
-        trees = [(tree.nodes, k) for stage in model._predictors[:rounds] for k, tree in enumerate(stage)]
+        stages, start_values = grown_trees(model)
+        trees = [(nodes, k) for stage in stages[:rounds] for k, nodes in enumerate(stage)]
         # For two classes one tree a round gives the logit of the second against the first.
         classes = model.classes_[1:] if len(model.classes_) == 2 else model.classes_
         size = max(len(nodes) for nodes, _ in trees)
@@ -149,7 +169,7 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         # A class without a training sample gets a logit that never wins.
         baseline = torch.full((self.spec.n_classes,), -30.0, dtype=torch.float64, device=self.device)
         baseline[torch.from_numpy(np.asarray(model.classes_, dtype=np.int64)).to(self.device)] = 0.0
-        start = torch.from_numpy(np.asarray(model._baseline_prediction, dtype=np.float64).reshape(-1)).to(self.device)
+        start = torch.from_numpy(start_values).to(self.device)
         baseline[torch.from_numpy(np.asarray(classes, dtype=np.int64)).to(self.device)] = start
         self.baseline = baseline
 

@@ -20,7 +20,7 @@ from moe_retriever.config import Common
 from moe_retriever.data.tables import Genotypes, ModalitySpec
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.event_encoder import EventRecurrent
-from moe_retriever.nn.init import build
+from moe_retriever.nn.init import BATCH_NORMS, build
 from moe_retriever.nn.kernels.linear import Linear
 from moe_retriever.nn.kernels.recurrent import last_state
 from moe_retriever.nn.tokeniser import Tokeniser
@@ -299,7 +299,7 @@ def build_encoders(modalities: tuple[ModalitySpec, ...], c: Common, seed: int, n
 
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether what it encodes together could mix in training."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+    return any(isinstance(m, BATCH_NORMS) for m in module.modules())
 
 
 def is_random(module: nn.Module) -> bool:
@@ -310,7 +310,7 @@ def is_random(module: nn.Module) -> bool:
 @contextmanager
 def frozen_batch_norm(module: nn.Module) -> Iterator[None]:
     """Within it, batch-norm layers use their running statistics and do not change them."""
-    layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    layers = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.training]
     for layer in layers:
         layer.eval()
     try:

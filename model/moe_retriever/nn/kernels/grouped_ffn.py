@@ -10,6 +10,8 @@ R output rows, H hidden, F feed-forward, E experts.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Protocol
@@ -118,6 +120,35 @@ def _places(edges: list[int], padded: list[int], device: torch.device) -> Tensor
     return torch.arange(edges[-1], device=device) + shift.repeat_interleave(sizes)
 
 
+def plain_gelu_backward(d_y: Tensor, x: Tensor) -> Tensor:
+    """Gradient of GELU: d_y · (Φ(x) + x φ(x))."""
+    return d_y * (torch.special.ndtr(x) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+
+
+# torch's operator is one pass over the values, but no public name.
+_GELU_BACKWARD: Callable[[Tensor, Tensor], Tensor] = getattr(torch.ops.aten, "gelu_backward", plain_gelu_backward)
+
+
+def plain_feed_forward(
+    x_TH: Tensor,
+    weight_A: Tensor,
+    keep_AF: Tensor | None,
+    plan: VisitPlan,
+    w_in: Tensor,
+    b_in: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+) -> Tensor:
+    """The plain twin of `GroupedFeedForward`: each expert's visits one after another, with autograd's gradients."""
+    out = x_TH.new_zeros(plan.n_rows, w_out.shape[2])
+    for e, a, b, _, _ in plan.blocks:
+        hidden = F.gelu(x_TH[plan.token[a:b]] @ w_in[e] + b_in[e])
+        hidden = hidden if keep_AF is None else hidden * keep_AF[a:b]
+        row = plan.cell[a:b].div(len(w_in), rounding_mode="floor")
+        out = out.index_add(0, row, weight_A[a:b, None] * (hidden @ w_out[e] + b_out[e]))
+    return out
+
+
 class _PlanContext(KernelContext, Protocol):
     plan: VisitPlan
     n_tokens: int
@@ -181,7 +212,7 @@ class GroupedFeedForward(Function):
             d_hidden.mul_(keep_AF)
         d_weight = (d_out @ b_out.T).flatten().index_select(0, plan.cell)
         d_weight += torch.mul(F.gelu(inner_AF), d_hidden).sum(1)
-        d_inner = torch.ops.aten.gelu_backward(d_hidden.mul_(weight_A[:, None]), inner_AF)
+        d_inner = _GELU_BACKWARD(d_hidden.mul_(weight_A[:, None]), inner_AF)
         d_x_AH = torch.empty_like(x_AH)
         for e, a, b, _, _ in plan.blocks:
             multiply(x_AH[a:b].T, d_inner[a:b], out=d_w_in[e], repeats=plan.repeats)

@@ -20,27 +20,41 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from moe_retriever.nn import kernels
 from moe_retriever.nn.kernels.context import KernelContext
 
+LinearOperator = Callable[[Tensor, Tensor, Tensor | None, str, list[float], str], Tensor]
 
-def _find() -> Callable[[Tensor, Tensor, Tensor | None, str, list[float], str], Tensor] | None:
-    """The operator that torch's compiler uses for linear layers; None where it is of no use or not there."""
-    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+
+def onednn_operator(namespace: object = torch.ops.mkldnn) -> LinearOperator | None:
+    """The private operator that torch's compiler uses for linear layers; None where this torch has no such one."""
+    operator: LinearOperator | None = getattr(namespace, "_linear_pointwise", None)
+    try:
+        return operator if operator and operator(torch.ones(1, 1), torch.ones(1, 1), None, "none", [], "") else None
+    except (RuntimeError, TypeError):
         return None
-    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
-_ONEDNN = _find()
+def _useful() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def uses_onednn(x: Tensor) -> bool:
-    """Whether products with `x` go to oneDNN."""
+_ONEDNN = onednn_operator() if _useful() else None
+
+
+def onednn_pays(x: Tensor) -> bool:
+    """Whether oneDNN is the faster library for products with `x`."""
     return (
         _ONEDNN is not None
         and x.dtype is torch.float32
         and x.device.type == "cpu"
         and bool(torch.backends.mkldnn.enabled)
     )
+
+
+def uses_onednn(x: Tensor) -> bool:
+    """Whether products with `x` go to oneDNN."""
+    return onednn_pays(x) and not kernels.plain()
 
 
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

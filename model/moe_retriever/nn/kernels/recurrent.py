@@ -19,6 +19,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
+from moe_retriever.nn import kernels
 from moe_retriever.nn.kernels.context import KernelContext
 
 
@@ -28,8 +29,8 @@ class _Steps(KernelContext, Protocol):
 
 def last_state(rnn: nn.RNNBase, x: PackedSequence) -> Tensor:
     """State (B, H) after the last true step of each sequence, in the caller's order; one layer, one direction."""
-    own = x.data.device.type == "cpu" and torch.is_grad_enabled() and isinstance(rnn, nn.GRU | nn.LSTM)
-    if not own:
+    written_out = x.data.device.type == "cpu" and torch.is_grad_enabled() and isinstance(rnn, nn.GRU | nn.LSTM)
+    if kernels.plain() or not written_out:
         last = rnn(x)[1]
         state = last[0] if isinstance(last, tuple) else last
         return state[-1]
