@@ -97,7 +97,8 @@ class Method(nn.Module, Generic[O_co]):
         name: equals the module's name.
         summary, paper: one line each, for `--help`.
         citation: of the paper that proposed it, as a reference list has it; empty for a control.
-        Options: frozen dataclass of `mrpipe.schema.option` fields whose names differ from those of `Common`.
+        Options: frozen dataclass of `mrpipe.options.option` fields whose names differ from those of `Common`; also the
+            type parameter: `class Mine(Method[MyOptions])`, so that mypy knows the type of `self.config.own`.
         presets: named overrides; "paper" is the default.
         gradient: trained by gradient steps; otherwise `fit` is called once.
         space: candidates of options of its own that `search` tries beside the common ones.

@@ -327,14 +327,7 @@ def _descend(
         "gradients": [],
     }
     if before is not None:
-        state = {
-            "next_epoch": before["next_epoch"],
-            "best_score": before["best_score"],
-            "best_epoch": before["best_epoch"],
-            "best_state": before["best_state"],
-            "history": before["history"],
-            "gradients": before["gradients"],
-        }
+        state = cast(State, {k: v for k, v in before.items() if k in state})
         method.load_state_dict(before["state"])
         optimiser.load_state_dict(before["optimiser"])
         log.line(f"continuing after epoch {state['next_epoch']}")
