@@ -63,7 +63,7 @@ def grown_trees(model: HistGradientBoostingClassifier) -> tuple[list[list[NDArra
     except AttributeError as error:
         raise MrpipeError(
             f"gradient_boosting cannot read the trees of scikit-learn {sklearn.__version__} ({error}); "
-            "versions 1.6 to 1.9 are known to work"
+            "version 1.9 is known to work"
         ) from error
 
 
