@@ -68,7 +68,7 @@ from mrpipe_planning.arguments import (
     train_arguments,
 )
 from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_faults
-from mrpipe_planning.progress import Cells, Places
+from mrpipe_planning.progress import CellFolders, Cells
 from mrpipe_planning.snakemake_internals import Internals
 from mrpipe_planning.suite_cells import description
 from mrpipe_planning.suites import Suites

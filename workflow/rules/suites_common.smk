@@ -91,7 +91,7 @@ def begin_suites():
     asked = [SUITES.suite(job.wildcards.suite) for job in INTERNALS.jobs("render")]
     if not asked:
         return
-    places = Places(Path(path("<results>/runs")), Path(path("<logs>")), Path(path("<benchmarks>")))
+    places = CellFolders(Path(path("<results>/runs")), Path(path("<logs>")), Path(path("<benchmarks>")))
     needed = INTERNALS.jobs_to_run()
     jobs = {job: run_plan(job.wildcards) for job in INTERNALS.jobs("evaluate")}
     cells = Cells(

@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_retriever.report.experiments import anchor_of
 from moe_retriever.report.methods_data import plural
-from moe_retriever.report.runs import Run
+from moe_retriever.report.runs import ReportedRun
 
 FEW_SEEDS = 3
 SMALL_TEST = 100
@@ -47,7 +47,7 @@ def together(found: Iterable[Caution]) -> list[Said]:
     return [Said(text, tuple(own[:MOST_PLACES]), max(0, len(own) - MOST_PLACES)) for text, own in places.items()]
 
 
-def of_experiment(key: tuple[str, ...], runs: Sequence[Run]) -> list[Caution]:
+def of_experiment(key: tuple[str, ...], runs: Sequence[ReportedRun]) -> list[Caution]:
     """What to know about the runs of one experiment."""
     first = runs[0].metrics
     found: list[tuple[str, str]] = []
@@ -95,7 +95,7 @@ def of_store(described: Mapping[str, Any]) -> list[Caution]:
     return [Caution(text, f"store {m.dataset}", anchor) for text in found]
 
 
-def _named(some: Sequence[Run], runs: Sequence[Run]) -> str:
+def _named(some: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
     """Labels of some of the runs, with the seeds where it is not all of that label's."""
     said = []
     for label in dict.fromkeys(run.label for run in some):
@@ -105,7 +105,7 @@ def _named(some: Sequence[Run], runs: Sequence[Run]) -> str:
     return ", ".join(said)
 
 
-def _is_constant(run: Run) -> bool:
+def _is_constant(run: ReportedRun) -> bool:
     """One class for all: recalls of 1 and 0 make a balanced accuracy of 1/k and, with accuracy a, a macro-F1 of
     2a / ((1 + a) k). Either alone can be chance.
     """
@@ -116,11 +116,11 @@ def _is_constant(run: Run) -> bool:
     return bool(abs(balanced - 1 / k) < 1e-9 and abs(f1 - 2 * a / ((1 + a) * k)) < 1e-9)
 
 
-def _below_majority(run: Run) -> bool:
+def _below_majority(run: ReportedRun) -> bool:
     ours, theirs = run.metrics["metrics"]["accuracy"]["value"], run.metrics["majority"]["accuracy"]
     return ours is not None and theirs is not None and ours < theirs
 
 
-def _still_improving(run: Run) -> bool:
+def _still_improving(run: ReportedRun) -> bool:
     training = run.metrics["training"]
     return training.get("best_epoch") == run.config["common"]["epochs"]

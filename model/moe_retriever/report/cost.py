@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from moe_retriever.report.runs import Run
+from moe_retriever.report.runs import ReportedRun
 
 
-def of_experiment(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def of_experiment(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """One entry a method, means over its seeds: parameters, epochs, seconds an epoch, samples a second, devices."""
     rows = []
     for label in dict.fromkeys(run.label for run in runs):
@@ -35,6 +35,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _device(run: Run) -> str:
+def _device(run: ReportedRun) -> str:
     threads = run.cost.get("threads")
     return f"{run.cost['device']}, {threads} thread{'' if threads == 1 else 's'}"

@@ -15,8 +15,9 @@ from moe_retriever.data.scores import METRICS
 from moe_retriever.plots import plots
 from moe_retriever.report.drawing import Picture, draw
 from moe_retriever.report.references import about
-from moe_retriever.report.runs import KEYS, Run
+from moe_retriever.report.runs import KEYS, ReportedRun
 from moe_retriever.suites.published import published_rows
+from mrpipe.store.masks import name_parts
 
 METRIC_NAMES = {
     "accuracy": "accuracy %",
@@ -57,7 +58,7 @@ def of_experiment(scores: pl.DataFrame, key: tuple[str, ...]) -> pl.DataFrame:
     return scores.filter(pl.all_horizontal([pl.col(c) == v for c, v in zip(KEYS[:7], key, strict=True)]))
 
 
-def _rows(runs: Sequence[Run], overall: pl.DataFrame) -> list[dict[str, Any]]:
+def _rows(runs: Sequence[ReportedRun], overall: pl.DataFrame) -> list[dict[str, Any]]:
     """A row a method, the majority class if no run is that already, and the published values."""
     rows: list[dict[str, Any]] = []
     for label, method in {run.label: run.method for run in runs}.items():
@@ -78,7 +79,7 @@ def _rows(runs: Sequence[Run], overall: pl.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _routing_figure(run: Run) -> Figure:
+def _routing_figure(run: ReportedRun) -> Figure:
     # It loads torch, which a page without runs does not need.
     from moe_retriever.evaluation.routing import expert_names
 
@@ -94,7 +95,7 @@ def _routing_figure(run: Run) -> Figure:
     return plots.routing(shown, names)
 
 
-def _pictures(runs: Sequence[Run], sizes: dict[str, int], anchor: str, figures: Path) -> list[Picture]:
+def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, figures: Path) -> list[Picture]:
     pictures = []
     first, view = runs[0], runs[0].metrics["modalities"]
     if first.metrics["mask"]:
@@ -135,7 +136,7 @@ def _pictures(runs: Sequence[Run], sizes: dict[str, int], anchor: str, figures: 
 
 
 def describe_experiment(
-    key: tuple[str, ...], runs: Sequence[Run], scores: pl.DataFrame, figures: Path, *, drawn: bool = True
+    key: tuple[str, ...], runs: Sequence[ReportedRun], scores: pl.DataFrame, figures: Path, *, drawn: bool = True
 ) -> dict[str, Any]:
     """Everything that the template shows of an experiment.
 
@@ -159,7 +160,7 @@ def describe_experiment(
         "task": task,
         "scheme": scheme,
         "store_id": store_id,
-        "modalities": view.split("+"),
+        "modalities": name_parts(view),
         "missingness": missingness,
         "mask_seeds": mask_seeds,
         "seeds": sorted({run.seed for run in runs}),

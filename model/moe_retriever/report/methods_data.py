@@ -10,6 +10,7 @@ import polars as pl
 from moe_retriever.report.references import Bibliography
 from moe_retriever.report.stores import public
 from mrpipe.schema import Modality
+from mrpipe.store.masks import combination_name
 from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
 from mrpipe.transforms.options import TransformOptions
@@ -94,7 +95,7 @@ def store_sentences(store: Store, cited: Bibliography) -> str:
         f"{x.name} ({e['rows']:,}; {_shape(x)}{f', made by {x.encoder}' if x.encoder else ''})"
         for x, e in zip(store.modalities, entries, strict=True)
     ]
-    complete = m.pattern_counts.get("+".join(x.name for x in store.modalities), 0)
+    complete = m.pattern_counts.get(combination_name(x.name for x in store.modalities), 0)
     text.append(
         f"Modalities (samples that have them; form): {', '.join(made)}; {complete:,} samples "
         f"({complete / m.n_samples:.1%}) have all of them."

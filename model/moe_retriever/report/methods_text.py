@@ -22,7 +22,7 @@ from moe_retriever.report.methods_data import (
     transform_sentences,
 )
 from moe_retriever.report.references import Bibliography, about, changed_options
-from moe_retriever.report.runs import Run
+from moe_retriever.report.runs import ReportedRun
 from moe_retriever.report.stores import public
 from moe_retriever.suites.published import published_rows
 from mrpipe.store.reader import Store
@@ -63,7 +63,9 @@ class MethodsText:
     references: list[str]
 
 
-def methods_text(runs: Sequence[Run], stores: Sequence[Store], searches: Sequence[dict[str, Any]] = ()) -> MethodsText:
+def methods_text(
+    runs: Sequence[ReportedRun], stores: Sequence[Store], searches: Sequence[dict[str, Any]] = ()
+) -> MethodsText:
     """Write the text.
 
     Args:
@@ -84,11 +86,11 @@ def methods_text(runs: Sequence[Run], stores: Sequence[Store], searches: Sequenc
     return MethodsText(paragraphs, cited.entries)
 
 
-def _protocol(runs: Sequence[Run], stores: Sequence[Store]) -> str:
+def _protocol(runs: Sequence[ReportedRun], stores: Sequence[Store]) -> str:
     """Split, transforms, and for each task what was predicted from what with what hidden."""
     by_id = {store.store_id: store for store in stores}
     views: defaultdict[str, set[str]] = defaultdict(set)
-    questions: defaultdict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    questions: defaultdict[tuple[str, str, str], list[ReportedRun]] = defaultdict(list)
     for run in runs:
         m = run.metrics
         views[m["store_id"]] |= set(m["modalities"])
@@ -114,7 +116,7 @@ def _protocol(runs: Sequence[Run], stores: Sequence[Store]) -> str:
     return " ".join(text)
 
 
-def _methods(runs: Sequence[Run], cited: Bibliography) -> str:
+def _methods(runs: Sequence[ReportedRun], cited: Bibliography) -> str:
     presets: defaultdict[str, set[str]] = defaultdict(set)
     for run in runs:
         presets[run.method].add(run.metrics["preset"])
@@ -129,7 +131,7 @@ def _methods(runs: Sequence[Run], cited: Bibliography) -> str:
     return f"{text} Controls were {'; '.join(controls)}.".strip() if controls else text
 
 
-def _training(runs: Sequence[Run], searches: Sequence[dict[str, Any]], cited: Bibliography) -> str:
+def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], cited: Bibliography) -> str:
     trained = [run for run in runs if "epochs" in run.metrics["training"]]
     text = []
     if trained:
@@ -154,12 +156,12 @@ def _training(runs: Sequence[Run], searches: Sequence[dict[str, Any]], cited: Bi
     return " ".join(filter(None, text))
 
 
-def _stated(trained: Sequence[Run]) -> tuple[str, list[str]]:
+def _stated(trained: Sequence[ReportedRun]) -> tuple[str, list[str]]:
     """Options that all trained methods share or most have, and which runs have others."""
     usual: list[str] = []
     others: list[str] = []
     for key, name in _STATED.items():
-        having: defaultdict[str, list[Run]] = defaultdict(list)
+        having: defaultdict[str, list[ReportedRun]] = defaultdict(list)
         for run in trained:
             option = run.config["common"][key]
             value = option if isinstance(option, str) else f"{option:g}"
@@ -173,7 +175,7 @@ def _stated(trained: Sequence[Run]) -> tuple[str, list[str]]:
     return (f"unless said otherwise: {shared}", [f"Otherwise: {'; '.join(others)}."]) if others else (shared, [])
 
 
-def _of(having: Sequence[Run], runs: Sequence[Run]) -> str:
+def _of(having: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
     """Which of the runs have something in common: `on mimic`, `for muse, shaspec on mosi`, or how many they are."""
     those = {id(run) for run in having}
     mine = dict.fromkeys((run.label, run.metrics["dataset"]) for run in having)
@@ -188,7 +190,7 @@ def _of(having: Sequence[Run], runs: Sequence[Run]) -> str:
     return f"for {', '.join(names)}" if len(names) <= MOST_NAMED else f"in {len(having)} of {len(runs)} runs"
 
 
-def _encoder_works(trained: Sequence[Run]) -> list[str]:
+def _encoder_works(trained: Sequence[ReportedRun]) -> list[str]:
     works = []
     for run in trained:
         kinds = {m["kind"] for m in run.config["data"]["modalities"]}
@@ -213,9 +215,9 @@ def _searched(searches: Sequence[dict[str, Any]]) -> str:
     return f"Hyper-parameters were searched on validation samples only: {'; '.join(said)}."
 
 
-def _changed(runs: Sequence[Run]) -> list[str]:
+def _changed(runs: Sequence[ReportedRun]) -> list[str]:
     """`option=value for ...` for options that are not the preset's; the most common ones where there are many."""
-    having: defaultdict[str, list[Run]] = defaultdict(list)
+    having: defaultdict[str, list[ReportedRun]] = defaultdict(list)
     for run in runs:
         for key, value in changed_options(run.config).items():
             # What is not trained by gradients has no use for the options of encoders and training.
@@ -228,7 +230,7 @@ def _changed(runs: Sequence[Run]) -> list[str]:
     return [*said, *([f"{plural(rest, 'further option')} (table of settings)"] if rest else [])]
 
 
-def _evaluation(runs: Sequence[Run], cited: Bibliography) -> str:
+def _evaluation(runs: Sequence[ReportedRun], cited: Bibliography) -> str:
     resamples = sorted({run.metrics["bootstrap"] for run in runs})
     draws = sorted({run.metrics["draws"] for run in runs})
     text = (
@@ -252,7 +254,7 @@ def _evaluation(runs: Sequence[Run], cited: Bibliography) -> str:
     return text
 
 
-def _software(runs: Sequence[Run], stores: Sequence[Store], cited: Bibliography) -> str:
+def _software(runs: Sequence[ReportedRun], stores: Sequence[Store], cited: Bibliography) -> str:
     """Versions that the runs noted themselves, and where they ran."""
     versions: defaultdict[str, set[str]] = defaultdict(set)
     for run in runs:

@@ -20,10 +20,11 @@ from moe_retriever.evaluation.run_folders import finished
 from moe_retriever.plots import plots
 from moe_retriever.plots.cost import cost
 from moe_retriever.suites.published import short
-from moe_retriever.suites.render import Cell, Grid, Line, Page, heading, html, markdown
-from moe_retriever.suites.spec import Column, Suite, read_suite
+from moe_retriever.suites.render import Cell, Line, Page, PageTable, heading, html, markdown
+from moe_retriever.suites.spec import SuiteColumn, SuiteSpec, read_suite
 from moe_retriever.training.gradients import NAME as GRADIENTS
 from mrpipe.errors import UsageError
+from mrpipe.store.masks import combination_name, name_parts
 from mrpipe.store.parquet import write_text
 from mrpipe.store.reader import Store, open_store
 
@@ -32,13 +33,13 @@ from mrpipe.store.reader import Store, open_store
 class Shown:
     """What came of a figure: tables beside the pictures, and sentences."""
 
-    grids: list[Grid] = field(default_factory=list)
+    grids: list[PageTable] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Places:
+class FigureFolders:
     """Folders of runs and costs, and where the figures go."""
 
     runs: Path
@@ -46,7 +47,7 @@ class Places:
     out: Path
 
 
-def draw(suite: Suite, places: Places) -> Page:
+def draw(suite: SuiteSpec, places: FigureFolders) -> Page:
     """Draw a suite's figures; what cannot be drawn is said on its page."""
     shown = Shown()
     there = {c.store for c in suite.columns if not c.absent and (Path(c.store) / "manifest.json").is_file()}
@@ -79,13 +80,13 @@ def draw(suite: Suite, places: Places) -> Page:
     return page
 
 
-def _names(columns: list[Column]) -> list[str]:
+def _names(columns: list[SuiteColumn]) -> list[str]:
     """What the pictures of each column are called: data set and view, or its runs' folder where several share those."""
     views = [f"{c.dataset}-{c.view.replace('+', '')}" for c in columns]
     return [c.experiment if views.count(view) > 1 else view for c, view in zip(columns, views, strict=True)]
 
 
-def _origins(suite: Suite, columns: list[Column], stores: dict[str, Store]) -> Iterator[str]:
+def _origins(suite: SuiteSpec, columns: list[SuiteColumn], stores: dict[str, Store]) -> Iterator[str]:
     for data, path in dict.fromkeys((c.data, c.store) for c in columns):
         m = stores[path].manifest
         simulated = m.origin == "simulated"
@@ -95,7 +96,7 @@ def _origins(suite: Suite, columns: list[Column], stores: dict[str, Store]) -> I
         yield f"{data}: {kind}, store {m.store_id}{size}.{warning}"
 
 
-def _first_runs(suite: Suite, column: Column, places: Places, shown: Shown) -> dict[str, Path]:
+def _first_runs(suite: SuiteSpec, column: SuiteColumn, places: FigureFolders, shown: Shown) -> dict[str, Path]:
     """Row → its finished run of the first seed."""
     found = {}
     for row, (label, seeds) in column.cells.items():
@@ -117,7 +118,9 @@ def _analysed(request: Request, what: str, name: str, shown: Shown) -> bool:
     return True
 
 
-def _routing(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
+def _routing(
+    suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFolders, name: str, shown: Shown
+) -> None:
     """Figure 3: combinations in the store; which experts the tokens of each visit, and the inverse."""
     counts = store.manifest.pattern_counts
     plots.save(plots.availability(counts, [m.name for m in store.modalities]), places.out / f"a-{name}-patterns")
@@ -140,7 +143,9 @@ def _of_row(name: str, folders: Mapping[str, Path], row: str) -> str:
     return name if len(folders) == 1 else f"{name}-{folders[row].name}"
 
 
-def _gradients(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
+def _gradients(
+    suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFolders, name: str, shown: Shown
+) -> None:
     """Figure 5: cosine similarity of the gradients of modality pairs during training, a column a method."""
     frames = {}
     for row, run in _first_runs(suite, column, places, shown).items():
@@ -163,12 +168,14 @@ def _gradients(suite: Suite, column: Column, store: Store, places: Places, name:
             lines.append(Line("method", row, tuple(Cell(_number(mine.get(pair), 3), "ours") for pair in pairs)))
         words = plots.GRADIENT_KINDS.get(kind, kind)
         caption = f"{name}: cosine similarity of the gradients {words}, mean over the epochs"
-        shown.grids.append(Grid(caption, ("method", *pairs), tuple(lines)))
+        shown.grids.append(PageTable(caption, ("method", *pairs), tuple(lines)))
 
 
-def _embedding(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
+def _embedding(
+    suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFolders, name: str, shown: Shown
+) -> None:
     """Figure 6: t-SNE of samples that lack one modality, before and after its retrieval."""
-    combination = "+".join(m for m in column.modalities if m != suite.missing)
+    combination = combination_name(m for m in column.modalities if m != suite.missing)
     analysed = {}
     for row, run in _first_runs(suite, column, places, shown).items():
         out = places.out / "embedding" / name / run.parent.name
@@ -193,10 +200,10 @@ def _embedding(suite: Suite, column: Column, store: Store, places: Places, name:
             for r in close.to_dicts()
         ]
         caption = f"{of_row}: how close samples of a class are, {row}, samples with {combination} only"
-        shown.grids.append(Grid(caption, ("stage, class", "samples", "cosine", "silhouette"), tuple(lines)))
+        shown.grids.append(PageTable(caption, ("stage, class", "samples", "cosine", "silhouette"), tuple(lines)))
 
 
-def _cost(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
+def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFolders, name: str, shown: Shown) -> None:
     """Figure 4: inference time, FLOPs and parameters by configuration of modalities."""
     frames = []
     for row, (label, _) in column.cells.items():
@@ -212,7 +219,7 @@ def _cost(suite: Suite, column: Column, store: Store, places: Places, name: str,
         (1000 / pl.col("test_samples_per_s")).alias("test_ms"),
         (pl.col("mflop_per_sample") / 1000).alias("gflop_per_sample"),
         (pl.col("parameters") / 1e6).alias("parameters_m"),
-        pl.col("modalities").map_elements(lambda m: short(column.dataset, m.split("+")), return_dtype=pl.String),
+        pl.col("modalities").map_elements(lambda m: short(column.dataset, name_parts(m)), return_dtype=pl.String),
     )
     write_text(places.out / f"{name}-cost.csv", frame.write_csv())
     plots.save(cost(frame, list(column.cells)), places.out / f"{name}-cost")
@@ -229,14 +236,14 @@ def _cost(suite: Suite, column: Column, store: Store, places: Places, name: str,
         for r in full.to_dicts()
     ]
     header = ("method", "inference, ms a sample", "GFLOP a sample", "parameters, M", "training, s an epoch", "peak, MB")
-    shown.grids.append(Grid(f"{name}, all modalities{_hidden(column)}", header, tuple(lines)))
+    shown.grids.append(PageTable(f"{name}, all modalities{_hidden(column)}", header, tuple(lines)))
     shown.notes.append(
         "FLOPs are those of a prediction, multiply and add counted apart. Times are of the machine that measured, "
         "and of whatever else it ran meanwhile."
     )
 
 
-def _hidden(column: Column) -> str:
+def _hidden(column: SuiteColumn) -> str:
     return "" if column.p is None else f", each taken away with p = {column.p:g}"
 
 
@@ -256,6 +263,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """`mrpipe suite-figures`."""
-    page = draw(read_suite(args.suite), Places(args.runs, args.costs, args.out))
+    page = draw(read_suite(args.suite), FigureFolders(args.runs, args.costs, args.out))
     pictures = sorted(args.out.glob("*.svg"))
     print(json.dumps({"pictures": [p.name for p in pictures], "missing": list(page.faults)}, indent=1))

@@ -10,6 +10,8 @@ from typing import Any
 
 import polars as pl
 
+from mrpipe.store.masks import combination_name
+
 FILE = Path(__file__).resolve().parent / "published.csv"
 # The paper's name of a data set, and its letters for the modalities, in the order in which its tables write them.
 DATASETS = {
@@ -41,8 +43,8 @@ def short(dataset: str, modalities: Sequence[str]) -> str:
     """A view in the paper's letters; in our names where the paper has no letter for one of them."""
     letters = DATASETS.get(dataset, ("", {}))[1]
     if not set(modalities) <= set(letters):
-        return "+".join(modalities)
-    return "+".join(letter for m, letter in letters.items() if m in modalities)
+        return combination_name(modalities)
+    return combination_name(letter for m, letter in letters.items() if m in modalities)
 
 
 def _of_view(dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | None) -> pl.DataFrame:

@@ -10,9 +10,10 @@ from typing import Any
 import polars as pl
 
 from moe_retriever.suites.published import DATASETS, short
-from moe_retriever.suites.render import Cell, Grid, Line, Page, heading, html, label, latex, markdown
+from moe_retriever.suites.render import Cell, Line, Page, PageTable, heading, html, label, latex, markdown
 from moe_retriever.suites.tables import NAMES
 from mrpipe.errors import DataError, Fault
+from mrpipe.store.masks import name_parts
 from mrpipe.store.parquet import write_text
 
 SAID = {"simulated": "simulated", "export": "real"}
@@ -67,7 +68,7 @@ def make_page(name: str, title: str, scores: dict[str, pl.DataFrame]) -> Page:
     )
 
 
-def _summary(everything: pl.DataFrame) -> Grid:
+def _summary(everything: pl.DataFrame) -> PageTable:
     """A line a table: how many values have one of ours beside them, and how far ours are off on real data."""
     ours = pl.col("mean").is_not_null()
     real = ours & (pl.col("origin") == "export")
@@ -91,17 +92,17 @@ def _summary(everything: pl.DataFrame) -> Grid:
         for name, published, n, n_real, difference in counted.iter_rows()
     )
     header = ("table", "published values", "with ours", "from real data", "mean of ours − published, real data")
-    return Grid("How much of the paper's tables is here", header, tuple(lines))
+    return PageTable("How much of the paper's tables is here", header, tuple(lines))
 
 
-def _grid(table: str, frame: pl.DataFrame) -> Grid:
+def _grid(table: str, frame: pl.DataFrame) -> PageTable:
     header = ("method", "data", "view", "metric", "published", "ours", "ours − published", "our data")
-    return Grid(heading(table, "published and ours, test part, %"), header, tuple(_lines(frame)))
+    return PageTable(heading(table, "published and ours, test part, %"), header, tuple(_lines(frame)))
 
 
 def _lines(frame: pl.DataFrame) -> Iterator[Line]:
     for r in frame.sort("column", maintain_order=True).iter_rows(named=True):
-        view = short(r["dataset"], r["modalities"].split("+")) + ("" if r["p"] is None else f", p = {r['p']:g}")
+        view = short(r["dataset"], name_parts(r["modalities"])) + ("" if r["p"] is None else f", p = {r['p']:g}")
         name = DATASETS.get(r["dataset"], (r["dataset"],))[0]
         yield Line(
             "method",

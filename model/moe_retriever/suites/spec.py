@@ -17,7 +17,7 @@ BEST = "best possible"
 
 
 @dataclass(frozen=True)
-class Row:
+class SuiteRow:
     """A method with its settings, as the table names it."""
 
     name: str
@@ -28,7 +28,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Column:
+class SuiteColumn:
     """A view of a store.
 
     Attributes:
@@ -82,7 +82,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Suite:
+class SuiteSpec:
     """A table or figure as it was asked for.
 
     Attributes:
@@ -97,17 +97,17 @@ class Suite:
     size: str
     metrics: tuple[str, ...]
     published: str
-    rows: tuple[Row, ...]
-    columns: tuple[Column, ...]
+    rows: tuple[SuiteRow, ...]
+    columns: tuple[SuiteColumn, ...]
     figure: str = ""
     missing: str = ""
     trials: tuple[int, ...] = ()
     unfinished: tuple[str, ...] = ()
 
     @property
-    def every_row(self) -> tuple[Row, ...]:
+    def every_row(self) -> tuple[SuiteRow, ...]:
         """The rows, and that of the best possible prediction."""
-        return (*self.rows, Row(BEST, "", "", "", control=True))
+        return (*self.rows, SuiteRow(BEST, "", "", "", control=True))
 
     @property
     def reference(self) -> str | None:
@@ -115,18 +115,19 @@ class Suite:
         return next((r.name for r in self.rows if r.method == REFERENCE and not r.control), None)
 
 
-def parse_suite(said: Mapping[str, Any]) -> Suite:
+def parse_suite(said: Mapping[str, Any]) -> SuiteSpec:
     """A suite from the content of a suite.json."""
     columns = tuple(
-        Column(**{**c, "modalities": tuple(c["modalities"]), "absent": tuple(c["absent"])}) for c in said["columns"]
+        SuiteColumn(**{**c, "modalities": tuple(c["modalities"]), "absent": tuple(c["absent"])})
+        for c in said["columns"]
     )
-    return Suite(
+    return SuiteSpec(
         said["suite"],
         said["title"],
         said["size"],
         tuple(said["metrics"]),
         said["published"],
-        tuple(Row(**row) for row in said["rows"]),
+        tuple(SuiteRow(**row) for row in said["rows"]),
         columns,
         said.get("figure", ""),
         said.get("missing", ""),
@@ -135,7 +136,7 @@ def parse_suite(said: Mapping[str, Any]) -> Suite:
     )
 
 
-def read_suite(path: Path) -> Suite:
+def read_suite(path: Path) -> SuiteSpec:
     """A suite.json.
 
     Raises:

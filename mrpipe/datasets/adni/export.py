@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.adni.forms import values
-from mrpipe.datasets.adni.tables import ADNIMERGE, DXSUM, KEYS, PEOPLE, PTID_PATTERN, QC_RID, Field, Table
+from mrpipe.datasets.adni.tables import ADNIMERGE, DXSUM, KEYS, PEOPLE, PTID_PATTERN, QC_RID, Field, LoniTable
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW, Column, read_csv
 
@@ -34,7 +34,7 @@ def table_files(raw: Path) -> list[Path]:
     return sorted(p for pattern in ("*.csv", "*/*.csv") for p in raw.glob(pattern) if p.is_file())
 
 
-def find_table(raw: Path, table: Table) -> Path | None:
+def find_table(raw: Path, table: LoniTable) -> Path | None:
     """Find the newest file of a table: latest date in the file name, then newest table name. None if absent.
 
     Raises:
@@ -167,7 +167,7 @@ def _cleaned(field: Field) -> list[pl.Expr]:
     return [pl.col(name)]
 
 
-class Export:
+class AdniExport:
     """The tables of one export. Each table is read at most once.
 
     Attributes:
@@ -180,7 +180,7 @@ class Export:
         self.notes: list[str] = []
         self._read: dict[str, pl.DataFrame | None] = {}
 
-    def path(self, table: Table) -> Path | None:
+    def path(self, table: LoniTable) -> Path | None:
         return find_table(self.raw, table)
 
     def layout(self) -> str:
@@ -191,13 +191,13 @@ class Export:
             return "old"
         return "2025" if "language_code" in header else "2024"
 
-    def require(self, table: Table) -> pl.DataFrame:
+    def require(self, table: LoniTable) -> pl.DataFrame:
         frame = self.table(table)
         if frame is None:
             raise DataError(table.absent())
         return frame
 
-    def table(self, table: Table) -> pl.DataFrame | None:
+    def table(self, table: LoniTable) -> pl.DataFrame | None:
         """Return a cleaned table, or None if the export does not contain it.
 
         Columns: `rid` (Int32), `ptid`, `phase`, `viscode`, `month` (Int32, since baseline), `rank` (Int32, order of
@@ -212,7 +212,7 @@ class Export:
             self._read[table.name] = None if path is None else self._load(table, path)
         return self._read[table.name]
 
-    def _load(self, table: Table, path: Path) -> pl.DataFrame:
+    def _load(self, table: LoniTable, path: Path) -> pl.DataFrame:
         shown_as = path.relative_to(self.raw).as_posix()
         columns = [*KEYS, *(f.column() for f in table.fields)]
         frame = read_csv(path, columns, shown_as=shown_as, encoding=_encoding(path), numbered=True)
@@ -246,7 +246,7 @@ class Export:
         cleaned = [e for f in table.fields for e in _cleaned(f)]
         return frame.select(pl.col(ROW).alias("row"), *keys, *cleaned)
 
-    def as_written(self, table: Table) -> pl.DataFrame | None:
+    def as_written(self, table: LoniTable) -> pl.DataFrame | None:
         """Every column of a table as text, named in upper case, plus `rid` and `stamp` (for `profile=paper`)."""
         path = self.path(table)
         if path is None:
@@ -308,7 +308,7 @@ class Export:
         ordered = pl.concat(known).sort("rid", "month", "table", maintain_order=True)
         return ordered.group_by("rid", "month", maintain_order=True).first().select("rid", "month", "date")
 
-    def timed(self, table: Table) -> pl.DataFrame | None:
+    def timed(self, table: LoniTable) -> pl.DataFrame | None:
         """A table with blank dates filled from other tables, and months of unscheduled visits derived from dates."""
         frame = self.table(table)
         if frame is None:
@@ -326,7 +326,7 @@ class Export:
         )
 
 
-def diagnoses(export: Export, source: str) -> pl.DataFrame:
+def diagnoses(export: AdniExport, source: str) -> pl.DataFrame:
     """Diagnostic records sorted by visit: `rid, month, rank, viscode, date, row, dx` (0 CN, 1 MCI, 2 Dementia).
 
     DXSUM: DIAGNOSIS, else DXCHANGE (ADNIGO/2), else DXCURREN (ADNI1). ADNIMERGE: DX. Conversions and reversions count

@@ -26,7 +26,7 @@ from mrpipe.datasets.mimic.cohort import visits_of
 from mrpipe.datasets.mimic.options import MimicOptions, within
 from mrpipe.datasets.mimic.ranges import canonical_unit
 from mrpipe.datasets.mimic.scan.progress import log
-from mrpipe.datasets.mimic.scan.scanner import Scan
+from mrpipe.datasets.mimic.scan.scanner import TableScan
 from mrpipe.datasets.mimic.tables import EVENTS, PLACES, find_table
 from mrpipe.errors import FaultCollector
 from mrpipe.keyed import id_keys
@@ -279,7 +279,7 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     try:
         if in_part.any():
             for source, path in files.items():
-                scan = Scan(path, EVENTS[source], subjects[in_part], shown_as=within(raw, path))
+                scan = TableScan(path, EVENTS[source], subjects[in_part], shown_as=within(raw, path))
                 for frame in scan:
                     runs.add(_rows(frame, source, ranks, low, windows, units, tally))
                 log(f"mimic {source}: {scan.n_rows:,} rows read for part {part} of {n_parts}")

@@ -24,7 +24,7 @@ Group = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Items:
+class CohortItems:
     """The items of a cohort with one unit each.
 
     Attributes:
@@ -44,7 +44,9 @@ class Items:
     high: NDArray[np.float64]
 
 
-def resolve_items(counts: Counter[tuple[int, str]], options: MimicOptions) -> tuple[Items, dict[tuple[int, str], int]]:
+def resolve_items(
+    counts: Counter[tuple[int, str]], options: MimicOptions
+) -> tuple[CohortItems, dict[tuple[int, str], int]]:
     """Choose the unit of each item (a declared one, else the most frequent, ties by name) and its conversions.
 
     Args:
@@ -80,7 +82,7 @@ def resolve_items(counts: Counter[tuple[int, str]], options: MimicOptions) -> tu
         offset.append(rule[1] if rule else 0.0)
     unlimited = (-np.inf, np.inf)
     ranges = [RANGES.get(i % ITEM_BASE, unlimited) if options.outlier_ranges else unlimited for i in items]
-    resolved = Items(
+    resolved = CohortItems(
         items=np.array(items, dtype=np.int64),
         units=[unit_of[i] for i in items],
         level=np.array(level, dtype=np.int64),

@@ -1,4 +1,4 @@
-"""Readers of text, audio and vision; `Export` hides the differences between the formats."""
+"""Readers of text, audio and vision; `MosiExport` hides the differences between the formats."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mosi.export import Export, open_export
+from mrpipe.datasets.mosi.export import MosiExport, open_export
 from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions
-from mrpipe.datasets.mosi.ragged import Block, feature_names
+from mrpipe.datasets.mosi.ragged import RaggedBlock, feature_names
 from mrpipe.errors import UsageError
 from mrpipe.schema import Features
 from mrpipe.text.encoders import Encoder, get_encoder, hashed_counts
@@ -53,7 +53,7 @@ def read_vision(raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Featur
     return _read_frames("vision", options.vision_form, raw, cohort, options)
 
 
-def _text_block(export: Export, options: MosiOptions) -> Block:
+def _text_block(export: MosiExport, options: MosiOptions) -> RaggedBlock:
     vectors = _export_vectors(export, options)
     if vectors is None:
         tokens, file, column = _tokens(export, options)
@@ -62,7 +62,7 @@ def _text_block(export: Export, options: MosiOptions) -> Block:
     return vectors.collapsed() if options.text_form == "sentence" else vectors
 
 
-def _export_vectors(export: Export, options: MosiOptions) -> Block | None:
+def _export_vectors(export: MosiExport, options: MosiOptions) -> RaggedBlock | None:
     """Word vectors of the export, or None if words are to be encoded instead."""
     if options.text_encoder not in ("auto", "export") or options.text_form == "counts":
         return None
@@ -72,7 +72,7 @@ def _export_vectors(export: Export, options: MosiOptions) -> Block | None:
     return replace(export.sequences("text"), kind="embedding", encoder=encoder)
 
 
-def _tokens(export: Export, options: MosiOptions) -> tuple[list[list[str]], str, str]:
+def _tokens(export: MosiExport, options: MosiOptions) -> tuple[list[list[str]], str, str]:
     """Words of each clip in the order of `export.clips` (at most `max_steps` for sequences), with file and column."""
     if isinstance(export, SdkExport):
         if not export.has_words():
@@ -89,7 +89,7 @@ def _tokens(export: Export, options: MosiOptions) -> tuple[list[list[str]], str,
     return tokens, file, column
 
 
-def _encoded(export: Export, tokens: list[list[str]], file: str, column: str, options: MosiOptions) -> Block:
+def _encoded(export: MosiExport, tokens: list[list[str]], file: str, column: str, options: MosiOptions) -> RaggedBlock:
     ids = np.array(export.clips["sample_id"].to_list(), dtype=np.str_)
     nonempty = np.flatnonzero([len(t) > 0 for t in tokens])
     words = [tokens[i] for i in nonempty.tolist()]
@@ -107,7 +107,7 @@ def _encoded(export: Export, tokens: list[list[str]], file: str, column: str, op
             values, offsets = encoder.words(words)
         else:
             values = encoder.sentences([" ".join(w) for w in words])
-    return Block(
+    return RaggedBlock(
         sample_id=ids[nonempty],
         values=values,
         offsets=offsets,

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni.export import Export
+from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms.features import Feature, vector_modality
 from mrpipe.datasets.adni.forms.paper_profile import paper_features
 from mrpipe.datasets.adni.forms.rows import pick, row_policy
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.datasets.adni.tables import APOERES, BATEMAN, BIOSPECIMEN, ELECSYS, ISOPROSTANE, NFL, Table
+from mrpipe.datasets.adni.tables import APOERES, BATEMAN, BIOSPECIMEN, ELECSYS, ISOPROSTANE, NFL, LoniTable
 from mrpipe.errors import DataError, Fault
 from mrpipe.schema import Features
 
@@ -96,13 +96,13 @@ def csf_values(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _file(export: Export, table: Table) -> str:
+def _file(export: AdniExport, table: LoniTable) -> str:
     path = export.path(table)
     assert path is not None
     return path.name
 
 
-def _bateman(export: Export) -> pl.DataFrame:
+def _bateman(export: AdniExport) -> pl.DataFrame:
     """Mean over the injections of a sample that passed quality control."""
     frame = export.timed(BATEMAN)
     assert frame is not None
@@ -113,7 +113,7 @@ def _bateman(export: Export) -> pl.DataFrame:
 
 
 def biospecimen_features(
-    export: Export, cohort: pl.DataFrame, options: AdniOptions
+    export: AdniExport, cohort: pl.DataFrame, options: AdniOptions
 ) -> tuple[list[Feature], pl.DataFrame]:
     """Feature declarations and a frame of their values, one row per participant (`rid`)."""
     policy = row_policy(options)
@@ -199,5 +199,5 @@ def read_biospecimen(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> F
     Raises:
         DataError: a table is missing or invalid.
     """
-    declared, frame = biospecimen_features(Export(raw), cohort, options)
+    declared, frame = biospecimen_features(AdniExport(raw), cohort, options)
     return vector_modality("biospecimen", BIT, DESCRIPTION, declared, frame, cohort)

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from mrpipe.datasets.adni.export import Export
+from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import medications as drugs
 from mrpipe.datasets.adni.forms.features import Feature
 from mrpipe.datasets.adni.forms.rows import eligible, latest
-from mrpipe.datasets.adni.tables import Table
+from mrpipe.datasets.adni.tables import LoniTable
 
 # Categorical columns with at least this many levels are dropped, as in the authors' scripts.
 MAX_LEVELS = 1000
@@ -38,7 +38,7 @@ def is_forbidden(column: str) -> bool:
 
 
 def paper_features(
-    export: Export, tables: Sequence[Table], cohort: pl.DataFrame, policy: str, *, dementia_drugs: bool
+    export: AdniExport, tables: Sequence[LoniTable], cohort: pl.DataFrame, policy: str, *, dementia_drugs: bool
 ) -> tuple[list[Feature], pl.DataFrame]:
     """Feature declarations and values, one row per participant. A column in several tables is read from the first."""
     out = cohort.select("rid")

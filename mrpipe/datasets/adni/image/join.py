@@ -22,7 +22,7 @@ from mrpipe.datasets.adni.image.raw import GRID_KEY, SCAN_SCHEMA
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.imaging.chain import SCALE
 from mrpipe.imaging.failure import ScanFailedError
-from mrpipe.imaging.grid import Grid
+from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 from mrpipe.store.parquet import read_metadata
 
@@ -52,7 +52,7 @@ def _from_maps(maps: Maps, scans: pl.DataFrame, attempts: list[dict[str, Any]]) 
             break
 
 
-def _from_parts(parts: Sequence[Path], grid: Grid, attempts: list[dict[str, Any]]) -> Iterator[Row]:
+def _from_parts(parts: Sequence[Path], grid: VoxelGrid, attempts: list[dict[str, Any]]) -> Iterator[Row]:
     """The successfully processed scans of all parts."""
     for path in parts:
         if read_metadata(path).get(GRID_KEY, "") not in ("", grid.fingerprint):
@@ -68,7 +68,7 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
     """Read one volume per sample: a precomputed map, or the map computed from a raw scan.
 
     Volume modality (D, H, W), float16 or float32, in 1/1000 of a voxel's volume, cropped to the bounding box of the
-    mask. Voxels outside the mask are 0 and voxels inside are never exactly 0 (`Grid.volume`), so mask and voxel vector
+    mask. Voxels outside the mask are 0 and voxels inside are never exactly 0 (`VoxelGrid.volume`), so mask and voxel vector
     can be recovered. `tried` lists every attempted scan (`SCAN_SCHEMA`).
 
     Args:

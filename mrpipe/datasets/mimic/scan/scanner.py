@@ -96,7 +96,7 @@ def check_columns(path: Path, columns: Sequence[Column], shown_as: str) -> dict[
     return found
 
 
-class Scan:
+class TableScan:
     """Iterate over frames with the canonical names of `columns` and the rows of `subjects` (None: all), in file order.
 
     Attributes:
@@ -242,7 +242,7 @@ def cast_text(text: pl.Series, dtype: Any) -> pl.Series:
 
 def sample_rows(path: Path, columns: Sequence[Column], *, shown_as: str, size: int = 2**16) -> pl.DataFrame:
     """Parse the first rows of a large table as a scan does, which detects, for example, a shifted header."""
-    scan = Scan(path, columns, None, shown_as=shown_as)
+    scan = TableScan(path, columns, None, shown_as=shown_as)
     try:
         with open_bytes(path) as handle:
             handle.read(scan._skip)

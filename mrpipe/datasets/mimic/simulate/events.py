@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.mimic.simulate import pools
 from mrpipe.datasets.mimic.simulate.options import MimicSimulation
-from mrpipe.datasets.mimic.simulate.patients import People, moments
+from mrpipe.datasets.mimic.simulate.patients import SimulatedPatients, moments
 from mrpipe.keyed import generator
 
 BLOCK = 500_000  # approximate number of rows generated at a time
@@ -95,7 +95,7 @@ def dictionary(source: str, n_rare: int) -> pl.DataFrame:
     )
 
 
-def _layout(people: People, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _layout(people: SimulatedPatients, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Rows per visit, (n_visits,), which sum to n_rows and increase with the length of stay; also begin and end."""
     begin = np.minimum(people.visits["admit"].to_numpy(), people.visits["discharge"].to_numpy() - 60)
     end = people.visits["discharge"].to_numpy()
@@ -113,7 +113,7 @@ def _strings() -> pl.Series:
 class _Values:
     """Draws values of the rows of a block, as numbers and as text."""
 
-    def __init__(self, source: str, people: People, o: MimicSimulation):
+    def __init__(self, source: str, people: SimulatedPatients, o: MimicSimulation):
         self.pool, self._o, self._source = item_pool(source, o.n_rare_items), o, source
         self._cumulative = np.cumsum(self.pool.weight) / self.pool.weight.sum()
         p = people.patients
@@ -174,7 +174,7 @@ class _Values:
         }
 
 
-def event_blocks(source: str, people: People, o: MimicSimulation) -> Iterator[pl.DataFrame]:
+def event_blocks(source: str, people: SimulatedPatients, o: MimicSimulation) -> Iterator[pl.DataFrame]:
     """Blocks of labevents or chartevents with the columns of the provider, by patient and time (3.1: shuffled)."""
     n_rows = o.n_lab_rows if source == "labevents" else o.n_chart_rows
     counts, begin, end = _layout(people, n_rows)

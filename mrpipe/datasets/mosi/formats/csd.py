@@ -48,7 +48,7 @@ _SEGMENT_KEY = re.compile(r"(?P<video>.+)\[(?P<segment>\d+)\]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class CsdEntry:
     """One video of a sequence, rows in stored order.
 
     Attributes:
@@ -157,7 +157,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
-def load(sequence: Sequence, *, features: bool = True) -> dict[str, Entry]:
+def load(sequence: Sequence, *, features: bool = True) -> dict[str, CsdEntry]:
     """Entries by video, sorted; segment entries `video[i]` are concatenated per video.
 
     Args:
@@ -192,13 +192,13 @@ def load(sequence: Sequence, *, features: bool = True) -> dict[str, Entry]:
     return {video: _joined(entries) for video, entries in sorted(parts.items())}
 
 
-def _joined(entries: list[tuple[int | None, NDArray[Any], NDArray[np.float64]]]) -> Entry:
+def _joined(entries: list[tuple[int | None, NDArray[Any], NDArray[np.float64]]]) -> CsdEntry:
     entries = sorted(entries, key=lambda e: -1 if e[0] is None else e[0])
     numbers = [n for n, _, _ in entries]
     segment = None
     if numbers[0] is not None:
         segment = np.repeat(np.array(numbers, dtype=np.int64), [len(i) for _, _, i in entries])
-    return Entry(
+    return CsdEntry(
         features=np.concatenate([f for _, f, _ in entries]),
         intervals=np.concatenate([i for _, _, i in entries]),
         segment=segment,
