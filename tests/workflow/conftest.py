@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-# Both datasets at the smallest size that still has all splits, modality combinations and quirks; two epochs, narrow model.
+# Both datasets at the smallest size that has all splits, modality combinations and quirks; a narrow model, two epochs.
 TINY: dict[str, Any] = {
     "datasets": {
         "mosi": {"raw": "simulated", "simulation": {"n_videos": 9, "clips_per_video": 6, "frames_per_second": 2}},

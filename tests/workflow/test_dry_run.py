@@ -53,9 +53,7 @@ def test_only_requested_modalities_are_ingested(snakemake: Any, tmp_path: Path, 
     assert outcome.jobs == sorted([*store_jobs("mosi", ("text", "audio")), "stores"]), outcome.text
 
 
-def test_experiment_on_a_subset_of_modalities_uses_the_full_store(
-    snakemake: Any, tmp_path: Path, tiny: dict[str, Any]
-) -> None:
+def test_modality_subset_uses_the_full_store(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
     experiment = tiny["experiments"]["mosi"] | {"modalities": ["text", "audio"]}
     config = {"datasets": {"mosi": tiny["datasets"]["mosi"]}, "experiments": {"mosi": experiment}}
     outcome = snakemake("-n", folder=tmp_path, config=config)
