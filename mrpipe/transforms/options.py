@@ -1,4 +1,4 @@
-"""Options for fitting the transforms of a store."""
+"""How the transforms of a store are fitted."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ Impute = Literal["mean", "median"]
 
 @dataclass(frozen=True, kw_only=True)
 class TransformOptions:
-    """Options for fitting transforms.
+    """How transforms are fitted.
 
     Attributes:
-        scale: scaling of numeric features: `standard` (mean 0, sd 1), `minmax` (to [-1, 1]) or `none`.
-        impute: statistic of the training values that replaces unknown numeric values.
-        clip: limit of standardised values (±clip; 0: no limit), so that outliers cannot dominate a network.
-        svd_dim: number of SVD components of TF-IDF counts.
-        event_floor: minimum share of training samples that must have an item for it to enter the vocabulary.
-        event_cap: maximum size of the vocabulary (the paper's matrix has 2,172 columns).
-        event_step_hours: length in hours of the time steps over which measurements are averaged.
-        event_steps: maximum number of time steps per sample; the latest are kept.
-        ld_r2: squared correlation above which one SNP of a pair is removed (0: no pruning). Applies only if each SNP's
-            dictionary description starts with its position (`chromosome:position`).
-        ld_window, ld_step: window and step of the pruning, in SNPs.
+        scale: numeric features: `standard` (mean 0, sd 1), `minmax` (to [-1, 1]) or `none`.
+        impute: fill for unknown numeric values.
+        clip: standardised values are clipped to ±clip (0: never), so that one wild reading cannot rule a network.
+        svd_dim: components kept of TF-IDF counts.
+        event_floor, event_cap: an item enters the vocabulary of events if this share of training samples has it; at
+            most so many items do (the paper's matrix has 2,172 columns).
+        event_step_hours, event_steps: measurements are averaged over steps of so many hours; the latest so many stay.
+        ld_r2, ld_window, ld_step: pruning of genotypes whose dictionary says where the SNPs are (`chromosome:position`
+            at the start of the description); squared correlation above which one SNP of a pair goes (0: no pruning),
+            window and step in SNPs.
     """
 
     scale: Scale = "standard"

@@ -53,7 +53,7 @@ def test_mask_prints_what_it_hid_and_writes_the_file(tmp_path: Path, capsys: pyt
     ("arguments", "code", "words"),
     [
         (["verify", "nowhere"], 3, "manifest"),
-        (["mask", str(STORE), "--p", "2", "--out", "x"], 2, "p must lie"),
+        (["mask", str(STORE), "--p", "2", "--out", "x"], 2, "p must be in"),
         (["mask", str(STORE), "--mechanism", "magic", "--out", "x"], 2, "mnar_label"),
         (["mask", str(STORE), "--modalities", "mri", "--out", "x"], 2, "mri"),
         (["export", str(STORE), "--out", "x", "--modalities", "image"], 2, "npz"),

@@ -16,9 +16,7 @@ import pyarrow as pa
 import pytest
 
 import mrpipe
-from mrpipe.codehash import code_hash
 from mrpipe.errors import DataError, UsageError
-from mrpipe.stages import seal as seal_module
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from mrpipe.stages.split import SPLIT_KEY, make_split
@@ -33,8 +31,8 @@ NAMES = ("table", "series", "image", "genotype")
 
 @pytest.fixture(autouse=True)
 def toy_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The toy dataset is no module of the project, so its code hash is that of the stages."""
-    monkeypatch.setattr(seal_module, "code_hash", lambda *entries: code_hash(entries[0]))
+    """The toy dataset is not registered, so the code hash covers only the stages."""
+    toy.skip_code_of_dataset(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def built(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seal_module, "code_hash", lambda *entries: code_hash(entries[0]))
+        toy.skip_code_of_dataset(patch)
         path = tmp_path_factory.mktemp("toy") / "store"
         build(toy.TOY, raw, path, {})
     return path

@@ -74,7 +74,7 @@ def plan_of(config: dict[str, Any], schema: dict[str, Any]) -> Any:
         (["experiments", "mosi"], "methods", ["magic"], "experiments.mosi.methods: no method 'magic'; there are "),
         (["experiments", "mosi"], "task", "age", "experiments.mosi.task: mosi has no task 'age'"),
         (["experiments", "mosi", "missingness"], "mechanism", "magic", "experiments.mosi.missingness: unknown mech"),
-        (["experiments", "mosi", "missingness"], "p", 1.5, "experiments.mosi.missingness: p must lie in [0, 1)"),
+        (["experiments", "mosi", "missingness"], "p", 1.5, "experiments.mosi.missingness: p must be in [0, 1)"),
     ],
 )
 def test_error_names_its_key(
