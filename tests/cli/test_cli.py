@@ -1,4 +1,4 @@
-"""The command line: every verb explains itself; the exit code says whose fault it was."""
+"""Command line: help of every command, exit codes, and commands on a store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STORE = Path(__file__).parents[1] / "data" / "stores" / "format-1"
 
 
 @pytest.mark.parametrize("verb", ["", *COMMANDS])
-def test_every_verb_has_a_help_that_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_a_detailed_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*([verb] if verb else []), "--help"])
     assert stopped.value.code == 0
@@ -28,7 +28,7 @@ def test_every_verb_has_a_help_that_teaches(verb: str, capsys: pytest.CaptureFix
         assert all(v in text for v in COMMANDS)
 
 
-def test_show_verify_and_export_read_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_verify_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(STORE), "--deep"]) == 0
     assert main(["show", str(STORE)]) == 0
     assert "SIMULATED" in capsys.readouterr().out
@@ -43,7 +43,7 @@ def test_show_verify_and_export_read_a_store(tmp_path: Path, capsys: pytest.Capt
     assert pl.read_csv(tmp_path / "series.csv").columns[:3] == ["sample_id", "step", "time"]
 
 
-def test_mask_prints_what_it_hid_and_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mask_prints_the_combinations_and_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mask", str(STORE), "--p", "0.5", "--seed", "3", "--out", str(tmp_path / "m.parquet")]) == 0
     printed = sum(int(line.split()[0]) for line in capsys.readouterr().out.splitlines())
     assert printed == pl.read_parquet(tmp_path / "m.parquet").height
@@ -61,7 +61,7 @@ def test_mask_prints_what_it_hid_and_writes_the_file(tmp_path: Path, capsys: pyt
         (["check", "mosi", "--raw", "x", "--set", "text_encoder"], 2, "key=value"),
         (["split", "mosi", "--store", str(STORE), "--scheme", "mine"], 2, "standard"),
         (["ingest", "mosi", "smell", "--raw", "x", "--work", "x", "--store", "x"], 2, "smell"),
-        # Steps out of their order.
+        # Steps in the wrong order.
         (["ingest", "mosi", "text", "--raw", "x", "--work", "x", "--store", "x"], 2, "run mrpipe cohort first"),
         (["prepare", "mimic", "lab", "--part", "0", "--raw", "x", "--work", "x"], 2, "run mrpipe cohort first"),
         (["samples", "mosi", "--work", "x", "--store", "x", "--modalities", "text"], 2, "run mrpipe cohort first"),
@@ -70,7 +70,7 @@ def test_mask_prints_what_it_hid_and_writes_the_file(tmp_path: Path, capsys: pyt
         (["seal", "mosi", "--work", "x", "--store", "x"], 2, "run mrpipe check --work first"),
     ],
 )
-def test_wrong_use_is_2_and_wrong_data_3_and_nothing_is_written(
+def test_exit_code_is_2_for_usage_errors_and_3_for_invalid_data(
     arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -87,7 +87,7 @@ def test_code_hash_of_a_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["code-hash", "mrpipe.nothing"]) == 2
 
 
-def test_the_archived_manifest_is_what_the_format_says() -> None:
+def test_archived_manifest_has_the_keys_of_the_format() -> None:
     manifest = json.loads((STORE / "manifest.json").read_text())
     for key in (
         "format",
