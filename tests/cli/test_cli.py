@@ -17,9 +17,11 @@ STORE = Path(__file__).parents[1] / "data" / "stores" / "format-1"
 
 @pytest.mark.parametrize("verb", ["", *COMMANDS])
 def test_every_command_has_a_detailed_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([*([verb] if verb else []), "--help"])
-    assert stopped.value.code == 0
+    if verb:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main([verb, "--help"])
+    else:
+        assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert len(text.splitlines()) > 8
     if verb:
