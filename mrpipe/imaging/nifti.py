@@ -155,18 +155,11 @@ def read_scan(
     # Headers are float32, so that an edge of 3 mm can be slightly larger.
     if spacing.max() > max_voxel_mm * 1.001:
         found = f"voxels of {spacing[0]:.2f}×{spacing[1]:.2f}×{spacing[2]:.2f} mm"
-        raise _refuse(
-            shown_as, f"voxels of at most {max_voxel_mm:g} mm", found, "The resolution is too low for a structural T1."
-        )
+        raise _refuse(shown_as, f"voxels of at most {max_voxel_mm:g} mm", found, "Too coarse for a structural T1.")
     extent = spacing * shape
     if extent.min() < min_extent_mm:
         found = f"{extent[0]:.0f}×{extent[1]:.0f}×{extent[2]:.0f} mm ({size} voxels)"
-        raise _refuse(
-            shown_as,
-            f"a field of view of at least {min_extent_mm:g} mm",
-            found,
-            "The field of view is too small for a head.",
-        )
+        raise _refuse(shown_as, f"a field of view of at least {min_extent_mm:g} mm", found, "Too small for a head.")
     data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
     straight = _right_angled(affine, shown_as, notes)
     ras = nib.as_closest_canonical(nib.Nifti1Image(data, straight))
