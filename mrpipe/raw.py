@@ -105,21 +105,10 @@ def read_csv(
     encoding: str = "utf8-lossy",
     numbered: bool = False,
 ) -> pl.DataFrame:
-    """Read a small CSV file (plain or .gz) as strings, then cast; all problems of the file are raised together.
+    """Read a small CSV file (plain or .gz) as strings, then cast; all problems are raised together as a DataError.
 
-    Blank lines are ignored.
-
-    Args:
-        columns: columns to read.
-        shown_as: name of the file in error messages.
-        encoding: encoding of the file, as for `polars.read_csv`.
-        numbered: add the column `ROW`, so that the caller can report row numbers.
-
-    Returns:
-        Frame of the columns present in the file, with canonical names, in the declared order.
-
-    Raises:
-        DataError: the file is missing, empty or unreadable; a column is missing or repeated; a value has a wrong type.
+    Blank lines are ignored. Returns the columns present in the file, with canonical names, in the declared order;
+    `numbered` adds `ROW`, so that the caller can report row numbers. `shown_as` is the file's name in error messages.
     """
     shown_as = shown_as or path.name
     if not path.is_file():
@@ -323,11 +312,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """Load a pickle that contains only numpy arrays and builtins.
-
-    Raises:
-        DataError: the file is damaged, or it imports anything else.
-    """
+    """Load a pickle of numpy arrays and builtins; a DataError if it is damaged or imports anything else."""
     try:
         with path.open("rb") as handle:
             return _RestrictedUnpickler(io.BufferedReader(handle), path.name).load()

@@ -151,10 +151,9 @@ class Features:
         modality: declaration with the shape and dtype of this export.
         batches: record batches in `modality.arrow_schema()`, sorted by sample_id, ids a subset of the cohort.
         dictionary: `DICTIONARY_SCHEMA` rows, or a function that returns them after `batches` is exhausted.
-        tried: for modalities whose processing can fail (unreadable scans, records of poor quality): function that
-            returns all attempts after `batches` is exhausted. Columns: `TRIED_SCHEMA` plus any of the reader, sorted
-            by sample and attempt. Samples without a successful attempt lack the modality; the attrition table counts
-            the reasons.
+        tried: for modalities whose processing can fail (unreadable scans, poor recordings): function that returns all
+            attempts after `batches` is exhausted, `TRIED_SCHEMA` plus columns of the reader, by sample and attempt.
+            Samples without a successful attempt lack the modality; the attrition table counts the reasons.
     """
 
     modality: Modality

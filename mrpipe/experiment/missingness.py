@@ -120,9 +120,6 @@ def draw_masks(store: Store, settings: Missingness) -> pl.DataFrame:
     """Draw the mask of every sample: `sample_id`, `modality_mask` (uint16).
 
     Only observed modalities can be hidden. Samples that have none of `settings.modalities` get mask 0.
-
-    Raises:
-        UsageError: with `redraw`, samples are still without a modality after many draws.
     """
     names = settings.modalities or tuple(m.name for m in store.modalities)
     view = masks.to_mask(names, store.bits)
@@ -165,11 +162,7 @@ def write_masks(store: Store, settings: Missingness, out: Path) -> dict[str, int
 
 
 def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
-    """Read a mask file: frame (`sample_id`, `modality_mask`), settings, and id of the store.
-
-    Raises:
-        DataError: not a mask file.
-    """
+    """Read a mask file: frame (`sample_id`, `modality_mask`), settings, and id of the store."""
     metadata = read_metadata(path)
     if MASK_KEY not in metadata:
         raise DataError(Fault(file=str(path), expected="a mask file of `mrpipe mask`", found="another Parquet file"))

@@ -98,7 +98,6 @@ def correct_bias(path: Path, *, shrink: int = 4, iterations: tuple[int, ...] = (
     Args:
         path: NIfTI file.
         shrink: factor by which the grid is coarsened to fit the field, which is applied at full resolution.
-        iterations: maximum number of iterations per level.
     """
     import SimpleITK as sitk
 
@@ -115,11 +114,7 @@ def correct_bias(path: Path, *, shrink: int = 4, iterations: tuple[int, ...] = (
 
 
 def extract_brain(head: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Brain mask of a head in RAS+ order by deepbet (weights included in the package); one component without holes.
-
-    Raises:
-        DataError: no brain was found.
-    """
+    """Brain mask of a head in RAS+ order by deepbet (weights included in the package); one component without holes."""
     from deepbet import BrainExtraction
 
     bet = BrainExtraction(no_gpu=True)

@@ -135,8 +135,6 @@ def read_grid(path: Path, shown_as: str, *, label: int = 0) -> Grid:
     """Read a grid from a NIfTI mask or label image.
 
     Args:
-        path: NIfTI file.
-        shown_as: name of the file in error messages.
         label: label to keep; 0: all values above 0. If the image lacks the label and has only one non-zero value, that
             value is used.
 

@@ -79,11 +79,7 @@ def _refuse(shown_as: str, expected: str, found: str, fix: str = "") -> DataErro
 
 
 def _right_angled(affine: NDArray[np.float64], shown_as: str, notes: list[str]) -> NDArray[np.float64]:
-    """The affine with orthogonal axes (nearest rotation, by polar decomposition).
-
-    Raises:
-        DataError: the axes are sheared by more than `MAX_SHEAR`.
-    """
+    """The affine with orthogonal axes (nearest rotation, by polar decomposition)."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     cosines = affine[:3, :3] / spacing
     shear = float(np.abs(cosines.T @ cosines - np.eye(3)).max())
@@ -112,7 +108,6 @@ def read_scan(
     of length 1. NaN and infinities become 0.
 
     Args:
-        path: NIfTI file.
         shown_as: name of the file in error messages.
         max_voxel_mm: maximum voxel edge length; excludes localisers with 5 mm slices.
         min_extent_mm: minimum extent along each axis; a head is larger.
@@ -174,12 +169,7 @@ def read_scan(
 
 
 def on_grid(path: Path, shown_as: str, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Read a map on a given grid; axes in a different order or direction are reoriented.
-
-    Args:
-        path: NIfTI file.
-        shown_as: name of the file in error messages.
-        shape, affine: shape (I, J, K) and affine (4, 4) of the grid.
+    """Read a map on the grid of `shape` and `affine`; axes in a different order or direction are reoriented.
 
     Returns:
         float32 array of `shape`.

@@ -78,10 +78,8 @@ def _column(
 
 
 def scan_picture(done: ChainResult, template_t1: Path, path: Path) -> None:
-    """Write a picture of nine panels (rows: sagittal, coronal, axial).
-
-    Columns: the scan with outlines of brain (red) and grey matter (yellow); the scan in template space with the outline
-    of the template (red); the grey-matter map.
+    """Write nine panels, by row sagittal, coronal and axial, by column the scan with outlines of brain (red) and grey
+    matter (yellow), the scan in template space with the outline of the template (red), and the grey-matter map.
     """
     loaded: Any = nib.load(template_t1)
     # Reorient to RAS+, like the scan.
@@ -137,9 +135,8 @@ def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def outliers(columns: dict[str, NDArray[np.float64]], *, limit: float = 3.5, at_least: int = 8) -> list[str]:
-    """Names of the outlying numbers (|robust z| > limit) of each scan, joined by commas; see `robust_z`.
-
-    Columns with fewer than `at_least` known values are ignored.
+    """Names of the outlying numbers (|robust z| > limit) of each scan, joined by commas; columns with fewer than
+    `at_least` known values are ignored.
     """
     n = len(next(iter(columns.values()))) if columns else 0
     named: list[list[str]] = [[] for _ in range(n)]

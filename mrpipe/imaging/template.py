@@ -82,11 +82,7 @@ def mni_template(*, gm_threshold: float = 0.5, grid: Grid | None = None) -> Temp
 
 
 def user_template(path: Path, shown_as: str, grid: Grid) -> Template:
-    """A user's skull-stripped T1, resampled to the grid of the mask.
-
-    Raises:
-        DataError: the file is not a readable NIfTI image.
-    """
+    """A user's skull-stripped T1, resampled to the grid of the mask."""
     image = load_nifti(path, shown_as)
     data = nib.Nifti1Image(np.asarray(image.dataobj, dtype=np.float32), image.affine)
     return Template(t1=_resampled(data, grid.mask.shape, grid.affine), grid=grid, source=path.name)

@@ -65,12 +65,8 @@ def process_scan(
     """Run the chain on one scan in a separate process.
 
     Args:
-        scan: NIfTI file.
-        shown_as: name of the scan in error messages.
         templates: files of the template's T1 and brain mask.
-        settings: settings of the chain.
         picture: path of the quality-control picture.
-        timeout_s: maximum run time in seconds.
         keep_in: folder in which intermediate files are kept; by default they are temporary.
 
     Raises:

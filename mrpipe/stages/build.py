@@ -35,13 +35,9 @@ def build(
     """Build and seal a store from an export; returns its store_id. Quality control, if any, is written next to it.
 
     Args:
-        dataset: declaration of the dataset.
-        raw: folder of the export.
-        store: folder of the store.
         settings: reader options that differ from their defaults.
         modalities: modalities to include; default: all of the export.
         schemes: split schemes to include; default: all of the dataset.
-        seed: seed of the splits.
         report: called with a message after each step.
 
     Raises:

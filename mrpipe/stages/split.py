@@ -23,12 +23,7 @@ def make_split(dataset: Dataset, store: Path, scheme: str, *, seed: int = 0, ids
 
     Args:
         scheme: scheme of the dataset or, with `ids`, name of the split.
-        seed: seed of grouped splits.
         ids: JSON file with id lists (see `splits.from_id_list`).
-
-    Raises:
-        UsageError: no such scheme, or `samples` has not run.
-        DataError: the split has no training samples, or the id list is invalid.
     """
     paths = StoreLayout(store)
     samples = pl.read_parquet(require_file(paths.samples, "samples"))

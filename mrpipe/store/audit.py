@@ -162,9 +162,6 @@ def audit(
     Images, volumes and other modalities whose dictionary does not describe each element are skipped.
 
     Args:
-        store: store to audit.
-        task: classification task; default: the store's default task.
-        scheme: split scheme; default: the store's default scheme.
         threshold: threshold of the AUROC or, for features below 0.5, of 1 − AUROC.
         least: minimum number of known rows inside and outside the class.
         alpha: family-wise error rate (Bonferroni over all tests) of findings without leakage: among thousands of SNPs,

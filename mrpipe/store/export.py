@@ -35,9 +35,6 @@ def export(store: Store, out: Path, format: str, modalities: Sequence[str] | Non
     Args:
         format: `csv` (not for images and volumes) or `npz` (arrays `sample_id, x, offsets, time`).
         modalities: names of the modalities to export; default: all.
-
-    Raises:
-        UsageError: unknown modality, or an image or volume in the format `csv`.
     """
     chosen = [m for m in store.modalities if modalities is None or m.name in modalities]
     if unknown := sorted(set(modalities or ()) - set(store.bits)):

@@ -84,11 +84,8 @@ class WorkLayout:
 def require_file(path: Path, verb: str) -> Path:
     """Return the path of a file written by an earlier step.
 
-    Args:
-        verb: command that writes the file.
-
     Raises:
-        UsageError: the file does not exist.
+        UsageError: the file does not exist; names `verb`, the command that writes it.
     """
     if not path.is_file():
         raise UsageError(f"{path} does not exist; run mrpipe {verb} first")

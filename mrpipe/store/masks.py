@@ -44,11 +44,7 @@ def contains(masks: ArrayLike, required: int) -> NDArray[np.bool_]:
 
 
 def to_mask(names: Sequence[str], bits: Mapping[str, int]) -> int:
-    """Mask of the given modality names.
-
-    Raises:
-        UsageError: unknown names.
-    """
+    """Mask of the given modality names."""
     unknown = [n for n in names if n not in bits]
     if unknown:
         raise UsageError(f"unknown modalities {unknown}; this store has {sorted(bits)}")
@@ -71,9 +67,6 @@ def expression(where: str, bits: Mapping[str, int], column: str = "modality_mask
     """Convert a query over modality names to a polars expression on the mask column.
 
     Operators: `&` (and), `|` (or), `~` (not) and parentheses, e.g. ``"image & genomic & ~biospecimen"``.
-
-    Raises:
-        UsageError: invalid syntax or unknown names.
     """
     try:
         tree = ast.parse(where, mode="eval").body

@@ -234,13 +234,8 @@ class Store:
         """One modality as numpy arrays; not copied if dtype and layout allow.
 
         Args:
-            name: name of the modality.
-            split: split scheme, to which the samples are restricted; None or `default`: the default scheme.
-            part: train, val or test, to which the samples are restricted.
+            split, part: restrict the samples to this scheme (`default` or, with `part`, None: default scheme) and part.
             transform: fitted transforms to apply.
-
-        Raises:
-            UsageError: no such modality, scheme or part.
         """
         modality = self._modality(name)
         arrays = _read_arrays(self._paths.modality(name), modality)
@@ -314,9 +309,5 @@ class Store:
 
 
 def open_store(path: str | Path) -> Store:
-    """Open a sealed store; checks its manifest and that all files exist. `Store.verify` also checks their content.
-
-    Raises:
-        DataError: the store is not sealed, has an unsupported format, or lacks files.
-    """
+    """Open a sealed store; checks its manifest and that all files exist (`Store.verify` checks their content)."""
     return Store(Path(path))

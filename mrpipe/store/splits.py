@@ -41,14 +41,9 @@ def grouped_stratified(
     Args:
         samples: `sample_id`, `subject_id` and, if given, the column `stratum` (null is a separate class).
         fractions: fractions of train, val and test; they must sum to 1.
-        seed: seed of the order among subjects of equal size.
-        stratum: column by which the split is stratified; None: not stratified.
 
     Returns:
         Frame `sample_id`, `split`, sorted by sample_id.
-
-    Raises:
-        UsageError: invalid fractions.
     """
     if abs(sum(fractions) - 1) > 1e-9 or min(fractions) < 0:
         raise UsageError(f"split fractions must be non-negative and sum to 1, got {fractions}")
@@ -81,11 +76,7 @@ def grouped_stratified(
 
 
 def from_column(samples: pl.DataFrame, column: str) -> pl.DataFrame:
-    """Split from a column of the samples; samples with null are not part of the scheme.
-
-    Raises:
-        UsageError: the column is missing or has values other than train, val and test.
-    """
+    """Split from a column that contains train, val, test, or null for samples that are not part of the scheme."""
     if column not in samples.columns:
         raise UsageError(f"this store has no column {column!r} to split by")
     split = samples.select("sample_id", pl.col(column).alias("split")).drop_nulls().sort("sample_id")
@@ -98,10 +89,7 @@ def from_column(samples: pl.DataFrame, column: str) -> pl.DataFrame:
 def from_id_list(samples: pl.DataFrame, path: Path) -> pl.DataFrame:
     """Split from a JSON file {train: [...], val: [...], test: [...]} of sample ids or subject ids.
 
-    Other names of the parts (`PART_ALIASES`) are accepted.
-
-    Raises:
-        DataError: malformed file, unknown or repeated ids, or a subject in several parts.
+    Other common names of the parts (`PART_ALIASES`) are accepted. Invalid or inconsistent lists are a DataError.
     """
     try:
         lists = json.loads(path.read_text(encoding="utf-8"))

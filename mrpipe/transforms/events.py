@@ -2,9 +2,8 @@
 
 A sequence whose first dictionary row has kind `event` holds one event per row. If the second dictionary row has kind
 `numeric`, x = [position of the item in the first row's `levels`, value]; if it has kind `step`, x = [position, step
-number]. The dense form (steps × items of values and masks) is never materialised, because it is mostly zeros: 7.8 GB
-for 9,003 patients, 50 steps and 2,172 items. Transformed sequences keep one row per event; a step is a run of events
-with equal time.
+number]. The mostly zero dense form (steps × items of values and masks: 7.8 GB for 9,003 patients, 50 steps and 2,172
+items) is never materialised. Transformed sequences keep one row per event; a step is a run of events with equal time.
 """
 
 from __future__ import annotations

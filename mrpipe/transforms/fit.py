@@ -31,12 +31,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class PixelTransform:
-    """Images and volumes: (x − mean) / sd per channel over the known values; unknown values become 0.
+    """Images and volumes: (x − mean) / sd per channel, in raw intensity units; unknown values become 0.
 
-    A caller that keeps integer pixels may apply `mean` and `sd` itself, batch by batch, with the same result.
-
-    Attributes:
-        mean, sd: (C,) in raw intensity units.
+    A caller that keeps integer pixels may apply `mean` and `sd`, (C,), itself, batch by batch, with the same result.
     """
 
     mean: NDArray[np.float32]
