@@ -154,8 +154,8 @@ class EventTransform:
         """
         if arrays.modality.encoder != self.levels_id:
             raise UsageError(
-                f"{arrays.modality.name}: this store has other items ({arrays.modality.encoder}) than the store on which the "
-                f"transform was fitted ({self.levels_id}), so their positions are not comparable"
+                f"{arrays.modality.name}: this store has other items ({arrays.modality.encoder}) than the store on "
+                f"which the transform was fitted ({self.levels_id}), so their positions are not comparable"
             )
         cells = self._cells(arrays)
         n, n_samples = len(self.vocabulary), len(arrays)

@@ -171,7 +171,7 @@ def test_every_missing_table_is_named_at_once_with_its_place_at_the_provider(adn
     for name in ("MEDHIST", "VITALS", "APOERES"):
         table_path(adni_export, name).unlink()
     message = faults_of(adni_export)
-    assert message.startswith("3 faults")
+    assert message.startswith("3 errors")
     for name in ("MEDHIST", "VITALS", "APOERES"):
         assert f"{name}_ddMonYYYY.csv: expected the table {name}" in message
     assert "Medical History > Vital Signs" in message
