@@ -1,4 +1,4 @@
-"""From raw clinical and multimodal exports to sealed Parquet feature stores with modality-availability bitmasks."""
+"""Convert raw clinical and multimodal exports to sealed Parquet feature stores with modality-availability bitmasks."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ __version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
-    # The reader imports polars; `mrpipe --help` and `mrpipe --version` do without.
+    # Imported on first use: the reader imports polars, which `mrpipe --help` and `mrpipe --version` do not need.
     if name in __all__:
         import mrpipe.store.reader
 

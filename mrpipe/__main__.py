@@ -1,4 +1,4 @@
-"""`python -m mrpipe`: the same as `mrpipe`."""
+"""Entry point of `python -m mrpipe`, equivalent to the command `mrpipe`."""
 
 import sys
 

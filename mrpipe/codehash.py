@@ -1,13 +1,12 @@
-"""The hash of the code that a step depends on: what an edit must change to make old results stale.
+"""Hash of the code that a step depends on; results become stale when it changes.
 
-A step names its entry modules. From their source the imports inside the project are followed, those inside functions
-and relative ones included, without running anything; names that are put together at run time
-(`import_module(f"...")`) are not followed, so a registry does not tie every step to every plug-in: the step names its
-plug-in as an entry instead.
-A package's `__init__` counts where something is imported from it, not merely because a module of the package is.
+A step names its entry modules. Imports within the project are followed statically from their source, including relative
+imports and imports inside functions. Module names composed at run time (`import_module(f"...")`) are not followed, so
+that a registry does not make every step depend on every plug-in; the step names its plug-in as an entry instead. A
+package's `__init__` is included only if something is imported from the package itself.
 
-Each module enters as its syntax tree without docstrings, so that comments, layout and documentation are free, together
-with the data files beside it that it names in a string.
+The hash covers each module's syntax tree without docstrings, so that comments, formatting and documentation do not
+count, and the data files next to it that it names in a string.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pathlib import Path
 from mrpipe.errors import UsageError
 from mrpipe.plugins import plugin_packages
 
-# The folder that holds the project's packages: a checkout, where moe_retriever lives in model/, or site-packages.
+# Folder of the project's packages: a checkout, in which moe_retriever is in model/, or site-packages.
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = {"mrpipe": ("",), "moe_retriever": ("model", "")}
 _DATA_FILE = re.compile(r"[\w./-]+\.(?:json|yaml|yml|csv|tsv|txt|html|css|svg)")
@@ -31,24 +30,24 @@ _DATA_FILE = re.compile(r"[\w./-]+\.(?:json|yaml|yml|csv|tsv|txt|html|css|svg)")
 
 @cache
 def code_hash(*entries: str, root: Path = PROJECT) -> str:
-    """Hash of all project code that the entry modules can reach; 16 hex digits, the same on every Python ≥ 3.11.
+    """Hash of all project code reachable from the entry modules: 16 hex digits, equal on every Python ≥ 3.11.
 
     Args:
         entries: dotted names, e.g. `mrpipe.stages.ingest`.
-        root: folder that holds the packages.
+        root: folder of the packages.
 
     Raises:
-        UsageError: an entry is no module of the project, or a module cannot be parsed.
+        UsageError: an entry is not a module of the project, or a module cannot be parsed.
     """
     lines = [f"{name} {_module_digest(name, root)}\n" for name in closure(*entries, root=root)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def closure(*entries: str, root: Path = PROJECT) -> list[str]:
-    """Names of the entry modules and of all project modules they import, directly or not; sorted."""
+    """Sorted names of the entry modules and all project modules that they import directly or indirectly."""
     for entry in entries:
         if _source(entry, root) is None:
-            raise UsageError(f"no module {entry!r} in {root}; entries are dotted names such as mrpipe.stages.ingest")
+            raise UsageError(f"no module {entry!r} in {root}; expected a dotted name such as mrpipe.stages.ingest")
     found: set[str] = set()
     waiting = list(entries)
     while waiting:
@@ -60,7 +59,7 @@ def closure(*entries: str, root: Path = PROJECT) -> list[str]:
 
 
 def _source(name: str, root: Path) -> Path | None:
-    """File of a module of the project, or None: not ours, or not a module (a function, a class)."""
+    """File of a project module; None for other packages and for names that are not modules (functions, classes)."""
     parts = name.split(".")
     if parts[0] in PACKAGES:
         folders = [root / folder for folder in PACKAGES[parts[0]]]
@@ -87,7 +86,7 @@ def _tree(path: Path) -> ast.Module:
 
 @cache
 def _imports(name: str, root: Path) -> tuple[str, ...]:
-    """Project modules that a module imports."""
+    """Project modules imported by a module."""
     path = _source(name, root)
     assert path is not None
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -111,12 +110,12 @@ def _imports(name: str, root: Path) -> tuple[str, ...]:
 
 
 def _called(call: ast.Call) -> str:
-    """Last part of the name that is called."""
+    """Last part of the name of the called function."""
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes below, but not what stands under `if TYPE_CHECKING:`, which never runs."""
+    """All descendant nodes, except in the body of `if TYPE_CHECKING:`, which is never executed."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in (
             getattr(child.test, "id", ""),
@@ -132,7 +131,7 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
 
 @cache
 def _module_digest(name: str, root: Path) -> str:
-    """Hash of one module: its syntax tree without docstrings, and the data files that it names."""
+    """Hash of a module: its syntax tree without docstrings, and the data files that it names."""
     path = _source(name, root)
     assert path is not None
     tree = _tree(path)
@@ -146,7 +145,7 @@ def _module_digest(name: str, root: Path) -> str:
 
 
 def _canonical(value: object) -> str:
-    """Like `ast.dump`, but without docstrings, and without empty fields: new Python versions add those."""
+    """Like `ast.dump`, but without docstrings and empty fields, which differ between Python versions."""
     if isinstance(value, ast.Constant):
         return f"Constant({value.value!r})"
     if isinstance(value, ast.AST):

@@ -1,4 +1,4 @@
-"""One error family: every fault says where it is, what was expected, what was found and what to do."""
+"""Exceptions, and problems of the input data reported with location, expectation, finding and remedy."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing that is wrong with an input.
+    """A problem of an input file.
 
     Attributes:
-        file: path as the user knows it (relative to the export where there is one).
-        expected: what the reader needs there.
-        found: what it met instead.
-        fix: what the user can do about it, provider menu path included where that helps.
-        column: column, HDF5 group or dictionary key, if the fault is inside the file.
-        row: 1-based data row (the header is not counted), if there is one.
+        file: path as the user knows it (relative to the export if the file belongs to one).
+        expected: requirement of the reader.
+        found: actual content.
+        fix: remedy, including the provider's menu path if useful.
+        column: affected column, HDF5 group or dictionary key, if any.
+        row: 1-based data row (not counting the header), if any.
     """
 
     file: str
@@ -38,19 +38,19 @@ class Fault:
 
 
 class MrpipeError(Exception):
-    """Base of all errors that a user can mend; `exit_code` is the status of the command line."""
+    """Base class of errors that the user can fix; `exit_code` is the exit status of the command line."""
 
     exit_code = 1
 
 
 class UsageError(MrpipeError):
-    """A wrong option, an unknown configuration key, a name that does not exist (exit code 2)."""
+    """Usage error (exit code 2): invalid option, unknown configuration key, unknown name."""
 
     exit_code = 2
 
 
 class DataError(MrpipeError):
-    """The input is at fault (exit code 3); carries every fault that was found, not only the first."""
+    """Invalid input data (exit code 3); lists all problems that were found."""
 
     exit_code = 3
 
@@ -58,21 +58,21 @@ class DataError(MrpipeError):
         self.faults = (faults,) if isinstance(faults, Fault) else tuple(faults)
         if not self.faults:
             raise ValueError("a DataError needs at least one fault")
-        head = f"{len(self.faults)} faults:\n" if len(self.faults) > 1 else ""
+        head = f"{len(self.faults)} errors:\n" if len(self.faults) > 1 else ""
         super().__init__(head + "\n".join(f"  - {f}" if head else str(f) for f in self.faults))
 
 
 class MissingExtraError(MrpipeError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
+    """An optional dependency is not installed; the message names the extra that provides it."""
 
     exit_code = 2
 
     def __init__(self, package: str, extra: str, purpose: str):
-        super().__init__(f"{purpose} needs the package {package!r}: pip install 'mrpipe[{extra}]'")
+        super().__init__(f"{purpose} requires the package {package!r}: pip install 'mrpipe[{extra}]'")
 
 
 class FaultCollector:
-    """Gathers faults over a whole check, then raises them together."""
+    """Collects the problems found by a check and raises them as one error."""
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []

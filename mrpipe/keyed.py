@@ -1,7 +1,7 @@
-"""Random draws keyed by (seed, id, purpose): the same draw in any order, on any number of cores.
+"""Random numbers keyed by (seed, id, purpose): independent of order and number of cores.
 
-Nothing here touches a global generator. A draw is the SplitMix64 finaliser (Steele et al., 2014) of a BLAKE2b hash of
-the id and the purpose: it depends neither on `PYTHONHASHSEED` nor on numpy's version nor on other ids.
+Global generators are not used. A draw is the SplitMix64 finaliser (Steele et al., 2014) of a BLAKE2b hash of id and
+purpose; it does not depend on `PYTHONHASHSEED`, numpy's version or other ids.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def id_keys(ids: Iterable[str]) -> NDArray[np.uint64]:
-    """64-bit key of each id, shape (n,)."""
+    """64-bit keys of ids, shape (n,)."""
     return np.array(
         [int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "little") for i in ids], dtype=np.uint64
     )
 
 
 def stream_key(seed: int, purpose: str) -> np.uint64:
-    """64-bit key of a stream of draws; two purposes under one seed are independent."""
+    """64-bit key of a stream of draws; streams of different purposes are independent under the same seed."""
     digest = hashlib.blake2b(f"{seed}\x1f{purpose}".encode(), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
 
@@ -59,6 +59,6 @@ def normal(keys: NDArray[np.uint64], seed: int, purpose: str, n_draws: int = 1) 
 
 
 def generator(seed: int, purpose: str, *ids: str) -> np.random.Generator:
-    """A numpy generator of its own for (seed, purpose, ids...); for simulators and fits, not for per-sample loops."""
+    """A numpy generator keyed by (seed, purpose, ids...); for simulators and fits, too slow for per-sample loops."""
     digest = hashlib.blake2b("\x1f".join((str(seed), purpose, *ids)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))

@@ -1,4 +1,4 @@
-"""Options: frozen dataclasses whose fields carry help texts, and how text and plain values become one."""
+"""Options: frozen dataclasses with help texts, created from text or plain values."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def parse_options(cls: type[OptionsT], values: Mapping[str, object], *, context:
 
 
 def option(default: Any, help: str, *, choices: tuple[Any, ...] = ()) -> Any:
-    """A field of an options dataclass with its help text and, where it has them, its choices."""
+    """A field of an options dataclass with its default, help text and, optionally, permitted values."""
     return field(default=default, metadata={"help": help, "choices": choices})

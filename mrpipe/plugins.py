@@ -1,4 +1,4 @@
-"""Entry points: commands, datasets and methods that this package and others declare.
+"""Entry points: commands, datasets and methods declared by this and other packages.
 
 Groups: `mrpipe.commands` (name → `mrpipe.cli.command.Command`), `mrpipe.datasets` (name → `mrpipe.schema.Dataset`) and
 `mrpipe.methods` (name → subclass of `moe_retriever.methods.base.Method`).
@@ -17,9 +17,9 @@ _PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 @cache
 def entry_points(group: str) -> dict[str, EntryPoint]:
-    """Name → entry point of one group, sorted by name; nothing is imported.
+    """Entry points of a group by name, sorted; nothing is imported.
 
-    In a checkout our own entry points are read from pyproject.toml, so that commands work without an installation.
+    In a checkout, the project's entry points are read from pyproject.toml, so that no installation is needed.
     """
     found = {e.name: e for e in installed(group=group)}
     if _PYPROJECT.is_file():

@@ -1,4 +1,4 @@
-"""Finding and reading exports: exactly one match, header aliases, gz, folders that may be zipped, safe pickles."""
+"""Finding and reading raw files: unique matches, header aliases, gzip, zipped folders, restricted pickles."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import polars as pl
 
 from mrpipe.errors import DataError, Fault, FaultCollector
 
-# What a text file, plain or .gz, that is cut short or damaged raises while it is read.
+# Exceptions raised on reading a truncated or damaged text file, plain or .gz.
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
-# Number of a data row in its file, from 1; blank lines count, so that an editor leads to it.
+# Column of 1-based row numbers; blank lines count, so that the row is easy to find in an editor.
 ROW = "__row"
 
 
@@ -34,14 +34,14 @@ def require_folder(raw: Path) -> None:
     if not raw.is_dir():
         found = "a file" if raw.exists() else "nothing"
         raise DataError(
-            Fault(file=str(raw), expected="the folder of the export", found=found, fix="Give its path with --raw.")
+            Fault(file=str(raw), expected="the folder of the export", found=found, fix="Pass its path with --raw.")
         )
 
 
 def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults: FaultCollector) -> Path | None:
-    """The one file under `raw` whose relative path matches one of `patterns` (full-match regex, any case).
+    """Find the only file under `raw` whose relative path matches one of `patterns` (full match, ignoring case).
 
-    None and a fault when nothing or more than one file matches.
+    Returns None and adds a problem to `faults` if no file or several files match.
     """
     expressions = [re.compile(p, re.IGNORECASE) for p in patterns]
     files = sorted(p for p in raw.rglob("*") if p.is_file())
@@ -49,7 +49,7 @@ def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults:
     if len(matches) == 1:
         return matches[0]
     found = "no such file" if not matches else ", ".join(p.relative_to(raw).as_posix() for p in matches)
-    # The pattern is shown as a file name: a user reads `design_topics.csv`, not the escapes of a regular expression.
+    # Without escapes, the pattern reads like a file name, e.g. `design_topics.csv`.
     shown_as = f"{raw.name}/{patterns[0].replace(chr(92), '')}"
     faults.add(Fault(file=shown_as, expected=f"exactly one file ({what})", found=found, fix=fix))
     return None
@@ -57,7 +57,7 @@ def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A raw column: canonical name, dtype after reading, other names in other releases."""
+    """A raw column: canonical name, dtype after reading, and names in other releases (`aliases`)."""
 
     name: str
     dtype: Any = pl.String
@@ -68,7 +68,7 @@ class Column:
 
 
 def match_header(header: Iterable[str], columns: Sequence[Column]) -> dict[str, str]:
-    """Canonical name → name in the file, matched by name or alias in any case and any order."""
+    """Map canonical names to names in the file; matches names or aliases regardless of case and order."""
     by_lower: dict[str, str] = {}
     for h in header:
         by_lower.setdefault(h.strip().lower(), h)
@@ -81,14 +81,14 @@ def match_header(header: Iterable[str], columns: Sequence[Column]) -> dict[str, 
     return found
 
 
-def _repeated_columns(header: Sequence[str], wanted: Mapping[str, str]) -> list[str]:
-    """Canonical names of the wanted columns that stand in a header more than once (polars renames exact repeats)."""
+def _repeated_columns(header: Sequence[str], matched: Mapping[str, str]) -> list[str]:
+    """Canonical names of matched columns that occur repeatedly in a header (polars renames exact repeats)."""
     plain = [re.sub(r"_duplicated_\d+$", "", h).strip().lower() for h in header]
-    return [name for name, found in wanted.items() if plain.count(found.strip().lower()) > 1]
+    return [name for name, found in matched.items() if plain.count(found.strip().lower()) > 1]
 
 
 def _typed(column: Column) -> pl.Expr:
-    """Text as the declared dtype, null where it is none of it; dates and times are ISO, as a cast knows no format."""
+    """Cast to the declared dtype; unparsable values become null. Dates and times are parsed as ISO 8601."""
     text = pl.col(column.name)
     if column.dtype == pl.Date:
         return text.str.to_date("%Y-%m-%d", strict=False)
@@ -105,10 +105,10 @@ def read_csv(
     encoding: str = "utf8-lossy",
     numbered: bool = False,
 ) -> pl.DataFrame:
-    """Read a small CSV (plain or .gz), string first, then cast; all faults of the file are raised together.
+    """Read a small CSV file (plain or .gz) as strings, then cast; all problems are raised together as a DataError.
 
-    Blank lines are no rows. Returns a frame with the canonical names of the columns that are there, in the declared
-    order; `numbered` adds `ROW`, for faults that a caller finds.
+    Blank lines are ignored. Returns the columns present in the file, with canonical names, in the declared order;
+    `numbered` adds `ROW`, so that the caller can report row numbers. `shown_as` is the file's name in error messages.
     """
     shown_as = shown_as or path.name
     if not path.is_file():
@@ -127,7 +127,7 @@ def read_csv(
                 file=shown_as,
                 expected="a complete CSV table",
                 found=f"unreadable data ({reason})",
-                fix="The file is damaged or cut short: download it again.",
+                fix="The file is damaged or truncated: download it again.",
             )
         ) from error
     faults = FaultCollector()
@@ -141,7 +141,7 @@ def read_csv(
                     column=column.name,
                     expected=f"this column{also}",
                     found=f"columns {', '.join(raw.columns[:12])}",
-                    fix="Was the column renamed or left out?",
+                    fix="Check whether the column was renamed or omitted.",
                 )
             )
     faults.raise_if_any()
@@ -181,7 +181,7 @@ def read_csv(
                     row=int(numbers[row]),
                     expected=f"{column.dtype} values",
                     found=f"{value!r}" if value is not None else "an empty field",
-                    fix=f"{int(bad.sum())} such rows in all.",
+                    fix=f"Rows with such values: {int(bad.sum())}.",
                 )
             )
     faults.raise_if_any()
@@ -189,13 +189,13 @@ def read_csv(
 
 
 class Folder:
-    """A folder of an export: unpacked (`name/`), or still an archive (`name.zip`, one top folder inside).
+    """A folder of an export, unpacked (`name/`) or still an archive (`name.zip`); the unpacked one takes precedence.
 
-    Members are known by base name, so an archive that was unpacked into a folder of its own (`name/name/…`) reads
-    like any other; hidden files and what macOS adds are no members. Where both are there, the unpacked one is read.
+    Members are addressed by base name, so that an additional folder level (`name/name/…`) makes no difference. Hidden
+    files and `__MACOSX` are ignored.
 
     Raises:
-        DataError: an archive that is damaged or cut short, or two members of one base name.
+        DataError: the archive is damaged or truncated, or two members have the same base name.
     """
 
     def __init__(self, raw: Path, name: str):
@@ -214,7 +214,7 @@ class Folder:
                         file=self.archive.name,
                         expected="a complete zip archive",
                         found=str(error),
-                        fix="The archive is damaged or cut short: download it again.",
+                        fix="The archive is damaged or truncated: download it again.",
                     )
                 ) from error
             paths = sorted(n for n in self._zip.namelist() if not n.endswith("/"))
@@ -231,7 +231,7 @@ class Folder:
                         file=f"{self.source}/{path}",
                         expected="each file name once",
                         found=f"{self._members[parts[-1]]} as well",
-                        fix="Remove the copy that does not belong.",
+                        fix="Remove the superfluous copy.",
                     )
                 )
             self._members[parts[-1]] = path
@@ -242,22 +242,22 @@ class Folder:
 
     @property
     def source(self) -> str:
-        """How errors and manifests name it."""
+        """Name in error messages and manifests."""
         return self.archive.name if self._zip else self.name
 
     def files(self) -> list[Path]:
-        """The files that make it up on disk, for the inventory."""
+        """Files on disk, for the inventory: the archive, or all members."""
         return [self.archive] if self._zip else [self.unpacked / p for p in self._members.values()]
 
     def names(self) -> set[str]:
-        """Base names of its members."""
+        """Base names of the members."""
         return set(self._members)
 
     def read(self, name: str) -> bytes:
-        """Content of one member, by base name.
+        """Content of a member, by base name.
 
         Raises:
-            DataError: no such member, or one that is damaged.
+            DataError: the member does not exist or is damaged.
         """
         shown_as = f"{self.source}/{name}"
         if name not in self._members:
@@ -266,7 +266,7 @@ class Folder:
             if self._zip:
                 return self._zip.read(self._members[name])
             return (self.unpacked / self._members[name]).read_bytes()
-        # An encrypted member is a RuntimeError, an unknown compression a NotImplementedError.
+        # RuntimeError: the member is encrypted; NotImplementedError: unknown compression.
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
             raise DataError(
                 Fault(
@@ -305,25 +305,25 @@ class _RestrictedUnpickler(pickle.Unpickler):
             Fault(
                 file=self._shown_as,
                 expected="numpy arrays and builtin containers only",
-                found=f"a pickle that wants to import {module}.{name}",
-                fix="It was not opened: such a file can run code. Get the data from its publisher.",
+                found=f"a pickle that imports {module}.{name}",
+                fix="The file was not loaded, because it could run code. Download it from its publisher.",
             )
         )
 
 
 def read_pickle(path: Path) -> Any:
-    """Load a third-party pickle that may hold numpy arrays and builtins only; nothing else is ever imported."""
+    """Load a pickle of numpy arrays and builtins; a DataError if it is damaged or imports anything else."""
     try:
         with path.open("rb") as handle:
             return _RestrictedUnpickler(io.BufferedReader(handle), path.name).load()
     except DataError:
         raise
-    except Exception as error:  # damaged bytes are a program that may fail in any way, MemoryError included
+    except Exception as error:  # damaged bytes can raise any exception, including MemoryError
         raise DataError(
             Fault(
                 file=path.name,
                 expected="a complete pickle file",
                 found=f"{type(error).__name__}: {error}",
-                fix="The file is damaged or cut short: download it again.",
+                fix="The file is damaged or truncated: download it again.",
             )
         ) from error

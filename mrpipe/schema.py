@@ -1,7 +1,7 @@
-"""What a dataset declares: options, modalities, tasks, raw tables; and what its readers return.
+"""Declarations of a dataset (options, modalities, tasks, splits) and the types that its readers return.
 
-A dataset package holds one `Dataset` named `DATASET`. Everything the stages, the command line, the workflow and the
-contract tests know of a dataset, they know from it.
+A dataset package defines one `Dataset` named `DATASET`. Stages, command line, workflow and contract tests use only this
+object. See docs/add-a-dataset.md.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _DICTIONARY: dict[str, Any] = {
 }
 DICTIONARY_SCHEMA = pl.Schema(_DICTIONARY)
 ATTRITION_SCHEMA = pl.Schema({"step": pl.Int32, "reason": pl.String, "n_before": pl.Int64, "n_after": pl.Int64})
-# One row an attempt at a sample's modality: `ok`, or `failed` with a reason that is one text for each kind of failure.
+# One row per attempt to read a sample's modality: `ok`, or `failed` with a reason (one constant text per failure type).
 TRIED_SCHEMA = pl.Schema({"sample_id": pl.String, "attempt": pl.Int32, "status": pl.String, "reason": pl.String})
-# Key of the Parquet metadata in which a modality table carries its declaration.
+# Parquet metadata key of the declaration stored in a modality table.
 MODALITY_KEY = "mrpipe.modality"
 
 
@@ -46,14 +46,15 @@ class Modality:
     """One modality of a store.
 
     Attributes:
-        name: column-safe name; its file is `modalities/<name>.parquet`.
-        bit: bit in `modality_mask`; appended, never reused.
+        name: name, valid as part of a column name; the file is `modalities/<name>.parquet`.
+        bit: bit in `modality_mask`; bits are never reused.
         kind: vector (d,), sequence (T, d), image (C, H, W), volume (D, H, W) or genotype (p,).
-        shape: shape of one `x`; for a sequence the shape of one step, (d,).
-        dtype: dtype of an element: float32, float16, uint8; packed2 genotypes are uint8.
-        encoding: plain, or packed2 for genotypes at two bits a call.
-        irregular: a sequence whose steps carry a `time` list (unit in `time_unit`).
-        encoder: name and version of the model that made the features, where one did.
+        shape: shape of `x`; for a sequence, shape of one step, (d,).
+        dtype: dtype of the elements: float32, float16 or uint8; packed2 genotypes are uint8.
+        encoding: plain, or packed2 for genotypes with two bits per call.
+        irregular: whether the steps of a sequence have times (column `time`).
+        time_unit: unit of `time`.
+        encoder: name and version of the model that computed the features, if any.
         description: one line for the data card.
     """
 
@@ -70,7 +71,7 @@ class Modality:
 
     @property
     def size(self) -> int:
-        """Number of elements of one `x` (of one step for a sequence)."""
+        """Number of elements of `x` (of one step for a sequence)."""
         n = 1
         for s in self.shape:
             n *= s
@@ -101,7 +102,7 @@ class Modality:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One label: `classification` (int8 class index) or `regression` (float32)."""
+    """A prediction task: `classification` (label: int8 class index) or `regression` (float32)."""
 
     name: str
     kind: TaskKind
@@ -111,12 +112,12 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """A named split.
+    """A named split scheme.
 
     Attributes:
-        column: a column of samples.parquet that already holds train/val/test (null: not part of the scheme).
-        fractions: train, val, test; used when `column` is None: grouped by subject and stratified by `stratify`.
-        stratify: task (classification) whose classes are kept in proportion.
+        column: column of samples.parquet that contains train/val/test (null: sample not in the scheme).
+        fractions: fractions of train, val and test if `column` is None; the split is grouped by subject.
+        stratify: classification task by whose classes the split is stratified.
         description: one line for the data card.
     """
 
@@ -128,13 +129,13 @@ class Scheme:
 
 @dataclass(kw_only=True)
 class Cohort:
-    """Who is in, with which label, and why the others are not.
+    """Selected samples, their labels, and attrition.
 
     Attributes:
         samples: `sample_id`, `subject_id` (String, unique sample ids) and any further columns.
         labels: task name → frame (`sample_id`, `value`); samples without a label have no row.
-        attrition: `ATTRITION_SCHEMA`; each n_before equals the n_after of the step before. The reason of step 0 says
-            who is counted, every other one what is true of those who are left out.
+        attrition: frame of `ATTRITION_SCHEMA`; each n_before equals the n_after of the previous step. The reason of
+            step 0 describes the initial population, the other reasons describe the excluded samples.
     """
 
     samples: pl.DataFrame
@@ -144,15 +145,15 @@ class Cohort:
 
 @dataclass(kw_only=True)
 class Features:
-    """What one modality's reader returns.
+    """Output of a modality's reader.
 
     Attributes:
-        modality: the declaration, with the shape and dtype that this export gave.
+        modality: declaration with the shape and dtype of this export.
         batches: record batches in `modality.arrow_schema()`, sorted by sample_id, ids a subset of the cohort.
-        dictionary: `DICTIONARY_SCHEMA` rows, or a function that gives them once `batches` is exhausted.
-        tried: for modalities that can fail on a sample (a scan, a record of poor quality): every attempt, once
-            `batches` is exhausted; `TRIED_SCHEMA` and columns of the reader's own, sorted by sample and attempt. A
-            sample whose attempts all failed lacks the modality, and the attrition table counts the reasons.
+        dictionary: `DICTIONARY_SCHEMA` rows, or a function that returns them after `batches` is exhausted.
+        tried: for modalities whose processing can fail (unreadable scans, poor recordings): function that returns all
+            attempts after `batches` is exhausted, `TRIED_SCHEMA` plus columns of the reader, by sample and attempt.
+            Samples without a successful attempt lack the modality; the attrition table counts the reasons.
     """
 
     modality: Modality
@@ -163,12 +164,13 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A check that found no fault: which release, and the files that will be read.
+    """Result of a successful check.
 
     Attributes:
-        files: files that the manifest lists by their path.
-        notes: for the manifest.
-        groups: label → files that it lists as one entry, because their names or folders are patient ids.
+        release: release of the export.
+        files: input files that the manifest lists by path.
+        notes: notes for the manifest.
+        groups: label → files that are listed as one entry, because their names or folders are patient ids.
     """
 
     release: str
@@ -182,14 +184,15 @@ class ModalityReader:
     """Bit, description and reader of one modality.
 
     Attributes:
+        bit: bit in `modality_mask`.
+        description: one line for the data card.
         read: (raw, cohort samples, options) → Features; with `prepare`, (raw, cohort samples, options, part files).
-        prepare: expensive work cut into independent parts before `read` (shards of subjects, of scans):
-            (raw, cohort samples, options, part, n_parts, out) writes the Parquet file `out`, which holds part
-            `part` of `n_parts`. The folder `out.with_suffix("")` is the part's own scratch and survives a kill, so
-            that a part can go on where it stopped.
+        prepare: expensive work before `read`, split into independent parts (shards of subjects or scans):
+            (raw, cohort samples, options, part, n_parts, out) writes part `part` of `n_parts` to the Parquet file
+            `out`. The scratch folder `out.with_suffix("")` survives a kill, so that a part can be resumed.
         n_parts: options → number of parts.
-        qc: (attempts as `Features.tried` gave them, folder of the parts, folder out) writes quality control of what
-            was tried, `qc.parquet` and `contact_sheet.png`, without subject, file or date.
+        qc: (attempts returned by `Features.tried`, folder of the parts, output folder) writes the quality control,
+            `qc.parquet` and `contact_sheet.png`, without subject ids, file names or dates.
     """
 
     bit: int
@@ -202,23 +205,24 @@ class ModalityReader:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One dataset on the spine.
+    """Declaration of a dataset.
 
     Attributes:
-        name: registry name, folder name.
-        title, citation, licence, provider: for the data card and for errors (where the export comes from).
-        options: frozen dataclass of reader options, every field with a default and `metadata={"help": ...}`.
-        simulation: frozen dataclass of simulator options, `seed` among them.
+        name: name in the registry and of the folder.
+        title, citation, licence, provider: for the data card and error messages (source of the export).
+        options: frozen dataclass of reader options; every field has a default and `metadata={"help": ...}`.
+        simulation: frozen dataclass of simulator options, including `seed`.
         modalities: name → reader.
-        tasks: the labels.
-        schemes: named splits.
-        check: (raw, options) → Checked; raises one DataError with every fault.
+        tasks: prediction tasks, the default task first.
+        schemes: split schemes by name.
+        check: (raw, options) → Checked; raises one DataError that lists all problems.
         cohort: (raw, options) → Cohort.
         simulate: (export folder, truth folder, simulation options) → None.
+        modalities_of: (raw, options) → modalities present in this export; default: all.
+        resolve: (raw, options) → declaration read from a file of the export, for datasets whose modalities, tasks and
+            schemes vary by export. The fields of the unresolved dataset are then those of a simulated export.
         tiny: simulation settings of an export that builds in a second or two, for tests.
-        modalities_of: which modalities this export holds (an export may lack some); default all.
-        resolve: (raw, options) → the dataset as a file of the export declares it, where modalities, tasks and schemes
-            are not known before; reads that file only. The fields here are then those of a simulated export.
+        notes: notes for the manifest of every store.
     """
 
     name: str
@@ -241,12 +245,12 @@ class Dataset:
     notes: tuple[str, ...] = field(default=())
 
     def declared(self, raw: Path, options: Any) -> Dataset:
-        """The dataset as this export declares it: itself, unless it has `resolve`."""
+        """The dataset as declared by this export; the dataset itself if it has no `resolve`."""
         return self if self.resolve is None else self.resolve(raw, options)
 
 
 class Attrition:
-    """Cohort flow: start with n, then one `step` per exclusion, with what is true of those who go."""
+    """Builder of the attrition table: an initial count, then one `step` per exclusion, with its reason."""
 
     def __init__(self, n_start: int, reason: str = "in the export"):
         self._rows: list[tuple[int, str, int, int]] = [(0, reason, n_start, n_start)]

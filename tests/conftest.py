@@ -1,4 +1,4 @@
-"""What all tests share: where the real exports are, and who is skipped without them."""
+"""Shared fixtures: the real exports, and skipping of tests that need them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ PROJECT = Path(__file__).parents[1]
 
 
 def real_data_folder() -> Path:
-    """Folder of the openly licensed exports: `MRPIPE_REAL_DATA`, or beside the checkout."""
+    """Folder of the openly licensed exports: `MRPIPE_REAL_DATA`, or next to the checkout."""
     return Path(os.environ.get("MRPIPE_REAL_DATA", PROJECT.parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
 def real_data_dir() -> Path:
-    """Folder of the openly licensed exports; skips the test where it is absent."""
+    """Folder of the openly licensed exports; skips the test if it does not exist."""
     folder = real_data_folder()
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set MRPIPE_REAL_DATA")
@@ -31,7 +31,7 @@ def project() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `real_data` where there is none; begin with the long files, so that workers end together."""
+    """Skip tests marked `real_data` without real data; run the long files first, so that workers finish together."""
     folder = real_data_folder()
     if not folder.is_dir():
         absent = pytest.mark.skip(reason=f"no real data at {folder}; set MRPIPE_REAL_DATA")

@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can hold: who may import whom, and that both lists of packages say the same."""
+"""Architecture rules: permitted imports between packages, and consistent lists of dependencies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-# Packages that have another name on conda-forge.
+# Packages with a different name on conda-forge.
 CONDA_NAMES = {
     "isal": "python-isal",
     "torch": "pytorch",
@@ -22,12 +22,12 @@ CONDA_NAMES = {
     "matplotlib": "matplotlib-base",
     "duckdb": "python-duckdb",
 }
-# What `model` may use of the pipeline library: files and pure functions, never a step of the pipeline.
+# Modules of the pipeline that the models must not import: they may read files and call pure functions, not run steps.
 PIPELINE_ONLY = {"mrpipe.stages", "mrpipe.datasets", "mrpipe.cli.main"}
 
 
 def imported(path: Path, *, types: bool = True) -> set[str]:
-    """Dotted names that a module imports, anywhere in it; without `types`, not those for type checkers alone."""
+    """Dotted names imported anywhere in a module; `types=False` leaves out `if TYPE_CHECKING` blocks."""
     names: set[str] = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for_types = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
@@ -56,20 +56,20 @@ def modules(project: Path, package: str) -> list[Path]:
     return found
 
 
-def test_the_pipeline_imports_neither_torch_nor_snakemake_nor_model(project: Path) -> None:
+def test_pipeline_imports_neither_torch_nor_snakemake_nor_models(project: Path) -> None:
     for path in modules(project, "mrpipe"):
         roots = {name.split(".")[0] for name in imported(path)}
         assert not roots & {"torch", "snakemake", "moe_retriever", "workflow"}, path
 
 
-def test_importing_the_pipeline_loads_no_torch(project: Path) -> None:
+def test_importing_the_pipeline_does_not_load_torch(project: Path) -> None:
     program = "import sys, mrpipe.store.reader, mrpipe.cli.main\n"
     program += "print(sorted({'torch', 'snakemake', 'moe_retriever'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=project, check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"
 
 
-def test_the_model_reads_stores_and_knows_no_pipeline_step(project: Path) -> None:
+def test_models_import_no_pipeline_step(project: Path) -> None:
     for path in modules(project, "model/moe_retriever"):
         names = imported(path)
         assert not {n for n in names if any(n == p or n.startswith(p + ".") for p in PIPELINE_ONLY)}, path
@@ -114,7 +114,7 @@ def test_no_global_random_generator(project: Path) -> None:
             assert not seeding.search(path.read_text(encoding="utf-8")), path
 
 
-# Modules whose distribution has another name.
+# Modules whose distribution has a different name.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "SimpleITK": "simpleitk",
@@ -126,49 +126,49 @@ DISTRIBUTIONS = {
 
 
 def needed(tree: ast.Module) -> Iterator[tuple[str, bool]]:
-    """Distributions that a module imports, and whether it does so as soon as it is imported itself."""
+    """Distributions that a module imports, and whether they are imported at module level."""
     guarded = [s for s in tree.body if isinstance(s, ast.If | ast.Try)]
-    at_once = {id(node) for node in [*tree.body, *(child for s in guarded for child in ast.iter_child_nodes(s))]}
+    top_level = {id(node) for node in [*tree.body, *(child for s in guarded for child in ast.iter_child_nodes(s))]}
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and node.level == 0 else []
         for root in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names):
             # `_typeshed` is a module of type checkers.
             if root not in ("mrpipe", "moe_retriever", "mrpipe_planning", "_typeshed"):
-                yield DISTRIBUTIONS.get(root, root), id(node) in at_once
+                yield DISTRIBUTIONS.get(root, root), id(node) in top_level
 
 
-def test_every_package_that_is_imported_is_declared(project: Path) -> None:
+def test_every_imported_package_is_declared(project: Path) -> None:
     groups = requirements(project)
     extras = {name for group in ("text", "imaging") for name in groups[group]}
     for package in ("mrpipe", "model", "workflow"):
         for path in modules(project, package):
-            for name, at_once in needed(ast.parse(path.read_text(encoding="utf-8"))):
-                assert name in groups["core"] or (name in extras and not at_once), f"{path}: {name}"
+            for name, top_level in needed(ast.parse(path.read_text(encoding="utf-8"))):
+                assert name in groups["core"] or (name in extras and not top_level), f"{path}: {name}"
 
 
 def requirement(text: str) -> tuple[str, str]:
-    """Name in lower case and version range of a requirement."""
+    """Lower-case name and version range of a requirement."""
     match = re.fullmatch(r"([A-Za-z0-9_.-]+)\s*(.*)", text)
     assert match
     return match[1].lower(), match[2].replace(" ", "")
 
 
 def requirements(project: Path) -> dict[str, dict[str, str]]:
-    """Group (`core` or an extra) → package → range."""
+    """Version ranges by group (`core` or an extra) and package."""
     declared = tomllib.loads((project / "pyproject.toml").read_text())["project"]
     groups = {"core": declared["dependencies"], **declared["optional-dependencies"]}
     return {group: dict(map(requirement, lines)) for group, lines in groups.items()}
 
 
-def test_environment_yml_and_pyproject_name_the_same_ranges(project: Path) -> None:
+def test_environment_yml_and_pyproject_have_the_same_ranges(project: Path) -> None:
     groups = requirements(project)
-    wanted = {CONDA_NAMES.get(name, name): range_ for name, range_ in (groups["core"] | groups["test"]).items()}
+    expected = {CONDA_NAMES.get(name, name): range_ for name, range_ in (groups["core"] | groups["test"]).items()}
     *listed, pip, by_pip = yaml.safe_load((project / "environment.yml").read_text())["dependencies"]
     conda = dict(map(requirement, listed))
     python = tomllib.loads((project / "pyproject.toml").read_text())["project"]["requires-python"]
     assert conda.pop("python") == f"{python},<3.14"
-    assert conda == wanted
+    assert conda == expected
     # Not all of the imaging packages are on conda-forge.
     assert pip == "pip"
     assert dict(map(requirement, by_pip["pip"])) == groups["imaging"]

@@ -1,4 +1,4 @@
-"""A small dataset of every modality kind, made in memory: what the core's tests build stores from."""
+"""A small in-memory dataset with every kind of modality, from which the tests of the core build stores."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pytest
 
 from mrpipe import keyed
 from mrpipe.options import option
 from mrpipe.schema import Attrition, Checked, Cohort, Dataset, Features, Modality, ModalityReader, Scheme, Task
+from mrpipe.stages import seal
 
 N_SNPS = 21
 
 
 @dataclass(frozen=True)
 class Options:
-    shift_test: float = option(0.0, "added to every value of samples whose id ends in 6 or 7 (for canaries)")
-    order_seed: int = option(0, "shuffles the raw rows; the store must not notice")
+    shift_test: float = option(0.0, "added to every value of samples whose id ends in 6 or 7 (the test samples)")
+    order_seed: int = option(0, "seed that shuffles the raw rows; the store must not depend on it")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def _fixed(values: np.ndarray, modality: Modality) -> pa.Array:
 
 
 def read_table(raw: Path, cohort: pl.DataFrame, options: Options) -> Features:
-    """Vector: two numeric features (one with unknowns), a categorical one with three levels, four counts."""
+    """Vector: two numeric features (one with unknown values), one categorical with three levels, four counts."""
     ids = cohort["sample_id"].filter(pl.Series(_observed(cohort["sample_id"], "table"))).to_list()
     rng = np.random.default_rng(1)
     full = np.column_stack(
@@ -91,7 +93,7 @@ def read_table(raw: Path, cohort: pl.DataFrame, options: Options) -> Features:
 
 
 def read_series(raw: Path, cohort: pl.DataFrame, options: Options) -> Features:
-    """Irregular sequence of 1 to 6 steps of two features."""
+    """Irregular sequence of 1 to 6 steps with two features."""
     ids = cohort["sample_id"].filter(pl.Series(_observed(cohort["sample_id"], "series"))).to_list()
     modality = Modality(name="series", bit=1, kind="sequence", shape=(2,), irregular=True, time_unit="h")
     lengths = np.array([1 + int(i[1:]) % 6 for i in ids])
@@ -108,7 +110,7 @@ def read_series(raw: Path, cohort: pl.DataFrame, options: Options) -> Features:
 
 
 def read_image(raw: Path, cohort: pl.DataFrame, options: Options) -> Features:
-    """Image of three channels, 4 × 5."""
+    """Image with three channels, 4 × 5."""
     ids = cohort["sample_id"].filter(pl.Series(_observed(cohort["sample_id"], "image"))).to_list()
     modality = Modality(name="image", bit=2, kind="image", shape=(3, 4, 5), dtype="uint8")
     pixels = np.stack([np.random.default_rng(int(i[1:])).integers(0, 256, (3, 4, 5)) for i in ids])
@@ -121,7 +123,7 @@ def read_image(raw: Path, cohort: pl.DataFrame, options: Options) -> Features:
 
 
 def genotype_calls(ids: list[str]) -> np.ndarray:
-    """(n, N_SNPS) copies of A1, 3 = not called."""
+    """(n, N_SNPS) copies of A1, 3 = missing call."""
     return np.stack([np.random.default_rng(int(i[1:]) + 99).choice(4, N_SNPS, p=[0.5, 0.3, 0.1, 0.1]) for i in ids])
 
 
@@ -192,5 +194,10 @@ TOY = Dataset(
 
 
 def options_with(**changes: object) -> dict[str, object]:
-    """Settings for `build`, from changed options."""
+    """Settings for `build`: defaults with changes."""
     return dataclasses.asdict(Options(**changes))  # type: ignore[arg-type]
+
+
+def skip_code_of_dataset(patch: pytest.MonkeyPatch) -> None:
+    """Let `seal` hash only the stages, because the toy dataset is not registered."""
+    patch.setattr(seal, "dataset_module", lambda name: "mrpipe.stages.build")

@@ -1,4 +1,4 @@
-"""Registry of datasets: each package in this folder with a `DATASET`, and the entry points of `mrpipe.datasets`."""
+"""Registry of datasets: the packages in this folder, and the entry points of the group `mrpipe.datasets`."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from mrpipe.schema import Dataset
 _GROUP = "mrpipe.datasets"
 
 
-def _own_names() -> list[str]:
+def _builtin_names() -> list[str]:
     return [m.name for m in pkgutil.iter_modules(__path__) if m.ispkg]
 
 
 def dataset_names() -> list[str]:
     """Names of all datasets, sorted."""
-    return sorted({*_own_names(), *entry_points(_GROUP)})
+    return sorted({*_builtin_names(), *entry_points(_GROUP)})
 
 
 def dataset_module(name: str) -> str:
     """Dotted name of the module that declares a dataset."""
-    declared = {} if name in _own_names() else entry_points(_GROUP)
+    declared = {} if name in _builtin_names() else entry_points(_GROUP)
     return declared[name].module if name in declared else f"{__name__}.{name}"
 
 
 def get_dataset(name: str) -> Dataset:
-    """The declaration of a dataset.
+    """Declaration of a dataset.
 
     Raises:
         UsageError: no dataset of this name.
-        TypeError: an entry point that is not a `Dataset` of its own name.
+        TypeError: the entry point is not a `Dataset` of this name.
     """
     if name not in dataset_names():
         raise UsageError(f"no dataset {name!r}. {did_you_mean(name, dataset_names())}")
-    if name in _own_names():
+    if name in _builtin_names():
         dataset = importlib.import_module(f"{__name__}.{name}").DATASET
     else:
         dataset = entry_points(_GROUP)[name].load()

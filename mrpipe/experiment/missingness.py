@@ -1,13 +1,13 @@
-"""Simulated missingness: which modalities of which samples are hidden, drawn once, written down, shared by all methods.
+"""Simulated missingness: masks of hidden modalities, drawn once, stored in a file and shared by all methods.
 
 Mechanisms (`p` is the mean drop probability of a modality; draws are keyed by seed, sample and modality):
 
-mcar          each modality is dropped with probability p, independently (the paper's protocol)
-mnar_label    the probability rises with the class: from (1 − s) p for the first to (1 + s) p for the last
-mnar_value    the probability rises with the modality's own content (rank of its mean value), (1 − s) p to (1 + s) p
-block         samples fall into blocks (by subject); a block lacks a modality altogether with probability p
-timestep_drop no modality is dropped; each step of a sequence is dropped with probability p (at load time)
-gaussian      no modality is dropped; noise of standard deviation p is added to the scaled values (at load time)
+mcar          each modality is dropped independently with probability p (the paper's protocol)
+mnar_label    the probability increases with the class, from (1 − s) p for the first to (1 + s) p for the last
+mnar_value    the probability increases with the rank of the modality's mean value, from (1 − s) p to (1 + s) p
+block         subjects are assigned to blocks; each block lacks a modality entirely with probability p
+timestep_drop modalities are kept; each step of a sequence is dropped with probability p (at load time)
+gaussian      modalities are kept; noise of standard deviation p is added to the scaled values (at load time)
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _MAX_REDRAWS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Missingness:
-    """Settings of a simulated missingness.
+    """Settings of simulated missingness.
 
     Attributes:
         mechanism: one of `MECHANISMS`.
-        p: drop probability in [0, 1), or the standard deviation of `gaussian`.
-        seed: the same seed gives the same mask for every method.
-        modalities: the view of the store that is used; the others are masked out.
-        redraw: draw a sample again until at least one modality is left; otherwise its mask may be 0.
-        strength: s of the two mnar mechanisms, in [0, 1].
-        n_blocks: number of blocks of `block`.
-        task: label of `mnar_label`.
+        p: drop probability in [0, 1); for `gaussian`, the standard deviation.
+        seed: seed of the draw; methods with the same seed share a mask.
+        modalities: modalities in use; all others are masked. Empty: all modalities of the store.
+        redraw: redraw a sample until at least one modality remains; otherwise its mask may be 0.
+        strength: s of the mechanisms `mnar_label` and `mnar_value`, in [0, 1].
+        n_blocks: number of blocks of the mechanism `block`.
+        task: task whose label determines `mnar_label`; None: the default task.
     """
 
     mechanism: str = "mcar"
@@ -63,9 +63,9 @@ class Missingness:
         if self.mechanism not in MECHANISMS:
             raise UsageError(f"unknown mechanism {self.mechanism!r}; known: {', '.join(MECHANISMS)}")
         if self.p < 0 or (self.mechanism != "gaussian" and self.p >= 1):
-            raise UsageError(f"p must lie in [0, 1) for {self.mechanism}, got {self.p}")
+            raise UsageError(f"p must be in [0, 1) for {self.mechanism}, got {self.p}")
         if not 0 <= self.strength <= 1 or self.n_blocks < 1:
-            raise UsageError("strength must lie in [0, 1] and n_blocks be at least 1")
+            raise UsageError("strength must be in [0, 1] and n_blocks at least 1")
 
 
 def non_default(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def non_default(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mid-ranks scaled to (0, 1); their mean is 1/2."""
+    """Mid-ranks scaled to (0, 1), with mean 1/2."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     upper = np.cumsum(counts)
     rank: NDArray[np.float64] = ((upper - (counts + 1) / 2)[inverse] + 0.5) / len(values)
@@ -83,7 +83,7 @@ def _rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _content(arrays: Arrays) -> NDArray[np.float64]:
-    """One number a sample: the mean of its values (of genotypes, of the copies of A1), unknowns counted as 0."""
+    """Mean of each sample's values (for genotypes, of the copies of A1), unknown values counted as 0; (n,)."""
     if arrays.modality.encoding == "packed2":
         low, high = arrays.x & np.uint8(0x55), (arrays.x >> np.uint8(1)) & np.uint8(0x55)
         copies = np.bitwise_count(low & ~high) + 2 * np.bitwise_count(high & ~low)
@@ -99,7 +99,7 @@ def _content(arrays: Arrays) -> NDArray[np.float64]:
 
 
 def _drop_probability(store: Store, samples: pl.DataFrame, names: Sequence[str], s: Missingness) -> NDArray[np.float64]:
-    """(n, M) probability that a modality is hidden."""
+    """Probability that a modality is hidden, (n, M)."""
     p: NDArray[np.float64] = np.full((len(samples), len(names)), s.p)
     if s.mechanism == "mnar_label":
         labels = store.labels(s.task).collect()
@@ -117,9 +117,9 @@ def _drop_probability(store: Store, samples: pl.DataFrame, names: Sequence[str],
 
 
 def draw_masks(store: Store, settings: Missingness) -> pl.DataFrame:
-    """The mask of every sample under simulated missingness: `sample_id`, `modality_mask` (uint16).
+    """Draw the mask of every sample: `sample_id`, `modality_mask` (uint16).
 
-    A drop can only hide what is observed. Samples that have none of `settings.modalities` keep mask 0.
+    Only observed modalities can be hidden. Samples that have none of `settings.modalities` get mask 0.
     """
     names = settings.modalities or tuple(m.name for m in store.modalities)
     view = masks.to_mask(names, store.bits)
@@ -133,7 +133,7 @@ def draw_masks(store: Store, settings: Missingness) -> pl.DataFrame:
         keys = keyed.id_keys(samples[by])
         if settings.mechanism == "block":
             keys = keyed.bits(keys, settings.seed, "block")[:, 0] % np.uint64(settings.n_blocks)
-        # The draw of a modality is keyed by its name, so that a view of fewer modalities hides the same ones.
+        # Draws are keyed by the modality's name, so that a subset of modalities is hidden for the same samples.
         kept = observed.copy()
         pending = np.flatnonzero(observed.any(axis=1))
         for attempt in range(_MAX_REDRAWS):
@@ -145,15 +145,15 @@ def draw_masks(store: Store, settings: Missingness) -> pl.DataFrame:
             if not settings.redraw or len(pending) == 0:
                 break
             if settings.mechanism == "block" and attempt == 0:
-                # From here on a sample draws for itself, or a block that lacks all its modalities would never end.
+                # Redraw per sample: redrawing whole blocks might never leave each sample a modality.
                 keys = keyed.id_keys(samples["sample_id"])
         else:
-            raise UsageError(f"p={settings.p} leaves no modality to {len(pending)} samples after {_MAX_REDRAWS} draws")
+            raise UsageError(f"p={settings.p}: {len(pending)} samples have no modality left after {_MAX_REDRAWS} draws")
     return pl.DataFrame({"sample_id": samples["sample_id"], "modality_mask": masks.pack(kept, bits)})
 
 
 def write_masks(store: Store, settings: Missingness, out: Path) -> dict[str, int]:
-    """Draw and write a mask file; returns pattern name → number of samples."""
+    """Draw masks and write them to a file; returns the number of samples per modality combination."""
     frame = draw_masks(store, settings)
     recorded = dataclasses.asdict(settings) | {"store_id": store.store_id}
     write_frame(out, frame, metadata={MASK_KEY: json.dumps(recorded, sort_keys=True)})
@@ -162,7 +162,7 @@ def write_masks(store: Store, settings: Missingness, out: Path) -> dict[str, int
 
 
 def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
-    """A mask file: the frame (`sample_id`, `modality_mask`), its settings and the id of its store."""
+    """Read a mask file: frame (`sample_id`, `modality_mask`), settings, and id of the store."""
     metadata = read_metadata(path)
     if MASK_KEY not in metadata:
         raise DataError(Fault(file=str(path), expected="a mask file of `mrpipe mask`", found="another Parquet file"))
@@ -173,9 +173,9 @@ def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
 
 
 def corrupt(arrays: Arrays, settings: Missingness) -> Arrays:
-    """Apply `timestep_drop` or `gaussian` to transformed arrays; other mechanisms leave them as they are.
+    """Apply `timestep_drop` or `gaussian` to transformed arrays; other mechanisms leave them unchanged.
 
-    Draws are keyed by (seed, sample, modality, position in the sample): neither order nor company of samples matter.
+    Draws are keyed by (seed, sample, modality, position in the sample), so samples are independent of each other.
     """
     if settings.mechanism not in AT_LOAD or settings.p == 0:
         return arrays
@@ -194,7 +194,7 @@ def corrupt(arrays: Arrays, settings: Missingness) -> Arrays:
     u = keyed.uniform(_step_keys(keys, arrays.offsets), settings.seed, purpose)[:, 0]
     sample = np.repeat(np.arange(len(arrays)), np.diff(arrays.offsets))
     keep = u >= settings.p
-    # A sequence never loses its last remaining step: the one with the largest draw stays.
+    # Every sequence keeps at least one step: the one with the largest draw.
     best = np.zeros(len(arrays))
     np.maximum.at(best, sample, u)
     keep |= u == best[sample]
@@ -206,8 +206,8 @@ def corrupt(arrays: Arrays, settings: Missingness) -> Arrays:
 
 
 def _step_keys(keys: NDArray[np.uint64], offsets: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A key for every step: the sample's key mixed with the step's place in its sample."""
+    """Keys of steps: the sample's key combined with the position of the step in its sample."""
     lengths = np.diff(offsets)
-    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
     with np.errstate(over="ignore"):
-        return np.repeat(keys, lengths) + place.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        return np.repeat(keys, lengths) + position.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)

@@ -1,7 +1,7 @@
-"""The best possible prediction of a simulated export, in one form for all simulators: `best.parquet` beside the truth.
+"""Best possible predictions of a simulated export: `best.parquet` in the truth folder, same format for all datasets.
 
-One row a (sample, combination of observed modalities): the probability of each class given what these modalities show,
-under the model that drew the sample; or, where a simulator knows only that of the factors behind them, a bound on it.
+One row per (sample, combination of observed modalities): the class probabilities given these modalities under the
+simulation model. If a simulator knows them only given the latent factors, they are an upper bound on performance.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from mrpipe.store.parquet import read_metadata, write_frame
 
 NAME = "best.parquet"
 KEY = "mrpipe.best"
-# A combination of this name stands for every combination that has no rows of its own.
+# Name of the rows that apply to all combinations without rows of their own.
 ANY = ""
 
 
 def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """All combinations of modalities, in bit order."""
+    """All non-empty combinations of modalities, each in bit order."""
     return [c for k in range(1, len(names) + 1) for c in combinations(names, k)]
 
 
@@ -36,11 +36,11 @@ def write_best(
     sample_id: Sequence[str],
     best: Mapping[tuple[str, ...], NDArray[np.float64]],
 ) -> None:
-    """Write `best.parquet`: `sample_id, modalities, p_<class>…`, sorted.
+    """Write `best.parquet`: `sample_id, modalities, p_<class>…`, sorted by sample and modalities.
 
     Args:
-        task: the label that is predicted.
-        best: modalities in bit order (none: every combination) → (n, C) probabilities.
+        task: predicted task.
+        best: modalities in bit order (empty: all other combinations) → (n, C) class probabilities.
     """
     frames = [
         pl.DataFrame(
@@ -53,7 +53,7 @@ def write_best(
 
 
 def read_best(truth: Path, task: str) -> pl.DataFrame | None:
-    """The content of `best.parquet`; None where there is none, or only one of another label."""
+    """Content of `best.parquet`; None if the file is absent or belongs to another task."""
     path = truth / NAME
     if not path.is_file() or json.loads(read_metadata(path)[KEY]) != task:
         return None

@@ -1,9 +1,9 @@
-"""Packed genotypes (two bits a call, 3 = not called): repacking, counts, and LD pruning on training subjects.
+"""Packed genotypes (two bits per call, 3 = missing): packing, counts, and LD pruning on training subjects.
 
-`ld_prune` keeps the SNPs that plink 1.9 `--indep-pairwise WINDOW STEP R2` keeps: windows of WINDOW consecutive SNPs of
-one chromosome that move by STEP; of a pair whose squared correlation of copies exceeds R2 the one with the lower minor
-allele frequency goes (the second one at a tie); SNPs without variance go. Correlations are over the people called at
-both SNPs. `mrpipe.plink` asks plink itself where it is installed.
+`ld_prune` keeps the same SNPs as plink 1.9 `--indep-pairwise WINDOW STEP R2`. Windows of WINDOW consecutive SNPs of a
+chromosome move by STEP. Of a pair whose squared correlation of copies exceeds R2, the SNP with the lower minor allele
+frequency is removed (the second in case of a tie); SNPs without variance are removed. Correlations are computed over
+people with calls at both SNPs. `mrpipe.genetics.plink` runs plink itself if it is installed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 MISSING = 3
 _BLOCK = 64
-# Below this relative difference two frequencies count as equal, as in plink (2^-44).
+# Frequencies with a smaller relative difference are considered equal, as in plink (2^-44).
 _EPSILON = 2.0**-44
 _SHIFTS = np.array([0, 2, 4, 6], dtype=np.uint8)
 
 
 def pack(calls_NP: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Copies of A1 (n, p), 3 = not called → (n, ceil(p / 4)) uint8, little end first, filled up with 3."""
+    """Pack copies of A1 (n, p), 3 = missing, to (n, ceil(p / 4)) uint8, from the low bits, padded with 3."""
     n, p = calls_NP.shape
     padded = np.full((n, -(-p // 4), 4), MISSING, dtype=np.uint8)
     padded.reshape(n, -1)[:, :p] = calls_NP
@@ -31,16 +31,16 @@ def pack(calls_NP: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def unpack_at(packed: NDArray[np.uint8], positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Copies of A1 at some SNPs, (n, len(positions)) uint8, from (n, bytes)."""
+    """Copies of A1 at the given SNPs, (n, len(positions)) uint8, from packed rows (n, bytes)."""
     calls: NDArray[np.uint8] = (packed[:, positions >> 2] >> _SHIFTS[positions & 3]) & np.uint8(3)
     return calls
 
 
 def take_snps(packed: NDArray[np.uint8], positions: NDArray[np.int64], *, block: int = 4096) -> NDArray[np.uint8]:
-    """The packed genotypes of some SNPs, in that order, (n, ceil(k / 4)), a block of SNPs at a time."""
+    """Packed genotypes (n, ceil(k / 4)) of the k given SNPs, in this order; processed in blocks of SNPs."""
     n_bytes = -(-len(positions) // 4)
     if np.array_equal(positions, np.arange(len(positions))):
-        # All SNPs, or the first ones: the bytes as they are, filled up with 3.
+        # All or the first SNPs: copy the bytes and pad with 3.
         out = packed[:, :n_bytes].copy()
         if len(positions) % 4:
             out[:, -1] |= np.uint8(0xFF << 2 * (len(positions) % 4) & 0xFF)
@@ -53,7 +53,7 @@ def take_snps(packed: NDArray[np.uint8], positions: NDArray[np.int64], *, block:
 
 
 def fill_missing(packed: NDArray[np.uint8], mode: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Packed rows (n, bytes) with every call that was not made replaced by the packed `mode` (bytes,); in place."""
+    """Replace missing calls of packed rows (n, bytes) by the packed `mode` (bytes,), in place."""
     for start in range(0, len(packed), 64):
         rows = packed[start : start + 64]
         missing = rows & (rows >> np.uint8(1)) & np.uint8(0x55)
@@ -63,7 +63,7 @@ def fill_missing(packed: NDArray[np.uint8], mode: NDArray[np.uint8]) -> NDArray[
 
 
 def unpack_range(packed: NDArray[np.uint8], start: int, stop: int) -> NDArray[np.uint8]:
-    """Copies of A1 at the SNPs start … stop − 1, (n, stop − start) uint8."""
+    """Copies of A1 at the SNPs start to stop − 1, (n, stop − start) uint8."""
     first = start // 4
     block = packed[:, first : -(-stop // 4), None] >> _SHIFTS
     block &= np.uint8(3)
@@ -71,13 +71,13 @@ def unpack_range(packed: NDArray[np.uint8], start: int, stop: int) -> NDArray[np
 
 
 def call_counts(packed: NDArray[np.uint8], n_snps: int, *, block: int = 4096) -> NDArray[np.int64]:
-    """How many people have 0, 1, 2 copies and no call at each SNP, (4, p); counted on the packed bytes."""
+    """Number of people with 0, 1 and 2 copies and missing calls per SNP, (4, p), counted on the packed bytes."""
     n, n_bytes = packed.shape
     counts = np.zeros((4, n_bytes, 4), dtype=np.int64)
     low_bits = np.uint8(0x55)
     for start in range(0, n_bytes, block):
         at = slice(start, start + block)
-        # A byte counts up to 255, so that the sums of so many rows are bytes, too.
+        # The counts of 255 rows fit into a byte.
         for row in range(0, n, 255):
             rows = packed[row : row + 255, at]
             low, high = rows & low_bits, (rows >> 1) & low_bits
@@ -92,7 +92,7 @@ def call_counts(packed: NDArray[np.uint8], n_snps: int, *, block: int = 4096) ->
 
 @dataclass(frozen=True)
 class LdOptions:
-    """Window and step in SNPs, and the squared correlation above which one SNP of a pair goes."""
+    """Window and step in SNPs, and squared correlation above which one SNP of a pair is removed."""
 
     window: int = 50
     step: int = 5
@@ -104,7 +104,7 @@ def _pairs_above(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs (i, j), i < n_left, i < j < i + window, with r² above the threshold; calls (n, n_left + window − 1).
 
-    All sums are integers below 2^24, so single precision holds them exactly.
+    All sums are integers below 2^24, which single precision represents exactly.
     """
     called = calls != MISSING
     x = np.where(called, calls, 1).astype(np.float32) - 1.0
@@ -132,30 +132,31 @@ def _pairs_above(
     return i, j
 
 
-def _settle(partners: dict[int, list[int]], maf: NDArray[np.float64], gone: NDArray[np.bool_]) -> None:
-    """Remove SNPs until no pair is left; in each pass a SNP meets its first remaining partner."""
-    settled = False
-    while not settled:
-        settled = True
+def _remove_pairs(partners: dict[int, list[int]], maf: NDArray[np.float64], removed: NDArray[np.bool_]) -> None:
+    """Remove SNPs until no pair is left; each pass compares a SNP with its first remaining partner."""
+    finished = False
+    while not finished:
+        finished = True
         for i, others in partners.items():
-            if gone[i]:
+            if removed[i]:
                 continue
-            while others and gone[others[0]]:
+            while others and removed[others[0]]:
                 others.pop(0)
             if others:
-                settled = False
+                finished = False
                 j = others.pop(0)
-                gone[i if maf[i] < (1 - _EPSILON) * maf[j] else j] = True
+                removed[i if maf[i] < (1 - _EPSILON) * maf[j] else j] = True
 
 
 def ld_prune(
     packed: NDArray[np.uint8], chromosome: NDArray[np.generic], options: LdOptions | None = None
 ) -> NDArray[np.int64]:
-    """Positions of the SNPs that stay, rising.
+    """Ascending positions of the SNPs that remain after LD pruning.
 
     Args:
-        packed: training subjects' genotypes (n, bytes), SNPs in order of position within each chromosome.
-        chromosome: (p,) chromosome of each SNP; each chromosome one stretch.
+        packed: genotypes (n, bytes) of training subjects, SNPs sorted by position within each chromosome.
+        chromosome: (p,) chromosome of each SNP; the SNPs of a chromosome are consecutive.
+        options: parameters of the pruning; default: `LdOptions()`.
     """
     options = options or LdOptions()
     n_snps = len(chromosome)
@@ -164,7 +165,7 @@ def ld_prune(
     with np.errstate(invalid="ignore"):
         frequency = (counts[1] + 2 * counts[2]) / (2 * n_called)
     maf = np.minimum(frequency, 1 - frequency)
-    gone: NDArray[np.bool_] = (counts[:3] > 0).sum(axis=0) < 2
+    removed: NDArray[np.bool_] = (counts[:3] > 0).sum(axis=0) < 2
     changes = np.flatnonzero(chromosome[1:] != chromosome[:-1]) + 1
     for first, last in pairwise([0, *changes.tolist(), n_snps] if n_snps else []):
         pairs_i, pairs_j = [], []
@@ -175,10 +176,10 @@ def ld_prune(
             pairs_i.append(i + start)
             pairs_j.append(j + start)
         i, j = np.concatenate(pairs_i), np.concatenate(pairs_j)
-        # A pair is met in the first window that holds its second SNP, if its first SNP has not left the window.
+        # A pair is compared in the first window that contains its second SNP, if the window also contains its first.
         step_of = np.maximum(-(-(j - first + 1 - options.window) // options.step), 0)
-        met = i >= first + step_of * options.step
-        i, j, step_of = i[met], j[met], step_of[met]
+        compared = i >= first + step_of * options.step
+        i, j, step_of = i[compared], j[compared], step_of[compared]
         order = np.lexsort((j, i, step_of))
         i, j, step_of = i[order], j[order], step_of[order]
         bounds = np.flatnonzero(step_of[1:] != step_of[:-1]) + 1
@@ -186,5 +187,5 @@ def ld_prune(
             partners: dict[int, list[int]] = {}
             for a, b in zip(i[low:high].tolist(), j[low:high].tolist(), strict=True):
                 partners.setdefault(a, []).append(b)
-            _settle(partners, maf, gone)
-    return np.flatnonzero(~gone)
+            _remove_pairs(partners, maf, removed)
+    return np.flatnonzero(~removed)

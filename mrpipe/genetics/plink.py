@@ -1,6 +1,6 @@
-"""LD pruning by plink 1.9 where it is installed: the SNPs of `genotypes.ld_prune`, some twenty times as fast.
+"""LD pruning by plink 1.9, if installed: same result as `packing.ld_prune`, about twenty times as fast.
 
-Only 1.9 is asked: of a pair it removes the same SNP in all its releases, while plink 2 has changed that.
+Only version 1.9 is used, because all its releases remove the same SNP of a pair; plink 2 removes different ones.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from mrpipe.genetics import packing as genotypes
 from mrpipe.genetics.packing import LdOptions
 
-# Individual-major: the packed rows as they are, and plink transposes them.
+# Individual-major .bed: the packed rows are written unchanged, and plink transposes them.
 _MAGIC = b"\x6c\x1b\x00"
 _MEMORY_MIB = 1024
 
 
 def _bed_bytes() -> NDArray[np.uint8]:
-    """(256,): four packed copies of A1 (3 = not called) → the same calls as codes of a .bed."""
+    """Lookup table (256,) from four packed copies of A1 (3 = missing) to the codes of a .bed file."""
     shifts = np.array([0, 2, 4, 6], dtype=np.uint8)
     codes = np.array([3, 2, 0, 1], dtype=np.uint8)[(np.arange(256)[:, None] >> shifts) & 3]
     table: NDArray[np.uint8] = np.bitwise_or.reduce(codes << shifts, axis=1)
@@ -32,37 +32,38 @@ def _bed_bytes() -> NDArray[np.uint8]:
 
 
 def find() -> str | None:
-    """The program plink 1.9: Debian's `plink1.9`, or its authors' and Bioconda's `plink`; None where there is none."""
+    """Path of plink 1.9 (`plink1.9` on Debian, else `plink`), or None if it is not installed."""
     if found := shutil.which("plink1.9"):
         return found
     found = shutil.which("plink")
     if found is None:
         return None
-    # Debian calls 1.07 so.
-    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    return found if said.stdout.startswith("PLINK v1.9") else None
+    # On Debian, `plink` is version 1.07.
+    done = subprocess.run([found, "--version"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    return found if done.stdout.startswith("PLINK v1.9") else None
 
 
 def ld_prune(packed: NDArray[np.uint8], chromosome: NDArray[np.generic], options: LdOptions) -> NDArray[np.int64]:
-    """Positions of the SNPs that stay, rising: by plink 1.9, or by `genotypes.ld_prune` where plink is not to be had.
+    """Ascending positions of the SNPs that remain after LD pruning, by plink 1.9 or else by `packing.ld_prune`.
 
-    Where plink is there and fails (no room in the folder for temporary files, say), a RuntimeWarning has its words. Its
-    files are as large as `packed`, twice; they name neither people nor SNPs.
+    If plink fails, e.g. because the temporary folder is full, a RuntimeWarning contains its message. The temporary
+    files are twice as large as `packed` and contain no names of people or SNPs.
 
     Args:
-        packed: (n, bytes) training subjects' genotypes, SNPs in order of position within each chromosome.
-        chromosome: (p,) chromosome of each SNP; each chromosome one stretch.
+        packed: genotypes (n, bytes) of training subjects, SNPs sorted by position within each chromosome.
+        chromosome: (p,) chromosome of each SNP; the SNPs of a chromosome are consecutive.
+        options: parameters of the pruning.
     """
-    # plink refuses the rest, or, with windows that leave gaps, removes SNPs that correlate with none.
-    suits = 1 < options.window >= options.step and 0 < options.r2 < 1 < len(packed)
-    program = find() if suits else None
+    # plink refuses other values or, if steps exceed windows, removes uncorrelated SNPs.
+    supported = 1 < options.window >= options.step and 0 < options.r2 < 1 < len(packed)
+    program = find() if supported else None
     if program is not None:
         try:
             return _by_plink(program, packed, chromosome, options)
         except (OSError, subprocess.CalledProcessError) as error:
-            said = str(getattr(error, "stderr", None) or error).strip()
+            message = str(getattr(error, "stderr", None) or error).strip()
             warnings.warn(
-                f"{program} failed and mrpipe prunes itself, which takes longer: {said}", RuntimeWarning, stacklevel=2
+                f"{program} failed; using the slower built-in LD pruning: {message}", RuntimeWarning, stacklevel=2
             )
     return genotypes.ld_prune(packed, chromosome, options)
 
@@ -70,10 +71,10 @@ def ld_prune(packed: NDArray[np.uint8], chromosome: NDArray[np.generic], options
 def _by_plink(
     program: str, packed: NDArray[np.uint8], chromosome: NDArray[np.generic], options: LdOptions
 ) -> NDArray[np.int64]:
-    # Names of their own, so that no chromosome counts as haploid and SNPs are known by their position here.
-    stretch = np.cumsum(np.r_[False, chromosome[1:] != chromosome[:-1]])
-    bim = pl.DataFrame({"stretch": stretch, "snp": np.arange(len(chromosome))}).select(
-        pl.format("c{}", "stretch"),
+    # Neutral names, so that no chromosome is treated as haploid and SNPs are identified by their position.
+    run = np.cumsum(np.r_[False, chromosome[1:] != chromosome[:-1]])
+    bim = pl.DataFrame({"run": run, "snp": np.arange(len(chromosome))}).select(
+        pl.format("c{}", "run"),
         "snp",
         pl.lit(0).alias("cm"),
         (pl.col("snp") + 1).alias("pos"),

@@ -1,1 +1,1 @@
-"""Structural MRI: reading scans, the chain from a T1 to a grey-matter map in template space, quality control."""
+"""Structural MRI: reading scans, processing T1 images to grey-matter maps in template space, quality control."""

@@ -1,10 +1,10 @@
-"""From one T1 to a volume-preserving grey-matter map in template space, step by step.
+"""Processing of a T1 image to a volume-preserving grey-matter map in template space.
 
-reorient → N4 bias correction (SimpleITK) → brain extraction (deepbet) → tissue segmentation (Atropos) → registration
-to the template (SyN) → grey-matter probability × Jacobian determinant (the RAVENS substitute). How well and how fast:
-benchmarks/imaging.md. One thread and fixed seeds: the same scan gives the same bytes.
+Steps: reorientation, N4 bias correction (SimpleITK), brain extraction (deepbet), tissue segmentation (Atropos),
+registration to the template (SyN), grey-matter probability × Jacobian determinant (a substitute for RAVENS).
+docs/benchmarks.md reports quality and speed. With one thread and fixed seeds, results are bit-identical.
 
-The libraries are the extra `imaging` and are imported where they are used: each scan runs in a process of its own.
+The libraries (extra `imaging`) are imported only where they are used, because each scan runs in a separate process.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from mrpipe.errors import DataError, Fault, MissingExtraError
 from mrpipe.imaging.nifti import read_scan, write_nifti
 
 PACKAGES = {"ants": "antspyx", "SimpleITK": "SimpleITK", "deepbet": "deepbet", "nilearn": "nilearn"}
-# 1000 = a template voxel full of grey matter, the scale of the RAVENS maps (A.7).
+# Scale of RAVENS maps: 1000 = a template voxel that contains only grey matter.
 SCALE = 1000.0
 SEED = 42
-# No living brain has less of a tissue; less means that the classes are not fluid, grey and white matter.
+# Every living brain has more of each tissue; below, the classes are not fluid, grey and white matter.
 MIN_SHARE = 0.08
 SYN: dict[str, dict[str, Any]] = {
     "quality": {"type_of_transform": "SyN", "syn_metric": "meansquares", "reg_iterations": (40, 20, 10)},
@@ -37,13 +37,13 @@ SYN: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ChainSettings:
-    """What determines the result besides the scan and the template.
+    """Settings that determine the result, besides scan and template.
 
     Attributes:
         registration: quality, fast or affine.
-        brain: `extract`, or `stripped` for scans without a skull (everything above 0 is brain).
-        segment_mm: voxel size of the segmentation.
-        keep: write brain mask, grey-matter probability and transforms beside the result, for evaluation.
+        brain: `extract`, or `stripped` for skull-stripped scans (all values above 0 are brain).
+        segment_mm: voxel size of the segmentation in mm; 0: that of the scan.
+        keep: also write brain mask and grey-matter probability, for evaluation.
     """
 
     registration: str = "quality"
@@ -54,15 +54,15 @@ class ChainSettings:
 
 @dataclass(kw_only=True)
 class ChainResult:
-    """One processed scan.
+    """A processed scan.
 
     Attributes:
-        gm: (I, J, K) float32 modulated grey matter on the template's grid, × 1000, not smoothed.
-        t1: (I, J, K) float32, the bias-corrected brain on the template's grid.
-        native: three panels for the picture: head, brain mask and grey matter of the scan itself, same shape.
-        numbers: quality control; see `run_chain`.
-        seconds: processor time per step; with one thread, the wall time on a core of its own.
-        peak_mb: peak memory of the process.
+        gm: (I, J, K) float32 modulated grey matter × 1000 on the template's grid, not smoothed.
+        t1: (I, J, K) float32 bias-corrected brain on the template's grid.
+        native: head, brain mask and grey matter in the space of the scan, for the picture; equal shapes.
+        numbers: numbers of quality control; see `run_chain`.
+        seconds: CPU time per step, equal to the wall time on an idle core.
+        peak_mb: peak memory of the process in MB.
     """
 
     gm: NDArray[np.float32]
@@ -75,7 +75,7 @@ class ChainResult:
 
 
 def require_imaging() -> None:
-    """Raise MissingExtraError for the first package of the chain that is not installed."""
+    """Raise MissingExtraError if a package of the chain is not installed."""
     for module, package in PACKAGES.items():
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(package, "imaging", "the chain from raw T1 scans to grey-matter maps")
@@ -93,11 +93,11 @@ class _Clock:
 
 
 def correct_bias(path: Path, *, shrink: int = 4, iterations: tuple[int, ...] = (25, 25, 25)) -> NDArray[np.float32]:
-    """N4 inside an Otsu mask of the head; float32 array in the order of the file's axes.
+    """N4 bias correction within an Otsu mask of the head; float32 array in the axis order of the file.
 
     Args:
-        path: a NIfTI file.
-        shrink: factor of the grid on which the field is fitted; the field is applied at full resolution.
+        path: NIfTI file.
+        shrink: factor by which the grid is coarsened to fit the field, which is applied at full resolution.
     """
     import SimpleITK as sitk
 
@@ -114,7 +114,7 @@ def correct_bias(path: Path, *, shrink: int = 4, iterations: tuple[int, ...] = (
 
 
 def extract_brain(head: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Brain mask of a RAS head by deepbet (weights in the package); one component, holes filled."""
+    """Brain mask of a head in RAS+ order by deepbet (weights included in the package); one component without holes."""
     from deepbet import BrainExtraction
 
     bet = BrainExtraction(no_gpu=True)
@@ -127,19 +127,19 @@ def extract_brain(head: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def segment(brain: Any, mask: Any, voxel_mm: float) -> tuple[Any, list[float]]:
-    """Grey-matter probability of a brain by Atropos (k-means of three, Markov random field), on the brain's grid.
+    """Grey-matter probability of a brain by Atropos (k-means with three classes, Markov random field).
 
     Args:
         brain, mask: ANTs images.
-        voxel_mm: size of the voxels on which it works; finer costs more, 0 keeps the scan's.
+        voxel_mm: voxel size of the segmentation in mm; 0: that of the scan.
 
     Returns:
-        ANTs image of the probability; shares of fluid, grey and white matter in the brain.
+        ANTs image of the probability on the brain's grid; shares of fluid, grey and white matter in the brain.
     """
     import ants
 
-    # Atropos starts its means evenly between the extremes: a few bright voxels (vessels, fat) would be a class of
-    # their own, and grey matter one with the fluid. Seen on one of four real scans: Dice 0.13 without, 0.86 with.
+    # Atropos initialises the class means evenly between the extremes. Without clipping, a few bright voxels (vessels,
+    # fat) can become a class and grey matter merges with fluid (one of four real scans: Dice 0.13, with clipping 0.86).
     values, inside_np = brain.numpy(), mask.numpy() > 0
     low, high = np.percentile(values[inside_np], (0.5, 99.5))
     small = brain.new_image_like(np.where(inside_np, np.clip(values, low, high), 0).astype(np.float32))
@@ -147,9 +147,9 @@ def segment(brain: Any, mask: Any, voxel_mm: float) -> tuple[Any, list[float]]:
     if voxel_mm and max(brain.spacing) < voxel_mm:
         small = ants.resample_image(small, (voxel_mm,) * 3, use_voxels=False, interp_type=0)
         inside = ants.resample_image_to_target(mask, small, interp_type="nearestNeighbor")
-    # r=0: a constant seed; Atropos visits voxels in random order and is otherwise different each time.
+    # r=0 fixes the seed: Atropos visits voxels in random order, so that results would otherwise vary.
     tissue = ants.atropos(a=small, x=inside, i="kmeans[3]", m="[0.2,1x1x1]", c="[5,0]", r=0)
-    # k-means orders its classes by intensity: fluid, grey, white.
+    # The k-means classes are ordered by intensity: fluid, grey matter, white matter.
     sums = [float(p.numpy().sum(dtype=np.float64)) for p in tissue["probabilityimages"]]
     shares = [s / max(sum(sums), 1e-9) for s in sums]
     grey = ants.resample_image_to_target(tissue["probabilityimages"][1], brain, interp_type="linear")
@@ -159,14 +159,15 @@ def segment(brain: Any, mask: Any, voxel_mm: float) -> tuple[Any, list[float]]:
 def match_quantiles(
     image: NDArray[np.float32], mask: NDArray[np.bool_], reference: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """The image with the intensity quantiles of `reference` inside `mask`, 0 outside.
+    """Map the intensity quantiles inside `mask` to those of `reference`; 0 outside.
 
-    Mean squares compare intensities: without this, SyN makes up for another scanner's scale by moving borders.
+    The mean-squares metric compares intensities. Without matching, SyN would compensate for differences in intensity
+    scale by shifting tissue borders.
     """
     q = np.linspace(0.01, 0.99, 25)
     out = np.zeros(image.shape, dtype=np.float32)
     source = np.quantile(image[mask], q)
-    # np.interp needs rising abscissae; equal ones (a peak in the histogram) are set apart by next to nothing.
+    # np.interp requires ascending abscissae; equal quantiles (a peak of the histogram) are separated by a tiny offset.
     source += np.arange(len(q)) * 1e-9 * max(float(source[-1] - source[0]), 1e-9)
     out[mask] = np.interp(image[mask], source, np.quantile(reference, q))
     return out
@@ -183,18 +184,18 @@ def run_chain(
 
     Args:
         scan_path: NIfTI file as delivered.
-        shown_as: its name in errors.
-        template_t1, template_brain: skull-stripped template and its mask, on the grid of the result.
+        shown_as: name of the scan in error messages.
+        template_t1, template_brain: skull-stripped template and its brain mask, on the grid of the result.
         work: empty folder for intermediate files.
 
     Returns:
-        Result with the numbers: `brain_ml`, `gm_ml` (native), `fluid_share` and `white_share` (of the brain),
-        `map_ml` (sum of the modulated map), `mass_ratio`
-        (map_ml / gm_ml), `overlap` (Dice of the warped brain and the template's), `ncc` (correlation with the
-        template inside it), `n_folded` (template-brain voxels with a Jacobian ≤ 0), `jacobian_min`, `jacobian_max`.
+        Result with the numbers `brain_ml`, `gm_ml` (in the space of the scan), `fluid_share`, `white_share` (of the
+        brain), `map_ml` (volume of the modulated map), `mass_ratio` (map_ml / gm_ml), `overlap` (Dice of the warped
+        brain and the template's brain), `ncc` (correlation with the template within its brain), `n_folded` (voxels of
+        the template's brain with a Jacobian ≤ 0), `jacobian_min` and `jacobian_max` (in the template's brain).
 
     Raises:
-        DataError: a scan that cannot be read, or in which a step finds no brain or no grey matter.
+        DataError: the scan cannot be read, or no brain or no plausible tissue classes were found.
     """
     clock = _Clock()
     scan = read_scan(scan_path, shown_as)

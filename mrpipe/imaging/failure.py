@@ -1,14 +1,14 @@
-"""Why one scan gives no map."""
+"""Failure of a single scan."""
 
 from __future__ import annotations
 
 
 class ScanFailedError(Exception):
-    """One scan gives no map; the run goes on without it.
+    """A scan could not be processed to a map; the run continues without it.
 
     Attributes:
-        reason: one text for each kind of failure, so that failures can be counted; never a subject, file or value.
-        detail: what was found in this scan; may hold a path, so it stays out of stores and reports.
+        reason: constant text per kind of failure, for counting; contains no subject, file name or value.
+        detail: finding in this scan; may contain a path, so it is not written to stores or reports.
     """
 
     def __init__(self, reason: str, detail: str = ""):

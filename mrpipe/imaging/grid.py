@@ -1,4 +1,4 @@
-"""The voxel grid of a set of maps: a mask on a template, cropped to its bounding box."""
+"""Voxel grid of a set of maps: a mask on a template grid, cropped to its bounding box."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mrpipe.errors import DataError, Fault
 from mrpipe.imaging.nifti import load_nifti
 
-# In a stored volume 0 means outside the mask, so a zero inside it becomes the smallest positive float16 (6e-8).
+# In stored volumes, 0 means outside the mask; zeros inside it become the smallest positive float16 (6e-8).
 INSIDE_ZERO = 2.0**-24
 
 
@@ -23,8 +23,8 @@ class VoxelGrid:
     """A mask on a template grid.
 
     Attributes:
-        mask: (I, J, K) bool, the voxels that are kept.
-        affine: (4, 4) voxel index → world coordinates, mm, RAS+.
+        mask: (I, J, K) bool, voxels to keep.
+        affine: (4, 4) voxel indices → world coordinates in mm, RAS+.
     """
 
     mask: NDArray[np.bool_]
@@ -32,7 +32,7 @@ class VoxelGrid:
 
     @cached_property
     def box(self) -> tuple[slice, slice, slice]:
-        """Bounding box of the mask, one slice an axis."""
+        """Bounding box of the mask, one slice per axis."""
         slices = []
         for axis in range(3):
             hit = np.flatnonzero(self.mask.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -41,7 +41,7 @@ class VoxelGrid:
 
     @cached_property
     def inside(self) -> NDArray[np.bool_]:
-        """The mask inside its bounding box, (D, H, W)."""
+        """The mask cropped to its bounding box, (D, H, W)."""
         return np.ascontiguousarray(self.mask[self.box])
 
     @property
@@ -56,7 +56,7 @@ class VoxelGrid:
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of a voxel in millilitres."""
+        """Volume of a voxel in ml."""
         return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
     @property
@@ -68,28 +68,28 @@ class VoxelGrid:
 
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits that change with mask or affine."""
+        """Checksum of mask and affine, eight hex digits."""
         packed = (
             np.packbits(self.mask).tobytes() + np.round(self.affine, 4).tobytes() + bytes(str(self.mask.shape), "ascii")
         )
         return f"{zlib.crc32(packed):08x}"
 
     def vector(self, volume: NDArray[Any]) -> NDArray[np.float32]:
-        """Voxels of the mask in C-order of the grid, (n_voxels,), from a map of the grid's shape."""
+        """Voxels inside the mask of a map (I, J, K), as a vector (n_voxels,) in C order of the grid."""
         values: NDArray[np.float32] = volume[self.mask].astype(np.float32)
         return values
 
     def volume(self, vector: NDArray[Any], *, downsample: int = 1, dtype: str = "float32") -> NDArray[Any]:
-        """Cropped volume of a voxel vector: 0 outside the mask, `INSIDE_ZERO` for what is 0 inside it.
+        """Cropped volume of a voxel vector: 0 outside the mask, `INSIDE_ZERO` for zeros inside it.
 
         Args:
-            vector: (n_voxels,) in C-order of the grid (and so of its box).
-            downsample: mean over blocks of this edge; blocks past the border are filled up with zeros, and a block
-                is inside if any voxel of it is.
-            dtype: of the result.
+            vector: (n_voxels,) in C order of the grid.
+            downsample: edge length of the blocks over which values are averaged. Incomplete blocks are padded with
+                zeros; a block is inside the mask if any of its voxels is.
+            dtype: dtype of the result.
 
         Returns:
-            (D, H, W), each ⌈size / downsample⌉.
+            Volume (D, H, W), each axis of length ⌈size / downsample⌉.
         """
         full = np.zeros(self.shape, dtype=np.float32)
         full[self.inside] = vector
@@ -101,15 +101,15 @@ class VoxelGrid:
         return out
 
     def output_shape(self, downsample: int = 1) -> tuple[int, int, int]:
-        """Shape of `volume(..., downsample=...)`."""
+        """Shape of the result of `volume(..., downsample=...)`."""
         d, h, w = (-(-s // downsample) for s in self.shape)
         return d, h, w
 
     def describe(self, downsample: int = 1) -> str:
-        """How to get back from a stored volume to world coordinates, for the dictionary."""
+        """Relation of a stored volume to the template grid and world coordinates, for the dictionary."""
         affine = self.crop_affine
         if downsample > 1:
-            # The centre of a block of k voxels lies (k − 1) / 2 voxels from its first one.
+            # The centre of a block of k voxels is (k − 1) / 2 voxels from the first one.
             affine = affine.copy()
             affine[:3, 3] += affine[:3, :3] @ np.full(3, (downsample - 1) / 2)
             affine[:3, :3] *= downsample
@@ -124,7 +124,7 @@ class VoxelGrid:
 
 
 def block_mean(volume: NDArray[np.float32], edge: int) -> NDArray[np.float32]:
-    """Mean over blocks of `edge`³ voxels of a (D, H, W) volume that is filled up with zeros to whole blocks."""
+    """Mean over blocks of `edge`³ voxels of a volume (D, H, W), zero-padded to complete blocks."""
     padded = np.pad(volume, [(0, -s % edge) for s in volume.shape])
     d, h, w = (s // edge for s in padded.shape)
     pooled: NDArray[np.float32] = padded.reshape(d, edge, h, edge, w, edge).mean(axis=(1, 3, 5), dtype=np.float32)
@@ -132,14 +132,14 @@ def block_mean(volume: NDArray[np.float32], edge: int) -> NDArray[np.float32]:
 
 
 def read_grid(path: Path, shown_as: str, *, label: int = 0) -> VoxelGrid:
-    """Grid from a NIfTI mask or label image.
+    """Read a grid from a NIfTI mask or label image.
 
     Args:
-        label: the label that is kept; if the image has no such label and only 0 and one other value, that other one.
-            0 keeps everything above 0.
+        label: label to keep; 0: all values above 0. If the image lacks the label and has only one non-zero value, that
+            value is used.
 
     Raises:
-        DataError: unreadable, not three-dimensional, without such a label, or empty.
+        DataError: the image is unreadable, not three-dimensional or empty, or lacks the label.
     """
     image = load_nifti(path, shown_as)
     values = np.round(np.asarray(image.dataobj, dtype=np.float32))
@@ -154,7 +154,7 @@ def read_grid(path: Path, shown_as: str, *, label: int = 0) -> VoxelGrid:
                     file=shown_as,
                     expected=f"label {label} (grey matter), or a mask of 0 and one other value",
                     found=f"labels {', '.join(map(str, present[:12]))}",
-                    fix="Name the label of grey matter with image_mask_label.",
+                    fix="Set image_mask_label to the label of grey matter.",
                 )
             )
         label = foreground[0]

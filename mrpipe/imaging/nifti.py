@@ -1,4 +1,4 @@
-"""Reading NIfTI files of any make: what can be read for sure is read, all else is refused with its reason."""
+"""Reading NIfTI files of any origin; ambiguous or unsuitable files are refused with the reason."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 
 from mrpipe.errors import DataError, Fault
 
-# What nibabel and gzip raise for a file that is none, is cut short, or contradicts itself.
+# Exceptions of nibabel and gzip for files that are truncated, inconsistent or not NIfTI.
 NIFTI_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error, OverflowError, MemoryError)
-# Cosines between axes of a scan that is not sheared; what scanners write stays below.
+# Maximum cosine between two axes of a scan that is not sheared; scanners write smaller ones.
 MAX_SHEAR = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
 class NiftiScan:
-    """One T1 in RAS+ order.
+    """A T1 image in RAS+ order.
 
     Attributes:
-        data: (X, Y, Z) float32, no NaN; x rises to the right, y to the front, z to the top.
-        affine: (4, 4) voxel index → world, mm, axes at right angles.
-        notes: what was unusual and how it was read.
+        data: (X, Y, Z) float32 without NaN; x increases to the right, y to anterior, z to superior.
+        affine: (4, 4) voxel indices → world coordinates in mm; the axes are orthogonal.
+        notes: peculiarities of the file and how they were handled.
     """
 
     data: NDArray[np.float32]
@@ -42,14 +42,14 @@ class NiftiScan:
 
 
 def load_nifti(path: Path, shown_as: str) -> Any:
-    """Open a NIfTI file (`.nii`, `.nii.gz`, byte order either way) and make sure that its voxels can be read.
+    """Open a NIfTI file (`.nii`, `.nii.gz`, any byte order) and check that its voxels can be read.
 
     Raises:
-        DataError: not a NIfTI file, cut short, or without a usable affine.
+        DataError: the file is not NIfTI, is truncated, or has no usable affine.
     """
     try:
         image: Any = nib.load(path)
-        # Voxels are read here, so that a file that was cut short is met by its name and not later.
+        # Read the voxels here, so that a truncated file is reported by name.
         np.asarray(image.dataobj)
     except NIFTI_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].replace(str(path), shown_as)
@@ -58,7 +58,7 @@ def load_nifti(path: Path, shown_as: str) -> Any:
                 file=shown_as,
                 expected="a complete NIfTI image",
                 found=reason,
-                fix="The file is damaged or cut short: download it again.",
+                fix="The file is damaged or truncated: download it again.",
             )
         ) from error
     affine = np.asarray(image.affine, dtype=np.float64)
@@ -79,7 +79,7 @@ def _refuse(shown_as: str, expected: str, found: str, fix: str = "") -> DataErro
 
 
 def _right_angled(affine: NDArray[np.float64], shown_as: str, notes: list[str]) -> NDArray[np.float64]:
-    """The affine with axes at right angles (nearest rotation, by the polar decomposition)."""
+    """The affine with orthogonal axes (nearest rotation, by polar decomposition)."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     cosines = affine[:3, :3] / spacing
     shear = float(np.abs(cosines.T @ cosines - np.eye(3)).max())
@@ -88,7 +88,7 @@ def _right_angled(affine: NDArray[np.float64], shown_as: str, notes: list[str]) 
             shown_as,
             "axes at right angles",
             f"axes whose cosines are up to {shear:.3f}",
-            "The scan is sheared (a tilted gantry?): resample it to a regular grid first.",
+            "The scan is sheared (possibly a tilted gantry): resample it to a regular grid first.",
         )
     u, _, vt = np.linalg.svd(cosines)
     if shear > 1e-4:
@@ -102,20 +102,20 @@ def _right_angled(affine: NDArray[np.float64], shown_as: str, notes: list[str]) 
 def read_scan(
     path: Path, shown_as: str, *, max_voxel_mm: float = 3.0, min_extent_mm: float = 100.0, min_voxels: int = 32
 ) -> NiftiScan:
-    """One head as a RAS+ volume.
+    """Read a T1 image of a head as a RAS+ volume.
 
-    Big-endian files, integer and scaled data, any axis order, left- or right-handed axes and trailing axes of length
-    1 are read. NaN and infinities become 0.
+    Supports big-endian files, integer and scaled data, any axis order, left- and right-handed axes, and trailing axes
+    of length 1. NaN and infinities become 0.
 
     Args:
-        shown_as: the file's name in errors.
-        max_voxel_mm: coarsest voxel edge that is accepted; a 5 mm localiser is no anatomical scan.
-        min_extent_mm: smallest extent along each axis; a head needs more than this.
-        min_voxels: least number of voxels along each axis.
+        shown_as: name of the file in error messages.
+        max_voxel_mm: maximum voxel edge length; excludes localisers with 5 mm slices.
+        min_extent_mm: minimum extent along each axis; a head is larger.
+        min_voxels: minimum number of voxels along each axis.
 
     Raises:
-        DataError: several volumes in one file, one slice, coarse voxels, a small field of view, no orientation, a
-            sheared grid, or nothing but one value.
+        DataError: the file is unreadable, or has several volumes, a single slice, coarse voxels, a small field of view,
+            no orientation, a sheared grid, or only one value.
     """
     image = load_nifti(path, shown_as)
     header, notes = image.header, []
@@ -129,7 +129,7 @@ def read_scan(
             shown_as,
             "one volume",
             f"{len(shape)} dimensions {'×'.join(map(str, shape))}, {int(np.prod(shape[3:]))} volumes",
-            "A series (functional, diffusion, several echoes) is no anatomical scan: choose the T1.",
+            "A series (functional, diffusion, several echoes) is not an anatomical scan: choose the T1.",
         )
     if len(shape) < 3:
         raise _refuse(shown_as, "three dimensions", f"shape {shape}", "Convert the whole DICOM series.")
@@ -140,21 +140,21 @@ def read_scan(
             shown_as,
             "an orientation (sform or qform)",
             "both codes 0, so left and right are unknown",
-            "Convert the DICOM series again, or set the orientation by hand if you are sure of it.",
+            "Convert the DICOM series again, or set the orientation manually if it is known.",
         )
     affine = np.asarray(image.affine, dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     size = "×".join(map(str, shape))
     if min(shape) < min_voxels:
         raise _refuse(shown_as, f"at least {min_voxels} voxels an axis", f"{size} voxels", "Too few slices for a T1.")
-    # Headers hold float32: an edge of 3 mm may read as a hair more.
+    # Headers are float32, so that an edge of 3 mm can be slightly larger.
     if spacing.max() > max_voxel_mm * 1.001:
         found = f"voxels of {spacing[0]:.2f}×{spacing[1]:.2f}×{spacing[2]:.2f} mm"
-        raise _refuse(shown_as, f"voxels of at most {max_voxel_mm:g} mm", found, "Low resolution: no structural T1.")
+        raise _refuse(shown_as, f"voxels of at most {max_voxel_mm:g} mm", found, "Too coarse for a structural T1.")
     extent = spacing * shape
     if extent.min() < min_extent_mm:
         found = f"{extent[0]:.0f}×{extent[1]:.0f}×{extent[2]:.0f} mm ({size} voxels)"
-        raise _refuse(shown_as, f"a field of view of at least {min_extent_mm:g} mm", found, "The head does not fit in.")
+        raise _refuse(shown_as, f"a field of view of at least {min_extent_mm:g} mm", found, "Too small for a head.")
     data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
     straight = _right_angled(affine, shown_as, notes)
     ras = nib.as_closest_canonical(nib.Nifti1Image(data, straight))
@@ -169,22 +169,22 @@ def read_scan(
 
 
 def on_grid(path: Path, shown_as: str, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float32]:
-    """A map that must lie on a given grid; other axis orders of the same grid are turned round.
+    """Read a map on the grid of `shape` and `affine`; axes in a different order or direction are reoriented.
 
     Returns:
         float32 array of `shape`.
 
     Raises:
-        DataError: unreadable, or on another grid; no map is resampled silently.
+        DataError: the file is unreadable or has a different grid; maps are never resampled silently.
     """
     image = load_nifti(path, shown_as)
     data = np.asarray(image.dataobj, dtype=np.float32)
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.ndim == 3:
-        here = nib.orientations.io_orientation(image.affine)
-        there = nib.orientations.io_orientation(affine)
-        turned = nib.Nifti1Image(data, image.affine).as_reoriented(nib.orientations.ornt_transform(here, there))
+        source = nib.orientations.io_orientation(image.affine)
+        target = nib.orientations.io_orientation(affine)
+        turned = nib.Nifti1Image(data, image.affine).as_reoriented(nib.orientations.ornt_transform(source, target))
         if turned.shape == tuple(shape) and np.allclose(turned.affine, affine, atol=0.05):
             return np.ascontiguousarray(turned.dataobj, dtype=np.float32)
     corner = np.round(affine[:3, 3], 1).tolist()
@@ -193,7 +193,7 @@ def on_grid(path: Path, shown_as: str, shape: tuple[int, ...], affine: NDArray[n
             file=shown_as,
             expected=f"a map on the mask's grid ({'×'.join(map(str, shape))}, corner {corner} mm)",
             found=f"{'×'.join(map(str, image.shape))}, corner {np.round(image.affine[:3, 3], 1).tolist()} mm",
-            fix="Resample it to the mask's grid, or give the mask that belongs to these maps.",
+            fix="Resample it to the mask's grid, or use the mask that belongs to these maps.",
         )
     )
 

@@ -1,4 +1,4 @@
-"""Quality control of processed scans: pictures, a contact sheet, outliers."""
+"""Quality control of processed scans: pictures, contact sheets, outliers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ RED, YELLOW = (255, 70, 70), (255, 210, 60)
 
 
 def _slices(volume: NDArray[np.float32], centre: Sequence[int]) -> list[NDArray[np.float32]]:
-    """Sagittal, coronal and axial slice of an array, up and front upward."""
+    """Sagittal, coronal and axial slices of an array, with superior or anterior at the top."""
     x, y, z = centre
     return [np.flipud(s.T) for s in (volume[x], volume[:, y], volume[:, :, z])]
 
 
 def _fit(plane: NDArray[np.float32], nearest: bool = False) -> NDArray[np.float32]:
-    """A slice in a square of `PANEL` pixels, its proportions kept."""
+    """Fit a slice into a square of `PANEL` pixels, preserving its aspect ratio."""
     scale = PANEL / max(plane.shape)
     size = (max(1, round(plane.shape[1] * scale)), max(1, round(plane.shape[0] * scale)))
     method = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
@@ -69,7 +69,7 @@ def _top(volume: NDArray[np.float32]) -> float:
 def _column(
     volume: NDArray[np.float32], centre: tuple[int, int, int], outlines: Sequence[tuple[NDArray[np.float32], Colour]]
 ) -> NDArray[np.uint8]:
-    """Three panels one below the other."""
+    """Three panels stacked vertically."""
     cut = [(_slices(mask, centre), colour) for mask, colour in outlines]
     top = _top(volume)
     return np.concatenate(
@@ -78,11 +78,11 @@ def _column(
 
 
 def scan_picture(done: ChainResult, template_t1: Path, path: Path) -> None:
-    """Nine panels, sagittal, coronal and axial by row: the scan with its brain (red) and grey matter (yellow)
-    outlined; the scan in template space with the template's outline (red); the grey-matter map.
+    """Write nine panels, by row sagittal, coronal and axial, by column the scan with outlines of brain (red) and grey
+    matter (yellow), the scan in template space with the outline of the template (red), and the grey-matter map.
     """
     loaded: Any = nib.load(template_t1)
-    # In template space, too, right is on the right-hand side of the array.
+    # Reorient to RAS+, like the scan.
     turned = nib.as_closest_canonical(loaded)
     turn = nib.orientations.io_orientation(loaded.affine)
     template = np.asarray(turned.dataobj, dtype=np.float32)
@@ -104,7 +104,7 @@ def scan_picture(done: ChainResult, template_t1: Path, path: Path) -> None:
 
 
 def contact_sheet(pictures: Sequence[Path], captions: Sequence[str], path: Path, *, columns: int = 4) -> None:
-    """One picture of many: each scan's picture at half size with its caption (which names no subject)."""
+    """Write one picture of many scans, each at half size with its caption, which must not identify the subject."""
     opened = [Image.open(p).convert("RGB") for p in pictures]
     width, height = opened[0].width // 2, opened[0].height // 2
     rows = -(-len(opened) // columns)
@@ -118,14 +118,14 @@ def contact_sheet(pictures: Sequence[Path], captions: Sequence[str], path: Path,
 
 
 def note_picture(text: str, path: Path) -> None:
-    """A picture that says why there is none."""
+    """Write a picture that contains only a text, as a placeholder."""
     image = Image.new("RGB", (480, 2 * CAPTION), (20, 20, 20))
     ImageDraw.Draw(image).text((4, 8), text, fill=(255, 255, 255))
     image.save(path, format="PNG")
 
 
 def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(x − median) / (1.4826 MAD); NaN stays NaN, and a spread of 0 gives 0."""
+    """(x − median) / (1.4826 MAD) of values (n,); NaN stays NaN, and 0 if the MAD is 0."""
     known = values[np.isfinite(values)]
     if known.size == 0:
         return np.full_like(values, np.nan)
@@ -135,8 +135,8 @@ def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def outliers(columns: dict[str, NDArray[np.float64]], *, limit: float = 3.5, at_least: int = 8) -> list[str]:
-    """For each scan the numbers that stand out (|robust z| > limit), joined by commas; empty strings below
-    `at_least` scans, where a median says nothing.
+    """Names of the outlying numbers (|robust z| > limit) of each scan, joined by commas; columns with fewer than
+    `at_least` known values are ignored.
     """
     n = len(next(iter(columns.values()))) if columns else 0
     named: list[list[str]] = [[] for _ in range(n)]

@@ -1,4 +1,4 @@
-"""The template that scans are registered to: MNI152 (2009a) of nilearn at 2 mm, or the user's own, and its mask."""
+"""Registration template and its mask: MNI152 2009a (from nilearn) at 2 mm, or a user's template."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Template:
     Attributes:
         t1: (I, J, K) float32, 0 outside the brain.
         grid: grey-matter mask and affine.
-        source: for notes and fingerprints.
+        source: name for notes and fingerprints.
     """
 
     t1: NDArray[np.float32]
@@ -39,7 +39,7 @@ class Template:
         return self.t1 > 0
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """T1 and brain mask as NIfTI files, for the processes of the chain."""
+        """Write T1 and brain mask as NIfTI files, for the processes of the chain; returns their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         t1, brain = folder / "template_t1.nii", folder / "template_brain.nii"
         write_nifti(t1, self.t1, self.grid.affine)
@@ -56,18 +56,18 @@ def _nilearn() -> Any:
 
 
 def _resampled(image: Any, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Trilinear; what comes out below a thousandth of the maximum is 0, so that the brain keeps a sharp border."""
+    """Trilinear resampling; values below a thousandth of the maximum become 0, so that the brain has a sharp border."""
     out = np.asarray(resample_from_to(image, (shape, affine), order=1).dataobj, dtype=np.float32)
     out[out < 1e-3 * out.max()] = 0
     return out
 
 
 def mni_template(*, gm_threshold: float = 0.5, grid: VoxelGrid | None = None) -> Template:
-    """MNI152 2009a as packaged with nilearn (no download), resampled to `grid` or to 2 mm, 91 × 109 × 91.
+    """MNI152 2009a as included in nilearn (no download), resampled to `grid` or to 2 mm (91 × 109 × 91).
 
     Args:
-        gm_threshold: grey-matter probability above which a voxel is in the mask; without effect if `grid` is given.
-        grid: the grid and mask to use instead.
+        gm_threshold: grey-matter probability above which a voxel is in the mask; ignored with `grid`.
+        grid: grid and mask to use instead.
 
     Raises:
         MissingExtraError: nilearn is not installed.
@@ -82,14 +82,14 @@ def mni_template(*, gm_threshold: float = 0.5, grid: VoxelGrid | None = None) ->
 
 
 def user_template(path: Path, shown_as: str, grid: VoxelGrid) -> Template:
-    """A skull-stripped T1 of the user, resampled to the grid of the mask."""
+    """A user's skull-stripped T1, resampled to the grid of the mask."""
     image = load_nifti(path, shown_as)
     data = nib.Nifti1Image(np.asarray(image.dataobj, dtype=np.float32), image.affine)
     return Template(t1=_resampled(data, grid.mask.shape, grid.affine), grid=grid, source=path.name)
 
 
 def mni_tissues(voxel_mm: float) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
-    """T1 (skull-stripped) and grey-matter probability of MNI152 2009a at a voxel size, and their affine.
+    """Skull-stripped T1 and grey-matter probability of MNI152 2009a, both (I, J, K), at a voxel size, and their affine.
 
     Raises:
         MissingExtraError: nilearn is not installed.

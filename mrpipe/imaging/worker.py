@@ -1,7 +1,7 @@
-"""One scan in a process of its own: `python -m mrpipe.imaging.worker job.json`.
+"""Processing of one scan in a separate process: `python -m mrpipe.imaging.worker job.json`.
 
-A library that crashes, hangs or leaks costs one scan and not the run; seeds and the number of threads are set before
-ITK is loaded, which is the only moment at which they count.
+Crashes, hangs and memory leaks of a library thus affect only one scan. Seeds and the number of threads take effect only
+if they are set before ITK is loaded.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from mrpipe.imaging.chain import SEED, ChainSettings, run_chain
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.qc import scan_picture
 
-# Ended from outside: by the scheduler, for memory, by hand. That says nothing about the scan.
+# Signals from outside (scheduler, out-of-memory killer, user), which do not indicate a problem of the scan.
 _OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU}
-# What the machine lacks, not the scan: memory, room on a disk, open files.
+# Shortages of the machine: memory, disk space, open files.
 _SHORTAGES = {errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 _SHORTAGE_STATUS = os.EX_TEMPFAIL
 OUT_OF_TIME = "no result in the time allowed"
@@ -43,7 +43,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, kw_only=True)
 class ScanResult:
-    """What the chain made of one scan: `gm` (I, J, K) float32 × 1000, its numbers, seconds and notes."""
+    """Result of one scan: `gm` (I, J, K) float32 × 1000, quality-control numbers, CPU seconds per step, notes."""
 
     gm: NDArray[np.float32]
     numbers: dict[str, float]
@@ -62,17 +62,17 @@ def process_scan(
     timeout_s: float,
     keep_in: Path | None = None,
 ) -> ScanResult:
-    """Run the chain on one scan in a process of its own.
+    """Run the chain on one scan in a separate process.
 
     Args:
-        templates: T1 and brain mask.
-        picture: where the quality-control picture goes.
-        keep_in: folder for intermediate files, kept; by default they are temporary.
+        templates: files of the template's T1 and brain mask.
+        picture: path of the quality-control picture.
+        keep_in: folder in which intermediate files are kept; by default they are temporary.
 
     Raises:
-        ScanFailedError: the scan is at fault, the chain crashed on it, or it took longer than `timeout_s`.
-        MrpipeError: the process was ended from outside (memory, scheduler) or the machine ran short of memory or room;
-            trying again makes sense.
+        ScanFailedError: the scan is unsuitable, the chain crashed, or it took longer than `timeout_s`.
+        MrpipeError: the process was killed from outside (out of memory, scheduler) or the machine ran out of memory or
+            disk space; the scan can be retried.
     """
     with tempfile.TemporaryDirectory(prefix="scan.", dir=picture.parent) as temporary:
         work = keep_in or Path(temporary)
@@ -103,14 +103,12 @@ def process_scan(
         if done.returncode < 0:
             name = signal.Signals(-done.returncode).name
             if -done.returncode in _OUTSIDE:
-                raise MrpipeError(
-                    f"the process of a scan was ended by {name}: too little memory, or stopped from outside"
-                )
+                raise MrpipeError(f"the process of a scan was killed by {name}: out of memory, or stopped from outside")
             raise ScanFailedError("the chain crashed", name)
         if done.returncode == _SHORTAGE_STATUS:
             raise MrpipeError(f"a scan could not be processed on this machine: {last}")
         if done.returncode != 0:
-            # A scan at fault says so in the last line; anything else, such as an import that failed, is a crash.
+            # The last line contains the reason; without one, e.g. after a failed import, the chain crashed.
             reason, tab, detail = last.partition("\t")
             raise ScanFailedError(reason, detail) if tab else ScanFailedError("the chain crashed", last)
         meta = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
@@ -135,9 +133,10 @@ def _run(values: dict[str, Any]) -> None:
 
 
 def main(job: str) -> int:
-    """Entry of the process; the last line of stderr is the reason of a failure, a tab, and its detail.
+    """Entry point of the process; after a failure, the last line of stderr is the reason, a tab and the detail.
 
-    Returns the exit status: 0, 3 a scan at fault, 1 a step that failed on it, EX_TEMPFAIL a machine that ran short.
+    Returns:
+        Exit status: 0 success, 1 a step failed, 3 unsuitable scan, EX_TEMPFAIL out of memory or disk space.
     """
     try:
         _run(json.loads(Path(job).read_text(encoding="utf-8")))

@@ -1,1 +1,1 @@
-"""The steps from an export to a sealed store; each reads files and writes files, and a module holds one step."""
+"""The steps from an export to a sealed store, one per module; steps communicate through files only."""

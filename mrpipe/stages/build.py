@@ -1,4 +1,4 @@
-"""build: the steps check … seal in one process, for a store without a workflow."""
+"""build: run all steps from `check` to `seal` in one process, without the workflow."""
 
 from __future__ import annotations
 
@@ -32,43 +32,44 @@ def build(
     seed: int = 0,
     report: Callable[[str], None] = lambda message: None,
 ) -> str:
-    """Build and seal a store from an export; returns its store_id. Quality control, where there is any, lies beside it.
+    """Build and seal a store from an export; returns its store_id. Quality control, if any, is written next to it.
 
     Args:
-        modalities: which ones; by default all that the export holds.
-        schemes: which split schemes; by default all of the dataset.
-        report: called with a line after each step.
+        settings: reader options that differ from their defaults.
+        modalities: modalities to include; default: all of the export.
+        schemes: split schemes to include; default: all of the dataset.
+        report: called with a message after each step.
 
     Raises:
-        UsageError: the export has no such modality, or the dataset no such scheme; said before the long work.
-        DataError: with every fault that a step finds.
+        UsageError: unknown option, modality or scheme; raised before any time-consuming step.
+        DataError: lists all problems found by a step.
     """
     work = store.with_name(f".{store.name}.work")
-    # A killed build leaves its intermediate files; none of them is trusted.
+    # Intermediate files left by a killed build are not reused.
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
         checked = write_check(dataset, raw, work, settings)
-        report(f"check: {checked['release']}, {len(checked['inputs'])} inputs, no fault")
+        report(f"check: {checked['release']}, {len(checked['inputs'])} inputs, no errors")
         dataset = dataset.declared(raw, parse_options(dataset.options, settings, context=f"options of {dataset.name}"))
-        chosen, wanted = tuple(modalities or checked["modalities"]), tuple(schemes or dataset.schemes)
-        for what, names, known in (
-            ("modality", chosen, checked["modalities"]),
-            ("split scheme", wanted, dataset.schemes),
+        modalities, schemes = tuple(modalities or checked["modalities"]), tuple(schemes or dataset.schemes)
+        for kind, names, known in (
+            ("modality", modalities, checked["modalities"]),
+            ("split scheme", schemes, dataset.schemes),
         ):
             if unknown := [n for n in names if n not in known]:
-                raise UsageError(f"{dataset.name}: no {what} {unknown[0]!r} in this export; it has {', '.join(known)}")
+                raise UsageError(f"{dataset.name}: no {kind} {unknown[0]!r} in this export; it has {', '.join(known)}")
         report(f"cohort: {build_cohort(dataset, raw, work, settings)} samples")
-        for name in chosen:
+        for name in modalities:
             for part in range(n_parts(dataset, name, settings)):
                 prepare(dataset, name, part, raw, work, settings)
             report(f"ingest {name}: {ingest(dataset, name, raw, work, store, settings)} rows")
             if dataset.modalities[name].qc:
                 report(f"quality control of {name}: {write_qc(dataset, name, work, qc_folder(store))}")
-        report(f"samples: {assemble_samples(dataset, work, store, chosen)}")
-        for scheme in wanted:
+        report(f"samples: {assemble_samples(dataset, work, store, modalities)}")
+        for scheme in schemes:
             report(f"split {scheme}: {make_split(dataset, store, scheme, seed=seed)}")
-        store_id = seal(dataset, work, store, wanted)
+        store_id = seal(dataset, work, store, schemes)
         report(f"sealed: {store_id}")
         return store_id
     finally:

@@ -1,4 +1,4 @@
-"""check: read every header that a run will need and report all faults at once; take the inventory of the export."""
+"""check: validate all inputs of a run, report all problems at once, and record the inventory of the export."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mrpipe.stages.simulate import is_simulated
 from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import write_text
 
-# Folders with more files than this (screens, scans) are listed as one entry: file names there may be patient ids.
+# Folders with more files (screens, scans) are listed as one entry, because their file names may be patient ids.
 LISTED_FILES = 40
 
 
@@ -31,9 +31,9 @@ def _as_one(label: str, root: Path, members: Sequence[Path]) -> dict[str, Any]:
 def inventory(
     raw: Path, files: tuple[Path, ...], groups: Mapping[str, tuple[Path, ...]] | None = None
 ) -> list[dict[str, Any]]:
-    """Path relative to the export, size in bytes and SHA-256 of each file that a run reads.
+    """Path relative to the export, size in bytes and SHA-256 of all input files.
 
-    Large folders are one entry each, and so are `groups`: label → files.
+    Each large folder is one entry, and so is each of `groups` (label → files).
     """
     by_folder: defaultdict[Path, list[Path]] = defaultdict(list)
     for file in sorted(set(files)):
@@ -41,7 +41,7 @@ def inventory(
     entries: list[dict[str, Any]] = []
     for folder, members in sorted(by_folder.items()):
         if len(members) <= LISTED_FILES:
-            # A file outside of the export (a declaration) goes by its name alone: paths are this machine's business.
+            # Files outside of the export (declarations) are listed by name, because paths differ between machines.
             entries += [
                 {
                     "path": f.relative_to(raw).as_posix() if f.is_relative_to(raw) else f.name,
@@ -56,17 +56,18 @@ def inventory(
 
 
 def _portable(value: Any) -> Any:
-    """An option as the manifest may hold it: of an absolute path the name; folders are this machine's business."""
+    """Option value for the manifest: of absolute paths only the name, because folders differ between machines."""
     if isinstance(value, tuple):
         return [_portable(v) for v in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def check(dataset: Dataset, raw: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Check an export; returns what `checked.json` holds.
+    """Check an export; returns the content of `checked.json`.
 
     Raises:
-        DataError: with every fault that was found.
+        UsageError: an option is invalid.
+        DataError: lists all problems.
     """
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     require_folder(raw)
@@ -86,7 +87,7 @@ def check(dataset: Dataset, raw: Path, settings: Mapping[str, Any]) -> dict[str,
 
 
 def write_check(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Check an export and write `checked.json`; on a fault an older one is removed, so that nothing goes on from it."""
+    """Check an export and write `checked.json`; after a failed check, no older `checked.json` remains."""
     path = WorkLayout(work).checked
     path.unlink(missing_ok=True)
     result = check(dataset, raw, settings)

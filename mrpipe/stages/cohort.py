@@ -1,4 +1,4 @@
-"""cohort: who is in, with which label, and why the others are not."""
+"""cohort: cohort selection, labels and attrition."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import polars as pl
 
 from mrpipe.options import parse_options
 from mrpipe.schema import ATTRITION_SCHEMA, Cohort, Dataset
-from mrpipe.store.layout import WorkLayout, made_by
+from mrpipe.store.layout import WorkLayout, require_file
 from mrpipe.store.parquet import write_frame
 
 LABEL_PREFIX = "label."
 
 
 def validate(dataset: Dataset, cohort: Cohort) -> None:
-    """The contract of a cohort builder; a breach is a defect of the dataset package, not of the export."""
+    """Check the contract of a cohort builder; a violation is a bug of the dataset package, not of the export."""
     samples = cohort.samples
     for column in ("sample_id", "subject_id"):
         if samples.schema.get(column) != pl.String or samples[column].null_count():
@@ -31,7 +31,7 @@ def validate(dataset: Dataset, cohort: Cohort) -> None:
 
 
 def build_cohort(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, Any]) -> int:
-    """Write `cohort.parquet` (samples and one `label.<task>` column a task) and `attrition.parquet`; returns n."""
+    """Write `cohort.parquet` (samples, and a column `label.<task>` per task) and `attrition.parquet`; returns n."""
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     dataset = dataset.declared(raw, options)
     cohort = dataset.cohort(raw, options)
@@ -50,6 +50,6 @@ def build_cohort(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str,
 
 
 def read_cohort(work: Path) -> pl.DataFrame:
-    """The samples of a cohort, without the labels: what a modality's reader may know."""
-    cohort = pl.read_parquet(made_by(WorkLayout(work).cohort, "cohort"))
+    """Read the samples of a cohort without labels, which readers of modalities must not see."""
+    cohort = pl.read_parquet(require_file(WorkLayout(work).cohort, "cohort"))
     return cohort.select(pl.exclude(f"^{LABEL_PREFIX.replace('.', '[.]')}.*$"))

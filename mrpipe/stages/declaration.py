@@ -1,4 +1,4 @@
-"""A dataset that a file of its export declares, kept for the steps that do not see the export."""
+"""Serialised declaration of a dataset resolved from its export, for the steps that do not read the export."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mrpipe.schema import Dataset, Features, ModalityReader, Scheme, Task
-from mrpipe.store.layout import StoreLayout, WorkLayout, made_by
+from mrpipe.store.layout import StoreLayout, WorkLayout, require_file
 from mrpipe.store.parquet import read_metadata
 
-# Key of checked.json; and of the metadata of samples.parquet, where a split finds the schemes.
+# Keys of the declaration in checked.json and of the split schemes in the metadata of samples.parquet.
 DECLARED, SCHEMES_KEY = "declared", "mrpipe.schemes"
 _TEXTS = ("title", "citation", "licence", "provider", "default_scheme")
 
@@ -26,11 +26,11 @@ def declaration(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def recall(dataset: Dataset, work: Path) -> Dataset:
-    """The dataset as it was when the export was checked; its modalities cannot be read."""
+def checked_dataset(dataset: Dataset, work: Path) -> Dataset:
+    """The dataset as declared by the checked export; its modalities cannot be read."""
     if dataset.resolve is None:
         return dataset
-    value = json.loads(made_by(WorkLayout(work).checked, "check --work").read_text(encoding="utf-8"))[DECLARED]
+    value = json.loads(require_file(WorkLayout(work).checked, "check --work").read_text(encoding="utf-8"))[DECLARED]
     return dataclasses.replace(
         dataset,
         **{name: value[name] for name in _TEXTS},
@@ -40,8 +40,8 @@ def recall(dataset: Dataset, work: Path) -> Dataset:
     )
 
 
-def recall_schemes(dataset: Dataset, store: Path) -> Dataset:
-    """The dataset with the split schemes that `samples` wrote down."""
+def with_stored_schemes(dataset: Dataset, store: Path) -> Dataset:
+    """The dataset with the split schemes stored by the step `samples`."""
     if dataset.resolve is None:
         return dataset
     schemes = _schemes(json.loads(read_metadata(StoreLayout(store).samples)[SCHEMES_KEY]))
@@ -57,4 +57,4 @@ def _schemes(value: dict[str, Any]) -> dict[str, Scheme]:
 
 
 def _unreadable(*arguments: Any) -> Features:
-    raise AssertionError("this step does not see the export")
+    raise AssertionError("this step does not read the export")

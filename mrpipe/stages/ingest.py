@@ -1,4 +1,4 @@
-"""ingest: one modality, raw to features, streamed into the store's table."""
+"""ingest: stream the features of one modality into the store's table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mrpipe.store.parquet import write_batches, write_frame
 
 
 def _validated(features: Features, cohort_ids: pa.Array) -> Iterator[pa.RecordBatch]:
-    """Pass the batches on; sample ids must rise strictly and belong to the cohort."""
+    """Yield the batches after checking schema and ids: strictly ascending and part of the cohort."""
     name, schema = features.modality.name, features.modality.arrow_schema()
     last: str | None = None
     for batch in features.batches:
@@ -31,7 +31,7 @@ def _validated(features: Features, cohort_ids: pa.Array) -> Iterator[pa.RecordBa
         ids = batch.column("sample_id")
         values = ids.to_numpy(zero_copy_only=False).astype(str)
         if (np.r_[values[:-1] >= values[1:], last is not None and last >= values[0]]).any():
-            raise AssertionError(f"{name}: sample ids must rise strictly, near {values[0]!r}")
+            raise AssertionError(f"{name}: sample ids must be strictly ascending, near {values[0]!r}")
         if not pc.all(pc.is_in(ids, cohort_ids)).as_py():
             raise AssertionError(f"{name}: a sample id is not in the cohort")
         last = str(values[-1])
@@ -39,7 +39,7 @@ def _validated(features: Features, cohort_ids: pa.Array) -> Iterator[pa.RecordBa
 
 
 def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, settings: Mapping[str, Any]) -> int:
-    """Write `modalities/<m>.parquet`, dictionary rows and attempts of one modality; returns the number of rows."""
+    """Write `modalities/<m>.parquet`, dictionary rows and attempts of a modality; returns the number of rows."""
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     dataset = dataset.declared(raw, options)
     if modality not in dataset.modalities:
@@ -52,7 +52,7 @@ def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, 
         parts = [WorkLayout(work).part(modality, k, n_parts) for k in range(n_parts)]
         if missing := [p.name for p in parts if not p.exists()]:
             raise UsageError(
-                f"{modality}: {len(missing)} of {n_parts} parts are not prepared yet ({missing[0]}); "
+                f"{modality}: {len(missing)} of {n_parts} parts are not prepared ({missing[0]}); "
                 f"run mrpipe prepare {dataset.name} {modality} --part K for each"
             )
         features = reader.read(raw, cohort, options, parts)
@@ -73,8 +73,8 @@ def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, 
     dictionary = features.dictionary() if callable(features.dictionary) else features.dictionary
     frame = dictionary.select(pl.col(c).cast(t) for c, t in DICTIONARY_SCHEMA.items())
     write_frame(WorkLayout(work).dictionary(modality), frame)
-    tried = features.tried() if features.tried else pl.DataFrame(schema=TRIED_SCHEMA)
-    if (found := {c: tried.schema.get(c) for c in TRIED_SCHEMA}) != dict(TRIED_SCHEMA):
+    attempts = features.tried() if features.tried else pl.DataFrame(schema=TRIED_SCHEMA)
+    if (found := {c: attempts.schema.get(c) for c in TRIED_SCHEMA}) != dict(TRIED_SCHEMA):
         raise AssertionError(f"{modality}: attempts have {found}, not {TRIED_SCHEMA}")
-    write_frame(WorkLayout(work).tried(modality), tried)
+    write_frame(WorkLayout(work).tried(modality), attempts)
     return n_rows

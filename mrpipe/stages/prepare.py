@@ -1,4 +1,4 @@
-"""prepare: one part of a modality's expensive work, cut by subjects or scans so that parts run as parallel jobs."""
+"""prepare: one part of a modality's expensive work, split by subjects or scans into parallel jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrpipe.store.layout import WorkLayout
 
 
 def n_parts(dataset: Dataset, modality: str, settings: Mapping[str, Any]) -> int:
-    """How many parts a modality's preparation has under these options; 0 if it needs none."""
+    """Number of parts of a modality's preparation with these options; 0 if it needs none."""
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     if modality not in dataset.modalities:
         raise UsageError(f"{dataset.name} has no modality {modality!r}; it has {', '.join(dataset.modalities)}")
@@ -28,7 +28,7 @@ def prepare(dataset: Dataset, modality: str, part: int, raw: Path, work: Path, s
     dataset = dataset.declared(raw, options)
     total = n_parts(dataset, modality, settings)
     if not 0 <= part < total:
-        raise UsageError(f"{dataset.name}/{modality} has {total} parts; there is no part {part}")
+        raise UsageError(f"{dataset.name}/{modality} has {total} parts, numbered from 0; got part {part}")
     reader = dataset.modalities[modality]
     assert reader.prepare is not None
     cohort, out = read_cohort(work), WorkLayout(work).part(modality, part, total)

@@ -1,4 +1,4 @@
-"""qc: numbers and pictures of what was tried for a modality, fit to be shown."""
+"""qc: de-identified quality control of a modality, in numbers and pictures."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import polars as pl
 
 from mrpipe.errors import UsageError
 from mrpipe.schema import Dataset
-from mrpipe.store.layout import WorkLayout, made_by
+from mrpipe.store.layout import WorkLayout, require_file
 
 
 def write_qc(dataset: Dataset, modality: str, work: Path, out: Path) -> Path:
-    """Write `qc.parquet` and `contact_sheet.png` of an ingested modality into `out`; returns the folder."""
+    """Write `qc.parquet` and `contact_sheet.png` of an ingested modality to the folder `out`; returns the folder."""
     if modality not in dataset.modalities or dataset.modalities[modality].qc is None:
-        having = [m for m, reader in dataset.modalities.items() if reader.qc]
+        supported = [m for m, reader in dataset.modalities.items() if reader.qc]
         raise UsageError(
-            f"{dataset.name}: no quality control of {modality!r}; there is of {', '.join(having) or 'none'}"
+            f"{dataset.name}: no quality control for {modality!r}; available for {', '.join(supported) or 'none'}"
         )
     paths = WorkLayout(work)
-    tried = pl.read_parquet(made_by(paths.tried(modality), f"ingest {dataset.name} {modality}"))
+    attempts = pl.read_parquet(require_file(paths.tried(modality), f"ingest {dataset.name} {modality}"))
     out.mkdir(parents=True, exist_ok=True)
     write = dataset.modalities[modality].qc
     assert write is not None
-    write(tried, paths.part(modality, 0, 1).parent, out)
+    write(attempts, paths.part(modality, 0, 1).parent, out)
     return out

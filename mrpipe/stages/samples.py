@@ -1,4 +1,4 @@
-"""samples: bring cohort and modalities together; the mask, the row index and the labels."""
+"""samples: combine cohort and modalities into masks, row indices and labels."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import polars as pl
 from mrpipe.errors import DataError, Fault
 from mrpipe.schema import ATTRITION_SCHEMA, MODALITY_KEY, Attrition, Dataset, Modality
 from mrpipe.stages.cohort import LABEL_PREFIX
-from mrpipe.stages.declaration import SCHEMES_KEY, recall, schemes_json
-from mrpipe.store.layout import StoreLayout, WorkLayout, made_by
+from mrpipe.stages.declaration import SCHEMES_KEY, checked_dataset, schemes_json
+from mrpipe.store.layout import StoreLayout, WorkLayout, require_file
 from mrpipe.store.parquet import read_metadata, write_frame
 
 
 def read_modality_declaration(path: Path) -> Modality:
-    """The declaration that ingest wrote into a modality table."""
+    """Read the declaration of a modality from its table."""
     return Modality.from_json(read_metadata(path)[MODALITY_KEY])
 
 
-def losses(modality: str, tried: pl.DataFrame) -> pl.DataFrame:
-    """Rows of the attrition table for the samples that lost a modality, one a reason, and `modality`.
+def losses(modality: str, attempts: pl.DataFrame) -> pl.DataFrame:
+    """Attrition of one modality: rows of the attrition table, one per reason, with the column `modality`.
 
-    A sample is lost where no attempt was good, and counts under the reason of its first one.
+    Samples without a successful attempt lose the modality and count under the reason of their first attempt.
 
     Args:
-        tried: `TRIED_SCHEMA`, sorted by sample and attempt.
+        attempts: frame of `TRIED_SCHEMA`, sorted by sample and attempt.
     """
-    first = tried.group_by("sample_id", maintain_order=True).agg(
+    first = attempts.group_by("sample_id", maintain_order=True).agg(
         (pl.col("status") == "ok").any().alias("good"), pl.col("reason").first()
     )
     counts = first.filter(~pl.col("good"))["reason"].value_counts().sort("count", "reason", descending=[True, False])
@@ -44,20 +44,20 @@ def losses(modality: str, tried: pl.DataFrame) -> pl.DataFrame:
 def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequence[str]) -> int:
     """Write `samples.parquet`, `labels/*.parquet` and `attrition.parquet`; returns the number of samples.
 
-    Samples without any of `modalities` are removed here and counted in the attrition table; so are samples whose
-    every attempt at a modality failed, in rows that name the modality. Modality tables and labels that a former build
-    with other settings left in the store are deleted.
+    Samples without any of `modalities` are removed and counted in the attrition table, which also counts, per modality,
+    the samples for which all attempts failed. Modality tables and labels left by a previous build with other settings
+    are deleted.
 
     Raises:
-        UsageError: the cohort, or one of the modalities, is not there yet.
+        UsageError: the cohort or a modality has not been built.
         DataError: no sample has a modality.
     """
     paths, working = StoreLayout(store), WorkLayout(work)
-    dataset = recall(dataset, work)
-    cohort = pl.read_parquet(made_by(working.cohort, "cohort"))
+    dataset = checked_dataset(dataset, work)
+    cohort = pl.read_parquet(require_file(working.cohort, "cohort"))
     for name in modalities:
         for path in (paths.modality(name), working.tried(name)):
-            made_by(path, f"ingest {dataset.name} {name}")
+            require_file(path, f"ingest {dataset.name} {name}")
     paths.unseal()
     kept = {paths.modality(m) for m in modalities} | {paths.labels(t.name) for t in dataset.tasks}
     for folder in ("modalities", "labels"):
@@ -84,7 +84,7 @@ def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequ
                 file=f"{dataset.name} export",
                 expected="at least one sample with a modality",
                 found="none",
-                fix=f"{len(frame)} samples are in the cohort; do the modality files belong to this export?",
+                fix=f"The cohort has {len(frame)} samples; check that the modality files belong to this export.",
             )
         )
     attrition = pl.read_parquet(working.attrition)
@@ -92,7 +92,7 @@ def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequ
     attrition = pl.concat([attrition, pl.DataFrame([step], schema=ATTRITION_SCHEMA, orient="row")])
     attrition = attrition.with_columns(pl.lit(None, pl.String).alias("modality"))
     attempts = {m.name: pl.read_parquet(working.tried(m.name)) for m in declared}
-    attrition = pl.concat([attrition, *(losses(name, tried) for name, tried in attempts.items() if len(tried))])
+    attrition = pl.concat([attrition, *(losses(name, frame) for name, frame in attempts.items() if len(frame))])
     index = [f"row_{m.name}" for m in declared]
     first = ["sample_id", "subject_id", "modality_mask", *index]
     for task in dataset.tasks:

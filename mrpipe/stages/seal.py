@@ -1,4 +1,4 @@
-"""seal: check the invariants, write dictionary, data card and provenance, and the manifest last."""
+"""seal: check the invariants, then write dictionary, provenance, data card and, last, the manifest."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mrpipe.datasets import dataset_module
 from mrpipe.errors import DataError, Fault
 from mrpipe.raw import sha256
 from mrpipe.schema import Dataset
-from mrpipe.stages.declaration import recall
+from mrpipe.stages.declaration import checked_dataset
 from mrpipe.stages.samples import read_modality_declaration
 from mrpipe.stages.split import SPLIT_KEY
 from mrpipe.store import masks
 from mrpipe.store.card import render_card
 from mrpipe.store.invariants import find_breaches
-from mrpipe.store.layout import StoreLayout, WorkLayout, made_by
+from mrpipe.store.layout import StoreLayout, WorkLayout, require_file
 from mrpipe.store.manifest import FORMAT, Manifest, store_id
 from mrpipe.store.parquet import read_metadata, write_frame, write_text
 
@@ -48,7 +48,7 @@ def _split_entry(root: Path, path: Path) -> dict[str, Any]:
 
 
 def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], version: str) -> Manifest:
-    """Everything the manifest says, from the files as they lie there."""
+    """Manifest of the files currently in a store."""
     paths = StoreLayout(root)
     samples = pl.read_parquet(paths.samples, columns=["sample_id", "subject_id", "modality_mask"])
     declared = sorted(
@@ -69,7 +69,7 @@ def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], ver
         )
     tables = tuple({"name": p.stem} | _file_entry(root, p) for p in (paths.samples, paths.dictionary, paths.attrition))
     schemes = [s["scheme"] for s in splits]
-    usual = json.loads(json.dumps(dataclasses.asdict(dataset.options())))
+    defaults = json.loads(json.dumps(dataclasses.asdict(dataset.options())))
     counts = masks.pattern_counts(samples["modality_mask"].to_numpy())
     return Manifest(
         format=FORMAT,
@@ -91,7 +91,7 @@ def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], ver
         pattern_counts={masks.combination_name(masks.to_names(mask, bits)): n for mask, n in counts.items()},
         default_scheme=dataset.default_scheme if dataset.default_scheme in schemes else schemes[0],
         store_id=store_id([*tables, *modalities, *labels, *splits]),
-        options_changed=tuple(k for k, v in sorted(checked["options"].items()) if v != usual.get(k)),
+        options_changed=tuple(k for k, v in sorted(checked["options"].items()) if v != defaults.get(k)),
         citation=dataset.citation,
         licence=dataset.licence,
         provider=dataset.provider,
@@ -102,18 +102,18 @@ def seal(dataset: Dataset, work: Path, root: Path, schemes: Sequence[str] | None
     """Seal a store; returns its store_id.
 
     Args:
-        schemes: the splits that belong to it; others, left by a former build, are deleted. Default: all that lie there.
+        schemes: splits of the store; others, left by a previous build, are deleted. Default: keep all.
 
     Raises:
-        DataError: an invariant of the format does not hold; nothing is sealed then.
-        UsageError: a step before has not run.
+        DataError: an invariant of the format is violated; the store is not sealed.
+        UsageError: an earlier step has not run.
     """
     paths, working = StoreLayout(root), WorkLayout(work)
-    checked = json.loads(made_by(working.checked, "check --work").read_text(encoding="utf-8"))
-    made_by(paths.samples, "samples")
+    checked = json.loads(require_file(working.checked, "check --work").read_text(encoding="utf-8"))
+    require_file(paths.samples, "samples")
     names = sorted(p.stem for p in (root / "modalities").glob("*.parquet"))
-    dictionaries = {m: made_by(working.dictionary(m), f"ingest {dataset.name} {m}") for m in names}
-    dataset = recall(dataset, work)
+    dictionaries = {m: require_file(working.dictionary(m), f"ingest {dataset.name} {m}") for m in names}
+    dataset = checked_dataset(dataset, work)
     paths.unseal()
     for left in sorted((root / "splits").glob("*.parquet")):
         if schemes is not None and left.stem not in schemes:
@@ -124,7 +124,7 @@ def seal(dataset: Dataset, work: Path, root: Path, schemes: Sequence[str] | None
     breaches = find_breaches(root)
     if breaches:
         raise DataError(breaches)
-    # Left by a writer that was killed; one that still runs cannot rename its file into the sealed store any more.
+    # Left by a killed writer; a writer that still runs can no longer rename its file into the sealed store.
     for leftover in root.rglob(".*.tmp"):
         leftover.unlink()
     version = mrpipe.__version__

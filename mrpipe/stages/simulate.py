@@ -1,4 +1,4 @@
-"""simulate: write a raw export that the reader cannot tell from a real one, and its truth beside it."""
+"""simulate: write a raw export in the format of a real one, and the ground truth next to it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ MARKER = "simulation.json"
 
 
 def simulate(dataset: Dataset, out: Path, settings: Mapping[str, Any]) -> None:
-    """Write a simulated export to `out` and the truth to `<out>.truth/`.
+    """Write a simulated export to `out` and the ground truth to `<out>.truth/`.
 
-    The export is written beside its place and renamed: a killed run leaves nothing that looks like an export.
+    Both are written to temporary folders and renamed, so that a killed run leaves no partial export.
 
     Raises:
-        UsageError: `out` holds files that no simulation wrote.
+        UsageError: an option is invalid, or `out` contains files that were not simulated.
     """
     options = parse_options(dataset.simulation, settings, context=f"simulation of {dataset.name}")
     truth = truth_folder(out)
     if out.exists() and any(out.iterdir()) and not (truth / MARKER).exists():
-        raise UsageError(f"{out} is not empty and was not simulated; it will not be overwritten")
+        raise UsageError(f"{out} contains files that were not simulated and is not overwritten")
     partial, partial_truth = out.with_name(f".{out.name}.partial"), truth.with_name(f".{truth.name}.partial")
     for folder in (partial, partial_truth):
         shutil.rmtree(folder, ignore_errors=True)
@@ -37,7 +37,7 @@ def simulate(dataset: Dataset, out: Path, settings: Mapping[str, Any]) -> None:
     dataset.simulate(partial, partial_truth, options)
     settings_text = json.dumps({"dataset": dataset.name, "simulation": dataclasses.asdict(options)}, indent=1)
     write_text(partial_truth / MARKER, settings_text + "\n")
-    # The truth goes first, so that an export without its marker never exists.
+    # The truth is moved first, so that a simulated export never exists without its marker.
     for source, target in ((partial_truth, truth), (partial, out)):
         if target.exists():
             shutil.rmtree(target)

@@ -1,4 +1,4 @@
-"""split: one named scheme of a store."""
+"""split: write one named split of a store."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import polars as pl
 
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.schema import Dataset
-from mrpipe.stages.declaration import recall_schemes
-from mrpipe.store.layout import StoreLayout, made_by
+from mrpipe.stages.declaration import with_stored_schemes
+from mrpipe.store.layout import StoreLayout, require_file
 from mrpipe.store.parquet import write_frame
 from mrpipe.store.splits import PARTS, from_column, from_id_list, grouped_stratified, require_grouped
 
@@ -19,14 +19,15 @@ SPLIT_KEY = "mrpipe.split"
 
 
 def make_split(dataset: Dataset, store: Path, scheme: str, *, seed: int = 0, ids: Path | None = None) -> dict[str, int]:
-    """Write `splits/<scheme>.parquet`; returns how many samples each part has.
+    """Write `splits/<scheme>.parquet`; returns the number of samples per part.
 
     Args:
-        ids: JSON id lists; then `scheme` is just the name under which the split is stored.
+        scheme: scheme of the dataset or, with `ids`, name of the split.
+        ids: JSON file with id lists (see `splits.from_id_list`).
     """
     paths = StoreLayout(store)
-    samples = pl.read_parquet(made_by(paths.samples, "samples"))
-    dataset = recall_schemes(dataset, store)
+    samples = pl.read_parquet(require_file(paths.samples, "samples"))
+    dataset = with_stored_schemes(dataset, store)
     settings: dict[str, Any] = {"scheme": scheme, "grouping": "subject_id"}
     if ids is not None:
         split = from_id_list(samples, ids)
@@ -55,7 +56,7 @@ def make_split(dataset: Dataset, store: Path, scheme: str, *, seed: int = 0, ids
     counts = {part: int((split["split"] == part).sum()) for part in PARTS}
     if counts["train"] == 0:
         raise DataError(Fault(file=f"split {scheme}", expected="training samples", found=f"parts {counts}"))
-    # An id list under the name of a scheme is still not that scheme.
+    # The description of a scheme does not apply to an id list with its name.
     settings |= {"description": "" if ids is not None else dataset.schemes[scheme].description}
     paths.unseal()
     write_frame(paths.split(scheme), split, metadata={SPLIT_KEY: json.dumps(settings, sort_keys=True)})

@@ -1,9 +1,9 @@
-"""Leakage audit: features that tell the label almost alone, on training rows, with the raw column they come from.
+"""Leakage audit: features that nearly determine the label on their own, with their raw column, on training rows.
 
-A model that reaches 0.99 because a form records the diagnosis in other words has learnt nothing. For every feature,
-class against the rest: the area under the ROC curve of its value, and of whether it is known at all (a form that is
-filled in for patients only leaks by being there). A sequence is looked at by the mean of its steps; events (codes,
-measurements) by item: whether a sample has it, and the mean of its values.
+A model that scores 0.99 because a form restates the diagnosis has learnt nothing useful. For each feature and each
+class against the rest, the audit computes the area under the ROC curve (AUROC) of the value and of whether the value is
+known (a form completed only for patients leaks through its presence). Sequences are audited by the mean over their
+steps; events (codes, measurements) per item, by presence and mean value.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _BLOCK, _ITEM_BLOCK = 4096, 512
 
 
 def aurocs(x: NDArray[np.float32], classes: NDArray[np.bool_], *, least: int = 5) -> NDArray[np.float64]:
-    """Area under the ROC curve of each column for each class against the rest, ties counted half; (K, d).
+    """AUROC of each column for each class against the rest, (K, d); ties count half.
 
-    Over the known rows of a column; NaN where fewer than `least` of them are on either side. Values below 0.5 tell as
-    much as those above.
+    Only known values are used. Values below 0.5 are as informative as those above.
 
     Args:
-        x: (n, d), NaN unknown.
-        classes: (n, K) in the class or not.
+        x: (n, d), unknown values NaN.
+        classes: (n, K), whether a row belongs to the class.
+        least: minimum number of known values inside and outside the class; below, the result is NaN.
     """
     known = ~np.isnan(x)
-    # Unknown values get the highest ranks, so that the ranks of the known ones are theirs alone.
+    # Unknown values get the highest ranks, so that they do not affect the ranks of known values.
     ranks = np.where(known, rankdata(np.where(known, x, np.inf), axis=0), 0.0)
     inside = classes.T.astype(np.float64)
     n_in, n_known = inside @ known, known.sum(axis=0)
@@ -56,13 +56,13 @@ def aurocs(x: NDArray[np.float32], classes: NDArray[np.bool_], *, least: int = 5
 
 
 def indicator_aurocs(x: NDArray[np.bool_], classes: NDArray[np.bool_], *, least: int = 5) -> NDArray[np.float64]:
-    """`aurocs` of columns that are true or false, without ranks; (K, d)."""
+    """`aurocs` of boolean columns, computed without ranks; (K, d)."""
     inside, flags = classes.T.astype(np.float64), x.astype(np.float64)
     n_in = np.broadcast_to(inside.sum(axis=1, keepdims=True), (len(inside), x.shape[1]))
     n_out = len(x) - n_in
     true_in = inside @ flags
     true_out = flags.sum(axis=0) - true_in
-    # Pairs that are ordered, and half of those that are tied.
+    # Concordant pairs plus half of the tied pairs.
     u = true_in * (n_out - true_out) + 0.5 * (true_in * true_out + (n_in - true_in) * (n_out - true_out))
     return _area(u, n_in, n_out, least)
 
@@ -75,29 +75,29 @@ def _area(
 
 
 def chance_spread(n_in: NDArray[np.float64], n_out: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard deviation of the area of a feature that has nothing to do with the class (ties make it smaller)."""
+    """Standard deviation of the AUROC of a feature that is independent of the class (an upper bound with ties)."""
     return np.asarray(np.sqrt((n_in + n_out + 1) / (12 * np.maximum(n_in * n_out, 1))))
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Some columns to look at.
+    """A block of predictor columns.
 
     Attributes:
-        at: (d,) position of each one's feature in the dictionary.
-        what: what of the feature it is.
-        x: (n, d) float32, NaN unknown; or bool.
-        gaps: whether it says something that a feature is known at all.
+        at: (d,) dictionary positions of their features.
+        what: the predictor derived from the feature, e.g. `value` or `is <level>`.
+        x: (n, d) float32 with NaN for unknown values, or bool.
+        audit_known: whether to audit the presence of the feature as well.
     """
 
     at: NDArray[np.int64]
     what: list[str]
     x: NDArray[Any]
-    gaps: bool = True
+    audit_known: bool = True
 
 
 def _item_columns(arrays: Arrays, items: list[str], *, values: bool) -> Iterator[_Columns]:
-    """Of events [position in `items`, value]: whether a sample has an item and, where they are `values`, their mean."""
+    """Columns of events [position in `items`, value]: presence of each item and, with `values`, its mean value."""
     assert arrays.offsets is not None
     n = len(arrays)
     item = arrays.x[:, 0].astype(np.int64)
@@ -106,19 +106,19 @@ def _item_columns(arrays: Arrays, items: list[str], *, values: bool) -> Iterator
     value = np.nan_to_num(arrays.x[order, 1].astype(np.float64))
     for start in range(0, len(items), _ITEM_BLOCK):
         names = items[start : start + _ITEM_BLOCK]
-        own = slice(*np.searchsorted(item, [start, start + len(names)]))
-        cell, size = sample[own] * len(names) + item[own] - start, n * len(names)
+        block = slice(*np.searchsorted(item, [start, start + len(names)]))
+        cell, size = sample[block] * len(names) + item[block] - start, n * len(names)
         count = np.bincount(cell, minlength=size).reshape(n, len(names))
         at = np.zeros(len(names), dtype=np.int64)
-        yield _Columns(at, [f"has {name}" for name in names], count > 0, gaps=False)
+        yield _Columns(at, [f"has {name}" for name in names], count > 0, audit_known=False)
         if values:
-            total = np.bincount(cell, weights=value[own], minlength=size).reshape(n, len(names))
+            total = np.bincount(cell, weights=value[block], minlength=size).reshape(n, len(names))
             mean = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
-            yield _Columns(at + 1, [f"mean of {name}" for name in names], mean, gaps=False)
+            yield _Columns(at + 1, [f"mean of {name}" for name in names], mean, audit_known=False)
 
 
 def _columns(modality: Modality, arrays: Arrays, rows: pl.DataFrame) -> Iterator[_Columns]:
-    """Blocks of columns: numbers as they are, the levels of categories and the items of events one by one."""
+    """Blocks of predictor columns: numeric values, indicators of category levels, items of events."""
     levels = rows["levels"].to_list()
     n_features = len(levels)
     if rows["kind"][0] == "event":
@@ -159,25 +159,24 @@ def audit(
 ) -> pl.DataFrame:
     """Features whose single-feature AUROC for a class exceeds a threshold on the training rows of a split.
 
-    Images and volumes have no named features and are left out; so are modalities whose dictionary does not name each
-    element.
+    Images, volumes and other modalities whose dictionary does not describe each element are skipped.
 
     Args:
-        threshold: of the AUROC, or of 1 − AUROC.
-        least: known rows that both sides must have.
-        alpha: chance, over everything that is looked at (Bonferroni), of a finding without any leak: among thousands
-            of SNPs some tell a dozen people apart by luck. 1 keeps whatever exceeds the threshold.
+        threshold: threshold of the AUROC or, for features below 0.5, of 1 − AUROC.
+        least: minimum number of known rows inside and outside the class.
+        alpha: family-wise error rate (Bonferroni over all tests) of findings without leakage: among thousands of SNPs,
+            some separate a dozen people by chance. With 1, everything above the threshold is reported.
 
     Returns:
-        Rows of AUDIT_SCHEMA, the highest first: `what` is `value`, `is <level>`, `has <item>`, `mean of <item>` or
-        `known`; `auroc` at least 0.5.
+        Rows of AUDIT_SCHEMA, highest AUROC first: `what` is `value`, `is <level>`, `has <item>`, `mean of <item>` or
+        `known`; `auroc` is at least 0.5.
 
     Raises:
-        UsageError: no such task or scheme, a regression, or a threshold or alpha out of range.
+        UsageError: no such task or scheme, a regression task, or threshold or alpha out of range.
     """
     declared = store.task(task)
     if declared.kind != "classification":
-        raise UsageError(f"the leakage audit needs a classification task; {declared.name} is a {declared.kind}")
+        raise UsageError(f"the leakage audit requires a classification task; {declared.name} is a {declared.kind}")
     if not 0.5 <= threshold <= 1:
         raise UsageError(f"the audit's threshold {threshold} must be between 0.5 and 1")
     if not 0 < alpha <= 1:
@@ -189,7 +188,7 @@ def audit(
     )
     value = dict(label.iter_rows())
     found: list[pl.DataFrame] = []
-    looks = 0
+    n_tests = 0
     for modality in store.modalities:
         rows = store.dictionary.filter(modality=modality.name).sort("position")
         if modality.kind in ("image", "volume") or len(rows) != modality.size:
@@ -205,29 +204,29 @@ def audit(
             if not len(c.at):
                 continue
             known = ~np.isnan(c.x)
-            yes_or_no = c.x.dtype == np.bool_
-            area = indicator_aurocs(c.x, classes, least=least) if yes_or_no else aurocs(c.x, classes, least=least)
-            looks += int(np.isfinite(area).sum())
+            is_indicator = c.x.dtype == np.bool_
+            area = indicator_aurocs(c.x, classes, least=least) if is_indicator else aurocs(c.x, classes, least=least)
+            n_tests += int(np.isfinite(area).sum())
             n_known = known.sum(axis=0)
             for k, name in enumerate(declared.classes):
                 n_in = known[classes[:, k]].sum(axis=0)
                 found.append(_above(rows, c.at, c.what, area[k], n_known, n_in, name, threshold))
-            if not c.gaps:
+            if not c.audit_known:
                 continue
-            # Whether a feature is known says something once a feature, not once a level.
+            # Presence is audited once per feature, not once per level.
             once = np.flatnonzero(np.r_[True, c.at[1:] != c.at[:-1]])
-            there = indicator_aurocs(known[:, once], classes, least=least)
-            looks += int(np.isfinite(there).sum())
-            everybody = np.full(len(once), len(y))
+            known_area = indicator_aurocs(known[:, once], classes, least=least)
+            n_tests += int(np.isfinite(known_area).sum())
+            n_all = np.full(len(once), len(y))
             for k, name in enumerate(declared.classes):
                 size = np.full(len(once), int(classes[:, k].sum()))
                 what = ["known"] * len(once)
-                found.append(_above(rows, c.at[once], what, there[k], everybody, size, name, threshold))
+                found.append(_above(rows, c.at[once], what, known_area[k], n_all, size, name, threshold))
     if not found:
         return pl.DataFrame(schema=AUDIT_SCHEMA)
-    limit = 0.0 if alpha >= 1 else float(norm.isf(alpha / (2 * max(looks, 1))))
-    beyond = pl.concat(found).filter(pl.col("spread") * limit <= pl.col("auroc") - 0.5).drop("spread")
-    return beyond.sort(["auroc", "modality", "feature", "what", "class"], descending=[True, *[False] * 4])
+    limit = 0.0 if alpha >= 1 else float(norm.isf(alpha / (2 * max(n_tests, 1))))
+    significant = pl.concat(found).filter(pl.col("spread") * limit <= pl.col("auroc") - 0.5).drop("spread")
+    return significant.sort(["auroc", "modality", "feature", "what", "class"], descending=[True, *[False] * 4])
 
 
 def _above(

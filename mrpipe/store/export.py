@@ -1,4 +1,4 @@
-"""`mrpipe export`: a store as CSV or NumPy files, for tools that do not read Parquet."""
+"""`mrpipe export`: write a store as CSV or NumPy files, for tools that cannot read Parquet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mrpipe.store.reader import Arrays, Store, unpack_genotypes
 
 
 def _csv(arrays: Arrays, names: list[str]) -> pl.DataFrame:
-    """One wide row a sample; a sequence has one row a step with its number."""
+    """One row per sample or, for sequences, per step, with the step number."""
     modality = arrays.modality
     x = unpack_genotypes(arrays.x, modality.size) if modality.encoding == "packed2" else arrays.x
     columns = names if len(names) == modality.size else [f"x{i}" for i in range(modality.size)]
@@ -30,16 +30,17 @@ def _csv(arrays: Arrays, names: list[str]) -> pl.DataFrame:
 
 
 def export(store: Store, out: Path, format: str, modalities: Sequence[str] | None = None) -> list[Path]:
-    """Write samples, labels, splits and modalities to `out`; returns the files.
+    """Write samples, labels, splits and modalities to the folder `out`; returns the paths of the files.
 
     Args:
-        format: `csv` (images and volumes are refused: use npz) or `npz` (`sample_id, x, offsets, time`).
+        format: `csv` (not for images and volumes) or `npz` (arrays `sample_id, x, offsets, time`).
+        modalities: names of the modalities to export; default: all.
     """
     chosen = [m for m in store.modalities if modalities is None or m.name in modalities]
     if unknown := sorted(set(modalities or ()) - set(store.bits)):
         raise UsageError(f"no modality {unknown[0]!r}; this store has {', '.join(store.bits)}")
     if format == "csv" and (pictures := [m.name for m in chosen if m.kind in ("image", "volume")]):
-        raise UsageError(f"{', '.join(pictures)}: images and volumes are exported with --format npz")
+        raise UsageError(f"{', '.join(pictures)}: images and volumes require --format npz")
     written = []
     tables = {"samples": store.samples()}
     tables |= {f"labels_{t.name}": store.labels(t.name) for t in store.tasks}

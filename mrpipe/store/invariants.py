@@ -1,4 +1,4 @@
-"""What must hold in every store: mask ⇔ row index ⇔ modality table, no sample without a modality."""
+"""Invariants of every store: masks, row indices and modality tables agree, and no sample lacks all modalities."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _modality_breaches(root: Path, samples: pl.DataFrame, path: Path, faults: Fa
             _breach(
                 "samples.parquet",
                 f"bit {modality.bit} set exactly where {column} is not null",
-                f"{int(wrong.sum())} samples where it is not so",
+                f"{int(wrong.sum())} samples for which this does not hold",
                 "modality_mask",
                 row,
             )
@@ -52,7 +52,7 @@ def _modality_breaches(root: Path, samples: pl.DataFrame, path: Path, faults: Fa
             _breach(
                 "samples.parquet",
                 f"row numbers 0..{len(ids) - 1} of {name}, in order",
-                f"{len(rows)} row numbers that are not those",
+                f"{len(rows)} other row numbers",
                 column,
             )
         )
@@ -62,23 +62,21 @@ def _modality_breaches(root: Path, samples: pl.DataFrame, path: Path, faults: Fa
 
 
 def find_breaches(root: Path) -> list[Fault]:
-    """Every breach of the store's invariants; an empty list for a store that is whole."""
+    """All violations of the store's invariants; empty for an intact store."""
     faults, paths = FaultCollector(), StoreLayout(root)
     samples = pl.read_parquet(paths.samples)
     ids = samples["sample_id"]
     if samples.schema["modality_mask"] != pl.UInt16:
         faults.add(_breach("samples.parquet", "uint16", str(samples.schema["modality_mask"]), "modality_mask"))
     if not ids.is_sorted() or ids.is_duplicated().any() or ids.null_count():
-        faults.add(
-            _breach("samples.parquet", "unique ids in rising order", "ids out of order or repeated", "sample_id")
-        )
+        faults.add(_breach("samples.parquet", "unique ids in ascending order", "unsorted or repeated ids", "sample_id"))
     empty = samples["modality_mask"] == 0
     if empty.any():
         faults.add(
             _breach(
                 "samples.parquet",
-                "at least one modality a sample",
-                f"{int(empty.sum())} samples without",
+                "at least one modality per sample",
+                f"{int(empty.sum())} samples without a modality",
                 "modality_mask",
                 int(empty.arg_max() or 0) + 1,
             )
@@ -91,8 +89,8 @@ def find_breaches(root: Path) -> list[Fault]:
         faults.add(
             _breach(
                 "samples.parquet",
-                "one declared bit a modality",
-                f"{int(stray.sum())} samples with others",
+                "one declared bit per modality",
+                f"{int(stray.sum())} samples with undeclared bits",
                 "modality_mask",
             )
         )
@@ -109,13 +107,13 @@ def find_breaches(root: Path) -> list[Fault]:
             )
     for path in sorted((root / "labels").glob("*.parquet")) + sorted((root / "splits").glob("*.parquet")):
         frame, name = pl.read_parquet(path), path.relative_to(root).as_posix()
-        strangers = int((~frame["sample_id"].is_in(ids.implode())).sum())
-        if strangers or frame["sample_id"].is_duplicated().any() or not frame["sample_id"].is_sorted():
+        unknown = int((~frame["sample_id"].is_in(ids.implode())).sum())
+        if unknown or frame["sample_id"].is_duplicated().any() or not frame["sample_id"].is_sorted():
             faults.add(
                 _breach(
                     name,
-                    "samples of this store, once each, in order",
-                    f"{strangers} unknown ids, or repeats",
+                    "unique ids of this store in ascending order",
+                    f"{unknown} unknown ids, or unsorted or repeated ids",
                     "sample_id",
                 )
             )
@@ -130,13 +128,13 @@ def find_breaches(root: Path) -> list[Fault]:
         left = samples[column].count() if column in samples.columns else -1
         chained = flow["n_before"][1:].equals(flow["n_after"][:-1].rename("n_before"))
         if flow.is_empty() or not chained or flow["n_after"][-1] != left:
-            expected = f"steps that chain and end with {left} {f'rows of {name}' if name else 'samples'}"
-            faults.add(_breach("attrition.parquet", expected, "others", "n_after"))
+            expected = f"consistent counts that end with {left} {f'rows of {name}' if name else 'samples'}"
+            faults.add(_breach("attrition.parquet", expected, "other counts", "n_after"))
     return faults.faults
 
 
 def value_breaches(root: Path, modality: Modality, path: Path, *, batch_rows: int = 256) -> list[Fault]:
-    """Deep check of the values of one modality: no infinity, no null where the format wants NaN, lengths as said."""
+    """Check the values of a modality: no infinities, no nulls instead of NaN, correct sequence lengths."""
     faults, name = FaultCollector(), path.relative_to(root).as_posix()
     row = 0
     for batch in pq.ParquetFile(path).iter_batches(batch_size=batch_rows):
@@ -145,7 +143,7 @@ def value_breaches(root: Path, modality: Modality, path: Path, *, batch_rows: in
         while pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type):
             values = values.flatten()
         if x.null_count or (values.null_count and modality.encoding == "plain"):
-            faults.add(_breach(name, "no nulls inside x (NaN is unknown)", "nulls", "x", row + 1))
+            faults.add(_breach(name, "no nulls in x (unknown values are NaN)", "nulls", "x", row + 1))
         if pa.types.is_floating(values.type) and np.isinf(values.to_numpy(zero_copy_only=False)).any():
             faults.add(_breach(name, "finite values or NaN", "infinities", "x", row + 1))
         if modality.kind == "sequence":

@@ -1,4 +1,4 @@
-"""Where the files of a store and of its build lie. The store's side is the on-disk contract, format 1."""
+"""Paths of the files of a store (on-disk format 1) and of its build."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mrpipe.errors import UsageError
 
 @dataclass(frozen=True)
 class StoreLayout:
-    """Paths inside a store."""
+    """Paths within a store."""
 
     root: Path
 
@@ -48,13 +48,13 @@ class StoreLayout:
         return self.root / "manifest.json"
 
     def unseal(self) -> None:
-        """Take the seal off before anything in the store changes, so that a killed step leaves no sealed store."""
+        """Remove the manifest before the store is modified, so that a killed step leaves no sealed store."""
         self.manifest.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class WorkLayout:
-    """Paths of the intermediate files of one build; nothing here is part of the store."""
+    """Paths of intermediate files of a build, which are not part of the store."""
 
     root: Path
 
@@ -74,29 +74,29 @@ class WorkLayout:
         return self.root / "dictionary" / f"{modality}.parquet"
 
     def tried(self, modality: str) -> Path:
-        """Every attempt at every sample; holds sample ids, and so stays here."""
+        """All attempts at all samples; contains sample ids, so it is not part of the store."""
         return self.root / "tried" / f"{modality}.parquet"
 
     def part(self, modality: str, part: int, n_parts: int) -> Path:
         return self.root / "parts" / modality / f"{part}-of-{n_parts}.parquet"
 
 
-def made_by(path: Path, verb: str) -> Path:
-    """A file that an earlier step writes.
+def require_file(path: Path, verb: str) -> Path:
+    """Return the path of a file written by an earlier step.
 
     Raises:
-        UsageError: the step has not run; `verb` is what to run.
+        UsageError: the file does not exist; names `verb`, the command that writes it.
     """
     if not path.is_file():
-        raise UsageError(f"{path} is not there yet; run mrpipe {verb} first")
+        raise UsageError(f"{path} does not exist; run mrpipe {verb} first")
     return path
 
 
 def qc_folder(store: Path) -> Path:
-    """Where `mrpipe build` leaves quality control: beside the store, never inside it."""
+    """Folder of the quality control written by `mrpipe build`, next to the store."""
     return store.with_name(store.name + ".qc")
 
 
 def truth_folder(export: Path) -> Path:
-    """Where a simulator writes what it knows: beside the export, never inside it."""
+    """Folder of a simulator's ground truth, next to the export."""
     return export.with_name(export.name + ".truth")

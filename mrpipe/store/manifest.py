@@ -1,4 +1,4 @@
-"""The manifest: what a store is, which files it has, and the hash that names it. Written last; its presence seals."""
+"""The manifest of a store: metadata, files and hashes. It is written last; its presence marks a store as sealed."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Manifest:
     """`manifest.json` of a store, format 1.
 
     Attributes:
-        format: number of the on-disk format.
+        format: version number of the on-disk format.
         origin: `simulated` or `export`.
-        options: reader options that made the store.
+        options: reader options with which the store was built.
         modalities: declaration fields of `schema.Modality` plus `file, rows, size, sha256`, in bit order.
         labels: `schema.Task` fields plus `file, rows, size, sha256`, the default task first.
         splits: `scheme, method, seed, grouping, counts, file, rows, size, sha256`.
-        tables: samples, dictionary and attrition: `name, file, rows, size, sha256`.
-        inputs: raw files: path relative to the export, size in bytes, SHA-256.
-        code_hash: hash of the code that can influence the store.
+        tables: `name, file, rows, size, sha256` of samples, dictionary and attrition.
+        inputs: path relative to the export, size in bytes and SHA-256 of the raw files.
+        code_hash: hash of the code that can affect the store.
         pattern_counts: modality combination (names joined by `+`) → number of samples.
-        options_changed: names of options that are not the reader's defaults; None: the writer did not say.
-        citation, licence, provider: as the dataset declares them; empty in stores of a writer that did not say.
+        options_changed: names of options that differ from their defaults; None in stores of older versions.
+        citation, licence, provider: as declared by the dataset; empty in stores of older versions.
         store_id: first 16 hex digits of the SHA-256 over the sorted `path sha256` lines of all hashed files.
     """
 
@@ -80,7 +80,7 @@ class Manifest:
 
 
 def store_id(files: Iterable[Mapping[str, Any]]) -> str:
-    """Name of a store: hash over its hashed files."""
+    """Identifier of a store: hash of the paths and hashes of its files."""
     lines = sorted(f"{f['file']} {f['sha256']}\n" for f in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
@@ -89,7 +89,7 @@ def read_manifest(root: Path) -> Manifest:
     """Read and check the manifest of a store.
 
     Raises:
-        DataError: not sealed, not a manifest, or a format that this version cannot read.
+        DataError: the store is not sealed, the manifest is invalid, or its format is not supported.
     """
     path = StoreLayout(root).manifest
     if not path.is_file():
@@ -98,7 +98,7 @@ def read_manifest(root: Path) -> Manifest:
                 file=str(root),
                 expected="a sealed store (manifest.json)",
                 found="no manifest",
-                fix="The build did not finish: run it again; it goes on where it stopped.",
+                fix="The build did not finish: run it again to resume it.",
             )
         )
     try:
@@ -106,7 +106,7 @@ def read_manifest(root: Path) -> Manifest:
         number = values["format"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DataError(
-            Fault(file=str(path), expected="a store manifest", found=f"{error}", fix="Seal it again.")
+            Fault(file=str(path), expected="a store manifest", found=f"{error}", fix="Seal the store again.")
         ) from error
     if number != FORMAT:
         raise DataError(
@@ -124,6 +124,6 @@ def read_manifest(root: Path) -> Manifest:
         raise DataError(
             Fault(file=str(path), column=missing[0], expected=f"the keys {', '.join(missing)}", found="none")
         )
-    # A newer writer of the same format may add keys; they are not for this reader.
+    # Newer versions of the same format may add keys, which are ignored.
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
     return Manifest(**known)

@@ -1,6 +1,6 @@
-"""Modality-availability bitmasks: names to bits, pack, unpack, superset queries. Pure functions.
+"""Modality-availability bitmasks: packing, unpacking, conversion from and to names, superset queries.
 
-Bit i of a mask belongs to the modality whose `bit` is i; a mask is a uint16, so a store holds at most 16 modalities.
+Bit i of a mask belongs to the modality with `bit` i. Masks are uint16, so a store has at most 16 modalities.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ MASK_DTYPE = np.uint16
 
 
 def pack(observed: NDArray[np.bool_], bits: Sequence[int] | None = None) -> NDArray[np.uint16]:
-    """Boolean matrix (n, M) to masks (n,); column j sets bit `bits[j]` (default j)."""
+    """Pack a boolean matrix (n, M) into masks (n,); column j sets bit `bits[j]` (default: j)."""
     n_modalities = observed.shape[1]
     bits = range(n_modalities) if bits is None else bits
     if len(bits) != n_modalities or any(not 0 <= b < MAX_MODALITIES for b in bits):
-        raise ValueError(f"{n_modalities} columns need as many bits in 0..{MAX_MODALITIES - 1}, got {list(bits)}")
+        raise ValueError(f"{n_modalities} columns require as many bits in 0..{MAX_MODALITIES - 1}, got {list(bits)}")
     weights = np.array([1 << b for b in bits], dtype=MASK_DTYPE)
     packed: NDArray[np.uint16] = (observed.astype(MASK_DTYPE) * weights).sum(axis=1, dtype=MASK_DTYPE)
     return packed
 
 
 def unpack(masks: ArrayLike, bits: int | Sequence[int]) -> NDArray[np.bool_]:
-    """Masks (n,) to a boolean matrix (n, M); `bits` is M or the bit of each column."""
+    """Unpack masks (n,) to a boolean matrix (n, M); `bits` is M or the bit of each column."""
     columns = np.array(range(bits) if isinstance(bits, int) else bits, dtype=MASK_DTYPE)
     observed: NDArray[np.bool_] = (np.asarray(masks, dtype=MASK_DTYPE)[:, None] >> columns[None, :]) & 1 == 1
     return observed
@@ -42,14 +42,14 @@ def codes(observed: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def contains(masks: ArrayLike, required: int) -> NDArray[np.bool_]:
-    """Which samples have at least the modalities of `required` (superset query), shape (n,)."""
+    """Whether each mask contains all modalities of `required` (superset query), shape (n,)."""
     values = np.asarray(masks, dtype=MASK_DTYPE)
     has_all: NDArray[np.bool_] = (values & MASK_DTYPE(required)) == required
     return has_all
 
 
 def to_mask(names: Sequence[str], bits: Mapping[str, int]) -> int:
-    """Modality names to one mask."""
+    """Mask of the given modality names."""
     unknown = [n for n in names if n not in bits]
     if unknown:
         raise UsageError(f"unknown modalities {unknown}; this store has {sorted(bits)}")
@@ -57,7 +57,7 @@ def to_mask(names: Sequence[str], bits: Mapping[str, int]) -> int:
 
 
 def to_names(mask: int, bits: Mapping[str, int]) -> tuple[str, ...]:
-    """The names of a mask's modalities, in bit order."""
+    """Names of the modalities of a mask, in bit order."""
     return tuple(n for n, b in sorted(bits.items(), key=lambda item: item[1]) if mask >> b & 1)
 
 
@@ -72,21 +72,21 @@ def name_parts(combination: str) -> list[str]:
 
 
 def pattern_counts(masks: ArrayLike) -> dict[int, int]:
-    """How many samples have each combination, most frequent first (ties by mask)."""
+    """Number of samples per modality combination, most frequent first (ties by mask)."""
     values, counts = np.unique(np.asarray(masks, dtype=MASK_DTYPE), return_counts=True)
     order = sorted(zip(counts.tolist(), values.tolist(), strict=True), key=lambda cv: (-cv[0], cv[1]))
     return {mask: count for count, mask in order}
 
 
 def expression(where: str, bits: Mapping[str, int], column: str = "modality_mask") -> pl.Expr:
-    """A query over modality names as a polars expression on the mask column.
+    """Convert a query over modality names to a polars expression on the mask column.
 
-    `&` and, `|` or, `~` not, and parentheses: ``"image & genomic & ~biospecimen"``.
+    Operators: `&` (and), `|` (or), `~` (not) and parentheses, e.g. ``"image & genomic & ~biospecimen"``.
     """
     try:
         tree = ast.parse(where, mode="eval").body
     except SyntaxError as error:
-        raise UsageError(f"cannot read the modality query {where!r}: {error.msg}") from error
+        raise UsageError(f"cannot parse the modality query {where!r}: {error.msg}") from error
 
     def build(node: ast.expr) -> pl.Expr:
         match node:
@@ -101,6 +101,6 @@ def expression(where: str, bits: Mapping[str, int], column: str = "modality_mask
             case ast.BoolOp(op=operator, values=values):
                 parts = [build(v) for v in values]
                 return pl.all_horizontal(parts) if isinstance(operator, ast.And) else pl.any_horizontal(parts)
-        raise UsageError(f"the modality query {where!r} may hold modality names, &, |, ~ and parentheses only")
+        raise UsageError(f"the modality query {where!r} may contain only modality names, &, |, ~ and parentheses")
 
     return build(tree)

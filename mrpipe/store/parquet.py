@@ -1,4 +1,4 @@
-"""The only Parquet writer: atomic, deterministic, row groups near 32 MiB, zstd, statistics on key columns only."""
+"""Atomic, deterministic Parquet writer: row groups of about 32 MiB, zstd, statistics on key columns only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY_COLUMNS = frozenset({"sample_id", "subject_id", "modality_mask"})
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed onto it on success and removed on failure: whole or absent."""
+    """Context of an atomic write: a temporary path, renamed to `path` on success and removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -42,7 +42,7 @@ def _is_float(dtype: pa.DataType) -> bool:
 
 
 def _small_strings(schema: pa.Schema) -> pa.Schema:
-    """Polars writes large_string and string_view; every reader reads plain string."""
+    """Replace large_string and string_view, which Polars writes, by string, which every reader supports."""
     names = {pa.large_string(): pa.string(), pa.string_view(): pa.string(), pa.large_binary(): pa.binary()}
     return pa.schema([f.with_type(names.get(f.type, f.type)) for f in schema])
 
@@ -56,12 +56,12 @@ def write_batches(
     row_group_rows: int | None = None,
     compression_level: int = 3,
 ) -> int:
-    """Stream record batches into one file; returns the number of rows.
+    """Stream record batches to a file; returns the number of rows.
 
     Args:
-        schema: Arrow schema of every batch.
+        schema: Arrow schema of the batches.
         metadata: key-value metadata of the file.
-        row_group_rows: rows a group; by default as many as make about 32 MiB of the first batch's row size.
+        row_group_rows: rows per row group; default: about 32 MiB, estimated from the first batch.
         compression_level: zstd level.
     """
     keys = [f.name for f in schema if f.name in KEY_COLUMNS]

@@ -1,7 +1,7 @@
-"""The reader: `open_store(path)` gives lazy polars frames, numpy arrays and the store's own checks.
+"""Reading stores: `open_store(path)` gives lazy polars frames, numpy arrays and integrity checks.
 
-A store needs none of this: it is plain Parquet. What this module adds is names instead of bits, splits and transforms
-applied, shapes restored, and `verify`.
+Stores are plain Parquet and can be read without this module (see docs/store-format.md). It adds queries by modality
+name, selection by split, transforms, restored array shapes and `verify`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrays:
-    """The rows of one modality as numpy arrays, in order of sample_id.
+    """Rows of one modality as numpy arrays, sorted by sample_id.
 
     Attributes:
-        modality: the declaration.
+        modality: declaration of the modality.
         sample_id: (n,) strings.
-        x: (n, *shape); for packed genotypes (n, bytes) uint8; for a sequence the steps of all samples (steps, d).
-        offsets: sequences only, (n + 1,) int64: sample i has the steps offsets[i]:offsets[i + 1].
-        time: irregular sequences only, (steps,) float32.
+        x: (n, *shape); for packed genotypes (n, bytes) uint8; for sequences (steps, d), the steps of all samples.
+        offsets: sequences only, (n + 1,) int64; sample i has the steps offsets[i]:offsets[i + 1].
+        time: irregular sequences only, (steps,) float32, in the unit of the modality.
     """
 
     modality: Modality
@@ -53,7 +53,7 @@ class Arrays:
         return len(self.sample_id)
 
     def take(self, rows: NDArray[np.int64]) -> Arrays:
-        """The given rows, in that order."""
+        """Select rows, in the given order."""
         if self.offsets is None:
             return Arrays(modality=self.modality, sample_id=self.sample_id[rows], x=self.x[rows])
         lengths = np.diff(self.offsets)[rows]
@@ -65,7 +65,7 @@ class Arrays:
         )
 
     def padded(self, max_steps: int | None = None) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """A sequence as (n, T, d), zero after its end, and the lengths (n,); longer ones keep their last steps."""
+        """Sequences padded with zeros, (n, T, d), and their lengths (n,); longer sequences keep their last steps."""
         if self.offsets is None:
             raise UsageError(f"{self.modality.name} is not a sequence")
         lengths = np.diff(self.offsets)
@@ -80,13 +80,13 @@ class Arrays:
 
 
 def unpack_genotypes(packed: NDArray[np.uint8], n_snps: int) -> NDArray[np.uint8]:
-    """Two bits a call, four calls a byte, little end first (n, bytes) → copies of A1 (n, n_snps); 3 = not called."""
+    """Unpack genotypes (n, bytes), four calls per byte from the low bits, to copies of A1 (n, n_snps); 3 = missing."""
     calls = (packed[:, :, None] >> np.array([0, 2, 4, 6], dtype=np.uint8)) & np.uint8(3)
     return calls.reshape(len(packed), -1)[:, :n_snps]
 
 
 def _numpy(array: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
-    """Flat values; without a copy where the column is one chunk without nulls."""
+    """Flat values; not copied if the column is one chunk without nulls."""
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
     result: NDArray[Any] = array.to_numpy(zero_copy_only=False)
@@ -109,10 +109,7 @@ def _read_arrays(path: Path, modality: Modality) -> Arrays:
 
 
 def _read_packed(path: Path, modality: Modality) -> Arrays:
-    """Packed genotypes (n, bytes) uint8, a block of rows at a time into their place.
-
-    They are the largest column there is; read as a whole it would be in memory twice.
-    """
+    """Read packed genotypes (n, bytes) uint8 in blocks of rows, because the whole column would be in memory twice."""
     file = pq.ParquetFile(path, memory_map=True)
     n_bytes = -(-modality.size // 4)
     x = np.empty((file.metadata.num_rows, n_bytes), dtype=np.uint8)
@@ -128,7 +125,7 @@ def _read_packed(path: Path, modality: Modality) -> Arrays:
 
 
 class Store:
-    """A sealed store, opened for reading. Use `open_store`."""
+    """A sealed store, opened for reading; created by `open_store`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -143,8 +140,8 @@ class Store:
                     Fault(
                         file=f"{path}/{m}",
                         expected="a file of this sealed store",
-                        found="nothing",
-                        fix="Copy the store again, whole.",
+                        found="no such file",
+                        fix="Copy the complete store again.",
                     )
                     for m in missing
                 ]
@@ -161,7 +158,7 @@ class Store:
 
     @property
     def bits(self) -> dict[str, int]:
-        """Modality name → bit of `modality_mask`."""
+        """Bits of `modality_mask` by modality name."""
         return {m.name: m.bit for m in self.modalities}
 
     @property
@@ -175,27 +172,27 @@ class Store:
         raise UsageError(f"no modality {name!r}; this store has {', '.join(self.bits)}")
 
     def task(self, name: str | None = None) -> Task:
-        """A task by name; the default task without one."""
+        """A task by name, or the default task."""
         for task in self.tasks:
             if name in (None, task.name):
                 return task
         raise UsageError(f"no task {name!r}; this store has {', '.join(t.name for t in self.tasks)}")
 
     def samples(self, where: str | None = None) -> pl.LazyFrame:
-        """Samples, lazily; `where` is a query over modality names such as ``"image & genomic & ~biospecimen"``."""
+        """Samples as a lazy frame; `where` is a query such as ``"image & ~genomic"`` (see `masks.expression`)."""
         frame = pl.scan_parquet(self._paths.samples)
         return frame if where is None else frame.filter(masks.expression(where, self.bits))
 
     def modality(self, name: str) -> pl.LazyFrame:
-        """One modality's table, lazily."""
+        """Table of a modality as a lazy frame."""
         return pl.scan_parquet(self._paths.modality(self._modality(name).name))
 
     def labels(self, task: str | None = None) -> pl.LazyFrame:
-        """`sample_id, value` of a task, lazily; samples without a label have no row."""
+        """Labels `sample_id, value` of a task as a lazy frame; samples without a label have no row."""
         return pl.scan_parquet(self._paths.labels(self.task(task).name))
 
     def split(self, scheme: str | None = None) -> pl.LazyFrame:
-        """`sample_id, split` of a scheme, lazily; None or `default`: the store's own."""
+        """Split `sample_id, split` of a scheme as a lazy frame; None or `default`: the store's default scheme."""
         if scheme is None or (scheme == "default" and scheme not in self.schemes):
             scheme = self.manifest.default_scheme
         if scheme not in self.schemes:
@@ -204,7 +201,7 @@ class Store:
 
     @property
     def dictionary(self) -> pl.DataFrame:
-        """One row a feature."""
+        """Data dictionary, one row per feature."""
         return pl.read_parquet(self._paths.dictionary)
 
     @property
@@ -214,17 +211,17 @@ class Store:
 
     @property
     def losses(self) -> pl.DataFrame:
-        """Samples that lost one modality, and why: `modality, step, reason, n_before, n_after`."""
+        """Samples that lost a single modality, by reason: `modality, step, reason, n_before, n_after`."""
         frame = self._attrition().filter(pl.col("modality").is_not_null())
         return frame.select("modality", pl.exclude("modality"))
 
     def _attrition(self) -> pl.DataFrame:
         frame = pl.read_parquet(self._paths.attrition)
-        # Stores written before the column came say nothing about single modalities.
+        # Older stores lack the column `modality`.
         return frame if "modality" in frame.columns else frame.with_columns(pl.lit(None, pl.String).alias("modality"))
 
     def patterns(self) -> pl.DataFrame:
-        """How many samples have which combination: `modalities` (joined by +), `modality_mask`, `n`."""
+        """Number of samples per combination: `modalities` (joined by +), `modality_mask`, `n`."""
         value = self.samples().select("modality_mask").collect()["modality_mask"].to_numpy()
         rows = [
             (masks.combination_name(masks.to_names(m, self.bits)), m, n) for m, n in masks.pattern_counts(value).items()
@@ -236,10 +233,10 @@ class Store:
     def arrays(
         self, name: str, *, split: str | None = None, part: str | None = None, transform: Transforms | None = None
     ) -> Arrays:
-        """One modality as numpy arrays; without a copy where dtype and layout allow.
+        """One modality as numpy arrays; not copied if dtype and layout allow.
 
         Args:
-            split, part: only the samples of this part of this scheme (`default`, or only `part`: the store's own).
+            split, part: restrict the samples to this scheme (`default` or, with `part`, None: default scheme) and part.
             transform: fitted transforms to apply.
         """
         modality = self._modality(name)
@@ -254,13 +251,15 @@ class Store:
         return arrays if transform is None else transform.apply(name, arrays)
 
     def verify(self, *, deep: bool = False) -> None:
-        """Is the store whole, and is it what it says?
+        """Verify the integrity of the store.
 
-        Shallow: every file is there with the size and row count of the manifest, and the store's invariants hold
-        (mask ⇔ row ⇔ table). Deep: also re-hashes every file and scans every value.
+        Checks that file sizes and row counts match the manifest and that masks, row indices and tables are consistent.
+
+        Args:
+            deep: also check the hash of every file and scan all values.
 
         Raises:
-            DataError: with every breach.
+            DataError: lists all problems.
         """
         faults = FaultCollector()
         for entry in self.manifest.files:
@@ -272,7 +271,7 @@ class Store:
                         file=str(path),
                         expected=f"{entry['size']} bytes",
                         found=f"{found} bytes",
-                        fix="The file changed after sealing: copy the store again or rebuild it.",
+                        fix="The file was changed after sealing: copy or rebuild the store.",
                     )
                 )
             elif deep and (digest := sha256(path)) != entry["sha256"]:
@@ -281,7 +280,7 @@ class Store:
                         file=str(path),
                         expected=f"SHA-256 {entry['sha256'][:16]}…",
                         found=f"{digest[:16]}…",
-                        fix="The file changed after sealing: copy the store again or rebuild it.",
+                        fix="The file was changed after sealing: copy or rebuild the store.",
                     )
                 )
         faults.raise_if_any()
@@ -312,5 +311,5 @@ class Store:
 
 
 def open_store(path: str | Path) -> Store:
-    """Open a sealed store; verifies its manifest and that every file is there (`Store.verify` checks the content)."""
+    """Open a sealed store; checks its manifest and that all files exist (`Store.verify` checks their content)."""
     return Store(Path(path))

@@ -1,4 +1,4 @@
-"""`mrpipe show`: a store in the terminal."""
+"""`mrpipe show` and `mrpipe audit`: summaries in the terminal."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def show(store: Store, console: Console | None = None) -> None:
-    """Print what is in a store."""
+    """Print a summary of a store."""
     console = console or Console()
     m = store.manifest
-    origin = "[bold red]SIMULATED[/]" if m.origin == "simulated" else "from an export"
+    origin = "[bold red]SIMULATED[/]" if m.origin == "simulated" else "real export"
     console.print(f"[bold]{m.title}[/]  store {m.store_id}  {origin}  release {m.release}")
     console.print(f"{m.n_samples} samples of {m.n_subjects} subjects; default split {m.default_scheme}\n")
     table = _table("Modalities", "name", "bit", "kind", "shape", "dtype", "rows", "MiB", "encoder")
@@ -47,7 +47,7 @@ def show(store: Store, console: Console | None = None) -> None:
         table.add_row(str(step), reason, str(before), str(after))
     console.print(table)
     if len(lost := store.losses.filter(pl.col("step") > 0)):
-        table = _table("\nLost from one modality", "modality", "reason", "before", "after")
+        table = _table("\nExcluded from one modality", "modality", "reason", "before", "after")
         for modality, _, reason, before, after in lost.iter_rows():
             table.add_row(modality, reason, str(before), str(after))
         console.print(table)
@@ -55,20 +55,21 @@ def show(store: Store, console: Console | None = None) -> None:
     for label in m.labels:
         table.add_row(label["name"], label["kind"], ", ".join(label["classes"]) or "–", str(label["rows"]))
     console.print(table)
-    table = _table("\nSplits", "scheme", *PARTS, "made by")
+    table = _table("\nSplits", "scheme", *PARTS, "method")
     for split in m.splits:
         table.add_row(split["scheme"], *(str(split["counts"].get(p, 0)) for p in PARTS), split["method"])
     console.print(table)
 
 
 def show_audit(found: pl.DataFrame, console: Console | None = None) -> None:
-    """Print what `mrpipe.audit.audit` found."""
+    """Print the findings of `mrpipe.store.audit.audit`."""
     console = console or Console()
     if found.is_empty():
-        console.print("no feature tells the label almost alone")
+        console.print("no feature nearly determines the label on its own")
         return
     table = _table(
-        "Features that tell the label almost alone", "AUROC", "class", "modality", "feature", "what", "n", "from"
+        "Features that nearly determine the label on their own",
+        *("AUROC", "class", "modality", "feature", "predictor", "n", "source"),
     )
     for row in found.iter_rows(named=True):
         source = f"{row['source_file']}, {row['source_column']}"

@@ -1,4 +1,4 @@
-"""Splits: named schemes, grouped by subject, stratified by class, keyed; or an imported list of ids."""
+"""Splits: grouped by subject and stratified by class, from a column, or from an imported list of ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.keyed import bits, id_keys
 
 PARTS = ("train", "val", "test")
-# The names under which the field's id lists call the parts.
+# Common names of the parts in published id lists.
 PART_ALIASES = {
     "train": "train",
     "training": "train",
@@ -31,16 +31,16 @@ PART_ALIASES = {
 def grouped_stratified(
     samples: pl.DataFrame, *, fractions: tuple[float, float, float], seed: int, stratum: str | None = None
 ) -> pl.DataFrame:
-    """Assign every subject to one part so that each class is shared out in proportion.
+    """Assign every subject to one part such that each class is distributed proportionally.
 
-    Subjects are visited largest first, in keyed order among equals, and each goes to the part that is left with the
-    smallest squared deviation from its target counts (over classes and the total, each relative to its size). With
-    one sample a subject this is an exact stratified split up to rounding; with large groups it is a close one. The
-    result depends on the ids, the classes and the seed alone, not on the order of the rows.
+    Subjects are processed in order of decreasing size, in keyed order among equals. Each is assigned to the part for
+    which the squared deviation from the target counts (of the classes and in total, each relative to its size) becomes
+    smallest. With one sample per subject, the split is exactly stratified up to rounding; with large groups,
+    approximately. The result depends only on ids, classes and seed, not on the order of the rows.
 
     Args:
-        samples: `sample_id`, `subject_id` and, if given, the column `stratum` (null: a class of its own).
-        fractions: train, val, test; they sum to 1.
+        samples: `sample_id`, `subject_id` and, if given, the column `stratum` (null is a separate class).
+        fractions: fractions of train, val and test; they must sum to 1.
 
     Returns:
         Frame `sample_id`, `split`, sorted by sample_id.
@@ -65,7 +65,7 @@ def grouped_stratified(
     part = np.empty(len(table), dtype=np.int8)
     scale = 1.0 / np.maximum(total, 1.0)
     for subject in order:
-        # Cost difference of adding the subject to each part; ties go to the part furthest below its share.
+        # Change in cost of adding the subject to each part; ties go to the part furthest below its target.
         shortfall = (target - filled) * scale
         cost = ((shortfall - table[subject] * scale) ** 2 - shortfall**2).sum(axis=1)
         part[subject] = int(np.lexsort((-shortfall[:, -1], np.round(cost, 12)))[0])
@@ -76,20 +76,20 @@ def grouped_stratified(
 
 
 def from_column(samples: pl.DataFrame, column: str) -> pl.DataFrame:
-    """A split that the dataset brings along; samples with a null there are not part of the scheme."""
+    """Split from a column that contains train, val, test, or null for samples that are not part of the scheme."""
     if column not in samples.columns:
         raise UsageError(f"this store has no column {column!r} to split by")
     split = samples.select("sample_id", pl.col(column).alias("split")).drop_nulls().sort("sample_id")
     unknown = sorted(set(split["split"].unique()) - set(PARTS))
     if unknown:
-        raise UsageError(f"column {column!r} holds {unknown}; a split is one of {', '.join(PARTS)}")
+        raise UsageError(f"column {column!r} contains {unknown}; expected {', '.join(PARTS)}")
     return split
 
 
 def from_id_list(samples: pl.DataFrame, path: Path) -> pl.DataFrame:
-    """A split from a JSON file {train: [...], val: [...], test: [...]} of sample or subject ids.
+    """Split from a JSON file {train: [...], val: [...], test: [...]} of sample ids or subject ids.
 
-    The parts may be called training/validation/testing, valid or dev. Ids may be sample ids or subject ids.
+    Other common names of the parts (`PART_ALIASES`) are accepted. Invalid or inconsistent lists are a DataError.
     """
     try:
         lists = json.loads(path.read_text(encoding="utf-8"))
@@ -99,41 +99,41 @@ def from_id_list(samples: pl.DataFrame, path: Path) -> pl.DataFrame:
         ) from error
     if not isinstance(lists, Mapping) or not all(k in PART_ALIASES and isinstance(v, list) for k, v in lists.items()):
         found = f"keys {sorted(map(str, lists))}" if isinstance(lists, Mapping) else type(lists).__name__
-        raise DataError(Fault(file=path.name, expected="lists train, val and test", found=found))
+        raise DataError(Fault(file=path.name, expected="the lists train, val and test", found=found))
     rows = [(str(i), PART_ALIASES[k]) for k, ids in lists.items() for i in ids]
-    wanted = pl.DataFrame(rows, schema={"id": pl.String, "split": pl.String}, orient="row")
-    repeated = wanted.filter(pl.col("id").is_duplicated())
+    listed = pl.DataFrame(rows, schema={"id": pl.String, "split": pl.String}, orient="row")
+    repeated = listed.filter(pl.col("id").is_duplicated())
     if len(repeated):
         raise DataError(
-            Fault(file=path.name, expected="each id once", found=f"an id in two places ({len(repeated)} rows)")
+            Fault(file=path.name, expected="each id once", found=f"{len(repeated)} entries with repeated ids")
         )
-    key = "sample_id" if wanted["id"].is_in(samples["sample_id"].implode()).any() else "subject_id"
-    unknown = wanted.filter(~pl.col("id").is_in(samples[key].implode()))
+    key = "sample_id" if listed["id"].is_in(samples["sample_id"].implode()).any() else "subject_id"
+    unknown = listed.filter(~pl.col("id").is_in(samples[key].implode()))
     if len(unknown):
         raise DataError(
             Fault(
                 file=path.name,
                 expected=f"ids of this store ({key})",
-                found=f"{len(unknown)} of {len(wanted)} ids that it does not have",
-                fix="Is the list for this export?",
+                found=f"{len(unknown)} of {len(listed)} ids that it does not have",
+                fix="Check that the list belongs to this export.",
             )
         )
-    split = samples.join(wanted, left_on=key, right_on="id", how="inner").select("sample_id", "split").sort("sample_id")
+    split = samples.join(listed, left_on=key, right_on="id", how="inner").select("sample_id", "split").sort("sample_id")
     require_grouped(samples, split, path.name)
     return split
 
 
 def require_grouped(samples: pl.DataFrame, split: pl.DataFrame, source: str) -> None:
-    """A subject must not stand in two parts."""
+    """Raise a DataError if a subject appears in several parts."""
     parts = split.join(samples.select("sample_id", "subject_id"), on="sample_id").group_by("subject_id")
-    torn = parts.agg(pl.col("split").n_unique().alias("n")).filter(pl.col("n") > 1)
-    if len(torn):
+    repeated = parts.agg(pl.col("split").n_unique().alias("n")).filter(pl.col("n") > 1)
+    if len(repeated):
         raise DataError(
             Fault(
                 file=source,
                 column="subject_id",
                 expected="every subject in one part",
-                found=f"{len(torn)} subjects in several parts",
-                fix="Split by subject, or the test set leaks.",
+                found=f"{len(repeated)} subjects in several parts",
+                fix="Split by subject to avoid leakage.",
             )
         )

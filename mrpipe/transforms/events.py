@@ -1,9 +1,9 @@
-"""Events (measurements, codes) to what a model takes: a vocabulary, steps and z-scores fitted on training rows.
+"""Transforms of events (measurements, codes): vocabulary, time steps and z-scores, fitted on training rows.
 
-A sequence whose first dictionary row is of kind `event` holds one event a row: x = [position of the item in that row's
-`levels`, value] with a second row of kind `numeric`, or [position, number of the step] with one of kind `step`. The
-dense form (steps × items of values and masks) would be mostly zeros: 7.8 GB for 9,003 patients, 50 steps and 2,172
-items. It is never made; what a transform gives stays one row an event, and a step is a run of events of equal time.
+A sequence whose first dictionary row has kind `event` holds one event per row. If the second dictionary row has kind
+`numeric`, x = [position of the item in the first row's `levels`, value]; if it has kind `step`, x = [position, step
+number]. The mostly zero dense form (steps × items of values and masks: 7.8 GB for 9,003 patients, 50 steps and 2,172
+items) is never materialised. Transformed sequences keep one row per event; a step is a run of events with equal time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HOURS = {"hours": 1.0, "days": 24.0}
 
 
 def levels_id(levels: list[str]) -> str:
-    """Name of a list of levels, for a modality's `encoder`: positions in two lists of one name mean the same."""
+    """Identifier of a list of levels, used as a modality's `encoder`; equal identifiers mean equal lists."""
     digest = hashlib.sha256("\n".join(levels).encode()).hexdigest()
     return f"levels-{len(levels)}-{digest[:12]}"
 
@@ -36,9 +36,9 @@ def levels_id(levels: list[str]) -> str:
 def vocabulary_of(
     items: NDArray[np.int64], samples: NDArray[np.int64], n_samples: int, n_levels: int, floor: float, cap: int
 ) -> NDArray[np.int64]:
-    """Positions (V,), rising, of the items that at least `floor` of the samples have; the most frequent `cap` of them.
+    """Ascending positions (V,) of the items that occur in at least the share `floor` of samples, at most `cap`.
 
-    Ties at the cap are settled by the smaller position.
+    The cap keeps the most frequent items; ties are resolved in favour of the smaller position.
     """
     pairs = np.unique(samples * np.int64(max(n_levels, 1)) + items)
     having = np.bincount(pairs % max(n_levels, 1), minlength=n_levels)
@@ -49,7 +49,7 @@ def vocabulary_of(
 
 
 def _moments(value: NDArray[np.float64], index: NDArray[np.int64], n: int) -> tuple[Floats, Floats]:
-    """Mean and sd (n,) of the values of each index; sd 1 where it is 0."""
+    """Mean and sd (n,) of the values per index; an sd of 0 is replaced by 1."""
     count = np.maximum(np.bincount(index, minlength=n), 1)
     mean = np.bincount(index, weights=value, minlength=n) / count
     sd = np.sqrt(np.bincount(index, weights=(value - mean[index]) ** 2, minlength=n) / count)
@@ -58,7 +58,7 @@ def _moments(value: NDArray[np.float64], index: NDArray[np.int64], n: int) -> tu
 
 @dataclass(frozen=True)
 class _Cells:
-    """One row a (sample, step, item): `sample`, `step`, `time` (days), `item` (V: outside the vocabulary), `value`."""
+    """One row per (sample, step, item); `time` in days, `item` V if outside the vocabulary."""
 
     sample: NDArray[np.int64]
     step: NDArray[np.int64]
@@ -69,11 +69,12 @@ class _Cells:
 
 @dataclass(frozen=True)
 class EventTransform:
-    """Events to sparse steps: x (events, 2) = [index in the vocabulary, z-score], by sample, step and index.
+    """Events to sparse steps: x (events, 2) = [index in the vocabulary, z-score], sorted by sample, step and index.
 
-    A step is a day (`step_hours`) since time 0, with the mean of an item's values, or a visit, with the value 1. The
-    latest `max_steps` of a sample are kept. Events outside the vocabulary are left out; a sample without any other
-    keeps one, of index V = len(vocabulary) and value 0, because it was observed. `time` is in days, one a step.
+    A step is either `step_hours` long, with the mean of an item's values, or a visit, with the value 1. The latest
+    `max_steps` steps of a sample are kept. Events outside the vocabulary are dropped; a sample with no other events
+    keeps one, with index V = len(vocabulary) and value 0, because the modality was observed. `time` is in days and
+    constant within a step.
     """
 
     kind: ClassVar[str] = "events"
@@ -90,7 +91,7 @@ class EventTransform:
 
     @classmethod
     def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: TransformOptions) -> EventTransform:
-        """Vocabulary, means and deviations of training samples."""
+        """Compute vocabulary, means and standard deviations from training samples."""
         by_visit = dictionary["kind"][1] == "step"
         n_levels = len(dictionary["levels"][0])
         items, samples = arrays.x[:, 0].astype(np.int64), _samples(arrays)
@@ -146,21 +147,21 @@ class EventTransform:
         return _Cells(sample[starts], step[starts], time[starts], item[starts], mean)
 
     def apply(self, arrays: Arrays) -> Arrays:
-        """Sparse steps of any samples, in their order.
+        """Sparse steps of the samples, in the given order.
 
         Raises:
-            UsageError: the positions in these arrays are those of other levels than the training store's.
+            UsageError: the items of these arrays differ from those of the training store.
         """
         if arrays.modality.encoder != self.levels_id:
             raise UsageError(
-                f"{arrays.modality.name}: this store lists other items ({arrays.modality.encoder}) than the one "
-                f"that the transform was fitted on ({self.levels_id}), so their positions do not mean the same"
+                f"{arrays.modality.name}: this store has other items ({arrays.modality.encoder}) than the store on "
+                f"which the transform was fitted ({self.levels_id}), so their positions are not comparable"
             )
         cells = self._cells(arrays)
         n, n_samples = len(self.vocabulary), len(arrays)
         inside = cells.item < n
         some = np.bincount(cells.sample[inside], minlength=n_samples) > 0
-        # The last event of a sample that has nothing else.
+        # The last event of samples without an event in the vocabulary.
         last = np.zeros(len(inside), dtype=bool)
         if len(inside):
             last[np.flatnonzero(np.diff(cells.sample, append=n_samples) != 0)] = True
@@ -172,7 +173,7 @@ class EventTransform:
         first[1:] = (sample[1:] != sample[:-1]) | (step[1:] != step[:-1])
         number = np.cumsum(first)
         newest = np.zeros(n_samples, dtype=np.int64)
-        newest[sample] = number  # rows are in order: the last write is the largest
+        newest[sample] = number  # rows are sorted, so the last write is the largest
         recent = newest[sample] - number < self.max_steps
         sample, time, item, value = sample[recent], time[recent], item[recent], value[recent]
         center, spread = np.append(self.center, 0.0), np.append(self.spread, 1.0)
@@ -185,7 +186,7 @@ class EventTransform:
 
     @property
     def n_items(self) -> int:
-        """Size of the vocabulary with the index of what is outside it."""
+        """Size of the vocabulary plus one for items outside it."""
         return len(self.vocabulary) + 1
 
     def shape(self, modality: Modality) -> tuple[int, ...]:
@@ -217,16 +218,17 @@ class EventTransform:
 
 
 def _samples(arrays: Arrays) -> NDArray[np.int64]:
-    """Number of the sample of each event."""
+    """Index of the sample of each event."""
     assert arrays.offsets is not None
     return np.repeat(np.arange(len(arrays)), np.diff(arrays.offsets))
 
 
 def dense_steps(arrays: Arrays, n_items: int) -> tuple[Floats, NDArray[np.int64], Floats]:
-    """The dense form of transformed events, for small data and for tests.
+    """Dense form of transformed events, for small data and tests.
 
     Returns:
-        values and masks side by side (steps, 2 · n_items), offsets of the steps (n + 1,), time of each step in days.
+        Concatenated values and masks (steps, 2 · n_items), offsets of the samples' steps (n + 1,), and time of each
+        step in days (steps,).
     """
     assert arrays.time is not None
     step, n_steps = step_numbers(arrays)
@@ -239,7 +241,7 @@ def dense_steps(arrays: Arrays, n_items: int) -> tuple[Floats, NDArray[np.int64]
 
 
 def step_numbers(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number of the step of each event, over all samples (events,), and how many steps each sample has (n,)."""
+    """Step index of each event, counted over all samples (events,), and number of steps per sample (n,)."""
     assert arrays.time is not None
     sample = _samples(arrays)
     new = np.ones(len(sample), dtype=bool)
@@ -249,7 +251,7 @@ def step_numbers(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 @dataclass(frozen=True)
 class SummaryTransform:
-    """Summary vectors of items: those of the training vocabulary, counts as log(1 + n), standardised, unknown 0."""
+    """Summary vectors restricted to the training vocabulary: counts as log(1 + n), standardised, unknown values 0."""
 
     kind: ClassVar[str] = "summary"
     columns: NDArray[np.int64]
@@ -260,7 +262,7 @@ class SummaryTransform:
 
     @classmethod
     def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: TransformOptions) -> SummaryTransform:
-        """Vocabulary (items by share of training samples), means and deviations."""
+        """Compute vocabulary (by share of training samples), means and standard deviations."""
         statistic = np.array([n.rsplit(" ", 1)[1] for n in dictionary["name"]])
         n_statistics = len(dict.fromkeys(statistic.tolist()))
         at = np.flatnonzero(statistic == "count")
@@ -311,7 +313,7 @@ class SummaryTransform:
 
 
 def event_transform(dictionary: pl.DataFrame) -> type[EventTransform] | type[SummaryTransform] | None:
-    """Which transform of this module a modality's dictionary asks for, if any."""
+    """Transform that a modality's dictionary requires; None if it describes neither events nor summaries."""
     first = str(dictionary["kind"][0]) if len(dictionary) else ""
     known: dict[str, type[EventTransform] | type[SummaryTransform]] = {
         "event": EventTransform,

@@ -1,4 +1,4 @@
-"""The fitted transform of vectors and sequences: a step for each kind of feature, over the columns of that kind."""
+"""Fitted transform of vectors and sequences: one step per kind of feature, applied to the columns of that kind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mrpipe.transforms.options import TransformOptions
 
 
 class Step(Protocol):
-    """One fitted step over some columns of a feature matrix."""
+    """A fitted step for a group of columns of a feature matrix."""
 
     def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
@@ -33,7 +33,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Numeric:
-    """(x or fill − center) / spread, column by column."""
+    """(x − center) / spread per column, with unknown x replaced by `fill`."""
 
     kind: ClassVar[str] = "numeric"
     fill: NDArray[np.float32]
@@ -92,7 +92,7 @@ class Numeric:
 
 @dataclass(frozen=True)
 class OneHot:
-    """Integer codes of declared levels to indicator columns; an unknown code takes the training mode."""
+    """Integer codes of declared levels to indicator columns; unknown codes become the training mode."""
 
     kind: ClassVar[str] = "one_hot"
     n_levels: tuple[int, ...]
@@ -126,7 +126,7 @@ class OneHot:
 
 @dataclass(frozen=True)
 class TfidfSvd:
-    """Sublinear TF-IDF (1 + ln tf, smooth idf, L2 rows), then projection on training components, unit variance."""
+    """Sublinear TF-IDF (1 + ln tf, smooth idf, L2-normalised rows), projected on SVD components, unit variance."""
 
     kind: ClassVar[str] = "tfidf_svd"
     idf: NDArray[np.float32]
@@ -147,7 +147,7 @@ class TfidfSvd:
         idf = (np.log((1 + len(x)) / (1 + document_frequency)) + 1).astype(np.float32)
         weighted = cls._weigh(x, idf)
         n_components = min(options.svd_dim, *weighted.shape)
-        # One thread, so that the components are the same bytes on any number of cores.
+        # One thread, so that the components are bit-identical on any number of cores.
         with threadpool_limits(1):
             _, _, components = randomized_svd(weighted, n_components=n_components, random_state=0)
             spread = (weighted @ components.T).std(axis=0)
@@ -180,7 +180,7 @@ _STEPS: dict[str, Any] = {c.kind: c for c in (Numeric, OneHot, TfidfSvd)}
 
 @dataclass(frozen=True)
 class FeatureTransform:
-    """Vectors and sequences: steps over groups of columns, results side by side in the order of the groups."""
+    """Vectors and sequences: steps over groups of columns; outputs are concatenated in the order of the groups."""
 
     groups: tuple[tuple[NDArray[np.int64], Step], ...]
 
@@ -207,23 +207,23 @@ class FeatureTransform:
         return replace(arrays, x=out.astype(np.float32))
 
     def unknown(self, arrays: Arrays) -> NDArray[np.bool_] | None:
-        """(rows, width): which transformed values stand for one that was not known; None if there is none.
+        """Boolean mask (rows, width) of transformed values whose input is unknown; None if all inputs are known.
 
-        For models that take gaps as gaps. Counts have none: a NaN there is a zero.
+        For models that handle missing values themselves. Counts are always known, because NaN means zero.
         """
-        gaps = np.isnan(arrays.x.reshape(-1, arrays.modality.size).astype(np.float32))
-        if not gaps.any():
+        unknown = np.isnan(arrays.x.reshape(-1, arrays.modality.size).astype(np.float32))
+        if not unknown.any():
             return None
         blocks: list[NDArray[np.bool_]] = []
         for columns, step in self.groups:
             if isinstance(step, Numeric):
-                blocks.append(gaps[:, columns])
+                blocks.append(unknown[:, columns])
             elif isinstance(step, OneHot):
-                blocks.append(np.repeat(gaps[:, columns], step.n_levels, axis=1))
+                blocks.append(np.repeat(unknown[:, columns], step.n_levels, axis=1))
             else:
-                blocks.append(np.zeros((len(gaps), step.width), dtype=np.bool_))
-        side_by_side: NDArray[np.bool_] = np.concatenate(blocks, axis=1)
-        return side_by_side
+                blocks.append(np.zeros((len(unknown), step.width), dtype=np.bool_))
+        concatenated: NDArray[np.bool_] = np.concatenate(blocks, axis=1)
+        return concatenated
 
     def shape(self, modality: Modality) -> tuple[int, ...]:
         return (sum(step.width for _, step in self.groups),)

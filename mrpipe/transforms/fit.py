@@ -1,8 +1,8 @@
-"""Impute, scale, encode: fitted on the training rows of one split, stored as JSON, applied to any rows.
+"""Imputation, scaling and encoding: fitted on the training rows of one split, stored as JSON, applied to any rows.
 
-What is done to a feature follows from its `kind` in the dictionary: numeric and embedding features are imputed with the
-training mean (or median) and standardised (or scaled to [-1, 1]); categorical ones are one-hot encoded with the mode
-for unknowns; counts become TF-IDF reduced by a truncated SVD; pixels are standardised per channel.
+The `kind` of a feature in the dictionary determines its transform. Numeric and embedding features are imputed with the
+training mean (or median) and standardised (or scaled to [-1, 1]); categorical features are one-hot encoded, unknown
+values as the mode; counts become TF-IDF reduced by a truncated SVD; pixels are standardised per channel.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class PixelTransform:
-    """Images and volumes: (x − mean) / sd per channel over the known values, in raw intensity units; unknown is 0.
+    """Images and volumes: (x − mean) / sd per channel, in raw intensity units; unknown values become 0.
 
-    A consumer that keeps integer pixels may apply `mean` and `sd` batch by batch itself; the result is the same.
+    A caller that keeps integer pixels may apply `mean` and `sd`, (C,), itself, batch by batch, with the same result.
     """
 
     mean: NDArray[np.float32]
@@ -44,7 +44,7 @@ class PixelTransform:
         shape = arrays.modality.shape
         n_channels = shape[0] if arrays.modality.kind == "image" else 1
         total, squares, n = np.zeros(n_channels), np.zeros(n_channels), np.zeros(n_channels)
-        # In blocks: a float64 copy of all images would be eight times the store.
+        # In blocks, because a float64 copy of all images would be eight times as large as the store.
         for start in range(0, len(arrays), 64):
             block = arrays.x[start : start + 64].reshape(-1, n_channels, arrays.modality.size // n_channels)
             block = block.astype(np.float64)
@@ -83,10 +83,10 @@ _TRANSFORMS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Transforms:
-    """The fitted transforms of some modalities of one store, one split.
+    """Fitted transforms of modalities of one store, fitted on one split.
 
     Attributes:
-        store_id, scheme: where they were fitted.
+        store_id, scheme: store and split scheme on which they were fitted.
         fitted: modality → transform.
         shapes: modality → shape of one element after the transform (of one step for a sequence).
     """
@@ -97,9 +97,9 @@ class Transforms:
     shapes: Mapping[str, tuple[int, ...]]
 
     def apply(self, name: str, arrays: Arrays) -> Arrays:
-        """Float32 arrays without NaN; the modality's shape becomes `shapes[name]`."""
+        """Transform to float32 arrays without NaN, of shape `shapes[name]` per element."""
         if name not in self.fitted:
-            raise UsageError(f"no transform was fitted for {name!r}; there are {', '.join(self.fitted)}")
+            raise UsageError(f"no transform was fitted for {name!r}; fitted: {', '.join(self.fitted)}")
         return self.fitted[name].apply(arrays)
 
     def to_json(self) -> str:
@@ -117,7 +117,7 @@ class Transforms:
     def from_json(cls, text: str) -> Transforms:
         value = json.loads(text)
         if value["format"] != FORMAT:
-            raise UsageError(f"transforms of format {value['format']}; this version reads {FORMAT}")
+            raise UsageError(f"transforms have format {value['format']}; this version reads format {FORMAT}")
         fitted: dict[str, ModalityTransform] = {}
         for name, entry in value["modalities"].items():
             fitted[name] = _TRANSFORMS[entry["transform"]["kind"]].from_dict(entry["transform"])
@@ -131,7 +131,7 @@ def fit(
     modalities: Sequence[str] | None = None,
     options: TransformOptions | None = None,
 ) -> Transforms:
-    """Fit the transforms of a store on the training rows of a split, and on nothing else."""
+    """Fit the transforms of a store, using only the training rows of a split."""
     scheme = scheme or store.manifest.default_scheme
     options = options or TransformOptions()
     dictionary = store.dictionary
@@ -142,7 +142,7 @@ def fit(
             continue
         train = store.arrays(modality.name, split=scheme, part="train")
         if len(train) == 0:
-            raise UsageError(f"{modality.name} is never observed in the training rows of split {scheme!r}")
+            raise UsageError(f"{modality.name} has no rows in the training part of split {scheme!r}")
         if modality.kind in ("image", "volume"):
             transform: ModalityTransform = PixelTransform.fit(train)
         elif modality.encoding == "packed2":

@@ -1,4 +1,4 @@
-"""The fitted transform of packed genotypes: LD pruning and the mode for missing calls, from training rows only."""
+"""Fitted transform of packed genotypes: LD pruning and mode imputation, computed from training rows."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays
 from mrpipe.transforms.encoding import decode_array, encode_array
 
-# A SNP's description in the dictionary starts with chromosome:position.
+# The dictionary description of a SNP starts with chromosome:position.
 CHROMOSOME = r"^(?:chr)?(\w+):\d+"
 
 
 @dataclass(frozen=True)
 class GenotypeTransform:
-    """Packed genotypes: which SNPs, and for a call that was not made the SNP's most frequent training call.
+    """Selection of SNPs, and imputation of missing calls by each SNP's most frequent training call.
 
-    Applied, it decodes to float32 copies of A1 − 1, in {-1, 0, 1}. A consumer that keeps the packed bytes takes
-    `genotypes.take_snps(x, kept)` and uses `mode` itself.
+    `apply` decodes to float32: copies of A1 minus 1, in {-1, 0, 1}. A caller that keeps the packed bytes can use
+    `genotypes.take_snps(x, kept)` and impute `mode` itself.
 
     Attributes:
         mode: (k,) copies of A1.
-        kept: (k,) positions among the store's SNPs; what LD pruning of the training rows left.
+        kept: (k,) positions in the store of the SNPs kept by LD pruning on the training rows.
     """
 
     kind: ClassVar[str] = "genotypes"

@@ -1,4 +1,4 @@
-"""The command line: every verb explains itself; the exit code says whose fault it was."""
+"""Command line: help of every command, exit codes, and commands on a store."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_an_unknown_command_is_a_usage_error_that_names_the_nearest(capsys: pyte
     assert capsys.readouterr().err == "mrpipe: unknown command 'trian'. Did you mean 'train'?\n"
 
 
-def test_show_verify_and_export_read_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_verify_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(STORE), "--deep"]) == 0
     assert main(["show", str(STORE)]) == 0
     assert "SIMULATED" in capsys.readouterr().out
@@ -59,7 +59,7 @@ def test_show_verify_and_export_read_a_store(tmp_path: Path, capsys: pytest.Capt
     assert pl.read_csv(tmp_path / "series.csv").columns[:3] == ["sample_id", "step", "time"]
 
 
-def test_mask_prints_what_it_hid_and_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mask_prints_the_combinations_and_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mask", str(STORE), "--p", "0.5", "--seed", "3", "--out", str(tmp_path / "m.parquet")]) == 0
     printed = sum(int(line.split()[0]) for line in capsys.readouterr().out.splitlines())
     assert printed == pl.read_parquet(tmp_path / "m.parquet").height
@@ -69,7 +69,7 @@ def test_mask_prints_what_it_hid_and_writes_the_file(tmp_path: Path, capsys: pyt
     ("arguments", "code", "words"),
     [
         (["verify", "nowhere"], 3, "manifest"),
-        (["mask", str(STORE), "--p", "2", "--out", "x"], 2, "p must lie"),
+        (["mask", str(STORE), "--p", "2", "--out", "x"], 2, "p must be in"),
         (["mask", str(STORE), "--mechanism", "magic", "--out", "x"], 2, "mnar_label"),
         (["mask", str(STORE), "--modalities", "mri", "--out", "x"], 2, "mri"),
         (["export", str(STORE), "--out", "x", "--modalities", "image"], 2, "npz"),
@@ -77,7 +77,7 @@ def test_mask_prints_what_it_hid_and_writes_the_file(tmp_path: Path, capsys: pyt
         (["check", "mosi", "--raw", "x", "--set", "text_encoder"], 2, "key=value"),
         (["split", "mosi", "--store", str(STORE), "--scheme", "mine"], 2, "standard"),
         (["ingest", "mosi", "smell", "--raw", "x", "--work", "x", "--store", "x"], 2, "smell"),
-        # Steps out of their order.
+        # Steps in the wrong order.
         (["ingest", "mosi", "text", "--raw", "x", "--work", "x", "--store", "x"], 2, "run mrpipe cohort first"),
         (["prepare", "mimic", "lab", "--part", "0", "--raw", "x", "--work", "x"], 2, "run mrpipe cohort first"),
         (["samples", "mosi", "--work", "x", "--store", "x", "--modalities", "text"], 2, "run mrpipe cohort first"),
@@ -86,7 +86,7 @@ def test_mask_prints_what_it_hid_and_writes_the_file(tmp_path: Path, capsys: pyt
         (["seal", "mosi", "--work", "x", "--store", "x"], 2, "run mrpipe check --work first"),
     ],
 )
-def test_wrong_use_is_2_and_wrong_data_3_and_nothing_is_written(
+def test_exit_code_is_2_for_usage_errors_and_3_for_invalid_data(
     arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -103,7 +103,7 @@ def test_code_hash_of_a_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["code-hash", "mrpipe.nothing"]) == 2
 
 
-def test_the_archived_manifest_is_what_the_format_says() -> None:
+def test_archived_manifest_has_the_keys_of_the_format() -> None:
     manifest = json.loads((STORE / "manifest.json").read_text())
     for key in (
         "format",

@@ -1,4 +1,4 @@
-"""The cluster that these tests share."""
+"""The SLURM cluster shared by these tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.cluster.one_node import Cluster, NoClusterError, one_node
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """SLURM on this machine; skips with the reason where that cannot be."""
+    """A SLURM cluster on this machine; skips with the reason if it cannot be started."""
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="the extra 'slurm' is not installed")
     with ExitStack() as up:
         try:

@@ -1,8 +1,8 @@
-"""A SLURM cluster of one node on this machine: brought up for a test, taken down again, whatever happened.
+"""A single-node SLURM cluster on this machine, started for a test session and always stopped afterwards.
 
-Needs root and Debian's slurm-wlm and munge. A process of its own keeps it, `python one_node.py FOLDER`, and takes it
-down when its standard input ends: when the tests are through, and also when they were killed. The daemons die with that
-process. Where the machine has a SLURM of its own, nothing is touched.
+Needs root and Debian's packages slurm-wlm and munge. A separate process, `python one_node.py FOLDER`, keeps the cluster
+and stops it when its standard input closes, i.e. when the tests have finished or were killed. The daemons end with that
+process. An existing SLURM installation is left untouched.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ MUNGE = {"key": Path("/etc/munge/munge.key"), "run": Path("/run/munge")}
 LOCK = Path("/run/lock/mrpipe-test-cluster.lock")
 PROGRAMS = ("slurmctld", "slurmd", "munged", "munge", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 N_GPUS = 2
-# What the keeper says when it is up, and when it cannot be.
+# Output of the keeper process: the cluster is up, or the prefix of the reason that it cannot be started.
 UP, NO = "up", "no cluster: "
 PR_SET_PDEATHSIG = 1
 MARK = "# Written for a test run of mrpipe."
 
-# Eight processors on whatever there is, so that several jobs run at once; jobs above their memory are killed by the
-# daemon itself, as there need be no cgroups here; GPUs are terminals, which SLURM counts all the same.
+# Declares eight CPUs regardless of the hardware, so that several jobs run at once. The daemon itself kills jobs that
+# exceed their memory, because cgroups may be unavailable. The GPUs are terminal devices, which SLURM merely counts.
 CONF = """\
 {mark}
 ClusterName=test
@@ -72,12 +72,12 @@ PartitionName=gpu Nodes={host} MaxTime=INFINITE State=UP
 
 
 class NoClusterError(Exception):
-    """Why there can be no cluster here."""
+    """A cluster cannot be started on this machine."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One submission, as `scontrol` shows it; memory in MB, limit in minutes."""
+    """A submission as shown by `scontrol`; memory in MB, time limit in minutes."""
 
     id: int
     comment: str
@@ -95,12 +95,12 @@ class Cluster:
     """The running cluster."""
 
     def jobs(self) -> list[Job]:
-        """All submissions so far, in their order."""
+        """All submissions so far, in order."""
         shown = subprocess.run(["scontrol", "show", "job", "-o"], capture_output=True, text=True, check=True).stdout
         return sorted(map(_job, (line for line in shown.splitlines() if "JobId=" in line)), key=lambda job: job.id)
 
     def wait_for(self, found: Callable[[list[Job]], list[Job]], seconds: float = 120) -> list[Job]:
-        """What `found` picks out of the jobs, as soon as that is not empty."""
+        """Wait until `found` selects at least one job, and return the selection."""
         end = time.monotonic() + seconds
         while not (jobs := found(self.jobs())):
             if time.monotonic() > end:
@@ -134,11 +134,11 @@ def _time(text: str) -> datetime | None:
 
 @contextmanager
 def one_node(folder: Path) -> Iterator[Cluster]:
-    """A running cluster with partitions `cpu` and `gpu`, kept by another process; its state and logs are in `folder`.
+    """Run a cluster with partitions `cpu` and `gpu` in another process; its state and logs are in `folder`.
 
     Raises:
-        NoClusterError: there can be none here.
-        RuntimeError: it did not come up.
+        NoClusterError: a cluster cannot be started on this machine.
+        RuntimeError: the cluster failed to start.
     """
     keeper = subprocess.Popen(
         [sys.executable, __file__, str(folder)],
@@ -163,11 +163,11 @@ def one_node(folder: Path) -> Iterator[Cluster]:
 
 @contextmanager
 def _kept(folder: Path) -> Iterator[None]:
-    """The cluster, kept by this process.
+    """Run the cluster in this process.
 
     Raises:
-        NoClusterError: not root, a program is missing, or there is a SLURM here already.
-        RuntimeError: the node did not come up; carries the daemons' logs.
+        NoClusterError: not root, a program is missing, or SLURM is already installed.
+        RuntimeError: the node failed to start; the message contains the daemons' logs.
     """
     if os.geteuid() != 0:
         raise NoClusterError("only root can bring up SLURM's daemons")
@@ -185,7 +185,7 @@ def _kept(folder: Path) -> Iterator[None]:
         _write(folder)
         for name in ("slurm.conf", "gres.conf"):
             ETC.mkdir(exist_ok=True)
-            # What is there was left by a keeper that was killed itself.
+            # Remove a link left by a keeper that was killed.
             (ETC / name).unlink(missing_ok=True)
             (ETC / name).symlink_to(folder / name)
             down.callback((ETC / name).unlink, missing_ok=True)
@@ -194,7 +194,7 @@ def _kept(folder: Path) -> Iterator[None]:
             with (folder / f"{name}.out").open("w") as out:
                 _daemon(down, [name, "-D"], stdout=out, stderr=subprocess.STDOUT)
             time.sleep(0.5)
-        # The first thing on the way down, while the node is still there to end them.
+        # Runs first on shutdown, while the node can still end the jobs.
         down.callback(_end_jobs)
         _wait_until_idle(folder)
         yield
@@ -219,7 +219,7 @@ def _free_ports(n: int) -> list[int]:
 
 
 def _munge(down: ExitStack) -> None:
-    """A munged, unless one answers already; Debian's package brings the key."""
+    """Start munged unless it is already running; Debian's package creates the key."""
     if subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
         return
     if not MUNGE["key"].is_file():
@@ -235,7 +235,7 @@ def _munge(down: ExitStack) -> None:
 
 
 def die_with_parent() -> None:
-    """For `preexec_fn`: the process is told to end when its parent is gone."""
+    """For `preexec_fn`: the process receives SIGTERM when its parent ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -274,7 +274,7 @@ def _wait_until_idle(folder: Path, seconds: float = 20) -> None:
 
 
 def main(folder: Path) -> None:
-    """Keep a cluster until standard input ends."""
+    """Keep a cluster running until standard input closes."""
     try:
         with _kept(folder):
             print(UP, flush=True)

@@ -1,4 +1,4 @@
-"""The workflow on a real SLURM, through the profile and the executor plugin that people use."""
+"""The workflow on a real SLURM cluster, with the shipped profile and the executor plugin."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ METRICS = "results/runs/{}/{}/seed0/metrics.json"
 
 @pytest.fixture(scope="module")
 def profile(project: Path) -> Path:
-    """The profile as it is in the repository."""
+    """The shipped profile."""
     return project / "workflow/profiles/slurm"
 
 
 @pytest.fixture(scope="module")
 def tight(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the profile, edited: too little memory for one training, which imports torch, at its first attempt."""
+    """A copy of the profile that gives the first attempt of the torch training too little memory."""
     settings = yaml.safe_load((profile / "profile.v9+.yaml").read_text())
     for rule, usual in {"train": 8000, "evaluate": 4000}.items():
         memory = f"(500 if wildcards.method == 'moe_retriever' else {usual}) * attempt"
@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(profile: Path, folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Snakemake as the README says, for a cluster without accounting and with short jobs."""
+    """Start Snakemake as the README describes, for a cluster without accounting and with short jobs."""
     command = [sys.executable, "-m", "snakemake", "--profile", str(profile), *arguments]
     command += ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"]
     command += ["--latency-wait", "10", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(folder)]
@@ -83,12 +83,12 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def side_by_side(jobs: list[Job]) -> bool:
-    """Whether there was a moment at which all of them ran."""
+    """Whether all jobs ran at the same time at some moment."""
     assert all(job.start and job.end for job in jobs), jobs
     return max(job.start for job in jobs) < min(job.end for job in jobs)  # type: ignore[type-var]
 
 
-def test_from_export_to_scores_with_a_second_attempt(cluster: Cluster, tight: Path, folder: Path) -> None:
+def test_export_to_metrics_with_a_retry_after_out_of_memory(cluster: Cluster, tight: Path, folder: Path) -> None:
     runs = [METRICS.format("pair", method) for method in ("moe_retriever", "majority")]
     process = start(tight, folder, "stores", *runs)
     text = finish(process)
@@ -107,11 +107,11 @@ def test_from_export_to_scores_with_a_second_attempt(cluster: Cluster, tight: Pa
         "rule_seal_samples_seal_split_verify",
         CELLS,
     }
-    # The two modalities at once; what follows one another is one submission.
+    # The modalities run in parallel; consecutive jobs are one submission.
     assert side_by_side([*by_name["rule_ingest_wildcards_mosi_text"], *by_name["rule_ingest_wildcards_mosi_audio"]])
     assert [job.memory for job in by_name["rule_seal_samples_seal_split_verify"]] == [4000]
 
-    # A GPU for each training; the one that was killed for its memory got twice as much the second time.
+    # One GPU per training; the retry of the job that ran out of memory got twice as much.
     cells = by_name[CELLS]
     assert {(job.partition, job.gpus, job.cpus, job.limit) for job in cells} == {("gpu", 1, 1, 14 * 60)}
     assert sorted((job.memory, job.state) for job in cells) == [
@@ -126,7 +126,7 @@ def test_from_export_to_scores_with_a_second_attempt(cluster: Cluster, tight: Pa
     assert "Trying to restart job" in text
 
 
-def test_the_jobs_of_a_submission_run_side_by_side(cluster: Cluster, profile: Path, folder: Path) -> None:
+def test_jobs_of_a_submission_run_in_parallel(cluster: Cluster, profile: Path, folder: Path) -> None:
     before = {job.id for job in cluster.jobs()}
     masks = [f"mcar-p0.{i}-seed0" for i in range(1, 5)]
     process = start(profile, folder, *(f"results/masks/mosi/{mask}.parquet" for mask in masks), LOGS)
@@ -134,7 +134,7 @@ def test_the_jobs_of_a_submission_run_side_by_side(cluster: Cluster, profile: Pa
     assert process.returncode == 0, text
     (job,) = [job for job in cluster.jobs() if job.id not in before]
     assert (job.comment, job.cpus, job.memory) == ("rule_masks_mask", 4, 8000)
-    # On the node, one Snakemake has them all, and begins the second before the first is through.
+    # One Snakemake process on the node runs all jobs and starts the second before the first ends.
     log = next(folder.glob(f".snakemake/slurm_logs/**/{job.id}.log")).read_text()
     inner = log.rsplit("Provided cores: ", 1)[1]
     assert inner.split()[0] == "4"
@@ -142,7 +142,7 @@ def test_the_jobs_of_a_submission_run_side_by_side(cluster: Cluster, profile: Pa
     assert inner.count("localrule mask") == 4
 
 
-def test_a_job_that_is_cancelled_from_outside(cluster: Cluster, profile: Path, folder: Path) -> None:
+def test_job_cancelled_with_scancel(cluster: Cluster, profile: Path, folder: Path) -> None:
     before = {job.id for job in cluster.jobs()}
     runs = [METRICS.format("cancelled", method) for method in ("majority", "logistic")]
     process = start(profile, folder, *runs, "--retries", "0")
@@ -150,7 +150,7 @@ def test_a_job_that_is_cancelled_from_outside(cluster: Cluster, profile: Path, f
     subprocess.run(["scancel", str(second.id)], check=True)
     text = finish(process)
 
-    # The other one was finished; the end names what was cancelled, and where to look.
+    # The other job finished; the final output names the cancelled job and its log.
     assert process.returncode == 1
     assert {job.id: job.state for job in cluster.jobs() if job.id not in before} == {
         first.id: "COMPLETED",
@@ -164,7 +164,7 @@ def test_a_job_that_is_cancelled_from_outside(cluster: Cluster, profile: Path, f
     assert re.search(rf"log: results/logs/cancelled/{lost}_seed0_train\.log", text), text
     assert "Failed." in text
 
-    # The same command again makes what is missing, and nothing else.
+    # Rerunning the same command builds only what is missing.
     finished = (folder / runs[there.index(True)]).stat().st_mtime_ns
     process = start(profile, folder, *runs)
     text = finish(process)
@@ -182,7 +182,7 @@ def two_running(jobs: list[Job]) -> list[Job]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
-def test_a_table_of_the_paper(cluster: Cluster, profile: Path, tmp_path: Path) -> None:
+def test_table_2_of_the_paper(cluster: Cluster, profile: Path, tmp_path: Path) -> None:
     command = ["table2", "--config", "size=smoke", "--group-components", "cells=10", "masks=50"]
     planned = start(profile, tmp_path, *command, "-n").communicate()[0]
     n_cells = planned.count("rule train:")

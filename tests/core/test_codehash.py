@@ -1,4 +1,4 @@
-"""What changes the code hash and what does not, on small projects written for the purpose."""
+"""Changes that affect the code hash and changes that do not, on a small example project."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def hash_now(root: Path, *entries: str) -> str:
-    """The hash of the files as they are now; one process sees each file once otherwise."""
+    """Hash of the current files, without the cache of the process."""
     importlib.reload(mrpipe.codehash)
     return mrpipe.codehash.code_hash(*entries, root=root)
 
@@ -68,7 +68,7 @@ def test_imports_for_type_checking_only_do_not_count(project: Path) -> None:
     assert closure("mrpipe.typed", root=project) == ["mrpipe.typed"]
 
 
-def test_a_package_counts_when_something_is_imported_from_it(project: Path) -> None:
+def test_package_is_included_if_something_is_imported_from_it(project: Path) -> None:
     assert "mrpipe.readers.audio" in closure("mrpipe.readers", root=project)
     assert "mrpipe.readers.audio" not in closure("mrpipe.readers.text", root=project)
 
@@ -83,13 +83,13 @@ def test_a_package_counts_when_something_is_imported_from_it(project: Path) -> N
         ("\n\ndef", "\n\n\n\ndef"),
     ],
 )
-def test_comments_docstrings_and_layout_are_free(project: Path, old: str, new: str) -> None:
+def test_comments_docstrings_and_formatting_do_not_change_the_hash(project: Path, old: str, new: str) -> None:
     before = hash_now(project, "mrpipe.store")
     edit(project, "mrpipe/masks.py", old, new)
     assert hash_now(project, "mrpipe.store") == before
 
 
-def test_a_code_edit_changes_exactly_the_dependants(project: Path) -> None:
+def test_code_edit_changes_exactly_the_dependent_hashes(project: Path) -> None:
     entries = ("mrpipe.store", "mrpipe.readers.text", "mrpipe.readers.audio", "moe_retriever.train", "mrpipe.typed")
     before = {e: hash_now(project, e) for e in entries}
     edit(project, "mrpipe/readers/common.py", "legend.json", "legends.json")
@@ -101,13 +101,13 @@ def test_a_code_edit_changes_exactly_the_dependants(project: Path) -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [("return x", "return None"), ("return x", "return 'x'"), ("(x)", "(x=0)")])
-def test_small_changes_of_meaning_are_seen(project: Path, old: str, new: str) -> None:
+def test_small_semantic_changes_change_the_hash(project: Path, old: str, new: str) -> None:
     before = hash_now(project, "mrpipe.masks")
     edit(project, "mrpipe/masks.py", old, new)
     assert hash_now(project, "mrpipe.masks") != before
 
 
-def test_constants_of_different_type_differ(project: Path) -> None:
+def test_equal_constants_of_different_type_change_the_hash(project: Path) -> None:
     hashes = set()
     for value in ("1", "1.0", "True", "'1'", "b'1'", "None", "..."):
         (project / "mrpipe/masks.py").write_text(f"X = {value}\n")
@@ -115,7 +115,7 @@ def test_constants_of_different_type_differ(project: Path) -> None:
     assert len(hashes) == 7
 
 
-def test_a_data_file_that_the_code_names_counts(project: Path) -> None:
+def test_data_file_named_in_the_code_changes_the_hash(project: Path) -> None:
     before = hash_now(project, "mrpipe.readers.text"), hash_now(project, "mrpipe.readers.audio")
     (project / "mrpipe/readers/legend.json").write_text('{"text": 1}')
     after = hash_now(project, "mrpipe.readers.text"), hash_now(project, "mrpipe.readers.audio")
@@ -123,7 +123,7 @@ def test_a_data_file_that_the_code_names_counts(project: Path) -> None:
     assert before[1] == after[1]
 
 
-def test_errors_name_the_module_and_the_line(project: Path) -> None:
+def test_errors_name_the_module_and_line(project: Path) -> None:
     with pytest.raises(UsageError, match=r"mrpipe\.nothing"):
         code_hash("mrpipe.nothing", root=project)
     (project / "mrpipe/masks.py").write_text("x = 1\ndef (:\n")
@@ -131,7 +131,7 @@ def test_errors_name_the_module_and_the_line(project: Path) -> None:
         hash_now(project, "mrpipe.store")
 
 
-def test_the_hash_does_not_depend_on_the_process() -> None:
+def test_hash_is_independent_of_the_process() -> None:
     program = "from mrpipe.codehash import code_hash; print(code_hash('mrpipe.store.parquet', 'mrpipe.store.masks'))"
     found = {
         subprocess.run(
@@ -144,4 +144,4 @@ def test_the_hash_does_not_depend_on_the_process() -> None:
         ).stdout
         for seed in ("0", "1")
     }
-    assert found == {code_hash("mrpipe.masks", "mrpipe.parquet") + "\n"}
+    assert found == {code_hash("mrpipe.store.masks", "mrpipe.store.parquet") + "\n"}

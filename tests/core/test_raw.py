@@ -1,4 +1,4 @@
-"""Finding and reading exports: every damage is one clear fault, nothing is guessed."""
+"""Finding and reading raw files: every kind of damage is reported, and nothing is guessed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fault_of(path: Path, columns: tuple[Column, ...] = COLUMNS):
 # find_one ------------------------------------------------------------------------------------------------------------
 
 
-def test_find_one_matches_in_any_case_and_only_the_whole_path(tmp_path: Path) -> None:
+def test_find_one_ignores_case_and_matches_the_whole_path(tmp_path: Path) -> None:
     target = write(tmp_path / "Topics.CSV", "x")
     write(tmp_path / "old" / "topics.csv", "x")
     write(tmp_path / "topics.csv.bak", "x")
@@ -43,7 +43,7 @@ def test_find_one_matches_in_any_case_and_only_the_whole_path(tmp_path: Path) ->
     assert faults.faults == []
 
 
-def test_find_one_takes_the_pattern_of_any_release(tmp_path: Path) -> None:
+def test_find_one_accepts_the_pattern_of_any_release(tmp_path: Path) -> None:
     target = write(tmp_path / "DXSUM_PDXCONV_01Jan2020.csv", "x")
     faults = FaultCollector()
     patterns = [r"DXSUM\.csv", r"DXSUM_PDXCONV_\d{2}[A-Z][a-z]{2}\d{4}\.csv"]
@@ -51,7 +51,7 @@ def test_find_one_takes_the_pattern_of_any_release(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("present", "found"), [([], "no such file"), (["a/t.csv", "b/t.csv"], "a/t.csv, b/t.csv")])
-def test_find_one_reports_none_and_several(tmp_path: Path, present: list[str], found: str) -> None:
+def test_find_one_reports_no_and_several_matches(tmp_path: Path, present: list[str], found: str) -> None:
     for name in present:
         write(tmp_path / name, "x")
     faults = FaultCollector()
@@ -63,7 +63,7 @@ def test_find_one_reports_none_and_several(tmp_path: Path, present: list[str], f
     assert "\\" not in fault.file
 
 
-def test_require_folder_tells_a_file_from_nothing(tmp_path: Path) -> None:
+def test_require_folder_distinguishes_a_file_from_nothing(tmp_path: Path) -> None:
     require_folder(tmp_path)
     with pytest.raises(DataError, match="a file"):
         require_folder(write(tmp_path / "f", "x"))
@@ -74,7 +74,7 @@ def test_require_folder_tells_a_file_from_nothing(tmp_path: Path) -> None:
 # read_csv ------------------------------------------------------------------------------------------------------------
 
 
-def test_header_is_matched_by_name_or_alias_in_any_case_and_order() -> None:
+def test_header_matches_name_or_alias_regardless_of_case_and_order() -> None:
     assert match_header(["Age_Years", " ID "], COLUMNS) == {"id": " ID ", "age": "Age_Years"}
 
 
@@ -89,13 +89,13 @@ def test_header_is_matched_by_name_or_alias_in_any_case_and_order() -> None:
     ids=["plain", "alias, order, CRLF", "byte order mark, quotes", "blank lines, spaces, short row"],
 )
 @pytest.mark.parametrize("zipped", [False, True])
-def test_read_csv_gives_the_same_table_of_every_dialect(tmp_path: Path, content: bytes, zipped: bool) -> None:
+def test_read_csv_reads_every_dialect(tmp_path: Path, content: bytes, zipped: bool) -> None:
     path = write(tmp_path / ("t.csv.gz" if zipped else "t.csv"), gzip.compress(content) if zipped else content)
     frame = read_csv(path, COLUMNS)
     assert frame.equals(pl.DataFrame({"id": ["1", "2"], "age": [20, None]}, schema={"id": pl.String, "age": pl.Int64}))
 
 
-def test_null_values_are_per_column_and_optional_columns_may_be_absent(tmp_path: Path) -> None:
+def test_null_values_are_per_column_and_optional_columns_can_be_absent(tmp_path: Path) -> None:
     columns = (
         Column(name="a", dtype=pl.Int64, null_values=("", "-4")),
         Column(name="b"),
@@ -105,7 +105,7 @@ def test_null_values_are_per_column_and_optional_columns_may_be_absent(tmp_path:
     assert frame.to_dict(as_series=False) == {"a": [None, 3], "b": ["-4", "x"]}
 
 
-def test_missing_column_names_it_and_its_aliases(tmp_path: Path) -> None:
+def test_missing_column_is_reported_with_its_aliases(tmp_path: Path) -> None:
     fault = fault_of(write(tmp_path / "t.csv", "id,years\n1,2\n"))
     assert fault.column == "age"
     assert "AGE_YEARS" in fault.expected
@@ -119,7 +119,7 @@ def test_all_missing_columns_are_reported_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", ["id,age,age", "id,Age,AGE", "id, age,age "])
-def test_a_column_that_is_there_twice_is_no_guess(tmp_path: Path, header: str) -> None:
+def test_repeated_column_is_reported(tmp_path: Path, header: str) -> None:
     fault = fault_of(write(tmp_path / "t.csv", f"{header}\n1,2,3\n"))
     assert fault.column == "age"
     assert "several" in fault.found
@@ -133,7 +133,7 @@ def test_a_column_that_is_there_twice_is_no_guess(tmp_path: Path, header: str) -
         ("id,age\n1,20\n,21\n", "id", 2, "empty"),
     ],
 )
-def test_a_bad_value_names_column_row_and_value(
+def test_invalid_value_is_reported_with_column_and_row(
     tmp_path: Path, content: str, column: str, row: int, found: str
 ) -> None:
     fault = fault_of(write(tmp_path / "t.csv", content))
@@ -150,12 +150,12 @@ def test_empty_tables(tmp_path: Path, content: bytes, found: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"id,age\n1,2,3\n", b'id,age\n1,"2\n', bytes(range(256)) * 20])
-def test_what_is_no_table_is_unreadable(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_unreadable(tmp_path: Path, content: bytes) -> None:
     assert "unreadable" in fault_of(write(tmp_path / "t.csv", content)).found
 
 
 @pytest.mark.parametrize("damage", ["half", "no trailer", "flipped"])
-def test_damaged_gz_is_never_a_shorter_table(tmp_path: Path, damage: str) -> None:
+def test_damaged_gz_is_never_read_as_a_shorter_table(tmp_path: Path, damage: str) -> None:
     rows = b"id,age\n" + b"".join(b"%d,%d\n" % (i, i * 7919 % 101) for i in range(20_000))
     data = gzip.compress(rows)
     broken = {
@@ -168,7 +168,7 @@ def test_damaged_gz_is_never_a_shorter_table(tmp_path: Path, damage: str) -> Non
     assert "download" in fault.fix
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     assert "no such file" in fault_of(tmp_path / "absent.csv").found
     assert "folder" in fault_of(tmp_path).found
 
@@ -202,7 +202,7 @@ def make_folder(raw: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["unpacked", "nested", "zip", "flat zip"])
-def test_folder_reads_alike_in_every_form(tmp_path: Path, form: str) -> None:
+def test_folder_is_read_in_every_form(tmp_path: Path, form: str) -> None:
     make_folder(tmp_path, form)
     folder = Folder(tmp_path, "shots")
     assert folder.exists
@@ -213,7 +213,7 @@ def test_folder_reads_alike_in_every_form(tmp_path: Path, form: str) -> None:
     assert len(folder.files()) == (1 if "zip" in form else len(MEMBERS))
 
 
-def test_folder_absent_empty_and_both(tmp_path: Path) -> None:
+def test_folder_absent_zipped_and_in_both_forms(tmp_path: Path) -> None:
     absent = Folder(tmp_path, "shots")
     assert not absent.exists
     assert absent.files() == []
@@ -225,14 +225,14 @@ def test_folder_absent_empty_and_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["unpacked", "zip"])
-def test_folder_member_that_is_not_there(tmp_path: Path, form: str) -> None:
+def test_missing_folder_member(tmp_path: Path, form: str) -> None:
     make_folder(tmp_path, form)
     with pytest.raises(DataError, match=r"4\.txt.*no such file"):
         Folder(tmp_path, "shots").read("4.txt")
 
 
 @pytest.mark.parametrize("form", ["nested", "zip"])
-def test_folder_with_two_members_of_one_name(tmp_path: Path, form: str) -> None:
+def test_folder_members_with_the_same_name(tmp_path: Path, form: str) -> None:
     members = {"shots/a/1.txt": b"a", "shots/b/1.txt": b"b"}
     if form == "zip":
         make_zip(tmp_path / "shots.zip", members)
@@ -244,7 +244,7 @@ def test_folder_with_two_members_of_one_name(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 10, -1, -30])
-def test_truncated_zip_is_a_fault_that_names_it(tmp_path: Path, size: int) -> None:
+def test_truncated_zip_is_named(tmp_path: Path, size: int) -> None:
     make_folder(tmp_path, "zip")
     path = tmp_path / "shots.zip"
     os.truncate(path, size if size >= 0 else path.stat().st_size + size)
@@ -253,7 +253,7 @@ def test_truncated_zip_is_a_fault_that_names_it(tmp_path: Path, size: int) -> No
     assert caught.value.exit_code == 3
 
 
-def test_damaged_zip_member_is_a_fault_that_names_it(tmp_path: Path) -> None:
+def test_damaged_zip_member_is_named(tmp_path: Path) -> None:
     make_folder(tmp_path, "zip")
     path = tmp_path / "shots.zip"
     with zipfile.ZipFile(path) as archive:
@@ -267,8 +267,8 @@ def test_damaged_zip_member_is_a_fault_that_names_it(tmp_path: Path) -> None:
         folder.read("3.bin")
 
 
-def test_encrypted_zip_member_is_a_fault(tmp_path: Path) -> None:
-    """The flag alone makes zipfile ask for a password."""
+def test_encrypted_zip_member(tmp_path: Path) -> None:
+    """Setting the encryption flag suffices for zipfile to require a password."""
     path = make_zip(tmp_path / "shots.zip", {"1.txt": b"one"})
     data = bytearray(path.read_bytes())
     data[6] |= 1
@@ -279,6 +279,6 @@ def test_encrypted_zip_member_is_a_fault(tmp_path: Path) -> None:
         Folder(tmp_path, "shots").read("1.txt")
 
 
-def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:
+def test_sha256_of_a_file(tmp_path: Path) -> None:
     path = write(tmp_path / "abc", "abc")
     assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,4 +1,4 @@
-"""The leakage audit: the AUROC against scikit-learn, planted leaks found with their source, evaluation rows unseen."""
+"""Leakage audit: AUROC compared with scikit-learn, planted leaks found with their source, only training rows used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mrpipe.store.audit import AUDIT_SCHEMA, audit, aurocs, chance_spread, indic
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_areas_are_those_of_scikit_learn_over_the_known_rows(seed: int) -> None:
+def test_aurocs_match_scikit_learn_on_known_rows(seed: int) -> None:
     rng = generator(seed, "audit")
     x = np.round(rng.normal(size=(120, 6)), 1).astype(np.float32)
     x[rng.random(x.shape) < 0.3] = np.nan
@@ -28,12 +28,12 @@ def test_areas_are_those_of_scikit_learn_over_the_known_rows(seed: int) -> None:
     got, known = aurocs(x, classes), indicator_aurocs(~np.isnan(x), classes)
     for k in range(3):
         for j in range(6):
-            there = ~np.isnan(x[:, j])
-            assert got[k, j] == pytest.approx(roc_auc_score(classes[there, k], x[there, j]))
-            assert known[k, j] == pytest.approx(roc_auc_score(classes[:, k], there))
+            observed = ~np.isnan(x[:, j])
+            assert got[k, j] == pytest.approx(roc_auc_score(classes[observed, k], x[observed, j]))
+            assert known[k, j] == pytest.approx(roc_auc_score(classes[:, k], observed))
 
 
-def test_few_rows_on_a_side_say_nothing() -> None:
+def test_aurocs_of_too_few_rows_are_nan() -> None:
     x = np.arange(12, dtype=np.float32)[:, None]
     classes = (np.arange(12) < 4)[:, None]
     assert np.isnan(aurocs(x, classes)).all()
@@ -48,8 +48,8 @@ def adni(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_form_that_holds_the_diagnosis_is_found_with_its_source(adni: Path, tmp_path: Path) -> None:
-    """PTHOME rewritten to follow the label, MH19OTHR known for patients only: both are listed with their column."""
+def test_form_containing_the_diagnosis_is_found_with_its_source(adni: Path, tmp_path: Path) -> None:
+    """PTHOME rewritten to equal the label and MH19OTHR known only for patients are both listed with their column."""
     dataset = get_dataset("adni")
     raw = tmp_path / "raw"
     import shutil
@@ -84,15 +84,15 @@ def test_a_form_that_holds_the_diagnosis_is_found_with_its_source(adni: Path, tm
     assert "PTHOME" not in clean["source_column"].to_list()
 
 
-def test_onset_years_and_dementia_drugs_would_have_been_found(adni: Path, tmp_path: Path) -> None:
-    """Why they are excluded: with the switch on, the drugs rank above every other medication."""
+def test_dementia_drugs_are_found_if_included(adni: Path, tmp_path: Path) -> None:
+    """They are excluded by default because they rank above all other medications."""
     build(get_dataset("adni"), adni / "raw", tmp_path / "store", {"dementia_drugs": True})
     found = audit(mrpipe.open_store(tmp_path / "store"), threshold=0.5).filter(pl.col("class") == "Dementia")
     medication = found.filter(pl.col("feature").str.starts_with("drug_") & (pl.col("what") == "is yes"))
     assert medication["feature"][0].removeprefix("drug_") in ("donepezil", "memantine", "rivastigmine", "galantamine")
 
 
-def test_only_training_rows_are_looked_at(adni: Path, tmp_path: Path) -> None:
+def test_only_training_rows_are_audited(adni: Path, tmp_path: Path) -> None:
     build(get_dataset("adni"), adni / "raw", tmp_path / "store", {})
     store = mrpipe.open_store(tmp_path / "store")
     before = audit(store, threshold=0.6)
@@ -109,7 +109,7 @@ def test_only_training_rows_are_looked_at(adni: Path, tmp_path: Path) -> None:
     assert audit(mrpipe.open_store(tmp_path / "store"), threshold=0.6).equals(before)
 
 
-def test_wrong_use_is_refused(adni: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(adni: Path, tmp_path: Path) -> None:
     build(get_dataset("adni"), adni / "raw", tmp_path / "store", {})
     store = mrpipe.open_store(tmp_path / "store")
     with pytest.raises(UsageError, match=r"between 0\.5 and 1"):
@@ -121,7 +121,7 @@ def test_wrong_use_is_refused(adni: Path, tmp_path: Path) -> None:
         audit(store, task="survival")
 
 
-def test_the_spread_of_chance_is_that_of_shuffled_labels() -> None:
+def test_chance_spread_matches_random_features() -> None:
     rng = generator(0, "chance")
     x = rng.normal(size=(30, 4000)).astype(np.float32)
     classes = (np.arange(30) < 9)[:, None]
@@ -129,11 +129,11 @@ def test_the_spread_of_chance_is_that_of_shuffled_labels() -> None:
     assert areas.std() == pytest.approx(chance_spread(np.array([9.0]), np.array([21.0]))[0], rel=0.05)
 
 
-def test_luck_among_many_snps_is_no_finding_and_a_leak_among_them_is(adni: Path, tmp_path: Path) -> None:
+def test_alpha_removes_chance_findings_among_many_snps(adni: Path, tmp_path: Path) -> None:
     build(get_dataset("adni"), adni / "raw", tmp_path / "store", {}, modalities=["genomic", "clinical"])
     store = mrpipe.open_store(tmp_path / "store")
     strict, loose = (audit(store, threshold=0.7, alpha=alpha) for alpha in (0.05, 1.0))
     assert len(strict.filter(modality="genomic")) < len(loose.filter(modality="genomic"))
     assert len(loose.join(strict, on=["feature", "what", "class"], how="anti")) + len(strict) == len(loose)
-    # What stays is three of the least standard deviations that its number of people allows, and more, from 0.5.
+    # The remaining findings deviate from 0.5 by more than three of the smallest possible standard deviations.
     assert (strict["auroc"] - 0.5 > 3 / (3 * strict["n"].cast(pl.Float64)).sqrt()).all()

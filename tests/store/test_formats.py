@@ -1,4 +1,4 @@
-"""Stores of every format ever written open for ever; `tests/data/stores` holds one of each, never to be rewritten."""
+"""Stores of every released format remain readable; `tests/data/stores` has one of each and must not be changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STORES = sorted((Path(__file__).parents[1] / "data" / "stores").iterdir())
 
 
 @pytest.mark.parametrize("path", STORES, ids=lambda p: p.name)
-def test_an_archived_store_opens_and_is_whole(path: Path) -> None:
+def test_archived_store_opens_and_verifies(path: Path) -> None:
     store = mrpipe.open_store(path)
     store.verify(deep=True)
     assert {m.kind for m in store.modalities} == {"vector", "sequence", "image", "genotype"}
@@ -24,7 +24,7 @@ def test_an_archived_store_opens_and_is_whole(path: Path) -> None:
         assert np.isfinite(store.arrays(modality.name, transform=transforms).x).all()
 
 
-def test_format_1_reads_as_it_was_written() -> None:
+def test_values_of_format_1_are_unchanged() -> None:
     store = mrpipe.open_store(STORES[0])
     assert store.store_id == "36cc38a4974f5d60"
     first = [5.5882649421691895, 1.6925275325775146, np.nan, 3.0, 1.0, 1.0, 0.0]
@@ -32,6 +32,6 @@ def test_format_1_reads_as_it_was_written() -> None:
 
 
 def test_published_masks_never_change() -> None:
-    """A mask of (mechanism, p, seed) is shared between methods and machines, today's and tomorrow's."""
+    """Masks of (mechanism, p, seed) are shared between methods, machines and versions."""
     masks = draw_masks(mrpipe.open_store(STORES[0]), Missingness(p=0.5, seed=1))["modality_mask"].to_list()
     assert masks == [34, 34, 4, 2, 6, 4, 2, 1, 32, 32, 37, 32, 6, 32, 2, 3, 1, 4, 34, 32, 5, 3, 4, 1, 4, 32, 1]

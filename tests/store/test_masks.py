@@ -1,4 +1,4 @@
-"""Bitmasks: pack and unpack are inverse, queries agree with set arithmetic."""
+"""Bitmasks: pack and unpack are inverse, queries agree with set operations."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def test_more_than_16_modalities_are_refused() -> None:
 @given(st.lists(st.integers(0, 2**16 - 1), max_size=50), st.integers(0, 2**16 - 1))
 def test_superset_query_is_set_inclusion(values: list[int], required: int) -> None:
     as_sets = [{b for b in range(16) if v >> b & 1} for v in values]
-    wanted = {b for b in range(16) if required >> b & 1}
-    assert masks.contains(values, required).tolist() == [wanted <= s for s in as_sets]
+    required_set = {b for b in range(16) if required >> b & 1}
+    assert masks.contains(values, required).tolist() == [required_set <= s for s in as_sets]
 
 
-def test_pattern_counts_sum_to_the_samples_and_come_most_frequent_first() -> None:
+def test_pattern_counts_are_sorted_by_frequency() -> None:
     counts = masks.pattern_counts([3, 1, 3, 2, 3, 1])
     assert list(counts.items()) == [(3, 3), (1, 2), (2, 1)]
 
@@ -78,7 +78,7 @@ def test_names_and_masks_are_inverse() -> None:
         ("not image and clinical", lambda i, g, c: not i and c),
     ],
 )
-def test_queries_by_name_agree_with_python_logic(query: str, reference) -> None:
+def test_queries_by_name_agree_with_boolean_logic(query: str, reference) -> None:
     values = list(range(64))
     frame = pl.DataFrame({"modality_mask": values}, schema={"modality_mask": pl.UInt16})
     expected = [v for v in values if reference(bool(v & 1), bool(v >> 1 & 1), bool(v >> 5 & 1))]
@@ -86,6 +86,6 @@ def test_queries_by_name_agree_with_python_logic(query: str, reference) -> None:
 
 
 @pytest.mark.parametrize("query", ["image &", "image + genomic", "__import__('os')", "image.real", "age"])
-def test_a_query_holds_names_and_operators_only(query: str) -> None:
+def test_invalid_queries_are_refused(query: str) -> None:
     with pytest.raises(UsageError):
         masks.expression(query, BITS)

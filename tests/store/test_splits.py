@@ -1,4 +1,4 @@
-"""Splits: by subject, in proportion, a function of ids, classes and seed alone."""
+"""Splits: grouped by subject, stratified, determined by ids, classes and seed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_samples(n: int, n_subjects: int, n_classes: int, seed: int) -> pl.DataF
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 200), st.integers(1, 60), st.integers(1, 4), st.integers(0, 5))
-def test_no_subject_is_torn_and_every_sample_is_placed(n: int, n_subjects: int, n_classes: int, seed: int) -> None:
+def test_samples_are_assigned_and_subjects_stay_together(n: int, n_subjects: int, n_classes: int, seed: int) -> None:
     samples = make_samples(n, n_subjects, n_classes, seed)
     split = grouped_stratified(samples, fractions=FRACTIONS, seed=seed, stratum="stratum")
     assert split["sample_id"].to_list() == samples["sample_id"].to_list()
@@ -40,17 +40,17 @@ def test_no_subject_is_torn_and_every_sample_is_placed(n: int, n_subjects: int, 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(40, 400), st.integers(1, 5), st.integers(0, 5))
-def test_one_sample_a_subject_is_stratified_up_to_rounding(n: int, n_classes: int, seed: int) -> None:
+def test_split_with_one_sample_per_subject_is_stratified_up_to_rounding(n: int, n_classes: int, seed: int) -> None:
     samples = make_samples(n, n, n_classes, seed).with_columns(pl.col("sample_id").alias("subject_id"))
     split = grouped_stratified(samples, fractions=FRACTIONS, seed=seed, stratum="stratum").join(samples, on="sample_id")
     for part, fraction in zip(PARTS, FRACTIONS, strict=True):
-        mine = split.filter(split=part)
-        assert abs(len(mine) - fraction * n) <= 2
+        assigned = split.filter(split=part)
+        assert abs(len(assigned) - fraction * n) <= 2
         for value, count in samples["stratum"].value_counts().iter_rows():
-            assert abs(mine.filter(stratum=value).height - fraction * count) <= 2
+            assert abs(assigned.filter(stratum=value).height - fraction * count) <= 2
 
 
-def test_rows_in_another_order_give_the_same_split_and_another_seed_another() -> None:
+def test_split_depends_on_the_seed_but_not_on_the_row_order() -> None:
     samples = make_samples(300, 80, 3, 1)
     first = grouped_stratified(samples, fractions=FRACTIONS, seed=0, stratum="stratum")
     shuffled = samples.sample(fraction=1.0, shuffle=True, seed=5)
@@ -63,14 +63,14 @@ def test_fractions_must_sum_to_one() -> None:
         grouped_stratified(make_samples(5, 5, 1, 0), fractions=(0.5, 0.5, 0.5), seed=0)
 
 
-def test_column_scheme_leaves_out_nulls_and_refuses_other_words() -> None:
+def test_column_scheme_drops_nulls_and_refuses_other_values() -> None:
     samples = make_samples(3, 3, 1, 0).with_columns(fold=pl.Series(["train", None, "test"]))
     assert from_column(samples, "fold")["split"].to_list() == ["train", "test"]
     with pytest.raises(UsageError, match="dev"):
         from_column(samples.with_columns(fold=pl.lit("dev")), "fold")
 
 
-def test_id_lists_by_sample_or_subject_with_the_fields_names(tmp_path) -> None:
+def test_id_lists_accept_sample_or_subject_ids_and_common_part_names(tmp_path) -> None:
     samples = make_samples(6, 6, 1, 0).with_columns(pl.Series("subject_id", ["a", "a", "b", "b", "c", "c"]))
     path = tmp_path / "ids.json"
     path.write_text(json.dumps({"training": ["a"], "validation": ["b"], "testing": ["c"]}))
@@ -89,7 +89,7 @@ def test_id_lists_by_sample_or_subject_with_the_fields_names(tmp_path) -> None:
         ("[1, 2", "JSON object"),
     ],
 )
-def test_a_bad_id_list_is_a_data_error_that_says_why(tmp_path, content: str, words: str) -> None:
+def test_invalid_id_list_is_a_data_error(tmp_path, content: str, words: str) -> None:
     samples = make_samples(4, 4, 1, 0).with_columns(pl.Series("subject_id", ["a", "a", "b", "b"]))
     path = tmp_path / "ids.json"
     path.write_text(content)

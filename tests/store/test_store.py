@@ -1,4 +1,4 @@
-"""Stores: the invariant mask ⇔ row ⇔ table, sealing, verification, reading; on a store of every modality kind."""
+"""Stores: invariants, sealing, verification and reading, on a store with every kind of modality."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ import pyarrow as pa
 import pytest
 
 import mrpipe
-from mrpipe.codehash import code_hash
 from mrpipe.errors import DataError, UsageError
-from mrpipe.stages import seal as seal_module
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from mrpipe.stages.split import SPLIT_KEY, make_split
@@ -33,8 +31,8 @@ NAMES = ("table", "series", "image", "genotype")
 
 @pytest.fixture(autouse=True)
 def toy_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The toy dataset is no module of the project, so its code hash is that of the stages."""
-    monkeypatch.setattr(seal_module, "code_hash", lambda *entries: code_hash(entries[0]))
+    """The toy dataset is not registered, so the code hash covers only the stages."""
+    toy.skip_code_of_dataset(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def built(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seal_module, "code_hash", lambda *entries: code_hash(entries[0]))
+        toy.skip_code_of_dataset(patch)
         path = tmp_path_factory.mktemp("toy") / "store"
         build(toy.TOY, raw, path, {})
     return path
@@ -58,7 +56,7 @@ def copy(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "copy"))
 
 
-def test_mask_row_and_table_say_the_same(built: Path) -> None:
+def test_mask_row_index_and_table_agree(built: Path) -> None:
     store = mrpipe.open_store(built)
     samples = store.samples().collect()
     for name in NAMES:
@@ -71,7 +69,7 @@ def test_mask_row_and_table_say_the_same(built: Path) -> None:
     store.verify(deep=True)
 
 
-def test_a_sample_without_modality_goes_to_attrition(built: Path) -> None:
+def test_samples_without_modality_are_counted_as_attrition(built: Path) -> None:
     store = mrpipe.open_store(built)
     last = store.attrition.row(-1, named=True)
     assert last["reason"] == "no modality observed"
@@ -79,7 +77,7 @@ def test_a_sample_without_modality_goes_to_attrition(built: Path) -> None:
     assert sum(store.manifest.pattern_counts.values()) == store.manifest.n_samples == store.patterns()["n"].sum()
 
 
-def test_the_simulated_origin_follows_from_the_truth_beside_the_export(built: Path, raw: Path, tmp_path) -> None:
+def test_origin_is_simulated_if_the_export_has_a_truth_folder(built: Path, raw: Path, tmp_path) -> None:
     assert mrpipe.open_store(built).manifest.origin == "simulated"
     assert "Simulated" in (built / "README.md").read_text()
     moved = Path(shutil.copytree(raw, tmp_path / "elsewhere"))
@@ -87,11 +85,11 @@ def test_the_simulated_origin_follows_from_the_truth_beside_the_export(built: Pa
     assert mrpipe.open_store(tmp_path / "store").manifest.origin == "export"
 
 
-def test_the_order_of_the_raw_rows_does_not_matter(built: Path, raw: Path, tmp_path: Path) -> None:
+def test_store_is_independent_of_the_order_of_raw_rows(built: Path, raw: Path, tmp_path: Path) -> None:
     assert build(toy.TOY, raw, tmp_path / "store", {"order_seed": 5}) == mrpipe.open_store(built).store_id
 
 
-def test_rebuilding_in_place_gives_the_same_bytes_and_drops_what_is_no_longer_asked_for(raw: Path, copy: Path) -> None:
+def test_rebuilding_in_place_is_reproducible_and_drops_old_files(raw: Path, copy: Path) -> None:
     before = {p.name: p.read_bytes() for p in copy.rglob("*.parquet")}
     build(toy.TOY, raw, copy, {})
     assert {p.name: p.read_bytes() for p in copy.rglob("*.parquet")} == before
@@ -102,24 +100,24 @@ def test_rebuilding_in_place_gives_the_same_bytes_and_drops_what_is_no_longer_as
     store.verify(deep=True)
 
 
-def test_an_id_list_is_described_as_one_whatever_its_name(copy: Path, tmp_path: Path) -> None:
+def test_id_list_with_the_name_of_a_scheme_has_its_own_metadata(copy: Path, tmp_path: Path) -> None:
     ids = mrpipe.open_store(copy).samples().collect()["subject_id"].unique().sort().to_list()
     (tmp_path / "ids.json").write_text(json.dumps({"train": ids[:20], "val": ids[20:24], "test": ids[24:]}))
     make_split(toy.TOY, copy, "standard", ids=tmp_path / "ids.json")
-    said = json.loads(read_metadata(copy / "splits" / "standard.parquet")[SPLIT_KEY])
-    assert (said["method"], said["source"], said["description"]) == ("id list", "ids.json", "")
+    recorded = json.loads(read_metadata(copy / "splits" / "standard.parquet")[SPLIT_KEY])
+    assert (recorded["method"], recorded["source"], recorded["description"]) == ("id list", "ids.json", "")
 
 
 @pytest.mark.parametrize("wrong", [{"modalities": ["table", "smell"]}, {"schemes": ["uniform", "mine"]}])
-def test_a_build_refuses_what_is_not_there_before_the_long_work(raw: Path, tmp_path: Path, wrong: dict) -> None:
-    said: list[str] = []
+def test_build_refuses_unknown_names_before_the_cohort_step(raw: Path, tmp_path: Path, wrong: dict) -> None:
+    messages: list[str] = []
     with pytest.raises(UsageError, match=r"smell|mine"):
-        build(toy.TOY, raw, tmp_path / "store", {}, report=said.append, **wrong)
-    assert [line.split(":")[0] for line in said] == ["check"]
+        build(toy.TOY, raw, tmp_path / "store", {}, report=messages.append, **wrong)
+    assert [line.split(":")[0] for line in messages] == ["check"]
     assert not (tmp_path / "store").exists()
 
 
-def test_arrays_restore_shapes_and_agree_with_plain_polars(built: Path) -> None:
+def test_arrays_have_the_declared_shapes_and_agree_with_polars(built: Path) -> None:
     store = mrpipe.open_store(built)
     image = store.arrays("image")
     assert image.x.shape == (len(image), 3, 4, 5)
@@ -136,32 +134,32 @@ def test_arrays_restore_shapes_and_agree_with_plain_polars(built: Path) -> None:
     np.testing.assert_array_equal(calls, toy.genotype_calls(list(genotype.sample_id)))
 
 
-def test_the_default_split_can_be_named(built: Path) -> None:
+def test_split_name_default_selects_the_default_scheme(built: Path) -> None:
     store = mrpipe.open_store(built)
-    own, named = (store.arrays("table", split=s, part="train") for s in ("standard", "default"))
-    np.testing.assert_array_equal(named.sample_id, own.sample_id)
+    standard, named = (store.arrays("table", split=s, part="train") for s in ("standard", "default"))
+    np.testing.assert_array_equal(named.sample_id, standard.sample_id)
     assert store.manifest.default_scheme == "standard"
 
 
-def test_arrays_of_a_part_are_that_part_in_order(built: Path) -> None:
+def test_arrays_of_a_part_are_sorted_and_complete(built: Path) -> None:
     store = mrpipe.open_store(built)
     for name in NAMES:
         parts = [store.arrays(name, part=p) for p in ("train", "val", "test")]
         assert sorted(np.concatenate([p.sample_id for p in parts])) == sorted(store.arrays(name).sample_id)
         for arrays, part in zip(parts, ("train", "val", "test"), strict=True):
-            wanted = store.split().filter(pl.col("split") == part).collect()["sample_id"].to_list()
-            assert set(arrays.sample_id) <= set(wanted)
+            expected = store.split().filter(pl.col("split") == part).collect()["sample_id"].to_list()
+            assert set(arrays.sample_id) <= set(expected)
             assert list(arrays.sample_id) == sorted(arrays.sample_id)
 
 
-def test_take_keeps_every_sequence_with_its_own_steps(built: Path) -> None:
+def test_take_keeps_the_steps_of_every_sequence(built: Path) -> None:
     series = mrpipe.open_store(built).arrays("series")
     rows = np.array([5, 0, 5, 2])
     taken = series.take(rows)
     for position, row in enumerate(rows):
-        mine, theirs = slice(*taken.offsets[position : position + 2]), slice(*series.offsets[row : row + 2])
-        np.testing.assert_array_equal(taken.x[mine], series.x[theirs])
-        np.testing.assert_array_equal(taken.time[mine], series.time[theirs])
+        new, old = slice(*taken.offsets[position : position + 2]), slice(*series.offsets[row : row + 2])
+        np.testing.assert_array_equal(taken.x[new], series.x[old])
+        np.testing.assert_array_equal(taken.time[new], series.time[old])
 
 
 def test_padding_keeps_the_last_steps(built: Path) -> None:
@@ -175,12 +173,12 @@ def test_padding_keeps_the_last_steps(built: Path) -> None:
         assert (padded[i, len(steps) :] == 0).all()
 
 
-def test_numeric_columns_are_read_without_a_copy(built: Path) -> None:
+def test_numeric_columns_are_not_copied(built: Path) -> None:
     arrays = mrpipe.open_store(built).arrays("table")
     assert not arrays.x.flags.owndata
 
 
-def test_the_recipes_of_the_data_card_run_as_they_stand(built: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_code_examples_of_the_data_card_run(built: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     card = (built / "README.md").read_text()
     monkeypatch.chdir(built)
     scopes = []
@@ -198,18 +196,18 @@ def test_the_recipes_of_the_data_card_run_as_they_stand(built: Path, monkeypatch
     assert len(second) == store.manifest.labels[0]["rows"]
 
 
-def test_manifest_has_no_absolute_path_and_no_sample_id(built: Path) -> None:
+def test_manifest_contains_no_absolute_path_or_sample_id(built: Path) -> None:
     text = (built / "manifest.json").read_text()
     assert str(built.parent) not in text
     assert "s0001" not in text
 
 
-def test_store_id_depends_on_content_not_on_order() -> None:
+def test_store_id_depends_on_content_but_not_on_order() -> None:
     files = [{"file": "a", "sha256": "1"}, {"file": "b", "sha256": "2"}]
     assert store_id(files) == store_id(files[::-1]) != store_id([{"file": "a", "sha256": "2"}, files[1]])
 
 
-def test_unsealed_and_newer_stores_are_refused_with_the_reason(copy: Path) -> None:
+def test_unsealed_and_newer_stores_are_refused(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
     with pytest.raises(DataError, match="format 99"):
@@ -247,7 +245,7 @@ def test_verify_finds_changed_missing_and_swapped_files(copy: Path) -> None:
         pl.col("sample_id").reverse(),
     ],
 )
-def test_a_broken_invariant_stops_sealing_and_verification(copy: Path, breakage: pl.Expr) -> None:
+def test_violated_invariants_are_found(copy: Path, breakage: pl.Expr) -> None:
     from mrpipe.store.invariants import find_breaches
 
     assert find_breaches(copy) == []
@@ -256,7 +254,7 @@ def test_a_broken_invariant_stops_sealing_and_verification(copy: Path, breakage:
     assert find_breaches(copy)
 
 
-def test_unknown_names_are_usage_errors_that_list_the_known_ones(built: Path) -> None:
+def test_unknown_names_are_usage_errors(built: Path) -> None:
     store = mrpipe.open_store(built)
     for call in (
         lambda: store.modality("mri"),
@@ -269,7 +267,7 @@ def test_unknown_names_are_usage_errors_that_list_the_known_ones(built: Path) ->
             call()
 
 
-def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+def test_killed_writer_leaves_no_file(tmp_path: Path) -> None:
     script = f"""
 import os, signal, pyarrow as pa
 from pathlib import Path
@@ -285,7 +283,7 @@ write_batches(Path({str(tmp_path / "x.parquet")!r}), schema, batches())
     assert not (tmp_path / "x.parquet").exists()
 
 
-def test_a_failed_writer_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+def test_failed_writer_keeps_the_old_file_and_removes_the_temporary(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("old")
 
@@ -300,7 +298,7 @@ def test_a_failed_writer_leaves_the_old_file_and_no_temporary(tmp_path: Path) ->
     assert path.read_text() == "old"
 
 
-def test_row_groups_do_not_depend_on_how_the_batches_were_cut(tmp_path: Path) -> None:
+def test_row_groups_are_independent_of_batch_sizes(tmp_path: Path) -> None:
     schema = pa.schema([("sample_id", pa.string()), ("x", pa.float32())])
     table = pa.table({"sample_id": [f"{i:04d}" for i in range(1000)], "x": np.arange(1000.0)}, schema=schema)
     files = []

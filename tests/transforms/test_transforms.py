@@ -1,4 +1,4 @@
-"""Transforms: what scikit-learn computes, fitted on training rows only, whole after a round trip through JSON."""
+"""Transforms: agreement with scikit-learn, fitting on training rows only, JSON round trip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 import mrpipe
 from mrpipe.errors import UsageError
 from mrpipe.schema import Modality
-from mrpipe.stages import seal as seal_module
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from mrpipe.store.reader import Arrays, unpack_genotypes
@@ -26,12 +25,12 @@ from tests import toy
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[float, mrpipe.Store]:
-    """Two stores that differ in the values of test samples alone (by 0 and by 1000)."""
+    """Two stores that differ only in the values of test samples (shifted by 0 and by 1000)."""
     folder = tmp_path_factory.mktemp("toy")
     simulate(toy.TOY, folder / "raw", {})
     result = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seal_module, "code_hash", lambda *entries: "0")
+        toy.skip_code_of_dataset(patch)
         for shift in (0.0, 1000.0):
             path: Path = folder / f"store{shift}"
             build(toy.TOY, folder / "raw", path, {"shift_test": shift})
@@ -39,17 +38,17 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[float, mrpipe.Store
     return result
 
 
-def test_canary_no_fitted_number_moves_when_test_rows_change(stores: dict[float, mrpipe.Store]) -> None:
+def test_fitted_values_do_not_depend_on_test_rows(stores: dict[float, mrpipe.Store]) -> None:
     for name in ("table", "series", "image", "genotype"):
         a, b = (stores[s].arrays(name, part="test").x for s in (0.0, 1000.0))
-        assert not np.array_equal(a, b), "the canary must be alive"
+        assert not np.array_equal(a, b), "the test rows must differ"
         a, b = (stores[s].arrays(name, part="train").x for s in (0.0, 1000.0))
         np.testing.assert_array_equal(a, b)
     first, second = (fit(stores[s], "standard") for s in (0.0, 1000.0))
     assert first.to_json().replace(first.store_id, "") == second.to_json().replace(second.store_id, "")
 
 
-def test_applied_after_a_json_round_trip_there_is_no_nan_and_nothing_changes(stores: dict[float, mrpipe.Store]) -> None:
+def test_output_is_finite_and_unchanged_after_a_json_round_trip(stores: dict[float, mrpipe.Store]) -> None:
     store = stores[0.0]
     transforms = fit(store)
     again = Transforms.from_json(transforms.to_json())
@@ -62,7 +61,7 @@ def test_applied_after_a_json_round_trip_there_is_no_nan_and_nothing_changes(sto
         np.testing.assert_array_equal(arrays.x, store.arrays(modality.name, transform=again).x)
 
 
-def test_a_sample_is_transformed_alike_alone_and_in_company(stores: dict[float, mrpipe.Store]) -> None:
+def test_transform_of_a_sample_is_independent_of_other_samples(stores: dict[float, mrpipe.Store]) -> None:
     store = stores[0.0]
     transforms = fit(store)
     for modality in store.modalities:
@@ -73,7 +72,7 @@ def test_a_sample_is_transformed_alike_alone_and_in_company(stores: dict[float, 
 
 
 @pytest.mark.parametrize("impute", ["mean", "median"])
-def test_standardisation_is_scikit_learns(impute: str) -> None:
+def test_standardisation_matches_scikit_learn(impute: str) -> None:
     x = np.random.default_rng(0).normal(3, 2, (200, 4)).astype(np.float32)
     x[::7, 1] = np.nan
     step = Numeric.fit(x, TransformOptions(impute=impute, clip=0))  # type: ignore[arg-type]
@@ -82,7 +81,7 @@ def test_standardisation_is_scikit_learns(impute: str) -> None:
     np.testing.assert_allclose(step.apply(x), expected, atol=1e-5)
 
 
-def test_minmax_goes_to_minus_one_and_one() -> None:
+def test_minmax_scales_to_minus_one_and_one() -> None:
     x = np.random.default_rng(0).exponential(2, (50, 3)).astype(np.float32)
     step = Numeric.fit(x, TransformOptions(scale="minmax"))
     np.testing.assert_allclose(step.apply(x), MinMaxScaler((-1, 1)).fit_transform(x), atol=1e-5)
@@ -96,14 +95,14 @@ def test_constant_and_never_observed_features_become_zero() -> None:
     assert np.isfinite(step.apply(np.array([[1e30, 5.0]], dtype=np.float32))).all()
 
 
-def test_one_hot_is_scikit_learns_with_the_mode_for_unknowns() -> None:
+def test_one_hot_matches_scikit_learn_with_mode_imputation() -> None:
     x = np.array([[0], [2], [2], [np.nan], [1]], dtype=np.float32)
     filled = SimpleImputer(strategy="most_frequent").fit_transform(x)
     expected = OneHotEncoder(sparse_output=False, categories=[[0, 1, 2]]).fit_transform(filled)
     np.testing.assert_array_equal(OneHot.fit(x, [3]).apply(x), expected)
 
 
-def test_tfidf_and_svd_are_scikit_learns_up_to_sign_and_scale() -> None:
+def test_tfidf_and_svd_match_scikit_learn_up_to_sign_and_scale() -> None:
     x = np.random.default_rng(0).poisson(0.7, (80, 30)).astype(np.float32)
     step = TfidfSvd.fit(x, TransformOptions(svd_dim=5))
     weighted = TfidfTransformer(sublinear_tf=True).fit_transform(x)
@@ -114,7 +113,7 @@ def test_tfidf_and_svd_are_scikit_learns_up_to_sign_and_scale() -> None:
     np.testing.assert_allclose(got.std(axis=0), 1.0, atol=1e-4)
 
 
-def test_genotypes_take_the_training_mode(stores: dict[float, mrpipe.Store]) -> None:
+def test_missing_genotypes_become_the_training_mode(stores: dict[float, mrpipe.Store]) -> None:
     store = stores[0.0]
     transforms = fit(store)
     train = unpack_genotypes(store.arrays("genotype", part="train").x, toy.N_SNPS)
@@ -124,14 +123,14 @@ def test_genotypes_take_the_training_mode(stores: dict[float, mrpipe.Store]) -> 
     np.testing.assert_array_equal(got, np.where(calls == 3, mode, calls) - 1.0)
 
 
-def test_pixels_are_standardised_per_channel_over_the_training_images(stores: dict[float, mrpipe.Store]) -> None:
+def test_pixels_are_standardised_per_channel_over_training_images(stores: dict[float, mrpipe.Store]) -> None:
     train = stores[0.0].arrays("image", part="train")
     x = fit(stores[0.0]).apply("image", train).x
     np.testing.assert_allclose(x.mean(axis=(0, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(x.std(axis=(0, 2, 3)), 1, atol=1e-5)
 
 
-def test_unknown_voxels_are_not_fitted_on_and_become_the_mean() -> None:
+def test_unknown_voxels_are_ignored_in_fitting_and_become_the_mean() -> None:
     modality = Modality(name="volume", bit=0, kind="volume", shape=(2, 3, 2))
     x = np.random.default_rng(0).normal(5, 2, (40, 2, 3, 2)).astype(np.float32)
     x[::3, 0, 1, 1] = np.nan
@@ -142,7 +141,7 @@ def test_unknown_voxels_are_not_fitted_on_and_become_the_mean() -> None:
     np.testing.assert_array_equal(got == 0, np.isnan(x))
 
 
-def test_a_modality_without_a_transform_is_a_usage_error(stores: dict[float, mrpipe.Store]) -> None:
+def test_missing_transform_is_a_usage_error(stores: dict[float, mrpipe.Store]) -> None:
     transforms = fit(stores[0.0], modalities=["table"])
     with pytest.raises(UsageError, match="image"):
         transforms.apply("image", stores[0.0].arrays("image"))

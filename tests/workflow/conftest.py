@@ -1,4 +1,4 @@
-"""Running Snakemake as a user does, in a folder of its own, and reading what it says it would do."""
+"""Run Snakemake as a user does, in a separate folder, and parse its output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-# Both datasets at the smallest size that still has every split, pattern and quirk; two epochs of a narrow model.
+# Both datasets at the smallest size that has all splits, modality combinations and quirks; a narrow model, two epochs.
 TINY: dict[str, Any] = {
     "datasets": {
         "mosi": {"raw": "simulated", "simulation": {"n_videos": 9, "clips_per_video": 6, "frames_per_second": 2}},
@@ -45,15 +45,15 @@ def store_ids(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call of Snakemake left: exit code and everything it wrote."""
+    """Exit code and output of a Snakemake run."""
 
     code: int
     text: str
 
     @property
     def jobs(self) -> list[str]:
-        """Jobs of a dry run, sorted: the rule and the values of its wildcards, e.g. `ingest mosi audio`."""
-        # Jobs that a cluster would get in one submission stand indented below their group.
+        """Sorted jobs of a dry run: rule name and wildcard values, e.g. `ingest mosi audio`."""
+        # Jobs of one cluster submission are indented below their group.
         _, *found = re.split(r"^ *(?:local)?rule (\w+):\n", self.text, flags=re.MULTILINE)
         jobs = []
         for rule, body in zip(found[::2], found[1::2], strict=True):
@@ -71,7 +71,7 @@ Snakemake = Callable[..., Outcome]
 
 @pytest.fixture(scope="session")
 def snakemake(project: Path) -> Snakemake:
-    """Run `snakemake [arguments] --cores 2` with a configuration in a folder, from a checkout."""
+    """Runs `snakemake [arguments] --cores 2` with a configuration in a folder, from a checkout."""
 
     def run(
         *arguments: str, folder: Path, config: dict[str, Any] | None = None, root: Path = project, seconds: int = 300
@@ -93,13 +93,13 @@ def snakemake(project: Path) -> Snakemake:
 
 @pytest.fixture
 def tiny() -> dict[str, Any]:
-    """The tiny configuration, to be changed at will."""
+    """A copy of the tiny configuration that a test may modify."""
     return copy.deepcopy(TINY)
 
 
 @pytest.fixture(scope="session")
 def finished(snakemake: Snakemake, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the tiny configuration ran from end to end."""
+    """A folder that contains a complete run of the tiny configuration."""
     folder = tmp_path_factory.mktemp("finished")
     outcome = snakemake("--show-failed-logs", folder=folder, config=TINY)
     assert outcome.code == 0, outcome.text
@@ -109,7 +109,7 @@ def finished(snakemake: Snakemake, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def checkout(project: Path, tmp_path: Path) -> Path:
-    """A copy of the code, to be edited."""
+    """A copy of the code that a test may edit."""
     root = tmp_path / "checkout"
     for name in ("mrpipe", "model", "workflow"):
         shutil.copytree(project / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))

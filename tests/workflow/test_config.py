@@ -1,4 +1,4 @@
-"""A configuration that is wrong ends at once, with every fault and the key that is meant; the examples are right."""
+"""Validation of the configuration: all errors are reported together, with the key; the examples are valid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def schema(project: Path) -> dict[str, Any]:
 
 
 def objects(schema: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """All places of the schema that describe an object, or a property."""
+    """All subschemas with their location: objects and properties."""
     yield place, schema
     for key in ("properties", "$defs"):
         for name, inner in schema.get(key, {}).items():
@@ -32,7 +32,7 @@ def objects(schema: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict
             yield from objects(schema[key], f"{place}/{key}")
 
 
-def test_the_schema_is_one_and_leaves_no_key_open(schema: dict[str, Any]) -> None:
+def test_schema_is_valid_and_admits_no_unknown_key(schema: dict[str, Any]) -> None:
     Draft202012Validator.check_schema(schema)
     for place, node in objects(schema):
         if "properties" in node:
@@ -42,7 +42,7 @@ def test_the_schema_is_one_and_leaves_no_key_open(schema: dict[str, Any]) -> Non
 
 
 def plan_of(config: dict[str, Any], schema: dict[str, Any]) -> Any:
-    """The plan of a configuration, with defaults filled in as Snakemake does it."""
+    """Plan of a configuration, with the defaults filled in as Snakemake does."""
     from snakemake.utils import validate
 
     faults = schema_faults(config, schema)
@@ -74,10 +74,10 @@ def plan_of(config: dict[str, Any], schema: dict[str, Any]) -> Any:
         (["experiments", "mosi"], "methods", ["magic"], "experiments.mosi.methods: no method 'magic'; there are "),
         (["experiments", "mosi"], "task", "age", "experiments.mosi.task: mosi has no task 'age'"),
         (["experiments", "mosi", "missingness"], "mechanism", "magic", "experiments.mosi.missingness: unknown mech"),
-        (["experiments", "mosi", "missingness"], "p", 1.5, "experiments.mosi.missingness: p must lie in [0, 1)"),
+        (["experiments", "mosi", "missingness"], "p", 1.5, "experiments.mosi.missingness: p must be in [0, 1)"),
     ],
 )
-def test_a_fault_is_named_with_its_place(
+def test_error_names_its_key(
     tiny: dict[str, Any], schema: dict[str, Any], place: list[str], key: str, value: Any, message: str
 ) -> None:
     node = tiny
@@ -89,7 +89,7 @@ def test_a_fault_is_named_with_its_place(
     assert message in str(caught.value)
 
 
-def test_all_faults_are_named_at_once(tiny: dict[str, Any], schema: dict[str, Any]) -> None:
+def test_all_errors_are_reported_together(tiny: dict[str, Any], schema: dict[str, Any]) -> None:
     tiny["datasets"]["mosi"]["options"] = {"wrods": 1}
     tiny["datasets"]["enrico"]["simulation"] = {"n": 1}
     tiny["experiments"]["mosi"]["missingness"]["p"] = 2
@@ -106,30 +106,30 @@ def test_snakemake_stops_before_any_job_and_names_the_key(snakemake: Any, tmp_pa
     assert not (tmp_path / "results").exists()
 
 
-def test_the_default_is_simulated_and_says_so(project: Path, schema: dict[str, Any]) -> None:
+def test_default_configuration_uses_simulated_exports(project: Path, schema: dict[str, Any]) -> None:
     config = yaml.safe_load((project / "workflow/config/config.yaml").read_text())
     assert {entry["raw"] for entry in config["datasets"].values()} == {"simulated"}
     plan = plan_of(config, schema)
     assert set(plan.stores) == {"adni", "mosi", "enrico"}
     assert {run.store for run in plan.runs.values()} == {"adni", "mosi", "enrico"}
     assert plan.stores["adni"].modalities == ("image", "genomic", "clinical", "biospecimen")
-    # A few raw scans go through the true image chain, the others come as maps.
+    # A few raw scans go through the complete image chain; the others are simulated as maps.
     assert 0 < plan.stores["adni"].simulation["image_raw"] < 20
 
 
-def test_the_examples_keep_to_the_schema(project: Path, schema: dict[str, Any]) -> None:
+def test_examples_are_valid_under_the_schema(project: Path, schema: dict[str, Any]) -> None:
     examples = sorted((project / "workflow/config/examples").glob("*.yaml"))
     assert examples
     for path in examples:
         config = yaml.safe_load(path.read_text())
         assert schema_faults(config, schema) == [], path
-        # Nothing is wrong with them but the paths, which are the reader's to fill in.
+        # The only errors are the paths, which the user has to fill in.
         with pytest.raises(ConfigError) as caught:
             plan_of(config, schema)
         assert [f for f in caught.value.faults if not re.match(r"[\w.]+: no (folder|sealed store)", f)] == [], path
 
 
-def test_a_method_may_have_settings_of_its_own(tiny: dict[str, Any], schema: dict[str, Any]) -> None:
+def test_method_can_have_its_own_settings(tiny: dict[str, Any], schema: dict[str, Any]) -> None:
     tiny["experiments"]["mosi"] |= {
         "methods": {"majority": {}, "moe_retriever": {"preset": "other", "overrides": {"epochs": 3}}},
         "overrides": {"epochs": 1, "lr": 0.1},
@@ -143,7 +143,7 @@ def test_a_method_may_have_settings_of_its_own(tiny: dict[str, Any], schema: dic
     assert (own.preset, own.overrides) == ("other", {"epochs": 3, "lr": 0.1})
 
 
-def test_runs_of_one_draw_share_the_mask_file(tiny: dict[str, Any], schema: dict[str, Any]) -> None:
+def test_runs_with_the_same_missingness_share_a_mask_file(tiny: dict[str, Any], schema: dict[str, Any]) -> None:
     tiny["experiments"]["mosi"] |= {"methods": ["majority", "logistic"], "seeds": [0, 1]}
     tiny["experiments"]["again"] = {"dataset": "mosi", "methods": ["moe_retriever"], "missingness": {"p": 0.3}}
     tiny["experiments"]["view"] = {"dataset": "mosi", "modalities": ["text", "audio"], "missingness": {"p": 0.3}}

@@ -1,4 +1,4 @@
-"""Which jobs a configuration gives: the matrix of what people ask for, without running any of it."""
+"""Jobs that Snakemake plans for typical configurations (dry runs)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def store_jobs(dataset: str, modalities: tuple[str, ...], *, simulated: bool = T
 
 
 def run_jobs(name: str, mask: str = "mcar-p0.3-seed0") -> list[str]:
-    """Jobs of one experiment with one run on the store of the same name."""
+    """Jobs of an experiment with one run, on the store of the same name."""
     run = f"{name} moe_retriever 0"
     return [f"mask {name} {mask}", f"settings {name}", f"train {run}", f"evaluate {run}"]
 
@@ -27,14 +27,14 @@ MOSI = ("text", "audio", "vision")
 ENRICO = ("screenshot", "wireframe")
 
 
-def test_both(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_two_datasets(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
     outcome = snakemake("-n", folder=tmp_path, config=tiny)
     expected = store_jobs("mosi", MOSI) + store_jobs("enrico", ENRICO) + run_jobs("mosi") + run_jobs("enrico") + ENDS
     assert outcome.jobs == sorted(expected), outcome.text
 
 
 @pytest.mark.parametrize(("name", "modalities"), [("mosi", MOSI), ("enrico", ENRICO)])
-def test_each_alone(
+def test_one_dataset(
     snakemake: Any, tmp_path: Path, tiny: dict[str, Any], name: str, modalities: tuple[str, ...]
 ) -> None:
     config = {key: {name: tiny[key][name]} for key in ("datasets", "experiments")}
@@ -47,13 +47,13 @@ def test_stores_only(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> No
     assert outcome.jobs == sorted([*store_jobs("mosi", MOSI), *store_jobs("enrico", ENRICO), "stores"]), outcome.text
 
 
-def test_a_subset_of_modalities_reads_no_other(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_only_requested_modalities_are_ingested(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
     tiny["datasets"]["mosi"]["modalities"] = ["audio", "text"]
     outcome = snakemake("stores", "-n", folder=tmp_path, config={"datasets": {"mosi": tiny["datasets"]["mosi"]}})
     assert outcome.jobs == sorted([*store_jobs("mosi", ("text", "audio")), "stores"]), outcome.text
 
 
-def test_a_view_of_modalities_is_the_same_store(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_modality_subset_uses_the_full_store(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
     experiment = tiny["experiments"]["mosi"] | {"modalities": ["text", "audio"]}
     config = {"datasets": {"mosi": tiny["datasets"]["mosi"]}, "experiments": {"mosi": experiment}}
     outcome = snakemake("-n", folder=tmp_path, config=config)
@@ -61,14 +61,14 @@ def test_a_view_of_modalities_is_the_same_store(snakemake: Any, tmp_path: Path, 
     assert outcome.jobs == sorted(store_jobs("mosi", MOSI) + run_jobs("mosi", masks) + ENDS), outcome.text
 
 
-def test_a_real_export_is_not_simulated(snakemake: Any, tmp_path: Path, project: Path, tiny: dict[str, Any]) -> None:
+def test_no_simulation_for_a_real_export(snakemake: Any, tmp_path: Path, project: Path, tiny: dict[str, Any]) -> None:
     (tmp_path / "export").mkdir()
     entry = {"raw": str(tmp_path / "export"), "modalities": ["text", "audio"]}
     outcome = snakemake("stores", "-n", folder=tmp_path, config={"datasets": {"mosi": entry}})
     assert outcome.jobs == sorted([*store_jobs("mosi", ("text", "audio"), simulated=False), "stores"]), outcome.text
 
 
-def test_a_sealed_store_is_only_verified(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_sealed_store_is_only_verified(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
     sealed = tmp_path / "sealed"
     sealed.mkdir()
     (sealed / "manifest.json").write_text("{}")
@@ -84,7 +84,7 @@ def test_two_stores_of_one_dataset(snakemake: Any, tmp_path: Path, tiny: dict[st
     assert outcome.jobs == sorted([*store_jobs("mosi", MOSI), *store_jobs("pickle", MOSI), "stores"]), outcome.text
 
 
-def test_results_go_where_the_configuration_says(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_results_folder_is_configurable(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
     tiny["pathvars"] = {"results": "elsewhere"}
     outcome = snakemake("-n", folder=tmp_path, config=tiny)
     assert outcome.code == 0, outcome.text
@@ -94,9 +94,7 @@ def test_results_go_where_the_configuration_says(snakemake: Any, tmp_path: Path,
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])
-def test_the_profiles_are_read(
-    snakemake: Any, tmp_path: Path, project: Path, tiny: dict[str, Any], profile: str
-) -> None:
+def test_profiles_are_valid(snakemake: Any, tmp_path: Path, project: Path, tiny: dict[str, Any], profile: str) -> None:
     if profile == "slurm":
         pytest.importorskip("snakemake_executor_plugin_slurm", reason="the extra 'slurm' is not installed")
     outcome = snakemake("-n", "--profile", str(project / "workflow/profiles" / profile), folder=tmp_path, config=tiny)

@@ -1,4 +1,4 @@
-"""The whole path at the smallest size: it runs, runs only once, follows edits of code, and ."""
+"""The complete workflow at the smallest size: outputs, idempotence and reruns after code edits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import mrpipe
 
 
-def test_stores_runs_and_report_are_there(finished: Path) -> None:
+def test_stores_runs_and_report_exist(finished: Path) -> None:
     for name in ("mosi", "enrico"):
         store = mrpipe.open_store(finished / "results/stores" / name)
         store.verify(deep=True)
@@ -22,13 +22,13 @@ def test_stores_runs_and_report_are_there(finished: Path) -> None:
     assert "simulated" in page
 
 
-def test_the_end_says_where_the_report_is(finished: Path) -> None:
+def test_final_output_gives_the_path_of_the_report(finished: Path) -> None:
     text = (finished / "first_run.txt").read_text()
     assert "results/report/index.html" in text
     assert "moe_retriever" in text[text.rindex("results/report/index.html") - 4000 :]
 
 
-def test_every_job_leaves_a_log_and_a_benchmark(finished: Path) -> None:
+def test_every_job_writes_a_log_and_a_benchmark(finished: Path) -> None:
     logs = {p.relative_to(finished / "results/logs").with_suffix("") for p in finished.glob("results/logs/**/*.log")}
     cost = {
         p.relative_to(finished / "results/benchmarks").with_suffix("")
@@ -38,7 +38,7 @@ def test_every_job_leaves_a_log_and_a_benchmark(finished: Path) -> None:
     assert {Path("mosi/seal"), Path("enrico/ingest_wireframe"), Path("report")} <= logs
 
 
-def test_a_second_run_does_nothing(snakemake: Any, finished: Path) -> None:
+def test_second_run_has_nothing_to_do(snakemake: Any, finished: Path) -> None:
     outcome = snakemake("--configfile", str(finished / "config.yaml"), folder=finished)
     assert outcome.code == 0
     assert outcome.idle, outcome.text
@@ -58,7 +58,7 @@ def would_run(snakemake: Any, finished: Path, checkout: Path) -> set[str]:
     return set(outcome.jobs)
 
 
-def test_a_comment_or_docstring_reruns_nothing(snakemake: Any, finished: Path, checkout: Path) -> None:
+def test_edited_comments_and_docstrings_trigger_no_rerun(snakemake: Any, finished: Path, checkout: Path) -> None:
     for path in [*checkout.glob("mrpipe/**/*.py"), *checkout.glob("model/**/*.py")]:
         path.write_text(path.read_text() + "\n# A comment.\n")
     edit(checkout / "mrpipe/store/splits.py", '"""', '"""Reworded. ')
@@ -82,7 +82,7 @@ SPLIT = ["split {} standard", "seal {}", "verify {}", *[job for job in TRAINED i
         ("model/moe_retriever/plots/plots.py", ["mosi"], ["report_page", "all"]),
     ],
 )
-def test_a_code_edit_reruns_exactly_what_depends_on_it(
+def test_code_edit_reruns_exactly_the_dependent_jobs(
     snakemake: Any, finished: Path, checkout: Path, module: str, datasets: list[str], expected: list[str]
 ) -> None:
     path = checkout / module
@@ -91,13 +91,13 @@ def test_a_code_edit_reruns_exactly_what_depends_on_it(
     assert jobs == {job.format(name) for job in expected for name in datasets}
 
 
-def test_the_command_line_is_not_tracked(snakemake: Any, finished: Path, checkout: Path) -> None:
+def test_edits_of_the_command_line_trigger_no_rerun(snakemake: Any, finished: Path, checkout: Path) -> None:
     path = checkout / "mrpipe/cli/pipeline.py"
     path.write_text(path.read_text() + "\nEDITED = True\n")
     assert would_run(snakemake, finished, checkout) == set()
 
 
-def test_other_modalities_in_the_same_folder(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_changed_modalities_in_the_same_folder(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
     config = {"datasets": {"mosi": tiny["datasets"]["mosi"]}}
     for modalities in (["text", "audio", "vision"], ["text", "audio"]):
         config["datasets"]["mosi"]["modalities"] = modalities
@@ -107,7 +107,7 @@ def test_other_modalities_in_the_same_folder(snakemake: Any, tmp_path: Path, tin
         assert [m.name for m in store.modalities] == modalities
 
 
-def test_a_failed_job_is_named_and_leaves_no_output(snakemake: Any, tmp_path: Path) -> None:
+def test_failed_job_is_reported_and_leaves_no_output(snakemake: Any, tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     entry = {"raw": str(tmp_path / "export"), "modalities": ["text", "audio"]}
     outcome = snakemake("stores", "--show-failed-logs", folder=tmp_path, config={"datasets": {"mosi": entry}})
@@ -129,7 +129,7 @@ def test_snakemake_report_builds(snakemake: Any, finished: Path) -> None:
 
 @pytest.mark.real_data
 @pytest.mark.slow
-def test_the_real_export_of_mosi(snakemake: Any, tmp_path: Path, real_data_dir: Path, tiny: dict[str, Any]) -> None:
+def test_real_mosi_export(snakemake: Any, tmp_path: Path, real_data_dir: Path, tiny: dict[str, Any]) -> None:
     experiment = tiny["experiments"]["mosi"] | {"modalities": ["text", "audio"]}
     config = {"datasets": {"mosi": {"raw": str(real_data_dir / "mosi")}}, "experiments": {"mosi": experiment}}
     outcome = snakemake(folder=tmp_path, config=config)

@@ -1,4 +1,4 @@
-"""The profile for Kubernetes: what is planned, what a pod is asked for, and that the workflow runs on its storage."""
+"""The Kubernetes profile: planned jobs, pod specifications, and a run on its storage."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def settings(project: Path) -> dict[str, Any]:
 
 
 def on_volume(volume: Path) -> list[str]:
-    """Arguments that put the profile's volume elsewhere."""
+    """Arguments that replace the mount path of the profile's volume."""
     places = ["--default-storage-prefix", "--local-storage-prefix", "--remote-job-local-storage-prefix"]
     return [word for place in places for word in (place, str(volume))]
 
 
-def test_everything_is_planned_on_the_volume(
+def test_all_files_are_planned_on_the_volume(
     snakemake: Any, tmp_path: Path, project: Path, tiny: dict[str, Any]
 ) -> None:
     outcome = snakemake("-n", "--profile", str(project / PROFILE), folder=tmp_path, config=tiny)
@@ -49,7 +49,7 @@ def test_everything_is_planned_on_the_volume(
 
 
 class Api(BaseHTTPRequestHandler):
-    """As much of Kubernetes' interface as the executor calls; a job stays active."""
+    """The subset of the Kubernetes API that the executor calls; jobs stay active."""
 
     jobs: list[dict[str, Any]]
 
@@ -75,12 +75,12 @@ class Api(BaseHTTPRequestHandler):
         self.answer({"kind": "Status", "status": "Success"})
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Silences the request log."""
 
 
 @pytest.fixture
 def api() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Address of a cluster that runs nothing, and the jobs that it was given."""
+    """Address of a fake cluster that runs nothing, and the jobs submitted to it."""
     handler = type("Recording", (Api,), {"jobs": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -88,7 +88,7 @@ def api() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     server.shutdown()
 
 
-def test_a_pod_gets_the_volume_and_a_gpu(
+def test_pod_has_the_volume_and_a_gpu(
     api: tuple[str, list[dict[str, Any]]],
     checkout: Path,
     project: Path,
@@ -108,7 +108,7 @@ def test_a_pod_gets_the_volume_and_a_gpu(
     }
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kube))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    # A sealed store that is verified already, and settings that are checked: training comes first, and alone.
+    # A verified store and validated settings: training is the first and only job.
     volume = tmp_path / "volume"
     for path in ("sealed/manifest.json", "results/verified/mosi.txt", "results/runs/mosi/settings.json"):
         (volume / path).parent.mkdir(parents=True)
@@ -136,18 +136,18 @@ def test_a_pod_gets_the_volume_and_a_gpu(
     assert {"name": "mrpipe", "mountPath": "/store"} in container["volumeMounts"]
     assert {"name": "mrpipe", "persistentVolumeClaim": {"claimName": "mrpipe"}} in pod["volumes"]
     assert pod["serviceAccountName"] == "mrpipe"
-    # Training and evaluation in one pod, with one GPU; what is asked for is the limit.
+    # Training and evaluation share one pod with one GPU; limits equal requests.
     asked, limits = container["resources"]["requests"], container["resources"]["limits"]
     assert (limits["cpu"], limits["memory"], limits["nvidia.com/gpu"]) == ("1000m", "8000M", "1")
     assert (asked["memory"], asked["nvidia.com/gpu"]) == ("8000M", "1")
     assert "--target-jobs 'evaluate:" in container["args"][1] or "--target-jobs 'train:" in container["args"][1]
-    # The sources lie on the volume, where a pod fetches them.
+    # Pods fetch the sources from the volume.
     (sources,) = re.findall(r"--deploy-sources (\S+)", container["args"][1])
     assert sources.startswith(str(volume))
 
 
 @pytest.mark.slow
-def test_the_workflow_runs_with_its_files_in_the_storage(
+def test_workflow_runs_with_its_files_in_the_storage(
     snakemake: Any, tmp_path: Path, tiny: dict[str, Any], settings: dict[str, Any]
 ) -> None:
     if shutil.which("rsync") is None:
@@ -158,18 +158,18 @@ def test_the_workflow_runs_with_its_files_in_the_storage(
     outcome = snakemake(*storage, "--keep-storage-local-copies", "--show-failed-logs", folder=tmp_path, config=config)
     assert outcome.code == 0, outcome.text
     assert (volume / "results/report/index.html").is_file()
-    # The whole store is where the last lines say; nothing lies in the working directory.
+    # The final output gives the path of the store; the working directory holds no results.
     (place,) = re.findall(r"^store +(\S+)", outcome.text, flags=re.MULTILINE)
     mrpipe.open_store(place).verify(deep=True)
     assert not (tmp_path / "results").exists()
-    # A store of somebody else's, outside of the storage.
+    # An existing store outside of the storage.
     other = {"datasets": {"mosi": {"store": place}}, "pathvars": {"results": "again"}}
     outcome = snakemake("stores", *storage, "--keep-storage-local-copies", folder=tmp_path, config=other)
     assert outcome.code == 0, outcome.text
     assert (volume / "again/verified/mosi.txt").is_file()
 
 
-def test_the_image_holds_what_it_copies_and_the_pinned_set(project: Path, settings: dict[str, Any]) -> None:
+def test_image_copies_existing_files_and_pins_its_packages(project: Path, settings: dict[str, Any]) -> None:
     lines = (project / PROFILE / "Containerfile").read_text().replace("\\\n", " ").splitlines()
     steps = [line.split(None, 1) for line in lines if line and not line.startswith("#")]
     assert steps[0][0] == "FROM"
@@ -179,12 +179,12 @@ def test_the_image_holds_what_it_copies_and_the_pinned_set(project: Path, settin
     installs = [part for name, body in steps if name == "RUN" for part in body.split("&&") if "pip " in part]
     assert installs
     assert all("-c constraints.txt" in part for part in installs)
-    # What the build of the package reads is there when it is installed.
+    # The files that the package build reads are copied before it is installed.
     copied = {source for name, body in steps if name == "COPY" for source in body.split()[:-1]}
     assert {"pyproject.toml", "constraints.txt", "README.md", "mrpipe", "model"} <= copied
 
 
-def test_the_manifest_and_the_profile_name_the_same_things(project: Path, settings: dict[str, Any]) -> None:
+def test_cluster_manifest_and_profile_agree(project: Path, settings: dict[str, Any]) -> None:
     parts = {part["kind"]: part for part in yaml.safe_load_all((project / PROFILE / "cluster.yaml").read_text())}
     claim, _, place = settings["kubernetes-persistent-volumes"][0].partition(":")
     assert parts["PersistentVolumeClaim"]["metadata"]["name"] == claim
@@ -196,7 +196,7 @@ def test_the_manifest_and_the_profile_name_the_same_things(project: Path, settin
     assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim
     for key in ("default-storage-prefix", "local-storage-prefix", "remote-job-local-storage-prefix"):
         assert settings[key] == place
-    # What the executor calls is allowed.
+    # The role allows all calls of the executor.
     allowed = {(name, verb) for rule in parts["Role"]["rules"] for name in rule["resources"] for verb in rule["verbs"]}
     needed = {("jobs", "create"), ("jobs/status", "get"), ("jobs", "delete"), ("pods", "list"), ("pods", "delete")}
     assert needed | {("pods/log", "get"), ("secrets", "create"), ("secrets", "delete")} <= allowed

@@ -1,4 +1,4 @@
-"""The README is right: its commands run, its configuration is one, its picture of the rules is the present one."""
+"""The README is up to date: its commands run, its configuration is valid, its rule graph is current."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def blocks(readme: str, language: str, heading: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with a CMU-MOSI export where the README says that it is."""
+    """A home folder with a CMU-MOSI export at the path that the README uses."""
     home = tmp_path_factory.mktemp("home")
     simulate(get_dataset("mosi"), home / "exports" / "mosi", get_dataset("mosi").tiny)
     return home
 
 
 def run(command: str, folder: Path, project: Path) -> None:
-    # The networks of the README at a size that trains in a second.
+    # Reduce the README's models to a size that trains in a second.
     if command.startswith(("mrpipe train", "mrpipe search")):
         command += " --set epochs=1 hidden=16 tokens=2 encoder_hidden=16 --quiet"
     if command.startswith("mrpipe search"):
@@ -50,7 +50,7 @@ def run(command: str, folder: Path, project: Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-def test_the_commands_on_an_export_and_on_a_store_run(readme: str, folder: Path, project: Path) -> None:
+def test_commands_run(readme: str, folder: Path, project: Path) -> None:
     stores, steps = blocks(readme, "bash", "Your own exports")[0], blocks(readme, "bash", "A store on its own")[0]
     commands = [line.split("   #")[0].strip() for line in [*stores.splitlines(), *steps.splitlines()] if line.strip()]
     assert len(commands) >= 8
@@ -61,7 +61,7 @@ def test_the_commands_on_an_export_and_on_a_store_run(readme: str, folder: Path,
     assert (folder / "predictions.parquet").exists()
 
 
-def test_the_configuration_in_the_readme_is_planned(readme: str, folder: Path, snakemake: Any) -> None:
+def test_configuration_is_valid(readme: str, folder: Path, snakemake: Any) -> None:
     (text,) = blocks(readme, "yaml", "Your own exports")
     config = yaml.safe_load(text)
     config["datasets"]["mosi"]["raw"] = str(folder / "exports" / "mosi")
@@ -70,7 +70,7 @@ def test_the_configuration_in_the_readme_is_planned(readme: str, folder: Path, s
     assert sum(job.startswith("train") for job in outcome.jobs) == 9
 
 
-def test_the_picture_of_the_rules_is_the_present_one(readme: str, snakemake: Any, tmp_path: Path) -> None:
+def test_rule_graph_is_current(readme: str, snakemake: Any, tmp_path: Path) -> None:
     outcome = snakemake("--rulegraph", "mermaid-js", folder=tmp_path)
     assert outcome.code == 0, outcome.text
     names = dict(re.findall(r"(id\d+)\[(\w+)\]", outcome.text))

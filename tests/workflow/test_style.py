@@ -1,4 +1,4 @@
-"""The workflow passes the linters of its field, and draws itself."""
+"""The workflow passes snakemake --lint and snakefmt; its YAML files have no duplicate keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_snakefmt(project: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_rulegraph_draws_the_spine(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_rulegraph_contains_the_main_rules(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
     outcome = snakemake("--rulegraph", "mermaid-js", folder=tmp_path, config=tiny)
     assert outcome.code == 0, outcome.text
     for rule in ("simulate", "check", "cohort", "ingest", "samples", "split", "seal", "verify", "mask", "train"):
@@ -32,7 +32,7 @@ def test_rulegraph_draws_the_spine(snakemake: Any, tmp_path: Path, tiny: dict[st
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """Reads YAML and refuses what PyYAML and Snakemake do not: a key twice, of which the first would be lost."""
+    """YAML loader that rejects duplicate keys, of which PyYAML and Snakemake silently drop the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -40,7 +40,7 @@ class UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def test_no_key_stands_twice_in_a_yaml_file(project: Path) -> None:
+def test_yaml_files_have_no_duplicate_keys(project: Path) -> None:
     paths = [project / "environment.yml", *(project / "workflow").rglob("*.y*ml")]
     assert len(paths) > 10
     for path in paths:

@@ -1,4 +1,4 @@
-"""What a cluster would be asked for: how many submissions, how large, and how long Snakemake needs to plan them."""
+"""Cluster submissions: their number, the requested resources, and the time that Snakemake needs to plan them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import yaml
 
 pytest.importorskip("snakemake_executor_plugin_slurm", reason="the extra 'slurm' is not installed")
 
-# What the plugin calls, as far as it looks: each submission is written down, none is run, all stay in the queue but the
+# Fakes of the commands that the plugin calls: submissions are recorded and not run. All stay in the queue except the
 # first of the group `scans`, which fails.
 FAKES = {
     "sbatch": """until mkdir "$FAKE/lock" 2> /dev/null; do sleep 0.05; done
@@ -31,7 +31,7 @@ for f in "$FAKE"/call*; do [ "$f" = "$failed" ] && state=FAILED || state=RUNNING
     **dict.fromkeys(["sacct", "sacctmgr", "sinfo", "sshare", "scancel"], "true"),
 }
 
-# Snakemake, and the peak of this process image alone: wait4 counts what the test's worker had when it forked, too.
+# Prints the peak memory of Snakemake alone: wait4 also counts the memory of the forking test worker.
 MEASURED = """
 import atexit, sys
 from pathlib import Path
@@ -43,7 +43,7 @@ main(sys.argv[1:])
 
 
 def plan(folder: Path, project: Path, config: dict[str, Any], *arguments: str) -> list[str]:
-    """Command of Snakemake with the profile for SLURM."""
+    """Snakemake command with the SLURM profile."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "snakemake", "--profile", str(project / "workflow/profiles/slurm"), *arguments]
     command += ["--snakefile", str(project / "Snakefile"), "--directory", str(folder)]
@@ -51,7 +51,7 @@ def plan(folder: Path, project: Path, config: dict[str, Any], *arguments: str) -
 
 
 def groups(text: str) -> Counter[str]:
-    """Submissions of a dry run: groups by name, other jobs by rule."""
+    """Number of submissions in a dry run per group or, for ungrouped jobs, per rule."""
     return Counter(re.findall(r"^(?:\[.*\] Group job |rule )(\w+)", text, flags=re.MULTILINE))
 
 
@@ -67,7 +67,7 @@ def test_thousands_of_scans_are_planned_fast_and_in_few_submissions(tmp_path: Pa
     text = (tmp_path / "out.txt").read_text()
     assert process.returncode == 0, text[-2000:]
     assert len(re.findall(r"^ *rule prepare:", text, flags=re.MULTILINE)) == 2500 + 2 * 64
-    # 100 groups of 25 scans, 16 of 8 shards; simulate, check and cohort in one, samples to verify in one; the page.
+    # 100 groups of 25 scans, 16 of 8 shards; simulate, check and cohort in one; samples to verify in one; the report.
     assert groups(text) - Counter(all=1) == {
         "scans": 100,
         "shards": 16,
@@ -77,14 +77,14 @@ def test_thousands_of_scans_are_planned_fast_and_in_few_submissions(tmp_path: Pa
         "seal": 2,
         "report_page": 1,
     }
-    # 11 s and 360 MB when this was written; processor time, because the machine may be busy.
+    # Measured: 11 s and 360 MB. CPU time, because the machine may be busy.
     assert used.ru_utime + used.ru_stime < 60
     assert int(text.split("VmHWM ")[1].split()[0]) / 1024 < 800
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> dict[str, str]:
-    """Environment with commands of SLURM that write down what they are asked for, in $FAKE."""
+    """Environment with fake SLURM commands that record the submissions in $FAKE."""
     programs, calls = tmp_path / "bin", tmp_path / "calls"
     programs.mkdir()
     calls.mkdir()
@@ -95,7 +95,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
 
 
 def submitted(calls: Path) -> dict[str, list[dict[str, str]]]:
-    """Options of the submissions in their order, by the comment that the plugin gives them."""
+    """Options of the submissions in order, grouped by the comment that the plugin sets."""
     found: dict[str, list[dict[str, str]]] = {}
     for path in sorted(calls.glob("call[0-9]*"), key=lambda p: int(p.name[4:])):
         if path.suffix:
@@ -111,10 +111,10 @@ def submitted(calls: Path) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def test_a_submission_asks_for_what_its_jobs_need_together(
+def test_submission_requests_the_combined_resources_of_its_jobs(
     tmp_path: Path, project: Path, cluster: dict[str, str]
 ) -> None:
-    # Everything before the parts and the training is there.
+    # All inputs of the `prepare` and `train` jobs exist.
     for path in ("stores/sealed/manifest.json", "verified/sealed.txt", "runs/few/settings.json"):
         (tmp_path / "results" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "results" / path).write_text("{}")
@@ -150,20 +150,20 @@ def test_a_submission_asks_for_what_its_jobs_need_together(
         "rule_shards_prepare": 1,
         "rule_cells_evaluate_train": 1,
     }, (tmp_path / "out.txt").read_text()
-    # 25 parts of one thread, 2.5 GB and six hours (120 scans), eight at a time.
+    # 25 parts with one thread, 2.5 GB and six hours (120 scans) each, eight at a time.
     scans, again = jobs["rule_scans_prepare"]
     assert asked(scans) == {"cpus": "8", "mem": "20000", "minutes": "1440", "partition": "cpu", "gpus": None}
-    # A second attempt of the group asks for twice the memory, and the same otherwise.
+    # The second attempt of the group requests twice the memory; all else is unchanged.
     assert asked(again) == asked(scans) | {"mem": "40000"}
     shards = jobs["rule_shards_prepare"][0]
     assert asked(shards) == {"cpus": "8", "mem": "16000", "minutes": "360", "partition": "cpu", "gpus": None}
-    # Two cells in one submission use its one GPU one after the other: twice 12 + 2 hours.
+    # The two cells of a submission use its GPU one after the other: 2 × (12 + 2) hours.
     cells = jobs["rule_cells_evaluate_train"][0]
     assert asked(cells) == {"cpus": "1", "mem": "8000", "minutes": "1680", "partition": "gpu", "gpus": "1"}
 
 
 def asked(options: dict[str, str]) -> dict[str, str | None]:
-    """What a submission asks for; one task, whatever the number of jobs in it."""
+    """Requested resources of a submission, which is always one task."""
     assert options.get("--ntasks", options.get("--ntasks-per-gpu")) == "1"
     return {
         "cpus": options["--cpus-per-task"],

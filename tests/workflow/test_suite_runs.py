@@ -1,4 +1,4 @@
-"""Suites as a user runs them: what is missing is built and nothing else, and a failed cell leaves the rest."""
+"""Suites run through Snakemake: only missing cells are built, and a failed cell does not stop the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
     },
     "suites": "mine.yaml",
 }
-# The settings of the last method are allowed, and no training survives them.
+# The settings of the last method are valid, but make training diverge.
 MINE: dict[str, Any] = {
     "title": "Two views",
     "published": "table2",
@@ -50,13 +50,13 @@ def write_suite(folder: Path, **changes: Any) -> None:
 
 @pytest.fixture(scope="module")
 def failed(snakemake: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A folder in which a suite ran, one cell of which cannot be trained; and what Snakemake said."""
+    """Folder of a suite run in which the training of one cell failed, and the outcome of Snakemake."""
     folder = tmp_path_factory.mktemp("suite")
     write_suite(folder)
     return folder, snakemake("mine", folder=folder, config=CONFIG)
 
 
-def test_a_failed_cell_leaves_the_rest_and_is_named_with_the_tail_of_its_log(failed: Any) -> None:
+def test_failed_cell_is_reported_with_the_tail_of_its_log_and_the_others_finish(failed: Any) -> None:
     folder, outcome = failed
     assert outcome.code != 0
     finished = {p.parent.parent.name.split("-")[0] for p in folder.glob(f"results/runs/{CELLS}/*/seed0/metrics.json")}
@@ -73,14 +73,14 @@ def test_a_failed_cell_leaves_the_rest_and_is_named_with_the_tail_of_its_log(fai
     assert set(results["method"]) == finished
 
 
-def test_it_says_how_many_cells_are_done_and_how_long_the_rest_takes(failed: Any) -> None:
+def test_progress_reports_finished_cells_and_time_left(failed: Any) -> None:
     _, outcome = failed
     lines = re.findall(r"^cells: (\d) of 3 done(?:, about (\d+ (?:s|min)) left)?$", outcome.text, flags=re.MULTILINE)
     assert [int(done) for done, _ in lines] == [1, 2]
     assert all(left for _, left in lines)
 
 
-def test_the_repaired_suite_runs_what_is_missing_and_then_nothing(snakemake: Any, failed: Any) -> None:
+def test_repaired_suite_runs_only_the_missing_cell(snakemake: Any, failed: Any) -> None:
     folder, _ = failed
     last = MINE["methods"][2] | {"overrides": {"lr": 0.001}}
     write_suite(folder, methods=[*MINE["methods"][:2], last])
@@ -88,7 +88,7 @@ def test_the_repaired_suite_runs_what_is_missing_and_then_nothing(snakemake: Any
     assert len(before) == 2
     outcome = snakemake("mine", folder=folder, config=CONFIG)
     assert outcome.code == 0, outcome.text
-    # Snakemake lists what it did: the new cell, its search and the table.
+    # Executed rules: the new cell, its search and the table.
     done = set(re.findall(r"^(?:local)?rule (\w+):$", outcome.text, flags=re.MULTILINE))
     assert done == {"mine", "suite_settings", "search", "train", "evaluate", "render", "suite_report"}
     assert {p: p.stat().st_mtime_ns for p in before} == before
@@ -102,7 +102,7 @@ def test_the_repaired_suite_runs_what_is_missing_and_then_nothing(snakemake: Any
     assert snakemake("mine", "-n", folder=folder, config=CONFIG).idle
 
 
-def test_a_suite_must_not_be_named_like_a_rule(snakemake: Any, tmp_path: Path) -> None:
+def test_suite_with_the_name_of_a_rule_is_rejected(snakemake: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"suites": {"train": MINE}}))
     outcome = snakemake("-n", folder=tmp_path, config=CONFIG)
     assert outcome.code != 0
@@ -110,7 +110,7 @@ def test_a_suite_must_not_be_named_like_a_rule(snakemake: Any, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("size", ["smoke", pytest.param("full", marks=pytest.mark.slow)])
-def test_everything_of_the_paper_is_planned(snakemake: Any, tmp_path: Path, size: str) -> None:
+def test_paper_suite_is_planned(snakemake: Any, tmp_path: Path, size: str) -> None:
     config = {"datasets": {}, "experiments": {}, "suites": [], "size": size}
     suites = Suites(config, make_plan(config))
     outcome = snakemake("paper", "-n", "--quiet", "rules", "--config", f"size={size}", folder=tmp_path)
@@ -126,7 +126,7 @@ def test_everything_of_the_paper_is_planned(snakemake: Any, tmp_path: Path, size
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * 3600)
-def test_everything_of_the_paper_runs_at_smoke_size(snakemake: Any, tmp_path: Path) -> None:
+def test_paper_suite_runs_at_smoke_size(snakemake: Any, tmp_path: Path) -> None:
     outcome = snakemake("paper", "--config", "size=smoke", folder=tmp_path, seconds=2 * 3600 - 60)
     assert outcome.code == 0, outcome.text[-4000:]
     folder = tmp_path / "results/suites"
@@ -146,7 +146,7 @@ def test_everything_of_the_paper_runs_at_smoke_size(snakemake: Any, tmp_path: Pa
     assert snakemake("paper", "-n", "--config", "size=smoke", folder=tmp_path).idle
 
 
-# How long the rest takes, without Snakemake
+# Estimate of the remaining time, without Snakemake
 
 
 def cell(method: str, seed: int) -> PlannedRun:
@@ -172,7 +172,7 @@ class Record:
         self.job_id = job_id
 
 
-def test_the_time_left_is_that_of_cells_of_the_same_method_at_the_pace_of_the_run(tmp_path: Path) -> None:
+def test_time_left_is_estimated_from_cells_of_the_same_method_and_the_current_pace(tmp_path: Path) -> None:
     places = CellFolders(tmp_path / "runs", tmp_path / "logs", tmp_path / "benchmarks")
     (tmp_path / "benchmarks/e").mkdir(parents=True)
 
@@ -189,12 +189,12 @@ def test_the_time_left_is_that_of_cells_of_the_same_method_at_the_pace_of_the_ru
     took(to_do[3], 10)
     now[0] += 10
     cells.emit(Record(3))  # type: ignore[arg-type]
-    # One quick cell is left, and three slow ones; so far one job ran at a time.
+    # One quick and three slow cells are left; so far one job ran at a time.
     assert cells.seconds_left() == pytest.approx(10 + 3 * 100)
     took(to_do[1], 100)
     now[0] += 45
     cells.emit(Record(1))  # type: ignore[arg-type]
-    # In 55 s cells of 110 s were done: two at a time.
+    # 110 s worth of cells finished in 55 s: two at a time.
     assert cells.seconds_left() == pytest.approx((10 + 2 * 100) / 2)
     assert cells.line() == "cells: 3 of 6 done, about 2 min left"
     cells.emit(Record(99))  # type: ignore[arg-type]

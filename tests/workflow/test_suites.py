@@ -1,4 +1,4 @@
-"""Suites: what a file may say, which cells it comes to, and that cells are shared and views are of the store."""
+"""Suites: validation of the file, the cells it expands to, and cells shared between suites."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def everything() -> dict[str, Suites]:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Any:
-    """Suites with a file of one's own, changed by a function."""
+    """Reads the suites with a user's file, modified by a function."""
 
     def read(change: Any = lambda said: None, **changes: Any) -> Suites:
         said = copy.deepcopy(OWN)
@@ -61,20 +61,20 @@ def own(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("size", ["smoke", "full"])
-def test_every_table_and_figure_of_the_paper_is_a_target(everything: dict[str, Suites], size: str) -> None:
+def test_every_table_and_figure_of_the_paper_is_a_suite(everything: dict[str, Suites], size: str) -> None:
     suites = everything[size]
     assert {*TABLES, *FIGURES, "paper"} <= set(suites.names)
     assert {part.name for part in suites.parts("paper")} == {*TABLES, *FIGURES}
 
 
 @pytest.mark.parametrize("size", ["smoke", "full"])
-def test_cells_are_unique_and_their_views_are_of_their_store(everything: dict[str, Suites], size: str) -> None:
+def test_cells_are_unique_and_use_modalities_of_their_store(everything: dict[str, Suites], size: str) -> None:
     suites = everything[size]
     cells = [run for name in suites.names for run in suite_cells(suites, name)]
     assert len(cells) > 300
     by_folder: dict[str, Any] = {}
     for run in cells:
-        # One folder, one content: a cell that two suites ask for is the same cell.
+        # A cell that two suites request is the same cell.
         assert by_folder.setdefault(run.folder, run) == run
         stored = suites.store(run.store).modalities
         assert run.modalities
@@ -107,7 +107,7 @@ def content(run: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("size", ["smoke", "full"])
-def test_tables_share_their_cells(everything: dict[str, Suites], size: str) -> None:
+def test_tables_share_cells(everything: dict[str, Suites], size: str) -> None:
     suites = everything[size]
     cells = {name: set(suites.suite(name).runs) for name in TABLES}
     mosi = {folder for folder in cells["table2"] if folder.startswith("mosi")}
@@ -116,7 +116,7 @@ def test_tables_share_their_cells(everything: dict[str, Suites], size: str) -> N
     assert cells["table7"] & cells["table2"]
 
 
-def test_all_methods_of_a_column_share_mask_seeds_and_budget(everything: dict[str, Suites]) -> None:
+def test_methods_of_a_column_share_masks_seeds_and_search_budget(everything: dict[str, Suites]) -> None:
     for name in ("table1", "table2", "table4", "table5", "table6"):
         for column in everything["full"].suite(name).columns:
             runs = [run for runs in column.cells.values() for run in runs]
@@ -128,7 +128,7 @@ def test_all_methods_of_a_column_share_mask_seeds_and_budget(everything: dict[st
             assert len(column.cells) == 16
 
 
-def test_all_methods_of_a_column_pick_their_epoch_by_one_score(everything: dict[str, Suites]) -> None:
+def test_methods_of_a_column_select_the_epoch_by_the_same_metric(everything: dict[str, Suites]) -> None:
     from moe_retriever.config import make_config
     from moe_retriever.methods import get
 
@@ -139,7 +139,7 @@ def test_all_methods_of_a_column_pick_their_epoch_by_one_score(everything: dict[
             assert len({c.common.select_metric for c in configs}) == 1, column.experiment
 
 
-def test_a_search_is_for_all_seeds_of_a_cell_and_sees_the_first_mask(everything: dict[str, Suites]) -> None:
+def test_search_is_shared_by_the_seeds_of_a_cell_and_uses_the_first_mask(everything: dict[str, Suites]) -> None:
     suites = everything["full"]
     searched = [run for run in suites.runs.values() if run.trials]
     assert searched
@@ -151,7 +151,7 @@ def test_a_search_is_for_all_seeds_of_a_cell_and_sees_the_first_mask(everything:
 
 
 @pytest.mark.parametrize("size", ["smoke", "full"])
-def test_every_cell_has_options_that_its_method_takes(
+def test_every_cell_has_valid_options(
     everything: dict[str, Suites], size: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suites = everything[size]
@@ -162,7 +162,7 @@ def test_every_cell_has_options_that_its_method_takes(
     assert main(["settings", json.dumps(asked)]) == 0, capsys.readouterr().err
 
 
-def test_the_rows_of_table_3_are_the_ablations_of_the_paper(everything: dict[str, Suites]) -> None:
+def test_rows_of_table_3_are_the_ablations_of_the_paper(everything: dict[str, Suites]) -> None:
     suite = everything["full"].suite("table3")
     (column,) = suite.columns
     told_apart = {row: column.cells[row][0].overrides for row in column.cells if row != "majority class"}
@@ -174,7 +174,7 @@ def test_the_rows_of_table_3_are_the_ablations_of_the_paper(everything: dict[str
     assert told_apart["R=4 (one a target)"] == common | {"routers": "target"}
 
 
-def test_reading_and_expanding_is_quick() -> None:
+def test_reading_and_expanding_is_fast() -> None:
     config = config_of()
     plan = make_plan(config)
     started = time.perf_counter()
@@ -182,15 +182,15 @@ def test_reading_and_expanding_is_quick() -> None:
     read = time.perf_counter()
     assert len(suites.runs) > 900
     expanded = time.perf_counter()
-    # Measured: 0.03 s and, with the readers imported, 0.05 s; the limits are for a busy machine.
+    # Measured: 0.03 s, and 0.05 s including the import of the readers; the limits allow for a busy machine.
     assert read - started < 1
     assert expanded - read < 5
 
 
-# Where the data come from
+# Data sources
 
 
-def test_a_real_export_of_the_configuration_is_used_and_lacks_what_it_lacks(tmp_path: Path) -> None:
+def test_configured_export_is_used_and_its_missing_modalities_are_marked(tmp_path: Path) -> None:
     config = config_of(mosi={"raw": str(tmp_path), "modalities": ["text", "audio"]})
     suites = suites_of(config)
     columns = {c.experiment: c for c in suites.suite("table2").columns}
@@ -200,7 +200,7 @@ def test_a_real_export_of_the_configuration_is_used_and_lacks_what_it_lacks(tmp_
     assert columns["enrico-full-screenshot+wireframe-mcar-p0.3"].store == "enrico-full"
 
 
-def test_the_modalities_of_a_sealed_store_are_those_of_its_manifest(tmp_path: Path) -> None:
+def test_modalities_of_a_sealed_store_come_from_its_manifest(tmp_path: Path) -> None:
     listed = [{"name": "text", "bit": 0}, {"name": "audio", "bit": 1}]
     (tmp_path / "manifest.json").write_text(json.dumps({"modalities": listed}))
     suites = suites_of(config_of(mosi={"store": str(tmp_path)}))
@@ -208,7 +208,7 @@ def test_the_modalities_of_a_sealed_store_are_those_of_its_manifest(tmp_path: Pa
     assert cells == {f"mosi-text+audio-mcar-p{p}" for p in ("0.1", "0.3", "0.5")}
 
 
-def test_a_sealed_store_of_declared_tables_has_the_views_and_tasks_of_its_manifest(tmp_path: Path) -> None:
+def test_modalities_and_tasks_of_a_sealed_store_of_declared_tables_come_from_its_manifest(tmp_path: Path) -> None:
     listed = [{"name": name, "bit": bit} for bit, name in enumerate(("ward", "blood"))]
     (tmp_path / "manifest.json").write_text(json.dumps({"modalities": listed, "labels": [{"name": "died"}]}))
     block = {"dataset": "icu", "methods": "majority", "task": "died"}
@@ -227,15 +227,15 @@ def test_a_sealed_store_of_declared_tables_has_the_views_and_tasks_of_its_manife
             suites_of(config, suites=str(tmp_path / "mine.yaml")).suite("mine")
 
 
-def test_a_simulated_entry_of_the_configuration_is_not_taken_for_data() -> None:
+def test_simulated_dataset_of_the_configuration_is_not_used() -> None:
     suites = suites_of(config_of(mosi={"raw": "simulated"}, other={"raw": "simulated", "dataset": "mosi"}))
     assert suites.suite("table4").stores == ["mosi-full"]
 
 
-# A file of one's own
+# User-defined suites
 
 
-def test_a_suite_of_ones_own_is_a_few_lines(own: Any) -> None:
+def test_user_defined_suite(own: Any) -> None:
     suites = own()
     runs = suites.suite("mine").runs
     assert len(runs) == 2 * 2 * 3
@@ -244,7 +244,7 @@ def test_a_suite_of_ones_own_is_a_few_lines(own: Any) -> None:
     assert len(own(size="smoke").suite("mine").runs) == 2 * 2
 
 
-def test_a_suite_may_use_any_entry_of_the_configuration(tmp_path: Path) -> None:
+def test_suite_can_use_any_dataset_of_the_configuration(tmp_path: Path) -> None:
     block = {"dataset": "try", "methods": "majority"}
     (tmp_path / "a.yaml").write_text(yaml.safe_dump({"suites": {"mine": {"title": "t", "blocks": [block]}}}))
     config = config_of(**{"try": {"raw": "simulated", "dataset": "mosi"}})
@@ -253,7 +253,7 @@ def test_a_suite_may_use_any_entry_of_the_configuration(tmp_path: Path) -> None:
     assert (column.store, column.view) == ("try", ("text", "audio", "vision"))
 
 
-def test_overrides_of_a_suite_yield_to_the_size_and_those_of_a_row_do_not(own: Any) -> None:
+def test_size_replaces_overrides_of_the_suite_but_not_of_a_row(own: Any) -> None:
     def change(said: dict[str, Any]) -> None:
         said["suites"]["mine"] |= {"overrides": {"epochs": 77, "clip": 1.0}}
         said["suites"]["mine"]["methods"] = [{"method": "moe_retriever", "overrides": {"hidden": 99}}]
@@ -289,7 +289,7 @@ def block_of(said: dict[str, Any]) -> dict[str, Any]:
         (lambda s: s["suites"]["mine"].update(figure="embedding"), "needs `missing`, a modality"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_at_once(own: Any, change: Any, message: str) -> None:
+def test_invalid_file_is_reported_on_reading(own: Any, change: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         own(change)
     assert message in str(caught.value)
@@ -310,14 +310,14 @@ def test_what_is_wrong_with_a_file_is_said_at_once(own: Any, change: Any, messag
         ),
     ],
 )
-def test_what_is_wrong_with_a_suite_is_said_when_it_is_asked_for(own: Any, change: Any, message: str) -> None:
+def test_invalid_suite_is_reported_on_expansion(own: Any, change: Any, message: str) -> None:
     suites = own(change)
     with pytest.raises(ConfigError, match=r"suites\.mine\.blocks\.\d") as caught:
         suites.suite("mine")
     assert message in str(caught.value)
 
 
-def test_the_example_and_the_one_in_the_documentation_are_suites(project: Path, tmp_path: Path) -> None:
+def test_example_and_documented_suite_are_valid(project: Path, tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", (project / "docs/suites.md").read_text(), flags=re.DOTALL)
     (tmp_path / "documented.yaml").write_text(text)
     example = project / "workflow/config/examples/suites/mosi_retrieval.yaml"
@@ -332,7 +332,7 @@ def test_the_example_and_the_one_in_the_documentation_are_suites(project: Path, 
 METHODS = {p.stem for p in (Path(__file__).parents[2] / "model/moe_retriever/methods").glob("[!_]*.py")} - {"base"}
 
 
-def test_the_findings_compare_all_methods_by_one_selection(project: Path, tmp_path: Path) -> None:
+def test_findings_compare_all_methods_with_the_same_selection_metric(project: Path, tmp_path: Path) -> None:
     file = project / "workflow/config/examples/suites/findings.yaml"
     config = yaml.safe_load((project / "workflow/config/examples/findings.yaml").read_text())
     assert (project / config["suites"]).samefile(file)
@@ -356,7 +356,7 @@ def test_the_findings_compare_all_methods_by_one_selection(project: Path, tmp_pa
     assert {*compared, "findings_icu_parts"} == {part.name for part in suites.parts("findings")}
 
 
-def test_a_file_that_is_not_there_or_not_yaml_is_named(tmp_path: Path) -> None:
+def test_missing_or_malformed_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("suites: [")
     files = [str(tmp_path / name) for name in ("broken.yaml", "absent.yaml")]
     with pytest.raises(ConfigError) as caught:
@@ -365,12 +365,12 @@ def test_a_file_that_is_not_there_or_not_yaml_is_named(tmp_path: Path) -> None:
     assert all(name in str(caught.value) for name in files)
 
 
-def test_the_description_fits_a_command_line(everything: dict[str, Suites]) -> None:
+def test_description_fits_a_command_line_argument(everything: dict[str, Suites]) -> None:
     suites = everything["full"]
     for name in TABLES:
         suite = suites.suite(name)
         said = description(suite, "full", {store: (f"results/stores/{store}", None) for store in suite.stores})
-        # Linux passes at most 128 KiB in one argument.
+        # Linux limits one argument to 128 KiB.
         assert len(json.dumps(said)) < 64 * 1024
         listed = {
             f"{c['experiment']}/{label}/seed{seed}"
@@ -381,7 +381,7 @@ def test_the_description_fits_a_command_line(everything: dict[str, Suites]) -> N
         assert listed == set(suite.runs)
 
 
-def test_what_tells_columns_apart_is_said(own: Any) -> None:
+def test_column_names_are_unique(own: Any) -> None:
     from moe_retriever.suites.spec import parse_suite
 
     block = OWN["suites"]["mine"]["blocks"][0]
@@ -390,11 +390,11 @@ def test_what_tells_columns_apart_is_said(own: Any) -> None:
     suite = own(lambda said: said["suites"]["mine"].update(blocks=[block | change for change in changes])).suite("mine")
     asked = parse_suite(description(suite, "full", {"mosi-full": ("results/stores/mosi-full", None)}))
     names = [column.name for column in asked.columns]
-    # The last two blocks take two rates each.
+    # The last two blocks have two rates each.
     assert len(set(names)) == len(names) == 3 + 2 * 2
 
 
-def test_the_schema_describes_everything_that_it_admits(project: Path) -> None:
+def test_schema_admits_no_undescribed_key(project: Path) -> None:
     schema = yaml.safe_load((project / "workflow/schemas/suites.schema.yaml").read_text())
     open_objects = [
         place

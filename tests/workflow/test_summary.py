@@ -1,4 +1,4 @@
-"""The last lines of a run: what is averaged there are repetitions of one another, and nothing else."""
+"""Summary at the end of a run: only repetitions of the same run are averaged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workflow.planning.summary import score_tables
 
 
 def run(value: float, **changes: Any) -> dict[str, Any]:
-    """The accuracy of a run, as results.csv has it."""
+    """A row of results.csv: the accuracy of a run."""
     usual = {
         "dataset": "mosi",
         "store_id": "a" * 16,
@@ -29,7 +29,7 @@ def run(value: float, **changes: Any) -> dict[str, Any]:
 
 
 def shown(*runs: dict[str, Any]) -> dict[str, list[list[str]]]:
-    """Title → rows, without the metrics that these runs do not have."""
+    """Rows of the tables by title, without the metrics that these runs lack."""
     tables = list(score_tables(pl.DataFrame(runs)))
     rows = {
         str(t.title): [list(map(str, row)) for row in zip(*(c.cells for c in t.columns[:3]), strict=True)]
@@ -44,6 +44,6 @@ def test_seeds_are_averaged() -> None:
     assert rows == [["majority", "2", "60.0 ± 14.1"], ["logistic", "1", "90.0"]]
 
 
-def test_another_store_or_split_of_a_dataset_is_a_table_of_its_own() -> None:
+def test_other_stores_and_split_schemes_have_separate_tables() -> None:
     tables = shown(run(0.5), run(0.7, scheme="uniform"), run(0.9, store_id="b" * 16))
     assert list(tables.values()) == [[["majority", "1", value]] for value in ("50.0", "70.0", "90.0")]

@@ -180,6 +180,6 @@ def test_contact_sheet_without_pictures(tmp_path: Path) -> None:
 def test_qc_command_needs_an_ingested_modality_with_quality_control(tmp_path: Path, capsys) -> None:
     where = ["--work", str(tmp_path), "--out", str(tmp_path / "qc")]
     assert main(["qc", "adni", "clinical", *where]) == 2
-    assert "no quality control of 'clinical'; there is of image" in capsys.readouterr().err
+    assert "no quality control for 'clinical'; available for image" in capsys.readouterr().err
     assert main(["qc", "adni", "image", *where]) == 2
     assert "mrpipe ingest adni image" in capsys.readouterr().err

@@ -168,7 +168,7 @@ def test_all_missing_tables_are_reported_with_their_menu_path(adni_export: Path)
     for name in ("MEDHIST", "VITALS", "APOERES"):
         table_path(adni_export, name).unlink()
     message = faults_of(adni_export)
-    assert message.startswith("3 faults")
+    assert message.startswith("3 errors")
     for name in ("MEDHIST", "VITALS", "APOERES"):
         assert f"{name}_ddMonYYYY.csv: expected the table {name}" in message
     assert "Medical History > Vital Signs" in message

@@ -191,7 +191,7 @@ def test_faults_of_all_kinds_come_together(unpacked: Path) -> None:
     error = faults_of(unpacked)
     files = [f.file for f in error.faults]
     assert files == ["issues.csv", "screenshots", f"screenshots/{ids[1]}.jpg", f"hierarchies/{ids[2]}.json"]
-    assert "4 faults" in str(error)
+    assert "4 errors" in str(error)
 
 
 def test_many_broken_files_are_listed_up_to_a_limit(unpacked: Path) -> None:

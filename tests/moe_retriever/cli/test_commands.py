@@ -140,7 +140,7 @@ def test_another_dataset_or_shape_or_encoder_is_refused(
     wrong = edited(store.path, tmp_path / "wrong", other)
     assert call("predict", "--run", run, "--store", wrong, "--out", tmp_path / "p.parquet") == 3
     text = capsys.readouterr().err
-    for part in ("4 faults", "elsewhere", "modalities.table.shape", "another/2", "modalities.image"):
+    for part in ("4 errors", "elsewhere", "modalities.table.shape", "another/2", "modalities.image"):
         assert part in text
     assert not (tmp_path / "p.parquet").exists()
 

@@ -68,8 +68,8 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
     """Read one volume per sample: a precomputed map, or the map computed from a raw scan.
 
     Volume modality (D, H, W), float16 or float32, in 1/1000 of a voxel's volume, cropped to the bounding box of the
-    mask. Voxels outside the mask are 0 and voxels inside are never exactly 0 (`VoxelGrid.volume`), so mask and voxel vector
-    can be recovered. `tried` lists every attempted scan (`SCAN_SCHEMA`).
+    mask. Voxels outside the mask are 0 and voxels inside are never exactly 0 (`VoxelGrid.volume`), so mask and
+    voxel vector can be recovered. `tried` lists every attempted scan (`SCAN_SCHEMA`).
 
     Args:
         parts: files written by `prepare_images`, in order.
