@@ -1,4 +1,4 @@
-"""A small dataset of every modality kind, made in memory: what the core's tests build stores from."""
+"""A small in-memory dataset with a modality of each kind, from which the tests build stores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ N_SNPS = 21
 @dataclass(frozen=True)
 class Options:
     shift_test: float = option(0.0, "added to every value of samples whose id ends in 6 or 7 (for canaries)")
-    order_seed: int = option(0, "shuffles the raw rows; the store must not notice")
+    order_seed: int = option(0, "shuffles the raw rows, which must not change the store")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _fixed(values: np.ndarray, modality: Modality) -> pa.Array:
 
 
 def read_table(raw: Path, cohort: pl.DataFrame, options: Options) -> Features:
-    """Vector: two numeric features (one with unknowns), a categorical one with three levels, four counts."""
+    """Vector: two numeric features (one with missing values), a categorical one with three levels, four counts."""
     ids = cohort["sample_id"].filter(pl.Series(_observed(cohort["sample_id"], "table"))).to_list()
     rng = np.random.default_rng(1)
     full = np.column_stack(
@@ -121,7 +121,7 @@ def read_image(raw: Path, cohort: pl.DataFrame, options: Options) -> Features:
 
 
 def genotype_calls(ids: list[str]) -> np.ndarray:
-    """(n, N_SNPS) copies of A1, 3 = not called."""
+    """(n, N_SNPS) copies of allele A1; 3 is a missing call."""
     return np.stack([np.random.default_rng(int(i[1:]) + 99).choice(4, N_SNPS, p=[0.5, 0.3, 0.1, 0.1]) for i in ids])
 
 
@@ -192,5 +192,5 @@ TOY = Dataset(
 
 
 def options_with(**changes: object) -> dict[str, object]:
-    """Settings for `build`, from changed options."""
+    """Settings for `build`: the options with the given changes."""
     return dataclasses.asdict(Options(**changes))  # type: ignore[arg-type]

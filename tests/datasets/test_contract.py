@@ -1,6 +1,7 @@
-"""What every dataset of the registry must do: a new dataset is tested by being there.
+"""Requirements on every registered dataset; a new dataset is tested as soon as it is registered.
 
-simulate → check → cohort → ingest → samples → split → seal on a tiny export; then verify, determinism, whole-or-absent.
+Tiny exports pass through simulate → check → cohort → ingest → samples → split → seal; verification, determinism and
+atomic writes are tested on the result.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Built(dict[str, Path]):
-    """Name → sealed store, built when it is first asked for; the export lies beside it as `<name>.raw`."""
+    """Map names to sealed stores, built on first access; the export is next to the store, as `<name>.raw`."""
 
     def __init__(self, folder: Path):
         super().__init__()
@@ -65,7 +66,7 @@ def built(folder: Path) -> Built:
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_every_store_is_whole_and_marked_simulated(name: str, built: dict[str, Path]) -> None:
+def test_every_store_verifies_and_is_marked_simulated(name: str, built: dict[str, Path]) -> None:
     store = mrpipe.open_store(built[name])
     store.verify(deep=True)
     assert store.manifest.origin == "simulated"
@@ -78,7 +79,7 @@ def test_every_store_is_whole_and_marked_simulated(name: str, built: dict[str, P
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_every_scheme_splits_by_subject_and_trains_on_something(name: str, built: dict[str, Path]) -> None:
+def test_every_scheme_splits_by_subject_and_leaves_no_split_empty(name: str, built: dict[str, Path]) -> None:
     store = mrpipe.open_store(built[name])
     assert set(store.schemes) == set(get_dataset(name).schemes)
     for scheme in store.schemes:
@@ -88,7 +89,7 @@ def test_every_scheme_splits_by_subject_and_trains_on_something(name: str, built
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_labels_are_classes_of_the_task_or_finite_numbers(name: str, built: dict[str, Path]) -> None:
+def test_labels_are_valid_classes_or_finite_numbers(name: str, built: dict[str, Path]) -> None:
     store = mrpipe.open_store(built[name])
     for task in store.tasks:
         value = store.labels(task.name).collect()["value"]
@@ -115,7 +116,7 @@ def test_every_feature_is_in_the_dictionary_and_can_be_transformed(name: str, bu
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_manifest_names_no_path_of_this_machine_and_no_subject(name: str, built: dict[str, Path], folder: Path) -> None:
+def test_manifest_contains_no_local_paths_and_no_subjects(name: str, built: dict[str, Path], folder: Path) -> None:
     text = (built[name] / "manifest.json").read_text()
     assert str(folder) not in text
     subjects = mrpipe.open_store(built[name]).samples().collect()["subject_id"].to_list()
@@ -124,7 +125,7 @@ def test_manifest_names_no_path_of_this_machine_and_no_subject(name: str, built:
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_other_cores_and_hash_seeds_give_the_same_bytes(name: str, built: dict[str, Path], tmp_path: Path) -> None:
+def test_store_does_not_depend_on_cores_or_hash_seed(name: str, built: dict[str, Path], tmp_path: Path) -> None:
     expected = mrpipe.open_store(built[name]).store_id
     for seed, cores in (("1", 1), ("4242", 2)):
         threads = {v: str(cores) for v in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -143,20 +144,20 @@ def test_other_cores_and_hash_seeds_give_the_same_bytes(name: str, built: dict[s
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_killed_at_any_moment_and_run_again_it_is_the_same_store(
+def test_build_killed_at_any_time_and_rerun_gives_the_same_store(
     name: str, built: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL after growing delays, so that every stage is hit; what is left is never a store until it is whole."""
+    """SIGKILL after increasing delays, so that every stage is hit; a manifest exists only if the store is complete."""
     out = tmp_path / "store"
     command = [sys.executable, "-m", "mrpipe", "build", name, "--raw", str(folder / f"{name}.raw"), "--out", str(out)]
     started = time.monotonic()
     subprocess.run([*command[:-1], str(tmp_path / "undisturbed")], check=True, capture_output=True)
-    whole = time.monotonic() - started
+    duration = time.monotonic() - started
     kills = 0
     for fraction in (0.3, 0.5, 0.65, 0.8, 0.9):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            process.wait(whole * fraction)
+            process.wait(duration * fraction)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -172,7 +173,7 @@ def test_killed_at_any_moment_and_run_again_it_is_the_same_store(
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_an_empty_folder_and_a_missing_one_are_data_faults(name: str, tmp_path: Path, capsys) -> None:
+def test_empty_and_missing_folders_are_data_errors(name: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     for raw in ("empty", "absent"):
         assert main(["check", name, "--raw", str(tmp_path / raw), "--work", str(tmp_path / "work")]) == 3
@@ -183,10 +184,10 @@ def test_an_empty_folder_and_a_missing_one_are_data_faults(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_every_file_of_the_export_is_guarded(
+def test_damage_to_any_input_file_is_detected(
     name: str, folder: Path, built: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Emptied or cut in half, each file that the inventory lists alone makes check or build fail with its name."""
+    """Emptying or truncating any single file of the inventory makes check or build fail with its name."""
     manifest = mrpipe.open_store(built[name]).manifest
     listed = [e for e in manifest.inputs if "n_files" not in e]
     assert listed
@@ -199,8 +200,8 @@ def test_every_file_of_the_export_is_guarded(
             message = capsys.readouterr().err
             store = StoreLayout(tmp_path / f"{number}.{size}" / "store")
             if code == 0:
-                # A text table cut at a row's end is a shorter table; nothing can tell but the cohort's size.
-                assert size > 0, f"{entry['path']} may be empty without notice"
+                # A text table truncated at the end of a row is a valid shorter table; only the cohort size reveals it.
+                assert size > 0, f"{entry['path']} was emptied and nothing failed"
                 assert raw.joinpath(entry["path"]).suffix in (".csv", ".py")
                 continue
             assert code == 3, message
@@ -209,7 +210,7 @@ def test_every_file_of_the_export_is_guarded(
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_options_explain_themselves_and_unknown_ones_are_named(name: str, capsys) -> None:
+def test_options_have_help_and_unknown_ones_are_errors(name: str, capsys) -> None:
     dataset = get_dataset(name)
     for cls in (dataset.options, dataset.simulation):
         assert all(f.metadata.get("help") for f in dataclasses.fields(cls))
@@ -221,7 +222,7 @@ def test_options_explain_themselves_and_unknown_ones_are_named(name: str, capsys
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_a_simulation_never_overwrites_an_export(name: str, tmp_path: Path) -> None:
+def test_simulation_never_overwrites_an_export(name: str, tmp_path: Path) -> None:
     out = tmp_path / "real"
     out.mkdir()
     (out / "precious.csv").write_text("data")
@@ -231,7 +232,7 @@ def test_a_simulation_never_overwrites_an_export(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_the_truth_lies_beside_the_export_with_every_subject(name: str, folder: Path, built: dict[str, Path]) -> None:
+def test_truth_is_beside_the_export_and_covers_all_samples(name: str, folder: Path, built: dict[str, Path]) -> None:
     samples = set(mrpipe.open_store(built[name]).samples().collect()["sample_id"])
     truth = truth_folder(folder / f"{name}.raw")
     assert not list((folder / f"{name}.raw").rglob("truth*"))
@@ -239,9 +240,7 @@ def test_the_truth_lies_beside_the_export_with_every_subject(name: str, folder: 
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_the_best_possible_prediction_is_right_as_often_as_it_says(
-    name: str, folder: Path, built: dict[str, Path]
-) -> None:
+def test_best_possible_prediction_is_calibrated(name: str, folder: Path, built: dict[str, Path]) -> None:
     store = mrpipe.open_store(built[name])
     task = store.task()
     best = read_best(truth_folder(folder / f"{name}.raw"), task.name)
