@@ -1,7 +1,7 @@
 """Measure the genotype pipeline at the size of the ADNI release, and compare it with plink.
 
-    python benchmarks/genotypes.py --out /tmp/genotypes                      # 2,380 people x 600,000 SNPs, five sets
-    python benchmarks/genotypes.py --out /tmp/small --people 400 --snps 20000
+    python benchmarks/genotypes.py --out benchmarks/out/genotypes                     # 2,380 people x 600,000 SNPs, five sets
+    python benchmarks/genotypes.py --out benchmarks/out/small --people 400 --snps 20000
 
 An export is simulated (once, then reused), its stages run in separate processes, and another process profiles the
 steps of the reader. Then plink 1.9 and plink 2 (Debian: apt-get install plink1.9 plink2) run the steps that they

@@ -1,9 +1,9 @@
 """Compare this project's MoE-Retriever with the authors' per-sample loop (benchmarks/peer.py), in the same process.
 
-    python -m benchmarks.speed --out /tmp/speed                # all rows of benchmarks/speed.md, one thread
-    python -m benchmarks.speed --out /tmp/speed --quick        # the same at toy sizes, in a minute
-    python -m benchmarks.speed --out /tmp/speed --device cuda --only steps inference
-    python -m benchmarks.speed --out /tmp/speed --threads 2 --only steps
+    python -m benchmarks.speed --out benchmarks/out/speed                # all rows of benchmarks/speed.md, one thread
+    python -m benchmarks.speed --out benchmarks/out/speed --quick        # the same at toy sizes, in a minute
+    python -m benchmarks.speed --out benchmarks/out/speed --device cuda --only steps inference
+    python -m benchmarks.speed --out benchmarks/out/speed --threads 2 --only steps
 
 Variants run interleaved in turns. Ratios are computed within each turn; the median, minimum and maximum over all turns
 are reported. With one CPU thread, times are CPU seconds, which hardly depend on other load on the machine; otherwise,
