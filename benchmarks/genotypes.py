@@ -1,6 +1,6 @@
 """Measure the genotype pipeline at the size of the ADNI release, and compare it with plink.
 
-    python benchmarks/genotypes.py --out benchmarks/out/genotypes                     # 2,380 people x 600,000 SNPs, five sets
+    python benchmarks/genotypes.py --out benchmarks/out/genotypes   # 2,380 people x 600,000 SNPs, five sets
     python benchmarks/genotypes.py --out benchmarks/out/small --people 400 --snps 20000
 
 An export is simulated (once, then reused), its stages run in separate processes, and another process profiles the

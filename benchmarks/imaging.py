@@ -1,6 +1,6 @@
 """Measure the imaging pipeline: the processing chain on real T1 scans, and maps through the store.
 
-    python benchmarks/imaging.py scans --data ../shared/data/brain --out benchmarks/out/imaging   # needs mrpipe[imaging]
+    python benchmarks/imaging.py scans --data ../shared/data/brain --out benchmarks/out/imaging  # needs mrpipe[imaging]
     python benchmarks/imaging.py maps --out benchmarks/out/imaging --n 2380
 
 `scans` runs all steps on four skull-stripped scans with manual tissue labels and on one full head, and prints the Dice
