@@ -1,8 +1,8 @@
-"""Genotypes from file to the rows that an encoder takes: packed Parquet beside the pandas route of the released code.
+"""Genotypes from file to encoder input: packed Parquet compared with the pandas pipeline of the released code.
 
-Either side runs in a process of its own, `python -m benchmarks.genotype_loading SIDE FILE`, which prints its seconds
-and its peak memory above the imports. The pandas route is that of performance.md §7: a float32 matrix in HDF5 → data
-frame → fill each column with its mode → scale to [0, 1] → scatter into a float64 array → float32 → one copy a split.
+Each side runs in a separate process, `python -m benchmarks.genotype_loading SIDE FOLDER N_SNPS`, which prints its time
+in seconds and its peak memory beyond the imports. Pandas pipeline: float32 matrix in HDF5 → data frame → fill each
+column with its mode → scale to [0, 1] → scatter into a float64 array → float32 → one copy per split.
 
 Legend: n subjects, p SNPs.
 """
@@ -31,7 +31,7 @@ def _peak_mb() -> float:
 
 
 def write(folder: Path, n: int, n_snps: int) -> None:
-    """`x.parquet` as a store has it, and `x.h5`."""
+    """Write `x.parquet`, as in a store, and `x.h5`."""
     import h5py
 
     from mrpipe.genetics.packing import pack
@@ -74,7 +74,7 @@ def ours(folder: Path, n_snps: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started, "mb": _peak_mb() - before}
 
 
-def pandas_route(folder: Path, n_snps: int) -> dict[str, float]:
+def pandas_pipeline(folder: Path, n_snps: int) -> dict[str, float]:
     import h5py
     import pandas as pd
     from sklearn.preprocessing import MinMaxScaler
@@ -98,7 +98,7 @@ def measure(n: int, n_snps: int) -> list[dict[str, Any]]:
     found: dict[str, Any] = {"what": "genotype loading", "shape": f"{n:,} × {n_snps:,}"}
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), n, n_snps)
-        # Or the first side's time would be that of writing the files.
+        # Otherwise, the time of the first side would include writing the files to disk.
         os.sync()
         for side in ("ours", "pandas"):
             command = [sys.executable, "-m", "benchmarks.genotype_loading", side, folder, str(n_snps)]
@@ -109,4 +109,4 @@ def measure(n: int, n_snps: int) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     side, place, size = sys.argv[1:]
-    print(json.dumps({"ours": ours, "pandas": pandas_route}[side](Path(place), int(size))))
+    print(json.dumps({"ours": ours, "pandas": pandas_pipeline}[side](Path(place), int(size))))

@@ -1,12 +1,12 @@
-"""Measure the genotype path at the size of the release, with plink's own time beside it.
+"""Measure the genotype pipeline at the size of the ADNI release, and compare it with plink.
 
-    python benchmarks/genotypes.py --out /tmp/genotypes                      # 2,380 people x 600,000 SNPs, five sets
-    python benchmarks/genotypes.py --out /tmp/small --people 400 --snps 20000
+    python benchmarks/genotypes.py --out benchmarks/out/genotypes   # 2,380 people x 600,000 SNPs, five sets
+    python benchmarks/genotypes.py --out benchmarks/out/small --people 400 --snps 20000
 
-An export is simulated (once; it is used again), its stages run as processes of their own, and one more process runs
-the reader's steps under a profile. Then plink 1.9 and plink 2 (Debian: apt-get install plink1.9 plink2) do what they
-can do of the same: quality control of each set, the merge, pruning; and the SNPs that both keep are compared. Wall
-time and peak memory are the operating system's (wait4). Results: benchmarks/genotypes.md.
+An export is simulated (once, then reused), its stages run in separate processes, and another process profiles the
+steps of the reader. Then plink 1.9 and plink 2 (Debian: apt-get install plink1.9 plink2) run the steps that they
+support (quality control of each set, merge, pruning), and the SNPs that both keep are compared. Wall time and peak
+memory are reported by the operating system (wait4). Results: benchmarks/genotypes.md.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# A process begins with the resident memory of the one that started it, so this one imports nothing large.
+# The peak memory of a child process starts at that of its parent, so the parent imports nothing large.
 
-# Steps of the reader by the function that does them.
+# Steps of the reader → functions that implement them.
 STEPS = {
     "open .bim, .fam, check .bed": "open_set",
     "read the reference": "read_reference",
@@ -42,7 +42,7 @@ QC = ("--mind", "0.1", "--geno", "0.05", "--hwe", "1e-6", "--maf", "0.01")
 
 
 def measure(command: list[str | Path], *, cwd: Path | None = None) -> tuple[float, float]:
-    """Seconds of wall time and MiB of peak resident memory of one command."""
+    """Wall time in seconds and peak resident memory in MiB of a command."""
     begun = time.perf_counter()
     process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=cwd)
     assert process.stderr is not None
@@ -58,7 +58,7 @@ def report(what: str, seconds: float, peak: float, note: str = "") -> None:
 
 
 def build(raw: Path, out: Path, merge: str) -> Path:
-    """The stages of a store of genotypes alone, each a process of its own."""
+    """Build a store with genotypes only, each stage in a separate process."""
     store, work = out / f"store.{merge}", out / f"work.{merge}"
     shutil.rmtree(store, ignore_errors=True)
     place = ["--raw", raw, "--work", work, "--set", "label=baseline_dx", f"merge={merge}"]
@@ -77,7 +77,7 @@ def build(raw: Path, out: Path, merge: str) -> Path:
 
 
 def profile_steps(raw: Path, work: Path, merge: str) -> None:
-    """Seconds of each step inside one ingest (this process)."""
+    """Seconds per step of one ingest (in this process)."""
     from mrpipe.datasets import get_dataset
     from mrpipe.stages.ingest import ingest
 
@@ -87,15 +87,15 @@ def profile_steps(raw: Path, work: Path, merge: str) -> None:
     stats: Any = pstats.Stats(profile)
     seconds = {name: 0.0 for name in STEPS}
     for (file, _, function), (_, _, _, cumulative, _) in stats.stats.items():
-        for name, wanted in STEPS.items():
-            if function == wanted and "mrpipe" in file:
+        for name, step_function in STEPS.items():
+            if function == step_function and "mrpipe" in file:
                 seconds[name] += cumulative
-    # Batches are cut while they are written; what they wait for is the reader's.
+    # Batches are produced while they are written, so writing includes time of the reader.
     print(json.dumps({k: round(v, 1) for k, v in seconds.items()}))
 
 
 def load(store: Path, part: str | None) -> None:
-    """open_store and the packed array (this process)."""
+    """Open the store and load the packed array (in this process)."""
     import mrpipe
 
     begun = time.perf_counter()
@@ -105,10 +105,10 @@ def load(store: Path, part: str | None) -> None:
 
 
 def prune(store: Path, out: Path, by: str) -> None:
-    """Pruning and mode on training subjects (this process); the names of what stays go to `out`.
+    """Pruning and mode on training subjects (in this process); the names of kept SNPs are written to `out`.
 
     Args:
-        by: `mrpipe`, or `plink` where it is installed.
+        by: `mrpipe`, or `plink` if it is installed.
     """
     import mrpipe
     from mrpipe.genetics import plink
@@ -138,20 +138,20 @@ ACTIONS: dict[str, Callable[..., None]] = {
 
 
 def child(*arguments: str | Path) -> tuple[dict[str, Any], float, float]:
-    """Run one of the functions that say "this process" in a process of its own: its answer, wall time, peak memory."""
+    """Run one of the ACTIONS in a separate process; returns its JSON output, wall time and peak memory."""
     command = [sys.executable, __file__, *map(str, arguments)]
     begun = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    said = process.stdout.read()
+    output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
         raise SystemExit(f"{' '.join(command)} failed")
-    return json.loads(said.splitlines()[-1]), time.perf_counter() - begun, usage.ru_maxrss / 1024
+    return json.loads(output.splitlines()[-1]), time.perf_counter() - begun, usage.ru_maxrss / 1024
 
 
 def qc(raw: Path, theirs: Path) -> None:
-    """Quality control of each set (this process), and whether plink's sets `theirs` hold the same SNPs."""
+    """Quality control of each set (in this process); compares the SNPs with those of plink's sets `theirs`."""
     import numpy as np
 
     from mrpipe.datasets.adni.genomic.plink import open_set
@@ -165,18 +165,18 @@ def qc(raw: Path, theirs: Path) -> None:
         autosomes = opened.bim["chrom"].is_in([str(c) for c in range(1, 23)]).to_numpy()
         got = quality_control(opened, np.flatnonzero(autosomes), mind=0.1, geno=0.05, hwe=1e-6, maf=0.01)
         seconds += time.perf_counter() - begun
-        # plink puts SNPs in order of place, so names are compared as a set.
+        # plink sorts SNPs by position, so the names are compared as sets.
         lines = theirs.with_name(f"{theirs.name}.{bed.stem}.bim").read_text().splitlines()
         equal += {line.split("\t")[1] for line in lines} == set(opened.bim["id"].to_numpy()[got.snps].tolist())
     print(json.dumps({"seconds": seconds, "equal": equal}))
 
 
 def to_plink(store: Path, prefix: Path, part: str, third: int) -> None:
-    """The store's genotypes as a PLINK set, in blocks of SNPs (this process).
+    """Write the genotypes of the store as a PLINK set, in blocks of SNPs (in this process).
 
     Args:
-        part: only these subjects.
-        third: leave out every third SNP from this one; −1: none.
+        part: split whose subjects are written.
+        third: leave out every third SNP, starting with this one; −1: none.
     """
     import numpy as np
     import polars as pl
@@ -201,7 +201,7 @@ def to_plink(store: Path, prefix: Path, part: str, third: int) -> None:
 
 
 def beside_plink(raw: Path, store: Path, out: Path) -> None:
-    """plink on the same data: quality control of each set, merge of the aligned sets, pruning of training subjects."""
+    """Run plink on the same data: quality control of each set, merge of aligned sets, pruning on training subjects."""
     programs = [p for p in ("plink1.9", "plink2") if shutil.which(p)]
     if not programs:
         print("plink is not installed: no comparison")
@@ -230,14 +230,14 @@ def beside_plink(raw: Path, store: Path, out: Path) -> None:
             total, top = total + seconds, max(top, peak)
         report(f"{program}: quality control of {len(beds)} sets", total, top)
     answer, wall, peak = child("qc", raw, scratch / programs[0])
-    note = f"same SNPs as plink in {answer['equal']} of {len(beds)}, whole {wall:.0f} s"
+    note = f"same SNPs as plink in {answer['equal']} of {len(beds)}, {wall:.0f} s in total"
     report("ours: quality control of the sets", answer["seconds"], peak, note)
     child("to_plink", store, scratch / "train", "train", "-1")
     kept = out / "kept.txt"
     for by in ("plink", "mrpipe"):
         answer, wall, peak = child("prune", store, kept, by)
-        note = f"{answer['people']} people, {answer['kept']} kept, whole {wall:.0f} s"
-        report(f"fit of the transform, pruned by {by}", answer["seconds"], peak, note)
+        note = f"{answer['people']} people, {answer['kept']} kept, {wall:.0f} s in total"
+        report(f"fitting the transform, pruning by {by}", answer["seconds"], peak, note)
     for program in programs:
         seconds, peak = measure(
             [
@@ -260,7 +260,7 @@ def beside_plink(raw: Path, store: Path, out: Path) -> None:
         report(
             f"{program}: the same", seconds, peak, f"{len(theirs)} kept, ours {len(ours)}, both {len(theirs & ours)}"
         )
-    # Two groups of people, each with the SNPs of a chip of its own, as sets on one strand.
+    # Two groups of people with the SNPs of different chips, as sets on the same strand.
     chips = [child("to_plink", store, scratch / f"chip{k}", ("train", "val")[k], str(k))[0] for k in (0, 1)]
     seconds, peak = measure(
         [
@@ -285,7 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--people", type=int, default=2380, help="genotyped participants")
-    parser.add_argument("--snps", type=int, default=600_000, help="SNPs of all chips together")
+    parser.add_argument("--snps", type=int, default=600_000, help="total number of SNPs on all chips")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     raw = args.out / "raw"

@@ -1,12 +1,12 @@
-"""Measure the image route: the chain on real T1 scans, and maps through the store.
+"""Measure the imaging pipeline: the processing chain on real T1 scans, and maps through the store.
 
-    python benchmarks/imaging.py scans --data ../shared/data/brain --out /tmp/imaging   # needs mrpipe[imaging]
-    python benchmarks/imaging.py maps --out /tmp/imaging --n 2380
+    python benchmarks/imaging.py scans --data ../shared/data/brain --out benchmarks/out/imaging  # needs mrpipe[imaging]
+    python benchmarks/imaging.py maps --out benchmarks/out/imaging --n 2380
 
-`scans` runs every step on four skull-stripped scans with manual tissue labels and on one full head, and prints Dice of
-grey matter, correlations of regional volumes, seconds and memory. `maps` simulates a stack as large as the authors' and
-times ingest, load and size against their float64 array. Seconds are processor seconds of one thread, which other work
-on the machine does not stretch. Results: benchmarks/imaging.md.
+`scans` runs all steps on four skull-stripped scans with manual tissue labels and on one full head, and prints the Dice
+score of grey matter, correlations of regional volumes, seconds and memory. `maps` simulates as many maps as the authors
+have, and compares ingest, loading and size with their float64 array. Seconds are CPU seconds of one thread, which do
+not depend on other load on the machine. Results: benchmarks/imaging.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def run_scan(path: Path, out: Path, templates: tuple[Path, Path], **settings: Any) -> dict[str, Any]:
-    """One scan through the chain, with its intermediate files in `out`; results of an earlier run are used again."""
+    """Process one scan, with intermediate files in `out`; results of an earlier run are reused."""
     from mrpipe.imaging.chain import ChainSettings
     from mrpipe.imaging.worker import process_scan
 
@@ -53,7 +53,7 @@ def run_scan(path: Path, out: Path, templates: tuple[Path, Path], **settings: An
 
 
 def native_dice(data: Path, subject: str, folder: Path) -> dict[str, float]:
-    """Grey matter of the chain against the manual tissues, in the scan's own space."""
+    """Compare the grey matter of the chain with the manual tissues, in native space."""
     ours = np.asarray(nib.load(folder / "gm.nii.gz").dataobj)
     manual = np.asarray(nib.as_closest_canonical(nib.load(data / f"{subject}_tissues.nii.gz")).dataobj)
     voxel_ml = float(np.prod(nib.load(folder / "gm.nii.gz").header.get_zooms())) / 1000
@@ -65,7 +65,7 @@ def native_dice(data: Path, subject: str, folder: Path) -> dict[str, float]:
 
 
 def manual_regions(data: Path, subject: str) -> dict[int, float]:
-    """Label → millilitres of manual grey matter in it, for labels that are mostly grey matter."""
+    """Map labels to millilitres of manual grey matter, for labels that are mostly grey matter."""
     labels = np.asarray(nib.load(data / f"{subject}_glm.nii.gz").dataobj)
     grey = np.asarray(nib.load(data / f"{subject}_tissues.nii.gz").dataobj) == 2
     n_grey, n = np.bincount(labels[grey].ravel(), minlength=256), np.bincount(labels.ravel(), minlength=256)
@@ -73,10 +73,10 @@ def manual_regions(data: Path, subject: str) -> dict[int, float]:
 
 
 def warped_labels(data: Path, subject: str, folder: Path, template: Path) -> np.ndarray:
-    """Manual labels in template space, by the scan's own transforms."""
+    """Manual labels in template space, warped with the transforms of the scan."""
     import ants
 
-    # The scan was read in RAS order; ITK works in world coordinates, so the file's order does not matter.
+    # The scan was read in RAS orientation; ITK uses world coordinates, so the orientation of the file does not matter.
     transforms = [str(p) for p in (folder / "tx_1Warp.nii.gz", folder / "tx_0GenericAffine.mat") if p.exists()]
     labels = ants.image_read(str(data / f"{subject}_glm.nii.gz"))
     moved = ants.apply_transforms(ants.image_read(str(template)), labels, transforms, interpolator="nearestNeighbor")
@@ -84,14 +84,14 @@ def warped_labels(data: Path, subject: str, folder: Path, template: Path) -> np.
 
 
 def majority(labels: list[np.ndarray]) -> np.ndarray:
-    """The label that most of the images have, that of the first on a tie."""
+    """Majority label over the images; the first image wins ties."""
     stack = np.stack(labels)
     votes = (stack[:, None] == stack[None, :]).sum(axis=1)
     return np.take_along_axis(stack, votes.argmax(axis=0)[None], axis=0)[0]
 
 
 def regions(data: Path, out: Path, template: Path, registration: str) -> None:
-    """Regional grey-matter volumes from the maps against the manual ones, own labels and leave-one-out atlas."""
+    """Compare regional grey-matter volumes with manual ones, for own labels and leave-one-out atlases."""
     folders = {s: out / f"{s}.{registration}" for s in LABELLED}
     labels = {s: warped_labels(data, s, folders[s], template) for s in LABELLED}
     manual = {s: manual_regions(data, s) for s in LABELLED}
@@ -109,7 +109,7 @@ def regions(data: Path, out: Path, template: Path, registration: str) -> None:
     ours, t = {k: np.array(v) for k, v in rows.items()}, np.array(truth)
     for kind, o in ours.items():
         across = [np.corrcoef(a, b)[0, 1] for a, b in zip(o, t, strict=True)]
-        # How the subjects differ, each region by its mean: size of regions no longer helps.
+        # Differences between subjects, relative to the mean of each region, so that the size of regions has no effect.
         centred = np.corrcoef((o / o.mean(axis=0) - 1).ravel(), (t / t.mean(axis=0) - 1).ravel())[0, 1]
         error = np.median(np.abs(o - t) / t)
         print(
@@ -145,7 +145,7 @@ def scans(data: Path, out: Path, registrations: list[str], also_slow: bool) -> N
 
 
 def maps(out: Path, n: int) -> None:
-    """A stack of n full-size maps: simulate, ingest, load."""
+    """Simulate, ingest and load n full-size maps."""
     import pyarrow.parquet as pq
 
     from mrpipe.datasets.adni.image.join import read_images
@@ -178,7 +178,7 @@ def maps(out: Path, n: int) -> None:
     features = read_images(out / "maps", samples, options, [part])
     table = out / "maps" / "image.parquet"
     write_batches(table, features.modality.arrow_schema(), features.batches, compression_level=1)
-    # The array is memory-mapped: pages of it count in the peak and can be given back at any time.
+    # The array is memory-mapped: its pages count towards the peak but can be reclaimed at any time.
     print(f"ingest of {n} maps: {time.process_time() - clock:.1f} s, peak {peak_mb():.0f} MB")
     print(f"size: array {(raw / 'ADNI_G.npy').stat().st_size / 1e6:.0f} MB, table {table.stat().st_size / 1e6:.0f} MB")
     clock = time.process_time()
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--registration", nargs="+", default=["fast", "quality"])
     parser.add_argument(
-        "--variants", action="store_true", help="also: segmentation at the scan's voxels, brain extraction"
+        "--variants", action="store_true", help="also segment at the voxel size of the scan, and extract the brain"
     )
     parser.add_argument("--n", type=int, default=2380)
     args = parser.parse_args()

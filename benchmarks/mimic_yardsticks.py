@@ -1,11 +1,11 @@
-"""Measurements of MIMIC-IV: what the pass over labevents and chartevents costs, beside gzip, pandas, DuckDB and polars.
+"""Cost of reading labevents and chartevents of MIMIC-IV, compared with gzip, pandas, DuckDB and polars.
 
     python benchmarks/mimic_yardsticks.py --folder /scratch/mimic --rows 14000000 140000000 [--only gzip mrpipe]
 
-For each size an export is simulated (5 of 7 rows are chart events, a tenth of the patients in the cohort, 1,000 rare
-items a table) unless it lies there already; every yardstick then runs in a process of its own: wall time, processor
-time of the process and its children, peak resident memory. The task of all but gzip: the numeric measurements of the
-cohort's patients, by patient and time, in a Parquet file. mrpipe's does more (visits, units, ranges, repeats).
+For each size, an export is simulated unless it exists (5 of 7 rows are chart events, a tenth of the patients are in the
+cohort, each table has 1,000 rare items). Each yardstick then runs in a separate process; wall time, CPU time including
+children, and peak resident memory are measured. Except for gzip, the task is to write the numeric measurements of the
+cohort's patients to a Parquet file, sorted by patient and time. mrpipe does more (visits, units, ranges, repeats).
 Results are appended to results.json in the folder and printed as a table.
 """
 
@@ -73,7 +73,7 @@ assert main(["ingest", "mimic", "lab", "--raw", raw, "--work", work, "--store", 
 
 
 def measure(command: list[str]) -> dict[str, float]:
-    """Wall and processor seconds and peak resident MiB of a command; a limit of memory is the caller's business."""
+    """Wall time and CPU time in seconds, and peak resident memory in MiB, of a command."""
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     error = process.stderr.read() if process.stderr else b""
@@ -89,7 +89,7 @@ def measure(command: list[str]) -> dict[str, float]:
 
 
 def commands(folder: Path, raw: Path) -> dict[str, list[str]]:
-    """Yardstick → command."""
+    """Map yardsticks to commands."""
     files = [str(raw / f"{t}.csv.gz") for t in TABLES]
     work, store = folder / f"{raw.name}.work", folder / f"{raw.name}.store"
     python, out = [sys.executable, "-c"], str(folder / "out.parquet")
@@ -111,7 +111,7 @@ def commands(folder: Path, raw: Path) -> dict[str, list[str]]:
 
 
 def export_of(folder: Path, rows: int) -> tuple[Path, dict[str, float] | None]:
-    """The simulated export with so many rows, and what it cost where it was made now."""
+    """The simulated export with this number of rows, and its cost if it was simulated now."""
     raw = folder / f"rows{rows}"
     cost = None
     if not raw.exists():
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--rows", type=int, nargs="+", default=[14_000_000, 140_000_000])
     parser.add_argument("--only", nargs="+", help="yardsticks (default: all)")
-    parser.add_argument("--repeat", type=int, default=1, help="runs of each, in turns; all are kept")
+    parser.add_argument("--repeat", type=int, default=1, help="runs per yardstick, interleaved; all results are kept")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     results = args.folder / "results.json"

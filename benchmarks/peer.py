@@ -1,16 +1,16 @@
-"""The loop that the authors' public code runs, written anew from its description: one missing slot after another.
+"""The per-sample loop of the authors' public code, reimplemented from a description: one missing slot after another.
 
-What it does is models.md §2.2–2.3 and performance.md §1–3: for each missing (sample, modality) it draws supporting
-samples, encodes them, encodes the sample's own modalities again (a batch of one each), and calls a transformer layer
-with a gated mixture of experts on this one stack. `released=True` computes all that and returns the mean of the
-stack as it came in (D1); `released=False`, "fixed", returns the mean of the experts' outputs, as the paper says.
-The gate keeps its own noise, load and loss; the sum of losses that the released code never clears (D3) is cleared
-here, or no run of useful length would fit in memory.
+For each missing (sample, modality), it draws supporting samples, encodes them, encodes the sample's own modalities
+again (each as a batch of one), and calls a transformer layer with a gated mixture of experts on this single stack.
+`released=True` computes all of this and returns the mean of the unchanged input stack (defect D1 of docs/faults.md, as
+all D numbers here); `released=False` ("fixed") returns the mean of the experts' outputs, as in the paper. The gate has
+its own noise, load and loss. The sum of losses, which the released code never clears (D3), is cleared here; otherwise,
+no run of useful length would fit in memory.
 
-Where the description leaves a choice, the cheaper one for this loop is taken: no dropout inside an expert, no balance
-loss in the backward pass, one contiguous product per expert with `unbind` weights.
+Where the description is ambiguous, the choice that is cheaper for this loop is used: no dropout inside experts, no
+balance loss in the backward pass, one contiguous product per expert with `unbind` weights.
 
-Legend: B samples, M modalities, N items of a slot, P tokens, H hidden, T = N · P tokens, E experts, K experts a token.
+Legend: B samples, M modalities, N items of a slot, P tokens, H hidden, T = N · P tokens, E experts, K chosen experts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Choose = Callable[[int, int, list[int], int], list[int]]
 
 
 class ChunkEncoder(nn.Module):
-    """(n, d) → (n, P, H): P equal chunks, one linear map."""
+    """(n, d) → (n, P, H): P equal chunks and one shared linear map."""
 
     def __init__(self, d: int, n_tokens: int, hidden: int):
         super().__init__()
@@ -45,7 +45,7 @@ class ChunkEncoder(nn.Module):
 
 
 class VolumeEncoder(nn.Module):
-    """Six 3-D convolutions and three pools to a vector, then P chunks and one linear map."""
+    """Six 3-D convolutions and three poolings to a vector, then P chunks and one shared linear map."""
 
     def __init__(self, shape: Sequence[int], n_tokens: int, hidden: int, width: float = 1.0):
         super().__init__()
@@ -83,7 +83,7 @@ class SelfAttention(nn.Module):
 
 
 class Gate(nn.Module):
-    """Noisy top-k gate: softmax over the k largest logits; importance and load for a balance loss that adds up (D3)."""
+    """Noisy top-k gate: softmax over the k largest logits; accumulates a balance loss of importance and load (D3)."""
 
     def __init__(self, hidden: int, n_experts: int, top_k: int, noisy: bool):
         super().__init__()
@@ -108,7 +108,7 @@ class Gate(nn.Module):
         return expert, weight
 
     def _load(self, clean: Tensor, noisy: Tensor, spread: Tensor, top: Tensor) -> Tensor:
-        """Probability of being among the k, summed over tokens; competitors are the unmasked logits (D8)."""
+        """Probability of being among the top k, summed over tokens; competitors are the unmasked logits (D8)."""
         inside = noisy > top[:, self.top_k :]
         normal = torch.distributions.Normal(0.0, 1.0)
         if_in = normal.cdf((clean - top[:, self.top_k :]) / spread)
@@ -121,7 +121,7 @@ def _cv_squared(x: Tensor) -> Tensor:
 
 
 class ExpertLayer(nn.Module):
-    """E feed-forward networks on tokens that were sorted by expert; one product per expert that has any."""
+    """E feed-forward networks on tokens sorted by expert; one product per expert with tokens."""
 
     def __init__(self, n_experts: int, hidden: int, ffn: int):
         super().__init__()
@@ -150,9 +150,9 @@ class PeerRetriever(nn.Module):
     """One transformer layer with experts, for one missing slot at a time.
 
     Args:
-        released: return the mean of what came in.
-        across: let attention run over all tokens of the slot, as the paper says, and not within each item (D4); for
-            tests of equality.
+        released: return the mean of the input.
+        across: apply attention to all tokens of the slot, as in the paper, instead of within each item (D4); for tests
+            of equality.
     """
 
     def __init__(self, n_modalities: int, s: Settings, *, released: bool, across: bool):
@@ -181,7 +181,7 @@ class PeerRetriever(nn.Module):
 
 
 class PeerFusion(nn.Module):
-    """One transformer layer whose first residual is lost (D5), then a linear head on the modalities' means."""
+    """One transformer layer without its first residual (D5), then a linear head on the means of the modalities."""
 
     def __init__(self, n_modalities: int, n_classes: int, s: Settings):
         super().__init__()
@@ -204,7 +204,7 @@ class PeerFusion(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the released code (models.md §2.2)."""
+    """Sizes of the released code."""
 
     hidden: int = 128
     tokens: int = 16
@@ -219,7 +219,7 @@ class Settings:
 
 
 class Samples(Dataset[dict[str, Any]]):
-    """Dense arrays of every modality, rows of absent ones filled with −2 (D27); one dictionary a sample."""
+    """Dense arrays of all modalities, with −2 in rows of absent ones (D27); one dictionary per sample."""
 
     def __init__(
         self, arrays: Sequence[NDArray[np.float32]], observed: NDArray[np.bool_], label: NDArray[np.int64], rows: Any
@@ -241,17 +241,17 @@ class Samples(Dataset[dict[str, Any]]):
 
 
 def collate(samples: Samples, batch_size: int) -> DataLoader[dict[str, Any]]:
-    """Batches in the order of the rows."""
+    """Batches in row order."""
     return DataLoader(samples, batch_size=batch_size, shuffle=False, num_workers=0)
 
 
 class Peer(nn.Module):
-    """Encoders, the retriever that is called slot by slot, fusion.
+    """Encoders, the retriever that is called slot by slot, and fusion.
 
     Args:
         shapes: shape of one entry of each modality; three dimensions are a volume.
-        arrays, observed: all samples (N, ...) and (N, M), as `Samples` has them.
-        reference: rows that may support.
+        arrays, observed: all samples (N, ...) and (N, M), as in `Samples`.
+        reference: rows of potential supporting samples.
         choose: (row, target, candidates, n) → rows; default: a random sample.
     """
 
@@ -283,13 +283,13 @@ class Peer(nn.Module):
         self._choose = choose or (lambda row, target, pool, n: random.sample(pool, min(n, len(pool))))
 
     def group(self, mask: NDArray[np.bool_], target: int) -> list[int]:
-        """Eq. 2, remembered per combination."""
+        """Supporting group of Eq. 2, cached per combination."""
         key = (tuple(mask.tolist()), target)
         if key not in self._groups:
-            wanted = mask.copy()
-            wanted[target] = True
-            having = (self._observed[self._reference] | ~wanted).all(axis=1)
-            self._groups[key] = self._reference[having].tolist()
+            required = mask.copy()
+            required[target] = True
+            matching = (self._observed[self._reference] | ~required).all(axis=1)
+            self._groups[key] = self._reference[matching].tolist()
         return self._groups[key]
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
@@ -317,7 +317,7 @@ class Peer(nn.Module):
         return self.fusion(z)
 
     def train_step(self, batch: dict[str, Any], optimiser: torch.optim.Optimizer) -> None:
-        """Forward, cross-entropy, backward, Adam."""
+        """Forward pass, cross-entropy, backward pass, Adam step."""
         optimiser.zero_grad()
         loss = F.cross_entropy(self(batch), batch["label"].to(self.fusion.position.device))
         loss.backward()

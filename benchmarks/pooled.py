@@ -1,10 +1,10 @@
-"""Paired difference of two rows over several columns of rendered suites together, such as all rates of missingness.
+"""Paired difference of two rows, pooled over several columns of rendered suites, such as all missingness rates.
 
     python -m benchmarks.pooled --results results --suites findings_mosi findings_mosi_p --row MoE-Retriever \\
         --against "attention mask" "released code"
 
-Each (column, seed) counts as one run; a resample draws these runs and the test subjects (`model.compare`). Beside all
-test samples, those that have one combination of modalities. Prints percentage points of a metric.
+Each (column, seed) counts as one run; a resample draws these runs and the test subjects. Prints differences in
+percentage points of a metric, for all test samples and for each combination of modalities.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ALL = "all"
 
 
 def predictions(results: Path, columns: Sequence[SuiteColumn], row: str) -> dict[int, tuple[Predicted, pl.Series]]:
-    """Number of a (column, seed) → the row's predictions and what each sample has; finished runs only."""
+    """Map (column, seed) numbers to the row's predictions and each sample's modalities; finished runs only."""
     found = {}
     for number, column in enumerate(columns):
         for name, seed, folder in column.runs():
@@ -39,14 +39,14 @@ def predictions(results: Path, columns: Sequence[SuiteColumn], row: str) -> dict
 def differences(
     results: Path, columns: Sequence[SuiteColumn], row: str, other: str, metric: str
 ) -> dict[str, Estimate]:
-    """`all` or a combination of modalities → row − other."""
+    """Map `all` and each combination of modalities to the difference row − other."""
     ours, theirs = (predictions(results, columns, name) for name in (row, other))
-    groups = sorted({name for _, having in ours.values() for name in having})
+    groups = sorted({name for _, observed in ours.values() for name in observed})
     found = {}
     for group in (ALL, *groups):
         runs = {
-            name: {number: _part(told, having, group) for number, (told, having) in of.items()}
-            for name, of in ((row, ours), (other, theirs))
+            name: {number: _subset(predicted, observed, group) for number, (predicted, observed) in runs_of.items()}
+            for name, runs_of in ((row, ours), (other, theirs))
         }
         estimate = Comparison(runs).difference(row, other, metric)
         if estimate is not None:
@@ -54,15 +54,15 @@ def differences(
     return found
 
 
-def _part(told: Predicted, having: pl.Series, group: str) -> Predicted:
-    keep = having.len() * [True] if group == ALL else (having == group).to_list()
-    return Predicted(told.label[keep], told.probability[keep], told.subject[keep])
+def _subset(predicted: Predicted, observed: pl.Series, group: str) -> Predicted:
+    keep = observed.len() * [True] if group == ALL else (observed == group).to_list()
+    return Predicted(predicted.label[keep], predicted.probability[keep], predicted.subject[keep])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, required=True, help="the workflow's folder of results")
-    parser.add_argument("--suites", nargs="+", required=True, help="rendered tables whose columns are pooled")
+    parser.add_argument("--results", type=Path, required=True, help="results folder of the workflow")
+    parser.add_argument("--suites", nargs="+", required=True, help="rendered suites whose columns are pooled")
     parser.add_argument("--row", required=True)
     parser.add_argument("--against", nargs="+", required=True, metavar="ROW")
     parser.add_argument("--metric", default="accuracy")

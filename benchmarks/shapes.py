@@ -1,7 +1,7 @@
-"""Simulated inputs of the sizes of ADNI and MIMIC-IV, for this project's methods and for the authors' loop alike.
+"""Simulated inputs with the sizes of ADNI and MIMIC-IV, for this project's methods and for the authors' loop.
 
-Values are noise, genotypes follow allele frequencies, masks follow the patterns of performance.md §1. Both sides get
-the same numbers: ours as tables of the rows that exist (genotypes packed), the peer as dense float32 arrays.
+Values are noise, genotypes follow allele frequencies, and masks follow typical modality combinations. Both sides get
+the same numbers: ours as tables of existing rows (genotypes packed), the peer as dense float32 arrays.
 
 Legend: N samples, M modalities, p SNPs.
 """
@@ -22,21 +22,21 @@ from mrpipe.genetics.packing import pack
 from mrpipe.transforms.fit import Transforms
 from mrpipe.transforms.genotypes import GenotypeTransform
 
-# Six combinations, all with clinical data, the full one the most frequent; the shares are assumed.
+# Six combinations, all with clinical data, the complete one most frequent; the proportions are assumed.
 ADNI_MASKS = {"BCGI": 0.50, "BCI": 0.16, "BCG": 0.10, "BC": 0.08, "CI": 0.08, "CGI": 0.08}
 VOLUME = (91, 109, 91)
-# A box of 39 % of those voxels, as the grey-matter mask has.
+# A box with 39 % of these voxels, like that of the grey-matter mask.
 BOX = (67, 83, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """One simulated data set.
+    """One simulated dataset.
 
     Attributes:
         modalities: name → (kind, shape of an entry).
         n: samples; 70 % train, 15 % validation, 15 % test.
-        masks: combination of the names' first letters → share; None: every modality is missing at 30 %.
+        masks: first letters of the modalities in a combination → proportion; None: each modality is missing at 30 %.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Shape:
 
 
 def adni(n_snps: int, n: int, *, volume: tuple[int, ...] | None = None) -> Shape:
-    """Genotypes, clinical data and biospecimens; with `volume` images as well."""
+    """Genotypes, clinical data and biospecimens; also images if `volume` is given."""
     modalities: dict[str, tuple[str, tuple[int, ...]]] = {} if volume is None else {"I": ("volume", volume)}
     modalities |= {"G": ("genotype", (n_snps,)), "C": ("vector", (304,)), "B": ("vector", (16,))}
     name = f"ADNI, {n_snps:,} SNPs" + ("" if volume is None else " and images")
@@ -71,7 +71,7 @@ def _observed(shape: Shape, rng: np.random.Generator) -> NDArray[np.bool_]:
 
 
 def genotypes(n: int, n_snps: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(n, p) copies of A1 by allele frequency, 0.5 % not called (3)."""
+    """(n, p) copies of allele A1 by allele frequency; 0.5 % are missing calls (3)."""
     frequency = rng.beta(1, 3, n_snps) * 0.5
     calls = np.empty((n, n_snps), dtype=np.uint8)
     for start in range(0, n, 64):
@@ -83,7 +83,7 @@ def genotypes(n: int, n_snps: int, rng: np.random.Generator) -> NDArray[np.uint8
 
 @dataclass(frozen=True)
 class Both:
-    """One data set for both sides: ours, and the peer's dense arrays with −2 where a modality is absent."""
+    """One dataset for both sides: ours, and the peer's dense arrays with −2 where a modality is absent."""
 
     shape: Shape
     data: Data
@@ -97,7 +97,7 @@ def _dense(values: NDArray[np.float32], having: NDArray[np.bool_]) -> NDArray[np
 
 
 def _in_full_grid(volumes: NDArray[np.float32], grid: Sequence[int]) -> NDArray[np.float32]:
-    """Volumes of a box in the middle of the whole grid, 0 outside."""
+    """Place volumes of a box in the middle of the full grid, with 0 outside."""
     out = np.zeros((len(volumes), *grid), dtype=np.float32)
     start = [(g - s) // 2 for g, s in zip(grid, volumes.shape[1:], strict=True)]
     at = tuple(slice(a, a + s) for a, s in zip(start, volumes.shape[1:], strict=True))
@@ -106,7 +106,7 @@ def _in_full_grid(volumes: NDArray[np.float32], grid: Sequence[int]) -> NDArray[
 
 
 def make(shape: Shape, device: torch.device, *, grid: Sequence[int] = VOLUME, seed: int = 0) -> Both:
-    """Draw a data set."""
+    """Simulate a dataset."""
     rng = np.random.default_rng(seed)
     observed = _observed(shape, rng)
     tables: list[FeatureTable] = []

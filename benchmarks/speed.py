@@ -1,14 +1,14 @@
-"""This project's MoE-Retriever beside the authors' per-sample loop (benchmarks/peer.py), interleaved in one process.
+"""Compare this project's MoE-Retriever with the authors' per-sample loop (benchmarks/peer.py), in the same process.
 
-    python -m benchmarks.speed --out /tmp/speed                # every row of benchmarks/speed.md, one thread
-    python -m benchmarks.speed --out /tmp/speed --quick        # the same at toy sizes, a minute
-    python -m benchmarks.speed --out /tmp/speed --device cuda --only steps inference
-    python -m benchmarks.speed --out /tmp/speed --threads 2 --only steps
+    python -m benchmarks.speed --out benchmarks/out/speed                # all rows of benchmarks/speed.md, one thread
+    python -m benchmarks.speed --out benchmarks/out/speed --quick        # the same at toy sizes, in a minute
+    python -m benchmarks.speed --out benchmarks/out/speed --device cuda --only steps inference
+    python -m benchmarks.speed --out benchmarks/out/speed --threads 2 --only steps
 
-Variants take turns, a ratio is formed within each turn, and its median over the turns is reported with the smallest and
-the largest. With one thread on the CPU, seconds are processor seconds, which other work on the machine hardly
-stretches; else wall seconds. `limit` is the ratio that this project's products alone would allow at the rate that the
-machine reaches for a large sgemm, measured in the same turns. Writes speed.json and speed.md.
+Variants run interleaved in turns. Ratios are computed within each turn; the median, minimum and maximum over all turns
+are reported. With one CPU thread, times are CPU seconds, which hardly depend on other load on the machine; otherwise,
+they are wall seconds. `limit` is the ratio if this project's matrix products ran at the rate of a large sgemm, measured
+in the same turns, and everything else were free. Writes speed.json and speed.md.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SECTIONS = ("steps", "inference", "images", "loading", "memory")
 
 @dataclass(frozen=True)
 class Plan:
-    """Where and how often to measure, at what sizes, and whether a variant runs once before."""
+    """Device, number of turns, sizes, and whether variants run once before they are timed."""
 
     device: torch.device
     threads: int
@@ -75,7 +75,7 @@ class Plan:
             torch.cuda.synchronize(self.device)
 
     def turns(self, variants: dict[str, Variant]) -> dict[str, list[float]]:
-        """Seconds of each variant in each turn; every variant runs once before; the first one changes each turn."""
+        """Seconds per variant and turn. The order of the variants rotates from turn to turn."""
         for run in variants.values() if self.warm else ():
             run(0)
         found: dict[str, list[float]] = {name: [] for name in variants}
@@ -86,7 +86,7 @@ class Plan:
         return found
 
     def sgemm(self, turn: int) -> None:
-        """2 · 10⁹ (or on a GPU 10¹²) floating-point operations of a large product."""
+        """A large matrix product with 2 · 10⁹ floating-point operations (10¹² on a GPU)."""
         size, n = (1000, 1) if self.device.type == "cpu" else (5000, 4)
         a = torch.ones(size, size, device=self.device)
         for _ in range(n):
@@ -98,13 +98,13 @@ class Plan:
 
 
 def ratio(peer: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """Median, least and largest of the ratios of paired times."""
+    """Median, minimum and maximum of the ratios of paired times."""
     each = [p / o for p, o in zip(peer, ours, strict=True)]
     return {"median": statistics.median(each), "min": min(each), "max": max(each)}
 
 
 def our_method(both: shapes.Both, plan: Plan, **overrides: Any) -> Method:
-    """MoE-Retriever at its defaults with the released code's encoders, retrieving from the first epoch."""
+    """MoE-Retriever with its defaults and the encoders of the released code, retrieving from the first epoch."""
     settings = {"vector_encoder": "linear", "warmup": 0, "encoder_hidden": 128, **overrides}
     cls = get("moe_retriever")
     method = cls.create(both.data.spec, make_config(cls, preset="paper", seed=0, overrides=settings)).to(plan.device)
@@ -114,7 +114,7 @@ def our_method(both: shapes.Both, plan: Plan, **overrides: Any) -> Method:
 
 
 def peer_model(both: shapes.Both, plan: Plan, *, released: bool) -> Peer:
-    """The authors' loop on dense arrays of the same numbers."""
+    """The authors' loop on the same numbers, as dense arrays."""
     sizes = [a.shape[1:] for a in both.arrays]
     train = both.data.rows("train")
     return Peer(sizes, both.shape.n_classes, Settings(), both.arrays, both.data.observed, train, released=released).to(
@@ -127,7 +127,7 @@ def peer_batches(both: shapes.Both, rows: np.ndarray, size: int) -> Any:
 
 
 def our_training(both: shapes.Both, method: Method, chunks: Callable[[int], list[np.ndarray]]) -> Variant:
-    """Gradient steps on the samples of a turn."""
+    """Training steps on the batches of a turn."""
     optimiser = make_optimiser(method)
 
     def run(turn: int) -> None:
@@ -169,14 +169,14 @@ def peer_inference(both: shapes.Both, peer: Peer, rows: np.ndarray, size: int) -
 
 
 def batches(rows: np.ndarray, size: int, n: int, turn: int) -> list[np.ndarray]:
-    """n batches of a turn: the same for all variants, others in each turn."""
+    """The n batches of a turn, which are the same for all variants and differ between turns."""
     n_orders = 1 + n * size // len(rows)
     order = np.concatenate([np.random.default_rng([turn, i]).permutation(rows) for i in range(n_orders)])
     return [order[i * size : (i + 1) * size] for i in range(n)]
 
 
 def steps(plan: Plan) -> list[dict[str, Any]]:
-    """Training steps at batch 16 and 64: time against both peers, and the share of the sgemm rate."""
+    """Training steps at batch sizes 16 and 64: time compared with both peers, and fraction of the sgemm rate."""
     rows = []
     for shape in plan.shapes():
         both = shapes.make(shape, plan.device)
@@ -192,7 +192,7 @@ def steps(plan: Plan) -> list[dict[str, Any]]:
 
 
 def inference(plan: Plan) -> list[dict[str, Any]]:
-    """An epoch over the validation part: everything encoded, and with all embeddings in the bank."""
+    """One epoch over the validation set, encoding everything and with all embeddings in the bank."""
     rows = []
     for shape in plan.shapes():
         both = shapes.make(shape, plan.device)
@@ -206,10 +206,10 @@ def inference(plan: Plan) -> list[dict[str, Any]]:
 
 
 def images(plan: Plan) -> list[dict[str, Any]]:
-    """Training with 3-D images (ours cropped to the mask's box), and repeated inference from the bank."""
+    """Training with 3-D images (ours cropped to the bounding box of the mask), and repeated inference from the bank."""
     box, grid = ((6, 7, 5), (9, 9, 8)) if plan.quick else (shapes.BOX, shapes.VOLUME)
     both = shapes.make(shapes.adni(1000, 8 if plan.quick else 24, volume=box), plan.device, grid=grid)
-    # A volume takes seconds: one turn, and no call before it.
+    # Volumes take seconds each: one turn, without a warm-up call.
     few = plan if plan.quick else replace(plan, repeats=1, warm=False)
     train, every = both.data.rows("train"), np.arange(8)
     method, peer = our_method(both, plan, batch_size=4), peer_model(both, plan, released=False)
@@ -231,7 +231,7 @@ def images(plan: Plan) -> list[dict[str, Any]]:
 def _measure(
     what: str, both: shapes.Both, variants: dict[str, Variant], plan: Plan, n: int = 1
 ) -> list[dict[str, Any]]:
-    """One row against each peer in `variants`; a call of a variant does n units of `what`."""
+    """One row per peer in `variants`; each call of a variant runs n units of `what`."""
     times = plan.turns(variants)
     with flop_counter() as counter:
         variants["ours"](1)
@@ -258,13 +258,13 @@ def _measure(
 
 
 def loading(plan: Plan) -> list[dict[str, Any]]:
-    """Genotypes from file to what an encoder takes; each side in a process of its own."""
+    """Genotypes from file to encoder input, each side in a separate process."""
     n, n_snps = (60, 2000) if plan.quick else (2380, 144_746)
     return genotype_loading.measure(n, n_snps)
 
 
 def memory(plan: Plan) -> list[dict[str, Any]]:
-    """Resident memory after each of several epochs of training and validation."""
+    """Resident memory after each epoch of training and validation."""
     both = shapes.make(plan.shapes()[-1], plan.device)
     train, val = both.data.rows("train"), both.data.rows("val")
     if not plan.quick:
@@ -281,14 +281,14 @@ def memory(plan: Plan) -> list[dict[str, Any]]:
 
 
 def resident_mb(device: torch.device) -> float:
-    """Memory in use: resident in the process, or allocated on the GPU."""
+    """Memory in MB: resident in the process, or allocated on the GPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 1e6
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def markdown(rows: Sequence[dict[str, Any]], state: dict[str, Any]) -> str:
-    """The tables."""
+    """Format the results as Markdown tables."""
     lines = [
         ", ".join(f"{k}: {v}" for k, v in state.items()),
         "",
@@ -326,8 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--repeats", type=int, default=7, help="turns")
-    parser.add_argument("--quick", action="store_true", help="toy sizes and two turns: does it run?")
+    parser.add_argument("--repeats", type=int, default=7, help="number of turns")
+    parser.add_argument("--quick", action="store_true", help="smoke test with toy sizes and two turns")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     random.seed(0)

@@ -2,8 +2,8 @@
 
     python benchmarks/stages.py --raw mosi=DIR --raw enrico=DIR --out benchmarks/out/stages.csv
 
-Each stage runs as a process of its own through the command line, as the workflow runs it; wall time and peak resident
-memory come from the operating system (wait4). Without --raw the exports are simulated.
+Each stage runs in a separate process through the command line, as in the workflow. Wall time and peak resident memory
+are reported by the operating system (wait4). Datasets without --raw are simulated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rich.table import Table
 from mrpipe.datasets import get_dataset
 from mrpipe.store.reader import open_store
 
-# Networks that a CPU trains in seconds, as in the demo; CMU-MOSI runs at the defaults.
+# Networks that train in seconds on a CPU, as in the demo; CMU-MOSI uses the defaults.
 OVERRIDES = {
     "enrico": [
         "image_encoder=vgg11_bn",
@@ -42,7 +42,7 @@ OVERRIDES = {
 
 
 def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds of wall time and MiB of peak resident memory of one command."""
+    """Wall time in seconds and peak resident memory in MiB of a command."""
     begun = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -54,7 +54,7 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 
 def stages(name: str, raw: Path | None, settings: list[str], folder: Path) -> list[dict[str, object]]:
-    """Run all stages of one dataset; returns one row a stage."""
+    """Run all stages of one dataset; returns one row per stage."""
     dataset, rows = get_dataset(name), []
     mrpipe = [sys.executable, "-m", "mrpipe"]
     store, work = folder / "store", folder / "work"
@@ -82,7 +82,7 @@ def stages(name: str, raw: Path | None, settings: list[str], folder: Path) -> li
     rows.append({"dataset": name, "stage": f"store size: {size:.1f} MiB", "seconds": "", "peak_mib": ""})
     mask = folder / "mask.parquet"
     run("mask", "mask", store, "--p", "0.3", "--seed", "0", "--out", mask)
-    # One thread, as the workflow trains: runs are independent, and two threads of one run suffer from any neighbour.
+    # One thread, as in the workflow: runs are independent, and multi-threaded runs slow down on a busy machine.
     os.environ["OMP_NUM_THREADS"] = "1"
     command = [
         sys.executable,
@@ -103,9 +103,9 @@ def stages(name: str, raw: Path | None, settings: list[str], folder: Path) -> li
     ]
     seconds, peak = measure([str(c) for c in command])
     rows.append({"dataset": name, "stage": "train, 4 epochs", "seconds": round(seconds, 2), "peak_mib": round(peak)})
-    for what, file in (("training", "cost.json"), ("inference", "test_cost.json")):
+    for phase, file in (("training", "cost.json"), ("inference", "test_cost.json")):
         rate = json.loads((folder / "run" / file).read_text())["samples_per_second"]
-        rows.append({"dataset": name, "stage": f"{what} samples/s: {rate:.0f}", "seconds": "", "peak_mib": ""})
+        rows.append({"dataset": name, "stage": f"{phase} samples/s: {rate:.0f}", "seconds": "", "peak_mib": ""})
     return rows
 
 

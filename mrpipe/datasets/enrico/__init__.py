@@ -1,12 +1,13 @@
-"""Enrico: 1,460 mobile screens in 20 design topics, each as a screenshot and a semantic wireframe."""
+"""Enrico: 1,460 mobile UI screens in 20 design topics, each with a screenshot and a semantic wireframe."""
 
 from __future__ import annotations
 
 from mrpipe.datasets.enrico import screenshot, wireframe
 from mrpipe.datasets.enrico.check import check_export
 from mrpipe.datasets.enrico.cohort import build_cohort
+from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.simulate.export import EnricoSimulation, simulate_export
-from mrpipe.datasets.enrico.tables import PROVIDER, TOPICS, EnricoOptions
+from mrpipe.datasets.enrico.tables import PROVIDER, TOPICS
 from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
 
 DATASET = Dataset(
@@ -39,9 +40,9 @@ DATASET = Dataset(
     simulate=simulate_export,
     tiny={"n_screens": 40, "scale": 0.25, "zipped": True},
     notes=(
-        "A screen is its own subject. Some apps have several screens (app_id, where the metadata names it), and the "
+        "Each screen is its own subject. Some apps have several screens (app_id, where the metadata names it); the "
         "standard split does not keep them together.",
-        "In the standard split the published table has no screen of calculator or maps in validation.",
-        "Landscape screens are squeezed into the portrait shape by default, as MultiBench does.",
+        "With the published table, the validation set of the standard split has no calculator or maps screens.",
+        "By default, landscape screens are squeezed into the portrait shape, as in MultiBench.",
     ),
 )

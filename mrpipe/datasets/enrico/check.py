@@ -1,4 +1,4 @@
-"""Check of an Enrico export: every fault that a build would meet, found before it starts."""
+"""Validate an Enrico export: find every error that a build would run into before the build starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import polars as pl
 
 from mrpipe.datasets.enrico.cohort import parse_metadata, unavailable_wireframes
 from mrpipe.datasets.enrico.hierarchy import Hierarchy, parse_hierarchy
-from mrpipe.datasets.enrico.images import picture_size
+from mrpipe.datasets.enrico.images import image_size
+from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.tables import (
     FETCH,
     PROVIDER,
@@ -28,13 +29,13 @@ from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import Folder
 from mrpipe.schema import Checked
 
-# Faults of one kind that are listed one by one; the rest are counted.
+# Maximum number of damaged files listed individually per folder; the rest are only counted.
 LISTED_FAULTS = 20
 TABLES = ("design_topics.csv", "issues.csv", "component_legend.json", "icon_legend.json", "textButton_legend.json")
 
 
 def _attempt(faults: FaultCollector, function: Any, *arguments: Any) -> Any:
-    """The function's value, or None and its faults collected."""
+    """Return the function's value, or None if it fails; its faults are collected."""
     try:
         return function(*arguments)
     except DataError as error:
@@ -49,12 +50,12 @@ def _require_folders(export: EnricoExport, options: EnricoOptions, raw: Path, fa
                 file=f"{raw.name}/screenshots",
                 expected="the folder, or screenshots.zip",
                 found="neither",
-                fix=f"Download screenshots.zip (110 MB) from {PROVIDER}; it need not be unpacked.",
+                fix=f"Download screenshots.zip (110 MB) from {PROVIDER}; it does not need to be unpacked.",
             )
         )
     drawable = options.wireframes == "render" or options.render_missing_wireframes
     if not export.wireframes.exists and not (drawable and export.hierarchies.exists):
-        also = ", or hierarchies to draw them from" if drawable else " (drawing them is switched off)"
+        also = ", or hierarchies to draw them from" if drawable else " (drawing them is disabled)"
         faults.add(
             Fault(
                 file=f"{raw.name}/wireframes",
@@ -66,7 +67,7 @@ def _require_folders(export: EnricoExport, options: EnricoOptions, raw: Path, fa
 
 
 class _Members:
-    """Reads the members of one folder that belong to `screen_ids` and collects what is wrong with them."""
+    """The files of one folder that belong to `screen_ids`; parsing them collects the faults of damaged ones."""
 
     def __init__(self, folder: Folder, suffix: str, screen_ids: list[str]):
         self.folder = folder
@@ -74,10 +75,10 @@ class _Members:
         self.names = folder.names()
         self.present = [s for s in screen_ids if f"{s}{suffix}" in self.names]
         self.absent = [s for s in screen_ids if f"{s}{suffix}" not in self.names]
-        self.strangers = sorted(self.names - {f"{s}{suffix}" for s in screen_ids})
+        self.unexpected = sorted(self.names - {f"{s}{suffix}" for s in screen_ids})
 
     def parse(self, screen_ids: list[str], parser: Any, faults: FaultCollector) -> dict[str, Any]:
-        """Screen id → parsed value of the files that are whole."""
+        """Map screen ids to parsed values; damaged files are left out and reported."""
         values: dict[str, Any] = {}
         broken: list[DataError] = []
         for screen_id in screen_ids:
@@ -92,16 +93,16 @@ class _Members:
             faults.add(
                 Fault(
                     file=self.folder.source,
-                    expected="whole files",
-                    found=f"{len(broken) - LISTED_FAULTS} more that are damaged",
+                    expected="intact files",
+                    found=f"{len(broken) - LISTED_FAULTS} more damaged files",
                     fix=FETCH,
                 )
             )
         return values
 
 
-def _picture(data: bytes, shown_as: str, screen_id: str) -> tuple[int, int]:
-    return picture_size(data, shown_as)
+def _image(data: bytes, shown_as: str, screen_id: str) -> tuple[int, int]:
+    return image_size(data, shown_as)
 
 
 def _metadata(data: bytes, shown_as: str, screen_id: str) -> dict[str, Any]:
@@ -114,10 +115,10 @@ def _unknown_labels(hierarchies: dict[str, Hierarchy], legend: Legend) -> list[s
 
 
 def check_export(raw: Path, options: EnricoOptions) -> Checked:
-    """Read every table, every header and every JSON of the screens in design_topics.csv.
+    """Read all tables, and the image headers and JSON files of all screens in design_topics.csv.
 
     Raises:
-        DataError: with every fault of tables, folders and files.
+        DataError: reports all errors of the tables, folders and files together.
     """
     faults = FaultCollector()
     if len(options.image_size) != 2 or not all(isinstance(n, int) and n >= 1 for n in options.image_size):
@@ -141,15 +142,15 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
             Fault(
                 file=export.screenshots.source,
                 expected=f"a screenshot for each of the {len(ids)} screens in design_topics.csv",
-                found=f"none for {len(screenshots.absent)}: {few([f'{s}.jpg' for s in screenshots.absent])}",
-                fix="Are these ids of another release, or is the folder incomplete?",
+                found=f"{len(screenshots.absent)} missing: {few([f'{s}.jpg' for s in screenshots.absent])}",
+                fix="Are these ids from another release, or is the folder incomplete?",
             )
         )
-    sizes = screenshots.parse(screenshots.present, _picture, faults)
+    sizes = screenshots.parse(screenshots.present, _image, faults)
     unavailable = unavailable_wireframes(issues) if issues is not None else frozenset()
     sources = dict(zip(ids, wireframe_sources(export, ids, unavailable, options), strict=True))
     wireframes = _Members(export.wireframes, ".png", ids)
-    wireframes.parse([s for s in wireframes.present if sources[s] == "png"], _picture, faults)
+    wireframes.parse([s for s in wireframes.present if sources[s] == "png"], _image, faults)
     hierarchies = _Members(export.hierarchies, ".json", ids)
     trees: dict[str, Hierarchy] = hierarchies.parse(hierarchies.present, parse_hierarchy, faults)
     metadata = _Members(export.metadata, ".json", ids)
@@ -167,21 +168,21 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
     if len(ids) != sum(TOPIC_COUNTS.values()):
         notes.append(f"design_topics.csv has {len(ids)} screens; the published table has {sum(TOPIC_COUNTS.values())}")
     drawn = sorted(s for s in ids if sources[s] == "rendered")
-    note(drawn, "wireframes will be drawn from the hierarchy")
+    note(drawn, "wireframes will be drawn from their hierarchies")
     note(sorted(s for s in ids if sources[s] is None), "screens have no wireframe")
-    note(sorted(s for s, (width, height) in sizes.items() if width > height), "screens are in landscape")
-    note(sorted(set(issues["screen_id"]) - set(ids)), "ids of issues.csv are not in design_topics.csv")
+    note(sorted(s for s, (width, height) in sizes.items() if width > height), "screens are in landscape format")
+    note(sorted(set(issues["screen_id"]) - set(ids)), "ids in issues.csv are not in design_topics.csv")
     for members in (screenshots, wireframes, hierarchies, metadata):
-        note(members.strangers, f"files of {members.folder.source} belong to no screen and are not read")
+        note(members.unexpected, f"files in {members.folder.source} belong to no screen and are ignored")
     if export.hierarchies.exists:
         note(sorted(hierarchies.absent), "screens have no hierarchy")
     if apps:
         notes.append(f"{sum(not a for a in apps.values())} of {len(apps)} screens have empty metadata")
     unknown = _unknown_labels({s: trees[s] for s in drawn}, legend)
     if unknown:
-        notes.append(f"components without a colour in the legend are drawn as holes: {few(unknown)}")
+        notes.append(f"components without a colour in the legend are drawn as transparent holes: {few(unknown)}")
     if not legend.icons and any(c.label == "Icon" for s in drawn for c in trees[s].components):
-        notes.append("icon_legend.json is absent: icons of wireframes that are drawn become holes (black)")
+        notes.append("icon_legend.json is missing: icons in drawn wireframes become holes (black)")
 
     files = [raw / name for name in TABLES if (raw / name).is_file()]
     for folder in export.folders:

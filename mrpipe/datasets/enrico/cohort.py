@@ -1,8 +1,8 @@
-"""Who is in, with which topic, and MultiBench's split; quality flags and attrition.
+"""Cohort selection, topic labels, MultiBench's split, quality flags and attrition.
 
-`sample_id` is the screen's id as the export writes it ("50245"): it joins with every file of the provider. Samples are
-sorted as strings, so "1130" comes before "124"; nothing depends on a numeric order. A screen is its own subject: the
-provider names no users, and the standard split ignores which app a screen is from (`app_id` tells, where it is known).
+`sample_id` is the screen id exactly as in the export ("50245"), so that it joins with all of the provider's files.
+Samples are sorted as strings ("1130" before "124"); nothing depends on numeric order. Each screen is its own subject:
+the provider does not identify users, and the standard split ignores apps (`app_id` holds the app where it is known).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import polars as pl
 
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy
-from mrpipe.datasets.enrico.images import picture_size
+from mrpipe.datasets.enrico.images import image_size
+from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.tables import (
     LANDSCAPE_MODE,
     MULTIBENCH_IGNORES,
@@ -38,9 +39,9 @@ APP_SCHEMA = {"has_metadata": pl.Boolean, "app_id": pl.String, "app_category": p
 
 
 def multibench_folds(screen_ids: Sequence[str]) -> list[str | None]:
-    """MultiBench's split of the screens, in the order of the table: 65 % train, 15 % val, 20 % test.
+    """MultiBench's split of the screens, in table order: 65 % train, 15 % val, 20 % test.
 
-    datasets/enrico/get_data.py leaves two screens out (None here), shuffles the positions of the others with
+    MultiBench's datasets/enrico/get_data.py skips two screens (None here), shuffles the positions of the others with
     `random.Random(42)` and cuts at int(n·0.65) and int(n·(0.65 + 0.15)): 947/219/292 of the published 1,458.
     """
     kept = [i for i, screen_id in enumerate(screen_ids) if screen_id not in MULTIBENCH_IGNORES]
@@ -54,13 +55,13 @@ def multibench_folds(screen_ids: Sequence[str]) -> list[str | None]:
 
 
 def unavailable_wireframes(issues: pl.DataFrame) -> frozenset[str]:
-    """Screens whose wireframe picture is not to be used: MultiBench's two, and what issues.csv calls not available."""
+    """Screens without a usable wireframe image: MultiBench's two, and those marked "not available" in issues.csv."""
     listed = issues.filter((pl.col("source") == "wireframe") & (pl.col("description") == NOT_AVAILABLE))
     return frozenset([*MULTIBENCH_IGNORES, *listed["screen_id"]])
 
 
 def _issue_columns(issues: pl.DataFrame) -> pl.DataFrame:
-    """One row a screen with an issue: worst severity per source, worst of all (as a rank), and the descriptions."""
+    """One row per screen with issues: worst severity per source, worst severity overall (a rank), descriptions."""
     ranked = issues.with_columns(
         pl.col("severity").replace_strict({s: i for i, s in enumerate(SEVERITIES)}, return_dtype=pl.Int8).alias("rank")
     )
@@ -79,10 +80,10 @@ def _issue_columns(issues: pl.DataFrame) -> pl.DataFrame:
 
 
 def parse_metadata(data: bytes, shown_as: str) -> dict[str, Any]:
-    """Play-store data of a screen's app; an empty dict where the provider found none (an empty file, {}, [] or null).
+    """Play Store metadata of a screen's app; empty if the provider has none (an empty file, {}, [] or null).
 
     Raises:
-        DataError: no JSON, or neither an object nor empty.
+        DataError: if the content is not JSON, or neither an object nor empty.
     """
     text = data.decode("utf-8", errors="ignore").strip()
     try:
@@ -116,16 +117,16 @@ def _n_components(export: EnricoExport, screen_id: str) -> int | None:
 
 
 def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
-    """Every screen of design_topics.csv that the options do not leave out.
+    """Select the screens of design_topics.csv that the options do not exclude.
 
-    Samples carry: `fold` (MultiBench's part; assigned before anything is left out, so that an exclusion never moves
-    another screen), `wireframe_source` (png, rendered, null), `screen_width`, `screen_height` (Int32, pixels),
+    Sample columns: `fold` (MultiBench's split, assigned before any exclusion, so that excluding a screen never moves
+    another one), `wireframe_source` (png, rendered, null), `screen_width`, `screen_height` (Int32, pixels),
     `issue_<source>` (worst severity or null) and `issue_description`, `n_components` (Int32, labelled nodes of the
     hierarchy), `has_metadata`, `app_id`, `app_category`.
     """
     topics, issues, export = read_topics(raw), read_issues(raw), open_export(raw)
     ids = topics["screen_id"].to_list()
-    sizes = [picture_size(export.screenshots.read(f"{s}.jpg"), f"{export.screenshots.source}/{s}.jpg") for s in ids]
+    sizes = [image_size(export.screenshots.read(f"{s}.jpg"), f"{export.screenshots.source}/{s}.jpg") for s in ids]
     samples = pl.DataFrame(
         {
             "sample_id": ids,
@@ -154,7 +155,7 @@ def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
         reason = f"an issue of severity {options.exclude_issues}{worse} (exclude_issues={options.exclude_issues})"
         attrition.step(reason, len(samples))
     if options.landscape == "exclude":
-        # A picture may be upright and its screen lie on the side: issues.csv knows.
+        # A screenshot can be upright although its screen is in landscape; issues.csv lists those.
         listed = issues.filter(pl.col("description") == LANDSCAPE_MODE)["screen_id"].implode()
         upright = pl.col("screen_width") <= pl.col("screen_height")
         samples = samples.filter(upright & ~pl.col("sample_id").is_in(listed))

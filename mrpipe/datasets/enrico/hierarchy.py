@@ -1,14 +1,14 @@
-"""Semantic view hierarchies: a tolerant reader, and the painter that draws a wireframe from one.
+"""Semantic view hierarchies: a tolerant parser, and a renderer that draws wireframes from them.
 
-A node has `bounds` [x0, y0, x1, y1] on a canvas of 1440 x 2560 (2560 x 1440 in landscape), maybe a `componentLabel`,
-an `iconClass`, a `textButtonClass` and `children`; the window's own node has no label, and what does not apply is left
-out.
+A node has `bounds` [x0, y0, x1, y1] on a canvas of 1440 x 2560 (2560 x 1440 in landscape) and optionally a
+`componentLabel`, an `iconClass`, a `textButtonClass` and `children`. The root node (the window) has no label. Fields
+that do not apply are omitted.
 
-How the publisher drew the pictures was worked out from the one that is public beside its hierarchy (screen 10594): each
-labelled node, in pre-order, puts a frame of 3 canvas pixels in white along x0, y0, x1 and y1, each line reaching from
-its coordinate to 3 pixels beyond, and fills what is inside with the colour of its component; the canvas is then reduced
-by 8/3 with the Mitchell filter on premultiplied alpha. Text buttons whose concept is known leave a transparent hole
-(black once converted to RGB), and so, by the thumbnails, do icons of unknown class.
+The publisher's drawing rules were inferred from the only wireframe that is public together with its hierarchy (screen
+10594). Each labelled node, in pre-order, draws a white frame along x0, y0, x1 and y1, each line extending 3 canvas
+pixels from its coordinate, and fills the interior with the colour of its component. The canvas is then reduced by 8/3
+with the Mitchell filter on premultiplied alpha. Text buttons of a known concept leave a transparent hole (black after
+conversion to RGB); judging by the thumbnails, so do icons of unknown class.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """One labelled node: type, bounds on the canvas, and the classes that decide its colour."""
+    """One labelled node: type, bounds on the canvas, and the classes that determine its colour."""
 
     label: str
     bounds: Box
@@ -41,7 +41,7 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class Hierarchy:
-    """The labelled nodes of a screen in pre-order, and the canvas (width, height) that their bounds are on."""
+    """The labelled nodes of a screen in pre-order, and the canvas (width, height) of their bounds."""
 
     components: tuple[Component, ...]
     canvas: tuple[int, int]
@@ -56,16 +56,16 @@ def _bounds(node: dict[str, Any]) -> Box | None:
 
 
 def parse_hierarchy(data: bytes, shown_as: str, screen_id: str | None = None) -> Hierarchy:
-    """Read one hierarchy; optional fields may be absent, and nodes without label or bounds only hold their children.
+    """Parse one hierarchy; optional fields may be absent, and nodes without label or bounds only contribute children.
 
     Args:
-        screen_id: if the root names the screen that it belongs to, it must be this one.
+        screen_id: expected screen, compared with the root's `screen_id` if it has one.
 
     Raises:
-        DataError: no JSON, no object at the root, or the hierarchy of another screen.
+        DataError: if the data is not JSON, its root is not an object, or it belongs to another screen.
     """
     try:
-        # MultiBench ignores bytes that are not UTF-8, and so must we to read every published file.
+        # MultiBench ignores bytes that are not UTF-8; some published files can only be read that way.
         root = json.loads(data.decode("utf-8", errors="ignore"))
     except (ValueError, RecursionError) as error:
         raise DataError(
@@ -80,7 +80,7 @@ def parse_hierarchy(data: bytes, shown_as: str, screen_id: str | None = None) ->
                 file=shown_as,
                 column="screen_id",
                 expected=f"the hierarchy of screen {screen_id}",
-                found=f"that of {named!r}",
+                found=f"the one of {named!r}",
                 fix="Were files renamed or mixed up?",
             )
         )
@@ -101,7 +101,7 @@ def parse_hierarchy(data: bytes, shown_as: str, screen_id: str | None = None) ->
 
 
 def colour(component: Component, legend: Legend) -> tuple[int, int, int, int]:
-    """Fill of a component, RGBA; (0, 0, 0, 0) where the published pictures have a hole."""
+    """Fill colour of a component (RGBA); (0, 0, 0, 0) where the published wireframes have a hole."""
     name = legend.components.get(component.label)
     if component.label == "Icon":
         name = legend.icons.get(component.icon or "")
@@ -114,7 +114,7 @@ def colour(component: Component, legend: Legend) -> tuple[int, int, int, int]:
 
 
 def _rectangles(hierarchy: Hierarchy, legend: Legend) -> list[tuple[Box, tuple[int, int, int, int]]]:
-    """What is painted, in order: for each component the white frame, then the fill."""
+    """Rectangles in painting order: for each component, the white frame and then the fill."""
     painted: list[tuple[Box, tuple[int, int, int, int]]] = []
     for component in hierarchy.components:
         x0, y0, x1, y1 = component.bounds
@@ -126,9 +126,9 @@ def _rectangles(hierarchy: Hierarchy, legend: Legend) -> list[tuple[Box, tuple[i
 
 @functools.lru_cache(maxsize=16)
 def _cumulative_mitchell(n_in: int, n_out: int) -> NDArray[np.float64]:
-    """Cumulative weights of the Mitchell-Netravali filter (B = C = 1/3) for a reduction, shape (n_out, n_in + 1).
+    """Cumulative Mitchell-Netravali filter weights (B = C = 1/3) for a downscaling, shape (n_out, n_in + 1).
 
-    Column k holds the weight of the first k input pixels, so that a run of equal pixels costs one difference.
+    Column k is the total weight of the first k input pixels, so that a run of equal pixels takes one subtraction.
     """
     scale = n_in / n_out
     x = np.abs((np.arange(n_in) + 0.5) / scale - (np.arange(n_out)[:, None] + 0.5))
@@ -140,15 +140,15 @@ def _cumulative_mitchell(n_in: int, n_out: int) -> NDArray[np.float64]:
 
 
 def _edges(painted: list[tuple[Box, Any]], axis: int, length: int) -> NDArray[np.int64]:
-    """Sorted coordinates at which the picture may change, 0 and `length` among them."""
+    """Sorted coordinates at which the image can change, including 0 and `length`."""
     values = [0, length, *(box[axis + k] for box, _ in painted for k in (0, 2))]
     return np.unique(np.clip(np.array(values, dtype=np.int64), 0, length))
 
 
 def _reduction(edges: NDArray[np.int64], n_in: int, n_out: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Weights of the cells between `edges` for the distinct output lines, and which of them each output line is.
+    """Weights of the cells between `edges` for each distinct output line, and the distinct line of every output line.
 
-    Most lines of a wireframe repeat the one before; only those that differ are computed.
+    Most lines of a wireframe repeat the previous one; only distinct lines are computed.
     """
     weights = np.round(np.diff(_cumulative_mitchell(n_in, n_out)[:, edges], axis=1), 12)
     new = np.concatenate([[True], (weights[1:] != weights[:-1]).any(axis=1)])
@@ -156,10 +156,10 @@ def _reduction(edges: NDArray[np.int64], n_in: int, n_out: int) -> tuple[NDArray
 
 
 def render(hierarchy: Hierarchy, legend: Legend, size: tuple[int, int]) -> Image.Image:
-    """Draw the wireframe of a hierarchy as an RGBA picture of `size` (width, height).
+    """Draw the wireframe of a hierarchy as an RGBA image of `size` (width, height).
 
-    The picture is painted on the grid of all edges, which is exact and small, and reduced from there: two small matrix
-    products in place of a canvas of 3.7 million pixels.
+    The image is painted on the grid of all edges, which is exact and small, and downscaled from there: two small matrix
+    products instead of a canvas of 3.7 million pixels.
     """
     painted = _rectangles(hierarchy, legend)
     width, height = hierarchy.canvas
@@ -174,7 +174,7 @@ def render(hierarchy: Hierarchy, legend: Legend, size: tuple[int, int]) -> Image
     weights_hY, row_of = _reduction(ys, height, size[1])
     rows_hX4 = np.tensordot(weights_hY, cells_YX4, axes=1)
     image_hw4 = np.tensordot(rows_hX4, weights_wX, axes=(1, 1)).transpose(0, 2, 1)
-    # Sums differ in their last bits with the order of addition, which the linear algebra library may choose.
+    # The last bits of a sum depend on the order of addition, which is up to the linear algebra library.
     image_hw4 = np.round(image_hw4, 6)
     alpha_hw1 = np.clip(image_hw4[..., 3:], 0, 255)
     opaque_hw1 = alpha_hw1 >= 0.5

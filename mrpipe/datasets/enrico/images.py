@@ -1,4 +1,4 @@
-"""Pictures to feature batches: decode, resize as MultiBench does, channels first, a batch at a time."""
+"""Images to feature batches: decode, resize as MultiBench does, channels first, one batch at a time."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 
 BATCH_ROWS = 64
 CHANNELS = ("red", "green", "blue")
-# What Pillow raises for a file that is no picture, is cut short, or claims an absurd size.
-PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# Raised by Pillow for files that are not images, are truncated, or declare an absurd size.
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
-def broken_picture(shown_as: str, error: BaseException) -> DataError:
-    """The fault of a picture that cannot be decoded."""
-    # Pillow's message ends with the memory address of the buffer it was given.
+def damaged_image(shown_as: str, error: BaseException) -> DataError:
+    """The error for an image that cannot be decoded."""
+    # Pillow's message ends with the memory address of the buffer.
     reason = str(error).split(" <_io")[0] or type(error).__name__
     return DataError(
         Fault(
             file=shown_as,
-            expected="a complete JPEG or PNG picture",
-            found=f"{reason}",
-            fix="The file is damaged or cut short: download it again.",
+            expected="a complete JPEG or PNG image",
+            found=reason,
+            fix="The file is damaged or truncated: download it again.",
         )
     )
 
 
-def picture_size(data: bytes, shown_as: str) -> tuple[int, int]:
-    """Width and height from the header; a picture that seems cut short is decoded to make sure.
+def image_size(data: bytes, shown_as: str) -> tuple[int, int]:
+    """Width and height from the header; an image that looks truncated is decoded to make sure.
 
     Raises:
-        DataError: not a picture, or one that is cut short.
+        DataError: if the data is not an image, or is truncated.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
@@ -46,29 +46,29 @@ def picture_size(data: bytes, shown_as: str) -> tuple[int, int]:
             if ending not in data[-32:]:
                 image.load()
             return image.size
-    except PICTURE_ERRORS as error:
-        raise broken_picture(shown_as, error) from error
+    except IMAGE_ERRORS as error:
+        raise damaged_image(shown_as, error) from error
 
 
 def decode(data: bytes, shown_as: str) -> Image.Image:
-    """Decode a picture to RGB; transparency is dropped, as MultiBench's `convert("RGB")` does.
+    """Decode an image to RGB; transparency is dropped, as by MultiBench's `convert("RGB")`.
 
     Raises:
-        DataError: names the file.
+        DataError: if the image is damaged.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             return image.convert("RGB")
-    except PICTURE_ERRORS as error:
-        raise broken_picture(shown_as, error) from error
+    except IMAGE_ERRORS as error:
+        raise damaged_image(shown_as, error) from error
 
 
 def to_array(image: Image.Image, size: tuple[int, int], *, rotate_landscape: bool = False) -> NDArray[np.uint8]:
-    """RGB picture to (3, H, W) uint8, resized bilinearly with antialiasing (what torchvision does to a PIL image).
+    """RGB image to (3, H, W) uint8, resized bilinearly with antialiasing (like torchvision's resize of a PIL image).
 
     Args:
         size: height and width.
-        rotate_landscape: turn a picture that is wider than tall by 90° counter-clockwise first.
+        rotate_landscape: first rotate an image that is wider than tall by 90° counter-clockwise.
     """
     if rotate_landscape and image.width > image.height:
         image = image.transpose(Image.Transpose.ROTATE_90)
@@ -87,13 +87,13 @@ def image_features(
     load: Callable[[str], NDArray[np.uint8]],
     source: str,
 ) -> Features:
-    """Features of one picture modality, decoded lazily in batches of `BATCH_ROWS`.
+    """Features of one image modality, decoded lazily in batches of `BATCH_ROWS`.
 
     Args:
         size: height and width.
-        ids: sample ids that have the modality, sorted.
+        ids: sorted ids of the samples that have the modality.
         load: sample id → (3, H, W) uint8.
-        source: the folder or archive it comes from, for the dictionary.
+        source: folder or archive of the images, for the dictionary.
     """
     height, width = size
     modality = Modality(

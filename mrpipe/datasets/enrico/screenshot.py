@@ -1,4 +1,4 @@
-"""Modality `screenshot`: the JPEG of each screen, RGB, resized to the size that MultiBench uses."""
+"""Modality `screenshot`: the JPEG of each screen as RGB, by default resized to the size used by MultiBench."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.enrico.images import decode, image_features, to_array
-from mrpipe.datasets.enrico.tables import EnricoOptions
+from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.raw import Folder
 from mrpipe.schema import Features
 
@@ -17,10 +17,10 @@ DESCRIPTION = "screenshot, RGB, channels first, resized bilinearly; values 0-255
 
 
 def read_screenshots(raw: Path, samples: pl.DataFrame, options: EnricoOptions) -> Features:
-    """(3, H, W) uint8 a screen; every screen of the cohort has one.
+    """One (3, H, W) uint8 array per screen; every screen of the cohort has one.
 
     Raises:
-        DataError: while the batches are read, for a picture that is damaged.
+        DataError: while the batches are read, if an image is damaged.
     """
     folder = Folder(raw, "screenshots")
     height, width = options.image_size

@@ -1,4 +1,4 @@
-"""The raw tables and legends of Enrico, their codes, and the options of its readers (raw-formats part C)."""
+"""The raw tables and colour legends of Enrico, and the codes that they use."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.options import option
 from mrpipe.raw import Column, Folder, find_one, read_csv
 
 PROVIDER = "https://github.com/luileito/enrico (files under http://userinterfaces.aalto.fi/enrico/resources/)"
 FETCH = f"Get it from {PROVIDER}."
 
-# Number of screens of each topic in the published table; sorted order is the label index (as MultiBench has it).
+# Number of screens per topic in the published table. The label index is the sorted order, as in MultiBench.
 TOPIC_COUNTS = {
     "bare": 76,
     "calculator": 6,
@@ -39,10 +38,10 @@ TOPIC_COUNTS = {
     "tutorial": 163,
 }
 TOPICS = tuple(sorted(TOPIC_COUNTS))
-# The repository's README prints "Dialer" for the topic that the table calls calculator.
+# The README of the provider's repository uses "Dialer" for the topic that the table calls calculator.
 TOPIC_ALIASES = {"dialer": "calculator"}
 
-# Screens that MultiBench leaves out: their wireframes are not available.
+# Screens that MultiBench skips because their wireframes are not available.
 MULTIBENCH_IGNORES = ("50105", "50109")
 NOT_AVAILABLE = "not available"
 LANDSCAPE_MODE = "landscape mode"
@@ -50,11 +49,11 @@ LANDSCAPE_MODE = "landscape mode"
 SOURCES = ("screenshot", "wireframe", "hierarchy")
 SEVERITIES = ("low", "medium", "high")
 
-# Size of the published pictures and of the coordinates in the hierarchies, (width, height) in portrait.
+# Size of the published images and of the canvas of the hierarchies: (width, height) in portrait.
 SCREEN_SIZE = (540, 960)
 CANVAS_SIZE = (1440, 2560)
 
-# component_legend.json, `hex`; the `rgb` entries there are off by one (they reach 256).
+# The `hex` entries of component_legend.json; its `rgb` entries are off by one (they reach 256).
 COMPONENT_COLOURS = {
     "Advertisement": "#0D47A1",
     "Background Image": "#D21453",
@@ -92,33 +91,8 @@ ISSUE_COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnricoOptions:
-    """How an Enrico export is read."""
-
-    image_size: tuple[int, ...] = option((256, 128), "height and width in pixels of the stored images (MultiBench)")
-    landscape: str = option(
-        "resize",
-        "screens that are wider than tall: squeezed into the portrait shape as MultiBench does (resize), turned by 90° "
-        "counter-clockwise first (rotate), or left out (exclude)",
-        choices=("resize", "rotate", "exclude"),
-    )
-    wireframes: str = option(
-        "png",
-        "use the published wireframe pictures (png), or draw every one from its hierarchy (render); a screen without "
-        "hierarchy keeps its picture",
-        choices=("png", "render"),
-    )
-    render_missing_wireframes: bool = option(True, "draw a wireframe from the hierarchy where the picture is missing")
-    exclude_issues: str = option(
-        "none",
-        "leave out screens with an issue of this severity or worse in issues.csv",
-        choices=("none", "high", "medium"),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class EnricoExport:
-    """The folders of an export, each unpacked or still an archive."""
+    """The folders of an export, each either unpacked or a zip archive."""
 
     screenshots: Folder
     wireframes: Folder
@@ -131,7 +105,7 @@ class EnricoExport:
 
 
 def open_export(raw: Path) -> EnricoExport:
-    """Open the four folders; all damaged archives are reported together."""
+    """Open the four folders; damaged archives are reported together."""
     faults = FaultCollector()
     folders: dict[str, Folder] = {}
     for name in ("screenshots", "wireframes", "hierarchies", "metadata"):
@@ -151,21 +125,21 @@ def _require_plain_ids(frame: pl.DataFrame, file: str, faults: FaultCollector) -
                 file=file,
                 column="screen_id",
                 row=int(bad["index"][0]) + 1,
-                expected="digits only, as in the names of the screenshots",
+                expected="digits only, as in the names of the screenshot files",
                 found=f"{bad['screen_id'][0]!r} ({len(bad)} such rows)",
-                fix="Did a spreadsheet rewrite the ids?",
+                fix="Did a spreadsheet program change the ids?",
             )
         )
 
 
 def read_topics(raw: Path) -> pl.DataFrame:
-    """`screen_id`, `topic` (String, String) in the order of the file, which the MultiBench split depends on.
+    """Columns `screen_id` and `topic` (String) in file order, which MultiBench's split depends on.
 
     Raises:
-        DataError: missing file or columns, no rows, ids that are not digits, repeated ids, unknown topics.
+        DataError: if the file, a column or all rows are missing, or for invalid or repeated ids and unknown topics.
     """
     faults = FaultCollector()
-    path = find_one(raw, [r"design_topics\.csv"], what="one topic a screen", fix=FETCH, faults=faults)
+    path = find_one(raw, [r"design_topics\.csv"], what="one topic per screen", fix=FETCH, faults=faults)
     faults.raise_if_any()
     assert path is not None
     frame = read_csv(path, TOPIC_COLUMNS).with_columns(
@@ -180,21 +154,21 @@ def read_topics(raw: Path) -> pl.DataFrame:
                 file=path.name,
                 column="screen_id",
                 row=int(repeated["index"][1]) + 1,
-                expected="each screen once",
-                found=f"{len(ids)} ids more than once: {few(ids)}",
-                fix="A screen has one topic: remove the rows that are wrong.",
+                expected="one row per screen",
+                found=f"{len(ids)} repeated ids: {few(ids)}",
+                fix="Each screen has one topic: remove the wrong rows.",
             )
         )
-    strange = frame.with_row_index().filter(~pl.col("topic").is_in(TOPICS))
-    if len(strange):
+    unknown = frame.with_row_index().filter(~pl.col("topic").is_in(TOPICS))
+    if len(unknown):
         faults.add(
             Fault(
                 file=path.name,
                 column="topic",
-                row=int(strange["index"][0]) + 1,
+                row=int(unknown["index"][0]) + 1,
                 expected=f"one of {', '.join(TOPICS)}",
-                found=f"{few(sorted(strange['topic'].unique().to_list()))} ({len(strange)} rows)",
-                fix="Is this another release of the table?",
+                found=f"{few(sorted(unknown['topic'].unique().to_list()))} ({len(unknown)} rows)",
+                fix="Is the table from another release?",
             )
         )
     faults.raise_if_any()
@@ -202,10 +176,10 @@ def read_topics(raw: Path) -> pl.DataFrame:
 
 
 def read_issues(raw: Path) -> pl.DataFrame:
-    """`screen_id`, `source`, `description`, `severity` (String); no rows where the export has no issues.csv.
+    """Columns `screen_id`, `source`, `description`, `severity` (String); empty if the export has no issues.csv.
 
     Raises:
-        DataError: missing columns, ids that are not digits, unknown source or severity.
+        DataError: for missing columns, invalid ids, and unknown sources or severities.
     """
     path = raw / "issues.csv"
     if not path.is_file():
@@ -214,15 +188,15 @@ def read_issues(raw: Path) -> pl.DataFrame:
     faults = FaultCollector()
     _require_plain_ids(frame, path.name, faults)
     for column, known in (("source", SOURCES), ("severity", SEVERITIES)):
-        strange = frame.with_row_index().filter(~pl.col(column).is_in(known))
-        if len(strange):
+        unknown = frame.with_row_index().filter(~pl.col(column).is_in(known))
+        if len(unknown):
             faults.add(
                 Fault(
                     file=path.name,
                     column=column,
-                    row=int(strange["index"][0]) + 1,
+                    row=int(unknown["index"][0]) + 1,
                     expected=f"one of {', '.join(known)}",
-                    found=f"{strange[column][0]!r} ({len(strange)} rows)",
+                    found=f"{unknown[column][0]!r} ({len(unknown)} rows)",
                 )
             )
     faults.raise_if_any()
@@ -231,7 +205,7 @@ def read_issues(raw: Path) -> pl.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class Legend:
-    """Colours of the wireframes as `#rrggbb`: by component type, and by class for icons."""
+    """Colours of the wireframes as `#rrggbb`: by component type and, for icons, by class."""
 
     components: dict[str, str]
     icons: dict[str, str]
@@ -253,7 +227,7 @@ def _read_colours(path: Path) -> dict[str, str]:
 
 
 def read_legend(raw: Path) -> Legend:
-    """The legends of the export; the published component colours where it has none, and then no icon colours."""
+    """The colour legends of the export; defaults are the published component colours and no icon colours."""
     components, icons = raw / "component_legend.json", raw / "icon_legend.json"
     return Legend(
         components=_read_colours(components) if components.is_file() else dict(COMPONENT_COLOURS),
@@ -262,5 +236,5 @@ def read_legend(raw: Path) -> Legend:
 
 
 def few(names: list[str], n: int = 5) -> str:
-    """The first few of a list, for a message."""
+    """The first few names of a list, for a message."""
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")

@@ -1,4 +1,4 @@
-"""Modality `wireframe`: the semantic wireframe of each screen, from its PNG or drawn from its hierarchy."""
+"""Modality `wireframe`: the semantic wireframe of each screen, read from its PNG or drawn from its hierarchy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy, render
 from mrpipe.datasets.enrico.images import decode, image_features, to_array
-from mrpipe.datasets.enrico.tables import EnricoExport, EnricoOptions, open_export, read_legend
+from mrpipe.datasets.enrico.options import EnricoOptions
+from mrpipe.datasets.enrico.tables import EnricoExport, open_export, read_legend
 from mrpipe.schema import Features
 
 DESCRIPTION = (
@@ -23,30 +24,30 @@ DESCRIPTION = (
 def wireframe_sources(
     export: EnricoExport, screen_ids: Sequence[str], unavailable: frozenset[str], options: EnricoOptions
 ) -> list[str | None]:
-    """Where the wireframe of each screen comes from: `png`, `rendered`, or None where there is none.
+    """Source of each screen's wireframe: `png`, `rendered`, or None if it has none.
 
     Args:
-        unavailable: screens whose picture is known to be unusable; whatever lies in its place is not read.
+        unavailable: screens whose image is known to be unusable; any file in its place is ignored.
     """
-    pictures, hierarchies = export.wireframes.names(), export.hierarchies.names()
+    images, hierarchies = export.wireframes.names(), export.hierarchies.names()
 
     def source(screen_id: str) -> str | None:
-        picture = f"{screen_id}.png" in pictures and screen_id not in unavailable
+        usable = f"{screen_id}.png" in images and screen_id not in unavailable
         hierarchy = f"{screen_id}.json" in hierarchies
-        if hierarchy and (options.wireframes == "render" or (not picture and options.render_missing_wireframes)):
+        if hierarchy and (options.wireframes == "render" or (not usable and options.render_missing_wireframes)):
             return "rendered"
-        return "png" if picture else None
+        return "png" if usable else None
 
     return [source(s) for s in screen_ids]
 
 
 def read_wireframes(raw: Path, samples: pl.DataFrame, options: EnricoOptions) -> Features:
-    """(3, H, W) uint8 for each screen that has a wireframe (`wireframe_source` of the cohort).
+    """One (3, H, W) uint8 array per screen that has a wireframe (`wireframe_source` of the cohort).
 
-    A wireframe that is drawn has the size of its screenshot, as the published ones have, before it is resized.
+    Like the published wireframes, a drawn one has the size of its screenshot before it is resized.
 
     Raises:
-        DataError: while the batches are read, for a picture or hierarchy that is damaged.
+        DataError: while the batches are read, if an image or hierarchy is damaged.
     """
     export, legend = open_export(raw), read_legend(raw)
     height, width = options.image_size

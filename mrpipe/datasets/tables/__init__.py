@@ -1,4 +1,4 @@
-"""Declared tables: your own data without Python; a YAML names ids, labels and the tables (docs/tables.md)."""
+"""Declared tables: your own data without Python; a YAML declares ids, labels and tables (docs/tables.md)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
 
 
 def _declared(base: Dataset, config: TablesConfig) -> Dataset:
-    """The dataset that a YAML declares."""
+    """The dataset declared by a YAML."""
     tasks = tuple(Task(name=x.name, kind=x.kind, classes=x.classes, description=x.description) for x in config.labels)
     stratify = next((t.name for t in tasks if t.kind == "classification"), None)
     how = f", stratified by {stratify}" if stratify else ""
     schemes = {"uniform": Scheme(stratify=stratify, description=f"70/15/15 by subject{how}")}
     if config.split is not None:
-        own = Scheme(column="split", description=f"column {config.split.column} of {config.split.file}")
-        schemes = {"standard": own, **schemes}
+        declared = Scheme(column="split", description=f"column {config.split.column} of {config.split.file}")
+        schemes = {"standard": declared, **schemes}
     readers = {
         m.name: ModalityReader(bit=bit, description=m.description, read=TableReader(config, m, bit))
         for bit, m in enumerate(config.modalities)
@@ -40,22 +40,22 @@ def _declared(base: Dataset, config: TablesConfig) -> Dataset:
 
 
 def resolve(raw: Path, options: TablesOptions) -> Dataset:
-    """The dataset that the YAML of an export declares; no table is opened.
+    """The dataset declared by the YAML of an export; no table is opened.
 
     Raises:
-        DataError: there is no YAML, or it has faults.
+        DataError: if there is no YAML, or it has errors.
     """
     return _declared(DATASET, read_config(raw, options))
 
 
-# What the simulator's own YAML declares: the dataset as it is known before there is an export.
+# Declared by the simulator's YAML: the dataset as it is known before there is an export.
 DATASET = _declared(
     Dataset(
         name="tables",
         title="Declared tables",
-        citation="as the YAML says",
-        licence="as the YAML says",
-        provider="your own files, and a YAML that names their columns (docs/tables.md)",
+        citation="as declared in the YAML",
+        licence="as declared in the YAML",
+        provider="your own files, described by a YAML (docs/tables.md)",
         options=TablesOptions,
         simulation=TablesSimulation,
         modalities={},

@@ -1,4 +1,4 @@
-"""Check of a declared dataset: every fault of the YAML and of all its tables at once; kinds proposed, columns doubted.
+"""Validate a declared dataset: report all errors of the YAML and its tables at once, and note suspicious columns.
 
 Legend: n samples, d features, C classes.
 """
@@ -21,20 +21,20 @@ from mrpipe.errors import Fault, FaultCollector
 from mrpipe.schema import Checked, Cohort
 
 LISTED = 12
-# A numeric column with so few whole numbers may be a code; one with so many different whole numbers may be an id.
+# A numeric column with few distinct whole numbers may hold codes; one with nearly all distinct may hold ids.
 FEW_CODES, ID_SHARE, ID_ROWS = 6, 0.95, 30
 SUSPICIOUS_AUROC, PERFECT_AUROC, SUSPICIOUS_CORRELATION = 0.95, 0.999, 0.99
 SMALLEST_SIDE, BIN_ROWS, FEWEST_BINS, MOST_BINS = 10, 50, 4, 20
 
 
 def check_export(raw: Path, options: TablesOptions) -> Checked:
-    """Read the YAML and every table that it names.
+    """Read the YAML and all tables that it names.
 
     Raises:
-        DataError: with every fault.
+        DataError: reports all errors together.
     """
     config, faults = read_config(raw, options), FaultCollector()
-    files = {config.people, *(t.file for t in config.modalities), *(label.file for label in config.labels)}
+    files = {config.cohort_file, *(t.file for t in config.modalities), *(label.file for label in config.labels)}
     files |= {config.split.file} if config.split else set()
     tables = read_tables(raw, sorted(files), faults)
     cohort = assemble(config, tables, faults)
@@ -44,8 +44,8 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
         if table is None:
             continue
         parsed = parse(table, config, modality, faults)
-        if config.by_order and config.people in tables:
-            require_same_length(table, tables[config.people], faults)
+        if config.by_order and config.cohort_file in tables:
+            require_same_length(table, tables[config.cohort_file], faults)
         if parsed is not None and cohort is not None:
             notes += _modality_notes(config, modality, table, parsed, cohort, faults)
     faults.raise_if_any()
@@ -61,7 +61,7 @@ def _modality_notes(
     cohort: Cohort,
     faults: FaultCollector,
 ) -> list[str]:
-    """What a user should know of a modality before training on it."""
+    """Notes on a modality to read before training on it."""
     name, samples = modality.name, cohort.samples
     rows = parsed.rows.with_row_index("place")
     key = {"left_on": ROW, "right_on": "row"} if config.by_order else {"left_on": ID, "right_on": "sample_id"}
@@ -72,7 +72,7 @@ def _modality_notes(
                 file=table.shown_as,
                 expected=f"a value of {name} for at least one sample",
                 found="none",
-                fix=f"Are its ids those of {config.people}?",
+                fix=f"Does it use the ids of {config.cohort_file}?",
             )
         )
         return []
@@ -80,10 +80,10 @@ def _modality_notes(
     n_categorical = sum(names is not None for names in parsed.levels)
     kinds = f"{d - n_categorical} numeric and {n_categorical} categorical features"
     notes = [f"{name}: {len(joined)} of {len(samples)} samples, {kinds}"]
-    strangers = len(rows) - len(joined)
-    if strangers:
+    unmatched = len(rows) - len(joined)
+    if unmatched:
         notes.append(
-            f"{name}: {strangers} rows of {table.shown_as} belong to no sample of {config.people} and are not read"
+            f"{name}: {unmatched} rows of {table.shown_as} match no sample of {config.cohort_file} and are ignored"
         )
     x = parsed.x[joined["place"].to_numpy()]
 
@@ -94,19 +94,19 @@ def _modality_notes(
 
     inferred = [
         f"{c} ({', '.join(names[:6])}{', …' if len(names) > 6 else ''})"
-        for c, names, told in zip(parsed.columns, parsed.levels, parsed.declared, strict=True)
-        if names is not None and not told
+        for c, names, declared in zip(parsed.columns, parsed.levels, parsed.declared, strict=True)
+        if names is not None and not declared
     ]
-    note(inferred, "taken as categorical; a code list under `kinds` would fix the levels")
+    note(inferred, "treated as categorical; a code list under `kinds` would fix the levels")
     numeric = [j for j in range(d) if parsed.levels[j] is None]
     distinct = [np.unique(x[~np.isnan(x[:, j]), j]) for j in range(d)]
     whole = [bool(len(v)) and bool((v == np.round(v)).all()) for v in distinct]
     columns = parsed.columns
     note(
         [columns[j] for j in numeric if whole[j] and 2 < len(distinct[j]) <= FEW_CODES and not parsed.declared[j]],
-        "few whole numbers, perhaps codes (kinds: categorical) rather than quantities",
+        "few distinct whole numbers, perhaps codes (kinds: categorical) rather than quantities",
     )
-    note([columns[j] for j in range(d) if len(distinct[j]) == 0], "never known")
+    note([columns[j] for j in range(d) if len(distinct[j]) == 0], "no values")
     note([columns[j] for j in range(d) if len(distinct[j]) == 1], "constant")
     note([columns[j] for j in numeric if whole[j] and _identifies(distinct[j], x[:, j])], "looks like an identifier")
     for label in config.labels:
@@ -133,14 +133,14 @@ def _label_notes(
     regression: bool,
     label: str,
 ) -> None:
-    """Columns that alone come too close to a label."""
+    """Note columns that nearly determine a label on their own."""
     known = ~np.isnan(y)
     x, y = x[known], y[known]
     if regression:
         strength = np.array([abs(_spearman(x[:, j], y)) for j in range(x.shape[1])])
         note(
             [columns[j] for j in np.flatnonzero(strength > SUSPICIOUS_CORRELATION)],
-            f"nearly the {label} itself (rank correlation > 0.99)",
+            f"nearly identical to the {label} (rank correlation > 0.99)",
         )
         return
     strength = np.array([single_auroc(_scored(x[:, j], y, parsed.levels[j]), y) for j in range(x.shape[1])])
@@ -152,20 +152,20 @@ def _label_notes(
     perfect = strength >= PERFECT_AUROC
     note(
         [shown(j, strength) for j in np.flatnonzero(perfect)],
-        f"nearly perfect predictors of {label}, known only with it? (AUROC of one class)",
+        f"nearly perfect predictors of {label}; are they known before it? (one-vs-rest AUROC)",
     )
     note(
         [shown(j, strength) for j in np.flatnonzero((strength > SUSPICIOUS_AUROC) & ~perfect)],
-        f"strong alone for {label} (AUROC of one class > 0.95)",
+        f"strong single predictors of {label} (one-vs-rest AUROC > 0.95)",
     )
     note(
         [shown(j, gaps) for j in np.flatnonzero(gaps > SUSPICIOUS_AUROC)],
-        f"missing or not says the {label} (AUROC of one class > 0.95)",
+        f"missingness predicts {label} (one-vs-rest AUROC > 0.95)",
     )
 
 
 def _scored(x: NDArray[np.float64], y: NDArray[np.float64], levels: tuple[str, ...] | None) -> NDArray[np.float64]:
-    """(n, 1) of a numeric column, (n, levels) indicators of a categorical one; NaN where unknown."""
+    """(n, 1) for a numeric column, (n, levels) indicators for a categorical one; NaN where missing."""
     if levels is None:
         return x[:, None]
     indicators = (x[:, None] == np.arange(len(levels))[None, :]).astype(np.float64)
@@ -173,11 +173,11 @@ def _scored(x: NDArray[np.float64], y: NDArray[np.float64], levels: tuple[str, .
 
 
 def single_auroc(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Largest one-vs-rest AUROC that any column of x (n, k) reaches alone, over the rows where it is known.
+    """Largest one-vs-rest AUROC of any single column of x (n, k), over the rows where the column is known.
 
-    By its order, in either direction; and, from 200 rows on, by up to 20 bins of equal size with the class's share in
-    each as the score, so that a code such as −1 for "survived" among days is found. 0.5 where no class has 10 samples
-    on either side.
+    A column is scored by its order, in either direction. From 200 rows on, it is also scored by up to 20 bins of equal
+    size, with the fraction of the class in a bin as the score; this detects codes such as −1 for "survived" among days.
+    Returns 0.5 if no class has at least 10 samples both inside and outside it.
     """
     best = 0.5
     for column in x.T:
@@ -191,7 +191,7 @@ def single_auroc(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
         n, m = n[counted], len(labels) - n[counted]
         area = (np.bincount(labels, ranks)[counted] - n * (n + 1) / 2) / (n * m)
         best = max(best, float(np.maximum(area, 1 - area).max()))
-        # Equal values have one rank, so a bin never parts them.
+        # Tied values share a rank, so they always fall into the same bin.
         n_bins = min(len(ranks) // BIN_ROWS, MOST_BINS)
         if n_bins < FEWEST_BINS:
             continue

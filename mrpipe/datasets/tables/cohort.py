@@ -1,4 +1,4 @@
-"""Who is in, with which labels and which split: the rows of the file that holds the first label."""
+"""Cohort, labels and split: the samples are the rows of the file that holds the first label."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from mrpipe.store.splits import require_grouped
 
 
 def named_rows(table: RawTable, config: TablesConfig, faults: FaultCollector) -> pl.DataFrame:
-    """The people's file with `__sample_id` as the store knows it, before any row is dropped."""
+    """The cohort file with `__sample_id` as in the store, before any row is dropped."""
     frame = with_ids(table, config, faults)
     if config.by_order:
         column = None if config.id is None else find_column(table, config.id, "id", faults)
-        # Zeros in front, so that the order of the text is that of the rows.
+        # Padded with zeros, so that ids sort in row order.
         number = pl.col(ROW).cast(pl.String).str.zfill(len(str(len(frame))))
         frame = frame.with_columns((number if column is None else pl.col(column)).alias(ID))
     return frame
 
 
 def label_values(table: RawTable, frame: pl.DataFrame, label: Label, faults: FaultCollector) -> pl.Series | None:
-    """Class index (Int8) or number (Float32) of each row; null where the label is missing."""
+    """Class index (Int8) or number (Float32) per row; null where the label is missing."""
     place = f"label {label.name}"
     column = find_column(table, label.column, place, faults)
     if column is None:
@@ -55,13 +55,13 @@ def label_values(table: RawTable, frame: pl.DataFrame, label: Label, faults: Fau
         value = number.cast(pl.Float32) if label.threshold is None else (number >= label.threshold).cast(pl.Int8)
         expected = "a finite number"
     if wrong.any():
-        strange = sorted(set(text.filter(wrong).to_list()))
-        found = f"{', '.join(map(repr, strange[:5]))} ({int(wrong.sum())} rows)"
-        fix = "Name it under `classes`, or leave its rows out: drop: {column: [values]}."
+        invalid = sorted(set(text.filter(wrong).to_list()))
+        found = f"{', '.join(map(repr, invalid[:5]))} ({int(wrong.sum())} rows)"
+        fix = "Add it to `classes`, or drop its rows: drop: {column: [values]}."
         row = int(frame[ROW][int(wrong.arg_max() or 0)])
         faults.add(Fault(file=table.shown_as, column=column, row=row, expected=expected, found=found, fix=fix))
     elif value.null_count() == len(value):
-        faults.add(Fault(file=table.shown_as, column=column, expected="labels", found="none at all"))
+        faults.add(Fault(file=table.shown_as, column=column, expected="at least one label", found="none"))
     elif label.kind == "classification" and value.n_unique() - int(value.null_count() > 0) < 2:
         faults.add(
             Fault(file=table.shown_as, column=column, expected="at least two classes among the samples", found="one")
@@ -79,32 +79,32 @@ def _split_values(table: RawTable, frame: pl.DataFrame, split: Split, faults: Fa
     )[column]
     wrong = text.is_not_null() & ~text.is_in(list(parts))
     if wrong.any():
-        strange = ", ".join(map(repr, sorted(set(text.filter(wrong).to_list()))[:5]))
+        invalid = ", ".join(map(repr, sorted(set(text.filter(wrong).to_list()))[:5]))
         faults.add(
             Fault(
                 file=table.shown_as,
                 column=column,
                 expected=f"one of {', '.join(parts)}",
-                found=strange,
-                fix="Say which values are which part: train: [...], val: [...], test: [...].",
+                found=invalid,
+                fix="Map the values to splits: train: [...], val: [...], test: [...].",
             )
         )
     return text.replace_strict(parts, default=None, return_dtype=pl.String).alias("split")
 
 
 def assemble(config: TablesConfig, tables: dict[str, RawTable], faults: FaultCollector) -> Cohort | None:
-    """The cohort from the tables that could be read; None where its file could not."""
-    people = tables.get(config.people)
+    """Build the cohort from the tables that could be read; None if the cohort file could not."""
+    people = tables.get(config.cohort_file)
     if people is None:
         return None
     frame = named_rows(people, config, faults)
-    attrition = Attrition(len(frame), f"rows of {config.people}")
+    attrition = Attrition(len(frame), f"rows of {config.cohort_file}")
     for reason, left in drop_rows(people, frame, config.drop, "top level", faults):
         frame = left
         attrition.step(f"dropped: {reason}", len(frame))
     require_unique_ids(people, frame, faults)
     if frame.is_empty():
-        faults.add(Fault(file=config.people, expected="rows that are left", found="none", fix="Every row was dropped."))
+        faults.add(Fault(file=config.cohort_file, expected="at least one row", found="none: all rows were dropped"))
         return None
     subject = None if config.subject is None else find_column(people, config.subject, "subject", faults)
     samples = frame.select(
@@ -140,7 +140,7 @@ def rows_of(
     tables: dict[str, RawTable],
     faults: FaultCollector,
 ) -> tuple[RawTable, pl.DataFrame] | None:
-    """A file's table and its rows under the samples' ids: those of the people's file as they are, or joined to them."""
+    """A file's table, and its rows with sample ids: the cohort file's rows as they are, other rows joined to them."""
     if file == people.shown_as:
         return people, frame
     table = tables.get(file)
@@ -162,19 +162,19 @@ def require_same_length(table: RawTable, people: RawTable, faults: FaultCollecto
                 file=table.shown_as,
                 expected=f"{len(people.frame)} rows, as many as {people.shown_as}",
                 found=found,
-                fix="Rows are joined by order: every file needs the same ones.",
+                fix="Rows are joined by order: all files need the same rows.",
             )
         )
 
 
 def build_cohort(raw: Path, options: TablesOptions) -> Cohort:
-    """The cohort of an export.
+    """Build the cohort of an export.
 
     Raises:
-        DataError: with every fault of the YAML, or of the files that say who is in.
+        DataError: reports all errors of the YAML, or of the files that define the cohort, together.
     """
     config, faults = read_config(raw, options), FaultCollector()
-    files = {config.people, *(label.file for label in config.labels)} | ({config.split.file} if config.split else set())
+    files = {config.cohort_file, *(x.file for x in config.labels)} | ({config.split.file} if config.split else set())
     cohort = assemble(config, read_tables(raw, sorted(files), faults), faults)
     faults.raise_if_any()
     assert cohort is not None
@@ -182,7 +182,7 @@ def build_cohort(raw: Path, options: TablesOptions) -> Cohort:
 
 
 def read_tables(raw: Path, files: list[str], faults: FaultCollector) -> dict[str, RawTable]:
-    """File → table, for the files that can be read."""
+    """Map file names to tables, for the files that can be read."""
     tables = {}
     for file in files:
         try:

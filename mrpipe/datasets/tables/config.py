@@ -1,4 +1,4 @@
-"""The YAML that declares a dataset: what its keys mean, and every fault of it at once."""
+"""The YAML that declares a dataset: its keys, and a parser that reports all of its errors at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mrpipe.options import option
 from mrpipe.schema import TaskKind
 from mrpipe.store.splits import PART_ALIASES, PARTS
 
-# A column: its name or a glob pattern of names; or its position, 1 the first and −1 the last.
+# A column: a name, a glob pattern of names, or a position (1 is the first, −1 the last).
 Ref = str | int
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")
 MAX_MODALITIES = 16
@@ -27,7 +27,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 class TablesOptions:
     """Options of the reader."""
 
-    config: str = option("tables.yaml", "the YAML that declares the dataset: in the export's folder, or any path")
+    config: str = option("tables.yaml", "YAML file that declares the dataset: a file in the export folder, or any path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A column that says train, val or test; `parts` maps its values (in lower case) to those."""
+    """A column that assigns train, val or test; `parts` maps its values (in lower case) to these."""
 
     file: str
     column: Ref
@@ -78,7 +78,7 @@ class ModalityTable:
 
 @dataclass(frozen=True, kw_only=True)
 class TablesConfig:
-    """A declared dataset; `shown_as` is the YAML's name in faults."""
+    """A declared dataset; `shown_as` is the name of the YAML in error messages."""
 
     shown_as: str
     title: str = ""
@@ -94,16 +94,16 @@ class TablesConfig:
     modalities: tuple[ModalityTable, ...] = field(default=())
 
     @property
-    def people(self) -> str:
-        """The file that says who is in: that of the first label."""
+    def cohort_file(self) -> str:
+        """The file whose rows are the samples: that of the first label."""
         return self.labels[0].file
 
 
 def config_path(raw: Path, options: TablesOptions) -> Path:
-    """The YAML, in the export's folder or else as the path says.
+    """Path of the YAML: in the export folder, or else as given.
 
     Raises:
-        DataError: there is none.
+        DataError: if there is no such file.
     """
     for path in (raw / options.config, Path(options.config)):
         if path.is_file():
@@ -113,32 +113,32 @@ def config_path(raw: Path, options: TablesOptions) -> Path:
             file=options.config,
             expected="a YAML that declares the tables",
             found="no such file",
-            fix=f"Put it into {raw.name}/ or name it: --set config=PATH. See docs/tables.md.",
+            fix=f"Put it into {raw.name}/, or give its path: --set config=PATH. See docs/tables.md.",
         )
     )
 
 
 def read_config(raw: Path, options: TablesOptions) -> TablesConfig:
-    """Read and check the YAML; no table is opened.
+    """Read and validate the YAML; no table is opened.
 
     Raises:
-        DataError: with every fault of it.
+        DataError: reports all errors of the YAML together.
     """
     path = config_path(raw, options)
     return parse_config(path.read_text(encoding="utf-8", errors="replace"), path.name)
 
 
 def parse_config(text: str, shown_as: str) -> TablesConfig:
-    """The declaration in a YAML's text.
+    """Parse the text of a YAML.
 
     Raises:
-        DataError: with every fault of it.
+        DataError: reports all errors of the YAML together.
     """
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         found = " ".join(str(error).split())
-        raise DataError(Fault(file=shown_as, expected="YAML", found=found, fix="Mend its syntax.")) from error
+        raise DataError(Fault(file=shown_as, expected="YAML", found=found, fix="Correct its syntax.")) from error
     parser = _Parser(shown_as)
     config = parser.config(value)
     if parser.faults:
@@ -147,7 +147,7 @@ def parse_config(text: str, shown_as: str) -> TablesConfig:
 
 
 class _Parser:
-    """Turns plain values into the dataclasses; collects what is wrong with them."""
+    """Converts plain values to the dataclasses and collects errors."""
 
     def __init__(self, shown_as: str):
         self.shown_as = shown_as
@@ -158,7 +158,7 @@ class _Parser:
         self.faults.append(Fault(file=self.shown_as, column=place, expected=expected, found=shown, fix=fix))
 
     def section(self, value: Any, place: str, known: Sequence[str]) -> dict[str, Any]:
-        """A mapping with known keys; unknown ones are faults that name the nearest known one."""
+        """A mapping with known keys; an unknown key is an error that suggests the nearest known one."""
         if not isinstance(value, Mapping):
             self.fault(place, f"a mapping with the keys {', '.join(known)}", "nothing" if value is None else value)
             return {}
@@ -176,13 +176,13 @@ class _Parser:
         return value
 
     def value(self, value: Any, place: str) -> str:
-        """A value as it may stand in a table, in its canonical form."""
+        """A value as it may occur in a table, in canonical form."""
         if isinstance(value, bool) or value is None or not isinstance(value, str | int | float):
             self.fault(
                 place,
                 "a number or text as in the file",
                 value,
-                "YAML reads yes, no, on, off as truth values: quote them.",
+                "YAML reads yes, no, on and off as booleans: quote them.",
             )
             return ""
         return canonical(value)
@@ -193,7 +193,7 @@ class _Parser:
 
     def ref(self, value: Any, place: str) -> Ref:
         if isinstance(value, bool) or not isinstance(value, str | int) or value in (0, ""):
-            self.fault(place, "a column: its name, a pattern, or its position (1 the first, -1 the last)", value)
+            self.fault(place, "a column: a name, a pattern, or a position (1 is the first, -1 the last)", value)
             return 1
         return value
 
@@ -201,7 +201,7 @@ class _Parser:
         return tuple(self.ref(v, place) for v in (value if isinstance(value, list) else [value]))
 
     def rows(self, value: Any, place: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """Column → values, for rows to drop and for missing codes of some columns."""
+        """Column → values: rows to drop, or missing codes of some columns."""
         if not isinstance(value, Mapping):
             self.fault(place, "column: [values]", value)
             return ()
@@ -235,7 +235,7 @@ class _Parser:
         if join not in ("id", "order"):
             self.fault("join", "id or order", join)
         if join == "id" and "id" not in top:
-            self.fault("id", "the column that the tables are joined by", "nothing", "Or join: order, row by row.")
+            self.fault("id", "the column that joins the tables", "nothing", "Or join row by row: `join: order`.")
         labels = self._labels(top)
         first = labels[0].file if labels else self.file
         modalities = self._modalities(top)
@@ -258,10 +258,10 @@ class _Parser:
         file = self.text(section, "file", f"{place}.", default or self.file)
         if not file:
             self.fault(
-                f"{place}.file", "a CSV or Parquet file", "nothing", "Name one here, or `file` for all at the top."
+                f"{place}.file", "a CSV or Parquet file", "nothing", "Set it here, or `file` for all at the top level."
             )
         elif Path(file).is_absolute() or ".." in Path(file).parts:
-            self.fault(f"{place}.file", "a path below the folder of the export", file)
+            self.fault(f"{place}.file", "a path inside the export folder", file)
         return file
 
     def _labels(self, top: Mapping[str, Any]) -> tuple[Label, ...]:
@@ -284,7 +284,7 @@ class _Parser:
         if not _NAME.fullmatch(name):
             self.fault(f"{place}.name", "letters, digits and _", name)
         if "column" not in entry:
-            self.fault(f"{place}.column", "the column of the label", "nothing")
+            self.fault(f"{place}.column", "the column with the label", "nothing")
         kind = entry.get("kind", "classification")
         if kind not in ("classification", "regression"):
             self.fault(f"{place}.kind", "classification or regression", kind)
@@ -298,14 +298,14 @@ class _Parser:
         if kind == "classification" and classes is None and "threshold" not in entry:
             self.fault(
                 f"{place}.classes",
-                "the values that are classes ([a, b] or {0: a, 1: b}), or `threshold`",
+                "the values of the classes ([a, b] or {0: a, 1: b}), or `threshold`",
                 "nothing",
-                "`kind: regression` leaves the numbers as they are.",
+                "For a numeric target, use `kind: regression`.",
             )
         if threshold is not None:
             names, values = names or ("below", "above"), ()
             if len(names) != 2:
-                self.fault(f"{place}.classes", "two names beside a threshold: below, and from it upwards", list(names))
+                self.fault(f"{place}.classes", "two names for the values below and from the threshold", list(names))
         elif classes is not None and len(names) < 2:
             self.fault(f"{place}.classes", "at least two classes", list(names))
         return Label(
@@ -320,22 +320,22 @@ class _Parser:
         )
 
     def _classes(self, value: Any, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Names, and the values that stand for them."""
+        """Class names, and their values in the file."""
         if isinstance(value, Mapping):
             values = tuple(self.value(k, f"{place}.classes") for k in value)
             names = tuple(str(v) for v in value.values())
         else:
             values = self.values(value, f"{place}.classes")
             names = values
-        for what in (names, values):
-            if len(set(what)) < len(what):
-                self.fault(f"{place}.classes", "each class once", list(what))
+        for entries in (names, values):
+            if len(set(entries)) < len(entries):
+                self.fault(f"{place}.classes", "each class once", list(entries))
         return names, values
 
     def _split(self, value: Any, default: str) -> Split:
         entry = self.section(value, "split", ("file", "column", *PARTS))
         if "column" not in entry:
-            self.fault("split.column", "the column that says train, val or test", "nothing")
+            self.fault("split.column", "the column with train, val or test", "nothing")
         given = {part: self.values(entry[part], f"split.{part}") for part in PARTS if part in entry}
         parts = {v.lower(): part for part, values in given.items() for v in values} or dict(PART_ALIASES)
         column = self.ref(entry.get("column", "?"), "split.column")
@@ -391,7 +391,7 @@ class _Parser:
 
 
 def canonical(value: str | int | float) -> str:
-    """Text of a value; a whole number is written without a point, however the file or the YAML writes it."""
+    """Text of a value; whole numbers have no decimal point, however the file or the YAML writes them."""
     text = str(value).strip()
     try:
         number = float(text)

@@ -1,4 +1,4 @@
-"""One modality: columns of one table to numbers and codes; a row without any value lacks the modality.
+"""One modality: columns of one table as numbers and codes; a row without any value lacks the modality.
 
 Legend: n rows, d features.
 """
@@ -33,7 +33,7 @@ from mrpipe.datasets.tables.files import (
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 
-# Text columns with more values than this are no categories unless a code list says so.
+# Text columns with more distinct values are not categorical, unless there is a code list.
 MAX_LEVELS = 50
 BATCH_ROWS = 4096
 
@@ -44,10 +44,10 @@ class Parsed:
 
     Attributes:
         columns: names in the file.
-        levels: per column the levels of a categorical one, None for a numeric one.
-        declared: per column whether the YAML gives its kind.
+        levels: per column, the levels of a categorical one, None for a numeric one.
+        declared: per column, whether the YAML gives its kind.
         rows: `__sample_id` and `__row` of each kept row.
-        x: (n, d) float64; codes of levels for categorical columns; NaN where unknown.
+        x: (n, d) float64; codes of levels for categorical columns; NaN where missing.
     """
 
     columns: list[str]
@@ -58,28 +58,27 @@ class Parsed:
 
 
 def reserved_columns(table: RawTable, config: TablesConfig) -> set[str]:
-    """Columns of a file that are ids, labels or splits: never features."""
-    quiet = FaultCollector()
+    """Columns of a file that hold ids, labels or splits, which are never features."""
     refs: list[Ref] = [r for r in (config.id, config.subject) if isinstance(r, str) and r in table.header]
-    refs += [r for r in (config.id, config.subject) if isinstance(r, int) and table.shown_as == config.people]
+    refs += [r for r in (config.id, config.subject) if isinstance(r, int) and table.shown_as == config.cohort_file]
     places = [(label.file, label.column) for label in config.labels]
     places += [(config.split.file, config.split.column)] if config.split else []
     refs += [column for file, column in places if file == table.shown_as]
-    return set(find_columns(table, refs, "", quiet))
+    return set(find_columns(table, refs, "", FaultCollector()))
 
 
 def feature_columns(
     table: RawTable, config: TablesConfig, modality: ModalityTable, faults: FaultCollector
 ) -> list[str]:
-    """Features of a modality, in the order of the file.
+    """Features of a modality, in file order.
 
-    A pattern never takes ids, labels or splits; a label that is named outright is a fault.
+    Patterns never match ids, labels or splits; naming one of these explicitly is an error.
     """
     place = f"modalities.{modality.name}"
     reserved = reserved_columns(table, config)
-    own = FaultCollector()
-    chosen = find_columns(table, modality.columns, f"{place}.columns", own)
-    faults.faults += own.faults
+    unresolved = FaultCollector()
+    chosen = find_columns(table, modality.columns, f"{place}.columns", unresolved)
+    faults.faults += unresolved.faults
     named = sorted(reserved & {c for c in modality.columns if isinstance(c, str)})
     for column in named:
         faults.add(
@@ -90,24 +89,24 @@ def feature_columns(
                 found=f"{column!r}, which is an id, a label or a split",
             )
         )
-    # An exclusion for all modalities need not be in each of their files; one of this modality alone is checked.
+    # Exclusions may match nothing: one that is declared for all modalities need not occur in each of their files.
     excluded = set(find_columns(table, modality.exclude, f"{place}.exclude", FaultCollector()))
     left = [c for c in chosen if c not in reserved and c not in excluded]
-    if not left and not own.faults:
-        faults.add(Fault(file=config.shown_as, column=place, expected="at least one feature", found="none is left"))
+    if not left and not unresolved.faults:
+        faults.add(Fault(file=config.shown_as, column=place, expected="at least one feature", found="none left"))
     return left
 
 
 def _kind_of(column: str, modality: ModalityTable) -> Kind | None:
-    """The last kind whose column or pattern fits."""
-    fitting = [kind for pattern, kind in modality.kinds if pattern == column or fnmatch.fnmatchcase(column, pattern)]
-    return fitting[-1] if fitting else None
+    """The last declared kind whose column or pattern matches."""
+    matching = [kind for pattern, kind in modality.kinds if pattern == column or fnmatch.fnmatchcase(column, pattern)]
+    return matching[-1] if matching else None
 
 
 def parse(table: RawTable, config: TablesConfig, modality: ModalityTable, faults: FaultCollector) -> Parsed | None:
-    """Turn the modality's columns into numbers; faults name column, row, value and count.
+    """Convert the columns of a modality to numbers; errors name column, row, value and count.
 
-    Returns None where there is nothing to go on from.
+    Returns None if there are no feature columns.
     """
     place = f"modalities.{modality.name}"
     columns = feature_columns(table, config, modality, faults)
@@ -150,27 +149,27 @@ def parse(table: RawTable, config: TablesConfig, modality: ModalityTable, faults
 
 
 def _bad_number(table: RawTable, column: str, text: pl.Series, bad: pl.Series, rows: pl.Series) -> Fault:
-    strange = sorted(set(text.filter(bad).to_list()))
+    invalid = sorted(set(text.filter(bad).to_list()))
     first = int(bad.arg_max() or 0)
-    several = f"; {len(strange)} such values in {int(bad.sum())} rows" if int(bad.sum()) > 1 else ""
+    several = f"; {len(invalid)} such values in {int(bad.sum())} rows" if int(bad.sum()) > 1 else ""
     return Fault(
         file=table.shown_as,
         column=column,
         row=int(rows[first]),
         expected="a finite number, or few categories",
         found=f"{text[first]!r}{several}",
-        fix="A code for missing goes under `missing`, categories under `kinds`, and what is neither under `exclude`.",
+        fix="Declare codes for missing under `missing` and categories under `kinds`, or `exclude` the column.",
     )
 
 
 def _codes(
     table: RawTable, column: str, text: pl.Series, kind: Kind, rows: pl.Series, faults: FaultCollector
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Code of each row's level, and the levels: those of the code list, or all that occur, in their natural order."""
-    there = sorted(set(text.drop_nulls().to_list()), key=_natural)
+    """Level code per row, and the levels: those of the code list, or all that occur, in natural order."""
+    present = sorted(set(text.drop_nulls().to_list()), key=_natural)
     codes, names = kind.codes, kind.levels
     if codes is None or names is None:
-        codes = names = tuple(there)
+        codes = names = tuple(present)
         if len(codes) > MAX_LEVELS:
             faults.add(
                 Fault(
@@ -181,16 +180,16 @@ def _codes(
                     fix="List its codes under `kinds`, or exclude it.",
                 )
             )
-    strange = [v for v in there if v not in codes]
-    if strange:
-        wrong = text.is_in(strange)
+    invalid = [v for v in present if v not in codes]
+    if invalid:
+        wrong = text.is_in(invalid)
         faults.add(
             Fault(
                 file=table.shown_as,
                 column=column,
                 row=int(rows[int(wrong.arg_max() or 0)]),
                 expected=f"one of the codes {', '.join(codes[:12])}",
-                found=f"{', '.join(map(repr, strange[:5]))} ({int(wrong.sum())} rows)",
+                found=f"{', '.join(map(repr, invalid[:5]))} ({int(wrong.sum())} rows)",
                 fix="Add them to the code list, or to `missing`.",
             )
         )
@@ -200,7 +199,7 @@ def _codes(
 
 
 def _natural(value: str) -> tuple[int, float, str]:
-    """Numbers by size, before texts."""
+    """Sort key: numbers by value, before text."""
     try:
         return 0, float(value), canonical(value)
     except ValueError:
@@ -233,7 +232,7 @@ class TableReader:
                     file=table.shown_as,
                     expected=f"a value of {self.modality.name} for at least one sample",
                     found="none",
-                    fix="Are the ids those of the label's file?",
+                    fix="Does it use the ids of the label's file?",
                 )
             )
         x = parsed.x[rows["place"].to_numpy()].astype(np.float32)

@@ -1,4 +1,4 @@
-"""Reading the tables: CSV, TSV or Parquet, string first; which columns are meant, and which rows.
+"""Reading the tables (CSV, TSV or Parquet) as text, and resolving references to columns and rows.
 
 Legend: n rows of a file, d features.
 """
@@ -24,7 +24,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class RawTable:
-    """A file as text: `frame` has the columns of the file, their values stripped."""
+    """A file as text: `frame` has the columns of the file, with stripped values."""
 
     shown_as: str
     frame: pl.DataFrame
@@ -35,17 +35,17 @@ class RawTable:
 
 
 def locate(raw: Path, file: str) -> Path:
-    """The file, or its gzipped form.
+    """Path of the file, or of its gzipped form.
 
     Raises:
-        DataError: there is none; names the nearest.
+        DataError: if there is no such file; suggests the nearest name.
     """
     for path in (raw / file, raw / f"{file}.gz"):
         if path.is_file():
             return path
-    there = sorted(p.relative_to(raw).as_posix() for p in raw.rglob("*") if p.is_file())
-    found = f"no such file; there are {', '.join(there[:8])}" if there else "no file at all"
-    fix = did_you_mean(file, there, otherwise="Give its path relative to the folder of the export.")
+    files = sorted(p.relative_to(raw).as_posix() for p in raw.rglob("*") if p.is_file())
+    found = f"no such file; files found: {', '.join(files[:8])}" if files else "no files"
+    fix = did_you_mean(file, files, otherwise="Give its path relative to the export folder.")
     raise DataError(Fault(file=f"{raw.name}/{file}", expected="a CSV or Parquet table", found=found, fix=fix))
 
 
@@ -53,7 +53,7 @@ def read_table(raw: Path, file: str) -> RawTable:
     """Read a whole table as stripped text.
 
     Raises:
-        DataError: no such file, damaged, without header or rows.
+        DataError: if the file is missing or damaged, or has no header or no rows.
     """
     path = locate(raw, file)
     plain = path.name.removesuffix(".gz")
@@ -67,7 +67,7 @@ def read_table(raw: Path, file: str) -> RawTable:
         raise DataError(Fault(file=file, expected="a header row", found="an empty file")) from None
     except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error) as error:
         found = f"unreadable data ({str(error).splitlines()[0]})"
-        fix = "The file is damaged, cut short, or no table of plain values."
+        fix = "The file is damaged, truncated, or not a table of plain values."
         raise DataError(Fault(file=file, expected="a complete table", found=found, fix=fix)) from error
     if not plain.endswith(".parquet"):
         frame = frame.filter(pl.any_horizontal(pl.all().is_not_null()))
@@ -78,7 +78,7 @@ def read_table(raw: Path, file: str) -> RawTable:
 
 
 def find_columns(table: RawTable, refs: Sequence[Ref], place: str, faults: FaultCollector) -> list[str]:
-    """Names of the columns that names, patterns and positions mean, in the order of the file; each must mean one."""
+    """The columns that names, patterns and positions refer to, in file order; each must refer to at least one."""
     header = table.header
     chosen: set[str] = set()
     for ref in refs:
@@ -96,9 +96,9 @@ def find_columns(table: RawTable, refs: Sequence[Ref], place: str, faults: Fault
             chosen.add(header[ref - 1 if ref > 0 else ref])
             continue
         if ref in header:
-            again = [h for h in header if re.sub(r"_duplicated_\d+$", "", h) == ref]
-            if len(again) > 1:
-                found, fix = f"{len(again)} columns of this name", "Give its position, 1 the first, -1 the last."
+            repeated = [h for h in header if re.sub(r"_duplicated_\d+$", "", h) == ref]
+            if len(repeated) > 1:
+                found, fix = f"{len(repeated)} columns of this name", "Give its position: 1 is the first, -1 the last."
                 faults.add(
                     Fault(file=table.shown_as, column=ref, expected=f"this column once ({place})", found=found, fix=fix)
                 )
@@ -114,17 +114,17 @@ def find_columns(table: RawTable, refs: Sequence[Ref], place: str, faults: Fault
 
 
 def find_column(table: RawTable, ref: Ref, place: str, faults: FaultCollector) -> str | None:
-    """The one column that is meant."""
-    own = FaultCollector()
-    found = find_columns(table, [ref], place, own)
-    if not own.faults and len(found) > 1:
-        own.add(Fault(file=table.shown_as, column=str(ref), expected=f"one column ({place})", found=", ".join(found)))
-    faults.faults += own.faults
-    return None if own.faults or not found else found[0]
+    """The single column that a reference refers to."""
+    local = FaultCollector()
+    found = find_columns(table, [ref], place, local)
+    if not local.faults and len(found) > 1:
+        local.add(Fault(file=table.shown_as, column=str(ref), expected=f"one column ({place})", found=", ".join(found)))
+    faults.faults += local.faults
+    return None if local.faults or not found else found[0]
 
 
 def canonical_text(column: str | pl.Expr) -> pl.Expr:
-    """Text with whole numbers written without a point, as `canonical` does."""
+    """Text with whole numbers written without a decimal point, as by `canonical`."""
     text = pl.col(column) if isinstance(column, str) else column
     number = text.cast(pl.Float64, strict=False)
     whole = number.is_finite() & (number == number.round()) & (number.abs() < 1e15)
@@ -132,12 +132,12 @@ def canonical_text(column: str | pl.Expr) -> pl.Expr:
 
 
 def too_large(number: pl.Series) -> pl.Series:
-    """Which numbers the store's float32 cannot hold: 1.8e308 is some programs' code for missing."""
+    """Numbers that the store's float32 cannot hold, such as 1.8e308, which some programs use for missing."""
     return (number.abs() > FLOAT32_MAX).fill_null(False)
 
 
 def is_missing(column: str, codes: Sequence[str]) -> pl.Expr:
-    """Whether a text is null, empty, a usual word for missing, or one of the codes."""
+    """Whether a text is null, empty, a common word for missing, or one of the codes."""
     known = [canonical(c) for c in codes]
     return pl.col(column).is_null() | pl.col(column).is_in(MISSING) | canonical_text(column).is_in(known)
 
@@ -149,7 +149,7 @@ def drop_rows(
     place: str,
     faults: FaultCollector,
 ) -> list[tuple[str, pl.DataFrame]]:
-    """Apply the rules one after the other: a reason and what is left, for each."""
+    """Apply the rules in order; for each, the reason and the remaining rows."""
     steps = []
     for ref, values in rules:
         column = find_column(table, ref, f"{place}.drop", faults)
@@ -161,10 +161,10 @@ def drop_rows(
 
 
 def with_ids(table: RawTable, config: TablesConfig, faults: FaultCollector) -> pl.DataFrame:
-    """The table with `__row` (1-based) and `__sample_id`: its id column, or its row number where rows are the join.
+    """The table with `__row` (1-based) and `__sample_id`: its id column, or the row number if joined by order.
 
-    Where rows are joined by order, only the people's file may name the samples; the others take the row number, which
-    `sample_rows` turns into their ids.
+    If joined by order, only the cohort file may name the samples; in other files `cohort.rows_of` replaces the row
+    numbers by ids.
     """
     frame = table.frame.with_row_index(ROW, offset=1)
     if config.by_order:
@@ -193,8 +193,8 @@ def require_unique_ids(table: RawTable, frame: pl.DataFrame, faults: FaultCollec
                 file=table.shown_as,
                 column="id",
                 row=int(repeated[ROW][1]),
-                expected="one row for each id",
+                expected="one row per id",
                 found=f"{len(repeated)} rows of {repeated[ID].n_unique()} repeated ids",
-                fix="Aggregate them first, or drop rows with `drop`.",
+                fix="Aggregate the rows first, or remove some with `drop`.",
             )
         )

@@ -1,4 +1,4 @@
-"""Damaged Enrico exports: each fault is named with its file and column, all at once, exit code 3, no partial output."""
+"""Damaged Enrico exports: all errors are reported together, with file and column, and exit code 3."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mrpipe.datasets.enrico import DATASET
+from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.simulate.export import EnricoSimulation, simulate_export
-from mrpipe.datasets.enrico.tables import EnricoOptions
 from mrpipe.errors import DataError
 
 
@@ -53,7 +53,7 @@ def replace(path: Path, old: str, new: str, count: int = -1) -> None:
     path.write_text(text.replace(old, new, count))
 
 
-def test_a_whole_export_has_no_fault_and_lists_its_files(exports: dict[str, Path]) -> None:
+def test_intact_export_passes_and_lists_its_files(exports: dict[str, Path]) -> None:
     for form, raw in exports.items():
         checked = DATASET.check(raw, EnricoOptions())
         assert all(f.is_file() and raw in f.parents for f in checked.files)
@@ -121,7 +121,7 @@ def test_damaged_tables(name: str, unpacked: Path) -> None:
     assert found in fault.found
 
 
-def test_duplicate_ids_name_the_second_row(unpacked: Path) -> None:
+def test_duplicate_ids_report_the_second_row(unpacked: Path) -> None:
     ids = ids_of(unpacked)
     with (unpacked / "design_topics.csv").open("a") as handle:
         handle.write(f"{ids[2]},list\n")
@@ -131,13 +131,13 @@ def test_duplicate_ids_name_the_second_row(unpacked: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["zipped", "unpacked"])
-def test_ids_without_screenshot_are_counted_and_the_first_named(form: str, request: pytest.FixtureRequest) -> None:
+def test_missing_screenshots_are_counted_and_the_first_are_listed(form: str, request: pytest.FixtureRequest) -> None:
     raw: Path = request.getfixturevalue(form)
     with (raw / "design_topics.csv").open("a") as handle:
         handle.writelines(f"{90000 + i},list\n" for i in range(7))
     (fault,) = faults_of(raw).faults
     assert fault.file == ("screenshots.zip" if form == "zipped" else "screenshots")
-    assert "none for 7: 90000.jpg" in fault.found
+    assert "7 missing: 90000.jpg" in fault.found
     assert "2 more" in fault.found
 
 
@@ -152,22 +152,22 @@ def test_truncated_archives(folder: str, size: float, zipped: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["screenshots", "wireframes"])
-def test_pictures_cut_short_empty_or_no_pictures(folder: str, unpacked: Path) -> None:
-    victims = sorted((unpacked / folder).iterdir())[:3]
-    os.truncate(victims[0], victims[0].stat().st_size * 2 // 3)
-    os.truncate(victims[1], 0)
-    victims[2].write_text("<html>404</html>")
+def test_truncated_empty_and_invalid_images(folder: str, unpacked: Path) -> None:
+    damaged = sorted((unpacked / folder).iterdir())[:3]
+    os.truncate(damaged[0], damaged[0].stat().st_size * 2 // 3)
+    os.truncate(damaged[1], 0)
+    damaged[2].write_text("<html>404</html>")
     error = faults_of(unpacked)
-    assert [f.file for f in error.faults] == [f"{folder}/{v.name}" for v in _in_table_order(unpacked, victims)]
-    assert all("picture" in f.expected for f in error.faults)
+    assert [f.file for f in error.faults] == [f"{folder}/{path.name}" for path in _in_table_order(unpacked, damaged)]
+    assert all("image" in f.expected for f in error.faults)
 
 
-def _in_table_order(raw: Path, victims: list[Path]) -> list[Path]:
+def _in_table_order(raw: Path, damaged: list[Path]) -> list[Path]:
     order = ids_of(raw)
-    return sorted(victims, key=lambda v: order.index(v.stem))
+    return sorted(damaged, key=lambda path: order.index(path.stem))
 
 
-def test_json_that_does_not_parse_and_the_hierarchy_of_another_screen(unpacked: Path) -> None:
+def test_invalid_json_and_hierarchy_of_another_screen(unpacked: Path) -> None:
     first, second, *_ = ids_of(unpacked)
     os.truncate(unpacked / "hierarchies" / f"{first}.json", 100)
     replace(unpacked / "hierarchies" / f"{second}.json", "{", f'{{"screen_id": {first}, ', 1)
@@ -182,7 +182,7 @@ def test_json_that_does_not_parse_and_the_hierarchy_of_another_screen(unpacked: 
     assert first in faults[1].found
 
 
-def test_faults_of_all_kinds_come_together(unpacked: Path) -> None:
+def test_errors_of_all_kinds_are_reported_together(unpacked: Path) -> None:
     ids = ids_of(unpacked)
     replace(unpacked / "issues.csv", "severity", "sev")
     (unpacked / "screenshots" / f"{ids[0]}.jpg").unlink()
@@ -194,7 +194,7 @@ def test_faults_of_all_kinds_come_together(unpacked: Path) -> None:
     assert "4 errors" in str(error)
 
 
-def test_many_broken_files_are_listed_up_to_a_limit(unpacked: Path) -> None:
+def test_number_of_listed_damaged_files_is_limited(unpacked: Path) -> None:
     for path in (unpacked / "screenshots").iterdir():
         os.truncate(path, 0)
     faults = faults_of(unpacked).faults
@@ -202,7 +202,7 @@ def test_many_broken_files_are_listed_up_to_a_limit(unpacked: Path) -> None:
     assert "4 more" in faults[-1].found
 
 
-def test_missing_folders_and_what_can_replace_them(unpacked: Path) -> None:
+def test_missing_folders_and_their_substitutes(unpacked: Path) -> None:
     shutil.rmtree(unpacked / "metadata")
     assert DATASET.check(unpacked, EnricoOptions())
     shutil.rmtree(unpacked / "wireframes")
@@ -215,7 +215,7 @@ def test_missing_folders_and_what_can_replace_them(unpacked: Path) -> None:
     assert [f.file.split("/")[-1] for f in faults_of(unpacked).faults] == ["screenshots", "wireframes"]
 
 
-def test_files_of_no_screen_and_issues_of_no_screen_are_notes(unpacked: Path) -> None:
+def test_files_and_issues_without_a_screen_are_notes(unpacked: Path) -> None:
     source = next((unpacked / "screenshots").iterdir())
     shutil.copy(source, unpacked / "screenshots" / "99999.jpg")
     (unpacked / "hierarchies" / "notes.txt").write_text("hello")
@@ -233,7 +233,7 @@ def test_image_size_must_be_two_numbers(unpacked: Path) -> None:
         assert fault.column == "image_size"
 
 
-def test_capital_letters_and_the_name_of_the_readme_are_the_same_topic(unpacked: Path) -> None:
+def test_topics_are_case_insensitive_and_accept_the_name_in_the_readme(unpacked: Path) -> None:
     before = DATASET.cohort(unpacked, EnricoOptions()).labels["topic"]
     table = unpacked / "design_topics.csv"
     table.write_text(re.sub(r",calculator\b", ",Dialer", table.read_text()).replace(",list", ",List"))

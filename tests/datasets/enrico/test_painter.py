@@ -1,4 +1,4 @@
-"""Enrico: hierarchies, and the painter that draws wireframes from them."""
+"""Enrico: parsing hierarchies and rendering wireframes from them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMPONENTS = st.builds(
 
 
 def paint_brute_force(hierarchy: Hierarchy) -> np.ndarray:
-    """Pixel by pixel on the full canvas: what was painted last, (H, W, 4)."""
+    """Paint in order on the full canvas, pixel by pixel, (H, W, 4)."""
     width, height = hierarchy.canvas
     y, x = np.mgrid[:height, :width]
     canvas = np.full((height, width, 4), 255.0)
@@ -43,7 +43,7 @@ def paint_brute_force(hierarchy: Hierarchy) -> np.ndarray:
 
 @settings(max_examples=60, deadline=None)
 @given(components=st.lists(COMPONENTS, max_size=12))
-def test_painter_is_pre_order_painting_on_the_full_canvas(components: list[Component]) -> None:
+def test_render_equals_pre_order_painting_on_the_full_canvas(components: list[Component]) -> None:
     hierarchy = Hierarchy(components=tuple(components), canvas=(180, 320))
     canvas = paint_brute_force(hierarchy)
     canvas[..., :3] *= canvas[..., 3:] / 255
@@ -57,7 +57,7 @@ def test_painter_is_pre_order_painting_on_the_full_canvas(components: list[Compo
     assert np.abs(got[..., :3][seen] - colours).max(initial=0) <= 0.501
 
 
-def test_painter_keeps_flat_regions_exact_and_reduces_like_mitchell() -> None:
+def test_render_keeps_flat_regions_exact_and_downscales_with_mitchell() -> None:
     card = Component(label="Card", bounds=(400, 800, 1040, 1760))
     image = np.asarray(render(Hierarchy(components=(card,), canvas=(1440, 2560)), LEGEND, (540, 960)))
     assert image[480, 270].tolist() == [*ImageColor.getrgb(COMPONENT_COLOURS["Card"]), 255]
@@ -96,7 +96,7 @@ def test_later_and_deeper_nodes_cover_earlier_ones_and_holes_are_transparent() -
     assert image.getpixel((450, 450)) == (0x22, 0x22, 0x22, 255)
 
 
-def test_hierarchy_reader_is_tolerant_of_what_may_be_absent() -> None:
+def test_optional_fields_of_a_hierarchy_may_be_absent() -> None:
     assert parse_hierarchy(b"{}", "x").components == ()
     assert parse_hierarchy(b'{"children": [null, {"componentLabel": "Text"}]}', "x").components == ()
     assert parse_hierarchy(b'{"bounds": [0, 0, 2560, 1440]}', "x").canvas == (2560, 1440)
@@ -110,12 +110,12 @@ def test_hierarchy_reader_is_tolerant_of_what_may_be_absent() -> None:
 @pytest.mark.parametrize(
     ("data", "match"), [(b"", "JSON"), (b'{"bounds": [0', "JSON"), (b"[]", "object"), (b'{"screen_id": 7}', "screen 5")]
 )
-def test_hierarchy_faults_name_the_file(data: bytes, match: str) -> None:
+def test_hierarchy_errors_name_the_file(data: bytes, match: str) -> None:
     with pytest.raises(DataError, match=rf"hierarchies/5\.json.*{match}"):
         parse_hierarchy(data, "hierarchies/5.json", "5")
 
 
-def test_legend_of_the_export_wins_over_the_built_in_one(tmp_path: Path) -> None:
+def test_legend_of_the_export_overrides_the_built_in_one(tmp_path: Path) -> None:
     assert read_legend(tmp_path) == Legend(components=COMPONENT_COLOURS, icons={})
     (tmp_path / "component_legend.json").write_text('{"Text": {"rgb": [2, 3, 4], "hex": "#010203"}}')
     component = Component(label="Text", bounds=(0, 0, 9, 9))

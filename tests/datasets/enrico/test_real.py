@@ -1,4 +1,4 @@
-"""Enrico as published: the table, MultiBench's split of it, and the one screen that is public in full."""
+"""Enrico as published: the table, MultiBench's split, and the only screen that is public in full."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 from mrpipe.datasets.enrico.cohort import build_cohort, multibench_folds
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy, render
 from mrpipe.datasets.enrico.images import to_array
+from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.tables import (
     COMPONENT_COLOURS,
     SCREEN_SIZE,
     TOPIC_COUNTS,
-    EnricoOptions,
     read_issues,
     read_legend,
     read_topics,
@@ -32,14 +32,14 @@ def enrico(real_data_dir: Path) -> Path:
     return real_data_dir / "enrico"
 
 
-def test_the_table_has_the_published_counts(enrico: Path) -> None:
+def test_topic_counts_match_the_published_ones(enrico: Path) -> None:
     topics = read_topics(enrico)
     assert len(topics) == 1460
     assert Counter(topics["topic"]) == TOPIC_COUNTS
     assert sum(TOPIC_COUNTS.values()) == 1460
 
 
-def test_standard_scheme_is_multibenchs(enrico: Path) -> None:
+def test_standard_scheme_matches_multibench(enrico: Path) -> None:
     topics = read_topics(enrico)
     split = topics.with_columns(fold=pl.Series(multibench_folds(topics["screen_id"].to_list())))
     assert Counter(split["fold"]) == {"train": 947, "val": 219, "test": 292, None: 2}
@@ -64,7 +64,7 @@ def test_uniform_scheme_is_close_to_70_15_15_in_every_topic(enrico: Path) -> Non
     assert len(table) == 60
 
 
-def test_issues_are_the_published_81(enrico: Path) -> None:
+def test_issues_match_the_published_81(enrico: Path) -> None:
     issues = read_issues(enrico)
     counts = Counter(issues.select("source", "severity").iter_rows())
     assert counts == {
@@ -78,13 +78,13 @@ def test_issues_are_the_published_81(enrico: Path) -> None:
     assert set(issues["screen_id"]) <= set(read_topics(enrico)["screen_id"])
 
 
-def test_legends_are_those_built_in(enrico: Path) -> None:
+def test_legends_match_the_built_in_ones(enrico: Path) -> None:
     legend = read_legend(enrico)
     assert legend.components == COMPONENT_COLOURS
     assert len(legend.icons) == 97
 
 
-def test_the_published_wireframe_is_drawn_from_its_hierarchy(enrico: Path) -> None:
+def test_render_reproduces_the_published_wireframe(enrico: Path) -> None:
     samples = enrico / "samples"
     hierarchy = parse_hierarchy((samples / "10594-hierarchy.json").read_bytes(), "10594-hierarchy.json", "10594")
     drawn = render(hierarchy, read_legend(enrico), SCREEN_SIZE)
@@ -97,8 +97,8 @@ def test_the_published_wireframe_is_drawn_from_its_hierarchy(enrico: Path) -> No
     assert np.abs(features[0] - features[1]).mean() < 0.1
 
 
-def test_one_real_screen_goes_through_the_readers(enrico: Path, tmp_path: Path) -> None:
-    """The public screen laid out as an export of one screen."""
+def test_readers_accept_a_real_screen(enrico: Path, tmp_path: Path) -> None:
+    """The public screen, arranged as an export of one screen."""
     for folder, kind in (("screenshots", "jpg"), ("wireframes", "png"), ("hierarchies", "json"), ("metadata", "json")):
         (tmp_path / folder).mkdir()
         source = {"screenshots": "screenshot", "wireframes": "wireframe", "hierarchies": "hierarchy"}.get(

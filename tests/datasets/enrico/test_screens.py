@@ -1,4 +1,4 @@
-"""Enrico: pictures, features, cohort, splits."""
+"""Enrico: images, features, cohort and splits."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from PIL import Image, ImageColor
 
 from mrpipe.datasets.enrico import DATASET
 from mrpipe.datasets.enrico.cohort import build_cohort, multibench_folds, parse_metadata
-from mrpipe.datasets.enrico.images import decode, picture_size, to_array
+from mrpipe.datasets.enrico.images import decode, image_size, to_array
+from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.simulate.export import LANDSCAPE, EnricoSimulation, simulate_export
-from mrpipe.datasets.enrico.tables import TOPICS, EnricoOptions, read_issues
+from mrpipe.datasets.enrico.tables import TOPICS, read_issues
 from mrpipe.errors import DataError
 from mrpipe.store.splits import grouped_stratified
 
@@ -35,7 +36,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(raw: Path, modality: str, options: EnricoOptions | None = None) -> dict[str, np.ndarray]:
-    """Sample id → (3, H, W) of all batches."""
+    """Map sample ids to (3, H, W) arrays, from all batches."""
     options = options or EnricoOptions()
     features = DATASET.modalities[modality].read(raw, build_cohort(raw, options).samples, options)
     table = pa.Table.from_batches(list(features.batches), features.modality.arrow_schema())
@@ -45,21 +46,21 @@ def read(raw: Path, modality: str, options: EnricoOptions | None = None) -> dict
     return dict(zip(ids, pixels, strict=True))
 
 
-def picture(image: Image.Image, kind: str = "PNG") -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
 
 
-# Pictures ------------------------------------------------------------------------------------------------------------
+# Images --------------------------------------------------------------------------------------------------------------
 
 
-def test_channels_rows_and_columns_are_where_they_belong() -> None:
+def test_order_of_channels_rows_and_columns() -> None:
     """Red top left, green top right, blue bottom left, white bottom right."""
     image = Image.new("RGB", (54, 96))
     for colour_name, corner in (("red", (0, 0)), ("lime", (27, 0)), ("blue", (0, 48)), ("white", (27, 48))):
         image.paste(ImageColor.getrgb(colour_name), (*corner, corner[0] + 27, corner[1] + 48))
-    x = to_array(decode(picture(image), "x"), (32, 16))
+    x = to_array(decode(encoded(image), "x"), (32, 16))
     assert x.shape == (3, 32, 16)
     assert x.dtype == np.uint8
     corners = {(0, 0): (255, 0, 0), (0, -1): (0, 255, 0), (-1, 0): (0, 0, 255), (-1, -1): (255, 255, 255)}
@@ -67,7 +68,7 @@ def test_channels_rows_and_columns_are_where_they_belong() -> None:
         assert tuple(x[:, row, column].tolist()) == rgb
 
 
-def test_resize_averages_as_an_antialiased_triangle_filter() -> None:
+def test_resize_is_an_antialiased_triangle_filter() -> None:
     """Reduced by 4, each output pixel is the triangle-weighted mean of the 8 x 8 pixels around it."""
     rng = np.random.Generator(np.random.PCG64(0))
     source = rng.integers(0, 256, (64, 32, 3), dtype=np.uint8)
@@ -83,40 +84,40 @@ def test_resize_averages_as_an_antialiased_triangle_filter() -> None:
 def test_transparent_pixels_become_black_as_in_multibench() -> None:
     image = Image.new("RGBA", (4, 4), (255, 255, 255, 255))
     image.putpixel((0, 0), (0, 0, 0, 0))
-    x = to_array(decode(picture(image), "x"), (4, 4))
+    x = to_array(decode(encoded(image), "x"), (4, 4))
     assert x[:, 0, 0].tolist() == [0, 0, 0]
     assert x[:, 0, 1].tolist() == [255, 255, 255]
 
 
-def test_landscape_is_squeezed_or_turned_counter_clockwise() -> None:
+def test_landscape_is_squeezed_or_rotated_counter_clockwise() -> None:
     image = Image.new("RGB", (96, 54), "white")
-    image.paste("red", (90, 0, 96, 6))  # top right: turned counter-clockwise it is top left
-    squeezed, turned = (to_array(image, (96, 54), rotate_landscape=r) for r in (False, True))
+    image.paste("red", (90, 0, 96, 6))  # top right; top left after the counter-clockwise rotation
+    squeezed, rotated = (to_array(image, (96, 54), rotate_landscape=r) for r in (False, True))
     assert squeezed[:, 0, -1].tolist() == [255, 0, 0]
-    assert turned[:, 0, 0].tolist() == [255, 0, 0]
+    assert rotated[:, 0, 0].tolist() == [255, 0, 0]
     upright = Image.new("RGB", (54, 96), "white")
     assert np.array_equal(to_array(upright, (96, 54)), to_array(upright, (96, 54), rotate_landscape=True))
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"\xff\xd8\xff", b"<html>404</html>"])
-def test_what_is_no_picture_is_a_fault_with_its_name(data: bytes) -> None:
-    for function in (decode, picture_size):
-        with pytest.raises(DataError, match=r"screenshots/1\.jpg.*picture"):
+def test_invalid_image_is_an_error_that_names_the_file(data: bytes) -> None:
+    for function in (decode, image_size):
+        with pytest.raises(DataError, match=r"screenshots/1\.jpg.*image"):
             function(data, "screenshots/1.jpg")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_picture_cut_short_is_a_fault_and_trailing_bytes_are_not(kind: str) -> None:
+def test_truncated_image_is_an_error_and_trailing_bytes_are_not(kind: str) -> None:
     rng = np.random.Generator(np.random.PCG64(1))
-    data = picture(Image.fromarray(rng.integers(0, 256, (60, 40, 3), dtype=np.uint8)), kind)
-    assert picture_size(data, "x") == (40, 60)
-    assert picture_size(data + b"\0" * 100, "x") == (40, 60)
-    for function in (decode, picture_size):
+    data = encoded(Image.fromarray(rng.integers(0, 256, (60, 40, 3), dtype=np.uint8)), kind)
+    assert image_size(data, "x") == (40, 60)
+    assert image_size(data + b"\0" * 100, "x") == (40, 60)
+    for function in (decode, image_size):
         with pytest.raises(DataError, match=r"x: expected a complete"):
             function(data[: len(data) * 2 // 3], "x")
 
 
-def test_empty_metadata_in_every_form() -> None:
+def test_all_forms_of_empty_metadata() -> None:
     for data in (b"", b" \n", b"{}", b"[]", b"null"):
         assert parse_metadata(data, "x") == {}
     with pytest.raises(DataError, match="object"):
@@ -139,7 +140,7 @@ def test_archives_and_folders_give_the_same_features(raw: Path, tmp_path: Path) 
         assert all(np.array_equal(unpacked[i], zipped[i]) for i in unpacked)
 
 
-def test_features_are_what_multibench_computes(raw: Path) -> None:
+def test_features_match_multibench(raw: Path) -> None:
     screens, wireframes = read(raw, "screenshot"), read(raw, "wireframe")
     for screen_id in list(screens)[::17]:
         for pixels, file in ((screens, f"screenshots/{screen_id}.jpg"), (wireframes, f"wireframes/{screen_id}.png")):
@@ -149,7 +150,7 @@ def test_features_are_what_multibench_computes(raw: Path) -> None:
             assert np.array_equal(pixels[screen_id], expected.transpose(2, 0, 1))
 
 
-def test_rendered_wireframes_equal_the_pictures_but_for_the_listed_issues(raw: Path) -> None:
+def test_rendered_wireframes_equal_the_images_except_for_listed_issues(raw: Path) -> None:
     options = EnricoOptions(wireframes="render", image_size=(64, 32))
     published, drawn = read(raw, "wireframe", EnricoOptions(image_size=(64, 32))), read(raw, "wireframe", options)
     issues = set(read_issues(raw)["screen_id"])
@@ -171,8 +172,8 @@ def test_missing_wireframes_are_rendered_or_absent(raw: Path) -> None:
     assert set(read(raw, "screenshot", options)) - set(wireframes) == {"50105", "50109"}
 
 
-def test_a_picture_listed_as_not_available_is_not_read(raw: Path, tmp_path: Path) -> None:
-    """Some copies hold a damaged file in its place (MultiBench: "the wireframe files are corrupted")."""
+def test_image_listed_as_not_available_is_not_read(raw: Path, tmp_path: Path) -> None:
+    """Some copies have a damaged file in its place (MultiBench: "the wireframe files are corrupted")."""
     copy = tmp_path / "raw"
     shutil.copytree(raw, copy)
     (copy / "wireframes" / "50105.png").write_bytes(b"damaged")
@@ -180,7 +181,7 @@ def test_a_picture_listed_as_not_available_is_not_read(raw: Path, tmp_path: Path
     assert build_cohort(copy, EnricoOptions()).samples.equals(build_cohort(raw, EnricoOptions()).samples)
 
 
-def test_batches_are_small_and_dictionary_has_one_row_a_channel(raw: Path) -> None:
+def test_batches_are_small_and_dictionary_has_one_row_per_channel(raw: Path) -> None:
     options = EnricoOptions(image_size=(16, 8))
     features = DATASET.modalities["screenshot"].read(raw, build_cohort(raw, options).samples, options)
     assert [b.num_rows for b in features.batches] == [64, 26]
@@ -188,14 +189,14 @@ def test_batches_are_small_and_dictionary_has_one_row_a_channel(raw: Path) -> No
     assert features.dictionary["n_observed"].to_list() == [90] * 3
 
 
-def test_broken_screenshot_at_ingest_names_the_file(raw: Path, tmp_path: Path) -> None:
+def test_damaged_screenshot_at_ingest_names_the_file(raw: Path, tmp_path: Path) -> None:
     copy = tmp_path / "raw"
     shutil.copytree(raw, copy)
     options = EnricoOptions(image_size=(16, 8))
     samples = build_cohort(copy, options).samples
-    victim = copy / "screenshots" / f"{samples['sample_id'][40]}.jpg"
-    victim.write_bytes(victim.read_bytes()[:-400])
-    with pytest.raises(DataError, match=rf"screenshots/{victim.name}"):
+    damaged = copy / "screenshots" / f"{samples['sample_id'][40]}.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:-400])
+    with pytest.raises(DataError, match=rf"screenshots/{damaged.name}"):
         list(DATASET.modalities["screenshot"].read(copy, samples, options).batches)
 
 
@@ -204,8 +205,8 @@ def test_broken_screenshot_at_ingest_names_the_file(raw: Path, tmp_path: Path) -
 
 @given(n=st.integers(0, 300))
 @settings(deadline=None)
-def test_multibench_folds_are_its_code(n: int) -> None:
-    """Against a transcription of get_data.py: which screens each mode keeps."""
+def test_multibench_folds_match_its_code(n: int) -> None:
+    """Compare with a transcription of get_data.py, which selects the screens of each mode."""
     ids = [str(50000 + i) for i in range(n)]
     examples = [e for e in ids if e not in {"50105", "50109"}]
     keys = list(range(len(examples)))
@@ -217,7 +218,7 @@ def test_multibench_folds_are_its_code(n: int) -> None:
     assert {i: f for i, f in zip(ids, folds, strict=True) if f is not None} == expected
 
 
-def test_cohort_holds_every_screen_once_with_its_topic(raw: Path) -> None:
+def test_cohort_has_every_screen_once_with_its_topic(raw: Path) -> None:
     cohort = build_cohort(raw, EnricoOptions())
     table = pl.read_csv(raw / "design_topics.csv", infer_schema=False)
     assert cohort.samples["sample_id"].to_list() == sorted(table["screen_id"])
@@ -244,23 +245,23 @@ def test_quality_columns_hold_the_worst_severity_of_each_source(raw: Path, tmp_p
     assert build_cohort(copy, EnricoOptions()).samples["issue_wireframe"].null_count() == SIMULATION.n_screens
 
 
-def test_exclusions_are_in_the_attrition_and_move_no_one_else(raw: Path) -> None:
-    everyone = build_cohort(raw, EnricoOptions())
+def test_exclusions_are_counted_and_do_not_affect_other_screens(raw: Path) -> None:
+    full = build_cohort(raw, EnricoOptions())
     issues = read_issues(raw)
     for limit, severities in (("high", ["high"]), ("medium", ["medium", "high"])):
         cohort = build_cohort(raw, EnricoOptions(exclude_issues=limit))
-        gone = set(issues.filter(pl.col("severity").is_in(severities))["screen_id"])
-        assert set(everyone.samples["sample_id"]) - set(cohort.samples["sample_id"]) == gone
+        excluded = set(issues.filter(pl.col("severity").is_in(severities))["screen_id"])
+        assert set(full.samples["sample_id"]) - set(cohort.samples["sample_id"]) == excluded
         assert limit in cohort.attrition["reason"][1]
         assert cohort.attrition["n_before"].to_list() == [90, 90]
-        assert cohort.attrition["n_after"].to_list() == [90, 90 - len(gone)]
+        assert cohort.attrition["n_after"].to_list() == [90, 90 - len(excluded)]
         assert cohort.samples.equals(
-            everyone.samples.filter(pl.col("sample_id").is_in(cohort.samples["sample_id"].implode()))
+            full.samples.filter(pl.col("sample_id").is_in(cohort.samples["sample_id"].implode()))
         )
         assert cohort.labels["topic"]["sample_id"].equals(cohort.samples["sample_id"])
 
 
-def test_landscape_screens_are_known_and_can_be_left_out_or_turned(raw: Path, tmp_path: Path) -> None:
+def test_landscape_screens_can_be_excluded_or_rotated(raw: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(raw, tmp_path / "raw")
     samples = build_cohort(raw, EnricoOptions()).samples
     wide = samples.filter(pl.col("screen_width") > pl.col("screen_height"))["sample_id"].to_list()
@@ -275,11 +276,11 @@ def test_landscape_screens_are_known_and_can_be_left_out_or_turned(raw: Path, tm
     assert set(samples["sample_id"]) - set(listed["sample_id"]) == {*LANDSCAPE, upright}
     for modality in DATASET.modalities:
         squeezed = read(raw, modality, EnricoOptions(image_size=(64, 32)))
-        turned = read(raw, modality, EnricoOptions(image_size=(64, 32), landscape="rotate"))
-        assert {i for i in turned if not np.array_equal(turned[i], squeezed[i])} == set(LANDSCAPE)
+        rotated = read(raw, modality, EnricoOptions(image_size=(64, 32), landscape="rotate"))
+        assert {i for i in rotated if not np.array_equal(rotated[i], squeezed[i])} == set(LANDSCAPE)
 
 
-def test_uniform_scheme_keeps_topics_in_proportion(raw: Path) -> None:
+def test_uniform_scheme_preserves_topic_proportions(raw: Path) -> None:
     cohort = build_cohort(raw, EnricoOptions())
     scheme = DATASET.schemes["uniform"]
     samples = cohort.samples.join(cohort.labels["topic"], on="sample_id")

@@ -1,4 +1,4 @@
-"""The simulated Enrico export: deterministic, faithful in form, and honest about what can be learned from it."""
+"""The simulated Enrico export: deterministic, faithful to the published format, and with an accurate truth."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mrpipe.datasets.enrico import DATASET
+from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.simulate.export import (
     LANDSCAPE,
     STATES,
@@ -21,7 +22,7 @@ from mrpipe.datasets.enrico.simulate.export import (
     simulate_export,
     topic_counts,
 )
-from mrpipe.datasets.enrico.tables import TOPIC_COUNTS, TOPICS, EnricoOptions
+from mrpipe.datasets.enrico.tables import TOPIC_COUNTS, TOPICS
 from mrpipe.errors import UsageError
 
 OPTIONS = EnricoSimulation(n_screens=30, scale=0.2)
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_same_seed_same_bytes_other_seed_other_bytes(zipped: bool, tmp_path: Path) -> None:
+def test_same_seed_same_bytes_different_seed_different_bytes(zipped: bool, tmp_path: Path) -> None:
     digests = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         options = EnricoSimulation(n_screens=22, scale=0.1, zipped=zipped, seed=seed)
@@ -50,7 +51,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(zipped: bool, tmp_path: Pat
     assert digests[0] != digests[2]
 
 
-def test_tree_sizes_and_quirks_are_the_published_ones(folder: Path) -> None:
+def test_files_sizes_and_quirks_match_the_published_export(folder: Path) -> None:
     raw = folder / "raw"
     topics = pl.read_csv(raw / "design_topics.csv", infer_schema=False)
     assert topics.columns == ["screen_id", "topic"]
@@ -73,7 +74,7 @@ def test_tree_sizes_and_quirks_are_the_published_ones(folder: Path) -> None:
     assert DATASET.check(raw, EnricoOptions()).files
 
 
-def test_hierarchies_have_the_published_form(folder: Path) -> None:
+def test_hierarchies_have_the_published_format(folder: Path) -> None:
     for path in (folder / "raw" / "hierarchies").iterdir():
         root = json.loads(path.read_text())
         assert "componentLabel" not in root
@@ -88,7 +89,7 @@ def test_hierarchies_have_the_published_form(folder: Path) -> None:
         assert n_labels > 0
 
 
-def test_topic_counts_are_the_published_ones_scaled() -> None:
+def test_topic_counts_scale_the_published_ones() -> None:
     assert topic_counts(1460) == TOPIC_COUNTS
     for n in (20, 21, 47, 160, 999, 5000):
         counts = topic_counts(n)
@@ -107,7 +108,7 @@ def test_options_out_of_range_are_usage_errors(bad: dict[str, float], tmp_path: 
     assert not (tmp_path / "raw").exists()
 
 
-def test_layout_and_look_together_name_the_topic_and_neither_does_alone() -> None:
+def test_only_layout_and_look_together_determine_the_topic() -> None:
     assert len(set(STATES.values())) == len(STATES) == len(TOPICS)
     assert set(Counter(layout for layout, _ in STATES.values()).values()) == {2}
     for noise in (0.0, 0.12, 1.0):
@@ -115,7 +116,7 @@ def test_layout_and_look_together_name_the_topic_and_neither_does_alone() -> Non
             assert np.allclose(table.sum(axis=1), 1)
 
 
-def test_truth_states_each_modality_own_share_of_the_topic(folder: Path) -> None:
+def test_truth_records_the_information_in_layout_and_look(folder: Path) -> None:
     model = json.loads((folder / "truth" / "model.json").read_text())
     layout, look, both = (model[k]["information_bits"] for k in ("layout", "look", "both"))
     assert 0 < look < layout < both <= np.log2(20)
@@ -123,8 +124,8 @@ def test_truth_states_each_modality_own_share_of_the_topic(folder: Path) -> None
     assert model["both"]["bayes_accuracy"] > model["layout"]["bayes_accuracy"] > model["look"]["bayes_accuracy"]
 
 
-def test_best_guesses_of_the_truth_are_as_good_as_stated(tmp_path: Path) -> None:
-    """On many screens the Bayes guess is right as often as the model says (the states alone are drawn at any size)."""
+def test_bayes_predictions_reach_the_stated_accuracy(tmp_path: Path) -> None:
+    """Over many screens, Bayes predictions are as accurate as stated (states do not depend on the image size)."""
     simulate_export(tmp_path / "raw", tmp_path / "truth", EnricoSimulation(n_screens=700, scale=0.02))
     truth = pl.read_parquet(tmp_path / "truth" / "truth.parquet")
     model = json.loads((tmp_path / "truth" / "model.json").read_text())

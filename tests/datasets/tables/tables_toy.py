@@ -1,4 +1,4 @@
-"""A small declared dataset: its files, its YAML, its store, its faults and notes."""
+"""A small declared dataset: writes its files and YAML, builds its store, returns its errors and notes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ from mrpipe.stages.check import check
 from mrpipe.store.reader import Store
 
 TABLES = get_dataset("tables")
-
-
 N = 60
-
-
 IDS = [f"p{i:02d}" for i in range(N)]
 
 

@@ -1,4 +1,4 @@
-"""Declared tables: every fault at once, and the columns that are doubted."""
+"""Declared tables: all errors are reported at once, and suspicious columns are noted."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mrpipe.datasets.tables.config import canonical
 from mrpipe.datasets.tables.files import canonical_text
 from tests.datasets.tables.tables_toy import IDS, N, config, csv, faults_of, notes_of, people
 
-# What is wrong is said at once.
+# Errors.
 
 
-def test_every_fault_of_the_yaml_at_once_with_the_nearest_key(tmp_path: Path) -> None:
+def test_yaml_errors_are_reported_together_with_suggestions(tmp_path: Path) -> None:
     spec = {
         "id": "id",
         "modalites": {},
@@ -40,7 +40,7 @@ def test_every_fault_of_the_yaml_at_once_with_the_nearest_key(tmp_path: Path) ->
         "expected id or order; found rows",
         "expected a name of letters, digits and _; found a b",
         "unknown key 'colums'. Did you mean 'columns'?",
-        "expected a path below the folder of the export; found /etc/a.csv",
+        "expected a path inside the export folder; found /etc/a.csv",
         "modalities.c.kinds.x",
         "expected each class once",
         "Did you mean 'threshold'?",
@@ -54,7 +54,7 @@ def test_every_fault_of_the_yaml_at_once_with_the_nearest_key(tmp_path: Path) ->
     ("changes", "expected"),
     [
         ({"label": None}, "either `label` (one) or `labels`"),
-        ({"label": {"file": "people.csv", "column": "out"}}, "the values that are classes"),
+        ({"label": {"file": "people.csv", "column": "out"}}, "the values of the classes"),
         (
             {"label": {"file": "people.csv", "column": "out", "kind": "regression", "threshold": 1}},
             "neither classes nor threshold",
@@ -62,18 +62,18 @@ def test_every_fault_of_the_yaml_at_once_with_the_nearest_key(tmp_path: Path) ->
         ({"modalities": None}, "at least one"),
         ({"modalities": {f"m{i}": {"file": "a.csv"} for i in range(17)}}, "at most 16"),
         ({"label": {"file": "people.csv", "column": "out", "classes": {True: "a", False: "b"}}}, "quote them"),
-        ({"id": None}, "Or join: order"),
+        ({"id": None}, "Or join row by row: `join: order`"),
     ],
 )
-def test_a_declaration_that_cannot_be_meant(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+def test_invalid_declarations(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     assert expected in faults_of(tmp_path, {}, config(**changes))
 
 
-def test_every_fault_of_the_tables_at_once(tmp_path: Path) -> None:
+def test_table_errors_are_reported_together(tmp_path: Path) -> None:
     rows = [[i, k, k, k % 3] for k, i in enumerate(IDS)]
     rows[4][1] = "4,5x".replace(",", ".")
     rows[5][1] = "inf"
-    # More words than categories: neither a number nor a code.
+    # Too many distinct words for categories: neither numeric nor categorical.
     for k, row in enumerate(rows):
         row[2] = f"word {k}"
     rows.append([IDS[0], 1, 1, 1])
@@ -90,7 +90,7 @@ def test_every_fault_of_the_tables_at_once(tmp_path: Path) -> None:
         "a.csv, column 'x', row 5: expected a finite number, or few categories; found '4.5x'; 2 such values in 2 rows",
         "a.csv, column 'text', row 1: expected a finite number, or few categories; found 'word 0'",
         "a.csv, column 'code', row 3: expected one of the codes 0, 1; found '2' (20 rows)",
-        "a.csv, column 'id', row 61: expected one row for each id; found 2 rows of 1 repeated ids",
+        "a.csv, column 'id', row 61: expected one row per id; found 2 rows of 1 repeated ids",
         "raw/b.csv: expected a CSV or Parquet table; found no such file",
         "people.csv, column 'sitte': expected this column",
         "Did you mean 'site'?",
@@ -99,8 +99,8 @@ def test_every_fault_of_the_tables_at_once(tmp_path: Path) -> None:
         assert part in message, part
 
 
-def test_a_number_that_the_store_cannot_hold_is_a_fault(tmp_path: Path) -> None:
-    """As infinity it would pass into the store: float32 ends at 3.4e38."""
+def test_number_beyond_float32_is_an_error(tmp_path: Path) -> None:
+    """It would enter the store as infinity: the largest float32 is 3.4e38."""
     rows: list[list[object]] = [[i, k] for k, i in enumerate(IDS)]
     labels: list[list[object]] = [[i, 0.5 * k] for k, i in enumerate(IDS)]
     rows[4][1], labels[2][1] = "1.7976931348623157e308", "-1e300"
@@ -110,25 +110,25 @@ def test_a_number_that_the_store_cannot_hold_is_a_fault(tmp_path: Path) -> None:
     assert "people.csv, column 'out', row 3: expected a finite number; found '-1e300'" in message
 
 
-def test_ids_that_do_not_match_are_said(tmp_path: Path) -> None:
+def test_ids_that_do_not_match_are_reported(tmp_path: Path) -> None:
     rows = [[f"q{k}", k] for k in range(N)]
-    assert "Are its ids those of people.csv?" in faults_of(
+    assert "Does it use the ids of people.csv?" in faults_of(
         tmp_path, {"people.csv": people(), "a.csv": csv("id,x", rows)}, config()
     )
     rows = [[i, k] for k, i in enumerate(IDS[:50])] + [["stranger", 1]]
     notes = notes_of(tmp_path / "some", {"people.csv": people(), "a.csv": csv("id,x", rows)}, config())
     assert "a: 50 of 60 samples, 1 numeric and 0 categorical features" in notes
-    assert "a: 1 rows of a.csv belong to no sample of people.csv" in notes
+    assert "a: 1 rows of a.csv match no sample of people.csv" in notes
 
 
 # Suspicious columns.
 
 
-def test_suspicious_columns_are_listed_and_honest_ones_are_not(tmp_path: Path) -> None:
+def test_only_suspicious_columns_are_noted(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     n = 400
     ids, y = [f"p{i:03d}" for i in range(n)], rng.integers(0, 2, n)
-    # Days until death: −1 for who lives. No order of its values separates the classes, yet it gives them away.
+    # Days until death, −1 for survivors: no ordering of the values separates the classes, yet the column leaks them.
     survival = np.where(y == 1, rng.integers(0, 20, n), np.where(rng.random(n) < 0.7, -1, rng.integers(20, 90, n)))
     columns = {
         "same": np.full(n, 3),
@@ -155,19 +155,19 @@ def test_suspicious_columns_are_listed_and_honest_ones_are_not(tmp_path: Path) -
         return {word.split(" ")[0] for word in line.rsplit(": ", 1)[1].split(", ") if word.split(" ")[0] in columns}
 
     assert named("constant") == {"same", "gap"}
-    assert named("never known") == {"never"}
+    assert named("no values") == {"never"}
     assert named("looks like an identifier") == {"number"}
     assert named("nearly perfect predictors of label label") == {"copy", "word"}
-    assert named("strong alone for label label") == {"near", "survival"}
-    assert named("missing or not says the label label") == {"gap"}
-    assert named("few whole numbers") == {"code"}
-    assert named("taken as categorical") == {"word"}
+    assert named("strong single predictors of label label") == {"near", "survival"}
+    assert named("missingness predicts label label") == {"gap"}
+    assert named("few distinct whole numbers") == {"code"}
+    assert named("treated as categorical") == {"word"}
     assert not any("good" in line for line in notes.values())
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), ties=st.booleans())
-def test_single_auroc_is_at_least_the_best_pairwise_one(seed: int, ties: bool) -> None:
+def test_single_auroc_equals_the_best_pairwise_one(seed: int, ties: bool) -> None:
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 3, 60).astype(float)
     x = y + 2 * rng.normal(size=60)
@@ -183,7 +183,7 @@ def test_single_auroc_is_at_least_the_best_pairwise_one(seed: int, ties: bool) -
     assert single_auroc(x[:, None], y) == pytest.approx(best, abs=1e-12)
 
 
-def test_a_label_that_has_nothing_to_do_with_the_columns_makes_no_note(tmp_path: Path) -> None:
+def test_columns_independent_of_the_label_are_not_noted(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     rows = [[i, *rng.normal(size=30)] for i in IDS]
     files = {"people.csv": people(), "a.csv": csv("id," + ",".join(f"x{j}" for j in range(30)), rows)}
@@ -195,7 +195,7 @@ def test_a_label_that_has_nothing_to_do_with_the_columns_makes_no_note(tmp_path:
         st.integers(-(10**14), 10**14), st.floats(allow_nan=False, allow_infinity=False), st.text("ab 1.e-", max_size=6)
     )
 )
-def test_the_yaml_and_the_tables_write_values_alike(value: int | float | str) -> None:
+def test_yaml_and_tables_have_the_same_canonical_values(value: int | float | str) -> None:
     text = str(value).strip()
     found = pl.DataFrame({"c": [text]}).select(canonical_text("c"))["c"][0]
     assert found == canonical(value)

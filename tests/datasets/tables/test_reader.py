@@ -1,4 +1,4 @@
-"""Declared tables: what a YAML's keys do to values and rows."""
+"""Declared tables: effect of the YAML's keys on values and rows."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def test_missing_codes_gaps_and_rows_without_a_value(tmp_path: Path) -> None:
     found = values(store, "a")
     assert np.isnan(found["p01"][0])
     assert found["p01"][1] == 2
-    # All columns missing: the sample lacks the modality, and then has none and is gone, like those without a row.
+    # All columns missing: the sample has no modality and is dropped, like samples without a row.
     assert "p02" not in found
     assert "p03" not in found
-    # 999 is a code in y, a value in x.
+    # 999 is a missing code in y and a value in x.
     assert found["p04"] == [999, 8]
     assert store.manifest.n_samples == 48
     assert store.attrition["reason"].to_list()[-1] == "no modality observed"
@@ -62,7 +62,7 @@ def test_kinds_are_declared_or_inferred_and_codes_get_names(tmp_path: Path) -> N
     assert transforms.shapes["a"] == (1 + 2 + 4 + 3,)
 
 
-def test_columns_by_name_pattern_and_position_less_what_is_excluded(tmp_path: Path) -> None:
+def test_columns_by_name_pattern_and_position_minus_exclusions(tmp_path: Path) -> None:
     rows = [[i, 1 + k, 2 + k, 3 + k, 4 + k, k % 2] for k, i in enumerate(IDS)]
     files = {"people.csv": people(), "a.csv": csv("id,HR_first,HR_last,BP_first,BP_last,out", rows)}
 
@@ -76,7 +76,7 @@ def test_columns_by_name_pattern_and_position_less_what_is_excluded(tmp_path: Pa
     assert columns(3, columns=[2, -2]) == ["HR_first", "BP_last"]
 
 
-def test_a_pattern_never_takes_ids_labels_or_splits(tmp_path: Path) -> None:
+def test_patterns_never_match_ids_labels_or_splits(tmp_path: Path) -> None:
     rows = [[i, f"s{k // 2}", k % 2, k, "train" if k < 40 else "test"] for k, i in enumerate(IDS)]
     rows[44][4] = rows[45][4] = "dev"
     spec = config(
@@ -120,7 +120,7 @@ def test_rows_are_dropped_and_counted(tmp_path: Path) -> None:
     assert values(store, "a")["p01"] == [1]
 
 
-def test_labels_of_every_sort(tmp_path: Path) -> None:
+def test_labels_of_all_kinds(tmp_path: Path) -> None:
     rows = [[i, ["mild", "severe", ""][k % 3], 0.5 * k, 100 - k] for k, i in enumerate(IDS)]
     spec = config(
         label=None,
@@ -146,7 +146,7 @@ def test_labels_of_every_sort(tmp_path: Path) -> None:
     assert labels["days"]["p59"] == 41
 
 
-def test_a_regression_alone_is_split_by_subject_without_strata(tmp_path: Path) -> None:
+def test_regression_alone_is_split_by_subject_without_strata(tmp_path: Path) -> None:
     spec = config(label={"file": "people.csv", "column": "out", "kind": "regression"})
     store = built(tmp_path, {"people.csv": people(), "a.csv": csv("id,x", [[i, k] for k, i in enumerate(IDS)])}, spec)
     counts = store.split("uniform").collect()["split"].value_counts()
@@ -154,7 +154,7 @@ def test_a_regression_alone_is_split_by_subject_without_strata(tmp_path: Path) -
 
 
 def test_rows_joined_by_order(tmp_path: Path) -> None:
-    """No id anywhere, headers that repeat, the class last: the shape of UCI's multi-view sets."""
+    """No ids, repeated headers, the class in the last column: the format of UCI's multi-view datasets."""
     first = csv("0,1,0", [[k, 10 * k if k != 7 else "", k % 2] for k in range(N)])
     second = csv("0,0", [["" if k == 7 else 5 * k, k % 2] for k in range(N)])
     spec = {
@@ -178,7 +178,7 @@ def test_rows_joined_by_order(tmp_path: Path) -> None:
     ]
 
 
-def test_csv_tsv_gz_and_parquet_hold_the_same(tmp_path: Path) -> None:
+def test_csv_tsv_gz_and_parquet_give_the_same_values(tmp_path: Path) -> None:
     frame = pl.DataFrame(
         {"id": IDS, "x": [k / 7 for k in range(N)], "n": range(N), "flag": [k % 2 == 0 for k in range(N)]}
     )
@@ -200,7 +200,7 @@ def test_csv_tsv_gz_and_parquet_hold_the_same(tmp_path: Path) -> None:
         assert values(store, other) == expected
 
 
-def test_a_declaration_may_lie_outside_of_the_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_declaration_may_be_outside_the_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = write(
         tmp_path / "raw", {"people.csv": people(), "a.csv": csv("id,x", [[i, k] for k, i in enumerate(IDS)])}, config()
     )

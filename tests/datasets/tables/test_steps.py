@@ -1,4 +1,4 @@
-"""Declared tables through every step, in the workflow, and the worked examples."""
+"""Declared tables: single steps, the workflow, and the worked examples."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mrpipe.stages.simulate import simulate
 from mrpipe.store.layout import truth_folder
 from tests.datasets.tables.tables_toy import IDS, TABLES, config, csv, people, write
 
-# Through every step.
+# Steps and workflow.
 
 
-def test_the_steps_one_by_one_are_the_build(tmp_path: Path) -> None:
+def test_single_steps_equal_the_build(tmp_path: Path) -> None:
     simulate(TABLES, tmp_path / "raw", TABLES.tiny)
     build(TABLES, tmp_path / "raw", tmp_path / "whole", {})
     raw, work, store = str(tmp_path / "raw"), str(tmp_path / "work"), str(tmp_path / "store")
@@ -34,7 +34,7 @@ def test_the_steps_one_by_one_are_the_build(tmp_path: Path) -> None:
     assert mrpipe.open_store(store).store_id == mrpipe.open_store(tmp_path / "whole").store_id
 
 
-def test_the_simulators_declaration_is_what_is_known_before_there_is_an_export(tmp_path: Path) -> None:
+def test_default_declaration_is_that_of_the_simulator(tmp_path: Path) -> None:
     simulate(TABLES, tmp_path / "raw", TABLES.tiny)
     found = TABLES.declared(tmp_path / "raw", TABLES.options())
     assert found == TABLES
@@ -43,7 +43,7 @@ def test_the_simulators_declaration_is_what_is_known_before_there_is_an_export(t
     assert (guessed == truth["outcome"]).mean() > 0.7
 
 
-def test_the_plan_of_the_workflow_knows_the_declared_modalities(tmp_path: Path) -> None:
+def test_workflow_plan_uses_the_declared_modalities(tmp_path: Path) -> None:
     from workflow.planning.plan import ConfigError, make_plan
 
     raw = write(
@@ -71,7 +71,7 @@ def test_the_plan_of_the_workflow_knows_the_declared_modalities(tmp_path: Path) 
         make_plan({"datasets": {"mine": entry}, "experiments": {}})
 
 
-def test_a_path_among_the_options_does_not_reach_the_manifest(tmp_path: Path) -> None:
+def test_option_paths_do_not_reach_the_manifest(tmp_path: Path) -> None:
     files = {"people.csv": people(), "a.csv": csv("id,x", [[i, k] for k, i in enumerate(IDS)])}
     write(tmp_path / "raw", files, {})
     write(tmp_path / "home", {}, config()).joinpath("tables.yaml").rename(tmp_path / "home" / "mine.yaml")
@@ -82,11 +82,11 @@ def test_a_path_among_the_options_does_not_reach_the_manifest(tmp_path: Path) ->
     assert manifest.options_changed == ("config",)
 
 
-# The worked examples of docs/tables.md.
+# Worked examples of docs/tables.md.
 
 
 @pytest.mark.real_data
-def test_uci_mfeat_as_the_example_declares_it(real_data_dir: Path, project: Path, tmp_path: Path) -> None:
+def test_uci_mfeat_example(real_data_dir: Path, project: Path, tmp_path: Path) -> None:
     example = project / "workflow/config/examples/tables/mfeat.yaml"
     build(TABLES, real_data_dir / "generic/uci_mfeat", tmp_path / "s", {"config": str(example)})
     store = mrpipe.open_store(tmp_path / "s")
@@ -104,7 +104,7 @@ def test_uci_mfeat_as_the_example_declares_it(real_data_dir: Path, project: Path
 
 
 @pytest.mark.real_data
-def test_physionet_2012_as_the_example_declares_it(real_data_dir: Path, project: Path, tmp_path: Path) -> None:
+def test_physionet_2012_example(real_data_dir: Path, project: Path, tmp_path: Path) -> None:
     example = project / "workflow/config/examples/tables/physionet2012.yaml"
     raw = real_data_dir / "generic/physionet2012"
     build(TABLES, raw, tmp_path / "s", {"config": str(example)})
@@ -113,7 +113,7 @@ def test_physionet_2012_as_the_example_declares_it(real_data_dir: Path, project:
     names = store.dictionary["source_column"].to_list()
     leaking = {"SAPS-I", "SOFA", "Length_of_stay", "Survival", "In-hospital_death", "recordid"}
     assert not leaking & set(names)
-    # Every other column is in one modality.
+    # All other columns belong to a modality.
     frame = pl.read_csv(raw / "PhysionetChallenge2012-set-a.csv.gz", infer_schema=False)
     assert sorted(names) == sorted(set(frame.columns) - leaking)
     for m in store.modalities:
@@ -123,12 +123,12 @@ def test_physionet_2012_as_the_example_declares_it(real_data_dir: Path, project:
 
 
 @pytest.mark.real_data
-def test_a_leaking_column_of_physionet_2012_is_noticed(real_data_dir: Path, project: Path, tmp_path: Path) -> None:
+def test_leaking_column_of_physionet_2012_is_noted(real_data_dir: Path, project: Path, tmp_path: Path) -> None:
     text = (project / "workflow/config/examples/tables/physionet2012.yaml").read_text()
     spec = yaml.safe_load(text)
     spec["exclude"] = []
     spec["modalities"] = {"leak": {"columns": ["SAPS-I", "SOFA", "Length_of_stay", "Survival", "Age"]}}
     (tmp_path / "leak.yaml").write_text(yaml.safe_dump(spec))
     notes = check(TABLES, real_data_dir / "generic/physionet2012", {"config": str(tmp_path / "leak.yaml")})["notes"]
-    assert any("strong alone for label death" in n and "Survival (0.99" in n for n in notes)
+    assert any("strong single predictors of label death" in n and "Survival (0.99" in n for n in notes)
     assert not any("Age" in n for n in notes)

@@ -1,9 +1,9 @@
-"""Simulated Enrico export: the provider's files, names, codes and faults, from a latent state with a known truth.
+"""Simulated Enrico export: the provider's files, names, codes and defects, from a latent state with known truth.
 
-A screen's topic draws a layout and a look. Two topics share each layout and no two topics share both, so a wireframe
-(layout only) leaves the topic open between two, and a screenshot (look, and a blurred layout) completes it. With
-`layout_noise` and `look_noise` the two are drawn at random instead, which bounds what any method can reach; the exact
-posterior of the topic given layout, look or both is in the truth.
+The topic of a screen determines a layout and a look. Each layout is shared by two topics and no two topics share both,
+so a wireframe (layout only) narrows the topic down to two, and a screenshot (look, and a blurred layout) resolves it.
+`layout_noise` and `look_noise` are the probabilities of drawing them at random instead, which limits the accuracy of
+any method. The truth holds the exact posterior of the topic given the layout, the look, or both.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from mrpipe.store.parquet import write_frame, write_text
 LANDSCAPE = ("72201", "19141")
 EMPTY_METADATA = 296 / 1460
 
-# Topic → layout and look; each pair once.
+# Topic → layout and look; each pair occurs once.
 STATES = {
     "bare": ("sparse", "light"),
     "calculator": ("grid", "dark"),
@@ -66,7 +66,7 @@ STATES = {
     "tutorial": ("text", "colour"),
 }
 
-# The published issues.csv by kind: source, description, severity, how many of the 1,460 screens.
+# Kinds of issues in the published issues.csv: source, description, severity, and how many of the 1,460 screens.
 ISSUE_KINDS = (
     ("wireframe", "complete mismatch", "high", 11),
     ("wireframe", "huge occluding element", "medium", 6),
@@ -87,25 +87,25 @@ ISSUE_KINDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class EnricoSimulation:
-    """A simulated Enrico export."""
+    """Options of the simulated Enrico export."""
 
-    n_screens: int = option(160, "number of screens, at least 20; 1460 gives the published topic counts")
-    seed: int = option(0, "seed of every draw")
-    scale: float = option(1.0, "size of the pictures relative to 540 x 960")
-    zipped: bool = option(False, "write the four folders as archives, as they are downloaded")
-    layout_noise: float = option(0.12, "share of screens whose layout says nothing of the topic")
-    look_noise: float = option(0.15, "share of screens whose look says nothing of the topic")
+    n_screens: int = option(160, "number of screens, at least 20; 1460 reproduces the published topic counts")
+    seed: int = option(0, "random seed")
+    scale: float = option(1.0, "image size relative to 540 x 960")
+    zipped: bool = option(False, "write the four folders as zip archives, as in the download")
+    layout_noise: float = option(0.12, "fraction of screens whose layout is independent of the topic")
+    look_noise: float = option(0.15, "fraction of screens whose look is independent of the topic")
 
 
 def topic_counts(n: int) -> dict[str, int]:
-    """n screens shared out like the published ones (largest remainder), every topic at least once."""
+    """Distribute n screens over topics in the published proportions (largest remainder), at least one per topic."""
     if n < len(TOPICS):
-        raise UsageError(f"simulation of enrico: n_screens={n} must be at least {len(TOPICS)}, one a topic")
+        raise UsageError(f"simulation of enrico: n_screens={n} must be at least {len(TOPICS)}, one per topic")
     total = sum(TOPIC_COUNTS.values())
     quota = {t: n * c / total for t, c in TOPIC_COUNTS.items()}
     counts = {t: max(1, int(q)) for t, q in quota.items()}
     while sum(counts.values()) != n:
-        # Give to the topic furthest below its quota, or take from the one furthest above it that can spare one.
+        # Add to the topic furthest below its quota, or take from the topic furthest above it that has more than one.
         step = 1 if sum(counts.values()) < n else -1
         able = [t for t in TOPICS if step > 0 or counts[t] > 1]
         chosen = max(able, key=lambda t: (step * (quota[t] - counts[t]), t))
@@ -126,14 +126,14 @@ def likelihoods(options: EnricoSimulation) -> tuple[NDArray[np.float64], NDArray
 
 
 def _posterior(joint_TS: NDArray[np.float64]) -> dict[str, Any]:
-    """Best reachable accuracy and mutual information in bits of a joint distribution of topic and state."""
+    """Best achievable accuracy, and mutual information in bits, of a joint distribution of topic and state."""
     product = joint_TS.sum(1, keepdims=True) * joint_TS.sum(0, keepdims=True)
     ratio = np.log2(np.where(joint_TS > 0, joint_TS / np.where(product > 0, product, 1), 1))
     return {"bayes_accuracy": float(joint_TS.max(0).sum()), "information_bits": float((joint_TS * ratio).sum())}
 
 
 class _Writer:
-    """Writes the members of one folder, as files or into an archive with one top folder and fixed dates."""
+    """Writes the members of one folder, as files or into an archive with one top-level folder and fixed dates."""
 
     def __init__(self, raw: Path, name: str, zipped: bool):
         self.raw, self.name = raw, name
@@ -162,7 +162,7 @@ def _encode(image: Image.Image, kind: str, **settings: Any) -> bytes:
 
 
 def _draw_states(options: EnricoSimulation) -> pl.DataFrame:
-    """Screen ids, topics, layouts, looks and the continuous state, in the order of the table."""
+    """Draw screen ids, topics, layouts, looks and the continuous state, in table order."""
     n, rng = options.n_screens, generator(options.seed, "enrico.screens")
     topics = np.repeat(TOPICS, list(topic_counts(n).values()))
     special = [*MULTIBENCH_IGNORES, *LANDSCAPE]
@@ -190,7 +190,7 @@ def _draw_states(options: EnricoSimulation) -> pl.DataFrame:
 
 
 def _draw_issues(states: pl.DataFrame, options: EnricoSimulation) -> list[tuple[str, str, str, str]]:
-    """Rows of issues.csv: the special screens, and the published kinds in proportion, each at least once."""
+    """Rows of issues.csv: the special screens, then the published kinds in proportion, each at least once."""
     rows = [(s, "wireframe", "not available", "high") for s in MULTIBENCH_IGNORES]
     rows += [(s, "screenshot", "landscape mode", "high") for s in LANDSCAPE]
     special = {s for s, *_ in rows}
@@ -205,7 +205,7 @@ def _draw_issues(states: pl.DataFrame, options: EnricoSimulation) -> list[tuple[
 
 
 def _faulty(tree: Node, other: Node, description: str) -> Node:
-    """The tree that the wireframe of a screen with this issue shows."""
+    """The tree shown by the wireframe of a screen with this issue."""
     width, height = tree["bounds"][2:]
     children: list[Node] = tree.get("children", [])
 
@@ -226,13 +226,13 @@ def _faulty(tree: Node, other: Node, description: str) -> Node:
 
 
 def _with_sidebar(tree: Node) -> Node:
-    """A hierarchy that still holds a closed drawer over the screen."""
+    """A hierarchy that still contains a closed drawer on top of the screen."""
     width, height = tree["bounds"][2:]
     return tree | {"children": [*tree.get("children", []), node("Drawer", 0, 84, width * 0.8, height - 168)]}
 
 
 def _metadata(screen_id: str, u: float, topic_free: int) -> bytes:
-    """Play-store data of an app, or an empty object for the share of apps that were gone."""
+    """Play Store metadata of an app; an empty object for the fraction of apps that are no longer listed."""
     if u < EMPTY_METADATA:
         return b"{}"
     category = ("COMMUNICATION", "TOOLS", "SHOPPING", "HEALTH_AND_FITNESS", "MUSIC_AND_AUDIO")[topic_free % 5]
@@ -264,9 +264,9 @@ def _write_truth(
     columns = [pl.Series(name, [TOPICS[i] for i in index]) for name, index in best.items()]
     frame = states.with_columns(columns)
     write_frame(truth / "truth.parquet", frame.sort("sample_id"))
-    # A wireframe shows the layout; a screenshot shows both, the layout blurred, so that theirs is a bound.
-    of_layout, of_both = joint_TLK.sum(2)[:, layout].T, joint_TLK[:, layout, look].T
-    shown = {("wireframe",): of_layout, ("screenshot",): of_both, ("screenshot", "wireframe"): of_both}
+    # A wireframe shows the layout. A screenshot shows both but blurs the layout, so its posterior is an upper bound.
+    by_layout, by_both = joint_TLK.sum(2)[:, layout].T, joint_TLK[:, layout, look].T
+    shown = {("wireframe",): by_layout, ("screenshot",): by_both, ("screenshot", "wireframe"): by_both}
     posterior = {names: p / p.sum(axis=1, keepdims=True) for names, p in shown.items()}
     write_best(truth, "topic", TOPICS, frame["sample_id"].to_list(), posterior)
     model = {
@@ -284,17 +284,17 @@ def _table(header: str, rows: list[tuple[str, ...]]) -> str:
 
 
 def _legend_json(colours: Mapping[str, str]) -> str:
-    """A legend as published, its off-by-one `rgb` included."""
+    """A legend as published, including its off-by-one `rgb` entries."""
     channels = {n: [int(h[i : i + 2], 16) for i in (1, 3, 5)] for n, h in colours.items()}
     legend = {n: {"rgb": [c + (c > 0) for c in channels[n]], "hex": h} for n, h in colours.items()}
     return json.dumps(legend, indent=2) + "\n"
 
 
 def simulate_export(raw: Path, truth: Path, options: EnricoSimulation) -> None:
-    """Write the export into `raw`; truth.parquet (latent state, best guesses), best.parquet, model.json into `truth`.
+    """Write the export to `raw`; truth.parquet (latent state, best guesses), best.parquet and model.json to `truth`.
 
     Raises:
-        UsageError: fewer screens than topics, or a scale or noise out of range.
+        UsageError: if there are fewer screens than topics, or scale or noise are out of range.
     """
     for name, value, low, high in (
         ("scale", options.scale, 0.01, 4.0),

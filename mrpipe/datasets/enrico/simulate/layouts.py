@@ -1,6 +1,6 @@
-"""Simulated view hierarchies: ten layouts of mobile screens, each a family with its own spread.
+"""Simulated view hierarchies: ten layouts of mobile screens, each a family with its own variation.
 
-A layout decides which components a screen has and where; the wireframe shows all of it, the screenshot blurs it.
+A layout determines the components of a screen and their positions. Wireframes show it exactly, screenshots blur it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 STATUS_BAR, TOOLBAR, NAVIGATION_BAR = 84, 196, 168
 Node = dict[str, Any]
 
-# A simulated icon legend: like the published one, greys that rise by 2, but with fewer classes.
+# Simulated icon legend: rising greys, like the published one (steps of 2), but with fewer classes.
 ICON_CLASSES = (
     "menu",
     "search",
@@ -51,7 +51,7 @@ _CLASSES = {
 
 
 def node(label: str | None, x0: float, y0: float, x1: float, y1: float, *children: Node, **extra: Any) -> Node:
-    """A node as the provider writes it: what does not apply is left out."""
+    """A node in the provider's format, which omits fields that do not apply."""
     name = _CLASSES.get(label or "", "android.widget.FrameLayout")
     made: Node = {
         "ancestors": [name, "android.view.View", "java.lang.Object"],
@@ -69,7 +69,7 @@ def node(label: str | None, x0: float, y0: float, x1: float, y1: float, *childre
 
 @dataclass(frozen=True)
 class Screen:
-    """What a layout draws on: canvas size, a generator, and the continuous part of the latent state in (0, 1)."""
+    """Input of a layout: canvas size, random generator, and the continuous part of the latent state in (0, 1)."""
 
     width: int
     height: int
@@ -100,7 +100,7 @@ class Screen:
         return float(self.rng.uniform(low, high))
 
     def count(self, low: int, high: int) -> int:
-        """More components on a denser screen."""
+        """Number of components; denser screens have more."""
         return round(low + (high - low) * self.density + self.rng.normal(0, 0.4))
 
     def icon(self, x: float, y: float, size: float = 96, name: str | None = None) -> Node:
@@ -303,7 +303,7 @@ LAYOUTS: dict[str, Callable[[Screen], list[Node]]] = {
 
 
 def build_tree(layout: str, screen: Screen) -> Node:
-    """The hierarchy of one screen: an unlabelled window that holds the layout's components."""
+    """The hierarchy of one screen: an unlabelled window with the components of the layout."""
     root = node(None, 0, 0, screen.width, screen.height, *LAYOUTS[layout](screen))
     root["class"] = "com.android.internal.policy.PhoneWindow$DecorView"
     return root

@@ -1,7 +1,7 @@
-"""Simulated screenshots: a look (palette, texture) laid over a layout.
+"""Simulated screenshots: a look (palette and texture) applied to a layout.
 
-The look is what the wireframe cannot show. The components are painted in the colours of the look, most of them faintly,
-so the screenshot tells where things are better than what they are.
+Wireframes do not show the look. Components are painted in the colours of the look, most of them faintly, so a
+screenshot reveals where components are better than what they are.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _mix(a: Colour, b: Colour, share: float) -> Colour:
 
 
 def _texture(rng: np.random.Generator, size: tuple[int, int], cells: int, look: str) -> NDArray[np.float32]:
-    """Smooth noise of about unit range, shape (H, W, 3); ruled like paper for that look."""
+    """Smooth noise of about unit range, shape (H, W, 3); with ruled lines for the look `paper`."""
     width, height = max(1, size[0]), max(1, size[1])
     grid = rng.normal(0, 0.5, (max(2, cells * height // max(width, 1)), cells, 3)).astype(np.float32)
     planes = [Image.fromarray(grid[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(3)]
@@ -48,7 +48,7 @@ def _texture(rng: np.random.Generator, size: tuple[int, int], cells: int, look: 
 
 
 class _Painter:
-    """Paints one screenshot; coordinates come from the hierarchy's canvas."""
+    """Paints one screenshot; coordinates are those of the hierarchy's canvas."""
 
     def __init__(
         self, size: tuple[int, int], factor: float, look: str, hue: float, contrast: float, rng: np.random.Generator
@@ -70,7 +70,7 @@ class _Painter:
         return x0, y0, max(x0 + 1, min(x1, self.size[0])), max(y0 + 1, min(y1, self.size[1]))
 
     def words(self, box: tuple[int, int, int, int], share: float) -> None:
-        """Lines of bars as long as words."""
+        """Draw lines of bars, each as long as a word."""
         x0, y0, x1, y1 = box
         line = max(3, round(26 * self.factor * 8 / 3))
         colour = _mix(self.background, self.ink, share)
@@ -127,7 +127,7 @@ class _Painter:
             self.tree(child)
 
     def system_bars(self) -> None:
-        """Status bar above, black navigation bar below with back, home and recent apps."""
+        """Draw the status bar, and the black navigation bar with back, home and recent apps."""
         width, height = self.size
         shade = _mix(self.background, (0, 0, 0), 0.35)
         self.draw.rectangle((0, 0, width, round(STATUS_BAR * self.factor) - 1), fill=shade)
@@ -144,7 +144,7 @@ class _Painter:
 def paint_screenshot(
     tree: Node, size: tuple[int, int], look: str, hue: float, contrast: float, rng: np.random.Generator
 ) -> Image.Image:
-    """Draw the screenshot of a hierarchy in a look; RGB of `size` (width, height)."""
+    """Draw the screenshot of a hierarchy in the given look, as an RGB image of `size` (width, height)."""
     painter = _Painter(size, size[0] / tree["bounds"][2], look, hue, contrast, rng)
     painter.tree(tree)
     painter.system_bars()

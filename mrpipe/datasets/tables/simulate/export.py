@@ -1,8 +1,8 @@
-"""A simulated export of declared tables: a YAML, two CSVs and a Parquet file, from a latent state with a known truth.
+"""Simulated export of declared tables: a YAML, CSV files and a Parquet file, from a latent state with known truth.
 
-Three latent traits of a visit decide the outcome; vital signs see the first two, laboratory values the last two, a
-survey the last one, coarsely. Whether laboratory values and survey are there depends on the first trait, which the
-vital signs show. Visits of one person share part of their state.
+Three latent traits of a visit determine the outcome. Vital signs depend on the first two traits, laboratory values on
+the last two, and a coarse survey on the last. Whether laboratory values and survey are missing depends on the first
+trait, which the vital signs reveal. Visits of the same person share part of their state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mrpipe.options import option
 from mrpipe.store.parquet import write_frame, write_text
 
 WEIGHTS = (1.2, 0.8, 1.4)
-# The label comes last: a file that was cut short lacks it.
+# The label comes last, so that a truncated file lacks it.
 YAML = """\
 # A small example of declared tables: every key is explained in docs/tables.md.
 title: Simulated visits
@@ -56,18 +56,18 @@ label:
 
 @dataclass(frozen=True, kw_only=True)
 class TablesSimulation:
-    """A simulated export of declared tables."""
+    """Options of the simulated export of declared tables."""
 
     n_visits: int = option(400, "number of visits, at least 40")
-    seed: int = option(0, "seed of every draw")
-    missing: float = option(0.4, "mean share of visits without laboratory values, and without a survey")
+    seed: int = option(0, "random seed")
+    missing: float = option(0.4, "mean fraction of visits without laboratory values, and of visits without a survey")
 
 
 def simulate_export(raw: Path, truth: Path, options: TablesSimulation) -> None:
-    """Write the export into `raw`, and latent traits with the best possible prediction into `truth`.
+    """Write the export to `raw`, and the latent traits and the best possible prediction to `truth`.
 
     Raises:
-        UsageError: too few visits, or a share out of range.
+        UsageError: if there are too few visits, or `missing` is out of range.
     """
     n, seed = options.n_visits, options.seed
     if n < 40 or not 0 <= options.missing < 0.9:
@@ -76,14 +76,14 @@ def simulate_export(raw: Path, truth: Path, options: TablesSimulation) -> None:
         )
     person = np.array([f"P{i:05d}" for i in np.arange(n) * 2 // 3])
     visit = np.array([f"V{i:05d}" for i in range(n)])
-    keys, own = keyed.id_keys(visit), keyed.id_keys(person)
-    shared, fresh = keyed.normal(own, seed, "person", 3), keyed.normal(keys, seed, "visit", 3)
+    keys, person_keys = keyed.id_keys(visit), keyed.id_keys(person)
+    shared, fresh = keyed.normal(person_keys, seed, "person", 3), keyed.normal(keys, seed, "visit", 3)
     trait = np.sqrt(0.4) * shared + np.sqrt(0.6) * fresh
     probability = 1 / (1 + np.exp(-(trait @ np.array(WEIGHTS) - 0.5)))
     u = keyed.uniform(keys, seed, "draws", 8)
     outcome = (u[:, 0] < probability).astype(np.int64)
-    gone = 2 * options.missing / (1 + np.exp(-trait[:, :1])) * np.array([[1.0, 1.0]])
-    labs_there, survey_there = (u[:, 1:3] >= gone).T
+    p_missing = 2 * options.missing / (1 + np.exp(-trait[:, :1])) * np.array([[1.0, 1.0]])
+    has_labs, has_survey = (u[:, 1:3] >= p_missing).T
 
     vitals = _signs(trait[:, [0, 1]], 4, keys, seed, "vitals") * [12, 15, 0.5, 4] + [75, 120, 36.9, 16]
     columns = {
@@ -98,7 +98,7 @@ def simulate_export(raw: Path, truth: Path, options: TablesSimulation) -> None:
 
     labs = _signs(trait[:, [1, 2]], 6, keys, seed, "labs")
     table = {"visit": visit, "batch": np.array([f"b{i}" for i in range(n)])}
-    table |= {f"analyte_{j + 1}": np.where(labs_there, _text(np.exp(0.4 * labs[:, j]) * 10, 2), "") for j in range(6)}
+    table |= {f"analyte_{j + 1}": np.where(has_labs, _text(np.exp(0.4 * labs[:, j]) * 10, 2), "") for j in range(6)}
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as handle:
         handle.write(_csv(table).encode())
@@ -112,10 +112,10 @@ def simulate_export(raw: Path, truth: Path, options: TablesSimulation) -> None:
             "mood": 1 + np.digitize(answer[:, 1], [-0.8, 0.0, 0.8]),
         }
     )
-    write_frame(raw / "survey.parquet", survey.filter(pl.Series(survey_there)))
+    write_frame(raw / "survey.parquet", survey.filter(pl.Series(has_survey)))
 
-    fold = np.select([own_part < 0.7 for own_part in [keyed.uniform(own, seed, "fold")[:, 0]]], ["training"], "test")
-    fold = np.where((fold == "test") & (keyed.uniform(own, seed, "fold")[:, 0] < 0.85), "validation", fold)
+    u_fold = keyed.uniform(person_keys, seed, "fold")[:, 0]
+    fold = np.where(u_fold < 0.7, "training", np.where(u_fold < 0.85, "validation", "test"))
     known = np.where(u[:, 4] < 0.03, "", outcome.astype(str))
     write_text(raw / "people.csv", _csv({"visit": visit, "person": person, "outcome": known, "fold": fold}))
     write_text(raw / "tables.yaml", YAML)
@@ -131,7 +131,7 @@ def simulate_export(raw: Path, truth: Path, options: TablesSimulation) -> None:
 def _signs(
     trait: NDArray[np.float64], n: int, keys: NDArray[np.uint64], seed: int, purpose: str
 ) -> NDArray[np.float64]:
-    """(visits, n) noisy measurements of two traits, in alternation."""
+    """(visits, n) noisy measurements that alternate between two traits."""
     return 0.8 * trait[:, np.arange(n) % 2] + 0.6 * keyed.normal(keys, seed, purpose, n)
 
 
