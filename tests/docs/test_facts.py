@@ -52,7 +52,7 @@ def test_evaluation_names_what_there_is(page: dict[str, str]) -> None:
     assert len(controls) == 8
     assert all(f"`{name}`" in text for name in controls)
     searched = text.split("## Search budget", 1)[1].split("##", 1)[0]
-    numbers = {float(n) for n in re.findall(r"\d[\d.]*(?:e-\d+)?\d|\d", searched)}
+    numbers = {float(n) for n in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", searched)}
     assert {value for values in COMMON_SPACE.values() for value in values} <= numbers
 
 
