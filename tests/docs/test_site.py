@@ -43,6 +43,12 @@ def test_links_lead_somewhere(project: Path) -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_reference_implementation_is_included(project: Path) -> None:
+    # A formatter of Markdown must leave the line as it is.
+    page = (project / "docs" / "method.md").read_text(encoding="utf-8")
+    assert '\n--8<-- "docs/reference_moe_retriever.py"\n' in page
+
+
 def test_the_site_builds_without_a_warning(project: Path, tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
@@ -51,3 +57,5 @@ def test_the_site_builds_without_a_warning(project: Path, tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "site" / "store-format" / "index.html").exists()
+    # The reference implementation is shown, not the line that includes it.
+    assert "supporting_group" in (tmp_path / "site" / "method" / "index.html").read_text(encoding="utf-8")
