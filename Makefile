@@ -1,6 +1,7 @@
 # Everything from a fresh clone: needs Python 3.11 or newer with pip and venv, and nothing else.
 #   make demo    the whole workflow on simulated exports        make lint    style, types, workflow
-#   make test    the test suite                                 make clean   remove what was built
+#   make test    the test suite                                 make docs    the documentation, in site/
+#   make clean   remove what was built
 #   make test-cluster   the workflow on a SLURM of one node, brought up here: root, apt-get install slurm-wlm munge
 PYTHON ?= python3
 CORES  ?= all
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 # The pinned set is made for the Python versions that all its packages have wheels for; others take the newest in range.
 PINS    = $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' * (sys.version_info < (3, 14)))")
 
-.PHONY: demo test test-cluster lint clean distclean
+.PHONY: demo test test-cluster lint docs clean distclean
 .DELETE_ON_ERROR:
 
 # The extra `imaging` has no wheels for the newest Python yet; the demo then takes all images from maps.
@@ -33,6 +34,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
 
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # A stamp is written last, so an installation that was cut short is taken up again.
 $(VENV)/installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PINS) -e '.[imaging]'
@@ -42,6 +46,10 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PINS) -e '.[dev]'
 	touch $@
 
+$(VENV)/installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PINS) -e '.[docs]'
+	touch $@
+
 $(BIN)/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
 	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
@@ -49,7 +57,7 @@ $(BIN)/python:
 	  { rm -rf $(VENV); echo "no venv module: on Debian and Ubuntu, apt install python3-venv" >&2; exit 2; }
 
 clean:
-	rm -rf results .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf results site .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 distclean: clean
 	rm -rf $(VENV) *.egg-info

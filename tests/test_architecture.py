@@ -174,7 +174,7 @@ def test_environment_yml_and_pyproject_have_the_same_ranges(project: Path) -> No
     assert dict(map(requirement, by_pip["pip"])) == groups["imaging"]
 
 
-@pytest.mark.parametrize("group", ["core", "test", "dev", "text", "imaging", "slurm", "kubernetes"])
+@pytest.mark.parametrize("group", ["core", "test", "docs", "dev", "text", "imaging", "slurm", "kubernetes"])
 def test_the_pinned_set_lies_in_the_ranges(project: Path, group: str) -> None:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name

@@ -16,7 +16,6 @@ from mrpipe.datasets.enrico.tables import (
     PROVIDER,
     TOPIC_COUNTS,
     EnricoExport,
-    EnricoOptions,
     Legend,
     few,
     open_export,

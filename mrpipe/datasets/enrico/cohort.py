@@ -26,7 +26,6 @@ from mrpipe.datasets.enrico.tables import (
     SOURCES,
     TOPICS,
     EnricoExport,
-    EnricoOptions,
     open_export,
     read_issues,
     read_topics,
