@@ -76,7 +76,7 @@ def test_a_sample_is_transformed_alike_alone_and_in_company(stores: dict[float, 
 def test_standardisation_is_scikit_learns(impute: str) -> None:
     x = np.random.default_rng(0).normal(3, 2, (200, 4)).astype(np.float32)
     x[::7, 1] = np.nan
-    step = Numeric.fit(x, TransformOptions(impute=impute, clip=0))  # type: ignore[arg-type]
+    step = Numeric.fit(x, TransformOptions(impute=impute, clip=0))
     filled = SimpleImputer(strategy=impute).fit_transform(x.astype(np.float64))
     expected = StandardScaler().fit(x.astype(np.float64)).transform(filled)
     np.testing.assert_allclose(step.apply(x), expected, atol=1e-5)

@@ -38,6 +38,7 @@ class Column:
         view: modalities in the order of the store's bits.
         absent: modalities of the view that the store does not have; there are no cells then.
         missingness: with the seed of the first cell, or None.
+        transforms: transform options that differ from their defaults.
         cells: name of the row → its runs, one a seed.
     """
 
@@ -48,6 +49,7 @@ class Column:
     missingness: Missingness | None
     task: str | None
     scheme: str | None
+    transforms: Mapping[str, Any]
     cells: dict[str, list[Run]] = field(default_factory=dict)
 
     @property
@@ -57,6 +59,7 @@ class Column:
         parts += [missingness_name(self.missingness)] if self.missingness else []
         parts += [f"task_{self.task}"] * (self.task is not None)
         parts += [f"split_{self.scheme}"] * (self.scheme is not None)
+        parts += [f"{name}_{value}" for name, value in self.transforms.items()]
         return "-".join(parts)
 
 
@@ -121,6 +124,7 @@ def description(suite: Suite, size: str, places: Mapping[str, tuple[str, str | N
             "missingness": c.missingness and _missingness(c.missingness),
             "task": c.task,
             "scheme": c.scheme,
+            **({"transforms": c.transforms} if c.transforms else {}),
             "cells": {row: [runs[0].label, [run.seed for run in runs]] for row, runs in c.cells.items()},
         }
         for c in suite.columns

@@ -310,8 +310,8 @@ def search(
 
 def _data_of(path: Path) -> dict[str, Any]:
     data = json.loads(path.read_text(encoding="utf-8"))["data"]
-    known = ("dataset", "store_id", "origin", "task", "scheme", "mask", "mask_sha256")
-    return {**{k: data[k] for k in known}, "modalities": [m["name"] for m in data["modalities"]]}
+    known = ("dataset", "store_id", "origin", "task", "scheme", "mask", "mask_sha256", "transforms")
+    return {**{k: data[k] for k in known if k in data}, "modalities": [m["name"] for m in data["modalities"]]}
 
 
 def show(content: dict[str, Any], folder: Path) -> None:
