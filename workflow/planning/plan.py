@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class Run:
     modalities: tuple[str, ...]
     missingness: Missingness | None
     overrides: Mapping[str, Any]
-    transforms: Mapping[str, Any]
+    transforms: Mapping[str, Any] = field(default_factory=dict)
     trials: int = 0
     first_seed: int = 0
 

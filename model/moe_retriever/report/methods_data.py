@@ -134,8 +134,8 @@ def _fitted(o: TransformOptions) -> dict[str, str]:
         "pixel": "pixels and voxels were standardised by channel",
         "genotype": f"SNPs were {pruned if o.ld_r2 else 'not pruned'} and calls that were not made took the most "
         "frequent genotype",
-        "event": f"items recorded for at least {100 * o.event_floor:g}% of the training samples (at most {o.event_cap:,}) "
-        f"entered the vocabulary of events, averaged over {o.event_step_hours:g} h and standardised",
+        "event": f"items recorded for at least {100 * o.event_floor:g}% of the training samples (at most "
+        f"{o.event_cap:,}) entered the vocabulary of events, averaged over {o.event_step_hours:g} h and standardised",
         "summary": "summaries of events were standardised",
     }
 
