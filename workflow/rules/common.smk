@@ -13,29 +13,40 @@ from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
-from snakemake.storage import flag_with_storage_object
 from snakemake.utils import validate
 
-# The folder of the Snakefile, also where the workflow is a module of another one.
-PROJECT = Path(workflow.current_basedir).parents[1]
+
+def project_folder():
+    """Folder of this workflow's Snakefile, also where it is a module of another workflow.
+
+    A module from a hosting service has no folder here: the rest is then taken from the installed package.
+    """
+    place = Path(str(workflow.current_basedir))
+    if place.is_dir():
+        return place.parents[1]
+    installed = importlib.util.find_spec("mrpipe")
+    if installed is None:
+        raise WorkflowError("A workflow from a hosting service needs its package: pip install mrpipe, same version.")
+    return Path(installed.origin).parent / "_workflow"
+
+
+PROJECT = project_folder()
 # The folder that holds the packages: the checkout, or, in an installed package, site-packages.
 IN_CHECKOUT = (PROJECT / "mrpipe").is_dir()
 ROOT = PROJECT if IN_CHECKOUT else PROJECT.parents[1]
 
 
 def import_own_packages():
-    """Import `mrpipe`, and workflow/planning as `mrpipe_planning`.
+    """Import `mrpipe`, `moe_retriever`, and workflow/planning as `mrpipe_planning`.
 
     The user's folder comes first on the search path and may hold a `mrpipe.py` or a `workflow.py`.
     """
-    sys.path.insert(0, str(ROOT))
+    folders = [str(ROOT), str(ROOT / "model")]
+    sys.path[:0] = folders
+    import moe_retriever
     import mrpipe
 
-    sys.path.remove(str(ROOT))
-    sys.path.insert(0, str(ROOT / "model" if IN_CHECKOUT else ROOT))
-    import moe_retriever
-
-    sys.path.pop(0)
+    del sys.path[: len(folders)]
     folder = PROJECT / "workflow" / "planning"
     spec = importlib.util.spec_from_file_location("mrpipe_planning", folder / "__init__.py")
     sys.modules["mrpipe_planning"] = package = importlib.util.module_from_spec(spec)
@@ -58,6 +69,7 @@ from mrpipe_planning.arguments import (
 )
 from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_faults
 from mrpipe_planning.progress import Cells, Places
+from mrpipe_planning.snakemake_internals import Internals
 from mrpipe_planning.suite_cells import description
 from mrpipe_planning.suites import Suites
 
@@ -72,6 +84,10 @@ def prefixed(variable, *folders):
 os.environ.update(PYTHONSAFEPATH="1", PATH=prefixed("PATH", Path(sys.executable).parent))
 if IN_CHECKOUT:
     os.environ.update(PYTHONPATH=prefixed("PYTHONPATH", PROJECT, PROJECT / "model"))
+
+
+INTERNALS = Internals(workflow)
+INTERNALS.resume_interrupted()
 
 
 def planned():
@@ -89,12 +105,7 @@ def planned():
 
 PLAN, SUITES = planned()
 
-# A submission keeps to what it asked for also where the cluster does not bind it: on a node, Snakemake runs the jobs of a
-# group without the limits that it put them together with.
-if workflow.remote_exec:
-    workflow.register_resource("gpu", 1)
-    if processors := os.environ.get("SLURM_CPUS_PER_TASK"):
-        workflow.register_resource("_cores", int(processors))
+INTERNALS.limit_node(os.environ.get("SLURM_CPUS_PER_TASK"))
 
 
 wildcard_constraints:
@@ -121,9 +132,7 @@ def particular_rules():
 
 def path(template):
     """A path with `<results>` and its kind filled in, for parameters; inputs and outputs do that themselves."""
-    filled = workflow.pathvars.apply(template)
-    # Where files are in a storage, steps work on its local copies, and on what lies undeclared beside those.
-    return str(workflow.modifier.path_modifier.apply_default_storage(filled))
+    return INTERNALS.filled(template)
 
 
 def memory(mb):
@@ -143,13 +152,11 @@ def store_folder(name):
 def store_manifest(wildcards):
     """The file that seals a store. A store of the user's own is where they say, also where other files are in a storage."""
     sealed = store_plan(wildcards).sealed
-    return outside(f"{sealed}/manifest.json") if sealed else f"<results>/stores/{wildcards.dataset}/manifest.json"
-
-
-def outside(file):
-    """A file that is not the workflow's own: a default storage does not hold it."""
-    provider = workflow.storage_registry.default_storage_provider
-    return flag_with_storage_object(file, provider.object(file)) if provider else file
+    return (
+        INTERNALS.user_path(f"{sealed}/manifest.json")
+        if sealed
+        else f"<results>/stores/{wildcards.dataset}/manifest.json"
+    )
 
 
 def raw_folder(wildcards):
@@ -184,23 +191,18 @@ def ingest_cost(wildcards, what, usual):
     return value(wildcards) if callable(value) else value
 
 
-def together(name):
-    """Jobs that profiles may put into one submission, under the name that they know them by.
-
-    What a submission was given is one group there again. Executors do not pass on how many jobs that are, and Snakemake
-    would run one after the other, each with a start of its own.
-    """
+def job_group(name):
+    """Jobs that profiles may put into one submission, under the name that profiles know them by."""
 
     def group(wildcards):
-        if workflow.remote_exec:
-            workflow.group_settings.group_components = {name: sys.maxsize}
+        INTERNALS.join_group(name)
         return name
 
     return group
 
 
 def group_of_parts(wildcards):
-    return together(ingest_cost(wildcards, "group", "parts"))(wildcards)
+    return job_group(ingest_cost(wildcards, "group", "parts"))(wildcards)
 
 
 def modality_parts(wildcards):
@@ -279,3 +281,10 @@ def code_of(*entries, function=None):
         return code_hash(*entries, *modules)
 
     return code
+
+
+def summarise():
+    """Print scores, stores and the report's path."""
+    from mrpipe_planning.summary import print_summary
+
+    print_summary(Path(path("<results>")))

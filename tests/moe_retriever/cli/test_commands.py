@@ -232,7 +232,7 @@ def test_a_number_that_cannot_be_is_refused(
         call(command, "--store", tmp_path, "--run", tmp_path, "--out", tmp_path / "p", f"--{option}", value)
     assert stopped.value.code == 2
     text = capsys.readouterr().err
-    assert f"--{option}: expected a whole number" in text
+    assert f"--{option}: expected an integer" in text
     assert repr(value) in text
 
 
