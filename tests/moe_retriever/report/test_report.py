@@ -365,7 +365,7 @@ def test_other_transforms_are_another_experiment_and_are_described(
     assert "Other runs" not in usual
     assert f"Other runs had transforms with clip=2.0, impute=median: {numbers} median, standardised and" in other
     assert "Other runs had transforms with ld_r2=0.0." in other
-    assert "toy: label from table + series (clip=2.0, impute=median)" in other
+    assert "toy: outcome from table + series (clip=2.0, impute=median)" in other
     assert "transform impute=median" in other
 
 

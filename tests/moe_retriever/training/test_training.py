@@ -110,7 +110,7 @@ def test_transforms_are_part_of_a_run_and_default_ones_are_not_mentioned(
         assert b"transforms" not in files[name]
     assert "transforms" not in (run / "log.txt").read_text()
     own = {"clip": 1.5, "impute": "median"}
-    usual = job(store, tmp_path / "run", mask_file=mask_file, epochs=1)
+    usual = job(store, tmp_path / "run", mask_file=mask_file, epochs=1, warmup=0)
     other = replace(usual, transform=TransformOptions(**own))  # type: ignore[arg-type]
     assert run_training(usual)
     # The folder of a run with other transforms is not taken for this one, but for the same transforms it is.
