@@ -1,4 +1,4 @@
-"""Inputs that several files of these tests read: simulated tables of ADNI in each layout, and a small chain file."""
+"""Fixtures shared by several test files: simulated ADNI exports in each layout, and a small chain file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.datasets.adni.plink_toy import TOY_CHAIN
 
 @pytest.fixture(scope="session")
 def adni_exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Layout → simulated export without images, the same participants in each."""
+    """Simulated exports without images by layout, all with the same participants."""
     folder = tmp_path_factory.mktemp("adni")
     for layout in LAYOUTS:
         settings = {"n_subjects": 120, "n_snps": 96, "images": False, "layout": layout, "seed": 3}
@@ -26,13 +26,13 @@ def adni_exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def adni_export(adni_exports: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy of the newest layout to damage."""
+    """A copy of the export in the newest layout that tests may modify."""
     return Path(shutil.copytree(adni_exports["2025"], tmp_path / "raw"))
 
 
 @pytest.fixture
 def toy_chain(tmp_path: Path) -> Path:
-    """A chain file of three pieces, one of them on the other strand."""
+    """A chain file with three chains, one of them on the reverse strand."""
     path = tmp_path / "toy.chain.gz"
     path.write_bytes(gzip.compress(TOY_CHAIN.encode()))
     return path

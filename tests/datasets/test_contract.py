@@ -1,6 +1,6 @@
-"""What every dataset of the registry must do: a new dataset is tested by being there.
+"""Requirements on every registered dataset; new datasets are included automatically.
 
-simulate → check → cohort → ingest → samples → split → seal on a tiny export; then verify, determinism, whole-or-absent.
+Builds a store from a tiny simulated export and tests integrity, determinism, atomic writes and error handling.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Built(dict[str, Path]):
-    """Name → sealed store, built when it is first asked for; the export lies beside it as `<name>.raw`."""
+    """Sealed stores by dataset name, built on first access. The export is in the same folder as `<name>.raw`."""
 
     def __init__(self, folder: Path):
         super().__init__()
@@ -95,7 +95,7 @@ def test_every_store_is_whole_and_marked_simulated(name: str, built: dict[str, P
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_every_scheme_splits_by_subject_and_trains_on_something(name: str, built: dict[str, Path]) -> None:
+def test_every_scheme_splits_by_subject_into_non_empty_parts(name: str, built: dict[str, Path]) -> None:
     store = mrpipe.open_store(built[name])
     assert set(store.schemes) == set(get_dataset(name).schemes)
     for scheme in store.schemes:
@@ -105,7 +105,7 @@ def test_every_scheme_splits_by_subject_and_trains_on_something(name: str, built
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_labels_are_classes_of_the_task_or_finite_numbers(name: str, built: dict[str, Path]) -> None:
+def test_labels_are_valid_classes_or_finite_numbers(name: str, built: dict[str, Path]) -> None:
     store = mrpipe.open_store(built[name])
     for task in store.tasks:
         value = store.labels(task.name).collect()["value"]
@@ -120,7 +120,7 @@ def test_labels_are_classes_of_the_task_or_finite_numbers(name: str, built: dict
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_every_feature_is_in_the_dictionary_and_can_be_transformed(name: str, built: dict[str, Path]) -> None:
+def test_every_feature_has_a_source_and_can_be_transformed(name: str, built: dict[str, Path]) -> None:
     store = mrpipe.open_store(built[name])
     transforms = fit(store)
     for modality in store.modalities:
@@ -152,7 +152,7 @@ def test_each_transform_option_changes_the_modalities_it_is_for_and_no_other(nam
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_manifest_names_no_path_of_this_machine_and_no_subject(name: str, built: dict[str, Path], folder: Path) -> None:
+def test_manifest_contains_no_local_path_and_no_subject(name: str, built: dict[str, Path], folder: Path) -> None:
     text = (built[name] / "manifest.json").read_text()
     assert str(folder) not in text
     subjects = mrpipe.open_store(built[name]).samples().collect()["subject_id"].to_list()
@@ -180,10 +180,10 @@ def test_other_cores_and_hash_seeds_give_the_same_bytes(name: str, built: dict[s
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_killed_at_any_moment_and_run_again_it_is_the_same_store(
+def test_a_killed_build_resumes_to_the_same_store(
     name: str, built: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL after growing delays, so that every stage is hit; what is left is never a store until it is whole."""
+    """SIGKILL after increasing delays, so that every stage is interrupted; the manifest is written last."""
     out = tmp_path / "store"
     command = [sys.executable, "-m", "mrpipe", "build", name, "--raw", str(folder / f"{name}.raw"), "--out", str(out)]
     started = time.monotonic()
@@ -209,7 +209,7 @@ def test_killed_at_any_moment_and_run_again_it_is_the_same_store(
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_an_empty_folder_and_a_missing_one_are_data_faults(name: str, tmp_path: Path, capsys) -> None:
+def test_an_empty_or_missing_folder_is_invalid_input(name: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     for raw in ("empty", "absent"):
         assert main(["check", name, "--raw", str(tmp_path / raw), "--work", str(tmp_path / "work")]) == 3
@@ -220,10 +220,10 @@ def test_an_empty_folder_and_a_missing_one_are_data_faults(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_every_file_of_the_export_is_guarded(
+def test_truncated_files_are_detected(
     name: str, folder: Path, built: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Emptied or cut in half, each file that the inventory lists alone makes check or build fail with its name."""
+    """If any file listed by name in the inventory is empty or truncated, check or build fails and names the file."""
     manifest = mrpipe.open_store(built[name]).manifest
     listed = [e for e in manifest.inputs if "n_files" not in e]
     assert listed
@@ -236,8 +236,8 @@ def test_every_file_of_the_export_is_guarded(
             message = capsys.readouterr().err
             store = StoreLayout(tmp_path / f"{number}.{size}" / "store")
             if code == 0:
-                # A text table cut at a row's end is a shorter table; nothing can tell but the cohort's size.
-                assert size > 0, f"{entry['path']} may be empty without notice"
+                # A text table truncated at the end of a row is a valid, shorter table.
+                assert size > 0, f"{entry['path']} may be empty without an error"
                 assert raw.joinpath(entry["path"]).suffix in (".csv", ".py")
                 continue
             assert code == 3, message
@@ -246,7 +246,7 @@ def test_every_file_of_the_export_is_guarded(
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_options_explain_themselves_and_unknown_ones_are_named(name: str, capsys) -> None:
+def test_options_have_help_and_unknown_options_are_reported(name: str, capsys) -> None:
     dataset = get_dataset(name)
     for cls in (dataset.options, dataset.simulation):
         assert all(f.metadata.get("help") for f in dataclasses.fields(cls))
@@ -258,7 +258,7 @@ def test_options_explain_themselves_and_unknown_ones_are_named(name: str, capsys
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_a_simulation_never_overwrites_an_export(name: str, tmp_path: Path) -> None:
+def test_simulation_does_not_overwrite_an_export(name: str, tmp_path: Path) -> None:
     out = tmp_path / "real"
     out.mkdir()
     (out / "precious.csv").write_text("data")
@@ -268,7 +268,9 @@ def test_a_simulation_never_overwrites_an_export(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_the_truth_lies_beside_the_export_with_every_subject(name: str, folder: Path, built: dict[str, Path]) -> None:
+def test_ground_truth_is_outside_the_export_and_covers_every_sample(
+    name: str, folder: Path, built: dict[str, Path]
+) -> None:
     samples = set(mrpipe.open_store(built[name]).samples().collect()["sample_id"])
     truth = truth_folder(folder / f"{name}.raw")
     assert not list((folder / f"{name}.raw").rglob("truth*"))
@@ -276,9 +278,7 @@ def test_the_truth_lies_beside_the_export_with_every_subject(name: str, folder: 
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_the_best_possible_prediction_is_right_as_often_as_it_says(
-    name: str, folder: Path, built: dict[str, Path]
-) -> None:
+def test_best_possible_predictions_are_calibrated(name: str, folder: Path, built: dict[str, Path]) -> None:
     store = mrpipe.open_store(built[name])
     task = store.task()
     best = read_best(truth_folder(folder / f"{name}.raw"), task.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import shutil
@@ -32,6 +33,14 @@ TINY: dict[str, Any] = {
         for name in ("mosi", "enrico")
     },
 }
+
+
+def store_ids(folder: Path) -> dict[str, str]:
+    """Name of each store of a finished run → its id."""
+    return {
+        path.parent.name: json.loads(path.read_text())["store_id"]
+        for path in sorted(folder.glob("results/stores/*/manifest.json"))
+    }
 
 
 @dataclass(frozen=True)

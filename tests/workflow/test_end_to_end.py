@@ -1,27 +1,14 @@
-"""The whole path at the smallest size: it runs, runs only once, follows edits of code, and survives being killed."""
+"""The whole path at the smallest size: it runs, runs only once, follows edits of code, and ."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import mrpipe
-
-
-def store_ids(folder: Path) -> dict[str, str]:
-    return {
-        path.parent.name: json.loads(path.read_text())["store_id"]
-        for path in sorted(folder.glob("results/stores/*/manifest.json"))
-    }
 
 
 def test_stores_runs_and_report_are_there(finished: Path) -> None:
@@ -74,7 +61,7 @@ def would_run(snakemake: Any, finished: Path, checkout: Path) -> set[str]:
 def test_a_comment_or_docstring_reruns_nothing(snakemake: Any, finished: Path, checkout: Path) -> None:
     for path in [*checkout.glob("mrpipe/**/*.py"), *checkout.glob("model/**/*.py")]:
         path.write_text(path.read_text() + "\n# A comment.\n")
-    edit(checkout / "mrpipe/splits.py", '"""', '"""Reworded. ')
+    edit(checkout / "mrpipe/store/splits.py", '"""', '"""Reworded. ')
     assert would_run(snakemake, finished, checkout) == set()
 
 
@@ -89,7 +76,7 @@ SPLIT = ["split {} standard", "seal {}", "verify {}", *[job for job in TRAINED i
     [
         ("mrpipe/datasets/enrico/screenshot.py", ["enrico"], ["ingest enrico screenshot", "samples {}", *SPLIT]),
         ("mrpipe/stages/split.py", ["mosi", "enrico"], SPLIT),
-        ("mrpipe/missingness.py", ["mosi", "enrico"], TRAINED),
+        ("mrpipe/experiment/missingness.py", ["mosi", "enrico"], TRAINED),
         ("model/moe_retriever/nn/moe.py", ["mosi", "enrico"], ["train " + RUN, *EVALUATED]),
         ("model/moe_retriever/evaluation/bootstrap.py", ["mosi", "enrico"], EVALUATED),
         ("model/moe_retriever/plots/plots.py", ["mosi"], ["report_page", "all"]),
@@ -105,46 +92,9 @@ def test_a_code_edit_reruns_exactly_what_depends_on_it(
 
 
 def test_the_command_line_is_not_tracked(snakemake: Any, finished: Path, checkout: Path) -> None:
-    path = checkout / "mrpipe/cli.py"
+    path = checkout / "mrpipe/cli/pipeline.py"
     path.write_text(path.read_text() + "\nEDITED = True\n")
     assert would_run(snakemake, finished, checkout) == set()
-
-
-@pytest.mark.parametrize(
-    ("target", "sign"),
-    [
-        ("stores", "logs/mosi/ingest_text.log"),
-        ("stores", "logs/mosi/samples.log"),
-        ("stores", "logs/mosi/seal.log"),
-        ("runs", "runs/mosi/moe_retriever/seed0/.resume.pt"),
-    ],
-)
-def test_killed_and_run_again_gives_the_same(
-    snakemake: Any, finished: Path, project: Path, tmp_path: Path, tiny: dict[str, Any], target: str, sign: str
-) -> None:
-    config = {key: {"mosi": tiny[key]["mosi"]} for key in ("datasets", "experiments")}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "snakemake", target, "--cores", "2", "--snakefile", str(project / "Snakefile")]
-    command += ["--directory", str(tmp_path), "--configfile", str(tmp_path / "config.yaml")]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    while not (tmp_path / "results" / sign).exists() and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(0.05)
-    # The whole session of that process, and nothing else: Snakemake and the jobs that it was running.
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "results/verified/mosi.txt").exists() or target == "runs"
-    unlocked = snakemake(target, "--unlock", folder=tmp_path, config=config)
-    assert unlocked.code == 0, unlocked.text
-    again = snakemake(target, "--rerun-incomplete", "--show-failed-logs", folder=tmp_path, config=config)
-    assert again.code == 0, again.text
-    assert store_ids(tmp_path)["mosi"] == store_ids(finished)["mosi"]
-    if target == "runs":
-        metrics = "results/runs/mosi/moe_retriever/seed0/metrics.json"
-        assert (tmp_path / metrics).read_bytes() == (finished / metrics).read_bytes()
 
 
 def test_other_modalities_in_the_same_folder(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:

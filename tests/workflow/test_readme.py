@@ -37,9 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, folder: Path, project: Path) -> None:
     # The networks of the README at a size that trains in a second.
-    if "model train" in command or "model search" in command:
+    if command.startswith(("mrpipe train", "mrpipe search")):
         command += " --set epochs=1 hidden=16 tokens=2 encoder_hidden=16 --quiet"
-    if "model search" in command:
+    if command.startswith("mrpipe search"):
         command += " --trials 2"
     program, rest = command.split(" ", 1)
     module = "-m mrpipe " if program == "mrpipe" else ""

@@ -1,4 +1,4 @@
-"""ADNI: clinical data, biospecimens, genotypes and brain images of participants who are CN, MCI or demented."""
+"""ADNI: diagnosis (CN, MCI, Dementia) from clinical data, biospecimens, genotypes and brain images."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ DATASET = Dataset(
     modalities_of=present_modalities,
     tiny={"n_subjects": 90, "n_snps": 192, "image_shape": [10, 12, 10], "image_max_scans": 2},
     notes=(
-        "A sample is a participant at one visit: sample_id = subject_id = PTID.",
-        "Default label: participants whose diagnosis never changes (the authors' rule), an easier task than the "
-        "diagnosis at baseline.",
-        "The paper names ISOPROSTANE as source of CSF amyloid and batemanlab of plasma NfL; those tables hold urine "
-        "isoprostanes and plasma Abeta42/40. CSF here is Roche Elecsys.",
-        "Genotypes keep every SNP that passes quality control; pruning is fitted on training participants.",
+        "One sample per participant, taken at one visit: sample_id = subject_id = PTID.",
+        "By default only participants whose diagnosis never changes are included, as in the authors' code. This is an "
+        "easier task than predicting the diagnosis at baseline.",
+        "The paper cites ISOPROSTANE for CSF amyloid and batemanlab for plasma NfL, but these tables contain urine "
+        "isoprostanes and plasma Abeta42/40. CSF biomarkers are read from the Roche Elecsys table instead.",
+        "The store keeps every SNP that passes quality control; LD pruning is fitted on training participants.",
     ),
 )

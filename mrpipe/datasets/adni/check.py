@@ -1,4 +1,4 @@
-"""Check of an ADNI export: tables, PLINK sets, chain file, reference and images; every fault before anything runs."""
+"""Validate an ADNI export (tables, PLINK sets, chain file, reference, images) and report all errors at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mrpipe.schema import Checked
 
 
 def present_modalities(raw: Path, options: AdniOptions) -> tuple[str, ...]:
-    """Clinical and biospecimen always; genotypes and images where the export (or an option) has them."""
+    """Modalities that can be built: clinical and biospecimen always, genomic and image if their files are present."""
     present = ["clinical", "biospecimen"]
     if options.genotypes or find_beds(raw, options):
         present.append("genomic")
@@ -39,22 +39,22 @@ def present_modalities(raw: Path, options: AdniOptions) -> tuple[str, ...]:
 
 
 def check_export(raw: Path, options: AdniOptions) -> Checked:
-    """Read every table, .bim, .fam and header that a build needs.
+    """Read every table, .bim, .fam and image header that a build needs.
 
     Raises:
-        DataError: with every fault.
+        DataError: lists every error found, not only the first.
     """
     faults = FaultCollector()
     export = Export(raw)
     label_table = ADNIMERGE if options.label_source == "adnimerge" else DXSUM
-    wanted = [label_table, *CLINICAL, *BIOSPECIMEN]
-    wanted += [
+    required = [label_table, *CLINICAL, *BIOSPECIMEN]
+    required += [
         t
         for t, on in ((BATEMAN, options.plasma_abeta), (NFL, options.plasma_nfl), (ISOPROSTANE, options.isoprostane))
         if on
     ]
     files: list[Path] = []
-    for table in (*wanted, *(t for t in (DXSUM, ADNIMERGE, ROSTER, REGISTRY) if t not in wanted)):
+    for table in (*required, *(t for t in (DXSUM, ADNIMERGE, ROSTER, REGISTRY) if t not in required)):
         path = None
         try:
             path = export.path(table)
@@ -62,7 +62,7 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
         except DataError as error:
             faults.absorb(error)
             continue
-        if frame is None and table in wanted:
+        if frame is None and table in required:
             faults.add(table.absent())
         if path is not None:
             files.append(path)
@@ -82,15 +82,15 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
             inputs = open_inputs(raw, options)
             files += inputs.files
             sizes = ", ".join(
-                f"{s.name} {s.n_people} people x {len(s.bim)} SNPs ({b})"
+                f"{s.name} ({b}, {s.n_people} people, {len(s.bim)} SNPs)"
                 for s, b in zip(inputs.sets, inputs.builds, strict=True)
             )
             notes.append(f"PLINK sets: {sizes}")
             if inputs.reference is not None:
                 read_reference(inputs.reference, options.chromosomes, shown_as=shown(raw, inputs.reference))
             notes += [
-                f"{what} outside the export: {p.name}, SHA-256 {sha256(p)[:16]}"
-                for what, p in (
+                f"{kind} outside the export folder: {p.name}, SHA-256 {sha256(p)[:16]}"
+                for kind, p in (
                     ("reference", inputs.reference),
                     ("chain file", Path(options.chain) if options.chain else None),
                 )

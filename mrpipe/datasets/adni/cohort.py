@@ -1,6 +1,7 @@
-"""Who is in, with which diagnosis, and why the others are not. A sample is a participant at one visit.
+"""Cohort selection, labels and attrition.
 
-`sample_id = subject_id = PTID`; the visit is the one the label is read from, or, under `rows=baseline`, the baseline.
+One sample per participant: `sample_id = subject_id = PTID`. The sample's visit is the one that provides the label, or
+the baseline visit under `rows=baseline`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from mrpipe.schema import Attrition, Cohort
 
 
 def labelled(records: pl.DataFrame, options: AdniOptions, attrition: Attrition) -> pl.DataFrame:
-    """`rid, value, month, date, viscode` of the participants that the label policy keeps.
+    """Apply the label policy: `rid, value, month, date, viscode`, one row per included participant.
 
     Args:
-        records: `diagnoses`, in order of visit.
+        records: output of `diagnoses`, sorted by visit.
     """
     people = records.group_by("rid", maintain_order=True)
     summary = people.agg(
@@ -41,7 +42,7 @@ def labelled(records: pl.DataFrame, options: AdniOptions, attrition: Attrition) 
     known = records.join(summary.select("rid"), on="rid", how="semi").filter(pl.col("dx").is_not_null())
     if options.label == "baseline_dx":
         known = known.filter(pl.col("month") <= 0)
-    # The last record of the policy's range; for baseline_dx baseline comes after screening.
+    # Take the last eligible record. For baseline_dx the baseline visit is sorted after screening.
     chosen = known.group_by("rid", maintain_order=True).last()
     if options.label == "baseline_dx":
         attrition.step("no diagnosis at screening or baseline (label=baseline_dx)", len(chosen))
@@ -49,13 +50,13 @@ def labelled(records: pl.DataFrame, options: AdniOptions, attrition: Attrition) 
 
 
 def build_cohort(raw: Path, options: AdniOptions) -> Cohort:
-    """Participants with a diagnosis under the label policy.
+    """Select the participants with a diagnosis under the label policy.
 
-    Samples carry `rid` (Int32, the key of every table), `phase` (entered in), `visit` (code), `visit_month` (Int32),
-    `visit_date` (Date).
+    Besides the IDs, the samples table has `rid` (Int32, join key of every ADNI table), `phase` (String, phase of
+    enrolment), `visit` (String, visit code), `visit_month` (Int32, months since baseline) and `visit_date` (Date).
 
     Raises:
-        DataError: DXSUM is missing or faulty, no table names PTIDs, or nobody is left.
+        DataError: the diagnosis table is missing or invalid, no table has PTIDs, or no participants remain.
     """
     export = Export(raw)
     records = diagnoses(export, options.label_source)
@@ -66,9 +67,9 @@ def build_cohort(raw: Path, options: AdniOptions) -> Cohort:
             Fault(
                 file=f"{DXSUM.name}_ddMonYYYY.csv",
                 column="PTID",
-                expected="a table that says which PTID a RID has",
-                found="none of the tables has PTID",
-                fix="Add ROSTER, ADNIMERGE or an APOERES of 2024 or later to the export.",
+                expected="a table that maps RID to PTID",
+                found="no table with a PTID column",
+                fix="Add ROSTER, ADNIMERGE or an APOERES file from 2024 or later to the export.",
             )
         )
     label = label.join(export.roster, on="rid", how="inner")
@@ -79,7 +80,7 @@ def build_cohort(raw: Path, options: AdniOptions) -> Cohort:
                 file=f"{DXSUM.name}_ddMonYYYY.csv",
                 expected="participants with a usable diagnosis",
                 found="none",
-                fix=f"label={options.label} left nobody; see the label policies.",
+                fix=f"No participants remain with label={options.label}; see the label policies in docs/adni.md.",
             )
         )
     if row_policy(options) == "baseline":

@@ -1,4 +1,4 @@
-"""A LONI export on disk: finding tables, reading them cleaned, joining people and visits across them."""
+"""Read the tables of a LONI export: find files, clean values, and collect participants and visits across tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 
 
 def _file_date(text: str | None) -> date:
-    """The date in a file name; a file without one is older than any other."""
+    """Parse the date in a file name; a file without a date counts as the oldest."""
     if text is None:
         return date.min
     month = _MONTHS.index(text[2:5].lower()) + 1 if text[2:5].lower() in _MONTHS else 1
@@ -30,15 +30,15 @@ def _file_date(text: str | None) -> date:
 
 
 def table_files(raw: Path) -> list[Path]:
-    """CSV files in the export and one folder below; image trees are not searched."""
+    """CSV files in the export folder and its direct subfolders; deeper folders (images) are not searched."""
     return sorted(p for pattern in ("*.csv", "*/*.csv") for p in raw.glob(pattern) if p.is_file())
 
 
 def find_table(raw: Path, table: Table) -> Path | None:
-    """The newest file of a table, by the date in its name, of one date by its name; None where there is none.
+    """Find the newest file of a table: latest date in the file name, then newest table name. None if absent.
 
     Raises:
-        DataError: two files of one name and date: nothing says which one is meant.
+        DataError: several files have the same table name and date.
     """
     expressions = [re.compile(_DATED.format(stem=stem), re.IGNORECASE) for stem in table.stems]
     found: list[tuple[date, int, Path]] = []
@@ -56,16 +56,16 @@ def find_table(raw: Path, table: Table) -> Path | None:
         raise DataError(
             Fault(
                 file=f"{table.name}_ddMonYYYY.csv",
-                expected=f"one newest file of {table.name}",
+                expected=f"a single newest file of {table.name}",
                 found=names,
-                fix="Remove the copy that does not belong.",
+                fix="Remove the copies that you do not want to use.",
             )
         )
     return best[0]
 
 
 def _encoding(path: Path) -> str:
-    """UTF-8, or Latin-1 where the file is no UTF-8 (free text of older exports)."""
+    """UTF-8, or Latin-1 if the file is not valid UTF-8 (free text in older exports)."""
     try:
         path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
@@ -74,12 +74,12 @@ def _encoding(path: Path) -> str:
 
 
 def _masked(value: str) -> str:
-    """An identifier's form without its digits: what an error may show."""
+    """Replace the digits of an identifier by 9, so that error messages do not disclose it."""
     return re.sub(r"\d", "9", value)
 
 
 def _people(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
-    """`rid` (Int32) and `ptid` from whichever of the two a table holds; the RID is the last part of a PTID."""
+    """Add `rid` (Int32) and `ptid` (String). A table without RID takes it from the last part of the PTID."""
     if "RID" not in frame.columns and "PTID" not in frame.columns:
         raise DataError(
             Fault(
@@ -87,7 +87,7 @@ def _people(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
                 column="RID",
                 expected="this column, or PTID",
                 found="neither",
-                fix="Was the column renamed or left out?",
+                fix="Check whether the column was renamed or dropped.",
             )
         )
     frame = frame.with_columns(pl.lit(None, pl.String).alias(c) for c in ("RID", "PTID") if c not in frame.columns)
@@ -107,14 +107,14 @@ def _people(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
                     row=int(wrong[ROW][0]),
                     expected="SSS_S_RRRR" if column == "PTID" else "a roster number",
                     found=f"{_masked(value)!r} (digits hidden)" if value else "an empty field",
-                    fix=f"{len(wrong)} such rows in all.",
+                    fix=f"{len(wrong)} rows are affected.",
                 )
             )
     return frame
 
 
-def _faults_of(frame: pl.DataFrame, field: Field, shown_as: str) -> tuple[Fault | None, str | None]:
-    """A value that no reading of the field allows, and a note on codes outside its list."""
+def _validate(frame: pl.DataFrame, field: Field, shown_as: str) -> tuple[Fault | None, str | None]:
+    """Return an error for values that cannot be parsed, or a note on codes outside the code list."""
     written = frame.select(ROW, pl.col(field.name).str.strip_chars().alias("v")).drop_nulls()
     if field.kind in ("number", "assay"):
         bad = ~pl.col("v").str.contains(values.NUMBER)
@@ -128,7 +128,7 @@ def _faults_of(frame: pl.DataFrame, field: Field, shown_as: str) -> tuple[Fault 
         return None, None
     wrong = written.filter(bad)
     if len(wrong):
-        fix = f"{len(wrong)} such rows in all; is this another table, or an export with decoded values?"
+        fix = f"{len(wrong)} rows are affected. The file may be another table, or an export with decoded values."
         fault = Fault(
             file=shown_as,
             column=field.name,
@@ -144,7 +144,7 @@ def _faults_of(frame: pl.DataFrame, field: Field, shown_as: str) -> tuple[Fault 
             codes = ", ".join(sorted(set(stray[field.name].to_list()))[:5])
             return (
                 None,
-                f"{shown_as}, column {field.name}: {len(stray)} values outside the code list ({codes}) are missing",
+                f"{shown_as}, column {field.name}: {len(stray)} values outside the code list ({codes}) set to missing",
             )
     return None, None
 
@@ -168,11 +168,11 @@ def _cleaned(field: Field) -> list[pl.Expr]:
 
 
 class Export:
-    """The tables of one export; each is read once.
+    """The tables of one export. Each table is read at most once.
 
     Attributes:
-        raw: folder of the export.
-        notes: what a reader of the check should know: values outside code lists.
+        raw: export folder.
+        notes: values outside code lists, for the report of `mrpipe check`.
     """
 
     def __init__(self, raw: Path):
@@ -184,7 +184,7 @@ class Export:
         return find_table(self.raw, table)
 
     def layout(self) -> str:
-        """Which generation of exports this is, from DXSUM's header: old (no PTID), 2024 or 2025."""
+        """Generation of the export, detected from the header of DXSUM: old (no PTID), 2024 or 2025."""
         path = self.path(DXSUM)
         header = set() if path is None else {c.lower() for c in pl.read_csv(path, n_rows=0, infer_schema=False).columns}
         if "ptid" not in header:
@@ -198,13 +198,14 @@ class Export:
         return frame
 
     def table(self, table: Table) -> pl.DataFrame | None:
-        """A cleaned table, or None where the export lacks it.
+        """Return a cleaned table, or None if the export does not contain it.
 
-        Columns: `rid` Int32, `ptid`, `phase`, `viscode`, `month` Int32 and `rank` Int32 (order of the visit), `date`,
-        `stamp` (last edit, sortable text), `row` (in the file, from 1), and the declared fields under their names.
+        Columns: `rid` (Int32), `ptid`, `phase`, `viscode`, `month` (Int32, since baseline), `rank` (Int32, order of
+        visits within a month), `date`, `stamp` (time of the last edit, sortable text), `row` (1-based row in the
+        file), and the declared fields under their names.
 
         Raises:
-            DataError: unreadable, a required column missing, or values that the field's kind does not allow.
+            DataError: the file is unreadable, lacks a required column, or has values of the wrong kind.
         """
         if table.name not in self._read:
             path = self.path(table)
@@ -227,7 +228,7 @@ class Export:
         )
         faults = FaultCollector()
         for field in table.fields:
-            fault, note = _faults_of(frame, field, shown_as)
+            fault, note = _validate(frame, field, shown_as)
             faults.add(fault)
             if note:
                 self.notes.append(note)
@@ -246,7 +247,7 @@ class Export:
         return frame.select(pl.col(ROW).alias("row"), *keys, *cleaned)
 
     def as_written(self, table: Table) -> pl.DataFrame | None:
-        """Every column of a table as text under its upper-case name, with `rid` and `stamp`: for the paper profile."""
+        """Every column of a table as text, named in upper case, plus `rid` and `stamp` (for `profile=paper`)."""
         path = self.path(table)
         if path is None:
             return None
@@ -264,38 +265,38 @@ class Export:
 
     @cached_property
     def roster(self) -> pl.DataFrame:
-        """`rid`, `ptid`: one PTID a participant.
+        """`rid`, `ptid`: one PTID per participant.
 
-        Of several (a participant who changed site) the one that the first table names most often, in the order DXSUM,
-        PTDEMOG, …, ROSTER; the smallest at a tie.
+        Participants who changed site have several PTIDs. The most frequent one in the first table that lists the
+        participant is used (order: DXSUM, PTDEMOG, …, ROSTER); ties take the smallest.
         """
-        named = [
+        listed = [
             frame.filter(pl.col("ptid").is_not_null())
             .group_by("rid", "ptid")
             .len()
             .with_columns(pl.lit(i).alias("table"))
             for i, frame in enumerate(self._present())
         ]
-        if not named:
+        if not listed:
             return pl.DataFrame(schema={"rid": pl.Int32, "ptid": pl.String})
-        ordered = pl.concat(named).sort("rid", "table", -pl.col("len").cast(pl.Int64), "ptid")
+        ordered = pl.concat(listed).sort("rid", "table", -pl.col("len").cast(pl.Int64), "ptid")
         roster = ordered.group_by("rid", maintain_order=True).first().select("rid", "ptid")
         if roster["ptid"].is_duplicated().any():
             n = int(roster["ptid"].is_duplicated().sum())
             raise DataError(
                 Fault(
-                    file="the tables together",
+                    file="all tables",
                     column="PTID",
-                    expected="one RID for each PTID",
+                    expected="one RID per PTID",
                     found=f"{n} RIDs that share a PTID",
-                    fix="Do all tables belong to one export?",
+                    fix="Check that all tables are from the same export.",
                 )
             )
         return roster
 
     @cached_property
     def visits(self) -> pl.DataFrame:
-        """`rid`, `month`, `date`: when each visit took place, from the first table that knows."""
+        """`rid`, `month`, `date`: date of each visit, from the first table that records it."""
         known = [
             frame.filter(pl.col("date").is_not_null() & pl.col("month").is_not_null())
             .sort("rid", "month", -pl.col("rank"), "date")
@@ -308,7 +309,7 @@ class Export:
         return ordered.group_by("rid", "month", maintain_order=True).first().select("rid", "month", "date")
 
     def timed(self, table: Table) -> pl.DataFrame | None:
-        """A table with blank dates filled from the visit, and months of unscheduled visits from the date."""
+        """A table with blank dates filled from other tables, and months of unscheduled visits derived from dates."""
         frame = self.table(table)
         if frame is None:
             return None
@@ -326,14 +327,14 @@ class Export:
 
 
 def diagnoses(export: Export, source: str) -> pl.DataFrame:
-    """One row a diagnostic record in order of visit: `rid, month, rank, date, row, dx` (0 CN, 1 MCI, 2 Dementia).
+    """Diagnostic records sorted by visit: `rid, month, rank, viscode, date, row, dx` (0 CN, 1 MCI, 2 Dementia).
 
-    From DXSUM: DIAGNOSIS, where blank DXCHANGE (GO/2: conversions and reversions to their new state), where blank
-    DXCURREN (ADNI1). From ADNIMERGE: DX, of a conversion the new state.
+    DXSUM: DIAGNOSIS, else DXCHANGE (ADNIGO/2), else DXCURREN (ADNI1). ADNIMERGE: DX. Conversions and reversions count
+    as their new state.
 
     Raises:
-        DataError: no diagnosis column, or the five-level coding of an older dictionary (1 CN, 5 SMC, 2 EMCI, 3 LMCI,
-            4 AD), which cannot be told from 1 CN, 2 MCI, 3 Dementia by its values alone.
+        DataError: no diagnosis column is filled, a code is unknown, or DIAGNOSIS uses the five-level coding of an
+            older data dictionary (1 CN, 5 SMC, 2 EMCI, 3 LMCI, 4 AD), recognised by codes 4 and 5.
     """
     table = ADNIMERGE if source == "adnimerge" else DXSUM
     export.require(table)
@@ -373,11 +374,11 @@ def diagnoses(export: Export, source: str) -> pl.DataFrame:
                 five = column == "DIAGNOSIS" and stray.select(value.is_in(["4", "5"]).any()).item()
                 fix = (
                     (
-                        "This is the coding 1 CN, 5 SMC, 2 EMCI, 3 LMCI, 4 AD of an older dictionary, in which 3 is no "
-                        "dementia: export DXSUM again."
+                        "The file uses the coding 1 CN, 5 SMC, 2 EMCI, 3 LMCI, 4 AD of an older data dictionary, in "
+                        "which 3 is not dementia. Download DXSUM again."
                     )
                     if five
-                    else f"{len(stray)} such rows in all."
+                    else f"{len(stray)} rows are affected."
                 )
                 raise DataError(
                     Fault(
@@ -394,9 +395,9 @@ def diagnoses(export: Export, source: str) -> pl.DataFrame:
                 Fault(
                     file=shown_as,
                     column="DIAGNOSIS",
-                    expected="this column (or DXCHANGE, DXCURREN) filled",
+                    expected="values in this column, DXCHANGE or DXCURREN",
                     found="no diagnosis in any row",
-                    fix="Was the column renamed or left out?",
+                    fix="Check whether the column was renamed or dropped.",
                 )
             )
         frame = frame.with_columns(pl.coalesce(*(f"dx.{c}" for c in maps)).alias("dx"))

@@ -1,4 +1,4 @@
-"""Options of the ADNI reader: labels and rows, features, genotypes; the images' own options are inherited."""
+"""Options of the ADNI reader: labels, visits, features and genotypes. Image options are inherited."""
 
 from __future__ import annotations
 
@@ -13,66 +13,75 @@ ROW_POLICIES = ("profile", "baseline", "latest_update", "latest_before_dx")
 
 @dataclass(frozen=True)
 class AdniOptions(ImageOptions):
-    """How a LONI export becomes samples and features; paths are absolute or relative to the export."""
+    """How a LONI export becomes samples and features. Paths are absolute or relative to the export folder."""
 
     label: str = option(
         "stable_dx",
-        "whose diagnosis is the label: subjects whose diagnosis never changes (the authors' rule), the diagnosis at "
-        "baseline, or the latest one",
+        "diagnosis used as label. stable_dx: only participants whose diagnosis is the same at every visit (the rule in "
+        "the authors' code); baseline_dx: diagnosis at baseline or, if blank, at screening; latest_dx: most recent",
         choices=LABEL_POLICIES,
     )
     blank_diagnosis: str = option(
         "exclude",
-        "stable_dx and a visit without diagnosis: exclude the subject (as the authors) or ignore the visit",
+        "under label=stable_dx, participants who have a visit without a diagnosis: exclude them (as in the authors' "
+        "code), or ignore that visit",
         choices=("exclude", "ignore"),
     )
     label_source: str = option(
-        "dxsum", "table of the diagnoses: DXSUM, or DX of ADNIMERGE", choices=("dxsum", "adnimerge")
+        "dxsum", "table with the diagnoses: DXSUM, or column DX of ADNIMERGE", choices=("dxsum", "adnimerge")
     )
     profile: str = option(
         "corrected",
-        "corrected: declared features, codes and units; paper: the authors' columns and typing, without identifiers, "
-        "dates, form metadata and onset years",
+        "clinical and biospecimen features. corrected: curated columns, missing-value codes removed, categories "
+        "decoded, SI units; paper: columns and types as in the authors' code, values as in the export (docs/adni.md)",
         choices=("corrected", "paper"),
     )
     rows: str = option(
         "profile",
-        "which records of a subject count: of the baseline visit, the latest edited, or the latest up to the visit of "
-        "the label; profile: baseline for corrected, latest_update for paper",
+        "records used for a participant's clinical and biospecimen features. baseline: screening and baseline visits; "
+        "latest_update: most recently edited record of any visit; latest_before_dx: last record up to the visit that "
+        "provides the label; profile: baseline if profile=corrected, latest_update if profile=paper",
         choices=ROW_POLICIES,
     )
     dementia_drugs: bool = option(
-        False, "keep cholinesterase inhibitors and memantine among the medications; they name the diagnosis"
+        False,
+        "include donepezil, rivastigmine, galantamine and memantine among the medications. They are prescribed for "
+        "dementia and nearly determine the diagnosis",
     )
-    plasma_abeta: bool = option(False, "read batemanlab (plasma Abeta42/40, mass spectrometry) into biospecimen")
-    plasma_nfl: bool = option(False, "read Blennow's plasma NfL into biospecimen")
-    isoprostane: bool = option(False, "read ISOPROSTANE (urine) into biospecimen")
+    plasma_abeta: bool = option(False, "add plasma Abeta42/40 (mass spectrometry, table batemanlab) to biospecimen")
+    plasma_nfl: bool = option(False, "add plasma neurofilament light (table ADNI_BLENNOWPLASMANFL) to biospecimen")
+    isoprostane: bool = option(False, "add urine isoprostanes (table ISOPROSTANE) to biospecimen")
 
-    genotypes: str = option("", "folder of the PLINK sets (.bed, .bim, .fam); empty: found in the export")
+    genotypes: str = option("", "folder with the PLINK sets (.bed, .bim, .fam). Empty: search the export")
     source_builds: tuple[str, ...] = option(
         ("ADNI_cluster_01_forward_757LONI*=hg18", "*=hg19"),
-        "genome build of each PLINK set as pattern=build; the first pattern that matches the set's name counts",
+        "genome build of each PLINK set, as a list of pattern=build; the first pattern that matches the name applies",
     )
-    target_build: str = option("hg19", "build that all sets are brought to", choices=("hg18", "hg19", "hg38"))
-    chain: str = option("", "chain file (plain or .gz) to the target build; empty: the one in the export")
+    target_build: str = option(
+        "hg19", "genome build of the store; sets in another build are lifted over", choices=("hg18", "hg19", "hg38")
+    )
+    chain: str = option("", "chain file for lift-over to target_build (plain or .gz). Empty: search the export")
     reference: str = option(
         "",
-        "strands and allele frequencies: 1000 Genomes legend or VCF (plain or .gz); empty: the one in the export, "
-        "or the first set",
+        "reference panel for strand and allele frequencies: 1000 Genomes legend or VCF (plain or .gz). Empty: search "
+        "the export; if there is none, the first PLINK set is the reference",
     )
     frequency_check: bool = option(
         True,
-        "place A/T and C/G SNPs by allele frequency and drop SNPs whose frequency is far from the reference; without, "
-        "A/T and C/G SNPs are dropped and, with the thresholds off, no genotype decides which SNPs are in the store",
+        "use allele frequencies to orient A/T and C/G SNPs and to drop SNPs that differ from the reference by more "
+        "than 0.2. If false, A/T and C/G SNPs are dropped and frequencies are not compared",
     )
-    off_reference: str = option("keep", "SNPs that the reference does not hold", choices=("keep", "drop"))
-    chromosomes: tuple[str, ...] = option(tuple(str(c) for c in range(1, 23)), "chromosomes that are read")
-    mind: float = option(0.1, "people with a higher share of missing calls in a set are left out of it")
-    geno: float = option(0.05, "SNPs with a higher share of missing calls in a set are left out of it")
-    maf: float = option(0.01, "SNPs with a lower minor allele frequency in a set are left out of it")
-    hwe: float = option(1e-6, "SNPs with a lower exact Hardy-Weinberg p value in a set are left out of it; 0: none")
+    off_reference: str = option("keep", "SNPs that are not in the reference panel", choices=("keep", "drop"))
+    chromosomes: tuple[str, ...] = option(tuple(str(c) for c in range(1, 23)), "chromosomes to read")
+    mind: float = option(0.1, "maximum fraction of missing calls per person in a PLINK set (plink --mind)")
+    geno: float = option(0.05, "maximum fraction of missing calls per SNP in a PLINK set (plink --geno)")
+    maf: float = option(0.01, "minimum minor allele frequency of a SNP in a PLINK set (plink --maf)")
+    hwe: float = option(
+        1e-6, "minimum p-value of the exact Hardy-Weinberg test of a SNP in a PLINK set (plink --hwe). 0: no test"
+    )
     merge: str = option(
         "union",
-        "SNPs of all sets (calls of a set that lacks one are missing), or only those in every set",
+        "SNPs to keep when PLINK sets are merged: those in any set (calls are missing where a chip lacks the SNP), or "
+        "only those in every set",
         choices=("union", "intersection"),
     )

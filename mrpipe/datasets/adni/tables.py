@@ -1,8 +1,8 @@
-"""ADNI's tables: names, layouts and code lists (raw-formats A.1–A.4), found by name and read string first.
+"""Declarations of the ADNI tables: file names, columns and code lists (docs/raw-formats.md).
 
-Old (≤ 2023), 2024 and 2025 exports differ in file names, casing, order and columns; a declaration here covers all of
-them. What `Export.table` returns is cleaned: codes decoded to the index of their level, numbers as numbers, blank, −4
-(any phase) and −1 (ADNI1, and where only positive values make sense) as null.
+Exports of 2023 and earlier, 2024 and 2025 differ in file names, case, column order and columns; one declaration covers
+all of them. `Export.table` returns cleaned values: codes as the index of their level, numbers as floats, and null for
+blank, −4 (any phase) and −1 (ADNI1 only, or any phase for measurements that must be positive).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ RACES: Codes = (
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """One raw column that is read.
+    """A raw column to read.
 
     Attributes:
-        kind: number; code (one of `codes`); codes (several, `|` or `:` between them); date; year; text; assay (number,
-            `>1700`, `<80`, `<LLOQ`, `<LOD`).
-        codes: code → level; the cleaned value is the level's position.
-        positive: 0 and −1 cannot be measured values and are missing in every phase.
+        kind: number; code (one of `codes`); codes (several, separated by `|` or `:`); date; year; text; assay (number,
+            `>1700`, `<80`, `<LLOQ` or `<LOD`).
+        codes: pairs of code and level; the cleaned value is the position of the level.
+        positive: 0 and −1 are missing in every phase, because a measurement must be positive.
     """
 
     name: str
@@ -63,14 +63,14 @@ class Field:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One LONI table.
+    """A LONI table.
 
     Attributes:
         name: canonical name.
-        stems: file names without prefix, date and suffix, regular expressions in any case, newest name first; a full
-            download has several of them, of one date.
-        fields: the columns that are read beside the keys.
-        menu: where the provider's site has it.
+        stems: file names without prefix, date and suffix, as case-insensitive regular expressions, newest name first.
+            A full download can contain several of them with the same date.
+        fields: columns to read besides the keys.
+        menu: menu path on the LONI website.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Table:
         )
 
 
-# Keys and bookkeeping, matched in every table; a table need not have all of them, but RID or PTID.
+# Key and bookkeeping columns of every table. Only RID or PTID is required.
 KEYS = (
     Column(name="RID", required=False),
     Column(name="PTID", aliases=("SUBJECT_ID",), required=False),
@@ -118,7 +118,7 @@ HISTORY = (
     "MHPSYCH MH2NEURL MH3HEAD MH4CARD MH5RESP MH6HEPAT MH7DERM MH8MUSCL MH9ENDO MH10GAST MH11HEMA MH12RENA MH13ALLE "
     "MH14ALCH MH15DRUG MH16SMOK MH17MALI MH18SURG MH19OTHR"
 )
-# Quantity → its yes/no item, and whether it is 0 (dose, duration) or undefined (time since the end) when that is no.
+# Quantity → (its yes/no item, whether "no" means 0). Dose and duration are then 0; time since the end is undefined.
 QUANTITIES = {
     "MH14AALCH": ("MH14ALCH", True),
     "MH14BALCH": ("MH14ALCH", True),
@@ -257,11 +257,11 @@ ADNIMERGE = Table(
     fields=(Field(name="DX"),),
     menu="Study Info > Data & Database > Key ADNI tables merged into one table",
 )
-# Read for what they say of people and visits only: PTID of a RID, dates of visits.
+# Read only to map RID to PTID and to date visits.
 ROSTER = Table(name="ROSTER", stems=("ROSTER",), fields=(), menu="Enrollment > Roster")
 REGISTRY = Table(name="REGISTRY", stems=("REGISTRY",), fields=(), menu="Enrollment > Registry")
 
 CLINICAL = (PTDEMOG, MEDHIST, NEUROEXM, RECCMEDS, VITALS)
 BIOSPECIMEN = (APOERES, ELECSYS)
-# Which participants and visits there are; optional tables are read by those who ask for them only.
+# Tables used to collect participants and visits. Optional tables are read only if their option is set.
 PEOPLE = (DXSUM, *CLINICAL, *BIOSPECIMEN, ADNIMERGE, ROSTER, REGISTRY)

@@ -1,4 +1,4 @@
-"""MIMIC-IV: one-year mortality after discharge from laboratory results and vital signs, notes, and codes."""
+"""MIMIC-IV: one-year mortality after discharge, from measurements, clinical notes, and ICD codes."""
 
 from __future__ import annotations
 
@@ -50,10 +50,12 @@ DATASET = Dataset(
     tiny={"n_patients": 220, "n_chart_rows": 6000, "n_lab_rows": 4000},
     modalities_of=modalities_of,
     notes=(
-        "The paper: 9,003 patients, 22.6 % dead within a year; 108 (1.2 %) without notes, 4 without diagnoses, 1,777 "
-        "(19.7 %) without procedures; 2,172 measurement columns, 94.216 % of them empty. Its filters are not public.",
-        "Diagnoses are assigned at discharge: they are known at the time of the prediction, not before.",
-        "A blank date of death means alive a year after the last discharge (the provider blanks later deaths).",
-        "lab and lab_summary are two forms of the same measurements: give a model one of them.",
+        "The paper reports 9,003 patients: 22.6 % died within a year, 108 (1.2 %) have no notes, 4 no diagnoses, 1,777 "
+        "(19.7 %) no procedures; 94.216 % of the cells of its 2,172 measurement columns are empty. Its cohort filters "
+        "are not public.",
+        "Diagnoses are assigned at discharge: they are known at the prediction time, but not earlier.",
+        "A blank date of death means that the patient was alive one year after the last discharge; later deaths are "
+        "censored by the provider.",
+        "lab and lab_summary are two representations of the same measurements: train on one of them.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Check of a MIMIC-IV export: every fault that a build would meet, found before it starts."""
+"""Check of a MIMIC-IV export: report every error before a build starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from mrpipe.datasets.mimic.cohort import _require_consistent
+from mrpipe.datasets.mimic.cohort import require_consistent
 from mrpipe.datasets.mimic.options import MimicOptions, within
 from mrpipe.datasets.mimic.scan.scanner import check_columns, inflate_to_end, sample_rows
 from mrpipe.datasets.mimic.tables import (
@@ -18,11 +18,11 @@ from mrpipe.datasets.mimic.tables import (
     NOTES,
     PLACES,
     TABLES,
+    detect_release,
     find_table,
     has_table,
     note_tables,
     read_table,
-    tell_release,
 )
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import sha256
@@ -30,9 +30,9 @@ from mrpipe.schema import Checked
 
 SUMS = "SHA256SUMS.txt"
 T = TypeVar("T")
-# A full export without these is no export; the others can be left out, each with its consequence.
+# Tables that an export may lack, with the consequence; all other tables are required.
 OPTIONAL = {
-    "hosp/procedures_icd": "no procedures enter the code sequence",
+    "hosp/procedures_icd": "the code sequences have no procedures",
     "hosp/d_icd_diagnoses": "diagnoses have no titles in the dictionary",
     "hosp/d_icd_procedures": "procedures have no titles in the dictionary",
     "hosp/d_labitems": "laboratory items have no names in the dictionary",
@@ -41,6 +41,7 @@ OPTIONAL = {
 
 
 def _attempt(faults: FaultCollector, function: Callable[..., T], *arguments: Any, **named: Any) -> T | None:
+    """Result of the function, or None after adding its faults."""
     try:
         return function(*arguments, **named)
     except DataError as error:
@@ -49,7 +50,7 @@ def _attempt(faults: FaultCollector, function: Callable[..., T], *arguments: Any
 
 
 def provider_sums(raw: Path) -> dict[Path, str]:
-    """File → SHA-256 as the provider's SHA256SUMS.txt files state it (hosp, icu and note may have one each)."""
+    """SHA-256 of each file listed in the provider's SHA256SUMS.txt (hosp, icu and note may have one each)."""
     sums = {}
     for listing in sorted(raw.rglob(SUMS)):
         for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -60,68 +61,57 @@ def provider_sums(raw: Path) -> dict[Path, str]:
 
 
 def _verify(raw: Path, files: list[Path], options: MimicOptions, faults: FaultCollector, notes: list[str]) -> None:
-    """Compare with the provider's checksums; what has none, or may differ, is inflated to its end."""
+    """Compare files with the provider's checksums; decompress files whose checksum is not verified."""
     sums = provider_sums(raw) if options.checksums != "skip" else {}
-    unlisted = {within(raw, f) for f in sums} & set(options.rebuilt)
-    strange = sorted(set(options.rebuilt) - unlisted)
-    if strange and options.checksums != "skip":
-        faults.add(
-            Fault(file="options", column="rebuilt", expected=f"files that a {SUMS} names", found=", ".join(strange))
-        )
-    proven = 0
+    unlisted = sorted(set(options.rebuilt) - {within(raw, f) for f in sums})
+    if unlisted and options.checksums != "skip":
+        expected, found = f"files listed in {SUMS}", ", ".join(unlisted)
+        faults.add(Fault(file="options", column="rebuilt", expected=expected, found=found))
+    n_verified = 0
     for path in files:
         name = within(raw, path)
         if path in sums and name not in options.rebuilt:
             found = sha256(path)
             if found == sums[path]:
-                proven += 1
+                n_verified += 1
                 continue
             if options.checksums == "verify":
                 faults.add(
                     Fault(
                         file=name,
-                        expected=f"SHA-256 {sums[path][:16]}… of {SUMS}",
+                        expected=f"SHA-256 {sums[path][:16]}… as in {SUMS}",
                         found=f"{found[:16]}…",
-                        fix="Download it again; or, if it was changed on purpose, say so: "
-                        f"--set 'rebuilt=[\"{name}\"]' (checksums=note accepts any, checksums=skip does not look).",
+                        fix="Download the file again or, if it was changed on purpose, declare it with "
+                        f"--set 'rebuilt=[\"{name}\"]'; checksums=note accepts all mismatches.",
                     )
                 )
                 continue
-            notes.append(f"{name} is not the provider's: its SHA-256 differs from {SUMS}")
+            notes.append(f"{name} was modified: its SHA-256 differs from {SUMS}")
         elif name in options.rebuilt:
-            notes.append(f"{name} is not the provider's: declared as rebuilt")
+            notes.append(f"{name} was modified: declared in the option rebuilt")
         if path.suffix == ".gz" and options.integrity == "full":
             _attempt(faults, inflate_to_end, path, name)
     if sums:
-        notes.append(f"{proven} of {len(files)} files carry the provider's SHA-256")
+        notes.append(f"{n_verified} of {len(files)} files match the provider's SHA-256")
 
 
 def check_export(raw: Path, options: MimicOptions) -> Checked:
-    """Read every small table, the header and the first rows of every large one, and the provider's checksums.
+    """Read all small tables and the header and first rows of all large ones, and verify the provider's checksums.
 
     Raises:
-        DataError: with every fault of options, files, columns and values.
+        DataError: all errors in options, files, columns and values.
     """
     options.validate()
     faults, notes, files = FaultCollector(), [], []
     if not has_table(raw, "hosp/patients") and (has_table(raw, "core/patients") or list(raw.rglob("PATIENTS.csv*"))):
-        faults.add(
-            Fault(
-                file=raw.name,
-                expected="MIMIC-IV 2.0 or later (hosp/patients)",
-                fix=GET,
-                found="the layout of MIMIC-III"
-                if not has_table(raw, "core/patients")
-                else "the core module of MIMIC-IV 1.0",
-            )
-        )
-        faults.raise_if_any()
+        found = "the core module of MIMIC-IV 1.0" if has_table(raw, "core/patients") else "MIMIC-III tables"
+        raise DataError(Fault(file=raw.name, expected="MIMIC-IV 2.0 or later (hosp/patients)", found=found, fix=GET))
     frames: dict[str, pl.DataFrame] = {}
     for name in TABLES:
         if name == "icu/icustays" and options.require_icu == "no":
             continue
         if name in OPTIONAL and not has_table(raw, name):
-            notes.append(f"{name} is absent: {OPTIONAL[name]}")
+            notes.append(f"{name} is missing: {OPTIONAL[name]}")
             continue
         path = find_table(raw, name, faults)
         if path is None:
@@ -132,9 +122,9 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
             frames[name] = frame
     release = "unknown"
     if {"hosp/patients", "hosp/admissions"} <= set(frames):
-        _attempt(faults, _require_consistent, frames["hosp/patients"], frames["hosp/admissions"])
-        told = _attempt(faults, tell_release, raw, frames["hosp/patients"], frames["hosp/admissions"], options)
-        release = told or release
+        tables = frames["hosp/patients"], frames["hosp/admissions"]
+        _attempt(faults, require_consistent, *tables)
+        release = _attempt(faults, detect_release, *tables, options) or release
         notes += _oddities(frames)
     large = {n: EVENTS[n] for n in options.event_sources} | {n: NOTES[n] for n in note_tables(raw, options)}
     for name, columns in large.items():
@@ -146,7 +136,7 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
             _attempt(faults, sample_rows, path, columns, shown_as=within(raw, path))
     for name in options.notes:
         if not has_table(raw, PLACES[name]):
-            notes.append(f"{PLACES[name]} is absent (a project of its own at the provider): no such notes")
+            notes.append(f"{PLACES[name]} is missing (MIMIC-IV-Note is a separate PhysioNet project): no {name} notes")
     if not faults.faults:
         _verify(raw, files, options, faults, notes)
     faults.raise_if_any()
@@ -154,28 +144,28 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
 
 
 def _oddities(frames: dict[str, pl.DataFrame]) -> list[str]:
-    """What B.3 warns of, counted."""
+    """Counts of known inconsistencies of MIMIC-IV (docs/raw-formats.md) and of visits without ICD-9 diagnoses."""
     admissions, patients = frames["hosp/admissions"], frames["hosp/patients"]
     joined = admissions.join(patients.select("subject_id", "dod"), on="subject_id", how="left")
     died = pl.col("hospital_expire_flag") == 1
     earlier = pl.col("dischtime").cum_max().shift(1).over("subject_id")
     counts = {
-        "visits are admitted after their discharge": joined.filter(pl.col("admittime") > pl.col("dischtime")),
-        "visits begin before an earlier one has ended": joined.sort("subject_id", "admittime", "hadm_id").filter(
+        "visits with admittime after dischtime": joined.filter(pl.col("admittime") > pl.col("dischtime")),
+        "visits that begin before an earlier one ends": joined.sort("subject_id", "admittime", "hadm_id").filter(
             pl.col("admittime") < earlier
         ),
-        "visits are flagged as died without a deathtime": joined.filter(died & pl.col("deathtime").is_null()),
-        "deathtimes are later than the discharge": joined.filter(pl.col("deathtime") > pl.col("dischtime")),
-        "deathtimes are on another day than dod": joined.filter(pl.col("deathtime").dt.date() != pl.col("dod")),
-        "in-hospital deaths have no dod": joined.filter(died & pl.col("dod").is_null()),
+        "visits with hospital_expire_flag but without deathtime": joined.filter(died & pl.col("deathtime").is_null()),
+        "visits with deathtime after dischtime": joined.filter(pl.col("deathtime") > pl.col("dischtime")),
+        "visits with deathtime on another day than dod": joined.filter(pl.col("deathtime").dt.date() != pl.col("dod")),
+        "visits with in-hospital death but without dod": joined.filter(died & pl.col("dod").is_null()),
     }
-    lines = [f"{len(rows)} {what}" for what, rows in counts.items() if len(rows)]
+    lines = [f"{len(rows)} {kind}" for kind, rows in counts.items() if len(rows)]
     diagnoses = frames.get("hosp/diagnoses_icd")
     if diagnoses is not None:
         per_visit = diagnoses.group_by("hadm_id").agg((pl.col("icd_version") == 10).all().alias("ten"))
         ten = int(per_visit["ten"].sum())
         lines.append(
-            f"{ten} of {len(per_visit)} visits have ICD-10 diagnoses only; they are not translated to ICD-9 "
-            "(a general equivalence mapping is many-to-many)"
+            f"{ten} of {len(per_visit)} visits with ICD-10 diagnoses only, which are not mapped to ICD-9 "
+            "(general equivalence mappings are many-to-many)"
         )
     return lines

@@ -1,7 +1,7 @@
-"""Modality code: the diagnoses and procedures of each visit, as strings with their leading zeros.
+"""Modality code: ICD diagnoses and procedures of each visit, kept as strings with leading zeros.
 
-A step is one code: x = [position of the code in the dictionary's levels, number of the visit], time in days since the
-first visit's admission. Within a visit diagnoses come first, each kind by its seq_num.
+Each step is one code: x = [index of the code in the levels of the dictionary, number of the visit], with the time in
+days since the first admission. Within a visit, diagnoses precede procedures, both ordered by seq_num.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from mrpipe.datasets.mimic.cohort import visits_of
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.scan.progress import say
+from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import open_optional
 from mrpipe.errors import DataError, Fault
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
@@ -27,11 +27,7 @@ DAY_MS = 86_400_000
 
 
 def category(code: pl.Expr, kind: pl.Expr, version: pl.Expr) -> pl.Expr:
-    """The category a code belongs to: three characters (E codes of ICD-9 four, procedures of ICD-9 two).
-
-    ICD-9-CM: volume 1 and V codes have three-digit categories, E codes E + three digits, volume 3 two digits; ICD-10-CM
-    and -PCS: the first three characters.
-    """
+    """Category of a code: the first three characters, except four for ICD-9 E codes and two for ICD-9 procedures."""
     length = (
         pl.when((version == 9) & (kind == "PR"))
         .then(2)
@@ -43,7 +39,7 @@ def category(code: pl.Expr, kind: pl.Expr, version: pl.Expr) -> pl.Expr:
 
 
 def sequence_array(values: np.ndarray, lengths: np.ndarray, width: int) -> pa.Array:
-    """Steps (S, width) float32 of samples with `lengths` steps each, as a list of fixed-size lists."""
+    """Steps (S, width) float32 of samples with `lengths` steps each, as an Arrow list of fixed-size lists."""
     flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1), type=pa.float32())
     steps = pa.FixedSizeListArray.from_arrays(flat, width)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
@@ -58,7 +54,7 @@ def time_array(time: np.ndarray, lengths: np.ndarray) -> pa.Array:
 def sequence_batch(
     modality: Modality, ids: list[str], values: np.ndarray, time: np.ndarray, lengths: np.ndarray
 ) -> pa.RecordBatch:
-    """One record batch of an irregular sequence."""
+    """Record batch of an irregular sequence."""
     arrays = [
         pa.array(ids, type=pa.string()),
         sequence_array(values, lengths, modality.size),
@@ -81,7 +77,7 @@ def _titles(raw: Path) -> pl.DataFrame:
 
 
 def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Features:
-    """The code sequences of the cohort.
+    """Code sequences of the cohort, from icd_code, icd_version and seq_num in diagnoses_icd and procedures_icd.
 
     Raises:
         DataError: no visit of the cohort has a code.
@@ -103,15 +99,15 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         codes = codes.with_columns(rolled.alias("icd_code"))
     key = ["rank", "number", "kind", "icd_version", "icd_code"]
     n_all = len(codes)
-    # A code that a visit names twice (a duplicate, or two of one category) counts once, at its first place.
+    # Codes repeated in a visit (duplicates, or two codes of one category) are kept once, at the first position.
     codes = codes.sort("rank", "number", "kind", "seq_num", "icd_version", "icd_code").unique(
         key, keep="first", maintain_order=True
     )
     if codes.is_empty():
-        raise DataError(Fault(file="hosp/diagnoses_icd", expected="codes of the cohort's visits", found="none"))
-    say(
-        f"mimic code: {len(codes):,} codes of {codes['rank'].n_unique():,} patients; {n_all - len(codes):,} repeats in "
-        f"a visit left out; {codes.filter(icd_version=10).height:,} are ICD-10"
+        raise DataError(Fault(file="hosp/diagnoses_icd", expected="codes of visits in the cohort", found="none"))
+    log(
+        f"mimic code: {len(codes):,} codes of {codes['rank'].n_unique():,} patients, "
+        f"{codes.filter(icd_version=10).height:,} of them ICD-10; {n_all - len(codes):,} repeats within a visit removed"
     )
     levels = (
         codes.select("kind", "icd_version", "icd_code")

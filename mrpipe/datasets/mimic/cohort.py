@@ -1,7 +1,7 @@
-"""Who is in, with which label, and why the others are not (raw-formats.md B.2, B.4, B.5).
+"""Cohort selection, labels and attrition.
 
-A sample is a patient. `visits` is the one place where admissions are cut down to those that count; the readers of
-codes, notes and measurements ask it too, so that no modality sees a visit that the cohort dropped.
+A sample is a patient. Only `visits` filters admissions; the readers of codes, notes and measurements use it too, so
+that no modality includes an excluded visit.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.scan.progress import say
-from mrpipe.datasets.mimic.tables import open_optional, open_table, tell_release
+from mrpipe.datasets.mimic.scan.progress import log
+from mrpipe.datasets.mimic.tables import detect_release, open_optional, open_table
 from mrpipe.errors import DataError, Fault
 from mrpipe.schema import Attrition, Cohort
 
@@ -29,14 +29,14 @@ PAPER = {
 
 @dataclass(frozen=True, kw_only=True)
 class Visits:
-    """The visits that count, and the flow of patients down to them.
+    """The included visits, their patients, and the attrition so far.
 
     Attributes:
-        kept: one row a visit: `subject_id, hadm_id, admittime, dischtime` (Datetime), `number` (1 the first), by
-            patient and admission time.
-        patients: `subject_id, gender, anchor_age, anchor_year, death` (Date or null), `last_discharge` (Date), those
-            of `kept` only.
-        attrition: the steps so far, in patients.
+        kept: one row per visit: `subject_id, hadm_id, admittime, dischtime` (Datetime) and `number` (from 1), sorted
+            by patient and admission time.
+        patients: `subject_id, gender, anchor_age, anchor_year, death` (Date or null) and `last_discharge` (Date) of
+            the patients in `kept`.
+        attrition: exclusion steps, in patients.
     """
 
     kept: pl.DataFrame
@@ -44,38 +44,36 @@ class Visits:
     attrition: Attrition
 
 
-def _require_consistent(patients: pl.DataFrame, admissions: pl.DataFrame) -> None:
+def require_consistent(patients: pl.DataFrame, admissions: pl.DataFrame) -> None:
+    """Require unique keys, and a row in patients for every admission.
+
+    Raises:
+        DataError: repeated keys, or admissions of unknown patients.
+    """
     for frame, key, file in ((patients, "subject_id", "hosp/patients"), (admissions, "hadm_id", "hosp/admissions")):
         repeated = frame[key].is_duplicated()
         if repeated.any():
-            raise DataError(
-                Fault(
-                    file=file,
-                    column=key,
-                    row=int(repeated.arg_max() or 0) + 1,
-                    expected="each value once",
-                    found=f"{int(repeated.sum())} rows that repeat one",
-                    fix="Are two releases in one table?",
-                )
-            )
-    strangers = admissions.join(patients, on="subject_id", how="anti")
-    if len(strangers):
+            row, found = int(repeated.arg_max() or 0) + 1, f"{int(repeated.sum())} rows with repeated values"
+            fix = "Check that the table does not combine two releases."
+            raise DataError(Fault(file=file, column=key, row=row, expected="unique values", found=found, fix=fix))
+    unknown = admissions.join(patients, on="subject_id", how="anti")
+    if len(unknown):
         raise DataError(
             Fault(
                 file="hosp/admissions",
                 column="subject_id",
-                expected="patients of hosp/patients",
-                found=f"{strangers['subject_id'].n_unique()} others",
-                fix="Are the tables of one release?",
+                expected="patients in hosp/patients",
+                found=f"{unknown['subject_id'].n_unique()} other patients",
+                fix="Check that the tables are from the same release.",
             )
         )
 
 
 def deaths(patients: pl.DataFrame, admissions: pl.DataFrame, options: MimicOptions) -> pl.DataFrame:
-    """`subject_id, death, last_discharge`: the day of death (null: none on record) and of the last discharge of all.
+    """`subject_id, death, last_discharge`: dates of death (null if not recorded) and of the last discharge.
 
-    With `death_date=any`, a blank dod is filled from the in-hospital death that admissions.csv records: its deathtime,
-    else the discharge of the visit that is flagged.
+    Source: dod in patients. With `death_date=any`, a blank dod is replaced by the date of the in-hospital death in
+    admissions: deathtime, otherwise dischtime of the visit with hospital_expire_flag.
     """
     in_hospital = pl.coalesce(
         pl.col("deathtime").dt.date(), pl.when(pl.col("hospital_expire_flag") == 1).then(pl.col("dischtime").dt.date())
@@ -90,7 +88,7 @@ def deaths(patients: pl.DataFrame, admissions: pl.DataFrame, options: MimicOptio
 
 
 def icd9_visits(raw: Path, options: MimicOptions) -> pl.DataFrame:
-    """`hadm_id` of the visits whose diagnoses and procedures satisfy the rule on ICD-9."""
+    """`hadm_id` of the visits whose diagnoses and procedures satisfy the option `icd9`."""
     tables = [open_table(raw, "hosp/diagnoses_icd"), open_optional(raw, "hosp/procedures_icd")]
     versions = pl.concat([t.select("hadm_id", "icd_version") for t in tables if t is not None])
     nine = pl.col("icd_version") == 9
@@ -99,14 +97,14 @@ def icd9_visits(raw: Path, options: MimicOptions) -> pl.DataFrame:
 
 
 def visits(raw: Path, options: MimicOptions) -> Visits:
-    """Admissions, in time order, down to those that count.
+    """Apply all visit and patient filters to the admissions, in order of time.
 
     Raises:
-        DataError: repeated keys, admissions of unknown patients, or no patient left.
+        DataError: repeated keys, admissions of unknown patients, or an unknown release.
     """
     patients, admissions = open_table(raw, "hosp/patients"), open_table(raw, "hosp/admissions")
-    _require_consistent(patients, admissions)
-    tell_release(raw, patients, admissions, options)
+    require_consistent(patients, admissions)
+    detect_release(patients, admissions, options)
     flow = Attrition(len(patients), "patients in the export")
     dead = deaths(patients, admissions, options)
     kept = admissions.join(dead.select("subject_id", "death"), on="subject_id", how="left")
@@ -145,10 +143,10 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
         narrow(enough, f"fewer than {options.min_visits} remaining visits")
     kept = kept.sort("subject_id", "admittime", "hadm_id")
     if options.index_visit == "first":
-        # What comes after the prediction is not for the model to see.
+        # Visits after the prediction time are not available to the model.
         kept = kept.filter(pl.int_range(pl.len()).over("subject_id") == 0)
     if stays is not None and options.require_icu in ("patient", "index"):
-        # A column, not an expression over a list: inside `over` the list would be copied once a patient.
+        # A column rather than is_in(list): inside `over`, polars would copy the list once per patient.
         marked = stays.with_columns(pl.lit(True).alias("in_icu"))
         kept = kept.join(marked, on="hadm_id", how="left", maintain_order="left").with_columns(
             pl.col("in_icu").fill_null(False)
@@ -174,11 +172,11 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
 
 
 def label(death: pl.Expr, discharge: pl.Expr, last_discharge: pl.Expr, horizon: int) -> pl.Expr:
-    """1 dead within `horizon` days of `discharge`, 0 alive then, null unknown; all three are dates (B.2).
+    """1 if dead within `horizon` days of `discharge`, 0 if alive then, null if unknown; all three are dates.
 
-    A blank dod means alive a year after the *last* discharge, and nothing about later: the provider blanks later
-    deaths. A horizon that ends behind that day is unknown for such a patient. A death one day before the discharge is
-    a disagreement of date and clock time and counts as the day itself; one still earlier contradicts the visit.
+    A blank dod only means that the patient was alive one year after the *last* discharge, because the provider blanks
+    later deaths; if the horizon ends after that, the label is unknown. A death one day before the discharge is a
+    disagreement between date and time and counts as day 0; earlier deaths contradict the visit (unknown).
     """
     days = (death - discharge).dt.total_days()
     known_alive = (discharge + pl.duration(days=horizon)) <= (last_discharge + pl.duration(days=365))
@@ -197,7 +195,14 @@ def label(death: pl.Expr, discharge: pl.Expr, last_discharge: pl.Expr, horizon: 
 
 
 def build_cohort(raw: Path, options: MimicOptions) -> Cohort:
-    """The cohort; prints its flow beside the paper's numbers."""
+    """Samples, labels and attrition of the cohort; also prints the attrition next to the numbers in the paper.
+
+    Source: admissions, patients, icustays, diagnoses_icd and procedures_icd. One sample per patient; times are from
+    admittime and dischtime, `age` in years is anchor_age plus the years from anchor_year to the index admission.
+
+    Raises:
+        DataError: inconsistent tables, or no patient left.
+    """
     options.validate()
     found = visits(raw, options)
     per_patient = found.kept.group_by("subject_id").agg(
@@ -227,8 +232,8 @@ def build_cohort(raw: Path, options: MimicOptions) -> Cohort:
             Fault(
                 file="hosp/admissions",
                 expected="at least one patient in the cohort",
-                found="; ".join(f"{n:,} {what}" for n, what in _flow(found.attrition.frame()) if n),
-                fix="Which rule removes them? mrpipe options mimic lists the rules.",
+                found="; ".join(f"{n:,} {reason}" for n, reason in _flow(found.attrition.frame()) if n),
+                fix="Relax the rule that excludes them; mrpipe options mimic lists the rules.",
             )
         )
     samples = frame.select(
@@ -256,7 +261,7 @@ def build_cohort(raw: Path, options: MimicOptions) -> Cohort:
 
 
 def code_counts(raw: Path, kept: pl.DataFrame) -> pl.DataFrame:
-    """`sample_id, n_diagnoses, n_procedures, icd_versions` ("9", "10", "9+10") over the visits that count."""
+    """`sample_id, n_diagnoses, n_procedures, icd_versions` ("9", "10" or "9+10") over the included visits."""
     keys = kept.select("subject_id", "hadm_id")
     names = {"hosp/diagnoses_icd": "n_diagnoses", "hosp/procedures_icd": "n_procedures"}
     tables = {n: open_optional(raw, t) for t, n in names.items()}
@@ -276,30 +281,30 @@ def code_counts(raw: Path, kept: pl.DataFrame) -> pl.DataFrame:
 
 
 def _flow(attrition: pl.DataFrame) -> list[tuple[int, str]]:
-    """How many patients there are, and how many each step leaves out."""
+    """Number of patients at the start, and number excluded by each step."""
     return [
-        (before - after, f"left out: {reason}") if step else (after, reason)
+        (before - after, f"excluded: {reason}") if step else (after, reason)
         for step, reason, before, after in attrition.iter_rows()
     ]
 
 
 def _report(attrition: pl.DataFrame, samples: pl.DataFrame, value: pl.Series) -> None:
-    say("mimic cohort, in patients (the paper's numbers in brackets)")
-    for n, what in _flow(attrition):
-        say(f"  {n:>9,}  {what}")
-    say(f"  {attrition['n_after'][-1]:>9,}  in the cohort [{PAPER['patients']:,}]")
+    log("mimic cohort, in patients (numbers of the MoE-Retriever paper in brackets)")
+    for n, reason in _flow(attrition):
+        log(f"  {n:>9,}  {reason}")
+    log(f"  {attrition['n_after'][-1]:>9,}  in the cohort [{PAPER['patients']:,}]")
     counted = {
         "deaths within a year": int(value.sum()),
         "patients without diagnoses": int((samples["n_diagnoses"] == 0).sum()),
         "patients without procedures": int((samples["n_procedures"] == 0).sum()),
     }
-    for what, n in counted.items():
-        expected = PAPER[what]
-        say(f"  {n:>9,}  {what}, {n / len(samples):.1%} [{expected:,}, {expected / PAPER['patients']:.1%}]")
+    for name, n in counted.items():
+        expected = PAPER[name]
+        log(f"  {n:>9,}  {name}, {n / len(samples):.1%} [{expected:,}, {expected / PAPER['patients']:.1%}]")
 
 
 def visits_of(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> pl.DataFrame:
-    """The visits that count of these samples, with `rank`: the position of the sample in sorted `sample_id`."""
+    """Included visits of these samples with `rank`, the position of the sample in sorted order of `sample_id`."""
     ranks = (
         samples.select("sample_id")
         .sort("sample_id")

@@ -1,8 +1,8 @@
-"""Measurements of the cohort, from labevents and chartevents to one part file: the pass over the large tables.
+"""Extract the measurements of the cohort from labevents and chartevents into part files.
 
-What the scan keeps is sorted in runs of bounded size on disk and merged patient by patient, so that memory does not
-grow with the export. A part holds, for each of its patients, the measurements as they were charted (value and unit);
-harmonising is the readers' work, because an item's unit is known only after the whole export was seen.
+Measurements are sorted on disk in runs of bounded size and merged patient by patient, so that memory does not grow with
+the export. A part contains the measurements of its patients as charted (value and unit); they are harmonised by the
+readers, because the unit of an item depends on the whole export.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.mimic.cohort import visits_of
 from mrpipe.datasets.mimic.options import MimicOptions, within
-from mrpipe.datasets.mimic.ranges import spelled
-from mrpipe.datasets.mimic.scan.progress import say
+from mrpipe.datasets.mimic.ranges import canonical_unit
+from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.scan.scanner import Scan
 from mrpipe.datasets.mimic.tables import EVENTS, PLACES, find_table
 from mrpipe.errors import FaultCollector
@@ -33,9 +33,9 @@ from mrpipe.keyed import id_keys
 from mrpipe.store.parquet import replacing
 
 PART_KEY = "mrpipe.mimic.part"
-RUN_ROWS = 2**20  # measurements sorted in memory at a time
-GROUP_ROWS = 2**18  # measurements of one row group, at most (one patient's at least)
-# One measurement: rank of the patient, seconds since the first admission, source · ITEM_BASE + item, unit, value.
+RUN_ROWS = 2**20  # measurements sorted in memory
+GROUP_ROWS = 2**18  # maximum number of measurements per row group, unless one patient has more
+# One measurement: rank of the patient, seconds since first admission, source · ITEM_BASE + itemid, unit code, value.
 RUN = np.dtype([("rank", "<i4"), ("seconds", "<i4"), ("item", "<i4"), ("unit", "<u2"), ("value", "<f4")])
 ITEM_BASE = 10_000_000
 SOURCES = ("labevents", "chartevents")
@@ -53,17 +53,18 @@ DAY = 86_400
 
 @dataclass
 class Tally:
-    """What became of the rows of the cohort's patients, by reason."""
+    """Number of rows of the cohort, and counts of the rows that were modified or set aside, by reason."""
 
     n_rows: int = 0
     counts: Counter[str] = field(default_factory=Counter)
 
 
 class Windows:
-    """When a patient's measurements count.
+    """Select measurements by time and visit.
 
-    `visits`: inside a visit that counts, from 24 h before its admission to its discharge, or, where the row names a
-    visit, that visit; `history`: any time. Never after the index discharge, never of a visit that does not count.
+    A measurement with a hadm_id is included if that visit is. One without is included from 24 h before the admission to
+    the discharge of an included visit (`event_window=visits`), or at any time (`history`). Measurements after the index
+    discharge are always excluded.
     """
 
     def __init__(self, kept: pl.DataFrame, n_samples: int, options: MimicOptions):
@@ -79,7 +80,7 @@ class Windows:
         self.first[rank[::-1]] = seconds["admit"].to_numpy()[::-1]
         self.last = np.zeros(n_samples, dtype=np.int64)
         self.last[rank] = seconds["discharge"].to_numpy()
-        # Visits can overlap: what counts is the latest discharge of all that began before.
+        # Visits can overlap, so use the latest discharge of all visits that began earlier.
         until = seconds.select(pl.col("discharge").cum_max().over("rank"))["discharge"].to_numpy()
         self._span = 2**34
         self._starts = rank * self._span + seconds["admit"].to_numpy() - DAY + 2**33
@@ -87,20 +88,20 @@ class Windows:
         self._visits = np.sort(seconds["hadm_id"].to_numpy())
 
     def __call__(self, rank: NDArray[np.int64], time: NDArray[np.int64], hadm: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which measurements count; `hadm` is -1 where the row names no visit."""
+        """Mask of included measurements, (n,); `time` is in epoch seconds, `hadm` is -1 for rows without hadm_id."""
         named = hadm >= 0
         index = np.minimum(np.searchsorted(self._visits, hadm), len(self._visits) - 1)
-        ours = self._visits[index] == hadm
+        included = self._visits[index] == hadm
         if self.history:
             inside = np.ones(len(rank), dtype=bool)
         else:
             visit = np.searchsorted(self._starts, rank * self._span + time + 2**33, side="right") - 1
             inside = (visit >= 0) & (self._rank[visit] == rank) & (time <= self._until[visit])
-        return (np.where(named, ours, inside)) & (time <= self.last[rank])
+        return (np.where(named, included, inside)) & (time <= self.last[rank])
 
 
 class UnitCodes:
-    """Units seen, as small numbers; 0 is a blank."""
+    """Integer codes of the units encountered so far; 0 is a blank unit."""
 
     def __init__(self) -> None:
         self.names: list[str] = [""]
@@ -110,7 +111,7 @@ class UnitCodes:
         distinct = units.unique().to_list()
         for unit in distinct:
             if unit not in self._codes:
-                name = spelled(unit)
+                name = canonical_unit(unit)
                 if name not in self.names:
                     self.names.append(name)
                 self._codes[unit] = self.names.index(name)
@@ -121,42 +122,42 @@ NUMBER = r"^\s*([<>]=?)?\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*$"
 
 
 def numbers_of(frame: pl.DataFrame, tally: Counter[str]) -> pl.Series:
-    """valuenum; where it is blank, the number that `value` spells, a limit (`>100`) being taken as its bound."""
+    """Values from valuenum or, if it is blank, parsed from the text in `value`; a limit such as `>100` becomes 100."""
     number = frame["valuenum"]
     blank = number.is_null()
     if blank.any():
         text = frame["value"].filter(blank)
         parts = text.str.extract_groups(NUMBER).struct.unnest() if len(text) else None
         if parts is not None:
-            spelt = parts[parts.columns[1]].cast(pl.Float64, strict=False)
-            tally["number read from the text"] += int(spelt.is_not_null().sum())
+            parsed = parts[parts.columns[1]].cast(pl.Float64, strict=False)
+            tally["number read from the text"] += int(parsed.is_not_null().sum())
             tally["limit (> or <) taken as its bound"] += int(
-                (parts[parts.columns[0]].is_not_null() & spelt.is_not_null()).sum()
+                (parts[parts.columns[0]].is_not_null() & parsed.is_not_null()).sum()
             )
             positions = blank.arg_true()
-            number = number.scatter(positions, spelt)
+            number = number.scatter(positions, parsed)
     finite = number.is_finite().fill_null(False)
     tally["set aside: text, blank or ___"] += int((~finite).sum())
     return number
 
 
-def cohort_mark(samples: pl.DataFrame, options: MimicOptions) -> str:
-    """Whose measurements a part holds: it knows patients by their rank, which means another one in another cohort."""
+def cohort_hash(samples: pl.DataFrame, options: MimicOptions) -> str:
+    """Hash of cohort and options, because a part refers to patients by their rank in the cohort."""
     ids = samples["sample_id"].sort().to_list()
     return hashlib.sha256(json.dumps([ids, asdict(options)], sort_keys=True).encode()).hexdigest()
 
 
-def fingerprint(files: list[Path], raw: Path, samples: pl.DataFrame, options: MimicOptions) -> str:
-    """What a part depends on; a part with another one is not used again."""
+def input_hash(files: list[Path], raw: Path, samples: pl.DataFrame, options: MimicOptions) -> str:
+    """Hash of all inputs of a part (files by size and time, cohort, options); parts with another hash are stale."""
     state = [(within(raw, f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return hashlib.sha256(json.dumps([state, cohort_mark(samples, options)]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([state, cohort_hash(samples, options)]).encode()).hexdigest()
 
 
 def event_files(raw: Path, options: MimicOptions) -> dict[str, Path]:
-    """Source → file of the chosen tables.
+    """File of each table in `event_sources`.
 
     Raises:
-        DataError: one is missing or there twice.
+        DataError: a table is missing or present more than once.
     """
     faults = FaultCollector()
     found = {s: find_table(raw, PLACES[s], faults) for s in SOURCES if s in options.event_sources}
@@ -165,14 +166,14 @@ def event_files(raw: Path, options: MimicOptions) -> dict[str, Path]:
 
 
 def shard_of(sample_ids: list[str], n_parts: int) -> NDArray[np.int64]:
-    """Which part a patient belongs to, by a hash of the id."""
+    """Part of each patient, (n,) int64, by a hash of the id."""
     if n_parts == 1:
         return np.zeros(len(sample_ids), dtype=np.int64)
     return (id_keys(sample_ids) % np.uint64(n_parts)).astype(np.int64)
 
 
 class _Runs:
-    """Measurements in sorted runs on disk."""
+    """Measurements on disk in sorted runs."""
 
     def __init__(self, folder: Path, n_samples: int):
         self._folder, self._n_samples = folder, n_samples
@@ -193,7 +194,7 @@ class _Runs:
             return
         rows = np.concatenate(self._pending)
         self._pending, self._n_pending = [], 0
-        # Exports come by patient or nearly so: a run that is in order need not be sorted.
+        # Exports are nearly sorted by patient, so most runs do not need sorting.
         if (np.diff(rows["rank"]) < 0).any():
             rows = rows[np.argsort(rows["rank"], kind="stable")]
         path = self._folder / f"{len(self.files)}.run"
@@ -202,7 +203,7 @@ class _Runs:
         self.files.append((path, np.concatenate([[0], np.cumsum(counts)])))
 
     def groups(self) -> Iterator[NDArray[Any]]:
-        """The measurements of whole patients, by rank, about GROUP_ROWS at once."""
+        """Measurements of whole patients in order of rank, about GROUP_ROWS at a time."""
         if not self.files:
             return
         totals = np.sum([np.diff(offsets) for _, offsets in self.files], axis=0)
@@ -231,14 +232,14 @@ def _rows(
     units: UnitCodes,
     tally: Tally,
 ) -> NDArray[Any]:
-    """The measurements of one frame that count, as RUN rows."""
+    """Included measurements of a frame as RUN rows."""
     tally.n_rows += len(frame)
     rank = ranks[frame["subject_id"].to_numpy() - low].astype(np.int64)
     time = frame["charttime"].dt.epoch("s").to_numpy()
     hadm = frame["hadm_id"].fill_null(-1).to_numpy()
-    counts = windows(rank, time, hadm)
-    tally.counts["outside the visits that count, or after the prediction"] += int((~counts).sum())
-    frame, rank, time = frame.filter(pl.Series(counts)), rank[counts], time[counts]
+    included = windows(rank, time, hadm)
+    tally.counts["outside the visits that count, or after the prediction"] += int((~included).sum())
+    frame, rank, time = frame.filter(pl.Series(included)), rank[included], time[included]
     number = numbers_of(frame, tally.counts)
     finite = number.is_finite().fill_null(False).to_numpy()
     rows = np.empty(int(finite.sum()), dtype=RUN)
@@ -251,20 +252,23 @@ def _rows(
 
 
 def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part: int, n_parts: int, out: Path) -> None:
-    """Write part `part`: one row a measurement, by rank (of the sample in sorted ids).
+    """Write the measurements of part `part` to the Parquet file `out`, sorted by rank (of the sample in sorted ids).
 
-    The file's metadata holds the units by code, how many rows were read and set aside and why, and how many
-    measurements there are of each item and unit.
+    Source: charttime, itemid, valuenum, value and valueuom of labevents and chartevents. The metadata of the file has
+    the units by code, the number of rows read and set aside by reason, and the measurements per item and unit.
+
+    Raises:
+        DataError: an option out of range, or a table that is missing or damaged.
     """
     options.validate()
     files = event_files(raw, options)
-    marks = {
-        "fingerprint": fingerprint(list(files.values()), raw, samples, options),
-        "cohort": cohort_mark(samples, options),
+    hashes = {
+        "fingerprint": input_hash(list(files.values()), raw, samples, options),
+        "cohort": cohort_hash(samples, options),
     }
     ids = samples["sample_id"].sort().to_list()
     subjects = np.array([int(i) for i in ids], dtype=np.int64)
-    mine = shard_of(ids, n_parts) == part
+    in_part = shard_of(ids, n_parts) == part
     windows = Windows(visits_of(raw, samples, options), len(ids), options)
     low = int(subjects.min())
     ranks = np.full(int(subjects.max()) - low + 1, -1, dtype=np.int32)
@@ -273,19 +277,19 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     scratch = out.with_suffix("")
     runs = _Runs(scratch, len(ids))
     try:
-        if mine.any():
+        if in_part.any():
             for source, path in files.items():
-                scan = Scan(path, EVENTS[source], subjects[mine], shown_as=within(raw, path))
+                scan = Scan(path, EVENTS[source], subjects[in_part], shown_as=within(raw, path))
                 for frame in scan:
                     runs.add(_rows(frame, source, ranks, low, windows, units, tally))
-                say(f"mimic {source}: {scan.n_rows:,} rows read, part {part} of {n_parts}")
+                log(f"mimic {source}: {scan.n_rows:,} rows read for part {part} of {n_parts}")
         runs.flush()
-        _write_part(out, runs, units, tally, marks)
+        _write_part(out, runs, units, tally, hashes)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write_part(out: Path, runs: _Runs, units: UnitCodes, tally: Tally, marks: dict[str, str]) -> None:
+def _write_part(out: Path, runs: _Runs, units: UnitCodes, tally: Tally, hashes: dict[str, str]) -> None:
     by_unit: Counter[tuple[int, int]] = Counter()
     with replacing(out) as temporary:
         writer = pq.ParquetWriter(temporary, SCHEMA, compression="lz4", use_dictionary=False)
@@ -297,7 +301,7 @@ def _write_part(out: Path, runs: _Runs, units: UnitCodes, tally: Tally, marks: d
                 columns = [pa.array(np.ascontiguousarray(rows[name])) for name in SCHEMA.names]
                 writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=len(rows) or None)
             state = {
-                **marks,
+                **hashes,
                 "units": units.names,
                 "n_rows": tally.n_rows,
                 "counts": dict(sorted(tally.counts.items())),

@@ -1,4 +1,4 @@
-"""Parts of measurements, brought together in order of patients, each item in one unit, impossible values set aside."""
+"""Merge part files by patient, convert each item to one unit, and set impossible values aside."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SCHEMA, cohort_mark
+from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SCHEMA, cohort_hash
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.ranges import MERGED, RANGES, UNITS, conversion
 from mrpipe.errors import DataError, Fault, UsageError
@@ -25,19 +25,18 @@ Group = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Items:
-    """The items of an export's cohort, in one unit each.
+    """The items of a cohort with one unit each.
 
     Attributes:
-        items: (n_items,) item keys (source · ITEM_BASE + itemid) after merging, sorted: the levels.
-        units: their units.
-        pairs: (n_pairs,) sorted keys item · 2^16 + unit code, of all measurements as charted.
-        level, factor, offset: (n_pairs,) which level a pair becomes (-1: its unit cannot be converted), and how.
-        low, high: (n_items,) possible values.
+        items: (n_items,) sorted item keys (source · ITEM_BASE + itemid) after merging, the levels of the dictionary.
+        units: units of the items.
+        level, factor, offset: (n_pairs,) level of each pair of item key and unit as charted, sorted (-1: the unit is
+            not convertible), and its conversion to the unit of the item.
+        low, high: (n_items,) range of possible values.
     """
 
     items: NDArray[np.int64]
     units: list[str]
-    pairs: NDArray[np.int64]
     level: NDArray[np.int64]
     factor: NDArray[np.float64]
     offset: NDArray[np.float64]
@@ -46,13 +45,13 @@ class Items:
 
 
 def resolve_items(counts: Counter[tuple[int, str]], options: MimicOptions) -> tuple[Items, dict[tuple[int, str], int]]:
-    """Choose each item's unit (a declared one, else the most frequent; ties by name) and how every other becomes it.
+    """Choose the unit of each item (a declared one, else the most frequent, ties by name) and its conversions.
 
     Args:
-        counts: (item key, unit) → how many measurements.
+        counts: number of measurements per (item key, unit).
 
     Returns:
-        the items, and (item key, unit) → position in `level` (pairs there are in the order of sorted keys).
+        The items, and the position of each (item key, unit) in `level`.
     """
 
     def target(key: int, unit: str) -> tuple[int, str]:
@@ -65,17 +64,17 @@ def resolve_items(counts: Counter[tuple[int, str]], options: MimicOptions) -> tu
     for (key, unit), n in counts.items():
         item, found = target(key, unit)
         by_item.setdefault(item, Counter())[found] += n
-    wanted = {}
+    unit_of = {}
     for item, units in by_item.items():
         named = sorted((-n, u) for u, n in units.items() if u)
-        wanted[item] = UNITS.get(item % ITEM_BASE) or (named[0][1] if named else "")
+        unit_of[item] = UNITS.get(item % ITEM_BASE) or (named[0][1] if named else "")
     items = sorted(by_item)
     position = {item: i for i, item in enumerate(items)}
     pairs = sorted(counts)
     level, factor, offset = [], [], []
     for key, unit in pairs:
         item, found = target(key, unit)
-        rule = conversion(item % ITEM_BASE, found, wanted[item])
+        rule = conversion(item % ITEM_BASE, found, unit_of[item])
         level.append(position[item] if rule else -1)
         factor.append(rule[0] if rule else 1.0)
         offset.append(rule[1] if rule else 0.0)
@@ -83,8 +82,7 @@ def resolve_items(counts: Counter[tuple[int, str]], options: MimicOptions) -> tu
     ranges = [RANGES.get(i % ITEM_BASE, unlimited) if options.outlier_ranges else unlimited for i in items]
     resolved = Items(
         items=np.array(items, dtype=np.int64),
-        units=[wanted[i] for i in items],
-        pairs=np.arange(len(pairs)),
+        units=[unit_of[i] for i in items],
         level=np.array(level, dtype=np.int64),
         factor=np.array(factor),
         offset=np.array(offset),
@@ -95,18 +93,18 @@ def resolve_items(counts: Counter[tuple[int, str]], options: MimicOptions) -> tu
 
 
 class Parts:
-    """The part files of a preparation, read together in order of rank.
+    """The part files of a modality, merged in order of rank.
 
     Raises:
         UsageError: a part was prepared for another cohort or with other options.
-        DataError: no part holds a measurement.
+        DataError: no part contains a measurement.
     """
 
     def __init__(self, paths: Sequence[Path], samples: pl.DataFrame, options: MimicOptions):
         self._paths = list(paths)
         states = [json.loads(read_metadata(p)[PART_KEY]) for p in self._paths]
-        mark = cohort_mark(samples, options)
-        if stale := [p.name for p, state in zip(self._paths, states, strict=True) if state.get("cohort") != mark]:
+        expected = cohort_hash(samples, options)
+        if stale := [p.name for p, state in zip(self._paths, states, strict=True) if state.get("cohort") != expected]:
             raise UsageError(
                 f"{', '.join(stale)}: prepared for another cohort or with other options; run mrpipe prepare again"
             )
@@ -121,14 +119,14 @@ class Parts:
             raise DataError(
                 Fault(
                     file="hosp/labevents, icu/chartevents",
-                    expected="measurements of the cohort's patients",
+                    expected="measurements of patients in the cohort",
                     found="none",
-                    fix="Do these tables belong to this export?",
+                    fix="Check that the tables belong to this export.",
                 )
             )
         self.items, self._pair = resolve_items(counts, options)
         self._options = options
-        # Per part: the key item · 2^16 + code (the part's own unit codes) → position of the pair.
+        # Per part: item · 2^16 + unit code of that part → position of the pair.
         self._keys = []
         for state in states:
             keys = sorted(
@@ -138,13 +136,13 @@ class Parts:
                 (np.array([k for k, _ in keys], dtype=np.int64), np.array([v for _, v in keys], dtype=np.int64))
             )
         self.set_aside: dict[str, NDArray[np.int64]] = {
-            reason: np.zeros(len(self.items.items), dtype=np.int64) for reason in ("impossible value", "same again")
+            reason: np.zeros(len(self.items.items), dtype=np.int64) for reason in ("impossible value", "repeated")
         }
         self.patients = np.zeros(len(self.items.items), dtype=np.int64)
         self.other_units = 0
 
     def groups(self) -> Iterator[Group]:
-        """Whole patients: `rank`, `hours`, `level`, `value` (float32), in order of rank, time, level, value."""
+        """Groups of whole patients: `rank`, `hours`, `level`, `value` (float32), sorted by rank, time, level, value."""
         for group in self._merged():
             yield self._clean(group)
 
@@ -160,27 +158,27 @@ class Parts:
 
     def _merged(self) -> Iterator[Group]:
         readers = [self._read(i) for i in range(len(self._paths))]
-        waiting: dict[int, Group] = {}
+        buffered: dict[int, Group] = {}
         while True:
             for i, reader in enumerate(readers):
-                if i not in waiting:
+                if i not in buffered:
                     group = next(reader, None)
                     if group is not None:
-                        waiting[i] = group
-            if not waiting:
+                        buffered[i] = group
+            if not buffered:
                 return
-            # Every part has been read past this rank; a part never splits a patient over two groups.
-            reach = min(int(g["rank"][-1]) for g in waiting.values())
+            # All parts have been read up to this rank, because a part never splits a patient over two groups.
+            reach = min(int(g["rank"][-1]) for g in buffered.values())
             pieces = []
-            for i in sorted(waiting):
-                cut = int(np.searchsorted(waiting[i]["rank"], reach, side="right"))
+            for i in sorted(buffered):
+                cut = int(np.searchsorted(buffered[i]["rank"], reach, side="right"))
                 if cut:
-                    pieces.append({n: c[:cut] for n, c in waiting[i].items()})
-                rest = {n: c[cut:] for n, c in waiting[i].items()}
+                    pieces.append({n: c[:cut] for n, c in buffered[i].items()})
+                rest = {n: c[cut:] for n, c in buffered[i].items()}
                 if len(rest["rank"]):
-                    waiting[i] = rest
+                    buffered[i] = rest
                 else:
-                    del waiting[i]
+                    del buffered[i]
             yield {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
 
     def _clean(self, group: Group) -> Group:
@@ -196,16 +194,16 @@ class Parts:
         seconds, value = group["seconds"][keep], value[keep].astype(np.float32)
         order = np.lexsort((value, _one_key(rank, seconds, level)))
         rank, seconds, level, value = rank[order], seconds[order], level[order], value[order]
-        again = np.zeros(len(rank), dtype=bool)
-        again[1:] = (
+        repeated = np.zeros(len(rank), dtype=bool)
+        repeated[1:] = (
             (rank[1:] == rank[:-1])
             & (seconds[1:] == seconds[:-1])
             & (level[1:] == level[:-1])
             & (value[1:] == value[:-1])
         )
-        self._count("same again", level[again])
-        rank, level, value = rank[~again], level[~again], value[~again]
-        hours = seconds[~again] / 3600.0
+        self._count("repeated", level[repeated])
+        rank, level, value = rank[~repeated], level[~repeated], value[~repeated]
+        hours = seconds[~repeated] / 3600.0
         if self._options.bin_hours:
             return self._binned(rank, np.floor(hours / self._options.bin_hours), level, value)
         return {"rank": rank, "hours": hours.astype(np.float32), "level": level, "value": value}
@@ -229,19 +227,19 @@ class Parts:
         self.set_aside[reason] += np.bincount(level, minlength=len(self.items.items))
 
     def report(self, name: str) -> str:
-        """How many measurements were set aside, and why, in one line."""
+        """One line with the number of measurements set aside by reason."""
         reasons = Counter(self.tally)
         reasons["set aside: in a unit that cannot be converted"] += self.other_units
         reasons["set aside: impossible value"] += int(self.set_aside["impossible value"].sum())
-        reasons["set aside: the same measurement again"] += int(self.set_aside["same again"].sum())
+        reasons["set aside: the same measurement again"] += int(self.set_aside["repeated"].sum())
         listed = "; ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items()) if n)
         return f"{name}: {self.n_rows:,} rows of the cohort's patients: {listed}"
 
 
 def _one_key(rank: NDArray[np.int64], seconds: NDArray[np.int32], level: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A number that orders by rank, then time, then level: one key sorts several times as fast as three.
+    """Combined sort key of rank, time and level; sorting by one key is several times faster than by three.
 
-    Time needs 32 bits, the level 14 (16,384 items), the rank within a group of half a million rows the other 17.
+    Time takes 32 bits, the level 14 (16,384 items) and the rank within a group the remaining 17.
     """
     if not len(rank):
         return rank

@@ -1,8 +1,8 @@
-"""Modalities lab (irregular sequence) and lab_summary (one vector a patient), from the parts that `events` wrote.
+"""Modalities lab (irregular sequence) and lab_summary (vector), from the part files written by `events`.
 
-lab: a step is one measurement, x = [position of the item in the dictionary's levels, value], time in hours since the
-first visit's admission; values are in one unit an item. lab_summary: per item last, mean, min, max and count.
-Both keep every item that the cohort has; which of them a model sees is a transform fitted on training rows.
+lab: each step is one measurement, x = [index of the item in the levels of the dictionary, value], with the time in
+hours since the first admission; each item has one unit. lab_summary: last, mean, min, max and count per item. Both
+include all items of the cohort; transforms fitted on training rows select those that a model uses.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mimic.codes import sequence_batch
-from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SOURCES, event_files, fingerprint, prepare_events
+from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SOURCES, event_files, input_hash, prepare_events
 from mrpipe.datasets.mimic.harmonise import Group, Items, Parts
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.scan.progress import say
+from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import open_optional
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 from mrpipe.store.parquet import read_metadata, replacing
@@ -35,7 +35,7 @@ _PREFIX = {"labevents": "lab", "chartevents": "chart"}
 
 
 def item_table(raw: Path) -> pl.DataFrame:
-    """`key, label`: what the export's dictionaries call the items."""
+    """`key, label` of the items in d_labitems and d_items."""
     frames = [pl.DataFrame(schema={"key": pl.Int64, "label": pl.String})]
     for source, table in (("labevents", "hosp/d_labitems"), ("chartevents", "icu/d_items")):
         names = open_optional(raw, table)
@@ -48,7 +48,7 @@ def item_table(raw: Path) -> pl.DataFrame:
 
 
 def _item_names(raw: Path, items: Items) -> pl.DataFrame:
-    """One row a level: `code` (lab:50912), `label`, `unit`, `source`."""
+    """One row per level: `code` (lab:50912), `label`, `unit`, `source`."""
     frame = pl.DataFrame({"key": items.items, "unit": items.units}).join(
         item_table(raw), on="key", how="left", maintain_order="left"
     )
@@ -67,7 +67,7 @@ def _ids(samples: pl.DataFrame) -> NDArray[np.str_]:
 
 
 def read_lab(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Sequence[Path]) -> Features:
-    """The measurements of every patient as an irregular sequence."""
+    """Measurements of each patient as an irregular sequence, from labevents and chartevents (see `prepare_events`)."""
     content = Parts(parts, samples, options)
     ids, names = _ids(samples), _item_names(raw, content.items)
     label = pl.concat_str("code", pl.col("label"), pl.format("[{}]", "unit"), separator=" ")
@@ -96,13 +96,12 @@ def read_lab(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Seq
             yield sequence_batch(modality, ids[present].tolist(), values, group["hours"], lengths)
 
     def dictionary() -> pl.DataFrame:
-        say(f"mimic {content.report('lab')}")
+        log(f"mimic {content.report('lab')}")
         share = 1 - observed["cells"] / max(1, len(ids) * len(names))
-        say(
-            f"mimic lab: {observed['steps']:,} measurements of {observed['patients']:,} patients, "
-            f"{len(names):,} items; "
-            f"{observed['cells'] / max(1, observed['patients']):.1f} items a patient, {share:.3%} of the patient-item "
-            "cells are empty [the paper: 125.6 of 2,172, 94.216 %]"
+        log(
+            f"mimic lab: {observed['steps']:,} measurements of {observed['patients']:,} patients; "
+            f"{observed['cells'] / max(1, observed['patients']):.1f} of {len(names):,} items per patient, "
+            f"{share:.3%} of the patient-item cells are empty [paper: 125.6 of 2,172, 94.216 %]"
         )
         counts = {
             "n_observed": observed["patients"],
@@ -141,7 +140,7 @@ def read_lab(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Seq
 
 
 def summarise(group: Group, n_items: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Ranks (n,) of a group, and (n, n_items · 5): last, mean, min, max (NaN where never measured) and count."""
+    """Ranks (n,) and summaries (n, n_items · 5) float32: last, mean, min, max (NaN if not measured) and count."""
     order = np.lexsort((group["hours"], group["level"], group["rank"]))
     rank, level, value = group["rank"][order], group["level"][order], group["value"][order].astype(np.float64)
     key = rank * n_items + level
@@ -162,14 +161,14 @@ def summarise(group: Group, n_items: int) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def read_summary(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Sequence[Path]) -> Features:
-    """Summary statistics of every patient and item."""
+    """Summary statistics per patient and item, from labevents and chartevents (see `prepare_events`)."""
     content = Parts(parts, samples, options)
     ids, names = _ids(samples), _item_names(raw, content.items)
     n_items = len(names)
     modality = Modality(
         name="lab_summary", bit=3, kind="vector", shape=(n_items * len(STATISTICS),), description=SUMMARY
     )
-    having = np.zeros(n_items, dtype=np.int64)
+    n_measured = np.zeros(n_items, dtype=np.int64)
     total = Counter[str]()
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -177,7 +176,7 @@ def read_summary(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts:
             if not len(group["rank"]):
                 continue
             present, x = summarise(group, n_items)
-            having[:] += (x.reshape(len(x), n_items, -1)[:, :, -1] > 0).sum(axis=0)
+            n_measured[:] += (x.reshape(len(x), n_items, -1)[:, :, -1] > 0).sum(axis=0)
             total["patients"] += len(present)
             flat = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), modality.size)
             yield pa.RecordBatch.from_arrays(
@@ -185,16 +184,16 @@ def read_summary(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts:
             )
 
     def dictionary() -> pl.DataFrame:
-        wrong, again = content.set_aside["impossible value"], content.set_aside["same again"]
+        impossible, repeated = content.set_aside["impossible value"], content.set_aside["repeated"]
         notes = pl.Series(
             [
-                "".join(f"; {n} {what} set aside" for n, what in ((w, "impossible"), (a, "repeated")) if n)
-                for w, a in zip(wrong.tolist(), again.tolist(), strict=True)
+                "".join(f"; {n} {reason} set aside" for n, reason in ((i, "impossible"), (r, "repeated")) if n)
+                for i, r in zip(impossible.tolist(), repeated.tolist(), strict=True)
             ],
             dtype=pl.String,
         )
         one = names.with_row_index("item").with_columns(
-            (pl.col("label") + notes).alias("description"), pl.Series("n_observed", having)
+            (pl.col("label") + notes).alias("description"), pl.Series("n_observed", n_measured)
         )
         return (
             one.join(pl.DataFrame({"statistic": STATISTICS}).with_row_index("s"), how="cross")
@@ -222,10 +221,10 @@ def read_summary(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts:
 def prepare_summary(
     raw: Path, samples: pl.DataFrame, options: MimicOptions, part: int, n_parts: int, out: Path
 ) -> None:
-    """The parts of lab_summary are those of lab: where that one lies beside it and is current, it is taken."""
+    """Prepare a part of lab_summary, which equals that of lab: copy the part of lab if it is up to date."""
     sibling = out.parent.parent / "lab" / out.name
-    mark = fingerprint(list(event_files(raw, options).values()), raw, samples, options)
-    if sibling.is_file() and json.loads(read_metadata(sibling)[PART_KEY])["fingerprint"] == mark:
+    current = input_hash(list(event_files(raw, options).values()), raw, samples, options)
+    if sibling.is_file() and json.loads(read_metadata(sibling)[PART_KEY])["fingerprint"] == current:
         with replacing(out) as temporary:
             shutil.copyfile(sibling, temporary)
         return
@@ -233,5 +232,5 @@ def prepare_summary(
 
 
 def n_shards(options: MimicOptions) -> int:
-    """Parts of the measurements."""
+    """Number of parts in which the measurements are prepared."""
     return options.n_shards

@@ -1,4 +1,4 @@
-"""Cleaning of clinical notes: sections, de-identification blanks, and what would tell the outcome."""
+"""Clean clinical notes: sections, de-identification blanks, and text that reveals the outcome."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ _HEADING = re.compile(
     rf"^[ \t]*(?P<name>{'|'.join(map(re.escape, sorted(HEADINGS, key=len, reverse=True)))})[ \t]*(?::|$)",
     re.IGNORECASE | re.MULTILINE,
 )
-# Sections that state where, or whether, the patient went.
+# Sections that state where the patient was discharged to, or that the patient died.
 TELLTALE_SECTIONS = frozenset(
     {"discharge disposition", "discharge condition", "facility", "date of death", "cause of death"}
 )
-# Administrative lines of names, numbers and dates; all blanks after de-identification.
+# Administrative lines with names, numbers and dates, which are blank after de-identification.
 ADMINISTRATIVE = frozenset(
     {"name", "unit no", "admission date", "discharge date", "date of birth", "sex", "service", "attending"}
 )
@@ -86,7 +86,7 @@ _MARKED = re.compile(r"[\[\]*=#]{2,}|-{3,}")
 
 
 def sections(text: str) -> list[tuple[str, str]]:
-    """(heading in lower case, body) in order; what stands before the first heading has the heading ""."""
+    """Pairs (lower-case heading, body) in order; text before the first heading has the heading ""."""
     found = []
     name, start = "", 0
     for match in _HEADING.finditer(text):
@@ -97,41 +97,41 @@ def sections(text: str) -> list[tuple[str, str]]:
 
 
 def clean(text: str, *, guard: bool, only: Collection[str] = (), removed: Counter[str] | None = None) -> str:
-    """A note as running text.
+    """Convert a note to running text.
 
     Args:
-        guard: leave out sections of disposition and condition at discharge, and sentences of `TELLTALE` phrases. A
-            sentence goes as a whole: "His father died at 60" goes too; a guard must not judge whose death it was.
-        only: keep these sections only (empty: all but administrative ones).
-        removed: counts what was left out.
+        guard: remove the sections on discharge disposition and condition, and all sentences with a `TELLTALE` phrase,
+            including those about others ("His father died at 60"), because the guard cannot tell whose death is meant.
+        only: keep only these sections (empty: all except administrative ones).
+        removed: counter of removed sections and sentences.
     """
-    wanted = {s.lower() for s in only}
+    requested = {s.lower() for s in only}
     kept = []
     for name, body in sections(text.replace("\r\n", "\n").replace("\r", "\n")):
-        if wanted and name not in wanted:
+        if requested and name not in requested:
             continue
-        if name in ADMINISTRATIVE and name not in wanted:
-            # What follows on lines of their own after an administrative line is no part of it.
+        if name in ADMINISTRATIVE and name not in requested:
+            # Keep the lines that follow the administrative line.
             body = body.partition("\n")[2]
         if guard and name in TELLTALE_SECTIONS:
             if removed is not None:
-                removed["sections of disposition or death"] += 1
+                removed["sections on discharge disposition or death"] += 1
             continue
         sentences = _SENTENCE.split(body)
         if guard:
-            innocent = [s for s in sentences if not TELLTALE.search(s)]
+            remaining = [s for s in sentences if not TELLTALE.search(s)]
             if removed is not None:
-                removed["sentences about death, hospice or comfort care"] += len(sentences) - len(innocent)
-            sentences = innocent
+                removed["sentences about death, hospice or comfort care"] += len(sentences) - len(remaining)
+            sentences = remaining
         kept.append(f"{name} {' '.join(sentences)}")
     text = _MARKED.sub(" ", _BLANKS.sub(" ", " ".join(kept)))
     return _SPACE.sub(" ", text).strip()
 
 
 def pieces(text: str, n_words: int, limit: int) -> list[str]:
-    """A text cut into runs of `n_words` words; with a `limit`, so many of them, evenly spaced, from first to last."""
+    """Split a text into chunks of `n_words` words; with a `limit`, keep that many, evenly spaced from first to last."""
     words = text.split()
-    runs = [" ".join(words[i : i + n_words]) for i in range(0, len(words), n_words)]
-    if limit and len(runs) > limit:
-        runs = [runs[round(i * (len(runs) - 1) / max(1, limit - 1))] for i in range(limit)]
-    return runs
+    chunks = [" ".join(words[i : i + n_words]) for i in range(0, len(words), n_words)]
+    if limit and len(chunks) > limit:
+        chunks = [chunks[round(i * (len(chunks) - 1) / max(1, limit - 1))] for i in range(limit)]
+    return chunks

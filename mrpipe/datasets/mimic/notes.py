@@ -1,4 +1,4 @@
-"""Modality note: one step a note, x = hashed term counts or an encoder's vector, time in days since the first visit."""
+"""Modality note: each step is one note, x = hashed term counts or an embedding, time in days since the first visit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mrpipe.datasets.mimic.codes import sequence_batch
 from mrpipe.datasets.mimic.cohort import PAPER, visits_of
 from mrpipe.datasets.mimic.note_text import clean, pieces
 from mrpipe.datasets.mimic.options import MimicOptions, within
-from mrpipe.datasets.mimic.scan.progress import say
+from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.scan.scanner import Scan
 from mrpipe.datasets.mimic.tables import NOTES, PLACES, find_table, note_tables
 from mrpipe.errors import DataError, Fault, FaultCollector
@@ -29,11 +29,11 @@ BATCH = 256
 DAY = 86_400
 
 
-def _admissible(frame: pl.DataFrame, kept: pl.DataFrame, options: MimicOptions, left_out: Counter[str]) -> pl.DataFrame:
-    """Notes that may be seen: written up to the day of the index discharge, of visits that count.
+def _admissible(frame: pl.DataFrame, kept: pl.DataFrame, options: MimicOptions, removed: Counter[str]) -> pl.DataFrame:
+    """With the leak guard, drop notes written after the day of the index discharge or during excluded visits.
 
-    A note that names no visit (radiology of outpatients) counts by its day alone. Charttime of a discharge summary is
-    a day without a clock time, so days are compared.
+    Notes without hadm_id (outpatient radiology) are selected by day only. The charttime of discharge summaries has no
+    time of day, so days are compared.
     """
     index = kept.group_by("subject_id").agg(
         pl.col("rank").first(), pl.col("admittime").min().alias("first"), pl.col("dischtime").last().alias("last")
@@ -42,17 +42,17 @@ def _admissible(frame: pl.DataFrame, kept: pl.DataFrame, options: MimicOptions, 
     if options.leak_guard:
         late = pl.col("charttime").dt.date() > pl.col("last").dt.date()
         other = pl.col("hadm_id").is_not_null() & ~pl.col("hadm_id").is_in(kept["hadm_id"].implode())
-        left_out["written after the prediction time"] += frame.filter(late).height
-        left_out["of visits that do not count (terminal ones among them)"] += frame.filter(other & ~late).height
+        removed["written after the prediction time"] += frame.filter(late).height
+        removed["from excluded visits"] += frame.filter(other & ~late).height
         frame = frame.filter(~late & ~other)
     return frame
 
 
 def read_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Iterator[pl.DataFrame]:
-    """Cleaned notes: `rank, note_id, days, note_seq, text`; prints what was left out, and why."""
+    """Cleaned notes: `rank, note_id, days, note_seq, text`; prints the number of notes removed by reason."""
     kept = visits_of(raw, samples, options)
     subjects = samples["sample_id"].cast(pl.Int64).to_numpy()
-    left_out: Counter[str] = Counter()
+    removed: Counter[str] = Counter()
     faults = FaultCollector()
     n_rows = 0
     for name in note_tables(raw, options):
@@ -61,25 +61,25 @@ def read_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Itera
         assert path is not None
         scan = Scan(path, NOTES[name], subjects, shown_as=within(raw, path))
         for frame in scan:
-            frame = _admissible(frame, kept, options, left_out)
+            frame = _admissible(frame, kept, options, removed)
             only = options.note_sections if name == "discharge" else ()
-            texts = [clean(t or "", guard=options.leak_guard, only=only, removed=left_out) for t in frame["text"]]
+            texts = [clean(t or "", guard=options.leak_guard, only=only, removed=removed) for t in frame["text"]]
             days = (pl.col("charttime") - pl.col("first")).dt.total_milliseconds() / (1000 * DAY)
             seq = pl.col("note_seq") if "note_seq" in frame.columns else pl.lit(0, dtype=pl.Int32)
             frame = frame.select(
                 "rank", "note_id", days.alias("days"), seq.alias("note_seq"), pl.Series("text", texts, pl.String)
             )
-            left_out["without a word"] += frame.filter(pl.col("text") == "").height
+            removed["without words"] += frame.filter(pl.col("text") == "").height
             yield frame.filter(pl.col("text") != "")
         n_rows += scan.n_rows
-    say(
-        f"mimic note: {n_rows:,} notes read; left out: "
-        + ("; ".join(f"{r} {n:,}" for r, n in sorted(left_out.items()) if n) or "none")
+    log(
+        f"mimic note: {n_rows:,} notes read; removed: "
+        + ("; ".join(f"{r} {n:,}" for r, n in sorted(removed.items()) if n) or "none")
     )
 
 
 class _Vectors:
-    """Notes to vectors: hashed counts, or the mean of an encoder's vectors of a note's pieces."""
+    """Convert notes to vectors: hashed term counts, or the normalised mean of the embeddings of their chunks."""
 
     def __init__(self, options: MimicOptions):
         self.counts = options.text_encoder == "counts"
@@ -100,24 +100,24 @@ class _Vectors:
         sums = np.zeros((len(texts), self.dim))
         np.add.at(sums, note[known], vectors[known])
         norm = np.linalg.norm(sums, axis=1, keepdims=True)
-        # A note in which the encoder finds no word is observed and unknown: NaN, as the store wants it.
+        # A note without any word known to the encoder is observed but has no value, which the store represents as NaN.
         return np.where(norm > 0, sums / np.maximum(norm, 1e-12), np.nan).astype(np.float32)
 
 
 def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Features:
-    """The notes of every patient, in order of time.
+    """Notes of each patient in order of time, from charttime and text of note/discharge and note/radiology.
 
     Raises:
-        DataError: the export has no notes, or none that may be seen.
+        DataError: the export has no notes, or the leak guard removes all of them.
     """
     options.validate()
     if not note_tables(raw, options):
         raise DataError(
             Fault(
                 file="note/discharge.csv.gz",
-                expected="notes (MIMIC-IV-Note is a project of its own)",
+                expected="notes (MIMIC-IV-Note is a separate project)",
                 found="none",
-                fix="Get it from https://physionet.org/content/mimic-iv-note/, or build without the modality note.",
+                fix="Download it from https://physionet.org/content/mimic-iv-note/ or build without the modality note.",
             )
         )
     encode = _Vectors(options)
@@ -132,9 +132,9 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         raise DataError(
             Fault(
                 file="note/",
-                expected="notes of the cohort's visits",
+                expected="notes of visits in the cohort",
                 found="none",
-                fix="Are the notes of the same release? Is the leak guard too strict?",
+                fix="Check that the notes are of the same release, and try leak_guard=false.",
             )
         )
     x = np.concatenate(vectors)
@@ -142,9 +142,9 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     index = index.unique("note_id", keep="first", maintain_order=True)
     present, lengths = np.unique(index["rank"].to_numpy(), return_counts=True)
     n_without = len(samples) - len(present)
-    say(
+    log(
         f"mimic note: {len(index):,} notes of {len(present):,} patients; {n_without:,} patients without notes, "
-        f"{n_without / len(samples):.1%} [the paper: {PAPER['patients without notes']:,}, 1.2 %]"
+        f"{n_without / len(samples):.1%} [paper: {PAPER['patients without notes']:,}, 1.2 %]"
     )
     modality = Modality(
         name="note",
@@ -191,7 +191,7 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
 
 
 def note_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> pl.DataFrame:
-    """`sample_id, note_text` (list of cleaned notes, in order of time): only for a store that is asked to hold text."""
+    """`sample_id, note_text` (list of cleaned notes in order of time), for stores built with `store_text`."""
     ids = (
         samples.select("sample_id").sort("sample_id").with_row_index("rank").with_columns(pl.col("rank").cast(pl.Int32))
     )

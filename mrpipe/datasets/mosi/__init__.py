@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mrpipe.datasets.mosi.cohort import SCHEMES, TASKS, check, cohort, modalities_of
+from mrpipe.datasets.mosi.check import check, modalities_of
+from mrpipe.datasets.mosi.cohort import SCHEMES, TASKS, cohort
 from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
 from mrpipe.datasets.mosi.readers import BITS, DESCRIPTIONS, read_audio, read_text, read_vision
 from mrpipe.datasets.mosi.simulate.export import simulate
@@ -15,7 +16,7 @@ DATASET = Dataset(
         "Zadeh, A., Zellers, R., Pincus, E., Morency, L.-P. (2016). Multimodal sentiment intensity analysis in videos: "
         "facial gestures and verbal messages. IEEE Intelligent Systems 31(6), 82-88."
     ),
-    licence="academic data set, no licence stated; cite the paper",
+    licence="academic dataset without a stated licence; cite the paper",
     provider="CMU-MultimodalSDK (github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK), MMSA or MultiBench",
     options=MosiOptions,
     simulation=MosiSimulation,
@@ -32,9 +33,9 @@ DATASET = Dataset(
     modalities_of=modalities_of,
     tiny={"n_videos": 12, "clips_per_video": 6.0},
     notes=(
-        "A sample is one opinion segment, `<video>_<clip>` with clips from 1; the subject is the video.",
-        "Words belong to the segment in which they begin; pauses (`sp`) are left out. Two published segments hold no "
-        "word, one of them (2WGyTLYerpo, clip 44) has zero length; they have no text.",
-        "Neutral clips (score exactly 0) have no row in the task `polarity`.",
+        "Each sample is one opinion segment with id `<video>_<clip>`, clips numbered from 1; the subject is the video.",
+        "A word belongs to the segment in which it begins; pauses (`sp`) are removed. Two published segments contain "
+        "no word, one of them with zero length (2WGyTLYerpo, clip 44); both lack the text modality.",
+        "Neutral clips (score exactly 0) have no label for the task `polarity`.",
     ),
 )

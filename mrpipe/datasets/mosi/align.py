@@ -1,7 +1,7 @@
-"""Intervals in time: which items (words, frames) belong to which targets (opinion segments, words), and their means.
+"""Temporal alignment: assign items (words, frames) to targets (opinion segments, words) and average them.
 
-Shapes: T items, S targets; an interval array is (T, 2) float64, seconds, start then end. A result is two index arrays
-of equal length, `(target, item)`, ordered by target and, within a target, by the item's start.
+Shapes: T items, S targets. Intervals are (T, 2) float64 arrays of start and end in seconds. Assignments are two index
+arrays of equal length, `(target, item)`, sorted by target and then by the start of the item.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 Index = NDArray[np.int64]
 Intervals = NDArray[np.float64]
 
-# Segment times are float32, word times float64: equal instants differ by up to 2e-5 s at the end of a video, and the
-# shortest item of any published sequence (a COVAREP frame) lasts 10 ms.
+# Seconds. Segment times are float32 and word times float64: equal times differ by up to 2e-5 s at the end of a video.
+# The shortest item of the published sequences, a COVAREP frame, is 10 ms long.
 TOLERANCE = 1e-3
 
 
 def overlapping(items: Intervals, targets: Intervals, tolerance: float = TOLERANCE) -> tuple[Index, Index]:
-    """Items that share more than `tolerance` seconds with a target; items may overlap and stand in any order.
+    """Items that overlap a target by more than `tolerance` seconds; items may overlap each other and be unsorted.
 
-    An item of zero length (a point in time) belongs to the target that holds it, end excluded. A target of zero length
-    holds nothing.
+    An item of zero length (a point in time) is assigned to the target with start <= point < end. A target of zero
+    length has no items.
     """
     order = np.argsort(items[:, 0], kind="stable")
     start, end = items[order, 0], items[order, 1]
-    # Sorted by start, an item can still end late: the running maximum of the ends bounds the candidates from below.
+    # An item that starts early may end late, so the running maximum of the ends bounds the candidates from below.
     first = np.searchsorted(np.maximum.accumulate(end), targets[:, 0], side="left")
     last = np.searchsorted(start, targets[:, 1], side="left")
     target, candidate = _expand(first, last)
@@ -36,10 +36,10 @@ def overlapping(items: Intervals, targets: Intervals, tolerance: float = TOLERAN
 
 
 def beginning_after(items: Intervals, targets: Intervals, tolerance: float = TOLERANCE) -> tuple[Index, Index]:
-    """Items that begin after a target's start and no later than its end: start in (s, e], to within `tolerance`.
+    """Items whose start is in the interval (start, end] of a target, up to `tolerance` seconds.
 
-    This is how words belong to the opinion segments of the SDK: a segment's times run from the beginning of the word
-    before its first one to the beginning of its last one.
+    This rule assigns words to the opinion segments of the SDK, whose times run from the beginning of the word before
+    the first word of the segment to the beginning of its last word.
     """
     order = np.argsort(items[:, 0], kind="stable")
     start = items[order, 0]
@@ -50,7 +50,7 @@ def beginning_after(items: Intervals, targets: Intervals, tolerance: float = TOL
 
 
 def _expand(first: Index, last: Index) -> tuple[Index, Index]:
-    """Ranges [first, last) as pairs (range number, member)."""
+    """Expand ranges [first, last) into pairs (range number, member)."""
     n = np.maximum(last - first, 0)
     target = np.repeat(np.arange(len(n)), n)
     member = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n) + np.repeat(first, n)
@@ -58,11 +58,11 @@ def _expand(first: Index, last: Index) -> tuple[Index, Index]:
 
 
 def means(values: NDArray[np.float32], target: Index, item: Index, n_targets: int) -> NDArray[np.float32]:
-    """Mean over each target's items, feature by feature, over the values that are known; (S, d), NaN where none is.
+    """Per-feature means over the items of each target, ignoring NaN; (S, d) float32, NaN where no value is observed.
 
     Args:
-        values: (T, d), NaN where unknown.
-        target, item: pairs ordered by target.
+        values: (T, d) float32, NaN where missing.
+        target, item: pairs sorted by target.
     """
     result = np.full((n_targets, values.shape[1]), np.nan, dtype=np.float32)
     if len(target) == 0:

@@ -1,4 +1,4 @@
-"""Clips: their ids, labels and folds, the same in every format."""
+"""Ids, labels and folds of the clips, common to all formats."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import find_one
 
 FOLD_FILE = "cmu_mosi_std_folds.py"
-FOLD_LISTS = {"train": ("standard_train_fold",), "val": ("standard_valid_fold",), "test": ("standard_test_fold",)}
+FOLD_LISTS = {"train": "standard_train_fold", "val": "standard_valid_fold", "test": "standard_test_fold"}
 GET_FOLDS = (
     "It is part of the CMU-MultimodalSDK (mmsdk/mmdatasdk/dataset/standard_datasets/CMU_MOSI/). "
-    "Put it beside the .csd files."
+    "Copy it into the folder of the .csd files."
 )
 CLIPS_SCHEMA = pl.Schema(
     {
@@ -32,18 +32,18 @@ CLIPS_SCHEMA = pl.Schema(
     }
 )
 
-# `video$_$clip` (MMSA, from 1), `video[i]` (SDK and MultiBench, from 0); the data set's own files are `video_clip`.
+# MMSA writes `video$_$clip` (from 1), the SDK and MultiBench `video[i]` (from 0), and the dataset's files `video_clip`.
 _MMSA_ID = re.compile(r"(?P<video>.+)\$_\$(?P<clip>\d+)")
 _SDK_ID = re.compile(r"(?P<video>.+)\[(?P<segment>\d+)\]")
 
 
 def sample_id(video: str, clip: int) -> str:
-    """`<video>_<clip>`, clips from 1: the name of the clip's file in the published data set (`03bSnISJMiM_1.wav`)."""
+    """`<video>_<clip>` with clips numbered from 1, as in the published file names (`03bSnISJMiM_1.wav`)."""
     return f"{video}_{clip}"
 
 
 def parse_id(text: str) -> tuple[str, int] | None:
-    """Video and clip number (from 1) of an id in the notation of MMSA or of the SDK; None if it is neither."""
+    """Parse an id in the notation of MMSA or the SDK into video and clip number (from 1); None for any other text."""
     if match := _MMSA_ID.fullmatch(text):
         return match["video"], int(match["clip"])
     if match := _SDK_ID.fullmatch(text):
@@ -59,7 +59,7 @@ def clip_frame(
     start: NDArray[np.float64] | None = None,
     end: NDArray[np.float64] | None = None,
 ) -> pl.DataFrame:
-    """`CLIPS_SCHEMA` rows, in the given order; times are null in the formats that have none."""
+    """Clips as a frame with `CLIPS_SCHEMA`, in the given order; times are null in formats without times."""
     return pl.DataFrame(
         {
             "sample_id": [sample_id(v, int(c)) for v, c in zip(video, clip, strict=True)],
@@ -76,28 +76,21 @@ def clip_frame(
 
 
 def score_faults(file: str, column: str, score: NDArray[np.float32], ids: Sequence[str]) -> list[Fault]:
-    """Labels that are not numbers in [-3, 3]; one fault for each kind of error."""
+    """Faults for labels that are not finite or not in [-3, 3], at most one of each kind."""
     faults = []
     finite = np.isfinite(score)
-    for what, bad in (("finite numbers", ~finite), ("scores in [-3, 3]", finite & (np.abs(score) > 3))):
+    for expected, bad in (("finite numbers", ~finite), ("scores in [-3, 3]", finite & (np.abs(score) > 3))):
         if bad.any():
             row = int(bad.argmax())
-            faults.append(
-                Fault(
-                    file=file,
-                    column=column,
-                    row=row + 1,
-                    expected=what,
-                    found=f"{score[row]} for clip {ids[row]} ({int(bad.sum())} such clips)",
-                    fix="A clip without a label must be left out of the file.",
-                )
-            )
+            found = f"{score[row]} for clip {ids[row]} ({int(bad.sum())} such clips)"
+            fix = "Remove clips without a label from the file."
+            faults.append(Fault(file=file, column=column, row=row + 1, expected=expected, found=found, fix=fix))
     return faults
 
 
 def read_folds(raw: Path, faults: FaultCollector) -> tuple[Path | None, dict[str, str]]:
-    """The SDK's three lists of videos as video → fold; the file is parsed and never run."""
-    what = "the SDK's standard folds, three lists of video ids"
+    """Path of the SDK's fold file and its content as video → fold; the file is parsed, never executed."""
+    what = "the standard folds of the SDK, three lists of video ids"
     patterns = [rf"(.*/)?{re.escape(FOLD_FILE)}", r"(.*/)?cmu_mosi\.py"]
     missing = FaultCollector()
     path = find_one(raw, patterns, what=what, fix=GET_FOLDS, faults=missing)
@@ -113,16 +106,16 @@ def read_folds(raw: Path, faults: FaultCollector) -> tuple[Path | None, dict[str
 
 
 def parse_folds(path: Path) -> dict[str, str]:
-    """Video → train, val or test, from assignments of literal lists.
+    """Read video → train, val or test from the assignments of literal lists in the SDK's fold file.
 
     Raises:
-        DataError: not Python, a list missing or not literal, a video in two lists.
+        DataError: not valid Python, a list is missing or not a literal, or a video is in two lists.
     """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
     except (SyntaxError, ValueError) as error:
         raise DataError(
-            Fault(file=path.name, expected="assignments of lists", found=f"not Python ({error})", fix=GET_FOLDS)
+            Fault(file=path.name, expected="assignments of lists", found=f"invalid Python ({error})", fix=GET_FOLDS)
         ) from error
     values = {
         target.id: node.value
@@ -133,32 +126,22 @@ def parse_folds(path: Path) -> dict[str, str]:
     }
     faults = FaultCollector()
     fold_of: dict[str, str] = {}
-    for fold, names in FOLD_LISTS.items():
-        name = next((n for n in names if n in values), None)
-        if name is None:
-            found = ", ".join(values) or "no assignment"
-            faults.add(
-                Fault(file=path.name, column=names[0], expected="a list of video ids", found=found, fix=GET_FOLDS)
-            )
+    for fold, name in FOLD_LISTS.items():
+        if name not in values:
+            found = ", ".join(values) or "no assignments"
+            faults.add(Fault(file=path.name, column=name, expected="a list of video ids", found=found, fix=GET_FOLDS))
             continue
         try:
             videos = ast.literal_eval(values[name])
         except ValueError:
             videos = None
         if not isinstance(videos, list | tuple) or not all(isinstance(v, str) for v in videos):
-            faults.add(
-                Fault(
-                    file=path.name,
-                    column=name,
-                    expected="a list of strings, written out",
-                    found="something that would have to be run",
-                    fix="The file is only parsed. " + GET_FOLDS,
-                )
-            )
+            expected, fix = "a literal list of strings", "The file is parsed, never executed. " + GET_FOLDS
+            faults.add(Fault(file=path.name, column=name, expected=expected, found="another expression", fix=fix))
             continue
         for video in videos:
             if fold_of.setdefault(video, fold) != fold:
-                found = f"{video!r} in {fold_of[video]} and in {fold}"
-                faults.add(Fault(file=path.name, column=name, expected="each video in one list", found=found))
+                found = f"{video!r} in {fold_of[video]} and {fold}"
+                faults.add(Fault(file=path.name, column=name, expected="each video in one list only", found=found))
     faults.raise_if_any()
     return fold_of

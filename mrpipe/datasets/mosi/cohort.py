@@ -1,4 +1,4 @@
-"""Who is in: every segment of a video that stands in one of the fold lists; neutral clips have no polarity."""
+"""Cohort and labels: all segments of videos that appear in a fold list; neutral clips have no polarity label."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import polars as pl
 
 from mrpipe.datasets.mosi.export import open_export
 from mrpipe.datasets.mosi.options import MosiOptions
-from mrpipe.schema import Attrition, Checked, Cohort, Scheme, Task
+from mrpipe.schema import Attrition, Cohort, Scheme, Task
 
-RELEASES = {"csd": "CMU-MultimodalSDK (.csd)", "mmsa": "MMSA", "multibench": "MultiBench"}
 SENTIMENT7 = ("-3", "-2", "-1", "0", "1", "2", "3")
 TASKS = (
     Task(
@@ -39,22 +38,12 @@ SCHEMES = {
 }
 
 
-def check(raw: Path, options: MosiOptions) -> Checked:
-    """Open the export and everything that a run would read in it; all faults at once."""
-    export = open_export(raw, options)
-    release = RELEASES[export.format]
-    if export.format != "csd":
-        release += f" {export.files[0].name}"
-    return Checked(release=release, files=export.files, notes=tuple(export.notes))
-
-
-def modalities_of(raw: Path, options: MosiOptions) -> tuple[str, ...]:
-    """Which of text, audio and vision this export holds."""
-    return open_export(raw, options).modalities
-
-
 def cohort(raw: Path, options: MosiOptions) -> Cohort:
-    """Samples (`sample_id`, `subject_id` = video, `clip` from 1, `fold`, `start`, `end` in s), labels and attrition."""
+    """Samples, labels and attrition of the export.
+
+    The samples have `sample_id`, `subject_id` (the video), `clip` (from 1), `fold` (train, val or test) and the times
+    `start` and `end` in seconds (null in the pickle formats). The labels come from the sentiment score in [-3, 3].
+    """
     clips = open_export(raw, options).clips.sort("sample_id")
     attrition = Attrition(len(clips))
     kept = clips.filter(pl.col("fold").is_not_null())

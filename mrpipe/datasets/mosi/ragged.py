@@ -1,4 +1,4 @@
-"""Features on their way to a table: one vector a clip, or a run of steps a clip."""
+"""Features of one modality before they are written: one vector per clip, or a sequence of steps per clip."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Block:
     """The features of one modality.
 
     Attributes:
-        sample_id: (n,) ids.
-        values: (total steps, d) float32, NaN where unknown; (n, d) for vectors.
-        offsets: (n + 1,) int64, steps of clip i are values[offsets[i]:offsets[i + 1]]; None for vectors.
+        sample_id: (n,) sample ids.
+        values: (total steps, d) float32 for sequences, (n, d) float32 for vectors; NaN where missing.
+        offsets: (n + 1,) int64, the steps of clip i are values[offsets[i]:offsets[i + 1]]; None for vectors.
         names: d feature names.
-        file, columns: where they come from, for the dictionary: file name, and one source column for all or one each.
+        file, columns: source file and source columns (one for all features, or one each) for the dictionary.
         kind: kind of the features in the dictionary: numeric, embedding or count.
-        encoder: name of the model that made them, if one did.
+        encoder: name of the encoder that computed the features, empty if none did.
     """
 
     sample_id: NDArray[np.str_]
@@ -43,18 +43,18 @@ class Block:
         return len(self.sample_id)
 
     def lengths(self) -> NDArray[np.int64]:
-        """Steps of each clip, (n,); 1 for a vector."""
+        """Number of steps per clip, (n,) int64; 1 for vectors."""
         return np.ones(len(self), dtype=np.int64) if self.offsets is None else np.diff(self.offsets)
 
     def take(self, rows: NDArray[np.int64]) -> Block:
-        """The clips `rows`, in that order."""
+        """Select the clips `rows`, in that order."""
         if self.offsets is None:
             return replace(self, sample_id=self.sample_id[rows], values=self.values[rows])
         steps, offsets = _gather(self.offsets[rows], self.lengths()[rows])
         return replace(self, sample_id=self.sample_id[rows], values=self.values[steps], offsets=offsets)
 
     def last_steps(self, limit: int) -> Block:
-        """At most the last `limit` steps of each clip, as the SDK's own tensors keep them; 0 keeps all."""
+        """Keep at most the last `limit` steps of each clip, as the SDK does in its tensors; 0 keeps all."""
         if self.offsets is None or limit <= 0 or (self.lengths() <= limit).all():
             return self
         kept = np.minimum(self.lengths(), limit)
@@ -62,7 +62,7 @@ class Block:
         return replace(self, values=self.values[steps], offsets=offsets)
 
     def collapsed(self) -> Block:
-        """One vector a clip: the mean over its steps of the values that are known."""
+        """Average the steps of each clip to one vector, ignoring NaN."""
         if self.offsets is None:
             return self
         target = np.repeat(np.arange(len(self)), self.lengths())
@@ -70,7 +70,7 @@ class Block:
         return replace(self, values=values, offsets=None)
 
     def observed(self) -> Block:
-        """Only the clips of which at least one value is known: an absent modality has no row."""
+        """Drop clips without any observed value: an absent modality has no row."""
         known = ~np.isnan(self.values).all(axis=1)
         if self.offsets is None:
             return self.take(np.flatnonzero(known))
@@ -78,7 +78,7 @@ class Block:
         return self.take(np.flatnonzero(total[self.offsets[1:]] > total[self.offsets[:-1]]))
 
     def features(self, name: str, bit: int, description: str, cohort: pl.DataFrame) -> Features:
-        """The modality table of the clips in `cohort`, sorted by sample id, with its dictionary."""
+        """Modality table and dictionary of the clips in `cohort`, sorted by sample id."""
         ids = cohort.sort("sample_id")["sample_id"].to_list()
         row_of = {s: i for i, s in enumerate(self.sample_id.tolist())}
         block = self.take(np.array([row_of[i] for i in ids if i in row_of], dtype=np.int64)).observed()
@@ -109,12 +109,12 @@ class Block:
             )
 
     def dictionary(self, modality: str) -> pl.DataFrame:
-        """`DICTIONARY_SCHEMA` rows; observed and missing are counted over steps."""
+        """Dictionary with `DICTIONARY_SCHEMA`; observed and missing values are counted over steps."""
         d = self.values.shape[1]
         missing = np.isnan(self.values).sum(axis=0)
         columns = self.columns * d if len(self.columns) == 1 else self.columns
         unit = "count" if self.kind == "count" else None
-        of = "clip" if self.offsets is None else "step"
+        row = "clip" if self.offsets is None else "step"
         return pl.DataFrame(
             {
                 "modality": [modality] * d,
@@ -124,7 +124,7 @@ class Block:
                 "unit": [unit] * d,
                 "kind": [self.kind] * d,
                 "levels": [None] * d,
-                "description": [f"{self.encoder or modality} feature, one value a {of}"] * d,
+                "description": [f"{self.encoder or modality} feature, one value a {row}"] * d,
                 "source_file": [self.file] * d,
                 "source_column": columns,
                 "n_observed": len(self.values) - missing,
@@ -136,20 +136,21 @@ class Block:
 
 
 def _gather(first: NDArray[np.int64], n: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row numbers of the runs [first, first + n), one after another, and their offsets."""
+    """Concatenated row numbers of the ranges [first, first + n), and the offsets of the ranges."""
     offsets = np.concatenate([[0], np.cumsum(n)]).astype(np.int64)
     return np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], n), offsets
 
 
 def unpad(x: NDArray, lengths: NDArray[np.int64] | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Padded sequences (N, T, d) to runs of true length: values (total, d) float32 and offsets (N + 1,).
+    """Remove the padding of sequences (N, T, d); returns values (total steps, d) float32 and offsets (N + 1,) int64.
 
-    All-zero steps before the first and after the last other step are padding, whichever side it is on. An all-zero step
-    in between was not observed and is NaN; ±inf is NaN. A sequence of zeros only has no steps: it was not observed.
+    Leading and trailing all-zero steps are padding. All-zero steps in between were not observed and become NaN, as do
+    infinite values. A sequence of zeros only is absent and has no steps.
 
     Args:
-        lengths: (N,) true lengths where the export gives them. The run is the first `length` steps, or the last
-            `length` ones, whichever holds all other steps; where neither does, the zeros decide. Length 0 is absent.
+        lengths: (N,) true lengths, if the export has them. A sequence is its first `length` steps, or its last
+            `length` steps, whichever contains all nonzero steps; if neither does, the length is ignored. A sequence of
+            length 0 is absent.
     """
     width = x.shape[1]
     filled = (x != 0).any(axis=2)
@@ -172,5 +173,5 @@ def unpad(x: NDArray, lengths: NDArray[np.int64] | None = None) -> tuple[NDArray
 
 
 def feature_names(prefix: str, d: int, given: Sequence[str] = ()) -> tuple[str, ...]:
-    """The given names when there are d distinct ones, else `<prefix>_0` …"""
+    """The given names if they are d distinct ones, otherwise `<prefix>_0` to `<prefix>_<d-1>`."""
     return tuple(given) if len(given) == d == len(set(given)) else tuple(f"{prefix}_{i}" for i in range(d))

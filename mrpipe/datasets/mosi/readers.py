@@ -1,4 +1,4 @@
-"""Raw to features, one function a modality; the formats differ behind `Export`."""
+"""Readers of text, audio and vision; `Export` hides the differences between the formats."""
 
 from __future__ import annotations
 
@@ -26,35 +26,44 @@ DESCRIPTIONS = {
 
 
 def read_text(raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Features:
-    """The words of a clip as vectors (`text_encoder`, `text_form`); a clip without a word has no row."""
+    """Words of each clip as word vectors, a sentence vector or hashed term counts (`text_encoder`, `text_form`).
+
+    Source: the TimestampedWords or word vector sequence of a .csd export, `text` or `raw_text` of a pickle. Clips
+    without words have no row.
+    """
     export = open_export(raw, options)
     block = _text_block(export, options)
     return block.features("text", BITS["text"], DESCRIPTIONS["text"], cohort)
 
 
 def read_audio(raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Features:
-    """Audio as `audio_form` says; ±inf is NaN, an all-zero frame was not observed; no frame, no row."""
+    """Acoustic features of each clip in the form `audio_form`.
+
+    Source: a COVAREP or openSMILE sequence of a .csd export, `audio` of a pickle. Infinite values and all-zero frames
+    become NaN; clips without an observed value have no row.
+    """
     return _read_frames("audio", options.audio_form, raw, cohort, options)
 
 
 def read_vision(raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Features:
-    """Vision, as audio."""
+    """Visual features of each clip in the form `vision_form`: FACET or OpenFace of a .csd export, `vision` of a pickle.
+
+    Missing values are handled as in `read_audio`.
+    """
     return _read_frames("vision", options.vision_form, raw, cohort, options)
 
 
 def _text_block(export: Export, options: MosiOptions) -> Block:
-    own = _own_vectors(export, options)
-    if own is None:
+    vectors = _export_vectors(export, options)
+    if vectors is None:
         tokens, file, column = _tokens(export, options)
         return _encoded(export, tokens, file, column, options)
-    if options.text_form == "counts":
-        raise UsageError("text_form=counts needs words; this export holds vectors of them (text_encoder=export)")
-    own = own.last_steps(options.max_steps)
-    return own.collapsed() if options.text_form == "sentence" else own
+    vectors = vectors.last_steps(options.max_steps)
+    return vectors.collapsed() if options.text_form == "sentence" else vectors
 
 
-def _own_vectors(export: Export, options: MosiOptions) -> Block | None:
-    """The export's word vectors, if they are wanted and there."""
+def _export_vectors(export: Export, options: MosiOptions) -> Block | None:
+    """Word vectors of the export, or None if words are to be encoded instead."""
     if options.text_encoder not in ("auto", "export") or options.text_form == "counts":
         return None
     if isinstance(export, SdkExport):
@@ -64,16 +73,16 @@ def _own_vectors(export: Export, options: MosiOptions) -> Block | None:
 
 
 def _tokens(export: Export, options: MosiOptions) -> tuple[list[list[str]], str, str]:
-    """Words of each clip in the order of `export.clips`, for a sequence at most `max_steps`; file and column."""
+    """Words of each clip in the order of `export.clips` (at most `max_steps` for sequences), with file and column."""
     if isinstance(export, SdkExport):
         if not export.has_words():
-            raise UsageError("the export holds word vectors but no words: use text_encoder=export")
+            raise UsageError("the export contains word vectors but no words: use text_encoder=export")
         tokens = export.tokens()
         file, column = export.text_source()
     else:
         words = export.words()
         if words is None:
-            raise UsageError(f"{export.path.name} holds no words, only their vectors: use text_encoder=export")
+            raise UsageError(f"{export.path.name} contains word vectors but no words: use text_encoder=export")
         tokens, file, column = words, export.path.name, "raw_text"
     if options.text_form == "sequence" and options.max_steps > 0:
         tokens = [t[-options.max_steps :] for t in tokens]
@@ -82,13 +91,13 @@ def _tokens(export: Export, options: MosiOptions) -> tuple[list[list[str]], str,
 
 def _encoded(export: Export, tokens: list[list[str]], file: str, column: str, options: MosiOptions) -> Block:
     ids = np.array(export.clips["sample_id"].to_list(), dtype=np.str_)
-    said = np.flatnonzero([len(t) > 0 for t in tokens])
-    words = [tokens[i] for i in said.tolist()]
+    nonempty = np.flatnonzero([len(t) > 0 for t in tokens])
+    words = [tokens[i] for i in nonempty.tolist()]
     name = "hashing" if options.text_encoder == "auto" else options.text_encoder
     offsets: NDArray[np.int64] | None = None
     if options.text_form == "counts":
         if not name.startswith("hashing"):
-            raise UsageError(f"text_form=counts needs no encoder; text_encoder={name} is set")
+            raise UsageError(f"text_form=counts takes no text encoder; remove text_encoder={name}")
         values = hashed_counts(words, options.text_features)
         kind, prefix, encoder_name = "count", "term", f"hashed-counts-{options.text_features}/1"
     else:
@@ -99,7 +108,7 @@ def _encoded(export: Export, tokens: list[list[str]], file: str, column: str, op
         else:
             values = encoder.sentences([" ".join(w) for w in words])
     return Block(
-        sample_id=ids[said],
+        sample_id=ids[nonempty],
         values=values,
         offsets=offsets,
         names=feature_names(prefix, values.shape[1]),
@@ -113,7 +122,7 @@ def _encoded(export: Export, tokens: list[list[str]], file: str, column: str, op
 def _read_frames(modality: str, form: str, raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Features:
     export = open_export(raw, options)
     if modality not in export.modalities:
-        raise UsageError(f"this export holds no {modality}; it holds {', '.join(export.modalities)}")
+        raise UsageError(f"the export has no {modality}; its modalities are {', '.join(export.modalities)}")
     if isinstance(export, SdkExport):
         block = export.frames(modality, form)
         limit = options.max_frames if form == "raw" else options.max_steps

@@ -1,4 +1,4 @@
-"""Small edits of an exported table of ADNI, and what the check says of it."""
+"""Helpers to edit tables of a simulated ADNI export and to collect the resulting errors."""
 
 from __future__ import annotations
 

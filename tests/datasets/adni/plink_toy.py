@@ -1,4 +1,4 @@
-"""PLINK sets of random calls, a chain file of three pieces, and plink itself where it is installed."""
+"""PLINK sets with random calls, a small chain file, and a wrapper for plink if it is installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AUTOSOMES = tuple(str(c) for c in range(1, 23))
 
 
 def random_calls(seed: int, n: int, p: int, missing: float = 0.05) -> NDArray[np.uint8]:
-    """(n, p) copies with neighbours in LD; some SNPs without variance."""
+    """Random calls (n, p) with LD between neighbouring SNPs; SNP 3 is monomorphic."""
     rng = generator(seed, "random calls")
     f = rng.uniform(0.02, 0.5, p)
     z = rng.standard_normal((2, n, p))

@@ -1,4 +1,4 @@
-"""Labels and rows of ADNI against brute force over small random tables, and against the simulation's truth."""
+"""Label and row policies of ADNI, compared with brute force on random tables and with the simulated ground truth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEADER = "PHASE,PTID,RID,VISCODE,VISCODE2,EXAMDATE,DIAGNOSIS,update_stamp\n"
 
 
 def dxsum(folder: Path, rows: list[tuple[int, str, str, str]]) -> Path:
-    """DXSUM of (rid, viscode2, date, diagnosis) rows."""
+    """Write a DXSUM table with rows (rid, viscode2, date, diagnosis)."""
     folder.mkdir(exist_ok=True)
     lines = [f"ADNI1,002_S_{r:04d},{r},{v},{v},{d},{x},2020-01-0{1 + i % 9}\n" for i, (r, v, d, x) in enumerate(rows)]
     (folder / "DXSUM_01Jan2025.csv").write_text(HEADER + "".join(lines))
@@ -75,9 +75,7 @@ def test_label_policies_against_brute_force(seed: int, blank: str, tmp_path: Pat
     assert labels(raw, label="baseline_dx") == baseline
 
 
-def test_conversions_and_reversions_of_dxchange_go_to_the_new_state_and_dxcurren_is_the_last_resort(
-    tmp_path: Path,
-) -> None:
+def test_dxchange_maps_to_the_new_state_and_dxcurren_is_the_fallback(tmp_path: Path) -> None:
     text = "Phase,RID,VISCODE,VISCODE2,EXAMDATE,DXCHANGE,DXCURREN,DIAGNOSIS,update_stamp\n"
     expected = {1: 0, 2: 1, 3: 2, 4: 1, 5: 2, 6: 2, 7: 0, 8: 1, 9: 0}
     for change in expected:
@@ -92,7 +90,7 @@ def test_conversions_and_reversions_of_dxchange_go_to_the_new_state_and_dxcurren
     assert got[6005] == 1
 
 
-def test_screening_comes_before_baseline_and_a_second_entry_of_a_visit_replaces_the_first(tmp_path: Path) -> None:
+def test_baseline_overrides_screening_and_later_rows_override_earlier_ones(tmp_path: Path) -> None:
     rows = [
         (1, "bl", "2006-02-01", "2"),
         (1, "sc", "2006-01-01", "1"),
@@ -102,7 +100,7 @@ def test_screening_comes_before_baseline_and_a_second_entry_of_a_visit_replaces_
     assert labels(dxsum(tmp_path / "raw", rows), label="baseline_dx") == {"002_S_0001": 1, "002_S_0002": 2}
 
 
-def test_attrition_chains_and_counts_every_exclusion(tmp_path: Path) -> None:
+def test_attrition_steps_are_consistent_and_count_every_exclusion(tmp_path: Path) -> None:
     rows = [
         (1, "bl", "2006-01-01", "1"),
         (2, "bl", "2006-01-01", ""),
@@ -114,18 +112,18 @@ def test_attrition_chains_and_counts_every_exclusion(tmp_path: Path) -> None:
     frame = build_cohort(dxsum(tmp_path / "raw", rows), AdniOptions()).attrition
     assert frame["n_after"].to_list() == [4, 3, 2, 1, 1]
     assert frame["n_before"].to_list() == [4, 4, 3, 2, 1]
-    # A reason says what is true of those who go: the methods text writes "left out: REASON".
-    gone = frame.filter(pl.col("n_before") > pl.col("n_after"))["reason"].to_list()
-    assert [reason.partition(" (")[0] for reason in gone] == [
+    # Reasons describe the excluded participants.
+    reasons = frame.filter(pl.col("n_before") > pl.col("n_after"))["reason"].to_list()
+    assert [reason.partition(" (")[0] for reason in reasons] == [
         "no visit with a diagnosis",
         "a visit without a diagnosis",
         "the diagnosis changes",
     ]
 
 
-def test_nobody_left_is_a_fault(tmp_path: Path) -> None:
+def test_an_empty_cohort_is_an_error(tmp_path: Path) -> None:
     rows = [(1, "bl", "2006-01-01", "1"), (1, "m06", "2006-07-01", "2")]
-    with pytest.raises(DataError, match="label=stable_dx left nobody"):
+    with pytest.raises(DataError, match="No participants remain with label=stable_dx"):
         build_cohort(dxsum(tmp_path / "raw", rows), AdniOptions())
 
 
@@ -158,7 +156,7 @@ def random_records(seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def before(x: object) -> tuple[bool, object]:
-    """Sort key: unknown first."""
+    """Sort key that places unknown values first."""
     return (x is not None, x if x is not None else 0)
 
 
@@ -169,17 +167,17 @@ def test_row_policies_against_brute_force(seed: int, policy: str, whole: bool) -
     frame, cohort = random_records(seed)
     got = pick(frame, cohort, policy, ["a", "b"], whole=whole)
     for rid, visit_month, visit_date in cohort.iter_rows():
-        mine = [r for r in frame.iter_rows(named=True) if r["rid"] == rid]
+        records = [r for r in frame.iter_rows(named=True) if r["rid"] == rid]
         if policy == "baseline":
-            mine = [r for r in mine if r["month"] is not None and r["month"] <= 0]
+            records = [r for r in records if r["month"] is not None and r["month"] <= 0]
         elif policy == "latest_before_dx":
-            mine = [
+            records = [
                 r
-                for r in mine
+                for r in records
                 if (r["date"] <= visit_date if r["date"] else r["month"] is not None and r["month"] <= visit_month)
             ]
         names = ("stamp", "row") if policy == "latest_update" else ("month", "rank", "date", "stamp", "row")
-        mine.sort(
+        records.sort(
             key=lambda r: (
                 tuple(before(r[k]) if k != "date" else (r[k] is not None, r[k] or date.min) for k in names)
                 if policy != "latest_update"
@@ -187,23 +185,23 @@ def test_row_policies_against_brute_force(seed: int, policy: str, whole: bool) -
             )
         )
         if whole:
-            some = [r for r in mine if r["a"] is not None or r["b"] is not None]
-            expected = (some[-1]["a"], some[-1]["b"]) if some else (None, None)
+            filled = [r for r in records if r["a"] is not None or r["b"] is not None]
+            expected = (filled[-1]["a"], filled[-1]["b"]) if filled else (None, None)
         else:
-            a, b = ([r[k] for r in mine if r[k] is not None] for k in ("a", "b"))
+            a, b = ([r[k] for r in records if r[k] is not None] for k in ("a", "b"))
             expected = (a[-1] if a else None, b[-1] if b else None)
         row = got.filter(pl.col("rid") == rid)
         assert (row["a"][0], row["b"][0]) == expected
 
 
-def test_profiles_have_their_row_policy_and_a_named_one_wins() -> None:
+def test_row_policy_defaults_to_the_profile_and_can_be_overridden() -> None:
     assert row_policy(AdniOptions()) == "baseline"
     assert row_policy(AdniOptions(profile="paper")) == "latest_update"
     assert row_policy(AdniOptions(profile="paper", rows="latest_before_dx")) == "latest_before_dx"
 
 
-def test_baseline_rows_hold_nothing_of_later_visits(tmp_path: Path) -> None:
-    """The past does not know the future: dropping every later record changes no baseline feature."""
+def test_baseline_features_do_not_depend_on_later_visits(tmp_path: Path) -> None:
+    """Removing every record after baseline does not change the baseline features."""
     from mrpipe.datasets.adni.export import Export
     from mrpipe.datasets.adni.forms.clinical import clinical_features
 
@@ -219,8 +217,8 @@ def test_baseline_rows_hold_nothing_of_later_visits(tmp_path: Path) -> None:
     assert after_cut.equals(before_cut)
 
 
-def test_the_simulation_has_the_published_mix_and_the_truth_agrees(tmp_path: Path) -> None:
-    """E.1: classes 43.8 / 35.3 / 21.0 %, six combinations with the working frequencies, all with clinical."""
+def test_simulation_matches_published_frequencies_and_its_ground_truth(tmp_path: Path) -> None:
+    """Classes 43.8, 35.3 and 21.0 %; six modality combinations, all of which include clinical."""
     simulate(DATASET, tmp_path / "raw", {"n_subjects": 1200, "n_snps": 48, "images": False})
     truth = pl.read_parquet(truth_folder(tmp_path / "raw") / "truth.parquet")
     share = truth["pattern"].value_counts(normalize=True)
@@ -228,7 +226,7 @@ def test_the_simulation_has_the_published_mix_and_the_truth_agrees(tmp_path: Pat
     assert {p: pytest.approx(f, abs=0.002) for p, f in expected.items()} == dict(share.iter_rows())
     classes = [float((truth["diagnosis"] == c).mean() or 0) for c in CLASSES]
     np.testing.assert_allclose(classes, [0.438, 0.353, 0.21], atol=0.05)
-    # The label of a participant who never changes is the class that the truth says.
+    # The label of participants with a stable diagnosis is their true class.
     cohort = build_cohort(tmp_path / "raw", AdniOptions())
     joined = cohort.labels["diagnosis"].join(truth, on="sample_id")
     right = joined["diagnosis"] == pl.Series([CLASSES[v] for v in joined["value"]])

@@ -1,4 +1,4 @@
-"""From ADNI's tables to features: units, doses, ages, drugs, and what must never become one."""
+"""Clinical and biospecimen features of ADNI: units, sub-items, age, medications, and excluded columns."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def vitals(*rows: tuple[float | None, int | None, float | None, int | None, floa
     return in_si(pl.DataFrame(list(rows), schema=schema, orient="row"))
 
 
-def test_units_by_label_and_by_sanity() -> None:
+def test_units_follow_their_label_unless_implausible() -> None:
     got = vitals(
         (154.0, 0, 65.0, 0, 98.6),  # pounds, inches, Fahrenheit
         (70.0, 1, 165.0, 1, 37.0),  # kilograms, centimetres, Celsius
         (66.0, 1, 65.0, 1, 97.0),  # inches labelled as centimetres
         (60.0, 0, 170.0, 0, 36.5),  # kilograms and centimetres labelled as imperial
-        (5.0, 1, 30.0, 1, 20.0),  # nothing that can be
+        (5.0, 1, 30.0, 1, 20.0),  # implausible in any unit
         (None, None, None, None, None),
     )
     np.testing.assert_allclose(got["weight"][:4].to_list(), [69.85, 70.0, 66.0, 60.0], atol=0.01)
@@ -48,9 +48,7 @@ def test_units_by_label_and_by_sanity() -> None:
     assert got[4:].select("weight", "height", "temperature").null_count().row(0) == (2, 2, 2)
 
 
-def test_a_dose_is_zero_where_the_parent_says_no_and_a_time_since_the_end_is_unknown(
-    adni_exports: dict[str, Path],
-) -> None:
+def test_sub_items_of_a_negative_answer_are_zero_or_unknown(adni_exports: dict[str, Path]) -> None:
     raw = adni_exports["2025"]
     cohort = build_cohort(raw, AdniOptions()).samples
     _, frame = clinical_features(Export(raw), cohort, AdniOptions())
@@ -62,7 +60,7 @@ def test_a_dose_is_zero_where_the_parent_says_no_and_a_time_since_the_end_is_unk
         assert (yes > 0).all()
 
 
-def test_race_is_a_multi_select_and_two_answers_are_two_features(adni_export: Path) -> None:
+def test_multiple_races_set_several_features(adni_export: Path) -> None:
     edit(table_path(adni_export, "PTDEMOG"), PTRACCAT=pl.lit("4|05"))
     cohort = build_cohort(adni_export, AdniOptions()).samples
     _, frame = clinical_features(Export(adni_export), cohort, AdniOptions())
@@ -70,7 +68,7 @@ def test_race_is_a_multi_select_and_two_answers_are_two_features(adni_export: Pa
     assert {k for k, v in sums.items() if v} == {"race_black", "race_white"}
 
 
-def test_age_is_from_birth_month_to_visit(tmp_path: Path) -> None:
+def test_age_is_measured_from_birth_month_to_visit(tmp_path: Path) -> None:
     write(
         tmp_path,
         "PTDEMOG_01Jan2025.csv",
@@ -102,12 +100,12 @@ def test_age_is_from_birth_month_to_visit(tmp_path: Path) -> None:
         ("ARICEPT", "donepezil"),
     ],
 )
-def test_medication_names_become_ingredients(name: str, ingredient: str) -> None:
+def test_medication_names_map_to_ingredients(name: str, ingredient: str) -> None:
     frame = pl.DataFrame({"CMMED": [name, "placebo", None]})
     assert frame.select(drugs.names_any("CMMED", ingredient))[:, 0].to_list() == [True, False, False]
 
 
-def test_dementia_drugs_are_out_by_default_and_in_by_the_switch(adni_exports: dict[str, Path]) -> None:
+def test_dementia_drugs_are_excluded_by_default(adni_exports: dict[str, Path]) -> None:
     raw = adni_exports["2025"]
     cohort = build_cohort(raw, AdniOptions()).samples
     without, few = clinical_features(Export(raw), cohort, AdniOptions())
@@ -115,7 +113,7 @@ def test_dementia_drugs_are_out_by_default_and_in_by_the_switch(adni_exports: di
     extra = {f.name for f in with_them} - {f.name for f in without}
     assert extra == {f"drug_{d}" for d in drugs.DEMENTIA_DRUGS}
     assert more.select(sorted(extra)).sum().sum_horizontal()[0] > 0
-    # The count of medications must not give them away either.
+    # The number of medications does not count them either.
     assert (more["n_medications"].sum() or 0) > (few["n_medications"].sum() or 0)
     assert not any(d in f.description for f in without for names in drugs.DEMENTIA_DRUGS.values() for d in names)
 
@@ -140,8 +138,8 @@ def test_identifiers_dates_form_metadata_and_onset_years_are_never_features(
     )
 
 
-def test_paper_profile_types_columns_as_the_authors_do(adni_exports: dict[str, Path]) -> None:
-    """A.5: more than two distinct numbers are numeric (NX items once a −4 occurs, lb beside kg), others categorical."""
+def test_paper_profile_infers_column_types_as_in_the_authors_code(adni_exports: dict[str, Path]) -> None:
+    """Columns with more than two distinct numbers (including −4 and mixed units) are numeric, others categorical."""
     raw = adni_exports["2025"]
     options = AdniOptions(profile="paper")
     cohort = build_cohort(raw, options).samples
@@ -155,7 +153,7 @@ def test_paper_profile_types_columns_as_the_authors_do(adni_exports: dict[str, P
     assert frame["VSWEIGHT"].max() > 150  # type: ignore[operator]
 
 
-def test_apoe_in_both_forms(adni_exports: dict[str, Path]) -> None:
+def test_apoe_is_read_from_genotype_and_from_allele_columns(adni_exports: dict[str, Path]) -> None:
     new = Export(adni_exports["2025"]).require(APOERES)
     old = Export(adni_exports["old"]).require(APOERES)
     assert new["GENOTYPE"].null_count() == 0
@@ -163,7 +161,7 @@ def test_apoe_in_both_forms(adni_exports: dict[str, Path]) -> None:
     assert new["GENOTYPE"].to_list() == [f"{a}/{b}" for a, b in zip(old["APGEN1"], old["APGEN2"], strict=True)]
 
 
-def test_csf_beyond_the_range_has_its_flag_from_text_comment_or_number(adni_exports: dict[str, Path]) -> None:
+def test_out_of_range_csf_is_flagged_from_text_comment_or_number(adni_exports: dict[str, Path]) -> None:
     flags = {}
     for layout, raw in adni_exports.items():
         cohort = build_cohort(raw, AdniOptions()).samples
@@ -175,7 +173,7 @@ def test_csf_beyond_the_range_has_its_flag_from_text_comment_or_number(adni_expo
     assert flags["old"].equals(flags["2025"])
 
 
-def test_quality_control_rows_of_bateman_are_nobody(adni_exports: dict[str, Path]) -> None:
+def test_quality_control_rows_of_batemanlab_are_ignored(adni_exports: dict[str, Path]) -> None:
     frame = Export(adni_exports["2025"]).require(BATEMAN)
     assert 999999 not in frame["rid"].to_list()
     cohort = build_cohort(adni_exports["2025"], AdniOptions()).samples
@@ -187,7 +185,7 @@ def test_quality_control_rows_of_bateman_are_nobody(adni_exports: dict[str, Path
     assert values_of["plasma_abeta42_40"].count() > 10
 
 
-def test_an_optional_table_that_is_asked_for_must_be_there(adni_export: Path) -> None:
+def test_a_requested_optional_table_must_exist(adni_export: Path) -> None:
     table_path(adni_export, "batemanlab").unlink()
     check(DATASET, adni_export, {})
     assert "batemanlab_ddMonYYYY.csv" in faults_of(adni_export, plasma_abeta=True)
@@ -209,13 +207,13 @@ def test_missing_codes_never_reach_a_feature(adni_exports: dict[str, Path]) -> N
                     assert not column.is_in([-4.0, -1.0, 9999.0, 999999.0]).any(), f.name
 
 
-def test_about_a_hundred_and_twenty_clinical_features_as_listed() -> None:
+def test_number_of_clinical_features() -> None:
     assert len(HISTORY.split()) == 19
     assert len(QUANTITIES) == 8
     assert len(drugs.INGREDIENTS) >= 50
 
 
-def test_elecsys_of_older_releases_has_other_names(tmp_path: Path) -> None:
+def test_older_elecsys_releases_are_found_by_their_names(tmp_path: Path) -> None:
     write(
         tmp_path,
         "UPENNBIOMK9_04_19_17.csv",
@@ -230,7 +228,7 @@ def test_elecsys_of_older_releases_has_other_names(tmp_path: Path) -> None:
     assert frame.select("ABETA42", "ABETA42.limit", "TAU", "TAU.limit").row(0) == (1700.0, 1, 80.0, -1)
 
 
-def test_adnimerge_is_another_source_of_diagnoses(adni_export: Path) -> None:
+def test_diagnoses_can_be_read_from_adnimerge(adni_export: Path) -> None:
     dx = diagnoses(Export(adni_export), "dxsum")
     names = {0: "CN", 1: "MCI", 2: "Dementia", None: ""}
     rows = dx.with_columns(pl.col("dx").replace_strict(names, return_dtype=pl.String).alias("DX"))

@@ -1,4 +1,4 @@
-"""Genotypes from several PLINK sets to the store: true alleles, merges, the canary, and faults of an export."""
+"""Genotypes of several PLINK sets in the store: alleles, merging, leakage between splits, and errors of an export."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from mrpipe.stages.simulate import simulate
 from mrpipe.store.layout import truth_folder
 from mrpipe.transforms.fit import fit
 
-# No threshold and no frequency: the store's SNPs depend on nobody's genotypes.
+# Without thresholds and frequencies, the SNPs of the store do not depend on genotypes.
 BLIND = {"geno": 1.0, "hwe": 0.0, "maf": 0.0, "mind": 1.0, "frequency_check": False}
 
 
-# --- the whole path -----------------------------------------------------------------------------------------------
+# --- end to end ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A simulated export with genotypes, and its store with every SNP in it."""
+    """A simulated export with genotypes (`raw`), and a store with every SNP (`store`)."""
     folder = tmp_path_factory.mktemp("genomic")
     simulate(DATASET, folder / "raw", {"n_subjects": 160, "n_snps": 480, "images": False, "seed": 1})
     build(DATASET, folder / "raw", folder / "store", {"geno": 1.0, "hwe": 0.0, "maf": 0.0, "mind": 1.0})
     return folder
 
 
-def test_the_store_holds_the_true_alleles_on_one_strand(built: Path) -> None:
-    """Of each SNP: hg19 place, REF and ALT of the truth, and calls that agree between chips and with the .bed."""
+def test_stored_alleles_match_the_simulated_truth(built: Path) -> None:
+    """The hg19 position, REF and ALT of each SNP are the true ones, and its allele frequency is plausible."""
     store = mrpipe.open_store(built / "store")
     rows = store.dictionary.filter(modality="genomic").sort("position")
     truth = pl.read_parquet(truth_folder(built / "raw") / "snps.parquet")
@@ -59,7 +59,7 @@ def test_the_store_holds_the_true_alleles_on_one_strand(built: Path) -> None:
     assert (joined["position"] == joined["position_true"]).all()
     ambiguous = (joined["ref"] + joined["alt"]).is_in(["AT", "TA", "CG", "GC"])
     same = (joined["ref"] == joined["ref_true"]) & (joined["alt"] == joined["alt_true"])
-    # What the reference lacks keeps the alleles of the first chip that has it.
+    # SNPs that are not in the reference keep the alleles of the first chip that has them.
     assert same.mean() > 0.95
     assert (~same & ambiguous).sum() < 3
     order = np.array(list(zip(joined["chromosome"], joined["position"], strict=True)))
@@ -71,7 +71,7 @@ def test_the_store_holds_the_true_alleles_on_one_strand(built: Path) -> None:
     assert np.median(close) < 0.08
 
 
-def test_a_person_in_two_sets_is_once_in_the_store_with_one_record(built: Path) -> None:
+def test_a_participant_in_two_sets_has_one_record_in_the_store(built: Path) -> None:
     raw = built / "raw" / "genetics"
     people = [plink.open_set(p).fam["iid"].to_list() for p in sorted(raw.glob("*.bed"))]
     everyone = [i for s in people for i in s]
@@ -83,7 +83,7 @@ def test_a_person_in_two_sets_is_once_in_the_store_with_one_record(built: Path) 
     assert "ADNI_cluster_01_forward_757LONI" in description
 
 
-def test_union_has_missing_calls_and_intersection_the_shared_snps(built: Path, tmp_path: Path) -> None:
+def test_union_adds_missing_calls_and_intersection_keeps_shared_snps(built: Path, tmp_path: Path) -> None:
     options = {"geno": 1.0, "hwe": 0.0, "maf": 0.0, "mind": 1.0}
     build(DATASET, built / "raw", tmp_path / "shared", {**options, "merge": "intersection"})
     union, shared = mrpipe.open_store(built / "store"), mrpipe.open_store(tmp_path / "shared")
@@ -97,8 +97,8 @@ def test_union_has_missing_calls_and_intersection_the_shared_snps(built: Path, t
     assert counts[1] < 0.03
 
 
-def test_evaluation_subjects_move_nothing_that_is_fitted(built: Path, tmp_path: Path) -> None:
-    """Canary through the whole path: other genotypes of evaluation subjects, from the .bed on; the same transform."""
+def test_fitted_transforms_do_not_depend_on_evaluation_participants(built: Path, tmp_path: Path) -> None:
+    """Changing the genotypes of evaluation participants in the .bed files does not change the fitted transform."""
     build(DATASET, built / "raw", tmp_path / "before", BLIND)
     store = mrpipe.open_store(tmp_path / "before")
     before = fit(store, modalities=["genomic"]).to_json()
@@ -110,7 +110,7 @@ def test_evaluation_subjects_move_nothing_that_is_fitted(built: Path, tmp_path: 
         opened = plink.open_set(bed)
         matrix = plink.calls(opened)
         rows = np.flatnonzero([i in held_out for i in opened.fam["iid"]])
-        # Reversing copies keeps who is heterozygous and moves every frequency and correlation.
+        # Swapping the alleles preserves heterozygosity and changes every frequency and correlation.
         matrix[rows] = np.where(matrix[rows] == 3, 3, 2 - np.minimum(matrix[rows], 2))
         bed.write_bytes(plink.MAGIC + plink.bed_rows(matrix).tobytes())
         changed += len(rows)
@@ -124,8 +124,8 @@ def test_evaluation_subjects_move_nothing_that_is_fitted(built: Path, tmp_path: 
     assert not np.array_equal(store.arrays("genomic").x, other.arrays("genomic").x)
 
 
-def test_training_subjects_do_move_it(built: Path) -> None:
-    """The canary can fail: the transform depends on training genotypes."""
+def test_fitted_transforms_depend_on_training_participants(built: Path) -> None:
+    """Control for the test above: the transform does depend on training genotypes."""
     store = mrpipe.open_store(built / "store")
     train = store.arrays("genomic", part="train")
     rows = store.dictionary.filter(modality="genomic").sort("position")
@@ -137,7 +137,7 @@ def test_training_subjects_do_move_it(built: Path) -> None:
     again = GenotypeTransform.from_dict(first.to_dict())
     np.testing.assert_array_equal(again.apply(train).x, first.apply(train).x)
     assert set(np.unique(first.apply(train).x)) <= {-1.0, 0.0, 1.0}
-    # Packed consumers take the same SNPs.
+    # Packed genotypes select the same SNPs.
     packed = genotypes.take_snps(train.x, first.kept)
     calls = genotypes.unpack_range(packed, 0, len(first.kept))
     np.testing.assert_array_equal(np.where(calls == 3, first.mode, calls) - 1.0, first.apply(train).x)
@@ -157,44 +157,44 @@ def fault_of(raw: Path, **settings: object) -> str:
     return str(error.value)
 
 
-def test_a_missing_chain_file_is_named_with_its_source(export: Path) -> None:
+def test_error_for_a_missing_chain_file_gives_its_source(export: Path) -> None:
     next(export.rglob("*.chain.gz")).unlink()
     message = fault_of(export)
-    assert "expected a chain file hg18 to hg19 for ADNI_cluster_01_forward_757LONI" in message
+    assert "expected a chain file from hg18 to hg19 for ADNI_cluster_01_forward_757LONI" in message
     assert "goldenPath" in message
 
 
-def test_a_chain_of_other_builds_is_refused(export: Path) -> None:
+def test_a_chain_file_for_other_builds_is_rejected(export: Path) -> None:
     assert "expected a chain from hg38 to hg19; found hg18 to hg19" in fault_of(
         export, source_builds=("ADNI_cluster*=hg38", "*=hg19")
     )
 
 
-def test_a_position_beyond_its_chromosome_shows_the_wrong_build(export: Path) -> None:
+def test_a_position_beyond_its_chromosome_reveals_the_wrong_build(export: Path) -> None:
     path = export / "genetics" / "ADNI_GO_2_Forward_Bin.bim"
     text = path.read_text().splitlines()
     fields = text[0].split("\t")
     assert fields[0] == "1"
     text[0] = "\t".join([*fields[:3], "249250622", *fields[4:]])
     path.write_text("\n".join(text) + "\n")
-    assert "positions of hg19, in which chromosome 1 ends at 249250621; found position 249250622" in fault_of(export)
+    assert "positions in hg19, where chromosome 1 ends at 249250621; found position 249250622" in fault_of(export)
 
 
-def test_a_set_declared_in_the_wrong_build_does_not_pass_silently(export: Path, tmp_path: Path) -> None:
+def test_a_set_declared_in_the_wrong_build_is_rejected(export: Path, tmp_path: Path) -> None:
     check(DATASET, export, {"source_builds": ["*=hg19"]})
     with pytest.raises(
-        DataError, match=r"ADNI_cluster_01_forward_757LONI\.bim.*expected the positions of the reference"
+        DataError, match=r"ADNI_cluster_01_forward_757LONI\.bim.*expected the same positions as the reference"
     ):
         build(DATASET, export, tmp_path / "store", {"source_builds": ["*=hg19"]}, modalities=["genomic"])
 
 
-def test_the_check_names_a_truncated_bed(export: Path) -> None:
+def test_check_reports_a_truncated_bed(export: Path) -> None:
     bed = export / "genetics" / "ADNI3_PLINK_Final.bed"
     os.truncate(bed, bed.stat().st_size - 1)
     assert re.search(r"ADNI3_PLINK_Final\.bed: expected \d+ bytes for \d+ people and \d+ SNPs", fault_of(export))
 
 
-def test_people_without_a_ptid_are_nobody_and_none_at_all_is_a_fault(export: Path, tmp_path: Path) -> None:
+def test_it_is_an_error_if_no_iid_is_a_ptid(export: Path, tmp_path: Path) -> None:
     for fam in (export / "genetics").glob("*.fam"):
         fam.write_text(fam.read_text().replace("_S_", "-"))
     with pytest.raises(DataError, match="IID must be the PTID"):

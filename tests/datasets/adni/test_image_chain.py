@@ -1,4 +1,4 @@
-"""The true image chain on a small simulated head and on real scans: minutes, and it needs the extra `imaging`."""
+"""The imaging chain on simulated heads and real scans. Slow (minutes); requires the extra `imaging`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MISSING = [p for m, p in PACKAGES.items() if importlib.util.find_spec(m) is None
 needs_imaging = pytest.mark.skipif(bool(MISSING), reason=f"pip install 'mrpipe[imaging]' (missing: {MISSING})")
 
 
-def test_quantiles_are_matched_inside_the_mask_and_nothing_is_left_outside() -> None:
+def test_quantiles_are_matched_inside_the_mask_and_zero_outside() -> None:
     rng = np.random.Generator(np.random.PCG64(0))
     reference = rng.gamma(4.0, 1.0, 5000).astype(np.float32)
     image = (300 * rng.gamma(4.0, 1.0, (20, 20, 20)) + 50).astype(np.float32)
@@ -42,7 +42,7 @@ def test_quantiles_are_matched_inside_the_mask_and_nothing_is_left_outside() -> 
     assert np.isfinite(constant).all()
 
 
-def test_simulated_heads_differ_by_atrophy_and_are_the_same_twice() -> None:
+def test_simulated_heads_show_atrophy_and_are_deterministic() -> None:
     heads = [ellipsoid_head(generator(0, "t"), a, 4.0)[0].astype(float) for a in (0.0, 0.0, 0.08)]
     np.testing.assert_array_equal(heads[0], heads[1])
     grey = [int(((h > 420) & (h < 650)).sum()) for h in heads]
@@ -68,7 +68,7 @@ def simulated_scan(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tupl
 
 @pytest.mark.slow
 @needs_imaging
-def test_a_head_keeps_its_grey_matter_and_gives_the_same_bytes_twice(simulated_scan, tmp_path: Path) -> None:
+def test_chain_preserves_grey_matter_and_is_deterministic(simulated_scan, tmp_path: Path) -> None:
     scan, templates = simulated_scan
     settings = ChainSettings(registration="fast", segment_mm=2.0)
     first, second = (
@@ -86,7 +86,7 @@ def test_a_head_keeps_its_grey_matter_and_gives_the_same_bytes_twice(simulated_s
 
 @pytest.mark.slow
 @needs_imaging
-def test_what_is_no_scan_fails_with_its_reason_and_leaves_nothing(simulated_scan, tmp_path: Path) -> None:
+def test_an_invalid_scan_fails_with_a_reason_and_leaves_no_files(simulated_scan, tmp_path: Path) -> None:
     scan, templates = simulated_scan
     (tmp_path / "cut.nii.gz").write_bytes(scan.read_bytes()[:5000])
     with pytest.raises(ScanFailedError, match=r"^expected a complete NIfTI image"):
@@ -96,7 +96,7 @@ def test_what_is_no_scan_fails_with_its_reason_and_leaves_nothing(simulated_scan
 
 @pytest.mark.slow
 @needs_imaging
-def test_two_raw_scans_reach_the_modality_through_the_true_chain(tmp_path: Path) -> None:
+def test_raw_scans_are_read_end_to_end(tmp_path: Path) -> None:
     ids = ["002_S_0011", "003_S_4022"]
     for number, ptid in enumerate(ids):
         folder = tmp_path / "raw" / "ADNI" / ptid / "MPRAGE" / "2010-05-02_10_15_30.0" / f"I{number}"
@@ -126,7 +126,7 @@ def test_two_raw_scans_reach_the_modality_through_the_true_chain(tmp_path: Path)
 @pytest.mark.real_data
 @needs_imaging
 @pytest.mark.parametrize("subject", ["1000", "1001"])
-def test_real_grey_matter_agrees_with_the_manual_one(real_data_dir: Path, tmp_path: Path, subject: str) -> None:
+def test_grey_matter_agrees_with_manual_segmentation(real_data_dir: Path, tmp_path: Path, subject: str) -> None:
     brain = real_data_dir / "brain"
     settings = ChainSettings(registration="affine", brain="stripped", keep=True)
     templates = mni_template().write(tmp_path / "template")

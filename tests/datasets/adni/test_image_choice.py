@@ -1,4 +1,4 @@
-"""The voxel grid of the maps, dates, and which scan of a subject is taken."""
+"""Voxel grid of the maps, date formats, and selection of scans."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mrpipe.imaging.grid import INSIDE_ZERO, Grid, block_mean
 # --- grid
 
 
-def test_the_full_size_mask_has_the_voxels_and_the_box_of_the_published_one() -> None:
+def test_full_size_mask_has_the_published_voxel_count_and_bounding_box() -> None:
     grid, labels = simulated_grid((91, 109, 91))
     assert grid.n_voxels == FULL_VOXELS == int((labels == 150).sum())
     assert tuple((s.start, s.stop) for s in grid.box) == FULL_BOX
@@ -27,7 +27,7 @@ def test_the_full_size_mask_has_the_voxels_and_the_box_of_the_published_one() ->
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.sampled_from(["float16", "float32"]))
-def test_a_volume_gives_back_mask_and_vector(seed: int, edge: int, dtype: str) -> None:
+def test_mask_and_vector_are_recovered_from_a_volume(seed: int, edge: int, dtype: str) -> None:
     rng = np.random.Generator(np.random.PCG64(seed))
     mask = rng.random((7, 6, 5)) < 0.3
     mask[3, 2, 2] = True
@@ -38,11 +38,11 @@ def test_a_volume_gives_back_mask_and_vector(seed: int, edge: int, dtype: str) -
     np.testing.assert_array_equal(volume != 0, mask[grid.box])
     expected = np.where(vector == 0, INSIDE_ZERO, vector).astype(dtype)
     np.testing.assert_array_equal(volume[volume != 0], expected)
-    # The authors' scatter: zeros of the mask's shape, the vector at the mask's voxels in C-order.
+    # As in the authors' code: zeros of the shape of the mask, filled at the mask's voxels in C order.
     scattered = np.zeros(mask.shape, dtype=np.float32)
     scattered[mask] = vector
     np.testing.assert_array_equal(grid.vector(scattered), vector)
-    # A voxel of the box lies where it lies in the whole grid.
+    # Voxels have the same world coordinates in the cropped and in the full grid.
     corner = np.array([s.start for s in grid.box])
     np.testing.assert_allclose(grid.crop_affine @ [1, 2, 3, 1], affine @ np.append(corner + np.array([1, 2, 3]), 1))
     pooled = grid.volume(vector, downsample=edge, dtype="float32")
@@ -51,12 +51,12 @@ def test_a_volume_gives_back_mask_and_vector(seed: int, edge: int, dtype: str) -
     np.testing.assert_array_equal(pooled != 0, block_mean(grid.inside.astype(np.float32), edge) > 0)
 
 
-# --- which scan
+# --- selection of scans
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_the_choice_of_a_scan_agrees_with_brute_force(data: st.DataObject) -> None:
+def test_scan_selection_against_brute_force(data: st.DataObject) -> None:
     rule = data.draw(st.sampled_from(["earliest", "latest", "nearest"]))
     day = st.one_of(st.none(), st.integers(0, 30).map(lambda d: date(2010, 1, 1) + timedelta(days=d)))
     rows = data.draw(st.lists(st.tuples(st.integers(1, 3), day, st.integers(0, 2)), min_size=1, max_size=12))
@@ -89,12 +89,12 @@ def test_the_choice_of_a_scan_agrees_with_brute_force(data: st.DataObject) -> No
         return (0, distance, days, rank, number)
 
     for rid in at:
-        own = sorted(((i, r) for i, r in enumerate(rows) if r[0] == rid), key=key)
-        assert chosen.filter(sample_id=f"s{rid}")["image_id"].to_list() == [str(i) for i, _ in own]
-        assert chosen.filter(sample_id=f"s{rid}")["attempt"].to_list() == list(range(len(own)))
+        expected = sorted(((i, r) for i, r in enumerate(rows) if r[0] == rid), key=key)
+        assert chosen.filter(sample_id=f"s{rid}")["image_id"].to_list() == [str(i) for i, _ in expected]
+        assert chosen.filter(sample_id=f"s{rid}")["attempt"].to_list() == list(range(len(expected)))
 
 
-def test_a_subject_who_changed_site_is_found_by_roster_id() -> None:
+def test_rid_is_extracted_from_ptid() -> None:
     frame = pl.DataFrame({"p": ["002_S_0413", "941_S_10413", "0413", "002_S_413"]})
     assert frame.select(rid_of("p"))["p"].to_list() == [413, 10413, None, None]
 
@@ -113,5 +113,5 @@ def test_a_subject_who_changed_site_is_found_by_roster_id() -> None:
         ("", None),
     ],
 )
-def test_dates_of_every_export(text: str, expected: date | None) -> None:
+def test_dates_are_parsed_in_every_export_format(text: str, expected: date | None) -> None:
     assert pl.DataFrame({"d": [text]}).select(parse_date("d")).item() == expected

@@ -1,4 +1,4 @@
-"""ADNI's precomputed maps: grid, choice of a scan, faults, and the way into a store."""
+"""Precomputed maps of ADNI: grid, selection of scans, errors, and ingestion into a store."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(raw: Path, samples: pl.DataFrame, work: Path, **options) -> tuple[dict[str, np.ndarray], pl.DataFrame]:
-    """Sample id → volume, and the table of scans."""
+    """Volumes by sample ID, and the table of attempts."""
     chosen = ImageOptions(**options)
     work.mkdir(parents=True, exist_ok=True)
     part = work / "0-of-1.parquet"
@@ -67,7 +67,7 @@ def read(raw: Path, samples: pl.DataFrame, work: Path, **options) -> tuple[dict[
 
 
 def rows_of(raw: Path) -> tuple[np.ndarray, list[tuple[str, date]]]:
-    """The stack, and subject and date of each row, parsed without the code under test."""
+    """The stacked array, and participant and date of each row, parsed independently of the code under test."""
     lines = (raw / "image" / "ADNI_subj.txt").read_text().split()
     parsed = []
     for line in lines:
@@ -76,7 +76,7 @@ def rows_of(raw: Path) -> tuple[np.ndarray, list[tuple[str, date]]]:
     return np.load(raw / "image" / "ADNI_G.npy"), parsed
 
 
-def test_nearest_needs_the_date_it_is_near_to(export: Path, tmp_path: Path) -> None:
+def test_nearest_requires_the_date_column(export: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'visit_date'"):
         read(export, cohort(subjects()), tmp_path, image_scan="nearest")
 
@@ -85,17 +85,17 @@ def test_nearest_needs_the_date_it_is_near_to(export: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("rule", ["earliest", "latest"])
-def test_each_sample_gets_the_row_that_its_rule_names(export: Path, tmp_path: Path, rule: str) -> None:
+def test_each_sample_gets_the_map_selected_by_the_rule(export: Path, tmp_path: Path, rule: str) -> None:
     array, rows = rows_of(export)
     samples = cohort(subjects())
     volumes, scans = read(export, samples, tmp_path, image_scan=rule, image_dtype="float32", image_tries=9)
     grid, _ = simulated_grid((14, 16, 14))
     for subject in samples["sample_id"]:
-        own = sorted((d, i) for i, (p, d) in enumerate(rows) if p == subject and array[i].any())
-        if not own:
+        valid = sorted((d, i) for i, (p, d) in enumerate(rows) if p == subject and array[i].any())
+        if not valid:
             assert subject not in volumes
             continue
-        expected = array[own[0 if rule == "earliest" else -1][1]].astype(np.float32)
+        expected = array[valid[0 if rule == "earliest" else -1][1]].astype(np.float32)
         scattered = np.zeros(grid.mask.shape, dtype=np.float32)
         scattered[grid.mask] = expected
         np.testing.assert_array_equal(volumes[subject], scattered[grid.box])
@@ -106,7 +106,9 @@ def test_each_sample_gets_the_row_that_its_rule_names(export: Path, tmp_path: Pa
     assert list(volumes) == sorted(volumes)
 
 
-def test_a_failed_map_gives_way_to_the_next_and_a_subject_of_failed_maps_has_none(export: Path, tmp_path: Path) -> None:
+def test_invalid_maps_are_skipped_and_participants_without_a_valid_map_have_no_image(
+    export: Path, tmp_path: Path
+) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(export, raw)
     array, rows = rows_of(raw)
@@ -129,7 +131,7 @@ def test_a_failed_map_gives_way_to_the_next_and_a_subject_of_failed_maps_has_non
     assert set(scans.filter(sample_id=only)["status"]) == {"failed"}
 
 
-def test_a_value_that_does_not_fit_fails_that_scan_and_float32_takes_it(export: Path, tmp_path: Path) -> None:
+def test_values_beyond_float16_fail_the_scan_unless_stored_as_float32(export: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(export, raw)
     array, rows = rows_of(raw)
@@ -192,10 +194,10 @@ def edit_no_lines(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "says"),
+    ("edit", "expected"),
     [
-        (edit_missing_lines, "one row a line"),
-        (edit_columns, "one column a voxel"),
+        (edit_missing_lines, "one row per line"),
+        (edit_columns, "one column per voxel"),
         (edit_cut, "complete NumPy array"),
         (edit_pickle, "complete NumPy array"),
         (edit_no_mask, "NIfTI mask"),
@@ -205,17 +207,17 @@ def edit_no_lines(folder: Path) -> None:
         (edit_no_lines, "no such file"),
     ],
 )
-def test_what_does_not_belong_together_is_named_by_the_check(export: Path, tmp_path: Path, edit, says: str) -> None:
+def test_check_reports_inconsistent_files(export: Path, tmp_path: Path, edit, expected: str) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(export, raw)
     edit(raw / "image")
     faults = FaultCollector()
     check_images(raw, ImageOptions(), faults)
-    assert any(says in str(f) for f in faults.faults), [str(f) for f in faults.faults]
+    assert any(expected in str(f) for f in faults.faults), [str(f) for f in faults.faults]
     assert all("image/" in f.file or "mask" in f.file for f in faults.faults)
 
 
-def test_several_faults_come_at_once_and_a_checksum_is_held(export: Path, tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once_and_the_mask_checksum_is_verified(export: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(export, raw)
     edit_missing_lines(raw / "image")
@@ -230,7 +232,7 @@ def test_several_faults_come_at_once_and_a_checksum_is_held(export: Path, tmp_pa
     assert {p.name for p in found.files} == {"ADNI_G.npy", "ADNI_subj.txt", mask.name}
 
 
-def test_a_mask_from_outside_the_export_is_noted_with_its_checksum(export: Path, tmp_path: Path) -> None:
+def test_checksum_of_an_external_mask_is_noted(export: Path, tmp_path: Path) -> None:
     raw, mask = tmp_path / "raw", tmp_path / "elsewhere.nii.gz"
     shutil.copytree(export, raw)
     shutil.move(next((raw / "image").glob("*averagetemplate*")), mask)
@@ -241,7 +243,7 @@ def test_a_mask_from_outside_the_export_is_noted_with_its_checksum(export: Path,
     assert any(sha256(mask) in n and str(tmp_path) not in n for n in found.notes)
 
 
-def test_route_and_presence(export: Path, tmp_path: Path) -> None:
+def test_image_route_and_detection_of_images(export: Path, tmp_path: Path) -> None:
     assert has_images(export, ImageOptions())
     assert not has_images(export, ImageOptions(image_route="raw"))
     assert not has_images(tmp_path, ImageOptions())
@@ -254,7 +256,7 @@ def test_route_and_presence(export: Path, tmp_path: Path) -> None:
 # --- NIfTI maps
 
 
-def test_nifti_maps_in_any_axis_order_give_what_the_stack_gives(tmp_path: Path) -> None:
+def test_nifti_maps_in_any_axis_order_equal_the_stack(tmp_path: Path) -> None:
     for kind in ("stack", "nifti"):
         simulate_images(tmp_path / kind, subjects(8), Simulation(image_maps_as=kind, image_failed=0))
     folder = tmp_path / "nifti" / "image"
@@ -269,14 +271,14 @@ def test_nifti_maps_in_any_axis_order_give_what_the_stack_gives(tmp_path: Path) 
     assert stack.keys() == maps.keys()
     for sample_id, volume in stack.items():
         np.testing.assert_array_equal(maps[sample_id], volume)
-    # Without a manifest, names of RAVENS maps say subject and date.
+    # Without maps.csv, participant and date are read from the names of RAVENS maps.
     (folder / "maps.csv").unlink()
     named, _ = read(tmp_path / "nifti", cohort(subjects(8)), tmp_path / "w2")
     for sample_id, volume in stack.items():
         np.testing.assert_array_equal(named[sample_id], volume)
 
 
-def test_a_map_on_another_grid_damaged_or_absent_costs_only_itself(tmp_path: Path) -> None:
+def test_a_misaligned_damaged_or_missing_map_affects_only_its_participant(tmp_path: Path) -> None:
     simulate_images(tmp_path / "raw", subjects(6), Simulation(image_maps_as="nifti", image_failed=0, image_max_scans=1))
     paths = sorted((tmp_path / "raw" / "image").glob("*RAVENS*"))
     image = nib.load(paths[0])
@@ -288,27 +290,27 @@ def test_a_map_on_another_grid_damaged_or_absent_costs_only_itself(tmp_path: Pat
     volumes, scans = read(tmp_path / "raw", cohort(subjects(6)), tmp_path / "work")
     assert len(volumes) == 3
     reasons = scans.filter(status="failed")["reason"].to_list()
-    for says in ("on the mask's grid", "complete NIfTI image", "does not exist"):
-        assert sum(says in r for r in reasons) == 1
+    for expected in ("on the mask's grid", "complete NIfTI image", "does not exist"):
+        assert sum(expected in r for r in reasons) == 1
     assert not any("_S_" in r for r in reasons)
     faults = FaultCollector()
     found = check_images(tmp_path / "raw", ImageOptions(), faults)
     assert [len(g) for g in found.groups.values()] == [5]
 
 
-def test_an_export_without_any_good_map_is_a_data_fault(tmp_path: Path) -> None:
+def test_an_export_without_valid_maps_is_an_error(tmp_path: Path) -> None:
     simulate_images(tmp_path / "raw", subjects(4), Simulation(image_failed=0))
     array = np.load(tmp_path / "raw" / "image" / "ADNI_G.npy")
     np.save(tmp_path / "raw" / "image" / "ADNI_G.npy", np.zeros_like(array))
-    with pytest.raises(DataError, match="none good"):
+    with pytest.raises(DataError, match="none valid"):
         read(tmp_path / "raw", cohort(subjects(4)), tmp_path / "work")
 
 
-# --- into a store
+# --- ingestion into a store
 
 
 def toy_dataset(frame: pl.DataFrame) -> Dataset:
-    """A dataset of images only."""
+    """A dataset that has only the modality `image`."""
 
     def make_cohort(raw: Path, options: ImageOptions) -> Cohort:
         samples = cohort(frame)
@@ -342,7 +344,7 @@ def toy_dataset(frame: pl.DataFrame) -> Dataset:
 
 
 @pytest.mark.parametrize("form", ["stack", "nifti"])
-def test_maps_reach_a_sealed_store_that_names_no_subject(form: str, tmp_path: Path) -> None:
+def test_a_store_built_from_maps_does_not_disclose_participants(form: str, tmp_path: Path) -> None:
     frame = subjects(40)
     simulate_images(tmp_path / "raw", frame, Simulation(image_maps_as=form, image_max_scans=2))
     ids = [build(toy_dataset(frame), tmp_path / "raw", tmp_path / name, {"image_downsample": 2}) for name in "ab"]

@@ -1,4 +1,4 @@
-"""Reading NIfTI scans with odd headers: read for sure, or refused with the reason."""
+"""NIfTI scans with unusual headers are read correctly or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def save(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE, *, oriented:
     return path
 
 
-def test_axis_order_and_handedness_are_brought_to_ras(tmp_path: Path) -> None:
+def test_axis_order_and_handedness_are_converted_to_ras(tmp_path: Path) -> None:
     expected = read_scan(save(tmp_path / "a.nii", head()), "a")
     np.testing.assert_array_equal(expected.data, head())
     for codes in (("L", "A", "S"), ("P", "I", "R"), ("S", "L", "A")):
@@ -46,7 +46,7 @@ def test_axis_order_and_handedness_are_brought_to_ras(tmp_path: Path) -> None:
     assert expected.voxel_mm == pytest.approx((3.0, 3.0, 3.0))
 
 
-def test_big_endian_scaled_and_trailing_axes_are_read_and_noted(tmp_path: Path) -> None:
+def test_big_endian_scaled_and_4d_images_are_read_and_noted(tmp_path: Path) -> None:
     image = nib.Nifti1Image(head(), AFFINE, nib.Nifti1Header(endianness=">"))
     nib.save(image, tmp_path / "big.nii")
     assert nib.load(tmp_path / "big.nii").header.endianness == ">"
@@ -62,7 +62,7 @@ def test_big_endian_scaled_and_trailing_axes_are_read_and_noted(tmp_path: Path) 
     np.testing.assert_allclose(read_scan(tmp_path / "scaled.nii", "s").data, 0.5 * head() + 7.0)
 
 
-def test_values_that_are_not_finite_become_zero(tmp_path: Path) -> None:
+def test_non_finite_values_become_zero(tmp_path: Path) -> None:
     data = head().astype(np.float32)
     data[3, 4, 5], data[6, 7, 8] = np.nan, np.inf
     scan = read_scan(save(tmp_path / "a.nii", data), "a")
@@ -71,7 +71,7 @@ def test_values_that_are_not_finite_become_zero(tmp_path: Path) -> None:
     assert any("2 voxels" in n for n in scan.notes)
 
 
-def test_a_slightly_skewed_affine_is_set_right_and_a_sheared_one_refused(tmp_path: Path) -> None:
+def test_slightly_skewed_affines_are_corrected_and_sheared_ones_rejected(tmp_path: Path) -> None:
     skewed = AFFINE.copy()
     skewed[:2, 1] = 0.01, 2.9
     scan = read_scan(save(tmp_path / "a.nii", head(), skewed), "a")
@@ -87,7 +87,7 @@ SMALL = AFFINE @ np.diag([0.3, 0.3, 0.3, 1])
 
 
 @pytest.mark.parametrize(
-    ("data", "affine", "oriented", "says"),
+    ("data", "affine", "oriented", "expected"),
     [
         (head()[..., None].repeat(2, axis=3), AFFINE, True, "2 volumes"),
         (head()[:, :, :8], AFFINE, True, "at least 32 voxels"),
@@ -97,13 +97,13 @@ SMALL = AFFINE @ np.diag([0.3, 0.3, 0.3, 1])
         (np.full(SHAPE, 7, dtype=np.int16), AFFINE, True, "one value 7"),
     ],
 )
-def test_what_is_no_structural_scan_is_refused_with_its_reason(data, affine, oriented, says, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=says) as caught:
+def test_images_that_are_not_structural_scans_are_rejected(data, affine, oriented, expected, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=expected) as caught:
         read_scan(save(tmp_path / "x.nii", data, affine, oriented=oriented), "scan 7")
     assert caught.value.faults[0].file == "scan 7"
 
 
-def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
+def test_damaged_files_are_rejected_by_name(tmp_path: Path) -> None:
     whole = save(tmp_path / "a.nii.gz", head())
     plain = tmp_path / "b.nii"
     plain.write_bytes(gzip.decompress(whole.read_bytes()))
@@ -125,7 +125,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
         read_scan(singular, "I77")
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_write_and_read_round_trip(tmp_path: Path) -> None:
     tilt = np.array([[0.98, -0.199, 0, 0], [0.199, 0.98, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     write_nifti(tmp_path / "a.nii.gz", head(), tilt @ AFFINE)
     first = (tmp_path / "a.nii.gz").read_bytes()
@@ -137,7 +137,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         on_grid(tmp_path / "a.nii.gz", "a", SHAPE, AFFINE)
 
 
-def test_masks_by_label_by_the_only_other_value_and_not_by_guess(tmp_path: Path) -> None:
+def test_masks_are_read_by_label_or_by_their_only_value(tmp_path: Path) -> None:
     labels = np.zeros(SHAPE, dtype=np.float32)
     labels[5:9, 5:9, 5:9], labels[20:22, 20, 20] = 250, 150
     write_nifti(tmp_path / "a.nii.gz", labels, AFFINE)
@@ -156,7 +156,7 @@ def test_masks_by_label_by_the_only_other_value_and_not_by_guess(tmp_path: Path)
 
 @pytest.mark.real_data
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "expected"),
     [
         ("example4d.nii.gz", "2 volumes"),
         ("S0_10slices.nii.gz", "at least 32 voxels"),
@@ -164,10 +164,10 @@ def test_masks_by_label_by_the_only_other_value_and_not_by_guess(tmp_path: Path)
         ("someones_anatomy.nii.gz", ""),
     ],
 )
-def test_real_odd_headers_are_read_or_refused(real_data_dir: Path, name: str, says: str) -> None:
+def test_real_files_with_unusual_headers_are_read_or_rejected(real_data_dir: Path, name: str, expected: str) -> None:
     path = real_data_dir / "brain" / "odd_headers" / name
-    if says:
-        with pytest.raises(DataError, match=says):
+    if expected:
+        with pytest.raises(DataError, match=expected):
             read_scan(path, name)
         return
     scan = read_scan(path, name)
@@ -176,7 +176,7 @@ def test_real_odd_headers_are_read_or_refused(real_data_dir: Path, name: str, sa
 
 
 @pytest.mark.real_data
-def test_the_real_big_endian_file_is_read_once_it_may_be_small(real_data_dir: Path) -> None:
+def test_real_big_endian_file_is_read_if_small_images_are_allowed(real_data_dir: Path) -> None:
     path = real_data_dir / "brain" / "odd_headers" / "anatomical.nii"
     scan = read_scan(path, "anatomical", min_extent_mm=40, min_voxels=16)
     assert "big-endian" in scan.notes

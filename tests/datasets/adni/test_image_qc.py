@@ -1,4 +1,4 @@
-"""What failed costs its bit and is counted; quality control shows what was tried and names no subject."""
+"""Failed scans and genotypes are counted; quality-control tables and pictures do not disclose participants."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mrpipe.store.layout import qc_folder, truth_folder
 
 
 def attempts(*rows: tuple[str, str | None]) -> pl.DataFrame:
-    """Sample and reason (None: good) of each attempt, in order."""
+    """Attempts in order, given as sample and reason of failure (None if successful)."""
     seen: dict[str, int] = {}
     data = []
     for sample, reason in rows:
@@ -35,7 +35,7 @@ def attempts(*rows: tuple[str, str | None]) -> pl.DataFrame:
     return pl.DataFrame(data, schema=TRIED_SCHEMA, orient="row")
 
 
-def test_a_sample_is_lost_only_if_all_failed_and_counts_once_under_its_first_reason() -> None:
+def test_a_sample_is_lost_only_if_all_attempts_fail_and_is_counted_once() -> None:
     frame = attempts(("a", "x"), ("a", None), ("b", "x"), ("b", "y"), ("c", "y"), ("d", None), ("e", "y"))
     found = losses("image", frame)
     assert found.drop("step").rows() == [
@@ -58,7 +58,7 @@ def copied(raw: Path, to: Path) -> Path:
     return Path(shutil.copytree(raw, to))
 
 
-def test_a_failed_scan_costs_its_bit_and_not_the_run(raw: Path, tmp_path: Path) -> None:
+def test_a_failed_scan_is_counted_and_does_not_stop_the_build(raw: Path, tmp_path: Path) -> None:
     build(DATASET, raw, tmp_path / "before", {})
     before = mrpipe.open_store(tmp_path / "before")
     broken = copied(raw, tmp_path / "raw")
@@ -78,7 +78,7 @@ def test_a_failed_scan_costs_its_bit_and_not_the_run(raw: Path, tmp_path: Path) 
     assert set(imaged) - set(after.samples("image").collect()["sample_id"]) == {*zero, nan}
     rest = [s.samples().select(pl.exclude("modality_mask", "row_image")).collect() for s in (before, after)]
     assert rest[0].equals(rest[1])
-    # The cohort's flow is as before, and the modality's own says who lost it and why.
+    # Attrition of the cohort is unchanged; losses are counted per modality and reason.
     assert after.attrition.equals(before.attrition)
     found = after.losses.filter(modality="image")
     n = len(imaged)
@@ -95,7 +95,7 @@ def test_a_failed_scan_costs_its_bit_and_not_the_run(raw: Path, tmp_path: Path) 
     assert table["status"].value_counts().sort("status")["count"].to_list() == [4, len(imaged) - 4]
 
 
-def test_an_edited_loss_is_a_breach(raw: Path, tmp_path: Path, capsys) -> None:
+def test_verify_detects_edited_loss_counts(raw: Path, tmp_path: Path, capsys) -> None:
     build(DATASET, raw, tmp_path / "store", {}, modalities=["image", "clinical"])
     path = tmp_path / "store" / "attrition.parquet"
     frame = pl.read_parquet(path)
@@ -106,7 +106,7 @@ def test_an_edited_loss_is_a_breach(raw: Path, tmp_path: Path, capsys) -> None:
     assert ["rows of image" in f.expected for f in find_breaches(tmp_path / "store")] == [True]
 
 
-def test_people_who_are_in_a_set_and_cannot_be_used_are_counted(raw: Path, tmp_path: Path) -> None:
+def test_participants_excluded_from_genotypes_are_counted(raw: Path, tmp_path: Path) -> None:
     build(DATASET, raw, tmp_path / "before", {}, modalities=["genomic", "clinical"])
     before = mrpipe.open_store(tmp_path / "before")
     held = before.samples("genomic").collect()["sample_id"].to_list()
@@ -130,7 +130,7 @@ def test_people_who_are_in_a_set_and_cannot_be_used_are_counted(raw: Path, tmp_p
     after = mrpipe.open_store(tmp_path / "after")
     assert set(held) - set(after.samples("genomic").collect()["sample_id"]) == {twice, bad}
     reasons = after.losses.filter(pl.col("step") > 0).select("modality", "reason").rows()
-    assert sorted(reasons) == sorted(("genomic", f"genomic left out: {why}") for why in (TOO_FEW_CALLS, DISCORDANT))
+    assert sorted(reasons) == sorted(("genomic", f"genomic left out: {r}") for r in (TOO_FEW_CALLS, DISCORDANT))
 
 
 # --- quality control
@@ -146,7 +146,7 @@ def scans(n: int) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCAN_SCHEMA)
 
 
-def test_outliers_are_flagged_within_their_source_and_the_sheet_shows_them_first(tmp_path: Path) -> None:
+def test_outliers_are_flagged_per_source_and_shown_first(tmp_path: Path) -> None:
     frame = scans(12).with_row_index()
     frame = frame.with_columns(
         pl.when(pl.col("index") == 7).then(pl.lit(300.0)).otherwise(pl.col("gm_ml")).alias("gm_ml"),
@@ -171,13 +171,13 @@ def test_outliers_are_flagged_within_their_source_and_the_sheet_shows_them_first
         assert [sheet.getpixel((40 * k + 20, 14 + 15)) for k in range(3)] == [(80, 0, 0), (140, 0, 0), (0, 0, 0)]
 
 
-def test_without_a_picture_the_sheet_says_so(tmp_path: Path) -> None:
+def test_contact_sheet_without_pictures(tmp_path: Path) -> None:
     write_image_qc(scans(3).with_columns(source=pl.lit("map"), picture=None).cast(SCAN_SCHEMA), tmp_path, tmp_path)
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert np.asarray(sheet).max() > 200
 
 
-def test_the_verb_needs_an_ingested_modality_that_has_quality_control(tmp_path: Path, capsys) -> None:
+def test_qc_command_needs_an_ingested_modality_with_quality_control(tmp_path: Path, capsys) -> None:
     where = ["--work", str(tmp_path), "--out", str(tmp_path / "qc")]
     assert main(["qc", "adni", "clinical", *where]) == 2
     assert "no quality control of 'clinical'; there is of image" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""ADNI's raw T1 scans: archive layout, search tables, preference, and parts that go on where they were killed.
+"""Raw T1 scans of ADNI: folder layout, search tables, ranking of series, and jobs that resume after an interruption.
 
-The chain itself is replaced by a stand-in here, so that no imaging library is needed; test_adni_image_chain.py has it.
+The imaging chain is replaced by a stub, so that no imaging library is needed; test_image_chain.py tests the chain.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Chain:
-    """Stand-in for the chain: reads the scan as the true one does, and makes a map of its mean."""
+    """Stub of the imaging chain: reads the scan in the same way and returns a constant map of its mean."""
 
     def __init__(self, stop_after: int | None = None, overlap: float = 0.95):
         self.calls: list[str] = []
@@ -91,7 +91,7 @@ def toy_template(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(raw: Path, samples: pl.DataFrame, work: Path, process, n_parts: int = 1, **options):
-    """All parts, then the volumes and the table of scans."""
+    """Prepare all parts; returns volumes by sample ID, the table of attempts, and the features."""
     chosen = ImageOptions(image_parts=n_parts, **options)
     work.mkdir(parents=True, exist_ok=True)
     parts = [work / f"{k}-of-{n_parts}.parquet" for k in range(n_parts)]
@@ -106,7 +106,7 @@ def run(raw: Path, samples: pl.DataFrame, work: Path, process, n_parts: int = 1,
     return volumes, features.tried(), features
 
 
-# --- names, layout, preference
+# --- file names, folder layout, ranking
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,13 @@ def run(raw: Path, samples: pl.DataFrame, work: Path, process, n_parts: int = 1,
         ("adni_002_s_0413_mr_MT1__N3m_Br_20110101000000_S1_I45117.NII", "MT1__N3m"),
     ],
 )
-def test_every_variant_of_the_file_name_is_known(name: str, description: str, tmp_path: Path) -> None:
+def test_every_file_name_variant_is_recognised(name: str, description: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"")
     scans = find_scans(tmp_path, FaultCollector())
     assert scans.select("ptid", "rid", "image_id", "description").row(0) == ("002_S_0413", 413, "45117", description)
 
 
-def test_other_names_count_inside_the_archive_layout_only(tmp_path: Path) -> None:
+def test_other_file_names_are_accepted_only_in_the_folder_layout_of_ida(tmp_path: Path) -> None:
     inside = tmp_path / "ADNI/941_S_10013/MP-RAGE/2022-05-02_10_15_30.0/I99"
     inside.mkdir(parents=True)
     (inside / "scan.nii").write_bytes(b"")
@@ -139,7 +139,7 @@ def test_other_names_count_inside_the_archive_layout_only(tmp_path: Path) -> Non
     assert scans.select("rid", "date", "image_id", "description").rows() == [(10013, date(2022, 5, 2), "99", "MP-RAGE")]
 
 
-def test_better_series_rank_before_worse_ones_and_the_rest_is_no_t1() -> None:
+def test_t1_series_are_ranked_and_others_ignored() -> None:
     ordered = [
         "MPR; GradWarp; B1 Correction; N3; Scaled",
         "MPR-R; GradWarp; B1 Correction; N3; Scaled",
@@ -181,7 +181,7 @@ SEARCH = (
 )
 
 
-def test_the_search_table_is_joined_by_image_and_wins_over_the_path(tmp_path: Path) -> None:
+def test_search_table_overrides_the_path(tmp_path: Path) -> None:
     for image, words in ((1, "MPRAGE"), (2, "MPRAGE"), (3, "Unclear")):
         (tmp_path / f"ADNI_002_S_0413_MR_{words}_S1_I{image}.nii").write_bytes(b"")
     rows = [
@@ -200,7 +200,7 @@ def test_the_search_table_is_joined_by_image_and_wins_over_the_path(tmp_path: Pa
     assert "Group" not in scans.columns
 
 
-def test_the_2025_tables_are_search_tables_too(tmp_path: Path) -> None:
+def test_image_tables_of_2025_are_search_tables(tmp_path: Path) -> None:
     (tmp_path / "ADNI_002_S_0413_MR_X_S1_I7.nii").write_bytes(b"")
     (tmp_path / "All_Images_09May2025.csv").write_text(
         "image_id,subject_id,phase,modality,image_date,image_description\n7,002_S_0413,ADNI1,MRI,2006-05-02,MP-RAGE\n"
@@ -208,7 +208,7 @@ def test_the_2025_tables_are_search_tables_too(tmp_path: Path) -> None:
     assert find_scans(tmp_path, FaultCollector()).select("image_id", "date").row(0) == ("7", date(2006, 5, 2))
 
 
-def test_an_image_under_the_wrong_subject_is_a_fault(tmp_path: Path) -> None:
+def test_an_image_in_the_folder_of_another_participant_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "ADNI_002_S_0413_MR_MPRAGE_S1_I7.nii").write_bytes(b"")
     (tmp_path / "search.csv").write_text(SEARCH + '"7","003_S_0001","","","","","MRI","MPRAGE","","5/2/2006","",""\n')
     faults = FaultCollector()
@@ -219,7 +219,7 @@ def test_an_image_under_the_wrong_subject_is_a_fault(tmp_path: Path) -> None:
 # --- parts
 
 
-def test_a_failed_scan_costs_itself_and_is_recorded_with_its_reason(export: Path, tmp_path: Path) -> None:
+def test_a_failed_scan_is_recorded_with_its_reason(export: Path, tmp_path: Path) -> None:
     process = Chain()
     volumes, scans, _ = run(export, cohort(subjects(6)), tmp_path, process)
     assert len(volumes) == 5
@@ -230,13 +230,13 @@ def test_a_failed_scan_costs_itself_and_is_recorded_with_its_reason(export: Path
     assert failed["sample_id"][0] not in volumes
     assert "_S_" not in failed["reason"][0]
     assert (scans.filter(status="ok")["attempt"] == 0).all()
-    # ADNI1 subjects have four T1 series on their first day; the preprocessed one is taken.
+    # ADNI1 participants have several T1 series on the first day; the preprocessed one is used.
     adni1 = scans.filter(pl.col("sample_id").str.slice(6).cast(pl.Int64) < 2000, status="ok")
     assert len(adni1) > 0
     assert adni1["description"].str.contains("Scaled").all()
 
 
-def test_the_next_scan_of_a_subject_is_tried(export: Path, tmp_path: Path) -> None:
+def test_the_next_scan_is_tried_after_a_failure(export: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(export, raw)
     samples = cohort(subjects(6))
@@ -252,7 +252,7 @@ def test_the_next_scan_of_a_subject_is_tried(export: Path, tmp_path: Path) -> No
     assert sample_id in volumes
 
 
-def test_a_killed_part_goes_on_with_the_next_scan_and_gives_the_same_bytes(export: Path, tmp_path: Path) -> None:
+def test_a_killed_job_resumes_at_the_next_scan_with_identical_output(export: Path, tmp_path: Path) -> None:
     samples, options = cohort(subjects(6)), ImageOptions()
     whole = Chain()
     (tmp_path / "whole").mkdir()
@@ -273,7 +273,7 @@ def test_a_killed_part_goes_on_with_the_next_scan_and_gives_the_same_bytes(expor
     assert out.read_bytes() == (tmp_path / "whole" / "0-of-1.parquet").read_bytes()
 
 
-def test_a_finished_scan_is_used_again_only_if_nothing_it_depends_on_changed(export: Path, tmp_path: Path) -> None:
+def test_cached_scans_are_reused_only_if_their_inputs_are_unchanged(export: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(export, raw)
     samples, out = cohort(subjects(6)), tmp_path / "0-of-1.parquet"
@@ -295,7 +295,7 @@ def test_a_finished_scan_is_used_again_only_if_nothing_it_depends_on_changed(exp
     assert calls(image_registration="fast", image_smoothing_mm=4.0) == [image]
 
 
-def test_a_scan_that_ran_out_of_time_is_tried_again_when_there_is_more(export: Path, tmp_path: Path) -> None:
+def test_timed_out_scans_are_retried_if_the_limit_was_raised(export: Path, tmp_path: Path) -> None:
     times: list[float] = []
 
     def hang(*arguments, timeout_s: float):
@@ -314,7 +314,7 @@ def test_a_scan_that_ran_out_of_time_is_tried_again_when_there_is_more(export: P
     assert prepare(10.0) == [600.0] * len(first)
 
 
-def test_any_number_of_parts_gives_the_same_volumes(export: Path, tmp_path: Path) -> None:
+def test_volumes_do_not_depend_on_the_number_of_parts(export: Path, tmp_path: Path) -> None:
     samples = cohort(subjects(6))
     one, table, features = run(export, samples, tmp_path / "1", Chain())
     for n in (2, 4, 11):
@@ -322,14 +322,14 @@ def test_any_number_of_parts_gives_the_same_volumes(export: Path, tmp_path: Path
         assert list(many) == list(one)
         for sample_id, volume in one.items():
             np.testing.assert_array_equal(many[sample_id], volume)
-        # Only the folder of a picture says which part made it.
+        # Only the folder of the picture depends on the part.
         assert same.drop("picture").equals(table.drop("picture"))
         assert other.dictionary().equals(features.dictionary())
     ids = [f"{i:03d}" for i in range(23)]
     assert [i for k in range(5) for i in part_of(ids, k, 5)] == ids
 
 
-def test_a_registration_that_misses_the_template_fails_and_says_by_how_much(export: Path, tmp_path: Path) -> None:
+def test_a_failed_registration_reports_its_overlap(export: Path, tmp_path: Path) -> None:
     samples, chosen = cohort(subjects(6)), ImageOptions()
     part = tmp_path / "0-of-1.parquet"
     prepare_images(export, samples, chosen, 0, 1, part, process=Chain(overlap=0.713))
@@ -339,7 +339,9 @@ def test_a_registration_that_misses_the_template_fails_and_says_by_how_much(expo
     assert "0.713" in frame["detail"].to_list()
 
 
-def test_parts_of_another_mask_are_refused(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_prepared_with_another_mask_are_rejected(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mrpipe.datasets.adni.image import join as image_read
 
     samples = cohort(subjects(6))
@@ -347,24 +349,24 @@ def test_parts_of_another_mask_are_refused(export: Path, tmp_path: Path, monkeyp
     prepare_images(export, samples, ImageOptions(), 0, 1, part, process=Chain())
     other = dataclasses.replace(TEMPLATE, grid=dataclasses.replace(GRID, mask=~GRID.mask))
     monkeypatch.setattr(image_read, "open_template", lambda *a: other)
-    with pytest.raises(UsageError, match="another mask"):
+    with pytest.raises(UsageError, match="a different mask"):
         list(read_images(export, samples, ImageOptions(), [part]).batches)
 
 
-def test_parts_of_another_cohort_are_refused(export: Path, tmp_path: Path) -> None:
+def test_parts_prepared_for_another_cohort_are_rejected(export: Path, tmp_path: Path) -> None:
     few, all_of_them = cohort(subjects(6)).head(3), cohort(subjects(6))
     part = tmp_path / "0-of-1.parquet"
     for prepared, read in ((few, all_of_them), (all_of_them, few)):
         prepare_images(export, prepared, ImageOptions(), 0, 1, part, process=Chain())
-        with pytest.raises(UsageError, match="another cohort"):
+        with pytest.raises(UsageError, match="a different cohort"):
             read_images(export, read, ImageOptions(), [part])
 
 
-def test_maps_and_raw_scans_come_together_and_maps_take_precedence(tmp_path: Path) -> None:
+def test_maps_take_precedence_over_raw_scans(tmp_path: Path) -> None:
     frame = subjects(14)
     raw = tmp_path / "raw"
     simulate_images(raw, frame, Simulation(image_raw=5, image_t1_mm=3.0, image_failed=0.0))
-    # A subject with a map is not processed, though it has a scan as well.
+    # A participant with a map and a raw scan uses the map.
     scans = find_scans(raw, FaultCollector())
     lines = (raw / "image" / "ADNI_subj.txt").read_text()
     doubled = scans["ptid"].sort()[-1]
@@ -378,7 +380,7 @@ def test_maps_and_raw_scans_come_together_and_maps_take_precedence(tmp_path: Pat
     assert "raw T1 scans" in features.dictionary()["source_file"][0]
 
 
-def test_the_check_groups_scans_and_asks_for_the_extra(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_groups_scans_and_requires_the_imaging_extra(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = FaultCollector()
     found = check_images(export, ImageOptions(), faults)
     assert not faults.faults
@@ -395,19 +397,19 @@ def test_the_check_groups_scans_and_asks_for_the_extra(export: Path, monkeypatch
     assert len(faults.faults) == 1
 
 
-def test_mask_and_template_of_raw_scans_are_checked_before_the_first_hour(export: Path) -> None:
+def test_check_reports_missing_mask_and_template_of_raw_scans(export: Path) -> None:
     faults = FaultCollector()
     check_images(export, ImageOptions(image_mask="no_mask.nii", image_template="no_template.nii"), faults)
     assert sorted(f.file for f in faults.faults) == ["no_mask.nii", "no_template.nii"]
 
 
-def test_the_extra_is_named_where_a_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain, "PACKAGES", {"no_such_module_here": "antspyx"})
     with pytest.raises(MissingExtraError, match=r"antspyx.*mrpipe\[imaging\]"):
         chain.require_imaging()
 
 
-def test_a_dicom_series_gives_its_reason(tmp_path: Path) -> None:
+def test_a_dicom_series_fails_with_its_reason(tmp_path: Path) -> None:
     for k in range(3):
         (tmp_path / f"ADNI_002_S_0413_MR_MPRAGE_Br_20060502101530123_{k}_S1_I7.dcm").write_bytes(b"DICM")
     samples = pl.DataFrame({"sample_id": ["002_S_0413"], "subject_id": ["002_S_0413"]})

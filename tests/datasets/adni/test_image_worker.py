@@ -1,4 +1,4 @@
-"""The process of one scan, and quality control: crashes, kills, hangs, smoothing, outliers, the contact sheet."""
+"""The subprocess of a scan (crashes, kills, timeouts) and quality control (smoothing, outliers, contact sheet)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from mrpipe.imaging.worker import process_scan
 GRID, _ = simulated_grid((14, 16, 14))
 
 
-# --- the process of a scan
+# --- subprocess of a scan
 
 
 @pytest.mark.parametrize(
-    ("code", "error", "says"),
+    ("code", "error", "expected"),
     [
         (-signal.SIGSEGV, ScanFailedError, "SIGSEGV"),
         (-signal.SIGKILL, MrpipeError, "SIGKILL"),
@@ -38,25 +38,25 @@ GRID, _ = simulated_grid((14, 16, 14))
         (1, ScanFailedError, r"^expected a brain \(found 3 ml\)$"),
     ],
 )
-def test_a_crash_fails_the_scan_and_a_kill_stops_the_run(code, error, says, tmp_path: Path, monkeypatch) -> None:
+def test_a_crash_fails_the_scan_and_a_kill_stops_the_job(code, error, expected, tmp_path: Path, monkeypatch) -> None:
     finished = subprocess.CompletedProcess([], code, "", "a warning\nexpected a brain\tfound 3 ml\n")
     monkeypatch.setattr(worker.subprocess, "run", lambda *a, **k: finished)
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=expected):
         process_scan(tmp_path / "x.nii", "I1", (tmp_path, tmp_path), ChainSettings(), tmp_path / "x.png", timeout_s=1)
 
 
-def test_what_does_not_end_with_a_reason_is_a_crash_and_keeps_its_words_apart(tmp_path: Path, monkeypatch) -> None:
+def test_output_of_a_crash_is_kept_in_the_detail_only(tmp_path: Path, monkeypatch) -> None:
     finished = subprocess.CompletedProcess([], 1, "", "Traceback\nImportError: no module at /data/002_S_0413/x\n")
     monkeypatch.setattr(worker.subprocess, "run", lambda *a, **k: finished)
     with pytest.raises(ScanFailedError) as error:
         process_scan(tmp_path / "x.nii", "I1", (tmp_path, tmp_path), ChainSettings(), tmp_path / "x.png", timeout_s=1)
-    # The reason is counted in stores and reports; what names a subject is in the detail only.
+    # Reasons are counted in stores and reports, so participant IDs may only be in the detail.
     assert error.value.reason == "the chain crashed"
     assert "002_S_0413" in error.value.detail
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "says"),
+    ("error", "status", "expected"),
     [
         (MemoryError("cannot allocate"), os.EX_TEMPFAIL, os.strerror(errno.ENOMEM)),
         (OSError(errno.ENOSPC, "full", "/data/002_S_0413/x.nii"), os.EX_TEMPFAIL, os.strerror(errno.ENOSPC)),
@@ -64,8 +64,8 @@ def test_what_does_not_end_with_a_reason_is_a_crash_and_keeps_its_words_apart(tm
         (RuntimeError("ITK gave up"), 1, "the chain failed\tRuntimeError: ITK gave up"),
     ],
 )
-def test_a_machine_that_runs_short_is_not_the_scans_fault(
-    error: Exception, status: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+def test_running_out_of_memory_or_disk_does_not_fail_the_scan(
+    error: Exception, status: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     def fail(values: object) -> None:
         raise error
@@ -73,10 +73,10 @@ def test_a_machine_that_runs_short_is_not_the_scans_fault(
     monkeypatch.setattr(worker, "_run", fail)
     (tmp_path / "job.json").write_text("{}")
     assert worker.main(str(tmp_path / "job.json")) == status
-    assert capsys.readouterr().err == f"{says}\n"
+    assert capsys.readouterr().err == f"{expected}\n"
 
 
-def test_a_scan_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_that_exceeds_the_time_limit_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(*arguments, timeout: float, **_):
         raise subprocess.TimeoutExpired("chain", timeout)
 
@@ -88,7 +88,7 @@ def test_a_scan_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Monke
 # --- quality control
 
 
-def test_smoothing_moves_mass_and_loses_none_inside() -> None:
+def test_smoothing_preserves_the_total() -> None:
     gm = np.zeros((20, 22, 18), dtype=np.float32)
     gm[8:12, 9:13, 7:11] = 1000.0
     grid = dataclasses.replace(GRID, mask=gm > 0, affine=np.diag([2.0, 2.0, 2.0, 1.0]))
@@ -98,7 +98,7 @@ def test_smoothing_moves_mass_and_loses_none_inside() -> None:
     assert smoothed(gm, grid, 0.0) is gm
 
 
-def test_outliers_stand_out_by_median_and_only_among_enough() -> None:
+def test_outliers_are_robust_and_need_enough_scans() -> None:
     values = np.array([700.0, 705, 695, 702, 698, 701, 699, 703, 320, np.nan])
     z = robust_z(values)
     assert np.isnan(z[-1])
@@ -108,7 +108,7 @@ def test_outliers_stand_out_by_median_and_only_among_enough() -> None:
     assert outliers({"gm_ml": values[[0, 1, 8]]}) == ["", "", ""]
 
 
-def test_a_contact_sheet_has_a_place_for_every_picture(tmp_path: Path) -> None:
+def test_contact_sheet_shows_every_picture(tmp_path: Path) -> None:
     from PIL import Image
 
     paths = []

@@ -1,4 +1,4 @@
-"""Imputation with a phased reference: masked calls come back."""
+"""Imputation of missing calls with a phased reference panel."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.datasets.adni.plink_toy import random_calls, require, write_random
 @pytest.mark.real_data
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["beagle", "minimac4"])
-def test_masked_calls_come_back(tool: str, real_data_dir: Path, tmp_path: Path) -> None:
-    """203 people of 1000 Genomes, a third of the common SNPs typed, 5 % of the calls masked; 300 phased others."""
+def test_masked_calls_are_imputed_accurately(tool: str, real_data_dir: Path, tmp_path: Path) -> None:
+    """203 people of 1000 Genomes, a third of the common SNPs, 5 % of calls masked; panel of 300 other people."""
     from mrpipe.datasets.adni.genomic.impute import impute_set
     from mrpipe.datasets.adni.genomic.vcf import read_vcf
 
@@ -31,10 +31,10 @@ def test_masked_calls_come_back(tool: str, real_data_dir: Path, tmp_path: Path) 
     folder = real_data_dir / "genotypes"
     target = read_vcf(folder / "chr20_1-4Mb_targets.vcf.gz")
     f = target.calls.mean(axis=0) / 2
-    place = target.sites["pos"].to_numpy()
+    position = target.sites["pos"].to_numpy()
     once = ~target.sites["pos"].is_duplicated().to_numpy()
-    typed = np.flatnonzero((np.minimum(f, 1 - f) >= 0.01) & once & (place < 1_400_000))[::3]
-    # The reference is cut to the same stretch, so that the tool is done in seconds.
+    typed = np.flatnonzero((np.minimum(f, 1 - f) >= 0.01) & once & (position < 1_400_000))[::3]
+    # Restrict the reference to the same region, so that imputation takes seconds.
     panel = tmp_path / "panel.vcf.gz"
     with gzip.open(folder / "chr20_1-4Mb_reference_phased.vcf.gz", "rt") as source, gzip.open(panel, "wt") as out:
         out.writelines(line for line in source if line.startswith("#") or int(line.split("\t", 2)[1]) < 1_450_000)
@@ -70,8 +70,8 @@ def test_masked_calls_come_back(tool: str, real_data_dir: Path, tmp_path: Path) 
     assert r2 > 0.9
 
 
-def test_a_set_is_lifted_before_it_is_imputed(toy_chain: Path, tmp_path: Path) -> None:
-    """Known positions of TOY_CHAIN: 1-based 200 → 300 on chr1; chr2 5 → chr7, strand turned."""
+def test_a_set_is_lifted_over_before_imputation(toy_chain: Path, tmp_path: Path) -> None:
+    """Known positions of TOY_CHAIN (1-based): chr1 200 → 300; chr2 5 → chr7, strand reversed."""
     from mrpipe.datasets.adni.genomic.impute import lifted_set
 
     calls = random_calls(0, 8, 4)
@@ -79,7 +79,7 @@ def test_a_set_is_lifted_before_it_is_imputed(toy_chain: Path, tmp_path: Path) -
     bim = opened.bim.with_columns(pl.Series("pos", [200, 450, 5, 10]))
     plink.write_set(tmp_path / "s", opened.fam, bim, iter([plink.bed_rows(calls)]))
     got, rows = lifted_set(plink.open_set(tmp_path / "s.bed"), lift.ChainFile(toy_chain))
-    # 450 lies in the gap of the first chain, and the third, worse one holds it; chr3 is in none.
+    # 450 is in a gap of the first chain and covered by the third, which has a lower score; chr3 is in no chain.
     assert rows.tolist() == [0, 1, 2]
     known = [
         lift.ChainFile(toy_chain).lift(np.array([c]), np.array([p])) for c, p in (("1", 200), ("1", 450), ("2", 5))
@@ -91,7 +91,7 @@ def test_a_set_is_lifted_before_it_is_imputed(toy_chain: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_a_genetic_map_of_three_columns_is_turned_into_beagles_and_others_pass(suffix: str, tmp_path: Path) -> None:
+def test_genetic_maps_are_converted_to_beagle_format(suffix: str, tmp_path: Path) -> None:
     from mrpipe.datasets.adni.genomic.impute import plink_map
 
     def written(name: str, text: str) -> Path:
@@ -106,14 +106,14 @@ def test_a_genetic_map_of_three_columns_is_turned_into_beagles_and_others_pass(s
 
 
 def _broken(path: Path, text: str) -> Path:
-    """Gzipped, with a block in the middle overwritten."""
+    """Write a gzip file with 40 bytes in the middle overwritten."""
     data = bytearray(gzip.compress(text.encode()))
     data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
     path.write_bytes(data)
     return path
 
 
-def test_damaged_files_are_named_whatever_the_damage(tmp_path: Path) -> None:
+def test_errors_for_damaged_files_name_the_file(tmp_path: Path) -> None:
     from mrpipe.datasets.adni.genomic.impute import plink_map
     from mrpipe.datasets.adni.genomic.vcf import read_vcf
 
@@ -131,7 +131,7 @@ def test_damaged_files_are_named_whatever_the_damage(tmp_path: Path) -> None:
             read(path)
 
 
-def test_a_set_is_never_its_own_result_nor_left_half_written(tmp_path: Path) -> None:
+def test_a_set_cannot_overwrite_itself_and_is_written_atomically(tmp_path: Path) -> None:
     from mrpipe.datasets.adni.genomic.impute import impute_set
 
     calls = random_calls(0, 8, 4)
@@ -150,13 +150,13 @@ def test_a_set_is_never_its_own_result_nor_left_half_written(tmp_path: Path) -> 
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-def test_imputation_without_its_tool_or_set_says_so(
+def test_imputation_errors_for_a_missing_set_or_tool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mrpipe.datasets.adni.genomic import impute as genomic_impute
 
     assert genomic_impute.main([str(tmp_path / "no.bed"), "x.vcf.gz", str(tmp_path / "out")]) == 3
-    assert "expected the .fam beside no.bed" in capsys.readouterr().err
+    assert "expected the .fam file of no.bed" in capsys.readouterr().err
     monkeypatch.setattr(genomic_impute.shutil, "which", lambda tool: None)
-    with pytest.raises(genomic_impute.UsageError, match=r"needs the program 'beagle'.*apt-get install beagle"):
+    with pytest.raises(genomic_impute.UsageError, match=r"requires 'beagle'.*apt-get install beagle"):
         genomic_impute.run_beagle(tmp_path / "t.vcf.gz", tmp_path / "r.vcf.gz", tmp_path / "o")

@@ -1,4 +1,4 @@
-"""Lift-over and strands: known positions, the libraries, and a reference."""
+"""Lift-over and strand alignment, compared with known positions, pyliftover and a reference panel."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ def test_lift_over_of_known_positions(toy_chain: Path) -> None:
     chromosome = np.array(["1", "1", "1", "1", "1", "2", "2", "9"])
     position = np.array([100, 400, 401, 501, 1500, 1, 100, 5])
     got = chain.lift(chromosome, position)
-    # 401 lies in the gap of the best chain; a worse chain still covers it.
+    # 401 is in a gap of the best chain and covered by a chain with a lower score.
     assert got.found.tolist() == [True] * 7 + [False]
     assert got.position[:7].tolist() == [200, 500, 50401, 611, 51500, 159138663 - 1000, 159138663 - 1099]
     assert got.chromosome[:7].tolist() == ["1", "1", "1", "1", "1", "7", "7"]
     assert got.reversed[:7].tolist() == [False] * 5 + [True] * 2
 
 
-def test_lift_over_is_that_of_the_libraries(toy_chain: Path) -> None:
+def test_lift_over_agrees_with_pyliftover(toy_chain: Path) -> None:
     pyliftover = pytest.importorskip("pyliftover")
     theirs = pyliftover.LiftOver(str(toy_chain))
     chromosome, position = np.repeat(["1", "2"], 1100), np.tile(np.arange(1, 1101), 2)
     got = lift.ChainFile(toy_chain).lift(chromosome, position)
     for i in range(len(position)):
         answers = theirs.convert_coordinate(f"chr{chromosome[i]}", int(position[i]) - 1)
-        mine = (
+        ours = (
             (f"chr{got.chromosome[i]}", int(got.position[i]) - 1, "-" if got.reversed[i] else "+")
             if got.found[i]
             else None
         )
-        assert mine == (tuple(answers[0][:3]) if answers else None)
+        assert ours == (tuple(answers[0][:3]) if answers else None)
 
 
 @pytest.mark.parametrize("keep", [10, 100, 150, 200])
-def test_a_chain_file_that_is_cut_short_is_refused(keep: int, tmp_path: Path) -> None:
+def test_a_truncated_chain_file_is_rejected(keep: int, tmp_path: Path) -> None:
     plain = tmp_path / "cut.chain"
     plain.write_text(TOY_CHAIN[:keep])
     with pytest.raises(DataError, match="chain"):
@@ -56,8 +56,8 @@ def test_a_chain_file_that_is_cut_short_is_refused(keep: int, tmp_path: Path) ->
 
 
 @pytest.mark.real_data
-def test_hapmap_lifts_to_the_places_that_the_reference_knows(real_data_dir: Path) -> None:
-    """HapMap3 (957 people, 14,389 SNPs) from hg18; places of rs numbers in the 1000 Genomes reference of chr20."""
+def test_hapmap_is_lifted_over_to_the_positions_of_the_reference(real_data_dir: Path) -> None:
+    """Lift HapMap3 (957 people, 14,389 SNPs) from hg18 and compare positions with 1000 Genomes (chr20)."""
     folder = real_data_dir / "genotypes"
     opened = plink.open_set(folder / "hapmap3_hg18.bed")
     assert (opened.n_people, len(opened.bim)) == (957, 14389)
@@ -66,9 +66,9 @@ def test_hapmap_lifts_to_the_places_that_the_reference_knows(real_data_dir: Path
     got = chain.lift(opened.bim["chrom"].to_numpy().astype(str), opened.bim["pos"].to_numpy())
     assert int(got.found.sum()) == 14338
     reference = strand.read_reference(folder / "chr20_1-4Mb_reference_phased.vcf.gz", AUTOSOMES)
-    place = dict(zip(reference.name.tolist(), reference.key.tolist(), strict=True))
+    known = dict(zip(reference.name.tolist(), reference.key.tolist(), strict=True))
     key = strand.position_keys(got.chromosome, got.position)
-    shared = [(place[i], int(k)) for i, k, f in zip(opened.bim["id"], key, got.found, strict=True) if f and i in place]
+    shared = [(known[i], int(k)) for i, k, f in zip(opened.bim["id"], key, got.found, strict=True) if f and i in known]
     assert len(shared) >= 20
     assert all(a == b for a, b in shared)
 
@@ -77,7 +77,7 @@ def test_hapmap_lifts_to_the_places_that_the_reference_knows(real_data_dir: Path
 
 
 def reference_of(*rows: tuple[int, str, str, float]) -> strand.Reference:
-    """Position, counted allele, other allele, frequency of the counted one."""
+    """Reference of rows (position, counted allele, other allele, frequency of the counted allele)."""
     key = np.array([10**9 + r[0] for r in rows])
     counted, other = (strand.allele_codes([r[k] for r in rows]) for k in (1, 2))
     return strand.Reference(key, counted, other, np.array([r[3] for r in rows]), np.array([f"rs{r[0]}" for r in rows]))
@@ -96,7 +96,7 @@ def reference_of(*rows: tuple[int, str, str, float]) -> strand.Reference:
         ("0", "C", 0.0, True, False, True, ""),
     ],
 )
-def test_strand_and_counted_allele_against_a_reference(
+def test_strand_and_counted_allele_follow_the_reference(
     a1: str, a2: str, f: float, keep: bool, swap: bool, turned: bool, reason: str
 ) -> None:
     reference = reference_of((5, "A", "G", 0.15))
@@ -115,10 +115,10 @@ def test_strand_and_counted_allele_against_a_reference(
         (0.2, np.nan, False, False, False),
     ],
 )
-def test_ambiguous_snps_are_placed_by_frequency_or_dropped(
+def test_ambiguous_snps_are_oriented_by_frequency_or_dropped(
     f: float, f_reference: float, turned: bool, swap: bool, keep: bool
 ) -> None:
-    """A/T: counted A on this strand; turned, the set's A is the other strand's T."""
+    """An A/T SNP with counted allele A: if flipped, allele A of the set is T on the reference strand."""
     reference = reference_of((5, "A", "T", f_reference))
     got = strand.align(reference.key, strand.allele_codes(["A"]), strand.allele_codes(["T"]), np.array([f]), reference)
     assert bool(got.keep[0]) == keep
@@ -126,7 +126,7 @@ def test_ambiguous_snps_are_placed_by_frequency_or_dropped(
         assert (bool(got.turned[0]), bool(got.swap[0])) == (turned, swap)
 
 
-def test_without_frequencies_ambiguous_snps_are_dropped_and_no_frequency_counts() -> None:
+def test_ambiguous_snps_are_dropped_if_frequencies_are_not_used() -> None:
     reference = reference_of((5, "A", "T", 0.2), (9, "A", "G", 0.1))
     codes = strand.allele_codes(["A", "A"]), strand.allele_codes(["T", "G"])
     got = strand.align(reference.key, *codes, np.array([0.2, 0.9]), reference, use_frequency=False)
@@ -134,7 +134,7 @@ def test_without_frequencies_ambiguous_snps_are_dropped_and_no_frequency_counts(
     assert got.reason.tolist() == ["ambiguous strand", ""]
 
 
-def test_multiallelic_places_are_tried_row_by_row() -> None:
+def test_multiallelic_sites_are_matched_row_by_row() -> None:
     reference = reference_of((5, "C", "G", 0.1), (5, "A", "G", 0.3))
     got = strand.align(
         np.array([10**9 + 5]), strand.allele_codes(["A"]), strand.allele_codes(["G"]), np.array([0.3]), reference

@@ -1,4 +1,4 @@
-"""PLINK files, quality control and LD pruning against plink, bed-reader, closed forms and brute force."""
+"""PLINK files, quality control and LD pruning, compared with plink, bed-reader, closed forms and brute force."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.datasets.adni.plink_toy import AUTOSOMES, random_calls, require, run_
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 63, 64, 65])
-def test_sets_round_trip_and_counts_are_those_of_the_matrix(n: int, tmp_path: Path) -> None:
+def test_sets_round_trip_and_counts_match_the_matrix(n: int, tmp_path: Path) -> None:
     calls = random_calls(n, max(n, 1), 37, 0.2)
     opened = write_random(tmp_path / "s", calls)
     np.testing.assert_array_equal(plink.calls(opened), calls)
@@ -36,7 +36,7 @@ def test_sets_round_trip_and_counts_are_those_of_the_matrix(n: int, tmp_path: Pa
     np.testing.assert_array_equal(plink.calls(opened, some), calls[:, some])
 
 
-def test_bed_reader_reads_the_same(tmp_path: Path) -> None:
+def test_calls_agree_with_bed_reader(tmp_path: Path) -> None:
     bed_reader = pytest.importorskip("bed_reader")
     calls = random_calls(0, 61, 200, 0.1)
     opened = write_random(tmp_path / "s", calls)
@@ -45,7 +45,7 @@ def test_bed_reader_reads_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (9, 8), (61, 20), (5, 4096)])
-def test_packed_transposition_is_a_transposition(shape: tuple[int, int]) -> None:
+def test_packed_transposition(shape: tuple[int, int]) -> None:
     n, p = shape
     calls = generator(1, "transpose", str(shape)).integers(0, 4, (n, p)).astype(np.uint8)
     by_snp = genotypes.pack(np.ascontiguousarray(calls.T))
@@ -74,13 +74,13 @@ def test_repacking_and_counts_of_the_store_encoding() -> None:
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda p: p.with_suffix(".bim").unlink(), r"s\.bim: expected the \.bim beside s\.bed; found no such file"),
+        (lambda p: p.with_suffix(".bim").unlink(), r"s\.bim: expected the \.bim file of s\.bed; found no such file"),
         (lambda p: p.write_bytes(b"\x00" + p.read_bytes()[1:]), r"expected a PLINK \.bed \(bytes 6c 1b\)"),
         (lambda p: p.write_bytes(b"\x6c\x1b\x00" + p.read_bytes()[3:]), "expected SNP-major order"),
         (lambda p: os.truncate(p, 20), r"bytes for 10 people and 30 SNPs; found 20 bytes"),
         (
             lambda p: p.with_suffix(".bim").write_text("".join(p.with_suffix(".bim").read_text().splitlines(True)[1:])),
-            r"bytes for 10 people and 29 SNPs.*was the \.bim filtered alone\?",
+            r"bytes for 10 people and 29 SNPs.*a \.bim that was filtered without its \.bed",
         ),
         (
             lambda p: p.with_suffix(".fam").write_text("0 i0 0 0 1\n"),
@@ -93,9 +93,7 @@ def test_repacking_and_counts_of_the_store_encoding() -> None:
         (lambda p: p.with_suffix(".fam").write_text(""), r"s\.fam: .*found an empty file"),
     ],
 )
-def test_a_damaged_or_mismatched_set_says_what_is_wrong(
-    damage: Callable[[Path], None], expected: str, tmp_path: Path
-) -> None:
+def test_errors_for_damaged_or_mismatched_sets(damage: Callable[[Path], None], expected: str, tmp_path: Path) -> None:
     opened = write_random(tmp_path / "s", random_calls(0, 10, 30))
     damage(opened.bed)
     with pytest.raises(DataError) as error:
@@ -106,13 +104,13 @@ def test_a_damaged_or_mismatched_set_says_what_is_wrong(
 # --- quality control ----------------------------------------------------------------------------------------------
 
 
-def test_quality_control_keeps_what_plink_keeps(tmp_path: Path) -> None:
+def test_quality_control_agrees_with_plink(tmp_path: Path) -> None:
     require("plink1.9")
     calls = random_calls(4, 120, 600, 0.03)
     rng = generator(4, "damage")
     calls[:6, rng.random(600) < 0.5] = 3
     calls[:, 40:60][rng.random((120, 20)) < 0.1] = 3
-    # Heterozygotes only: out of Hardy-Weinberg.
+    # Only heterozygotes: violates Hardy-Weinberg equilibrium.
     calls[:, 100:110] = 1
     opened = write_random(tmp_path / "s", calls)
     got = qc.quality_control(opened, np.arange(600), mind=0.1, geno=0.05, hwe=1e-6, maf=0.05)
@@ -138,7 +136,7 @@ def test_quality_control_keeps_what_plink_keeps(tmp_path: Path) -> None:
     assert int(got.people.sum()) < 120
 
 
-def test_exact_hardy_weinberg_against_the_sum_over_all_tables() -> None:
+def test_exact_hardy_weinberg_against_enumeration() -> None:
     from math import comb, factorial
 
     def direct(het: int, a: int, b: int) -> float:
@@ -162,9 +160,7 @@ def test_exact_hardy_weinberg_against_the_sum_over_all_tables() -> None:
 
 @pytest.mark.parametrize("missing", [0.0, 0.04])
 @pytest.mark.parametrize("settings", [(50, 5, 0.1), (50, 5, 0.5), (13, 13, 0.2), (30, 1, 0.3), (5, 2, 0.05)])
-def test_pruning_keeps_the_snps_that_plink_keeps(
-    settings: tuple[int, int, float], missing: float, tmp_path: Path
-) -> None:
+def test_pruning_agrees_with_plink(settings: tuple[int, int, float], missing: float, tmp_path: Path) -> None:
     require("plink1.9")
     calls = random_calls(6, 150, 900, missing)
     chromosome = np.repeat([1, 2, 5], [400, 333, 167])
@@ -190,27 +186,27 @@ def test_pruning_leaves_no_pair_above_the_threshold_in_any_window(seed: int) -> 
                     both = ~np.isnan(x[:, i]) & ~np.isnan(x[:, j])
                     r = np.corrcoef(x[both, i], x[both, j])[0, 1]
                     assert not r * r > options.r2 * (1 + 1e-9)
-    # Something had to go, and not everything.
+    # Some SNPs are pruned, but not all.
     assert 20 < len(kept) < 200
 
 
-# --- LD pruning by plink itself -----------------------------------------------------------------------------------
+# --- LD pruning by plink ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [(50, 5, 0.1), (13, 13, 0.2), (30, 1, 0.3), (2, 1, 0.9)])
 @pytest.mark.parametrize(("n", "missing"), [(2, 0.0), (61, 0.0), (64, 0.03), (150, 0.3)])
-def test_plink_prunes_for_mrpipe_as_mrpipe_does(
+def test_pruning_by_plink_equals_the_built_in_pruning(
     n: int, missing: float, settings: tuple[int, int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require("plink1.9")
     packed = genotypes.pack(random_calls(n, n, 402, missing))
-    # Chromosomes that plink would take for haploid count as all others do.
+    # Chromosomes that plink treats as haploid are pruned like all others.
     chromosome = np.repeat(["X", "7", "MT"], [200, 133, 69])
     options = genotypes.LdOptions(*settings)
-    own = genotypes.ld_prune(packed, chromosome, options)
-    assert 0 < len(own) < 402
+    built_in = genotypes.ld_prune(packed, chromosome, options)
+    assert 0 < len(built_in) < 402
     monkeypatch.delattr(genotypes, "ld_prune")
-    np.testing.assert_array_equal(pruning.ld_prune(packed, chromosome, options), own)
+    np.testing.assert_array_equal(pruning.ld_prune(packed, chromosome, options), built_in)
 
 
 def script(path: Path, text: str) -> None:
@@ -218,7 +214,7 @@ def script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def test_which_plink_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_plink_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert pruning.find() is None
     script(tmp_path / "plink", "echo '@----------@ PLINK! v1.07'")
@@ -229,29 +225,31 @@ def test_which_plink_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert pruning.find() == str(tmp_path / "plink1.9")
 
 
-def test_mrpipe_prunes_itself_where_plink_fails_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_in_pruning_replaces_a_failing_plink_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packed, chromosome = genotypes.pack(random_calls(8, 40, 120)), np.repeat(["1"], 120)
-    own = genotypes.ld_prune(packed, chromosome)
+    built_in = genotypes.ld_prune(packed, chromosome)
     monkeypatch.setenv("PATH", str(tmp_path))
-    np.testing.assert_array_equal(pruning.ld_prune(packed, chromosome, genotypes.LdOptions()), own)
+    np.testing.assert_array_equal(pruning.ld_prune(packed, chromosome, genotypes.LdOptions()), built_in)
     script(tmp_path / "plink1.9", "echo 'Error: Out of memory.' >&2; exit 2")
     with pytest.warns(RuntimeWarning, match="plink1.9 failed.*prunes itself.*Out of memory"):
         got = pruning.ld_prune(packed, chromosome, genotypes.LdOptions())
-    np.testing.assert_array_equal(got, own)
+    np.testing.assert_array_equal(got, built_in)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("settings", [(5, 12, 0.05), (1, 1, 0.1), (50, 5, 1.0)])
-def test_plink_is_not_asked_what_it_refuses_or_does_wrongly(settings: tuple[int, int, float]) -> None:
-    """With a step beyond the window plink removes SNPs that correlate with none."""
+def test_plink_is_not_used_for_unsupported_settings(settings: tuple[int, int, float]) -> None:
+    """If the step exceeds the window, plink removes uncorrelated SNPs."""
     calls = generator(1, "independent").integers(0, 3, (60, 50)).astype(np.uint8)
     chromosome, options = np.repeat(["1", "X"], 25), genotypes.LdOptions(*settings)
-    own = genotypes.ld_prune(genotypes.pack(calls), chromosome, options)
-    np.testing.assert_array_equal(pruning.ld_prune(genotypes.pack(calls), chromosome, options), own)
+    built_in = genotypes.ld_prune(genotypes.pack(calls), chromosome, options)
+    np.testing.assert_array_equal(pruning.ld_prune(genotypes.pack(calls), chromosome, options), built_in)
 
 
 @pytest.mark.real_data
-def test_hapmap_prunes_and_passes_quality_control_as_in_plink(real_data_dir: Path, tmp_path: Path) -> None:
+def test_quality_control_and_pruning_of_hapmap_agree_with_plink(real_data_dir: Path, tmp_path: Path) -> None:
     require("plink1.9")
     prefix = real_data_dir / "genotypes" / "hapmap3_hg18"
     opened = plink.open_set(prefix.with_name("hapmap3_hg18.bed"))

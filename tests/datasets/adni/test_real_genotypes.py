@@ -1,4 +1,4 @@
-"""Real genotypes through the reader: HapMap3 in hg18 with its chain file, beside simulated tables."""
+"""The genotype reader on real data: HapMap3 in hg18 with its chain file, combined with simulated tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPTIONS: Mapping[str, Any] = {"label": "baseline_dx", "source_builds": ["*=hg18"
 
 @pytest.fixture(scope="module")
 def export(real_data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Simulated tables; HapMap3's people under the ids of simulated participants. The .bed is linked, not copied."""
+    """Simulated tables, and HapMap3 with the IDs of simulated participants. The .bed is a symbolic link."""
     raw = tmp_path_factory.mktemp("hapmap") / "raw"
     simulate(DATASET, raw, {"n_subjects": 960, "n_snps": 48, "images": False})
     source, folder = real_data_dir / "genotypes", raw / "genetics"
@@ -42,24 +42,24 @@ def export(real_data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return raw
 
 
-def test_hapmap_reaches_the_store_lifted_and_call_by_call(export: Path, tmp_path: Path) -> None:
+def test_hapmap_is_lifted_over_and_stored_without_changing_calls(export: Path, tmp_path: Path) -> None:
     build(DATASET, export, tmp_path / "store", OPTIONS, modalities=["genomic", "clinical"])
     store = mrpipe.open_store(tmp_path / "store")
     store.verify(deep=True)
     hapmap = plink.open_set(export / "genetics" / "HapMap3.bed")
     rows = store.dictionary.filter(modality="genomic").sort("position")
-    # Of 14,389 SNPs those that are autosomal, pass quality control in a sample of many populations, and have a place.
+    # Autosomal SNPs out of 14,389 that can be lifted over and pass quality control in a multi-ethnic sample.
     assert 5_000 < len(rows) < 14_389
-    place = rows["description"].str.extract_groups(r"^(\w+):(\d+):(\w):(\w) hg19$").struct.unnest()
-    chromosome, position = place["1"].cast(pl.Int64).to_numpy(), place["2"].cast(pl.Int64).to_numpy()
+    site = rows["description"].str.extract_groups(r"^(\w+):(\d+):(\w):(\w) hg19$").struct.unnest()
+    chromosome, position = site["1"].cast(pl.Int64).to_numpy(), site["2"].cast(pl.Int64).to_numpy()
     assert (position <= np.array(LENGTHS["hg19"])[chromosome - 1]).all()
     assert (np.diff(chromosome * 10**9 + position) > 0).all()
     old = dict(hapmap.bim.select("id", "pos").iter_rows())
     names = rows["source_column"].to_list()
     moved = np.array([old[n] for n in names]) != position
-    # Nearly every place of hg18 moved in hg19.
+    # Nearly every position differs between hg18 and hg19.
     assert moved.mean() > 0.98
-    # Every call is the person's own, counted in the store's allele.
+    # Every stored call is the call of the same person in the .bed, in copies of the counted allele.
     arrays = store.arrays("genomic")
     at = np.arange(0, len(rows), 97)
     index = dict(zip(hapmap.bim["id"].to_list(), range(len(hapmap.bim)), strict=True))
@@ -68,7 +68,7 @@ def test_hapmap_reaches_the_store_lifted_and_call_by_call(export: Path, tmp_path
     person = {iid: i for i, iid in enumerate(hapmap.fam["iid"].to_list())}
     copies = plink.calls(hapmap, source[order])[[person[s] for s in arrays.sample_id.tolist()]]
     a1 = hapmap.bim["a1"].to_numpy()[source[order]]
-    counted = place["4"].to_numpy()[at[order]]
+    counted = site["4"].to_numpy()[at[order]]
     expected = np.where((a1 == counted)[None, :] | (copies == 3), copies, 2 - np.minimum(copies, 2))
     np.testing.assert_array_equal(unpack_at(arrays.x, at[order]), expected)
     assert call_counts(arrays.x, len(rows))[3].sum() < 0.02 * arrays.x.shape[0] * len(rows)
@@ -78,8 +78,8 @@ def test_hapmap_reaches_the_store_lifted_and_call_by_call(export: Path, tmp_path
     assert 1_000 < x.shape[1] < len(rows)
 
 
-def test_hapmap_declared_as_hg19_is_refused_before_anything_runs(export: Path) -> None:
+def test_hapmap_declared_as_hg19_is_rejected_by_check(export: Path) -> None:
     from mrpipe.errors import DataError
 
-    with pytest.raises(DataError, match=r"HapMap3\.bim.*positions of hg19"):
+    with pytest.raises(DataError, match=r"HapMap3\.bim.*positions in hg19"):
         check(DATASET, export, {"source_builds": ["*=hg19"]})

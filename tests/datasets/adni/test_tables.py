@@ -1,4 +1,4 @@
-"""ADNI's tables: every layout and drift case, and the faults that are named."""
+"""Tables of ADNI exports: file names, layouts, drift between releases, and error messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.datasets.adni.adni_toy import edit, faults_of, table_path, write
         "VITALS.csv",
     ],
 )
-def test_a_table_is_found_under_every_name(name: str, tmp_path: Path) -> None:
+def test_a_table_is_found_by_every_name(name: str, tmp_path: Path) -> None:
     write(tmp_path, name, "RID\n1\n")
     write(tmp_path, "VITALS_DICT_09May2024.csv", "RID\n1\n")
     write(tmp_path, "NOVITALSATALL.csv", "RID\n1\n")
@@ -42,7 +42,7 @@ def test_a_table_is_found_under_every_name(name: str, tmp_path: Path) -> None:
     assert found.name == name
 
 
-def test_of_several_files_the_newest_counts_by_date_not_by_name(tmp_path: Path) -> None:
+def test_the_file_with_the_newest_date_is_used(tmp_path: Path) -> None:
     for name in (
         "DXSUM_PDXCONV_ADNIALL_30Dec2019.csv",
         "DXSUM_PDXCONV_22Apr2024.csv",
@@ -54,12 +54,12 @@ def test_of_several_files_the_newest_counts_by_date_not_by_name(tmp_path: Path) 
     assert found is not None
     assert found.name == "DXSUM_03Jan2025.csv"
     write(tmp_path, "All_Subjects_DXSUM_03Jan2025.csv", "RID\n1\n")
-    with pytest.raises(DataError, match="one newest file of DXSUM"):
+    with pytest.raises(DataError, match="a single newest file of DXSUM"):
         find_table(tmp_path, DXSUM)
 
 
-def test_of_one_date_the_newest_name_counts(tmp_path: Path) -> None:
-    """A full download holds a table and its predecessors."""
+def test_the_newest_table_name_is_used_among_equal_dates(tmp_path: Path) -> None:
+    """A full download contains a table and its predecessors."""
     for name in ("UPENNBIOMK9", "UPENNBIOMK10", "UPENNBIOMK12_2020", "UPENNBIOMK_ROCHE_ELECSYS"):
         write(tmp_path, f"{name}_09May2024.csv", "RID\n1\n")
         found = find_table(tmp_path, ELECSYS)
@@ -75,12 +75,12 @@ def test_of_one_date_the_newest_name_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stem", "suffixes", "option", "fault"),
     [
-        ("batemanlab", ["_20190621", "_20221118"], "plasma_abeta", "one newest file of batemanlab"),
+        ("batemanlab", ["_20190621", "_20221118"], "plasma_abeta", "a single newest file of batemanlab"),
         ("ADNI_BLENNOWPLASMANFL", [""], "plasma_nfl", "column 'PLASMA_NFL': expected this column"),
         ("ISOPROSTANE", [""], "isoprostane", "column 'ISO8PGF2A': expected this column"),
     ],
 )
-def test_a_table_that_nobody_asks_for_is_not_read(
+def test_an_optional_table_is_not_read_unless_requested(
     adni_export: Path, stem: str, suffixes: list[str], option: str, fault: str
 ) -> None:
     before = build_cohort(adni_export, AdniOptions()).samples
@@ -102,7 +102,7 @@ def test_all_layouts_give_the_same_samples_labels_and_features(adni_exports: dic
         cohort = build_cohort(raw, options)
         _, clinical = clinical_features(Export(raw), cohort.samples, options)
         _, biospecimen = biospecimen_features(Export(raw), cohort.samples, options)
-        # The old layout writes `>1700` where the later ones have a number; the flags agree.
+        # Out-of-range values are `>1700` in the old layout and numbers in later ones; their flags are equal.
         capped = biospecimen.select(pl.exclude("ABETA42", "TAU", "PTAU", "PTAU_ABETA42", "ABETA42_40"))
         got = (cohort.samples, cohort.labels["diagnosis"], clinical, capped)
         if reference is None:
@@ -111,7 +111,7 @@ def test_all_layouts_give_the_same_samples_labels_and_features(adni_exports: dic
             assert a.sort(a.columns[0]).equals(b.sort(b.columns[0]), null_equal=True), layout
 
 
-def test_columns_in_any_order_and_case_and_with_strangers(adni_export: Path) -> None:
+def test_column_order_case_and_extra_columns_are_ignored(adni_export: Path) -> None:
     cohort = build_cohort(adni_export, AdniOptions()).samples
     _, before = clinical_features(Export(adni_export), cohort, AdniOptions())
     path = table_path(adni_export, "VITALS")
@@ -122,14 +122,13 @@ def test_columns_in_any_order_and_case_and_with_strangers(adni_export: Path) -> 
     assert after.equals(before)
 
 
-def test_latin1_text_is_read_and_utf8_too(adni_exports: dict[str, Path]) -> None:
+def test_latin1_and_utf8_are_read(adni_exports: dict[str, Path]) -> None:
     for layout in ("old", "2025"):
         frame = Export(adni_exports[layout]).require(RECCMEDS)
         assert "café extract" in frame["CMMED"].to_list()
 
 
-def test_published_column_counts_of_the_new_layout(adni_exports: dict[str, Path]) -> None:
-    """raw-formats A.2 and A.3."""
+def test_simulated_tables_have_the_published_column_counts(adni_exports: dict[str, Path]) -> None:
     published = {
         "DXSUM": 41,
         "MEDHIST": 39,
@@ -144,13 +143,11 @@ def test_published_column_counts_of_the_new_layout(adni_exports: dict[str, Path]
     assert got == published
 
 
-def test_ptid_is_absent_in_the_old_layout_and_found_through_the_roster(
-    adni_exports: dict[str, Path], tmp_path: Path
-) -> None:
+def test_old_exports_get_ptids_from_the_roster(adni_exports: dict[str, Path], tmp_path: Path) -> None:
     raw = Path(shutil.copytree(adni_exports["old"], tmp_path / "raw"))
     assert "PTID" not in pl.read_csv(table_path(raw, "VITALS"), n_rows=0).columns
     table_path(raw, "ROSTER").unlink()
-    with pytest.raises(DataError, match="none of the tables has PTID"):
+    with pytest.raises(DataError, match="no table with a PTID column"):
         build_cohort(raw, AdniOptions())
 
 
@@ -164,10 +161,10 @@ def test_blank_visit_dates_are_filled_from_other_tables(adni_export: Path) -> No
     assert timed["date"].null_count() < 0.1 * len(timed)
 
 
-# --- faults -------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------------
 
 
-def test_every_missing_table_is_named_at_once_with_its_place_at_the_provider(adni_export: Path) -> None:
+def test_all_missing_tables_are_reported_with_their_menu_path(adni_export: Path) -> None:
     for name in ("MEDHIST", "VITALS", "APOERES"):
         table_path(adni_export, name).unlink()
     message = faults_of(adni_export)
@@ -177,7 +174,7 @@ def test_every_missing_table_is_named_at_once_with_its_place_at_the_provider(adn
     assert "Medical History > Vital Signs" in message
 
 
-def test_missing_columns_of_several_tables_are_named_at_once(adni_export: Path) -> None:
+def test_missing_columns_of_several_tables_are_reported_at_once(adni_export: Path) -> None:
     for name, column in (("MEDHIST", "MH16SMOK"), ("NEUROEXM", "NXGAIT"), ("UPENNBIOMK_ROCHE_ELECSYS", "ABETA42")):
         path = table_path(adni_export, name)
         pl.read_csv(path, infer_schema=False).drop(column).write_csv(path)
@@ -197,21 +194,21 @@ def test_missing_columns_of_several_tables_are_named_at_once(adni_export: Path) 
         ("DXSUM", "DIAGNOSIS", "7", r"column 'DIAGNOSIS', row 3: expected codes 1, 2, 3; found '7'"),
     ],
 )
-def test_a_value_that_cannot_be_is_a_fault_with_its_row(
+def test_an_invalid_value_is_reported_with_its_row(
     adni_export: Path, table: str, column: str, value: str, expected: str | None
 ) -> None:
     path = table_path(adni_export, table)
     row = pl.int_range(pl.len()) == 2
     edit(path, **{column: pl.when(row).then(pl.lit(value)).otherwise(pl.col(column))})
     if expected is None:
-        # The PTID still says who it is.
+        # The participant is identified by the PTID.
         check(DATASET, adni_export, {})
     else:
         assert re.search(expected, faults_of(adni_export))
 
 
-def test_the_row_of_a_fault_is_that_of_the_file(tmp_path: Path) -> None:
-    """Blank lines, and rows that are left out, are counted."""
+def test_errors_report_the_row_in_the_file(tmp_path: Path) -> None:
+    """Row numbers count blank lines and skipped rows."""
     header = "RID,VISCODE2,EXAMDATE,ABETA_4240_STANDARDIZED,QC_STATUS,INJECTION\n"
     rows = "999999,bl,1/2/2006,0.1,Passed,a\n\n2,bl,1/2/2006,0.1,Passed,a\n3,bl,1/2/2006,many,Passed,a\n"
     write(tmp_path, "batemanlab_20221118.csv", header + rows)
@@ -223,12 +220,12 @@ def test_the_row_of_a_fault_is_that_of_the_file(tmp_path: Path) -> None:
         diagnoses(Export(tmp_path), "dxsum")
 
 
-def test_the_old_five_level_coding_of_diagnosis_is_refused(adni_export: Path) -> None:
+def test_the_old_five_level_coding_of_diagnosis_is_rejected(adni_export: Path) -> None:
     edit(table_path(adni_export, "DXSUM"), DIAGNOSIS=pl.col("DIAGNOSIS").replace({"2": "5", "3": "4"}))
     assert "EMCI, 3 LMCI" in faults_of(adni_export)
 
 
-def test_codes_outside_the_list_are_missing_and_noted(adni_export: Path) -> None:
+def test_unknown_codes_become_missing_and_are_noted(adni_export: Path) -> None:
     path = table_path(adni_export, "MEDHIST")
     edit(path, MH4CARD=pl.when(pl.int_range(pl.len()) < 2).then(pl.lit("2")).otherwise(pl.col("MH4CARD")))
     notes = check(DATASET, adni_export, {})["notes"]
@@ -236,13 +233,13 @@ def test_codes_outside_the_list_are_missing_and_noted(adni_export: Path) -> None
     assert Export(adni_export).require(MEDHIST)["MH4CARD"][:2].to_list() == [None, None]
 
 
-def test_neither_rid_nor_ptid_is_a_fault(adni_export: Path) -> None:
+def test_a_table_without_rid_and_ptid_is_an_error(adni_export: Path) -> None:
     path = table_path(adni_export, "VITALS")
     pl.read_csv(path, infer_schema=False).drop("RID", "PTID").write_csv(path)
     assert "column 'RID': expected this column, or PTID; found neither" in faults_of(adni_export)
 
 
-def test_rid_is_read_from_ptid_where_it_is_absent(adni_export: Path) -> None:
+def test_rid_is_derived_from_ptid_if_absent(adni_export: Path) -> None:
     before = Export(adni_export).require(VITALS)
     path = table_path(adni_export, "VITALS")
     pl.read_csv(path, infer_schema=False).drop("RID").write_csv(path)

@@ -1,4 +1,4 @@
-"""ADNI's cells: missing codes, multi-selects, censored assays, dates and visits, each with what it must give."""
+"""Parsing of ADNI field values: missing codes, multi-selects, censored assays, dates and visit codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mrpipe.datasets.adni.tables import YES_NO
 from tests.datasets.adni.adni_toy import one
 
 
-def test_minus_four_is_missing_in_every_phase_and_minus_one_in_adni1_only() -> None:
+def test_minus_four_is_missing_in_every_phase_and_minus_one_in_adni1() -> None:
     cells = ["-4", "-4.0", "-1", "-1.0", "0", "1", "", None]
     usual = values.is_missing_code("x", positive=False)
     assert one(usual, *cells) == [True, True, False, False, False, False, True, None]
@@ -21,7 +21,7 @@ def test_minus_four_is_missing_in_every_phase_and_minus_one_in_adni1_only() -> N
         assert one(measured, "-1", "0", "-4", "61.5", phase=phase) == [True, True, True, False]
 
 
-def test_codes_are_read_padded_with_point_and_with_spaces() -> None:
+def test_codes_are_normalised() -> None:
     assert one(values.level_of("x", YES_NO), "1", "01", " 1 ", "1.0", "0", "00", "2", "x") == [
         1,
         1,
@@ -34,18 +34,18 @@ def test_codes_are_read_padded_with_point_and_with_spaces() -> None:
     ]
 
 
-def test_multi_selects_with_bars_and_colons() -> None:
+def test_multi_selects_are_split_at_bars_and_colons() -> None:
     got = one(values.selections("x"), "1|02", "1:2", "4|5", "5", "05|", None)
     assert got == [["1", "2"], ["1", "2"], ["4", "5"], ["5"], ["5"], None]
 
 
-def test_censored_assays_give_number_and_side() -> None:
+def test_censored_assays_have_a_number_and_a_side() -> None:
     cells = [">1700", "<80", "< 8", "<LLOQ", "<LOD", "812.5", None]
     assert one(values.number("x"), *cells) == [1700.0, 80.0, 8.0, None, None, 812.5, None]
     assert one(values.limit("x"), *cells) == [1, -1, -1, -1, -1, 0, None]
 
 
-def test_dates_in_every_form_and_fuzzy_ones_to_a_year() -> None:
+def test_dates_and_partial_dates_are_parsed() -> None:
     cells = ["2008-05-17", "5/17/2008", "5/7/08", "--/05/2008", "--/--/2008", "", None]
     assert one(values.date("x"), *cells) == [date(2008, 5, 17), date(2008, 5, 17), date(2008, 5, 7), *[None] * 4]
     assert (
@@ -53,7 +53,7 @@ def test_dates_in_every_form_and_fuzzy_ones_to_a_year() -> None:
     )
 
 
-def test_visit_codes_of_every_phase_become_months() -> None:
+def test_visit_codes_of_every_phase_map_to_months() -> None:
     frame = pl.DataFrame(
         [
             ("sc", "sc"),
@@ -80,7 +80,7 @@ def test_visit_codes_of_every_phase_become_months() -> None:
     assert ranks[:3] == [0, 1, 1]
 
 
-def test_phase_of_a_roster_number_and_spellings() -> None:
+def test_phase_from_rid_and_from_spelling_variants() -> None:
     numbers = pl.DataFrame({"r": [1, 1999, 2000, 2999, 3000, 5999, 6000, 9999, 10000]})
     got = numbers.select(values.original_phase(pl.col("r")))[:, 0].to_list()
     assert got == ["ADNI1", "ADNI1", "ADNIGO", "ADNIGO", "ADNI2", "ADNI2", "ADNI3", "ADNI3", "ADNI4"]

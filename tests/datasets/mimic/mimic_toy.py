@@ -1,4 +1,4 @@
-"""A MIMIC-IV export of a few hand-made patients, for tests that plant one trap each; and a plain second opinion."""
+"""A hand-made MIMIC-IV export in which tests plant single errors, and a reference implementation of the labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUBJECT = 10_000_001
 
 
 def write_table(raw: Path, name: str, rows: Iterable[Mapping[str, object]], *, header=None, gz: bool = False) -> Path:
-    """One table from dicts; columns that a row lacks are blank."""
+    """Write one table from dicts; missing keys become blank fields."""
     header = header or HEADERS[name]
     path = raw / f"{name}.csv{'.gz' if gz else ''}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,14 +30,14 @@ def write_table(raw: Path, name: str, rows: Iterable[Mapping[str, object]], *, h
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """A table as dicts of strings, by the csv module alone."""
+    """Read a table as dicts of strings with the csv module only."""
     path = path if path.exists() else path.with_name(path.name + ".gz")
     with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as handle:
         return list(csv.DictReader(handle))
 
 
 class Toy:
-    """Tables of a cohort of patients with two ICU visits each; change them, then `write`."""
+    """Tables of patients with two ICU visits each; tests modify them before `write`."""
 
     def __init__(self, n: int = 3):
         self.patients: list[dict] = []
@@ -182,8 +182,8 @@ def _time(text: str) -> dt.datetime:
     return dt.datetime.strptime(text, "%Y-%m-%d %H:%M:%S")
 
 
-def second_opinion(raw: Path) -> dict[str, int]:
-    """Patient → label under the default options, straight from B.2 and B.5, by loops over rows."""
+def reference_labels(raw: Path) -> dict[str, int]:
+    """Label of each patient in the cohort under the default options, by loops over rows."""
     patients = {r["subject_id"]: r for r in read_rows(raw / "hosp/patients.csv")}
     nine = {
         r["hadm_id"]
@@ -206,16 +206,16 @@ def second_opinion(raw: Path) -> dict[str, int]:
                 if r["deathtime"] or r["hospital_expire_flag"] == "1"
             ]
             death = min(inside, default=None)
-        left = []
+        kept = []
         for r in sorted(rows, key=lambda r: (_time(r["admittime"]), int(r["hadm_id"]))):
             discharge = _time(r["dischtime"]).date()
             if r["hospital_expire_flag"] == "1" or r["deathtime"] or (death and death <= discharge):
                 continue
             if r["hadm_id"] in nine:
-                left.append(r)
-        if len(left) < 2 or not any(r["hadm_id"] in icu for r in left):
+                kept.append(r)
+        if len(kept) < 2 or not any(r["hadm_id"] in icu for r in kept):
             continue
-        index = left[-1]
+        index = kept[-1]
         age = (
             int(patients[subject]["anchor_age"])
             + _time(index["admittime"]).year

@@ -1,4 +1,4 @@
-"""The cohort of MIMIC-IV: each rule on a hand-made patient, labels against a second opinion that loops over rows."""
+"""Cohort of MIMIC-IV: each rule on hand-made patients, and labels against a reference implementation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrpipe.errors import DataError
 from mrpipe.options import parse_options
 from mrpipe.stages.simulate import simulate
 from mrpipe.store.layout import truth_folder
-from tests.datasets.mimic.mimic_toy import SUBJECT, Toy, hadm_of, second_opinion
+from tests.datasets.mimic.mimic_toy import SUBJECT, Toy, hadm_of, reference_labels
 
 A, B, C = str(SUBJECT), str(SUBJECT + 1), str(SUBJECT + 2)
 
@@ -38,9 +38,9 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return raw
 
 
-def test_labels_agree_with_the_second_opinion_and_with_the_truth(simulated: Path) -> None:
+def test_labels_agree_with_the_reference_and_the_ground_truth(simulated: Path) -> None:
     found = labels(simulated)
-    assert found == second_opinion(simulated)
+    assert found == reference_labels(simulated)
     truth = pl.read_parquet(truth_folder(simulated) / "truth.parquet").filter(kind="eligible")
     known = dict(truth.select("sample_id", "label").iter_rows())
     assert set(found) <= set(known)
@@ -49,17 +49,17 @@ def test_labels_agree_with_the_second_opinion_and_with_the_truth(simulated: Path
     assert 0.18 < sum(found.values()) / len(found) < 0.27
 
 
-def test_the_simulation_has_what_it_promises(simulated: Path) -> None:
+def test_the_simulation_has_the_requested_rates(simulated: Path) -> None:
     truth = pl.read_parquet(truth_folder(simulated) / "truth.parquet")
     assert 0.16 < 1 - truth["has_procedures"].mean() < 0.24
     assert 0.002 < 1 - truth["has_notes"].mean() < 0.03
-    # Calibrated: the probability means what it says.
+    # The probability is calibrated.
     assert abs(truth["probability"].mean() - 0.226) < 0.03
     assert abs(truth["label"].mean() - truth["probability"].mean()) < 0.03
 
 
 @pytest.mark.parametrize("informative", [0.0, 1.0])
-def test_missingness_is_informative_only_when_asked(tmp_path: Path, informative: float) -> None:
+def test_missingness_is_informative_only_if_requested(tmp_path: Path, informative: float) -> None:
     settings = {"n_patients": 3000, "n_chart_rows": 50, "n_lab_rows": 50, "informative": informative}
     simulate(get_dataset("mimic"), tmp_path / "raw", settings)
     truth = pl.read_parquet(truth_folder(tmp_path / "raw") / "truth.parquet")
@@ -72,16 +72,16 @@ def test_missingness_is_informative_only_when_asked(tmp_path: Path, informative:
 @pytest.mark.parametrize(
     "more",
     [{"hospital_expire_flag": 1}, {"deathtime": "2150-08-08 10:00:00"}],
-    ids=["flag without a time", "time without a flag"],
+    ids=["flag without time", "time without flag"],
 )
-def test_a_visit_that_ends_in_death_is_dropped_and_its_death_counts_for_the_one_before(tmp_path: Path, more) -> None:
+def test_a_terminal_visit_is_dropped_and_its_death_labels_the_previous_visit(tmp_path: Path, more) -> None:
     toy = Toy()
     toy.visit(SUBJECT, 3, "2150-08-01 08:00:00", "2150-08-09 12:00:00", **more)
     raw = toy.write(tmp_path)
     kept = visits(raw, options()).kept.filter(subject_id=SUBJECT)
     assert kept["hadm_id"].to_list() == [hadm_of(SUBJECT, 1), hadm_of(SUBJECT, 2)]
-    assert labels(raw) == {A: 1, B: 0, C: 0} == {k: v for k, v in second_opinion(raw).items()}
-    # Without the in-hospital record a blank dod means alive.
+    assert labels(raw) == {A: 1, B: 0, C: 0} == {k: v for k, v in reference_labels(raw).items()}
+    # Without the in-hospital death, a blank dod means alive.
     assert labels(raw, death_date="dod")[A] == 0
     assert labels(raw, terminal_visits="keep")[A] == 1
 
@@ -96,10 +96,10 @@ def test_dod_up_to_the_day_of_discharge_makes_a_visit_terminal(tmp_path: Path, d
 
 
 @pytest.mark.parametrize(("day", "expected"), [("2151-06-09", 1), ("2151-06-10", 0), ("2150-06-10", 1)])
-def test_the_label_is_decided_by_days(tmp_path: Path, day: str, expected: int) -> None:
+def test_the_label_depends_on_the_number_of_days(tmp_path: Path, day: str, expected: int) -> None:
     toy = Toy()
     toy.patients[0]["dod"] = day
-    # A later visit that does not count: its discharge keeps a death beyond the year on record.
+    # A later, excluded visit, whose discharge makes the provider record a death after more than a year.
     toy.visit(SUBJECT, 3, "2151-02-01 08:00:00", "2151-02-03 08:00:00", version=10, icd="I10")
     if day < "2151-02-03":
         toy.admissions.pop()
@@ -108,8 +108,8 @@ def test_the_label_is_decided_by_days(tmp_path: Path, day: str, expected: int) -
     assert labels(toy.write(tmp_path))[A] == expected
 
 
-def test_the_censoring_rule() -> None:
-    """A blank dod says alive a year after the last discharge, and nothing beyond."""
+def test_censoring_of_deaths() -> None:
+    """A blank dod only means alive one year after the last discharge."""
     frame = pl.DataFrame(
         {
             "death": [None, None, "2151-06-01", "2150-01-08", "2150-01-09"],
@@ -125,9 +125,9 @@ def test_the_censoring_rule() -> None:
     assert value[730] == [None, 0, 1, None, 1]
 
 
-def test_a_horizon_beyond_what_the_provider_tells_removes_patients_with_a_reason(tmp_path: Path) -> None:
+def test_a_horizon_beyond_the_follow_up_excludes_patients_with_a_reason(tmp_path: Path) -> None:
     raw = Toy().write(tmp_path)
-    with pytest.raises(DataError, match="found 3 patients in the export; 3 left out: state unknown 730 days"):
+    with pytest.raises(DataError, match="found 3 patients in the export; 3 excluded: state unknown 730 days"):
         build_cohort(raw, options(horizon_days=730))
 
 
@@ -159,7 +159,7 @@ def test_icu_rules(tmp_path: Path) -> None:
     assert members(raw, require_icu="no") == {A, B, C}
 
 
-def test_overlapping_and_reversed_visits_are_kept_unless_told_and_sorted_by_admission(tmp_path: Path) -> None:
+def test_overlapping_and_reversed_visits_are_kept_by_default_and_sorted_by_admission(tmp_path: Path) -> None:
     toy = Toy()
     toy.admissions[1].update(admittime="2150-01-14 08:00:00", dischtime="2150-01-20 08:00:00")  # A: overlaps the first
     toy.admissions[3].update(admittime="2150-06-01 08:00:00", dischtime="2150-06-01 06:00:00")  # B: reversed
@@ -188,7 +188,7 @@ def test_age_and_index_visit(tmp_path: Path) -> None:
     assert visits(raw, options(index_visit="first")).kept["number"].to_list() == [1, 1]
 
 
-def test_attrition_is_a_chain_and_needs_no_order_of_rows(tmp_path: Path) -> None:
+def test_attrition_is_consistent_and_independent_of_the_order_of_rows(tmp_path: Path) -> None:
     toy = Toy(5)
     toy.patients[0]["dod"] = "2150-06-09"
     forward = build_cohort(toy.write(tmp_path / "a"), options())
@@ -202,7 +202,7 @@ def test_attrition_is_a_chain_and_needs_no_order_of_rows(tmp_path: Path) -> None
     assert not {"dod", "death"} & set(forward.samples.columns)
 
 
-def test_options_out_of_range_are_all_named() -> None:
+def test_all_options_out_of_range_are_reported() -> None:
     with pytest.raises(DataError) as error:
         options(min_visits=0, n_shards=0, notes=("letters",)).validate()
     assert len(error.value.faults) == 3

@@ -1,4 +1,4 @@
-"""Measurements of MIMIC-IV: traps of units, text and missing visits, shards, and the transform against a dense one."""
+"""Measurements of MIMIC-IV: units, text values, missing visits, parts, and the event transform against a dense one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import mrpipe
 from mrpipe.cli.main import main
 from mrpipe.datasets import get_dataset
-from mrpipe.datasets.mimic.ranges import conversion, spelled
+from mrpipe.datasets.mimic.ranges import canonical_unit, conversion
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from mrpipe.store.audit import audit
@@ -48,7 +48,7 @@ def measured(store: Store, sample: str) -> list[tuple[str, float, float]]:
     ]
 
 
-def test_values_text_limits_and_blanks(tmp_path: Path) -> None:
+def test_text_values_limits_and_blanks(tmp_path: Path) -> None:
     def change(t: Toy) -> None:
         for hour, value in enumerate(["___", "NEG", "HOLD", "", ">100", "<0.5", " 7.5 ", "ERROR", "1.5e1"]):
             t.lab(SUBJECT, 1, f"2150-01-12 {hour:02d}:00:00", item=51300 - 1, value=value, valuenum="", valueuom="K")
@@ -61,7 +61,7 @@ def test_values_text_limits_and_blanks(tmp_path: Path) -> None:
     assert "set aside: text, blank or ___ 5" in note
 
 
-def test_units_are_harmonised_and_the_impossible_is_set_aside_and_counted(tmp_path: Path) -> None:
+def test_units_are_harmonised_and_impossible_values_are_set_aside_and_counted(tmp_path: Path) -> None:
     def change(t: Toy) -> None:
         for i in range(3):
             t.lab(SUBJECT, 1, f"2150-01-12 0{i}:00:00", item=50931, value=100 + i, valueuom="mg/dL")
@@ -73,7 +73,7 @@ def test_units_are_harmonised_and_the_impossible_is_set_aside_and_counted(tmp_pa
         t.lab(SUBJECT, 1, "2150-01-12 08:00:00", item=50931, value=-5, valueuom="mg/dL")
         t.chart(SUBJECT, 1, "2150-01-12 00:00:00", 223761, 98.6, "°F")
         t.chart(SUBJECT, 1, "2150-01-12 01:00:00", 223762, 37.0, "°C")
-        t.chart(SUBJECT, 1, "2150-01-12 02:00:00", 223761, 37.0, "°F")  # a wrong unit: 2.8 °C
+        t.chart(SUBJECT, 1, "2150-01-12 02:00:00", 223761, 37.0, "°F")  # wrong unit: 37 °F is 2.8 °C
         t.chart(SUBJECT, 1, "2150-01-12 03:00:00", 226531, 200, "lbs")
 
     store = store_of(toy(tmp_path, change), tmp_path / "store")
@@ -92,33 +92,33 @@ def test_units_are_harmonised_and_the_impossible_is_set_aside_and_counted(tmp_pa
     assert [v for i, _, v in kept if i == "lab:50931"][-2:] == [999999.0, -5.0]
 
 
-def test_conversions_go_there_and_back() -> None:
-    assert spelled(" Mg/Dl") == "mg/dL"
+def test_conversions_are_invertible() -> None:
+    assert canonical_unit(" Mg/Dl") == "mg/dL"
     for item, a, b in ((50931, "mmol/L", "mg/dL"), (0, "°F", "°C"), (0, "lb", "kg"), (0, "inch", "cm")):
-        there, back = conversion(item, a, b), conversion(item, b, a)
-        assert there
+        forward, back = conversion(item, a, b), conversion(item, b, a)
+        assert forward
         assert back
-        assert (7.0 * there[0] + there[1]) * back[0] + back[1] == pytest.approx(7.0)
+        assert (7.0 * forward[0] + forward[1]) * back[0] + back[1] == pytest.approx(7.0)
     assert conversion(50912, "mmol/L", "mg/dL") is None
     assert conversion(0, "°F", "°C") == (pytest.approx(5 / 9), pytest.approx(-160 / 9))
 
 
-def test_rows_without_a_visit_are_placed_by_their_time(tmp_path: Path) -> None:
+def test_rows_without_hadm_id_are_assigned_by_time(tmp_path: Path) -> None:
     times = {
         "2150-01-09 07:59:00": False,  # more than 24 h before the admission
         "2150-01-09 08:00:00": True,
-        "2150-01-15 12:00:00": True,  # the discharge itself
+        "2150-01-15 12:00:00": True,  # at the discharge
         "2150-01-15 12:01:00": False,
         "2150-03-01 00:00:00": False,  # between the visits
-        "2150-06-09 12:00:00": True,  # the prediction time
+        "2150-06-09 12:00:00": True,  # at the prediction time
         "2150-06-09 12:01:00": False,
     }
 
     def change(t: Toy) -> None:
         for i, time in enumerate(times):
             t.lab(SUBJECT, None, time, item=51000, value=i)
-        t.lab(SUBJECT, 1, "2150-01-01 00:00:00", item=51001, value=1)  # named visit, charted before it
-        t.lab(SUBJECT, 2, "2150-06-20 00:00:00", item=51001, value=2)  # named visit, after the prediction
+        t.lab(SUBJECT, 1, "2150-01-01 00:00:00", item=51001, value=1)  # charted before the visit of its hadm_id
+        t.lab(SUBJECT, 2, "2150-06-20 00:00:00", item=51001, value=2)  # charted after the prediction time
         t.labs.append(
             {
                 "subject_id": SUBJECT,
@@ -129,7 +129,7 @@ def test_rows_without_a_visit_are_placed_by_their_time(tmp_path: Path) -> None:
                 "valuenum": 3,
                 "valueuom": "",
             }
-        )  # a visit that does not count
+        )  # an excluded visit
 
     raw = toy(tmp_path, change)
     store = store_of(raw, tmp_path / "store")
@@ -139,7 +139,7 @@ def test_rows_without_a_visit_are_placed_by_their_time(tmp_path: Path) -> None:
     assert [v for i, _, v in measured(history, A) if i == "lab:51000"] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
 
-def test_repeats_go_once_and_time_counts_from_the_first_admission(tmp_path: Path) -> None:
+def test_repeated_measurements_are_kept_once_and_times_are_relative_to_the_first_admission(tmp_path: Path) -> None:
     def change(t: Toy) -> None:
         for _ in range(3):
             t.lab(SUBJECT, 1, "2150-01-12 00:00:00", item=51000, value=4)
@@ -162,7 +162,7 @@ def test_a_patient_without_measurements_does_not_have_the_modality(tmp_path: Pat
     assert samples["row_code"].item() is not None
 
 
-def test_the_summary_is_that_of_the_sequence(tmp_path: Path) -> None:
+def test_the_summary_agrees_with_the_sequence(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     simulate(get_dataset("mimic"), raw, {"n_patients": 100, "n_chart_rows": 3000, "n_lab_rows": 2000})
     store = store_of(raw, tmp_path / "store")
@@ -190,7 +190,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return raw
 
 
-def test_shards_and_run_sizes_change_nothing(simulated: Path, tmp_path: Path, monkeypatch) -> None:
+def test_results_do_not_depend_on_parts_and_run_sizes(simulated: Path, tmp_path: Path, monkeypatch) -> None:
     from mrpipe.datasets.mimic import events
 
     whole = store_of(simulated, tmp_path / "whole")
@@ -206,7 +206,7 @@ def test_shards_and_run_sizes_change_nothing(simulated: Path, tmp_path: Path, mo
     assert whole.dictionary.equals(sharded.dictionary)
 
 
-def test_row_order_and_layout_of_another_release_change_nothing(tmp_path: Path) -> None:
+def test_results_do_not_depend_on_row_order_and_release_layout(tmp_path: Path) -> None:
     stores = {}
     for name, more in {
         "2.2": {},
@@ -223,9 +223,9 @@ def test_row_order_and_layout_of_another_release_change_nothing(tmp_path: Path) 
     simulate(get_dataset("mimic"), raw, {"n_patients": 120, "n_chart_rows": 3000, "n_lab_rows": 2000, "release": "3.1"})
     three = store_of(raw, tmp_path / "3.1.store")
     assert three.manifest.release == "MIMIC-IV 3.x"
-    # Patients of 2020 - 2022 have no notes: the module ends with 2.2.
+    # Patients of 2020 - 2022 have no notes, because the note module ends with release 2.2.
     assert three.samples().collect()["row_note"].null_count() > 0
-    # Rows in another order are the same measurements.
+    # The same measurements with rows in another order.
     lines = pl.read_csv(raw / "hosp/labevents.csv.gz", infer_schema=False)
     (raw / "hosp/labevents.csv.gz").unlink()
     write_table(raw, "hosp/labevents", lines[::-1].to_dicts(), header=lines.columns)
@@ -233,7 +233,7 @@ def test_row_order_and_layout_of_another_release_change_nothing(tmp_path: Path) 
     np.testing.assert_array_equal(three.arrays("lab").x, again.arrays("lab").x)
 
 
-def test_a_stale_part_is_not_used_again(simulated: Path, tmp_path: Path) -> None:
+def test_a_stale_part_is_not_reused(simulated: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     for arguments in (["cohort"], ["prepare", "lab", "--part", "0"]):
         assert main([arguments[0], "mimic", *arguments[1:], "--raw", str(simulated), "--work", str(work)]) == 0
@@ -248,10 +248,10 @@ def test_a_stale_part_is_not_used_again(simulated: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("modality", ["lab", "lab_summary"])
-def test_parts_of_another_cohort_are_refused(
+def test_parts_of_another_cohort_are_an_error(
     modality: str, simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A part knows patients by rank: in a smaller cohort the same rank is somebody else."""
+    """Parts refer to patients by rank, and the same rank is a different patient in a smaller cohort."""
     work = ["--raw", str(simulated), "--work", str(tmp_path / "work")]
     assert main(["cohort", "mimic", *work]) == 0
     assert main(["prepare", "mimic", modality, "--part", "0", *work]) == 0
@@ -263,7 +263,7 @@ def test_parts_of_another_cohort_are_refused(
     assert not (tmp_path / "store").exists()
 
 
-def test_bins_are_means(simulated: Path, tmp_path: Path) -> None:
+def test_bins_contain_means(simulated: Path, tmp_path: Path) -> None:
     fine, coarse = store_of(simulated, tmp_path / "a"), store_of(simulated, tmp_path / "b", bin_hours=24.0)
     a, b = fine.arrays("lab"), coarse.arrays("lab")
     sample = np.repeat(np.arange(len(a)), np.diff(a.offsets))
@@ -275,7 +275,7 @@ def test_bins_are_means(simulated: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lab", "code"])
-def test_the_transform_is_that_of_a_dense_one(simulated: Path, tmp_path: Path, name: str) -> None:
+def test_the_transform_agrees_with_a_dense_implementation(simulated: Path, tmp_path: Path, name: str) -> None:
     store = store_of(simulated, tmp_path / "store")
     options = TransformOptions(event_floor=0.05, event_cap=30, event_steps=4)
     fitted = Transforms.from_json(fit(store, modalities=[name], options=options).to_json())
@@ -308,12 +308,12 @@ def test_the_transform_is_that_of_a_dense_one(simulated: Path, tmp_path: Path, n
     values, steps, _ = dense_steps(out, transform.n_items)
     assert values[:, transform.n_items :].sum() == len(out.x)
     assert steps[-1] == step_numbers(out)[1].sum()
-    # One patient's result depends on no other.
+    # The result of a patient does not depend on other patients.
     one = fitted.apply(name, raw.take(np.array([3])))
     np.testing.assert_array_equal(one.x, out.take(np.array([3])).x)
 
 
-def test_the_transform_knows_training_rows_only(simulated: Path, tmp_path: Path) -> None:
+def test_the_transform_is_fitted_on_training_rows_only(simulated: Path, tmp_path: Path) -> None:
     store = store_of(simulated, tmp_path / "store")
     for name in ("lab", "code", "lab_summary"):
         fitted = fit(store, modalities=[name])
@@ -323,8 +323,8 @@ def test_the_transform_knows_training_rows_only(simulated: Path, tmp_path: Path)
         assert alone.to_dict() == fitted.fitted[name].to_dict()
 
 
-def test_the_audit_finds_items_and_values_that_tell_the_outcome(tmp_path: Path) -> None:
-    """A code and a test that only the dying have, and a test whose value says it: each is named, and nothing else."""
+def test_the_audit_finds_items_and_values_that_reveal_the_outcome(tmp_path: Path) -> None:
+    """A code and a lab test that only dying patients have, and a lab value that reveals the death; nothing else."""
     made = Toy(60)
     made.labs = []
     for i in range(60):
@@ -356,7 +356,7 @@ def test_the_audit_finds_items_and_values_that_tell_the_outcome(tmp_path: Path) 
     }
 
 
-def test_positions_of_another_store_are_refused(simulated: Path, tmp_path: Path) -> None:
+def test_levels_of_another_store_are_an_error(simulated: Path, tmp_path: Path) -> None:
     store = store_of(simulated, tmp_path / "a")
     other = store_of(simulated, tmp_path / "b", rollup="category")
     fitted = fit(store, modalities=["code"])
@@ -364,7 +364,7 @@ def test_positions_of_another_store_are_refused(simulated: Path, tmp_path: Path)
         fitted.apply("code", other.arrays("code"))
 
 
-def test_the_vocabulary_has_a_floor_and_a_cap() -> None:
+def test_the_vocabulary_respects_floor_and_cap() -> None:
     items = np.array([0, 0, 0, 1, 1, 2, 3, 3])
     samples = np.array([0, 1, 1, 0, 2, 0, 1, 3])
     assert vocabulary_of(items, samples, 4, 5, 0.5, 99).tolist() == [0, 1, 3]
@@ -372,7 +372,7 @@ def test_the_vocabulary_has_a_floor_and_a_cap() -> None:
     assert vocabulary_of(items, samples, 4, 5, 0.0, 99).tolist() == [0, 1, 2, 3]
 
 
-def test_codes_are_strings_in_order_of_visits(tmp_path: Path) -> None:
+def test_codes_are_strings_ordered_by_visit(tmp_path: Path) -> None:
     def change(t: Toy) -> None:
         first, second = hadm_of(SUBJECT, 1), hadm_of(SUBJECT, 2)
         for hadm, seq, code, version in (

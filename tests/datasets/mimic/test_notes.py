@@ -1,4 +1,4 @@
-"""Notes of MIMIC-IV: what the leak guard takes out, cleaning by sections, encoders, absence."""
+"""Notes of MIMIC-IV: leak guard, sections, encoders, and patients without notes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Dear Ms. ___, take your pills.
 """
 
 
-def test_sections_are_found_and_blanks_go() -> None:
+def test_sections_are_found_and_blanks_are_removed() -> None:
     assert [n for n, _ in sections(SUMMARY)] == [
         "name",
         "service",
@@ -56,13 +56,16 @@ def test_sections_are_found_and_blanks_go() -> None:
     assert "diuresed with furosemide" in plain
 
 
-def test_the_guard_takes_out_disposition_and_telltale_sentences_and_counts_them() -> None:
+def test_the_leak_guard_removes_and_counts_disposition_and_telltale_sentences() -> None:
     removed: Counter[str] = Counter()
     text = clean(SUMMARY, guard=True, removed=removed)
     assert not re.search("expired|palliative|comfort", text, re.IGNORECASE)
     assert "Weight fell by 3 kg." in text
     assert "furosemide." in text
-    assert removed == {"sections of disposition or death": 1, "sentences about death, hospice or comfort care": 2}
+    assert removed == {
+        "sections on discharge disposition or death": 1,
+        "sentences about death, hospice or comfort care": 2,
+    }
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ def test_telltale_phrases(sentence: str) -> None:
     assert clean(f"Findings: lungs clear. {sentence} Heart normal", guard=True).find(sentence[:9]) == -1
 
 
-def test_only_some_sections_and_pieces() -> None:
+def test_selected_sections_and_pieces() -> None:
     assert clean(SUMMARY, guard=True, only=("Chief Complaint",)) == 'chief complaint Dyspnea, "short of breath"'
     words = " ".join(str(i) for i in range(100))
     assert pieces(words, 10, 0) == [" ".join(str(i) for i in range(k, k + 10)) for k in range(0, 100, 10)]
@@ -97,7 +100,7 @@ def export(tmp_path: Path) -> Path:
     toy.note(SUBJECT, 1, "2150-01-15 00:00:00", "Impression: alpha finding")
     toy.note(SUBJECT, 2, "2150-06-09 23:00:00", "Impression: beta finding")  # the day of the prediction
     toy.note(SUBJECT, 2, "2150-06-10 00:00:00", "Impression: gamma finding")  # the day after it
-    toy.note(SUBJECT, 3, "2150-06-08 00:00:00", "Impression: delta finding")  # of the terminal visit
+    toy.note(SUBJECT, 3, "2150-06-08 00:00:00", "Impression: delta finding")  # from the terminal visit
     toy.note(SUBJECT, None, "2150-05-01 08:00:00", "Impression: epsilon finding", kind="radiology")
     for i in range(2, 8):
         toy.note(SUBJECT + i, 1, "2150-01-15 00:00:00", f"Impression: word{i} finding")
@@ -113,7 +116,7 @@ def texts(store: Store, sample: str) -> list[str]:
     return store.samples().filter(sample_id=sample).collect()["note_text"].to_list()[0]
 
 
-def test_what_is_written_after_the_prediction_or_of_a_terminal_visit_is_left_out(tmp_path: Path) -> None:
+def test_notes_after_the_prediction_time_or_from_a_terminal_visit_are_removed(tmp_path: Path) -> None:
     raw = export(tmp_path)
     store = store_of(raw, tmp_path / "guarded", store_text=True)
     assert [t.split()[1] for t in texts(store, A)] == ["alpha", "beta"]
@@ -136,7 +139,7 @@ def test_a_patient_without_notes_lacks_the_modality_and_text_stays_out_of_the_st
         assert not path.is_file() or b"alpha" not in path.read_bytes()
 
 
-def test_an_export_without_notes_has_no_such_modality(tmp_path: Path) -> None:
+def test_an_export_without_notes_lacks_the_modality(tmp_path: Path) -> None:
     simulate(
         get_dataset("mimic"),
         tmp_path / "raw",
@@ -144,10 +147,10 @@ def test_an_export_without_notes_has_no_such_modality(tmp_path: Path) -> None:
     )
     store = store_of(tmp_path / "raw", tmp_path / "store")
     assert tuple(m.name for m in store.modalities) == ("lab", "code", "lab_summary")
-    assert any("no such notes" in n for n in store.manifest.notes)
+    assert any("no discharge notes" in n for n in store.manifest.notes)
 
 
-def test_hashed_counts_count_and_encoders_give_unit_vectors(tmp_path: Path) -> None:
+def test_hashed_counts_are_counts_and_encoders_give_unit_vectors(tmp_path: Path) -> None:
     raw = export(tmp_path)
     counts = store_of(raw, tmp_path / "counts", note_features=64)
     x = counts.arrays("note")
@@ -161,7 +164,7 @@ def test_hashed_counts_count_and_encoders_give_unit_vectors(tmp_path: Path) -> N
     np.testing.assert_allclose(vectors.x[0], get_encoder("hashing-32").sentences([texts(hashed, A)[0]])[0], atol=1e-6)
 
 
-def test_no_note_of_a_simulated_death_leaves_a_trace(tmp_path: Path) -> None:
+def test_no_simulated_note_reveals_a_death(tmp_path: Path) -> None:
     simulate(get_dataset("mimic"), tmp_path / "raw", {"n_patients": 300, "n_chart_rows": 500, "n_lab_rows": 500})
     raw = pl.read_csv(tmp_path / "raw/note/discharge.csv.gz")
     assert raw["text"].str.contains("passed away").any()

@@ -1,4 +1,4 @@
-"""The MIMIC-IV demo: published row counts, a cohort counted by hand, a store whose numbers follow from the tables."""
+"""The MIMIC-IV demo: published row counts, and cohort and store against loops over the raw tables."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mrpipe.datasets.mimic.tables import EVENTS, PLACES, SCANNED, TABLES, find_t
 from mrpipe.errors import FaultCollector
 from mrpipe.stages.build import build
 from mrpipe.store.reader import Store
-from tests.datasets.mimic.mimic_toy import read_rows, second_opinion
+from tests.datasets.mimic.mimic_toy import read_rows, reference_labels
 
 pytestmark = pytest.mark.real_data
-# raw-formats.md B.1, column "demo v2.2".
+# Published row counts of the demo 2.2.
 COUNTS = {
     "hosp/patients": 100,
     "hosp/admissions": 275,
@@ -42,7 +42,7 @@ REBUILT = ("icu/chartevents.csv.gz",)
 def demo(request: pytest.FixtureRequest) -> Path:
     folder: Path = request.getfixturevalue("real_data_dir") / "mimic-iv-demo"
     if not folder.is_dir():
-        pytest.skip(f"no {folder.name} there")
+        pytest.skip(f"no MIMIC-IV demo at {folder}")
     return folder
 
 
@@ -73,7 +73,7 @@ def test_published_row_counts_of_the_large_tables(demo: Path, name: str) -> None
         assert 0.11 < frame["valuenum"].null_count() / len(frame) < 0.13
 
 
-def test_the_changed_file_is_told_by_its_checksum(demo: Path, tmp_path: Path, capsys) -> None:
+def test_the_modified_file_is_detected_by_its_checksum(demo: Path, tmp_path: Path, capsys) -> None:
     arguments = ["check", "mimic", "--raw", str(demo), "--work", str(tmp_path)]
     assert main(arguments) == 3
     error = capsys.readouterr().err
@@ -83,8 +83,8 @@ def test_the_changed_file_is_told_by_its_checksum(demo: Path, tmp_path: Path, ca
     assert "2.2 (demo)" in capsys.readouterr().out
 
 
-def test_labels_agree_with_the_second_opinion(demo: Path, store: Store) -> None:
-    expected = second_opinion(demo)
+def test_labels_agree_with_the_reference(demo: Path, store: Store) -> None:
+    expected = reference_labels(demo)
     assert dict(store.labels("mortality").collect().iter_rows()) == expected
     assert (len(expected), sum(expected.values())) == (22, 7)
 
@@ -95,8 +95,8 @@ def test_attrition_of_the_demo(store: Store) -> None:
     assert store.manifest.n_samples == 22
 
 
-def counted_visits(demo: Path, store: Store) -> dict[str, tuple[str, str, str]]:
-    """hadm_id → patient, admission and discharge, of the visits that count, by hand."""
+def included_visits(demo: Path, store: Store) -> dict[str, tuple[str, str, str]]:
+    """hadm_id → patient, admission and discharge of the included visits, by a loop over rows."""
     members = set(store.samples().collect()["sample_id"])
     dod = {r["subject_id"]: r["dod"] for r in read_rows(demo / "hosp/patients.csv")}
     nine = {
@@ -116,8 +116,8 @@ def counted_visits(demo: Path, store: Store) -> dict[str, tuple[str, str, str]]:
     }
 
 
-def test_codes_of_the_store_are_those_of_the_tables(demo: Path, store: Store) -> None:
-    visits = counted_visits(demo, store)
+def test_codes_agree_with_the_tables(demo: Path, store: Store) -> None:
+    visits = included_visits(demo, store)
     expected: dict[str, int] = {}
     distinct = set()
     for table, kind in (("diagnoses", "DX"), ("procedures", "PR")):
@@ -136,9 +136,9 @@ def test_codes_of_the_store_are_those_of_the_tables(demo: Path, store: Store) ->
     assert any(name.startswith("DX9:0") for name in levels)
 
 
-def test_measurements_of_one_item_are_those_of_the_table(demo: Path, store: Store) -> None:
-    """Creatinine in blood, by a loop over the rows of labevents."""
-    visits = counted_visits(demo, store)
+def test_measurements_of_one_item_agree_with_the_table(demo: Path, store: Store) -> None:
+    """Blood creatinine, against a loop over the rows of labevents."""
+    visits = included_visits(demo, store)
     index = {}
     for subject, _, discharge in visits.values():
         index[subject] = max(index.get(subject, ""), discharge)
@@ -171,7 +171,7 @@ def test_measurements_of_one_item_are_those_of_the_table(demo: Path, store: Stor
 
 
 def test_notes_of_the_demo(demo: Path, store: Store) -> None:
-    visits = counted_visits(demo, store)
+    visits = included_visits(demo, store)
     expected: dict[str, int] = {}
     for r in read_rows(demo / "note/discharge.csv"):
         if r["hadm_id"] in visits:

@@ -1,4 +1,4 @@
-"""The scanner against csv and datetime of the standard library: quotes, line breaks, any column order, damage."""
+"""The scanner against csv and datetime of the standard library: quotes, line breaks, column order, damaged files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrpipe.datasets.mimic.scan import scanner as scan_module
-from mrpipe.datasets.mimic.scan.prefetch import ahead
+from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.scan.records import PAD, clock_times, numbers_at, record_ends
 from mrpipe.datasets.mimic.scan.scanner import Scan, inflate_to_end, sample_rows
 from mrpipe.datasets.mimic.tables import EVENTS, NOTES
@@ -32,7 +32,7 @@ def csv_bytes(rows: list[list[str]]) -> bytes:
 
 @given(st.lists(st.lists(FIELD, min_size=3, max_size=3), min_size=1, max_size=20))
 @settings(max_examples=100, deadline=None)
-def test_records_end_where_the_csv_module_says(rows: list[list[str]]) -> None:
+def test_record_ends_agree_with_the_csv_module(rows: list[list[str]]) -> None:
     ends = record_ends(csv_bytes(rows))
     assert len(ends) == len(rows)
     pieces = np.split(np.frombuffer(csv_bytes(rows), np.uint8), ends + 1)[:-1]
@@ -45,7 +45,7 @@ def test_records_end_where_the_csv_module_says(rows: list[list[str]]) -> None:
     st.integers(0, 3),
 )
 @settings(max_examples=60, deadline=None)
-def test_numbers_are_read_off_any_column(values: list[tuple[int, int, bool]], column: int) -> None:
+def test_numbers_are_read_from_any_column(values: list[tuple[int, int, bool]], column: int) -> None:
     numbers = [v % 10**w if i % 3 else v for i, (v, w, _) in enumerate(values)]
     lines = [",".join(["x" * (i % 9)] * column + [str(n), "tail"]) + "\n" for i, n in enumerate(numbers)]
     starts = np.concatenate([[0], np.cumsum([len(line) for line in lines])[:-1]]).astype(np.int64)
@@ -54,21 +54,21 @@ def test_numbers_are_read_off_any_column(values: list[tuple[int, int, bool]], co
 
 
 @pytest.mark.parametrize("field", ["", "abc", '"10000001"', "1000000x", "-5", "1.5", "1" * 25])
-def test_what_is_no_plain_number_is_left_to_the_parser(field: str) -> None:
+def test_fields_other_than_plain_digits_are_left_to_the_parser(field: str) -> None:
     data = np.frombuffer(f"7,{field},8\n".encode() + bytes(PAD), np.uint8)
     assert numbers_at(data, np.array([0]), 1).tolist() == [-1]
 
 
 @given(st.lists(st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2998, 12, 31)), min_size=1, max_size=30))
 @settings(max_examples=60, deadline=None)
-def test_clock_times_are_those_of_datetime(times: list[dt.datetime]) -> None:
+def test_clock_times_agree_with_datetime(times: list[dt.datetime]) -> None:
     times = [t.replace(microsecond=0) for t in times]
     text = pl.Series("t", [t.strftime("%Y-%m-%d %H:%M:%S").rjust(19, "0") for t in times])
     assert clock_times(text).to_list() == times
 
 
-def test_what_is_no_time_is_null() -> None:
-    wrong = [
+def test_invalid_times_are_null() -> None:
+    texts = [
         "2150-02-30 00:00:00",
         "2150-13-01 00:00:00",
         "2150-01-01 24:00:00",
@@ -79,7 +79,7 @@ def test_what_is_no_time_is_null() -> None:
         "2150-01-0a 00:00:00",
         "2148-02-29 00:00:00",
     ]
-    assert clock_times(pl.Series(wrong)).is_null().to_list() == [True] * 8 + [False]
+    assert clock_times(pl.Series(texts)).is_null().to_list() == [True] * 8 + [False]
 
 
 def events(n: int, *, columns: list[str] | None = None, quote: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -110,15 +110,13 @@ def write(path: Path, header: list[str], rows: list[list[str]], *, end: str = "\
 
 
 def read(path: Path, subjects: list[int] | None) -> pl.DataFrame:
-    wanted = None if subjects is None else np.array(subjects)
-    return pl.concat(list(Scan(path, EVENTS["labevents"], wanted, shown_as=path.name)))
+    ids = None if subjects is None else np.array(subjects)
+    return pl.concat(list(Scan(path, EVENTS["labevents"], ids, shown_as=path.name)))
 
 
 @pytest.mark.parametrize("block", [64, 1000, 2**23])
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
-def test_the_wanted_rows_come_in_order_whatever_the_blocks(
-    tmp_path: Path, monkeypatch, block: int, suffix: str
-) -> None:
+def test_selected_rows_come_in_order_for_any_block_size(tmp_path: Path, monkeypatch, block: int, suffix: str) -> None:
     monkeypatch.setattr(scan_module, "BLOCK", block)
     monkeypatch.setattr(scan_module, "PARSE", 5 * block)
     header, rows = events(500, quote=True)
@@ -139,7 +137,7 @@ def test_columns_are_found_by_name(tmp_path: Path, order: int, end: str) -> None
     assert moved.equals(read(write(tmp_path / "b.csv", *events(60, quote=True)), [10_000_003]))
 
 
-def test_numbers_in_quotes_and_a_last_line_without_its_end(tmp_path: Path) -> None:
+def test_quoted_numbers_and_a_last_line_without_line_end(tmp_path: Path) -> None:
     header, rows = events(40)
     path = tmp_path / "all_quoted.csv"
     with path.open("w", newline="") as handle:
@@ -149,18 +147,18 @@ def test_numbers_in_quotes_and_a_last_line_without_its_end(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_a_truncated_gz_is_a_fault_of_the_scan_and_of_the_check(tmp_path: Path, share: float) -> None:
+def test_a_truncated_gz_file_is_an_error_of_scan_and_check(tmp_path: Path, share: float) -> None:
     header, rows = events(3000, quote=True)
     path = write(tmp_path / "labevents.csv.gz", header, rows)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(DataError, match="labevents"):
         read(path, [10_000_001])
     if share:
-        with pytest.raises(DataError, match="cut short"):
+        with pytest.raises(DataError, match="truncated"):
             inflate_to_end(path, path.name)
 
 
-def test_a_flipped_byte_is_a_fault(tmp_path: Path) -> None:
+def test_a_flipped_byte_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "labevents.csv.gz", *events(3000))
     data = bytearray(path.read_bytes())
     data[-5] ^= 0xFF
@@ -169,17 +167,17 @@ def test_a_flipped_byte_is_a_fault(tmp_path: Path) -> None:
         inflate_to_end(path, path.name)
 
 
-def test_a_quote_that_never_ends_is_a_fault(tmp_path: Path) -> None:
+def test_an_unterminated_quote_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "labevents.csv", *events(10))
     path.write_bytes(path.read_bytes() + b'99,10000001,,50912,2150-01-01 00:00:00,"1,1,mg/dL,\n')
-    with pytest.raises(DataError, match="does not end"):
+    with pytest.raises(DataError, match="unterminated"):
         read(path, None)
 
 
-def test_a_shifted_header_and_a_missing_column_are_named(tmp_path: Path) -> None:
+def test_a_shifted_header_and_missing_columns_are_reported(tmp_path: Path) -> None:
     header, rows = events(10)
     shifted = write(tmp_path / "shifted.csv", header[1:] + header[:1], rows)
-    with pytest.raises(DataError, match="Is the header shifted") as error:
+    with pytest.raises(DataError, match="header is shifted") as error:
         sample_rows(shifted, EVENTS["labevents"], shown_as="hosp/labevents.csv")
     assert {"charttime", "itemid"} & {f.column for f in error.value.faults}
     lacking = write(
@@ -190,7 +188,7 @@ def test_a_shifted_header_and_a_missing_column_are_named(tmp_path: Path) -> None
     assert {f.column for f in error.value.faults} == {"valuenum", "itemid"}
 
 
-def test_a_value_of_another_type_in_the_middle_is_named(tmp_path: Path) -> None:
+def test_a_value_of_the_wrong_type_is_reported(tmp_path: Path) -> None:
     header, rows = events(50)
     rows[30][4] = "01/02/2150"
     with pytest.raises(DataError, match=r"charttime.*01/02/2150"):
@@ -211,15 +209,15 @@ def test_notes_keep_their_line_breaks(tmp_path: Path) -> None:
     assert frame["storetime"].to_list() == [None]
 
 
-def test_errors_and_early_ends_cross_threads() -> None:
+def test_prefetch_passes_errors_on_and_can_be_closed_early() -> None:
     def failing():
         yield 1
-        raise ValueError("made in the thread")
+        raise ValueError("raised in the thread")
 
-    items = ahead(failing())
+    items = prefetch(failing())
     assert next(items) == 1
-    with pytest.raises(ValueError, match="made in the thread"):
+    with pytest.raises(ValueError, match="raised in the thread"):
         next(items)
-    endless = ahead(iter(int, 1))
+    endless = prefetch(iter(int, 1))
     assert [next(endless) for _ in range(5)] == [0] * 5
     endless.close()

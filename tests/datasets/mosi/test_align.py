@@ -1,4 +1,4 @@
-"""Alignment by time against a loop over all pairs, and padding against rows taken by hand."""
+"""Temporal alignment against a loop over all pairs, and removal of padding against expected rows."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def intervals(rng: np.random.Generator, n: int, longest: float) -> np.ndarray:
-    """Unsorted, overlapping, some of zero length, some sharing their bounds."""
+    """Unsorted, overlapping intervals, some of zero length, some with equal bounds."""
     start = np.round(rng.uniform(0, 20, n), int(rng.integers(1, 4)))
     return np.stack([start, start + np.where(rng.uniform(size=n) < 0.1, 0.0, rng.uniform(0, longest, n))], axis=1)
 
 
 @settings(max_examples=150, deadline=None)
 @given(seed=SEEDS, n_items=st.integers(0, 40), n_targets=st.integers(0, 12))
-def test_overlapping_is_every_pair_that_shares_time(seed: int, n_items: int, n_targets: int) -> None:
+def test_overlapping_finds_all_pairs_that_overlap(seed: int, n_items: int, n_targets: int) -> None:
     rng = np.random.default_rng(seed)
     items, targets = intervals(rng, n_items, 6.0), intervals(rng, n_targets, 8.0)
     expected = set()
@@ -40,7 +40,7 @@ def test_overlapping_is_every_pair_that_shares_time(seed: int, n_items: int, n_t
 
 @settings(max_examples=150, deadline=None)
 @given(seed=SEEDS, n_items=st.integers(0, 40), n_targets=st.integers(0, 12))
-def test_beginning_after_is_every_start_in_the_half_open_interval(seed: int, n_items: int, n_targets: int) -> None:
+def test_beginning_after_finds_all_starts_in_the_half_open_interval(seed: int, n_items: int, n_targets: int) -> None:
     rng = np.random.default_rng(seed)
     items, targets = intervals(rng, n_items, 1.0), intervals(rng, n_targets, 8.0)
     expected = {
@@ -54,7 +54,7 @@ def test_beginning_after_is_every_start_in_the_half_open_interval(seed: int, n_i
     assert len(target) == len(expected)
 
 
-def test_contiguous_segments_share_no_word_and_lose_none() -> None:
+def test_each_word_belongs_to_exactly_one_of_contiguous_segments() -> None:
     bounds = np.arange(0.0, 30.0, 3.0)
     segments = np.stack([bounds[:-1], bounds[1:]], axis=1).astype(np.float32).astype(np.float64) + 7e-6
     words = np.stack([np.arange(0.0, 27.0, 0.5), np.arange(0.5, 27.5, 0.5)], axis=1)
@@ -63,14 +63,14 @@ def test_contiguous_segments_share_no_word_and_lose_none() -> None:
     assert np.bincount(target).tolist() == [6] * 8 + [5]
 
 
-def test_segments_of_zero_length_hold_nothing() -> None:
+def test_segments_of_zero_length_have_no_items() -> None:
     items = np.array([[0.0, 5.0], [1.0, 1.0], [2.0, 3.0]])
     for function in (overlapping, beginning_after):
         target, _ = function(items, np.array([[1.0, 1.0], [2.5, 2.5]]))
         assert len(target) == 0
 
 
-def test_times_that_differ_by_rounding_are_the_same_instant() -> None:
+def test_times_that_differ_by_rounding_are_equal() -> None:
     segment = np.array([[51.904533, 55.94535]])
     words = np.array([[51.645, 51.904535], [51.904535, 52.1], [52.1, 55.9453515], [55.9453515, 56.1]])
     assert overlapping(words, segment)[1].tolist() == [1, 2]
@@ -79,7 +79,7 @@ def test_times_that_differ_by_rounding_are_the_same_instant() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(seed=SEEDS)
-def test_means_skip_what_is_unknown(seed: int) -> None:
+def test_means_ignore_missing_values(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n, s, d = int(rng.integers(1, 30)), int(rng.integers(1, 8)), int(rng.integers(1, 5))
     values = rng.normal(size=(n, d)).astype(np.float32)
@@ -100,12 +100,12 @@ def test_means_skip_what_is_unknown(seed: int) -> None:
 # --- padding ---------------------------------------------------------------------------------------------------------
 
 
-def test_unpad_drops_zeros_on_either_side_and_marks_those_between() -> None:
+def test_unpad_removes_outer_zeros_and_marks_inner_zeros_as_missing() -> None:
     x = np.zeros((5, 6, 2), dtype=np.float64)
     x[0, 3:] = [[1, 0], [0, 0], [2, 3]]  # left-padded, one step unobserved
     x[1, :2] = [[4, 5], [6, 7]]  # right-padded
     x[2] = 8  # full
-    x[4, 5] = [-np.inf, 9]  # row 3 was not observed at all
+    x[4, 5] = [-np.inf, 9]  # row 3 is absent
     values, offsets = unpad(x)
     assert values.dtype == np.float32
     assert np.diff(offsets).tolist() == [3, 2, 6, 0, 1]
@@ -114,11 +114,11 @@ def test_unpad_drops_zeros_on_either_side_and_marks_those_between() -> None:
     assert np.array_equal(values[-1], [np.nan, 9], equal_nan=True)
 
 
-def test_unpad_trusts_lengths_that_agree_with_the_zeros() -> None:
+def test_unpad_uses_lengths_that_are_consistent_with_the_zeros() -> None:
     x = np.zeros((5, 6, 1), dtype=np.float32)
-    x[0, :2, 0] = 1, 2  # four steps, the last two of them not observed
-    x[1, 4:, 0] = 1, 2  # the same from the right
-    x[2, 1:4, 0] = 1, 2, 3  # the length is too short for what is there: zeros decide
+    x[0, :2, 0] = 1, 2  # four steps, the last two not observed
+    x[1, 4:, 0] = 1, 2  # the same, left-padded
+    x[2, 1:4, 0] = 1, 2, 3  # the length is too short for the nonzero steps and is ignored
     x[3, 0, 0] = 5  # length 0: absent
     values, offsets = unpad(x, np.array([4, 4, 1, 0, 3]))
     assert np.diff(offsets).tolist() == [4, 4, 3, 0, 0]
@@ -138,7 +138,7 @@ def block(lengths: list[int], d: int = 2) -> Block:
     )
 
 
-def test_last_steps_keeps_the_end_of_each_run() -> None:
+def test_last_steps_keeps_the_end_of_each_sequence() -> None:
     cut = block([3, 0, 5, 1]).last_steps(2)
     assert cut.lengths().tolist() == [2, 0, 2, 1]
     assert cut.values[:, 0].tolist() == [2, 4, 12, 14, 16]
@@ -147,7 +147,7 @@ def test_last_steps_keeps_the_end_of_each_run() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=8), seed=SEEDS)
-def test_take_moves_whole_runs(lengths: list[int], seed: int) -> None:
+def test_take_selects_whole_sequences(lengths: list[int], seed: int) -> None:
     original = block(lengths)
     rows = np.random.default_rng(seed).permutation(len(lengths))
     taken = original.take(rows)
@@ -157,7 +157,7 @@ def test_take_moves_whole_runs(lengths: list[int], seed: int) -> None:
         assert taken.values[taken.offsets[i] : taken.offsets[i + 1]].tolist() == original.values[a:b].tolist()
 
 
-def test_a_run_without_a_known_value_is_absent() -> None:
+def test_a_sequence_without_observed_values_is_absent() -> None:
     x = block([2, 2, 0])
     x.values[:2] = np.nan
     x.values[2] = np.nan

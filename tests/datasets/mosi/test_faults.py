@@ -1,4 +1,4 @@
-"""Damaged CMU-MOSI exports: each fault is named with its file and key, all at once, exit code 3, no partial output."""
+"""Damaged .csd exports: all errors are reported together with file and key, exit code 3, and no partial output."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def root_of(path: Path) -> str:
 
 
 def edit(path: Path, change: Callable[[h5py.Group], None]) -> None:
-    """Change the group `data` of a .csd file in place."""
+    """Modify the group `data` of a .csd file in place."""
     with h5py.File(path, "r+") as handle:
         change(handle[next(iter(handle))]["data"])
 
@@ -106,15 +106,15 @@ def test_entry_without_features_or_intervals(csd: Path, dataset: str) -> None:
 @pytest.mark.parametrize(
     ("dataset", "change", "expected"),
     [
-        ("features", lambda x: x[:-1], "rows, as many as intervals"),
-        ("features", lambda x: x[:, :-1], "features, as in the entries before"),
-        ("features", lambda x: x[:, :, None], "rows, as many as intervals"),
+        ("features", lambda x: x[:-1], "rows, one per interval"),
+        ("features", lambda x: x[:, :-1], "features, as in the previous entries"),
+        ("features", lambda x: x[:, :, None], "rows, one per interval"),
         ("intervals", lambda x: x[:, :1], r"shape \(T, 2\)"),
         ("intervals", lambda x: x[:, ::-1], "start <= end"),
         ("intervals", lambda x: np.where(np.arange(len(x))[:, None] == 2, np.nan, x), "finite times"),
     ],
 )
-def test_shapes_and_times_that_do_not_fit(csd: Path, dataset: str, change: Any, expected: str) -> None:
+def test_inconsistent_shapes_and_times(csd: Path, dataset: str, change: Any, expected: str) -> None:
     def apply(data: h5py.Group) -> None:
         entry = data[sorted(data)[1]]
         replace(entry, dataset, change(entry[dataset][()]))
@@ -127,7 +127,7 @@ def test_shapes_and_times_that_do_not_fit(csd: Path, dataset: str, change: Any, 
         raise error
 
 
-def test_an_interval_at_fault_is_named_by_its_row(csd: Path) -> None:
+def test_an_invalid_interval_is_reported_with_its_row(csd: Path) -> None:
     def change(data: h5py.Group) -> None:
         data[sorted(data)[0]]["intervals"][4] = [9.0, 8.0]
 
@@ -139,7 +139,7 @@ def test_an_interval_at_fault_is_named_by_its_row(csd: Path) -> None:
     ("value", "expected"),
     [(np.nan, "finite numbers"), (np.inf, "finite numbers"), (3.2, r"scores in \[-3, 3\]"), (-7, r"scores in")],
 )
-def test_labels_that_are_no_scores(csd: Path, value: float, expected: str) -> None:
+def test_labels_that_are_not_scores(csd: Path, value: float, expected: str) -> None:
     def change(data: h5py.Group) -> None:
         data[sorted(data)[1]]["features"][2] = value
 
@@ -158,10 +158,10 @@ def test_labels_of_several_columns(csd: Path) -> None:
             replace(data[video], "features", np.repeat(data[video]["features"][()], 2, axis=1))
 
     edit(csd / LABELS, change)
-    assert "one score a segment" in faults_of(csd).faults[0].expected
+    assert "one score per segment" in faults_of(csd).faults[0].expected
 
 
-def test_a_video_and_its_segments_are_one_too_many(csd: Path) -> None:
+def test_a_video_and_its_segments_in_one_file_are_an_error(csd: Path) -> None:
     def change(data: h5py.Group) -> None:
         video = next(iter(data))
         data.copy(data[video], f"{video}[0]")
@@ -170,7 +170,7 @@ def test_a_video_and_its_segments_are_one_too_many(csd: Path) -> None:
     assert "segments" in faults_of(csd).faults[0].found
 
 
-def test_a_segment_twice_is_named(csd: Path) -> None:
+def test_a_repeated_segment_is_reported(csd: Path) -> None:
     def change(data: h5py.Group) -> None:
         for video in list(data):
             entry = data[video]
@@ -183,12 +183,12 @@ def test_a_segment_twice_is_named(csd: Path) -> None:
 
     edit(csd / LABELS, change)
     fault = faults_of(csd).faults[0]
-    assert fault.expected == "one label a segment"
-    assert "_1 more than once" in fault.found
+    assert fault.expected == "one label per segment"
+    assert "_1 repeated" in fault.found
 
 
 @pytest.mark.parametrize("rows", [1, -1])
-def test_utterance_rows_that_are_not_the_segments(exports: dict[str, Path], tmp_path: Path, rows: int) -> None:
+def test_utterance_rows_that_do_not_match_the_segments(exports: dict[str, Path], tmp_path: Path, rows: int) -> None:
     raw = shutil.copytree(exports["utterance"], tmp_path / "raw")
 
     def change(data: h5py.Group) -> None:
@@ -200,10 +200,10 @@ def test_utterance_rows_that_are_not_the_segments(exports: dict[str, Path], tmp_
     edit(raw / UTTERANCE, change)
     (fault,) = faults_of(raw).faults
     assert fault.file == UTTERANCE
-    assert "one a segment" in fault.expected
+    assert "one per segment" in fault.expected
 
 
-def test_utterance_rows_of_other_times(exports: dict[str, Path], tmp_path: Path) -> None:
+def test_utterance_rows_with_other_times(exports: dict[str, Path], tmp_path: Path) -> None:
     raw = shutil.copytree(exports["utterance"], tmp_path / "raw")
 
     def change(data: h5py.Group) -> None:
@@ -213,11 +213,11 @@ def test_utterance_rows_of_other_times(exports: dict[str, Path], tmp_path: Path)
 
     edit(raw / UTTERANCE, change)
     (fault,) = faults_of(raw).faults
-    assert "the times of the segment" in fault.expected
+    assert "the segment [" in fault.expected
     assert fault.row == 1
 
 
-def test_files_of_another_data_set(csd: Path) -> None:
+def test_files_of_another_dataset(csd: Path) -> None:
     def change(data: h5py.Group) -> None:
         for video in list(data):
             data.move(video, f"other-{video}")
@@ -225,24 +225,24 @@ def test_files_of_another_data_set(csd: Path) -> None:
     edit(csd / VISION, change)
     (fault,) = faults_of(csd).faults
     assert fault.file == VISION
-    assert fault.expected == "the videos of the labels"
+    assert fault.expected == "the videos in the labels"
 
 
 @pytest.mark.parametrize("name", [LABELS, FOLDS])
-def test_a_missing_file_is_named_with_its_source(csd: Path, name: str) -> None:
+def test_a_missing_file_is_reported_with_its_source(csd: Path, name: str) -> None:
     (csd / name).unlink()
     (fault,) = faults_of(csd).faults
     assert fault.file == name
     assert "CMU-MultimodalSDK" in fault.fix
 
 
-def test_labels_alone_are_no_export(csd: Path) -> None:
+def test_labels_alone_are_an_error(csd: Path) -> None:
     for name in (WORDS, AUDIO, VISION):
         (csd / name).unlink()
-    assert "beside the labels" in faults_of(csd).faults[0].expected
+    assert "in addition to the labels" in faults_of(csd).faults[0].expected
 
 
-def test_the_same_sequence_twice(csd: Path) -> None:
+def test_two_files_of_the_same_sequence(csd: Path) -> None:
     shutil.copy(csd / AUDIO, csd / "copy of CMU_MOSI_COVAREP.csd")
     assert faults_of(csd).faults[0].expected == "one file of audio"
     DATASET.check(csd, MosiOptions(audio_sequence=AUDIO))
@@ -251,14 +251,14 @@ def test_the_same_sequence_twice(csd: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "column", "expected"),
     [
-        ("standard_train_fold = [", None, "not Python"),
+        ("standard_train_fold = [", None, "invalid Python"),
         ("standard_train_fold = ['a']\nstandard_test_fold = ['b']", "standard_valid_fold", "a list of video ids"),
-        ("{0}\nstandard_test_fold = list('abc')", "standard_test_fold", "would have to be run"),
-        ("{0}\nstandard_test_fold = [1, 2]", "standard_test_fold", "a list of strings"),
-        ("{0}\nstandard_test_fold = ['a']", "standard_test_fold", "each video in one list"),
+        ("{0}\nstandard_test_fold = list('abc')", "standard_test_fold", "a literal list of strings"),
+        ("{0}\nstandard_test_fold = [1, 2]", "standard_test_fold", "a literal list of strings"),
+        ("{0}\nstandard_test_fold = ['a']", "standard_test_fold", "each video in one list only"),
     ],
 )
-def test_fold_lists_at_fault(csd: Path, text: str, column: str | None, expected: str) -> None:
+def test_invalid_fold_lists(csd: Path, text: str, column: str | None, expected: str) -> None:
     lists = "standard_train_fold = ['a']\nstandard_valid_fold = ['b']"
     (csd / FOLDS).write_text(text.format(lists))
     error = faults_of(csd)
@@ -267,7 +267,7 @@ def test_fold_lists_at_fault(csd: Path, text: str, column: str | None, expected:
     assert expected in str(error)
 
 
-def test_the_fold_file_is_never_run(csd: Path) -> None:
+def test_the_fold_file_is_never_executed(csd: Path) -> None:
     marker = csd.parent / "ran"
     folds = csd / FOLDS
     folds.write_text(folds.read_text() + f"\nopen({str(marker)!r}, 'w').close()\n")
@@ -277,10 +277,10 @@ def test_the_fold_file_is_never_run(csd: Path) -> None:
 
 def test_folds_of_other_videos(csd: Path) -> None:
     (csd / FOLDS).write_text("standard_train_fold=['a']\nstandard_valid_fold=['b']\nstandard_test_fold=['c']\n")
-    assert "none of the labelled videos" in faults_of(csd).faults[0].found
+    assert "no labelled video in any list" in faults_of(csd).faults[0].found
 
 
-def test_faults_of_all_files_come_together(csd: Path) -> None:
+def test_errors_of_all_files_are_reported_together(csd: Path) -> None:
     (csd / FOLDS).unlink()
     (csd / AUDIO).write_bytes((csd / AUDIO).read_bytes()[:2000])
 
@@ -292,7 +292,7 @@ def test_faults_of_all_files_come_together(csd: Path) -> None:
     assert sorted(f.file for f in faults_of(csd).faults) == sorted([FOLDS, AUDIO, LABELS, WORDS])
 
 
-def test_many_faults_of_one_file_are_counted(csd: Path, tmp_path: Path) -> None:
+def test_many_errors_in_one_file_are_counted(csd: Path, tmp_path: Path) -> None:
     with h5py.File(csd / AUDIO, "w") as handle:
         for i in range(200):
             handle[f"COVAREP/data/v{i}/features"] = np.zeros((3, 2))
@@ -301,7 +301,7 @@ def test_many_faults_of_one_file_are_counted(csd: Path, tmp_path: Path) -> None:
     assert "190 more" in faults[-1].found
 
 
-def test_one_bad_file_stops_the_build_and_leaves_nothing(csd: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_damaged_file_stops_the_build_without_partial_output(csd: Path, tmp_path: Path, capsys: Any) -> None:
     (csd / WORDS).write_bytes((csd / WORDS).read_bytes()[:3000])
     assert main(["build", "mosi", "--raw", str(csd), "--out", str(tmp_path / "store")]) == 3
     assert WORDS in capsys.readouterr().err

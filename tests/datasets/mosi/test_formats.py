@@ -1,4 +1,4 @@
-"""Every format from simulation to features; the same reviews in four formats give the same clips, words and frames."""
+"""All formats from simulation to features: the same reviews give the same clips, words and frames in each format."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def read(raw: Path, modality: str, **settings: object) -> dict[str, np.ndarray]:
-    """Sample id → (steps, d) or (d,)."""
+    """Features of each sample, (steps, d) or (d,)."""
     options = MosiOptions(**settings)
     return as_dict(DATASET.modalities[modality].read(raw, DATASET.cohort(raw, options).samples, options))
 
@@ -60,7 +60,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "utterance"])
-def test_an_export_is_checked_and_read(exports: dict[str, Path], name: str) -> None:
+def test_check_and_read_of_every_format(exports: dict[str, Path], name: str) -> None:
     options = MosiOptions()
     checked = DATASET.check(exports[name], options)
     assert {p.name for p in checked.files} == {p.name for p in exports[name].iterdir()}
@@ -82,7 +82,7 @@ def test_an_export_is_checked_and_read(exports: dict[str, Path], name: str) -> N
         ]
 
 
-def test_the_formats_agree_on_clips_labels_and_folds(exports: dict[str, Path]) -> None:
+def test_all_formats_give_the_same_clips_labels_and_folds(exports: dict[str, Path]) -> None:
     expected = DATASET.cohort(exports["csd"], MosiOptions())
     for name in FORMATS[1:]:
         cohort = DATASET.cohort(exports[name], MosiOptions())
@@ -91,8 +91,8 @@ def test_the_formats_agree_on_clips_labels_and_folds(exports: dict[str, Path]) -
             assert cohort.labels[task].equals(label), task
 
 
-def test_the_formats_agree_on_words(exports: dict[str, Path]) -> None:
-    # MMSA cuts at 48 words, the others keep the last 50; text of the simulated pickles is made of hashed words.
+def test_all_formats_give_the_same_words(exports: dict[str, Path]) -> None:
+    # MMSA keeps the first 48 words, the others the last 50; the simulated pickles contain hashed words as text vectors.
     expected = read(exports["csd"], "text", text_encoder="hashing")
     same(read(exports["multibench"], "text"), expected)
     same(read(exports["mmsa_aligned"], "text", text_encoder="hashing"), expected)
@@ -103,7 +103,7 @@ def test_the_formats_agree_on_words(exports: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(("modality", "d"), [("audio", 5), ("vision", 20)])
-def test_the_formats_agree_on_frames(exports: dict[str, Path], modality: str, d: int) -> None:
+def test_all_formats_give_the_same_frames(exports: dict[str, Path], modality: str, d: int) -> None:
     form = f"{modality}_form"
     steps = read(exports["csd"], modality, **{form: "steps"})
     same(read(exports["multibench"], modality), steps)
@@ -133,7 +133,7 @@ def test_text_forms(exports: dict[str, Path]) -> None:
     assert all(np.array_equal(shorter[k], x[-3:]) for k, x in sequence.items())
 
 
-def test_text_forms_of_vectors(exports: dict[str, Path]) -> None:
+def test_text_forms_of_word_vectors(exports: dict[str, Path]) -> None:
     steps = read(exports["multibench"], "text")
     same(read(exports["multibench"], "text", text_form="sentence"), {k: x.mean(axis=0) for k, x in steps.items()})
     counts = read(exports["mmsa_aligned"], "text", text_form="counts", text_features=64)
@@ -156,14 +156,14 @@ def test_text_forms_of_vectors(exports: dict[str, Path]) -> None:
         ("csd", "audio", {"file": "aligned_50.pkl"}),
     ],
 )
-def test_what_an_export_cannot_give_is_a_usage_error(
+def test_options_that_the_export_cannot_satisfy_are_usage_errors(
     exports: dict[str, Path], name: str, modality: str, settings: dict[str, str]
 ) -> None:
     with pytest.raises(UsageError):
         read(exports[name], modality, **settings)
 
 
-def test_utterance_audio_is_one_vector_a_segment(exports: dict[str, Path]) -> None:
+def test_utterance_audio_is_one_vector_per_segment(exports: dict[str, Path]) -> None:
     audio = read(exports["utterance"], "audio")
     with h5py.File(exports["utterance"] / "CMU_MOSI_openSMILE_utterance.csd") as handle:
         data = handle["CMU_MOSI_openSMILE_utterance/data"]
@@ -177,7 +177,7 @@ def test_utterance_audio_is_one_vector_a_segment(exports: dict[str, Path]) -> No
 
 
 def rewritten(raw: Path, out: Path, change) -> Path:
-    """A copy of a .csd export in which `change(name, root, entries)` gives each file's root name and entries."""
+    """Copy of a .csd export; `change(name, root, entries)` returns the new root name and entries of each file."""
     shutil.copytree(raw, out)
     for path in sorted(out.glob("*.csd")):
         with h5py.File(path) as handle:
@@ -192,13 +192,13 @@ def rewritten(raw: Path, out: Path, change) -> Path:
     return out
 
 
-def test_any_root_group_will_do(exports: dict[str, Path], tmp_path: Path) -> None:
+def test_the_root_group_may_have_any_name(exports: dict[str, Path], tmp_path: Path) -> None:
     raw = rewritten(exports["csd"], tmp_path / "raw", lambda name, root, entries: ("anything", entries))
     for modality in MODALITIES:
         same(read(raw, modality), read(exports["csd"], modality))
 
 
-def test_rows_in_any_order_give_the_same_features(exports: dict[str, Path], tmp_path: Path) -> None:
+def test_features_do_not_depend_on_the_order_of_rows(exports: dict[str, Path], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
     def shuffle(name, root, entries):
@@ -212,8 +212,8 @@ def test_rows_in_any_order_give_the_same_features(exports: dict[str, Path], tmp_
         same(read(raw, modality), read(exports["csd"], modality))
 
 
-def test_keys_of_segments_are_what_the_sdk_makes_of_its_alignment(exports: dict[str, Path], tmp_path: Path) -> None:
-    """`video[i]`: the segment of zero length is dropped, and the words of a key belong to it whatever their times."""
+def test_files_already_aligned_by_the_sdk(exports: dict[str, Path], tmp_path: Path) -> None:
+    """Keys are `video[i]`: the segment of zero length is dropped, and words belong to their key."""
     options = MosiOptions(max_steps=0)
     sdk = open_export(exports["csd"], options)
     tokens = dict(zip(sdk.clips["sample_id"], sdk.tokens(), strict=True))
@@ -249,39 +249,39 @@ def test_keys_of_segments_are_what_the_sdk_makes_of_its_alignment(exports: dict[
         )
 
 
-def test_word_vectors_are_read_where_there_are_some(exports: dict[str, Path], tmp_path: Path) -> None:
+def test_word_vectors_are_preferred_to_words(exports: dict[str, Path], tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(exports["csd"], raw)
     with (
         h5py.File(raw / "CMU_MOSI_TimestampedWords.csd") as words,
-        h5py.File(raw / "CMU_MOSI_TimestampedWordVectors.csd", "w") as vectors,
+        h5py.File(raw / "CMU_MOSI_TimestampedWordVectors.csd", "w") as out,
     ):
         data = words["CMU_MOSI_TimestampedWords/data"]
         for video in data:
             text = data[video]["features"][()].ravel()
             x = np.array([[len(w), i + 1.0, 1.0] for i, w in enumerate(text)], dtype=np.float32)
             x[text == b"sp"] = 0
-            vectors[f"glove_vectors/data/{video}/features"] = x
-            vectors[f"glove_vectors/data/{video}/intervals"] = data[video]["intervals"][()]
+            out[f"glove_vectors/data/{video}/features"] = x
+            out[f"glove_vectors/data/{video}/intervals"] = data[video]["intervals"][()]
     hashed = read(raw, "text", text_encoder="hashing")
-    own = read(raw, "text")
-    assert {k: len(x) for k, x in own.items()} == {k: len(x) for k, x in hashed.items()}
-    assert all(x.shape[1] == 3 and (x[:, 2] == 1).all() and (np.diff(x[:, 1]) > 0).all() for x in own.values())
+    vectors = read(raw, "text")
+    assert {k: len(x) for k, x in vectors.items()} == {k: len(x) for k, x in hashed.items()}
+    assert all(x.shape[1] == 3 and (x[:, 2] == 1).all() and (np.diff(x[:, 1]) > 0).all() for x in vectors.values())
     same(read(raw, "audio"), read(exports["csd"], "audio"))
 
 
-def test_the_preferred_sequence_is_read_and_another_can_be_named(exports: dict[str, Path], tmp_path: Path) -> None:
+def test_the_preferred_sequence_is_read_unless_another_is_selected(exports: dict[str, Path], tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(exports["csd"], raw)
     shutil.copy(exports["utterance"] / "CMU_MOSI_openSMILE_utterance.csd", raw)
     checked = DATASET.check(raw, MosiOptions())
-    assert any("openSMILE_utterance.csd (audio) was not read: CMU_MOSI_COVAREP.csd was" in n for n in checked.notes)
+    assert any("openSMILE_utterance.csd (audio) is not read, CMU_MOSI_COVAREP.csd is" in n for n in checked.notes)
     same(read(raw, "audio"), read(exports["csd"], "audio"))
-    named = read(raw, "audio", audio_sequence="CMU_MOSI_openSMILE_utterance")
-    same(named, read(exports["utterance"], "audio"))
+    selected = read(raw, "audio", audio_sequence="CMU_MOSI_openSMILE_utterance")
+    same(selected, read(exports["utterance"], "audio"))
 
 
-def test_videos_outside_the_folds_are_left_out_with_a_reason(exports: dict[str, Path], tmp_path: Path) -> None:
+def test_videos_outside_the_folds_are_excluded_with_a_reason(exports: dict[str, Path], tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(exports["csd"], raw)
     whole = DATASET.cohort(raw, MosiOptions())
@@ -297,12 +297,12 @@ def test_videos_outside_the_folds_are_left_out_with_a_reason(exports: dict[str, 
         len(whole.samples),
         len(whole.samples) - n_out,
     )
-    assert "videos of the fold lists without labels in this export: 1" in " ".join(
+    assert "videos in the fold lists without labels in the export: 1" in " ".join(
         DATASET.check(raw, MosiOptions()).notes
     )
 
 
-def test_the_overlap_rule_adds_the_word_before_and_loses_the_last(exports: dict[str, Path]) -> None:
+def test_the_overlap_rule_adds_the_previous_word_and_loses_the_last(exports: dict[str, Path]) -> None:
     onset = open_export(exports["csd"], MosiOptions()).tokens()
     overlap = open_export(exports["csd"], MosiOptions(word_rule="overlap")).tokens()
     inside = [(a, b) for a, b in zip(onset, overlap, strict=True) if a]
@@ -310,6 +310,6 @@ def test_the_overlap_rule_adds_the_word_before_and_loses_the_last(exports: dict[
     assert all(a != b for a, b in inside)
 
 
-def test_a_wrong_modality_or_folder_is_no_traceback(exports: dict[str, Path], tmp_path: Path) -> None:
+def test_a_missing_folder_is_a_reported_error(exports: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(MrpipeError):
         DATASET.check(tmp_path / "nowhere", MosiOptions())

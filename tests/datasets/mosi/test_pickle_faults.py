@@ -1,4 +1,4 @@
-"""Damaged CMU-MOSI pickles, and folders that hold too little or too much: one clear fault each."""
+"""Damaged CMU-MOSI pickles, and folders with too few or too many files: one clear error each."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def faults_of(raw: Path, **settings: object) -> DataError:
 
 
 def pickled(exports: dict[str, Path], tmp_path: Path, form: str, change: Callable[[dict], Any]) -> Path:
-    """A copy of a pickle export whose content went through `change`."""
+    """Copy of a pickle export with its content modified by `change`."""
     raw = shutil.copytree(exports[form], tmp_path / "raw")
     (path,) = raw.iterdir()
     content = pickle.loads(path.read_bytes())  # our own file
@@ -75,7 +75,7 @@ def set_item(part: str, key: str, index: Any, value: Any) -> Callable[[dict], No
         ("multibench", put("test", "audio", lambda x: x.tolist()), "test/audio", "numbers"),
         ("multibench", set_item("test", "labels", 1, np.nan), "test/labels", "finite numbers"),
         ("multibench", set_item("test", "labels", 1, 9), "test/labels", "scores in [-3, 3]"),
-        ("multibench", put("test", "labels", lambda x: np.repeat(x, 2, axis=2)), "test/labels", "one score a clip"),
+        ("multibench", put("test", "labels", lambda x: np.repeat(x, 2, axis=2)), "test/labels", "one score per clip"),
         ("multibench", put("test", "id", lambda x: x[[0, 0, *range(2, len(x))]]), "test/id", "unique ids"),
         ("multibench", put("test", "id", lambda x: np.array(["clip"] * len(x))), "test/id", "ids like video[i]"),
         ("mmsa_aligned", set_item("test", "id", 2, "clip7"), "test/id", "ids like video$_$clip"),
@@ -85,7 +85,7 @@ def set_item(part: str, key: str, index: Any, value: Any) -> Callable[[dict], No
         ("mmsa_unaligned", put("test", "vision_lengths", lambda x: x[:-1]), "test/vision_lengths", "lengths"),
     ],
 )
-def test_pickles_at_fault(
+def test_invalid_pickles(
     exports: dict[str, Path], tmp_path: Path, form: str, change: Callable[[dict], Any], column: str, expected: str
 ) -> None:
     error = faults_of(pickled(exports, tmp_path, form, lambda c: r if isinstance(r := change(c), dict | list) else c))
@@ -96,16 +96,16 @@ def test_pickles_at_fault(
     assert expected in fault.expected
 
 
-def test_the_same_clip_in_two_parts(exports: dict[str, Path], tmp_path: Path) -> None:
+def test_the_same_clip_in_two_splits(exports: dict[str, Path], tmp_path: Path) -> None:
     def change(content: dict) -> None:
         content["test"]["id"][0] = content["train"]["id"][3]
 
     (fault,) = faults_of(pickled(exports, tmp_path, "mmsa_aligned", change)).faults
     assert (fault.column, fault.row) == ("test/id", 1)
-    assert "also at train row 4" in fault.found
+    assert "also in train row 4" in fault.found
 
 
-def test_faults_of_all_parts_come_together(exports: dict[str, Path], tmp_path: Path) -> None:
+def test_errors_of_all_splits_are_reported_together(exports: dict[str, Path], tmp_path: Path) -> None:
     def change(content: dict) -> None:
         content["train"]["labels"][0] = np.inf
         content["valid"]["labels"][0] = 4.0
@@ -115,7 +115,7 @@ def test_faults_of_all_parts_come_together(exports: dict[str, Path], tmp_path: P
     assert columns == ["train/labels", "valid/labels", "test/id"]
 
 
-def test_a_pickle_that_would_run_code_is_named_and_not_opened(exports: dict[str, Path], tmp_path: Path) -> None:
+def test_a_pickle_that_would_execute_code_is_reported_and_not_opened(exports: dict[str, Path], tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     raw = shutil.copytree(exports["multibench"], tmp_path / "raw")
     (path,) = raw.iterdir()
@@ -136,17 +136,17 @@ def test_a_truncated_pickle(exports: dict[str, Path], tmp_path: Path, share: flo
     assert (fault.file, fault.expected) == (path.name, "a complete pickle file")
 
 
-# --- which export ----------------------------------------------------------------------------------------------------
+# --- selection of the export -----------------------------------------------------------------------------------------
 
 
-def test_nothing_to_read(tmp_path: Path) -> None:
+def test_a_folder_without_export(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     (fault,) = faults_of(tmp_path).faults
     assert "notes.txt" in fault.found
     assert "MultimodalSDK" in fault.fix
 
 
-def test_two_formats_or_two_pickles_need_a_name(exports: dict[str, Path], tmp_path: Path) -> None:
+def test_several_formats_or_pickles_require_a_selection(exports: dict[str, Path], tmp_path: Path) -> None:
     raw = shutil.copytree(exports["mmsa_aligned"], tmp_path / "raw")
     shutil.copy(exports["mmsa_unaligned"] / "unaligned_50.pkl", raw)
     assert "--set file=NAME" in faults_of(raw).faults[0].fix

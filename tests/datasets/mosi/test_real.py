@@ -1,4 +1,4 @@
-"""The published CMU-MOSI files: counts of raw-formats.md D.2, transcripts, and the two segments without words."""
+"""The published CMU-MOSI files: published counts, transcripts, and the two segments without words."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def cohort(raw: Path) -> Cohort:
     return DATASET.cohort(raw, MosiOptions())
 
 
-def test_the_published_files_are_without_fault(raw: Path) -> None:
+def test_the_published_files_pass_the_check(raw: Path) -> None:
     checked = DATASET.check(raw, MosiOptions())
     assert len(checked.files) == 4
-    assert checked.notes == ("segments of zero length, which hold no word and no frame: 1",)
+    assert checked.notes == ("segments of zero length, without words and frames: 1",)
     assert DATASET.modalities_of(raw, MosiOptions()) == ("text", "audio")
 
 
@@ -66,7 +66,7 @@ def test_labels_by_fold(cohort: Cohort) -> None:
         ("VCslbP0mgZI_1", ""),
     ],
 )
-def test_words_are_the_published_transcripts(raw: Path, clip: str, text: str) -> None:
+def test_words_match_the_published_transcripts(raw: Path, clip: str, text: str) -> None:
     export = open_export(raw, MosiOptions())
     tokens = dict(zip(export.clips["sample_id"], export.tokens(), strict=True))
     assert " ".join(tokens[clip]) == text
@@ -84,7 +84,7 @@ def test_numbers_of_words(raw: Path) -> None:
 
 
 def test_segments_end_where_their_last_word_begins(raw: Path) -> None:
-    """Why words belong to segments by their beginning: the ends of the segments are beginnings of words."""
+    """Reason for the onset rule: the ends of segments coincide with the beginnings of words."""
     export = open_export(raw, MosiOptions())
     ends = export.clips.group_by("subject_id", maintain_order=True).agg("end").rows()
     with h5py.File(raw / "CMU_MOSI_ModifiedTimestampedWords.csd") as handle:

@@ -1,4 +1,4 @@
-"""The simulated export: equal bytes for equal seeds, published proportions and quirks, a truth that is true."""
+"""The simulated export: reproducible bytes, published proportions and quirks, and a calibrated ground truth."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def large() -> tuple:
-    """Four thousand clips without files."""
+    """About four thousand simulated clips, without writing files."""
     options = MosiSimulation(n_videos=200, clips_per_video=20.0, oddities=False)
     latent, video, number, videos, folds = simulation._clips(options)
     world, counts = simulation._speech(options, latent, video, number, videos, folds)
@@ -46,7 +46,7 @@ def test_labels_have_the_published_proportions(large: tuple) -> None:
     _, _, world, _ = large
     scores = world.scores
     n = len(scores)
-    # 1,023 / 96 / 1,080 of 2,199; speakers' share of the sentiment widens the spread of the shares.
+    # 1,023 / 96 / 1,080 of 2,199; clips of a speaker are correlated, which increases the variance of the proportions.
     assert (scores < 0).mean() == pytest.approx(1023 / 2199, abs=0.03)
     assert (scores == 0).mean() == pytest.approx(96 / 2199, abs=0.01)
     assert n > 3500
@@ -55,7 +55,7 @@ def test_labels_have_the_published_proportions(large: tuple) -> None:
     assert [(folds == f).sum() for f in ("train", "valid", "test")] == [112, 22, 66]
 
 
-def test_the_truth_is_calibrated_and_every_modality_adds_to_it(large: tuple) -> None:
+def test_the_truth_is_calibrated_and_every_modality_adds_information(large: tuple) -> None:
     options, latent, world, counts = large
     positive = world.scores[world.scores != 0] > 0
     loss = {}
@@ -73,8 +73,8 @@ def test_the_truth_is_calibrated_and_every_modality_adds_to_it(large: tuple) -> 
     assert max(loss.values()) < np.log(2) - 0.02
 
 
-def test_the_truth_by_quadrature_is_the_truth_by_simulation() -> None:
-    """Two thousand clips with one reading and one count each, against a million draws with the same."""
+def test_quadrature_agrees_with_simulation() -> None:
+    """Probability for one reading and two words against the frequency among two million draws."""
     options = MosiSimulation()
     rng = np.random.default_rng(0)
     n = 2_000_000
@@ -91,7 +91,7 @@ def test_the_truth_by_quadrature_is_the_truth_by_simulation() -> None:
     scores = simulation._scores(options, sentiment)
     near = (np.abs(reading - 0.5) < 0.05) & up[0] & ~up[1] & (scores != 0)
     base = {"audio": np.array([[0.5, 0.0, 0, 0, 0]]), "vision": np.zeros((1, 5))}
-    # The own reading of the audio is integrated out by giving it no weight.
+    # A weight of zero integrates out the reading of the audio-specific factor.
     blind = dataclasses.replace(
         options, private_audio=0.0, label_noise=float(np.hypot(options.label_noise, options.private_audio))
     )
@@ -124,7 +124,7 @@ def test_published_quirks_are_in_the_export(tmp_path: Path) -> None:
     assert truth.select(pl.all_horizontal(pl.col(columns).is_between(0, 1))).to_series().all()
 
 
-def test_minus_infinity_is_unknown_and_never_a_number(tmp_path: Path) -> None:
+def test_minus_infinity_is_read_as_missing(tmp_path: Path) -> None:
     for form in FORMATS:
         raw = tmp_path / form
         raw.mkdir()

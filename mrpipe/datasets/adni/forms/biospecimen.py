@@ -1,8 +1,8 @@
-"""Modality `biospecimen`: APOE and CSF (Roche Elecsys), and, if asked for, plasma Aβ42/40, plasma NfL and urine.
+"""Modality `biospecimen`: APOE genotype, CSF biomarkers (Roche Elecsys), and optional plasma and urine assays.
 
-The paper's attribution (Aβ of CSF from ISOPROSTANE, NfL from batemanlab) does not match what the tables hold; here
-each is what it is (raw-formats A.3). Readings outside the reportable range keep their number, or take the limit where
-the export writes `>1700`, and have a flag.
+The paper cites ISOPROSTANE for CSF Aβ and batemanlab for NfL, but these tables contain urine isoprostanes and plasma
+Aβ42/40; features are named after the actual content (docs/adni.md). Values outside the reportable range keep their
+number, or the limit if the export has `>1700`, and are flagged.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _NAMES = {"ABETA42": "Abeta42", "TAU": "Tau", "PTAU": "PTau"}
 
 
 def apoe_alleles(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
-    """`e2`, `e4`: copies (0–2) of the ε2 and ε4 alleles, from GENOTYPE (`3/4`) or APGEN1 and APGEN2.
+    """Add `e2` and `e4`: copies (0–2) of the ε2 and ε4 alleles, from APOERES GENOTYPE (`3/4`) or APGEN1 and APGEN2.
 
     Raises:
-        DataError: neither form, or an allele other than 2, 3, 4.
+        DataError: none of these columns is filled, or an allele is not 2, 3 or 4.
     """
     if frame.select(pl.all_horizontal(pl.col("GENOTYPE", "APGEN1", "APGEN2").is_null().all())).item():
         raise DataError(
@@ -42,7 +42,7 @@ def apoe_alleles(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
                 column="GENOTYPE",
                 expected="GENOTYPE, or APGEN1 and APGEN2",
                 found="neither",
-                fix="Was the column renamed or left out?",
+                fix="Check whether the column was renamed or dropped.",
             )
         )
     written = pl.col("GENOTYPE").str.replace_all(r"[eE\s]", "")
@@ -68,7 +68,7 @@ def apoe_alleles(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
 
 
 def _commented(analyte: str) -> pl.Expr:
-    """−1, 1 from a COMMENT such as `Abeta42>1700` or `Tau<80, PTau<8`; null where it does not name the analyte."""
+    """−1 or 1 from a COMMENT such as `Abeta42>1700` or `Tau<80, PTau<8`; null if it does not name the analyte."""
     name = _NAMES[analyte]
     comment = pl.col("COMMENT")
     before = r"(?i)(?:^|[^a-z])"
@@ -81,7 +81,7 @@ def _commented(analyte: str) -> pl.Expr:
 
 
 def csf_values(frame: pl.DataFrame) -> pl.DataFrame:
-    """Analytes in pg/mL, their ratios, and `<analyte>.limit` 0 below, 1 within, 2 above the reportable range."""
+    """Add ratios of the analytes (pg/mL) and `<analyte>.side`: 0 below, 1 within, 2 above the reportable range."""
     out = frame
     for analyte, (low, high) in RANGES.items():
         value = pl.col(analyte)
@@ -103,7 +103,7 @@ def _file(export: Export, table: Table) -> str:
 
 
 def _bateman(export: Export) -> pl.DataFrame:
-    """Injections of a sample that passed quality control, averaged."""
+    """Mean over the injections of a sample that passed quality control."""
     frame = export.timed(BATEMAN)
     assert frame is not None
     passed = pl.col("QC_STATUS").is_null() | (pl.col("QC_STATUS").str.to_lowercase().str.strip_chars() == "passed")
@@ -115,7 +115,7 @@ def _bateman(export: Export) -> pl.DataFrame:
 def biospecimen_features(
     export: Export, cohort: pl.DataFrame, options: AdniOptions
 ) -> tuple[list[Feature], pl.DataFrame]:
-    """Declared features and their values, one row a participant (`rid`)."""
+    """Feature declarations and a frame of their values, one row per participant (`rid`)."""
     policy = row_policy(options)
     for table in BIOSPECIMEN:
         export.require(table)
@@ -141,7 +141,7 @@ def biospecimen_features(
     assert csf is not None
     ratios = {"ABETA42_40": "ABETA42, ABETA40", "PTAU_ABETA42": "PTAU, ABETA42"}
     sides = [f"{a}.side" for a in RANGES]
-    # One draw as a whole: ratios and flags belong to the values beside them.
+    # All values come from the same CSF sample, so that ratios and flags match the concentrations.
     drawn = pick(csf_values(csf), cohort, policy, [*ANALYTES, *ratios, *sides], whole=True)
     frame = frame.join(drawn, on="rid", how="left")
     frame = frame.rename({f"{a}.side": f"{a}_limit" for a in RANGES})
@@ -176,8 +176,8 @@ def biospecimen_features(
             "urine isoprostane",
         ),
     )
-    for wanted, table, columns, text in optional:
-        if not wanted:
+    for requested, table, columns, text in optional:
+        if not requested:
             continue
         export.require(table)
         records = _bateman(export) if table is BATEMAN else export.timed(table)
@@ -191,10 +191,13 @@ def biospecimen_features(
 
 
 def read_biospecimen(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Features:
-    """APOE, CSF and the tables asked for, of each participant with any of them.
+    """Read APOE, CSF and the optional tables for every participant with at least one known value.
+
+    Vector modality, float32 of shape (n_features,), NaN where unknown. Sources: APOERES, UPENNBIOMK_ROCHE_ELECSYS and,
+    if requested, batemanlab, ADNI_BLENNOWPLASMANFL and ISOPROSTANE; units are in the dictionary.
 
     Raises:
-        DataError: a table is missing or faulty.
+        DataError: a table is missing or invalid.
     """
     declared, frame = biospecimen_features(Export(raw), cohort, options)
     return vector_modality("biospecimen", BIT, DESCRIPTION, declared, frame, cohort)

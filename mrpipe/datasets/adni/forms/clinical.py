@@ -1,7 +1,7 @@
-"""Modality `clinical`: demographics, history, neurological examination, medication, vital signs (raw-formats A.6).
+"""Modality `clinical`: demographics, medical history, neurological examination, medications and vital signs.
 
-Every value is one that the tables hold, decoded and in SI units; nothing is imputed. Onset and diagnosis years
-(PTCOGBEG, PTADDX, PTADBEG), identifiers, dates and form metadata are never features.
+Values are decoded and converted to SI units; nothing is imputed. Identifiers, dates, form metadata and years of onset
+or diagnosis (PTCOGBEG, PTADDX, PTADBEG) are never features.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _demographics(export: Export, cohort: pl.DataFrame, policy: str, source: str
     )
     changing = pick(frame, cohort, policy, _MARITAL)
     joined = static.join(changing, on="rid", how="left").join(cohort.select("rid", "visit_date"), on="rid", how="left")
-    # PTDOB is MM/YYYY; where the month is unknown the middle of the year stands in.
+    # PTDOB is MM/YYYY. If the month is unknown, use the middle of the year.
     month = pl.coalesce(pl.col("PTDOB").str.extract(r"^(\d{1,2})/").cast(pl.Float64, strict=False), pl.col("PTDOBMM"))
     year = pl.coalesce(pl.col("PTDOB").str.extract(r"(\d{4})").cast(pl.Int32, strict=False), pl.col("PTDOBYY"))
     born = year + (month.fill_null(7.0) - 0.5) / 12
@@ -110,7 +110,7 @@ def _demographics(export: Export, cohort: pl.DataFrame, policy: str, source: str
 def _history(export: Export, cohort: pl.DataFrame, policy: str, source: str) -> Built:
     names = HISTORY.split()
     frame = pick(export.timed(MEDHIST), cohort, policy, [*names, *QUANTITIES])
-    # Sub-items are blank or −4 where the parent is no: a dose or a duration is 0 then, a time since the end undefined.
+    # Sub-items are blank or −4 if the parent item is "no": dose and duration are then 0, time since the end is unknown.
     frame = frame.with_columns(
         pl.when((pl.col(parent) == 0) & pl.lit(zero)).then(pl.lit(0.0)).otherwise(pl.col(q)).alias(q)
         for q, (parent, zero) in QUANTITIES.items()
@@ -130,9 +130,9 @@ def _examination(export: Export, cohort: pl.DataFrame, policy: str, source: str)
 
 
 def _medication(export: Export, cohort: pl.DataFrame, policy: str, source: str, *, dementia: bool) -> Built:
-    """Number of medications and which ingredients; null for a participant without any medication record in range.
+    """Number of medications and active ingredients; null for participants without an eligible medication record.
 
-    Under latest_before_dx a medication that ended before the visit's year does not count.
+    Under latest_before_dx, medications that ended before the year of the visit are excluded.
     """
     ingredients = {**drugs.INGREDIENTS, **(drugs.DEMENTIA_DRUGS if dementia else {})}
     records = eligible(export.timed(RECCMEDS), cohort, policy) if export.table(RECCMEDS) is not None else None  # type: ignore[arg-type]
@@ -174,7 +174,7 @@ def _medication(export: Export, cohort: pl.DataFrame, policy: str, source: str, 
 
 
 def in_range(value: pl.Expr, unit: pl.Expr, factor: float, low: float, high: float) -> pl.Expr:
-    """A length or weight in SI units: as labelled (0 imperial, 1 metric), else in the other unit, if plausible."""
+    """Convert a length or weight to SI units by its recorded unit (0 imperial, 1 metric), or the other if plausible."""
     metric, imperial = value, value * factor
     fits_metric, fits_imperial = metric.is_between(low, high), imperial.is_between(low, high)
     first_metric = (unit == 1).fill_null(False)
@@ -189,7 +189,7 @@ def in_range(value: pl.Expr, unit: pl.Expr, factor: float, low: float, high: flo
 
 
 def in_si(vitals: pl.DataFrame) -> pl.DataFrame:
-    """Weight kg, height cm, temperature °C of each record; labels that cannot be right are overruled (A.2 VITALS)."""
+    """Add `weight` (kg), `height` (cm) and `temperature` (°C) to VITALS; implausible unit labels are corrected."""
     temperature = pl.col("VSTEMP")
     celsius = pl.when(temperature > 50).then((temperature - 32) * 5 / 9).otherwise(temperature)
     return vitals.with_columns(
@@ -204,7 +204,7 @@ def _vitals(export: Export, cohort: pl.DataFrame, policy: str, source: str) -> B
     assert frame is not None
     fields = ["weight", "height", "temperature", "VSBPSYS", "VSBPDIA", "VSPULSE", "VSRESP"]
     chosen = pick(in_si(frame), cohort, policy, fields)
-    # Height is taken at screening: without one in range of the policy, any record of an adult will do.
+    # Height is measured at screening only: without an eligible record, use the height of any other visit.
     height = pick(in_si(frame), cohort, policy, ["height"], static=True).rename({"height": "any_height"})
     chosen = chosen.join(height, on="rid", how="left").with_columns(pl.coalesce("height", "any_height").alias("height"))
     out = chosen.select(
@@ -232,7 +232,7 @@ def _vitals(export: Export, cohort: pl.DataFrame, policy: str, source: str) -> B
 
 
 def clinical_features(export: Export, cohort: pl.DataFrame, options: AdniOptions) -> Built:
-    """Declared features and their values, one row a participant (`rid`)."""
+    """Feature declarations and a frame of their values, one row per participant (`rid`)."""
     policy = row_policy(options)
     for table in CLINICAL:
         export.require(table)
@@ -255,10 +255,13 @@ def clinical_features(export: Export, cohort: pl.DataFrame, options: AdniOptions
 
 
 def read_clinical(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Features:
-    """About 120 features of each participant with any clinical record.
+    """Read about 120 clinical features for every participant with at least one known value.
+
+    Vector modality, float32 of shape (n_features,), NaN where unknown. Sources: PTDEMOG, MEDHIST, NEUROEXM, RECCMEDS
+    and VITALS; units are in the dictionary.
 
     Raises:
-        DataError: a table is missing or faulty.
+        DataError: a table is missing or invalid.
     """
     declared, frame = clinical_features(Export(raw), cohort, options)
     return vector_modality("clinical", BIT, DESCRIPTION, declared, frame, cohort)

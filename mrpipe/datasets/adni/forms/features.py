@@ -1,4 +1,4 @@
-"""From a frame of declared features to a modality: record batches and dictionary rows."""
+"""Convert a frame of declared features to a vector modality: record batches and dictionary rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """One column of a vector modality; `levels` make it categorical (values are positions in them)."""
+    """One column of a vector modality. With `levels` it is categorical and its values are positions in them."""
 
     name: str
     source_file: str
@@ -27,11 +27,11 @@ class Feature:
 def vector_modality(
     name: str, bit: int, description: str, declared: Sequence[Feature], frame: pl.DataFrame, cohort: pl.DataFrame
 ) -> Features:
-    """A vector modality of the participants who have at least one known value.
+    """Build a vector modality (float32, NaN where unknown) from the participants with at least one known value.
 
     Args:
-        declared: the features in order.
-        frame: `rid` and one numeric column a feature, null where unknown.
+        declared: features in column order.
+        frame: `rid` and one numeric column per feature, null where unknown.
         cohort: `sample_id`, `rid`.
     """
     names = [f.name for f in declared]

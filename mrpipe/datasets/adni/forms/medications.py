@@ -1,14 +1,14 @@
-"""Free-text medication names to ingredients: a declared list, so that no vocabulary is fitted on anybody's data.
+"""Map free-text medication names to active ingredients.
 
-The ingredients are those most used in the age group, each with its common brand names; a name counts where one of its
-words is on the list (`Lipitor 20 mg`, `ATORVASTATIN CALCIUM`).
+The list is fixed, so no vocabulary is fitted on participants. It covers ingredients that are common in this age group,
+with their brand names. A name matches if one of its words is listed (`Lipitor 20 mg`, `ATORVASTATIN CALCIUM`).
 """
 
 from __future__ import annotations
 
 import polars as pl
 
-# Cholinesterase inhibitors and memantine: prescribed for the diagnosis that is to be predicted.
+# Cholinesterase inhibitors and memantine are prescribed for dementia and reveal the label.
 DEMENTIA_DRUGS: dict[str, tuple[str, ...]] = {
     "donepezil": ("donepezil", "aricept"),
     "rivastigmine": ("rivastigmine", "exelon"),
@@ -69,7 +69,7 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "tamsulosin": ("tamsulosin", "flomax"),
     "finasteride": ("finasteride", "proscar"),
 }
-# Single letters are too short for a word list.
+# Vitamins named by a single letter need a pattern instead of a word list.
 PHRASES = {
     "vitamin_d": r"vit(?:amin)?\.? ?d\b",
     "vitamin_e": r"vit(?:amin)?\.? ?e\b",
@@ -79,12 +79,12 @@ NO_MEDICATION = ("none", "no medication", "no medications", "n/a")
 
 
 def words(column: str) -> pl.Expr:
-    """The words of a medication name, lower case."""
+    """Split a medication name into lower-case words."""
     return pl.col(column).str.to_lowercase().str.extract_all(r"[a-z0-9][a-z0-9-]*")
 
 
 def names_any(column: str, ingredient: str) -> pl.Expr:
-    """Whether a medication name contains an ingredient or one of its brands."""
+    """Whether a medication name contains an ingredient or one of its brand names."""
     listed = {**INGREDIENTS, **DEMENTIA_DRUGS}[ingredient]
     found = words(column).list.eval(pl.element().is_in(listed)).list.any()
     if ingredient in PHRASES:
@@ -97,5 +97,5 @@ def is_dementia_drug(column: str) -> pl.Expr:
 
 
 def is_medication(column: str) -> pl.Expr:
-    """Whether a record names a medication at all (`none` is the record of someone who takes nothing)."""
+    """Whether a record names a medication (participants without medication have a record `none`)."""
     return pl.col(column).is_not_null() & ~pl.col(column).str.to_lowercase().str.strip_chars(" .").is_in(NO_MEDICATION)

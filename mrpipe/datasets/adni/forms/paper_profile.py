@@ -1,9 +1,9 @@
-"""The `paper` profile: the authors' columns and their typing (raw-formats A.5), from tables as written.
+"""Features of `profile=paper`: the columns and column types of the authors' preprocessing scripts.
 
-Kept of theirs: the latest edited record with holes filled from others, codes and units as written (−4, −1, 9999, lb
-beside kg), numeric where a column has more than two distinct numbers, categorical otherwise. Not kept: identifiers,
-dates, form metadata and onset years as features, statistics of all rows (transforms are fitted on training rows), and
-the faults that make their scripts stop.
+As in the scripts, the most recently edited record is used and its gaps are filled from earlier records, codes and units
+are not cleaned (−4, −1, 9999, lb mixed with kg), and a column is numeric if it has more than two distinct numbers.
+Unlike the scripts, identifiers, dates, form metadata and years of onset are excluded, and imputation and scaling are
+fitted on training samples only.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mrpipe.datasets.adni.forms.features import Feature
 from mrpipe.datasets.adni.forms.rows import eligible, latest
 from mrpipe.datasets.adni.tables import Table
 
-# The authors drop categorical columns with this many levels or more.
+# Categorical columns with at least this many levels are dropped, as in the authors' scripts.
 MAX_LEVELS = 1000
-# What is never a feature, whatever the profile: identifiers, bookkeeping, dates, and years of onset or diagnosis.
+# Never features in any profile: identifiers, bookkeeping, dates, and years of onset or diagnosis.
 _NAMES = (
     "PTID SUBJECT_ID RID PHASE COLPROT ORIGPROT PROTOCOLID SITE SITEID ID VISCODE VISCODE2 VISDATE EXAMDATE VISIT "
     "USERDATE USERDATE2 UPDATE_STAMP DD_CRF_VERSION_LABEL LANGUAGE_CODE HAS_QC_ERROR RECNO CMEVNUM CMMEDID "
@@ -40,7 +40,7 @@ def is_forbidden(column: str) -> bool:
 def paper_features(
     export: Export, tables: Sequence[Table], cohort: pl.DataFrame, policy: str, *, dementia_drugs: bool
 ) -> tuple[list[Feature], pl.DataFrame]:
-    """Declared features and values; of columns that several tables share the first table's counts."""
+    """Feature declarations and values, one row per participant. A column in several tables is read from the first."""
     out = cohort.select("rid")
     declared: list[Feature] = []
     for table in tables:
@@ -54,7 +54,7 @@ def paper_features(
         if not dementia_drugs and "CMMED" in names:
             kept = pl.when(~drugs.is_dementia_drug("CMMED")).then(pl.col("CMMED")).alias("CMMED")
             frame = frame.with_columns(kept)
-        # `timed` has the same rows in the same order, without the quality-control ones that both leave out.
+        # `timed` has the same rows in the same order; both exclude the quality-control rows.
         keyed = pl.concat(
             [timed.select("rid", "month", "rank", "date", "stamp", "row"), frame.select(names)], how="horizontal"
         )
@@ -78,7 +78,7 @@ def paper_features(
 
 
 def _typed(column: pl.Series) -> tuple[pl.Series | None, tuple[str, ...]]:
-    """Numbers, or positions among the sorted levels; None for a column without values or with too many levels."""
+    """Numbers, or positions in the sorted levels; None if the column is empty or has too many levels."""
     known = column.drop_nulls()
     if known.is_empty():
         return None, ()

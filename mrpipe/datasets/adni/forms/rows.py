@@ -1,4 +1,4 @@
-"""Which of a participant's records count: the row policies, one implementation for every table."""
+"""Row policies: which records of a participant are used, and how they are combined."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from mrpipe.datasets.adni.options import AdniOptions
 
 
 def row_policy(options: AdniOptions) -> str:
-    """The row policy in force: the profile's own unless one is named."""
+    """The row policy to apply: `rows`, or the default of the profile."""
     if options.rows != "profile":
         return options.rows
     return "baseline" if options.profile == "corrected" else "latest_update"
 
 
 def eligible(frame: pl.DataFrame, cohort: pl.DataFrame, policy: str) -> pl.DataFrame:
-    """The records that a policy looks at, in the order in which a later one replaces an earlier one.
+    """Select the records that a policy uses, sorted so that later records take precedence.
 
     Args:
-        frame: a table of `Export.timed` (`rid, month, rank, date, stamp, row`, fields).
-        cohort: `rid`, `visit_month` and `visit_date`: of the visit that the label is read from.
+        frame: a table from `Export.timed` (`rid, month, rank, date, stamp, row`, fields).
+        cohort: `rid`, and `visit_month` and `visit_date` of the visit that provides the label.
         policy:
-            baseline: visits of month 0 or before (screening, baseline), screening first;
-            latest_before_dx: visits up to and including the label's, by date (by month where a date is unknown);
-            latest_update: all records in order of their last edit.
+            baseline: visits up to month 0, screening before baseline;
+            latest_before_dx: visits up to and including the label visit, by date (by month if the date is unknown);
+            latest_update: all records, sorted by their last edit.
     """
     frame = frame.join(cohort.select("rid", "visit_month", "visit_date"), on="rid", how="inner")
     order = ["rid", "month", "rank", "date", "stamp", "row"]
@@ -37,19 +37,19 @@ def eligible(frame: pl.DataFrame, cohort: pl.DataFrame, policy: str) -> pl.DataF
         frame = frame.filter(pl.coalesce(by_date, by_month))
     else:
         order = ["rid", "stamp", "row"]
-    # Unknown months and stamps come first: they never replace a record whose place is known.
+    # Unknown months and stamps are sorted first, so that they never override a dated record.
     return frame.sort(order, nulls_last=False)
 
 
 def latest(frame: pl.DataFrame, fields: Sequence[str], *, whole: bool = False) -> pl.DataFrame:
-    """One row a participant: each field's last known value, so that a hole is filled from the records before.
+    """Reduce to one row per participant: the last known value of each field, possibly from different records.
 
     Args:
-        whole: the last record with any of the fields instead, as it is: values that belong together stay together.
+        whole: take all fields from the last record that has any of them, so that values stay consistent.
     """
     if whole:
-        some = frame.filter(pl.any_horizontal(pl.col(fields).is_not_null()))
-        return some.group_by("rid", maintain_order=True).agg(pl.col(f).last() for f in fields)
+        filled = frame.filter(pl.any_horizontal(pl.col(fields).is_not_null()))
+        return filled.group_by("rid", maintain_order=True).agg(pl.col(f).last() for f in fields)
     return frame.group_by("rid", maintain_order=True).agg(pl.col(f).drop_nulls().last() for f in fields)
 
 
@@ -62,11 +62,11 @@ def pick(
     static: bool = False,
     whole: bool = False,
 ) -> pl.DataFrame:
-    """The fields of each participant of the cohort under a policy, joined to `rid` (null where nothing is known).
+    """Values of the fields for each participant of the cohort, one row per `rid`, null where unknown.
 
     Args:
-        static: the fields do not change over a life (sex, birth, APOE): every record counts, the last edited first.
-        whole: take one record as it is (`latest`).
+        static: the fields do not change over time (sex, birth, APOE); use all records, the last edit takes precedence.
+        whole: take all fields from one record (see `latest`).
     """
     people = cohort.select("rid")
     if frame is None:

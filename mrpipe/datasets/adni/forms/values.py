@@ -1,4 +1,4 @@
-"""What ADNI's fields mean: missing codes, multi-selects, censored assays, fuzzy dates, visit codes."""
+"""Parse ADNI field values: missing-value codes, multi-selects, censored assays, partial dates and visit codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import polars as pl
 
 from mrpipe.datasets.adni.tables import Codes
 
-# Visit codes where a row has no harmonised one: month, and 1 where the visit comes after the other of its month.
+# Phase-specific visit codes (VISCODE), used if VISCODE2 is blank: month, and order within the month (0 or 1).
 _VISITS = {
     "sc": (0, 0),
     "scmri": (0, 0),
@@ -26,18 +26,18 @@ _VISITS = {
     "v41": (48, 0),
     "v51": (60, 0),
 }
-# Phases by roster number: below the bound.
+# Upper bounds (exclusive) of the RIDs assigned in each phase.
 PHASE_BOUNDS = ((2000, "ADNI1"), (3000, "ADNIGO"), (6000, "ADNI2"), (10000, "ADNI3"))
 
 
 def plain_code(column: str) -> pl.Expr:
-    """A code as written (` 01`, `1.0`) in its plain form (`1`)."""
+    """Normalise a code: ` 01` and `1.0` become `1`."""
     text = pl.col(column).str.strip_chars()
     return text.str.replace(r"\.0+$", "").str.replace(r"^0+(\d)", "${1}")
 
 
 def is_missing_code(column: str, *, positive: bool) -> pl.Expr:
-    """−4 in any phase; −1 in ADNI1, or anywhere for a measurement that must be positive (then 0 too)."""
+    """Whether a value codes missing: −4 in any phase, −1 in ADNI1 (if `positive`, 0 and −1 in any phase)."""
     code = plain_code(column)
     missing = code.is_in(["-4", "NA", ""])
     if positive:
@@ -46,13 +46,13 @@ def is_missing_code(column: str, *, positive: bool) -> pl.Expr:
 
 
 def level_of(column: str, codes: Codes) -> pl.Expr:
-    """Position of the level that a code stands for; null for none and for codes outside the list."""
+    """Index of the level of a code (Int8); null for blank values and codes outside the list."""
     index = {code: i for i, (code, _) in enumerate(codes)}
     return plain_code(column).replace_strict(index, default=None, return_dtype=pl.Int8)
 
 
 def selections(column: str) -> pl.Expr:
-    """A multi-select (`1|02`, older `1:2`) as a list of plain codes."""
+    """Split a multi-select (`1|02`, in older exports `1:2`) into a list of normalised codes."""
     parts = pl.col(column).str.replace_all(":", "|", literal=True).str.split("|")
     return parts.list.eval(
         pl.element().str.strip_chars().str.replace(r"\.0+$", "").str.replace(r"^0+(\d)", "${1}")
@@ -60,17 +60,17 @@ def selections(column: str) -> pl.Expr:
 
 
 NUMBER = r"^[<>]?\s*=?\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$"
-# Below the limit of quantification or detection: a censored reading without a number.
+# Below the limit of quantification or detection; no number is given.
 BELOW = r"^<\s*(?:LLOQ|LOD|LOQ)$"
 
 
 def number(column: str) -> pl.Expr:
-    """Float64 of a number, also behind `<` or `>`; null otherwise."""
+    """Parse a number, with or without a leading `<` or `>`, as Float64; null otherwise."""
     return pl.col(column).str.strip_chars().str.replace(r"^[<>]\s*=?\s*", "").cast(pl.Float64, strict=False)
 
 
 def limit(column: str) -> pl.Expr:
-    """−1 below the reportable range (`<80`, `<LLOQ`), 1 above it (`>1700`), 0 within, null where not measured."""
+    """−1 below the reportable range (`<80`, `<LLOQ`), 1 above (`>1700`), 0 within, null if not measured."""
     text = pl.col(column).str.strip_chars()
     return (
         pl.when(text.str.starts_with("<"))
@@ -83,7 +83,7 @@ def limit(column: str) -> pl.Expr:
 
 
 def date(column: str) -> pl.Expr:
-    """Date of `YYYY-MM-DD…`, `M/D/YYYY` or `M/D/YY`; null for fuzzy and blank ones."""
+    """Parse `YYYY-MM-DD…`, `M/D/YYYY` or `M/D/YY`; null for partial and blank dates."""
     text = pl.col(column).str.strip_chars()
     part = text.str.extract_groups(r"^(\d{1,2})/(\d{1,2})/(\d{4}|\d{2})$")
     year = part.struct["3"].cast(pl.Int32, strict=False)
@@ -94,13 +94,13 @@ def date(column: str) -> pl.Expr:
 
 
 def year(column: str) -> pl.Expr:
-    """Year of a date, a fuzzy date (`--/05/2008`) or a year; 9999 and anything before 1890 is unknown."""
+    """Year of a date, a partial date (`--/05/2008`) or a year; null for 9999 and years before 1890."""
     found = pl.col(column).str.extract(r"(\d{4})").cast(pl.Int32, strict=False)
     return pl.when(found.is_between(1890, 2100)).then(found)
 
 
 def original_phase(rid: pl.Expr) -> pl.Expr:
-    """The phase that a participant entered in, by roster number."""
+    """Phase of enrolment, from the RID."""
     phase = pl.lit("ADNI4")
     for bound, name in reversed(PHASE_BOUNDS):
         phase = pl.when(rid < bound).then(pl.lit(name)).otherwise(phase)
@@ -108,7 +108,7 @@ def original_phase(rid: pl.Expr) -> pl.Expr:
 
 
 def phase(column: str) -> pl.Expr:
-    """`ADNI 1`, `adni1` → `ADNI1`; `ADNIGO2` (old APOERES) → `ADNI2`."""
+    """Normalise a phase name: `ADNI 1`, `adni1` → `ADNI1`; `ADNIGO2` (older APOERES files) → `ADNI2`."""
     return (
         pl.col(column).str.to_uppercase().str.replace_all(r"[\s_-]", "").replace({"ADNIGO2": "ADNI2", "GO": "ADNIGO"})
     )
@@ -126,10 +126,10 @@ def _visit(text: pl.Expr, part: int) -> pl.Expr:
 
 
 def visit_month(viscode: str, viscode2: str) -> pl.Expr:
-    """Months since baseline: of the harmonised code where it names a visit, else of the phase's own code, else null."""
+    """Months since baseline, from VISCODE2 if it is a scheduled visit, otherwise from VISCODE; null if unscheduled."""
     return pl.coalesce(_visit(pl.col(viscode2), 0), _visit(pl.col(viscode), 0))
 
 
 def visit_rank(viscode: str, viscode2: str) -> pl.Expr:
-    """1 for a baseline visit, 0 for a screening or later one: screening comes before baseline within month 0."""
+    """Order within a month: 1 for baseline visits, 0 for all others, so that screening is sorted before baseline."""
     return _visit(pl.coalesce(pl.col(viscode2), pl.col(viscode)), 1)

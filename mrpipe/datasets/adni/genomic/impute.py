@@ -1,15 +1,14 @@
-"""Imputation of missing calls on this machine, in place of the Michigan server: Beagle, or Beagle and minimac4.
+"""Impute the missing calls of a PLINK set locally with Beagle, or with Beagle and minimac4.
 
-The default of the pipeline is the training mode (`mrpipe.genotype_transform`). To impute instead, bring a phased
-reference panel (1000 Genomes phase 3 in the target build) and run, once per set and before `mrpipe build`,
+By default missing calls are filled with the mode over training participants (`mrpipe.transforms.genotypes`). To use
+imputation instead, run this once per set before `mrpipe build`, with a phased reference panel such as 1000 Genomes
+phase 3, and set the option `genotypes` to the folder of the imputed sets:
 
-    python -m mrpipe.datasets.adni.genomic_impute set.bed panel.vcf.gz imputed/set --map gmap.gz
+    python -m mrpipe.datasets.adni.genomic.impute set.bed panel.vcf.gz imputed/set --map gmap.gz
 
-then point the option `genotypes` at the folder of the imputed sets. A set of another build is lifted first (`--chain`)
-and is in the reference's build afterwards. SNPs whose alleles the reference does not hold keep their calls. As in the
-paper only typed SNPs are kept: imputation fills missing calls, it adds no SNPs. Dosage r² and concordance of masked
-calls are in benchmarks/genotypes.md.
-Panel and tool see everyone in the set at once, evaluation participants included; labels they never see.
+A set in another build is lifted over to the panel's build (`--chain`). As in the paper, only genotyped SNPs are kept:
+missing calls are filled, no SNPs are added, and SNPs that do not match the panel keep their calls. Imputation uses all
+people of the set, including evaluation participants, but no labels. Accuracy is reported in benchmarks/genotypes.md.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ TOOLS = ("beagle", "minimac4")
 
 @dataclass(frozen=True)
 class Imputed:
-    """What was done: SNPs of the set, SNPs that the reference holds, missing calls before and after."""
+    """Counts: SNPs of the set, SNPs found in the reference, missing calls before and after imputation."""
 
     n_snps: int
     n_matched: int
@@ -51,7 +50,7 @@ class Imputed:
 def _require(tool: str) -> str:
     found = shutil.which(tool)
     if found is None:
-        raise UsageError(f"imputation needs the program {tool!r} (Debian: apt-get install {tool}; or from its authors)")
+        raise UsageError(f"imputation requires {tool!r}, which is not on PATH (Debian: apt-get install {tool})")
     return found
 
 
@@ -74,7 +73,7 @@ def run_beagle(
     seed: int = 0,
     impute: bool = True,
 ) -> Path:
-    """Phase the target against the reference and, if asked for, impute; returns `<out>.vcf.gz`."""
+    """Phase the target against the reference with Beagle and optionally impute it; returns `<out>.vcf.gz`."""
     command = [
         _require("beagle"),
         f"gt={target.resolve()}",
@@ -102,10 +101,10 @@ def run_minimac4(phased: Path, reference: Path, out: Path, *, threads: int = 1) 
 
 
 def plink_map(path: Path, out: Path) -> Path:
-    """A genetic map in Beagle's form (chromosome, id, cM, position) from `pos chr cM`; others pass as they are.
+    """Convert a genetic map with columns `pos chr cM` to Beagle's format; return maps in other formats unchanged.
 
     Raises:
-        DataError: there is no such file, or it is damaged.
+        DataError: the file is missing or damaged.
     """
     try:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as handle:
@@ -117,7 +116,7 @@ def plink_map(path: Path, out: Path) -> Path:
         raise DataError(
             Fault(
                 file=path.name,
-                expected="a genetic map (Beagle's form, or pos, chr, cM)",
+                expected="a genetic map (Beagle format, or columns pos, chr, cM)",
                 found=f"unreadable data ({error})",
             )
         ) from error
@@ -137,9 +136,9 @@ def impute_vcf(
     threads: int = 1,
     seed: int = 0,
 ) -> VcfGenotypes:
-    """Impute an unphased VCF against a phased one; genotypes and dosages at all of the reference's SNPs."""
+    """Impute an unphased VCF from a phased reference; returns genotypes and dosages at all SNPs of the reference."""
     if tool not in TOOLS:
-        raise UsageError(f"imputation tool {tool!r} is none of {', '.join(TOOLS)}")
+        raise UsageError(f"unknown imputation tool {tool!r}; choose from {', '.join(TOOLS)}")
     used = plink_map(genetic_map, work / "genetic.map") if genetic_map else None
     if tool == "beagle":
         return read_vcf(run_beagle(target, reference, work / "imputed", genetic_map=used, threads=threads, seed=seed))
@@ -148,9 +147,9 @@ def impute_vcf(
 
 
 def lifted_set(plink: PlinkSet, chain: ChainFile) -> tuple[PlinkSet, NDArray[np.int64]]:
-    """A set with places and alleles of the chain's target build, and the .bed rows of its SNPs.
+    """Lift over a set to the target build of a chain file; returns the set and the .bed rows of its SNPs.
 
-    SNPs without a place there are left out; where the strand turns, alleles become their complements.
+    SNPs that cannot be lifted over are dropped. Alleles are complemented where the strand is reversed.
     """
     got = chain.lift(plink.bim["chrom"].to_numpy().astype("U8"), plink.bim["pos"].to_numpy())
     rows = np.flatnonzero(got.found)
@@ -180,20 +179,21 @@ def impute_set(
     seed: int = 0,
     chain: Path | None = None,
 ) -> Imputed:
-    """Fill the missing calls of a PLINK set and write it as `out.bed`, `.bim`, `.fam`; people and SNPs are unchanged,
-    except that SNPs without a place in the reference's build are left out.
+    """Fill the missing calls of a PLINK set and write it as `out.bed`, `out.bim` and `out.fam`.
+
+    People and SNPs are unchanged, except that SNPs that cannot be lifted over are dropped.
 
     Args:
-        bed: the set, in the reference's build unless there is a chain.
-        reference: phased VCF (.gz) of one or more chromosomes; SNPs elsewhere keep their calls.
-        chain: chain file to the reference's build.
+        bed: the set, in the build of the reference unless `chain` is given.
+        reference: phased VCF (.gz) of one or more chromosomes; SNPs on other chromosomes keep their calls.
+        chain: chain file to the build of the reference.
 
     Raises:
-        DataError: the set or the reference is at fault, they share no SNP, or the tool fails.
-        UsageError: the tool is not installed, or `out` is the set itself.
+        DataError: the set or the reference is invalid, they share no SNP, or the tool fails.
+        UsageError: the tool is not installed, or `out` is the input set.
     """
     if out.with_name(f"{out.name}.bed").resolve() == bed.resolve():
-        raise UsageError(f"{out} is the set that is imputed; give the result another name")
+        raise UsageError(f"{out} is the input set; choose another name for the output")
     plink = open_set(bed)
     matrix = calls(plink)
     if chain is not None:
@@ -205,16 +205,16 @@ def impute_set(
     with np.errstate(invalid="ignore"):
         frequency = np.where(called, matrix, 0).sum(axis=0) / (2 * called.sum(axis=0))
     aligned = align(key, allele_codes(plink.bim["a1"]), allele_codes(plink.bim["a2"]), frequency, known)
-    # One SNP a place, in order of place, as a VCF wants them.
+    # A VCF needs one SNP per position, sorted by position.
     at = np.flatnonzero(aligned.keep)
     at = at[np.unique(key[at], return_index=True)[1]]
     if not len(at):
         raise DataError(
             Fault(
                 file=bed.name,
-                expected=f"SNPs that {reference.name} holds",
+                expected=f"SNPs that are in {reference.name}",
                 found="none",
-                fix="Is the set in the reference's build?",
+                fix="Check that the set is in the build of the reference.",
             )
         )
     letters = np.array(["A", "C", "G", "T"])
@@ -234,18 +234,18 @@ def impute_set(
     )
     with tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as scratch:
         work = Path(scratch)
-        # Names of people stay here: the tools get numbers.
+        # The tools receive numbers instead of participant IDs.
         write_vcf(work / "target.vcf.gz", [f"p{i}" for i in range(plink.n_people)], sites, copies)
         result = impute_vcf(
             work / "target.vcf.gz", reference, work, tool=tool, genetic_map=genetic_map, threads=threads, seed=seed
         )
-    place = position_keys(result.sites["chrom"], result.sites["pos"].to_numpy()) * 64
-    place += allele_codes(result.sites["alt"]).astype(np.int64) * 8 + allele_codes(result.sites["ref"])
-    wanted = known.key[rows] * 64 + known.counted[rows].astype(np.int64) * 8 + known.other[rows]
-    order = np.argsort(place, kind="stable")
-    found = np.minimum(np.searchsorted(place, wanted, sorter=order), len(place) - 1)
+    identity = position_keys(result.sites["chrom"], result.sites["pos"].to_numpy()) * 64
+    identity += allele_codes(result.sites["alt"]).astype(np.int64) * 8 + allele_codes(result.sites["ref"])
+    target = known.key[rows] * 64 + known.counted[rows].astype(np.int64) * 8 + known.other[rows]
+    order = np.argsort(identity, kind="stable")
+    found = np.minimum(np.searchsorted(identity, target, sorter=order), len(identity) - 1)
     column = order[found]
-    held = place[column] == wanted
+    held = identity[column] == target
     filled = result.calls[:, column]
     filled = np.where(swap[None, :] & (filled != 3), 2 - np.minimum(filled, 2), filled)
     use = (matrix[:, at] == 3) & held[None, :]
@@ -256,20 +256,20 @@ def impute_set(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m mrpipe.datasets.adni.genomic_impute SET.bed PANEL.vcf.gz OUT`; returns the exit code."""
+    """Command line, `python -m mrpipe.datasets.adni.genomic.impute SET.bed PANEL.vcf.gz OUT`; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m mrpipe.datasets.adni.genomic_impute",
+        prog="python -m mrpipe.datasets.adni.genomic.impute",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("bed", type=Path, metavar="SET.bed", help="with its .bim and .fam beside it")
+    parser.add_argument("bed", type=Path, metavar="SET.bed", help="PLINK set; .bim and .fam are in the same folder")
     parser.add_argument("reference", type=Path, metavar="PANEL.vcf.gz", help="phased reference panel")
-    parser.add_argument("out", type=Path, metavar="OUT", help="writes OUT.bed, OUT.bim, OUT.fam")
+    parser.add_argument("out", type=Path, metavar="OUT", help="output prefix: writes OUT.bed, OUT.bim and OUT.fam")
     parser.add_argument("--tool", choices=TOOLS, default="beagle", help="Beagle, or minimac4 after phasing with Beagle")
-    parser.add_argument("--map", type=Path, metavar="PATH", help="genetic map (Beagle's form, or pos, chr, cM)")
-    parser.add_argument("--chain", type=Path, metavar="PATH", help="chain file to the panel's build")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--map", type=Path, metavar="PATH", help="genetic map (Beagle format, or columns pos, chr, cM)")
+    parser.add_argument("--chain", type=Path, metavar="PATH", help="chain file to the build of the panel")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of Beagle")
     args = parser.parse_args(argv)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -287,8 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"imputation: {error}", file=sys.stderr)
         return error.exit_code
     print(
-        f"{args.out}: {done.n_snps} SNPs, {done.n_matched} of them in the panel; calls missing: {done.n_missing} "
-        f"before, {done.n_left} after"
+        f"{args.out}: {done.n_snps} SNPs, {done.n_matched} of them in the panel; missing calls: {done.n_missing} "
+        f"before, {done.n_left} after imputation"
     )
     return 0
 

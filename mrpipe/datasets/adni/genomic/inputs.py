@@ -1,4 +1,4 @@
-"""What the genotype path reads: PLINK sets with their builds, the chain file, the reference; found and checked."""
+"""Locate and validate the genotype inputs: PLINK sets and their builds, chain file, reference panel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 
 MENU = "Download > Genetic Data > ADNI GWAS (PLINK sets)"
 CHAIN_SOURCE = "UCSC's goldenPath (hg18/liftOver/hg18ToHg19.over.chain.gz) or Ensembl's assembly_mapping"
-# The provider's sets in the order of the cohorts; others follow by name.
+# PLINK sets released by ADNI, in the order of the phases. Other sets follow, sorted by name.
 KNOWN_SETS = (
     "ADNI_cluster_01_forward_757LONI",
     "ADNI_GO_2_Forward_Bin",
@@ -33,9 +33,10 @@ class GenomicInputs:
     """The opened inputs.
 
     Attributes:
-        sets: in order of precedence; builds: of each.
-        chain: None where every set has the target build already.
-        reference: path of the reference, None without one.
+        sets: PLINK sets in order of precedence.
+        builds: genome build of each set.
+        chain: chain file, None if every set is already in the target build.
+        reference: path of the reference panel, None if there is none.
     """
 
     sets: tuple[PlinkSet, ...]
@@ -46,12 +47,12 @@ class GenomicInputs:
 
 
 def resolve(raw: Path, path: str) -> Path:
-    """A path of the options: absolute, or relative to the export."""
+    """Resolve a path option: absolute, or relative to the export folder."""
     return Path(path) if Path(path).is_absolute() else raw / path
 
 
 def find_beds(raw: Path, options: AdniOptions) -> list[Path]:
-    """The .bed files, known sets first."""
+    """The .bed files, ADNI's released sets first."""
     folder = resolve(raw, options.genotypes) if options.genotypes else raw
     order = {name.lower(): i for i, name in enumerate(KNOWN_SETS)}
     return sorted(folder.rglob("*.bed"), key=lambda p: (order.get(p.stem.lower(), len(order)), p.stem, str(p)))
@@ -62,36 +63,36 @@ def shown(raw: Path, path: Path) -> str:
 
 
 def source_build(name: str, patterns: Sequence[str]) -> str | None:
-    """Build of a set by the first pattern that matches its name."""
+    """Genome build of a set, from the first matching `pattern=build`; None if no pattern matches."""
     for pattern in patterns:
         glob, equals, build = pattern.partition("=")
         if not equals or build not in LENGTHS:
-            raise UsageError(f"option source_builds: {pattern!r} is not pattern=build with one of {', '.join(LENGTHS)}")
+            raise UsageError(f"option source_builds: expected pattern=build ({', '.join(LENGTHS)}), got {pattern!r}")
         if fnmatch(name.lower(), glob.lower()):
             return build
     return None
 
 
-def _one(raw: Path, named: str, patterns: Sequence[str], what: str, faults: FaultCollector) -> Path | None:
-    """The file that an option names, or the only one in the export; a fault for several or a missing one."""
-    if named:
-        path = resolve(raw, named)
+def _one(raw: Path, option: str, patterns: Sequence[str], kind: str, faults: FaultCollector) -> Path | None:
+    """The file given by an option, or the only match in the export. A missing or ambiguous file adds an error."""
+    if option:
+        path = resolve(raw, option)
         if not path.is_file():
-            faults.add(Fault(file=shown(raw, path), expected=what, found="no such file"))
+            faults.add(Fault(file=shown(raw, path), expected=kind, found="no such file"))
             return None
         return path
     found = sorted({p for pattern in patterns for p in raw.rglob(pattern) if p.is_file()})
     if len(found) > 1:
         names = ", ".join(shown(raw, p) for p in found)
         faults.add(
-            Fault(file=raw.name, expected=f"one {what}", found=names, fix="Name the one that is meant in the options.")
+            Fault(file=raw.name, expected=f"one {kind}", found=names, fix="Set the intended one in the options.")
         )
         return None
     return found[0] if found else None
 
 
 def _positions_fit(plink: PlinkSet, build: str, name: str) -> Fault | None:
-    """A position beyond the end of its chromosome shows that the build is another one."""
+    """Return an error if a position is beyond the end of its chromosome, which indicates another build."""
     longest = plink.bim.group_by("chrom").agg(pl.col("pos").max()).sort("chrom")
     for chromosome, position in longest.iter_rows():
         length = chromosome_length(build, chromosome)
@@ -99,18 +100,18 @@ def _positions_fit(plink: PlinkSet, build: str, name: str) -> Fault | None:
             return Fault(
                 file=f"{name}.bim",
                 column="position",
-                expected=f"positions of {build}, in which chromosome {chromosome} ends at {length}",
+                expected=f"positions in {build}, where chromosome {chromosome} ends at {length}",
                 found=f"position {position}",
-                fix="Set the build of this set in source_builds.",
+                fix="Set the build of this set with the option source_builds.",
             )
     return None
 
 
 def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
-    """Open every set and the chain file and check them against each other.
+    """Open every set and the chain file and check that they are consistent.
 
     Raises:
-        DataError: with every fault: damaged sets, a missing or wrong chain file, positions of another build.
+        DataError: lists all errors, such as damaged sets, a missing or wrong chain file, or positions in another build.
     """
     faults = FaultCollector()
     beds = find_beds(raw, options)
@@ -120,7 +121,7 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
                 file=options.genotypes or raw.name,
                 expected="PLINK sets (.bed, .bim, .fam)",
                 found="none",
-                fix=f"{MENU}.",
+                fix=f"Download them from LONI: {MENU}.",
             )
         )
     sets: list[PlinkSet] = []
@@ -134,7 +135,7 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
         build = source_build(plink.name, options.source_builds)
         if build is None:
             faults.add(
-                Fault(file=shown(raw, bed), expected="a genome build in source_builds", found="no pattern that matches")
+                Fault(file=shown(raw, bed), expected="a genome build in source_builds", found="no matching pattern")
             )
             continue
         faults.add(_positions_fit(plink, build, shown(raw, bed).removesuffix(".bed")))
@@ -143,7 +144,7 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
     names = [p.stem for p in beds]
     for name in sorted({n for n in names if names.count(n) > 1}):
         faults.add(
-            Fault(file=f"{name}.bed", expected="one set of this name", found="several", fix="Remove the copies.")
+            Fault(file=f"{name}.bed", expected="one set with this name", found="several", fix="Remove the copies.")
         )
     other = sorted({b for b in builds if b != options.target_build})
     chain_path = (
@@ -156,34 +157,34 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
         except DataError as error:
             faults.absorb(error)
     elif other and not faults.faults:
-        of = ", ".join(p.name for p, b in zip(sets, builds, strict=True) if b != options.target_build)
+        names_to_lift = ", ".join(p.name for p, b in zip(sets, builds, strict=True) if b != options.target_build)
         faults.add(
             Fault(
                 file=raw.name,
-                expected=f"a chain file {other[0]} to {options.target_build} for {of}",
+                expected=f"a chain file from {other[0]} to {options.target_build} for {names_to_lift}",
                 found="none",
-                fix=f"Put one into the export or name it in chain; from {CHAIN_SOURCE}.",
+                fix=f"Download it from {CHAIN_SOURCE} into the export, or set the option chain.",
             )
         )
     if chain is not None and other:
-        wanted = (other[0], options.target_build)
+        required = (other[0], options.target_build)
         if len(other) > 1:
             faults.add(
                 Fault(
                     file=chain.shown_as,
-                    expected="one build beside the target",
+                    expected="one build other than the target build",
                     found=", ".join(other),
-                    fix="Lift the others beforehand.",
+                    fix="Lift over the remaining sets beforehand.",
                 )
             )
-        elif any(b is not None and b != w for b, w in zip(chain.builds(), wanted, strict=True)):
+        elif any(b is not None and b != r for b, r in zip(chain.builds(), required, strict=True)):
             found = " to ".join(b or "unknown" for b in chain.builds())
             faults.add(
                 Fault(
                     file=chain.shown_as,
-                    expected=f"a chain from {wanted[0]} to {wanted[1]}",
+                    expected=f"a chain from {required[0]} to {required[1]}",
                     found=f"{found} (by chromosome lengths)",
-                    fix=f"Take {wanted[0]}To{wanted[1].capitalize()} from {CHAIN_SOURCE}, or correct source_builds.",
+                    fix=f"Use {required[0]}To{required[1].capitalize()} from {CHAIN_SOURCE}, or correct source_builds.",
                 )
             )
     reference = _one(
@@ -207,10 +208,11 @@ def require_same_build(
     least: int = 50,
     agree: float = 0.5,
 ) -> tuple[int, int]:
-    """rs numbers that two tables share must lie at the same place; returns how many are shared and how many agree.
+    """Check that rs numbers shared by two tables have the same positions; returns (number shared, number that agree).
 
     Raises:
-        DataError: of at least `least` shared ones fewer than `agree` do: one of the two is of another build.
+        DataError: at least `least` rs numbers are shared and fewer than a fraction `agree` of them agree, so one of
+            the tables is in another build.
     """
     a = pl.DataFrame({"id": ids, "key": key}).filter(pl.col("id").str.starts_with("rs")).unique("id", keep="none")
     b = pl.DataFrame({"id": known_ids, "known": known_key}).unique("id", keep="none")
@@ -221,9 +223,9 @@ def require_same_build(
             Fault(
                 file=f"{name}.bim",
                 column="position",
-                expected=f"the positions of {source} for the rs numbers that both hold",
+                expected=f"the same positions as {source} for shared rs numbers",
                 found=f"{same} of {len(joined)} agree",
-                fix="The build of this set is another one than source_builds says (or the reference is).",
+                fix="Check source_builds for this set and the build of the reference panel.",
             )
         )
     return len(joined), same

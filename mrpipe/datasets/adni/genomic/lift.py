@@ -1,4 +1,4 @@
-"""Lift-over of positions with a chain file (UCSC's or Ensembl's), all positions of a chromosome at once."""
+"""Lift over positions with a UCSC or Ensembl chain file, vectorised per chromosome."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mrpipe.errors import DataError, Fault
 
-# Lengths of the autosomes, by which a build is recognised.
+# Autosome lengths, used to identify genome builds.
 LENGTHS: dict[str, tuple[int, ...]] = {
     "hg18": (
         247249719,
@@ -91,7 +91,7 @@ LENGTHS: dict[str, tuple[int, ...]] = {
 
 
 def chromosome_length(build: str, chromosome: str) -> int | None:
-    """Length of an autosome; None for others."""
+    """Length of an autosome in base pairs; None for other chromosomes."""
     return LENGTHS[build][int(chromosome) - 1] if chromosome.isdigit() and 1 <= int(chromosome) <= 22 else None
 
 
@@ -102,7 +102,7 @@ def _plain(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Chain:
-    """One chain: blocks without gaps, source start (0-based), length, start in the target (on `strand`)."""
+    """A chain of ungapped blocks: 0-based source starts, lengths, and target starts (of the strand in `reverse`)."""
 
     score: float
     target: str
@@ -115,7 +115,7 @@ class _Chain:
 
 @dataclass(frozen=True)
 class Lifted:
-    """Result for each position: found or not, chromosome, 1-based position, whether the strand turns."""
+    """Result per position: whether it was found, chromosome, 1-based position, and whether the strand is reversed."""
 
     found: NDArray[np.bool_]
     chromosome: NDArray[np.str_]
@@ -124,10 +124,10 @@ class Lifted:
 
 
 class ChainFile:
-    """A chain file, read whole.
+    """A chain file, loaded into memory.
 
     Attributes:
-        source_sizes, target_sizes: chromosome → length, from the headers.
+        source_sizes, target_sizes: chromosome lengths from the headers.
     """
 
     def __init__(self, path: Path, *, shown_as: str | None = None):
@@ -148,7 +148,7 @@ class ChainFile:
             row=row,
             expected=expected,
             found=found,
-            fix="Download it again, for example hg18ToHg19.over.chain.gz from UCSC's goldenPath.",
+            fix="Download it again, for example hg18ToHg19.over.chain.gz from UCSC goldenPath.",
         )
 
     def _parse(self, lines: Iterable[str]) -> None:
@@ -163,7 +163,7 @@ class ChainFile:
             try:
                 if fields[0] == "chain":
                     if head:
-                        raise DataError(self._fault("a last block before the next chain", "a header", number))
+                        raise DataError(self._fault("the last block of the chain", "the header of another", number))
                     head, blocks = fields, []
                     source, target = int(fields[5]), int(fields[10])
                     continue
@@ -175,15 +175,13 @@ class ChainFile:
                     source, target = source + size + int(fields[1]), target + size + int(fields[2])
                     continue
                 if source + size != int(head[6]) or target + size != int(head[11]):
-                    raise DataError(self._fault(f"blocks up to {head[6]}", f"blocks up to {source + size}", number))
+                    raise DataError(self._fault(f"blocks ending at {head[6]}", f"an end at {source + size}", number))
             except (ValueError, IndexError) as error:
-                raise DataError(self._fault("numbers of a chain", repr(line[:40]), number)) from error
+                raise DataError(self._fault("the numbers of a chain", repr(line[:40]), number)) from error
             self._add(head, blocks)
             head = []
         if head or not self._chains:
-            raise DataError(
-                self._fault("chains that end with a last block", "a file that is cut short", number or None)
-            )
+            raise DataError(self._fault("chains that end with a last block", "a truncated file", number or None))
 
     def _add(self, head: list[str], blocks: list[tuple[int, int, int]]) -> None:
         source, target = _plain(head[2]), _plain(head[7])
@@ -194,7 +192,7 @@ class ChainFile:
         self._chains.setdefault(source, []).append(chain)
 
     def builds(self) -> tuple[str | None, str | None]:
-        """Source and target build, by the lengths of the autosomes in the headers; None where unknown."""
+        """Source and target build, identified by the autosome lengths in the headers; None if unknown."""
 
         def known(sizes: dict[str, int]) -> str | None:
             for build, lengths in LENGTHS.items():
@@ -205,7 +203,7 @@ class ChainFile:
         return known(self.source_sizes), known(self.target_sizes)
 
     def lift(self, chromosome: NDArray[np.str_], position: NDArray[np.int64]) -> Lifted:
-        """Lift 1-based positions; where chains overlap the one with the highest score counts."""
+        """Lift over 1-based positions. Where chains overlap, the one with the highest score is used."""
         found = np.zeros(len(position), dtype=np.bool_)
         to_chromosome = np.array(chromosome, dtype="U8")
         to_position = np.zeros(len(position), dtype=np.int64)

@@ -1,8 +1,7 @@
-"""From SNP-major .bed rows of several sets to one packed row a person, in blocks of SNPs.
+"""Merge the SNP-major .bed rows of several sets into one packed row per person, block by block.
 
-A block of four SNPs by four people is a 32-bit word in both layouts; two exchanges of bit groups turn one into the
-other (Warren, Hacker's Delight, 7-3), so no call is ever held in a byte of its own. Peak memory is the result (two bits
-a call) and one block.
+Four SNPs of four people are one 32-bit word in both layouts. Two exchanges of bit groups transpose it (Warren, Hacker's
+Delight, 7-3), so calls are never unpacked to bytes. Peak memory is the result (two bits per call) plus one block.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ _MISSING_BYTE = 0xFF
 
 @dataclass(frozen=True)
 class Panel:
-    """A set's share in the merged SNPs.
+    """The contribution of one set to the merged genotypes.
 
     Attributes:
         plink: the set.
-        row: (P,) row in the set's .bed of each merged SNP, −1 where the set lacks it.
-        swap: (P,) the store's counted allele is the set's A2.
-        people: positions in the .fam of the people that are taken from this set.
+        row: (P,) row of each merged SNP in the set's .bed, −1 if the set lacks it.
+        swap: (P,) whether the store's counted allele is the set's A2.
+        people: positions in the .fam of the people taken from this set.
         target: their rows in the result.
     """
 
@@ -39,7 +38,7 @@ class Panel:
 
 
 def transpose_packed(block: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Packed calls (S SNPs, ceil(n / 4) bytes), S a multiple of 4 → packed calls (people, S / 4 bytes)."""
+    """Transpose packed calls (S SNPs, ceil(n / 4) bytes), S a multiple of 4, to (people, S / 4 bytes)."""
     n_groups, n_bytes = block.shape[0] // 4, block.shape[1]
     rows = block.reshape(n_groups, 4, n_bytes).astype(np.uint32)
     w = rows[:, 0] | rows[:, 1] << 8 | rows[:, 2] << 16 | rows[:, 3] << 24
@@ -52,7 +51,7 @@ def transpose_packed(block: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def merged_rows(panels: Sequence[Panel], n_people: int, n_snps: int) -> NDArray[np.uint8]:
-    """Packed genotypes, (people, ceil(SNPs / 4)); a call that no set made is 3."""
+    """Packed genotypes, uint8 (people, ceil(SNPs / 4)), two bits per call; missing calls are 3."""
     out = np.full((n_people, -(-n_snps // 4)), _MISSING_BYTE, dtype=np.uint8)
     for panel in panels:
         if not len(panel.people):
@@ -62,7 +61,7 @@ def merged_rows(panels: Sequence[Panel], n_people: int, n_snps: int) -> NDArray[
             held = np.flatnonzero(source >= 0)
             if not len(held):
                 continue
-            # Reading in the order of the file keeps the disk busy in one direction.
+            # Read in file order, so that disk access is sequential.
             order = held[np.argsort(source[held], kind="stable")]
             block = np.full((-(-len(source) // 4) * 4, panel.plink.n_bytes), _MISSING_BYTE, dtype=np.uint8)
             raw = panel.plink.read(source[order])
@@ -76,7 +75,7 @@ def merged_rows(panels: Sequence[Panel], n_people: int, n_snps: int) -> NDArray[
 def batches(
     sample_ids: Sequence[str], packed: NDArray[np.uint8], schema: pa.Schema, *, rows: int = 64
 ) -> Iterator[pa.RecordBatch]:
-    """Record batches of the modality table over the packed rows, without copying them."""
+    """Wrap the packed rows as record batches of the modality table without copying them."""
     n_bytes = packed.shape[1]
     for start in range(0, len(sample_ids), rows):
         block = np.ascontiguousarray(packed[start : start + rows])

@@ -1,7 +1,7 @@
-"""PLINK sets: reading .bim, .fam and .bed, counting calls on packed bits, writing small sets.
+"""Read PLINK sets (.bim, .fam, .bed), count calls on packed bits, and write small sets.
 
-Of a .bed only the blocks that are asked for are in memory. Codes there: 00 two copies of A1, 01 not called, 10 one
-copy, 11 none; four people a byte, little end first, one row a SNP.
+Only the requested blocks of a .bed are in memory. It has one row per SNP and four people per byte, lowest bits first:
+00 two copies of A1, 01 not called, 10 one copy, 11 no copy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT"}
 
 
 def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, shown_as: str) -> pl.DataFrame | None:
-    """A file of whitespace-separated columns as strings; None and a fault where a line has another number of them."""
+    """Read whitespace-separated columns as strings. None, and an error, if a line has the wrong number of columns."""
     text = (
         pl.read_csv(
             path,
@@ -47,7 +47,7 @@ def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, 
                 row=int(wrong["row"][0]) if len(wrong) else None,
                 expected=f"{len(names)} columns ({', '.join(names)})",
                 found=found,
-                fix="The file is damaged or cut short: download it again.",
+                fix="The file is damaged or truncated. Download it again.",
             )
         )
         return None
@@ -55,13 +55,13 @@ def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, 
 
 
 def plain_chromosome(column: pl.Expr) -> pl.Expr:
-    """`chr1`, `1`, `23`, `X` → `1`, `X`."""
+    """Normalise chromosome names: `chr1` → `1`, `23` → `X`, `M` → `MT`."""
     return column.str.replace(r"^(?i)chr", "").str.to_uppercase().replace(_CHROMOSOMES)
 
 
 @dataclass(frozen=True)
 class PlinkSet:
-    """One set: name, the people of its .fam, the SNPs of its .bim, its .bed.
+    """A PLINK set: its name, .bed path, people (.fam) and SNPs (.bim).
 
     Attributes:
         fam: `fid, iid, father, mother, sex`.
@@ -86,7 +86,7 @@ class PlinkSet:
         return (self.bed, self.bed.with_suffix(".bim"), self.bed.with_suffix(".fam"))
 
     def read(self, snps: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The packed calls of some SNPs in rising order, (k, bytes); read, not mapped, so that memory stays bounded."""
+        """Packed calls of SNPs in ascending order, uint8 (k, bytes); read instead of mapped to keep memory bounded."""
         if not len(snps):
             return np.zeros((0, self.n_bytes), dtype=np.uint8)
         span = int(snps[-1] - snps[0]) + 1
@@ -98,7 +98,7 @@ class PlinkSet:
         return np.asarray(mapped[snps])
 
     def blocks(self, snps: NDArray[np.int64] | None = None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-        """Positions (rising) and packed rows of at most BLOCK_SNPS SNPs at a time."""
+        """Iterate over SNP indices (ascending) and packed rows, at most BLOCK_SNPS SNPs at a time."""
         chosen = np.arange(len(self.bim)) if snps is None else snps
         for start in range(0, len(chosen), BLOCK_SNPS):
             block = chosen[start : start + BLOCK_SNPS]
@@ -106,10 +106,10 @@ class PlinkSet:
 
 
 def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
-    """Read .bim and .fam and check the .bed against them.
+    """Read .bim and .fam and check that the .bed matches them.
 
     Raises:
-        DataError: a file is missing, damaged, individual-major, or of another number of people or SNPs.
+        DataError: a file is missing or damaged, the .bed is individual-major, or the numbers of people or SNPs differ.
     """
     shown = shown_as or bed.name
     faults = FaultCollector()
@@ -125,9 +125,9 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
             faults.add(
                 Fault(
                     file=name,
-                    expected=f"the .{suffix} beside {bed.name}",
+                    expected=f"the .{suffix} file of {bed.name}",
                     found="no such file",
-                    fix="A set is three files of one name.",
+                    fix="A PLINK set consists of a .bed, a .bim and a .fam file with the same name.",
                 )
             )
         else:
@@ -164,7 +164,7 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
                 file=shown,
                 expected="a PLINK .bed (bytes 6c 1b)",
                 found=f"bytes {head[:2].hex(' ') or 'none'}",
-                fix="The file is damaged or of another kind: download it again.",
+                fix="The file is damaged or not a .bed file. Download it again.",
             )
         )
     elif head[2:] != MAGIC[2:]:
@@ -182,8 +182,8 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
                 file=shown,
                 expected=f"{n_bytes} bytes for {len(fam)} people and {len(bim)} SNPs",
                 found=f"{size} bytes",
-                fix="The .bim or .fam belongs to another .bed (was the .bim filtered alone?), or the download "
-                "was cut short.",
+                fix="The download is truncated, or the .bim or .fam belongs to another .bed (for example, a .bim that "
+                "was filtered without its .bed).",
             )
         )
     faults.raise_if_any()
@@ -198,7 +198,7 @@ def _words(block: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def people_mask(chosen: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """The lower bit of every chosen person's call, as words of a row."""
+    """Bit mask of the lower bit of each chosen person's call, as the 64-bit words of a row."""
     two_bits = np.zeros(-(-len(chosen) // 4) * 4, dtype=np.uint8)
     two_bits[: len(chosen)] = chosen
     packed = np.bitwise_or.reduce(two_bits.reshape(-1, 4) << np.array([0, 2, 4, 6], dtype=np.uint8), axis=1)
@@ -207,7 +207,7 @@ def people_mask(chosen: NDArray[np.bool_]) -> NDArray[np.uint64]:
 
 
 def snp_counts(plink: PlinkSet, people: NDArray[np.bool_], snps: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """Per SNP the number of chosen people with two, one, no copies of A1, and without a call: (4, SNPs)."""
+    """Number of chosen people with two, one and no copies of A1, and without a call, per SNP: int64 (4, SNPs)."""
     mask = people_mask(people)
     total = int(people.sum())
     parts = []
@@ -222,7 +222,7 @@ def snp_counts(plink: PlinkSet, people: NDArray[np.bool_], snps: NDArray[np.int6
 
 
 def missing_per_person(plink: PlinkSet, snps: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """How many of the SNPs are not called, per person, (people,)."""
+    """Number of missing calls per person over the given SNPs, int64 (people,)."""
     total = np.zeros((plink.n_bytes, 4), dtype=np.int64)
     for _, block in plink.blocks(snps):
         missing = block & ~(block >> 1) & np.uint8(0x55)
@@ -231,7 +231,7 @@ def missing_per_person(plink: PlinkSet, snps: NDArray[np.int64] | None = None) -
     return total.ravel()[: plink.n_people]
 
 
-# Code in a .bed → copies of A1 (3: not called), and → copies of A2; and the same for the four calls of a byte.
+# .bed code → copies of A1 (row 0) or A2 (row 1), 3 if not called. RECODE applies it to the four calls of a byte.
 _COPIES = np.array([[2, 3, 1, 0], [0, 3, 1, 2]], dtype=np.uint8)
 
 
@@ -245,7 +245,7 @@ RECODE = _byte_tables()
 
 
 def calls(plink: PlinkSet, snps: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
-    """Copies of A1, (people, SNPs) uint8, 3 = not called; the whole matrix, for small sets and tests."""
+    """Unpack to copies of A1, uint8 (people, SNPs), 3 if not called; for small sets and tests."""
     parts = [
         ((RECODE[0][block][:, :, None] >> np.array([0, 2, 4, 6], dtype=np.uint8)) & np.uint8(3)).reshape(len(block), -1)
         for _, block in plink.blocks(snps)
@@ -255,7 +255,7 @@ def calls(plink: PlinkSet, snps: NDArray[np.int64] | None = None) -> NDArray[np.
 
 
 def bed_rows(copies_NP: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Copies of A1 (people, SNPs), 3 = not called, as rows of a .bed (SNPs, bytes); unused bits are 0."""
+    """Pack copies of A1 (people, SNPs), 3 if not called, to .bed rows (SNPs, bytes); unused bits are 0."""
     codes = np.array([3, 2, 0, 1], dtype=np.uint8)[copies_NP.T]
     padded = np.zeros((codes.shape[0], -(-codes.shape[1] // 4), 4), dtype=np.uint8)
     padded.reshape(len(codes), -1)[:, : codes.shape[1]] = codes
@@ -264,7 +264,7 @@ def bed_rows(copies_NP: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def write_set(prefix: Path, fam: pl.DataFrame, bim: pl.DataFrame, rows: Iterator[NDArray[np.uint8]]) -> None:
-    """Write a set from the columns of `PlinkSet` and blocks of `bed_rows`; the .bed takes its place last."""
+    """Write a set from frames as in `PlinkSet` and blocks of `bed_rows`; files are replaced atomically, .bed last."""
     people = fam.select("fid", "iid", "father", "mother", "sex", pl.lit("-9").alias("phenotype"))
     snps = bim.select("chrom", "id", pl.lit("0").alias("cm"), "pos", "a1", "a2")
     bed_path, bim_path, fam_path = (prefix.with_name(f"{prefix.name}.{s}") for s in ("bed", "bim", "fam"))

@@ -1,7 +1,7 @@
-"""Quality control of one PLINK set as plink's --mind --geno --hwe --maf do it, in that order.
+"""Quality control of one PLINK set, equivalent to plink's --mind, --geno, --hwe and --maf in this order.
 
-It is a judgement of the chip, made on everyone in the set and blind to labels; what is fitted for a model (pruning,
-imputation) is fitted on training subjects elsewhere.
+These filters assess the genotyping chip, so they use everyone in the set and no labels. Pruning and imputation are
+fitted on training participants (`mrpipe.transforms.genotypes`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _HAPLOID = ("X", "Y", "MT")
 
 @dataclass(frozen=True)
 class QualityControl:
-    """What passed, and how many were left after each step.
+    """Result of quality control.
 
     Attributes:
-        people: (people,) kept.
-        snps: positions in the .bim, rising.
-        frequency: (len(snps),) of A1 among the kept people.
-        missing: (len(snps),) kept people without a call.
-        missing_of: (people,) missing calls over all SNPs that were considered.
-        steps: (step, number of people, number of SNPs) after each.
+        people: (people,) whether each person is kept.
+        snps: rows of the kept SNPs in the .bim, ascending.
+        frequency: (len(snps),) frequency of A1 among the kept people.
+        missing: (len(snps),) number of kept people without a call.
+        missing_of: (people,) number of missing calls per person over all SNPs that entered quality control.
+        steps: (step, number of people, number of SNPs) after each step.
     """
 
     people: NDArray[np.bool_]
@@ -41,10 +41,10 @@ class QualityControl:
 def exact_hwe(
     het: NDArray[np.int64], hom1: NDArray[np.int64], hom2: NDArray[np.int64], *, chunk: int = 2048
 ) -> NDArray[np.float64]:
-    """Exact Hardy-Weinberg p values (Wigginton, Cutler and Abecasis 2005), as plink's --hardy.
+    """P-values of the exact Hardy-Weinberg test (Wigginton, Cutler and Abecasis 2005), as in plink --hardy.
 
-    The sum of the probabilities, given the allele counts, of all numbers of heterozygotes that are no more likely than
-    the one observed.
+    Given the allele counts, the p-value is the total probability of all heterozygote counts that are at most as likely
+    as the observed one.
     """
     out = np.ones(len(het))
     if not len(het):
@@ -56,7 +56,7 @@ def exact_hwe(
     for start in range(0, triples.shape[1], chunk):
         h, rare, common = triples[:, start : start + chunk]
         n, n_rare = h + rare + common, 2 * rare + h
-        # Heterozygotes have the parity of the rarer allele's count.
+        # The heterozygote count has the same parity as the count of the rarer allele.
         k = np.arange(0, int(n_rare.max(initial=0)) + 1, 2)[None, :] + (n_rare % 2)[:, None]
         possible = k <= n_rare[:, None]
         kk = np.where(possible, k, (n_rare % 2)[:, None])
@@ -73,14 +73,14 @@ def exact_hwe(
 
 
 def _hwe_fails(counts: NDArray[np.int64], threshold: float) -> NDArray[np.bool_]:
-    """Which SNPs have an exact p value below the threshold; the exact sum only where χ² leaves it open."""
+    """Whether each SNP fails the exact test. The exact sum is skipped where χ² already rules out a failure."""
     two, one, none = counts[:3].astype(np.float64)
     n = np.maximum(two + one + none, 1.0)
     p = (2 * two + one) / (2 * n)
     expected = np.stack([n * p * p, 2 * n * p * (1 - p), n * (1 - p) ** 2])
     with np.errstate(divide="ignore", invalid="ignore"):
         chi2 = np.nansum((counts[:3] - expected) ** 2 / expected, axis=0)
-    # With five expected in each cell and χ² below 10 (p 0.0016) no exact p value comes near 1e-6.
+    # With at least five expected per cell and χ² below 10 (p = 0.0016), no exact p-value is near 1e-6.
     open_case = ~((chi2 < 10) & (expected.min(axis=0) >= 5)) if threshold < 1e-4 else np.ones(len(chi2), dtype=np.bool_)
     fails: NDArray[np.bool_] = np.zeros(len(chi2), dtype=np.bool_)
     rows = np.flatnonzero(open_case)
@@ -91,10 +91,10 @@ def _hwe_fails(counts: NDArray[np.int64], threshold: float) -> NDArray[np.bool_]
 def quality_control(
     plink: PlinkSet, snps: NDArray[np.int64], *, mind: float, geno: float, hwe: float, maf: float
 ) -> QualityControl:
-    """Filter people by their missing calls, then SNPs by missing calls, Hardy-Weinberg and minor allele frequency.
+    """Filter people by missing calls, then SNPs by missing calls, Hardy-Weinberg test and minor allele frequency.
 
     Args:
-        snps: positions that are considered (chromosomes asked for, alleles A, C, G, T).
+        snps: rows of the .bim to consider (requested chromosomes, alleles A, C, G, T).
     """
     steps = [("considered", plink.n_people, len(snps))]
     missing = missing_per_person(plink, snps)

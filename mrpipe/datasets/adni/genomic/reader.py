@@ -1,8 +1,8 @@
-"""Modality `genomic`: PLINK sets of several releases → one packed genotype a participant (raw-formats A.8).
+"""Modality `genomic`: merge the PLINK sets of several ADNI phases into one packed genotype per participant.
 
-Per set: quality control, lift-over to the target build, strand and counted allele after the reference; then duplicates
-of SNPs and people, union or intersection. The store keeps every SNP that passes; LD pruning and the filling of missing
-calls are transforms that are fitted on training subjects (`mrpipe.genotype_transform`).
+Each set passes quality control, lift-over to the target build, and alignment of strand and counted allele to the
+reference. Duplicate SNPs and people are then resolved and the sets merged (union or intersection). The store keeps
+every SNP that passes; LD pruning and imputation are fitted on training participants (`mrpipe.transforms.genotypes`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mrpipe.schema import DICTIONARY_SCHEMA, TRIED_SCHEMA, Features, Modality
 BIT = 1
 DESCRIPTION = "genotypes at the SNPs of all chips that pass quality control, copies of the counted allele"
 LETTERS = np.array(["A", "C", "G", "T"])
-# Two people of one IID whose calls agree at fewer SNPs are not one person.
+# Two records of one participant must agree at least at this fraction of SNPs.
 MIN_CONCORDANCE = 0.9
 TOO_FEW_CALLS = "too many calls of the person are missing in every set (mind)"
 DISCORDANT = f"two records of the participant agree at fewer than {MIN_CONCORDANCE:.0%} of the SNPs"
@@ -45,7 +45,7 @@ PTID_PARTS = r"^\d{3}_S_(\d{4,5})$"
 
 @dataclass
 class Flow:
-    """What became of the sets: rows of (set, step, people, SNPs)."""
+    """People and SNPs of each set after each step: rows of (set, step, people, SNPs)."""
 
     rows: list[tuple[str, str, int, int]] = field(default_factory=list)
 
@@ -57,7 +57,7 @@ class Flow:
         return pl.DataFrame(self.rows, schema=schema, orient="row")
 
     def summary(self) -> str:
-        """One line: people and SNPs of each set at the beginning and at the end."""
+        """Summarise people and SNPs of each set before the first and after the last step in one line."""
         first: dict[str, tuple[int, int]] = {}
         for name, _, people, snps in self.rows:
             first.setdefault(name, (people, snps))
@@ -67,13 +67,13 @@ class Flow:
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """One set after its own steps: which rows of its .bed, what they are called in the store, who.
+    """A set after quality control, lift-over and alignment.
 
     Attributes:
         snp: (k,) rows of the .bed.
-        identity: (k,) place, counted and other allele in one integer; rises with place.
-        swap: (k,) the counted allele is the set's A2.
-        missing: (k,) people without a call.
+        identity: (k,) position, counted and other allele encoded as one integer that increases with position.
+        swap: (k,) whether the counted allele is the set's A2.
+        missing: (k,) number of people without a call.
     """
 
     plink: PlinkSet
@@ -89,7 +89,7 @@ def identity_of(key: NDArray[np.int64], counted: NDArray[np.int8], other: NDArra
 
 
 def _first_of(values: NDArray[np.int64], preference: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of one entry for each distinct value: the one with the least preference, the first at a tie."""
+    """Index of one entry per distinct value: the one with the lowest preference, ties resolved to the first."""
     order = np.lexsort((np.arange(len(values)), preference, values))
     ordered = values[order]
     return np.sort(order[np.r_[True, ordered[1:] != ordered[:-1]]]) if len(values) else order
@@ -98,7 +98,10 @@ def _first_of(values: NDArray[np.int64], preference: NDArray[np.int64]) -> NDArr
 def prepare_set(
     plink: PlinkSet, build: str, inputs: GenomicInputs, known: Reference, options: AdniOptions, flow: Flow
 ) -> tuple[PreparedSet, Reference]:
-    """Quality control, lift-over, alignment and removal of repeated SNPs of one set; and `known` with its new SNPs."""
+    """Apply quality control, lift-over, alignment and removal of duplicate SNPs to one set.
+
+    Returns the prepared set and `known` extended by SNPs that were not in it.
+    """
     name, bim = plink.name, plink.bim
     flow.add(name, "in the set", plink.n_people, len(bim))
     a1, a2 = allele_codes(bim["a1"]), allele_codes(bim["a2"])
@@ -121,15 +124,15 @@ def prepare_set(
         flow.add(name, f"lifted {build} to {options.target_build}", n_people, len(snp))
     key = position_keys(chromosome, position)
     if len(known.key):
-        require_same_build(name, ids, key, known.name, known.key, "the reference and the sets before")
+        require_same_build(name, ids, key, known.name, known.key, "the reference and the preceding sets")
     aligned = align(key, a1, a2, frequency, known, use_frequency=options.frequency_check)
     absent = (aligned.reason == "not in the reference") & (a1 != NO_ALLELE)
     new = np.flatnonzero(absent & (inputs.reference is None or options.off_reference == "keep"))
     kept = np.flatnonzero(aligned.keep)
     for reason in ("other alleles", "ambiguous strand", "frequency differs"):
         if n := int((aligned.reason == reason).sum()):
-            flow.add(name, f"left out: {reason}", n_people, n)
-    flow.add(name, "turned to the other strand", n_people, int((aligned.turned & aligned.keep).sum()))
+            flow.add(name, f"excluded: {reason}", n_people, n)
+    flow.add(name, "flipped to the other strand", n_people, int((aligned.turned & aligned.keep).sum()))
     at = aligned.index[kept]
     identity = np.concatenate(
         [identity_of(known.key[at], known.counted[at], known.other[at]), identity_of(key[new], a1[new], a2[new])]
@@ -138,17 +141,17 @@ def prepare_set(
     swap = np.concatenate([aligned.swap[kept], np.zeros(len(new), dtype=np.bool_)])
     one = _first_of(identity // 64, missing[rows])
     identity, rows, swap = identity[one], rows[one], swap[one]
-    flow.add(name, "aligned, one SNP a place", n_people, len(rows))
-    own = _first_of(key[new], missing[new])
-    added = Reference(key[new][own], a1[new][own], a2[new][own], frequency[new][own], ids[new][own])
-    # Of the .bim only the names are needed from here on.
+    flow.add(name, "aligned, one SNP per position", n_people, len(rows))
+    first = _first_of(key[new], missing[new])
+    added = Reference(key[new][first], a1[new][first], a2[new][first], frequency[new][first], ids[new][first])
+    # Only the SNP names of the .bim are needed from here on.
     slim = replace(plink, bim=bim.select("id"))
     prepared = PreparedSet(slim, qc, snp[rows], identity, swap, missing[rows])
     return prepared, known.extended(added)
 
 
 def merged_identities(sets: list[PreparedSet], merge: str) -> NDArray[np.int64]:
-    """The store's SNPs in order of place, of all sets or of every set; at one place the alleles that most sets have."""
+    """SNPs of the store, sorted by position. A union keeps the alleles used by most sets at each position."""
     identity, n_sets = np.unique(np.concatenate([s.identity for s in sets]), return_counts=True)
     if merge == "intersection":
         return np.asarray(identity[n_sets == len(sets)], dtype=np.int64)
@@ -165,7 +168,7 @@ def _codes(plink: PlinkSet, person: int, rows: NDArray[np.int64], swap: NDArray[
 
 
 def concordance(a: Panel, person_a: int, b: Panel, person_b: int) -> float:
-    """Share of equal calls of two records at SNPs that both call; 1 where they share none."""
+    """Fraction of equal calls of two records over SNPs called in both; 1 if there are none."""
     shared = np.flatnonzero((a.row >= 0) & (b.row >= 0))[:20000]
     first, second = (_codes(p.plink, i, p.row[shared], p.swap[shared]) for p, i in ((a, person_a), (b, person_b)))
     both = (first != 3) & (second != 3)
@@ -175,24 +178,25 @@ def concordance(a: Panel, person_a: int, b: Panel, person_b: int) -> float:
 def choose_people(
     panels: list[Panel], sets: list[PreparedSet], rids: list[int]
 ) -> tuple[list[tuple[int, int] | None], int, dict[int, str]]:
-    """For each participant the set and the person there: of several the one with the most calls.
+    """Choose one record per participant; if a participant is in several sets, the record with the most calls.
 
-    Returns them, the number of participants in several sets, and for those whose genotypes are in a set and cannot be
-    used the reason.
+    Returns:
+        Per participant the pair (set, row in its .fam) or None; the number of participants in several sets; and by RID
+        the reason why a participant with genotypes is excluded.
     """
     calls_of: dict[int, list[tuple[float, int, int]]] = {}
-    wanted = set(rids)
-    left_out: dict[int, str] = {}
+    cohort_rids = set(rids)
+    excluded: dict[int, str] = {}
     for s, (panel, prepared) in enumerate(zip(panels, sets, strict=True)):
         iid = prepared.plink.fam["iid"].str.to_uppercase()
         in_set = iid.str.extract(PTID_PARTS).cast(pl.Int32, strict=False).to_list()
         n_considered = max(prepared.qc.steps[0][2], 1)
-        n_here = int((panel.row >= 0).sum())
+        n_snps = int((panel.row >= 0).sum())
         for person, number in enumerate(in_set):
-            if number in wanted and not prepared.qc.people[person]:
-                left_out[int(number)] = TOO_FEW_CALLS
-            elif number in wanted:
-                n_called = n_here * (1 - float(prepared.qc.missing_of[person]) / n_considered)
+            if number in cohort_rids and not prepared.qc.people[person]:
+                excluded[int(number)] = TOO_FEW_CALLS
+            elif number in cohort_rids:
+                n_called = n_snps * (1 - float(prepared.qc.missing_of[person]) / n_considered)
                 calls_of.setdefault(int(number), []).append((-n_called, s, person))
     chosen: list[tuple[int, int] | None] = []
     repeated = 0
@@ -204,18 +208,20 @@ def choose_people(
             assert place is not None
             for _, s, person in copies[1:]:
                 if concordance(panels[place[0]], place[1], panels[s], person) < MIN_CONCORDANCE:
-                    left_out[rid] = DISCORDANT
+                    excluded[rid] = DISCORDANT
                     place = None
                     break
         chosen.append(place)
-    return chosen, repeated, {r: why for r, why in left_out.items() if r not in calls_of or why == DISCORDANT}
+    return chosen, repeated, {r: why for r, why in excluded.items() if r not in calls_of or why == DISCORDANT}
 
 
 def assemble(
     raw: Path, cohort: pl.DataFrame, options: AdniOptions
 ) -> tuple[list[PreparedSet], NDArray[np.int64], list[Panel], pl.DataFrame, Flow]:
-    """Everything up to the reading of the calls: sets, the store's SNPs, panels with their people, who is in a set and
-    can be used (`TRIED_SCHEMA`), flow.
+    """Run every step before calls are read.
+
+    Returns:
+        Prepared sets, SNPs of the store, panels with their people, outcome per participant (`TRIED_SCHEMA`), counts.
     """
     inputs = open_inputs(raw, options)
     flow = Flow()
@@ -228,10 +234,10 @@ def assemble(
     if not len(identity):
         raise DataError(
             Fault(
-                file="the PLINK sets together",
+                file="all PLINK sets",
                 expected="SNPs that pass quality control",
                 found="none",
-                fix="Are thresholds, builds and the reference right? The sets may share no SNP (merge=union).",
+                fix="Check thresholds, builds and the reference. If the sets share no SNP, use merge=union.",
             )
         )
     panels = []
@@ -245,21 +251,21 @@ def assemble(
         none = np.zeros(0, dtype=np.int64)
         panels.append(Panel(s.plink, row, swap, none, none))
     people = cohort.sort("sample_id")
-    chosen, repeated, left_out = choose_people(panels, sets, people["rid"].to_list())
+    chosen, repeated, excluded = choose_people(panels, sets, people["rid"].to_list())
     if not any(c is not None for c in chosen):
         raise DataError(
             Fault(
                 file="the .fam files",
                 column="IID",
-                expected="PTIDs of participants of the cohort",
+                expected="PTIDs of participants in the cohort",
                 found="none in any set",
                 fix="IID must be the PTID (SSS_S_RRRR).",
             )
         )
     outcome = [
-        (sid, 0, "ok" if c else "failed", None if c else left_out[rid])
+        (sid, 0, "ok" if c else "failed", None if c else excluded[rid])
         for sid, rid, c in zip(people["sample_id"], people["rid"], chosen, strict=True)
-        if c or rid in left_out
+        if c or rid in excluded
     ]
     tried = pl.DataFrame(outcome, schema=TRIED_SCHEMA, orient="row")
     places = np.array([c for c in chosen if c is not None], dtype=np.int64)
@@ -269,7 +275,7 @@ def assemble(
     ]
     flow.add(
         "store",
-        f"{options.merge} of {len(sets)} sets; {repeated} people in several, {len(left_out)} left out",
+        f"{options.merge} of {len(sets)} sets; {repeated} people in several sets, {len(excluded)} excluded",
         len(places),
         len(identity),
     )
@@ -317,10 +323,13 @@ def _dictionary(
 
 
 def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Features:
-    """Packed genotypes of the cohort's participants who are in a set; a missing call is 3.
+    """Read packed genotypes for every participant of the cohort who is in a PLINK set.
+
+    Genotype modality: copies (0, 1, 2) of the counted allele, 3 if missing, two bits per call (`packed2`), shape
+    (n_snps,). Sources: .bed, .bim and .fam of each set; participants are matched by the RID in the IID (a PTID).
 
     Raises:
-        DataError: damaged or mismatched sets, a missing or wrong chain file, a set of another build than said.
+        DataError: damaged or inconsistent sets, a missing or wrong chain file, or a set in an unexpected build.
     """
     sets, identity, panels, tried, flow = assemble(raw, cohort, options)
     sample_ids = tried.filter(status="ok")["sample_id"].to_list()

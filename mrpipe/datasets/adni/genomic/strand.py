@@ -1,8 +1,8 @@
-"""Strands and alleles: bring SNPs of several chips to one strand and one counted allele, against a reference.
+"""Align the SNPs of several chips to the strand and the counted allele of a reference panel.
 
-The rules are those of the field's checking tool (Rayner's HRC-1000G-check-bim): alleles that match only after taking
-complements are turned; A/T and C/G SNPs are placed by allele frequency, and dropped above a minor allele frequency of
-0.4, where that cannot tell; SNPs whose alleles do not match, or whose frequency is more than 0.2 away, are dropped.
+The rules follow Rayner's HRC-1000G-check-bim. Alleles that match only as complements are flipped. A/T and C/G SNPs are
+oriented by allele frequency, and dropped if the minor allele frequency exceeds 0.4, where frequency is uninformative.
+SNPs whose alleles do not match, or whose frequency differs by more than 0.2, are dropped.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from mrpipe.raw import UNREADABLE
 
 AMBIGUOUS_MAF = 0.4
 MAX_DIFFERENCE = 0.2
-# A 0, C 1, G 2, T 3, so that 3 − x is the complement; 4 is PLINK's `0` (no second allele seen), 5 anything else.
+# A 0, C 1, G 2, T 3, so that 3 − x is the complement; 4 is PLINK's `0` (monomorphic SNP), 5 anything else.
 NO_ALLELE, OTHER_ALLELE = 4, 5
 
 
 def allele_codes(alleles: Sequence[str] | NDArray[np.str_] | pl.Series) -> NDArray[np.int8]:
-    """Alleles as integers."""
+    """Encode alleles as int8."""
     series = pl.Series(alleles, dtype=pl.String)
     codes = {"A": 0, "C": 1, "G": 2, "T": 3, "0": NO_ALLELE, ".": NO_ALLELE}
     coded: NDArray[np.int8] = series.replace_strict(codes, default=OTHER_ALLELE, return_dtype=pl.Int8).to_numpy()
@@ -39,7 +39,7 @@ def complement(codes: NDArray[np.int8]) -> NDArray[np.int8]:
 
 
 def position_keys(chromosome: pl.Series | NDArray[np.str_], position: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One integer a place; rises with chromosome (1 … 22, X, Y, XY, MT) and position."""
+    """Encode chromosome (1 … 22, X, Y, XY, MT) and position as one int64 that sorts by both."""
     order = {c: i for i, c in enumerate([*(str(c) for c in range(1, 23)), "X", "Y", "XY", "MT"], start=1)}
     number = pl.Series(chromosome, dtype=pl.String).replace_strict(order, default=99, return_dtype=pl.Int64).to_numpy()
     return np.asarray(number * 10**9 + position, dtype=np.int64)
@@ -47,13 +47,13 @@ def position_keys(chromosome: pl.Series | NDArray[np.str_], position: NDArray[np
 
 @dataclass(frozen=True)
 class Reference:
-    """Known SNPs, sorted by place.
+    """Known SNPs, sorted by position.
 
     Attributes:
-        key: (r,) `position_keys`.
-        counted, other: (r,) allele codes; the store counts `counted` (the reference's ALT).
-        frequency: (r,) of `counted`; NaN where unknown.
-        name: (r,) ids.
+        key: (r,) from `position_keys`.
+        counted, other: (r,) allele codes; `counted` is the allele counted in the store (ALT of the reference).
+        frequency: (r,) frequency of `counted`, NaN if unknown.
+        name: (r,) SNP IDs.
     """
 
     key: NDArray[np.int64]
@@ -68,19 +68,19 @@ class Reference:
         return cls(np.zeros(0, dtype=np.int64), none, none, np.zeros(0), np.zeros(0, dtype="U1"))
 
     def extended(self, other: Reference) -> Reference:
-        """With further SNPs, sorted again."""
+        """Add SNPs and sort again."""
         parts = [np.concatenate(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)]
         order = np.argsort(parts[0], kind="stable")
         return Reference(*(p[order] for p in parts))
 
 
 def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | None = None) -> Reference:
-    """A 1000 Genomes legend (`id chr position a0 a1 … ALL`; HRC's likewise) or the sites of a VCF, plain or .gz.
+    """Read a 1000 Genomes or HRC legend (`id chr position a0 a1 … ALL`) or the sites of a VCF, plain or .gz.
 
-    Only biallelic SNPs of the chromosomes asked for.
+    Only biallelic SNPs of the requested chromosomes are returned.
 
     Raises:
-        DataError: neither format, or unreadable.
+        DataError: the file is unreadable or in neither format.
     """
     shown_as = shown_as or path.name
     try:
@@ -117,11 +117,11 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
                 column=missing[0],
                 expected="a legend (id chr position a0 a1 … ALL) or a VCF",
                 found=f"columns {', '.join(header[:12])}",
-                fix="A legend without chr holds one chromosome; join the chromosomes first.",
+                fix="A legend without a chr column covers one chromosome: concatenate all chromosomes and add chr.",
             )
         )
     try:
-        # Comment lines of a VCF are skipped as lines, and its genotypes are never parsed.
+        # Skip the comment lines of a VCF and do not parse its genotypes.
         frame = pl.read_csv(
             path,
             separator=separator,
@@ -137,7 +137,7 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
                 file=shown_as,
                 expected="a complete table",
                 found=str(error).splitlines()[0],
-                fix="The file is damaged or cut short.",
+                fix="The file is damaged or truncated.",
             )
         ) from error
     frame = frame.rename({c: c.lstrip("#") for c in frame.columns})
@@ -173,11 +173,14 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
 
 @dataclass(frozen=True)
 class Aligned:
-    """Per SNP: keep it or not, count the other allele or not, where it stands in the reference (−1: nowhere), why not.
+    """Result of the alignment, one entry per SNP.
 
     Attributes:
-        turned: the alleles of the set are on the other strand.
-        reason: "" for kept ones.
+        keep: whether the SNP is kept.
+        swap: whether the counted allele is A2.
+        turned: whether the set's alleles are on the other strand.
+        index: row in the reference, −1 if absent.
+        reason: why the SNP is dropped, "" if kept.
     """
 
     keep: NDArray[np.bool_]
@@ -196,10 +199,10 @@ def align(
     *,
     use_frequency: bool = True,
 ) -> Aligned:
-    """Place SNPs (place, alleles, frequency of A1) on the reference's strand and counted allele.
+    """Align SNPs (position key, alleles, frequency of A1) to the strand and counted allele of the reference.
 
     Args:
-        use_frequency: without, A/T and C/G SNPs are dropped and no frequency is compared.
+        use_frequency: if false, A/T and C/G SNPs are dropped and frequencies are not compared.
     """
     if not use_frequency:
         frequency = np.full(len(key), np.nan)
@@ -209,13 +212,13 @@ def align(
     reason = np.full(n, "not in the reference", dtype="U32")
     first = np.searchsorted(reference.key, key, side="left")
     last = np.searchsorted(reference.key, key, side="right")
-    # Several reference rows of one place (multiallelic sites as biallelic rows) are tried in turn.
+    # Multiallelic sites are several biallelic rows of the reference; try them in turn.
     for attempt in range(int((last - first).max(initial=0))):
         rows = np.flatnonzero(~keep & (first + attempt < last))
         r = first[rows] + attempt
         c, o, f_ref = reference.counted[r], reference.other[r], reference.frequency[r]
         x1, x2, f = a1[rows], a2[rows], frequency[rows]
-        # A SNP whose second allele was never seen takes the reference's other one.
+        # A monomorphic SNP takes its second allele from the reference.
         lone = x1 == NO_ALLELE
         same = np.where(lone, (x2 == c) | (x2 == o), ((x1 == c) & (x2 == o)) | ((x1 == o) & (x2 == c)))
         y1, y2 = complement(x1), complement(x2)
@@ -227,7 +230,7 @@ def align(
         turn = np.where(ambiguous, d_flip < d_same, flipped)
         minor = np.minimum(f, 1 - f)
         unclear = ambiguous & ((minor > AMBIGUOUS_MAF) | np.isnan(f_ref) | np.isnan(f))
-        # On the other strand A1 is the counted allele where its complement is.
+        # On the other strand, A1 is the counted allele if its complement is.
         a1_counted = np.where(turn, np.where(lone, y2 == o, y1 == c), counted_is_a1)
         difference = np.abs(np.where(a1_counted, f, 1 - f) - f_ref)
         off = np.nan_to_num(difference, nan=0.0) > MAX_DIFFERENCE

@@ -1,4 +1,4 @@
-"""VCF in and out for imputation: genotypes of many people at biallelic SNPs, plain or .gz."""
+"""Read and write VCF files for imputation: biallelic SNPs only, plain or .gz."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class VcfGenotypes:
     """Genotypes of a VCF.
 
     Attributes:
-        samples: (n,) ids.
-        sites: `chrom, pos, id, ref, alt, info`, one row a SNP.
-        calls: (n, S) uint8 copies of ALT, 3 = not called.
-        dosages: (n, S) float32 from DS, NaN where there is none; None without DS.
+        samples: (n,) sample IDs.
+        sites: `chrom, pos, id, ref, alt, info`, one row per SNP.
+        calls: (n, S) uint8, copies of ALT, 3 if not called.
+        dosages: (n, S) float32 from the DS field, NaN if missing; None if the file has no DS.
     """
 
     samples: tuple[str, ...]
@@ -37,7 +37,7 @@ class VcfGenotypes:
 
 
 def write_vcf(path: Path, samples: Sequence[str], sites: pl.DataFrame, calls: NDArray[np.uint8]) -> None:
-    """Unphased genotypes, .gz; sites `chrom, pos, id, ref, alt` in order, calls (n, S) copies of ALT."""
+    """Write unphased genotypes as .vcf.gz: sorted sites `chrom, pos, id, ref, alt` and calls (n, S), copies of ALT."""
     columns = [pl.Series(s, _GENOTYPES[calls[i]]) for i, s in enumerate(samples)]
     fixed = sites.select(
         pl.col("chrom").alias("#CHROM"),
@@ -62,10 +62,10 @@ def write_vcf(path: Path, samples: Sequence[str], sites: pl.DataFrame, calls: ND
 
 
 def read_vcf(path: Path) -> VcfGenotypes:
-    """Biallelic SNPs of a VCF with their genotypes, phased or not.
+    """Read the biallelic SNPs of a VCF with their phased or unphased genotypes.
 
     Raises:
-        DataError: no VCF, unreadable, or without GT first in FORMAT.
+        DataError: the file is unreadable, not a VCF, or GT is not the first FORMAT field.
     """
     try:
         skip = 0
@@ -79,7 +79,7 @@ def read_vcf(path: Path) -> VcfGenotypes:
                 file=path.name,
                 expected="a complete VCF",
                 found=str(error).splitlines()[0],
-                fix="The file is damaged or cut short.",
+                fix="The file is damaged or truncated.",
             )
         ) from error
     if not line.startswith("#CHROM") or frame.width < 10 or not frame["FORMAT"].str.starts_with("GT").all():

@@ -1,4 +1,4 @@
-"""Maps and processed scans joined into the modality `image`, in order of sample_id, a few volumes at a time."""
+"""Merge maps and processed scans into the modality `image`, sorted by sample_id, a few volumes at a time."""
 
 from __future__ import annotations
 
@@ -36,52 +36,52 @@ BATCH_ROWS = 16
 Row = tuple[str, NDArray[np.float32]]
 
 
-def _from_maps(maps: Maps, scans: pl.DataFrame, tried: list[dict[str, Any]]) -> Iterator[Row]:
-    """The first map of each sample that is one."""
+def _from_maps(maps: Maps, scans: pl.DataFrame, attempts: list[dict[str, Any]]) -> Iterator[Row]:
+    """The first valid map of each sample."""
     for sample_id, rows in itertools.groupby(scans.iter_rows(named=True), key=itemgetter("sample_id")):
         for scan in rows:
             entry = {k: scan[k] for k in ("sample_id", "attempt", "date")} | {"source": "map", "image_id": None}
             try:
                 vector = maps.load(scan["file"], scan["image_id"])
             except ScanFailedError as error:
-                tried.append(entry | {"status": "failed", "reason": error.reason, "detail": error.detail})
+                attempts.append(entry | {"status": "failed", "reason": error.reason, "detail": error.detail})
                 continue
             map_ml = float(vector.sum(dtype=np.float64)) / SCALE * maps.grid.voxel_ml
-            tried.append(entry | {"status": "ok", "map_ml": map_ml})
+            attempts.append(entry | {"status": "ok", "map_ml": map_ml})
             yield sample_id, vector
             break
 
 
-def _from_parts(parts: Sequence[Path], grid: Grid, tried: list[dict[str, Any]]) -> Iterator[Row]:
-    """The scans of all parts that were processed with success."""
+def _from_parts(parts: Sequence[Path], grid: Grid, attempts: list[dict[str, Any]]) -> Iterator[Row]:
+    """The successfully processed scans of all parts."""
     for path in parts:
         if read_metadata(path).get(GRID_KEY, "") not in ("", grid.fingerprint):
-            raise UsageError(f"{path.name} was prepared with another mask; run mrpipe prepare again")
+            raise UsageError(f"{path.name} was prepared with a different mask; run mrpipe prepare again")
         for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS):
-            tried += batch.drop_columns(["voxels"]).to_pylist()
+            attempts += batch.drop_columns(["voxels"]).to_pylist()
             for sample_id, voxels in zip(batch["sample_id"].to_pylist(), batch["voxels"], strict=True):
                 if voxels.is_valid:
                     yield sample_id, voxels.values.to_numpy()
 
 
 def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: Sequence[Path]) -> Features:
-    """One (D, H, W) volume a sample: a precomputed map, or what the chain made of a raw scan.
+    """Read one volume per sample: a precomputed map, or the map computed from a raw scan.
 
-    The volume is the bounding box of the mask; 0 is outside the mask and nothing inside it is exactly 0
-    (`Grid.volume`), so that mask, volume and voxel vector can all be had from the store. `tried` has every scan that
-    was tried, `SCAN_SCHEMA`.
+    Volume modality (D, H, W), float16 or float32, in 1/1000 of a voxel's volume, cropped to the bounding box of the
+    mask. Voxels outside the mask are 0 and voxels inside are never exactly 0 (`Grid.volume`), so mask and voxel vector
+    can be recovered. `tried` lists every attempted scan (`SCAN_SCHEMA`).
 
     Args:
-        parts: the files that `prepare_images` wrote, in order.
+        parts: files written by `prepare_images`, in order.
 
     Raises:
-        DataError: maps or mask are at fault, or no scan of any sample gives a map.
-        UsageError: the parts were prepared for other samples, or with another mask.
+        DataError: maps or mask are invalid, or no sample has a valid map or scan.
+        UsageError: the parts were prepared for other samples or with a different mask.
     """
     plan = plan_images(raw, samples, options)
     prepared = {i for p in parts for i in pq.read_table(p, columns=["sample_id"])["sample_id"].to_pylist()}
     if prepared != set(plan.raw_scans["sample_id"]):
-        raise UsageError("the scans were prepared for another cohort; run mrpipe prepare again")
+        raise UsageError("the scans were prepared for a different cohort; run mrpipe prepare again")
     grid = plan.maps.grid if plan.maps else open_template(raw, options, None).grid
     edge = options.image_downsample
     modality = Modality(
@@ -92,30 +92,30 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
         dtype=options.image_dtype,
         description=DESCRIPTION,
     )
-    tried: list[dict[str, Any]] = []
+    attempts: list[dict[str, Any]] = []
     counts = {"rows": 0}
 
     def batches() -> Iterator[pa.RecordBatch]:
-        maps = _from_maps(plan.maps, plan.map_scans, tried) if plan.maps else iter(())
-        merged = heapq.merge(maps, _from_parts(parts, grid, tried), key=itemgetter(0))
+        maps = _from_maps(plan.maps, plan.map_scans, attempts) if plan.maps else iter(())
+        merged = heapq.merge(maps, _from_parts(parts, grid, attempts), key=itemgetter(0))
         while chunk := list(itertools.islice(merged, BATCH_ROWS)):
             volumes = np.stack([grid.volume(v, downsample=edge, dtype=options.image_dtype) for _, v in chunk])
             x = pa.FixedSizeListArray.from_arrays(pa.array(volumes.reshape(-1)), modality.size)
             counts["rows"] += len(chunk)
             yield pa.record_batch([pa.array([s for s, _ in chunk], pa.string()), x], schema=modality.arrow_schema())
         if not counts["rows"]:
-            reasons = sorted({t["reason"] for t in tried})[:3]
+            reasons = sorted({a["reason"] for a in attempts})[:3]
             raise DataError(
                 Fault(
                     file="images",
-                    expected="at least one map or scan of a subject of the cohort",
-                    found=f"{len(tried)} tried, none good" + (f" ({'; '.join(reasons)})" if reasons else ""),
-                    fix="Do the images belong to this export?",
+                    expected="at least one valid map or scan of a participant in the cohort",
+                    found=f"{len(attempts)} attempts, none valid" + (f" ({'; '.join(reasons)})" if reasons else ""),
+                    fix="Check that the images are from the same export as the tables.",
                 )
             )
 
     def dictionary() -> pl.DataFrame:
-        n_raw = sum(1 for t in tried if t["source"] == "raw" and t["status"] == "ok")
+        n_raw = sum(1 for a in attempts if a["source"] == "raw" and a["status"] == "ok")
         sources = [plan.maps.source] if plan.maps and n_raw < counts["rows"] else []
         if n_raw:
             sources.append(f"{n_raw} raw T1 scans")
@@ -135,7 +135,7 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
         }
         return pl.DataFrame([row], schema=DICTIONARY_SCHEMA)
 
-    def attempts() -> pl.DataFrame:
-        return pl.DataFrame(tried, schema=SCAN_SCHEMA).sort("sample_id", "attempt")
+    def attempted() -> pl.DataFrame:
+        return pl.DataFrame(attempts, schema=SCAN_SCHEMA).sort("sample_id", "attempt")
 
-    return Features(modality=modality, batches=batches(), dictionary=dictionary, tried=attempts)
+    return Features(modality=modality, batches=batches(), dictionary=dictionary, tried=attempted)

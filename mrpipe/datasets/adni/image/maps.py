@@ -1,6 +1,6 @@
-"""Precomputed template-space maps: the stacked arrays of the authors' release, or a folder of NIfTI maps.
+"""Read precomputed maps in template space: the stacked array of the authors' release, or a folder of NIfTI maps.
 
-Source: raw-formats A.7 (stacked arrays, mask, names of RAVENS maps) and A.9.
+File formats and names are described in docs/raw-formats.md.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ class Maps:
     """Precomputed maps.
 
     Attributes:
-        grid: the mask.
-        scans: `ptid, rid, date, rank, image_id, file`, one row a map.
-        load: (file, image_id) → voxel vector (n_voxels,) float32; raises `ScanFailedError`.
-        files: what the inventory lists; `folder`: a folder that it lists as one entry.
-        source: how the dictionary names it.
-        notes: for the manifest.
+        grid: grid and mask of the maps.
+        scans: `ptid, rid, date, rank, image_id, file`, one row per map.
+        load: (file, image_id) → voxel vector, float32 (n_voxels,); raises `ScanFailedError`.
+        files: files listed in the inventory.
+        folder: folder that the inventory lists as one entry.
+        source: source name in the dictionary.
+        notes: notes for the manifest.
     """
 
     grid: Grid
@@ -61,7 +62,7 @@ def _named(raw: Path, name: str) -> list[Path]:
 
 
 def locate_maps(raw: Path, options: ImageOptions) -> Path | None:
-    """`ADNI_G.npy`, a manifest, or a folder of RAVENS maps: what the option names, or what the export holds."""
+    """Path of `ADNI_G.npy`, maps.csv or a folder of RAVENS maps, from the option or by searching the export."""
     if options.image_maps:
         return raw / options.image_maps
     for name in (STACK, MANIFEST):
@@ -75,34 +76,31 @@ def _shown(raw: Path, path: Path) -> str:
     return path.relative_to(raw).as_posix() if path.is_relative_to(raw) else path.name
 
 
-def find_mask(raw: Path, options: ImageOptions, beside: Path | None) -> Path | None:
-    """The mask that the option names, or the one NIfTI file beside the maps whose name says so."""
+def find_mask(raw: Path, options: ImageOptions, folder: Path | None) -> Path | None:
+    """The mask given by the option, or the only NIfTI file in the folder of the maps with a name typical of masks."""
     if options.image_mask:
         return raw / options.image_mask
-    if beside is None:
+    if folder is None:
         return None
-    masks = [p for p in sorted(beside.glob("*.nii*")) if re.search(r"mask|averagetemplate", p.name, re.IGNORECASE)]
+    masks = [p for p in sorted(folder.glob("*.nii*")) if re.search(r"mask|averagetemplate", p.name, re.IGNORECASE)]
     return masks[0] if len(masks) == 1 else None
 
 
 def open_mask(raw: Path, path: Path | None, options: ImageOptions, faults: FaultCollector) -> Grid | None:
-    """Grid of a mask, its checksum verified; None and a fault without one."""
+    """Read the grid of a mask and verify its checksum. If it is missing or invalid, add an error and return None."""
     if path is None or not path.is_file():
         faults.add(
             Fault(
                 file=options.image_mask or "image mask",
-                expected="the NIfTI mask that belongs to the maps "
-                "(e.g. BLSA_SPGR+MPRAGE_averagetemplate_muse_seg_DS222.nii.gz)",
-                found="no such file" if options.image_mask else "none, or several, beside the maps",
-                fix="Give its path with image_mask=...",
+                expected="the NIfTI mask of the maps (e.g. BLSA_SPGR+MPRAGE_averagetemplate_muse_seg_DS222.nii.gz)",
+                found="no such file" if options.image_mask else "none or several in the folder of the maps",
+                fix="Set its path with --set image_mask=PATH.",
             )
         )
         return None
     shown_as = _shown(raw, path)
     if options.image_mask_sha256 and (found := sha256(path)) != options.image_mask_sha256.lower():
-        faults.add(
-            Fault(file=shown_as, expected=f"SHA-256 {options.image_mask_sha256}", found=found, fix="Another mask?")
-        )
+        faults.add(Fault(file=shown_as, expected=f"the mask with SHA-256 {options.image_mask_sha256}", found=found))
         return None
     try:
         return read_grid(path, shown_as, label=options.image_mask_label)
@@ -127,7 +125,7 @@ def _scan_frame(ptid: list[str], date: list[str | None], image_id: list[str], fi
 
 
 def _checked_vector(vector: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
-    """The vector, or the reason why it is no map."""
+    """Return the vector; raises `ScanFailedError` if it is not a valid map or does not fit into `dtype`."""
     if n_bad := int((~np.isfinite(vector)).sum()):
         raise ScanFailedError("voxels of the mask without a finite value", f"{n_bad} of them")
     if not vector.any():
@@ -150,7 +148,7 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
                 file=shown_as,
                 expected="a complete NumPy array (scans × voxels)",
                 found=str(error).splitlines()[0].replace(str(path), shown_as),
-                fix="The file is damaged or cut short: copy it again.",
+                fix="The file is damaged or truncated. Copy it again.",
             )
         )
     lines: list[str] = []
@@ -158,7 +156,7 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
         lines = [s.strip() for s in subjects.read_text(encoding="utf-8", errors="replace").splitlines() if s.strip()]
     else:
         faults.add(
-            Fault(file=_shown(raw, subjects), expected="one {PTID}_{date} a row of the array", found="no such file")
+            Fault(file=_shown(raw, subjects), expected="one {PTID}_{date} per row of the array", found="no such file")
         )
     mask = find_mask(raw, options, path.parent)
     grid = open_mask(raw, mask, options, faults)
@@ -170,7 +168,7 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
                     file=_shown(raw, subjects),
                     row=row,
                     expected="{PTID}_{date}, e.g. 002_S_0413_2006-05-02",
-                    found="another line",
+                    found="another format",
                 )
             )
     if array is not None and (array.ndim != 2 or array.dtype.kind not in "fiu"):
@@ -180,14 +178,14 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
     if array is not None and lines and len(array) != len(lines):
         found = f"{len(array)} rows, but {len(lines)} lines in {SUBJECTS}"
         faults.add(
-            Fault(file=shown_as, expected="one row a line", found=found, fix="Do the two files belong together?")
+            Fault(file=shown_as, expected="one row per line", found=found, fix="The files do not belong together.")
         )
     if array is not None and grid is not None and array.shape[1] != grid.n_voxels:
         found = f"{array.shape[1]} columns, but the mask has {grid.n_voxels} voxels"
         faults.add(
             Fault(
                 file=shown_as,
-                expected="one column a voxel of the mask",
+                expected="one column per voxel of the mask",
                 found=found,
                 fix="Check image_mask and image_mask_label.",
             )
@@ -196,7 +194,7 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
         return None
     good = [m for m in matches if m is not None]
     numbers = [str(i) for i in range(len(lines))]
-    # A date may carry a scan number behind it; the last field that is a date counts.
+    # The date is the last field; other fields may precede it.
     scans = _scan_frame([m[1] for m in good], [m[2].split("_")[-1] if m[2] else None for m in good], numbers, numbers)
 
     def load(file: str, image_id: str) -> NDArray[np.float32]:
@@ -217,16 +215,16 @@ def _maps(
     source: str,
 ) -> Maps:
     undated = int(scans["date"].null_count())
-    notes = [f"images: {undated} maps without a readable date are taken last"] if undated else []
+    notes = [f"images: {undated} maps without a valid date are used only if there is no other"] if undated else []
     if mask.is_relative_to(raw):
         files = (*files, mask)
     else:
-        notes.append(f"images: mask {mask.name}, sha256 {sha256(mask)}, from outside the export")
+        notes.append(f"images: mask {mask.name} is outside the export folder, SHA-256 {sha256(mask)}")
     return Maps(grid=grid, scans=scans, load=load, files=files, folder=folder, source=source, notes=tuple(notes))
 
 
 def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultCollector) -> Maps | None:
-    """A manifest CSV with its files (relative to it), or a folder whose names say subject and date."""
+    """Open a CSV that lists maps (paths relative to it), or a folder of maps with participant and date in the names."""
     table = path if path.is_file() else None
     root = path.parent if table else path
     if table is not None:
@@ -247,7 +245,7 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
                         column="ptid",
                         row=row,
                         expected="a PTID such as 002_S_0413",
-                        found="another value",
+                        found="another format",
                     )
                 )
         scans = _scan_frame(frame["ptid"].to_list(), date.to_list(), image_id.to_list(), file.to_list())
@@ -255,7 +253,7 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
         named = [(p, m) for p in sorted(root.glob("*.nii*")) if (m := _RAVENS.fullmatch(p.name))]
         if not named:
             found = "no such file" if root.is_dir() else "no such folder"
-            fix = f"Or give a manifest {MANIFEST} with columns ptid, date, file."
+            fix = f"Alternatively, list the maps in {MANIFEST} with columns ptid, date and file."
             expected = "maps named {PTID}_{date}_T1_…RAVENS_150….nii.gz"
             faults.add(Fault(file=_shown(raw, root), expected=expected, found=found, fix=fix))
             return None
@@ -286,14 +284,14 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
 
 
 def open_maps(raw: Path, options: ImageOptions, faults: FaultCollector) -> Maps | None:
-    """The precomputed maps of an export; None where there are none, or with faults."""
+    """Open the precomputed maps of an export; None if there are none or if they are invalid (errors in `faults`)."""
     path = locate_maps(raw, options)
     if path is None:
         return None
     if not path.exists():
-        faults.add(Fault(file=options.image_maps, expected="the maps that image_maps names", found="no such file"))
+        faults.add(Fault(file=options.image_maps, expected="maps at the path in image_maps", found="no such file"))
         return None
-    own = FaultCollector()
-    maps = _open_stack(raw, path, options, own) if path.suffix == ".npy" else _open_folder(raw, path, options, own)
-    faults.faults.extend(own.faults)
+    new = FaultCollector()
+    maps = _open_stack(raw, path, options, new) if path.suffix == ".npy" else _open_folder(raw, path, options, new)
+    faults.faults.extend(new.faults)
     return maps

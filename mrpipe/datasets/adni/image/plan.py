@@ -1,4 +1,4 @@
-"""Which map or scan gives which sample its image; what a check can say before the first hour of processing."""
+"""Assign maps and scans to samples, and validate the images before any scan is processed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FETCH = "ida.loni.usc.edu: ADNI > Download > Image Collections (NIfTI), with the
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """Scans in the order in which they are tried, for each sample.
+    """The scans to try for each sample, in order.
 
     Attributes:
-        maps: the precomputed maps, if there are any.
-        map_scans, raw_scans: `sample_id, attempt` and what locates the scan; no sample is in both.
+        maps: precomputed maps, None if there are none.
+        map_scans, raw_scans: `sample_id`, `attempt` and the columns of the scan; a sample is in at most one of them.
     """
 
     maps: Maps | None
@@ -34,12 +34,12 @@ class ImagePlan:
 
 @dataclass(kw_only=True)
 class ImageCheck:
-    """What a check of the images found.
+    """Result of the image check.
 
     Attributes:
         files: files that the inventory lists by name.
-        groups: label → files that it lists as one entry, because their names are patient ids.
-        notes: for the manifest.
+        groups: label → files that the inventory lists as one entry, because their names contain participant IDs.
+        notes: notes for the manifest.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -48,19 +48,19 @@ class ImageCheck:
 
 
 def plan_images(raw: Path, samples: pl.DataFrame, options: ImageOptions) -> ImagePlan:
-    """Choose scans for the samples of a cohort.
+    """Select the scans of each sample of a cohort.
 
-    A sample that has a map takes maps only, even if they all turn out to have failed: one cohort, one method where
-    that is possible.
+    A sample with a map never uses raw scans, even if its maps turn out to be invalid, so that as many samples as
+    possible are processed by the same method.
 
     Raises:
-        DataError: maps, mask or search tables are at fault.
-        UsageError: `nearest`, and the cohort has no such date column.
+        DataError: maps, mask or search tables are invalid.
+        UsageError: `image_scan=nearest` and the samples table has no column `image_date_column`.
     """
     if options.image_scan == "nearest" and options.image_date_column not in samples.columns:
         raise UsageError(
-            f"image_scan=nearest needs the cohort's column {options.image_date_column!r}; "
-            f"it has {', '.join(samples.columns)}"
+            f"image_scan=nearest: the samples table has no column {options.image_date_column!r}; "
+            f"columns: {', '.join(samples.columns)}"
         )
     faults = FaultCollector()
     maps = open_maps(raw, options, faults) if options.image_route != "raw" else None
@@ -74,11 +74,11 @@ def plan_images(raw: Path, samples: pl.DataFrame, options: ImageOptions) -> Imag
 
 
 def open_template(raw: Path, options: ImageOptions, maps: Maps | None) -> Template:
-    """Template on the grid of the mask: of the maps, of the option, or of the MNI152 grey-matter prior.
+    """Open the template on the grid of the mask: that of the maps, of `image_mask`, or of the MNI152 grey-matter prior.
 
     Raises:
-        DataError: mask or template are at fault.
-        MissingExtraError: nilearn's template is needed and not installed.
+        DataError: mask or template is invalid.
+        MissingExtraError: the template of nilearn is required and nilearn is not installed.
     """
     grid: Grid | None = maps.grid if maps else None
     if grid is None and options.image_mask:
@@ -94,19 +94,19 @@ def open_template(raw: Path, options: ImageOptions, maps: Maps | None) -> Templa
 
 
 def has_images(raw: Path, options: ImageOptions) -> bool:
-    """Whether an export holds any image: maps, or files that are T1 scans by name."""
+    """Whether the export contains maps, or files that are T1 scans by name."""
     if options.image_route != "raw" and locate_maps(raw, options) is not None:
         return True
     return options.image_route != "maps" and len(find_scans(raw, FaultCollector())) > 0
 
 
 def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> ImageCheck:
-    """Every fault of maps, mask and search tables, and which packages will be needed.
+    """Validate maps, mask, template and search tables, and check that the required packages are installed.
 
-    A scan that cannot be read is no fault here: it costs that scan its image, and the scan table says why.
+    Unreadable scans are not errors here; they are recorded as failed when they are processed.
 
     Raises:
-        MissingExtraError: raw scans are to be processed and a package of the chain is not installed.
+        MissingExtraError: there are raw scans to process and a package of the imaging chain is not installed.
     """
     found = ImageCheck()
     before = len(faults.faults)
@@ -124,7 +124,7 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
                 file=f"{raw.name}/ADNI_G.npy",
                 expected="stacked maps, maps.csv, or a folder of RAVENS maps",
                 found="none of them",
-                fix="Give the path with image_maps=...",
+                fix="Set the path with --set image_maps=PATH.",
             )
         )
     if options.image_route == "maps":
@@ -142,15 +142,17 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
             int(scans["file"].str.to_lowercase().str.ends_with(".dcm").sum()),
         )
         if undated:
-            found.notes.append(f"images: {undated} raw scans without a date are taken last")
+            found.notes.append(f"images: {undated} raw scans without a date are used only if there is no other")
         if dicom:
-            found.notes.append(f"images: {dicom} series are DICOM only and give no image; convert them with dcm2niix")
+            found.notes.append(f"images: {dicom} series are DICOM only and are not read; convert them with dcm2niix")
         if maps is None and options.image_mask:
             open_mask(raw, find_mask(raw, options, None), options, faults)
         if options.image_template and not (raw / options.image_template).is_file():
             faults.add(
                 Fault(
-                    file=options.image_template, expected="the template that image_template names", found="no such file"
+                    file=options.image_template,
+                    expected="a template at the path in image_template",
+                    found="no such file",
                 )
             )
         if dicom < len(scans):
@@ -159,9 +161,9 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
         faults.add(
             Fault(
                 file=f"{raw.name}/ADNI",
-                expected="T1 scans in IDA's layout (ADNI/{PTID}/…/I…/ADNI_….nii)",
+                expected="T1 scans in the folder layout of IDA (ADNI/{PTID}/…/I…/ADNI_….nii)",
                 found="none",
-                fix=f"{FETCH}",
+                fix=f"Download them from {FETCH}",
             )
         )
     return found

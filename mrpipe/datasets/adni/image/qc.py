@@ -1,4 +1,4 @@
-"""Quality control of the images, fit for a report: numbers, outliers and a contact sheet that name no subject."""
+"""Image quality control for reports: measurements, outliers and a contact sheet, without participant IDs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mrpipe.datasets.adni.image.raw import NUMBERS
 from mrpipe.imaging.qc import contact_sheet, note_picture, outliers
 from mrpipe.store.parquet import replacing, write_frame
 
-# Numbers whose outliers are flagged, by where the map came from; folded voxels are 0 for nearly all, so that a median
-# says nothing.
+# Measurements whose outliers are flagged, by source of the map. Folded voxels are not among them: nearly all scans
+# have 0, so deviations from the median are uninformative.
 FLAGGED = {
     "raw": ("brain_ml", "gm_ml", "fluid_share", "white_share", "mass_ratio", "overlap", "ncc"),
     "map": ("map_ml",),
@@ -21,12 +21,12 @@ SHEET_SCANS = 200
 
 
 def qc_table(tried: pl.DataFrame) -> pl.DataFrame:
-    """One row a scan that was tried, in the order of `tried`.
+    """Measurements and outlier flags, one row per attempted scan, in the order of `tried`.
 
     Returns:
-        `scan` (row in tried/image.parquet, which stays in the build folder and holds the ids), `attempt`, `source`
-        (raw, map), `status`, `reason`, `outlier` (numbers that stand out, comma-separated), the chain's numbers (ml,
-        shares, Dice), `seconds`, `peak_mb`, `notes`.
+        `scan` (row in tried/image.parquet, which has the IDs and stays in the build folder), `attempt`, `source`
+        (raw or map), `status`, `reason`, `outlier` (comma-separated names of outlying measurements), the measurements
+        (ml, fractions, Dice), `seconds`, `peak_mb` and `notes`.
     """
     flags = np.full(len(tried), "", dtype=object)
     for source, names in FLAGGED.items():
@@ -39,7 +39,7 @@ def qc_table(tried: pl.DataFrame) -> pl.DataFrame:
 
 
 def write_image_qc(tried: pl.DataFrame, parts: Path, out: Path) -> None:
-    """Write `qc.parquet` (`qc_table`) and `contact_sheet.png`: failed and flagged scans first, captioned by `scan`."""
+    """Write `qc.parquet` (`qc_table`) and `contact_sheet.png`, captioned by `scan`, failed and flagged scans first."""
     table = qc_table(tried)
     write_frame(out / "qc.parquet", table)
     pictured = table.with_columns(tried["picture"]).filter(pl.col("picture").is_not_null())
@@ -53,4 +53,4 @@ def write_image_qc(tried: pl.DataFrame, parts: Path, out: Path) -> None:
         if captions:
             contact_sheet([parts / p for p in shown["picture"]], captions, temporary)
         else:
-            note_picture(f"no raw scan has a picture; {n_maps} precomputed maps were read", temporary)
+            note_picture(f"no pictures of raw scans; {n_maps} precomputed maps were read", temporary)

@@ -1,4 +1,4 @@
-"""Raw T1 scans to voxel vectors: shards of scans as parallel jobs, each of which goes on where it was killed."""
+"""Process raw T1 scans to voxel vectors in parallel jobs that resume after an interruption."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NUMBERS = (
     "jacobian_min",
     "jacobian_max",
 )
-# One row a scan that was tried: of which sample, what came of it, and why not. `picture` is below the parts' folder.
+# One row per attempted scan: sample, outcome and reason of failure. `picture` is relative to the folder of the parts.
 _SCAN: dict[str, Any] = {
     **TRIED_SCHEMA,
     "detail": pl.String,
@@ -61,14 +61,14 @@ Process = Callable[..., ScanResult]
 
 
 def part_schema() -> pa.Schema:
-    """Columns of a part: `SCAN_SCHEMA` and `voxels`, null where the scan failed."""
+    """Schema of a part: `SCAN_SCHEMA` and `voxels` (list of float32), null if the scan failed."""
     frame = pl.DataFrame(schema=SCAN_SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest())
     fields = [pa.field(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in frame.schema]
     return pa.schema([*fields, pa.field("voxels", pa.list_(pa.float32()))])
 
 
 def smoothed(gm: NDArray[np.float32], grid: Grid, sigma_mm: float) -> NDArray[np.float32]:
-    """Gaussian smoothing over the whole grid, before the mask cuts: mass moves, and is lost only at the border."""
+    """Smooth over the whole grid before masking; the total is preserved except at the border of the grid."""
     if sigma_mm <= 0:
         return gm
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
@@ -77,7 +77,7 @@ def smoothed(gm: NDArray[np.float32], grid: Grid, sigma_mm: float) -> NDArray[np
 
 
 def part_of(samples: list[str], part: int, n_parts: int) -> list[str]:
-    """Samples of one part: consecutive ones, so that parts joined in order are in order."""
+    """Samples of one part: a contiguous range, so that concatenated parts are sorted."""
     bounds = np.linspace(0, len(samples), n_parts + 1).round().astype(int)
     return samples[bounds[part] : bounds[part + 1]]
 
@@ -93,7 +93,7 @@ def _versions() -> dict[str, str]:
 
 
 class _Shard:
-    """Scratch of one part: for each scan a result, or the reason why there is none, and a picture."""
+    """Scratch folder of one part, with the result (or reason of failure) and a picture for each finished scan."""
 
     def __init__(self, scratch: Path, template: Template, options: ImageOptions, process: Process):
         self.scratch = scratch
@@ -122,7 +122,7 @@ class _Shard:
         return entry if entry["fingerprint"] == fingerprint and not more_time else None
 
     def scan(self, path: Path, shown_as: str, image_id: str) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
-        """One scan, from the scratch folder if it is finished there; the note is written last."""
+        """Process a scan, or load it from the scratch folder if finished; the .json file is written last."""
         note, voxels = self.scratch / f"{image_id}.json", self.scratch / f"{image_id}.npy"
         picture = self.scratch / f"{image_id}.png"
         fingerprint = hashlib.sha256(f"{self.setting}\n{sha256(path)}".encode()).hexdigest()
@@ -155,13 +155,13 @@ class _Shard:
             except ScanFailedError as error:
                 entry |= {"status": "failed", "reason": error.reason, "detail": error.detail}
             write_text(note, json.dumps(entry))
-        # Thresholds are applied to what is stored, so that changing one does not process a scan again.
+        # Thresholds are applied to stored results, so that changing one does not require reprocessing.
         entry = {k: v for k, v in entry.items() if k not in ("fingerprint", "minutes")}
         if entry["status"] == "ok" and entry["overlap"] < self.options.image_min_overlap:
-            overlap, least = entry["overlap"], self.options.image_min_overlap
+            overlap, minimum = entry["overlap"], self.options.image_min_overlap
             entry |= {
                 "status": "failed",
-                "reason": f"brain and template overlap by less than {least:g}",
+                "reason": f"brain and template overlap by less than {minimum:g}",
                 "detail": f"{overlap:.3f}",
             }
         return entry, np.load(voxels) if entry["status"] == "ok" else None
@@ -182,22 +182,22 @@ def prepare_images(
     *,
     process: Process | None = None,
 ) -> None:
-    """Process one part of the raw scans and write it to `out`: one row a scan that was tried.
+    """Process one part of the raw scans and write it to `out` (Parquet), one row per attempted scan.
 
-    A scan that fails is recorded with its reason, and the subject's next one is tried. What is finished lies in the
-    part's scratch folder, so that a job that was killed goes on with the next scan; it is used again only if scan,
-    settings, template, code and versions are the same, and not if it ran out of time and there is more of it now.
+    If a scan fails, its reason is recorded and the participant's next scan is tried. Finished scans are cached in the
+    scratch folder of the part, so that an interrupted job resumes at the next scan. A cached result is reused only if
+    scan, settings, template, code and package versions are unchanged; timeouts are retried if the limit was raised.
 
     Args:
-        process: what makes a map of a scan; by default the chain, in a process of its own.
+        process: function that computes the map of a scan; by default the imaging chain in a subprocess.
 
     Raises:
-        MissingExtraError: a package of the chain is not installed, and there are scans to process.
-        MrpipeError: the process of a scan was ended from outside, or the machine ran short of memory or room.
+        MissingExtraError: there are scans to process and a package of the imaging chain is not installed.
+        MrpipeError: the subprocess of a scan was killed, or the machine ran out of memory or disk space.
     """
     plan = plan_images(raw, samples, options)
-    own = set(part_of(plan.raw_scans["sample_id"].unique().sort().to_list(), part, n_parts))
-    scans = plan.raw_scans.filter(pl.col("sample_id").is_in(list(own)))
+    in_part = part_of(plan.raw_scans["sample_id"].unique().sort().to_list(), part, n_parts)
+    scans = plan.raw_scans.filter(pl.col("sample_id").is_in(in_part))
     schema, fingerprint = part_schema(), ""
 
     def batches() -> Iterator[pa.RecordBatch]:

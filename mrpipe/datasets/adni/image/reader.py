@@ -1,4 +1,4 @@
-"""Modality `image`: grey-matter maps in template space, from precomputed maps or from raw T1 scans."""
+"""Modality `image`: grey-matter maps in template space, read from precomputed maps or computed from raw T1 scans."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Raw T1 scans as IDA delivers them: archive layout, file names, search CSV; which files are T1, and which is best.
+"""Find raw T1 scans in an IDA download (folders, file names, search CSV) and rank the series of each participant.
 
-Source: raw-formats A.7 (archive layout, file grammar, search and 2025 tables, ADNI1's order of preference).
+Folder layout, file names and search tables are described in docs/raw-formats.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import Column, read_csv
 
 PTID = re.compile(r"\d{3}_S_\d{4,5}")
-# ADNI_{PTID}_MR_{description}[_Br_{timestamp}]_S{series}_I{image}.nii; `_br_raw_` and no `_Br_` circulate as well.
+# ADNI_{PTID}_MR_{description}[_Br_{timestamp}]_S{series}_I{image}.nii; `_Br_` is `_br_raw_` or absent in some files.
 _FILE = re.compile(
     r"ADNI_(?P<ptid>\d{3}_S_\d{4,5})_(?P<modality>MR|PT)_(?P<description>.+?)(?:_+br_(?:raw_)?\d{14,17}(?:_\d+)*)?"
     r"_S(?P<series>\d+)_I(?P<image>\d+)\.(?P<format>nii(?:\.gz)?|dcm)",
@@ -49,12 +49,12 @@ SCANS_SCHEMA = pl.Schema(
 
 
 def rid_of(column: str) -> pl.Expr:
-    """Roster id of a PTID: its last field. A participant who changed site keeps it; null for other strings."""
+    """RID of a PTID, its last field (unchanged if the participant changes site); null for other strings."""
     return pl.col(column).str.extract(r"^\d{3}_S_(\d{4,5})$").cast(pl.Int64)
 
 
 def parse_date(column: str) -> pl.Expr:
-    """Date of an ISO, compact, or US-style (M/D/YYYY, M/D/YY) string; null for anything else."""
+    """Parse YYYY-MM-DD, YYYYMMDD, M/D/YYYY, M/D/YY or D-Mon-YYYY; null for other strings."""
     text = pl.col(column).str.strip_chars()
     patterns = (
         (r"^(\d{4}-\d{2}-\d{2})(?:[ T_].*)?$", "%Y-%m-%d"),
@@ -67,16 +67,16 @@ def parse_date(column: str) -> pl.Expr:
 
 
 def normalised(description: str) -> str:
-    """`MPR; GradWarp; N3; Scaled` and `MPR__GradWarp__N3__Scaled` alike: upper case, one underscore between words."""
+    """Normalise a series description (`MPR; N3; Scaled`, `MPR__N3__Scaled`) to upper case with single underscores."""
     return re.sub(r"[^A-Z0-9]+", "_", description.upper()).strip("_")
 
 
 def t1_rank(description: str) -> int | None:
-    """How good a T1 series is, 0 best; None for anything that is no T1.
+    """Rank a T1 series by its description, 0 is best; None if it is not a T1 series.
 
-    ADNI1 (A.7): `…Scaled`, then its later rescale `Scaled_2`, then `N3m` or `N3`, then the original MP-RAGE or
-    IR-SPGR. Later phases come as originals: full acquisitions before accelerated ones. A repeat stands behind its
-    first series.
+    ADNI1: `…Scaled`, then its later rescale `Scaled_2`, then `N3m` or `N3`, then the original MP-RAGE or IR-SPGR. Later
+    phases are distributed as originals only: full acquisitions rank before accelerated ones, and repeats after the
+    first series of their kind.
     """
     words = normalised(description)
     if not _T1.search(words) or _NOT_T1.search(words):
@@ -100,12 +100,12 @@ def _is_search(path: Path) -> bool:
 
 
 def search_tables(raw: Path) -> list[Path]:
-    """IDA search or collection CSVs and the 2025 tables (`All_Images`, `Key_MRI`) of an export, known by header."""
+    """Image tables of an export, recognised by header: IDA search or collection CSVs, `All_Images`, `Key_MRI`."""
     return sorted(p for p in raw.rglob("*.csv") if p.is_file() and _is_search(p))
 
 
 def _read_search(raw: Path, faults: FaultCollector) -> pl.DataFrame:
-    """Image id → subject, date, description, modality, from all search tables; the first that has a value wins."""
+    """Subject, date, description and modality per image ID; the first search table with a value takes precedence."""
     frames = []
     for path in search_tables(raw):
         try:
@@ -120,12 +120,12 @@ def _read_search(raw: Path, faults: FaultCollector) -> pl.DataFrame:
 
 
 def _file_row(raw: Path, path: Path) -> dict[str, Any] | None:
-    """What name and folders of one file say; None if it belongs to no subject or is a PET image."""
+    """Parse the name and folders of a file; None if it has no participant or is a PET image."""
     parts = path.relative_to(raw).parts
     match = _FILE.fullmatch(path.name)
     folders = parts[:-1]
     ptid = match["ptid"] if match else next((p for p in folders if PTID.fullmatch(p)), None)
-    # A template-space map may lie in a subject's folder too; without the grammar, the archive's layout is required.
+    # Files not named as in IDA are accepted only in its folder layout, because maps may be in a participant's folder.
     dates = [m[1] for p in folders if (m := _DATE_FOLDER.fullmatch(p))]
     images = [m[1] for p in folders if (m := _IMAGE_FOLDER.fullmatch(p))]
     if ptid is None or (match is None and not (dates and images)) or (match and match["modality"].upper() == "PT"):
@@ -143,11 +143,11 @@ def _file_row(raw: Path, path: Path) -> dict[str, Any] | None:
 
 
 def find_scans(raw: Path, faults: FaultCollector) -> pl.DataFrame:
-    """Every T1 series of an export, `SCANS_SCHEMA`, one row an image id, sorted by image id.
+    """Find every T1 series of an export: `SCANS_SCHEMA`, one row per image ID, sorted by image ID.
 
-    Where a search table knows the image, its acquisition date and description count; else what the path says. A
-    series that is only there as DICOM is listed behind all NIfTI ones. The research group of the search table is not
-    read: it is a label.
+    Acquisition date and description are taken from a search table, or from the path if no table lists the image. Series
+    available only as DICOM rank after all NIfTI series. The research group in search tables is not read, because it is
+    a diagnosis.
     """
     files = sorted(p for p in raw.rglob("*") if p.name.lower().endswith((".nii", ".nii.gz", ".dcm")) and p.is_file())
     rows = [row for path in files if (row := _file_row(raw, path)) is not None]
@@ -164,9 +164,9 @@ def find_scans(raw: Path, faults: FaultCollector) -> pl.DataFrame:
             Fault(
                 file=row["file"],
                 column="Subject",
-                expected=f"image {row['image_id']} of the subject that the search table names",
-                found="a path that names another subject",
-                fix="Download the image again; its folder or the search table is wrong.",
+                expected=f"image {row['image_id']} in the folder of the subject given in the search table",
+                found="the folder of another subject",
+                fix="Check the folder and the search table, or download the image again.",
             )
         )
     other = pl.col("modality").is_not_null() & ~pl.col("modality").str.to_uppercase().is_in(["MRI", "MR"])
@@ -185,27 +185,28 @@ def find_scans(raw: Path, faults: FaultCollector) -> pl.DataFrame:
 def ordered_scans(
     scans: pl.DataFrame, samples: pl.DataFrame, *, rule: str, date_column: str, tries: int
 ) -> pl.DataFrame:
-    """Which scans are tried for which sample, in which order.
+    """Select the scans to try for each sample, in order.
 
-    By `rule`: the earliest, the latest, or the date nearest to `date_column` of the sample (ties: the earlier; a
-    sample without that date: the earliest). Scans without a date come last. Within a day the better `rank` wins, then
-    the lower image id. Subjects are matched by roster id, because the site in a PTID can change.
+    Scans are sorted by `rule`: earliest, latest, or nearest to `date_column` (ties: the earlier scan; samples without
+    that date: the earliest). Undated scans are last. On the same day, the lower `rank` is first, then the lower image
+    ID. Participants are matched by RID, because the site in a PTID can change.
 
     Args:
         scans: `rid`, `date`, `rank`, `image_id` and any further columns.
-        samples: the cohort, `sample_id`, `subject_id` and possibly `date_column`.
+        samples: `sample_id`, `subject_id` and optionally `date_column`.
+        tries: maximum number of scans per sample.
 
     Returns:
-        The rows of `scans` with `sample_id` and `attempt` (0 is tried first, below `tries`), sorted by both.
+        The selected rows of `scans` with `sample_id` and `attempt` (from 0), sorted by both.
     """
-    wanted = samples.select(
+    keyed = samples.select(
         "sample_id",
         rid_of("subject_id").alias("rid"),
         (pl.col(date_column).cast(pl.Date) if date_column in samples.columns else pl.lit(None, dtype=pl.Date)).alias(
             "__at"
         ),
     )
-    joined = wanted.filter(pl.col("rid").is_not_null()).join(scans, on="rid", how="inner")
+    joined = keyed.filter(pl.col("rid").is_not_null()).join(scans, on="rid", how="inner")
     day = pl.col("date").to_physical()
     if rule == "nearest":
         order = pl.coalesce((day - pl.col("__at").to_physical()).abs(), day)

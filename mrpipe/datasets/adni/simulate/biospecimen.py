@@ -1,4 +1,4 @@
-"""The simulated content of ADNI's biospecimen tables."""
+"""Simulate the biospecimen tables of ADNI."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mrpipe.datasets.adni.simulate.people import People, visit_codes
 from mrpipe.datasets.adni.simulate.tables import Writer, texts
 from mrpipe.datasets.adni.tables import QC_RID
 
-# raw-formats A.3: of 3,008 genotyped; the share of ε4 carriers by class is E.3's.
+# Genotype counts of 3,008 ADNI participants; assumed fraction of ε4 carriers by class.
 APOE = {"3/3": 1417, "3/4": 1016, "4/4": 275, "2/3": 219, "2/4": 71, "2/2": 10}
 CARRIERS = (0.30, 0.45, 0.65)
-# Means by class, pg/mL: ABETA42, TAU, PTAU.
+# Mean concentration by class (CN, MCI, Dementia) in pg/mL.
 CSF = {"ABETA42": (1200.0, 950.0, 650.0), "TAU": (240.0, 280.0, 370.0), "PTAU": (22.0, 27.0, 37.0)}
 LIMITS = {"ABETA42": (200.0, 1700.0, "Abeta42"), "TAU": (80.0, 1300.0, "Tau"), "PTAU": (8.0, 120.0, "PTau")}
 
@@ -33,7 +33,7 @@ def _rows(people: People, chosen: Sequence[int], months: Sequence[int]) -> pl.Da
 
 
 def write_apoe(w: Writer, people: People) -> None:
-    """APOERES: GENOTYPE in 2025, APGEN1 and APGEN2 before."""
+    """APOERES: GENOTYPE in the 2025 layout, APGEN1 and APGEN2 in earlier ones."""
     rng = w.rng("apoeres")
     s = people.subjects
     chosen = np.flatnonzero(s["has_biospecimen"].to_numpy())
@@ -60,7 +60,7 @@ def write_apoe(w: Writer, people: People) -> None:
 
 
 def write_csf(w: Writer, people: People) -> None:
-    """Elecsys: numbers at the limit with a comment; in the old layout `>1700` as text, and no PTID."""
+    """UPENNBIOMK_ROCHE_ELECSYS: out-of-range values are numbers with a COMMENT, in the old layout text (`>1700`)."""
     rng = w.rng("elecsys")
     s = people.subjects
     has = np.flatnonzero(s["has_biospecimen"].to_numpy() & (rng.random(len(s)) < 0.75))
@@ -69,17 +69,17 @@ def write_csf(w: Writer, people: People) -> None:
     months = np.concatenate([np.arange(k + 1) * 24 for k in more]) if len(more) else np.zeros(0, dtype=int)
     rows = _rows(people, chosen.tolist(), months.tolist())
     cls, v = s["cls"].to_numpy()[chosen], s["v_biospecimen"].to_numpy()[chosen]
-    own = 0.6 * s["u"].to_numpy()[chosen] + 0.8 * v
+    state = 0.6 * s["u"].to_numpy()[chosen] + 0.8 * v
     text: dict[str, list[str | None]] = {}
     comments: list[list[str]] = [[] for _ in chosen]
     signs = {"ABETA42": -1.0, "TAU": 1.0, "PTAU": 1.0}
     for name, means in CSF.items():
-        centre = own - np.array([own[cls == c].mean() if (cls == c).any() else 0.0 for c in range(3)])[cls]
+        centre = state - np.array([state[cls == c].mean() if (cls == c).any() else 0.0 for c in range(3)])[cls]
         value = np.array(means)[cls] * np.exp(
             0.22 * signs[name] * centre + 0.22 * rng.standard_normal(len(chosen)) - 0.05
         )
         if name == "ABETA42":
-            # About one CN in eight lies above the reportable range.
+            # Place 8 % of CN participants above the reportable range, in addition to those drawn there.
             value = np.where((cls == 0) & (rng.random(len(chosen)) < 0.08), 1750 + 300 * rng.random(len(chosen)), value)
         low, high, label = LIMITS[name]
         written: list[str | None] = []
@@ -113,7 +113,7 @@ def write_csf(w: Writer, people: People) -> None:
 
 
 def write_plasma(w: Writer, people: People) -> None:
-    """batemanlab (with quality-control rows and two injections), Blennow's NfL, urine isoprostanes."""
+    """batemanlab (two injections per sample, quality-control rows), ADNI_BLENNOWPLASMANFLLONG and ISOPROSTANE."""
     rng = w.rng("plasma")
     s = people.subjects
     chosen = np.flatnonzero(s["has_biospecimen"].to_numpy() & (rng.random(len(s)) < 0.5))

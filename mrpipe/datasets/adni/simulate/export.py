@@ -1,4 +1,4 @@
-"""A simulated LONI export: tables of one layout, PLINK sets with chain and reference, images; its truth beside it."""
+"""Simulate a LONI export (tables, PLINK sets with chain file and reference, images) and write its ground truth."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from mrpipe.store.parquet import write_frame, write_text
 class AdniSimulation(ImageSimulation):
     """A simulated ADNI export."""
 
-    n_subjects: int = option(150, "number of participants; under the default label policy about 70 % are samples")
-    seed: int = option(0, "seed of every draw")
-    layout: str = option("2025", "generation of the export: file names, headers, codes", choices=LAYOUTS)
-    n_snps: int = option(400, "SNPs of all chips together; 600000 is the size of the release")
-    separation: float = option(1.0, "distance of the classes in the latent factors, in standard deviations")
-    missing_strength: float = option(0.3, "how far missing modalities follow severity, 0 (at random) to 1")
-    images: bool = option(True, "write images; without, the export has none and images are not ingested")
+    n_subjects: int = option(150, "number of participants; about 70 % become samples with the default label option")
+    seed: int = option(0, "random seed")
+    layout: str = option("2025", "export generation to imitate (file names, headers, codes)", choices=LAYOUTS)
+    n_snps: int = option(400, "total number of SNPs over all chips; the ADNI release has about 600000")
+    separation: float = option(1.0, "distance between class means of the latent factors, in standard deviations")
+    missing_strength: float = option(0.3, "correlation of missing modalities with disease severity, 0 (none) to 1")
+    images: bool = option(True, "write images; if false, the export has no image modality")
 
 
 def simulate_export(raw: Path, truth: Path, options: AdniSimulation) -> None:
-    """Write the export into `raw`; truth, best, snps, images (Parquet) and model.json into `truth`.
+    """Write the export to `raw`, and the ground truth (Parquet files truth, best, snps, images; model.json) to `truth`.
 
     Raises:
-        UsageError: a number out of range.
+        UsageError: an option is out of range.
     """
     if options.n_subjects < 30:
         raise UsageError(f"simulation of adni: n_subjects={options.n_subjects} must be at least 30")

@@ -1,4 +1,4 @@
-"""The simulated content of ADNI's forms: what a participant's state does to each table."""
+"""Simulate the diagnostic and clinical tables from the latent state of each participant."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _DEMOG_TAIL = "PTLANGTTL PTETHCATH PTASIAN PTOPI PTBORN PTBIRPL PTIMMAGE PTIMMWH
 
 
 def _records(people: People, rows: NDArray[np.int64], *, screening: bool) -> pl.DataFrame:
-    """Key columns of one record per participant at screening (a week before) or baseline."""
+    """Key columns of one record per participant, at screening (two weeks earlier) or baseline."""
     s = people.subjects[rows.tolist()]
     codes = [visit_codes(p, 0, screening=screening) for p in s["phase"].to_list()]
     days = [d - timedelta(days=14 if screening else 0) for d in s["start"].to_list()]
@@ -81,7 +81,7 @@ def _bernoulli(rng: np.random.Generator, p: NDArray[np.float64]) -> NDArray[np.i
 
 
 def write_diagnoses(w: Writer, people: People) -> None:
-    """DXSUM: DIAGNOSIS, or in the old layout DXCURREN (ADNI1), DXCHANGE (GO/2), DIAGNOSIS (3/4)."""
+    """DXSUM: DIAGNOSIS; in the old layout DXCURREN (ADNI1), DXCHANGE (ADNIGO/2) or DIAGNOSIS (ADNI3/4)."""
     rng = w.rng("dxsum")
     visits = _at_visits(people)
     visits = visits[duplicated(visits, rng, 0.01).tolist()]
@@ -121,7 +121,7 @@ def write_diagnoses(w: Writer, people: People) -> None:
 
 
 def write_history(w: Writer, people: People) -> None:
-    """MEDHIST: participants of ADNI1, GO, 2; the others have INITHEALTH."""
+    """MEDHIST: participants of ADNI1, ADNIGO and ADNI2 only; later phases use another form (INITHEALTH)."""
     rng = w.rng("medhist")
     s = people.subjects
     rows = np.flatnonzero(s["phase"].is_in(["ADNI1", "ADNIGO", "ADNI2"]).to_numpy())
@@ -149,7 +149,7 @@ def write_history(w: Writer, people: People) -> None:
 
 
 def write_examination(w: Writer, people: People) -> None:
-    """NEUROEXM, once a participant."""
+    """NEUROEXM: one record per participant."""
     rng = w.rng("neuroexm")
     s = people.subjects
     frame = _dated(_records(people, np.arange(len(s)), screening=True), rng, 0.05)
@@ -165,7 +165,7 @@ def write_examination(w: Writer, people: People) -> None:
 
 
 def write_demographics(w: Writer, people: People) -> None:
-    """PTDEMOG: screening, and for one in five a second form at a later phase."""
+    """PTDEMOG: one record at screening; 20 % of participants have a second one from a later phase."""
     rng = w.rng("ptdemog")
     s = people.subjects
     again = np.flatnonzero(rng.random(len(s)) < 0.2)
@@ -247,7 +247,7 @@ def write_demographics(w: Writer, people: People) -> None:
 
 
 def write_medications(w: Writer, people: People) -> None:
-    """RECCMEDS: one row a medication, at baseline and some later; drugs against dementia go with the diagnosis."""
+    """RECCMEDS: one row per medication, at baseline or month 12; dementia drugs depend on the diagnosis."""
     rng = w.rng("reccmeds")
     s = people.subjects
     u = s["u"].to_numpy()
@@ -300,7 +300,7 @@ def write_medications(w: Writer, people: People) -> None:
 
 
 def write_vitals(w: Writer, people: People) -> None:
-    """VITALS: height at screening only, other values at every visit, in mixed and sometimes wrong units."""
+    """VITALS: height at screening only, other values at every visit; units are mixed and sometimes mislabelled."""
     rng = w.rng("vitals")
     s = people.subjects
     sc = _records(people, np.arange(len(s)), screening=True).with_columns(pl.lit(-1, pl.Int64).alias("month"))
@@ -352,7 +352,7 @@ def write_vitals(w: Writer, people: People) -> None:
 
 
 def write_roster(w: Writer, people: People) -> None:
-    """ROSTER of an old export: the one table there that says which PTID a RID has."""
+    """ROSTER of an old export, the only table that maps RID to PTID in that layout."""
     s = people.subjects
     rows = pl.DataFrame(
         {"Phase": s["phase"], "ID": s["rid"].cast(pl.String), "RID": s["rid"].cast(pl.String), "PTID": s["ptid"]}

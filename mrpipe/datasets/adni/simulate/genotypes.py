@@ -1,4 +1,4 @@
-"""Simulated PLINK sets: overlapping chips, hg18 through a toy chain, flipped and ambiguous strands, LD blocks."""
+"""Simulate PLINK sets: overlapping chips, one set in hg18, flipped and ambiguous strands, LD blocks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from mrpipe.keyed import generator
 
 CHAIN_NAME = "hg18ToHg19.over.chain.gz"
 LEGEND_NAME = "1000GP_Phase3_combined.legend.gz"
-# Shift of the two halves of a chromosome from hg18 to hg19, and what lies between them in hg18 only.
+# Shift of the two halves of a chromosome from hg18 to hg19, and the length of a gap between them (hg18 only).
 SHIFTS, GAP = (10_000, 26_000), 4_000
-# Pruning (50, 5, 0.1) keeps about a quarter of the SNPs, as the published 565,989 → 144,746.
+# LD pruning (50, 5, 0.1) keeps about a quarter of the SNPs, similar to the published 565,989 → 144,746.
 BLOCK, CORRELATION = 6, 0.80
 _COMPLEMENT = str.maketrans("ACGT", "TGCA")
 
 
 @dataclass(frozen=True)
 class Snps:
-    """The SNPs of all chips: (p,) chromosome, hg19 position, id, REF, ALT, frequency of ALT, effect on the factor."""
+    """SNPs of all chips, (p,) each: chromosome, hg19 position, ID, REF, ALT, frequency of ALT, effect of the factor."""
 
     chromosome: NDArray[np.int64]
     position: NDArray[np.int64]
@@ -39,7 +39,7 @@ class Snps:
 
 
 def draw_snps(n: int, seed: int, effect: float) -> Snps:
-    """SNPs in order of place; frequencies are close within an LD block, one block in four acts on the factor."""
+    """Draw SNPs, sorted by position. Frequencies are similar within an LD block; every fourth block has an effect."""
     rng = generator(seed, "adni snps")
     chromosomes = np.arange(1, 23) if n >= 2000 else np.array([1, 2, 19, 22])
     lengths = np.minimum(LENGTHS["hg18"], LENGTHS["hg19"])[chromosomes - 1] - 300_000
@@ -71,7 +71,7 @@ def draw_snps(n: int, seed: int, effect: float) -> Snps:
 
 
 def write_chain(path: Path) -> None:
-    """The toy chain: each autosome in two blocks with different shifts and a gap that hg19 does not have."""
+    """Write the toy chain file: each autosome has two blocks with different shifts, and a gap that is not in hg19."""
     lines = []
     for c, (source, target) in enumerate(zip(LENGTHS["hg18"], LENGTHS["hg19"], strict=True), start=1):
         half = source // 2
@@ -88,7 +88,7 @@ def write_chain(path: Path) -> None:
 
 
 def to_hg18(chromosome: NDArray[np.int64], position: NDArray[np.int64]) -> NDArray[np.int64]:
-    """hg18 position of an hg19 one under the toy chain (both 1-based)."""
+    """Convert 1-based hg19 positions to hg18 by the toy chain."""
     half = np.array(LENGTHS["hg18"])[chromosome - 1] // 2
     first = position - 1 - SHIFTS[0]
     second = position - 1 - SHIFTS[1] + GAP
@@ -96,7 +96,7 @@ def to_hg18(chromosome: NDArray[np.int64], position: NDArray[np.int64]) -> NDArr
 
 
 def write_reference(path: Path, snps: Snps, known: NDArray[np.bool_]) -> None:
-    """A legend in the form of 1000 Genomes phase 3."""
+    """Write a legend file in the format of 1000 Genomes phase 3."""
     frame = pl.DataFrame(
         {
             "id": [f"{i}:{p}:{a}:{b}" for i, p, a, b in zip(snps.name, snps.position, snps.ref, snps.alt, strict=True)],
@@ -114,7 +114,7 @@ def write_reference(path: Path, snps: Snps, known: NDArray[np.bool_]) -> None:
 
 
 def dosage_block(snps: Snps, columns: slice, factor: NDArray[np.float64], seed: int) -> NDArray[np.uint8]:
-    """Copies of ALT (n, k): two AR(1) haplotypes in each LD block, their means moved by the factor where it acts."""
+    """Copies of ALT, uint8 (n, k): two haplotypes, AR(1) within each LD block, shifted by factor times effect."""
     rng = generator(seed, "adni haplotypes", str(columns.start))
     n, k = len(factor), columns.stop - columns.start
     threshold = ndtri(snps.frequency[columns]).astype(np.float32)
@@ -131,7 +131,7 @@ def dosage_block(snps: Snps, columns: slice, factor: NDArray[np.float64], seed: 
 
 
 def _set_of(phase: NDArray[np.str_], index: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Set of each participant, by phase; ADNI2 is shared between the two GO/2 sets."""
+    """PLINK set of each participant by phase; ADNI2 is divided between the two GO/2 sets."""
     return np.select(
         [
             phase == "ADNI1",
@@ -145,7 +145,7 @@ def _set_of(phase: NDArray[np.str_], index: NDArray[np.int64]) -> NDArray[np.int
 
 
 def write_genotypes(out: Path, subjects: pl.DataFrame, *, n_snps: int, seed: int, effect: float) -> pl.DataFrame:
-    """Five sets, chain and reference in `out`; returns the truth of every SNP.
+    """Write five PLINK sets, the chain file and the reference to `out`; returns the ground truth, one row per SNP.
 
     Args:
         subjects: genotyped participants: `ptid, phase, v_genomic`.
@@ -161,7 +161,7 @@ def write_genotypes(out: Path, subjects: pl.DataFrame, *, n_snps: int, seed: int
     members[1] = np.sort(np.r_[members[1], members[0][:2]])
     core = rng.random(n_snps) < 0.35
     chip = [core | (rng.random(n_snps) < 0.55) for _ in KNOWN_SETS]
-    # What hg19 has between the two blocks of the chain has no place in hg18.
+    # Positions between the two blocks of the chain in hg19 do not exist in hg18.
     half = np.array(LENGTHS["hg18"])[snps.chromosome - 1] // 2 - GAP
     chip[0] &= (snps.position <= half + SHIFTS[0]) | (snps.position > half + SHIFTS[1])
     flip = [rng.random(n_snps) < 0.10 for _ in KNOWN_SETS]
@@ -176,7 +176,7 @@ def write_genotypes(out: Path, subjects: pl.DataFrame, *, n_snps: int, seed: int
         columns = slice(start, min(start + 40 * BLOCK, n_snps))
         copies = dosage_block(snps, columns, subjects["v_genomic"].to_numpy(), seed)
         for s in used:
-            # Chip noise is drawn anew for each set, so that a participant in two sets differs at missing calls only.
+            # Missing calls are drawn per set, so that the two records of a participant differ only in missing calls.
             noise = generator(seed, "adni calls", KNOWN_SETS[s], str(start))
             calls = copies[members[s]].copy()
             calls[:, still[s][columns]] = 0
@@ -185,7 +185,7 @@ def write_genotypes(out: Path, subjects: pl.DataFrame, *, n_snps: int, seed: int
             seen[s][columns] = ((calls == 1) | (calls == 2)).any(axis=0)
             files[s].write(bed_rows(calls[:, chip[s][columns]]).tobytes())
     for s in used:
-        # The provider's odd ones: no place, sex chromosomes and mitochondria, names that are no rs numbers.
+        # Special SNPs of the real sets: no position, sex chromosomes, mitochondrial, names that are not rs numbers.
         n = len(members[s])
         odd = generator(seed, "adni odd", KNOWN_SETS[s]).choice(3, (n, 6), p=[0.6, 0.3, 0.1]).astype(np.uint8)
         files[s].write(bed_rows(odd).tobytes())

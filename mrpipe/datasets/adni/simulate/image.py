@@ -1,7 +1,7 @@
-"""Simulated images: precomputed grey-matter maps as the authors stack them, and raw T1 scans as IDA delivers them.
+"""Simulate images: precomputed grey-matter maps in the authors' format and raw T1 scans in the layout of IDA.
 
-Maps follow the synthetic rule of raw-formats A.7: log-normal voxels of mean 1,000 and standard deviation 400, 8 % less
-in a medial-temporal blob for Dementia and 4 % for MCI, 1-8 scans a subject, 0.5 % of all rows zero.
+Voxels of a map are log-normal with mean 1,000 and standard deviation 400, reduced by up to 8 % (Dementia) or 4 % (MCI)
+in a medial-temporal region. Participants have several scans, and 0.5 % of all maps are zero.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mrpipe.imaging.nifti import write_nifti
 from mrpipe.keyed import generator
 from mrpipe.options import option
 
-# The mask of the authors' maps (A.7): shape, box of grey matter, voxels in it.
+# Mask of the authors' maps: shape, bounding box of grey matter, number of voxels in the mask.
 FULL_SHAPE = (91, 109, 91)
 FULL_BOX = ((12, 78), (13, 96), (8, 72))
 FULL_VOXELS = 84_090
@@ -34,28 +34,30 @@ FIRST_DAY = date(2005, 9, 1)
 
 @dataclass(frozen=True)
 class ImageSimulation:
-    """How images are simulated; the dataset's simulation options inherit them."""
+    """How images are simulated; inherited by `AdniSimulation`."""
 
     image_maps_as: str = option(
-        "stack", "precomputed maps as ADNI_G.npy, or as NIfTI files with maps.csv", choices=("stack", "nifti")
+        "stack",
+        "format of precomputed maps. stack: one array, ADNI_G.npy; nifti: NIfTI files listed in maps.csv",
+        choices=("stack", "nifti"),
     )
-    image_shape: tuple[int, ...] = option((14, 16, 14), "grid of the maps; 91, 109, 91 makes a mask of 84,090 voxels")
-    image_max_scans: int = option(4, "most scans of a subject (8 in the release)")
-    image_failed: float = option(0.005, "share of maps that are all zero")
-    image_raw: int = option(0, "subjects whose images come as raw T1 scans and not as maps")
+    image_shape: tuple[int, ...] = option((14, 16, 14), "grid of the maps in voxels; 91, 109, 91 is the full size")
+    image_max_scans: int = option(4, "maximum number of scans per participant (8 in the authors' release)")
+    image_failed: float = option(0.005, "fraction of maps that are all zero, as after failed processing")
+    image_raw: int = option(0, "number of participants with raw T1 scans instead of precomputed maps")
     image_t1: str = option(
         "ellipsoid",
-        "raw T1 scans: nested ellipsoids, or the MNI152 template of nilearn, deformed, with a skull (extra imaging)",
+        "anatomy of raw T1 scans. ellipsoid: nested ellipsoids; template: deformed MNI152 template with a skull (needs "
+        "pip install 'mrpipe[imaging]')",
         choices=("ellipsoid", "template"),
     )
-    image_t1_mm: float = option(3.0, "voxel size of raw T1 scans")
+    image_t1_mm: float = option(3.0, "voxel size of raw T1 scans in mm")
 
 
 def simulated_grid(shape: Sequence[int]) -> tuple[Grid, NDArray[np.float32]]:
-    """A folded shell on a grid: its mask and a label image with 10, 150 and 250 as MUSE writes them.
+    """Mask of a folded shell on a grid, and a label image with the MUSE labels 10, 150 and 250.
 
-    At 91 × 109 × 91 voxels it has the number of voxels and the bounding box of the real one; at other sizes the same
-    proportions.
+    At 91 × 109 × 91 voxels, voxel count and bounding box equal those of the real mask; other sizes are proportional.
     """
     full = np.array(FULL_SHAPE)
     scale = np.array(shape) / full
@@ -72,7 +74,7 @@ def simulated_grid(shape: Sequence[int]) -> tuple[Grid, NDArray[np.float32]]:
     for axis, (low, high) in enumerate(box):
         inside &= (index[axis] >= low) & (index[axis] < high)
     score = np.where(inside, score, -np.inf)
-    # One voxel on each face of the box is in the mask, so that its bounding box is the box.
+    # Include one voxel on each face of the box, so that the bounding box of the mask is the box.
     for axis, (low, high) in enumerate(box):
         for edge in (low, high - 1):
             face = [round(c) for c in centre]
@@ -90,7 +92,7 @@ def simulated_grid(shape: Sequence[int]) -> tuple[Grid, NDArray[np.float32]]:
 
 
 def _blob(grid: Grid, centre: tuple[float, float, float], width: float) -> NDArray[np.float64]:
-    """Gaussian blob in the mask's bounding box (unit coordinates), mirrored to both sides; (n_voxels,), peak 1."""
+    """Gaussian blob at `centre` (unit coordinates of the grid) and its mirror image; float64 (n_voxels,), maximum 1."""
     where = np.argwhere(grid.mask) / np.maximum(np.array(grid.mask.shape) - 1, 1)
     sides = [((where - np.array(c)) ** 2).sum(axis=1) for c in (centre, (1 - centre[0], *centre[1:]))]
     value = np.exp(-np.minimum(*sides) / (2 * width**2))
@@ -99,10 +101,10 @@ def _blob(grid: Grid, centre: tuple[float, float, float], width: float) -> NDArr
 
 
 class MapModel:
-    """Draws maps: a mean map of all, subject and scan variation, atrophy by diagnosis and by latent factors.
+    """Draws maps from a common mean map, scan variation, atrophy by diagnosis, and latent factors.
 
     Args:
-        latents: names of latent columns; each changes a region of its own by 4 % a standard deviation.
+        latents: names of latent columns; each changes its own region by 4 % per standard deviation.
     """
 
     def __init__(self, grid: Grid, latents: Sequence[str], seed: int):
@@ -116,7 +118,7 @@ class MapModel:
         self.regions = [_blob(grid, (float(a), float(b), float(c)), 0.15) for a, b, c in places]
 
     def scan(self, atrophy: float, state: Sequence[float], rng: np.random.Generator) -> NDArray[np.float64]:
-        """One map, (n_voxels,) float64, positive."""
+        """Draw a map, float64 (n_voxels,), positive."""
         shape = self.grid.mask.shape
         coarse = rng.standard_normal([max(2, s // 8) for s in shape])
         size = [s / c for s, c in zip(shape, coarse.shape, strict=True)]
@@ -129,7 +131,7 @@ class MapModel:
 
 
 def _diagnosis(value: Any) -> str:
-    """CN, MCI or Dementia from a name or from DXSUM's code (1, 2, 3)."""
+    """CN, MCI or Dementia, given by name or by the code of DXSUM (1, 2, 3)."""
     names = tuple(ATROPHY)
     return value if value in ATROPHY else names[int(value) - 1]
 
@@ -143,18 +145,18 @@ def _written_date(day: date, rng: np.random.Generator) -> str:
 
 
 def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.DataFrame:
-    """Write the images of an export into `out`.
+    """Write the images of an export to `out`.
 
-    `out/image/` gets the precomputed maps and their mask; the last `image_raw` subjects in order of `subject_id` get
-    raw T1 scans in `out/ADNI/` with a search CSV instead.
+    Precomputed maps and their mask are written to `out/image/`. The last `image_raw` participants, sorted by
+    `subject_id`, have raw T1 scans in `out/ADNI/` and a search CSV instead.
 
     Args:
-        subjects: those who have an image: `subject_id` (PTID), `diagnosis` (a name, or 1, 2, 3); float columns are
-            latent factors. An optional date column `visit_date` is when the first scan was made.
+        subjects: participants with an image: `subject_id` (PTID) and `diagnosis` (a name, or 1, 2, 3); float columns
+            are latent factors. The optional column `visit_date` is the date of the first scan.
         settings: `ImageSimulation` with `seed`.
 
     Returns:
-        The truth, one row a scan: `subject_id, source (map | raw), image_id, date, atrophy, failed`.
+        The ground truth, one row per scan: `subject_id, source (map | raw), image_id, date, atrophy, failed`.
     """
     subjects = subjects.sort("subject_id")
     latents, seed = _latent_columns(subjects), int(settings.seed)
@@ -171,7 +173,7 @@ def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.Data
                     "subject_id": row["subject_id"],
                     "source": "map" if number < split else "raw",
                     "date": first + timedelta(days=182 * k + (int(rng.integers(-20, 20)) if k else 0)),
-                    # A year adds a tenth of the class's loss.
+                    # Atrophy increases by 5 % of the class's loss per scan (half a year).
                     "atrophy": base * (1 + 0.05 * k),
                     "state": [float(row[c]) for c in latents],
                 }
@@ -197,7 +199,7 @@ def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.Data
 def _write_maps(
     folder: Path, visits: list[dict[str, Any]], latents: Sequence[str], settings: Any
 ) -> list[dict[str, Any]]:
-    """Stacked array or NIfTI files, in shuffled order as in the release, and the mask; returns the truth."""
+    """Write the mask and the maps (array or NIfTI files, shuffled as in the release); returns the ground truth."""
     seed = int(settings.seed)
     folder.mkdir(parents=True)
     grid, labels = simulated_grid(settings.image_shape)
@@ -210,7 +212,7 @@ def _write_maps(
     if stacked:
         opened: Any = np.lib.format.open_memmap
         array = opened(folder / "ADNI_G.npy", mode="w+", dtype=np.float64, shape=(len(visits), grid.n_voxels))
-    # At least one failed map where there are enough to spare one.
+    # At least one map fails if there are 20 or more.
     n_failed = max(round(settings.image_failed * len(visits)), int(settings.image_failed > 0 and len(visits) >= 20))
     for row, number in enumerate(order):
         visit = visits[int(number)]

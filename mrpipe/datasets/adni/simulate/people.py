@@ -1,8 +1,8 @@
-"""Simulated ADNI participants: latent states, diagnoses over visits, which modalities are there, and the truth.
+"""Simulate ADNI participants: latent factors, diagnoses over visits, available modalities, and the ground truth.
 
-A participant has a class (CN, MCI, Dementia), a shared severity u and one factor v of each modality, normal given the
-class. Every modality shows u and its own v, so each holds something that no other has and something that it shares. The
-exact posterior of the class given u and the factors of the observed modalities bounds what any method can reach.
+A participant has a class (CN, MCI, Dementia), a shared severity u and one factor v per modality, all normal given the
+class. Each modality depends on u and its own v, so it carries both shared and unique information. The exact posterior
+of the class given u and the factors of the observed modalities bounds the accuracy of any method.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mrpipe.datasets.adni.tables import CLASSES
 from mrpipe.experiment.truth import subsets
 from mrpipe.keyed import generator
 
-# raw-formats E.1: re-run of the authors' label rule, and the working frequencies of combinations.
+# Class counts from the authors' label rule applied to ADNI, and assumed frequencies of modality combinations.
 CLASS_COUNTS = (926, 746, 444)
 PATTERNS = {"BCGI": 0.45, "BCI": 0.25, "BC": 0.12, "C": 0.07, "CI": 0.06, "BCG": 0.05}
 LETTERS = {"I": "image", "G": "genomic", "C": "clinical", "B": "biospecimen"}
-# Phase: probability, roster numbers, first visit, months and phase-specific codes of visits.
+# Phase: probability, range of RIDs, date of the first visit.
 PHASES: dict[str, tuple[float, tuple[int, int], date]] = {
     "ADNI1": (0.28, (1, 1999), date(2005, 9, 1)),
     "ADNIGO": (0.08, (2000, 2999), date(2009, 10, 1)),
@@ -34,7 +34,7 @@ PHASES: dict[str, tuple[float, tuple[int, int], date]] = {
 }
 _V_CODES = {0: "v03", 3: "v04", 6: "v05", 12: "v11", 24: "v21", 36: "v31", 48: "v41", 60: "v51"}
 MONTHS = (0, 6, 12, 24, 36, 48, 60, 72, 84, 96, 108, 120)
-# Mean of each factor by class, in units of the separation: each modality tells other classes apart best.
+# Mean of each factor by class, in units of the separation. Each modality separates a different pair of classes best.
 FACTOR_MEANS = {
     "image": (-1.0, 0.0, 1.0),
     "genomic": (-0.7, 0.0, 0.7),
@@ -45,12 +45,12 @@ FACTOR_MEANS = {
 
 @dataclass(frozen=True)
 class People:
-    """Everything that the writers of tables, genotypes and images need.
+    """Input of the writers of tables, genotypes and images.
 
     Attributes:
-        subjects: one row a participant, in order of RID: `rid, ptid, phase, site, cls, stable, n_visits, start, u,
-            v_<modality>, has_<modality>`.
-        visits: one row a visit: `i` (row in subjects), `month, viscode, viscode2, date, dx` (1, 2, 3).
+        subjects: one row per participant, sorted by RID: `rid, ptid, phase, site, cls, stable, n_visits, start,
+            pattern, u, v_<modality>, has_<modality>`.
+        visits: one row per visit: `i` (row in subjects), `month, viscode, viscode2, date, dx` (1, 2, 3).
     """
 
     subjects: pl.DataFrame
@@ -58,7 +58,7 @@ class People:
 
 
 def visit_codes(phase: str, month: int, *, screening: bool) -> tuple[str, str]:
-    """VISCODE and VISCODE2 as a phase writes them."""
+    """VISCODE and VISCODE2 in the coding of a phase."""
     harmonised = "sc" if screening else ("bl" if month == 0 else f"m{month:02d}")
     if phase == "ADNI2":
         return ("v01" if screening else _V_CODES.get(month, f"v{month // 12 * 10 + 1:02d}")), harmonised
@@ -72,7 +72,7 @@ def visit_codes(phase: str, month: int, *, screening: bool) -> tuple[str, str]:
 def _paths(
     rng: np.random.Generator, cls: NDArray[np.int64], stable: NDArray[np.bool_], n_visits: NDArray[np.int64]
 ) -> list[list[int]]:
-    """Diagnosis (0, 1, 2) at each visit: one state, or a change at some visit; a few changes are reversions."""
+    """Diagnosis (0, 1, 2) at each visit: constant, or one change at a random visit; 15 % of changes are reversions."""
     out = []
     for state, still, n in zip(cls.tolist(), stable.tolist(), n_visits.tolist(), strict=True):
         path = [state] * n
@@ -88,9 +88,9 @@ def _paths(
 
 
 def patterns_of(score: NDArray[np.float64]) -> list[str]:
-    """Combination of each participant: the score's quantiles cut at the cumulative frequencies of PATTERNS.
+    """Modality combination per participant: quantiles of the score, cut at the cumulative frequencies of PATTERNS.
 
-    Frequencies hold exactly (up to rounding); the sicker a score says a participant is, the fewer modalities.
+    The frequencies are exact up to rounding. Participants with higher scores have fewer modalities.
     """
     names = list(PATTERNS)
     bounds = np.cumsum(list(PATTERNS.values()))
@@ -100,7 +100,7 @@ def patterns_of(score: NDArray[np.float64]) -> list[str]:
 
 
 def draw_people(n: int, seed: int, separation: float, missing_strength: float) -> People:
-    """Participants, their visits and factors."""
+    """Draw participants, their visits and latent factors."""
     rng = generator(seed, "adni people")
     prior = np.array(CLASS_COUNTS) / sum(CLASS_COUNTS)
     cls = rng.choice(3, n, p=prior)
@@ -111,7 +111,7 @@ def draw_people(n: int, seed: int, separation: float, missing_strength: float) -
         low, high = PHASES[name][1]
         members = np.flatnonzero(phase == k)
         if len(members) > high - low + 1:
-            # More than a phase has numbers for: the surplus enters in the last phase, whose numbers are open.
+            # If a phase runs out of RIDs, the remaining participants join the last phase, whose range is unbounded.
             surplus = members[high - low + 1 :]
             phase[surplus] = len(names) - 1
             members = members[: high - low + 1]
@@ -157,7 +157,7 @@ def draw_people(n: int, seed: int, separation: float, missing_strength: float) -
 
 
 def posterior(subjects: pl.DataFrame, modalities: Sequence[str] | None, separation: float) -> NDArray[np.float64]:
-    """P(class | u, factors), (n, 3); of the observed modalities, or of the ones named."""
+    """P(class | u, factors) given the observed modalities, or given `modalities`; float64 (n, 3)."""
     log_p = np.tile(np.log(np.array(CLASS_COUNTS) / sum(CLASS_COUNTS)), (len(subjects), 1))
     u = subjects["u"].to_numpy()
     log_p += -0.5 * (u[:, None] - separation * np.array([-1.0, 0.0, 1.0])) ** 2
@@ -173,7 +173,7 @@ def posterior(subjects: pl.DataFrame, modalities: Sequence[str] | None, separati
 
 
 def truth_frame(people: People, separation: float) -> pl.DataFrame:
-    """One row a participant: `sample_id`, class at baseline, factors, combination, posterior given what is observed."""
+    """One row per participant: `sample_id`, baseline class, factors, modality combination and posterior."""
     s = people.subjects
     p = posterior(s, None, separation)
     return (
@@ -193,6 +193,6 @@ def truth_frame(people: People, separation: float) -> pl.DataFrame:
 
 
 def best_accuracies(people: People, separation: float) -> dict[str, float]:
-    """Mean of the highest posterior for each combination of modalities, over these participants."""
+    """Mean of the highest posterior over participants, per modality combination."""
     shown = subsets(list(FACTOR_MEANS))
     return {"+".join(c): float(posterior(people.subjects, c, separation).max(axis=1).mean()) for c in shown}

@@ -1,4 +1,4 @@
-"""Simulated raw T1 scans in IDA's archive layout, with the search CSV and its variants (raw-formats A.7)."""
+"""Simulate raw T1 scans in the folder layout of IDA, with the search CSV and the file-name variants of real exports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mrpipe.imaging.nifti import write_nifti
 from mrpipe.keyed import generator
 
 EXTENT_MM = (156.0, 186.0, 168.0)
-# T1-weighted intensities: background, scalp, skull, fluid, grey, white.
+# T1-weighted intensities.
 SCALP, SKULL, FLUID, GREY, WHITE = 700.0, 120.0, 180.0, 520.0, 800.0
 SEARCH = (
     "Image Data ID",
@@ -50,7 +50,7 @@ def _smooth(rng: np.random.Generator, shape: Sequence[int], sigma: float) -> NDA
 
 
 def _finish(clean: NDArray[np.float32], rng: np.random.Generator, voxel_mm: float) -> NDArray[np.int16]:
-    """Bias field, Rician noise, int16."""
+    """Apply a bias field and Rician noise and convert to int16."""
     bias = np.exp(0.12 * _smooth(rng, clean.shape, 40.0 / voxel_mm))
     real, imaginary = (15.0 * rng.standard_normal(clean.shape) for _ in range(2))
     noisy: NDArray[np.int16] = np.hypot(clean * bias + real, imaginary).astype(np.int16)
@@ -60,13 +60,13 @@ def _finish(clean: NDArray[np.float32], rng: np.random.Generator, voxel_mm: floa
 def ellipsoid_head(
     rng: np.random.Generator, atrophy: float, voxel_mm: float
 ) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-    """A head of nested ellipsoids: scalp, skull, fluid, a folded cortex, white matter and ventricles.
+    """A head of nested ellipsoids: scalp, skull, fluid, folded cortex, white matter and ventricles.
 
     Args:
-        atrophy: share by which the cortex thins and the ventricles grow.
+        atrophy: degree of cortical thinning and ventricular enlargement, 0 for none.
 
     Returns:
-        int16 volume in RAS order and its affine.
+        int16 volume in RAS orientation and its affine.
     """
     shape = tuple(round(e / voxel_mm) for e in EXTENT_MM)
     axes = [(np.arange(s) - (s - 1) / 2) * voxel_mm for s in shape]
@@ -91,7 +91,7 @@ def ellipsoid_head(
 def template_head(
     rng: np.random.Generator, atrophy: float, voxel_mm: float
 ) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-    """The MNI152 template of nilearn, deformed, with less grey matter, and with a skull and a scalp around it.
+    """The MNI152 template of nilearn, deformed, with reduced grey matter and an added skull and scalp.
 
     Raises:
         MissingExtraError: nilearn is not installed.
@@ -119,7 +119,7 @@ def template_head(
 
 
 def _series(subject_id: str, first: bool, rng: np.random.Generator) -> list[str]:
-    """Descriptions of the series of one visit: a T1, sometimes its other versions, and a localiser."""
+    """Descriptions of the series of a visit: a T1 scan and, at the first visit, other versions and a localizer."""
     adni1 = int(subject_id.split("_")[-1]) < 2000
     if adni1:
         chosen = [ADNI1[int(rng.integers(0, 2))], *([ADNI1[2], ADNI1[3]] if first else [])]
@@ -129,7 +129,7 @@ def _series(subject_id: str, first: bool, rng: np.random.Generator) -> list[str]
 
 
 def _file_name(ptid: str, description: str, day: date, series: int, image: int, variant: int) -> str:
-    """IDA's file name, and the variants without a timestamp and with `br_raw` that circulate."""
+    """File name as in IDA, with or without a timestamp, or with `br_raw`."""
     words = re.sub(r"[^0-9A-Za-z-]", "_", description)
     stamp = ("", f"_Br_{day:%Y%m%d}101530123", f"_br_raw_{day:%Y%m%d}101530123_1")[variant]
     return f"ADNI_{ptid}_MR_{words}{stamp}_S{series}_I{image}.nii{'.gz' if variant == 0 else ''}"
@@ -138,20 +138,20 @@ def _file_name(ptid: str, description: str, day: date, series: int, image: int, 
 def write_raw_scans(
     out: Path, visits: Sequence[dict[str, Any]], *, kind: str, voxel_mm: float, seed: int
 ) -> list[dict[str, Any]]:
-    """Write `out/ADNI/{PTID}/{description}/{date}/I{image}/FILE.nii` and the search CSV; returns the truth.
+    """Write `out/ADNI/{PTID}/{description}/{date}/I{image}/FILE.nii` and the search CSV; returns the ground truth.
 
-    The first subject's only usable scan is cut short where there are at least three subjects; the search CSV names
-    images with and without their `I`, lists a PET image that is not in the archive, and dates are M/D/YYYY.
+    With at least three participants, the only usable scan of the first one is truncated. The search CSV has image IDs
+    with and without the prefix `I`, dates as M/D/YYYY, and a PET image that is not in the download.
 
     Args:
-        visits: `subject_id, date, atrophy`, ordered by subject.
+        visits: `subject_id, date, atrophy`, sorted by subject.
     """
     head = {"ellipsoid": ellipsoid_head, "template": template_head}[kind]
     n_subjects = len({v["subject_id"] for v in visits})
     rows, truth, image = [], [], 100_000 + int(generator(seed, "image ids").integers(0, 9_000))
-    for number, (ptid, own) in enumerate(groupby(visits, key=itemgetter("subject_id"))):
+    for number, (ptid, subject_visits) in enumerate(groupby(visits, key=itemgetter("subject_id"))):
         failing = number == 0 and n_subjects >= 3
-        for k, visit in enumerate([next(own)] if failing else own):
+        for k, visit in enumerate([next(subject_visits)] if failing else subject_visits):
             rng = generator(seed, "t1 visit", ptid, visit["date"].isoformat())
             series = ["MP-RAGE"] if failing else _series(ptid, k == 0, rng)
             data, affine = head(rng, visit["atrophy"], voxel_mm)

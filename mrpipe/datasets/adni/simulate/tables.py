@@ -1,4 +1,4 @@
-"""Writing simulated LONI tables: three generations of layout, the provider's columns, and the faults of E.3."""
+"""Write simulated LONI tables in three export generations, with the columns and defects of real exports."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mrpipe.keyed import generator
 
 LAYOUTS = ("old", "2024", "2025")
 FILE_DATES = {"old": "12Jun2019", "2024": "09May2024", "2025": "15Nov2025"}
-# Tables closed before ADNI3: none of the bookkeeping columns that came later.
+# Tables closed before ADNI3 lack the bookkeeping columns that were added later.
 _CLOSED = frozenset({"MEDHIST", "APOERES", "ISOPROSTANE", "RESULTS"})
 FREE_TEXT = ("DES", "COMM", "GENCOM", "MHCOMMEN", "CMDOSE", "OTHSPE")
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes tables into an export of one layout."""
+    """Writes the tables of an export in one layout."""
 
     out: Path
     layout: str
@@ -51,10 +51,10 @@ class Writer:
         """Write one table.
 
         Args:
-            records: `ptid, rid, phase, site, viscode, viscode2, date` (String dates; null: blank), one a row.
-            items: the table's own columns in the provider's order, as text; null: blank.
-            keys: which leading keys the table has.
-            bookkeeping: with ID, SITEID, USERDATE, … and update_stamp; only the stamp otherwise.
+            records: `ptid, rid, phase, site, viscode, viscode2, date`, one row each; dates are text, null is blank.
+            items: columns specific to the table, in the order of real exports, as text; null is blank.
+            keys: leading key columns of the table.
+            bookkeeping: write ID, SITEID, USERDATE, … and update_stamp; otherwise only update_stamp.
         """
         n, rng = len(records), self.rng(f"{table} keys")
         old = self.layout == "old"
@@ -75,8 +75,8 @@ class Writer:
             "VISCODE2": records["viscode2"].to_list(),
             visit_date: records["date"].to_list(),
         }
-        wanted = [visit_date if k == "DATE" else k for k in keys if not (old and k == "PTID")]
-        lead = {k: key_values[k] for k in wanted}
+        names = [visit_date if k == "DATE" else k for k in keys if not (old and k == "PTID")]
+        lead = {k: key_values[k] for k in names}
         user: dict[str, Sequence[Any]] = {"USERDATE": day, "USERDATE2": [None] * n}
         record_id: dict[str, Sequence[Any]] = {
             "ID": [str(i + 1) for i in range(n)],
@@ -114,7 +114,7 @@ class Writer:
 
 
 def texts(values: NDArray[Any]) -> list[str | None]:
-    """Numbers as the provider writes them: whole ones without a point, NaN blank."""
+    """Format numbers as in real exports: integers without a decimal point, NaN as blank."""
     out: list[str | None] = []
     for v in values.tolist():
         if v is None or v != v:
@@ -133,7 +133,7 @@ def with_missing(
     minus_one: float = 0.0,
     anywhere: bool = False,
 ) -> list[str | None]:
-    """Replace a share by missing codes: −4 or blank, and −1 for ADNI1 (or anywhere, as in VITALS)."""
+    """Replace a fraction of values by missing codes: −4 or blank, and −1 in ADNI1 (in any phase if `anywhere`)."""
     u = rng.random(len(values))
     blank = rng.random(len(values)) < 0.3
     out = []
@@ -148,13 +148,13 @@ def with_missing(
 
 
 def duplicated(records: pl.DataFrame, rng: np.random.Generator, share: float) -> NDArray[np.int64]:
-    """Row positions with a share of rows repeated: the same visit entered twice."""
+    """Row indices with a fraction of rows repeated, as if the visit was entered twice."""
     n = len(records)
     extra = np.flatnonzero(rng.random(n) < share)
     return np.sort(np.r_[np.arange(n), extra])
 
 
 def blanked_dates(days: Sequence[date], rng: np.random.Generator, share: float) -> list[str | None]:
-    """ISO dates with a share left blank."""
+    """ISO dates with a fraction left blank."""
     gone = rng.random(len(days)) < share
     return [None if g else d.isoformat() for d, g in zip(days, gone, strict=True)]

@@ -1,4 +1,4 @@
-"""Run an iterator in a thread of its own, a few items ahead of who consumes it."""
+"""Run an iterator in a background thread, a few items ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class _Done:
     pass
 
 
-def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """The items of `items`, made by a thread; at most `depth` wait. An error is raised where the item would come.
+def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """Iterate over `items` in a thread that buffers up to `depth` items; its errors are raised in the consumer.
 
-    Stopping early (closing this generator) stops the thread after the item it is making.
+    Closing the generator early stops the thread after its current item.
     """
-    waiting: queue.Queue[T | _Failed | _Done] = queue.Queue(maxsize=depth)
+    buffer: queue.Queue[T | _Failed | _Done] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 
     def put(item: T | _Failed | _Done) -> None:
         while not stopped.is_set():
             try:
-                return waiting.put(item, timeout=0.1)
+                return buffer.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
@@ -48,7 +48,7 @@ def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     thread.start()
     try:
         while True:
-            item = waiting.get()
+            item = buffer.get()
             if isinstance(item, _Done):
                 return
             if isinstance(item, _Failed):

@@ -1,4 +1,4 @@
-"""A line that says how far a scan is and how many rows a second it reads; silent where stderr is no terminal."""
+"""Progress bar of a scan with rows per second, shown only if stderr is a terminal; and log lines on stderr."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import TracebackType
 
 
 class ScanProgress:
-    """Context manager; `advance(bytes, rows)` after each block of a file."""
+    """Context manager for the progress of one file; call `advance` after each block."""
 
     def __init__(self, label: str, total_bytes: int):
         self._rows = 0
@@ -40,7 +40,7 @@ class ScanProgress:
             self._progress.stop()
 
     def advance(self, done_bytes: int, rows: int) -> None:
-        """Say that `rows` more rows were read and that the file has been read up to `done_bytes`."""
+        """Report `rows` additional rows, and the position in the file."""
         self._rows += rows
         if self._progress is not None:
             elapsed = self._progress.tasks[self._task].elapsed or 0.0
@@ -48,6 +48,6 @@ class ScanProgress:
             self._progress.update(self._task, completed=done_bytes, rate=rate)
 
 
-def say(message: str) -> None:
-    """One line for the person or the log."""
+def log(message: str) -> None:
+    """Print one line to stderr."""
     print(message, file=sys.stderr, flush=True)

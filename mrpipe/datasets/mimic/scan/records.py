@@ -1,6 +1,6 @@
-"""CSV records as bytes: where they end, whose they are, and clock times, for millions of rows a second in numpy.
+"""Find CSV records, integer fields and times in bytes at millions of rows per second with numpy.
 
-Words of eight bytes are compared at once (SIMD within a register): a byte of a word equals c where that byte of
+Eight bytes are compared at once (SIMD within a register): a byte of a 64-bit word equals c if that byte of
 word ^ (c repeated) is zero.
 """
 
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
-PAD = 64  # zeros that `numbers_at` wants behind its bytes
+PAD = 64  # zero bytes that `numbers_at` requires at the end of its data
 _COMMA, _NEWLINE, _QUOTE = 44, 10, 34
-_SLICE = 2**18  # bytes looked at together: they stay in the cache
+_SLICE = 2**18  # bytes searched at a time, few enough to stay in the cache
 _ONES, _HIGH = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
-_DIGITS = 19  # of an int64
+_DIGITS = 19  # digits of an int64
 
 
 def _positions(data: Bytes, byte: int) -> NDArray[np.int64]:
-    """Where a byte occurs; fast when it is rare, and right when it is not."""
+    """Positions of a byte; optimised for rare bytes."""
     found = []
     for start in range(0, len(data), _SLICE):
         equal = data[start : start + _SLICE] == byte
@@ -39,25 +39,25 @@ def _positions(data: Bytes, byte: int) -> NDArray[np.int64]:
 
 
 def record_ends(data: bytes) -> NDArray[np.int64]:
-    """Positions of the line ends that end a record, in bytes that begin at a record: those outside quotes."""
+    """Positions of the line ends outside quotes, which end a record; the data must start at a record."""
     buffer = np.frombuffer(data, dtype=np.uint8)
     ends = _positions(buffer, _NEWLINE)
     if b'"' in data:
-        # A doubled quote counts twice, so the number of quotes before a place is odd just inside a quoted field.
+        # A position is inside a quoted field if the number of quotes before it is odd; doubled quotes count twice.
         ends = ends[np.searchsorted(_positions(buffer, _QUOTE), ends) % 2 == 0]
     return ends
 
 
 def _zero_byte(word: Words) -> NDArray[np.int64]:
-    """Index of the first zero byte of each word, 8 where there is none."""
-    # The lowest marked byte is exact (higher marks may be borrows).
+    """Index of the first zero byte of each word, 8 if there is none."""
+    # Only the lowest mark is reliable; higher ones may be due to borrows.
     mark = (word - _ONES) & ~word & _HIGH
     lowest = mark & (~mark + np.uint64(1))
     return np.where(mark == 0, 8, np.bitwise_count(lowest - np.uint64(1)) >> 3).astype(np.int64)
 
 
 def _eight_digits(word: Words) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The number that eight ASCII digits spell, and whether all eight are digits."""
+    """Value of eight ASCII digits, and whether all eight bytes are digits."""
     plain = ((word & np.uint64(0xF0F0F0F0F0F0F0F0)) == np.uint64(0x3030303030303030)) & (
         ((word + np.uint64(0x0606060606060606)) & np.uint64(0xF0F0F0F0F0F0F0F0)) == np.uint64(0x3030303030303030)
     )
@@ -69,7 +69,7 @@ def _eight_digits(word: Words) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
 
 
 def _any_digits(data: Bytes, position: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The number of up to nineteen digits that fills the field at each position; -1 for anything else."""
+    """Value of the field at each position if it consists of 1 to 19 digits, otherwise -1."""
     window = np.lib.stride_tricks.sliding_window_view(data, _DIGITS + 1)[position]
     digit = (window - np.uint8(48)) < 10
     length = digit.argmin(axis=1)
@@ -82,11 +82,11 @@ def _any_digits(data: Bytes, position: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def numbers_at(data: Bytes, starts: NDArray[np.int64], column: int) -> NDArray[np.int64]:
-    """The whole number in field `column` of the records that begin at `starts`; -1 where it is no plain number.
+    """Integers in field `column` of the records that begin at `starts`, (n,) int64; -1 for anything but plain digits.
 
     Args:
-        data: bytes, the last PAD of them zeros.
-        column: how many fields stand before it; each must be shorter than 32 bytes and without quotes, or it is -1.
+        data: bytes that end with PAD zeros.
+        column: index of the field, from 0; preceding fields that are quoted or 32 bytes or longer also give -1.
     """
     every: NDArray[Any] = np.ndarray((len(data) - 7,), dtype="<u8", buffer=data, strides=(1,))
     position, unknown = starts, np.zeros(len(starts), dtype=bool)
@@ -106,15 +106,15 @@ def numbers_at(data: Bytes, starts: NDArray[np.int64], column: int) -> NDArray[n
     value, plain = _eight_digits(every[position])
     plain &= data[position + 8] == _COMMA
     if not plain.all():
-        # Numbers of another length than the provider's eight digits.
+        # Numbers that do not have eight digits, unlike those of the provider.
         odd = np.flatnonzero(~plain)
         value[odd] = _any_digits(data, position[odd])
     value[unknown] = -1
     return value
 
 
-class Wanted:
-    """Which patients are kept: a table of booleans over the range of their numbers where it is small enough."""
+class SubjectFilter:
+    """Mask of the rows of given patients, by a lookup table over their range of ids if it is small enough."""
 
     def __init__(self, subjects: NDArray[np.int64]):
         self._sorted = np.unique(subjects)
@@ -133,7 +133,7 @@ class Wanted:
 
 
 def cut(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64], keep: NDArray[np.bool_]) -> bytes:
-    """The kept records, copied; records that follow each other are copied together."""
+    """Concatenate the records in `keep`; adjacent records are copied together."""
     edges = np.diff(np.concatenate([[0], keep.astype(np.int8), [0]]))
     first, last = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1
     view = memoryview(data)
@@ -144,7 +144,7 @@ _MONTHS = np.arange("0000-01", "3000-01", dtype="datetime64[M]").astype("datetim
 
 
 def clock_times(text: pl.Series) -> pl.Series:
-    """`YYYY-MM-DD HH:MM:SS` (years up to 2999) as Datetime; null for a null and for anything else."""
+    """Parse `YYYY-MM-DD HH:MM:SS` (years up to 2998) to Datetime; anything else becomes null."""
     n = len(text)
     if not n:
         return pl.Series(text.name, [], dtype=pl.Datetime("us"))

@@ -1,9 +1,8 @@
-"""Scan a large CSV (plain or .gz) for the rows of some patients, in bounded memory and faster than gzip inflates.
+"""Scan a large CSV file (plain or .gz) for the rows of given patients, in bounded memory and faster than gzip.
 
-One thread inflates (ISA-L's igzip), a second cuts the bytes into records, reads the patient's number off each and keeps
-the records of wanted patients; only those are parsed, by polars, in the calling thread. Most of a full export is
-never parsed at all. Records are cut at line ends outside quotes, so text with line breaks, commas and doubled quotes
-passes. Columns are found by name in the header, in any order.
+One thread decompresses (igzip of ISA-L); a second splits the bytes into records and filters them by subject_id; the
+calling thread parses the remaining records with polars. Most of a full export is never parsed. Records end at line ends
+outside quotes, so text may contain line breaks, commas and doubled quotes. Columns are found by name, in any order.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ import polars as pl
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.scan.prefetch import ahead
+from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.scan.progress import ScanProgress
-from mrpipe.datasets.mimic.scan.records import PAD, Wanted, clock_times, cut, numbers_at, record_ends
+from mrpipe.datasets.mimic.scan.records import PAD, SubjectFilter, clock_times, cut, numbers_at, record_ends
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import Column, match_header
 
-BLOCK = 4 * 2**20  # inflated at a time
-PARSE = 8 * 2**20  # kept bytes that are parsed together
+BLOCK = 4 * 2**20  # bytes decompressed at a time
+PARSE = 8 * 2**20  # bytes of filtered records parsed at a time
 LONGEST_RECORD = 64 * 2**20
-# A prefilter looks for the patient's number behind at most so many other fields; behind more, all rows are parsed.
+# Maximum position of subject_id for filtering records before they are parsed; beyond it, all rows are parsed.
 _NEAR = 4
 _PADDING = bytes(PAD)
 
@@ -36,29 +35,29 @@ _DAMAGED: tuple[type[BaseException], ...] = (EOFError, OSError, zlib.error, isal
 
 
 def damaged(shown_as: str, reason: object) -> DataError:
-    """The error for a file that cannot be read to its end."""
+    """Error for a file that cannot be read completely."""
     return DataError(
         Fault(
             file=shown_as,
             expected="a complete file",
             found=f"unreadable data ({str(reason).splitlines()[0] if str(reason) else type(reason).__name__})",
-            fix="The file is damaged or cut short: download it again.",
+            fix="The file is damaged or truncated: download it again.",
         )
     )
 
 
 def inflating(file: IO[bytes], path: Path) -> Any:
-    """The content of an open file, inflated where its name ends in .gz."""
+    """Content of an open file, decompressed if its name ends in .gz."""
     return igzip.IGzipFile(fileobj=file, mode="rb") if path.suffix == ".gz" else file  # type: ignore[no-untyped-call]
 
 
 def open_bytes(path: Path) -> Any:
-    """A file's content, inflated where its name ends in .gz."""
+    """Open a file for reading bytes, decompressed if its name ends in .gz."""
     return igzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[no-untyped-call]
 
 
 def read_header(path: Path, shown_as: str) -> tuple[list[str], int]:
-    """Column names of the first line, and its length in bytes."""
+    """Column names in the first line, and the length of that line in bytes."""
     try:
         with open_bytes(path) as handle:
             line = handle.readline(2**20)
@@ -72,10 +71,10 @@ def read_header(path: Path, shown_as: str) -> tuple[list[str], int]:
 
 
 def check_columns(path: Path, columns: Sequence[Column], shown_as: str) -> dict[str, str]:
-    """Canonical name → name in the header.
+    """Map the canonical column names to the names in the header.
 
     Raises:
-        DataError: every declared column that is not there, or there twice.
+        DataError: all declared columns that are missing or repeated.
     """
     header, _ = read_header(path, shown_as)
     found, faults = match_header(header, columns), FaultCollector()
@@ -88,25 +87,23 @@ def check_columns(path: Path, columns: Sequence[Column], shown_as: str) -> dict[
                     column=column.name,
                     expected="this column",
                     found=f"columns {', '.join(header[:16])}",
-                    fix="Is this the table of MIMIC-IV, with its header row?",
+                    fix="Check that this is the MIMIC-IV table, with its header row.",
                 )
             )
         elif column.name in found and lower.count(found[column.name].lower()) > 1:
-            faults.add(
-                Fault(file=shown_as, column=column.name, expected="this column once", found="several of this name")
-            )
+            faults.add(Fault(file=shown_as, column=column.name, expected="this column once", found="a repeated column"))
     faults.raise_if_any()
     return found
 
 
 class Scan:
-    """Iterate over frames with the canonical names of `columns`, rows of `subjects` only, in the order of the file.
+    """Iterate over frames with the canonical names of `columns` and the rows of `subjects` (None: all), in file order.
 
     Attributes:
-        n_rows: records read so far, kept or not.
+        n_rows: number of records read so far, including those of other patients.
 
     Raises:
-        DataError: (while iterating) a file that is damaged or cut short, a value of another type.
+        DataError: missing columns or, while iterating, a damaged or truncated file or a value of the wrong type.
     """
 
     def __init__(self, path: Path, columns: Sequence[Column], subjects: NDArray[np.int64] | None, *, shown_as: str):
@@ -116,15 +113,15 @@ class Scan:
         self._columns = [c for c in columns if c.name in self.names]
         self._position = self.header.index(self.names["subject_id"])
         self._subjects = subjects
-        self._wanted = None if subjects is None else Wanted(subjects)
+        self._keep = None if subjects is None else SubjectFilter(subjects)
         self.n_rows = 0
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         kept: list[bytes] = []
         kept_size = 0
         with ScanProgress(self.path.name, self.path.stat().st_size) as progress:
-            # Three stages, each in a thread: inflate, cut, parse. Most of their work is done without Python's lock.
-            for part, rows, done in ahead(self._records(ahead(self._blocks()))):
+            # Three stages, each in its own thread: decompress, split, parse. Most of the work releases the GIL.
+            for part, rows, done in prefetch(self._records(prefetch(self._blocks()))):
                 self.n_rows += rows
                 progress.advance(done, rows)
                 kept.append(part)
@@ -136,7 +133,7 @@ class Scan:
             yield self._parse(b"".join(kept))
 
     def _blocks(self) -> Iterator[tuple[bytes, int]]:
-        """The bytes behind the header, and how far the file has been read."""
+        """Blocks of bytes after the header, each with the position in the file."""
         try:
             with self.path.open("rb") as compressed, inflating(compressed, self.path) as handle:
                 handle.read(self._skip)
@@ -146,10 +143,10 @@ class Scan:
             raise damaged(self.shown_as, error) from error
 
     def _records(self, blocks: Iterable[tuple[bytes, int]]) -> Iterator[tuple[bytes, int, int]]:
-        """Whole records of wanted patients, how many records were looked at, how far the file has been read."""
+        """Complete records of the selected patients, the number of records read, and the position in the file."""
         tail, done = b"", 0
         for block, done in blocks:
-            # With its padding in one copy: a second one would cost as much as a tenth of the inflating.
+            # Join with the padding in one copy; a second copy would take a tenth of the time of decompression.
             data = b"".join((tail, block, _PADDING))
             part, used, rows = self._filter(data)
             tail = data[used:-PAD]
@@ -157,24 +154,24 @@ class Scan:
                 break
             yield part, rows, done
         if tail.strip():
-            # The last record may lack its line end.
+            # The last record may lack a line end.
             part, used, rows = self._filter(tail + b"\n" + _PADDING)
             if used <= len(tail):
-                raise damaged(self.shown_as, "a quoted field that does not end")
+                raise damaged(self.shown_as, "unterminated quoted field")
             yield part, rows, done
 
     def _filter(self, data: bytes) -> tuple[bytes, int, int]:
-        """The kept records of padded bytes, how many bytes were whole records, how many records."""
+        """Selected records in padded bytes, the number of bytes in complete records, and the number of records."""
         ends = record_ends(data)
         if not len(ends):
             return b"", 0, 0
         used = int(ends[-1]) + 1
-        if self._wanted is None or self._position > _NEAR:
+        if self._keep is None or self._position > _NEAR:
             return data[:used], used, len(ends)
         starts = np.concatenate([[0], ends[:-1] + 1])
         subjects = numbers_at(np.frombuffer(data, dtype=np.uint8), starts, self._position)
-        # A record whose number could not be read off is parsed, and judged there.
-        return cut(data, starts, ends, self._wanted(subjects) | (subjects < 0)), used, len(ends)
+        # Records whose subject_id could not be read here are kept and filtered after parsing.
+        return cut(data, starts, ends, self._keep(subjects) | (subjects < 0)), used, len(ends)
 
     def _read(self, data: bytes, schema: dict[str, Any], columns: list[str]) -> pl.DataFrame:
         positions = sorted(self.header.index(c) for c in columns)
@@ -182,7 +179,7 @@ class Scan:
 
     def _parse(self, data: bytes) -> pl.DataFrame:
         used = {self.names[c.name]: c for c in self._columns}
-        # Times are parsed here: the reader of polars takes four times as long for them as for all the rest.
+        # Parse times below, because polars takes four times as long for them as for all other columns.
         times = [c for c in self._columns if isinstance(c.dtype, pl.Datetime)]
         schema = {h: used[h].dtype if h in used and used[h] not in times else pl.String for h in self.header}
         try:
@@ -206,24 +203,24 @@ class Scan:
                 faults.add(self._fault(column, f"{n_empty} empty fields"))
         faults.raise_if_any()
         if self._subjects is not None:
-            frame = frame.filter(pl.Series(Wanted(self._subjects)(frame["subject_id"].to_numpy())))
+            frame = frame.filter(pl.Series(SubjectFilter(self._subjects)(frame["subject_id"].to_numpy())))
         return frame
 
     def _fault(self, column: Column, found: str) -> Fault:
-        fix = "Is the header shifted against the rows, or the file damaged?"
+        fix = "Check whether the header is shifted relative to the rows, or the file is damaged."
         return Fault(file=self.shown_as, column=column.name, expected=f"{column.dtype} values", found=found, fix=fix)
 
     def _explain(self, data: bytes, names: list[str], error: Exception) -> DataError:
-        """Name the column and the value that could not be read."""
+        """Error with the columns and values that could not be parsed."""
         try:
             frame = self._read(data, dict.fromkeys(self.header, pl.String), names)
         except (pl.exceptions.ComputeError, pl.exceptions.SchemaError) as ragged:
             return DataError(
                 Fault(
                     file=self.shown_as,
-                    expected=f"{len(self.header)} fields a row",
+                    expected=f"{len(self.header)} fields per row",
                     found=str(ragged).splitlines()[0],
-                    fix="Is the header shifted against the rows?",
+                    fix="Check whether the header is shifted relative to the rows.",
                 )
             )
         faults = FaultCollector()
@@ -237,14 +234,14 @@ class Scan:
 
 
 def cast_text(text: pl.Series, dtype: Any) -> pl.Series:
-    """Text as `dtype`; null where it is none."""
+    """Cast text to `dtype`; values that cannot be parsed become null."""
     if isinstance(dtype, pl.Datetime):
         return clock_times(text)
     return text.cast(dtype, strict=False)
 
 
 def sample_rows(path: Path, columns: Sequence[Column], *, shown_as: str, size: int = 2**16) -> pl.DataFrame:
-    """The first rows of a large table, parsed as a scan would parse them: a shifted header shows here."""
+    """Parse the first rows of a large table as a scan does, which detects, for example, a shifted header."""
     scan = Scan(path, columns, None, shown_as=shown_as)
     try:
         with open_bytes(path) as handle:
@@ -262,10 +259,10 @@ def sample_rows(path: Path, columns: Sequence[Column], *, shown_as: str, size: i
 
 
 def inflate_to_end(path: Path, shown_as: str) -> None:
-    """Read a compressed file to its end, CRC and length included, and keep nothing.
+    """Decompress a file completely to verify its CRC and length.
 
     Raises:
-        DataError: damaged or cut short.
+        DataError: the file is damaged or truncated.
     """
     buffer = bytearray(BLOCK)
     try:

@@ -1,4 +1,4 @@
-"""Simulated labevents and chartevents, block by block of patients, at hundreds of thousands of rows a second."""
+"""Simulated labevents and chartevents, generated in blocks of patients."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.simulate import pools as pools
+from mrpipe.datasets.mimic.simulate import pools
 from mrpipe.datasets.mimic.simulate.options import MimicSimulation
 from mrpipe.datasets.mimic.simulate.patients import People, moments
 from mrpipe.keyed import generator
 
-BLOCK = 500_000  # rows made together, about
+BLOCK = 500_000  # approximate number of rows generated at a time
 _RARE_SHARE = 0.06
-_TENTHS = 60_000  # values are written from a table of ready strings up to 6000.0
+_TENTHS = 60_000  # values up to 6000.0 are formatted by a lookup table of strings
 
 
 @dataclass(frozen=True)
 class ItemPool:
-    """Items of one table: (n_items,) each; `text` items have words instead of values."""
+    """Items of one table, arrays of length n_items; `words` maps text items to their possible values."""
 
     itemid: NDArray[np.int64]
     label: list[str]
@@ -37,7 +37,7 @@ class ItemPool:
 
 
 def item_pool(source: str, n_rare: int) -> ItemPool:
-    """The items of a table: the named ones, `n_rare` rare ones, and those whose values are words."""
+    """Items of a table: common items, `n_rare` rare items, and text items."""
     named = pools.LAB_ITEMS if source == "labevents" else pools.CHART_ITEMS
     text = pools.LAB_TEXT if source == "labevents" else pools.CHART_TEXT
     first = 53_000 if source == "labevents" else 229_000
@@ -77,7 +77,7 @@ def item_pool(source: str, n_rare: int) -> ItemPool:
 
 
 def dictionary(source: str, n_rare: int) -> pl.DataFrame:
-    """d_labitems or d_items."""
+    """Table d_labitems or d_items."""
     pool = item_pool(source, n_rare)
     n = len(pool.label)
     base = pl.DataFrame({"itemid": pool.itemid, "label": pool.label})
@@ -96,7 +96,7 @@ def dictionary(source: str, n_rare: int) -> pl.DataFrame:
 
 
 def _layout(people: People, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """How many rows each visit has (longer stays more), (n_visits,): exactly n_rows in all; with begin and end."""
+    """Rows per visit, (n_visits,), which sum to n_rows and increase with the length of stay; also begin and end."""
     begin = np.minimum(people.visits["admit"].to_numpy(), people.visits["discharge"].to_numpy() - 60)
     end = people.visits["discharge"].to_numpy()
     weight = np.sqrt((end - begin).astype(np.float64))
@@ -111,7 +111,7 @@ def _strings() -> pl.Series:
 
 
 class _Values:
-    """Values of the rows of a block, as numbers and as they are written."""
+    """Draws values of the rows of a block, as numbers and as text."""
 
     def __init__(self, source: str, people: People, o: MimicSimulation):
         self.pool, self._o, self._source = item_pool(source, o.n_rare_items), o, source
@@ -123,7 +123,7 @@ class _Values:
         self._units = pl.Series([*self.pool.unit, "mmol/L", "umol/L", "mg", "mg/dl"])
         at = {int(i): k for k, i in enumerate(self.pool.itemid)}
         n = len(self.pool.unit)
-        # Trap: one item in several units: item → code of the other unit, factor into it.
+        # Data error: an item in several units. Item → code of the other unit, conversion factor.
         self._other = [
             (at[i], n + u, f)
             for i, u, f in ((50931, 0, 1 / 18.016), (50912, 1, 88.42), (51222, 2, 1.0), (51006, 3, 1.0))
@@ -154,7 +154,7 @@ class _Values:
         if long.any():
             text = pl.Series(number[long]).cast(pl.String)
             written = written.scatter(np.flatnonzero(long), text)
-        # valuenum is blank where the value is text: words, the blank of de-identification, limits.
+        # valuenum is blank if the value is text: words, de-identification blanks, limits.
         words = self._is_text[item]
         blank = words | ((chance > 0.9) & (chance < 0.9 + 0.03 * rate))
         texts = np.array(
@@ -175,7 +175,7 @@ class _Values:
 
 
 def event_blocks(source: str, people: People, o: MimicSimulation) -> Iterator[pl.DataFrame]:
-    """Frames of labevents or chartevents in the provider's columns, by patient and time (3.1: shuffled in a block)."""
+    """Blocks of labevents or chartevents with the columns of the provider, by patient and time (3.1: shuffled)."""
     n_rows = o.n_lab_rows if source == "labevents" else o.n_chart_rows
     counts, begin, end = _layout(people, n_rows)
     owner = people.visits["patient"].to_numpy()
@@ -215,17 +215,17 @@ def _block(
     lab = source == "labevents"
     chance = rng.random(n)
     if lab:
-        # Outpatient and emergency draws: between visits, or in the day before the admission.
+        # Outpatient and emergency samples, taken between visits or within a day before the admission.
         minute = np.where(chance < 0.12, begin[visit] - rng.integers(3 * 1440, 30 * 1440, n), minute)
         minute = np.where((chance >= 0.12) & (chance < 0.2), begin[visit] - rng.integers(1, 1440, n), minute)
     order = np.argsort(visit * np.int64(2**28) + (minute - begin[visit] + 2**27), kind="stable")
     visit, minute, chance = visit[order], minute[order], chance[order]
     drawn = values.draw(owner[visit], rng)
-    # Trap: hadm_id is blank for what is outside a stay, and for some of what is inside.
+    # Data error: hadm_id is blank outside visits, and for some rows inside.
     no_visit = lab & ((chance < 0.2) | (chance > 0.92))
-    again = np.zeros(n, dtype=bool)
-    again[1:] = rng.random(n - 1) < o.traps * 0.005
-    source_row = np.maximum.accumulate(np.where(again, 0, np.arange(n)))
+    repeated = np.zeros(n, dtype=bool)
+    repeated[1:] = rng.random(n - 1) < o.traps * 0.005
+    source_row = np.maximum.accumulate(np.where(repeated, 0, np.arange(n)))
     time = moments(minute)
     frame = pl.DataFrame(
         {
@@ -240,7 +240,7 @@ def _block(
             "no_visit": no_visit,
         }
     )
-    # Trap: the same event twice.
+    # Data error: repeated events.
     frame = frame[source_row]
     if o.release.startswith("3"):
         frame = frame[rng.permutation(n)]

@@ -1,9 +1,9 @@
-"""A simulated MIMIC-IV export: the provider's files, columns, codes, releases and faults, with a known truth.
+"""Simulated MIMIC-IV exports with the files, columns, codes and data errors of the provider and a known ground truth.
 
-A patient has four independent latent factors: one that every modality shows and one each that only measurements, only
-notes, only codes show. log odds of death within a year of the index discharge are linear in all four, so that each
-modality carries something of its own. The truth holds the factors and that probability: the best possible prediction
-of who sees the factors themselves, an upper bound for who sees the noisy export.
+Each patient has four independent latent factors: one shared by all modalities, and one each specific to measurements,
+notes and codes. The log odds of death within a year of the index discharge are linear in all four factors, so that each
+modality adds information. The ground truth has the factors and this probability, which is the best prediction given the
+factors, and so an upper bound on predictions from the noisy export.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import polars as pl
 from isal import igzip
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.scan.prefetch import ahead
-from mrpipe.datasets.mimic.simulate import pools as pools
+from mrpipe.datasets.mimic.scan.prefetch import prefetch
+from mrpipe.datasets.mimic.simulate import pools
 from mrpipe.datasets.mimic.simulate.events import dictionary, event_blocks
 from mrpipe.datasets.mimic.simulate.notes import discharge_table, radiology_table
 from mrpipe.datasets.mimic.simulate.options import MimicSimulation
@@ -38,7 +38,7 @@ from mrpipe.raw import sha256
 from mrpipe.store.parquet import write_frame, write_text
 
 __all__ = ["MimicSimulation", "simulate_export"]
-# Columns that releases up to 2.1 do not have.
+# Columns that releases before 2.2 do not have.
 PROVIDER_COLUMNS = ("admit_provider_id", "order_provider_id", "caregiver_id")
 
 
@@ -52,16 +52,16 @@ def _titles(
 
 
 def _write(raw: Path, name: str, frames: Iterable[pl.DataFrame], o: MimicSimulation) -> None:
-    """One table; a thread makes the text while this one compresses it."""
+    """Write one table; a thread formats the text while this one compresses it."""
     path = raw / f"{name}.csv{'.gz' if o.compressed else ''}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as target:
         if not o.compressed:
-            target.writelines(ahead(_csv(name, frames, o)))
+            target.writelines(prefetch(_csv(name, frames, o)))
             return
-        # No file name and no time in the header: the same export is the same bytes.
+        # No file name or time in the header, so that equal exports have equal bytes.
         with igzip.IGzipFile("", "wb", compresslevel=1, fileobj=target, mtime=0) as handle:  # type: ignore[no-untyped-call]
-            for block in ahead(_csv(name, frames, o)):
+            for block in prefetch(_csv(name, frames, o)):
                 handle.write(block)  # type: ignore[no-untyped-call]
 
 
@@ -79,10 +79,10 @@ def _csv(name: str, frames: Iterable[pl.DataFrame], o: MimicSimulation) -> Itera
 
 
 def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
-    """Write hosp/, icu/, note/ and SHA256SUMS.txt into `raw`; truth.parquet, best.parquet and model.json into `truth`.
+    """Write hosp/, icu/, note/ and SHA256SUMS.txt to `raw`; truth.parquet, best.parquet and model.json to `truth`.
 
     Raises:
-        UsageError: a value out of its range.
+        UsageError: an option out of range.
     """
     options.validate()
     o = options
@@ -90,7 +90,7 @@ def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
     diagnoses, procedures = code_tables(people, o)
     order = generator(o.seed, "mimic order").permutation(len(people.patients))
     tables: dict[str, Iterable[pl.DataFrame]] = {
-        # patients and admissions of the provider are in no order.
+        # The provider's patients and admissions are unordered.
         "hosp/patients": [patients_table(people, o)[order]],
         "hosp/admissions": [
             admissions_table(people, o)[generator(o.seed, "mimic order of admissions").permutation(len(people.visits))]
@@ -124,8 +124,8 @@ def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
         "has_procedures",
     )
     write_frame(truth / "truth.parquet", frame.sort("sample_id"))
-    of_death = frame["probability"].to_numpy()
-    best: dict[tuple[str, ...], NDArray[np.float64]] = {(): np.stack([1 - of_death, of_death], axis=1)}
+    p_death = frame["probability"].to_numpy()
+    best: dict[tuple[str, ...], NDArray[np.float64]] = {(): np.stack([1 - p_death, p_death], axis=1)}
     write_best(truth, "mortality", ("alive", "dead"), frame["sample_id"].to_list(), best)
     model = {
         "label": "P(dead within a year of the index discharge) = sigmoid(b + strength · sum of the four factors)",

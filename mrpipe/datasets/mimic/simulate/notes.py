@@ -1,11 +1,11 @@
-"""Simulated discharge summaries and radiology reports: sections, blanks, line breaks, quotes, telltale phrases."""
+"""Simulated discharge summaries and radiology reports with sections, blanks, quotes and phrases that reveal deaths."""
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
 
-from mrpipe.datasets.mimic.simulate import pools as pools
+from mrpipe.datasets.mimic.simulate import pools
 from mrpipe.datasets.mimic.simulate.options import MimicSimulation
 from mrpipe.datasets.mimic.simulate.patients import DAY, People, moments, sigmoid
 from mrpipe.keyed import generator
@@ -20,7 +20,7 @@ def _with_notes(people: People) -> pl.DataFrame:
 
 
 def _sentences(people: People, visits: pl.DataFrame, rng: np.random.Generator, n: int) -> list[pl.Series]:
-    """n phrases a note; the sicker the patient, the more of the worse ones."""
+    """n phrases per note; sicker patients have more unfavourable ones."""
     p = people.patients
     state = ((p["shared"] + p["note"]) * 0.8).gather(visits["patient"]).to_numpy()
     worse, better = (pl.Series([q[i] for q in pools.PHRASES]) for i in (0, 1))
@@ -33,7 +33,7 @@ def _sentences(people: People, visits: pl.DataFrame, rng: np.random.Generator, n
 
 
 def discharge_table(people: People, o: MimicSimulation) -> pl.DataFrame:
-    """note/discharge: one note a visit; a terminal visit's note says so."""
+    """Table note/discharge: one note per visit; the note of a terminal visit mentions the death."""
     rng = generator(o.seed, "mimic discharge notes")
     visits = _with_notes(people)
     n = len(visits)
@@ -101,7 +101,7 @@ def discharge_table(people: People, o: MimicSimulation) -> pl.DataFrame:
 
 
 def radiology_table(people: People, o: MimicSimulation) -> pl.DataFrame:
-    """note/radiology: two reports a visit, one of them of an outpatient (blank hadm_id) before the admission."""
+    """Table note/radiology: two reports per visit, one of them as outpatient (blank hadm_id) before the admission."""
     rng = generator(o.seed, "mimic radiology notes")
     visits = (
         pl.concat([v := _with_notes(people), v.with_columns(pl.lit(True).alias("before"))], how="diagonal")

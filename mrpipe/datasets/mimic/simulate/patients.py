@@ -1,4 +1,4 @@
-"""Simulated patients: latent state, visits, death, codes; the small tables of a MIMIC-IV export."""
+"""Simulated patients, visits, deaths and codes, and the small tables of a MIMIC-IV export."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.simulate import pools as pools
+from mrpipe.datasets.mimic.simulate import pools
 from mrpipe.datasets.mimic.simulate.options import MimicSimulation
 from mrpipe.keyed import generator
 
 FACTORS = ("shared", "lab", "note", "code")
-# Share of patients: in the cohort, one visit, ICD-10 only, dead in hospital with one other visit, never in the ICU.
+# Patients in the cohort, with one visit, with ICD-10 only, with one visit before dying in hospital, without ICU stay.
 KINDS = ("eligible", "single", "icd10", "terminal", "no_icu")
-DAY = 1440
+DAY = 1440  # minutes
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class People:
     """Patients and visits of a simulated export.
 
     Attributes:
-        patients: `subject_id, kind, <factor>..., probability, dies, has_notes, has_procedures, gender, ...`.
-        visits: `patient` (row of patients), `hadm_id, admit, discharge` (minutes since 2100), `icd` (9 or 10), `icu`,
-            `terminal`, `index`; by patient and time.
+        patients: `subject_id, kind`, the factors, `probability, dies, has_notes, has_procedures, gender, dod`, anchors.
+        visits: `patient` (row in patients), `hadm_id`, `admit` and `discharge` (minutes since 2100), `icd` (9 or 10),
+            `icu`, `terminal`, `index`; sorted by patient and time.
     """
 
     patients: pl.DataFrame
@@ -39,7 +39,7 @@ def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def intercept(mortality: float, sd: float) -> float:
-    """b with E sigmoid(b + sd·z) = mortality for a standard normal z (bisection on a fixed grid)."""
+    """Solve E[sigmoid(b + sd·z)] = mortality for b, with standard normal z, by bisection on a fixed grid."""
     z = np.linspace(-6, 6, 2001)
     weight = np.exp(-z * z / 2)
     low, high = -30.0, 30.0
@@ -52,11 +52,11 @@ def intercept(mortality: float, sd: float) -> float:
 
 
 def draw_patients(o: MimicSimulation) -> pl.DataFrame:
-    """One row a patient: latent factors, probability of death, and what is missing of the record."""
+    """Draw one row per patient: latent factors, probability of death, missing records, demographics."""
     rng = generator(o.seed, "mimic patients")
     n = o.n_patients
     shares = np.array([o.eligible, *(np.array([0.45, 0.3, 0.15, 0.1]) * (1 - o.eligible))])
-    # Shares are exact and every kind occurs; the order is random.
+    # Proportions are exact and every kind occurs; the order is random.
     counts = np.floor(shares * n).astype(int)
     counts[1] += n - counts.sum()
     kind = rng.permutation(np.repeat(np.arange(len(KINDS)), counts))
@@ -67,7 +67,7 @@ def draw_patients(o: MimicSimulation) -> pl.DataFrame:
     dies = rng.random(n) < probability
 
     def missing(share: float) -> NDArray[np.bool_]:
-        """Missing at `share`; with informative missingness the sicker the likelier."""
+        """Mask with mean `share`; with informative missingness, sicker patients are more likely to be missing."""
         if share <= 0:
             return np.zeros(n, dtype=bool)
         slope = 2.0 * o.informative
@@ -100,25 +100,25 @@ def draw_patients(o: MimicSimulation) -> pl.DataFrame:
 
 
 def draw_people(o: MimicSimulation) -> People:
-    """Patients with visits; deaths in hospital and after it; overlapping and reversed visits."""
+    """Draw patients with visits, deaths in hospital and after discharge, and overlapping and reversed visits."""
     patients = draw_patients(o)
     rng = generator(o.seed, "mimic visits")
     n = len(patients)
     kind = patients["kind"].to_numpy()
     dies = patients["dies"].to_numpy()
     more = np.minimum(rng.geometric(0.55, n) - 1, 4)
-    counted = np.where(kind == 0, 2 + more, np.where(kind == 1, 1, np.where(kind == 3, 1, 2 + (more > 1))))
+    n_counted = np.where(kind == 0, 2 + more, np.where(kind == 1, 1, np.where(kind == 3, 1, 2 + (more > 1))))
     late10 = (kind == 0) & ~dies & (rng.random(n) < 0.15)
     dies_inside = (kind == 3) | ((kind == 0) & dies & (rng.random(n) < 0.3))
-    total = counted + late10 + dies_inside
+    total = n_counted + late10 + dies_inside
     patient = np.repeat(np.arange(n), total)
     number = np.arange(len(patient)) - np.repeat(np.cumsum(total) - total, total)
-    is_counted = number < counted[patient]
+    is_counted = number < n_counted[patient]
     terminal = ~is_counted & dies_inside[patient]
     late = ~is_counted & ~terminal
     stay = (rng.gamma(2.2, 2.6, len(patient)) * DAY).astype(np.int64) + 12 * 60
     gap = (rng.exponential(110, len(patient)) * DAY).astype(np.int64) + 2 * DAY
-    # A death in hospital must fall within a year of the index discharge, a late visit may lie behind it.
+    # A death in hospital must be within a year of the index discharge; a late visit may be after that.
     gap = np.where(terminal, rng.integers(5 * DAY, 300 * DAY, len(patient)), gap)
     stay = np.where(terminal, np.minimum(stay, 40 * DAY), stay)
     gap = np.where(late, rng.integers(250 * DAY, 420 * DAY, len(patient)), gap)
@@ -128,7 +128,7 @@ def draw_people(o: MimicSimulation) -> People:
     base = np.repeat((reach - length)[np.cumsum(total) - total], total)
     discharge = np.repeat(begin, total) + reach - base
     admit = discharge - stay
-    # Traps: some later visits begin before the one before has ended, some are admitted after their discharge.
+    # Data errors: some visits begin before the end of the previous one, or have admittime after dischtime.
     overlap = (number > 0) & is_counted & (rng.random(len(patient)) < o.traps * 0.03)
     admit = np.where(overlap, np.concatenate([[0], discharge[:-1]]) - 300, admit)
     wrong = is_counted & ~overlap & (rng.random(len(patient)) < o.traps * 0.01)
@@ -136,7 +136,7 @@ def draw_people(o: MimicSimulation) -> People:
     icd = np.where((kind[patient] == 2) | late, 10, 9)
     icu = (number == 0) | (rng.random(len(patient)) < 0.6)
     icu &= (kind != 4)[patient]
-    last = counted[patient] - 1
+    last = n_counted[patient] - 1
     visits = pl.DataFrame(
         {
             "patient": patient,
@@ -154,7 +154,7 @@ def draw_people(o: MimicSimulation) -> People:
 
 
 def _deaths(patients: pl.DataFrame, visits: pl.DataFrame, o: MimicSimulation) -> pl.DataFrame:
-    """Adds `dod` (day number since 2100, null: blank)."""
+    """Add `dod` (days since 2100, null: blank) to the patients."""
     rng = generator(o.seed, "mimic deaths")
     n = len(patients)
     index = visits.filter("index").sort("patient")
@@ -166,7 +166,7 @@ def _deaths(patients: pl.DataFrame, visits: pl.DataFrame, o: MimicSimulation) ->
     dies = patients["dies"].to_numpy()
     after = index_day + rng.integers(1, 366, n)
     later = last_day + rng.integers(20, 366, n)
-    # A death later than a year after the index discharge is on record only within a year of the last one.
+    # A death more than a year after the index discharge is recorded only within a year of the last discharge.
     known_late = ~dies & ~inside & (last_day > index_day + 200) & (rng.random(n) < 0.4)
     day = np.where(
         inside, last_day, np.where(dies, np.maximum(after, last_day + 1), np.maximum(later, index_day + 366))
@@ -179,7 +179,7 @@ BASE = np.datetime64("2100-01-01T00:00:00", "us")
 
 
 def moments(minutes: pl.Series | NDArray[Any]) -> pl.Series:
-    """Minutes since 2100 as Datetime."""
+    """Convert minutes since 2100 to Datetime."""
     return pl.Series(BASE + np.asarray(minutes).astype(np.int64) * np.timedelta64(60_000_000, "us"))
 
 
@@ -188,7 +188,7 @@ def patients_table(people: People, o: MimicSimulation) -> pl.DataFrame:
     p = people.patients
     dod = p["dod"].to_numpy().astype(float)
     inside = np.isin(np.arange(len(p)), people.visits.filter("terminal")["patient"].to_numpy())
-    # Traps: the registry's day is off by one, or it has no record of a death in hospital.
+    # Data errors: dod is off by one day, or missing for a death in hospital.
     off = inside & (rng.random(len(p)) < o.traps * 0.05)
     blank = inside & ~off & (rng.random(len(p)) < o.traps * 0.05)
     dod = np.where(off, dod + np.where(rng.random(len(p)) < 0.5, 1, -1), dod)
@@ -206,7 +206,7 @@ def admissions_table(people: People, o: MimicSimulation) -> pl.DataFrame:
     v = people.visits
     n = len(v)
     terminal = v["terminal"].to_numpy()
-    # Traps: died without a time of death, a time of death after the discharge.
+    # Data errors: in-hospital death without deathtime, deathtime after dischtime.
     untimed = terminal & (rng.random(n) < o.traps * 0.05)
     death = v["discharge"].to_numpy() - np.where(rng.random(n) < o.traps * 0.1, -120, 30)
 
@@ -272,7 +272,7 @@ def _codes(
 ) -> pl.DataFrame:
     base, loading = np.array([c[2] for c in pool]), np.array([c[3] for c in pool])
     drawn = rng.random((len(rows), len(pool))) < sigmoid(base + loading * factor[:, None])
-    # No visit is without its principal diagnosis.
+    # Every visit has a principal diagnosis.
     drawn[~drawn.any(axis=1), 0] = True
     visit, code = np.nonzero(drawn)
     order = np.lexsort((rng.random(len(visit)), visit))
@@ -289,13 +289,13 @@ def _codes(
 
 
 def code_tables(people: People, o: MimicSimulation) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """diagnoses_icd and procedures_icd."""
+    """Tables diagnoses_icd and procedures_icd."""
     rng = generator(o.seed, "mimic codes")
     p, v = people.patients, people.visits
     factor = ((p["shared"] + p["code"]) * 0.7).gather(v["patient"]).to_numpy()
     icd = v["icd"].to_numpy()
     nine, ten = np.flatnonzero(icd == 9), np.flatnonzero(icd == 10)
-    # Mixed versions: some ICD-9 visits carry an ICD-10 code as well.
+    # Mixed versions: some ICD-9 visits also have an ICD-10 code.
     mixed = nine[rng.random(len(nine)) < o.traps * 0.03]
     diagnoses = [
         _codes(people, nine, pools.DX9, factor[nine], 9, rng),
@@ -310,7 +310,7 @@ def code_tables(people: People, o: MimicSimulation) -> tuple[pl.DataFrame, pl.Da
         }
     )
     has = p["has_procedures"].gather(v["patient"]).to_numpy() & (rng.random(len(v)) < 0.8)
-    # A patient that has procedures at all has one in the first visit.
+    # Patients with procedures have at least one in their first visit.
     has |= p["has_procedures"].gather(v["patient"]).to_numpy() & (v["number"].to_numpy() == 0)
     nine, ten = np.flatnonzero((icd == 9) & has), np.flatnonzero((icd == 10) & has)
     procedures = [

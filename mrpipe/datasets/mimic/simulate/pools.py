@@ -1,8 +1,8 @@
-"""What a simulated MIMIC-IV export is made of: items, codes with titles, phrases of notes (raw-formats.md B.1)."""
+"""Items, codes with titles, and phrases of notes for simulated MIMIC-IV exports."""
 
 from __future__ import annotations
 
-# itemid, label, unit, mean, sd, step of rounding, loading on the shared and on the laboratory factor, share of rows
+# itemid, label, unit, mean, sd, rounding step, loadings on the shared and the lab factor, relative frequency
 LAB_ITEMS: tuple[tuple[int, str, str, float, float, float, float, float, float], ...] = (
     (50912, "Creatinine", "mg/dL", 1.2, 0.3, 0.1, 0.2, 0.3, 6),
     (51006, "Urea Nitrogen", "mg/dL", 24, 7, 1, 4, 5, 6),
@@ -51,7 +51,7 @@ LAB_TEXT = (
     (51506, "Urine Appearance", ("Clear", "Hazy", "___")),
 )
 
-# icd_code, long_title, log odds at factor 0, loading
+# icd_code, long_title, log odds at factor 0, loading on the factor
 DX9 = (
     ("0389", "Unspecified septicemia", -2.0, 0.8),
     ("4019", "Unspecified essential hypertension", -0.2, -0.4),
@@ -105,7 +105,7 @@ PR10 = (
     ("0BH17EZ", "Insertion of Endotracheal Airway into Trachea", -1.5, 0.6),
 )
 
-# Phrases in pairs, worse and better.
+# Pairs of an unfavourable and a favourable phrase.
 PHRASES = (
     ("ill appearing, cachectic and lethargic", "well appearing, in no acute distress"),
     ("metastatic disease was found on imaging", "imaging was without acute findings"),

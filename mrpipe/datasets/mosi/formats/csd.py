@@ -1,7 +1,8 @@
-"""Computational sequences (.csd): the CMU-MultimodalSDK's HDF5 files, read without the SDK.
+"""Computational sequences (.csd), the HDF5 files of the CMU-MultimodalSDK, read without the SDK.
 
-A file holds one root group, named after the sequence; below it `data/{video}` or, once aligned, `data/{video[i]}` with
-i counting from 0, each with `features` (T, d) and `intervals` (T, 2) in seconds, and `metadata` (raw-formats.md D.1).
+A file has one root group, named after the sequence, with the groups `metadata` and `data`. Each entry of `data`, a
+`video` or (after alignment by the SDK) a segment `video[i]` with i from 0, has the datasets `features` (T, d) and
+`intervals` (T, 2) in seconds. See docs/raw-formats.md.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from numpy.typing import NDArray
 from mrpipe.errors import DataError, Fault, FaultCollector
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-AGAIN = "Download the file again; the CMU-MultimodalSDK's folder for CMU-MOSI has it."
+AGAIN = "Download the file again from the CMU-MOSI folder of the CMU-MultimodalSDK."
 Role = Literal["labels", "words", "vectors", "audio", "vision", "other"]
 
-# Name fragments (letters and digits only, lower case) of the published sequences, the preferred one of a role first.
+# Name fragments (lower-case letters and digits) of the published sequences, the preferred one of each role first.
 KNOWN: tuple[tuple[str, Role], ...] = (
     ("opinionsegmentlabels", "labels"),
     ("opinionlabels", "labels"),
@@ -48,9 +49,12 @@ _SEGMENT_KEY = re.compile(r"(?P<video>.+)\[(?P<segment>\d+)\]")
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One video of a sequence: features (T, d) float32 or (T,) str, intervals (T, 2) float64, rows sorted as stored.
+    """One video of a sequence, rows in stored order.
 
-    `segment` (T,) is set when the file is aligned to segments already: the 0-based row of the segment in the labels.
+    Attributes:
+        features: (T, d) float32, or (T,) str for words.
+        intervals: (T, 2) float64, start and end in seconds.
+        segment: (T,) segment of each row, from 0, if the file is already aligned to segments; otherwise None.
     """
 
     features: NDArray[Any]
@@ -60,7 +64,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """A .csd file: what it is (`role`), how much it is preferred among its kind (`rank`, low first), its features."""
+    """A .csd file with its role, its preference among files of that role (low `rank` first) and its feature names."""
 
     path: Path
     root: str
@@ -68,14 +72,16 @@ class Sequence:
     rank: int
     names: tuple[str, ...]
 
-    def key(self, entry: str) -> str:
-        """Path of an entry inside the file, for errors and the dictionary."""
-        return f"{self.root}/data/{entry}"
+    def fault(self, key: str, dataset: str | None, expected: str, found: str, row: int | None = None) -> Fault:
+        """Fault in an entry, or in one of its datasets at `row` (from 0)."""
+        column = "/".join(p for p in (self.root, "data", key, dataset) if p)
+        number = None if row is None else row + 1
+        return Fault(file=self.path.name, column=column, row=number, expected=expected, found=found, fix=AGAIN)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """The open file; whatever HDF5 says about a damaged one becomes a DataError."""
+    """Open an HDF5 file; errors from a damaged file become a DataError."""
     try:
         with h5py.File(path, "r") as handle:
             yield handle
@@ -87,13 +93,13 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether a file begins with the HDF5 signature."""
+    """Whether the file starts with the HDF5 signature."""
     with path.open("rb") as handle:
         return handle.read(len(SIGNATURE)) == SIGNATURE
 
 
 def role_of(*names: str) -> tuple[Role, int]:
-    """What a sequence is, from its root group, its metadata or its file name, whichever is known first."""
+    """Role and rank of a sequence by the first of `names` (root group, metadata, file name) that is known."""
     for name in names:
         plain = re.sub(r"[^a-z0-9]", "", name.lower())
         for rank, (fragment, role) in enumerate(KNOWN):
@@ -103,10 +109,10 @@ def role_of(*names: str) -> tuple[Role, int]:
 
 
 def inspect(path: Path) -> Sequence:
-    """Root group, role and feature names of a .csd file; reads no data.
+    """Root group, role and feature names of a .csd file, without reading its data.
 
     Raises:
-        DataError: damaged, or without exactly one root group that holds a group `data`.
+        DataError: the file is damaged, or does not have exactly one root group with a group `data`.
     """
     with _opened(path) as handle:
         groups = [k for k in handle if isinstance(handle[k], h5py.Group)]
@@ -116,9 +122,9 @@ def inspect(path: Path) -> Sequence:
                 Fault(
                     file=path.name,
                     column="data",
-                    expected="one root group that holds the group 'data'",
-                    found=f"{len(roots)} such groups among the root groups {', '.join(groups) or '(none)'}",
-                    fix="Is this a computational sequence of the CMU-MultimodalSDK? " + AGAIN,
+                    expected="one root group with a group 'data'",
+                    found=f"{len(roots)} such groups; root groups: {', '.join(groups) or 'none'}",
+                    fix="Check that this is a computational sequence of the CMU-MultimodalSDK. " + AGAIN,
                 )
             )
         root = roots[0]
@@ -133,7 +139,7 @@ def inspect(path: Path) -> Sequence:
 
 
 def _text(item: Any) -> str:
-    """A metadata field: a string dataset of one element, JSON or plain, of whatever HDF5 string type."""
+    """Value of a metadata field: a string dataset with one element, JSON or plain text, of any HDF5 string type."""
     if not isinstance(item, h5py.Dataset):
         return ""
     value = np.asarray(item[()]).ravel()
@@ -152,13 +158,13 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def load(sequence: Sequence, *, features: bool = True) -> dict[str, Entry]:
-    """Entries by video, videos sorted; entries `video[i]` are joined to one a video.
+    """Entries by video, sorted; segment entries `video[i]` are concatenated per video.
 
     Args:
-        features: without, `features` are empty and only shapes and intervals are checked (frame files are large).
+        features: if False, leave the features empty and check only shapes and intervals (frame files are large).
 
     Raises:
-        DataError: every entry that is damaged or does not fit together.
+        DataError: all entries that are damaged or inconsistent.
     """
     faults = FaultCollector()
     parts: dict[str, list[tuple[int | None, NDArray[Any], NDArray[np.float64]]]] = {}
@@ -171,17 +177,17 @@ def load(sequence: Sequence, *, features: bool = True) -> dict[str, Entry]:
                 continue
             d = entry[2]
             if width is not None and d != width:
-                faults.add(_fault(sequence, key, "features", f"{width} features, as in the entries before", f"{d}"))
+                faults.add(sequence.fault(key, "features", f"{width} features, as in the previous entries", f"{d}"))
             width = d if width is None else width
             match = _SEGMENT_KEY.fullmatch(key)
             video, number = (match["video"], int(match["segment"])) if match else (key, None)
             parts.setdefault(video, []).append((number, entry[0], entry[1]))
     if not parts and not faults.faults:
-        faults.add(_fault(sequence, "", None, "at least one video", "an empty group"))
+        faults.add(sequence.fault("", None, "at least one video", "an empty group"))
     for video, entries in parts.items():
         if len({n is None for n, _, _ in entries}) > 1:
-            found = f"both '{video}' and entries of its segments, '{video}[i]'"
-            faults.add(_fault(sequence, video, None, "the whole video or its segments", found))
+            found = f"both '{video}' and its segments '{video}[i]'"
+            faults.add(sequence.fault(video, None, "either the whole video or its segments", found))
     _raise_short(faults, sequence)
     return {video: _joined(entries) for video, entries in sorted(parts.items())}
 
@@ -202,54 +208,46 @@ def _joined(entries: list[tuple[int | None, NDArray[Any], NDArray[np.float64]]])
 def _entry(
     sequence: Sequence, key: str, group: Any, features: bool, faults: FaultCollector
 ) -> tuple[NDArray[Any], NDArray[np.float64], int] | None:
-    """Features, intervals and number of features of one entry; None and a fault when they cannot be used."""
+    """Features, intervals and feature count of one entry; None, with a fault added, if they are not usable."""
     found: dict[str, Any] = {
         n: group.get(n) if isinstance(group, h5py.Group) else None for n in ("features", "intervals")
     }
     for name, item in found.items():
         if not isinstance(item, h5py.Dataset):
-            faults.add(_fault(sequence, key, name, "a dataset", "none of that name"))
+            faults.add(sequence.fault(key, name, "a dataset of that name", "none"))
             return None
     x, t = found["features"], found["intervals"]
     if t.ndim != 2 or t.shape[1] != 2:
-        faults.add(_fault(sequence, key, "intervals", "shape (T, 2)", f"shape {t.shape}"))
+        faults.add(sequence.fault(key, "intervals", "shape (T, 2)", f"shape {t.shape}"))
         return None
     if x.ndim not in (1, 2) or x.shape[0] != t.shape[0]:
-        faults.add(_fault(sequence, key, "features", f"{t.shape[0]} rows, as many as intervals", f"shape {x.shape}"))
+        faults.add(sequence.fault(key, "features", f"{t.shape[0]} rows, one per interval", f"shape {x.shape}"))
         return None
     try:
         intervals = np.asarray(t[()], dtype=np.float64)
         words = x.dtype.kind in "SOU"
         values = np.asarray(x[()] if features else np.empty((0, *x.shape[1:]), x.dtype))
     except (OSError, RuntimeError) as error:
-        faults.add(_fault(sequence, key, None, "readable data", f"damaged data ({str(error).splitlines()[0]})"))
+        faults.add(sequence.fault(key, None, "readable data", f"damaged data ({str(error).splitlines()[0]})"))
         return None
     if not np.isfinite(intervals).all() or (intervals[:, 1] < intervals[:, 0]).any():
         row = int(np.argmax(~np.isfinite(intervals).all(axis=1) | (intervals[:, 1] < intervals[:, 0])))
-        faults.add(_fault(sequence, key, "intervals", "finite times, start <= end", f"{intervals[row].tolist()}", row))
+        faults.add(sequence.fault(key, "intervals", "finite times, start <= end", f"{intervals[row].tolist()}", row))
         return None
     d = 1 if x.ndim == 1 else x.shape[1]
     if words:
         texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values.ravel().tolist()]
         return np.array(texts, dtype=object), intervals, d
     if values.dtype.kind not in "fiu":
-        faults.add(_fault(sequence, key, "features", "numbers or words", f"{values.dtype}"))
+        faults.add(sequence.fault(key, "features", "numbers or words", f"{values.dtype}"))
         return None
     return values.reshape(-1, d).astype(np.float32, copy=False), intervals, d
 
 
-def _fault(
-    sequence: Sequence, key: str, dataset: str | None, expected: str, found: str, row: int | None = None
-) -> Fault:
-    column = "/".join(p for p in (sequence.root, "data", key, dataset) if p)
-    number = None if row is None else row + 1
-    return Fault(file=sequence.path.name, column=column, row=number, expected=expected, found=found, fix=AGAIN)
-
-
 def _raise_short(faults: FaultCollector, sequence: Sequence, limit: int = 10) -> None:
-    """Raise the faults; of a file with hundreds of them the first ten and their number say enough."""
+    """Raise the faults of one file, listing at most `limit` and counting the rest."""
     if len(faults.faults) > limit:
         rest = len(faults.faults) - limit
         faults.faults = faults.faults[:limit]
-        faults.add(_fault(sequence, "", None, "entries without fault", f"{rest} more entries at fault"))
+        faults.add(sequence.fault("", None, "entries without errors", f"errors in {rest} more entries"))
     faults.raise_if_any()

@@ -1,4 +1,4 @@
-"""MMSA's pickles, aligned_50.pkl and unaligned_50.pkl (raw-formats.md D.1)."""
+"""Pickles of MMSA, aligned_50.pkl and unaligned_50.pkl (docs/raw-formats.md)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ ANNOTATIONS = ("Negative", "Neutral", "Positive")
 
 
 class MmsaExport(PaddedExport):
-    """Ids `video$_$clip`; `text` is BERT of the words and their marks, `raw_text` the words, labels (N,)."""
+    """An opened MMSA pickle.
+
+    Ids are `video$_$clip`, labels (N,). `text` has BERT vectors of the words and of [CLS] and [SEP]; `raw_text` has the
+    words.
+    """
 
     format = "mmsa"
     label_key = "regression_labels"
@@ -24,7 +28,7 @@ class MmsaExport(PaddedExport):
 
     @property
     def aligned(self) -> bool:
-        """Whether audio and vision have one step a word piece."""
+        """Whether audio and vision have one step per word piece."""
         return "audio_lengths" not in self._parts["train"]
 
     def part_ids(self, part: str, value: Any, faults: FaultCollector) -> list[tuple[str, int]]:
@@ -51,14 +55,14 @@ class MmsaExport(PaddedExport):
                 faults.add(self.fault(part, key, f"{len(sign)} rows", f"{len(classes)}"))
             elif (classes != sign).any():
                 row = int((classes != sign).argmax())
-                found = f"{given[row]!r} beside {score[row]} ({int((classes != sign).sum())} such rows)"
+                found = f"{given[row]!r} for the score {score[row]} ({int((classes != sign).sum())} such rows)"
                 faults.add(self.fault(part, key, f"the {kind} of regression_labels", found, row=row + 1))
 
     def step_counts(self, part: dict[str, Any], modality: str) -> NDArray[np.int64] | None:
         if modality == "text":
             if "text_bert" not in part:
                 return None
-            # (N, 3, 50): ids, mask, type; a text of marks only, [CLS] and [SEP], holds no word.
+            # (N, 3, 50): token ids, attention mask, type ids. A text with only [CLS] and [SEP] has no words.
             n = np.asarray(part["text_bert"])[:, 1].sum(axis=1).astype(np.int64)
             return np.where(n > 2, n, 0)
         lengths = part.get(f"{modality}_lengths")

@@ -1,4 +1,4 @@
-"""MultiBench's pickles, mosi_data.pkl and mosi_raw.pkl (raw-formats.md D.1): left-padded steps, labels (N, 1, 1)."""
+"""Pickles of MultiBench, mosi_data.pkl and mosi_raw.pkl (docs/raw-formats.md): left-padded steps, labels (N, 1, 1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from mrpipe.errors import FaultCollector
 
 
 class MultiBenchExport(PaddedExport):
-    """Ids `video[i]` with i from 0, or rows (video, start, end): then clips are numbered by their start."""
+    """An opened MultiBench pickle.
+
+    Ids are `video[i]` with i from 0, or rows (video, start, end), in which case clips are numbered by start time.
+    """
 
     format = "multibench"
     label_key = "labels"
@@ -39,6 +42,6 @@ class MultiBenchExport(PaddedExport):
             expected = "ids like video[i], or rows of video, start, end"
             faults.add(self.fault(part, "id", expected, f"{texts[bad]!r}", row=bad + 1))
             return []
-        self.notes.append(f"{part}: clips are numbered by their start, the ids do not say their number")
+        self.notes.append(f"{part}: the ids have no clip numbers; clips are numbered by start time")
         rank = pl.DataFrame({"video": texts, "start": starts}).select(pl.col("start").rank("ordinal").over("video"))
         return list(zip(texts, rank.to_series().cast(pl.Int64).to_list(), strict=True))

@@ -1,4 +1,4 @@
-"""What the two kinds of pickle share: three parts of padded arrays, checked together, unpadded on reading."""
+"""Base of the two pickle formats: three splits of padded arrays, checked together and unpadded on reading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mrpipe.errors import Fault, FaultCollector
 from mrpipe.raw import read_pickle
 
 PARTS = {"train": "train", "valid": "val", "test": "test"}
-AGAIN = "Is it the published file? Download it again."
+AGAIN = "Check that this is the published file, or download it again."
 
 
 @lru_cache(maxsize=1)
@@ -26,18 +26,23 @@ def _cached(path: Path, mtime_ns: int, size: int) -> Any:
 
 
 def load_pickle(path: Path) -> Any:
-    """The content of a pickle; the last one stays in memory, because check, cohort and every modality read the same."""
+    """Content of a pickle; the last one is cached, because check, cohort and all modalities read the same file."""
     stat = path.stat()
     return _cached(path, stat.st_mtime_ns, stat.st_size)
 
 
 class PaddedExport(ABC):
-    """A pickle of three parts, train, valid and test: the part is the fold.
+    """An opened pickle with the splits train, valid and test, which become the folds.
 
-    Subclasses say how ids and labels are written. Attributes: `files`, `clips` (`clips.CLIPS_SCHEMA`), `notes`.
+    Subclasses define how ids and labels are stored.
+
+    Attributes:
+        files: the pickle.
+        clips: ids, folds and scores with `clips.CLIPS_SCHEMA`.
+        notes: remarks for the manifest.
 
     Raises:
-        DataError: every key that is missing, of a wrong size, not numeric, or inconsistent.
+        DataError: all keys that are missing, not numeric, of the wrong size or inconsistent.
     """
 
     format = ""
@@ -67,20 +72,20 @@ class PaddedExport(ABC):
         column = part if key is None else f"{part}/{key}"
         return Fault(file=self.path.name, column=column, row=row, expected=expected, found=found, fix=AGAIN)
 
-    # --- what a subclass knows ---------------------------------------------------------------------------------------
+    # --- defined by subclasses ---------------------------------------------------------------------------------------
 
     @abstractmethod
     def part_ids(self, part: str, value: Any, faults: FaultCollector) -> list[tuple[str, int]]:
-        """Video and clip number (from 1) of each row."""
+        """Video and clip number (from 1) of each row of a split."""
 
     def check_labels(
         self, part: str, value: dict[str, Any], score: NDArray[np.float32], faults: FaultCollector
     ) -> None:
-        """Consistency of further label keys; a format without any keeps this."""
+        """Check further label keys for consistency; by default there are none."""
         return
 
     def step_counts(self, part: dict[str, Any], modality: str) -> NDArray[np.int64] | None:
-        """True lengths (N,), where the export gives them."""
+        """True lengths (N,) int64, or None if the export does not have them."""
         return None
 
     # --- checks ------------------------------------------------------------------------------------------------------
@@ -119,7 +124,7 @@ class PaddedExport(ABC):
                 continue
             if score.shape[1] != 1:
                 found = f"shape {np.shape(value[self.label_key])}"
-                faults.add(self.fault(part, self.label_key, "one score a clip: (N,), (N, 1) or (N, 1, 1)", found))
+                faults.add(self.fault(part, self.label_key, "one score per clip: (N,), (N, 1) or (N, 1, 1)", found))
                 continue
             before = len(faults.faults)
             ids = self.part_ids(part, value["id"], faults)
@@ -135,7 +140,7 @@ class PaddedExport(ABC):
                 lengths = self.step_counts(value, modality) if modality in value else None
                 if lengths is not None and (len(lengths) != len(ids) or (lengths > value[modality].shape[1]).any()):
                     expected = f"{len(ids)} lengths of at most {value[modality].shape[1]}"
-                    found = f"{len(lengths)}, the largest {lengths.max()}"
+                    found = f"{len(lengths)} lengths, the largest {lengths.max()}"
                     faults.add(self.fault(part, f"{modality}_lengths", expected, found))
             frames.append(frame.with_columns(pl.lit(part).alias("part")).with_row_index("row"))
         if not frames:
@@ -146,7 +151,7 @@ class PaddedExport(ABC):
             first = doubled.row(0, named=True)
             again = doubled.filter(pl.col("sample_id") == first["sample_id"]).row(1, named=True)
             place = f"{first['part']} row {first['row'] + 1}"
-            found = f"{first['sample_id']} more than once ({len(doubled)} such rows), also at {place}"
+            found = f"{first['sample_id']} repeated ({len(doubled)} such rows), also in {place}"
             faults.add(self.fault(again["part"], "id", "unique ids", found, row=again["row"] + 1))
         return clips.drop("part", "row")
 
@@ -157,7 +162,7 @@ class PaddedExport(ABC):
         return np.array(self.clips["sample_id"].to_list(), dtype=np.str_)
 
     def sequences(self, modality: str) -> Block:
-        """One modality, unpadded (`ragged.unpad`), clips in the order of `clips`."""
+        """Sequences of one modality without padding (`ragged.unpad`), in the order of `clips`."""
         values, lengths = [], []
         for part in self._parts.values():
             v, offsets = unpad(part[modality], self.step_counts(part, modality))
@@ -174,12 +179,12 @@ class PaddedExport(ABC):
         )
 
     def words(self) -> list[list[str]] | None:
-        """Words of each clip, where the export holds its text."""
+        """Words of each clip, or None if the export has no text."""
         return None
 
 
 def id_strings(value: Any) -> list[str]:
-    """Ids as text, from a list or an array of str or bytes of shape (N,), (N, 1) or (N, k): then the first column."""
+    """Ids as str, from a list or array of str or bytes with shape (N,) or (N, k); of k columns, the first is the id."""
     rows = np.asarray(value, dtype=object)
     rows = rows.reshape(len(rows), -1)[:, 0] if rows.ndim > 1 else rows
     return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in rows.tolist()]

@@ -1,9 +1,10 @@
-"""The SDK's export: labels, words, audio and vision as .csd files, aligned here to the opinion segments.
+"""Words, audio and vision of a .csd export, aligned to the opinion segments.
 
-Words belong to segments by their beginning. In the published files a segment's times run from the beginning of the
-word *before* its first word to the beginning of its *last* word: 91 % of all segment ends are, to the microsecond, the
-beginning of a word, and that word is the segment's last ("anyhow it was really | good"). Rule `onset`, start in (s, e],
-therefore gives the published transcripts; rule `overlap` loses most last words and adds one of the segment before.
+Words are assigned to segments by their onset. In the published files, the times of a segment run from the beginning of
+the word *before* its first word to the beginning of its *last* word: 91 % of all segment ends coincide, to the
+microsecond, with the beginning of a word, which is the last word of the segment ("anyhow it was really | good").
+`word_rule=onset` (onset in (start, end]) therefore reproduces the published transcripts, whereas `overlap` loses most
+last words and adds a word of the previous segment.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ PAUSE = "sp"
 
 
 class SdkExport(SdkFiles):
-    """The opened export: words and frames of each clip.
+    """An opened .csd export: words and frames of each clip.
 
-    Frames become word steps by default, because the words carry their own exact times; collapsed over the segment's
-    times they would miss most of the last word.
+    By default frames are averaged per word, because word times are exact; the times of a segment exclude most of its
+    last word.
     """
 
     format = "csd"
@@ -36,13 +37,13 @@ class SdkExport(SdkFiles):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Which modalities the export holds, in bit order."""
+        """Modalities in the export, in bit order."""
         text = "words" in self.chosen or "vectors" in self.chosen
         return (*(("text",) if text else ()), *(m for m in ("audio", "vision") if m in self.chosen))
 
     @cached_property
     def _timeline(self) -> tuple[str, dict[str, Entry], dict[str, NDArray[np.bool_]]]:
-        """The sequence that gives the words' times, and which of its rows are words: no pauses, no zero vectors."""
+        """Role and entries of the sequence with the word times, and masks of its words (no pauses, no zero vectors)."""
         sequence = self._text_sequence
         entries = load(sequence)
         if sequence.role == "words":
@@ -53,7 +54,7 @@ class SdkExport(SdkFiles):
 
     @property
     def _text_sequence(self) -> Sequence:
-        """What is read as text: word vectors where they are wanted and there, else words."""
+        """Sequence read as text: word vectors if requested and present, otherwise words."""
         encoder, named = self.options.text_encoder, self.options.text_sequence
         words, vectors = self.chosen.get("words"), self.chosen.get("vectors")
         if named:
@@ -61,13 +62,13 @@ class SdkExport(SdkFiles):
         else:
             sequence = {"export": vectors, "auto": vectors or words}.get(encoder, words)
         if sequence is None:
-            what = "word vectors" if encoder == "export" else "words"
-            raise UsageError(f"text_encoder={encoder}: the export holds no {what}")
+            missing = "word vectors" if encoder == "export" else "words"
+            raise UsageError(f"text_encoder={encoder}: the export has no {missing}")
         return sequence
 
     @cached_property
     def _word_pairs(self) -> dict[str, tuple[Index, Index]]:
-        """For each video, pairs (segment, word) in time order; pauses are left out."""
+        """Pairs (segment, word) of each video in time order, without pauses."""
         _, entries, keep = self._timeline
         pairs = {}
         for video, segments in self.segments.items():
@@ -80,7 +81,7 @@ class SdkExport(SdkFiles):
 
     def _pairs(self, video: str, entry: Entry, segments: NDArray[np.float64], *, words: bool) -> tuple[Index, Index]:
         if entry.segment is not None:
-            # Aligned by the SDK already: the key names the segment.
+            # Already aligned by the SDK: the key contains the segment.
             row_of = np.full(max(self.rows[video].max(), entry.segment.max()) + 1, -1, dtype=np.int64)
             row_of[self.rows[video]] = np.arange(len(segments))
             target = row_of[entry.segment]
@@ -92,7 +93,7 @@ class SdkExport(SdkFiles):
         return overlapping(entry.intervals, segments)
 
     def tokens(self) -> list[list[str]]:
-        """Words of each clip, in time order, pauses left out; clips in the order of `clips`."""
+        """Words of each clip in time order, without pauses; clips in the order of `clips`."""
         _, entries, _ = self._timeline
         words: list[list[str]] = [[] for _ in range(len(self.clips))]
         for video, (target, item) in self._word_pairs.items():
@@ -107,15 +108,15 @@ class SdkExport(SdkFiles):
         return np.array(self.clips["sample_id"].to_list(), dtype=np.str_)
 
     def text_source(self) -> tuple[str, str]:
-        """File and column of the words."""
+        """File and column of the text."""
         return self._text_sequence.path.name, f"{self._text_sequence.root}/data"
 
     def has_words(self) -> bool:
-        """Whether the text is words, which an encoder turns into vectors."""
+        """Whether the text is words, which an encoder has to turn into vectors."""
         return self._text_sequence.role == "words"
 
     def text_vectors(self) -> Block:
-        """The export's own word vectors of each clip."""
+        """Word vectors of the export, one sequence per clip."""
         _, entries, _ = self._timeline
         parts = [(self.first[v] + target, entries[v].features[item]) for v, (target, item) in self._word_pairs.items()]
         return self._block(self._text_sequence, parts, "text", kind="embedding", encoder=self._text_sequence.root)
@@ -123,13 +124,13 @@ class SdkExport(SdkFiles):
     # --- audio and vision --------------------------------------------------------------------------------------------
 
     def frames(self, modality: str, form: str) -> Block:
-        """Audio or vision of each clip as `form` says (`MosiOptions.audio_form`)."""
+        """Audio or vision of each clip in the given form (see `MosiOptions.audio_form`)."""
         sequence = self.chosen["audio" if modality == "audio" else "vision"]
         entries = load(sequence)
         if self._is_utterance_level(sequence, entries):
             if form in ("steps", "raw"):
                 raise UsageError(
-                    f"{modality}_form={form}: {sequence.path.name} has one row a segment, no frames; use auto"
+                    f"{modality}_form={form}: {sequence.path.name} has one row per segment, no frames; use auto"
                 )
             parts = [
                 (self.first[v] + t, e.features[i])
@@ -145,7 +146,7 @@ class SdkExport(SdkFiles):
             if video not in self.segments:
                 continue
             x = entry.features.copy()
-            # A frame of zeros only is a failed measurement (no face, no voice), ±inf the logarithm of silence.
+            # All-zero frames are failed measurements (no face, no voice); -inf is the logarithm of zero.
             x[(x == 0).all(axis=1)] = np.nan
             x[np.isinf(x)] = np.nan
             target, rows = self._frames_of(video, entry, x, form)
@@ -161,10 +162,10 @@ class SdkExport(SdkFiles):
             target, item = self._pairs(video, entry, segments, words=False)
             return target, x[item]
         if "words" not in self.chosen and "vectors" not in self.chosen:
-            raise UsageError("frames in word steps need the words of the export; use the form collapse or raw")
+            raise UsageError("one step per word requires words in the export; use the form collapse or raw")
         _, words, _ = self._timeline
         target, item = self._word_pairs.get(video, (np.empty(0, np.int64), np.empty(0, np.int64)))
-        # A clip without a word is one step, the whole segment.
+        # A clip without words becomes one step that covers the whole segment.
         silent = np.setdiff1d(np.arange(len(segments)), target)
         times = np.concatenate([words[video].intervals[item] if len(item) else np.empty((0, 2)), segments[silent]])
         step_of = np.concatenate([target, silent])
@@ -179,7 +180,7 @@ class SdkExport(SdkFiles):
         return rows, rows
 
     def _is_utterance_level(self, sequence: Sequence, entries: dict[str, Entry]) -> bool:
-        """One row a segment: by its name, or because every video has the labels' rows and times."""
+        """Whether there is one row per segment, by the name of the file or because rows and times match the labels."""
         if "utterance" in f"{sequence.root} {sequence.path.name}".lower():
             return True
         return all(
@@ -200,7 +201,7 @@ class SdkExport(SdkFiles):
         kind: str = "numeric",
         encoder: str = "",
     ) -> Block:
-        """Runs of steps of all clips from (clip, step) pairs; `parts` come in the order of `clips`."""
+        """Block of sequences from pairs (clip of each step, steps), which are in the order of `clips`."""
         clip = np.concatenate([c for c, _ in parts]) if parts else np.empty(0, np.int64)
         values = np.concatenate([x for _, x in parts])
         values[np.isinf(values)] = np.nan

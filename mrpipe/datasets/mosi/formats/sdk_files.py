@@ -1,4 +1,4 @@
-"""Which .csd files of the SDK's export are read, and whether they fit together: labels, folds, sequences."""
+"""Select the .csd files of an export and check that labels, folds and sequences are consistent."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ from mrpipe.datasets.mosi.formats.csd import AGAIN, Entry, Role, Sequence, inspe
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 
-SAME_TIME = 0.1  # seconds by which the times of an utterance-level row may differ from its segment's
+SAME_TIME = 0.1  # maximum difference, in seconds, between the times of an utterance-level row and of its segment
 
 
 class SdkFiles:
-    """A folder of .csd files and the fold lists.
+    """The .csd files and fold lists of an export.
+
+    Attributes:
+        files: the files that are read.
+        clips: ids, folds, times and scores with `clips.CLIPS_SCHEMA`.
+        segments, rows: video → start and end in seconds (n, 2), and numbers from 0 (n,), of its segments.
+        first: video → row of its first clip in `clips`.
+        notes: remarks for the manifest.
 
     Raises:
-        DataError: every fault of labels, folds, and the structure of the other files.
+        DataError: all errors in the labels, the folds and the structure of the other files.
     """
 
     def __init__(self, raw: Path, paths: list[Path], options: MosiOptions):
@@ -56,19 +63,19 @@ class SdkFiles:
                 except DataError as error:
                     faults.absorb(error)
         if labels is not None and not set(self.chosen) - {"labels"}:
-            expected = "words, audio or vision beside the labels"
+            expected = "words, audio or vision in addition to the labels"
             faults.add(Fault(file="CMU_MOSI_TimestampedWords.csd", expected=expected, found="labels only", fix=AGAIN))
         faults.raise_if_any()
 
-    # --- which files, which clips ------------------------------------------------------------------------------------
+    # --- files and clips ---------------------------------------------------------------------------------------------
 
     def _choose(self, sequences: list[Sequence], options: MosiOptions, faults: FaultCollector) -> dict[Role, Sequence]:
         chosen: dict[Role, Sequence] = {}
-        wanted = {"audio": options.audio_sequence, "vision": options.vision_sequence}
+        requested = {"audio": options.audio_sequence, "vision": options.vision_sequence}
         text = self.named(options.text_sequence, sequences, "text_sequence")
         for role in ("labels", "words", "vectors", "audio", "vision"):
             candidates = sorted((s for s in sequences if s.role == role), key=lambda s: (s.rank, s.path.name))
-            named = self.named(wanted.get(role, ""), sequences, f"{role}_sequence")
+            named = self.named(requested.get(role, ""), sequences, f"{role}_sequence")
             if text is not None and role == text.role:
                 named = text
             if named is not None:
@@ -76,22 +83,22 @@ class SdkFiles:
             elif candidates:
                 if len(candidates) > 1 and candidates[0].rank == candidates[1].rank:
                     found = ", ".join(s.path.name for s in candidates if s.rank == candidates[0].rank)
-                    fix = f"Remove the others, or name one with --set {role}_sequence=FILE."
+                    fix = f"Remove the others, or select one with --set {role}_sequence=FILE."
                     faults.add(
                         Fault(file=candidates[0].path.name, expected=f"one file of {role}", found=found, fix=fix)
                     )
                 chosen[role] = candidates[0]
             used = chosen.get(role)
             self.notes += [
-                f"{s.path.name} ({role}) was not read: {used.path.name} was" for s in candidates if s != used and used
+                f"{s.path.name} ({role}) is not read, {used.path.name} is" for s in candidates if s != used and used
             ]
         self.notes += [
-            f"{s.path.name}: unknown sequence {s.root!r}, not read"
+            f"{s.path.name} is not read: unknown sequence {s.root!r}"
             for s in sequences
             if s.role == "other" and s not in chosen.values()
         ]
         if text is not None and text.role not in ("words", "vectors"):
-            raise UsageError(f"text_sequence={options.text_sequence!r} names a sequence of {text.role}, not of words")
+            raise UsageError(f"text_sequence={options.text_sequence!r} is a sequence of {text.role}, not of words")
         return chosen
 
     @staticmethod
@@ -102,7 +109,7 @@ class SdkFiles:
             if name in (s.path.name, s.path.stem, s.root):
                 return s
         known = ", ".join(s.path.name for s in sequences) or "none"
-        raise UsageError(f"{option}={name!r}: no such sequence in the export; it holds {known}")
+        raise UsageError(f"{option}={name!r}: no such sequence in the export; its sequences are {known}")
 
     def _read_labels(self, labels: Sequence, folds: dict[str, str], faults: FaultCollector) -> None:
         try:
@@ -110,26 +117,16 @@ class SdkFiles:
         except DataError as error:
             faults.absorb(error)
             return
-        if any(e.features.dtype == object or e.features.shape[1] != 1 for e in entries.values()):
-            shape = next(
-                e.features.shape for e in entries.values() if e.features.dtype == object or e.features.shape[1] != 1
-            )
-            faults.add(
-                Fault(
-                    file=labels.path.name,
-                    column=f"{labels.root}/data/*/features",
-                    expected="one score a segment",
-                    found=f"shape {shape}",
-                    fix=AGAIN,
-                )
-            )
+        bad = [e for e in entries.values() if e.features.dtype == object or e.features.shape[1] != 1]
+        if bad:
+            faults.add(labels.fault("*", "features", "one score per segment", f"shape {bad[0].features.shape}"))
             return
         rows = {v: np.arange(len(e.intervals)) if e.segment is None else e.segment for v, e in entries.items()}
         self.rows = rows
         video = [v for v, r in rows.items() for _ in range(len(r))]
         segments = np.concatenate([e.intervals for e in entries.values()])
         score = np.concatenate([e.features[:, 0] for e in entries.values()])
-        # Row i of a video is clip i + 1; an aligned file may lack rows, its keys say which.
+        # Row i of a video is clip i + 1; an aligned file may lack rows, so its keys give the numbers.
         clip = np.concatenate(list(rows.values())) + 1
         self.clips = clip_frame(video, clip, score, [folds.get(v) for v in video], segments[:, 0], segments[:, 1])
         ids = self.clips["sample_id"].to_list()
@@ -137,29 +134,21 @@ class SdkFiles:
             faults.add(fault)
         doubled = self.clips.filter(pl.col("sample_id").is_duplicated())["sample_id"].to_list()
         if doubled:
-            faults.add(
-                Fault(
-                    file=labels.path.name,
-                    column=f"{labels.root}/data",
-                    expected="one label a segment",
-                    found=f"{doubled[0]} more than once",
-                    fix=AGAIN,
-                )
-            )
+            faults.add(labels.fault("", None, "one label per segment", f"{doubled[0]} repeated"))
         self.segments = {v: e.intervals for v, e in entries.items()}
         counts = [0, *np.cumsum([len(r) for r in rows.values()]).tolist()]
         self.first = dict(zip(rows, counts, strict=False))
         if folds and not set(folds) & set(rows):
-            found = "none of the labelled videos in any list"
-            faults.add(Fault(file="cmu_mosi_std_folds.py", expected="the videos of this export", found=found))
+            found = "no labelled video in any list"
+            faults.add(Fault(file="cmu_mosi_std_folds.py", expected="videos in the export", found=found))
         if unlabelled := sorted(set(folds) - set(rows)):
-            self.notes.append(f"videos of the fold lists without labels in this export: {len(unlabelled)}")
+            self.notes.append(f"videos in the fold lists without labels in the export: {len(unlabelled)}")
         empty = self.clips.filter(pl.col("end") <= pl.col("start"))
         if len(empty):
-            self.notes.append(f"segments of zero length, which hold no word and no frame: {len(empty)}")
+            self.notes.append(f"segments of zero length, without words and frames: {len(empty)}")
 
     def _check_sequence(self, sequence: Sequence) -> None:
-        """Structure of a sequence, its videos, and one row a segment where it is utterance-level."""
+        """Check the structure of a sequence, its videos, and the rows of an utterance-level sequence."""
         entries = load(sequence, features=False)
         missing = sorted(set(self.segments) - set(entries))
         foreign = sorted(set(entries) - set(self.segments))
@@ -168,45 +157,28 @@ class SdkFiles:
                 Fault(
                     file=sequence.path.name,
                     column=f"{sequence.root}/data",
-                    expected="the videos of the labels",
+                    expected="the videos in the labels",
                     found="none of them",
-                    fix="Do the files belong to the same data set?",
+                    fix="Check that the files belong to the same dataset.",
                 )
             )
-        for videos, what in ((missing, "labelled videos that are not in it"), (foreign, "videos without labels")):
+        for videos, kind in ((missing, "labelled videos that it lacks"), (foreign, "videos without labels")):
             if videos:
-                self.notes.append(f"{sequence.path.name}: {what}: {len(videos)}")
+                self.notes.append(f"{sequence.path.name}: {kind}: {len(videos)}")
         if sequence.role in ("audio", "vision") and "utterance" in f"{sequence.root} {sequence.path.name}".lower():
-            self._require_one_row_a_segment(sequence, entries)
+            self._require_one_row_per_segment(sequence, entries)
 
-    def _require_one_row_a_segment(self, sequence: Sequence, entries: dict[str, Entry]) -> None:
+    def _require_one_row_per_segment(self, sequence: Sequence, entries: dict[str, Entry]) -> None:
         faults = FaultCollector()
         for video, entry in entries.items():
             segments = self.segments.get(video)
             if segments is None or entry.segment is not None:
                 continue
-            column = f"{sequence.key(video)}/features"
             if len(entry.intervals) != len(segments):
-                found = f"{len(entry.intervals)} rows"
-                faults.add(
-                    Fault(
-                        file=sequence.path.name,
-                        column=column,
-                        expected=f"{len(segments)} rows, one a segment",
-                        found=found,
-                        fix=AGAIN,
-                    )
-                )
+                expected, found = f"{len(segments)} rows, one per segment", f"{len(entry.intervals)} rows"
+                faults.add(sequence.fault(video, "features", expected, found))
             elif (np.abs(entry.intervals - segments) > SAME_TIME).any():
                 row = int((np.abs(entry.intervals - segments) > SAME_TIME).any(axis=1).argmax())
-                faults.add(
-                    Fault(
-                        file=sequence.path.name,
-                        column=f"{sequence.key(video)}/intervals",
-                        row=row + 1,
-                        expected=f"the times of the segment, {segments[row].tolist()}",
-                        found=f"{entry.intervals[row].tolist()}",
-                        fix=AGAIN,
-                    )
-                )
+                expected, found = f"the segment {segments[row].tolist()}", f"{entry.intervals[row].tolist()}"
+                faults.add(sequence.fault(video, "intervals", expected, found, row))
         faults.raise_if_any()

@@ -1,9 +1,10 @@
-"""A simulated CMU-MOSI export: reviews, clips, words and frames from a latent-factor model, the best prediction known.
+"""Simulated CMU-MOSI exports from a latent factor model with a known Bayes-optimal prediction.
 
-A clip has independent standard normal factors: one shared by all modalities (partly the speaker's), and one of each
-modality's own. Its sentiment is their weighted sum and noise; the published shares of negative, neutral and positive
-clips (raw-formats.md D.2) are its quantiles. Words of two pairs of lists are drawn with log-odds proportional to the
-shared and to the text's own factor; the frames of a clip carry noisy readings of the shared and of their own factor.
+Each clip has independent standard normal factors: one shared by all modalities (and partly by all clips of a speaker),
+and one specific to each modality. Its sentiment is a weighted sum of the factors plus noise, cut at the quantiles that
+give the published proportions of negative, neutral and positive clips. Sentiment words are drawn from two pairs of word
+lists, with log odds proportional to the shared and to the text factor. The frames of a clip are noisy readings of the
+shared factor and of the factor of their modality.
 """
 
 from __future__ import annotations
@@ -27,26 +28,27 @@ from mrpipe.store.parquet import write_frame
 
 NEGATIVE_SHARE, POSITIVE_SHARE = 1023 / 2199, 1080 / 2199
 TRAIN_SHARE, VALID_SHARE = 52 / 93, 10 / 93
-PAUSE_SHARE = 0.194  # pauses for each word
-GAP_SHARE = 0.23  # segments after which something is said that is in no segment
-SENTIMENT_WORDS = 0.25  # share of each of the two pairs of lists among the words of a segment
-BASE = 5  # directions that frames vary in: shared factor, own factor, three that mean nothing
-SHORTEST_WORD = 0.15
+PAUSE_SHARE = 0.194  # pauses per word
+GAP_SHARE = 0.23  # fraction of segments followed by words outside any segment
+SENTIMENT_WORDS = 0.25  # fraction of the words of a segment from each of the two pairs of lists
+BASE = 5  # directions in which frames vary: shared factor, factor of the modality, three directions of noise
+SHORTEST_WORD = 0.15  # seconds
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Everything that was said and shown; n clips, w tokens (words and pauses), both by video and in time order.
+    """The simulated reviews: n clips and w tokens (words and pauses), both sorted by video and time.
 
     Attributes:
-        videos, folds: names (V,), train/valid/test of each.
-        clip_video, clip_number: video index and number from 1, (n,).
-        scores: (n,) float32, multiples of 0.2 in [-3, 3], neutral exactly 0.
-        segments: (n, 2) label times in s, as published: from the beginning of the word before to that of the last word.
-        words, times, token_video, token_clip: token texts (w,), times (w, 2), video, clip (-1: in no segment).
-        base: modality → clip-level readings (n, BASE).
+        videos, folds: (V,) names of the videos and their folds (train, valid or test).
+        clip_video, clip_number: (n,) index of the video, and number of the clip in its video from 1.
+        scores: (n,) float32, multiples of 0.2 in [-3, 3]; neutral is exactly 0.
+        segments: (n, 2) start and end in seconds, from the beginning of the previous word to that of the last word.
+        words, times: (w,) texts and (w, 2) start and end in seconds of the tokens.
+        token_video, token_clip: (w,) video and clip of the tokens (-1: outside any segment).
+        base: modality → (n, BASE) readings of the clips.
     """
 
     videos: list[str]
@@ -64,7 +66,7 @@ class World:
 
 @dataclass(frozen=True, kw_only=True)
 class Latent:
-    """The factors (n,) by name (shared, text, audio, vision), the sentiment (n,), and which clips are odd."""
+    """Factors (n,) by name (shared, text, audio, vision), sentiment (n,), and the mask `odd` of clips without words."""
 
     factors: dict[str, Floats]
     sentiment: Floats
@@ -72,18 +74,21 @@ class Latent:
 
 
 def simulate(export: Path, truth: Path, options: MosiSimulation) -> None:
-    """Write an export in `options.format` to `export`, `truth.parquet` and `best.parquet` (mrpipe.truth) to `truth`.
+    """Write an export in `options.format` to `export`, and `truth.parquet` and `best.parquet` to `truth`.
 
-    truth.parquet: `sample_id`, `sentiment`, the factors, `odd` (a segment without words), and for each set of
-    modalities `p_positive_<a>_<b>`: the probability that the clip is positive, given that it is not neutral and what
-    these modalities show of it, under the model that drew it. Audio and vision enter through the exact posterior of
-    their readings; words, which are binary draws, through quadrature over the two factors behind them. No method can do
-    better from one clip on average; word steps and the −inf values lose a little of it.
+    `truth.parquet` has `sample_id`, `sentiment`, the factors, `odd` (segments without words), and `p_positive_<a>_<b>`
+    for each set of modalities: the probability under the generating model that a clip that is not neutral is positive,
+    given these modalities. Audio and vision enter through the exact posterior of their readings, words through
+    quadrature over the shared and the text factor. On average, no method can do better from single clips; averaging
+    frames per word and -inf values lose a little of this information.
+
+    Raises:
+        UsageError: an option out of range, or a combination of options that does not exist.
     """
     if options.n_videos < 3:
-        raise UsageError("n_videos must be at least 3, one for each fold")
+        raise UsageError("n_videos must be at least 3, one per fold")
     if options.utterance_audio and options.format != "csd":
-        raise UsageError("utterance_audio belongs to format=csd; the pickles hold sequences")
+        raise UsageError("utterance_audio requires format=csd; the pickles contain sequences")
     latent, clip_video, clip_number, videos, folds = _clips(options)
     world, word_counts = _speech(options, latent, clip_video, clip_number, videos, folds)
     simulate_formats.write(export, world, options)
@@ -95,7 +100,7 @@ def simulate(export: Path, truth: Path, options: MosiSimulation) -> None:
 
 
 def _clips(options: MosiSimulation) -> tuple[Latent, Ints, Ints, list[str], list[str]]:
-    """Videos, folds, clips and their factors."""
+    """Draw the factors of the clips, with the video and number of each clip, the videos and their folds."""
     names = [f"{options.seed}/{i}" for i in range(options.n_videos)]
     letters = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
     codes = keyed.bits(keyed.id_keys(names), options.seed, "mosi/video", 11) % np.uint64(64)
@@ -136,17 +141,17 @@ def _weights(options: MosiSimulation) -> dict[str, float]:
 
 
 def _zero_length(clip_video: Ints) -> int:
-    """The middle clip of the first video has zero length, as clip 44 of 2WGyTLYerpo."""
+    """Clip of zero length, the middle one of the first video, like clip 44 of 2WGyTLYerpo."""
     return int((clip_video == 0).sum()) // 2
 
 
 def _too_short(clip_video: Ints) -> int:
-    """The first clip of the second video ends before a word begins, as clip 1 of VCslbP0mgZI."""
+    """Clip that ends before a word begins, the first one of the second video, like clip 1 of VCslbP0mgZI."""
     return int((clip_video == 0).sum())
 
 
 def _scores(options: MosiSimulation, sentiment: Floats) -> NDArray[np.float32]:
-    """Sentiment to the labels' grid: quantiles of D.2, then equal steps of 0.2 within negative and positive."""
+    """Round the sentiment to scores: published proportions of the signs, then equally frequent steps of 0.2."""
     u = ndtr(sentiment / _spread(options))
     negative = -np.ceil((NEGATIVE_SHARE - u) / NEGATIVE_SHARE * 15)
     positive = np.ceil((u - (1 - POSITIVE_SHARE)) / POSITIVE_SHARE * 15)
@@ -161,13 +166,13 @@ def _spread(options: MosiSimulation) -> float:
 def _speech(
     options: MosiSimulation, latent: Latent, clip_video: Ints, clip_number: Ints, videos: list[str], folds: list[str]
 ) -> tuple[World, NDArray[np.int64]]:
-    """Words, their times, the segments; and how often each list occurs in each clip, (n, 5)."""
+    """Draw the words, their times and the segments; also returns the words per clip and word list, (n, 5)."""
     rng = keyed.generator(options.seed, "mosi/speech")
     n, n_videos = len(clip_video), len(videos)
     n_words = np.maximum(1, np.round(np.exp(rng.normal(np.log(0.81 * options.words_per_clip), 0.65, n)))).astype(int)
     n_words = np.where(latent.odd, 0, np.minimum(n_words, 110))
     gaps = np.where(rng.uniform(size=n) < GAP_SHARE, rng.integers(1, 6, n), 0)
-    # A video: some words, then its clips, some of them followed by words that are in no segment, and a last word.
+    # A video is some words, then its clips, some of them followed by words outside any segment, and final words.
     unit_length = np.concatenate([rng.integers(3, 9, n_videos), n_words, gaps, np.full(n_videos, 2)])
     unit_video = np.concatenate([np.arange(n_videos), clip_video, clip_video, np.arange(n_videos)])
     unit_clip = np.concatenate([np.full(n_videos, -1), np.arange(n), np.full(n, -1), np.full(n_videos, -1)])
@@ -189,7 +194,7 @@ def _speech(
     counts = np.zeros((n, len(LISTS)), dtype=np.int64)
     np.add.at(counts, (clip[clip >= 0], which[clip >= 0]), 1)
 
-    # Times: words and the pauses after some of them, one after another from half a second on.
+    # Words and the pauses after some of them follow each other without gaps, starting at 0.5 s.
     pause = rng.uniform(size=len(clip)) < PAUSE_SHARE
     word_row = np.arange(len(clip)) + np.cumsum(pause) - pause
     w = len(clip) + int(pause.sum())
@@ -205,7 +210,7 @@ def _speech(
     spoken = np.full(w, "sp", dtype=object)
     spoken[word_row] = table[which, within]
 
-    # Where each clip stands among the words of its video, whether or not it has words of its own.
+    # Position of each clip among the words of its video, whether or not it has words itself.
     clip_unit = np.argsort(order)[n_videos : n_videos + n]
     first_word = (np.cumsum(unit_length[order]) - unit_length[order])[clip_unit]
     start = times[word_row[first_word - 1], 0]
@@ -230,7 +235,7 @@ def _speech(
 
 
 def _readings(options: MosiSimulation, latent: Latent, modality: str) -> Floats:
-    """What a clip's frames say on the whole, (n, BASE): the shared and the own factor with noise, and nothing else."""
+    """Clip-level readings of a modality, (n, BASE): shared factor and factor of the modality with noise, then noise."""
     rng = keyed.generator(options.seed, "mosi/readings", modality)
     noise = {"audio": options.audio_noise, "vision": options.vision_noise}[modality]
     base = rng.standard_normal((len(latent.sentiment), BASE))
@@ -239,7 +244,7 @@ def _readings(options: MosiSimulation, latent: Latent, modality: str) -> Floats:
     return base
 
 
-# --- the best possible prediction ------------------------------------------------------------------------------------
+# --- Bayes-optimal prediction ----------------------------------------------------------------------------------------
 
 
 def _modalities(options: MosiSimulation) -> tuple[str, ...]:
@@ -266,19 +271,19 @@ def p_positive(
     counts: NDArray[np.int64],
     subset: tuple[str, ...],
 ) -> Floats:
-    """P(score > 0 | score != 0, what `subset` shows of the clip), (n,).
+    """P(score > 0 | score != 0, modalities in `subset`), (n,).
 
-    Given the readings and the words, the factors are independent; the shared one is integrated on a grid, and so is the
-    text's own if the words are seen. All else in the sentiment is Gaussian and adds up to a mean and a variance.
+    Given the readings and the words, the factors are independent. The shared factor, and the text factor if `subset`
+    includes text, are integrated on a grid; the rest of the sentiment is Gaussian with a closed-form mean and variance.
     """
     weights = _weights(options)
     grid = np.linspace(-5.0, 5.0, 61)
     n = len(odd)
     log_shared = np.tile(-0.5 * grid**2, (n, 1))
-    own_grid, log_own = np.zeros(1), np.zeros((n, 1))
+    text_grid, log_text = np.zeros(1), np.zeros((n, 1))
     mean, variance = np.zeros(n), np.full(n, options.label_noise**2)
     for modality, noise in (("audio", options.audio_noise), ("vision", options.vision_noise)):
-        # An odd segment has no frames of its own; an utterance-level row it has.
+        # An odd segment has no frames, but it has an utterance-level row.
         seen = np.full(n, modality in subset) & (~odd | (options.utterance_audio and modality == "audio"))
         precision = 1.0 / max(noise, 1e-6) ** 2
         log_shared -= np.where(seen[:, None], 0.5 * precision * (grid - base[modality][:, :1]) ** 2, 0.0)
@@ -288,19 +293,19 @@ def p_positive(
     if "text" in subset:
         up, down = log_expit(options.text_strength * grid), log_expit(-options.text_strength * grid)
         log_shared += counts[:, 1:2] * down + counts[:, 2:3] * up
-        own_grid, log_own = grid, -0.5 * grid**2 + counts[:, 3:4] * down + counts[:, 4:5] * up
+        text_grid, log_text = grid, -0.5 * grid**2 + counts[:, 3:4] * down + counts[:, 4:5] * up
     else:
         variance += weights["text"] ** 2
-    shared, own = _normalised(log_shared), _normalised(log_own)
+    shared, text = _normalised(log_shared), _normalised(log_text)
     low, high = _spread(options) * ndtri(NEGATIVE_SHARE), _spread(options) * ndtri(1 - POSITIVE_SHARE)
-    value = weights["shared"] * grid[:, None] + weights["text"] * own_grid[None, :]
+    value = weights["shared"] * grid[:, None] + weights["text"] * text_grid[None, :]
     p = np.empty(n)
     for start in range(0, n, 128):
         rows = slice(start, start + 128)
         centre = mean[rows, None, None] + value
         sd = np.sqrt(np.maximum(variance[rows], 1e-12))[:, None, None]
-        positive = np.einsum("ns,nst,nt->n", shared[rows], ndtr((centre - high) / sd), own[rows])
-        negative = np.einsum("ns,nst,nt->n", shared[rows], ndtr((low - centre) / sd), own[rows])
+        positive = np.einsum("ns,nst,nt->n", shared[rows], ndtr((centre - high) / sd), text[rows])
+        negative = np.einsum("ns,nst,nt->n", shared[rows], ndtr((low - centre) / sd), text[rows])
         p[rows] = positive / (positive + negative)
     return p
 

@@ -1,4 +1,4 @@
-"""Writing a simulated world as .csd files, as MMSA's pickles or as MultiBench's, with their published quirks."""
+"""Write simulated reviews as .csd files, MMSA pickles or MultiBench pickles, with the quirks of the published files."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ AUDIO_DIM, VISION_DIM, UTTERANCE_DIM = 74, 35, 73  # COVAREP, FACET 4.2, openSMI
 MMSA_DIMS = {"audio": 5, "vision": 20}
 MMSA_FRAMES = {"audio": 375, "vision": 500}
 STEPS = 50
-FRAME_NOISE = 0.5  # of a frame around its clip
-FAILED_FRAMES = 0.01  # vision frames without a face: all zero
+FRAME_NOISE = 0.5  # standard deviation of frames around the reading of their clip
+FAILED_FRAMES = 0.01  # fraction of vision frames without a face, which are all zero
 PARTS = ("train", "valid", "test")
 Floats = NDArray[np.float32]
 
 
 def write(export: Path, world: World, options: MosiSimulation) -> None:
-    """Write the export; the pickles hold what the SDK's alignment makes of the same words and frames."""
+    """Write the export; pickles contain the same words and frames after alignment by the SDK reader."""
     if options.format == "csd":
         _write_csd(export, world, options, infinite=options.infinite_audio)
         return
@@ -101,19 +101,19 @@ def _runs(group: NDArray[np.int64], n: int) -> list[slice]:
 def _frames(
     world: World, options: MosiSimulation, modality: str, d: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], Floats]:
-    """Frames of all videos: video (F,), times (F, 2) and features (F, d)."""
+    """Frames of all videos: video (F,), start and end in seconds (F, 2), features (F, d)."""
     rng = keyed.generator(options.seed, "mosi/frames", modality)
     last = np.append(np.flatnonzero(np.diff(world.token_video)), len(world.token_video) - 1)
     n_frames = np.floor(world.times[last, 1] * options.frames_per_second).astype(np.int64)
     video = np.repeat(np.arange(len(n_frames)), n_frames)
     k = np.arange(len(video)) - np.repeat(np.cumsum(n_frames) - n_frames, n_frames)
     times = np.stack([k, k + 1], axis=1) / options.frames_per_second
-    # The token spoken at the middle of a frame; videos are laid end to end for the search.
+    # Find the token at the middle of each frame; for the search, videos are concatenated in time.
     length = world.times[:, 1].max() + 1.0
     token = np.searchsorted(world.token_video * length + world.times[:, 0], video * length + times.mean(axis=1)) - 1
     clip = world.token_clip[np.maximum(token, 0)]
     base = rng.standard_normal((len(video), world.base[modality].shape[1])).astype(np.float64) * FRAME_NOISE
-    # Within a clip the noise of its frames adds up to nothing, so that the mean of them is the clip's reading.
+    # Centre the frame noise within each clip, so that the mean of its frames is the reading of the clip.
     inside = clip >= 0
     order = np.flatnonzero(inside)[np.argsort(clip[inside], kind="stable")]
     base[inside] -= means(base.astype(np.float32), clip[order], order, len(world.clip_video))[clip[inside]]
@@ -125,7 +125,7 @@ def _frames(
 
 
 def _columns(rng: np.random.Generator, base: NDArray[np.float64], d: int) -> Floats:
-    """Unscaled features (F, d): a rotation of the directions of `base` first, then noisy mixtures of them."""
+    """Features (F, d) of arbitrary scale: a rotation of the directions in `base`, then noisy mixtures of them."""
     k = base.shape[1]
     rotation = np.linalg.qr(rng.standard_normal((k, k)))[0]
     mixture = rng.standard_normal((k, d - k)) / np.sqrt(k)
@@ -135,14 +135,14 @@ def _columns(rng: np.random.Generator, base: NDArray[np.float64], d: int) -> Flo
 
 
 def _set_infinite(x: Floats, share: float, seed: int) -> None:
-    """−inf in a share of the values, as the logarithms of the published audio hold it."""
+    """Set a fraction of the values to -inf, as occurs in the log features of the published audio."""
     if share > 0:
         rng = keyed.generator(seed, "mosi/infinite")
         x[rng.uniform(size=x.shape) < share] = -np.inf
 
 
 def _write_sequence(path: Path, root: str, entries: dict[str, tuple[Any, Any]], names: list[str]) -> None:
-    """A computational sequence as the SDK deploys it; no time stamps, so equal content gives equal bytes."""
+    """Write a computational sequence as the SDK does, without time stamps, so that equal content gives equal bytes."""
     metadata = {
         "root name": root,
         "computational sequence description": "simulated, no real person or review",
@@ -174,7 +174,7 @@ def _write_sequence(path: Path, root: str, entries: dict[str, tuple[Any, Any]], 
 
 
 def _mmsa(sdk: SdkExport, options: MosiSimulation) -> dict[str, dict[str, Any]]:
-    """MMSA: marks [CLS] and [SEP] around the words, zeros after; unaligned audio and vision as frames with lengths."""
+    """MMSA: words between [CLS] and [SEP], padded with zeros; unaligned audio and vision are frames with lengths."""
     aligned = options.format == "mmsa_aligned"
     tokens = sdk.tokens()
     marked = [["[CLS]", *words[: STEPS - 2], "[SEP]"] for words in tokens]
@@ -211,7 +211,7 @@ def _mmsa(sdk: SdkExport, options: MosiSimulation) -> dict[str, dict[str, Any]]:
 
 
 def _multibench(sdk: SdkExport, options: MosiSimulation) -> dict[str, dict[str, Any]]:
-    """MultiBench: the last 50 steps, zeros before them, labels (N, 1, 1)."""
+    """MultiBench: the last 50 steps, left-padded with zeros; labels (N, 1, 1)."""
     tokens = sdk.tokens()
     values, offsets = get_encoder("hashing-300").words(tokens)
     content: dict[str, Any] = {"text": _left_padded(values, offsets)}
@@ -232,7 +232,7 @@ def _by_part(content: dict[str, Any], sdk: SdkExport) -> dict[str, dict[str, Any
 
 
 def _spoil(audio: Floats, options: MosiSimulation) -> None:
-    """−inf in a share of the values that are not padding."""
+    """Set a fraction of the values outside the padding to -inf."""
     filled = np.flatnonzero((audio != 0).any(axis=2).ravel())
     steps = audio.reshape(-1, audio.shape[2])
     x = steps[filled]
@@ -241,7 +241,7 @@ def _spoil(audio: Floats, options: MosiSimulation) -> None:
 
 
 def _piece_ids(marked: list[list[str]]) -> NDArray[np.float32]:
-    """A stable number for each word in BERT's range; 101 and 102 are its marks."""
+    """A fixed token id per word, in the range of BERT; 101 is [CLS] and 102 is [SEP]."""
     flat = [w for words in marked for w in words]
     ids = (keyed.id_keys(flat) % np.uint64(28000) + np.uint64(2000)).astype(np.float32)
     text = np.array(flat, dtype=object)
@@ -251,7 +251,7 @@ def _piece_ids(marked: list[list[str]]) -> NDArray[np.float32]:
 def _padded(
     values: Floats, offsets: NDArray[np.int64], width: int, *, before: int = 0, lengths: NDArray[np.int64] | None = None
 ) -> Floats:
-    """Runs to (N, width, d), the first steps of each from position `before` on, zeros elsewhere."""
+    """Pad sequences to (N, width, d): the first `lengths` steps from position `before` on, zeros elsewhere."""
     lengths = np.diff(offsets) if lengths is None else lengths
     clip = np.repeat(np.arange(len(lengths)), lengths)
     step = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)

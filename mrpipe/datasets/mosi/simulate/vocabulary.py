@@ -1,10 +1,10 @@
-"""Words of the simulated reviews: two pairs of sentiment lists, one for each factor the text carries, and fillers."""
+"""Words of the simulated reviews: fillers, and a pair of sentiment word lists for each factor expressed in text."""
 
 from __future__ import annotations
 
-# ruff: noqa: SIM905  (word lists read best as text)
+# ruff: noqa: SIM905  (word lists are easier to read as text)
 
-# Evaluation of the film as a whole: carries the factor that audio and vision carry too.
+# Judgements of the film as a whole express the factor shared with audio and vision.
 SHARED_POSITIVE = (
     "good great excellent awesome wonderful amazing fantastic brilliant perfect beautiful enjoyable superb "
     "terrific delightful impressive outstanding lovely loved fun magnificent"
@@ -13,7 +13,7 @@ SHARED_NEGATIVE = (
     "bad terrible awful horrible boring dull poor worst dreadful lousy disappointing miserable ugly hated stupid "
     "pathetic weak mediocre unbearable disaster"
 ).split()
-# Judgement of details and advice: carries the factor that only the text has.
+# Judgements of details and recommendations express the factor specific to text.
 PRIVATE_POSITIVE = (
     "recommend clever funny touching charming thrilling believable inventive hilarious gripping heartfelt smart "
     "memorable original refreshing witty convincing moving polished worthwhile"
