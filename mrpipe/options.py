@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 OptionsT = TypeVar("OptionsT", bound="DataclassInstance")
 
 
-def parse_assignments(items: Sequence[str] | None) -> dict[str, Any]:
-    """Name → text of the `KEY=VALUE` arguments of `--set`; `parse_options` gives the texts their types.
+def parse_assignments(items: Sequence[str] | None, flag: str = "--set") -> dict[str, Any]:
+    """Name → text of the `KEY=VALUE` arguments of a flag; `parse_options` gives the texts their types.
 
     Raises:
         UsageError: an item without `=`.
@@ -26,7 +26,7 @@ def parse_assignments(items: Sequence[str] | None) -> dict[str, Any]:
     for item in items or ():
         key, separator, text = item.partition("=")
         if not (key and separator):
-            raise UsageError(f"--set takes key=value, got {item!r}")
+            raise UsageError(f"{flag} takes key=value, got {item!r}")
         values[key] = text
     return values
 
@@ -49,7 +49,9 @@ def parse_options(cls: type[OptionsT], values: Mapping[str, object], *, context:
             value = tuple(value)
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        if default is not None and not isinstance(value, type(default)):
+        if default is not None and (
+            not isinstance(value, type(default)) or isinstance(value, bool) != isinstance(default, bool)
+        ):
             raise UsageError(
                 f"{context}: option {name}={value!r} must be {type(default).__name__}, not {type(value).__name__}"
             )
@@ -57,7 +59,15 @@ def parse_options(cls: type[OptionsT], values: Mapping[str, object], *, context:
         if choices and value not in choices:
             raise UsageError(f"{context}: option {name}={value!r} must be one of {', '.join(map(str, choices))}")
         parsed[name] = value
-    return cls(**parsed)
+    try:
+        return cls(**parsed)
+    except UsageError as error:
+        raise UsageError(f"{context}: {error}") from error
+
+
+def non_default_fields(options: Any) -> dict[str, Any]:
+    """Fields of an options dataclass that differ from their defaults."""
+    return {f.name: v for f in dataclasses.fields(options) if (v := getattr(options, f.name)) != f.default}
 
 
 def option(default: Any, help: str, *, choices: tuple[Any, ...] = ()) -> Any:

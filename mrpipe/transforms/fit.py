@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mrpipe.errors import UsageError
 from mrpipe.genetics.packing import LdOptions
+from mrpipe.options import non_default_fields, parse_options
 from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays, Store
 from mrpipe.transforms.encoding import decode_array as _decode
@@ -89,12 +90,20 @@ class Transforms:
         store_id, scheme: store and split scheme on which they were fitted.
         fitted: modality → transform.
         shapes: modality → shape of one element after the transform (of one step for a sequence).
+        options: how they were fitted.
     """
 
     store_id: str
     scheme: str
     fitted: Mapping[str, ModalityTransform]
     shapes: Mapping[str, tuple[int, ...]]
+    options: TransformOptions = field(default_factory=TransformOptions)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """`transforms`: the options that differ from their defaults; empty if none does."""
+        changed = non_default_fields(self.options)
+        return {"transforms": changed} if changed else {}
 
     def apply(self, name: str, arrays: Arrays) -> Arrays:
         """Transform to float32 arrays without NaN, of shape `shapes[name]` per element."""
@@ -110,6 +119,7 @@ class Transforms:
             "modalities": {
                 n: {"shape": list(self.shapes[n]), "transform": t.to_dict()} for n, t in sorted(self.fitted.items())
             },
+            **self.settings,
         }
         return json.dumps(value, sort_keys=True) + "\n"
 
@@ -122,7 +132,8 @@ class Transforms:
         for name, entry in value["modalities"].items():
             fitted[name] = _TRANSFORMS[entry["transform"]["kind"]].from_dict(entry["transform"])
         shapes = {n: tuple(e["shape"]) for n, e in value["modalities"].items()}
-        return cls(value["store_id"], value["scheme"], fitted, shapes)
+        options = parse_options(TransformOptions, value.get("transforms", {}), context="transforms")
+        return cls(value["store_id"], value["scheme"], fitted, shapes, options)
 
 
 def fit(
@@ -153,4 +164,4 @@ def fit(
             transform = (event_transform(rows) or FeatureTransform).fit(train, rows, options)
         fitted[modality.name] = transform
         shapes[modality.name] = transform.shape(modality)
-    return Transforms(store.store_id, scheme, fitted, shapes)
+    return Transforms(store.store_id, scheme, fitted, shapes, options)

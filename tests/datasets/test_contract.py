@@ -30,9 +30,26 @@ from mrpipe.stages.simulate import simulate
 from mrpipe.store import masks
 from mrpipe.store.layout import StoreLayout, truth_folder
 from mrpipe.store.splits import PARTS
-from mrpipe.transforms.fit import fit
+from mrpipe.transforms.fit import Transforms, fit
+from mrpipe.transforms.options import TransformOptions
 
 DATASETS = dataset_names()
+# Transform option → another value, and the modalities of two stores whose transformed values depend on it.
+EVENTS = {"lab", "code", "lab_summary"}
+TABLES = {"clinical", "biospecimen"}
+TRANSFORMS: dict[str, tuple[object, set[str]]] = {
+    "scale": ("minmax", TABLES),
+    "impute": ("median", TABLES),
+    "clip": (1.5, TABLES | {"lab", "lab_summary"}),
+    "svd_dim": (2, {"note"}),
+    "event_floor": (0.3, EVENTS),
+    "event_cap": (5, EVENTS),
+    "event_step_hours": (6.0, {"lab"}),
+    "event_steps": (3, {"lab"}),
+    "ld_r2": (0.02, {"genomic"}),
+    "ld_window": (4, {"genomic"}),
+    "ld_step": (40, {"genomic"}),
+}
 
 
 def settings_of(name: str) -> list[str]:
@@ -112,6 +129,26 @@ def test_every_feature_has_a_source_and_can_be_transformed(name: str, built: dic
         arrays = store.arrays(modality.name, transform=transforms)
         assert np.isfinite(arrays.x).all()
         assert arrays.x.shape[1:] == transforms.shapes[modality.name]
+
+
+@pytest.mark.parametrize("name", ["adni", "mimic"])
+def test_each_transform_option_changes_the_modalities_it_is_for_and_no_other(name: str, built: dict[str, Path]) -> None:
+    store = mrpipe.open_store(built[name])
+    assert set(TRANSFORMS) == {f.name for f in dataclasses.fields(TransformOptions)}
+
+    def values(options: TransformOptions) -> dict[str, bytes]:
+        fitted = Transforms.from_json(fit(store, options=options).to_json())
+        assert fitted.options == options
+        arrays = {m.name: store.arrays(m.name, transform=fitted) for m in store.modalities}
+        return {
+            n: b"".join(np.ascontiguousarray(v).tobytes() for v in (a.x, a.time) if v is not None)
+            for n, a in arrays.items()
+        }
+
+    usual = values(TransformOptions())
+    for option, (value, expected) in TRANSFORMS.items():
+        changed = values(TransformOptions(**{option: value}))
+        assert {m for m in usual if changed[m] != usual[m]} == expected & set(usual), option
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
 import mrpipe
 from mrpipe.errors import UsageError
+from mrpipe.options import parse_options
 from mrpipe.schema import Modality
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
@@ -75,7 +77,7 @@ def test_transform_of_a_sample_is_independent_of_other_samples(stores: dict[floa
 def test_standardisation_matches_scikit_learn(impute: str) -> None:
     x = np.random.default_rng(0).normal(3, 2, (200, 4)).astype(np.float32)
     x[::7, 1] = np.nan
-    step = Numeric.fit(x, TransformOptions(impute=impute, clip=0))  # type: ignore[arg-type]
+    step = Numeric.fit(x, TransformOptions(impute=impute, clip=0))
     filled = SimpleImputer(strategy=impute).fit_transform(x.astype(np.float64))
     expected = StandardScaler().fit(x.astype(np.float64)).transform(filled)
     np.testing.assert_allclose(step.apply(x), expected, atol=1e-5)
@@ -139,6 +141,38 @@ def test_unknown_voxels_are_ignored_in_fitting_and_become_the_mean() -> None:
     np.testing.assert_allclose([fitted.mean[0], fitted.sd[0]], [np.nanmean(x), np.nanstd(x)], rtol=1e-5)
     got = fitted.apply(arrays).x
     np.testing.assert_array_equal(got == 0, np.isnan(x))
+
+
+def test_default_options_leave_no_trace_in_the_json_and_others_do(stores: dict[float, mrpipe.Store]) -> None:
+    usual, other = (fit(stores[0.0], options=TransformOptions(clip=clip)) for clip in (10.0, 2.0))
+    assert usual.settings == {}
+    assert "transforms" not in usual.to_json()
+    assert other.settings == {"transforms": {"clip": 2.0}}
+    assert Transforms.from_json(other.to_json()).options == other.options
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("clip", "-1", "option clip=-1.0 must be a number of at least 0"),
+        ("clip", "NaN", "option clip=nan must be a number"),
+        ("scale", "robust", "option scale='robust' must be one of standard, minmax, none"),
+        ("svd_dim", "0", "option svd_dim=0 must be at least 1"),
+        ("svd_dim", "2.5", "option svd_dim=2.5 must be int, not float"),
+        ("svd_dim", "true", "option svd_dim=True must be int, not bool"),
+        ("event_floor", "50", r"option event_floor=50.0 must be in \[0, 1\]"),
+        ("event_step_hours", "0", "option event_step_hours=0.0 must be a positive number"),
+        ("ld_window", "1", "option ld_window=1 must be at least 2"),
+        ("median", "1", "unknown option 'median'; known options: clip, "),
+    ],
+)
+def test_a_wrong_transform_option_is_a_usage_error(option: str, value: str, message: str) -> None:
+    with pytest.raises(UsageError, match=f"^here: {message}"):
+        parse_options(TransformOptions, {option: value}, context="here")
+
+
+def test_every_transform_option_has_help() -> None:
+    assert all(f.metadata["help"] for f in dataclasses.fields(TransformOptions))
 
 
 def test_missing_transform_is_a_usage_error(stores: dict[float, mrpipe.Store]) -> None:

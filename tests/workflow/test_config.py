@@ -72,6 +72,9 @@ def plan_of(config: dict[str, Any], schema: dict[str, Any]) -> Any:
         (["experiments", "mosi"], "modalities", ["smell"], "experiments.mosi.modalities: store mosi has no 'smell'"),
         (["experiments", "mosi"], "scheme", "mine", "experiments.mosi.scheme: store mosi has no scheme 'mine'"),
         (["experiments", "mosi"], "methods", ["magic"], "experiments.mosi.methods: no method 'magic'; there are "),
+        (["experiments", "mosi"], "transforms", {"clipp": 1}, "experiments.mosi.transforms: unknown option 'clipp'"),
+        (["experiments", "mosi"], "transforms", {"clip": -1}, "experiments.mosi.transforms: option clip=-1.0 must be"),
+        (["experiments", "mosi"], "transforms", {"scale": 1}, "experiments.mosi.transforms: option scale=1 must"),
         (["experiments", "mosi"], "task", "age", "experiments.mosi.task: mosi has no task 'age'"),
         (["experiments", "mosi", "missingness"], "mechanism", "magic", "experiments.mosi.missingness: unknown mech"),
         (["experiments", "mosi", "missingness"], "p", 1.5, "experiments.mosi.missingness: p must be in [0, 1)"),
@@ -93,9 +96,10 @@ def test_all_errors_are_reported_together(tiny: dict[str, Any], schema: dict[str
     tiny["datasets"]["mosi"]["options"] = {"wrods": 1}
     tiny["datasets"]["enrico"]["simulation"] = {"n": 1}
     tiny["experiments"]["mosi"]["missingness"]["p"] = 2
+    tiny["experiments"]["mosi"]["transforms"] = {"impute": "mode"}
     with pytest.raises(ConfigError) as caught:
         plan_of(tiny, schema)
-    assert len(caught.value.faults) == 3
+    assert len(caught.value.faults) == 4
 
 
 def test_snakemake_stops_before_any_job_and_names_the_key(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:

@@ -61,6 +61,14 @@ def test_modality_subset_uses_the_full_store(snakemake: Any, tmp_path: Path, tin
     assert outcome.jobs == sorted(store_jobs("mosi", MOSI) + run_jobs("mosi", masks) + ENDS), outcome.text
 
 
+def test_transforms_of_an_experiment_reach_the_training(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
+    tiny["experiments"]["mosi"]["transforms"] = {"scale": "minmax", "clip": 10, "svd_dim": 64}
+    outcome = snakemake("-n", "-p", folder=tmp_path, config=tiny)
+    trained = [line for line in outcome.text.splitlines() if "mrpipe train" in line]
+    assert ["--transform scale=minmax svd_dim=64 --set " in line for line in sorted(trained)] == [False, True]
+    assert "--transform" not in sorted(trained)[0]
+
+
 def test_no_simulation_for_a_real_export(snakemake: Any, tmp_path: Path, project: Path, tiny: dict[str, Any]) -> None:
     (tmp_path / "export").mkdir()
     entry = {"raw": str(tmp_path / "export"), "modalities": ["text", "audio"]}

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from mrpipe.cli.main import main
+from workflow.planning.arguments import benchmark_arguments, search_arguments, train_arguments
 from workflow.planning.plan import ConfigError, make_plan, mask_name, schema_faults
 from workflow.planning.suite_cells import description
 from workflow.planning.suites import Suites
@@ -265,6 +266,33 @@ def test_size_replaces_overrides_of_the_suite_but_not_of_a_row(own: Any) -> None
     assert (overrides["smoke"]["clip"], overrides["smoke"]["hidden"]) == (1.0, 99)
 
 
+def test_transforms_name_the_folder_and_default_ones_do_not(own: Any) -> None:
+    def change(said: dict[str, Any]) -> None:
+        said["suites"]["mine"] |= {"transforms": {"scale": "minmax", "clip": 10}, "search": {"trials": 2}}
+        said["suites"]["mine"]["blocks"] *= 3
+        said["suites"]["mine"]["blocks"] = [
+            block | {"missingness": {"p": 0.3}, "transforms": own_transforms}
+            for block, own_transforms in zip(
+                said["suites"]["mine"]["blocks"], ({}, {"svd_dim": 64}, {"scale": "standard"}), strict=True
+            )
+        ]
+
+    suite = own(change).suite("mine")
+    usual = "mosi-full-text+audio-mcar-p0.3"
+    folders = {f"{usual}-scale_minmax": {"scale": "minmax"}, usual: {}}
+    folders[f"{usual}-scale_minmax-svd_dim_64"] = {"scale": "minmax", "svd_dim": 64}
+    assert {run.experiment: run.transforms for run in suite.runs.values()} == folders
+    assert len({(run.label, run.mask) for run in suite.runs.values()}) == len(suite.runs) // 3
+    columns = description(suite, "full", {"mosi-full": ("results/stores/mosi-full", None)})["columns"]
+    assert {c["experiment"]: c.get("transforms") for c in columns} == {k: v or None for k, v in folders.items()}
+    for run in suite.runs.values():
+        pairs = [f"{k}={v}" for k, v in run.transforms.items()]
+        for command in (train_arguments(run), search_arguments(run), benchmark_arguments(run, 3)):
+            at = command.index("--transform") + 1 if pairs else 0
+            assert command[at : at + len(pairs)] == pairs
+            assert ("--transform" in command) == bool(pairs)
+
+
 def block_of(said: dict[str, Any]) -> dict[str, Any]:
     block: dict[str, Any] = said["suites"]["mine"]["blocks"][0]
     return block
@@ -287,6 +315,8 @@ def block_of(said: dict[str, Any]) -> dict[str, Any]:
         (lambda s: s.update(groups={"a": ["b"], "b": ["a"]}), "the group 'a' contains itself"),
         (lambda s: s["suites"].update(table1=s["suites"]["mine"]), "suites.table1: there is one of this name already"),
         (lambda s: s["suites"]["mine"].update(figure="embedding"), "needs `missing`, a modality"),
+        (lambda s: s["suites"]["mine"].update(transforms={"sclae": "none"}), "suites.mine.transforms: unknown option"),
+        (lambda s: block_of(s).update(transforms={"clip": -1}), "suites.mine.blocks.0.transforms: option clip=-1.0"),
     ],
 )
 def test_invalid_file_is_reported_on_reading(own: Any, change: Any, message: str) -> None:
@@ -387,11 +417,13 @@ def test_column_names_are_unique(own: Any) -> None:
     block = OWN["suites"]["mine"]["blocks"][0]
     hidden = [{"p": 0.3, "mechanism": "mnar_label"}, {"p": 0.3, "mechanism": "mnar_label", "strength": 1.0}, {"p": 0.3}]
     changes = [*({"missingness": m} for m in hidden), {"scheme": "standard"}, {"task": "polarity"}]
+    changes += [{"transforms": {"clip": 5}}]
     suite = own(lambda said: said["suites"]["mine"].update(blocks=[block | change for change in changes])).suite("mine")
     asked = parse_suite(description(suite, "full", {"mosi-full": ("results/stores/mosi-full", None)}))
     names = [column.name for column in asked.columns]
-    # The last two blocks have two rates each.
-    assert len(set(names)) == len(names) == 3 + 2 * 2
+    # The last three blocks take two rates each.
+    assert len(set(names)) == len(names) == 3 + 3 * 2
+    assert names[-1] == "A+T, p = 0.5, clip = 5.0"
 
 
 def test_schema_admits_no_undescribed_key(project: Path) -> None:

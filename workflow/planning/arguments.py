@@ -27,7 +27,7 @@ def train_arguments(run: PlannedRun) -> list[str]:
     arguments += ["--task", run.task] if run.task else []
     arguments += ["--scheme", run.scheme] if run.scheme else []
     arguments += ["--modalities", *run.modalities] if run.modalities else []
-    return arguments + set_arguments(run.overrides)
+    return arguments + set_arguments(run.transforms, "--transform") + set_arguments(run.overrides)
 
 
 def search_arguments(run: PlannedRun) -> list[str]:
@@ -46,7 +46,7 @@ def settings_asked(runs: Iterable[PlannedRun]) -> str:
     return json.dumps(asked, sort_keys=True)
 
 
-def set_arguments(values: Mapping[str, Any]) -> list[str]:
+def set_arguments(values: Mapping[str, Any], flag: str = "--set") -> list[str]:
     """Options as the command line takes them: `--set key=value ...`, or nothing."""
     pairs = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items()]
-    return ["--set", *pairs] if pairs else []
+    return [flag, *pairs] if pairs else []

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from moe_retriever.catalogue import names as method_names
 from mrpipe.datasets import dataset_names, get_dataset
 from mrpipe.errors import MrpipeError, UsageError, did_you_mean
 from mrpipe.experiment.missingness import Missingness, non_default
-from mrpipe.options import parse_options
+from mrpipe.options import non_default_fields, parse_options
 from mrpipe.schema import Dataset
+from mrpipe.transforms.options import TransformOptions
 
 SIMULATED = "simulated"
 
@@ -93,6 +94,7 @@ class PlannedRun:
     Attributes:
         experiment: folder of the runs that share data, view and missingness.
         label: folder of the runs that share the method and all its settings; the method's name in an experiment.
+        transforms: transform options that differ from their defaults.
         trials: budget of a search for the settings that are not given; 0: none.
         first_seed: seed of the draw of missingness that the search sees.
     """
@@ -108,6 +110,7 @@ class PlannedRun:
     modalities: tuple[str, ...]
     missingness: Missingness | None
     overrides: Mapping[str, Any]
+    transforms: Mapping[str, Any] = field(default_factory=dict)
     trials: int = 0
     first_seed: int = 0
 
@@ -195,8 +198,13 @@ def make_plan(config: Mapping[str, Any]) -> WorkflowPlan:
             faults.append(f"{place}.dataset: no entry {entry['dataset']!r} in datasets")
         elif entry["dataset"] in stores:
             faults += _experiment_faults(place, entry, stores[entry["dataset"]])
+        transforms: Mapping[str, Any] = {}
         try:
-            runs |= {run.folder: run for run in _runs(name, entry)}
+            transforms = parse_transforms(entry["transforms"], place)
+        except MrpipeError as error:
+            faults.append(str(error))
+        try:
+            runs |= {run.folder: run for run in _runs(name, entry, transforms)}
         except MrpipeError as error:
             faults.append(f"{place}.missingness: {error}")
     if faults:
@@ -312,7 +320,13 @@ def _experiment_faults(place: str, entry: Mapping[str, Any], store: StorePlan) -
         yield f"{place}.task: {store.dataset.name} has no task {entry['task']!r}; it has {', '.join(store.tasks)}"
 
 
-def _runs(name: str, entry: Mapping[str, Any]) -> Iterator[PlannedRun]:
+def parse_transforms(values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The transform options of a `transforms` mapping that differ from their defaults, in order of their names."""
+    options = parse_options(TransformOptions, values, context=f"{place}.transforms")
+    return dict(sorted(non_default_fields(options).items()))
+
+
+def _runs(name: str, entry: Mapping[str, Any], transforms: Mapping[str, Any]) -> Iterator[PlannedRun]:
     methods = entry["methods"] if isinstance(entry["methods"], Mapping) else {m: {} for m in entry["methods"]}
     for (method, own), seed in itertools.product(methods.items(), entry["seeds"]):
         modalities = tuple(entry.get("modalities", ()))
@@ -333,6 +347,7 @@ def _runs(name: str, entry: Mapping[str, Any]) -> Iterator[PlannedRun]:
             modalities=modalities,
             missingness=mechanism or None,
             overrides={**entry["overrides"], **own.get("overrides", {})},
+            transforms=transforms,
         )
 
 

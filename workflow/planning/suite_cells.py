@@ -39,6 +39,7 @@ class PlannedColumn:
         view: modalities in the order of the store's bits.
         absent: modalities of the view that the store does not have; there are no cells then.
         missingness: with the seed of the first cell, or None.
+        transforms: transform options that differ from their defaults.
         cells: name of the row → its runs, one a seed.
     """
 
@@ -49,6 +50,7 @@ class PlannedColumn:
     missingness: Missingness | None
     task: str | None
     scheme: str | None
+    transforms: Mapping[str, Any]
     cells: dict[str, list[PlannedRun]] = field(default_factory=dict)
 
     @property
@@ -58,6 +60,7 @@ class PlannedColumn:
         parts += [missingness_name(self.missingness)] if self.missingness else []
         parts += [f"task_{self.task}"] * (self.task is not None)
         parts += [f"split_{self.scheme}"] * (self.scheme is not None)
+        parts += [f"{name}_{value}" for name, value in self.transforms.items()]
         return "-".join(parts)
 
 
@@ -122,6 +125,7 @@ def description(suite: PlannedSuite, size: str, places: Mapping[str, tuple[str, 
             "missingness": c.missingness and _missingness(c.missingness),
             "task": c.task,
             "scheme": c.scheme,
+            **({"transforms": c.transforms} if c.transforms else {}),
             "cells": {row: [runs[0].label, [run.seed for run in runs]] for row, runs in c.cells.items()},
         }
         for c in suite.columns

@@ -21,7 +21,17 @@ from moe_retriever.catalogue import names as method_names
 from mrpipe.errors import MrpipeError, did_you_mean
 from mrpipe.experiment.missingness import Missingness
 
-from .plan import SIMULATED, ConfigError, PlannedRun, StorePlan, WorkflowPlan, masks_of, plan_store, schema_faults
+from .plan import (
+    SIMULATED,
+    ConfigError,
+    PlannedRun,
+    StorePlan,
+    WorkflowPlan,
+    masks_of,
+    parse_transforms,
+    plan_store,
+    schema_faults,
+)
 from .suite_cells import PlannedColumn, PlannedRow, PlannedSuite
 
 WORKFLOW = Path(__file__).resolve().parents[1]
@@ -147,8 +157,10 @@ class Suites:
                 yield f"{place}: the figure `embedding`, and no other, needs `missing`, a modality"
             if suite.get("figure") == "cost" and any("views" in block for block in suite.get("blocks", ())):
                 yield f"{place}: the figure `cost` measures every configuration of modalities; leave `views` out"
+            yield from _transform_faults(place, suite)
             for number, block in enumerate(suite.get("blocks", ())):
                 at = f"{place}.blocks.{number}"
+                yield from _transform_faults(at, block)
                 known = {**said["datasets"], **self.plan.stores}
                 if block["dataset"] not in known:
                     yield _unknown(f"{at}.dataset", "dataset", block["dataset"], known)
@@ -192,7 +204,7 @@ class Suites:
         faults: list[str] = []
         for number, own in enumerate(said.get("blocks", ())):
             block = {k: said[k] for k in INHERITED if k in said} | own
-            block["overrides"] = {**said.get("overrides", {}), **own.get("overrides", {})}
+            block |= {k: {**said.get(k, {}), **own.get(k, {})} for k in ("overrides", "transforms")}
             try:
                 self._expand_block(block, rows, columns)
             except ConfigError as error:
@@ -233,6 +245,7 @@ class Suites:
             faults.append(_unknown("scheme", f"scheme of store {store.name}", block["scheme"], store.schemes))
         if faults:
             raise ConfigError(faults)
+        transforms = parse_transforms(block["transforms"], "block")
         for said, missing in itertools.product(views, _levels(block)):
             view = tuple(m for m in store.possible if m in said)
             column = PlannedColumn(
@@ -243,6 +256,7 @@ class Suites:
                 missingness=missing,
                 task=block.get("task"),
                 scheme=block.get("scheme"),
+                transforms=transforms,
             )
             column = columns.setdefault((column.store, column.experiment), column)
             if not column.absent:
@@ -312,6 +326,7 @@ class Suites:
                 modalities=column.view,
                 missingness=(column.missingness and replace(column.missingness, seed=seed, modalities=column.view)),
                 overrides=overrides,
+                transforms=column.transforms,
                 trials=trials,
                 first_seed=seeds[0],
             )
@@ -328,6 +343,13 @@ def _row(said: Mapping[str, Any]) -> PlannedRow:
         control=said.get("control", False),
         search=said.get("search", True),
     )
+
+
+def _transform_faults(place: str, entry: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        parse_transforms(entry.get("transforms", {}), place)
+    except MrpipeError as error:
+        yield str(error)
 
 
 def _levels(block: Mapping[str, Any]) -> list[Missingness | None]:

@@ -29,6 +29,14 @@ def _add_data(parser: ArgumentParser, modalities: str = "modalities to use (defa
     parser.add_argument("--scheme", help="split scheme (default: the store's own)")
     parser.add_argument("--modalities", nargs="+", metavar="NAME", help=modalities)
     parser.add_argument("--mask", type=Path, metavar="FILE", help="simulated missingness, from `mrpipe mask`")
+    parser.add_argument(
+        "--transform",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="imputation, scaling and encoding of the features (`mrpipe methods NAME` lists the options)",
+    )
 
 
 def _add_finished(parser: ArgumentParser, store: str) -> None:

@@ -65,6 +65,14 @@ def _train_config(arguments: argparse.Namespace) -> Any:
     return _config(best["method"], best["preset"], arguments, best["overrides"])
 
 
+def _transform(arguments: argparse.Namespace) -> Any:
+    from mrpipe.options import parse_assignments, parse_options
+    from mrpipe.transforms.options import TransformOptions
+
+    values = parse_assignments(arguments.transform, "--transform")
+    return parse_options(TransformOptions, values, context="--transform")
+
+
 def _job(arguments: argparse.Namespace, config: Any, device: str) -> Any:
     from moe_retriever.training.loop import Job
     from mrpipe import open_store
@@ -77,6 +85,7 @@ def _job(arguments: argparse.Namespace, config: Any, device: str) -> Any:
         scheme=arguments.scheme,
         modalities=tuple(arguments.modalities) if arguments.modalities else None,
         mask_file=arguments.mask,
+        transform=_transform(arguments),
         device=device,
         quiet=arguments.quiet,
     )
@@ -232,6 +241,7 @@ def _benchmark(arguments: argparse.Namespace) -> None:
         scheme=arguments.scheme,
         modalities=arguments.modalities,
         mask_file=arguments.mask,
+        transform=_transform(arguments),
         device=device,
         steps=arguments.steps,
     )
@@ -248,6 +258,7 @@ def _methods(arguments: argparse.Namespace) -> None:
 
     from moe_retriever.config import Common
     from moe_retriever.methods import get, names
+    from mrpipe.transforms.options import TransformOptions
 
     console = Console()
     if arguments.method is None:
@@ -256,7 +267,8 @@ def _methods(arguments: argparse.Namespace) -> None:
         print("\n`mrpipe methods NAME` lists the options of one.")
         return
     method = get(arguments.method)
-    for title, cls in ((f"options of {method.name}", method.Options), ("options of every method", Common)):
+    groups = {f"options of {method.name}": method.Options, "options of every method": Common}
+    for title, cls in (groups | {"options of --transform": TransformOptions}).items():
         table = Table("option", "default", "meaning", title=title)
         for f in dataclasses.fields(cls):
             choices = f"  [{' | '.join(map(str, f.metadata['choices']))}]" if f.metadata.get("choices") else ""

@@ -37,6 +37,7 @@ from mrpipe.transforms.events import EventTransform, step_numbers
 from mrpipe.transforms.features import FeatureTransform
 from mrpipe.transforms.fit import PixelTransform, Transforms, fit
 from mrpipe.transforms.genotypes import GenotypeTransform
+from mrpipe.transforms.options import TransformOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +227,7 @@ def load(
     scheme: str | None = None,
     modalities: Sequence[str] | None = None,
     mask_file: Path | None = None,
+    transform: TransformOptions | None = None,
     fitted: Transforms | None = None,
     classes: tuple[str, ...] | None = None,
     device: torch.device | str = "cpu",
@@ -237,6 +239,7 @@ def load(
         scheme: split; default: the store's own.
         modalities: the view; default: all.
         mask_file: simulated missingness (`mrpipe mask`), ANDed with the store's masks.
+        transform: how to fit transforms; default: the defaults.
         fitted: transforms of the training store; without them they are fitted here, on training rows.
         classes: of the trained method, to predict from a store that may have neither its labels nor its split.
 
@@ -272,7 +275,7 @@ def load(
         "none": int((~keep & (part < 0)).sum())
     }
     samples, observed, part = samples.filter(pl.Series(keep)), observed[keep], part[keep]
-    fitted = fitted or fit(store, scheme, [m.name for m in chosen])
+    fitted = fitted or fit(store, scheme, [m.name for m in chosen], transform)
     row = np.full(observed.shape, -1, dtype=np.int64)
     tables, specs = [], []
     for column, m in enumerate(chosen):

@@ -28,6 +28,7 @@ from moe_retriever.training.predict import predict
 from mrpipe.errors import UsageError
 from mrpipe.store.masks import combination_name
 from mrpipe.store.reader import Store
+from mrpipe.transforms.options import TransformOptions
 
 
 def _configurations(names: Sequence[str], asked: Sequence[str] | None) -> list[tuple[str, ...]]:
@@ -125,6 +126,7 @@ def measure(
     scheme: str | None = None,
     modalities: Sequence[str] | None = None,
     mask_file: Path | None = None,
+    transform: TransformOptions | None = None,
     device: str = "cpu",
     steps: int = 20,
 ) -> pl.DataFrame:
@@ -140,7 +142,9 @@ def measure(
     """
     rows: list[dict[str, Any]] = []
     for names in _configurations([m.name for m in store.modalities], modalities):
-        data = load(store, task=task, scheme=scheme, modalities=names, mask_file=mask_file, device=device)
+        data = load(
+            store, task=task, scheme=scheme, modalities=names, mask_file=mask_file, transform=transform, device=device
+        )
         keep_freed_memory()
         train, test = data.rows("train"), data.rows("test")
         for part, those in (("training", train), ("test", test)):

@@ -87,6 +87,7 @@ def evaluate_run(
         "classes": list(data.spec.classes),
         "mask": origin.mask,
         "mask_sha256": origin.mask_sha256,
+        **trained.fitted.settings,
         "n_without_modality": data.n_without,
         "part": part,
         "n": trained.training["n"],

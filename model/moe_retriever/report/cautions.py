@@ -69,8 +69,8 @@ def of_experiment(key: tuple[str, ...], runs: Sequence[ReportedRun]) -> list[Cau
     if cut:
         text = "The last epoch allowed was the best on validation; longer training may help."
         found.append((text, _named(cut, runs)))
-    dataset, _, _, task, _, view, missingness = key
-    where = f"{dataset}, {task} from {view}, {missingness}"
+    dataset, _, _, task, _, view, missingness, transforms = key
+    where = f"{dataset}, {task} from {view}, {missingness}{f', {transforms}' if transforms else ''}"
     return [Caution(text, where, anchor_of(key), who) for text, who in found]
 
 

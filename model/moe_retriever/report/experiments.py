@@ -15,7 +15,7 @@ from moe_retriever.data.scores import METRICS
 from moe_retriever.plots import plots
 from moe_retriever.report.drawing import Picture, draw
 from moe_retriever.report.references import about
-from moe_retriever.report.runs import KEYS, ReportedRun
+from moe_retriever.report.runs import EXPERIMENT, ReportedRun
 from moe_retriever.suites.published import published_rows
 from mrpipe.store.masks import name_parts
 
@@ -49,13 +49,13 @@ def _cell(frame: pl.DataFrame) -> dict[str, str]:
 
 def anchor_of(key: tuple[str, ...]) -> str:
     """Name of an experiment's place on the page and of its pictures."""
-    dataset, store_id, _, task, scheme, view, missingness = key
-    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join((dataset, store_id, task, scheme, view, missingness)))
+    named = [part for name, part in zip(EXPERIMENT, key, strict=True) if part and name != "origin"]
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(named))
 
 
 def of_experiment(scores: pl.DataFrame, key: tuple[str, ...]) -> pl.DataFrame:
     """The tidy scores of one experiment."""
-    return scores.filter(pl.all_horizontal([pl.col(c) == v for c, v in zip(KEYS[:7], key, strict=True)]))
+    return scores.filter(pl.all_horizontal([pl.col(c) == v for c, v in zip(EXPERIMENT, key, strict=True)]))
 
 
 def _rows(runs: Sequence[ReportedRun], overall: pl.DataFrame) -> list[dict[str, Any]]:
@@ -144,7 +144,7 @@ def describe_experiment(
         scores: tidy scores of these runs.
         drawn: draw its pictures, and save them in `figures`.
     """
-    dataset, store_id, origin, task, scheme, view, missingness = key
+    dataset, store_id, origin, task, scheme, view, missingness, transforms = key
     labels = list(dict.fromkeys(run.label for run in runs))
     by_combination = scores.filter(by="combination", metric="accuracy")
     sizes = dict(by_combination.group_by("group").agg(pl.col("n").mean().round().cast(int)).iter_rows())
@@ -154,7 +154,7 @@ def describe_experiment(
     anchor = anchor_of(key)
     return {
         "anchor": anchor,
-        "heading": f"{dataset}: {task} from {view.replace('+', ' + ')}",
+        "heading": f"{dataset}: {task} from {view.replace('+', ' + ')}{f' ({transforms})' if transforms else ''}",
         "dataset": dataset,
         "origin": origin,
         "task": task,

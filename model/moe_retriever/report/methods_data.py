@@ -15,21 +15,6 @@ from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
 from mrpipe.transforms.options import TransformOptions
 
-_FITTED = TransformOptions()
-# What is fitted to a feature, by its kind in the dictionary (mrpipe.feature_transform).
-_TRANSFORMS = {
-    "numeric": f"numbers were filled with the training {_FITTED.impute}, standardised and clipped to ±{_FITTED.clip:g}",
-    "embedding": f"embeddings were standardised and clipped to ±{_FITTED.clip:g}",
-    "categorical": "categories were one-hot encoded, unknown ones as the most frequent",
-    "count": f"counts became TF-IDF weights reduced to {_FITTED.svd_dim} dimensions by a truncated SVD",
-    "pixel": "pixels and voxels were standardised by channel",
-    "genotype": f"SNPs were pruned by linkage disequilibrium (r² > {_FITTED.ld_r2:g} in windows of "
-    f"{_FITTED.ld_window}) and calls that were not made took the most frequent genotype",
-    "event": f"items recorded for at least {_FITTED.event_floor:.1%} of the training samples (at most "
-    f"{_FITTED.event_cap:,}) entered the vocabulary of events, averaged over {_FITTED.event_step_hours:g} h "
-    "and standardised",
-    "summary": "summaries of events were standardised",
-}
 _MECHANISMS = {
     "mcar": "each modality of a sample was hidden with probability {p:g}, independently",
     "mnar_label": "each modality was hidden with a mean probability of {p:g} that rises with the class of {task} "
@@ -136,20 +121,51 @@ def split_sentences(store: Store, scheme: str) -> str:
     return f"The split {scheme} of {title} was {how} ({counts} samples for training, validation and test{said})."
 
 
-def transform_sentences(stores: Sequence[Store], views: Mapping[str, set[str]]) -> str:
+def _fitted(o: TransformOptions) -> dict[str, str]:
+    """What is fitted to a feature, by its kind in the dictionary (mrpipe.transforms.features)."""
+    clipped = f" and clipped to ±{o.clip:g}" if o.clip else ""
+    scaled = {"standard": f"standardised{clipped}", "minmax": "scaled to [−1, 1]", "none": "not scaled"}[o.scale]
+    comma = "," if o.scale == "standard" and o.clip else " and"
+    pruned = f"pruned by linkage disequilibrium (r² > {o.ld_r2:g} in windows of {o.ld_window})"
+    return {
+        "numeric": f"numbers were filled with the training {o.impute}{comma} {scaled}",
+        "embedding": f"embeddings were {scaled}",
+        "categorical": "categories were one-hot encoded, unknown ones as the most frequent",
+        "count": f"counts became TF-IDF weights reduced to {o.svd_dim} dimensions by a truncated SVD",
+        "pixel": "pixels and voxels were standardised by channel",
+        "genotype": f"SNPs were {pruned if o.ld_r2 else 'not pruned'} and calls that were not made took the most "
+        "frequent genotype",
+        "event": f"items recorded for at least {100 * o.event_floor:g}% of the training samples (at most "
+        f"{o.event_cap:,}) entered the vocabulary of events, averaged over {o.event_step_hours:g} h and standardised",
+        "summary": "summaries of events were standardised",
+    }
+
+
+def transform_sentences(
+    stores: Sequence[Store], views: Mapping[str, set[str]], options: Sequence[Mapping[str, Any]]
+) -> str:
     """What was fitted on training rows, for the modalities in use.
 
     Args:
         views: store id → names of the modalities that a run saw.
+        options: transform options of the runs that differ from their defaults, each set once.
     """
     kinds: list[str] = []
     for store in stores:
         seen = views.get(store.store_id, set())
         rows = store.dictionary
         kinds += [k for m, k in rows.select("modality", "kind").unique(maintain_order=True).iter_rows() if m in seen]
-    done = [_TRANSFORMS[k] for k in dict.fromkeys(kinds) if k in _TRANSFORMS]
-    fitted = "All transforms were fitted on the training samples of the split alone"
-    return f"{fitted}: {'; '.join(done)}." if done else f"{fitted}."
+    text, usual = "All transforms were fitted on the training samples of the split alone", list[str]()
+    for number, changed in enumerate(sorted(options, key=len)):
+        fitted = _fitted(TransformOptions(**changed))
+        done = [fitted[k] for k in dict.fromkeys(kinds) if k in fitted]
+        named = f" with {', '.join(f'{k}={v}' for k, v in sorted(changed.items()))}" if changed else ""
+        if number:
+            text, done = f"{text} Other runs had transforms{named}", [d for d in done if d not in usual]
+        else:
+            text, usual = f"{text}{named}", done
+        text += f": {'; '.join(done)}." if done else "."
+    return text
 
 
 def missingness_sentence(masks: Sequence[dict[str, Any] | None]) -> str:

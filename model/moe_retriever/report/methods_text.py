@@ -99,7 +99,8 @@ def _protocol(runs: Sequence[ReportedRun], stores: Sequence[Store]) -> str:
     for scheme, store_id in dict.fromkeys((scheme, store_id) for store_id, _, scheme in questions):
         if store_id in by_id:
             text.append(split_sentences(by_id[store_id], scheme))
-    text.append(transform_sentences(stores, views))
+    transforms = {json.dumps(run.transforms, sort_keys=True): run.transforms for run in runs}
+    text.append(transform_sentences(stores, views, list(transforms.values())))
     for (_, task, scheme), own in questions.items():
         m = own[0].metrics
         seen = list(dict.fromkeys(" + ".join(run.metrics["modalities"]) for run in own))

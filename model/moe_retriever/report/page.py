@@ -118,7 +118,9 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
             sealed=[{"dataset": s.manifest.dataset, "store_id": s.store_id, **sealed_at(s)} for s in stores],
         )
     )
-    write_text(out.parent / "results.csv", scores.write_csv())
+    # The column is there only where a run has transforms of its own.
+    shown = scores if (scores["transforms"] != "").any() else scores.drop("transforms")
+    write_text(out.parent / "results.csv", shown.write_csv())
     write_text(out, html)
     return scores
 
@@ -201,7 +203,8 @@ def _settings(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """Method, preset, and options that are not the preset's, one entry a combination, with its experiments."""
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
-        changed = {k: public(v) for k, v in changed_options(run.config).items()}
+        options = changed_options(run.config) | {f"transform {k}": v for k, v in run.transforms.items()}
+        changed = {k: public(v) for k, v in options.items()}
         key = json.dumps([run.method, run.metrics["preset"], changed], sort_keys=True)
         entry = found.setdefault(
             key,

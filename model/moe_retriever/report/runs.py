@@ -16,7 +16,9 @@ from mrpipe.errors import DataError, Fault
 from mrpipe.experiment.missingness import non_default
 from mrpipe.store.masks import combination_name
 
-KEYS = ("dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness", "method", "preset", "seed")
+# What the runs of an experiment share, and what tells them apart.
+EXPERIMENT = ("dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness", "transforms")
+KEYS = (*EXPERIMENT, "method", "preset", "seed")
 _SCORES = {
     **dict.fromkeys(KEYS[:-1], pl.String),
     "seed": pl.Int64,
@@ -74,11 +76,16 @@ class ReportedRun:
         return " ".join([f"{mask['mechanism']} p={mask['p']:g}", *own])
 
     @property
+    def transforms(self) -> dict[str, Any]:
+        """Transform options that differ from their defaults."""
+        return dict(self.metrics.get("transforms", {}))
+
+    @property
     def experiment(self) -> tuple[str, ...]:
-        """Runs of one experiment stand in one table: they share the data, the view and the missingness."""
+        """Runs of one experiment share a table: the same data, view, missingness and transforms."""
         m = self.metrics
-        view = combination_name(m["modalities"])
-        return m["dataset"], m["store_id"], m["origin"], m["task"], m["scheme"], view, self.missingness
+        shared = (*(m[k] for k in EXPERIMENT[:5]), combination_name(m["modalities"]), self.missingness)
+        return *shared, ", ".join(f"{k}={v}" for k, v in sorted(self.transforms.items()))
 
     def rows(self) -> Iterable[dict[str, Any]]:
         """Tidy rows: one a (group, metric)."""

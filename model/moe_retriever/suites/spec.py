@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class SuiteColumn:
         missingness: `mechanism`, `p`, and settings that are not the usual ones; None: as observed.
         cells: name of the row → folder of its runs and their seeds.
         task, scheme: None: the store's own.
+        transforms: transform options that differ from their defaults.
     """
 
     dataset: str
@@ -48,6 +49,7 @@ class SuiteColumn:
     cells: Mapping[str, tuple[str, list[int]]]
     task: str | None = None
     scheme: str | None = None
+    transforms: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def p(self) -> float | None:
@@ -72,6 +74,7 @@ class SuiteColumn:
             parts += [f"{k} = {v}" for k, v in self.missingness.items() if k not in ("mechanism", "p")]
         parts += [f"task {self.task}"] * (self.task is not None)
         parts += [f"{self.scheme} split"] * (self.scheme is not None)
+        parts += [f"{k} = {v}" for k, v in self.transforms.items()]
         return ", ".join(parts)
 
     def runs(self) -> Iterator[tuple[str, int, str]]:

@@ -14,6 +14,7 @@ from moe_retriever.data.load import Data
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import AnyMethod
 from moe_retriever.training.checkpoint import EpochRow, Origin
+from mrpipe.options import non_default_fields
 from mrpipe.store.masks import combination_name
 
 
@@ -93,8 +94,9 @@ def opening_line(method: AnyMethod, data: Data, parts: Mapping[str, Rows], origi
     n_parameters = sum(p.numel() for p in method.parameters())
     gone = sum(data.n_without.values())
     left_out = f"; {gone} samples have none of these modalities" if gone else ""
+    changed = ", ".join(f"{k}={v}" for k, v in non_default_fields(data.fitted.options).items())
     return (
         f"{method.name} ({method.config.preset}, seed {method.config.seed}, {n_parameters:,} parameters) on "
         f"{origin.dataset} {origin.store_id} ({origin.origin}), {names}, {origin.task}/{origin.scheme}: "
-        f"{sizes}{left_out}"
+        f"{sizes}{left_out}{f'; transforms {changed}' if changed else ''}"
     )

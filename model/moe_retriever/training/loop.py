@@ -46,6 +46,7 @@ from mrpipe.raw import sha256
 from mrpipe.store.parquet import replacing, write_frame, write_text
 from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
+from mrpipe.transforms.options import TransformOptions
 
 
 class State(TypedDict):
@@ -75,6 +76,7 @@ class Job:
         run: run folder.
         task, scheme, modalities: default: the store's own first task and scheme, all modalities.
         mask_file: simulated missingness (`mrpipe mask`).
+        transform: how transforms are fitted.
         device: torch device.
         quiet: no progress line.
         progress: the display of a longer piece of work, in which this training is one line; else it has its own.
@@ -87,6 +89,7 @@ class Job:
     scheme: str | None = None
     modalities: tuple[str, ...] | None = None
     mask_file: Path | None = None
+    transform: TransformOptions = dataclasses.field(default_factory=TransformOptions)
     device: str = "cpu"
     quiet: bool = False
     progress: Progress | None = None
@@ -123,6 +126,7 @@ def load_data(job: Job) -> Data:
         scheme=job.scheme,
         modalities=job.modalities,
         mask_file=job.mask_file,
+        transform=job.transform,
         device=job.device,
     )
 
@@ -130,7 +134,8 @@ def load_data(job: Job) -> Data:
 def described(job: Job, data: Data) -> dict[str, object]:
     """The content of config.json: options and data."""
     origin = origin_of(job, data)
-    return {**job.config.to_dict(), "data": {**vars(origin), "modalities": list(origin.modalities)}}
+    settings = {**vars(origin), "modalities": list(origin.modalities), **data.fitted.settings}
+    return {**job.config.to_dict(), "data": settings}
 
 
 def run_training(job: Job, data: Data | None = None) -> bool:

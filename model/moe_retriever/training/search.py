@@ -324,7 +324,9 @@ def search(
 def _data_of(path: Path) -> SearchData:
     data = json.loads(path.read_text(encoding="utf-8"))["data"]
     known = set(SearchData.__annotations__) - {"modalities"}
-    return cast(SearchData, {**{k: data[k] for k in known}, "modalities": [m["name"] for m in data["modalities"]]})
+    return cast(
+        SearchData, {**{k: data[k] for k in known if k in data}, "modalities": [m["name"] for m in data["modalities"]]}
+    )
 
 
 def show(content: SearchResult, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 from moe_retriever.config import OptionValue
 from mrpipe.errors import DataError, Fault
@@ -22,6 +22,7 @@ class SearchData(TypedDict):
     mask: dict[str, object] | None
     mask_sha256: str
     modalities: list[str]
+    transforms: NotRequired[dict[str, object]]
 
 
 class SearchResult(SearchData):

@@ -114,6 +114,23 @@ def edited(store: Path, folder: Path, change: Callable[[dict[str, object]], None
     return copy
 
 
+def test_a_run_keeps_its_transforms(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    train = ("train", "--store", store.path, "--out", out, "--method", "logistic", "--quiet")
+    own = ("--transform", "scale=minmax", "--transform", "impute=median")
+    for arguments, known in ((train, False), ((*train, *own), False), ((*train, *own), True)):
+        assert call(*arguments) == 0
+        assert ("already holds this run" in capsys.readouterr().out) == known
+    first = json.loads((out / "metrics.json").read_text())
+    assert first["transforms"] == {"scale": "minmax", "impute": "median"}
+    assert call("evaluate", "--run", out, "--store", store.path) == 0
+    assert json.loads((out / "metrics.json").read_text()) == first
+    assert call("predict", "--run", out, "--store", store.path, "--out", tmp_path / "p.parquet") == 0
+    tested, found = (pl.read_parquet(p) for p in (out / "predictions.parquet", tmp_path / "p.parquet"))
+    both = tested.join(found, on="sample_id", suffix="_again")
+    np.testing.assert_allclose(both["p_yes_again"], both["p_yes"], rtol=1e-5, atol=1e-6)
+
+
 def test_a_store_without_labels_and_without_split_is_predicted(run: Path, store: Store, tmp_path: Path) -> None:
     bare = edited(store.path, tmp_path / "bare", lambda m: m.update(labels=[], splits=[]))
     out = tmp_path / "p.parquet"
@@ -184,6 +201,9 @@ def test_evaluating_with_another_store_is_refused(
         (["--task", "nonesuch"], "no task 'nonesuch'"),
         (["--scheme", "nonesuch"], "no split 'nonesuch'"),
         (["--device", "nonesuch"], "--device nonesuch"),
+        (["--transform", "clipp=1"], "--transform: unknown option 'clipp'"),
+        (["--transform", "scale=minmax", "clip=-1"], "--transform: option clip=-1.0 must be a number of at least 0"),
+        (["--transform", "clip"], "--transform takes key=value, got 'clip'"),
     ],
 )
 def test_usage_errors_leave_no_run_folder(
@@ -231,6 +251,8 @@ def test_the_benchmark_has_a_row_for_every_configuration(store: Store, tmp_path:
     small = ("--steps", 2, "--out", tmp_path / "b.csv", "--set", "hidden=16", "tokens=2", "encoder_hidden=8")
     assert call("benchmark", *arguments, *small) == 0
     found = pl.read_csv(tmp_path / "b.csv")
+    assert call("benchmark", *arguments, *small, "--transform", "svd_dim=1") == 0
+    assert (pl.read_csv(tmp_path / "b.csv")["parameters"] < found["parameters"]).to_list() == [True, False]
     assert found["method"].to_list() == ["moe_retriever", "majority"]
     moe = found.row(0, named=True)
     assert moe["parameters"] > 0
@@ -262,7 +284,7 @@ def test_options_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "moe_retriever" in capsys.readouterr().out
     assert call("methods", "moe_retriever") == 0
     text = capsys.readouterr().out
-    for name in ("n_intra", "batch_size", "released-code"):
+    for name in ("n_intra", "batch_size", "released-code", "event_step_hours", "standard | minmax | none"):
         assert name in text
 
 

@@ -340,6 +340,35 @@ def test_what_was_hidden_in_another_way_is_another_experiment(runs: list[Path]) 
     assert [len(together) for together in by_experiment(hidden).values()] == [2, 1, 1, 1, 1]
 
 
+def test_other_transforms_are_another_experiment_and_are_described(
+    runs: list[Path], store: Store, tmp_path: Path
+) -> None:
+    said = []
+    for name, changed in (("usual", []), ("other", [{"impute": "median", "clip": 2.0}, {"ld_r2": 0.0}])):
+        copies = [runs[0]]
+        for number, transforms in enumerate(changed):
+            copies.append(Path(shutil.copytree(runs[0], tmp_path / f"{name}{number}")))
+            metrics = json.loads((copies[-1] / "metrics.json").read_text()) | {"transforms": transforms}
+            (copies[-1] / "metrics.json").write_text(json.dumps(metrics))
+        out = tmp_path / name / "index.html"
+        scores = write_report(Inputs(runs=copies, stores=[store.path]), out)
+        named = ["", "clip=2.0, impute=median", "ld_r2=0.0"][: len(copies)]
+        assert scores["transforms"].unique(maintain_order=True).to_list() == named
+        assert checked(out).ids == list(dict.fromkeys(checked(out).ids))
+        said.append((" ".join(untimed(out).split()), pl.read_csv(out.parent / "results.csv").columns))
+    (usual, columns), (other, more) = said
+    assert [c for c in more if c not in columns] == ["transforms"]
+    numbers = "numbers were filled with the training"
+    assert (
+        f"fitted on the training samples of the split alone: {numbers} mean, standardised and clipped to ±10; " in usual
+    )
+    assert "Other runs" not in usual
+    assert f"Other runs had transforms with clip=2.0, impute=median: {numbers} median, standardised and" in other
+    assert "Other runs had transforms with ld_r2=0.0." in other
+    assert "toy: outcome from table + series (clip=2.0, impute=median)" in other
+    assert "transform impute=median" in other
+
+
 def test_the_majority_class_is_in_every_table(runs: list[Path], tmp_path: Path) -> None:
     write_report(Inputs(runs=runs[:1]), tmp_path / "index.html")
     said: dict[str, Any] = json.loads((runs[0] / "metrics.json").read_text())["majority"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from moe_retriever.training.loop import Job, run_training, train_epoch
 from moe_retriever.training.search import COMMON_SPACE, Trial, best_of, draw_trials, run_search, search
 from mrpipe import Store, open_store
 from mrpipe.cli.main import main
+from mrpipe.transforms.options import TransformOptions
 
 SMALL = {"epochs": 3, "hidden": 16, "tokens": 2, "heads": 2, "encoder_hidden": 8, "batch_size": 16}
 VIEW = ("table", "series")
@@ -143,6 +145,19 @@ def test_a_killed_search_continues_and_repeats_nothing(
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     run(store, tmp_path / "cut", n_trials=4)
     assert len(epochs) == 10 + 3
+
+
+def test_trials_with_other_transforms_are_run_again(store: Store, tmp_path: Path) -> None:
+    fixed = {**SMALL, "epochs": 1}
+    usual = job(store, tmp_path, epochs=1)
+    other = replace(usual, transform=TransformOptions(clip=1.0))
+    contents = [
+        search(j, get("zero_fill"), preset="paper", fixed=fixed, space={"lr": [1e-3]}) for j in (usual, usual, other)
+    ]
+    assert contents[0] == contents[1]
+    assert "transforms" not in contents[0]
+    assert contents[2]["transforms"] == {"clip": 1.0}
+    assert contents[2]["score"] != contents[0]["score"]
 
 
 def test_the_best_is_the_first_of_the_best_scores_and_the_lowest_loss() -> None:

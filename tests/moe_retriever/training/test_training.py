@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ import pytest
 import torch
 
 from moe_retriever.config import make_config
-from moe_retriever.evaluation.evaluate import evaluate_run
+from moe_retriever.data.tables import VectorTable
+from moe_retriever.evaluation.evaluate import evaluate_run, load_for
 from moe_retriever.methods import get
 from moe_retriever.training import checkpoint
 from moe_retriever.training.loop import Job, batches, make_optimiser, run_training, train_epoch
 from mrpipe import Store, open_store
 from mrpipe.errors import UsageError
+from mrpipe.transforms.options import TransformOptions
 from tests.moe_retriever import synthetic
 
 SMALL = {
@@ -97,6 +100,34 @@ def test_a_run_folder_is_complete_and_says_what_it_is(undisturbed: Undisturbed, 
     assert "epoch 6" in log
     assert not any(sample in log for sample in predictions["sample_id"])
     assert str(run.parent) not in (run / "config.json").read_text() + log
+
+
+def test_transforms_are_part_of_a_run_and_default_ones_are_not_mentioned(
+    undisturbed: Undisturbed, store: Store, mask_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, files = undisturbed
+    for name in ("config.json", "metrics.json"):
+        assert b"transforms" not in files[name]
+    assert "transforms" not in (run / "log.txt").read_text()
+    own = {"clip": 1.5, "impute": "median"}
+    usual = job(store, tmp_path / "run", mask_file=mask_file, epochs=1, warmup=0)
+    other = replace(usual, transform=TransformOptions(**own))  # type: ignore[arg-type]
+    assert run_training(usual)
+    # The folder of a run with other transforms is not taken for this one, but for the same transforms it is.
+    assert run_training(other)
+    assert not run_training(replace(other, transform=replace(other.transform, scale="standard")))
+    assert json.loads((other.run / "config.json").read_text())["data"]["transforms"] == own
+    assert "; transforms impute=median, clip=1.5\n" in (other.run / "log.txt").read_text()
+    trained = checkpoint.load_run(other.run)
+    assert trained.fitted.options == other.transform
+    # Nothing is fitted again: an evaluation uses the transforms of the checkpoint.
+    monkeypatch.setattr("moe_retriever.data.load.fit", None)
+    table = load_for(trained, other.run, store, "cpu").tables[0]
+    assert isinstance(table, VectorTable)
+    assert table.x[:, :2].abs().max() == 1.5
+    assert evaluate_run(other.run, store, n_resamples=0)["transforms"] == own
+    monkeypatch.undo()
+    assert run_training(usual)
 
 
 def test_tables_of_a_run_folder(undisturbed: Undisturbed) -> None:
