@@ -33,7 +33,7 @@ def commands() -> Iterator[str]:
     """Commands of fenced blocks and of the headers of configurations, without comments, in order."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for block in re.findall(r"```(?:bash|console|sh)\n(.*?)```", text, re.DOTALL):
+        for block in re.findall(r"```(?:bash|console|sh)[^\n]*\n(.*?)```", text, re.DOTALL):
             yield from block.replace("\\\n", " ").splitlines()
     for file in CONFIGURATIONS:
         yield from re.findall(r"^#\s+((?:mrpipe|snakemake) \S.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
@@ -41,7 +41,8 @@ def commands() -> Iterator[str]:
 
 def documented(*programs: str) -> list[str]:
     """Different documented command lines of some programs."""
-    lines = [re.sub(r"\s+#\s.*", "", line).strip().removeprefix("$ ") for line in commands()]
+    lines = [re.sub(r"\s+#\s.*", "", line).strip() for line in commands()]
+    lines = [line.removeprefix("$ ").replace("python -P -m mrpipe", "mrpipe") for line in lines]
     return list(dict.fromkeys(line for line in lines if line.split(" ")[0] in programs))
 
 
