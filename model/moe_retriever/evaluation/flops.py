@@ -1,7 +1,7 @@
-"""FLOPs of whatever runs inside (a multiply and an add are two), with what torch's counter leaves out.
+"""FLOP counter (a multiply-add counts as two) that covers operations missing from torch's counter.
 
-Added: attention on the CPU, recurrent layers on a GPU (on the CPU their products are seen one by one) and bags of
-embeddings.
+Added: CPU attention, cuDNN recurrent layers (on the CPU torch counts their matrix products), embedding bags, and
+oneDNN linear layers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _aten = torch.ops.aten
 
 
 def _raw(formula: Any) -> Any:
-    """Marks a formula that takes the tensors themselves and not their shapes."""
+    """Mark a formula that takes tensors instead of their shapes."""
     formula._get_raw = True
     return formula
 
@@ -29,7 +29,7 @@ def _attention(q: Any, k: Any, v: Any, *rest: Any, out_val: Any = None, **more: 
 
 @_raw
 def _attention_backward(d_out: Any, q: Any, k: Any, v: Any, *rest: Any, out_val: Any = None, **more: Any) -> int:
-    """QKᵀ again, and the gradients of both factors of both products."""
+    """QKᵀ recomputed, and the gradients of both factors of both products."""
     batch, heads, n_q, d = q.shape
     return 2 * batch * heads * n_q * k.shape[2] * (3 * d + 2 * v.shape[3])
 
@@ -43,18 +43,18 @@ def _recurrent(x: Any, weights: Any, *rest: Any, out_val: Any = None, **more: An
 
 @_raw
 def _bag(weight: Any, indices: Any, *rest: Any, out_val: Any = None, **more: Any) -> int:
-    """One multiply and one add a value."""
+    """One multiply and one add per embedding value."""
     return 2 * indices.numel() * weight.shape[1]
 
 
 @_raw
 def _linear(x: Any, weight: Any, *rest: Any, out_val: Any = None, **more: Any) -> int:
-    """oneDNN's product (`model.products`)."""
+    """oneDNN's matrix product (`moe_retriever.nn.kernels.linear`)."""
     return 2 * x.numel() * weight.shape[0]
 
 
 def flop_counter() -> FlopCounterMode:
-    """A context whose `get_total_flops()` tells what ran within."""
+    """A context manager whose `get_total_flops()` returns the FLOPs of the operations inside it."""
     extra = {
         _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
