@@ -13,6 +13,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc", "ece")
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "ece": "ECE",
+}
 N_BINS = 15
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
