@@ -134,7 +134,7 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], *, score: str = "scor
         right.scatter(kept["epoch"], kept["val_score"], s=26, color=color, zorder=3)
         left.axvline(kept["epoch"].item(), color=color, linewidth=0.8, alpha=0.5)
     left.set_ylabel("loss (dashed: validation)")
-    right.set_ylabel(f"validation {METRIC_NAMES.get(score, score)} (dot: selected)")
+    right.set_ylabel(f"validation {METRIC_NAMES.get(score, score)}\n(dot: selected epoch)")
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -160,7 +160,7 @@ def routing(frame: pl.DataFrame, experts: Sequence[str]) -> Figure:
     axes.set_yticks(range(len(pairs)), [f"{target} ← {_spaced(inputs)}" for target, inputs in pairs])
     _expert_axis(axes, experts)
     axes.set_title("missing ← observed", loc="left", fontsize=8.5)
-    figure.colorbar(image, ax=axes, label="share of gate weight", fraction=0.06, pad=0.02)
+    figure.colorbar(image, ax=axes, label="gate weight", fraction=0.06, pad=0.02)
     return figure
 
 
@@ -186,7 +186,7 @@ def expert_selection(frame: pl.DataFrame) -> Figure:
     if len(ranked) > MOST_ROWS:
         axes.set_title(f"{len(ranked) - MOST_ROWS} rarer combinations not shown", fontsize=8, loc="right")
     _expert_axis(axes, experts)
-    figure.colorbar(image, ax=axes, label="% of the combination's visits", fraction=0.06, pad=0.02)
+    figure.colorbar(image, ax=axes, label="% of visits", fraction=0.06, pad=0.02)
     return figure
 
 

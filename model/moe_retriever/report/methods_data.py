@@ -69,10 +69,10 @@ def store_sentences(store: Store, cited: Bibliography) -> str:
     """Source, cohort, modalities and encoders of a store."""
     m = store.manifest
     source = (
-        "a simulated export with the file layout of {release}, which contains no real people or recordings"
+        f"a simulated export with the file layout of {m.release.removesuffix(' layout')}, without real people or data"
         if m.origin == "simulated"
-        else "an export of the original data ({release})"
-    ).format(release=m.release)
+        else f"an export of the original data ({m.release})"
+    )
     text = [
         f"{m.title}{cited.cite(m.citation)}: the data come from {source}. The feature store {m.store_id} "
         f"(mrpipe {m.mrpipe_version}, code {m.code_hash}) contains {plural(m.n_samples, 'sample')} from "
@@ -80,7 +80,7 @@ def store_sentences(store: Store, cited: Bibliography) -> str:
     ]
     steps = store.attrition.to_dicts()
     lost = [f"{s['reason']} (n = {s['n_before'] - s['n_after']:,})" for s in steps if s["n_before"] > s["n_after"]]
-    start = f"Of {steps[0]['n_before']:,} {steps[0]['reason']}"
+    start = f"Of {steps[0]['n_before']:,} {'samples ' * steps[0]['reason'].startswith('in ')}{steps[0]['reason']}"
     left_out = steps[0]["n_before"] - steps[-1]["n_after"]
     was = "was" if left_out == 1 else "were"
     text.append(f"{start}, {left_out:,} {was} excluded: {'; '.join(lost)}." if lost else f"{start}, all were included.")
@@ -132,7 +132,7 @@ def split_sentences(store: Store, scheme: str) -> str:
     counts = " / ".join(f"{entry['counts'].get(part, 0):,}" for part in PARTS)
     stratified = f", stratified by {entry['stratify']}" if entry.get("stratify") else ""
     how = {"column": "predefined by the data set", "id list": "defined by a list of ids"}.get(
-        entry["method"], f"drawn at random at the subject level{stratified} (seed {entry.get('seed', 0)})"
+        entry["method"], f"drawn at random at the subject level{stratified} with seed {entry.get('seed', 0)}"
     )
     said = f"; {entry['description']}" if entry.get("description") else ""
     title = short_title(store)

@@ -133,7 +133,7 @@ def _training(runs: Sequence[Run], searches: Sequence[dict[str, Any]], cited: Bi
     if trained:
         shared, own = _stated(trained)
         text.append(
-            f"Neural methods were trained with Adam{cited.cite('adam')} to minimise the cross-entropy; {shared}."
+            f"Neural methods were trained with Adam{cited.cite('adam')} to minimise the cross-entropy ({shared})."
         )
         text += own
         metrics = dict.fromkeys(run.config["common"]["select_metric"] for run in trained)
@@ -174,7 +174,7 @@ def _stated(trained: Sequence[Run]) -> tuple[str, list[str]]:
         usual.append(first)
         others += [f"{said} {_of(having[said], trained)}" for said in rest]
     shared = ", ".join(usual)
-    return (f"unless stated otherwise, {shared}", [f"Exceptions: {'; '.join(others)}."]) if others else (shared, [])
+    return (f"unless stated otherwise: {shared}", [f"Exceptions: {'; '.join(others)}."]) if others else (shared, [])
 
 
 def _of(having: Sequence[Run], runs: Sequence[Run]) -> str:
@@ -276,7 +276,7 @@ def _software(runs: Sequence[Run], stores: Sequence[Store], cited: Bibliography)
     ]
     workflow = f"Snakemake {metadata.version('snakemake')}{cited.cite('snakemake')}"
     devices = sorted({str(run.cost["device"]) for run in runs if "device" in run.cost})
-    on = f" Training was done on {listed([d.replace('cpu', 'CPU') for d in devices])}." if devices else ""
+    on = f" Models were trained on {listed([d.replace('cpu', 'CPU') for d in devices])}." if devices else ""
     return f"{', '.join([*packages, workflow])}.{on}"
 
 

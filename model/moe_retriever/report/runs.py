@@ -77,8 +77,11 @@ class Run:
     def missingness_title(self) -> str:
         """The simulated missingness as displayed."""
         mask = self.metrics["mask"]
-        own = {} if not mask else particulars(mask)
-        return missingness_title({"mechanism": mask["mechanism"], "p": mask["p"], **own} if mask else None)
+        if not mask:
+            return missingness_title(None)
+        # The task is named only if it differs from that of the run.
+        own = {k: v for k, v in particulars(mask).items() if (k, v) != ("task", self.metrics["task"])}
+        return missingness_title({"mechanism": mask["mechanism"], "p": mask["p"], **own})
 
     @property
     def dataset(self) -> str:

@@ -86,7 +86,7 @@ def public(value: Any) -> Any:
     if isinstance(value, str) and "/" in value and Path(value).is_absolute():
         return f"…/{Path(value).name}"
     if isinstance(value, list | tuple):
-        return ", ".join(str(public(v)) for v in value)
+        return f"[{', '.join(str(public(v)) for v in value)}]"
     return value
 
 

@@ -340,6 +340,10 @@ def test_missingness_is_displayed_in_words_and_recorded_by_name(runs: list[Path]
     assert run.missingness == "block p=0.3 n_blocks=4 redraw=False"
     assert run.missingness_title == "missing in blocks, p = 0.3, blocks = 4, samples without any modality allowed"
     assert replace(run, metrics=run.metrics | {"mask": None}).missingness_title == "as observed"
+    mask = run.metrics["mask"] | {"mechanism": "mnar_label", "n_blocks": 20, "redraw": True}
+    titles = {run.metrics["task"]: "MNAR by label, p = 0.3", "other": "MNAR by label, p = 0.3, task = other"}
+    for task, title in titles.items():
+        assert replace(run, metrics=run.metrics | {"mask": mask | {"task": task}}).missingness_title == title
 
 
 def test_different_missingness_is_a_different_experiment(runs: list[Path]) -> None:
