@@ -17,10 +17,7 @@ IMAGING   = $(shell $(BIN)/python -c "import importlib.util as u; print('ants' *
 MAPS_ONLY = $(if $(IMAGING),,--config 'datasets={adni: {simulation: {image_raw: 0}}}')
 
 demo: $(VENV)/installed-demo
-	@touch $(VENV)/demo-begins
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(MAPS_ONLY)
-	@# A run that had something to do has just said where its report is; one that had not says it here.
-	@test results/report/index.html -nt $(VENV)/demo-begins || $(BIN)/python -m workflow.summary results
+	$(BIN)/mrpipe run --cores $(CORES) -- $(MAPS_ONLY)
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow and not cluster" $(PYTEST_FLAGS)

@@ -32,6 +32,9 @@ for rules_of_dataset in particular_rules():
     include: rules_of_dataset
 
 
+INTERNALS.on_nothing_to_do(summarise)
+
+
 localrules:
     all,
     stores,

@@ -19,12 +19,12 @@ from rich.table import Table
 
 from moe_retriever.evaluation.paired import Comparison, Estimate, Predicted
 from moe_retriever.evaluation.run_folders import finished, tested
-from moe_retriever.suites.spec import Column, read_suite
+from moe_retriever.suites.spec import SuiteColumn, read_suite
 
 ALL = "all"
 
 
-def predictions(results: Path, columns: Sequence[Column], row: str) -> dict[int, tuple[Predicted, pl.Series]]:
+def predictions(results: Path, columns: Sequence[SuiteColumn], row: str) -> dict[int, tuple[Predicted, pl.Series]]:
     """Number of a (column, seed) → the row's predictions and what each sample has; finished runs only."""
     found = {}
     for number, column in enumerate(columns):
@@ -36,7 +36,9 @@ def predictions(results: Path, columns: Sequence[Column], row: str) -> dict[int,
     return found
 
 
-def differences(results: Path, columns: Sequence[Column], row: str, other: str, metric: str) -> dict[str, Estimate]:
+def differences(
+    results: Path, columns: Sequence[SuiteColumn], row: str, other: str, metric: str
+) -> dict[str, Estimate]:
     """`all` or a combination of modalities → row − other."""
     ours, theirs = (predictions(results, columns, name) for name in (row, other))
     groups = sorted({name for _, having in ours.values() for name in having})

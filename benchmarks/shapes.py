@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from moe_retriever.data.load import Data, DataSpec
-from moe_retriever.data.tables import GenotypeTable, ModalitySpec, PixelTable, Table, VectorTable
+from moe_retriever.data.tables import FeatureTable, GenotypeTable, ModalitySpec, PixelTable, VectorTable
 from mrpipe import keyed
 from mrpipe.genetics.packing import pack
 from mrpipe.transforms.fit import Transforms
@@ -109,12 +109,12 @@ def make(shape: Shape, device: torch.device, *, grid: Sequence[int] = VOLUME, se
     """Draw a data set."""
     rng = np.random.default_rng(seed)
     observed = _observed(shape, rng)
-    tables: list[Table] = []
+    tables: list[FeatureTable] = []
     specs, arrays = [], []
     for m, (name, (kind, size)) in enumerate(shape.modalities.items()):
         having = observed[:, m]
         n = int(having.sum())
-        table: Table
+        table: FeatureTable
         if kind == "genotype":
             calls = genotypes(n, size[0], rng)
             mode = np.zeros(size[0], dtype=np.uint8)

@@ -90,9 +90,9 @@ class FaultCollector:
 
 
 def did_you_mean(name: object, known: Iterable[object], *, otherwise: str | None = None) -> str:
-    """Hint for an unknown name: the nearest known names, else `otherwise` (default: the list of all names)."""
+    """Hint for an unknown name: the nearest known name, else `otherwise` (default: the list of all names)."""
     names = [str(k) for k in known]
-    near = difflib.get_close_matches(str(name), names, n=3)
+    near = difflib.get_close_matches(str(name), names, n=1)
     if near:
-        return f"Did you mean {' or '.join(map(repr, near))}?"
+        return f"Did you mean {near[0]!r}?"
     return f"Known names: {', '.join(names)}." if otherwise is None else otherwise

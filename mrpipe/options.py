@@ -6,9 +6,14 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mrpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+OptionsT = TypeVar("OptionsT", bound="DataclassInstance")
 
 
 def parse_assignments(items: Sequence[str] | None) -> dict[str, Any]:
@@ -26,7 +31,7 @@ def parse_assignments(items: Sequence[str] | None) -> dict[str, Any]:
     return values
 
 
-def parse_options(cls: type, values: Mapping[str, Any], *, context: str) -> Any:
+def parse_options(cls: type[OptionsT], values: Mapping[str, object], *, context: str) -> OptionsT:
     """Build an options dataclass from plain values; unknown keys and wrong types are usage errors."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(fields))

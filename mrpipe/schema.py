@@ -226,8 +226,8 @@ class Dataset:
     citation: str
     licence: str
     provider: str
-    options: type
-    simulation: type
+    options: type[Any]
+    simulation: type[Any]
     modalities: Mapping[str, ModalityReader]
     tasks: tuple[Task, ...]
     schemes: Mapping[str, Scheme]

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,15 +26,28 @@ CONDA_NAMES = {
 PIPELINE_ONLY = {"mrpipe.stages", "mrpipe.datasets", "mrpipe.cli.main"}
 
 
-def imported(path: Path) -> set[str]:
-    """Dotted names that a module imports, anywhere in it."""
+def imported(path: Path, *, types: bool = True) -> set[str]:
+    """Dotted names that a module imports, anywhere in it; without `types`, not those for type checkers alone."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    skipped = set() if types else {id(child) for node in for_types for child in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
+
+
+# Each may import those before it; imports for type checkers alone do not count.
+ORDER = {
+    "mrpipe": "errors keyed plugins options schema raw codehash genetics text imaging store transforms experiment "
+    "datasets stages cli",
+    "moe_retriever": "config catalogue data nn retrieval methods training plots evaluation suites report cli",
+}
 
 
 def modules(project: Path, package: str) -> list[Path]:
@@ -62,6 +76,37 @@ def test_the_model_reads_stores_and_knows_no_pipeline_step(project: Path) -> Non
         assert not {n for n in names if n.split(".")[0] in ("snakemake", "workflow")}, path
 
 
+@pytest.mark.parametrize(("package", "folder"), [("mrpipe", "mrpipe"), ("moe_retriever", "model/moe_retriever")])
+def test_imports_between_packages_go_one_way(project: Path, package: str, folder: str) -> None:
+    order = ORDER[package].split()
+    assert sorted(order) == sorted(
+        {p.stem for p in (project / folder).iterdir() if p.stem[0] not in "_." and p.suffix in ("", ".py")}
+    )
+    for path in modules(project, folder):
+        own = path.relative_to(project / folder).parts[0].removesuffix(".py")
+        for name in imported(path, types=False):
+            parts = name.split(".")
+            if own in order and parts[0] == package and len(parts) > 1 and parts[1] in order:
+                assert order.index(parts[1]) <= order.index(own), f"{path} imports {name}"
+
+
+def test_the_encoders_of_events_are_registered_without_data(project: Path) -> None:
+    program = (
+        "from moe_retriever.nn.encoders import ENCODERS; print([name for kind, name in ENCODERS if kind == 'events'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=project / "model", check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "['gru', 'lstm']\n"
+
+
+def test_each_class_has_a_name_of_its_own(project: Path) -> None:
+    folders = ("mrpipe", "model/moe_retriever", "workflow")
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for folder in folders for path in modules(project, folder)]
+    counts = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert not [name for name, n in counts.items() if n > 1]
+
+
 def test_no_global_random_generator(project: Path) -> None:
     seeding = re.compile(r"\bnp\.random\.(?!default_rng)[a-z]\w*\(|\brandom\.seed\(|torch\.(cuda\.)?manual_seed")
     for package in ("mrpipe", "model/moe_retriever"):
@@ -88,7 +133,8 @@ def needed(tree: ast.Module) -> Iterator[tuple[str, bool]]:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and node.level == 0 else []
         for root in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names):
-            if root not in ("mrpipe", "moe_retriever", "mrpipe_planning"):
+            # `_typeshed` is a module of type checkers.
+            if root not in ("mrpipe", "moe_retriever", "mrpipe_planning", "_typeshed"):
                 yield DISTRIBUTIONS.get(root, root), id(node) in at_once
 
 

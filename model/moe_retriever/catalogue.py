@@ -17,7 +17,7 @@ METHODS = Path(__file__).resolve().parent / "methods"
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodEntry:
     """A method's name, its one-line summary, and the paper that proposed it ("" for a control)."""
 
     name: str
@@ -41,12 +41,12 @@ def module_of(name: str) -> str:
     return f"moe_retriever.methods.{name}" if name in own_names() else entry_points(GROUP)[name].module
 
 
-def catalogue() -> list[Entry]:
+def catalogue() -> list[MethodEntry]:
     """All methods, by name: the class attributes `name`, `summary` and `paper` of the class that carries the name."""
     entries = []
     for name in names():
         texts = _texts_of(name)
-        entries.append(Entry(name, texts.get("summary", ""), texts.get("paper", "")))
+        entries.append(MethodEntry(name, texts.get("summary", ""), texts.get("paper", "")))
     return entries
 
 

@@ -10,13 +10,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypedDict, TypeVar
 
 from mrpipe.errors import UsageError, did_you_mean
 from mrpipe.options import option, parse_options
 
 if TYPE_CHECKING:
-    from moe_retriever.methods.base import Method
+    from _typeshed import DataclassInstance
+
+    from moe_retriever.methods.base import AnyMethod
+
+OptionValue = bool | int | float | str
+# The `Options` of a method.
+O_co = TypeVar("O_co", bound="DataclassInstance", covariant=True)
+
+
+class ConfigRecord(TypedDict):
+    """A configuration as plain values."""
+
+    method: str
+    preset: str
+    seed: int
+    common: dict[str, OptionValue]
+    options: dict[str, OptionValue]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +86,7 @@ class Common:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Generic[O_co]):
     """All options of one run.
 
     Attributes:
@@ -83,10 +99,10 @@ class Config:
     method: str
     preset: str
     common: Common
-    own: Any
+    own: O_co
     seed: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ConfigRecord:
         """Plain values, for config.json and the checkpoint."""
         return {
             "method": self.method,
@@ -97,20 +113,23 @@ class Config:
         }
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any], method: type[Method]) -> Config:
+    def from_dict(cls, value: ConfigRecord, method: type[AnyMethod]) -> AnyConfig:
         """The inverse of `to_dict`."""
         common = parse_options(Common, value["common"], context="common")
         own = parse_options(method.Options, value["options"], context=value["method"])
-        return cls(value["method"], value["preset"], common, own, value["seed"])
+        return Config(value["method"], value["preset"], common, own, value["seed"])
 
 
-def make_config(method: type[Method], *, preset: str, seed: int, overrides: Mapping[str, Any]) -> Config:
+AnyConfig: TypeAlias = "Config[DataclassInstance]"
+
+
+def make_config(method: type[AnyMethod], *, preset: str, seed: int, overrides: Mapping[str, object]) -> AnyConfig:
     """Defaults, then the preset, then the overrides; unknown names are usage errors."""
     if preset not in method.presets:
         raise UsageError(f"{method.name} has no preset {preset!r}; it has {', '.join(method.presets)}")
     groups = {f.name: "common" for f in dataclasses.fields(Common)}
     groups |= {f.name: "own" for f in dataclasses.fields(method.Options)}
-    values: dict[str, dict[str, Any]] = {"common": {}, "own": {}}
+    values: dict[str, dict[str, object]] = {"common": {}, "own": {}}
     for key, value in {**method.presets[preset], **overrides}.items():
         if key not in groups:
             hint = did_you_mean(key, groups, otherwise=f"`mrpipe methods {method.name}` lists them.")

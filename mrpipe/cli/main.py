@@ -10,7 +10,7 @@ import mrpipe
 from mrpipe.cli.command import Command
 from mrpipe.errors import MrpipeError, UsageError, did_you_mean
 
-_WIDTH = 15
+_WIDTH = 16
 
 
 def find_command(name: str) -> Command | None:

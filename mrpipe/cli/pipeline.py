@@ -313,17 +313,31 @@ def _export_arguments(parser: ArgumentParser) -> None:
 
 def _mask_arguments(parser: ArgumentParser) -> None:
     _store(parser)
+    from mrpipe.experiment.missingness import MECHANISMS, Missingness
+
+    default = Missingness()
+    parser.add_argument("--mechanism", default=default.mechanism, help=f"one of {', '.join(MECHANISMS)}")
     parser.add_argument(
-        "--mechanism", default="mcar", help="mcar, mnar_label, mnar_value, block, timestep_drop or gaussian"
-    )
-    parser.add_argument(
-        "--p", type=float, default=0.3, help="drop probability; standard deviation for gaussian (default: 0.3)"
+        "--p",
+        type=float,
+        default=default.p,
+        help=f"drop probability; standard deviation for gaussian (default: {default.p})",
     )
     _seed(parser, "the draw")
     _modalities(parser, "the modalities considered (default: all)")
     parser.add_argument("--no-redraw", action="store_true", help="allow a sample to lose its last modality")
-    parser.add_argument("--strength", type=float, default=0.8, help="of the mnar mechanisms, 0 to 1 (default: 0.8)")
-    parser.add_argument("--blocks", type=int, default=20, help="number of blocks of `block` (default: 20)")
+    parser.add_argument(
+        "--strength",
+        type=float,
+        default=default.strength,
+        help=f"of the mnar mechanisms, 0 to 1 (default: {default.strength})",
+    )
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        default=default.n_blocks,
+        help=f"number of blocks of `block` (default: {default.n_blocks})",
+    )
     parser.add_argument("--task", help="label of mnar_label (default: the store's first task)")
     _path(parser, "--out", "Parquet file to write")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
-import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -60,15 +58,11 @@ def command_line(args: Namespace) -> list[str]:
     return [*command, *["--dry-run"] * args.dry_run, *args.rest]
 
 
-def _run(args: Namespace) -> int:
-    page = Path("results/report/index.html")
-    before = page.stat().st_mtime if page.is_file() else None
-    code = subprocess.run(command_line(args), env=os.environ | {"PYTHONSAFEPATH": "1"}).returncode
-    # A run with nothing to do does not reach the workflow's own closing lines.
-    if code == 0 and not args.dry_run and not args.targets and before is not None and page.stat().st_mtime == before:
-        summary = runpy.run_path(str(project_folder() / "workflow" / "planning" / "summary.py"))
-        summary["print_summary"](Path("results"))
-    return code
+def _run(args: Namespace) -> None:
+    sys.stdout.flush()
+    # Snakemake takes over this process, and with it signals and exit code.
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    os.execve(sys.executable, command_line(args), environment)
 
 
 command = Command(

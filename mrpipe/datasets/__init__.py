@@ -23,7 +23,8 @@ def dataset_names() -> list[str]:
 
 def dataset_module(name: str) -> str:
     """Dotted name of the module that declares a dataset."""
-    return f"{__name__}.{name}" if name in _own_names() else entry_points(_GROUP)[name].module
+    declared = {} if name in _own_names() else entry_points(_GROUP)
+    return declared[name].module if name in declared else f"{__name__}.{name}"
 
 
 def get_dataset(name: str) -> Dataset:

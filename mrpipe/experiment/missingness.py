@@ -68,10 +68,10 @@ class Missingness:
             raise UsageError("strength must lie in [0, 1] and n_blocks be at least 1")
 
 
-def particulars(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the fields of a `Missingness`: those that are not the usual ones, beside mechanism, p, seed and view."""
-    usual = dataclasses.asdict(Missingness())
-    return {k: v for k, v in settings.items() if k not in ("mechanism", "p", "modalities", "seed") and v != usual[k]}
+def non_default(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `Missingness` that differ from their defaults, without mechanism, p, seed and view."""
+    defaults = dataclasses.asdict(Missingness())
+    return {k: v for k, v in settings.items() if k not in ("mechanism", "p", "modalities", "seed") and v != defaults[k]}
 
 
 def _rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -158,7 +158,7 @@ def write_masks(store: Store, settings: Missingness, out: Path) -> dict[str, int
     recorded = dataclasses.asdict(settings) | {"store_id": store.store_id}
     write_frame(out, frame, metadata={MASK_KEY: json.dumps(recorded, sort_keys=True)})
     counts = masks.pattern_counts(frame["modality_mask"].to_numpy())
-    return {"+".join(masks.to_names(m, store.bits)) or "none": n for m, n in counts.items()}
+    return {masks.combination_name(masks.to_names(m, store.bits)) or "none": n for m, n in counts.items()}
 
 
 def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:

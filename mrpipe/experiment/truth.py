@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.store.masks import combination_name
 from mrpipe.store.parquet import read_metadata, write_frame
 
 NAME = "best.parquet"
@@ -43,7 +44,7 @@ def write_best(
     """
     frames = [
         pl.DataFrame(
-            {"sample_id": list(sample_id), "modalities": "+".join(names) or ANY}
+            {"sample_id": list(sample_id), "modalities": combination_name(names) or ANY}
             | {f"p_{c}": p[:, i] for i, c in enumerate(classes)}
         )
         for names, p in best.items()

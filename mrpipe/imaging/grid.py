@@ -19,7 +19,7 @@ INSIDE_ZERO = 2.0**-24
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class VoxelGrid:
     """A mask on a template grid.
 
     Attributes:
@@ -131,7 +131,7 @@ def block_mean(volume: NDArray[np.float32], edge: int) -> NDArray[np.float32]:
     return pooled
 
 
-def read_grid(path: Path, shown_as: str, *, label: int = 0) -> Grid:
+def read_grid(path: Path, shown_as: str, *, label: int = 0) -> VoxelGrid:
     """Grid from a NIfTI mask or label image.
 
     Args:
@@ -161,4 +161,4 @@ def read_grid(path: Path, shown_as: str, *, label: int = 0) -> Grid:
     mask = values == label if label else values > 0
     if not mask.any():
         raise DataError(Fault(file=shown_as, expected="a mask with voxels in it", found="an empty one"))
-    return Grid(mask=mask, affine=np.asarray(image.affine, dtype=np.float64))
+    return VoxelGrid(mask=mask, affine=np.asarray(image.affine, dtype=np.float64))

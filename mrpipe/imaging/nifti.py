@@ -22,7 +22,7 @@ MAX_SHEAR = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class NiftiScan:
     """One T1 in RAS+ order.
 
     Attributes:
@@ -101,7 +101,7 @@ def _right_angled(affine: NDArray[np.float64], shown_as: str, notes: list[str]) 
 
 def read_scan(
     path: Path, shown_as: str, *, max_voxel_mm: float = 3.0, min_extent_mm: float = 100.0, min_voxels: int = 32
-) -> Scan:
+) -> NiftiScan:
     """One head as a RAS+ volume.
 
     Big-endian files, integer and scaled data, any axis order, left- or right-handed axes and trailing axes of length
@@ -165,7 +165,7 @@ def read_scan(
         data = np.where(bad, np.float32(0), data)
     if float(data.max()) <= float(data.min()):
         raise _refuse(shown_as, "an image", f"{data.size} voxels of one value {float(data.min()):g}")
-    return Scan(data=data, affine=np.asarray(ras.affine, dtype=np.float64), notes=tuple(notes))
+    return NiftiScan(data=data, affine=np.asarray(ras.affine, dtype=np.float64), notes=tuple(notes))
 
 
 def on_grid(path: Path, shown_as: str, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from nibabel.processing import resample_from_to
 from numpy.typing import NDArray
 
 from mrpipe.errors import MissingExtraError
-from mrpipe.imaging.grid import Grid
+from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.imaging.nifti import load_nifti, write_nifti
 
 # FSL's 2 mm MNI grid; 91 × 109 × 91 voxels.
@@ -31,7 +31,7 @@ class Template:
     """
 
     t1: NDArray[np.float32]
-    grid: Grid
+    grid: VoxelGrid
     source: str
 
     @property
@@ -62,7 +62,7 @@ def _resampled(image: Any, shape: tuple[int, ...], affine: NDArray[np.float64]) 
     return out
 
 
-def mni_template(*, gm_threshold: float = 0.5, grid: Grid | None = None) -> Template:
+def mni_template(*, gm_threshold: float = 0.5, grid: VoxelGrid | None = None) -> Template:
     """MNI152 2009a as packaged with nilearn (no download), resampled to `grid` or to 2 mm, 91 × 109 × 91.
 
     Args:
@@ -77,11 +77,11 @@ def mni_template(*, gm_threshold: float = 0.5, grid: Grid | None = None) -> Temp
     t1 = _resampled(datasets.load_mni152_template(resolution=1), shape, affine)
     if grid is None:
         gm = _resampled(datasets.load_mni152_gm_template(resolution=1), shape, affine)
-        grid = Grid(mask=(gm > gm_threshold) & (t1 > 0), affine=MNI_AFFINE)
+        grid = VoxelGrid(mask=(gm > gm_threshold) & (t1 > 0), affine=MNI_AFFINE)
     return Template(t1=t1, grid=grid, source="MNI152 2009a, nilearn")
 
 
-def user_template(path: Path, shown_as: str, grid: Grid) -> Template:
+def user_template(path: Path, shown_as: str, grid: VoxelGrid) -> Template:
     """A skull-stripped T1 of the user, resampled to the grid of the mask."""
     image = load_nifti(path, shown_as)
     data = nib.Nifti1Image(np.asarray(image.dataobj, dtype=np.float32), image.affine)

@@ -88,7 +88,7 @@ def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], ver
         mrpipe_version=version,
         n_samples=len(samples),
         n_subjects=samples["subject_id"].n_unique(),
-        pattern_counts={"+".join(masks.to_names(mask, bits)): n for mask, n in counts.items()},
+        pattern_counts={masks.combination_name(masks.to_names(mask, bits)): n for mask, n in counts.items()},
         default_scheme=dataset.default_scheme if dataset.default_scheme in schemes else schemes[0],
         store_id=store_id([*tables, *modalities, *labels, *splits]),
         options_changed=tuple(k for k, v in sorted(checked["options"].items()) if v != usual.get(k)),

@@ -6,7 +6,7 @@ Bit i of a mask belongs to the modality whose `bit` is i; a mask is a uint16, so
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -36,6 +36,11 @@ def unpack(masks: ArrayLike, bits: int | Sequence[int]) -> NDArray[np.bool_]:
     return observed
 
 
+def codes(observed: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """`pack` as int64, which indexes and takes part in arithmetic; `unpack` is the inverse."""
+    return pack(observed).astype(np.int64)
+
+
 def contains(masks: ArrayLike, required: int) -> NDArray[np.bool_]:
     """Which samples have at least the modalities of `required` (superset query), shape (n,)."""
     values = np.asarray(masks, dtype=MASK_DTYPE)
@@ -54,6 +59,16 @@ def to_mask(names: Sequence[str], bits: Mapping[str, int]) -> int:
 def to_names(mask: int, bits: Mapping[str, int]) -> tuple[str, ...]:
     """The names of a mask's modalities, in bit order."""
     return tuple(n for n, b in sorted(bits.items(), key=lambda item: item[1]) if mask >> b & 1)
+
+
+def combination_name(names: Iterable[str]) -> str:
+    """Name of a combination of modalities: theirs, joined by +."""
+    return "+".join(names)
+
+
+def name_parts(combination: str) -> list[str]:
+    """The inverse of `combination_name`."""
+    return combination.split("+")
 
 
 def pattern_counts(masks: ArrayLike) -> dict[int, int]:

@@ -152,7 +152,7 @@ class Store:
 
     def __repr__(self) -> str:
         m = self.manifest
-        names = "+".join(x.name for x in self.modalities)
+        names = masks.combination_name(x.name for x in self.modalities)
         return f"Store({m.dataset} {m.store_id}: {m.n_samples} samples, {names}, {m.origin})"
 
     @property
@@ -226,7 +226,9 @@ class Store:
     def patterns(self) -> pl.DataFrame:
         """How many samples have which combination: `modalities` (joined by +), `modality_mask`, `n`."""
         value = self.samples().select("modality_mask").collect()["modality_mask"].to_numpy()
-        rows = [("+".join(masks.to_names(m, self.bits)), m, n) for m, n in masks.pattern_counts(value).items()]
+        rows = [
+            (masks.combination_name(masks.to_names(m, self.bits)), m, n) for m, n in masks.pattern_counts(value).items()
+        ]
         return pl.DataFrame(
             rows, schema={"modalities": pl.String, "modality_mask": pl.UInt16, "n": pl.Int64}, orient="row"
         )

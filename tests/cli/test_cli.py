@@ -9,23 +9,39 @@ import numpy as np
 import polars as pl
 import pytest
 
+import mrpipe
 from mrpipe.cli.help import COMMANDS
-from mrpipe.cli.main import main
+from mrpipe.cli.main import command_names, main
 
 STORE = Path(__file__).parents[1] / "data" / "stores" / "format-1"
 
 
-@pytest.mark.parametrize("verb", ["", *COMMANDS])
-def test_every_verb_has_a_help_that_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_explains_it_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main([*([verb] if verb else []), "--help"])
+        main([name, "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert len(text.splitlines()) > 8
-    if verb:
-        assert COMMANDS[verb][1].splitlines()[0] in text
-    else:
-        assert all(v in text for v in COMMANDS)
+    assert COMMANDS[name][1].splitlines()[0] in text
+    assert f"  mrpipe {name} " in text
+
+
+def test_help_lists_every_command_and_version_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in command_names())
+    assert {"train", "report", "run"} <= set(command_names())
+    assert "Exit codes: 0 success, 2 usage error, 3 invalid input data." in text
+    assert main([]) == 2
+    assert capsys.readouterr().out == text
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mrpipe {mrpipe.__version__}\n"
+
+
+def test_an_unknown_command_is_a_usage_error_that_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err == "mrpipe: unknown command 'trian'. Did you mean 'train'?\n"
 
 
 def test_show_verify_and_export_read_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,7 +132,7 @@ def test_errors_name_the_module_and_the_line(project: Path) -> None:
 
 
 def test_the_hash_does_not_depend_on_the_process() -> None:
-    program = "from mrpipe.codehash import code_hash; print(code_hash('mrpipe.parquet', 'mrpipe.masks'))"
+    program = "from mrpipe.codehash import code_hash; print(code_hash('mrpipe.store.parquet', 'mrpipe.store.masks'))"
     found = {
         subprocess.run(
             [sys.executable, "-c", program],

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 import mrpipe
+from mrpipe.cli.main import command_parser
+from mrpipe.cli.pipeline import COMMANDS
 from mrpipe.errors import DataError, UsageError
 from mrpipe.experiment.missingness import (
     AT_LOAD,
@@ -17,6 +20,7 @@ from mrpipe.experiment.missingness import (
     _content,
     corrupt,
     draw_masks,
+    non_default,
     read_masks,
     write_masks,
 )
@@ -27,6 +31,18 @@ from mrpipe.store import masks
 from mrpipe.store.reader import unpack_genotypes
 from mrpipe.transforms.fit import fit
 from tests import toy
+
+
+def test_the_command_and_the_schema_have_the_defaults_of_the_settings(project: Path) -> None:
+    defaults = Missingness()
+    arguments = command_parser("mask", COMMANDS["mask"]).parse_args(["STORE", "--out", "OUT"])
+    assert (arguments.mechanism, arguments.p, arguments.seed) == (defaults.mechanism, defaults.p, defaults.seed)
+    assert (arguments.strength, arguments.blocks) == (defaults.strength, defaults.n_blocks)
+    schema = yaml.safe_load((project / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8"))
+    settings = schema["$defs"]["experiment"]["properties"]["missingness"]["properties"]
+    for name, declared in settings.items():
+        assert declared.get("default", getattr(defaults, name)) == getattr(defaults, name), name
+    assert non_default({"mechanism": "mcar", "p": 0.1, "strength": 0.8, "n_blocks": 5}) == {"n_blocks": 5}
 
 
 @pytest.fixture(scope="module")

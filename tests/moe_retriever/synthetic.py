@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moe_retriever.config import Config, make_config
 from moe_retriever.data.load import Data, DataSpec
-from moe_retriever.data.tables import GenotypeTable, ModalitySpec, PixelTable, SequenceTable, Table, VectorTable
+from moe_retriever.data.tables import FeatureTable, GenotypeTable, ModalitySpec, PixelTable, SequenceTable, VectorTable
 from moe_retriever.methods import get
 from moe_retriever.methods.base import Method
 from moe_retriever.nn.dropout import Noise
@@ -41,7 +41,9 @@ def random_masks(n: int, n_modalities: int, seed: int, p: float = 0.4) -> NDArra
     return observed
 
 
-def _table(kind: str, n: int, signal: NDArray[np.float64], rng: np.random.Generator) -> tuple[Table, tuple[int, ...]]:
+def _table(
+    kind: str, n: int, signal: NDArray[np.float64], rng: np.random.Generator
+) -> tuple[FeatureTable, tuple[int, ...]]:
     """A table whose entries carry the signal, and the shape of one entry."""
     if kind == "vector":
         x = rng.normal(size=(n, 5)) + signal[:, None]

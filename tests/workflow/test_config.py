@@ -55,9 +55,9 @@ def plan_of(config: dict[str, Any], schema: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("place", "key", "value", "message"),
     [
-        ([], "experimnts", {}, "top level: unknown key 'experimnts'; did you mean 'experiments'?"),
-        (["datasets", "mosi"], "rwa", 1, "datasets.mosi: unknown key 'rwa'; did you mean 'raw'?"),
-        (["experiments", "mosi"], "zzz", 1, "experiments.mosi: unknown key 'zzz'; known keys: dataset, methods"),
+        ([], "experimnts", {}, "top level: unknown key 'experimnts'. Did you mean 'experiments'?"),
+        (["datasets", "mosi"], "rwa", 1, "datasets.mosi: unknown key 'rwa'. Did you mean 'raw'?"),
+        (["experiments", "mosi"], "zzz", 1, "experiments.mosi: unknown key 'zzz'. Known names: dataset, methods"),
         (["experiments", "mosi", "missingness"], "q", 1, "experiments.mosi.missingness: unknown key 'q'"),
         (["experiments", "mosi"], "seeds", [0, "one"], "experiments.mosi.seeds.1: 'one' is not of type 'integer'"),
         (["datasets", "mosi"], "options", {"wrods": 1}, "datasets.mosi.options: unknown option 'wrods'"),
@@ -102,7 +102,7 @@ def test_snakemake_stops_before_any_job_and_names_the_key(snakemake: Any, tmp_pa
     tiny["datasets"]["mosi"]["optoins"] = {}
     outcome = snakemake(folder=tmp_path, config=tiny)
     assert outcome.code != 0
-    assert "datasets.mosi: unknown key 'optoins'; did you mean 'options'?" in outcome.text
+    assert "datasets.mosi: unknown key 'optoins'. Did you mean 'options'?" in outcome.text
     assert not (tmp_path / "results").exists()
 
 

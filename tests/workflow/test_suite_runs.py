@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 import yaml
 
-from workflow.planning.plan import Run, make_plan
-from workflow.planning.progress import Cells, Places
+from workflow.planning.plan import PlannedRun, make_plan
+from workflow.planning.progress import CellFolders, Cells
 from workflow.planning.suites import Suites
 
 CONFIG: dict[str, Any] = {
@@ -149,8 +149,8 @@ def test_everything_of_the_paper_runs_at_smoke_size(snakemake: Any, tmp_path: Pa
 # How long the rest takes, without Snakemake
 
 
-def cell(method: str, seed: int) -> Run:
-    return Run(
+def cell(method: str, seed: int) -> PlannedRun:
+    return PlannedRun(
         experiment="e",
         label=method,
         method=method,
@@ -173,10 +173,10 @@ class Record:
 
 
 def test_the_time_left_is_that_of_cells_of_the_same_method_at_the_pace_of_the_run(tmp_path: Path) -> None:
-    places = Places(tmp_path / "runs", tmp_path / "logs", tmp_path / "benchmarks")
+    places = CellFolders(tmp_path / "runs", tmp_path / "logs", tmp_path / "benchmarks")
     (tmp_path / "benchmarks/e").mkdir(parents=True)
 
-    def took(run: Run, seconds: float) -> Run:
+    def took(run: PlannedRun, seconds: float) -> PlannedRun:
         for step in ("train", "evaluate"):
             path = tmp_path / f"benchmarks/e/{run.label}_seed{run.seed}_{step}.jsonl"
             path.write_text('{"s": %f}\n' % (seconds / 2))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mrpipe.cli.main import main
 from workflow.planning.plan import ConfigError, make_plan, mask_name, schema_faults
 from workflow.planning.suite_cells import description
 from workflow.planning.suites import Suites
@@ -217,8 +218,8 @@ def test_a_sealed_store_of_declared_tables_has_the_views_and_tasks_of_its_manife
     suite = suites_of(config, suites=str(tmp_path / "mine.yaml")).suite("mine")
     assert [(c.view, c.absent) for c in suite.columns] == [(("ward", "blood"), ()), (("blood",), ())]
     for change, message in (
-        ({"views": [["vitals"]]}, "there are ward, blood"),
-        ({"task": "outcome"}, "there are died"),
+        ({"views": [["vitals"]]}, "Known names: ward, blood"),
+        ({"task": "outcome"}, "Known names: died"),
     ):
         said = {"suites": {"mine": {"title": "t", "blocks": [block | change]}}}
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
@@ -272,16 +273,16 @@ def block_of(said: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s["suites"]["mine"].update(tilte="x"), "suites.mine: unknown key 'tilte'; did you mean 'title'?"),
-        (lambda s: s.update(suite={}), "top level: unknown key 'suite'; did you mean 'suites'?"),
+        (lambda s: s["suites"]["mine"].update(tilte="x"), "suites.mine: unknown key 'tilte'. Did you mean 'title'?"),
+        (lambda s: s.update(suite={}), "top level: unknown key 'suite'. Did you mean 'suites'?"),
         (lambda s: block_of(s).update(drop=0.3), "suites.mine.blocks.0: unknown key 'drop'"),
         (lambda s: block_of(s).update(missingness={"p": -1}), "-1 is less than the minimum of 0"),
         (lambda s: s["suites"]["mine"].pop("blocks"), "suites.mine: give `blocks`, or `of`"),
         (lambda s: s["suites"]["mine"].update(of=["table1"]), "give `blocks`, or `of`"),
-        (lambda s: s["suites"].update(two={"title": "t", "of": ["tabel1"]}), "did you mean 'table1'?"),
+        (lambda s: s["suites"].update(two={"title": "t", "of": ["tabel1"]}), "Did you mean 'table1'?"),
         (lambda s: s["suites"].update(two={"title": "t", "of": ["two"]}), "suites.two.of: the suite contains itself"),
-        (lambda s: block_of(s).update(dataset="mosl"), "no dataset 'mosl'; did you mean 'mosi'?"),
-        (lambda s: s["suites"]["mine"].update(methods="mmforner"), "did you mean 'mmformer'?"),
+        (lambda s: block_of(s).update(dataset="mosl"), "no dataset 'mosl'. Did you mean 'mosi'?"),
+        (lambda s: s["suites"]["mine"].update(methods="mmforner"), "Did you mean 'mmformer'?"),
         (lambda s: s["suites"]["mine"].pop("methods"), "suites.mine.blocks.0: give `methods`"),
         (lambda s: s.update(groups={"a": ["b"], "b": ["a"]}), "the group 'a' contains itself"),
         (lambda s: s["suites"].update(table1=s["suites"]["mine"]), "suites.table1: there is one of this name already"),
@@ -297,7 +298,7 @@ def test_what_is_wrong_with_a_file_is_said_at_once(own: Any, change: Any, messag
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: block_of(s).update(views=[["txet"]]), "no modality of mosi 'txet'; did you mean 'text'?"),
+        (lambda s: block_of(s).update(views=[["txet"]]), "no modality of mosi 'txet'. Did you mean 'text'?"),
         (lambda s: block_of(s).update(task="mood"), "no task of mosi 'mood'"),
         (lambda s: block_of(s).update(scheme="mine"), "no scheme of store mosi-full 'mine'"),
         (lambda s: block_of(s).update(missingness={"p": 0.3, "mechanism": "mcra"}), "unknown mechanism"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from mrpipe.experiment.missingness import Missingness
 
-from .plan import Run
+from .plan import PlannedRun
 
 
 def mask_arguments(settings: Missingness) -> list[str]:
@@ -21,7 +21,7 @@ def mask_arguments(settings: Missingness) -> list[str]:
     return arguments if settings.redraw else [*arguments, "--no-redraw"]
 
 
-def train_arguments(run: Run) -> list[str]:
+def train_arguments(run: PlannedRun) -> list[str]:
     """Arguments of `mrpipe train` for a run; the rule adds the store, the output folder and the mask file."""
     arguments = ["--method", run.method, "--preset", run.preset, "--seed", str(run.seed)]
     arguments += ["--task", run.task] if run.task else []
@@ -30,17 +30,17 @@ def train_arguments(run: Run) -> list[str]:
     return arguments + set_arguments(run.overrides)
 
 
-def search_arguments(run: Run) -> list[str]:
+def search_arguments(run: PlannedRun) -> list[str]:
     """Arguments of `mrpipe search` for a run; all seeds of the run share one search."""
     return [*train_arguments(replace(run, seed=run.first_seed)), "--trials", str(run.trials)]
 
 
-def benchmark_arguments(run: Run, steps: int) -> list[str]:
+def benchmark_arguments(run: PlannedRun, steps: int) -> list[str]:
     """Arguments of `mrpipe benchmark`, which measures a run's method on every modality configuration."""
     return [*train_arguments(replace(run, modalities=())), "--steps", str(steps)]
 
 
-def settings_asked(runs: Iterable[Run]) -> str:
+def settings_asked(runs: Iterable[PlannedRun]) -> str:
     """Methods and overrides of the given runs as JSON, for the check that precedes all other jobs."""
     asked = {r.label: {"method": r.method, "preset": r.preset, "overrides": r.overrides} for r in runs}
     return json.dumps(asked, sort_keys=True)

@@ -19,7 +19,7 @@ from jsonschema.exceptions import ValidationError
 from moe_retriever.catalogue import names as method_names
 from mrpipe.datasets import dataset_names, get_dataset
 from mrpipe.errors import MrpipeError, UsageError, did_you_mean
-from mrpipe.experiment.missingness import Missingness, particulars
+from mrpipe.experiment.missingness import Missingness, non_default
 from mrpipe.options import parse_options
 from mrpipe.schema import Dataset
 
@@ -87,7 +87,7 @@ class StorePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PlannedRun:
     """One training run: a method and a seed of an experiment, or a cell of suites.
 
     Attributes:
@@ -124,7 +124,7 @@ class Run:
 
 def missingness_name(m: Missingness) -> str:
     """Name of a missingness setting, without the view and the seed."""
-    own = particulars(asdict(m))
+    own = non_default(asdict(m))
     parts = [m.mechanism, f"p{m.p:g}"]
     parts += [f"strength{m.strength:g}"] * ("strength" in own)
     parts += [f"blocks{m.n_blocks}"] * ("n_blocks" in own)
@@ -140,11 +140,11 @@ def mask_name(m: Missingness) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class WorkflowPlan:
     """All stores and runs that the configuration requests."""
 
     stores: Mapping[str, StorePlan]
-    runs: Mapping[str, Run]
+    runs: Mapping[str, PlannedRun]
 
     @property
     def masks(self) -> dict[tuple[str, str], Missingness]:
@@ -152,7 +152,7 @@ class Plan:
         return masks_of(self.runs.values())
 
 
-def masks_of(runs: Iterable[Run]) -> dict[tuple[str, str], Missingness]:
+def masks_of(runs: Iterable[PlannedRun]) -> dict[tuple[str, str], Missingness]:
     """(store, name of the mask file) → settings."""
     return {(r.store, r.mask): r.missingness for r in runs if r.mask and r.missingness}
 
@@ -173,7 +173,7 @@ def _schema_fault(error: ValidationError) -> Iterator[str]:
         yield f"{place}: {error.message}"
 
 
-def make_plan(config: Mapping[str, Any]) -> Plan:
+def make_plan(config: Mapping[str, Any]) -> WorkflowPlan:
     """Plan a configuration that satisfies the schema and has its defaults filled in.
 
     Raises:
@@ -188,7 +188,7 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
             faults += error.faults
         except MrpipeError as error:
             faults.append(str(error))
-    runs: dict[str, Run] = {}
+    runs: dict[str, PlannedRun] = {}
     for name, entry in config["experiments"].items():
         place = f"experiments.{name}"
         if entry["dataset"] not in config["datasets"]:
@@ -201,7 +201,7 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
             faults.append(f"{place}.missingness: {error}")
     if faults:
         raise ConfigError(faults)
-    return Plan(stores=stores, runs=runs)
+    return WorkflowPlan(stores=stores, runs=runs)
 
 
 def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
@@ -312,7 +312,7 @@ def _experiment_faults(place: str, entry: Mapping[str, Any], store: StorePlan) -
         yield f"{place}.task: {store.dataset.name} has no task {entry['task']!r}; it has {', '.join(store.tasks)}"
 
 
-def _runs(name: str, entry: Mapping[str, Any]) -> Iterator[Run]:
+def _runs(name: str, entry: Mapping[str, Any]) -> Iterator[PlannedRun]:
     methods = entry["methods"] if isinstance(entry["methods"], Mapping) else {m: {} for m in entry["methods"]}
     for (method, own), seed in itertools.product(methods.items(), entry["seeds"]):
         modalities = tuple(entry.get("modalities", ()))
@@ -321,7 +321,7 @@ def _runs(name: str, entry: Mapping[str, Any]) -> Iterator[Run]:
         mechanism = missing and Missingness(
             **missing, seed=seed, modalities=modalities, task=task if missing.get("mechanism") == "mnar_label" else None
         )
-        yield Run(
+        yield PlannedRun(
             experiment=name,
             label=method,
             method=method,

@@ -16,29 +16,29 @@ from pathlib import Path
 from statistics import median
 from typing import TextIO
 
-from .plan import Run
+from .plan import PlannedRun
 
 TAIL_LINES = 12
 STEPS = ("search", "train", "evaluate")
 
 
 @dataclass(frozen=True)
-class Places:
+class CellFolders:
     """Folders with the files of cells."""
 
     runs: Path
     logs: Path
     benchmarks: Path
 
-    def finished(self, run: Run) -> Path:
+    def finished(self, run: PlannedRun) -> Path:
         """The last file that a cell writes."""
         return self.runs / run.folder / "metrics.json"
 
-    def log(self, run: Run, step: str) -> Path:
+    def log(self, run: PlannedRun, step: str) -> Path:
         """Log file of one step of a cell."""
         return self.logs / run.experiment / f"{self._name(run, step)}.log"
 
-    def seconds(self, run: Run) -> float | None:
+    def seconds(self, run: PlannedRun) -> float | None:
         """Run time of a finished cell without its search; None if a benchmark file is missing."""
         total = 0.0
         for step in ("train", "evaluate"):
@@ -50,7 +50,7 @@ class Places:
             total += float(json.loads(lines[-1])["s"])
         return total
 
-    def _name(self, run: Run, step: str) -> str:
+    def _name(self, run: PlannedRun, step: str) -> str:
         return f"{run.label}_search" if step == "search" else f"{run.label}_seed{run.seed}_{step}"
 
 
@@ -66,9 +66,9 @@ class Cells(logging.Handler):
 
     def __init__(
         self,
-        to_do: Mapping[int, Run],
-        there: Iterable[Run],
-        places: Places,
+        to_do: Mapping[int, PlannedRun],
+        there: Iterable[PlannedRun],
+        places: CellFolders,
         out: TextIO | None = None,
         clock: Callable[[], float] = time.time,
     ):
@@ -77,7 +77,7 @@ class Cells(logging.Handler):
         self._to_do, self._out = dict(to_do), out
         self._there = list(there)
         self._started = clock()
-        self._done: list[Run] = []
+        self._done: list[PlannedRun] = []
         self._seconds: dict[str, float] = {}
         self._first: float | None = None
         for run in self._there:
@@ -95,7 +95,7 @@ class Cells(logging.Handler):
                 self._first = self._clock() - seconds
             print(self.line(), file=self._out or sys.stderr, flush=True)
 
-    def _note(self, run: Run) -> float:
+    def _note(self, run: PlannedRun) -> float:
         seconds = self.places.seconds(run)
         if seconds is not None:
             self._seconds[run.folder] = seconds
@@ -118,7 +118,7 @@ class Cells(logging.Handler):
         pace = max(of_run / max(self._clock() - self._first, 1e-9), 1e-9)
         return sum(self._expected(run) for run in left) / pace
 
-    def _expected(self, run: Run) -> float:
+    def _expected(self, run: PlannedRun) -> float:
         everything = [
             (other, self._seconds[other.folder])
             for other in [*self._there, *self._done]
@@ -129,7 +129,7 @@ class Cells(logging.Handler):
         known = alike or method or [s for _, s in everything]
         return median(known) if known else 0.0
 
-    def unfinished(self) -> list[Run]:
+    def unfinished(self) -> list[PlannedRun]:
         """Cells of this run without results; outdated results of an earlier run do not count."""
         return [run for run in self._to_do.values() if not self._fresh(self.places.finished(run))]
 

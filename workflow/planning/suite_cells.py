@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mrpipe.experiment.missingness import Missingness, particulars
+from mrpipe.experiment.missingness import Missingness, non_default
+from mrpipe.store.masks import combination_name
 
-from .plan import Run, missingness_name
+from .plan import PlannedRun, missingness_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PlannedRow:
     """A row of a table: a method with its settings.
 
     Attributes:
@@ -30,7 +31,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class PlannedColumn:
     """A column of a table: a view of a store, as observed or with simulated missingness.
 
     Attributes:
@@ -48,12 +49,12 @@ class Column:
     missingness: Missingness | None
     task: str | None
     scheme: str | None
-    cells: dict[str, list[Run]] = field(default_factory=dict)
+    cells: dict[str, list[PlannedRun]] = field(default_factory=dict)
 
     @property
     def experiment(self) -> str:
         """Folder of the column's cells."""
-        parts = [self.store, "+".join(self.view)]
+        parts = [self.store, combination_name(self.view)]
         parts += [missingness_name(self.missingness)] if self.missingness else []
         parts += [f"task_{self.task}"] * (self.task is not None)
         parts += [f"split_{self.scheme}"] * (self.scheme is not None)
@@ -61,7 +62,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suite:
+class PlannedSuite:
     """One suite, which is one target of the workflow.
 
     Attributes:
@@ -79,16 +80,16 @@ class Suite:
     published: str
     missing: str
     of: tuple[str, ...]
-    rows: Mapping[str, Row]
-    columns: tuple[Column, ...]
+    rows: Mapping[str, PlannedRow]
+    columns: tuple[PlannedColumn, ...]
 
     @property
-    def cells(self) -> dict[str, Run]:
+    def cells(self) -> dict[str, PlannedRun]:
         """The suite's cells, by folder."""
         return {run.folder: run for c in self.columns for runs in c.cells.values() for run in runs}
 
     @property
-    def runs(self) -> dict[str, Run]:
+    def runs(self) -> dict[str, PlannedRun]:
         """The cells to train, by folder; a cost figure needs no trained models."""
         return {} if self.figure == "cost" else self.cells
 
@@ -100,11 +101,11 @@ class Suite:
 
 def _missingness(m: Missingness) -> dict[str, Any]:
     # `task` is omitted because the column already has it.
-    own = {k: v for k, v in particulars(asdict(m)).items() if k != "task"}
+    own = {k: v for k, v in non_default(asdict(m)).items() if k != "task"}
     return {"mechanism": m.mechanism, "p": m.p, **own}
 
 
-def description(suite: Suite, size: str, places: Mapping[str, tuple[str, str | None]]) -> dict[str, Any]:
+def description(suite: PlannedSuite, size: str, places: Mapping[str, tuple[str, str | None]]) -> dict[str, Any]:
     """Contents of `suite.json`, which `mrpipe suite-tables` reads: columns, rows, and the runs of each cell.
 
     Args:

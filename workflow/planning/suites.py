@@ -21,8 +21,8 @@ from moe_retriever.catalogue import names as method_names
 from mrpipe.errors import MrpipeError, did_you_mean
 from mrpipe.experiment.missingness import Missingness
 
-from .plan import SIMULATED, ConfigError, Plan, Run, StorePlan, masks_of, plan_store, schema_faults
-from .suite_cells import Column, Row, Suite
+from .plan import SIMULATED, ConfigError, PlannedRun, StorePlan, WorkflowPlan, masks_of, plan_store, schema_faults
+from .suite_cells import PlannedColumn, PlannedRow, PlannedSuite
 
 WORKFLOW = Path(__file__).resolve().parents[1]
 OWN = WORKFLOW / "config" / "suites.yaml"
@@ -39,7 +39,7 @@ class Suites:
         ConfigError: missing files, unknown keys or unknown names; lists every error.
     """
 
-    def __init__(self, config: Mapping[str, Any], plan: Plan):
+    def __init__(self, config: Mapping[str, Any], plan: WorkflowPlan):
         self.plan = plan
         self.size: str = config["size"]
         own = config["suites"]
@@ -47,7 +47,7 @@ class Suites:
         self._said = _merge([OWN, *map(Path, [own] if isinstance(own, str) else own)])
         self._sizes = self._said["sizes"][self.size]
         self._stores: dict[str, StorePlan] = {}
-        self._suites: dict[str, Suite] = {}
+        self._suites: dict[str, PlannedSuite] = {}
         if faults := list(self._faults()):
             raise ConfigError(faults)
 
@@ -89,7 +89,7 @@ class Suites:
             )
         return self._stores[name]
 
-    def suite(self, name: str) -> Suite:
+    def suite(self, name: str) -> PlannedSuite:
         """The expanded suite.
 
         Raises:
@@ -99,18 +99,18 @@ class Suites:
             self._suites[name] = self._expand(name)
         return self._suites[name]
 
-    def parts(self, name: str) -> list[Suite]:
+    def parts(self, name: str) -> list[PlannedSuite]:
         """The suites that a target builds: the members of a collection, otherwise the suite itself."""
         suite = self.suite(name)
         return [part for other in suite.of for part in self.parts(other)] if suite.of else [suite]
 
     @cached_property
-    def runs(self) -> dict[str, Run]:
+    def runs(self) -> dict[str, PlannedRun]:
         """All cells of all suites, by folder."""
         return {folder: run for name in self.names for folder, run in self.suite(name).cells.items()}
 
     @cached_property
-    def first_seeds(self) -> dict[tuple[str, str], Run]:
+    def first_seeds(self) -> dict[tuple[str, str], PlannedRun]:
         """(experiment, label) → cell with the first seed."""
         return {(run.experiment, run.label): run for run in reversed(self.runs.values())}
 
@@ -185,10 +185,10 @@ class Suites:
 
     # Expansion of names into cells
 
-    def _expand(self, name: str) -> Suite:
+    def _expand(self, name: str) -> PlannedSuite:
         said = self._said["suites"][name]
-        rows: dict[str, Row] = {}
-        columns: dict[tuple[str, str], Column] = {}
+        rows: dict[str, PlannedRow] = {}
+        columns: dict[tuple[str, str], PlannedColumn] = {}
         faults: list[str] = []
         for number, own in enumerate(said.get("blocks", ())):
             block = {k: said[k] for k in INHERITED if k in said} | own
@@ -201,7 +201,7 @@ class Suites:
                 faults.append(f"suites.{name}.blocks.{number}: {error}")
         if faults:
             raise ConfigError(faults)
-        return Suite(
+        return PlannedSuite(
             name=name,
             title=said["title"],
             figure=said.get("figure", ""),
@@ -214,7 +214,7 @@ class Suites:
         )
 
     def _expand_block(
-        self, block: Mapping[str, Any], rows: dict[str, Row], columns: dict[tuple[str, str], Column]
+        self, block: Mapping[str, Any], rows: dict[str, PlannedRow], columns: dict[tuple[str, str], PlannedColumn]
     ) -> None:
         store = self._store_of(block["dataset"])
         own_rows = self._rows(block)
@@ -235,7 +235,7 @@ class Suites:
             raise ConfigError(faults)
         for said, missing in itertools.product(views, _levels(block)):
             view = tuple(m for m in store.possible if m in said)
-            column = Column(
+            column = PlannedColumn(
                 dataset=store.dataset.name,
                 store=store.name,
                 view=view,
@@ -256,7 +256,7 @@ class Suites:
             return configured
         return self.store(f"{entry}-{self.size}")
 
-    def _rows(self, block: Mapping[str, Any]) -> list[Row]:
+    def _rows(self, block: Mapping[str, Any]) -> list[PlannedRow]:
         found = list(self._flat(block["methods"]))
         rows = [_row(method) for method in found]
         if "variants" not in block:
@@ -280,7 +280,7 @@ class Suites:
             else:
                 yield {"method": method} if isinstance(method, str) else method
 
-    def _cells(self, block: Mapping[str, Any], column: Column, row: Row) -> Iterator[Run]:
+    def _cells(self, block: Mapping[str, Any], column: PlannedColumn, row: PlannedRow) -> Iterator[PlannedRun]:
         dataset = self._said["datasets"].get(block["dataset"], {})
         size, of_dataset = self._sizes, dataset.get(self.size, {})
         # Overrides of the size take precedence, except over those that distinguish the rows.
@@ -300,7 +300,7 @@ class Suites:
         label += [f"tuned{trials}"] * (trials > 0)
         seeds: Sequence[int] = block.get("seeds", size["seeds"]) if self.size == "full" else size["seeds"]
         for seed in seeds:
-            yield Run(
+            yield PlannedRun(
                 experiment=column.experiment,
                 label="-".join(label),
                 method=row.method,
@@ -317,9 +317,9 @@ class Suites:
             )
 
 
-def _row(said: Mapping[str, Any]) -> Row:
+def _row(said: Mapping[str, Any]) -> PlannedRow:
     name = said["method"] + (f" ({said['preset']})" if "preset" in said else "")
-    return Row(
+    return PlannedRow(
         name=said.get("name", name),
         method=said["method"],
         preset=said.get("preset"),

@@ -13,11 +13,24 @@ from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
-from snakemake.storage import flag_with_storage_object
 from snakemake.utils import validate
 
-# The folder of the Snakefile, also if another workflow imports this one as a module.
-PROJECT = Path(workflow.current_basedir).parents[1]
+
+def project_folder():
+    """Folder of this workflow's Snakefile, also if another workflow imports this one as a module.
+
+    A module from a hosting service has no local folder; the remaining files are then taken from the installed package.
+    """
+    place = Path(str(workflow.current_basedir))
+    if place.is_dir():
+        return place.parents[1]
+    installed = importlib.util.find_spec("mrpipe")
+    if installed is None:
+        raise WorkflowError("A workflow from a hosting service needs its package: pip install mrpipe, same version.")
+    return Path(installed.origin).parent / "_workflow"
+
+
+PROJECT = project_folder()
 # The folder of the packages: the checkout or, if installed, site-packages.
 IN_CHECKOUT = (PROJECT / "mrpipe").is_dir()
 ROOT = PROJECT if IN_CHECKOUT else PROJECT.parents[1]
@@ -28,14 +41,12 @@ def import_own_packages():
 
     The working directory precedes them on the search path and may contain a `mrpipe.py` or a `workflow.py`.
     """
-    sys.path.insert(0, str(ROOT))
+    folders = [str(ROOT), str(ROOT / "model")]
+    sys.path[:0] = folders
+    import moe_retriever
     import mrpipe
 
-    sys.path.remove(str(ROOT))
-    sys.path.insert(0, str(ROOT / "model" if IN_CHECKOUT else ROOT))
-    import moe_retriever
-
-    sys.path.pop(0)
+    del sys.path[: len(folders)]
     folder = PROJECT / "workflow" / "planning"
     spec = importlib.util.spec_from_file_location("mrpipe_planning", folder / "__init__.py")
     sys.modules["mrpipe_planning"] = package = importlib.util.module_from_spec(spec)
@@ -57,7 +68,8 @@ from mrpipe_planning.arguments import (
     train_arguments,
 )
 from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_faults
-from mrpipe_planning.progress import Cells, Places
+from mrpipe_planning.progress import CellFolders, Cells
+from mrpipe_planning.snakemake_internals import Internals
 from mrpipe_planning.suite_cells import description
 from mrpipe_planning.suites import Suites
 
@@ -72,6 +84,10 @@ def prefixed(variable, *folders):
 os.environ.update(PYTHONSAFEPATH="1", PATH=prefixed("PATH", Path(sys.executable).parent))
 if IN_CHECKOUT:
     os.environ.update(PYTHONPATH=prefixed("PYTHONPATH", PROJECT, PROJECT / "model"))
+
+
+INTERNALS = Internals(workflow)
+INTERNALS.resume_interrupted()
 
 
 def planned():
@@ -89,12 +105,7 @@ def planned():
 
 PLAN, SUITES = planned()
 
-# Respect the requested resources even if the cluster does not enforce them: on a node, Snakemake runs the jobs of a
-# group without the limits under which it grouped them.
-if workflow.remote_exec:
-    workflow.register_resource("gpu", 1)
-    if processors := os.environ.get("SLURM_CPUS_PER_TASK"):
-        workflow.register_resource("_cores", int(processors))
+INTERNALS.limit_node(os.environ.get("SLURM_CPUS_PER_TASK"))
 
 
 wildcard_constraints:
@@ -121,9 +132,7 @@ def particular_rules():
 
 def path(template):
     """Fill in `<results>` and similar variables for use in params; Snakemake does so for inputs and outputs."""
-    filled = workflow.pathvars.apply(template)
-    # With a default storage, steps work on its local copies and on undeclared files next to them.
-    return str(workflow.modifier.path_modifier.apply_default_storage(filled))
+    return INTERNALS.filled(template)
 
 
 def memory(mb):
@@ -143,13 +152,11 @@ def store_folder(name):
 def store_manifest(wildcards):
     """The manifest of a store. A user's sealed store keeps its path even if a default storage is configured."""
     sealed = store_plan(wildcards).sealed
-    return outside(f"{sealed}/manifest.json") if sealed else f"<results>/stores/{wildcards.dataset}/manifest.json"
-
-
-def outside(file):
-    """Mark a file of the user, which is not in the default storage."""
-    provider = workflow.storage_registry.default_storage_provider
-    return flag_with_storage_object(file, provider.object(file)) if provider else file
+    return (
+        INTERNALS.user_path(f"{sealed}/manifest.json")
+        if sealed
+        else f"<results>/stores/{wildcards.dataset}/manifest.json"
+    )
 
 
 def raw_folder(wildcards):
@@ -184,23 +191,18 @@ def ingest_cost(wildcards, what, usual):
     return value(wildcards) if callable(value) else value
 
 
-def together(name):
-    """Name of a job group, which profiles use to combine several jobs into one submission.
-
-    On the node, all jobs of a submission form one group again. Executors do not pass on the group size, and without it
-    Snakemake would start once per job, one after the other.
-    """
+def job_group(name):
+    """Name of a job group, which profiles use to combine several jobs into one submission."""
 
     def group(wildcards):
-        if workflow.remote_exec:
-            workflow.group_settings.group_components = {name: sys.maxsize}
+        INTERNALS.join_group(name)
         return name
 
     return group
 
 
 def group_of_parts(wildcards):
-    return together(ingest_cost(wildcards, "group", "parts"))(wildcards)
+    return job_group(ingest_cost(wildcards, "group", "parts"))(wildcards)
 
 
 def modality_parts(wildcards):
@@ -279,3 +281,10 @@ def code_of(*entries, function=None):
         return code_hash(*entries, *modules)
 
     return code
+
+
+def summarise():
+    """Print scores, stores and the report's path."""
+    from mrpipe_planning.summary import print_summary
+
+    print_summary(Path(path("<results>")))

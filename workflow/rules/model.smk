@@ -38,7 +38,7 @@ rule train:
     benchmark:
         "<benchmarks>/{experiment}/{method}_seed{seed}_train.jsonl"
     group:
-        together("cells")
+        job_group("cells")
     conda:
         "../../environment.yml"
     # One thread: runs are independent, and results do not depend on the number of cores.
@@ -74,7 +74,7 @@ rule evaluate:
     benchmark:
         "<benchmarks>/{experiment}/{method}_seed{seed}_evaluate.jsonl"
     group:
-        together("cells")
+        job_group("cells")
     conda:
         "../../environment.yml"
     threads: 1

@@ -7,7 +7,7 @@ rule simulate:
     benchmark:
         "<benchmarks>/{dataset}/simulate.jsonl"
     group:
-        together("export")
+        job_group("export")
     conda:
         "../../environment.yml"
     threads: 1

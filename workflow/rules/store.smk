@@ -11,7 +11,7 @@ rule check:
     benchmark:
         "<benchmarks>/{dataset}/check.jsonl"
     group:
-        together("export")
+        job_group("export")
     conda:
         "../../environment.yml"
     threads: 1
@@ -42,7 +42,7 @@ rule cohort:
     benchmark:
         "<benchmarks>/{dataset}/cohort.jsonl"
     group:
-        together("export")
+        job_group("export")
     conda:
         "../../environment.yml"
     threads: 2
@@ -151,7 +151,7 @@ rule samples:
     benchmark:
         "<benchmarks>/{dataset}/samples.jsonl"
     group:
-        together("seal")
+        job_group("seal")
     conda:
         "../../environment.yml"
     threads: 2
@@ -180,7 +180,7 @@ rule split:
     benchmark:
         "<benchmarks>/{dataset}/split_{scheme}.jsonl"
     group:
-        together("seal")
+        job_group("seal")
     conda:
         "../../environment.yml"
     threads: 1
@@ -231,7 +231,7 @@ rule seal:
     benchmark:
         "<benchmarks>/{dataset}/seal.jsonl"
     group:
-        together("seal")
+        job_group("seal")
     conda:
         "../../environment.yml"
     threads: 2
@@ -260,7 +260,7 @@ rule verify:
     benchmark:
         "<benchmarks>/{dataset}/verify.jsonl"
     group:
-        together("seal")
+        job_group("seal")
     conda:
         "../../environment.yml"
     threads: 2
@@ -286,7 +286,7 @@ rule mask:
     benchmark:
         "<benchmarks>/{dataset}/mask_{mask}.jsonl"
     group:
-        together("masks")
+        job_group("masks")
     conda:
         "../../environment.yml"
     threads: 1

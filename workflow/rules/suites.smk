@@ -4,7 +4,7 @@
 
 for suite_name in SUITES.names:
 
-    if suite_name in {rule.name for rule in workflow.rules}:
+    if INTERNALS.rule_name(suite_name) in INTERNALS.rule_names:
         raise WorkflowError(f"suites.{suite_name}: the workflow has a rule of this name; choose another")
 
     rule:

@@ -88,20 +88,20 @@ BEGUN = []
 
 def begin_suites():
     """Report progress per cell, and continue with the others if a cell fails; does nothing if no suite is requested."""
-    asked = [SUITES.suite(job.wildcards.suite) for job in workflow.dag.jobs if job.rule.name == "render"]
+    asked = [SUITES.suite(job.wildcards.suite) for job in INTERNALS.jobs("render")]
     if not asked:
         return
-    places = Places(Path(path("<results>/runs")), Path(path("<logs>")), Path(path("<benchmarks>")))
-    needed = set(workflow.dag.needrun_jobs())
-    jobs = {job: run_plan(job.wildcards) for job in workflow.dag.jobs if job.rule.name == "evaluate"}
+    places = CellFolders(Path(path("<results>/runs")), Path(path("<logs>")), Path(path("<benchmarks>")))
+    needed = INTERNALS.jobs_to_run()
+    jobs = {job: run_plan(job.wildcards) for job in INTERNALS.jobs("evaluate")}
     cells = Cells(
         {job.jobid: run for job, run in jobs.items() if job in needed},
         [run for job, run in jobs.items() if job not in needed],
         places,
     )
-    logging.getLogger("snakemake.logging").addHandler(cells)
-    workflow.scheduler.keepgoing = True
-    compared = [job.wildcards.suite for job in workflow.dag.jobs if job.rule.name == "compare"]
+    INTERNALS.on_job_finished(cells)
+    INTERNALS.keep_going()
+    compared = [job.wildcards.suite for job in INTERNALS.jobs("compare")]
     BEGUN.append((asked, compared, cells))
 
 
@@ -128,10 +128,9 @@ def end_suites():
             tables = [folder for folder in map(path, compared_tables(name)) if Path(folder, "scores.parquet").is_file()]
             if tables:
                 run_model(comparison_command(name, tables))
-        for job in workflow.dag.jobs if unfinished else ():
-            if job.rule.name == "suite_report":
-                there = [f for f in map(path, suite_folders(job.wildcards)) if Path(f, "table.html").is_file()]
-                run_model(report_command(there, path(f"<results>/suites/{job.wildcards.suite}/report/index.html")))
+        for job in INTERNALS.jobs("suite_report") if unfinished else ():
+            there = [f for f in map(path, suite_folders(job.wildcards)) if Path(f, "table.html").is_file()]
+            run_model(report_command(there, path(f"<results>/suites/{job.wildcards.suite}/report/index.html")))
         run_model(["results", "--runs", path("<results>/runs"), "--out", path("<results>/results.parquet")])
         if unfinished:
             sys.stderr.write(cells.failures() + "\n")

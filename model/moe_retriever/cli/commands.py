@@ -59,9 +59,9 @@ def _train_config(arguments: argparse.Namespace) -> Any:
     from moe_retriever.training.search_result import read_best
 
     best = read_best(arguments.options)
-    for name, given in (("method", method), ("preset", preset)):
-        if given not in (None, best[name]):
-            raise UsageError(f"--options {arguments.options} has {name} {best[name]}, not {given}")
+    for name, given, found in (("method", method, best["method"]), ("preset", preset, best["preset"])):
+        if given not in (None, found):
+            raise UsageError(f"--options {arguments.options} has {name} {found}, not {given}")
     return _config(best["method"], best["preset"], arguments, best["overrides"])
 
 

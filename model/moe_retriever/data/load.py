@@ -16,8 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_retriever.data.tables import GenotypeTable, ModalitySpec, PixelTable, Rows, Table, VectorTable, sequence_table
-from moe_retriever.nn.event_encoder import EventTable
+from moe_retriever.data.event_table import EventTable
+from moe_retriever.data.tables import (
+    FeatureTable,
+    GenotypeTable,
+    ModalitySpec,
+    PixelTable,
+    Rows,
+    VectorTable,
+    sequence_table,
+)
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.experiment.missingness import AT_LOAD, Missingness, corrupt, read_masks
@@ -106,7 +114,7 @@ class Data:
     row: Rows
     label: NDArray[np.int64]
     part: NDArray[np.int8]
-    tables: list[Table]
+    tables: list[FeatureTable]
     n_without: dict[str, int]
     fitted: Transforms
     device: torch.device
@@ -150,10 +158,10 @@ class Data:
 
     def combination(self, observed: NDArray[np.bool_]) -> list[str]:
         """Names of modality combinations, joined by +."""
-        names = self.spec.names
-        codes = observed @ (1 << np.arange(len(names)))
-        table = {int(c): "+".join(n for i, n in enumerate(names) if c >> i & 1) for c in np.unique(codes)}
-        return [table[int(c)] for c in codes]
+        bits = {name: i for i, name in enumerate(self.spec.names)}
+        codes = masks.codes(observed)
+        names = {c: masks.combination_name(masks.to_names(c, bits)) for c in np.unique(codes).tolist()}
+        return [names[c] for c in codes.tolist()]
 
 
 def _choose(store: Store, names: Sequence[str] | None) -> list[Modality]:
@@ -167,7 +175,7 @@ def _choose(store: Store, names: Sequence[str] | None) -> list[Modality]:
 
 def _table(
     store: Store, m: Modality, rows: Rows, fitted: Transforms, settings: Missingness | None, device: torch.device
-) -> tuple[Table, tuple[int, ...]]:
+) -> tuple[FeatureTable, tuple[int, ...]]:
     """The table of one modality from the store's rows `rows`, and the shape of one entry."""
     arrays = store.arrays(m.name)
     if len(rows) != len(arrays) or (rows != np.arange(len(arrays))).any():

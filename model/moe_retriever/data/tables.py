@@ -7,7 +7,7 @@ Pixels stay in the store's integers and genotypes at two bits a call; both becom
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -21,8 +21,12 @@ from mrpipe.genetics.packing import fill_missing, pack, take_snps
 from mrpipe.store.reader import Arrays
 from mrpipe.transforms.genotypes import GenotypeTransform
 
+if TYPE_CHECKING:
+    from moe_retriever.data.event_table import EventBatch
+
 Rows = NDArray[np.int64]
-EncoderInput = Any  # Tensor, PackedSequence for a sequence, Genotypes or EventBatch
+Pixels = NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]
+EncoderInput: TypeAlias = "Tensor | PackedSequence | Genotypes | EventBatch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class ModalitySpec:
     shape: tuple[int, ...]
 
 
-class Table(Protocol):
+class FeatureTable(Protocol):
     """The observed rows of one modality."""
 
     def __len__(self) -> int: ...
@@ -118,13 +122,7 @@ class PixelTable:
     """Images (n, C, H, W) or volumes (n, D, H, W) in the store's dtype; (x − mean) / sd is applied batch by batch."""
 
     def __init__(
-        self,
-        x: NDArray[Any],
-        mean: NDArray[np.float32],
-        sd: NDArray[np.float32],
-        device: torch.device,
-        *,
-        per_channel: bool,
+        self, x: Pixels, mean: NDArray[np.float32], sd: NDArray[np.float32], device: torch.device, *, per_channel: bool
     ):
         self.x = torch.from_numpy(np.array(x)).to(device)
         shape = (1, -1) + (1,) * (x.ndim - 2) if per_channel else (1,)

@@ -26,6 +26,7 @@ from moe_retriever.nn.kernels.allocator import keep_freed_memory, release_freed_
 from moe_retriever.training.loop import batches, make_optimiser, train_step
 from moe_retriever.training.predict import predict
 from mrpipe.errors import UsageError
+from mrpipe.store.masks import combination_name
 from mrpipe.store.reader import Store
 
 
@@ -161,7 +162,7 @@ def measure(
             rows.append(
                 {
                     "method": config.method,
-                    "modalities": "+".join(names),
+                    "modalities": combination_name(names),
                     "parameters": sum(p.numel() for p in method.parameters()),
                     "train_samples_per_s": 1 / per_train,
                     "train_epoch_s": per_train * len(train),

@@ -21,6 +21,7 @@ from moe_retriever.methods.base import Method
 from moe_retriever.training.predict import predict
 from mrpipe import keyed
 from mrpipe.errors import UsageError
+from mrpipe.store.masks import combination_name, name_parts
 
 MOST_SAMPLES = 2000
 FEWEST_SAMPLES = 10
@@ -56,9 +57,9 @@ def choose(data: Data, rows: Rows, combination: str | None, seed: int) -> tuple[
         candidates = names[lacking == lacking[lacking > 0].min()]
         found, counts = np.unique(candidates, return_counts=True)
         combination = str(found[counts.argmax()])
-    wanted = "+".join(n for n in data.spec.names if n in combination.split("+"))
+    wanted = combination_name(n for n in data.spec.names if n in name_parts(combination))
     chosen = rows[names == wanted]
-    if len(chosen) < FEWEST_SAMPLES or wanted == "+".join(data.spec.names):
+    if len(chosen) < FEWEST_SAMPLES or wanted == combination_name(data.spec.names):
         known = ", ".join(f"{n} ({(names == n).sum()})" for n in np.unique(names[lacking > 0]))
         raise UsageError(
             f"{len(chosen)} samples have exactly {combination}; choose a combination that lacks a modality and has at "
@@ -82,7 +83,7 @@ def before_and_after(method: Method, data: Data, rows: Rows, combination: str) -
         fused = predict(method, data, rows, draws=1, detail=True).fused
         assert fused is not None
         stages.append(fused.astype(np.float64))
-    missing = tuple(n for n in data.spec.names if n not in combination.split("+"))
+    missing = tuple(n for n in data.spec.names if n not in name_parts(combination))
     return Embeddings(combination, missing, stages[0], stages[1], data.label[rows], data.spec.classes)
 
 

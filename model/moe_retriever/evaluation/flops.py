@@ -6,63 +6,58 @@ oneDNN linear layers.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-_aten = torch.ops.aten
+from moe_retriever.nn.kernels.linear import onednn_operator
+
+Shape = Sequence[int]
 
 
-def _raw(formula: Any) -> Any:
-    """Mark a formula that takes tensors instead of their shapes."""
-    formula._get_raw = True
-    return formula
-
-
-@_raw
-def _attention(q: Any, k: Any, v: Any, *rest: Any, out_val: Any = None, **more: Any) -> int:
+def _attention(q: Shape, k: Shape, v: Shape, *rest: object, **more: object) -> int:
     """QKᵀ and its product with V."""
-    batch, heads, n_q, d = q.shape
-    return 2 * batch * heads * n_q * k.shape[2] * (d + v.shape[3])
+    batch, heads, n_q, d = q
+    return 2 * batch * heads * n_q * k[2] * (d + v[3])
 
 
-@_raw
-def _attention_backward(d_out: Any, q: Any, k: Any, v: Any, *rest: Any, out_val: Any = None, **more: Any) -> int:
+def _attention_backward(d_out: Shape, q: Shape, k: Shape, v: Shape, *rest: object, **more: object) -> int:
     """QKᵀ recomputed, and the gradients of both factors of both products."""
-    batch, heads, n_q, d = q.shape
-    return 2 * batch * heads * n_q * k.shape[2] * (3 * d + 2 * v.shape[3])
+    batch, heads, n_q, d = q
+    return 2 * batch * heads * n_q * k[2] * (3 * d + 2 * v[3])
 
 
-@_raw
-def _recurrent(x: Any, weights: Any, *rest: Any, out_val: Any = None, **more: Any) -> int:
+def _recurrent(x: Shape, weights: Sequence[Shape], *rest: object, **more: object) -> int:
     """Every weight matrix at every step."""
-    n_steps = x.numel() // x.shape[-1]
-    return 2 * n_steps * sum(w.numel() for w in weights if w.dim() == 2)
+    return 2 * math.prod(x[:-1]) * sum(math.prod(w) for w in weights if len(w) == 2)
 
 
-@_raw
-def _bag(weight: Any, indices: Any, *rest: Any, out_val: Any = None, **more: Any) -> int:
+def _bag(weight: Shape, indices: Shape, *rest: object, **more: object) -> int:
     """One multiply and one add per embedding value."""
-    return 2 * indices.numel() * weight.shape[1]
+    return 2 * math.prod(indices) * weight[1]
 
 
-@_raw
-def _linear(x: Any, weight: Any, *rest: Any, out_val: Any = None, **more: Any) -> int:
+def _linear(x: Shape, weight: Shape, *rest: object, **more: object) -> int:
     """oneDNN's matrix product (`moe_retriever.nn.kernels.linear`)."""
-    return 2 * x.numel() * weight.shape[0]
+    return 2 * math.prod(x) * weight[0]
 
 
-def flop_counter() -> FlopCounterMode:
+# Operators without public names; those that this version of torch lacks are not counted.
+_FORMULAS: dict[str, Callable[..., int]] = {
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+    "_cudnn_rnn": _recurrent,
+    "_embedding_bag": _bag,
+    "_embedding_bag_forward_only": _bag,
+}
+
+
+def flop_counter(namespace: object = torch.ops.aten) -> FlopCounterMode:
     """A context manager whose `get_total_flops()` returns the FLOPs of the operations inside it."""
-    extra = {
-        _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-        _aten._cudnn_rnn: _recurrent,
-        _aten._embedding_bag: _bag,
-        _aten._embedding_bag_forward_only: _bag,
-    }
-    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    extra = {getattr(namespace, name): f for name, f in _FORMULAS.items() if hasattr(namespace, name)}
+    onednn = onednn_operator()
     if onednn is not None:
         extra[onednn] = _linear
     return FlopCounterMode(display=False, custom_mapping=extra)

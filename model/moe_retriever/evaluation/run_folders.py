@@ -13,6 +13,7 @@ import polars as pl
 from moe_retriever.evaluation.paired import Predicted
 from mrpipe.errors import DataError, Fault
 from mrpipe.experiment.truth import ANY
+from mrpipe.store.masks import combination_name
 from mrpipe.store.parquet import write_frame
 
 # The configuration is a long text, identical in all rows of a run; a categorical column stores it once.
@@ -63,7 +64,7 @@ def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
         known = {
             **{k: said[k] for k in ("dataset", "store_id", "origin", "task", "scheme", "method", "preset", "seed")},
             "run": run.relative_to(root).as_posix(),
-            "modalities": "+".join(said["modalities"]),
+            "modalities": combination_name(said["modalities"]),
             "mechanism": mask.get("mechanism"),
             "p": mask.get("p"),
             "code_hash": said["training"]["code_hash"],

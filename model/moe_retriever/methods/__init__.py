@@ -5,14 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 
 from moe_retriever.catalogue import GROUP, module_of, names, own_names
-from moe_retriever.methods.base import Method
+from moe_retriever.methods.base import AnyMethod, Method
 from mrpipe.errors import UsageError, did_you_mean
 from mrpipe.plugins import entry_points
 
 __all__ = ["Method", "get", "names"]
 
 
-def get(name: str) -> type[Method]:
+def get(name: str) -> type[AnyMethod]:
     """The class of a method.
 
     Raises:

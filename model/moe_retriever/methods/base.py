@@ -12,22 +12,67 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, Self, TypeAlias, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moe_retriever.config import Config
+from moe_retriever.config import Config, O_co, OptionValue
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.encoders import build_encoders
 from moe_retriever.nn.init import build
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Presets = Mapping[str, Mapping[str, OptionValue]]
+# Tensors and plain values; each method knows the types of its own keys.
+ReferenceState = Mapping[str, object]
+
 
 @dataclass(frozen=True)
 class NoOptions:
     """For methods without options of their own."""
+
+
+class Support(Protocol):
+    """Missing slots of a batch and how they were filled."""
+
+    @property
+    def target(self) -> Rows: ...
+
+    def rates(self) -> dict[str, float]: ...
+
+
+class SlotRouting(TypedDict):
+    """Per missing slot: sample, observed modalities (Q, M), target, mean weight and share of visits (Q, E)."""
+
+    sample: Rows
+    observed: NDArray[np.bool_]
+    target: Rows
+    weight: NDArray[np.float32]
+    share: NDArray[np.float32]
+
+
+class ItemRouting(TypedDict):
+    """Per item: observed modalities of its sample (I, M), whether it is a supporting one, visits (I, E)."""
+
+    observed: NDArray[np.bool_]
+    supporting: NDArray[np.bool_]
+    visits: NDArray[np.int64]
+
+
+class Diagnostics(TypedDict, total=False):
+    """Detached extras of an output."""
+
+    fused: Tensor
+    support: Support
+    routing: SlotRouting
+    item_routing: ItemRouting
 
 
 @dataclass(frozen=True)
@@ -42,17 +87,18 @@ class Output:
 
     logits: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
-    diagnostics: dict[str, Any] = field(default_factory=dict)
+    diagnostics: Diagnostics = field(default_factory=lambda: Diagnostics())
 
 
-class Method(nn.Module):
+class Method(nn.Module, Generic[O_co]):
     """Base of all methods.
 
     Class attributes:
         name: equals the module's name.
         summary, paper: one line each, for `--help`.
         citation: of the paper that proposed it, as a reference list has it; empty for a control.
-        Options: frozen dataclass of `mrpipe.schema.option` fields whose names differ from those of `Common`.
+        Options: frozen dataclass of `mrpipe.options.option` fields whose names differ from those of `Common`; also the
+            type parameter: `class Mine(Method[MyOptions])`, so that mypy knows the type of `self.config.own`.
         presets: named overrides; "paper" is the default.
         gradient: trained by gradient steps; otherwise `fit` is called once.
         space: candidates of options of its own that `search` tries beside the common ones.
@@ -66,9 +112,9 @@ class Method(nn.Module):
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     citation: ClassVar[str] = ""
-    Options: ClassVar[type] = NoOptions
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
-    space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    Options: ClassVar[type[DataclassInstance]] = NoOptions
+    presets: ClassVar[Presets] = {"paper": {}}
+    space: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {}
     gradient: ClassVar[bool] = True
     encoded: ClassVar[bool] = True
 
@@ -76,12 +122,12 @@ class Method(nn.Module):
     # Whether missing modalities are filled from other samples now (a warm-up may wait); None: the method never does so.
     retrieving: bool | None = None
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[O_co], noise: Noise):
         super().__init__()
         self.spec, self.config, self.noise = spec, config, noise
 
     @classmethod
-    def create(cls, spec: DataSpec, config: Config) -> Self:
+    def create(cls, spec: DataSpec, config: Config[O_co]) -> Self:
         """Make the method with initial weights keyed by the seed; encoders are the same for all methods."""
         noise = Noise(config.seed)
         method = build(lambda: cls(spec, config, noise), config.seed, "method")
@@ -125,7 +171,7 @@ class Method(nn.Module):
     def refresh(self) -> None:
         """Drop everything that was computed with former weights; called whenever they may have changed."""
 
-    def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, Any]:
+    def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, OptionValue | None]:
         """Methods without gradient steps: fit, choosing on validation; returns what was chosen, for the log."""
         raise TypeError(f"{self.name} is trained by gradient steps")
 
@@ -133,11 +179,11 @@ class Method(nn.Module):
         """Size of what `reference_state` would return."""
         return 0
 
-    def reference_state(self) -> dict[str, Any]:
+    def reference_state(self) -> ReferenceState:
         """What prediction on another store needs of the training samples: tensors and plain values, no ids."""
         return {}
 
-    def load_reference(self, state: Mapping[str, Any]) -> None:
+    def load_reference(self, state: ReferenceState) -> None:
         """The inverse of `reference_state`; replaces `prepare` where the training store is not at hand."""
 
     def expert_pools(self, n_experts: int) -> list[str]:
@@ -162,3 +208,6 @@ class Method(nn.Module):
                 slot = slot.to(tokens.dtype).index_copy(0, torch.from_numpy(places).to(self.device), tokens)
             slots.append(slot)
         return torch.stack(slots, dim=1)
+
+
+AnyMethod: TypeAlias = "Method[DataclassInstance]"

@@ -6,21 +6,21 @@ kept epoch is the best one of the best modality. A sample that lacks it gets the
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.scores import selection_score
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Output
+from moe_retriever.methods.base import NoOptions, Output
 from moe_retriever.methods.shared.unimodal import UnimodalHeads
 from moe_retriever.nn.dropout import Noise
 
 
-class BestSingle(UnimodalHeads):
+class BestSingle(UnimodalHeads[NoOptions]):
     """One head a modality; validation chooses."""
 
     name = "best_single"
@@ -28,7 +28,7 @@ class BestSingle(UnimodalHeads):
 
     chosen: Tensor
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[NoOptions], noise: Noise):
         super().__init__(spec, config, noise)
         self.register_buffer("chosen", torch.zeros((), dtype=torch.long))
         self._validation: tuple[Data, Rows] | None = None
@@ -57,7 +57,7 @@ class BestSingle(UnimodalHeads):
         scores = [self._score(self._answer(logits, observed, m), data.label[rows]) for m in range(logits.shape[1])]
         self.chosen.fill_(max(range(len(scores)), key=lambda m: scores[m]))
 
-    def _score(self, logits: Tensor, label: Any) -> float:
+    def _score(self, logits: Tensor, label: NDArray[np.int64]) -> float:
         probability = logits.double().softmax(dim=1).cpu()
         if not probability.isfinite().all():
             return float("-inf")

@@ -22,9 +22,9 @@ Legend: B samples, M modalities, P tokens, H hidden, L = M·P, T tokens of the b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,13 +35,14 @@ from torch import Tensor, nn
 from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method, Output
+from moe_retriever.methods.base import Diagnostics, Method, Output, Presets
 from moe_retriever.nn.attention import Attention
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, constant, normal
 from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
 from mrpipe.errors import UsageError
 from mrpipe.options import option
+from mrpipe.store import masks
 
 MAX_BANK = 5
 
@@ -97,7 +98,7 @@ class BankUse:
 def combinations(n_modalities: int) -> NDArray[np.bool_]:
     """(2^M − 1, M) all combinations: 0 is the full one, then by decreasing size."""
     codes = np.arange(1, 1 << n_modalities)
-    members = (codes[:, None] >> np.arange(n_modalities) & 1).astype(bool)
+    members = masks.unpack(codes, n_modalities)
     return members[np.lexsort((codes, -members.sum(axis=1)))]
 
 
@@ -142,7 +143,7 @@ class SparseBlock(nn.Module):
         return x_BLH + self.dropout(self.experts(x_TH, routing).view_as(x_BLH)), routing
 
 
-class FlexMoE(Method):
+class FlexMoE(Method[FlexMoEOptions]):
     """Missing-modality bank and combination-aware experts; models.md §3."""
 
     name = "flexmoe"
@@ -153,7 +154,7 @@ class FlexMoE(Method):
         "arbitrary modality combination via the flexible mixture-of-experts. NeurIPS, 2024"
     )
     Options = FlexMoEOptions
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    presets: ClassVar[Presets] = {
         "paper": {},
         "fixed-top-1": {"specialise": 1.0},
         "published-settings": {
@@ -170,7 +171,7 @@ class FlexMoE(Method):
         },
     }
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[FlexMoEOptions], noise: Noise):
         super().__init__(spec, config, noise)
         c, o, n = config.common, config.own, len(spec.modalities)
         self.options: FlexMoEOptions = o
@@ -184,10 +185,9 @@ class FlexMoE(Method):
         # Of the training samples: which combinations (by code) they have, and with which rows the bank answers.
         self.register_buffer("seen", torch.zeros(1 << n, dtype=torch.bool))
         self.register_buffer("mixture", torch.zeros((n, n) if self.additive else (rows, n, rows)))
-        self._bits = 1 << np.arange(n)
         self._number = np.zeros(1 << n, dtype=np.int64)
         self._members = combinations(n) if not self.additive else np.zeros((0, n), dtype=bool)
-        self._number[self._members @ self._bits] = np.arange(len(self._members))
+        self._number[masks.codes(self._members)] = np.arange(len(self._members))
         self.sorting = False
 
     def initial(self, name: str) -> Fill:
@@ -196,21 +196,22 @@ class FlexMoE(Method):
     # Training samples and schedule
 
     def prepare(self, data: Data, train_rows: Rows) -> None:
-        seen = np.zeros(1 << len(self._bits), dtype=bool)
-        seen[np.unique(data.observed[train_rows] @ self._bits)] = True
+        n_modalities = len(self.spec.modalities)
+        seen = np.zeros(1 << n_modalities, dtype=bool)
+        seen[np.unique(masks.codes(data.observed[train_rows]))] = True
         if self.config.common.drop_modalities > 0:
             # Hiding modalities shows every part of a combination too.
-            codes = np.arange(1 << len(self._bits))
-            for bit in self._bits:
-                having = codes[(codes & bit) > 0]
-                seen[having & ~bit] |= seen[having]
+            codes = np.arange(1 << n_modalities)
+            for m in range(n_modalities):
+                having = codes[masks.unpack(codes, [m])[:, 0]]
+                seen[having - (1 << m)] |= seen[having]
             seen[0] = False
         codes = np.flatnonzero(seen)
         if self.additive:
-            missing = (codes[:, None] & self._bits) == 0
+            missing = ~masks.unpack(codes, n_modalities)
             mixture = np.any(missing[:, :, None] & missing[:, None, :], axis=0).astype(np.float32)
         else:
-            mixture = bank_mixture(self._members, seen[self._members @ self._bits])
+            mixture = bank_mixture(self._members, seen[masks.codes(self._members)])
         self.get_buffer("seen").copy_(torch.from_numpy(seen))
         self.get_buffer("mixture").copy_(torch.from_numpy(mixture))
 
@@ -246,11 +247,11 @@ class FlexMoE(Method):
                 target_BE = self._experts_of(batch)
                 terms = (self._specialise(r, partial_T, target_BE, x_BLH.shape[1]) for r in routings)
                 losses["specialise"] = self.options.specialise * self._mean(terms)
-        diagnostics = {"fused": fused_BD.detach(), "support": self._use(batch)} if detail else {}
+        diagnostics: Diagnostics = {"fused": fused_BD.detach(), "support": self._use(batch)} if detail else {}
         return Output(self.head(fused_BD), losses, diagnostics)
 
     @staticmethod
-    def _mean(terms: Any) -> Tensor:
+    def _mean(terms: Iterable[Tensor]) -> Tensor:
         return torch.stack(list(terms)).mean()
 
     def _stand_ins(self, batch: Batch, missing_BM: Tensor) -> Tensor:
@@ -258,7 +259,7 @@ class FlexMoE(Method):
         mixture = self.get_buffer("mixture")
         if self.additive:
             return torch.einsum("bj,jm,jmph->bmph", missing_BM.to(mixture.dtype), mixture, self.bank_KMPH)
-        number = torch.from_numpy(self._number[batch.observed @ self._bits]).to(self.device)
+        number = torch.from_numpy(self._number[masks.codes(batch.observed)]).to(self.device)
         return torch.einsum("cmk,kmph->cmph", mixture, self.bank_KMPH)[number]
 
     def _experts_of(self, batch: Batch) -> Tensor:
@@ -268,7 +269,7 @@ class FlexMoE(Method):
             missing = ~batch.observed
             target[:, 1 : 1 + missing.shape[1]] = missing / np.maximum(missing.sum(axis=1, keepdims=True), 1)
         else:
-            target[np.arange(len(batch)), self._number[batch.observed @ self._bits]] = 1.0
+            target[np.arange(len(batch)), self._number[masks.codes(batch.observed)]] = 1.0
         return torch.from_numpy(target).to(self.device)
 
     @staticmethod
@@ -290,5 +291,5 @@ class FlexMoE(Method):
     def _use(self, batch: Batch) -> BankUse:
         sample, target = np.nonzero(~batch.observed)
         seen = self.get_buffer("seen").cpu().numpy()
-        lacked = ((np.flatnonzero(seen)[:, None] & self._bits) == 0).any(axis=0)
-        return BankUse(sample, target, ~seen[batch.observed @ self._bits][sample], ~lacked[target])
+        lacked = np.any(~masks.unpack(np.flatnonzero(seen), len(self.spec.modalities)), axis=0)
+        return BankUse(sample, target, ~seen[masks.codes(batch.observed)][sample], ~lacked[target])

@@ -21,14 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from moe_retriever.config import Common, Config
+from moe_retriever.config import Common, Config, OptionValue
 from moe_retriever.data.load import Batch, DataSpec
-from moe_retriever.methods.base import Method, Output
+from moe_retriever.methods.base import Method, Output, Presets
 from moe_retriever.nn.attention import Attention, FeedForward
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
@@ -115,7 +115,7 @@ class Layer(nn.Module):
         return [t.view(shape) for t in y_TH.chunk(len(x))], loss
 
 
-class FuseMoE(Method):
+class FuseMoE(Method[FuseMoEOptions]):
     """Learned missing blocks and sparse fusion with distance gates; models.md §4."""
 
     name = "fusemoe"
@@ -126,8 +126,8 @@ class FuseMoE(Method):
         "fleximodal fusion. NeurIPS, 2024"
     )
     Options = FuseMoEOptions
-    space: ClassVar[Mapping[str, tuple[Any, ...]]] = {"layers": (1, 2)}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    space: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"layers": (1, 2)}
+    presets: ClassVar[Presets] = {
         "paper": {},
         "joint": {"router": "joint", "expert_ffn": 512},
         "published-settings": {
@@ -147,7 +147,7 @@ class FuseMoE(Method):
         },
     }
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[FuseMoEOptions], noise: Noise):
         super().__init__(spec, config, noise)
         c, o, n = config.common, config.own, len(spec.modalities)
         self.options: FuseMoEOptions = o

@@ -12,9 +12,10 @@ Legend: n samples, f features, T trees (of all rounds and classes), N nodes of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+import sklearn
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -22,11 +23,12 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from moe_retriever.config import OptionValue
 from moe_retriever.data.load import Batch, Data
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
-from mrpipe.errors import UsageError
+from mrpipe.errors import MrpipeError, UsageError
 from mrpipe.options import option
 
 # Tried in this order, as many as the budget allows: learning rate, leaves, smallest leaf, L2 penalty.
@@ -47,7 +49,25 @@ class GradientBoostingOptions:
             raise UsageError(f"option trials must be 1 to {len(CANDIDATES)} and rounds at least 1")
 
 
-class GradientBoosting(TabularModel):
+def grown_trees(model: HistGradientBoostingClassifier) -> tuple[list[list[NDArray[np.void]]], NDArray[np.float64]]:
+    """Per round and class the nodes of a tree, and the logits before the first round (K,).
+
+    scikit-learn has no public access to either.
+
+    Raises:
+        MrpipeError: this version of scikit-learn keeps them under other names.
+    """
+    try:
+        stages = [[tree.nodes for tree in stage] for stage in model._predictors]
+        return stages, np.asarray(model._baseline_prediction, dtype=np.float64).reshape(-1)
+    except AttributeError as error:
+        raise MrpipeError(
+            f"gradient_boosting cannot read the trees of scikit-learn {sklearn.__version__} ({error}); "
+            "version 1.9 is known to work"
+        ) from error
+
+
+class GradientBoosting(TabularModel[GradientBoostingOptions]):
     """Histogram gradient boosting (scikit-learn)."""
 
     name = "gradient_boosting"
@@ -69,7 +89,7 @@ class GradientBoosting(TabularModel):
         """(n, f) float32: `pooled_features` with gaps."""
         return pooled_features(data, index, observed, gaps=True)
 
-    def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, Any]:
+    def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, OptionValue | None]:
         x, y = self.features(data, train_rows).cpu().numpy(), data.label[train_rows]
         # scikit-learn 1.9 cannot bin a column without any value; on a constant nothing is split.
         x[:, np.isnan(x).all(axis=0)] = 0.0
@@ -126,12 +146,13 @@ class GradientBoosting(TabularModel):
 
     def _keep(self, model: HistGradientBoostingClassifier, rounds: int) -> None:
         """Take the trees of the first rounds over into tensors."""
-        trees = [(tree.nodes, k) for stage in model._predictors[:rounds] for k, tree in enumerate(stage)]
+        stages, start_values = grown_trees(model)
+        trees = [(nodes, k) for stage in stages[:rounds] for k, nodes in enumerate(stage)]
         # For two classes one tree a round gives the logit of the second against the first.
         classes = model.classes_[1:] if len(model.classes_) == 2 else model.classes_
         size = max(len(nodes) for nodes, _ in trees)
 
-        def stacked(field: str, dtype: Any) -> Tensor:
+        def stacked(field: str, dtype: type[np.bool_ | np.int64 | np.float64]) -> Tensor:
             out = np.zeros((len(trees), size), dtype=dtype)
             for t, (nodes, _) in enumerate(trees):
                 out[t, : len(nodes)] = nodes[field]
@@ -148,7 +169,7 @@ class GradientBoosting(TabularModel):
         # A class without a training sample gets a logit that never wins.
         baseline = torch.full((self.spec.n_classes,), -30.0, dtype=torch.float64, device=self.device)
         baseline[torch.from_numpy(np.asarray(model.classes_, dtype=np.int64)).to(self.device)] = 0.0
-        start = torch.from_numpy(np.asarray(model._baseline_prediction, dtype=np.float64).reshape(-1)).to(self.device)
+        start = torch.from_numpy(start_values).to(self.device)
         baseline[torch.from_numpy(np.asarray(classes, dtype=np.int64)).to(self.device)] = start
         self.baseline = baseline
 

@@ -19,7 +19,7 @@ class LateFusionOptions:
     )
 
 
-class LateFusion(UnimodalHeads):
+class LateFusion(UnimodalHeads[LateFusionOptions]):
     """One head a modality; their logits are averaged over the observed modalities."""
 
     name = "late_fusion"

@@ -7,7 +7,7 @@ modality as zeros with an indicator. The penalty is chosen on validation.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from moe_retriever.config import OptionValue
 from moe_retriever.data.load import Batch, Data
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
@@ -33,7 +34,7 @@ class LogisticOptions:
     max_iter: int = option(2000, "largest number of L-BFGS iterations")
 
 
-class Logistic(TabularModel):
+class Logistic(TabularModel[LogisticOptions]):
     """Multinomial logistic regression (scikit-learn) with an L2 penalty."""
 
     name = "logistic"
@@ -48,7 +49,7 @@ class Logistic(TabularModel):
         pooled = pooled_features(data, index, observed, gaps=False)
         return torch.cat([pooled, torch.from_numpy(observed).to(pooled)], dim=1)
 
-    def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, Any]:
+    def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, OptionValue | None]:
         x = self.features(data, train_rows).double()
         self.mean, sd = x.mean(0), x.std(0, unbiased=False)
         self.sd = torch.where(sd > 1e-8, sd, torch.ones_like(sd))

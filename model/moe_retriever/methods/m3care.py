@@ -14,9 +14,8 @@ Legend: B samples, R neighbours, M modalities, H hidden.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -27,12 +26,12 @@ from torch import Tensor, nn
 from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method, Output
-from moe_retriever.nn.attention import Block
+from moe_retriever.methods.base import Method, Output, Presets, ReferenceState
+from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.nn.similarity import Kernel, Threshold, neighbour_mean
-from moe_retriever.retrieval.bank import Reference
+from moe_retriever.retrieval.bank import ReferenceSamples
 from mrpipe import keyed
 from mrpipe.errors import UsageError
 from mrpipe.options import option
@@ -55,7 +54,7 @@ class M3CareOptions:
 
 
 @dataclass(frozen=True)
-class Bank:
+class NeighbourBank:
     """Training samples as neighbours: what they have (R, M), h and first-layer states (R, M, H), views per modality."""
 
     observed: Tensor
@@ -138,7 +137,7 @@ class GraphFill(nn.Module):
             slots.append(self.mix(m, graph, h_BMH[:, m], observed_BM[:, m]))
         return torch.stack(slots, dim=1)
 
-    def against(self, h_BMH: Tensor, observed_BM: Tensor, s_BR: Tensor, bank: Bank) -> Tensor:
+    def against(self, h_BMH: Tensor, observed_BM: Tensor, s_BR: Tensor, bank: NeighbourBank) -> Tensor:
         """(B, M, H): all slots, with a bank as neighbours and each sample's own node at similarity 1 (evaluation)."""
         slots = []
         for m in range(h_BMH.shape[1]):
@@ -156,7 +155,9 @@ class TokenFusion(nn.Module):
         super().__init__()
         plain = dataclasses.replace(c, fusion_ffn=4 * c.hidden, fusion_experts=0, fusion_block="pre-ln")
         self.type_MH = nn.Parameter(torch.empty(n_modalities, c.hidden))
-        self.blocks = nn.ModuleList([Block(plain, noise), Block(dataclasses.replace(plain, heads=1), noise)])
+        self.blocks = nn.ModuleList(
+            [TransformerBlock(plain, noise), TransformerBlock(dataclasses.replace(plain, heads=1), noise)]
+        )
         self.norm = nn.LayerNorm(c.hidden)
         self.inner = nn.Linear(n_modalities * c.hidden, 2 * c.hidden)
         self.head = nn.Linear(2 * c.hidden, n_classes)
@@ -172,7 +173,7 @@ class TokenFusion(nn.Module):
         return self.head(fused), fused
 
 
-class M3Care(Method):
+class M3Care(Method[M3CareOptions]):
     """Imputes embeddings by similarity: over the graph of a batch in training, over a training bank in evaluation."""
 
     name = "m3care"
@@ -183,23 +184,21 @@ class M3Care(Method):
         "in multimodal healthcare data. KDD, 2418-2428, 2022"
     )
     Options = M3CareOptions
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"batch_size": 128, "weight_decay": 1e-4, "clip": 20.0, "dropout": 0.5}
-    }
+    presets: ClassVar[Presets] = {"paper": {"batch_size": 128, "weight_decay": 1e-4, "clip": 20.0, "dropout": 0.5}}
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[M3CareOptions], noise: Noise):
         super().__init__(spec, config, noise)
         n_modalities = len(spec.modalities)
         self.options: M3CareOptions = config.own
         self.graph = GraphFill(n_modalities, config.common.hidden, config.own)
         self.fusion = TokenFusion(n_modalities, spec.n_classes, config.common, noise)
-        self.reference: Reference | None = None
-        self._bank: Bank | None = None
+        self.reference: ReferenceSamples | None = None
+        self._bank: NeighbourBank | None = None
 
     # Training samples
 
     def prepare(self, data: Data, train_rows: Rows) -> None:
-        self.reference = Reference.of(data, self._drawn(data.keys, train_rows))
+        self.reference = ReferenceSamples.of(data, self._drawn(data.keys, train_rows))
         self._bank = None
 
     def _drawn(self, keys: NDArray[np.uint64], rows: Rows) -> Rows:
@@ -216,7 +215,7 @@ class M3Care(Method):
             self._bank = None
 
     @torch.no_grad()
-    def _neighbours(self) -> Bank:
+    def _neighbours(self) -> NeighbourBank:
         if self._bank is None:
             assert self.reference is not None, "call prepare() or load_reference() first"
             have = self.reference.observed
@@ -229,10 +228,10 @@ class M3Care(Method):
             self._bank = self._made(torch.from_numpy(have).to(h.device), h)
         return self._bank
 
-    def _made(self, observed: Tensor, h: Tensor) -> Bank:
+    def _made(self, observed: Tensor, h: Tensor) -> NeighbourBank:
         views, _ = self.graph.views(h, observed)
         s = self.graph.similarity(views, observed, views, observed)
-        return Bank(observed, h, self.graph.first_states(h, observed, s), views)
+        return NeighbourBank(observed, h, self.graph.first_states(h, observed, s), views)
 
     def reference_bytes(self) -> int:
         if self.reference is None:
@@ -240,16 +239,17 @@ class M3Care(Method):
         return self.reference.observed.size * (self.config.common.hidden * 4 + 1)
 
     @torch.no_grad()
-    def reference_state(self) -> dict[str, Any]:
+    def reference_state(self) -> ReferenceState:
         bank = self._neighbours()
         return {"observed": bank.observed.cpu(), "h": bank.h.cpu()}
 
     @torch.no_grad()
-    def load_reference(self, state: Mapping[str, Any]) -> None:
+    def load_reference(self, state: ReferenceState) -> None:
         training = self.training
         self.eval()
         self.reference = None
-        self._bank = self._made(state["observed"].to(self.device), state["h"].to(self.device))
+        observed, h = (cast(Tensor, state[name]).to(self.device) for name in ("observed", "h"))
+        self._bank = self._made(observed, h)
         self.train(training)
 
     # One step

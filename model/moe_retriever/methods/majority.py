@@ -5,19 +5,17 @@ The floor of every table: published accuracies of 77.37 (MIMIC) and 42.23 (MOSI)
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from moe_retriever.config import Config
+from moe_retriever.config import Config, OptionValue
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method, Output
+from moe_retriever.methods.base import Method, NoOptions, Output
 from moe_retriever.nn.dropout import Noise
 
 
-class Majority(Method):
+class Majority(Method[NoOptions]):
     """Predicts the most frequent training class with the training frequencies as probabilities."""
 
     name = "majority"
@@ -27,7 +25,7 @@ class Majority(Method):
 
     log_prior: Tensor
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[NoOptions], noise: Noise):
         super().__init__(spec, config, noise)
         self.register_buffer("log_prior", torch.zeros(spec.n_classes))
 
@@ -35,7 +33,7 @@ class Majority(Method):
     def device(self) -> torch.device:
         return self.log_prior.device
 
-    def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, Any]:
+    def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, OptionValue | None]:
         self.log_prior = data.log_prior(train_rows)
         return {"majority": self.spec.classes[int(self.log_prior.argmax())]}
 

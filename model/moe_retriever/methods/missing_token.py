@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from moe_retriever.config import Config
 from moe_retriever.data.load import DataSpec
-from moe_retriever.methods.shared.filled_transformer import FilledTransformer
+from moe_retriever.methods.shared.filled_transformer import FilledOptions, FilledTransformer
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, normal
 
@@ -18,7 +18,7 @@ class MissingToken(FilledTransformer):
     name = "missing_token"
     summary = "learned tokens for a missing modality, then the fusion transformer (control)"
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[FilledOptions], noise: Noise):
         super().__init__(spec, config, noise)
         self.missing_MPH = nn.Parameter(torch.empty(len(spec.modalities), config.common.tokens, config.common.hidden))
 

@@ -14,9 +14,8 @@ Legend: B samples, M modalities, P tokens, H hidden, C classes, n observed entri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,8 +27,8 @@ from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.subsets import random_subsets
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method, Output
-from moe_retriever.nn.attention import Block
+from moe_retriever.methods.base import Method, Output, Presets
+from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, constant
 from mrpipe.errors import UsageError
@@ -60,7 +59,7 @@ class MMFormerOptions:
             raise UsageError("options mlp_ratio and intra_layers must be at least 1")
 
 
-class MMFormer(Method):
+class MMFormer(Method[MMFormerOptions]):
     """Intra-modal and inter-modal transformers with auxiliary heads; models.md §6."""
 
     name = "mmformer"
@@ -72,7 +71,7 @@ class MMFormer(Method):
         "2022"
     )
     Options = MMFormerOptions
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    presets: ClassVar[Presets] = {
         "paper": {},
         "published-settings": {
             "mlp_ratio": 8,
@@ -86,16 +85,16 @@ class MMFormer(Method):
         },
     }
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[MMFormerOptions], noise: Noise):
         super().__init__(spec, config, noise)
         c, o, n_modalities = config.common, config.own, len(spec.modalities)
         self.options: MMFormerOptions = o
         block = replace(c, fusion_block="pre-ln", fusion_experts=0, fusion_ffn=o.mlp_ratio * c.hidden)
         self.position_MPH = nn.Parameter(torch.empty(n_modalities, c.tokens, c.hidden))
         self.intra = nn.ModuleList(
-            nn.ModuleList(Block(block, noise) for _ in range(o.intra_layers)) for _ in range(n_modalities)
+            nn.ModuleList(TransformerBlock(block, noise) for _ in range(o.intra_layers)) for _ in range(n_modalities)
         )
-        self.inter = nn.ModuleList(Block(block, noise) for _ in range(c.fusion_layers))
+        self.inter = nn.ModuleList(TransformerBlock(block, noise) for _ in range(c.fusion_layers))
         self.head = nn.Linear(n_modalities * c.hidden, spec.n_classes)
         self.separate_head = nn.Linear(c.hidden, spec.n_classes) if o.separate else None
         self.early_head = nn.Linear(n_modalities * c.hidden, spec.n_classes) if o.early else None

@@ -8,25 +8,24 @@ Legend: B samples, M modalities, Q missing slots, I items, P tokens, H hidden, E
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_retriever.config import Config
+from moe_retriever.config import Config, OptionValue
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method, Output
+from moe_retriever.methods.base import Diagnostics, ItemRouting, Method, Output, Presets, ReferenceState, SlotRouting
 from moe_retriever.nn.attention import Fusion
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.encoders import frozen_batch_norm, has_batch_norm, is_random
 from moe_retriever.nn.moe import Routing
-from moe_retriever.retrieval.bank import Reference
-from moe_retriever.retrieval.retriever import INTRA, Items, Retrieved, Retriever
+from moe_retriever.retrieval.bank import ReferenceSamples
+from moe_retriever.retrieval.retriever import INTRA, Retrieved, Retriever, SlotItems
 from moe_retriever.retrieval.supporting_groups import Draws, SupportIndex, Wanted
 from mrpipe.errors import UsageError
 from mrpipe.options import option
@@ -83,7 +82,7 @@ class MoERetrieverOptions:
             raise UsageError(f"options draws={self.draws} and warmup={self.warmup} must be at least 1 and 0")
 
 
-_AS_RELEASED: dict[str, Any] = {
+_AS_RELEASED: dict[str, OptionValue] = {
     "vector_encoder": "linear",
     "lr": 1e-4,
     "batch_size": 16,
@@ -97,7 +96,7 @@ _AS_RELEASED: dict[str, Any] = {
 }
 
 
-class MoERetriever(Method):
+class MoERetriever(Method[MoERetrieverOptions]):
     """The method of the paper; presets `paper`, `code-intended`, `released-code` (models.md §2.7)."""
 
     name = "moe_retriever"
@@ -108,19 +107,19 @@ class MoERetriever(Method):
         "Manuscript under double-blind review, 2024"
     )
     Options = MoERetrieverOptions
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    presets: ClassVar[Presets] = {
         "paper": {},
         "code-intended": {**_AS_RELEASED, "context_block": "code", "renormalise": True, "noisy_gate": True},
         "released-code": {**_AS_RELEASED, "integration": "raw_mean", "balance": 0.0, "fusion_block": "code"},
     }
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[MoERetrieverOptions], noise: Noise):
         super().__init__(spec, config, noise)
         n_modalities = len(spec.modalities)
         self.options: MoERetrieverOptions = config.own
         self.retriever = Retriever(n_modalities, config.common, config.own, noise)
         self.fusion = Fusion(n_modalities, spec.n_classes, config.common, noise)
-        self.reference: Reference | None = None
+        self.reference: ReferenceSamples | None = None
         self.index: SupportIndex | None = None
         self.retrieving = True
         if self._warmup_epochs(config.common.epochs) >= config.common.epochs:
@@ -133,9 +132,9 @@ class MoERetriever(Method):
     # Training samples
 
     def prepare(self, data: Data, train_rows: Rows) -> None:
-        self._refer(Reference.of(data, train_rows))
+        self._refer(ReferenceSamples.of(data, train_rows))
 
-    def _refer(self, reference: Reference) -> None:
+    def _refer(self, reference: ReferenceSamples) -> None:
         self.reference = reference
         self.index = SupportIndex(reference.observed)
 
@@ -143,12 +142,12 @@ class MoERetriever(Method):
         assert self.reference is not None
         return self.reference.bank_bytes(self.config.common.tokens, self.config.common.hidden)
 
-    def reference_state(self) -> dict[str, Any]:
+    def reference_state(self) -> ReferenceState:
         assert self.reference is not None
         return self.reference.state(self.encoders)
 
-    def load_reference(self, state: Mapping[str, Any]) -> None:
-        self._refer(Reference.from_state(dict(state), self.device))
+    def load_reference(self, state: ReferenceState) -> None:
+        self._refer(ReferenceSamples.from_state(state, self.device))
 
     def refresh(self) -> None:
         if self.reference is not None:
@@ -210,7 +209,7 @@ class MoERetriever(Method):
     def _index(self, places: Rows) -> Tensor:
         return torch.from_numpy(places).to(self.device)
 
-    def _plan(self, batch: Batch, draw: int) -> tuple[Draws | None, Items | None]:
+    def _plan(self, batch: Batch, draw: int) -> tuple[Draws | None, SlotItems | None]:
         """Which supports every missing slot gets; nothing in the warm-up or where nothing is missing."""
         if not self.retrieving or batch.observed.all():
             return None, None
@@ -227,7 +226,7 @@ class MoERetriever(Method):
             stream=f"{batch.stream} draw {draw}",
             own_row=self.reference.own_row(batch.data, batch.index),
         )
-        return draws, Items.of(draws, batch.observed, intra=o.intra, inter=o.inter)
+        return draws, SlotItems.of(draws, batch.observed, intra=o.intra, inter=o.inter)
 
     def _banked(self, m: int) -> bool:
         """Whether supports of modality m come detached from the bank in training (A12)."""
@@ -235,7 +234,7 @@ class MoERetriever(Method):
             return self.spec.modalities[m].kind == "volume"
         return self.options.support == "bank"
 
-    def _encode(self, batch: Batch, items: Items | None) -> tuple[Tensor, Rows, Rows]:
+    def _encode(self, batch: Batch, items: SlotItems | None) -> tuple[Tensor, Rows, Rows]:
         """Encode what the batch observes and what its slots draw, each row once.
 
         Returns:
@@ -298,7 +297,7 @@ class MoERetriever(Method):
             return False
         return int(data.observed.sum()) * c.tokens * c.hidden * 4 <= c.bank_mb * 1e6
 
-    def _reconstruction(self, batch: Batch, items: Items, retrieved: Retrieved) -> Tensor:
+    def _reconstruction(self, batch: Batch, items: SlotItems, retrieved: Retrieved) -> Tensor:
         """1 − cosine between a retrieved slot and the encoding of what was hidden there (detached)."""
         slots = np.flatnonzero(batch.hidden[items.sample, items.target])
         terms = []
@@ -313,10 +312,10 @@ class MoERetriever(Method):
         return torch.cat(terms).mean() if terms else retrieved.tokens.new_zeros(())
 
     def _details(
-        self, batch: Batch, draws: Draws | None, items: Items | None, retrieved: Retrieved | None, fused: Tensor
-    ) -> dict[str, Any]:
+        self, batch: Batch, draws: Draws | None, items: SlotItems | None, retrieved: Retrieved | None, fused: Tensor
+    ) -> Diagnostics:
         """Fused embeddings; per slot the mean weight and the share of visits of each expert; fallback rates."""
-        details: dict[str, Any] = {"fused": fused.detach()}
+        details: Diagnostics = {"fused": fused.detach()}
         if draws is not None:
             details["support"] = draws
         if items is not None and retrieved is not None and retrieved.routing is not None:
@@ -325,7 +324,7 @@ class MoERetriever(Method):
                 details["item_routing"] = self._item_routing(batch, items, retrieved.routing)
         return details
 
-    def _slot_routing(self, batch: Batch, items: Items, routing: Routing) -> dict[str, Any]:
+    def _slot_routing(self, batch: Batch, items: SlotItems, routing: Routing) -> SlotRouting:
         """Of each slot: mean weight (Q, E) of its tokens and share (Q, E) of their visits."""
         n_slots, n_experts = len(items.target), self.retriever.router.n_experts
         per_token = len(routing.expert) // (len(items) if self.options.context != "query" else n_slots)
@@ -346,7 +345,7 @@ class MoERetriever(Method):
             "share": share.cpu().numpy(),
         }
 
-    def _item_routing(self, batch: Batch, items: Items, routing: Routing) -> dict[str, Any]:
+    def _item_routing(self, batch: Batch, items: SlotItems, routing: Routing) -> ItemRouting:
         """Of each item: what its own sample (a supporting one for an intra item) has, its role, its visits (I, E)."""
         assert self.reference is not None
         observed = batch.observed[np.where(items.role == INTRA, 0, items.row)]

@@ -12,9 +12,8 @@ Legend: B samples, M modalities, H hidden, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method, Output
+from moe_retriever.methods.base import Method, Output, Presets, ReferenceState
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
 from mrpipe import keyed
@@ -172,7 +171,7 @@ def label_contrast(z: Tensor, other: Tensor, label: Tensor, temperature: float) 
     return loss(within, same) / 2 + loss(across, same) / 4 + loss(across.T, same) / 4
 
 
-class Muse(Method):
+class Muse(Method[MuseOptions]):
     """Bipartite graph of samples and modalities, trained with two contrasts between the graph and a thinned one."""
 
     name = "muse"
@@ -183,9 +182,9 @@ class Muse(Method):
         "representation learning with missing modalities and labels. ICLR, 2024"
     )
     Options = MuseOptions
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"batch_size": 128, "dropout": 0.25, "lr": 2e-4}}
+    presets: ClassVar[Presets] = {"paper": {"batch_size": 128, "dropout": 0.25, "lr": 2e-4}}
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[MuseOptions], noise: Noise):
         super().__init__(spec, config, noise)
         n_modalities, c = len(spec.modalities), config.common
         self.options: MuseOptions = config.own
@@ -229,12 +228,12 @@ class Muse(Method):
     def reference_bytes(self) -> int:
         return (self.options.layers - 1) * len(self.spec.modalities) * self.config.common.hidden * 4
 
-    def reference_state(self) -> dict[str, Any]:
+    def reference_state(self) -> ReferenceState:
         return {"modality_states": [s.cpu() for s in self._modality_states()]}
 
-    def load_reference(self, state: Mapping[str, Any]) -> None:
+    def load_reference(self, state: ReferenceState) -> None:
         self._training_set = None
-        self._frozen = [s.to(self.device) for s in state["modality_states"]]
+        self._frozen = [s.to(self.device) for s in cast(list[Tensor], state["modality_states"])]
 
     # One step
 

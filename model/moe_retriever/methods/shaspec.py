@@ -14,9 +14,8 @@ Legend: B samples, M modalities, P tokens, H hidden, C classes, N observed slots
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,8 +25,8 @@ from torch import Tensor, nn
 from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, DataSpec
 from moe_retriever.data.subsets import random_subsets, with_hidden
-from moe_retriever.methods.base import Method, Output
-from moe_retriever.nn.attention import Block, FeedForward
+from moe_retriever.methods.base import Method, Output, Presets
+from moe_retriever.nn.attention import FeedForward, TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from mrpipe.errors import UsageError
 from mrpipe.options import option
@@ -63,14 +62,14 @@ class SharedTransformer(nn.Module):
 
     def __init__(self, c: Common, noise: Noise):
         super().__init__()
-        self.block = Block(replace(c, fusion_block="pre-ln", fusion_experts=0), noise)
+        self.block = TransformerBlock(replace(c, fusion_block="pre-ln", fusion_experts=0), noise)
 
     def forward(self, x_NPH: Tensor) -> Tensor:
         out: Tensor = self.block(x_NPH, None)[0]
         return out
 
 
-class ShaSpec(Method):
+class ShaSpec(Method[ShaSpecOptions]):
     """Shared and specific features; models.md §5."""
 
     name = "shaspec"
@@ -81,13 +80,13 @@ class ShaSpec(Method):
         "via shared-specific feature modelling. CVPR, 15878-15887, 2023"
     )
     Options = ShaSpecOptions
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    presets: ClassVar[Presets] = {
         "paper": {},
         # Appendix A.5 of the target paper names this learning rate as ShaSpec's best.
         "published-settings": {"lr": 1e-3, "fill": "first", "pairs": "ring"},
     }
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[ShaSpecOptions], noise: Noise):
         super().__init__(spec, config, noise)
         c, o, n_modalities = config.common, config.own, len(spec.modalities)
         self.options: ShaSpecOptions = o

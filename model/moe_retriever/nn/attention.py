@@ -71,7 +71,7 @@ class SparseFeedForward(nn.Module):
         return torch.zeros_like(x_BLH).masked_scatter(filled_BL.unsqueeze(2), y_TH), loss
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """One transformer block.
 
     form "pre-ln": x + Drop(MHA(LN x)), then x + Drop(FFN(LN x)).
@@ -107,7 +107,7 @@ class Fusion(nn.Module):
     def __init__(self, n_modalities: int, n_classes: int, c: Common, noise: Noise):
         super().__init__()
         self.position_MPH = nn.Parameter(torch.empty(n_modalities, c.tokens, c.hidden))
-        self.blocks = nn.ModuleList(Block(c, noise) for _ in range(c.fusion_layers))
+        self.blocks = nn.ModuleList(TransformerBlock(c, noise) for _ in range(c.fusion_layers))
         self.norm = nn.LayerNorm(c.hidden)
         self.head = Linear(n_modalities * c.hidden, n_classes)
 

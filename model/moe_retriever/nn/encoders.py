@@ -19,9 +19,11 @@ from torch.nn.utils.rnn import PackedSequence
 from moe_retriever.config import Common
 from moe_retriever.data.tables import Genotypes, ModalitySpec
 from moe_retriever.nn.dropout import Dropout, Noise
-from moe_retriever.nn.init import build
+from moe_retriever.nn.event_encoder import EventRecurrent
+from moe_retriever.nn.init import BATCH_NORMS, build
 from moe_retriever.nn.kernels.linear import Linear
 from moe_retriever.nn.kernels.recurrent import last_state
+from moe_retriever.nn.tokeniser import Tokeniser
 from mrpipe.errors import DataError, Fault
 
 Factory = Callable[[ModalitySpec, Common, Noise], nn.Module]
@@ -36,24 +38,6 @@ def register(kind: str, name: str) -> Callable[[Factory], Factory]:
         return factory
 
     return add
-
-
-class Tokeniser(nn.Module):
-    """(n, d) → (n, P, H): cut into P equal chunks (zeros pad the last), one linear map shared by all chunks.
-
-    Source: the authors' chunked encoders (models.md §2.2, D21).
-    """
-
-    def __init__(self, d: int, n_tokens: int, hidden: int):
-        super().__init__()
-        self.n_tokens = n_tokens
-        self.chunk = math.ceil(d / n_tokens)
-        self.linear = Linear(self.chunk, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        padding = self.chunk * self.n_tokens - x.shape[1]
-        x = F.pad(x, (0, padding)) if padding else x
-        return self.linear(x.reshape(-1, self.n_tokens, self.chunk))
 
 
 class GenotypeTokeniser(Tokeniser):
@@ -268,6 +252,16 @@ def _lstm(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
     return Recurrent(nn.LSTM(spec.shape[0], c.encoder_hidden), c.tokens, c.hidden)
 
 
+@register("events", "gru")
+def _event_gru(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
+    return EventRecurrent(spec.shape[0], nn.GRU(c.encoder_hidden, c.encoder_hidden), c.tokens, c.hidden)
+
+
+@register("events", "lstm")
+def _event_lstm(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
+    return EventRecurrent(spec.shape[0], nn.LSTM(c.encoder_hidden, c.encoder_hidden), c.tokens, c.hidden)
+
+
 @register("image", "vgg11")
 @register("image", "vgg11_bn")
 def _vgg(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
@@ -305,7 +299,7 @@ def build_encoders(modalities: tuple[ModalitySpec, ...], c: Common, seed: int, n
 
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether what it encodes together could mix in training."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+    return any(isinstance(m, BATCH_NORMS) for m in module.modules())
 
 
 def is_random(module: nn.Module) -> bool:
@@ -316,7 +310,7 @@ def is_random(module: nn.Module) -> bool:
 @contextmanager
 def frozen_batch_norm(module: nn.Module) -> Iterator[None]:
     """Within it, batch-norm layers use their running statistics and do not change them."""
-    layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    layers = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.training]
     for layer in layers:
         layer.eval()
     try:

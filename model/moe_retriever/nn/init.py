@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mrpipe import keyed
 
 M = TypeVar("M", bound=nn.Module)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 Fill = Callable[[Tensor, torch.Generator], None]
 
 
@@ -64,9 +65,13 @@ def build(factory: Callable[[], M], seed: int, purpose: str) -> M:
     """Make a module and fill every parameter from its key; the global generator is neither read nor moved."""
     with torch.device("meta"):
         module = factory()
-    module._apply(lambda t: torch.zeros_like(t, device="cpu") if t.is_meta else t)
     for path, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+        for name, value in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+            if value.is_meta:
+                zeros = torch.zeros_like(value, device="cpu")
+                is_parameter = isinstance(value, nn.Parameter)
+                setattr(part, name, nn.Parameter(zeros, value.requires_grad) if is_parameter else zeros)
+        if isinstance(part, BATCH_NORMS):
             part.reset_running_stats()
         for name, parameter in part.named_parameters(recurse=False):
             key = int(keyed.stream_key(seed, f"{purpose}\x1f{path}\x1f{name}"))

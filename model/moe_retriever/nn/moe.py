@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_retriever.nn import kernels
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, constant, uniform
-from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, Plan
-from moe_retriever.nn.kernels.linear import uses_onednn
+from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, VisitPlan, plain_feed_forward
+from moe_retriever.nn.kernels.linear import onednn_pays
 
 
 @dataclass(frozen=True)
@@ -159,24 +160,19 @@ class Experts(nn.Module):
                 then works on sums.
             scale_T: factor of each token.
         """
-        # oneDNN wants shapes that come again; filling blocks up pays where they are long.
+        # oneDNN wants shapes that come again; filling blocks up pays where they are long. Dropout draws for the filled
+        # blocks, so the plain twin has the same ones.
         long = routing.expert.numel() >= 192 * self.n_experts
-        multiple = 32 if long and uses_onednn(x_TH) else 1
-        plan = Plan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows, multiple)
+        multiple = 32 if long and onednn_pays(x_TH) else 1
+        plan = VisitPlan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows, multiple)
         weight_TK = routing.weight if scale_T is None else routing.weight * scale_T[:, None]
         weight_A = F.pad(weight_TK.flatten(), (0, 1)).index_select(0, plan.order)
         keep, factor = self.dropout.bits((len(weight_A), self.w_in.shape[2]), x_TH.device)
-        return GroupedFeedForward.apply(
-            x_TH,
-            (weight_A * factor).to(x_TH.dtype),
-            keep,
-            plan,
-            self.w_in,
-            self.b_in,
-            self.w_out,
-            self.b_out,
-            torch.is_grad_enabled(),
-        )
+        weight_A = (weight_A * factor).to(x_TH.dtype)
+        weights = self.w_in, self.b_in, self.w_out, self.b_out
+        if kernels.plain():
+            return plain_feed_forward(x_TH, weight_A, keep, plan, *weights)
+        return GroupedFeedForward.apply(x_TH, weight_A, keep, plan, *weights, torch.is_grad_enabled())
 
 
 def cv_squared(x: Tensor) -> Tensor:

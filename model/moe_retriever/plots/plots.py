@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from moe_retriever.data.scores import METRIC_NAMES
+from mrpipe.store.masks import name_parts
 from mrpipe.store.parquet import replacing
 
 # The palette of Okabe and Ito, distinguishable with any colour vision and in greyscale.
@@ -48,8 +49,8 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
     rows = sorted(observed.items(), key=lambda kv: (-kv[1], kv[0]))
     shown, rest = rows[:max_patterns], rows[max_patterns:]
     total = sum(observed.values())
-    sets = [set(pattern.split("+")) for pattern, _ in shown]
-    per_modality = [sum(n for pattern, n in rows if name in pattern.split("+")) for name in names]
+    sets = [set(name_parts(pattern)) for pattern, _ in shown]
+    per_modality = [sum(n for pattern, n in rows if name in name_parts(pattern)) for name in names]
     figure = _figure(2.6 + 0.55 * max(4, len(shown)), 2.6 + 0.34 * len(names))
     widths, heights = (1.5, 0.5 * max(4, len(shown))), (2.2, 0.34 * len(names))
     grid = figure.add_gridspec(2, 2, width_ratios=widths, height_ratios=heights)

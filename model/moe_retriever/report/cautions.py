@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_retriever.report.experiments import anchor_of, experiment_title
 from moe_retriever.report.methods_data import plural
-from moe_retriever.report.runs import Run
+from moe_retriever.report.runs import ReportedRun
 from moe_retriever.suites.published import dataset_title
 
 FEW_SEEDS = 3
@@ -48,7 +48,7 @@ def together(found: Iterable[Caution]) -> list[Said]:
     return [Said(text, tuple(own[:MOST_PLACES]), max(0, len(own) - MOST_PLACES)) for text, own in places.items()]
 
 
-def of_experiment(key: tuple[str, ...], runs: Sequence[Run]) -> list[Caution]:
+def of_experiment(key: tuple[str, ...], runs: Sequence[ReportedRun]) -> list[Caution]:
     """Warnings about the runs of one experiment."""
     first = runs[0].metrics
     found: list[tuple[str, str]] = []
@@ -99,7 +99,7 @@ def of_store(described: Mapping[str, Any]) -> list[Caution]:
     return [Caution(text, f"store {dataset_title(m.dataset)}", anchor) for text in found]
 
 
-def _named(some: Sequence[Run], runs: Sequence[Run]) -> str:
+def _named(some: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
     """Labels of some of the runs, with their seeds if not all runs of a label are included."""
     said = []
     for label in dict.fromkeys(run.label for run in some):
@@ -109,7 +109,7 @@ def _named(some: Sequence[Run], runs: Sequence[Run]) -> str:
     return ", ".join(said)
 
 
-def _is_constant(run: Run) -> bool:
+def _is_constant(run: ReportedRun) -> bool:
     """Whether a run predicts one class for all samples.
 
     Then the balanced accuracy is 1/k and, with accuracy a, the macro-F1 is 2a / ((1 + a) k); one of these alone can
@@ -122,11 +122,11 @@ def _is_constant(run: Run) -> bool:
     return bool(abs(balanced - 1 / k) < 1e-9 and abs(f1 - 2 * a / ((1 + a) * k)) < 1e-9)
 
 
-def _below_majority(run: Run) -> bool:
+def _below_majority(run: ReportedRun) -> bool:
     ours, theirs = run.metrics["metrics"]["accuracy"]["value"], run.metrics["majority"]["accuracy"]
     return ours is not None and theirs is not None and ours < theirs
 
 
-def _still_improving(run: Run) -> bool:
+def _still_improving(run: ReportedRun) -> bool:
     training = run.metrics["training"]
     return training.get("best_epoch") == run.config["common"]["epochs"]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from moe_retriever.report.runs import Run
+from moe_retriever.report.runs import ReportedRun
 
 
-def of_experiment(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def of_experiment(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """One entry per method: parameters, devices, and epochs, times and samples per second as means over seeds."""
     rows = []
     for label in dict.fromkeys(run.label for run in runs):
@@ -35,6 +35,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _device(run: Run) -> str:
+def _device(run: ReportedRun) -> str:
     threads = run.cost.get("threads")
     return f"{str(run.cost['device']).replace('cpu', 'CPU')}, {threads} thread{'' if threads == 1 else 's'}"

@@ -15,7 +15,7 @@ from moe_retriever.data.scores import METRICS
 from moe_retriever.plots import plots
 from moe_retriever.report.drawing import Picture, draw
 from moe_retriever.report.references import about
-from moe_retriever.report.runs import KEYS, Run
+from moe_retriever.report.runs import KEYS, ReportedRun
 from moe_retriever.suites.published import published_rows
 
 # Numbers are shown for all experiments, figures only for the first ones.
@@ -44,7 +44,7 @@ def anchor_of(key: tuple[str, ...]) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join((dataset, store_id, task, scheme, view, missingness)))
 
 
-def experiment_title(run: Run) -> str:
+def experiment_title(run: ReportedRun) -> str:
     """Data, task and modalities of an experiment, from one of its runs."""
     view = " + ".join(run.metrics["modalities"])
     return f"{run.dataset}: {run.metrics['task'].replace('_', ' ')} from {view}"
@@ -55,7 +55,7 @@ def of_experiment(scores: pl.DataFrame, key: tuple[str, ...]) -> pl.DataFrame:
     return scores.filter(pl.all_horizontal([pl.col(c) == v for c, v in zip(KEYS[:7], key, strict=True)]))
 
 
-def _rows(runs: Sequence[Run], overall: pl.DataFrame) -> list[dict[str, Any]]:
+def _rows(runs: Sequence[ReportedRun], overall: pl.DataFrame) -> list[dict[str, Any]]:
     """One row per method, the majority class unless it is one of the runs, and the published values."""
     rows: list[dict[str, Any]] = []
     for label, method in {run.label: run.method for run in runs}.items():
@@ -77,7 +77,7 @@ def _rows(runs: Sequence[Run], overall: pl.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _routing_figure(run: Run) -> Figure:
+def _routing_figure(run: ReportedRun) -> Figure:
     # This import loads torch, which a page without runs does not need.
     from moe_retriever.evaluation.routing import expert_names
 
@@ -93,7 +93,7 @@ def _routing_figure(run: Run) -> Figure:
     return plots.routing(shown, names)
 
 
-def _pictures(runs: Sequence[Run], sizes: dict[str, int], anchor: str, figures: Path) -> list[Picture]:
+def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, figures: Path) -> list[Picture]:
     pictures = []
     first, view = runs[0], runs[0].metrics["modalities"]
     if first.metrics["mask"]:
@@ -135,7 +135,7 @@ def _pictures(runs: Sequence[Run], sizes: dict[str, int], anchor: str, figures: 
 
 
 def describe_experiment(
-    key: tuple[str, ...], runs: Sequence[Run], scores: pl.DataFrame, figures: Path, *, drawn: bool = True
+    key: tuple[str, ...], runs: Sequence[ReportedRun], scores: pl.DataFrame, figures: Path, *, drawn: bool = True
 ) -> dict[str, Any]:
     """Template variables of an experiment.
 

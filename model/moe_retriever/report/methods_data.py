@@ -10,6 +10,7 @@ import polars as pl
 from moe_retriever.report.references import Bibliography
 from moe_retriever.report.stores import public
 from mrpipe.schema import Modality
+from mrpipe.store.masks import combination_name
 from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
 from mrpipe.transforms.options import TransformOptions
@@ -96,7 +97,7 @@ def store_sentences(store: Store, cited: Bibliography) -> str:
         f"{x.name} ({e['rows']:,}; {_shape(x)}{f', encoded by {x.encoder}' if x.encoder else ''})"
         for x, e in zip(store.modalities, entries, strict=True)
     ]
-    complete = m.pattern_counts.get("+".join(x.name for x in store.modalities), 0)
+    complete = m.pattern_counts.get(combination_name(x.name for x in store.modalities), 0)
     text.append(
         f"The modalities (number of samples; format) are {listed(made)}; {complete:,} samples "
         f"({complete / m.n_samples:.1%}) have all modalities."

@@ -23,7 +23,7 @@ from moe_retriever.report.methods_data import (
     transform_sentences,
 )
 from moe_retriever.report.references import Bibliography, about, changed_options
-from moe_retriever.report.runs import Run
+from moe_retriever.report.runs import ReportedRun
 from moe_retriever.report.stores import public
 from moe_retriever.suites.published import dataset_title, published_rows
 from mrpipe.store.reader import Store
@@ -56,7 +56,9 @@ class MethodsText:
     references: list[str]
 
 
-def methods_text(runs: Sequence[Run], stores: Sequence[Store], searches: Sequence[dict[str, Any]] = ()) -> MethodsText:
+def methods_text(
+    runs: Sequence[ReportedRun], stores: Sequence[Store], searches: Sequence[dict[str, Any]] = ()
+) -> MethodsText:
     """Generate the text.
 
     Args:
@@ -77,11 +79,11 @@ def methods_text(runs: Sequence[Run], stores: Sequence[Store], searches: Sequenc
     return MethodsText(paragraphs, cited.entries)
 
 
-def _protocol(runs: Sequence[Run], stores: Sequence[Store]) -> str:
+def _protocol(runs: Sequence[ReportedRun], stores: Sequence[Store]) -> str:
     """Splits and transforms, and for each task its inputs, sample sizes and simulated missingness."""
     by_id = {store.store_id: store for store in stores}
     views: defaultdict[str, set[str]] = defaultdict(set)
-    questions: defaultdict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    questions: defaultdict[tuple[str, str, str], list[ReportedRun]] = defaultdict(list)
     for run in runs:
         m = run.metrics
         views[m["store_id"]] |= set(m["modalities"])
@@ -112,7 +114,7 @@ def _protocol(runs: Sequence[Run], stores: Sequence[Store]) -> str:
     return " ".join(text)
 
 
-def _methods(runs: Sequence[Run], cited: Bibliography) -> str:
+def _methods(runs: Sequence[ReportedRun], cited: Bibliography) -> str:
     presets: defaultdict[str, set[str]] = defaultdict(set)
     for run in runs:
         presets[run.method].add(run.metrics["preset"])
@@ -127,7 +129,7 @@ def _methods(runs: Sequence[Run], cited: Bibliography) -> str:
     return f"{text} The controls were {'; '.join(controls)}.".strip() if controls else text
 
 
-def _training(runs: Sequence[Run], searches: Sequence[dict[str, Any]], cited: Bibliography) -> str:
+def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], cited: Bibliography) -> str:
     trained = [run for run in runs if "epochs" in run.metrics["training"]]
     text = []
     if trained:
@@ -158,12 +160,12 @@ def _training(runs: Sequence[Run], searches: Sequence[dict[str, Any]], cited: Bi
     return " ".join(filter(None, text))
 
 
-def _stated(trained: Sequence[Run]) -> tuple[str, list[str]]:
+def _stated(trained: Sequence[ReportedRun]) -> tuple[str, list[str]]:
     """Options with the values that most trained methods have, and the runs with other values."""
     usual: list[str] = []
     others: list[str] = []
     for key, name in _STATED.items():
-        having: defaultdict[str, list[Run]] = defaultdict(list)
+        having: defaultdict[str, list[ReportedRun]] = defaultdict(list)
         for run in trained:
             option = run.config["common"][key]
             value = option if isinstance(option, str) else f"{option:g}"
@@ -177,7 +179,7 @@ def _stated(trained: Sequence[Run]) -> tuple[str, list[str]]:
     return (f"unless stated otherwise: {shared}", [f"Exceptions: {'; '.join(others)}."]) if others else (shared, [])
 
 
-def _of(having: Sequence[Run], runs: Sequence[Run]) -> str:
+def _of(having: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
     """Describe a subset of the runs: `on MIMIC`, `for muse, shaspec on CMU-MOSI`, or the number of runs."""
     those = {id(run) for run in having}
     mine = dict.fromkeys((run.label, run.dataset) for run in having)
@@ -192,7 +194,7 @@ def _of(having: Sequence[Run], runs: Sequence[Run]) -> str:
     return f"for {', '.join(names)}" if len(names) <= MOST_NAMED else f"in {len(having)} of {len(runs)} runs"
 
 
-def _encoder_works(trained: Sequence[Run]) -> list[str]:
+def _encoder_works(trained: Sequence[ReportedRun]) -> list[str]:
     works = []
     for run in trained:
         kinds = {m["kind"] for m in run.config["data"]["modalities"]}
@@ -221,9 +223,9 @@ def _searched(searches: Sequence[dict[str, Any]]) -> str:
     return f"Hyper-parameters were selected on the validation samples ({'; '.join(said)})."
 
 
-def _changed(runs: Sequence[Run]) -> list[str]:
+def _changed(runs: Sequence[ReportedRun]) -> list[str]:
     """`option=value for ...` for options that differ from the preset; the most common ones if there are many."""
-    having: defaultdict[str, list[Run]] = defaultdict(list)
+    having: defaultdict[str, list[ReportedRun]] = defaultdict(list)
     for run in runs:
         for key, value in changed_options(run.config).items():
             # Methods without gradient training ignore the options of encoders and training.
@@ -236,7 +238,7 @@ def _changed(runs: Sequence[Run]) -> list[str]:
     return [*said, *([f"{plural(rest, 'further option')} (see the table of settings)"] if rest else [])]
 
 
-def _evaluation(runs: Sequence[Run], cited: Bibliography) -> str:
+def _evaluation(runs: Sequence[ReportedRun], cited: Bibliography) -> str:
     resamples = sorted({run.metrics["bootstrap"] for run in runs})
     draws = sorted({run.metrics["draws"] for run in runs})
     text = (
@@ -260,7 +262,7 @@ def _evaluation(runs: Sequence[Run], cited: Bibliography) -> str:
     return text
 
 
-def _software(runs: Sequence[Run], stores: Sequence[Store], cited: Bibliography) -> str:
+def _software(runs: Sequence[ReportedRun], stores: Sequence[Store], cited: Bibliography) -> str:
     """Software versions recorded by the runs and stores, and the devices used for training."""
     versions: defaultdict[str, set[str]] = defaultdict(set)
     for run in runs:

@@ -21,9 +21,9 @@ from moe_retriever.report.methods_data import listed, short_title
 from moe_retriever.report.methods_text import MethodsText, methods_text
 from moe_retriever.report.quality import describe_quality, quality_folder
 from moe_retriever.report.references import about, changed_options
-from moe_retriever.report.runs import Run, by_experiment, read_run, tell_apart, tidy
+from moe_retriever.report.runs import ReportedRun, by_experiment, read_run, tell_apart, tidy
 from moe_retriever.report.stores import describe_store, public, sealed_at
-from moe_retriever.report.suites import Suite, read_suite
+from moe_retriever.report.suites import ReportedSuite, read_suite
 from moe_retriever.suites.published import dataset_title
 from moe_retriever.training.search_result import read_best
 from mrpipe.errors import UsageError
@@ -124,7 +124,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     return scores
 
 
-def _stores(given: Sequence[Path], suites: Sequence[Suite]) -> list[Store]:
+def _stores(given: Sequence[Path], suites: Sequence[ReportedSuite]) -> list[Store]:
     """The given stores, then the existing stores of the suites, without duplicates."""
     of_suites = [path for suite in suites for path in suite.stores if (path / "manifest.json").is_file()]
     stores: dict[str, Store] = {}
@@ -144,7 +144,7 @@ def _quality(folders: Mapping[str, Path], stores: Sequence[Path]) -> Mapping[str
     return folders
 
 
-def _cells(suites: Sequence[Suite], folder: Path | None, runs: Sequence[Run]) -> list[Run]:
+def _cells(suites: Sequence[ReportedSuite], folder: Path | None, runs: Sequence[ReportedRun]) -> list[ReportedRun]:
     """Finished cells of the suites that are not among the runs."""
     if folder is None:
         return []
@@ -181,12 +181,14 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:#.3g}"
 
 
-def _title(stores: Sequence[Store], runs: Sequence[Run], suites: Sequence[Suite]) -> str:
+def _title(stores: Sequence[Store], runs: Sequence[ReportedRun], suites: Sequence[ReportedSuite]) -> str:
     names = list(dict.fromkeys([short_title(s) for s in stores] or [r.dataset for r in runs]))
     return f"{'Results on' if runs or suites else 'Data:'} {listed(names)}" if names else "Results"
 
 
-def _origins(stores: Sequence[Store], runs: Sequence[Run], suites: Sequence[Suite]) -> dict[str, list[str]]:
+def _origins(
+    stores: Sequence[Store], runs: Sequence[ReportedRun], suites: Sequence[ReportedSuite]
+) -> dict[str, list[str]]:
     """Origin → data sets of this origin on the page."""
     said = [(s.manifest.origin, s.manifest.dataset) for s in stores]
     said += [(r.metrics["origin"], r.metrics["dataset"]) for r in runs]
@@ -197,7 +199,7 @@ def _origins(stores: Sequence[Store], runs: Sequence[Run], suites: Sequence[Suit
     return found
 
 
-def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _settings(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """One entry per combination of method, preset and options that differ from the preset, with its data sets."""
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -239,7 +241,7 @@ def _searches(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Results of the searches, in order of their files."""
     for path in paths:
         for file in [path] if path.is_file() else sorted(path.rglob("best.json")):
-            yield read_best(file, ("method", "store_id", "metric", "n_trials", "space"))
+            yield dict(read_best(file, ("method", "store_id", "metric", "n_trials", "space")))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

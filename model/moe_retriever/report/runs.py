@@ -14,7 +14,8 @@ import polars as pl
 from moe_retriever.report.stores import public
 from moe_retriever.suites.published import dataset_title, missingness_title
 from mrpipe.errors import DataError, Fault
-from mrpipe.experiment.missingness import particulars
+from mrpipe.experiment.missingness import non_default
+from mrpipe.store.masks import combination_name
 
 KEYS = ("dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness", "method", "preset", "seed")
 _SCORES = {
@@ -29,7 +30,7 @@ _SCORES = {
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """One finished run folder.
 
     Attributes:
@@ -70,7 +71,7 @@ class Run:
         mask = self.metrics["mask"]
         if not mask:
             return "as observed"
-        own = (f"{k}={v}" for k, v in particulars(mask).items())
+        own = (f"{k}={v}" for k, v in non_default(mask).items())
         return " ".join([f"{mask['mechanism']} p={mask['p']:g}", *own])
 
     @property
@@ -80,7 +81,7 @@ class Run:
         if not mask:
             return missingness_title(None)
         # The task is named only if it differs from that of the run.
-        own = {k: v for k, v in particulars(mask).items() if (k, v) != ("task", self.metrics["task"])}
+        own = {k: v for k, v in non_default(mask).items() if (k, v) != ("task", self.metrics["task"])}
         return missingness_title({"mechanism": mask["mechanism"], "p": mask["p"], **own})
 
     @property
@@ -92,7 +93,7 @@ class Run:
     def experiment(self) -> tuple[str, ...]:
         """Key of the experiment: runs of one table, which share the data, the view and the missingness."""
         m = self.metrics
-        view = "+".join(m["modalities"])
+        view = combination_name(m["modalities"])
         return m["dataset"], m["store_id"], m["origin"], m["task"], m["scheme"], view, self.missingness
 
     def rows(self) -> Iterable[dict[str, Any]]:
@@ -106,7 +107,7 @@ def _json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> ReportedRun:
     """Read a run folder.
 
     Raises:
@@ -119,12 +120,12 @@ def read_run(folder: Path) -> Run:
     metrics, config, cost, test_cost = (
         _json(folder / f"{name}.json") for name in ("metrics", "config", "cost", "test_cost")
     )
-    return Run(folder, metrics, config, cost, test_cost)
+    return ReportedRun(folder, metrics, config, cost, test_cost)
 
 
-def tell_apart(runs: Sequence[Run]) -> list[Run]:
+def tell_apart(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
     """Mark runs with equal labels but different options as variants, named by the differing options."""
-    together: defaultdict[tuple[tuple[str, ...], str], list[Run]] = defaultdict(list)
+    together: defaultdict[tuple[tuple[str, ...], str], list[ReportedRun]] = defaultdict(list)
     for run in runs:
         together[run.experiment, run.label].append(run)
     differing = {key: _differing(members) for key, members in together.items()}
@@ -136,20 +137,20 @@ def tell_apart(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
-def _differing(runs: Sequence[Run]) -> list[str]:
+def _differing(runs: Sequence[ReportedRun]) -> list[str]:
     """Names of the options that differ between the runs."""
     names = {name for run in runs for name in run.options}
     return sorted(name for name in names if len({json.dumps(run.options.get(name)) for run in runs}) > 1)
 
 
-def by_experiment(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:
+def by_experiment(runs: Sequence[ReportedRun]) -> dict[tuple[str, ...], list[ReportedRun]]:
     """Group the runs by experiment, in their original order."""
-    groups: defaultdict[tuple[str, ...], list[Run]] = defaultdict(list)
+    groups: defaultdict[tuple[str, ...], list[ReportedRun]] = defaultdict(list)
     for run in runs:
         groups[run.experiment].append(run)
     return dict(groups)
 
 
-def tidy(runs: Sequence[Run]) -> pl.DataFrame:
+def tidy(runs: Sequence[ReportedRun]) -> pl.DataFrame:
     """All scores, one row per run, group of samples and metric."""
     return pl.DataFrame([row for run in runs for row in run.rows()], schema=_SCORES)

@@ -21,7 +21,7 @@ HEAVY = 300_000
 
 
 @dataclass(frozen=True)
-class Suite:
+class ReportedSuite:
     """Contents of a rendered suite.
 
     Attributes:
@@ -41,7 +41,7 @@ class Suite:
     stores: list[Path]
 
 
-def read_suite(folder: Path) -> Suite:
+def read_suite(folder: Path) -> ReportedSuite:
     """Read `table.html` (a fragment), `*.svg`, `suite.json` and `scores.parquet`.
 
     Raises:
@@ -60,7 +60,7 @@ def read_suite(folder: Path) -> Suite:
         )
     text = require_passive(table.read_text(encoding="utf-8"), str(table)) if table.is_file() else ""
     said = _asked(folder / "suite.json")
-    return Suite(
+    return ReportedSuite(
         name=folder.name,
         table=Markup(prefixed(text, "suite")) if text else None,
         pictures=[_picture(folder, path) for path in pictures[:MOST_PICTURES]],

@@ -1,16 +1,16 @@
 """The training samples as other samples may see them: masks, and token embeddings made on demand.
 
 Graph and retrieval methods predict from training samples only, so a prediction never depends on another test sample.
-Embeddings come from the training store (`Reference.of`) or from a bank that a checkpoint carries
-(`Reference.from_state`).
+Embeddings come from the training store (`ReferenceSamples.of`) or from a bank that a checkpoint carries
+(`ReferenceSamples.from_state`).
 
 Legend: R reference samples, M modalities, P tokens, H hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from moe_retriever.nn.encoders import frozen_batch_norm
 ENCODE_ROWS = 256
 
 
-class Bank:
+class EmbeddingBank:
     """Detached embeddings of a data set's entries, each made once until `forget`; as large as what was asked for.
 
     Entries are named by their row in the modality's table.
@@ -78,7 +78,7 @@ class Bank:
         self._used[m] += len(rows)
 
 
-class Reference:
+class ReferenceSamples:
     """Reference samples, in order of sample_id.
 
     Attributes:
@@ -92,7 +92,7 @@ class Reference:
     ):
         self.observed = observed
         self.data = data
-        self.bank = None if data is None else Bank(data)
+        self.bank = None if data is None else EmbeddingBank(data)
         self._rows = rows
         # From a checkpoint: each modality's embeddings, and the place of a sample there, −1 where it has none.
         self._kept = kept
@@ -103,7 +103,7 @@ class Reference:
             self._own[rows] = np.arange(len(rows))
 
     @classmethod
-    def of(cls, data: Data, train_rows: Rows) -> Reference:
+    def of(cls, data: Data, train_rows: Rows) -> ReferenceSamples:
         """Reference of the training samples of a loaded store."""
         rows = np.sort(train_rows)
         return cls(data.observed[rows], data, rows)
@@ -138,7 +138,7 @@ class Reference:
         assert self._kept is not None
         return self._kept[m][torch.from_numpy(self._place[rows, m]).to(self._kept[m].device)]
 
-    def state(self, encoders: nn.ModuleList) -> dict[str, Any]:
+    def state(self, encoders: nn.ModuleList) -> dict[str, object]:
         """Masks and all reference embeddings, for a checkpoint; no id and no feature of anyone."""
         having = [np.flatnonzero(seen) for seen in self.observed.T]
         banks = [
@@ -148,10 +148,10 @@ class Reference:
         return {"observed": torch.from_numpy(self.observed.copy()), "banks": banks}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], device: torch.device) -> Reference:
+    def from_state(cls, state: Mapping[str, object], device: torch.device) -> ReferenceSamples:
         """A reference without features, from `state`."""
-        kept = [bank.to(device) for bank in state["banks"]]
-        return cls(state["observed"].numpy(), None, np.zeros(0, dtype=np.int64), kept)
+        kept = [bank.to(device) for bank in cast(list[Tensor], state["banks"])]
+        return cls(cast(Tensor, state["observed"]).numpy(), None, np.zeros(0, dtype=np.int64), kept)
 
     def bank_bytes(self, n_tokens: int, hidden: int) -> int:
         """Size of all reference embeddings in float32."""

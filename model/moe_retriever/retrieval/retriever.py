@@ -9,24 +9,28 @@ Source: Eq. 3 and Algorithm 1 of the paper; decisions A2–A20 of models.md §2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from moe_retriever.config import Common
 from moe_retriever.nn.attention import Attention
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
 from moe_retriever.retrieval.supporting_groups import Draws
 
+if TYPE_CHECKING:
+    from moe_retriever.methods.moe_retriever import MoERetrieverOptions
+
 INTRA, INTER = 0, 1
 
 
 @dataclass(frozen=True)
-class Items:
+class SlotItems:
     """Which embeddings each missing slot is made from.
 
     Attributes:
@@ -49,7 +53,7 @@ class Items:
     weight: NDArray[np.float32]
 
     @classmethod
-    def of(cls, draws: Draws, observed: NDArray[np.bool_], *, intra: bool = True, inter: bool = True) -> Items:
+    def of(cls, draws: Draws, observed: NDArray[np.bool_], *, intra: bool = True, inter: bool = True) -> SlotItems:
         """Items of drawn supports and of the samples' own modalities; slots without any item are left out.
 
         Args:
@@ -107,7 +111,9 @@ class Context(nn.Module):
     block "pre-ln": x + Drop(MHA(LN x)). "code": a = MHA(x); a + Drop(a). "none": MHA(x).
     """
 
-    def __init__(self, n_modalities: int, n_tokens: int, hidden: int, options: Any, noise: Noise, c: Any):
+    def __init__(
+        self, n_modalities: int, n_tokens: int, hidden: int, options: MoERetrieverOptions, noise: Noise, c: Common
+    ):
         super().__init__()
         self.layout, self.block = options.context, options.context_block
         self.norm = nn.LayerNorm(hidden)
@@ -118,7 +124,7 @@ class Context(nn.Module):
     def initial(self, name: str) -> Fill:
         return normal(0.02)
 
-    def forward(self, x_IPH: Tensor, items: Items, role_I: Tensor, target_Q: Tensor) -> Tensor:
+    def forward(self, x_IPH: Tensor, items: SlotItems, role_I: Tensor, target_Q: Tensor) -> Tensor:
         """(I, P, H) → (I, P, H); for "query" (Q, P, H)."""
         hidden = x_IPH.shape[-1]
         q, k, v = self.attention.qkv(self.norm(x_IPH) if self.block == "pre-ln" else x_IPH).chunk(3, dim=-1)
@@ -159,7 +165,7 @@ class Retriever(nn.Module):
     target's pool and the shared one. Without `context_routing` all experts form one pool.
     """
 
-    def __init__(self, n_modalities: int, c: Any, options: Any, noise: Noise):
+    def __init__(self, n_modalities: int, c: Common, options: MoERetrieverOptions, noise: Noise):
         super().__init__()
         o = options
         self.options, self.n_modalities = o, n_modalities
@@ -199,7 +205,7 @@ class Retriever(nn.Module):
             self._tables[device] = lists, table.scatter(1, lists, True)
         return self._tables[device]
 
-    def forward(self, x_IPH: Tensor, items: Items) -> Retrieved:
+    def forward(self, x_IPH: Tensor, items: SlotItems) -> Retrieved:
         """Embed every slot.
 
         Args:
@@ -259,12 +265,12 @@ class Retriever(nn.Module):
         return y.expand(-1, n_tokens, -1) if self.options.integration == "broadcast" else y
 
     @staticmethod
-    def _mean(y_IPH: Tensor, items: Items, weight_I: Tensor) -> Tensor:
+    def _mean(y_IPH: Tensor, items: SlotItems, weight_I: Tensor) -> Tensor:
         """Weighted mean over a slot's items, position by position: (Q, P, H)."""
         blocks = zip(items.per_block(y_IPH), items.per_block(weight_I), strict=True)
         return torch.cat([torch.einsum("qnph,qn->qph", y, w.to(y.dtype)) for y, w in blocks])
 
-    def _pool(self, y_IPH: Tensor, items: Items, target_Q: Tensor) -> Tensor:
+    def _pool(self, y_IPH: Tensor, items: SlotItems, target_Q: Tensor) -> Tensor:
         """A8 d: P learned queries of the target pool over all tokens of a slot."""
         assert self.pool_MPH is not None
         scale = y_IPH.shape[-1] ** -0.5

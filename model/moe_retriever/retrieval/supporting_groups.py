@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrpipe import keyed
+from mrpipe.store import masks
 
 Ints = NDArray[np.int64]
 Wanted = int | Literal["observed", "all"]
@@ -71,18 +72,13 @@ class SupportIndex:
     def __init__(self, observed: NDArray[np.bool_]):
         self.observed = observed
         self.n_modalities = observed.shape[1]
-        self._bits = 1 << np.arange(self.n_modalities, dtype=np.int64)
-        self._codes = observed @ self._bits
+        self._codes = masks.codes(observed)
         # Index lists end to end; list number of (code, target), and the same for the relaxed lists.
         self._number: dict[tuple[int, int, bool], int] = {}
         self._lists: list[Ints] = []
         self._flat = np.zeros(0, dtype=np.int64)
         self._sorted_keys = np.zeros(0, dtype=np.int64)
         self._starts = np.zeros(1, dtype=np.int64)
-
-    def codes(self, observed: NDArray[np.bool_]) -> Ints:
-        """Integer code of each combination, (n,) for (n, M)."""
-        return observed @ self._bits
 
     def group(self, code: int, target: int) -> Ints:
         """G(T | mc) of Eq. 2: reference rows in increasing order."""
@@ -93,7 +89,7 @@ class SupportIndex:
         """Rows outside G(T | mc) that have T, with the largest |mc ∩ mc_j|, among them with the fewest others."""
         others = self.observed.copy()
         others[:, target] = False
-        own = (code & self._bits) > 0
+        own = masks.unpack([code], self.n_modalities)[0]
         overlap = (others & own).sum(axis=1)
         extras = (others & ~own).sum(axis=1)
         wanted = code | 1 << target
@@ -154,7 +150,7 @@ class SupportIndex:
             own_row: (B,) the sample's own reference row or −1; it never supports itself (A16).
         """
         sample, target = np.nonzero(~observed)
-        codes = self.codes(observed)[sample]
+        codes = masks.codes(observed)[sample]
         own = np.full(len(sample), -1, dtype=np.int64) if own_row is None else own_row[sample]
         numbers = self._lookup(codes, target, relaxed=False)
         place = self._place_of_self(numbers, own)

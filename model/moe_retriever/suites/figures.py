@@ -20,10 +20,11 @@ from moe_retriever.evaluation.run_folders import finished
 from moe_retriever.plots import plots
 from moe_retriever.plots.cost import cost
 from moe_retriever.suites.published import missingness_title, short
-from moe_retriever.suites.render import SIMULATED_WARNING, Cell, Grid, Line, Page, heading, html, markdown
-from moe_retriever.suites.spec import Column, Suite, read_suite
+from moe_retriever.suites.render import SIMULATED_WARNING, Cell, Line, Page, PageTable, heading, html, markdown
+from moe_retriever.suites.spec import SuiteColumn, SuiteSpec, read_suite
 from moe_retriever.training.gradients import NAME as GRADIENTS
 from mrpipe.errors import UsageError
+from mrpipe.store.masks import combination_name, name_parts
 from mrpipe.store.parquet import write_text
 from mrpipe.store.reader import Store, open_store
 
@@ -32,13 +33,13 @@ from mrpipe.store.reader import Store, open_store
 class Shown:
     """Tables, notes and missing parts that accompany the figures."""
 
-    grids: list[Grid] = field(default_factory=list)
+    grids: list[PageTable] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Places:
+class FigureFolders:
     """Folders of runs, cost measurements and output."""
 
     runs: Path
@@ -46,7 +47,7 @@ class Places:
     out: Path
 
 
-def draw(suite: Suite, places: Places) -> Page:
+def draw(suite: SuiteSpec, places: FigureFolders) -> Page:
     """Draw the figures of a suite; its page lists those that could not be drawn."""
     shown = Shown()
     there = {c.store for c in suite.columns if not c.absent and (Path(c.store) / "manifest.json").is_file()}
@@ -79,13 +80,13 @@ def draw(suite: Suite, places: Places) -> Page:
     return page
 
 
-def _names(columns: list[Column]) -> list[str]:
+def _names(columns: list[SuiteColumn]) -> list[str]:
     """File names for the figures of each column: data set and view or, if not unique, the folder of its runs."""
     views = [f"{c.dataset}-{c.view.replace('+', '')}" for c in columns]
     return [c.experiment if views.count(view) > 1 else view for c, view in zip(columns, views, strict=True)]
 
 
-def _origins(suite: Suite, columns: list[Column], stores: dict[str, Store]) -> Iterator[str]:
+def _origins(suite: SuiteSpec, columns: list[SuiteColumn], stores: dict[str, Store]) -> Iterator[str]:
     for data, path in dict.fromkeys((c.data, c.store) for c in columns):
         m = stores[path].manifest
         simulated = m.origin == "simulated"
@@ -95,7 +96,7 @@ def _origins(suite: Suite, columns: list[Column], stores: dict[str, Store]) -> I
         yield f"{data}: {kind}, store {m.store_id}{size}.{warning}"
 
 
-def _first_runs(suite: Suite, column: Column, places: Places, shown: Shown) -> dict[str, Path]:
+def _first_runs(suite: SuiteSpec, column: SuiteColumn, places: FigureFolders, shown: Shown) -> dict[str, Path]:
     """Row → finished run with the first seed."""
     found = {}
     for row, (label, seeds) in column.cells.items():
@@ -117,7 +118,9 @@ def _analysed(request: Request, what: str, name: str, shown: Shown) -> bool:
     return True
 
 
-def _routing(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
+def _routing(
+    suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFolders, name: str, shown: Shown
+) -> None:
     """Figure 3: modality combinations of the store, expert visits by combination, and combinations by expert."""
     counts = store.manifest.pattern_counts
     plots.save(plots.availability(counts, [m.name for m in store.modalities]), places.out / f"a-{name}-patterns")
@@ -140,7 +143,9 @@ def _of_row(name: str, folders: Mapping[str, Path], row: str) -> str:
     return name if len(folders) == 1 else f"{name}-{folders[row].name}"
 
 
-def _gradients(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
+def _gradients(
+    suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFolders, name: str, shown: Shown
+) -> None:
     """Figure 5: gradient cosine similarity of modality pairs during training, one column per method."""
     frames = {}
     for row, run in _first_runs(suite, column, places, shown).items():
@@ -163,12 +168,14 @@ def _gradients(suite: Suite, column: Column, store: Store, places: Places, name:
             lines.append(Line("method", row, tuple(Cell(_number(mine.get(pair), 3), "ours") for pair in pairs)))
         words = plots.GRADIENT_KINDS.get(kind, kind)
         caption = f"{name}: gradient cosine similarity ({words}), mean over epochs"
-        shown.grids.append(Grid(caption, ("method", *pairs), tuple(lines)))
+        shown.grids.append(PageTable(caption, ("method", *pairs), tuple(lines)))
 
 
-def _embedding(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
+def _embedding(
+    suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFolders, name: str, shown: Shown
+) -> None:
     """Figure 6: t-SNE of samples that lack one modality, before and after retrieval."""
-    combination = "+".join(m for m in column.modalities if m != suite.missing)
+    combination = combination_name(m for m in column.modalities if m != suite.missing)
     analysed = {}
     for row, run in _first_runs(suite, column, places, shown).items():
         out = places.out / "embedding" / name / run.parent.name
@@ -194,10 +201,10 @@ def _embedding(suite: Suite, column: Column, store: Store, places: Places, name:
         ]
         caption = f"{of_row}: within-class similarity of embeddings, {row}, samples with {combination} only"
         header = ("stage, class", "samples", "cosine similarity", "silhouette")
-        shown.grids.append(Grid(caption, header, tuple(lines)))
+        shown.grids.append(PageTable(caption, header, tuple(lines)))
 
 
-def _cost(suite: Suite, column: Column, store: Store, places: Places, name: str, shown: Shown) -> None:
+def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFolders, name: str, shown: Shown) -> None:
     """Figure 4: inference time, FLOPs and parameters by modality configuration."""
     frames = []
     for row, (label, _) in column.cells.items():
@@ -213,7 +220,7 @@ def _cost(suite: Suite, column: Column, store: Store, places: Places, name: str,
         (1000 / pl.col("test_samples_per_s")).alias("test_ms"),
         (pl.col("mflop_per_sample") / 1000).alias("gflop_per_sample"),
         (pl.col("parameters") / 1e6).alias("parameters_m"),
-        pl.col("modalities").map_elements(lambda m: short(column.dataset, m.split("+")), return_dtype=pl.String),
+        pl.col("modalities").map_elements(lambda m: short(column.dataset, name_parts(m)), return_dtype=pl.String),
     )
     write_text(places.out / f"{name}-cost.csv", frame.write_csv())
     plots.save(cost(frame, list(column.cells)), places.out / f"{name}-cost")
@@ -237,14 +244,14 @@ def _cost(suite: Suite, column: Column, store: Store, places: Places, name: str,
         "training (s per epoch)",
         "peak memory (MB)",
     )
-    shown.grids.append(Grid(f"{name}, all modalities{_hidden(column)}", header, tuple(lines)))
+    shown.grids.append(PageTable(f"{name}, all modalities{_hidden(column)}", header, tuple(lines)))
     shown.notes.append(
         "FLOPs are counted for a prediction (a multiply-add counts as two). Times depend on the machine and its load "
         "during the measurement."
     )
 
 
-def _hidden(column: Column) -> str:
+def _hidden(column: SuiteColumn) -> str:
     return "" if column.missingness is None else f", {missingness_title(column.missingness)}"
 
 
@@ -262,6 +269,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run `mrpipe suite-figures`."""
-    page = draw(read_suite(args.suite), Places(args.runs, args.costs, args.out))
+    page = draw(read_suite(args.suite), FigureFolders(args.runs, args.costs, args.out))
     pictures = sorted(args.out.glob("*.svg"))
     print(json.dumps({"pictures": [p.name for p in pictures], "missing": list(page.faults)}, indent=1))

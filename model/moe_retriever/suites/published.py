@@ -10,6 +10,8 @@ from typing import Any
 
 import polars as pl
 
+from mrpipe.store.masks import combination_name
+
 FILE = Path(__file__).resolve().parent / "published.csv"
 # The paper's names of the data sets and letters of the modalities, in the order of its tables.
 DATASETS = {
@@ -66,8 +68,8 @@ def short(dataset: str, modalities: Sequence[str]) -> str:
     """A view in the paper's letters; in our names if the paper has no letter for one of the modalities."""
     letters = DATASETS.get(dataset, ("", {}))[1]
     if not set(modalities) <= set(letters):
-        return "+".join(modalities)
-    return "+".join(letter for m, letter in letters.items() if m in modalities)
+        return combination_name(modalities)
+    return combination_name(letter for m, letter in letters.items() if m in modalities)
 
 
 def _of_view(dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | None) -> pl.DataFrame:

@@ -11,8 +11,20 @@ import polars as pl
 
 from moe_retriever.data.scores import METRIC_NAMES
 from moe_retriever.suites.published import dataset_title, short
-from moe_retriever.suites.render import SIMULATED_WARNING, Cell, Grid, Line, Page, heading, html, label, latex, markdown
+from moe_retriever.suites.render import (
+    SIMULATED_WARNING,
+    Cell,
+    Line,
+    Page,
+    PageTable,
+    heading,
+    html,
+    label,
+    latex,
+    markdown,
+)
 from mrpipe.errors import DataError, Fault
+from mrpipe.store.masks import name_parts
 from mrpipe.store.parquet import write_text
 
 SAID = {"simulated": "simulated", "export": "real"}
@@ -65,7 +77,7 @@ def make_page(name: str, title: str, scores: dict[str, pl.DataFrame]) -> Page:
     )
 
 
-def _summary(everything: pl.DataFrame) -> Grid:
+def _summary(everything: pl.DataFrame) -> PageTable:
     """One row per table: number of values with a counterpart in our results, and mean difference on real data."""
     ours = pl.col("mean").is_not_null()
     real = ours & (pl.col("origin") == "export")
@@ -89,17 +101,17 @@ def _summary(everything: pl.DataFrame) -> Grid:
         for name, published, n, n_real, difference in counted.iter_rows()
     )
     header = ("table", "published values", "with counterpart", "on real data", "mean difference on real data")
-    return Grid("Coverage of the paper's tables", header, tuple(lines))
+    return PageTable("Coverage of the paper's tables", header, tuple(lines))
 
 
-def _grid(table: str, frame: pl.DataFrame) -> Grid:
+def _grid(table: str, frame: pl.DataFrame) -> PageTable:
     header = ("method", "data", "view", "metric", "published", "ours", "ours − published", "our data")
-    return Grid(heading(table, "published values and ours on the test split (%)"), header, tuple(_lines(frame)))
+    return PageTable(heading(table, "published values and ours on the test split (%)"), header, tuple(_lines(frame)))
 
 
 def _lines(frame: pl.DataFrame) -> Iterator[Line]:
     for r in frame.sort("column", maintain_order=True).iter_rows(named=True):
-        view = short(r["dataset"], r["modalities"].split("+")) + ("" if r["p"] is None else f", p = {r['p']:g}")
+        view = short(r["dataset"], name_parts(r["modalities"])) + ("" if r["p"] is None else f", p = {r['p']:g}")
         name = dataset_title(r["dataset"])
         yield Line(
             "method",

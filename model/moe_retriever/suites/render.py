@@ -55,7 +55,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Grid:
+class PageTable:
     """A table with its caption; `header` has the names of the columns, starting with that of the row names."""
 
     caption: str
@@ -83,8 +83,8 @@ class Page:
     title: str
     simulated: bool
     origins: tuple[str, ...]
-    overview: tuple[Grid, ...]
-    details: tuple[Grid, ...]
+    overview: tuple[PageTable, ...]
+    details: tuple[PageTable, ...]
     notes: tuple[str, ...] = field(default=())
     faults: tuple[str, ...] = field(default=())
     details_title: str = "All metrics, with intervals and paired differences"
@@ -121,7 +121,7 @@ def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"* {line}" for line in lines)
 
 
-def _markdown_grid(grid: Grid) -> str:
+def _markdown_grid(grid: PageTable) -> str:
     rows = [grid.header, ("---", *("---:" for _ in grid.header[1:]))]
     for line in grid.lines:
         name = f"*{line.name}*" if line.kind != "method" else line.name
@@ -136,7 +136,7 @@ def latex(page: Page) -> str:
     return "\n\n".join(["\n".join(lines), *(_latex_grid(grid) for grid in (*page.overview, *page.details))]) + "\n"
 
 
-def _latex_grid(grid: Grid) -> str:
+def _latex_grid(grid: PageTable) -> str:
     rows = []
     for line in grid.lines:
         name = _escaped(line.name)

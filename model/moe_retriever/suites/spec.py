@@ -17,7 +17,7 @@ BEST = "best possible"
 
 
 @dataclass(frozen=True)
-class Row:
+class SuiteRow:
     """A row: a method with its settings."""
 
     name: str
@@ -28,7 +28,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Column:
+class SuiteColumn:
     """A column: a view of a store.
 
     Attributes:
@@ -81,7 +81,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Suite:
+class SuiteSpec:
     """Specification of a table or figure.
 
     Attributes:
@@ -96,17 +96,17 @@ class Suite:
     size: str
     metrics: tuple[str, ...]
     published: str
-    rows: tuple[Row, ...]
-    columns: tuple[Column, ...]
+    rows: tuple[SuiteRow, ...]
+    columns: tuple[SuiteColumn, ...]
     figure: str = ""
     missing: str = ""
     trials: tuple[int, ...] = ()
     unfinished: tuple[str, ...] = ()
 
     @property
-    def every_row(self) -> tuple[Row, ...]:
+    def every_row(self) -> tuple[SuiteRow, ...]:
         """The rows, followed by the row of the best possible prediction."""
-        return (*self.rows, Row(BEST, "", "", "", control=True))
+        return (*self.rows, SuiteRow(BEST, "", "", "", control=True))
 
     @property
     def reference(self) -> str | None:
@@ -114,18 +114,19 @@ class Suite:
         return next((r.name for r in self.rows if r.method == REFERENCE and not r.control), None)
 
 
-def parse_suite(said: Mapping[str, Any]) -> Suite:
+def parse_suite(said: Mapping[str, Any]) -> SuiteSpec:
     """Create a suite from the content of a suite.json."""
     columns = tuple(
-        Column(**{**c, "modalities": tuple(c["modalities"]), "absent": tuple(c["absent"])}) for c in said["columns"]
+        SuiteColumn(**{**c, "modalities": tuple(c["modalities"]), "absent": tuple(c["absent"])})
+        for c in said["columns"]
     )
-    return Suite(
+    return SuiteSpec(
         said["suite"],
         said["title"],
         said["size"],
         tuple(said["metrics"]),
         said["published"],
-        tuple(Row(**row) for row in said["rows"]),
+        tuple(SuiteRow(**row) for row in said["rows"]),
         columns,
         said.get("figure", ""),
         said.get("missing", ""),
@@ -134,7 +135,7 @@ def parse_suite(said: Mapping[str, Any]) -> Suite:
     )
 
 
-def read_suite(path: Path) -> Suite:
+def read_suite(path: Path) -> SuiteSpec:
     """Read a suite.json.
 
     Raises:

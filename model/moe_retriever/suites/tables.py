@@ -19,9 +19,10 @@ from moe_retriever.data.scores import METRIC_NAMES, METRICS
 from moe_retriever.evaluation.paired import Comparison, Estimate, Predicted
 from moe_retriever.evaluation.run_folders import best_possible, finished, tested
 from moe_retriever.suites.published import published
-from moe_retriever.suites.render import SIMULATED_WARNING, Cell, Grid, Line, Page, heading, html, latex, markdown
-from moe_retriever.suites.spec import BEST, Column, Row, Suite, read_suite
+from moe_retriever.suites.render import SIMULATED_WARNING, Cell, Line, Page, PageTable, heading, html, latex, markdown
+from moe_retriever.suites.spec import BEST, SuiteColumn, SuiteRow, SuiteSpec, read_suite
 from mrpipe.experiment.truth import read_best
+from mrpipe.store.masks import combination_name
 from mrpipe.store.parquet import write_frame, write_text
 
 SCHEMA = pl.Schema(
@@ -61,7 +62,7 @@ SCHEMA = pl.Schema(
 class Filled:
     """A column with origin and store of the data, and the comparison of its runs (None without finished runs)."""
 
-    column: Column
+    column: SuiteColumn
     origin: str
     store_id: str
     n: int
@@ -69,7 +70,7 @@ class Filled:
     missing: tuple[str, ...]
 
 
-def fill(suite: Suite, column: Column, runs: Path) -> Filled:
+def fill(suite: SuiteSpec, column: SuiteColumn, runs: Path) -> Filled:
     """Read the finished runs of a column and, for simulated data, the best possible predictions of the same samples."""
     found: dict[str, dict[int, Predicted]] = {}
     best: dict[int, Predicted] = {}
@@ -90,13 +91,13 @@ def fill(suite: Suite, column: Column, runs: Path) -> Filled:
     )
 
 
-def score_frame(suite: Suite, columns: Sequence[Filled]) -> pl.DataFrame:
+def score_frame(suite: SuiteSpec, columns: Sequence[Filled]) -> pl.DataFrame:
     """One row per column, row and metric with a finished run or a published value, in %; see `SCHEMA`."""
     rows = [line for number, filled in enumerate(columns) for line in _scores(suite, number, filled)]
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
-def _scores(suite: Suite, number: int, filled: Filled) -> Iterator[dict[str, Any]]:
+def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str, Any]]:
     column, comparison = filled.column, filled.comparison
     methods = () if comparison is None else comparison.methods
     trained = [m for m in methods if m != BEST]
@@ -120,7 +121,7 @@ def _scores(suite: Suite, number: int, filled: Filled) -> Iterator[dict[str, Any
                 "dataset": column.dataset,
                 "origin": filled.origin,
                 "store_id": filled.store_id,
-                "modalities": "+".join(column.modalities),
+                "modalities": combination_name(column.modalities),
                 "p": column.p,
                 "mechanism": column.missingness and column.missingness["mechanism"],
                 "row": row.name,
@@ -147,7 +148,7 @@ def _percent(estimate: Estimate | None, names: Sequence[str]) -> dict[str, float
     return {name: None if v is None else 100 * v for name, v in zip(names, values, strict=True)}
 
 
-def make_page(suite: Suite, columns: Sequence[Filled], scores: pl.DataFrame) -> Page:
+def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) -> Page:
     """The rendered contents of a suite."""
     cells = {(r["column"], r["row"], r["metric"]): r for r in scores.iter_rows(named=True)}
     overview = [_overview(suite, columns, cells, store) for store in dict.fromkeys(c.column.store for c in columns)]
@@ -171,13 +172,13 @@ def make_page(suite: Suite, columns: Sequence[Filled], scores: pl.DataFrame) -> 
 Cells = Mapping[tuple[int, str, str], Mapping[str, Any]]
 
 
-def _data(column: Column, columns: Sequence[Filled]) -> str:
+def _data(column: SuiteColumn, columns: Sequence[Filled]) -> str:
     """The data set of a column, and its store if there are several stores of the data set."""
     stores = {f.column.store for f in columns if f.column.data == column.data}
     return f"{column.data}, store {Path(column.store).name}" if len(stores) > 1 else column.data
 
 
-def _overview(suite: Suite, columns: Sequence[Filled], cells: Cells, store: str) -> Grid:
+def _overview(suite: SuiteSpec, columns: Sequence[Filled], cells: Cells, store: str) -> PageTable:
     """Table of a store in the paper's layout: methods by views, with published values below each method."""
     mine = [(n, f, m) for n, f in enumerate(columns) if f.column.store == store for m in suite.metrics]
     several = len(suite.metrics) > 1
@@ -197,14 +198,14 @@ def _overview(suite: Suite, columns: Sequence[Filled], cells: Cells, store: str)
     origin = next((f.origin for _, f, _ in mine if f.origin), "")
     what = "" if several else f", {METRIC_NAMES[suite.metrics[0]]}"
     caption = f"{name}{f' ({_said(origin)})' if origin else ''}{what} on the test split (%), mean ± SD over seeds"
-    return Grid(caption, tuple(header), tuple(lines))
+    return PageTable(caption, tuple(header), tuple(lines))
 
 
 def _said(origin: str) -> str:
     return {"simulated": "simulated export", "export": "real export"}.get(origin, origin)
 
 
-def _ours(cell: Mapping[str, Any] | None, filled: Filled, row: Row) -> Cell:
+def _ours(cell: Mapping[str, Any] | None, filled: Filled, row: SuiteRow) -> Cell:
     if filled.column.absent:
         return Cell("not in store", "absent")
     if row.name not in filled.column.cells and cell is None:
@@ -228,7 +229,7 @@ def _signed_minus(value: float, *, plus: bool = False) -> str:
     return f"{value:+.1f}".replace("-", "−") if plus else f"{value:.1f}".replace("-", "−")
 
 
-def _detail(suite: Suite, number: int, filled: Filled, cells: Cells, data: str) -> Grid:
+def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: str) -> PageTable:
     """All metrics of a column with intervals, and differences from MoE-Retriever in the suite's metrics."""
     compared = suite.reference is not None and len(filled.column.cells) > 1
     header = ["method", "seeds", *METRIC_NAMES.values()]
@@ -252,7 +253,7 @@ def _detail(suite: Suite, number: int, filled: Filled, cells: Cells, data: str) 
             texts.append(Cell(_difference(ours.get(metric), "regret"), "regret"))
         lines.append(Line("control" if row.control else "method", row.name, tuple(texts)))
     caption = f"{data}, {filled.column.name} ({_said(filled.origin)}, n = {filled.n:,} test samples), in %"
-    return Grid(caption, tuple(header), tuple(lines))
+    return PageTable(caption, tuple(header), tuple(lines))
 
 
 def _difference(cell: Mapping[str, Any] | None, name: str) -> str:
@@ -262,7 +263,7 @@ def _difference(cell: Mapping[str, Any] | None, name: str) -> str:
     return _signed_minus(cell[name], plus=True) + _between(cell[f"{name}_low"], cell[f"{name}_high"])
 
 
-def _origins(suite: Suite, columns: Sequence[Filled]) -> Iterator[str]:
+def _origins(suite: SuiteSpec, columns: Sequence[Filled]) -> Iterator[str]:
     for name in dict.fromkeys(f.column.data for f in columns):
         mine = [f for f in columns if f.column.data == name]
         known = dict.fromkeys((f.origin, f.store_id) for f in mine if f.origin)
@@ -276,7 +277,7 @@ def _origins(suite: Suite, columns: Sequence[Filled]) -> Iterator[str]:
             yield f"{name}: no finished runs."
 
 
-def _notes(suite: Suite, columns: Sequence[Filled], scores: pl.DataFrame) -> Iterator[str]:
+def _notes(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) -> Iterator[str]:
     seeds = sorted(set(scores["seeds"].to_list()) - {0})
     if not seeds:
         return
@@ -302,7 +303,7 @@ def _notes(suite: Suite, columns: Sequence[Filled], scores: pl.DataFrame) -> Ite
         yield "As published: mean ± SD over three seeds in the paper, with other data and features."
 
 
-def write_tables(suite: Suite, runs: Path, out: Path) -> Page:
+def write_tables(suite: SuiteSpec, runs: Path, out: Path) -> Page:
     """Write table.md, table.tex, table.html and scores.parquet to `out`."""
     columns = [fill(suite, column, runs) for column in suite.columns]
     scores = score_frame(suite, columns)

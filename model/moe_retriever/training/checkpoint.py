@@ -9,16 +9,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
+from torch import Tensor
 
-from moe_retriever.config import Config
+from moe_retriever.config import AnyConfig, Config, ConfigRecord, OptionValue
 from moe_retriever.data.load import DataSpec
 from moe_retriever.data.tables import ModalitySpec
 from moe_retriever.methods import get
-from moe_retriever.methods.base import Method
+from moe_retriever.methods.base import AnyMethod, ReferenceState
 from mrpipe.errors import DataError, Fault
+from mrpipe.schema import Modality
 from mrpipe.store.parquet import replacing
 from mrpipe.store.reader import Store
 from mrpipe.transforms.fit import Transforms
@@ -28,15 +30,52 @@ NAME = "model.pt"
 RESUME_NAME = ".resume.pt"
 # A run keeps a copy of its mask file, so that an evaluation needs only the store and the run folder.
 MASK_NAME = "mask.parquet"
+# One epoch of the history: its number, losses and scores.
+EpochRow = dict[str, float]
 
 
-def write(path: Path, value: Mapping[str, Any]) -> None:
+class TrainingRecord(TypedDict, total=False):
+    """How a training went: kept epoch and number of epochs, or what `fit` chose; sizes and code."""
+
+    best_epoch: int
+    epochs: int
+    chosen: dict[str, OptionValue | None]
+    n: dict[str, int]
+    parameters: int
+    code_hash: str
+
+
+class ModalityRecord(TypedDict):
+    """A `ModalitySpec` as plain values."""
+
+    name: str
+    kind: str
+    shape: list[int]
+
+
+class RunFile(TypedDict):
+    """The content of `model.pt`; `training` and `origin` are JSON."""
+
+    format: int
+    fingerprint: str
+    training: str
+    config: ConfigRecord
+    state: dict[str, Tensor]
+    modalities: list[ModalityRecord]
+    classes: list[str]
+    transforms: str
+    store_id: str
+    origin: str
+    reference: dict[str, object] | None
+
+
+def write(path: Path, value: Mapping[str, object]) -> None:
     """Save atomically, through a temporary file that is renamed."""
     with replacing(path) as temporary:
         torch.save(dict(value), temporary)
 
 
-def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def read(path: Path, device: torch.device | str = "cpu") -> dict[str, object]:
     """Load tensors and plain values.
 
     Raises:
@@ -73,8 +112,8 @@ class Origin:
     origin: str
     task: str
     scheme: str
-    modalities: tuple[dict[str, Any], ...]
-    mask: dict[str, Any] | None = None
+    modalities: tuple[dict[str, object], ...]
+    mask: dict[str, object] | None = None
     mask_sha256: str = ""
 
     def require_same_kind(self, store: Store) -> None:
@@ -89,26 +128,27 @@ class Origin:
             faults.append(Fault(file=name, column="dataset", expected=self.dataset, found=store.manifest.dataset))
         there = {m.name: m for m in store.modalities}
         for m in self.modalities:
-            if m["name"] not in there:
+            name_of = str(m["name"])
+            if name_of not in there:
                 faults.append(
                     Fault(
                         file=name,
-                        column=f"modalities.{m['name']}",
+                        column=f"modalities.{name_of}",
                         expected="this modality",
                         found=f"only {', '.join(there)}",
                         fix="Samples may lack the modality, but the store must declare it.",
                     )
                 )
                 continue
-            for key, found in describe(there[m["name"]]).items():
+            for key, found in describe(there[name_of]).items():
                 if found != m[key]:
-                    column, fix = f"modalities.{m['name']}.{key}", "Build the store with the same reader options."
+                    column, fix = f"modalities.{name_of}.{key}", "Build the store with the same reader options."
                     faults.append(Fault(file=name, column=column, expected=str(m[key]), found=str(found), fix=fix))
         if faults:
             raise DataError(faults)
 
 
-def describe(modality: Any) -> dict[str, Any]:
+def describe(modality: Modality) -> dict[str, object]:
     """Properties of a modality that must be equal in two stores for one trained model to read both."""
     return {
         "name": modality.name,
@@ -138,24 +178,24 @@ def require_training_store(origin: Origin, store: Store) -> None:
 class Trained:
     """A trained method with the transforms for its input data and a summary of its training."""
 
-    method: Method
-    config: Config
+    method: AnyMethod
+    config: AnyConfig
     spec: DataSpec
     fitted: Transforms
     origin: Origin
-    reference: dict[str, Any] | None
-    training: dict[str, Any]
+    reference: ReferenceState | None
+    training: TrainingRecord
 
 
 def save_run(
     path: Path,
-    method: Method,
+    method: AnyMethod,
     spec: DataSpec,
     fitted: Transforms,
     origin: Origin,
     *,
-    reference: Mapping[str, Any] | None,
-    training: Mapping[str, Any],
+    reference: ReferenceState | None,
+    training: TrainingRecord,
     fingerprint: str,
 ) -> None:
     """Write `model.pt`: weights, options, transforms, origin, training summary and, if given, the retrieval bank."""
@@ -179,7 +219,7 @@ def save_run(
 
 def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
     """Read `model.pt` of a run folder and rebuild the method with its trained weights."""
-    value = read(run / NAME, device)
+    value = cast(RunFile, read(run / NAME, device))
     cls = get(value["config"]["method"])
     config = Config.from_dict(value["config"], cls)
     modalities = tuple(
@@ -194,6 +234,6 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
     return Trained(method, config, spec, fitted, origin, value["reference"], json.loads(value["training"]))
 
 
-def without_weight_file(config: Config) -> Config:
+def without_weight_file(config: AnyConfig) -> AnyConfig:
     """The options without the file of initial weights, which a checkpoint's trained weights replace."""
     return replace(config, common=replace(config.common, image_weights=""))

@@ -19,11 +19,10 @@ Legend: B samples, M modalities, P tokens, H hidden dimension, S shared weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -33,10 +32,11 @@ from torch import Tensor, nn
 
 from moe_retriever.data.load import Data
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method
+from moe_retriever.methods.base import AnyMethod
 from mrpipe import keyed
 
 NAME = "gradients.parquet"
+GradientRow = dict[str, int | float | str | None]
 SCHEMA = pl.Schema(
     {
         "epoch": pl.Int32,
@@ -57,7 +57,7 @@ def keyed_rows(data: Data, rows: Rows, n: int, seed: int) -> Rows:
     return np.sort(rows[np.argsort(order, kind="stable")[:n]])
 
 
-def gradient_similarity(method: Method, data: Data, rows: Rows, epoch: int) -> list[dict[str, Any]]:
+def gradient_similarity(method: AnyMethod, data: Data, rows: Rows, epoch: int) -> list[GradientRow]:
     """Similarities of all pairs of modalities on samples of `data`, as rows of `SCHEMA`.
 
     `n` is the number of samples used (for "shared": samples with at least one of the two modalities). Pairs without
@@ -74,12 +74,12 @@ def gradient_similarity(method: Method, data: Data, rows: Rows, epoch: int) -> l
     return [{"epoch": epoch, **row} for row in found]
 
 
-def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+def frame(rows: list[GradientRow]) -> pl.DataFrame:
     """Table of the rows that `gradient_similarity` returned in all epochs."""
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
-def _blocks(method: Method, rows: Rows) -> Iterator[Rows]:
+def _blocks(method: AnyMethod, rows: Rows) -> Iterator[Rows]:
     size = method.config.common.eval_batch_size
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
@@ -90,8 +90,8 @@ def _outputs_of(encoders: nn.ModuleList) -> Iterator[list[list[Tensor]]]:
     """Collect each encoder's outputs that require gradients; outputs for the retrieval bank do not."""
     outputs: list[list[Tensor]] = [[] for _ in encoders]
 
-    def collect(m: int) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def collect(m: int) -> Callable[[nn.Module, object, Tensor], None]:
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
             if output.requires_grad:
                 outputs[m].append(output)
 
@@ -105,7 +105,7 @@ def _outputs_of(encoders: nn.ModuleList) -> Iterator[list[list[Tensor]]]:
             handle.remove()
 
 
-def _of_tokens(method: Method, data: Data, rows: Rows) -> Iterator[dict[str, Any]]:
+def _of_tokens(method: AnyMethod, data: Data, rows: Rows) -> Iterator[GradientRow]:
     pairs = list(combinations(range(len(data.spec.names)), 2))
     cosines: dict[tuple[int, int], list[Tensor]] = {pair: [] for pair in pairs}
     for index in _blocks(method, rows):
@@ -141,7 +141,7 @@ def _cosine(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
 
 
-def _of_shared_weights(method: Method, data: Data, rows: Rows) -> Iterator[dict[str, Any]]:
+def _of_shared_weights(method: AnyMethod, data: Data, rows: Rows) -> Iterator[GradientRow]:
     of_encoders = {id(p) for p in method.encoders.parameters()}
     weights = [p for p in method.parameters() if p.requires_grad and id(p) not in of_encoders]
     n_modalities = len(data.spec.names)
@@ -156,7 +156,7 @@ def _of_shared_weights(method: Method, data: Data, rows: Rows) -> Iterator[dict[
             yield _row(data, "shared", a, b, n, float(_cosine(x, y)), float("nan"))
 
 
-def _through_one(method: Method, data: Data, rows: Rows, m: int, weights: list[nn.Parameter]) -> Tensor:
+def _through_one(method: AnyMethod, data: Data, rows: Rows, m: int, weights: list[nn.Parameter]) -> Tensor:
     """(S,) float32 gradient of the mean loss over `rows` with all modalities except m hidden."""
     total = [torch.zeros_like(w) for w in weights]
     for index in _blocks(method, rows):
@@ -171,7 +171,7 @@ def _through_one(method: Method, data: Data, rows: Rows, m: int, weights: list[n
     return torch.cat([t.flatten() for t in total])
 
 
-def _row(data: Data, kind: str, a: int, b: int, n: int, cosine: float, sd: float) -> dict[str, Any]:
+def _row(data: Data, kind: str, a: int, b: int, n: int, cosine: float, sd: float) -> GradientRow:
     names = data.spec.names
     known = {k: None if np.isnan(v) else v for k, v in (("cosine", cosine), ("sd", sd))}
     return {"kind": kind, "first": names[a], "second": names[b], "n": n, **known}

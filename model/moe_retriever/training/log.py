@@ -6,15 +6,15 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_retriever.data.load import Data
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method
-from moe_retriever.training.checkpoint import Origin
+from moe_retriever.methods.base import AnyMethod
+from moe_retriever.training.checkpoint import EpochRow, Origin
+from mrpipe.store.masks import combination_name
 
 
 def progress_display(*, quiet: bool) -> Progress:
@@ -69,7 +69,7 @@ class Log:
         self.line(f"epoch {done}: {text}")
 
 
-def describe_epoch(row: dict[str, Any], metric: str) -> str:
+def describe_epoch(row: EpochRow, metric: str) -> str:
     """Format an epoch's row of the history for the log."""
     text = f"loss {row['train_loss']:.4f}"
     if "val_loss" in row:
@@ -78,7 +78,7 @@ def describe_epoch(row: dict[str, Any], metric: str) -> str:
     return text if row["selectable"] else f"{text} (warm-up)"
 
 
-def summarise_epoch(row: dict[str, Any], metric: str, best: float) -> str:
+def summarise_epoch(row: EpochRow, metric: str, best: float) -> str:
     """Format an epoch's row of the history briefly, for the progress line."""
     if "val_loss" not in row:
         return f"loss {row['train_loss']:.4f}"
@@ -86,10 +86,10 @@ def summarise_epoch(row: dict[str, Any], metric: str, best: float) -> str:
     return f"val {metric} {row[f'val_{metric}']:.4f}{kept}"
 
 
-def opening_line(method: Method, data: Data, parts: Mapping[str, Rows], origin: Origin) -> str:
+def opening_line(method: AnyMethod, data: Data, parts: Mapping[str, Rows], origin: Origin) -> str:
     """First line of the log: method, data and sample sizes."""
     sizes = ", ".join(f"{len(rows)} {part}" for part, rows in parts.items())
-    names = "+".join(data.spec.names)
+    names = combination_name(data.spec.names)
     n_parameters = sum(p.numel() for p in method.parameters())
     gone = sum(data.n_without.values())
     left_out = f"; {gone} samples have none of these modalities" if gone else ""

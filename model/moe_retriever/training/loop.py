@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import polars as pl
@@ -28,25 +28,43 @@ from rich.progress import Progress
 from torch import Tensor
 
 from moe_retriever.catalogue import module_of
-from moe_retriever.config import Config
+from moe_retriever.config import AnyConfig
 from moe_retriever.data.load import Batch, Data, load
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods import get
-from moe_retriever.methods.base import Method
+from moe_retriever.methods.base import AnyMethod
 from moe_retriever.nn.kernels.allocator import keep_freed_memory
 from moe_retriever.training import checkpoint, gradients
-from moe_retriever.training.checkpoint import Origin, describe
+from moe_retriever.training.checkpoint import EpochRow, Origin, TrainingRecord, describe
 from moe_retriever.training.log import Log, describe_epoch, opening_line, summarise_epoch
 from moe_retriever.training.predict import validate
 from mrpipe import keyed
 from mrpipe.codehash import code_hash
 from mrpipe.errors import MrpipeError, UsageError
 from mrpipe.experiment.missingness import read_masks
+from mrpipe.raw import sha256
 from mrpipe.store.parquet import replacing, write_frame, write_text
 from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
 
-State = dict[str, Any]
+
+class State(TypedDict):
+    """Where a training is after an epoch."""
+
+    next_epoch: int
+    best_score: float
+    best_epoch: int
+    best_state: dict[str, Tensor] | None
+    history: list[EpochRow]
+    gradients: list[gradients.GradientRow]
+
+
+class ResumePoint(State):
+    """The content of `.resume.pt`, apart from its format."""
+
+    fingerprint: str
+    state: dict[str, Tensor]
+    optimiser: dict[str, object]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +82,7 @@ class Job:
 
     store: Store
     run: Path
-    config: Config
+    config: AnyConfig
     task: str | None = None
     scheme: str | None = None
     modalities: tuple[str, ...] | None = None
@@ -82,7 +100,7 @@ def origin_of(job: Job, data: Data) -> Origin:
     """Provenance of the job's data, for the checkpoint and the metrics."""
     store = job.store
     declared = {m.name: m for m in store.modalities}
-    mask: dict[str, Any] | None = None
+    mask: dict[str, object] | None = None
     if job.mask_file is not None:
         mask = json.loads(json.dumps(dataclasses.asdict(read_masks(job.mask_file)[1])))
     return Origin(
@@ -93,13 +111,8 @@ def origin_of(job: Job, data: Data) -> Origin:
         scheme=job.scheme or store.manifest.default_scheme,
         modalities=tuple(describe(declared[m.name]) for m in data.spec.modalities),
         mask=mask,
-        mask_sha256="" if job.mask_file is None else _sha256(job.mask_file),
+        mask_sha256="" if job.mask_file is None else sha256(job.mask_file),
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def load_data(job: Job) -> Data:
@@ -114,7 +127,7 @@ def load_data(job: Job) -> Data:
     )
 
 
-def described(job: Job, data: Data) -> dict[str, Any]:
+def described(job: Job, data: Data) -> dict[str, object]:
     """Content of config.json: options and data."""
     origin = origin_of(job, data)
     return {**job.config.to_dict(), "data": {**vars(origin), "modalities": list(origin.modalities)}}
@@ -163,6 +176,7 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     )
     log.line(opening_line(method, data, parts, origin))
     seconds: list[float] = []
+    outcome: TrainingRecord
     with log.shown():
         if method.gradient:
             state = _descend(method, data, parts, run, mark, before, log, seconds)
@@ -214,11 +228,11 @@ def _code_hash(method: str) -> str:
     return code_hash("moe_retriever.training.loop", module_of(method))
 
 
-def fingerprint(described: dict[str, Any], config: Config) -> str:
+def fingerprint(described: dict[str, object], config: AnyConfig) -> str:
     """Hash of everything that determines a run's output: options, data, initial weights and code."""
     weights = config.common.image_weights
     parts = [json.dumps(described, sort_keys=True), _code_hash(config.method)]
-    parts += [torch.__version__, _sha256(Path(weights)) if weights and Path(weights).is_file() else ""]
+    parts += [torch.__version__, sha256(Path(weights)) if weights and Path(weights).is_file() else ""]
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
@@ -227,11 +241,11 @@ def _finished(run: Path, mark: str) -> bool:
     return path.is_file() and checkpoint.read(path)["fingerprint"] == mark
 
 
-def _resume_point(run: Path, mark: str, device: str) -> State | None:
+def _resume_point(run: Path, mark: str, device: str) -> ResumePoint | None:
     path = run / checkpoint.RESUME_NAME
     if not path.is_file():
         return None
-    state = checkpoint.read(path, device)
+    state = cast(ResumePoint, checkpoint.read(path, device))
     return state if state["fingerprint"] == mark else None
 
 
@@ -244,7 +258,7 @@ def batches(rows: Rows, size: int, seed: int, epoch: int, arrange: Callable[[Row
     return np.array_split(order if arrange is None else arrange(order), math.ceil(len(rows) / size))
 
 
-def make_optimiser(method: Method) -> torch.optim.Optimizer:
+def make_optimiser(method: AnyMethod) -> torch.optim.Optimizer:
     c = method.config.common
     parameters = [p for p in method.parameters() if p.requires_grad]
     # The fused optimiser passes over the weights once instead of a dozen times; on the CPU it needs torch 2.4.
@@ -253,7 +267,7 @@ def make_optimiser(method: Method) -> torch.optim.Optimizer:
 
 
 def train_step(
-    method: Method, batch: Batch, optimiser: torch.optim.Optimizer, weight: Tensor | None = None
+    method: AnyMethod, batch: Batch, optimiser: torch.optim.Optimizer, weight: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Perform one gradient step; return the task loss as "loss" and every named loss, detached."""
     c = method.config.common
@@ -269,7 +283,12 @@ def train_step(
 
 
 def train_epoch(
-    method: Method, data: Data, rows: Rows, optimiser: torch.optim.Optimizer, epoch: int, weight: Tensor | None = None
+    method: AnyMethod,
+    data: Data,
+    rows: Rows,
+    optimiser: torch.optim.Optimizer,
+    epoch: int,
+    weight: Tensor | None = None,
 ) -> dict[str, float]:
     """Train for one epoch over the training rows; return the mean of the task loss and of every named loss."""
     c, seed = method.config.common, method.config.seed
@@ -287,12 +306,12 @@ def train_epoch(
 
 
 def _descend(
-    method: Method,
+    method: AnyMethod,
     data: Data,
     parts: dict[str, Rows],
     run: Path,
     mark: str,
-    before: State | None,
+    before: ResumePoint | None,
     log: Log,
     seconds: list[float],
 ) -> State:
@@ -311,7 +330,7 @@ def _descend(
         "gradients": [],
     }
     if before is not None:
-        state = {k: before[k] for k in state}
+        state = cast(State, {k: v for k, v in before.items() if k in state})
         method.load_state_dict(before["state"])
         optimiser.load_state_dict(before["optimiser"])
         log.line(f"continuing after epoch {state['next_epoch']}")
@@ -319,7 +338,7 @@ def _descend(
         if _patience_over(state, c.patience):
             break
         started = time.perf_counter()
-        row: dict[str, Any] = {"epoch": epoch + 1}
+        row: EpochRow = {"epoch": epoch + 1}
         row |= {f"train_{k}": v for k, v in train_epoch(method, data, train_rows, optimiser, epoch, weight).items()}
         seconds.append(time.perf_counter() - started)
         if len(val_rows):
@@ -330,7 +349,7 @@ def _descend(
         score = _selection_score(row, c.select_metric)
         if method.selectable and (score > state["best_score"] or state["best_state"] is None):
             best = {k: v.detach().clone() for k, v in method.state_dict().items()}
-            state |= {"best_score": score, "best_epoch": epoch + 1, "best_state": best}
+            state.update({"best_score": score, "best_epoch": epoch + 1, "best_state": best})
         if len(compared):
             state["gradients"] += gradients.gradient_similarity(method, data, compared, epoch + 1)
         state["next_epoch"] = epoch + 1
@@ -341,12 +360,13 @@ def _descend(
             resume = {**state, "state": method.state_dict(), "optimiser": optimiser.state_dict()}
             checkpoint.write(run / checkpoint.RESUME_NAME, {"format": checkpoint.FORMAT, "fingerprint": mark, **resume})
     method.begin_epoch(state["best_epoch"] - 1, c.epochs)
+    assert state["best_state"] is not None
     method.load_state_dict(state["best_state"])
     method.refresh()
     return state
 
 
-def _require_finite(row: dict[str, Any]) -> None:
+def _require_finite(row: EpochRow) -> None:
     """Check all losses; other validation scores can be undefined because a split can have a single class."""
     losses = [name for name in row if name.startswith("train_") or name == "val_loss"]
     bad = [name for name in losses if not math.isfinite(row[name])]
@@ -360,7 +380,7 @@ def _patience_over(state: State, patience: int) -> bool:
     return patience > 0 and state["best_epoch"] > 0 and state["next_epoch"] - state["best_epoch"] >= patience
 
 
-def _selection_score(row: dict[str, Any], metric: str) -> float:
+def _selection_score(row: EpochRow, metric: str) -> float:
     """Score for early stopping, larger is better: the epoch number without validation rows, -inf if undefined."""
     if "val_loss" not in row:
         return float(row["epoch"])
@@ -369,7 +389,7 @@ def _selection_score(row: dict[str, Any], metric: str) -> float:
     return -math.inf if math.isnan(value) else value
 
 
-def _history_frame(history: list[dict[str, Any]], best_epoch: int, metric: str) -> pl.DataFrame:
+def _history_frame(history: list[EpochRow], best_epoch: int, metric: str) -> pl.DataFrame:
     """One row per epoch: `epoch, train_loss, train_<term>…, val_<metric>…, val_score, selectable, best`."""
     frame = pl.DataFrame(history, infer_schema_length=None).with_columns(pl.col("epoch").cast(pl.Int32))
     score = pl.col(f"val_{metric}") if f"val_{metric}" in frame.columns else pl.lit(None, dtype=pl.Float64)

@@ -6,7 +6,6 @@ Legend: n samples, C classes, S draws, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from moe_retriever.data.load import Data
 from moe_retriever.data.scores import score
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method
+from moe_retriever.methods.base import AnyMethod, SlotRouting, Support
 
 
 @dataclass(frozen=True)
@@ -65,19 +64,19 @@ class _RoutingSums:
     """Sums of routing statistics over batches, per missing modality and observed combination."""
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[int, str], list[Any]] = {}
+        self._sums: dict[tuple[int, str], tuple[int, NDArray[np.float64], NDArray[np.float64]]] = {}
 
-    def add(self, data: Data, routing: dict[str, Any]) -> None:
+    def add(self, data: Data, routing: SlotRouting) -> None:
         combination = np.array(data.combination(routing["observed"]))
         for target in np.unique(routing["target"]).tolist():
             for name in np.unique(combination[routing["target"] == target]).tolist():
                 chosen = (routing["target"] == target) & (combination == name)
-                old = self._sums.setdefault((target, name), [0, 0.0, 0.0])
-                old[0] += int(chosen.sum())
-                old[1] = old[1] + routing["weight"][chosen].sum(axis=0, dtype=np.float64)
-                old[2] = old[2] + routing["share"][chosen].sum(axis=0, dtype=np.float64)
+                n, weight, share = self._sums.get((target, name), (0, np.zeros(()), np.zeros(())))
+                weight = weight + routing["weight"][chosen].sum(axis=0, dtype=np.float64)
+                share = share + routing["share"][chosen].sum(axis=0, dtype=np.float64)
+                self._sums[target, name] = n + int(chosen.sum()), weight, share
 
-    def frame(self, method: Method) -> pl.DataFrame | None:
+    def frame(self, method: AnyMethod) -> pl.DataFrame | None:
         if not self._sums:
             return None
         names = method.spec.names
@@ -91,7 +90,7 @@ class _RoutingSums:
 
 @torch.no_grad()
 def predict(
-    method: Method,
+    method: AnyMethod,
     data: Data,
     rows: Rows,
     *,
@@ -135,7 +134,7 @@ def predict(
     )
 
 
-def _fallbacks(slots: list[Any]) -> dict[str, float]:
+def _fallbacks(slots: list[Support]) -> dict[str, float]:
     counts = np.array([len(s.target) for s in slots], dtype=np.float64)
     if counts.sum() == 0:
         return {}
@@ -144,7 +143,7 @@ def _fallbacks(slots: list[Any]) -> dict[str, float]:
     return {"missing_slots": float(counts.sum()), **mean}
 
 
-def validate(method: Method, data: Data, rows: Rows) -> dict[str, float]:
+def validate(method: AnyMethod, data: Data, rows: Rows) -> dict[str, float]:
     """Loss and metrics of labelled samples, without intervals; only a NaN loss if any logit is not finite."""
     found = predict(method, data, rows)
     if not np.isfinite(found.logits).all():
@@ -163,7 +162,7 @@ def prediction_frame(data: Data, found: Predictions) -> pl.DataFrame:
     rows, probability = found.rows, found.probability
     classes = np.array(data.spec.classes)
     parts = np.array(["train", "val", "test", None], dtype=object)
-    columns: dict[str, Any] = {
+    columns: dict[str, pl.Series | NDArray[np.str_] | NDArray[np.float64] | list[str]] = {
         "sample_id": data.sample_id[rows],
         "subject_id": data.subject_id[rows],
         "split": pl.Series([parts[p] for p in data.part[rows]], dtype=pl.String),

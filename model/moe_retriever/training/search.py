@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import polars as pl
@@ -24,33 +24,45 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from moe_retriever.config import Config, make_config
+from moe_retriever.config import AnyConfig, OptionValue, make_config
 from moe_retriever.data.load import Data
-from moe_retriever.methods.base import Method
+from moe_retriever.methods.base import AnyMethod
 from moe_retriever.training import checkpoint
 from moe_retriever.training.checkpoint import load_run
 from moe_retriever.training.log import progress_display
 from moe_retriever.training.loop import DivergedError, Job, described, fingerprint, load_data, run_training
 from moe_retriever.training.predict import validate
+from moe_retriever.training.search_result import SearchData, SearchResult
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
 from mrpipe.store.parquet import write_frame, write_text
 
-COMMON_SPACE: Mapping[str, tuple[Any, ...]] = {
+COMMON_SPACE: Mapping[str, tuple[OptionValue, ...]] = {
     "lr": (1e-4, 3e-4, 1e-3),
     "weight_decay": (0.0, 1e-4),
     "dropout": (0.1, 0.3, 0.5),
 }
 MOST_COMBINATIONS = 100_000
-Space = Mapping[str, Sequence[Any]]
-Overrides = dict[str, Any]
+Space = Mapping[str, Sequence[OptionValue]]
+Overrides = dict[str, OptionValue]
+
+
+class TrialResult(TypedDict, total=False):
+    """The content of a trial's result.json."""
+
+    status: str
+    score: float | None
+    best_epoch: int | None
+    epochs: int | None
+    error: str
+    seconds: float | None
 
 
 class SearchFailedError(MrpipeError):
     """No trial produced a validation score."""
 
 
-def read_space(path: Path) -> dict[str, list[Any]]:
+def read_space(path: Path) -> dict[str, list[OptionValue]]:
     """Read candidates from a YAML or JSON file: option → list of values.
 
     Raises:
@@ -77,8 +89,8 @@ def read_space(path: Path) -> dict[str, list[Any]]:
 
 
 def draw_trials(
-    method: type[Method], *, preset: str, seed: int, fixed: Overrides, space: Space, n_trials: int
-) -> list[tuple[Overrides, Config]]:
+    method: type[AnyMethod], *, preset: str, seed: int, fixed: Overrides, space: Space, n_trials: int
+) -> list[tuple[Overrides, AnyConfig]]:
     """The varied options and the configuration of each trial; fewer than `n_trials` if the space is smaller.
 
     Raises:
@@ -88,7 +100,7 @@ def draw_trials(
     if n_trials < 1:
         raise UsageError(f"--trials {n_trials} must be at least 1")
 
-    def config(chosen: Overrides) -> Config:
+    def config(chosen: Overrides) -> AnyConfig:
         return make_config(method, preset=preset, seed=seed, overrides={**fixed, **chosen})
 
     first = config({})
@@ -121,9 +133,10 @@ def draw_trials(
     return trials
 
 
-def _value(config: Config, name: str) -> Any:
+def _value(config: AnyConfig, name: str) -> OptionValue:
     group = config.common if hasattr(config.common, name) else config.own
-    return getattr(group, name)
+    value: OptionValue = getattr(group, name)
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +159,7 @@ class Trial:
     seconds: float | None = None
 
 
-def run_search(job: Job, trials: Sequence[tuple[Overrides, Config]]) -> list[Trial]:
+def run_search(job: Job, trials: Sequence[tuple[Overrides, AnyConfig]]) -> list[Trial]:
     """Run the trials that are not finished yet; `job.run` is the folder of the search, and `job.config` is ignored.
 
     Files in `trials/<n>/`: those of a run (with a checkpoint only for the best trial) and result.json, which marks the
@@ -185,10 +198,10 @@ def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
         return Trial(number=number, options=options, **before["result"])
     path.unlink(missing_ok=True)
     started = time.perf_counter()
-    result: dict[str, Any]
+    result: TrialResult
     try:
         run_training(job, data)
-        result = {"status": "finished", **_outcome(job, data)}
+        result = _outcome(job, data)
     except DivergedError as error:
         result = {"status": "diverged", "error": str(error)}
     except torch.cuda.OutOfMemoryError as error:
@@ -200,18 +213,18 @@ def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
     return Trial(number=number, options=options, **result)
 
 
-def _outcome(job: Job, data: Data) -> dict[str, Any]:
+def _outcome(job: Job, data: Data) -> TrialResult:
     """Validation score, selected epoch and number of epochs of a finished run."""
     metric = job.config.common.select_metric
     history = job.run / "history.parquet"
     if history.is_file():
         epochs = pl.read_parquet(history)
         best = epochs.row(by_predicate=pl.col("best"), named=True)
-        return {"score": best["val_score"], "best_epoch": best["epoch"], "epochs": len(epochs)}
+        return {"status": "finished", "score": best["val_score"], "best_epoch": best["epoch"], "epochs": len(epochs)}
     method = load_run(job.run, job.device).method
     method.prepare(data, data.rows("train"))
     value = validate(method, data, data.rows("val"))[metric]
-    return {"score": None if math.isnan(value) else value}
+    return {"status": "finished", "score": None if math.isnan(value) else value}
 
 
 def best_of(trials: Sequence[Trial], metric: str) -> Trial | None:
@@ -258,8 +271,8 @@ def trials_frame(trials: Sequence[Trial]) -> pl.DataFrame:
 
 
 def search(
-    job: Job, method: type[Method], *, preset: str, fixed: Overrides, space: Space | None = None, n_trials: int = 12
-) -> dict[str, Any]:
+    job: Job, method: type[AnyMethod], *, preset: str, fixed: Overrides, space: Space | None = None, n_trials: int = 12
+) -> SearchResult:
     """Run the search and write its folder; return the content of best.json.
 
     Files: trials/<n>/ (see `run_search`), cost.json (seconds per trial, not reproducible to the byte), trials.parquet
@@ -289,7 +302,7 @@ def search(
     if best is None:
         errors = "; ".join(dict.fromkeys(t.error for t in done if t.error))
         raise SearchFailedError(f"none of {len(done)} trials produced a validation score: {errors or metric}")
-    content = {
+    content: SearchResult = {
         "method": method.name,
         "preset": preset,
         "overrides": {**fixed, **best.options},
@@ -306,13 +319,13 @@ def search(
     return content
 
 
-def _data_of(path: Path) -> dict[str, Any]:
+def _data_of(path: Path) -> SearchData:
     data = json.loads(path.read_text(encoding="utf-8"))["data"]
-    known = ("dataset", "store_id", "origin", "task", "scheme", "mask", "mask_sha256")
-    return {**{k: data[k] for k in known}, "modalities": [m["name"] for m in data["modalities"]]}
+    known = set(SearchData.__annotations__) - {"modalities"}
+    return cast(SearchData, {**{k: data[k] for k in known}, "modalities": [m["name"] for m in data["modalities"]]})
 
 
-def show(content: dict[str, Any], folder: Path) -> None:
+def show(content: SearchResult, folder: Path) -> None:
     """Print the trials, best first, and the command that trains with the best options."""
     frame = pl.read_parquet(folder / "trials.parquet")
     seconds = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["trial_seconds"]

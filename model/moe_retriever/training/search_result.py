@@ -5,9 +5,39 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
+from moe_retriever.config import OptionValue
 from mrpipe.errors import DataError, Fault
+
+
+class SearchData(TypedDict):
+    """Data of a search, as best.json records them."""
+
+    dataset: str
+    store_id: str
+    origin: str
+    task: str
+    scheme: str
+    mask: dict[str, object] | None
+    mask_sha256: str
+    modalities: list[str]
+
+
+class SearchResult(SearchData):
+    """The content of best.json."""
+
+    method: str
+    preset: str
+    overrides: dict[str, OptionValue]
+    score: float | None
+    metric: str
+    trial: int
+    n_trials: int
+    n_failed: int
+    space: dict[str, list[OptionValue]]
+    seed: int
+
 
 _KINDS = {
     "method": str,
@@ -20,7 +50,7 @@ _KINDS = {
 }
 
 
-def read_best(path: Path, needed: Sequence[str] = ("method", "preset", "overrides")) -> dict[str, Any]:
+def read_best(path: Path, needed: Sequence[str] = ("method", "preset", "overrides")) -> SearchResult:
     """Read a best.json that has at least the `needed` keys, with values of the right types.
 
     Raises:
@@ -35,7 +65,7 @@ def read_best(path: Path, needed: Sequence[str] = ("method", "preset", "override
         if isinstance(content, dict):
             wrong = [key for key in needed if not isinstance(content.get(key), _KINDS[key])]
             if not wrong:
-                return content
+                return cast(SearchResult, content)
             found = f"missing or invalid {' and '.join(wrong)}"
         else:
             found = f"a {type(content).__name__}"

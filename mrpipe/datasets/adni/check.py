@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mrpipe.datasets.adni.export import Export, diagnoses
+from mrpipe.datasets.adni.export import AdniExport, diagnoses
 from mrpipe.datasets.adni.forms.biospecimen import apoe_alleles
 from mrpipe.datasets.adni.genomic.inputs import find_beds, open_inputs, shown
 from mrpipe.datasets.adni.genomic.strand import read_reference
@@ -45,7 +45,7 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
         DataError: with every fault.
     """
     faults = FaultCollector()
-    export = Export(raw)
+    export = AdniExport(raw)
     label_table = ADNIMERGE if options.label_source == "adnimerge" else DXSUM
     wanted = [label_table, *CLINICAL, *BIOSPECIMEN]
     wanted += [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni.export import Export, diagnoses
+from mrpipe.datasets.adni.export import AdniExport, diagnoses
 from mrpipe.datasets.adni.forms.rows import row_policy
 from mrpipe.datasets.adni.forms.values import original_phase
 from mrpipe.datasets.adni.options import AdniOptions
@@ -57,7 +57,7 @@ def build_cohort(raw: Path, options: AdniOptions) -> Cohort:
     Raises:
         DataError: DXSUM is missing or faulty, no table names PTIDs, or nobody is left.
     """
-    export = Export(raw)
+    export = AdniExport(raw)
     records = diagnoses(export, options.label_source)
     attrition = Attrition(records["rid"].n_unique(), "participants with a diagnostic record")
     label = labelled(records, options, attrition)

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.adni.forms import values
-from mrpipe.datasets.adni.tables import ADNIMERGE, DXSUM, KEYS, PEOPLE, PTID_PATTERN, QC_RID, Field, Table
+from mrpipe.datasets.adni.tables import ADNIMERGE, DXSUM, KEYS, PEOPLE, PTID_PATTERN, QC_RID, Field, LoniTable
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW, Column, read_csv
 
@@ -34,7 +34,7 @@ def table_files(raw: Path) -> list[Path]:
     return sorted(p for pattern in ("*.csv", "*/*.csv") for p in raw.glob(pattern) if p.is_file())
 
 
-def find_table(raw: Path, table: Table) -> Path | None:
+def find_table(raw: Path, table: LoniTable) -> Path | None:
     """The newest file of a table, by the date in its name, of one date by its name; None where there is none.
 
     Raises:
@@ -167,7 +167,7 @@ def _cleaned(field: Field) -> list[pl.Expr]:
     return [pl.col(name)]
 
 
-class Export:
+class AdniExport:
     """The tables of one export; each is read once.
 
     Attributes:
@@ -180,7 +180,7 @@ class Export:
         self.notes: list[str] = []
         self._read: dict[str, pl.DataFrame | None] = {}
 
-    def path(self, table: Table) -> Path | None:
+    def path(self, table: LoniTable) -> Path | None:
         return find_table(self.raw, table)
 
     def layout(self) -> str:
@@ -191,13 +191,13 @@ class Export:
             return "old"
         return "2025" if "language_code" in header else "2024"
 
-    def require(self, table: Table) -> pl.DataFrame:
+    def require(self, table: LoniTable) -> pl.DataFrame:
         frame = self.table(table)
         if frame is None:
             raise DataError(table.absent())
         return frame
 
-    def table(self, table: Table) -> pl.DataFrame | None:
+    def table(self, table: LoniTable) -> pl.DataFrame | None:
         """A cleaned table, or None where the export lacks it.
 
         Columns: `rid` Int32, `ptid`, `phase`, `viscode`, `month` Int32 and `rank` Int32 (order of the visit), `date`,
@@ -211,7 +211,7 @@ class Export:
             self._read[table.name] = None if path is None else self._load(table, path)
         return self._read[table.name]
 
-    def _load(self, table: Table, path: Path) -> pl.DataFrame:
+    def _load(self, table: LoniTable, path: Path) -> pl.DataFrame:
         shown_as = path.relative_to(self.raw).as_posix()
         columns = [*KEYS, *(f.column() for f in table.fields)]
         frame = read_csv(path, columns, shown_as=shown_as, encoding=_encoding(path), numbered=True)
@@ -245,7 +245,7 @@ class Export:
         cleaned = [e for f in table.fields for e in _cleaned(f)]
         return frame.select(pl.col(ROW).alias("row"), *keys, *cleaned)
 
-    def as_written(self, table: Table) -> pl.DataFrame | None:
+    def as_written(self, table: LoniTable) -> pl.DataFrame | None:
         """Every column of a table as text under its upper-case name, with `rid` and `stamp`: for the paper profile."""
         path = self.path(table)
         if path is None:
@@ -307,7 +307,7 @@ class Export:
         ordered = pl.concat(known).sort("rid", "month", "table", maintain_order=True)
         return ordered.group_by("rid", "month", maintain_order=True).first().select("rid", "month", "date")
 
-    def timed(self, table: Table) -> pl.DataFrame | None:
+    def timed(self, table: LoniTable) -> pl.DataFrame | None:
         """A table with blank dates filled from the visit, and months of unscheduled visits from the date."""
         frame = self.table(table)
         if frame is None:
@@ -325,7 +325,7 @@ class Export:
         )
 
 
-def diagnoses(export: Export, source: str) -> pl.DataFrame:
+def diagnoses(export: AdniExport, source: str) -> pl.DataFrame:
     """One row a diagnostic record in order of visit: `rid, month, rank, date, row, dx` (0 CN, 1 MCI, 2 Dementia).
 
     From DXSUM: DIAGNOSIS, where blank DXCHANGE (GO/2: conversions and reversions to their new state), where blank

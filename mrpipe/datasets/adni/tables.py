@@ -62,7 +62,7 @@ class Field:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class LoniTable:
     """One LONI table.
 
     Attributes:
@@ -132,7 +132,7 @@ QUANTITIES = {
 SIGNS = "NXVISUAL NXAUDITO NXTREMOR"
 FUNCTIONS = "NXCONSCI NXNERVE NXMOTOR NXFINGER NXHEEL NXSENSOR NXTENDON NXPLANTA NXGAIT NXOTHER NXABNORM"
 
-DXSUM = Table(
+DXSUM = LoniTable(
     name="DXSUM",
     stems=("DXSUM", "DXSUM_PDXCONV", "DXSUM_PDXCONV_ADNIALL"),
     fields=(
@@ -142,19 +142,19 @@ DXSUM = Table(
     ),
     menu="Assessments > Diagnosis > Diagnostic Summary",
 )
-MEDHIST = Table(
+MEDHIST = LoniTable(
     name="MEDHIST",
     stems=("MEDHIST",),
     fields=(*_codes(HISTORY, YES_NO), *_numbers(" ".join(QUANTITIES))),
     menu="Medical History > Medical History (ADNI1, GO, 2)",
 )
-NEUROEXM = Table(
+NEUROEXM = LoniTable(
     name="NEUROEXM",
     stems=("NEUROEXM",),
     fields=(*_codes(SIGNS, PRESENT), *_codes(FUNCTIONS, ABNORMAL)),
     menu="Medical History > Neurological Exam",
 )
-PTDEMOG = Table(
+PTDEMOG = LoniTable(
     name="PTDEMOG",
     stems=("PTDEMOG",),
     fields=(
@@ -185,7 +185,7 @@ PTDEMOG = Table(
     ),
     menu="Subject Characteristics > Subject Demographics",
 )
-RECCMEDS = Table(
+RECCMEDS = LoniTable(
     name="RECCMEDS",
     stems=("RECCMEDS",),
     fields=(
@@ -196,7 +196,7 @@ RECCMEDS = Table(
     ),
     menu="Medical History > Concurrent Medications Log",
 )
-VITALS = Table(
+VITALS = LoniTable(
     name="VITALS",
     stems=("VITALS",),
     fields=(
@@ -207,7 +207,7 @@ VITALS = Table(
     ),
     menu="Medical History > Vital Signs",
 )
-APOERES = Table(
+APOERES = LoniTable(
     name="APOERES",
     stems=("APOERES",),
     fields=(
@@ -217,7 +217,7 @@ APOERES = Table(
     ),
     menu="Genetic > Genotype Results > ApoE Genotyping Results",
 )
-ELECSYS = Table(
+ELECSYS = LoniTable(
     name="UPENNBIOMK_ROCHE_ELECSYS",
     stems=("UPENNBIOMK_ROCHE_ELECSYS", "UPENNBIOMK12(?:_2020)?", "UPENNBIOMK10", "UPENNBIOMK9"),
     fields=(
@@ -229,7 +229,7 @@ ELECSYS = Table(
     ),
     menu="Biospecimen > Biospecimen Results > UPENN CSF Biomarkers Roche Elecsys",
 )
-BATEMAN = Table(
+BATEMAN = LoniTable(
     name="batemanlab",
     stems=(r"batemanlab(?:_\d{8})?", r"batemanlab_ADNI_\w*"),
     fields=(
@@ -239,27 +239,27 @@ BATEMAN = Table(
     ),
     menu="Biospecimen > Biospecimen Results > Bateman Lab ADNI Plasma Abeta42/Abeta40",
 )
-NFL = Table(
+NFL = LoniTable(
     name="ADNI_BLENNOWPLASMANFL",
     stems=("BLENNOWPLASMANFLLONG", "BLENNOWPLASMANFL"),
     fields=(Field(name="PLASMA_NFL", kind="assay"),),
     menu="Biospecimen > Biospecimen Results > Blennow Lab ADNI1 Plasma neurofilament light (NFL)",
 )
-ISOPROSTANE = Table(
+ISOPROSTANE = LoniTable(
     name="ISOPROSTANE",
     stems=("ISOPROSTANE",),
     fields=(Field(name="ISO8PGF2A", kind="assay"), Field(name="ISO812IPF2A", kind="assay", required=False)),
     menu="Biospecimen > Biospecimen Results > Isoprostane (urine)",
 )
-ADNIMERGE = Table(
+ADNIMERGE = LoniTable(
     name="ADNIMERGE",
     stems=("ADNIMERGE",),
     fields=(Field(name="DX"),),
     menu="Study Info > Data & Database > Key ADNI tables merged into one table",
 )
 # Read for what they say of people and visits only: PTID of a RID, dates of visits.
-ROSTER = Table(name="ROSTER", stems=("ROSTER",), fields=(), menu="Enrollment > Roster")
-REGISTRY = Table(name="REGISTRY", stems=("REGISTRY",), fields=(), menu="Enrollment > Registry")
+ROSTER = LoniTable(name="ROSTER", stems=("ROSTER",), fields=(), menu="Enrollment > Roster")
+REGISTRY = LoniTable(name="REGISTRY", stems=("REGISTRY",), fields=(), menu="Enrollment > Registry")
 
 CLINICAL = (PTDEMOG, MEDHIST, NEUROEXM, RECCMEDS, VITALS)
 BIOSPECIMEN = (APOERES, ELECSYS)

@@ -14,8 +14,8 @@ from mrpipe.datasets.enrico.tables import (
     FETCH,
     PROVIDER,
     TOPIC_COUNTS,
+    EnricoExport,
     EnricoOptions,
-    Export,
     Legend,
     few,
     open_export,
@@ -42,7 +42,7 @@ def _attempt(faults: FaultCollector, function: Any, *arguments: Any) -> Any:
         return None
 
 
-def _require_folders(export: Export, options: EnricoOptions, raw: Path, faults: FaultCollector) -> None:
+def _require_folders(export: EnricoExport, options: EnricoOptions, raw: Path, faults: FaultCollector) -> None:
     if not export.screenshots.exists:
         faults.add(
             Fault(
@@ -126,7 +126,7 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
     topics: pl.DataFrame | None = _attempt(faults, read_topics, raw)
     issues: pl.DataFrame | None = _attempt(faults, read_issues, raw)
     legend: Legend | None = _attempt(faults, read_legend, raw)
-    export: Export | None = _attempt(faults, open_export, raw)
+    export: EnricoExport | None = _attempt(faults, open_export, raw)
     if export is not None:
         _require_folders(export, options, raw, faults)
     if export is None or topics is None:

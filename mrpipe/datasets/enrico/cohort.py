@@ -24,8 +24,8 @@ from mrpipe.datasets.enrico.tables import (
     SEVERITIES,
     SOURCES,
     TOPICS,
+    EnricoExport,
     EnricoOptions,
-    Export,
     open_export,
     read_issues,
     read_topics,
@@ -96,7 +96,7 @@ def parse_metadata(data: bytes, shown_as: str) -> dict[str, Any]:
     return value or {}
 
 
-def _app(export: Export, screen_id: str) -> tuple[bool | None, str | None, str | None]:
+def _app(export: EnricoExport, screen_id: str) -> tuple[bool | None, str | None, str | None]:
     name = f"{screen_id}.json"
     if name not in export.metadata.names():
         return None, None, None
@@ -107,7 +107,7 @@ def _app(export: Export, screen_id: str) -> tuple[bool | None, str | None, str |
     return bool(values), str(app_id) if app_id else None, str(first) if first else None
 
 
-def _n_components(export: Export, screen_id: str) -> int | None:
+def _n_components(export: EnricoExport, screen_id: str) -> int | None:
     name = f"{screen_id}.json"
     if name not in export.hierarchies.names():
         return None

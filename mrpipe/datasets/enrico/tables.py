@@ -117,7 +117,7 @@ class EnricoOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class EnricoExport:
     """The folders of an export, each unpacked or still an archive."""
 
     screenshots: Folder
@@ -130,7 +130,7 @@ class Export:
         return (self.screenshots, self.wireframes, self.hierarchies, self.metadata)
 
 
-def open_export(raw: Path) -> Export:
+def open_export(raw: Path) -> EnricoExport:
     """Open the four folders; all damaged archives are reported together."""
     faults = FaultCollector()
     folders: dict[str, Folder] = {}
@@ -140,7 +140,7 @@ def open_export(raw: Path) -> Export:
         except DataError as error:
             faults.absorb(error)
     faults.raise_if_any()
-    return Export(**folders)
+    return EnricoExport(**folders)
 
 
 def _require_plain_ids(frame: pl.DataFrame, file: str, faults: FaultCollector) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy, render
 from mrpipe.datasets.enrico.images import decode, image_features, to_array
-from mrpipe.datasets.enrico.tables import EnricoOptions, Export, open_export, read_legend
+from mrpipe.datasets.enrico.tables import EnricoExport, EnricoOptions, open_export, read_legend
 from mrpipe.schema import Features
 
 DESCRIPTION = (
@@ -21,7 +21,7 @@ DESCRIPTION = (
 
 
 def wireframe_sources(
-    export: Export, screen_ids: Sequence[str], unavailable: frozenset[str], options: EnricoOptions
+    export: EnricoExport, screen_ids: Sequence[str], unavailable: frozenset[str], options: EnricoOptions
 ) -> list[str | None]:
     """Where the wireframe of each screen comes from: `png`, `rendered`, or None where there is none.
 

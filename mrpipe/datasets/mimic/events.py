@@ -26,7 +26,7 @@ from mrpipe.datasets.mimic.cohort import visits_of
 from mrpipe.datasets.mimic.options import MimicOptions, within
 from mrpipe.datasets.mimic.ranges import spelled
 from mrpipe.datasets.mimic.scan.progress import say
-from mrpipe.datasets.mimic.scan.scanner import Scan
+from mrpipe.datasets.mimic.scan.scanner import TableScan
 from mrpipe.datasets.mimic.tables import EVENTS, PLACES, find_table
 from mrpipe.errors import FaultCollector
 from mrpipe.keyed import id_keys
@@ -275,7 +275,7 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     try:
         if mine.any():
             for source, path in files.items():
-                scan = Scan(path, EVENTS[source], subjects[mine], shown_as=within(raw, path))
+                scan = TableScan(path, EVENTS[source], subjects[mine], shown_as=within(raw, path))
                 for frame in scan:
                     runs.add(_rows(frame, source, ranks, low, windows, units, tally))
                 say(f"mimic {source}: {scan.n_rows:,} rows read, part {part} of {n_parts}")

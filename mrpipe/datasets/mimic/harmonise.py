@@ -24,7 +24,7 @@ Group = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Items:
+class CohortItems:
     """The items of an export's cohort, in one unit each.
 
     Attributes:
@@ -45,7 +45,9 @@ class Items:
     high: NDArray[np.float64]
 
 
-def resolve_items(counts: Counter[tuple[int, str]], options: MimicOptions) -> tuple[Items, dict[tuple[int, str], int]]:
+def resolve_items(
+    counts: Counter[tuple[int, str]], options: MimicOptions
+) -> tuple[CohortItems, dict[tuple[int, str], int]]:
     """Choose each item's unit (a declared one, else the most frequent; ties by name) and how every other becomes it.
 
     Args:
@@ -81,7 +83,7 @@ def resolve_items(counts: Counter[tuple[int, str]], options: MimicOptions) -> tu
         offset.append(rule[1] if rule else 0.0)
     unlimited = (-np.inf, np.inf)
     ranges = [RANGES.get(i % ITEM_BASE, unlimited) if options.outlier_ranges else unlimited for i in items]
-    resolved = Items(
+    resolved = CohortItems(
         items=np.array(items, dtype=np.int64),
         units=[wanted[i] for i in items],
         pairs=np.arange(len(pairs)),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.mimic.codes import sequence_batch
 from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SOURCES, event_files, fingerprint, prepare_events
-from mrpipe.datasets.mimic.harmonise import Group, Items, Parts
+from mrpipe.datasets.mimic.harmonise import CohortItems, Group, Parts
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.scan.progress import say
 from mrpipe.datasets.mimic.tables import open_optional
@@ -47,7 +47,7 @@ def item_table(raw: Path) -> pl.DataFrame:
     return pl.concat(frames).unique("key", keep="first", maintain_order=True)
 
 
-def _item_names(raw: Path, items: Items) -> pl.DataFrame:
+def _item_names(raw: Path, items: CohortItems) -> pl.DataFrame:
     """One row a level: `code` (lab:50912), `label`, `unit`, `source`."""
     frame = pl.DataFrame({"key": items.items, "unit": items.units}).join(
         item_table(raw), on="key", how="left", maintain_order="left"

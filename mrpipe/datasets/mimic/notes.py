@@ -17,7 +17,7 @@ from mrpipe.datasets.mimic.cohort import PAPER, visits_of
 from mrpipe.datasets.mimic.note_text import clean, pieces
 from mrpipe.datasets.mimic.options import MimicOptions, within
 from mrpipe.datasets.mimic.scan.progress import say
-from mrpipe.datasets.mimic.scan.scanner import Scan
+from mrpipe.datasets.mimic.scan.scanner import TableScan
 from mrpipe.datasets.mimic.tables import NOTES, PLACES, find_table, note_tables
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
@@ -59,7 +59,7 @@ def read_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Itera
         path = find_table(raw, PLACES[name], faults)
         faults.raise_if_any()
         assert path is not None
-        scan = Scan(path, NOTES[name], subjects, shown_as=within(raw, path))
+        scan = TableScan(path, NOTES[name], subjects, shown_as=within(raw, path))
         for frame in scan:
             frame = _admissible(frame, kept, options, left_out)
             only = options.note_sections if name == "discharge" else ()

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.mimic.options import MimicOptions, within
-from mrpipe.datasets.mimic.scan.scanner import Scan
+from mrpipe.datasets.mimic.scan.scanner import TableScan
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import Column, find_one, read_csv
 
@@ -147,7 +147,7 @@ def read_table(raw: Path, path: Path, name: str) -> pl.DataFrame:
     """A table's file, with the checks of `read_csv`; the code tables have millions of rows and are scanned."""
     if name not in SCANNED:
         return read_csv(path, TABLES[name], shown_as=within(raw, path))
-    scan = Scan(path, TABLES[name], None, shown_as=within(raw, path))
+    scan = TableScan(path, TABLES[name], None, shown_as=within(raw, path))
     frames = list(scan)
     if not frames:
         raise DataError(

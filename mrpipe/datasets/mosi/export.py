@@ -15,7 +15,7 @@ from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.raw import require_folder
 
-Export: TypeAlias = SdkExport | MmsaExport | MultiBenchExport
+MosiExport: TypeAlias = SdkExport | MmsaExport | MultiBenchExport
 
 GET = (
     "CMU-MOSI comes as .csd files with the CMU-MultimodalSDK, as Processed/aligned_50.pkl or unaligned_50.pkl with "
@@ -24,7 +24,7 @@ GET = (
 _PICKLE_SUFFIXES = {".pkl", ".pickle", ".p"}
 
 
-def open_export(raw: Path, options: MosiOptions) -> Export:
+def open_export(raw: Path, options: MosiOptions) -> MosiExport:
     """Detect and open an export: HDF5 signature → csd; pickle with regression_labels → MMSA, with labels → MultiBench.
 
     Raises:
@@ -56,7 +56,7 @@ def open_export(raw: Path, options: MosiOptions) -> Export:
     raise DataError(Fault(file=raw.name, expected=expected, found=found, fix=GET))
 
 
-def _open_pickle(path: Path) -> Export:
+def _open_pickle(path: Path) -> MosiExport:
     content = load_pickle(path)
     train = content.get("train") if isinstance(content, dict) else None
     keys = set(train) if isinstance(train, dict) else set()

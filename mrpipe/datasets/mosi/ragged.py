@@ -17,7 +17,7 @@ BATCH_ROWS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class RaggedBlock:
     """The features of one modality.
 
     Attributes:
@@ -46,14 +46,14 @@ class Block:
         """Steps of each clip, (n,); 1 for a vector."""
         return np.ones(len(self), dtype=np.int64) if self.offsets is None else np.diff(self.offsets)
 
-    def take(self, rows: NDArray[np.int64]) -> Block:
+    def take(self, rows: NDArray[np.int64]) -> RaggedBlock:
         """The clips `rows`, in that order."""
         if self.offsets is None:
             return replace(self, sample_id=self.sample_id[rows], values=self.values[rows])
         steps, offsets = _gather(self.offsets[rows], self.lengths()[rows])
         return replace(self, sample_id=self.sample_id[rows], values=self.values[steps], offsets=offsets)
 
-    def last_steps(self, limit: int) -> Block:
+    def last_steps(self, limit: int) -> RaggedBlock:
         """At most the last `limit` steps of each clip, as the SDK's own tensors keep them; 0 keeps all."""
         if self.offsets is None or limit <= 0 or (self.lengths() <= limit).all():
             return self
@@ -61,7 +61,7 @@ class Block:
         steps, offsets = _gather(self.offsets[1:] - kept, kept)
         return replace(self, values=self.values[steps], offsets=offsets)
 
-    def collapsed(self) -> Block:
+    def collapsed(self) -> RaggedBlock:
         """One vector a clip: the mean over its steps of the values that are known."""
         if self.offsets is None:
             return self
@@ -69,7 +69,7 @@ class Block:
         values = means(self.values, target, np.arange(len(self.values)), len(self))
         return replace(self, values=values, offsets=None)
 
-    def observed(self) -> Block:
+    def observed(self) -> RaggedBlock:
         """Only the clips of which at least one value is known: an absent modality has no row."""
         known = ~np.isnan(self.values).all(axis=1)
         if self.offsets is None:

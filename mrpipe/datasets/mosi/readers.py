@@ -1,4 +1,4 @@
-"""Raw to features, one function a modality; the formats differ behind `Export`."""
+"""Raw to features, one function a modality; the formats differ behind `MosiExport`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mosi.export import Export, open_export
+from mrpipe.datasets.mosi.export import MosiExport, open_export
 from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions
-from mrpipe.datasets.mosi.ragged import Block, feature_names
+from mrpipe.datasets.mosi.ragged import RaggedBlock, feature_names
 from mrpipe.errors import UsageError
 from mrpipe.schema import Features
 from mrpipe.text.encoders import Encoder, get_encoder, hashed_counts
@@ -42,7 +42,7 @@ def read_vision(raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Featur
     return _read_frames("vision", options.vision_form, raw, cohort, options)
 
 
-def _text_block(export: Export, options: MosiOptions) -> Block:
+def _text_block(export: MosiExport, options: MosiOptions) -> RaggedBlock:
     own = _own_vectors(export, options)
     if own is None:
         tokens, file, column = _tokens(export, options)
@@ -53,7 +53,7 @@ def _text_block(export: Export, options: MosiOptions) -> Block:
     return own.collapsed() if options.text_form == "sentence" else own
 
 
-def _own_vectors(export: Export, options: MosiOptions) -> Block | None:
+def _own_vectors(export: MosiExport, options: MosiOptions) -> RaggedBlock | None:
     """The export's word vectors, if they are wanted and there."""
     if options.text_encoder not in ("auto", "export") or options.text_form == "counts":
         return None
@@ -63,7 +63,7 @@ def _own_vectors(export: Export, options: MosiOptions) -> Block | None:
     return replace(export.sequences("text"), kind="embedding", encoder=encoder)
 
 
-def _tokens(export: Export, options: MosiOptions) -> tuple[list[list[str]], str, str]:
+def _tokens(export: MosiExport, options: MosiOptions) -> tuple[list[list[str]], str, str]:
     """Words of each clip in the order of `export.clips`, for a sequence at most `max_steps`; file and column."""
     if isinstance(export, SdkExport):
         if not export.has_words():
@@ -80,7 +80,7 @@ def _tokens(export: Export, options: MosiOptions) -> tuple[list[list[str]], str,
     return tokens, file, column
 
 
-def _encoded(export: Export, tokens: list[list[str]], file: str, column: str, options: MosiOptions) -> Block:
+def _encoded(export: MosiExport, tokens: list[list[str]], file: str, column: str, options: MosiOptions) -> RaggedBlock:
     ids = np.array(export.clips["sample_id"].to_list(), dtype=np.str_)
     said = np.flatnonzero([len(t) > 0 for t in tokens])
     words = [tokens[i] for i in said.tolist()]
@@ -98,7 +98,7 @@ def _encoded(export: Export, tokens: list[list[str]], file: str, column: str, op
             values, offsets = encoder.words(words)
         else:
             values = encoder.sentences([" ".join(w) for w in words])
-    return Block(
+    return RaggedBlock(
         sample_id=ids[said],
         values=values,
         offsets=offsets,

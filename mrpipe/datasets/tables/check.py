@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from mrpipe.datasets.tables.cohort import assemble, read_tables, require_same_length
-from mrpipe.datasets.tables.config import Table, TablesConfig, TablesOptions, config_path, read_config
+from mrpipe.datasets.tables.config import ModalityTable, TablesConfig, TablesOptions, config_path, read_config
 from mrpipe.datasets.tables.features import Parsed, parse
 from mrpipe.datasets.tables.files import ID, ROW, RawTable, locate
 from mrpipe.errors import Fault, FaultCollector
@@ -54,7 +54,12 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
 
 
 def _modality_notes(
-    config: TablesConfig, modality: Table, table: RawTable, parsed: Parsed, cohort: Cohort, faults: FaultCollector
+    config: TablesConfig,
+    modality: ModalityTable,
+    table: RawTable,
+    parsed: Parsed,
+    cohort: Cohort,
+    faults: FaultCollector,
 ) -> list[str]:
     """What a user should know of a modality before training on it."""
     name, samples = modality.name, cohort.samples

@@ -63,7 +63,7 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class ModalityTable:
     """One modality: columns of one file."""
 
     name: str
@@ -91,7 +91,7 @@ class TablesConfig:
     labels: tuple[Label, ...] = ()
     split: Split | None = None
     drop: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    modalities: tuple[Table, ...] = field(default=())
+    modalities: tuple[ModalityTable, ...] = field(default=())
 
     @property
     def people(self) -> str:
@@ -341,7 +341,7 @@ class _Parser:
         column = self.ref(entry.get("column", "?"), "split.column")
         return Split(file=self._file(entry, "split", default), column=column, parts=tuple(sorted(parts.items())))
 
-    def _modalities(self, top: Mapping[str, Any]) -> tuple[Table, ...]:
+    def _modalities(self, top: Mapping[str, Any]) -> tuple[ModalityTable, ...]:
         entries = top.get("modalities")
         if not isinstance(entries, Mapping) or not entries:
             self.fault("modalities", "name: table, at least one", "nothing" if entries is None else entries)
@@ -354,13 +354,13 @@ class _Parser:
 
     def _table(
         self, name: str, value: Any, exclude: tuple[Ref, ...], missing: tuple[tuple[str, tuple[str, ...]], ...]
-    ) -> Table:
+    ) -> ModalityTable:
         place = f"modalities.{name}"
         if not _NAME.fullmatch(name):
             self.fault(place, "a name of letters, digits and _", name)
         known = ("file", "columns", "exclude", "kinds", "missing", "drop", "description")
         entry = self.section({} if value is None else value, place, known)
-        return Table(
+        return ModalityTable(
             name=name,
             file=self._file(entry, place),
             columns=self.refs(entry.get("columns", "*"), f"{place}.columns"),

@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mrpipe.datasets.tables.config import Kind, Ref, Table, TablesConfig, TablesOptions, canonical
+from mrpipe.datasets.tables.config import Kind, ModalityTable, Ref, TablesConfig, TablesOptions, canonical
 from mrpipe.datasets.tables.files import (
     ID,
     ROW,
@@ -68,7 +68,9 @@ def reserved_columns(table: RawTable, config: TablesConfig) -> set[str]:
     return set(find_columns(table, refs, "", quiet))
 
 
-def feature_columns(table: RawTable, config: TablesConfig, modality: Table, faults: FaultCollector) -> list[str]:
+def feature_columns(
+    table: RawTable, config: TablesConfig, modality: ModalityTable, faults: FaultCollector
+) -> list[str]:
     """Features of a modality, in the order of the file.
 
     A pattern never takes ids, labels or splits; a label that is named outright is a fault.
@@ -96,13 +98,13 @@ def feature_columns(table: RawTable, config: TablesConfig, modality: Table, faul
     return left
 
 
-def _kind_of(column: str, modality: Table) -> Kind | None:
+def _kind_of(column: str, modality: ModalityTable) -> Kind | None:
     """The last kind whose column or pattern fits."""
     fitting = [kind for pattern, kind in modality.kinds if pattern == column or fnmatch.fnmatchcase(column, pattern)]
     return fitting[-1] if fitting else None
 
 
-def parse(table: RawTable, config: TablesConfig, modality: Table, faults: FaultCollector) -> Parsed | None:
+def parse(table: RawTable, config: TablesConfig, modality: ModalityTable, faults: FaultCollector) -> Parsed | None:
     """Turn the modality's columns into numbers; faults name column, row, value and count.
 
     Returns None where there is nothing to go on from.
@@ -210,7 +212,7 @@ class TableReader:
     """Reads one modality of a declared dataset; its repr is the declaration."""
 
     config: TablesConfig
-    modality: Table
+    modality: ModalityTable
     bit: int
 
     def __call__(self, raw: Path, samples: pl.DataFrame, options: TablesOptions) -> Features:

@@ -84,9 +84,9 @@ def test_conversions_and_reversions_of_dxchange_go_to_the_new_state_and_dxcurren
         text += f"ADNI2,{3000 + change},v03,bl,2012-01-01,{change},,,2013-01-01\n"
     text += "ADNI1,5,bl,bl,2006-01-01,,3,,2013-01-01\nADNI3,6005,bl,bl,2018-01-01,-4,-4,2,2019-01-01\n"
     (tmp_path / "DXSUM_PDXCONV_ADNIALL.csv").write_text(text)
-    from mrpipe.datasets.adni.export import Export
+    from mrpipe.datasets.adni.export import AdniExport
 
-    got = {rid: dx for rid, dx in diagnoses(Export(tmp_path), "dxsum").select("rid", "dx").iter_rows()}
+    got = {rid: dx for rid, dx in diagnoses(AdniExport(tmp_path), "dxsum").select("rid", "dx").iter_rows()}
     assert {c: got[3000 + c] for c in expected} == expected
     assert got[5] == 2
     assert got[6005] == 1
@@ -204,18 +204,18 @@ def test_profiles_have_their_row_policy_and_a_named_one_wins() -> None:
 
 def test_baseline_rows_hold_nothing_of_later_visits(tmp_path: Path) -> None:
     """The past does not know the future: dropping every later record changes no baseline feature."""
-    from mrpipe.datasets.adni.export import Export
+    from mrpipe.datasets.adni.export import AdniExport
     from mrpipe.datasets.adni.forms.clinical import clinical_features
 
     simulate(DATASET, tmp_path / "raw", {"n_subjects": 60, "n_snps": 96, "images": False})
     options = AdniOptions()
     cohort = build_cohort(tmp_path / "raw", options).samples
-    _, before_cut = clinical_features(Export(tmp_path / "raw"), cohort, options)
+    _, before_cut = clinical_features(AdniExport(tmp_path / "raw"), cohort, options)
     for path in sorted((tmp_path / "raw").glob("*.csv")):
         frame = pl.read_csv(path, infer_schema=False)
         if "VISCODE2" in frame.columns and "DXSUM" not in path.name:
             frame.filter(pl.col("VISCODE2").is_in(["sc", "bl", ""])).write_csv(path, quote_style="always")
-    _, after_cut = clinical_features(Export(tmp_path / "raw"), cohort, options)
+    _, after_cut = clinical_features(AdniExport(tmp_path / "raw"), cohort, options)
     assert after_cut.equals(before_cut)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from mrpipe.datasets.adni import DATASET
 from mrpipe.datasets.adni.cohort import build_cohort
-from mrpipe.datasets.adni.export import Export, diagnoses
+from mrpipe.datasets.adni.export import AdniExport, diagnoses
 from mrpipe.datasets.adni.forms import medications as drugs
 from mrpipe.datasets.adni.forms.biospecimen import biospecimen_features
 from mrpipe.datasets.adni.forms.clinical import clinical_features, in_si
@@ -53,7 +53,7 @@ def test_a_dose_is_zero_where_the_parent_says_no_and_a_time_since_the_end_is_unk
 ) -> None:
     raw = adni_exports["2025"]
     cohort = build_cohort(raw, AdniOptions()).samples
-    _, frame = clinical_features(Export(raw), cohort, AdniOptions())
+    _, frame = clinical_features(AdniExport(raw), cohort, AdniOptions())
     for quantity, (parent, zero) in QUANTITIES.items():
         no = frame.filter(pl.col(parent) == 0)[quantity]
         assert len(no) > 5
@@ -65,7 +65,7 @@ def test_a_dose_is_zero_where_the_parent_says_no_and_a_time_since_the_end_is_unk
 def test_race_is_a_multi_select_and_two_answers_are_two_features(adni_export: Path) -> None:
     edit(table_path(adni_export, "PTDEMOG"), PTRACCAT=pl.lit("4|05"))
     cohort = build_cohort(adni_export, AdniOptions()).samples
-    _, frame = clinical_features(Export(adni_export), cohort, AdniOptions())
+    _, frame = clinical_features(AdniExport(adni_export), cohort, AdniOptions())
     sums = frame.select(f"race_{level}" for _, level in RACES).sum().row(0, named=True)
     assert {k for k, v in sums.items() if v} == {"race_black", "race_white"}
 
@@ -77,7 +77,7 @@ def test_age_is_from_birth_month_to_visit(tmp_path: Path) -> None:
         "RID,PTID,PHASE,VISCODE2,VISDATE,PTGENDER,PTDOB,PTDOBYY,PTHAND,PTMARRY,PTEDUCAT,"
         "PTNOTRT,PTHOME,PTETHCAT,PTRACCAT\n7,002_S_0007,ADNI1,sc,2010-07-01,1,07/1940,1940,1,1,16,1,1,2,5\n",
     )
-    demographics = Export(tmp_path)
+    demographics = AdniExport(tmp_path)
     from mrpipe.datasets.adni.forms.clinical import _demographics
 
     cohort = pl.DataFrame(
@@ -110,8 +110,8 @@ def test_medication_names_become_ingredients(name: str, ingredient: str) -> None
 def test_dementia_drugs_are_out_by_default_and_in_by_the_switch(adni_exports: dict[str, Path]) -> None:
     raw = adni_exports["2025"]
     cohort = build_cohort(raw, AdniOptions()).samples
-    without, few = clinical_features(Export(raw), cohort, AdniOptions())
-    with_them, more = clinical_features(Export(raw), cohort, AdniOptions(dementia_drugs=True))
+    without, few = clinical_features(AdniExport(raw), cohort, AdniOptions())
+    with_them, more = clinical_features(AdniExport(raw), cohort, AdniOptions(dementia_drugs=True))
     extra = {f.name for f in with_them} - {f.name for f in without}
     assert extra == {f"drug_{d}" for d in drugs.DEMENTIA_DRUGS}
     assert more.select(sorted(extra)).sum().sum_horizontal()[0] > 0
@@ -128,7 +128,7 @@ def test_identifiers_dates_form_metadata_and_onset_years_are_never_features(
         options = AdniOptions(profile=profile)
         cohort = build_cohort(raw, options).samples
         for build in (clinical_features, biospecimen_features):
-            declared, _ = build(Export(raw), cohort, options)
+            declared, _ = build(AdniExport(raw), cohort, options)
             assert declared
             if profile == "paper":
                 assert not [f.name for f in declared if is_forbidden(f.name)]
@@ -145,7 +145,7 @@ def test_paper_profile_types_columns_as_the_authors_do(adni_exports: dict[str, P
     raw = adni_exports["2025"]
     options = AdniOptions(profile="paper")
     cohort = build_cohort(raw, options).samples
-    declared, frame = clinical_features(Export(raw), cohort, options)
+    declared, frame = clinical_features(AdniExport(raw), cohort, options)
     kinds = {f.name: f.levels for f in declared}
     assert kinds["VSWEIGHT"] == ()
     assert kinds["NXGAIT"] == ()
@@ -156,8 +156,8 @@ def test_paper_profile_types_columns_as_the_authors_do(adni_exports: dict[str, P
 
 
 def test_apoe_in_both_forms(adni_exports: dict[str, Path]) -> None:
-    new = Export(adni_exports["2025"]).require(APOERES)
-    old = Export(adni_exports["old"]).require(APOERES)
+    new = AdniExport(adni_exports["2025"]).require(APOERES)
+    old = AdniExport(adni_exports["old"]).require(APOERES)
     assert new["GENOTYPE"].null_count() == 0
     assert old["GENOTYPE"].null_count() == len(old)
     assert new["GENOTYPE"].to_list() == [f"{a}/{b}" for a, b in zip(old["APGEN1"], old["APGEN2"], strict=True)]
@@ -167,7 +167,7 @@ def test_csf_beyond_the_range_has_its_flag_from_text_comment_or_number(adni_expo
     flags = {}
     for layout, raw in adni_exports.items():
         cohort = build_cohort(raw, AdniOptions()).samples
-        _, frame = biospecimen_features(Export(raw), cohort, AdniOptions())
+        _, frame = biospecimen_features(AdniExport(raw), cohort, AdniOptions())
         flags[layout] = frame["ABETA42_limit"]
         above = frame.filter(pl.col("ABETA42_limit") == 2)["ABETA42"]
         assert len(above) > 0
@@ -176,11 +176,11 @@ def test_csf_beyond_the_range_has_its_flag_from_text_comment_or_number(adni_expo
 
 
 def test_quality_control_rows_of_bateman_are_nobody(adni_exports: dict[str, Path]) -> None:
-    frame = Export(adni_exports["2025"]).require(BATEMAN)
+    frame = AdniExport(adni_exports["2025"]).require(BATEMAN)
     assert 999999 not in frame["rid"].to_list()
     cohort = build_cohort(adni_exports["2025"], AdniOptions()).samples
     options = AdniOptions(plasma_abeta=True, plasma_nfl=True, isoprostane=True)
-    declared, values_of = biospecimen_features(Export(adni_exports["2025"]), cohort, options)
+    declared, values_of = biospecimen_features(AdniExport(adni_exports["2025"]), cohort, options)
     names = [f.name for f in declared]
     assert names[-4:] == ["plasma_abeta42_40", "plasma_nfl", "urine_8_iso_pgf2a", "urine_8_12_iso_ipf2a"]
     assert values_of["plasma_abeta42_40"].drop_nulls().is_between(0.05, 0.2).all()
@@ -198,7 +198,7 @@ def test_missing_codes_never_reach_a_feature(adni_exports: dict[str, Path]) -> N
         options = AdniOptions()
         cohort = build_cohort(raw, options).samples
         for build in (clinical_features, biospecimen_features):
-            declared, frame = build(Export(raw), cohort, options)
+            declared, frame = build(AdniExport(raw), cohort, options)
             for f in declared:
                 column = frame[f.name].drop_nulls().cast(pl.Float64)
                 assert column.is_finite().all(), f.name
@@ -226,12 +226,12 @@ def test_elecsys_of_older_releases_has_other_names(tmp_path: Path) -> None:
         "UPENNBIOMK10_01Jan2020.csv",
         "RID,VISCODE2,EXAMDATE,ABETA,TAU,PTAU,COMMENT\n2,bl,2006-01-01,>1700,<80,8.1,\n",
     )
-    frame = Export(tmp_path).require(ELECSYS)
+    frame = AdniExport(tmp_path).require(ELECSYS)
     assert frame.select("ABETA42", "ABETA42.limit", "TAU", "TAU.limit").row(0) == (1700.0, 1, 80.0, -1)
 
 
 def test_adnimerge_is_another_source_of_diagnoses(adni_export: Path) -> None:
-    dx = diagnoses(Export(adni_export), "dxsum")
+    dx = diagnoses(AdniExport(adni_export), "dxsum")
     names = {0: "CN", 1: "MCI", 2: "Dementia", None: ""}
     rows = dx.with_columns(pl.col("dx").replace_strict(names, return_dtype=pl.String).alias("DX"))
     rows.select(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mrpipe.datasets.adni.image.scans import ordered_scans, parse_date, rid_of
 from mrpipe.datasets.adni.simulate.image import FULL_BOX, FULL_VOXELS, simulated_grid
-from mrpipe.imaging.grid import INSIDE_ZERO, Grid, block_mean
+from mrpipe.imaging.grid import INSIDE_ZERO, VoxelGrid, block_mean
 
 # --- grid
 
@@ -32,7 +32,7 @@ def test_a_volume_gives_back_mask_and_vector(seed: int, edge: int, dtype: str) -
     mask = rng.random((7, 6, 5)) < 0.3
     mask[3, 2, 2] = True
     affine = np.array([[-2.0, 0, 0, 11], [0, 3, 0.1, -7], [0, 0, 2, 5], [0, 0, 0, 1]])
-    grid = Grid(mask=mask, affine=affine)
+    grid = VoxelGrid(mask=mask, affine=affine)
     vector = (rng.lognormal(6.8, 0.4, grid.n_voxels) * (rng.random(grid.n_voxels) < 0.8)).astype(np.float32)
     volume = grid.volume(vector, dtype=dtype)
     np.testing.assert_array_equal(volume != 0, mask[grid.box])

@@ -76,11 +76,11 @@ def test_hapmap_lifts_to_the_places_that_the_reference_knows(real_data_dir: Path
 # --- strands ------------------------------------------------------------------------------------------------------
 
 
-def reference_of(*rows: tuple[int, str, str, float]) -> strand.Reference:
+def reference_of(*rows: tuple[int, str, str, float]) -> strand.KnownSnps:
     """Position, counted allele, other allele, frequency of the counted one."""
     key = np.array([10**9 + r[0] for r in rows])
     counted, other = (strand.allele_codes([r[k] for r in rows]) for k in (1, 2))
-    return strand.Reference(key, counted, other, np.array([r[3] for r in rows]), np.array([f"rs{r[0]}" for r in rows]))
+    return strand.KnownSnps(key, counted, other, np.array([r[3] for r in rows]), np.array([f"rs{r[0]}" for r in rows]))
 
 
 @pytest.mark.parametrize(

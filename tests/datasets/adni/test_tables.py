@@ -11,7 +11,7 @@ import pytest
 
 from mrpipe.datasets.adni import DATASET
 from mrpipe.datasets.adni.cohort import build_cohort
-from mrpipe.datasets.adni.export import Export, diagnoses, find_table
+from mrpipe.datasets.adni.export import AdniExport, diagnoses, find_table
 from mrpipe.datasets.adni.forms.biospecimen import biospecimen_features
 from mrpipe.datasets.adni.forms.clinical import clinical_features
 from mrpipe.datasets.adni.options import AdniOptions
@@ -98,10 +98,10 @@ def test_all_layouts_give_the_same_samples_labels_and_features(adni_exports: dic
     options = AdniOptions()
     reference = None
     for layout, raw in adni_exports.items():
-        assert Export(raw).layout() == layout
+        assert AdniExport(raw).layout() == layout
         cohort = build_cohort(raw, options)
-        _, clinical = clinical_features(Export(raw), cohort.samples, options)
-        _, biospecimen = biospecimen_features(Export(raw), cohort.samples, options)
+        _, clinical = clinical_features(AdniExport(raw), cohort.samples, options)
+        _, biospecimen = biospecimen_features(AdniExport(raw), cohort.samples, options)
         # The old layout writes `>1700` where the later ones have a number; the flags agree.
         capped = biospecimen.select(pl.exclude("ABETA42", "TAU", "PTAU", "PTAU_ABETA42", "ABETA42_40"))
         got = (cohort.samples, cohort.labels["diagnosis"], clinical, capped)
@@ -113,18 +113,18 @@ def test_all_layouts_give_the_same_samples_labels_and_features(adni_exports: dic
 
 def test_columns_in_any_order_and_case_and_with_strangers(adni_export: Path) -> None:
     cohort = build_cohort(adni_export, AdniOptions()).samples
-    _, before = clinical_features(Export(adni_export), cohort, AdniOptions())
+    _, before = clinical_features(AdniExport(adni_export), cohort, AdniOptions())
     path = table_path(adni_export, "VITALS")
     frame = pl.read_csv(path, infer_schema=False)
     mixed = frame.select(reversed(frame.columns)).rename({c: c.title() for c in frame.columns if c != "VSPULSE"})
     mixed.with_columns(pl.lit("x").alias("NEWCOLUMN")).write_csv(path, quote_style="always", line_terminator="\r\n")
-    _, after = clinical_features(Export(adni_export), cohort, AdniOptions())
+    _, after = clinical_features(AdniExport(adni_export), cohort, AdniOptions())
     assert after.equals(before)
 
 
 def test_latin1_text_is_read_and_utf8_too(adni_exports: dict[str, Path]) -> None:
     for layout in ("old", "2025"):
-        frame = Export(adni_exports[layout]).require(RECCMEDS)
+        frame = AdniExport(adni_exports[layout]).require(RECCMEDS)
         assert "café extract" in frame["CMMED"].to_list()
 
 
@@ -157,7 +157,7 @@ def test_ptid_is_absent_in_the_old_layout_and_found_through_the_roster(
 def test_blank_visit_dates_are_filled_from_other_tables(adni_export: Path) -> None:
     path = table_path(adni_export, "VITALS")
     edit(path, VISDATE=pl.lit(""))
-    read = Export(adni_export)
+    read = AdniExport(adni_export)
     assert read.require(VITALS)["date"].null_count() == len(read.require(VITALS))
     timed = read.timed(VITALS)
     assert timed is not None
@@ -216,11 +216,11 @@ def test_the_row_of_a_fault_is_that_of_the_file(tmp_path: Path) -> None:
     rows = "999999,bl,1/2/2006,0.1,Passed,a\n\n2,bl,1/2/2006,0.1,Passed,a\n3,bl,1/2/2006,many,Passed,a\n"
     write(tmp_path, "batemanlab_20221118.csv", header + rows)
     with pytest.raises(DataError, match=r"row 4: expected a number.*found 'many'"):
-        Export(tmp_path).require(BATEMAN)
+        AdniExport(tmp_path).require(BATEMAN)
     write(tmp_path, "DXSUM_01Jan2025.csv", "RID,VISCODE2,EXAMDATE,DIAGNOSIS\n2,bl,2006-01-02,1\n\n3,bl,2006-01-02,9\n")
     (tmp_path / "batemanlab_20221118.csv").unlink()
     with pytest.raises(DataError, match="column 'DIAGNOSIS', row 3"):
-        diagnoses(Export(tmp_path), "dxsum")
+        diagnoses(AdniExport(tmp_path), "dxsum")
 
 
 def test_the_old_five_level_coding_of_diagnosis_is_refused(adni_export: Path) -> None:
@@ -233,7 +233,7 @@ def test_codes_outside_the_list_are_missing_and_noted(adni_export: Path) -> None
     edit(path, MH4CARD=pl.when(pl.int_range(pl.len()) < 2).then(pl.lit("2")).otherwise(pl.col("MH4CARD")))
     notes = check(DATASET, adni_export, {})["notes"]
     assert any("MH4CARD: 2 values outside the code list (2)" in n for n in notes)
-    assert Export(adni_export).require(MEDHIST)["MH4CARD"][:2].to_list() == [None, None]
+    assert AdniExport(adni_export).require(MEDHIST)["MH4CARD"][:2].to_list() == [None, None]
 
 
 def test_neither_rid_nor_ptid_is_a_fault(adni_export: Path) -> None:
@@ -243,7 +243,7 @@ def test_neither_rid_nor_ptid_is_a_fault(adni_export: Path) -> None:
 
 
 def test_rid_is_read_from_ptid_where_it_is_absent(adni_export: Path) -> None:
-    before = Export(adni_export).require(VITALS)
+    before = AdniExport(adni_export).require(VITALS)
     path = table_path(adni_export, "VITALS")
     pl.read_csv(path, infer_schema=False).drop("RID").write_csv(path)
-    assert Export(adni_export).require(VITALS)["rid"].equals(before["rid"])
+    assert AdniExport(adni_export).require(VITALS)["rid"].equals(before["rid"])

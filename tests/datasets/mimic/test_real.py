@@ -14,7 +14,7 @@ import mrpipe
 from mrpipe.cli.main import main
 from mrpipe.datasets import get_dataset
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.scan.scanner import Scan
+from mrpipe.datasets.mimic.scan.scanner import TableScan
 from mrpipe.datasets.mimic.tables import EVENTS, PLACES, SCANNED, TABLES, find_table, has_table, open_table
 from mrpipe.errors import FaultCollector
 from mrpipe.stages.build import build
@@ -64,7 +64,7 @@ def test_published_row_counts(demo: Path, name: str) -> None:
 def test_published_row_counts_of_the_large_tables(demo: Path, name: str) -> None:
     path = find_table(demo, PLACES[name], FaultCollector())
     assert path is not None
-    scan = Scan(path, EVENTS[name], None, shown_as=name)
+    scan = TableScan(path, EVENTS[name], None, shown_as=name)
     frames = list(scan)
     assert scan.n_rows == sum(len(f) for f in frames) == LARGE[name]
     if name == "labevents":

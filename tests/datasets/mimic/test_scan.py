@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mrpipe.datasets.mimic.scan import scanner as scan_module
 from mrpipe.datasets.mimic.scan.prefetch import ahead
 from mrpipe.datasets.mimic.scan.records import PAD, clock_times, numbers_at, record_ends
-from mrpipe.datasets.mimic.scan.scanner import Scan, inflate_to_end, sample_rows
+from mrpipe.datasets.mimic.scan.scanner import TableScan, inflate_to_end, sample_rows
 from mrpipe.datasets.mimic.tables import EVENTS, NOTES
 from mrpipe.errors import DataError
 
@@ -111,7 +111,7 @@ def write(path: Path, header: list[str], rows: list[list[str]], *, end: str = "\
 
 def read(path: Path, subjects: list[int] | None) -> pl.DataFrame:
     wanted = None if subjects is None else np.array(subjects)
-    return pl.concat(list(Scan(path, EVENTS["labevents"], wanted, shown_as=path.name)))
+    return pl.concat(list(TableScan(path, EVENTS["labevents"], wanted, shown_as=path.name)))
 
 
 @pytest.mark.parametrize("block", [64, 1000, 2**23])
@@ -206,7 +206,7 @@ def test_notes_keep_their_line_breaks(tmp_path: Path) -> None:
     text = 'He said "no",\n\nthen ""yes"".\n'
     rows = [[f"1000000{i}-DS-1", f"1000000{i}", "", "DS", "1", "2150-01-01 00:00:00", "", text] for i in range(3)]
     path = write(tmp_path / "discharge.csv.gz", header, rows)
-    frame = pl.concat(list(Scan(path, NOTES["discharge"], np.array([10_000_001]), shown_as="x")))
+    frame = pl.concat(list(TableScan(path, NOTES["discharge"], np.array([10_000_001]), shown_as="x")))
     assert frame["text"].to_list() == [text]
     assert frame["storetime"].to_list() == [None]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrpipe.datasets.mosi.align import TOLERANCE, beginning_after, means, overlapping
-from mrpipe.datasets.mosi.ragged import Block, unpad
+from mrpipe.datasets.mosi.ragged import RaggedBlock, unpad
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -126,9 +126,9 @@ def test_unpad_trusts_lengths_that_agree_with_the_zeros() -> None:
     assert values[8:, 0].tolist() == [1, 2, 3]
 
 
-def block(lengths: list[int], d: int = 2) -> Block:
+def block(lengths: list[int], d: int = 2) -> RaggedBlock:
     values = np.arange(sum(lengths) * d, dtype=np.float32).reshape(-1, d)
-    return Block(
+    return RaggedBlock(
         sample_id=np.array([f"s{i}" for i in range(len(lengths))]),
         values=values,
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),

@@ -210,7 +210,7 @@ def test_invalid_numbers_are_rejected(
         call(command, "--store", tmp_path, "--run", tmp_path, "--out", tmp_path / "p", f"--{option}", value)
     assert stopped.value.code == 2
     text = capsys.readouterr().err
-    assert f"--{option}: expected a whole number" in text
+    assert f"--{option}: expected an integer" in text
     assert repr(value) in text
 
 

@@ -17,7 +17,7 @@ from moe_retriever.config import Common, make_config
 from moe_retriever.data.load import load
 from moe_retriever.methods import get, names
 from moe_retriever.methods.moe_retriever import MoERetriever
-from moe_retriever.nn.attention import Block
+from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.training.loop import Job, make_optimiser, run_training, train_epoch
 from mrpipe import Store
@@ -65,7 +65,7 @@ def test_the_balance_loss_is_minimised_with_its_weight() -> None:
 def test_tokens_survive_a_block_whose_attention_says_nothing(form: str, kept: bool) -> None:
     """D5: without what attention and experts add, the fusion and the retriever's context give their input back."""
     c = dataclasses.replace(Common(), hidden=8, heads=2, tokens=3, dropout=0.0, fusion_block=form)
-    block = Block(c, Noise(0))
+    block = TransformerBlock(c, Noise(0))
     method, batch = retriever(context_block=form, dropout=0.0)
     context = method.retriever.context
     _, items = method._plan(batch, 0)  # type: ignore[arg-type]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import sklearn
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from moe_retriever.data.load import load
 from moe_retriever.data.scores import score
 from moe_retriever.methods import get
-from moe_retriever.methods.gradient_boosting import GradientBoosting
+from moe_retriever.methods.gradient_boosting import GradientBoosting, grown_trees
 from moe_retriever.training.predict import predict
 from mrpipe import open_store
-from mrpipe.errors import UsageError
+from mrpipe.errors import MrpipeError, UsageError
 from tests.moe_retriever import synthetic
 
 MASKS = synthetic.random_masks(240, 3, 4)
@@ -127,3 +130,8 @@ def test_a_class_without_a_training_sample_never_wins() -> None:
 def test_options_out_of_range_are_named() -> None:
     with pytest.raises(UsageError, match="trials must be 1 to 4"):
         synthetic.config("gradient_boosting", trials=9)
+
+
+def test_a_scikit_learn_with_other_names_is_an_error_that_names_its_version() -> None:
+    with pytest.raises(MrpipeError, match=re.escape(sklearn.__version__)):
+        grown_trees(SimpleNamespace())

@@ -21,7 +21,7 @@ from moe_retriever.report import benchmarks, cautions
 from moe_retriever.report.dictionary import MAX_ROWS, summarise
 from moe_retriever.report.methods_text import methods_text
 from moe_retriever.report.quality import describe_quality
-from moe_retriever.report.runs import Run, read_run
+from moe_retriever.report.runs import ReportedRun, read_run
 from mrpipe import Store
 from mrpipe.cli.main import main
 from mrpipe.schema import DICTIONARY_SCHEMA
@@ -146,7 +146,7 @@ def test_durations_are_formatted(seconds: float | None, shown: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def trained(store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFactory) -> ReportedRun:
     out = tmp_path_factory.mktemp("runs") / "toy" / "zero_fill" / "seed0"
     small = ["epochs=1", "hidden=8", "tokens=2", "heads=2", "encoder_hidden=8"]
     main(
@@ -171,13 +171,13 @@ def trained(store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFact
     return read_run(out)
 
 
-def changed(run: Run, change: Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], None]) -> Run:
+def changed(run: ReportedRun, change: Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], None]) -> ReportedRun:
     metrics, config, cost = copy.deepcopy((run.metrics, run.config, run.cost))
     change(metrics, config, cost)
     return replace(run, metrics=metrics, config=config, cost=cost)
 
 
-def told(runs: list[Run], stores: list[Store], searches: list[dict[str, Any]] | None = None) -> str:
+def told(runs: list[ReportedRun], stores: list[Store], searches: list[dict[str, Any]] | None = None) -> str:
     said = methods_text(runs, stores, searches or [])
     return "\n".join([*(f"{h}. {t}" for h, t in said.paragraphs), *said.references])
 
@@ -207,7 +207,7 @@ CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], No
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_every_change_of_a_run_changes_the_text(name: str, trained: Run, store: Store) -> None:
+def test_every_change_of_a_run_changes_the_text(name: str, trained: ReportedRun, store: Store) -> None:
     before = told([trained], [store])
     assert told([trained], [store]) == before
     assert told([changed(trained, CHANGES[name])], [store]) != before
@@ -224,13 +224,13 @@ def test_every_change_of_a_run_changes_the_text(name: str, trained: Run, store: 
         {"store_id": "0" * 16},
     ],
 )
-def test_every_change_of_a_store_changes_the_text(change: dict[str, Any], trained: Run, store: Store) -> None:
+def test_every_change_of_a_store_changes_the_text(change: dict[str, Any], trained: ReportedRun, store: Store) -> None:
     other = copy.copy(store)
     other.manifest = replace(store.manifest, **change)
     assert told([trained], [other]) != told([trained], [store])
 
 
-def test_a_search_is_described_with_its_budget(trained: Run, store: Store) -> None:
+def test_a_search_is_described_with_its_budget(trained: ReportedRun, store: Store) -> None:
     search = {"method": "zero_fill", "n_trials": 12, "metric": "macro_f1", "space": {"lr": [0.1, 0.2]}}
     without, told_of = told([trained], [store]), told([trained], [store], [search])
     assert "No hyper-parameter search" in without
@@ -238,7 +238,7 @@ def test_a_search_is_described_with_its_budget(trained: Run, store: Store) -> No
     assert "12 trials (lr ∈ {0.1, 0.2})" in told_of
 
 
-def test_citations_and_references_match(trained: Run, store: Store) -> None:
+def test_citations_and_references_match(trained: ReportedRun, store: Store) -> None:
     other = changed(trained, CHANGES["method"])
     said = methods_text([trained, other], [store])
     text = " ".join(body for _, body in said.paragraphs)
@@ -262,7 +262,7 @@ def test_skull_stripping_is_described_only_if_performed(store: Store, monkeypatc
     assert "deepbet" not in said["stripped"]
 
 
-def test_software_versions_are_those_of_the_run(trained: Run, store: Store) -> None:
+def test_software_versions_are_those_of_the_run(trained: ReportedRun, store: Store) -> None:
     versions = trained.cost["versions"]
     text = told([trained], [store])
     assert f"PyTorch {versions['torch']}" in text
@@ -296,7 +296,7 @@ def good(m: dict[str, Any]) -> None:
         (lambda m: m["training"].update(best_epoch=1), "longer training may improve"),
     ],
 )
-def test_a_problem_gives_exactly_one_warning(change: Callable[[Any], None], said: str, trained: Run) -> None:
+def test_a_problem_gives_exactly_one_warning(change: Callable[[Any], None], said: str, trained: ReportedRun) -> None:
     plain = [changed(trained, lambda m, c, k, s=seed: (good(m), m.update(seed=s))) for seed in range(3)]  # type: ignore[misc]
     assert cautions.of_experiment(trained.experiment, plain) == []
     odd = [changed(run, lambda m, c, k: change(m)) for run in plain]

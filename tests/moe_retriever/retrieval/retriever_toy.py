@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_retriever.data.load import Data
 from moe_retriever.methods.moe_retriever import MoERetriever
-from moe_retriever.retrieval.retriever import Items
+from moe_retriever.retrieval.retriever import SlotItems
 from tests.moe_retriever import synthetic
 
 MASKS = synthetic.random_masks(60, 3, 4, p=0.45)
@@ -23,7 +23,7 @@ def made(
     return method, data
 
 
-def retriever_case(method: MoERetriever, data: Data) -> tuple[Items, Tensor]:
+def retriever_case(method: MoERetriever, data: Data) -> tuple[SlotItems, Tensor]:
     batch = data.batch(data.rows("train"), "x")
     _, items = method._plan(batch, 0)
     shape = (len(items), method.config.common.tokens, method.config.common.hidden)

@@ -19,7 +19,7 @@ from moe_retriever.evaluation.bootstrap import table
 from moe_retriever.evaluation.run_folders import SCHEMA, best_possible, write_results
 from moe_retriever.suites.published import FILE, METRICS, published, published_table, short
 from moe_retriever.suites.published_comparison import make_page, read_scores
-from moe_retriever.suites.render import Cell, Grid, Line, Page, html, latex, markdown
+from moe_retriever.suites.render import Cell, Line, Page, PageTable, html, latex, markdown
 from moe_retriever.suites.spec import BEST, parse_suite, read_suite
 from moe_retriever.suites.tables import write_tables
 from mrpipe.errors import DataError
@@ -285,7 +285,7 @@ def test_latex_is_escaped_and_rectangular(made: Any) -> None:
 
 def test_rendering_escapes_special_characters() -> None:
     nasty = "a|b & <c> 5 % _x_"
-    grid = Grid(nasty, ("method", nasty), (Line("method", nasty, (Cell(nasty, "ours", True),)),))
+    grid = PageTable(nasty, ("method", nasty), (Line("method", nasty, (Cell(nasty, "ours", True),)),))
     page = Page("t", nasty, False, (), (grid,), ())
     assert "a\\|b" in markdown(page)
     assert r"a|b \& <c> 5 \% \_x\_" in latex(page)

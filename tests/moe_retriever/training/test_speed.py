@@ -25,7 +25,7 @@ from moe_retriever.evaluation.cost import peak_memory_mb, reset_peak_memory
 from moe_retriever.evaluation.flops import flop_counter
 from moe_retriever.methods.base import Method
 from moe_retriever.methods.moe_retriever import MoERetriever
-from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, Plan
+from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, VisitPlan
 from moe_retriever.nn.kernels.linear import Linear
 from moe_retriever.training.loop import make_optimiser, train_epoch
 from moe_retriever.training.predict import predict
@@ -60,7 +60,7 @@ def test_grouped_experts_and_their_gradients_equal_a_loop_over_visits(merged: bo
     expert = torch.stack([allowed[torch.randperm(4, generator=g)[:K]] for _ in range(T)])
     keep = torch.randint(0, 2, (T, K, FFN), generator=g)
     row = torch.randint(0, R, (T,), generator=g) if merged else torch.arange(T) % R
-    plan = Plan.of(expert, E, row if merged else None, R if merged else T, multiple)
+    plan = VisitPlan.of(expert, E, row if merged else None, R if merged else T, multiple)
     assert (plan.first is not None) == merged
     assert all(n % multiple == 0 for block in plan.blocks for n in block[1:])
     assert len(plan.row) < T * K or not merged

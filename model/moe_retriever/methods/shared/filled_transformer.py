@@ -28,12 +28,12 @@ class FilledOptions:
     )
 
 
-class FilledTransformer(Method):
+class FilledTransformer(Method[FilledOptions]):
     """The fusion transformer of MoE-Retriever over the encoded modalities; a subclass says what fills the others."""
 
     Options = FilledOptions
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[FilledOptions], noise: Noise):
         super().__init__(spec, config, noise)
         self.fusion = Fusion(len(spec.modalities), spec.n_classes, config.common, noise)
 

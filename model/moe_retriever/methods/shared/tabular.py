@@ -6,14 +6,15 @@ Legend: n samples, M modalities, f features, C classes.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_retriever.config import Config
+from moe_retriever.config import Config, O_co
 from moe_retriever.data.load import Data, DataSpec
 from moe_retriever.data.scores import selection_score
 from moe_retriever.data.tables import Rows, VectorTable
@@ -40,7 +41,18 @@ def pooled_features(data: Data, index: Rows, observed: NDArray[np.bool_] | None 
     return torch.cat(parts, dim=1)
 
 
-class TabularModel(Method):
+Features = NDArray[np.float32] | NDArray[np.float64]
+
+
+class Classifier(Protocol):
+    """A fitted classifier of scikit-learn."""
+
+    classes_: NDArray[np.int64]
+
+    def predict_proba(self, x: Features, /) -> NDArray[np.float64]: ...
+
+
+class TabularModel(Method[O_co]):
     """A model that scikit-learn fits, kept as tensors.
 
     Class attributes:
@@ -51,7 +63,7 @@ class TabularModel(Method):
     encoded = False
     kept: ClassVar[tuple[str, ...]]
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[O_co], noise: Noise):
         super().__init__(spec, config, noise)
         for name in self.kept:
             self.register_buffer(name, torch.zeros(0))
@@ -60,17 +72,19 @@ class TabularModel(Method):
     def device(self) -> torch.device:
         return self.get_buffer(self.kept[0]).device
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
+    ) -> NamedTuple:
         for name in self.kept:
-            setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+            setattr(self, name, torch.empty_like(state_dict[name], device=self.device))
+        return super().load_state_dict(state_dict, strict, assign)
 
     @property
     def sklearn_class_weight(self) -> str | None:
         """The run's `class_weight` as scikit-learn calls it."""
         return None if self.config.common.class_weight == "none" else "balanced"
 
-    def validation_score(self, model: Any, x: NDArray[Any], y: NDArray[np.int64]) -> float:
+    def validation_score(self, model: Classifier, x: Features, y: NDArray[np.int64]) -> float:
         """What the run selects by, of a fitted classifier on validation samples; −inf where it is not defined."""
         probability = np.zeros((len(x), self.spec.n_classes))
         # A class without a training sample has no column there.

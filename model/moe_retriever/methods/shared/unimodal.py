@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_retriever.config import Config
+from moe_retriever.config import Config, O_co
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Method
 from moe_retriever.nn.dropout import Noise
 
 
-class UnimodalHeads(Method):
+class UnimodalHeads(Method[O_co]):
     """Encoders with a linear head each; the class weights of the run hold for every head's own loss."""
 
     class_weight: Tensor
     log_prior: Tensor
 
-    def __init__(self, spec: DataSpec, config: Config, noise: Noise):
+    def __init__(self, spec: DataSpec, config: Config[O_co], noise: Noise):
         super().__init__(spec, config, noise)
         self.heads = nn.ModuleList(nn.Linear(config.common.hidden, spec.n_classes) for _ in spec.modalities)
         self.register_buffer("class_weight", torch.zeros(spec.n_classes))

@@ -10,9 +10,11 @@ R output rows, H hidden, F feed-forward, E experts.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +22,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from moe_retriever.nn.kernels.context import KernelContext
 from moe_retriever.nn.kernels.linear import multiply
 
 
 @dataclass(frozen=True)
-class Plan:
+class VisitPlan:
     """Which token visits which expert, and which output row the result is added to.
 
     Attributes:
@@ -50,7 +53,7 @@ class Plan:
     repeats: bool
 
     @classmethod
-    def of(cls, expert_TK: Tensor, n_experts: int, row_T: Tensor | None, n_rows: int, multiple: int = 1) -> Plan:
+    def of(cls, expert_TK: Tensor, n_experts: int, row_T: Tensor | None, n_rows: int, multiple: int = 1) -> VisitPlan:
         """Sort the visits.
 
         Args:
@@ -117,16 +120,50 @@ def _places(edges: list[int], padded: list[int], device: torch.device) -> Tensor
     return torch.arange(edges[-1], device=device) + shift.repeat_interleave(sizes)
 
 
+def plain_gelu_backward(d_y: Tensor, x: Tensor) -> Tensor:
+    """Gradient of GELU: d_y · (Φ(x) + x φ(x))."""
+    return d_y * (torch.special.ndtr(x) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+
+
+# torch's operator is one pass over the values, but no public name.
+_GELU_BACKWARD: Callable[[Tensor, Tensor], Tensor] = getattr(torch.ops.aten, "gelu_backward", plain_gelu_backward)
+
+
+def plain_feed_forward(
+    x_TH: Tensor,
+    weight_A: Tensor,
+    keep_AF: Tensor | None,
+    plan: VisitPlan,
+    w_in: Tensor,
+    b_in: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+) -> Tensor:
+    """The plain twin of `GroupedFeedForward`: each expert's visits one after another, with autograd's gradients."""
+    out = x_TH.new_zeros(plan.n_rows, w_out.shape[2])
+    for e, a, b, _, _ in plan.blocks:
+        hidden = F.gelu(x_TH[plan.token[a:b]] @ w_in[e] + b_in[e])
+        hidden = hidden if keep_AF is None else hidden * keep_AF[a:b]
+        row = plan.cell[a:b].div(len(w_in), rounding_mode="floor")
+        out = out.index_add(0, row, weight_A[a:b, None] * (hidden @ w_out[e] + b_out[e]))
+    return out
+
+
+class _PlanContext(KernelContext, Protocol):
+    plan: VisitPlan
+    n_tokens: int
+
+
 class GroupedFeedForward(Function):
     """(R, H): row r is Σ over its visits of weight · (drop(GELU(x W_in + b_in)) W_out + b_out)."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _PlanContext,
         x_TH: Tensor,
         weight_A: Tensor,
         keep_AF: Tensor | None,
-        plan: Plan,
+        plan: VisitPlan,
         w_in: Tensor,
         b_in: Tensor,
         w_out: Tensor,
@@ -160,9 +197,9 @@ class GroupedFeedForward(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _PlanContext, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x_AH, weight_A, keep_AF, w_in, w_out, b_out, inner_AF, summed_SF, totals = ctx.saved_tensors
-        plan: Plan = ctx.plan
+        plan = ctx.plan
         d_w_in, d_w_out, d_b_in = (w.new_zeros(w.shape) for w in (w_in, w_out, w_in[:, 0]))
         d_row_SH = d_out.index_select(0, plan.row)
         d_hidden = torch.empty_like(summed_SF)
@@ -175,7 +212,7 @@ class GroupedFeedForward(Function):
             d_hidden.mul_(keep_AF)
         d_weight = (d_out @ b_out.T).flatten().index_select(0, plan.cell)
         d_weight += torch.mul(F.gelu(inner_AF), d_hidden).sum(1)
-        d_inner = torch.ops.aten.gelu_backward(d_hidden.mul_(weight_A[:, None]), inner_AF)
+        d_inner = _GELU_BACKWARD(d_hidden.mul_(weight_A[:, None]), inner_AF)
         d_x_AH = torch.empty_like(x_AH)
         for e, a, b, _, _ in plan.blocks:
             multiply(x_AH[a:b].T, d_inner[a:b], out=d_w_in[e], repeats=plan.repeats)

@@ -11,7 +11,8 @@ torch's own products.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +20,30 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from moe_retriever.nn import kernels
+from moe_retriever.nn.kernels.context import KernelContext
 
-def _find() -> Any:
-    """The operator that torch's compiler uses for linear layers; None where it is of no use or not there."""
-    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+LinearOperator = Callable[[Tensor, Tensor, Tensor | None, str, list[float], str], Tensor]
+
+
+def onednn_operator(namespace: object = torch.ops.mkldnn) -> LinearOperator | None:
+    """The private operator that torch's compiler uses for linear layers; None where this torch has no such one."""
+    operator: LinearOperator | None = getattr(namespace, "_linear_pointwise", None)
+    try:
+        return operator if operator and operator(torch.ones(1, 1), torch.ones(1, 1), None, "none", [], "") else None
+    except (RuntimeError, TypeError):
         return None
-    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
-_ONEDNN = _find()
+def _useful() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def uses_onednn(x: Tensor) -> bool:
-    """Whether products with `x` go to oneDNN."""
+_ONEDNN = onednn_operator() if _useful() else None
+
+
+def onednn_pays(x: Tensor) -> bool:
+    """Whether oneDNN is the faster library for products with `x`."""
     return (
         _ONEDNN is not None
         and x.dtype is torch.float32
@@ -40,9 +52,14 @@ def uses_onednn(x: Tensor) -> bool:
     )
 
 
+def uses_onednn(x: Tensor) -> bool:
+    """Whether products with `x` go to oneDNN."""
+    return onednn_pays(x) and not kernels.plain()
+
+
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    y: Tensor = _ONEDNN(a, b.T, bias, "none", [], "")
-    return y
+    assert _ONEDNN is not None
+    return _ONEDNN(a, b.T, bias, "none", [], "")
 
 
 def multiply(a: Tensor, b: Tensor, *, out: Tensor, bias: Tensor | None = None, repeats: bool = False) -> None:
@@ -85,18 +102,22 @@ def _over_rows(a: Tensor, b: Tensor) -> Tensor:
     return out if n == len(a) else out.addmm_(a[n:].T, b[n:])
 
 
+class _BiasContext(KernelContext, Protocol):
+    has_bias: bool
+
+
 class _Linear(Function):
     """x Wᵀ + b."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: _BiasContext, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
         return _by_rows(x, weight.T, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _BiasContext, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         d_y = d_y.contiguous()
         d_x = _by_rows(d_y, weight) if ctx.needs_input_grad[0] else None

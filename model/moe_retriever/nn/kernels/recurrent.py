@@ -11,7 +11,7 @@ still run at step t. Gate order is torch's: reset, update, new; input, forget, c
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,18 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
+from moe_retriever.nn import kernels
+from moe_retriever.nn.kernels.context import KernelContext
+
+
+class _Steps(KernelContext, Protocol):
+    sizes: list[int]
+
 
 def last_state(rnn: nn.RNNBase, x: PackedSequence) -> Tensor:
     """State (B, H) after the last true step of each sequence, in the caller's order; one layer, one direction."""
-    own = x.data.device.type == "cpu" and torch.is_grad_enabled() and isinstance(rnn, nn.GRU | nn.LSTM)
-    if not own:
+    written_out = x.data.device.type == "cpu" and torch.is_grad_enabled() and isinstance(rnn, nn.GRU | nn.LSTM)
+    if kernels.plain() or not written_out:
         last = rnn(x)[1]
         state = last[0] if isinstance(last, tuple) else last
         return state[-1]
@@ -41,7 +48,7 @@ def _blocks(sizes: list[int]) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _input_gradients(ctx: Any, x: Tensor, w_in: Tensor, d_in: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+def _input_gradients(ctx: KernelContext, x: Tensor, w_in: Tensor, d_in: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of the input, of its weights and of their bias from the gradients (S, gates) before the gates."""
     return d_in @ w_in if ctx.needs_input_grad[0] else None, d_in.T @ x, d_in.sum(0)
 
@@ -50,7 +57,9 @@ class _GRU(Function):
     """h' = (1 − z) n + z h with r, z = σ(·), n = tanh(W x + b + r (U h + c))."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]) -> Tensor:
+    def forward(
+        ctx: _Steps, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]
+    ) -> Tensor:
         hidden = w_h.shape[1]
         from_input = torch.addmm(b_in, x, w_in.T)
         gates, new, from_h = (x.new_empty(len(x), k * hidden) for k in (2, 1, 1))
@@ -73,7 +82,7 @@ class _GRU(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Steps, d_h: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_h, gates, new, from_h, before = ctx.saved_tensors
         hidden = w_h.shape[1]
         reset, update = gates[:, :hidden], gates[:, hidden:]
@@ -100,7 +109,9 @@ class _LSTM(Function):
     """c' = f c + i g, h' = o tanh(c') with i, f, o = σ(·), g = tanh(·)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]) -> Tensor:
+    def forward(
+        ctx: _Steps, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]
+    ) -> Tensor:
         hidden = w_h.shape[1]
         from_input = torch.addmm(b_in + b_h, x, w_in.T)
         gates = x.new_empty(len(x), 4 * hidden)
@@ -124,7 +135,7 @@ class _LSTM(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Steps, d_h: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_h, gates, h_before, c_before, c_tanh = ctx.saved_tensors
         hidden = w_h.shape[1]
         i, f, g, o = gates.split(hidden, dim=1)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni.export import Export
+from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms.features import Feature, vector_modality
 from mrpipe.datasets.adni.forms.paper_profile import paper_features
 from mrpipe.datasets.adni.forms.rows import pick, row_policy
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.datasets.adni.tables import APOERES, BATEMAN, BIOSPECIMEN, ELECSYS, ISOPROSTANE, NFL, Table
+from mrpipe.datasets.adni.tables import APOERES, BATEMAN, BIOSPECIMEN, ELECSYS, ISOPROSTANE, NFL, LoniTable
 from mrpipe.errors import DataError, Fault
 from mrpipe.schema import Features
 
@@ -96,13 +96,13 @@ def csf_values(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _file(export: Export, table: Table) -> str:
+def _file(export: AdniExport, table: LoniTable) -> str:
     path = export.path(table)
     assert path is not None
     return path.name
 
 
-def _bateman(export: Export) -> pl.DataFrame:
+def _bateman(export: AdniExport) -> pl.DataFrame:
     """Injections of a sample that passed quality control, averaged."""
     frame = export.timed(BATEMAN)
     assert frame is not None
@@ -113,7 +113,7 @@ def _bateman(export: Export) -> pl.DataFrame:
 
 
 def biospecimen_features(
-    export: Export, cohort: pl.DataFrame, options: AdniOptions
+    export: AdniExport, cohort: pl.DataFrame, options: AdniOptions
 ) -> tuple[list[Feature], pl.DataFrame]:
     """Declared features and their values, one row a participant (`rid`)."""
     policy = row_policy(options)
@@ -196,5 +196,5 @@ def read_biospecimen(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> F
     Raises:
         DataError: a table is missing or faulty.
     """
-    declared, frame = biospecimen_features(Export(raw), cohort, options)
+    declared, frame = biospecimen_features(AdniExport(raw), cohort, options)
     return vector_modality("biospecimen", BIT, DESCRIPTION, declared, frame, cohort)

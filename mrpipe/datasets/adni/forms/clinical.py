@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni.export import Export
+from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import medications as drugs
 from mrpipe.datasets.adni.forms.features import Feature, vector_modality
 from mrpipe.datasets.adni.forms.paper_profile import paper_features
@@ -50,7 +50,7 @@ YES_NO_LEVELS = ("no", "yes")
 Built = tuple[list[Feature], pl.DataFrame]
 
 
-def _demographics(export: Export, cohort: pl.DataFrame, policy: str, source: str) -> Built:
+def _demographics(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
     frame = export.timed(PTDEMOG)
     static = pick(
         frame,
@@ -107,7 +107,7 @@ def _demographics(export: Export, cohort: pl.DataFrame, policy: str, source: str
     return declared, out
 
 
-def _history(export: Export, cohort: pl.DataFrame, policy: str, source: str) -> Built:
+def _history(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
     names = HISTORY.split()
     frame = pick(export.timed(MEDHIST), cohort, policy, [*names, *QUANTITIES])
     # Sub-items are blank or −4 where the parent is no: a dose or a duration is 0 then, a time since the end undefined.
@@ -122,14 +122,14 @@ def _history(export: Export, cohort: pl.DataFrame, policy: str, source: str) -> 
     return declared, frame.select("rid", *names, *QUANTITIES)
 
 
-def _examination(export: Export, cohort: pl.DataFrame, policy: str, source: str) -> Built:
+def _examination(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
     names = [*SIGNS.split(), *FUNCTIONS.split()]
     frame = pick(export.timed(NEUROEXM), cohort, policy, names)
     declared = [Feature(name=n, source_file=source, source_column=n, levels=NEUROEXM.field(n).levels) for n in names]
     return declared, frame
 
 
-def _medication(export: Export, cohort: pl.DataFrame, policy: str, source: str, *, dementia: bool) -> Built:
+def _medication(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str, *, dementia: bool) -> Built:
     """Number of medications and which ingredients; null for a participant without any medication record in range.
 
     Under latest_before_dx a medication that ended before the visit's year does not count.
@@ -199,7 +199,7 @@ def in_si(vitals: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _vitals(export: Export, cohort: pl.DataFrame, policy: str, source: str) -> Built:
+def _vitals(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
     frame = export.timed(VITALS)
     assert frame is not None
     fields = ["weight", "height", "temperature", "VSBPSYS", "VSBPDIA", "VSPULSE", "VSRESP"]
@@ -231,7 +231,7 @@ def _vitals(export: Export, cohort: pl.DataFrame, policy: str, source: str) -> B
     return [Feature(name=n, unit=u, source_file=source, source_column=c) for n, u, c in described], out
 
 
-def clinical_features(export: Export, cohort: pl.DataFrame, options: AdniOptions) -> Built:
+def clinical_features(export: AdniExport, cohort: pl.DataFrame, options: AdniOptions) -> Built:
     """Declared features and their values, one row a participant (`rid`)."""
     policy = row_policy(options)
     for table in CLINICAL:
@@ -260,5 +260,5 @@ def read_clinical(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Feat
     Raises:
         DataError: a table is missing or faulty.
     """
-    declared, frame = clinical_features(Export(raw), cohort, options)
+    declared, frame = clinical_features(AdniExport(raw), cohort, options)
     return vector_modality("clinical", BIT, DESCRIPTION, declared, frame, cohort)

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from mrpipe.datasets.adni.export import Export
+from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import medications as drugs
 from mrpipe.datasets.adni.forms.features import Feature
 from mrpipe.datasets.adni.forms.rows import eligible, latest
-from mrpipe.datasets.adni.tables import Table
+from mrpipe.datasets.adni.tables import LoniTable
 
 # The authors drop categorical columns with this many levels or more.
 MAX_LEVELS = 1000
@@ -38,7 +38,7 @@ def is_forbidden(column: str) -> bool:
 
 
 def paper_features(
-    export: Export, tables: Sequence[Table], cohort: pl.DataFrame, policy: str, *, dementia_drugs: bool
+    export: AdniExport, tables: Sequence[LoniTable], cohort: pl.DataFrame, policy: str, *, dementia_drugs: bool
 ) -> tuple[list[Feature], pl.DataFrame]:
     """Declared features and values; of columns that several tables share the first table's counts."""
     out = cohort.select("rid")

@@ -21,7 +21,7 @@ from mrpipe.datasets.adni.genomic.qc import QualityControl, quality_control
 from mrpipe.datasets.adni.genomic.strand import (
     NO_ALLELE,
     OTHER_ALLELE,
-    Reference,
+    KnownSnps,
     align,
     allele_codes,
     complement,
@@ -96,8 +96,8 @@ def _first_of(values: NDArray[np.int64], preference: NDArray[np.int64]) -> NDArr
 
 
 def prepare_set(
-    plink: PlinkSet, build: str, inputs: GenomicInputs, known: Reference, options: AdniOptions, flow: Flow
-) -> tuple[PreparedSet, Reference]:
+    plink: PlinkSet, build: str, inputs: GenomicInputs, known: KnownSnps, options: AdniOptions, flow: Flow
+) -> tuple[PreparedSet, KnownSnps]:
     """Quality control, lift-over, alignment and removal of repeated SNPs of one set; and `known` with its new SNPs."""
     name, bim = plink.name, plink.bim
     flow.add(name, "in the set", plink.n_people, len(bim))
@@ -140,7 +140,7 @@ def prepare_set(
     identity, rows, swap = identity[one], rows[one], swap[one]
     flow.add(name, "aligned, one SNP a place", n_people, len(rows))
     own = _first_of(key[new], missing[new])
-    added = Reference(key[new][own], a1[new][own], a2[new][own], frequency[new][own], ids[new][own])
+    added = KnownSnps(key[new][own], a1[new][own], a2[new][own], frequency[new][own], ids[new][own])
     # Of the .bim only the names are needed from here on.
     slim = replace(plink, bim=bim.select("id"))
     prepared = PreparedSet(slim, qc, snp[rows], identity, swap, missing[rows])
@@ -219,7 +219,7 @@ def assemble(
     """
     inputs = open_inputs(raw, options)
     flow = Flow()
-    known = read_reference(inputs.reference, options.chromosomes) if inputs.reference else Reference.empty()
+    known = read_reference(inputs.reference, options.chromosomes) if inputs.reference else KnownSnps.empty()
     sets: list[PreparedSet] = []
     for plink, build in zip(inputs.sets, inputs.builds, strict=True):
         prepared, known = prepare_set(plink, build, inputs, known, options, flow)

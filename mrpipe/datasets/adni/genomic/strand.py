@@ -46,7 +46,7 @@ def position_keys(chromosome: pl.Series | NDArray[np.str_], position: NDArray[np
 
 
 @dataclass(frozen=True)
-class Reference:
+class KnownSnps:
     """Known SNPs, sorted by place.
 
     Attributes:
@@ -63,18 +63,18 @@ class Reference:
     name: NDArray[np.str_]
 
     @classmethod
-    def empty(cls) -> Reference:
+    def empty(cls) -> KnownSnps:
         none = np.zeros(0, dtype=np.int8)
         return cls(np.zeros(0, dtype=np.int64), none, none, np.zeros(0), np.zeros(0, dtype="U1"))
 
-    def extended(self, other: Reference) -> Reference:
+    def extended(self, other: KnownSnps) -> KnownSnps:
         """With further SNPs, sorted again."""
         parts = [np.concatenate(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)]
         order = np.argsort(parts[0], kind="stable")
-        return Reference(*(p[order] for p in parts))
+        return KnownSnps(*(p[order] for p in parts))
 
 
-def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | None = None) -> Reference:
+def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | None = None) -> KnownSnps:
     """A 1000 Genomes legend (`id chr position a0 a1 … ALL`; HRC's likewise) or the sites of a VCF, plain or .gz.
 
     Only biallelic SNPs of the chromosomes asked for.
@@ -162,7 +162,7 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
     order = np.argsort(key, kind="stable")
     # 1000 Genomes legends name SNPs `rs123:1000:A:G`.
     names = frame["id"].str.split(":").list.first().to_numpy().astype(np.str_)
-    return Reference(
+    return KnownSnps(
         key[order],
         allele_codes(frame["counted"])[order],
         allele_codes(frame["other"])[order],
@@ -192,7 +192,7 @@ def align(
     a1: NDArray[np.int8],
     a2: NDArray[np.int8],
     frequency: NDArray[np.float64],
-    reference: Reference,
+    reference: KnownSnps,
     *,
     use_frequency: bool = True,
 ) -> Aligned:

@@ -22,7 +22,7 @@ from mrpipe.datasets.adni.image.raw import GRID_KEY, SCAN_SCHEMA
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.imaging.chain import SCALE
 from mrpipe.imaging.failure import ScanFailedError
-from mrpipe.imaging.grid import Grid
+from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 from mrpipe.store.parquet import read_metadata
 
@@ -52,7 +52,7 @@ def _from_maps(maps: Maps, scans: pl.DataFrame, tried: list[dict[str, Any]]) -> 
             break
 
 
-def _from_parts(parts: Sequence[Path], grid: Grid, tried: list[dict[str, Any]]) -> Iterator[Row]:
+def _from_parts(parts: Sequence[Path], grid: VoxelGrid, tried: list[dict[str, Any]]) -> Iterator[Row]:
     """The scans of all parts that were processed with success."""
     for path in parts:
         if read_metadata(path).get(GRID_KEY, "") not in ("", grid.fingerprint):
@@ -68,8 +68,8 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
     """One (D, H, W) volume a sample: a precomputed map, or what the chain made of a raw scan.
 
     The volume is the bounding box of the mask; 0 is outside the mask and nothing inside it is exactly 0
-    (`Grid.volume`), so that mask, volume and voxel vector can all be had from the store. `tried` has every scan that
-    was tried, `SCAN_SCHEMA`.
+    (`VoxelGrid.volume`), so that mask, volume and voxel vector can all be had from the store. `tried` has every
+    attempted scan, `SCAN_SCHEMA`.
 
     Args:
         parts: the files that `prepare_images` wrote, in order.

@@ -18,7 +18,7 @@ from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.scans import PTID, parse_date, rid_of
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.imaging.failure import ScanFailedError
-from mrpipe.imaging.grid import Grid, read_grid
+from mrpipe.imaging.grid import VoxelGrid, read_grid
 from mrpipe.imaging.nifti import on_grid
 from mrpipe.raw import Column, read_csv, sha256
 
@@ -47,7 +47,7 @@ class Maps:
         notes: for the manifest.
     """
 
-    grid: Grid
+    grid: VoxelGrid
     scans: pl.DataFrame
     load: Callable[[str, str], NDArray[np.float32]]
     files: tuple[Path, ...]
@@ -85,7 +85,7 @@ def find_mask(raw: Path, options: ImageOptions, beside: Path | None) -> Path | N
     return masks[0] if len(masks) == 1 else None
 
 
-def open_mask(raw: Path, path: Path | None, options: ImageOptions, faults: FaultCollector) -> Grid | None:
+def open_mask(raw: Path, path: Path | None, options: ImageOptions, faults: FaultCollector) -> VoxelGrid | None:
     """Grid of a mask, its checksum verified; None and a fault without one."""
     if path is None or not path.is_file():
         faults.add(
@@ -208,7 +208,7 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
 
 def _maps(
     raw: Path,
-    grid: Grid,
+    grid: VoxelGrid,
     mask: Path,
     scans: pl.DataFrame,
     load: Callable[[str, str], NDArray[np.float32]],

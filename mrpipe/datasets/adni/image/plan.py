@@ -12,7 +12,7 @@ from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.scans import SCANS_SCHEMA, find_scans, ordered_scans, search_tables
 from mrpipe.errors import Fault, FaultCollector, UsageError
 from mrpipe.imaging.chain import require_imaging
-from mrpipe.imaging.grid import Grid
+from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.imaging.template import Template, mni_template, user_template
 
 FETCH = "ida.loni.usc.edu: ADNI > Download > Image Collections (NIfTI), with the search CSV."
@@ -80,7 +80,7 @@ def open_template(raw: Path, options: ImageOptions, maps: Maps | None) -> Templa
         DataError: mask or template are at fault.
         MissingExtraError: nilearn's template is needed and not installed.
     """
-    grid: Grid | None = maps.grid if maps else None
+    grid: VoxelGrid | None = maps.grid if maps else None
     if grid is None and options.image_mask:
         faults = FaultCollector()
         grid = open_mask(raw, find_mask(raw, options, None), options, faults)

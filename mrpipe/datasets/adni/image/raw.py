@@ -21,7 +21,7 @@ from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import open_template, plan_images
 from mrpipe.imaging.chain import PACKAGES, ChainSettings, require_imaging
 from mrpipe.imaging.failure import ScanFailedError
-from mrpipe.imaging.grid import Grid
+from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.imaging.template import Template
 from mrpipe.imaging.worker import OUT_OF_TIME, ScanResult, process_scan
 from mrpipe.raw import sha256
@@ -67,7 +67,7 @@ def part_schema() -> pa.Schema:
     return pa.schema([*fields, pa.field("voxels", pa.list_(pa.float32()))])
 
 
-def smoothed(gm: NDArray[np.float32], grid: Grid, sigma_mm: float) -> NDArray[np.float32]:
+def smoothed(gm: NDArray[np.float32], grid: VoxelGrid, sigma_mm: float) -> NDArray[np.float32]:
     """Gaussian smoothing over the whole grid, before the mask cuts: mass moves, and is lost only at the border."""
     if sigma_mm <= 0:
         return gm

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mrpipe.datasets.adni.simulate.people import People, visit_codes
+from mrpipe.datasets.adni.simulate.people import SimulatedParticipants, visit_codes
 from mrpipe.datasets.adni.simulate.tables import Writer, texts
 from mrpipe.datasets.adni.tables import QC_RID
 
@@ -21,7 +21,7 @@ CSF = {"ABETA42": (1200.0, 950.0, 650.0), "TAU": (240.0, 280.0, 370.0), "PTAU": 
 LIMITS = {"ABETA42": (200.0, 1700.0, "Abeta42"), "TAU": (80.0, 1300.0, "Tau"), "PTAU": (8.0, 120.0, "PTau")}
 
 
-def _rows(people: People, chosen: Sequence[int], months: Sequence[int]) -> pl.DataFrame:
+def _rows(people: SimulatedParticipants, chosen: Sequence[int], months: Sequence[int]) -> pl.DataFrame:
     s = people.subjects[list(chosen)]
     codes = [visit_codes(p, m, screening=False) for p, m in zip(s["phase"].to_list(), months, strict=True)]
     days = [d + timedelta(days=30 * m) for d, m in zip(s["start"].to_list(), months, strict=True)]
@@ -32,7 +32,7 @@ def _rows(people: People, chosen: Sequence[int], months: Sequence[int]) -> pl.Da
     )
 
 
-def write_apoe(w: Writer, people: People) -> None:
+def write_apoe(w: Writer, people: SimulatedParticipants) -> None:
     """APOERES: GENOTYPE in 2025, APGEN1 and APGEN2 before."""
     rng = w.rng("apoeres")
     s = people.subjects
@@ -59,7 +59,7 @@ def write_apoe(w: Writer, people: People) -> None:
     w.write("APOERES", rows, items, keys=("PHASE", "PTID", "RID", "VISCODE"))
 
 
-def write_csf(w: Writer, people: People) -> None:
+def write_csf(w: Writer, people: SimulatedParticipants) -> None:
     """Elecsys: numbers at the limit with a comment; in the old layout `>1700` as text, and no PTID."""
     rng = w.rng("elecsys")
     s = people.subjects
@@ -112,7 +112,7 @@ def write_csf(w: Writer, people: People) -> None:
     )
 
 
-def write_plasma(w: Writer, people: People) -> None:
+def write_plasma(w: Writer, people: SimulatedParticipants) -> None:
     """batemanlab (with quality-control rows and two injections), Blennow's NfL, urine isoprostanes."""
     rng = w.rng("plasma")
     s = people.subjects

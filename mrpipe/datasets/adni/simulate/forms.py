@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.simulate.people import People, visit_codes
+from mrpipe.datasets.adni.simulate.people import SimulatedParticipants, visit_codes
 from mrpipe.datasets.adni.simulate.tables import Writer, blanked_dates, duplicated, texts, with_missing
 from mrpipe.datasets.adni.tables import FUNCTIONS, HISTORY, QUANTITIES, SIGNS
 
@@ -45,7 +45,7 @@ _LANGUAGE = [f"PTLANG{k}{i}" for i in range(1, 7) for k in ("PR", "SP", "RD", "W
 _DEMOG_TAIL = "PTLANGTTL PTETHCATH PTASIAN PTOPI PTBORN PTBIRPL PTIMMAGE PTIMMWHY PTBIRPR PTBIRGR"
 
 
-def _records(people: People, rows: NDArray[np.int64], *, screening: bool) -> pl.DataFrame:
+def _records(people: SimulatedParticipants, rows: NDArray[np.int64], *, screening: bool) -> pl.DataFrame:
     """Key columns of one record per participant at screening (a week before) or baseline."""
     s = people.subjects[rows.tolist()]
     codes = [visit_codes(p, 0, screening=screening) for p in s["phase"].to_list()]
@@ -58,7 +58,7 @@ def _records(people: People, rows: NDArray[np.int64], *, screening: bool) -> pl.
     return frame
 
 
-def _at_visits(people: People) -> pl.DataFrame:
+def _at_visits(people: SimulatedParticipants) -> pl.DataFrame:
     s = (
         people.subjects.select("ptid", "rid", "phase", "site")
         .with_row_index("i")
@@ -80,7 +80,7 @@ def _bernoulli(rng: np.random.Generator, p: NDArray[np.float64]) -> NDArray[np.i
     return (rng.random(len(p)) < p).astype(np.int64)
 
 
-def write_diagnoses(w: Writer, people: People) -> None:
+def write_diagnoses(w: Writer, people: SimulatedParticipants) -> None:
     """DXSUM: DIAGNOSIS, or in the old layout DXCURREN (ADNI1), DXCHANGE (GO/2), DIAGNOSIS (3/4)."""
     rng = w.rng("dxsum")
     visits = _at_visits(people)
@@ -120,7 +120,7 @@ def write_diagnoses(w: Writer, people: People) -> None:
     w.write(table, frame, items, date_column="EXAMDATE")
 
 
-def write_history(w: Writer, people: People) -> None:
+def write_history(w: Writer, people: SimulatedParticipants) -> None:
     """MEDHIST: participants of ADNI1, GO, 2; the others have INITHEALTH."""
     rng = w.rng("medhist")
     s = people.subjects
@@ -148,7 +148,7 @@ def write_history(w: Writer, people: People) -> None:
     w.write("MEDHIST", frame, items)
 
 
-def write_examination(w: Writer, people: People) -> None:
+def write_examination(w: Writer, people: SimulatedParticipants) -> None:
     """NEUROEXM, once a participant."""
     rng = w.rng("neuroexm")
     s = people.subjects
@@ -164,7 +164,7 @@ def write_examination(w: Writer, people: People) -> None:
     w.write("NEUROEXM", frame, items)
 
 
-def write_demographics(w: Writer, people: People) -> None:
+def write_demographics(w: Writer, people: SimulatedParticipants) -> None:
     """PTDEMOG: screening, and for one in five a second form at a later phase."""
     rng = w.rng("ptdemog")
     s = people.subjects
@@ -246,7 +246,7 @@ def write_demographics(w: Writer, people: People) -> None:
     w.write("PTDEMOG", frame, items)
 
 
-def write_medications(w: Writer, people: People) -> None:
+def write_medications(w: Writer, people: SimulatedParticipants) -> None:
     """RECCMEDS: one row a medication, at baseline and some later; drugs against dementia go with the diagnosis."""
     rng = w.rng("reccmeds")
     s = people.subjects
@@ -299,7 +299,7 @@ def write_medications(w: Writer, people: People) -> None:
     w.write("RECCMEDS", _dated(frame, rng, 0.05), items)
 
 
-def write_vitals(w: Writer, people: People) -> None:
+def write_vitals(w: Writer, people: SimulatedParticipants) -> None:
     """VITALS: height at screening only, other values at every visit, in mixed and sometimes wrong units."""
     rng = w.rng("vitals")
     s = people.subjects
@@ -351,7 +351,7 @@ def write_vitals(w: Writer, people: People) -> None:
     w.write("VITALS", frame, items)
 
 
-def write_roster(w: Writer, people: People) -> None:
+def write_roster(w: Writer, people: SimulatedParticipants) -> None:
     """ROSTER of an old export: the one table there that says which PTID a RID has."""
     s = people.subjects
     rows = pl.DataFrame(

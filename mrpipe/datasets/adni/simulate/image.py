@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
 from mrpipe.datasets.adni.simulate.t1 import write_raw_scans
-from mrpipe.imaging.grid import Grid
+from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.imaging.nifti import write_nifti
 from mrpipe.keyed import generator
 from mrpipe.options import option
@@ -51,7 +51,7 @@ class ImageSimulation:
     image_t1_mm: float = option(3.0, "voxel size of raw T1 scans")
 
 
-def simulated_grid(shape: Sequence[int]) -> tuple[Grid, NDArray[np.float32]]:
+def simulated_grid(shape: Sequence[int]) -> tuple[VoxelGrid, NDArray[np.float32]]:
     """A folded shell on a grid: its mask and a label image with 10, 150 and 250 as MUSE writes them.
 
     At 91 × 109 × 91 voxels it has the number of voxels and the bounding box of the real one; at other sizes the same
@@ -86,10 +86,10 @@ def simulated_grid(shape: Sequence[int]) -> tuple[Grid, NDArray[np.float32]]:
     affine[:3, :3] /= scale
     affine[:3, 3] = 90.0, 91.0, -72.0
     labels = np.where(mask, 150, np.where(r < 0.82, 250, np.where(r < 1.1, 10, 0))).astype(np.float32)
-    return Grid(mask=mask, affine=affine), labels
+    return VoxelGrid(mask=mask, affine=affine), labels
 
 
-def _blob(grid: Grid, centre: tuple[float, float, float], width: float) -> NDArray[np.float64]:
+def _blob(grid: VoxelGrid, centre: tuple[float, float, float], width: float) -> NDArray[np.float64]:
     """Gaussian blob in the mask's bounding box (unit coordinates), mirrored to both sides; (n_voxels,), peak 1."""
     where = np.argwhere(grid.mask) / np.maximum(np.array(grid.mask.shape) - 1, 1)
     sides = [((where - np.array(c)) ** 2).sum(axis=1) for c in (centre, (1 - centre[0], *centre[1:]))]
@@ -105,7 +105,7 @@ class MapModel:
         latents: names of latent columns; each changes a region of its own by 4 % a standard deviation.
     """
 
-    def __init__(self, grid: Grid, latents: Sequence[str], seed: int):
+    def __init__(self, grid: VoxelGrid, latents: Sequence[str], seed: int):
         self.grid = grid
         self.latents = tuple(latents)
         sigma = math.sqrt(math.log(1 + 0.4**2))

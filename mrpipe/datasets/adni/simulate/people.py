@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mrpipe.datasets.adni.tables import CLASSES
 from mrpipe.experiment.truth import subsets
 from mrpipe.keyed import generator
+from mrpipe.store.masks import combination_name
 
 # raw-formats E.1: re-run of the authors' label rule, and the working frequencies of combinations.
 CLASS_COUNTS = (926, 746, 444)
@@ -44,7 +45,7 @@ FACTOR_MEANS = {
 
 
 @dataclass(frozen=True)
-class People:
+class SimulatedParticipants:
     """Everything that the writers of tables, genotypes and images need.
 
     Attributes:
@@ -99,7 +100,7 @@ def patterns_of(score: NDArray[np.float64]) -> list[str]:
     return [names[int(k)] for k in np.minimum(np.searchsorted(bounds, quantile), len(names) - 1)]
 
 
-def draw_people(n: int, seed: int, separation: float, missing_strength: float) -> People:
+def draw_people(n: int, seed: int, separation: float, missing_strength: float) -> SimulatedParticipants:
     """Participants, their visits and factors."""
     rng = generator(seed, "adni people")
     prior = np.array(CLASS_COUNTS) / sum(CLASS_COUNTS)
@@ -153,7 +154,7 @@ def draw_people(n: int, seed: int, separation: float, missing_strength: float) -
             viscode, viscode2 = visit_codes(name, MONTHS[k], screening=False)
             rows.append((i, MONTHS[k], viscode, viscode2, start[i] + timedelta(days=round(30.44 * MONTHS[k])), dx + 1))
     visits = pl.DataFrame(rows, schema=["i", "month", "viscode", "viscode2", "date", "dx"], orient="row")
-    return People(subjects, visits)
+    return SimulatedParticipants(subjects, visits)
 
 
 def posterior(subjects: pl.DataFrame, modalities: Sequence[str] | None, separation: float) -> NDArray[np.float64]:
@@ -172,7 +173,7 @@ def posterior(subjects: pl.DataFrame, modalities: Sequence[str] | None, separati
     return result
 
 
-def truth_frame(people: People, separation: float) -> pl.DataFrame:
+def truth_frame(people: SimulatedParticipants, separation: float) -> pl.DataFrame:
     """One row a participant: `sample_id`, class at baseline, factors, combination, posterior given what is observed."""
     s = people.subjects
     p = posterior(s, None, separation)
@@ -192,7 +193,7 @@ def truth_frame(people: People, separation: float) -> pl.DataFrame:
     )
 
 
-def best_accuracies(people: People, separation: float) -> dict[str, float]:
+def best_accuracies(people: SimulatedParticipants, separation: float) -> dict[str, float]:
     """Mean of the highest posterior for each combination of modalities, over these participants."""
     shown = subsets(list(FACTOR_MEANS))
-    return {"+".join(c): float(posterior(people.subjects, c, separation).max(axis=1).mean()) for c in shown}
+    return {combination_name(c): float(posterior(people.subjects, c, separation).max(axis=1).mean()) for c in shown}

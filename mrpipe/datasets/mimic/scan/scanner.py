@@ -99,7 +99,7 @@ def check_columns(path: Path, columns: Sequence[Column], shown_as: str) -> dict[
     return found
 
 
-class Scan:
+class TableScan:
     """Iterate over frames with the canonical names of `columns`, rows of `subjects` only, in the order of the file.
 
     Attributes:
@@ -245,7 +245,7 @@ def cast_text(text: pl.Series, dtype: Any) -> pl.Series:
 
 def sample_rows(path: Path, columns: Sequence[Column], *, shown_as: str, size: int = 2**16) -> pl.DataFrame:
     """The first rows of a large table, parsed as a scan would parse them: a shifted header shows here."""
-    scan = Scan(path, columns, None, shown_as=shown_as)
+    scan = TableScan(path, columns, None, shown_as=shown_as)
     try:
         with open_bytes(path) as handle:
             handle.read(scan._skip)

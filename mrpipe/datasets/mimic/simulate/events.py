@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.mimic.simulate import pools as pools
 from mrpipe.datasets.mimic.simulate.options import MimicSimulation
-from mrpipe.datasets.mimic.simulate.patients import People, moments
+from mrpipe.datasets.mimic.simulate.patients import SimulatedPatients, moments
 from mrpipe.keyed import generator
 
 BLOCK = 500_000  # rows made together, about
@@ -95,7 +95,7 @@ def dictionary(source: str, n_rare: int) -> pl.DataFrame:
     )
 
 
-def _layout(people: People, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _layout(people: SimulatedPatients, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """How many rows each visit has (longer stays more), (n_visits,): exactly n_rows in all; with begin and end."""
     begin = np.minimum(people.visits["admit"].to_numpy(), people.visits["discharge"].to_numpy() - 60)
     end = people.visits["discharge"].to_numpy()
@@ -113,7 +113,7 @@ def _strings() -> pl.Series:
 class _Values:
     """Values of the rows of a block, as numbers and as they are written."""
 
-    def __init__(self, source: str, people: People, o: MimicSimulation):
+    def __init__(self, source: str, people: SimulatedPatients, o: MimicSimulation):
         self.pool, self._o, self._source = item_pool(source, o.n_rare_items), o, source
         self._cumulative = np.cumsum(self.pool.weight) / self.pool.weight.sum()
         p = people.patients
@@ -174,7 +174,7 @@ class _Values:
         }
 
 
-def event_blocks(source: str, people: People, o: MimicSimulation) -> Iterator[pl.DataFrame]:
+def event_blocks(source: str, people: SimulatedPatients, o: MimicSimulation) -> Iterator[pl.DataFrame]:
     """Frames of labevents or chartevents in the provider's columns, by patient and time (3.1: shuffled in a block)."""
     n_rows = o.n_lab_rows if source == "labevents" else o.n_chart_rows
     counts, begin, end = _layout(people, n_rows)

@@ -7,11 +7,11 @@ import polars as pl
 
 from mrpipe.datasets.mimic.simulate import pools as pools
 from mrpipe.datasets.mimic.simulate.options import MimicSimulation
-from mrpipe.datasets.mimic.simulate.patients import DAY, People, moments, sigmoid
+from mrpipe.datasets.mimic.simulate.patients import DAY, SimulatedPatients, moments, sigmoid
 from mrpipe.keyed import generator
 
 
-def _with_notes(people: People) -> pl.DataFrame:
+def _with_notes(people: SimulatedPatients) -> pl.DataFrame:
     p = people.patients
     rows = people.visits.with_row_index("visit").with_columns(
         pl.col("patient").replace_strict(dict(enumerate(p["has_notes"])), return_dtype=pl.Boolean).alias("has")
@@ -19,7 +19,7 @@ def _with_notes(people: People) -> pl.DataFrame:
     return rows.filter("has")
 
 
-def _sentences(people: People, visits: pl.DataFrame, rng: np.random.Generator, n: int) -> list[pl.Series]:
+def _sentences(people: SimulatedPatients, visits: pl.DataFrame, rng: np.random.Generator, n: int) -> list[pl.Series]:
     """n phrases a note; the sicker the patient, the more of the worse ones."""
     p = people.patients
     state = ((p["shared"] + p["note"]) * 0.8).gather(visits["patient"]).to_numpy()
@@ -32,7 +32,7 @@ def _sentences(people: People, visits: pl.DataFrame, rng: np.random.Generator, n
     return out
 
 
-def discharge_table(people: People, o: MimicSimulation) -> pl.DataFrame:
+def discharge_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFrame:
     """note/discharge: one note a visit; a terminal visit's note says so."""
     rng = generator(o.seed, "mimic discharge notes")
     visits = _with_notes(people)
@@ -100,7 +100,7 @@ def discharge_table(people: People, o: MimicSimulation) -> pl.DataFrame:
     )
 
 
-def radiology_table(people: People, o: MimicSimulation) -> pl.DataFrame:
+def radiology_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFrame:
     """note/radiology: two reports a visit, one of them of an outpatient (blank hadm_id) before the admission."""
     rng = generator(o.seed, "mimic radiology notes")
     visits = (

@@ -20,7 +20,7 @@ DAY = 1440
 
 
 @dataclass(frozen=True)
-class People:
+class SimulatedPatients:
     """Patients and visits of a simulated export.
 
     Attributes:
@@ -99,7 +99,7 @@ def draw_patients(o: MimicSimulation) -> pl.DataFrame:
     )
 
 
-def draw_people(o: MimicSimulation) -> People:
+def draw_people(o: MimicSimulation) -> SimulatedPatients:
     """Patients with visits; deaths in hospital and after it; overlapping and reversed visits."""
     patients = draw_patients(o)
     rng = generator(o.seed, "mimic visits")
@@ -150,7 +150,7 @@ def draw_people(o: MimicSimulation) -> People:
             "index": number == last,
         }
     )
-    return People(patients=_deaths(patients, visits, o), visits=visits)
+    return SimulatedPatients(patients=_deaths(patients, visits, o), visits=visits)
 
 
 def _deaths(patients: pl.DataFrame, visits: pl.DataFrame, o: MimicSimulation) -> pl.DataFrame:
@@ -183,7 +183,7 @@ def moments(minutes: pl.Series | NDArray[Any]) -> pl.Series:
     return pl.Series(BASE + np.asarray(minutes).astype(np.int64) * np.timedelta64(60_000_000, "us"))
 
 
-def patients_table(people: People, o: MimicSimulation) -> pl.DataFrame:
+def patients_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFrame:
     rng = generator(o.seed, "mimic dod")
     p = people.patients
     dod = p["dod"].to_numpy().astype(float)
@@ -201,7 +201,7 @@ def patients_table(people: People, o: MimicSimulation) -> pl.DataFrame:
     )
 
 
-def admissions_table(people: People, o: MimicSimulation) -> pl.DataFrame:
+def admissions_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFrame:
     rng = generator(o.seed, "mimic admissions")
     v = people.visits
     n = len(v)
@@ -240,7 +240,7 @@ def admissions_table(people: People, o: MimicSimulation) -> pl.DataFrame:
     )
 
 
-def icustays_table(people: People, o: MimicSimulation) -> pl.DataFrame:
+def icustays_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFrame:
     rng = generator(o.seed, "mimic icustays")
     v = people.visits.filter("icu")
     begin, end = v["admit"].to_numpy(), v["discharge"].to_numpy()
@@ -263,7 +263,7 @@ def icustays_table(people: People, o: MimicSimulation) -> pl.DataFrame:
 
 
 def _codes(
-    people: People,
+    people: SimulatedPatients,
     rows: NDArray[Any],
     pool: tuple[tuple[str, str, float, float], ...],
     factor: NDArray[np.float64],
@@ -288,7 +288,7 @@ def _codes(
     )
 
 
-def code_tables(people: People, o: MimicSimulation) -> tuple[pl.DataFrame, pl.DataFrame]:
+def code_tables(people: SimulatedPatients, o: MimicSimulation) -> tuple[pl.DataFrame, pl.DataFrame]:
     """diagnoses_icd and procedures_icd."""
     rng = generator(o.seed, "mimic codes")
     p, v = people.patients, people.visits

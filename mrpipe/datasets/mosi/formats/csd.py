@@ -47,7 +47,7 @@ _SEGMENT_KEY = re.compile(r"(?P<video>.+)\[(?P<segment>\d+)\]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class CsdEntry:
     """One video of a sequence: features (T, d) float32 or (T,) str, intervals (T, 2) float64, rows sorted as stored.
 
     `segment` (T,) is set when the file is aligned to segments already: the 0-based row of the segment in the labels.
@@ -151,7 +151,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
-def load(sequence: Sequence, *, features: bool = True) -> dict[str, Entry]:
+def load(sequence: Sequence, *, features: bool = True) -> dict[str, CsdEntry]:
     """Entries by video, videos sorted; entries `video[i]` are joined to one a video.
 
     Args:
@@ -186,13 +186,13 @@ def load(sequence: Sequence, *, features: bool = True) -> dict[str, Entry]:
     return {video: _joined(entries) for video, entries in sorted(parts.items())}
 
 
-def _joined(entries: list[tuple[int | None, NDArray[Any], NDArray[np.float64]]]) -> Entry:
+def _joined(entries: list[tuple[int | None, NDArray[Any], NDArray[np.float64]]]) -> CsdEntry:
     entries = sorted(entries, key=lambda e: -1 if e[0] is None else e[0])
     numbers = [n for n, _, _ in entries]
     segment = None
     if numbers[0] is not None:
         segment = np.repeat(np.array(numbers, dtype=np.int64), [len(i) for _, _, i in entries])
-    return Entry(
+    return CsdEntry(
         features=np.concatenate([f for _, f, _ in entries]),
         intervals=np.concatenate([i for _, _, i in entries]),
         segment=segment,

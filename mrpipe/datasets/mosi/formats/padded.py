@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.clips import clip_frame, score_faults
-from mrpipe.datasets.mosi.ragged import Block, feature_names, unpad
+from mrpipe.datasets.mosi.ragged import RaggedBlock, feature_names, unpad
 from mrpipe.errors import Fault, FaultCollector
 from mrpipe.raw import read_pickle
 
@@ -156,7 +156,7 @@ class PaddedExport(ABC):
     def ids(self) -> NDArray[np.str_]:
         return np.array(self.clips["sample_id"].to_list(), dtype=np.str_)
 
-    def sequences(self, modality: str) -> Block:
+    def sequences(self, modality: str) -> RaggedBlock:
         """One modality, unpadded (`ragged.unpad`), clips in the order of `clips`."""
         values, lengths = [], []
         for part in self._parts.values():
@@ -164,7 +164,7 @@ class PaddedExport(ABC):
             values.append(v)
             lengths.append(np.diff(offsets))
         x = np.concatenate(values)
-        return Block(
+        return RaggedBlock(
             sample_id=self.ids,
             values=x,
             offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.align import Index, beginning_after, means, overlapping
-from mrpipe.datasets.mosi.formats.csd import Entry, Sequence, load
+from mrpipe.datasets.mosi.formats.csd import CsdEntry, Sequence, load
 from mrpipe.datasets.mosi.formats.sdk_files import SAME_TIME, SdkFiles
-from mrpipe.datasets.mosi.ragged import Block, feature_names
+from mrpipe.datasets.mosi.ragged import RaggedBlock, feature_names
 from mrpipe.errors import UsageError
 
 PAUSE = "sp"
@@ -41,7 +41,7 @@ class SdkExport(SdkFiles):
         return (*(("text",) if text else ()), *(m for m in ("audio", "vision") if m in self.chosen))
 
     @cached_property
-    def _timeline(self) -> tuple[str, dict[str, Entry], dict[str, NDArray[np.bool_]]]:
+    def _timeline(self) -> tuple[str, dict[str, CsdEntry], dict[str, NDArray[np.bool_]]]:
         """The sequence that gives the words' times, and which of its rows are words: no pauses, no zero vectors."""
         sequence = self._text_sequence
         entries = load(sequence)
@@ -78,7 +78,7 @@ class SdkExport(SdkFiles):
                 pairs[video] = target[kept], item[kept]
         return pairs
 
-    def _pairs(self, video: str, entry: Entry, segments: NDArray[np.float64], *, words: bool) -> tuple[Index, Index]:
+    def _pairs(self, video: str, entry: CsdEntry, segments: NDArray[np.float64], *, words: bool) -> tuple[Index, Index]:
         if entry.segment is not None:
             # Aligned by the SDK already: the key names the segment.
             row_of = np.full(max(self.rows[video].max(), entry.segment.max()) + 1, -1, dtype=np.int64)
@@ -114,7 +114,7 @@ class SdkExport(SdkFiles):
         """Whether the text is words, which an encoder turns into vectors."""
         return self._text_sequence.role == "words"
 
-    def text_vectors(self) -> Block:
+    def text_vectors(self) -> RaggedBlock:
         """The export's own word vectors of each clip."""
         _, entries, _ = self._timeline
         parts = [(self.first[v] + target, entries[v].features[item]) for v, (target, item) in self._word_pairs.items()]
@@ -122,7 +122,7 @@ class SdkExport(SdkFiles):
 
     # --- audio and vision --------------------------------------------------------------------------------------------
 
-    def frames(self, modality: str, form: str) -> Block:
+    def frames(self, modality: str, form: str) -> RaggedBlock:
         """Audio or vision of each clip as `form` says (`MosiOptions.audio_form`)."""
         sequence = self.chosen["audio" if modality == "audio" else "vision"]
         entries = load(sequence)
@@ -154,7 +154,7 @@ class SdkExport(SdkFiles):
         return block.collapsed() if form == "collapse" else block
 
     def _frames_of(
-        self, video: str, entry: Entry, x: NDArray[np.float32], form: str
+        self, video: str, entry: CsdEntry, x: NDArray[np.float32], form: str
     ) -> tuple[Index, NDArray[np.float32]]:
         segments = self.segments[video]
         if form in ("raw", "collapse"):
@@ -172,13 +172,13 @@ class SdkExport(SdkFiles):
         step, frame = overlapping(entry.intervals, times[order])
         return step_of[order], means(x, step, frame, len(order))
 
-    def _rows_of(self, video: str, entry: Entry) -> tuple[Index, Index]:
+    def _rows_of(self, video: str, entry: CsdEntry) -> tuple[Index, Index]:
         if entry.segment is not None:
             return self._pairs(video, entry, self.segments[video], words=False)
         rows = np.arange(len(entry.intervals))
         return rows, rows
 
-    def _is_utterance_level(self, sequence: Sequence, entries: dict[str, Entry]) -> bool:
+    def _is_utterance_level(self, sequence: Sequence, entries: dict[str, CsdEntry]) -> bool:
         """One row a segment: by its name, or because every video has the labels' rows and times."""
         if "utterance" in f"{sequence.root} {sequence.path.name}".lower():
             return True
@@ -199,14 +199,14 @@ class SdkExport(SdkFiles):
         *,
         kind: str = "numeric",
         encoder: str = "",
-    ) -> Block:
+    ) -> RaggedBlock:
         """Runs of steps of all clips from (clip, step) pairs; `parts` come in the order of `clips`."""
         clip = np.concatenate([c for c, _ in parts]) if parts else np.empty(0, np.int64)
         values = np.concatenate([x for _, x in parts])
         values[np.isinf(values)] = np.nan
         offsets = np.concatenate([[0], np.cumsum(np.bincount(clip, minlength=len(self.clips)))]).astype(np.int64)
         d = values.shape[1]
-        return Block(
+        return RaggedBlock(
             sample_id=self._ids,
             values=values,
             offsets=offsets,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.align import Index
 from mrpipe.datasets.mosi.clips import clip_frame, read_folds, score_faults
-from mrpipe.datasets.mosi.formats.csd import AGAIN, Entry, Role, Sequence, inspect, load
+from mrpipe.datasets.mosi.formats.csd import AGAIN, CsdEntry, Role, Sequence, inspect, load
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 
@@ -179,7 +179,7 @@ class SdkFiles:
         if sequence.role in ("audio", "vision") and "utterance" in f"{sequence.root} {sequence.path.name}".lower():
             self._require_one_row_a_segment(sequence, entries)
 
-    def _require_one_row_a_segment(self, sequence: Sequence, entries: dict[str, Entry]) -> None:
+    def _require_one_row_a_segment(self, sequence: Sequence, entries: dict[str, CsdEntry]) -> None:
         faults = FaultCollector()
         for video, entry in entries.items():
             segments = self.segments.get(video)

@@ -17,7 +17,7 @@ from mrpipe.datasets.mosi.align import means
 from mrpipe.datasets.mosi.clips import FOLD_FILE
 from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
-from mrpipe.datasets.mosi.ragged import Block
+from mrpipe.datasets.mosi.ragged import RaggedBlock
 from mrpipe.store.parquet import replacing, write_text
 from mrpipe.text.encoders import get_encoder
 
@@ -261,7 +261,7 @@ def _padded(
 
 
 def _left_padded(values: Floats, offsets: NDArray[np.int64]) -> Floats:
-    block = Block(
+    block = RaggedBlock(
         sample_id=np.arange(len(offsets) - 1).astype(np.str_),
         values=values,
         offsets=offsets,

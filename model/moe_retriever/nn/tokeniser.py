@@ -1,0 +1,28 @@
+"""Tokens of a modality from one vector per entry."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_retriever.nn.kernels.linear import Linear
+
+
+class Tokeniser(nn.Module):
+    """(n, d) → (n, P, H): cut into P equal chunks (zeros pad the last), one linear map shared by all chunks.
+
+    Source: the chunked encoders of the authors' released code.
+    """
+
+    def __init__(self, d: int, n_tokens: int, hidden: int):
+        super().__init__()
+        self.n_tokens = n_tokens
+        self.chunk = math.ceil(d / n_tokens)
+        self.linear = Linear(self.chunk, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = self.chunk * self.n_tokens - x.shape[1]
+        x = F.pad(x, (0, padding)) if padding else x
+        return self.linear(x.reshape(-1, self.n_tokens, self.chunk))

@@ -1,0 +1,114 @@
+"""Each fast kernel and its plain twin give the same outputs and gradients; fallbacks of private names of torch work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_retriever.evaluation.flops import flop_counter
+from moe_retriever.nn import kernels
+from moe_retriever.nn.dropout import Noise
+from moe_retriever.nn.init import build
+from moe_retriever.nn.kernels.grouped_ffn import plain_gelu_backward
+from moe_retriever.nn.kernels.linear import Linear, onednn_operator
+from moe_retriever.nn.kernels.recurrent import last_state
+from moe_retriever.nn.moe import Experts, Router
+
+
+def _linear() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    layer = build(lambda: Linear(16, 5), 0, "linear")
+    return layer, layer
+
+
+def _grouped() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    noise = Noise(0)
+    module = build(
+        lambda: nn.ModuleList([Router(16, 4, top_k=2, noise=noise), Experts(4, 16, 8, 0.5, noise)]), 0, "moe"
+    )
+
+    def forward(x: Tensor) -> Tensor:
+        noise.reset("the same for both")
+        rows = torch.arange(len(x)) // 3
+        return module[1](x, module[0](x), row_T=rows, n_rows=len(x))
+
+    return module, forward
+
+
+def _recurrent(cls: type[nn.RNNBase]) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    rnn = build(lambda: cls(16, 6), 0, "rnn")
+
+    def forward(x: Tensor) -> Tensor:
+        lengths = torch.tensor([1, 4, 2])
+        packed = nn.utils.rnn.pack_padded_sequence(x[:12].view(4, 3, 16), lengths, enforce_sorted=False)
+        return last_state(rnn, packed)
+
+    return rnn, forward
+
+
+@pytest.mark.parametrize("kernel", [_linear, _grouped, lambda: _recurrent(nn.GRU), lambda: _recurrent(nn.LSTM)])
+def test_fast_and_plain_kernels_agree(kernel: Callable[[], tuple[nn.Module, Callable[[Tensor], Tensor]]]) -> None:
+    module, forward = kernel()
+    x = torch.randn(600, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = []
+    for plain in (False, True):
+        with kernels.use(plain=plain):
+            y = forward(x)
+            written_out = any(type(n).__name__.startswith(("GroupedFeed", "_GRU", "_LSTM")) for n in _graph(y))
+        assert written_out == (not plain and not isinstance(module, Linear))
+        direction = torch.linspace(-1, 1, y.numel()).view_as(y)
+        found.append((y, *torch.autograd.grad((y * direction).sum(), [x, *module.parameters()])))
+    assert not kernels.plain()
+    for fast, plain_ in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain_, rtol=1e-4, atol=1e-4)
+
+
+def _graph(y: Tensor) -> list[object]:
+    """Nodes of the autograd graph behind a tensor."""
+    seen, waiting = [], [y.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.append(node)
+            waiting += [following for following, _ in node.next_functions]
+    return seen
+
+
+def test_the_gradient_of_gelu_is_autograds() -> None:
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64, requires_grad=True)
+    direction = torch.linspace(1, 2, 33, dtype=torch.float64)
+    expected = torch.autograd.grad((F.gelu(x) * direction).sum(), x)[0]
+    torch.testing.assert_close(plain_gelu_backward(direction, x.detach()), expected)
+
+
+@pytest.mark.parametrize("operator", [None, lambda: None, lambda *a: torch.mm(torch.ones(2, 3), torch.ones(2, 3))])
+def test_an_operator_that_is_gone_or_changed_is_not_used(operator: Callable[..., Tensor] | None) -> None:
+    namespace = SimpleNamespace() if operator is None else SimpleNamespace(_linear_pointwise=operator)
+    assert onednn_operator(namespace) is None
+
+
+def test_flops_are_counted_without_the_operators_that_torch_may_drop() -> None:
+    with flop_counter(SimpleNamespace()) as counter:
+        torch.ones(2, 3) @ torch.ones(3, 4)
+    assert counter.get_total_flops() == 2 * 2 * 3 * 4
+
+
+def test_parameters_are_made_on_the_cpu_and_keep_their_flags() -> None:
+    def factory() -> nn.Module:
+        module = nn.Sequential(nn.GRU(3, 4), nn.BatchNorm1d(4))
+        module[0].requires_grad_(False)
+        module.register_buffer("fixed", torch.from_numpy(np.arange(3)))
+        return module
+
+    module = build(factory, 0, "flags")
+    assert {t.device.type for t in (*module.parameters(), *module.buffers())} == {"cpu"}
+    assert not any(p.requires_grad for p in module[0].parameters())
+    assert all(p.requires_grad for p in module[1].parameters())
+    assert module.get_buffer("fixed").tolist() == [0, 1, 2]
+    assert module[1].running_var.tolist() == [1.0] * 4
+    assert module[0](torch.ones(2, 1, 3))[1].abs().sum() > 0

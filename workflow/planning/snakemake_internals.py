@@ -1,0 +1,160 @@
+"""All uses of Snakemake beyond its public interface, each with the reason (Snakemake 9.20 to 9.27).
+
+Made while the Snakefile is parsed: in a module, `workflow.modifier` and `workflow.pathvars` are the module's only then.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import platform
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from snakemake.storage import flag_with_storage_object
+
+
+class Internals:
+    """The running workflow.
+
+    Args:
+        workflow: Snakemake's global of this name.
+    """
+
+    def __init__(self, workflow: Any):
+        self._workflow = workflow
+        self._modifier = workflow.modifier
+        self._pathvars = workflow.pathvars
+
+    def filled(self, template: str) -> str:
+        """A path with `<results>` and its kind filled in and placed in the default storage.
+
+        Inputs and outputs are filled by Snakemake; there is no public way to fill parameters.
+        """
+        filled = self._pathvars.apply(template)
+        # Steps work on the local copies of files in a storage, and on undeclared files beside them.
+        return str(self._modifier.path_modifier.apply_default_storage(filled))
+
+    def user_path(self, file: str) -> Any:
+        """A file of the user's, which a default storage does not hold."""
+        provider = self._workflow.storage_registry.default_storage_provider
+        return flag_with_storage_object(file, provider.object(file)) if provider else file
+
+    def rule_name(self, name: str) -> str:
+        """Name of one of our rules, which a module's `use rule * as x_*` changes."""
+        return str(self._modifier.modify_rulename(name))
+
+    @property
+    def rule_names(self) -> set[str]:
+        """Names of all rules so far."""
+        return {rule.name for rule in self._workflow.rules}
+
+    def jobs(self, rule: str) -> list[Any]:
+        """Jobs of one of our rules in this run's graph."""
+        name = self.rule_name(rule)
+        return [job for job in self._workflow.dag.jobs if job.rule.name == name]
+
+    def jobs_to_run(self) -> set[Any]:
+        """Jobs of this run's graph that are not up to date."""
+        return set(self._workflow.dag.needrun_jobs())
+
+    def keep_going(self) -> None:
+        """As --keep-going, decided once the targets are known."""
+        self._workflow.scheduler.keepgoing = True
+
+    def join_group(self, name: str) -> None:
+        """On a node, all jobs of a submission form one group again.
+
+        Executors do not pass on how many jobs that are, and Snakemake would run them one after the other.
+        """
+        if self._workflow.remote_exec:
+            self._workflow.group_settings.group_components = {name: sys.maxsize}
+
+    def limit_node(self, cores: str | None) -> None:
+        """On a node, respect the requested resources even if the cluster does not enforce them.
+
+        Snakemake runs the jobs of a group there without the limits of the submission.
+        """
+        if self._workflow.remote_exec:
+            self._workflow.register_resource("gpu", 1)
+            if cores:
+                self._workflow.register_resource("_cores", int(cores))
+
+    def on_job_finished(self, handler: logging.Handler) -> None:
+        """Add a handler of Snakemake's log records; logger plugins are a choice of the user's."""
+        logging.getLogger("snakemake.logging").addHandler(handler)
+
+    def on_nothing_to_do(self, call: Callable[[], None]) -> None:
+        """Call a function when a run has nothing to do: `onsuccess` is not called then."""
+
+        class Listener(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                if record.getMessage().startswith("Nothing to be done") and not dry_run():
+                    call()
+
+        def dry_run() -> bool:
+            return bool(self._workflow.dryrun)
+
+        if self._workflow.is_main_process:
+            self.on_job_finished(Listener())
+
+    def resume_interrupted(self) -> None:
+        """Let the same command continue an interrupted run, without --rerun-incomplete and --unlock.
+
+        A default profile would be the public way, but none is found beside a Snakefile at the top of a repository. The
+        settings are not there yet while the Snakefile is parsed.
+        """
+        workflow = self._workflow
+        execute = workflow.execute
+
+        def resume(*args: Any, **kwargs: Any) -> Any:
+            workflow.dag_settings.force_incomplete = True
+            executor = kwargs.get("executor_plugin") or args[0]
+            remove_stale_locks(Path(".snakemake"), register=not executor.common_settings.dryrun_exec)
+            return execute(*args, **kwargs)
+
+        if workflow.is_main_process:
+            workflow.execute = resume
+
+
+def remove_stale_locks(folder: Path, *, register: bool) -> None:
+    """Remove Snakemake's locks if every process that may hold them is dead.
+
+    Args:
+        folder: `.snakemake` of the working directory. A process on another host counts as alive.
+        register: let others know of this process until it ends.
+    """
+    registry = folder / "mrpipe_processes"
+    if all([_is_dead(path) for path in registry.glob("*.json")]):
+        _remove((folder / "locks").glob("*.lock"))
+    if register:
+        registry.mkdir(parents=True, exist_ok=True)
+        process = psutil.Process()
+        own = registry / f"{platform.node()}-{process.pid}.json"
+        content = {"host": platform.node(), "pid": process.pid, "started": process.create_time()}
+        own.write_text(json.dumps(content), encoding="utf-8")
+        atexit.register(_remove, [own])
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether a registered process has ended; its registration is removed then."""
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        if entry["host"] != platform.node():
+            return False
+        # A process id may belong to another process by now.
+        alive = abs(psutil.Process(entry["pid"]).create_time() - entry["started"]) < 1
+    except (psutil.NoSuchProcess, FileNotFoundError, ValueError, KeyError, TypeError):
+        alive = False
+    if not alive:
+        _remove([path])
+    return not alive
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
