@@ -259,7 +259,7 @@ def _methods(arguments: argparse.Namespace) -> None:
         print("\n`mrpipe methods NAME` lists the options of a method.")
         return
     method = get(arguments.method)
-    for title, cls in ((f"options of {method.name}", method.Options), ("options of every method", Common)):
+    for title, cls in ((f"options of {method.name}", method.Options), ("options of all methods", Common)):
         table = Table("option", "default", "meaning", title=title)
         for f in dataclasses.fields(cls):
             choices = f"  [{' | '.join(map(str, f.metadata['choices']))}]" if f.metadata.get("choices") else ""

@@ -393,7 +393,7 @@ def test_a_suite_includes_its_stores_cells_and_searches(
     assert f'id="store-toy-{store.store_id}"' in text
     methods = text[text.index('id="methods-text"') :]
     assert "methods were compared: moe_retriever" in methods
-    assert "class frequencies" not in methods
+    assert "most frequent class" not in methods
     assert "7 trials" in methods
     assert "99 trials" not in methods
     assert 'href="#suites"' in text[text.index('id="cautions"') : text.index('id="data"')]
