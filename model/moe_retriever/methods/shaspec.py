@@ -141,7 +141,7 @@ class ShaSpec(Method[ShaSpecOptions]):
         return Output(self.head(fused_BD), losses, {"fused": fused_BD.detach()} if detail else {})
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor, list[int]]:
-        """Index in (B·M,) and normalised tokens of the N observed slots, sorted by modality; and number per modality."""
+        """Index in (B·M,) and normalised tokens of the N observed slots, sorted by modality; number per modality."""
         n_modalities = len(self.encoders)
         places = [batch.table_rows(m)[0] for m in range(n_modalities)]
         tokens = [self.encode(batch, m) for m in range(n_modalities) if len(places[m])]
