@@ -128,7 +128,7 @@ def test_a_class_without_training_samples_is_never_predicted() -> None:
 
 
 def test_options_out_of_range_are_rejected() -> None:
-    with pytest.raises(UsageError, match="trials must be 1 to 4"):
+    with pytest.raises(UsageError, match="trials must be between 1 and 4"):
         synthetic.config("gradient_boosting", trials=9)
 
 

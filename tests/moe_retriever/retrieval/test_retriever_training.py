@@ -86,7 +86,7 @@ def test_predictions_from_a_stored_bank_equal_those_from_the_store() -> None:
 
 def test_hidden_modalities_are_retrieved_and_reconstructed() -> None:
     """A hidden modality becomes a slot, and its encoding is the target of the reconstruction loss."""
-    with pytest.raises(UsageError, match=r"reconstruct=0.5 has no effect: it needs drop_modalities"):
+    with pytest.raises(UsageError, match=r"reconstruct=0.5 requires drop_modalities"):
         made(reconstruct=0.5)
     method, data = made(reconstruct=0.5, drop_modalities=0.4)
     batch = data.batch(data.rows("train"), "x", hide=0.4)
