@@ -97,11 +97,8 @@ def _protocol(runs: Sequence[ReportedRun], stores: Sequence[Store]) -> str:
         m = own[0].metrics
         seen = list(dict.fromkeys(" + ".join(run.metrics["modalities"]) for run in own))
         n = m["n"]
-        sizes = (
-            f", {n['train']:,} / {n['val']:,} / {n['test']:,} labelled samples for training / validation / test"
-            if len(seen) == 1
-            else ""
-        )
+        numbers = f"{n['train']:,} / {n['val']:,} / {n['test']:,} labelled samples for training / validation / test"
+        sizes = f", {numbers}" if len(seen) == 1 else ""
         classes = m["classes"]
         target = f"{task} ({', '.join(classes) if len(classes) <= MOST_CLASSES else f'{len(classes)} classes'})"
         data = dataset_title(m["dataset"])

@@ -51,12 +51,7 @@ def read_suite(folder: Path) -> ReportedSuite:
     pictures = sorted(folder.glob("*.svg"))
     if not table.is_file() and not pictures:
         raise DataError(
-            Fault(
-                file=str(folder),
-                expected="a rendered suite (table.html or *.svg)",
-                found="neither",
-                fix="Run the suite first.",
-            )
+            Fault(file=str(folder), expected="a suite (table.html or *.svg)", found="neither", fix="Run it first.")
         )
     text = require_passive(table.read_text(encoding="utf-8"), str(table)) if table.is_file() else ""
     said = _asked(folder / "suite.json")

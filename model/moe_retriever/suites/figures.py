@@ -19,8 +19,8 @@ from moe_retriever.evaluation.analysis import Request, analyse
 from moe_retriever.evaluation.run_folders import finished
 from moe_retriever.plots import plots
 from moe_retriever.plots.cost import cost
-from moe_retriever.suites.published import missingness_title, short
-from moe_retriever.suites.render import SIMULATED_WARNING, Cell, Line, Page, PageTable, heading, html, markdown
+from moe_retriever.suites.published import SIMULATED_WARNING, missingness_title, short
+from moe_retriever.suites.render import Cell, Line, Page, PageTable, heading, html, markdown
 from moe_retriever.suites.spec import SuiteColumn, SuiteSpec, read_suite
 from moe_retriever.training.gradients import NAME as GRADIENTS
 from mrpipe.errors import UsageError

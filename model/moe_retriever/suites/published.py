@@ -30,6 +30,7 @@ _MECHANISMS = {
     "timestep_drop": ("dropped time steps", "p"),
     "gaussian": ("Gaussian noise", "SD"),
 }
+SIMULATED_WARNING = "The results only show that the pipeline runs; they allow no conclusions about real data."
 # Tables that compare methods by view; the other tables are ablations.
 _COMPARISONS = ("table1", "table2", "table4", "table5", "table6")
 

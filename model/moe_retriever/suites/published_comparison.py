@@ -10,19 +10,8 @@ from typing import Any
 import polars as pl
 
 from moe_retriever.data.scores import METRIC_NAMES
-from moe_retriever.suites.published import dataset_title, short
-from moe_retriever.suites.render import (
-    SIMULATED_WARNING,
-    Cell,
-    Line,
-    Page,
-    PageTable,
-    heading,
-    html,
-    label,
-    latex,
-    markdown,
-)
+from moe_retriever.suites.published import SIMULATED_WARNING, dataset_title, short
+from moe_retriever.suites.render import Cell, Line, Page, PageTable, heading, html, label, latex, markdown
 from mrpipe.errors import DataError, Fault
 from mrpipe.store.masks import name_parts
 from mrpipe.store.parquet import write_text

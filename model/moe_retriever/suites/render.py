@@ -15,7 +15,7 @@ from jinja2 import Environment
 
 TEMPLATE = Path(__file__).resolve().parent / "suite_table.html"
 MOST_FAULTS = 12
-SIMULATED_WARNING = "The results only show that the pipeline runs; they allow no conclusions about real data."
+
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",

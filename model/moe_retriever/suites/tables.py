@@ -18,8 +18,8 @@ import polars as pl
 from moe_retriever.data.scores import METRIC_NAMES, METRICS
 from moe_retriever.evaluation.paired import Comparison, Estimate, Predicted
 from moe_retriever.evaluation.run_folders import best_possible, finished, tested
-from moe_retriever.suites.published import published
-from moe_retriever.suites.render import SIMULATED_WARNING, Cell, Line, Page, PageTable, heading, html, latex, markdown
+from moe_retriever.suites.published import SIMULATED_WARNING, published
+from moe_retriever.suites.render import Cell, Line, Page, PageTable, heading, html, latex, markdown
 from moe_retriever.suites.spec import BEST, SuiteColumn, SuiteRow, SuiteSpec, read_suite
 from mrpipe.experiment.truth import read_best
 from mrpipe.store.masks import combination_name

@@ -250,10 +250,7 @@ def _resume_point(run: Path, mark: str, device: str) -> ResumePoint | None:
 
 
 def batches(rows: Rows, size: int, seed: int, epoch: int, arrange: Callable[[Rows], Rows] | None = None) -> list[Rows]:
-    """The training rows in keyed random order, optionally rearranged by `arrange`, in batches of at most `size` rows.
-
-    Batch sizes differ by at most one.
-    """
+    """The training rows in keyed random order, rearranged by `arrange`, in nearly equal batches of at most `size`."""
     order = keyed.generator(seed, "batches", str(epoch)).permutation(rows)
     return np.array_split(order if arrange is None else arrange(order), math.ceil(len(rows) / size))
 

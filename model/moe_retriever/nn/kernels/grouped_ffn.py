@@ -170,13 +170,7 @@ class GroupedFeedForward(Function):
         b_out: Tensor,
         saved: bool,
     ) -> Tensor:
-        """Compute the output rows.
-
-        Args:
-            weight_A: weights in the order of the plan.
-            keep_AF: keep-mask (0 or 1) of the hidden values; None: keep all.
-            saved: whether to save tensors for a backward pass.
-        """
+        """`weight_A` is in the order of the plan, `keep_AF` a mask of hidden values; `saved`: save for backward."""
         n_visits, ffn = len(plan.token), w_in.shape[2]
         x_AH = x_TH.index_select(0, plan.token)
         inner_AF = x_TH.new_empty(n_visits, ffn)
