@@ -1,9 +1,9 @@
-# From raw exports to sealed feature stores to trained models. What is built is said in workflow/config/config.yaml.
+# Builds sealed feature stores from raw exports and trains models on them, as configured in workflow/config/config.yaml.
 from snakemake.utils import min_version
 
 min_version("9.20")
 
-# A file given by --configfile stands for itself: the demo's datasets are not mixed into yours.
+# A file given by --configfile replaces the default configuration, so that the demo's datasets are not mixed in.
 if not workflow.overwrite_configfiles:
 
     configfile: f"{workflow.basedir}/workflow/config/config.yaml"
@@ -39,7 +39,7 @@ localrules:
     all,
     stores,
     runs,
-    # On the node where Snakemake was started: seconds, and what is wrong is said before anything is queued.
+    # These take seconds and run where Snakemake was started, so that errors are reported before any job is queued.
     settings,
     suite_settings,
     compare,

@@ -1,4 +1,4 @@
-"""Names and summaries of the methods, read from their source: `--help` answers without loading torch."""
+"""Names and summaries of the methods, read from their source code, so that `--help` does not load torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METHODS = Path(__file__).resolve().parent / "methods"
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A method's name, its one-line summary, and the paper that proposed it ("" for a control)."""
+    """Name, one-line summary and original paper of a method ("" for controls)."""
 
     name: str
     summary: str
@@ -32,17 +32,17 @@ def own_names() -> tuple[str, ...]:
 
 
 def names() -> tuple[str, ...]:
-    """Names of all methods, in alphabetical order: ours and those of entry points."""
+    """Names of all methods in alphabetical order, including entry points."""
     return tuple(sorted({*own_names(), *entry_points(GROUP)}))
 
 
 def module_of(name: str) -> str:
-    """Dotted name of the module that defines a method; nothing is imported."""
+    """Dotted name of the module that defines a method; the module is not imported."""
     return f"moe_retriever.methods.{name}" if name in own_names() else entry_points(GROUP)[name].module
 
 
 def catalogue() -> list[MethodEntry]:
-    """All methods, by name: the class attributes `name`, `summary` and `paper` of the class that carries the name."""
+    """All methods, sorted by name, from the class attributes `name`, `summary` and `paper`."""
     entries = []
     for name in names():
         texts = _texts_of(name)
@@ -51,7 +51,7 @@ def catalogue() -> list[MethodEntry]:
 
 
 def _texts_of(name: str) -> dict[str, str]:
-    """Class attributes that are plain texts, of the class of a method."""
+    """String class attributes of a method's class."""
     if name in own_names():
         path = METHODS / f"{name}.py"
     else:
@@ -78,7 +78,7 @@ def _texts(node: ast.ClassDef) -> dict[str, str]:
 
 
 def help_text(more: Mapping[str, str] | None = None, width: int = 100) -> str:
-    """The methods as lines of text: name, summary, paper and the method's text in `more`."""
+    """List of the methods with summary, paper and an optional additional text per method (`more`)."""
     lines = ["methods:"]
     entries = catalogue()
     indent = max(len(e.name) for e in entries) + 4

@@ -1,8 +1,8 @@
-"""The options of a run: frozen dataclasses, an unknown key is an error that names it.
+"""Options of a run as frozen dataclasses; unknown keys are errors.
 
-A run has two groups of options: `Common`, the same for every method (data, encoders, fusion, training), and the
-method's own (`Options` of its class). No name stands in both, so `--set key=value` needs no prefix. A method's presets
-are named overrides of either group.
+A run has two groups of options: `Common`, shared by all methods (encoders, fusion, training), and those of the method
+(`Options` of its class). The names of the groups are disjoint, so `--set key=value` needs no prefix. Presets of a
+method are named overrides of both groups.
 """
 
 from __future__ import annotations
@@ -37,52 +37,48 @@ class ConfigRecord(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """Options that every method has."""
+    """Options of all methods."""
 
     # Representation
-    hidden: int = option(128, "width H of a token")
-    tokens: int = option(16, "tokens P per modality (A1); 1 makes every modality one vector")
+    hidden: int = option(128, "dimension H of a token")
+    tokens: int = option(16, "tokens P per modality; 1 represents each modality by one vector")
     dropout: float = option(0.5, "dropout rate of attention outputs, feed-forward layers and experts")
-    # Encoders (paper, appendix A.2: hidden 256)
-    encoder_hidden: int = option(256, "hidden size of MLP, GRU, LSTM and of the 3-D CNN's output")
+    # Encoders (the paper's appendix A.2 has hidden size 256)
+    encoder_hidden: int = option(256, "hidden size of MLP, GRU and LSTM, and output size of the 3-D CNN")
     vector_encoder: str = option("mlp", "encoder of vectors", choices=("mlp", "linear"))
     sequence_encoder: str = option("gru", "encoder of sequences", choices=("gru", "lstm"))
     image_encoder: str = option("vgg11", "encoder of images", choices=("vgg11", "vgg11_bn"))
-    image_outputs: int = option(16, "outputs of VGG11's last layer (raw-formats C.4: the paper's 'hidden 16')")
+    image_outputs: int = option(16, "output size of VGG11 (the paper's hidden size of 16 for images)")
     image_dropout: float = option(0.5, "dropout inside VGG11's classifier")
-    image_downsample: int = option(1, "average-pool images and volumes by this factor before the CNN; 1 keeps them")
-    image_weights: str = option("", "local file of VGG11 weights under torchvision's names; empty: random start")
-    image_freeze: bool = option(False, "keep VGG11's convolutions as they start")
-    cnn_width: float = option(1.0, "width of 2-D and 3-D CNNs relative to the published ones; 1/8 is quick on a CPU")
+    image_downsample: int = option(1, "average-pooling factor for images and volumes before the CNN; 1: no pooling")
+    image_weights: str = option("", "file of VGG11 weights with torchvision's names; empty: random initial weights")
+    image_freeze: bool = option(False, "do not train VGG11's convolutions")
+    cnn_width: float = option(1.0, "relative width of the 2-D and 3-D CNNs; 1 as published, 1/8 is fast on a CPU")
     # Fusion transformer
     heads: int = option(4, "attention heads")
     fusion_layers: int = option(1, "layers of the fusion transformer")
-    fusion_ffn: int = option(256, "hidden size of its feed-forward part")
-    fusion_block: str = option("pre-ln", "residual form of its blocks", choices=("pre-ln", "code"))
-    fusion_experts: int = option(0, "experts of a sparse feed-forward part; 0: dense")
-    fusion_top_k: int = option(4, "experts a token visits in a sparse feed-forward part")
+    fusion_ffn: int = option(256, "hidden size of the fusion transformer's feed-forward layers")
+    fusion_block: str = option("pre-ln", "block of the transformer; code: as released", choices=("pre-ln", "code"))
+    fusion_experts: int = option(0, "experts per feed-forward layer of the fusion transformer; 0: dense layers")
+    fusion_top_k: int = option(4, "experts per token if fusion_experts > 0")
     # Training
     lr: float = option(1e-4, "learning rate of Adam")
     weight_decay: float = option(0.0, "weight decay of Adam")
-    batch_size: int = option(32, "samples a step")
-    eval_batch_size: int = option(256, "samples a step without gradients")
-    epochs: int = option(20, "longest training, in epochs")
-    patience: int = option(10, "epochs without a better validation score before training ends; 0: never")
+    batch_size: int = option(32, "batch size in training")
+    eval_batch_size: int = option(256, "batch size in evaluation")
+    epochs: int = option(20, "maximum number of epochs")
+    patience: int = option(10, "stop after this many epochs without a better validation score; 0: never")
     select_metric: str = option(
         "macro_f1",
-        "validation score that picks the epoch (accuracy for MOSI and ENRICO, as published)",
+        "validation metric for early stopping and model selection (the paper uses accuracy for MOSI and ENRICO)",
         choices=("macro_f1", "accuracy", "balanced_accuracy", "auroc", "loss"),
     )
-    class_weight: str = option("none", "weights of the cross-entropy", choices=("none", "balanced"))
-    clip: float = option(0.0, "largest norm of the gradient; 0: no clipping")
-    drop_modalities: float = option(0.0, "in training, hide each observed modality with this rate, never the last one")
-    gradient_rows: int = option(
-        0, "training samples on which each epoch compares the modalities' gradients (Figure 5); 0: none"
-    )
-    checkpoint_every: int = option(1, "epochs between two points from which an interrupted run continues")
-    bank_mb: float = option(
-        256.0, "largest support bank (MB) that a checkpoint carries for `predict`, and that predictions keep in memory"
-    )
+    class_weight: str = option("none", "class weights of the cross-entropy", choices=("none", "balanced"))
+    clip: float = option(0.0, "maximum gradient norm; 0: no clipping")
+    drop_modalities: float = option(0.0, "rate of hiding observed modalities in training (one is always kept)")
+    gradient_rows: int = option(0, "training samples for gradient similarities of modalities per epoch; 0: none")
+    checkpoint_every: int = option(1, "epochs between checkpoints for resuming an interrupted run")
+    bank_mb: float = option(256.0, "maximum size in MB of the retrieval bank, in the checkpoint and in memory")
 
 
 @dataclass(frozen=True)
@@ -90,9 +86,9 @@ class Config(Generic[O_co]):
     """All options of one run.
 
     Attributes:
-        method, preset: names; the preset's overrides are already in the two groups.
-        common: options that every method has.
-        own: the method's `Options`.
+        method, preset: names; the overrides of the preset are already applied to `common` and `own`.
+        common: options of all methods.
+        own: options of the method.
         seed: seed of initial weights, batches, dropout and retrieval.
     """
 
@@ -103,7 +99,7 @@ class Config(Generic[O_co]):
     seed: int = 0
 
     def to_dict(self) -> ConfigRecord:
-        """Plain values, for config.json and the checkpoint."""
+        """Convert to plain values, for config.json and the checkpoint."""
         return {
             "method": self.method,
             "preset": self.preset,
@@ -124,7 +120,11 @@ AnyConfig: TypeAlias = "Config[DataclassInstance]"
 
 
 def make_config(method: type[AnyMethod], *, preset: str, seed: int, overrides: Mapping[str, object]) -> AnyConfig:
-    """Defaults, then the preset, then the overrides; unknown names are usage errors."""
+    """Apply the preset, then the overrides, to the defaults.
+
+    Raises:
+        UsageError: unknown preset or option, or an invalid value.
+    """
     if preset not in method.presets:
         raise UsageError(f"{method.name} has no preset {preset!r}; it has {', '.join(method.presets)}")
     groups = {f.name: "common" for f in dataclasses.fields(Common)}
@@ -135,7 +135,7 @@ def make_config(method: type[AnyMethod], *, preset: str, seed: int, overrides: M
             hint = did_you_mean(key, groups, otherwise=f"`mrpipe methods {method.name}` lists them.")
             raise UsageError(f"{method.name} has no option {key!r}. {hint}")
         fields = Common if groups[key] == "common" else method.Options
-        # `n_intra=4` reads as a number; an option of text takes it as written.
+        # A number is accepted for a text option, e.g. `n_intra=4`.
         if isinstance(getattr(fields(), key), str) and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         values[groups[key]][key] = value
@@ -146,7 +146,7 @@ def make_config(method: type[AnyMethod], *, preset: str, seed: int, overrides: M
 
 
 def _check(c: Common) -> None:
-    """Ranges and combinations that would otherwise fail deep inside a run."""
+    """Check ranges and combinations that would otherwise fail during the run."""
     positive = (
         "hidden",
         "tokens",
@@ -170,7 +170,7 @@ def _check(c: Common) -> None:
         raise UsageError(f"option gradient_rows={c.gradient_rows} must not be negative")
     for name in ("dropout", "image_dropout", "drop_modalities"):
         if not 0 <= getattr(c, name) < 1:
-            raise UsageError(f"option {name}={getattr(c, name)} must lie in [0, 1)")
+            raise UsageError(f"option {name}={getattr(c, name)} must be in [0, 1)")
     if c.hidden % c.heads:
         raise UsageError(f"option hidden={c.hidden} must be a multiple of heads={c.heads}")
     if c.fusion_experts and c.fusion_top_k > c.fusion_experts:

@@ -1,4 +1,4 @@
-"""A tiny sealed store of every kind of modality, for tests that go through files."""
+"""Fixtures: tiny sealed stores with every kind of modality, and a mask file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from tests import toy
 
 @pytest.fixture(scope="session")
 def toy_stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the stores `plain` and `shifted`: their evaluation samples differ, their training samples do not."""
+    """Folder with the stores `plain` and `shifted`, which differ in the validation and test samples only."""
     root = tmp_path_factory.mktemp("toy stores")
     with pytest.MonkeyPatch.context() as patch:
-        # The toy dataset is no module of the project, so its code hash is that of the stages.
+        # The toy dataset is not a module of the project, so its code hash is that of the stages.
+        patch.setattr(seal_module, "dataset_module", lambda name: "tests.toy")
         patch.setattr(seal_module, "code_hash", lambda *entries: code_hash(entries[0]))
         simulate(toy.TOY, root / "raw", {"n": 90})
         build(toy.TOY, root / "raw", root / "plain", {})

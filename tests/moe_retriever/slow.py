@@ -1,4 +1,4 @@
-"""Building blocks of the slow references: float64, one sample at a time, heads, tokens and experts in plain loops."""
+"""Building blocks of slow reference implementations: float64, with loops over samples, heads, tokens and experts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moe_retriever.methods.base import Method
 
 
 class Slow:
-    """The weights of a method in float64, and the arithmetic of its parts, each by the name it has in the method."""
+    """The weights of a method in float64 and reference computations of its modules, addressed by their names."""
 
     def __init__(self, method: Method, data: Data):
         self.data, self.config, self.options = data, method.config, method.config.own
@@ -37,20 +37,20 @@ class Slow:
         return scaled * self.w(f"{name}.weight") + self.w(f"{name}.bias")
 
     def encode(self, sample: int, m: int) -> Tensor:
-        """(P, H) of the vector MLP."""
+        """Tokens (P, H) of the vector MLP."""
         row = int(self.data.row[sample, m])
         assert row >= 0, "an encoder met a modality that is not observed"
         return self.tokens(self.linear(self.data.tables[m].x[row].double(), f"encoders.{m}.inner").relu(), m)
 
     def tokens(self, state: Tensor, m: int) -> Tensor:
-        """(P, H) of an encoder's state: equal chunks, zeros behind the last, one linear map."""
+        """Tokens (P, H) of an encoder's output: equal chunks, padded with zeros, and one linear map."""
         c = self.config.common
         chunk = math.ceil(len(state) / c.tokens)
         padded = torch.cat([state, torch.zeros(chunk * c.tokens - len(state), dtype=torch.float64)])
         return self.linear(padded.view(c.tokens, chunk), f"encoders.{m}.tokens.linear")
 
     def attention(self, x: Tensor, name: str, keys: Tensor | None = None) -> Tensor:
-        """(L, H), one head at a time; `keys` (L,) bool: which positions may be attended to."""
+        """Attention (L, H), one head at a time; `keys` (L,) bool: positions that can be attended to."""
         q, k, v = self.linear(x, f"{name}.qkv").chunk(3, dim=1)
         size = x.shape[1] // self.config.common.heads
         heads = []
@@ -66,7 +66,7 @@ class Slow:
         return self.linear(F.gelu(self.linear(x, f"{name}.inner")), f"{name}.outer")
 
     def block(self, x: Tensor, name: str, keys: Tensor | None = None) -> Tensor:
-        """A pre-LN transformer block with a dense feed-forward part."""
+        """A pre-LN transformer block with a dense feed-forward layer."""
         x = x + self.attention(self.norm(x, f"{name}.norm_attention"), f"{name}.attention", keys)
         return x + self.feed_forward(self.norm(x, f"{name}.norm_ffn"), f"{name}.ffn")
 
@@ -75,7 +75,7 @@ class Slow:
         return inner @ self.w(f"{name}.w_out")[e] + self.w(f"{name}.b_out")[e]
 
     def mixture(self, x: Tensor, logits: Tensor, top_k: int, name: str) -> tuple[Tensor, Tensor]:
-        """Of one token: Σ softmax over the top-k logits · expert(x), and the weight of every expert (E,)."""
+        """For one token: Σ softmax over the top-k logits · expert(x), and the weights of all experts (E,)."""
         best = logits.topk(top_k)
         weight = torch.zeros(len(logits), dtype=torch.float64)
         y = torch.zeros_like(x)
@@ -86,26 +86,26 @@ class Slow:
 
 
 def cv_squared(x: Tensor) -> Tensor:
-    """Squared coefficient of variation with the unbiased variance."""
+    """Squared coefficient of variation, with the unbiased variance."""
     mean = x.sum() / len(x)
     return ((x - mean) ** 2).sum() / (len(x) - 1) / mean**2
 
 
 def balance(weights: Sequence[Tensor]) -> Tensor:
-    """CV² of the importance and of the load, from every token's weights (E,)."""
+    """CV² of importance and load, from the weights (E,) of all tokens."""
     every = torch.stack(list(weights))
     return cv_squared(every.sum(0)) + cv_squared((every > 0).double().sum(0))
 
 
 def observed(batch: Batch, b: int) -> list[int]:
-    """Modalities of the batch's sample number b."""
+    """Observed modalities of sample b of the batch."""
     return [m for m in range(batch.observed.shape[1]) if batch.observed[b, m]]
 
 
 def require_equal(
     method: Method, batch: Batch, slow: Slow, expected: Tensor, losses: dict[str, Tensor] | None = None
 ) -> None:
-    """Logits and losses of a method equal the reference's and, in training, so do all gradients of their sum."""
+    """Assert that logits, losses and, in training, all gradients of their sum equal those of the reference."""
     out = method(batch)
     torch.testing.assert_close(out.logits.double(), expected, rtol=1e-4, atol=1e-5)
     losses = losses or {}

@@ -1,4 +1,4 @@
-"""What the slow references of the graph methods and the controls need beside `tests.model.slow`."""
+"""Further building blocks of the slow references of graph methods and controls, in addition to `slow`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.moe_retriever.slow import Slow
 
 
 class SlowParts(Slow):
-    """Blocks with a number of heads of their own, the shared fusion transformer, and the comparison of gradients."""
+    """Blocks with a given number of heads, the shared fusion transformer, and the comparison of gradients."""
 
     def headed_block(self, x: Tensor, name: str, heads: int) -> Tensor:
         """One pre-LN transformer block on (L, H), one head at a time."""
@@ -26,7 +26,7 @@ class SlowParts(Slow):
         return x + self.feed_forward(self.norm(x, f"{name}.norm_ffn"), f"{name}.ffn")
 
     def fuse(self, slots: dict[int, Tensor]) -> Tensor:
-        """The shared fusion transformer on the slots (P, H) that count; the others reach the head as zeros."""
+        """The shared fusion transformer on filled slots (P, H); the others are zeros in the input of the head."""
         x = torch.cat([z + self.w("fusion.position_MPH")[m] for m, z in sorted(slots.items())])
         x = self.norm(self.block(x, "fusion.blocks.0"), "fusion.norm")
         means = dict(zip(sorted(slots), x.view(len(slots), -1, x.shape[1]).mean(1), strict=True))
@@ -34,7 +34,7 @@ class SlowParts(Slow):
         return self.linear(torch.cat([means.get(m, nothing) for m in range(self.n_modalities)]), "fusion.head")
 
     def assert_same_gradients(self, method: Method) -> None:
-        """After `backward` on both sides: every parameter has the reference's gradient."""
+        """Assert that all gradients equal those of the reference, after `backward` on both sides."""
         for name, p in method.named_parameters():
             wanted, found = self.weights[name].grad, p.grad
             wanted = torch.zeros_like(p).double() if wanted is None else wanted
@@ -47,7 +47,7 @@ def parameters_without_encoders(method: Method) -> int:
 
 
 def assert_company_and_order_do_not_matter(method: Method, data: Data) -> None:
-    """Alone, together, in another order: the same predictions."""
+    """Assert that predictions depend neither on the batch nor on the order of samples."""
     method.eval()
     method.refresh()
     rows = data.rows("test")

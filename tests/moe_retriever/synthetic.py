@@ -1,4 +1,4 @@
-"""Small data sets made in memory, as `model.data.load` would give them."""
+"""Small in-memory data sets, like those returned by `moe_retriever.data.load.load`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NOTHING_FITTED = Transforms("0" * 16, "standard", {}, {})
 
 
 def random_masks(n: int, n_modalities: int, seed: int, p: float = 0.4) -> NDArray[np.bool_]:
-    """(n, M) with at least one modality each."""
+    """(n, M) random masks with at least one modality per sample."""
     rng = np.random.default_rng(seed)
     observed = rng.random((n, n_modalities)) > p
     observed[np.arange(n), rng.integers(0, n_modalities, n)] = True
@@ -44,7 +44,7 @@ def random_masks(n: int, n_modalities: int, seed: int, p: float = 0.4) -> NDArra
 def _table(
     kind: str, n: int, signal: NDArray[np.float64], rng: np.random.Generator
 ) -> tuple[FeatureTable, tuple[int, ...]]:
-    """A table whose entries carry the signal, and the shape of one entry."""
+    """A table whose entries contain the signal, and the shape of one entry."""
     if kind == "vector":
         x = rng.normal(size=(n, 5)) + signal[:, None]
         return VectorTable(x.astype(np.float32), CPU), (5,)
@@ -74,7 +74,7 @@ def make(
     parts: tuple[float, float] = (0.6, 0.2),
     strength: float = 2.0,
 ) -> Data:
-    """A data set with the given masks; label and modalities share a signal; parts in order of the samples."""
+    """A data set with the given masks, a signal shared by labels and modalities, and consecutive splits."""
     n, n_modalities = observed.shape
     kinds = kinds or ("vector",) * n_modalities
     rng = np.random.default_rng(seed)
@@ -111,14 +111,14 @@ def config(method: str = "moe_retriever", *, preset: str = "paper", seed: int = 
 
 
 def trained_on(data: Data, cfg: Config) -> Method:
-    """An untrained method that knows the training samples."""
+    """An untrained method that was prepared with the training samples."""
     method = get(cfg.method).create(data.spec, cfg)
     method.prepare(data, data.rows("train"))
     return method
 
 
 def size_at_128(method: str, n_modalities: int, **overrides: Any) -> int:
-    """Trained parameters without the encoders at H = 128, P = 16 and three classes (models.md §9.3)."""
+    """Number of parameters without encoders for H = 128, P = 16 and three classes."""
     data = make(np.ones((4, n_modalities), dtype=bool), n_classes=3)
     cls = get(method)
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Options: unknown names, wrong values and impossible combinations are named before anything runs."""
+"""Options: unknown names, invalid values and invalid combinations are rejected with an error message."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ def make(method: str = "moe_retriever", preset: str = "paper", **overrides: obje
         ({"epochs": "many"}, r"epochs='many' is not a int"),
         ({"context": "sideways"}, r"context='sideways' must be one of self, cross, query"),
         ({"hidden": 130}, r"hidden=130 must be a multiple of heads=4"),
-        ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
+        ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
         ({"tokens": 0}, r"tokens=0 must be positive"),
         ({"top_k": 13}, r"top_k=13 exceeds n_experts \+ n_shared = 12"),
         ({"n_intra": "some"}, r"n_intra='some' must be observed, all or a positive number"),
         ({"n_intra": 0}, r"n_intra='0' must be"),
-        ({"intra": False, "inter": False}, r"cannot both be off"),
+        ({"intra": False, "inter": False}, r"cannot both be False"),
         ({"fusion_experts": 2}, r"fusion_top_k=4 exceeds fusion_experts=2"),
     ],
 )
-def test_a_wrong_option_is_named(overrides: dict[str, object], message: str) -> None:
+def test_invalid_options_are_rejected(overrides: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make(**overrides)
 
 
-def test_unknown_methods_and_presets_are_named() -> None:
+def test_unknown_methods_and_presets_are_rejected() -> None:
     with pytest.raises(UsageError, match=r"no method 'nonesuch'. Known names: .*moe_retriever"):
         get("nonesuch")
     with pytest.raises(UsageError, match="no preset 'fast'; it has paper, code-intended, released-code"):
         make(preset="fast")
 
 
-def test_overrides_come_after_the_preset() -> None:
+def test_overrides_take_precedence_over_the_preset() -> None:
     plain, changed = make(preset="released-code"), make(preset="released-code", lr=0.5)
     assert (plain.common.lr, plain.own.integration) == (1e-4, "raw_mean")  # type: ignore[attr-defined]
     assert (changed.common.lr, changed.own.integration) == (0.5, "raw_mean")  # type: ignore[attr-defined]
 
 
-def test_assignments_are_texts_that_get_the_type_of_their_option() -> None:
+def test_assignments_are_converted_to_the_type_of_the_option() -> None:
     given = parse_assignments(["tokens=8", "lr=1e-3", "n_intra=4", "image_freeze=True", "image_weights=a=b"])
     config = make(**given)
     assert (config.common.tokens, config.common.lr, config.own.n_intra) == (8, 1e-3, "4")
@@ -62,8 +62,8 @@ def test_assignments_are_texts_that_get_the_type_of_their_option() -> None:
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_method_keeps_the_contract(name: str) -> None:
-    """Name as its module's, a line of help, documented options whose names are nobody else's, presets that fit."""
+def test_every_method_fulfils_the_contract(name: str) -> None:
+    """Name equal to the module, one-line summary, documented options with unique names, and valid presets."""
     method = get(name)
     assert issubclass(method, Method)
     assert method.name == name

@@ -1,4 +1,4 @@
-"""What is planned, as the commands of `mrpipe` and `model` take it."""
+"""Command-line arguments for the planned runs, as the `mrpipe` commands expect them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .plan import PlannedRun
 
 
 def mask_arguments(settings: Missingness) -> list[str]:
-    """Settings of a simulated missingness as `mrpipe mask` takes them."""
+    """Arguments of `mrpipe mask` for simulated missingness."""
     arguments = ["--mechanism", settings.mechanism, "--p", f"{settings.p:g}", "--seed", str(settings.seed)]
     arguments += ["--strength", f"{settings.strength:g}", "--blocks", str(settings.n_blocks)]
     arguments += ["--task", settings.task] if settings.task else []
@@ -22,7 +22,7 @@ def mask_arguments(settings: Missingness) -> list[str]:
 
 
 def train_arguments(run: PlannedRun) -> list[str]:
-    """What a run is, as `mrpipe train` takes it; store, folder and mask file are the rule's."""
+    """Arguments of `mrpipe train` for a run; the rule adds the store, the output folder and the mask file."""
     arguments = ["--method", run.method, "--preset", run.preset, "--seed", str(run.seed)]
     arguments += ["--task", run.task] if run.task else []
     arguments += ["--scheme", run.scheme] if run.scheme else []
@@ -31,22 +31,22 @@ def train_arguments(run: PlannedRun) -> list[str]:
 
 
 def search_arguments(run: PlannedRun) -> list[str]:
-    """The search for the settings of a run and those that share them, as `mrpipe search` takes it."""
+    """Arguments of `mrpipe search` for a run; all seeds of the run share one search."""
     return [*train_arguments(replace(run, seed=run.first_seed)), "--trials", str(run.trials)]
 
 
 def benchmark_arguments(run: PlannedRun, steps: int) -> list[str]:
-    """What the method of a run costs on every configuration of modalities, as `mrpipe benchmark` takes it."""
+    """Arguments of `mrpipe benchmark`, which measures a run's method on every modality configuration."""
     return [*train_arguments(replace(run, modalities=())), "--steps", str(steps)]
 
 
 def settings_asked(runs: Iterable[PlannedRun]) -> str:
-    """Methods and overrides of some runs as JSON, for the check that comes before everything else."""
+    """Methods and overrides of the given runs as JSON, for the check that precedes all other jobs."""
     asked = {r.label: {"method": r.method, "preset": r.preset, "overrides": r.overrides} for r in runs}
     return json.dumps(asked, sort_keys=True)
 
 
 def set_arguments(values: Mapping[str, Any], flag: str = "--set") -> list[str]:
-    """Options as the command line takes them: `--set key=value ...`, or nothing."""
+    """Options in command-line form: `--set key=value ...`, or an empty list."""
     pairs = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items()]
     return [flag, *pairs] if pairs else []

@@ -1,6 +1,6 @@
-"""From the configuration to what is to be built: stores, masks and runs; every fault of it before any job starts.
+"""Plan the stores, masks and runs that a configuration requests, and report all its errors before any job starts.
 
-No file of an export is read here: this runs on each start of Snakemake, and again on each node of a cluster.
+This module reads no data file of an export: it runs on each start of Snakemake, and again on each cluster node.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIMULATED = "simulated"
 
 
 class ConfigError(UsageError):
-    """The configuration is at fault; carries every fault that was found."""
+    """The configuration is invalid; `faults` lists every error found."""
 
     def __init__(self, faults: list[str]):
         self.faults = tuple(faults)
@@ -41,12 +41,12 @@ class StorePlan:
 
     Attributes:
         name: name of the entry and of the store's folder.
-        dataset: how the export is read.
-        raw: folder of the export; None: written by the simulator, or there is a sealed store.
-        sealed: a store that exists already.
-        modalities: names in bit order; of a sealed store, those of its manifest.
+        dataset: declaration of the dataset, including its readers.
+        raw: folder of the export; None if the export is simulated or a sealed store is given.
+        sealed: path of an existing sealed store.
+        modalities: names in bit order; for a sealed store, taken from its manifest.
         tasks: names of the labels, the default first.
-        schemes: scheme → `seed` and `ids`.
+        schemes: split scheme → `seed` and `ids`.
     """
 
     name: str
@@ -66,14 +66,14 @@ class StorePlan:
     @property
     def possible(self) -> tuple[str, ...]:
         """Modalities that a store of this dataset may have, in bit order."""
-        # What a file of the export declared is, in a sealed store, in its manifest only.
+        # Modalities declared in a file of the export: for a sealed store, only the manifest lists them.
         of_manifest = self.sealed is not None and self.dataset.resolve is not None
         readers = self.dataset.modalities
         return self.modalities if of_manifest else tuple(sorted(readers, key=lambda m: readers[m].bit))
 
     @property
     def declaration(self) -> list[str]:
-        """Hash of the modalities, tasks and schemes that a file of the export declares, where one does."""
+        """Hash of the modalities, tasks and schemes that a file of the export declares; empty without such a file."""
         d = self.dataset
         if d.resolve is None or self.raw is None:
             return []
@@ -82,7 +82,7 @@ class StorePlan:
 
     @property
     def declared(self) -> list[str]:
-        """What the manifest and the data card repeat from the dataset's declaration."""
+        """Fields of the dataset's declaration that are copied to the manifest and the data card."""
         d = self.dataset
         return [d.title, d.citation, d.licence, d.provider, d.default_scheme, *d.notes, *map(repr, d.tasks)]
 
@@ -92,11 +92,11 @@ class PlannedRun:
     """One training run: a method and a seed of an experiment, or a cell of suites.
 
     Attributes:
-        experiment: folder of the runs that share data, view and missingness.
-        label: folder of the runs that share the method and all its settings; the method's name in an experiment.
+        experiment: folder shared by the runs with the same data, view and missingness.
+        label: folder shared by the runs with the same method and settings; in an experiment, the method's name.
         transforms: transform options that differ from their defaults.
-        trials: budget of a search for the settings that are not given; 0: none.
-        first_seed: seed of the draw of missingness that the search sees.
+        trials: number of trials of the hyper-parameter search; 0 for no search.
+        first_seed: seed of the missingness mask that the search uses.
     """
 
     experiment: str
@@ -121,12 +121,12 @@ class PlannedRun:
 
     @property
     def mask(self) -> str | None:
-        """Name of its mask file; runs with the same name share the file."""
+        """Name of the run's mask file; runs with the same mask name share the file."""
         return None if self.missingness is None else mask_name(self.missingness)
 
 
 def missingness_name(m: Missingness) -> str:
-    """What is taken away and how, without the view and the seed."""
+    """Name of a missingness setting, without the view and the seed."""
     own = non_default(asdict(m))
     parts = [m.mechanism, f"p{m.p:g}"]
     parts += [f"strength{m.strength:g}"] * ("strength" in own)
@@ -137,14 +137,14 @@ def missingness_name(m: Missingness) -> str:
 
 
 def mask_name(m: Missingness) -> str:
-    """Name of a mask file: all that its draw depends on but the store."""
+    """Name of a mask file: everything that determines the draw, except the store."""
     view = ["_".join(m.modalities)] * bool(m.modalities)
     return "-".join([missingness_name(m), *view, f"seed{m.seed}"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkflowPlan:
-    """Everything that the configuration asks for."""
+    """All stores and runs that the configuration requests."""
 
     stores: Mapping[str, StorePlan]
     runs: Mapping[str, PlannedRun]
@@ -161,7 +161,7 @@ def masks_of(runs: Iterable[PlannedRun]) -> dict[tuple[str, str], Missingness]:
 
 
 def schema_faults(config: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
-    """All breaches of the schema, each with the place and, for an unknown key, the nearest known one."""
+    """All violations of the schema, each with its location and, for an unknown key, the closest valid one."""
     errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: [str(p) for p in e.absolute_path])
     return [line for error in errors for line in _schema_fault(error)]
 
@@ -177,10 +177,10 @@ def _schema_fault(error: ValidationError) -> Iterator[str]:
 
 
 def make_plan(config: Mapping[str, Any]) -> WorkflowPlan:
-    """What a configuration that keeps to the schema, defaults filled in, asks for.
+    """Plan a configuration that satisfies the schema and has its defaults filled in.
 
     Raises:
-        ConfigError: names that do not exist, options that a dataset does not have, experiments without a store.
+        ConfigError: unknown names, options that a dataset does not have, or experiments without a store.
     """
     faults: list[str] = []
     stores: dict[str, StorePlan] = {}
@@ -213,10 +213,10 @@ def make_plan(config: Mapping[str, Any]) -> WorkflowPlan:
 
 
 def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
-    """One entry of `datasets`, its defaults filled in.
+    """Plan one entry of `datasets` that has its defaults filled in.
 
     Raises:
-        ConfigError: with every fault of the entry.
+        ConfigError: lists every error of the entry.
     """
     place = f"datasets.{name}"
     raw, sealed = entry.get("raw"), entry.get("store")
@@ -286,7 +286,7 @@ def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
 
 
 def _modalities(entry: Mapping[str, Any], dataset: Dataset, options: Any) -> tuple[tuple[str, ...], list[str]]:
-    """Modalities to read, in bit order, and names that the dataset does not know."""
+    """Modalities to read, in bit order, and requested names that the dataset does not have."""
     raw = entry.get("raw")
     if "modalities" in entry:
         wanted = entry["modalities"]
@@ -299,7 +299,7 @@ def _modalities(entry: Mapping[str, Any], dataset: Dataset, options: Any) -> tup
 
 
 def _stored(manifest: Path, dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Modalities, in bit order, and tasks of a sealed store; the dataset's where the manifest does not say."""
+    """Modalities, in bit order, and tasks of a sealed store; those of the dataset if the manifest lists none."""
     said = json.loads(manifest.read_text(encoding="utf-8"))
     modalities = [m["name"] for m in sorted(said.get("modalities", ()), key=lambda m: m["bit"])]
     tasks = [task["name"] for task in said.get("labels", ())]
@@ -352,10 +352,10 @@ def _runs(name: str, entry: Mapping[str, Any], transforms: Mapping[str, Any]) ->
 
 
 def fingerprint(store: StorePlan) -> list[str]:
-    """Names, sizes and times of the files of an export, two folders deep, and of files that its options name.
+    """Hash of the names, sizes and modification times of an export's files (two levels deep) and its options' files.
 
-    When they change, the export is checked again. The check hashes what it reads, so files that were only touched
-    cause no more than that.
+    A change triggers a new check of the export. The check hashes the contents, so a file that was only touched
+    triggers no later step.
     """
     if store.raw is None:
         return []

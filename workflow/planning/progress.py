@@ -1,7 +1,7 @@
-"""What becomes of the cells in a run of the workflow: how many are done, how long the rest will take, which failed.
+"""Progress of the cells of a workflow run: number finished, estimated time left, and failures.
 
-Snakemake's own progress counts jobs of every kind. A cell is a training with its evaluation; cells take most of the
-time.
+A cell is a training run with its evaluation. Cells take most of the time, while Snakemake's own progress counts jobs
+of every kind.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ STEPS = ("search", "train", "evaluate")
 
 @dataclass(frozen=True)
 class CellFolders:
-    """Where the files of cells are."""
+    """Folders with the files of cells."""
 
     runs: Path
     logs: Path
     benchmarks: Path
 
     def finished(self, run: PlannedRun) -> Path:
-        """The file that comes last."""
+        """The last file that a cell writes."""
         return self.runs / run.folder / "metrics.json"
 
     def log(self, run: PlannedRun, step: str) -> Path:
-        """Log of a step of a cell."""
+        """Log file of one step of a cell."""
         return self.logs / run.experiment / f"{self._name(run, step)}.log"
 
     def seconds(self, run: PlannedRun) -> float | None:
-        """What a finished cell took, without its search; None where there is no benchmark file."""
+        """Run time of a finished cell without its search; None if a benchmark file is missing."""
         total = 0.0
         for step in ("train", "evaluate"):
             path = self.benchmarks / run.experiment / f"{self._name(run, step)}.jsonl"
@@ -55,13 +55,13 @@ class CellFolders:
 
 
 class Cells(logging.Handler):
-    """The cells that a run of the workflow is to build; as a handler of Snakemake's log it reports each that is done.
+    """Log handler for Snakemake that prints a progress line whenever a cell of the workflow run finishes.
 
     Args:
-        to_do: number of the evaluating job → its cell.
-        there: cells that were finished before.
-        places: where their files are.
-        out: where the lines go.
+        to_do: id of the evaluation job → its cell.
+        there: cells that were already finished.
+        places: folders with the files of cells.
+        out: stream for the progress lines; default: stderr.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Cells(logging.Handler):
             self._note(run)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Called with each record of Snakemake's log; those of other jobs say nothing of cells."""
+        """Handle a record of Snakemake's log; records of jobs other than evaluations are ignored."""
         if str(getattr(record, "event", "")) != "job_finished":
             return
         run = self._to_do.get(getattr(record, "job_id", -1))
@@ -102,14 +102,14 @@ class Cells(logging.Handler):
         return seconds or 0.0
 
     def line(self) -> str:
-        """How many cells are done, and how long the rest will take at the present pace."""
+        """Progress line: number of finished cells and the estimated time left."""
         done, total = len(self._there) + len(self._done), len(self._there) + len(self._to_do)
         text = f"cells: {done} of {total} done"
         left = self.seconds_left()
         return text if left is None else f"{text}, about {_duration(left)} left"
 
     def seconds_left(self) -> float | None:
-        """Expected seconds of the cells that are not done, by those of the same method, at the pace of this run."""
+        """Estimated seconds left, from the run times of finished cells of the same method and the pace of this run."""
         finished = {run.folder for run in self._done}
         left = [run for run in self._to_do.values() if run.folder not in finished]
         if not left or self._first is None:
@@ -130,11 +130,11 @@ class Cells(logging.Handler):
         return median(known) if known else 0.0
 
     def unfinished(self) -> list[PlannedRun]:
-        """Cells of this run that are not there now; one of an earlier run that is out of date does not count."""
+        """Cells of this run without results; outdated results of an earlier run do not count."""
         return [run for run in self._to_do.values() if not self._fresh(self.places.finished(run))]
 
     def failures(self) -> str:
-        """The cells that failed with the tail of their logs, and the number of those that were not begun."""
+        """The failed cells with the last lines of their logs, and the number of cells that did not start."""
         failed: dict[Path, list[str]] = {}
         not_begun = 0
         for run in self.unfinished():
@@ -153,7 +153,7 @@ class Cells(logging.Handler):
         return "\n".join(lines)
 
     def _fresh(self, path: Path) -> bool:
-        # File systems keep time less exactly than the clock does.
+        # File systems store times with a lower resolution than the clock.
         return path.is_file() and path.stat().st_mtime >= self._started - 2
 
 

@@ -1,4 +1,4 @@
-"""What a suite comes to: rows, columns, and the runs in its cells; and how that is told to what renders it."""
+"""Rows, columns and runs of a suite, and the description of them that the rendering commands read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .plan import PlannedRun, missingness_name
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRow:
-    """A line of a table: a method with its settings.
+    """A row of a table: a method with its settings.
 
     Attributes:
         published: name of the method in the paper's tables, or "".
-        search: takes part in searches.
+        search: whether hyper-parameters are searched for this row.
     """
 
     name: str
@@ -32,15 +32,15 @@ class PlannedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedColumn:
-    """A column of a table: a view of a store, as observed or with modalities taken away.
+    """A column of a table: a view of a store, as observed or with simulated missingness.
 
     Attributes:
         store: name of the store.
-        view: modalities in the order of the store's bits.
-        absent: modalities of the view that the store does not have; there are no cells then.
-        missingness: with the seed of the first cell, or None.
+        view: modalities in bit order.
+        absent: modalities of the view that the store lacks; such a column has no cells.
+        missingness: settings with the seed of the first cell, or None.
         transforms: transform options that differ from their defaults.
-        cells: name of the row → its runs, one a seed.
+        cells: name of the row → its runs, one per seed.
     """
 
     dataset: str
@@ -55,7 +55,7 @@ class PlannedColumn:
 
     @property
     def experiment(self) -> str:
-        """Folder of its cells."""
+        """Folder of the column's cells."""
         parts = [self.store, combination_name(self.view)]
         parts += [missingness_name(self.missingness)] if self.missingness else []
         parts += [f"task_{self.task}"] * (self.task is not None)
@@ -66,14 +66,14 @@ class PlannedColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSuite:
-    """One target.
+    """One suite, which is one target of the workflow.
 
     Attributes:
-        figure: kind of the figure; "" for a table.
-        metrics: of the overview.
-        published: table of the paper, or "".
-        of: suites that this one stands for.
-        missing: modality that the samples of an embedding lack.
+        figure: kind of figure; "" for a table.
+        metrics: metrics shown in the overview.
+        published: key of the corresponding table in the paper, or "".
+        of: names of the suites that a collection consists of.
+        missing: modality that the samples shown in an embedding figure lack.
     """
 
     name: str
@@ -88,31 +88,31 @@ class PlannedSuite:
 
     @property
     def cells(self) -> dict[str, PlannedRun]:
-        """Its cells, by folder."""
+        """The suite's cells, by folder."""
         return {run.folder: run for c in self.columns for runs in c.cells.values() for run in runs}
 
     @property
     def runs(self) -> dict[str, PlannedRun]:
-        """The cells that are trained, by folder: costs are measured without."""
+        """The cells to train, by folder; a cost figure needs no trained models."""
         return {} if self.figure == "cost" else self.cells
 
     @property
     def stores(self) -> list[str]:
-        """Names of the stores that it has cells or figures of."""
+        """Names of the stores that the suite's cells or figures use."""
         return list(dict.fromkeys(c.store for c in self.columns if not c.absent))
 
 
 def _missingness(m: Missingness) -> dict[str, Any]:
-    # The label that it depends on is the column's task.
+    # `task` is omitted because the column already has it.
     own = {k: v for k, v in non_default(asdict(m)).items() if k != "task"}
     return {"mechanism": m.mechanism, "p": m.p, **own}
 
 
 def description(suite: PlannedSuite, size: str, places: Mapping[str, tuple[str, str | None]]) -> dict[str, Any]:
-    """A suite as `mrpipe suite-tables` reads it: columns and rows, and which runs belong in which cell.
+    """Contents of `suite.json`, which `mrpipe suite-tables` reads: columns, rows, and the runs of each cell.
 
     Args:
-        places: name of a store → its folder, and the folder with the simulator's truth, where it is simulated.
+        places: name of a store → its folder and, if it is simulated, the folder with the simulator's truth.
     """
     columns = [
         {

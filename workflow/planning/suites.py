@@ -1,7 +1,7 @@
-"""From `suites.yaml` to cells: which runs make which table, and which of them tables share.
+"""Expand `suites.yaml` into cells, the runs that tables and figures consist of.
 
-A cell is a run whose folder is named after its content, so that two suites that ask for the same run have it once.
-Suites are read on each start of Snakemake; what they come to is worked out only when one is asked for.
+The folder name of a cell is derived from its settings, so suites that request the same run share it. Suites are read
+on each start of Snakemake but expanded only when they are requested.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ WORKFLOW = Path(__file__).resolve().parents[1]
 OWN = WORKFLOW / "config" / "suites.yaml"
 SCHEMA = WORKFLOW / "schemas" / "suites.schema.yaml"
 INHERITED = ("methods", "variants", "preset", "missingness", "seeds", "search")
-# The loader in C, where PyYAML was built with it: this file is read on each start.
+# Use the C loader if PyYAML was built with it, because suites.yaml is read on each start.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Suites:
-    """All suites that a configuration may ask for.
+    """All suites that a configuration can request.
 
     Raises:
-        ConfigError: files that are not there, keys and names that do not exist; with every fault.
+        ConfigError: missing files, unknown keys or unknown names; lists every error.
     """
 
     def __init__(self, config: Mapping[str, Any], plan: WorkflowPlan):
@@ -67,21 +67,21 @@ class Suites:
 
     @property
     def collections(self) -> tuple[str, ...]:
-        """Names of the suites that stand for others."""
+        """Names of the suites that consist of other suites."""
         return tuple(name for name, said in self._said["suites"].items() if "of" in said)
 
     @property
     def store_names(self) -> tuple[str, ...]:
-        """Names of the stores that the suites may simulate."""
+        """Names of the stores that suites can simulate."""
         return tuple(f"{name}-{self.size}" for name in self._said["datasets"])
 
     @property
     def readers(self) -> set[str]:
-        """Datasets that the suites may simulate."""
+        """Names of the datasets that suites can simulate."""
         return {entry.get("dataset", name) for name, entry in self._said["datasets"].items()}
 
     def store(self, name: str) -> StorePlan:
-        """The plan of a store, of the configuration or simulated for the suites."""
+        """The plan of a store: one of the configuration, or one simulated for the suites."""
         if name in self.plan.stores:
             return self.plan.stores[name]
         if name not in self._stores:
@@ -100,17 +100,17 @@ class Suites:
         return self._stores[name]
 
     def suite(self, name: str) -> PlannedSuite:
-        """What a suite comes to.
+        """The expanded suite.
 
         Raises:
-            ConfigError: names that do not exist in the stores that it is about.
+            ConfigError: names that do not exist in the suite's stores.
         """
         if name not in self._suites:
             self._suites[name] = self._expand(name)
         return self._suites[name]
 
     def parts(self, name: str) -> list[PlannedSuite]:
-        """The suites that a target builds: itself, or those that it stands for."""
+        """The suites that a target builds: the members of a collection, otherwise the suite itself."""
         suite = self.suite(name)
         return [part for other in suite.of for part in self.parts(other)] if suite.of else [suite]
 
@@ -121,12 +121,12 @@ class Suites:
 
     @cached_property
     def first_seeds(self) -> dict[tuple[str, str], PlannedRun]:
-        """(experiment, label) → the cell of the first seed."""
+        """(experiment, label) → cell with the first seed."""
         return {(run.experiment, run.label): run for run in reversed(self.runs.values())}
 
     @property
     def benchmark_steps(self) -> int:
-        """Timed steps of a measurement of cost."""
+        """Number of timed steps of a cost measurement."""
         return int(self._sizes.get("benchmark_steps", 20))
 
     @cached_property
@@ -135,7 +135,7 @@ class Suites:
         return masks_of(self.runs.values())
 
     def _faults(self) -> Iterator[str]:
-        """What can be told without the stores."""
+        """Errors that can be found without planning the stores."""
         said = self._said
         for name in set(self.store_names) & set(self.plan.stores):
             yield f"datasets.{name}: this name is that of a store that suites simulate; choose another"
@@ -195,7 +195,7 @@ class Suites:
                 known = {**self._said["groups"], **dict.fromkeys(method_names())}
                 yield _unknown(place, "method or group", name, known)
 
-    # From names to cells
+    # Expansion of names into cells
 
     def _expand(self, name: str) -> PlannedSuite:
         said = self._said["suites"][name]
@@ -264,7 +264,7 @@ class Suites:
                     column.cells[row.name] = list(self._cells(block, column, row))
 
     def _store_of(self, entry: str) -> StorePlan:
-        """A real export or store of the configuration; else the suites' own simulation; else the configuration's."""
+        """Prefer a real export or store in the configuration, then the suites' simulation, then the configuration's."""
         configured = self.plan.stores.get(entry)
         if configured is not None and not (configured.simulated and entry in self._said["datasets"]):
             return configured
@@ -297,7 +297,7 @@ class Suites:
     def _cells(self, block: Mapping[str, Any], column: PlannedColumn, row: PlannedRow) -> Iterator[PlannedRun]:
         dataset = self._said["datasets"].get(block["dataset"], {})
         size, of_dataset = self._sizes, dataset.get(self.size, {})
-        # The size has the last word, but for what tells the rows apart.
+        # Overrides of the size take precedence, except over those that distinguish the rows.
         overrides = {
             **dataset.get("overrides", {}),
             **block["overrides"],
@@ -353,7 +353,7 @@ def _transform_faults(place: str, entry: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _levels(block: Mapping[str, Any]) -> list[Missingness | None]:
-    """The simulated missingness of a block, once for each `p`."""
+    """The missingness settings of a block, one per value of `p`."""
     said = block.get("missingness")
     if said is None:
         return [None]
@@ -367,7 +367,7 @@ def _unknown(place: str, what: str, name: str, known: Iterable[str]) -> str:
 
 
 def _merge(files: Sequence[Path]) -> dict[str, Any]:
-    """What all files say together; a name that two of them have is a fault."""
+    """Merge the files; a name defined in two of them is an error."""
     schema = yaml.load(SCHEMA.read_text(encoding="utf-8"), Loader=LOADER)
     merged: dict[str, Any] = {"sizes": {}, "datasets": {}, "groups": {}, "suites": {}}
     faults: list[str] = []

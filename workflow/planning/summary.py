@@ -1,7 +1,4 @@
-"""The last lines of a run: the scores in one table, and where stores and report are.
-
-python -m workflow.summary results
-"""
+"""Summary printed at the end of a workflow run: test scores, and the paths of the stores and the report."""
 
 from __future__ import annotations
 
@@ -22,11 +19,11 @@ EXPERIMENT = ["dataset", "store_id", "origin", "task", "scheme", "modalities", "
 
 
 def print_summary(results: Path) -> None:
-    """Print what lies in a results folder; what is not there is not mentioned."""
+    """Print the contents of a results folder, skipping whatever has not been built."""
     console = Console(soft_wrap=True)
     scores, page = results / "report" / "results.csv", results / "report" / "index.html"
     if scores.is_file():
-        # Without runs there is a header and nothing to guess types from.
+        # Without runs the file has only a header, from which types cannot be inferred.
         frame = pl.read_csv(scores, schema_overrides={"group": pl.String, "seed": pl.Int64, "value": pl.Float64})
         for table in score_tables(frame):
             console.print(table)
@@ -45,10 +42,10 @@ def print_summary(results: Path) -> None:
 
 
 def score_tables(scores: pl.DataFrame) -> Iterator[Table]:
-    """Test scores of all samples: a table an experiment, a row a method, mean ± sd over seeds.
+    """Test scores over all samples: one table per experiment, one row per method, mean ± SD over seeds.
 
     Args:
-        scores: `results.csv`, one row a run, group of samples and metric.
+        scores: `results.csv`, one row per run, group of samples and metric.
     """
     overall = scores.filter(by="all").with_columns(pl.col("value") * 100)
     for key, experiment in overall.group_by(*EXPERIMENT, maintain_order=True):

@@ -1,6 +1,6 @@
-# ADNI: tables are small. Genotypes: two bits a call in memory, read in blocks (2,380 people x 600,000 SNPs need 1.2 GB:
-# benchmarks/genotypes.md). Raw T1 scans are prepared part by part (image_parts), about a minute and 1.5 GB each on one
-# thread; ingest only collects them.
+# ADNI. Tables are small. Genotypes take two bits per call and are read in blocks (1.2 GB for 2,380 people x 600,000
+# SNPs: benchmarks/genotypes.md). Raw T1 scans are prepared in parts (option image_parts), each scan taking about a
+# minute and 1.5 GB on one thread; ingest only collects the results.
 INGEST_COST["adni"] = {
     "clinical": {"threads": 1, "mem_mb": 2000, "runtime": "30m"},
     "biospecimen": {"threads": 1, "mem_mb": 2000, "runtime": "30m"},
@@ -8,21 +8,21 @@ INGEST_COST["adni"] = {
     "image": {
         "group": "scans",
         "part_mem_mb": 2500,
-        # Minutes: ADNI's 3,000 people, three minutes a scan, and no less than two scans that run into their time limit.
+        # Minutes: 3,000 people at three minutes per scan, but at least enough for two scans that time out.
         "part_runtime": lambda wildcards: max(120, 3 * 3000 // int(wildcards.total)),
         "mem_mb": 4000,
         "runtime": "24h",
     },
 }
 
-# Stores with images that are built here: each gets its scans' quality control.
+# Stores with images that this workflow builds: their scans get quality control.
 IMAGED = [s.name for s in PLAN.stores.values() if s.dataset.name == "adni" and not s.sealed and "image" in s.modalities]
 QUALITY.update({name: f"<results>/build/{name}/qc" for name in IMAGED})
 EXTRA_TARGETS.extend(f"{folder}/contact_sheet.png" for folder in QUALITY.values())
 
 
 rule image_qc:
-    # Numbers of every scan that was tried, outliers, and a sheet of pictures. Neither names a subject.
+    # Quality measures of every processed scan, outliers, and a contact sheet. Subjects are not identified.
     input:
         store="<results>/stores/{dataset}/modalities/image.parquet",
         tried="<results>/build/{dataset}/tried/image.parquet",

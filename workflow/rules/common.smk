@@ -1,4 +1,4 @@
-"""Configuration, paths and the small functions that rules share. What is planned is in workflow/planning/."""
+"""Configuration, paths and helper functions shared by the rules. The planning code is in workflow/planning/."""
 
 import hashlib
 import importlib.util
@@ -17,9 +17,9 @@ from snakemake.utils import validate
 
 
 def project_folder():
-    """Folder of this workflow's Snakefile, also where it is a module of another workflow.
+    """Folder of this workflow's Snakefile, also if another workflow imports this one as a module.
 
-    A module from a hosting service has no folder here: the rest is then taken from the installed package.
+    A module from a hosting service has no local folder; the remaining files are then taken from the installed package.
     """
     place = Path(str(workflow.current_basedir))
     if place.is_dir():
@@ -31,7 +31,7 @@ def project_folder():
 
 
 PROJECT = project_folder()
-# The folder that holds the packages: the checkout, or, in an installed package, site-packages.
+# The folder of the packages: the checkout or, if installed, site-packages.
 IN_CHECKOUT = (PROJECT / "mrpipe").is_dir()
 ROOT = PROJECT if IN_CHECKOUT else PROJECT.parents[1]
 
@@ -39,7 +39,7 @@ ROOT = PROJECT if IN_CHECKOUT else PROJECT.parents[1]
 def import_own_packages():
     """Import `mrpipe`, `moe_retriever`, and workflow/planning as `mrpipe_planning`.
 
-    The user's folder comes first on the search path and may hold a `mrpipe.py` or a `workflow.py`.
+    The working directory precedes them on the search path and may contain a `mrpipe.py` or a `workflow.py`.
     """
     folders = [str(ROOT), str(ROOT / "model")]
     sys.path[:0] = folders
@@ -75,12 +75,12 @@ from mrpipe_planning.suites import Suites
 
 
 def prefixed(variable, *folders):
-    """A search path with folders put first, once."""
+    """An environment variable's search path with the given folders first, without duplicates."""
     rest = filter(None, os.environ.get(variable, "").split(os.pathsep))
     return os.pathsep.join(dict.fromkeys([*map(str, folders), *rest]))
 
 
-# Jobs run this code with this interpreter, on whichever node, and never what lies in the working directory.
+# On every node, jobs use this code and this interpreter, and never import modules from the working directory.
 os.environ.update(PYTHONSAFEPATH="1", PATH=prefixed("PATH", Path(sys.executable).parent))
 if IN_CHECKOUT:
     os.environ.update(PYTHONPATH=prefixed("PYTHONPATH", PROJECT, PROJECT / "model"))
@@ -91,7 +91,7 @@ INTERNALS.resume_interrupted()
 
 
 def planned():
-    """The plan of this configuration and its suites; raises one error with all that is wrong with it."""
+    """The plan of this configuration and its suites; a single error lists everything that is invalid."""
     schema = yaml.safe_load((PROJECT / "workflow/schemas/config.schema.yaml").read_text())
     try:
         if faults := schema_faults(config, schema):
@@ -115,8 +115,8 @@ wildcard_constraints:
     total="[0-9]+",
     scheme="[A-Za-z0-9_.-]+",
     mask="[^/]+",
-    # A cell of suites: its folders are named after data, view (joined by +) and missingness, and after the method with
-    # what is particular to its settings.
+    # A cell of suites has one folder named after data, view (joined by +) and missingness, and one named after the
+    # method and its non-default settings.
     experiment="[A-Za-z0-9_.+-]+",
     method="[A-Za-z0-9_.-]+",
     seed="[0-9]+",
@@ -124,19 +124,19 @@ wildcard_constraints:
 
 
 def particular_rules():
-    """The rule files of the datasets at hand, for those that have one."""
+    """The dataset-specific rule files of the datasets in use."""
     readers = {store.dataset.name for store in PLAN.stores.values()} | SUITES.readers
     files = [f"workflow/rules/{name}.smk" for name in sorted(readers)]
     return [file for file in files if (PROJECT / file).exists()]
 
 
 def path(template):
-    """A path with `<results>` and its kind filled in, for parameters; inputs and outputs do that themselves."""
+    """Fill in `<results>` and similar variables for use in params; Snakemake does so for inputs and outputs."""
     return INTERNALS.filled(template)
 
 
 def memory(mb):
-    """Megabytes that grow with each attempt: a job that was killed for memory asks for more the next time."""
+    """Memory request that grows with each attempt, for jobs that were killed because they ran out of memory."""
     return lambda wildcards, attempt: mb * attempt
 
 
@@ -145,12 +145,12 @@ def store_plan(wildcards):
 
 
 def store_folder(name):
-    """Folder of a store: our own, or the sealed one that the configuration names."""
+    """Folder of a store: the sealed one given in the configuration, or one that the workflow builds."""
     return SUITES.store(name).sealed or path(f"<results>/stores/{name}")
 
 
 def store_manifest(wildcards):
-    """The file that seals a store. A store of the user's own is where they say, also where other files are in a storage."""
+    """The manifest of a store. A user's sealed store keeps its path even if a default storage is configured."""
     sealed = store_plan(wildcards).sealed
     return (
         INTERNALS.user_path(f"{sealed}/manifest.json")
@@ -160,7 +160,7 @@ def store_manifest(wildcards):
 
 
 def raw_folder(wildcards):
-    """Folder of the export: the user's, or the simulator's."""
+    """Folder of the export: the user's, or the one that the simulator writes."""
     return store_plan(wildcards).raw or path(f"<results>/raw/{wildcards.dataset}")
 
 
@@ -172,16 +172,16 @@ def reader_options(wildcards):
     return set_arguments(store_plan(wildcards).options)
 
 
-# What reading a modality costs where it is not the usual, set in <dataset>.smk: dataset → modality → threads, mem_mb,
-# runtime, and part_mem_mb, part_runtime of a part; and `group`, the name under which profiles say how many parts go into
-# one submission. A value may be a function of the wildcards.
+# Non-default resources for reading a modality, set in <dataset>.smk: dataset → modality → threads, mem_mb, runtime, and
+# part_mem_mb and part_runtime for one part. `group` is the name under which a profile sets the number of parts per
+# submission. A value can be a function of the wildcards.
 INGEST_COST = {}
 
 
-# Further files that a dataset's own rules make and that `stores` asks for, set in <dataset>.smk.
+# Additional files built by dataset-specific rules and required by the target `stores`, set in <dataset>.smk.
 EXTRA_TARGETS = []
 
-# Stores with quality control that the report shows → its folder; set in <dataset>.smk.
+# Store → folder of its quality control, which the report shows; set in <dataset>.smk.
 QUALITY = {}
 QUALITY_FILES = ("qc.parquet", "contact_sheet.png")
 
@@ -192,7 +192,7 @@ def ingest_cost(wildcards, what, usual):
 
 
 def job_group(name):
-    """Jobs that profiles may put into one submission, under the name that profiles know them by."""
+    """Name of a job group, which profiles use to combine several jobs into one submission."""
 
     def group(wildcards):
         INTERNALS.join_group(name)
@@ -206,7 +206,7 @@ def group_of_parts(wildcards):
 
 
 def modality_parts(wildcards):
-    """The parts that a modality's reader joins; most readers have none."""
+    """Files of the parts that a modality's reader joins; most readers have none."""
     store, modality = store_plan(wildcards), wildcards.modality
     total = n_parts(store.dataset, modality, store.options)
     return [f"<results>/build/{store.name}/parts/{modality}/{part}-of-{total}.parquet" for part in range(total)]
@@ -217,7 +217,7 @@ def run_folder(run):
 
 
 def run_plan(wildcards):
-    """The run of an experiment, or the cell of suites."""
+    """The run of an experiment, or the cell of a suite."""
     folder = f"{wildcards.experiment}/{wildcards.method}/seed{wildcards.seed}"
     return PLAN.runs[folder] if folder in PLAN.runs else SUITES.runs[folder]
 
@@ -228,12 +228,12 @@ def mask_plan(wildcards):
 
 
 def search_result(run):
-    """The settings that a search found for a run and those that share its settings, if there is to be one."""
+    """File with the settings that a search selects for a run, if a search is requested; seeds share it."""
     return [f"<results>/searches/{run.experiment}/{run.label}/best.json"] if run.trials else []
 
 
 def mask_file(run):
-    """The mask that a run trains and is tested with, if modalities are taken away."""
+    """Mask file for the training and evaluation of a run with simulated missingness."""
     return [f"<results>/masks/{run.store}/{run.mask}.parquet"] if run.mask else []
 
 
@@ -249,28 +249,28 @@ def run_targets(wildcards):
 
 
 def all_targets(wildcards):
-    """Stores, runs, and the page that shows both."""
+    """Stores, runs, and the report page."""
     return ["<results>/report/index.html", *run_targets(wildcards), *store_targets(wildcards)]
 
 
 def rendered_suites(wildcards):
-    """Folders of the suites that were rendered before: the report shows what is there, and asks for none."""
+    """Folders of suites that are already rendered: the report shows them but does not request any."""
     folders = sorted(f for f in Path(path("<results>/suites")).glob("*") if f.is_dir())
     return [str(f) for f in folders if (f / "table.html").is_file() or next(f.glob("*.svg"), None)]
 
 
 def rendered_state(wildcards):
-    """Hash of what the suites hold, as a parameter: a suite that is rendered anew makes the report run again."""
+    """Hash of the rendered suites, used as a parameter so that rendering a suite again also rebuilds the report."""
     shown = ("*.html", "*.svg", "suite.json")
     files = [f for folder in rendered_suites(wildcards) for kind in shown for f in sorted(Path(folder).glob(kind))]
     return hashlib.sha256(b"".join(f.name.encode() + f.read_bytes() for f in files)).hexdigest()[:16]
 
 
 def code_of(*entries, function=None):
-    """Hash of the code that a step runs, as a parameter: an edit of it, not of a comment, makes the step run again.
+    """Hash of a step's code, used as a parameter so that editing the code (comments excepted) reruns the step.
 
-    `function` takes a dataset's declaration and the wildcards to the function of the dataset that the step calls;
-    only the module that holds it counts, so that an edit of one reader does not touch the other modalities.
+    `function` maps a dataset's declaration and the wildcards to the dataset function that the step calls. Only the
+    module of that function is hashed, so editing one reader does not affect the other modalities.
     """
 
     def code(wildcards):

@@ -1,6 +1,6 @@
-# MIMIC-IV: the measurements are one pass over labevents and chartevents, in bounded memory whatever their size (about
-# 0.5 GiB, benchmarks/mimic.md). n_shards > 1 cuts the pass into parts by a hash of the patient: each part inflates the
-# files again and keeps its own patients. lab_summary reads what lab prepared, where that lies beside it.
+# MIMIC-IV. Measurements are read in one pass over labevents and chartevents, in bounded memory (about 0.5 GiB:
+# benchmarks/mimic.md). n_shards > 1 splits the pass into parts by a hash of the patient: each part decompresses the
+# files again and keeps its own patients. lab_summary reuses the prepared parts of lab if they exist.
 MEASUREMENTS = {
     "group": "shards",
     "part_mem_mb": 2000,

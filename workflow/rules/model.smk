@@ -1,9 +1,9 @@
-# From a sealed store to a trained model and its test scores. A store alone is enough: see python -m mrpipe --help.
+# Training and evaluation on a sealed store. The same commands work without the workflow: see `mrpipe --help`.
 
 
 rule settings:
-    # Hyper-parameters are checked first of all, before an hour is spent on stores. It is no input of training, not even
-    # an ancient one: Snakemake 9.27 leaves out jobs behind an ancient input that is made anew.
+    # Checks hyper-parameters first, before any store is built. Its output is not an input of training, not even an
+    # ancient() one, because Snakemake 9.27 skips jobs downstream of an ancient input that is rebuilt.
     output:
         "<results>/runs/{experiment}/settings.json",
     log:
@@ -41,7 +41,7 @@ rule train:
         job_group("cells")
     conda:
         "../../environment.yml"
-    # One thread: runs are independent, and a result does not depend on how many cores there are.
+    # One thread: runs are independent, and results do not depend on the number of cores.
     threads: 1
     resources:
         mem_mb=memory(8000),
@@ -49,7 +49,7 @@ rule train:
         gpu=int(config["gpu"]),
     params:
         store=lambda wildcards: store_folder(run_plan(wildcards).store),
-        # The point from which a killed training continues lies in this folder and is no output: Snakemake keeps it.
+        # This folder also holds the checkpoint for resuming a killed training: not an output, so Snakemake keeps it.
         run=subpath(output.model, parent=True),
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         best=lambda wildcards, input: ["--options", *input.best] if input.best else [],

@@ -1,4 +1,4 @@
-# CMU-MOSI: sentence embeddings load a language model; the other modalities are read from small arrays.
+# CMU-MOSI. Sentence embeddings need a language model; the other modalities are read from small arrays.
 INGEST_COST["mosi"] = {
     "text": {"mem_mb": 3000, "runtime": "2h"},
     "audio": {"threads": 1, "mem_mb": 2000, "runtime": "1h"},

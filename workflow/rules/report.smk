@@ -2,7 +2,7 @@ rule report_page:
     input:
         verified=[f"<results>/verified/{name}.txt" for name in PLAN.stores],
         metrics=[f"<results>/runs/{run.folder}/metrics.json" for run in PLAN.runs.values()],
-        # Said by the rules of datasets, which come after these.
+        # A function, because QUALITY is filled by the dataset-specific rules, which are included later.
         quality=lambda wildcards: [f"{folder}/{file}" for folder in QUALITY.values() for file in QUALITY_FILES],
     output:
         page=report(
@@ -17,7 +17,7 @@ rule report_page:
             labels={"what": "all scores, one row a run, group and metric"},
             caption="../report/results.rst",
         ),
-        # How many pictures there are is known only afterwards. Those of the routing go into Snakemake's report, too.
+        # The number of figures is not known in advance. Routing figures also appear in Snakemake's report.
         figures=report(
             directory("<results>/report/figures"),
             patterns=["{figure}-routing.svg"],
@@ -53,7 +53,7 @@ rule report_page:
 
 
 rule suite_report:
-    # The page of a suite alone, for a run that asks for nothing else.
+    # Report page of a single suite, for workflow runs that request only that suite.
     input:
         lambda wildcards: [f"{folder}/finished" for folder in suite_folders(wildcards)],
     output:

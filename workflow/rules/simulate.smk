@@ -1,5 +1,5 @@
 rule simulate:
-    # The flag is the output, not the export: Snakemake would delete declared files before the step can replace them whole.
+    # The output is a flag file: Snakemake would delete a declared export before the step can replace it atomically.
     output:
         touch("<results>/build/{dataset}/simulated"),
     log:

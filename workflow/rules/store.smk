@@ -1,4 +1,4 @@
-# From an export to a sealed store. These rules serve every dataset; what is particular to one is in <dataset>.smk.
+# Builds a sealed store from an export. These rules apply to every dataset; dataset-specific ones are in <dataset>.smk.
 
 
 rule check:
@@ -62,7 +62,7 @@ rule cohort:
 
 
 rule prepare:
-    # Only for modalities that say so: shards of a large table, scans. Parts are independent jobs.
+    # Only for modalities that declare parts (shards of a large table, scans). Parts are independent jobs.
     input:
         checked="<results>/build/{dataset}/checked.json",
         cohort="<results>/build/{dataset}/cohort.parquet",
@@ -276,7 +276,7 @@ rule verify:
 
 
 rule mask:
-    # Simulated missingness is drawn once and shared by all methods.
+    # The mask of simulated missingness is drawn once and shared by all methods.
     input:
         "<results>/verified/{dataset}.txt",
     output:

@@ -1,5 +1,5 @@
-# Tables and figures of the paper, and those of your own: workflow/config/suites.yaml. A suite's runs (cells) are built by
-# the rules of model.smk; what is here makes tables and figures of them.
+# Tables and figures of the paper and custom ones (workflow/config/suites.yaml). The rules in model.smk build a suite's
+# runs (cells); the rules in this file turn them into tables and figures.
 
 
 for suite_name in SUITES.names:
@@ -16,7 +16,7 @@ for suite_name in SUITES.names:
 
 
 rule suite_settings:
-    # Like `settings`: before an hour is spent on stores.
+    # Like `settings`, checks hyper-parameters before any store is built.
     output:
         "<results>/suites/{suite}/settings.json",
     log:
@@ -38,8 +38,8 @@ rule suite_settings:
 
 
 rule search:
-    # The same budget for every method, on validation; once for all seeds. A submission of its own: in the group of the
-    # cells that wait for it, their seeds would share its one GPU, and a cell that failed would take the search along.
+    # One search per method, shared by all seeds, with the same budget for every method, scored on the validation split.
+    # It is not grouped with its cells: the seeds would share its one GPU, and a failed cell would fail the search too.
     input:
         verified=lambda wildcards: f"<results>/verified/{searched(wildcards).store}.txt",
         mask=lambda wildcards: mask_file(searched(wildcards)),
@@ -55,12 +55,12 @@ rule search:
     threads: 1
     resources:
         mem_mb=memory(8000),
-        # One training after the other, as many as there are trials.
+        # Trials run one after the other.
         runtime="24h",
         gpu=int(config["gpu"]),
     params:
         store=lambda wildcards: store_folder(searched(wildcards).store),
-        # A search that was killed goes on from the trials in this folder.
+        # An interrupted search resumes from the trials in this folder.
         out=subpath(output.best, parent=True),
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         options=lambda wildcards: search_arguments(searched(wildcards)),
@@ -73,7 +73,7 @@ rule search:
 
 
 rule cost:
-    # Figure 4. Times are those of a machine that may do other work beside it: for figures of its own, `--cores 1`.
+    # Figure 4. Other jobs on the same machine affect the measured times: for undisturbed ones, use `--cores 1`.
     input:
         verified=lambda wildcards: f"<results>/verified/{searched(wildcards).store}.txt",
         mask=lambda wildcards: mask_file(searched(wildcards)),
@@ -108,7 +108,7 @@ rule render:
         costs=suite_costs,
         verified=lambda wildcards: [f"<results>/verified/{name}.txt" for name in suite_of(wildcards).stores],
     output:
-        # How many tables and pictures there are depends on the suite; this says that they are all there.
+        # The number of tables and figures depends on the suite; this flag file marks them as complete.
         touch("<results>/suites/{suite}/finished"),
     log:
         "<logs>/suites/{suite}_render.log",
@@ -135,7 +135,7 @@ rule render:
 
 
 rule compare:
-    # A suite of suites: every published value beside ours.
+    # A collection of suites: every published value next to the reproduced one.
     input:
         lambda wildcards: [f"{folder}/finished" for folder in compared_tables(wildcards.suite)],
     output:

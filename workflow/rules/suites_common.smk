@@ -1,4 +1,4 @@
-"""What the rules of suites share, and what is done at the start and the end of a run that builds suites."""
+"""Helper functions of the suite rules, and the start and end hooks of workflow runs that build suites."""
 
 
 def suite_of(wildcards):
@@ -10,7 +10,7 @@ def suite_metrics(wildcards):
 
 
 def suite_description(suite):
-    """Columns, rows and cells of a suite, as JSON."""
+    """Contents of suite.json: columns, rows and cells of a suite."""
     places = {
         name: (store_folder(name), path(f"<results>/raw/{name}.truth") if SUITES.store(name).simulated else None)
         for name in suite.stores
@@ -19,7 +19,7 @@ def suite_description(suite):
 
 
 def suite_targets(name):
-    """Everything that a suite is to leave."""
+    """Input function for all files that a suite builds."""
 
     def targets(wildcards):
         files = []
@@ -33,19 +33,19 @@ def suite_targets(name):
 
 
 def compared_tables(name):
-    """Folders of the tables with published values that a suite of suites builds."""
+    """Folders of a collection's tables that have published values."""
     if not SUITES.suite(name).of:
         return []
     return [f"<results>/suites/{part.name}" for part in SUITES.parts(name) if part.published]
 
 
 def searched(wildcards):
-    """The cell whose settings a search is for."""
+    """The cell that a search or a cost measurement represents: the one with the first seed."""
     return SUITES.first_seeds[wildcards.experiment, wildcards.method]
 
 
 def suite_costs(wildcards):
-    """Measurements of a figure of costs."""
+    """Measurements that a cost figure needs."""
     suite = suite_of(wildcards)
     pairs = dict.fromkeys((run.experiment, run.label) for run in suite.cells.values())
     return (
@@ -54,7 +54,7 @@ def suite_costs(wildcards):
 
 
 def suite_command(suite, out):
-    """`python -m mrpipe ...` that renders a suite into a folder."""
+    """Arguments of `mrpipe` that render a suite into a folder."""
     arguments = ["--suite", f"{out}/suite.json", "--runs", path("<results>/runs"), "--out", str(out)]
     return (
         ["suite-figures", *arguments, "--costs", path("<results>/costs")]
@@ -64,30 +64,30 @@ def suite_command(suite, out):
 
 
 def comparison_command(name, tables):
-    """`python -m mrpipe ...` that sets the published values of tables beside ours."""
+    """Arguments of `mrpipe` that compare the published values of tables with the reproduced ones."""
     out = path(f"<results>/suites/{name}")
     return ["suite-comparison", "--suites", *tables, "--name", name, "--title", SUITES.suite(name).title, "--out", out]
 
 
 def suite_folders(wildcards):
-    """Folders of everything that a suite renders: those of the suites that it stands for, then its own."""
+    """Output folders of a suite: those of its member suites first, then its own."""
     files = [Path(file) for file in suite_targets(wildcards.suite)(wildcards)]
     folders = [file.parent for file in files if file.name == "finished"]
     return [str(folder) for folder in sorted(folders, key=lambda folder: folder.name == wildcards.suite)]
 
 
 def report_command(folders, page):
-    """`python -m mrpipe ...` that makes a page of rendered suites."""
+    """Arguments of `mrpipe` that build a report page of rendered suites."""
     arguments = ["--suites", *folders, "--cells", path("<results>/runs"), "--searches", path("<results>/searches")]
     return ["report", *arguments, "--benchmarks", path("<benchmarks>"), "--out", page]
 
 
-# The suites of this run and its cells, from its start to its end.
+# Requested suites, requested comparisons and cells of this workflow run.
 BEGUN = []
 
 
 def begin_suites():
-    """Watch the cells of this run, and let a failed one leave the others; nothing where no suite was asked for."""
+    """Report progress per cell, and continue with the others if a cell fails; does nothing if no suite is requested."""
     asked = [SUITES.suite(job.wildcards.suite) for job in INTERNALS.jobs("render")]
     if not asked:
         return
@@ -106,11 +106,11 @@ def begin_suites():
 
 
 def end_suites():
-    """Tables and figures of what is finished, all scores in one file, and which cells failed."""
+    """Render suites from their finished cells, collect all scores in one file, and list the failed cells."""
     from mrpipe.store.parquet import write_text
 
     def run_model(arguments):
-        # What it has to say is said here, and is no reason to stop.
+        # Errors are shown but do not stop the remaining steps.
         subprocess.run([sys.executable, "-m", "mrpipe", *arguments], stdout=sys.stderr)
 
     for asked, compared, cells in BEGUN:
@@ -119,7 +119,7 @@ def end_suites():
             without = sorted(unfinished & set(suite.runs))
             if without:
                 out = Path(path(f"<results>/suites/{suite.name}"))
-                # Without this file the rule runs when the cells are there, and renders the suite anew.
+                # Without this file, the rule renders the suite again once its cells are finished.
                 (out / "finished").unlink(missing_ok=True)
                 write_text(out / "suite.json", json.dumps(suite_description(suite) | {"unfinished": without}) + "\n")
                 sys.stderr.write(f"{out}: {len(without)} of {len(suite.runs)} cells did not finish\n")

@@ -1,4 +1,4 @@
-"""Arguments of the commands that train and evaluate. Nothing heavy is imported: `--help` answers at once."""
+"""Arguments of the commands that train and evaluate. This module imports no large packages, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Type of an argument: an integer that is not smaller than `least`."""
+    """Argument type for integers that are at least `least`."""
 
     def integer(text: str) -> int:
         try:
@@ -25,8 +25,8 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def _add_data(parser: ArgumentParser, modalities: str = "modalities to use (default: all)") -> None:
     parser.add_argument("--store", required=True, type=Path, help="sealed feature store")
-    parser.add_argument("--task", help="classification task (default: the store's first)")
-    parser.add_argument("--scheme", help="split scheme (default: the store's own)")
+    parser.add_argument("--task", help="classification task (default: the first of the store)")
+    parser.add_argument("--scheme", help="split scheme (default: that of the store)")
     parser.add_argument("--modalities", nargs="+", metavar="NAME", help=modalities)
     parser.add_argument("--mask", type=Path, metavar="FILE", help="simulated missingness, from `mrpipe mask`")
     parser.add_argument(
@@ -50,7 +50,7 @@ def _add_finished(parser: ArgumentParser, store: str) -> None:
 def _add_machine(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (CUDA if available, else CPU), cpu, cuda or mps")
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: OMP_NUM_THREADS or torch's choice)")
-    parser.add_argument("--quiet", action="store_true", help="no progress line")
+    parser.add_argument("--quiet", action="store_true", help="do not print progress")
 
 
 def _add_set(parser: ArgumentParser, help: str) -> None:
@@ -82,10 +82,12 @@ def search_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--method", default="moe_retriever", help="default: moe_retriever")
     parser.add_argument("--preset", default="paper", help="named settings of the method (default: paper)")
-    parser.add_argument("--trials", type=int, default=12, help="number of trials, the preset included (default: 12)")
+    parser.add_argument("--trials", type=int, default=12, help="number of trials, including the preset (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the search and of every trial (default: 0)")
-    parser.add_argument("--space", type=Path, metavar="FILE", help="other candidates: YAML or JSON, option: [values]")
-    _add_set(parser, "options that are the same in all trials; a candidate given here is not varied")
+    parser.add_argument(
+        "--space", type=Path, metavar="FILE", help="YAML or JSON file with other candidates, option: [values]"
+    )
+    _add_set(parser, "fixed options of all trials; an option given here is not searched")
     _add_machine(parser)
 
 
@@ -93,7 +95,7 @@ def evaluate_arguments(parser: ArgumentParser) -> None:
     _add_finished(parser, store="the store the run was trained on")
     _add_part(parser, "samples to evaluate")
     parser.add_argument(
-        "--resamples", type=at_least(0), default=1000, help="bootstrap resamples; 0: no intervals (default: 1000)"
+        "--resamples", type=at_least(0), default=1000, help="bootstrap resamples, 0 for no intervals (default: 1000)"
     )
     _add_machine(parser)
 
@@ -122,7 +124,7 @@ def analyse_arguments(parser: ArgumentParser) -> None:
 
 
 def benchmark_arguments(parser: ArgumentParser) -> None:
-    _add_data(parser, modalities="one combination (default: every combination of at least two modalities)")
+    _add_data(parser, modalities="a single combination (default: every combination of at least two modalities)")
     parser.add_argument(
         "--method", nargs="+", default=["moe_retriever"], metavar="NAME", help='names or "all"; default: moe_retriever'
     )

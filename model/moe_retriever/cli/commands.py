@@ -1,6 +1,6 @@
-"""Commands that train, evaluate and report, as the entry points of `mrpipe.commands` name them.
+"""Commands that train, evaluate and report; they are entry points in the group `mrpipe.commands`.
 
-torch and matplotlib are imported inside the functions: `--help` answers at once, threads are set before torch loads.
+torch and matplotlib are imported inside the functions, so that `--help` is fast and threads are set before torch loads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mrpipe.errors import UsageError
 
 
 def _machine(arguments: argparse.Namespace) -> str:
-    """Set threads, name the device."""
+    """Set the number of threads and return the device."""
     if arguments.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -43,7 +43,7 @@ def _machine(arguments: argparse.Namespace) -> str:
 
 
 def _config(method: str, preset: str, arguments: argparse.Namespace, first: Mapping[str, Any] | None = None) -> Any:
-    """The configuration: preset, then `first`, then --set."""
+    """The configuration: preset, overridden by `first`, overridden by --set."""
     from moe_retriever.config import make_config
     from moe_retriever.methods import get
     from mrpipe.options import parse_assignments
@@ -61,7 +61,7 @@ def _train_config(arguments: argparse.Namespace) -> Any:
     best = read_best(arguments.options)
     for name, given, found in (("method", method, best["method"]), ("preset", preset, best["preset"])):
         if given not in (None, found):
-            raise UsageError(f"--options {arguments.options} is of {name} {found}, not {given}")
+            raise UsageError(f"--options {arguments.options} has {name} {found}, not {given}")
     return _config(best["method"], best["preset"], arguments, best["overrides"])
 
 
@@ -97,7 +97,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     job = _job(arguments, _train_config(arguments), device)
     if not run_training(job):
-        print(f"{arguments.out} already holds this run: same options, data and code")
+        print(f"{arguments.out} already contains this run (same options, data and code)")
     from moe_retriever.plots.curves import write_curves
 
     write_curves(arguments.out)
@@ -108,7 +108,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _typed(config: Any, texts: Mapping[str, str]) -> dict[str, Any]:
-    """The options of `--set` with the types that the configuration gave them."""
+    """The options of `--set`, with values parsed by the configuration."""
     values = dataclasses.asdict(config.common) | dataclasses.asdict(config.own)
     return {name: values[name] for name in texts}
 
@@ -123,9 +123,7 @@ def _search(arguments: argparse.Namespace) -> None:
     config = _config(arguments.method, arguments.preset, arguments)
     space = None if arguments.space is None else read_space(arguments.space)
     if not method.gradient:
-        print(
-            f"{method.name} has no gradient steps, and what it can choose it chooses on validation itself: trial 0 only"
-        )
+        print(f"{method.name} is not trained with gradients and selects its options internally, so only trial 0 is run")
     content = search(
         _job(arguments, config, device),
         method,
@@ -141,13 +139,18 @@ def _print_metrics(content: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from moe_retriever.data.scores import METRIC_NAMES
+
     title = f"{content['method']} on {content['dataset']} ({content['origin']}), {content['part']}"
-    table = Table("metric", "value", "95 % interval", title=f"{title}, n = {content['n_evaluated']}")
+    table = Table("metric", "value", "95% interval", title=f"{title}, n = {content['n_evaluated']}")
     for name, v in content["metrics"].items():
         interval = "" if v["low"] is None else f"{v['low']:.4f} … {v['high']:.4f}"
-        table.add_row(name, "not defined" if v["value"] is None else f"{v['value']:.4f}", interval)
+        table.add_row(
+            METRIC_NAMES.get(name, name), "undefined" if v["value"] is None else f"{v['value']:.4f}", interval
+        )
     if content["majority"]["accuracy"] is not None:
-        table.add_row(f"always {content['majority']['class']}", f"{content['majority']['accuracy']:.4f}", "")
+        name = f"accuracy of the majority class ({content['majority']['class']})"
+        table.add_row(name, f"{content['majority']['accuracy']:.4f}", "")
     Console().print(table)
 
 
@@ -197,11 +200,11 @@ def _predict(arguments: argparse.Namespace) -> None:
     elif trained.reference is not None:
         trained.method.load_reference(trained.reference)
     else:
-        raise UsageError("this run carries no support bank (it exceeded bank_mb): give --reference-store")
+        raise UsageError("the run has no stored retrieval bank (larger than bank_mb); pass --reference-store")
     found = predict(trained.method, data, np.arange(len(data)), draws=arguments.draws)
     write_frame(arguments.out, prediction_frame(data, found))
     gone = sum(data.n_without.values())
-    left_out = f"; {gone} samples have none of {', '.join(trained.spec.names)}" if gone else ""
+    left_out = f"; {gone} samples without any of {', '.join(trained.spec.names)} were skipped" if gone else ""
     print(f"{len(data)} predictions in {arguments.out}{left_out}")
 
 
@@ -264,10 +267,10 @@ def _methods(arguments: argparse.Namespace) -> None:
     if arguments.method is None:
         presets = {name: ", ".join(p for p in get(name).presets if p != "paper") for name in names()}
         print(help_text({name: f"presets: paper, {p}" for name, p in presets.items() if p}))
-        print("\n`mrpipe methods NAME` lists the options of one.")
+        print("\n`mrpipe methods NAME` lists the options of a method.")
         return
     method = get(arguments.method)
-    groups = {f"options of {method.name}": method.Options, "options of every method": Common}
+    groups = {f"options of {method.name}": method.Options, "options of all methods": Common}
     for title, cls in (groups | {"options of --transform": TransformOptions}).items():
         table = Table("option", "default", "meaning", title=title)
         for f in dataclasses.fields(cls):
@@ -275,13 +278,13 @@ def _methods(arguments: argparse.Namespace) -> None:
             table.add_row(f.name, json.dumps(f.default), f.metadata["help"] + choices.replace("[", "\\["))
         console.print(table)
     for name, values in method.space.items():
-        console.print(f"search also tries {name}: {', '.join(map(str, values))}")
+        console.print(f"additional candidates for {name} in a search: {', '.join(map(str, values))}")
     for name, overrides in method.presets.items():
         console.print(f"preset {name}: {', '.join(f'{k}={v}' for k, v in overrides.items()) or 'the defaults'}")
 
 
 def _settings(arguments: argparse.Namespace) -> int:
-    """Print the full settings of each label as JSON; exit code 2 with every error if there is one."""
+    """Print the full settings of each label as JSON; exit code 2 and all error messages if any are invalid."""
     from moe_retriever.config import make_config
     from moe_retriever.methods import get
 
@@ -300,7 +303,7 @@ def _settings(arguments: argparse.Namespace) -> int:
 
 
 def _of_module(name: str, summary: str, *, step: bool = True) -> Command:
-    """A command whose module holds its arguments and its work; imported only when the command is called."""
+    """A command implemented by a module with `add_arguments` and `run`, which is imported only when needed."""
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         import_module(name).add_arguments(parser)
@@ -317,7 +320,7 @@ train = Command(
     "Rerunning the same command after an interruption continues the training, with the same result.",
     epilog=lambda: (
         "example:\n  mrpipe train --store results/stores/mosi --out runs/a --mask masks/p30.parquet"
-        f" --set tokens=4 epochs=30\n\n{help_text()}\n\n`mrpipe methods NAME` lists the options of one."
+        f" --set tokens=4 epochs=30\n\n{help_text()}\n\n`mrpipe methods NAME` lists the options of a method."
     ),
     add_arguments=arguments_of.train_arguments,
     run=_train,
@@ -330,18 +333,18 @@ evaluate = Command(
     run=_evaluate,
 )
 predict = Command(
-    summary="predict every sample of a store, labelled or not",
-    description="The store must be of the same dataset. Supporting samples are training samples only: from the\n"
-    "checkpoint's bank or, where that was too large to keep, from --reference-store.",
+    summary="predict all samples of a store, labelled or not",
+    description="The store must be of the same dataset. Supporting samples are always training samples: from the\n"
+    "bank in the checkpoint or, if that was too large to store, from --reference-store.",
     add_arguments=arguments_of.predict_arguments,
     run=_predict,
 )
 search = Command(
     summary="hyper-parameter search on the validation set",
-    description="Trial 0 is the preset. The others are drawn from candidates that are the same for every method:\n"
-    "lr 1e-4, 3e-4, 1e-3; weight_decay 0, 1e-4; dropout 0.1, 0.3, 0.5; and the method's own, if it has any.\n"
-    "The best trial has the best validation score; the test set is not used. Rerunning the same command after an\n"
-    "interruption continues the search; a larger --trials adds to the trials that are done.",
+    description="Trial 0 uses the preset. The others are drawn from candidates that are the same for every method:\n"
+    "lr 1e-4, 3e-4, 1e-3; weight_decay 0, 1e-4; dropout 0.1, 0.3, 0.5; and those of the method, if any.\n"
+    "The best trial is the one with the best validation score; the test set is not used. Rerunning the same\n"
+    "command after an interruption continues the search; a larger --trials adds to the finished trials.",
     epilog="example:\n  mrpipe search --store stores/mosi --method shaspec --out searches/shaspec --set epochs=50\n"
     "  mrpipe train --store stores/mosi --options searches/shaspec/best.json --out runs/b --set epochs=50",
     add_arguments=arguments_of.search_arguments,
@@ -364,7 +367,7 @@ benchmark = Command(
     run=_benchmark,
 )
 methods = Command(
-    summary="list the methods, or the options and presets of one",
+    summary="list the methods, or the options and presets of a method",
     epilog=help_text,
     add_arguments=arguments_of.methods_arguments,
     run=_methods,

@@ -1,6 +1,6 @@
-"""Sparse events (measurements, codes) as tensors: steps of a few items out of thousands, without the dense tensor.
+"""Sparse events (measurements, codes) as tensors: steps with a few of thousands of items, without a dense tensor.
 
-Legend: n rows, S steps of all rows together, E events, V items of the vocabulary.
+Legend: n rows, S total steps of all rows, E events, V items of the vocabulary.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mrpipe.transforms.events import step_numbers
 
 @dataclass(frozen=True)
 class EventBatch:
-    """Steps of some rows in packed order (time-major, longest row first) and their events.
+    """Steps in packed order (time-major, longest row first) and their events.
 
     Attributes:
-        item, value: (E,) index in the vocabulary and z-score, step after step.
+        item, value: (E,) vocabulary index and z-score of each event, ordered by step.
         starts: (S,) first event of each step.
-        elapsed: (S,) log(1 + days since the step before), 0 at the first.
-        batch_sizes: rows that still run at each step number; `order`, `inverse`: as in a PackedSequence.
+        elapsed: (S,) log(1 + days since the previous step), 0 for the first step.
+        batch_sizes: number of rows that have each step; `order`, `inverse`: as in a PackedSequence.
     """
 
     item: Tensor
@@ -38,13 +38,13 @@ class EventBatch:
 
 
 def _spans(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """starts[0] .. starts[0] + lengths[0] − 1, starts[1] .., one after another."""
+    """Concatenation of the ranges starts[i] .. starts[i] + lengths[i] − 1."""
     ends = np.cumsum(lengths)
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
 
 
 class EventTable:
-    """The transformed events of the observed rows of one modality."""
+    """Transformed events of one modality for the samples that have it."""
 
     def __init__(self, arrays: Arrays, n_items: int, device: torch.device):
         assert arrays.time is not None
@@ -84,7 +84,7 @@ class EventTable:
         )
 
     def pooled(self, rows: Rows) -> Tensor:
-        """Mean z-score of each item over the steps that have it, and the share of steps that do, (n, 2 V)."""
+        """Mean z-score of each item over the steps with this item, and the share of these steps, (n, 2 V)."""
         n_steps = np.diff(self.steps)[rows]
         steps = _spans(self.steps[rows], n_steps)
         events = self._index(_spans(self.first[steps], self.n_events[steps]))

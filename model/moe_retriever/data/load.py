@@ -1,4 +1,4 @@
-"""A store as tensors: loaded once, all samples; batches by sample number.
+"""Loading a store into tensors; all samples are loaded once, and batches are selected by sample index.
 
 Legend: N samples, B samples of a batch, M modalities (in the store's bit order), C classes.
 """
@@ -42,7 +42,7 @@ from mrpipe.transforms.options import TransformOptions
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """What a method is built from: the modalities' shapes after the transform, and the classes."""
+    """Input specification of a method: shapes of the transformed modalities, and the classes."""
 
     modalities: tuple[ModalitySpec, ...]
     classes: tuple[str, ...]
@@ -58,16 +58,16 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples, as one step sees them.
+    """Samples of one step.
 
     Attributes:
-        data: where they come from.
-        index: (B,) numbers of the samples in `data`.
-        observed: (B, M) what the method may use.
-        hidden: (B, M) observed in the data, but hidden in this step (random modality dropping); else all False.
-        label: (B,) class, −1 where there is none.
-        stream: names the step's keyed draws, e.g. "epoch 3" or "evaluation"; a sample's draws depend on it, on the
-            seed and on the sample's id, never on the rest of the batch.
+        data: the data of the samples.
+        index: (B,) indices of the samples in `data`.
+        observed: (B, M) modalities that the method may use.
+        hidden: (B, M) modalities that are observed but hidden in this step (random modality dropping).
+        label: (B,) class, −1 if unknown.
+        stream: name of the step's random draws, e.g. "epoch 3" or "evaluation"; a sample's draws depend on it, the seed
+            and the sample's id, but not on the rest of the batch.
     """
 
     data: Data
@@ -85,7 +85,7 @@ class Batch:
         return self.data.keys[self.index]
 
     def table_rows(self, m: int) -> tuple[Rows, Rows]:
-        """Of modality m: the places in the batch (n,) where it may be used, and their rows in its table (n,)."""
+        """Positions in the batch (n,) of samples with modality m, and their rows in its table (n,)."""
         places = np.flatnonzero(self.observed[:, m])
         return places, self.data.row[self.index[places], m]
 
@@ -97,14 +97,14 @@ class Data:
     Attributes:
         spec: shapes and classes.
         sample_id, subject_id: (N,) strings.
-        keys: (N,) uint64, key of each sample's draws.
+        keys: (N,) uint64, keys of the samples' random draws.
         observed: (N, M).
-        row: (N, M) row in the modality's table, −1 where it is not observed.
-        label: (N,) class, −1 where there is none.
-        part: (N,) 0 train, 1 val, 2 test, −1 not part of the scheme.
-        tables: one a modality.
-        n_without: samples removed because they have none of the chosen modalities, by part.
-        fitted: the transforms that were applied.
+        row: (N, M) row in the modality's table, −1 if not observed.
+        label: (N,) class, −1 if unknown.
+        part: (N,) 0 train, 1 val, 2 test, −1 if not in the split scheme.
+        tables: one per modality.
+        n_without: number of samples removed because they have none of the chosen modalities, by split.
+        fitted: the applied transforms.
     """
 
     spec: DataSpec
@@ -124,13 +124,13 @@ class Data:
         return len(self.sample_id)
 
     def rows(self, part: str) -> Rows:
-        """Labelled samples of a part, in order of sample_id."""
+        """Labelled samples of a split, in order of sample_id."""
         return np.flatnonzero((self.part == PARTS.index(part)) & (self.label >= 0))
 
     def class_weight(self, rows: Rows, kind: str) -> Tensor | None:
-        """(C,) float32 weights of the cross-entropy on labelled `rows`; None where all samples count alike.
+        """(C,) float32 class weights of the cross-entropy for labelled `rows`; None if all samples have equal weight.
 
-        "balanced": n / (classes that occur · samples of the class), 0 for a class that does not occur.
+        "balanced": n / (number of classes that occur · samples of the class), 0 for classes that do not occur.
         """
         if kind == "none":
             return None
@@ -141,17 +141,17 @@ class Data:
     def log_prior(self, rows: Rows) -> Tensor:
         """(C,) float32 logarithms of the class frequencies of labelled `rows`."""
         counts = np.bincount(self.label[rows], minlength=self.spec.n_classes)
-        # A class that never occurs keeps a finite logit.
+        # Classes that do not occur get a finite logit.
         return torch.from_numpy(counts / max(counts.sum(), 1)).clamp_min(1e-9).log().float().to(self.device)
 
     def batch(self, index: Rows, stream: str, *, hide: float = 0.0, seed: int = 0) -> Batch:
-        """The samples `index`; with `hide`, each observed modality is hidden at that rate, but never the last one."""
+        """The samples `index`; observed modalities are hidden at the rate `hide`, but at least one is kept."""
         observed = self.observed[index]
         hidden = np.zeros_like(observed)
         if hide > 0:
             u = keyed.uniform(self.keys[index], seed, f"hide {stream}", observed.shape[1])
             hidden = observed & (u < hide)
-            # The observed modality with the largest draw stays.
+            # The observed modality with the largest random number is kept.
             spared = np.where(observed, u, -1.0).argmax(axis=1)
             hidden[np.arange(len(index)), spared] = False
         label = torch.from_numpy(self.label[index]).to(self.device)
@@ -170,18 +170,18 @@ def _choose(store: Store, names: Sequence[str] | None) -> list[Modality]:
         return list(store.modalities)
     unknown = sorted(set(names) - set(store.bits))
     if unknown:
-        raise UsageError(f"no modality {unknown[0]!r}; this store has {', '.join(store.bits)}")
+        raise UsageError(f"no modality {unknown[0]!r}; the store has {', '.join(store.bits)}")
     return [m for m in store.modalities if m.name in names]
 
 
 def _table(
     store: Store, m: Modality, rows: Rows, fitted: Transforms, settings: Missingness | None, device: torch.device
 ) -> tuple[FeatureTable, tuple[int, ...]]:
-    """The table of one modality from the store's rows `rows`, and the shape of one entry."""
+    """The table of one modality for the store's rows `rows`, and the shape of one entry."""
     arrays = store.arrays(m.name)
     if len(rows) != len(arrays) or (rows != np.arange(len(arrays))).any():
         arrays = arrays.take(rows)
-    # Noise and dropped steps are applied to what the transform gives; the other mechanisms are in the masks.
+    # Noise and dropped steps are applied after the transform; the other mechanisms are part of the masks.
     settings = settings or Missingness(p=0.0)
     transform = fitted.fitted[m.name]
     if isinstance(transform, GenotypeTransform):
@@ -204,7 +204,7 @@ def _table(
 
 
 def corrupt_events(clean: Arrays, settings: Missingness) -> Arrays:
-    """`corrupt` for transformed events: noise on their values, not on their items; a dropped step loses all of them."""
+    """`corrupt` for transformed events: noise is added to values only, and a dropped step loses all its events."""
     assert clean.offsets is not None
     assert clean.time is not None
     if settings.mechanism not in AT_LOAD:
@@ -235,16 +235,16 @@ def load(
     """Read a store into tensors.
 
     Args:
-        task: classification task; default: the store's first.
-        scheme: split; default: the store's own.
-        modalities: the view; default: all.
-        mask_file: simulated missingness (`mrpipe mask`), ANDed with the store's masks.
-        transform: how to fit transforms; default: the defaults.
-        fitted: transforms of the training store; without them they are fitted here, on training rows.
-        classes: of the trained method, to predict from a store that may have neither its labels nor its split.
+        task: classification task; default: the first of the store.
+        scheme: split scheme; default: that of the store.
+        modalities: default: all.
+        mask_file: simulated missingness (`mrpipe mask`), combined with the store's masks.
+        transform: options of transforms that are fitted here.
+        fitted: transforms of the training store; default: fitted on the training samples.
+        classes: classes of a trained method, to predict a store that may lack its labels and split.
 
     Raises:
-        UsageError: unknown names, or a task that is no classification.
+        UsageError: unknown names, or a task that is not a classification.
         DataError: the mask file belongs to another store or lacks samples.
     """
     device = torch.device(device)
@@ -265,7 +265,7 @@ def load(
             frame, settings, store_id = read_masks(mask_file)
         except (OSError, pa.ArrowInvalid) as error:
             found = "nothing" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
-            fault = Fault(file=str(mask_file), expected="a mask file", found=found, fix="Draw one: mrpipe mask.")
+            fault = Fault(file=str(mask_file), expected="a mask file", found=found, fix="Create it with `mrpipe mask`.")
             raise DataError(fault) from error
         visible = visible & _aligned(frame, samples, store_id, store, mask_file)
     observed = masks.unpack(visible, [m.bit for m in chosen])
@@ -303,7 +303,7 @@ def load(
 
 
 def _labels(store: Store, task: str | None, classes: tuple[str, ...] | None) -> tuple[pl.LazyFrame, tuple[str, ...]]:
-    """`sample_id, value` of a classification task and its classes."""
+    """`sample_id, value` of a classification task, and its classes."""
     if classes is not None and not any(t.name == task and t.classes == classes for t in store.tasks):
         return pl.LazyFrame(schema={"sample_id": pl.String, "value": pl.Int8}), classes
     declared = store.task(task)
@@ -321,7 +321,7 @@ def _split(store: Store, scheme: str | None, *, optional: bool) -> pl.LazyFrame:
 
 def _aligned(frame: pl.DataFrame, samples: pl.DataFrame, store_id: str, store: Store, path: Path) -> NDArray[np.uint16]:
     """Masks of a mask file in the order of `samples`."""
-    fix = "Draw it again for this store: mrpipe mask."
+    fix = "Create the masks for this store with `mrpipe mask`."
     if store_id != store.store_id:
         raise DataError(Fault(file=path.name, expected=f"masks of store {store.store_id}", found=store_id, fix=fix))
     joined = samples.select("sample_id").join(frame, on="sample_id", how="left", maintain_order="left")

@@ -1,4 +1,4 @@
-"""Scores of a classification at a point: what training selects an epoch by, and what tables show.
+"""Classification metrics for model selection and tables (point estimates).
 
 Legend: n samples, C classes.
 """
@@ -13,20 +13,28 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc", "ece")
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "ece": "ECE",
+}
 N_BINS = 15
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 def ranked_classes(label: Ints, probability: Floats) -> list[int]:
-    """Classes that a one-vs-rest ranking metric averages over: the second of two, else all that have both sides."""
+    """Classes averaged by one-vs-rest ranking metrics: the second of two, or all with positive and negative samples."""
     n_classes = probability.shape[1]
     classes = [1] if n_classes == 2 else range(n_classes)
     return [c for c in classes if 0 < (label == c).sum() < len(label)]
 
 
 def ece(label: Ints, probability: Floats) -> float:
-    """Expected calibration error: |accuracy − confidence| over 15 equal bins of the largest probability, by size."""
+    """Expected calibration error: mean |accuracy − confidence| over 15 equal-width bins of the largest probability."""
     confidence = probability.max(axis=1)
     right = probability.argmax(axis=1) == label
     place = np.minimum((confidence * N_BINS).astype(np.int64), N_BINS - 1)
@@ -35,17 +43,17 @@ def ece(label: Ints, probability: Floats) -> float:
 
 
 def score(label: Ints, probability: Floats) -> dict[str, float | None]:
-    """All metrics; None where one is not defined (no sample, or a single class for the ranking metrics).
+    """All metrics; None if undefined (no samples, or a single class for ranking metrics).
 
-    macro-F1 averages over the classes that occur in truth or prediction, balanced accuracy over those in the truth,
-    AUROC and AUPRC one-vs-rest over those that have both sides (for two classes: the second).
+    Macro-F1 averages over the classes in labels or predictions, balanced accuracy over the classes in the labels, AUROC
+    and AUPRC (one-vs-rest) over classes with positive and negative samples (of two classes, the second).
     """
     if len(label) == 0:
         return dict.fromkeys(METRICS)
     predicted = probability.argmax(axis=1)
     columns = ranked_classes(label, probability)
     with warnings.catch_warnings():
-        # A class that is predicted but does not occur: its recall is left out, as documented.
+        # The recall of a class that is predicted but does not occur is omitted, as documented.
         warnings.simplefilter("ignore", UserWarning)
         balanced = float(balanced_accuracy_score(label, predicted))
     return {
@@ -63,7 +71,7 @@ def score(label: Ints, probability: Floats) -> dict[str, float | None]:
 
 
 def selection_score(metric: str, label: Ints, probability: Floats) -> float:
-    """What a choice on validation maximises: a metric, or minus the cross-entropy for "loss"; −inf: not defined."""
+    """Score to maximise in model selection: a metric, or minus the cross-entropy for "loss"; −inf if undefined."""
     if metric == "loss":
         of_label = probability[np.arange(len(label)), label]
         return float(np.log(np.maximum(of_label, np.finfo(np.float64).tiny)).mean())

@@ -1,7 +1,6 @@
-"""Random subsets of what a sample has, for methods that hide modalities in training.
+"""Random subsets of observed modalities, for methods that hide modalities in training.
 
-Only observed modalities are hidden and never the last one; a sample's draw depends on its key, the seed and the stream,
-not on the batch.
+At least one observed modality is kept. A sample's draw depends on its key, the seed and the stream, not on the batch.
 
 Legend: B samples, M modalities.
 """
@@ -23,17 +22,17 @@ Law = Literal["subset", "size"]
 def random_subsets(
     observed: NDArray[np.bool_], keys: NDArray[np.uint64], seed: int, stream: str, law: Law
 ) -> NDArray[np.bool_]:
-    """Which of the observed modalities are kept, (B, M) bool; each sample keeps at least one.
+    """The observed modalities to keep, (B, M) bool; each sample keeps at least one.
 
     Args:
-        observed: (B, M), at least one a row.
+        observed: (B, M), at least one per row.
         keys: (B,) uint64.
-        law: "subset": every non-empty subset of the observed set is equally likely (mmFormer); "size": first the number
-            kept, uniform in 1 … |mc|, then the subset, uniform (ShaSpec).
+        law: "subset": all non-empty subsets of the observed modalities have equal probability (mmFormer); "size": first
+            the number of modalities is drawn uniformly, then a subset of this size (ShaSpec).
     """
     n = observed.sum(axis=1)
     if law == "subset":
-        # The bits of a number in 1 … 2^|mc| − 1 say which of the observed ones are kept.
+        # The bits of a random number in 1 … 2^n − 1 select among the n observed modalities.
         u = keyed.uniform(keys, seed, f"subset {stream}")[:, 0]
         number = 1 + (u * ((1 << n) - 1)).astype(np.int64)
         rank = np.cumsum(observed, axis=1) - 1
@@ -45,5 +44,5 @@ def random_subsets(
 
 
 def with_hidden(batch: Batch, kept: NDArray[np.bool_]) -> Batch:
-    """The batch as if only `kept` were observed."""
+    """The batch with all modalities hidden except `kept`."""
     return dataclasses.replace(batch, observed=kept, hidden=batch.hidden | (batch.observed & ~kept))

@@ -1,7 +1,8 @@
-"""One modality as tensors: only the rows that have it, gathered by row number, in the form its encoder takes.
+"""Tensors of one modality for the samples that have it, with batches in the form that its encoder needs.
 
-Legend: n rows, d features, p SNPs, S steps of all rows together.
-Pixels stay in the store's integers and genotypes at two bits a call; both become floats a batch at a time.
+Pixels are kept in the store's integer type and genotypes in two bits per call; both are converted to floats per batch.
+
+Legend: n rows, d features, p SNPs, S total steps of all rows.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ EncoderInput: TypeAlias = "Tensor | PackedSequence | Genotypes | EventBatch"
 
 @dataclass(frozen=True, kw_only=True)
 class ModalitySpec:
-    """What a method may know of a modality before it sees data: name, kind, and shape of one entry (of one step)."""
+    """Name, kind and shape of one entry (for a sequence, of one step) of a modality."""
 
     name: str
     kind: str
@@ -44,11 +45,11 @@ class FeatureTable(Protocol):
     def __len__(self) -> int: ...
 
     def gather(self, rows: Rows) -> EncoderInput:
-        """Encoder input of the given rows, in that order."""
+        """Encoder input of the given rows, in the given order."""
         ...
 
     def pooled(self, rows: Rows) -> Tensor:
-        """A fixed number of features a row (n, f), for models without an encoder."""
+        """Features (n, f) for models without an encoder."""
         ...
 
 
@@ -58,7 +59,7 @@ def _host(rows: Rows, device: torch.device) -> Tensor:
 
 
 class VectorTable:
-    """x (n, d) float32; `unknown` (n, d) says which values were filled in, None: none."""
+    """x (n, d) float32; `unknown` (n, d) marks imputed values, None if there are none."""
 
     def __init__(self, x: NDArray[np.float32], device: torch.device, unknown: NDArray[np.bool_] | None = None):
         self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(device)
@@ -73,13 +74,13 @@ class VectorTable:
     pooled = gather
 
     def with_gaps(self, rows: Rows) -> Tensor:
-        """The rows with NaN where a value was not known."""
+        """The rows with NaN for unknown values."""
         x = self.gather(rows)
         return x if self.unknown is None else x.masked_fill(self.unknown[_host(rows, x.device)], float("nan"))
 
 
 class SequenceTable:
-    """Steps of all rows end to end, (S, d) float32; a batch is packed straight from them, without padding."""
+    """Concatenated steps of all rows, (S, d) float32; batches are packed directly from them, without padding."""
 
     def __init__(self, x: NDArray[np.float32], offsets: Rows, device: torch.device):
         self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(device)
@@ -93,7 +94,7 @@ class SequenceTable:
         lengths = self.lengths[rows]
         order = np.argsort(-lengths, kind="stable")
         longest = int(lengths.max(initial=0))
-        # Time-major: at step t the rows that still run, longest first.
+        # Time-major: at step t, the rows that have this step, longest first.
         step, rank = np.nonzero(np.arange(longest)[:, None] < lengths[order][None, :])
         flat = self.offsets[rows[order]][rank] + step
         device = self.x.device
@@ -105,7 +106,7 @@ class SequenceTable:
         )
 
     def pooled(self, rows: Rows) -> Tensor:
-        """Mean, largest and log number of steps, (n, 2 d + 1)."""
+        """Mean and maximum over steps, and the log number of steps, (n, 2 d + 1)."""
         if len(rows) == 0:
             return self.x.new_zeros(0, 2 * self.x.shape[1] + 1)
         lengths = self.lengths[rows]
@@ -119,7 +120,7 @@ class SequenceTable:
 
 
 class PixelTable:
-    """Images (n, C, H, W) or volumes (n, D, H, W) in the store's dtype; (x − mean) / sd is applied batch by batch."""
+    """Images (n, C, H, W) or volumes (n, D, H, W) in the store's dtype; batches are standardised as (x − mean) / sd."""
 
     def __init__(
         self, x: Pixels, mean: NDArray[np.float32], sd: NDArray[np.float32], device: torch.device, *, per_channel: bool
@@ -138,7 +139,7 @@ class PixelTable:
         return torch.nan_to_num(x) if raw.is_floating_point() else x
 
     def pooled(self, rows: Rows) -> Tensor:
-        """Mean intensity on a coarse grid: 8 × 8 a channel, or 6 × 6 × 6."""
+        """Mean intensity on a coarse grid: 8 × 8 per channel, or 6 × 6 × 6."""
         x = self.gather(rows)
         grid = F.adaptive_avg_pool2d(x, 8) if x.ndim == 4 and len(self.mean.shape) > 1 else _grid3d(x)
         return grid.flatten(1)
@@ -150,11 +151,11 @@ def _grid3d(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Genotypes:
-    """Some rows of a GenotypeTable, still packed; a call that was not made stands as its SNP's training mode.
+    """Packed rows of a GenotypeTable; missing calls have the SNP's most frequent genotype in training.
 
     Attributes:
         packed: (n, bytes) uint8.
-        decode: (256, 4) float32, the four values of a byte, little end first: copies of A1 − 1.
+        decode: (256, 4) float32, the four values of a byte, lowest bits first: copies of allele A1 minus 1.
         n_snps: p.
     """
 
@@ -166,27 +167,27 @@ class Genotypes:
         return len(self.packed)
 
     def values(self, width: int | None = None) -> Tensor:
-        """(n, width) float32, 0 from column p on; default: p columns."""
+        """(n, width) float32, zero beyond column p; default: p columns."""
         width = self.n_snps if width is None else width
         n_bytes = -(-max(width, self.n_snps) // 4)
         packed = F.pad(self.packed, (0, n_bytes - self.packed.shape[1]), value=_ZEROS)
         byte = packed.flatten().int()
         if packed.device.type == "cpu":
-            # The four values of a byte as one number of 16 bytes: one copy instead of four.
+            # Treating the four values of a byte as one 16-byte number needs one copy instead of four.
             wide = self.decode.view(torch.complex128).flatten().index_select(0, byte).view(torch.float32)
         else:
             wide = self.decode.index_select(0, byte)
         return wide.view(len(packed), 4 * n_bytes)[:, :width]
 
 
-# A byte of four calls that decode to 0.
+# A byte with four calls that decode to 0.
 _ZEROS = 0b01010101
 
 
 class GenotypeTable:
-    """Packed genotypes (n, bytes) uint8 of the SNPs that the transform kept, two bits a call.
+    """Packed genotypes (n, bytes) uint8 of the SNPs that the transform keeps, two bits per call.
 
-    A value is the number of copies of A1 − 1; a call that was not made takes the SNP's training mode, once, here.
+    A value is the number of copies of allele A1 minus 1. Missing calls are imputed with the SNP's training mode.
     """
 
     def __init__(self, packed: NDArray[np.uint8], transform: GenotypeTransform, device: torch.device):
@@ -208,7 +209,7 @@ class GenotypeTable:
 
 
 def with_elapsed(arrays: Arrays) -> NDArray[np.float32]:
-    """Steps of a sequence; an irregular one gains the column log(1 + time since the step before)."""
+    """Steps of a sequence; irregular sequences get the additional column log(1 + time since the previous step)."""
     if arrays.time is None or arrays.offsets is None:
         return arrays.x
     elapsed = np.diff(arrays.time, prepend=np.float32(0))
@@ -221,7 +222,7 @@ def sequence_table(arrays: Arrays, device: torch.device) -> SequenceTable:
     """The table of a transformed sequence.
 
     Raises:
-        DataError: an observed sequence without a step; it should have been left out as not observed.
+        DataError: an observed sequence without steps, which the store should not contain.
     """
     assert arrays.offsets is not None
     empty = np.flatnonzero(np.diff(arrays.offsets) == 0)
@@ -233,7 +234,7 @@ def sequence_table(arrays: Arrays, device: torch.device) -> SequenceTable:
                 row=int(empty[0]) + 1,
                 expected="at least one step in an observed sequence",
                 found=f"{len(empty)} without any",
-                fix="A sample whose sequence is empty does not have the modality: leave its row out.",
+                fix="Remove the row: a sample with an empty sequence lacks the modality.",
             )
         )
     return SequenceTable(with_elapsed(arrays), arrays.offsets, device)

@@ -1,4 +1,4 @@
-"""`mrpipe analyse`: the tables and pictures behind Figures 3, 5 and 6 of the paper, from finished runs."""
+"""`mrpipe analyse`: tables and figures corresponding to Figures 3, 5 and 6 of the paper, from finished runs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ KINDS = ("routing", "gradients", "embedding")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to analyse.
+    """A request to analyse runs.
 
     Attributes:
         runs, store: finished runs and the store that they were trained on.
-        out: folder for the files of one run; of several, each has a folder in it, and the gradients share a picture.
-        what: some of `KINDS`.
-        part: whose samples are routed and embedded.
-        combination: whose samples are embedded, e.g. "text+audio"; default: the most frequent that lacks one modality.
+        out: output folder; with several runs, it has one subfolder per run and one common figure of gradients.
+        what: kinds of analysis, a subset of `KINDS`.
+        part: split part whose samples are routed and embedded.
+        combination: combination of observed modalities whose samples are embedded, e.g. "text+audio"; default: the most
+            frequent one with the fewest missing modalities.
     """
 
     runs: Sequence[Path]
@@ -43,15 +44,14 @@ class Request:
 
 
 def analyse(request: Request, say: Callable[[str], None] = print) -> list[Path]:
-    """Write what the runs can show and say why the rest is not shown; returns the files.
+    """Write all analyses that apply to the runs, report why the others do not, and return the written files.
 
-    Files, each picture as SVG and PNG: for "routing" visits.parquet, expert_selection and combination_shares (CSV and
-    picture); for "gradients" gradients.csv and its picture; for "embedding" embedding.parquet, closeness.csv and the
-    picture.
+    Files, each figure as SVG and PNG: "routing": visits.parquet, expert_selection and combination_shares (CSV and
+    figure); "gradients": gradients.csv and figure; "embedding": embedding.parquet, closeness.csv and figure.
 
     Raises:
-        UsageError: there is nothing to show at all.
-        DataError: no finished run, or another store.
+        UsageError: no analysis applies.
+        DataError: a run is not finished, or was trained on another store.
     """
     written: list[Path] = []
     missing: list[str] = []
@@ -75,14 +75,14 @@ def analyse(request: Request, say: Callable[[str], None] = print) -> list[Path]:
     if compared:
         written += plots.save(plots.gradient_similarity(compared), request.out / "gradients")
     if not written:
-        raise UsageError("nothing to show:\n" + "\n".join(f"  - {m}" for m in missing))
+        raise UsageError("no analysis is possible:\n" + "\n".join(f"  - {m}" for m in missing))
     for line in missing:
-        say(f"not shown: {line}")
+        say(f"skipped: {line}")
     return written
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """The last part of each path that tells them all apart."""
+    """The shortest path suffixes that distinguish all runs."""
     parts = [run.resolve().parts for run in runs]
     for n in range(1, max(map(len, parts)) + 1):
         names = ["-".join(p[-n:]) for p in parts]
@@ -95,7 +95,8 @@ def _routing(trained: Trained, data: Data, out: Path, request: Request) -> list[
     visits = routing.visits_by_combination(trained.method, data, data.rows(request.part))
     if visits is None:
         raise UsageError(
-            f"{trained.method.name} sends no tokens of a combination to experts, or no sample of this part lacks any"
+            f"{trained.method.name} does not route tokens of modality combinations to experts, or every sample of "
+            f"the {request.part} split has all modalities"
         )
     selection, shares = routing.expert_selection(visits), routing.combination_shares(visits)
     write_frame(out / "visits.parquet", visits)
@@ -111,17 +112,17 @@ def _routing(trained: Trained, data: Data, out: Path, request: Request) -> list[
 def _gradients(run: Path, out: Path) -> pl.DataFrame:
     path = run / gradients.NAME
     if not path.is_file():
-        raise UsageError("its training recorded none; train with --set gradient_rows=128")
+        raise UsageError("no gradients were recorded during training; train with --set gradient_rows=128")
     frame = pl.read_parquet(path)
     if frame.is_empty():
-        raise UsageError("no training sample has two modalities, or the method is not trained by gradients")
+        raise UsageError("no training sample has two modalities, or the method is not trained with gradients")
     write_text(out / "gradients.csv", frame.write_csv())
     return frame
 
 
 def _embedding(trained: Trained, data: Data, out: Path, request: Request) -> list[Path]:
     if trained.method.retrieving is None:
-        raise UsageError(f"{trained.method.name} retrieves nothing: there is no before and after")
+        raise UsageError(f"{trained.method.name} does not retrieve, so there is nothing to compare")
     rows, combination = embedding.choose(data, data.rows(request.part), request.combination, trained.config.seed)
     found = embedding.before_and_after(trained.method, data, rows, combination)
     points, close = embedding.tsne(found), embedding.closeness(found)
@@ -129,10 +130,10 @@ def _embedding(trained: Trained, data: Data, out: Path, request: Request) -> lis
     write_text(out / "closeness.csv", close.write_csv())
     missing = ", ".join(found.missing)
     titles = {}
-    for stage, words in (("before", f"before retrieving {missing}"), ("after", f"after retrieving {missing}")):
+    for stage, words in (("before", f"before retrieval of {missing}"), ("after", f"after retrieval of {missing}")):
         row = close.filter(stage=stage, label="all").row(0, named=True)
         known = "" if row["silhouette"] is None else f", silhouette {row['silhouette']:.3f}"
         titles[stage] = f"{words}\n(within-class cosine {row['cosine']:.3f}{known})"
     figure = plots.before_and_after(points, titles)
-    figure.suptitle(f"{len(rows)} samples with {combination}", fontsize=10.5)
+    figure.suptitle(f"{len(rows)} samples with {combination.replace('+', ' + ')}", fontsize=10.5)
     return [out / "embedding.parquet", out / "closeness.csv", *plots.save(figure, out / "embedding")]

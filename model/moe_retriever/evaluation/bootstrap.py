@@ -1,7 +1,7 @@
-"""Metrics of a classification, by modality combination and by number of observed modalities, with bootstrap intervals.
+"""Classification metrics with bootstrap intervals, by modality combination and by number of observed modalities.
 
-Point estimates come from scikit-learn. The bootstrap resamples subjects (all samples of a subject together); its
-thousands of weighted metrics are computed at once from class counts and sorted scores.
+Point estimates come from scikit-learn. The bootstrap resamples subjects (all samples of a subject together) and
+computes the weighted metrics of all resamples at once from class counts and sorted scores.
 
 Legend: n samples, C classes, R resamples.
 """
@@ -23,7 +23,7 @@ LEVEL = 0.95
 
 
 def _confusions(label: Ints, predicted: Ints, n_classes: int, weight_Rn: Floats) -> Floats:
-    """(R, C, C) weighted confusion matrices, truth by prediction."""
+    """(R, C, C) weighted confusion matrices; rows are true classes, columns predicted classes."""
     cell = label * n_classes + predicted
     onehot = np.zeros((len(label), n_classes * n_classes))
     onehot[np.arange(len(label)), cell] = 1.0
@@ -31,7 +31,7 @@ def _confusions(label: Ints, predicted: Ints, n_classes: int, weight_Rn: Floats)
 
 
 def weighted_auroc(positive: NDArray[np.bool_], value: Floats, weight_Rn: Floats) -> Floats:
-    """(R,) area under the ROC curve for each set of sample weights; ties count half."""
+    """(R,) area under the ROC curve for each set of sample weights; ties count one half."""
     order = np.argsort(value, kind="stable")
     _, start = np.unique(value[order], return_index=True)
     w = weight_Rn[:, order]
@@ -43,7 +43,7 @@ def weighted_auroc(positive: NDArray[np.bool_], value: Floats, weight_Rn: Floats
 
 
 def weighted_auprc(positive: NDArray[np.bool_], value: Floats, weight_Rn: Floats) -> Floats:
-    """(R,) average precision Σ (recall step) · precision, for each set of sample weights."""
+    """(R,) average precision, Σ (increase in recall) · precision, for each set of sample weights."""
     order = np.argsort(-value, kind="stable")
     _, start = np.unique(-value[order], return_index=True)
     w = weight_Rn[:, order]
@@ -55,9 +55,9 @@ def weighted_auprc(positive: NDArray[np.bool_], value: Floats, weight_Rn: Floats
 
 
 def weighted_metrics(label: Ints, probability: Floats, weight_Rn: Floats) -> dict[str, Floats]:
-    """(R,) each metric but ECE for each set of sample weights; ranking metrics only where they are defined.
+    """(R,) values of every metric except ECE, for each set of sample weights.
 
-    A ranking metric is NaN for weights that leave one class only.
+    Ranking metrics are omitted if they are undefined, and NaN for weights that leave a single class.
     """
     n_classes = probability.shape[1]
     predicted = probability.argmax(axis=1)
@@ -82,7 +82,7 @@ def weighted_metrics(label: Ints, probability: Floats, weight_Rn: Floats) -> dic
 
 
 def _mean_of_known(x_RC: Floats) -> Floats:
-    """(R,) mean over the classes for which the score is defined; NaN where it is for none."""
+    """(R,) mean over the classes for which the score is defined; NaN if there is none."""
     known = ~np.isnan(x_RC)
     with np.errstate(invalid="ignore"):
         mean: Floats = np.where(known, x_RC, 0.0).sum(axis=1) / known.sum(axis=1)
@@ -90,7 +90,7 @@ def _mean_of_known(x_RC: Floats) -> Floats:
 
 
 def interval(resampled: Floats) -> tuple[float, float] | None:
-    """95 % percentile interval over the resamples in which the metric is defined; None without any."""
+    """95% percentile interval over the resamples in which the metric is defined; None if there is none."""
     known = resampled[np.isfinite(resampled)]
     if len(known) == 0:
         return None
@@ -101,7 +101,7 @@ def interval(resampled: Floats) -> tuple[float, float] | None:
 def bootstrap(
     label: Ints, probability: Floats, subject: NDArray[np.str_], *, seed: int, n_resamples: int = 1000
 ) -> dict[str, tuple[float, float]]:
-    """`interval` of each metric over resamples of the subjects, keyed by the seed; ECE is left out."""
+    """`interval` of each metric except ECE over resamples of the subjects, drawn with the given seed."""
     if len(label) == 0 or n_resamples == 0:
         return {}
     _, place = np.unique(subject, return_inverse=True)
@@ -122,10 +122,10 @@ def table(
     seed: int,
     n_resamples: int = 1000,
 ) -> pl.DataFrame:
-    """One row a (group, metric): all samples, each modality combination, each number of observed modalities.
+    """One row per group and metric; groups are all samples, modality combinations, and numbers of observed modalities.
 
-    Columns: `by` (all, combination, observed), `group`, `n`, `metric`, `value` (null: not defined), `low`, `high`
-    (95 % bootstrap interval over subjects; null where none is computed).
+    Columns: `by` (all, combination, observed), `group`, `n`, `metric`, `value` (null if undefined), `low`, `high`
+    (95% bootstrap interval over subjects; null if not computed).
     """
     combinations = np.array(combination)
     groups: list[tuple[str, str, NDArray[np.bool_]]] = [("all", "all", np.ones(len(label), dtype=bool))]

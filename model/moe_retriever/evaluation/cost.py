@@ -1,4 +1,4 @@
-"""What a method costs on a store: samples/s, memory, parameters, FLOPs per sample, by configuration of modalities."""
+"""Computational cost of a method on a store: samples/s, memory, parameters and FLOPs, per modality configuration."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def _configurations(names: Sequence[str], asked: Sequence[str] | None) -> list[t
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """What `peak_memory_mb` says from now on; what an earlier method freed goes back to the system first."""
+    """Start a new measurement for `peak_memory_mb`, after returning freed memory to the system."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform.startswith("linux"):
         release_freed_memory()
-        # "5" sets the high-water mark of the resident memory back (man 5 proc).
+        # "5" resets the high-water mark of resident memory (man 5 proc).
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory since `reset_peak_memory`: allocated on a GPU, else resident, with the interpreter and the data.
+    """Peak memory since `reset_peak_memory`: allocated memory on a GPU, otherwise the resident memory of the process.
 
-    Where the system cannot set its mark back (macOS, some containers), of the process's whole life.
+    If the system cannot reset the peak (macOS, some containers), the peak since the process started.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
@@ -62,7 +62,7 @@ def peak_memory_mb(device: torch.device) -> float:
     if status.is_file():
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
-    # Linux counts in KiB, macOS in bytes.
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
@@ -74,7 +74,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _steps(data: Data, rows: Rows, size: int, n: int) -> list[Rows]:
-    """n batches of exactly `size` rows (or all rows, if there are fewer), in keyed order."""
+    """n batches of exactly `size` rows (or all rows, if there are fewer), in keyed random order."""
     size = min(size, len(rows))
     n_epochs = 1 + n * size // len(rows)
     order = np.concatenate([index for epoch in range(n_epochs) for index in batches(rows, size, 0, epoch)])
@@ -82,7 +82,7 @@ def _steps(data: Data, rows: Rows, size: int, n: int) -> list[Rows]:
 
 
 def _time_training(method: Method, data: Data, rows: Rows, n: int) -> float:
-    """Seconds a sample of a training step after the warm-up, median over n steps."""
+    """Seconds per sample of a training step, as in the last epoch; median over n steps after two untimed ones."""
     c = method.config.common
     optimiser = make_optimiser(method)
     method.begin_epoch(c.epochs - 1, c.epochs)
@@ -99,7 +99,7 @@ def _time_training(method: Method, data: Data, rows: Rows, n: int) -> float:
 
 
 def _time_inference(method: Method, data: Data, rows: Rows) -> float:
-    """Seconds a sample of a prediction of the rows, everything encoded anew; median of three after one to warm up."""
+    """Seconds per sample to predict the rows, including all encoding; median of three after one untimed prediction."""
     times = []
     for _ in range(4):
         _wait(data.device)
@@ -111,7 +111,7 @@ def _time_inference(method: Method, data: Data, rows: Rows) -> float:
 
 
 def _flops(method: Method, data: Data, rows: Rows) -> float:
-    """FLOPs of a prediction a sample (multiply and add counted apart), its supports encoded once a batch."""
+    """FLOPs per predicted sample (a multiply-add counts as two); supporting samples are encoded once per batch."""
     index = rows[: method.config.common.eval_batch_size]
     with flop_counter() as counter:
         predict(method, data, index, draws=1)
@@ -130,14 +130,14 @@ def measure(
     device: str = "cpu",
     steps: int = 20,
 ) -> pl.DataFrame:
-    """One row a (method, configuration of modalities): Figure 4 of the paper.
+    """Measure methods on modality configurations (Figure 4 of the paper); one row per method and configuration.
 
     Columns: method, modalities, parameters, train_samples_per_s, train_epoch_s, test_samples_per_s, test_epoch_s,
-    mflop_per_sample (of a prediction; null for methods that are no networks), peak_mb (of this method's training and
-    prediction: resident on the CPU, interpreter and data included, or allocated on a GPU).
+    mflop_per_sample (of a prediction; null for methods without a network), peak_mb (during training and prediction:
+    allocated memory on a GPU, otherwise the resident memory of the process, interpreter and data included).
 
     Raises:
-        UsageError: unknown names; a configuration that no labelled training or test sample has.
+        UsageError: unknown names, or a configuration without labelled training or test samples.
         DataError: the mask file belongs to another store or lacks samples.
     """
     rows: list[dict[str, Any]] = []
@@ -150,7 +150,7 @@ def measure(
         for part, those in (("training", train), ("test", test)):
             if len(those) == 0:
                 found = f"no labelled {part} sample has any of {', '.join(names)}"
-                raise UsageError(f"{found}: nothing to time. Choose other --modalities.")
+                raise UsageError(f"{found}, so there is nothing to time. Choose other --modalities.")
         for config in configs:
             reset_peak_memory(data.device)
             method = get(config.method).create(data.spec, config).to(device)
@@ -180,13 +180,13 @@ def measure(
 
 
 def show(frame: pl.DataFrame) -> None:
-    """Print a benchmark table."""
+    """Print a table of measurements."""
     from rich.console import Console
     from rich.table import Table
 
     cells = {name: [_cell(value) for value in frame[name]] for name in frame.columns}
     cells["modalities"] = [names.replace("+", " + ") for names in cells["modalities"]]
-    # In a narrow terminal names go on in the next line; no number is cut or broken.
+    # In a narrow terminal, names wrap to the next line, but numbers are neither truncated nor wrapped.
     table = Table(box=None, padding=(0, 1, 0, 0))
     for name, column in cells.items():
         if frame.schema[name].is_numeric():
@@ -199,7 +199,7 @@ def show(frame: pl.DataFrame) -> None:
 
 
 def _cell(value: Any) -> str:
-    """Large numbers in full, small ones with three digits."""
+    """Format large numbers in full and small ones with three significant digits."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,7 +1,7 @@
-"""Fused embeddings of samples that lack a modality, before and after it is retrieved (Figure 6 of the paper).
+"""Fused embeddings of samples that lack a modality, before and after retrieval (Figure 6 of the paper).
 
-Before: the missing slot is masked out of the fusion, as in the warm-up. After: it holds what was retrieved. All else,
-weights included, is the same.
+Before retrieval, the missing modality is masked out of the fusion, as in the warm-up; after it, the retrieved
+embedding takes its place. Everything else, including the weights, is unchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Fused embeddings (n, D) of samples of one combination at both stages, and their labels (n,)."""
+    """Fused embeddings (n, D) of samples with one modality combination, at both stages, and their labels (n,)."""
 
     combination: str
     missing: tuple[str, ...]
@@ -42,16 +42,18 @@ class Embeddings:
 
 
 def choose(data: Data, rows: Rows, combination: str | None, seed: int) -> tuple[Rows, str]:
-    """Samples of one combination, at most 2000, drawn by their keys; by default of the most frequent that lacks one.
+    """Choose at most 2000 samples of one modality combination, drawn by their keys.
+
+    By default, the most frequent combination among those with the fewest missing modalities.
 
     Raises:
-        UsageError: nobody lacks anything, or too few have this combination.
+        UsageError: no sample lacks a modality, or too few samples have the combination.
     """
     names = np.array(data.combination(data.observed[rows]))
     lacking = (~data.observed[rows]).sum(axis=1)
     if combination is None:
         if not (lacking > 0).any():
-            raise UsageError("no sample of this part lacks a modality: there is nothing to retrieve")
+            raise UsageError("no sample of this split lacks a modality, so there is nothing to retrieve")
         candidates = names[lacking == lacking[lacking > 0].min()]
         found, counts = np.unique(candidates, return_counts=True)
         combination = str(found[counts.argmax()])
@@ -60,21 +62,21 @@ def choose(data: Data, rows: Rows, combination: str | None, seed: int) -> tuple[
     if len(chosen) < FEWEST_SAMPLES or wanted == combination_name(data.spec.names):
         known = ", ".join(f"{n} ({(names == n).sum()})" for n in np.unique(names[lacking > 0]))
         raise UsageError(
-            f"{len(chosen)} samples have exactly {combination}; a combination that lacks something and has at least "
-            f"{FEWEST_SAMPLES} is needed; there are {known or 'none'}"
+            f"{len(chosen)} samples have exactly {combination}; choose a combination that lacks a modality and has at "
+            f"least {FEWEST_SAMPLES} samples; available: {known or 'none'}"
         )
     order = np.argsort(keyed.bits(data.keys[chosen], seed, "embedding rows")[:, 0], kind="stable")
     return np.sort(chosen[order[:MOST_SAMPLES]]), wanted
 
 
 def before_and_after(method: Method, data: Data, rows: Rows, combination: str) -> Embeddings:
-    """Fused embeddings of `rows` without and with retrieval; the method is left retrieving.
+    """Fused embeddings of `rows` without and with retrieval; afterwards, retrieval is enabled in the method.
 
     Raises:
         UsageError: the method does not retrieve.
     """
     if method.retrieving is None:
-        raise UsageError(f"{method.name} retrieves nothing: there is no before and after")
+        raise UsageError(f"{method.name} does not retrieve, so there is nothing to compare")
     stages = []
     for retrieving in (False, True):
         method.retrieving = retrieving
@@ -86,15 +88,15 @@ def before_and_after(method: Method, data: Data, rows: Rows, combination: str) -
 
 
 def tsne(embeddings: Embeddings) -> pl.DataFrame:
-    """t-SNE of each stage by itself: `stage, x, y, label`, in an order that tells no id.
+    """Separate t-SNE of each stage: `stage, x, y, label`, sorted by position so that the order reveals no ids.
 
-    scikit-learn's, started from the principal components, random state 0, perplexity 30 or a third of the samples.
+    Uses scikit-learn with PCA initialisation, random state 0, and perplexity 30 or a third of the samples if smaller.
     """
     n = len(embeddings.label)
     frames = []
     for stage in STAGES:
         model = TSNE(2, init="pca", random_state=0, perplexity=min(30.0, (n - 1) / 3))
-        # One thread: the same bytes on any number of cores.
+        # One thread, so that the result does not depend on the number of cores.
         with threadpool_limits(1):
             at = model.fit_transform(getattr(embeddings, stage).astype(np.float32))
         label = [embeddings.classes[v] for v in embeddings.label]
@@ -104,10 +106,10 @@ def tsne(embeddings: Embeddings) -> pl.DataFrame:
 
 
 def closeness(embeddings: Embeddings) -> pl.DataFrame:
-    """How close samples of one class are in the whole embedding, not in its picture.
+    """Closeness of samples of the same class in the full embedding (not in the t-SNE plane).
 
     Columns: `stage, label` ("all": every pair of samples with the same label), `n`, `cosine` (mean cosine similarity of
-    two different samples of the class), `silhouette` (of the labels, Euclidean; only under "all", null for one class).
+    two different samples of the class), `silhouette` (Euclidean, by label; only for "all", null for a single class).
     """
     rows: list[tuple[str, str, int, float | None, float | None]] = []
     label = embeddings.label
@@ -118,7 +120,7 @@ def closeness(embeddings: Embeddings) -> pl.DataFrame:
         for c, name in enumerate(embeddings.classes):
             mine = unit[label == c]
             n_pairs = len(mine) * (len(mine) - 1)
-            # Σ over pairs of different samples = |Σ u|² − n.
+            # The sum over ordered pairs of different samples is |Σ u|² − n.
             similar = float((mine.sum(axis=0) ** 2).sum() - (mine**2).sum())
             rows.append((stage, name, len(mine), similar / n_pairs if n_pairs else None, None))
             total, pairs = total + similar, pairs + n_pairs

@@ -1,4 +1,4 @@
-"""Evaluation of a finished run on one part of its store: metrics with intervals, predictions, routing."""
+"""Evaluation of a finished run on one split of its store: metrics with intervals, predictions and routing."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mrpipe.store.reader import Store
 
 
 def load_for(trained: Trained, run: Path, store: Store, device: str) -> Data:
-    """The data that a run was trained on: its view, its mask, its transforms.
+    """Load the data that a run was trained on, with the same modalities, mask and transforms.
 
     Raises:
-        DataError: another store, or a run folder whose mask file is gone.
+        DataError: the store is not the training store, or the run folder lacks its mask file.
     """
     require_training_store(trained.origin, store)
     return load(
@@ -47,15 +47,15 @@ def evaluate_run(
     n_resamples: int = 1000,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Evaluate a finished run; returns the content of metrics.json.
+    """Evaluate a finished run; return the content of metrics.json.
 
-    Files, for the test part: predictions.parquet, routing.parquet (methods that route), metrics.csv (by modality
-    combination and number of observed modalities), test_cost.json (times; not reproducible to the byte) and, last,
-    metrics.json. Another part's files carry its name, e.g. metrics_val.json.
+    Files for the test split: predictions.parquet, routing.parquet (methods that route), metrics.csv (by modality
+    combination and number of observed modalities), test_cost.json (run times, not reproducible to the byte) and, last,
+    metrics.json. Files of another split contain its name, e.g. metrics_val.json.
 
     Args:
-        draws: retrieval draws to average; default: what the options say.
-        n_resamples: bootstrap resamples of the subjects; 0: no intervals.
+        draws: number of retrieval draws to average; default: from the method's options.
+        n_resamples: number of bootstrap resamples of the subjects; 0 for no intervals.
     """
     suffix = "" if part == "test" else f"_{part}"
     result = run / f"metrics{suffix}.json"
@@ -112,7 +112,7 @@ def evaluate_run(
 
 
 def majority(data: Data, part: str) -> dict[str, Any]:
-    """Accuracy on a part of always saying the most frequent training class, and which class that is."""
+    """The most frequent training class, and the accuracy of always predicting it."""
     label, train = data.label[data.rows(part)], data.label[data.rows("train")]
     best = int(torch.bincount(torch.from_numpy(train)).argmax())
     accuracy = float((label == best).mean()) if len(label) else None
@@ -120,7 +120,7 @@ def majority(data: Data, part: str) -> dict[str, Any]:
 
 
 def metric_table(data: Data, found: Predictions, *, seed: int, n_resamples: int = 1000) -> pl.DataFrame:
-    """Metrics of labelled predictions (`model.metrics.table`)."""
+    """Metrics of labelled predictions; see `moe_retriever.evaluation.bootstrap.table`."""
     observed = data.observed[found.rows]
     return table(
         data.label[found.rows],
@@ -134,7 +134,7 @@ def metric_table(data: Data, found: Predictions, *, seed: int, n_resamples: int 
 
 
 def summary(metrics: pl.DataFrame) -> dict[str, Any]:
-    """The metrics of all samples: name → value, low, high."""
+    """Metrics over all samples: name → value, low, high."""
     rows = metrics.filter(by="all")
     out = {r["metric"]: {"value": r["value"], "low": r["low"], "high": r["high"]} for r in rows.to_dicts()}
     return {name: out[name] for name in METRICS}

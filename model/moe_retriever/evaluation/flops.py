@@ -1,7 +1,7 @@
-"""FLOPs of whatever runs inside (a multiply and an add are two), with what torch's counter leaves out.
+"""FLOP counter (a multiply-add counts as two) that covers operations missing from torch's counter.
 
-Added: attention on the CPU, recurrent layers on a GPU (on the CPU their products are seen one by one) and bags of
-embeddings.
+Added: CPU attention, cuDNN recurrent layers (on the CPU torch counts their matrix products), embedding bags, and
+oneDNN linear layers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _attention(q: Shape, k: Shape, v: Shape, *rest: object, **more: object) -> i
 
 
 def _attention_backward(d_out: Shape, q: Shape, k: Shape, v: Shape, *rest: object, **more: object) -> int:
-    """QKᵀ again, and the gradients of both factors of both products."""
+    """QKᵀ recomputed, and the gradients of both factors of both products."""
     batch, heads, n_q, d = q
     return 2 * batch * heads * n_q * k[2] * (3 * d + 2 * v[3])
 
@@ -35,16 +35,16 @@ def _recurrent(x: Shape, weights: Sequence[Shape], *rest: object, **more: object
 
 
 def _bag(weight: Shape, indices: Shape, *rest: object, **more: object) -> int:
-    """One multiply and one add a value."""
+    """One multiply and one add per embedding value."""
     return 2 * math.prod(indices) * weight[1]
 
 
 def _linear(x: Shape, weight: Shape, *rest: object, **more: object) -> int:
-    """oneDNN's product (`moe_retriever.nn.kernels.linear`)."""
+    """oneDNN's matrix product (`moe_retriever.nn.kernels.linear`)."""
     return 2 * math.prod(x) * weight[0]
 
 
-# Operators without a public name; one that this torch does not have is not counted.
+# Operators without public names; those that this version of torch lacks are not counted.
 _FORMULAS: dict[str, Callable[..., int]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
@@ -55,7 +55,7 @@ _FORMULAS: dict[str, Callable[..., int]] = {
 
 
 def flop_counter(namespace: object = torch.ops.aten) -> FlopCounterMode:
-    """A context whose `get_total_flops()` is the count of its block."""
+    """A context manager whose `get_total_flops()` returns the FLOPs of the operations inside it."""
     extra = {getattr(namespace, name): f for name, f in _FORMULAS.items() if hasattr(namespace, name)}
     onednn = onednn_operator()
     if onednn is not None:

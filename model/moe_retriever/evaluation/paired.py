@@ -1,8 +1,7 @@
-"""Comparing methods: means over seeds with intervals, and paired differences, by a bootstrap of seeds and subjects.
+"""Means over seeds and paired differences between methods, with intervals from a bootstrap of seeds and subjects.
 
-One resample draws the test subjects (all samples of a subject together) and the seeds, both with replacement, and is
-the same for every method: what methods share, such as a hard subject or a mask that hides much, falls out of a
-difference.
+Each resample draws test subjects (all samples of a subject together) and seeds, both with replacement, and is used for
+all methods. Effects common to all methods, such as a difficult subject or an unfavourable mask, cancel in differences.
 
 Legend: n samples, C classes, R resamples, S seeds.
 """
@@ -24,7 +23,7 @@ N_RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Predicted:
-    """A run's predictions of the test part.
+    """A run's predictions for the test split.
 
     Attributes:
         label: (n,) class.
@@ -39,7 +38,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its percentile interval; no bounds where there is no bootstrap (ECE)."""
+    """A value with its percentile interval; no bounds for metrics without a bootstrap (ECE)."""
 
     value: float
     low: float | None = None
@@ -51,7 +50,7 @@ class Estimate:
 
 
 class Comparison:
-    """Methods on the same test subjects.
+    """Comparison of methods on the same test subjects.
 
     Args:
         runs: method → seed → predictions.
@@ -83,12 +82,12 @@ class Comparison:
         return sorted(self._values[method])
 
     def values(self, method: str, metric: str) -> list[float]:
-        """The metric of each seed where it is defined."""
+        """Values of the metric for the seeds for which it is defined."""
         known = [self._values[method][seed][metric] for seed in self.seeds(method)]
         return [v for v in known if v is not None]
 
     def mean(self, method: str, metric: str) -> Estimate | None:
-        """Mean over seeds; None where the metric is not defined for every seed."""
+        """Mean over seeds; None if the metric is undefined for a seed."""
         seeds = self.seeds(method)
         values = self.values(method, metric)
         if len(values) < len(seeds):
@@ -96,7 +95,7 @@ class Comparison:
         return _estimate(float(np.mean(values)), self._mean(method, metric, seeds))
 
     def difference(self, method: str, other: str, metric: str) -> Estimate | None:
-        """Mean over their common seeds of method − other; None without a common seed or where it is not defined."""
+        """Mean of method − other over their common seeds; None without common seeds or if undefined for one of them."""
         seeds = sorted(set(self.seeds(method)) & set(self.seeds(other)))
         pairs = [(self._values[method][s][metric], self._values[other][s][metric]) for s in seeds]
         known = [a - b for a, b in pairs if a is not None and b is not None]
@@ -106,7 +105,7 @@ class Comparison:
         return _estimate(float(np.mean(known)), None if one is None or two is None else one - two)
 
     def best(self, metric: str, methods: Iterable[str]) -> str | None:
-        """The method with the highest mean, if the interval of its lead over the next one excludes zero."""
+        """The method with the highest mean, if the interval of its difference to the second best excludes zero."""
         means = {m: e.value for m in methods if (e := self.mean(m, metric)) is not None}
         order = sorted(means, key=lambda m: -means[m])
         if len(order) < 2:
@@ -115,14 +114,14 @@ class Comparison:
         return order[0] if lead is not None and lead.excludes_zero and lead.value > 0 else None
 
     def _mean(self, method: str, metric: str, seeds: Sequence[int]) -> Floats | None:
-        """(R,) mean over the drawn seeds, those that are not among `seeds` left out."""
+        """(R,) mean over the drawn seeds that are among `seeds`."""
         resampled = [self._resampled[method][s].get(metric) for s in seeds]
         if any(v is None for v in resampled):
             return None
         places = [self._seeds.index(s) for s in seeds]
         times = np.stack([(self._drawn == place).sum(axis=1) for place in places], axis=1).astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
-            # A resample that drew none of these seeds says nothing, nor does one in which the metric is not defined.
+            # NaN for a resample that contains none of these seeds or in which the metric is undefined.
             mean: Floats = (np.stack(resampled, axis=1) * times).sum(axis=1) / times.sum(axis=1)  # type: ignore[arg-type]
         return mean
 

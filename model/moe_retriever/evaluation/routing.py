@@ -1,7 +1,8 @@
-"""Which experts the tokens of which modality combination visit (Figure 3 b and c of the paper).
+"""Expert visits by modality combination (Figure 3b and 3c of the paper).
 
-A token belongs to the sample that it was encoded from: an item of the supporting group to the supporting training
-sample, an own modality to the sample whose slot is filled. So the full combination occurs, which lacks nothing itself.
+A token is attributed to the sample that it was encoded from: items of the supporting group to the supporting training
+sample, and observed modalities to the sample being completed. The full combination therefore occurs too, although its
+samples need no retrieval.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SCHEMA = pl.Schema(
 
 
 def expert_names(pools: list[str]) -> list[str]:
-    """`<pool>_1`, `<pool>_2`, …: the experts of each pool, counted from 1."""
+    """Names `<pool>_1`, `<pool>_2`, …, numbered from 1 within each pool."""
     counts: Counter[str] = Counter()
     names = []
     for pool in pools:
@@ -42,11 +43,11 @@ def expert_names(pools: list[str]) -> list[str]:
 
 @torch.no_grad()
 def visits_by_combination(method: Method, data: Data, rows: Rows) -> pl.DataFrame | None:
-    """Visits of the experts when `rows` are predicted, by combination and role of the token's own sample.
+    """Count expert visits during the prediction of `rows`, by combination and role of the sample a token comes from.
 
     Returns:
-        One row a (combination, role, expert): `role` is "supporting" or "own". None for a method that does not report
-        the routing of its items.
+        One row per combination, role ("supporting" or "own") and expert; None for a method that does not report the
+        routing of its items.
     """
     method.eval()
     method.refresh()
@@ -77,12 +78,12 @@ def visits_by_combination(method: Method, data: Data, rows: Rows) -> pl.DataFram
 
 
 def expert_selection(visits: pl.DataFrame) -> pl.DataFrame:
-    """Figure 3 b: of the visits that the tokens of a combination make, the share of each expert; sums to 1."""
+    """Figure 3b: share of each expert among the visits of a combination's tokens; sums to 1 per combination."""
     return _ratio(visits, "combination")
 
 
 def combination_shares(visits: pl.DataFrame) -> pl.DataFrame:
-    """Figure 3 c: of the visits that an expert receives, the share of each combination; sums to 1 if it was visited."""
+    """Figure 3c: share of each combination among the visits to an expert; sums to 1 per visited expert."""
     return _ratio(visits, "expert").filter(pl.col("ratio").is_not_nan())
 
 

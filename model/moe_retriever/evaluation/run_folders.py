@@ -1,4 +1,4 @@
-"""All scores of finished runs in one tidy table, whatever they were run for; and their predictions for comparisons."""
+"""Scores of all finished runs in one tidy table, and the predictions of single runs for comparisons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mrpipe.experiment.truth import ANY
 from mrpipe.store.masks import combination_name
 from mrpipe.store.parquet import write_frame
 
-# The configuration is the same text in all rows of a run, and long: it is kept once.
+# The configuration is a long text, identical in all rows of a run; a categorical column stores it once.
 SCHEMA = pl.Schema(
     {
         "run": pl.String,
@@ -45,16 +45,16 @@ SCHEMA = pl.Schema(
 
 
 def finished(run: Path) -> bool:
-    """Whether a run was trained and evaluated: its metrics.json comes last."""
+    """Whether a run was trained and evaluated; metrics.json is written last."""
     return (run / "metrics.json").is_file()
 
 
 def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
-    """One row a (run, group of samples, metric); see `SCHEMA`.
+    """One row per run, group of samples and metric; see `SCHEMA`.
 
-    `run` is the folder below `root`; `by` and `group` are all samples, a combination of observed modalities or their
-    number; `low` and `high` are the run's own bootstrap interval; `mechanism` and `p` say what was taken away (null:
-    nothing); `config` is config.json.
+    `run` is the folder relative to `root`; `by` and `group` define the samples (all, a combination of observed
+    modalities, or a number of them); `low` and `high` are the run's bootstrap interval; `mechanism` and `p` describe
+    the simulated missingness (null if there is none); `config` is the content of config.json.
     """
     frames = [SCHEMA.to_frame()]
     for run in runs:
@@ -87,22 +87,22 @@ def write_results(root: Path, out: Path) -> pl.DataFrame:
 
 
 def tested(run: Path) -> Predicted:
-    """The predictions of a run's test part.
+    """Read a run's predictions for the test split.
 
     Raises:
-        DataError: they were written by an older version, without subjects.
+        DataError: the predictions were written by an older version and lack subjects.
     """
     return _predicted(_predictions(run))
 
 
 def best_possible(run: Path, best: pl.DataFrame | None) -> Predicted | None:
-    """What a simulator knows to be best for a run's test samples, given what the run saw of each.
+    """Best possible predictions for a run's test samples, which the simulator knows, given their observed modalities.
 
     Args:
-        best: `mrpipe.truth.read_best`.
+        best: result of `mrpipe.experiment.truth.read_best`.
 
     Returns:
-        None without it, or where it lacks a sample or a combination.
+        None if `best` is None or lacks a sample or a combination.
     """
     if best is None:
         return None
@@ -135,12 +135,12 @@ def _predicted(frame: pl.DataFrame) -> Predicted:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `mrpipe results`."""
-    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="the folder of all runs")
+    """Add the arguments of `mrpipe results`."""
+    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="folder of all runs")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """`mrpipe results`."""
+    """Run `mrpipe results`."""
     frame = write_results(args.runs, args.out)
     print(f"{args.out}: {frame['run'].n_unique()} runs, {len(frame)} scores")

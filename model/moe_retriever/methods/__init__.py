@@ -16,8 +16,8 @@ def get(name: str) -> type[AnyMethod]:
     """The class of a method.
 
     Raises:
-        UsageError: no method of this name.
-        TypeError: a module or an entry point without one `Method` of its own name.
+        UsageError: unknown method.
+        TypeError: the module or entry point does not define exactly one `Method` with this name.
     """
     if name not in names():
         raise UsageError(f"no method {name!r}. {did_you_mean(name, names())}")

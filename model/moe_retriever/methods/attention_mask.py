@@ -1,4 +1,4 @@
-"""Attention mask: a missing modality's tokens are hidden from the attention and enter the head as zeros."""
+"""Attention mask: tokens of missing modalities are masked in the attention and are zeros in the input of the head."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from moe_retriever.methods.shared.filled_transformer import FilledTransformer
 
 
 class AttentionMask(FilledTransformer):
-    """No fill: the transformer sees the observed tokens only."""
+    """No imputation: the transformer only uses observed tokens."""
 
     name = "attention_mask"
-    summary = "transformer over the observed modalities only, no fill (control)"
+    summary = "fusion transformer over the observed modalities only, without imputation (control)"
 
     def fill(self, z_BMPH: Tensor, observed_BM: Tensor) -> tuple[Tensor, Tensor | None]:
         return z_BMPH, observed_BM

@@ -1,10 +1,10 @@
-"""What every method is: a module that turns a batch into logits and named losses.
+"""Base class of the methods: modules that map a batch to logits and named losses.
 
-To add a method, put one file into this folder: a subclass of `Method` with `name`, `summary`, `paper`, its `Options`
-and `forward`. It becomes a choice of `--method`, is trained, evaluated and reported like all others, and starts with
-the same encoders.
+To add a method, add one file to this folder with a subclass of `Method` that defines `name`, `summary`, `paper`,
+`Options` and `forward`. It is then available as `--method`, is trained, evaluated and reported like the other methods,
+and starts from the same encoder weights. See docs/add-a-method.md.
 
-Legend: B samples, M modalities, P tokens, H hidden, C classes.
+Legend: B samples, M modalities, P tokens, H hidden dimension, C classes.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Presets = Mapping[str, Mapping[str, OptionValue]]
-# Tensors and plain values; each method knows the types of its own keys.
+# Tensors and plain values, with keys defined by each method.
 ReferenceState = Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class NoOptions:
-    """For methods without options of their own."""
+    """Options of methods without specific options."""
 
 
 class Support(Protocol):
-    """Missing slots of a batch and how they were filled."""
+    """Supporting samples of the missing slots of a batch."""
 
     @property
     def target(self) -> Rows: ...
@@ -49,7 +49,7 @@ class Support(Protocol):
 
 
 class SlotRouting(TypedDict):
-    """Per missing slot: sample, observed modalities (Q, M), target, mean weight and share of visits (Q, E)."""
+    """Per missing slot: sample, observed modalities (Q, M), missing modality, mean weight and visit share (Q, E)."""
 
     sample: Rows
     observed: NDArray[np.bool_]
@@ -59,7 +59,7 @@ class SlotRouting(TypedDict):
 
 
 class ItemRouting(TypedDict):
-    """Per item: observed modalities of its sample (I, M), whether it is a supporting one, visits (I, E)."""
+    """Per item: observed modalities of its sample (I, M), whether that is a supporting sample, expert visits (I, E)."""
 
     observed: NDArray[np.bool_]
     supporting: NDArray[np.bool_]
@@ -67,7 +67,7 @@ class ItemRouting(TypedDict):
 
 
 class Diagnostics(TypedDict, total=False):
-    """Detached extras of an output."""
+    """Detached additional outputs."""
 
     fused: Tensor
     support: Support
@@ -77,12 +77,12 @@ class Diagnostics(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Output:
-    """What a method says about a batch.
+    """Output of a method for a batch.
 
     Attributes:
         logits: (B, C).
-        losses: terms to add to the cross-entropy, already weighted; each is logged under its name.
-        diagnostics: detached extras, only where `detail` was asked for.
+        losses: weighted terms to add to the cross-entropy, logged under their names.
+        diagnostics: detached additional outputs, only if `detail` is requested.
     """
 
     logits: Tensor
@@ -91,21 +91,21 @@ class Output:
 
 
 class Method(nn.Module, Generic[O_co]):
-    """Base of all methods.
+    """Base class of all methods.
 
     Class attributes:
         name: equals the module's name.
-        summary, paper: one line each, for `--help`.
-        citation: of the paper that proposed it, as a reference list has it; empty for a control.
+        summary, paper: one line each, for `--help`; summaries of controls end in "(control)".
+        citation: reference of the original paper; empty for a control.
         Options: frozen dataclass of `mrpipe.options.option` fields whose names differ from those of `Common`; also the
             type parameter: `class Mine(Method[MyOptions])`, so that mypy knows the type of `self.config.own`.
         presets: named overrides; "paper" is the default.
-        gradient: trained by gradient steps; otherwise `fit` is called once.
-        space: candidates of options of its own that `search` tries beside the common ones.
-        encoded: uses the shared encoders, found in `self.encoders` (one a modality) once the method is made.
+        gradient: whether the method is trained with gradient steps; otherwise `fit` is called once.
+        space: candidates for options of the method in a hyper-parameter search, in addition to the common ones.
+        encoded: whether the method uses the shared encoders, which `create` assigns to `self.encoders`.
 
-    A method must not keep anything of a batch. What it remembers of the *training* samples it takes in `prepare`, and
-    drops in `refresh` what depends on weights.
+    A method must not keep state of a batch. It receives the *training* samples in `prepare`, and must discard in
+    `refresh` everything that depends on weights.
     """
 
     name: ClassVar[str]
@@ -119,7 +119,7 @@ class Method(nn.Module, Generic[O_co]):
     encoded: ClassVar[bool] = True
 
     encoders: nn.ModuleList
-    # Whether missing modalities are filled from other samples now (a warm-up may wait); None: the method never does so.
+    # Whether missing modalities are currently retrieved (False during a warm-up); None if the method does not retrieve.
     retrieving: bool | None = None
 
     def __init__(self, spec: DataSpec, config: Config[O_co], noise: Noise):
@@ -128,7 +128,7 @@ class Method(nn.Module, Generic[O_co]):
 
     @classmethod
     def create(cls, spec: DataSpec, config: Config[O_co]) -> Self:
-        """Make the method with initial weights keyed by the seed; encoders are the same for all methods."""
+        """Create the method with initial weights that depend on the seed; encoder weights are equal for all methods."""
         noise = Noise(config.seed)
         method = build(lambda: cls(spec, config, noise), config.seed, "method")
         if cls.encoded:
@@ -144,60 +144,60 @@ class Method(nn.Module, Generic[O_co]):
         """Logits and losses of a batch; the prediction of a sample must not depend on the others.
 
         Args:
-            draw: number of the random draw, for methods that draw at evaluation (see `n_draws`).
-            detail: fill `Output.diagnostics`.
+            draw: index of the random draw, for stochastic methods (see `n_draws`).
+            detail: whether to fill `Output.diagnostics`.
         """
 
     @property
     def n_draws(self) -> int:
-        """Draws whose logits are averaged in an evaluation."""
+        """Number of draws whose logits are averaged in an evaluation."""
         return 1
 
     @property
     def selectable(self) -> bool:
-        """Whether the present epoch may be the one that is kept; False in a warm-up."""
+        """Whether the current epoch can be selected by early stopping; False during a warm-up."""
         return True
 
     def prepare(self, data: Data, train_rows: Rows) -> None:
-        """Take what the method needs of the training samples; called once before training or evaluation."""
+        """Receive the training samples; called once before training or evaluation."""
 
     def begin_epoch(self, epoch: int, n_epochs: int) -> None:
         """Called before each training epoch (0-based)."""
 
     def arrange(self, data: Data, rows: Rows) -> Rows:
-        """The training samples of this epoch in the order of the batches, from their shuffled order; for curricula."""
+        """Reorder the shuffled training samples of an epoch, for curricula."""
         return rows
 
     def refresh(self) -> None:
-        """Drop everything that was computed with former weights; called whenever they may have changed."""
+        """Discard everything computed from the weights; called whenever they may have changed."""
 
     def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, OptionValue | None]:
-        """Methods without gradient steps: fit, choosing on validation; returns what was chosen, for the log."""
-        raise TypeError(f"{self.name} is trained by gradient steps")
+        """Fit a method without gradient steps, and return the options selected on the validation samples."""
+        raise TypeError(f"{self.name} is trained with gradient steps")
 
     def reference_bytes(self) -> int:
-        """Size of what `reference_state` would return."""
+        """Size of the result of `reference_state` in bytes."""
         return 0
 
     def reference_state(self) -> ReferenceState:
-        """What prediction on another store needs of the training samples: tensors and plain values, no ids."""
+        """Information about the training samples for predictions on another store: tensors and plain values, no ids."""
         return {}
 
     def load_reference(self, state: ReferenceState) -> None:
-        """The inverse of `reference_state`; replaces `prepare` where the training store is not at hand."""
+        """The inverse of `reference_state`; replaces `prepare` if the training store is not available."""
 
     def expert_pools(self, n_experts: int) -> list[str]:
-        """Name of the pool of each expert, for methods that report routing."""
+        """Pool of each expert, for methods that report routing."""
         return ["shared"] * n_experts
 
-    # Parts that methods share.
+    # Helper methods.
 
     def encode(self, batch: Batch, m: int) -> Tensor:
-        """Tokens (n, P, H) of modality m for the batch's samples that have it, in their order."""
+        """Tokens (n, P, H) of modality m for the samples of the batch that have it, in batch order."""
         return self.encoders[m](batch.data.tables[m].gather(batch.table_rows(m)[1]))
 
     def encode_slots(self, batch: Batch) -> Tensor:
-        """Tokens (B, M, P, H) of all observed slots; zeros where a modality is not observed."""
+        """Tokens (B, M, P, H) of all observed modalities; zeros for the others."""
         c = self.config.common
         slots = []
         for m in range(len(self.encoders)):

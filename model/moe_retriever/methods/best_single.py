@@ -1,7 +1,8 @@
-"""Best single modality: a model of each modality alone; the one that does best on validation predicts.
+"""Best single modality: one model per modality, of which the best on validation is used for predictions.
 
-All are trained side by side (they share no weight), and each validation picks the best of that epoch, so that the
-kept epoch is the best one of the best modality. A sample that lacks it gets the training frequencies.
+All models are trained together without shared weights. Each validation selects the best modality of the epoch, so the
+selected epoch is the best epoch of the best modality. Samples that lack it get the class frequencies of the training
+samples.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from moe_retriever.nn.dropout import Noise
 
 
 class BestSingle(UnimodalHeads[NoOptions]):
-    """One head a modality; validation chooses."""
+    """One head per modality, selected by validation."""
 
     name = "best_single"
-    summary = "the modality that does best alone on validation; training frequencies where it is missing (control)"
+    summary = "the single modality with the best validation score; class frequencies if it is missing (control)"
 
     chosen: Tensor
 
@@ -43,12 +44,12 @@ class BestSingle(UnimodalHeads[NoOptions]):
         self._stale = True
 
     def _answer(self, logits_BMC: Tensor, observed_BM: Tensor, m: int) -> Tensor:
-        """(B, C) logits of modality m, the training frequencies where it is missing."""
+        """(B, C) logits of modality m; log class frequencies for samples that lack it."""
         return torch.where(observed_BM[:, m, None], logits_BMC[:, m], self.log_prior.to(logits_BMC.dtype))
 
     @torch.no_grad()
     def _choose(self) -> None:
-        """Keep the modality with the best validation score (`select_metric`), the first among equals."""
+        """Select the modality with the best validation score (`select_metric`), the first if tied."""
         assert self._validation is not None
         data, rows = self._validation
         size = self.config.common.eval_batch_size
@@ -65,13 +66,13 @@ class BestSingle(UnimodalHeads[NoOptions]):
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         if not self.training and self._stale:
-            # Trained since the last choice.
+            # The weights have changed since the last selection.
             self._choose()
             self._stale = False
         logits, observed = self.unimodal_logits(batch)
         answer = self._answer(logits, observed, int(self.chosen))
         if not self.training:
             return Output(answer)
-        # Each head learns from its own loss; the answer's is only shown.
+        # Each head is trained with its own loss; the loss of the detached prediction is only logged.
         losses = self.unimodal_losses(logits, observed, batch.label)
         return Output(answer.detach(), {f"loss_{name}": losses[m] for m, name in enumerate(self.spec.names)})

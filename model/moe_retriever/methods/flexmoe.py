@@ -1,22 +1,24 @@
-"""Flex-MoE: a bank of learned stand-ins for every (observed combination, missing modality), experts for combinations.
+"""Flex-MoE: learned embeddings per observed combination and missing modality, and experts for combinations.
 
-Source: models.md §3, the recipe; Yun et al., "Flex-MoE: Modeling Arbitrary Modality Combination via the Flexible
-Mixture-of-Experts", NeurIPS 2024. One transformer layer whose feed-forward part is a sparse mixture of experts. Samples
-that lack a modality push the router towards the expert of their combination (cross-entropy on its clean logits).
+Yun et al., "Flex-MoE: Modeling Arbitrary Modality Combination via the Flexible Mixture-of-Experts", NeurIPS 2024. One
+transformer layer with a sparse mixture of experts as feed-forward layer. Tokens of incomplete samples are encouraged to
+visit the expert of their combination (cross-entropy on the router's logits without noise).
 
-Up to `MAX_BANK` modalities the bank is (2^M − 1, M, P, H) and there are max(n_experts, 2^M − 1) experts; number c is
-that of combination c (0: all modalities). Beyond it both are additive: the stand-in of m is the sum over the missing
-modalities j of vectors v[j, m], and the router is pushed evenly towards the experts 1 + j of what is missing.
+With up to `MAX_BANK` modalities, the bank of embeddings is (2^M − 1, M, P, H) and there are max(n_experts, 2^M − 1)
+experts; index c belongs to combination c (0: all modalities). With more modalities, both are additive: the embedding of
+m is the sum of vectors v[j, m] over the missing modalities j, and the router is encouraged equally towards the experts
+1 + j of the missing modalities.
 
-A combination that no training sample has takes, for each missing m, the mean of the bank's rows of those training
-combinations without m that share most with it; with the additive bank, vectors v[j, m] that no training sample used
-count as zeros. Where no training sample lacks m, zeros stand in. `support` of the metrics has the rates.
+For a combination without training samples, the embedding of a missing modality m is the mean over those training
+combinations without m that share the most modalities with it; in the additive bank, vectors v[j, m] without training
+samples count as zero. If no training sample lacks m, the embedding is zero. `support` in the metrics reports the rates.
 
-Of the common options, `fusion_layers`, `heads` and `fusion_block` are its own too ("code": the released block, whose
-first residual is lost); `fusion_ffn`, `fusion_experts` and `fusion_top_k` have no effect. Parameters without encoders
-at H = 128, P = 16, C = 3: 1.175 M (M = 3), 1.258 M (M = 4).
+The common options `fusion_layers`, `heads` and `fusion_block` apply ("code": as released, without the first residual
+connection); `fusion_ffn`, `fusion_experts` and `fusion_top_k` have no effect. Parameters without encoders for H = 128,
+P = 16, C = 3: 1.175 M (M = 3), 1.258 M (M = 4).
 
-Legend: B samples, M modalities, P tokens, H hidden, L = M·P, T tokens of the batch, E experts, K combinations.
+Legend: B samples, M modalities, P tokens, H hidden dimension, L = M·P, T tokens of the batch, E experts,
+K combinations.
 """
 
 from __future__ import annotations
@@ -51,34 +53,32 @@ MAX_BANK = 5
 class FlexMoEOptions:
     """Options of Flex-MoE."""
 
-    n_experts: int = option(16, "experts; at least one a combination (up to 5 modalities) or a modality and one more")
+    n_experts: int = option(16, "experts; at least one per combination (if more than 5 modalities, per modality)")
     expert_ffn: int = option(256, "hidden size of an expert")
-    top_k: int = option(4, "experts a token visits")
-    noisy_gate: bool = option(True, "learned gate noise in training")
-    specialise: float = option(
-        1e-2, "weight of the router's cross-entropy to the combination's expert; 1: almost fixed"
-    )
-    balance: float = option(1e-2, "weight of CV² of importance and load, of full and of other samples apart")
-    bank_std: float = option(0.02, "standard deviation of the bank's initial values; 1 as released")
+    top_k: int = option(4, "experts per token")
+    noisy_gate: bool = option(True, "add learned noise to the router logits in training")
+    specialise: float = option(1e-2, "weight of the loss that routes tokens to the expert of their combination")
+    balance: float = option(1e-2, "weight of the balance loss, computed separately for complete and incomplete samples")
+    bank_std: float = option(0.02, "standard deviation of the initial embeddings of missing modalities; 1 as released")
     sorted_epochs: float = option(
-        0.1, "first epochs in which samples with more modalities come first: a fraction of all, or their number if ≥ 1"
+        0.1, "first epochs sorted by decreasing number of modalities: a fraction of all, or a number if >= 1"
     )
 
     def __post_init__(self) -> None:
         if self.n_experts < 1 or not 1 <= self.top_k <= self.n_experts:
-            raise UsageError(f"options n_experts={self.n_experts} and top_k={self.top_k} need 1 ≤ top_k ≤ n_experts")
+            raise UsageError(f"option top_k={self.top_k} must be between 1 and n_experts={self.n_experts}")
         if self.bank_std < 0 or self.sorted_epochs < 0:
             raise UsageError("options bank_std and sorted_epochs must not be negative")
 
 
 @dataclass(frozen=True)
 class BankUse:
-    """Which missing slots met a combination that no training sample has.
+    """Missing slots whose embedding was not trained.
 
     Attributes:
-        sample, target: (Q,) place in the batch and modality of each missing slot.
-        unseen: (Q,) no training sample has the combination.
-        never_missing: (Q,) no training sample lacks the modality.
+        sample, target: (Q,) position in the batch and modality of each missing slot.
+        unseen: (Q,) whether no training sample has the combination.
+        never_missing: (Q,) whether no training sample lacks the modality.
     """
 
     sample: Rows
@@ -96,18 +96,18 @@ class BankUse:
 
 
 def combinations(n_modalities: int) -> NDArray[np.bool_]:
-    """(2^M − 1, M) all combinations: 0 is the full one, then by decreasing size."""
+    """(2^M − 1, M) all non-empty combinations by decreasing size, starting with the full one."""
     codes = np.arange(1, 1 << n_modalities)
     members = masks.unpack(codes, n_modalities)
     return members[np.lexsort((codes, -members.sum(axis=1)))]
 
 
 def bank_mixture(members: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """(K, M, K) weights with which bank rows stand in for m in combination c; zeros where none can.
+    """(K, M, K) weights of the bank rows for modality m in combination c; zeros if there is no suitable row.
 
     Args:
-        members: (K, M) the combinations.
-        seen: (K,) those of training samples.
+        members: (K, M) modalities of the combinations.
+        seen: (K,) whether training samples have the combination.
     """
     n, n_modalities = members.shape
     mixture = np.zeros((n, n_modalities, n), dtype=np.float32)
@@ -123,7 +123,7 @@ def bank_mixture(members: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray
 
 
 class SparseBlock(nn.Module):
-    """A transformer block with a mixture of experts as its feed-forward part; it also says where tokens went."""
+    """A transformer block with a mixture of experts as feed-forward layer; also returns the routing."""
 
     def __init__(self, n_experts: int, c: Common, o: FlexMoEOptions, noise: Noise):
         super().__init__()
@@ -144,10 +144,10 @@ class SparseBlock(nn.Module):
 
 
 class FlexMoE(Method[FlexMoEOptions]):
-    """Missing-modality bank and combination-aware experts; models.md §3."""
+    """Flex-MoE: bank of embeddings for missing modalities, and experts for modality combinations."""
 
     name = "flexmoe"
-    summary = "a learned stand-in for each (combination, missing modality); experts specialise on combinations"
+    summary = "learned embeddings per combination and missing modality; experts specialise in combinations"
     paper = "Flex-MoE: Yun et al., NeurIPS 2024"
     citation = (
         "S. Yun, I. Choi, J. Peng, Y. Wu, J. Bao, Q. Zhang, J. Xin, Q. Long, T. Chen. Flex-MoE: modeling "
@@ -182,7 +182,7 @@ class FlexMoE(Method[FlexMoEOptions]):
         self.position_MPH = nn.Parameter(torch.empty(n, c.tokens, c.hidden))
         self.blocks = nn.ModuleList(SparseBlock(self.n_experts, c, o, noise) for _ in range(c.fusion_layers))
         self.head = nn.Linear(n * c.hidden, spec.n_classes)
-        # Of the training samples: which combinations (by code) they have, and with which rows the bank answers.
+        # Combinations of the training samples (by code), and weights of the bank rows.
         self.register_buffer("seen", torch.zeros(1 << n, dtype=torch.bool))
         self.register_buffer("mixture", torch.zeros((n, n) if self.additive else (rows, n, rows)))
         self._number = np.zeros(1 << n, dtype=np.int64)
@@ -200,7 +200,7 @@ class FlexMoE(Method[FlexMoEOptions]):
         seen = np.zeros(1 << n_modalities, dtype=bool)
         seen[np.unique(masks.codes(data.observed[train_rows]))] = True
         if self.config.common.drop_modalities > 0:
-            # Hiding modalities shows every part of a combination too.
+            # Hiding modalities also creates all subsets of a combination.
             codes = np.arange(1 << n_modalities)
             for m in range(n_modalities):
                 having = codes[masks.unpack(codes, [m])[:, 0]]
@@ -220,7 +220,7 @@ class FlexMoE(Method[FlexMoEOptions]):
         self.sorting = epoch < (int(n) if n >= 1 else math.floor(n * n_epochs))
 
     def arrange(self, data: Data, rows: Rows) -> Rows:
-        """Samples with more modalities first in the first epochs; ties in shuffled order."""
+        """In the first epochs, sort samples by decreasing number of modalities; ties are in shuffled order."""
         if not self.sorting:
             return rows
         return rows[np.argsort(-data.observed[rows].sum(axis=1), kind="stable")]
@@ -255,7 +255,7 @@ class FlexMoE(Method[FlexMoEOptions]):
         return torch.stack(list(terms)).mean()
 
     def _stand_ins(self, batch: Batch, missing_BM: Tensor) -> Tensor:
-        """(B, M, P, H) what the bank gives for every modality of every sample; of use where it is missing."""
+        """(B, M, P, H) embeddings from the bank for all modalities of all samples, used for the missing ones."""
         mixture = self.get_buffer("mixture")
         if self.additive:
             return torch.einsum("bj,jm,jmph->bmph", missing_BM.to(mixture.dtype), mixture, self.bank_KMPH)
@@ -263,7 +263,7 @@ class FlexMoE(Method[FlexMoEOptions]):
         return torch.einsum("cmk,kmph->cmph", mixture, self.bank_KMPH)[number]
 
     def _experts_of(self, batch: Batch) -> Tensor:
-        """(B, E) where the router should send each sample's tokens."""
+        """(B, E) target distribution of the router for the tokens of each sample."""
         target = np.zeros((len(batch), self.n_experts), dtype=np.float32)
         if self.additive:
             missing = ~batch.observed
@@ -274,12 +274,12 @@ class FlexMoE(Method[FlexMoEOptions]):
 
     @staticmethod
     def _specialise(routing: Routing, partial_T: Tensor, target_BE: Tensor, n_tokens: int) -> Tensor:
-        """Cross-entropy of the clean logits, mean over the tokens of samples that lack something."""
+        """Cross-entropy of the logits without noise, averaged over the tokens of incomplete samples."""
         rows = partial_T.nonzero().squeeze(1)
         return F.cross_entropy(routing.clean[rows], target_BE[rows.div(n_tokens, rounding_mode="floor")])
 
     def _balance(self, routing: Routing, partial_T: Tensor) -> Tensor:
-        """CV² terms of full samples' tokens over all experts, plus those of the others without expert 0."""
+        """Balance loss of complete samples over all experts, plus that of incomplete samples without expert 0."""
         total = routing.clean.new_zeros(())
         every = torch.arange(self.n_experts, device=partial_T.device)
         for chosen, allowed in ((~partial_T, every), (partial_T, every[1:])):

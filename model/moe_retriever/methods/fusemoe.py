@@ -1,20 +1,19 @@
-"""FuseMoE as its paper has it: a learned block for what is missing, and experts reached through distance gates.
+"""FuseMoE as described in its paper: learned embeddings of missing modalities, and experts with distance-based gates.
 
-Source: models.md §4, the recipe ("FuseMoE-fixed"); Han et al., "FuseMoE: Mixture-of-Experts Transformers for Fleximodal
-Fusion", NeurIPS 2024. A layer: self-attention within each modality, a sparse mixture of experts over the tokens of all
-modalities (each modality with its own router, one pool of experts), a feed-forward part for each modality; all pre-LN
-with residuals. Readout: means over tokens, concatenated, a residual MLP of two layers, a linear head.
+Han et al., "FuseMoE: Mixture-of-Experts Transformers for Fleximodal Fusion", NeurIPS 2024. Each layer consists of
+self-attention within each modality, a sparse mixture of experts over the tokens of all modalities (one router per
+modality, one pool of experts), and a feed-forward layer per modality, all pre-LN with residual connections. Readout:
+concatenated means over tokens, a residual two-layer MLP, and a linear head.
 
-router=joint (preset `joint`) is the closest affordable form of the released model: every modality is its mean token,
-and one router and its experts see the concatenation of all of them. The missing block is seen by the router, which so
-treats missingness as a feature; by design.
+router=joint (preset `joint`) is the closest affordable form of the released model: each modality is represented by its
+mean token, and one router and its experts process the concatenation of all modalities. As in the paper, the router also
+receives the embeddings of missing modalities, so missingness itself is a feature.
 
-The common `fusion_*` options have no effect. Not offered: the released log-softmax experts and their log-sum-exp, and
-the entropy regulariser, which the public code does not have. Parameters without encoders at H = 128, P = 16, C = 3:
-1.972 M (M = 3), 2.408 M (M = 4), of which 12.7 k and 16.9 k are tables of missing blocks, types and positions that the
-sheet's 1.96 M and 2.39 M leave out; joint 7.21 M and 9.74 M.
+The common `fusion_*` options have no effect. Not implemented: the released log-softmax experts with log-sum-exp, and
+the entropy regulariser, which the public code lacks. Parameters without encoders for H = 128, P = 16, C = 3: 1.972 M
+(M = 3) and 2.408 M (M = 4); joint: 7.21 M and 9.74 M.
 
-Legend: B samples, M modalities, P tokens (1 for joint), H hidden, E experts, T tokens that the router sees.
+Legend: B samples, M modalities, P tokens (1 for joint), H hidden dimension, E experts, T tokens in the router.
 """
 
 from __future__ import annotations
@@ -42,35 +41,35 @@ class FuseMoEOptions:
     """Options of FuseMoE."""
 
     layers: int = option(1, "fusion layers; 3 as published")
-    n_experts: int = option(16, "experts of the pool")
+    n_experts: int = option(16, "number of experts")
     expert_ffn: int = option(256, "hidden size of an expert; 512 with the joint router")
-    top_k: int = option(4, "experts a token (permod) or a sample (joint) visits")
+    top_k: int = option(4, "experts per token (permod) or per sample (joint)")
     router: str = option(
         "permod",
-        "one router a modality for its tokens, or one for the concatenated modalities",
+        "one router per modality for its tokens, or one router for the concatenated modalities",
         choices=("permod", "joint"),
     )
     gate: str = option(
         "laplace", "logit of an expert: −‖x − w‖, −‖x − w‖² or x·w", choices=("laplace", "gaussian", "dot")
     )
-    noisy_gate: bool = option(True, "learned gate noise in training")
-    balance: float = option(1e-2, "weight of CV² of importance and load of each router; 0 as the released code has it")
+    noisy_gate: bool = option(True, "add learned noise to the router logits in training")
+    balance: float = option(1e-2, "weight of the balance loss of each router; 0 as released")
     missing: str = option(
         "learned",
-        "what stands in for a missing modality: a learned block (paper) or zeros (released)",
+        "embedding of a missing modality: learned (paper) or zeros (released code)",
         choices=("learned", "zeros"),
     )
 
     def __post_init__(self) -> None:
         if self.layers < 1 or not 1 <= self.top_k <= self.n_experts:
             raise UsageError(
-                f"options layers={self.layers}, n_experts={self.n_experts} and top_k={self.top_k} need layers ≥ 1 and "
-                "1 ≤ top_k ≤ n_experts"
+                f"option layers={self.layers} must be at least 1, and top_k={self.top_k} between 1 and "
+                f"n_experts={self.n_experts}"
             )
 
 
 class Layer(nn.Module):
-    """Self-attention in each modality, mixture of experts over all of them, feed-forward part of each modality."""
+    """Self-attention within each modality, mixture of experts over all modalities, feed-forward layer per modality."""
 
     def __init__(self, n_modalities: int, c: Common, o: FuseMoEOptions, noise: Noise):
         super().__init__()
@@ -92,7 +91,7 @@ class Layer(nn.Module):
         self.dropout = Dropout(c.dropout, noise)
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """From the modalities' tokens (B, P, H) to theirs, and the balance loss of this layer's routers."""
+        """Updated tokens (B, P, H) of each modality, and the balance loss of the layer's routers."""
         x = [
             t + self.dropout(attention(norm(t)))
             for t, norm, attention in zip(x, self.norm_attention, self.attention, strict=True)
@@ -102,7 +101,7 @@ class Layer(nn.Module):
         return [t + self.dropout(ffn(norm(t))) for t, norm, ffn in zip(x, self.norm_ffn, self.ffn, strict=True)], loss
 
     def _mix(self, x: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """The experts' outputs for every modality, and the mean of the routers' balance losses."""
+        """Outputs of the experts for each modality, and the mean balance loss of the routers."""
         shape = x[0].shape
         inputs = [torch.cat([t[:, 0] for t in x], dim=1)] if self.joint else [t.flatten(0, 1) for t in x]
         routing = Routing.concatenate([router(t) for router, t in zip(self.routers, inputs, strict=True)])
@@ -116,10 +115,10 @@ class Layer(nn.Module):
 
 
 class FuseMoE(Method[FuseMoEOptions]):
-    """Learned missing blocks and sparse fusion with distance gates; models.md §4."""
+    """FuseMoE: learned embeddings of missing modalities, and sparse fusion with distance-based gates."""
 
     name = "fusemoe"
-    summary = "a learned block for each missing modality; experts behind one Laplace router a modality"
+    summary = "learned embeddings of missing modalities; mixture of experts with a Laplace router per modality"
     paper = "FuseMoE: Han et al., NeurIPS 2024"
     citation = (
         "X. Han, H. Nguyen, C. Harris, N. Ho, S. Saria. FuseMoE: mixture-of-experts transformers for "

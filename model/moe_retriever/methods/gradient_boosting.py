@@ -1,10 +1,11 @@
-"""Gradient-boosted trees on the concatenated features, with native missing values: the control for tabular modalities.
+"""Gradient-boosted trees on the concatenated features with native missing values, the control for tabular modalities.
 
-A modality that a sample lacks is NaN in all its features, and so is a value that was not known (not what the transform
-fills in); the trees learn on which side of each split it belongs. A sequence enters as mean, maximum and log length of
-its steps, an image as its mean on a coarse grid.
+All features of a missing modality are NaN, as are unknown values (instead of imputed ones); the trees learn the branch
+of missing values at each split. Sequences are represented by the mean, maximum and log number of their steps, images by
+their mean on a coarse grid.
 
-The trees are grown by scikit-learn and kept as tensors, so that a checkpoint holds no code and predicts without it.
+scikit-learn fits the trees, which are stored as tensors, so that a checkpoint contains no code and predictions do not
+need scikit-learn.
 
 Legend: n samples, f features, T trees (of all rounds and classes), N nodes of the largest tree, C classes.
 """
@@ -31,31 +32,31 @@ from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
 from mrpipe.errors import MrpipeError, UsageError
 from mrpipe.options import option
 
-# Tried in this order, as many as the budget allows: learning rate, leaves, smallest leaf, L2 penalty.
+# Candidates (learning rate, leaves, minimum samples per leaf, L2 penalty), of which the first `trials` are evaluated.
 CANDIDATES = ((0.1, 31, 20, 0.0), (0.1, 8, 20, 1.0), (0.05, 15, 10, 1.0), (0.05, 63, 40, 10.0))
-# Rounds between two looks at the validation score, and looks without a better one before growth ends.
+# Rounds between validations, and number of validations without improvement before training stops.
 ROUNDS, PATIENCE = 10, 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientBoostingOptions:
-    """Options of the trees."""
+    """Options of gradient boosting."""
 
-    trials: int = option(2, "settings tried on validation, out of four (learning rate, leaves, smallest leaf, penalty)")
-    rounds: int = option(200, "largest number of boosting rounds; the validation score ends them earlier")
+    trials: int = option(2, "settings compared on validation, 1 to 4 (learning rate, leaves, leaf size, L2 penalty)")
+    rounds: int = option(200, "maximum number of boosting rounds, with early stopping on validation")
 
     def __post_init__(self) -> None:
         if not 1 <= self.trials <= len(CANDIDATES) or self.rounds < 1:
-            raise UsageError(f"option trials must be 1 to {len(CANDIDATES)} and rounds at least 1")
+            raise UsageError(f"option trials must be between 1 and {len(CANDIDATES)}, and rounds at least 1")
 
 
 def grown_trees(model: HistGradientBoostingClassifier) -> tuple[list[list[NDArray[np.void]]], NDArray[np.float64]]:
-    """Per round and class the nodes of a tree, and the logits before the first round (K,).
+    """Nodes of each tree by round and class, and the initial logits (K,).
 
-    scikit-learn has no public access to either.
+    scikit-learn has no public access to them.
 
     Raises:
-        MrpipeError: this version of scikit-learn keeps them under other names.
+        MrpipeError: this version of scikit-learn stores them under other names.
     """
     try:
         stages = [[tree.nodes for tree in stage] for stage in model._predictors]
@@ -71,7 +72,7 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
     """Histogram gradient boosting (scikit-learn)."""
 
     name = "gradient_boosting"
-    summary = "gradient-boosted trees on the concatenated features, missing values as such (control)"
+    summary = "gradient-boosted trees on the concatenated features, with native missing values (control)"
     Options = GradientBoostingOptions
     kept: ClassVar[tuple[str, ...]] = (
         "feature",
@@ -86,17 +87,17 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
 
     @staticmethod
     def features(data: Data, index: Rows, observed: NDArray[np.bool_] | None = None) -> Tensor:
-        """(n, f) float32: `pooled_features` with gaps."""
+        """(n, f) float32 features with NaN for missing values."""
         return pooled_features(data, index, observed, gaps=True)
 
     def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, OptionValue | None]:
         x, y = self.features(data, train_rows).cpu().numpy(), data.label[train_rows]
-        # scikit-learn 1.9 cannot bin a column without any value; on a constant nothing is split.
+        # scikit-learn 1.9 cannot bin a column without values; a constant column is never split.
         x[:, np.isnan(x).all(axis=0)] = 0.0
         x_val, y_val = self.features(data, val_rows).cpu().numpy(), data.label[val_rows]
         best: tuple[float, int, tuple[float, int, int, float], HistGradientBoostingClassifier] | None = None
         for candidate in CANDIDATES[: self.config.own.trials if len(y_val) else 1]:
-            # One thread: the same bytes on any number of cores.
+            # One thread, so that the result does not depend on the number of cores.
             with threadpool_limits(1):
                 model, value, rounds = self._grow(candidate, x, y, x_val, y_val)
             if best is None or value > best[0]:
@@ -121,7 +122,7 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         x_val: NDArray[np.float32],
         y_val: NDArray[np.int64],
     ) -> tuple[HistGradientBoostingClassifier, float, int]:
-        """Grow until validation has not improved for a while; the model, its best score and after how many rounds."""
+        """Train with early stopping; return the model, its best validation score and the number of rounds."""
         rate, leaves, smallest, penalty = candidate
         model = HistGradientBoostingClassifier(
             learning_rate=rate,
@@ -137,7 +138,7 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         for rounds in range(min(ROUNDS, self.config.own.rounds), self.config.own.rounds + 1, ROUNDS):
             model.set_params(max_iter=rounds).fit(x, y)
             value = self.validation_score(model, x_val, y_val) if len(y_val) else float(rounds)
-            # Where the score is not defined, the first look counts.
+            # If the score is undefined, the first validation is used.
             if at == 0 or value > best:
                 best, at = value, rounds
             elif rounds - at >= PATIENCE * ROUNDS:
@@ -145,10 +146,10 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         return model, best, at
 
     def _keep(self, model: HistGradientBoostingClassifier, rounds: int) -> None:
-        """Take the trees of the first rounds over into tensors."""
+        """Convert the trees of the first rounds to tensors."""
         stages, start_values = grown_trees(model)
         trees = [(nodes, k) for stage in stages[:rounds] for k, nodes in enumerate(stage)]
-        # For two classes one tree a round gives the logit of the second against the first.
+        # For two classes, there is one tree per round for the logit of the second class.
         classes = model.classes_[1:] if len(model.classes_) == 2 else model.classes_
         size = max(len(nodes) for nodes, _ in trees)
 
@@ -160,13 +161,13 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
 
         leaf = stacked("is_leaf", np.bool_)
         own = torch.arange(size, device=self.device).expand(len(trees), -1)
-        # A leaf leads to itself, so that every walk takes as many steps as the deepest one.
+        # A leaf is its own successor, so that all samples take the same number of steps.
         self.left = torch.where(leaf, own, stacked("left", np.int64))
         self.right = torch.where(leaf, own, stacked("right", np.int64))
         self.feature, self.threshold = stacked("feature_idx", np.int64), stacked("num_threshold", np.float64)
         self.missing_left, self.value = stacked("missing_go_to_left", np.bool_), stacked("value", np.float64)
         self.tree_class = torch.tensor([int(classes[k]) for _, k in trees], device=self.device)
-        # A class without a training sample gets a logit that never wins.
+        # Classes without training samples get a logit that is never the largest.
         baseline = torch.full((self.spec.n_classes,), -30.0, dtype=torch.float64, device=self.device)
         baseline[torch.from_numpy(np.asarray(model.classes_, dtype=np.int64)).to(self.device)] = 0.0
         start = torch.from_numpy(start_values).to(self.device)

@@ -1,4 +1,4 @@
-"""Late fusion: the mean of the unimodal heads' logits over what a sample has."""
+"""Late fusion: mean of the logits of unimodal heads over the observed modalities."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from mrpipe.options import option
 class LateFusionOptions:
     """Options of late fusion."""
 
-    unimodal: float = option(
-        1.0, "weight of the heads' own cross-entropy, mean over the modalities; 0: the mean's only"
-    )
+    unimodal: float = option(1.0, "weight of the cross-entropy of the single heads; 0: only that of the mean logits")
 
 
 class LateFusion(UnimodalHeads[LateFusionOptions]):
-    """One head a modality; their logits are averaged over the observed modalities."""
+    """One head per modality; their logits are averaged over the observed modalities."""
 
     name = "late_fusion"
-    summary = "mean of unimodal heads' logits over the observed modalities (control)"
+    summary = "mean of the logits of unimodal models over the observed modalities (control)"
     Options = LateFusionOptions
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:

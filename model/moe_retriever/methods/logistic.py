@@ -1,7 +1,7 @@
-"""Logistic regression on the transformed features, concatenated: the simplest model that sees all modalities.
+"""Logistic regression on the concatenated features, the simplest model that uses all modalities.
 
-A sequence enters as mean, maximum and log length of its steps, an image as its mean on a coarse grid; an absent
-modality as zeros with an indicator. The penalty is chosen on validation.
+Sequences are represented by the mean, maximum and log number of their steps, images by their mean on a coarse grid,
+and missing modalities by zeros with an indicator. The penalty is selected on the validation samples.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 class LogisticOptions:
     """Options of the logistic regression."""
 
-    c: float = option(0.0, "inverse penalty C; 0: chosen on validation among 1e-4 … 1")
-    max_iter: int = option(2000, "largest number of L-BFGS iterations")
+    c: float = option(0.0, "inverse penalty C; 0: selected on validation from 1e-4 to 1")
+    max_iter: int = option(2000, "maximum number of L-BFGS iterations")
 
 
 class Logistic(TabularModel[LogisticOptions]):
     """Multinomial logistic regression (scikit-learn) with an L2 penalty."""
 
     name = "logistic"
-    summary = "logistic regression on the concatenated features, zero and indicator for an absent modality (control)"
+    summary = "logistic regression on the concatenated features, with indicators of missing modalities (control)"
     Options = LogisticOptions
     kept: ClassVar[tuple[str, ...]] = ("weight", "bias", "mean", "sd")
 
     @staticmethod
     def features(data: Data, index: Rows, observed: NDArray[np.bool_] | None = None) -> Tensor:
-        """(n, f + M): `pooled_features` without gaps, then an indicator of each modality."""
+        """(n, f + M): `pooled_features` without NaN, then indicators of the observed modalities."""
         observed = data.observed[index] if observed is None else observed
         pooled = pooled_features(data, index, observed, gaps=False)
         return torch.cat([pooled, torch.from_numpy(observed).to(pooled)], dim=1)
@@ -60,7 +60,7 @@ class Logistic(TabularModel[LogisticOptions]):
         best: tuple[float, float, LogisticRegression] | None = None
         for c in (own.c,) if own.c > 0 else GRID:
             model = LogisticRegression(C=c, max_iter=own.max_iter, class_weight=self.sklearn_class_weight)
-            # One thread: the same bytes on any number of cores.
+            # One thread, so that the result does not depend on the number of cores.
             with threadpool_limits(1):
                 model.fit(x_train, y_train)
                 score = self.validation_score(model, x_val, y_val) if len(y_val) else 0.0
@@ -72,7 +72,7 @@ class Logistic(TabularModel[LogisticOptions]):
 
     def _keep(self, model: LogisticRegression) -> None:
         n_classes, device = self.spec.n_classes, self.device
-        # A class without a training sample gets a logit that never wins.
+        # Classes without training samples get a logit that is never the largest.
         weight = torch.zeros(n_classes, len(model.coef_[0]), dtype=torch.float64)
         bias = torch.full((n_classes,), -30.0, dtype=torch.float64)
         coefficients, intercepts = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)

@@ -1,14 +1,12 @@
-"""M3Care: what a sample lacks is taken from similar samples that have it, by graph convolution; then a transformer.
+"""M3Care: missing modalities are imputed from similar samples by graph convolution, followed by a transformer.
 
-Source: the equations of C. Zhang et al., KDD 2022, as models.md §7 gives them, with its recipe: a column mask instead
-of the released row-and-column mask (which makes every imputation a constant), one batch norm a modality and view over
-observed rows, running bandwidths, and an inductive evaluation: the neighbours of an evaluated sample are a fixed bank
-of training samples, never another evaluated one.
+C. Zhang et al., KDD 2022, with these differences from the released code: only the neighbours are masked instead of rows
+and columns (which makes all imputations constant), there is one batch norm per modality and view over observed rows,
+bandwidths are running means, and the evaluation is inductive: the neighbours of an evaluated sample are a fixed bank of
+training samples, never other evaluated samples. Besides, h has no activation (our encoders end in a linear map), and a
+modality is one token, so there are type embeddings only instead of position and type embeddings.
 
-Differences from the release that the recipe leaves open: h has no activation (our encoders end in a linear map); a
-modality is one token, so type embeddings take the place of position plus type.
-
-Legend: B samples, R neighbours, M modalities, H hidden.
+Legend: B samples, R neighbours, M modalities, H hidden dimension.
 """
 
 from __future__ import annotations
@@ -41,21 +39,21 @@ from mrpipe.options import option
 class M3CareOptions:
     """Options of M3Care."""
 
-    threshold: float = option(0.5, "start of the learned similarity threshold τ (released: 0.88 and 0.5)")
-    normalise: bool = option(True, "divide a neighbourhood by the sum of its similarities; False: the released sum")
-    stabiliser: float = option(1e-7, "weight λ of | ‖φ(h)‖ − ‖h‖ |, summed over modalities")
-    bank: int = option(1024, "training samples that evaluated ones may resemble, drawn once; 0: all")
+    threshold: float = option(0.5, "initial value of the learned similarity threshold (0.88 and 0.5 as released)")
+    normalise: bool = option(True, "average over neighbours with similarities as weights; False: sum, as released")
+    stabiliser: float = option(1e-7, "weight of the loss | ‖φ(h)‖ − ‖h‖ |, which stabilises the similarity network")
+    bank: int = option(1024, "number of training samples used as neighbours in evaluation; 0: all")
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
-            raise UsageError(f"option threshold={self.threshold} must lie in (0, 1)")
+            raise UsageError(f"option threshold={self.threshold} must be in (0, 1)")
         if self.bank < 0:
-            raise UsageError(f"option bank={self.bank} must be 0 (all) or a number of samples")
+            raise UsageError(f"option bank={self.bank} must be 0 (all) or a positive number of samples")
 
 
 @dataclass(frozen=True)
 class NeighbourBank:
-    """Training samples as neighbours: what they have (R, M), h and first-layer states (R, M, H), views per modality."""
+    """Training samples as neighbours: observed (R, M), h and first-layer states (R, M, H), and views per modality."""
 
     observed: Tensor
     h: Tensor
@@ -64,7 +62,7 @@ class NeighbourBank:
 
 
 class GraphFill(nn.Module):
-    """Steps 2–5 of models.md §7: similarities, two graph convolutions a modality, mixing with the own vector."""
+    """Similarities between samples, two graph convolutions per modality, and mixing with the sample's own vector."""
 
     def __init__(self, n_modalities: int, hidden: int, options: M3CareOptions):
         super().__init__()
@@ -77,7 +75,7 @@ class GraphFill(nn.Module):
         self.trust_own = nn.ModuleList(nn.Linear(hidden, 1) for _ in range(n_modalities))
 
     def views(self, h_BMH: Tensor, observed_BM: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """Per modality the two views (B, H), zeros where it is absent; and Σ_m | ‖φ(h)‖ − ‖h‖ | over observed rows."""
+        """The two views (B, H) per modality, zeros if missing; and Σ_m | ‖φ(h)‖ − ‖h‖ | over observed rows."""
         views, stabiliser = [], h_BMH.new_zeros(())
         for m in range(len(self.kernels)):
             places = observed_BM[:, m].nonzero().squeeze(1)
@@ -98,7 +96,7 @@ class GraphFill(nn.Module):
         neighbour: list[tuple[Tensor, Tensor]],
         have_RM: Tensor,
     ) -> Tensor:
-        """(B, R): mean over the modalities that both have, 0 without any, then the threshold."""
+        """(B, R) mean similarity over common modalities (0 without any), after the threshold."""
         total = have_BM.new_zeros(len(have_BM), len(have_RM), dtype=torch.float32)
         for m, kernel in enumerate(self.kernels):
             rows, columns = (have[:, m].nonzero().squeeze(1) for have in (have_BM, have_RM))
@@ -114,22 +112,22 @@ class GraphFill(nn.Module):
     def convolve(
         self, layer: nn.Module, a_BR: Tensor, x_RH: Tensor, own_B: Tensor | None = None, x_BH: Tensor | None = None
     ) -> Tensor:
-        """One graph convolution; without neighbours it is ReLU(bias), a learned constant."""
+        """One graph convolution; without neighbours the result is ReLU(bias), a learned constant."""
         return F.relu(layer(neighbour_mean(a_BR, x_RH, own_B, x_BH, normalise=self.normalise)))
 
     def mix(self, m: int, graph_BH: Tensor, h_BH: Tensor, observed_B: Tensor) -> Tensor:
-        """Observed: the convex mix of neighbourhood and own vector; missing: the neighbourhood alone."""
+        """Convex combination of neighbourhood and own vector if observed, otherwise the neighbourhood alone."""
         g, own = self.trust_graph[m](graph_BH).sigmoid(), self.trust_own[m](h_BH).sigmoid()
         w = g / (g + own)
         return torch.where(observed_B[:, None], w * graph_BH + (1 - w) * h_BH, graph_BH)
 
     def first_states(self, h_BMH: Tensor, observed_BM: Tensor, s_BB: Tensor) -> Tensor:
-        """(B, M, H) states after the first convolution over the graph of the samples themselves."""
+        """(B, M, H) states after the first convolution over the graph of the samples."""
         layers = [self.convolve(self.first[m], s_BB * observed_BM[:, m], h_BMH[:, m]) for m in range(h_BMH.shape[1])]
         return torch.stack(layers, dim=1)
 
     def within(self, h_BMH: Tensor, observed_BM: Tensor, s_BB: Tensor) -> Tensor:
-        """(B, M, H): all slots, with the samples themselves as graph (training)."""
+        """(B, M, H) vectors of all modalities, with the samples of the batch as graph (training)."""
         first = self.first_states(h_BMH, observed_BM, s_BB)
         slots = []
         for m in range(h_BMH.shape[1]):
@@ -138,7 +136,7 @@ class GraphFill(nn.Module):
         return torch.stack(slots, dim=1)
 
     def against(self, h_BMH: Tensor, observed_BM: Tensor, s_BR: Tensor, bank: NeighbourBank) -> Tensor:
-        """(B, M, H): all slots, with a bank as neighbours and each sample's own node at similarity 1 (evaluation)."""
+        """(B, M, H) vectors of all modalities, with neighbours from a bank and self-similarity 1 (evaluation)."""
         slots = []
         for m in range(h_BMH.shape[1]):
             a, own, h = s_BR * bank.observed[:, m], observed_BM[:, m].to(s_BR.dtype), h_BMH[:, m]
@@ -149,7 +147,7 @@ class GraphFill(nn.Module):
 
 
 class TokenFusion(nn.Module):
-    """Type embeddings, two pre-LN transformer layers (the run's heads, then one; FFN 4H), concat, MLP 2H, classes."""
+    """Type embeddings, two pre-LN transformer layers (`heads` heads, then one), concatenation, MLP, and head."""
 
     def __init__(self, n_modalities: int, n_classes: int, c: Common, noise: Noise):
         super().__init__()
@@ -174,10 +172,10 @@ class TokenFusion(nn.Module):
 
 
 class M3Care(Method[M3CareOptions]):
-    """Imputes embeddings by similarity: over the graph of a batch in training, over a training bank in evaluation."""
+    """M3Care: imputation over the graph of a batch in training and over a bank of training samples in evaluation."""
 
     name = "m3care"
-    summary = "takes a missing modality's vector from similar samples by graph convolution, then a transformer"
+    summary = "imputes missing modalities from similar samples by graph convolution, followed by a transformer"
     paper = "M3Care: Zhang et al., KDD 2022"
     citation = (
         "C. Zhang, X. Chu, L. Ma, Y. Zhu, Y. Wang, J. Wang, J. Zhao. M3Care: learning with missing modalities "
@@ -202,7 +200,7 @@ class M3Care(Method[M3CareOptions]):
         self._bank = None
 
     def _drawn(self, keys: NDArray[np.uint64], rows: Rows) -> Rows:
-        """The rows of the bank: all, or as many as the options say, drawn by sample, not by class."""
+        """Rows of the bank: all, or a random subset of the size given by the option `bank`."""
         n = self.options.bank
         if n == 0 or len(rows) <= n:
             return np.sort(rows)
@@ -270,7 +268,7 @@ class M3Care(Method[M3CareOptions]):
         return Output(logits, losses, {"fused": fused.detach()} if detail else {})
 
     def _without_self(self, batch: Batch, s_BR: Tensor) -> Tensor:
-        """A training sample that is evaluated does not meet itself in the bank: its own node is there already."""
+        """Remove a training sample's similarity to itself in the bank, because its own node is added separately."""
         if self.reference is None:
             return s_BR
         own = self.reference.own_row(batch.data, batch.index)

@@ -1,6 +1,7 @@
-"""Majority class: the class frequencies of the training samples, whatever a sample looks like.
+"""Majority class: predicts the class frequencies of the training samples.
 
-The floor of every table: published accuracies of 77.37 (MIMIC) and 42.23 (MOSI) are those of constant predictors.
+This is the baseline of every table: published accuracies of 77.37 (MIMIC) and 42.23 (MOSI) are those of constant
+predictions.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from moe_retriever.nn.dropout import Noise
 
 
 class Majority(Method[NoOptions]):
-    """Predicts the most frequent training class with the training frequencies as probabilities."""
+    """Predicts the most frequent training class, with class frequencies as probabilities."""
 
     name = "majority"
-    summary = "class frequencies of the training samples (control)"
+    summary = "the most frequent class of the training samples (control)"
     gradient = False
     encoded = False
 

@@ -1,4 +1,4 @@
-"""Missing token: a missing modality's tokens are learned, the same for every sample that lacks it."""
+"""Missing token: missing modalities are represented by learned tokens that are the same for all samples."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from moe_retriever.nn.init import Fill, normal
 
 
 class MissingToken(FilledTransformer):
-    """Learned tokens (M, P, H) for what is missing."""
+    """Learned tokens (M, P, H) for missing modalities."""
 
     name = "missing_token"
-    summary = "learned tokens for a missing modality, then the fusion transformer (control)"
+    summary = "fusion transformer with learned tokens for missing modalities (control)"
 
     def __init__(self, spec: DataSpec, config: Config[FilledOptions], noise: Noise):
         super().__init__(spec, config, noise)

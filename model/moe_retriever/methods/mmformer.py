@@ -1,15 +1,15 @@
-"""mmFormer: a transformer for each modality, then one over all tokens; a missing modality is zeros and its position.
+"""mmFormer: one transformer per modality, then one over all tokens; missing modalities are zeros plus position.
 
-Source: models.md §6, the recipe; Zhang et al., "mmFormer: Multimodal Medical Transformer for Incomplete Multimodal
-Learning of Brain Tumor Segmentation", MICCAI 2022, carried over from segmentation to classification: the decoder is a
-linear head on the concatenated means, deep supervision a head before the inter-modal transformer.
+Zhang et al., "mmFormer: Multimodal Medical Transformer for Incomplete Multimodal Learning of Brain Tumor Segmentation",
+MICCAI 2022, adapted from segmentation to classification: the decoder is a linear head on the concatenated means, and
+deep supervision is a head before the inter-modal transformer.
 
-Of the common options, `fusion_layers` is the depth of the inter-modal transformer; other `fusion_*` options have no
-effect, the block being pre-LN with a dense feed-forward part of `mlp_ratio` · H. Not offered: AMSGrad and the
-polynomial decay of the published training. Parameters without encoders at H = 128, P = 16, C = 3: 0.80 M (M = 3),
-1.00 M (M = 4); with `mlp_ratio=8` 1.33 M and 1.66 M.
+The common option `fusion_layers` is the depth of the inter-modal transformer; the other `fusion_*` options have no
+effect, because blocks are pre-LN with a dense feed-forward layer of size `mlp_ratio` · H. Not implemented: AMSGrad and
+the polynomial decay of the published training. Parameters without encoders for H = 128, P = 16, C = 3: 0.80 M (M = 3)
+and 1.00 M (M = 4); with `mlp_ratio=8`: 1.33 M and 1.66 M.
 
-Legend: B samples, M modalities, P tokens, H hidden, C classes, n observed entries of a modality.
+Legend: B samples, M modalities, P tokens, H hidden dimension, C classes, n observed entries of a modality.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from mrpipe.options import option
 class MMFormerOptions:
     """Options of mmFormer."""
 
-    mlp_ratio: int = option(4, "hidden size of the feed-forward parts over H; 8 as published")
-    intra_layers: int = option(1, "blocks of each modality's own transformer")
+    mlp_ratio: int = option(4, "hidden size of feed-forward layers relative to H; 8 as published")
+    intra_layers: int = option(1, "layers of the transformer of each modality")
     missing: str = option(
         "zeros",
-        "a missing modality in the inter-modal transformer: zeros plus position (as published), or no key",
+        "missing modalities in the inter-modal transformer: zeros plus position (as published), or masked out",
         choices=("zeros", "no_key"),
     )
     train_mask: str = option(
         "uniform",
-        "in training, fuse any non-empty subset of what is observed, all equally likely, or all of it",
+        "in training, use a random non-empty subset of the observed modalities, or all of them",
         choices=("uniform", "none"),
     )
-    separate: float = option(1.0, "weight of the shared head's loss on each observed modality's encoder output (sep)")
-    early: float = option(1.0, "weight of the loss of a head before the inter-modal transformer (for prm)")
+    separate: float = option(1.0, "weight of the auxiliary loss of a shared head on each modality's encoder output")
+    early: float = option(1.0, "weight of the auxiliary loss of a head before the inter-modal transformer")
 
     def __post_init__(self) -> None:
         if self.mlp_ratio < 1 or self.intra_layers < 1:
@@ -60,10 +60,10 @@ class MMFormerOptions:
 
 
 class MMFormer(Method[MMFormerOptions]):
-    """Intra-modal and inter-modal transformers with auxiliary heads; models.md §6."""
+    """mmFormer: intra-modal and inter-modal transformers with auxiliary heads."""
 
     name = "mmformer"
-    summary = "intra- and inter-modal transformers, zeros for what is missing, random masking in training"
+    summary = "intra- and inter-modal transformers with zeros for missing modalities and random masking in training"
     paper = "mmFormer: Zhang et al., MICCAI 2022"
     citation = (
         "Y. Zhang, N. He, J. Yang, Y. Li, D. Wei, Y. Huang, Y. Zhang, Z. He, Y. Zheng. mmFormer: multimodal "
@@ -104,7 +104,7 @@ class MMFormer(Method[MMFormerOptions]):
         return constant(0.0)
 
     def prepare(self, data: Data, train_rows: Rows) -> None:
-        # The class weights of the run hold for the auxiliary heads' losses too.
+        # Class weights also apply to the losses of the auxiliary heads.
         self.class_weight = data.class_weight(train_rows, self.config.common.class_weight)
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
@@ -122,15 +122,15 @@ class MMFormer(Method[MMFormerOptions]):
         return Output(self.head(fused_BD), losses, {"fused": fused_BD.detach()} if detail else {})
 
     def _kept(self, batch: Batch) -> NDArray[np.bool_]:
-        """(B, M) what is fused."""
+        """(B, M) modalities to fuse."""
         if not self.training or self.options.train_mask == "none":
             return batch.observed
         return random_subsets(batch.observed, batch.keys, self.config.seed, batch.stream, "subset")
 
     def _intra(self, batch: Batch, kept: NDArray[np.bool_]) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, M, P, H) after each modality's transformer, zeros where it is not fused; the separate loss.
+        """Tokens (B, M, P, H) after the transformer of each modality, zeros for masked modalities; separate loss.
 
-        As published, that loss also sees what the training mask keeps from the fusion: it is observed.
+        As published, this loss includes observed modalities that the training mask excludes from the fusion.
         """
         c = self.config.common
         slots, terms = [], []
@@ -158,7 +158,7 @@ class MMFormer(Method[MMFormerOptions]):
         return torch.stack(slots, dim=1), torch.stack(terms).sum() / total
 
     def _inter(self, x_BMPH: Tensor, kept: NDArray[np.bool_]) -> Tensor:
-        """The modalities' means after the transformer over all M·P tokens, concatenated: (B, M·H)."""
+        """Concatenated means of the modalities after the transformer over all M·P tokens: (B, M·H)."""
         n_tokens = x_BMPH.shape[2]
         x_BLH = (x_BMPH + self.position_MPH).flatten(1, 2)
         key_BL = kept_BM = None

@@ -1,8 +1,9 @@
-"""MoE-Retriever: a missing modality is embedded from supporting samples by a sparse mixture of experts, then fused.
+"""MoE-Retriever: embed missing modalities from supporting samples with a sparse mixture of experts, then fuse.
 
-Source: the paper's Eq. 1–3 and Algorithm 1; where it is silent, the decisions A1–A20 of models.md §2.5.
+Implements Eq. 1 to 3 and Algorithm 1 of the paper. docs/method.md lists the choices that the paper leaves open.
 
-Legend: B samples, M modalities, Q missing slots, I items, P tokens, H hidden, E experts.
+Legend: B samples, M modalities, Q missing slots (a missing modality of a sample), I items, P tokens, H hidden
+dimension, E experts.
 """
 
 from __future__ import annotations
@@ -33,40 +34,51 @@ from mrpipe.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class MoERetrieverOptions:
-    """Options of the retriever; A-numbers are those of models.md §2.5."""
+    """Options of MoE-Retriever; docs/method.md explains them in detail."""
 
-    n_experts: int = option(8, "experts of each target modality's own pool, |E_T|")
-    n_shared: int = option(4, "experts of the pool that all targets share, |E_Sh|")
+    n_experts: int = option(8, "experts per missing modality, |E_T|")
+    n_shared: int = option(4, "experts shared by all missing modalities, |E_Sh|")
     expert_ffn: int = option(256, "hidden size of an expert")
-    top_k: int = option(4, "experts a token visits")
-    routers: str = option("one", "A5: one router, one a token role or one a target", choices=("one", "role", "target"))
-    renormalise: bool = option(False, "A4: weights of the kept experts sum to 1 (top-k before softmax)")
-    noisy_gate: bool = option(False, "A10: learned gate noise in training")
-    balance: float = option(1e-2, "A11: weight of the balance loss")
-    context: str = option("self", "A2: who attends to whom before the experts", choices=("self", "cross", "query"))
-    context_block: str = option("pre-ln", "A3: norm and residual of that attention", choices=("pre-ln", "none", "code"))
-    context_routing: bool = option(True, "False: one pool of all experts for all targets (ablation)")
+    top_k: int = option(4, "experts per token")
+    routers: str = option(
+        "one", "one shared router, one per token role, or one per target modality", choices=("one", "role", "target")
+    )
+    renormalise: bool = option(False, "normalise the weights of a token's top-k experts to sum to 1")
+    noisy_gate: bool = option(False, "add learned noise to the router logits in training")
+    balance: float = option(1e-2, "weight of the balance loss, which spreads tokens over experts")
+    context: str = option(
+        "self",
+        "attention before the experts: among all tokens, between supporting and own tokens, or by learned queries",
+        choices=("self", "cross", "query"),
+    )
+    context_block: str = option(
+        "pre-ln", "norm and residual of the context attention; code: as released", choices=("pre-ln", "none", "code")
+    )
+    context_routing: bool = option(True, "False: all tokens may visit all experts (ablation)")
     integration: str = option(
         "position",
-        "A8: how the items' outputs become one slot; raw_mean is the released code's mean of its inputs",
+        "integration of expert outputs: mean per position, mean over all tokens, mean weighted by the router, "
+        "learned queries, or mean of the inputs as released",
         choices=("position", "broadcast", "gate", "queries", "raw_mean"),
     )
-    output_norm: bool = option(True, "A8: LayerNorm of the retrieved slot")
-    residual: bool = option(False, "A9: add the items to the experts' output")
-    embeddings: bool = option(False, "A17: learned role and modality embeddings of the items")
-    intra: bool = option(True, "use supporting samples; False: the sample's own modalities only (ablation)")
-    inter: bool = option(True, "use the sample's own modalities; False: supporting samples only (ablation)")
-    n_intra: str = option("observed", "A6: supporting samples a slot: observed, all, or a number")
+    output_norm: bool = option(True, "apply LayerNorm to retrieved embeddings")
+    residual: bool = option(False, "add the experts' input to their output")
+    embeddings: bool = option(False, "add learned embeddings of role and modality to the tokens")
+    intra: bool = option(True, "use supporting samples; False: only the sample's own modalities (ablation)")
+    inter: bool = option(True, "use the sample's own modalities; False: only supporting samples (ablation)")
+    n_intra: str = option(
+        "observed", "supporting samples per missing modality: observed (one per observed modality), all, or a number"
+    )
     support: str = option(
         "auto",
-        "A12: encode supports fresh with gradients, or from a detached bank made anew each epoch; "
+        "supporting samples in training: encoded in each step with gradients, or from a bank renewed in each epoch; "
         "auto: bank for volumes",
         choices=("auto", "fresh", "bank"),
     )
-    draws: int = option(1, "A14: keyed draws whose logits an evaluation averages")
-    warmup: float = option(0.25, "A15: epochs without retrieval: a fraction of all, or their number if 1 or more")
-    warmup_kind: str = option("mask", "A15: missing slots in the warm-up", choices=("mask", "zeros"))
-    reconstruct: float = option(0.0, "A19: weight of a cosine loss on slots hidden by drop_modalities")
+    draws: int = option(1, "draws of supporting samples per prediction, whose logits are averaged")
+    warmup: float = option(0.25, "epochs without retrieval at the start: a fraction of all epochs, or a number if >= 1")
+    warmup_kind: str = option("mask", "missing modalities in the warm-up: masked or zeros", choices=("mask", "zeros"))
+    reconstruct: float = option(0.0, "weight of a reconstruction loss on modalities hidden by drop_modalities")
 
     def __post_init__(self) -> None:
         allowed = self.n_experts + self.n_shared
@@ -77,9 +89,9 @@ class MoERetrieverOptions:
         if self.n_intra not in ("observed", "all") and not (self.n_intra.isdigit() and int(self.n_intra) > 0):
             raise UsageError(f"option n_intra={self.n_intra!r} must be observed, all or a positive number")
         if not (self.intra or self.inter):
-            raise UsageError("options intra and inter cannot both be off")
+            raise UsageError("options intra and inter cannot both be False")
         if self.draws < 1 or self.warmup < 0:
-            raise UsageError(f"options draws={self.draws} and warmup={self.warmup} must be at least 1 and 0")
+            raise UsageError(f"option draws={self.draws} must be at least 1, and warmup={self.warmup} at least 0")
 
 
 _AS_RELEASED: dict[str, OptionValue] = {
@@ -97,11 +109,11 @@ _AS_RELEASED: dict[str, OptionValue] = {
 
 
 class MoERetriever(Method[MoERetrieverOptions]):
-    """The method of the paper; presets `paper`, `code-intended`, `released-code` (models.md §2.7)."""
+    """The method of the paper; docs/method.md explains the presets `code-intended` and `released-code`."""
 
     name = "moe_retriever"
-    summary = "retrieves a missing modality from supporting samples through a sparse mixture of experts"
-    paper = "MoE-Retriever: the paper that this project implements"
+    summary = "retrieves missing modalities from supporting samples with a sparse mixture of experts"
+    paper = "MoE-Retriever, the paper implemented by this project"
     citation = (
         "Sparse MoE as a new retriever: addressing missing modality problem in incomplete multimodal data. "
         "Manuscript under double-blind review, 2024"
@@ -123,11 +135,11 @@ class MoERetriever(Method[MoERetrieverOptions]):
         self.index: SupportIndex | None = None
         self.retrieving = True
         if self._warmup_epochs(config.common.epochs) >= config.common.epochs:
-            raise UsageError(f"warmup={self.options.warmup} leaves none of epochs={config.common.epochs}")
-        if self.options.reconstruct and not config.common.drop_modalities:
             raise UsageError(
-                f"option reconstruct={self.options.reconstruct} has no effect: it needs drop_modalities above 0"
+                f"warmup={self.options.warmup} leaves no epochs with retrieval (epochs={config.common.epochs})"
             )
+        if self.options.reconstruct and not config.common.drop_modalities:
+            raise UsageError(f"option reconstruct={self.options.reconstruct} requires drop_modalities above 0")
 
     # Training samples
 
@@ -210,7 +222,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         return torch.from_numpy(places).to(self.device)
 
     def _plan(self, batch: Batch, draw: int) -> tuple[Draws | None, SlotItems | None]:
-        """Which supports every missing slot gets; nothing in the warm-up or where nothing is missing."""
+        """Draw the supporting samples of all missing slots; None during the warm-up or if nothing is missing."""
         if not self.retrieving or batch.observed.all():
             return None, None
         assert self.reference is not None, "call prepare() or load_reference() first"
@@ -229,16 +241,16 @@ class MoERetriever(Method[MoERetrieverOptions]):
         return draws, SlotItems.of(draws, batch.observed, intra=o.intra, inter=o.inter)
 
     def _banked(self, m: int) -> bool:
-        """Whether supports of modality m come detached from the bank in training (A12)."""
+        """Whether embeddings of supporting samples come from the bank, without gradients, in training."""
         if self.options.support == "auto":
             return self.spec.modalities[m].kind == "volume"
         return self.options.support == "bank"
 
     def _encode(self, batch: Batch, items: SlotItems | None) -> tuple[Tensor, Rows, Rows]:
-        """Encode what the batch observes and what its slots draw, each row once.
+        """Encode the observed modalities of the batch and the drawn supporting samples, each row once.
 
         Returns:
-            blocks (S, P, H); number of the block of each observed slot (B, M), else −1; block of each item (I,).
+            blocks (S, P, H); block of each observed slot (B, M), −1 for missing slots; block of each item (I,).
         """
         own_block = np.full(batch.observed.shape, -1, dtype=np.int64)
         item_block = np.full(0 if items is None else len(items), -1, dtype=np.int64)
@@ -263,7 +275,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
     def _encode_modality(
         self, batch: Batch, m: int, encoder: torch.nn.Module, own_rows: Rows, drawn: Rows
     ) -> tuple[list[Tensor], Rows, Rows]:
-        """Blocks of one modality, and where its own and its drawn rows are among them."""
+        """Blocks of one modality, and the positions of the batch's own rows and of the drawn rows in them."""
         table, reference = batch.data.tables[m], self.reference
         bank = reference.bank if reference is not None and reference.data is batch.data else None
         if reference is not None and bank is not None and self._keeps_own(batch.data):
@@ -278,7 +290,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
             return [encoder(table.gather(rows))], at[: len(own_rows)], at[len(own_rows) :]
         tokens = [encoder(table.gather(own_rows))] if len(own_rows) else []
         if bank is not None and tokens and self.training and not fresh and self.retrieving and not is_random(encoder):
-            # What a step encodes anyway need not be encoded again as another sample's support.
+            # Embeddings of the batch can serve as support for other samples without encoding them again.
             bank.remember(m, own_rows, tokens[0])
         if len(drawn) == 0:
             return tokens, np.arange(len(own_rows)), drawn
@@ -288,9 +300,9 @@ class MoERetriever(Method[MoERetrieverOptions]):
         return tokens, np.arange(len(own_rows)), len(own_rows) + at
 
     def _keeps_own(self, data: Data) -> bool:
-        """Whether predictions read the samples' own embeddings from the bank, too: each is made once until `refresh`.
+        """Whether predictions also take the samples' own embeddings from the bank.
 
-        So several draws, subsets of the modalities or repeated calls encode nothing anew.
+        Each embedding is then computed once until `refresh`, also for several draws, subsets of modalities or calls.
         """
         c = self.config.common
         if self.training or torch.is_grad_enabled():
@@ -298,7 +310,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         return int(data.observed.sum()) * c.tokens * c.hidden * 4 <= c.bank_mb * 1e6
 
     def _reconstruction(self, batch: Batch, items: SlotItems, retrieved: Retrieved) -> Tensor:
-        """1 − cosine between a retrieved slot and the encoding of what was hidden there (detached)."""
+        """1 − cosine similarity of retrieved embeddings and the encoder outputs of the hidden modalities (detached)."""
         slots = np.flatnonzero(batch.hidden[items.sample, items.target])
         terms = []
         for m, encoder in enumerate(self.encoders):
@@ -314,7 +326,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
     def _details(
         self, batch: Batch, draws: Draws | None, items: SlotItems | None, retrieved: Retrieved | None, fused: Tensor
     ) -> Diagnostics:
-        """Fused embeddings; per slot the mean weight and the share of visits of each expert; fallback rates."""
+        """Fused embeddings, supporting samples, and routing per slot and per item."""
         details: Diagnostics = {"fused": fused.detach()}
         if draws is not None:
             details["support"] = draws
@@ -325,7 +337,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         return details
 
     def _slot_routing(self, batch: Batch, items: SlotItems, routing: Routing) -> SlotRouting:
-        """Of each slot: mean weight (Q, E) of its tokens and share (Q, E) of their visits."""
+        """Per slot, the mean weight (Q, E) of its tokens and the share (Q, E) of their visits."""
         n_slots, n_experts = len(items.target), self.retriever.router.n_experts
         per_token = len(routing.expert) // (len(items) if self.options.context != "query" else n_slots)
         of_item = np.arange(n_slots) if self.options.context == "query" else items.slot
@@ -346,7 +358,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         }
 
     def _item_routing(self, batch: Batch, items: SlotItems, routing: Routing) -> ItemRouting:
-        """Of each item: what its own sample (a supporting one for an intra item) has, its role, its visits (I, E)."""
+        """Per item, the observed modalities of its sample (for an intra item, the supporting one), role and visits."""
         assert self.reference is not None
         observed = batch.observed[np.where(items.role == INTRA, 0, items.row)]
         intra = items.role == INTRA

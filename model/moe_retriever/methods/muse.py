@@ -1,13 +1,13 @@
-"""MUSE: samples and modalities are the nodes of a bipartite graph, what is observed its edges; nothing is imputed.
+"""MUSE: a bipartite graph of samples and modalities, with edges for observed modalities and without imputation.
 
-Source: Z. Wu et al., ICLR 2024, as models.md §8 gives it, with its recipe: masked sums instead of a sparse library,
-and an inductive evaluation. A batch reaches a sample only through the modality nodes, so their states are computed
-once over the training samples and frozen; an evaluated sample then depends on its own edges alone.
+Z. Wu et al., ICLR 2024, with masked sums instead of a sparse library, and inductive evaluation. Samples of a batch
+interact only through the modality nodes, so the states of these nodes are computed once over the training samples and
+frozen; an evaluated sample then depends on its own edges only.
 
-Weights of a layer serve both directions of an edge, whose states are kept apart; the projection that both contrastive
-losses share is linear, tanh, linear, ℓ2.
+The weights of a layer are used for both directions of an edge, which have separate states. Both contrastive losses
+share a projection: linear, tanh, linear, ℓ2 normalisation.
 
-Legend: B samples, M modalities, H hidden, L layers.
+Legend: B samples, M modalities, H hidden dimension, L layers.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from mrpipe.options import option
 class MuseOptions:
     """Options of MUSE."""
 
-    layers: int = option(2, "layers of the graph network; with 1 no sample depends on another")
+    layers: int = option(2, "layers of the graph network; with 1, samples do not interact")
     edge_drop: float = option(0.5, "share of samples that lose edges in the augmented graph")
-    unsupervised: float = option(0.5, "weight of the contrast between the graph and its augmentation")
-    supervised: float = option(0.5, "weight of the contrast between labels (try 0 under strong imbalance)")
-    temperature: float = option(0.07, "temperature of both contrasts")
+    unsupervised: float = option(0.5, "weight of the contrastive loss between the graph and its augmentation")
+    supervised: float = option(0.5, "weight of the contrastive loss between labels (try 0 for imbalanced classes)")
+    temperature: float = option(0.07, "temperature of both contrastive losses")
 
     def __post_init__(self) -> None:
         if self.layers < 1:
             raise UsageError(f"option layers={self.layers} must be at least 1")
         if not 0 <= self.edge_drop <= 1:
-            raise UsageError(f"option edge_drop={self.edge_drop} must lie in [0, 1]")
+            raise UsageError(f"option edge_drop={self.edge_drop} must be in [0, 1]")
         if self.temperature <= 0:
             raise UsageError(f"option temperature={self.temperature} must be positive")
 
 
 class BipartiteLayer(nn.Module):
-    """Message ReLU(W [x_source ; e]), mean over the edges, update ReLU(U [mean ; x])."""
+    """Messages ReLU(W [x_source ; e]), mean over the edges, update ReLU(U [mean ; x])."""
 
     def __init__(self, hidden: int):
         super().__init__()
@@ -60,7 +60,7 @@ class BipartiteLayer(nn.Module):
         self.update = nn.Linear(2 * hidden, hidden)
 
     def messages(self, source: Tensor, e_BMH: Tensor) -> Tensor:
-        """(B, M, H) messages along all edges; `source` broadcasts to them."""
+        """(B, M, H) messages along all edges; `source` is broadcast to the edges."""
         return F.relu(self.message(torch.cat([source.expand_as(e_BMH), e_BMH], dim=-1)))
 
     def updated(self, mean: Tensor, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class BipartiteLayer(nn.Module):
 
 
 class Nodes(NamedTuple):
-    """States before a layer: samples (B, H), modalities (M, H), and edges (B, M, H) towards each."""
+    """States before a layer: samples (B, H), modalities (M, H), and edges (B, M, H) in each direction."""
 
     patient: Tensor
     modality: Tensor
@@ -77,7 +77,7 @@ class Nodes(NamedTuple):
 
 
 class BipartiteNetwork(nn.Module):
-    """The graph network; modality nodes start at learned states, sample nodes at ones."""
+    """The graph network; initial states are learned for modality nodes and ones for sample nodes."""
 
     def __init__(self, n_modalities: int, hidden: int, n_layers: int, dropout: float, noise: Noise):
         super().__init__()
@@ -96,7 +96,7 @@ class BipartiteNetwork(nn.Module):
         return Nodes(e_BMH.new_ones(len(e_BMH), e_BMH.shape[2]), self.modality_MH, e_BMH, e_BMH)
 
     def _patients(self, number: int, x: Nodes, edge_BM: Tensor) -> Tensor:
-        """Sample states (B, H) after a layer: mean over the modalities that a sample has."""
+        """Sample states (B, H) after a layer, from the mean over the observed modalities."""
         layer, edge = self.layer(number), edge_BM.to(x.to_patient.dtype).unsqueeze(2)
         mean = (layer.messages(x.modality, x.to_patient) * edge).sum(1) / edge.sum(1).clamp_min(1)
         return layer.updated(mean, x.patient)
@@ -107,7 +107,7 @@ class BipartiteNetwork(nn.Module):
         return (self.layer(number).messages(x.patient[:, None], x.to_modality) * edge).sum(0)
 
     def _advance(self, number: int, x: Nodes, edge_BM: Tensor, frozen_MH: Tensor | None) -> Nodes:
-        """One layer, then dropout of the nodes and new edge states."""
+        """Apply one layer, dropout of the nodes, and the update of the edge states."""
         if frozen_MH is None:
             n = edge_BM.sum(0).clamp_min(1).unsqueeze(1)
             modality = self.layer(number).updated(self._messages(number, x, edge_BM) / n, x.modality)
@@ -123,9 +123,9 @@ class BipartiteNetwork(nn.Module):
         """Sample states (B, H) after the last layer.
 
         Args:
-            e_BMH: edge features; what stands where there is no edge has no influence.
-            edge_BM: which edges there are.
-            frozen: states (M, H) of the modality nodes after layer 1 … L − 1; None: those of these samples.
+            e_BMH: edge features; values without an edge are ignored.
+            edge_BM: whether an edge exists.
+            frozen: states (M, H) of the modality nodes after layers 1 to L − 1; None: computed from these samples.
         """
         x, last = self._start(e_BMH), len(self.layers) - 1
         for number in range(last):
@@ -133,7 +133,7 @@ class BipartiteNetwork(nn.Module):
         return self._patients(last, x, edge_BM)
 
     def messages_after(self, frozen: list[Tensor], e_BMH: Tensor, edge_BM: Tensor) -> Tensor:
-        """Summed messages (M, H) of these samples in the layer that follows those with `frozen` modality states."""
+        """Summed messages (M, H) of these samples in the layer after those with `frozen` modality states."""
         x = self._start(e_BMH)
         for number, state in enumerate(frozen):
             x = self._advance(number, x, edge_BM, state)
@@ -141,10 +141,10 @@ class BipartiteNetwork(nn.Module):
 
 
 def dropped_edges(observed: NDArray[np.bool_], u: NDArray[np.float64], rate: float) -> NDArray[np.bool_]:
-    """Edges (B, M) of the augmented graph: a share `rate` of the samples keeps 1 … n − 1 of its n edges.
+    """Edges (B, M) of the augmented graph: a share `rate` of the samples keeps 1 to n − 1 of its n edges.
 
     Args:
-        u: (B, M + 2) uniforms: whether, how many, and an order of the edges.
+        u: (B, M + 2) uniform random numbers: whether to drop, number of edges, and order of the edges.
     """
     n = observed.sum(axis=1)
     kept = np.where(u[:, 0] < rate, 1 + (u[:, 1] * (n - 1)).astype(np.int64), n)
@@ -154,14 +154,14 @@ def dropped_edges(observed: NDArray[np.bool_], u: NDArray[np.float64], rate: flo
 
 
 def info_nce(z: Tensor, other: Tensor, temperature: float) -> Tensor:
-    """Symmetric InfoNCE of unit vectors (B, H); each sample's own augmentation is its positive."""
+    """Symmetric InfoNCE loss of unit vectors (B, H); the positive of a sample is its augmentation."""
     logits = z @ other.T / temperature
     target = torch.arange(len(z), device=z.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def label_contrast(z: Tensor, other: Tensor, label: Tensor, temperature: float) -> Tensor:
-    """Binary cross-entropy of similarities against "same label": within z (½), between z and `other` (¼ each way)."""
+    """Binary cross-entropy of similarities and "same label", within z (½) and between z and `other` (¼ each way)."""
     z, other, label = z[label >= 0], other[label >= 0], label[label >= 0]
     if len(label) == 0:
         return z.sum() * 0
@@ -172,10 +172,10 @@ def label_contrast(z: Tensor, other: Tensor, label: Tensor, temperature: float) 
 
 
 class Muse(Method[MuseOptions]):
-    """Bipartite graph of samples and modalities, trained with two contrasts between the graph and a thinned one."""
+    """MUSE: bipartite graph network, trained with contrastive losses between the graph and an augmented graph."""
 
     name = "muse"
-    summary = "bipartite graph of samples and modalities with contrastive losses; imputes nothing"
+    summary = "bipartite graph of samples and modalities with contrastive losses, without imputation"
     paper = "MUSE: Wu et al., ICLR 2024"
     citation = (
         "Z. Wu, A. Dadu, N. Tustison, B. Avants, M. Nalls, J. Sun, F. Faghri. Multimodal patient "
@@ -207,7 +207,7 @@ class Muse(Method[MuseOptions]):
 
     @torch.no_grad()
     def _modality_states(self) -> list[Tensor]:
-        """States (M, H) of the modality nodes after layer 1 … L − 1, over all training samples."""
+        """States (M, H) of the modality nodes after layers 1 to L − 1, over all training samples."""
         if self._frozen is None:
             assert self._training_set is not None, "call prepare() or load_reference() first"
             data, rows = self._training_set
@@ -238,7 +238,7 @@ class Muse(Method[MuseOptions]):
     # One step
 
     def _edges(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Edge features (B, M, H) and which edges there are (B, M)."""
+        """Edge features (B, M, H), and whether each edge exists (B, M)."""
         h = self.encode_slots(batch).mean(dim=2)
         mapped = torch.stack([mapper(h[:, m]) for m, mapper in enumerate(self.mappers)], dim=1)
         return self.dropout(mapped), torch.from_numpy(batch.observed).to(h.device)

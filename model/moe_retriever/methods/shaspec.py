@@ -1,14 +1,14 @@
-"""ShaSpec: each modality has a shared and a specific view; a missing one is stood in for by the others' shared views.
+"""ShaSpec: shared and specific features of each modality; missing modalities are replaced by shared features.
 
-Source: models.md §5, the recipe; Wang et al., "Multi-modal Learning with Missing Modality via Shared-Specific Feature
-Modelling", CVPR 2023. Inputs of different shapes cannot share an encoder, so the shared one acts on embeddings:
-s_m = S(LN Z_m), r_m = R_m(LN Z_m), f_m = s_m + W[s_m; r_m], and the mean of the observed s where m is missing.
+Wang et al., "Multi-modal Learning with Missing Modality via Shared-Specific Feature Modelling", CVPR 2023. As inputs of
+different shapes cannot share an encoder, the shared encoder is applied to embeddings: s_m = S(LN Z_m),
+r_m = R_m(LN Z_m), f_m = s_m + W[s_m; r_m]; if m is missing, f_m is the mean of the observed s.
 
-A modality that training hides counts as missing, also in the losses. The common `fusion_*` options and `heads` have no
-effect but with shared_encoder=transformer. Not offered: SGD with momentum 0.99 and the polynomial decay of the
-published segmentation. Parameters without encoders at H = 128, C = 3: 0.167 M (M = 3), 0.200 M (M = 4).
+Modalities hidden in training count as missing in the losses as well. The common options `fusion_*` and `heads` have an
+effect only with shared_encoder=transformer. Not implemented: SGD with momentum 0.99 and the polynomial decay of the
+published segmentation. Parameters without encoders for H = 128, C = 3: 0.167 M (M = 3), 0.200 M (M = 4).
 
-Legend: B samples, M modalities, P tokens, H hidden, C classes, N observed slots.
+Legend: B samples, M modalities, P tokens, H hidden dimension, C classes, N observed slots.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from mrpipe.options import option
 class ShaSpecOptions:
     """Options of ShaSpec."""
 
-    alpha: float = option(0.1, "weight of the alignment of shared features, L_shared")
-    beta: float = option(0.02, "weight of the modality classifier on specific features, L_spec")
+    alpha: float = option(0.1, "weight of the loss that aligns shared features of different modalities")
+    beta: float = option(0.02, "weight of the loss of a modality classifier on the specific features")
     fill: str = option(
         "mean",
-        "a missing modality: mean of the observed shared features, or the first one's (as released)",
+        "features of a missing modality: mean of the observed shared features, or those of the first (as released)",
         choices=("mean", "first"),
     )
-    pairs: str = option("all", "pairs of modalities that L_shared aligns; ring as released", choices=("all", "ring"))
-    shared_encoder: str = option("mlp", "what S is", choices=("mlp", "transformer"))
+    pairs: str = option("all", "pairs of modalities whose shared features are aligned", choices=("all", "ring"))
+    shared_encoder: str = option("mlp", "architecture of the shared encoder", choices=("mlp", "transformer"))
     train_drop: str = option(
         "size",
-        "hide observed modalities in training: keep a uniform number of them, or none hidden",
+        "hiding of observed modalities in training: keep a random number of them, or hide none",
         choices=("size", "none"),
     )
-    full_epochs: float = option(0.25, "epochs before anything is hidden: a fraction of all, or their number if ≥ 1")
+    full_epochs: float = option(0.25, "epochs without hiding at the start: a fraction of all, or a number if >= 1")
 
     def __post_init__(self) -> None:
         if self.full_epochs < 0:
@@ -58,7 +58,7 @@ class ShaSpecOptions:
 
 
 class SharedTransformer(nn.Module):
-    """One pre-LN transformer block over the P tokens of a slot, as the shared encoder."""
+    """Shared encoder: one pre-LN transformer block over the P tokens of a modality."""
 
     def __init__(self, c: Common, noise: Noise):
         super().__init__()
@@ -70,10 +70,10 @@ class SharedTransformer(nn.Module):
 
 
 class ShaSpec(Method[ShaSpecOptions]):
-    """Shared and specific features; models.md §5."""
+    """ShaSpec: shared and specific features."""
 
     name = "shaspec"
-    summary = "shared and specific features; the mean of the observed shared ones stands in for what is missing"
+    summary = "shared and modality-specific features; missing modalities get the mean of the observed shared features"
     paper = "ShaSpec: Wang et al., CVPR 2023"
     citation = (
         "H. Wang, Y. Chen, C. Ma, J. Avery, L. Hull, G. Carneiro. Multi-modal learning with missing modality "
@@ -82,7 +82,7 @@ class ShaSpec(Method[ShaSpecOptions]):
     Options = ShaSpecOptions
     presets: ClassVar[Presets] = {
         "paper": {},
-        # Appendix A.5 of the target paper names this learning rate as ShaSpec's best.
+        # Appendix A.5 of the MoE-Retriever paper reports this learning rate as the best for ShaSpec.
         "published-settings": {"lr": 1e-3, "fill": "first", "pairs": "ring"},
     }
 
@@ -102,7 +102,7 @@ class ShaSpec(Method[ShaSpecOptions]):
         self.head = nn.Linear(n_modalities * c.hidden, spec.n_classes)
         self.hiding = o.train_drop != "none"
         if self.hiding and self._full_epochs(c.epochs) >= c.epochs:
-            raise UsageError(f"full_epochs={o.full_epochs} leaves none of epochs={c.epochs}")
+            raise UsageError(f"full_epochs={o.full_epochs} leaves no epochs with hidden modalities (epochs={c.epochs})")
 
     def _full_epochs(self, n_epochs: int) -> int:
         n = self.options.full_epochs
@@ -121,7 +121,7 @@ class ShaSpec(Method[ShaSpecOptions]):
             batch = with_hidden(batch, kept)
         place_N, tokens, sizes = self._encode(batch)
         s_NPH = self.shared(tokens)
-        # One modality after the other, in the order of s.
+        # Concatenated by modality, in the order of s.
         r_NPH = torch.cat([R(t) for R, t in zip(self.specific, tokens.split(sizes), strict=True) if len(t)])
         f_NPH = s_NPH + self.compose(torch.cat([s_NPH, r_NPH], dim=2))
         s_BMPH = self._slots(s_NPH, place_N, batch)
@@ -141,7 +141,7 @@ class ShaSpec(Method[ShaSpecOptions]):
         return Output(self.head(fused_BD), losses, {"fused": fused_BD.detach()} if detail else {})
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor, list[int]]:
-        """Of the N observed slots, one modality after the other: place in (B·M,), normed tokens, number a modality."""
+        """Index in (B·M,) and normalised tokens of the N observed slots, sorted by modality; number per modality."""
         n_modalities = len(self.encoders)
         places = [batch.table_rows(m)[0] for m in range(n_modalities)]
         tokens = [self.encode(batch, m) for m in range(n_modalities) if len(places[m])]
@@ -149,13 +149,13 @@ class ShaSpec(Method[ShaSpecOptions]):
         return torch.from_numpy(place).to(self.device), self.norm(torch.cat(tokens)), [len(p) for p in places]
 
     def _slots(self, x_NPH: Tensor, place_N: Tensor, batch: Batch) -> Tensor:
-        """(B, M, P, H) with zeros where nothing is observed."""
+        """(B, M, P, H) with zeros for missing modalities."""
         shape = batch.observed.shape
         empty = x_NPH.new_zeros(shape[0] * shape[1], *x_NPH.shape[1:])
         return empty.index_copy(0, place_N, x_NPH).unflatten(0, shape)
 
     def _fill(self, s_BMPH: Tensor, batch: Batch) -> Tensor:
-        """(B, 1, P, H) what stands in for every missing modality of a sample."""
+        """(B, 1, P, H) features that replace the missing modalities of a sample."""
         if self.options.fill == "first":
             first = torch.from_numpy(batch.observed.argmax(axis=1)).to(self.device)
             return s_BMPH[torch.arange(len(first), device=self.device), first].unsqueeze(1)
@@ -163,7 +163,7 @@ class ShaSpec(Method[ShaSpecOptions]):
         return s_BMPH.sum(dim=1, keepdim=True) / n_B[:, None, None, None].to(s_BMPH.dtype)
 
     def _alignment(self, s_BMH: Tensor, observed_BM: Tensor) -> Tensor:
-        """L_shared: a sample's mean of |s_a − s_b| over its observed pairs, 0 for fewer than two; mean over samples."""
+        """Mean |s_a − s_b| over a sample's observed pairs (0 for fewer than two modalities), averaged over samples."""
         n_modalities = s_BMH.shape[1]
         a, b = torch.triu_indices(n_modalities, n_modalities, offset=1, device=s_BMH.device)
         if self.options.pairs == "ring":

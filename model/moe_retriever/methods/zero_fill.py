@@ -1,4 +1,4 @@
-"""Zero fill: a missing modality's tokens are zeros, which the transformer's position embedding then tells apart."""
+"""Zero fill: tokens of missing modalities are zeros, which the position embedding of the transformer distinguishes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from moe_retriever.methods.shared.filled_transformer import FilledTransformer
 
 
 class ZeroFill(FilledTransformer):
-    """Zeros for what is missing, seen by the attention like any other tokens."""
+    """Zeros for missing modalities, which the attention processes like other tokens."""
 
     name = "zero_fill"
-    summary = "zeros for a missing modality, then the fusion transformer (control)"
+    summary = "fusion transformer with zeros for missing modalities (control)"
 
     def fill(self, z_BMPH: Tensor, observed_BM: Tensor) -> tuple[Tensor, Tensor | None]:
         return z_BMPH, None

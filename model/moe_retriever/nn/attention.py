@@ -1,6 +1,6 @@
-"""Attention blocks and the transformer that fuses the modalities' tokens; classification head.
+"""Attention blocks, and the fusion transformer over the tokens of all modalities with the classification head.
 
-Legend: B samples, M modalities, P tokens a modality, L tokens of an item list, H hidden, C classes.
+Legend: B samples, M modalities, P tokens per modality, L tokens in total, H hidden dimension, C classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moe_retriever.nn.moe import Experts, Router, balance_loss
 
 
 class Attention(nn.Module):
-    """Multi-head attention; queries, keys and values without bias, output with bias."""
+    """Multi-head attention; projections of queries, keys and values have no bias, the output projection has one."""
 
     def __init__(self, hidden: int, heads: int):
         super().__init__()
@@ -30,7 +30,7 @@ class Attention(nn.Module):
         return x_BLH.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Attention of (B, L, H) tensors before the output map; `allowed` broadcasts to (B, heads, Lq, Lk)."""
+        """Attention of (B, L, H) tensors without output projection; `allowed` broadcasts to (B, heads, Lq, Lk)."""
         q, k, v = (self.split_heads(t) for t in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(-2)
 
@@ -53,7 +53,7 @@ class FeedForward(nn.Module):
 
 
 class SparseFeedForward(nn.Module):
-    """A mixture of experts in place of the feed-forward part; its balance loss comes with the output."""
+    """A sparse mixture of experts as feed-forward layer; also returns the balance loss."""
 
     def __init__(self, c: Common, noise: Noise):
         super().__init__()
@@ -75,7 +75,7 @@ class TransformerBlock(nn.Module):
     """One transformer block.
 
     form "pre-ln": x + Drop(MHA(LN x)), then x + Drop(FFN(LN x)).
-    form "code": the authors' block, whose first residual is lost (models.md D5): a = MHA(LN x); a + Drop(a); then FFN.
+    form "code": as released, without the first residual connection: a = MHA(LN x); a + Drop(a); then FFN as above.
     """
 
     def __init__(self, c: Common, noise: Noise):
@@ -99,9 +99,9 @@ class TransformerBlock(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Transformer over the tokens of all slots, then a linear head on the concatenation of the modalities' means.
+    """Transformer over the tokens of all modalities, then a linear head on the concatenated means of the modalities.
 
-    Slots that are not filled are masked out of the attention and enter the head as zeros.
+    Slots that are not filled are masked in the attention and are zeros in the input of the head.
     """
 
     def __init__(self, n_modalities: int, n_classes: int, c: Common, noise: Noise):
@@ -115,14 +115,14 @@ class Fusion(nn.Module):
         return normal(0.02)
 
     def forward(self, z_BMPH: Tensor, filled_BM: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Fuse.
+        """Fuse the modalities and classify.
 
         Args:
-            z_BMPH: tokens of every slot; what stands in an unfilled slot has no influence.
-            filled_BM: which slots count; None: all. Each sample has at least one.
+            z_BMPH: tokens of every slot; values of unfilled slots are ignored.
+            filled_BM: filled slots, at least one per sample; None: all.
 
         Returns:
-            logits (B, C); the fused embedding (B, M·H) that the head sees; the balance loss of sparse blocks or None.
+            logits (B, C); fused embedding (B, M·H), the input of the head; balance loss of sparse blocks or None.
         """
         n_samples, n_modalities, n_tokens, _ = z_BMPH.shape
         x_BLH = (z_BMPH + self.position_MPH).flatten(1, 2)

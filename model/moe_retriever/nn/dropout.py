@@ -1,8 +1,7 @@
-"""Explicit noise: every random number of training comes from a generator that is keyed by (seed, epoch).
+"""Random numbers of training, from generators keyed by seed and epoch.
 
-torch's global generator is never touched, so an interrupted run continues with the very numbers that it would have
-drawn, and nothing has to be saved for it. On the CPU the bits come from numpy's SFC64: torch's own `bernoulli_` is
-serial there and takes about ten times as long.
+torch's global generator is not used, so a resumed run draws the same numbers without saving a generator state. On the
+CPU, bits come from numpy's SFC64, because torch's `bernoulli_` is serial and about ten times slower.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from mrpipe import keyed
 
 
 class Noise:
-    """The source of all noise of one run; `reset` names the stretch of draws that begins."""
+    """The source of all random numbers of one run; `reset` starts a new named stream."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -25,7 +24,7 @@ class Noise:
         self.reset("start")
 
     def reset(self, *ids: object) -> None:
-        """Begin the stream (seed, ids...), whatever was drawn before."""
+        """Start the stream (seed, ids...), independently of previous draws."""
         self._key = int(keyed.stream_key(self.seed, "\x1f".join(("noise", *map(str, ids)))))
         self._host = np.random.Generator(np.random.SFC64(self._key))
         self._device_generators.clear()
@@ -36,7 +35,7 @@ class Noise:
         return self._device_generators[device]
 
     def bits(self, shape: Sequence[int], p: float, device: torch.device) -> tuple[Tensor, float]:
-        """1 with probability 1 − p, else 0 (uint8), and 1/(1−p). On the CPU p is exact to 1/65536."""
+        """Keep-mask (uint8), 1 with probability 1 − p, and the scale 1/(1 − p); on the CPU, p is exact to 1/65536."""
         if device.type != "cpu":
             mask = torch.empty(tuple(shape), device=device, dtype=torch.uint8)
             return mask.bernoulli_(1.0 - p, generator=self._on(device)), 1.0 / (1.0 - p)
@@ -51,7 +50,7 @@ class Noise:
         return torch.from_numpy(keep).view(tuple(shape)), 1.0 / (1.0 - round(p * 2**width) / 2**width)
 
     def keep(self, shape: Sequence[int], p: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Dropout mask: 0 with probability p, else 1/(1−p)."""
+        """Dropout mask: 0 with probability p, otherwise 1/(1 − p)."""
         bits, factor = self.bits(shape, p, device)
         return bits.to(dtype).mul_(factor)
 
@@ -63,17 +62,17 @@ class Noise:
 
 
 class Dropout(nn.Module):
-    """Inverted dropout with noise of the run's own source."""
+    """Inverted dropout with random numbers from a `Noise`."""
 
     def __init__(self, p: float, noise: Noise):
         super().__init__()
         if not 0.0 <= p < 1.0:
-            raise ValueError(f"a dropout rate must lie in [0, 1), not {p}")
+            raise ValueError(f"dropout rate must be in [0, 1), got {p}")
         self.p = p
         self._noise = noise
 
     def bits(self, shape: Sequence[int], device: torch.device) -> tuple[Tensor | None, float]:
-        """Which values stay (uint8) and the factor that makes up for the others; None and 1 where all stay."""
+        """Keep-mask (uint8) and the scale 1/(1 − p); None and 1 if all values are kept."""
         return self._noise.bits(shape, self.p, device) if self.training and self.p > 0 else (None, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Modality encoders: one registry by kind of input; all map (n observed entries) to (n, P, H).
+"""Modality encoders, registered by kind of input; each maps n observed entries to tokens (n, P, H).
 
-Legend: n entries, P tokens, H hidden size, d features, T steps, C channels.
-Every encoder is called on observed entries only; no placeholder value ever enters one, nor a batch statistic.
+Encoders process observed entries only, so neither they nor batch statistics see placeholder values.
+
+Legend: n entries, P tokens, H hidden dimension, d features, T steps, C channels.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ENCODERS: dict[tuple[str, str], Factory] = {}
 
 
 def register(kind: str, name: str) -> Callable[[Factory], Factory]:
-    """Add a factory for a kind of modality under a name that the options can choose."""
+    """Register a factory for a kind of modality under a name that the options refer to."""
 
     def add(factory: Factory) -> Factory:
         ENCODERS[kind, name] = factory
@@ -41,14 +42,14 @@ def register(kind: str, name: str) -> Callable[[Factory], Factory]:
 
 
 class GenotypeTokeniser(Tokeniser):
-    """The same from packed genotypes, decoded at the padded width."""
+    """Tokeniser of packed genotypes, which are decoded at the padded width."""
 
     def forward(self, x: Genotypes) -> Tensor:  # type: ignore[override]
         return super().forward(x.values(self.chunk * self.n_tokens))
 
 
 class VectorMLP(nn.Module):
-    """Linear d → hidden, ReLU, then tokens (appendix A.2: MLP with hidden size 256)."""
+    """Linear d → hidden, ReLU, then tokens (the paper's appendix A.2: MLP with hidden size 256)."""
 
     def __init__(self, d: int, encoder_hidden: int, n_tokens: int, hidden: int):
         super().__init__()
@@ -60,9 +61,9 @@ class VectorMLP(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """GRU or LSTM over the true steps of each sequence; the state after its last step becomes the tokens.
+    """GRU or LSTM over the steps of each sequence; the state after the last step is converted to tokens.
 
-    The input is packed, so neither padding nor a longer neighbour can reach a state.
+    The input is packed, so states depend neither on padding nor on the lengths of other sequences.
     """
 
     def __init__(self, rnn: nn.RNNBase, n_tokens: int, hidden: int):
@@ -75,7 +76,7 @@ class Recurrent(nn.Module):
 
 
 class _Pool(nn.MaxPool2d):
-    """2 × 2 max-pooling that leaves a side of length 1 alone, so that small images pass."""
+    """2 × 2 max-pooling that does not pool sides of length 1, so that small images are supported."""
 
     def forward(self, x: Tensor) -> Tensor:
         size = tuple(min(2, s) for s in x.shape[-2:])
@@ -88,13 +89,13 @@ _VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 class VGG11(nn.Module):
     """VGG11 (Simonyan and Zisserman 2015, configuration A), with the layer names of torchvision's model.
 
-    At `width=1`, three channels and 1000 outputs it has torchvision's 132,863,336 parameters (132,868,840 with batch
-    norm), and its weight files load by name.
+    With `width=1`, three channels and 1000 outputs, it has 132,863,336 parameters (132,868,840 with batch norm) like
+    torchvision's model and can load its weight files.
 
     Args:
         n_outputs: size of the last layer.
-        width: factor on all channel counts.
-        dropout: rate of both dropouts of the classifier.
+        width: factor of all channel counts.
+        dropout: rate of both dropout layers of the classifier.
     """
 
     def __init__(self, *, channels: int, n_outputs: int, width: float, batch_norm: bool, dropout: float, noise: Noise):
@@ -126,7 +127,7 @@ class VGG11(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """VGG11, then tokens. With `freeze` the convolutions stay as they start, batch statistics included."""
+    """VGG11, then tokens. With `freeze`, the convolutions and their batch statistics are not updated."""
 
     def __init__(self, spec: ModalitySpec, c: Common, noise: Noise):
         super().__init__()
@@ -155,15 +156,15 @@ class ImageEncoder(nn.Module):
         return self.tokens(self.cnn(x))
 
     def load_weights(self, path: str) -> None:
-        """Load a torchvision state dict; a last layer of another size than ours keeps its start.
+        """Load a torchvision state dict; a last layer of a different size keeps its initial weights.
 
         Raises:
-            DataError: the file is not one, or names or shapes differ.
+            DataError: the file is not a state dict, or names or shapes differ.
         """
-        fix = "Give a state dict of torchvision's vgg11 or vgg11_bn, and cnn_width=1."
+        fix = "Use a state dict of torchvision's vgg11 or vgg11_bn, with cnn_width=1."
         try:
             weights = torch.load(Path(path), map_location="cpu", weights_only=True)
-        except Exception as error:  # A damaged file can fail in any way.
+        except Exception as error:  # A damaged file can raise any exception.
             found = f"{type(error).__name__}: {error}".splitlines()[0]
             raise DataError(Fault(file=path, expected="a torch state dict", found=found, fix=fix)) from error
         own = self.cnn.state_dict()
@@ -174,7 +175,7 @@ class ImageEncoder(nn.Module):
             if k not in last and not k.endswith("num_batches_tracked")
         )
         if wrong:
-            found = f"{len(wrong)} missing, unknown or differently shaped ones"
+            found = f"{len(wrong)} missing, unknown or differently shaped layers"
             raise DataError(
                 Fault(file=path, column=wrong[0], expected="the layers of this VGG11", found=found, fix=fix)
             )
@@ -184,8 +185,8 @@ class ImageEncoder(nn.Module):
 class CNN3D(nn.Module):
     """Six 3 × 3 × 3 convolutions (32, 32, 64, 64, 128, 128) with max-pooling by 2, 3 and 4, then one linear layer.
 
-    At 91 × 109 × 91 voxels and 128 outputs: 1.448 M parameters, 93.1 GFLOP, as the authors' (performance.md §2).
-    A pool is never larger than what is left of the volume.
+    With 91 × 109 × 91 voxels and 128 outputs, it has 1.448 M parameters and needs 93.1 GFLOPs, like the authors' model.
+    Pooling windows are limited to the remaining size of the volume.
     """
 
     def __init__(self, shape: tuple[int, ...], n_outputs: int, width: float):
@@ -286,7 +287,7 @@ def _choice(kind: str, c: Common) -> str:
 
 
 def build_encoders(modalities: tuple[ModalitySpec, ...], c: Common, seed: int, noise: Noise) -> nn.ModuleList:
-    """One encoder a modality, in their order; the same weights for every method with the same seed and options."""
+    """One encoder per modality, in order; their weights are equal for all methods with the same seed and options."""
     encoders = nn.ModuleList()
     for spec in modalities:
         factory = ENCODERS[spec.kind, _choice(spec.kind, c)]
@@ -298,18 +299,18 @@ def build_encoders(modalities: tuple[ModalitySpec, ...], c: Common, seed: int, n
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether what it encodes together could mix in training."""
+    """Whether a module has batch norm, so that entries encoded together depend on each other in training."""
     return any(isinstance(m, BATCH_NORMS) for m in module.modules())
 
 
 def is_random(module: nn.Module) -> bool:
-    """Whether its output in training differs from that in evaluation."""
+    """Whether the output of a module differs between training and evaluation mode."""
     return has_batch_norm(module) or any(isinstance(m, Dropout) and m.p > 0 for m in module.modules())
 
 
 @contextmanager
 def frozen_batch_norm(module: nn.Module) -> Iterator[None]:
-    """Within it, batch-norm layers use their running statistics and do not change them."""
+    """Context in which batch-norm layers use their running statistics without updating them."""
     layers = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.training]
     for layer in layers:
         layer.eval()

@@ -1,9 +1,10 @@
-"""Encoder of sparse events, without the dense tensor.
+"""Encoder of sparse events that avoids dense tensors.
 
-A step's input to the recurrence is Σ_items (W_v[item] · z + W_m[item]) + W_t · Δt + b: the output of a linear layer on
-the step's values, observation mask and elapsed time side by side (2 V + 1 features), at the cost of the items it has.
+The input of the recurrent network for a step is Σ_items (W_v[item] · z + W_m[item]) + W_t · Δt + b. This equals a
+linear layer on the concatenated values, observation mask and elapsed time of the step (2 V + 1 features), but its cost
+depends only on the number of items in the step.
 
-Legend: S steps of all rows together, V items of the vocabulary, P tokens, H hidden.
+Legend: S total steps of all rows, V items of the vocabulary, P tokens, H hidden dimension.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from moe_retriever.nn.tokeniser import Tokeniser
 
 
 class EventEmbedding(nn.Module):
-    """(S steps of events) → (S, H): the linear layer over values, mask and elapsed time, summed over what is there."""
+    """(S steps of events) → (S, H): linear layer over values, mask and elapsed time, summed over the observed items."""
 
     def __init__(self, n_items: int, hidden: int):
         super().__init__()
@@ -30,7 +31,7 @@ class EventEmbedding(nn.Module):
         self.bias = nn.Parameter(torch.empty(hidden))
 
     def initial(self, name: str) -> Fill:
-        # A step has tens of items, not thousands: the spread follows what is summed.
+        # A step has tens of items, not thousands, which determines the scale of the sum.
         return constant(0.0) if name == "bias" else normal(0.1)
 
     def forward(self, x: EventBatch) -> Tensor:
@@ -40,7 +41,7 @@ class EventEmbedding(nn.Module):
 
 
 class EventRecurrent(nn.Module):
-    """Event embedding, then GRU or LSTM over the true steps; the last state becomes the tokens."""
+    """Event embedding, then GRU or LSTM over the steps; the last state is converted to tokens."""
 
     def __init__(self, n_items: int, rnn: nn.RNNBase, n_tokens: int, hidden: int):
         super().__init__()

@@ -1,6 +1,6 @@
-"""Initial weights from a key: (seed, purpose, parameter's name) → the same numbers, in whatever order modules are made.
+"""Initial weights that depend only on (seed, purpose, parameter name), not on the order in which modules are created.
 
-So all methods of one seed start with identical encoders, and adding a layer does not change the others.
+All methods with the same seed therefore start with identical encoders, and adding a layer does not affect the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Fill = Callable[[Tensor, torch.Generator], None]
 
 @runtime_checkable
 class Initialised(Protocol):
-    """A module with parameters of its own says how each of them (by its local name) starts."""
+    """A module that defines the initial values of its own parameters, by their local names."""
 
     def initial(self, name: str) -> Fill: ...
 
@@ -58,11 +58,11 @@ def _rule(module: nn.Module, name: str) -> Fill:
             return constant(0.0 if name == "bias" else 1.0)
         case nn.Embedding():
             return normal(0.02)
-    raise TypeError(f"{type(module).__name__}.{name} has no initial value: give the module a method `initial(name)`")
+    raise TypeError(f"{type(module).__name__}.{name} has no initial value: add a method `initial(name)` to the module")
 
 
 def build(factory: Callable[[], M], seed: int, purpose: str) -> M:
-    """Make a module and fill every parameter from its key; the global generator is neither read nor moved."""
+    """Create a module and initialise all parameters by key, without using the global generator."""
     with torch.device("meta"):
         module = factory()
     for path, part in module.named_modules():

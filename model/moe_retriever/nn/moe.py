@@ -1,7 +1,9 @@
-"""Sparse mixture of experts: router, expert banks with grouped dispatch, balance loss. Nothing here keeps state.
+"""Sparse mixture of experts: router, experts with grouped dispatch, balance loss. The modules are stateless.
 
-Legend: T tokens, H hidden, F feed-forward, E experts, K experts a token, R routers, G groups of allowed experts.
-Source: Eq. 1 of the paper, y = Σ_e R(x)_e E_e(x) with R(x) = TopK(softmax(g(x)), k), softmax first, not renormalised.
+Eq. 1 of the paper: y = Σ_e R(x)_e E_e(x) with R(x) = TopK(softmax(g(x)), k), not renormalised after the top-k.
+
+Legend: T tokens, H hidden, F feed-forward dimension, E experts, K experts per token, R routers, G groups of allowed
+experts.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ from moe_retriever.nn.kernels.linear import onednn_pays
 
 @dataclass(frozen=True)
 class Routing:
-    """Where each token goes.
+    """Experts of each token.
 
     Attributes:
-        expert: (T, K) experts, largest weight first.
-        weight: (T, K) their weights (float32).
-        clean: (T, E) logits without noise, −inf where forbidden.
-        noisy: (T, E) logits that were used, or None without noise.
+        expert: (T, K) experts, by decreasing weight.
+        weight: (T, K) weights of the experts (float32).
+        clean: (T, E) logits without noise, −inf for masked experts.
+        noisy: (T, E) logits with noise, or None without noise.
         spread: (T, E) standard deviation of the noise, or None.
     """
 
@@ -40,14 +42,14 @@ class Routing:
     spread: Tensor | None = None
 
     def rows(self, index: Tensor) -> Routing:
-        """The routing of some of the tokens."""
+        """The routing of a subset of the tokens."""
         noisy = None if self.noisy is None else self.noisy[index]
         spread = None if self.spread is None else self.spread[index]
         return Routing(self.expert[index], self.weight[index], self.clean[index], noisy, spread)
 
     @staticmethod
     def concatenate(parts: Sequence[Routing]) -> Routing:
-        """Routings of several routers over the same experts as one; all with noise or all without."""
+        """Concatenate the routings of several routers over the same experts, either all with noise or all without."""
         noisy = [p.noisy for p in parts if p.noisy is not None]
         spread = [p.spread for p in parts if p.spread is not None]
         expert, weight, clean = (torch.cat([getattr(p, f) for p in parts]) for f in ("expert", "weight", "clean"))
@@ -57,14 +59,14 @@ class Routing:
 
 
 class Router(nn.Module):
-    """Linear routers without bias, computed in float32; forbidden experts get −inf before the softmax.
+    """Linear routers without bias, computed in float32; masked experts get −inf before the softmax.
 
     Args:
-        n_routers: each token names the one it uses.
-        top_k: experts a token visits (at most as many as are allowed).
-        renormalise: weights of the kept experts sum to 1; equals a softmax over the top-k logits.
-        noisy: in training add N(0, softplus(x W_noise)²) to the logits (Shazeer et al. 2017).
-        affinity: what the logit of an expert with weight w is: "dot" x·w, "laplace" −‖x − w‖, "gaussian" −‖x − w‖².
+        n_routers: number of routers; each token uses one of them.
+        top_k: experts per token (at most the number of allowed experts).
+        renormalise: whether the weights of the top-k experts sum to 1, which equals a softmax over the top-k logits.
+        noisy: whether to add N(0, softplus(x W_noise)²) to the logits in training (Shazeer et al. 2017).
+        affinity: logit of an expert with weight w: "dot" x·w, "laplace" −‖x − w‖, "gaussian" −‖x − w‖².
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class Router(nn.Module):
         if self.affinity == "dot":
             return dot
         squared = x_TH.pow(2).sum(dim=1, keepdim=True) - 2 * dot + w_EH.pow(2).sum(dim=1)
-        # Rounding may leave a tiny negative square, and a root has no gradient at 0.
+        # Rounding can produce small negative values, and the square root has no gradient at 0.
         squared = squared.clamp_min(1e-12)
         return -squared.sqrt() if self.affinity == "laplace" else -squared
 
@@ -101,8 +103,8 @@ class Router(nn.Module):
         """Route tokens.
 
         Args:
-            allowed_TE: True where a token may use an expert; None: everywhere.
-            router_T: number of the router of each token; needed where there are several.
+            allowed_TE: True for experts that a token may use; None: all.
+            router_T: index of the router of each token; required if there are several.
         """
         with torch.autocast(x_TH.device.type, enabled=False):
             x = x_TH.float()
@@ -126,10 +128,10 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """E feed-forward networks H → F → H (GELU): each token visits its K experts, and only them.
+    """E feed-forward networks H → F → H (GELU); each token is processed by its K experts only.
 
-    Dispatch: one stable sort of all (token, expert) pairs, then one product per visited expert on a contiguous block
-    (`model.grouped`).
+    Dispatch: one stable sort of all (token, expert) pairs, then one matrix product per visited expert on a contiguous
+    block (`moe_retriever.nn.kernels.grouped_ffn`).
     """
 
     def __init__(self, n_experts: int, hidden: int, ffn: int, dropout: float, noise: Noise):
@@ -153,15 +155,15 @@ class Experts(nn.Module):
         n_rows: int | None = None,
         scale_T: Tensor | None = None,
     ) -> Tensor:
-        """Σ over a token's experts of weight · expert(x), (T, H); forbidden pairs (weight 0) add nothing.
+        """Σ over a token's experts of weight · expert(x), (T, H); masked (token, expert) pairs contribute zero.
 
         Args:
-            row_T, n_rows: add what the tokens give up in these rows of an (n_rows, H) result; an expert's second layer
-                then works on sums.
+            row_T, n_rows: add the result of each token to a row of an (n_rows, H) tensor; the second layer of an expert
+                then operates on sums.
             scale_T: factor of each token.
         """
-        # oneDNN wants shapes that come again; filling blocks up pays where they are long. Dropout draws for the filled
-        # blocks, so the plain twin has the same ones.
+        # oneDNN benefits from recurring shapes, so long blocks are padded. Dropout masks include the padding, also in
+        # the plain implementation.
         long = routing.expert.numel() >= 192 * self.n_experts
         multiple = 32 if long and onednn_pays(x_TH) else 1
         plan = VisitPlan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows, multiple)
@@ -183,9 +185,9 @@ def cv_squared(x: Tensor) -> Tensor:
 
 
 def _load(routing: Routing) -> Tensor:
-    """(T, E) what a token adds to each expert's load: 1 if chosen or, with noise, the probability of being chosen.
+    """(T, E) contribution of each token to the experts' load: 1 if selected or, with noise, the selection probability.
 
-    The probability is Shazeer et al. (2017), appendix A, among the allowed experts only.
+    The probability follows Shazeer et al. (2017), appendix A, restricted to the allowed experts.
     """
     chosen = torch.zeros_like(routing.clean).scatter(1, routing.expert, 1.0)
     if routing.noisy is None or routing.spread is None:
@@ -194,19 +196,19 @@ def _load(routing: Routing) -> Tensor:
     top = routing.noisy.topk(min(k + 1, routing.noisy.shape[1]), dim=1).values
     if top.shape[1] == k:
         return chosen
-    # What an expert must exceed: the k-th best of the others.
+    # Threshold for selection: the k-th largest logit of the other experts.
     rival = torch.where(chosen > 0, top[:, k:], top[:, k - 1 : k])
-    # A forbidden expert, or one without an allowed rival, is certain; no infinity may reach the quotient's gradient.
+    # The outcome is certain for masked experts and without allowed rivals; infinities must not enter the gradient.
     certain = routing.clean.isinf() | rival.isinf()
     z = (routing.clean.masked_fill(certain, 0.0) - rival.masked_fill(certain, 0.0)) / routing.spread
     return torch.where(certain, chosen, torch.special.ndtr(z))
 
 
 def balance_loss(routing: Routing, group_T: Tensor, allowed_GA: Tensor) -> Tensor:
-    """CV²(importance) + CV²(load) over each group's allowed experts, averaged over the groups present (A11).
+    """CV²(importance) + CV²(load) over each group's allowed experts, averaged over the groups in the batch.
 
     Args:
-        group_T: (T,) group (target modality) of each token.
+        group_T: (T,) group (missing modality) of each token.
         allowed_GA: (G, A) experts that a group may use.
     """
     n_groups = allowed_GA.shape[0]

@@ -1,6 +1,6 @@
-"""Parts of the graph methods: masked similarities between samples, aggregation over observed neighbours.
+"""Building blocks of graph methods: masked similarities between samples, and means over observed neighbours.
 
-Legend: B samples (queries), R samples (neighbours), M modalities, H hidden.
+Legend: B samples (queries), R samples (neighbours), M modalities, H hidden dimension.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from moe_retriever.nn.init import Fill, constant
 
-# Share of a batch in the running bandwidth, as torch's batch norm has it.
+# Momentum of the running bandwidth, as in torch's batch norm.
 MOMENTUM = 0.1
 
 
 def squared_distances(a_BH: Tensor, b_RH: Tensor) -> Tensor:
-    """(B, R); never negative, and exactly 0 on the diagonal where a is b."""
+    """(B, R) squared distances; non-negative, and exactly 0 on the diagonal if a is b."""
     d = (a_BH.square().sum(1)[:, None] + b_RH.square().sum(1)[None, :] - 2 * a_BH @ b_RH.T).clamp_min(0)
     if a_BH is b_RH:
         d = d.masked_fill(torch.eye(len(a_BH), dtype=torch.bool, device=d.device), 0.0)
@@ -26,7 +26,7 @@ def squared_distances(a_BH: Tensor, b_RH: Tensor) -> Tensor:
 
 
 class ObservedNorm(nn.BatchNorm1d):
-    """Batch norm over the rows that it is given, which are observed ones; a single row takes the running statistics."""
+    """Batch norm over observed rows; a single row is normalised with the running statistics."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and len(x) < 2:
@@ -37,9 +37,9 @@ class ObservedNorm(nn.BatchNorm1d):
 class Kernel(nn.Module):
     """Mean of three Gaussian kernels exp(−d² / b), b ∈ {b0/2, b0, 2 b0}, on two views of a modality's vectors.
 
-    The views are φ(h), a three-layer MLP of h, and h itself, each with a batch norm of its own; a learned share mixes
-    them: (1 − σ(ε)) K1 + σ(ε) K2. b0 is the running mean of the squared distances of observed pairs; it takes no
-    gradient and is frozen in evaluation.
+    The views are φ(h), a three-layer MLP of h, and h itself, each with its own batch norm. A learned weight combines
+    them: (1 − σ(ε)) K1 + σ(ε) K2. b0 is the running mean of the squared distances of observed pairs, without gradient
+    and frozen in evaluation.
     """
 
     bandwidth: Tensor
@@ -52,7 +52,7 @@ class Kernel(nn.Module):
         self.norm_phi = ObservedNorm(hidden)
         self.norm_h = ObservedNorm(hidden)
         self.epsilon = nn.Parameter(torch.empty(()))
-        # 0: no pair was seen yet.
+        # 0 until the first pair.
         self.register_buffer("bandwidth", torch.zeros(2))
 
     def initial(self, name: str) -> Fill:
@@ -86,9 +86,10 @@ class Kernel(nn.Module):
 
 
 class Threshold(nn.Module):
-    """Keeps similarities above a learned τ = σ(θ) as they are, and sets the others to 0.
+    """Set similarities below a learned threshold τ = σ(θ) to 0.
 
-    relu(S − τ) + τ·1[S > τ] with τ detached in the second term, so that τ takes a gradient from what it keeps.
+    Computed as relu(S − τ) + τ·1[S > τ] with τ detached in the second term, so that the similarities above τ are
+    unchanged but provide a gradient for τ.
     """
 
     def __init__(self, start: float):
@@ -107,11 +108,11 @@ class Threshold(nn.Module):
 def neighbour_mean(
     a_BR: Tensor, x_RH: Tensor, own_B: Tensor | None = None, x_BH: Tensor | None = None, *, normalise: bool = True
 ) -> Tensor:
-    """Σ_j A_ij x_j + own_i x_i, divided by the sum of its weights; 0 where there is no weight at all.
+    """Weighted mean Σ_j A_ij x_j + own_i x_i over the sum of weights; 0 if all weights are 0.
 
     Args:
-        own_B, x_BH: weight and state of each sample's own node where it is not among the neighbours.
-        normalise: divide; else the plain sum.
+        own_B, x_BH: weight and state of each sample's own node if it is not among the neighbours.
+        normalise: whether to divide by the sum of weights.
     """
     total, weight = a_BR @ x_RH, a_BR.sum(1)
     if own_B is not None and x_BH is not None:

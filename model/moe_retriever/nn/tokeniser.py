@@ -1,4 +1,4 @@
-"""Tokens of a modality from one vector per entry."""
+"""Conversion of one vector per entry into the tokens of a modality."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from moe_retriever.nn.kernels.linear import Linear
 
 
 class Tokeniser(nn.Module):
-    """(n, d) → (n, P, H): cut into P equal chunks (zeros pad the last), one linear map shared by all chunks.
+    """(n, d) → (n, P, H): split into P equal chunks (padded with zeros) and apply one linear map to each chunk.
 
-    Source: the chunked encoders of the authors' released code.
+    As in the authors' released code.
     """
 
     def __init__(self, d: int, n_tokens: int, hidden: int):

@@ -1,4 +1,4 @@
-"""Picture of what methods cost by configuration of modalities (Figure 4 of the paper)."""
+"""Figure of the computational cost by modality configuration (Figure 4 of the paper)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from matplotlib.figure import Figure
 
 from moe_retriever.plots.plots import FAINT, INK, PALETTE
 
-# Column of the benchmark → what its panel is called, and the factor to the unit there.
+# Column of the measurements → title of its panel.
 PANELS = {
-    "test_ms": "inference, ms a sample",
-    "gflop_per_sample": "GFLOP a sample",
-    "parameters_m": "parameters, millions",
+    "test_ms": "inference (ms per sample)",
+    "gflop_per_sample": "GFLOPs per sample",
+    "parameters_m": "parameters (millions)",
 }
 MARKERS = "os^Dv<>P"
 
 
 def cost(frame: pl.DataFrame, methods: Sequence[str]) -> Figure:
-    """One panel a quantity: configurations along x, a line a method, logarithmic where a factor of ten lies between.
+    """One panel per quantity, with configurations on the x axis and one line per method.
+
+    The y axis is logarithmic if the values differ by more than a factor of ten.
 
     Args:
         frame: `method, modalities` and the columns of `PANELS`; configurations in the order of the axis.

@@ -1,4 +1,4 @@
-"""The learning curves of a run folder."""
+"""Learning curves of a run folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from moe_retriever.plots import plots
 
 
 def write_curves(run: Path) -> None:
-    """curves.svg and curves.png: losses and validation score per epoch, the kept epoch marked.
+    """Write curves.svg and curves.png: losses and validation score per epoch, with the selected epoch marked.
 
-    A method without epochs has no history, and so no curves.
+    Methods without epochs have no history and therefore no curves.
     """
     path = run / "history.parquet"
     if path.is_file():

@@ -1,6 +1,6 @@
-"""Pictures of stores and runs: availability patterns, cohort flow, learning curves, expert routing, gradients, t-SNE.
+"""Figures of stores and runs: modality combinations, cohort selection, learning curves, routing, gradients, t-SNE.
 
-Each function takes frames and returns a matplotlib Figure, which `save` writes; nothing here keeps global state.
+Each function takes frames and returns a matplotlib Figure, which `save` writes. This module is stateless.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from moe_retriever.data.scores import METRIC_NAMES
 from mrpipe.store.masks import name_parts
 from mrpipe.store.parquet import replacing
 
-# Okabe and Ito's palette: told apart by readers with any colour vision, and in grey.
+# The palette of Okabe and Ito, distinguishable with any colour vision and in greyscale.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 INK, FAINT = "#222222", "#C9CDD2"
 
@@ -38,12 +39,12 @@ def _plain(axes: Axes, *, grid: bool = False) -> None:
 
 
 def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patterns: int = 20) -> Figure:
-    """UpSet-style plot: bars of the modality combinations above the dots that say what is in them.
+    """UpSet plot: one bar per modality combination, above dots that mark its modalities.
 
     Args:
         observed: combination (names joined by `+`) → number of samples.
         names: the modalities, in bit order.
-        max_patterns: the most frequent ones are drawn; the rest is summed up in the title.
+        max_patterns: number of combinations to draw, the most frequent first; a title summarises the others.
     """
     rows = sorted(observed.items(), key=lambda kv: (-kv[1], kv[0]))
     shown, rest = rows[:max_patterns], rows[max_patterns:]
@@ -68,7 +69,7 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
     _plain(bars)
     if rest:
         left = sum(n for _, n in rest)
-        bars.set_title(f"{len(rest)} rarer combinations hold {left} samples", fontsize=8, loc="right")
+        bars.set_title(f"{len(rest)} rarer combinations ({left:,} samples) not shown", fontsize=8, loc="right")
     for x, members in enumerate(sets):
         present = [y for y, name in enumerate(names) if name in members]
         dots.scatter([x] * len(names), range(len(names)), s=46, color=FAINT, zorder=2)
@@ -82,7 +83,7 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
     totals.yaxis.tick_right()
     totals.tick_params(axis="y", length=0)
     totals.set_xlim(1.05 * total, 0)
-    totals.set_xlabel("has it", fontsize=8)
+    totals.set_xlabel("samples", fontsize=8)
     totals.xaxis.set_major_locator(MaxNLocator(2, integer=True))
     for axes in (dots, totals):
         for side in ("top", "right", "left", "bottom"):
@@ -91,7 +92,7 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
 
 
 def cohort_flow(attrition: pl.DataFrame) -> Figure:
-    """Who is in, and why the others are not: one bar a step of `attrition.parquet`."""
+    """Remaining and excluded samples: one bar per step of `attrition.parquet`."""
     steps = list(attrition.iter_rows(named=True))
     figure = _figure(7.2, 0.7 + 0.46 * len(steps))
     axes = figure.add_subplot()
@@ -100,7 +101,7 @@ def cohort_flow(attrition: pl.DataFrame) -> Figure:
         lost = step["n_before"] - step["n_after"]
         axes.barh(y, step["n_after"], color=PALETTE[0], height=0.6)
         axes.barh(y, lost, left=step["n_after"], color=PALETTE[1], height=0.6, alpha=0.75)
-        label = f"{step['n_after']}" + (f"  (−{lost})" if lost else "")
+        label = f"{step['n_after']:,}" + (f"  (−{lost:,})" if lost else "")
         place = (step["n_before"], y)
         axes.annotate(label, place, xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.set_yticks(range(len(steps)), [s["reason"] for s in steps])
@@ -115,12 +116,12 @@ def cohort_flow(attrition: pl.DataFrame) -> Figure:
 
 
 def learning_curves(histories: Mapping[str, pl.DataFrame], *, score: str = "score") -> Figure:
-    """Loss (training and validation) and the selection score per epoch, one line a run.
+    """Training and validation loss and the selection score per epoch, one line per run.
 
     Args:
         histories: name of the run → frame with `epoch, train_loss, val_loss, val_score, best`; without validation
-            rows the scores are null, or the columns of the validation are not there.
-        score: what the selection score is.
+            samples, the scores are null or the validation columns are missing.
+        score: name of the selection score.
     """
     figure = _figure(7.6, 3.0)
     left, right = figure.subplots(1, 2)
@@ -134,7 +135,7 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], *, score: str = "scor
         right.scatter(kept["epoch"], kept["val_score"], s=26, color=color, zorder=3)
         left.axvline(kept["epoch"].item(), color=color, linewidth=0.8, alpha=0.5)
     left.set_ylabel("loss (dashed: validation)")
-    right.set_ylabel(f"validation {score} (dot: kept)")
+    right.set_ylabel(f"validation {METRIC_NAMES.get(score, score)}\n(dot: selected epoch)")
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -144,7 +145,7 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], *, score: str = "scor
 
 
 def routing(frame: pl.DataFrame, experts: Sequence[str]) -> Figure:
-    """Which experts served which target: share of the routed weight by target and input combination.
+    """Share of the gate weight by expert, for each missing modality and combination of observed modalities.
 
     Args:
         frame: `target, inputs, expert, share`; shares of one (target, inputs) sum to 1.
@@ -157,19 +158,19 @@ def routing(frame: pl.DataFrame, experts: Sequence[str]) -> Figure:
     figure = _figure(1.9 + 0.30 * len(experts), 1.5 + 0.36 * len(pairs))
     axes = figure.add_subplot()
     image = axes.imshow(table, cmap="Blues", vmin=0, vmax=max(float(table.max()), 1e-6), aspect="auto")
-    axes.set_yticks(range(len(pairs)), [f"{target} ← {inputs}" for target, inputs in pairs])
+    axes.set_yticks(range(len(pairs)), [f"{target} ← {_spaced(inputs)}" for target, inputs in pairs])
     _expert_axis(axes, experts)
     axes.set_title("missing ← observed", loc="left", fontsize=8.5)
-    figure.colorbar(image, ax=axes, label="share of weight", fraction=0.06, pad=0.02)
+    figure.colorbar(image, ax=axes, label="gate weight", fraction=0.06, pad=0.02)
     return figure
 
 
 def expert_selection(frame: pl.DataFrame) -> Figure:
-    """Figure 3 b: which experts the tokens of each modality combination visit.
+    """Figure 3b: distribution of the visits of each modality combination over the experts.
 
     Args:
-        frame: `combination, expert, name, visits, ratio` (`model.routing.expert_selection`); of many combinations the
-            24 with most visits are drawn.
+        frame: `combination, expert, name, visits, ratio` (`moe_retriever.evaluation.routing.expert_selection`); at most
+            the 24 combinations with the most visits are drawn.
     """
     ranked = _by_visits(frame)
     combinations = sorted(ranked[:MOST_ROWS], key=lambda c: (c.count("+"), c))
@@ -181,27 +182,31 @@ def expert_selection(frame: pl.DataFrame) -> Figure:
     figure = _figure(2.6 + min(0.28 * len(experts), WIDEST), 1.6 + 0.36 * len(combinations))
     axes = figure.add_subplot()
     image = axes.imshow(100 * table, cmap="Blues", vmin=0, vmax=max(100 * float(table.max()), 1e-6), aspect="auto")
-    axes.set_yticks(range(len(combinations)), combinations)
-    axes.set_ylabel("tokens of samples with")
+    axes.set_yticks(range(len(combinations)), map(_spaced, combinations))
+    axes.set_ylabel("modality combination")
     if len(ranked) > MOST_ROWS:
-        axes.set_title(f"{len(ranked) - MOST_ROWS} rarer combinations are not shown", fontsize=8, loc="right")
+        axes.set_title(f"{len(ranked) - MOST_ROWS} rarer combinations not shown", fontsize=8, loc="right")
     _expert_axis(axes, experts)
-    figure.colorbar(image, ax=axes, label="% of their visits", fraction=0.06, pad=0.02)
+    figure.colorbar(image, ax=axes, label="% of visits", fraction=0.06, pad=0.02)
     return figure
 
 
-# More rows or wider pictures are no longer read.
+# Limits of the number of rows and of the width in inches.
 MOST_ROWS, WIDEST = 24, 18.0
 
 
+def _spaced(combination: str) -> str:
+    return combination.replace("+", " + ")
+
+
 def _by_visits(frame: pl.DataFrame) -> list[str]:
-    """The combinations, most visits first."""
+    """The combinations, sorted by decreasing number of visits."""
     total = frame.group_by("combination").agg(pl.col("visits").sum())
     return total.sort("visits", "combination", descending=[True, False])["combination"].to_list()
 
 
 def _expert_axis(axes: Axes, experts: Sequence[str]) -> None:
-    """Experts along x, a line between two pools; of many experts only the pools are named."""
+    """Experts on the x axis, with lines between pools; if there are many experts, only the pools are labelled."""
     pools = [e.rsplit("_", 1)[0] for e in experts]
     starts = [x for x in range(len(pools)) if x == 0 or pools[x] != pools[x - 1]]
     for x in starts[1:]:
@@ -217,11 +222,11 @@ def _expert_axis(axes: Axes, experts: Sequence[str]) -> None:
 
 
 def combination_shares(frame: pl.DataFrame) -> Figure:
-    """Figure 3 c: from which modality combinations the visits of each expert come, stacked to 100 %.
+    """Figure 3c: distribution of the visits to each expert over the modality combinations, as stacked bars.
 
     Args:
-        frame: `combination, expert, name, visits, ratio` (`model.routing.combination_shares`); the rarest combinations
-            share one colour where there are more than the palette has.
+        frame: `combination, expert, name, visits, ratio` (`moe_retriever.evaluation.routing.combination_shares`); if
+            there are more combinations than colours, the rarest share one colour.
     """
     ranked = _by_visits(frame)
     shown = ranked if len(ranked) <= len(PALETTE) else ranked[: len(PALETTE) - 1]
@@ -236,7 +241,7 @@ def combination_shares(frame: pl.DataFrame) -> Figure:
         for name, ratio in frame.filter(mine).group_by("name").agg(pl.col("ratio").sum()).iter_rows():
             height[place[name]] = 100 * ratio
         color = PALETTE[number] if combination in shown else FAINT
-        axes.bar(range(len(experts)), height, bottom=bottom, width=0.82, color=color, label=combination)
+        axes.bar(range(len(experts)), height, bottom=bottom, width=0.82, color=color, label=_spaced(combination))
         bottom += height
     _expert_axis(axes, experts)
     axes.set_xlim(-0.6, len(experts) - 0.4)
@@ -246,7 +251,7 @@ def combination_shares(frame: pl.DataFrame) -> Figure:
     axes.legend(
         frameon=False,
         fontsize=8,
-        title="tokens of samples with",
+        title="modality combination",
         title_fontsize=8,
         loc="center left",
         bbox_to_anchor=(1.01, 0.5),
@@ -254,15 +259,15 @@ def combination_shares(frame: pl.DataFrame) -> Figure:
     return figure
 
 
-GRADIENT_KINDS = {"tokens": "of the modalities' tokens", "shared": "of the shared weights"}
+GRADIENT_KINDS = {"tokens": "with respect to the tokens", "shared": "with respect to shared weights"}
 
 
 def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
-    """Figure 5: cosine similarity of the gradients of modality pairs over the epochs; a column a run, a row a kind.
+    """Figure 5: gradient cosine similarity of modality pairs by epoch, one column per run, one row per gradient kind.
 
     Args:
-        runs: name of the run → frame with `epoch, kind, first, second, cosine` (`model.gradients.frame`). Beyond eight
-            pairs the lines give way to their mean and range.
+        runs: name of the run → frame with `epoch, kind, first, second, cosine` (`moe_retriever.training.gradients`).
+            With more than eight pairs, only their mean and range are drawn.
     """
     everything = pl.concat(list(runs.values()))
     pairs = sorted({(a, b) for a, b in everything.select("first", "second").iter_rows()})
@@ -306,21 +311,21 @@ def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
             else:
                 axes.set_xlabel("epoch")
             if column == 0:
-                axes.set_ylabel(f"cosine similarity\n{words}", fontsize=9)
+                axes.set_ylabel(f"gradient cosine similarity\n({words})", fontsize=8.5)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8.5)
     return figure
 
 
-# Beyond the palette's colours, classes are told apart by their marks.
+# Markers that distinguish classes with the same colour.
 MARKERS = ("o", "^", "s", "D")
 
 
 def before_and_after(frame: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """Figure 6: t-SNE of the samples of one combination before and after retrieval, coloured by class.
+    """Figure 6: t-SNE of the samples of one modality combination before and after retrieval, coloured by class.
 
     Args:
-        frame: `stage, x, y, label` (`model.embedding.tsne`).
+        frame: `stage, x, y, label` (`moe_retriever.evaluation.embedding.tsne`).
         titles: stage → title of its panel, in order.
     """
     classes = sorted(set(frame["label"]))
@@ -350,20 +355,20 @@ def before_and_after(frame: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     return figure
 
 
-# What a picture shows, by the end of its file's name.
+# Description of a figure, by the end of its file name.
 SHOWN = {
-    "patterns": "which samples have which modalities",
-    "expert-selection": "which experts the tokens of each combination of modalities visit",
-    "combination-shares": "from which combinations of modalities the visits of each expert come",
-    "gradients": "cosine similarity of the gradients of pairs of modalities during training",
-    "embedding": "t-SNE of fused embeddings of samples that lack a modality, before and after its retrieval",
-    "cost": "inference time, FLOPs and parameters by configuration of modalities",
+    "patterns": "observed modality combinations",
+    "expert-selection": "expert visits by modality combination of the tokens",
+    "combination-shares": "modality combinations of the tokens that visit each expert",
+    "gradients": "gradient cosine similarity of modality pairs during training",
+    "embedding": "t-SNE of fused embeddings of incomplete samples before and after retrieval",
+    "cost": "inference time, FLOPs and parameters by modality configuration",
 }
 
 
 def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    """Write `<stem>.svg` and `<stem>.png`; the same figure gives the same bytes."""
-    # Not `with_suffix`: a name may hold a point, as in p0.3.
+    """Write `<stem>.svg` and `<stem>.png`, reproducible to the byte."""
+    # `with_suffix` would truncate names that contain a point, such as p0.3.
     paths = (stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png"))
     with mpl.rc_context({"svg.hashsalt": stem.name, "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
         for path, metadata in zip(paths, ({"Date": None, "Creator": None}, {"Software": None}), strict=True):

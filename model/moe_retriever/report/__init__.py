@@ -1,6 +1,6 @@
-"""The report of a run: one self-contained HTML page (no network), the scores as CSV and the pictures as SVG beside it.
+"""The report: a self-contained HTML page that needs no network, with the scores as CSV and the figures as SVG.
 
-`page` puts it together; each other module makes one section from files alone: stores, runs, suites, benchmarks.
+`page` assembles it from sections that the other modules build from the files of stores, runs, suites and benchmarks.
 """
 
 from moe_retriever.report.page import Inputs, add_arguments, run, write_report

@@ -1,6 +1,6 @@
-"""What the workflow's jobs cost, from Snakemake's benchmark files: by rule, and the slowest jobs.
+"""Run time and memory of the workflow's jobs, from Snakemake's benchmark files.
 
-A job is named by its dataset or experiment and the wildcards in the file's name; no file name holds an id.
+A job is named by its dataset or experiment and the wildcards in the file name; file names contain no ids.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import polars as pl
 
 SLOWEST = 10
 _FIELDS = {"s": "seconds", "max_rss": "peak_mb", "cpu_time": "cpu_seconds"}
-# Rules with more than one word in their name.
+# Rules whose name contains an underscore.
 _RULES = ("image_qc", "suite_settings", "suite_report")
-# Jobs of a run or of a suite end in the rule's name, `<method>_seed<n>_train`; all others begin with it.
+# Names of jobs of a run or suite end in the rule's name (`<method>_seed<n>_train`); all others begin with it.
 _OF_A_RUN = re.compile(r"(?P<what>.+_seed\d+)_(?P<rule>[a-z]+)")
 _OF_A_SUITE = re.compile(r"(?P<what>\w+?)_(?P<rule>[a-z]+)")
 
 
 def job_of(path: Path, folder: Path) -> tuple[str, str]:
-    """Rule of a job and its name, from where its benchmark file lies."""
+    """Rule and name of a job, from the path of its benchmark file."""
     stem, parents = path.stem, path.relative_to(folder).parent.parts
     match = _OF_A_RUN.fullmatch(stem)
     if match is None and parents[:1] == ("suites",):
@@ -33,9 +33,9 @@ def job_of(path: Path, folder: Path) -> tuple[str, str]:
 
 
 def read_benchmarks(folder: Path) -> pl.DataFrame:
-    """One row a job, sorted by name: `rule, job, seconds, peak_mb, cpu_seconds`; what was not measured is null.
+    """One row per job, sorted by name: `rule, job, seconds, peak_mb, cpu_seconds`; null if not measured.
 
-    A job that Snakemake repeated has several lines: its last one counts.
+    For a job that Snakemake repeated, the last line of the file counts.
     """
     rows = []
     for path in sorted(folder.rglob("*.jsonl")):
@@ -52,12 +52,12 @@ def read_benchmarks(folder: Path) -> pl.DataFrame:
 
 
 def _number(value: Any) -> float | None:
-    """Snakemake writes NA or - for what it could not measure of a short job."""
+    """A number, or None: Snakemake writes NA or - for values that it could not measure in a short job."""
     return float(value) if isinstance(value, int | float) else None
 
 
 def summarise(jobs: pl.DataFrame) -> dict[str, Any] | None:
-    """Totals, one entry a rule (the costliest first) and the slowest jobs; None without jobs."""
+    """Totals, one entry per rule (the most expensive first) and the slowest jobs; None without jobs."""
     if jobs.is_empty():
         return None
     slowest = pl.col("job").sort_by("seconds", descending=True, nulls_last=True).first()
@@ -84,7 +84,7 @@ def summarise(jobs: pl.DataFrame) -> dict[str, Any] | None:
 
 
 def show_seconds(seconds: float | None) -> str:
-    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
+    """Format a duration: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds is None:
         return "–"
     if seconds < 10:
@@ -98,7 +98,7 @@ def show_seconds(seconds: float | None) -> str:
 
 
 def show_megabytes(megabytes: float | None) -> str:
-    """`512 MB`, `2.3 GB`."""
+    """Format a size: `512 MB`, `2.3 GB`."""
     if megabytes is None:
         return "–"
     return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"

@@ -1,4 +1,4 @@
-"""What a careful reader would ask about a run, said before they ask: constant predictions, few seeds, leaks."""
+"""Warnings about results that need care: constant predictions, few seeds, small test sets, possible label leakage."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_retriever.report.experiments import anchor_of
+from moe_retriever.report.experiments import anchor_of, experiment_title
 from moe_retriever.report.methods_data import plural
 from moe_retriever.report.runs import ReportedRun
+from moe_retriever.suites.published import dataset_title
 
 FEW_SEEDS = 3
 SMALL_TEST = 100
@@ -18,10 +19,10 @@ MOST_PLACES = 4
 
 @dataclass(frozen=True)
 class Caution:
-    """One thing to know, with the place on the page where it belongs.
+    """A warning and the part of the page that it concerns.
 
     Attributes:
-        who: the runs that it is about; empty: all of that place.
+        who: the runs concerned; empty for all runs of that part.
     """
 
     text: str
@@ -32,7 +33,7 @@ class Caution:
 
 @dataclass(frozen=True)
 class Said:
-    """A caution of several places; `more` is how many are not listed."""
+    """A warning with all its places; `more` is the number of places that are not listed."""
 
     text: str
     places: tuple[Caution, ...]
@@ -40,7 +41,7 @@ class Said:
 
 
 def together(found: Iterable[Caution]) -> list[Said]:
-    """The same words said once, with all their places."""
+    """Merge warnings with the same text."""
     places: dict[str, list[Caution]] = {}
     for caution in found:
         places.setdefault(caution.text, []).append(caution)
@@ -48,55 +49,58 @@ def together(found: Iterable[Caution]) -> list[Said]:
 
 
 def of_experiment(key: tuple[str, ...], runs: Sequence[ReportedRun]) -> list[Caution]:
-    """What to know about the runs of one experiment."""
+    """Warnings about the runs of one experiment."""
     first = runs[0].metrics
     found: list[tuple[str, str]] = []
     constant = [r for r in runs if r.method != "majority" and _is_constant(r)]
     if constant:
-        found.append(("One class for every test sample: accuracy says how frequent that is.", _named(constant, runs)))
+        text = "All test samples were assigned to one class, so the accuracy is the frequency of that class."
+        found.append((text, _named(constant, runs)))
     below = [r for r in runs if r not in constant and r.method != "majority" and _below_majority(r)]
     if below:
-        found.append((f"Accuracy below that of always saying {first['majority']['class']}.", _named(below, runs)))
+        text = f"The accuracy is below that of always predicting {first['majority']['class']}."
+        found.append((text, _named(below, runs)))
     seeds = {run.seed for run in runs}
     trained = [run for run in runs if run.method != "majority"]
     if trained and len(seeds) < FEW_SEEDS:
-        found.append((f"{plural(len(seeds), 'seed')}: differences between methods may be chance.", ""))
+        verb = "is" if len(seeds) == 1 else "are"
+        text = f"There {verb} only {plural(len(seeds), 'seed')}, so differences between methods may be due to chance."
+        found.append((text, ""))
     if first["n"]["test"] < SMALL_TEST:
-        found.append((f"{first['n']['test']} test samples: look at the intervals before the means.", ""))
+        text = f"There are only {first['n']['test']} test samples; consider the intervals when comparing methods."
+        found.append((text, ""))
     if not first["n"]["val"]:
-        found.append(("No validation samples: the last epoch was kept.", ""))
+        found.append(("There are no validation samples, so the weights of the last epoch were used.", ""))
     cut = [r for r in runs if _still_improving(r)]
     if cut:
-        text = "The last epoch allowed was the best on validation; longer training may help."
+        text = "The best validation score was reached in the last epoch; longer training may improve the results."
         found.append((text, _named(cut, runs)))
-    dataset, _, _, task, _, view, missingness, transforms = key
-    where = f"{dataset}, {task} from {view}, {missingness}{f', {transforms}' if transforms else ''}"
+    where = f"{experiment_title(runs[0])}, {runs[0].missingness_title}"
     return [Caution(text, where, anchor_of(key), who) for text, who in found]
 
 
 def of_store(described: Mapping[str, Any]) -> list[Caution]:
-    """What to know about a store, from what the page says of it."""
+    """Warnings about a store, from its description on the page."""
     m, anchor = described["manifest"], described["anchor"]
     found = []
     audit = described["audit"]
     if audit and audit["n"]:
-        several = "s tell" if audit["n"] > 1 else " tells"
         found.append(
-            f"{audit['n']} finding{several} a class almost alone (single-feature AUROC above "
-            f"{audit['threshold']}): the label in other words?"
+            f"The leakage audit has {plural(audit['n'], 'finding')}: features that nearly determine a class on their "
+            f"own (single-feature AUROC above {audit['threshold']})."
         )
     steps = described["attrition"]
     if 2 * steps[-1]["n_after"] < steps[0]["n_before"]:
         share = steps[-1]["n_after"] / steps[0]["n_before"]
-        found.append(f"{share:.0%} of those in the export are in the cohort: see who was left out.")
+        found.append(f"Only {share:.0%} of the records in the export are in the cohort; check the exclusions.")
     quality = described.get("quality")
     if quality and quality["n_failed"]:
-        found.append(f"{quality['n_failed']} of {quality['n']} scans failed quality control or processing.")
-    return [Caution(text, f"store {m.dataset}", anchor) for text in found]
+        found.append(f"{quality['n_failed']} of {quality['n']} scans failed processing or quality control.")
+    return [Caution(text, f"store {dataset_title(m.dataset)}", anchor) for text in found]
 
 
 def _named(some: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
-    """Labels of some of the runs, with the seeds where it is not all of that label's."""
+    """Labels of some of the runs, with their seeds if not all runs of a label are included."""
     said = []
     for label in dict.fromkeys(run.label for run in some):
         seeds, every = ({run.seed for run in those if run.label == label} for those in (some, runs))
@@ -106,8 +110,10 @@ def _named(some: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
 
 
 def _is_constant(run: ReportedRun) -> bool:
-    """One class for all: recalls of 1 and 0 make a balanced accuracy of 1/k and, with accuracy a, a macro-F1 of
-    2a / ((1 + a) k). Either alone can be chance.
+    """Whether a run predicts one class for all samples.
+
+    Then the balanced accuracy is 1/k and, with accuracy a, the macro-F1 is 2a / ((1 + a) k); one of these alone can
+    occur by chance.
     """
     scores, k = run.metrics["metrics"], len(run.metrics["classes"])
     a, balanced, f1 = (scores[name]["value"] for name in ("accuracy", "balanced_accuracy", "macro_f1"))

@@ -1,4 +1,4 @@
-"""What training and inference of the methods cost, from the run folders (measured, so not the same bytes twice)."""
+"""Cost of training and inference, from the measurements in the run folders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moe_retriever.report.runs import ReportedRun
 
 
 def of_experiment(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
-    """One entry a method, means over its seeds: parameters, epochs, seconds an epoch, samples a second, devices."""
+    """One entry per method: parameters, devices, and epochs, times and samples per second as means over seeds."""
     rows = []
     for label in dict.fromkeys(run.label for run in runs):
         mine = [run for run in runs if run.label == label]
@@ -37,4 +37,4 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _device(run: ReportedRun) -> str:
     threads = run.cost.get("threads")
-    return f"{run.cost['device']}, {threads} thread{'' if threads == 1 else 's'}"
+    return f"{str(run.cost['device']).replace('cpu', 'CPU')}, {threads} thread{'' if threads == 1 else 's'}"

@@ -1,7 +1,7 @@
-"""The data dictionary as a page shows it: numbers a modality, and rows in which features of one kind are one line.
+"""Condensed data dictionary: statistics per modality, and one row per run of similar features.
 
-A store has up to hundreds of thousands of features. Neighbours that differ in their number only (`text_0 … text_383`)
-become one row, and a modality shows at most `MAX_ROWS` of those; the whole is `dictionary.parquet`.
+A store can have hundreds of thousands of features. Consecutive features whose names differ only in a number
+(`text_0 … text_383`) form one row, and a modality shows at most `MAX_ROWS` rows; `dictionary.parquet` is complete.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ _NUMBER = r"\d+(?:\.\d+)?"
 
 
 def missing_rate() -> pl.Expr:
-    """Share of the values of a feature that are not known, in samples that have the modality (of its steps, for a
-    sequence); null where nothing was counted.
+    """Share of missing values of a feature among the samples (for a sequence, the steps) of the modality.
+
+    Null if the modality has none.
     """
     total = pl.col("n_observed") + pl.col("n_missing")
     return pl.when(total > 0).then(pl.col("n_missing") / total)
 
 
 def summarise(dictionary: pl.DataFrame) -> list[dict[str, Any]]:
-    """One entry a modality, in the order of the dictionary.
+    """One entry per modality, in the order of the dictionary.
 
-    Keys: `modality, n_features, kinds (kind × number), sources, missing (median, highest rate), n_never (features
-    without a value), rows` of `_rows`, and `n_rows`, how many there would be.
+    Keys: `modality, n_features, kinds` (number per kind), `sources, median` and `highest` (missing rate), `n_never`
+    (features without any value), `rows` (see `_rows`, at most `MAX_ROWS`) and `n_rows` (their total number).
     """
     out = []
     for (modality,), features in dictionary.group_by("modality", maintain_order=True):
@@ -56,16 +57,16 @@ def _few(names: list[str], most: int = 4) -> str:
 
 
 def _rows(features: pl.DataFrame) -> pl.DataFrame:
-    """Runs of neighbours with one kind, unit, source and wording, and the SNPs of one chip.
+    """Runs of consecutive features with the same kind, unit, source and wording, and the SNPs of a chip.
 
-    Each with first and last name, number of features, lowest and highest rate of unknown values.
+    Each row has the first and last name, the number of features, and the lowest and highest missing rate.
     """
     text = ("name", "description", "source_column")
     plain = [pl.col(c).fill_null("").str.replace_all(_NUMBER, "#") for c in text]
     same = pl.concat_str(
         [*plain, *(pl.col(c).fill_null("") for c in ("kind", "unit", "dtype", "source_file"))], separator="\x1f"
     )
-    # SNPs differ by name, place and alleles only, and those of one chip are not neighbours.
+    # SNPs differ only by name, position and alleles, and those of one chip are not consecutive.
     chip = pl.concat_str([pl.lit("genotype"), pl.col("source_file").fill_null("")], separator="\x1f")
     run = pl.when(pl.col("kind") == "genotype").then(chip).otherwise(same.rle_id().cast(pl.String))
     runs = features.with_columns(run=run, rate=missing_rate(), levels=pl.col("levels").list.join(", "))

@@ -1,4 +1,4 @@
-"""Pictures as parts of a page: SVG that can stand beside others in one document, and raster images inside it."""
+"""Embedding of figures in the page: SVG made safe to combine with others in one document, and inline raster images."""
 
 from __future__ import annotations
 
@@ -18,70 +18,70 @@ from mrpipe.store.parquet import write_text
 _NOT_CONTENT = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL)
 _ID = re.compile(r'(\sid="|\s(?:xlink:)?href="#|url\(#)([^")]+)')
 _LENGTH = re.compile(r'\s(?:width|height)="[^"]*"')
-# Whatever could run, or fetch something, in a page that is to need no network.
+# Markup that could execute code or load external resources.
 _ACTIVE = re.compile(
     r"<(?:script|iframe|object|embed|foreignObject|link|style|base|form)\b|\son\w+\s*=|javascript:|srcset"
     r"|<(?:img|image|use|feImage|source|video|audio)\b[^>]*?(?:src|href)\s*=\s*[\"'](?!#|data:image/)"
     r"|url\((?!#)|@import",
     re.IGNORECASE,
 )
-# Matplotlib's style sheet would speak to the whole page; its one rule goes to the picture's root.
+# Matplotlib's style sheet would apply to the whole page, so its only rule is moved to the root of the figure.
 _STYLE = re.compile(r"<style[^>]*>\s*\*\s*\{([^{}]*)\}\s*</style>")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the page: markup, and a caption below it."""
+    """A figure of the page: markup and caption."""
 
     markup: Markup
     caption: str
 
 
 def prefixed(text: str, name: str) -> str:
-    """Markup whose ids, and what refers to them, begin with a name of their own."""
+    """Prefix all ids and the references to them with a name."""
     return _ID.sub(lambda m: f"{m[1]}{name}-{m[2]}", text)
 
 
 def require_passive(text: str, file: str) -> str:
-    """The text, if nothing in it runs and nothing is fetched.
+    """Return the text if it neither executes code nor loads external resources.
 
     Raises:
-        DataError: names the file and what was found.
+        DataError: active markup; names the file and the markup.
     """
     found = _ACTIVE.search(text)
     if found:
         raise DataError(
             Fault(
                 file=file,
-                expected="markup that fetches nothing and runs nothing",
+                expected="markup without scripts and external resources",
                 found=repr(found[0].strip()),
-                fix="Write it again with the rule that makes it.",
+                fix="Create it again with its workflow rule.",
             )
         )
     return text
 
 
 def inline_svg(text: str, *, name: str, label: str, file: str) -> Markup:
-    """An SVG file as part of a page: its ids prefixed, its size in CSS, a label for who cannot see it.
+    """Convert an SVG file to inline markup with prefixed ids, a size in CSS and a label for screen readers.
 
     Args:
         name: prefix of the ids; unique on the page.
-        label: what the picture shows, one sentence.
-        file: for an error.
+        label: description of the figure, one sentence.
+        file: file name for error messages.
 
     Raises:
-        DataError: the file is no SVG, or has active content.
+        DataError: the file is not an SVG, or has active content.
     """
     content = _NOT_CONTENT.sub("", text).strip()
     opening = re.search(r"<svg\b[^>]*>", content)
     if opening is None:
-        raise DataError(Fault(file=file, expected="an SVG picture", found=repr(content[:40])))
+        raise DataError(Fault(file=file, expected="an SVG figure", found=repr(content[:40])))
     style = ";".join(m.strip().strip(";") for m in _STYLE.findall(content))
     content = require_passive(_STYLE.sub("", content), file)
     content = prefixed(content[opening.start() :], name)
     box = re.search(r'viewBox="\s*[\d.eE+-]+[\s,]+[\d.eE+-]+[\s,]+([\d.]+)', opening[0])
     width = round(float(box[1]) * 4 / 3) if box else 640
-    # On a phone a picture shrinks to where its text can still be read; beyond that its box scrolls.
+    # On a narrow screen, a figure shrinks while its text remains legible; beyond that, its container scrolls.
     size = f"width:{width}px;min-width:{min(round(0.7 * width), 560)}px"
     root = _LENGTH.sub("", opening[0]).replace(
         "<svg", f'<svg role="img" aria-label="{escape(label)}" style="{size};{style}"', 1
@@ -90,7 +90,7 @@ def inline_svg(text: str, *, name: str, label: str, file: str) -> Markup:
 
 
 def draw(figure: Figure, path: Path, *, label: str) -> Markup:
-    """Save a figure as SVG and return it for the page; the same figure gives the same bytes."""
+    """Save a figure as a reproducible SVG file and return its markup for the page."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -100,7 +100,7 @@ def draw(figure: Figure, path: Path, *, label: str) -> Markup:
 
 
 def inline_image(path: Path, *, label: str) -> Markup:
-    """A PNG or JPEG as part of a page."""
+    """Inline markup of a PNG or JPEG file."""
     kind = "jpeg" if path.suffix.lower() in (".jpg", ".jpeg") else "png"
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return Markup(f'<img alt="{escape(label)}" src="data:image/{kind};base64,{data}">')

@@ -1,4 +1,4 @@
-"""An experiment of the page: runs on the same data, view and missingness, their scores and their pictures."""
+"""Section of an experiment (runs with the same data, view and missingness): scores and figures."""
 
 from __future__ import annotations
 
@@ -17,17 +17,8 @@ from moe_retriever.report.drawing import Picture, draw
 from moe_retriever.report.references import about
 from moe_retriever.report.runs import EXPERIMENT, ReportedRun
 from moe_retriever.suites.published import published_rows
-from mrpipe.store.masks import name_parts
 
-METRIC_NAMES = {
-    "accuracy": "accuracy %",
-    "balanced_accuracy": "balanced acc. %",
-    "macro_f1": "macro-F1 %",
-    "auroc": "AUROC %",
-    "auprc": "AUPRC %",
-    "ece": "ECE %",
-}
-# A page of hundreds of experiments has the numbers of all and the pictures of so many.
+# Numbers are shown for all experiments, figures only for the first ones.
 MAX_DRAWN = 12
 MAX_CURVES = 8
 EMPTY = {"text": "", "interval": ""}
@@ -48,9 +39,16 @@ def _cell(frame: pl.DataFrame) -> dict[str, str]:
 
 
 def anchor_of(key: tuple[str, ...]) -> str:
-    """Name of an experiment's place on the page and of its pictures."""
+    """Anchor of an experiment on the page, also used in the names of its figures."""
     named = [part for name, part in zip(EXPERIMENT, key, strict=True) if part and name != "origin"]
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(named))
+
+
+def experiment_title(run: ReportedRun) -> str:
+    """Data, task, modalities and non-default transforms of an experiment, from one of its runs."""
+    view = " + ".join(run.metrics["modalities"])
+    transforms = f" ({run.experiment[-1]})" if run.transforms else ""
+    return f"{run.dataset}: {run.metrics['task'].replace('_', ' ')} from {view}{transforms}"
 
 
 def of_experiment(scores: pl.DataFrame, key: tuple[str, ...]) -> pl.DataFrame:
@@ -59,7 +57,7 @@ def of_experiment(scores: pl.DataFrame, key: tuple[str, ...]) -> pl.DataFrame:
 
 
 def _rows(runs: Sequence[ReportedRun], overall: pl.DataFrame) -> list[dict[str, Any]]:
-    """A row a method, the majority class if no run is that already, and the published values."""
+    """One row per method, the majority class unless it is one of the runs, and the published values."""
     rows: list[dict[str, Any]] = []
     for label, method in {run.label: run.method for run in runs}.items():
         mine = overall.filter(method=label)
@@ -69,7 +67,8 @@ def _rows(runs: Sequence[ReportedRun], overall: pl.DataFrame) -> list[dict[str, 
     majority = runs[0].metrics["majority"]
     if "majority" not in {run.method for run in runs} and majority["accuracy"] is not None:
         cells = [{"text": f"{100 * majority['accuracy']:.2f}", "interval": ""}, *[EMPTY] * (len(METRICS) - 1)]
-        rows.append({"method": f"always {majority['class']}", "seeds": "", "kind": "control", "cells": cells})
+        name = f"majority class ({majority['class']})"
+        rows.append({"method": name, "seeds": "", "kind": "control", "cells": cells})
     first = runs[0].metrics
     if first["origin"] == "export":
         for name, printed in published_rows(first["dataset"], first["modalities"], first["mask"]).items():
@@ -80,7 +79,7 @@ def _rows(runs: Sequence[ReportedRun], overall: pl.DataFrame) -> list[dict[str, 
 
 
 def _routing_figure(run: ReportedRun) -> Figure:
-    # It loads torch, which a page without runs does not need.
+    # This import loads torch, which a page without runs does not need.
     from moe_retriever.evaluation.routing import expert_names
 
     frame = pl.read_parquet(run.folder / "routing.parquet")
@@ -102,12 +101,12 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
         markup = draw(
             plots.availability(sizes, view),
             figures / f"{anchor}-availability.svg",
-            label="Number of test samples by the modalities that were left to them; the table by observed modalities "
-            "says the same.",
+            label="Number of test samples for each combination of remaining modalities; the table of accuracies by "
+            "observed modalities has the same numbers.",
         )
-        pictures.append(Picture(markup, "What the test samples have left after modalities were hidden."))
+        pictures.append(Picture(markup, "Modalities of the test samples after the simulated missingness."))
     trained = [run for run in runs if (run.folder / "history.parquet").is_file()]
-    # Where there are many, the first seed of each method.
+    # If there are many runs, only the first seed of each method is drawn.
     drawn = trained if len(trained) <= MAX_CURVES else list({r.label: r for r in reversed(trained)}.values())[::-1]
     drawn = drawn[:MAX_CURVES]
     if drawn:
@@ -116,20 +115,21 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
         markup = draw(
             plots.learning_curves(curves, score=selected.pop() if len(selected) == 1 else "score"),
             figures / f"{anchor}-learning.svg",
-            label="Training and validation loss and validation score by epoch, a line a run.",
+            label="Training loss, validation loss and validation score by epoch, one line per run.",
         )
-        of = f" {len(drawn)} of {len(trained)} runs." if len(drawn) < len(trained) else ""
-        pictures.append(Picture(markup, f"Learning curves; the dot marks the epoch whose weights were kept.{of}"))
-    # One picture an experiment: the first of its runs that routes at all (the majority class does not).
+        of = f" {len(drawn)} of {len(trained)} runs are shown." if len(drawn) < len(trained) else ""
+        pictures.append(Picture(markup, f"Learning curves. Dots mark the selected epochs.{of}"))
+    # One figure per experiment, for the first run of a method with routing.
     for run in [r for r in runs if (r.folder / "routing.parquet").is_file()][:1]:
         markup = draw(
             _routing_figure(run),
             figures / f"{anchor}-routing.svg",
-            label=f"Share of the routed weight of {run.label} by expert, missing modality and observed ones.",
+            label=f"Share of the gate weight of {run.label} by expert, missing modality and observed modalities.",
         )
         caption = (
-            f"Routing of {run.label}, seed {run.seed}: which experts served a missing modality, given the observed "
-            "ones. A target's tokens may visit its own experts and the shared ones only."
+            f"Expert routing of {run.label}, seed {run.seed}: share of the gate weight per expert, for each missing "
+            "modality and combination of observed modalities. Tokens visit only the shared experts and those of the "
+            "missing modality."
         )
         pictures.append(Picture(markup, caption))
     return pictures
@@ -138,13 +138,13 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
 def describe_experiment(
     key: tuple[str, ...], runs: Sequence[ReportedRun], scores: pl.DataFrame, figures: Path, *, drawn: bool = True
 ) -> dict[str, Any]:
-    """Everything that the template shows of an experiment.
+    """Template variables of an experiment.
 
     Args:
         scores: tidy scores of these runs.
-        drawn: draw its pictures, and save them in `figures`.
+        drawn: whether to draw figures and save them in `figures`.
     """
-    dataset, store_id, origin, task, scheme, view, missingness, transforms = key
+    _, store_id, origin, _, scheme, *_ = key
     labels = list(dict.fromkeys(run.label for run in runs))
     by_combination = scores.filter(by="combination", metric="accuracy")
     sizes = dict(by_combination.group_by("group").agg(pl.col("n").mean().round().cast(int)).iter_rows())
@@ -154,20 +154,17 @@ def describe_experiment(
     anchor = anchor_of(key)
     return {
         "anchor": anchor,
-        "heading": f"{dataset}: {task} from {view.replace('+', ' + ')}{f' ({transforms})' if transforms else ''}",
-        "dataset": dataset,
+        "heading": experiment_title(runs[0]),
         "origin": origin,
-        "task": task,
         "scheme": scheme,
         "store_id": store_id,
-        "modalities": name_parts(view),
-        "missingness": missingness,
+        "missingness": runs[0].missingness_title,
         "mask_seeds": mask_seeds,
         "seeds": sorted({run.seed for run in runs}),
         "n": first["n"],
         "n_without": sum(first["n_without_modality"].values()),
         "rows": _rows(runs, scores.filter(by="all")),
-        "combinations": [f"{c} (n={sizes[c]})" for c in combinations] if len(combinations) > 1 else [],
+        "combinations": [f"{c.replace('+', ' + ')} (n = {sizes[c]:,})" for c in combinations if len(combinations) > 1],
         "combination_rows": [
             {"method": m, "cells": [_cell(by_combination.filter(method=m, group=c))["text"] for c in combinations]}
             for m in labels

@@ -1,4 +1,4 @@
-"""Sentences of the methods text about data: what was read, who is in, how it was split, and what was hidden."""
+"""Sentences of the methods text about the data: sources, cohort, splits, transforms and simulated missingness."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from mrpipe.store.splits import PARTS
 from mrpipe.transforms.options import TransformOptions
 
 _MECHANISMS = {
-    "mcar": "each modality of a sample was hidden with probability {p:g}, independently",
-    "mnar_label": "each modality was hidden with a mean probability of {p:g} that rises with the class of {task} "
-    "(strength {strength:g})",
-    "mnar_value": "each modality was hidden with a mean probability of {p:g} that rises with its own content (strength "
-    "{strength:g})",
-    "block": "samples fell into {n_blocks} blocks, and a block lacked a modality with probability {p:g}",
-    "timestep_drop": "each step of a sequence was dropped with probability {p:g}; no modality was hidden",
-    "gaussian": "noise of standard deviation {p:g} was added to the scaled values; no modality was hidden",
+    "mcar": "each modality of a sample was hidden independently with probability {p:g} (missing completely at random)",
+    "mnar_label": "each modality was hidden with a mean probability of {p:g} that increases with the class of {task} "
+    "(missing not at random, strength {strength:g})",
+    "mnar_value": "each modality was hidden with a mean probability of {p:g} that increases with the rank of its mean "
+    "value (missing not at random, strength {strength:g})",
+    "block": "samples were divided into {n_blocks} blocks, and each modality was hidden in a block with probability "
+    "{p:g}",
+    "timestep_drop": "each time step of a sequence was dropped with probability {p:g}; no modality was hidden",
+    "gaussian": "Gaussian noise with standard deviation {p:g} was added to the scaled values; no modality was hidden",
 }
 
 
@@ -38,116 +39,119 @@ def plural(n: int, noun: str) -> str:
 
 
 def short_title(store: Store) -> str:
-    """The title of a data set without what comes after its name."""
+    """The title of a data set up to the first colon."""
     return store.manifest.title.split(":")[0]
 
 
 def _shape(m: Modality) -> str:
     size = "×".join(map(str, m.shape))
     if m.kind == "sequence":
-        return f"{'irregular ' * m.irregular}sequences of {size} values a step"
-    return {"vector": f"vectors of {size}", "genotype": f"{size} SNPs"}.get(m.kind, f"{m.kind}s of {size}")
+        return f"{'irregular ' * m.irregular}sequences with {size} values per step"
+    return {"vector": f"vectors of length {size}", "genotype": f"{size} SNPs"}.get(m.kind, f"{m.kind}s of size {size}")
 
 
 def store_sentences(store: Store, cited: Bibliography) -> str:
-    """What was read, who is in and who is not, which modalities there are, and which encoders made them."""
+    """Source, cohort, modalities and encoders of a store."""
     m = store.manifest
     source = (
-        "a simulated export (release layout: {release}; no real people or recordings)"
+        f"a simulated export with the file layout of {m.release.removesuffix(' layout')}, without real people or data"
         if m.origin == "simulated"
-        else "an export of the original data ({release})"
-    ).format(release=m.release)
+        else f"an export of the original data ({m.release})"
+    )
     text = [
-        f"{m.title}{cited.cite(m.citation)} was read from {source} into the sealed feature store {m.store_id} "
-        f"(mrpipe {m.mrpipe_version}, code {m.code_hash}): {plural(m.n_samples, 'sample')} of "
+        f"{m.title}{cited.cite(m.citation)}: the data come from {source}. The feature store {m.store_id} "
+        f"(mrpipe {m.mrpipe_version}, code {m.code_hash}) contains {plural(m.n_samples, 'sample')} from "
         f"{plural(m.n_subjects, 'subject')}."
     ]
     steps = store.attrition.to_dicts()
-    lost = [f"{s['reason']} ({s['n_before'] - s['n_after']:,})" for s in steps if s["n_before"] > s["n_after"]]
-    start = f"Of {steps[0]['n_before']:,} {steps[0]['reason']}"
+    lost = [f"{s['reason']} (n = {s['n_before'] - s['n_after']:,})" for s in steps if s["n_before"] > s["n_after"]]
+    start = f"Of {steps[0]['n_before']:,} {'samples ' * steps[0]['reason'].startswith('in ')}{steps[0]['reason']}"
     left_out = steps[0]["n_before"] - steps[-1]["n_after"]
     was = "was" if left_out == 1 else "were"
-    text.append(f"{start}, {left_out:,} {was} left out: {'; '.join(lost)}." if lost else f"{start}, all were included.")
+    text.append(f"{start}, {left_out:,} {was} excluded: {'; '.join(lost)}." if lost else f"{start}, all were included.")
     without = store.losses.filter(pl.col("n_before") > pl.col("n_after"))
     for (modality,), rows in without.group_by("modality", maintain_order=True):
         why = [
-            f"{r['reason'].removeprefix(f'{modality} left out: ')} ({r['n_before'] - r['n_after']:,})"
+            f"{r['reason'].removeprefix(f'{modality} left out: ')} (n = {r['n_before'] - r['n_after']:,})"
             for r in rows.to_dicts()
         ]
-        text.append(f"Samples lost their {modality} and stayed with what else they have: {'; '.join(why)}.")
+        text.append(f"The modality {modality} was excluded, and the sample kept, for these reasons: {'; '.join(why)}.")
     entries = sorted(m.modalities, key=lambda e: e["bit"])
     made = [
-        f"{x.name} ({e['rows']:,}; {_shape(x)}{f', made by {x.encoder}' if x.encoder else ''})"
+        f"{x.name} ({e['rows']:,}; {_shape(x)}{f', encoded by {x.encoder}' if x.encoder else ''})"
         for x, e in zip(store.modalities, entries, strict=True)
     ]
     complete = m.pattern_counts.get(combination_name(x.name for x in store.modalities), 0)
     text.append(
-        f"Modalities (samples that have them; form): {', '.join(made)}; {complete:,} samples "
-        f"({complete / m.n_samples:.1%}) have all of them."
+        f"The modalities (number of samples; format) are {listed(made)}; {complete:,} samples "
+        f"({complete / m.n_samples:.1%}) have all modalities."
     )
     options = m.options if m.options_changed is None else {k: m.options[k] for k in m.options_changed}
     said = [f"{k}={public(v)}" for k, v in sorted(options.items())]
-    changed = "" if m.options_changed is None else " other than its defaults"
-    text.append(f"Reader options{changed}: {', '.join(said) or 'none'}.")
+    name = "Reader options" if m.options_changed is None else "Non-default reader options"
+    text.append(f"{name}: {', '.join(said) or 'none'}.")
     return " ".join(text) + _encoders(store, cited)
 
 
 def _encoders(store: Store, cited: Bibliography) -> str:
-    """Published software whose output is in the store."""
+    """Published software that produced features of the store."""
     text = ""
     if any("minilm" in x.encoder.lower() for x in store.modalities):
         text += f" Text was embedded with a pre-trained sentence encoder{cited.cite('minilm')}."
     sources = store.dictionary["source_file"].drop_nulls().unique().to_list()
     if any("raw T1 scans" in s for s in sources):
         came_stripped = store.manifest.options.get("image_brain") == "stripped"
-        first = "came skull-stripped and were" if came_stripped else f"were skull-stripped{cited.cite('deepbet')},"
+        first = (
+            "were provided skull-stripped and were" if came_stripped else f"were skull-stripped{cited.cite('deepbet')},"
+        )
         text += (
-            f" T1 scans {first} corrected for intensity inhomogeneity{cited.cite('n4')}, segmented"
+            f" T1-weighted scans {first} corrected for intensity inhomogeneity{cited.cite('n4')}, segmented"
             f"{cited.cite('atropos')} and warped to template space{cited.cite('ants')}."
         )
     return text
 
 
 def split_sentences(store: Store, scheme: str) -> str:
-    """How the samples were split, and what was fitted on the training part."""
+    """The origin of a split and its sample sizes."""
     entry = next(s for s in store.manifest.splits if s["scheme"] == scheme)
     counts = " / ".join(f"{entry['counts'].get(part, 0):,}" for part in PARTS)
     stratified = f", stratified by {entry['stratify']}" if entry.get("stratify") else ""
-    how = {"column": "made as the data set prescribes", "id list": "given as a list of ids"}.get(
-        entry["method"], f"drawn by subject{stratified} (seed {entry.get('seed', 0)})"
+    how = {"column": "predefined by the data set", "id list": "defined by a list of ids"}.get(
+        entry["method"], f"drawn at random at the subject level{stratified} with seed {entry.get('seed', 0)}"
     )
     said = f"; {entry['description']}" if entry.get("description") else ""
     title = short_title(store)
-    return f"The split {scheme} of {title} was {how} ({counts} samples for training, validation and test{said})."
+    return f"The split {scheme} of {title} was {how} ({counts} samples for training / validation / test{said})."
 
 
 def _fitted(o: TransformOptions) -> dict[str, str]:
-    """What is fitted to a feature, by its kind in the dictionary (mrpipe.transforms.features)."""
+    """The transform of a feature, by its kind in the dictionary (mrpipe.transforms.features)."""
     clipped = f" and clipped to ±{o.clip:g}" if o.clip else ""
     scaled = {"standard": f"standardised{clipped}", "minmax": "scaled to [−1, 1]", "none": "not scaled"}[o.scale]
-    comma = "," if o.scale == "standard" and o.clip else " and"
-    pruned = f"pruned by linkage disequilibrium (r² > {o.ld_r2:g} in windows of {o.ld_window})"
+    pruned = f"pruned by linkage disequilibrium (r² > {o.ld_r2:g} in windows of {o.ld_window} SNPs)"
     return {
-        "numeric": f"numbers were filled with the training {o.impute}{comma} {scaled}",
+        "numeric": f"missing numeric values were imputed with the training {o.impute}, and numeric features were "
+        f"{scaled}",
         "embedding": f"embeddings were {scaled}",
-        "categorical": "categories were one-hot encoded, unknown ones as the most frequent",
-        "count": f"counts became TF-IDF weights reduced to {o.svd_dim} dimensions by a truncated SVD",
-        "pixel": "pixels and voxels were standardised by channel",
-        "genotype": f"SNPs were {pruned if o.ld_r2 else 'not pruned'} and calls that were not made took the most "
+        "categorical": "categorical features were one-hot encoded, with unknown values as the most frequent category",
+        "count": f"counts were converted to TF-IDF weights and reduced to {o.svd_dim} dimensions by truncated SVD",
+        "pixel": "pixel and voxel values were standardised per channel",
+        "genotype": f"SNPs were {pruned if o.ld_r2 else 'not pruned'}, and missing calls were imputed with the most "
         "frequent genotype",
         "event": f"items recorded for at least {100 * o.event_floor:g}% of the training samples (at most "
-        f"{o.event_cap:,}) entered the vocabulary of events, averaged over {o.event_step_hours:g} h and standardised",
-        "summary": "summaries of events were standardised",
+        f"{o.event_cap:,}) formed the event vocabulary; their values were averaged over {o.event_step_hours:g} h and "
+        "standardised",
+        "summary": "event summaries were standardised",
     }
 
 
 def transform_sentences(
     stores: Sequence[Store], views: Mapping[str, set[str]], options: Sequence[Mapping[str, Any]]
 ) -> str:
-    """What was fitted on training rows, for the modalities in use.
+    """The transforms fitted on the training samples, for the modalities in use.
 
     Args:
-        views: store id → names of the modalities that a run saw.
+        views: store id → names of the modalities that runs used.
         options: transform options of the runs that differ from their defaults, each set once.
     """
     kinds: list[str] = []
@@ -155,7 +159,7 @@ def transform_sentences(
         seen = views.get(store.store_id, set())
         rows = store.dictionary
         kinds += [k for m, k in rows.select("modality", "kind").unique(maintain_order=True).iter_rows() if m in seen]
-    text, usual = "All transforms were fitted on the training samples of the split alone", list[str]()
+    text, usual = "Transforms were fitted on the training samples only", list[str]()
     for number, changed in enumerate(sorted(options, key=len)):
         fitted = _fitted(TransformOptions(**changed))
         done = [fitted[k] for k in dict.fromkeys(kinds) if k in fitted]
@@ -169,25 +173,25 @@ def transform_sentences(
 
 
 def missingness_sentence(masks: Sequence[dict[str, Any] | None]) -> str:
-    """What was hidden on purpose, over all seeds; the same mask file for all methods."""
+    """The simulated missingness, over all seeds; all methods share the mask files."""
     hidden = [m for m in masks if m]
     if not hidden:
-        return "No modality was hidden; samples have what was observed."
+        return "No missingness was simulated; all observed modalities were used."
     said = []
     for m in hidden:
         again = (
             ""
             if m["mechanism"] in ("timestep_drop", "gaussian")
-            else (", drawn again until at least one was left" if m["redraw"] else ", even if none was left")
+            else (", redrawn until at least one remained" if m["redraw"] else ", even if no modality remained")
         )
         text = _MECHANISMS.get(m["mechanism"], "{mechanism}, p={p:g}").format(**m) + again
         if text not in said:
             said.append(text)
     seeds = sorted({m["seed"] for m in hidden})
-    each = f"for each of the mask seeds {listed([str(s) for s in seeds])}"
-    drawn = f"once (mask seed {seeds[0]})" if len(seeds) == 1 else f"once {each}"
-    also = " (some runs: nothing hidden)" if len(hidden) < len(masks) else ""
+    numbers = listed([str(s) for s in seeds])
+    drawn = f"once (mask seed {numbers})" if len(seeds) == 1 else f"once per mask seed ({numbers})"
+    also = " (none in some runs)" if len(hidden) < len(masks) else ""
     return (
-        f"Simulated missingness: {'; or '.join(said)}{also}. It was drawn {drawn}, in all parts of the split, and "
-        "shared by all methods."
+        f"Simulated missingness{also}: {'; or '.join(said)}. The masks were drawn {drawn} for all splits and shared by "
+        "all methods."
     )

@@ -1,7 +1,7 @@
-"""The methods paragraph of a paper, written from the run folders and manifests: what ran, and nothing else.
+"""The methods section of a paper, generated from run folders and store manifests.
 
-A sentence stands here only if a file says so; a change of the run changes the text. Numbers in brackets cite the
-references that come with it.
+Every statement is derived from these files, so a different run gives a different text. Numbers in brackets cite the
+accompanying references.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from moe_retriever.data.scores import METRIC_NAMES
 from moe_retriever.report.methods_data import (
     listed,
     missingness_sentence,
@@ -24,10 +25,10 @@ from moe_retriever.report.methods_data import (
 from moe_retriever.report.references import Bibliography, about, changed_options
 from moe_retriever.report.runs import ReportedRun
 from moe_retriever.report.stores import public
-from moe_retriever.suites.published import published_rows
+from moe_retriever.suites.published import dataset_title, published_rows
 from mrpipe.store.reader import Store
 
-# Options that a methods section states for every trained method, in this order.
+# Options that the text states for every trained method, in this order.
 _STATED = {
     "lr": "learning rate",
     "weight_decay": "weight decay",
@@ -35,20 +36,12 @@ _STATED = {
     "epochs": "at most {} epochs",
     "patience": "patience",
     "dropout": "dropout",
-    "hidden": "token width",
+    "hidden": "token dimension",
     "tokens": "tokens per modality",
-    "drop_modalities": "modality dropout in training",
+    "drop_modalities": "modality dropout during training",
     "class_weight": "class weights",
 }
-_METRICS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro-F1",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "loss": "loss",
-}
-# Stated only where they are not this.
+# Options that are stated only if they differ from these values.
 _UNUSUAL = {"drop_modalities": "0", "class_weight": "none"}
 MOST_SETTINGS = 12
 MOST_NAMED = 6
@@ -57,7 +50,7 @@ MOST_CLASSES = 8
 
 @dataclass(frozen=True)
 class MethodsText:
-    """Paragraphs (heading, text) and the references that they cite, in order of their numbers."""
+    """Paragraphs (heading, text) and the references they cite, ordered by number."""
 
     paragraphs: list[tuple[str, str]]
     references: list[str]
@@ -66,12 +59,12 @@ class MethodsText:
 def methods_text(
     runs: Sequence[ReportedRun], stores: Sequence[Store], searches: Sequence[dict[str, Any]] = ()
 ) -> MethodsText:
-    """Write the text.
+    """Generate the text.
 
     Args:
         runs: all runs of the page.
-        stores: all stores of the page; a run on another store is described without its cohort.
-        searches: contents of best.json of the searches that chose options.
+        stores: all stores of the page; the cohort is not described for runs on other stores.
+        searches: contents of best.json of the hyper-parameter searches.
     """
     cited = Bibliography()
     paragraphs = [("Data", store_sentences(store, cited)) for store in stores]
@@ -87,7 +80,7 @@ def methods_text(
 
 
 def _protocol(runs: Sequence[ReportedRun], stores: Sequence[Store]) -> str:
-    """Split, transforms, and for each task what was predicted from what with what hidden."""
+    """Splits and transforms, and for each task its inputs, sample sizes and simulated missingness."""
     by_id = {store.store_id: store for store in stores}
     views: defaultdict[str, set[str]] = defaultdict(set)
     questions: defaultdict[tuple[str, str, str], list[ReportedRun]] = defaultdict(list)
@@ -105,13 +98,15 @@ def _protocol(runs: Sequence[ReportedRun], stores: Sequence[Store]) -> str:
         m = own[0].metrics
         seen = list(dict.fromkeys(" + ".join(run.metrics["modalities"]) for run in own))
         n = m["n"]
-        sizes = f" ({n['train']:,} / {n['val']:,} / {n['test']:,} labelled samples)" if len(seen) == 1 else ""
+        numbers = f"{n['train']:,} / {n['val']:,} / {n['test']:,} labelled samples for training / validation / test"
+        sizes = f", {numbers}" if len(seen) == 1 else ""
         classes = m["classes"]
-        what = f"{task} ({', '.join(classes) if len(classes) <= MOST_CLASSES else f'{len(classes)} classes'})"
-        text.append(f"On {m['dataset']}, {what} was predicted from {'; '.join(seen)}, split {scheme}{sizes}.")
+        target = f"{task} ({', '.join(classes) if len(classes) <= MOST_CLASSES else f'{len(classes)} classes'})"
+        data = dataset_title(m["dataset"])
+        text.append(f"For {data}, the task was to predict {target} from {'; '.join(seen)} (split {scheme}{sizes}).")
         without = max(sum(run.metrics["n_without_modality"].values()) for run in own)
         if without:
-            text.append(f"Samples without any of the chosen modalities (up to {without:,}) were left out of all parts.")
+            text.append(f"Samples without any of these modalities (up to {without:,}) were excluded from all splits.")
         masks = {json.dumps(run.metrics["mask"], sort_keys=True): run.metrics["mask"] for run in own}
         text.append(missingness_sentence(list(masks.values())))
     return " ".join(text)
@@ -128,8 +123,8 @@ def _methods(runs: Sequence[ReportedRun], cited: Bibliography) -> str:
         preset = f"preset{'s' * (len(used) > 1)} {listed(sorted(used))}"
         said = f": {known.summary}" if known.summary else ""
         (controls if known.control else compared).append(f"{name}{cited.cite(known.citation)} ({preset}){said}")
-    text = f"Compared were {'; '.join(compared)}." if compared else ""
-    return f"{text} Controls were {'; '.join(controls)}.".strip() if controls else text
+    text = f"The following methods were compared: {'; '.join(compared)}." if compared else ""
+    return f"{text} The controls were {'; '.join(controls)}.".strip() if controls else text
 
 
 def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], cited: Bibliography) -> str:
@@ -137,28 +132,34 @@ def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], c
     text = []
     if trained:
         shared, own = _stated(trained)
-        text.append(f"Methods with weights were trained with Adam{cited.cite('adam')} on the cross-entropy; {shared}.")
+        text.append(
+            f"Neural methods were trained with Adam{cited.cite('adam')} to minimise the cross-entropy ({shared})."
+        )
         text += own
-        chosen = " or ".join(_METRICS[m] for m in dict.fromkeys(r.config["common"]["select_metric"] for r in trained))
+        metrics = dict.fromkeys(run.config["common"]["select_metric"] for run in trained)
+        chosen = " or ".join(METRIC_NAMES.get(m, m) for m in metrics)
         encoders = cited.cite(*_encoder_works(trained))
-        text.append(f"The epoch with the best validation {chosen} was kept.")
-        text.append(f"All methods that encode modalities start from the same encoders for a seed{encoders}.")
+        text.append(f"The weights of the epoch with the best validation {chosen} were used.")
+        text.append(
+            f"For a given seed, all methods with modality encoders start from the same encoder weights{encoders}."
+        )
     fitted = {run.method: run.metrics["training"]["chosen"] for run in runs if run.metrics["training"].get("chosen")}
     for method, chosen in fitted.items():
-        # What is named after the method is its result, not a choice.
+        # An entry named after the method is a result, not a selected option.
         names = [k for k in chosen if k not in ("validation", "rounds", method)]
-        text.append(f"{method} chose {listed(names)} on the validation samples." if names else "")
+        text.append(f"For {method}, {listed(names)} was selected on the validation samples." if names else "")
     text.append(_searched(searches))
     changed = _changed(runs)
     if changed:
-        text.append(f"Further options that are not those of the presets: {'; '.join(changed)}.")
+        text.append(f"Other options that differ from the presets: {'; '.join(changed)}.")
     seeds = sorted({run.seed for run in runs})
-    text.append(f"Seeds of initial weights, batches, dropout and retrieval: {listed([str(s) for s in seeds])}.")
+    numbers = listed([str(s) for s in seeds])
+    text.append(f"Random seeds (initial weights, batches, dropout and retrieval): {numbers}.")
     return " ".join(filter(None, text))
 
 
 def _stated(trained: Sequence[ReportedRun]) -> tuple[str, list[str]]:
-    """Options that all trained methods share or most have, and which runs have others."""
+    """Options with the values that most trained methods have, and the runs with other values."""
     usual: list[str] = []
     others: list[str] = []
     for key, name in _STATED.items():
@@ -173,20 +174,20 @@ def _stated(trained: Sequence[ReportedRun]) -> tuple[str, list[str]]:
         usual.append(first)
         others += [f"{said} {_of(having[said], trained)}" for said in rest]
     shared = ", ".join(usual)
-    return (f"unless said otherwise: {shared}", [f"Otherwise: {'; '.join(others)}."]) if others else (shared, [])
+    return (f"unless stated otherwise: {shared}", [f"Exceptions: {'; '.join(others)}."]) if others else (shared, [])
 
 
 def _of(having: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
-    """Which of the runs have something in common: `on mimic`, `for muse, shaspec on mosi`, or how many they are."""
+    """Describe a subset of the runs: `on MIMIC`, `for muse, shaspec on CMU-MOSI`, or the number of runs."""
     those = {id(run) for run in having}
-    mine = dict.fromkeys((run.label, run.metrics["dataset"]) for run in having)
-    rest = {(run.label, run.metrics["dataset"]) for run in runs if id(run) not in those}
+    mine = dict.fromkeys((run.label, run.dataset) for run in having)
+    rest = {(run.label, run.dataset) for run in runs if id(run) not in those}
     datasets = dict.fromkeys(dataset for _, dataset in mine)
     if rest and datasets.keys().isdisjoint({dataset for _, dataset in rest}):
         return f"on {listed(list(datasets))}"
     elsewhere = {label for label, _ in rest}
     names = dict.fromkeys(f"{label} on {dataset}" if label in elsewhere else label for label, dataset in mine)
-    if len({run.metrics["dataset"] for run in runs}) == 1:
+    if len({run.dataset for run in runs}) == 1:
         names = dict.fromkeys(label for label, _ in mine)
     return f"for {', '.join(names)}" if len(names) <= MOST_NAMED else f"in {len(having)} of {len(runs)} runs"
 
@@ -205,58 +206,62 @@ def _encoder_works(trained: Sequence[ReportedRun]) -> list[str]:
 
 def _searched(searches: Sequence[dict[str, Any]]) -> str:
     if not searches:
-        return "No hyper-parameter search belongs to these runs: options are those of the presets and as stated here."
+        return (
+            "No hyper-parameter search is associated with these runs; apart from the options stated here, those of the "
+            "presets were used."
+        )
     by_budget: defaultdict[str, list[str]] = defaultdict(list)
     for s in searches:
         space = ", ".join(f"{k} ∈ {{{', '.join(map(str, v))}}}" for k, v in sorted(s["space"].items()))
-        budget = f"{plural(s['n_trials'], 'trial')} ({space or 'the preset alone'}), best by validation {s['metric']}"
+        metric = METRIC_NAMES.get(s["metric"], s["metric"])
+        budget = f"{plural(s['n_trials'], 'trial')} ({space or 'preset only'}), selected by validation {metric}"
         if s["method"] not in by_budget[budget]:
             by_budget[budget].append(s["method"])
     said = [f"{listed(sorted(methods))}: {budget}" for budget, methods in by_budget.items()]
-    return f"Hyper-parameters were searched on validation samples only: {'; '.join(said)}."
+    return f"Hyper-parameters were selected on the validation samples ({'; '.join(said)})."
 
 
 def _changed(runs: Sequence[ReportedRun]) -> list[str]:
-    """`option=value for ...` for options that are not the preset's; the most common ones where there are many."""
+    """`option=value for ...` for options that differ from the preset; the most common ones if there are many."""
     having: defaultdict[str, list[ReportedRun]] = defaultdict(list)
     for run in runs:
         for key, value in changed_options(run.config).items():
-            # What is not trained by gradients has no use for the options of encoders and training.
+            # Methods without gradient training ignore the options of encoders and training.
             of_use = "epochs" in run.metrics["training"] or key in run.config["options"]
             if of_use and key not in _STATED and key != "select_metric":
                 having[f"{key}={public(value)}"].append(run)
     most = sorted(having, key=lambda option: -len(having[option]))[:MOST_SETTINGS]
     rest = len(having) - len(most)
     said = [f"{option} {_of(having[option], runs)}" for option in most]
-    return [*said, *([f"{plural(rest, 'further option')} (table of settings)"] if rest else [])]
+    return [*said, *([f"{plural(rest, 'further option')} (see the table of settings)"] if rest else [])]
 
 
 def _evaluation(runs: Sequence[ReportedRun], cited: Bibliography) -> str:
     resamples = sorted({run.metrics["bootstrap"] for run in runs})
     draws = sorted({run.metrics["draws"] for run in runs})
     text = (
-        "The test samples were predicted once, each prediction independent of the other test samples. Reported are "
-        "accuracy, balanced accuracy, macro-F1, AUROC (one against the rest), AUPRC and the expected calibration error"
-        f"{cited.cite('ece')}, also by the combination of observed modalities."
+        "Test samples were predicted once, independently of each other. The metrics are accuracy, balanced accuracy, "
+        "macro-F1, AUROC (one-vs-rest), AUPRC and the expected calibration error"
+        f"{cited.cite('ece')}, over all test samples and by combination of observed modalities."
     )
     if any(resamples):
         text += (
-            f" Intervals are 95 % percentile intervals over {listed([f'{n:,}' for n in resamples])} bootstrap resamples"
+            f" Intervals are 95% percentile intervals from {listed([f'{n:,}' for n in resamples])} bootstrap resamples"
             f"{cited.cite('bootstrap')} of the test subjects."
         )
     if len({run.seed for run in runs}) > 1:
-        text += " ± is the standard deviation over seeds."
+        text += " Values after ± are standard deviations over seeds."
     if draws != [1]:
-        text += f" Predictions of methods that draw are means over {listed([str(d) for d in draws])} draws."
+        text += f" Predictions of stochastic methods are averaged over {listed([str(d) for d in draws])} draws."
     exports = [run.metrics for run in runs if run.metrics["origin"] == "export"]
     if any(published_rows(m["dataset"], m["modalities"], m["mask"]) for m in exports):
         paper = cited.cite(about("moe_retriever").citation)
-        text += f" Rows marked as published repeat the values of the paper{paper}."
+        text += f" Rows marked “as published” repeat the values of the paper{paper}."
     return text
 
 
 def _software(runs: Sequence[ReportedRun], stores: Sequence[Store], cited: Bibliography) -> str:
-    """Versions that the runs noted themselves, and where they ran."""
+    """Software versions recorded by the runs and stores, and the devices used for training."""
     versions: defaultdict[str, set[str]] = defaultdict(set)
     for run in runs:
         for name, version in run.cost.get("versions", {}).items():
@@ -271,7 +276,7 @@ def _software(runs: Sequence[ReportedRun], stores: Sequence[Store], cited: Bibli
     ]
     workflow = f"Snakemake {metadata.version('snakemake')}{cited.cite('snakemake')}"
     devices = sorted({str(run.cost["device"]) for run in runs if "device" in run.cost})
-    on = f" Training ran on {listed(devices)}." if devices else ""
+    on = f" Models were trained on {listed([d.replace('cpu', 'CPU') for d in devices])}." if devices else ""
     return f"{', '.join([*packages, workflow])}.{on}"
 
 

@@ -1,4 +1,4 @@
-"""The page put together: which files it takes, which sections they make, one HTML file and what lies beside it."""
+"""Assembly of the report page from its inputs: one HTML file, results.csv and a folder of figures."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import polars as pl
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from moe_retriever.data.scores import METRICS
+from moe_retriever.data.scores import METRIC_NAMES
 from moe_retriever.report import benchmarks, cautions, cost
-from moe_retriever.report.experiments import MAX_DRAWN, METRIC_NAMES, describe_experiment, of_experiment
+from moe_retriever.report.experiments import MAX_DRAWN, describe_experiment, of_experiment
 from moe_retriever.report.methods_data import listed, short_title
 from moe_retriever.report.methods_text import MethodsText, methods_text
 from moe_retriever.report.quality import describe_quality, quality_folder
@@ -24,27 +24,28 @@ from moe_retriever.report.references import about, changed_options
 from moe_retriever.report.runs import ReportedRun, by_experiment, read_run, tell_apart, tidy
 from moe_retriever.report.stores import describe_store, public, sealed_at
 from moe_retriever.report.suites import ReportedSuite, read_suite
+from moe_retriever.suites.published import dataset_title
 from moe_retriever.training.search_result import read_best
 from mrpipe.errors import UsageError
 from mrpipe.store.parquet import write_text
 from mrpipe.store.reader import Store, open_store
 
 HERE = Path(__file__).resolve().parent
-# Named one by one: the code hash of a page counts the files that are named.
+# Listed by name, because the code hash covers the data files that a module names.
 TEMPLATES = ("page.html", "stores.html", "results.html", "record.html", "style.css", "script.html")
 MOST_SETTINGS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a page is made of; everything but the output may be missing.
+    """Inputs of a page, all optional.
 
     Attributes:
         runs: finished run folders.
         stores: sealed stores.
         suites: folders of rendered suites (`table.html`, figures).
-        cells: folder of all runs, in which the cells of the suites lie; the methods text tells of those, too.
-        searches: best.json files, or folders of them; those of a method and a store of the page are told.
+        cells: folder of all runs, which contains the cells of the suites; the methods text covers these cells, too.
+        searches: best.json files or folders with such files; used if a run of the page has the same method and store.
         benchmarks: folder of the workflow's benchmark files.
         quality: name of a store's folder → folder of its quality control (`qc.parquet`, `contact_sheet.png`).
     """
@@ -59,13 +60,13 @@ class Inputs:
 
 
 def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
-    """Write the page, and beside it `results.csv` and `figures/*.svg`; returns the tidy scores.
+    """Write the page, `results.csv` and `figures/*.svg` next to it; return the tidy scores.
 
-    The same inputs give the same bytes, but for the section of times and durations, which is marked.
+    The page is reproducible to the byte, except for the section of times and durations.
 
     Raises:
         UsageError: quality control of a store that is not on the page.
-        DataError: an unfinished run, a store that is not sealed, a best.json of no search, markup that is not passive.
+        DataError: an unfinished run, an unsealed store, an invalid best.json, or active markup.
     """
     runs = tell_apart([read_run(folder) for folder in inputs.runs])
     suites = [read_suite(folder) for folder in inputs.suites]
@@ -103,7 +104,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
             stores=described,
             suites=suites,
             experiments=sections,
-            metrics=[METRIC_NAMES[m] for m in METRICS],
+            metrics=[f"{name} (%)" for name in METRIC_NAMES.values()],
             cautions=said[: cautions.MOST],
             n_cautions=len(said),
             max_drawn=MAX_DRAWN,
@@ -115,7 +116,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
                 for s, members in zip(sections, experiments.values(), strict=True)
             ],
             jobs=jobs,
-            sealed=[{"dataset": s.manifest.dataset, "store_id": s.store_id, **sealed_at(s)} for s in stores],
+            sealed=[{"title": short_title(s), "store_id": s.store_id, **sealed_at(s)} for s in stores],
         )
     )
     # The column is there only where a run has transforms of its own.
@@ -126,7 +127,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
 
 
 def _stores(given: Sequence[Path], suites: Sequence[ReportedSuite]) -> list[Store]:
-    """The stores that were named, then those of the suites that are there; each once."""
+    """The given stores, then the existing stores of the suites, without duplicates."""
     of_suites = [path for suite in suites for path in suite.stores if (path / "manifest.json").is_file()]
     stores: dict[str, Store] = {}
     for path in (*given, *of_suites):
@@ -136,11 +137,12 @@ def _stores(given: Sequence[Path], suites: Sequence[ReportedSuite]) -> list[Stor
 
 
 def _quality(folders: Mapping[str, Path], stores: Sequence[Path]) -> Mapping[str, Path]:
-    """The folders of quality control, if each is of a store of the page."""
+    """The folders of quality control, after checking that each belongs to a store of the page."""
     names = dict.fromkeys(path.name for path in stores)
     unknown = [name for name in folders if name not in names]
     if unknown:
-        raise UsageError(f"--qc names {', '.join(unknown)}, but the stores are {', '.join(names) or 'none'}")
+        found = ", ".join(names) or "none"
+        raise UsageError(f"--qc: no store {', '.join(unknown)} on the page; stores: {found}")
     return folders
 
 
@@ -168,39 +170,39 @@ def _environment() -> Environment:
 
 
 def _percent(share: float | None) -> str:
-    """`12.3 %`; what is small but not nothing does not read as nothing."""
+    """Format a share as `12.3%`; small positive shares are shown as `< 0.1%`, not as zero."""
     if share is None:
         return "–"
-    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+    return "< 0.1%" if 0 < share < 0.0005 else f"{100 * share:.1f}%"
 
 
 def _number(value: float | None) -> str:
-    """A whole number as such, with commas; else three significant digits."""
+    """Format integers and large numbers with thousands separators, other numbers with three significant digits."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:#.3g}"
 
 
 def _title(stores: Sequence[Store], runs: Sequence[ReportedRun], suites: Sequence[ReportedSuite]) -> str:
-    names = list(dict.fromkeys([short_title(s) for s in stores] or [r.metrics["dataset"] for r in runs]))
+    names = list(dict.fromkeys([short_title(s) for s in stores] or [r.dataset for r in runs]))
     return f"{'Results on' if runs or suites else 'Data:'} {listed(names)}" if names else "Results"
 
 
 def _origins(
     stores: Sequence[Store], runs: Sequence[ReportedRun], suites: Sequence[ReportedSuite]
 ) -> dict[str, list[str]]:
-    """Origin → data sets of this origin, over everything on the page."""
+    """Origin → data sets of this origin on the page."""
     said = [(s.manifest.origin, s.manifest.dataset) for s in stores]
     said += [(r.metrics["origin"], r.metrics["dataset"]) for r in runs]
     said += [pair for suite in suites for pair in suite.origins]
     found: dict[str, list[str]] = {"simulated": [], "export": []}
     for origin, name in dict.fromkeys(said):
-        found.setdefault(origin, []).append(name)
+        found.setdefault(origin, []).append(dataset_title(name))
     return found
 
 
 def _settings(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
-    """Method, preset, and options that are not the preset's, one entry a combination, with its experiments."""
+    """One entry per combination of method, preset and options that differ from the preset, with its data sets."""
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         options = changed_options(run.config) | {f"transform {k}": v for k, v in run.transforms.items()}
@@ -216,13 +218,13 @@ def _settings(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
                 "control": about(run.method).control,
             },
         )
-        if run.metrics["dataset"] not in entry["on"]:
-            entry["on"].append(run.metrics["dataset"])
+        if run.dataset not in entry["on"]:
+            entry["on"].append(run.dataset)
     return list(found.values())
 
 
 def _with_links(text: MethodsText) -> dict[str, Any]:
-    """Paragraphs whose citations lead to the references."""
+    """Paragraphs with citations linked to the references."""
 
     def linked(match: re.Match[str]) -> str:
         numbers = [int(number) for number in match[1].split(", ")]
@@ -239,39 +241,37 @@ def _with_links(text: MethodsText) -> dict[str, Any]:
 
 
 def _searches(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """What the searches chose, in order of their files."""
+    """Results of the searches, in order of their files."""
     for path in paths:
         for file in [path] if path.is_file() else sorted(path.rglob("best.json")):
             yield dict(read_best(file, ("method", "store_id", "metric", "n_trials", "space")))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `mrpipe report`."""
+    """Add the arguments of `mrpipe report`."""
     folders: dict[str, Any] = {"type": Path, "nargs": "*", "default": []}
     parser.add_argument("--runs", **folders, metavar="RUN", help="finished run folders")
     parser.add_argument("--stores", **folders, metavar="STORE", help="stores to describe")
-    parser.add_argument("--suites", **folders, metavar="DIR", help="folders with a suite's table.html and figures")
-    parser.add_argument("--cells", type=Path, metavar="DIR", help="folder of all runs, where the suites' cells are")
-    parser.add_argument(
-        "--searches", **folders, metavar="PATH", help="best.json of searches that chose options, or their folder"
-    )
+    parser.add_argument("--suites", **folders, metavar="DIR", help="folders of rendered suites")
+    parser.add_argument("--cells", type=Path, metavar="DIR", help="folder of all runs, with the cells of the suites")
+    parser.add_argument("--searches", **folders, metavar="PATH", help="best.json files of searches, or their folders")
     parser.add_argument("--benchmarks", type=Path, metavar="DIR", help="the workflow's benchmark files (*.jsonl)")
     parser.add_argument(
         "--qc",
         nargs="*",
         default=[],
         metavar="STORE=DIR",
-        help="quality control of a store, by the name of its folder; default: what lies beside it",
+        help="folder with the quality control of a store (default: the one next to the store)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="PAGE", help="HTML file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """`mrpipe report`."""
+    """Run `mrpipe report`."""
     pairs = [item.partition("=") for item in args.qc]
     wrong = [name for name, separator, folder in pairs if not (name and separator and folder)]
     if wrong:
-        raise UsageError(f"--qc takes STORE=DIR, got {wrong[0]!r}")
+        raise UsageError(f"--qc expects STORE=DIR, got {wrong[0]!r}")
     inputs = Inputs(
         runs=args.runs,
         stores=args.stores,
@@ -282,6 +282,6 @@ def run(args: argparse.Namespace) -> None:
         quality={name: Path(folder) for name, _, folder in pairs},
     )
     if not (inputs.runs or inputs.stores or inputs.suites):
-        raise UsageError("a report needs runs, stores or suites: give --runs, --stores or --suites")
+        raise UsageError("nothing to report: pass --runs, --stores or --suites")
     write_report(inputs, args.out)
     print(args.out)

@@ -1,4 +1,4 @@
-"""Quality control of scans on the page: what was tried, what failed and why, what stands out, and the contact sheet."""
+"""Quality control of scans: failures and their reasons, outliers, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -17,21 +17,35 @@ from mrpipe.imaging.qc import CAPTION, PANEL
 from mrpipe.store.layout import qc_folder
 from mrpipe.store.reader import Store
 
-# The page holds so much of the sheet, which has failed and flagged scans first.
+# Number of rows of the contact sheet on the page; failed and flagged scans come first.
 SHEET_ROWS = 8
 MAX_ROWS = 30
+# Displayed names of the measures in qc.parquet.
+NAMES = {
+    "brain_ml": "brain volume (ml)",
+    "gm_ml": "grey-matter volume (ml)",
+    "fluid_share": "CSF fraction of the brain",
+    "white_share": "white-matter fraction of the brain",
+    "map_ml": "volume of the grey-matter map (ml)",
+    "mass_ratio": "ratio of map volume to grey-matter volume",
+    "overlap": "overlap with the template brain (Dice)",
+    "ncc": "correlation with the template",
+    "n_folded": "folded voxels",
+    "jacobian_min": "minimum of the Jacobian determinant",
+    "jacobian_max": "maximum of the Jacobian determinant",
+}
 
 
 def quality_folder(store: Store, known: Mapping[str, Path]) -> Path:
-    """Folder of a store's quality control: the named one, else beside the store, where `mrpipe build` leaves it."""
+    """Folder of a store's quality control: the given one, or the one that `mrpipe build` creates next to the store."""
     return known.get(store.path.name, qc_folder(store.path))
 
 
 def describe_quality(folder: Path) -> dict[str, Any] | None:
-    """What the template shows; None where no scan was tried.
+    """Template variables of the quality control; None if no scan was processed.
 
-    Reads `qc.parquet` (`scan, attempt, source, status, reason, outlier` and numbers) and `contact_sheet.png`, neither
-    of which names a subject.
+    Reads `qc.parquet` (`scan, attempt, source, status, reason, outlier` and measures) and `contact_sheet.png`, neither
+    of which identifies subjects.
     """
     path = folder / "qc.parquet"
     table = pl.read_parquet(path) if path.is_file() else pl.DataFrame()
@@ -52,13 +66,23 @@ def describe_quality(folder: Path) -> dict[str, Any] | None:
         .rows(),
         "sources": table["source"].value_counts().sort("source").rows(),
         "numbers": [
-            {"name": c, **{k: getattr(good[c], k)() for k in ("min", "median", "max")}, "n": good[c].count()}
+            {
+                "name": NAMES.get(c, c),
+                **{k: getattr(good[c], k)() for k in ("min", "median", "max")},
+                "n": good[c].count(),
+            }
             for c in numbers
         ],
-        "rows": shown.to_dicts(),
-        "columns": [c for c in numbers if shown[c].count()],
+        "rows": [row | {"outlier": _outliers(row["outlier"])} for row in shown.to_dicts()],
+        "columns": {c: NAMES.get(c, c) for c in numbers if shown[c].count()},
         "sheet": _sheet(folder / "contact_sheet.png") if (table["source"] == "raw").any() else None,
     }
+
+
+def _outliers(names: str | None) -> str:
+    """The measures in which a scan is an outlier, by their displayed names."""
+    found = [NAMES.get(name, name) for name in (names or "").split(", ") if name]
+    return f"outlier: {', '.join(found)}" if found else ""
 
 
 def _sheet(path: Path) -> Markup | None:
@@ -72,5 +96,5 @@ def _sheet(path: Path) -> Markup | None:
     top.save(buffer, format="JPEG", quality=82)
     data = b64encode(buffer.getvalue()).decode("ascii")
     label = "Contact sheet: for each scan the native image with brain and grey matter outlined, the image in template "
-    label += "space, and the grey-matter map; captions say the row of the table and what failed or stands out."
+    label += "space, and the grey-matter map; captions give the row of the table and the reason for a failure or flag."
     return Markup(f'<img alt="{label}" width="{top.width}" height="{top.height}" src="data:image/jpeg;base64,{data}">')

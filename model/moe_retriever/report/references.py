@@ -1,4 +1,4 @@
-"""Citations: numbered in the order in which a text makes them, and what is known of a method by its name."""
+"""Citations, numbered in order of appearance, and descriptions of methods."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Bibliography:
     entries: list[str] = field(default_factory=list)
 
     def cite(self, *works: str) -> str:
-        """` [1, 2]` for keys of references.json or whole references; nothing for empty ones."""
+        """` [1, 2]` for keys of references.json or complete references; empty for empty ones."""
         numbers = []
         for work in filter(None, works):
             text = _known().get(work, work).strip().rstrip(".")
@@ -37,7 +37,7 @@ class Bibliography:
 
 @dataclass(frozen=True)
 class About:
-    """What a method says of itself; a name that no method has any more says nothing."""
+    """Description of a method; empty if no method has this name any more."""
 
     name: str
     summary: str = ""
@@ -47,7 +47,7 @@ class About:
 
 @cache
 def about(name: str) -> About:
-    """The method of this name. A control says so in its summary."""
+    """Description of a method by name; summaries of controls end in "(control)"."""
     # The methods load torch, which a page without runs does not need.
     from moe_retriever.methods import get
 
@@ -60,7 +60,7 @@ def about(name: str) -> About:
 
 
 def changed_options(config: dict[str, Any]) -> dict[str, Any]:
-    """Options of a run (config.json) that are not those of its preset, as this version has it."""
+    """Options of a run (config.json) that differ from its preset in the present version."""
     from dataclasses import asdict
 
     from moe_retriever.config import make_config

@@ -1,4 +1,4 @@
-"""Finished run folders: what each is, which belong together, and all scores as one tidy frame."""
+"""Finished run folders, their grouping into experiments, and all scores as one tidy frame."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from moe_retriever.report.stores import public
+from moe_retriever.suites.published import dataset_title, missingness_title
 from mrpipe.errors import DataError, Fault
 from mrpipe.experiment.missingness import non_default
 from mrpipe.store.masks import combination_name
@@ -35,9 +36,9 @@ class ReportedRun:
     """One finished run folder.
 
     Attributes:
-        metrics, config: metrics.json and config.json.
-        cost, test_cost: cost.json and test_cost.json: times, and the software that ran.
-        variant: what tells it from runs of the same name with other options; empty if there are none.
+        metrics, config: contents of metrics.json and config.json.
+        cost, test_cost: contents of cost.json and test_cost.json: times and software versions.
+        variant: options that distinguish the run from others of the same name; empty if there are none.
     """
 
     folder: Path
@@ -63,12 +64,12 @@ class ReportedRun:
 
     @property
     def options(self) -> dict[str, Any]:
-        """All options of the run but its seed: runs of a method that share them are repetitions of one another."""
+        """All options of the run except its seed; runs of a method with equal options are repetitions."""
         return {**self.config["common"], **self.config["options"]}
 
     @property
     def missingness(self) -> str:
-        """What was hidden and how, without the seed; settings that are not the usual ones are named."""
+        """The simulated missingness in results.csv, without the seed; includes non-default settings."""
         mask = self.metrics["mask"]
         if not mask:
             return "as observed"
@@ -81,14 +82,29 @@ class ReportedRun:
         return dict(self.metrics.get("transforms", {}))
 
     @property
+    def missingness_title(self) -> str:
+        """The simulated missingness as displayed."""
+        mask = self.metrics["mask"]
+        if not mask:
+            return missingness_title(None)
+        # The task is named only if it differs from that of the run.
+        own = {k: v for k, v in non_default(mask).items() if (k, v) != ("task", self.metrics["task"])}
+        return missingness_title({"mechanism": mask["mechanism"], "p": mask["p"], **own})
+
+    @property
+    def dataset(self) -> str:
+        """Displayed name of the data set."""
+        return dataset_title(self.metrics["dataset"])
+
+    @property
     def experiment(self) -> tuple[str, ...]:
-        """Runs of one experiment share a table: the same data, view, missingness and transforms."""
+        """Key of the experiment: runs of one table, which share data, view, missingness and transforms."""
         m = self.metrics
         shared = (*(m[k] for k in EXPERIMENT[:5]), combination_name(m["modalities"]), self.missingness)
         return *shared, ", ".join(f"{k}={v}" for k, v in sorted(self.transforms.items()))
 
     def rows(self) -> Iterable[dict[str, Any]]:
-        """Tidy rows: one a (group, metric)."""
+        """Tidy rows, one per group and metric."""
         frame = pl.read_csv(self.folder / "metrics.csv", schema_overrides={"group": pl.String})
         key = dict(zip(KEYS, (*self.experiment, self.label, self.metrics["preset"], self.seed), strict=True))
         return (key | row for row in frame.iter_rows(named=True))
@@ -99,7 +115,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def read_run(folder: Path) -> ReportedRun:
-    """A run folder.
+    """Read a run folder.
 
     Raises:
         DataError: the run is not finished.
@@ -115,7 +131,7 @@ def read_run(folder: Path) -> ReportedRun:
 
 
 def tell_apart(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
-    """Runs of one label with other options are variants, named by the options in which they differ, not repetitions."""
+    """Mark runs with equal labels but different options as variants, named by the differing options."""
     together: defaultdict[tuple[tuple[str, ...], str], list[ReportedRun]] = defaultdict(list)
     for run in runs:
         together[run.experiment, run.label].append(run)
@@ -129,13 +145,13 @@ def tell_apart(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
 
 
 def _differing(runs: Sequence[ReportedRun]) -> list[str]:
-    """Names of the options that are not the same in all runs."""
+    """Names of the options that differ between the runs."""
     names = {name for run in runs for name in run.options}
     return sorted(name for name in names if len({json.dumps(run.options.get(name)) for run in runs}) > 1)
 
 
 def by_experiment(runs: Sequence[ReportedRun]) -> dict[tuple[str, ...], list[ReportedRun]]:
-    """Runs that stand in one table, in the order in which they were given."""
+    """Group the runs by experiment, in their original order."""
     groups: defaultdict[tuple[str, ...], list[ReportedRun]] = defaultdict(list)
     for run in runs:
         groups[run.experiment].append(run)
@@ -143,5 +159,5 @@ def by_experiment(runs: Sequence[ReportedRun]) -> dict[tuple[str, ...], list[Rep
 
 
 def tidy(runs: Sequence[ReportedRun]) -> pl.DataFrame:
-    """All scores: one row a run, group of samples and metric."""
+    """All scores, one row per run, group of samples and metric."""
     return pl.DataFrame([row for run in runs for row in run.rows()], schema=_SCORES)

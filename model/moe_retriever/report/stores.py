@@ -1,6 +1,6 @@
-"""What the page says of a store: who is in it, what is known of them, how it is split, and what might leak.
+"""Section of a store: cohort, modalities, dictionary, splits and leakage audit.
 
-Read from the store alone; nothing here names a sample.
+It is derived from the store alone and identifies no sample.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from mrpipe.store.layout import StoreLayout
 from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
 
-# Single-feature AUROC above which a feature may be the label in other words.
+# Single-feature AUROC above which a feature is suspected to leak the label.
 AUDIT_THRESHOLD = 0.9
-# Among thousands of features some pass the threshold by luck; what luck explains is not listed.
+# Among thousands of features, some exceed the threshold by chance; findings must be significant at this level.
 AUDIT_ALPHA = 0.05
 AUDIT_ROWS = 20
 PATTERN_ROWS = 40
 
 
 def store_name(store: Store) -> str:
-    """Name of the store on the page and of its pictures: two stores never share it."""
+    """Unique name of the store on the page and in the names of its figures."""
     return f"{store.manifest.dataset}-{store.store_id}"
 
 
 def describe_store(store: Store, figures: Path) -> dict[str, Any]:
-    """Everything that the template shows of a store; pictures are also saved in `figures`."""
+    """Template variables of a store; figures are also saved in `figures`."""
     m = store.manifest
     name = store_name(store)
     names = [x.name for x in store.modalities]
@@ -41,13 +41,14 @@ def describe_store(store: Store, figures: Path) -> dict[str, Any]:
     availability = draw(
         plots.availability(m.pattern_counts, names),
         figures / f"{name}-availability.svg",
-        label=f"Number of samples of {m.title} for each combination of {', '.join(names)}; the table says the same.",
+        label=f"Number of samples of {m.title} for each combination of {', '.join(names)}; the table below has the "
+        "same numbers.",
     )
     flow = draw(
         plots.cohort_flow(attrition),
         figures / f"{name}-cohort.svg",
-        label=f"Cohort flow of {m.title}, from {attrition['n_before'][0]} to {attrition['n_after'][-1]} samples; "
-        "the table below says the same.",
+        label=f"Cohort selection of {m.title}, from {attrition['n_before'][0]} to {attrition['n_after'][-1]} samples; "
+        "the table below has the same numbers.",
     )
     return {
         "anchor": f"store-{name}",
@@ -67,10 +68,10 @@ def describe_store(store: Store, figures: Path) -> dict[str, Any]:
         "n_patterns": len(m.pattern_counts),
         "availability": Picture(
             availability,
-            "Which samples have which modalities. Each column is a combination: dots "
-            "say what is in it, bars how many samples.",
+            "Observed modality combinations. Each column is a combination of the modalities marked by dots; the bar is "
+            "its number of samples.",
         ),
-        "flow": Picture(flow, "Cohort flow: who was left out at which step, and why."),
+        "flow": Picture(flow, "Cohort selection: samples remaining after each step (blue) and excluded (orange)."),
         "attrition": attrition.to_dicts(),
         "losses": store.losses.filter(pl.col("n_before") > pl.col("n_after")).to_dicts(),
         "classes": _classes(store),
@@ -81,16 +82,16 @@ def describe_store(store: Store, figures: Path) -> dict[str, Any]:
 
 
 def public(value: Any) -> Any:
-    """An option as the page may show it: of a path, the last part only."""
+    """An option value without private paths: only the last part of an absolute path is shown."""
     if isinstance(value, str) and "/" in value and Path(value).is_absolute():
         return f"…/{Path(value).name}"
     if isinstance(value, list | tuple):
-        return ", ".join(str(public(v)) for v in value)
+        return f"[{', '.join(str(public(v)) for v in value)}]"
     return value
 
 
 def sealed_at(store: Store) -> dict[str, str]:
-    """When the store was sealed, and by which versions; empty where its provenance is gone."""
+    """When and with which software versions the store was sealed; empty if the provenance file is missing."""
     path = StoreLayout(store.path).provenance
     if not path.is_file():
         return {}
@@ -100,7 +101,7 @@ def sealed_at(store: Store) -> dict[str, str]:
 
 
 def _classes(store: Store) -> list[dict[str, Any]]:
-    """For each classification task and scheme: samples of each class in each part."""
+    """Number of samples per class and split, for each classification task and split scheme."""
     out = []
     for task in store.tasks:
         if task.kind != "classification":
@@ -117,13 +118,13 @@ def _classes(store: Store) -> list[dict[str, Any]]:
 
 
 def _audit(store: Store) -> dict[str, Any] | None:
-    """The leakage audit of the default task and scheme; None where there is no class to leak."""
+    """The leakage audit of the default task and split scheme; None if the task is not a classification."""
     task = store.task()
     if task.kind != "classification":
         return None
     found = audit(store, threshold=AUDIT_THRESHOLD, alpha=AUDIT_ALPHA)
     tables = [m.name for m in store.modalities if m.kind not in ("image", "volume")]
-    # A sequence of events has two columns, and is looked at item by item.
+    # Event sequences are audited per item of the vocabulary.
     items = pl.when(pl.col("kind") == "event").then(pl.col("levels").list.len()).otherwise(1)
     looked_at = int(store.dictionary.filter(pl.col("modality").is_in(tables)).select(items.sum()).item())
     return {

@@ -1,4 +1,4 @@
-"""Rendered suites of the paper's tables and figures, taken as they are, once it is sure that they are passive."""
+"""Rendered suites (tables and figures of the paper), embedded unchanged after a check for active content."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from moe_retriever.plots.plots import SHOWN
 from moe_retriever.report.drawing import Picture, inline_image, inline_svg, prefixed, require_passive
 from mrpipe.errors import DataError, Fault
 
-# A page holds so many pictures of a suite; an SVG of more bytes than this is shown as its PNG.
+# Maximum number of figures per suite, and the size in bytes above which an SVG is replaced by its PNG.
 MOST_PICTURES = 24
 HEAVY = 300_000
 
 
 @dataclass(frozen=True)
 class ReportedSuite:
-    """What a suite's folder holds.
+    """Contents of a rendered suite.
 
     Attributes:
         table: the fragment `table.html`.
-        pictures, n_pictures: the first ones, and how many there are.
-        origins: (origin, data set) of everything in it.
-        cells: finished run folders, below that of all runs.
-        stores: the stores that they were trained on.
+        pictures, n_pictures: the first figures, and their total number.
+        origins: (origin, data set) of all contents.
+        cells: finished run folders, relative to the folder of all runs.
+        stores: the stores that the cells were trained on.
     """
 
     name: str
@@ -42,16 +42,16 @@ class ReportedSuite:
 
 
 def read_suite(folder: Path) -> ReportedSuite:
-    """`table.html` (a fragment), `*.svg`, and what `suite.json` and `scores.parquet` say of the cells.
+    """Read `table.html` (a fragment), `*.svg`, `suite.json` and `scores.parquet`.
 
     Raises:
-        DataError: neither a table nor a picture is there, or one of them is not passive.
+        DataError: there is neither a table nor a figure, or one of them has active content.
     """
     table = folder / "table.html"
     pictures = sorted(folder.glob("*.svg"))
     if not table.is_file() and not pictures:
         raise DataError(
-            Fault(file=str(folder), expected="a rendered suite (table.html or *.svg)", found="neither", fix="Run it.")
+            Fault(file=str(folder), expected="a suite (table.html or *.svg)", found="neither", fix="Run it first.")
         )
     text = require_passive(table.read_text(encoding="utf-8"), str(table)) if table.is_file() else ""
     said = _asked(folder / "suite.json")
@@ -67,7 +67,7 @@ def read_suite(folder: Path) -> ReportedSuite:
 
 
 def _picture(suite: Path, path: Path) -> Picture:
-    """A picture, named after its file; one of many points as pixels, where there are some."""
+    """A figure, named after its file; the PNG is used if the SVG is large."""
     shown = next((words for ending, words in SHOWN.items() if path.stem.endswith(ending)), path.stem)
     label = f"{suite.name}, {path.stem}: {shown}" if shown != path.stem else f"{suite.name}: {shown}"
     pixels = path.with_suffix(".png")
@@ -85,13 +85,13 @@ def _origins(folder: Path, text: str, said: dict[str, Any]) -> list[tuple[str, s
         return sorted(frame.unique().iter_rows())
     if not re.search(r'class="[^"]*\bsimulated\b', text):
         return []
-    # A figure names its data sets; a comparison of tables has none of its own.
+    # A figure has data sets; a comparison of tables has none.
     datasets = dict.fromkeys(column["dataset"] for column in said.get("columns", ()) if "dataset" in column)
     return [("simulated", name) for name in datasets or (f"the tables of {folder.name}",)]
 
 
 def _asked(path: Path) -> dict[str, Any]:
-    """`suite.json`; empty where there is none."""
+    """Content of `suite.json`; empty if it is missing."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 

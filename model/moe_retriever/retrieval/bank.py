@@ -1,10 +1,10 @@
-"""The training samples as other samples may see them: masks, and token embeddings made on demand.
+"""Bank of training samples used for retrieval: masks, and token embeddings computed on demand.
 
-Graph and retrieval methods predict from training samples only, so a prediction never depends on another test sample.
-Embeddings come from the training store (`ReferenceSamples.of`) or from a bank that a checkpoint carries
+Graph and retrieval methods predict from training samples only, so predictions are independent of other test samples.
+Embeddings are computed from the training store (`ReferenceSamples.of`) or loaded from a checkpoint
 (`ReferenceSamples.from_state`).
 
-Legend: R reference samples, M modalities, P tokens, H hidden.
+Legend: R reference samples, M modalities, P tokens, H hidden dimension.
 """
 
 from __future__ import annotations
@@ -25,27 +25,24 @@ ENCODE_ROWS = 256
 
 
 class EmbeddingBank:
-    """Detached embeddings of a data set's entries, each made once until `forget`; as large as what was asked for.
-
-    Entries are named by their row in the modality's table.
-    """
+    """Cache of detached embeddings, indexed by row of the modality's table; each is computed once until `forget`."""
 
     def __init__(self, data: Data):
         self._data = data
-        # Place of each entry among the modality's embeddings, −1: not made.
+        # Position of each entry among the modality's embeddings, −1 if not computed.
         self._place = [np.full(len(table), -1, dtype=np.int64) for table in data.tables]
         self._used = [0] * len(data.tables)
         self._tokens: list[Tensor | None] = [None] * len(data.tables)
 
     def forget(self) -> None:
-        """Drop what was embedded with former weights; the memory is kept for what comes."""
+        """Discard all embeddings, which depend on former weights, but keep the memory."""
         for place in self._place:
             place[:] = -1
         self._used = [0] * len(self._used)
 
     @torch.no_grad()
     def embed(self, m: int, rows: Rows, encoder: nn.Module) -> Tensor:
-        """Embeddings (n, P, H) of the encoder in evaluation mode."""
+        """Embeddings (n, P, H) by the encoder in evaluation mode."""
         missing = np.unique(rows[self._place[m][rows] < 0])
         if len(missing):
             training = encoder.training
@@ -59,7 +56,7 @@ class EmbeddingBank:
         return tokens.index_select(0, torch.from_numpy(self._place[m][rows]).to(tokens.device))
 
     def remember(self, m: int, rows: Rows, tokens: Tensor) -> None:
-        """Keep embeddings (n, P, H) that were made elsewhere, of rows that are not known yet."""
+        """Add embeddings (n, P, H) computed elsewhere, for rows that are not in the bank."""
         new, at = np.unique(rows, return_index=True)
         at = at[self._place[m][new] < 0]
         if len(at):
@@ -82,9 +79,9 @@ class ReferenceSamples:
     """Reference samples, in order of sample_id.
 
     Attributes:
-        observed: (R, M) what each has.
-        data: where their features lie; None where a checkpoint's bank stands for them.
-        bank: embeddings of the entries of `data`, also of samples that are no reference.
+        observed: (R, M) observed modalities.
+        data: the data with their features; None for embeddings from a checkpoint.
+        bank: embeddings of the entries of `data`, including samples that are not references.
     """
 
     def __init__(
@@ -94,7 +91,7 @@ class ReferenceSamples:
         self.data = data
         self.bank = None if data is None else EmbeddingBank(data)
         self._rows = rows
-        # From a checkpoint: each modality's embeddings, and the place of a sample there, −1 where it has none.
+        # From a checkpoint: embeddings per modality, and the position of each sample there (−1 if it has none).
         self._kept = kept
         self._place = np.where(observed, np.cumsum(observed, axis=0) - 1, -1)
         self._own = np.zeros(0, dtype=np.int64)
@@ -104,7 +101,7 @@ class ReferenceSamples:
 
     @classmethod
     def of(cls, data: Data, train_rows: Rows) -> ReferenceSamples:
-        """Reference of the training samples of a loaded store."""
+        """Reference samples from the training samples of a loaded store."""
         rows = np.sort(train_rows)
         return cls(data.observed[rows], data, rows)
 
@@ -112,34 +109,34 @@ class ReferenceSamples:
         return len(self.observed)
 
     def own_row(self, data: Data, index: Rows) -> Rows:
-        """(B,) reference row of samples of `data`, −1 for those that are none."""
+        """(B,) reference row of samples of `data`, −1 for samples that are not references."""
         return self._own[index] if data is self.data else np.full(len(index), -1, dtype=np.int64)
 
     def table_rows(self, m: int, rows: Rows) -> Rows:
-        """Rows of modality m's table that belong to reference rows which have it."""
+        """Rows in modality m's table of reference rows that have the modality."""
         assert self.data is not None
         return self.data.row[self._rows[rows], m]
 
     def encode(self, m: int, rows: Rows, encoder: nn.Module) -> Tensor:
-        """Fresh embeddings (n, P, H) with gradients, in the encoder's present mode; batch statistics stay."""
+        """Embeddings (n, P, H) with gradients, in the encoder's current mode, without updating batch statistics."""
         assert self.data is not None
         with frozen_batch_norm(encoder):
             return encoder(self.data.tables[m].gather(self.table_rows(m, rows)))
 
     def forget(self) -> None:
-        """Drop what was embedded with former weights; a bank from a checkpoint stays."""
+        """Discard embeddings that depend on former weights; a bank from a checkpoint is kept."""
         if self.bank is not None:
             self.bank.forget()
 
     def embed(self, m: int, rows: Rows, encoder: nn.Module) -> Tensor:
-        """Detached embeddings (n, P, H) of the encoder in evaluation mode."""
+        """Detached embeddings (n, P, H) by the encoder in evaluation mode."""
         if self.bank is not None:
             return self.bank.embed(m, self.table_rows(m, rows), encoder)
         assert self._kept is not None
         return self._kept[m][torch.from_numpy(self._place[rows, m]).to(self._kept[m].device)]
 
     def state(self, encoders: nn.ModuleList) -> dict[str, object]:
-        """Masks and all reference embeddings, for a checkpoint; no id and no feature of anyone."""
+        """Masks and all reference embeddings for a checkpoint, without ids and features."""
         having = [np.flatnonzero(seen) for seen in self.observed.T]
         banks = [
             self.embed(m, rows, encoder).cpu() if len(rows) else torch.zeros(0)
@@ -149,10 +146,10 @@ class ReferenceSamples:
 
     @classmethod
     def from_state(cls, state: Mapping[str, object], device: torch.device) -> ReferenceSamples:
-        """A reference without features, from `state`."""
+        """Reference samples without features, from `state`."""
         kept = [bank.to(device) for bank in cast(list[Tensor], state["banks"])]
         return cls(cast(Tensor, state["observed"]).numpy(), None, np.zeros(0, dtype=np.int64), kept)
 
     def bank_bytes(self, n_tokens: int, hidden: int) -> int:
-        """Size of all reference embeddings in float32."""
+        """Size of all reference embeddings in float32, in bytes."""
         return int(self.observed.sum()) * n_tokens * hidden * 4

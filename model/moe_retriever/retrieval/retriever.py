@@ -1,9 +1,10 @@
-"""MoE-Retriever's core: embeds a missing modality from supporting samples and from the sample's other modalities.
+"""The retriever: embeds missing modalities from supporting samples and from the sample's other modalities.
 
-Legend: Q missing slots, I items (one supporting or own modality embedding each), P tokens an item, H hidden,
-E experts, T = I · P tokens, M modalities. Items of a slot are contiguous, supporting ones first; slots are sorted by
-their number of items, so that attention runs over blocks of equal length, without padding.
-Source: Eq. 3 and Algorithm 1 of the paper; decisions A2–A20 of models.md §2.5.
+Implements Eq. 3 and Algorithm 1 of the paper; see docs/method.md.
+
+Legend: Q missing slots, I items (embeddings of one modality of a supporting sample or of the sample itself), P tokens
+per item, H hidden dimension, E experts, T = I · P tokens, M modalities. Items of a slot are contiguous, supporting ones
+first. Slots are sorted by their number of items, so that attention runs over blocks of equal length without padding.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ INTRA, INTER = 0, 1
 
 @dataclass(frozen=True)
 class SlotItems:
-    """Which embeddings each missing slot is made from.
+    """The items from which each missing slot is retrieved.
 
     Attributes:
-        sample, target: (Q,) slot q fills modality `target` of batch sample `sample`.
+        sample, target: (Q,) position in the batch and missing modality of each slot.
         blocks: (number of items, first slot, last slot + 1) for each number of items that occurs.
         slot: (I,) slot of each item.
-        role: (I,) INTRA or INTER.
+        role: (I,) INTRA (from a supporting sample) or INTER (another modality of the sample).
         modality: (I,) modality of each item.
-        row: (I,) reference row of an intra item, place in the batch of an inter item.
-        weight: (I,) balanced mean: half to each role, evenly within a role, all to one role where the other is empty.
+        row: (I,) reference row of an intra item, position in the batch of an inter item.
+        weight: (I,) weight in the mean: one half per role, equal within a role; a single role gets all the weight.
     """
 
     sample: NDArray[np.int64]
@@ -54,11 +55,11 @@ class SlotItems:
 
     @classmethod
     def of(cls, draws: Draws, observed: NDArray[np.bool_], *, intra: bool = True, inter: bool = True) -> SlotItems:
-        """Items of drawn supports and of the samples' own modalities; slots without any item are left out.
+        """Items of the drawn supporting samples and of the samples' own modalities; slots without items are omitted.
 
         Args:
-            observed: (B, M) of the batch.
-            intra, inter: switch a role off (ablations of Table 3).
+            observed: (B, M) observed modalities of the batch.
+            intra, inter: whether to use the items of each role (ablations of Table 3).
         """
         own_slot, own_modality = np.nonzero(observed[draws.sample])
         drawn_slot = np.repeat(np.arange(len(draws.target)), draws.drawn)
@@ -67,7 +68,7 @@ class SlotItems:
         role = np.repeat([INTRA, INTER], [n_drawn, n_own])
         modality = np.concatenate([draws.target[drawn_slot[:n_drawn]], own_modality[:n_own]])
         row = np.concatenate([draws.row[:n_drawn], draws.sample[own_slot[:n_own]]])
-        # Slots by number of items; within a slot the intra items first.
+        # Sort slots by number of items; within a slot, intra items come first.
         count = np.bincount(slot, minlength=len(draws.target))
         kept = np.flatnonzero(count)
         ranked = kept[np.argsort(count[kept], kind="stable")]
@@ -89,14 +90,14 @@ class SlotItems:
         return len(self.slot)
 
     def per_block(self, x: Tensor) -> list[Tensor]:
-        """Split a tensor whose first dimension is items into one (slots, items a slot, …) for each block."""
+        """Split a tensor over items into one tensor (slots, items per slot, …) per block."""
         parts = x.split([n * (last - first) for n, first, last in self.blocks])
         return [p.unflatten(0, (-1, n)) for p, (n, _, _) in zip(parts, self.blocks, strict=True)]
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Output of the retriever: (Q, P, H) in the order of the items' slots; the balance loss; how tokens went."""
+    """Output of the retriever: tokens (Q, P, H) in the order of the slots, balance loss, and routing of the tokens."""
 
     tokens: Tensor
     balance: Tensor
@@ -104,10 +105,10 @@ class Retrieved:
 
 
 class Context(nn.Module):
-    """Mixes a slot's items before the experts (A2, A3).
+    """Attention over the items of a slot, before the experts.
 
-    layout "self": every token attends to all tokens of the slot. "cross": intra tokens attend to inter tokens and the
-    other way round (to all where the other role is empty). "query": P learned queries of the target attend to all.
+    layout "self": every token attends to all tokens of the slot. "cross": intra tokens attend to inter tokens and vice
+    versa (to all tokens if there is only one role). "query": P learned queries per missing modality attend to all.
     block "pre-ln": x + Drop(MHA(LN x)). "code": a = MHA(x); a + Drop(a). "none": MHA(x).
     """
 
@@ -152,17 +153,17 @@ class Context(nn.Module):
 
     @staticmethod
     def _allowed(role_QN: Tensor, n_tokens: int) -> Tensor:
-        """(Q, 1, N·P, N·P) True between tokens of different roles; everywhere for a slot with one role only."""
+        """(Q, 1, N·P, N·P) True between tokens of different roles; True everywhere for slots with a single role."""
         other = role_QN[:, :, None] != role_QN[:, None, :]
         other = other | ~other.any(dim=2, keepdim=True)
         return other.repeat_interleave(n_tokens, dim=1).repeat_interleave(n_tokens, dim=2).unsqueeze(1)
 
 
 class Retriever(nn.Module):
-    """Context, router, experts, and their integration into one (P, H) slot.
+    """Attention, router, experts, and integration into one (P, H) embedding per slot.
 
-    Experts: a pool of `n_experts` for each target modality and `n_shared` for all; a token of a slot may use its
-    target's pool and the shared one. Without `context_routing` all experts form one pool.
+    There are `n_experts` experts per missing modality and `n_shared` shared ones; a token can visit the experts of its
+    slot's missing modality and the shared ones. Without `context_routing`, all experts form one pool.
     """
 
     def __init__(self, n_modalities: int, c: Common, options: MoERetrieverOptions, noise: Noise):
@@ -188,7 +189,7 @@ class Retriever(nn.Module):
         self.modality_MH = nn.Parameter(torch.empty(n_modalities, c.hidden)) if o.embeddings else None
         learned = o.integration == "queries"
         self.pool_MPH = nn.Parameter(torch.empty(n_modalities, c.tokens, c.hidden)) if learned else None
-        # Derived from the options, so no part of the weights: made as tensors on the device where they are used.
+        # Derived from the options and therefore not part of the weights; converted to tensors on each device.
         pools = np.arange(n_modalities * o.n_experts).reshape(n_modalities, o.n_experts)
         shared = np.broadcast_to(np.arange(n_modalities * o.n_experts, n_experts), (n_modalities, o.n_shared))
         self._allowed = np.hstack([pools, shared]) if o.context_routing else np.arange(n_experts)[None, :]
@@ -198,7 +199,7 @@ class Retriever(nn.Module):
         return normal(0.02)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Allowed experts of each group as lists (G, A) and as a table (G, E)."""
+        """Allowed experts of each group, as lists (G, A) and as a mask (G, E)."""
         if device not in self._tables:
             lists = torch.from_numpy(self._allowed).to(device)
             table = torch.zeros(len(lists), self.router.n_experts, dtype=torch.bool, device=device)
@@ -206,17 +207,17 @@ class Retriever(nn.Module):
         return self._tables[device]
 
     def forward(self, x_IPH: Tensor, items: SlotItems) -> Retrieved:
-        """Embed every slot.
+        """Retrieve the embeddings of all slots.
 
         Args:
-            x_IPH: the items' encoder tokens.
-            items: which item belongs to which slot, with which role.
+            x_IPH: encoder tokens of the items.
+            items: slots and roles of the items.
         """
         o, device, n_tokens = self.options, x_IPH.device, x_IPH.shape[1]
         n_slots = len(items.target)
         weight_I = torch.from_numpy(items.weight).to(device)
         if o.integration == "raw_mean":
-            # The authors' released code: experts and attention without effect (models.md D1).
+            # As in the released code, where experts and attention have no effect (docs/method.md).
             return Retrieved(self._mean(x_IPH, items, weight_I), x_IPH.new_zeros(()), None)
         role_I = torch.from_numpy(items.role).to(device)
         target_Q = torch.from_numpy(items.target).to(device)
@@ -225,7 +226,7 @@ class Retriever(nn.Module):
             modality_I = torch.from_numpy(items.modality).to(device)
             x_IPH = x_IPH + (self.role_2H[role_I] + self.modality_MH[modality_I]).unsqueeze(1)
         mixed = self.context(x_IPH, items, role_I, target_Q)
-        # With learned queries (A2 c) each slot is one item from here on.
+        # With learned queries, each slot is a single item from here on.
         per_slot = o.context == "query"
         target_I = target_Q if per_slot else target_Q[slot_I]
         target_T = target_I.repeat_interleave(n_tokens)
@@ -246,7 +247,7 @@ class Retriever(nn.Module):
     def _sum(
         self, x_TH: Tensor, mixed_IPH: Tensor, routing: Routing, weight_I: Tensor, slot_I: Tensor, n_slots: int
     ) -> Tensor:
-        """A8 a–c: each of a slot's (P, H) is a weighted sum of what its tokens give."""
+        """Integrate by weighted sums of expert outputs (options position, broadcast and gate)."""
         n_tokens = mixed_IPH.shape[1]
         position = torch.arange(n_tokens, device=x_TH.device)
         row_T = (slot_I[:, None] * n_tokens + position).flatten()
@@ -254,7 +255,7 @@ class Retriever(nn.Module):
         if self.options.integration == "broadcast":
             row_T, scale_T, n_rows = slot_I.repeat_interleave(n_tokens), scale_T / n_tokens, n_slots
         elif self.options.integration == "gate":
-            # Tokens count by the gate mass that their experts kept.
+            # Tokens are weighted by the total weight of their top-k experts.
             mass_T = routing.weight.sum(dim=1)
             total = mass_T.new_zeros(n_rows).index_add(0, row_T, mass_T)
             scale_T = mass_T / total.clamp_min(1e-9).index_select(0, row_T)
@@ -266,12 +267,12 @@ class Retriever(nn.Module):
 
     @staticmethod
     def _mean(y_IPH: Tensor, items: SlotItems, weight_I: Tensor) -> Tensor:
-        """Weighted mean over a slot's items, position by position: (Q, P, H)."""
+        """Weighted mean over the items of a slot, separately for each position: (Q, P, H)."""
         blocks = zip(items.per_block(y_IPH), items.per_block(weight_I), strict=True)
         return torch.cat([torch.einsum("qnph,qn->qph", y, w.to(y.dtype)) for y, w in blocks])
 
     def _pool(self, y_IPH: Tensor, items: SlotItems, target_Q: Tensor) -> Tensor:
-        """A8 d: P learned queries of the target pool over all tokens of a slot."""
+        """Integrate with P learned queries per missing modality that pool all tokens of a slot."""
         assert self.pool_MPH is not None
         scale = y_IPH.shape[-1] ** -0.5
         pooled = []

@@ -1,12 +1,12 @@
-"""Supporting groups: which training samples may stand in for a modality that a sample lacks, and keyed draws from them.
+"""Supporting groups of training samples for a missing modality, and keyed random draws from them.
 
-Eq. 2 of the paper: for a target modality T and an observed combination mc, G(T | mc) = { j : mc_j ⊇ mc and T ∈ mc_j }
-over *training* samples. Fallbacks (models.md A7): a group smaller than the wanted number is taken whole; an empty one
-is replaced by the training samples that have T and share most with mc (then: have fewest others); where T was never
-observed in training nothing is drawn.
+Eq. 2 of the paper: for a missing modality T and observed modalities mc, G(T | mc) = { j : mc_j ⊇ mc and T ∈ mc_j } over
+*training* samples. Fallbacks: if the group has fewer samples than requested, all of them are used. An empty group is
+replaced by the training samples with T that share the most modalities with mc and, among these, have the fewest others.
+If T was never observed in training, no samples are drawn.
 
-Everything here is numpy on the host: groups are index lists computed once per (T, mc), and a batch's draws need no
-word from the device.
+All computations use numpy on the host: groups are index lists computed once per (T, mc), and draws need no
+synchronisation with the device.
 
 Legend: R reference (training) samples, B samples of a batch, Q missing slots (sample, target), M modalities.
 """
@@ -28,15 +28,15 @@ Wanted = int | Literal["observed", "all"]
 
 @dataclass(frozen=True)
 class Draws:
-    """Support of each missing slot.
+    """Supporting samples of each missing slot.
 
     Attributes:
-        sample, target: (Q,) place in the batch and target modality of each slot.
-        group_size: (Q,) size of the list that was drawn from (the sample itself not counted).
-        relaxed: (Q,) whether the supporting group was empty and the nearest samples stood in.
-        start: (Q + 1,) support of slot q is `row[start[q]:start[q + 1]]`.
-        row: reference rows, all distinct within a slot.
-        wanted: (Q,) how many were asked for.
+        sample, target: (Q,) position in the batch and missing modality of each slot.
+        group_size: (Q,) number of samples to draw from, excluding the sample itself.
+        relaxed: (Q,) whether the supporting group was empty and was replaced by the nearest samples.
+        start: (Q + 1,) the supporting samples of slot q are `row[start[q]:start[q + 1]]`.
+        row: reference rows, distinct within a slot.
+        wanted: (Q,) requested number of samples.
     """
 
     sample: Ints
@@ -49,11 +49,11 @@ class Draws:
 
     @property
     def drawn(self) -> Ints:
-        """(Q,) how many were drawn."""
+        """(Q,) number of drawn samples."""
         return np.diff(self.start)
 
     def rates(self) -> dict[str, float]:
-        """Shares of the slots by kind of fallback (A7); 0 where no slot is missing."""
+        """Shares of the slots that used each fallback; 0 without missing slots."""
         n = max(len(self.target), 1)
         return {
             "small_group": float((~self.relaxed & (self.drawn < self.wanted)).sum() / n),
@@ -63,17 +63,17 @@ class Draws:
 
 
 class SupportIndex:
-    """Supporting groups over the training samples' masks.
+    """Supporting groups for all modality combinations.
 
     Args:
-        observed: (R, M) what each training sample has.
+        observed: (R, M) observed modalities of the training samples.
     """
 
     def __init__(self, observed: NDArray[np.bool_]):
         self.observed = observed
         self.n_modalities = observed.shape[1]
         self._codes = masks.codes(observed)
-        # Index lists end to end; list number of (code, target), and the same for the relaxed lists.
+        # Concatenated index lists, and the list number of each (code, target, relaxed).
         self._number: dict[tuple[int, int, bool], int] = {}
         self._lists: list[Ints] = []
         self._flat = np.zeros(0, dtype=np.int64)
@@ -81,12 +81,12 @@ class SupportIndex:
         self._starts = np.zeros(1, dtype=np.int64)
 
     def group(self, code: int, target: int) -> Ints:
-        """G(T | mc) of Eq. 2: reference rows in increasing order."""
+        """G(T | mc) of Eq. 2, as reference rows in increasing order."""
         wanted = code | 1 << target
         return np.flatnonzero((self._codes & wanted) == wanted)
 
     def nearest(self, code: int, target: int) -> Ints:
-        """Rows outside G(T | mc) that have T, with the largest |mc ∩ mc_j|, among them with the fewest others."""
+        """Rows outside G(T | mc) with T, the largest |mc ∩ mc_j| and, among these, the fewest other modalities."""
         others = self.observed.copy()
         others[:, target] = False
         own = masks.unpack([code], self.n_modalities)[0]
@@ -120,7 +120,7 @@ class SupportIndex:
         return numbers[inverse]
 
     def _place_of_self(self, numbers: Ints, own_row: Ints) -> Ints:
-        """Position of each sample's own reference row inside its list, −1 where it is not in it."""
+        """Position of each sample's own reference row in its list, −1 if it is not in the list."""
         wanted = numbers * len(self.observed) + own_row
         at = np.searchsorted(self._sorted_keys, wanted)
         found = (own_row >= 0) & (at < len(self._sorted_keys))
@@ -138,16 +138,17 @@ class SupportIndex:
         stream: str,
         own_row: Ints | None = None,
     ) -> Draws:
-        """Draw the support of every missing slot of a batch: uniform, without replacement.
+        """Draw the supporting samples of all missing slots of a batch, uniformly and without replacement.
 
-        A slot's draw depends on the sample's key, the target's name, `stream` and the seed; not on the batch.
+        The draw of a slot depends on the sample's key, the name of the missing modality, `stream` and the seed, but not
+        on the batch.
 
         Args:
-            observed: (B, M) what each sample of the batch has.
+            observed: (B, M) observed modalities of the batch.
             keys: (B,) uint64 keys of the samples.
-            names: the modalities' names.
-            wanted: rows a slot: a number, "observed" (as many as the sample has modalities) or "all".
-            own_row: (B,) the sample's own reference row or −1; it never supports itself (A16).
+            names: names of the modalities.
+            wanted: samples per slot: a number, "observed" (the number of the sample's observed modalities) or "all".
+            own_row: (B,) the sample's own reference row or −1; a sample never supports itself.
         """
         sample, target = np.nonzero(~observed)
         codes = masks.codes(observed)[sample]
@@ -180,16 +181,16 @@ class SupportIndex:
     def _bits_of(
         keys: NDArray[np.uint64], target: Ints, names: tuple[str, ...], seed: int, stream: str, n: Ints
     ) -> NDArray[np.float64]:
-        """Uniforms (Q, max n), keyed by sample, target's name, seed and stream."""
+        """Uniform random numbers (Q, max n), keyed by sample, name of the missing modality, seed and stream."""
         salt = np.array([keyed.stream_key(seed, f"support\x1f{stream}\x1f{name}") for name in names], dtype=np.uint64)
         return keyed.uniform(keys ^ salt[target], seed, "support", int(n.max(initial=0)))
 
     @staticmethod
     def _choose(n: Ints, size: Ints, u: NDArray[np.float64]) -> Ints:
-        """Floyd's sampling, all slots at once: `n` distinct positions below `size`, every subset equally likely.
+        """Floyd's algorithm for all slots at once: `n` distinct positions below `size`, with equal probabilities.
 
-        Round r of a slot draws t in 0 … size − n + r and takes it, or size − n + r itself if t is taken already. A slot
-        that takes its whole list needs no draw.
+        Round r of a slot draws t in 0 … size − n + r and adds t or, if t was already drawn, size − n + r. Slots that
+        use the complete list need no draw.
         """
         chosen = np.full((len(n), u.shape[1]), -1, dtype=np.int64)
         whole = n == size

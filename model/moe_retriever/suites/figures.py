@@ -1,6 +1,6 @@
-"""The figures of a suite from its finished cells: routing, gradients, embeddings and cost (the paper's Figures 3 to 6).
+"""Figures of a suite from its finished cells: routing, gradients, embeddings and cost (Figures 3 to 6 of the paper).
 
-Each leaves pictures (SVG and PNG), the numbers behind them, and a page that says what they show and of which data.
+Each suite has figures (SVG and PNG), tables of the plotted numbers, and a page that describes figures and data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from moe_retriever.evaluation.analysis import Request, analyse
 from moe_retriever.evaluation.run_folders import finished
 from moe_retriever.plots import plots
 from moe_retriever.plots.cost import cost
-from moe_retriever.suites.published import short
+from moe_retriever.suites.published import SIMULATED_WARNING, missingness_title, short
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, heading, html, markdown
 from moe_retriever.suites.spec import SuiteColumn, SuiteSpec, read_suite
 from moe_retriever.training.gradients import NAME as GRADIENTS
@@ -31,7 +31,7 @@ from mrpipe.store.reader import Store, open_store
 
 @dataclass
 class Shown:
-    """What came of a figure: tables beside the pictures, and sentences."""
+    """Tables, notes and missing parts that accompany the figures."""
 
     grids: list[PageTable] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class FigureFolders:
-    """Folders of runs and costs, and where the figures go."""
+    """Folders of runs, cost measurements and output."""
 
     runs: Path
     costs: Path
@@ -48,13 +48,13 @@ class FigureFolders:
 
 
 def draw(suite: SuiteSpec, places: FigureFolders) -> Page:
-    """Draw a suite's figures; what cannot be drawn is said on its page."""
+    """Draw the figures of a suite; its page lists those that could not be drawn."""
     shown = Shown()
     there = {c.store for c in suite.columns if not c.absent and (Path(c.store) / "manifest.json").is_file()}
     columns = [c for c in suite.columns if c.store in there and not c.absent]
     stores = {path: open_store(path) for path in sorted(there)}
     for ending, suffix in itertools.product(plots.SHOWN, ("svg", "png", "csv")):
-        # The report takes every picture that is there; one of an earlier suite.json would pass for this one's.
+        # The report includes all figures in the folder, so figures of an earlier suite.json are removed.
         for path in places.out.glob(f"*-{ending}.{suffix}"):
             path.unlink()
     for column, name in zip(columns, _names(columns), strict=True):
@@ -62,9 +62,9 @@ def draw(suite: SuiteSpec, places: FigureFolders) -> Page:
         of_column[suite.figure](suite, column, stores[column.store], places, name, shown)
     for column in suite.columns:
         if column.absent:
-            shown.missing.append(f"{column.dataset}, {column.name}: the store has no {' and no '.join(column.absent)}")
+            shown.missing.append(f"{column.data}, {column.name}: the store has no {' and no '.join(column.absent)}")
         elif column.store not in there:
-            shown.missing.append(f"{column.dataset}, {column.name}: there is no store at {column.store}")
+            shown.missing.append(f"{column.data}, {column.name}: no store at {column.store}")
     page = Page(
         identifier=suite.name,
         title=heading(suite.name, suite.title),
@@ -81,7 +81,7 @@ def draw(suite: SuiteSpec, places: FigureFolders) -> Page:
 
 
 def _names(columns: list[SuiteColumn]) -> list[str]:
-    """What the pictures of each column are called: data set and view, or its runs' folder where several share those."""
+    """File names for the figures of each column: data set and view or, if not unique, the folder of its runs."""
     views = [f"{c.dataset}-{c.view.replace('+', '')}" for c in columns]
     return [c.experiment if views.count(view) > 1 else view for c, view in zip(columns, views, strict=True)]
 
@@ -90,14 +90,14 @@ def _origins(suite: SuiteSpec, columns: list[SuiteColumn], stores: dict[str, Sto
     for data, path in dict.fromkeys((c.data, c.store) for c in columns):
         m = stores[path].manifest
         simulated = m.origin == "simulated"
-        warning = " What is seen says that the path works, nothing about real data." if simulated else ""
+        warning = f" {SIMULATED_WARNING}" if simulated else ""
         size = f", size {suite.size}" if simulated else ""
         kind = "simulated export" if simulated else "real export"
         yield f"{data}: {kind}, store {m.store_id}{size}.{warning}"
 
 
 def _first_runs(suite: SuiteSpec, column: SuiteColumn, places: FigureFolders, shown: Shown) -> dict[str, Path]:
-    """Row → its finished run of the first seed."""
+    """Row → finished run with the first seed."""
     found = {}
     for row, (label, seeds) in column.cells.items():
         folder = f"{column.experiment}/{label}/seed{seeds[0]}"
@@ -109,7 +109,7 @@ def _first_runs(suite: SuiteSpec, column: SuiteColumn, places: FigureFolders, sh
 
 
 def _analysed(request: Request, what: str, name: str, shown: Shown) -> bool:
-    """Whether there was something to show; if not, the page says why."""
+    """Run an analysis; return False and note the reason if it does not apply."""
     try:
         analyse(request, say=shown.missing.append)
     except UsageError as error:
@@ -121,10 +121,10 @@ def _analysed(request: Request, what: str, name: str, shown: Shown) -> bool:
 def _routing(
     suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFolders, name: str, shown: Shown
 ) -> None:
-    """Figure 3: combinations in the store; which experts the tokens of each visit, and the inverse."""
+    """Figure 3: modality combinations of the store, expert visits by combination, and combinations by expert."""
     counts = store.manifest.pattern_counts
     plots.save(plots.availability(counts, [m.name for m in store.modalities]), places.out / f"a-{name}-patterns")
-    shown.notes.append(f"{name}: {len(counts)} combinations of modalities in {store.manifest.n_samples} samples.")
+    shown.notes.append(f"{name}: {len(counts)} modality combinations in {store.manifest.n_samples:,} samples.")
     analysed = {}
     for row, run in _first_runs(suite, column, places, shown).items():
         out = places.out / "routing" / name / run.parent.name
@@ -135,25 +135,25 @@ def _routing(
         of_row = _of_row(name, analysed, row)
         plots.save(plots.expert_selection(selection), places.out / f"b-{of_row}-expert-selection")
         plots.save(plots.combination_shares(shares), places.out / f"c-{of_row}-combination-shares")
-        shown.notes.append(f"{of_row}: routing of {row}, the run of the first seed, on the test part.")
+        shown.notes.append(f"{of_row}: routing of {row} on the test split, for the run with the first seed.")
 
 
 def _of_row(name: str, folders: Mapping[str, Path], row: str) -> str:
-    """What the pictures of a row are called: as the column, and after its runs' folder where several rows draw."""
+    """File name for the figures of a row: that of the column and, if it has several rows, the folder of the runs."""
     return name if len(folders) == 1 else f"{name}-{folders[row].name}"
 
 
 def _gradients(
     suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFolders, name: str, shown: Shown
 ) -> None:
-    """Figure 5: cosine similarity of the gradients of modality pairs during training, a column a method."""
+    """Figure 5: gradient cosine similarity of modality pairs during training, one column per method."""
     frames = {}
     for row, run in _first_runs(suite, column, places, shown).items():
         path = run / GRADIENTS
         if path.is_file() and not (frame := pl.read_parquet(path)).is_empty():
             frames[row] = frame
         else:
-            shown.missing.append(f"{name}, {row}: training recorded no gradients (option gradient_rows)")
+            shown.missing.append(f"{name}, {row}: no gradients were recorded during training (option gradient_rows)")
     if not frames:
         return
     plots.save(plots.gradient_similarity(frames), places.out / f"{name}-gradients")
@@ -167,14 +167,14 @@ def _gradients(
             mine = {f"{r['first']} · {r['second']}": r["cosine"] for r in means.filter(kind=kind, row=row).to_dicts()}
             lines.append(Line("method", row, tuple(Cell(_number(mine.get(pair), 3), "ours") for pair in pairs)))
         words = plots.GRADIENT_KINDS.get(kind, kind)
-        caption = f"{name}: cosine similarity of the gradients {words}, mean over the epochs"
+        caption = f"{name}: gradient cosine similarity ({words}), mean over epochs"
         shown.grids.append(PageTable(caption, ("method", *pairs), tuple(lines)))
 
 
 def _embedding(
     suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFolders, name: str, shown: Shown
 ) -> None:
-    """Figure 6: t-SNE of samples that lack one modality, before and after its retrieval."""
+    """Figure 6: t-SNE of samples that lack one modality, before and after retrieval."""
     combination = combination_name(m for m in column.modalities if m != suite.missing)
     analysed = {}
     for row, run in _first_runs(suite, column, places, shown).items():
@@ -199,12 +199,13 @@ def _embedding(
             )
             for r in close.to_dicts()
         ]
-        caption = f"{of_row}: how close samples of a class are, {row}, samples with {combination} only"
-        shown.grids.append(PageTable(caption, ("stage, class", "samples", "cosine", "silhouette"), tuple(lines)))
+        caption = f"{of_row}: within-class similarity of embeddings, {row}, samples with {combination} only"
+        header = ("stage, class", "samples", "cosine similarity", "silhouette")
+        shown.grids.append(PageTable(caption, header, tuple(lines)))
 
 
 def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFolders, name: str, shown: Shown) -> None:
-    """Figure 4: inference time, FLOPs and parameters by configuration of modalities."""
+    """Figure 4: inference time, FLOPs and parameters by modality configuration."""
     frames = []
     for row, (label, _) in column.cells.items():
         path = places.costs / column.experiment / f"{label}.csv"
@@ -235,16 +236,23 @@ def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFol
         )
         for r in full.to_dicts()
     ]
-    header = ("method", "inference, ms a sample", "GFLOP a sample", "parameters, M", "training, s an epoch", "peak, MB")
+    header = (
+        "method",
+        "inference (ms per sample)",
+        "GFLOPs per sample",
+        "parameters (millions)",
+        "training (s per epoch)",
+        "peak memory (MB)",
+    )
     shown.grids.append(PageTable(f"{name}, all modalities{_hidden(column)}", header, tuple(lines)))
     shown.notes.append(
-        "FLOPs are those of a prediction, multiply and add counted apart. Times are of the machine that measured, "
-        "and of whatever else it ran meanwhile."
+        "FLOPs are counted for a prediction (a multiply-add counts as two). Times depend on the machine and its load "
+        "during the measurement."
     )
 
 
 def _hidden(column: SuiteColumn) -> str:
-    return "" if column.p is None else f", each taken away with p = {column.p:g}"
+    return "" if column.missingness is None else f", {missingness_title(column.missingness)}"
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -252,17 +260,15 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `mrpipe suite-figures`."""
-    parser.add_argument(
-        "--suite", type=Path, required=True, metavar="FILE", help="suite.json, as the workflow writes it"
-    )
-    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="the folder of all runs")
-    parser.add_argument("--costs", type=Path, required=True, metavar="FOLDER", help="the folder of all benchmarks")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the figures go")
+    """Add the arguments of `mrpipe suite-figures`."""
+    parser.add_argument("--suite", type=Path, required=True, metavar="FILE", help="suite.json of the workflow")
+    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="folder of all runs")
+    parser.add_argument("--costs", type=Path, required=True, metavar="FOLDER", help="folder of all cost measurements")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
 
 
 def run(args: argparse.Namespace) -> None:
-    """`mrpipe suite-figures`."""
+    """Run `mrpipe suite-figures`."""
     page = draw(read_suite(args.suite), FigureFolders(args.runs, args.costs, args.out))
     pictures = sorted(args.out.glob("*.svg"))
     print(json.dumps({"pictures": [p.name for p in pictures], "missing": list(page.faults)}, indent=1))

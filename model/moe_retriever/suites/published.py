@@ -1,4 +1,4 @@
-"""The figures that the paper prints, to stand beside ours: `published.csv`, as in its tables."""
+"""Published values of the paper's tables (`published.csv`), and the paper's names of data sets and modalities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import polars as pl
 from mrpipe.store.masks import combination_name
 
 FILE = Path(__file__).resolve().parent / "published.csv"
-# The paper's name of a data set, and its letters for the modalities, in the order in which its tables write them.
+# The paper's names of the data sets and letters of the modalities, in the order of its tables.
 DATASETS = {
     "mosi": ("CMU-MOSI", {"vision": "V", "audio": "A", "text": "T"}),
     "enrico": ("ENRICO", {"screenshot": "S", "wireframe": "W"}),
@@ -21,13 +21,23 @@ DATASETS = {
     "mimic": ("MIMIC", {"lab": "L", "note": "N", "code": "C"}),
 }
 METRICS = {"accuracy": "Acc", "macro_f1": "F1", "auroc": "AUROC", "auprc": "PRAUC"}
-# Tables of methods by views; the others vary something else.
+# Displayed name of a mechanism of simulated missingness, and of its parameter p.
+_MECHANISMS = {
+    "mcar": ("MCAR", "p"),
+    "mnar_label": ("MNAR by label", "p"),
+    "mnar_value": ("MNAR by value", "p"),
+    "block": ("missing in blocks", "p"),
+    "timestep_drop": ("dropped time steps", "p"),
+    "gaussian": ("Gaussian noise", "SD"),
+}
+SIMULATED_WARNING = "The results only show that the pipeline runs; they allow no conclusions about real data."
+# Tables that compare methods by view; the other tables are ablations.
 _COMPARISONS = ("table1", "table2", "table4", "table5", "table6")
 
 
 @dataclass(frozen=True)
 class Published:
-    """A printed figure, in %: mean and standard deviation over three seeds."""
+    """A published value, in %: mean and standard deviation over three seeds."""
 
     mean: float
     std: float
@@ -35,12 +45,28 @@ class Published:
 
 @cache
 def published_table() -> pl.DataFrame:
-    """All figures: `table, dataset, modalities, drop, metric, method, mean, std`."""
+    """All published values: `table, dataset, modalities, drop, metric, method, mean, std`."""
     return pl.read_csv(FILE, schema_overrides={"drop": pl.String})
 
 
+def dataset_title(dataset: str) -> str:
+    """The paper's name of a data set, otherwise the given one."""
+    return DATASETS[dataset][0] if dataset in DATASETS else dataset
+
+
+def missingness_title(mask: Mapping[str, Any] | None) -> str:
+    """Simulated missingness in words: `mechanism`, `p` and, in addition, non-default settings."""
+    if mask is None:
+        return "as observed"
+    name, p = _MECHANISMS.get(mask["mechanism"], (mask["mechanism"], "p"))
+    own = {k: f"{k.removeprefix('n_')} = {v}" for k, v in mask.items() if k not in ("mechanism", "p")}
+    if "redraw" in own:
+        own["redraw"] = "samples without any modality allowed"
+    return ", ".join([name, f"{p} = {mask['p']:g}", *own.values()])
+
+
 def short(dataset: str, modalities: Sequence[str]) -> str:
-    """A view in the paper's letters; in our names where the paper has no letter for one of them."""
+    """A view in the paper's letters; in our names if the paper has no letter for one of the modalities."""
     letters = DATASETS.get(dataset, ("", {}))[1]
     if not set(modalities) <= set(letters):
         return combination_name(modalities)
@@ -48,7 +74,7 @@ def short(dataset: str, modalities: Sequence[str]) -> str:
 
 
 def _of_view(dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | None) -> pl.DataFrame:
-    """The figures of a view and what was taken away from it; the paper takes away completely at random only."""
+    """The published values for a view and missingness; the paper has only values missing completely at random."""
     if dataset not in DATASETS or (mask is not None and mask["mechanism"] != "mcar"):
         return published_table().clear()
     drop = "natural" if mask is None else f"{mask['p']:g}"
@@ -58,11 +84,11 @@ def _of_view(dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | 
 def published(
     table: str, dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | None, metric: str, method: str
 ) -> Published | None:
-    """What a table of the paper says; None where it says nothing.
+    """A published value, or None.
 
     Args:
-        mask: `mechanism` and `p` of the simulated missingness; None: as observed.
-        metric, method: our metric, the paper's method.
+        mask: `mechanism` and `p` of the simulated missingness; None for as observed.
+        metric, method: our name of the metric, the paper's name of the method.
     """
     if metric not in METRICS:
         return None
@@ -73,7 +99,7 @@ def published(
 def published_rows(
     dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | None
 ) -> dict[str, dict[str, Published]]:
-    """The paper's method → our metric → its figure, in the order of the paper; empty where it has no row for this.
+    """The paper's method → our metric → published value, in the order of the paper; empty if there are none.
 
     Args:
         mask: as for `published`.

@@ -1,6 +1,6 @@
-"""A table of a suite in the forms that people paste: Markdown, LaTeX (booktabs) and an HTML fragment.
+"""Rendering of a suite's tables as Markdown, LaTeX (booktabs) and an HTML fragment.
 
-The HTML has class names and no style: `section.suite`, `table.results`, `tr.method | control | published`, and
+The HTML has class names but no styles: `section.suite`, `table.results`, `tr.method | control | published`, and
 `td.ours | published | diff | regret | count | absent`.
 """
 
@@ -15,6 +15,7 @@ from jinja2 import Environment
 
 TEMPLATE = Path(__file__).resolve().parent / "suite_table.html"
 MOST_FAULTS = 12
+
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -37,7 +38,7 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, what it is (a class name), and whether it is emphasised."""
+    """A cell: its text, its kind (a class name), and whether it is in bold."""
 
     text: str
     kind: str
@@ -55,7 +56,7 @@ class Line:
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table with its caption; `header` names the columns, that of the row names first."""
+    """A table with its caption; `header` has the names of the columns, starting with that of the row names."""
 
     caption: str
     header: tuple[str, ...]
@@ -64,18 +65,18 @@ class PageTable:
 
 @dataclass(frozen=True)
 class Page:
-    """What a suite shows.
+    """Contents of a suite.
 
     Attributes:
         identifier: anchor, e.g. table2.
-        title: its heading.
-        simulated: whether some of it comes from simulated exports.
-        origins: one sentence a data set: which, where from.
-        overview: the paper's layout, one table a store.
-        details: everything else, folded away in HTML.
-        details_title: what it is.
-        notes: how to read it, and what is not there.
-        faults: what went wrong: cells that did not finish.
+        title: heading.
+        simulated: whether any of the data are simulated.
+        origins: one sentence per data set with its origin.
+        overview: tables in the paper's layout, one per store.
+        details: all other tables, collapsed in HTML.
+        details_title: heading of the details.
+        notes: explanatory notes.
+        faults: cells that did not finish, and figures that could not be drawn.
     """
 
     identifier: str
@@ -90,13 +91,13 @@ class Page:
 
     @property
     def shown_faults(self) -> tuple[str, ...]:
-        """The faults, so many that a page is still read."""
+        """The first faults, and the number of the others."""
         rest = len(self.faults) - MOST_FAULTS
         return self.faults if rest <= 1 else (*self.faults[:MOST_FAULTS], f"and {rest} more")
 
 
 def label(name: str) -> str:
-    """`table2` → `Table 2`; the name of a suite of one's own stays as it is."""
+    """`table2` → `Table 2`; names of custom suites are unchanged."""
     match = re.fullmatch(r"(table|figure)(\d+)", name)
     return f"{match[1].capitalize()} {match[2]}" if match else name
 
@@ -107,7 +108,7 @@ def heading(name: str, title: str) -> str:
 
 
 def markdown(page: Page) -> str:
-    """The page as Markdown with pipe tables."""
+    """Render the page as Markdown with pipe tables."""
     parts = [f"# {page.title}", _bullets(page.origins)]
     parts += [f"**Not finished**\n\n{_bullets(page.shown_faults)}"] if page.faults else []
     parts += [_markdown_grid(grid) for grid in page.overview]
@@ -130,7 +131,7 @@ def _markdown_grid(grid: PageTable) -> str:
 
 
 def latex(page: Page) -> str:
-    """The tables as LaTeX floats; they need the packages booktabs and graphicx."""
+    """Render the tables as LaTeX floats, which need the packages booktabs and graphicx."""
     lines = [f"% {page.title}", *(f"% {line}" for line in [*page.origins, *page.shown_faults, *page.notes])]
     return "\n\n".join(["\n".join(lines), *(_latex_grid(grid) for grid in (*page.overview, *page.details))]) + "\n"
 
@@ -159,6 +160,6 @@ def _escaped(text: str) -> str:
 
 
 def html(page: Page) -> str:
-    """The page as a fragment, to be put into another page."""
+    """Render the page as an HTML fragment."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page=page) + "\n"

@@ -1,4 +1,4 @@
-"""A suite as it was asked for: rows, columns, and which runs belong in which cell (`workflow/suite.py` writes it)."""
+"""Suite specification: rows, columns and the runs of each cell, as the workflow writes them to suite.json."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_retriever.suites.published import DATASETS, short
+from moe_retriever.suites.published import DATASETS, missingness_title, short
 from mrpipe.errors import DataError, Fault
 
 REFERENCE = "moe_retriever"
-# The row of the best possible prediction, which a simulator knows.
+# Row of the best possible prediction, which is known for simulated data.
 BEST = "best possible"
 
 
 @dataclass(frozen=True)
 class SuiteRow:
-    """A method with its settings, as the table names it."""
+    """A row: a method with its settings."""
 
     name: str
     method: str
@@ -29,13 +29,13 @@ class SuiteRow:
 
 @dataclass(frozen=True)
 class SuiteColumn:
-    """A view of a store.
+    """A column: a view of a store.
 
     Attributes:
-        store: its folder.
-        missingness: `mechanism`, `p`, and settings that are not the usual ones; None: as observed.
+        store: folder of the store.
+        missingness: `mechanism`, `p` and non-default settings; None for as observed.
         cells: name of the row → folder of its runs and their seeds.
-        task, scheme: None: the store's own.
+        task, scheme: None for the store's default.
         transforms: transform options that differ from their defaults.
     """
 
@@ -57,7 +57,7 @@ class SuiteColumn:
 
     @property
     def data(self) -> str:
-        """The data set as the paper writes it; one that is not the paper's is called after its store."""
+        """Name of the data set in the paper; for other data sets, name of the store."""
         return DATASETS[self.dataset][0] if self.dataset in DATASETS else Path(self.store).name
 
     @property
@@ -66,19 +66,18 @@ class SuiteColumn:
 
     @property
     def name(self) -> str:
-        """The column in a header: the view, what is taken away, and what else may tell it from another."""
+        """Header of the column: view, missingness, and task and split scheme if they are not the default."""
         parts = [self.view]
         if self.missingness is not None:
-            mechanism = self.missingness["mechanism"]
-            parts.append(f"p = {self.p:g}" + ("" if mechanism == "mcar" else f" ({mechanism})"))
-            parts += [f"{k} = {v}" for k, v in self.missingness.items() if k not in ("mechanism", "p")]
+            # As in the paper, MCAR is not named.
+            parts.append(missingness_title(self.missingness).removeprefix("MCAR, "))
         parts += [f"task {self.task}"] * (self.task is not None)
         parts += [f"{self.scheme} split"] * (self.scheme is not None)
         parts += [f"{k} = {v}" for k, v in self.transforms.items()]
         return ", ".join(parts)
 
     def runs(self) -> Iterator[tuple[str, int, str]]:
-        """(row, seed, folder below that of all runs)."""
+        """(row, seed, folder of the run relative to the folder of all runs)."""
         for row, (label, seeds) in self.cells.items():
             for seed in seeds:
                 yield row, seed, f"{self.experiment}/{label}/seed{seed}"
@@ -86,13 +85,13 @@ class SuiteColumn:
 
 @dataclass(frozen=True)
 class SuiteSpec:
-    """A table or figure as it was asked for.
+    """Specification of a table or figure.
 
     Attributes:
         figure: kind of the figure; "" for a table.
-        missing: modality that the samples of an embedding lack.
-        trials: budgets of the searches for settings.
-        unfinished: folders of runs that do not count, whatever lies there.
+        missing: modality that the samples of an embedding figure lack.
+        trials: numbers of trials of the hyper-parameter searches.
+        unfinished: folders of runs to ignore even if they contain results.
     """
 
     name: str
@@ -109,17 +108,17 @@ class SuiteSpec:
 
     @property
     def every_row(self) -> tuple[SuiteRow, ...]:
-        """The rows, and that of the best possible prediction."""
+        """The rows, followed by the row of the best possible prediction."""
         return (*self.rows, SuiteRow(BEST, "", "", "", control=True))
 
     @property
     def reference(self) -> str | None:
-        """Row that the others are compared with: the first one of MoE-Retriever."""
+        """Reference row for differences: the first row of MoE-Retriever."""
         return next((r.name for r in self.rows if r.method == REFERENCE and not r.control), None)
 
 
 def parse_suite(said: Mapping[str, Any]) -> SuiteSpec:
-    """A suite from the content of a suite.json."""
+    """Create a suite from the content of a suite.json."""
     columns = tuple(
         SuiteColumn(**{**c, "modalities": tuple(c["modalities"]), "absent": tuple(c["absent"])})
         for c in said["columns"]
@@ -140,14 +139,14 @@ def parse_suite(said: Mapping[str, Any]) -> SuiteSpec:
 
 
 def read_suite(path: Path) -> SuiteSpec:
-    """A suite.json.
+    """Read a suite.json.
 
     Raises:
-        DataError: it is not one.
+        DataError: the file is not a valid suite.json.
     """
     try:
         return parse_suite(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         found = f"{type(error).__name__}: {error}".splitlines()[0]
-        fix = "The workflow writes it: snakemake <suite>."
+        fix = "The workflow writes this file: mrpipe run SUITE."
         raise DataError(Fault(file=str(path), expected="a suite.json", found=found, fix=fix)) from error

@@ -1,6 +1,6 @@
-"""The tables of a suite from its finished cells: ours beside the published value, with intervals and differences.
+"""Tables of a suite from its finished cells: our and published values, with intervals and differences, in %.
 
-`suite.json` says which runs belong in which cell; everything else is read from the run folders. Values are in %.
+`suite.json` assigns runs to cells; everything else is read from the run folders.
 """
 
 from __future__ import annotations
@@ -15,24 +15,16 @@ from typing import Any
 
 import polars as pl
 
-from moe_retriever.data.scores import METRICS
+from moe_retriever.data.scores import METRIC_NAMES, METRICS
 from moe_retriever.evaluation.paired import Comparison, Estimate, Predicted
 from moe_retriever.evaluation.run_folders import best_possible, finished, tested
-from moe_retriever.suites.published import published
+from moe_retriever.suites.published import SIMULATED_WARNING, published
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, heading, html, latex, markdown
 from moe_retriever.suites.spec import BEST, SuiteColumn, SuiteRow, SuiteSpec, read_suite
 from mrpipe.experiment.truth import read_best
 from mrpipe.store.masks import combination_name
 from mrpipe.store.parquet import write_frame, write_text
 
-NAMES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced acc.",
-    "macro_f1": "macro-F1",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "ece": "ECE",
-}
 SCHEMA = pl.Schema(
     {
         "column": pl.Int32,
@@ -68,7 +60,7 @@ SCHEMA = pl.Schema(
 
 @dataclass(frozen=True)
 class Filled:
-    """A column with its finished runs: origin and store of the data, and the comparison (None: nothing finished)."""
+    """A column with origin and store of the data, and the comparison of its runs (None without finished runs)."""
 
     column: SuiteColumn
     origin: str
@@ -79,7 +71,7 @@ class Filled:
 
 
 def fill(suite: SuiteSpec, column: SuiteColumn, runs: Path) -> Filled:
-    """Read what is finished of a column, and, on simulated data, the best possible prediction of the same samples."""
+    """Read the finished runs of a column and, for simulated data, the best possible predictions of the same samples."""
     found: dict[str, dict[int, Predicted]] = {}
     best: dict[int, Predicted] = {}
     missing = []
@@ -100,7 +92,7 @@ def fill(suite: SuiteSpec, column: SuiteColumn, runs: Path) -> Filled:
 
 
 def score_frame(suite: SuiteSpec, columns: Sequence[Filled]) -> pl.DataFrame:
-    """One row a (column, row, metric) that has a finished run or a published value; values in %. See `SCHEMA`."""
+    """One row per column, row and metric with a finished run or a published value, in %; see `SCHEMA`."""
     rows = [line for number, filled in enumerate(columns) for line in _scores(suite, number, filled)]
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
@@ -157,7 +149,7 @@ def _percent(estimate: Estimate | None, names: Sequence[str]) -> dict[str, float
 
 
 def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) -> Page:
-    """What people see of a suite."""
+    """The rendered contents of a suite."""
     cells = {(r["column"], r["row"], r["metric"]): r for r in scores.iter_rows(named=True)}
     overview = [_overview(suite, columns, cells, store) for store in dict.fromkeys(c.column.store for c in columns)]
     details = [
@@ -181,16 +173,16 @@ Cells = Mapping[tuple[int, str, str], Mapping[str, Any]]
 
 
 def _data(column: SuiteColumn, columns: Sequence[Filled]) -> str:
-    """The data of a column, and which store of them where there are several."""
+    """The data set of a column, and its store if there are several stores of the data set."""
     stores = {f.column.store for f in columns if f.column.data == column.data}
     return f"{column.data}, store {Path(column.store).name}" if len(stores) > 1 else column.data
 
 
 def _overview(suite: SuiteSpec, columns: Sequence[Filled], cells: Cells, store: str) -> PageTable:
-    """The paper's layout, of a store: methods by views; under a method what the paper printed for it."""
+    """Table of a store in the paper's layout: methods by views, with published values below each method."""
     mine = [(n, f, m) for n, f in enumerate(columns) if f.column.store == store for m in suite.metrics]
     several = len(suite.metrics) > 1
-    header = ["method", *(f.column.name + (f": {NAMES[m]}" if several else "") for _, f, m in mine)]
+    header = ["method", *(f.column.name + (f": {METRIC_NAMES[m]}" if several else "") for _, f, m in mine)]
     lines = []
     for row in suite.every_row:
         found = [cells.get((n, row.name, m)) for n, _, m in mine]
@@ -204,8 +196,8 @@ def _overview(suite: SuiteSpec, columns: Sequence[Filled], cells: Cells, store: 
             lines.append(Line("published", f"{row.name}, as published", tuple(texts)))
     name = _data(mine[0][1].column, columns)
     origin = next((f.origin for _, f, _ in mine if f.origin), "")
-    what = "" if several else f", {NAMES[suite.metrics[0]]}"
-    caption = f"{name}{f' ({_said(origin)})' if origin else ''}{what}, test part, %: mean ± sd over seeds"
+    what = "" if several else f", {METRIC_NAMES[suite.metrics[0]]}"
+    caption = f"{name}{f' ({_said(origin)})' if origin else ''}{what} on the test split (%), mean ± SD over seeds"
     return PageTable(caption, tuple(header), tuple(lines))
 
 
@@ -215,11 +207,11 @@ def _said(origin: str) -> str:
 
 def _ours(cell: Mapping[str, Any] | None, filled: Filled, row: SuiteRow) -> Cell:
     if filled.column.absent:
-        return Cell("not in this store", "absent")
+        return Cell("not in store", "absent")
     if row.name not in filled.column.cells and cell is None:
         return Cell("", "ours")
     if cell is None or cell["mean"] is None:
-        return Cell("not finished" if cell is None or not cell["seeds"] else "not defined", "absent")
+        return Cell("not finished" if cell is None or not cell["seeds"] else "undefined", "absent")
     return Cell(_with_sd(cell["mean"], cell["sd"]) or "", "ours", cell["leads"])
 
 
@@ -238,12 +230,12 @@ def _signed_minus(value: float, *, plus: bool = False) -> str:
 
 
 def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: str) -> PageTable:
-    """All metrics of a column with their intervals, and the differences from MoE-Retriever in the suite's metrics."""
+    """All metrics of a column with intervals, and differences from MoE-Retriever in the suite's metrics."""
     compared = suite.reference is not None and len(filled.column.cells) > 1
-    header = ["method", "seeds", *(NAMES[m] for m in METRICS)]
-    header += [f"{NAMES[m]}: Δ to {suite.reference}" for m in suite.metrics if compared]
+    header = ["method", "seeds", *METRIC_NAMES.values()]
+    header += [f"{METRIC_NAMES[m]}: Δ to {suite.reference}" for m in suite.metrics if compared]
     known = any((number, BEST, m) in cells for m in suite.metrics)
-    header += [f"{NAMES[m]}: regret" for m in suite.metrics if known]
+    header += [f"{METRIC_NAMES[m]}: regret" for m in suite.metrics if known]
     lines = []
     for row in suite.every_row:
         mine = {m: cells.get((number, row.name, m)) for m in METRICS}
@@ -260,12 +252,12 @@ def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: s
         for metric in suite.metrics if known else ():
             texts.append(Cell(_difference(ours.get(metric), "regret"), "regret"))
         lines.append(Line("control" if row.control else "method", row.name, tuple(texts)))
-    caption = f"{data}, {filled.column.name} ({_said(filled.origin)}, n = {filled.n} test samples), %"
+    caption = f"{data}, {filled.column.name} ({_said(filled.origin)}, n = {filled.n:,} test samples), in %"
     return PageTable(caption, tuple(header), tuple(lines))
 
 
 def _difference(cell: Mapping[str, Any] | None, name: str) -> str:
-    """A difference with its interval; empty where there is none."""
+    """A difference with its interval; empty if there is none."""
     if cell is None or cell[name] is None:
         return ""
     return _signed_minus(cell[name], plus=True) + _between(cell[f"{name}_low"], cell[f"{name}_high"])
@@ -276,13 +268,13 @@ def _origins(suite: SuiteSpec, columns: Sequence[Filled]) -> Iterator[str]:
         mine = [f for f in columns if f.column.data == name]
         known = dict.fromkeys((f.origin, f.store_id) for f in mine if f.origin)
         for origin, store_id in known:
-            warning = " The numbers say that the path works, nothing about real data." if origin == "simulated" else ""
+            warning = f" {SIMULATED_WARNING}" if origin == "simulated" else ""
             size = f", size {suite.size}" if origin == "simulated" else ""
             yield f"{name}: {_said(origin)}, store {store_id}{size}.{warning}"
         for f in (f for f in mine if f.column.absent):
-            yield f"{name}, {f.column.name}: not run, the store has no {' and no '.join(f.column.absent)}."
+            yield f"{name}, {f.column.name}: not run, because the store has no {' and no '.join(f.column.absent)}."
         if not known and not all(f.column.absent for f in mine):
-            yield f"{name}: nothing finished."
+            yield f"{name}: no finished runs."
 
 
 def _notes(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) -> Iterator[str]:
@@ -291,28 +283,28 @@ def _notes(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) ->
         return
     number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     yield (
-        f"Seeds: {number}. Brackets: 95 % interval of a bootstrap that draws seeds and test subjects"
-        + (" (one seed: subjects only)." if seeds[-1] == 1 else ".")
+        f"Number of seeds: {number}. Brackets: 95% bootstrap interval over "
+        + ("test subjects." if seeds[-1] == 1 else "seeds and test subjects.")
     )
     if suite.trials:
         yield (
-            f"Settings: of {' or '.join(map(str, suite.trials))} that were tried for each method and view, the preset "
-            "among them, the best on validation. What has no learning rate chooses for itself."
+            f"Hyper-parameters: best validation score in {' or '.join(map(str, suite.trials))} trials per method and "
+            "view, including the preset. Methods without gradient training select their options internally."
         )
     if suite.reference is not None:
-        yield f"Δ: difference to {suite.reference} on the same seeds and the same resampled subjects."
+        yield f"Δ: difference to {suite.reference}, with the same seeds and resampled subjects."
     if scores["regret"].count():
         yield (
-            f"Regret: what the {BEST} prediction has more, on the same samples. The simulator knows it, exactly or "
-            "as a bound: it sees the factors behind the data, not only the data."
+            f"Regret: difference between the {BEST} prediction and the method on the same samples. The simulator "
+            "provides this prediction, or an upper bound, from the latent factors of the data."
         )
-    yield "Bold: the highest value, and the interval of its lead over the next one excludes zero."
+    yield "Bold: highest value, if the interval of its difference to the second highest excludes zero."
     if len(scores.drop_nulls("published")):
-        yield "As published: mean ± sd over three seeds, from the paper, on data and features that are not ours."
+        yield "As published: mean ± SD over three seeds in the paper, with other data and features."
 
 
 def write_tables(suite: SuiteSpec, runs: Path, out: Path) -> Page:
-    """Write table.md, table.tex, table.html and scores.parquet into `out`."""
+    """Write table.md, table.tex, table.html and scores.parquet to `out`."""
     columns = [fill(suite, column, runs) for column in suite.columns]
     scores = score_frame(suite, columns)
     page = make_page(suite, columns, scores)
@@ -323,16 +315,14 @@ def write_tables(suite: SuiteSpec, runs: Path, out: Path) -> Page:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `mrpipe suite-tables`."""
-    parser.add_argument(
-        "--suite", type=Path, required=True, metavar="FILE", help="suite.json, as the workflow writes it"
-    )
-    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="the folder of all runs")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the tables go")
+    """Add the arguments of `mrpipe suite-tables`."""
+    parser.add_argument("--suite", type=Path, required=True, metavar="FILE", help="suite.json of the workflow")
+    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="folder of all runs")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
 
 
 def run(args: argparse.Namespace) -> None:
-    """`mrpipe suite-tables`."""
+    """Run `mrpipe suite-tables`."""
     page = write_tables(read_suite(args.suite), args.runs, args.out)
     missing = f", {len(page.faults)} cells not finished" if page.faults else ""
     print(f"{args.out / 'table.md'}: {len(page.overview) + len(page.details)} tables{missing}")

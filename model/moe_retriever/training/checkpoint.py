@@ -1,6 +1,6 @@
-"""Checkpoints: what a finished run leaves for `evaluate` and `predict`, and from where an interrupted run continues.
+"""Checkpoints: `model.pt` of a finished run, and `.resume.pt` from which an interrupted run continues.
 
-Both are plain tensors and values, read with `weights_only=True`: opening one never runs code.
+Both contain only tensors and plain values and are read with `weights_only=True`, so loading one never executes code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mrpipe.transforms.fit import Transforms
 FORMAT = 1
 NAME = "model.pt"
 RESUME_NAME = ".resume.pt"
-# A run keeps its own copy of the mask file, so that the store and the run folder are all that an evaluation needs.
+# A run keeps a copy of its mask file, so that an evaluation needs only the store and the run folder.
 MASK_NAME = "mask.parquet"
 # One epoch of the history: its number, losses and scores.
 EpochRow = dict[str, float]
@@ -70,7 +70,7 @@ class RunFile(TypedDict):
 
 
 def write(path: Path, value: Mapping[str, object]) -> None:
-    """Save atomically: beside its place, then renamed."""
+    """Save atomically, through a temporary file that is renamed."""
     with replacing(path) as temporary:
         torch.save(dict(value), temporary)
 
@@ -79,14 +79,14 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, object]:
     """Load tensors and plain values.
 
     Raises:
-        DataError: there is no such file, or it is not a checkpoint of this project.
+        DataError: the file does not exist, or is not a checkpoint of this project.
     """
     fix = "Train again, or copy the run folder again."
     try:
         value = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise DataError(Fault(file=str(path), expected="a checkpoint", found="nothing", fix=fix)) from None
-    except Exception as error:  # A damaged file can fail in any way.
+    except Exception as error:  # A damaged file can raise any exception.
         found = f"an unreadable file ({type(error).__name__}: {error})".splitlines()[0]
         raise DataError(Fault(file=str(path), expected="a checkpoint", found=found, fix=fix)) from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
@@ -97,12 +97,12 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run's data came from.
+    """Provenance of a run's data.
 
     Attributes:
         dataset, store_id, origin: of the training store; origin is "simulated" or "export".
-        task, scheme: names.
-        modalities: declared name, kind, stored shape, encoding and encoder of each, in bit order.
+        task, scheme: names of the task and of the split scheme.
+        modalities: declared name, kind, stored shape, encoding and encoder of each modality, in bit order.
         mask: settings of the simulated missingness, or None.
         mask_sha256: hash of the mask file, or "".
     """
@@ -117,10 +117,10 @@ class Origin:
     mask_sha256: str = ""
 
     def require_same_kind(self, store: Store) -> None:
-        """Another store must be of the same dataset, with the same modalities in shape and encoder.
+        """Require a store of the same dataset whose modalities have the same shapes and encoders.
 
         Raises:
-            DataError: with every difference.
+            DataError: lists every difference.
         """
         faults = []
         name = str(store.path / "manifest.json")
@@ -136,7 +136,7 @@ class Origin:
                         column=f"modalities.{name_of}",
                         expected="this modality",
                         found=f"only {', '.join(there)}",
-                        fix="A sample may lack it, but the store must declare it.",
+                        fix="Samples may lack the modality, but the store must declare it.",
                     )
                 )
                 continue
@@ -149,7 +149,7 @@ class Origin:
 
 
 def describe(modality: Modality) -> dict[str, object]:
-    """What two stores must agree on for a trained model to read both."""
+    """Properties of a modality that must be equal in two stores for one trained model to read both."""
     return {
         "name": modality.name,
         "kind": modality.kind,
@@ -161,7 +161,7 @@ def describe(modality: Modality) -> dict[str, object]:
 
 
 def require_training_store(origin: Origin, store: Store) -> None:
-    """A DataError unless `store` is the one that the run was trained on."""
+    """Raise a DataError unless `store` is the store that the run was trained on."""
     if store.store_id != origin.store_id:
         raise DataError(
             Fault(
@@ -169,14 +169,14 @@ def require_training_store(origin: Origin, store: Store) -> None:
                 column="store_id",
                 expected=f"{origin.store_id}, the training store",
                 found=store.store_id,
-                fix="For samples of another store: mrpipe predict.",
+                fix="To predict samples of another store, use `mrpipe predict`.",
             )
         )
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained method, what is needed to read data for it, and what its training came to."""
+    """A trained method with the transforms for its input data and a summary of its training."""
 
     method: AnyMethod
     config: AnyConfig
@@ -198,7 +198,7 @@ def save_run(
     training: TrainingRecord,
     fingerprint: str,
 ) -> None:
-    """Write `model.pt`: weights, options, transforms, origin, how training went and, if given, the support bank."""
+    """Write `model.pt`: weights, options, transforms, origin, training summary and, if given, the retrieval bank."""
     write(
         path,
         {
@@ -235,5 +235,5 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
 
 
 def without_weight_file(config: AnyConfig) -> AnyConfig:
-    """The options without the file of initial weights: a checkpoint holds the trained ones."""
+    """The options without the file of initial weights, which a checkpoint's trained weights replace."""
     return replace(config, common=replace(config.common, image_weights=""))

@@ -1,19 +1,20 @@
-"""Do two modalities pull in the same direction? Cosine similarities of gradients (Figure 5 of the paper).
+"""Cosine similarity of gradients between pairs of modalities (Figure 5 of the paper).
 
 The paper (appendix A.6) computes "the derivative of the loss with respect to each modality" and compares pairs by
-cosine similarity, high meaning synergy, low meaning conflict. It does not say which derivative; two are recorded:
+cosine similarity: high values indicate synergy, low values conflict. It does not specify the derivative, so two
+definitions are recorded:
 
-"tokens", the sentence as written: for a sample i that has modalities a and b, the cosine of ∂ℓ_i/∂Z_ia and ∂ℓ_i/∂Z_ib,
-where ℓ_i is its cross-entropy and Z_im (P × H) the encoder's output of modality m; mean over those samples.
+"tokens" follows the sentence literally: for each sample i with modalities a and b, the cosine of ∂ℓ_i/∂Z_ia and
+∂ℓ_i/∂Z_ib, averaged over samples, where ℓ_i is the cross-entropy and Z_im (P × H) the encoder output of modality m.
 
-"shared", conflict as it is met in optimisation: g_m is the gradient of the mean cross-entropy of the samples that have
-m, each seen through m alone (all other modalities hidden; a retriever then fills them), with respect to all weights
-outside the encoders, which the modalities share; the cosine of g_a and g_b. Weights that only one of the two uses
-count as zeros of the other, so that a method without shared weights has 0.
+"shared" measures conflict in optimisation: the cosine of g_a and g_b, where g_m is the gradient of the mean
+cross-entropy over the samples with modality m, all other modalities hidden (a retriever then fills them), with respect
+to all weights outside the encoders, which the modalities share. A weight that only one of the two uses counts as zero
+for the other, so a method without shared weights has similarity 0.
 
-Both are taken with dropout and gate noise off, on the same samples in every epoch.
+Both are computed without dropout and gate noise, on the same samples in every epoch.
 
-Legend: B samples, M modalities, P tokens, H hidden, S shared weights.
+Legend: B samples, M modalities, P tokens, H hidden dimension, S shared weights.
 """
 
 from __future__ import annotations
@@ -50,19 +51,19 @@ SCHEMA = pl.Schema(
 
 
 def keyed_rows(data: Data, rows: Rows, n: int, seed: int) -> Rows:
-    """At most `n` of the rows that have two modalities or more, drawn by their keys; in increasing order."""
+    """At most `n` of the rows with two or more modalities, in increasing order; drawn by the sample keys."""
     rows = rows[data.observed[rows].sum(axis=1) > 1]
     order = keyed.bits(data.keys[rows], seed, "gradient rows")[:, 0]
     return np.sort(rows[np.argsort(order, kind="stable")[:n]])
 
 
 def gradient_similarity(method: AnyMethod, data: Data, rows: Rows, epoch: int) -> list[GradientRow]:
-    """Similarities of every pair of modalities on samples of `data`, as rows of `SCHEMA`.
+    """Similarities of all pairs of modalities on samples of `data`, as rows of `SCHEMA`.
 
-    `n` counts the samples behind a number (for "shared": those that have at least one of the two); a pair without any
-    has no row, a method without encoders none at all. The cosine is null where a gradient is zero; `sd` is that over
-    samples, null for "shared". Needs memory for M · S numbers. Weights, their gradients, batch statistics and
-    the streams of draws stay as they are.
+    `n` is the number of samples used (for "shared": samples with at least one of the two modalities). Pairs without
+    samples are omitted, and a method without encoders has no rows. The cosine is null if a gradient is zero. `sd` is
+    the standard deviation over samples, null for "shared". Needs memory for M · S numbers. Weights, gradients, batch
+    statistics and random streams of the method are left unchanged.
     """
     if not method.encoded:
         return []
@@ -74,7 +75,7 @@ def gradient_similarity(method: AnyMethod, data: Data, rows: Rows, epoch: int) -
 
 
 def frame(rows: list[GradientRow]) -> pl.DataFrame:
-    """What `gradient_similarity` found, over all epochs."""
+    """Table of the rows that `gradient_similarity` returned in all epochs."""
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
@@ -86,7 +87,7 @@ def _blocks(method: AnyMethod, rows: Rows) -> Iterator[Rows]:
 
 @contextmanager
 def _outputs_of(encoders: nn.ModuleList) -> Iterator[list[list[Tensor]]]:
-    """Collects what each encoder puts out with a gradient; what comes from a bank has none."""
+    """Collect each encoder's outputs that require gradients; outputs for the retrieval bank do not."""
     outputs: list[list[Tensor]] = [[] for _ in encoders]
 
     def collect(m: int) -> Callable[[nn.Module, object, Tensor], None]:
@@ -110,7 +111,7 @@ def _of_tokens(method: AnyMethod, data: Data, rows: Rows) -> Iterator[GradientRo
     for index in _blocks(method, rows):
         batch = data.batch(index, "gradients")
         with _outputs_of(method.encoders) as outputs:
-            # Evaluated samples do not see each other, so the sum has every sample's own gradient.
+            # Samples are independent in evaluation mode, so the gradient of the sum has each sample's own gradient.
             loss = F.cross_entropy(method(batch).logits.float(), batch.label, reduction="sum")
         used = [m for m, out in enumerate(outputs) if out]
         flat = [out for m in used for out in outputs[m]]
@@ -119,7 +120,7 @@ def _of_tokens(method: AnyMethod, data: Data, rows: Rows) -> Iterator[GradientRo
         for m in used:
             parts = [torch.zeros_like(o) if g is None else g for o, g in zip(outputs[m], gradients, strict=False)]
             places = torch.from_numpy(batch.table_rows(m)[0])
-            # On the CPU: not every device has float64.
+            # On the CPU, because not every device supports float64.
             gradient = torch.cat(parts).flatten(1).cpu().double()
             of_sample[m] = gradient.new_zeros(len(batch), gradient.shape[1]).index_copy(0, places, gradient)
         for a, b in pairs:
@@ -136,7 +137,7 @@ def _of_tokens(method: AnyMethod, data: Data, rows: Rows) -> Iterator[GradientRo
 
 
 def _cosine(x: Tensor, y: Tensor) -> Tensor:
-    """Along the last dimension; NaN where one is zero."""
+    """Cosine similarity along the last dimension; NaN if a vector is zero."""
     return (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
 
 
@@ -156,7 +157,7 @@ def _of_shared_weights(method: AnyMethod, data: Data, rows: Rows) -> Iterator[Gr
 
 
 def _through_one(method: AnyMethod, data: Data, rows: Rows, m: int, weights: list[nn.Parameter]) -> Tensor:
-    """(S,) float32 gradient of the mean loss of `rows` when only modality m may be used."""
+    """(S,) float32 gradient of the mean loss over `rows` with all modalities except m hidden."""
     total = [torch.zeros_like(w) for w in weights]
     for index in _blocks(method, rows):
         batch = data.batch(index, "gradients")

@@ -1,4 +1,4 @@
-"""What a training says while it runs: `log.txt`, the progress line, and the words for an epoch."""
+"""Training output: `log.txt`, the progress line, and the text for each epoch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mrpipe.store.masks import combination_name
 
 
 def progress_display(*, quiet: bool) -> Progress:
-    """Lines of description, bar, count, time left (by the pace of all steps so far) and a free text `state`."""
+    """Progress display: description, bar, count, time left (from the mean pace so far) and a free text `state`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -34,11 +34,11 @@ def progress_display(*, quiet: bool) -> Progress:
 
 
 class Log:
-    """`log.txt` of a run, and the progress line; neither holds an id.
+    """`log.txt` of a run and its progress line; neither contains subject or sample ids.
 
     Args:
-        path: the file; a `fresh` one is emptied.
-        progress: the display of a longer piece of work, in which this run is one line; else it has its own.
+        path: the log file; truncated if `fresh`.
+        progress: display in which this run is one line, e.g. that of a search; default: a display of its own.
     """
 
     def __init__(self, path: Path, *, n_epochs: int, progress: Progress | None, quiet: bool, fresh: bool):
@@ -65,13 +65,13 @@ class Log:
             handle.write(text + "\n")
 
     def epoch(self, done: int, text: str, state: str) -> None:
-        """A line for the log, a few words for the display."""
+        """Write a line to the log and update the progress line."""
         self._progress.update(self._task, completed=done, state=state)
         self.line(f"epoch {done}: {text}")
 
 
 def describe_epoch(row: EpochRow, metric: str) -> str:
-    """An epoch's row of the history as a line of the log."""
+    """Format an epoch's row of the history for the log."""
     text = f"loss {row['train_loss']:.4f}"
     if "val_loss" in row:
         text += f", val loss {row['val_loss']:.4f}, val accuracy {row['val_accuracy']:.4f}"
@@ -80,7 +80,7 @@ def describe_epoch(row: EpochRow, metric: str) -> str:
 
 
 def summarise_epoch(row: EpochRow, metric: str, best: float) -> str:
-    """The same in the few words that fit beside a progress bar."""
+    """Format an epoch's row of the history briefly, for the progress line."""
     if "val_loss" not in row:
         return f"loss {row['train_loss']:.4f}"
     kept = f", best {abs(best):.4f}" if math.isfinite(best) else ""
@@ -88,7 +88,7 @@ def summarise_epoch(row: EpochRow, metric: str, best: float) -> str:
 
 
 def opening_line(method: AnyMethod, data: Data, parts: Mapping[str, Rows], origin: Origin) -> str:
-    """What is trained on what: the first line of the log."""
+    """First line of the log: method, data and sample sizes."""
     sizes = ", ".join(f"{len(rows)} {part}" for part, rows in parts.items())
     names = combination_name(data.spec.names)
     n_parameters = sum(p.numel() for p in method.parameters())

@@ -1,7 +1,7 @@
-"""Training: Adam, early stopping on validation, keyed batches and noise, whole-or-absent run folders.
+"""Training with Adam, early stopping on the validation split, and resumable, reproducible runs.
 
-A run is a function of (store, options, seed): batches, dropout and retrieval are drawn from keys that name the epoch,
-so a run that was killed and is started again continues after its last complete epoch and ends with the same bytes.
+The result is a function of store, options and seed: random draws for batches, dropout and retrieval are keyed by
+epoch, so a killed run that is restarted continues after its last complete epoch and produces identical bytes.
 """
 
 from __future__ import annotations
@@ -70,16 +70,16 @@ class ResumePoint(State):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training: which data, which options, where to.
+    """One training run: its data, options and output folder.
 
     Attributes:
         run: run folder.
-        task, scheme, modalities: default: the store's own first task and scheme, all modalities.
+        task, scheme, modalities: default: the store's default task and split scheme, and all modalities.
         mask_file: simulated missingness (`mrpipe mask`).
         transform: how transforms are fitted.
         device: torch device.
-        quiet: no progress line.
-        progress: the display of a longer piece of work, in which this training is one line; else it has its own.
+        quiet: whether to hide the progress line.
+        progress: display in which this run is one line, e.g. that of a search; default: a display of its own.
     """
 
     store: Store
@@ -96,11 +96,11 @@ class Job:
 
 
 class DivergedError(MrpipeError):
-    """The loss is no longer a finite number."""
+    """The loss is no longer finite."""
 
 
 def origin_of(job: Job, data: Data) -> Origin:
-    """Where the job's data come from, for the checkpoint and the metrics."""
+    """Provenance of the job's data, for the checkpoint and the metrics."""
     store = job.store
     declared = {m.name: m for m in store.modalities}
     mask: dict[str, object] | None = None
@@ -119,7 +119,7 @@ def origin_of(job: Job, data: Data) -> Origin:
 
 
 def load_data(job: Job) -> Data:
-    """What the job trains on."""
+    """Load the job's data."""
     return load(
         job.store,
         task=job.task,
@@ -132,26 +132,26 @@ def load_data(job: Job) -> Data:
 
 
 def described(job: Job, data: Data) -> dict[str, object]:
-    """The content of config.json: options and data."""
+    """Content of config.json: options and data."""
     origin = origin_of(job, data)
     settings = {**vars(origin), "modalities": list(origin.modalities), **data.fitted.settings}
     return {**job.config.to_dict(), "data": settings}
 
 
 def run_training(job: Job, data: Data | None = None) -> bool:
-    """Train and write the run folder; False if it already holds the result of these options, this data and this code.
+    """Train and write the run folder; return False if it already contains the result of these options, data and code.
 
-    Files: config.json, mask.parquet (a copy of the mask file), log.txt, history.parquet, gradients.parquet (where
-    `gradient_rows` asks for it), cost.json (times; not reproducible to the byte) and, last, model.pt. While training,
-    `.resume.pt` is from where a killed run continues.
+    Files: config.json, mask.parquet (a copy of the mask file), log.txt, history.parquet, gradients.parquet (if
+    `gradient_rows` > 0), cost.json (run times, not reproducible to the byte) and, last, model.pt. During training,
+    `.resume.pt` is the checkpoint from which a killed run continues.
 
     Args:
-        data: the job's data, where several jobs share them; default: loaded here.
+        data: the job's data if several jobs share them; default: loaded from the store.
 
     Raises:
-        UsageError: unknown task, scheme or modality; a training part without two classes.
+        UsageError: unknown task, scheme or modality, or fewer than two classes in the training split.
         DivergedError: a loss is no longer finite.
-        DataError: the mask file or the weights file is at fault.
+        DataError: invalid mask file or weights file.
     """
     started = time.perf_counter()
     run, config = job.run, job.config
@@ -160,7 +160,7 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     keep_freed_memory()
     parts = {part: data.rows(part) for part in PARTS}
     if len(np.unique(data.label[parts["train"]])) < 2:
-        raise UsageError("the training part needs labelled samples of at least two classes")
+        raise UsageError("the training split needs labelled samples of at least two classes")
     origin, content = origin_of(job, data), described(job, data)
     mark = fingerprint(content, config)
     if _finished(run, mark):
@@ -224,7 +224,7 @@ def run_training(job: Job, data: Data | None = None) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    """The software that a number may depend on."""
+    """Versions of the software that results can depend on."""
     packages = ("mrpipe", "torch", "numpy", "scikit-learn", "polars")
     return {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
 
@@ -234,7 +234,7 @@ def _code_hash(method: str) -> str:
 
 
 def fingerprint(described: dict[str, object], config: AnyConfig) -> str:
-    """What two runs must share to give the same bytes: options, data, initial weights and code."""
+    """Hash of everything that determines a run's output: options, data, initial weights and code."""
     weights = config.common.image_weights
     parts = [json.dumps(described, sort_keys=True), _code_hash(config.method)]
     parts += [torch.__version__, sha256(Path(weights)) if weights and Path(weights).is_file() else ""]
@@ -255,7 +255,7 @@ def _resume_point(run: Path, mark: str, device: str) -> ResumePoint | None:
 
 
 def batches(rows: Rows, size: int, seed: int, epoch: int, arrange: Callable[[Rows], Rows] | None = None) -> list[Rows]:
-    """The training rows in keyed order, or as `arrange` orders them anew, in nearly equal batches of at most `size`."""
+    """The training rows in keyed random order, rearranged by `arrange`, in nearly equal batches of at most `size`."""
     order = keyed.generator(seed, "batches", str(epoch)).permutation(rows)
     return np.array_split(order if arrange is None else arrange(order), math.ceil(len(rows) / size))
 
@@ -263,7 +263,7 @@ def batches(rows: Rows, size: int, seed: int, epoch: int, arrange: Callable[[Row
 def make_optimiser(method: AnyMethod) -> torch.optim.Optimizer:
     c = method.config.common
     parameters = [p for p in method.parameters() if p.requires_grad]
-    # One pass over the weights instead of a dozen; the CPU has it since torch 2.4.
+    # The fused optimiser passes over the weights once instead of a dozen times; on the CPU it needs torch 2.4.
     fused = tuple(int(v) for v in torch.__version__.split(".")[:2]) >= (2, 4) and method.device.type in ("cpu", "cuda")
     return torch.optim.Adam(parameters, lr=c.lr, weight_decay=c.weight_decay, fused=fused)
 
@@ -271,7 +271,7 @@ def make_optimiser(method: AnyMethod) -> torch.optim.Optimizer:
 def train_step(
     method: AnyMethod, batch: Batch, optimiser: torch.optim.Optimizer, weight: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """One gradient step; returns the task loss as "loss" and every named loss, detached."""
+    """Perform one gradient step; return the task loss as "loss" and every named loss, detached."""
     c = method.config.common
     out = method(batch)
     task = F.cross_entropy(out.logits.float(), batch.label, weight=weight)
@@ -292,7 +292,7 @@ def train_epoch(
     epoch: int,
     weight: Tensor | None = None,
 ) -> dict[str, float]:
-    """One epoch over the training rows; returns the mean of the task loss and of every named loss."""
+    """Train for one epoch over the training rows; return the mean of the task loss and of every named loss."""
     c, seed = method.config.common, method.config.seed
     method.noise.reset("epoch", epoch)
     method.begin_epoch(epoch, c.epochs)
@@ -317,7 +317,7 @@ def _descend(
     log: Log,
     seconds: list[float],
 ) -> State:
-    """Gradient training with early stopping; leaves the best weights in the method, and epoch times in `seconds`."""
+    """Gradient training with early stopping; the method ends with the best weights, and `seconds` gets epoch times."""
     c = method.config.common
     train_rows, val_rows = parts["train"], parts["val"]
     compared = gradients.keyed_rows(data, train_rows, c.gradient_rows, method.config.seed)
@@ -369,12 +369,12 @@ def _descend(
 
 
 def _require_finite(row: EpochRow) -> None:
-    """Of the validation only the loss: where a part has one class, other scores are undefined."""
+    """Check all losses; other validation scores can be undefined because a split can have a single class."""
     losses = [name for name in row if name.startswith("train_") or name == "val_loss"]
     bad = [name for name in losses if not math.isfinite(row[name])]
     if bad:
         raise DivergedError(
-            f"training diverged in epoch {row['epoch']}: {bad[0]} is {row[bad[0]]}; try a lower lr, or clip=1.0"
+            f"training diverged in epoch {row['epoch']}: {bad[0]} is {row[bad[0]]}; try a lower lr or clip=1.0"
         )
 
 
@@ -383,7 +383,7 @@ def _patience_over(state: State, patience: int) -> bool:
 
 
 def _selection_score(row: EpochRow, metric: str) -> float:
-    """Larger is better; without validation rows, the later the better; undefined is worst."""
+    """Score for early stopping, larger is better: the epoch number without validation rows, -inf if undefined."""
     if "val_loss" not in row:
         return float(row["epoch"])
     value = row[f"val_{metric}"]
@@ -392,7 +392,7 @@ def _selection_score(row: EpochRow, metric: str) -> float:
 
 
 def _history_frame(history: list[EpochRow], best_epoch: int, metric: str) -> pl.DataFrame:
-    """One row an epoch: `epoch, train_loss, train_<term>…, val_<metric>…, val_score, selectable, best`."""
+    """One row per epoch: `epoch, train_loss, train_<term>…, val_<metric>…, val_score, selectable, best`."""
     frame = pl.DataFrame(history, infer_schema_length=None).with_columns(pl.col("epoch").cast(pl.Int32))
     score = pl.col(f"val_{metric}") if f"val_{metric}" in frame.columns else pl.lit(None, dtype=pl.Float64)
     frame = frame.with_columns(score.alias("val_score"), (pl.col("epoch") == best_epoch).alias("best"))

@@ -1,4 +1,4 @@
-"""Predictions of a method, with or without labels: no sample's prediction depends on another of the same part.
+"""Predictions of a method, with or without labels. Predictions are independent across samples of the evaluated split.
 
 Legend: n samples, C classes, S draws, E experts.
 """
@@ -21,15 +21,16 @@ from moe_retriever.methods.base import AnyMethod, SlotRouting, Support
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a method says of some samples.
+    """Predictions of a method for some samples. A slot is one missing modality of one sample.
 
     Attributes:
-        rows: (n,) numbers of the samples in the data.
+        rows: (n,) indices of the samples in the data.
         logits: (n, C), mean over the draws.
-        draw_std: (n,) standard deviation over the draws of the predicted class's probability; None for one draw.
-        routing: per (target, combination): number of slots, mean weight (E,), mean share of visits (E,).
-        support: shares of the missing slots by kind of fallback (A7), and their number.
-        fused: (n, D) embedding before the head, where the method gives one and `detail` was asked for.
+        draw_std: (n,) standard deviation, over draws, of the predicted class's probability; None for a single draw.
+        routing: per missing modality and observed combination: number of slots, mean weight (E,), mean share of
+            visits (E,).
+        support: number of slots, and the share that used each fallback of the retrieval.
+        fused: (n, D) embedding before the head, if the method provides it and `detail` was requested.
     """
 
     rows: Rows
@@ -45,7 +46,7 @@ class Predictions:
         return torch.from_numpy(self.logits).double().softmax(dim=1).numpy()
 
 
-# Per missing modality, observed combination and expert: mean weight of its tokens, and share of their visits.
+# Per missing modality, observed combination and expert: mean gate weight of the tokens, and share of their visits.
 ROUTING_SCHEMA = pl.Schema(
     {
         "target": pl.String,
@@ -60,7 +61,7 @@ ROUTING_SCHEMA = pl.Schema(
 
 
 class _RoutingSums:
-    """Adds up routing over batches: per target and input combination."""
+    """Sums of routing statistics over batches, per missing modality and observed combination."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[int, str], tuple[int, NDArray[np.float64], NDArray[np.float64]]] = {}
@@ -97,12 +98,13 @@ def predict(
     detail: bool = False,
     same_weights: bool = False,
 ) -> Predictions:
-    """Predict samples; each alone, in whatever batch, in whatever order, gives the same.
+    """Predict samples; the result does not depend on how they are batched or ordered.
 
     Args:
-        draws: draws to average; default: what the method's options say.
-        detail: also gather routing, fallback rates and fused embeddings.
-        same_weights: nothing was trained or loaded since the prediction before, so that what was embedded for it holds.
+        draws: number of draws to average; default: from the method's options.
+        detail: whether to collect routing, fallback rates and fused embeddings.
+        same_weights: whether the weights are unchanged since the previous prediction, so that its embeddings of the
+            retrieval bank can be reused.
     """
     method.eval()
     if not same_weights:
@@ -142,7 +144,7 @@ def _fallbacks(slots: list[Support]) -> dict[str, float]:
 
 
 def validate(method: AnyMethod, data: Data, rows: Rows) -> dict[str, float]:
-    """Loss and metrics on labelled samples, without intervals; only a loss of NaN where a logit is not finite."""
+    """Loss and metrics of labelled samples, without intervals; only a NaN loss if any logit is not finite."""
     found = predict(method, data, rows)
     if not np.isfinite(found.logits).all():
         return {"loss": float("nan")}
@@ -153,7 +155,7 @@ def validate(method: AnyMethod, data: Data, rows: Rows) -> dict[str, float]:
 
 
 def prediction_frame(data: Data, found: Predictions) -> pl.DataFrame:
-    """One row a sample; label null where unknown.
+    """One row per sample; the label is null if unknown.
 
     Columns: `sample_id, subject_id, split, modalities, label, predicted, p_<class>…`.
     """

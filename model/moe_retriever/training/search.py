@@ -1,10 +1,8 @@
-"""Hyper-parameter search: the same number of trials and the same common candidates for every method.
+"""Random hyper-parameter search with the same number of trials and the same common candidates for every method.
 
-Trial 0 has the preset's own values. The others are drawn without replacement, by keyed draws, from the product of the
-candidates: a trial's options depend on the seed and the candidates alone, and more trials only add to the fewer. A
-trial is a run like any other, its score the validation score that picks the epoch; the test part is never evaluated.
-
-Source of the common candidates: models.md §9.4.
+Trial 0 uses the values of the preset. The others are drawn without replacement from the grid of all candidates. The
+draws depend only on the seed and the candidates, and increasing the number of trials keeps the previous ones. A trial
+is an ordinary run; its score is the validation score of the selected epoch. The test split is never evaluated.
 """
 
 from __future__ import annotations
@@ -61,16 +59,16 @@ class TrialResult(TypedDict, total=False):
 
 
 class SearchFailedError(MrpipeError):
-    """No trial came to an end."""
+    """No trial produced a validation score."""
 
 
 def read_space(path: Path) -> dict[str, list[OptionValue]]:
-    """Candidates from a YAML or JSON file: option → list of values.
+    """Read candidates from a YAML or JSON file: option → list of values.
 
     Raises:
-        DataError: the file is not such a mapping; with every fault.
+        DataError: the file is not such a mapping; lists every error.
     """
-    fix = "One option a line, e.g.  lr: [0.0001, 0.001]"
+    fix = "Write one option per line, e.g.  lr: [0.0001, 0.001]"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -84,7 +82,7 @@ def read_space(path: Path) -> dict[str, list[OptionValue]]:
         if not isinstance(values, list) or not values:
             faults.append(Fault(file=str(path), column=str(name), expected="a list of values", found=repr(values)))
         elif len({repr(v) for v in values}) < len(values):
-            faults.append(Fault(file=str(path), column=str(name), expected="different values", found=repr(values)))
+            faults.append(Fault(file=str(path), column=str(name), expected="distinct values", found=repr(values)))
     if faults:
         raise DataError(faults)
     return {str(name): values for name, values in content.items()}
@@ -93,11 +91,11 @@ def read_space(path: Path) -> dict[str, list[OptionValue]]:
 def draw_trials(
     method: type[AnyMethod], *, preset: str, seed: int, fixed: Overrides, space: Space, n_trials: int
 ) -> list[tuple[Overrides, AnyConfig]]:
-    """The varied options and the configuration of each trial; fewer than asked for where the space is smaller.
+    """The varied options and the configuration of each trial; fewer than `n_trials` if the space is smaller.
 
     Raises:
-        UsageError: an unknown option, a value that it cannot take, a combination that no run can have, too many
-            combinations; with every candidate at fault.
+        UsageError: unknown option, invalid value, invalid combination of values, or too many combinations; lists every
+            invalid candidate.
     """
     if n_trials < 1:
         raise UsageError(f"--trials {n_trials} must be at least 1")
@@ -106,7 +104,7 @@ def draw_trials(
         return make_config(method, preset=preset, seed=seed, overrides={**fixed, **chosen})
 
     first = config({})
-    # Trials are ranked by the score that it names.
+    # select_metric determines the score that ranks the trials.
     faults = ["select_metric cannot be searched"] if "select_metric" in space else []
     for name, values in space.items():
         for value in values:
@@ -115,11 +113,11 @@ def draw_trials(
             except UsageError as error:
                 faults.append(str(error))
     if faults:
-        raise UsageError("\n".join(["the search space cannot be used:", *(f"  - {f}" for f in dict.fromkeys(faults))]))
+        raise UsageError("\n".join(["invalid search space:", *(f"  - {f}" for f in dict.fromkeys(faults))]))
     names = sorted(space)
     n_combinations = math.prod(len(space[name]) for name in names)
     if n_combinations > MOST_COMBINATIONS:
-        raise UsageError(f"the search space has {n_combinations} combinations, the most is {MOST_COMBINATIONS}")
+        raise UsageError(f"the search space has {n_combinations} combinations; the maximum is {MOST_COMBINATIONS}")
     combinations = [
         dict(zip(names, values, strict=True)) for values in itertools.product(*(space[name] for name in names))
     ]
@@ -143,12 +141,12 @@ def _value(config: AnyConfig, name: str) -> OptionValue:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What a trial came to.
+    """Result of a trial.
 
     Attributes:
         status: "finished", "diverged" or "out of memory".
-        score: validation score of the kept epoch under the run's `select_metric`; None without one.
-        seconds: of the training, or of the part of it that this process did.
+        score: validation score (`select_metric`) of the selected epoch, or None.
+        seconds: training time in this process; less than the total if the trial was resumed.
     """
 
     number: int
@@ -162,17 +160,17 @@ class Trial:
 
 
 def run_search(job: Job, trials: Sequence[tuple[Overrides, AnyConfig]]) -> list[Trial]:
-    """Run the trials that are not done yet; `job.run` is the folder of the search, `job.config` is not used.
+    """Run the trials that are not finished yet; `job.run` is the folder of the search, and `job.config` is ignored.
 
-    Files in `trials/<n>/`: those of a run (the checkpoint of the best trial only) and result.json, which says that the
-    trial is done.
+    Files in `trials/<n>/`: those of a run (with a checkpoint only for the best trial) and result.json, which marks the
+    trial as finished.
 
     Raises:
         UsageError: no validation samples.
     """
     data = load_data(job)
     if not len(data.rows("val")):
-        raise UsageError("a search needs labelled validation samples: they choose among the trials")
+        raise UsageError("a search needs labelled validation samples to select the best trial")
     done: list[Trial] = []
     progress = progress_display(quiet=job.quiet)
     task = progress.add_task("trials", total=len(trials), state="")
@@ -207,7 +205,7 @@ def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
     except DivergedError as error:
         result = {"status": "diverged", "error": str(error)}
     except torch.cuda.OutOfMemoryError as error:
-        # Another machine may have the memory: nothing is noted, the next search tries again.
+        # No result is recorded, so that the next search retries the trial, perhaps on a machine with more memory.
         first_line = str(error).splitlines()[0]
         return Trial(number=number, options=options, status="out of memory", error=first_line)
     result["seconds"] = time.perf_counter() - started
@@ -216,7 +214,7 @@ def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
 
 
 def _outcome(job: Job, data: Data) -> TrialResult:
-    """Validation score, kept epoch and number of epochs of a finished run."""
+    """Validation score, selected epoch and number of epochs of a finished run."""
     metric = job.config.common.select_metric
     history = job.run / "history.parquet"
     if history.is_file():
@@ -230,14 +228,14 @@ def _outcome(job: Job, data: Data) -> TrialResult:
 
 
 def best_of(trials: Sequence[Trial], metric: str) -> Trial | None:
-    """The trial with the best score, of equal ones the first."""
+    """The trial with the best score; the first one if scores are tied."""
     scored = [t for t in trials if t.score is not None]
     sign = -1 if metric == "loss" else 1
     return max(scored, key=lambda t: sign * (t.score or 0.0), default=None)
 
 
 def _keep_only(best: Trial | None, done: Sequence[Trial], folder: Path) -> None:
-    """Remove the checkpoints of the trials that lost; their options, curves and logs stay."""
+    """Remove the checkpoints of all other trials; their options, histories and logs are kept."""
     for trial in done:
         if trial is not best and trial.status != "out of memory":
             for name in (checkpoint.NAME, checkpoint.RESUME_NAME, checkpoint.MASK_NAME):
@@ -255,7 +253,7 @@ def _line(trial: Trial, n_trials: int, metric: str) -> str:
 
 
 def trials_frame(trials: Sequence[Trial]) -> pl.DataFrame:
-    """One row a trial: `trial, <each varied option>, status, score, best_epoch, epochs, error`."""
+    """One row per trial: `trial, <each varied option>, status, score, best_epoch, epochs, error`."""
     rows = [
         {
             "trial": t.number,
@@ -275,19 +273,19 @@ def trials_frame(trials: Sequence[Trial]) -> pl.DataFrame:
 def search(
     job: Job, method: type[AnyMethod], *, preset: str, fixed: Overrides, space: Space | None = None, n_trials: int = 12
 ) -> SearchResult:
-    """Search and write the folder; returns the content of best.json.
+    """Run the search and write its folder; return the content of best.json.
 
-    Files: trials/<n>/ (see `run_search`), cost.json (seconds a trial; not reproducible to the byte), trials.parquet
-    (see `trials_frame`) and, last, best.json, which `train --options` and the report read (`model.best`).
+    Files: trials/<n>/ (see `run_search`), cost.json (seconds per trial, not reproducible to the byte), trials.parquet
+    (see `trials_frame`) and, last, best.json, which `train --options` and the report read.
 
     Args:
-        job: data, seed (of its config), device and folder of the search.
-        fixed: options that every trial has; one that the space names is not varied.
-        space: candidates; default: the common ones and the method's own.
+        job: data, seed (in its config), device and folder of the search.
+        fixed: options with the same value in every trial; they are removed from the space.
+        space: candidates; default: the common candidates and those of the method.
 
     Raises:
         UsageError: see `draw_trials` and `run_search`.
-        SearchFailedError: no trial came to an end.
+        SearchFailedError: no trial produced a validation score.
     """
     folder, seed = job.run, job.config.seed
     candidates = {**COMMON_SPACE, **method.space} if space is None else space
@@ -303,7 +301,7 @@ def search(
     best = best_of(done, metric)
     if best is None:
         errors = "; ".join(dict.fromkeys(t.error for t in done if t.error))
-        raise SearchFailedError(f"none of {len(done)} trials gave a validation score: {errors or metric}")
+        raise SearchFailedError(f"none of {len(done)} trials produced a validation score: {errors or metric}")
     content: SearchResult = {
         "method": method.name,
         "preset": preset,
@@ -330,13 +328,13 @@ def _data_of(path: Path) -> SearchData:
 
 
 def show(content: SearchResult, folder: Path) -> None:
-    """Print the trials, best first, and what to do with them."""
+    """Print the trials, best first, and the command that trains with the best options."""
     frame = pl.read_parquet(folder / "trials.parquet")
     seconds = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["trial_seconds"]
     options = [c for c in frame.columns if c not in ("trial", "status", "score", "best_epoch", "epochs", "error")]
     metric = content["metric"]
     table = Table("trial", *options, metric, "epoch", "seconds")
-    table.title = f"{content['method']} on {content['dataset']} ({content['origin']}), validation"
+    table.title = f"{content['method']} on {content['dataset']} ({content['origin']}), validation scores"
     order = frame.with_columns(seconds=pl.Series(seconds, dtype=pl.Float64)).sort(
         ["score", "trial"], descending=[metric != "loss", False], nulls_last=True
     )
@@ -348,7 +346,7 @@ def show(content: SearchResult, folder: Path) -> None:
     console = Console()
     console.print(table)
     best = folder / "best.json"
-    console.print(f"to train with the best: mrpipe train … --options {best}", soft_wrap=True, highlight=False)
+    console.print(f"to train with the best options: mrpipe train … --options {best}", soft_wrap=True, highlight=False)
 
 
 def _rounded(seconds: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What a hyper-parameter search chose: its best.json, as `train --options` and the report read it."""
+"""Reading best.json, the result of a hyper-parameter search, for `train --options` and the report."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ _KINDS = {
 
 
 def read_best(path: Path, needed: Sequence[str] = ("method", "preset", "overrides")) -> SearchResult:
-    """The content of a best.json, in which at least the `needed` keys are there and what they should be.
+    """Read a best.json that has at least the `needed` keys, with values of the right types.
 
     Raises:
-        DataError: it is not one.
+        DataError: the file is not such a best.json.
     """
     expected = f"a JSON object with {', '.join(needed[:-1])} and {needed[-1]}"
     try:
@@ -67,8 +67,8 @@ def read_best(path: Path, needed: Sequence[str] = ("method", "preset", "override
             wrong = [key for key in needed if not isinstance(content.get(key), _KINDS[key])]
             if not wrong:
                 return cast(SearchResult, content)
-            found = f"no such {' and '.join(wrong)}"
+            found = f"missing or invalid {' and '.join(wrong)}"
         else:
             found = f"a {type(content).__name__}"
-    fix = "Give the best.json that `mrpipe search` wrote."
+    fix = "Pass a best.json written by `mrpipe search`."
     raise DataError(Fault(file=str(path), expected=expected, found=found, fix=fix))

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, predict, benchmark, options; errors with their exit codes."""
+"""Commands train, evaluate, predict, benchmark and methods: results, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize("method", ["majority", "logistic"])
-def test_controls_go_through_the_same_commands(method: str, store: Store, mask_file: Path, tmp_path: Path) -> None:
+def test_control_methods_use_the_same_commands(method: str, store: Store, mask_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert call("train", "--store", store.path, "--out", out, "--mask", mask_file, "--method", method, "--quiet") == 0
     first = (out / "metrics.json").read_bytes()
@@ -79,7 +79,7 @@ def test_logistic_regression_finds_a_linear_signal() -> None:
     torch.testing.assert_close(alone, method(data.batch(test, "x")).logits[[3]])
 
 
-def test_evaluate_again_gives_the_same_and_other_parts_get_files_of_their_own(run: Path, store: Store) -> None:
+def test_evaluation_is_reproducible_and_each_split_has_its_own_files(run: Path, store: Store) -> None:
     first = (run / "metrics.json").read_bytes()
     assert call("evaluate", "--run", run, "--store", store.path) == 0
     assert (run / "metrics.json").read_bytes() == first
@@ -90,7 +90,7 @@ def test_evaluate_again_gives_the_same_and_other_parts_get_files_of_their_own(ru
     assert val["draw_std"] >= 0
 
 
-def test_predicting_the_training_store_from_the_bank_gives_the_evaluations_numbers(
+def test_predict_on_the_training_store_equals_evaluate(
     run: Path, store: Store, mask_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "p.parquet"
@@ -131,7 +131,7 @@ def test_a_run_keeps_its_transforms(store: Store, tmp_path: Path, capsys: pytest
     np.testing.assert_allclose(both["p_yes_again"], both["p_yes"], rtol=1e-5, atol=1e-6)
 
 
-def test_a_store_without_labels_and_without_split_is_predicted(run: Path, store: Store, tmp_path: Path) -> None:
+def test_predict_needs_neither_labels_nor_splits(run: Path, store: Store, tmp_path: Path) -> None:
     bare = edited(store.path, tmp_path / "bare", lambda m: m.update(labels=[], splits=[]))
     out = tmp_path / "p.parquet"
     assert call("predict", "--run", run, "--store", bare, "--out", out) == 0
@@ -145,7 +145,7 @@ def test_a_store_without_labels_and_without_split_is_predicted(run: Path, store:
     np.testing.assert_allclose(pl.read_parquet(again)["p_yes"], found["p_yes"], rtol=1e-5)
 
 
-def test_another_dataset_or_shape_or_encoder_is_refused(
+def test_predict_rejects_another_dataset_shape_or_encoder(
     run: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def other(m: dict) -> None:  # type: ignore[type-arg]
@@ -162,7 +162,7 @@ def test_another_dataset_or_shape_or_encoder_is_refused(
     assert not (tmp_path / "p.parquet").exists()
 
 
-def test_a_run_without_a_bank_asks_for_the_training_store(
+def test_predict_without_a_stored_bank_needs_the_training_store(
     store: Store, mask_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -178,15 +178,13 @@ def test_a_run_without_a_bank_asks_for_the_training_store(
     np.testing.assert_allclose(both["p_yes_again"], both["p_yes"], rtol=1e-5, atol=1e-6)
 
 
-def test_a_checkpoint_holds_no_id(run: Path, store: Store) -> None:
+def test_a_checkpoint_contains_no_sample_ids(run: Path, store: Store) -> None:
     raw = (run / NAME).read_bytes()
     ids = store.samples().collect()["sample_id"].to_list()
     assert not any(i.encode() in raw for i in ids)
 
 
-def test_evaluating_with_another_store_is_refused(
-    run: Path, toy_stores: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_rejects_another_store(run: Path, toy_stores: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("evaluate", "--run", run, "--store", toy_stores / "shifted") == 3
     assert "the training store" in capsys.readouterr().err
 
@@ -206,7 +204,7 @@ def test_evaluating_with_another_store_is_refused(
         (["--transform", "clip"], "--transform takes key=value, got 'clip'"),
     ],
 )
-def test_usage_errors_leave_no_run_folder(
+def test_usage_errors_create_no_run_folder(
     extra: list[str], message: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -225,7 +223,7 @@ def test_usage_errors_leave_no_run_folder(
         ("benchmark", "steps", "two"),
     ],
 )
-def test_a_number_that_cannot_be_is_refused(
+def test_invalid_numbers_are_rejected(
     command: str, option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -236,7 +234,7 @@ def test_a_number_that_cannot_be_is_refused(
     assert repr(value) in text
 
 
-def test_a_damaged_checkpoint_is_a_fault(
+def test_a_damaged_checkpoint_is_a_data_error(
     run: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for content in (b"", b"junk", (run / NAME).read_bytes()[:-5000]):
@@ -246,7 +244,7 @@ def test_a_damaged_checkpoint_is_a_fault(
     assert capsys.readouterr().err.count("expected a checkpoint") == 4
 
 
-def test_the_benchmark_has_a_row_for_every_configuration(store: Store, tmp_path: Path) -> None:
+def test_benchmark_has_one_row_per_method_and_configuration(store: Store, tmp_path: Path) -> None:
     arguments = ("--store", store.path, "--method", "moe_retriever", "majority", "--modalities", "table", "series")
     small = ("--steps", 2, "--out", tmp_path / "b.csv", "--set", "hidden=16", "tokens=2", "encoder_hidden=8")
     assert call("benchmark", *arguments, *small) == 0
@@ -259,10 +257,9 @@ def test_the_benchmark_has_a_row_for_every_configuration(store: Store, tmp_path:
     assert min(moe["train_samples_per_s"], moe["test_samples_per_s"], moe["mflop_per_sample"], moe["peak_mb"]) > 0
 
 
-def test_the_benchmark_refuses_what_it_cannot_time(
+def test_benchmark_rejects_modalities_that_no_test_sample_has(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Modalities that no test sample has."""
     arguments = ("--store", store.path, "--method", "majority", "--modalities", "table", "--out", tmp_path / "b.csv")
     mask = tmp_path / "m.parquet"
     write_masks(store, Missingness(), mask)
@@ -279,7 +276,7 @@ def test_the_benchmark_refuses_what_it_cannot_time(
     assert not (tmp_path / "b.csv").exists()
 
 
-def test_options_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_lists_methods_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("methods") == 0
     assert "moe_retriever" in capsys.readouterr().out
     assert call("methods", "moe_retriever") == 0
@@ -291,14 +288,14 @@ def test_options_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "command", ["train", "search", "evaluate", "predict", "analyse", "benchmark", "methods", "report"]
 )
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         call(command, "--help")
     assert stopped.value.code == 0
     assert "usage: mrpipe" in capsys.readouterr().out
 
 
-def test_help_lists_the_methods_as_the_registry_has_them_without_torch(
+def test_help_lists_the_registered_methods_without_importing_torch(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entries = {e.name: (e.summary, e.paper) for e in catalogue()}
@@ -315,11 +312,11 @@ def test_help_lists_the_methods_as_the_registry_has_them_without_torch(
     assert done.stdout.endswith("\nFalse\n")
 
 
-def test_a_run_has_curves_that_mark_the_kept_epoch(run: Path, store: Store, mask_file: Path, tmp_path: Path) -> None:
+def test_learning_curves_mark_the_selected_epoch(run: Path, store: Store, mask_file: Path, tmp_path: Path) -> None:
     first = (run / "curves.svg").read_bytes()
     assert first.startswith(b"<?xml")
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
-    # A finished run is not trained again, but what is derived from it is whole again, to the byte.
+    # A finished run is not trained again, but its derived files are restored identically.
     (run / "curves.svg").unlink()
     arguments = ("--store", store.path, "--out", run, "--mask", mask_file, "--quiet", "--set", *OPTIONS)
     assert call("train", *arguments) == 0

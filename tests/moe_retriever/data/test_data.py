@@ -1,4 +1,4 @@
-"""From a store to tensors: rows, masks, views, transforms, and what is refused."""
+"""Loading a store into tensors: rows, masks, views, transforms, and errors."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mrpipe.transforms.fit import fit
 from tests import toy
 
 
-def test_every_entry_is_the_stores(store: Store) -> None:
-    """Sample by sample: what a batch gathers is the transformed row of that sample in the store."""
+def test_batches_contain_the_transformed_rows_of_the_store(store: Store) -> None:
+    """Compared sample by sample."""
     data = load(store)
     assert [type(t) for t in data.tables] == [VectorTable, SequenceTable, PixelTable, GenotypeTable]
     transforms = fit(store, modalities=["table", "series", "image"])
@@ -41,7 +41,7 @@ def test_every_entry_is_the_stores(store: Store) -> None:
         np.testing.assert_allclose(entry.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_an_irregular_sequence_gains_the_time_since_the_step_before(store: Store) -> None:
+def test_irregular_sequences_get_the_time_since_the_previous_step(store: Store) -> None:
     data = load(store, modalities=["series"])
     arrays = store.arrays("series")
     table = data.tables[0]
@@ -52,7 +52,7 @@ def test_an_irregular_sequence_gains_the_time_since_the_step_before(store: Store
         np.testing.assert_allclose(table.x[steps, -1], np.log1p(elapsed), rtol=1e-6)
 
 
-def test_labels_parts_and_draw_keys_follow_the_samples(store: Store) -> None:
+def test_labels_splits_and_keys_match_the_samples(store: Store) -> None:
     data = load(store)
     labels = dict(store.labels().collect().iter_rows())
     parts = dict(store.split().collect().iter_rows())
@@ -65,7 +65,7 @@ def test_labels_parts_and_draw_keys_follow_the_samples(store: Store) -> None:
         assert (np.diff(rows) > 0).all()
 
 
-def test_a_view_drops_samples_without_any_of_its_modalities_and_counts_them(store: Store) -> None:
+def test_samples_without_any_modality_of_the_view_are_removed_and_counted(store: Store) -> None:
     data = load(store, modalities=["image", "table"])
     assert data.spec.names == ("table", "image")
     have = store.samples("table | image").collect()
@@ -75,7 +75,7 @@ def test_a_view_drops_samples_without_any_of_its_modalities_and_counts_them(stor
     assert data.n_without["train"] == (gone["split"] == "train").sum()
 
 
-def test_a_mask_file_hides_modalities_from_everything(store: Store, mask_file: Path) -> None:
+def test_a_mask_file_removes_modalities_completely(store: Store, mask_file: Path) -> None:
     data, whole = load(store, mask_file=mask_file), load(store)
     frame = read_masks(mask_file)[0]
     wanted = dict(frame.iter_rows())
@@ -83,7 +83,7 @@ def test_a_mask_file_hides_modalities_from_everything(store: Store, mask_file: P
     for i, sample in enumerate(data.sample_id.tolist()):
         assert data.observed[i].tolist() == [bool(wanted[sample] >> b & 1) for b in bits]
     assert data.observed.sum() < whole.observed.sum()
-    # A hidden row is not even in memory.
+    # Hidden rows are not loaded into memory.
     for m, table in enumerate(data.tables):
         assert len(table) == data.observed[:, m].sum()
 
@@ -102,7 +102,7 @@ def test_noise_and_dropped_steps_are_applied_at_load(store: Store, tmp_path: Pat
             assert torch.equal(noisy.tables[0].gather(rows), plain.tables[0].gather(rows))
 
 
-def test_nothing_that_is_fitted_sees_evaluation_rows(toy_stores: Path) -> None:
+def test_transforms_are_fitted_without_evaluation_rows(toy_stores: Path) -> None:
     plain, shifted = (load(open_store(toy_stores / name)) for name in ("plain", "shifted"))
     assert plain.fitted.fitted.keys() == shifted.fitted.fitted.keys()
     a, b = plain.fitted.to_json(), shifted.fitted.to_json()
@@ -115,7 +115,7 @@ def test_nothing_that_is_fitted_sees_evaluation_rows(toy_stores: Path) -> None:
     assert not torch.allclose(before, after)
 
 
-def test_hiding_is_keyed_by_sample_and_never_takes_the_last_modality(store: Store) -> None:
+def test_hiding_is_keyed_by_sample_and_keeps_at_least_one_modality(store: Store) -> None:
     data = load(store)
     rows = np.arange(len(data))
     batch = data.batch(rows, "epoch 1", hide=0.6, seed=4)
@@ -124,14 +124,16 @@ def test_hiding_is_keyed_by_sample_and_never_takes_the_last_modality(store: Stor
     alone = data.batch(rows[[7]], "epoch 1", hide=0.6, seed=4)
     assert (alone.observed[0] == batch.observed[7]).all()
     assert (data.batch(rows, "epoch 2", hide=0.6, seed=4).observed != batch.observed).any()
-    # As often as asked, among those that could go.
+    # The requested rate, among the modalities that can be hidden.
     several = data.observed.sum(axis=1) > 1
     rate = batch.hidden[several].sum() / data.observed[several].sum()
     assert 0.25 < rate < 0.6
 
 
-def test_what_is_refused_says_what_is_wrong(store: Store, toy_stores: Path, mask_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no modality 'sound'; this store has table, series, image, genotype"):
+def test_invalid_names_and_mask_files_are_rejected(
+    store: Store, toy_stores: Path, mask_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no modality 'sound'; the store has table, series, image, genotype"):
         load(store, modalities=["table", "sound"])
     with pytest.raises(UsageError, match="task 'score' is a regression; classification tasks: outcome"):
         load(store, task="score")
@@ -143,7 +145,7 @@ def test_what_is_refused_says_what_is_wrong(store: Store, toy_stores: Path, mask
         load(store, mask_file=store.path / "samples.parquet")
 
 
-def test_an_observed_sequence_without_a_step_is_refused() -> None:
+def test_an_observed_sequence_without_steps_is_rejected() -> None:
     from moe_retriever.data.tables import sequence_table
     from mrpipe.store.reader import Arrays
 

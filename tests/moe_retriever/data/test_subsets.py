@@ -1,4 +1,4 @@
-"""Modalities that a method hides in training: only observed ones, never the last, with the stated law, keyed."""
+"""Random subsets of observed modalities: at least one is kept, distribution, and keyed draws."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def drawn(observed: NDArray[np.bool_], law: Law, stream: str = "epoch 0", seed: 
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("n_modalities", [1, 2, 5, 16])
-def test_only_observed_ones_are_hidden_and_never_the_last(law: Law, n_modalities: int) -> None:
+def test_only_observed_modalities_are_hidden_and_one_is_kept(law: Law, n_modalities: int) -> None:
     observed = synthetic.random_masks(400, n_modalities, 1)
     kept = drawn(observed, law)
     assert not (kept & ~observed).any()
@@ -31,8 +31,8 @@ def test_only_observed_ones_are_hidden_and_never_the_last(law: Law, n_modalities
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_every_subset_has_its_probability(law: Law) -> None:
-    """Of three observed among four: 1/7 each, or 1/3 a size."""
+def test_subsets_have_the_documented_probabilities(law: Law) -> None:
+    """For three observed modalities of four: 1/7 per subset, or 1/3 per size."""
     n = 21_000
     observed = np.tile([True, False, True, True], (n, 1))
     codes = drawn(observed, law) @ (1 << np.arange(4))
@@ -44,7 +44,7 @@ def test_every_subset_has_its_probability(law: Law) -> None:
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_a_draw_depends_on_sample_seed_and_stream_and_not_on_the_batch(law: Law) -> None:
+def test_draws_depend_on_sample_seed_and_stream_but_not_on_the_batch(law: Law) -> None:
     observed = synthetic.random_masks(50, 4, 2)
     keys = keyed.id_keys(f"s{i}" for i in range(50))
     whole = random_subsets(observed, keys, 0, "epoch 0", law)
@@ -54,7 +54,7 @@ def test_a_draw_depends_on_sample_seed_and_stream_and_not_on_the_batch(law: Law)
     assert (drawn(observed, law, seed=1) != whole).any()
 
 
-def test_what_is_hidden_is_told_from_what_is_missing() -> None:
+def test_hidden_modalities_are_distinguished_from_missing_ones() -> None:
     observed = synthetic.random_masks(20, 3, 3)
     batch = synthetic.make(observed).batch(np.arange(20), "x", hide=0.3)
     kept = drawn(batch.observed, "subset")

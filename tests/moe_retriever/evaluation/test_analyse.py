@@ -1,4 +1,4 @@
-"""What is drawn from run folders: routing by combination, gradients, embeddings before and after retrieval."""
+"""`mrpipe analyse`: routing by combination, gradients, and embeddings before and after retrieval."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VIEW = ("table", "series", "genotype")
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The toy store has few samples of a combination."""
+    """Lower the required number of samples, because the toy store has few per combination."""
     monkeypatch.setattr(embedding, "FEWEST_SAMPLES", 5)
 
 
@@ -59,9 +59,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("few")
-def test_one_run_gives_all_figures_and_twice_the_same_bytes(
-    runs: dict[str, Path], store: Store, tmp_path: Path
-) -> None:
+def test_one_run_gives_all_figures_reproducibly(runs: dict[str, Path], store: Store, tmp_path: Path) -> None:
     found = []
     for name in ("a", "b"):
         command = [
@@ -97,29 +95,29 @@ def test_one_run_gives_all_figures_and_twice_the_same_bytes(
 
 
 @pytest.mark.usefixtures("few")
-def test_what_a_method_cannot_show_is_said_and_the_rest_is_drawn(
+def test_analyses_that_do_not_apply_are_reported_and_the_others_written(
     runs: dict[str, Path], store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = ["analyse", "--store", str(store.path), "--out", str(tmp_path / "out"), "--run"]
     assert main([*base, *map(str, runs.values()), "--part", "train"]) == 0
     text = capsys.readouterr().out
     for name in ("zero_fill", "majority"):
-        assert f"not shown: {name}, routing: {name} sends no tokens of a combination" in text
-        assert f"not shown: {name}, embedding: {name} retrieves nothing" in text
-    assert "not shown: majority, gradients" in text
-    assert "not shown: moe_retriever" not in text
+        assert f"skipped: {name}, routing: {name} does not route tokens" in text
+        assert f"skipped: {name}, embedding: {name} does not retrieve" in text
+    assert "skipped: majority, gradients" in text
+    assert "skipped: moe_retriever" not in text
     assert (tmp_path / "out" / "zero_fill" / "gradients.csv").is_file()
     assert (tmp_path / "out" / "gradients.svg").is_file()
     base[4] = str(tmp_path / "none")
     assert main([*base, str(runs["majority"])]) == 2
-    assert "nothing to show" in capsys.readouterr().err
+    assert "no analysis is possible" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     assert main([*base, str(runs["moe_retriever"]), "--what", "embedding", "--combination", "table+series"]) == 2
-    assert "a combination that lacks something" in capsys.readouterr().err
+    assert "choose a combination that lacks a modality" in capsys.readouterr().err
 
 
-def test_visits_are_counted_with_the_combination_of_the_tokens_own_sample() -> None:
-    """All training samples are complete, every test sample lacks m2: supporting tokens are of the full combination."""
+def test_visits_are_attributed_to_the_sample_of_the_token() -> None:
+    """Training samples are complete and test samples lack m2, so supporting tokens have the full combination."""
     observed = np.ones((40, 3), dtype=bool)
     observed[32:, 2] = False
     data = synthetic.make(observed)
@@ -129,13 +127,13 @@ def test_visits_are_counted_with_the_combination_of_the_tokens_own_sample() -> N
     assert visits is not None
     items = dict(visits.select("combination", "role", "n_items").unique().rows_by_key("combination", unique=True))
     assert items == {"m0+m1": ("own", 2 * len(test)), "m0+m1+m2": ("supporting", 3 * len(test))}
-    # Each of an item's two tokens visits two experts, of its target's pool or shared.
+    # Each of the two tokens of an item visits two experts, which are shared or in the pool of the missing modality.
     assert visits["visits"].sum() == 5 * len(test) * 2 * 2
     assert set(visits.filter(pl.col("visits") > 0)["pool"]) <= {"m2", "shared"}
     selection, shares = routing.expert_selection(visits), routing.combination_shares(visits)
     np.testing.assert_allclose(selection.group_by("combination").agg(pl.col("ratio").sum())["ratio"], 1)
     np.testing.assert_allclose(shares.group_by("expert").agg(pl.col("ratio").sum())["ratio"], 1)
-    # The two are one table of counts, divided in two directions.
+    # Both are the same table of counts, normalised along different axes.
     both = selection.join(shares, on=["combination", "expert"], suffix="_inverse")
     total = visits.group_by("expert").agg(all=pl.col("visits").sum())
     counts = both.join(total, on="expert")
@@ -145,7 +143,7 @@ def test_visits_are_counted_with_the_combination_of_the_tokens_own_sample() -> N
 
 
 def test_visits_agree_with_the_routing_of_the_slots() -> None:
-    """Another way to count: the slots' shares that `predict` gathers."""
+    """Reference: the shares per slot that `predict` collects."""
     data = synthetic.make(synthetic.random_masks(60, 3, 1))
     method = synthetic.trained_on(data, synthetic.config(warmup=0))
     rows = data.rows("test")
@@ -163,7 +161,7 @@ def test_visits_agree_with_the_routing_of_the_slots() -> None:
     np.testing.assert_allclose(by_slot, used.to_numpy(), rtol=1e-6)
 
 
-def test_before_is_the_masked_fusion_and_after_the_prediction() -> None:
+def test_before_equals_the_masked_fusion_and_after_the_prediction() -> None:
     data = synthetic.make(synthetic.random_masks(120, 3, 0))
     method = synthetic.trained_on(data, synthetic.config(warmup=0))
     rows, combination = embedding.choose(data, data.rows("train"), None, 0)
@@ -195,16 +193,16 @@ def test_closeness_of_samples_of_one_class() -> None:
     assert found.filter(stage="after")["silhouette"][3] == pytest.approx(before["silhouette"][3])
 
 
-def test_nothing_missing_and_too_few_samples_are_usage_errors() -> None:
+def test_complete_samples_and_too_few_samples_are_usage_errors() -> None:
     whole = synthetic.make(np.ones((30, 2), dtype=bool))
-    with pytest.raises(UsageError, match="no sample of this part lacks"):
+    with pytest.raises(UsageError, match="no sample of this split lacks"):
         embedding.choose(whole, whole.rows("train"), None, 0)
     some = synthetic.make(np.concatenate([np.ones((28, 2), dtype=bool), np.array([[True, False]] * 2)]))
     with pytest.raises(UsageError, match="at least 10"):
         embedding.choose(some, some.rows("test"), "m0", 0)
 
 
-def test_many_pairs_and_many_combinations_stay_readable() -> None:
+def test_many_pairs_and_combinations_are_summarised() -> None:
     names = [f"m{i}" for i in range(6)]
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     rows = [
@@ -228,7 +226,7 @@ def test_many_pairs_and_many_combinations_stay_readable() -> None:
     assert "12 rarer combinations" in figure.axes[0].get_title(loc="right")
 
 
-def test_shares_are_stacked_to_the_top() -> None:
+def test_stacked_shares_add_up_to_100_percent() -> None:
     table = pl.DataFrame(
         {"combination": ["a", "b"], "expert": 0, "name": "a_1", "visits": [3, 1], "ratio": [0.75, 0.25]}
     )

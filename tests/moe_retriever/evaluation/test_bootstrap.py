@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and against definitions; the bootstrap resamples subjects."""
+"""Metrics against scikit-learn and their definitions; bootstrap over subjects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moe_retriever.evaluation.bootstrap import (
 def case(n: int, n_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     label = np.concatenate([np.arange(n_classes), rng.integers(0, n_classes, n - n_classes)])
-    # Rounded, so that there are ties.
+    # Rounding produces ties.
     raw = np.round(rng.random((n, n_classes)) + 0.3 * np.eye(n_classes)[label], 1) + 0.05
     return label, raw / raw.sum(axis=1, keepdims=True)
 
@@ -48,7 +48,7 @@ def test_weighted_metrics_equal_scikit_learn_with_sample_weights(n: int, n_class
         assert found["auprc"][r] == pytest.approx(np.mean(pr))
 
 
-def test_a_weight_of_two_is_the_sample_twice() -> None:
+def test_a_weight_of_two_equals_a_duplicated_sample() -> None:
     label, p = case(30, 2, 0)
     weight = np.ones((1, 30))
     weight[0, :10] = 2
@@ -58,8 +58,8 @@ def test_a_weight_of_two_is_the_sample_twice() -> None:
         assert area(label == 1, p[:, 1], weight) == pytest.approx(once)
 
 
-def test_point_metrics_of_a_constant_answer() -> None:
-    """What a collapsed model scores; a table that shows accuracy alone would hide it."""
+def test_metrics_of_a_constant_prediction() -> None:
+    """Scores of a collapsed model, which accuracy alone would not reveal."""
     label = np.array([0, 0, 0, 1])
     p = np.tile([0.6, 0.4], (4, 1))
     found = score(label, p)
@@ -70,7 +70,7 @@ def test_point_metrics_of_a_constant_answer() -> None:
     assert found["ece"] == pytest.approx(0.15)
 
 
-def test_metrics_that_are_not_defined_are_none() -> None:
+def test_undefined_metrics_are_none() -> None:
     found = score(np.array([1, 1]), np.array([[0.2, 0.8], [0.6, 0.4]]))
     assert found["auroc"] is None
     assert found["auprc"] is None
@@ -78,7 +78,7 @@ def test_metrics_that_are_not_defined_are_none() -> None:
     assert score(np.zeros(0, np.int64), np.zeros((0, 2))) == dict.fromkeys(METRICS)
 
 
-def test_the_bootstrap_covers_the_truth_and_widens_with_clustered_subjects() -> None:
+def test_the_interval_covers_the_truth_and_is_wider_for_clustered_samples() -> None:
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, 400)
     right = rng.random(400) < 0.8
@@ -88,7 +88,7 @@ def test_the_bootstrap_covers_the_truth_and_widens_with_clustered_subjects() -> 
     low, high = alone["accuracy"]
     assert low < 0.8 < high
     assert high - low == pytest.approx(2 * 1.96 * 0.02, rel=0.2)
-    # All samples of a subject are right or wrong together: there is less to learn from 400 of them.
+    # All samples of a subject are correct or wrong together, so 400 samples carry less information.
     subject = np.repeat(np.arange(40), 10).astype(str)
     good = np.arange(40) % 5 > 0
     q = np.where((label == 1) == np.repeat(good, 10), 0.9, 0.1)
@@ -97,8 +97,8 @@ def test_the_bootstrap_covers_the_truth_and_widens_with_clustered_subjects() -> 
     assert bootstrap(label, p, np.arange(400).astype(str), seed=0) == alone
 
 
-def test_a_resample_of_one_class_says_nothing_of_a_ranking() -> None:
-    """One positive of eight, ranked first: both areas are 1 in each resample that has it, and nothing in a third."""
+def test_ranking_metrics_ignore_resamples_with_one_class() -> None:
+    """One positive of eight, ranked first: both areas are 1 in resamples that contain it, otherwise undefined."""
     label = np.array([1, 0, 0, 0, 0, 0, 0, 0])
     p = np.linspace(0.9, 0.1, 8)
     found = weighted_metrics(label, np.column_stack([1 - p, p]), np.stack([np.ones(8), 1.0 - label]))
@@ -109,7 +109,7 @@ def test_a_resample_of_one_class_says_nothing_of_a_ranking() -> None:
     assert intervals["accuracy"][0] < 1.0
 
 
-def test_the_table_has_every_combination_and_every_number_of_modalities() -> None:
+def test_the_table_has_all_combinations_and_numbers_of_modalities() -> None:
     label, p = case(40, 2, 1)
     combination = ["a+b" if i % 3 else "a" for i in range(40)]
     observed = np.array([2 if i % 3 else 1 for i in range(40)])

@@ -1,4 +1,4 @@
-"""Intervals and paired differences: against theory, and what must hold whatever the numbers."""
+"""Intervals and paired differences: agreement with theory, and invariants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moe_retriever.evaluation.paired import Comparison, Predicted
 def predictions(
     right: np.ndarray, label: np.ndarray, subject: np.ndarray | None = None, confidence: float = 0.8
 ) -> Predicted:
-    """Binary predictions that are right where `right` says so."""
+    """Binary predictions that are correct where `right` is true."""
     guess = np.where(right, label, 1 - label)
     p = np.where(guess == 1, confidence, 1 - confidence)
     ids = np.arange(len(label)) if subject is None else subject
@@ -23,7 +23,7 @@ def labels(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2, n)
 
 
-def test_the_interval_of_one_seed_is_that_of_a_proportion() -> None:
+def test_the_interval_of_a_single_seed_equals_that_of_a_proportion() -> None:
     n, rng = 900, np.random.default_rng(1)
     right = rng.random(n) < 0.7
     estimate = Comparison({"a": {0: predictions(right, labels(n))}}).mean("a", "accuracy")
@@ -33,7 +33,7 @@ def test_the_interval_of_one_seed_is_that_of_a_proportion() -> None:
     assert (estimate.high - estimate.low) / 2 == pytest.approx(half, rel=0.1)  # type: ignore[operator]
 
 
-def test_samples_of_a_subject_are_drawn_together() -> None:
+def test_samples_of_a_subject_are_resampled_together() -> None:
     n, k, rng = 300, 4, np.random.default_rng(2)
     right, label = np.repeat(rng.random(n) < 0.7, k), np.repeat(labels(n), k)
     together = Comparison({"a": {0: predictions(right, label, np.repeat(np.arange(n), k))}}).mean("a", "accuracy")
@@ -44,7 +44,7 @@ def test_samples_of_a_subject_are_drawn_together() -> None:
     assert widths[0] / widths[1] == pytest.approx(np.sqrt(k), rel=0.15)
 
 
-def test_a_paired_difference_is_as_wide_as_the_samples_on_which_methods_disagree() -> None:
+def test_the_interval_of_a_paired_difference_depends_only_on_disagreements() -> None:
     n, rng = 1200, np.random.default_rng(3)
     hard = rng.random(n) < 0.3
     one, two = ~hard ^ (rng.random(n) < 0.02), ~hard ^ (rng.random(n) < 0.06)
@@ -60,7 +60,7 @@ def test_a_paired_difference_is_as_wide_as_the_samples_on_which_methods_disagree
     assert (back.value, back.low, back.high) == pytest.approx((-found.value, -found.high, -found.low))  # type: ignore[operator]
 
 
-def test_a_method_does_not_differ_from_itself() -> None:
+def test_identical_methods_have_zero_difference() -> None:
     label = labels(80)
     same = {s: predictions(np.random.default_rng(s).random(80) < 0.6, label) for s in range(3)}
     comparison = Comparison({"a": same, "b": same})
@@ -72,7 +72,7 @@ def test_a_method_does_not_differ_from_itself() -> None:
         assert comparison.best(metric, comparison.methods) is None
 
 
-def test_seeds_that_disagree_widen_the_interval() -> None:
+def test_variation_between_seeds_widens_the_interval() -> None:
     n, label = 400, labels(400)
     seeds = {s: predictions(np.arange(n) % 10 < k, label) for s, k in enumerate((5, 7, 9))}
     alike = {s: predictions((np.arange(n) + s) % 10 < 7, label) for s in range(3)}
@@ -84,7 +84,7 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     assert differ.high - differ.low > 2 * (same.high - same.low)  # type: ignore[operator]
 
 
-def test_values_are_the_scores_of_the_runs_and_only_common_seeds_are_compared() -> None:
+def test_values_equal_the_runs_scores_and_differences_use_common_seeds() -> None:
     label = labels(60)
     runs = {s: predictions(np.random.default_rng(s).random(60) < 0.7, label) for s in range(4)}
     comparison = Comparison({"a": runs, "b": {1: runs[2], 3: runs[3]}, "c": {7: runs[0]}})
@@ -98,7 +98,7 @@ def test_values_are_the_scores_of_the_runs_and_only_common_seeds_are_compared() 
     assert comparison.difference("a", "c", "accuracy") is None
 
 
-def test_a_leader_leads_only_beyond_its_interval() -> None:
+def test_best_requires_an_interval_that_excludes_zero() -> None:
     n, label = 200, labels(200)
     clear = Comparison(
         {"a": {0: predictions(np.arange(n) < 180, label)}, "b": {0: predictions(np.arange(n) < 120, label)}}
@@ -110,14 +110,14 @@ def test_a_leader_leads_only_beyond_its_interval() -> None:
     assert close.best("accuracy", close.methods) is None
 
 
-def test_a_ranking_metric_of_a_single_class_is_not_defined() -> None:
+def test_ranking_metrics_of_a_single_class_are_undefined() -> None:
     comparison = Comparison({"a": {0: predictions(np.ones(20, bool), np.ones(20, np.int64))}})
     assert comparison.mean("a", "auroc") is None
     assert comparison.mean("a", "accuracy") is not None
 
 
-def test_a_resample_of_one_class_says_nothing_of_a_ranking() -> None:
-    """One positive of eight, which one method ranks first and the other last: the areas are 1 and 0 or not there."""
+def test_ranking_metrics_ignore_resamples_with_one_class() -> None:
+    """One positive of eight, ranked first by one method and last by the other: areas are 1 and 0, or undefined."""
     label = np.array([1, 0, 0, 0, 0, 0, 0, 0])
     p, subject = np.linspace(0.9, 0.1, 8), np.arange(8).astype(str)
     runs = {n: {0: Predicted(label, np.stack([1 - q, q], axis=1), subject)} for n, q in (("a", p), ("b", 1 - p))}
@@ -127,7 +127,7 @@ def test_a_resample_of_one_class_says_nothing_of_a_ranking() -> None:
         assert (found.value, found.low, found.high) == (expected, expected, expected)
 
 
-def test_the_order_of_methods_and_samples_does_not_matter() -> None:
+def test_the_order_of_methods_and_samples_has_no_effect() -> None:
     n, label, rng = 120, labels(120), np.random.default_rng(5)
     one, two = (rng.random(n) < q for q in (0.6, 0.7))
     order = rng.permutation(n)

@@ -1,4 +1,4 @@
-"""What every method of the registry keeps to; a new method is tested here without a line being written."""
+"""Properties that every registered method must have; new methods are included automatically."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from moe_retriever.training.predict import predict, validate
 from tests.moe_retriever import synthetic
 
 KINDS = ("vector", "sequence", "image", "volume", "genotype")
-# Small values of options that some methods have.
+# Small values of method-specific options.
 TINY = {"n_experts": 4, "n_shared": 2, "expert_ffn": 12, "top_k": 2, "trials": 1, "rounds": 5, "bank": 16}
 ALL = names()
 GRADIENT = tuple(name for name in ALL if get(name).gradient)
 
 
 def made(name: str, data: Data, **options: Any) -> Method:
-    """A tiny method that knows the training samples, and is fitted if it is no learner by gradients."""
+    """A small prepared method, already fitted if it is not trained with gradients."""
     own = {f.name for f in dataclasses.fields(get(name).Options)}
     tiny = {k: v for k, v in TINY.items() if k in own}
     method = synthetic.trained_on(data, synthetic.config(name, **{"epochs": 4, **tiny, **options}))
@@ -46,14 +46,14 @@ def train(method: Method, data: Data, epochs: range, optimiser: torch.optim.Opti
 
 
 def every_combination(n_modalities: int, times: int) -> NDArray[np.bool_]:
-    """(times · (2^M − 1), M): each combination, in turn, so that every part has most of them."""
+    """(times · (2^M − 1), M): all combinations repeatedly, so that every split has most of them."""
     codes = np.tile(np.arange(1, 1 << n_modalities), times)
     return (codes[:, None] >> np.arange(n_modalities) & 1).astype(bool)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_prediction_depends_on_one_sample_of_any_kinds_and_combination(name: str) -> None:
-    """After an epoch of training: alone, in company and in another order, a sample gets the same logits."""
+def test_predictions_are_independent_across_samples(name: str) -> None:
+    """After one epoch, the logits of a sample do not depend on the batch and its order, for all kinds of modalities."""
     data = synthetic.make(every_combination(5, 2), KINDS, n_classes=3)
     method = made(name, data)
     train(method, data, range(3, 4))
@@ -74,7 +74,7 @@ def test_a_prediction_depends_on_one_sample_of_any_kinds_and_combination(name: s
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(("n_modalities", "n_classes"), [(1, 2), (2, 5), (16, 2)])
-def test_any_number_of_modalities_and_classes(name: str, n_modalities: int, n_classes: int) -> None:
+def test_any_number_of_modalities_and_classes_is_supported(name: str, n_modalities: int, n_classes: int) -> None:
     data = synthetic.make(synthetic.random_masks(40, n_modalities, 1), n_classes=n_classes)
     method = made(name, data)
     train(method, data, range(3, 4))
@@ -85,7 +85,7 @@ def test_any_number_of_modalities_and_classes(name: str, n_modalities: int, n_cl
 
 
 @pytest.mark.parametrize(("name", "preset"), [(n, p) for n in ALL for p in get(n).presets if p != "paper"])
-def test_every_preset_trains_and_predicts(name: str, preset: str) -> None:
+def test_every_preset_can_be_trained_and_evaluated(name: str, preset: str) -> None:
     data = synthetic.make(synthetic.random_masks(30, 3, 1), n_classes=3)
     method = made(name, data, preset=preset, epochs=20)
     train(method, data, range(19, 20))
@@ -94,7 +94,7 @@ def test_every_preset_trains_and_predicts(name: str, preset: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("lacking", [0, 1, 2])
-def test_a_class_may_be_absent_from_a_part(name: str, lacking: int) -> None:
+def test_a_split_may_lack_a_class(name: str, lacking: int) -> None:
     data = synthetic.make(synthetic.random_masks(40, 2, 1), n_classes=3)
     data.label[(data.part == lacking) & (data.label == 2)] = 1
     method = made(name, data)
@@ -104,8 +104,8 @@ def test_a_class_may_be_absent_from_a_part(name: str, lacking: int) -> None:
 
 
 @pytest.mark.parametrize("name", GRADIENT)
-def test_sixteen_samples_are_learned_by_heart(name: str) -> None:
-    """Labels without any relation to the inputs."""
+def test_sixteen_samples_with_random_labels_are_memorised(name: str) -> None:
+    """The labels are independent of the inputs."""
     data = synthetic.make(np.ones((16, 3), dtype=bool), n_classes=2, parts=(1.0, 0.0), strength=0.0)
     method = made(name, data, dropout=0.0, lr=1e-2, batch_size=16, epochs=200)
     optimiser, rows = make_optimiser(method), data.rows("train")
@@ -118,7 +118,7 @@ def test_sixteen_samples_are_learned_by_heart(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GRADIENT)
-def test_training_in_two_pieces_gives_the_bytes_of_one(name: str) -> None:
+def test_resumed_training_is_identical_to_uninterrupted_training(name: str) -> None:
     data = synthetic.make(synthetic.random_masks(30, 3, 1))
 
     def epoch_of(method: Method, epoch: int, optimiser: torch.optim.Optimizer) -> None:
@@ -140,12 +140,12 @@ def test_training_in_two_pieces_gives_the_bytes_of_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GRADIENT)
-def test_no_tensor_outlives_its_step_and_evaluation_changes_nothing(name: str) -> None:
+def test_no_tensor_is_kept_after_a_step_and_evaluation_changes_no_state(name: str) -> None:
     data = synthetic.make(synthetic.random_masks(30, 3, 1))
     method = made(name, data)
     optimiser = make_optimiser(method)
     gc.collect()
-    gc.freeze()  # Only what is made from here on is counted, and quickly.
+    gc.freeze()  # Count only objects created from here on, which is also fast.
     counts = []
     try:
         for _ in range(4):
@@ -163,8 +163,8 @@ def test_no_tensor_outlives_its_step_and_evaluation_changes_nothing(name: str) -
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_what_is_hidden_has_no_influence(name: str) -> None:
-    """Features of a modality that a sample may not use are replaced by noise: training step and prediction stay."""
+def test_hidden_modalities_have_no_influence(name: str) -> None:
+    """Replacing the features of hidden modalities by noise changes neither a training step nor predictions."""
     data = synthetic.make(np.ones((30, 3), dtype=bool), strength=0.5)
     hide = synthetic.random_masks(30, 3, 5)
     results = []

@@ -1,4 +1,4 @@
-"""The controls: three fills of one transformer, two unimodal ones; against slow references, and what each may see."""
+"""Transformer controls and unimodal controls: slow references, selection on validation, and class weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def made(name: str, masks: np.ndarray = MASKS, **options: object) -> tuple[Metho
 
 class Slow(SlowParts):
     def slots(self, name: str, sample: int) -> dict[int, torch.Tensor]:
-        """What each method puts where (P, H)."""
+        """Filled tokens (P, H) of each method."""
         have = set(np.flatnonzero(self.data.observed[sample]).tolist())
         slots = {m: self.encode(sample, m) for m in have}
         for m in set(range(3)) - have:
@@ -81,7 +81,7 @@ def test_late_fusion_equals_the_slow_reference(unimodal: float) -> None:
     slow.assert_same_gradients(method)
 
 
-def test_single_modalities_learn_each_from_its_own_loss() -> None:
+def test_each_unimodal_head_is_trained_with_its_own_loss() -> None:
     method, data = made("best_single")
     rows = data.rows("train")[:16]
     batch = data.batch(rows, "x")
@@ -98,7 +98,7 @@ def test_single_modalities_learn_each_from_its_own_loss() -> None:
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_order_and_company_do_not_change_a_prediction(name: str) -> None:
+def test_predictions_do_not_depend_on_the_batch(name: str) -> None:
     method, data = made(name)
     with torch.no_grad():
         assert_company_and_order_do_not_matter(method, data)
@@ -121,7 +121,7 @@ def test_a_hidden_modality_has_no_influence(name: str) -> None:
         torch.testing.assert_close(method(thinned).logits, before)
 
 
-def test_a_missing_token_is_learned_and_the_same_for_all() -> None:
+def test_the_missing_token_is_learned_and_equal_for_all_samples() -> None:
     method, data = made("missing_token")
     batch = data.batch(data.rows("train"), "x")
     F.cross_entropy(method.train()(batch).logits, batch.label).backward()
@@ -134,7 +134,7 @@ def test_a_missing_token_is_learned_and_the_same_for_all() -> None:
 
 
 def informative_second(n: int = 150) -> Data:
-    """Three modalities of which only the second knows the label; a third of the samples lacks it."""
+    """Three modalities, of which only the second is informative; a third of the samples lacks it."""
     masks = np.ones((n, 3), dtype=bool)
     masks[::3, 1] = False
     data = synthetic.make(masks, strength=3.0)
@@ -144,7 +144,7 @@ def informative_second(n: int = 150) -> Data:
     return data
 
 
-def test_validation_chooses_the_modality_that_knows_the_label() -> None:
+def test_validation_selects_the_informative_modality() -> None:
     data = informative_second()
     method = synthetic.trained_on(data, synthetic.config("best_single", dropout=0.0, lr=1e-2, epochs=8))
     optimiser = make_optimiser(method)
@@ -159,7 +159,7 @@ def test_validation_chooses_the_modality_that_knows_the_label() -> None:
     assert score(data.label[data.rows("test")][~lacking], found.probability[~lacking])["accuracy"] > 0.85
 
 
-def test_the_choice_is_made_on_validation_only_and_travels_with_the_weights() -> None:
+def test_the_selection_uses_validation_only_and_is_saved_with_the_weights() -> None:
     data = informative_second()
     method = synthetic.trained_on(data, synthetic.config("best_single", dropout=0.0))
     method.begin_epoch(0, 1)
@@ -171,7 +171,7 @@ def test_the_choice_is_made_on_validation_only_and_travels_with_the_weights() ->
             logits, observed = method.unimodal_logits(data.batch(val, "x"))
             p = method._answer(logits, observed, m).double().softmax(1).numpy()
             scores.append(score(data.label[val], p)["macro_f1"])
-        # Whatever the test labels say.
+        # Independent of the test labels.
         data.label[test] = 1 - data.label[test]
         before = method(data.batch(test, "x")).logits
     assert int(method.chosen) == int(np.argmax(scores))
@@ -180,7 +180,7 @@ def test_the_choice_is_made_on_validation_only_and_travels_with_the_weights() ->
     torch.testing.assert_close(other.eval()(data.batch(test, "x")).logits, before)
 
 
-def test_class_weights_hold_for_the_heads_own_losses() -> None:
+def test_class_weights_apply_to_the_losses_of_single_heads() -> None:
     data = synthetic.make(np.ones((12, 2), dtype=bool), parts=(1.0, 0.0))
     data.label[:] = [0] * 9 + [1] * 3
     method = synthetic.trained_on(data, synthetic.config("late_fusion", class_weight="balanced"))
@@ -192,7 +192,7 @@ def test_class_weights_hold_for_the_heads_own_losses() -> None:
 
 
 @pytest.mark.parametrize("name", FILLS)
-def test_a_sparse_feed_forward_part_brings_its_balance_loss(name: str) -> None:
+def test_sparse_feed_forward_layers_have_a_balance_loss(name: str) -> None:
     method, data = made(name, fusion_experts=4, fusion_top_k=2)
     batch = data.batch(data.rows("train"), "x")
     assert method.train()(batch).losses["fusion_balance"] > 0

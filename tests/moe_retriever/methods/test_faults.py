@@ -1,4 +1,4 @@
-"""Faults of the published code that no other test would have found, and that docs/faults.md names tests that exist."""
+"""Faults of the published code that no other test covers, and a check of the test names in docs/faults.md."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from mrpipe.store import masks
 from tests.moe_retriever import synthetic
 
 
-def test_the_table_of_faults_names_tests_that_exist(project: Path) -> None:
+def test_the_tests_named_in_the_table_of_faults_exist(project: Path) -> None:
     text = (project / "docs" / "faults.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([\w/]+\.py)::(\w+)`", text))
     assert len(named) > 50
     for file, test in sorted(named):
         source = (project / "tests" / file).read_text(encoding="utf-8")
         assert re.search(rf"^def {test}\(", source, re.MULTILINE), f"{file}::{test}"
-    assert {f"D{n}" for n in range(1, 28)} - set(re.findall(r"D\d+", text)) == {"D16"}  # D15–D17 is one row.
+    assert {f"D{n}" for n in range(1, 28)} - set(re.findall(r"D\d+", text)) == {"D16"}  # D15 to D17 share one row.
 
 
 def retriever(**options: object) -> tuple[MoERetriever, object]:
@@ -44,7 +44,7 @@ def retriever(**options: object) -> tuple[MoERetriever, object]:
 
 
 def test_the_balance_loss_is_minimised_with_its_weight() -> None:
-    """D2: of the retriever, not only of the fusion; twice the weight is twice the gradient on the router."""
+    """D2: includes the retriever's balance loss; doubling the weight doubles the gradient of the router."""
     gradients = []
     for weight in (0.1, 0.2):
         method, batch = retriever(balance=weight)
@@ -62,8 +62,8 @@ def test_the_balance_loss_is_minimised_with_its_weight() -> None:
 
 
 @pytest.mark.parametrize(("form", "kept"), [("pre-ln", True), ("code", False)])
-def test_tokens_survive_a_block_whose_attention_says_nothing(form: str, kept: bool) -> None:
-    """D5: without what attention and experts add, the fusion and the retriever's context give their input back."""
+def test_blocks_have_residual_connections(form: str, kept: bool) -> None:
+    """D5: if attention and feed-forward layers return zeros, blocks return their input."""
     c = dataclasses.replace(Common(), hidden=8, heads=2, tokens=3, dropout=0.0, fusion_block=form)
     block = TransformerBlock(c, Noise(0))
     method, batch = retriever(context_block=form, dropout=0.0)
@@ -82,7 +82,7 @@ def test_tokens_survive_a_block_whose_attention_says_nothing(form: str, kept: bo
 
 
 def test_the_paper_preset_has_no_gate_noise() -> None:
-    """D6: without dropout, training says what evaluation says; with `noisy_gate` it does not."""
+    """D6: without dropout, logits are equal in training and evaluation, except with `noisy_gate`."""
     for noisy in (False, True):
         method, batch = retriever(dropout=0.0, noisy_gate=noisy, support="bank")
         with torch.no_grad():
@@ -93,7 +93,7 @@ def test_the_paper_preset_has_no_gate_noise() -> None:
 
 
 def test_a_step_encodes_each_row_once() -> None:
-    """D13: own and supporting rows of a modality go through its encoder in one call, none of them twice."""
+    """D13: own and supporting rows of a modality are encoded in one call, each row once."""
     method, batch = retriever()
     seen: list[list[bytes]] = [[] for _ in method.encoders]
     calls = [0] * len(seen)
@@ -112,8 +112,8 @@ def test_a_step_encodes_each_row_once() -> None:
     assert all(len(set(rows)) == len(rows) for rows in seen)
 
 
-def test_samples_without_any_modality_leave_every_part(store: Store, tmp_path: Path) -> None:
-    """D18: in the released code they stay in validation and test."""
+def test_samples_without_any_modality_are_removed_from_all_splits(store: Store, tmp_path: Path) -> None:
+    """D18: in the released code, they remain in the validation and test splits."""
     write_masks(store, Missingness(p=0.8, redraw=False), tmp_path / "m.parquet")
     data = load(store, mask_file=tmp_path / "m.parquet")
     frame = pl.read_parquet(tmp_path / "m.parquet")
@@ -128,8 +128,8 @@ def test_samples_without_any_modality_leave_every_part(store: Store, tmp_path: P
         assert data.n_without[part] >= (parts["split"] == part).sum()
 
 
-def test_class_weights_reach_the_loss_that_is_minimised() -> None:
-    """D20: the reported training loss is the weighted one, and the weights step by it."""
+def test_class_weights_affect_the_training_loss() -> None:
+    """D20: the reported loss is weighted, and the weights of the model depend on it."""
     data = synthetic.make(np.ones((32, 2), dtype=bool), parts=(1.0, 0.0))
     data.label[:] = np.arange(32) % 8 == 0
     rows = data.rows("train")
@@ -146,8 +146,8 @@ def test_class_weights_reach_the_loss_that_is_minimised() -> None:
     assert not torch.equal(found["none"], found["balanced"])
 
 
-def test_every_option_is_used_somewhere(project: Path) -> None:
-    """D23: each option's name is read as an attribute somewhere outside of its own declaration and its checks."""
+def test_every_option_is_used(project: Path) -> None:
+    """D23: each option is read as an attribute outside of its declaration and checks."""
     read: set[str] = set()
     for path in (project / "model").rglob("*.py"):
         for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -159,8 +159,8 @@ def test_every_option_is_used_somewhere(project: Path) -> None:
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "accuracy", "auroc", "loss"])
-def test_the_kept_epoch_is_the_best_by_the_named_score(metric: str, store: Store, tmp_path: Path) -> None:
-    """D24: the first among equals."""
+def test_the_selected_epoch_has_the_best_selection_score(metric: str, store: Store, tmp_path: Path) -> None:
+    """D24: the first one if tied."""
     small = {"epochs": 6, "hidden": 8, "tokens": 1, "heads": 2, "encoder_hidden": 8, "patience": 0, "lr": 1e-2}
     config = make_config(get("zero_fill"), preset="paper", seed=0, overrides={**small, "select_metric": metric})
     run_training(Job(store=store, run=tmp_path / "run", config=config, modalities=("table", "series"), quiet=True))

@@ -1,4 +1,4 @@
-"""Flex-MoE against a slow float64 reference written from models.md §3; its properties; the published code's faults."""
+"""Flex-MoE compared with a slow float64 reference; its properties; faults of the published code."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def made(masks: np.ndarray = MASKS, **options: object) -> tuple[FlexMoE, Data]:
 
 
 class SlowFlexMoE(Slow):
-    """One sample: the bank's rows for what is missing, attention, a mixture token by token, means of each modality."""
+    """One sample: bank rows for missing modalities, attention, experts token by token, means per modality."""
 
     def __init__(self, method: FlexMoE, data: Data):
         super().__init__(method, data)
         n = self.n_modalities
         self.n_experts = method.n_experts
-        # 0: all modalities, then by decreasing size.
+        # All modalities first, then by decreasing size.
         self.order = [frozenset(c) for k in range(n, 0, -1) for c in choose(range(n), k)]
         if n <= 5:
             self.number = {c: i for i, c in enumerate(map(frozenset, map(np.flatnonzero, combinations(n))))}
@@ -71,7 +71,7 @@ class SlowFlexMoE(Slow):
         return t
 
     def sample(self, number: int, seen: list[int]) -> tuple[Tensor, list[list[Tensor]], list[list[Tensor]]]:
-        """Logits; per layer each token's router logits and weights."""
+        """Logits, and router logits and weights of each token per layer."""
         c = self.config.common
         slots = [self.encode(number, m) if m in seen else self.stand_in(seen, m) for m in range(self.n_modalities)]
         x = (torch.stack(slots) + self.w("position_MPH")).flatten(0, 1)
@@ -137,7 +137,7 @@ def test_outputs_losses_and_gradients_equal_the_slow_reference(
 # The bank
 
 
-def test_a_missing_modality_takes_the_bank_row_of_its_combination() -> None:
+def test_a_missing_modality_gets_the_bank_row_of_its_combination() -> None:
     method, data = made()
     rows = np.flatnonzero(data.observed[:, 0] & ~data.observed[:, 2])
     batch = data.batch(rows, "x")
@@ -152,20 +152,20 @@ def test_a_missing_modality_takes_the_bank_row_of_its_combination() -> None:
 
 
 def lacking(combination: tuple[int, ...]) -> np.ndarray:
-    """Masks of three modalities; test samples have a combination that no training sample has."""
+    """Masks of three modalities; test samples have a combination without training samples."""
     masks = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1], [0, 1, 0]] * 15, dtype=bool)
     masks[40:] = False
     masks[40:, list(combination)] = True
     return masks
 
 
-def test_a_combination_without_training_sample_borrows_from_those_with_the_largest_overlap_and_is_counted() -> None:
+def test_an_unseen_combination_uses_those_with_the_largest_overlap_and_is_counted() -> None:
     method, data = made(lacking((0,)))
     row = {tuple(np.flatnonzero(m)): i for i, m in enumerate(combinations(3))}
     batch = data.batch(data.rows("test"), "evaluation")
     missing = torch.from_numpy(~batch.observed)
     stand_in = method.eval()._stand_ins(batch, missing)
-    # Without 1: {0, 2} shares 0. Without 2: {0, 1} shares 0; {1} shares nothing.
+    # Combinations without 1: {0, 2} shares 0. Combinations without 2: {0, 1} shares 0, {1} shares nothing.
     torch.testing.assert_close(stand_in[0, 1], method.bank_KMPH[row[0, 2], 1])
     torch.testing.assert_close(stand_in[0, 2], method.bank_KMPH[row[0, 1], 2])
     found = predict(method, data, data.rows("test"), detail=True).support
@@ -173,7 +173,7 @@ def test_a_combination_without_training_sample_borrows_from_those_with_the_large
     assert predict(method, data, data.rows("train"), detail=True).support["unseen_combination"] == 0.0
 
 
-def test_a_modality_that_training_never_lacks_is_zeros_and_counted() -> None:
+def test_a_modality_that_no_training_sample_lacks_is_zero_and_counted() -> None:
     masks = np.ones((60, 2), dtype=bool)
     masks[:20, 1] = False
     masks[40:] = [False, True]
@@ -184,7 +184,7 @@ def test_a_modality_that_training_never_lacks_is_zeros_and_counted() -> None:
     assert found["target_never_missing"] == found["unseen_combination"] == 1.0
 
 
-def test_what_training_has_seen_travels_with_the_weights() -> None:
+def test_seen_combinations_are_saved_with_the_weights() -> None:
     method, data = made(lacking((0,)))
     batch = data.batch(data.rows("test"), "x")
     other = FlexMoE.create(data.spec, method.config)
@@ -193,7 +193,7 @@ def test_what_training_has_seen_travels_with_the_weights() -> None:
     assert (method.eval()(batch, detail=True).diagnostics["support"].unseen).all()
 
 
-def test_dropped_modalities_make_parts_of_combinations_seen() -> None:
+def test_modality_dropping_adds_subsets_to_the_seen_combinations() -> None:
     method, data = made(lacking((0,)), drop_modalities=0.3)
     batch = data.batch(data.rows("test"), "x")
     use: BankUse = method.eval()(batch, detail=True).diagnostics["support"]
@@ -201,12 +201,12 @@ def test_dropped_modalities_make_parts_of_combinations_seen() -> None:
     assert not method.get_buffer("seen")[0]
 
 
-# The published code's faults
+# Faults of the published code
 
 
 @pytest.mark.parametrize("n_modalities", [1, 2, 5, 6, 16])
 def test_there_are_experts_for_any_number_of_modalities(n_modalities: int) -> None:
-    """Released: M = 5 with 16 experts crashes, as does a single modality."""
+    """The released code fails for M = 5 with 16 experts and for a single modality."""
     method, data = made(synthetic.random_masks(40, n_modalities, 0), n_experts=16)
     assert method.n_experts == {1: 16, 2: 16, 5: 31, 6: 16, 16: 17}[n_modalities]
     batch = data.batch(np.arange(24), "x")
@@ -215,8 +215,8 @@ def test_there_are_experts_for_any_number_of_modalities(n_modalities: int) -> No
     assert all(bool(p.grad.isfinite().all()) for p in method.parameters() if p.grad is not None)
 
 
-def test_evaluation_leaves_no_gate_loss_behind() -> None:
-    """Released: gate losses of an evaluation are added to the next training loss, and lists of indices grow."""
+def test_evaluation_does_not_affect_the_next_training_loss() -> None:
+    """The released code adds gate losses of an evaluation to the next training loss, and its index lists grow."""
     method, data = made()
     batch = data.batch(np.arange(20), "x")
     method.noise.reset("a")
@@ -227,8 +227,8 @@ def test_evaluation_leaves_no_gate_loss_behind() -> None:
     assert all(torch.equal(after[k], before[k]) for k in before)
 
 
-def test_full_samples_are_balanced_over_all_experts_and_never_pulled() -> None:
-    """Released: what the gate learns from a sample depends on whether its whole batch is full."""
+def test_complete_samples_are_balanced_over_all_experts_and_not_specialised() -> None:
+    """In the released code, the gate loss of a sample depends on whether its whole batch is complete."""
     method, data = made()
     full = np.flatnonzero(data.observed.all(axis=1))
     assert set(method.train()(data.batch(full, "x")).losses) == {"balance"}
@@ -239,8 +239,8 @@ def test_full_samples_are_balanced_over_all_experts_and_never_pulled() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_a_large_weight_sends_each_combination_to_its_expert() -> None:
-    """The preset fixed-top-1: after a few steps the router's largest clean logit is the combination's."""
+def test_a_large_weight_routes_each_combination_to_its_expert() -> None:
+    """Preset fixed-top-1: after a few steps, the largest logit is that of the combination's expert."""
     method, data = made(preset="fixed-top-1", noisy_gate=False)
     assert method.options.specialise == 1.0
     rows = np.flatnonzero(~data.observed.all(axis=1))
@@ -259,7 +259,7 @@ def test_a_large_weight_sends_each_combination_to_its_expert() -> None:
     assert (chosen[0] == wanted).float().mean() > 0.9
 
 
-def test_the_first_epochs_begin_with_complete_samples() -> None:
+def test_the_first_epochs_start_with_complete_samples() -> None:
     method, data = made(epochs=20)
     rows = data.rows("train")
     for epoch, ordered in ((0, True), (1, True), (2, False)):
@@ -274,11 +274,11 @@ def test_the_first_epochs_begin_with_complete_samples() -> None:
             assert (visited[counts == k] == shuffled[same]).all()
 
 
-def test_wrong_options_are_named() -> None:
+def test_invalid_options_are_rejected() -> None:
     with pytest.raises(UsageError, match="top_k=5"):
         made(n_experts=4, top_k=5)
 
 
-def test_sizes_of_the_sheet() -> None:
-    """models.md §9.3: 1.18 M and 1.26 M with the bank."""
+def test_numbers_of_parameters() -> None:
+    """1.18 M and 1.26 M, including the bank."""
     assert [round(synthetic.size_at_128("flexmoe", m) / 1e6, 2) for m in (3, 4)] == [1.18, 1.26]

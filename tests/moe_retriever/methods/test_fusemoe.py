@@ -1,4 +1,4 @@
-"""FuseMoE against a slow float64 reference written from models.md §4; its properties; the published code's faults."""
+"""FuseMoE compared with a slow float64 reference; its properties; faults of the published code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def made(masks: np.ndarray = MASKS, **options: object) -> tuple[FuseMoE, Data]:
     data = synthetic.make(masks, n_classes=3)
     method = synthetic.trained_on(data, synthetic.config("fusemoe", **{"dropout": 0.0, **SMALL, **options}))
     assert isinstance(method, FuseMoE)
-    with torch.no_grad():  # Large enough to matter.
+    with torch.no_grad():  # Large enough to have an effect.
         for i, p in enumerate((method.type_MH, method.position_MPH, method.missing_MPH)):
             if p is not None:
                 p.normal_(0, 0.5, generator=torch.Generator().manual_seed(i))
@@ -30,7 +30,7 @@ def made(masks: np.ndarray = MASKS, **options: object) -> tuple[FuseMoE, Data]:
 
 
 class SlowFuseMoE(Slow):
-    """One sample: attention within each modality, experts by distance, feed-forward, readout."""
+    """One sample: attention within each modality, experts with distance-based gates, feed-forward layer, readout."""
 
     def gate(self, x: Tensor, name: str) -> Tensor:
         w = self.w(f"{name}.weight")
@@ -38,7 +38,7 @@ class SlowFuseMoE(Slow):
         return {"laplace": -distance.sqrt(), "gaussian": -distance, "dot": w @ x}[self.options.gate]
 
     def sample(self, number: int, seen: list[int]) -> tuple[Tensor, list[list[list[Tensor]]]]:
-        """Logits; the weights of every expert by layer, router and token."""
+        """Logits, and weights of all experts by layer, router and token."""
         o, joint, n = self.options, self.options.router == "joint", self.n_modalities
         x = []
         for m in range(n):
@@ -97,8 +97,8 @@ def test_outputs_losses_and_gradients_equal_the_slow_reference(options: dict[str
     require_equal(method, batch, slow, expected, {"balance": 0.01 * total} if training else None)
 
 
-def test_the_learned_block_of_a_missing_modality_is_what_enters() -> None:
-    """The paper's missing indicator; the released code has zeros."""
+def test_a_missing_modality_is_replaced_by_its_learned_embedding() -> None:
+    """As in the paper; the released code uses zeros."""
     method, data = made()
     batch = data.batch(np.flatnonzero(~data.observed[:, 1]), "x")
     before = method.eval()(batch).logits
@@ -117,11 +117,11 @@ def test_the_learned_block_of_a_missing_modality_is_what_enters() -> None:
     assert torch.equal(method(having).logits, observed_before)
 
 
-# The published code's faults
+# Faults of the published code
 
 
-def test_tokens_of_different_samples_never_meet() -> None:
-    """Released: (time, batch, H) is flattened to (batch, time · H), so every row mixes all samples of a batch."""
+def test_tokens_of_different_samples_do_not_interact() -> None:
+    """The released code flattens (time, batch, H) to (batch, time · H), so rows mix all samples of a batch."""
     method, data = made()
     method.eval()
     whole = method(data.batch(np.arange(8), "x")).logits
@@ -130,8 +130,8 @@ def test_tokens_of_different_samples_never_meet() -> None:
 
 
 @pytest.mark.parametrize("router", ["permod", "joint"])
-def test_every_router_is_registered_and_learns_from_the_task(router: str) -> None:
-    """Released: gates in plain lists are never optimised nor saved."""
+def test_every_router_is_registered_and_trained_by_the_task_loss(router: str) -> None:
+    """In the released code, gates in plain lists are neither optimised nor saved."""
     method, data = made(router=router, layers=2, balance=0.0)
     batch = data.batch(np.arange(24), "x")
     out = method.train()(batch)
@@ -144,8 +144,8 @@ def test_every_router_is_registered_and_learns_from_the_task(router: str) -> Non
     assert len(gates) == (2 if router == "joint" else 6)
 
 
-def test_evaluation_is_without_noise() -> None:
-    """Released: the gate's noise stays on."""
+def test_evaluation_uses_no_noise() -> None:
+    """In the released code, gate noise is also used in evaluation."""
     method, data = made()
     batch = data.batch(np.arange(24), "x")
     with torch.no_grad():
@@ -158,8 +158,8 @@ def test_evaluation_is_without_noise() -> None:
     assert not torch.equal(method(batch).logits, method(batch).logits)
 
 
-def test_the_balance_loss_is_used_and_reaches_every_router() -> None:
-    """Released: computed and thrown away."""
+def test_the_balance_loss_has_gradients_for_every_router() -> None:
+    """The released code computes the loss but does not use it."""
     method, data = made(layers=2)
     out = method.train()(data.batch(np.arange(24), "x"))
     assert float(out.losses["balance"].detach()) > 0
@@ -167,8 +167,8 @@ def test_the_balance_loss_is_used_and_reaches_every_router() -> None:
     assert all(bool(r.weight.grad.abs().sum() > 0) for layer in method.layers for r in layer.routers)
 
 
-def test_experts_answer_with_vectors_and_not_with_log_probabilities() -> None:
-    """Released: log-softmax experts, whose updates are vectors of large negative numbers. All experts may serve."""
+def test_experts_return_vectors_instead_of_log_probabilities() -> None:
+    """The released log-softmax experts return vectors of large negative numbers."""
     method, data = made(top_k=5)
     layer = method.eval().layers[0]
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_experts_answer_with_vectors_and_not_with_log_probabilities() -> None:
 
 
 def test_modalities_have_their_own_types_and_positions() -> None:
-    """Released: one position table for all, and the wrong type for one of them."""
+    """The released code has a single position table, and the wrong type for one modality."""
     method, data = made(np.ones((10, 3), dtype=bool))
     batch = data.batch(np.arange(10), "x")
     before = method.eval()(batch, detail=True).diagnostics["fused"]
@@ -194,13 +194,13 @@ def test_modalities_have_their_own_types_and_positions() -> None:
         assert ((after - before).abs().amax(1) > 1e-5).all()
 
 
-def test_wrong_options_are_named() -> None:
+def test_invalid_options_are_rejected() -> None:
     with pytest.raises(UsageError, match="top_k=6"):
         made(top_k=6)
 
 
-def test_sizes_of_the_sheet() -> None:
-    """models.md §9.3: 1.96 M and 2.39 M, and tables of missing blocks, types and positions; joint 7.2 M, 9.74 M."""
+def test_numbers_of_parameters() -> None:
+    """1.96 M and 2.39 M without embeddings of missing modalities, types and positions; joint: 7.21 M and 9.74 M."""
     tables = [2 * m * 16 * 128 + m * 128 for m in (3, 4)]
     sizes = [synthetic.size_at_128("fusemoe", m) - t for m, t in zip((3, 4), tables, strict=True)]
     assert [round(n / 1e6, 2) for n in sizes] == [1.96, 2.39]

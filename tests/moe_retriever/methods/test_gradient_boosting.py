@@ -1,4 +1,4 @@
-"""Boosted trees: the kept tensors say what scikit-learn's model says; missing modalities are missing values."""
+"""Gradient boosting: equality with scikit-learn, missing values, selection on validation, and checkpoints."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fitted(n_classes: int, kinds: tuple[str, ...] = ("vector", "sequence", "vect
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_the_tensors_predict_what_scikit_learn_predicts(n_classes: int) -> None:
+def test_predictions_equal_those_of_scikit_learn(n_classes: int) -> None:
     method, data, chosen = fitted(n_classes)
     rows = data.rows("train")
     model = HistGradientBoostingClassifier(
@@ -51,7 +51,7 @@ def test_the_tensors_predict_what_scikit_learn_predicts(n_classes: int) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_a_missing_modality_is_a_missing_value() -> None:
+def test_a_missing_modality_has_missing_values() -> None:
     method, data, _ = fitted(2)
     x = method.features(data, np.arange(len(data)))
     assert x.shape[1] == 5 + 7 + 5
@@ -60,8 +60,8 @@ def test_a_missing_modality_is_a_missing_value() -> None:
         assert (x[:, columns].isnan().any(1).numpy() == ~data.observed[:, m]).all()
 
 
-def test_values_that_were_filled_in_are_missing_again(toy_stores: Path) -> None:
-    """The transform imputes with training means; the trees see the gaps of the store."""
+def test_imputed_values_are_treated_as_missing(toy_stores: Path) -> None:
+    """The transform imputes training means, but the trees get missing values."""
     store = open_store(toy_stores / "plain")
     data = load(store, modalities=["table"])
     raw = store.arrays("table")
@@ -69,13 +69,13 @@ def test_values_that_were_filled_in_are_missing_again(toy_stores: Path) -> None:
     kinds = store.dictionary.filter(modality="table").sort("position")["kind"].to_list()
     numeric = [j for j, kind in enumerate(kinds) if kind == "numeric"]
     assert np.isnan(raw.x).any()
-    # Numeric columns come first and keep their order.
+    # Numeric columns come first, in their original order.
     assert (x[:, : len(numeric)].isnan().numpy() == np.isnan(raw.x[:, numeric])).all()
     assert not data.tables[0].gather(np.arange(len(data))).isnan().any()
 
 
-def test_the_trees_learn_that_a_gap_means_something() -> None:
-    """The label is nothing but whether the second modality is there."""
+def test_the_trees_learn_from_missingness() -> None:
+    """The label indicates whether the second modality is observed."""
     masks = np.ones((200, 2), dtype=bool)
     masks[::2, 1] = False
     data = synthetic.make(masks, strength=0.0)
@@ -86,7 +86,7 @@ def test_the_trees_learn_that_a_gap_means_something() -> None:
     assert score(data.label[test], predict(method, data, test).probability)["accuracy"] == 1.0
 
 
-def test_order_and_company_do_not_change_a_prediction() -> None:
+def test_predictions_do_not_depend_on_the_batch() -> None:
     method, data, _ = fitted(3)
     rows = data.rows("test")
     together = method(data.batch(rows, "x")).logits
@@ -95,7 +95,7 @@ def test_order_and_company_do_not_change_a_prediction() -> None:
     torch.testing.assert_close(method(data.batch(rows[::-1].copy(), "x")).logits.flip(0), together)
 
 
-def test_a_checkpoint_holds_tensors_and_predicts_the_same() -> None:
+def test_a_checkpoint_contains_tensors_and_gives_equal_predictions() -> None:
     method, data, _ = fitted(3)
     other = get("gradient_boosting").create(data.spec, method.config)
     state = method.state_dict()
@@ -105,7 +105,7 @@ def test_a_checkpoint_holds_tensors_and_predicts_the_same() -> None:
     assert torch.equal(other.eval()(batch).logits, method.eval()(batch).logits)
 
 
-def test_validation_picks_setting_and_rounds_and_the_test_part_has_no_say() -> None:
+def test_settings_and_rounds_are_selected_on_validation_only() -> None:
     method, data, chosen = fitted(2, trials=4)
     for row in data.rows("test"):
         data.label[row] = 1 - data.label[row]
@@ -117,7 +117,7 @@ def test_validation_picks_setting_and_rounds_and_the_test_part_has_no_say() -> N
     )
 
 
-def test_a_class_without_a_training_sample_never_wins() -> None:
+def test_a_class_without_training_samples_is_never_predicted() -> None:
     data = synthetic.make(MASKS, n_classes=3)
     data.label[data.rows("train")[data.label[data.rows("train")] == 1]] = 2
     method = synthetic.trained_on(data, synthetic.config("gradient_boosting", trials=1, rounds=10))
@@ -127,11 +127,11 @@ def test_a_class_without_a_training_sample_never_wins() -> None:
     assert set(found.logits.argmax(1)) == {0, 2}
 
 
-def test_options_out_of_range_are_named() -> None:
-    with pytest.raises(UsageError, match="trials must be 1 to 4"):
+def test_options_out_of_range_are_rejected() -> None:
+    with pytest.raises(UsageError, match="trials must be between 1 and 4"):
         synthetic.config("gradient_boosting", trials=9)
 
 
-def test_a_scikit_learn_with_other_names_is_an_error_that_names_its_version() -> None:
+def test_an_unsupported_scikit_learn_is_an_error_with_its_version() -> None:
     with pytest.raises(MrpipeError, match=re.escape(sklearn.__version__)):
         grown_trees(SimpleNamespace())

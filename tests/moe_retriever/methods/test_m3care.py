@@ -1,4 +1,4 @@
-"""M3Care against a slow float64 reference over pairs of samples; and against the faults of the published code."""
+"""M3Care compared with a slow float64 reference over pairs of samples; faults of the published code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MASKS = synthetic.random_masks(40, 3, 4, p=0.45)
 
 
 def made(masks: np.ndarray = MASKS, *, steps: int = 1, **options: object) -> tuple[M3Care, Data]:
-    """A method whose running statistics have seen some batches."""
+    """A method whose running statistics were updated with some batches."""
     data = synthetic.make(masks)
     method = synthetic.trained_on(data, synthetic.config("m3care", dropout=0.0, **{"threshold": 0.2, **options}))
     assert isinstance(method, M3Care)
@@ -35,7 +35,7 @@ def made(masks: np.ndarray = MASKS, *, steps: int = 1, **options: object) -> tup
 
 
 class Slow(SlowParts):
-    """models.md §7, steps 2–7, with the recipe's masks."""
+    """The equations of M3Care for pairs of samples."""
 
     def vectors(self, samples: list[int]) -> list[dict[int, Tensor]]:
         have = self.data.observed
@@ -70,7 +70,7 @@ class Slow(SlowParts):
         return ((-d / (b0 / 2)).exp() + (-d / b0).exp() + (-d / (2 * b0)).exp()) / 3
 
     def similarity(self, a: dict[int, tuple[Tensor, Tensor]], b: dict[int, tuple[Tensor, Tensor]]) -> Tensor:
-        """Steps 2 and 3 for one pair."""
+        """Similarity of one pair of samples."""
         common = sorted(a.keys() & b.keys())
         if not common:
             return torch.zeros((), dtype=torch.float64)
@@ -88,7 +88,7 @@ class Slow(SlowParts):
         return self.w(f"graph.kernels.{m}.bandwidth").detach()
 
     def convolve(self, weighted: list[tuple[Tensor, Tensor]], name: str) -> Tensor:
-        """Step 4: similarity-weighted mean of states, linear, ReLU."""
+        """Graph convolution: similarity-weighted mean of states, linear map, ReLU."""
         total = sum((s for s, _ in weighted), torch.zeros((), dtype=torch.float64))
         mean = torch.zeros(self.config.common.hidden, dtype=torch.float64)
         if total > 0:
@@ -114,7 +114,7 @@ class Slow(SlowParts):
         return self.convolve([(s[i][j], h[j][m]) for j in having], f"graph.first.{m}")
 
     def train_logits(self, samples: list[int]) -> tuple[Tensor, Tensor]:
-        """The samples are the graph; logits and the stabiliser."""
+        """Logits and stabiliser with the samples of the batch as graph."""
         h = self.vectors(samples)
         views = self.views(h, training=True)
         s = [[self.similarity(a, b) for b in views] for a in views]
@@ -134,7 +134,7 @@ class Slow(SlowParts):
         return torch.stack(logits), stabiliser
 
     def eval_logits(self, sample: int, bank: list[int]) -> Tensor:
-        """One sample, its own node and the bank."""
+        """One sample with its own node and the bank."""
         (mine,), h = self.vectors([sample]), self.vectors(bank)
         (my_view,), views = self.views([mine], training=False), self.views(h, training=False)
         s = [[self.similarity(a, b) for b in views] for a in views]
@@ -157,7 +157,7 @@ def test_training_and_its_gradients_equal_the_slow_reference() -> None:
     batch = data.batch(rows, "x")
     slow = Slow(method, data)
     out = method.train()(batch)
-    # The bandwidth is a running mean: the step's own update is part of it.
+    # The running mean of the bandwidth includes the update of the step.
     for m in range(3):
         slow.weights[f"graph.kernels.{m}.bandwidth"] = method.graph.kernels[m].bandwidth.double()
     logits, stabiliser = slow.train_logits(rows.tolist())
@@ -179,7 +179,7 @@ def test_evaluation_equals_the_slow_reference_with_training_samples_as_neighbour
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_bandwidth_is_the_running_mean_over_observed_pairs_and_stays_in_evaluation() -> None:
+def test_the_bandwidth_is_the_running_mean_over_observed_pairs_and_frozen_in_evaluation() -> None:
     method, data = made()
     kernel = method.graph.kernels[1]
     rows = data.rows("train")
@@ -193,7 +193,7 @@ def test_bandwidth_is_the_running_mean_over_observed_pairs_and_stays_in_evaluati
 
 
 def test_an_imputation_depends_on_its_neighbours() -> None:
-    """Fault 1 of the release: masking rows and columns made every imputation the constant act(bias)."""
+    """In the released code, masking rows and columns makes all imputations equal to the constant act(bias)."""
     method, data = made()
     rows = data.rows("train")
     batch = data.batch(rows, "x")
@@ -215,8 +215,8 @@ def test_an_imputation_depends_on_its_neighbours() -> None:
     assert torch.equal(moved, reachable)
 
 
-def test_what_lacks_a_modality_never_gives_it() -> None:
-    """Column mask: absent neighbours do not enter with zeros (a port's repair of fault 1), nor with placeholders."""
+def test_neighbours_without_a_modality_do_not_contribute_to_it() -> None:
+    """They contribute neither zeros, as in a published correction of the mask, nor placeholder values."""
     method, data = made()
     rows = data.rows("train")
     observed = torch.from_numpy(data.observed[rows])
@@ -230,8 +230,8 @@ def test_what_lacks_a_modality_never_gives_it() -> None:
     torch.testing.assert_close(outputs[0], outputs[1])
 
 
-def test_similarities_are_those_of_the_mixture_not_of_a_misplaced_bracket() -> None:
-    """Fault 2: ((1 − σ)K1 + σ)·K2. At σ → 1 the similarity is K2, at σ → 0 it is K1; their diagonal is 1."""
+def test_similarities_are_a_convex_combination_of_both_kernels() -> None:
+    """The released code has ((1 − σ)K1 + σ)·K2. For σ → 1 the similarity is K2, for σ → 0 it is K1."""
     method, _data = made()
     kernel = method.eval().graph.kernels[0]
     a = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
@@ -247,7 +247,7 @@ def test_similarities_are_those_of_the_mixture_not_of_a_misplaced_bracket() -> N
     torch.testing.assert_close(ends[0].diagonal(), torch.ones(6))
 
 
-def test_batch_norms_see_observed_rows_only_and_each_modality_has_its_own() -> None:
+def test_each_modality_has_its_own_batch_norm_over_observed_rows() -> None:
     method, data = made()
     rows = data.rows("train")
     for m in range(3):
@@ -258,7 +258,7 @@ def test_batch_norms_see_observed_rows_only_and_each_modality_has_its_own() -> N
         )
 
 
-def test_a_modality_that_one_sample_of_a_batch_has_alone_trains() -> None:
+def test_a_batch_with_one_sample_of_a_modality_can_be_trained() -> None:
     masks = np.array([[True, False]] * 11 + [[True, True]])
     data = synthetic.make(masks, parts=(1.0, 0.0))
     method = synthetic.trained_on(data, synthetic.config("m3care"))
@@ -268,7 +268,7 @@ def test_a_modality_that_one_sample_of_a_batch_has_alone_trains() -> None:
     assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
 
 
-def test_without_any_neighbour_a_slot_is_a_learned_constant() -> None:
+def test_without_neighbours_the_imputation_is_a_learned_constant() -> None:
     method, _data = made(threshold=0.999)
     method.eval()
     with torch.no_grad():
@@ -279,14 +279,14 @@ def test_without_any_neighbour_a_slot_is_a_learned_constant() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"normalise": False}, {"bank": 7}, {"tokens": 1}])
-def test_order_and_company_do_not_change_a_prediction(options: dict[str, object]) -> None:
-    """Fault 6: the released graph was the test mini-batch."""
+def test_predictions_do_not_depend_on_the_batch(options: dict[str, object]) -> None:
+    """In the released code, the graph consists of the test mini-batch."""
     method, data = made(**options)
     with torch.no_grad():
         assert_company_and_order_do_not_matter(method, data)
 
 
-def test_a_training_sample_does_not_meet_itself_in_the_bank() -> None:
+def test_a_training_sample_is_not_its_own_neighbour_in_the_bank() -> None:
     method, data = made()
     batch = data.batch(data.rows("train")[:5], "x")
     s = method._without_self(batch, torch.ones(5, len(data.rows("train"))))
@@ -294,7 +294,7 @@ def test_a_training_sample_does_not_meet_itself_in_the_bank() -> None:
     assert (s[torch.arange(5), torch.arange(5)] == 0).all()
 
 
-def test_the_bank_is_drawn_once_by_sample() -> None:
+def test_the_bank_is_drawn_once_by_sample_key() -> None:
     method, data = made(bank=9)
     rows = data.rows("train")
     drawn = method._drawn(data.keys, rows)
@@ -303,7 +303,7 @@ def test_the_bank_is_drawn_once_by_sample() -> None:
     assert method._drawn(data.keys, rows[::-1].copy()).tolist() == drawn.tolist()
 
 
-def test_a_checkpoint_predicts_without_the_training_store() -> None:
+def test_predictions_from_a_checkpoint_need_no_training_store() -> None:
     method, data = made()
     rows = data.rows("test")
     before = method.eval()(data.batch(rows, "x")).logits
@@ -317,7 +317,7 @@ def test_a_checkpoint_predicts_without_the_training_store() -> None:
     assert sum(sizes.values()) == method.reference_bytes()
 
 
-def test_new_weights_make_a_new_bank() -> None:
+def test_new_weights_renew_the_bank() -> None:
     method, data = made()
     batch = data.batch(data.rows("test"), "x")
     before = method.eval()(batch).logits
@@ -332,8 +332,8 @@ def test_new_weights_make_a_new_bank() -> None:
 
 
 @pytest.mark.parametrize(("n_modalities", "millions"), [(3, 0.746), (4, 0.862)])
-def test_parameters(n_modalities: int, millions: float) -> None:
-    """§9.3 says 0.78 M and 0.89 M: the released attention has one more H × H map in each of its two layers."""
+def test_numbers_of_parameters(n_modalities: int, millions: float) -> None:
+    """Released: 0.78 M and 0.89 M, with one additional H × H map in each of the two attention layers."""
     data = synthetic.make(np.ones((8, n_modalities), dtype=bool), n_classes=3)
     method = M3Care.create(data.spec, make_config(M3Care, preset="paper", seed=0, overrides={}))
     found = parameters_without_encoders(method) / 1e6
@@ -341,7 +341,7 @@ def test_parameters(n_modalities: int, millions: float) -> None:
     assert found + 2 * (128 * 128 + 128) / 1e6 == pytest.approx({3: 0.778, 4: 0.893}[n_modalities], abs=0.004)
 
 
-def test_options_out_of_range_are_named() -> None:
+def test_options_out_of_range_are_rejected() -> None:
     with pytest.raises(UsageError, match="threshold"):
         synthetic.config("m3care", threshold=1.0)
     with pytest.raises(UsageError, match="bank"):

@@ -1,4 +1,4 @@
-"""mmFormer against a slow float64 reference written from models.md §6; its properties; the published code's faults."""
+"""mmFormer compared with a slow float64 reference; its properties; faults of the published code."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def made(masks: np.ndarray = MASKS, **options: object) -> tuple[MMFormer, Data]:
     data = synthetic.make(masks, n_classes=3)
     method = synthetic.trained_on(data, synthetic.config("mmformer", dropout=0.0, **options))
     assert isinstance(method, MMFormer)
-    with torch.no_grad():  # Positions start at zero; a test needs them to matter.
+    with torch.no_grad():  # Initial positions are zero and would have no effect.
         method.position_MPH.normal_(0, 0.5, generator=torch.Generator().manual_seed(3))
     return method, data
 
 
 class SlowMMFormer(Slow):
-    """One sample: intra transformers, zeros for what is not fused, positions again, the inter transformer, means."""
+    """One sample: intra-modal transformers, zeros for masked modalities, positions, inter-modal transformer, means."""
 
     def sample(self, number: int, seen: list[int], fused: list[int]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits, early logits, separate logits."""
@@ -75,7 +75,7 @@ def test_outputs_losses_and_gradients_equal_the_slow_reference(options: dict[str
     require_equal(method, batch, slow, torch.stack(logits), losses if training else None)
 
 
-def test_a_missing_modality_is_its_position_after_the_intra_transformer() -> None:
+def test_a_missing_modality_is_its_position_after_the_intra_modal_transformer() -> None:
     method, data = made()
     batch = data.batch(np.flatnonzero(~data.observed[:, 1]), "x")
     x, _ = method.eval()._intra(batch, batch.observed)
@@ -90,7 +90,7 @@ def test_a_missing_modality_is_its_position_after_the_intra_transformer() -> Non
     assert ((method(batch).logits - before).abs().amax(1) > 1e-5).all()
 
 
-def test_without_its_key_a_missing_modality_has_no_influence_at_all() -> None:
+def test_a_masked_modality_has_no_influence() -> None:
     method, data = made(missing="no_key")
     batch = data.batch(np.flatnonzero(~data.observed[:, 1]), "x")
     before = method.eval()(batch).logits
@@ -100,15 +100,15 @@ def test_without_its_key_a_missing_modality_has_no_influence_at_all() -> None:
     torch.testing.assert_close(method(batch).logits, before)
 
 
-def test_the_separate_loss_sees_every_observed_modality_and_no_absent_one() -> None:
-    """The published code also trains it on modalities that are not there."""
+def test_the_separate_loss_includes_exactly_the_observed_modalities() -> None:
+    """The published code also includes missing modalities."""
     method, data = made(train_mask="uniform")
     batch = data.batch(np.flatnonzero(~data.observed[:, 0] & data.observed[:, 1]), "x")
     out = method.train()(batch)
     out.losses["separate"].backward()
     assert all(p.grad is None for p in method.encoders[0].parameters())
     assert method.encoders[1].tokens.linear.weight.grad.abs().sum() > 0
-    # What the mask keeps from the fusion is observed, so its encoder still learns.
+    # Masked modalities are observed, so their encoders are still trained.
     hidden = batch.observed[:, 1] & ~method._kept(batch)[:, 1]
     assert hidden.any()
     alone = data.batch(batch.index[hidden], "x")
@@ -117,8 +117,8 @@ def test_the_separate_loss_sees_every_observed_modality_and_no_absent_one() -> N
     assert method.encoders[1].tokens.linear.weight.grad.abs().sum() > 0
 
 
-def test_each_modality_keeps_its_own_place_before_the_head() -> None:
-    """Published fault: tokens are regrouped so that a channel block holds consecutive tokens of one modality."""
+def test_the_input_of_the_head_is_ordered_by_modality() -> None:
+    """The published code regroups tokens so that a channel block contains consecutive tokens of one modality."""
     method, data = made(np.ones((6, 3), dtype=bool), missing="zeros")
     with torch.no_grad():
         method.inter[0].attention.out.weight.zero_()
@@ -132,8 +132,8 @@ def test_each_modality_keeps_its_own_place_before_the_head() -> None:
     assert (before[:, 1] != after[:, 1]).any(dim=1).all()
 
 
-def test_every_parameter_learns() -> None:
-    """Published fault: a quarter of a million parameters that nothing uses."""
+def test_every_parameter_gets_a_gradient() -> None:
+    """The published code has a quarter of a million unused parameters."""
     method, data = made(train_mask="none")
     batch = data.batch(np.arange(30), "x")
     out = method.train()(batch)
@@ -143,8 +143,8 @@ def test_every_parameter_learns() -> None:
         assert p.grad.abs().sum() > 0, name
 
 
-def test_the_losses_of_a_batch_are_the_means_of_its_samples() -> None:
-    """Published fault: Dice denominators are sums over the batch."""
+def test_the_losses_of_a_batch_are_means_over_samples() -> None:
+    """In the published code, Dice denominators are sums over the batch."""
     method, data = made()
     batch = data.batch(np.arange(8), "x")
     whole = method.train()(batch).losses
@@ -154,8 +154,8 @@ def test_the_losses_of_a_batch_are_the_means_of_its_samples() -> None:
         torch.testing.assert_close(whole[name], mean, rtol=1e-4, atol=1e-5)
 
 
-def test_class_weights_hold_for_the_auxiliary_losses() -> None:
-    """Of a batch: Σ w · loss / Σ w, as in the loss that the weights were asked for; only observed modalities count."""
+def test_class_weights_apply_to_the_auxiliary_losses() -> None:
+    """Σ w · loss / Σ w over the batch, as in the main loss, with observed modalities only."""
     method, data = made(class_weight="balanced")
     plain, _ = made()
     data.label[data.rows("train")[::2]] = 0
@@ -172,7 +172,7 @@ def test_class_weights_hold_for_the_auxiliary_losses() -> None:
         torch.testing.assert_close(whole[name], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_auxiliary_losses_can_be_dropped_with_their_heads() -> None:
+def test_auxiliary_losses_can_be_disabled_with_their_heads() -> None:
     method, data = made(separate=0.0, early=0.0)
     batch: Batch = data.batch(np.arange(8), "x")
     assert method.train()(batch).losses == {}
@@ -180,7 +180,7 @@ def test_auxiliary_losses_can_be_dropped_with_their_heads() -> None:
     assert method.eval()(batch).losses == {}
 
 
-def test_sizes_of_the_sheet() -> None:
-    """models.md §9.3: 0.80 M and 1.00 M; with the original ratio of 8, 1.33 M and 1.66 M (§6)."""
+def test_numbers_of_parameters() -> None:
+    """0.80 M and 1.00 M; with the published ratio of 8: 1.33 M and 1.66 M."""
     sizes = [synthetic.size_at_128("mmformer", m, **o) for o in ({}, {"mlp_ratio": 8}) for m in (3, 4)]
     assert [round(n / 1e6, 2) for n in sizes] == [0.80, 1.00, 1.33, 1.66]

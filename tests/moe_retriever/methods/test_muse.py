@@ -1,4 +1,4 @@
-"""MUSE against a slow float64 reference over nodes and edges; its losses, and the faults of the published code."""
+"""MUSE compared with a slow float64 reference over nodes and edges; its losses; faults of the published code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def made(masks: np.ndarray = MASKS, **options: object) -> tuple[Muse, Data]:
 
 
 class Slow(SlowParts):
-    """models.md §8, node by node and edge by edge."""
+    """The graph network, with loops over nodes and edges."""
 
     def edge_features(self, samples: list[int]) -> dict[tuple[int, int], Tensor]:
         have = self.data.observed
@@ -52,7 +52,7 @@ class Slow(SlowParts):
     def network(
         self, edges: dict[tuple[int, int], Tensor], n: int, n_layers: int, frozen: list[list[Tensor]] | None = None
     ) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """States of the samples after the last layer, and of the modality nodes after each layer."""
+        """States of the samples after the last layer, and of the modality nodes after all layers."""
         patient = [torch.ones(self.config.common.hidden, dtype=torch.float64) for _ in range(n)]
         modality = list(self.w("network.modality_MH"))
         inward, outward, states = dict(edges), dict(edges), []
@@ -90,7 +90,7 @@ class Slow(SlowParts):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_training_its_losses_and_gradients_equal_the_slow_reference(layers: int) -> None:
+def test_training_losses_and_gradients_equal_the_slow_reference(layers: int) -> None:
     method, data = made(layers=layers)
     rows = data.rows("train")[:12]
     batch = data.batch(rows, "x")
@@ -127,7 +127,7 @@ def test_training_its_losses_and_gradients_equal_the_slow_reference(layers: int)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_evaluation_takes_the_modality_nodes_of_the_training_set(layers: int) -> None:
+def test_evaluation_uses_the_modality_nodes_of_the_training_set(layers: int) -> None:
     method, data = made(layers=layers, eval_batch_size=7)
     slow, train = Slow(method, data), data.rows("train").tolist()
     with torch.no_grad():
@@ -139,8 +139,8 @@ def test_evaluation_takes_the_modality_nodes_of_the_training_set(layers: int) ->
             torch.testing.assert_close(found[k].double(), slow.linear(patient[0], "head"), rtol=1e-4, atol=1e-5)
 
 
-def test_the_training_batch_enters_through_the_modality_nodes_only() -> None:
-    """With one layer no sample depends on another even in training; with two it does."""
+def test_samples_of_a_training_batch_interact_through_modality_nodes_only() -> None:
+    """With one layer, samples are independent even in training; with two layers, they are not."""
     for layers in (1, 2):
         method, data = made(layers=layers, **dict.fromkeys(TRAINING, 0.0))
         rows = data.rows("train")
@@ -150,15 +150,15 @@ def test_the_training_batch_enters_through_the_modality_nodes_only() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"layers": 3}, {"tokens": 1}])
-def test_order_and_company_do_not_change_a_prediction(options: dict[str, object]) -> None:
-    """The released classifier ran on the graph of the test batch."""
+def test_predictions_do_not_depend_on_the_batch(options: dict[str, object]) -> None:
+    """The released classifier uses the graph of the test batch."""
     method, data = made(**options)
     with torch.no_grad():
         assert_company_and_order_do_not_matter(method, data)
 
 
-def test_encoders_are_asked_for_observed_rows_only() -> None:
-    """In the release zeros went through the encoder and its batch norm."""
+def test_encoders_process_observed_rows_only() -> None:
+    """In the released code, zeros are processed by the encoder and its batch norm."""
     method, data = made()
     asked: list[int] = []
     for m, encoder in enumerate(method.encoders):
@@ -169,7 +169,7 @@ def test_encoders_are_asked_for_observed_rows_only() -> None:
     assert asked == data.observed[rows].sum(axis=0).tolist()
 
 
-def test_what_stands_where_there_is_no_edge_has_no_influence() -> None:
+def test_features_without_an_edge_have_no_influence() -> None:
     method, data = made(layers=3)
     edge = torch.from_numpy(data.observed[:10])
     e = torch.randn(10, 3, 16, generator=torch.Generator().manual_seed(0))
@@ -179,7 +179,7 @@ def test_what_stands_where_there_is_no_edge_has_no_influence() -> None:
     torch.testing.assert_close(before, after)
 
 
-def test_edge_dropping_keeps_a_uniform_number_of_edges_and_never_none() -> None:
+def test_edge_dropping_keeps_a_uniform_number_of_at_least_one_edge() -> None:
     n = 40000
     observed = synthetic.random_masks(n, 5, 0, p=0.3)
     kept = dropped_edges(observed, keyed.uniform(keyed.id_keys(map(str, range(n))), 0, "x", 7), 0.5)
@@ -195,7 +195,7 @@ def test_edge_dropping_keeps_a_uniform_number_of_edges_and_never_none() -> None:
     assert (dropped_edges(observed, np.zeros((n, 7)), 0.0) == observed).all()
 
 
-def test_unlabelled_samples_enter_the_unsupervised_contrast_only() -> None:
+def test_unlabelled_samples_are_used_in_the_unsupervised_loss_only() -> None:
     g = torch.Generator().manual_seed(0)
     z, other = (F.normalize(torch.randn(6, 4, generator=g, dtype=torch.float64), dim=1) for _ in range(2))
     label = torch.tensor([0, 1, -1, 1, -1, 0])
@@ -207,7 +207,7 @@ def test_unlabelled_samples_enter_the_unsupervised_contrast_only() -> None:
     assert info_nce(z, z, 0.07) < info_nce(z, other, 0.07)
 
 
-def test_a_checkpoint_predicts_from_the_modality_states_alone() -> None:
+def test_predictions_from_a_checkpoint_need_only_the_modality_states() -> None:
     method, data = made(layers=3)
     rows = data.rows("test")
     before = method.eval()(data.batch(rows, "x")).logits
@@ -220,7 +220,7 @@ def test_a_checkpoint_predicts_from_the_modality_states_alone() -> None:
     torch.testing.assert_close(other(data.batch(rows, "x")).logits, before)
 
 
-def test_new_weights_make_new_modality_states() -> None:
+def test_new_weights_renew_the_modality_states() -> None:
     method, data = made()
     batch = data.batch(data.rows("test"), "x")
     before = method.eval()(batch).logits
@@ -234,13 +234,13 @@ def test_new_weights_make_new_modality_states() -> None:
 
 
 @pytest.mark.parametrize(("n_modalities", "millions"), [(3, 0.264), (4, 0.281)])
-def test_parameters_are_those_of_the_table(n_modalities: int, millions: float) -> None:
+def test_numbers_of_parameters(n_modalities: int, millions: float) -> None:
     data = synthetic.make(np.ones((8, n_modalities), dtype=bool), n_classes=3)
     method = Muse.create(data.spec, make_config(Muse, preset="paper", seed=0, overrides={}))
     assert parameters_without_encoders(method) / 1e6 == pytest.approx(millions, abs=5e-4)
 
 
-def test_options_out_of_range_are_named() -> None:
+def test_options_out_of_range_are_rejected() -> None:
     for name, value in (("layers", 0), ("edge_drop", 1.5), ("temperature", 0.0)):
         with pytest.raises(UsageError, match=name):
             synthetic.config("muse", **{name: value})

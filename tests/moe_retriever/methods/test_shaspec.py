@@ -1,4 +1,4 @@
-"""ShaSpec against a slow float64 reference written from models.md §5; its properties; the published code's faults."""
+"""ShaSpec compared with a slow float64 reference; its properties; faults of the published code."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def made(masks: np.ndarray = MASKS, **options: object) -> tuple[ShaSpec, Data]:
 
 
 class SlowShaSpec(Slow):
-    """One sample: shared and specific features, their composition, the fill, and the sample's terms of the losses."""
+    """One sample: shared and specific features, their composition, imputation, and loss terms of the sample."""
 
     def shared(self, x: Tensor) -> Tensor:
         mlp = self.options.shared_encoder == "mlp"
         return self.feed_forward(x, "shared") if mlp else self.block(x, "shared.block")
 
     def sample(self, number: int, seen: list[int]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Logits, L_shared of the sample, cross-entropies of its specific features."""
+        """Logits, alignment loss, and cross-entropies of the specific features of the sample."""
         s, f, terms = {}, {}, []
         for m in seen:
             x = self.norm(self.encode(number, m), "norm")
@@ -75,8 +75,8 @@ def test_outputs_losses_and_gradients_equal_the_slow_reference(options: dict[str
     require_equal(method, batch, slow, torch.stack([v for v, _, _ in out]), losses if method.training else None)
 
 
-def test_the_fill_is_the_mean_of_the_observed_shared_features_in_any_order() -> None:
-    """Released fault: the first of a randomly ordered list."""
+def test_missing_modalities_get_the_mean_of_the_observed_shared_features() -> None:
+    """The released code uses the first modality of a randomly ordered list."""
     method, data = made()
     batch = data.batch(np.flatnonzero(~data.observed[:, 3] & (data.observed.sum(1) > 1)), "x")
     generator = torch.Generator().manual_seed(0)
@@ -90,8 +90,8 @@ def test_the_fill_is_the_mean_of_the_observed_shared_features_in_any_order() -> 
     torch.testing.assert_close(method._fill(s.flip(1), turned), fill)
 
 
-def test_each_sample_of_a_batch_hides_its_own_modalities() -> None:
-    """Released fault: one subset for the whole batch. Only observed ones go, and never the last."""
+def test_hidden_modalities_are_drawn_per_sample() -> None:
+    """The released code draws one subset per batch. At least one observed modality is kept."""
     method, data = made(np.ones((40, 4), dtype=bool))
     seen: list[np.ndarray] = []
     original = method._encode
@@ -106,7 +106,7 @@ def test_each_sample_of_a_batch_hides_its_own_modalities() -> None:
     assert seen[1].all()
 
 
-def test_nothing_is_hidden_before_its_time() -> None:
+def test_the_first_epochs_hide_no_modalities() -> None:
     method, _ = made(full_epochs=0.25, epochs=20)
     assert method.hiding
     for epoch, hiding in ((0, False), (4, False), (5, True), (19, True)):
@@ -119,8 +119,8 @@ def test_nothing_is_hidden_before_its_time() -> None:
         made(full_epochs=20.0, epochs=20)
 
 
-def test_losses_skip_absent_and_hidden_modalities() -> None:
-    """Released fault: zero inputs enter both auxiliary losses."""
+def test_auxiliary_losses_exclude_missing_and_hidden_modalities() -> None:
+    """In the released code, zero inputs are part of both auxiliary losses."""
     method, data = made()
     method.train()
     method.begin_epoch(0, 20)
@@ -130,7 +130,7 @@ def test_losses_skip_absent_and_hidden_modalities() -> None:
     untouched = [*method.specific[2].parameters(), *method.encoders[2].parameters()]
     assert all(p.grad is None for p in untouched)
     assert method.specific[0].inner.weight.grad.abs().sum() > 0
-    # One observed modality: nothing to align.
+    # With one observed modality, there is nothing to align.
     single = np.flatnonzero(data.observed.sum(axis=1) == 1)
     assert float(method(data.batch(single, "x")).losses["shared"].detach()) == 0
     pair = np.flatnonzero(data.observed.sum(axis=1) == 2)[:1]
@@ -138,7 +138,7 @@ def test_losses_skip_absent_and_hidden_modalities() -> None:
 
 
 def test_a_training_step_of_one_sample_equals_its_share_of_a_batch() -> None:
-    """Released fault: normalisation that only works at batch size 1."""
+    """The released normalisation only works with batch size 1."""
     method, data = made(train_drop="none", beta=0.0)
     rows = np.arange(6)
     method.train()
@@ -149,7 +149,7 @@ def test_a_training_step_of_one_sample_equals_its_share_of_a_batch() -> None:
     torch.testing.assert_close(whole.losses["shared"], mean)
 
 
-def test_the_modality_classifier_learns_only_specific_features() -> None:
+def test_the_modality_classifier_trains_only_specific_features() -> None:
     method, data = made(alpha=0.0)
     out = method.train()(data.batch(np.arange(20), "x"))
     out.losses["specific"].backward()
@@ -158,6 +158,6 @@ def test_the_modality_classifier_learns_only_specific_features() -> None:
     assert method.which.weight.grad.abs().sum() > 0
 
 
-def test_sizes_of_the_sheet() -> None:
-    """models.md §5 and §9.3: 0.167 M and 0.200 M."""
+def test_numbers_of_parameters() -> None:
+    """0.167 M and 0.200 M."""
     assert [round(synthetic.size_at_128("shaspec", m) / 1e6, 3) for m in (3, 4)] == [0.167, 0.200]

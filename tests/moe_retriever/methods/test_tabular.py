@@ -1,4 +1,4 @@
-"""What the scikit-learn models share: what they see of a batch, and by which score they choose on validation."""
+"""Common properties of the scikit-learn models: hidden modalities and selection on validation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fitted(name: str, data: Data, **options: Any) -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_a_batch_hides_is_missing(name: str) -> None:
+def test_hidden_modalities_are_missing(name: str) -> None:
     data = synthetic.make(synthetic.random_masks(240, 3, 4), ("vector", "sequence", "image"), strength=0.5)
     method, _ = fitted(name, data)
     rows = data.rows("test")
@@ -46,7 +46,7 @@ def test_what_a_batch_hides_is_missing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_modality_that_no_training_sample_has_says_nothing(name: str) -> None:
+def test_a_modality_without_training_samples_has_no_influence(name: str) -> None:
     masks = np.ones((120, 2), dtype=bool)
     masks[:72, 1] = False
     data = synthetic.make(masks, strength=1.0)
@@ -62,19 +62,19 @@ def test_a_modality_that_no_training_sample_has_says_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("metric", SELECTABLE)
-def test_validation_chooses_by_the_score_of_the_run(name: str, metric: str) -> None:
+def test_selection_uses_the_selection_metric_of_the_run(name: str, metric: str) -> None:
     data = synthetic.make(synthetic.random_masks(120, 2, 1), n_classes=3, strength=0.5)
     method, chosen = fitted(name, data, select_metric=metric)
     value = validate(method, data, data.rows("val"))[metric]
     assert chosen["validation"] == pytest.approx(-value if metric == "loss" else value, rel=1e-5)
-    # A class that only the validation part has is no obstacle.
+    # The validation split may have a class without training samples.
     data.label[(data.part == 0) & (data.label == 2)] = 1
     assert np.isfinite(fitted(name, data, select_metric=metric)[1]["validation"])
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_validation_part_of_one_class_or_none_is_no_obstacle(name: str) -> None:
-    """It has no AUROC to choose by: the first candidate stays."""
+def test_the_validation_split_may_have_one_class_or_be_empty(name: str) -> None:
+    """AUROC is then undefined, and the first candidate is selected."""
     data = synthetic.make(synthetic.random_masks(120, 2, 1), strength=1.0)
     data.label[data.rows("val")] = 1
     first = {"logistic": {"C": 1e-4}, "gradient_boosting": {"rounds": 10, "leaves": 31}}[name]

@@ -1,4 +1,4 @@
-"""Encoders: sizes as published, padding without effect, weights from keys, statistics where they belong."""
+"""Encoders: published sizes, no effect of padding, keyed initial weights, weight files and gradients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sequences(lengths: list[int], seed: int = 0) -> SequenceTable:
 
 
 @pytest.mark.parametrize(("batch_norm", "size"), [(False, 132_863_336), (True, 132_868_840)])
-def test_vgg11_has_torchvisions_parameters_and_names(batch_norm: bool, size: int) -> None:
+def test_vgg11_has_the_parameters_and_names_of_torchvision(batch_norm: bool, size: int) -> None:
     with torch.device("meta"):
         net = VGG11(channels=3, n_outputs=1000, width=1.0, batch_norm=batch_norm, dropout=0.5, noise=Noise(0))
     assert sum(p.numel() for p in net.parameters()) == size
@@ -50,7 +50,7 @@ def test_vgg11_has_torchvisions_parameters_and_names(batch_norm: bool, size: int
 
 
 def test_the_3d_cnn_has_the_authors_size_and_cost() -> None:
-    """performance.md §2: 1.448 M parameters and 93.13 GFLOP for one 91 × 109 × 91 volume."""
+    """1.448 M parameters and 93.13 GFLOPs for one volume of 91 × 109 × 91 voxels."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
@@ -62,7 +62,7 @@ def test_the_3d_cnn_has_the_authors_size_and_cost() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
-def test_the_state_after_the_last_true_step_and_no_trace_of_longer_neighbours(kind: str) -> None:
+def test_the_last_state_does_not_depend_on_longer_sequences(kind: str) -> None:
     table = sequences([4, 1, 9, 2])
     encoder = one("sequence", sequence_encoder=kind)
     together = encoder(table.gather(np.array([2, 0, 1, 3])))
@@ -72,7 +72,7 @@ def test_the_state_after_the_last_true_step_and_no_trace_of_longer_neighbours(ki
         torch.testing.assert_close(together[place], encoder.tokens(last)[0])
 
 
-def test_packing_keeps_every_step_once() -> None:
+def test_packing_contains_every_step_once() -> None:
     table = sequences([4, 1, 9, 2, 4])
     rows = np.array([4, 2, 2, 1])
     packed = table.gather(rows)
@@ -83,7 +83,7 @@ def test_packing_keeps_every_step_once() -> None:
         assert torch.equal(padded[place, : len(steps)], steps)
 
 
-def test_pooled_sequences_are_mean_maximum_and_length() -> None:
+def test_pooled_sequences_have_mean_maximum_and_length() -> None:
     table = sequences([3, 1, 5])
     pooled = table.pooled(np.array([2, 0]))
     for place, row in enumerate([2, 0]):
@@ -92,7 +92,7 @@ def test_pooled_sequences_are_mean_maximum_and_length() -> None:
         torch.testing.assert_close(pooled[place], expected)
 
 
-def test_genotypes_decode_like_the_stores_reader() -> None:
+def test_genotypes_are_decoded_like_in_the_store_reader() -> None:
     rng = np.random.default_rng(0)
     packed = rng.integers(0, 256, (70, 3)).astype(np.uint8)
     kept = np.array([1, 2, 5, 9])
@@ -108,7 +108,7 @@ def test_genotypes_decode_like_the_stores_reader() -> None:
         np.testing.assert_array_equal(table.gather(rows).values(width), padded)
 
 
-def test_pixels_stay_integers_and_are_standardised_batch_by_batch() -> None:
+def test_pixels_are_stored_as_integers_and_standardised_per_batch() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 2, 5)).astype(np.uint8)
     mean, sd = np.array([1, 2, 3], np.float32), np.array([4, 5, 6], np.float32)
     table = PixelTable(pixels, mean, sd, CPU, per_channel=True)
@@ -117,7 +117,7 @@ def test_pixels_stay_integers_and_are_standardised_batch_by_batch() -> None:
     np.testing.assert_allclose(table.gather(np.array([2, 0])), expected, rtol=1e-6)
 
 
-def test_chunks_share_one_map_and_zeros_pad_the_last() -> None:
+def test_chunks_share_one_linear_map_and_are_padded_with_zeros() -> None:
     t = build(lambda: Tokeniser(7, 3, 4), 0, "t")
     x = torch.randn(2, 7, generator=torch.Generator().manual_seed(0))
     padded = torch.cat([x, torch.zeros(2, 2)], dim=1)
@@ -126,17 +126,17 @@ def test_chunks_share_one_map_and_zeros_pad_the_last() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (17, 9)])
-def test_images_of_any_size(size: tuple[int, int]) -> None:
+def test_images_can_have_any_size(size: tuple[int, int]) -> None:
     encoder = one("image")
     assert encoder(torch.zeros(2, 3, *size)).shape == (2, 3, 8)
 
 
-def test_encoders_start_from_keys_and_leave_the_global_generator_alone() -> None:
+def test_encoders_have_keyed_initial_weights_and_do_not_use_the_global_generator() -> None:
     specs = tuple(ModalitySpec(name=k, kind=k, shape=s) for k, s in SHAPES.items())
     before = torch.get_rng_state()
     a = build_encoders(specs, common(), 0, Noise(0))
     assert torch.equal(torch.get_rng_state(), before)
-    # Another order, another company: the same weights by name.
+    # The weights do not depend on the order and number of modalities.
     b = build_encoders(specs[::-1], common(), 0, Noise(0))
     for x, y in zip(a, reversed(b), strict=True):
         for p, q in zip(x.parameters(), y.parameters(), strict=True):
@@ -146,7 +146,7 @@ def test_encoders_start_from_keys_and_leave_the_global_generator_alone() -> None
     assert len({tuple(w.tolist()) for w in weights}) == len(weights)
 
 
-def test_a_parameter_without_a_rule_is_an_error() -> None:
+def test_a_parameter_without_initial_value_is_an_error() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -156,7 +156,7 @@ def test_a_parameter_without_a_rule_is_an_error() -> None:
         build(Odd, 0, "odd")
 
 
-def test_dropout_draws_from_the_runs_source() -> None:
+def test_dropout_uses_the_keyed_generator() -> None:
     from moe_retriever.nn.dropout import Dropout
 
     x = torch.ones(200, 100)
@@ -176,14 +176,14 @@ def test_dropout_draws_from_the_runs_source() -> None:
 
 
 def weights_of(encoder: ImageEncoder, n_outputs: int = 1000) -> dict[str, Tensor]:
-    """A state dict as torchvision's, at this encoder's width."""
+    """A state dict like torchvision's, with the width of the encoder."""
     state = {k: torch.full_like(v, 0.01) for k, v in encoder.cnn.state_dict().items()}
     wide = state["classifier.6.weight"].shape[1]
     state["classifier.6.weight"], state["classifier.6.bias"] = torch.zeros(n_outputs, wide), torch.zeros(n_outputs)
     return state
 
 
-def test_a_local_weight_file_fills_all_but_a_last_layer_of_another_size(tmp_path: Path) -> None:
+def test_a_weight_file_sets_all_layers_except_a_last_layer_of_different_size(tmp_path: Path) -> None:
     plain = one("image")
     assert isinstance(plain, ImageEncoder)
     torch.save(weights_of(plain), tmp_path / "vgg.pth")
@@ -196,7 +196,7 @@ def test_a_local_weight_file_fills_all_but_a_last_layer_of_another_size(tmp_path
     assert not loaded.train().cnn.features.training
 
 
-def test_a_weight_file_that_does_not_fit_names_the_layer(tmp_path: Path) -> None:
+def test_an_error_about_a_weight_file_contains_the_layer(tmp_path: Path) -> None:
     plain = one("image")
     assert isinstance(plain, ImageEncoder)
     state = weights_of(plain)
@@ -210,8 +210,8 @@ def test_a_weight_file_that_does_not_fit_names_the_layer(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("cls", [nn.GRU, nn.LSTM])
-def test_written_out_gradients_equal_autograds(cls: type[nn.RNNBase]) -> None:
-    """In float64: state, and the gradients of every weight and of the input, against torch's own recurrence."""
+def test_explicit_gradients_equal_autograd(cls: type[nn.RNNBase]) -> None:
+    """States and gradients of all weights and the input in float64, compared with torch's implementation."""
     generator = torch.Generator().manual_seed(0)
     rnn = build(lambda: cls(3, 5), 0, "rnn").double()
     packed = sequences([4, 1, 9, 2, 9]).gather(np.array([4, 0, 3, 2, 1, 3]))

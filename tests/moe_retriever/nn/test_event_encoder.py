@@ -1,4 +1,4 @@
-"""The event encoder against the dense linear layer that it stands for, and a batch of one against a batch of all."""
+"""The event encoder compared with a dense linear layer, independence of the batch, and corrupted events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ V = 12
 
 
 def events(n: int = 9, seed: int = 0) -> Arrays:
-    """Sparse steps of n rows: 1 to 5 steps, 1 to V items each."""
+    """Sparse events of n rows with 1 to 5 steps of 1 to V items."""
     rng = np.random.default_rng(seed)
     items, values, times, counts = [], [], [], []
     for _ in range(n):
@@ -54,7 +54,7 @@ def encoder(name: str) -> EventRecurrent:
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm"])
-def test_it_is_a_dense_linear_layer_over_values_mask_and_elapsed_time(name: str) -> None:
+def test_it_equals_a_dense_linear_layer_over_values_mask_and_elapsed_time(name: str) -> None:
     arrays, made = events(), encoder(name)
     rows = np.array([4, 0, 7, 2, 8])
     sparse = made(EventTable(arrays, V, CPU).gather(rows))
@@ -72,13 +72,13 @@ def test_it_is_a_dense_linear_layer_over_values_mask_and_elapsed_time(name: str)
     torch.testing.assert_close(sparse, made.tokens(state[-1]), rtol=1e-4, atol=1e-5)
     assert linear.in_features == dense.shape[1]
 
-    # The gradients are those of the dense layer too.
+    # The gradients equal those of the dense layer as well.
     found = torch.autograd.grad(sparse.square().sum(), made.embedding.of_value)[0]
     expected = torch.autograd.grad(made.tokens(state[-1]).square().sum(), made.embedding.of_value)[0]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_a_row_does_not_depend_on_its_company() -> None:
+def test_the_encoding_of_a_row_does_not_depend_on_the_batch() -> None:
     table, made = EventTable(events(), V, CPU), encoder("lstm")
     together = made(table.gather(np.arange(len(table))))
     for row in range(len(table)):
@@ -97,7 +97,7 @@ def test_pooled_features_are_means_and_shares() -> None:
 
 
 def cells(arrays: Arrays) -> dict[tuple[str, float], list[tuple[float, float]]]:
-    """(sample, time of the step) → its events."""
+    """(sample, time of the step) → events."""
     found: dict[tuple[str, float], list[tuple[float, float]]] = {}
     samples = np.repeat(arrays.sample_id, np.diff(arrays.offsets))
     for sample, time, event in zip(samples.tolist(), arrays.time.tolist(), arrays.x.tolist(), strict=True):
@@ -105,15 +105,15 @@ def cells(arrays: Arrays) -> dict[tuple[str, float], list[tuple[float, float]]]:
     return found
 
 
-def test_a_dropped_step_goes_with_all_its_events_and_the_last_one_stays() -> None:
-    """A step is dropped at the rate that was asked for, however many items it has."""
+def test_a_dropped_step_loses_all_events_and_at_least_one_step_is_kept() -> None:
+    """The drop rate does not depend on the number of items of a step."""
     arrays = events(300)
     after = corrupt_events(arrays, Missingness(mechanism="timestep_drop", p=0.5))
     before, left = cells(arrays), cells(after)
     assert all(before[key] == found for key, found in left.items())
     assert {sample for sample, _ in left} == set(arrays.sample_id.tolist())
     steps = np.array([sum(s == sample for s, _ in before) for sample in arrays.sample_id.tolist()])
-    # The rate, and one step of those that lose all.
+    # The requested rate, corrected for the step kept in rows that would lose all steps.
     expected = (0.5 * steps + 0.5**steps).sum()
     assert len(left) == pytest.approx(expected, abs=4 * np.sqrt(0.25 * steps.sum()))
     some = arrays.take(np.array([7, 2]))
@@ -121,7 +121,7 @@ def test_a_dropped_step_goes_with_all_its_events_and_the_last_one_stays() -> Non
     assert alone == {key: found for key, found in left.items() if key[0] in ("s007", "s002")}
 
 
-def test_noise_is_for_values_and_nothing_else_touches_events() -> None:
+def test_noise_changes_only_the_values_of_events() -> None:
     arrays = events(50)
     noisy = corrupt_events(arrays, Missingness(mechanism="gaussian", p=0.5))
     assert (noisy.x[:, 0] == arrays.x[:, 0]).all()

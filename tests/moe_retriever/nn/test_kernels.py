@@ -1,4 +1,4 @@
-"""Each fast kernel and its plain twin give the same outputs and gradients; fallbacks of private names of torch work."""
+"""Fast and plain kernels have equal outputs and gradients, and the fallbacks for private names of torch work."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_fast_and_plain_kernels_agree(kernel: Callable[[], tuple[nn.Module, Call
 
 
 def _graph(y: Tensor) -> list[object]:
-    """Nodes of the autograd graph behind a tensor."""
+    """Nodes of the autograd graph of a tensor."""
     seen, waiting = [], [y.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -79,7 +79,7 @@ def _graph(y: Tensor) -> list[object]:
     return seen
 
 
-def test_the_gradient_of_gelu_is_autograds() -> None:
+def test_the_gradient_of_gelu_equals_autograd() -> None:
     x = torch.linspace(-4, 4, 33, dtype=torch.float64, requires_grad=True)
     direction = torch.linspace(1, 2, 33, dtype=torch.float64)
     expected = torch.autograd.grad((F.gelu(x) * direction).sum(), x)[0]
@@ -87,18 +87,18 @@ def test_the_gradient_of_gelu_is_autograds() -> None:
 
 
 @pytest.mark.parametrize("operator", [None, lambda: None, lambda *a: torch.mm(torch.ones(2, 3), torch.ones(2, 3))])
-def test_an_operator_that_is_gone_or_changed_is_not_used(operator: Callable[..., Tensor] | None) -> None:
+def test_a_missing_or_changed_operator_is_not_used(operator: Callable[..., Tensor] | None) -> None:
     namespace = SimpleNamespace() if operator is None else SimpleNamespace(_linear_pointwise=operator)
     assert onednn_operator(namespace) is None
 
 
-def test_flops_are_counted_without_the_operators_that_torch_may_drop() -> None:
+def test_flops_are_counted_without_private_operators() -> None:
     with flop_counter(SimpleNamespace()) as counter:
         torch.ones(2, 3) @ torch.ones(3, 4)
     assert counter.get_total_flops() == 2 * 2 * 3 * 4
 
 
-def test_parameters_are_made_on_the_cpu_and_keep_their_flags() -> None:
+def test_parameters_are_created_on_the_cpu_and_keep_requires_grad() -> None:
     def factory() -> nn.Module:
         module = nn.Sequential(nn.GRU(3, 4), nn.BatchNorm1d(4))
         module[0].requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Router, grouped dispatch and balance loss against their definitions (Eq. 1; models.md A4, A10, A11)."""
+"""Router, grouped dispatch and balance loss compared with their definitions (Eq. 1 and docs/method.md)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def allowed_mask(group: Tensor) -> Tensor:
     return torch.zeros(2, E, dtype=torch.bool).scatter(1, ALLOWED, True)[group]
 
 
-def test_weights_are_the_softmax_over_the_allowed_experts_cut_to_the_top_k() -> None:
-    """Eq. 1: softmax first, then top-k; what is kept is not renormalised."""
+def test_weights_are_the_top_k_of_the_softmax_over_the_allowed_experts() -> None:
+    """Eq. 1: softmax first, then top-k without renormalisation."""
     r, x, group = router(), tokens(), torch.arange(T) % 2
     out = r(x, allowed_mask(group))
     for t in range(T):
@@ -54,7 +54,7 @@ def test_renormalised_weights_equal_a_softmax_over_the_top_k_logits() -> None:
     torch.testing.assert_close(out.weight, logits.values.softmax(1))
 
 
-def test_several_routers_each_serve_their_own_tokens() -> None:
+def test_each_of_several_routers_processes_its_own_tokens() -> None:
     r, x = router(n_routers=3), tokens()
     which = torch.arange(T) % 3
     out = r(x, None, which)
@@ -64,7 +64,7 @@ def test_several_routers_each_serve_their_own_tokens() -> None:
         torch.testing.assert_close(out.weight[mine], expected.values)
 
 
-def test_gate_noise_is_for_training_only_and_comes_from_the_runs_own_source() -> None:
+def test_gate_noise_is_used_only_in_training_and_is_keyed() -> None:
     r, x = router(noisy=True), tokens()
     r.eval()
     assert torch.equal(r(x).weight, r(x).weight)
@@ -79,7 +79,7 @@ def test_gate_noise_is_for_training_only_and_comes_from_the_runs_own_source() ->
 
 
 def dense(e: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """Σ_e R(x)_e E_e(x), token by token and expert by expert, in float64."""
+    """Σ_e R(x)_e E_e(x) in float64, with loops over tokens and experts."""
     rows = []
     for t in range(len(x)):
         total = torch.zeros(H, dtype=torch.float64)
@@ -90,7 +90,7 @@ def dense(e: Experts, x: Tensor, routing: Routing) -> Tensor:
     return torch.stack(rows)
 
 
-def test_grouped_dispatch_equals_the_loop_over_tokens_in_value_and_gradient() -> None:
+def test_grouped_dispatch_equals_a_loop_in_values_and_gradients() -> None:
     r, e, x = router(), experts(), tokens().requires_grad_()
     target = torch.randn(T, H, generator=torch.Generator().manual_seed(9))
     names = dict(e.named_parameters()) | {"router": r.weight, "x": x}
@@ -107,7 +107,7 @@ def test_grouped_dispatch_equals_the_loop_over_tokens_in_value_and_gradient() ->
         torch.testing.assert_close(grads[name].double(), wanted_grads[name].double(), rtol=1e-4, atol=1e-5)
 
 
-def test_forbidden_experts_have_exactly_zero_weight_and_gradient() -> None:
+def test_masked_experts_have_zero_weight_and_gradient() -> None:
     r, e, x = router(), experts(), tokens()
     out = r(x, allowed_mask(torch.zeros(T, dtype=torch.long)))
     assert set(out.expert.flatten().tolist()) <= set(ALLOWED[0].tolist())
@@ -125,8 +125,8 @@ def test_an_expert_without_tokens_is_not_an_error() -> None:
     torch.testing.assert_close(e(x, routing), expected)
 
 
-def test_balance_loss_is_its_closed_form_per_target_over_allowed_experts() -> None:
-    """CV² of importance plus CV² of load, over the four experts that a target may use, averaged over targets."""
+def test_balance_loss_equals_its_formula_per_target_over_allowed_experts() -> None:
+    """CV² of importance plus CV² of load over the four allowed experts of each target, averaged over targets."""
     r, x, group = router(), tokens(), (torch.arange(T) >= 25).long()
     out = r(x, allowed_mask(group))
     expected = []
@@ -140,12 +140,12 @@ def test_balance_loss_is_its_closed_form_per_target_over_allowed_experts() -> No
         expected.append(sum(float(v.var() / v.mean() ** 2) for v in parts))
     found = balance_loss(out, group, ALLOWED)
     assert float(found.detach()) == pytest.approx(sum(expected) / 2, rel=1e-5)
-    # A target without tokens does not count.
+    # Targets without tokens are not included in the average.
     only = out.expert[:25], out.weight[:25], out.clean[:25]
     assert float(balance_loss(Routing(*only), group[:25], ALLOWED).detach()) == pytest.approx(expected[0], rel=1e-5)
 
 
-def test_balance_loss_is_zero_for_an_even_load_and_reaches_the_router() -> None:
+def test_balance_loss_is_zero_for_an_even_load_and_has_a_gradient_for_the_router() -> None:
     routing = Routing(torch.tensor([[0, 1], [4, 5]]), torch.full((2, 2), 0.5), torch.zeros(2, E))
     assert float(balance_loss(routing, torch.zeros(2, dtype=torch.long), ALLOWED)) == 0
     r, x = router(), tokens()
@@ -154,8 +154,8 @@ def test_balance_loss_is_zero_for_an_even_load_and_reaches_the_router() -> None:
     assert r.weight.grad.abs().sum() > 0
 
 
-def test_the_load_under_noise_is_the_probability_of_being_chosen() -> None:
-    """Shazeer et al. 2017, appendix A: against a simulation of the noise, and among the allowed experts only."""
+def test_the_load_with_noise_is_the_selection_probability() -> None:
+    """Shazeer et al. 2017, appendix A, compared with a simulation of the noise over the allowed experts."""
     r = router(noisy=True)
     with torch.no_grad():
         r.noise_weight += 0.3 * torch.randn(E, H, generator=torch.Generator().manual_seed(1))
@@ -179,11 +179,11 @@ def test_coefficient_of_variation() -> None:
 
 
 @pytest.mark.parametrize(("affinity", "power"), [("laplace", 1), ("gaussian", 2)])
-def test_distances_as_logits(affinity: str, power: int) -> None:
+def test_distance_based_logits(affinity: str, power: int) -> None:
     r, x = router(affinity=affinity), tokens()
     expected = torch.stack([-((r.weight.double() - t).norm(dim=1) ** power) for t in x.double()])
     torch.testing.assert_close(r(x).clean.double(), expected, rtol=1e-5, atol=1e-5)
-    # A token on an expert's place has the largest logit there and a finite gradient.
+    # A token at the position of an expert has the largest logit for it and a finite gradient.
     on = r.weight.detach()[:1].clone().requires_grad_()
     out = r(on)
     assert int(out.expert[0, 0]) == 0
@@ -193,7 +193,7 @@ def test_distances_as_logits(affinity: str, power: int) -> None:
 
 
 @pytest.mark.parametrize("noisy", [False, True])
-def test_routings_can_be_cut_and_joined(noisy: bool) -> None:
+def test_routings_can_be_split_and_concatenated(noisy: bool) -> None:
     r, x = router(noisy=noisy), tokens()
     whole = r(x)
     joined = Routing.concatenate([whole.rows(torch.arange(15)), whole.rows(torch.arange(15, T))])

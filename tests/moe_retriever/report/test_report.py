@@ -1,4 +1,4 @@
-"""The report: the numbers of the run folders and nothing else, one passive file, the same bytes twice, no id."""
+"""The report: correct numbers, self-contained and passive markup, reproducibility, and no sample ids."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def runs(store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def inputs(runs: list[Path], store: Store, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    """Everything that a page can be made of."""
+    """All kinds of inputs of a page."""
     folder = tmp_path_factory.mktemp("inputs")
     suite = folder / "suites" / "table9"
     suite.mkdir(parents=True)
@@ -88,7 +88,7 @@ def page(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Checker(HTMLParser):
-    """Tags that are open, ids, headings, and what the page refers to."""
+    """Collects open tags, ids, headings, links and assets of a page."""
 
     VOID = ("meta", "br", "link", "img", "path", "use", "rect", "input")
 
@@ -129,11 +129,11 @@ def checked(page: Path) -> Checker:
 
 
 def untimed(page: Path) -> str:
-    """The page without its section of times."""
+    """The page without the section of times."""
     return re.sub(r"<!-- times:begin -->.*<!-- times:end -->", "", page.read_text(), flags=re.DOTALL)
 
 
-def test_the_page_is_whole_and_needs_no_network(page: Path) -> None:
+def test_the_page_is_well_formed_and_self_contained(page: Path) -> None:
     found = checked(page)
     assert found.open == []
     assert found.assets
@@ -142,13 +142,13 @@ def test_the_page_is_whole_and_needs_no_network(page: Path) -> None:
     assert page.stat().st_size < 2e6
 
 
-def test_links_lead_somewhere_and_ids_are_unique(page: Path) -> None:
+def test_links_have_targets_and_ids_are_unique(page: Path) -> None:
     found = checked(page)
     assert sorted(found.ids) == sorted(set(found.ids))
     assert {link.removeprefix("#") for link in found.links} <= set(found.ids)
 
 
-def test_the_page_can_be_read_without_seeing_it(page: Path) -> None:
+def test_the_page_is_accessible_to_screen_readers(page: Path) -> None:
     found = checked(page)
     assert found.unlabelled == []
     assert found.headings[0] == 1
@@ -157,25 +157,25 @@ def test_the_page_can_be_read_without_seeing_it(page: Path) -> None:
     assert '<html lang="en">' in page.read_text()
 
 
-def test_every_section_is_there(page: Path) -> None:
+def test_the_page_has_all_sections(page: Path) -> None:
     text = page.read_text()
     for section in ("overview", "cautions", "data", "suites", "experiments", "methods", "record"):
         assert f'id="{section}"' in text
-    for heading in ("Which samples have what", "Cohort flow", "Data dictionary", "Leakage audit", "References"):
+    for heading in ("Modality combinations", "Cohort selection", "Data dictionary", "Leakage audit", "References"):
         assert heading in text
     assert SUITE.replace('id="', 'id="suite-') in text
-    # What is left, curves, routing; the store's two; the suite's.
+    # Three of the experiment (combinations, learning curves, routing), two of the store, one of the suite.
     assert len(re.findall("<svg", text)) == 6
 
 
-def test_simulated_data_are_announced_first(page: Path) -> None:
+def test_simulated_data_are_announced_at_the_top(page: Path) -> None:
     text = page.read_text()
     assert 0 < text.index('class="banner simulated"') < text.index("<h2") < text.index("<table")
     assert 'class="banner export"' not in text
     assert "as published" not in text
 
 
-def test_an_export_is_announced_as_one(store: Store, tmp_path: Path) -> None:
+def test_real_data_are_announced_at_the_top(store: Store, tmp_path: Path) -> None:
     copy = tmp_path / "store"
     shutil.copytree(store.path, copy)
     manifest = json.loads((copy / "manifest.json").read_text()) | {"origin": "export", "store_id": "0" * 16}
@@ -188,7 +188,7 @@ def test_an_export_is_announced_as_one(store: Store, tmp_path: Path) -> None:
     assert "Simulated data in part." in (tmp_path / "both.html").read_text()
 
 
-def test_the_table_holds_the_means_of_the_run_folders(page: Path, runs: list[Path]) -> None:
+def test_the_table_has_the_means_over_run_folders(page: Path, runs: list[Path]) -> None:
     values = [json.loads((r / "metrics.json").read_text())["metrics"]["accuracy"]["value"] for r in runs[:2]]
     mean = 100 * sum(values) / 2
     spread = 100 * abs(values[0] - values[1]) / 2**0.5
@@ -199,7 +199,7 @@ def test_the_table_holds_the_means_of_the_run_folders(page: Path, runs: list[Pat
     assert set(scores["method"]) == {"moe_retriever", "majority"}
 
 
-def test_no_sample_and_no_place_on_the_machine_is_named(page: Path, store: Store, inputs: Inputs) -> None:
+def test_the_page_contains_no_sample_ids_and_no_paths(page: Path, store: Store, inputs: Inputs) -> None:
     text = page.read_text() + page.parent.joinpath("results.csv").read_text()
     samples = store.samples().select("sample_id", "subject_id").collect()
     for name in {*samples["sample_id"], *samples["subject_id"]}:
@@ -208,7 +208,7 @@ def test_no_sample_and_no_place_on_the_machine_is_named(page: Path, store: Store
         assert str(place) + "/" not in text
 
 
-def test_the_same_inputs_give_the_same_bytes(page: Path, inputs: Inputs, tmp_path: Path) -> None:
+def test_the_page_is_reproducible(page: Path, inputs: Inputs, tmp_path: Path) -> None:
     write_report(inputs, tmp_path / "index.html")
     assert (tmp_path / "index.html").read_bytes() == page.read_bytes()
     figures = [p for p in page.parent.joinpath("figures").iterdir()]
@@ -217,7 +217,7 @@ def test_the_same_inputs_give_the_same_bytes(page: Path, inputs: Inputs, tmp_pat
         assert (tmp_path / "figures" / figure.name).read_bytes() == figure.read_bytes()
 
 
-def test_only_the_section_of_times_knows_times(page: Path, inputs: Inputs, tmp_path: Path) -> None:
+def test_only_the_section_of_times_contains_times(page: Path, inputs: Inputs, tmp_path: Path) -> None:
     again = []
     for run in inputs.runs:
         again.append(tmp_path / "again" / "toy" / run.parent.name / run.name)
@@ -236,7 +236,7 @@ def test_only_the_section_of_times_knows_times(page: Path, inputs: Inputs, tmp_p
     assert untimed(tmp_path / "index.html") == untimed(page)
 
 
-def test_stores_alone_make_a_page(store: Store, tmp_path: Path) -> None:
+def test_a_page_can_have_stores_only(store: Store, tmp_path: Path) -> None:
     assert main(["report", "--stores", str(store.path), "--out", str(tmp_path / "index.html")]) == 0
     found = checked(tmp_path / "index.html")
     assert "data" in found.ids
@@ -248,7 +248,7 @@ def test_stores_alone_make_a_page(store: Store, tmp_path: Path) -> None:
     assert not (tmp_path / "nothing.html").exists()
 
 
-def test_many_experiments_stay_light(
+def test_a_page_with_many_experiments_stays_small(
     runs: list[Path], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_module, "MAX_DRAWN", 1)
@@ -267,7 +267,7 @@ def test_many_experiments_stay_light(
     assert f"and {60 - cautions.MOST_PLACES} more" in text
 
 
-def test_an_unfinished_run_is_a_fault_and_no_page_is_written(runs: list[Path], tmp_path: Path) -> None:
+def test_an_unfinished_run_is_a_data_error(runs: list[Path], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(DataError, match="finished run"):
         write_report(Inputs(runs=[*runs, tmp_path / "run"]), tmp_path / "index.html")
@@ -278,7 +278,7 @@ def test_an_unfinished_run_is_a_fault_and_no_page_is_written(runs: list[Path], t
     ("content", "found"),
     [("[1]", "a list"), ("{", "JSONDecodeError"), ('{"method": "muse", "n_trials": "7"}', "n_trials and space")],
 )
-def test_a_search_that_is_none_is_a_fault(
+def test_an_invalid_best_json_is_a_data_error(
     content: str, found: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "best.json").write_text(content)
@@ -300,7 +300,7 @@ def test_a_search_that_is_none_is_a_fault(
         '<p style="background: url(a.png)">',
     ],
 )
-def test_markup_that_runs_or_fetches_is_a_fault(active: str, tmp_path: Path) -> None:
+def test_active_markup_is_a_data_error(active: str, tmp_path: Path) -> None:
     suite = tmp_path / "table9"
     suite.mkdir()
     (suite / "table.html").write_text(SUITE + active)
@@ -309,7 +309,7 @@ def test_markup_that_runs_or_fetches_is_a_fault(active: str, tmp_path: Path) -> 
     assert not (tmp_path / "index.html").exists()
 
 
-def test_the_papers_numbers_stand_beside_their_own_view_only() -> None:
+def test_published_values_are_found_for_their_view_only() -> None:
     mask = {"p": 0.3, "mechanism": "mcar"}
     for view in (["text", "audio"], ["audio", "text"]):
         assert published_rows("mosi", view, mask)["MoE-Retriever"] == {"accuracy": Published(66.13, 0.69)}
@@ -320,19 +320,33 @@ def test_the_papers_numbers_stand_beside_their_own_view_only() -> None:
     assert published_rows("toy", ["table"], None) == {}
 
 
-def test_other_options_are_a_variant_and_not_another_seed(runs: list[Path]) -> None:
+def test_runs_with_different_options_are_variants(runs: list[Path]) -> None:
     first, second, other = (read_run(folder) for folder in runs)
     assert [r.label for r in tell_apart([first, second, other])] == ["moe_retriever", "moe_retriever", "majority"]
     wider = replace(second, config=second.config | {"common": second.config["common"] | {"hidden": 16}})
     labels = [r.label for r in tell_apart([first, wider, other])]
     assert labels == ["moe_retriever [hidden=8]", "moe_retriever [hidden=16]", "majority"]
-    # An option that one of the two does not have yet.
+    # An older run that lacks an option.
     older = replace(second, config=second.config | {"options": {"warmup": second.config["options"]["warmup"]}})
     found = tell_apart([first, older])
     assert found[0].label != found[1].label
 
 
-def test_what_was_hidden_in_another_way_is_another_experiment(runs: list[Path]) -> None:
+def test_missingness_is_displayed_in_words_and_recorded_by_name(runs: list[Path]) -> None:
+    run = read_run(runs[0])
+    assert (run.missingness, run.missingness_title) == ("mcar p=0.3", "MCAR, p = 0.3")
+    mask = run.metrics["mask"] | {"mechanism": "block", "redraw": False, "n_blocks": 4}
+    run = replace(run, metrics=run.metrics | {"mask": mask})
+    assert run.missingness == "block p=0.3 n_blocks=4 redraw=False"
+    assert run.missingness_title == "missing in blocks, p = 0.3, blocks = 4, samples without any modality allowed"
+    assert replace(run, metrics=run.metrics | {"mask": None}).missingness_title == "as observed"
+    mask = run.metrics["mask"] | {"mechanism": "mnar_label", "n_blocks": 20, "redraw": True}
+    titles = {run.metrics["task"]: "MNAR by label, p = 0.3", "other": "MNAR by label, p = 0.3, task = other"}
+    for task, title in titles.items():
+        assert replace(run, metrics=run.metrics | {"mask": mask | {"task": task}}).missingness_title == title
+
+
+def test_different_missingness_is_a_different_experiment(runs: list[Path]) -> None:
     run = read_run(runs[0])
     ways: list[dict[str, Any]] = [{}, {"seed": 7}, {"redraw": False}, {"mechanism": "mnar_label"}]
     ways += [ways[-1] | {"strength": 0.3}, ways[-1] | {"task": "label"}]
@@ -358,27 +372,25 @@ def test_other_transforms_are_another_experiment_and_are_described(
         said.append((" ".join(untimed(out).split()), pl.read_csv(out.parent / "results.csv").columns))
     (usual, columns), (other, more) = said
     assert [c for c in more if c not in columns] == ["transforms"]
-    numbers = "numbers were filled with the training"
-    assert (
-        f"fitted on the training samples of the split alone: {numbers} mean, standardised and clipped to ±10; " in usual
-    )
+    numbers = "missing numeric values were imputed with the training"
+    assert f"fitted on the training samples only: {numbers} mean, and numeric features were standardised and" in usual
     assert "Other runs" not in usual
-    assert f"Other runs had transforms with clip=2.0, impute=median: {numbers} median, standardised and" in other
+    assert f"Other runs had transforms with clip=2.0, impute=median: {numbers} median, and numeric" in other
     assert "Other runs had transforms with ld_r2=0.0." in other
     assert "toy: outcome from table + series (clip=2.0, impute=median)" in other
     assert "transform impute=median" in other
 
 
-def test_the_majority_class_is_in_every_table(runs: list[Path], tmp_path: Path) -> None:
+def test_every_table_has_the_majority_class(runs: list[Path], tmp_path: Path) -> None:
     write_report(Inputs(runs=runs[:1]), tmp_path / "index.html")
     said: dict[str, Any] = json.loads((runs[0] / "metrics.json").read_text())["majority"]
     row = re.search(r'<tr class="control">(?:(?!</tr>).)*</tr>', (tmp_path / "index.html").read_text(), re.DOTALL)
     assert row
-    assert f"always {said['class']}" in row[0]
+    assert f"majority class ({said['class']})" in row[0]
     assert f"{100 * said['accuracy']:.2f}" in row[0]
 
 
-def test_the_end_of_a_run_without_models_says_where_the_report_is(
+def test_the_summary_prints_the_path_of_the_report(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_report(Inputs(stores=[store.path]), tmp_path / "report" / "index.html")
@@ -386,7 +398,7 @@ def test_the_end_of_a_run_without_models_says_where_the_report_is(
     assert "report/index.html" in capsys.readouterr().out.replace("\n", "")
 
 
-def test_a_suite_brings_its_stores_cells_and_searches(
+def test_a_suite_includes_its_stores_cells_and_searches(
     inputs: Inputs, runs: list[Path], store: Store, tmp_path: Path
 ) -> None:
     suite = tmp_path / "table9"
@@ -407,8 +419,8 @@ def test_a_suite_brings_its_stores_cells_and_searches(
     text = (tmp_path / "index.html").read_text()
     assert f'id="store-toy-{store.store_id}"' in text
     methods = text[text.index('id="methods-text"') :]
-    assert "Compared were moe_retriever" in methods
-    assert "class frequencies" not in methods
+    assert "methods were compared: moe_retriever" in methods
+    assert "most frequent class" not in methods
     assert "7 trials" in methods
     assert "99 trials" not in methods
     assert 'href="#suites"' in text[text.index('id="cautions"') : text.index('id="data"')]

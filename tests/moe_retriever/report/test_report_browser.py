@@ -1,4 +1,4 @@
-"""The report in a browser: nothing sticks out at phone and desktop width, text can be read, light and dark."""
+"""The report in a browser: layout at phone and desktop width, and text contrast in light and dark mode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mrpipe.cli.main import main
 
 pytestmark = pytest.mark.slow
 
-# Opens everything, then notes what is wider than the window, and the contrast of every text with what is behind it.
+# Opens all sections and records elements wider than the window and the contrast of each text with its background.
 PROBE = """<script>
 for (const part of document.querySelectorAll("details")) part.open = true;
 const rgb = text => (text.match(/[\\d.]+/g) || []).map(Number);
@@ -52,7 +52,7 @@ document.documentElement.dataset.probe = JSON.stringify({
   })(),
 });
 </script>"""
-# A window of headless Chromium is at least 500 pixels wide; a frame can be as narrow as a phone.
+# A window of headless Chromium is at least 500 pixels wide; a frame can have the width of a phone.
 FRAME = """<!doctype html><meta name="color-scheme" content="light dark">
 <iframe id="frame" width="{width}" height="2000"
 style="border: 0" srcdoc="{page}"></iframe><script>
@@ -81,7 +81,9 @@ def page(store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1300])
-def test_the_page_fits_and_can_be_read(page: Path, browser: str, width: int, dark: bool, tmp_path: Path) -> None:
+def test_the_page_fits_with_sufficient_contrast(
+    page: Path, browser: str, width: int, dark: bool, tmp_path: Path
+) -> None:
     probed = page.read_text().replace("</body>", f"{PROBE}</body>")
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.format(width=width, page=html.escape(probed)))

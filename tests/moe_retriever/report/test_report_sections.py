@@ -1,4 +1,4 @@
-"""Sections of the report by themselves: dictionary, jobs, methods text, cautions, quality control."""
+"""Single sections of the report: dictionary, jobs, methods text, warnings, quality control."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ features = st.builds(
 
 @given(st.lists(features, min_size=1, max_size=30))
 @settings(deadline=None, max_examples=40)
-def test_rows_of_the_dictionary_cover_all_features(rows: list[dict[str, Any]]) -> None:
+def test_dictionary_rows_cover_all_features(rows: list[dict[str, Any]]) -> None:
     (entry,) = summarise(frame(rows))
     assert entry["n_features"] == sum(r["n"] for r in entry["rows"]) == len(rows)
     rates = [r["n_missing"] / (r["n_missing"] + r["n_observed"]) for r in rows if r["n_missing"] + r["n_observed"]]
@@ -74,7 +74,7 @@ def test_rows_of_the_dictionary_cover_all_features(rows: list[dict[str, Any]]) -
     assert entry["n_never"] == sum(r["n_observed"] == 0 for r in rows)
 
 
-def test_neighbours_that_differ_in_their_number_are_one_row() -> None:
+def test_numbered_consecutive_features_form_one_row() -> None:
     rows = [feature("age"), *(feature(f"embedding_{i}", kind="embedding") for i in range(384)), feature("weight")]
     (entry,) = summarise(frame(rows))
     assert [(r["name"], r["last"], r["n"]) for r in entry["rows"]] == [
@@ -85,7 +85,7 @@ def test_neighbours_that_differ_in_their_number_are_one_row() -> None:
     assert entry["kinds"] == "2 numeric, 384 embedding"
 
 
-def test_a_dictionary_of_a_million_letters_stays_small() -> None:
+def test_a_large_dictionary_is_truncated() -> None:
     letters = np.array(list("abcdefghij"))
     spelled = ["".join(letters[list(map(int, str(i)))]) for i in range(20_000)]
     (entry,) = summarise(frame([feature(name) for name in spelled]))
@@ -95,7 +95,7 @@ def test_a_dictionary_of_a_million_letters_stays_small() -> None:
 # Jobs.
 
 
-def test_jobs_are_named_by_rule_and_what_they_worked_on(tmp_path: Path) -> None:
+def test_jobs_are_named_by_rule_and_wildcards(tmp_path: Path) -> None:
     files = {
         "mosi/ingest_text": ("ingest", "mosi text"),
         "mosi/seal": ("seal", "mosi"),
@@ -113,7 +113,7 @@ def test_jobs_are_named_by_rule_and_what_they_worked_on(tmp_path: Path) -> None:
     assert set(found.select("rule", "job").rows()) == set(files.values())
 
 
-def test_totals_are_those_of_the_jobs_and_the_slowest_is_named(tmp_path: Path) -> None:
+def test_job_totals_and_slowest_jobs(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     seconds = {f"mosi/ingest_m{i}": float(s) for i, s in enumerate(rng.uniform(1, 9, 40).round(2))}
     seconds |= {f"mosi/split_s{i}": float(s) for i, s in enumerate(rng.uniform(1, 9, 5).round(2))}
@@ -138,7 +138,7 @@ def test_totals_are_those_of_the_jobs_and_the_slowest_is_named(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(None, "–"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
 )
-def test_durations_are_readable(seconds: float | None, shown: str) -> None:
+def test_durations_are_formatted(seconds: float | None, shown: str) -> None:
     assert benchmarks.show_seconds(seconds) == shown
 
 
@@ -207,7 +207,7 @@ CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], No
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_of_the_run_changes_the_text(name: str, trained: ReportedRun, store: Store) -> None:
+def test_every_change_of_a_run_changes_the_text(name: str, trained: ReportedRun, store: Store) -> None:
     before = told([trained], [store])
     assert told([trained], [store]) == before
     assert told([changed(trained, CHANGES[name])], [store]) != before
@@ -224,13 +224,13 @@ def test_a_change_of_the_run_changes_the_text(name: str, trained: ReportedRun, s
         {"store_id": "0" * 16},
     ],
 )
-def test_a_change_of_the_store_changes_the_text(change: dict[str, Any], trained: ReportedRun, store: Store) -> None:
+def test_every_change_of_a_store_changes_the_text(change: dict[str, Any], trained: ReportedRun, store: Store) -> None:
     other = copy.copy(store)
     other.manifest = replace(store.manifest, **change)
     assert told([trained], [other]) != told([trained], [store])
 
 
-def test_a_search_is_told_with_its_budget(trained: ReportedRun, store: Store) -> None:
+def test_a_search_is_described_with_its_budget(trained: ReportedRun, store: Store) -> None:
     search = {"method": "zero_fill", "n_trials": 12, "metric": "macro_f1", "space": {"lr": [0.1, 0.2]}}
     without, told_of = told([trained], [store]), told([trained], [store], [search])
     assert "No hyper-parameter search" in without
@@ -238,7 +238,7 @@ def test_a_search_is_told_with_its_budget(trained: ReportedRun, store: Store) ->
     assert "12 trials (lr ∈ {0.1, 0.2})" in told_of
 
 
-def test_every_citation_has_its_reference_and_every_reference_is_cited(trained: ReportedRun, store: Store) -> None:
+def test_citations_and_references_match(trained: ReportedRun, store: Store) -> None:
     other = changed(trained, CHANGES["method"])
     said = methods_text([trained, other], [store])
     text = " ".join(body for _, body in said.paragraphs)
@@ -248,7 +248,7 @@ def test_every_citation_has_its_reference_and_every_reference_is_cited(trained: 
     assert len(said.references) == len(set(said.references))
 
 
-def test_scans_that_came_without_a_skull_were_not_stripped_of_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skull_stripping_is_described_only_if_performed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     dictionary = store.dictionary.with_columns(source_file=pl.lit("7 raw T1 scans"))
     monkeypatch.setattr(Store, "dictionary", dictionary)
     said = {}
@@ -258,18 +258,18 @@ def test_scans_that_came_without_a_skull_were_not_stripped_of_it(store: Store, m
         said[brain] = told([], [other])
     assert "were skull-stripped [" in said["extract"]
     assert "deepbet" in said["extract"]
-    assert "came skull-stripped and were corrected" in said["stripped"]
+    assert "were provided skull-stripped and were corrected" in said["stripped"]
     assert "deepbet" not in said["stripped"]
 
 
-def test_versions_are_those_of_the_run(trained: ReportedRun, store: Store) -> None:
+def test_software_versions_are_those_of_the_run(trained: ReportedRun, store: Store) -> None:
     versions = trained.cost["versions"]
     text = told([trained], [store])
     assert f"PyTorch {versions['torch']}" in text
     assert f"Python {versions['python']}" in text
 
 
-# Cautions.
+# Warnings.
 
 
 def constant(m: dict[str, Any]) -> None:
@@ -289,24 +289,24 @@ def good(m: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (constant, "One class for every test sample"),
-        (lambda m: m["metrics"]["accuracy"].update(value=0.01), "below that of always saying"),
+        (constant, "All test samples were assigned to one class"),
+        (lambda m: m["metrics"]["accuracy"].update(value=0.01), "below that of always predicting"),
         (lambda m: m["n"].update(test=12), "12 test samples"),
-        (lambda m: m["n"].update(val=0), "No validation samples"),
-        (lambda m: m["training"].update(best_epoch=1), "longer training may help"),
+        (lambda m: m["n"].update(val=0), "no validation samples"),
+        (lambda m: m["training"].update(best_epoch=1), "longer training may improve"),
     ],
 )
-def test_what_is_odd_is_said_and_nothing_else(change: Callable[[Any], None], said: str, trained: ReportedRun) -> None:
+def test_a_problem_gives_exactly_one_warning(change: Callable[[Any], None], said: str, trained: ReportedRun) -> None:
     plain = [changed(trained, lambda m, c, k, s=seed: (good(m), m.update(seed=s))) for seed in range(3)]  # type: ignore[misc]
     assert cautions.of_experiment(trained.experiment, plain) == []
     odd = [changed(run, lambda m, c, k: change(m)) for run in plain]
     (found,) = cautions.of_experiment(trained.experiment, odd)
     assert said in found.text
     (few,) = cautions.of_experiment(trained.experiment, plain[:1])
-    assert "1 seed:" in few.text
+    assert "only 1 seed," in few.text
 
 
-def test_a_caution_of_several_places_is_said_once() -> None:
+def test_equal_warnings_are_merged() -> None:
     found = [cautions.Caution(text, f"place {i}", f"p{i}") for i in range(6) for text in ("a", "b")[: 1 + (i == 0)]]
     a, b = cautions.together(found)
     assert (a.text, len(a.places), a.more) == ("a", cautions.MOST_PLACES, 6 - cautions.MOST_PLACES)
@@ -316,7 +316,7 @@ def test_a_caution_of_several_places_is_said_once() -> None:
 # Quality control.
 
 
-def test_scans_that_failed_or_stand_out_are_shown_and_counted(tmp_path: Path) -> None:
+def test_failed_scans_and_outliers_are_counted_and_shown_first(tmp_path: Path) -> None:
     n = 60
     table = pl.DataFrame(
         {
@@ -337,7 +337,8 @@ def test_scans_that_failed_or_stand_out_are_shown_and_counted(tmp_path: Path) ->
     assert (said["n"], said["n_failed"], said["n_flagged"]) == (60, 6, 1)
     assert said["reasons"] == [("no brain", 6)]
     assert [r["scan"] for r in said["rows"]] == [0, 10, 20, 30, 40, 50, 7]
-    assert [x["name"] for x in said["numbers"]] == ["gm_ml"]
+    assert [x["name"] for x in said["numbers"]] == ["grey-matter volume (ml)"]
+    assert said["rows"][-1]["outlier"] == "outlier: grey-matter volume (ml)"
     assert said["sheet"]
     assert len(said["sheet"]) < 200_000
     assert describe_quality(tmp_path / "nowhere") is None

@@ -1,4 +1,4 @@
-"""MoE-Retriever on a small dataset with gaps."""
+"""MoE-Retriever on a small data set with missing modalities."""
 
 from __future__ import annotations
 

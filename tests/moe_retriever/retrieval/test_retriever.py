@@ -1,4 +1,4 @@
-"""Properties of MoE-Retriever (models.md §2.8), its presets and ablations."""
+"""Properties of MoE-Retriever, its presets and its ablations."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from moe_retriever.retrieval.retriever import INTRA
 from tests.moe_retriever import synthetic
 from tests.moe_retriever.retrieval.retriever_toy import MASKS, made, retriever_case
 
-# models.md §2.8.
+# Properties.
 
 
-def test_gradient_reaches_the_router_and_an_expert_of_every_pool() -> None:
+def test_the_router_and_an_expert_of_every_pool_get_gradients() -> None:
     method, data = made(balance=0.0)
     batch = data.batch(data.rows("train"), "x")
     F.cross_entropy(method.train()(batch).logits, batch.label).backward()
@@ -45,7 +45,7 @@ def test_the_output_depends_on_the_experts() -> None:
 
 @pytest.mark.parametrize("context", ["self", "cross", "query"])
 def test_attention_mixes_the_items_of_a_slot_and_no_others(context: str) -> None:
-    """D4: in the released code a change of one item never reaches another."""
+    """In the released code, items of a slot do not affect each other."""
     method, data = made(context=context)
     items, x = retriever_case(method, data)
     mix = method.retriever.context
@@ -63,7 +63,7 @@ def test_attention_mixes_the_items_of_a_slot_and_no_others(context: str) -> None
         assert set(np.flatnonzero(moved.numpy()).tolist()) <= set(mine.tolist())
 
 
-def test_cross_attention_looks_at_the_other_role_only() -> None:
+def test_cross_attention_is_restricted_to_the_other_role() -> None:
     method, data = made(context="cross", context_block="none")
     items, x = retriever_case(method, data)
     role, target = torch.from_numpy(items.role), torch.from_numpy(items.target)
@@ -74,12 +74,12 @@ def test_cross_attention_looks_at_the_other_role_only() -> None:
     changed = x.clone()
     changed[intra[0]] += 1
     moved = (method.retriever.context(changed, items, role, target) - before).abs().amax(dim=(1, 2)) > 0
-    # Keys and values of an intra item reach inter items; its own query moves itself, but no other intra item.
+    # An intra item affects inter items (by its keys and values) and itself (by its query), but no other intra item.
     assert not moved[intra[1:]].any()
     assert moved[mine[items.role[mine] != INTRA]].all()
 
 
-def test_tokens_use_their_targets_pool_and_the_shared_one_only() -> None:
+def test_tokens_visit_only_experts_of_their_target_and_shared_ones() -> None:
     method, data = made()
     found = method.eval()(data.batch(np.arange(len(data)), "x"), detail=True).diagnostics["routing"]
     n = method.options.n_experts
@@ -91,7 +91,7 @@ def test_tokens_use_their_targets_pool_and_the_shared_one_only() -> None:
     np.testing.assert_allclose(found["share"].sum(axis=1), 1, rtol=1e-5)
 
 
-def test_without_context_routing_every_expert_is_open_to_every_target() -> None:
+def test_without_context_routing_all_experts_are_allowed() -> None:
     method, data = made(context_routing=False, n_experts=2, n_shared=1, top_k=7)
     found = method.eval()(data.batch(np.arange(len(data)), "x"), detail=True).diagnostics["routing"]
     assert (found["weight"] > 0).all()
@@ -129,7 +129,7 @@ OPTIONS: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()) or "paper")
-def test_order_and_company_do_not_change_a_prediction(options: dict[str, object]) -> None:
+def test_predictions_do_not_depend_on_the_batch(options: dict[str, object]) -> None:
     method, data = made(**options)
     method.eval()
     rows = data.rows("test")
@@ -142,7 +142,7 @@ def test_order_and_company_do_not_change_a_prediction(options: dict[str, object]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()) or "paper")
-def test_every_option_trains(options: dict[str, object]) -> None:
+def test_every_option_can_be_trained(options: dict[str, object]) -> None:
     method, data = made(**options)
     batch = data.batch(data.rows("train"), "x")
     out = method.train()(batch)
@@ -153,8 +153,8 @@ def test_every_option_trains(options: dict[str, object]) -> None:
     assert all(torch.isfinite(g).all() for g in grads)
 
 
-def test_supports_are_training_samples() -> None:
-    """A13: whatever is evaluated, nobody but a training sample is ever asked for its features."""
+def test_supporting_samples_are_training_samples() -> None:
+    """In any evaluation, only features of training samples are used as support."""
     method, data = made()
     asked: list[int] = []
     owners = [np.flatnonzero(data.observed[:, m]) for m in range(3)]
@@ -173,8 +173,8 @@ def test_supports_are_training_samples() -> None:
     assert supports <= set(data.rows("train").tolist())
 
 
-def test_a_modality_that_training_never_saw_is_filled_from_the_samples_own() -> None:
-    """A7, last step; without inter tokens nothing is left, and the slot stays masked."""
+def test_a_modality_without_training_samples_is_retrieved_from_own_modalities() -> None:
+    """Without inter-modal items, the slot remains masked."""
     masks = np.ones((20, 3), dtype=bool)
     masks[:, 2] = False
     masks[15:, 2] = True
@@ -185,7 +185,7 @@ def test_a_modality_that_training_never_saw_is_filled_from_the_samples_own() -> 
     assert torch.isfinite(method.eval()(data.batch(np.arange(12), "x")).logits).all()
 
 
-def test_one_modality_alone_needs_no_retrieval() -> None:
+def test_data_with_one_modality_need_no_retrieval() -> None:
     method, data = made(np.ones((12, 1), dtype=bool), kinds=("sequence",))
     out = method.train()(data.batch(data.rows("train"), "x"))
     assert out.losses == {}
@@ -200,8 +200,8 @@ def test_sixteen_modalities() -> None:
 # Presets and ablations.
 
 
-def test_released_code_is_the_mean_of_raw_inputs_and_trains_no_retriever_weight() -> None:
-    """D1: 0.5 · mean(intra) + 0.5 · mean(inter) of the encoders' outputs; zero gradient to router and experts."""
+def test_released_code_averages_its_inputs_and_trains_no_retriever_weights() -> None:
+    """0.5 · mean(intra) + 0.5 · mean(inter) of encoder outputs, without gradients for router and experts."""
     data = synthetic.make(MASKS)
     config = synthetic.config(preset="released-code", dropout=0.0, epochs=10)
     method = synthetic.trained_on(data, config)
@@ -233,16 +233,17 @@ def test_code_intended_uses_its_experts() -> None:
 
 
 @pytest.mark.parametrize(("switch", "role"), [("intra", 1), ("inter", 0)])
-def test_an_ablated_role_is_gone(switch: str, role: int) -> None:
+def test_an_ablation_removes_all_items_of_a_role(switch: str, role: int) -> None:
     method, data = made(**{switch: False})
     items, _ = retriever_case(method, data)
     assert set(items.role.tolist()) == {role}
 
 
-def test_published_sizes() -> None:
-    """models.md §2.6, at H = 128 and P = 16: retriever 1.39, 1.92, 2.45 M; fusion and head 0.137 to 0.142 M.
+def test_numbers_of_parameters_match_the_released_code() -> None:
+    """Released code for H = 128 and P = 16: retriever 1.39, 1.92 and 2.45 M; fusion and head 0.137 to 0.142 M.
 
-    Ours has no gate noise (128 E fewer weights) and three more layer norms: of the slot, of its MHA, of the fusion.
+    Ours lacks gate noise (128 E weights) and has three more layer norms: of retrieved slots, of the attention, and of
+    the fusion.
     """
     from moe_retriever.config import Common
     from moe_retriever.methods.moe_retriever import MoERetrieverOptions

@@ -1,4 +1,4 @@
-"""MoE-Retriever against a slow float64 reference, written from the equations sample by sample."""
+"""MoE-Retriever compared with a slow float64 reference that implements the equations sample by sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.moe_retriever.slow import Slow
 
 
 class SlowRetriever(Slow):
-    """One sample at a time, from Algorithm 1 and Eq. 1–3 with the decisions A2 a, A3, A4, A8 a."""
+    """Algorithm 1 and Eq. 1 to 3 for one sample at a time, with the default choices of docs/method.md."""
 
     def __init__(self, method: MoERetriever, data: Data):
         super().__init__(method, data)
@@ -23,7 +23,7 @@ class SlowRetriever(Slow):
         self.kinds = [s.kind for s in data.spec.modalities]
 
     def encode(self, sample: int, m: int) -> Tensor:
-        """(P, H) of an MLP or of a GRU, step by step."""
+        """Tokens (P, H) of an MLP, or of a GRU computed step by step."""
         if self.kinds[m] == "vector":
             return super().encode(sample, m)
         table, row, name = self.data.tables[m], int(self.data.row[sample, m]), f"encoders.{m}.rnn"
@@ -37,7 +37,7 @@ class SlowRetriever(Slow):
         return self.tokens(state, m)
 
     def routed(self, x: Tensor, target: int) -> Tensor:
-        """Eq. 1 for one token: softmax over the allowed experts, keep the top k as they are."""
+        """Eq. 1 for one token: softmax over the allowed experts, then top-k without renormalisation."""
         o = self.config.own
         shared = range(o.n_experts * len(self.kinds), o.n_experts * len(self.kinds) + o.n_shared)
         allowed = [*range(o.n_experts * target, o.n_experts * (target + 1)), *shared]
@@ -46,7 +46,7 @@ class SlowRetriever(Slow):
         return sum(p[i] * self.expert(x, allowed[i], "retriever.experts") for i in best.indices.tolist())
 
     def supports(self, sample: int, stream: str) -> dict[int, list[int]]:
-        """Samples that support each missing modality; that they are the right ones is another test's business."""
+        """Supporting samples of each missing modality, whose correctness is tested elsewhere."""
         d = self.index.draw(
             self.data.observed[[sample]],
             self.data.keys[[sample]],
@@ -59,7 +59,7 @@ class SlowRetriever(Slow):
         return {int(t): self.rows[d.row[d.start[q] : d.start[q + 1]]].tolist() for q, t in enumerate(d.target)}
 
     def retrieve(self, sample: int, target: int, supports: list[int]) -> Tensor:
-        """Algorithm 1, lines 9–18, for one missing modality: (P, H)."""
+        """Tokens (P, H) of one missing modality by Algorithm 1, lines 9 to 18."""
         mc = np.flatnonzero(self.data.observed[sample]).tolist()
         items = [self.encode(j, target) for j in supports] + [self.encode(sample, m) for m in mc]
         x = torch.cat(items)

@@ -1,4 +1,4 @@
-"""MoE-Retriever in training: warm-up, supports, the bank, and what a step leaves behind."""
+"""Training of MoE-Retriever: warm-up, supporting samples, bank, and no state left by a step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.moe_retriever import synthetic
 from tests.moe_retriever.retrieval.retriever_toy import MASKS, made
 
 
-def test_warm_up_masks_missing_slots_and_does_not_retrieve() -> None:
-    """A15: in the warm-up a missing modality is as if it were not there."""
+def test_the_warm_up_masks_missing_slots_and_does_not_retrieve() -> None:
+    """During the warm-up, predictions equal those without the missing modalities."""
     method, data = made(warmup=0.5, epochs=10)
     rows = np.flatnonzero(~data.observed[:, 2])
     method.begin_epoch(4, 10)
@@ -31,7 +31,7 @@ def test_warm_up_masks_missing_slots_and_does_not_retrieve() -> None:
     assert (method(batch).logits - before).abs().max() > 1e-3
 
 
-def test_warm_up_with_zeros_attends_to_the_empty_slots() -> None:
+def test_the_warm_up_with_zeros_attends_to_empty_slots() -> None:
     method, data = made(warmup=0.5, epochs=10, warmup_kind="zeros")
     method.begin_epoch(0, 10)
     batch = data.batch(np.flatnonzero(~data.observed[:, 2]), "x")
@@ -41,8 +41,8 @@ def test_warm_up_with_zeros_attends_to_the_empty_slots() -> None:
     assert (method(batch).logits - before).abs().max() > 1e-3
 
 
-def test_fresh_supports_get_gradients_and_banked_ones_do_not() -> None:
-    """A12. Modality 1 is seen only through supports of others here."""
+def test_only_freshly_encoded_supporting_samples_get_gradients() -> None:
+    """In this data set, modality 1 is used only as support for other samples."""
     masks = np.ones((30, 2), dtype=bool)
     masks[:5, 1] = False
     for support, reached in (("fresh", True), ("bank", False)):
@@ -53,7 +53,7 @@ def test_fresh_supports_get_gradients_and_banked_ones_do_not() -> None:
         assert (grad is not None and bool(grad.abs().sum() > 0)) == reached
 
 
-def test_the_bank_is_made_anew_each_epoch_and_gives_what_fresh_encoding_gives() -> None:
+def test_the_bank_is_renewed_each_epoch_and_equals_fresh_encodings() -> None:
     method, data = made()
     batch = data.batch(data.rows("test"), "evaluation")
     method.eval()
@@ -73,7 +73,7 @@ def test_the_bank_is_made_anew_each_epoch_and_gives_what_fresh_encoding_gives() 
     assert not torch.allclose(first, fresh)
 
 
-def test_a_banks_copy_predicts_like_the_store() -> None:
+def test_predictions_from_a_stored_bank_equal_those_from_the_store() -> None:
     method, data = made()
     batch = data.batch(data.rows("test"), "evaluation")
     expected = method.eval()(batch).logits
@@ -85,8 +85,8 @@ def test_a_banks_copy_predicts_like_the_store() -> None:
 
 
 def test_hidden_modalities_are_retrieved_and_reconstructed() -> None:
-    """A16 and A19: hiding an observed modality makes a slot whose own encoding is a target."""
-    with pytest.raises(UsageError, match=r"reconstruct=0.5 has no effect: it needs drop_modalities"):
+    """A hidden modality becomes a slot, and its encoding is the target of the reconstruction loss."""
+    with pytest.raises(UsageError, match=r"reconstruct=0.5 requires drop_modalities"):
         made(reconstruct=0.5)
     method, data = made(reconstruct=0.5, drop_modalities=0.4)
     batch = data.batch(data.rows("train"), "x", hide=0.4)
@@ -97,8 +97,8 @@ def test_hidden_modalities_are_retrieved_and_reconstructed() -> None:
     assert 0 < float(out.losses["reconstruct"].detach()) <= 1.0
 
 
-def test_steps_leave_nothing_behind() -> None:
-    """D3: the released code keeps every graph. Here no tensor outlives its step."""
+def test_no_tensor_is_kept_after_a_step() -> None:
+    """The released code keeps the autograd graph of every call."""
     import gc
 
     method, data = made()
@@ -120,7 +120,7 @@ def test_steps_leave_nothing_behind() -> None:
     assert counts[2] == counts[-1]
 
 
-def test_evaluation_keeps_no_statistics() -> None:
+def test_evaluation_does_not_change_statistics() -> None:
     method, data = made(kinds=("image", "vector", "vector"), image_encoder="vgg11_bn")
     before = {k: v.clone() for k, v in method.state_dict().items()}
     method.eval()(data.batch(data.rows("test"), "evaluation"), detail=True)
@@ -128,8 +128,8 @@ def test_evaluation_keeps_no_statistics() -> None:
     assert all(p.grad is None for p in method.parameters())
 
 
-def test_supports_do_not_move_batch_statistics_in_training() -> None:
-    """Two steps on the same batch, with supports and without: the running statistics agree."""
+def test_supporting_samples_do_not_change_batch_statistics() -> None:
+    """Running statistics are equal after a step with and without supporting samples."""
     masks = np.ones((30, 2), dtype=bool)
     masks[:10, 0] = False
     statistics = []
@@ -141,7 +141,7 @@ def test_supports_do_not_move_batch_statistics_in_training() -> None:
     assert statistics[0].abs().sum() > 0
 
 
-def test_equal_seeds_give_equal_encoders_whatever_the_options() -> None:
+def test_encoders_of_equal_seeds_do_not_depend_on_the_options() -> None:
     a, _ = made()
     b, _ = made(n_experts=5, integration="queries")
     c = synthetic.trained_on(synthetic.make(MASKS), synthetic.config(seed=1))
@@ -150,6 +150,6 @@ def test_equal_seeds_give_equal_encoders_whatever_the_options() -> None:
         assert not torch.equal(x, z)
 
 
-def test_config_survives_a_round_trip() -> None:
+def test_the_config_can_be_written_and_read() -> None:
     config = synthetic.config(n_intra=4, lr=1e-3)
     assert Config.from_dict(config.to_dict(), MoERetriever) == config

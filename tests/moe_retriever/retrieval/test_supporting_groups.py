@@ -1,4 +1,4 @@
-"""Supporting groups and draws against brute force (Eq. 2; models.md A6, A7, A14, A16)."""
+"""Supporting groups (Eq. 2), their fallbacks and random draws compared with a brute-force implementation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Masks = NDArray[np.bool_]
 
 @st.composite
 def masks(draw: st.DrawFn) -> tuple[Masks, Masks]:
-    """Reference masks (R, M), any combination but the empty one, and batch masks (B, M)."""
+    """Reference masks (R, M) and batch masks (B, M) with at least one modality per sample."""
     m = draw(st.integers(1, 5))
     code = st.integers(1, 2**m - 1)
     reference = draw(st.lists(code, min_size=1, max_size=25))
@@ -30,13 +30,13 @@ def masks(draw: st.DrawFn) -> tuple[Masks, Masks]:
 
 
 def brute_group(reference: Masks, mc: NDArray[np.bool_], target: int) -> list[int]:
-    """Eq. 2, word for word: { j : mc_j ⊇ mc and T ∈ mc_j }."""
+    """Eq. 2 literally: { j : mc_j ⊇ mc and T ∈ mc_j }."""
     have = [set(np.flatnonzero(row)) for row in reference]
     return [j for j, mc_j in enumerate(have) if mc_j >= set(np.flatnonzero(mc)) and target in mc_j]
 
 
 def brute_nearest(reference: Masks, mc: NDArray[np.bool_], target: int) -> list[int]:
-    """A7: training samples that have T, with the largest overlap with mc, then with the fewest extras."""
+    """Fallback: training samples with T and the largest overlap with mc, then with the fewest other modalities."""
     own = set(np.flatnonzero(mc))
     best: tuple[int, int] | None = None
     rows: list[int] = []
@@ -60,7 +60,7 @@ def draw(reference: Masks, batch: Masks, wanted: object = "observed", **kw: obje
 
 @given(masks())
 @settings(max_examples=200, deadline=None)
-def test_draws_come_from_the_group_of_equation_2_or_its_fallback(case: tuple[Masks, Masks]) -> None:
+def test_draws_are_from_the_group_of_equation_2_or_its_fallback(case: tuple[Masks, Masks]) -> None:
     reference, batch = case
     draws = draw(reference, batch)
     slots = [(i, t) for i in range(len(batch)) for t in range(batch.shape[1]) if not batch[i, t]]
@@ -77,7 +77,7 @@ def test_draws_come_from_the_group_of_equation_2_or_its_fallback(case: tuple[Mas
 
 @given(masks(), st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
-def test_fixed_numbers_and_whole_groups(case: tuple[Masks, Masks], n: int) -> None:
+def test_a_fixed_number_of_samples_and_complete_groups(case: tuple[Masks, Masks], n: int) -> None:
     reference, batch = case
     fixed, whole = draw(reference, batch, n), draw(reference, batch, "all")
     assert (fixed.drawn == np.minimum(n, fixed.group_size)).all()
@@ -87,7 +87,7 @@ def test_fixed_numbers_and_whole_groups(case: tuple[Masks, Masks], n: int) -> No
 @given(masks())
 @settings(max_examples=100, deadline=None)
 def test_a_sample_never_supports_itself(case: tuple[Masks, Masks]) -> None:
-    """A16: training samples some of whose modalities are hidden in this step are members of their own group."""
+    """Training samples with modalities hidden in the current step are members of their own group."""
     reference, _ = case
     rng = np.random.default_rng(len(reference))
     batch = reference & (rng.random(reference.shape) < 0.6)
@@ -103,7 +103,7 @@ def test_a_sample_never_supports_itself(case: tuple[Masks, Masks]) -> None:
         assert sorted(rows) == (others or brute_nearest(without_self, batch[i], t))
 
 
-def test_a_target_that_training_never_saw_draws_nothing() -> None:
+def test_no_samples_are_drawn_for_a_modality_without_training_samples() -> None:
     reference = np.array([[True, False], [True, False]])
     draws = draw(reference, np.array([[True, False]]))
     assert draws.drawn.tolist() == [0]
@@ -114,12 +114,12 @@ def test_rates_count_each_fallback_once() -> None:
     reference = np.array([[True, True, True], [False, False, True]])
     batch = np.array([[True, True, False], [True, False, False]])
     draws = draw(reference, batch)
-    # (0, T=2): one of two wanted. (1, T=1) and (1, T=2): as many as wanted.
+    # (0, T=2): one of two requested samples. (1, T=1) and (1, T=2): the requested number.
     assert draws.rates() == {"small_group": pytest.approx(1 / 3), "empty_group": 0.0, "target_never_seen": 0.0}
 
 
-def test_draws_depend_on_the_sample_alone() -> None:
-    """Neither order nor company: a sample drawn alone gets the rows that it gets in any batch."""
+def test_draws_depend_on_the_sample_only() -> None:
+    """The drawn rows of a sample are the same in any batch and order."""
     reference, batch = random_masks(80, 4, 0), random_masks(12, 4, 1)
     names = ("a", "b", "c", "d")
     keys = keyed.id_keys([f"x{i}" for i in range(len(batch))])
@@ -136,7 +136,7 @@ def test_draws_depend_on_the_sample_alone() -> None:
     assert alone == together
 
 
-def test_streams_and_seeds_give_other_draws() -> None:
+def test_streams_and_seeds_change_the_draws() -> None:
     reference, batch = random_masks(200, 3, 0, p=0.2), random_masks(40, 3, 1, p=0.6)
     keys = keyed.id_keys([f"x{i}" for i in range(40)])
     index = SupportIndex(reference)
@@ -148,12 +148,12 @@ def test_streams_and_seeds_give_other_draws() -> None:
     assert draws[0] != draws[2]
 
 
-def test_every_subset_is_equally_likely() -> None:
-    """Floyd's sampling: 6 000 samples draw 2 of 5; each of the 10 pairs comes up 600 times, give or take."""
+def test_all_subsets_have_equal_probability() -> None:
+    """Floyd's algorithm: 6,000 samples draw 2 of 5, so each of the 10 pairs is expected 600 times."""
     reference = np.ones((5, 3), dtype=bool)
     batch = np.tile([True, True, False], (6000, 1))
     draws = draw(reference, batch)
     pairs = Counter(tuple(sorted(p)) for p in draws.row.reshape(-1, 2).tolist())
     assert set(pairs) == set(combinations(range(5), 2))
     chi2 = sum((n - 600) ** 2 / 600 for n in pairs.values())
-    assert chi2 < 27.9  # 0.1 % point of chi-square with 9 degrees of freedom
+    assert chi2 < 27.9  # 0.1% critical value of the chi-square distribution with 9 degrees of freedom

@@ -1,4 +1,4 @@
-"""Figures of a suite from run folders and measurements, and what a page says of those that are not there."""
+"""Figures of a suite from run folders and measurements, and the notes about missing ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OWN = {"moe_retriever": {"warmup": 1, "n_experts": 2, "n_shared": 1, "expert_ffn
 
 @pytest.fixture(scope="module")
 def runs(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all runs, with two cells that are trained and evaluated."""
+    """The folder of all runs, with two trained and evaluated cells."""
     root = tmp_path_factory.mktemp("runs")
     for method, own in OWN.items():
         out = root / "e" / method / "seed0"
@@ -37,7 +37,7 @@ def runs(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(kind: str, store: Store, runs: Path, folder: Path, **changes: Any) -> tuple[str, set[str]]:
-    """The page of a suite, as Markdown, and the names of its pictures."""
+    """The page of a suite as Markdown, and the names of its figures."""
     rows = [{"name": m.upper(), "method": m, "preset": "paper", "published": "", "control": False} for m in OWN]
     column = {
         "dataset": "toy",
@@ -61,7 +61,15 @@ def drawn(kind: str, store: Store, runs: Path, folder: Path, **changes: Any) -> 
         "columns": [column],
     }
     (folder / "suite.json").write_text(json.dumps(said | changes))
-    command = ["figures", "--suite", str(folder / "suite.json"), "--runs", str(runs), "--costs", str(folder / "costs")]
+    command = [
+        "suite-figures",
+        "--suite",
+        str(folder / "suite.json"),
+        "--runs",
+        str(runs),
+        "--costs",
+        str(folder / "costs"),
+    ]
     assert main([*command, "--out", str(folder)]) == 0
     text = (folder / "table.md").read_text()
     assert text.startswith("# Figure 9: t")
@@ -76,15 +84,15 @@ def pictures(*stems: str) -> set[str]:
 NAME = "toy-tableseriesgenotype"
 
 
-def test_routing_is_drawn_for_what_routes(store: Store, runs: Path, tmp_path: Path) -> None:
+def test_routing_figures_are_drawn_for_methods_with_routing(store: Store, runs: Path, tmp_path: Path) -> None:
     text, found = drawn("patterns_and_routing", store, runs, tmp_path)
     stems = (f"a-{NAME}-patterns", f"b-{NAME}-expert-selection", f"c-{NAME}-combination-shares")
     assert found == pictures(*stems)
-    assert "routing of MOE_RETRIEVER, the run of the first seed" in text
+    assert "routing of MOE_RETRIEVER on the test split" in text
     assert "ZERO_FILL, routing: " in text.split("**Not finished**")[1]
 
 
-def test_rows_and_columns_that_both_draw_have_pictures_of_their_own(store: Store, runs: Path, tmp_path: Path) -> None:
+def test_several_rows_and_columns_have_separate_figures(store: Store, runs: Path, tmp_path: Path) -> None:
     for experiment in ("e-p0.3", "e-p0.5"):
         for label in ("moe_retriever", "moe_retriever-released"):
             shutil.copytree(runs / "e/moe_retriever", tmp_path / "runs" / experiment / label)
@@ -107,7 +115,7 @@ def test_rows_and_columns_that_both_draw_have_pictures_of_their_own(store: Store
     assert found == pictures(*stems)
 
 
-def test_pictures_of_what_a_suite_no_longer_has_are_gone(store: Store, runs: Path, tmp_path: Path) -> None:
+def test_outdated_figures_are_removed(store: Store, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.png").touch()
     _, before = drawn("gradients", store, runs, tmp_path)
     assert before > {"mine.png"}
@@ -116,7 +124,7 @@ def test_pictures_of_what_a_suite_no_longer_has_are_gone(store: Store, runs: Pat
     assert after == {"mine.png"}
 
 
-def test_gradients_of_all_methods_stand_side_by_side(store: Store, runs: Path, tmp_path: Path) -> None:
+def test_the_gradient_figure_has_all_methods(store: Store, runs: Path, tmp_path: Path) -> None:
     text, found = drawn("gradients", store, runs, tmp_path)
     assert found == pictures(f"{NAME}-gradients")
     frame = pl.read_csv(tmp_path / f"{NAME}-gradients.csv")
@@ -126,23 +134,23 @@ def test_gradients_of_all_methods_stand_side_by_side(store: Store, runs: Path, t
     assert f"| ZERO_FILL | {mean:.3g} |".replace("-", "−") in text
 
 
-def test_an_embedding_is_of_samples_that_lack_the_modality(
+def test_an_embedding_figure_shows_samples_that_lack_the_modality(
     store: Store, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The toy store has few samples of a combination, and fewest in its test part.
+    # The toy store has few samples per combination, especially in its test split.
     monkeypatch.setattr(embedding, "FEWEST_SAMPLES", 3)
     monkeypatch.setattr(figures, "Request", partial(analysis.Request, part="train"))
     text, found = drawn("embedding", store, runs, tmp_path, missing="genotype")
     assert found == pictures(f"{NAME}-embedding")
     assert "samples with table+series only" in text
-    assert "zero_fill retrieves nothing" in text
-    # Too few of them is a sentence on the page, not an error.
+    assert "zero_fill does not retrieve" in text
+    # Too few samples are noted on the page and are not an error.
     monkeypatch.setattr(embedding, "FEWEST_SAMPLES", 10_000)
     text, _ = drawn("embedding", store, runs, tmp_path, missing="genotype")
-    assert "at least 10000 is needed" in text
+    assert "at least 10000 samples" in text
 
 
-def test_costs_are_those_of_the_measurements(store: Store, runs: Path, tmp_path: Path) -> None:
+def test_costs_equal_the_measurements(store: Store, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "costs/e").mkdir(parents=True)
     config = make_config(get("zero_fill"), preset="paper", seed=0, overrides=OPTIONS)
     frame = measure(store, [config], modalities=VIEW, steps=1)
@@ -155,7 +163,7 @@ def test_costs_are_those_of_the_measurements(store: Store, runs: Path, tmp_path:
     assert "MOE_RETRIEVER: not measured" in text
 
 
-def test_what_is_not_there_is_said(store: Store, runs: Path, tmp_path: Path) -> None:
+def test_missing_runs_modalities_and_stores_are_listed(store: Store, runs: Path, tmp_path: Path) -> None:
     text, found = drawn("gradients", store, runs, tmp_path, unfinished=["e/zero_fill/seed0", "e/moe_retriever/seed0"])
     assert found == set()
     assert "* e/zero_fill/seed0" in text
@@ -163,8 +171,8 @@ def test_what_is_not_there_is_said(store: Store, runs: Path, tmp_path: Path) -> 
     said["columns"] = [c | {"absent": ["genotype"]} for c in said["columns"]]
     said["columns"] += [c | {"absent": [], "store": str(tmp_path / "no-store")} for c in said["columns"]]
     (tmp_path / "suite.json").write_text(json.dumps(said))
-    command = ["figures", "--suite", str(tmp_path / "suite.json"), "--runs", str(runs), "--costs", str(tmp_path)]
+    command = ["suite-figures", "--suite", str(tmp_path / "suite.json"), "--runs", str(runs), "--costs", str(tmp_path)]
     assert main([*command, "--out", str(tmp_path)]) == 0
     text = (tmp_path / "table.md").read_text()
     assert "the store has no genotype" in text
-    assert "there is no store at" in text
+    assert "no store at" in text

@@ -1,4 +1,4 @@
-"""Tables of a suite: from run folders to Markdown, LaTeX and HTML, beside what the paper printed."""
+"""Tables of a suite from run folders, with published values, as Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLASSES = ("negative", "positive")
 
 
 def write_run(folder: Path, method: str, seed: int, quality: float, *, origin: str = "export") -> None:
-    """A finished run as `train` and `evaluate` leave it, with predictions of a given accuracy."""
+    """Write a finished run like `train` and `evaluate`, with predictions of a given accuracy."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 2, N)
@@ -97,14 +97,14 @@ def column(modalities: list[str], cells: dict[str, Any], absent: list[str] | Non
 
 
 def said_of(columns: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    """A suite.json with these columns."""
+    """Content of a suite.json with these columns."""
     usual = {"suite": "table2", "title": "A & B", "size": "full", "metrics": ["accuracy"], "published": "table2"}
     return usual | {"rows": ROWS, "columns": columns} | changes
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[..., tuple[Page, Path]]:
-    """The tables of two methods and a control; seed 2 of MUSE did not finish, and a view is not in the store."""
+    """Tables of two methods and a control; seed 2 of MUSE did not finish, and the store lacks one view."""
 
     def make(unfinished: tuple[str, ...] = (), origin: str = "export", mechanism: str = "mcar") -> tuple[Page, Path]:
         for method, quality in (("moe_retriever", 0.8), ("muse", 0.7), ("majority", 0.5)):
@@ -123,7 +123,7 @@ def made(tmp_path: Path) -> Callable[..., tuple[Page, Path]]:
     return make
 
 
-def test_ours_stand_beside_the_published_with_interval_and_difference(made: Any) -> None:
+def test_tables_have_values_with_intervals_differences_and_published_values(made: Any) -> None:
     page, folder = made()
     scores = pl.read_parquet(folder / "scores.parquet")
     moe = scores.filter(row="MoE-Retriever", metric="accuracy", column=0).row(0, named=True)
@@ -133,7 +133,7 @@ def test_ours_stand_beside_the_published_with_interval_and_difference(made: Any)
     assert (moe["published"], moe["published_sd"]) == (66.13, 0.69)
     muse = scores.filter(row="MUSE", metric="accuracy", column=0).row(0, named=True)
     assert (muse["seeds"], moe["seeds"]) == (2, 3)
-    # On the two seeds that both have, one is right where the other is and on a tenth of the samples more.
+    # On the two common seeds, MoE-Retriever is correct on an additional tenth of the samples.
     assert muse["difference"] == pytest.approx(-10.0, abs=0.3)
     assert muse["difference_high"] < 0
     assert moe["leads"]
@@ -141,12 +141,12 @@ def test_ours_stand_beside_the_published_with_interval_and_difference(made: Any)
     assert "| MoE-Retriever | **82" in text
     assert "| *MoE-Retriever, as published* | 66.13 ± 0.69 |" in text
     assert "| *majority class* |" in text
-    assert "Settings: of 6 that were tried" in text
+    assert "best validation score in 6 trials" in text
     assert page.faults == ("e/muse/seed2",)
     assert "e/muse/seed2" in text
 
 
-def test_two_stores_of_a_dataset_are_two_tables_and_each_says_its_origin(tmp_path: Path) -> None:
+def test_two_stores_of_a_dataset_have_separate_tables_with_their_origin(tmp_path: Path) -> None:
     columns = []
     for name, origin in (("mosi", "export"), ("toy", "simulated")):
         write_run(tmp_path / "runs" / name / "majority" / "seed0", "majority", 0, 0.5, origin=origin)
@@ -161,7 +161,7 @@ def test_two_stores_of_a_dataset_are_two_tables_and_each_says_its_origin(tmp_pat
         assert "store toy" in toy
 
 
-def test_columns_that_differ_have_other_names() -> None:
+def test_different_columns_have_different_names() -> None:
     usual = column(["text", "audio"], {})
     strong = usual | {"missingness": {"mechanism": "mnar_label", "p": 0.3, "strength": 1.0}}
     columns = [usual, usual | {"missingness": None}, usual | {"task": "mood"}, usual | {"scheme": "uniform"}, strong]
@@ -169,38 +169,39 @@ def test_columns_that_differ_have_other_names() -> None:
     names = [c.name for c in parse_suite(said_of(columns)).columns]
     assert len(set(names)) == len(columns)
     assert names[0] == "A+T, p = 0.3"
+    assert names[-1] == "A+T, MNAR by label, p = 0.3"
 
 
-def test_what_the_paper_took_away_at_random_is_not_beside_another_mechanism(made: Any) -> None:
+def test_published_values_are_shown_only_for_the_papers_mechanism(made: Any) -> None:
     _, folder = made(mechanism="block")
     assert pl.read_parquet(folder / "scores.parquet")["published"].count() == 0
     assert "as published" not in (folder / "table.md").read_text()
 
 
-def test_what_is_not_there_is_said(made: Any) -> None:
+def test_unfinished_runs_and_absent_modalities_are_listed(made: Any) -> None:
     page, folder = made(unfinished=tuple(f"e/moe_retriever/seed{s}" for s in range(3)))
     text = (folder / "table.md").read_text()
-    assert "| MoE-Retriever | not finished | not in this store |" in text
+    assert "| MoE-Retriever | not finished | not in store |" in text
     assert "the store has no vision" in text
     assert len(page.faults) == 4
     assert pl.read_parquet(folder / "scores.parquet")["difference"].null_count() > 0
 
 
-def test_simulated_data_are_in_plain_sight(made: Any) -> None:
+def test_simulated_data_are_marked_in_every_format(made: Any) -> None:
     page, folder = made(origin="simulated")
     assert page.simulated
     for name in ("table.md", "table.html", "table.tex"):
         text = (folder / name).read_text()
         assert "simulated export" in text
-        assert "nothing about real data" in text
+        assert "no conclusions about real data" in text
 
 
 @pytest.mark.parametrize("known", ["text", ANY])
-def test_the_regret_is_what_the_best_possible_prediction_has_more(made: Any, tmp_path: Path, known: str) -> None:
+def test_regret_is_the_difference_to_the_best_possible_prediction(made: Any, tmp_path: Path, known: str) -> None:
     _, folder = made(origin="simulated")
     run = pl.read_parquet(folder / "runs/e/moe_retriever/seed0/predictions.parquet")
     ids = run["sample_id"].to_list()
-    # Of what shows the text alone, or of anything, a prediction that is right for all; with both, for a half.
+    # Given the text alone (or any modalities), the prediction is correct for all samples; given both, for half of them.
     right = np.stack([run["label"] == c for c in CLASSES], axis=1).astype(float)
     half = np.where(np.arange(N)[:, None] % 2 == 0, right, 1 - right)
     best = {(known,) if known else (): right, ("text", "audio"): half}
@@ -214,7 +215,7 @@ def test_the_regret_is_what_the_best_possible_prediction_has_more(made: Any, tmp
     expected = 100 * np.where(both, np.arange(N) % 2 == 0, True).mean()
     possible = scores.filter(row=BEST).row(0, named=True)
     moe = scores.filter(row="MoE-Retriever").row(0, named=True)
-    # The labels of the seeds differ, and the truth is that of the first.
+    # The labels differ between seeds; the truth has those of the first.
     assert possible["seeds"] == 3
     assert moe["regret"] == pytest.approx(possible["mean"] - moe["mean"])
     assert not possible["leads"]
@@ -224,7 +225,7 @@ def test_the_regret_is_what_the_best_possible_prediction_has_more(made: Any, tmp
     assert f"| *{BEST}* |" in (folder / "table.md").read_text()
 
 
-def test_without_the_truth_of_every_sample_there_is_no_regret(made: Any, tmp_path: Path) -> None:
+def test_regret_requires_the_truth_of_every_sample(made: Any, tmp_path: Path) -> None:
     _, folder = made(origin="simulated")
     p = np.full((2, 2), 0.5)
     write_best(tmp_path / "truth", "sentiment", CLASSES, ["000", "001"], {(): p})
@@ -234,15 +235,15 @@ def test_without_the_truth_of_every_sample_there_is_no_regret(made: Any, tmp_pat
     assert best_possible(folder / "runs/e/moe_retriever/seed0", best) is None
 
 
-def test_a_table_from_nothing_says_so(made: Any) -> None:
+def test_a_table_without_finished_runs_is_marked(made: Any) -> None:
     folders = tuple(f"e/{m}/seed{s}" for m in ("moe_retriever", "muse", "majority") for s in range(3))
     page, folder = made(unfinished=folders)
     assert page.details == ()
-    assert "nothing finished" in (folder / "table.md").read_text()
+    assert "no finished runs" in (folder / "table.md").read_text()
 
 
 class Tags(HTMLParser):
-    """Checks that tags nest, and gathers the classes."""
+    """Check that tags nest, and collect the classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -258,7 +259,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_fragment_is_well_formed_and_has_the_agreed_classes(made: Any) -> None:
+def test_the_html_fragment_is_well_formed_and_has_the_documented_classes(made: Any) -> None:
     _, folder = made()
     text = (folder / "table.html").read_text()
     tags = Tags()
@@ -282,7 +283,7 @@ def test_latex_is_escaped_and_rectangular(made: Any) -> None:
     assert not re.search(r"(?<!\\)[%#_]", re.sub(r"\\resizebox.*%", "", uncommented))
 
 
-def test_rendering_escapes_each_form() -> None:
+def test_rendering_escapes_special_characters() -> None:
     nasty = "a|b & <c> 5 % _x_"
     grid = PageTable(nasty, ("method", nasty), (Line("method", nasty, (Cell(nasty, "ours", True),)),))
     page = Page("t", nasty, False, (), (grid,), ())
@@ -291,7 +292,7 @@ def test_rendering_escapes_each_form() -> None:
     assert "a|b &amp; &lt;c&gt; 5 % _x_" in html(page)
 
 
-def test_the_results_are_tidy_and_whole(made: Any) -> None:
+def test_the_results_are_tidy_and_complete(made: Any) -> None:
     _, folder = made()
     frame = write_results(folder / "runs", folder / "results.parquet")
     assert pl.read_parquet(folder / "results.parquet").equals(frame)
@@ -306,7 +307,7 @@ def test_the_results_are_tidy_and_whole(made: Any) -> None:
 
 
 @pytest.mark.parametrize("origin", ["export", "simulated"])
-def test_the_comparison_has_every_published_value_and_where_ours_come_from(made: Any, origin: str) -> None:
+def test_the_comparison_has_all_published_values_and_the_origin_of_ours(made: Any, origin: str) -> None:
     _, folder = made(origin=origin)
     with pytest.raises(DataError, match="absent"):
         read_scores([folder, folder / "absent"])
@@ -327,13 +328,13 @@ def test_the_comparison_has_every_published_value_and_where_ours_come_from(made:
     assert page.simulated == (origin == "simulated")
 
 
-def test_data_that_the_paper_does_not_have_are_called_after_their_store() -> None:
+def test_datasets_that_are_not_in_the_paper_are_named_after_their_store() -> None:
     other = column(["text", "audio"], {}) | {"dataset": "tables", "store": "results/stores/icu"}
     paper, own = parse_suite(said_of([column(["text", "audio"], {}), other])).columns
     assert (paper.data, own.data) == ("CMU-MOSI", "icu")
 
 
-def test_columns_pooled_differ_by_the_mean_of_their_differences(made: Any) -> None:
+def test_a_pooled_difference_is_the_mean_over_columns(made: Any) -> None:
     _, folder = made()
     for seed in (0, 1):
         write_run(folder / "runs/f/moe_retriever" / f"seed{seed}", "moe_retriever", seed, 0.9)
@@ -342,30 +343,30 @@ def test_columns_pooled_differ_by_the_mean_of_their_differences(made: Any) -> No
     columns = [first, absent, replace(first, experiment="f")]
     found = differences(folder, columns, "MoE-Retriever", "MUSE", "accuracy")
     assert set(found) == {"all", "text", "text+audio"}
-    # Two seeds that both have in each: 10 points in the first column, 30 in the other.
+    # Over the two common seeds, the difference is 10 points in the first column and 30 in the other.
     assert 100 * found["all"].value == pytest.approx(20.0, abs=0.5)
     assert found["all"].low is not None
     assert found["all"].low < found["all"].value < (found["all"].high or 0)
 
 
-def test_a_file_that_is_no_suite_is_a_data_fault(tmp_path: Path) -> None:
+def test_an_invalid_suite_json_is_a_data_error(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     for name in ("a.json", "absent.json"):
         with pytest.raises(DataError, match=name):
             read_suite(tmp_path / name)
 
 
-# What the paper printed
+# Published values
 
 
-def test_the_published_figures_are_those_of_the_paper(project: Path) -> None:
+def test_the_published_values_equal_those_of_the_paper(project: Path) -> None:
     original = project.parent / "shared" / "paper" / "results.csv"
     if not original.is_file():
-        pytest.skip("the paper's figures are not beside this checkout (../shared/paper/results.csv)")
+        pytest.skip("the paper's values are not available (../shared/paper/results.csv)")
     assert FILE.read_bytes() == original.read_bytes()
 
 
-def test_every_published_figure_is_found_by_our_names() -> None:
+def test_every_published_value_is_found_by_our_names() -> None:
     frame = published_table()
     assert len(frame) == 296
     names = {"CMU-MOSI": "mosi", "ENRICO": "enrico", "ADNI": "adni", "MIMIC": "mimic"}

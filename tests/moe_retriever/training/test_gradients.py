@@ -1,4 +1,4 @@
-"""Gradient similarities of modality pairs: what they are, and that recording them leaves no trace in the training."""
+"""Gradient similarity of modality pairs: values against their definition, and no side effects on training."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ GRADIENT = [n for n in names() if get(n).gradient]
 
 
 @pytest.mark.parametrize("method", GRADIENT)
-def test_recording_does_not_move_a_bit_of_the_training(method: str, store: Store, tmp_path: Path) -> None:
-    """Batch statistics (VGG11 with batch norm), curricula, running bandwidths and noise streams included."""
+def test_recording_does_not_change_the_training(method: str, store: Store, tmp_path: Path) -> None:
+    """Includes batch statistics (VGG11 with batch norm), curricula, running bandwidths and noise streams."""
     states = []
     for rows in (0, 12):
         config = make_config(get(method), preset="paper", seed=0, overrides={**SMALL, "gradient_rows": rows})
@@ -55,7 +55,7 @@ def test_recording_does_not_move_a_bit_of_the_training(method: str, store: Store
 
 
 def test_token_similarity_is_the_mean_cosine_of_single_samples() -> None:
-    """Against a loop: one sample at a time, through the fusion alone."""
+    """Reference: a loop over single samples through the fusion alone."""
     data = synthetic.make(synthetic.random_masks(30, 3, 0), ("vector", "sequence", "vector"))
     method = synthetic.trained_on(data, synthetic.config("attention_mask"))
     rows = keyed_rows(data, data.rows("train"), 100, 0)
@@ -83,7 +83,7 @@ def test_token_similarity_is_the_mean_cosine_of_single_samples() -> None:
 
 
 def test_shared_similarity_compares_the_gradients_of_each_modality_alone() -> None:
-    """Against the same model trained on data in which only one modality exists."""
+    """Reference: the same model on data in which only one modality is observed."""
     data = synthetic.make(np.ones((24, 2), dtype=bool), ("vector", "sequence"), parts=(1.0, 0.0))
     method = synthetic.trained_on(data, synthetic.config("attention_mask"))
     rows = data.rows("train")
@@ -101,8 +101,8 @@ def test_shared_similarity_compares_the_gradients_of_each_modality_alone() -> No
     assert all(p.grad is None for p in method.parameters())
 
 
-def test_what_the_numbers_must_be_where_nothing_or_everything_is_shared() -> None:
-    """Heads of their own share no weight: 0. Two copies of one modality under one head weight: 1."""
+def test_similarity_is_0_without_shared_weights_and_1_for_identical_modalities() -> None:
+    """Separate heads share no weights; two copies of one modality with equal head weights have equal gradients."""
     data = synthetic.make(np.ones((20, 2), dtype=bool))
     rows = data.rows("train")
     apart = frame(gradient_similarity(synthetic.trained_on(data, synthetic.config("late_fusion")), data, rows, 1))
@@ -115,7 +115,7 @@ def test_what_the_numbers_must_be_where_nothing_or_everything_is_shared() -> Non
     assert same["cosine"].item() == pytest.approx(1.0, abs=1e-6)
 
 
-def test_the_rows_are_keyed_and_have_something_to_compare() -> None:
+def test_rows_are_drawn_by_key_among_samples_with_two_modalities() -> None:
     data = synthetic.make(synthetic.random_masks(60, 3, 0))
     train = data.rows("train")
     some = keyed_rows(data, train, 10, 0)
@@ -127,7 +127,7 @@ def test_the_rows_are_keyed_and_have_something_to_compare() -> None:
     assert len(keyed_rows(data, train, 0, 0)) == 0
 
 
-def test_one_modality_or_none_to_compare_gives_an_empty_table() -> None:
+def test_a_single_modality_gives_an_empty_table() -> None:
     data = synthetic.make(np.ones((10, 1), dtype=bool))
     method = synthetic.trained_on(data, synthetic.config("attention_mask"))
     assert frame(gradient_similarity(method, data, keyed_rows(data, data.rows("train"), 5, 0), 1)).is_empty()

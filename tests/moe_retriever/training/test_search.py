@@ -1,4 +1,4 @@
-"""Hyper-parameter search: one budget for all, validation only, whole after a kill; `train` takes its result."""
+"""Hyper-parameter search: equal budgets, validation scores only, resuming, and `train --options`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def drawn(method: str, n: int, space: object = None, seed: int = 0) -> list[dict
     return [options for options, _ in trials]
 
 
-def test_trials_are_the_preset_and_then_different_draws_that_more_trials_only_add_to() -> None:
+def test_trials_are_the_preset_and_distinct_draws_and_a_larger_budget_only_adds_trials() -> None:
     common = get("zero_fill")
     first = make_config(common, preset="paper", seed=0, overrides={}).common
     trials = drawn("zero_fill", 12)
@@ -54,11 +54,11 @@ def test_trials_are_the_preset_and_then_different_draws_that_more_trials_only_ad
     assert drawn("zero_fill", 12, seed=1) != trials
     everything = drawn("zero_fill", 1000)
     assert len(everything) == 18
-    # Golden: another version of a library must not draw other trials.
+    # Fixed expectation: the draws must not depend on library versions.
     assert [t["lr"] for t in trials[1:5]] == [0.001, 0.0001, 0.0003, 0.0003]
 
 
-def test_the_help_names_the_candidates(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_common_candidates(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["search", "--help"])
     text = capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_the_help_names_the_candidates(capsys: pytest.CaptureFixture[str]) -> No
         assert tuple(float(v) for v in listed.split(", ")) == values
 
 
-def test_every_method_has_the_same_budget_and_the_same_common_candidates() -> None:
+def test_all_methods_have_the_same_budget_and_common_candidates() -> None:
     for name in names():
         method = get(name)
         assert not set(method.space) & set(COMMON_SPACE), name
@@ -76,7 +76,7 @@ def test_every_method_has_the_same_budget_and_the_same_common_candidates() -> No
         assert all(set(COMMON_SPACE) <= set(t) for t in trials), name
 
 
-def test_a_search_ends_with_the_best_trial_of_validation(store: Store, tmp_path: Path) -> None:
+def test_a_search_selects_the_trial_with_the_best_validation_score(store: Store, tmp_path: Path) -> None:
     content = run(store, tmp_path)
     frame = pl.read_parquet(tmp_path / "trials.parquet")
     assert frame["trial"].to_list() == [0, 1, 2]
@@ -88,15 +88,17 @@ def test_a_search_ends_with_the_best_trial_of_validation(store: Store, tmp_path:
     kept = [p.parent.name for p in tmp_path.glob("trials/*/model.pt")]
     assert kept == [str(best["trial"])]
     assert len(list(tmp_path.glob("trials/*/history.parquet"))) == 3
-    # The search's winner, trained by hand, is the same run.
+    # Training with the selected options reproduces the trial.
     again = job(store, tmp_path / "again", **content["overrides"])  # type: ignore[arg-type]
     run_training(again)
     history = (again.run / "history.parquet").read_bytes()
     assert history == (tmp_path / "trials" / str(best["trial"]) / "history.parquet").read_bytes()
 
 
-def test_the_test_part_leaves_no_trace(toy_stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Canary: other features and the opposite labels in every test row; not a byte of the trials moves."""
+def test_the_test_split_does_not_affect_a_search(
+    toy_stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Different features and inverted labels in all test rows leave the trials identical to the byte."""
     run(open_store(toy_stores / "plain"), tmp_path / "plain")
     features: list[torch.Tensor] = []
     for name in ("plain", "shifted"):
@@ -117,7 +119,7 @@ def test_the_test_part_leaves_no_trace(toy_stores: Path, tmp_path: Path, monkeyp
     assert same[0] == same[1]
 
 
-def test_a_killed_search_continues_and_repeats_nothing(
+def test_a_killed_search_resumes_without_repeating_epochs(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(store, tmp_path / "whole")
@@ -160,7 +162,7 @@ def test_trials_with_other_transforms_are_run_again(store: Store, tmp_path: Path
     assert contents[2]["score"] != contents[0]["score"]
 
 
-def test_the_best_is_the_first_of_the_best_scores_and_the_lowest_loss() -> None:
+def test_ties_are_broken_by_trial_number_and_loss_is_minimised() -> None:
     scores = [None, 0.4, 0.7, 0.7, 0.1]
     trials = [Trial(number=i, options={}, status="finished", score=s) for i, s in enumerate(scores)]
     assert best_of(trials, "accuracy") is trials[2]
@@ -168,7 +170,7 @@ def test_the_best_is_the_first_of_the_best_scores_and_the_lowest_loss() -> None:
     assert best_of(trials[:1], "loss") is None
 
 
-def test_a_diverged_trial_is_a_failed_trial(store: Store, tmp_path: Path) -> None:
+def test_a_diverged_trial_counts_as_failed(store: Store, tmp_path: Path) -> None:
     space = {"lr": [1e30]}
     content = search(job(store, tmp_path), get("zero_fill"), preset="paper", fixed=SMALL, space=space, n_trials=5)
     frame = pl.read_parquet(tmp_path / "trials.parquet")
@@ -177,7 +179,7 @@ def test_a_diverged_trial_is_a_failed_trial(store: Store, tmp_path: Path) -> Non
     assert (content["trial"], content["n_trials"], content["n_failed"]) == (0, 2, 1)
 
 
-def test_a_search_whose_trials_all_fail_says_why_and_names_no_best(
+def test_a_search_whose_trials_all_fail_reports_why_and_writes_no_best(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [f"{k}={v}" for k, v in {**SMALL, "lr": 1e30, "dropout": 0.1}.items()]
@@ -196,13 +198,13 @@ def test_a_search_whose_trials_all_fail_says_why_and_names_no_best(
         *settings,
     ]
     assert main(command) == 1
-    assert "none of 2 trials gave a validation score: training diverged" in capsys.readouterr().err
+    assert "none of 2 trials produced a validation score: training diverged" in capsys.readouterr().err
     assert pl.read_parquet(tmp_path / "trials.parquet")["status"].to_list() == ["diverged"] * 2
     assert not (tmp_path / "best.json").exists()
 
 
 @pytest.mark.parametrize("method", [n for n in names() if get(n).gradient])
-def test_divergence_of_any_method_is_one_message(
+def test_divergence_is_reported_for_every_method(
     method: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [f"{k}={v}" for k, v in {**SMALL, "lr": 1e30}.items()]
@@ -226,7 +228,7 @@ def test_divergence_of_any_method_is_one_message(
 
 
 @pytest.mark.parametrize("method", ["majority", "logistic", "gradient_boosting"])
-def test_methods_that_choose_themselves_have_one_trial(
+def test_methods_with_internal_selection_have_one_trial(
     method: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["search", "--store", str(store.path), "--method", method, "--out", str(tmp_path), "--quiet"]
@@ -237,7 +239,9 @@ def test_methods_that_choose_themselves_have_one_trial(
     assert 0 <= content["score"] <= 1
 
 
-def test_train_takes_the_options_and_set_wins(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_reads_options_and_set_overrides_them(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     best = {"method": "zero_fill", "preset": "paper", "overrides": {**SMALL, "epochs": 1, "lr": 3e-4}}
     path = tmp_path / "best.json"
     path.write_text(json.dumps(best))
@@ -269,14 +273,14 @@ def test_train_takes_the_options_and_set_wins(store: Store, tmp_path: Path, caps
     ("content", "code", "messages"),
     [
         ("lr: [0.1, fast]\nheads: [3]\nspeed: [1]", 2, ["lr='fast'", "multiple of heads=3", "no option 'speed'"]),
-        ("lr: 0.1\ndropout: []\nhidden: [8, 8]", 3, ["'lr'", "'dropout'", "different values"]),
+        ("lr: 0.1\ndropout: []\nhidden: [8, 8]", 3, ["'lr'", "'dropout'", "distinct values"]),
         ("- lr", 3, ["a mapping of options"]),
         ("lr: [2020-01-01]", 2, ["lr=", "2020"]),
         ("lr: [", 3, ["a YAML or JSON file"]),
         ("select_metric: [loss, accuracy]", 2, ["select_metric cannot be searched"]),
     ],
 )
-def test_a_faulty_space_is_refused_with_all_its_faults(
+def test_an_invalid_space_is_rejected_with_all_its_errors(
     content: str, code: int, messages: list[str], store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     space = tmp_path / "space.yaml"
@@ -289,7 +293,7 @@ def test_a_faulty_space_is_refused_with_all_its_faults(
     assert not out.exists()
 
 
-def test_an_option_that_is_set_is_not_varied(store: Store, tmp_path: Path) -> None:
+def test_fixed_options_are_not_varied(store: Store, tmp_path: Path) -> None:
     content = run(store, tmp_path, n_trials=2, dropout=0.2, epochs=1)
     assert "dropout" not in content["space"]  # type: ignore[operator]
     assert content["overrides"]["dropout"] == 0.2  # type: ignore[index]
@@ -298,7 +302,9 @@ def test_an_option_that_is_set_is_not_varied(store: Store, tmp_path: Path) -> No
     assert frame["score"].is_finite().all()
 
 
-def test_no_validation_part_is_a_usage_error(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_without_validation_split_is_a_usage_error(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = load(store, modalities=VIEW)
     data.part[data.part == 1] = 0
     monkeypatch.setattr(search_module, "load_data", lambda j: data)

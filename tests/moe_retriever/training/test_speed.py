@@ -1,4 +1,4 @@
-"""What makes a step fast changes no number: grouped products, the bank, the authors' loop beside ours; flat memory."""
+"""Optimisations do not change results (grouped experts, linear layers, bank, authors' loop); memory stays constant."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ T, K, E, H, FFN, R = 30, 2, 5, 4, 6, 7
 
 
 def _loop(x: Tensor, expert: Tensor, weight: Tensor, keep: Tensor, row: Tensor, w: list[Tensor]) -> Tensor:
-    """Visit by visit; `keep` by (token, k)."""
+    """Reference: one expert visit at a time; `keep` is indexed by (token, k)."""
     out = [torch.zeros(H, dtype=x.dtype) for _ in range(R)]
     for t in range(T):
         for k in range(K):
@@ -81,8 +81,8 @@ def test_grouped_experts_and_their_gradients_equal_a_loop_over_visits(merged: bo
 
 @pytest.mark.parametrize("n", [3, 256, 300, 4100])
 @pytest.mark.parametrize("bias", [False, True])
-def test_linear_layers_equal_torchs_own(n: int, bias: bool) -> None:
-    """Whole blocks of rows and the rest; with oneDNN switched off the layer is `F.linear` itself."""
+def test_linear_layers_equal_torch(n: int, bias: bool) -> None:
+    """Covers full blocks of rows and the remainder; without oneDNN the layer is `F.linear`."""
     g = torch.Generator().manual_seed(0)
     layer = Linear(6, 5, bias=bias)
     x = torch.randn(n, 6, generator=g, requires_grad=True)
@@ -102,11 +102,11 @@ def test_linear_layers_equal_torchs_own(n: int, bias: bool) -> None:
     assert counter.get_total_flops() == 2 * n * 6 * 5
 
 
-# The authors' loop. Attention runs across a slot's items as the paper says (`across`); noise and dropout are off.
+# The authors' loop, with attention across the items of a slot as in the paper (`across`), without noise and dropout.
 
 
 def _peer(method: MoERetriever, data: Data, *, released: bool, stream: str) -> Peer:
-    """The peer with our weights and our draws."""
+    """The authors' implementation with our weights and draws."""
     c, o = method.config.common, method.options
     s = Settings(
         hidden=c.hidden,
@@ -184,8 +184,8 @@ def _dense(data: Data) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("released", [False, True])
-def test_the_authors_loop_gives_our_numbers_where_both_compute_the_same(released: bool) -> None:
-    """Outputs and gradients; so the benchmark compares two ways to do one piece of arithmetic."""
+def test_the_authors_loop_has_equal_outputs_and_gradients(released: bool) -> None:
+    """The speed benchmark therefore compares two implementations of the same computation."""
     data = synthetic.make(synthetic.random_masks(50, 3, 4, p=0.45), ("vector", "genotype", "vector"))
     preset = "released-code" if released else "code-intended"
     options: dict[str, Any] = {"fusion_block": "code", "warmup": 0, "dropout": 0.0, "balance": 0.0, "expert_ffn": 24}
@@ -211,7 +211,7 @@ def test_the_authors_loop_gives_our_numbers_where_both_compute_the_same(released
     ]
     experts = (peer.retriever.experts.w_out, method.retriever.experts.w_out)
     if released:
-        # D1: what the experts compute has no effect, so they get no gradient.
+        # In the released code the experts' output is discarded, so they get no gradient.
         assert experts[0].grad is None
     else:
         pairs += [experts, (peer.retriever.experts.w_in, method.retriever.experts.w_in)]
@@ -225,7 +225,7 @@ def test_the_authors_loop_gives_our_numbers_where_both_compute_the_same(released
 # The bank.
 
 
-def test_predictions_from_the_bank_equal_fresh_ones_and_encode_nothing_twice() -> None:
+def test_predictions_from_the_bank_equal_fresh_ones_and_encode_each_row_once() -> None:
     data = synthetic.make(synthetic.random_masks(50, 3, 4, p=0.45), ("vector", "volume", "sequence"))
     method = synthetic.trained_on(data, synthetic.config(dropout=0.0)).eval()
     rows = data.rows("test")
@@ -236,7 +236,7 @@ def test_predictions_from_the_bank_equal_fresh_ones_and_encode_nothing_twice() -
     np.testing.assert_allclose(again, first, rtol=1e-5, atol=1e-6)
     with _encoded(method) as counts:
         predict(method, data, rows, draws=3)
-    # Three draws meet many rows more than once, and no row is encoded more than once.
+    # Three draws use many rows repeatedly, but no row is encoded more than once.
     met = [(set(data.row[rows, m]) | set(data.row[data.rows("train"), m])) - {-1} for m in range(3)]
     assert [data.observed[rows, m].sum() < n <= len(met[m]) for m, n in enumerate(counts)] == [True] * 3
     small = synthetic.trained_on(data, synthetic.config(dropout=0.0, bank_mb=0.0)).eval()
@@ -245,7 +245,7 @@ def test_predictions_from_the_bank_equal_fresh_ones_and_encode_nothing_twice() -
 
 @contextmanager
 def _encoded(method: Method) -> Iterator[list[int]]:
-    """How many entries of each modality were encoded within."""
+    """Count the entries of each modality that are encoded inside the context."""
     counts = [0] * len(method.encoders)
 
     def count(m: int) -> Any:
@@ -260,7 +260,7 @@ def _encoded(method: Method) -> Iterator[list[int]]:
         hook.remove()
 
 
-def test_what_a_step_encodes_serves_as_support_without_being_encoded_again() -> None:
+def test_embeddings_of_a_step_are_reused_as_support() -> None:
     data = synthetic.make(synthetic.random_masks(40, 2, 1, p=0.4), ("volume", "vector"))
     method = synthetic.trained_on(data, synthetic.config(dropout=0.0, warmup=0, batch_size=40))
     assert isinstance(method, MoERetriever)
@@ -285,8 +285,8 @@ def _live_bytes() -> int:
     return sum(t.numel() * t.element_size() for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter))
 
 
-def test_no_tensor_outlives_its_epoch() -> None:
-    """D3: the released retriever keeps every call's graph through the sum of its gate's losses."""
+def test_no_tensor_is_kept_after_its_epoch() -> None:
+    """The released retriever leaks: summing its gate losses keeps the autograd graph of every call."""
     data = synthetic.make(synthetic.random_masks(40, 3, 4, p=0.45))
     method = synthetic.trained_on(data, synthetic.config(warmup=0, noisy_gate=True))
     optimiser = make_optimiser(method)
@@ -296,7 +296,7 @@ def test_no_tensor_outlives_its_epoch() -> None:
         predict(method, data, data.rows("val"))
         sizes.append(_live_bytes())
     assert sizes[1:] == sizes[1:2] * 4
-    # The same check finds the leak where it is known to be.
+    # The released code does keep the graph.
     plain = synthetic.trained_on(data, synthetic.config(preset="released-code", expert_ffn=24))
     assert isinstance(plain, MoERetriever)
     peer = _peer(plain, data, released=True, stream="x")
@@ -322,8 +322,8 @@ def test_flops_of_attention_and_recurrent_layers_are_counted() -> None:
     assert counter.get_total_flops() == 2 * 13 * 3 * 12 * (5 + 12)
 
 
-def test_a_methods_peak_memory_is_its_own() -> None:
-    """Not the largest of all methods that were measured before."""
+def test_peak_memory_is_measured_per_method() -> None:
+    """An earlier, larger measurement does not affect a later one."""
     cpu = torch.device("cpu")
 
     def peak(n_mb: int) -> float:

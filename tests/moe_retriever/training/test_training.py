@@ -1,4 +1,4 @@
-"""Training as a whole: same seed same bytes, killed and resumed the same bytes, no leak, and it learns."""
+"""Training: reproducible to the byte, also after an interruption; no leakage or memory growth; fits small data."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def job(store: Store, run: Path, *, mask_file: Path | None = None, seed: int = 0
 
 
 def finish(j: Job) -> dict[str, bytes]:
-    """Train and evaluate; the files that must not depend on when or how often it was interrupted."""
+    """Train and evaluate; return the files that must be identical even if the run was interrupted."""
     run_training(j)
     evaluate_run(j.run, j.store, n_resamples=50)
     return {name: (j.run / name).read_bytes() for name in REPRODUCED}
@@ -68,7 +68,7 @@ def undisturbed(
     return run, finish(job(store, run, mask_file=mask_file))
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+def test_a_run_is_reproducible_and_depends_on_the_seed(
     undisturbed: Undisturbed, store: Store, mask_file: Path, tmp_path: Path
 ) -> None:
     assert finish(job(store, tmp_path / "again", mask_file=mask_file)) == undisturbed[1]
@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     assert other["history.parquet"] != undisturbed[1]["history.parquet"]
 
 
-def test_a_run_folder_is_complete_and_says_what_it_is(undisturbed: Undisturbed, store: Store) -> None:
+def test_a_run_folder_is_complete_and_describes_the_run(undisturbed: Undisturbed, store: Store) -> None:
     run, _ = undisturbed
     assert {p.name for p in run.iterdir()} == {
         *REPRODUCED,
@@ -145,10 +145,10 @@ def test_tables_of_a_run_folder(undisturbed: Undisturbed) -> None:
     assert (routing.filter(pl.col("pool") == pl.col("target"))["weight"] > 0).any()
 
 
-def test_an_interrupted_run_continues_to_the_same_bytes(
+def test_an_interrupted_run_resumes_with_identical_results(
     undisturbed: Undisturbed, store: Store, mask_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exception in the middle of the fourth epoch; the history shows that the first three were not repeated."""
+    """An exception during the fourth epoch; the first three epochs are not repeated."""
     j = job(store, tmp_path / "run", mask_file=mask_file)
 
     class PowerCutError(Exception):
@@ -174,7 +174,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     assert not (j.run / checkpoint.RESUME_NAME).exists()
 
 
-def test_a_run_with_other_options_does_not_continue_the_old_one(store: Store, mask_file: Path, tmp_path: Path) -> None:
+def test_a_run_with_other_options_starts_from_scratch(store: Store, mask_file: Path, tmp_path: Path) -> None:
     j = job(store, tmp_path / "run", mask_file=mask_file)
     j.run.mkdir()
     checkpoint.write(j.run / checkpoint.RESUME_NAME, {"format": checkpoint.FORMAT, "fingerprint": "another"})
@@ -182,14 +182,14 @@ def test_a_run_with_other_options_does_not_continue_the_old_one(store: Store, ma
     assert "continuing" not in (j.run / "log.txt").read_text()
 
 
-def test_a_finished_run_is_not_repeated_but_other_options_are(store: Store, tmp_path: Path) -> None:
+def test_a_finished_run_is_repeated_only_with_other_options(store: Store, tmp_path: Path) -> None:
     j = job(store, tmp_path / "run", epochs=1, warmup=0)
     assert run_training(j)
     assert not run_training(j)
     assert run_training(job(store, tmp_path / "run", epochs=2, warmup=0))
 
 
-def test_killed_with_signal_9_and_started_again(
+def test_a_run_killed_with_sigkill_resumes_with_identical_results(
     undisturbed: Undisturbed, store: Store, mask_file: Path, tmp_path: Path, project: Path
 ) -> None:
     run = tmp_path / "run"
@@ -232,8 +232,8 @@ def _epochs_done(run: Path) -> int:
     return log.read_text().count("\nepoch ") if log.exists() and (run / checkpoint.RESUME_NAME).exists() else 0
 
 
-def test_evaluation_rows_leave_no_trace_in_training(toy_stores: Path, tmp_path: Path) -> None:
-    """Leakage canary: other values in every validation and test row; not a bit of the training losses moves."""
+def test_validation_and_test_rows_do_not_affect_training(toy_stores: Path, tmp_path: Path) -> None:
+    """Different values in all validation and test rows leave the training losses identical."""
     losses, tested = [], []
     for name in ("plain", "shifted"):
         j = job(open_store(toy_stores / name), tmp_path / name, patience=0)
@@ -245,7 +245,7 @@ def test_evaluation_rows_leave_no_trace_in_training(toy_stores: Path, tmp_path: 
     assert tested[0] != tested[1]
 
 
-def test_the_training_rows_are_dealt_out_once_an_epoch() -> None:
+def test_each_training_row_occurs_once_per_epoch() -> None:
     rows = np.arange(100, 143)
     parts = batches(rows, 8, 0, 3)
     assert sorted(np.concatenate(parts).tolist()) == rows.tolist()
@@ -255,8 +255,8 @@ def test_the_training_rows_are_dealt_out_once_an_epoch() -> None:
 
 
 @pytest.mark.parametrize("kinds", [("vector", "sequence"), ("image", "volume"), ("genotype", "vector")])
-def test_sixteen_samples_are_learned_by_heart(kinds: tuple[str, ...]) -> None:
-    """Labels that have nothing to do with the inputs."""
+def test_sixteen_samples_with_random_labels_are_memorised(kinds: tuple[str, ...]) -> None:
+    """The labels are independent of the inputs."""
     data = synthetic.make(synthetic.random_masks(16, 2, 0), kinds, parts=(1.0, 0.0), strength=0.0)
     options = {"dropout": 0.0, "image_dropout": 0.0, "warmup": 0, "epochs": 100, "lr": 1e-3}
     method = synthetic.trained_on(data, synthetic.config(**options))
@@ -268,7 +268,7 @@ def test_sixteen_samples_are_learned_by_heart(kinds: tuple[str, ...]) -> None:
 
 
 def test_memory_does_not_grow_over_epochs() -> None:
-    """D3: resident memory after many epochs is what it was after a few."""
+    """Resident memory after 16 epochs equals that after four."""
     data = synthetic.make(synthetic.random_masks(200, 3, 0))
     method = synthetic.trained_on(data, synthetic.config(hidden=64, tokens=8, warmup=0))
     optimiser = make_optimiser(method)
@@ -299,7 +299,7 @@ def test_early_stopping_counts_from_the_best_selectable_epoch(store: Store, tmp_
     assert history.filter("best")["val_score"].item() == selectable["val_score"].max()
 
 
-def test_a_training_part_with_one_class_is_refused(toy_stores: Path, tmp_path: Path) -> None:
+def test_a_training_split_with_one_class_is_rejected(toy_stores: Path, tmp_path: Path) -> None:
     j = job(open_store(toy_stores / "plain"), tmp_path / "run")
     from moe_retriever.training import loop as train
 

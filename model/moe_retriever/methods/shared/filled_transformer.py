@@ -1,6 +1,6 @@
-"""What the transformer controls share: they differ only in what stands in the slot of a modality that is missing.
+"""Common base of the transformer controls, which differ only in how missing modalities are filled.
 
-Legend: B samples, M modalities, P tokens, H hidden.
+Legend: B samples, M modalities, P tokens, H hidden dimension.
 """
 
 from __future__ import annotations
@@ -23,13 +23,11 @@ from mrpipe.options import option
 class FilledOptions:
     """Options of the transformer controls."""
 
-    balance: float = option(
-        1e-2, "weight of the balance loss, where fusion_experts asks for a sparse feed-forward part"
-    )
+    balance: float = option(1e-2, "weight of the balance loss if fusion_experts > 0")
 
 
 class FilledTransformer(Method[FilledOptions]):
-    """The fusion transformer of MoE-Retriever over the encoded modalities; a subclass says what fills the others."""
+    """The fusion transformer of MoE-Retriever; subclasses define how missing modalities are filled."""
 
     Options = FilledOptions
 
@@ -39,7 +37,7 @@ class FilledTransformer(Method[FilledOptions]):
 
     @abstractmethod
     def fill(self, z_BMPH: Tensor, observed_BM: Tensor) -> tuple[Tensor, Tensor | None]:
-        """All slots' tokens, given the observed ones' (zeros elsewhere); and which slots count (None: all)."""
+        """Tokens of all modalities, given the observed ones (zeros elsewhere), and the filled slots (None: all)."""
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         observed = torch.from_numpy(batch.observed).to(self.device)

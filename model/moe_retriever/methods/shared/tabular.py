@@ -1,4 +1,4 @@
-"""What the models of scikit-learn share: the features of all modalities side by side, and no code in a checkpoint.
+"""Common base of scikit-learn models: concatenated features, and checkpoints that contain only tensors.
 
 Legend: n samples, M modalities, f features, C classes.
 """
@@ -23,11 +23,11 @@ from moe_retriever.nn.dropout import Noise
 
 
 def pooled_features(data: Data, index: Rows, observed: NDArray[np.bool_] | None = None, *, gaps: bool) -> Tensor:
-    """(n, f) float32: pooled features of all modalities side by side.
+    """(n, f) float32: concatenated pooled features of all modalities.
 
     Args:
-        observed: (n, M) what may be used; default: all that the data have.
-        gaps: NaN where a modality, or a value of one that is there, is missing; else 0 and what the transform fills in.
+        observed: (n, M) modalities to use; default: all observed modalities.
+        gaps: whether missing modalities and unknown values are NaN; otherwise zeros and imputed values.
     """
     observed = data.observed[index] if observed is None else observed
     parts = []
@@ -53,10 +53,10 @@ class Classifier(Protocol):
 
 
 class TabularModel(Method[O_co]):
-    """A model that scikit-learn fits, kept as tensors.
+    """A model fitted by scikit-learn and stored as tensors.
 
     Class attributes:
-        kept: names of the tensors that `fit` makes; their sizes are known only then.
+        kept: names of the tensors that `fit` creates, whose sizes are not known before.
     """
 
     gradient = False
@@ -81,17 +81,17 @@ class TabularModel(Method[O_co]):
 
     @property
     def sklearn_class_weight(self) -> str | None:
-        """The run's `class_weight` as scikit-learn calls it."""
+        """The option `class_weight` in scikit-learn's terms."""
         return None if self.config.common.class_weight == "none" else "balanced"
 
     def validation_score(self, model: Classifier, x: Features, y: NDArray[np.int64]) -> float:
-        """What the run selects by, of a fitted classifier on validation samples; −inf where it is not defined."""
+        """Selection score of a fitted classifier on validation samples; −inf if undefined."""
         probability = np.zeros((len(x), self.spec.n_classes))
-        # A class without a training sample has no column there.
+        # scikit-learn has no column for classes without training samples.
         probability[:, model.classes_] = model.predict_proba(x)
         return selection_score(self.config.common.select_metric, y, probability)
 
     @staticmethod
     def noted(value: float, y: NDArray[np.int64]) -> float | None:
-        """A validation score as it is written down: None where there is none."""
+        """A validation score as recorded in the results, None if undefined."""
         return value if len(y) and math.isfinite(value) else None

@@ -1,6 +1,6 @@
-"""One linear head a modality on the mean of its tokens: what the unimodal controls share.
+"""Common base of the unimodal controls: one linear head per modality on the mean of its tokens.
 
-Legend: B samples, M modalities, H hidden, C classes.
+Legend: B samples, M modalities, H hidden dimension, C classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moe_retriever.nn.dropout import Noise
 
 
 class UnimodalHeads(Method[O_co]):
-    """Encoders with a linear head each; the class weights of the run hold for every head's own loss."""
+    """Encoders with a linear head each; class weights apply to the loss of each head."""
 
     class_weight: Tensor
     log_prior: Tensor
@@ -34,14 +34,14 @@ class UnimodalHeads(Method[O_co]):
         self.log_prior = data.log_prior(train_rows)
 
     def unimodal_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B, M, C) of each head, zeros where its modality is missing; and what is observed (B, M)."""
+        """Logits (B, M, C) of the heads, zeros for missing modalities, and the observed modalities (B, M)."""
         observed = torch.from_numpy(batch.observed).to(self.device)
         h = self.encode_slots(batch).mean(dim=2)
         logits = torch.stack([head(h[:, m]) for m, head in enumerate(self.heads)], dim=1)
         return logits * observed.unsqueeze(2), observed
 
     def unimodal_losses(self, logits_BMC: Tensor, observed_BM: Tensor, label: Tensor) -> Tensor:
-        """(M,) cross-entropy of each head over the labelled samples that have its modality; 0 where there is none."""
+        """(M,) cross-entropy of each head over labelled samples with its modality; 0 if there are none."""
         losses = []
         for m in range(logits_BMC.shape[1]):
             chosen = (observed_BM[:, m] & (label >= 0)).nonzero().squeeze(1)

@@ -1,6 +1,6 @@
-"""Fast kernels for training on a CPU, each beside a plain twin made of torch's own operations.
+"""Fast kernels for training on a CPU, each with a plain implementation in standard torch operations.
 
-Both give the same outputs and gradients up to rounding. The fast ones are used unless `use(plain=True)` is in effect.
+Both have the same outputs and gradients up to rounding. The fast kernels are used except within `use(plain=True)`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ _plain = False
 
 
 def plain() -> bool:
-    """Whether the plain twins are selected."""
+    """Whether the plain implementations are selected."""
     return _plain
 
 
 @contextmanager
 def use(*, plain: bool) -> Iterator[None]:
-    """Within it, linear, grouped feed-forward and recurrent layers use their plain twins, or their fast kernels."""
+    """Context that selects the plain or the fast kernels of linear, grouped feed-forward and recurrent layers."""
     global _plain
     before, _plain = _plain, plain
     try:

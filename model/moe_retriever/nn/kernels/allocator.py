@@ -1,8 +1,8 @@
-"""The C allocator in a training loop: freed memory is used again instead of going back to the system.
+"""Settings of the C allocator that keep freed memory for reuse in a training loop.
 
-By default glibc gives large blocks back as soon as they are free and asks for them anew in the next step; the system
-then clears every page again, which took up to a seventh of a step on the CPU. Only speed and when memory returns to the
-system change. Elsewhere than on glibc nothing happens.
+By default, glibc returns large blocks to the system when they are freed and requests them again in the next step. The
+system then clears all pages, which took up to a seventh of a step on the CPU. The settings affect only speed and the
+time at which memory is returned, and have no effect without glibc.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Whether the allocator now keeps what is freed; call it once data are loaded."""
+    """Keep freed memory from now on and return whether this is supported; to be called after loading the data."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -26,7 +26,7 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Give back to the system what is free now."""
+    """Return free memory to the system."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim is not None:
         trim(0)

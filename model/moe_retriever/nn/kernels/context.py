@@ -1,4 +1,4 @@
-"""The context of a `torch.autograd.Function`, as far as the kernels use it."""
+"""Type of the context of a `torch.autograd.Function`, restricted to the attributes that the kernels use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class KernelContext(Protocol):
-    """Tensors from the forward to the backward pass; a kernel's own context adds further attributes."""
+    """Passes tensors from the forward to the backward pass; contexts of single kernels add further attributes."""
 
     @property
     def saved_tensors(self) -> tuple[Tensor, ...]: ...

@@ -1,11 +1,11 @@
-"""Many small feed-forward networks at once, each on its own rows, with gradients written out.
+"""Many small feed-forward networks, each applied to its own rows, with explicit gradients.
 
-Autograd would keep and copy every block of rows several times and allocate a gradient per expert. Here the products
-write where their results belong, everything between them is one pass over all experts' rows, and the second product
-runs once per (output row, expert) instead of once per visit: Σ w (W h + b) = W Σ w h + b Σ w.
+Autograd would store and copy every block of rows several times and allocate one gradient per expert. Here, products
+write directly to their destination, all other operations are one pass over the rows of all experts, and the second
+product is computed once per (output row, expert) instead of once per visit: Σ w (W h + b) = W Σ w h + b Σ w.
 
-Legend: T tokens, A visits (token, expert) sorted by expert and output row, S pairs (expert, output row) that occur,
-R output rows, H hidden, F feed-forward, E experts.
+Legend: T tokens, A visits (token, expert) sorted by expert and output row, S distinct pairs (expert, output row),
+R output rows, H hidden, F feed-forward dimension, E experts.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from moe_retriever.nn.kernels.linear import multiply
 
 @dataclass(frozen=True)
 class VisitPlan:
-    """Which token visits which expert, and which output row the result is added to.
+    """Assignment of visits to tokens, experts and output rows.
 
     Attributes:
-        order: (A,) the caller's number of each visit; T · K for one that only fills up a block.
+        order: (A,) index of each visit in the caller's order; T · K for padding.
         token: (A,) token of each visit.
-        cell: (A,) place of each visit in an (R, E) table.
+        cell: (A,) index of each visit in a flattened (R, E) table.
         row: (S,) output row of each pair.
-        pair: (A,) pair of each visit; None if every visit is a pair of its own.
-        first: (S,) first visit of each pair; None likewise.
-        blocks: (expert, first and end of its visits, first and end of its pairs) of the experts that are visited.
+        pair: (A,) pair of each visit; None if each visit is its own pair.
+        first: (S,) first visit of each pair; None if each visit is its own pair.
+        blocks: (expert, start and end of its visits, start and end of its pairs) for each visited expert.
         n_rows: R.
-        repeats: the blocks' sizes are multiples of a number, so that few different ones occur.
+        repeats: whether block sizes are multiples of a number, so that few distinct shapes occur.
     """
 
     order: Tensor
@@ -54,11 +54,11 @@ class VisitPlan:
 
     @classmethod
     def of(cls, expert_TK: Tensor, n_experts: int, row_T: Tensor | None, n_rows: int, multiple: int = 1) -> VisitPlan:
-        """Sort the visits.
+        """Sort the visits by expert and output row.
 
         Args:
-            row_T: output row of each token; None: its own.
-            multiple: fill each expert's visits and pairs up to a multiple of this, with visits of weight 0.
+            row_T: output row of each token; None: one row per token.
+            multiple: pad the visits and pairs of each expert to a multiple of this number, with visits of weight 0.
         """
         n_each = expert_TK.shape[1]
         expert_A = expert_TK.flatten()
@@ -87,7 +87,7 @@ class VisitPlan:
                 return cls(order, token, cell, token, None, None, blocks, n_rows, False)
             return cls(order, token, cell, row_A[first], new.cumsum(0) - 1, first, blocks, n_rows, False)
         at = _places(visits, padded_visits, key.device)
-        # Added visits: of token 0 in row 0, beyond the end of the caller's weights, where a 0 stands.
+        # Padding visits use token 0, row 0 and the zero appended to the caller's weights.
         n_visits, n_pairs = padded_visits[-1], padded_pairs[-1]
         zeros = key.new_zeros(n_visits)
         placed_order = zeros + len(key)
@@ -99,7 +99,7 @@ class VisitPlan:
         pair_at = _places(pairs, padded_pairs, key.device)
         row = key.new_zeros(n_pairs).index_copy(0, pair_at, row_A[first])
         pair = zeros.index_copy(0, at, pair_at[new.cumsum(0) - 1])
-        # An added pair is empty: it begins where its expert's visits end.
+        # Padding pairs are empty: they start at the end of the expert's visits.
         after = torch.tensor(padded_visits[1:], device=key.device).repeat_interleave(
             torch.tensor([b - a for a, b in pairwise(padded_pairs)], device=key.device)
         )
@@ -108,13 +108,13 @@ class VisitPlan:
 
 
 def _padded(edges: list[int], multiple: int) -> list[int]:
-    """Edges of the blocks once each is filled up."""
+    """Edges of the padded blocks."""
     sizes = [-(-(b - a) // multiple) * multiple for a, b in pairwise(edges)]
     return [0, *accumulate(sizes)]
 
 
 def _places(edges: list[int], padded: list[int], device: torch.device) -> Tensor:
-    """Where each of the sorted items stands among the filled blocks."""
+    """Position of each sorted item in the padded blocks."""
     sizes = torch.tensor([b - a for a, b in pairwise(edges)], device=device)
     shift = torch.tensor(padded[:-1], device=device) - torch.tensor(edges[:-1], device=device)
     return torch.arange(edges[-1], device=device) + shift.repeat_interleave(sizes)
@@ -125,7 +125,7 @@ def plain_gelu_backward(d_y: Tensor, x: Tensor) -> Tensor:
     return d_y * (torch.special.ndtr(x) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
 
 
-# torch's operator is one pass over the values, but no public name.
+# torch's operator needs a single pass over the values but is not public.
 _GELU_BACKWARD: Callable[[Tensor, Tensor], Tensor] = getattr(torch.ops.aten, "gelu_backward", plain_gelu_backward)
 
 
@@ -139,7 +139,7 @@ def plain_feed_forward(
     w_out: Tensor,
     b_out: Tensor,
 ) -> Tensor:
-    """The plain twin of `GroupedFeedForward`: each expert's visits one after another, with autograd's gradients."""
+    """Plain implementation of `GroupedFeedForward`: a loop over experts, with gradients by autograd."""
     out = x_TH.new_zeros(plan.n_rows, w_out.shape[2])
     for e, a, b, _, _ in plan.blocks:
         hidden = F.gelu(x_TH[plan.token[a:b]] @ w_in[e] + b_in[e])
@@ -170,8 +170,7 @@ class GroupedFeedForward(Function):
         b_out: Tensor,
         saved: bool,
     ) -> Tensor:
-        """`weight_A` in the order of the plan; `keep_AF` 0 or 1 for every hidden value, None: keep all; `saved`: for a
-        backward pass."""
+        """`weight_A` is in the order of the plan, `keep_AF` a mask of hidden values; `saved`: save for backward."""
         n_visits, ffn = len(plan.token), w_in.shape[2]
         x_AH = x_TH.index_select(0, plan.token)
         inner_AF = x_TH.new_empty(n_visits, ffn)
@@ -188,7 +187,7 @@ class GroupedFeedForward(Function):
         y_SH = x_TH.new_empty(len(plan.row), w_out.shape[2])
         for e, _, _, s, t in plan.blocks:
             multiply(summed_SF[s:t], w_out[e], out=y_SH[s:t], repeats=plan.repeats)
-        # How much each row has of each expert's second bias.
+        # Weight of each expert's second bias in each row.
         totals = weight_A.new_zeros(plan.n_rows * len(w_in)).index_add_(0, plan.cell, weight_A).view(-1, len(w_in))
         if saved:
             ctx.save_for_backward(x_AH, weight_A, keep_AF, w_in, w_out, b_out, inner_AF, summed_SF, totals)

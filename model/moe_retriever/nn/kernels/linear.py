@@ -1,12 +1,12 @@
-"""Float32 matrix products on the CPU by the faster of torch's two libraries.
+"""Float32 matrix products on the CPU, computed by the faster of torch's two libraries.
 
-`torch.mm` is MKL's, which keeps to AVX2 on processors that are not Intel's; oneDNN, which torch uses for convolutions,
-takes AVX-512 wherever it is there: 2.0 to 2.3 times as fast on Zen 5, with the same rounding error. oneDNN compiles a
-kernel for each shape (half a millisecond), so the shapes here repeat: the number of rows is a multiple of a block, and
-what is left over goes the usual way.
+`torch.mm` uses MKL, which is limited to AVX2 on non-Intel processors. oneDNN, which torch uses for convolutions, uses
+AVX-512 if available and is 2.0 to 2.3 times as fast on Zen 5, with the same rounding error. As oneDNN compiles a kernel
+for each shape (half a millisecond), it is only used for numbers of rows that are multiples of a block size; the
+remaining rows are multiplied by MKL.
 
-Everywhere else (GPU, other dtypes, processors without AVX-512, `torch.backends.mkldnn.enabled = False`) these are
-torch's own products.
+In all other cases (GPU, other dtypes, processors without AVX-512, `torch.backends.mkldnn.enabled = False`), torch's
+standard products are used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LinearOperator = Callable[[Tensor, Tensor, Tensor | None, str, list[float], str]
 
 
 def onednn_operator(namespace: object = torch.ops.mkldnn) -> LinearOperator | None:
-    """The private operator that torch's compiler uses for linear layers; None where this torch has no such one."""
+    """The private operator that torch's compiler uses for linear layers; None if this version of torch lacks it."""
     operator: LinearOperator | None = getattr(namespace, "_linear_pointwise", None)
     try:
         return operator if operator and operator(torch.ones(1, 1), torch.ones(1, 1), None, "none", [], "") else None
@@ -43,7 +43,7 @@ _ONEDNN = onednn_operator() if _useful() else None
 
 
 def onednn_pays(x: Tensor) -> bool:
-    """Whether oneDNN is the faster library for products with `x`."""
+    """Whether oneDNN is faster for products with `x`."""
     return (
         _ONEDNN is not None
         and x.dtype is torch.float32
@@ -53,7 +53,7 @@ def onednn_pays(x: Tensor) -> bool:
 
 
 def uses_onednn(x: Tensor) -> bool:
-    """Whether products with `x` go to oneDNN."""
+    """Whether products with `x` are computed by oneDNN."""
     return onednn_pays(x) and not kernels.plain()
 
 
@@ -63,7 +63,7 @@ def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def multiply(a: Tensor, b: Tensor, *, out: Tensor, bias: Tensor | None = None, repeats: bool = False) -> None:
-    """out = a b (+ bias), without gradients; `repeats`: these shapes will come again, in many steps."""
+    """out = a b (+ bias), without gradients; `repeats`: whether the shapes recur in many steps."""
     if repeats and uses_onednn(a):
         out.copy_(_onednn(a, b, bias))
     elif bias is None:
@@ -73,7 +73,7 @@ def multiply(a: Tensor, b: Tensor, *, out: Tensor, bias: Tensor | None = None, r
 
 
 def _whole_blocks(n: int) -> int:
-    """The largest number of rows up to n whose kernel is worth compiling."""
+    """The largest number of rows up to n for which compiling a kernel pays off."""
     block = 256 if n < 4096 else 2048
     return n // block * block
 
@@ -126,7 +126,7 @@ class _Linear(Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` of (…, k); with a gradient, but without a second one."""
+    """`F.linear` of (…, k), with first but without second derivatives."""
     if not uses_onednn(x) or x.numel() < 256 * weight.shape[1] or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     y: Tensor = _Linear.apply(x.reshape(-1, weight.shape[1]), weight, bias)
@@ -134,7 +134,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by `linear`."""
+    """`nn.Linear` that uses `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)

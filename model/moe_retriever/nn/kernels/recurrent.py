@@ -1,11 +1,11 @@
-"""Last states of packed sequences, with gradients written out: GRU and LSTM without autograd's per-step bookkeeping.
+"""Last states of packed sequences by GRU and LSTM, with explicit gradients.
 
-torch's CPU recurrence builds a graph node for every step and a full-size zero gradient for every slice of the input;
-here the steps only multiply, and all weight gradients are one product each over all steps (1.8 times as fast). On a
-GPU, and without gradients, the library's own kernels are used.
+torch's CPU implementation creates a graph node for every step and a full-size zero gradient for every slice of the
+input. Here, each weight gradient is a single product over all steps, which is 1.8 times as fast. On a GPU, and without
+gradients, torch's implementation is used.
 
-Legend: S steps of all sequences (time-major, longest sequence first), B sequences, H hidden; `sizes[t]` sequences
-still run at step t. Gate order is torch's: reset, update, new; input, forget, cell, output.
+Legend: S steps of all sequences (time-major, longest sequence first), B sequences, H hidden dimension; `sizes[t]`
+sequences have a step t. The gates are in torch's order: reset, update, new; input, forget, cell, output.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Steps(KernelContext, Protocol):
 
 
 def last_state(rnn: nn.RNNBase, x: PackedSequence) -> Tensor:
-    """State (B, H) after the last true step of each sequence, in the caller's order; one layer, one direction."""
+    """State (B, H) after the last step of each sequence, in the caller's order, for one layer and direction."""
     written_out = x.data.device.type == "cpu" and torch.is_grad_enabled() and isinstance(rnn, nn.GRU | nn.LSTM)
     if kernels.plain() or not written_out:
         last = rnn(x)[1]
@@ -41,7 +41,7 @@ def last_state(rnn: nn.RNNBase, x: PackedSequence) -> Tensor:
 
 
 def _blocks(sizes: list[int]) -> list[tuple[int, int]]:
-    """First and last + 1 packed row of every step."""
+    """Start and end of the packed rows of every step."""
     edges = [0]
     for n in sizes:
         edges.append(edges[-1] + n)
@@ -49,7 +49,7 @@ def _blocks(sizes: list[int]) -> list[tuple[int, int]]:
 
 
 def _input_gradients(ctx: KernelContext, x: Tensor, w_in: Tensor, d_in: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients of the input, of its weights and of their bias from the gradients (S, gates) before the gates."""
+    """Gradients of the input, its weights and their bias, from the gradients (S, gates) of the pre-activations."""
     return d_in @ w_in if ctx.needs_input_grad[0] else None, d_in.T @ x, d_in.sum(0)
 
 
@@ -139,7 +139,7 @@ class _LSTM(Function):
         x, w_in, w_h, gates, h_before, c_before, c_tanh = ctx.saved_tensors
         hidden = w_h.shape[1]
         i, f, g, o = gates.split(hidden, dim=1)
-        # What multiplies the cell's gradient for i, f and g, and the state's for o and for the cell.
+        # Factors of the cell's gradient for i, f and g, and of the state's gradient for o and the cell.
         to_i, to_f, to_g = g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)
         to_o, to_c = c_tanh * o * (1 - o), o * (1 - c_tanh * c_tanh)
         d_in = x.new_empty(len(x), 4 * hidden)
