@@ -181,7 +181,8 @@ def test_image_copies_existing_files_and_pins_its_packages(project: Path, settin
     assert all("-c constraints.txt" in part for part in installs)
     # The files that the package build reads are copied before it is installed.
     copied = {source for name, body in steps if name == "COPY" for source in body.split()[:-1]}
-    assert {"pyproject.toml", "constraints.txt", "README.md", "mrpipe", "model"} <= copied
+    assert {"pyproject.toml", "constraints.txt", "README.md", "Snakefile", "environment.yml"} <= copied
+    assert {"mrpipe", "model", "workflow"} <= copied
 
 
 def test_cluster_manifest_and_profile_agree(project: Path, settings: dict[str, Any]) -> None:

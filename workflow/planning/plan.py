@@ -309,15 +309,26 @@ def _stored(manifest: Path, dataset: Dataset) -> tuple[tuple[str, ...], tuple[st
 def _experiment_faults(place: str, entry: Mapping[str, Any], store: StorePlan) -> Iterator[str]:
     for method in entry["methods"]:
         if method not in method_names():
-            yield f"{place}.methods: no method {method!r}; there are {', '.join(method_names())}"
+            yield unknown_name(f"{place}.methods", "method", method, method_names())
     for m in entry.get("modalities", ()):
         if m not in store.modalities:
-            yield f"{place}.modalities: store {store.name} has no {m!r}; it has {', '.join(store.modalities)}"
-    scheme = entry.get("scheme")
+            yield unknown_name(f"{place}.modalities", f"modality of store {store.name}", m, store.modalities)
+    yield from task_and_scheme_errors(f"{place}.", entry, store)
+
+
+def task_and_scheme_errors(prefix: str, entry: Mapping[str, Any], store: StorePlan) -> Iterator[str]:
+    """Errors in `task` and `scheme` of an experiment or of a block of a suite."""
+    task, scheme = entry.get("task"), entry.get("scheme")
+    if task not in (None, *store.tasks):
+        yield unknown_name(f"{prefix}task", f"task of {store.dataset.name}", task, store.tasks)
+    # The schemes of a sealed store are known when it is opened.
     if scheme is not None and store.sealed is None and scheme not in store.schemes:
-        yield f"{place}.scheme: store {store.name} has no scheme {scheme!r}; it has {', '.join(store.schemes)}"
-    if entry.get("task") not in (None, *store.tasks):
-        yield f"{place}.task: {store.dataset.name} has no task {entry['task']!r}; it has {', '.join(store.tasks)}"
+        yield unknown_name(f"{prefix}scheme", f"scheme of store {store.name}", scheme, store.schemes)
+
+
+def unknown_name(place: str, kind: str, name: object, known: Iterable[str]) -> str:
+    """Error for a name that does not exist."""
+    return f"{place}: no {kind} {name!r}. {did_you_mean(name, known)}"
 
 
 def parse_transforms(values: Mapping[str, Any], place: str) -> dict[str, Any]:

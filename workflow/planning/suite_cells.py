@@ -11,6 +11,9 @@ from mrpipe.store.masks import combination_name
 
 from .plan import PlannedRun, missingness_name
 
+# Of suite.json.
+FORMAT = 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRow:
@@ -141,6 +144,7 @@ def description(suite: PlannedSuite, size: str, places: Mapping[str, tuple[str, 
         for r in suite.rows.values()
     ]
     return {
+        "format": FORMAT,
         "suite": suite.name,
         "title": suite.title,
         "size": size,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from moe_retriever.catalogue import names as method_names
-from mrpipe.errors import MrpipeError, did_you_mean
+from mrpipe.errors import MrpipeError
 from mrpipe.experiment.missingness import Missingness
 
 from .plan import (
@@ -31,6 +31,8 @@ from .plan import (
     parse_transforms,
     plan_store,
     schema_faults,
+    task_and_scheme_errors,
+    unknown_name,
 )
 from .suite_cells import PlannedColumn, PlannedRow, PlannedSuite
 
@@ -149,7 +151,9 @@ class Suites:
             if "of" in suite:
                 yield from (f"{place}: {k!r} has no effect beside `of`" for k in suite if k not in ("of", "title"))
                 yield from (
-                    _unknown(f"{place}.of", "suite", n, said["suites"]) for n in suite["of"] if n not in said["suites"]
+                    unknown_name(f"{place}.of", "suite", n, said["suites"])
+                    for n in suite["of"]
+                    if n not in said["suites"]
                 )
             if "figure" in suite:
                 yield from (f"{place}: {k!r} has no effect on a figure" for k in ("metrics", "published") if k in suite)
@@ -163,7 +167,7 @@ class Suites:
                 yield from _transform_faults(at, block)
                 known = {**said["datasets"], **self.plan.stores}
                 if block["dataset"] not in known:
-                    yield _unknown(f"{at}.dataset", "dataset", block["dataset"], known)
+                    yield unknown_name(f"{at}.dataset", "dataset", block["dataset"], known)
                 methods = block.get("methods", suite.get("methods"))
                 if methods is None:
                     yield f"{at}: give `methods`, here or for the suite"
@@ -193,7 +197,7 @@ class Suites:
                     yield from self._method_faults(place, self._said["groups"][name], (*inside, name))
             elif name not in method_names():
                 known = {**self._said["groups"], **dict.fromkeys(method_names())}
-                yield _unknown(place, "method or group", name, known)
+                yield unknown_name(place, "method or group", name, known)
 
     # Expansion of names into cells
 
@@ -235,14 +239,11 @@ class Suites:
                 raise ConfigError([f"another block has a row {row.name!r} with other settings; give it a `name`"])
         views: list[list[str]] = block.get("views", [list(store.modalities)])
         faults = [
-            _unknown("views", f"modality of {store.dataset.name}", m, store.possible)
+            unknown_name("views", f"modality of {store.dataset.name}", m, store.possible)
             for m in dict.fromkeys(itertools.chain.from_iterable(views))
             if m not in store.possible
         ]
-        if block.get("task") not in (None, *store.tasks):
-            faults.append(_unknown("task", f"task of {store.dataset.name}", block["task"], store.tasks))
-        if block.get("scheme") is not None and store.sealed is None and block["scheme"] not in store.schemes:
-            faults.append(_unknown("scheme", f"scheme of store {store.name}", block["scheme"], store.schemes))
+        faults += task_and_scheme_errors("", block, store)
         if faults:
             raise ConfigError(faults)
         transforms = parse_transforms(block["transforms"], "block")
@@ -360,10 +361,6 @@ def _levels(block: Mapping[str, Any]) -> list[Missingness | None]:
     p = said["p"] if isinstance(said["p"], list) else [said["p"]]
     task = block.get("task") if said.get("mechanism") == "mnar_label" else None
     return [Missingness(**{**said, "p": value}, task=task) for value in p]
-
-
-def _unknown(place: str, what: str, name: str, known: Iterable[str]) -> str:
-    return f"{place}: no {what} {name!r}. {did_you_mean(name, known)}"
 
 
 def _merge(files: Sequence[Path]) -> dict[str, Any]:

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+
 from moe_retriever.suites.published import DATASETS, missingness_title, short
 from mrpipe.errors import DataError, Fault
 
+SCHEMA = Path(__file__).resolve().with_name("suite.schema.json")
 REFERENCE = "moe_retriever"
 # Row of the best possible prediction, which is known for simulated data.
 BEST = "best possible"
@@ -139,14 +142,17 @@ def parse_suite(said: Mapping[str, Any]) -> SuiteSpec:
 
 
 def read_suite(path: Path) -> SuiteSpec:
-    """Read a suite.json.
+    """Read a suite.json (`suite.schema.json`).
 
     Raises:
-        DataError: the file is not a valid suite.json.
+        DataError: the file is not a suite.json of format 1.
     """
     try:
-        return parse_suite(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        jsonschema.validate(content, json.loads(SCHEMA.read_text(encoding="utf-8")))
+        return parse_suite(content)
+    except (OSError, ValueError, jsonschema.ValidationError) as error:
+        place = f"{error.json_path}: {error.message}" if isinstance(error, jsonschema.ValidationError) else f"{error}"
+        found = f"{type(error).__name__}: {place}".splitlines()[0]
         fix = "The workflow writes this file: mrpipe run SUITE."
         raise DataError(Fault(file=str(path), expected="a suite.json", found=found, fix=fix)) from error
