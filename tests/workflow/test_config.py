@@ -69,13 +69,13 @@ def plan_of(config: dict[str, Any], schema: dict[str, Any]) -> Any:
         (["datasets", "mosi"], "modalities", ["smell"], "datasets.mosi.modalities: mosi has no 'smell'"),
         (["datasets", "mosi"], "schemes", {"mine": {}}, "datasets.mosi.schemes: mosi has no scheme 'mine'"),
         (["experiments", "mosi"], "dataset", "adni", "experiments.mosi.dataset: no entry 'adni' in datasets"),
-        (["experiments", "mosi"], "modalities", ["smell"], "experiments.mosi.modalities: store mosi has no 'smell'"),
-        (["experiments", "mosi"], "scheme", "mine", "experiments.mosi.scheme: store mosi has no scheme 'mine'"),
-        (["experiments", "mosi"], "methods", ["magic"], "experiments.mosi.methods: no method 'magic'; there are "),
+        (["experiments", "mosi"], "modalities", ["smell"], "no modality 'smell' in store mosi"),
+        (["experiments", "mosi"], "scheme", "mine", "experiments.mosi.scheme: no scheme 'mine' in store mosi"),
+        (["experiments", "mosi"], "methods", ["magic"], "experiments.mosi.methods: no method 'magic'. Known names: "),
         (["experiments", "mosi"], "transforms", {"clipp": 1}, "experiments.mosi.transforms: unknown option 'clipp'"),
         (["experiments", "mosi"], "transforms", {"clip": -1}, "experiments.mosi.transforms: option clip=-1.0 must be"),
         (["experiments", "mosi"], "transforms", {"scale": 1}, "experiments.mosi.transforms: option scale=1 must"),
-        (["experiments", "mosi"], "task", "age", "experiments.mosi.task: mosi has no task 'age'"),
+        (["experiments", "mosi"], "task", "age", "experiments.mosi.task: no task 'age' in mosi"),
         (["experiments", "mosi", "missingness"], "mechanism", "magic", "experiments.mosi.missingness: unknown mech"),
         (["experiments", "mosi", "missingness"], "p", 1.5, "experiments.mosi.missingness: p must be in [0, 1)"),
     ],
@@ -173,8 +173,8 @@ def test_experiments_on_a_sealed_store_are_checked_against_its_manifest(
     tiny["experiments"]["mosi"] |= {"modalities": ["vision"], "task": "sentiment"}
     with pytest.raises(ConfigError) as caught:
         plan_of(tiny, schema)
-    assert "store mosi has no 'vision'; it has text, audio" in str(caught.value)
-    assert "mosi has no task 'sentiment'; it has mood" in str(caught.value)
+    assert "no modality 'vision' in store mosi. Known names: text, audio." in str(caught.value)
+    assert "no task 'sentiment' in mosi. Known names: mood." in str(caught.value)
     (tmp_path / "manifest.json").write_text("[")
     with pytest.raises(ConfigError, match=r"datasets\.mosi\.store: .*manifest\.json is not a manifest"):
         plan_of(tiny, schema)

@@ -328,9 +328,9 @@ def test_invalid_file_is_reported_on_reading(own: Any, change: Any, message: str
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: block_of(s).update(views=[["txet"]]), "no modality of mosi 'txet'. Did you mean 'text'?"),
-        (lambda s: block_of(s).update(task="mood"), "no task of mosi 'mood'"),
-        (lambda s: block_of(s).update(scheme="mine"), "no scheme of store mosi-full 'mine'"),
+        (lambda s: block_of(s).update(views=[["txet"]]), "no modality 'txet' in mosi. Did you mean 'text'?"),
+        (lambda s: block_of(s).update(task="mood"), "no task 'mood' in mosi"),
+        (lambda s: block_of(s).update(scheme="mine"), "no scheme 'mine' in store mosi-full"),
         (lambda s: block_of(s).update(missingness={"p": 0.3, "mechanism": "mcra"}), "unknown mechanism"),
         (
             lambda s: s["suites"]["mine"]["blocks"].append(

@@ -312,7 +312,7 @@ def _experiment_faults(place: str, entry: Mapping[str, Any], store: StorePlan) -
             yield unknown_name(f"{place}.methods", "method", method, method_names())
     for m in entry.get("modalities", ()):
         if m not in store.modalities:
-            yield unknown_name(f"{place}.modalities", f"modality of store {store.name}", m, store.modalities)
+            yield unknown_name(f"{place}.modalities", "modality", m, store.modalities, f"store {store.name}")
     yield from task_and_scheme_errors(f"{place}.", entry, store)
 
 
@@ -320,15 +320,15 @@ def task_and_scheme_errors(prefix: str, entry: Mapping[str, Any], store: StorePl
     """Errors in `task` and `scheme` of an experiment or of a block of a suite."""
     task, scheme = entry.get("task"), entry.get("scheme")
     if task not in (None, *store.tasks):
-        yield unknown_name(f"{prefix}task", f"task of {store.dataset.name}", task, store.tasks)
+        yield unknown_name(f"{prefix}task", "task", task, store.tasks, store.dataset.name)
     # The schemes of a sealed store are known when it is opened.
     if scheme is not None and store.sealed is None and scheme not in store.schemes:
-        yield unknown_name(f"{prefix}scheme", f"scheme of store {store.name}", scheme, store.schemes)
+        yield unknown_name(f"{prefix}scheme", "scheme", scheme, store.schemes, f"store {store.name}")
 
 
-def unknown_name(place: str, kind: str, name: object, known: Iterable[str]) -> str:
-    """Error for a name that does not exist."""
-    return f"{place}: no {kind} {name!r}. {did_you_mean(name, known)}"
+def unknown_name(place: str, kind: str, name: object, known: Iterable[str], owner: str = "") -> str:
+    """Error for a name that does not exist, in `owner` if that is given."""
+    return f"{place}: no {kind} {name!r}{f' in {owner}' if owner else ''}. {did_you_mean(name, known)}"
 
 
 def parse_transforms(values: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -239,7 +239,7 @@ class Suites:
                 raise ConfigError([f"another block has a row {row.name!r} with other settings; give it a `name`"])
         views: list[list[str]] = block.get("views", [list(store.modalities)])
         faults = [
-            unknown_name("views", f"modality of {store.dataset.name}", m, store.possible)
+            unknown_name("views", "modality", m, store.possible, store.dataset.name)
             for m in dict.fromkeys(itertools.chain.from_iterable(views))
             if m not in store.possible
         ]

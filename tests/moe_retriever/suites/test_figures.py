@@ -50,6 +50,7 @@ def drawn(kind: str, store: Store, runs: Path, folder: Path, **changes: Any) -> 
         "cells": {m.upper(): [m, [0, 1]] for m in OWN},
     }
     said = {
+        "format": 1,
         "suite": "figure9",
         "title": "t",
         "size": "smoke",

@@ -98,7 +98,14 @@ def column(modalities: list[str], cells: dict[str, Any], absent: list[str] | Non
 
 def said_of(columns: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     """Content of a suite.json with these columns."""
-    usual = {"suite": "table2", "title": "A & B", "size": "full", "metrics": ["accuracy"], "published": "table2"}
+    usual = {
+        "format": 1,
+        "suite": "table2",
+        "title": "A & B",
+        "size": "full",
+        "metrics": ["accuracy"],
+        "published": "table2",
+    }
     return usual | {"rows": ROWS, "columns": columns} | changes
 
 
