@@ -332,7 +332,7 @@ def unknown_name(place: str, kind: str, name: object, known: Iterable[str], owne
 
 
 def parse_transforms(values: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The transform options of a `transforms` mapping that differ from their defaults, in order of their names."""
+    """Non-default transform options of a `transforms` mapping, sorted by name."""
     options = parse_options(TransformOptions, values, context=f"{place}.transforms")
     return dict(sorted(non_default_fields(options).items()))
 

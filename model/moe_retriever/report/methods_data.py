@@ -125,7 +125,7 @@ def split_sentences(store: Store, scheme: str) -> str:
 
 
 def _fitted(o: TransformOptions) -> dict[str, str]:
-    """The transform of a feature, by its kind in the dictionary (mrpipe.transforms.features)."""
+    """Descriptions of the transforms, by the kind of feature in the dictionary (mrpipe.transforms.features)."""
     clipped = f" and clipped to ±{o.clip:g}" if o.clip else ""
     scaled = {"standard": f"standardised{clipped}", "minmax": "scaled to [−1, 1]", "none": "not scaled"}[o.scale]
     pruned = f"pruned by linkage disequilibrium (r² > {o.ld_r2:g} in windows of {o.ld_window} SNPs)"
@@ -152,7 +152,7 @@ def transform_sentences(
 
     Args:
         views: store id → names of the modalities that runs used.
-        options: transform options of the runs that differ from their defaults, each set once.
+        options: non-default transform options of the runs, without duplicates.
     """
     kinds: list[str] = []
     for store in stores:
@@ -165,7 +165,7 @@ def transform_sentences(
         done = [fitted[k] for k in dict.fromkeys(kinds) if k in fitted]
         named = f" with {', '.join(f'{k}={v}' for k, v in sorted(changed.items()))}" if changed else ""
         if number:
-            text, done = f"{text} Other runs had transforms{named}", [d for d in done if d not in usual]
+            text, done = f"{text} Other runs used transforms{named}", [d for d in done if d not in usual]
         else:
             text, usual = f"{text}{named}", done
         text += f": {'; '.join(done)}." if done else "."

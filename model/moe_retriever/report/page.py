@@ -119,7 +119,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
             sealed=[{"title": short_title(s), "store_id": s.store_id, **sealed_at(s)} for s in stores],
         )
     )
-    # The column is there only where a run has transforms of its own.
+    # The column is omitted unless a run has non-default transforms.
     shown = scores if (scores["transforms"] != "").any() else scores.drop("transforms")
     write_text(out.parent / "results.csv", shown.write_csv())
     write_text(out, html)

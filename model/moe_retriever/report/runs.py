@@ -17,7 +17,7 @@ from mrpipe.errors import DataError, Fault
 from mrpipe.experiment.missingness import non_default
 from mrpipe.store.masks import combination_name
 
-# What the runs of an experiment share, and what tells them apart.
+# Properties shared by the runs of an experiment, and keys of a run.
 EXPERIMENT = ("dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness", "transforms")
 KEYS = (*EXPERIMENT, "method", "preset", "seed")
 _SCORES = {

@@ -120,7 +120,7 @@ def test_a_run_keeps_its_transforms(store: Store, tmp_path: Path, capsys: pytest
     own = ("--transform", "scale=minmax", "--transform", "impute=median")
     for arguments, known in ((train, False), ((*train, *own), False), ((*train, *own), True)):
         assert call(*arguments) == 0
-        assert ("already holds this run" in capsys.readouterr().out) == known
+        assert ("already contains this run" in capsys.readouterr().out) == known
     first = json.loads((out / "metrics.json").read_text())
     assert first["transforms"] == {"scale": "minmax", "impute": "median"}
     assert call("evaluate", "--run", out, "--store", store.path) == 0

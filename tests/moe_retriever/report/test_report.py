@@ -354,7 +354,7 @@ def test_different_missingness_is_a_different_experiment(runs: list[Path]) -> No
     assert [len(together) for together in by_experiment(hidden).values()] == [2, 1, 1, 1, 1]
 
 
-def test_other_transforms_are_another_experiment_and_are_described(
+def test_runs_with_other_transforms_form_an_experiment_and_are_described(
     runs: list[Path], store: Store, tmp_path: Path
 ) -> None:
     said = []
@@ -372,11 +372,12 @@ def test_other_transforms_are_another_experiment_and_are_described(
         said.append((" ".join(untimed(out).split()), pl.read_csv(out.parent / "results.csv").columns))
     (usual, columns), (other, more) = said
     assert [c for c in more if c not in columns] == ["transforms"]
-    numbers = "missing numeric values were imputed with the training"
-    assert f"fitted on the training samples only: {numbers} mean, and numeric features were standardised and" in usual
+    imputed = "missing numeric values were imputed with the training"
+    scaled = "and numeric features were standardised and clipped to"
+    assert f"fitted on the training samples only: {imputed} mean, {scaled} ±10; " in usual
     assert "Other runs" not in usual
-    assert f"Other runs had transforms with clip=2.0, impute=median: {numbers} median, and numeric" in other
-    assert "Other runs had transforms with ld_r2=0.0." in other
+    assert f"Other runs used transforms with clip=2.0, impute=median: {imputed} median, {scaled} ±2" in other
+    assert "Other runs used transforms with ld_r2=0.0." in other
     assert "toy: outcome from table + series (clip=2.0, impute=median)" in other
     assert "transform impute=median" in other
 

@@ -233,7 +233,7 @@ def test_methods_with_internal_selection_have_one_trial(
 ) -> None:
     command = ["search", "--store", str(store.path), "--method", method, "--out", str(tmp_path), "--quiet"]
     assert main([*command, "--modalities", *VIEW]) == 0
-    assert "trial 0 only" in capsys.readouterr().out
+    assert "only trial 0 is run" in capsys.readouterr().out
     content = json.loads((tmp_path / "best.json").read_text())
     assert (content["n_trials"], content["space"]) == (1, {})
     assert 0 <= content["score"] <= 1
@@ -262,7 +262,7 @@ def test_train_reads_options_and_set_overrides_them(
     assert config["method"] == "zero_fill"
     assert (config["common"]["lr"], config["common"]["dropout"], config["common"]["hidden"]) == (0.002, 0.1, 16)
     assert main([*command, str(tmp_path / "b"), "--method", "shaspec"]) == 2
-    assert "is of method zero_fill, not shaspec" in capsys.readouterr().err
+    assert "has method zero_fill, not shaspec" in capsys.readouterr().err
     path.write_text("[]")
     assert main([*command, str(tmp_path / "b")]) == 3
     assert "best.json" in capsys.readouterr().err

@@ -102,7 +102,7 @@ def test_a_run_folder_is_complete_and_describes_the_run(undisturbed: Undisturbed
     assert str(run.parent) not in (run / "config.json").read_text() + log
 
 
-def test_transforms_are_part_of_a_run_and_default_ones_are_not_mentioned(
+def test_only_non_default_transforms_are_recorded_in_a_run(
     undisturbed: Undisturbed, store: Store, mask_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, files = undisturbed
@@ -113,14 +113,14 @@ def test_transforms_are_part_of_a_run_and_default_ones_are_not_mentioned(
     usual = job(store, tmp_path / "run", mask_file=mask_file, epochs=1, warmup=0)
     other = replace(usual, transform=TransformOptions(**own))  # type: ignore[arg-type]
     assert run_training(usual)
-    # The folder of a run with other transforms is not taken for this one, but for the same transforms it is.
+    # A run folder is reused only if the transforms are equal.
     assert run_training(other)
     assert not run_training(replace(other, transform=replace(other.transform, scale="standard")))
     assert json.loads((other.run / "config.json").read_text())["data"]["transforms"] == own
     assert "; transforms impute=median, clip=1.5\n" in (other.run / "log.txt").read_text()
     trained = checkpoint.load_run(other.run)
     assert trained.fitted.options == other.transform
-    # Nothing is fitted again: an evaluation uses the transforms of the checkpoint.
+    # An evaluation uses the transforms of the checkpoint instead of fitting them.
     monkeypatch.setattr("moe_retriever.data.load.fit", None)
     table = load_for(trained, other.run, store, "cpu").tables[0]
     assert isinstance(table, VectorTable)
