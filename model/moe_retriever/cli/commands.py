@@ -27,6 +27,9 @@ def _machine(arguments: argparse.Namespace) -> str:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
+    from moe_retriever.nn import kernels
+
+    kernels.select(plain=arguments.kernels == "plain")
     n = arguments.threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
     if n > 0:
         torch.set_num_threads(n)

@@ -16,6 +16,7 @@ import torch
 
 from moe_retriever.catalogue import catalogue
 from moe_retriever.methods import get, names
+from moe_retriever.nn import kernels
 from moe_retriever.plots.plots import learning_curves
 from moe_retriever.training.checkpoint import NAME, read
 from mrpipe import Store
@@ -325,3 +326,13 @@ def test_learning_curves_mark_the_selected_epoch(run: Path, store: Store, mask_f
     figure = learning_curves({"a": history.with_columns(best=pl.col("epoch") == 1, val_score=pl.lit(0.25))}, score="x")
     dots = figure.axes[1].collections[0].get_offsets()
     assert np.asarray(dots).tolist() == [[1.0, 0.25]]
+
+
+def test_plain_kernels_train_alike(run: Path, store: Store, mask_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plain"
+    arguments = ("--store", store.path, "--out", out, "--mask", mask_file, "--quiet", "--set", *OPTIONS)
+    with kernels.use(plain=False):
+        assert call("train", *arguments, "--kernels", "plain") == 0
+        assert kernels.plain()
+    fast, plain = (pl.read_parquet(folder / "history.parquet")["train_loss"].to_numpy() for folder in (run, out))
+    np.testing.assert_allclose(plain, fast, rtol=1e-4)

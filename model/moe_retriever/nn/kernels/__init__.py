@@ -1,6 +1,6 @@
 """Fast kernels for training on a CPU, each with a plain implementation in standard torch operations.
 
-Both have the same outputs and gradients up to rounding. The fast kernels are used except within `use(plain=True)`.
+Both have the same outputs and gradients up to rounding. `mrpipe train --kernels plain` selects the plain ones.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ def plain() -> bool:
     return _plain
 
 
+def select(*, plain: bool) -> None:
+    """Select the plain or the fast kernels of linear, grouped feed-forward and recurrent layers."""
+    global _plain
+    _plain = plain
+
+
 @contextmanager
 def use(*, plain: bool) -> Iterator[None]:
-    """Context that selects the plain or the fast kernels of linear, grouped feed-forward and recurrent layers."""
-    global _plain
-    before, _plain = _plain, plain
+    """`select` within a context."""
+    before = _plain
+    select(plain=plain)
     try:
         yield
     finally:
-        _plain = before
+        select(plain=before)
