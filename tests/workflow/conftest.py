@@ -116,3 +116,15 @@ def checkout(project: Path, tmp_path: Path) -> Path:
     for name in ("Snakefile", "environment.yml"):
         shutil.copy(project / name, root / name)
     return root
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path, tiny: dict[str, Any]) -> Path:
+    """A user's folder: a configuration, and modules with the names of ours and of our dependencies, which must not run."""
+    folder = tmp_path / "user"
+    folder.mkdir()
+    for name in ("model", "moe_retriever", "mrpipe", "mrpipe_planning", "torch", "workflow"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('the user's {name}.py ran')\n")
+    config = {key: {"mosi": tiny[key]["mosi"]} for key in ("datasets", "experiments")}
+    (folder / "my.yaml").write_text(yaml.safe_dump(config))
+    return folder

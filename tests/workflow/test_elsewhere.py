@@ -7,26 +7,10 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from tests.workflow.conftest import store_ids
-
-NAMES = ("model", "moe_retriever", "mrpipe", "mrpipe_planning", "torch", "workflow")
-
-
-@pytest.fixture
-def hostile(tmp_path: Path, tiny: dict[str, Any]) -> Path:
-    """A user's folder with modules that have the names of ours and of our dependencies, and a configuration."""
-    folder = tmp_path / "user"
-    folder.mkdir()
-    for name in NAMES:
-        (folder / f"{name}.py").write_text(f"raise SystemExit('the user's {name}.py ran')\n")
-    config = {key: {"mosi": tiny[key]["mosi"]} for key in ("datasets", "experiments")}
-    (folder / "my.yaml").write_text(yaml.safe_dump(config))
-    return folder
 
 
 def call(command: list[str], folder: Path, path: str) -> str:
@@ -42,12 +26,6 @@ def require_same_results(folder: Path, finished: Path) -> None:
     assert store_ids(folder)["mosi"] == store_ids(finished)["mosi"]
     metrics = "results/runs/mosi/moe_retriever/seed0/metrics.json"
     assert (folder / metrics).read_bytes() == (finished / metrics).read_bytes()
-
-
-def test_modules_in_the_users_folder_are_never_run(project: Path, hostile: Path, finished: Path) -> None:
-    command = [sys.executable, "-P", "-m", "mrpipe", "run", "--cores", "2", "--config", "my.yaml"]
-    call(command, hostile, f"{project}:{project / 'model'}")
-    require_same_results(hostile, finished)
 
 
 @pytest.fixture(scope="module")
@@ -76,39 +54,46 @@ def test_the_wheel_holds_both_packages_and_the_workflow(wheel: Path) -> None:
 
 
 def test_an_installed_package_runs_the_whole_workflow(
-    wheel: Path, hostile: Path, finished: Path, tmp_path: Path
+    wheel: Path, user_folder: Path, finished: Path, tmp_path: Path
 ) -> None:
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     command = [sys.executable, "-P", "-m", "mrpipe", "run", "--cores", "2", "--config", "my.yaml"]
-    text = call(command, hostile, str(site))
+    text = call(command, user_folder, str(site))
     assert str(site / "mrpipe/_workflow/Snakefile") in text
-    require_same_results(hostile, finished)
-    page = call([*command[:4], "train", "--help"], hostile, str(site))
+    require_same_results(user_folder, finished)
+    page = call([*command[:4], "train", "--help"], user_folder, str(site))
     assert "moe_retriever" in page
 
 
-@pytest.mark.parametrize("prefix", ["", " as mr_*"])
-def test_the_workflow_is_a_module_of_another_one(project: Path, hostile: Path, finished: Path, prefix: str) -> None:
-    (hostile / "Snakefile").write_text(f"""
+def write_module_use(folder: Path, project: Path, rename: str) -> None:
+    """A Snakefile of the user's with the workflow as a module and a rule of its own."""
+    (folder / "Snakefile").write_text(f"""
 configfile: "my.yaml"
 
 module mrpipe:
     snakefile: "{project / "Snakefile"}"
     config: config
 
-use rule * from mrpipe{prefix}
+use rule * from mrpipe{rename}
 
 rule mine:
     input: "results/report/index.html"
     output: "mine.txt"
     shell: "wc -c < {{input}} > {{output}}"
 """)
-    target = ["mine"] if prefix else []
-    run = [] if prefix == "" else ["-n"]
-    command = [sys.executable, "-P", "-m", "snakemake", *target, "--cores", "2", *run]
-    text = call(command, hostile, "")
-    if prefix:
-        assert "rule mr_train:" in text
-    else:
-        require_same_results(hostile, finished)
+
+
+@pytest.mark.parametrize(("rename", "rule"), [("", "train"), (" as mr_*", "mr_train")])
+def test_the_workflow_can_be_a_module(project: Path, user_folder: Path, rename: str, rule: str) -> None:
+    write_module_use(user_folder, project, rename)
+    text = call([sys.executable, "-P", "-m", "snakemake", "mine", "--cores", "2", "-n"], user_folder, "")
+    assert f"rule {rule}:" in text
+    assert "rule mine:" in text
+
+
+@pytest.mark.slow
+def test_a_module_gives_the_same_results(project: Path, user_folder: Path, finished: Path) -> None:
+    write_module_use(user_folder, project, "")
+    call([sys.executable, "-P", "-m", "snakemake", "--cores", "2"], user_folder, "")
+    require_same_results(user_folder, finished)

@@ -8,10 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from tests.workflow.conftest import store_ids
 
@@ -35,10 +33,10 @@ STAGES = (
 def start(folder: Path, project: Path, *, plain: bool) -> subprocess.Popen[bytes]:
     """The documented command, as `mrpipe run` or as plain Snakemake, in a session of its own."""
     if plain:
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "my.yaml"]
+        command = [sys.executable, "-P", "-m", "snakemake", "--cores", "2", "--configfile", "my.yaml"]
         command += ["--snakefile", str(project / "Snakefile")]
     else:
-        command = [sys.executable, "-m", "mrpipe", "run", "--cores", "2", "--config", "my.yaml"]
+        command = [sys.executable, "-P", "-m", "mrpipe", "run", "--cores", "2", "--config", "my.yaml"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{project}:{project / 'model'}"}
     with (folder / "output.txt").open("ab") as out:
         return subprocess.Popen(
@@ -62,32 +60,28 @@ def interrupt(process: subprocess.Popen[bytes], sign: Path, number: signal.Signa
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda s: s.name
 )
-def test_a_run_that_is_interrupted_in_every_stage_ends_with_the_same_results(
-    finished: Path, project: Path, tmp_path: Path, tiny: dict[str, Any], number: signal.Signals
+def test_a_run_interrupted_in_every_stage_ends_with_the_same_results(
+    finished: Path, project: Path, user_folder: Path, number: signal.Signals
 ) -> None:
-    config = {key: {"mosi": tiny[key]["mosi"]} for key in ("datasets", "experiments")}
-    (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
     interrupted = 0
     for i, stage in enumerate(STAGES):
-        process = start(tmp_path, project, plain=i % 2 == 0)
-        interrupt(process, tmp_path / "results" / stage, number, whole=i % 3 != 0)
+        process = start(user_folder, project, plain=i % 2 == 0)
+        interrupt(process, user_folder / "results" / stage, number, whole=i % 3 != 0)
         interrupted += process.returncode != 0
     assert interrupted >= len(STAGES) - 2
     for plain in (True, False):
-        assert start(tmp_path, project, plain=plain).wait(300) == 0, (tmp_path / "output.txt").read_text()[-3000:]
-    assert "Nothing to be done" in (tmp_path / "output.txt").read_text()
-    assert store_ids(tmp_path)["mosi"] == store_ids(finished)["mosi"]
+        assert start(user_folder, project, plain=plain).wait(300) == 0, (user_folder / "output.txt").read_text()[-3000:]
+    assert "Nothing to be done" in (user_folder / "output.txt").read_text()
+    assert store_ids(user_folder)["mosi"] == store_ids(finished)["mosi"]
     metrics = "results/runs/mosi/moe_retriever/seed0/metrics.json"
-    assert (tmp_path / metrics).read_bytes() == (finished / metrics).read_bytes()
+    assert (user_folder / metrics).read_bytes() == (finished / metrics).read_bytes()
 
 
-def test_a_run_beside_a_living_one_is_refused(project: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
-    config = {key: {"mosi": tiny[key]["mosi"]} for key in ("datasets", "experiments")}
-    (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
-    first = start(tmp_path, project, plain=False)
-    while not (tmp_path / "results/logs/mosi/simulate.log").exists() and first.poll() is None:
+def test_a_second_run_in_the_same_folder_is_refused(project: Path, user_folder: Path) -> None:
+    first = start(user_folder, project, plain=False)
+    while not (user_folder / "results/logs/mosi/simulate.log").exists() and first.poll() is None:
         time.sleep(0.01)
-    assert start(tmp_path, project, plain=True).wait(60) != 0
-    assert "cannot be locked" in (tmp_path / "output.txt").read_text()
+    assert start(user_folder, project, plain=True).wait(60) != 0
+    assert "cannot be locked" in (user_folder / "output.txt").read_text()
     os.killpg(first.pid, signal.SIGKILL)
     first.wait(60)
