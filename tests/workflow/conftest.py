@@ -120,7 +120,7 @@ def checkout(project: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def user_folder(tmp_path: Path, tiny: dict[str, Any]) -> Path:
-    """A user's folder: a configuration, and modules with the names of ours and of our dependencies, which must not run."""
+    """A configuration, beside modules with the names of ours and of our dependencies, which must not run."""
     folder = tmp_path / "user"
     folder.mkdir()
     for name in ("model", "moe_retriever", "mrpipe", "mrpipe_planning", "torch", "workflow"):
