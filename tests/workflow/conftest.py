@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 # Both datasets at the smallest size that has all splits, modality combinations and quirks; a narrow model, two epochs.
 TINY: dict[str, Any] = {
@@ -98,12 +99,17 @@ def tiny() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def finished(snakemake: Snakemake, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that contains a complete run of the tiny configuration."""
-    folder = tmp_path_factory.mktemp("finished")
-    outcome = snakemake("--show-failed-logs", folder=folder, config=TINY)
-    assert outcome.code == 0, outcome.text
-    (folder / "first_run.txt").write_text(outcome.text)
+def finished(snakemake: Snakemake, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder in which the tiny configuration ran from end to end; made once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "finished"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            outcome = snakemake("--show-failed-logs", folder=folder, config=TINY)
+            assert outcome.code == 0, outcome.text
+            (folder / "first_run.txt").write_text(outcome.text)
+    assert (folder / "first_run.txt").exists(), "the run failed in another worker"
     return folder
 
 
