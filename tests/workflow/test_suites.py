@@ -314,7 +314,7 @@ def block_of(said: dict[str, Any]) -> dict[str, Any]:
         (lambda s: s["suites"]["mine"].pop("methods"), "suites.mine.blocks.0: set `methods`"),
         (lambda s: s.update(groups={"a": ["b"], "b": ["a"]}), "the group 'a' contains itself"),
         (lambda s: s["suites"].update(table1=s["suites"]["mine"]), "suites.table1: this name is already defined"),
-        (lambda s: s["suites"]["mine"].update(figure="embedding"), "needs `missing`, a modality"),
+        (lambda s: s["suites"]["mine"].update(figure="embedding"), "`missing` (a modality) is required"),
         (lambda s: s["suites"]["mine"].update(transforms={"sclae": "none"}), "suites.mine.transforms: unknown option"),
         (lambda s: block_of(s).update(transforms={"clip": -1}), "suites.mine.blocks.0.transforms: option clip=-1.0"),
     ],
