@@ -74,4 +74,4 @@ onsuccess:
 
 onerror:
     end_suites()
-    sys.stderr.write(f"Failed. Each job that failed is named above with its log; this run's own log: {log}\n")
+    sys.stderr.write(f"The run failed. Failed jobs and their logs are listed above; log of this run: {log}\n")

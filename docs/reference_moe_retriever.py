@@ -39,7 +39,7 @@ def supporting_group(observed: list[set[int]], mc: set[int], target: int) -> lis
     """G(T | mc): training samples that have the target and everything that the sample has.
 
     If there is none: the training samples that have the target and share most with mc; among them, those with the
-    fewest modalities that the sample lacks. If no training sample has the target: nobody.
+    fewest modalities that the sample lacks. If no training sample has the target: none.
     """
     group = [j for j, mc_j in enumerate(observed) if mc <= mc_j and target in mc_j]
     if group:

@@ -44,7 +44,7 @@ def parse_options(cls: type[OptionsT], values: Mapping[str, object], *, context:
             try:
                 value = json.loads(value.lower() if isinstance(default, bool) else value)
             except json.JSONDecodeError as error:
-                raise UsageError(f"{context}: option {name}={value!r} is not a {type(default).__name__}") from error
+                raise UsageError(f"{context}: option {name}={value!r} is not {type(default).__name__}") from error
         if isinstance(default, tuple) and isinstance(value, list):
             value = tuple(value)
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):

@@ -39,7 +39,7 @@ STEPS = ("cohort", "prepare", "ingest", "qc", "samples", "split", "seal", "code-
 COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": (
         "write a simulated export in the provider's file formats",
-        "For trying the pipeline without data. The ground truth (latent states, best possible prediction) is written\n"
+        "To try the pipeline without data. The ground truth (latent states, best possible prediction) is written\n"
         "to PATH.truth. While that folder exists, every store built from the export is marked `simulated`.\n\n"
         "  mrpipe simulate enrico --out raw/enrico --set n_screens=200 seed=1",
     ),
@@ -72,8 +72,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "audit": (
         "report features that nearly determine the label on their own",
         "Computes the AUROC of every single feature on training rows, of its value and of whether it is known, and\n"
-        "reports those above the threshold that chance does not explain, with the raw column they come from. Codes\n"
-        "and measurements are tested one by one: presence, and mean value. Such a feature may be the label in\n"
+        "reports those above the threshold that are unlikely to be due to chance, with their raw columns. Codes and\n"
+        "measurements are tested one by one, by presence and by mean value. Such a feature may be the label in\n"
         "disguise: inspect it before training.\n\n"
         "  mrpipe audit stores/mosi --threshold 0.9",
     ),

@@ -46,7 +46,7 @@ def program_help() -> str:
     grouped = {n for names in groups.values() for n in names}
     groups["More commands"] = [n for n, c in commands.items() if n not in grouped and not c.step]
     groups["Single steps, as the workflow runs them"] = [n for n, c in commands.items() if n not in grouped and c.step]
-    lines = ["usage: mrpipe COMMAND ...    (mrpipe COMMAND --help explains one)", "", PROGRAM]
+    lines = ["usage: mrpipe COMMAND ...    (help on a command: mrpipe COMMAND --help)", "", PROGRAM]
     for title, names in groups.items():
         if names:
             lines += ["", f"{title}:", *(f"  {n:<{_WIDTH}} {commands[n].summary}" for n in names)]
@@ -54,7 +54,7 @@ def program_help() -> str:
         "",
         "Options:",
         f"  {'--version':<{_WIDTH}} print the version",
-        f"  {'-h, --help':<{_WIDTH}} print this text",
+        f"  {'-h, --help':<{_WIDTH}} print this help",
     ]
     return "\n".join([*lines, "", "Exit codes: 0 success, 2 usage error, 3 invalid input data."])
 

@@ -24,7 +24,7 @@ def _simulate(args: Namespace) -> None:
     from mrpipe.store.layout import truth_folder
 
     simulate(_dataset(args), args.out, parse_assignments(args.set))
-    print(f"simulated export: {args.out}\nits truth:        {truth_folder(args.out)}")
+    print(f"simulated export: {args.out}\nground truth:     {truth_folder(args.out)}")
 
 
 def _check(args: Namespace) -> None:
@@ -37,8 +37,8 @@ def _check(args: Namespace) -> None:
         else check(_dataset(args), args.raw, settings)
     )
     print(
-        f"{args.dataset}: no fault. {result['origin']}, release {result['release']}, "
-        f"modalities {', '.join(result['modalities'])}, {len(result['inputs'])} inputs"
+        f"{args.dataset}: no errors; {result['origin']}, release {result['release']}, "
+        f"modalities {', '.join(result['modalities'])}, input files: {len(result['inputs'])}"
     )
     for note in result["notes"]:
         print(f"  note: {note}")
@@ -108,7 +108,7 @@ def _verify(args: Namespace) -> None:
     store = open_store(args.store)
     store.verify(deep=args.deep)
     how = "every file hashed and every value scanned" if args.deep else "sizes, row counts and invariants"
-    print(f"{args.store}: whole ({how}); {store.store_id}")
+    print(f"{args.store}: intact ({how}); store_id {store.store_id}")
 
 
 def _show(args: Namespace) -> None:
@@ -324,13 +324,13 @@ def _mask_arguments(parser: ArgumentParser) -> None:
         help=f"drop probability; standard deviation for gaussian (default: {default.p})",
     )
     _seed(parser, "the draw")
-    _modalities(parser, "the modalities considered (default: all)")
+    _modalities(parser, "modalities that may be hidden (default: all)")
     parser.add_argument("--no-redraw", action="store_true", help="allow a sample to lose its last modality")
     parser.add_argument(
         "--strength",
         type=float,
         default=default.strength,
-        help=f"of the mnar mechanisms, 0 to 1 (default: {default.strength})",
+        help=f"strength of the mnar mechanisms, 0 to 1 (default: {default.strength})",
     )
     parser.add_argument(
         "--blocks",

@@ -27,10 +27,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "targets", nargs="*", metavar="TARGET", help="default: stores, runs and report of the configuration"
     )
     parser.add_argument("--config", nargs="+", type=Path, metavar="FILE", help="configuration (default: the demo)")
-    parser.add_argument(
-        "--cores", metavar="N", help="number of cores, or all (default: all; with a profile: as it says)"
-    )
-    parser.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)}, or the folder of a profile of yours")
+    parser.add_argument("--cores", metavar="N", help="number of cores, or all (default: all, or as the profile sets)")
+    parser.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)}, or the folder of your own profile")
     parser.add_argument("-n", "--dry-run", action="store_true", help="list the jobs and the reasons to run them")
 
 
@@ -51,7 +49,7 @@ def command_line(args: Namespace) -> list[str]:
     if args.profile:
         named = project / "workflow" / "profiles" / args.profile
         if not named.is_dir() and not Path(args.profile).is_dir():
-            raise UsageError(f"--profile {args.profile}: neither a folder nor one of {', '.join(PROFILES)}")
+            raise UsageError(f"--profile {args.profile}: no such folder; known profiles: {', '.join(PROFILES)}")
         command += ["--profile", str(named if named.is_dir() else args.profile)]
     if args.cores or not args.profile:
         command += ["--cores", args.cores or "all"]

@@ -50,7 +50,7 @@ def build(
     work.mkdir(parents=True)
     try:
         checked = write_check(dataset, raw, work, settings)
-        report(f"check: {checked['release']}, {len(checked['inputs'])} inputs, no errors")
+        report(f"check: {checked['release']}, no errors; input files: {len(checked['inputs'])}")
         dataset = dataset.declared(raw, parse_options(dataset.options, settings, context=f"options of {dataset.name}"))
         modalities, schemes = tuple(modalities or checked["modalities"]), tuple(schemes or dataset.schemes)
         for kind, names, known in (

@@ -34,7 +34,7 @@ def make_split(dataset: Dataset, store: Path, scheme: str, *, seed: int = 0, ids
         settings |= {"method": "id list", "source": ids.name}
     elif scheme not in dataset.schemes:
         raise UsageError(
-            f"{dataset.name} has no split scheme {scheme!r}; it has {', '.join(dataset.schemes)} (or give --ids)"
+            f"{dataset.name} has no split scheme {scheme!r}; it has {', '.join(dataset.schemes)} (or pass --ids)"
         )
     elif (column := dataset.schemes[scheme].column) is not None:
         split = from_column(samples, column)
@@ -55,7 +55,7 @@ def make_split(dataset: Dataset, store: Path, scheme: str, *, seed: int = 0, ids
         }
     counts = {part: int((split["split"] == part).sum()) for part in PARTS}
     if counts["train"] == 0:
-        raise DataError(Fault(file=f"split {scheme}", expected="training samples", found=f"parts {counts}"))
+        raise DataError(Fault(file=f"split {scheme}", expected="training samples", found=f"the sizes {counts}"))
     # The description of a scheme does not apply to an id list with its name.
     settings |= {"description": "" if ids is not None else dataset.schemes[scheme].description}
     paths.unseal()

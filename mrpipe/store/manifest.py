@@ -98,7 +98,7 @@ def read_manifest(root: Path) -> Manifest:
                 file=str(root),
                 expected="a sealed store (manifest.json)",
                 found="no manifest",
-                fix="The build did not finish: run it again to resume it.",
+                fix="Check the path. If a build was interrupted, run it again.",
             )
         )
     try:

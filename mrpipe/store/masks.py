@@ -52,7 +52,7 @@ def to_mask(names: Sequence[str], bits: Mapping[str, int]) -> int:
     """Mask of the given modality names."""
     unknown = [n for n in names if n not in bits]
     if unknown:
-        raise UsageError(f"unknown modalities {unknown}; this store has {sorted(bits)}")
+        raise UsageError(f"unknown modalities {', '.join(unknown)}; this store has {', '.join(bits)}")
     return sum(1 << bits[n] for n in set(names))
 
 

@@ -22,7 +22,7 @@ def make(method: str = "moe_retriever", preset: str = "paper", **overrides: obje
     [
         ({"learning_rate": 1.0}, r"no option 'learning_rate'"),
         ({"n_expert": 4}, r"'n_expert'. Did you mean .n_experts"),
-        ({"epochs": "many"}, r"epochs='many' is not a int"),
+        ({"epochs": "many"}, r"epochs='many' is not int"),
         ({"context": "sideways"}, r"context='sideways' must be one of self, cross, query"),
         ({"hidden": 130}, r"hidden=130 must be a multiple of heads=4"),
         ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),

@@ -65,7 +65,7 @@ def plan_of(config: dict[str, Any], schema: dict[str, Any]) -> Any:
         (["datasets", "mosi"], "simulation", {"n": 1}, "datasets.mosi.simulation: unknown option 'n'"),
         (["datasets", "mosi"], "dataset", "mosy", "datasets.mosi.dataset: no dataset 'mosy'; known: "),
         (["datasets", "mosi"], "raw", "/nowhere", "datasets.mosi.raw: no folder '/nowhere'"),
-        (["datasets", "mosi"], "store", "/nowhere", "datasets.mosi: give `raw`"),
+        (["datasets", "mosi"], "store", "/nowhere", "datasets.mosi: set `raw`"),
         (["datasets", "mosi"], "modalities", ["smell"], "datasets.mosi.modalities: mosi has no 'smell'"),
         (["datasets", "mosi"], "schemes", {"mine": {}}, "datasets.mosi.schemes: mosi has no scheme 'mine'"),
         (["experiments", "mosi"], "dataset", "adni", "experiments.mosi.dataset: no entry 'adni' in datasets"),

@@ -32,7 +32,8 @@ class ConfigError(UsageError):
 
     def __init__(self, faults: list[str]):
         self.faults = tuple(faults)
-        super().__init__("\n".join([f"the configuration has {len(faults)} fault(s):", *(f"  - {f}" for f in faults)]))
+        head = f"{len(faults)} error{'s' * (len(faults) > 1)} in the configuration:"
+        super().__init__("\n".join([head, *(f"  - {f}" for f in faults)]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +224,7 @@ def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
     if (raw is None) == (sealed is None):
         found = "both are" if raw else "neither is"
         wanted = f"`raw` (the folder of an export, or {SIMULATED!r}) or `store` (a sealed store)"
-        raise ConfigError([f"{place}: give {wanted}; {found} given"])
+        raise ConfigError([f"{place}: set {wanted}; {found} set"])
     kind = entry.get("dataset", name)
     if kind not in dataset_names():
         raise ConfigError([f"{place}.dataset: no dataset {kind!r}; known: {', '.join(dataset_names())}"])
@@ -237,11 +238,11 @@ def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
         except UsageError as error:
             faults.append(str(error))
     if raw not in (None, SIMULATED) and not Path(raw).is_dir():
-        faults.append(f"{place}.raw: no folder {raw!r}; an export comes from: {dataset.provider}")
+        faults.append(f"{place}.raw: no folder {raw!r}; source of the export: {dataset.provider}")
     if raw not in (None, SIMULATED) and not faults:
         dataset = dataset.declared(Path(raw), options)
     if sealed is not None and not Path(sealed, "manifest.json").is_file():
-        faults.append(f"{place}.store: no sealed store at {sealed!r} (it would hold a manifest.json)")
+        faults.append(f"{place}.store: no sealed store at {sealed!r} (no manifest.json)")
     if raw != SIMULATED and entry["simulation"]:
         faults.append(f"{place}.simulation: has no effect unless raw is {SIMULATED!r}")
     if sealed is not None:
@@ -267,7 +268,7 @@ def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
     for scheme, settings in schemes.items():
         if scheme not in dataset.schemes and "ids" not in settings:
             known = ", ".join(dataset.schemes)
-            faults.append(f"{place}.schemes: {dataset.name} has no scheme {scheme!r}; it has {known}, or give `ids`")
+            faults.append(f"{place}.schemes: {dataset.name} has no scheme {scheme!r}; it has {known}, or set `ids`")
         if "ids" in settings and not Path(settings["ids"]).is_file():
             faults.append(f"{place}.schemes.{scheme}.ids: no file {settings['ids']!r}")
     if faults:

@@ -149,7 +149,7 @@ class Cells(logging.Handler):
             lines += [f"cell failed: {folder}" for folder in folders] + [f"    {log}:"]
             lines += [f"    {line}" for line in text.splitlines()[-TAIL_LINES:]] or ["    (the log is empty)"]
         if not_begun:
-            lines.append(f"{not_begun} cells were not begun: what they need failed, or the run was stopped")
+            lines.append(f"{not_begun} cells did not start: a job that they depend on failed, or the run was stopped")
         return "\n".join(lines)
 
     def _fresh(self, path: Path) -> bool:

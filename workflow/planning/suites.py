@@ -140,16 +140,16 @@ class Suites:
         """Errors that can be found without planning the stores."""
         said = self._said
         for name in set(self.store_names) & set(self.plan.stores):
-            yield f"datasets.{name}: this name is that of a store that suites simulate; choose another"
+            yield f"datasets.{name}: the suites simulate a store of this name; choose another name"
         for name in said["groups"]:
             yield from self._method_faults(f"groups.{name}", said["groups"][name], (name,))
         for name, suite in said["suites"].items():
             place = f"suites.{name}"
             kinds = [k for k in ("of", "blocks") if k in suite]
             if len(kinds) != 1:
-                yield f"{place}: give `blocks`, or `of` with the names of other suites"
+                yield f"{place}: set either `blocks`, or `of` with the names of other suites"
             if "of" in suite:
-                yield from (f"{place}: {k!r} has no effect beside `of`" for k in suite if k not in ("of", "title"))
+                yield from (f"{place}: {k!r} has no effect with `of`" for k in suite if k not in ("of", "title"))
                 yield from (
                     unknown_name(f"{place}.of", "suite", n, said["suites"])
                     for n in suite["of"]
@@ -158,9 +158,9 @@ class Suites:
             if "figure" in suite:
                 yield from (f"{place}: {k!r} has no effect on a figure" for k in ("metrics", "published") if k in suite)
             if (suite.get("figure") == "embedding") != ("missing" in suite):
-                yield f"{place}: the figure `embedding`, and no other, needs `missing`, a modality"
+                yield f"{place}: `missing` (a modality) is required by the figure `embedding` and only by it"
             if suite.get("figure") == "cost" and any("views" in block for block in suite.get("blocks", ())):
-                yield f"{place}: the figure `cost` measures every configuration of modalities; leave `views` out"
+                yield f"{place}: the figure `cost` measures every combination of modalities; remove `views`"
             yield from _transform_faults(place, suite)
             for number, block in enumerate(suite.get("blocks", ())):
                 at = f"{place}.blocks.{number}"
@@ -170,7 +170,7 @@ class Suites:
                     yield unknown_name(f"{at}.dataset", "dataset", block["dataset"], known)
                 methods = block.get("methods", suite.get("methods"))
                 if methods is None:
-                    yield f"{at}: give `methods`, here or for the suite"
+                    yield f"{at}: set `methods`, here or for the suite"
                 else:
                     yield from self._method_faults(f"{at}.methods", methods, ())
         yield from self._circles()
@@ -236,7 +236,7 @@ class Suites:
         own_rows = self._rows(block)
         for row in own_rows:
             if rows.setdefault(row.name, row) != row:
-                raise ConfigError([f"another block has a row {row.name!r} with other settings; give it a `name`"])
+                raise ConfigError([f"another block has a row {row.name!r} with other settings; set another `name`"])
         views: list[list[str]] = block.get("views", [list(store.modalities)])
         faults = [
             unknown_name("views", "modality", m, store.possible, store.dataset.name)
@@ -381,7 +381,7 @@ def _merge(files: Sequence[Path]) -> dict[str, Any]:
         faults += [f"{file}: {fault}" for fault in wrong]
         for key, entries in said.items() if not wrong else ():
             for name in sorted(set(entries) & set(merged[key])):
-                faults.append(f"{file}: {key}.{name}: there is one of this name already; choose another")
+                faults.append(f"{file}: {key}.{name}: this name is already defined; choose another")
             merged[key] |= entries
     if faults:
         raise ConfigError(faults)

@@ -28,7 +28,7 @@ def print_summary(results: Path) -> None:
         for table in score_tables(frame):
             console.print(table)
         if "simulated" in frame["origin"]:
-            console.print("Simulated exports: the numbers say that the path works, nothing about real data.")
+            console.print("Simulated exports: the scores only show that the pipeline works.")
     for manifest in sorted(results.glob("stores/*/manifest.json")):
         try:
             store = open_store(manifest.parent)

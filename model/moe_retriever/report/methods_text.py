@@ -33,7 +33,7 @@ _STATED = {
     "lr": "learning rate",
     "weight_decay": "weight decay",
     "batch_size": "batch size",
-    "epochs": "at most {} epochs",
+    "epochs": "maximum number of epochs {}",
     "patience": "patience",
     "dropout": "dropout",
     "hidden": "token dimension",

@@ -61,7 +61,8 @@ def read_best(path: Path, needed: Sequence[str] = ("method", "preset", "override
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        missing = isinstance(error, FileNotFoundError)
+        found = "no such file" if missing else f"{type(error).__name__}: {error}".splitlines()[0]
     else:
         if isinstance(content, dict):
             wrong = [key for key in needed if not isinstance(content.get(key), _KINDS[key])]

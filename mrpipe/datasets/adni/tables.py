@@ -7,6 +7,7 @@ blank, −4 (any phase) and −1 (ADNI1 only, or any phase for measurements that
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,9 +83,10 @@ class LoniTable:
         return next(f for f in self.fields if f.name == name)
 
     def absent(self, found: str = "no such file") -> Fault:
+        others = [stem for s in self.stems if (stem := re.split(r"[(\\]", s)[0]) != self.name]
         return Fault(
             file=f"{self.name}_ddMonYYYY.csv",
-            expected=f"the table {self.name} (also named {', '.join(self.stems)})",
+            expected=f"the table {self.name}" + (f" (also named {', '.join(others)})" if others else ""),
             found=found,
             fix=f"Download it from {PROVIDER}: {self.menu}.",
         )

@@ -14,7 +14,7 @@ from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
 
 
 def _declared(base: Dataset, config: TablesConfig) -> Dataset:
-    """The dataset declared by a YAML."""
+    """The dataset declared by a YAML file."""
     tasks = tuple(Task(name=x.name, kind=x.kind, classes=x.classes, description=x.description) for x in config.labels)
     stratify = next((t.name for t in tasks if t.kind == "classification"), None)
     how = f", stratified by {stratify}" if stratify else ""
@@ -45,27 +45,25 @@ def resolve(raw: Path, options: TablesOptions) -> Dataset:
     Raises:
         DataError: if there is no YAML, or it has errors.
     """
-    return _declared(DATASET, read_config(raw, options))
+    return _declared(_BASE, read_config(raw, options))
 
 
-# Declared by the simulator's YAML: the dataset as it is known before there is an export.
-DATASET = _declared(
-    Dataset(
-        name="tables",
-        title="Declared tables",
-        citation="as declared in the YAML",
-        licence="as declared in the YAML",
-        provider="your own files, described by a YAML (docs/tables.md)",
-        options=TablesOptions,
-        simulation=TablesSimulation,
-        modalities={},
-        tasks=(),
-        schemes={},
-        check=check_export,
-        cohort=build_cohort,
-        simulate=simulate_export,
-        tiny={"n_visits": 80},
-        resolve=resolve,
-    ),
-    parse_config(YAML, "tables.yaml"),
+_BASE = Dataset(
+    name="tables",
+    title="Your own CSV, TSV or Parquet tables",
+    citation="none declared in the YAML file",
+    licence="none declared in the YAML file",
+    provider="your own files, described by a YAML file (docs/tables.md)",
+    options=TablesOptions,
+    simulation=TablesSimulation,
+    modalities={},
+    tasks=(),
+    schemes={},
+    check=check_export,
+    cohort=build_cohort,
+    simulate=simulate_export,
+    tiny={"n_visits": 80},
+    resolve=resolve,
 )
+# Before an export is known: modalities, tasks and schemes of the simulator's YAML.
+DATASET = dataclasses.replace(_declared(_BASE, parse_config(YAML, "tables.yaml")), title=_BASE.title)

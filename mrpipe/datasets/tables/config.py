@@ -111,7 +111,7 @@ def config_path(raw: Path, options: TablesOptions) -> Path:
     raise DataError(
         Fault(
             file=options.config,
-            expected="a YAML that declares the tables",
+            expected="a YAML file that declares the tables",
             found="no such file",
             fix=f"Put it into {raw.name}/, or give its path: --set config=PATH. See docs/tables.md.",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import polars as pl
@@ -37,7 +38,7 @@ def test_single_steps_equal_the_build(tmp_path: Path) -> None:
 def test_default_declaration_is_that_of_the_simulator(tmp_path: Path) -> None:
     simulate(TABLES, tmp_path / "raw", TABLES.tiny)
     found = TABLES.declared(tmp_path / "raw", TABLES.options())
-    assert found == TABLES
+    assert found == dataclasses.replace(TABLES, title="Simulated visits")
     truth = pl.read_parquet(truth_folder(tmp_path / "raw") / "truth.parquet")
     guessed = (truth["bayes_readmitted"] > 0.5).cast(pl.Int64)
     assert (guessed == truth["outcome"]).mean() > 0.7
@@ -56,10 +57,12 @@ def test_workflow_plan_uses_the_declared_modalities(tmp_path: Path) -> None:
         "seeds": [0],
         "preset": "paper",
         "overrides": {},
+        "transforms": {},
         "task": "label",
     }
     plan = make_plan({"datasets": {"mine": entry}, "experiments": {"x": run}}).stores["mine"]
     assert plan.modalities == ("a",)
+    assert "Simulated" not in plan.dataset.title
     assert list(plan.schemes) == ["uniform"]
     before = plan.declaration
     write(raw, {}, config(missing=[-1]))
