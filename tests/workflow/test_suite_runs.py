@@ -96,7 +96,7 @@ def test_repaired_suite_runs_only_the_missing_cell(snakemake: Any, failed: Any) 
     assert "not finished" not in (folder / "results/suites/mine/table.md").read_text()
     page = (folder / "results/suites/mine/report/index.html").read_text()
     assert 'class="banner simulated"' in page
-    assert "Compared were" in page
+    assert "methods were compared" in page
     assert "not finished" not in page
     assert pl.read_parquet(folder / "results/results.parquet")["run"].n_unique() == 3
     assert snakemake("mine", "-n", folder=folder, config=CONFIG).idle
