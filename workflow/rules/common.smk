@@ -26,7 +26,9 @@ def project_folder():
         return place.parents[1]
     installed = importlib.util.find_spec("mrpipe")
     if installed is None:
-        raise WorkflowError("A workflow from a hosting service requires the package: pip install mrpipe (same version).")
+        raise WorkflowError(
+            "A workflow from a hosting service requires the package: pip install mrpipe (same version)."
+        )
     return Path(installed.origin).parent / "_workflow"
 
 
