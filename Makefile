@@ -21,7 +21,7 @@ demo: $(VENV)/installed-demo
 	$(BIN)/mrpipe run --cores $(CORES) -- $(MAPS_ONLY)
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow and not cluster" $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not cluster" $(PYTEST_FLAGS)
 
 # One after the other: there is one cluster.
 test-cluster: $(VENV)/installed-dev

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[1]
+# Files of more than a minute, which workers begin with, so that they end together.
+LONG = ("test_end_to_end.py", "test_contract.py", "test_resume.py", "test_elsewhere.py", "test_readme.py")
+LONG += ("test_documented_commands.py", "test_suite_runs.py", "test_add_a_method.py", "test_training.py")
 
 
 def real_data_folder() -> Path:
@@ -38,4 +41,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("real_data"):
                 item.add_marker(absent)
-    items.sort(key=lambda item: item.path.name not in ("test_end_to_end.py", "test_contract.py"))
+    items.sort(key=lambda item: item.path.name not in LONG)
