@@ -17,7 +17,8 @@ class Fault:
         found: actual content.
         fix: remedy, including the provider's menu path if useful.
         column: affected column, HDF5 group or dictionary key, if any.
-        row: 1-based data row (not counting the header), if any.
+        line: line of a text file as an editor counts it (the header is line 1), if any.
+        row: 1-based row of a table without lines (Parquet, an array, a pickle), if any.
     """
 
     file: str
@@ -25,12 +26,15 @@ class Fault:
     found: str
     fix: str = ""
     column: str | None = None
+    line: int | None = None
     row: int | None = None
 
     def __str__(self) -> str:
         place = self.file
         if self.column is not None:
             place += f", column {self.column!r}"
+        if self.line is not None:
+            place += f", line {self.line}"
         if self.row is not None:
             place += f", row {self.row}"
         text = f"{place}: expected {self.expected}; found {self.found}"

@@ -16,11 +16,10 @@ from typing import Any
 
 import polars as pl
 
+from mrpipe.delimited import line_of, read_delimited
 from mrpipe.errors import DataError, Fault, FaultCollector
 
-# Exceptions raised on reading a truncated or damaged text file, plain or .gz.
-UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
-# Column of 1-based row numbers; blank lines count, so that the row is easy to find in an editor.
+# Column of 1-based record numbers; blank lines count. `delimited.line_of` gives the line of a record.
 ROW = "__row"
 
 
@@ -102,34 +101,18 @@ def read_csv(
     columns: Sequence[Column],
     *,
     shown_as: str | None = None,
-    encoding: str = "utf8-lossy",
+    encoding: str | None = None,
+    notes: list[str] | None = None,
     numbered: bool = False,
 ) -> pl.DataFrame:
     """Read a small CSV file (plain or .gz) as strings, then cast; all problems are raised together as a DataError.
 
     Blank lines are ignored. Returns the columns present in the file, with canonical names, in the declared order;
-    `numbered` adds `ROW`, so that the caller can report row numbers. `shown_as` is the file's name in error messages.
+    `numbered` adds `ROW`, so that the caller can report lines. `shown_as` is the file's name in error messages;
+    `encoding` and `notes` are those of `read_delimited`.
     """
     shown_as = shown_as or path.name
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise DataError(Fault(file=shown_as, expected="a CSV table", found=found))
-    try:
-        raw = pl.read_csv(path, infer_schema=False, encoding=encoding, truncate_ragged_lines=False)
-    except pl.exceptions.NoDataError:
-        raise DataError(
-            Fault(file=shown_as, expected="a header row", found="an empty file", fix="Export the table again.")
-        ) from None
-    except (pl.exceptions.ComputeError, *UNREADABLE) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            Fault(
-                file=shown_as,
-                expected="a complete CSV table",
-                found=f"unreadable data ({reason})",
-                fix="The file is damaged or truncated: download it again.",
-            )
-        ) from error
+    raw = read_delimited(path, shown_as=shown_as, encoding=encoding, notes=notes)
     faults = FaultCollector()
     header = match_header(raw.columns, columns)
     for column in columns:
@@ -178,7 +161,7 @@ def read_csv(
                 Fault(
                     file=shown_as,
                     column=column.name,
-                    row=int(numbers[row]),
+                    line=line_of(path, int(numbers[row]), encoding=encoding),
                     expected=f"{column.dtype} values",
                     found=f"{value!r}" if value is not None else "an empty field",
                     fix=f"Rows with such values: {int(bad.sum())}.",

@@ -171,12 +171,17 @@ class Checked:
         files: input files that the manifest lists by path.
         notes: notes for the manifest.
         groups: label → files that are listed as one entry, because their names or folders are patient ids.
+        observed: modality → ids of the samples that will have it, as far as the check knows without reading all values
+            (an upper bound); a modality that is absent here is unknown before `build`.
+        unused: recognised files of the export that a build does not read → the reason, and how to use them.
     """
 
     release: str
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
     groups: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    observed: Mapping[str, pl.Series] = field(default_factory=dict)
+    unused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

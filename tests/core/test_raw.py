@@ -126,18 +126,18 @@ def test_repeated_column_is_reported(tmp_path: Path, header: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "column", "row", "found"),
+    ("content", "column", "line", "found"),
     [
-        ("id,age\n1,20\n2,old\n3,x\n", "age", 2, "'old'"),
-        ("id,age\n\n1,20\n2,2.5\n", "age", 3, "'2.5'"),
-        ("id,age\n1,20\n,21\n", "id", 2, "empty"),
+        ("id,age\n1,20\n2,old\n3,x\n", "age", 3, "'old'"),
+        ("id,age\n\n1,20\n2,2.5\n", "age", 4, "'2.5'"),
+        ("id,age\n1,20\n,21\n", "id", 3, "empty"),
     ],
 )
-def test_invalid_value_is_reported_with_column_and_row(
-    tmp_path: Path, content: str, column: str, row: int, found: str
+def test_invalid_value_is_reported_with_column_and_line(
+    tmp_path: Path, content: str, column: str, line: int, found: str
 ) -> None:
     fault = fault_of(write(tmp_path / "t.csv", content))
-    assert (fault.column, fault.row) == (column, row)
+    assert (fault.column, fault.line) == (column, line)
     assert found in fault.found
 
 

@@ -64,15 +64,6 @@ def find_table(raw: Path, table: LoniTable) -> Path | None:
     return best[0]
 
 
-def _encoding(path: Path) -> str:
-    """UTF-8, or Latin-1 if the file is not valid UTF-8 (free text in older exports)."""
-    try:
-        path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        return "latin1"
-    return "utf8"
-
-
 def _masked(value: str) -> str:
     """Replace the digits of an identifier by 9, so that error messages do not disclose it."""
     return re.sub(r"\d", "9", value)
@@ -215,7 +206,7 @@ class AdniExport:
     def _load(self, table: LoniTable, path: Path) -> pl.DataFrame:
         shown_as = path.relative_to(self.raw).as_posix()
         columns = [*KEYS, *(f.column() for f in table.fields)]
-        frame = read_csv(path, columns, shown_as=shown_as, encoding=_encoding(path), numbered=True)
+        frame = read_csv(path, columns, shown_as=shown_as, notes=self.notes, numbered=True)
         missing = [c for c in (*(k.name for k in KEYS[2:]), *(f.name for f in table.fields)) if c not in frame.columns]
         frame = _people(frame, shown_as).with_columns(pl.lit(None, pl.String).alias(c) for c in missing)
         frame = frame.filter(pl.col("rid") != QC_RID)
@@ -254,7 +245,7 @@ class AdniExport:
         shown_as = path.relative_to(self.raw).as_posix()
         header = pl.read_csv(path, n_rows=0, infer_schema=False).columns
         columns = [Column(name=h, required=False) for h in header]
-        frame = read_csv(path, columns, shown_as=shown_as, encoding=_encoding(path), numbered=True)
+        frame = read_csv(path, columns, shown_as=shown_as, notes=self.notes, numbered=True)
         frame = frame.rename({h: h.strip().upper() for h in frame.columns if h != ROW})
         frame = _people(frame, shown_as).filter(pl.col("rid") != QC_RID)
         stamp = "UPDATE_STAMP" if "UPDATE_STAMP" in frame.columns else None

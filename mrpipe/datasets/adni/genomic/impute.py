@@ -31,8 +31,8 @@ from mrpipe.datasets.adni.genomic.lift import ChainFile
 from mrpipe.datasets.adni.genomic.plink import PlinkSet, bed_rows, calls, open_set, write_set
 from mrpipe.datasets.adni.genomic.strand import align, allele_codes, complement, position_keys, read_reference
 from mrpipe.datasets.adni.genomic.vcf import VcfGenotypes, read_vcf, write_vcf
+from mrpipe.delimited import UNREADABLE
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
-from mrpipe.raw import UNREADABLE
 
 TOOLS = ("beagle", "minimac4")
 

@@ -17,8 +17,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.genomic.plink import plain_chromosome
+from mrpipe.delimited import UNREADABLE
 from mrpipe.errors import DataError, Fault
-from mrpipe.raw import UNREADABLE
 
 AMBIGUOUS_MAF = 0.4
 MAX_DIFFERENCE = 0.2

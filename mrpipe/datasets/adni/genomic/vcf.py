@@ -12,9 +12,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.genomic.plink import plain_chromosome
+from mrpipe.delimited import UNREADABLE
 from mrpipe.errors import DataError, Fault
 from mrpipe.genetics.packing import MISSING
-from mrpipe.raw import UNREADABLE
 
 _GENOTYPES = np.array(["0/0", "0/1", "1/1", "./."])
 
