@@ -51,18 +51,13 @@ def inventory(
         by_folder[file.parent].append(file)
     entries: list[dict[str, Any]] = []
     for folder, members in sorted(by_folder.items()):
-        if len(members) <= LISTED_FILES:
-            # Files outside of the export (declarations) are listed by name, because paths differ between machines.
-            entries += [
-                {
-                    "path": f.relative_to(raw).as_posix() if f.is_relative_to(raw) else f.name,
-                    "size": f.stat().st_size,
-                    "sha256": sha256(f),
-                }
-                for f in members
-            ]
+        if len(members) > LISTED_FILES:
+            entries.append(_as_one(f"{folder.relative_to(raw).as_posix()}/*", folder, members))
             continue
-        entries.append(_as_one(f"{folder.relative_to(raw).as_posix()}/*", folder, members))
+        for file in members:
+            # Files outside of the export (declarations) are listed by name, because paths differ between machines.
+            name = file.relative_to(raw).as_posix() if file.is_relative_to(raw) else file.name
+            entries.append({"path": name, "size": file.stat().st_size, "sha256": sha256(file)})
     return entries + [_as_one(label, raw, sorted(set(members))) for label, members in sorted((groups or {}).items())]
 
 
@@ -185,13 +180,16 @@ def _mask_notes(
 def _unread(raw: Path, checked: Checked) -> dict[str, int]:
     """Files of the export that a build does not read: name of a file or, with /, of a folder → number of files."""
     read = {os.path.abspath(f) for files in (checked.files, *checked.groups.values()) for f in files}
-    read |= {os.path.abspath(raw / name) for name in checked.unused}
     found: Counter[str] = Counter()
     for folder, _, names in os.walk(raw):
-        first = Path(folder).relative_to(raw).parts[:1]
+        place = Path(folder).relative_to(raw)
+        # The reader reports a file or a folder by its name or its path.
+        if checked.unused.keys() & {part for p in (place, *place.parents) for part in (p.name, p.as_posix())}:
+            continue
         for name in names:
-            if not name.startswith(".") and os.path.abspath(os.path.join(folder, name)) not in read:
-                found[f"{first[0]}/" if first else name] += 1
+            reported = checked.unused.keys() & {name, (place / name).as_posix()} or name.startswith(".")
+            if not reported and os.path.abspath(os.path.join(folder, name)) not in read:
+                found[f"{place.parts[0]}/" if place.parts else name] += 1
     return dict(sorted(found.items()))
 
 

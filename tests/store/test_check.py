@@ -222,8 +222,10 @@ def test_the_result_ends_with_a_table_of_modalities_and_unread_files(raw: Path, 
         (raw / "scans" / "deeper" / f"{k}.nii").write_text("")
     (raw / "notes.txt").write_text("")
     (raw / "old.csv").write_text("")
+    (raw / "scans" / "raw").mkdir()
+    (raw / "scans" / "raw" / "1.nii").write_text("")
     (raw / ".hidden").write_text("")
-    dataset = changed({"table": NUMBER < 40}, unused={"old.csv": "an older form; rename it to read it"})
+    dataset = changed({"table": NUMBER < 40}, unused={"old.csv": "rename it to read it", "scans/raw": "unprocessed"})
     dataset = dataclasses.replace(dataset, modalities_of=lambda raw, options: ("table", "series"))
     result = write_check(dataset, raw, tmp_path / "work", {})
     assert json.loads((tmp_path / "work" / "checked.json").read_text()) == result
@@ -234,7 +236,8 @@ def test_the_result_ends_with_a_table_of_modalities_and_unread_files(raw: Path, 
         "series    unknown before build",
         "image     not in this export",
         "genotype  not in this export",
-        "not used: old.csv: an older form; rename it to read it",
+        "not used: old.csv: rename it to read it",
+        "not used: scans/raw: unprocessed",
         "not read: 51 files (notes.txt, scans/ (50))",
     ]
     # Modalities left out on purpose are not reported as lacking.
