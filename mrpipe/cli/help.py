@@ -45,8 +45,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "check": (
         "validate an export before anything is built",
-        "Reads the header of every file that a build will need and reports all errors at once, each with file,\n"
-        "column, expected value, found value and remedy. Exit code 3 if there are errors.\n\n"
+        "Reads the header of every file that a build will need, selects the cohort and splits it, and reports all\n"
+        "errors at once, each with file, column, expected value, found value and remedy. Exit code 3 if there are\n"
+        "errors. Ends with the modalities that the store will have or lack, and with the files that are not used.\n\n"
         "  mrpipe check mosi --raw ~/exports/mosi",
     ),
     "build": (
@@ -65,16 +66,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "verify": (
         "verify the integrity of a store",
-        "Checks that all files are present, that sizes and row counts match the manifest, and that masks agree with\n"
-        "the modality tables. --deep also compares file hashes and scans every value.\n\n"
+        "Checks that all files are present, that sizes and row counts match the manifest, and that masks, labels and\n"
+        "splits agree with the modality tables. --deep also compares file hashes and scans every value.\n\n"
         "  mrpipe verify stores/mosi --deep",
     ),
     "audit": (
         "report features that nearly determine the label on their own",
-        "Computes the AUROC of every single feature on training rows, of its value and of whether it is known, and\n"
-        "reports those above the threshold that are unlikely to be due to chance, with their raw columns. Codes and\n"
-        "measurements are tested one by one, by presence and by mean value. Such a feature may be the label in\n"
-        "disguise: inspect it before training.\n\n"
+        "Computes the AUROC of every single feature on training rows (by order, bins and levels of its values, and by\n"
+        "whether it is known) and of each bit of the modality mask. Those above the threshold that are unlikely to be\n"
+        "due to chance are listed with their raw columns; for a regression label, features with a rank correlation\n"
+        "above 0.99. Codes and measurements are tested one by one, by presence and by mean value. Such a feature may\n"
+        "be the label in disguise: inspect it before training.\n\n"
         "  mrpipe audit stores/mosi --threshold 0.9",
     ),
     "mask": (

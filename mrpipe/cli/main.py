@@ -1,8 +1,12 @@
-"""The command line: `mrpipe COMMAND ...`. Exit codes: 0 success, 2 usage error, 3 invalid input data."""
+"""The command line: `mrpipe COMMAND ...`.
+
+Exit codes: 0 success, 2 usage error, 3 invalid input data, 130 interrupted, 141 broken pipe.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +15,8 @@ from mrpipe.cli.command import Command
 from mrpipe.errors import MrpipeError, UsageError, did_you_mean
 
 _WIDTH = 16
+# As a shell reports a program that ends by SIGINT or SIGPIPE.
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
 
 
 def find_command(name: str) -> Command | None:
@@ -76,6 +82,32 @@ def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    called = " ".join(["mrpipe", *arguments[:1]])
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except MrpipeError as error:
+        print(f"{called}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has left. The interpreter would report the rest of the buffer as an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except OSError as error:
+        # A missing or unreadable path, a full disk; libraries raise OSErrors without a number for other reasons.
+        if error.errno is None and not isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"{called}: {place}{error.strerror or error}", file=sys.stderr)
+        return UsageError.exit_code
+    except KeyboardInterrupt:
+        print(f"{called}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(program_help())
         return 0 if arguments else UsageError.exit_code
@@ -94,8 +126,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         own, rest = own[: own.index("--")], own[own.index("--") + 1 :]
     parsed = parser.parse_args(own)
     parsed.rest = rest
-    try:
-        return command.run(parsed) or 0
-    except MrpipeError as error:
-        print(f"mrpipe {name}: {error}", file=sys.stderr)
-        return error.exit_code
+    return command.run(parsed) or 0

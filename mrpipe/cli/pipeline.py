@@ -28,20 +28,15 @@ def _simulate(args: Namespace) -> None:
 
 
 def _check(args: Namespace) -> None:
-    from mrpipe.stages.check import check, write_check
+    from mrpipe.stages.check import check, closing, summary, write_check
 
-    settings = parse_assignments(args.set)
-    result = (
-        write_check(_dataset(args), args.raw, args.work, settings)
-        if args.work
-        else check(_dataset(args), args.raw, settings)
-    )
-    print(
-        f"{args.dataset}: no errors; {result['origin']}, release {result['release']}, "
-        f"modalities {', '.join(result['modalities'])}, input files: {len(result['inputs'])}"
-    )
-    for note in result["notes"]:
-        print(f"  note: {note}")
+    chosen = {name: getattr(args, name) for name in ("modalities", "schemes", "seed")}
+    inputs = _dataset(args), args.raw, *([args.work] if args.work else []), parse_assignments(args.set)
+    result = (write_check if args.work else check)(*inputs, **chosen)
+    print(f"{args.dataset}: {result['origin']}, release {result['release']}, input files: {len(result['inputs'])}")
+    for line in (*(f"note: {note}" for note in result["notes"]), *summary(result)):
+        print(f"  {line}")
+    print(f"{args.dataset}: {closing(result)}")
 
 
 def _cohort(args: Namespace) -> None:
@@ -182,6 +177,12 @@ def _modalities(parser: ArgumentParser, help: str = "default: all", *, required:
     parser.add_argument("--modalities", nargs="+", required=required, metavar="NAME", help=help)
 
 
+def _choice(parser: ArgumentParser) -> None:
+    _modalities(parser, "default: all that the export contains")
+    parser.add_argument("--schemes", nargs="*", metavar="NAME", help="split schemes; default: all of the dataset")
+    _seed(parser, "splits that are drawn at random")
+
+
 def _store(parser: ArgumentParser) -> None:
     parser.add_argument("store", type=Path, metavar="STORE", help="folder of a sealed store")
 
@@ -213,77 +214,47 @@ def _seed(parser: ArgumentParser, of: str) -> None:
 
 
 def _simulate_arguments(parser: ArgumentParser) -> None:
-    _dataset_name(parser)
     _path(parser, "--out", "folder of the export; the ground truth is written to PATH.truth")
-    _set(parser)
 
 
 def _check_arguments(parser: ArgumentParser) -> None:
-    _dataset_name(parser)
-    _raw(parser)
     _path(parser, "--work", "also write checked.json to this folder, for the steps that follow", required=False)
-    _set(parser)
 
 
-def _cohort_arguments(parser: ArgumentParser) -> None:
-    _dataset_name(parser)
-    _raw(parser)
-    _work(parser)
-    _set(parser)
+def _all(*added: Callable[[ArgumentParser], None]) -> Callable[[ArgumentParser], None]:
+    """Adds the arguments of several functions."""
+
+    def add(parser: ArgumentParser) -> None:
+        for function in added:
+            function(parser)
+
+    return add
 
 
-def _prepare_arguments(parser: ArgumentParser) -> None:
-    _modality(parser)
+def _part(parser: ArgumentParser) -> None:
     parser.add_argument("--part", type=int, required=True, metavar="K", help="number of the part, from 0")
-    _raw(parser)
-    _work(parser)
-    _set(parser)
-
-
-def _ingest_arguments(parser: ArgumentParser) -> None:
-    _modality(parser)
-    _raw(parser)
-    _work(parser)
-    _store_folder(parser)
-    _set(parser)
 
 
 def _qc_arguments(parser: ArgumentParser) -> None:
-    _modality(parser)
-    _work(parser)
     _path(parser, "--out", "folder of qc.parquet and contact_sheet.png")
 
 
 def _samples_arguments(parser: ArgumentParser) -> None:
-    _dataset_name(parser)
-    _work(parser)
-    _store_folder(parser)
     _modalities(parser, "the ingested modalities", required=True)
 
 
 def _split_arguments(parser: ArgumentParser) -> None:
-    _dataset_name(parser)
-    _store_folder(parser)
     parser.add_argument("--scheme", required=True, help="a split scheme of the dataset, or a name for your id list")
     _seed(parser, "schemes that are drawn at random")
     _path(parser, "--ids", "JSON file with the lists train, val and test of sample or subject ids", required=False)
 
 
 def _seal_arguments(parser: ArgumentParser) -> None:
-    _dataset_name(parser)
-    _work(parser)
-    _store_folder(parser)
     parser.add_argument("--schemes", nargs="+", metavar="NAME", help="splits to keep; all others are deleted")
 
 
 def _build_arguments(parser: ArgumentParser) -> None:
-    _dataset_name(parser)
-    _raw(parser)
     _path(parser, "--out", "folder of the store")
-    _modalities(parser, "default: all that the export contains")
-    parser.add_argument("--schemes", nargs="+", metavar="NAME", help="split schemes; default: all of the dataset")
-    _seed(parser, "splits that are drawn at random")
-    _set(parser)
 
 
 def _verify_arguments(parser: ArgumentParser) -> None:
@@ -293,14 +264,16 @@ def _verify_arguments(parser: ArgumentParser) -> None:
 
 def _audit_arguments(parser: ArgumentParser) -> None:
     _store(parser)
-    parser.add_argument("--task", help="classification task (default: the store's first)")
+    parser.add_argument("--task", help="label to test against (default: the store's first)")
     parser.add_argument("--scheme", help="split whose training rows are used (default: the store's own)")
-    parser.add_argument("--threshold", type=float, default=0.9, help="smallest AUROC to report (default: 0.9)")
+    parser.add_argument(
+        "--threshold", type=float, default=0.9, help="AUROC above which a feature is reported (default: 0.9)"
+    )
     parser.add_argument(
         "--alpha",
         type=float,
         default=0.05,
-        help="probability of a finding when nothing leaks (default: 0.05; 1 also lists chance findings)",
+        help="probability of a finding in a modality without a leak (default: 0.05; 1 also lists chance findings)",
     )
 
 
@@ -351,22 +324,22 @@ def _code_hash_arguments(parser: ArgumentParser) -> None:
 
 
 _TABLE: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {
-    "simulate": (_simulate_arguments, _simulate),
-    "check": (_check_arguments, _check),
-    "build": (_build_arguments, _build),
+    "simulate": (_all(_dataset_name, _simulate_arguments, _set), _simulate),
+    "check": (_all(_dataset_name, _raw, _check_arguments, _choice, _set), _check),
+    "build": (_all(_dataset_name, _raw, _build_arguments, _choice, _set), _build),
     "options": (_options_arguments, _options),
     "show": (_store, _show),
     "verify": (_verify_arguments, _verify),
     "audit": (_audit_arguments, _audit),
     "mask": (_mask_arguments, _mask),
     "export": (_export_arguments, _export),
-    "cohort": (_cohort_arguments, _cohort),
-    "prepare": (_prepare_arguments, _prepare),
-    "ingest": (_ingest_arguments, _ingest),
-    "qc": (_qc_arguments, _qc),
-    "samples": (_samples_arguments, _samples),
-    "split": (_split_arguments, _split),
-    "seal": (_seal_arguments, _seal),
+    "cohort": (_all(_dataset_name, _raw, _work, _set), _cohort),
+    "prepare": (_all(_modality, _part, _raw, _work, _set), _prepare),
+    "ingest": (_all(_modality, _raw, _work, _store_folder, _set), _ingest),
+    "qc": (_all(_modality, _work, _qc_arguments), _qc),
+    "samples": (_all(_dataset_name, _work, _store_folder, _samples_arguments), _samples),
+    "split": (_all(_dataset_name, _store_folder, _split_arguments), _split),
+    "seal": (_all(_dataset_name, _work, _store_folder, _seal_arguments), _seal),
     "code-hash": (_code_hash_arguments, _code_hash),
 }
 

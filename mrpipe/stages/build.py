@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrpipe.errors import UsageError
 from mrpipe.options import parse_options
 from mrpipe.schema import Dataset
-from mrpipe.stages.check import write_check
+from mrpipe.stages.check import closing, write_check
 from mrpipe.stages.cohort import build_cohort
 from mrpipe.stages.ingest import ingest
 from mrpipe.stages.prepare import n_parts, prepare
@@ -49,16 +48,11 @@ def build(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        checked = write_check(dataset, raw, work, settings)
-        report(f"check: {checked['release']}, no errors; input files: {len(checked['inputs'])}")
+        checked = write_check(dataset, raw, work, settings, modalities=modalities, schemes=schemes, seed=seed)
+        report(f"check: {checked['release']}, input files: {len(checked['inputs'])}; {closing(checked)}")
         dataset = dataset.declared(raw, parse_options(dataset.options, settings, context=f"options of {dataset.name}"))
-        modalities, schemes = tuple(modalities or checked["modalities"]), tuple(schemes or dataset.schemes)
-        for kind, names, known in (
-            ("modality", modalities, checked["modalities"]),
-            ("split scheme", schemes, dataset.schemes),
-        ):
-            if unknown := [n for n in names if n not in known]:
-                raise UsageError(f"{dataset.name}: no {kind} {unknown[0]!r} in this export; it has {', '.join(known)}")
+        modalities = checked["modalities"]
+        schemes = tuple(dataset.schemes) if schemes is None else schemes
         report(f"cohort: {build_cohort(dataset, raw, work, settings)} samples")
         for name in modalities:
             for part in range(n_parts(dataset, name, settings)):

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.options import parse_options
 from mrpipe.raw import require_folder, sha256
-from mrpipe.schema import Dataset
+from mrpipe.schema import Checked, Dataset, Scheme, Task
 from mrpipe.stages.declaration import DECLARED, declaration
 from mrpipe.stages.simulate import is_simulated
+from mrpipe.stages.split import assign
 from mrpipe.store.layout import WorkLayout
+from mrpipe.store.leaks import find_leaks, mask_columns
 from mrpipe.store.parquet import write_text
+from mrpipe.store.splits import label_faults, split_faults
 
 # Folders with more files (screens, scans) are listed as one entry, because their file names may be patient ids.
 LISTED_FILES = 40
+# Names of unread files or folders that a check prints.
+LISTED_UNREAD = 5
 
 
 def _as_one(label: str, root: Path, members: Sequence[Path]) -> dict[str, Any]:
@@ -40,18 +51,13 @@ def inventory(
         by_folder[file.parent].append(file)
     entries: list[dict[str, Any]] = []
     for folder, members in sorted(by_folder.items()):
-        if len(members) <= LISTED_FILES:
-            # Files outside of the export (declarations) are listed by name, because paths differ between machines.
-            entries += [
-                {
-                    "path": f.relative_to(raw).as_posix() if f.is_relative_to(raw) else f.name,
-                    "size": f.stat().st_size,
-                    "sha256": sha256(f),
-                }
-                for f in members
-            ]
+        if len(members) > LISTED_FILES:
+            entries.append(_as_one(f"{folder.relative_to(raw).as_posix()}/*", folder, members))
             continue
-        entries.append(_as_one(f"{folder.relative_to(raw).as_posix()}/*", folder, members))
+        for file in members:
+            # Files outside of the export (declarations) are listed by name, because paths differ between machines.
+            name = file.relative_to(raw).as_posix() if file.is_relative_to(raw) else file.name
+            entries.append({"path": name, "size": file.stat().st_size, "sha256": sha256(file)})
     return entries + [_as_one(label, raw, sorted(set(members))) for label, members in sorted((groups or {}).items())]
 
 
@@ -62,18 +68,59 @@ def _portable(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def check(dataset: Dataset, raw: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Check an export; returns the content of `checked.json`.
+def check(
+    dataset: Dataset,
+    raw: Path,
+    settings: Mapping[str, Any],
+    *,
+    modalities: Sequence[str] | None = None,
+    schemes: Sequence[str] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Check an export, its cohort and its splits; returns the content of `checked.json`.
+
+    Args:
+        modalities, schemes, seed: those of the build; default: all of the export and of the dataset.
 
     Raises:
-        UsageError: an option is invalid.
+        UsageError: an option is invalid, or no such modality or scheme.
         DataError: lists all problems.
     """
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     require_folder(raw)
-    declared = dataset.declared(raw, options)
-    checked = dataset.check(raw, options)
+    declared, faults = dataset.declared(raw, options), FaultCollector()
+    # Classes that the export declares can be changed there; those of a published dataset are only noted.
+    own = dataset.resolve is not None
+    _require_known(dataset, "split scheme", schemes, declared.schemes)
+    chosen = {name: scheme for name, scheme in declared.schemes.items() if schemes is None or name in schemes}
+    checked: Checked | None = None
+    try:
+        checked = dataset.check(raw, options)
+    except DataError as error:
+        faults.absorb(error)
+        # Anything that fails in the cohort of an invalid export follows from the problems already found.
+        with suppress(Exception), redirect_stderr(io.StringIO()):
+            cohort = dataset.cohort(raw, options)
+            faults.faults += _cohort_faults(declared, cohort.samples, cohort.labels, chosen, {}, seed, own)
+    faults.raise_if_any()
+    assert checked is not None
     present = dataset.modalities_of(raw, options) if dataset.modalities_of else tuple(declared.modalities)
+    _require_known(dataset, "modality", modalities, present)
+    present = tuple(m for m in present if modalities is None or m in modalities)
+    # The step `cohort` reports its own progress.
+    with redirect_stderr(io.StringIO()):
+        cohort = dataset.cohort(raw, options)
+    samples = cohort.samples
+    ids, known = samples["sample_id"], [m for m in present if m in checked.observed]
+    observed = {m: ids.filter(ids.is_in(checked.observed[m].implode())) for m in known}
+    if observed and len(observed) == len(present):
+        # A build drops the samples without any modality.
+        samples = samples.filter(pl.col("sample_id").is_in(pl.concat(observed.values()).implode()))
+    labels = {name: label.join(samples, on="sample_id", how="semi") for name, label in cohort.labels.items()}
+    faults.faults += _cohort_faults(declared, samples, labels, chosen, observed, seed, own)
+    faults.raise_if_any()
+    small = () if own else _cohort_faults(declared, samples, labels, chosen, {}, seed, True)
+    notes = [*checked.notes, *(str(dataclasses.replace(fault, fix="")) for fault in small)]
     return {
         **({} if dataset.resolve is None else {DECLARED: declaration(declared)}),
         "dataset": dataset.name,
@@ -81,15 +128,97 @@ def check(dataset: Dataset, raw: Path, settings: Mapping[str, Any]) -> dict[str,
         "origin": "simulated" if is_simulated(raw) else "export",
         "options": {name: _portable(value) for name, value in dataclasses.asdict(options).items()},
         "modalities": list(present),
-        "notes": list(checked.notes),
+        "notes": [*notes, *_mask_notes(declared.tasks, labels, observed)],
         "inputs": inventory(raw, checked.files, checked.groups),
+        "n_samples": len(samples),
+        "observed": {m: len(observed[m]) if m in observed else None for m in present},
+        "lacking": [m for m in declared.modalities if m not in present and (modalities is None or m in modalities)],
+        "unused": dict(checked.unused),
+        "unread": _unread(raw, checked),
     }
 
 
-def write_check(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _require_known(dataset: Dataset, kind: str, names: Sequence[str] | None, known: Iterable[str]) -> None:
+    if unknown := [n for n in names or () if n not in known]:
+        raise UsageError(f"{dataset.name}: no {kind} {unknown[0]!r} in this export; it has {', '.join(known)}")
+
+
+def _cohort_faults(
+    dataset: Dataset,
+    samples: pl.DataFrame,
+    labels: Mapping[str, pl.DataFrame],
+    schemes: Mapping[str, Scheme],
+    observed: Mapping[str, pl.Series],
+    seed: int,
+    every_class: bool,
+) -> Iterator[Fault]:
+    """Problems of labels and splits for which `build` would refuse the export."""
+    yield from label_faults(dataset.tasks, labels) if every_class else ()
+    for name, scheme in schemes.items():
+        try:
+            split = assign(scheme, samples, labels, seed)
+        except DataError as error:
+            yield from error.faults
+        else:
+            yield from split_faults(name, scheme, split, dataset.tasks, labels, observed, every_class=every_class)
+
+
+def _mask_notes(
+    tasks: Sequence[Task], labels: Mapping[str, pl.DataFrame], observed: Mapping[str, pl.Series]
+) -> Iterator[str]:
+    """Notes on modalities whose presence nearly determines a label (`leaks.find_leaks`)."""
+    names = list(observed)
+    for task in tasks if names else ():
+        label = labels[task.name].drop_nulls("value")
+        bits = label.select(pl.col("sample_id").is_in(observed[m].implode()).alias(m) for m in names).to_numpy()
+        found = find_leaks([mask_columns(bits)], label["value"].to_numpy(), task.classes)
+        for position, _, of_class, auroc, _ in found.iter_rows():
+            whom = f"class {of_class} of {task.name}" if of_class else task.name
+            yield f"{names[position]}: whether a sample has it nearly determines {whom} (AUROC {auroc:.3f})"
+
+
+def _unread(raw: Path, checked: Checked) -> dict[str, int]:
+    """Files of the export that a build does not read: name of a file or, with /, of a folder → number of files."""
+    read = {os.path.abspath(f) for files in (checked.files, *checked.groups.values()) for f in files}
+    found: Counter[str] = Counter()
+    for folder, _, names in os.walk(raw):
+        place = Path(folder).relative_to(raw)
+        # The reader reports a file or a folder by its name or its path.
+        if checked.unused.keys() & {part for p in (place, *place.parents) for part in (p.name, p.as_posix())}:
+            continue
+        for name in names:
+            reported = checked.unused.keys() & {name, (place / name).as_posix()} or name.startswith(".")
+            if not reported and os.path.abspath(os.path.join(folder, name)) not in read:
+                found[f"{place.parts[0]}/" if place.parts else name] += 1
+    return dict(sorted(found.items()))
+
+
+def closing(result: Mapping[str, Any]) -> str:
+    """Last line of a check."""
+    lacking = ", ".join(result["lacking"])
+    return "no errors" + (f"; the store will lack {lacking}" if lacking else "")
+
+
+def summary(result: Mapping[str, Any]) -> list[str]:
+    """Lines on what a build would make of the export: modalities with their samples, and files that it does not use."""
+    n = {m: "unknown before build" if k is None else str(k) for m, k in result["observed"].items()}
+    n |= dict.fromkeys(result["lacking"], "not in this export")
+    width = max(len("modality"), *map(len, n))
+    lines = [f"{'modality':<{width}}  samples (of {result['n_samples']})"]
+    lines += [f"{m:<{width}}  {text}" for m, text in n.items()]
+    lines += [f"not used: {file}: {reason}" for file, reason in result["unused"].items()]
+    unread = result["unread"]
+    if unread:
+        some = [f"{name} ({k})" if name.endswith("/") else name for name, k in list(unread.items())[:LISTED_UNREAD]]
+        more = ", …" if len(unread) > LISTED_UNREAD else ""
+        lines.append(f"not read: {sum(unread.values())} files ({', '.join(some)}{more})")
+    return lines
+
+
+def write_check(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, Any], **chosen: Any) -> dict[str, Any]:
     """Check an export and write `checked.json`; after a failed check, no older `checked.json` remains."""
     path = WorkLayout(work).checked
     path.unlink(missing_ok=True)
-    result = check(dataset, raw, settings)
+    result = check(dataset, raw, settings, **chosen)
     write_text(path, json.dumps(result, indent=1, sort_keys=True) + "\n")
     return result

@@ -14,6 +14,7 @@ from mrpipe.stages.cohort import LABEL_PREFIX
 from mrpipe.stages.declaration import SCHEMES_KEY, checked_dataset, schemes_json
 from mrpipe.store.layout import StoreLayout, WorkLayout, require_file
 from mrpipe.store.parquet import read_metadata, write_frame
+from mrpipe.store.splits import label_faults
 
 
 def read_modality_declaration(path: Path) -> Modality:
@@ -50,7 +51,7 @@ def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequ
 
     Raises:
         UsageError: the cohort or a modality has not been built.
-        DataError: no sample has a modality.
+        DataError: no sample has a modality, or a class declared by the export has a single member.
     """
     paths, working = StoreLayout(store), WorkLayout(work)
     dataset = checked_dataset(dataset, work)
@@ -79,14 +80,9 @@ def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequ
     frame = frame.with_columns(mask.alias("modality_mask"))
     observed = frame.filter(pl.col("modality_mask") != 0).sort("sample_id")
     if observed.is_empty():
-        raise DataError(
-            Fault(
-                file=f"{dataset.name} export",
-                expected="at least one sample with a modality",
-                found="none",
-                fix=f"The cohort has {len(frame)} samples; check that the modality files belong to this export.",
-            )
-        )
+        expected, found = "at least one sample with a modality", f"none of the {len(frame)} samples of the cohort"
+        fix = "Check that the modality files belong to this export."
+        raise DataError(Fault(file=f"{dataset.name} export", expected=expected, found=found, fix=fix))
     attrition = pl.read_parquet(working.attrition)
     step = (len(attrition), "no modality observed", int(attrition["n_after"][-1]), len(observed))
     attrition = pl.concat([attrition, pl.DataFrame([step], schema=ATTRITION_SCHEMA, orient="row")])
@@ -95,13 +91,16 @@ def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequ
     attrition = pl.concat([attrition, *(losses(name, frame) for name, frame in attempts.items() if len(frame))])
     index = [f"row_{m.name}" for m in declared]
     first = ["sample_id", "subject_id", "modality_mask", *index]
-    for task in dataset.tasks:
-        column = LABEL_PREFIX + task.name
-        label = cohort.select("sample_id", pl.col(column).alias("value")).drop_nulls()
-        write_frame(
-            paths.labels(task.name),
-            label.join(observed.select("sample_id"), on="sample_id", how="semi").sort("sample_id"),
-        )
+    kept_rows = cohort.join(observed, on="sample_id", how="semi").sort("sample_id")
+    labels = {
+        t.name: kept_rows.select("sample_id", pl.col(LABEL_PREFIX + t.name).alias("value")).drop_nulls()
+        for t in dataset.tasks
+    }
+    # Of a published dataset, the classes are fixed: `check` notes the small ones.
+    if dataset.resolve is not None and (faults := list(label_faults(dataset.tasks, labels))):
+        raise DataError(faults)
+    for name, label in labels.items():
+        write_frame(paths.labels(name), label)
     write_frame(paths.attrition, attrition)
     metadata = None if dataset.resolve is None else {SCHEMES_KEY: json.dumps(schemes_json(dataset), sort_keys=True)}
     write_frame(paths.samples, observed.select(*first, pl.exclude(first)), metadata=metadata)

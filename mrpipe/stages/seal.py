@@ -121,7 +121,7 @@ def seal(dataset: Dataset, work: Path, root: Path, schemes: Sequence[str] | None
     order = {m: reader.bit for m, reader in dataset.modalities.items()}
     frames = [pl.read_parquet(dictionaries[m]) for m in sorted(names, key=order.__getitem__)]
     write_frame(paths.dictionary, pl.concat(frames))
-    breaches = find_breaches(root)
+    breaches = find_breaches(root, dataset.tasks, deep=True)
     if breaches:
         raise DataError(breaches)
     # Left by a killed writer; a writer that still runs can no longer rename its file into the sealed store.

@@ -34,14 +34,18 @@ def simulate(dataset: Dataset, out: Path, settings: Mapping[str, Any]) -> None:
     for folder in (partial, partial_truth):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    dataset.simulate(partial, partial_truth, options)
-    settings_text = json.dumps({"dataset": dataset.name, "simulation": dataclasses.asdict(options)}, indent=1)
-    write_text(partial_truth / MARKER, settings_text + "\n")
-    # The truth is moved first, so that a simulated export never exists without its marker.
-    for source, target in ((partial_truth, truth), (partial, out)):
-        if target.exists():
-            shutil.rmtree(target)
-        source.rename(target)
+    try:
+        dataset.simulate(partial, partial_truth, options)
+        settings_text = json.dumps({"dataset": dataset.name, "simulation": dataclasses.asdict(options)}, indent=1)
+        write_text(partial_truth / MARKER, settings_text + "\n")
+        # The truth is moved first, so that a simulated export never exists without its marker.
+        for source, target in ((partial_truth, truth), (partial, out)):
+            if target.exists():
+                shutil.rmtree(target)
+            source.rename(target)
+    finally:
+        for folder in (partial, partial_truth):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_simulated(raw: Path) -> bool:

@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from mrpipe.errors import DataError, Fault, UsageError
-from mrpipe.schema import Dataset
+from mrpipe.errors import DataError, UsageError
+from mrpipe.schema import Dataset, Scheme, Task
 from mrpipe.stages.declaration import with_stored_schemes
 from mrpipe.store.layout import StoreLayout, require_file
 from mrpipe.store.parquet import write_frame
-from mrpipe.store.splits import PARTS, from_column, from_id_list, grouped_stratified, require_grouped
+from mrpipe.store.splits import PARTS, from_column, from_id_list, grouped_stratified, require_grouped, split_faults
 
 SPLIT_KEY = "mrpipe.split"
+
+
+def assign(scheme: Scheme, samples: pl.DataFrame, labels: Mapping[str, pl.DataFrame], seed: int) -> pl.DataFrame:
+    """Parts of the samples by a declared scheme: frame `sample_id`, `split`.
+
+    Args:
+        labels: task name → frame `sample_id`, `value`.
+    """
+    if scheme.column is not None:
+        split = from_column(samples, scheme.column)
+        require_grouped(samples, split, f"column {scheme.column} of samples.parquet")
+        return split
+    if scheme.stratify is None:
+        return grouped_stratified(samples, fractions=scheme.fractions, seed=seed)
+    label = labels[scheme.stratify].select("sample_id", stratum="value")
+    samples = samples.join(label, on="sample_id", how="left")
+    return grouped_stratified(samples, fractions=scheme.fractions, seed=seed, stratum="stratum")
+
+
+def _task(name: str, label: pl.DataFrame) -> Task:
+    """Task of a label file, with numbers as the names of its classes."""
+    if label.schema["value"] != pl.Int8:
+        return Task(name=name, kind="regression")
+    return Task(name=name, kind="classification", classes=tuple(map(str, range(128))))
 
 
 def make_split(dataset: Dataset, store: Path, scheme: str, *, seed: int = 0, ids: Path | None = None) -> dict[str, int]:
@@ -24,40 +49,39 @@ def make_split(dataset: Dataset, store: Path, scheme: str, *, seed: int = 0, ids
     Args:
         scheme: scheme of the dataset or, with `ids`, name of the split.
         ids: JSON file with id lists (see `splits.from_id_list`).
+
+    Raises:
+        UsageError: no such scheme.
+        DataError: an invalid id list, or a split on which nothing can be trained or tested.
     """
     paths = StoreLayout(store)
     samples = pl.read_parquet(require_file(paths.samples, "samples"))
     dataset = with_stored_schemes(dataset, store)
     settings: dict[str, Any] = {"scheme": scheme, "grouping": "subject_id"}
+    declared = None if ids is not None else dataset.schemes.get(scheme)
+    labels = {p.stem: pl.read_parquet(p) for p in sorted((store / "labels").glob("*.parquet"))}
     if ids is not None:
         split = from_id_list(samples, ids)
         settings |= {"method": "id list", "source": ids.name}
-    elif scheme not in dataset.schemes:
+    elif declared is None:
         raise UsageError(
             f"{dataset.name} has no split scheme {scheme!r}; it has {', '.join(dataset.schemes)} (or pass --ids)"
         )
-    elif (column := dataset.schemes[scheme].column) is not None:
-        split = from_column(samples, column)
-        require_grouped(samples, split, f"column {column} of samples.parquet")
-        settings |= {"method": "column", "column": column}
     else:
-        declared = dataset.schemes[scheme]
-        stratum = None
-        if declared.stratify is not None:
-            label = pl.read_parquet(paths.labels(declared.stratify)).rename({"value": "stratum"})
-            samples, stratum = samples.join(label, on="sample_id", how="left"), "stratum"
-        split = grouped_stratified(samples, fractions=declared.fractions, seed=seed, stratum=stratum)
-        settings |= {
-            "method": "grouped, stratified",
-            "fractions": list(declared.fractions),
-            "stratify": declared.stratify,
-            "seed": seed,
-        }
-    counts = {part: int((split["split"] == part).sum()) for part in PARTS}
-    if counts["train"] == 0:
-        raise DataError(Fault(file=f"split {scheme}", expected="training samples", found=f"the sizes {counts}"))
+        split = assign(declared, samples, labels, seed)
+        drawn = {"fractions": list(declared.fractions), "stratify": declared.stratify, "seed": seed}
+        by_column = {"method": "column", "column": declared.column}
+        settings |= {"method": "grouped, stratified"} | drawn if declared.column is None else by_column
+    # Tasks that a file of the export declares are not stored by name.
+    own = dataset.resolve is not None
+    named = {} if own else {t.name: t for t in dataset.tasks}
+    tasks = [named.get(name) or _task(name, label) for name, label in labels.items()]
+    rows = [c for c in samples.columns if c.startswith("row_")]
+    observed = {c.removeprefix("row_"): samples.filter(pl.col(c).is_not_null())["sample_id"] for c in rows}
+    if faults := list(split_faults(scheme, declared, split, tasks, labels, observed, every_class=own)):
+        raise DataError(faults)
     # The description of a scheme does not apply to an id list with its name.
-    settings |= {"description": "" if ids is not None else dataset.schemes[scheme].description}
+    settings |= {"description": "" if declared is None else declared.description}
     paths.unseal()
     write_frame(paths.split(scheme), split, metadata={SPLIT_KEY: json.dumps(settings, sort_keys=True)})
-    return counts
+    return {part: int((split["split"] == part).sum()) for part in PARTS}

@@ -93,30 +93,18 @@ def read_manifest(root: Path) -> Manifest:
     """
     path = StoreLayout(root).manifest
     if not path.is_file():
-        raise DataError(
-            Fault(
-                file=str(root),
-                expected="a sealed store (manifest.json)",
-                found="no manifest",
-                fix="Check the path. If a build was interrupted, run it again.",
-            )
-        )
+        found = "no manifest" if root.is_dir() else "a file" if root.exists() else "no such folder"
+        fix = "Check the path. If a build was interrupted, run it again."
+        raise DataError(Fault(file=str(root), expected="a sealed store (manifest.json)", found=found, fix=fix))
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         number = values["format"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DataError(
-            Fault(file=str(path), expected="a store manifest", found=f"{error}", fix="Seal the store again.")
-        ) from error
+        fault = Fault(file=str(path), expected="a store manifest", found=f"{error}", fix="Seal the store again.")
+        raise DataError(fault) from error
     if number != FORMAT:
-        raise DataError(
-            Fault(
-                file=str(path),
-                expected=f"store format {FORMAT}",
-                found=f"format {number}",
-                fix="Update mrpipe to read a newer format.",
-            )
-        )
+        expected, fix = f"store format {FORMAT}", "Update mrpipe to read a newer format."
+        raise DataError(Fault(file=str(path), expected=expected, found=f"format {number}", fix=fix))
     fields = dataclasses.fields(Manifest)
     names = {f.name for f in fields}
     missing = sorted({f.name for f in fields if f.default is dataclasses.MISSING} - set(values))

@@ -10,6 +10,12 @@ from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave a broken pipe to the command line; rich would end the process with exit code 1."""
+        raise BrokenPipeError
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in columns:
@@ -19,7 +25,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def show(store: Store, console: Console | None = None) -> None:
     """Print a summary of a store."""
-    console = console or Console()
+    console = console or _Console()
     m = store.manifest
     origin = "[bold red]SIMULATED[/]" if m.origin == "simulated" else "real export"
     console.print(f"[bold]{m.title}[/]  store {m.store_id}  {origin}  release {m.release}")
@@ -63,16 +69,16 @@ def show(store: Store, console: Console | None = None) -> None:
 
 def show_audit(found: pl.DataFrame, console: Console | None = None) -> None:
     """Print the findings of `mrpipe.store.audit.audit`."""
-    console = console or Console()
+    console = console or _Console()
     if found.is_empty():
-        console.print("no feature nearly determines the label on its own")
+        console.print("no feature and no mask bit nearly determines the label on its own")
         return
     table = _table(
         "Features that nearly determine the label on their own",
         *("AUROC", "class", "modality", "feature", "predictor", "n", "source"),
     )
     for row in found.iter_rows(named=True):
-        source = f"{row['source_file']}, {row['source_column']}"
+        source = ", ".join(row[k] for k in ("source_file", "source_column") if row[k])
         table.add_row(
             f"{row['auroc']:.3f}", row["class"], row["modality"], row["feature"], row["what"], str(row["n"]), source
         )

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.keyed import bits, id_keys
+from mrpipe.schema import Scheme, Task
 
 PARTS = ("train", "val", "test")
+Parts = NDArray[np.int64]
 # Common names of the parts in published id lists.
 PART_ALIASES = {
     "train": "train",
@@ -33,10 +38,15 @@ def grouped_stratified(
 ) -> pl.DataFrame:
     """Assign every subject to one part such that each class is distributed proportionally.
 
-    Subjects are processed in order of decreasing size, in keyed order among equals. Each is assigned to the part for
-    which the squared deviation from the target counts (of the classes and in total, each relative to its size) becomes
-    smallest. With one sample per subject, the split is exactly stratified up to rounding; with large groups,
-    approximately. The result depends only on ids, classes and seed, not on the order of the rows.
+    With one sample per subject, the number of samples of each class in each part, and of all samples in each part, is
+    its target (fraction times count) rounded down or up; which samples of a class go where is drawn by key.
+
+    Otherwise, subjects are processed in order of decreasing size, in keyed order among equals. Each is assigned to the
+    part, among those below their target, for which the squared deviation from the target counts (of the classes and in
+    total, each relative to its size) becomes smallest. With largest subject s, a part has fewer than s samples above
+    its target, and fewer than 2 s below; the classes are balanced approximately.
+
+    The result depends only on ids, classes and seed, not on the order of the rows.
 
     Args:
         samples: `sample_id`, `subject_id` and, if given, the column `stratum` (null is a separate class).
@@ -47,32 +57,76 @@ def grouped_stratified(
     """
     if abs(sum(fractions) - 1) > 1e-9 or min(fractions) < 0:
         raise UsageError(f"split fractions must be non-negative and sum to 1, got {fractions}")
-    label = pl.lit("all") if stratum is None else pl.col(stratum).cast(pl.String).fill_null("unlabelled")
-    counts = (
-        samples.select("subject_id", label.alias("class"))
-        .pivot("class", index="subject_id", values="class", aggregate_function="len")
-        .fill_null(0)
-        .sort("subject_id")
-    )
-    classes = sorted(c for c in counts.columns if c != "subject_id")
-    per_class = counts.select(classes).to_numpy().astype(np.float64)
-    table = np.column_stack([per_class, per_class.sum(axis=1)])
+    # Dense ranks start at 1, so that null has a code of its own.
+    code = pl.lit(0) if stratum is None else pl.col(stratum).rank("dense").fill_null(0)
+    coded = samples.select("subject_id", code.cast(pl.Int64).alias("class"))
+    subjects = coded["subject_id"].unique().sort()
+    row = subjects.search_sorted(coded["subject_id"]).to_numpy()
+    per_class = np.zeros((len(subjects), int(coded["class"].max() or 0) + 1), dtype=np.int64)  # type: ignore[arg-type]
+    np.add.at(per_class, (row, coded["class"].to_numpy()), 1)
+    key = bits(id_keys(subjects), seed, "split")[:, 0]
+    one_each = len(subjects) == len(samples)
+    part = (_drawn_exactly if one_each else _assigned_greedily)(per_class, np.array(fractions), key)
+    split = pl.DataFrame({"sample_id": samples["sample_id"], "split": np.array(PARTS)[part[row]]})
+    return split.sort("sample_id")
+
+
+def _drawn_exactly(per_class: NDArray[np.int64], fractions: NDArray[np.float64], key: NDArray[np.uint64]) -> Parts:
+    """Part of each subject of one sample: within a class, in keyed order, as many per part as the rounded targets."""
+    of_class = per_class.argmax(axis=1)
+    sizes = controlled_rounding(per_class.sum(axis=0), fractions)
+    part = np.empty(len(of_class), dtype=np.int64)
+    part[np.lexsort((key, of_class))] = np.repeat(np.tile(np.arange(len(PARTS)), len(sizes)), sizes.ravel())
+    return part
+
+
+def controlled_rounding(counts: NDArray[np.int64], fractions: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Round the table counts × fractions, (K, P): rows sum to the counts, entries and column sums move by less than 1.
+
+    Fractional entries are shifted along closed cycles, which keeps the sums, until all are whole (Bacharach, 1966).
+    """
+    # In whole numbers, because 141 × 1/3 is whole.
+    shares = [Fraction(f).limit_denominator(10_000) for f in fractions.tolist()]
+    shares[int(fractions.argmax())] += 1 - sum(shares)
+    unit = math.lcm(*(share.denominator for share in shares))
+    exact = counts[:, None] * np.array([int(share * unit) for share in shares])
+    rest = exact % unit
+    # The last row completes the column sums.
+    rest = np.vstack([rest, -rest.sum(axis=0) % unit])
+    n_rows = len(rest)
+    while (fractional := rest % unit != 0).any():
+        # Nodes are rows and columns, edges the fractional entries; every node with an edge has a second one.
+        path, following = [-1], int(fractional.any(axis=1).argmax())
+        while following not in path:
+            path.append(following)
+            row = following < n_rows
+            edges = np.flatnonzero(fractional[following] if row else fractional[:, following - n_rows]) + n_rows * row
+            following = int(edges[edges != path[-2]][0])
+        cycle = path[path.index(following) :]
+        cells = [(min(edge), max(edge) - n_rows) for edge in zip(cycle, [*cycle[1:], cycle[0]], strict=True)]
+        up, down = (tuple(np.transpose(half)) for half in (cells[::2], cells[1::2]))
+        step = min((unit - rest[up]).min(), rest[down].min())
+        rest[up] += step
+        rest[down] -= step
+    return np.asarray((exact - exact % unit + rest[:-1]) // unit)
+
+
+def _assigned_greedily(per_class: NDArray[np.int64], fractions: NDArray[np.float64], key: NDArray[np.uint64]) -> Parts:
+    """Part of each subject, by the rule in `grouped_stratified`."""
+    table = np.column_stack([per_class, per_class.sum(axis=1)]).astype(np.float64)
     total = table.sum(axis=0)
     target = np.outer(fractions, total)
-    key = bits(id_keys(counts["subject_id"]), seed, "split")[:, 0]
-    order = np.lexsort((key, -table[:, -1]))
     filled = np.zeros_like(target)
-    part = np.empty(len(table), dtype=np.int8)
+    part = np.empty(len(table), dtype=np.int64)
     scale = 1.0 / np.maximum(total, 1.0)
-    for subject in order:
+    for subject in np.lexsort((key, -table[:, -1])):
         # Change in cost of adding the subject to each part; ties go to the part furthest below its target.
         shortfall = (target - filled) * scale
         cost = ((shortfall - table[subject] * scale) ** 2 - shortfall**2).sum(axis=1)
-        part[subject] = int(np.lexsort((-shortfall[:, -1], np.round(cost, 12)))[0])
+        full = shortfall[:, -1] <= 1e-12
+        part[subject] = np.lexsort((-shortfall[:, -1], np.round(cost, 12), full))[0]
         filled[part[subject]] += table[subject]
-    assigned = pl.DataFrame({"subject_id": counts["subject_id"], "split": [PARTS[p] for p in part]})
-    joined = samples.select("sample_id", "subject_id").join(assigned, on="subject_id", how="left", validate="m:1")
-    return joined.select("sample_id", "split").sort("sample_id")
+    return part
 
 
 def from_column(samples: pl.DataFrame, column: str) -> pl.DataFrame:
@@ -94,30 +148,23 @@ def from_id_list(samples: pl.DataFrame, path: Path) -> pl.DataFrame:
     try:
         lists = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        # The text of an OSError repeats the path.
+        found = (error.strerror or "unreadable").lower() if isinstance(error, OSError) else str(error)
         raise DataError(
-            Fault(file=path.name, expected="a JSON object of id lists", found=str(error), fix="See `mrpipe split -h`.")
+            Fault(file=str(path), expected="a JSON object of id lists", found=found, fix="See `mrpipe split -h`.")
         ) from error
     if not isinstance(lists, Mapping) or not all(k in PART_ALIASES and isinstance(v, list) for k, v in lists.items()):
         found = f"keys {sorted(map(str, lists))}" if isinstance(lists, Mapping) else type(lists).__name__
         raise DataError(Fault(file=path.name, expected="the lists train, val and test", found=found))
     rows = [(str(i), PART_ALIASES[k]) for k, ids in lists.items() for i in ids]
     listed = pl.DataFrame(rows, schema={"id": pl.String, "split": pl.String}, orient="row")
-    repeated = listed.filter(pl.col("id").is_duplicated())
-    if len(repeated):
-        raise DataError(
-            Fault(file=path.name, expected="each id once", found=f"{len(repeated)} entries with repeated ids")
-        )
+    if repeated := int(listed["id"].is_duplicated().sum()):
+        raise DataError(Fault(file=path.name, expected="each id once", found=f"{repeated} entries with repeated ids"))
     key = "sample_id" if listed["id"].is_in(samples["sample_id"].implode()).any() else "subject_id"
-    unknown = listed.filter(~pl.col("id").is_in(samples[key].implode()))
-    if len(unknown):
-        raise DataError(
-            Fault(
-                file=path.name,
-                expected=f"ids of this store ({key})",
-                found=f"{len(unknown)} of {len(listed)} ids that it does not have",
-                fix="Check that the list belongs to this export.",
-            )
-        )
+    if unknown := int((~listed["id"].is_in(samples[key].implode())).sum()):
+        expected, found = f"ids of this store ({key})", f"{unknown} of {len(listed)} ids that it does not have"
+        fix = "Check that the list belongs to this export."
+        raise DataError(Fault(file=path.name, expected=expected, found=found, fix=fix))
     split = samples.join(listed, left_on=key, right_on="id", how="inner").select("sample_id", "split").sort("sample_id")
     require_grouped(samples, split, path.name)
     return split
@@ -126,14 +173,64 @@ def from_id_list(samples: pl.DataFrame, path: Path) -> pl.DataFrame:
 def require_grouped(samples: pl.DataFrame, split: pl.DataFrame, source: str) -> None:
     """Raise a DataError if a subject appears in several parts."""
     parts = split.join(samples.select("sample_id", "subject_id"), on="sample_id").group_by("subject_id")
-    repeated = parts.agg(pl.col("split").n_unique().alias("n")).filter(pl.col("n") > 1)
-    if len(repeated):
-        raise DataError(
-            Fault(
-                file=source,
-                column="subject_id",
-                expected="every subject in one part",
-                found=f"{len(repeated)} subjects in several parts",
-                fix="Split by subject to avoid leakage.",
-            )
-        )
+    if several := int((parts.agg(pl.col("split").n_unique())["split"] > 1).sum()):
+        found, fix = f"{several} subjects in several parts", "Split by subject to avoid leakage."
+        expected = "every subject in one part"
+        raise DataError(Fault(file=source, column="subject_id", expected=expected, found=found, fix=fix))
+
+
+def split_faults(
+    name: str,
+    scheme: Scheme | None,
+    split: pl.DataFrame,
+    tasks: Sequence[Task],
+    labels: Mapping[str, pl.DataFrame],
+    observed: Mapping[str, pl.Series],
+    *,
+    every_class: bool,
+) -> Iterator[Fault]:
+    """Reasons why nothing can be trained or tested on a split, for which `check` and `split` refuse it.
+
+    Args:
+        name, scheme: name and declaration of the scheme; None for an id list.
+        split: frame `sample_id`, `split`.
+        labels: task name → frame `sample_id`, `value`.
+        observed: modality → ids of the samples that have it.
+        every_class: whether every class needs training samples, not only two.
+    """
+    place, leave = f"split {name}", f"or leave this split out: --schemes without {name}."
+    counts = {part: int((split["split"] == part).sum()) for part in PARTS}
+    # A column or an id list may lack a validation part: training takes one from the training samples.
+    drawn = scheme.fractions if scheme is not None and scheme.column is None else (1, 0, 1)
+    if empty := " and ".join(p for p, f in zip(PARTS, drawn, strict=True) if f > 0 and not counts[p]):
+        found = ", ".join(f"{n} {part}" for part, n in counts.items())
+        yield Fault(file=place, expected=f"samples in {empty}", found=found, fix=f"Add subjects, {leave}")
+    train = split.filter(split="train")["sample_id"].implode()
+    if not counts["train"]:
+        return
+    for task in tasks:
+        value = labels[task.name].drop_nulls("value").join(split, on="sample_id")
+        trained, expected = value.filter(split="train")["value"], ""
+        if trained.is_empty():
+            expected = "training samples with a label"
+        elif task.kind == "classification" and (every_class or trained.n_unique() < 2):
+            lacking = value.filter(~pl.col("value").is_in(trained.implode()))["value"].unique().sort()
+            expected = ", ".join(f"training samples of class {task.classes[k]}" for k in lacking)
+        if expected:
+            fix = f"Move subjects to train, {leave}"
+            yield Fault(file=place, column=f"label {task.name}", expected=expected, found="none", fix=fix)
+    for modality, ids in observed.items():
+        if not ids.is_in(train).any():
+            expected, found = "training samples with this modality", f"none; samples with it: {len(ids)}"
+            fix = f"Leave it out: --modalities without {modality}, {leave}"
+            yield Fault(file=place, column=modality, expected=expected, found=found, fix=fix)
+
+
+def label_faults(tasks: Sequence[Task], labels: Mapping[str, pl.DataFrame]) -> Iterator[Fault]:
+    """Classes with a single member, which cannot be in both training and test."""
+    for task in tasks:
+        n = labels[task.name]["value"].drop_nulls().value_counts().sort("value")
+        single = ", ".join(task.classes[k] for k in n.filter(count=1)["value"]) if task.kind == "classification" else ""
+        if single:
+            found, fix = f"1 of class {single}", "Merge the class with another, or drop its sample."
+            yield Fault(file=f"label {task.name}", expected="at least 2 samples per class", found=found, fix=fix)

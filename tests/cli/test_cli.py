@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +72,7 @@ def test_mask_prints_the_combinations_and_writes_the_file(tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["verify", "nowhere"], 3, "manifest"),
+        (["verify", "nowhere"], 3, "no such folder"),
         (["mask", str(STORE), "--p", "2", "--out", "x"], 2, "p must be in"),
         (["mask", str(STORE), "--mechanism", "magic", "--out", "x"], 2, "mnar_label"),
         (["mask", str(STORE), "--modalities", "mri", "--out", "x"], 2, "mri"),
@@ -95,6 +99,106 @@ def test_exit_code_is_2_for_usage_errors_and_3_for_invalid_data(
     assert words in error
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["show", "nowhere"], "nowhere: expected a sealed store (manifest.json); found no such folder."),
+        (["show", "file"], "file: expected a sealed store (manifest.json); found a file."),
+        (["verify", "empty"], "empty: expected a sealed store (manifest.json); found no manifest."),
+        (["audit", "nowhere"], "no such folder"),
+        (["mask", "nowhere", "--out", "x"], "no such folder"),
+        (["export", "empty", "--out", "x"], "no manifest"),
+        (["train", "--store", "nowhere", "--out", "x"], "no such folder"),
+        (["export", str(STORE), "--out", "file/x", "--format", "npz"], "file/x: Not a directory"),
+        (["mask", str(STORE), "--out", "file/x"], "file: File exists"),
+        (["simulate", "mosi", "--out", "file/x"], "Not a directory"),
+        (["split", "mosi", "--store", str(STORE), "--scheme", "a", "--ids", "no.json"], "no.json: expected a JSON"),
+        (["build", "mosi", "--raw", "nowhere", "--out", "x"], "nowhere: expected the folder of the export"),
+        (["check", "tables", "--raw", "empty", "--set", "config=no.yaml"], "no.yaml"),
+        (["cohort", "mosi", "--raw", "nowhere", "--work", "x"], "nowhere"),
+        (["seal", "mosi", "--work", "empty", "--store", "empty"], "run mrpipe check --work first"),
+    ],
+)
+def test_a_wrong_path_is_one_sentence(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    assert main(arguments) in (2, 3)
+    error = capsys.readouterr().err
+    assert error.startswith(f"mrpipe {arguments[0]}: ")
+    assert words in error
+    assert error.count("\n") == 1
+
+
+PROGRAM = [sys.executable, "-c", "import sys; from mrpipe.cli.main import main; sys.exit(main())"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["options", "mimic"], ["show", str(STORE)], ["show", "--help"]])
+def test_a_closed_pipe_ends_a_command_quietly(arguments: list[str]) -> None:
+    with subprocess.Popen([*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        # argparse ignores errors of its own output.
+        assert process.wait() == (0 if arguments[-1:] == ["--help"] and len(arguments) > 1 else 141)
+
+
+# A command waits in a function of its own for the signal, as it would in the middle of its work.
+WAITING = """
+import signal, sys, time
+from pathlib import Path
+import mrpipe.{module} as module
+from mrpipe.cli.main import main
+
+ready = Path(sys.argv.pop())
+
+def wait(*arguments, **named):
+    ready.touch()
+    time.sleep(60)
+
+module.{function} = wait
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "arguments", "left"),
+    [
+        ("stages.build", "build_cohort", ["build", "tables", "--raw", "raw", "--out", "store"], set()),
+        ("stages.check", "inventory", ["check", "tables", "--raw", "raw", "--work", "work"], {"work"}),
+        ("store.parquet", "os.fsync", ["mask", str(STORE), "--out", "mask.parquet"], set()),
+        ("store.parquet", "os.fsync", ["export", str(STORE), "--out", "npz", "--format", "npz"], {"npz"}),
+        ("stages.simulate", "write_text", ["simulate", "mosi", "--out", "new", "--set", "n_videos=8"], set()),
+        ("store.show", "show", ["show", str(STORE)], set()),
+    ],
+)
+def test_an_interrupted_command_says_so_and_leaves_no_temporary_file(
+    module: str, function: str, arguments: list[str], left: set[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    assert main(["simulate", "tables", "--out", str(folder / "raw"), "--set", "n_visits=80"]) == 0
+    before = set(folder.rglob("*"))
+    program = [
+        sys.executable,
+        "-c",
+        WAITING.format(module=module, function=function),
+        *arguments,
+        str(tmp_path / "ready"),
+    ]
+    with subprocess.Popen(program, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        until = time.monotonic() + 60
+        while not (tmp_path / "ready").exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate()[1].decode()
+    assert (error, process.returncode) == (f"mrpipe {arguments[0]}: interrupted\n", 130)
+    assert {p.relative_to(folder).as_posix() for p in set(folder.rglob("*")) - before} <= left
 
 
 def test_code_hash_of_a_module(capsys: pytest.CaptureFixture[str]) -> None:

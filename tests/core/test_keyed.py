@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+
 import numpy as np
 from scipy import stats
 
@@ -25,6 +28,49 @@ def test_values_match_the_reference_implementation() -> None:
     state = np.array([0], dtype=np.uint64)
     got = [int(keyed._mix(state + np.arange(i, i + 1, dtype=np.uint64) * keyed._GOLDEN)[0]) for i in range(3)]
     assert got == expected
+
+
+M64 = 2**64 - 1
+PINNED_BITS = [0x19392F71C463CDF7, 0x9FD7901DC560A9EC]
+PINNED_UNIFORM = [0.3365473898257505, 0.7550779497664014]
+PINNED_NORMAL = [-0.11185693855422124, 0.39777382120607446]
+PINNED_GENERATOR = 0.19957433758122445
+
+
+def reference_bits(name: str, seed: int, purpose: str, draw: int) -> int:
+    """The documented algorithm in plain Python: SplitMix64 of BLAKE2b hashes of the id and of seed and purpose."""
+
+    def hashed(text: str) -> int:
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+    def splitmix(state: int) -> int:
+        z = (state + 0x9E3779B97F4A7C15) & M64
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & M64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & M64
+        return z ^ (z >> 31)
+
+    start = splitmix(hashed(name) ^ hashed(f"{seed}\x1f{purpose}"))
+    return splitmix((start + draw * 0x9E3779B97F4A7C15) & M64)
+
+
+def test_draws_equal_a_plain_implementation_and_their_pinned_values() -> None:
+    """A changed draw would silently change every published mask, split and corruption."""
+    names, seed, purpose, n_draws = ["s0001", "Zoë", ""], 17, "drop text 0", 4
+    keys = keyed.id_keys(names)
+    expected = [[reference_bits(name, seed, purpose, j) for j in range(n_draws)] for name in names]
+    assert keyed.bits(keys, seed, purpose, n_draws).tolist() == expected
+    uniform = [[(b >> 11) / 2**53 for b in row] for row in expected]
+    assert keyed.uniform(keys, seed, purpose, n_draws).tolist() == uniform
+    # Box-Muller: the first half of the draws gives the radii, the second half the angles.
+    normal = [
+        [math.sqrt(-2 * math.log1p(-r)) * math.cos(2 * math.pi * a) for r, a in zip(u[:2], u[2:], strict=True)]
+        for u in uniform
+    ]
+    np.testing.assert_allclose(keyed.normal(keys, seed, purpose, 2), normal, rtol=1e-14)
+    assert expected[0][:2] == PINNED_BITS
+    assert uniform[1][:2] == PINNED_UNIFORM
+    np.testing.assert_allclose(normal[0], PINNED_NORMAL, rtol=1e-14)
+    assert keyed.generator(17, "drop", "a", "b").random() == PINNED_GENERATOR
 
 
 def test_draws_are_uniform_and_independent_between_seeds_and_purposes() -> None:

@@ -23,12 +23,15 @@ rule check:
         raw=raw_folder,
         work=subpath(output[0], parent=True),
         options=reader_options,
+        modalities=lambda wildcards: store_plan(wildcards).modalities,
+        schemes=lambda wildcards: [s for s, value in store_plan(wildcards).schemes.items() if not value.get("ids")],
         export=lambda wildcards: fingerprint(store_plan(wildcards)),
         declaration=lambda wildcards: store_plan(wildcards).declaration,
         code=code_of("mrpipe.stages.check", function=lambda dataset, wildcards: dataset.check),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe check {params.dataset}"
-        " --raw {params.raw:q} --work {params.work:q} {params.options:q} > {log} 2>&1"
+        " --raw {params.raw:q} --work {params.work:q} --modalities {params.modalities:q} --schemes {params.schemes:q}"
+        " {params.options:q} > {log} 2>&1"
 
 
 rule cohort:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from mrpipe.datasets.tables.cohort import assemble, read_tables, require_same_length
 from mrpipe.datasets.tables.config import ModalityTable, TablesConfig, TablesOptions, config_path, read_config
@@ -19,12 +18,12 @@ from mrpipe.datasets.tables.features import Parsed, parse
 from mrpipe.datasets.tables.files import ID, ROW, RawTable, locate
 from mrpipe.errors import Fault, FaultCollector
 from mrpipe.schema import Checked, Cohort
+from mrpipe.store.leaks import CORRELATION, THRESHOLD, feature_columns, find_leaks
 
 LISTED = 12
 # A numeric column with few distinct whole numbers may hold codes; one with nearly all distinct may hold ids.
 FEW_CODES, ID_SHARE, ID_ROWS = 6, 0.95, 30
-SUSPICIOUS_AUROC, PERFECT_AUROC, SUSPICIOUS_CORRELATION = 0.95, 0.999, 0.99
-SMALLEST_SIDE, BIN_ROWS, FEWEST_BINS, MOST_BINS = 10, 50, 4, 20
+PERFECT_AUROC = 0.999
 
 
 def check_export(raw: Path, options: TablesOptions) -> Checked:
@@ -136,80 +135,20 @@ def _label_notes(
     """Note columns that nearly determine a label on their own."""
     known = ~np.isnan(y)
     x, y = x[known], y[known]
-    if regression:
-        strength = np.array([abs(_spearman(x[:, j], y)) for j in range(x.shape[1])])
-        note(
-            [columns[j] for j in np.flatnonzero(strength > SUSPICIOUS_CORRELATION)],
-            f"nearly identical to the {label} (rank correlation > 0.99)",
-        )
-        return
-    strength = np.array([single_auroc(_scored(x[:, j], y, parsed.levels[j]), y) for j in range(x.shape[1])])
-    gaps = np.array([single_auroc(np.isnan(x[:, j]).astype(np.float64)[:, None], y) for j in range(x.shape[1])])
+    classes = () if regression or not len(y) else tuple(map(str, range(int(y.max()) + 1)))
+    found = find_leaks(feature_columns(x, parsed.levels), y, classes)
 
-    def shown(j: int, value: NDArray[np.float64]) -> str:
-        return f"{columns[j]} ({value[j]:.3f})"
+    def noted(rows: pl.DataFrame, text: str) -> None:
+        strongest = rows.group_by("position", maintain_order=True).agg(pl.col("auroc").max()).sort("position")
+        note([f"{columns[j]} ({strength:.3f})" for j, strength in strongest.iter_rows()], text)
 
-    perfect = strength >= PERFECT_AUROC
-    note(
-        [shown(j, strength) for j in np.flatnonzero(perfect)],
-        f"nearly perfect predictors of {label}; are they known before it? (one-vs-rest AUROC)",
+    gaps, same = pl.col("what") == "known", pl.col("what") == "rank correlation"
+    perfect = pl.col("auroc").max().over("position") >= PERFECT_AUROC
+    above = f"(one-vs-rest AUROC > {THRESHOLD})"
+    noted(found.filter(same), f"nearly identical to the {label} (rank correlation > {CORRELATION})")
+    values = found.filter(~gaps & ~same)
+    noted(
+        values.filter(perfect), f"nearly perfect predictors of {label}; are they known before it? (one-vs-rest AUROC)"
     )
-    note(
-        [shown(j, strength) for j in np.flatnonzero((strength > SUSPICIOUS_AUROC) & ~perfect)],
-        f"strong single predictors of {label} (one-vs-rest AUROC > 0.95)",
-    )
-    note(
-        [shown(j, gaps) for j in np.flatnonzero(gaps > SUSPICIOUS_AUROC)],
-        f"missingness predicts {label} (one-vs-rest AUROC > 0.95)",
-    )
-
-
-def _scored(x: NDArray[np.float64], y: NDArray[np.float64], levels: tuple[str, ...] | None) -> NDArray[np.float64]:
-    """(n, 1) for a numeric column, (n, levels) indicators for a categorical one; NaN where missing."""
-    if levels is None:
-        return x[:, None]
-    indicators = (x[:, None] == np.arange(len(levels))[None, :]).astype(np.float64)
-    return np.where(np.isnan(x)[:, None], np.nan, indicators)
-
-
-def single_auroc(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Largest one-vs-rest AUROC of any single column of x (n, k), over the rows where the column is known.
-
-    A column is scored by its order, in either direction. From 200 rows on, it is also scored by up to 20 bins of equal
-    size, with the fraction of the class in a bin as the score; this detects codes such as −1 for "survived" among days.
-    Returns 0.5 if no class has at least 10 samples both inside and outside it.
-    """
-    best = 0.5
-    for column in x.T:
-        known = ~np.isnan(column)
-        ranks = rankdata(column[known])
-        _, labels = np.unique(y[known], return_inverse=True)
-        n = np.bincount(labels)
-        counted = np.minimum(n, len(labels) - n) >= SMALLEST_SIDE
-        if not counted.any():
-            continue
-        n, m = n[counted], len(labels) - n[counted]
-        area = (np.bincount(labels, ranks)[counted] - n * (n + 1) / 2) / (n * m)
-        best = max(best, float(np.maximum(area, 1 - area).max()))
-        # Tied values share a rank, so they always fall into the same bin.
-        n_bins = min(len(ranks) // BIN_ROWS, MOST_BINS)
-        if n_bins < FEWEST_BINS:
-            continue
-        bins = np.minimum((ranks * n_bins / len(ranks)).astype(np.int64), n_bins - 1)
-        table = np.zeros((n_bins, len(counted)))
-        np.add.at(table, (bins, labels), 1.0)
-        positive = table[:, counted]
-        negative = table.sum(axis=1, keepdims=True) - positive
-        order = np.argsort(positive / np.maximum(positive + negative, 1), axis=0, kind="stable")
-        positive, negative = (np.take_along_axis(t, order, axis=0) for t in (positive, negative))
-        below = np.cumsum(negative, axis=0) - negative
-        best = max(best, float(((positive * (below + negative / 2)).sum(axis=0) / (n * m)).max()))
-    return best
-
-
-def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    known = ~np.isnan(x)
-    a, b = rankdata(x[known]), rankdata(y[known])
-    if known.sum() < 3 or a.std() == 0 or b.std() == 0:
-        return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
+    noted(values.filter(~perfect), f"strong single predictors of {label} {above}")
+    noted(found.filter(gaps), f"missingness predicts {label} {above}")

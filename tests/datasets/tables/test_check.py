@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from mrpipe.datasets.tables.check import single_auroc
 from mrpipe.datasets.tables.config import canonical
 from mrpipe.datasets.tables.files import canonical_text
 from tests.datasets.tables.tables_toy import IDS, N, config, csv, faults_of, notes_of, people
@@ -163,24 +162,6 @@ def test_only_suspicious_columns_are_noted(tmp_path: Path) -> None:
     assert named("few distinct whole numbers") == {"code"}
     assert named("treated as categorical") == {"word"}
     assert not any("good" in line for line in notes.values())
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), ties=st.booleans())
-def test_single_auroc_equals_the_best_pairwise_one(seed: int, ties: bool) -> None:
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, 3, 60).astype(float)
-    x = y + 2 * rng.normal(size=60)
-    x = np.round(x) if ties else x
-    x[rng.random(60) < 0.1] = np.nan
-    best = 0.5
-    for c in range(3):
-        a, b = x[(y == c) & ~np.isnan(x)], x[(y != c) & ~np.isnan(x)]
-        if min(len(a), len(b)) >= 10:
-            wins = (a[:, None] > b).mean() + (a[:, None] == b).mean() / 2
-            best = max(best, wins, 1 - wins)
-    # Too few rows for bins.
-    assert single_auroc(x[:, None], y) == pytest.approx(best, abs=1e-12)
 
 
 def test_columns_independent_of_the_label_are_not_noted(tmp_path: Path) -> None:
