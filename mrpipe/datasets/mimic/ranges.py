@@ -9,95 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# Spelling variants of units, compared in lower case without blanks.
-SPELLINGS: Mapping[str, str] = {
-    "mg/dl": "mg/dL",
-    "g/dl": "g/dL",
-    "ug/dl": "ug/dL",
-    "ng/dl": "ng/dL",
-    "mg/l": "mg/L",
-    "g/l": "g/L",
-    "meq/l": "mEq/L",
-    "mmol/l": "mmol/L",
-    "umol/l": "umol/L",
-    "nmol/l": "nmol/L",
-    "iu/l": "IU/L",
-    "u/l": "IU/L",
-    "k/ul": "K/uL",
-    "k/mcl": "K/uL",
-    "10^3/ul": "K/uL",
-    "10^9/l": "K/uL",
-    "x10^9/l": "K/uL",
-    "thous/mcl": "K/uL",
-    "m/ul": "m/uL",
-    "10^6/ul": "m/uL",
-    "10^12/l": "m/uL",
-    "%": "%",
-    "percent": "%",
-    "mmhg": "mm Hg",
-    "mm[hg]": "mm Hg",
-    "cmh2o": "cmH2O",
-    "cmh20": "cmH2O",
-    "sec": "sec",
-    "seconds": "sec",
-    "s": "sec",
-    "ng/ml": "ng/mL",
-    "ug/ml": "ug/mL",
-    "mcg/ml": "ug/mL",
-    "pg/ml": "pg/mL",
-    "bpm": "bpm",
-    "beats/min": "bpm",
-    "insp/min": "insp/min",
-    "breaths/min": "insp/min",
-    "°f": "°F",
-    "degf": "°F",
-    "f": "°F",
-    "deg.f": "°F",
-    "°c": "°C",
-    "degc": "°C",
-    "c": "°C",
-    "deg.c": "°C",
-    "kg": "kg",
-    "kgs": "kg",
-    "lb": "lb",
-    "lbs": "lb",
-    "lbs.": "lb",
-    "cm": "cm",
-    "inch": "inch",
-    "in": "inch",
-    "inches": "inch",
-    "ml": "mL",
-    "l/min": "L/min",
-    "ml/hr": "mL/hr",
-}
+# Units in canonical spelling, and other spellings; compared in lower case without blanks.
+_UNITS = (
+    "mg/dL|g/dL|ug/dL|ng/dL|mg/L|g/L|mEq/L|mmol/L|umol/L|nmol/L|IU/L|K/uL|m/uL|%|mm Hg|cmH2O|sec|ng/mL|ug/mL|pg/mL|bpm|"
+    "insp/min|°F|°C|kg|lb|cm|inch|mL|L/min|mL/hr"
+)
+_VARIANTS = (
+    "u/l=IU/L|k/mcl=K/uL|10^3/ul=K/uL|10^9/l=K/uL|x10^9/l=K/uL|thous/mcl=K/uL|10^6/ul=m/uL|10^12/l=m/uL|percent=%|"
+    "mm[hg]=mm Hg|cmh20=cmH2O|seconds=sec|s=sec|mcg/ml=ug/mL|beats/min=bpm|breaths/min=insp/min|degf=°F|f=°F|deg.f=°F|"
+    "degc=°C|c=°C|deg.c=°C|kgs=kg|lbs=lb|lbs.=lb|in=inch|inches=inch"
+)
+SPELLINGS: dict[str, str] = {u.lower().replace(" ", ""): u for u in _UNITS.split("|")}
+SPELLINGS |= dict(v.split("=") for v in _VARIANTS.split("|"))
 
 # (source unit, target unit) → factor and offset for any item: target value = source value · factor + offset.
-CONVERSIONS: Mapping[tuple[str, str], tuple[float, float]] = {
-    ("g/L", "g/dL"): (0.1, 0.0),
+_FORWARD: Mapping[tuple[str, str], tuple[float, float]] = {
     ("g/dL", "g/L"): (10.0, 0.0),
-    ("mg/L", "mg/dL"): (0.1, 0.0),
     ("mg/dL", "mg/L"): (10.0, 0.0),
     ("g/dL", "mg/dL"): (1e3, 0.0),
-    ("mg/dL", "g/dL"): (1e-3, 0.0),
-    ("ug/dL", "mg/dL"): (1e-3, 0.0),
-    ("ug/mL", "mg/L"): (1.0, 0.0),
     ("mg/L", "ug/mL"): (1.0, 0.0),
-    ("ug/mL", "mg/dL"): (0.1, 0.0),
     ("mg/dL", "ug/mL"): (10.0, 0.0),
-    ("ng/mL", "ug/mL"): (1e-3, 0.0),
     ("ug/mL", "ng/mL"): (1e3, 0.0),
-    ("pg/mL", "ng/mL"): (1e-3, 0.0),
     ("ng/mL", "pg/mL"): (1e3, 0.0),
-    ("ng/dL", "ng/mL"): (0.01, 0.0),
     ("ng/mL", "ng/dL"): (100.0, 0.0),
     ("ug/dL", "ng/mL"): (10.0, 0.0),
-    ("ng/mL", "ug/dL"): (0.1, 0.0),
-    ("°F", "°C"): (5 / 9, -160 / 9),
     ("°C", "°F"): (1.8, 32.0),
     ("lb", "kg"): (0.45359237, 0.0),
-    ("kg", "lb"): (1 / 0.45359237, 0.0),
     ("inch", "cm"): (2.54, 0.0),
-    ("cm", "inch"): (1 / 2.54, 0.0),
+}
+CONVERSIONS = {("ug/dL", "mg/dL"): (1e-3, 0.0), **_FORWARD} | {
+    (b, a): (1 / factor, -offset / factor) for (a, b), (factor, offset) in _FORWARD.items()
 }
 
 # Molar conversions depend on the substance: item → (source unit, target unit) → factor and offset.

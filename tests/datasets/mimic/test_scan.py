@@ -199,6 +199,72 @@ def test_a_value_of_the_wrong_type_is_reported(tmp_path: Path) -> None:
         read(write(tmp_path / "b.csv", header, rows), None)
 
 
+@pytest.mark.parametrize("block", [300, 2**23])
+def test_records_that_are_not_utf8_are_read_as_windows_1252_and_counted(tmp_path: Path, monkeypatch, block) -> None:
+    """No character is replaced, and UTF-8 records of the same file keep their meaning, for any block size."""
+    monkeypatch.setattr(scan_module, "BLOCK", block)
+    monkeypatch.setattr(scan_module, "PARSE", block)
+    header, rows = events(90, quote=True)
+    for i, row in enumerate(rows):
+        row[5] = f"Müller–{i}"
+    path = write(tmp_path / "labevents.csv", header, rows)
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join(ln.decode().encode("cp1252") if i % 2 else ln for i, ln in enumerate(lines)))
+    scan = TableScan(path, EVENTS["labevents"], np.array([10_000_003]), shown_as="x")
+    assert pl.concat(list(scan))["value"].to_list() == [r[5] for r in rows if r[1] == "10000003"]
+    assert 0 < scan.n_cp1252 < 90
+    assert "not UTF-8, read as Windows-1252" in scan.oddities()
+
+
+def test_undecodable_bytes_and_wrong_values_are_reported_with_their_line(tmp_path: Path) -> None:
+    header, rows = events(60, quote=True)  # every second record has two lines
+    rows[41][8] = "BAD"
+    path = write(tmp_path / "a.csv", header, rows)
+    line = path.read_bytes().split(b"BAD")[0].count(b"\n") + 1
+    path.write_bytes(path.read_bytes().replace(b"BAD", b"\x81\xe9"))
+    with pytest.raises(DataError, match="byte 0x81") as error:
+        read(path, None)
+    assert error.value.faults[0].line == line
+    for column, value in ((3, "creatinine"), (4, "01/02/2150"), (3, "")):
+        header, rows = events(60, quote=True)
+        rows[41][column] = value
+        with pytest.raises(DataError) as error:
+            read(write(tmp_path / "b.csv.gz", header, rows), None)
+        assert [(f.column, f.line) for f in error.value.faults] == [(header[column], line)]
+
+
+def test_unused_columns_may_share_a_name_and_used_ones_may_not(tmp_path: Path) -> None:
+    header, rows = events(60)
+    expected = read(write(tmp_path / "a.csv", header, rows), [10_000_003])
+    more = write(tmp_path / "b.csv", ["flag", "flag", *header], [["1", "2", *r] for r in rows])
+    assert read(more, [10_000_003]).equals(expected)
+    with pytest.raises(DataError, match=r"itemid.*once"):
+        read(write(tmp_path / "c.csv", ["ITEMID", *header], [["1", *r] for r in rows]), None)
+
+
+def test_ids_written_as_floats_and_records_of_unknown_subjects(tmp_path: Path) -> None:
+    """pandas writes integers of columns with blanks as floats."""
+    header, rows = events(60)
+    expected = read(write(tmp_path / "a.csv", header, rows), [10_000_003])
+    floats = [
+        [f"{v}.0" if h in ("hadm_id", "subject_id") and v else v for h, v in zip(header, r, strict=True)] for r in rows
+    ]
+    assert read(write(tmp_path / "b.csv", header, floats), [10_000_003]).equals(expected)
+    known = np.arange(10_000_000, 10_000_005)
+    scan = TableScan(tmp_path / "a.csv", EVENTS["labevents"], np.array([10_000_003]), shown_as="x", known=known)
+    list(scan)
+    assert scan.n_unknown == sum(r[1] in ("10000005", "10000006") for r in rows)
+
+
+def test_compression_is_recognised_by_content(tmp_path: Path) -> None:
+    path = write(tmp_path / "labevents.csv", *events(60))
+    expected = read(path, None)
+    for name, data in (("a.csv.gz", path.read_bytes()), ("B.CSV.GZ", gzip.compress(path.read_bytes()))):
+        (tmp_path / name).write_bytes(data)
+        assert read(tmp_path / name, None).equals(expected)
+        inflate_to_end(tmp_path / name, name)
+
+
 def test_notes_keep_their_line_breaks(tmp_path: Path) -> None:
     header = ["note_id", "subject_id", "hadm_id", "note_type", "note_seq", "charttime", "storetime", "text"]
     text = 'He said "no",\n\nthen ""yes"".\n'

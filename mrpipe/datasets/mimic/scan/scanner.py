@@ -3,6 +3,7 @@
 One thread decompresses (igzip of ISA-L); a second splits the bytes into records and filters them by subject_id; the
 calling thread parses the remaining records with polars. Most of a full export is never parsed. Records end at line ends
 outside quotes, so text may contain line breaks, commas and doubled quotes. Columns are found by name, in any order.
+Records that are not UTF-8 are read as Windows-1252 and counted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,8 +24,9 @@ from numpy.typing import NDArray
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.scan.progress import ScanProgress
 from mrpipe.datasets.mimic.scan.records import PAD, SubjectFilter, clock_times, cut, numbers_at, record_ends
+from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import Column, match_header
+from mrpipe.raw import ROW, Column, match_header
 
 BLOCK = 4 * 2**20  # bytes decompressed at a time
 PARSE = 8 * 2**20  # bytes of filtered records parsed at a time
@@ -30,6 +34,7 @@ LONGEST_RECORD = 64 * 2**20
 # Maximum position of subject_id for filtering records before they are parsed; beyond it, all rows are parsed.
 _NEAR = 4
 _PADDING = bytes(PAD)
+Ids = NDArray[np.int64]
 
 _DAMAGED: tuple[type[BaseException], ...] = (EOFError, OSError, zlib.error, isal_zlib.error)  # type: ignore[assignment]
 
@@ -46,14 +51,33 @@ def damaged(shown_as: str, reason: object) -> DataError:
     )
 
 
+def is_gzip(path: Path) -> bool:
+    """Whether the content is gzipped; browsers may unpack a .gz file without renaming it."""
+    with path.open("rb") as handle:
+        return handle.read(2) == b"\x1f\x8b"
+
+
 def inflating(file: IO[bytes], path: Path) -> Any:
-    """Content of an open file, decompressed if its name ends in .gz."""
-    return igzip.IGzipFile(fileobj=file, mode="rb") if path.suffix == ".gz" else file  # type: ignore[no-untyped-call]
+    """Content of an open file, decompressed if it is gzipped."""
+    return igzip.IGzipFile(fileobj=file, mode="rb") if is_gzip(path) else file  # type: ignore[no-untyped-call]
 
 
 def open_bytes(path: Path) -> Any:
-    """Open a file for reading bytes, decompressed if its name ends in .gz."""
-    return igzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[no-untyped-call]
+    """Open a file for reading bytes, decompressed if it is gzipped."""
+    return igzip.open(path, "rb") if is_gzip(path) else path.open("rb")  # type: ignore[no-untyped-call]
+
+
+def line_of_record(path: Path, record: bytes) -> int | None:
+    """Line on which a record of a file begins, as an editor counts it; for error messages, since it reads the file."""
+    before, rest, wanted = 1, b"", b"\n" + record.rstrip(b"\r\n")
+    with open_bytes(path) as handle:
+        while block := handle.read(BLOCK):
+            data: bytes = rest + block
+            if (at := data.find(wanted)) >= 0:
+                return before + data.count(b"\n", 0, at + 1)
+            keep = max(0, len(data) - len(wanted))
+            before, rest = before + data.count(b"\n", 0, keep), data[keep:]
+    return None
 
 
 def read_header(path: Path, shown_as: str) -> tuple[list[str], int]:
@@ -65,7 +89,7 @@ def read_header(path: Path, shown_as: str) -> tuple[list[str], int]:
         raise damaged(shown_as, error) from error
     if not line.strip():
         raise DataError(Fault(file=shown_as, expected="a header row", found="an empty file", fix="Download it again."))
-    text = line.decode("utf-8-sig", errors="replace").strip("\r\n")
+    text = decode(line, shown_as=shown_as)[0].strip("\r\n")
     names = pl.read_csv(io.BytesIO(text.encode() + b"\n"), has_header=False, infer_schema=False).row(0)
     return [str(n or "").strip() for n in names], len(line)
 
@@ -101,20 +125,31 @@ class TableScan:
 
     Attributes:
         n_rows: number of records read so far, including those of other patients.
+        n_unknown: number of records of subjects who are not in `known` (if subject_id is among the first columns).
+        n_cp1252: number of records that are not UTF-8 and were read as Windows-1252.
 
     Raises:
         DataError: missing columns or, while iterating, a damaged or truncated file or a value of the wrong type.
     """
 
-    def __init__(self, path: Path, columns: Sequence[Column], subjects: NDArray[np.int64] | None, *, shown_as: str):
+    def __init__(
+        self, path: Path, columns: Sequence[Column], subjects: Ids | None, *, shown_as: str, known: Ids | None = None
+    ):
         self.path, self.shown_as = path, shown_as
         self.header, self._skip = read_header(path, shown_as)
         self.names = check_columns(path, columns, shown_as)
         self._columns = [c for c in columns if c.name in self.names]
-        self._position = self.header.index(self.names["subject_id"])
-        self._subjects = subjects
+        # Position of each column; headers are not used as names, because unused columns may share one.
+        self._at = {c.name: self.header.index(self.names[c.name]) for c in self._columns}
+        self._position = self._at["subject_id"]
         self._keep = None if subjects is None else SubjectFilter(subjects)
-        self.n_rows = 0
+        self._known = None if known is None else SubjectFilter(known)
+        self.n_rows = self.n_unknown = self.n_cp1252 = 0
+
+    def oddities(self) -> str:
+        """Counts of odd records, for a progress line; empty if there are none."""
+        unknown = f"; {self.n_unknown:,} of patients who are not in hosp/patients" if self.n_unknown else ""
+        return unknown + (f"; {self.n_cp1252:,} not UTF-8, read as Windows-1252" if self.n_cp1252 else "")
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         kept: list[bytes] = []
@@ -170,74 +205,98 @@ class TableScan:
             return data[:used], used, len(ends)
         starts = np.concatenate([[0], ends[:-1] + 1])
         subjects = numbers_at(np.frombuffer(data, dtype=np.uint8), starts, self._position)
+        if self._known is not None:
+            self.n_unknown += int((~self._known(subjects) & (subjects >= 0)).sum())
         # Records whose subject_id could not be read here are kept and filtered after parsing.
         return cut(data, starts, ends, self._keep(subjects) | (subjects < 0)), used, len(ends)
 
-    def _read(self, data: bytes, schema: dict[str, Any], columns: list[str]) -> pl.DataFrame:
-        positions = sorted(self.header.index(c) for c in columns)
-        return pl.read_csv(io.BytesIO(data), has_header=False, schema=schema, columns=positions)
+    def _read(self, data: bytes, dtypes: dict[str, Any]) -> pl.DataFrame:
+        schema = {str(i): pl.String for i in range(len(self.header))}
+        schema |= {str(self._at[name]): dtype for name, dtype in dtypes.items()}
+        frame = pl.read_csv(io.BytesIO(data), has_header=False, schema=schema, columns=sorted(self._at.values()))
+        return frame.select(pl.col(str(at)).alias(name) for name, at in self._at.items())
+
+    def _utf8(self, data: bytes) -> bytes:
+        """Data with the records that are not UTF-8 converted from Windows-1252."""
+        try:
+            data.decode()
+            return data
+        except UnicodeDecodeError:
+            records = []
+            for record in self._split(data):
+                try:
+                    text, encoding = decode(record, shown_as=self.shown_as)
+                except DataError as error:
+                    raise DataError(replace(error.faults[0], line=line_of_record(self.path, record))) from None
+                self.n_cp1252 += encoding == "cp1252"
+                records.append(text.encode())
+            return b"".join(records)
+
+    @staticmethod
+    def _split(data: bytes) -> list[bytes]:
+        edges = [0, *(record_ends(data) + 1).tolist()]
+        return [data[a:b] for a, b in pairwise(edges)]
 
     def _parse(self, data: bytes) -> pl.DataFrame:
-        used = {self.names[c.name]: c for c in self._columns}
+        if not data.isascii():
+            data = self._utf8(data)
         # Parse times below, because polars takes four times as long for them as for all other columns.
         times = [c for c in self._columns if isinstance(c.dtype, pl.Datetime)]
-        schema = {h: used[h].dtype if h in used and used[h] not in times else pl.String for h in self.header}
+        dtypes = {c.name: c.dtype for c in self._columns if c not in times}
         try:
-            frame = self._read(data, schema, list(used))
-        except (pl.exceptions.ComputeError, pl.exceptions.SchemaError, pl.exceptions.InvalidOperationError) as error:
-            raise self._explain(data, list(used), error) from error
-        frame = frame.select(pl.col(self.names[c.name]).alias(c.name) for c in self._columns)
+            frame = self._read(data, dtypes)
+        except pl.exceptions.PolarsError:
+            frame = self._read_texts(data, dtypes)
+        frame = frame.with_row_index(ROW)
         if not data.isascii() or data.startswith(b"\n") or b"\n\n" in data or b"\n\r\n" in data:
-            frame = frame.filter(pl.any_horizontal(pl.all().is_not_null()))
+            frame = frame.filter(pl.any_horizontal(pl.exclude(ROW).is_not_null()))
         faults = FaultCollector()
         for column in times:
             text = frame[column.name]
             time = clock_times(text)
             bad = time.is_null() & text.is_not_null()
             if bad.any():
-                faults.add(self._fault(column, f"{text.filter(bad)[0]!r}"))
+                faults.add(self._fault(column, f"{text.filter(bad)[0]!r}", data, frame[ROW].filter(bad)[0]))
             frame = frame.with_columns(time)
         for column in self._columns:
-            n_empty = frame[column.name].null_count()
-            if not column.nullable and n_empty and column.name not in {f.column for f in faults.faults}:
-                faults.add(self._fault(column, f"{n_empty} empty fields"))
+            empty = frame[column.name].is_null()
+            if not column.nullable and empty.any() and column.name not in {f.column for f in faults.faults}:
+                faults.add(self._fault(column, f"{int(empty.sum())} empty fields", data, frame[ROW].filter(empty)[0]))
         faults.raise_if_any()
-        if self._subjects is not None:
-            frame = frame.filter(pl.Series(SubjectFilter(self._subjects)(frame["subject_id"].to_numpy())))
-        return frame
+        if self._keep is not None:
+            frame = frame.filter(pl.Series(self._keep(frame["subject_id"].to_numpy())))
+        return frame.drop(ROW)
 
-    def _fault(self, column: Column, found: str) -> Fault:
+    def _fault(self, column: Column, found: str, data: bytes, row: int) -> Fault:
         fix = "Check whether the header is shifted relative to the rows, or the file is damaged."
-        return Fault(file=self.shown_as, column=column.name, expected=f"{column.dtype} values", found=found, fix=fix)
+        expected, line = f"{column.dtype} values", line_of_record(self.path, self._split(data)[row])
+        return Fault(file=self.shown_as, column=column.name, line=line, expected=expected, found=found, fix=fix)
 
-    def _explain(self, data: bytes, names: list[str], error: Exception) -> DataError:
-        """Error with the columns and values that could not be parsed."""
+    def _read_texts(self, data: bytes, dtypes: dict[str, Any]) -> pl.DataFrame:
+        """Frame parsed column by column; integers may be written with zero decimals (`20000001.0`).
+
+        Raises:
+            DataError: the columns and values that cannot be parsed.
+        """
         try:
-            frame = self._read(data, dict.fromkeys(self.header, pl.String), names)
-        except (pl.exceptions.ComputeError, pl.exceptions.SchemaError) as ragged:
-            return DataError(
-                Fault(
-                    file=self.shown_as,
-                    expected=f"{len(self.header)} fields per row",
-                    found=str(ragged).splitlines()[0],
-                    fix="Check whether the header is shifted relative to the rows.",
-                )
-            )
+            frame = self._read(data, dict.fromkeys(dtypes, pl.String))
+        except pl.exceptions.PolarsError as ragged:
+            expected, fix = f"{len(self.header)} fields per row", "Check whether the header is shifted."
+            found = str(ragged).splitlines()[0]
+            raise DataError(Fault(file=self.shown_as, expected=expected, found=found, fix=fix)) from ragged
         faults = FaultCollector()
-        for column in self._columns:
-            text = frame[self.names[column.name]]
-            bad = text.is_not_null() & cast_text(text, column.dtype).is_null()
+        for column in (c for c in self._columns if c.name in dtypes):
+            text = frame[column.name]
+            plain = text.str.replace(r"^(\d+)\.0+$", "${1}") if column.dtype.is_integer() else text
+            values = plain.cast(column.dtype, strict=False)
+            bad = text.is_not_null() & values.is_null()
             if bad.any():
-                value = text.filter(bad)[0]
-                faults.add(self._fault(column, f"{value!r}"))
-        return DataError(faults.faults) if faults.faults else damaged(self.shown_as, error)
-
-
-def cast_text(text: pl.Series, dtype: Any) -> pl.Series:
-    """Cast text to `dtype`; values that cannot be parsed become null."""
-    if isinstance(dtype, pl.Datetime):
-        return clock_times(text)
-    return text.cast(dtype, strict=False)
+                row = int(bad.arg_max() or 0)
+                found = "other text" if column.name.endswith("_id") else f"{text[row]!r}"  # ids are not printed
+                faults.add(self._fault(column, found, data, row))
+            frame = frame.with_columns(values)
+        faults.raise_if_any()
+        return frame
 
 
 def sample_rows(path: Path, columns: Sequence[Column], *, shown_as: str, size: int = 2**16) -> pl.DataFrame:

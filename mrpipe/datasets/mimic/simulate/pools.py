@@ -118,40 +118,21 @@ PHRASES = (
     ("oxygen requirement persisted", "weaned to room air"),
     ("confused and oriented to self only", "alert and oriented to person, place and time"),
 )
-PLAIN = (
-    "seen by physical therapy",
-    "home medications were continued",
-    "electrolytes were repleted",
-    "telemetry was discontinued",
-    "antibiotics were given for seven days",
-    "follow up with the primary care physician",
-    "chest x-ray was repeated",
-    "heparin subcutaneous for prophylaxis",
-    "diabetes managed with sliding scale insulin",
-    "blood pressure medications were adjusted",
+_PLAIN = (
+    "seen by physical therapy|home medications were continued|electrolytes were repleted|"
+    "telemetry was discontinued|antibiotics were given for seven days|"
+    "follow up with the primary care physician|chest x-ray was repeated|heparin subcutaneous for prophylaxis|"
+    "diabetes managed with sliding scale insulin|blood pressure medications were adjusted"
 )
-COMPLAINTS = (
-    "Dyspnea",
-    "Chest pain",
-    "Altered mental status",
-    "Fever",
-    "Abdominal pain",
-    "Fall",
-    "Hypotension",
-    "Weakness",
-)
+PLAIN = tuple(_PLAIN.split("|"))
+_COMPLAINTS = "Dyspnea|Chest pain|Altered mental status|Fever|Abdominal pain|Fall|Hypotension|Weakness"
+COMPLAINTS = tuple(_COMPLAINTS.split("|"))
 LOCATIONS = ("HOME", "HOME HEALTH CARE", "SKILLED NURSING FACILITY", "REHAB", "CHRONIC/LONG TERM ACUTE CARE", "HOSPICE")
-ADMISSION_TYPES = (
-    "EW EMER.",
-    "URGENT",
-    "ELECTIVE",
-    "OBSERVATION ADMIT",
-    "EU OBSERVATION",
-    "SURGICAL SAME DAY ADMISSION",
-    "DIRECT EMER.",
-    "DIRECT OBSERVATION",
-    "AMBULATORY OBSERVATION",
+_ADMISSION_TYPES = (
+    "EW EMER.|URGENT|ELECTIVE|OBSERVATION ADMIT|EU OBSERVATION|SURGICAL SAME DAY ADMISSION|DIRECT EMER.|"
+    "DIRECT OBSERVATION|AMBULATORY OBSERVATION"
 )
+ADMISSION_TYPES = tuple(_ADMISSION_TYPES.split("|"))
 INSURANCE = ("Medicare", "Medicaid", "Other")
 RACES = ("WHITE", "BLACK/AFRICAN AMERICAN", "HISPANIC/LATINO - PUERTO RICAN", "ASIAN - CHINESE", "UNKNOWN")
 CAREUNITS = ("Medical Intensive Care Unit (MICU)", "Surgical Intensive Care Unit (SICU)", "Coronary Care Unit (CCU)")
