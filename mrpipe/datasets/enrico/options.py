@@ -25,6 +25,9 @@ class EnricoOptions:
         choices=("png", "render"),
     )
     render_missing_wireframes: bool = option(True, "draw a wireframe from its hierarchy if the image is missing")
+    max_unmatched: float = option(
+        0.2, "largest fraction of screens without a screenshot or wireframe; above it the check fails (1: no limit)"
+    )
     exclude_issues: str = option(
         "none",
         "exclude screens that have an issue of this severity or worse in issues.csv",

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.enrico.images import decode, image_features, to_array
+from mrpipe.datasets.enrico.images import SUFFIXES, decode, image_features, to_array
 from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.raw import Folder
 from mrpipe.schema import Features
@@ -17,25 +17,28 @@ DESCRIPTION = "screenshot, RGB, channels first, resized bilinearly; values 0-255
 
 
 def read_screenshots(raw: Path, samples: pl.DataFrame, options: EnricoOptions) -> Features:
-    """One (3, H, W) uint8 array per screen; every screen of the cohort has one.
+    """One (3, H, W) uint8 array per screen that has a screenshot.
 
     Raises:
         DataError: while the batches are read, if an image is damaged.
     """
     folder = Folder(raw, "screenshots")
+    names = folder.stems(SUFFIXES)
+    ids = samples["sample_id"].sort().to_list()
     height, width = options.image_size
 
     def load(screen_id: str) -> NDArray[np.uint8]:
-        name = f"{screen_id}.jpg"
-        image = decode(folder.read(name), f"{folder.source}/{name}")
-        return to_array(image, (height, width), rotate_landscape=options.landscape == "rotate")
+        return to_array(
+            folder.parse(names[screen_id], decode), (height, width), rotate_landscape=options.landscape == "rotate"
+        )
 
     return image_features(
         name="screenshot",
         bit=0,
         description=DESCRIPTION,
         size=options.image_size,
-        ids=samples["sample_id"].sort().to_list(),
+        ids=[i for i in ids if i in names],
         load=load,
         source=folder.source,
+        absent={i: "no screenshot file" for i in ids if i not in names},
     )

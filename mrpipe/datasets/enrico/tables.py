@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+from PIL import ImageColor
 
+from mrpipe.delimited import line_of
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import Column, Folder, find_one, read_csv
+from mrpipe.raw import ROW, Column, Folder, few, find_one, read_csv
 
 PROVIDER = "https://github.com/luileito/enrico (files under http://userinterfaces.aalto.fi/enrico/resources/)"
 FETCH = f"Get it from {PROVIDER}."
@@ -46,6 +49,7 @@ MULTIBENCH_IGNORES = ("50105", "50109")
 NOT_AVAILABLE = "not available"
 LANDSCAPE_MODE = "landscape mode"
 
+FOLDERS = ("screenshots", "wireframes", "hierarchies", "metadata")
 SOURCES = ("screenshot", "wireframe", "hierarchy")
 SEVERITIES = ("low", "medium", "high")
 
@@ -90,46 +94,33 @@ ISSUE_COLUMNS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EnricoExport:
-    """The folders of an export, each either unpacked or a zip archive."""
-
-    screenshots: Folder
-    wireframes: Folder
-    hierarchies: Folder
-    metadata: Folder
-
-    @property
-    def folders(self) -> tuple[Folder, ...]:
-        return (self.screenshots, self.wireframes, self.hierarchies, self.metadata)
-
-
-def open_export(raw: Path) -> EnricoExport:
-    """Open the four folders; damaged archives are reported together."""
+def open_export(raw: Path) -> dict[str, Folder]:
+    """The four folders of an export, unpacked or zipped; damaged archives are reported together."""
     faults = FaultCollector()
     folders: dict[str, Folder] = {}
-    for name in ("screenshots", "wireframes", "hierarchies", "metadata"):
+    for name in FOLDERS:
         try:
             folders[name] = Folder(raw, name)
         except DataError as error:
             faults.absorb(error)
     faults.raise_if_any()
-    return EnricoExport(**folders)
+    return folders
 
 
-def _require_plain_ids(frame: pl.DataFrame, file: str, faults: FaultCollector) -> None:
-    bad = frame.with_row_index().filter(~pl.col("screen_id").str.contains(r"^[0-9]+$"))
-    if len(bad):
-        faults.add(
-            Fault(
-                file=file,
-                column="screen_id",
-                row=int(bad["index"][0]) + 1,
-                expected="digits only, as in the names of the screenshot files",
-                found=f"{bad['screen_id'][0]!r} ({len(bad)} such rows)",
-                fix="Did a spreadsheet program change the ids?",
-            )
-        )
+def _require(
+    frame: pl.DataFrame, bad: pl.Expr, path: Path, column: str, expected: str, fix: str, faults: FaultCollector
+) -> None:
+    """Add a fault with the line of the first bad row; for repeated values, of the first repetition."""
+    rows = frame.filter(bad)
+    if len(rows):
+        first = rows.row(0, named=True)
+        values = rows[column].unique(maintain_order=True).to_list()
+        found = f"{few([repr(v) for v in values])} ({len(rows)} rows)"
+        line = line_of(path, first[ROW])
+        faults.add(Fault(file=path.name, column=column, line=line, expected=expected, found=found, fix=fix))
+
+
+_PLAIN = ("digits only, as in the names of the screenshot files", "Did a spreadsheet program change the ids?")
 
 
 def read_topics(raw: Path) -> pl.DataFrame:
@@ -142,37 +133,15 @@ def read_topics(raw: Path) -> pl.DataFrame:
     path = find_one(raw, [r"design_topics\.csv"], what="one topic per screen", fix=FETCH, faults=faults)
     faults.raise_if_any()
     assert path is not None
-    frame = read_csv(path, TOPIC_COLUMNS).with_columns(
-        pl.col("topic").str.to_lowercase().replace(TOPIC_ALIASES), pl.col("screen_id")
-    )
-    _require_plain_ids(frame, path.name, faults)
-    repeated = frame.with_row_index().filter(pl.col("screen_id").is_duplicated())
-    if len(repeated):
-        ids = repeated["screen_id"].unique(maintain_order=True).to_list()
-        faults.add(
-            Fault(
-                file=path.name,
-                column="screen_id",
-                row=int(repeated["index"][1]) + 1,
-                expected="one row per screen",
-                found=f"{len(ids)} repeated ids: {few(ids)}",
-                fix="Each screen has one topic: remove the wrong rows.",
-            )
-        )
-    unknown = frame.with_row_index().filter(~pl.col("topic").is_in(TOPICS))
-    if len(unknown):
-        faults.add(
-            Fault(
-                file=path.name,
-                column="topic",
-                row=int(unknown["index"][0]) + 1,
-                expected=f"one of {', '.join(TOPICS)}",
-                found=f"{few(sorted(unknown['topic'].unique().to_list()))} ({len(unknown)} rows)",
-                fix="Is the table from another release?",
-            )
-        )
+    topic, screen = pl.col("topic"), pl.col("screen_id")
+    frame = read_csv(path, TOPIC_COLUMNS, numbered=True).with_columns(topic.str.to_lowercase().replace(TOPIC_ALIASES))
+    _require(frame, ~screen.str.contains(r"^[0-9]+$"), path, "screen_id", *_PLAIN, faults)
+    fix = "Each screen has one topic: remove the wrong rows."
+    _require(frame, ~screen.is_first_distinct(), path, "screen_id", "one row per screen", fix, faults)
+    known = f"one of {', '.join(TOPICS)}"
+    _require(frame, ~topic.is_in(TOPICS), path, "topic", known, "Is the table from another release?", faults)
     faults.raise_if_any()
-    return frame
+    return frame.drop(ROW)
 
 
 def read_issues(raw: Path) -> pl.DataFrame:
@@ -184,23 +153,37 @@ def read_issues(raw: Path) -> pl.DataFrame:
     path = raw / "issues.csv"
     if not path.is_file():
         return pl.DataFrame(schema={c.name: pl.String for c in ISSUE_COLUMNS})
-    frame = read_csv(path, ISSUE_COLUMNS).with_columns(pl.col("source", "severity").str.to_lowercase())
+    frame = read_csv(path, ISSUE_COLUMNS, numbered=True).with_columns(pl.col("source", "severity").str.to_lowercase())
     faults = FaultCollector()
-    _require_plain_ids(frame, path.name, faults)
+    _require(frame, ~pl.col("screen_id").str.contains(r"^[0-9]+$"), path, "screen_id", *_PLAIN, faults)
     for column, known in (("source", SOURCES), ("severity", SEVERITIES)):
-        unknown = frame.with_row_index().filter(~pl.col(column).is_in(known))
-        if len(unknown):
-            faults.add(
-                Fault(
-                    file=path.name,
-                    column=column,
-                    row=int(unknown["index"][0]) + 1,
-                    expected=f"one of {', '.join(known)}",
-                    found=f"{unknown[column][0]!r} ({len(unknown)} rows)",
-                )
-            )
+        _require(frame, ~pl.col(column).is_in(known), path, column, f"one of {', '.join(known)}", "", faults)
     faults.raise_if_any()
-    return frame
+    return frame.drop(ROW)
+
+
+def parse_json(data: bytes, shown_as: str) -> tuple[Any, bool]:
+    """JSON value, and whether its text is UTF-8; other bytes are read as Latin-1, which keeps the structure.
+
+    Raises:
+        DataError: not JSON, or an object with a key twice and different values.
+    """
+    try:
+        text, plain = data.decode("utf-8-sig"), True
+    except UnicodeDecodeError:
+        text, plain = data.decode("latin-1"), False
+    try:
+        return json.loads(text, object_pairs_hook=_unique), plain
+    except (ValueError, RecursionError) as error:
+        fix = "The file is damaged: download it again."
+        raise DataError(Fault(file=shown_as, expected="JSON", found=str(error), fix=fix)) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs) and (repeated := [k for k, v in pairs if values[k] != v]):
+        raise ValueError(f"the key {repeated[0]!r} occurs twice in an object, with different values")
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,18 +195,18 @@ class Legend:
 
 
 def _read_colours(path: Path) -> dict[str, str]:
+    expected = 'a JSON object {name: {"hex": "#rrggbb", …}}'
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): str(entry["hex"]) for name, entry in entries.items()}
+        entries, plain = parse_json(path.read_bytes(), path.name)
+        if not plain:
+            raise ValueError("text that is not UTF-8")
+        colours = {str(name): str(entry["hex"]) for name, entry in entries.items()}
+        for colour in colours.values():
+            ImageColor.getrgb(colour)
+        return colours
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            Fault(
-                file=path.name,
-                expected='a JSON object {name: {"hex": "#rrggbb", …}}',
-                found=f"{type(error).__name__}: {error}",
-                fix=FETCH,
-            )
-        ) from error
+        found = f"{type(error).__name__}: {error}"
+        raise DataError(Fault(file=path.name, expected=expected, found=found, fix=FETCH)) from error
 
 
 def read_legend(raw: Path) -> Legend:
@@ -233,8 +216,3 @@ def read_legend(raw: Path) -> Legend:
         components=_read_colours(components) if components.is_file() else dict(COMPONENT_COLOURS),
         icons=_read_colours(icons) if icons.is_file() else {},
     )
-
-
-def few(names: list[str], n: int = 5) -> str:
-    """The first few names of a list, for a message."""
-    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +12,32 @@ from numpy.typing import NDArray
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy, render
 from mrpipe.datasets.enrico.images import decode, image_features, to_array
 from mrpipe.datasets.enrico.options import EnricoOptions
-from mrpipe.datasets.enrico.tables import EnricoExport, open_export, read_legend
+from mrpipe.datasets.enrico.tables import SCREEN_SIZE, open_export, read_legend
 from mrpipe.schema import Features
 
+WIREFRAMES = (".png", ".jpg", ".jpeg")
+HIERARCHIES = (".json",)
 DESCRIPTION = (
-    "semantic wireframe, RGB (transparent pixels black, as MultiBench has them), channels first, resized bilinearly; "
-    "values 0-255, not normalised; column wireframe_source of the samples says which were drawn from the hierarchy"
+    "semantic wireframe, RGB (alpha channel dropped, as in MultiBench), channels first, resized bilinearly; values "
+    "0-255, not normalised; wireframe_source in samples.parquet marks those that were drawn from the hierarchy"
 )
 
 
 def wireframe_sources(
-    export: EnricoExport, screen_ids: Sequence[str], unavailable: frozenset[str], options: EnricoOptions
+    screen_ids: Sequence[str], images: Container[str], drawable: Container[str], options: EnricoOptions
 ) -> list[str | None]:
     """Source of each screen's wireframe: `png`, `rendered`, or None if it has none.
 
     Args:
-        unavailable: screens whose image is known to be unusable; any file in its place is ignored.
+        images: screens with a usable image.
+        drawable: screens whose hierarchy draws anything; an empty picture would not be a wireframe.
     """
-    images, hierarchies = export.wireframes.names(), export.hierarchies.names()
 
     def source(screen_id: str) -> str | None:
-        usable = f"{screen_id}.png" in images and screen_id not in unavailable
-        hierarchy = f"{screen_id}.json" in hierarchies
-        if hierarchy and (options.wireframes == "render" or (not usable and options.render_missing_wireframes)):
+        usable = screen_id in images
+        if screen_id in drawable and (
+            options.wireframes == "render" or (not usable and options.render_missing_wireframes)
+        ):
             return "rendered"
         return "png" if usable else None
 
@@ -50,26 +53,28 @@ def read_wireframes(raw: Path, samples: pl.DataFrame, options: EnricoOptions) ->
         DataError: while the batches are read, if an image or hierarchy is damaged.
     """
     export, legend = open_export(raw), read_legend(raw)
+    images, trees = export["wireframes"].stems(WIREFRAMES), export["hierarchies"].stems(HIERARCHIES)
     height, width = options.image_size
     observed = samples.filter(pl.col("wireframe_source").is_not_null()).sort("sample_id")
     rows = observed.select("sample_id", "wireframe_source", "screen_width", "screen_height").iter_rows()
     plan = {screen_id: (source, size) for screen_id, source, *size in rows}
+    absent = {
+        s: "no image, and the hierarchy draws nothing" if s in trees else "no image and no hierarchy"
+        for s in samples.filter(pl.col("wireframe_source").is_null())["sample_id"]
+    }
 
     def load(screen_id: str) -> NDArray[np.uint8]:
         source, screen = plan[screen_id]
         if source == "png":
-            name = f"{screen_id}.png"
-            image = decode(export.wireframes.read(name), f"{export.wireframes.source}/{name}")
+            image = export["wireframes"].parse(images[screen_id], decode)
         else:
-            name = f"{screen_id}.json"
-            shown_as = f"{export.hierarchies.source}/{name}"
-            hierarchy = parse_hierarchy(export.hierarchies.read(name), shown_as, screen_id)
-            short, long = sorted(screen)
+            hierarchy = export["hierarchies"].parse(trees[screen_id], parse_hierarchy)
+            short, long = SCREEN_SIZE if None in screen else sorted(screen)
             upright = hierarchy.canvas[0] <= hierarchy.canvas[1]
             image = render(hierarchy, legend, (short, long) if upright else (long, short)).convert("RGB")
         return to_array(image, (height, width), rotate_landscape=options.landscape == "rotate")
 
-    folder = export.wireframes if export.wireframes.exists else export.hierarchies
+    folder = export["wireframes"] if export["wireframes"].exists else export["hierarchies"]
     return image_features(
         name="wireframe",
         bit=1,
@@ -78,4 +83,5 @@ def read_wireframes(raw: Path, samples: pl.DataFrame, options: EnricoOptions) ->
         ids=observed["sample_id"].to_list(),
         load=load,
         source=folder.source,
+        absent=absent,
     )

@@ -4,25 +4,44 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mrpipe.datasets.mosi.export import open_export
+import polars as pl
+
+from mrpipe.datasets.mosi.export import PICKLE_SUFFIXES, open_export
+from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions
+from mrpipe.datasets.mosi.readers import survey
 from mrpipe.schema import Checked
 
 RELEASES = {"csd": "CMU-MultimodalSDK (.csd)", "mmsa": "MMSA", "multibench": "MultiBench"}
 
 
 def check(raw: Path, options: MosiOptions) -> Checked:
-    """Open the export and check all files that a build reads.
+    """Open the export and check all files that a build reads, and the options against their contents.
 
     Raises:
         DataError: all errors of the export together.
-        UsageError: an option names a file or sequence that does not exist.
+        UsageError: an option names a file, sequence, form or encoder that does not exist.
+        MissingExtraError: the text encoder is not installed.
     """
     export = open_export(raw, options)
+    known, notes = survey(export, options)
     release = RELEASES[export.format]
-    if export.format != "csd":
-        release += f" {export.files[0].name}"
-    return Checked(release=release, files=export.files, notes=tuple(export.notes))
+    files, unused = export.files, {}
+    if isinstance(export, SdkExport):
+        unused = dict(export.unused)
+        texts = [s.path for role in ("words", "vectors") if (s := export.chosen.get(role))]
+        for path in (p for p in texts if p.name != export.text_source()[0]):
+            files = tuple(f for f in files if f != path)
+            unused[path.name] = f"{export.text_source()[0]} is read; --set text_sequence={path.name} reads this one"
+    else:
+        release += f" {files[0].name}"
+        for path in sorted(p for p in raw.rglob("*") if p.is_file() and p not in files):
+            if path.suffix.lower() in (*PICKLE_SUFFIXES, ".csd"):
+                unused[path.name] = f"{files[0].name} is read; --set file=NAME reads another pickle"
+    ids = export.clips["sample_id"]
+    in_fold = export.clips["fold"].is_not_null()
+    observed = {m: ids.filter(in_fold & pl.Series(k)) for m, k in known.items()}
+    return Checked(release=release, files=files, notes=(*export.notes, *notes), observed=observed, unused=unused)
 
 
 def modalities_of(raw: Path, options: MosiOptions) -> tuple[str, ...]:

@@ -75,8 +75,10 @@ def clip_frame(
     )
 
 
-def score_faults(file: str, column: str, score: NDArray[np.float32], ids: Sequence[str]) -> list[Fault]:
-    """Faults for labels that are not finite or not in [-3, 3], at most one of each kind."""
+def score_faults(
+    file: str, column: str, score: NDArray[np.float32], ids: Sequence[str], *, rows: bool = True
+) -> list[Fault]:
+    """Faults for labels that are not finite or not in [-3, 3], at most one of each kind; with the row if `rows`."""
     faults = []
     finite = np.isfinite(score)
     for expected, bad in (("finite numbers", ~finite), ("scores in [-3, 3]", finite & (np.abs(score) > 3))):
@@ -84,7 +86,9 @@ def score_faults(file: str, column: str, score: NDArray[np.float32], ids: Sequen
             row = int(bad.argmax())
             found = f"{score[row]} for clip {ids[row]} ({int(bad.sum())} such clips)"
             fix = "Remove clips without a label from the file."
-            faults.append(Fault(file=file, column=column, row=row + 1, expected=expected, found=found, fix=fix))
+            faults.append(
+                Fault(file=file, column=column, row=row + 1 if rows else None, expected=expected, found=found, fix=fix)
+            )
     return faults
 
 
@@ -109,11 +113,11 @@ def parse_folds(path: Path) -> dict[str, str]:
     """Read video → train, val or test from the assignments of literal lists in the SDK's fold file.
 
     Raises:
-        DataError: not valid Python, a list is missing or not a literal, or a video is in two lists.
+        DataError: not UTF-8 or not valid Python, a list is missing or not a literal, or a video is in two lists.
     """
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
-    except (SyntaxError, ValueError) as error:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise DataError(
             Fault(file=path.name, expected="assignments of lists", found=f"invalid Python ({error})", fix=GET_FOLDS)
         ) from error
@@ -133,7 +137,7 @@ def parse_folds(path: Path) -> dict[str, str]:
             continue
         try:
             videos = ast.literal_eval(values[name])
-        except ValueError:
+        except (ValueError, TypeError, RecursionError):
             videos = None
         if not isinstance(videos, list | tuple) or not all(isinstance(v, str) for v in videos):
             expected, fix = "a literal list of strings", "The file is parsed, never executed. " + GET_FOLDS

@@ -7,9 +7,8 @@ from typing import TypeAlias
 
 from mrpipe.datasets.mosi.clips import FOLD_FILE
 from mrpipe.datasets.mosi.formats.csd import is_hdf5
-from mrpipe.datasets.mosi.formats.mmsa import MmsaExport
-from mrpipe.datasets.mosi.formats.multibench import MultiBenchExport
 from mrpipe.datasets.mosi.formats.padded import load_pickle
+from mrpipe.datasets.mosi.formats.pickles import MmsaExport, MultiBenchExport
 from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.errors import DataError, Fault, UsageError
@@ -21,7 +20,7 @@ GET = (
     "CMU-MOSI is distributed as .csd files by the CMU-MultimodalSDK, as Processed/aligned_50.pkl or unaligned_50.pkl "
     "by MMSA, and as mosi_raw.pkl or mosi_data.pkl by MultiBench."
 )
-_PICKLE_SUFFIXES = {".pkl", ".pickle", ".p"}
+PICKLE_SUFFIXES = {".pkl", ".pickle", ".p"}
 
 
 def open_export(raw: Path, options: MosiOptions) -> MosiExport:
@@ -36,7 +35,7 @@ def open_export(raw: Path, options: MosiOptions) -> MosiExport:
     """
     require_folder(raw)
     files = sorted(p for p in raw.rglob("*") if p.is_file() and not p.name.startswith("."))
-    pickles = [p for p in files if p.suffix.lower() in _PICKLE_SUFFIXES]
+    pickles = [p for p in files if p.suffix.lower() in PICKLE_SUFFIXES]
     sequences = [p for p in files if p.suffix.lower() == ".csd" or (p not in pickles and is_hdf5(p))]
     if options.file:
         pickles = [p for p in pickles if options.file in (p.name, p.relative_to(raw).as_posix())]
@@ -63,10 +62,15 @@ def _open_pickle(path: Path) -> MosiExport:
     content = load_pickle(path)
     train = content.get("train") if isinstance(content, dict) else None
     keys = set(train) if isinstance(train, dict) else set()
-    if "regression_labels" in keys:
-        return MmsaExport(path, content)
-    if "labels" in keys:
-        return MultiBenchExport(path, content)
+    try:
+        if "regression_labels" in keys:
+            return MmsaExport(path, content)
+        if "labels" in keys:
+            return MultiBenchExport(path, content)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # The checks cover the published layouts; damaged bytes can put anything in their place.
+        expected, found = "the layout of MMSA or MultiBench", f"{type(error).__name__}: {error}"
+        raise DataError(Fault(file=path.name, expected=expected, found=found, fix=GET)) from error
     found = type(content).__name__ if train is None else f"train with {', '.join(sorted(map(str, keys))) or 'no keys'}"
     if isinstance(content, dict) and train is None:
         found = f"keys {', '.join(map(str, content))}"

@@ -31,7 +31,7 @@ class MosiOptions:
         "auto",
         "steps: one step per word, the mean of the frames that overlap it; raw: one step per frame; collapse: one "
         "vector per clip, the mean of its frames; auto: the stored form for pickles, for .csd files already aligned to "
-        "segments and for files with one vector per segment, otherwise steps",
+        "segments and for files with one vector per segment, otherwise steps, or raw without words",
         choices=FORMS,
     )
     vision_form: str = option("auto", "same choices as audio_form", choices=FORMS)
@@ -46,6 +46,11 @@ class MosiOptions:
         choices=("onset", "overlap"),
     )
     max_steps: int = option(50, "maximum number of word steps per clip; longer clips keep the last ones (0: no limit)")
+    max_unmatched: float = option(
+        0.2,
+        "largest fraction of labelled videos or segments that the fold lists or a .csd file may lack; "
+        "above it the check fails (1: no limit)",
+    )
     max_frames: int = option(500, "maximum number of frames per clip; longer clips keep the last ones (0: no limit)")
 
 

@@ -14,14 +14,15 @@ from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.datasets.mosi.ragged import RaggedBlock, feature_names
 from mrpipe.errors import UsageError
+from mrpipe.raw import few
 from mrpipe.schema import Features
-from mrpipe.text.encoders import Encoder, get_encoder, hashed_counts
+from mrpipe.text.encoders import Encoder, get_encoder, hashed_counts, require_encoder
 
 BITS = {"text": 0, "audio": 1, "vision": 2}
 DESCRIPTIONS = {
-    "text": "what is said in the clip",
-    "audio": "how it is said: acoustic features of the clip",
-    "vision": "the speaker's face: visual features of the clip",
+    "text": "words of the clip",
+    "audio": "acoustic features of the clip",
+    "vision": "visual features of the speaker's face in the clip",
 }
 
 
@@ -54,50 +55,82 @@ def read_vision(raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Featur
 
 
 def _text_block(export: MosiExport, options: MosiOptions) -> RaggedBlock:
-    vectors = _export_vectors(export, options)
-    if vectors is None:
-        tokens, file, column = _tokens(export, options)
-        return _encoded(export, tokens, file, column, options)
-    vectors = vectors.last_steps(options.max_steps)
-    return vectors.collapsed() if options.text_form == "sentence" else vectors
-
-
-def _export_vectors(export: MosiExport, options: MosiOptions) -> RaggedBlock | None:
-    """Word vectors of the export, or None if words are to be encoded instead."""
-    if options.text_encoder not in ("auto", "export") or options.text_form == "counts":
-        return None
+    if not _reads_vectors(export, options):
+        return _encoded(export, options)
     if isinstance(export, SdkExport):
-        return None if export.has_words() else export.text_vectors()
-    encoder = "BERT (MMSA)" if export.format == "mmsa" else "GloVe (MultiBench)"
-    return replace(export.sequences("text"), kind="embedding", encoder=encoder)
+        vectors = export.text_vectors()
+    else:
+        encoder = "BERT (MMSA)" if export.format == "mmsa" else "GloVe (MultiBench)"
+        vectors = replace(export.sequences("text"), kind="embedding", encoder=encoder)
+    return vectors.collapsed() if options.text_form == "sentence" else vectors.last_steps(options.max_steps)
 
 
-def _tokens(export: MosiExport, options: MosiOptions) -> tuple[list[list[str]], str, str]:
-    """Words of each clip in the order of `export.clips` (at most `max_steps` for sequences), with file and column."""
+def _reads_vectors(export: MosiExport, options: MosiOptions) -> bool:
+    """Whether the text is the word vectors of the export; otherwise an encoder or counts, which must be available."""
+    name = options.text_encoder
+    if options.text_form == "counts" and name != "auto" and not name.startswith("hashing"):
+        raise UsageError(f"text_form=counts takes no text encoder; remove text_encoder={name}")
+    if name not in ("auto", "export"):
+        require_encoder(name, ("auto", "export"))
+    if options.text_form == "counts":
+        return False
+    return name in ("auto", "export") and not (isinstance(export, SdkExport) and export.has_words())
+
+
+def survey(export: MosiExport, options: MosiOptions) -> tuple[dict[str, NDArray[np.bool_]], list[str]]:
+    """Clips that have each modality, (N,) in the order of `export.clips`, as far as shapes tell; and notes on losses.
+
+    Raises:
+        UsageError, MissingExtraError: an option requests what the export or the installation does not have.
+    """
+    observed, notes = {}, []
+    ids = export.clips["sample_id"].to_list()
+
+    def note(modality: str, clips: NDArray[np.bool_], what: str) -> None:
+        if names := [ids[i] for i in np.flatnonzero(clips)]:
+            notes.append(f"{modality}: {len(names)} of {len(ids)} clips {what}: {few(names)}")
+
+    for modality in export.modalities:
+        form = getattr(options, f"{modality}_form")
+        form = form if modality == "text" else export.form(modality, form)
+        if modality == "text" and not _reads_vectors(export, options):
+            n = np.array([len(t) for t in _words(export)[0]], dtype=np.int64)
+            known = n > 0
+        else:
+            n, known, *contradicts = export.steps(modality)
+            for wrong in contradicts:
+                note(modality, wrong, "have nonzero steps beyond their stored length, which is ignored")
+        option = {"raw": "max_frames", "steps": "max_steps", "sequence": "max_steps"}.get(form)
+        if option and (limit := getattr(options, option)) > 0:
+            most = f"up to {n.max(initial=0)}; the last {limit} are kept ({option})"
+            note(modality, n > limit, f"have more than {limit} steps, {most}")
+        note(modality, ~known, f"have no {'words' if modality == 'text' else 'frames, or only zeros'}, and lack it")
+        observed[modality] = known
+    return observed, notes
+
+
+def _words(export: MosiExport) -> tuple[list[list[str]], str, str]:
+    """Words of each clip in the order of `export.clips`, with file and column."""
     if isinstance(export, SdkExport):
         if not export.has_words():
             raise UsageError("the export contains word vectors but no words: use text_encoder=export")
-        tokens = export.tokens()
-        file, column = export.text_source()
-    else:
-        words = export.words()
-        if words is None:
-            raise UsageError(f"{export.path.name} contains word vectors but no words: use text_encoder=export")
-        tokens, file, column = words, export.path.name, "raw_text"
+        return (export.tokens(), *export.text_source())
+    words = export.words()
+    if words is None:
+        raise UsageError(f"{export.path.name} contains word vectors but no words: use text_encoder=export")
+    return words, export.path.name, "raw_text"
+
+
+def _encoded(export: MosiExport, options: MosiOptions) -> RaggedBlock:
+    tokens, file, column = _words(export)
     if options.text_form == "sequence" and options.max_steps > 0:
         tokens = [t[-options.max_steps :] for t in tokens]
-    return tokens, file, column
-
-
-def _encoded(export: MosiExport, tokens: list[list[str]], file: str, column: str, options: MosiOptions) -> RaggedBlock:
     ids = np.array(export.clips["sample_id"].to_list(), dtype=np.str_)
     nonempty = np.flatnonzero([len(t) > 0 for t in tokens])
     words = [tokens[i] for i in nonempty.tolist()]
     name = "hashing" if options.text_encoder == "auto" else options.text_encoder
     offsets: NDArray[np.int64] | None = None
     if options.text_form == "counts":
-        if not name.startswith("hashing"):
-            raise UsageError(f"text_form=counts takes no text encoder; remove text_encoder={name}")
         values = hashed_counts(words, options.text_features)
         kind, prefix, encoder_name = "count", "term", f"hashed-counts-{options.text_features}/1"
     else:
@@ -123,14 +156,9 @@ def _read_frames(modality: str, form: str, raw: Path, cohort: pl.DataFrame, opti
     export = open_export(raw, options)
     if modality not in export.modalities:
         raise UsageError(f"the export has no {modality}; its modalities are {', '.join(export.modalities)}")
-    if isinstance(export, SdkExport):
-        block = export.frames(modality, form)
-        limit = options.max_frames if form == "raw" else options.max_steps
-    else:
-        if form == "steps" and not export.aligned:
-            raise UsageError(f"{modality}_form=steps: {export.path.name} is not aligned to words; use raw or collapse")
-        block = export.sequences(modality)
-        if form == "collapse":
-            block = block.collapsed()
-        limit = options.max_steps if export.aligned else options.max_frames
+    stored = export.form(modality, form)
+    block = export.frames(modality, form) if isinstance(export, SdkExport) else export.sequences(modality)
+    if stored == "collapse":
+        block = block.collapsed()
+    limit = options.max_frames if stored == "raw" else options.max_steps
     return block.last_steps(limit).features(modality, BITS[modality], DESCRIPTIONS[modality], cohort)

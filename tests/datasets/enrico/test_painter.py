@@ -112,7 +112,7 @@ def test_optional_fields_of_a_hierarchy_may_be_absent() -> None:
 )
 def test_hierarchy_errors_name_the_file(data: bytes, match: str) -> None:
     with pytest.raises(DataError, match=rf"hierarchies/5\.json.*{match}"):
-        parse_hierarchy(data, "hierarchies/5.json", "5")
+        parse_hierarchy(data, "hierarchies/5.json")
 
 
 def test_legend_of_the_export_overrides_the_built_in_one(tmp_path: Path) -> None:

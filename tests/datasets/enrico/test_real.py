@@ -86,7 +86,7 @@ def test_legends_match_the_built_in_ones(enrico: Path) -> None:
 
 def test_render_reproduces_the_published_wireframe(enrico: Path) -> None:
     samples = enrico / "samples"
-    hierarchy = parse_hierarchy((samples / "10594-hierarchy.json").read_bytes(), "10594-hierarchy.json", "10594")
+    hierarchy = parse_hierarchy((samples / "10594-hierarchy.json").read_bytes(), "10594-hierarchy.json")
     drawn = render(hierarchy, read_legend(enrico), SCREEN_SIZE)
     with Image.open(samples / "10594-wireframe.png") as image:
         published = image.copy()

@@ -18,6 +18,7 @@ from PIL import Image, ImageColor
 
 from mrpipe.datasets.enrico import DATASET
 from mrpipe.datasets.enrico.cohort import build_cohort, multibench_folds, parse_metadata
+from mrpipe.datasets.enrico.hierarchy import parse_hierarchy
 from mrpipe.datasets.enrico.images import decode, image_size, to_array
 from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.simulate.export import LANDSCAPE, EnricoSimulation, simulate_export
@@ -82,11 +83,51 @@ def test_resize_is_an_antialiased_triangle_filter() -> None:
 
 
 def test_transparent_pixels_become_black_as_in_multibench() -> None:
-    image = Image.new("RGBA", (4, 4), (255, 255, 255, 255))
+    image = Image.new("RGBA", (8, 8), (255, 255, 255, 255))
     image.putpixel((0, 0), (0, 0, 0, 0))
-    x = to_array(decode(encoded(image), "x"), (4, 4))
+    x = to_array(decode(encoded(image), "x"), (8, 8))
     assert x[:, 0, 0].tolist() == [0, 0, 0]
     assert x[:, 0, 1].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16"])
+def test_png_modes_keep_their_brightness(mode: str) -> None:
+    """A dark left half and a bright right half; Pillow alone clips 16-bit values at 255, which is white."""
+    grey = np.repeat(np.array([[0, 255]], dtype=np.uint8), 16, axis=0).repeat(8, axis=1)
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    x = to_array(decode(encoded(image), "x"), (16, 16))
+    assert np.array_equal(x, np.broadcast_to(grey, x.shape))
+    mid = Image.fromarray(np.full((16, 16), 0x4040, dtype=np.uint16))
+    assert (to_array(decode(encoded(mid), "x"), (16, 16)) == 0x40).all()
+
+
+def test_palette_with_transparency_and_cmyk() -> None:
+    palette = Image.new("RGB", (16, 16), (200, 30, 60)).convert("P", palette=Image.Palette.ADAPTIVE)
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG", transparency=0)
+    assert to_array(decode(buffer.getvalue(), "x"), (16, 16))[:, 0, 0].tolist() == [200, 30, 60]
+    cmyk = to_array(decode(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"), "x"), (16, 16))
+    assert cmyk[0].min() > 200
+    assert cmyk[1:].max() < 50
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = Image.new("RGB", (96, 54), "white")
+    image.paste("red", (0, 0, 48, 54))  # the left half, at the top after a quarter turn clockwise
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif, quality=95)
+    assert image_size(buffer.getvalue(), "x") == (54, 96)
+    x = to_array(decode(buffer.getvalue(), "x"), (96, 54))
+    assert x[1, 5].max() < 50
+    assert x[1, -5].min() > 200
+
+
+def test_an_image_of_a_few_pixels_is_an_error() -> None:
+    for function in (decode, image_size):
+        with pytest.raises(DataError, match="1 x 40 pixels"):
+            function(encoded(Image.new("RGB", (1, 40))), "x")
 
 
 def test_landscape_is_squeezed_or_rotated_counter_clockwise() -> None:
@@ -119,9 +160,34 @@ def test_truncated_image_is_an_error_and_trailing_bytes_are_not(kind: str) -> No
 
 def test_all_forms_of_empty_metadata() -> None:
     for data in (b"", b" \n", b"{}", b"[]", b"null"):
-        assert parse_metadata(data, "x") == {}
+        assert parse_metadata(data, "x") == ({}, True)
     with pytest.raises(DataError, match="object"):
         parse_metadata(b"[1]", "x")
+
+
+def test_rico_files_have_their_root_inside_activity() -> None:
+    tree = {"bounds": [0, 0, 1440, 2560], "children": [{"componentLabel": "Text", "bounds": [0, 0, 90, 90]}]}
+    plain = parse_hierarchy(json.dumps(tree).encode(), "x")
+    nested = parse_hierarchy(json.dumps({"activity_name": "a", "activity": {"root": tree}}).encode(), "x")
+    assert plain == nested
+    assert nested.draws
+    for content in ({"activity": None}, {"activity": {"root": None}}):
+        with pytest.raises(DataError, match="root node"):
+            parse_hierarchy(json.dumps(content).encode(), "x")
+    for bounds in ([0, 0, 0, 90], [90, 90, 0, 0], [1440, 0, 1500, 90], [-9, -9, 0, 0]):
+        tree["children"] = [{"componentLabel": "Text", "bounds": bounds}]
+        assert not parse_hierarchy(json.dumps(tree).encode(), "x").draws
+
+
+def test_other_suffixes_of_images(raw: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(raw, tmp_path / "raw")
+    options = EnricoOptions(image_size=(16, 8))
+    first = build_cohort(raw, options).samples["sample_id"][0]
+    (copy / "screenshots" / f"{first}.jpg").rename(copy / "screenshots" / f"{first}.JPEG")
+    (copy / "wireframes" / f"{first}.png").rename(copy / "wireframes" / f"{first}.PNG")
+    assert build_cohort(copy, options).samples.equals(build_cohort(raw, options).samples)
+    for modality in DATASET.modalities:
+        assert np.array_equal(read(copy, modality, options)[first], read(raw, modality, options)[first])
 
 
 # The modalities ------------------------------------------------------------------------------------------------------

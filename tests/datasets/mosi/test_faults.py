@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable
@@ -240,6 +241,98 @@ def test_labels_alone_are_an_error(csd: Path) -> None:
     for name in (WORDS, AUDIO, VISION):
         (csd / name).unlink()
     assert "in addition to the labels" in faults_of(csd).faults[0].expected
+
+
+def test_words_and_metadata_that_are_not_utf8(csd: Path) -> None:
+    def change(data: h5py.Group) -> None:
+        features = data[sorted(data)[0]]["features"]
+        words = features[()].astype("S40")
+        words[3] = "café".encode("latin-1")
+        replace(data[sorted(data)[0]], "features", words)
+
+    edit(csd / WORDS, change)
+    with h5py.File(csd / VISION, "r+") as handle:
+        replace(next(iter(handle.values()))["metadata"], "root name", np.array([b"caf\xe9"]))
+    faults = faults_of(csd).faults
+    assert [f.file for f in faults] == [VISION, WORDS]
+    assert (faults[1].row, faults[1].expected) == (4, "text in UTF-8")
+    assert "0xe9" in faults[1].found
+
+
+def test_a_fold_list_that_is_not_utf8(csd: Path) -> None:
+    (csd / FOLDS).write_bytes((csd / FOLDS).read_bytes().replace(b"['", b"['caf\xe9', '", 1))
+    fault = faults_of(csd).faults[0]
+    assert fault.file == FOLDS
+    assert "invalid Python" in fault.found
+
+
+def test_damaged_headers_of_hdf5_are_errors(csd: Path) -> None:
+    """Flipped bytes raise KeyError and others in h5py, not only OSError."""
+    data = bytearray((csd / LABELS).read_bytes())
+    at = data.index(b"TREE")
+    for position in (at - 136, at - 300, data.rindex(b"HEAP") + 8, data.rindex(b"TREE") + 24):
+        damaged = bytearray(data)
+        damaged[position : position + 8] = b"\xff" * 8
+        (csd / LABELS).write_bytes(bytes(damaged))
+        with contextlib.suppress(DataError):
+            DATASET.check(csd, MosiOptions())
+
+
+def test_a_dataset_that_declares_more_than_it_stores(csd: Path) -> None:
+    def change(data: h5py.Group) -> None:
+        entry = data[sorted(data)[0]]
+        for name, width in (("features", 74), ("intervals", 2)):
+            del entry[name]
+            entry.create_dataset(name, shape=(10**12, width), dtype="f4", chunks=(1000, width))
+
+    edit(csd / AUDIO, change)
+    (fault,) = faults_of(csd).faults
+    assert fault.expected == "the declared data"
+
+
+def test_videos_of_one_file_with_other_names(csd: Path) -> None:
+    first, *_ = videos = sorted(DATASET.cohort(csd, MosiOptions()).samples["subject_id"].unique())
+    edit(csd / VISION, lambda data: data.move(first, first.swapcase()))
+    fault = faults_of(csd).faults[0]
+    assert (fault.file, fault.expected) == (VISION, "at most 20% without a counterpart")
+    assert fault.found == f"1 of {len(videos)} labelled videos are absent (25.0%): {first}; " + (
+        f"{first!r} resembles {first.swapcase()!r}"
+    )
+    checked = DATASET.check(csd, MosiOptions(max_unmatched=0.5))
+    assert f"{VISION}: {fault.found}" in checked.notes
+    assert any(n.startswith(f"{VISION}: 1 of 4 videos have no labels") for n in checked.notes)
+    samples = DATASET.cohort(csd, MosiOptions(max_unmatched=0.5)).samples
+    lost = set(samples["sample_id"]) - set(checked.observed["vision"])
+    assert set(samples.filter(subject_id=first)["sample_id"]) <= lost
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("nope", "Known names: auto, export, hashing"), ("hasing", "Did you mean 'hashing'")]
+)
+def test_an_unknown_text_encoder_fails_at_check(csd: Path, capsys: Any, name: str, message: str) -> None:
+    assert main(["check", "mosi", "--raw", str(csd), "--set", f"text_encoder={name}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert f"unknown text encoder '{name}'" in error
+
+
+def test_seven_classes_are_rounded_half_to_even(csd: Path) -> None:
+    """Acc-7 of Tsai et al. (2019) and MMSA is np.round of predictions and scores, which rounds halves to even."""
+    scores = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, -2.4, -2.6, 0.4, 0.6, -3.0, 3.0], dtype=np.float32)
+
+    def change(data: h5py.Group) -> None:
+        values = iter(np.resize(scores, 1000))
+        for video in sorted(data):
+            features = data[video]["features"]
+            features[...] = np.array([next(values) for _ in range(len(features))], dtype=np.float32)[:, None]
+
+    edit(csd / LABELS, change)
+    labels = DATASET.cohort(csd, MosiOptions()).labels
+    pairs = labels["score"].join(labels["sentiment7"], on="sample_id", suffix="_class")
+    found = dict(pairs.select("value", "value_class").iter_rows())
+    expected = [1, 1, 3, 3, 5, 5, 1, 0, 3, 4, 0, 6]
+    assert [found[s] for s in scores.tolist()] == expected
+    assert expected == (np.round(scores) + 3).astype(int).tolist()
 
 
 def test_two_files_of_the_same_sequence(csd: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from mrpipe.datasets.mosi import DATASET
 from mrpipe.datasets.mosi.export import open_export
 from mrpipe.datasets.mosi.options import FORMATS, MosiOptions, MosiSimulation
-from mrpipe.errors import MrpipeError, UsageError
+from mrpipe.errors import DataError, MrpipeError, UsageError
 from mrpipe.schema import Features
 
 SMALL = MosiSimulation(n_videos=6, clips_per_video=9.0, infinite_audio=0.0)
@@ -149,6 +149,7 @@ def test_text_forms_of_word_vectors(exports: dict[str, Path]) -> None:
         ("csd", "text", {"text_encoder": "nonsense"}),
         ("csd", "text", {"text_encoder": "minilm", "text_form": "counts"}),
         ("mmsa_unaligned", "audio", {"audio_form": "steps"}),
+        ("mmsa_aligned", "audio", {"audio_form": "raw"}),
         ("utterance", "audio", {"audio_form": "raw"}),
         ("utterance", "vision", {}),
         ("csd", "audio", {"audio_sequence": "nowhere.csd"}),
@@ -161,6 +162,9 @@ def test_options_that_the_export_cannot_satisfy_are_usage_errors(
 ) -> None:
     with pytest.raises(UsageError):
         read(exports[name], modality, **settings)
+    if (name, modality) != ("utterance", "vision"):
+        with pytest.raises(UsageError):
+            DATASET.check(exports[name], MosiOptions(**settings))
 
 
 def test_utterance_audio_is_one_vector_per_segment(exports: dict[str, Path]) -> None:
@@ -275,7 +279,10 @@ def test_the_preferred_sequence_is_read_unless_another_is_selected(exports: dict
     shutil.copytree(exports["csd"], raw)
     shutil.copy(exports["utterance"] / "CMU_MOSI_openSMILE_utterance.csd", raw)
     checked = DATASET.check(raw, MosiOptions())
-    assert any("openSMILE_utterance.csd (audio) is not read, CMU_MOSI_COVAREP.csd is" in n for n in checked.notes)
+    name = "CMU_MOSI_openSMILE_utterance.csd"
+    assert f"audio: CMU_MOSI_COVAREP.csd is read, the preferred release, and not {name}" in checked.notes
+    assert checked.unused[name].endswith("--set audio_sequence=FILE selects another")
+    assert raw / name not in checked.files
     same(read(raw, "audio"), read(exports["csd"], "audio"))
     selected = read(raw, "audio", audio_sequence="CMU_MOSI_openSMILE_utterance")
     same(selected, read(exports["utterance"], "audio"))
@@ -297,9 +304,11 @@ def test_videos_outside_the_folds_are_excluded_with_a_reason(exports: dict[str, 
         len(whole.samples),
         len(whole.samples) - n_out,
     )
-    assert "videos in the fold lists without labels in the export: 1" in " ".join(
-        DATASET.check(raw, MosiOptions()).notes
-    )
+    notes = DATASET.check(raw, MosiOptions()).notes
+    assert f"cmu_mosi_std_folds.py: 1 of 6 labelled videos are absent (16.7%): {video}" in notes
+    assert "cmu_mosi_std_folds.py: 1 of 6 videos have no labels (16.7%): somewhereelse" in notes
+    with pytest.raises(DataError, match=f"1 of 6 labelled videos.*{video}.*max_unmatched"):
+        DATASET.check(raw, MosiOptions(max_unmatched=0.1))
 
 
 def test_the_overlap_rule_adds_the_previous_word_and_loses_the_last(exports: dict[str, Path]) -> None:

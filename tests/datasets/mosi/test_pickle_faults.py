@@ -68,6 +68,7 @@ def set_item(part: str, key: str, index: Any, value: Any) -> Callable[[dict], No
         ("multibench", drop("test", "labels"), "test/labels", "this key"),
         ("multibench", drop("test", "id"), "test/id", "this key"),
         ("mmsa_aligned", drop("valid", "regression_labels"), "valid/regression_labels", "this key"),
+        ("multibench", drop("valid", "audio"), "valid/audio", "this key"),
         ("multibench", put("test", "audio", lambda x: x[:-1]), "test", "the same number of rows"),
         ("multibench", put("test", "audio", lambda x: x[:, :, :-1]), "test/audio", "74 features, as in train"),
         ("multibench", put("test", "audio", lambda x: x[0]), "test/audio", "shape (N, steps, features)"),
@@ -136,6 +137,92 @@ def test_a_truncated_pickle(exports: dict[str, Path], tmp_path: Path, share: flo
     assert (fault.file, fault.expected) == (path.name, "a complete pickle file")
 
 
+@pytest.mark.parametrize(
+    ("form", "change", "column", "expected"),
+    [
+        ("mmsa_aligned", set_item("test", "id", 1, "né$_$3".encode("latin-1")), "test/id", "text in UTF-8"),
+        ("mmsa_aligned", set_item("valid", "raw_text", 0, b"caf\xe9"), "valid/raw_text", "text in UTF-8"),
+        ("mmsa_aligned", set_item("test", "annotations", 0, b"\xff"), "test/annotations", "text in UTF-8"),
+        ("multibench", put("test", "audio", lambda x: x[:, :0]), "test/audio", "shape (N, steps, features)"),
+        ("multibench", put("test", "id", lambda x: 5), "train", "the layout of MMSA or MultiBench"),
+        ("multibench", put("test", "labels", lambda x: {"a": 1}), "test/labels", "numbers"),
+        ("mmsa_unaligned", put("test", "audio_lengths", lambda x: "ten"), "train", "the layout of MMSA or MultiBench"),
+        ("mmsa_aligned", put("test", "text_bert", lambda x: None), "train", "the layout of MMSA or MultiBench"),
+    ],
+)
+def test_bytes_and_types_that_are_none_of_the_layout(
+    exports: dict[str, Path], tmp_path: Path, form: str, change: Callable[[dict], Any], column: str, expected: str
+) -> None:
+    error = faults_of(pickled(exports, tmp_path, form, change), text_encoder="auto" if form[1] == "u" else "hashing")
+    assert any(expected in f.expected and f.column in (column, None) for f in error.faults), str(error)
+
+
+def test_a_video_in_two_splits(exports: dict[str, Path], tmp_path: Path) -> None:
+    def change(content: dict) -> None:
+        video = str(content["train"]["id"][0]).split("$_$")[0]
+        content["test"]["id"][0] = f"{video}$_$99"
+
+    (fault,) = faults_of(pickled(exports, tmp_path, "mmsa_aligned", change)).faults
+    assert (fault.column, fault.expected) == ("test/id", "each video in one split only")
+
+
+# --- shapes and lengths ----------------------------------------------------------------------------------------------
+
+
+def lengths_of(raw: Path, modality: str, **settings: Any) -> dict[str, int]:
+    options = MosiOptions(**settings)
+    features = DATASET.modalities[modality].read(raw, DATASET.cohort(raw, options).samples, options)
+    return {i: n for b in features.batches for i, n in zip(*b.select([0, 2]).to_pydict().values(), strict=True)}
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_frames_keep_their_length_up_to_max_frames(exports: dict[str, Path], tmp_path: Path, back: bool) -> None:
+    """In MulT's mosi_data_noalign.pkl, only the shapes show that audio (375 steps) and text (50) are not aligned."""
+
+    def change(content: dict) -> None:
+        for part in content.values():
+            frames = np.zeros((len(part["labels"]), 90, 4), dtype=np.float32)
+            frames[:, slice(0, 70) if back else slice(20, 90)] = 1.0
+            frames[0] = 0
+            part["audio"] = frames
+
+    raw = pickled(exports, tmp_path, "multibench", change)
+    checked = DATASET.check(raw, MosiOptions(max_frames=60))
+    n, absent = len(DATASET.cohort(raw, MosiOptions()).samples), 3
+    cut = f"audio: {n - absent} of {n} clips have more than 60 steps, up to 70; the last 60 are kept (max_frames)"
+    assert any(note.startswith(cut) for note in checked.notes)
+    assert any(note.startswith(f"audio: 3 of {n} clips have no frames, or only zeros") for note in checked.notes)
+    assert len(checked.observed["audio"]) == n - absent
+    assert set(lengths_of(raw, "audio").values()) == {70}
+    assert set(lengths_of(raw, "audio")) == set(checked.observed["audio"])
+    assert set(lengths_of(raw, "audio", max_frames=60).values()) == {60}
+    assert max(lengths_of(raw, "vision").values()) <= 50
+    with pytest.raises(UsageError, match="is not aligned to words; use raw or collapse"):
+        DATASET.check(raw, MosiOptions(audio_form="steps"))
+
+
+def test_lengths_that_the_array_contradicts_are_noted(exports: dict[str, Path], tmp_path: Path) -> None:
+    def change(content: dict) -> None:
+        content["test"]["audio"][0, :9] = 1.0
+        content["test"]["audio_lengths"][0] = 4
+
+    raw = pickled(exports, tmp_path, "mmsa_unaligned", change)
+    notes = " | ".join(DATASET.check(raw, MosiOptions()).notes)
+    assert "audio: 1 of " in notes
+    assert "nonzero steps beyond their stored length" in notes
+
+
+def test_values_that_are_not_finite_are_no_observation(exports: dict[str, Path], tmp_path: Path) -> None:
+    def change(content: dict) -> None:
+        content["test"]["audio"][1] = np.nan
+        content["test"]["audio"][2] = -np.inf
+
+    raw = pickled(exports, tmp_path, "multibench", change)
+    observed = set(DATASET.check(raw, MosiOptions()).observed["audio"])
+    assert set(lengths_of(raw, "audio")) == observed
+    assert len(DATASET.cohort(raw, MosiOptions()).samples) - len(observed) >= 2
+
+
 # --- selection of the export -----------------------------------------------------------------------------------------
 
 
@@ -153,6 +240,9 @@ def test_several_formats_or_pickles_require_a_selection(exports: dict[str, Path]
     assert DATASET.check(raw, MosiOptions(file="unaligned_50.pkl")).release == "MMSA unaligned_50.pkl"
     shutil.copy(exports["csd"] / LABELS, raw)
     assert faults_of(raw).faults[0].expected == "one format"
-    assert DATASET.check(raw, MosiOptions(file="aligned_50.pkl")).release == "MMSA aligned_50.pkl"
+    checked = DATASET.check(raw, MosiOptions(file="aligned_50.pkl"))
+    assert checked.release == "MMSA aligned_50.pkl"
+    assert sorted(checked.unused) == [LABELS, "unaligned_50.pkl"]
+    assert "--set file=NAME reads another pickle" in checked.unused["unaligned_50.pkl"]
     with pytest.raises(UsageError, match="file="):
         DATASET.check(raw, MosiOptions(file="nowhere.pkl"))

@@ -33,7 +33,11 @@ def cohort(raw: Path) -> Cohort:
 def test_the_published_files_pass_the_check(raw: Path) -> None:
     checked = DATASET.check(raw, MosiOptions())
     assert len(checked.files) == 4
-    assert checked.notes == ("segments of zero length, without words and frames: 1",)
+    (empty, cut, silent) = checked.notes
+    assert empty == "segments of zero length, without words and frames: 1"
+    assert cut.startswith("text: 16 of 2199 clips have more than 50 steps, up to 114; the last 50 are kept (max_steps)")
+    assert silent == "text: 2 of 2199 clips have no words, and lack it: 2WGyTLYerpo_44, VCslbP0mgZI_1"
+    assert {m: len(ids) for m, ids in checked.observed.items()} == {"text": 2197, "audio": 2199}
     assert DATASET.modalities_of(raw, MosiOptions()) == ("text", "audio")
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.raw import utf8
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 AGAIN = "Download the file again from the CMU-MOSI folder of the CMU-MultimodalSDK."
@@ -85,8 +86,10 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as handle:
             yield handle
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except DataError:
+        raise
+    except Exception as error:  # h5py raises any exception on damaged bytes, such as KeyError for a broken header
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             Fault(file=path.name, expected="a complete HDF5 file", found=f"unreadable data ({reason})", fix=AGAIN)
         ) from error
@@ -132,27 +135,24 @@ def inspect(path: Path) -> Sequence:
         title = ""
         names: tuple[str, ...] = ()
         if isinstance(metadata, h5py.Group):
-            title = _text(metadata.get("root name"))
-            names = _names(_text(metadata.get("dimension names")))
+            title = _text(path, metadata, "root name")
+            names = _names(_text(path, metadata, "dimension names"))
         role, rank = role_of(root, title, path.stem)
     return Sequence(path=path, root=root, role=role, rank=rank, names=names)
 
 
-def _text(item: Any) -> str:
+def _text(path: Path, metadata: h5py.Group, name: str) -> str:
     """Value of a metadata field: a string dataset with one element, JSON or plain text, of any HDF5 string type."""
-    if not isinstance(item, h5py.Dataset):
+    item = metadata.get(name)
+    if not isinstance(item, h5py.Dataset) or not 1 <= item.size <= 2**20:
         return ""
-    value = np.asarray(item[()]).ravel()
-    if not len(value):
-        return ""
-    text = value[0].decode("utf-8", "replace") if isinstance(value[0], bytes) else str(value[0])
-    return text.strip().strip('"')
+    return utf8(np.asarray(item[()]).ravel()[0], file=path.name, column=f"metadata/{name}").strip().strip('"')
 
 
 def _names(text: str) -> tuple[str, ...]:
     try:
         names = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return ()
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
@@ -220,15 +220,28 @@ def _entry(
     if t.ndim != 2 or t.shape[1] != 2:
         faults.add(sequence.fault(key, "intervals", "shape (T, 2)", f"shape {t.shape}"))
         return None
-    if x.ndim not in (1, 2) or x.shape[0] != t.shape[0]:
+    if x.ndim not in (1, 2) or x.shape[0] != t.shape[0] or 0 in x.shape[1:]:
         faults.add(sequence.fault(key, "features", f"{t.shape[0]} rows, one per interval", f"shape {x.shape}"))
         return None
+    for name, item in (("features", x), ("intervals", t)):
+        # A damaged header can declare terabytes; compression reduces data by a factor of at most 1,032.
+        if item.nbytes > 2**20 and item.nbytes > 1100 * item.id.get_storage_size():
+            stored = f"shape {item.shape}, but only {item.id.get_storage_size():,} bytes of data"
+            faults.add(sequence.fault(key, name, "the declared data", stored))
+            return None
     try:
         intervals = np.asarray(t[()], dtype=np.float64)
         words = x.dtype.kind in "SOU"
         values = np.asarray(x[()] if features else np.empty((0, *x.shape[1:]), x.dtype))
-    except (OSError, RuntimeError) as error:
-        faults.add(sequence.fault(key, None, "readable data", f"damaged data ({str(error).splitlines()[0]})"))
+        texts = [
+            utf8(v, file=sequence.path.name, column=f"{sequence.root}/data/{key}/features", row=i + 1)
+            for i, v in enumerate(values.ravel().tolist() if words else ())
+        ]
+    except DataError as error:
+        faults.absorb(error)
+        return None
+    except Exception as error:
+        faults.add(sequence.fault(key, None, "readable data", f"damaged data ({type(error).__name__}: {error})"))
         return None
     if not np.isfinite(intervals).all() or (intervals[:, 1] < intervals[:, 0]).any():
         row = int(np.argmax(~np.isfinite(intervals).all(axis=1) | (intervals[:, 1] < intervals[:, 0])))
@@ -236,7 +249,6 @@ def _entry(
         return None
     d = 1 if x.ndim == 1 else x.shape[1]
     if words:
-        texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values.ravel().tolist()]
         return np.array(texts, dtype=object), intervals, d
     if values.dtype.kind not in "fiu":
         faults.add(sequence.fault(key, "features", "numbers or words", f"{values.dtype}"))

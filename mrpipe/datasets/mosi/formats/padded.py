@@ -12,9 +12,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.clips import clip_frame, score_faults
-from mrpipe.datasets.mosi.ragged import RaggedBlock, feature_names, unpad
-from mrpipe.errors import Fault, FaultCollector
-from mrpipe.raw import read_pickle
+from mrpipe.datasets.mosi.ragged import RaggedBlock, bounds, feature_names, unpad
+from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
+from mrpipe.raw import read_pickle, utf8
 
 PARTS = {"train": "train", "valid": "val", "test": "test"}
 AGAIN = "Check that this is the published file, or download it again."
@@ -39,7 +39,7 @@ class PaddedExport(ABC):
     Attributes:
         files: the pickle.
         clips: ids, folds and scores with `clips.CLIPS_SCHEMA`.
-        notes: remarks for the manifest.
+        notes: notes for the manifest.
 
     Raises:
         DataError: all keys that are missing, not numeric, of the wrong size or inconsistent.
@@ -54,6 +54,8 @@ class PaddedExport(ABC):
         self.files = (path,)
         self.notes: list[str] = []
         self._parts: dict[str, dict[str, Any]] = {}
+        parts = [p for p in PARTS if isinstance(content.get(p), dict)]
+        self.modalities = tuple(m for m in ("text", "audio", "vision") if any(m in content[p] for p in parts))
         faults = FaultCollector()
         for part in PARTS:
             value = content.get(part)
@@ -64,7 +66,6 @@ class PaddedExport(ABC):
             self._parts[part] = value
             self._check_part(part, value, faults)
         faults.raise_if_any()
-        self.modalities = tuple(m for m in ("text", "audio", "vision") if all(m in p for p in self._parts.values()))
         self.clips = self._read_clips(faults)
         faults.raise_if_any()
 
@@ -92,7 +93,7 @@ class PaddedExport(ABC):
 
     def _check_part(self, part: str, value: dict[str, Any], faults: FaultCollector) -> None:
         present = {m: value[m] for m in ("text", "audio", "vision") if m in value}
-        for key in self.required:
+        for key in (*self.required, *self.modalities):
             if key not in value:
                 faults.add(self.fault(part, key, "this key", f"keys {', '.join(sorted(map(str, value)))}"))
         if not present:
@@ -100,7 +101,7 @@ class PaddedExport(ABC):
         rows: dict[str, int] = {}
         for key, x in present.items():
             array = np.asarray(x) if isinstance(x, np.ndarray) else None
-            if array is None or array.ndim != 3 or array.dtype.kind not in "fiu":
+            if array is None or array.ndim != 3 or array.dtype.kind not in "fiu" or 0 in array.shape[1:]:
                 found = type(x).__name__ if array is None else f"shape {array.shape}, dtype {array.dtype}"
                 faults.add(self.fault(part, key, "numbers of shape (N, steps, features)", found))
             else:
@@ -127,7 +128,11 @@ class PaddedExport(ABC):
                 faults.add(self.fault(part, self.label_key, "one score per clip: (N,), (N, 1) or (N, 1, 1)", found))
                 continue
             before = len(faults.faults)
-            ids = self.part_ids(part, value["id"], faults)
+            try:
+                ids = self.part_ids(part, value["id"], faults)
+                self.check_labels(part, value, score[:, 0], faults)
+            except DataError as error:
+                faults.absorb(error)
             if len(faults.faults) > before:
                 continue
             frame = clip_frame([v for v, _ in ids], [c for _, c in ids], score[:, 0], [PARTS[part]] * len(ids))
@@ -135,12 +140,11 @@ class PaddedExport(ABC):
             column = f"{part}/{self.label_key}"
             for fault in score_faults(self.path.name, column, score[:, 0], names):
                 faults.add(fault)
-            self.check_labels(part, value, score[:, 0], faults)
             for modality in ("audio", "vision", "text"):
                 lengths = self.step_counts(value, modality) if modality in value else None
                 if lengths is not None and (len(lengths) != len(ids) or (lengths > value[modality].shape[1]).any()):
                     expected = f"{len(ids)} lengths of at most {value[modality].shape[1]}"
-                    found = f"{len(lengths)} lengths, the largest {lengths.max()}"
+                    found = f"{len(lengths)} lengths, the largest {lengths.max(initial=0)}"
                     faults.add(self.fault(part, f"{modality}_lengths", expected, found))
             frames.append(frame.with_columns(pl.lit(part).alias("part")).with_row_index("row"))
         if not frames:
@@ -153,6 +157,12 @@ class PaddedExport(ABC):
             place = f"{first['part']} row {first['row'] + 1}"
             found = f"{first['sample_id']} repeated ({len(doubled)} such rows), also in {place}"
             faults.add(self.fault(again["part"], "id", "unique ids", found, row=again["row"] + 1))
+        shared = clips.group_by("subject_id", maintain_order=True).agg(pl.col("part").unique(maintain_order=True))
+        shared = shared.filter(pl.col("part").list.len() > 1)
+        if len(shared) and not len(doubled):
+            video, names = shared.row(0)
+            found = f"{video!r} in {' and '.join(names)} ({len(shared)} such videos)"
+            faults.add(self.fault(names[1], "id", "each video in one split only", found))
         return clips.drop("part", "row")
 
     # --- reading -----------------------------------------------------------------------------------------------------
@@ -160,6 +170,25 @@ class PaddedExport(ABC):
     @property
     def ids(self) -> NDArray[np.str_]:
         return np.array(self.clips["sample_id"].to_list(), dtype=np.str_)
+
+    def form(self, modality: str, requested: str) -> str:
+        """Form of audio or vision: steps (as many as the text has words), raw or collapse; a UsageError for another."""
+        aligned = all("text" in p and p[modality].shape[1] == p["text"].shape[1] for p in self._parts.values())
+        stored = "steps" if aligned else "raw"
+        if requested in ("steps", "raw") and requested != stored:
+            found = "is aligned to words" if aligned else "is not aligned to words"
+            raise UsageError(f"{modality}_form={requested}: {self.path.name} {found}; use {stored} or collapse")
+        return "collapse" if requested == "collapse" else stored
+
+    def steps(self, modality: str) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Number of steps, whether any value is observed, and whether a stored length is contradicted, each (N,)."""
+        columns = []
+        for part in self._parts.values():
+            x = part[modality]
+            first, stop, contradicts = bounds(x, self.step_counts(part, modality))
+            columns.append((stop - first, (stop > first) & (np.isfinite(x) & (x != 0)).any(axis=(1, 2)), contradicts))
+        n, known, contradicts = (np.concatenate(c) for c in zip(*columns, strict=True))
+        return n, known, contradicts
 
     def sequences(self, modality: str) -> RaggedBlock:
         """Sequences of one modality without padding (`ragged.unpad`), in the order of `clips`."""
@@ -183,8 +212,8 @@ class PaddedExport(ABC):
         return None
 
 
-def id_strings(value: Any) -> list[str]:
-    """Ids as str, from a list or array of str or bytes with shape (N,) or (N, k); of k columns, the first is the id."""
+def id_strings(value: Any, file: str, column: str) -> list[str]:
+    """Ids as str, from a list or array of str or UTF-8 bytes with shape (N,) or (N, k), whose first column has them."""
     rows = np.asarray(value, dtype=object)
     rows = rows.reshape(len(rows), -1)[:, 0] if rows.ndim > 1 else rows
-    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in rows.tolist()]
+    return [utf8(v, file=file, column=column, row=i + 1) for i, v in enumerate(rows.tolist())]

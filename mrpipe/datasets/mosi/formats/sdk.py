@@ -125,44 +125,64 @@ class SdkExport(SdkFiles):
 
     def frames(self, modality: str, form: str) -> RaggedBlock:
         """Audio or vision of each clip in the given form (see `MosiOptions.audio_form`)."""
-        sequence = self.chosen["audio" if modality == "audio" else "vision"]
+        sequence = self.chosen[modality]
         entries = load(sequence)
-        if self._is_utterance_level(sequence, entries):
-            if form in ("steps", "raw"):
-                raise UsageError(
-                    f"{modality}_form={form}: {sequence.path.name} has one row per segment, no frames; use auto"
-                )
-            parts = [
-                (self.first[v] + t, e.features[i])
-                for v, e in entries.items()
-                if v in self.segments
-                for t, i in [self._rows_of(v, e)]
-            ]
-            return self._block(sequence, parts, modality).collapsed()
-        if any(e.segment is not None for e in entries.values()):
-            form = "raw" if form in ("auto", "steps") else form
+        form = self._form(modality, form, sequence, entries)
         parts = []
         for video, entry in entries.items():
             if video not in self.segments:
                 continue
             x = entry.features.copy()
-            # All-zero frames are failed measurements (no face, no voice); -inf is the logarithm of zero.
-            x[(x == 0).all(axis=1)] = np.nan
-            x[np.isinf(x)] = np.nan
+            if form != "vector":
+                # All-zero frames are failed measurements (no face, no voice); -inf is the logarithm of zero.
+                x[(x == 0).all(axis=1)] = np.nan
+                x[np.isinf(x)] = np.nan
             target, rows = self._frames_of(video, entry, x, form)
             parts.append((self.first[video] + target, rows))
         block = self._block(sequence, parts, modality)
-        return block.collapsed() if form == "collapse" else block
+        return block.collapsed() if form in ("vector", "collapse") else block
+
+    def form(self, modality: str, requested: str) -> str:
+        """Form of audio or vision: vector (one per segment), steps (one per word), raw or collapse, or a UsageError."""
+        return self._form(modality, requested, self.chosen[modality], load(self.chosen[modality], features=False))
+
+    def _form(self, modality: str, requested: str, sequence: Sequence, entries: dict[str, CsdEntry]) -> str:
+        stored, found = "steps", ""
+        text = "words" in self.chosen or "vectors" in self.chosen
+        if self._is_utterance_level(sequence, entries):
+            stored, found = "vector", "one row per segment, no frames; use auto"
+        elif any(e.segment is not None for e in entries.values()):
+            # Aligned to segments by the SDK; also to words if each segment has as many rows as the text.
+            words = self._timeline[1] if text else {}
+            rows = {v: None if e.segment is None else e.segment.tolist() for v, e in words.items()}
+            if any(e.segment is None or e.segment.tolist() != rows.get(v) for v, e in entries.items()):
+                stored, found = "raw", "frames by segment, not by word; use raw or collapse"
+        elif not text:
+            stored, found = "raw", "frames, and no words to average them by; use raw or collapse"
+        if (requested == "steps" and found) or (requested == "raw" and stored == "vector"):
+            raise UsageError(f"{modality}_form={requested}: {sequence.path.name} has {found}")
+        return stored if requested == "auto" or stored == "vector" else requested
+
+    def steps(self, modality: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Number of words or frames of each clip, and whether there are any, (n,); no features are read."""
+        pairs = self._word_pairs
+        if modality != "text":
+            entries = load(self.chosen[modality], features=False)
+            vector = self._is_utterance_level(self.chosen[modality], entries)
+            pairs = {v: self._items(v, e, vector=vector) for v, e in entries.items() if v in self.segments}
+        n = np.zeros(len(self.clips), dtype=np.int64)
+        for video, (target, _) in pairs.items():
+            np.add.at(n, self.first[video] + target, 1)
+        return n, n > 0
 
     def _frames_of(
         self, video: str, entry: CsdEntry, x: NDArray[np.float32], form: str
     ) -> tuple[Index, NDArray[np.float32]]:
         segments = self.segments[video]
-        if form in ("raw", "collapse"):
-            target, item = self._pairs(video, entry, segments, words=False)
+        # The rows of a file that the SDK has aligned to words and segments are the steps.
+        if form != "steps" or entry.segment is not None:
+            target, item = self._items(video, entry, vector=form == "vector")
             return target, x[item]
-        if "words" not in self.chosen and "vectors" not in self.chosen:
-            raise UsageError("one step per word requires words in the export; use the form collapse or raw")
         _, words, _ = self._timeline
         target, item = self._word_pairs.get(video, (np.empty(0, np.int64), np.empty(0, np.int64)))
         # A clip without words becomes one step that covers the whole segment.
@@ -173,11 +193,12 @@ class SdkExport(SdkFiles):
         step, frame = overlapping(entry.intervals, times[order])
         return step_of[order], means(x, step, frame, len(order))
 
-    def _rows_of(self, video: str, entry: CsdEntry) -> tuple[Index, Index]:
-        if entry.segment is not None:
-            return self._pairs(video, entry, self.segments[video], words=False)
-        rows = np.arange(len(entry.intervals))
-        return rows, rows
+    def _items(self, video: str, entry: CsdEntry, *, vector: bool) -> tuple[Index, Index]:
+        """Pairs (segment, row) of audio or vision; row i of an utterance-level file is segment i."""
+        if vector and entry.segment is None:
+            rows = np.arange(len(entry.intervals))
+            return rows, rows
+        return self._pairs(video, entry, self.segments[video], words=False)
 
     def _is_utterance_level(self, sequence: Sequence, entries: dict[str, CsdEntry]) -> bool:
         """Whether there is one row per segment, by the name of the file or because rows and times match the labels."""

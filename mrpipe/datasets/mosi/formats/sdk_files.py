@@ -9,10 +9,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.align import Index
-from mrpipe.datasets.mosi.clips import clip_frame, read_folds, score_faults
-from mrpipe.datasets.mosi.formats.csd import AGAIN, CsdEntry, Role, Sequence, inspect, load
+from mrpipe.datasets.mosi.clips import FOLD_FILE, clip_frame, read_folds, score_faults
+from mrpipe.datasets.mosi.formats.csd import AGAIN, CsdEntry, Sequence, inspect, load
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
+from mrpipe.raw import report_unmatched
 
 SAME_TIME = 0.1  # maximum difference, in seconds, between the times of an utterance-level row and of its segment
 
@@ -25,7 +26,8 @@ class SdkFiles:
         clips: ids, folds, times and scores with `clips.CLIPS_SCHEMA`.
         segments, rows: video → start and end in seconds (n, 2), and numbers from 0 (n,), of its segments.
         first: video → row of its first clip in `clips`.
-        notes: remarks for the manifest.
+        notes: notes for the manifest.
+        unused: name of a sequence that is not read → the reason, and how to read it.
 
     Raises:
         DataError: all errors in the labels, the folds and the structure of the other files.
@@ -34,6 +36,7 @@ class SdkFiles:
     def __init__(self, raw: Path, paths: list[Path], options: MosiOptions):
         faults = FaultCollector()
         self.notes: list[str] = []
+        self.unused: dict[str, str] = {}
         self.options = options
         sequences = []
         for path in paths:
@@ -59,7 +62,7 @@ class SdkFiles:
         for role in ("words", "vectors", "audio", "vision"):
             if role in self.chosen and self.segments:
                 try:
-                    self._check_sequence(self.chosen[role])
+                    self._check_sequence(self.chosen[role], faults)
                 except DataError as error:
                     faults.absorb(error)
         if labels is not None and not set(self.chosen) - {"labels"}:
@@ -69,8 +72,8 @@ class SdkFiles:
 
     # --- files and clips ---------------------------------------------------------------------------------------------
 
-    def _choose(self, sequences: list[Sequence], options: MosiOptions, faults: FaultCollector) -> dict[Role, Sequence]:
-        chosen: dict[Role, Sequence] = {}
+    def _choose(self, sequences: list[Sequence], options: MosiOptions, faults: FaultCollector) -> dict[str, Sequence]:
+        chosen: dict[str, Sequence] = {}
         requested = {"audio": options.audio_sequence, "vision": options.vision_sequence}
         text = self.named(options.text_sequence, sequences, "text_sequence")
         for role in ("labels", "words", "vectors", "audio", "vision"):
@@ -88,15 +91,17 @@ class SdkFiles:
                         Fault(file=candidates[0].path.name, expected=f"one file of {role}", found=found, fix=fix)
                     )
                 chosen[role] = candidates[0]
-            used = chosen.get(role)
-            self.notes += [
-                f"{s.path.name} ({role}) is not read, {used.path.name} is" for s in candidates if s != used and used
-            ]
-        self.notes += [
-            f"{s.path.name} is not read: unknown sequence {s.root!r}"
-            for s in sequences
-            if s.role == "other" and s not in chosen.values()
-        ]
+            others = [s.path.name for s in candidates if s != chosen[role]]
+            how = f"--set {role if role in requested else 'text'}_sequence=FILE selects another"
+            if others:
+                why = "as requested" if named is not None else "the preferred release"
+                self.notes.append(f"{role}: {chosen[role].path.name} is read, {why}, and not {', '.join(others)}")
+            for name in others:
+                self.unused[name] = f"{chosen[role].path.name} is read for {role}" + f"; {how}" * (role != "labels")
+        for s in sequences:
+            if s.role == "other" and s not in chosen.values():
+                how = "--set audio_sequence or vision_sequence=FILE reads it"
+                self.unused[s.path.name] = f"the sequence {s.root!r} is unknown; {how}"
         if text is not None and text.role not in ("words", "vectors"):
             raise UsageError(f"text_sequence={options.text_sequence!r} is a sequence of {text.role}, not of words")
         return chosen
@@ -130,7 +135,7 @@ class SdkFiles:
         clip = np.concatenate(list(rows.values())) + 1
         self.clips = clip_frame(video, clip, score, [folds.get(v) for v in video], segments[:, 0], segments[:, 1])
         ids = self.clips["sample_id"].to_list()
-        for fault in score_faults(labels.path.name, f"{labels.root}/data/*/features", score, ids):
+        for fault in score_faults(labels.path.name, f"{labels.root}/data/*/features", score, ids, rows=False):
             faults.add(fault)
         doubled = self.clips.filter(pl.col("sample_id").is_duplicated())["sample_id"].to_list()
         if doubled:
@@ -140,19 +145,24 @@ class SdkFiles:
         self.first = dict(zip(rows, counts, strict=False))
         if folds and not set(folds) & set(rows):
             found = "no labelled video in any list"
-            faults.add(Fault(file="cmu_mosi_std_folds.py", expected="videos in the export", found=found))
-        if unlabelled := sorted(set(folds) - set(rows)):
-            self.notes.append(f"videos in the fold lists without labels in the export: {len(unlabelled)}")
+            faults.add(Fault(file=FOLD_FILE, expected="videos in the export", found=found))
+        elif folds:
+            self._report(FOLD_FILE, set(rows), set(folds), "videos", faults)
         empty = self.clips.filter(pl.col("end") <= pl.col("start"))
         if len(empty):
             self.notes.append(f"segments of zero length, without words and frames: {len(empty)}")
 
-    def _check_sequence(self, sequence: Sequence) -> None:
+    def _report(self, file: str, labelled: set[str], present: set[str], what: str, faults: FaultCollector) -> None:
+        """Report labelled videos or segments that a file lacks, and those that it has without labels."""
+        limit = self.options.max_unmatched
+        absent = f"labelled {what} are absent"
+        report_unmatched(labelled, present, absent, file=file, notes=self.notes, faults=faults, limit=limit)
+        report_unmatched(present, labelled, f"{what} have no labels", file=file, notes=self.notes)
+
+    def _check_sequence(self, sequence: Sequence, faults: FaultCollector) -> None:
         """Check the structure of a sequence, its videos, and the rows of an utterance-level sequence."""
-        entries = load(sequence, features=False)
-        missing = sorted(set(self.segments) - set(entries))
-        foreign = sorted(set(entries) - set(self.segments))
-        if len(missing) == len(self.segments):
+        entries = load(sequence, features=sequence.role == "words")
+        if not set(self.segments) & set(entries):
             raise DataError(
                 Fault(
                     file=sequence.path.name,
@@ -162,9 +172,12 @@ class SdkFiles:
                     fix="Check that the files belong to the same dataset.",
                 )
             )
-        for videos, kind in ((missing, "labelled videos that it lacks"), (foreign, "videos without labels")):
-            if videos:
-                self.notes.append(f"{sequence.path.name}: {kind}: {len(videos)}")
+        if all(e.segment is None for e in entries.values()):
+            self._report(sequence.path.name, set(self.segments), set(entries), "videos", faults)
+        else:
+            present = {f"{v}[{i}]" for v, e in entries.items() for i in ([] if e.segment is None else e.segment)}
+            labelled = {f"{v}[{i}]" for v, r in self.rows.items() for i in r}
+            self._report(sequence.path.name, labelled, present, "segments", faults)
         if sequence.role in ("audio", "vision") and "utterance" in f"{sequence.root} {sequence.path.name}".lower():
             self._require_one_row_per_segment(sequence, entries)
 

@@ -17,7 +17,6 @@ from mrpipe.datasets.mosi.align import means
 from mrpipe.datasets.mosi.clips import FOLD_FILE
 from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
-from mrpipe.datasets.mosi.ragged import RaggedBlock
 from mrpipe.store.parquet import replacing, write_text
 from mrpipe.text.encoders import get_encoder
 
@@ -212,13 +211,13 @@ def _mmsa(sdk: SdkExport, options: MosiSimulation) -> dict[str, dict[str, Any]]:
 
 def _multibench(sdk: SdkExport, options: MosiSimulation) -> dict[str, dict[str, Any]]:
     """MultiBench: the last 50 steps, left-padded with zeros; labels (N, 1, 1)."""
-    tokens = sdk.tokens()
-    values, offsets = get_encoder("hashing-300").words(tokens)
-    content: dict[str, Any] = {"text": _left_padded(values, offsets)}
+    values, offsets = get_encoder("hashing-300").words([words[-STEPS:] for words in sdk.tokens()])
+    content: dict[str, Any] = {"text": _padded(values, offsets, STEPS, before=STEPS - np.diff(offsets))}
     for modality in ("audio", "vision"):
         block = sdk.frames(modality, "steps").last_steps(STEPS)
         assert block.offsets is not None
-        content[modality] = _left_padded(np.nan_to_num(block.values), block.offsets)
+        x, before = np.nan_to_num(block.values), STEPS - block.lengths()
+        content[modality] = _padded(x, block.offsets, STEPS, before=before)
     _spoil(content["audio"], options)
     content["labels"] = sdk.clips["score"].to_numpy().astype(np.float32)[:, None, None]
     content["id"] = np.array([f"{v}[{c - 1}]" for v, c in sdk.clips.select("subject_id", "clip").iter_rows()])
@@ -249,30 +248,17 @@ def _piece_ids(marked: list[list[str]]) -> NDArray[np.float32]:
 
 
 def _padded(
-    values: Floats, offsets: NDArray[np.int64], width: int, *, before: int = 0, lengths: NDArray[np.int64] | None = None
+    values: Floats,
+    offsets: NDArray[np.int64],
+    width: int,
+    *,
+    before: NDArray[np.int64] | int = 0,
+    lengths: NDArray[np.int64] | None = None,
 ) -> Floats:
     """Pad sequences to (N, width, d): the first `lengths` steps from position `before` on, zeros elsewhere."""
     lengths = np.diff(offsets) if lengths is None else lengths
     clip = np.repeat(np.arange(len(lengths)), lengths)
     step = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     x = np.zeros((len(lengths), width, values.shape[1]), dtype=np.float32)
-    x[clip, before + step] = values[offsets[:-1][clip] + step]
-    return x
-
-
-def _left_padded(values: Floats, offsets: NDArray[np.int64]) -> Floats:
-    block = RaggedBlock(
-        sample_id=np.arange(len(offsets) - 1).astype(np.str_),
-        values=values,
-        offsets=offsets,
-        names=(),
-        file="",
-        columns=(),
-    ).last_steps(STEPS)
-    assert block.offsets is not None
-    lengths = block.lengths()
-    clip = np.repeat(np.arange(len(lengths)), lengths)
-    step = np.arange(len(block.values)) - block.offsets[clip] + (STEPS - lengths)[clip]
-    x = np.zeros((len(lengths), STEPS, values.shape[1]), dtype=np.float32)
-    x[clip, step] = block.values
+    x[clip, np.broadcast_to(before, lengths.shape)[clip] + step] = values[offsets[:-1][clip] + step]
     return x

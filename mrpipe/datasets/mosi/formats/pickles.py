@@ -1,10 +1,11 @@
-"""Pickles of MMSA, aligned_50.pkl and unaligned_50.pkl (docs/raw-formats.md)."""
+"""Pickles of MMSA (aligned_50.pkl, unaligned_50.pkl) and MultiBench (mosi_data.pkl, mosi_raw.pkl)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.clips import parse_id
@@ -26,13 +27,8 @@ class MmsaExport(PaddedExport):
     label_key = "regression_labels"
     required = ("id", "regression_labels")
 
-    @property
-    def aligned(self) -> bool:
-        """Whether audio and vision have one step per word piece."""
-        return "audio_lengths" not in self._parts["train"]
-
     def part_ids(self, part: str, value: Any, faults: FaultCollector) -> list[tuple[str, int]]:
-        texts = id_strings(value)
+        texts = id_strings(value, self.path.name, f"{part}/id")
         parsed = [parse_id(t) for t in texts]
         bad = [i for i, p in enumerate(parsed) if p is None]
         if bad:
@@ -48,7 +44,8 @@ class MmsaExport(PaddedExport):
                 continue
             given = np.asarray(value[key]).ravel()
             if given.dtype.kind in "SUO":
-                classes = np.array([{a: i for i, a in enumerate(ANNOTATIONS)}.get(t, -1) for t in id_strings(given)])
+                names = id_strings(given, self.path.name, f"{part}/{key}")
+                classes = np.array([{a: i for i, a in enumerate(ANNOTATIONS)}.get(t, -1) for t in names])
             else:
                 classes = given.astype(int)
             if len(classes) != len(sign):
@@ -71,4 +68,42 @@ class MmsaExport(PaddedExport):
     def words(self) -> list[list[str]] | None:
         if any("raw_text" not in p for p in self._parts.values()):
             return None
-        return [tokenise(t) for p in self._parts.values() for t in id_strings(p["raw_text"])]
+        return [
+            tokenise(t)
+            for part, p in self._parts.items()
+            for t in id_strings(p["raw_text"], self.path.name, f"{part}/raw_text")
+        ]
+
+
+class MultiBenchExport(PaddedExport):
+    """An opened MultiBench pickle: left-padded steps, labels (N, 1, 1).
+
+    Ids are `video[i]` with i from 0, or rows (video, start, end), in which case clips are numbered by start time.
+    """
+
+    format = "multibench"
+    label_key = "labels"
+    required = ("id", "labels")
+
+    def part_ids(self, part: str, value: Any, faults: FaultCollector) -> list[tuple[str, int]]:
+        texts = id_strings(value, self.path.name, f"{part}/id")
+        parsed = [parse_id(t) for t in texts]
+        if all(p is not None for p in parsed):
+            return [p for p in parsed if p is not None]
+        rows = np.asarray(value, dtype=object)
+        try:
+            starts = (
+                rows.reshape(len(rows), -1)[:, 1].astype(np.float64)
+                if rows.ndim > 1 and rows.size == 3 * len(rows)
+                else None
+            )
+        except ValueError:
+            starts = None
+        if starts is None:
+            bad = next(i for i, p in enumerate(parsed) if p is None)
+            expected = "ids like video[i], or rows of video, start, end"
+            faults.add(self.fault(part, "id", expected, f"{texts[bad]!r}", row=bad + 1))
+            return []
+        self.notes.append(f"{part}: the ids have no clip numbers; clips are numbered by start time")
+        rank = pl.DataFrame({"video": texts, "start": starts}).select(pl.col("start").rank("ordinal").over("video"))
+        return list(zip(texts, rank.to_series().cast(pl.Int64).to_list(), strict=True))
