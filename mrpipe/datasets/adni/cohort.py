@@ -62,10 +62,12 @@ def diagnoses(export: AdniExport, source: str) -> pl.DataFrame:
         fix = "Check whether the column was renamed or dropped."
         raise DataError(Fault(file=file, expected=expected, found="no diagnosis in any row", fix=fix))
     states = pl.concat_list(f"dx.{c}" for c in maps).list.drop_nulls()
-    differ = int(frame.select((states.list.n_unique() > 1).sum()).item())
-    if differ:
-        export.notes.append(f"{export.shown(table)}: {differ} records have different diagnoses in {', '.join(maps)}")
+    file = export.shown(table)
+    text = f"{file}: {{n}} records have different diagnoses in {', '.join(maps)}"
+    export.note(states.list.n_unique() > 1, frame, text)
     ordered = frame.with_columns(states.list.first().alias("dx")).sort(ORDER, nulls_last=False)
+    several = pl.col("dx").drop_nulls().n_unique().over("rid", "viscode", "date") > 1
+    export.note(several, ordered, f"{file}: {{n}} records are of visits with several diagnoses; the last edit counts")
     return ordered.select("rid", "when", "month", "rank", "viscode", "date", "row", "dx")
 
 

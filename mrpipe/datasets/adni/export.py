@@ -218,10 +218,10 @@ class AdniExport:
         self._compare_copies(table, frame["rid"])
         text = "rows have a RID that is not the last part of their PTID; the RID is used"
         differ = pl.col("ptid").str.extract(r"_(\d+)$").cast(pl.Int32) != pl.col("rid")
-        self._note(differ, frame, f"{shown_as}: {{n}} {text}")
+        self.note(differ, frame, f"{shown_as}: {{n}} {text}")
         text = "visit dates are not YYYY-MM-DD or M/D/YYYY and count as unknown"
         unparsed = pl.col("DATE").is_not_null() & values.date("DATE").is_null()
-        self._note(unparsed, frame, f"{shown_as}: {{n}} {text}")
+        self.note(unparsed, frame, f"{shown_as}: {{n}} {text}")
         frame = frame.with_columns(
             pl.when(~values.is_missing_code(f.name, positive=f.positive)).then(pl.col(f.name)).alias(f.name)
             for f in table.fields
@@ -246,7 +246,7 @@ class AdniExport:
         cleaned = [e for f in table.fields for e in _cleaned(f)]
         return frame.select(pl.col(ROW).alias("row"), *keys, *cleaned)
 
-    def _note(self, condition: pl.Expr, frame: pl.DataFrame, text: str) -> None:
+    def note(self, condition: pl.Expr, frame: pl.DataFrame, text: str) -> None:
         """Add a note on the rows that meet a condition; `{n}` and `{people}` in the text are their counts."""
         rows = frame.filter(condition)
         if len(rows):
@@ -375,13 +375,13 @@ class AdniExport:
             early = pl.col("month").is_null() & (pl.col("since") < -TOLERANCE)
             name = self.shown(table)
             text = "records of {people} participants have a visit code and a date that differ by more than six months"
-            self._note(apart, frame, f"{name}: {{n}} {text}; the later of the two is used")
+            self.note(apart, frame, f"{name}: {{n}} {text}; the later of the two is used")
             text = "records without a month in their visit code are dated more than six months before baseline"
-            self._note(early, frame, f"{name}: {{n}} {text}; their month is unknown")
+            self.note(early, frame, f"{name}: {{n}} {text}; their month is unknown")
             if table is not APOERES:  # constant over time, and without dates
                 unknown = pl.col("month").is_null() & pl.col("since").is_null()
                 text = "records have no month in their visit code and no date since baseline; their time is unknown"
-                self._note(unknown, frame, f"{name}: {{n}} {text}")
+                self.note(unknown, frame, f"{name}: {{n}} {text}")
             month = (
                 pl.when(apart)
                 .then(pl.max_horizontal("month", "since"))
