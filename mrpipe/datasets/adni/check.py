@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
-from mrpipe.datasets.adni.export import AdniExport, diagnoses
-from mrpipe.datasets.adni.forms.biospecimen import apoe_alleles
+import polars as pl
+
+from mrpipe.datasets.adni.cohort import build_cohort
+from mrpipe.datasets.adni.export import AdniExport, table_files
+from mrpipe.datasets.adni.forms.biospecimen import apoe_alleles, biospecimen_features, requested
+from mrpipe.datasets.adni.forms.clinical import clinical_features
+from mrpipe.datasets.adni.forms.medications import is_dementia_drug
 from mrpipe.datasets.adni.genomic.inputs import find_beds, open_inputs, shown
 from mrpipe.datasets.adni.genomic.strand import read_reference
 from mrpipe.datasets.adni.image.plan import check_images, has_images
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.tables import (
     ADNIMERGE,
-    APOERES,
     BATEMAN,
     BIOSPECIMEN,
     CLINICAL,
     DXSUM,
     ISOPROSTANE,
     NFL,
+    RECCMEDS,
     REGISTRY,
     ROSTER,
 )
 from mrpipe.errors import DataError, FaultCollector
 from mrpipe.raw import sha256
 from mrpipe.schema import Checked
+
+_OPTIONAL = {
+    BATEMAN: ("plasma Aβ42/40", "plasma_abeta=true"),
+    NFL: ("plasma neurofilament light", "plasma_nfl=true"),
+    ISOPROSTANE: ("urine isoprostanes", "isoprostane=true"),
+    ADNIMERGE: ("an alternative source of diagnoses", "label_source=adnimerge"),
+    REGISTRY: ("visit dates that other tables lack", ""),
+}
 
 
 def present_modalities(raw: Path, options: AdniOptions) -> tuple[str, ...]:
@@ -47,12 +61,7 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
     faults = FaultCollector()
     export = AdniExport(raw)
     label_table = ADNIMERGE if options.label_source == "adnimerge" else DXSUM
-    required = [label_table, *CLINICAL, *BIOSPECIMEN]
-    required += [
-        t
-        for t, on in ((BATEMAN, options.plasma_abeta), (NFL, options.plasma_nfl), (ISOPROSTANE, options.isoprostane))
-        if on
-    ]
+    required = [label_table, *CLINICAL, *BIOSPECIMEN, *requested(options)]
     files: list[Path] = []
     for table in (*required, *(t for t in (DXSUM, ADNIMERGE, ROSTER, REGISTRY) if t not in required)):
         path = None
@@ -66,15 +75,14 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
             faults.add(table.absent())
         if path is not None:
             files.append(path)
-    if not faults.faults:
+    observed: dict[str, pl.Series] = {}
+    for step in (lambda: apoe_alleles(export), lambda: observed.update(_observed(raw, export, options))):
         try:
-            diagnoses(export, options.label_source)
-            apoe = export.path(APOERES)
-            assert apoe is not None
-            apoe_alleles(export.require(APOERES), shown(raw, apoe))
+            step()
         except DataError as error:
-            faults.absorb(error)
-    notes = list(export.notes)
+            # A table that is absent or invalid is an error of each step that reads it.
+            faults.faults += [f for f in error.faults if f not in faults.faults]
+    notes = list(dict.fromkeys([*export.notes, *_notes(export, options)]))
     groups: dict[str, tuple[Path, ...]] = {}
     modalities = present_modalities(raw, options)
     if "genomic" in modalities:
@@ -104,6 +112,65 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
         notes += images.notes
         groups = images.groups
     faults.raise_if_any()
+    unused = _unused(raw, export, files)
     return Checked(
-        release=f"LONI {export.layout()} layout", files=tuple(sorted(set(files))), notes=tuple(notes), groups=groups
+        release=f"LONI {export.layout()} layout",
+        files=tuple(sorted(set(files))),
+        notes=tuple(notes),
+        groups=groups,
+        observed=observed,
+        unused=unused,
     )
+
+
+def _observed(raw: Path, export: AdniExport, options: AdniOptions) -> dict[str, pl.Series]:
+    """Samples with clinical and biospecimen features; notes what the joins of the tables lose.
+
+    Raises:
+        DataError: no participants remain, or a value is invalid.
+    """
+    samples = build_cohort(raw, options, export).samples
+    observed = {}
+    for name, build in (("clinical", clinical_features), ("biospecimen", biospecimen_features)):
+        declared, frame = build(export, samples, options)
+        known = frame.filter(pl.any_horizontal(pl.exclude("rid").is_not_null()))
+        observed[name] = samples.join(known, on="rid", how="semi")["sample_id"]
+        empty = [f.name for f in declared if frame[f.name].null_count() == len(frame)]
+        if empty:
+            export.notes.append(f"{name}: {len(empty)} features are unknown for every sample: {', '.join(empty)}")
+    people = export.require(ADNIMERGE if options.label_source == "adnimerge" else DXSUM)["rid"].unique().to_list()
+    for table in (*CLINICAL, *BIOSPECIMEN, *requested(options)):
+        rids = export.require(table)["rid"].unique()
+        n, foreign = int(samples["rid"].is_in(rids.to_list()).sum()), int((~rids.is_in(people)).sum())
+        if n < len(samples) or foreign:
+            found = f"{export.shown(table)}: records of {n} of {len(samples)} samples"
+            export.notes.append(f"{found}; {foreign} of {len(rids)} participants have no diagnosis")
+    if not options.dementia_drugs and not export.require(RECCMEDS).select(is_dementia_drug("CMMED").any()).item():
+        export.notes.append(f"{export.shown(RECCMEDS)} names no dementia drug, so that dementia_drugs has no effect")
+    return observed
+
+
+def _notes(export: AdniExport, options: AdniOptions) -> list[str]:
+    """Optional tables that are absent, and settings of `profile=paper` that are not those of the paper."""
+    absent = [f"{t.name} ({content})" for t, (content, _) in _OPTIONAL.items() if export.path(t) is None]
+    notes = [f"absent optional tables: {', '.join(absent)}"] if absent else []
+    if options.profile == "paper":
+        differ = [_OPTIONAL[t][1] for t in (BATEMAN, ISOPROSTANE) if t not in requested(options)]
+        differ += ["image_scan=latest"] if options.image_scan != "latest" else []
+        also = f" The paper also has {', '.join(differ)}." if differ else ""
+        notes.append(
+            "profile=paper applies to clinical and biospecimen features. Not reproduced: segmentation with MUSE and "
+            f"imputation with the Michigan server; imputation and scaling use training samples only.{also}"
+        )
+    return notes
+
+
+def _unused(raw: Path, export: AdniExport, files: list[Path]) -> dict[str, str]:
+    """CSV files of the export that are not read → the reason, and how to use them."""
+    reasons = dict.fromkeys(table_files(raw), "not a table that mrpipe reads")
+    for table in (*_OPTIONAL, DXSUM, ROSTER, *CLINICAL, *BIOSPECIMEN):
+        for path in itertools.chain(*export.files(table)):
+            reasons[path] = f"{export.shown(table)} is read for {table.name}; to read this file, remove that one"
+            if path == export.path(table):
+                reasons[path] = "{}; add it with {}".format(*_OPTIONAL.get(table, ("", "")))
+    return {shown(raw, path): reason for path, reason in reasons.items() if path not in files}

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import re
-from datetime import date
+from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
 
 import polars as pl
 
 from mrpipe.datasets.adni.forms import values
-from mrpipe.datasets.adni.tables import ADNIMERGE, DXSUM, KEYS, PEOPLE, PTID_PATTERN, QC_RID, Field, LoniTable
+from mrpipe.datasets.adni.tables import APOERES, DXSUM, KEYS, PEOPLE, PTID_PATTERN, QC_RID, Field, LoniTable
+from mrpipe.delimited import line_of, read_delimited
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import ROW, Column, read_csv
+from mrpipe.raw import ROW, Column, read_csv, sha256
 
-_DATED = r"(?:.*_)?(?:{stem})(?:_(?P<date>\d{{2}}[A-Za-z]{{3}}\d{{4}}))?\.csv"
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_DATED = r"(?:.*_)?(?:{stem})(?:_(?P<date>\d\d[A-Za-z]{{3}}\d{{4}}|\d{{4}}-\d\d-\d\d))?(?: ?\(\d+\))?\.csv"
+# A visit code and a date that differ by more months than this contradict each other.
+TOLERANCE, DAYS_PER_MONTH = 6, 30.4375
+# The newest file of a table may lack this fraction of the participants of an older file.
+MAX_LOST = 0.2
 
 
 def _file_date(text: str | None) -> date:
     """Parse the date in a file name; a file without a date counts as the oldest."""
-    if text is None:
-        return date.min
-    month = _MONTHS.index(text[2:5].lower()) + 1 if text[2:5].lower() in _MONTHS else 1
-    try:
-        return date(int(text[5:]), month, int(text[:2]))
-    except ValueError:
-        return date.min
+    for form in ("%d%b%Y", "%Y-%m-%d"):
+        try:
+            return datetime.strptime(text or "", form).date()
+        except ValueError:
+            continue
+    return date.min
 
 
 def table_files(raw: Path) -> list[Path]:
@@ -34,53 +37,40 @@ def table_files(raw: Path) -> list[Path]:
     return sorted(p for pattern in ("*.csv", "*/*.csv") for p in raw.glob(pattern) if p.is_file())
 
 
-def find_table(raw: Path, table: LoniTable) -> Path | None:
-    """Find the newest file of a table: latest date in the file name, then newest table name. None if absent.
+def find_tables(raw: Path, table: LoniTable) -> tuple[list[Path], list[Path]]:
+    """All files of a table, and of older assays or versions of it; the file to read is the first of the first list.
+
+    The table itself precedes older assays and versions, whatever the dates of the files. Among files of the same
+    table, the latest version, then the latest date in the file name, then the newest name precedes.
 
     Raises:
-        DataError: several files have the same table name and date.
+        DataError: several files that differ in content have the same table name and date.
     """
-    expressions = [re.compile(_DATED.format(stem=stem), re.IGNORECASE) for stem in table.stems]
-    found: list[tuple[date, int, Path]] = []
+    stems = [*table.stems, *table.older]
+    expressions = [re.compile(_DATED.format(stem=stem), re.IGNORECASE) for stem in stems]
+    found: list[tuple[int, str, date, int, Path]] = []
     for path in table_files(raw):
         for age, expression in enumerate(expressions):
             if match := expression.fullmatch(path.name):
-                found.append((_file_date(match["date"]), -age, path))
+                kind = max(age - len(table.stems) + 1, 0)
+                version = match.groupdict().get("version") or ""
+                found.append((-kind, version, _file_date(match["date"]), -age, path))
                 break
-    if not found:
-        return None
-    newest = max(f[:2] for f in found)
-    best = [path for *age, path in found if tuple(age) == newest]
-    if len(best) > 1:
+    found.sort(key=lambda f: f[:4], reverse=True)
+    best = [path for *key, path in found if tuple(key) == found[0][:4]]
+    if len(best) > 1 and len({sha256(path) for path in best}) > 1:
         names = ", ".join(p.relative_to(raw).as_posix() for p in best)
-        raise DataError(
-            Fault(
-                file=f"{table.name}_ddMonYYYY.csv",
-                expected=f"a single newest file of {table.name}",
-                found=names,
-                fix="Remove the copies that you do not want to use.",
-            )
-        )
-    return best[0]
+        expected, fix = f"a single newest file of {table.name}", "Remove the copies that you do not want to use."
+        raise DataError(Fault(file=f"{table.name}_ddMonYYYY.csv", expected=expected, found=names, fix=fix))
+    same = [path for kind, version, _, _, path in found if (kind, version) == found[0][:2]]
+    return same, [path for *_, path in found if path not in same]
 
 
-def _masked(value: str) -> str:
-    """Replace the digits of an identifier by 9, so that error messages do not disclose it."""
-    return re.sub(r"\d", "9", value)
-
-
-def _people(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
+def _people(frame: pl.DataFrame, path: Path, shown_as: str) -> pl.DataFrame:
     """Add `rid` (Int32) and `ptid` (String). A table without RID takes it from the last part of the PTID."""
     if "RID" not in frame.columns and "PTID" not in frame.columns:
-        raise DataError(
-            Fault(
-                file=shown_as,
-                column="RID",
-                expected="this column, or PTID",
-                found="neither",
-                fix="Check whether the column was renamed or dropped.",
-            )
-        )
+        fix = "Check whether the column was renamed or dropped."
+        raise DataError(Fault(file=shown_as, column="RID", expected="this column, or PTID", found="neither", fix=fix))
     frame = frame.with_columns(pl.lit(None, pl.String).alias(c) for c in ("RID", "PTID") if c not in frame.columns)
     ptid = pl.col("PTID").str.to_uppercase()
     rid = pl.coalesce(
@@ -90,22 +80,15 @@ def _people(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
     for column, bad in (("PTID", ~pl.col("ptid").str.contains(PTID_PATTERN)), ("RID", pl.col("rid").is_null())):
         wrong = frame.filter(bad)
         if len(wrong):
-            value = wrong[column][0]
-            raise DataError(
-                Fault(
-                    file=shown_as,
-                    column=column,
-                    row=int(wrong[ROW][0]),
-                    expected="SSS_S_RRRR" if column == "PTID" else "a roster number",
-                    found=f"{_masked(value)!r} (digits hidden)" if value else "an empty field",
-                    fix=f"{len(wrong)} rows are affected.",
-                )
-            )
+            masked, line = re.sub(r"\d", "9", wrong[column][0] or ""), line_of(path, int(wrong[ROW][0]))
+            expected, fix = "SSS_S_RRRR" if column == "PTID" else "a roster number", f"{len(wrong)} rows are affected."
+            found = f"{masked!r} (digits hidden)" if masked else "an empty field"
+            raise DataError(Fault(file=shown_as, column=column, line=line, expected=expected, found=found, fix=fix))
     return frame
 
 
-def _validate(frame: pl.DataFrame, field: Field, shown_as: str) -> tuple[Fault | None, str | None]:
-    """Return an error for values that cannot be parsed, or a note on codes outside the code list."""
+def _validate(frame: pl.DataFrame, field: Field, path: Path, shown_as: str) -> tuple[Fault | None, str | None]:
+    """Return an error for values that cannot be parsed, or a note on values that are set to missing."""
     written = frame.select(ROW, pl.col(field.name).str.strip_chars().alias("v")).drop_nulls()
     if field.kind in ("number", "assay"):
         bad = ~pl.col("v").str.contains(values.NUMBER)
@@ -113,31 +96,30 @@ def _validate(frame: pl.DataFrame, field: Field, shown_as: str) -> tuple[Fault |
             bad &= ~pl.col("v").str.contains(values.BELOW)
         expected = "a number" + (", >LIMIT, <LIMIT, <LLOQ or <LOD" if field.kind == "assay" else "")
     elif field.kind in ("code", "codes"):
-        bad = ~pl.col("v").str.contains(r"^-?\d+(?:\.0+)?(?:[|:]-?\d+)*$")
+        bad = ~pl.col("v").str.contains(r"^-?\d+(?:\.0+)?(?:[|:]-?\d+(?:\.0+)?)*[|:]?$")
         expected = f"codes {', '.join(c for c, _ in field.codes)}"
     else:
         return None, None
     wrong = written.filter(bad)
     if len(wrong):
         fix = f"{len(wrong)} rows are affected. The file may be another table, or an export with decoded values."
-        fault = Fault(
-            file=shown_as,
-            column=field.name,
-            row=int(wrong[ROW][0]),
-            expected=expected,
-            found=repr(wrong["v"][0]),
-            fix=fix,
-        )
-        return fault, None
-    if field.kind == "code":
-        stray = frame.filter(pl.col(field.name).is_not_null() & values.level_of(field.name, field.codes).is_null())
-        if len(stray):
-            codes = ", ".join(sorted(set(stray[field.name].to_list()))[:5])
-            return (
-                None,
-                f"{shown_as}, column {field.name}: {len(stray)} values outside the code list ({codes}) set to missing",
-            )
-    return None, None
+        line, found = line_of(path, int(wrong[ROW][0])), repr(wrong["v"][0])
+        return Fault(file=shown_as, column=field.name, line=line, expected=expected, found=found, fix=fix), None
+    place, effect = f"{shown_as}, column {field.name}:", "values outside the code list"
+    match field.kind:
+        case "code":
+            stray = frame.filter(pl.col(field.name).is_not_null() & values.level_of(field.name, field.codes).is_null())
+            shown, consequence = stray[field.name], "set to missing"
+        case "codes":
+            shown = frame.select(values.selections(field.name).explode()).to_series().drop_nulls()
+            shown = shown.filter(~shown.is_in([c for c, _ in field.codes]))
+            consequence = "make the options that are not selected unknown"
+        case _:
+            shown, effect = written["v"].filter(written["v"].str.contains(r"^[<>]")), "limits instead of values"
+            consequence = "read as the limit" if field.kind == "number" else ""
+    if not len(shown) or not consequence:
+        return None, None
+    return None, f"{place} {len(shown)} {effect} ({', '.join(sorted(set(shown.to_list()))[:5])}) {consequence}"
 
 
 def _cleaned(field: Field) -> list[pl.Expr]:
@@ -163,21 +145,44 @@ class AdniExport:
 
     Attributes:
         raw: export folder.
-        notes: values outside code lists, for the report of `mrpipe check`.
+        notes: contradictions, losses and choices found while reading, for the report of `mrpipe check`.
     """
 
     def __init__(self, raw: Path):
         self.raw = raw
         self.notes: list[str] = []
         self._read: dict[str, pl.DataFrame | None] = {}
+        self._timed: dict[str, pl.DataFrame] = {}
+        self._found: dict[str, tuple[list[Path], list[Path]]] = {}
+
+    def files(self, table: LoniTable) -> tuple[list[Path], list[Path]]:
+        """See `find_tables`; the export is searched once for each table."""
+        if table.name not in self._found:
+            self._found[table.name] = find_tables(self.raw, table)
+        return self._found[table.name]
 
     def path(self, table: LoniTable) -> Path | None:
-        return find_table(self.raw, table)
+        """The file to read; None if the export has neither the table nor an older version of it."""
+        return next(iter(self.files(table)[0]), None)
+
+    def shown(self, table: LoniTable) -> str:
+        """Path of the table in error messages, relative to the export."""
+        path = self.path(table)
+        return f"{table.name}_ddMonYYYY.csv" if path is None else path.relative_to(self.raw).as_posix()
+
+    def fault(self, table: LoniTable, row: int, column: str, expected: str, found: object, fix: str = "") -> DataError:
+        """An invalid value in record `row` of a table that was read."""
+        name = self.shown(table)
+        line = line_of(self.raw / name, row)
+        return DataError(Fault(file=name, column=column, line=line, expected=expected, found=repr(found), fix=fix))
+
+    def _header(self, path: Path) -> list[str]:
+        return read_delimited(path, shown_as=path.relative_to(self.raw).as_posix(), notes=[], n_rows=0).columns
 
     def layout(self) -> str:
         """Generation of the export, detected from the header of DXSUM: old (no PTID), 2024 or 2025."""
         path = self.path(DXSUM)
-        header = set() if path is None else {c.lower() for c in pl.read_csv(path, n_rows=0, infer_schema=False).columns}
+        header = set() if path is None else {c.lower() for c in self._header(path)}
         if "ptid" not in header:
             return "old"
         return "2025" if "language_code" in header else "2024"
@@ -208,18 +213,22 @@ class AdniExport:
         columns = [*KEYS, *(f.column() for f in table.fields)]
         frame = read_csv(path, columns, shown_as=shown_as, notes=self.notes, numbered=True)
         missing = [c for c in (*(k.name for k in KEYS[2:]), *(f.name for f in table.fields)) if c not in frame.columns]
-        frame = _people(frame, shown_as).with_columns(pl.lit(None, pl.String).alias(c) for c in missing)
-        frame = frame.filter(pl.col("rid") != QC_RID)
-        frame = frame.with_columns(
-            pl.coalesce(values.phase("PHASE"), values.original_phase(pl.col("rid"))).alias("phase")
-        )
+        frame = _people(frame, path, shown_as).with_columns(pl.lit(None, pl.String).alias(c) for c in missing)
+        frame = frame.filter(pl.col("rid") != QC_RID).with_columns(values.phase("PHASE", "VISCODE").alias("phase"))
+        self._compare_copies(table, frame["rid"])
+        text = "rows have a RID that is not the last part of their PTID; the RID is used"
+        differ = pl.col("ptid").str.extract(r"_(\d+)$").cast(pl.Int32) != pl.col("rid")
+        self.note(differ, frame, f"{shown_as}: {{n}} {text}")
+        text = "visit dates are not YYYY-MM-DD or M/D/YYYY and count as unknown"
+        unparsed = pl.col("DATE").is_not_null() & values.date("DATE").is_null()
+        self.note(unparsed, frame, f"{shown_as}: {{n}} {text}")
         frame = frame.with_columns(
             pl.when(~values.is_missing_code(f.name, positive=f.positive)).then(pl.col(f.name)).alias(f.name)
             for f in table.fields
         )
         faults = FaultCollector()
         for field in table.fields:
-            fault, note = _validate(frame, field, shown_as)
+            fault, note = _validate(frame, field, path, shown_as)
             faults.add(fault)
             if note:
                 self.notes.append(note)
@@ -232,24 +241,51 @@ class AdniExport:
             values.visit_month("VISCODE", "VISCODE2").alias("month"),
             values.visit_rank("VISCODE", "VISCODE2").alias("rank"),
             values.date("DATE").alias("date"),
-            pl.col("UPDATE_STAMP").alias("stamp"),
+            values.stamp("UPDATE_STAMP").alias("stamp"),
         ]
         cleaned = [e for f in table.fields for e in _cleaned(f)]
         return frame.select(pl.col(ROW).alias("row"), *keys, *cleaned)
 
-    def as_written(self, table: LoniTable) -> pl.DataFrame | None:
-        """Every column of a table as text, named in upper case, plus `rid` and `stamp` (for `profile=paper`)."""
-        path = self.path(table)
-        if path is None:
-            return None
-        shown_as = path.relative_to(self.raw).as_posix()
-        header = pl.read_csv(path, n_rows=0, infer_schema=False).columns
-        columns = [Column(name=h, required=False) for h in header]
+    def note(self, condition: pl.Expr, frame: pl.DataFrame, text: str) -> None:
+        """Add a note on the rows that meet a condition; `{n}` and `{people}` in the text are their counts."""
+        rows = frame.filter(condition)
+        if len(rows):
+            self.notes.append(text.format(n=len(rows), people=rows["rid"].n_unique()))
+
+    def _compare_copies(self, table: LoniTable, rids: pl.Series) -> None:
+        """Note the other files of a table.
+
+        Raises:
+            DataError: the file that is read lacks many participants of another file of the same table.
+        """
+        (used, *copies), versions = self.files(table)
+        name = used.relative_to(self.raw).as_posix()
+        for other in (*copies, *versions):
+            shown_as = other.relative_to(self.raw).as_posix()
+            try:
+                frame = _people(read_csv(other, KEYS[:2], shown_as=shown_as, notes=[], numbered=True), other, shown_as)
+            except DataError:
+                self.notes.append(f"{name} is read for {table.name}; {shown_as} is not, and is no valid table")
+                continue
+            people = frame["rid"].filter(frame["rid"] != QC_RID).unique()
+            lost = int((~people.is_in(rids.unique().to_list())).sum())
+            kind = "another assay or version, " if other in versions else ""
+            found = f"{rids.n_unique()} participants; {shown_as} ({kind}not read) has {len(people)}, {lost} not in it"
+            self.notes.append(f"{name} is read for {table.name} and has {found}")
+            if other in copies and lost > MAX_LOST * len(people):
+                expected = f"the newest file of {table.name} to have the participants of older files"
+                fix = "Download the table again, or move the file that you do not want to use out of the export."
+                raise DataError(Fault(file=name, expected=expected, found=found, fix=fix))
+
+    def as_written(self, table: LoniTable) -> pl.DataFrame:
+        """Every column of a table as text, named in upper case, plus `rid` (for `profile=paper`)."""
+        self.require(table)
+        shown_as = self.shown(table)
+        path = self.raw / shown_as
+        columns = [Column(name=h, required=False) for h in self._header(path)]
         frame = read_csv(path, columns, shown_as=shown_as, notes=self.notes, numbered=True)
         frame = frame.rename({h: h.strip().upper() for h in frame.columns if h != ROW})
-        frame = _people(frame, shown_as).filter(pl.col("rid") != QC_RID)
-        stamp = "UPDATE_STAMP" if "UPDATE_STAMP" in frame.columns else None
-        return frame.with_columns((pl.col(stamp) if stamp else pl.lit(None, pl.String)).alias("stamp")).drop(ROW)
+        return _people(frame, path, shown_as).filter(pl.col("rid") != QC_RID).drop(ROW)
 
     def _present(self) -> list[pl.DataFrame]:
         return [frame for t in PEOPLE if (frame := self.table(t)) is not None]
@@ -271,126 +307,95 @@ class AdniExport:
         if not listed:
             return pl.DataFrame(schema={"rid": pl.Int32, "ptid": pl.String})
         ordered = pl.concat(listed).sort("rid", "table", -pl.col("len").cast(pl.Int64), "ptid")
+        several = ordered.filter(pl.col("ptid").n_unique().over("rid") > 1)["rid"].n_unique()
+        if several:
+            self.notes.append(f"{several} participants have several PTIDs; the most frequent is used")
         roster = ordered.group_by("rid", maintain_order=True).first().select("rid", "ptid")
         if roster["ptid"].is_duplicated().any():
             n = int(roster["ptid"].is_duplicated().sum())
-            raise DataError(
-                Fault(
-                    file="all tables",
-                    column="PTID",
-                    expected="one RID per PTID",
-                    found=f"{n} RIDs that share a PTID",
-                    fix="Check that all tables are from the same export.",
-                )
-            )
+            found, fix = f"{n} RIDs that share a PTID", "Check that all tables are from the same export."
+            raise DataError(Fault(file="all tables", column="PTID", expected="one RID per PTID", found=found, fix=fix))
         return roster
 
     @cached_property
-    def visits(self) -> pl.DataFrame:
-        """`rid`, `month`, `date`: date of each visit, from the first table that records it."""
+    def _coded(self) -> pl.DataFrame:
+        """Dated records with a visit code of all tables, and the baseline date (`start`) that each implies.
+
+        Sorted by preference for each participant; records far from the median date of the baseline visit are last.
+        """
         known = [
-            frame.filter(pl.col("date").is_not_null() & pl.col("month").is_not_null())
-            .sort("rid", "month", -pl.col("rank"), "date")
-            .select("rid", "month", "date", pl.lit(i).alias("table"))
+            frame.filter(pl.col("date").is_not_null() & pl.col("month").is_not_null()).select(
+                "rid",
+                "month",
+                "date",
+                -pl.col("rank"),
+                (pl.col("phase") != values.original_phase(pl.col("rid"))).alias("later_phase"),
+                pl.col("date").dt.offset_by(pl.format("-{}mo", "month")).alias("start"),
+                pl.lit(i).alias("table"),
+            )
             for i, frame in enumerate(self._present())
         ]
         if not known:
-            return pl.DataFrame(schema={"rid": pl.Int32, "month": pl.Int32, "date": pl.Date})
-        ordered = pl.concat(known).sort("rid", "month", "table", maintain_order=True)
-        return ordered.group_by("rid", "month", maintain_order=True).first().select("rid", "month", "date")
-
-    def timed(self, table: LoniTable) -> pl.DataFrame | None:
-        """A table with blank dates filled from other tables, and months of unscheduled visits derived from dates."""
-        frame = self.table(table)
-        if frame is None:
-            return None
-        baseline = self.visits.filter(pl.col("month") == 0).select("rid", pl.col("date").alias("date0"))
-        frame = frame.join(self.visits.rename({"date": "visit_date"}), on=["rid", "month"], how="left")
-        frame = frame.join(baseline, on="rid", how="left")
-        since = ((pl.col("date") - pl.col("date0")).dt.total_days() / 30.4375).round().cast(pl.Int32)
+            return pl.DataFrame(schema={"rid": pl.Int32, "month": pl.Int32, "date": pl.Date, "start": pl.Date})
+        day = pl.col("start").dt.epoch("d")
+        # Later visits do not count: they must not change what is known about the baseline.
+        median = pl.when(pl.col("month") == 0).then(day).median().over("rid")
+        wrong = ((day - median).abs() > TOLERANCE * DAYS_PER_MONTH).fill_null(False).alias("wrong")
         return (
-            frame.with_columns(
-                pl.coalesce("date", "visit_date").alias("date"), pl.coalesce("month", since).alias("month")
-            )
-            .drop("visit_date", "date0")
-            .sort("row")
+            pl.concat(known).with_columns(wrong).sort("rid", "wrong", "month", "rank", "later_phase", "table", "date")
         )
 
+    @cached_property
+    def baselines(self) -> pl.DataFrame:
+        """`rid`, `date0`: date of the baseline visit, estimated from the first visit with a code if it is not dated."""
+        return self._coded.group_by("rid", maintain_order=True).agg(pl.col("start").first().alias("date0"))
 
-def diagnoses(export: AdniExport, source: str) -> pl.DataFrame:
-    """Diagnostic records sorted by visit: `rid, month, rank, viscode, date, row, dx` (0 CN, 1 MCI, 2 Dementia).
+    @cached_property
+    def visits(self) -> pl.DataFrame:
+        """`rid`, `month`, `date`: date of each visit, from the first table whose date does not contradict the code."""
+        dated = self._coded.join(self.baselines, on="rid", how="left", maintain_order="left")
+        dated = dated.filter((_since() - pl.col("month")).abs() <= TOLERANCE)
+        return dated.group_by("rid", "month", maintain_order=True).agg(pl.col("date").first())
 
-    DXSUM: DIAGNOSIS, else DXCHANGE (ADNIGO/2), else DXCURREN (ADNI1). ADNIMERGE: DX. Conversions and reversions count
-    as their new state.
+    def timed(self, table: LoniTable) -> pl.DataFrame:
+        """A table with blank dates filled from other tables, and months reconciled with the dates.
 
-    Raises:
-        DataError: no diagnosis column is filled, a code is unknown, or DIAGNOSIS uses the five-level coding of an
-            older data dictionary (1 CN, 5 SMC, 2 EMCI, 3 LMCI, 4 AD), recognised by codes 4 and 5.
-    """
-    table = ADNIMERGE if source == "adnimerge" else DXSUM
-    export.require(table)
-    frame = export.timed(table)
-    path = export.path(table)
-    assert frame is not None
-    assert path is not None
-    shown_as = path.relative_to(export.raw).as_posix()
-    if source == "adnimerge":
-        last = pl.col("DX").str.split(" to ").list.last().str.strip_chars()
-        names = {"CN": 0, "NL": 0, "MCI": 1, "Dementia": 2, "AD": 2}
-        frame = frame.with_columns(last.replace_strict(names, default=None, return_dtype=pl.Int8).alias("dx"))
-        unknown = frame.filter(pl.col("DX").is_not_null() & pl.col("dx").is_null())
-        if len(unknown):
-            raise DataError(
-                Fault(
-                    file=shown_as,
-                    column="DX",
-                    row=int(unknown["row"][0]),
-                    expected="CN, MCI, Dementia",
-                    found=repr(unknown["DX"][0]),
-                )
+        `month` is that of the visit code, or without one the time from the baseline visit to the date (null for dates
+        more than six months before baseline). If code and date differ by more than six months, `month` is the later
+        of the two, so that no record counts as earlier than it may be. `when` is the date, or an estimate of it.
+
+        Raises:
+            DataError: the export does not contain the table, or it is invalid.
+        """
+        frame = self.require(table)
+        if table.name not in self._timed:
+            frame = frame.join(self.visits.rename({"date": "visit_date"}), on=["rid", "month"], how="left")
+            frame = frame.join(self.baselines, on="rid", how="left").with_columns(_since().alias("since"))
+            apart = ((pl.col("since") - pl.col("month")).abs() > TOLERANCE).fill_null(False)
+            early = pl.col("month").is_null() & (pl.col("since") < -TOLERANCE)
+            name = self.shown(table)
+            text = "records of {people} participants have a visit code and a date that differ by more than six months"
+            self.note(apart, frame, f"{name}: {{n}} {text}; the later of the two is used")
+            text = "records without a month in their visit code are dated more than six months before baseline"
+            self.note(early, frame, f"{name}: {{n}} {text}; their month is unknown")
+            if table is not APOERES:  # constant over time, and without dates
+                unknown = pl.col("month").is_null() & pl.col("since").is_null()
+                text = "records have no month in their visit code and no date since baseline; their time is unknown"
+                self.note(unknown, frame, f"{name}: {{n}} {text}")
+            month = (
+                pl.when(apart)
+                .then(pl.max_horizontal("month", "since"))
+                .when(pl.col("month").is_null() & ~early)
+                .then(pl.col("since"))
+                .otherwise(pl.col("month"))
             )
-    else:
-        maps = {
-            "DIAGNOSIS": {"1": 0, "2": 1, "3": 2},
-            "DXCHANGE": {"1": 0, "7": 0, "9": 0, "2": 1, "4": 1, "8": 1, "3": 2, "5": 2, "6": 2},
-            "DXCURREN": {"1": 0, "2": 1, "3": 2},
-        }
-        for column, codes in maps.items():
-            value = values.plain_code(column)
-            frame = frame.with_columns(
-                value.replace_strict(codes, default=None, return_dtype=pl.Int8).alias(f"dx.{column}")
-            )
-            stray = frame.filter(pl.col(column).is_not_null() & pl.col(f"dx.{column}").is_null())
-            if len(stray):
-                five = column == "DIAGNOSIS" and stray.select(value.is_in(["4", "5"]).any()).item()
-                fix = (
-                    (
-                        "The file uses the coding 1 CN, 5 SMC, 2 EMCI, 3 LMCI, 4 AD of an older data dictionary, in "
-                        "which 3 is not dementia. Download DXSUM again."
-                    )
-                    if five
-                    else f"{len(stray)} rows are affected."
-                )
-                raise DataError(
-                    Fault(
-                        file=shown_as,
-                        column=column,
-                        row=int(stray["row"][0]),
-                        expected=f"codes {', '.join(codes)}",
-                        found=repr(stray[column][0]),
-                        fix=fix,
-                    )
-                )
-        if all(frame[c].null_count() == len(frame) for c in maps):
-            raise DataError(
-                Fault(
-                    file=shown_as,
-                    column="DIAGNOSIS",
-                    expected="values in this column, DXCHANGE or DXCURREN",
-                    found="no diagnosis in any row",
-                    fix="Check whether the column was renamed or dropped.",
-                )
-            )
-        frame = frame.with_columns(pl.coalesce(*(f"dx.{c}" for c in maps)).alias("dx"))
-    ordered = frame.sort("rid", "month", "rank", "date", "stamp", "row", nulls_last=False)
-    return ordered.select("rid", "month", "rank", "viscode", "date", "row", "dx")
+            frame = frame.with_columns(month.alias("month"), pl.coalesce("date", "visit_date").alias("date"))
+            estimate = pl.col("date0").dt.offset_by(pl.format("{}mo", "month"))
+            frame = frame.with_columns(pl.coalesce("date", estimate).alias("when"))
+            self._timed[table.name] = frame.drop("visit_date", "date0", "since").sort("row")
+        return self._timed[table.name]
+
+
+def _since() -> pl.Expr:
+    """Months from `date0` to `date` (Int32)."""
+    return ((pl.col("date") - pl.col("date0")).dt.total_days() / DAYS_PER_MONTH).round().cast(pl.Int32)

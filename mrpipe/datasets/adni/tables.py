@@ -2,7 +2,7 @@
 
 Exports of 2023 and earlier, 2024 and 2025 differ in file names, case, column order and columns; one declaration covers
 all of them. `Export.table` returns cleaned values: codes as the index of their level, numbers as floats, and null for
-blank, −4 (any phase) and −1 (ADNI1 only, or any phase for measurements that must be positive).
+blank, −4 and −1. None of these columns has −1 as a value; outside ADNI1 it is not an official missing code.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Field:
         kind: number; code (one of `codes`); codes (several, separated by `|` or `:`); date; year; text; assay (number,
             `>1700`, `<80`, `<LLOQ` or `<LOD`).
         codes: pairs of code and level; the cleaned value is the position of the level.
-        positive: 0 and −1 are missing in every phase, because a measurement must be positive.
+        positive: 0 is missing as well, because a measurement must be positive.
     """
 
     name: str
@@ -68,8 +68,9 @@ class LoniTable:
 
     Attributes:
         name: canonical name.
-        stems: file names without prefix, date and suffix, as case-insensitive regular expressions, newest name first.
-            A full download can contain several of them with the same date.
+        stems: names of the same table in file names, as case-insensitive regular expressions, newest name first. A
+            group `version` in them is a date that takes precedence over the date of the download.
+        older: names of other assays or versions, preferred first; read only if the table itself is absent.
         fields: columns to read besides the keys.
         menu: menu path on the LONI website.
     """
@@ -78,12 +79,13 @@ class LoniTable:
     stems: tuple[str, ...]
     fields: tuple[Field, ...]
     menu: str
+    older: tuple[str, ...] = ()
 
     def field(self, name: str) -> Field:
         return next(f for f in self.fields if f.name == name)
 
     def absent(self, found: str = "no such file") -> Fault:
-        others = [stem for s in self.stems if (stem := re.split(r"[(\\]", s)[0]) != self.name]
+        others = [stem for s in self.stems + self.older if (stem := re.split(r"[(\\]", s)[0]) != self.name]
         return Fault(
             file=f"{self.name}_ddMonYYYY.csv",
             expected=f"the table {self.name}" + (f" (also named {', '.join(others)})" if others else ""),
@@ -131,6 +133,7 @@ QUANTITIES = {
     "MH16BSMOK": ("MH16SMOK", True),
     "MH16CSMOK": ("MH16SMOK", False),
 }
+_HOMES = "house condominium apartment mobile_home retirement_community assisted_living nursing_facility other unknown"
 SIGNS = "NXVISUAL NXAUDITO NXTREMOR"
 FUNCTIONS = "NXCONSCI NXNERVE NXMOTOR NXFINGER NXHEEL NXSENSOR NXTENDON NXPLANTA NXGAIT NXOTHER NXABNORM"
 
@@ -168,20 +171,7 @@ PTDEMOG = LoniTable(
         *_codes("PTMARRY", _numbered("married", "widowed", "divorced", "never_married", "unknown", "partner")),
         *_numbers("PTEDUCAT"),
         *_codes("PTNOTRT", (*YES_NO, ("2", "not_applicable"))),
-        *_codes(
-            "PTHOME",
-            _numbered(
-                "house",
-                "condominium",
-                "apartment",
-                "mobile_home",
-                "retirement_community",
-                "assisted_living",
-                "nursing_facility",
-                "other",
-                "unknown",
-            ),
-        ),
+        *_codes("PTHOME", _numbered(*_HOMES.split())),
         *_codes("PTETHCAT", _numbered("hispanic", "not_hispanic", "unknown")),
         Field(name="PTRACCAT", kind="codes", codes=RACES),
     ),
@@ -221,7 +211,8 @@ APOERES = LoniTable(
 )
 ELECSYS = LoniTable(
     name="UPENNBIOMK_ROCHE_ELECSYS",
-    stems=("UPENNBIOMK_ROCHE_ELECSYS", "UPENNBIOMK12(?:_2020)?", "UPENNBIOMK10", "UPENNBIOMK9"),
+    stems=("UPENNBIOMK_ROCHE_ELECSYS",),
+    older=tuple(rf"{name}(?:_\d\d_\d\d_\d\d)?" for name in ("UPENNBIOMK12(?:_2020)?", "UPENNBIOMK10", "UPENNBIOMK9")),
     fields=(
         Field(name="ABETA40", kind="assay", required=False),
         Field(name="ABETA42", kind="assay", aliases=("ABETA",)),
@@ -233,7 +224,8 @@ ELECSYS = LoniTable(
 )
 BATEMAN = LoniTable(
     name="batemanlab",
-    stems=(r"batemanlab(?:_\d{8})?", r"batemanlab_ADNI_\w*"),
+    stems=(r"batemanlab(?:_(?P<version>\d{8}))?",),
+    older=(r"batemanlab_ADNI_\w*?",),
     fields=(
         Field(name="ABETA_4240_STANDARDIZED", kind="assay", aliases=("RATIO_ABETA42_40_BY_ISTD_TOUSE",)),
         Field(name="QC_STATUS", required=False),
@@ -243,7 +235,8 @@ BATEMAN = LoniTable(
 )
 NFL = LoniTable(
     name="ADNI_BLENNOWPLASMANFL",
-    stems=("BLENNOWPLASMANFLLONG", "BLENNOWPLASMANFL"),
+    stems=("BLENNOWPLASMANFLLONG",),
+    older=("BLENNOWPLASMANFL",),
     fields=(Field(name="PLASMA_NFL", kind="assay"),),
     menu="Biospecimen > Biospecimen Results > Blennow Lab ADNI1 Plasma neurofilament light (NFL)",
 )

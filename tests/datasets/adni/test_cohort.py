@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from mrpipe.datasets.adni import DATASET
-from mrpipe.datasets.adni.cohort import build_cohort
-from mrpipe.datasets.adni.export import diagnoses
+from mrpipe.datasets.adni.cohort import build_cohort, diagnoses
+from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms.rows import pick, row_policy
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.tables import CLASSES
@@ -21,6 +21,7 @@ from mrpipe.keyed import generator
 from mrpipe.stages.simulate import simulate
 from mrpipe.store.layout import truth_folder
 
+CODED = ("DIAGNOSIS", "DXCHANGE", "DXCURREN")
 HEADER = "PHASE,PTID,RID,VISCODE,VISCODE2,EXAMDATE,DIAGNOSIS,update_stamp\n"
 
 
@@ -81,13 +82,15 @@ def test_dxchange_maps_to_the_new_state_and_dxcurren_is_the_fallback(tmp_path: P
     for change in expected:
         text += f"ADNI2,{3000 + change},v03,bl,2012-01-01,{change},,,2013-01-01\n"
     text += "ADNI1,5,bl,bl,2006-01-01,,3,,2013-01-01\nADNI3,6005,bl,bl,2018-01-01,-4,-4,2,2019-01-01\n"
+    text += "ADNI2,3010,v03,bl,2012-01-01,5,,1,2013-01-01\n"
     (tmp_path / "DXSUM_PDXCONV_ADNIALL.csv").write_text(text)
-    from mrpipe.datasets.adni.export import AdniExport
-
-    got = {rid: dx for rid, dx in diagnoses(AdniExport(tmp_path), "dxsum").select("rid", "dx").iter_rows()}
+    got = dict(diagnoses(export := AdniExport(tmp_path), "dxsum").select("rid", "dx").iter_rows())
     assert {c: got[3000 + c] for c in expected} == expected
     assert got[5] == 2
     assert got[6005] == 1
+    # DIAGNOSIS precedes, and the contradiction is noted.
+    assert got[3010] == 0
+    assert export.notes == ["DXSUM_PDXCONV_ADNIALL.csv: 1 records have different diagnoses in " + ", ".join(CODED)]
 
 
 def test_baseline_overrides_screening_and_later_rows_override_earlier_ones(tmp_path: Path) -> None:
@@ -97,7 +100,10 @@ def test_baseline_overrides_screening_and_later_rows_override_earlier_ones(tmp_p
         (2, "bl", "2006-02-01", "1"),
         (2, "bl", "2006-02-01", "3"),
     ]
-    assert labels(dxsum(tmp_path / "raw", rows), label="baseline_dx") == {"002_S_0001": 1, "002_S_0002": 2}
+    raw = dxsum(tmp_path / "raw", rows)
+    assert labels(raw, label="baseline_dx") == {"002_S_0001": 1, "002_S_0002": 2}
+    diagnoses(export := AdniExport(raw), "dxsum")
+    assert "DXSUM_01Jan2025.csv: 2 records are of visits with several diagnoses; the last edit counts" in export.notes
 
 
 def test_attrition_steps_are_consistent_and_count_every_exclusion(tmp_path: Path) -> None:
@@ -148,6 +154,9 @@ def random_records(seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
         },
         schema_overrides={"rid": pl.Int32, "month": pl.Int32, "rank": pl.Int32},
     )
+    # A date, or an estimate from the month.
+    estimate = pl.date(2006, 1, 1).dt.offset_by(pl.format("{}mo", "month"))
+    frame = frame.with_columns(pl.coalesce("date", estimate).alias("when"))
     cohort = pl.DataFrame(
         {"rid": range(1, 31), "visit_month": [12] * 30, "visit_date": [date(2007, 3, 1)] * 30},
         schema_overrides={"rid": pl.Int32, "visit_month": pl.Int32},
@@ -175,11 +184,13 @@ def test_row_policies_against_brute_force(seed: int, policy: str, whole: bool) -
                 r
                 for r in records
                 if (r["date"] <= visit_date if r["date"] else r["month"] is not None and r["month"] <= visit_month)
+                # A visit code of a later visit excludes a record, whatever its date.
+                and (r["month"] is None or r["month"] <= visit_month + 6)
             ]
-        names = ("stamp", "row") if policy == "latest_update" else ("month", "rank", "date", "stamp", "row")
+        names = ("stamp", "row") if policy == "latest_update" else ("when", "month", "rank", "stamp", "row")
         records.sort(
             key=lambda r: (
-                tuple(before(r[k]) if k != "date" else (r[k] is not None, r[k] or date.min) for k in names)
+                tuple(before(r[k]) if k != "when" else (r[k] is not None, r[k] or date.min) for k in names)
                 if policy != "latest_update"
                 else ((r["stamp"] is not None, r["stamp"] or ""), r["row"])
             )
@@ -202,7 +213,6 @@ def test_row_policy_defaults_to_the_profile_and_can_be_overridden() -> None:
 
 def test_baseline_features_do_not_depend_on_later_visits(tmp_path: Path) -> None:
     """Removing every record after baseline does not change the baseline features."""
-    from mrpipe.datasets.adni.export import AdniExport
     from mrpipe.datasets.adni.forms.clinical import clinical_features
 
     simulate(DATASET, tmp_path / "raw", {"n_subjects": 60, "n_snps": 96, "images": False})

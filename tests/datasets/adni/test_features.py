@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from mrpipe.datasets.adni import DATASET
-from mrpipe.datasets.adni.cohort import build_cohort
-from mrpipe.datasets.adni.export import AdniExport, diagnoses
+from mrpipe.datasets.adni.cohort import build_cohort, diagnoses
+from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import medications as drugs
 from mrpipe.datasets.adni.forms.biospecimen import biospecimen_features
 from mrpipe.datasets.adni.forms.clinical import clinical_features, in_si

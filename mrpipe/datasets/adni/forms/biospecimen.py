@@ -29,41 +29,24 @@ LIMITS = ("below", "within", "above")
 _NAMES = {"ABETA42": "Abeta42", "TAU": "Tau", "PTAU": "PTau"}
 
 
-def apoe_alleles(frame: pl.DataFrame, shown_as: str) -> pl.DataFrame:
-    """Add `e2` and `e4`: copies (0–2) of the ε2 and ε4 alleles, from APOERES GENOTYPE (`3/4`) or APGEN1 and APGEN2.
+def apoe_alleles(export: AdniExport) -> pl.DataFrame:
+    """APOERES with `e2` and `e4`: copies (0–2) of the ε2 and ε4 alleles, from GENOTYPE (`3/4`) or APGEN1 and APGEN2.
 
     Raises:
-        DataError: none of these columns is filled, or an allele is not 2, 3 or 4.
+        DataError: the table is missing, none of these columns is filled, or an allele is not 2, 3 or 4.
     """
+    frame = export.timed(APOERES)
     if frame.select(pl.all_horizontal(pl.col("GENOTYPE", "APGEN1", "APGEN2").is_null().all())).item():
-        raise DataError(
-            Fault(
-                file=shown_as,
-                column="GENOTYPE",
-                expected="GENOTYPE, or APGEN1 and APGEN2",
-                found="neither",
-                fix="Check whether the column was renamed or dropped.",
-            )
-        )
+        file, expected = export.shown(APOERES), "GENOTYPE, or APGEN1 and APGEN2"
+        fix = "Check whether the column was renamed or dropped."
+        raise DataError(Fault(file=file, column="GENOTYPE", expected=expected, found="neither", fix=fix))
     written = pl.col("GENOTYPE").str.replace_all(r"[eE\s]", "")
-    pair = pl.coalesce(
-        written,
-        pl.concat_str(
-            pl.col("APGEN1").str.replace(r"\.0+$", ""), pl.lit("/"), pl.col("APGEN2").str.replace(r"\.0+$", "")
-        ),
-    )
-    frame = frame.with_columns(pair.alias("pair"))
+    alleles = [pl.col(c).str.replace(r"\.0+$", "") for c in ("APGEN1", "APGEN2")]
+    frame = frame.with_columns(pl.coalesce(written, pl.concat_str(alleles, separator="/")).alias("pair"))
     wrong = frame.filter(~pl.col("pair").str.contains(r"^[234]/[234]$"))
     if len(wrong):
-        raise DataError(
-            Fault(
-                file=shown_as,
-                column="GENOTYPE" if wrong["GENOTYPE"][0] else "APGEN1",
-                row=int(wrong["row"][0]),
-                expected="alleles 2, 3 or 4",
-                found=repr(wrong["pair"][0]),
-            )
-        )
+        column = "GENOTYPE" if wrong["GENOTYPE"][0] else "APGEN1"
+        raise export.fault(APOERES, int(wrong["row"][0]), column, "alleles 2, 3 or 4", wrong["pair"][0])
     return frame.with_columns(pl.col("pair").str.count_matches(a).cast(pl.Float64).alias(f"e{a}") for a in ("2", "4"))
 
 
@@ -96,18 +79,17 @@ def csf_values(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _file(export: AdniExport, table: LoniTable) -> str:
-    path = export.path(table)
-    assert path is not None
-    return path.name
+def requested(options: AdniOptions) -> tuple[LoniTable, ...]:
+    """Optional tables that the options add to the modality."""
+    tables = ((options.plasma_abeta, BATEMAN), (options.plasma_nfl, NFL), (options.isoprostane, ISOPROSTANE))
+    return tuple(table for on, table in tables if on)
 
 
 def _bateman(export: AdniExport) -> pl.DataFrame:
     """Mean over the injections of a sample that passed quality control."""
     frame = export.timed(BATEMAN)
-    assert frame is not None
     passed = pl.col("QC_STATUS").is_null() | (pl.col("QC_STATUS").str.to_lowercase().str.strip_chars() == "passed")
-    keys = ["rid", "month", "rank", "date"]
+    keys = ["rid", "month", "rank", "date", "when"]
     grouped = frame.filter(passed).sort("row").group_by(keys, maintain_order=True)
     return grouped.agg(pl.col("ABETA_4240_STANDARDIZED").mean(), pl.col("stamp").last(), pl.col("row").last())
 
@@ -117,14 +99,11 @@ def biospecimen_features(
 ) -> tuple[list[Feature], pl.DataFrame]:
     """Feature declarations and a frame of their values, one row per participant (`rid`)."""
     policy = row_policy(options)
-    for table in BIOSPECIMEN:
-        export.require(table)
+    tables = (*BIOSPECIMEN, *requested(options))
     if options.profile == "paper":
-        return paper_features(export, BIOSPECIMEN, cohort, policy, dementia_drugs=True)
-    source = _file(export, APOERES)
-    timed = export.timed(APOERES)
-    assert timed is not None
-    apoe = pick(apoe_alleles(timed, source), cohort, policy, ["e2", "e4"], static=True)
+        return paper_features(export, tables, cohort, policy, dementia_drugs=True)
+    source = export.shown(APOERES)
+    apoe = pick(apoe_alleles(export), cohort, policy, ["e2", "e4"], static=True)
     frame = cohort.select("rid").join(apoe, on="rid", how="left").rename({"e2": "apoe_e2", "e4": "apoe_e4"})
     declared = [
         Feature(
@@ -136,20 +115,20 @@ def biospecimen_features(
         )
         for a in (2, 4)
     ]
-    source = _file(export, ELECSYS)
-    csf = export.timed(ELECSYS)
-    assert csf is not None
+    source = export.shown(ELECSYS)
     ratios = {"ABETA42_40": "ABETA42, ABETA40", "PTAU_ABETA42": "PTAU, ABETA42"}
     sides = [f"{a}.side" for a in RANGES]
     # All values come from the same CSF sample, so that ratios and flags match the concentrations.
-    drawn = pick(csf_values(csf), cohort, policy, [*ANALYTES, *ratios, *sides], whole=True)
+    drawn = pick(csf_values(export.timed(ELECSYS)), cohort, policy, [*ANALYTES, *ratios, *sides], whole=True)
     frame = frame.join(drawn, on="rid", how="left")
     frame = frame.rename({f"{a}.side": f"{a}_limit" for a in RANGES})
     declared += [
-        Feature(name=a, unit="pg/mL", source_file=source, source_column=a, description="CSF") for a in ANALYTES
+        Feature(name=a, unit="pg/mL", source_file=source, source_column=a, description="CSF concentration")
+        for a in ANALYTES
     ]
     declared += [
-        Feature(name=r, source_file=source, source_column=c, description="CSF ratio") for r, c in ratios.items()
+        Feature(name=r, source_file=source, source_column=c, description="ratio of CSF concentrations")
+        for r, c in ratios.items()
     ]
     declared += [
         Feature(
@@ -157,34 +136,25 @@ def biospecimen_features(
             levels=LIMITS,
             source_file=source,
             source_column=f"{a}, COMMENT",
-            description="side of the reportable range",
+            description="below, within or above the reportable range",
         )
         for a in RANGES
     ]
-    optional = (
-        (
-            options.plasma_abeta,
-            BATEMAN,
-            {"ABETA_4240_STANDARDIZED": ("plasma_abeta42_40", "")},
-            "plasma Aβ42/40, mass spectrometry",
-        ),
-        (options.plasma_nfl, NFL, {"PLASMA_NFL": ("plasma_nfl", "pg/mL")}, "plasma neurofilament light"),
-        (
-            options.isoprostane,
-            ISOPROSTANE,
+    optional: dict[str, tuple[dict[str, tuple[str, str]], str]] = {
+        BATEMAN.name: ({"ABETA_4240_STANDARDIZED": ("plasma_abeta42_40", "")}, "plasma Aβ42/40, mass spectrometry"),
+        NFL.name: ({"PLASMA_NFL": ("plasma_nfl", "pg/mL")}, "plasma neurofilament light"),
+        ISOPROSTANE.name: (
             {"ISO8PGF2A": ("urine_8_iso_pgf2a", ""), "ISO812IPF2A": ("urine_8_12_iso_ipf2a", "")},
             "urine isoprostane",
         ),
-    )
-    for requested, table, columns, text in optional:
-        if not requested:
-            continue
-        export.require(table)
+    }
+    for table in requested(options):
+        columns, text = optional[table.name]
         records = _bateman(export) if table is BATEMAN else export.timed(table)
         values = pick(records, cohort, policy, list(columns))
         frame = frame.join(values.rename({c: name for c, (name, _) in columns.items()}), on="rid", how="left")
         declared += [
-            Feature(name=name, unit=unit, source_file=_file(export, table), source_column=c, description=text)
+            Feature(name=name, unit=unit, source_file=export.shown(table), source_column=c, description=text)
             for c, (name, unit) in columns.items()
         ]
     return declared, frame

@@ -34,16 +34,7 @@ from mrpipe.schema import Features
 BIT = 2
 DESCRIPTION = "demographics, medical history, neurological examination, medication and vital signs"
 _MARITAL = ("PTMARRY", "PTEDUCAT", "PTNOTRT", "PTHOME")
-_UNITS = {
-    "MH14AALCH": "drinks/d",
-    "MH14BALCH": "a",
-    "MH14CALCH": "a",
-    "MH15ADRUG": "a",
-    "MH15BDRUG": "a",
-    "MH16ASMOK": "packs/d",
-    "MH16BSMOK": "a",
-    "MH16CSMOK": "a",
-}
+_DOSES = {"MH14AALCH": "drinks/d", "MH16ASMOK": "packs/d"}
 POUND_KG, INCH_CM = 0.45359237, 2.54
 YES_NO_LEVELS = ("no", "yes")
 
@@ -67,13 +58,18 @@ def _demographics(export: AdniExport, cohort: pl.DataFrame, policy: str, source:
     born = year + (month.fill_null(7.0) - 0.5) / 12
     visit = pl.col("visit_date").dt.year() + (pl.col("visit_date").dt.ordinal_day() - 0.5) / 365.25
     age = visit - born
-    races = [pl.col("PTRACCAT").list.contains(code).cast(pl.Int8).alias(f"race_{level}") for code, level in RACES]
-    known_race = pl.col("PTRACCAT").list.len() > 0
+    selected = pl.col("PTRACCAT")
+    # A code outside the list may stand for any race, so that the races that are not selected are unknown.
+    known = (selected.list.len() > 0) & selected.list.eval(pl.element().is_in([code for code, _ in RACES])).list.all()
+    races = [
+        pl.when(selected.list.contains(code)).then(1).when(known).then(0).cast(pl.Int8).alias(f"race_{level}")
+        for code, level in RACES
+    ]
     out = joined.select(
         "rid",
         pl.when(age.is_between(0, 120)).then(age).alias("age"),
         *("PTGENDER", "PTHAND", "PTETHCAT", *_MARITAL),
-        *(pl.when(known_race).then(r).alias(r.meta.output_name()) for r in races),
+        *races,
     )
     declared = [
         Feature(
@@ -81,7 +77,7 @@ def _demographics(export: AdniExport, cohort: pl.DataFrame, policy: str, source:
             unit="a",
             source_file=source,
             source_column="PTDOB, PTDOBYY, VISDATE",
-            description="age at the visit, birth to the month where it is known",
+            description="age at the visit, from the month of birth (mid-year if only the year is known)",
         ),
         *(
             Feature(
@@ -99,7 +95,7 @@ def _demographics(export: AdniExport, cohort: pl.DataFrame, policy: str, source:
                 source_file=source,
                 source_column="PTRACCAT",
                 levels=YES_NO_LEVELS,
-                description="one of the races given (a multi-select)",
+                description="race selected; several can be",
             )
             for _, level in RACES
         ),
@@ -117,7 +113,7 @@ def _history(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str)
     )
     declared = [
         *(Feature(name=n, source_file=source, source_column=n, levels=YES_NO_LEVELS) for n in names),
-        *(Feature(name=q, source_file=source, source_column=q, unit=_UNITS[q]) for q in QUANTITIES),
+        *(Feature(name=q, source_file=source, source_column=q, unit=_DOSES.get(q, "a")) for q in QUANTITIES),
     ]
     return declared, frame.select("rid", *names, *QUANTITIES)
 
@@ -132,17 +128,17 @@ def _examination(export: AdniExport, cohort: pl.DataFrame, policy: str, source: 
 def _medication(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str, *, dementia: bool) -> Built:
     """Number of medications and active ingredients; null for participants without an eligible medication record.
 
-    Under latest_before_dx, medications that ended before the year of the visit are excluded.
+    Medications that ended before the year of the visit, or began after it, are excluded, except under latest_update.
     """
     ingredients = {**drugs.INGREDIENTS, **(drugs.DEMENTIA_DRUGS if dementia else {})}
-    records = eligible(export.timed(RECCMEDS), cohort, policy) if export.table(RECCMEDS) is not None else None  # type: ignore[arg-type]
-    assert records is not None
+    records = eligible(export.timed(RECCMEDS), cohort, policy)
     active = drugs.is_medication("CMMED")
     if not dementia:
         active = active & ~drugs.is_dementia_drug("CMMED")
-    if policy == "latest_before_dx":
-        ended = pl.col("CMEND") < pl.col("visit_date").dt.year()
-        active = active & ((pl.col("CMCONT") == 1).fill_null(False) | ended.is_null() | ~ended)
+    if policy != "latest_update":
+        year = pl.col("visit_date").dt.year()
+        ended = (pl.col("CMEND") < year) & (pl.col("CMCONT") != 1).fill_null(True)
+        active = active & ~(ended | (pl.col("CMBGN") > year)).fill_null(False)
     named = records.with_columns(
         active.fill_null(False).alias("active"),
         drugs.words("CMMED").list.first().alias("first_word"),
@@ -157,7 +153,7 @@ def _medication(export: AdniExport, cohort: pl.DataFrame, policy: str, source: s
             name="n_medications",
             source_file=source,
             source_column="CMMED",
-            description="different medications" + ("" if dementia else ", drugs against dementia left out"),
+            description="number of different medications" + ("" if dementia else ", without dementia drugs"),
         ),
         *(
             Feature(
@@ -174,12 +170,17 @@ def _medication(export: AdniExport, cohort: pl.DataFrame, policy: str, source: s
 
 
 def in_range(value: pl.Expr, unit: pl.Expr, factor: float, low: float, high: float) -> pl.Expr:
-    """Convert a length or weight to SI units by its recorded unit (0 imperial, 1 metric), or the other if plausible."""
+    """Convert a length or weight to SI units by its recorded unit (0 imperial, 1 metric), or the other if plausible.
+
+    Null if the unit is unknown and both are plausible.
+    """
     metric, imperial = value, value * factor
     fits_metric, fits_imperial = metric.is_between(low, high), imperial.is_between(low, high)
     first_metric = (unit == 1).fill_null(False)
     return (
-        pl.when(first_metric & fits_metric)
+        pl.when(unit.is_null() & fits_metric & fits_imperial)
+        .then(None)
+        .when(first_metric & fits_metric)
         .then(metric)
         .when(fits_imperial)
         .then(imperial)
@@ -200,13 +201,8 @@ def in_si(vitals: pl.DataFrame) -> pl.DataFrame:
 
 
 def _vitals(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
-    frame = export.timed(VITALS)
-    assert frame is not None
     fields = ["weight", "height", "temperature", "VSBPSYS", "VSBPDIA", "VSPULSE", "VSRESP"]
-    chosen = pick(in_si(frame), cohort, policy, fields)
-    # Height is measured at screening only: without an eligible record, use the height of any other visit.
-    height = pick(in_si(frame), cohort, policy, ["height"], static=True).rename({"height": "any_height"})
-    chosen = chosen.join(height, on="rid", how="left").with_columns(pl.coalesce("height", "any_height").alias("height"))
+    chosen = pick(in_si(export.timed(VITALS)), cohort, policy, fields)
     out = chosen.select(
         "rid",
         "weight",
@@ -234,11 +230,9 @@ def _vitals(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) 
 def clinical_features(export: AdniExport, cohort: pl.DataFrame, options: AdniOptions) -> Built:
     """Feature declarations and a frame of their values, one row per participant (`rid`)."""
     policy = row_policy(options)
-    for table in CLINICAL:
-        export.require(table)
     if options.profile == "paper":
         return paper_features(export, CLINICAL, cohort, policy, dementia_drugs=options.dementia_drugs)
-    sources = {t.name: path.name for t in CLINICAL if (path := export.path(t)) is not None}
+    sources = {t.name: export.shown(t) for t in CLINICAL}
     blocks = [
         _demographics(export, cohort, policy, sources["PTDEMOG"]),
         _history(export, cohort, policy, sources["MEDHIST"]),

@@ -44,11 +44,7 @@ def paper_features(
     out = cohort.select("rid")
     declared: list[Feature] = []
     for table in tables:
-        frame = export.as_written(table)
-        path = export.path(table)
-        timed = export.timed(table)
-        if frame is None or path is None or timed is None:
-            continue
+        frame, timed = export.as_written(table), export.timed(table)
         names = [c for c in frame.columns if c not in ("rid", "ptid") and not is_forbidden(c)]
         names = [n for n in names if n not in {f.name for f in declared}]
         if not dementia_drugs and "CMMED" in names:
@@ -56,7 +52,8 @@ def paper_features(
             frame = frame.with_columns(kept)
         # `timed` has the same rows in the same order; both exclude the quality-control rows.
         keyed = pl.concat(
-            [timed.select("rid", "month", "rank", "date", "stamp", "row"), frame.select(names)], how="horizontal"
+            [timed.select("rid", "month", "rank", "date", "when", "stamp", "row"), frame.select(names)],
+            how="horizontal",
         )
         chosen = latest(eligible(keyed, cohort, policy), names)
         values = cohort.select("rid").join(chosen, on="rid", how="left", maintain_order="left")
@@ -68,10 +65,10 @@ def paper_features(
             declared.append(
                 Feature(
                     name=name,
-                    source_file=path.name,
+                    source_file=export.shown(table),
                     source_column=name,
                     levels=levels,
-                    description="as written (profile=paper)",
+                    description="value as in the export (profile=paper)",
                 )
             )
     return declared, out

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from mrpipe.datasets.adni.export import TOLERANCE
 from mrpipe.datasets.adni.options import AdniOptions
+
+# By date, then visit code; among records of the same visit, the last edit takes precedence.
+ORDER = ("rid", "when", "month", "rank", "stamp", "row")
 
 
 def row_policy(options: AdniOptions) -> str:
@@ -20,7 +24,7 @@ def eligible(frame: pl.DataFrame, cohort: pl.DataFrame, policy: str) -> pl.DataF
     """Select the records that a policy uses, sorted so that later records take precedence.
 
     Args:
-        frame: a table from `Export.timed` (`rid, month, rank, date, stamp, row`, fields).
+        frame: a table from `AdniExport.timed` (`rid, month, rank, date, when, stamp, row`, fields).
         cohort: `rid`, and `visit_month` and `visit_date` of the visit that provides the label.
         policy:
             baseline: visits up to month 0, screening before baseline;
@@ -28,16 +32,18 @@ def eligible(frame: pl.DataFrame, cohort: pl.DataFrame, policy: str) -> pl.DataF
             latest_update: all records, sorted by their last edit.
     """
     frame = frame.join(cohort.select("rid", "visit_month", "visit_date"), on="rid", how="inner")
-    order = ["rid", "month", "rank", "date", "stamp", "row"]
+    order: Sequence[str] = ORDER
     if policy == "baseline":
         frame = frame.filter(pl.col("month") <= 0)
     elif policy == "latest_before_dx":
         by_date = pl.col("date") <= pl.col("visit_date")
         by_month = pl.col("month") <= pl.col("visit_month")
-        frame = frame.filter(pl.coalesce(by_date, by_month))
+        # A date before the label visit does not count if the visit code is of a later visit.
+        agrees = (pl.col("month") <= pl.col("visit_month") + TOLERANCE).fill_null(True)
+        frame = frame.filter(pl.coalesce(by_date, by_month) & agrees)
     else:
-        order = ["rid", "stamp", "row"]
-    # Unknown months and stamps are sorted first, so that they never override a dated record.
+        order = ("rid", "stamp", "row")
+    # Unknown dates and stamps are sorted first, so that they never override a dated record.
     return frame.sort(order, nulls_last=False)
 
 
@@ -54,7 +60,7 @@ def latest(frame: pl.DataFrame, fields: Sequence[str], *, whole: bool = False) -
 
 
 def pick(
-    frame: pl.DataFrame | None,
+    frame: pl.DataFrame,
     cohort: pl.DataFrame,
     policy: str,
     fields: Sequence[str],
@@ -65,11 +71,14 @@ def pick(
     """Values of the fields for each participant of the cohort, one row per `rid`, null where unknown.
 
     Args:
-        static: the fields do not change over time (sex, birth, APOE); use all records, the last edit takes precedence.
+        static: the fields do not change over time (sex, birth, APOE); where the policy's records lack a value, use
+            the others, of which the last edit takes precedence.
         whole: take all fields from one record (see `latest`).
     """
     people = cohort.select("rid")
-    if frame is None:
-        return people.with_columns(pl.lit(None).alias(f) for f in fields)
-    chosen = latest(eligible(frame, cohort, "latest_update" if static else policy), fields, whole=whole)
+    chosen = people.join(latest(eligible(frame, cohort, policy), fields, whole=whole), on="rid", how="left")
+    if static:
+        other = latest(eligible(frame, cohort, "latest_update"), fields)
+        chosen = chosen.join(other, on="rid", how="left", suffix=".other")
+        chosen = chosen.select("rid", *(pl.coalesce(f, f"{f}.other") for f in fields))
     return people.join(chosen, on="rid", how="left", maintain_order="left")

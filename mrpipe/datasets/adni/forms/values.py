@@ -8,24 +8,18 @@ import polars as pl
 
 from mrpipe.datasets.adni.tables import Codes
 
-# Phase-specific visit codes (VISCODE), used if VISCODE2 is blank: month, and order within the month (0 or 1).
+# Visit codes other than months (m06): months since the start of the phase, and order within the month (0 or 1).
 _VISITS = {
-    "sc": (0, 0),
-    "scmri": (0, 0),
-    "f": (0, 0),
-    "bl": (0, 1),
-    "init": (0, 1),
-    "v01": (0, 0),
-    "v02": (0, 0),
-    "v03": (0, 1),
+    **dict.fromkeys(("sc", "scmri", "f", "v01", "v02"), (0, 0)),
+    **dict.fromkeys(("bl", "init", "v03"), (0, 1)),
     "v04": (3, 0),
     "v05": (6, 0),
-    "v11": (12, 0),
-    "v21": (24, 0),
-    "v31": (36, 0),
-    "v41": (48, 0),
-    "v51": (60, 0),
+    **{f"v{year}1": (12 * year, 0) for year in range(1, 6)},
 }
+# Codes that count from the participant's baseline, whatever the phase: all months, and in VISCODE2 also these.
+_HARMONISED = ("sc", "scmri", "f", "bl")
+# Phases with visit codes of their own, for rows without a phase.
+_CODED_PHASES = ((r"^4_", "ADNI4"), (r"^v\d", "ADNI2"), (r"^(y\d|init)", "ADNI3"))
 # Upper bounds (exclusive) of the RIDs assigned in each phase.
 PHASE_BOUNDS = ((2000, "ADNI1"), (3000, "ADNIGO"), (6000, "ADNI2"), (10000, "ADNI3"))
 
@@ -37,12 +31,8 @@ def plain_code(column: str) -> pl.Expr:
 
 
 def is_missing_code(column: str, *, positive: bool) -> pl.Expr:
-    """Whether a value codes missing: −4 in any phase, −1 in ADNI1 (if `positive`, 0 and −1 in any phase)."""
-    code = plain_code(column)
-    missing = code.is_in(["-4", "NA", ""])
-    if positive:
-        return missing | code.is_in(["-1", "0"])
-    return missing | ((code == "-1") & (pl.col("phase") == "ADNI1").fill_null(False))
+    """Whether a value codes missing: blank, NA, −4 or −1 (if `positive`, also 0)."""
+    return plain_code(column).is_in(["-4", "-1", "NA", "", *(["0"] if positive else [])])
 
 
 def level_of(column: str, codes: Codes) -> pl.Expr:
@@ -52,11 +42,10 @@ def level_of(column: str, codes: Codes) -> pl.Expr:
 
 
 def selections(column: str) -> pl.Expr:
-    """Split a multi-select (`1|02`, in older exports `1:2`) into a list of normalised codes."""
+    """Split a multi-select (`1|02`, in older exports `1:2`) into a list of normalised codes, without missing codes."""
     parts = pl.col(column).str.replace_all(":", "|", literal=True).str.split("|")
-    return parts.list.eval(
-        pl.element().str.strip_chars().str.replace(r"\.0+$", "").str.replace(r"^0+(\d)", "${1}")
-    ).list.eval(pl.element().filter(pl.element() != ""))
+    code = pl.element().str.strip_chars().str.replace(r"\.0+$", "").str.replace(r"^0+(\d)", "${1}")
+    return parts.list.eval(code).list.eval(pl.element().filter(~pl.element().is_in(["", "-4", "-1"])))
 
 
 NUMBER = r"^[<>]?\s*=?\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$"
@@ -107,11 +96,23 @@ def original_phase(rid: pl.Expr) -> pl.Expr:
     return phase
 
 
-def phase(column: str) -> pl.Expr:
-    """Normalise a phase name: `ADNI 1`, `adni1` → `ADNI1`; `ADNIGO2` (older APOERES files) → `ADNI2`."""
-    return (
-        pl.col(column).str.to_uppercase().str.replace_all(r"[\s_-]", "").replace({"ADNIGO2": "ADNI2", "GO": "ADNIGO"})
-    )
+def phase(column: str, viscode: str) -> pl.Expr:
+    """Phase of a row: `ADNI 1`, `adni1` → `ADNI1`; `ADNIGO2` (older APOERES files) → `ADNI2`.
+
+    Without one: the phase that the visit code belongs to (`v03`, `y1`, `4_bl`), else the phase of enrolment (`rid`).
+    """
+    name = pl.col(column).str.to_uppercase().str.replace_all(r"[\s_-]", "")
+    code = pl.col(viscode).str.strip_chars().str.to_lowercase()
+    coded = [pl.when(code.str.contains(pattern)).then(pl.lit(p)) for pattern, p in _CODED_PHASES]
+    return pl.coalesce(name.replace({"ADNIGO2": "ADNI2", "GO": "ADNIGO"}), *coded, original_phase(pl.col("rid")))
+
+
+def stamp(column: str) -> pl.Expr:
+    """Sortable text of a time stamp; `M/D/YYYY H:MM`, as spreadsheets write it, becomes `YYYY-MM-DD HH:MM`."""
+    parts = pl.col(column).str.strip_chars().str.split(" ")
+    day, time = parts.list.first(), parts.list.get(1, null_on_oob=True).fill_null("").str.pad_start(5, "0")
+    american = day.str.to_date("%m/%d/%Y", strict=False).dt.to_string("%Y-%m-%d") + " " + time
+    return pl.coalesce(american, pl.col(column))
 
 
 def _visit(text: pl.Expr, part: int) -> pl.Expr:
@@ -126,8 +127,19 @@ def _visit(text: pl.Expr, part: int) -> pl.Expr:
 
 
 def visit_month(viscode: str, viscode2: str) -> pl.Expr:
-    """Months since baseline, from VISCODE2 if it is a scheduled visit, otherwise from VISCODE; null if unscheduled."""
-    return pl.coalesce(_visit(pl.col(viscode2), 0), _visit(pl.col(viscode), 0))
+    """Months since the participant's baseline, from VISCODE2, else VISCODE; null if the codes do not give them.
+
+    Codes that count from the start of a phase (v03, y1, 4_bl, init; in VISCODE also bl and sc) are used only in the
+    phase of enrolment: years later, the same code marks the participant's first visit in another phase. Reads the
+    columns `phase` and `rid` as well.
+    """
+    enrolment = pl.col("phase") == original_phase(pl.col("rid"))
+    months = []
+    for column, harmonised in ((viscode2, _HARMONISED), (viscode, ())):
+        code = pl.col(column).str.strip_chars().str.to_lowercase()
+        own = code.str.contains(r"^m\d+$") | code.is_in(harmonised)
+        months.append(pl.when(own | enrolment).then(_visit(pl.col(column), 0)))
+    return pl.coalesce(months)
 
 
 def visit_rank(viscode: str, viscode2: str) -> pl.Expr:

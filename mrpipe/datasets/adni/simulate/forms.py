@@ -42,6 +42,7 @@ _DRUGS = (
 )
 _DEMENTIA = ("Aricept", "Donepezil 10mg", "Namenda", "memantine", "Exelon patch", "Razadyne")
 _LANGUAGE = [f"PTLANG{k}{i}" for i in range(1, 7) for k in ("PR", "SP", "RD", "WR", "UN")]
+_DEMOG_CORE = "PTIDENT PTORIENT PTORIENTOT PTENGSPK PTNLANG PTENGSPKAGE PTCLANG PTLANGSP PTLANGWR PTSPTIM PTSPOTTIM"
 _DEMOG_TAIL = "PTLANGTTL PTETHCATH PTASIAN PTOPI PTBORN PTBIRPL PTIMMAGE PTIMMWHY PTBIRPR PTBIRGR"
 
 
@@ -225,24 +226,7 @@ def write_demographics(w: Writer, people: SimulatedParticipants) -> None:
         "PTRACCAT": each(race),
     }
     if w.layout == "2025":
-        items |= {
-            c: [None] * n
-            for c in (
-                "PTIDENT",
-                "PTORIENT",
-                "PTORIENTOT",
-                "PTENGSPK",
-                "PTNLANG",
-                "PTENGSPKAGE",
-                "PTCLANG",
-                "PTLANGSP",
-                "PTLANGWR",
-                "PTSPTIM",
-                "PTSPOTTIM",
-                *_LANGUAGE,
-                *_DEMOG_TAIL.split(),
-            )
-        }
+        items |= {c: [None] * n for c in (*_DEMOG_CORE.split(), *_LANGUAGE, *_DEMOG_TAIL.split())}
     w.write("PTDEMOG", frame, items)
 
 

@@ -108,9 +108,7 @@ class Writer:
                 columns = {("Phase" if k == "PHASE" else k): v for k, v in columns.items()}
         frame = pl.DataFrame({k: pl.Series(k, list(v), dtype=pl.String) for k, v in columns.items()}).fill_null("")
         text = frame.write_csv(quote_style="always", line_terminator="\r\n" if crlf else "\n")
-        (self.out / (file or self.name(table))).write_bytes(
-            text.encode("latin-1" if old else "utf-8", errors="replace")
-        )
+        (self.out / (file or self.name(table))).write_bytes(text.encode("latin-1" if old else "utf-8"))
 
 
 def texts(values: NDArray[Any]) -> list[str | None]:
