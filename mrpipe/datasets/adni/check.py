@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
+
+from mrpipe.datasets.adni.cohort import build_cohort
 from mrpipe.datasets.adni.export import AdniExport, diagnoses
 from mrpipe.datasets.adni.forms.biospecimen import apoe_alleles
-from mrpipe.datasets.adni.genomic.inputs import find_beds, open_inputs, shown
-from mrpipe.datasets.adni.genomic.strand import read_reference
+from mrpipe.datasets.adni.genomic.check import check_genotypes
+from mrpipe.datasets.adni.genomic.inputs import find_beds, rids_of, shown
 from mrpipe.datasets.adni.image.plan import check_images, has_images
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.tables import (
@@ -23,7 +26,6 @@ from mrpipe.datasets.adni.tables import (
     ROSTER,
 )
 from mrpipe.errors import DataError, FaultCollector
-from mrpipe.raw import sha256
 from mrpipe.schema import Checked
 
 
@@ -66,9 +68,10 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
             faults.add(table.absent())
         if path is not None:
             files.append(path)
+    rids = None
     if not faults.faults:
         try:
-            diagnoses(export, options.label_source)
+            rids = diagnoses(export, options.label_source)["rid"].unique()
             apoe = export.path(APOERES)
             assert apoe is not None
             apoe_alleles(export.require(APOERES), shown(raw, apoe))
@@ -77,33 +80,25 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
     notes = list(export.notes)
     groups: dict[str, tuple[Path, ...]] = {}
     modalities = present_modalities(raw, options)
-    if "genomic" in modalities:
-        try:
-            inputs = open_inputs(raw, options)
-            files += inputs.files
-            sizes = ", ".join(
-                f"{s.name} ({b}, {s.n_people} people, {len(s.bim)} SNPs)"
-                for s, b in zip(inputs.sets, inputs.builds, strict=True)
-            )
-            notes.append(f"PLINK sets: {sizes}")
-            if inputs.reference is not None:
-                read_reference(inputs.reference, options.chromosomes, shown_as=shown(raw, inputs.reference))
-            notes += [
-                f"{kind} outside the export folder: {p.name}, SHA-256 {sha256(p)[:16]}"
-                for kind, p in (
-                    ("reference", inputs.reference),
-                    ("chain file", Path(options.chain) if options.chain else None),
-                )
-                if p is not None and p.is_absolute() and not p.is_relative_to(raw)
-            ]
-        except DataError as error:
-            faults.absorb(error)
+    inputs, found, unused = check_genotypes(raw, options, rids, faults)
+    notes += found
+    files += inputs.files if inputs else ()
     if "image" in modalities:
         images = check_images(raw, options, faults)
         files += images.files
         notes += images.notes
         groups = images.groups
     faults.raise_if_any()
+    observed: dict[str, pl.Series] = {}
+    if inputs is not None:
+        genotyped = pl.concat([rids_of(s.fam) for s in inputs.sets]).unique()
+        samples = build_cohort(raw, options).samples
+        observed["genomic"] = samples.filter(pl.col("rid").is_in(genotyped.implode()))["sample_id"]
     return Checked(
-        release=f"LONI {export.layout()} layout", files=tuple(sorted(set(files))), notes=tuple(notes), groups=groups
+        release=f"LONI {export.layout()} layout",
+        files=tuple(sorted(set(files))),
+        notes=tuple(notes),
+        groups=groups,
+        observed=observed,
+        unused=unused,
     )

@@ -113,13 +113,8 @@ def plink_map(path: Path, out: Path) -> Path:
             return path
         table = pl.read_csv(path, separator="\t", infer_schema=False)
     except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        raise DataError(
-            Fault(
-                file=path.name,
-                expected="a genetic map (Beagle format, or columns pos, chr, cM)",
-                found=f"unreadable data ({error})",
-            )
-        ) from error
+        expected, found = "a genetic map (Beagle format, or columns pos, chr, cM)", f"unreadable data ({error})"
+        raise DataError(Fault(file=path.name, expected=expected, found=found)) from error
     table.select(table.columns[1], pl.lit("."), table.columns[2], table.columns[0]).write_csv(
         out, separator=" ", include_header=False
     )
@@ -209,14 +204,8 @@ def impute_set(
     at = np.flatnonzero(aligned.keep)
     at = at[np.unique(key[at], return_index=True)[1]]
     if not len(at):
-        raise DataError(
-            Fault(
-                file=bed.name,
-                expected=f"SNPs that are in {reference.name}",
-                found="none",
-                fix="Check that the set is in the build of the reference.",
-            )
-        )
+        expected, fix = f"SNPs that are in {reference.name}", "Check that the set is in the build of the reference."
+        raise DataError(Fault(file=bed.name, expected=expected, found="none", fix=fix))
     letters = np.array(["A", "C", "G", "T"])
     rows = aligned.index[at]
     sites = pl.DataFrame(

@@ -16,6 +16,7 @@ from mrpipe.delimited import UNREADABLE
 from mrpipe.errors import DataError, Fault
 from mrpipe.genetics.packing import MISSING
 
+_FIXED = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT")
 _GENOTYPES = np.array(["0/0", "0/1", "1/1", "./."])
 
 
@@ -69,32 +70,26 @@ def read_vcf(path: Path) -> VcfGenotypes:
     """
     try:
         skip = 0
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as handle:
-            while (line := handle.readline()).startswith("##"):
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as handle:
+            while handle.readline().startswith("##"):
                 skip += 1
         frame = pl.read_csv(path, separator="\t", skip_rows=skip, infer_schema=False, quote_char=None)
-    except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        raise DataError(
-            Fault(
-                file=path.name,
-                expected="a complete VCF",
-                found=str(error).splitlines()[0],
-                fix="The file is damaged or truncated.",
-            )
-        ) from error
-    if not line.startswith("#CHROM") or frame.width < 10 or not frame["FORMAT"].str.starts_with("GT").all():
-        raise DataError(
-            Fault(file=path.name, expected="a VCF with genotypes (GT first in FORMAT)", found="another table")
+        if tuple(frame.columns[:9]) != _FIXED or not frame["FORMAT"].str.starts_with("GT").all() or frame.width < 10:
+            found = "another table"
+            raise DataError(Fault(file=path.name, expected="a VCF with genotypes (GT first in FORMAT)", found=found))
+        frame = frame.filter(pl.col("REF").str.contains("^[ACGT]$") & pl.col("ALT").str.contains("^[ACGT]$"))
+        sites = frame.select(
+            plain_chromosome(pl.col("#CHROM")).alias("chrom"),
+            pl.col("POS").cast(pl.Int64).alias("pos"),
+            pl.col("ID").alias("id"),
+            pl.col("REF").alias("ref"),
+            pl.col("ALT").alias("alt"),
+            pl.col("INFO").alias("info"),
         )
-    frame = frame.filter(pl.col("REF").str.contains("^[ACGT]$") & pl.col("ALT").str.contains("^[ACGT]$"))
-    sites = frame.select(
-        plain_chromosome(pl.col("#CHROM")).alias("chrom"),
-        pl.col("POS").cast(pl.Int64).alias("pos"),
-        pl.col("ID").alias("id"),
-        pl.col("REF").alias("ref"),
-        pl.col("ALT").alias("alt"),
-        pl.col("INFO").alias("info"),
-    )
+    except (pl.exceptions.PolarsError, *UNREADABLE) as error:
+        found, fix = str(error).splitlines()[0], "The file is damaged or truncated."
+        raise DataError(Fault(file=path.name, expected="a complete VCF", found=found, fix=fix)) from error
     samples = frame.columns[9:]
     codes = {"0/0": 0, "0/1": 1, "1/0": 1, "1/1": 2}
     called = frame.select(
@@ -108,6 +103,8 @@ def read_vcf(path: Path) -> VcfGenotypes:
     formats = frame["FORMAT"].unique()
     if len(formats) == 1 and "DS" in (keys := formats[0].split(":")):
         at = keys.index("DS")
-        ds = frame.select(pl.col(s).str.split(":").list.get(at).cast(pl.Float32, strict=False) for s in samples)
+        ds = frame.select(
+            pl.col(s).str.split(":").list.get(at, null_on_oob=True).cast(pl.Float32, strict=False) for s in samples
+        )
         dosages = np.ascontiguousarray(ds.to_numpy().T)
     return VcfGenotypes(tuple(samples), sites, np.ascontiguousarray(called.to_numpy().T), dosages)
