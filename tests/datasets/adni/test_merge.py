@@ -311,7 +311,7 @@ def test_genotypes_in_other_formats_are_listed_with_their_conversion(tmp_path: P
     errors, _, unread = checked(raw, [1])
     assert not errors
     assert {k: v.rsplit(": ", 1)[1].split()[:2] for k, v in unread.items()} == {
-        "g/*.vcf": ["plink2", "--vcf"],
+        "g/*.vcf.gz": ["plink2", "--vcf"],
         "g/x.pgen": ["plink2", "--pfile"],
         "g/y.ped": ["plink", "--file"],
         "g/z.bed.gz": ["gunzip", "FILE"],

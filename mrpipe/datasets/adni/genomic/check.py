@@ -30,18 +30,17 @@ _CONVERT = {
 def unread(raw: Path, options: AdniOptions, reference: Path | None) -> dict[str, str]:
     """Genotypes in formats that are not read: file, or pattern of several files of a folder → conversion."""
     folder = resolve(raw, options.genotypes) if options.genotypes else raw
-    found: dict[str, list[Path]] = {}
+    found: dict[str, tuple[str, list[Path]]] = {}
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         name = path.name.lower()
         form = next((f for f in _CONVERT if name.endswith((f".{f}", f".{f}.gz"))), None)
         if form and path != reference and (form != "ped" or path.with_suffix(".map").is_file()):
-            found.setdefault(f"{shown(raw, path.parent)}/*.{form}", []).append(path)
+            pattern = f"{shown(raw, path.parent)}/*{name[name.rindex(f'.{form}') :]}"
+            found.setdefault(pattern, (_CONVERT[form], []))[1].append(path)
+    text = "genotypes in a format that is not read yet; merge files of single chromosomes and convert them: "
     return {
-        (
-            shown(raw, paths[0]) if len(paths) == 1 else where
-        ): "genotypes in a format that is not read yet; merge files of "
-        f"single chromosomes and convert them: {_CONVERT[where.rsplit('*.', 1)[1]]}"
-        for where, paths in found.items()
+        shown(raw, paths[0]) if len(paths) == 1 else pattern: text + convert
+        for pattern, (convert, paths) in found.items()
     }
 
 

@@ -20,6 +20,7 @@ from mrpipe.datasets.adni.genomic.merge import Panel, batches, merged_rows, miss
 from mrpipe.datasets.adni.genomic.plink import RECODE, PlinkSet
 from mrpipe.datasets.adni.genomic.qc import QualityControl, quality_control
 from mrpipe.datasets.adni.genomic.strand import (
+    LETTERS,
     NO_ALLELE,
     OTHER_ALLELE,
     KnownSnps,
@@ -37,7 +38,6 @@ from mrpipe.schema import DICTIONARY_SCHEMA, TRIED_SCHEMA, Features, Modality
 
 BIT = 1
 DESCRIPTION = "genotypes at the SNPs of all chips that pass quality control, copies of the counted allele"
-LETTERS = np.array(["A", "C", "G", "T"])
 # Two records of one participant must agree at least at this fraction of SNPs.
 MIN_CONCORDANCE = 0.9
 TOO_FEW_CALLS = "too many missing calls in every PLINK set (mind)"
@@ -237,16 +237,12 @@ def choose_people(
     chosen: list[tuple[int, int] | None] = []
     repeated = 0
     for rid in rids:
-        copies = sorted(calls_of.get(rid, []))
-        place = (copies[0][1], copies[0][2]) if copies else None
-        if len(copies) > 1:
-            repeated += 1
-            assert place is not None
-            for _, s, person in copies[1:]:
-                if concordance(panels[place[0]], place[1], panels[s], person) < MIN_CONCORDANCE:
-                    excluded[rid] = DISCORDANT
-                    place = None
-                    break
+        copies = [(s, person) for _, s, person in sorted(calls_of.get(rid, []))]
+        place = copies[0] if copies else None
+        repeated += len(copies) > 1
+        for s, person in copies[1:]:
+            if concordance(panels[copies[0][0]], copies[0][1], panels[s], person) < MIN_CONCORDANCE:
+                excluded[rid], place = DISCORDANT, None
         chosen.append(place)
     return chosen, repeated, {r: why for r, why in excluded.items() if r not in calls_of or why == DISCORDANT}
 
@@ -294,12 +290,8 @@ def assemble(
         Panel(p.plink, p.row, p.swap, places[places[:, 0] == s, 1], np.flatnonzero(places[:, 0] == s))
         for s, p in enumerate(panels)
     ]
-    flow.add(
-        "store",
-        f"{options.merge} of {len(sets)} sets; {repeated} people in several sets, {len(excluded)} excluded",
-        len(places),
-        len(identity),
-    )
+    step = f"{options.merge} of {len(sets)} sets; {repeated} people in several sets, {len(excluded)} excluded"
+    flow.add("store", step, len(places), len(identity))
     return sets, identity, panels, tried, flow
 
 

@@ -25,6 +25,7 @@ AMBIGUOUS_MAF = 0.4
 MAX_DIFFERENCE = 0.2
 # A 0, C 1, G 2, T 3, so that 3 − x is the complement; 4 is PLINK's `0` (monomorphic SNP), 5 anything else.
 NO_ALLELE, OTHER_ALLELE = 4, 5
+LETTERS = np.array(["A", "C", "G", "T", "0"])
 
 
 def allele_codes(alleles: Sequence[str] | NDArray[np.str_] | pl.Series) -> NDArray[np.int8]:

@@ -40,17 +40,9 @@ class VcfGenotypes:
 def write_vcf(path: Path, samples: Sequence[str], sites: pl.DataFrame, calls: NDArray[np.uint8]) -> None:
     """Write unphased genotypes as .vcf.gz: sorted sites `chrom, pos, id, ref, alt` and calls (n, S), copies of ALT."""
     columns = [pl.Series(s, _GENOTYPES[calls[i]]) for i, s in enumerate(samples)]
-    fixed = sites.select(
-        pl.col("chrom").alias("#CHROM"),
-        pl.col("pos").alias("POS"),
-        pl.col("id").alias("ID"),
-        pl.col("ref").alias("REF"),
-        pl.col("alt").alias("ALT"),
-        pl.lit(".").alias("QUAL"),
-        pl.lit("PASS").alias("FILTER"),
-        pl.lit(".").alias("INFO"),
-        pl.lit("GT").alias("FORMAT"),
-    )
+    constants = {"QUAL": ".", "FILTER": "PASS", "INFO": ".", "FORMAT": "GT"}
+    fixed = sites.select(**dict(zip(_FIXED, ("chrom", "pos", "id", "ref", "alt"), strict=False)))
+    fixed = fixed.with_columns(pl.lit(v).alias(k) for k, v in constants.items())
     head = "##fileformat=VCFv4.2\n"
     head += "".join(f"##contig=<ID={c}>\n" for c in sites["chrom"].unique(maintain_order=True))
     head += '##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">\n'
@@ -79,14 +71,8 @@ def read_vcf(path: Path) -> VcfGenotypes:
             found = "another table"
             raise DataError(Fault(file=path.name, expected="a VCF with genotypes (GT first in FORMAT)", found=found))
         frame = frame.filter(pl.col("REF").str.contains("^[ACGT]$") & pl.col("ALT").str.contains("^[ACGT]$"))
-        sites = frame.select(
-            plain_chromosome(pl.col("#CHROM")).alias("chrom"),
-            pl.col("POS").cast(pl.Int64).alias("pos"),
-            pl.col("ID").alias("id"),
-            pl.col("REF").alias("ref"),
-            pl.col("ALT").alias("alt"),
-            pl.col("INFO").alias("info"),
-        )
+        sites = frame.select("#CHROM", "POS", "ID", "REF", "ALT", "INFO").rename(lambda c: c.strip("#").lower())
+        sites = sites.with_columns(plain_chromosome(pl.col("chrom")), pl.col("pos").cast(pl.Int64))
     except (pl.exceptions.PolarsError, *UNREADABLE) as error:
         found, fix = str(error).splitlines()[0], "The file is damaged or truncated."
         raise DataError(Fault(file=path.name, expected="a complete VCF", found=found, fix=fix)) from error
