@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 
@@ -12,8 +14,8 @@ from mrpipe.datasets.adni.export import AdniExport, table_files
 from mrpipe.datasets.adni.forms.biospecimen import apoe_alleles, biospecimen_features, requested
 from mrpipe.datasets.adni.forms.clinical import clinical_features
 from mrpipe.datasets.adni.forms.medications import is_dementia_drug
-from mrpipe.datasets.adni.genomic.inputs import find_beds, open_inputs, shown
-from mrpipe.datasets.adni.genomic.strand import read_reference
+from mrpipe.datasets.adni.genomic.check import check_genotypes
+from mrpipe.datasets.adni.genomic.inputs import find_beds, rids_of, shown
 from mrpipe.datasets.adni.image.plan import check_images, has_images
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.tables import (
@@ -29,9 +31,9 @@ from mrpipe.datasets.adni.tables import (
     ROSTER,
 )
 from mrpipe.errors import DataError, FaultCollector
-from mrpipe.raw import sha256
 from mrpipe.schema import Checked
 
+T = TypeVar("T")
 _OPTIONAL = {
     BATEMAN: ("plasma Aβ42/40", "plasma_abeta=true"),
     NFL: ("plasma neurofilament light", "plasma_nfl=true"),
@@ -75,61 +77,50 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
             faults.add(table.absent())
         if path is not None:
             files.append(path)
-    observed: dict[str, pl.Series] = {}
-    for step in (lambda: apoe_alleles(export), lambda: observed.update(_observed(raw, export, options))):
-        try:
-            step()
-        except DataError as error:
-            # A table that is absent or invalid is an error of each step that reads it.
-            faults.faults += [f for f in error.faults if f not in faults.faults]
+    _attempt(faults, lambda: apoe_alleles(export))
+    samples = _attempt(faults, lambda: build_cohort(raw, options, export).samples)
+    observed = (None if samples is None else _attempt(faults, lambda: _observed(samples, export, options))) or {}
     notes = list(dict.fromkeys([*export.notes, *_notes(export, options)]))
     groups: dict[str, tuple[Path, ...]] = {}
     modalities = present_modalities(raw, options)
-    if "genomic" in modalities:
-        try:
-            inputs = open_inputs(raw, options)
-            files += inputs.files
-            sizes = ", ".join(
-                f"{s.name} ({b}, {s.n_people} people, {len(s.bim)} SNPs)"
-                for s, b in zip(inputs.sets, inputs.builds, strict=True)
-            )
-            notes.append(f"PLINK sets: {sizes}")
-            if inputs.reference is not None:
-                read_reference(inputs.reference, options.chromosomes, shown_as=shown(raw, inputs.reference))
-            notes += [
-                f"{kind} outside the export folder: {p.name}, SHA-256 {sha256(p)[:16]}"
-                for kind, p in (
-                    ("reference", inputs.reference),
-                    ("chain file", Path(options.chain) if options.chain else None),
-                )
-                if p is not None and p.is_absolute() and not p.is_relative_to(raw)
-            ]
-        except DataError as error:
-            faults.absorb(error)
+    people = _attempt(faults, lambda: export.require(label_table)["rid"].unique())
+    inputs, found, unused = check_genotypes(raw, options, people, faults)
+    notes += found
+    files += inputs.files if inputs else ()
     if "image" in modalities:
         images = check_images(raw, options, faults)
         files += images.files
         notes += images.notes
         groups = images.groups
     faults.raise_if_any()
-    unused = _unused(raw, export, files)
+    if inputs is not None and samples is not None:
+        genotyped = pl.concat([rids_of(s.fam) for s in inputs.sets]).unique()
+        observed["genomic"] = samples.filter(pl.col("rid").is_in(genotyped.implode()))["sample_id"]
     return Checked(
         release=f"LONI {export.layout()} layout",
         files=tuple(sorted(set(files))),
         notes=tuple(notes),
         groups=groups,
         observed=observed,
-        unused=unused,
+        unused=_unused(raw, export, files) | unused,
     )
 
 
-def _observed(raw: Path, export: AdniExport, options: AdniOptions) -> dict[str, pl.Series]:
+def _attempt(faults: FaultCollector, step: Callable[[], T]) -> T | None:
+    """Result of a step, or None after adding its errors; an invalid table is an error of each step that reads it."""
+    try:
+        return step()
+    except DataError as error:
+        faults.faults += [f for f in error.faults if f not in faults.faults]
+        return None
+
+
+def _observed(samples: pl.DataFrame, export: AdniExport, options: AdniOptions) -> dict[str, pl.Series]:
     """Samples with clinical and biospecimen features; notes what the joins of the tables lose.
 
     Raises:
-        DataError: no participants remain, or a value is invalid.
+        DataError: a value is invalid.
     """
-    samples = build_cohort(raw, options, export).samples
     observed = {}
     for name, build in (("clinical", clinical_features), ("biospecimen", biospecimen_features)):
         declared, frame = build(export, samples, options)

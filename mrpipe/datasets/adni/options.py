@@ -68,20 +68,20 @@ class AdniOptions(ImageOptions):
     )
     frequency_check: bool = option(
         True,
-        "use allele frequencies to orient A/T and C/G SNPs and to drop SNPs that differ from the reference by more "
-        "than 0.2. If false, A/T and C/G SNPs are dropped and frequencies are not compared",
+        "drop SNPs whose allele frequency differs from the reference by more than 0.2, and A/T and C/G SNPs whose "
+        "minor allele frequency in the reference exceeds 0.4. If false, all A/T and C/G SNPs are dropped",
     )
     off_reference: str = option("keep", "SNPs that are not in the reference panel", choices=("keep", "drop"))
     chromosomes: tuple[str, ...] = option(tuple(str(c) for c in range(1, 23)), "chromosomes to read")
     mind: float = option(0.1, "maximum fraction of missing calls per person in a PLINK set (plink --mind)")
     geno: float = option(0.05, "maximum fraction of missing calls per SNP in a PLINK set (plink --geno)")
-    maf: float = option(0.01, "minimum minor allele frequency of a SNP in a PLINK set (plink --maf)")
+    maf: float = option(0.01, "minimum minor allele frequency of a SNP over all PLINK sets")
     hwe: float = option(
         1e-6, "minimum p-value of the exact Hardy-Weinberg test of a SNP in a PLINK set (plink --hwe). 0: no test"
     )
     merge: str = option(
-        "union",
-        "SNPs to keep when PLINK sets are merged: those in any set (calls are missing where a chip lacks the SNP), or "
-        "only those in every set",
-        choices=("union", "intersection"),
+        "intersection",
+        "SNPs to keep when PLINK sets are merged: only those in every set, or those in any set (as in the paper; "
+        "missing calls then reveal the set). A SNP that is excluded in one set is excluded in all",
+        choices=("intersection", "union"),
     )

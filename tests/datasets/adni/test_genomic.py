@@ -34,7 +34,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated export with genotypes (`raw`), and a store with every SNP (`store`)."""
     folder = tmp_path_factory.mktemp("genomic")
     simulate(DATASET, folder / "raw", {"n_subjects": 160, "n_snps": 480, "images": False, "seed": 1})
-    build(DATASET, folder / "raw", folder / "store", {"geno": 1.0, "hwe": 0.0, "maf": 0.0, "mind": 1.0})
+    build(
+        DATASET, folder / "raw", folder / "store", {"merge": "union", "geno": 1.0, "hwe": 0.0, "maf": 0.0, "mind": 1.0}
+    )
     return folder
 
 

@@ -131,6 +131,24 @@ def test_errors_for_damaged_files_name_the_file(tmp_path: Path) -> None:
             read(path)
 
 
+@pytest.mark.parametrize(("old", "new"), [("FORMAT", "FT"), ("100", "10'"), ("GT:DS", "DS:GT"), ("rs1", "rs\udce9")])
+def test_an_invalid_vcf_is_an_error(old: str, new: str, tmp_path: Path) -> None:
+    from mrpipe.datasets.adni.genomic.vcf import read_vcf
+
+    head = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\ts1\n"
+    path = tmp_path / "s.vcf"
+    # The DS of the second SNP is missing.
+    text = head + "1\t100\trs1\tA\tG\t.\t.\t.\tGT:DS\t0|1:1.0\n1\t200\trs2\tC\tT\t.\t.\t.\tGT:DS\t./.\n"
+    path.write_text(text)
+    got = read_vcf(path)
+    assert got.dosages is not None
+    assert got.dosages[0, 0] == 1
+    assert np.isnan(got.dosages[0, 1])
+    path.write_bytes(text.replace(old, new, 1).encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=r"s\.vcf"):
+        read_vcf(path)
+
+
 def test_a_set_cannot_overwrite_itself_and_is_written_atomically(tmp_path: Path) -> None:
     from mrpipe.datasets.adni.genomic.impute import impute_set
 

@@ -43,6 +43,24 @@ def test_lift_over_agrees_with_pyliftover(toy_chain: Path) -> None:
         assert ours == (tuple(answers[0][:3]) if answers else None)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("999 1000", "999 1x00", "line 1: expected the numbers of a chain"),
+        ("249250621", "99999999999999999999999", "line 1: expected the numbers of a chain"),
+        ("301\t100\t110", "301\t-100\t110", "line 2: expected the numbers of a chain"),
+        ("301\t100\t110", "301\t100", "line 2: expected the numbers of a chain"),
+        ("chr7", "chr\u00e9", "line 5: expected text in ASCII; found byte 0xc3"),
+    ],
+)
+def test_an_invalid_chain_file_is_rejected(old: str, new: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.chain"
+    text = TOY_CHAIN.replace("+ 99 1000", "+ 999 1000") if old == "999 1000" else TOY_CHAIN
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(DataError, match=expected):
+        lift.ChainFile(path)
+
+
 @pytest.mark.parametrize("keep", [10, 100, 150, 200])
 def test_a_truncated_chain_file_is_rejected(keep: int, tmp_path: Path) -> None:
     plain = tmp_path / "cut.chain"
@@ -107,23 +125,28 @@ def test_strand_and_counted_allele_follow_the_reference(
 
 
 @pytest.mark.parametrize(
-    ("f", "f_reference", "turned", "swap", "keep"),
+    ("f", "f_reference", "reason"),
     [
-        (0.2, 0.25, False, False, True),
-        (0.8, 0.25, True, True, True),
-        (0.45, 0.45, False, False, False),
-        (0.2, np.nan, False, False, False),
+        (0.2, 0.25, ""),
+        (0.45, 0.35, ""),
+        # A SNP of the other strand, which is not flipped.
+        (0.8, 0.25, "ambiguous strand"),
+        (0.55, 0.38, "ambiguous strand"),
+        # The frequency of the reference decides, not that of the set.
+        (0.25, 0.45, "ambiguous strand"),
+        (0.2, np.nan, "ambiguous strand"),
+        (np.nan, 0.2, "ambiguous strand"),
+        (0.05, 0.3, "frequency differs"),
     ],
 )
-def test_ambiguous_snps_are_oriented_by_frequency_or_dropped(
-    f: float, f_reference: float, turned: bool, swap: bool, keep: bool
-) -> None:
-    """An A/T SNP with counted allele A: if flipped, allele A of the set is T on the reference strand."""
+def test_ambiguous_snps_are_never_flipped(f: float, f_reference: float, reason: str) -> None:
     reference = reference_of((5, "A", "T", f_reference))
     got = strand.align(reference.key, strand.allele_codes(["A"]), strand.allele_codes(["T"]), np.array([f]), reference)
-    assert bool(got.keep[0]) == keep
-    if keep:
-        assert (bool(got.turned[0]), bool(got.swap[0])) == (turned, swap)
+    assert (bool(got.turned[0]), str(got.reason[0]), bool(got.keep[0])) == (False, reason, not reason)
+    exchanged = strand.align(
+        reference.key, strand.allele_codes(["T"]), strand.allele_codes(["A"]), np.array([1 - f]), reference
+    )
+    assert (str(exchanged.reason[0]), bool(exchanged.swap[0])) == (reason, True)
 
 
 def test_ambiguous_snps_are_dropped_if_frequencies_are_not_used() -> None:

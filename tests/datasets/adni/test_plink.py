@@ -84,11 +84,11 @@ def test_repacking_and_counts_of_the_store_encoding() -> None:
         ),
         (
             lambda p: p.with_suffix(".fam").write_text("0 i0 0 0 1\n"),
-            r"s\.fam, row 1: expected 6 columns .* found 5 columns",
+            r"s\.fam, line 1: expected 6 columns .* found 5 columns",
         ),
         (
             lambda p: p.with_suffix(".bim").write_text(p.with_suffix(".bim").read_text().replace("\t3000\t", "\tx\t")),
-            r"s\.bim, column 'position', row 3: expected a whole number; found 'x'",
+            r"s\.bim, column 'position', line 3: expected a whole number below 1000000000; found 'x'",
         ),
         (lambda p: p.with_suffix(".fam").write_text(""), r"s\.fam: .*found an empty file"),
     ],

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.genomic.lift import ChainFile
 from mrpipe.datasets.adni.genomic.plink import PlinkSet, bed_rows, calls, open_set, write_set
-from mrpipe.datasets.adni.genomic.strand import align, allele_codes, complement, position_keys, read_reference
+from mrpipe.datasets.adni.genomic.strand import LETTERS, align, allele_codes, complement, position_keys, read_reference
 from mrpipe.datasets.adni.genomic.vcf import VcfGenotypes, read_vcf, write_vcf
 from mrpipe.delimited import UNREADABLE
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
@@ -113,13 +113,8 @@ def plink_map(path: Path, out: Path) -> Path:
             return path
         table = pl.read_csv(path, separator="\t", infer_schema=False)
     except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        raise DataError(
-            Fault(
-                file=path.name,
-                expected="a genetic map (Beagle format, or columns pos, chr, cM)",
-                found=f"unreadable data ({error})",
-            )
-        ) from error
+        expected, found = "a genetic map (Beagle format, or columns pos, chr, cM)", f"unreadable data ({error})"
+        raise DataError(Fault(file=path.name, expected=expected, found=found)) from error
     table.select(table.columns[1], pl.lit("."), table.columns[2], table.columns[0]).write_csv(
         out, separator=" ", include_header=False
     )
@@ -153,13 +148,12 @@ def lifted_set(plink: PlinkSet, chain: ChainFile) -> tuple[PlinkSet, NDArray[np.
     """
     got = chain.lift(plink.bim["chrom"].to_numpy().astype("U8"), plink.bim["pos"].to_numpy())
     rows = np.flatnonzero(got.found)
-    letters = np.array(["A", "C", "G", "T", "0"])
     named = {}
     for column in ("a1", "a2"):
         codes = allele_codes(plink.bim[column])[rows]
-        turned = got.reversed[rows] & (codes < len(letters))
+        turned = got.reversed[rows] & (codes < len(LETTERS))
         as_written = plink.bim[column].to_numpy().astype(np.str_)[rows]
-        named[column] = np.where(turned, letters[np.where(turned, complement(codes), 0)], as_written)
+        named[column] = np.where(turned, LETTERS[np.where(turned, complement(codes), 0)], as_written)
     bim = plink.bim[rows.tolist()].with_columns(
         pl.Series("chrom", got.chromosome[rows].tolist()),
         pl.Series("pos", got.position[rows]),
@@ -209,23 +203,16 @@ def impute_set(
     at = np.flatnonzero(aligned.keep)
     at = at[np.unique(key[at], return_index=True)[1]]
     if not len(at):
-        raise DataError(
-            Fault(
-                file=bed.name,
-                expected=f"SNPs that are in {reference.name}",
-                found="none",
-                fix="Check that the set is in the build of the reference.",
-            )
-        )
-    letters = np.array(["A", "C", "G", "T"])
+        expected, fix = f"SNPs that are in {reference.name}", "Check that the set is in the build of the reference."
+        raise DataError(Fault(file=bed.name, expected=expected, found="none", fix=fix))
     rows = aligned.index[at]
     sites = pl.DataFrame(
         {
             "chrom": plink.bim["chrom"].to_numpy()[at],
             "pos": plink.bim["pos"].to_numpy()[at],
             "id": [f"s{i}" for i in at],
-            "ref": letters[known.other[rows]],
-            "alt": letters[known.counted[rows]],
+            "ref": LETTERS[known.other[rows]],
+            "alt": LETTERS[known.counted[rows]],
         }
     )
     swap = aligned.swap[at]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.genomic.lift import LENGTHS, ChainFile, chromosome_length
 from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set
+from mrpipe.datasets.adni.genomic.strand import KnownSnps
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 
@@ -58,6 +59,25 @@ def find_beds(raw: Path, options: AdniOptions) -> list[Path]:
     return sorted(folder.rglob("*.bed"), key=lambda p: (order.get(p.stem.lower(), len(order)), p.stem, str(p)))
 
 
+# IID of a participant: PTID, possibly after a number or the same PTID (as converted from VCF), in any case or padding.
+_IID = r"^(?:(.+)_)?(\d{1,3}[_-]?S[_-]?\d{1,5})$"
+
+
+def rids_of(fam: pl.DataFrame) -> pl.Series:
+    """RID of each person of a .fam (Int32), null if neither IID nor FID is a PTID.
+
+    Recognised are PTIDs (SSS_S_RRRR) in any case and padding, after a number (0_SSS_S_RRRR) or doubled.
+    """
+
+    def rid(column: str) -> pl.Expr:
+        parts = pl.col(column).str.to_uppercase().str.extract_groups(_IID).struct
+        prefix, ptid = parts.field("1"), parts.field("2")
+        known = prefix.is_null() | prefix.str.contains(r"^\d+$") | (prefix == ptid)
+        return pl.when(known).then(ptid.str.extract(r"(\d+)$").cast(pl.Int32))
+
+    return fam.select(rid=pl.coalesce(rid("iid"), rid("fid")))["rid"]
+
+
 def shown(raw: Path, path: Path) -> str:
     return path.relative_to(raw).as_posix() if path.is_relative_to(raw) else path.name
 
@@ -83,10 +103,8 @@ def _one(raw: Path, option: str, patterns: Sequence[str], kind: str, faults: Fau
         return path
     found = sorted({p for pattern in patterns for p in raw.rglob(pattern) if p.is_file()})
     if len(found) > 1:
-        names = ", ".join(shown(raw, p) for p in found)
-        faults.add(
-            Fault(file=raw.name, expected=f"one {kind}", found=names, fix="Set the intended one in the options.")
-        )
+        names, fix = ", ".join(shown(raw, p) for p in found), "Set the intended one in the options."
+        faults.add(Fault(file=raw.name, expected=f"one {kind}", found=names, fix=fix))
         return None
     return found[0] if found else None
 
@@ -97,13 +115,22 @@ def _positions_fit(plink: PlinkSet, build: str, name: str) -> Fault | None:
     for chromosome, position in longest.iter_rows():
         length = chromosome_length(build, chromosome)
         if length is not None and position > length:
-            return Fault(
-                file=f"{name}.bim",
-                column="position",
-                expected=f"positions in {build}, where chromosome {chromosome} ends at {length}",
-                found=f"position {position}",
-                fix="Set the build of this set with the option source_builds.",
-            )
+            expected = f"positions in {build}, where chromosome {chromosome} ends at {length}"
+            found, fix = f"position {position}", "Set the build of this set with the option source_builds."
+            return Fault(file=f"{name}.bim", column="position", expected=expected, found=found, fix=fix)
+    return None
+
+
+def _alleles_are_nucleotides(plink: PlinkSet, name: str) -> Fault | None:
+    """Return an error if a tenth of the SNPs has alleles of another coding."""
+    for letters, coding, fix in (
+        ("1234", "1, 2, 3 and 4", "Recode them with plink --alleleACGT --make-bed."),
+        ("B", "A and B (Illumina)", "Recode them with plink --update-alleles and the table of the chip."),
+    ):
+        share = plink.bim.select(pl.any_horizontal(pl.col("a1", "a2").is_in(list(letters)))).to_series().mean()
+        if isinstance(share, float) and share > 0.1:
+            found = f"alleles {coding} in {share:.0%} of the SNPs"
+            return Fault(file=f"{name}.bim", column="a1", expected="alleles A, C, G and T", found=found, fix=fix)
     return None
 
 
@@ -116,14 +143,8 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
     faults = FaultCollector()
     beds = find_beds(raw, options)
     if not beds:
-        faults.add(
-            Fault(
-                file=options.genotypes or raw.name,
-                expected="PLINK sets (.bed, .bim, .fam)",
-                found="none",
-                fix=f"Download them from LONI: {MENU}.",
-            )
-        )
+        where, fix = options.genotypes or raw.name, f"Download them from LONI: {MENU}."
+        faults.add(Fault(file=where, expected="PLINK sets (.bed, .bim, .fam)", found="none", fix=fix))
     sets: list[PlinkSet] = []
     builds: list[str] = []
     for bed in beds:
@@ -138,14 +159,15 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
                 Fault(file=shown(raw, bed), expected="a genome build in source_builds", found="no matching pattern")
             )
             continue
-        faults.add(_positions_fit(plink, build, shown(raw, bed).removesuffix(".bed")))
+        name = shown(raw, bed).removesuffix(".bed")
+        faults.add(_positions_fit(plink, build, name))
+        faults.add(_alleles_are_nucleotides(plink, name))
         sets.append(plink)
         builds.append(build)
     names = [p.stem for p in beds]
     for name in sorted({n for n in names if names.count(n) > 1}):
-        faults.add(
-            Fault(file=f"{name}.bed", expected="one set with this name", found="several", fix="Remove the copies.")
-        )
+        fix = "Remove the copies."
+        faults.add(Fault(file=f"{name}.bed", expected="one set with this name", found="several", fix=fix))
     other = sorted({b for b in builds if b != options.target_build})
     chain_path = (
         _one(raw, options.chain, ("*.chain", "*.chain.gz"), "chain file", faults) if other or options.chain else None
@@ -157,36 +179,20 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
         except DataError as error:
             faults.absorb(error)
     elif other and not faults.faults:
-        names_to_lift = ", ".join(p.name for p, b in zip(sets, builds, strict=True) if b != options.target_build)
-        faults.add(
-            Fault(
-                file=raw.name,
-                expected=f"a chain file from {other[0]} to {options.target_build} for {names_to_lift}",
-                found="none",
-                fix=f"Download it from {CHAIN_SOURCE} into the export, or set the option chain.",
-            )
-        )
+        lift = ", ".join(p.name for p, b in zip(sets, builds, strict=True) if b != options.target_build)
+        expected = f"a chain file from {other[0]} to {options.target_build} for {lift}"
+        fix = f"Download it from {CHAIN_SOURCE} into the export, or set the option chain."
+        faults.add(Fault(file=raw.name, expected=expected, found="none", fix=fix))
     if chain is not None and other:
         required = (other[0], options.target_build)
         if len(other) > 1:
-            faults.add(
-                Fault(
-                    file=chain.shown_as,
-                    expected="one build other than the target build",
-                    found=", ".join(other),
-                    fix="Lift over the remaining sets beforehand.",
-                )
-            )
+            expected, fix = "one build other than the target build", "Lift over the remaining sets beforehand."
+            faults.add(Fault(file=chain.shown_as, expected=expected, found=", ".join(other), fix=fix))
         elif any(b is not None and b != r for b, r in zip(chain.builds(), required, strict=True)):
-            found = " to ".join(b or "unknown" for b in chain.builds())
-            faults.add(
-                Fault(
-                    file=chain.shown_as,
-                    expected=f"a chain from {required[0]} to {required[1]}",
-                    found=f"{found} (by chromosome lengths)",
-                    fix=f"Use {required[0]}To{required[1].capitalize()} from {CHAIN_SOURCE}, or correct source_builds.",
-                )
-            )
+            found = f"{' to '.join(b or 'unknown' for b in chain.builds())} (by chromosome lengths)"
+            fix = f"Use {required[0]}To{required[1].capitalize()} from {CHAIN_SOURCE}, or correct source_builds."
+            expected = f"a chain from {required[0]} to {required[1]}"
+            faults.add(Fault(file=chain.shown_as, expected=expected, found=found, fix=fix))
     reference = _one(
         raw, options.reference, ("*.legend", "*.legend.gz", "*sites*.vcf", "*sites*.vcf.gz"), "reference", faults
     )
@@ -197,35 +203,39 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
     return GenomicInputs(tuple(sets), tuple(builds), chain, reference, files)
 
 
-def require_same_build(
+def require_consistent(
     name: str,
     ids: NDArray[np.str_],
     key: NDArray[np.int64],
-    known_ids: NDArray[np.str_],
-    known_key: NDArray[np.int64],
-    source: str,
-    *,
-    least: int = 50,
-    agree: float = 0.5,
-) -> tuple[int, int]:
-    """Check that rs numbers shared by two tables have the same positions; returns (number shared, number that agree).
+    frequency: NDArray[np.float64],
+    known: KnownSnps,
+    index: NDArray[np.int64],
+) -> None:
+    """Check that the positions and allele frequencies of a set resemble those of the reference or preceding sets.
+
+    Args:
+        ids, key, frequency: (n,) names, positions (`position_keys`) and frequencies of the counted alleles of the set.
+        index: (n,) rows in `known`, −1 if absent.
 
     Raises:
-        DataError: at least `least` rs numbers are shared and fewer than a fraction `agree` of them agree, so one of
-            the tables is in another build.
+        DataError: of at least 50 shared SNPs, fewer than half of the rs numbers have the same position, so that one of
+            the tables is in another build, or the frequencies are on average closer to those of the other allele.
     """
     a = pl.DataFrame({"id": ids, "key": key}).filter(pl.col("id").str.starts_with("rs")).unique("id", keep="none")
-    b = pl.DataFrame({"id": known_ids, "known": known_key}).unique("id", keep="none")
+    b = pl.DataFrame({"id": known.name, "known": known.key}).unique("id", keep="none")
     joined = a.join(b, on="id", how="inner")
     same = int((joined["key"] == joined["known"]).sum())
-    if len(joined) >= least and same < agree * len(joined):
-        raise DataError(
-            Fault(
-                file=f"{name}.bim",
-                column="position",
-                expected=f"the same positions as {source} for shared rs numbers",
-                found=f"{same} of {len(joined)} agree",
-                fix="Check source_builds for this set and the build of the reference panel.",
-            )
+    if len(joined) >= 50 and same < 0.5 * len(joined):
+        expected = "the same positions as the reference and the preceding sets for shared rs numbers"
+        found, fix = (
+            f"{same} of {len(joined)} agree",
+            "Check source_builds for this set and the build of the reference.",
         )
-    return len(joined), same
+        raise DataError(Fault(file=f"{name}.bim", column="position", expected=expected, found=found, fix=fix))
+    theirs = np.append(known.frequency, np.nan)[index]
+    f, theirs = frequency[np.isfinite(theirs)], theirs[np.isfinite(theirs)]
+    if len(f) >= 50 and np.abs(f - theirs).mean() > np.abs(1 - f - theirs).mean():
+        expected = "alleles with about the frequencies of the reference and the preceding sets"
+        found = f"on average those of the other allele ({len(f)} SNPs)"
+        fix = "The reference gives the frequency of REF, or its alleles or those of the set are exchanged."
+        raise DataError(Fault(file=f"{name}.bim", column="a1", expected=expected, found=found, fix=fix))

@@ -11,88 +11,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault
 
-# Autosome lengths, used to identify genome builds.
-LENGTHS: dict[str, tuple[int, ...]] = {
-    "hg18": (
-        247249719,
-        242951149,
-        199501827,
-        191273063,
-        180857866,
-        170899992,
-        158821424,
-        146274826,
-        140273252,
-        135374737,
-        134452384,
-        132349534,
-        114142980,
-        106368585,
-        100338915,
-        88827254,
-        78774742,
-        76117153,
-        63811651,
-        62435964,
-        46944323,
-        49691432,
-    ),
-    "hg19": (
-        249250621,
-        243199373,
-        198022430,
-        191154276,
-        180915260,
-        171115067,
-        159138663,
-        146364022,
-        141213431,
-        135534747,
-        135006516,
-        133851895,
-        115169878,
-        107349540,
-        102531392,
-        90354753,
-        81195210,
-        78077248,
-        59128983,
-        63025520,
-        48129895,
-        51304566,
-    ),
-    "hg38": (
-        248956422,
-        242193529,
-        198295559,
-        190214555,
-        181538259,
-        170805979,
-        159345973,
-        145138636,
-        138394717,
-        133797422,
-        135086622,
-        133275309,
-        114364328,
-        107043718,
-        101991189,
-        90338345,
-        83257441,
-        80373285,
-        58617616,
-        64444167,
-        46709983,
-        50818468,
-    ),
+# Lengths of chromosomes 1 to 22, used to identify genome builds.
+_LENGTHS = {
+    "hg18": "247249719 242951149 199501827 191273063 180857866 170899992 158821424 146274826 "
+    "140273252 135374737 134452384 132349534 114142980 106368585 100338915 88827254 "
+    "78774742 76117153 63811651 62435964 46944323 49691432",
+    "hg19": "249250621 243199373 198022430 191154276 180915260 171115067 159138663 146364022 "
+    "141213431 135534747 135006516 133851895 115169878 107349540 102531392 90354753 "
+    "81195210 78077248 59128983 63025520 48129895 51304566",
+    "hg38": "248956422 242193529 198295559 190214555 181538259 170805979 159345973 145138636 "
+    "138394717 133797422 135086622 133275309 114364328 107043718 101991189 90338345 "
+    "83257441 80373285 58617616 64444167 46709983 50818468",
 }
+LENGTHS = {build: tuple(int(n) for n in lengths.split()) for build, lengths in _LENGTHS.items()}
 
 
 def chromosome_length(build: str, chromosome: str) -> int | None:
     """Length of an autosome in base pairs; None for other chromosomes."""
-    return LENGTHS[build][int(chromosome) - 1] if chromosome.isdigit() and 1 <= int(chromosome) <= 22 else None
+    return LENGTHS[build][int(chromosome) - 1] if chromosome.isdecimal() and 1 <= int(chromosome) <= 22 else None
 
 
 def _plain(name: str) -> str:
@@ -140,12 +79,12 @@ class ChainFile:
             text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(self._fault("a complete chain file", f"unreadable data ({error})")) from error
-        self._parse(text.decode("ascii", errors="replace").splitlines())
+        self._parse(decode(text, shown_as=self.shown_as, encoding="ascii")[0].splitlines())
 
-    def _fault(self, expected: str, found: str, row: int | None = None) -> Fault:
+    def _fault(self, expected: str, found: str, line: int | None = None) -> Fault:
         return Fault(
             file=self.shown_as,
-            row=row,
+            line=line,
             expected=expected,
             found=found,
             fix="Download it again, for example hg18ToHg19.over.chain.gz from UCSC goldenPath.",
@@ -165,21 +104,24 @@ class ChainFile:
                     if head:
                         raise DataError(self._fault("the last block of the chain", "the header of another", number))
                     head, blocks = fields, []
-                    source, target = int(fields[5]), int(fields[10])
+                    # Numbers that do not fit into 64 bits raise an OverflowError.
+                    source, target, *_ = np.array([fields[k] for k in (5, 10, 6, 11, 3, 8)], dtype=np.int64).tolist()
                     continue
                 if not head:
                     raise DataError(self._fault("a chain header", repr(line[:40]), number))
-                size = int(fields[0])
+                size, *gaps = (int(f) for f in fields)
+                if size <= 0 or min(gaps, default=0) < 0 or len(gaps) not in (0, 2):
+                    raise ValueError("a block without length, or overlapping blocks")
                 blocks.append((source, size, target))
-                if len(fields) == 3:
-                    source, target = source + size + int(fields[1]), target + size + int(fields[2])
+                if gaps:
+                    source, target = source + size + gaps[0], target + size + gaps[1]
                     continue
                 if source + size != int(head[6]) or target + size != int(head[11]):
                     raise DataError(self._fault(f"blocks ending at {head[6]}", f"an end at {source + size}", number))
-            except (ValueError, IndexError) as error:
+                self._add(head, blocks)
+                head = []
+            except (ValueError, IndexError, OverflowError) as error:
                 raise DataError(self._fault("the numbers of a chain", repr(line[:40]), number)) from error
-            self._add(head, blocks)
-            head = []
         if head or not self._chains:
             raise DataError(self._fault("chains that end with a last block", "a truncated file", number or None))
 
@@ -195,8 +137,8 @@ class ChainFile:
         """Source and target build, identified by the autosome lengths in the headers; None if unknown."""
 
         def known(sizes: dict[str, int]) -> str | None:
-            for build, lengths in LENGTHS.items():
-                if any(c.isdigit() and int(c) <= 22 and lengths[int(c) - 1] == n for c, n in sizes.items()):
+            for build in LENGTHS:
+                if any(chromosome_length(build, c) == n for c, n in sizes.items()):
                     return build
             return None
 

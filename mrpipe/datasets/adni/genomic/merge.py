@@ -12,10 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from mrpipe.datasets.adni.genomic.plink import BLOCK_SNPS, RECODE, PlinkSet
+from mrpipe.genetics.packing import call_counts
 
 _MISSING_BYTE = 0xFF
+# AUROC of missing calls for the PLINK set above which the description of the modality contains a warning.
+SET_AUROC = 0.8
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,38 @@ def merged_rows(panels: Sequence[Panel], n_people: int, n_snps: int) -> NDArray[
             packed = transpose_packed(block)
             out[panel.target, start // 4 : start // 4 + packed.shape[1]] = packed[panel.people]
     return out
+
+
+def missing_calls(
+    packed: NDArray[np.uint8], n_snps: int, panels: list[Panel], phase: NDArray[np.str_], merge: str
+) -> str:
+    """Rate of missing calls by set and phase; a warning if missing calls identify the set (AUROC above SET_AUROC).
+
+    Args:
+        packed: (people, bytes) merged calls.
+        panels: sets, with the rows of their people in `packed`.
+        phase: (people,) phase of each person.
+    """
+    missing = packed & (packed >> np.uint8(1)) & np.uint8(0x55)
+    rate = (np.bitwise_count(missing).sum(axis=1, dtype=np.int64) - -n_snps % 4) / n_snps
+    every, order = call_counts(packed, n_snps)[3], rankdata(rate)
+    parts: list[str] = []
+    highest, where = 0.0, ""
+    for p in panels:
+        n, n_rest = len(p.target), len(packed) - len(p.target)
+        if n:
+            parts.append(f"{p.plink.name} {rate[p.target].mean():.1%}")
+        if n and n_rest:
+            by_rate = (order[p.target].sum() - n * (n + 1) / 2) / (n * n_rest)
+            gaps = call_counts(packed[p.target], n_snps)[3]
+            by_gap = 0.5 + np.abs(gaps / n - (every - gaps) / n_rest).max() / 2
+            highest, where = max((highest, where), (max(by_rate, 1 - by_rate, by_gap), p.plink.name))
+    parts += [f"{name} {rate[phase == name].mean():.1%}" for name in np.unique(phase)]
+    text = f"Missing calls: {', '.join(parts)}"
+    if highest > SET_AUROC:
+        text += f". WARNING: missing calls identify the set {where} (AUROC {highest:.2f})"
+        text += "; use merge=intersection" if merge == "union" else ""
+    return text
 
 
 def batches(

@@ -14,42 +14,34 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.errors import Fault, FaultCollector
+from mrpipe.delimited import decode
+from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.store.parquet import replacing
 
 MAGIC = b"\x6c\x1b\x01"
 BLOCK_SNPS = 4096
+# Longer than any chromosome; positions are encoded together with the chromosome.
+POSITION_LIMIT = 10**9
 _CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT"}
 
 
 def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, shown_as: str) -> pl.DataFrame | None:
     """Read whitespace-separated columns as strings. None, and an error, if a line has the wrong number of columns."""
-    text = (
-        pl.read_csv(
-            path,
-            has_header=False,
-            separator="\x01",
-            quote_char=None,
-            infer_schema=False,
-            new_columns=["line"],
-            encoding="utf8-lossy",
-        )
-        if path.stat().st_size
-        else pl.DataFrame({"line": []}, schema={"line": pl.String})
+    try:
+        text, _ = decode(path.read_bytes(), shown_as=shown_as, encoding="utf-8")
+    except DataError as error:
+        faults.absorb(error)
+        return None
+    lines = pl.DataFrame({"line": text.removeprefix("\ufeff").rstrip().split("\n") if text.strip() else []})
+    parts = lines.select(pl.col("line").cast(pl.String).str.extract_all(r"\S+").alias("p")).with_row_index(
+        "row", offset=1
     )
-    parts = text.select(pl.col("line").str.extract_all(r"\S+").alias("p")).with_row_index("row", offset=1)
     wrong = parts.filter(pl.col("p").list.len() != len(names))
     if len(wrong) or parts.is_empty():
-        found = f"{len(wrong['p'][0])} columns" if len(wrong) else "an empty file"
-        faults.add(
-            Fault(
-                file=shown_as,
-                row=int(wrong["row"][0]) if len(wrong) else None,
-                expected=f"{len(names)} columns ({', '.join(names)})",
-                found=found,
-                fix="The file is damaged or truncated. Download it again.",
-            )
-        )
+        expected = f"{len(names)} columns ({', '.join(names)})"
+        found, line = (f"{len(wrong['p'][0])} columns", int(wrong["row"][0])) if len(wrong) else ("an empty file", None)
+        fix = "The file is damaged or truncated. Download it again."
+        faults.add(Fault(file=shown_as, line=line, expected=expected, found=found, fix=fix))
         return None
     return parts.select(pl.col("p").list.get(i).alias(n) for i, n in enumerate(names))
 
@@ -122,14 +114,8 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
         path = bed.with_suffix(f".{suffix}")
         name = shown.removesuffix(".bed") + f".{suffix}"
         if not path.is_file():
-            faults.add(
-                Fault(
-                    file=name,
-                    expected=f"the .{suffix} file of {bed.name}",
-                    found="no such file",
-                    fix="A PLINK set consists of a .bed, a .bim and a .fam file with the same name.",
-                )
-            )
+            fix = "A PLINK set consists of a .bed, a .bim and a .fam file with the same name."
+            faults.add(Fault(file=name, expected=f"the .{suffix} file of {bed.name}", found="no such file", fix=fix))
         else:
             tables[suffix] = _whitespace_table(path, names, faults, name)
     faults.raise_if_any()
@@ -142,50 +128,27 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
         pl.col("pos").cast(pl.Int64, strict=False),
         pl.col("a1", "a2").str.to_uppercase(),
     )
-    wrong = typed.with_row_index("row", offset=1).filter(pl.col("pos").is_null())
+    wrong = typed.with_row_index("row", offset=1).filter(pl.col("pos").is_null() | (pl.col("pos") >= POSITION_LIMIT))
     if len(wrong):
-        row = int(wrong["row"][0])
-        faults.add(
-            Fault(
-                file=shown.removesuffix(".bed") + ".bim",
-                column="position",
-                row=row,
-                expected="a whole number",
-                found=repr(bim["pos"][row - 1]),
-            )
-        )
+        row, name = int(wrong["row"][0]), shown.removesuffix(".bed") + ".bim"
+        expected = f"a whole number below {POSITION_LIMIT}"
+        faults.add(Fault(file=name, column="position", line=row, expected=expected, found=repr(bim["pos"][row - 1])))
     with bed.open("rb") as handle:
         head = handle.read(3)
     n_bytes = 3 + len(bim) * -(-len(fam) // 4)
     size = bed.stat().st_size
     if head[:2] != MAGIC[:2]:
-        faults.add(
-            Fault(
-                file=shown,
-                expected="a PLINK .bed (bytes 6c 1b)",
-                found=f"bytes {head[:2].hex(' ') or 'none'}",
-                fix="The file is damaged or not a .bed file. Download it again.",
-            )
-        )
+        expected, found = "a PLINK .bed (bytes 6c 1b)", f"bytes {head[:2].hex(' ') or 'none'}"
+        fix = "The file is damaged or not a .bed file. Download it again."
+        faults.add(Fault(file=shown, expected=expected, found=found, fix=fix))
     elif head[2:] != MAGIC[2:]:
-        faults.add(
-            Fault(
-                file=shown,
-                expected="SNP-major order (third byte 01)",
-                found=f"{head[2:].hex() or 'nothing'}",
-                fix="Convert it with plink --make-bed.",
-            )
-        )
+        expected, fix = "SNP-major order (third byte 01)", "Convert it with plink --make-bed."
+        faults.add(Fault(file=shown, expected=expected, found=head[2:].hex() or "nothing", fix=fix))
     elif size != n_bytes:
-        faults.add(
-            Fault(
-                file=shown,
-                expected=f"{n_bytes} bytes for {len(fam)} people and {len(bim)} SNPs",
-                found=f"{size} bytes",
-                fix="The download is truncated, or the .bim or .fam belongs to another .bed (for example, a .bim that "
-                "was filtered without its .bed).",
-            )
-        )
+        expected = f"{n_bytes} bytes for {len(fam)} people and {len(bim)} SNPs"
+        fix = "The download is truncated, or the .bim or .fam belongs to another .bed (for example, a .bim that was "
+        fix += "filtered without its .bed)."
+        faults.add(Fault(file=shown, expected=expected, found=f"{size} bytes", fix=fix))
     faults.raise_if_any()
     return PlinkSet(bed.stem, bed, fam.select("fid", "iid", "father", "mother", "sex"), typed)
 

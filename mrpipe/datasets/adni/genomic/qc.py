@@ -1,7 +1,8 @@
 """Quality control of one PLINK set, equivalent to plink's --mind, --geno, --hwe and --maf in this order.
 
-These filters assess the genotyping chip, so they use everyone in the set and no labels. Pruning and imputation are
-fitted on training participants (`mrpipe.transforms.genotypes`).
+These filters assess the genotyping chip, so they use everyone in the set and no labels. The reader applies the minor
+allele frequency to all sets together. Pruning and imputation are fitted on training participants
+(`mrpipe.transforms.genotypes`).
 """
 
 from __future__ import annotations
@@ -114,5 +115,6 @@ def quality_control(
         frequency = (2 * counts[0] + counts[1]) / (2 * called)
     minor = np.minimum(frequency, 1 - frequency)
     keep &= (minor >= maf) & (minor > 0) if maf > 0 else called > 0
-    steps.append((f"maf {maf:g}", n_people, int(keep.sum())))
+    if maf > 0:
+        steps.append((f"maf {maf:g}", n_people, int(keep.sum())))
     return QualityControl(people, snps[keep], frequency[keep], counts[3, keep], missing, tuple(steps))

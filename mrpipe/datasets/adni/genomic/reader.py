@@ -1,8 +1,9 @@
 """Modality `genomic`: merge the PLINK sets of several ADNI phases into one packed genotype per participant.
 
 Each set passes quality control, lift-over to the target build, and alignment of strand and counted allele to the
-reference. Duplicate SNPs and people are then resolved and the sets merged (union or intersection). The store keeps
-every SNP that passes; LD pruning and imputation are fitted on training participants (`mrpipe.transforms.genotypes`).
+reference. Duplicate SNPs and people are then resolved and the sets merged (intersection or union). A SNP that is
+excluded in one set is excluded in all, because its missing calls would identify the set. The store keeps every SNP that
+passes; LD pruning and imputation are fitted on training participants (`mrpipe.transforms.genotypes`).
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.genomic.inputs import GenomicInputs, open_inputs, require_same_build
-from mrpipe.datasets.adni.genomic.merge import Panel, batches, merged_rows
+from mrpipe.datasets.adni.genomic.inputs import GenomicInputs, open_inputs, require_consistent, rids_of
+from mrpipe.datasets.adni.genomic.merge import Panel, batches, merged_rows, missing_calls
 from mrpipe.datasets.adni.genomic.plink import RECODE, PlinkSet
 from mrpipe.datasets.adni.genomic.qc import QualityControl, quality_control
 from mrpipe.datasets.adni.genomic.strand import (
+    LETTERS,
     NO_ALLELE,
     OTHER_ALLELE,
     KnownSnps,
     align,
     allele_codes,
     complement,
+    palindromic,
     position_keys,
     read_reference,
 )
@@ -35,12 +38,10 @@ from mrpipe.schema import DICTIONARY_SCHEMA, TRIED_SCHEMA, Features, Modality
 
 BIT = 1
 DESCRIPTION = "genotypes at the SNPs of all chips that pass quality control, copies of the counted allele"
-LETTERS = np.array(["A", "C", "G", "T"])
 # Two records of one participant must agree at least at this fraction of SNPs.
 MIN_CONCORDANCE = 0.9
-TOO_FEW_CALLS = "too many calls of the person are missing in every set (mind)"
-DISCORDANT = f"two records of the participant agree at fewer than {MIN_CONCORDANCE:.0%} of the SNPs"
-PTID_PARTS = r"^\d{3}_S_(\d{4,5})$"
+TOO_FEW_CALLS = "too many missing calls in every PLINK set (mind)"
+DISCORDANT = f"records of the participant agree at fewer than {MIN_CONCORDANCE:.0%} of the SNPs"
 
 
 @dataclass
@@ -51,10 +52,6 @@ class Flow:
 
     def add(self, name: str, step: str, people: int, snps: int) -> None:
         self.rows.append((name, step, people, snps))
-
-    def frame(self) -> pl.DataFrame:
-        schema = {"set": pl.String, "step": pl.String, "people": pl.Int64, "snps": pl.Int64}
-        return pl.DataFrame(self.rows, schema=schema, orient="row")
 
     def summary(self) -> str:
         """Summarise people and SNPs of each set before the first and after the last step in one line."""
@@ -71,9 +68,12 @@ class PreparedSet:
 
     Attributes:
         snp: (k,) rows of the .bed.
-        identity: (k,) position, counted and other allele encoded as one integer that increases with position.
+        identity: (k,) ascending: position, counted and other allele encoded as one integer.
         swap: (k,) whether the counted allele is the set's A2.
-        missing: (k,) number of people without a call.
+        called: (k,) number of people with a call.
+        copies: (k,) copies of the counted allele of these people.
+        excluded: positions (`position_keys`) at which a SNP of the set was excluded.
+        unplaced: rs numbers of SNPs without a position in the target build.
     """
 
     plink: PlinkSet
@@ -81,7 +81,10 @@ class PreparedSet:
     snp: NDArray[np.int64]
     identity: NDArray[np.int64]
     swap: NDArray[np.bool_]
-    missing: NDArray[np.int64]
+    called: NDArray[np.int64]
+    copies: NDArray[np.float64]
+    excluded: NDArray[np.int64]
+    unplaced: pl.Series
 
 
 def identity_of(key: NDArray[np.int64], counted: NDArray[np.int8], other: NDArray[np.int8]) -> NDArray[np.int64]:
@@ -89,10 +92,10 @@ def identity_of(key: NDArray[np.int64], counted: NDArray[np.int8], other: NDArra
 
 
 def _first_of(values: NDArray[np.int64], preference: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Index of one entry per distinct value: the one with the lowest preference, ties resolved to the first."""
+    """Index of one entry per distinct value, in their order: the lowest preference, ties resolved to the first."""
     order = np.lexsort((np.arange(len(values)), preference, values))
-    ordered = values[order]
-    return np.sort(order[np.r_[True, ordered[1:] != ordered[:-1]]]) if len(values) else order
+    first: NDArray[np.int64] = order[np.diff(values[order], prepend=-1) != 0]
+    return first
 
 
 def prepare_set(
@@ -105,27 +108,34 @@ def prepare_set(
     name, bim = plink.name, plink.bim
     flow.add(name, "in the set", plink.n_people, len(bim))
     a1, a2 = allele_codes(bim["a1"]), allele_codes(bim["a2"])
-    readable = (a1 < OTHER_ALLELE) & (a2 < NO_ALLELE) & (bim["pos"].to_numpy() > 0)
-    considered = np.flatnonzero(readable & bim["chrom"].is_in(list(options.chromosomes)).to_numpy())
-    qc = quality_control(plink, considered, mind=options.mind, geno=options.geno, hwe=options.hwe, maf=options.maf)
+    placed = bim["chrom"].is_in(list(options.chromosomes)).to_numpy() & (bim["pos"].to_numpy() > 0)
+    considered = np.flatnonzero(placed & (a1 < OTHER_ALLELE) & (a2 < NO_ALLELE))
+    # Minor alleles are counted over all sets after merging.
+    qc = quality_control(plink, considered, mind=options.mind, geno=options.geno, hwe=options.hwe, maf=0.0)
     for step, people, snps in qc.steps:
         flow.add(name, step, people, snps)
     n_people = int(qc.people.sum())
-    snp, frequency, missing = qc.snps, qc.frequency, qc.missing
+    # Without alleles (0 0), nobody has a call.
+    snp = np.flatnonzero(placed & (a1 < OTHER_ALLELE) & (a2 < OTHER_ALLELE))
     chromosome, position = bim["chrom"].to_numpy().astype("U8")[snp], bim["pos"].to_numpy()[snp]
     a1, a2, ids = a1[snp], a2[snp], bim["id"].to_numpy().astype(np.str_)[snp]
+    passed = np.isin(snp, qc.snps, assume_unique=True)
+    found = np.ones(len(snp), dtype=np.bool_)
     if build != options.target_build:
         assert inputs.chain is not None
         lifted = inputs.chain.lift(chromosome, position)
-        ok = lifted.found & np.isin(lifted.chromosome, options.chromosomes)
+        found = lifted.found & np.isin(lifted.chromosome, options.chromosomes)
         a1, a2 = np.where(lifted.reversed, complement(a1), a1), np.where(lifted.reversed, complement(a2), a2)
-        snp, frequency, missing, a1, a2, ids = snp[ok], frequency[ok], missing[ok], a1[ok], a2[ok], ids[ok]
-        chromosome, position = lifted.chromosome[ok], lifted.position[ok]
-        flow.add(name, f"lifted {build} to {options.target_build}", n_people, len(snp))
-    key = position_keys(chromosome, position)
-    if len(known.key):
-        require_same_build(name, ids, key, known.name, known.key, "the reference and the preceding sets")
+        chromosome, position = lifted.chromosome, lifted.position
+        flow.add(name, f"lifted {build} to {options.target_build}", n_people, int((found & passed).sum()))
+    unplaced = pl.Series(ids[~found].tolist(), dtype=pl.String)
+    present = position_keys(chromosome[found], position[found])
+    frequency, missing = qc.frequency[found[passed]], qc.missing[found[passed]]
+    key, chosen = present[passed[found]], found & passed
+    snp, a1, a2, ids = snp[chosen], a1[chosen], a2[chosen], ids[chosen]
     aligned = align(key, a1, a2, frequency, known, use_frequency=options.frequency_check)
+    f_counted = np.where(aligned.swap, 1 - frequency, frequency)
+    require_consistent(name, ids, key, f_counted, known, aligned.index)
     absent = (aligned.reason == "not in the reference") & (a1 != NO_ALLELE)
     new = np.flatnonzero(absent & (inputs.reference is None or options.off_reference == "keep"))
     kept = np.flatnonzero(aligned.keep)
@@ -138,25 +148,52 @@ def prepare_set(
         [identity_of(known.key[at], known.counted[at], known.other[at]), identity_of(key[new], a1[new], a2[new])]
     )
     rows = np.concatenate([kept, new])
-    swap = np.concatenate([aligned.swap[kept], np.zeros(len(new), dtype=np.bool_)])
     one = _first_of(identity // 64, missing[rows])
-    identity, rows, swap = identity[one], rows[one], swap[one]
+    identity, rows = identity[one], rows[one]
     flow.add(name, "aligned, one SNP per position", n_people, len(rows))
     first = _first_of(key[new], missing[new])
-    added = KnownSnps(key[new][first], a1[new][first], a2[new][first], frequency[new][first], ids[new][first])
-    # Only the SNP names of the .bim are needed from here on.
-    slim = replace(plink, bim=bim.select("id"))
-    prepared = PreparedSet(slim, qc, snp[rows], identity, swap, missing[rows])
+    # The strand of A/T and C/G SNPs of this set is unknown, so that they cannot be compared with those of other sets.
+    f_new = np.where(palindromic(a1[new], a2[new]), np.nan, frequency[new])
+    added = KnownSnps(key[new][first], a1[new][first], a2[new][first], f_new[first], ids[new][first])
+    prepared = PreparedSet(
+        # Only the SNP names of the .bim are needed from here on.
+        plink=replace(plink, bim=bim.select("id")),
+        qc=qc,
+        snp=snp[rows],
+        identity=identity,
+        swap=aligned.swap[rows],
+        called=n_people - missing[rows],
+        copies=np.rint(2 * (n_people - missing[rows]) * f_counted[rows]),
+        excluded=np.setdiff1d(present, identity // 64),
+        unplaced=unplaced.filter(unplaced.str.starts_with("rs")),
+    )
     return prepared, known.extended(added)
 
 
-def merged_identities(sets: list[PreparedSet], merge: str) -> NDArray[np.int64]:
-    """SNPs of the store, sorted by position. A union keeps the alleles used by most sets at each position."""
-    identity, n_sets = np.unique(np.concatenate([s.identity for s in sets]), return_counts=True)
-    if merge == "intersection":
-        return np.asarray(identity[n_sets == len(sets)], dtype=np.int64)
-    merged: NDArray[np.int64] = identity[_first_of(identity // 64, -n_sets)]
-    return merged
+def merged_identities(sets: list[PreparedSet], options: AdniOptions, flow: Flow) -> NDArray[np.int64]:
+    """SNPs of the store, sorted by position, without those that a set excludes or has with other alleles."""
+    identity, index, n_sets = np.unique(
+        np.concatenate([s.identity for s in sets]), return_inverse=True, return_counts=True
+    )
+    n_people = sum(int(s.qc.people.sum()) for s in sets)
+    flow.add("all sets", "SNPs in any set", n_people, len(identity))
+    unplaced = pl.concat([s.unplaced for s in sets])
+    by_name = [s.identity[s.plink.bim["id"].gather(s.snp).is_in(unplaced.implode()).to_numpy()] for s in sets]
+    key = identity // 64
+    excluded = np.isin(key, np.concatenate([*(s.excluded for s in sets), *(i // 64 for i in by_name)]))
+    again = np.diff(key, prepend=-1, append=-1) == 0
+    keep = ~excluded & ~again[1:] & ~again[:-1]
+    flow.add("all sets", "excluded in no set", n_people, int(keep.sum()))
+    if options.merge == "intersection":
+        keep &= n_sets == len(sets)
+        flow.add("all sets", "in every set", n_people, int(keep.sum()))
+    copies, called = (
+        np.bincount(index, np.concatenate(x)) for x in ([s.copies for s in sets], [s.called for s in sets])
+    )
+    minor = np.minimum(copies, 2 * called - copies)
+    keep &= (minor >= options.maf * 2 * called) & ((minor > 0) | (options.maf <= 0))
+    flow.add("all sets", f"maf {options.maf:g}", n_people, int(keep.sum()))
+    return np.asarray(identity[keep], dtype=np.int64)
 
 
 def _codes(plink: PlinkSet, person: int, rows: NDArray[np.int64], swap: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -188,8 +225,7 @@ def choose_people(
     cohort_rids = set(rids)
     excluded: dict[int, str] = {}
     for s, (panel, prepared) in enumerate(zip(panels, sets, strict=True)):
-        iid = prepared.plink.fam["iid"].str.to_uppercase()
-        in_set = iid.str.extract(PTID_PARTS).cast(pl.Int32, strict=False).to_list()
+        in_set = rids_of(prepared.plink.fam).to_list()
         n_considered = max(prepared.qc.steps[0][2], 1)
         n_snps = int((panel.row >= 0).sum())
         for person, number in enumerate(in_set):
@@ -201,16 +237,12 @@ def choose_people(
     chosen: list[tuple[int, int] | None] = []
     repeated = 0
     for rid in rids:
-        copies = sorted(calls_of.get(rid, []))
-        place = (copies[0][1], copies[0][2]) if copies else None
-        if len(copies) > 1:
-            repeated += 1
-            assert place is not None
-            for _, s, person in copies[1:]:
-                if concordance(panels[place[0]], place[1], panels[s], person) < MIN_CONCORDANCE:
-                    excluded[rid] = DISCORDANT
-                    place = None
-                    break
+        copies = [(s, person) for _, s, person in sorted(calls_of.get(rid, []))]
+        place = copies[0] if copies else None
+        repeated += len(copies) > 1
+        for s, person in copies[1:]:
+            if concordance(panels[copies[0][0]], copies[0][1], panels[s], person) < MIN_CONCORDANCE:
+                excluded[rid], place = DISCORDANT, None
         chosen.append(place)
     return chosen, repeated, {r: why for r, why in excluded.items() if r not in calls_of or why == DISCORDANT}
 
@@ -230,38 +262,23 @@ def assemble(
     for plink, build in zip(inputs.sets, inputs.builds, strict=True):
         prepared, known = prepare_set(plink, build, inputs, known, options, flow)
         sets.append(prepared)
-    identity = merged_identities(sets, options.merge)
+    identity = merged_identities(sets, options, flow)
     if not len(identity):
-        raise DataError(
-            Fault(
-                file="all PLINK sets",
-                expected="SNPs that pass quality control",
-                found="none",
-                fix="Check thresholds, builds and the reference. If the sets share no SNP, use merge=union.",
-            )
-        )
+        fix = "Check thresholds, builds and the reference. If the sets share no SNP, use merge=union."
+        expected = "SNPs that pass quality control"
+        raise DataError(Fault(file="all PLINK sets", expected=expected, found="none", fix=fix))
     panels = []
     for s in sets:
-        order = np.argsort(s.identity, kind="stable")
-        at = np.searchsorted(s.identity, identity, sorter=order)
-        at = order[np.minimum(at, len(order) - 1)] if len(order) else np.zeros(len(identity), dtype=np.int64)
-        held = s.identity[at] == identity if len(order) else np.zeros(len(identity), dtype=np.bool_)
-        row = np.where(held, s.snp[at] if len(order) else -1, -1)
-        swap = held & s.swap[at] if len(order) else held
+        at = np.searchsorted(s.identity, identity)
+        held = np.append(s.identity, -1)[at] == identity
+        row, swap = np.where(held, np.append(s.snp, -1)[at], -1), held & np.append(s.swap, False)[at]
         none = np.zeros(0, dtype=np.int64)
         panels.append(Panel(s.plink, row, swap, none, none))
     people = cohort.sort("sample_id")
     chosen, repeated, excluded = choose_people(panels, sets, people["rid"].to_list())
     if not any(c is not None for c in chosen):
-        raise DataError(
-            Fault(
-                file="the .fam files",
-                column="IID",
-                expected="PTIDs of participants in the cohort",
-                found="none in any set",
-                fix="IID must be the PTID (SSS_S_RRRR).",
-            )
-        )
+        expected, fix = "PTIDs of participants in the cohort", "IID must be the PTID (SSS_S_RRRR)."
+        raise DataError(Fault(file="the .fam files", column="IID", expected=expected, found="none in any set", fix=fix))
     outcome = [
         (sid, 0, "ok" if c else "failed", None if c else excluded[rid])
         for sid, rid, c in zip(people["sample_id"], people["rid"], chosen, strict=True)
@@ -273,12 +290,8 @@ def assemble(
         Panel(p.plink, p.row, p.swap, places[places[:, 0] == s, 1], np.flatnonzero(places[:, 0] == s))
         for s, p in enumerate(panels)
     ]
-    flow.add(
-        "store",
-        f"{options.merge} of {len(sets)} sets; {repeated} people in several sets, {len(excluded)} excluded",
-        len(places),
-        len(identity),
-    )
+    step = f"{options.merge} of {len(sets)} sets; {repeated} people in several sets, {len(excluded)} excluded"
+    flow.add("store", step, len(places), len(identity))
     return sets, identity, panels, tried, flow
 
 
@@ -332,8 +345,8 @@ def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Featu
         DataError: damaged or inconsistent sets, a missing or wrong chain file, or a set in an unexpected build.
     """
     sets, identity, panels, tried, flow = assemble(raw, cohort, options)
-    sample_ids = tried.filter(status="ok")["sample_id"].to_list()
-    packed = merged_rows(panels, len(sample_ids), len(identity))
+    kept = tried.filter(status="ok").select("sample_id").join(cohort, on="sample_id", how="left", maintain_order="left")
+    packed = merged_rows(panels, len(kept), len(identity))
     modality = Modality(
         name="genomic",
         bit=BIT,
@@ -341,11 +354,12 @@ def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Featu
         shape=(len(identity),),
         dtype="uint8",
         encoding="packed2",
-        description=f"{DESCRIPTION} ({options.merge}, {options.target_build}; {flow.summary()})",
+        description=f"{DESCRIPTION} ({options.merge}, {options.target_build}; {flow.summary()}). "
+        + missing_calls(packed, len(identity), panels, kept["phase"].to_numpy().astype(str), options.merge),
     )
     return Features(
         modality=modality,
-        batches=batches(sample_ids, packed, modality.arrow_schema()),
+        batches=batches(kept["sample_id"].to_list(), packed, modality.arrow_schema()),
         dictionary=lambda: _dictionary(identity, sets, panels, packed, options.target_build),
         tried=lambda: tried,
     )

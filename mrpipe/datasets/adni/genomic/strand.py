@@ -1,8 +1,9 @@
 """Align the SNPs of several chips to the strand and the counted allele of a reference panel.
 
-The rules follow Rayner's HRC-1000G-check-bim. Alleles that match only as complements are flipped. A/T and C/G SNPs are
-oriented by allele frequency, and dropped if the minor allele frequency exceeds 0.4, where frequency is uninformative.
-SNPs whose alleles do not match, or whose frequency differs by more than 0.2, are dropped.
+The rules are those of Rayner's HRC-1000G-check-bim. Alleles that match only as complements are flipped. A/T and C/G
+SNPs are never flipped, because their alleles do not show the strand: they are dropped if their minor allele frequency
+in the reference is unknown or exceeds 0.4, or if the other strand fits better. SNPs whose alleles do not match, or
+whose frequency differs from that of the reference by more than 0.2, are dropped.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.genomic.plink import plain_chromosome
+from mrpipe.datasets.adni.genomic.plink import POSITION_LIMIT, plain_chromosome
 from mrpipe.delimited import UNREADABLE
 from mrpipe.errors import DataError, Fault
 
@@ -24,6 +25,7 @@ AMBIGUOUS_MAF = 0.4
 MAX_DIFFERENCE = 0.2
 # A 0, C 1, G 2, T 3, so that 3 − x is the complement; 4 is PLINK's `0` (monomorphic SNP), 5 anything else.
 NO_ALLELE, OTHER_ALLELE = 4, 5
+LETTERS = np.array(["A", "C", "G", "T", "0"])
 
 
 def allele_codes(alleles: Sequence[str] | NDArray[np.str_] | pl.Series) -> NDArray[np.int8]:
@@ -80,19 +82,19 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
     Only biallelic SNPs of the requested chromosomes are returned.
 
     Raises:
-        DataError: the file is unreadable or in neither format.
+        DataError: the file is unreadable or in neither format, a position or frequency is invalid, or no SNP is left.
     """
     shown_as = shown_as or path.name
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as handle:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as handle:
             first = handle.readline()
             skip = 0
             while first.startswith("##"):
                 first, skip = handle.readline(), skip + 1
     except UNREADABLE as error:
-        raise DataError(
-            Fault(file=shown_as, expected="a legend or a VCF", found=f"unreadable data ({error})")
-        ) from error
+        found = f"unreadable data ({error})"
+        raise DataError(Fault(file=shown_as, expected="a legend or a VCF", found=found)) from error
     header = first.rstrip("\n").lstrip("#").split()
     upper = [h.upper() for h in header]
     is_vcf = first.startswith("#CHROM")
@@ -111,15 +113,9 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
     }
     missing = [n for n, c in named.items() if c is None and n not in ("frequency", "id")]
     if missing:
-        raise DataError(
-            Fault(
-                file=shown_as,
-                column=missing[0],
-                expected="a legend (id chr position a0 a1 … ALL) or a VCF",
-                found=f"columns {', '.join(header[:12])}",
-                fix="A legend without a chr column covers one chromosome: concatenate all chromosomes and add chr.",
-            )
-        )
+        expected, found = "a legend (id chr position a0 a1 … ALL) or a VCF", f"columns {', '.join(header[:12])}"
+        fix = "A legend without a chr column covers one chromosome: concatenate all chromosomes and add chr."
+        raise DataError(Fault(file=shown_as, column=missing[0], expected=expected, found=found, fix=fix))
     try:
         # Skip the comment lines of a VCF and do not parse its genotypes.
         frame = pl.read_csv(
@@ -132,32 +128,38 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
             columns=[i for i, h in enumerate(header) if h in named.values()],
         )
     except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        raise DataError(
-            Fault(
-                file=shown_as,
-                expected="a complete table",
-                found=str(error).splitlines()[0],
-                fix="The file is damaged or truncated.",
-            )
-        ) from error
-    frame = frame.rename({c: c.lstrip("#") for c in frame.columns})
-    snp = pl.col(str(named["other"])).str.contains("^[ACGTacgt]$") & pl.col(str(named["counted"])).str.contains(
-        "^[ACGTacgt]$"
-    )
+        found, fix = str(error).splitlines()[0], "The file is damaged or truncated."
+        raise DataError(Fault(file=shown_as, expected="a complete table", found=found, fix=fix)) from error
+    frame = frame.rename({c: c.lstrip("#") for c in frame.columns}).with_row_index("line", offset=skip + 2)
+    snp = pl.all_horizontal(pl.col(str(named[c])).str.contains("^[ACGTacgt]$") for c in ("other", "counted"))
     frame = frame.with_columns(plain_chromosome(pl.col(str(named["chrom"]))).alias("_chrom")).filter(
         snp & pl.col("_chrom").is_in(list(chromosomes))
     )
     text = pl.col(str(named["frequency"])) if named["frequency"] else pl.lit(None, pl.String)
     if is_vcf:
-        text = text.str.extract(r"(?:^|;)AF=([0-9.eE+-]+)")
+        text = text.str.extract(r"(?:^|;)AF=([^;]*)")
+    position = pl.col(str(named["pos"])).cast(pl.Int64, strict=False)
+    frequency = text.cast(pl.Float64, strict=False)
+    unknown = text.is_null() | text.is_in([".", "NA", ""])
+    for name, valid, expected in (
+        ("position", position.is_between(1, POSITION_LIMIT - 1), f"a whole number below {POSITION_LIMIT}"),
+        ("frequency", unknown | frequency.is_between(0, 1), "a number from 0 to 1"),
+    ):
+        wrong = frame.filter(~valid.fill_null(False))["line"]
+        if len(wrong):
+            found = f"another value in {len(wrong)} rows"
+            raise DataError(Fault(file=shown_as, column=name, line=int(wrong[0]), expected=expected, found=found))
     frame = frame.select(
         "_chrom",
-        pl.col(str(named["pos"])).cast(pl.Int64, strict=False).alias("pos"),
+        position.alias("pos"),
         (pl.col(str(named["id"])) if named["id"] else pl.lit(".")).alias("id"),
         pl.col(str(named["counted"])).str.to_uppercase().alias("counted"),
         pl.col(str(named["other"])).str.to_uppercase().alias("other"),
-        text.cast(pl.Float64, strict=False).fill_null(float("nan")).alias("frequency"),
-    ).drop_nulls("pos")
+        frequency.fill_null(float("nan")).alias("frequency"),
+    )
+    if frame.is_empty():
+        expected = "SNPs (A, C, G, T) on the requested chromosomes"
+        raise DataError(Fault(file=shown_as, expected=expected, found="no such SNP"))
     key = position_keys(frame["_chrom"], frame["pos"].to_numpy())
     order = np.argsort(key, kind="stable")
     # 1000 Genomes legends name SNPs `rs123:1000:A:G`.
@@ -179,7 +181,7 @@ class Aligned:
         keep: whether the SNP is kept.
         swap: whether the counted allele is A2.
         turned: whether the set's alleles are on the other strand.
-        index: row in the reference, −1 if absent.
+        index: row in the reference, −1 if its position or alleles are not there.
         reason: why the SNP is dropped, "" if kept.
     """
 
@@ -188,6 +190,12 @@ class Aligned:
     turned: NDArray[np.bool_]
     index: NDArray[np.int64]
     reason: NDArray[np.str_]
+
+
+def palindromic(a1: NDArray[np.int8], a2: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Whether the alleles are A/T or C/G, which are the same on both strands."""
+    result: NDArray[np.bool_] = (a1 < NO_ALLELE) & (a1 + a2 == 3)
+    return result
 
 
 def align(
@@ -204,42 +212,39 @@ def align(
     Args:
         use_frequency: if false, A/T and C/G SNPs are dropped and frequencies are not compared.
     """
-    if not use_frequency:
-        frequency = np.full(len(key), np.nan)
     n = len(key)
     keep, swap, turned = (np.zeros(n, dtype=np.bool_) for _ in range(3))
     index = np.full(n, -1, dtype=np.int64)
     reason = np.full(n, "not in the reference", dtype="U32")
     first = np.searchsorted(reference.key, key, side="left")
     last = np.searchsorted(reference.key, key, side="right")
-    # Multiallelic sites are several biallelic rows of the reference; try them in turn.
+    # Multiallelic sites are several biallelic rows of the reference; the first one with the alleles of the set counts.
     for attempt in range(int((last - first).max(initial=0))):
-        rows = np.flatnonzero(~keep & (first + attempt < last))
+        rows = np.flatnonzero((index < 0) & (first + attempt < last))
         r = first[rows] + attempt
-        c, o, f_ref = reference.counted[r], reference.other[r], reference.frequency[r]
+        c, o = reference.counted[r], reference.other[r]
+        f_ref = reference.frequency[r] if use_frequency else np.full(len(r), np.nan)
         x1, x2, f = a1[rows], a2[rows], frequency[rows]
         # A monomorphic SNP takes its second allele from the reference.
         lone = x1 == NO_ALLELE
         same = np.where(lone, (x2 == c) | (x2 == o), ((x1 == c) & (x2 == o)) | ((x1 == o) & (x2 == c)))
         y1, y2 = complement(x1), complement(x2)
         flipped = np.where(lone, (y2 == c) | (y2 == o), ((y1 == c) & (y2 == o)) | ((y1 == o) & (y2 == c)))
-        ambiguous = same & flipped
-        counted_is_a1 = np.where(lone, x2 == o, x1 == c)
-        f_same = np.where(counted_is_a1, f, 1 - f)
-        d_same, d_flip = np.abs(f_same - f_ref), np.abs(1 - f_same - f_ref)
-        turn = np.where(ambiguous, d_flip < d_same, flipped)
-        minor = np.minimum(f, 1 - f)
-        unclear = ambiguous & ((minor > AMBIGUOUS_MAF) | np.isnan(f_ref) | np.isnan(f))
-        # On the other strand, A1 is the counted allele if its complement is.
-        a1_counted = np.where(turn, np.where(lone, y2 == o, y1 == c), counted_is_a1)
-        difference = np.abs(np.where(a1_counted, f, 1 - f) - f_ref)
-        off = np.nan_to_num(difference, nan=0.0) > MAX_DIFFERENCE
+        turn = flipped & ~same
+        a1_counted = np.where(turn, np.where(lone, y2 == o, y1 == c), np.where(lone, x2 == o, x1 == c))
+        f_counted = np.where(a1_counted, f, 1 - f)
+        difference = np.abs(f_counted - f_ref)
+        # Comparisons with an unknown frequency are false.
+        clear = (np.minimum(f_ref, 1 - f_ref) <= AMBIGUOUS_MAF) & (difference <= np.abs(1 - f_counted - f_ref))
+        unclear = palindromic(c, o) & ~clear
         match = same | flipped
-        why = np.select([~match, unclear, off], ["other alleles", "ambiguous strand", "frequency differs"], "")
+        why = np.select(
+            [~match, unclear, difference > MAX_DIFFERENCE],
+            ["other alleles", "ambiguous strand", "frequency differs"],
+            "",
+        )
         reason[rows] = why
-        good = why == ""
-        keep[rows[good]] = True
-        index[rows[good]] = r[good]
-        swap[rows[good]] = ~a1_counted[good]
-        turned[rows[good]] = turn[good]
+        keep[rows] = why == ""
+        index[rows] = np.where(match, r, -1)
+        swap[rows], turned[rows] = match & ~a1_counted, match & turn
     return Aligned(keep, swap, turned, index, reason)

@@ -16,6 +16,7 @@ from mrpipe.delimited import UNREADABLE
 from mrpipe.errors import DataError, Fault
 from mrpipe.genetics.packing import MISSING
 
+_FIXED = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT")
 _GENOTYPES = np.array(["0/0", "0/1", "1/1", "./."])
 
 
@@ -39,17 +40,9 @@ class VcfGenotypes:
 def write_vcf(path: Path, samples: Sequence[str], sites: pl.DataFrame, calls: NDArray[np.uint8]) -> None:
     """Write unphased genotypes as .vcf.gz: sorted sites `chrom, pos, id, ref, alt` and calls (n, S), copies of ALT."""
     columns = [pl.Series(s, _GENOTYPES[calls[i]]) for i, s in enumerate(samples)]
-    fixed = sites.select(
-        pl.col("chrom").alias("#CHROM"),
-        pl.col("pos").alias("POS"),
-        pl.col("id").alias("ID"),
-        pl.col("ref").alias("REF"),
-        pl.col("alt").alias("ALT"),
-        pl.lit(".").alias("QUAL"),
-        pl.lit("PASS").alias("FILTER"),
-        pl.lit(".").alias("INFO"),
-        pl.lit("GT").alias("FORMAT"),
-    )
+    constants = {"QUAL": ".", "FILTER": "PASS", "INFO": ".", "FORMAT": "GT"}
+    fixed = sites.select(**dict(zip(_FIXED, ("chrom", "pos", "id", "ref", "alt"), strict=False)))
+    fixed = fixed.with_columns(pl.lit(v).alias(k) for k, v in constants.items())
     head = "##fileformat=VCFv4.2\n"
     head += "".join(f"##contig=<ID={c}>\n" for c in sites["chrom"].unique(maintain_order=True))
     head += '##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">\n'
@@ -69,32 +62,20 @@ def read_vcf(path: Path) -> VcfGenotypes:
     """
     try:
         skip = 0
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as handle:
-            while (line := handle.readline()).startswith("##"):
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as handle:
+            while handle.readline().startswith("##"):
                 skip += 1
         frame = pl.read_csv(path, separator="\t", skip_rows=skip, infer_schema=False, quote_char=None)
+        if tuple(frame.columns[:9]) != _FIXED or not frame["FORMAT"].str.starts_with("GT").all() or frame.width < 10:
+            found = "another table"
+            raise DataError(Fault(file=path.name, expected="a VCF with genotypes (GT first in FORMAT)", found=found))
+        frame = frame.filter(pl.col("REF").str.contains("^[ACGT]$") & pl.col("ALT").str.contains("^[ACGT]$"))
+        sites = frame.select("#CHROM", "POS", "ID", "REF", "ALT", "INFO").rename(lambda c: c.strip("#").lower())
+        sites = sites.with_columns(plain_chromosome(pl.col("chrom")), pl.col("pos").cast(pl.Int64))
     except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        raise DataError(
-            Fault(
-                file=path.name,
-                expected="a complete VCF",
-                found=str(error).splitlines()[0],
-                fix="The file is damaged or truncated.",
-            )
-        ) from error
-    if not line.startswith("#CHROM") or frame.width < 10 or not frame["FORMAT"].str.starts_with("GT").all():
-        raise DataError(
-            Fault(file=path.name, expected="a VCF with genotypes (GT first in FORMAT)", found="another table")
-        )
-    frame = frame.filter(pl.col("REF").str.contains("^[ACGT]$") & pl.col("ALT").str.contains("^[ACGT]$"))
-    sites = frame.select(
-        plain_chromosome(pl.col("#CHROM")).alias("chrom"),
-        pl.col("POS").cast(pl.Int64).alias("pos"),
-        pl.col("ID").alias("id"),
-        pl.col("REF").alias("ref"),
-        pl.col("ALT").alias("alt"),
-        pl.col("INFO").alias("info"),
-    )
+        found, fix = str(error).splitlines()[0], "The file is damaged or truncated."
+        raise DataError(Fault(file=path.name, expected="a complete VCF", found=found, fix=fix)) from error
     samples = frame.columns[9:]
     codes = {"0/0": 0, "0/1": 1, "1/0": 1, "1/1": 2}
     called = frame.select(
@@ -108,6 +89,8 @@ def read_vcf(path: Path) -> VcfGenotypes:
     formats = frame["FORMAT"].unique()
     if len(formats) == 1 and "DS" in (keys := formats[0].split(":")):
         at = keys.index("DS")
-        ds = frame.select(pl.col(s).str.split(":").list.get(at).cast(pl.Float32, strict=False) for s in samples)
+        ds = frame.select(
+            pl.col(s).str.split(":").list.get(at, null_on_oob=True).cast(pl.Float32, strict=False) for s in samples
+        )
         dosages = np.ascontiguousarray(ds.to_numpy().T)
     return VcfGenotypes(tuple(samples), sites, np.ascontiguousarray(called.to_numpy().T), dosages)

@@ -200,27 +200,17 @@ def write_genotypes(out: Path, subjects: pl.DataFrame, *, n_snps: int, seed: int
         turned = flip[s][held]
         a1, a2 = (np.where(turned, np.array([b.translate(_COMPLEMENT) for b in a.tolist()]), a) for a in (a1, a2))
         a1 = np.where(seen[s][held], a1, "0")
-        bim = pl.DataFrame(
-            {
-                "chrom": snps.chromosome[held].astype(str),
-                "id": snps.name[held],
-                "cm": "0",
-                "pos": position,
-                "a1": a1,
-                "a2": a2,
-            }
-        )
-        oddities = pl.DataFrame(
-            {
-                "chrom": ["0", "0", "23", "24", "25", "26"],
-                "id": ["cnvi0001", "cnvi0002", "rs5", "rs6", "rs7", "MitoA8"],
-                "cm": "0",
-                "pos": [0, 0, 2_700_000, 2_800_000, 150_000, 8_869],
-                "a1": ["A", "0", "A", "C", "G", "A"],
-                "a2": ["G", "A", "G", "T", "A", "G"],
-            },
-            schema_overrides={"pos": pl.Int64},
-        )
+        bim = pl.DataFrame({"chrom": snps.chromosome[held].astype(str), "id": snps.name[held], "cm": "0"})
+        bim = bim.with_columns(pos=pl.Series(position), a1=pl.Series(a1), a2=pl.Series(a2))
+        rows = [
+            ("0", "cnvi0001", "0", 0, "A", "G"),
+            ("0", "cnvi0002", "0", 0, "0", "A"),
+            ("23", "rs5", "0", 2_700_000, "A", "G"),
+            ("24", "rs6", "0", 2_800_000, "C", "T"),
+            ("25", "rs7", "0", 150_000, "G", "A"),
+            ("26", "MitoA8", "0", 8_869, "A", "G"),
+        ]
+        oddities = pl.DataFrame(rows, schema=bim.schema, orient="row")
         pl.concat([bim, oddities]).write_csv(out / f"{KNOWN_SETS[s]}.bim", include_header=False, separator="\t")
         chosen = subjects[members[s].tolist()]
         fam = chosen.select(
