@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mrpipe.datasets.adni.cohort import build_cohort
 from mrpipe.datasets.adni.export import AdniExport, diagnoses
 from mrpipe.datasets.adni.forms.biospecimen import apoe_alleles
 from mrpipe.datasets.adni.genomic.inputs import find_beds, open_inputs, shown
@@ -98,12 +99,17 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
             ]
         except DataError as error:
             faults.absorb(error)
-    if "image" in modalities:
-        images = check_images(raw, options, faults)
-        files += images.files
-        notes += images.notes
-        groups = images.groups
+    images = check_images(raw, options, faults)
+    files += images.files
+    groups = images.groups
     faults.raise_if_any()
+    samples = build_cohort(raw, options).samples
+    observed = {"image": images.observed(samples)} if "image" in modalities else {}
+    notes += images.notes
     return Checked(
-        release=f"LONI {export.layout()} layout", files=tuple(sorted(set(files))), notes=tuple(notes), groups=groups
+        release=f"LONI {export.layout()} layout",
+        files=tuple(sorted(set(files))),
+        notes=tuple(notes),
+        groups=groups,
+        observed=observed,
     )
