@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.errors import DataError, Fault, MissingExtraError
-from mrpipe.imaging.nifti import read_scan, write_nifti
+from mrpipe.errors import DataError, MissingExtraError
+from mrpipe.imaging.nifti import read_scan, refused, write_nifti
+from mrpipe.imaging.suitability import brain_numbers, faults_of, voxel_numbers
 
 PACKAGES = {"ants": "antspyx", "SimpleITK": "SimpleITK", "deepbet": "deepbet", "nilearn": "nilearn"}
 # Scale of RAVENS maps: 1000 = a template voxel that contains only grey matter.
 SCALE = 1000.0
 SEED = 42
-# Every living brain has more of each tissue; below, the classes are not fluid, grey and white matter.
-MIN_SHARE = 0.08
 SYN: dict[str, dict[str, Any]] = {
     "quality": {"type_of_transform": "SyN", "syn_metric": "meansquares", "reg_iterations": (40, 20, 10)},
     "fast": {"type_of_transform": "SyN", "syn_metric": "mattes", "reg_iterations": (40, 20, 0)},
@@ -43,12 +42,14 @@ class ChainSettings:
         registration: quality, fast or affine.
         brain: `extract`, or `stripped` for skull-stripped scans (all values above 0 are brain).
         segment_mm: voxel size of the segmentation in mm; 0: that of the scan.
+        accepted: a person accepted the scan: numbers outside the limits of `suitability.LIMITS` are noted.
         keep: also write brain mask and grey-matter probability, for evaluation.
     """
 
     registration: str = "quality"
     brain: str = "extract"
     segment_mm: float = 1.0
+    accepted: bool = False
     keep: bool = False
 
 
@@ -121,9 +122,7 @@ def extract_brain(head: NDArray[np.float32]) -> NDArray[np.bool_]:
     try:
         return np.asarray(bet.postprocess(bet.run_model(head.copy()) > 0.5), dtype=bool)
     except AssertionError as error:
-        raise DataError(
-            Fault(file="scan", expected="a head with a brain in it", found="brain extraction found no brain")
-        ) from error
+        raise refused("scan", "a head with a brain in it", "brain extraction found no brain") from error
 
 
 def segment(brain: Any, mask: Any, voxel_mm: float) -> tuple[Any, list[float]]:
@@ -189,29 +188,41 @@ def run_chain(
         work: empty folder for intermediate files.
 
     Returns:
-        Result with the numbers `brain_ml`, `gm_ml` (in the space of the scan), `fluid_share`, `white_share` (of the
-        brain), `map_ml` (volume of the modulated map), `mass_ratio` (map_ml / gm_ml), `overlap` (Dice of the warped
-        brain and the template's brain), `ncc` (correlation with the template within its brain), `n_folded` (voxels of
-        the template's brain with a Jacobian ≤ 0), `jacobian_min` and `jacobian_max` (in the template's brain).
+        Result with the numbers of `suitability` and `gm_ml` (in the space of the scan), `fluid_share`, `grey_share`,
+        `white_share` (of the brain), `map_ml` (volume of the modulated map), `mass_ratio` (map_ml / gm_ml), `overlap`
+        (Dice of the warped brain and the template's brain), `ncc` (correlation with the template within its brain),
+        `stretch` (ratio of the largest to the smallest scale of the affine part), `n_folded` (voxels of the template's
+        brain with a Jacobian ≤ 0), `jacobian_min` and `jacobian_max` (in the template's brain).
 
     Raises:
-        DataError: the scan cannot be read, or no brain or no plausible tissue classes were found.
+        DataError: the scan cannot be read, no brain was found, or the scan is not suitable; see `suitability.LIMITS`.
     """
     clock = _Clock()
     scan = read_scan(scan_path, shown_as)
     import ants
 
+    numbers, notes = voxel_numbers(scan.data), list(scan.notes)
+
+    def judge() -> None:
+        """Refuse the scan if a number measured so far is outside its limits."""
+        if (faults := faults_of(numbers, shown_as)) and not settings.accepted:
+            raise DataError(faults)
+
+    judge()
     canonical = work / "scan.nii"
     write_nifti(canonical, scan.data, scan.affine)
     clock.lap("read")
     head = correct_bias(canonical)
     clock.lap("n4")
-    brain_mask = head > 0 if settings.brain == "stripped" else extract_brain(head)
+    stripped = settings.brain == "stripped"
+    brain_mask = head > 0 if stripped else extract_brain(head)
     clock.lap("brain")
     voxel_ml = float(np.prod(scan.voxel_mm)) / 1000.0
-    brain_ml = float(brain_mask.sum()) * voxel_ml
-    if brain_ml < 100.0:
-        raise DataError(Fault(file=shown_as, expected="a brain", found=f"brain extraction left {brain_ml:.0f} ml"))
+    if brain_mask.sum() * voxel_ml < 100.0:
+        raise refused(shown_as, "a head with a brain in it", "less than 100 ml of brain")
+    numbers |= brain_numbers(scan.data, head, brain_mask, scan.affine, template_t1, stripped=stripped)
+    judge()
+    clock.lap("judge")
     frame = ants.image_read(str(canonical))
     brain = frame.new_image_like(np.where(brain_mask, head, 0).astype(np.float32))
     mask = frame.new_image_like(brain_mask.astype(np.float32))
@@ -219,10 +230,8 @@ def run_chain(
     grey_p = np.clip(grey.numpy(), 0.0, 1.0)
     grey = frame.new_image_like(grey_p)
     gm_ml = float(grey_p.sum(dtype=np.float64)) * voxel_ml
-    if min(shares) < MIN_SHARE:
-        found = "shares of " + ", ".join(f"{s:.2f}" for s in shares)
-        expected = f"fluid, grey and white matter of at least {MIN_SHARE:g} of the brain each"
-        raise DataError(Fault(file=shown_as, expected=expected, found=found, fix="The segmentation failed."))
+    numbers |= dict(zip(("fluid_share", "grey_share", "white_share"), shares, strict=True))
+    judge()
     clock.lap("segment")
     fixed, fixed_brain = ants.image_read(str(template_t1)), ants.image_read(str(template_brain)).numpy() > 0
     target = fixed.numpy()
@@ -230,6 +239,9 @@ def run_chain(
     ants.config.set_ants_deterministic(on=True, seed_value=SEED)
     moved = ants.registration(fixed, matched, outprefix=str(work / "tx_"), **SYN[settings.registration])
     forward = moved["fwdtransforms"]
+    scales = np.linalg.svd(np.reshape(ants.read_transform(forward[-1]).parameters[:9], (3, 3)), compute_uv=False)
+    numbers["stretch"] = float(scales[0] / scales[2])
+    judge()
     clock.lap("register")
     warped = ants.apply_transforms(fixed, grey, forward, interpolator="linear").numpy()
     composed = ants.apply_transforms(fixed, grey, forward, compose=str(work / "all_"))
@@ -239,11 +251,8 @@ def run_chain(
     inside = ants.apply_transforms(fixed, mask, forward, interpolator="nearestNeighbor").numpy() > 0.5
     clock.lap("modulate")
     map_ml = float(gm.sum(dtype=np.float64)) / SCALE * float(np.prod(fixed.spacing)) / 1000.0
-    numbers = {
-        "brain_ml": brain_ml,
+    numbers |= {
         "gm_ml": gm_ml,
-        "fluid_share": shares[0],
-        "white_share": shares[2],
         "map_ml": map_ml,
         "mass_ratio": map_ml / gm_ml,
         "overlap": 2.0 * float((inside & fixed_brain).sum()) / float(inside.sum() + fixed_brain.sum()),
@@ -252,6 +261,7 @@ def run_chain(
         "jacobian_min": float(jacobian[fixed_brain].min()),
         "jacobian_max": float(jacobian[fixed_brain].max()),
     }
+    notes += [f"accepted although {fault.found}" for fault in faults_of(numbers, shown_as)]
     if settings.keep:
         write_nifti(work / "brain.nii.gz", brain_mask.astype(np.uint8), scan.affine)
         write_nifti(work / "gm.nii.gz", grey_p.astype(np.float32), scan.affine)
@@ -262,5 +272,5 @@ def run_chain(
         numbers=numbers,
         seconds=clock.seconds,
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
-        notes=scan.notes,
+        notes=tuple(notes),
     )

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.errors import DataError, Fault
-from mrpipe.imaging.nifti import load_nifti
+from mrpipe.imaging.nifti import load_nifti, refused
 
 # In stored volumes, 0 means outside the mask; zeros inside it become the smallest positive float16 (6e-8).
 INSIDE_ZERO = 2.0**-24
@@ -144,21 +143,17 @@ def read_grid(path: Path, shown_as: str, *, label: int = 0) -> VoxelGrid:
     image = load_nifti(path, shown_as)
     values = np.round(np.asarray(image.dataobj, dtype=np.float32))
     if values.ndim != 3:
-        raise DataError(Fault(file=shown_as, expected="a three-dimensional mask", found=f"shape {values.shape}"))
+        raise refused(shown_as, "a three-dimensional mask", f"shape {values.shape}")
     present = [int(v) for v in np.unique(values[np.isfinite(values)])]
     if label and label not in present:
         foreground = [v for v in present if v != 0]
         if len(foreground) != 1:
-            raise DataError(
-                Fault(
-                    file=shown_as,
-                    expected=f"label {label} (grey matter), or a mask of 0 and one other value",
-                    found=f"labels {', '.join(map(str, present[:12]))}",
-                    fix="Set image_mask_label to the label of grey matter.",
-                )
-            )
+            expected = f"label {label} (grey matter), or a mask of 0 and one other value"
+            found, fix = f"labels {', '.join(map(str, present[:12]))}", "Set image_mask_label to that of grey matter."
+            raise refused(shown_as, expected, found, fix)
         label = foreground[0]
     mask = values == label if label else values > 0
-    if not mask.any():
-        raise DataError(Fault(file=shown_as, expected="a mask with voxels in it", found="an empty one"))
+    if not mask.any() or mask.all():
+        found = "an empty one" if not mask.any() else "all voxels inside it"
+        raise refused(shown_as, "a mask with voxels inside and outside", found)
     return VoxelGrid(mask=mask, affine=np.asarray(image.affine, dtype=np.float64))

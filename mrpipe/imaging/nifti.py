@@ -19,6 +19,8 @@ from mrpipe.errors import DataError, Fault
 NIFTI_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error, OverflowError, MemoryError)
 # Maximum cosine between two axes of a scan that is not sheared; scanners write smaller ones.
 MAX_SHEAR = 1e-2
+# Scanners have a field of view of 500 mm at most; T1 scans of heads have up to 300 mm.
+MAX_EXTENT_MM = 400.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,11 @@ class NiftiScan:
         return float(x), float(y), float(z)
 
 
+def refused(shown_as: str, expected: str, found: str, fix: str = "") -> DataError:
+    """The error for an image that is not suitable."""
+    return DataError(Fault(file=shown_as, expected=expected, found=found, fix=fix))
+
+
 def load_nifti(path: Path, shown_as: str) -> Any:
     """Open a NIfTI file (`.nii`, `.nii.gz`, any byte order) and check that its voxels can be read.
 
@@ -53,29 +60,13 @@ def load_nifti(path: Path, shown_as: str) -> Any:
         np.asarray(image.dataobj)
     except NIFTI_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].replace(str(path), shown_as)
-        raise DataError(
-            Fault(
-                file=shown_as,
-                expected="a complete NIfTI image",
-                found=reason,
-                fix="The file is damaged or truncated: download it again.",
-            )
-        ) from error
+        fix = "The file is damaged or truncated: download it again."
+        raise refused(shown_as, "a complete NIfTI image", reason, fix) from error
     affine = np.asarray(image.affine, dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise DataError(
-            Fault(
-                file=shown_as,
-                expected="an affine that maps voxels to millimetres",
-                found=f"a singular one, rows {np.round(affine[:3], 3).tolist()}",
-                fix="Convert the DICOM series again, e.g. with dcm2niix.",
-            )
-        )
+        found, fix = f"a singular one, rows {np.round(affine[:3], 3).tolist()}", "Convert the DICOM series again."
+        raise refused(shown_as, "an affine that maps voxels to millimetres", found, fix)
     return image
-
-
-def _refuse(shown_as: str, expected: str, found: str, fix: str = "") -> DataError:
-    return DataError(Fault(file=shown_as, expected=expected, found=found, fix=fix))
 
 
 def _right_angled(affine: NDArray[np.float64], shown_as: str, notes: list[str]) -> NDArray[np.float64]:
@@ -84,12 +75,8 @@ def _right_angled(affine: NDArray[np.float64], shown_as: str, notes: list[str]) 
     cosines = affine[:3, :3] / spacing
     shear = float(np.abs(cosines.T @ cosines - np.eye(3)).max())
     if shear > MAX_SHEAR:
-        raise _refuse(
-            shown_as,
-            "axes at right angles",
-            f"axes whose cosines are up to {shear:.3f}",
-            "The scan is sheared (possibly a tilted gantry): resample it to a regular grid first.",
-        )
+        fix = "The scan is sheared (possibly a tilted gantry): resample it to a regular grid first."
+        raise refused(shown_as, "axes at right angles", f"axes whose cosines are up to {shear:.3f}", fix)
     u, _, vt = np.linalg.svd(cosines)
     if shear > 1e-4:
         notes.append(f"axes off right angles by up to {shear:.1e} were set right")
@@ -97,6 +84,33 @@ def _right_angled(affine: NDArray[np.float64], shown_as: str, notes: list[str]) 
     straight[:3, :3] = (u @ vt) * spacing
     straight[:3, 3] = affine[:3, 3]
     return straight
+
+
+def _require_consistent(header: Any, affine: NDArray[np.float64], shown_as: str, notes: list[str]) -> None:
+    """Refuse a NIfTI header without an orientation, or whose transforms, voxel sizes and unit contradict each other."""
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    again = "Convert the DICOM series again, or set the orientation manually if it is known."
+    if codes == (0, 0):
+        found = "both codes 0, so left and right are unknown"
+        raise refused(shown_as, "an orientation (sform or qform)", found, again)
+    if (unit := header.get_xyzt_units()[0]) not in ("mm", "unknown"):
+        raise refused(shown_as, "voxel sizes in mm", f"the unit {unit}", "Convert the DICOM series again.")
+    spacing, declared = np.linalg.norm(affine[:3, :3], axis=0), np.array(header.get_zooms()[:3], dtype=np.float64)
+    if not np.allclose(spacing, declared, rtol=0.05):
+        found = f"{np.round(spacing, 3).tolist()} in the affine, {np.round(declared, 3).tolist()} in pixdim"
+        raise refused(shown_as, "equal voxel sizes in affine and header", found, again)
+    if all(codes):
+        try:
+            sform, qform = header.get_sform(), header.get_qform()
+        except NIFTI_ERRORS as error:
+            raise refused(shown_as, "a rotation in qform", str(error), again) from error
+        cosines = (sform[:3, :3] * qform[:3, :3]).sum(axis=0) / (spacing * declared)
+        if cosines.min() < 0.7:
+            axes = ["".join(map(str, nib.aff2axcodes(a))) for a in (sform, qform)]
+            found = f"axes {axes[0]} in sform, {axes[1]} in qform"
+            raise refused(shown_as, "the same directions of axes in sform and qform", found, again)
+        if not np.allclose(sform, qform, atol=0.5):
+            notes.append("sform and qform differ; the sform was used")
 
 
 def read_scan(
@@ -114,8 +128,8 @@ def read_scan(
         min_voxels: minimum number of voxels along each axis.
 
     Raises:
-        DataError: the file is unreadable, or has several volumes, a single slice, coarse voxels, a small field of view,
-            no orientation, a sheared grid, or only one value.
+        DataError: the file is unreadable, or has several volumes, a single slice, coarse voxels, a small or huge field
+            of view, no or contradicting orientations, voxel sizes or units, a sheared grid, or only one value.
     """
     image = load_nifti(path, shown_as)
     header, notes = image.header, []
@@ -125,36 +139,30 @@ def read_scan(
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 3:
-        raise _refuse(
-            shown_as,
-            "one volume",
-            f"{len(shape)} dimensions {'×'.join(map(str, shape))}, {int(np.prod(shape[3:]))} volumes",
-            "A series (functional, diffusion, several echoes) is not an anatomical scan: choose the T1.",
-        )
+        found = f"{len(shape)} dimensions {'×'.join(map(str, shape))}, {int(np.prod(shape[3:]))} volumes"
+        raise refused(shown_as, "one volume", found, "A functional or diffusion series or echoes: choose the T1.")
     if len(shape) < 3:
-        raise _refuse(shown_as, "three dimensions", f"shape {shape}", "Convert the whole DICOM series.")
+        raise refused(shown_as, "three dimensions", f"shape {shape}", "Convert the whole DICOM series.")
     if len(shape) != len(image.shape):
         notes.append(f"trailing axes of length 1 dropped from {'×'.join(map(str, image.shape))}")
-    if "qform_code" in header and int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
-        raise _refuse(
-            shown_as,
-            "an orientation (sform or qform)",
-            "both codes 0, so left and right are unknown",
-            "Convert the DICOM series again, or set the orientation manually if it is known.",
-        )
     affine = np.asarray(image.affine, dtype=np.float64)
+    if "qform_code" in header:
+        _require_consistent(header, affine, shown_as, notes)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     size = "×".join(map(str, shape))
     if min(shape) < min_voxels:
-        raise _refuse(shown_as, f"at least {min_voxels} voxels an axis", f"{size} voxels", "Too few slices for a T1.")
+        raise refused(shown_as, f"at least {min_voxels} voxels an axis", f"{size} voxels", "Too few slices for a T1.")
     # Headers are float32, so that an edge of 3 mm can be slightly larger.
     if spacing.max() > max_voxel_mm * 1.001:
         found = f"voxels of {spacing[0]:.2f}×{spacing[1]:.2f}×{spacing[2]:.2f} mm"
-        raise _refuse(shown_as, f"voxels of at most {max_voxel_mm:g} mm", found, "Too coarse for a structural T1.")
+        raise refused(shown_as, f"voxels of at most {max_voxel_mm:g} mm", found, "Too coarse for a structural T1.")
     extent = spacing * shape
     if extent.min() < min_extent_mm:
         found = f"{extent[0]:.0f}×{extent[1]:.0f}×{extent[2]:.0f} mm ({size} voxels)"
-        raise _refuse(shown_as, f"a field of view of at least {min_extent_mm:g} mm", found, "Too small for a head.")
+        raise refused(shown_as, f"a field of view of at least {min_extent_mm:g} mm", found, "Too small for a head.")
+    if extent.max() > MAX_EXTENT_MM:
+        found = f"{extent[0]:.0f}×{extent[1]:.0f}×{extent[2]:.0f} mm"
+        raise refused(shown_as, f"a field of view of at most {MAX_EXTENT_MM:g} mm", found, "Check the voxel size.")
     data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
     straight = _right_angled(affine, shown_as, notes)
     ras = nib.as_closest_canonical(nib.Nifti1Image(data, straight))
@@ -164,7 +172,7 @@ def read_scan(
         notes.append(f"{int(bad.sum())} voxels without a finite value were set to 0")
         data = np.where(bad, np.float32(0), data)
     if float(data.max()) <= float(data.min()):
-        raise _refuse(shown_as, "an image", f"{data.size} voxels of one value {float(data.min()):g}")
+        raise refused(shown_as, "an image", f"{data.size} voxels of one value {float(data.min()):g}")
     return NiftiScan(data=data, affine=np.asarray(ras.affine, dtype=np.float64), notes=tuple(notes))
 
 
@@ -188,14 +196,9 @@ def on_grid(path: Path, shown_as: str, shape: tuple[int, ...], affine: NDArray[n
         if turned.shape == tuple(shape) and np.allclose(turned.affine, affine, atol=0.05):
             return np.ascontiguousarray(turned.dataobj, dtype=np.float32)
     corner = np.round(affine[:3, 3], 1).tolist()
-    raise DataError(
-        Fault(
-            file=shown_as,
-            expected=f"a map on the mask's grid ({'×'.join(map(str, shape))}, corner {corner} mm)",
-            found=f"{'×'.join(map(str, image.shape))}, corner {np.round(image.affine[:3, 3], 1).tolist()} mm",
-            fix="Resample it to the mask's grid, or use the mask that belongs to these maps.",
-        )
-    )
+    found = f"{'×'.join(map(str, image.shape))}, corner {np.round(image.affine[:3, 3], 1).tolist()} mm"
+    fix = "Resample it to the mask's grid, or use the mask that belongs to these maps."
+    raise refused(shown_as, f"a map on the mask's grid ({'×'.join(map(str, shape))}, corner {corner} mm)", found, fix)
 
 
 def write_nifti(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) -> None:

@@ -141,8 +141,8 @@ def main(job: str) -> int:
     try:
         _run(json.loads(Path(job).read_text(encoding="utf-8")))
     except DataError as error:
-        fault = error.faults[0]
-        print(f"expected {fault.expected}\tfound {fault.found}", file=sys.stderr)
+        found = "; ".join(f"found {fault.found}. {fault.fix}".rstrip(". ") for fault in error.faults)
+        print(f"expected {error.faults[0].expected}\t{found}", file=sys.stderr)
         return 3
     except (RuntimeError, ValueError, IndexError, MemoryError, OSError) as error:
         number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)

@@ -81,18 +81,17 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
     samples = _attempt(faults, lambda: build_cohort(raw, options, export).samples)
     observed = (None if samples is None else _attempt(faults, lambda: _observed(samples, export, options))) or {}
     notes = list(dict.fromkeys([*export.notes, *_notes(export, options)]))
-    groups: dict[str, tuple[Path, ...]] = {}
     modalities = present_modalities(raw, options)
     people = _attempt(faults, lambda: export.require(label_table)["rid"].unique())
     inputs, found, unused = check_genotypes(raw, options, people, faults)
     notes += found
     files += inputs.files if inputs else ()
-    if "image" in modalities:
-        images = check_images(raw, options, faults)
-        files += images.files
-        notes += images.notes
-        groups = images.groups
+    images = check_images(raw, options, faults)
+    files += images.files
     faults.raise_if_any()
+    if "image" in modalities and samples is not None:
+        observed["image"] = images.observed(samples)
+    notes += images.notes
     if inputs is not None and samples is not None:
         genotyped = pl.concat([rids_of(s.fam) for s in inputs.sets]).unique()
         observed["genomic"] = samples.filter(pl.col("rid").is_in(genotyped.implode()))["sample_id"]
@@ -100,7 +99,7 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
         release=f"LONI {export.layout()} layout",
         files=tuple(sorted(set(files))),
         notes=tuple(notes),
-        groups=groups,
+        groups=images.groups,
         observed=observed,
         unused=_unused(raw, export, files) | unused,
     )

@@ -117,7 +117,7 @@ def test_invalid_maps_are_skipped_and_participants_without_a_valid_map_have_no_i
         by_subject.setdefault(p, []).append(i)
     several = next(p for p, i in sorted(by_subject.items()) if len(i) >= 2)
     only = next(p for p in sorted(by_subject) if p != several)
-    array[:] = 1.0 + np.arange(len(rows))[:, None]
+    array[:] = 1.0 + np.arange(len(rows))[:, None] + np.linspace(-0.5, 0, array.shape[1])
     first = min(by_subject[several], key=lambda i: rows[i][1])
     array[first] = 0.0
     array[by_subject[only]] = 0.0
@@ -135,7 +135,7 @@ def test_values_beyond_float16_fail_the_scan_unless_stored_as_float32(export: Pa
     raw = tmp_path / "raw"
     shutil.copytree(export, raw)
     array, rows = rows_of(raw)
-    array[:] = 100.0
+    array[:] = np.linspace(50.0, 100.0, array.shape[1]) + np.arange(len(array))[:, None]
     for i, (p, _) in enumerate(rows):
         if p == rows[0][0]:
             array[i, 3] = 1e6
@@ -193,6 +193,25 @@ def edit_no_lines(folder: Path) -> None:
     (folder / "ADNI_subj.txt").unlink()
 
 
+def edit_latin1(folder: Path) -> None:
+    path = folder / "ADNI_subj.txt"
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], b"\xe9" + lines[1], *lines[2:]]))
+
+
+def edit_copy(folder: Path) -> None:
+    array = np.load(folder / "ADNI_G.npy")
+    valid = [i for i, row in enumerate(array) if row.any()]
+    array[valid[-1]] = array[valid[0]]
+    np.save(folder / "ADNI_G.npy", array)
+
+
+def edit_full_mask(folder: Path) -> None:
+    path = next(folder.glob("*averagetemplate*"))
+    image = nib.load(path)
+    write_nifti(path, np.full(image.shape, 150.0, dtype=np.float32), image.affine)
+
+
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
@@ -203,7 +222,10 @@ def edit_no_lines(folder: Path) -> None:
         (edit_no_mask, "NIfTI mask"),
         (edit_cut_mask, "complete NIfTI image"),
         (edit_labels, "label 150"),
-        (edit_line, "{PTID}_{date}"),
+        (edit_line, "ADNI_subj.txt, line 1: expected {PTID}_{date}"),
+        (edit_latin1, "ADNI_subj.txt, line 2: expected text in UTF-8"),
+        (edit_copy, "different maps of different participants"),
+        (edit_full_mask, "a mask with voxels inside and outside"),
         (edit_no_lines, "no such file"),
     ],
 )
@@ -304,6 +326,72 @@ def test_an_export_without_valid_maps_is_an_error(tmp_path: Path) -> None:
     np.save(tmp_path / "raw" / "image" / "ADNI_G.npy", np.zeros_like(array))
     with pytest.raises(DataError, match="none valid"):
         read(tmp_path / "raw", cohort(subjects(4)), tmp_path / "work")
+
+
+def smooth_maps(raw: Path, frame: pl.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """Replace the stack by maps that are alike, as real maps are; returns the array and the participants."""
+    array, rows = rows_of(raw)
+    rng = np.random.Generator(np.random.PCG64(0))
+    grid, _ = simulated_grid((14, 16, 14))
+    z, y = (np.nonzero(grid.mask)[a] / 16 for a in (2, 1))
+    array[:] = 800 + 600 * z + 600 * y + 60 * rng.standard_normal(array.shape)
+    np.save(raw / "image" / "ADNI_G.npy", array)
+    return array, [ptid for ptid, _ in rows]
+
+
+def test_constant_negative_and_flipped_maps_are_not_used(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    simulate_images(raw, subjects(12), Simulation(image_failed=0, image_max_scans=1))
+    array, ptids = smooth_maps(raw, subjects(12))
+    grid, _ = simulated_grid((14, 16, 14))
+    volume = np.zeros(grid.mask.shape)
+    volume[grid.mask] = array[0]
+    array[0] = np.where(volume == 0, 800, volume)[:, ::-1, ::-1][grid.mask]
+    array[1], array[2] = 700.0, array[2] - 2 * array[2].mean()
+    np.save(raw / "image" / "ADNI_G.npy", array)
+    volumes, scans = read(raw, cohort(subjects(12)), tmp_path / "work")
+    assert sorted(volumes) == sorted(ptids[3:])
+    reasons = dict(scans.filter(status="failed").select("sample_id", "reason").iter_rows())
+    assert "flipped or misplaced" in reasons[ptids[0]]
+    assert "the same value" in reasons[ptids[1]]
+    assert "negative values" in reasons[ptids[2]]
+
+
+def test_review_file_drops_and_keeps_maps(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    simulate_images(raw, subjects(12), Simulation(image_failed=0, image_max_scans=1))
+    array, ptids = smooth_maps(raw, subjects(12))
+    array[0] = array[0][::-1]
+    np.save(raw / "image" / "ADNI_G.npy", array)
+    lines = (raw / "image" / "ADNI_subj.txt").read_text().split()
+    review = raw / "image_review.csv"
+    review.write_text(f"file,decision,comment\n{lines[0]},keep,\n{lines[3]},DROP,motion\n")
+    volumes, scans = read(raw, cohort(subjects(12)), tmp_path / "work")
+    assert ptids[0] in volumes
+    assert scans.filter(status="failed").select("sample_id", "reason", "detail").rows() == [
+        (ptids[3], "dropped in image_review.csv", "motion")
+    ]
+    found = check_images(raw, ImageOptions(), FaultCollector())
+    assert review in found.files
+    assert any("drops 1 and accepts 1 scans" in n for n in found.notes)
+    review.write_text(f"file,decision\nI99999,drop\n{lines[3]},maybe\n{lines[4]},keep\n{lines[4]},drop\n")
+    faults = FaultCollector()
+    check_images(raw, ImageOptions(), faults)
+    assert [(f.line, f.found) for f in faults.faults] == [
+        (2, "another value"),
+        (3, "another value"),
+        (5, "a second one"),
+    ]
+
+
+def test_check_counts_participants_with_images_but_without_a_sample(export: Path) -> None:
+    found = check_images(export, ImageOptions(), FaultCollector())
+    few = cohort(subjects()).head(5)
+    known = few.with_columns(pl.col("sample_id", "subject_id").str.to_lowercase())
+    assert set(found.observed(known)) == {i.lower() for i in few["sample_id"]} & {
+        p.lower() for p, _ in rows_of(export)[1]
+    }
+    assert sum("participants with images have no sample" in n for n in found.notes) == 1
 
 
 # --- ingestion into a store

@@ -93,6 +93,7 @@ SMALL = AFFINE @ np.diag([0.3, 0.3, 0.3, 1])
         (head()[:, :, :8], AFFINE, True, "at least 32 voxels"),
         (head(), COARSE, True, "6.00×3.00×3.00 mm"),
         (head(), SMALL, True, "field of view"),
+        (np.zeros((150, 50, 44), dtype=np.int16), AFFINE, True, "at most 400 mm; found 450×150×132 mm"),
         (head(), AFFINE, False, "orientation"),
         (np.full(SHAPE, 7, dtype=np.int16), AFFINE, True, "one value 7"),
     ],
@@ -101,6 +102,45 @@ def test_images_that_are_not_structural_scans_are_rejected(data, affine, oriente
     with pytest.raises(DataError, match=expected) as caught:
         read_scan(save(tmp_path / "x.nii", data, affine, oriented=oriented), "scan 7")
     assert caught.value.faults[0].file == "scan 7"
+
+
+def edited(path: Path, **fields) -> Path:
+    """A scan with other header fields, which nibabel would correct on saving."""
+    save(path, head())
+    with path.open("rb") as handle:
+        header = nib.Nifti1Header.from_fileobj(handle, check=False)
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + path.read_bytes()[348:])
+    return path
+
+
+MIRRORED = (np.diag([-1.0, 1, 1, 1]) @ AFFINE)[0]
+SWAPPED = {"srow_x": AFFINE[1], "srow_y": AFFINE[0]}
+BOTH = {"qform_code": 1, "sform_code": 1, "quatern_b": 0, "quatern_c": 0, "quatern_d": 0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({**BOTH, "srow_x": MIRRORED}, "axes LAS in sform, RAS in qform"),
+        ({**BOTH, **SWAPPED}, "in sform, RAS in qform"),
+        ({"sform_code": 1, "srow_z": 2 * AFFINE[2]}, r"\[3.0, 3.0, 6.0\] in the affine, \[3.0, 3.0, 3.0\] in pixdim"),
+        ({"xyzt_units": 1}, "the unit meter"),
+        ({"xyzt_units": 3}, "the unit micron"),
+    ],
+)
+def test_contradicting_headers_are_rejected(fields: dict, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=expected):
+        read_scan(edited(tmp_path / "x.nii", **fields), "x")
+
+
+def test_headers_that_differ_slightly_or_have_a_zero_slope_are_read(tmp_path: Path) -> None:
+    scan = read_scan(edited(tmp_path / "x.nii", **BOTH, qoffset_x=-50.0, qoffset_y=-75, qoffset_z=-66), "x")
+    assert scan.notes == ("sform and qform differ; the sform was used",)
+    np.testing.assert_allclose(scan.affine, AFFINE)
+    for slope in (0.0, np.nan):
+        np.testing.assert_array_equal(read_scan(edited(tmp_path / "y.nii", scl_slope=slope), "y").data, head())
 
 
 def test_damaged_files_are_rejected_by_name(tmp_path: Path) -> None:
@@ -150,7 +190,7 @@ def test_masks_are_read_by_label_or_by_their_only_value(tmp_path: Path) -> None:
     write_nifti(tmp_path / "c.nii.gz", np.zeros(SHAPE, dtype=np.uint8), AFFINE)
     with pytest.raises(DataError, match="label 150"):
         read_grid(tmp_path / "c.nii.gz", "c", label=150)
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(DataError, match="inside and outside; found an empty one"):
         read_grid(tmp_path / "c.nii.gz", "c", label=0)
 
 

@@ -62,10 +62,10 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Chain:
     """Stub of the imaging chain: reads the scan in the same way and returns a constant map of its mean."""
 
-    def __init__(self, stop_after: int | None = None, overlap: float = 0.95):
+    def __init__(self, stop_after: int | None = None, overlap: float = 0.95, ncc: float = 1.0):
         self.calls: list[str] = []
         self.stop_after = stop_after
-        self.overlap = overlap
+        self.numbers = {"overlap": overlap, "ncc": ncc}
 
     def __call__(self, scan: Path, shown_as: str, templates, settings: ChainSettings, picture: Path, *, timeout_s):
         if self.stop_after is not None and len(self.calls) == self.stop_after:
@@ -77,7 +77,7 @@ class Chain:
             raise ScanFailedError(f"expected {error.faults[0].expected}", f"found {error.faults[0].found}") from error
         Image.new("RGB", (60, 44), (len(self.calls) * 20, 0, 0)).save(picture)
         gm = np.full(GRID.mask.shape, head.data.mean(), dtype=np.float32)
-        numbers = dict.fromkeys(NUMBERS, 1.0) | {"overlap": self.overlap}
+        numbers = dict.fromkeys(NUMBERS, 1.0) | self.numbers
         return ScanResult(gm=gm, numbers=numbers, seconds={"all": 1.0}, peak_mb=1.0, notes=head.notes)
 
 
@@ -216,6 +216,30 @@ def test_an_image_in_the_folder_of_another_participant_is_an_error(tmp_path: Pat
     assert [f.column for f in faults.faults] == ["Subject"]
 
 
+def test_image_ids_match_in_every_writing_and_encoding(tmp_path: Path) -> None:
+    for image in ("007", "8"):
+        (tmp_path / f"ADNI_002_S_0413_MR_X_S1_I{image}.nii").write_bytes(b"")
+    rows = ("i0007,002_s_0413,5/2/2006,MP-RAGE", "I0008,002_S_0413,5/3/2006,MPRAGE")
+    text = "\n".join(("Image Data ID,Subject,Acq Date,Description", *rows, ""))
+    (tmp_path / "search.csv").write_bytes(text.encode("utf-16"))
+    faults = FaultCollector()
+    scans = find_scans(tmp_path, faults)
+    assert not faults.faults
+    assert scans.select("image_id", "date").rows() == [("7", date(2006, 5, 2)), ("8", date(2006, 5, 3))]
+    # Another separator is an error, not a table that is overlooked.
+    (tmp_path / "search.csv").write_text(text.replace(",", ";"))
+    find_scans(tmp_path, faults)
+    assert [f.found for f in faults.faults] == ["columns separated by a semicolon"]
+
+
+def test_an_image_of_two_participants_is_an_error(tmp_path: Path) -> None:
+    for ptid in ("002_S_0413", "003_S_0001"):
+        (tmp_path / f"ADNI_{ptid}_MR_MPRAGE_S1_I7.nii").write_bytes(b"")
+    faults = FaultCollector()
+    find_scans(tmp_path, faults)
+    assert [f.expected for f in faults.faults] == ["each image in the folder of one participant"]
+
+
 # --- parts
 
 
@@ -327,6 +351,55 @@ def test_volumes_do_not_depend_on_the_number_of_parts(export: Path, tmp_path: Pa
         assert other.dictionary().equals(features.dictionary())
     ids = [f"{i:03d}" for i in range(23)]
     assert [i for k in range(5) for i in part_of(ids, k, 5)] == ids
+
+
+def test_one_file_under_two_participants_is_not_used(export: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(export, raw)
+    _, before, _ = run(raw, cohort(subjects(6)), tmp_path / "a", Chain())
+    used = before.filter(status="ok").head(2)
+    source, target = (next(raw.rglob(f"*_I{i}.nii*")) for i in used["image_id"])
+    nib.save(nib.load(source), tmp_path / "scan.nii")
+    for path in (source, target):
+        path.unlink()
+        shutil.copy(tmp_path / "scan.nii", path.with_suffix("").with_suffix(".nii"))
+    volumes, after, _ = run(raw, cohort(subjects(6)), tmp_path / "b", Chain())
+    lost = after.filter(pl.col("reason") == "the same file as the scan of another participant")
+    assert set(lost["sample_id"]) == set(used["sample_id"])
+    assert not set(lost["sample_id"]) & set(volumes)
+
+
+def test_review_file_drops_scans_and_accepts_failing_ones(export: Path, tmp_path: Path) -> None:
+    raw, samples = tmp_path / "raw", cohort(subjects(6))
+    shutil.copytree(export, raw)
+    _, before, _ = run(raw, samples, tmp_path / "a", Chain())
+    dropped, kept = before.filter(status="ok")["image_id"].to_list()[:2]
+    (raw / "image_review.csv").write_text(f"image_id,decision\nI{dropped},drop\n{kept},keep\n")
+    process = Chain(overlap=0.5)
+    _, after, _ = run(raw, samples, tmp_path / "b", process)
+    assert after.filter(image_id=dropped)["reason"].item() == "dropped in image_review.csv"
+    assert f"I{dropped}" not in process.calls
+    assert after.filter(status="ok")["image_id"].to_list() == [kept]
+    assert "accepted although brain and template overlap" in after.filter(status="ok")["notes"].item()
+    # A dropped scan does not count as an attempt.
+    _, one, _ = run(raw, samples, tmp_path / "c", Chain(), image_tries=1)
+    sample = one.filter(image_id=dropped)["sample_id"].item()
+    n = before.filter(sample_id=sample).height
+    assert len(one.filter(sample_id=sample)) >= n
+
+
+def test_low_correlation_with_the_template_fails(export: Path, tmp_path: Path) -> None:
+    for registration, ncc, status in (
+        ("quality", 0.45, "failed"),
+        ("affine", 0.45, "ok"),
+        ("affine", np.nan, "failed"),
+    ):
+        part = tmp_path / f"{registration}.parquet"
+        options = ImageOptions(image_registration=registration)
+        shutil.rmtree(part.with_suffix(""), ignore_errors=True)
+        prepare_images(export, cohort(subjects(6)), options, 0, 1, part, process=Chain(ncc=ncc))
+        frame = pl.read_parquet(part).filter(pl.col("ncc").is_not_null())
+        assert set(frame["status"]) == {status}
 
 
 def test_a_failed_registration_reports_its_overlap(export: Path, tmp_path: Path) -> None:

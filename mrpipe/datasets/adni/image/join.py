@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.image.maps import Maps
 from mrpipe.datasets.adni.image.options import ImageOptions
-from mrpipe.datasets.adni.image.plan import open_template, plan_images
+from mrpipe.datasets.adni.image.plan import DROPPED, open_template, plan_images
 from mrpipe.datasets.adni.image.raw import GRID_KEY, SCAN_SCHEMA
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.imaging.chain import SCALE
@@ -32,17 +33,40 @@ DESCRIPTION = (
     "grey matter), cropped to the bounding box of the mask; 0 outside the mask"
 )
 BATCH_ROWS = 16
+# A flipped or misplaced map correlates far less with the mean of the maps than others, which are alike.
+LEAST_LIKENESS, USUAL_LIKENESS = 0.5, 0.3
+COPIED = {"status": "failed", "reason": "the same file as the scan of another participant"}
 
 Row = tuple[str, NDArray[np.float32]]
 
 
+def _likeness(maps: Maps) -> Callable[[NDArray[np.float32]], float]:
+    """Correlation of a map with the mean of up to 50 maps of the export, relative to its median; 1 if that is small."""
+    reference = []
+    for scan in maps.scans.gather_every(max(1, len(maps.scans) // 50)).iter_rows(named=True):
+        with contextlib.suppress(ScanFailedError):
+            reference.append(maps.load(scan["file"], scan["image_id"]))
+    if len(reference) < 3:
+        return lambda vector: 1.0
+    mean = np.mean(reference, axis=0)
+    usual = float(np.median([np.corrcoef(v, mean)[0, 1] for v in reference]))
+    return lambda vector: float(np.corrcoef(vector, mean)[0, 1]) / usual if usual > USUAL_LIKENESS else 1.0
+
+
 def _from_maps(maps: Maps, scans: pl.DataFrame, attempts: list[dict[str, Any]]) -> Iterator[Row]:
     """The first valid map of each sample."""
+    likeness = _likeness(maps)
     for sample_id, rows in itertools.groupby(scans.iter_rows(named=True), key=itemgetter("sample_id")):
         for scan in rows:
             entry = {k: scan[k] for k in ("sample_id", "attempt", "date")} | {"source": "map", "image_id": None}
             try:
+                if scan["decision"] == "drop":
+                    raise ScanFailedError(DROPPED, scan["why"] or "")
                 vector = maps.load(scan["file"], scan["image_id"])
+                if likeness is not None and (found := likeness(vector)) < LEAST_LIKENESS and scan["decision"] != "keep":
+                    raise ScanFailedError(
+                        "the map does not resemble the other maps: flipped or misplaced", f"{found:.2f}"
+                    )
             except ScanFailedError as error:
                 attempts.append(entry | {"status": "failed", "reason": error.reason, "detail": error.detail})
                 continue
@@ -53,15 +77,20 @@ def _from_maps(maps: Maps, scans: pl.DataFrame, attempts: list[dict[str, Any]]) 
 
 
 def _from_parts(parts: Sequence[Path], grid: VoxelGrid, attempts: list[dict[str, Any]]) -> Iterator[Row]:
-    """The successfully processed scans of all parts."""
+    """The successfully processed scans of all parts, except files that several participants have."""
+    columns = ["sample_id", "fingerprint", "status"]
+    used = pl.concat([pl.read_parquet(p, columns=columns) for p in parts]).filter(pl.col("status") == "ok")
+    owners = used.group_by("fingerprint").agg(pl.col("sample_id").n_unique().alias("n"))
+    copies = set(owners.filter(pl.col("n") > 1)["fingerprint"])
     for path in parts:
         if read_metadata(path).get(GRID_KEY, "") not in ("", grid.fingerprint):
             raise UsageError(f"{path.name} was prepared with a different mask; run mrpipe prepare again")
         for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS):
-            attempts += batch.drop_columns(["voxels"]).to_pylist()
-            for sample_id, voxels in zip(batch["sample_id"].to_pylist(), batch["voxels"], strict=True):
-                if voxels.is_valid:
-                    yield sample_id, voxels.values.to_numpy()
+            rows = batch.drop_columns(["voxels"]).to_pylist()
+            attempts += [r | COPIED if r["fingerprint"] in copies else r for r in rows]
+            for row, voxels in zip(rows, batch["voxels"], strict=True):
+                if voxels.is_valid and row["fingerprint"] not in copies:
+                    yield row["sample_id"], voxels.values.to_numpy()
 
 
 def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: Sequence[Path]) -> Features:
@@ -96,7 +125,7 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
     counts = {"rows": 0}
 
     def batches() -> Iterator[pa.RecordBatch]:
-        maps = _from_maps(plan.maps, plan.map_scans, attempts) if plan.maps else iter(())
+        maps = _from_maps(plan.maps, plan.map_scans, attempts) if plan.maps and len(plan.map_scans) else iter(())
         merged = heapq.merge(maps, _from_parts(parts, grid, attempts), key=itemgetter(0))
         while chunk := list(itertools.islice(merged, BATCH_ROWS)):
             volumes = np.stack([grid.volume(v, downsample=edge, dtype=options.image_dtype) for _, v in chunk])
@@ -105,14 +134,10 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
             yield pa.record_batch([pa.array([s for s, _ in chunk], pa.string()), x], schema=modality.arrow_schema())
         if not counts["rows"]:
             reasons = sorted({a["reason"] for a in attempts})[:3]
-            raise DataError(
-                Fault(
-                    file="images",
-                    expected="at least one valid map or scan of a participant in the cohort",
-                    found=f"{len(attempts)} attempts, none valid" + (f" ({'; '.join(reasons)})" if reasons else ""),
-                    fix="Check that the images are from the same export as the tables.",
-                )
-            )
+            found = f"{len(attempts)} attempts, none valid" + (f" ({'; '.join(reasons)})" if reasons else "")
+            expected = "at least one valid map or scan of a participant in the cohort"
+            fix = "Check that the images are from the same export as the tables."
+            raise DataError(Fault(file="images", expected=expected, found=found, fix=fix))
 
     def dictionary() -> pl.DataFrame:
         n_raw = sum(1 for a in attempts if a["source"] == "raw" and a["status"] == "ok")

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.scans import PTID, parse_date, rid_of
+from mrpipe.delimited import decode, line_of
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import VoxelGrid, read_grid
 from mrpipe.imaging.nifti import on_grid
-from mrpipe.raw import Column, read_csv, sha256
+from mrpipe.raw import ROW, Column, read_csv, sha256
 
 STACK, SUBJECTS, MANIFEST = "ADNI_G.npy", "ADNI_subj.txt", "maps.csv"
 _RAVENS = re.compile(
@@ -89,14 +90,10 @@ def find_mask(raw: Path, options: ImageOptions, folder: Path | None) -> Path | N
 def open_mask(raw: Path, path: Path | None, options: ImageOptions, faults: FaultCollector) -> VoxelGrid | None:
     """Read the grid of a mask and verify its checksum. If it is missing or invalid, add an error and return None."""
     if path is None or not path.is_file():
-        faults.add(
-            Fault(
-                file=options.image_mask or "image mask",
-                expected="the NIfTI mask of the maps (e.g. BLSA_SPGR+MPRAGE_averagetemplate_muse_seg_DS222.nii.gz)",
-                found="no such file" if options.image_mask else "none or several in the folder of the maps",
-                fix="Set its path with --set image_mask=PATH.",
-            )
-        )
+        expected = "the NIfTI mask of the maps (e.g. BLSA_SPGR+MPRAGE_averagetemplate_muse_seg_DS222.nii.gz)"
+        found = "no such file" if options.image_mask else "none or several in the folder of the maps"
+        fix, file = "Set its path with --set image_mask=PATH.", options.image_mask or "image mask"
+        faults.add(Fault(file=file, expected=expected, found=found, fix=fix))
         return None
     shown_as = _shown(raw, path)
     if options.image_mask_sha256 and (found := sha256(path)) != options.image_mask_sha256.lower():
@@ -110,18 +107,22 @@ def open_mask(raw: Path, path: Path | None, options: ImageOptions, faults: Fault
 
 
 def _scan_frame(ptid: list[str], date: list[str | None], image_id: list[str], file: list[str]) -> pl.DataFrame:
-    frame = pl.DataFrame(
-        {"ptid": ptid, "date": date, "image_id": image_id, "file": file},
-        schema=dict.fromkeys(("ptid", "date", "image_id", "file"), pl.String),
-    )
-    return frame.select(
-        "ptid",
-        rid_of("ptid").alias("rid"),
-        parse_date("date").alias("date"),
-        pl.lit(0, dtype=pl.Int32).alias("rank"),
-        "image_id",
-        "file",
-    )
+    columns = {"ptid": ptid, "date": date, "image_id": image_id, "file": file}
+    rid, day = rid_of("ptid").alias("rid"), parse_date("date").alias("date")
+    rank = pl.lit(0, dtype=pl.Int32).alias("rank")
+    frame = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
+    return frame.select("ptid", rid, day, rank, "image_id", "file")
+
+
+def _copies(array: NDArray, ptids: list[str], shown_as: str) -> Fault | None:
+    """A fault if rows of different participants are equal; their first thousand values are compared."""
+    owners: dict[bytes, set[str]] = {}
+    for row, ptid in zip(np.ascontiguousarray(array[:, :1000]), ptids, strict=True):
+        if row.min() < row.max():
+            owners.setdefault(row.tobytes(), set()).add(ptid)
+    if not (n := sum(len(o) > 1 for o in owners.values())):
+        return None
+    return Fault(file=shown_as, expected="different maps of different participants", found=f"{n} maps more than once")
 
 
 def _checked_vector(vector: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
@@ -130,6 +131,10 @@ def _checked_vector(vector: NDArray[np.float32], dtype: str) -> NDArray[np.float
         raise ScanFailedError("voxels of the mask without a finite value", f"{n_bad} of them")
     if not vector.any():
         raise ScanFailedError("all voxels 0: the pipeline that made the maps failed on this scan")
+    if vector.min() == vector.max():
+        raise ScanFailedError("all voxels have the same value", f"{vector[0]:.4g}")
+    if vector.min() < -0.05 * vector.max():
+        raise ScanFailedError("negative values, which a map of grey matter does not have", f"{vector.min():.4g}")
     if (peak := float(np.abs(vector).max())) > float(np.finfo(dtype).max):
         raise ScanFailedError(f"a value does not fit into {dtype}; set image_dtype=float32", f"{peak:.4g}")
     return vector
@@ -143,59 +148,44 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        faults.add(
-            Fault(
-                file=shown_as,
-                expected="a complete NumPy array (scans × voxels)",
-                found=str(error).splitlines()[0].replace(str(path), shown_as),
-                fix="The file is damaged or truncated. Copy it again.",
-            )
-        )
-    lines: list[str] = []
+        found, fix = str(error).splitlines()[0].replace(str(path), shown_as), "The file is damaged. Copy it again."
+        faults.add(Fault(file=shown_as, expected="a complete NumPy array (scans × voxels)", found=found, fix=fix))
+    numbered: list[tuple[int, str]] = []
     if subjects.is_file():
-        lines = [s.strip() for s in subjects.read_text(encoding="utf-8", errors="replace").splitlines() if s.strip()]
+        try:
+            text, _ = decode(subjects.read_bytes(), shown_as=_shown(raw, subjects), encoding="utf-8-sig")
+            numbered = [(i, s.strip()) for i, s in enumerate(text.splitlines(), start=1) if s.strip()]
+        except DataError as error:
+            faults.absorb(error)
     else:
-        faults.add(
-            Fault(file=_shown(raw, subjects), expected="one {PTID}_{date} per row of the array", found="no such file")
-        )
+        expected = "one {PTID}_{date} per row of the array"
+        faults.add(Fault(file=_shown(raw, subjects), expected=expected, found="no such file"))
     mask = find_mask(raw, options, path.parent)
     grid = open_mask(raw, mask, options, faults)
-    matches = [re.fullmatch(rf"({PTID.pattern})(?:_(.+))?", line) for line in lines]
-    for row, match in enumerate(matches, start=1):
+    lines = [text for _, text in numbered]
+    matches = [re.fullmatch(rf"({PTID.pattern})(?:_(.+))?", line, re.IGNORECASE) for line in lines]
+    expected = "{PTID}_{date}, e.g. 002_S_0413_2006-05-02"
+    for (line, _), match in zip(numbered, matches, strict=True):
         if match is None:
-            faults.add(
-                Fault(
-                    file=_shown(raw, subjects),
-                    row=row,
-                    expected="{PTID}_{date}, e.g. 002_S_0413_2006-05-02",
-                    found="another format",
-                )
-            )
+            faults.add(Fault(file=_shown(raw, subjects), line=line, expected=expected, found="another format"))
     if array is not None and (array.ndim != 2 or array.dtype.kind not in "fiu"):
         found = f"{array.dtype} of shape {array.shape}"
         faults.add(Fault(file=shown_as, expected="a numeric array (scans × voxels)", found=found))
         return None
     if array is not None and lines and len(array) != len(lines):
-        found = f"{len(array)} rows, but {len(lines)} lines in {SUBJECTS}"
-        faults.add(
-            Fault(file=shown_as, expected="one row per line", found=found, fix="The files do not belong together.")
-        )
+        found, fix = f"{len(array)} rows, but {len(lines)} lines in {SUBJECTS}", "The files do not belong together."
+        faults.add(Fault(file=shown_as, expected="one row per line", found=found, fix=fix))
+    elif array is not None and lines:
+        faults.add(_copies(array, [m[1].upper() if m else "" for m in matches], shown_as))
     if array is not None and grid is not None and array.shape[1] != grid.n_voxels:
-        found = f"{array.shape[1]} columns, but the mask has {grid.n_voxels} voxels"
-        faults.add(
-            Fault(
-                file=shown_as,
-                expected="one column per voxel of the mask",
-                found=found,
-                fix="Check image_mask and image_mask_label.",
-            )
-        )
+        found, fix = f"{array.shape[1]} columns, but the mask has {grid.n_voxels}", "Check image_mask and its label."
+        faults.add(Fault(file=shown_as, expected="one column per voxel of the mask", found=found, fix=fix))
     if faults.faults or array is None or grid is None or mask is None:
         return None
     good = [m for m in matches if m is not None]
     numbers = [str(i) for i in range(len(lines))]
     # The date is the last field; other fields may precede it.
-    scans = _scan_frame([m[1] for m in good], [m[2].split("_")[-1] if m[2] else None for m in good], numbers, numbers)
+    scans = _scan_frame([m[1] for m in good], [m[2].split("_")[-1] if m[2] else None for m in good], lines, numbers)
 
     def load(file: str, image_id: str) -> NDArray[np.float32]:
         assert array is not None
@@ -229,7 +219,7 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
     root = path.parent if table else path
     if table is not None:
         try:
-            frame = read_csv(table, MANIFEST_COLUMNS, shown_as=_shown(raw, table))
+            frame = read_csv(table, MANIFEST_COLUMNS, shown_as=_shown(raw, table), numbered=True)
         except DataError as error:
             faults.absorb(error)
             return None
@@ -237,17 +227,14 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
         date = frame["date"] if "date" in frame.columns else null
         file = frame["file"]
         image_id = frame["image_id"].fill_null(file) if "image_id" in frame.columns else file
-        for row, ptid in enumerate(frame["ptid"], start=1):
-            if not PTID.fullmatch(ptid):
-                faults.add(
-                    Fault(
-                        file=_shown(raw, table),
-                        column="ptid",
-                        row=row,
-                        expected="a PTID such as 002_S_0413",
-                        found="another format",
-                    )
-                )
+        expected, found = "a PTID such as 002_S_0413", "another format"
+        for record in (r for r, ptid in frame.select(ROW, "ptid").iter_rows() if not PTID.fullmatch(ptid)):
+            line = line_of(table, record)
+            faults.add(Fault(file=_shown(raw, table), column="ptid", line=line, expected=expected, found=found))
+        shared = frame.group_by("file").agg(pl.col("ptid").str.to_uppercase().n_unique()).filter(pl.col("ptid") > 1)
+        if len(shared):
+            expected, found = "each map listed for one participant", f"{len(shared)} maps listed for several"
+            faults.add(Fault(file=_shown(raw, table), column="file", expected=expected, found=found))
         scans = _scan_frame(frame["ptid"].to_list(), date.to_list(), image_id.to_list(), file.to_list())
     else:
         named = [(p, m) for p in sorted(root.glob("*.nii*")) if (m := _RAVENS.fullmatch(p.name))]
@@ -257,12 +244,8 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
             expected = "maps named {PTID}_{date}_T1_…RAVENS_150….nii.gz"
             faults.add(Fault(file=_shown(raw, root), expected=expected, found=found, fix=fix))
             return None
-        scans = _scan_frame(
-            [m["ptid"] for _, m in named],
-            [m["date"] for _, m in named],
-            [p.name for p, _ in named],
-            [p.name for p, _ in named],
-        )
+        names = [p.name for p, _ in named]
+        scans = _scan_frame([m["ptid"] for _, m in named], [m["date"] for _, m in named], names, names)
     mask = find_mask(raw, options, root)
     grid = open_mask(raw, mask, options, faults)
     if grid is None or mask is None or faults.faults:

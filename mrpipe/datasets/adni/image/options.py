@@ -56,4 +56,9 @@ class ImageOptions:
     image_template: str = option("", "skull-stripped T1 template (NIfTI) for raw T1 scans. Empty: MNI152 of nilearn")
     image_gm_threshold: float = option(0.5, "grey-matter probability that defines the MNI152 mask, if no mask is given")
     image_min_overlap: float = option(0.8, "scans with a lower Dice overlap of registered brain and template fail")
+    image_min_ncc: float = option(
+        0.5,
+        "scans whose brain correlates less with the template after registration fail; with image_registration=affine, "
+        "0.6 times this value",
+    )
     image_timeout_min: float = option(60.0, "time limit per raw T1 scan in minutes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,12 +10,23 @@ import polars as pl
 
 from mrpipe.datasets.adni.image.maps import Maps, find_mask, locate_maps, open_maps, open_mask
 from mrpipe.datasets.adni.image.options import ImageOptions
-from mrpipe.datasets.adni.image.scans import SCANS_SCHEMA, find_scans, ordered_scans, search_tables
-from mrpipe.errors import Fault, FaultCollector, UsageError
+from mrpipe.datasets.adni.image.scans import SCANS_SCHEMA, find_scans, ordered_scans, rid_of, search_tables
+from mrpipe.delimited import line_of
+from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.imaging.chain import require_imaging
 from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.imaging.template import Template, mni_template, user_template
+from mrpipe.raw import ROW, Column, read_csv
 
+REVIEW = "image_review.csv"
+DROPPED = f"dropped in {REVIEW}"
+LISTED = "Name it by image ID, by file, or by its line in ADNI_subj.txt."
+REVIEW_COLUMNS = (
+    Column(name="image_id", aliases=("Image Data ID", "file", "scan", "map"), nullable=False),
+    Column(name="decision", nullable=False),
+    Column(name="why", aliases=("reason", "comment", "note"), required=False),
+)
+REVIEW_SCHEMA = pl.Schema(dict.fromkeys(("image_id", "decision", "why"), pl.String))
 FETCH = "ida.loni.usc.edu: ADNI > Download > Image Collections (NIfTI), with the search CSV."
 
 
@@ -40,11 +52,51 @@ class ImageCheck:
         files: files that the inventory lists by name.
         groups: label → files that the inventory lists as one entry, because their names contain participant IDs.
         notes: notes for the manifest.
+        rids: RIDs of the participants with a map or scan.
     """
 
     files: list[Path] = field(default_factory=list)
     groups: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    rids: set[int] = field(default_factory=set)
+
+    def observed(self, samples: pl.DataFrame) -> pl.Series:
+        """IDs of the samples with a map or scan; adds a note on participants without a sample."""
+        rids = samples.select("sample_id", rid_of("subject_id").alias("rid"))
+        if strangers := self.rids - set(rids["rid"]):
+            self.notes.append(f"images: {len(strangers)} of {len(self.rids)} participants with images have no sample")
+        return rids.filter(pl.col("rid").is_in(self.rids))["sample_id"]
+
+
+def read_review(raw: Path, scans: pl.DataFrame, maps: Maps | None, faults: FaultCollector) -> pl.DataFrame:
+    """Decisions of a person on scans, from `image_review.csv`: `image_id, decision, why`; empty without the file.
+
+    A scan is named by image ID (with or without I), by file, or, for a stack, by its line in `ADNI_subj.txt`.
+    """
+    paths = sorted(p for p in raw.rglob(REVIEW) if p.is_file())
+    frames = [f.select("image_id", "file") for f in (scans, maps.scans if maps else scans)]
+    known = {Path(v).name.lower(): i for i, f in pl.concat(frames).iter_rows() for v in (i, f)}
+    rows: dict[str, tuple[str, str, str | None]] = {}
+    for path in paths:
+        shown_as = path.relative_to(raw).as_posix()
+        try:
+            frame = read_csv(path, REVIEW_COLUMNS, shown_as=shown_as, numbered=True)
+        except DataError as error:
+            faults.absorb(error)
+            continue
+        frame = frame if "why" in frame.columns else frame.with_columns(why=pl.lit(None, dtype=pl.String))
+        for record, key, decision, why in frame.select(ROW, "image_id", "decision", "why").iter_rows():
+            name = Path(key).name.lower()
+            image, line = known.get(name) or known.get(re.sub(r"^[id]?0*(?=\d)", "", name)), line_of(path, record)
+            if image is None:
+                found = "another value"
+                faults.add(Fault(file=shown_as, line=line, expected="an image of the export", found=found, fix=LISTED))
+            elif image in rows or decision.lower() not in ("keep", "drop"):
+                found = "a second one" if image in rows else "another value"
+                faults.add(Fault(file=shown_as, line=line, expected="one decision, keep or drop", found=found))
+            else:
+                rows[image] = (image, decision.lower(), why)
+    return pl.DataFrame(list(rows.values()), schema=REVIEW_SCHEMA, orient="row")
 
 
 def plan_images(raw: Path, samples: pl.DataFrame, options: ImageOptions) -> ImagePlan:
@@ -65,10 +117,12 @@ def plan_images(raw: Path, samples: pl.DataFrame, options: ImageOptions) -> Imag
     faults = FaultCollector()
     maps = open_maps(raw, options, faults) if options.image_route != "raw" else None
     scans = find_scans(raw, faults) if options.image_route != "maps" else pl.DataFrame(schema=SCANS_SCHEMA)
+    review = read_review(raw, scans, maps, faults)
     faults.raise_if_any()
     choice = {"rule": options.image_scan, "date_column": options.image_date_column, "tries": options.image_tries}
-    empty = pl.DataFrame(schema=SCANS_SCHEMA)
-    map_scans = ordered_scans(maps.scans if maps else empty, samples, **choice)  # type: ignore[arg-type]
+    listed = maps.scans if maps else pl.DataFrame(schema=SCANS_SCHEMA)
+    mapped, scans = (s.join(review, on="image_id", how="left", maintain_order="left") for s in (listed, scans))
+    map_scans = ordered_scans(mapped, samples, **choice)  # type: ignore[arg-type]
     without = samples.join(map_scans, on="sample_id", how="anti")
     return ImagePlan(maps, map_scans, ordered_scans(scans, without, **choice))  # type: ignore[arg-type]
 
@@ -119,17 +173,18 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
             members = tuple(sorted(p for p in maps.folder.rglob("*.nii*") if p.is_file() and p not in listed))
             found.groups[f"{maps.folder.relative_to(raw).as_posix()}/*.nii.gz"] = members
     elif options.image_route == "maps" and len(faults.faults) == before:
-        faults.add(
-            Fault(
-                file=f"{raw.name}/ADNI_G.npy",
-                expected="stacked maps, maps.csv, or a folder of RAVENS maps",
-                found="none of them",
-                fix="Set the path with --set image_maps=PATH.",
-            )
-        )
+        expected, fix = "stacked maps, maps.csv, or a folder of RAVENS maps", "Set --set image_maps=PATH."
+        faults.add(Fault(file=f"{raw.name}/ADNI_G.npy", expected=expected, found="none of them", fix=fix))
+    scans = find_scans(raw, faults) if options.image_route != "maps" else pl.DataFrame(schema=SCANS_SCHEMA)
+    found.rids = {*scans["rid"].to_list(), *(maps.scans["rid"].to_list() if maps is not None else ())}
+    if len(faults.faults) == before:
+        review = read_review(raw, scans, maps, faults)
+        found.files += sorted(raw.rglob(REVIEW))
+        if len(review):
+            dropped = int((review["decision"] == "drop").sum())
+            found.notes.append(f"images: {REVIEW} drops {dropped} and accepts {len(review) - dropped} scans")
     if options.image_route == "maps":
         return found
-    scans = find_scans(raw, faults)
     if len(scans):
         by_top: dict[str, list[Path]] = {}
         for file in scans["file"]:
@@ -137,10 +192,8 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
             by_top.setdefault(f"{top}/**/*.nii" if rest else "*.nii", []).append(raw / file)
         found.groups |= {label: tuple(sorted(files)) for label, files in by_top.items()}
         found.files += search_tables(raw)
-        undated, dicom = (
-            int(scans["date"].null_count()),
-            int(scans["file"].str.to_lowercase().str.ends_with(".dcm").sum()),
-        )
+        undated = int(scans["date"].null_count())
+        dicom = int(scans["file"].str.to_lowercase().str.ends_with(".dcm").sum())
         if undated:
             found.notes.append(f"images: {undated} raw scans without a date are used only if there is no other")
         if dicom:
@@ -148,22 +201,11 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
         if maps is None and options.image_mask:
             open_mask(raw, find_mask(raw, options, None), options, faults)
         if options.image_template and not (raw / options.image_template).is_file():
-            faults.add(
-                Fault(
-                    file=options.image_template,
-                    expected="a template at the path in image_template",
-                    found="no such file",
-                )
-            )
+            expected = "a template at the path in image_template"
+            faults.add(Fault(file=options.image_template, expected=expected, found="no such file"))
         if dicom < len(scans):
             require_imaging()
     elif options.image_route == "raw":
-        faults.add(
-            Fault(
-                file=f"{raw.name}/ADNI",
-                expected="T1 scans in the folder layout of IDA (ADNI/{PTID}/…/I…/ADNI_….nii)",
-                found="none",
-                fix=f"Download them from {FETCH}",
-            )
-        )
+        expected, fix = "T1 scans in the layout of IDA (ADNI/{PTID}/…/I…/ADNI_….nii)", f"Download them from {FETCH}"
+        faults.add(Fault(file=f"{raw.name}/ADNI", expected=expected, found="none", fix=fix))
     return found

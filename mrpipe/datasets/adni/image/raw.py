@@ -18,42 +18,27 @@ from scipy.ndimage import gaussian_filter
 
 from mrpipe.codehash import code_hash
 from mrpipe.datasets.adni.image.options import ImageOptions
-from mrpipe.datasets.adni.image.plan import open_template, plan_images
+from mrpipe.datasets.adni.image.plan import DROPPED, open_template, plan_images
 from mrpipe.imaging.chain import PACKAGES, ChainSettings, require_imaging
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import VoxelGrid
+from mrpipe.imaging.suitability import LIMITS
 from mrpipe.imaging.template import Template
 from mrpipe.imaging.worker import OUT_OF_TIME, ScanResult, process_scan
 from mrpipe.raw import sha256
 from mrpipe.schema import TRIED_SCHEMA
 from mrpipe.store.parquet import replacing, write_batches, write_text
 
-NUMBERS = (
-    "brain_ml",
-    "gm_ml",
-    "fluid_share",
-    "white_share",
-    "map_ml",
-    "mass_ratio",
-    "overlap",
-    "ncc",
-    "n_folded",
-    "jacobian_min",
-    "jacobian_max",
-)
+NUMBERS = ("gm_ml", "map_ml", "mass_ratio", "overlap", "ncc", "n_folded", "jacobian_min", "jacobian_max", *LIMITS)
 # One row per attempted scan: sample, outcome and reason of failure. `picture` is relative to the folder of the parts.
 _SCAN: dict[str, Any] = {
     **TRIED_SCHEMA,
     "detail": pl.String,
-    "source": pl.String,
-    "image_id": pl.String,
+    **dict.fromkeys(("source", "image_id"), pl.String),
     "date": pl.Date,
     "description": pl.String,
-    **dict.fromkeys(NUMBERS, pl.Float64),
-    "seconds": pl.Float64,
-    "peak_mb": pl.Float64,
-    "notes": pl.String,
-    "picture": pl.String,
+    **dict.fromkeys((*NUMBERS, "seconds", "peak_mb"), pl.Float64),
+    **dict.fromkeys(("notes", "picture", "fingerprint"), pl.String),
 }
 SCAN_SCHEMA = pl.Schema(_SCAN)
 GRID_KEY = "mrpipe.grid"
@@ -121,26 +106,37 @@ class _Shard:
         more_time = entry["reason"] == OUT_OF_TIME and entry["minutes"] < self.options.image_timeout_min
         return entry if entry["fingerprint"] == fingerprint and not more_time else None
 
-    def scan(self, path: Path, shown_as: str, image_id: str) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
+    def _flaw(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Reason and detail if the registered brain does not resemble the template."""
+        least = self.options.image_min_ncc * (0.6 if self.options.image_registration == "affine" else 1)
+        for name, limit, reason in (
+            ("overlap", self.options.image_min_overlap, "brain and template overlap by less than"),
+            ("ncc", least, "the correlation of brain and template is less than"),
+        ):
+            # Not `<`: a correlation that is NaN fails, too.
+            if not entry[name] >= limit:
+                return {"status": "failed", "reason": f"{reason} {limit:g}", "detail": f"{entry[name]:.3f}"}
+        return {}
+
+    def scan(self, scan: dict[str, Any], path: Path) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
         """Process a scan, or load it from the scratch folder if finished; the .json file is written last."""
+        image_id, accepted = scan["image_id"], scan["decision"] == "keep"
+        if scan["decision"] == "drop":
+            return {"status": "failed", "reason": DROPPED, "detail": scan["why"]}, None
+        settings = dataclasses.replace(self.settings, accepted=accepted)
         note, voxels = self.scratch / f"{image_id}.json", self.scratch / f"{image_id}.npy"
         picture = self.scratch / f"{image_id}.png"
-        fingerprint = hashlib.sha256(f"{self.setting}\n{sha256(path)}".encode()).hexdigest()
+        fingerprint = hashlib.sha256(f"{self.setting}\n{accepted}\n{sha256(path)}".encode()).hexdigest()
         entry = self._finished(note, fingerprint)
         if entry is None:
             note.unlink(missing_ok=True)
-            entry = {
-                "fingerprint": fingerprint,
-                "minutes": self.options.image_timeout_min,
-                "status": "ok",
-                "reason": None,
-                "detail": None,
-            }
+            entry = {"fingerprint": fingerprint, "minutes": self.options.image_timeout_min}
+            entry |= {"status": "ok", "reason": None, "detail": None}
             try:
                 if path.suffix.lower() == ".dcm":
                     raise ScanFailedError("a DICOM series; convert it with dcm2niix")
                 timeout_s = 60 * self.options.image_timeout_min
-                done = self.process(path, shown_as, self.templates, self.settings, picture, timeout_s=timeout_s)
+                done = self.process(path, f"I{image_id}", self.templates, settings, picture, timeout_s=timeout_s)
                 vector = self.template.grid.vector(
                     smoothed(done.gm, self.template.grid, self.options.image_smoothing_mm)
                 )
@@ -156,14 +152,9 @@ class _Shard:
                 entry |= {"status": "failed", "reason": error.reason, "detail": error.detail}
             write_text(note, json.dumps(entry))
         # Thresholds are applied to stored results, so that changing one does not require reprocessing.
-        entry = {k: v for k, v in entry.items() if k not in ("fingerprint", "minutes")}
-        if entry["status"] == "ok" and entry["overlap"] < self.options.image_min_overlap:
-            overlap, minimum = entry["overlap"], self.options.image_min_overlap
-            entry |= {
-                "status": "failed",
-                "reason": f"brain and template overlap by less than {minimum:g}",
-                "detail": f"{overlap:.3f}",
-            }
+        entry = {k: v for k, v in entry.items() if k != "minutes"}
+        if entry["status"] == "ok" and (flaw := self._flaw(entry)):
+            entry |= {"notes": f"{entry['notes']}; accepted although {flaw['reason']}"} if accepted else flaw
         return entry, np.load(voxels) if entry["status"] == "ok" else None
 
 
@@ -208,7 +199,7 @@ def prepare_images(
         shard = _Shard(scratch, template, options, process or process_scan)
         for rows in scans.partition_by("sample_id", maintain_order=True):
             for scan in rows.iter_rows(named=True):
-                entry, voxels = shard.scan(raw / scan["file"], f"I{scan['image_id']}", scan["image_id"])
+                entry, voxels = shard.scan(scan, raw / scan["file"])
                 row = _row(scan, entry) | {"voxels": voxels}
                 yield pa.RecordBatch.from_pylist([row], schema=schema)
                 if voxels is not None:

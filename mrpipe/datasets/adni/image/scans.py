@@ -14,7 +14,7 @@ import polars as pl
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import Column, read_csv
 
-PTID = re.compile(r"\d{3}_S_\d{4,5}")
+PTID = re.compile(r"\d{3}_S_\d{4,5}", re.IGNORECASE)
 # ADNI_{PTID}_MR_{description}[_Br_{timestamp}]_S{series}_I{image}.nii; `_Br_` is `_br_raw_` or absent in some files.
 _FILE = re.compile(
     r"ADNI_(?P<ptid>\d{3}_S_\d{4,5})_(?P<modality>MR|PT)_(?P<description>.+?)(?:_+br_(?:raw_)?\d{14,17}(?:_\d+)*)?"
@@ -50,7 +50,7 @@ SCANS_SCHEMA = pl.Schema(
 
 def rid_of(column: str) -> pl.Expr:
     """RID of a PTID, its last field (unchanged if the participant changes site); null for other strings."""
-    return pl.col(column).str.extract(r"^\d{3}_S_(\d{4,5})$").cast(pl.Int64)
+    return pl.col(column).str.extract(r"(?i)^\d{3}_S_(\d{4,5})$").cast(pl.Int64)
 
 
 def parse_date(column: str) -> pl.Expr:
@@ -93,9 +93,10 @@ def t1_rank(description: str) -> int | None:
 
 
 def _is_search(path: Path) -> bool:
+    # Names of columns are ASCII in every encoding; the null bytes are those of UTF-16.
     with path.open("rb") as handle:
-        header = handle.readline(4096).decode("utf-8", errors="replace").replace('"', "").lower()
-    names = {h.strip() for h in header.split(",")}
+        header = handle.readline(4096).replace(b"\0", b"").decode("latin-1").lower()
+    names = {h.strip(' "\r\n\xef\xbb\xbf\xfe\xff') for h in re.split(r"[,;\t]", header)}
     return bool(names & {"image data id", "image_id"}) and bool(names & {"subject", "subject_id"})
 
 
@@ -115,7 +116,7 @@ def _read_search(raw: Path, faults: FaultCollector) -> pl.DataFrame:
     names = [c.name for c in SEARCH_COLUMNS]
     empty = pl.DataFrame(schema=dict.fromkeys(names, pl.String))
     table = pl.concat([empty, *frames], how="diagonal")
-    table = table.with_columns(pl.col("image_id").str.strip_prefix("I").str.strip_prefix("D"))
+    table = table.with_columns(pl.col("image_id").str.replace(r"^[IiDd]?0*(\d)", "$1"))
     return table.group_by("image_id", maintain_order=True).agg(pl.col(names[1:]).drop_nulls().first())
 
 
@@ -136,7 +137,7 @@ def _file_row(raw: Path, path: Path) -> dict[str, Any] | None:
         "ptid": ptid.upper(),
         "path_date": dates[-1] if dates else None,
         "path_description": description,
-        "image_id": match["image"] if match else images[-1],
+        "image_id": str(int(match["image"] if match else images[-1])),
         "file": path.relative_to(raw).as_posix(),
         "format": "dcm" if path.suffix.lower() == ".dcm" else "nii",
     }
@@ -156,19 +157,17 @@ def find_scans(raw: Path, faults: FaultCollector) -> pl.DataFrame:
     found = pl.DataFrame(rows, schema_overrides=dict.fromkeys(rows[0], pl.String)).sort(
         "image_id", pl.col("format") == "dcm", "file"
     )
+    owners = found.group_by("image_id").agg(pl.col("ptid").n_unique().alias("n")).filter(pl.col("n") > 1)
+    if len(owners):
+        text = f"{len(owners)} images in the folders of several, e.g. image {owners['image_id'].sort()[0]}"
+        faults.add(Fault(file="raw scans", expected="each image in the folder of one participant", found=text))
     found = found.unique("image_id", keep="first", maintain_order=True)
     joined = found.join(_read_search(raw, faults), on="image_id", how="left")
     strangers = joined.filter(pl.col("subject").str.to_uppercase() != pl.col("ptid"))
     for row in strangers.head(20).iter_rows(named=True):
-        faults.add(
-            Fault(
-                file=row["file"],
-                column="Subject",
-                expected=f"image {row['image_id']} in the folder of the subject given in the search table",
-                found="the folder of another subject",
-                fix="Check the folder and the search table, or download the image again.",
-            )
-        )
+        expected, fix = "the folder of the subject given in the search table", "Download the image again."
+        file = f"image {row['image_id']}"
+        faults.add(Fault(file=file, column="Subject", expected=expected, found="that of another subject", fix=fix))
     other = pl.col("modality").is_not_null() & ~pl.col("modality").str.to_uppercase().is_in(["MRI", "MR"])
     scans = joined.filter(~other).with_columns(
         pl.coalesce(parse_date("date"), parse_date("path_date")).alias("date"),
@@ -194,7 +193,7 @@ def ordered_scans(
     Args:
         scans: `rid`, `date`, `rank`, `image_id` and any further columns.
         samples: `sample_id`, `subject_id` and optionally `date_column`.
-        tries: maximum number of scans per sample.
+        tries: maximum number of scans per sample, not counting those with `decision` drop (optional column).
 
     Returns:
         The selected rows of `scans` with `sample_id` and `attempt` (from 0), sorted by both.
@@ -216,4 +215,5 @@ def ordered_scans(
         "sample_id", "__order", "date", "rank", pl.col("image_id").str.zfill(20), nulls_last=True, maintain_order=True
     )
     ordered = ordered.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).over("sample_id").alias("attempt"))
-    return ordered.filter(pl.col("attempt") < tries).drop("__at", "__order")
+    tried = pl.col("decision").ne_missing("drop") if "decision" in scans.columns else pl.lit(value=True)
+    return ordered.filter(tried.cast(pl.Int32).cum_sum().over("sample_id") <= tries).drop("__at", "__order")
