@@ -98,20 +98,20 @@ def read_manifest(root: Path) -> Manifest:
         raise DataError(Fault(file=str(root), expected="a sealed store (manifest.json)", found=found, fix=fix))
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        number = values["format"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        fault = Fault(file=str(path), expected="a store manifest", found=f"{error}", fix="Seal the store again.")
-        raise DataError(fault) from error
-    if number != FORMAT:
-        expected, fix = f"store format {FORMAT}", "Update mrpipe to read a newer format."
-        raise DataError(Fault(file=str(path), expected=expected, found=f"format {number}", fix=fix))
-    fields = dataclasses.fields(Manifest)
-    names = {f.name for f in fields}
-    missing = sorted({f.name for f in fields if f.default is dataclasses.MISSING} - set(values))
-    if missing:
+        if values["format"] != FORMAT:
+            expected, found = f"store format {FORMAT}", f"format {values['format']}"
+            fix = "Update mrpipe to read a newer format."
+            raise DataError(Fault(file=str(path), expected=expected, found=found, fix=fix))
+        # Newer versions of the same format may add keys, which are ignored.
+        names = {f.name for f in dataclasses.fields(Manifest)}
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+        manifest = Manifest(**known)
+        manifest.declared_modalities(), manifest.declared_tasks()
+        for entry in manifest.files:
+            path / entry["file"], int(entry["rows"]), int(entry["size"]), str.strip(entry["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        found = f"{type(error).__name__}: {error}"
         raise DataError(
-            Fault(file=str(path), column=missing[0], expected=f"the keys {', '.join(missing)}", found="none")
-        )
-    # Newer versions of the same format may add keys, which are ignored.
-    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
-    return Manifest(**known)
+            Fault(file=str(path), expected="a store manifest", found=found, fix="Copy or seal the store again.")
+        ) from error
+    return manifest

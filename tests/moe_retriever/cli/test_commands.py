@@ -119,9 +119,11 @@ def test_a_run_keeps_its_transforms(store: Store, tmp_path: Path, capsys: pytest
     out = tmp_path / "run"
     train = ("train", "--store", store.path, "--out", out, "--method", "logistic", "--quiet")
     own = ("--transform", "scale=minmax", "--transform", "impute=median")
-    for arguments, known in ((train, False), ((*train, *own), False), ((*train, *own), True)):
+    for arguments, known in ((train, False), ((*train, *own, "--overwrite"), False), ((*train, *own), True)):
         assert call(*arguments) == 0
         assert ("already contains this run" in capsys.readouterr().out) == known
+    assert call(*train) == 2
+    assert "--overwrite" in capsys.readouterr().err
     first = json.loads((out / "metrics.json").read_text())
     assert first["transforms"] == {"scale": "minmax", "impute": "median"}
     assert call("evaluate", "--run", out, "--store", store.path) == 0

@@ -292,7 +292,10 @@ def good(m: dict[str, Any]) -> None:
         (constant, "All test samples were assigned to one class"),
         (lambda m: m["metrics"]["accuracy"].update(value=0.01), "below that of always predicting"),
         (lambda m: m["n"].update(test=12), "12 test samples"),
-        (lambda m: m["n"].update(val=0), "no validation samples"),
+        (
+            lambda m: m["training"].update(notes=["No test sample has the class no."]),
+            "No test sample has the class no.",
+        ),
         (lambda m: m["training"].update(best_epoch=1), "longer training may improve"),
     ],
 )
