@@ -46,6 +46,9 @@ def test_units_follow_their_label_unless_implausible() -> None:
     np.testing.assert_allclose(got["height"][:4].to_list(), [165.1, 165.0, 165.1, 170.0], atol=0.01)
     np.testing.assert_allclose(got["temperature"][:4].to_list(), [37.0, 37.0, 36.11, 36.5], atol=0.01)
     assert got[4:].select("weight", "height", "temperature").null_count().row(0) == (2, 2, 2)
+    # Without a unit, a value that is plausible in both is unknown.
+    assert vitals((70.0, None, 65.0, None, 37.0), (40.0, None, 165.0, None, 37.0))["weight"].to_list() == [None, 40.0]
+    assert vitals((70.0, None, 65.0, None, 37.0))["height"].to_list() == [165.1]
 
 
 def test_sub_items_of_a_negative_answer_are_zero_or_unknown(adni_exports: dict[str, Path]) -> None:
