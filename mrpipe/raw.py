@@ -84,7 +84,8 @@ def report_unmatched(
 ) -> None:
     """Report the names that are not among `others`: a note, or a fault if they exceed the fraction `limit`.
 
-    `what` names them ("screens have no screenshot"); `limit` is the reader's option `max_unmatched`.
+    `what` names them ("screens have no screenshot"); `limit` is the reader's option `max_unmatched`. The message lists
+    names: not for ids of participants.
     """
     lost = sorted(names - others)
     if lost:

@@ -121,15 +121,9 @@ def inspect(path: Path) -> Sequence:
         groups = [k for k in handle if isinstance(handle[k], h5py.Group)]
         roots = [k for k in groups if isinstance(handle[k].get("data"), h5py.Group)]
         if len(roots) != 1:
-            raise DataError(
-                Fault(
-                    file=path.name,
-                    column="data",
-                    expected="one root group with a group 'data'",
-                    found=f"{len(roots)} such groups; root groups: {', '.join(groups) or 'none'}",
-                    fix="Check that this is a computational sequence of the CMU-MultimodalSDK. " + AGAIN,
-                )
-            )
+            expected = "one root group with a group 'data', as in computational sequences of the CMU-MultimodalSDK"
+            found = f"{len(roots)} such groups; root groups: {', '.join(groups) or 'none'}"
+            raise DataError(Fault(file=path.name, column="data", expected=expected, found=found, fix=AGAIN))
         root = roots[0]
         metadata = handle[root].get("metadata")
         title = ""

@@ -163,15 +163,7 @@ class SdkFiles:
         """Check the structure of a sequence, its videos, and the rows of an utterance-level sequence."""
         entries = load(sequence, features=sequence.role == "words")
         if not set(self.segments) & set(entries):
-            raise DataError(
-                Fault(
-                    file=sequence.path.name,
-                    column=f"{sequence.root}/data",
-                    expected="the videos in the labels",
-                    found="none of them",
-                    fix="Check that the files belong to the same dataset.",
-                )
-            )
+            raise DataError(sequence.fault("", None, "the videos in the labels", "none of them"))
         if all(e.segment is None for e in entries.values()):
             self._report(sequence.path.name, set(self.segments), set(entries), "videos", faults)
         else:
