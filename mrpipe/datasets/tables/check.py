@@ -14,17 +14,21 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from mrpipe.datasets.tables.cohort import assemble, read_tables, require_same_length
-from mrpipe.datasets.tables.config import ModalityTable, TablesConfig, TablesOptions, config_path, read_config
-from mrpipe.datasets.tables.features import Parsed, parse
-from mrpipe.datasets.tables.files import ID, ROW, RawTable, locate
-from mrpipe.errors import Fault, FaultCollector
+from mrpipe.datasets.tables.config import ModalityTable, TablesConfig, TablesOptions, config_path, matches, read_config
+from mrpipe.datasets.tables.features import Parsed, no_samples, parse, reserved_columns
+from mrpipe.datasets.tables.files import LISTED, RawTable, locate
+from mrpipe.datasets.tables.joins import alike, report_lost_rows, unused_rules
+from mrpipe.errors import FaultCollector
 from mrpipe.schema import Checked, Cohort
 
-LISTED = 12
 # A numeric column with few distinct whole numbers may hold codes; one with nearly all distinct may hold ids.
 FEW_CODES, ID_SHARE, ID_ROWS = 6, 0.95, 30
 SUSPICIOUS_AUROC, PERFECT_AUROC, SUSPICIOUS_CORRELATION = 0.95, 0.999, 0.99
 SMALLEST_SIDE, BIN_ROWS, FEWEST_BINS, MOST_BINS = 10, 50, 4, 20
+
+
+# Largest whole number up to which float32 is exact, and texts that are numbers but may be codes.
+EXACT, _CODED = 2**24, r"^-?0[0-9]+$|^[0-9]+[eE][0-9]+$"
 
 
 def check_export(raw: Path, options: TablesOptions) -> Checked:
@@ -34,11 +38,12 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
         DataError: reports all errors together.
     """
     config, faults = read_config(raw, options), FaultCollector()
-    files = {config.cohort_file, *(t.file for t in config.modalities), *(label.file for label in config.labels)}
-    files |= {config.split.file} if config.split else set()
-    tables = read_tables(raw, sorted(files), faults)
-    cohort = assemble(config, tables, faults)
+    files = config.cohort_files | {m.file for m in config.modalities}
+    tables, config = read_tables(raw, config, files, faults)
     notes: list[str] = []
+    observed: dict[str, pl.Series] = {}
+    used: dict[str, set[str]] = {file: reserved_columns(table, config) for file, table in tables.items()}
+    assembled = assemble(config, tables, faults, notes)
     for modality in config.modalities:
         table = tables.get(modality.file)
         if table is None:
@@ -46,11 +51,40 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
         parsed = parse(table, config, modality, faults)
         if config.by_order and config.cohort_file in tables:
             require_same_length(table, tables[config.cohort_file], faults)
-        if parsed is not None and cohort is not None:
-            notes += _modality_notes(config, modality, table, parsed, cohort, faults)
+        refs = (*modality.exclude, *(column for column, _ in modality.drop))
+        used[modality.file] |= set(table.columns(refs, "", FaultCollector(), optional=True))
+        if parsed is not None:
+            used[modality.file] |= set(parsed.columns)
+        if parsed is not None and assembled is not None:
+            report_lost_rows(table, parsed.rows, assembled[1], config, faults, notes)
+            notes += _modality_notes(config, modality, table, parsed, assembled[0], faults, observed)
+    notes += unused_rules(config, tables)
+    faults.faults = list(dict.fromkeys(faults.faults))
     faults.raise_if_any()
     paths = [config_path(raw, options), *(locate(raw, f) for f in sorted(files))]
-    return Checked(release=config.title or config.shown_as, files=tuple(paths), notes=tuple(notes))
+    return Checked(
+        release=config.title or config.shown_as,
+        files=tuple(paths),
+        notes=tuple(dict.fromkeys(notes)),
+        observed=observed,
+        unused=_unused(raw, paths, {f: [c for c in t.header if c not in used[f]] for f, t in tables.items()}, config),
+    )
+
+
+def _unused(raw: Path, used: list[Path], columns: dict[str, list[str]], config: TablesConfig) -> dict[str, str]:
+    """Columns that nothing refers to, and files that the YAML does not name."""
+    unused = {}
+    for file, names in columns.items():
+        if names:
+            shown = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+            unused[f"{file}: {shown}"] = "columns of no modality; add them to the `columns` of one"
+    others = [p.relative_to(raw).as_posix() for p in sorted(raw.rglob("*")) if p.is_file() and p not in used]
+    for name in others[:LISTED]:
+        instead = name.removesuffix(".gz") in columns
+        unused[name] = f"{name.removesuffix('.gz')} is read" if instead else f"{config.shown_as} does not name it"
+    if len(others) > LISTED:
+        unused[f"{len(others) - LISTED} more files"] = f"{config.shown_as} does not name them"
+    return unused
 
 
 def _modality_notes(
@@ -60,31 +94,19 @@ def _modality_notes(
     parsed: Parsed,
     cohort: Cohort,
     faults: FaultCollector,
+    observed: dict[str, pl.Series],
 ) -> list[str]:
-    """Notes on a modality to read before training on it."""
+    """Notes on a modality to read before training on it; adds its sample ids to `observed`."""
     name, samples = modality.name, cohort.samples
-    rows = parsed.rows.with_row_index("place")
-    key = {"left_on": ROW, "right_on": "row"} if config.by_order else {"left_on": ID, "right_on": "sample_id"}
-    joined = rows.with_columns(pl.col(ROW).cast(pl.Int32)).join(samples, how="inner", coalesce=False, **key)  # type: ignore[arg-type]
+    joined = table.to_samples(parsed.rows.with_row_index("place"), samples)
+    observed[name] = joined["sample_id"]
     if joined.is_empty():
-        faults.add(
-            Fault(
-                file=table.shown_as,
-                expected=f"a value of {name} for at least one sample",
-                found="none",
-                fix=f"Does it use the ids of {config.cohort_file}?",
-            )
-        )
+        faults.add(no_samples(table, name, f"Does it use the ids of {config.cohort_file}?"))
         return []
     d = len(parsed.columns)
     n_categorical = sum(names is not None for names in parsed.levels)
     kinds = f"{d - n_categorical} numeric and {n_categorical} categorical features"
     notes = [f"{name}: {len(joined)} of {len(samples)} samples, {kinds}"]
-    unmatched = len(rows) - len(joined)
-    if unmatched:
-        notes.append(
-            f"{name}: {unmatched} rows of {table.shown_as} match no sample of {config.cohort_file} and are ignored"
-        )
     x = parsed.x[joined["place"].to_numpy()]
 
     def note(columns: list[str], text: str) -> None:
@@ -106,6 +128,13 @@ def _modality_notes(
         [columns[j] for j in numeric if whole[j] and 2 < len(distinct[j]) <= FEW_CODES and not parsed.declared[j]],
         "few distinct whole numbers, perhaps codes (kinds: categorical) rather than quantities",
     )
+    coded = [columns[j] for j in numeric if table.frame[columns[j]].str.contains(_CODED).any()]
+    note(coded, "numbers with leading zeros or exponents, perhaps codes (kinds: categorical)")
+    inexact = [columns[j] for j in numeric if whole[j] and abs(distinct[j]).max() > EXACT]
+    note(inexact, "whole numbers beyond the precision of float32, perhaps dates or identifiers")
+    categorical = [(c, names) for c, names in zip(columns, parsed.levels, strict=True) if names is not None]
+    note([f"{c} ({pair})" for c, names in categorical if (pair := alike(pl.Series(names)))], "levels that are alike")
+    note([pattern for pattern, _ in modality.kinds if not any(matches(c, pattern) for c in columns)], "unused kinds")
     note([columns[j] for j in range(d) if len(distinct[j]) == 0], "no values")
     note([columns[j] for j in range(d) if len(distinct[j]) == 1], "constant")
     note([columns[j] for j in numeric if whole[j] and _identifies(distinct[j], x[:, j])], "looks like an identifier")

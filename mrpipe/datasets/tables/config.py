@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, did_you_mean
 from mrpipe.options import option
 from mrpipe.schema import TaskKind
@@ -18,8 +19,21 @@ from mrpipe.store.splits import PART_ALIASES, PARTS
 
 # A column: a name, a glob pattern of names, or a position (1 is the first, −1 the last).
 Ref = str | int
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")
+# Column or pattern → values.
+Rules = tuple[tuple[str, tuple[str, ...]], ...]
+MISSING = ("", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NAN", "null", "NULL")
 MAX_MODALITIES = 16
+# Keys with one value for all files, or file: value; the pattern of their values, and its description.
+BY_FILE = {
+    "encoding": (r"[A-Za-z][\w-]+", "an encoding, such as cp1252 or latin-1"),
+    "separator": (r"[\t ,;:|~^!#&]", 'one character, such as ";", "|" or "\\t"'),
+    "decimal": (r"[.,]", '"." or ","'),
+    "unmatched": (r"allow|0|1|[01]?\.\d+", "allow, or a share from 0 to 1"),
+}
+# Largest fraction of a table's rows that may match no sample, unless `unmatched` is declared.
+UNMATCHED = 0.2
+# A whole number with a decimal point, as floats are written.
+WHOLE = r"^(-?(?:0|[1-9][0-9]*))\.0*"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -71,32 +85,52 @@ class ModalityTable:
     columns: tuple[Ref, ...] = ("*",)
     exclude: tuple[Ref, ...] = ()
     kinds: tuple[tuple[str, Kind], ...] = ()
-    missing: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    drop: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    missing: Rules = ()
+    drop: Rules = ()
     description: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TablesConfig:
-    """A declared dataset; `shown_as` is the name of the YAML in error messages."""
+    """A declared dataset.
+
+    Attributes:
+        shown_as: name of the YAML in error messages.
+        file: default file of all entries.
+        cohort_file: the file whose rows are the samples: that of the first label, or `file` if only that has subjects.
+        by_file: (key, file, value) of the keys in `BY_FILE`; file * is all files.
+        missing: codes for missing in all files, also of labels, subjects and splits.
+    """
 
     shown_as: str
     title: str = ""
     citation: str = ""
     licence: str = ""
     provider: str = ""
+    file: str = ""
+    cohort_file: str = ""
+    by_file: tuple[tuple[str, str, str | float], ...] = ()
     by_order: bool = False
     id: Ref | None = None
     subject: Ref | None = None
     labels: tuple[Label, ...] = ()
     split: Split | None = None
-    drop: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    missing: Rules = ()
+    drop: Rules = ()
     modalities: tuple[ModalityTable, ...] = field(default=())
 
     @property
-    def cohort_file(self) -> str:
-        """The file whose rows are the samples: that of the first label."""
-        return self.labels[0].file
+    def cohort_files(self) -> set[str]:
+        """The files of samples, labels and split."""
+        files = {self.cohort_file, *(label.file for label in self.labels)} | (
+            {self.split.file} if self.split else set()
+        )
+        return files | ({self.file} if self.file and self.subject is not None else set())
+
+    def of_file(self, key: str, file: str) -> Any:
+        """Value of a key of `by_file` for a file, None if it is not declared."""
+        values = {f: value for k, f, value in self.by_file if k == key}
+        return values.get(file, values.get("*"))
 
 
 def config_path(raw: Path, options: TablesOptions) -> Path:
@@ -108,14 +142,9 @@ def config_path(raw: Path, options: TablesOptions) -> Path:
     for path in (raw / options.config, Path(options.config)):
         if path.is_file():
             return path
-    raise DataError(
-        Fault(
-            file=options.config,
-            expected="a YAML file that declares the tables",
-            found="no such file",
-            fix=f"Put it into {raw.name}/, or give its path: --set config=PATH. See docs/tables.md.",
-        )
-    )
+    expected = "a YAML file that declares the tables"
+    fix = f"Put it into {raw.name}/, or give its path: --set config=PATH. See docs/tables.md."
+    raise DataError(Fault(file=options.config, expected=expected, found="no such file", fix=fix))
 
 
 def read_config(raw: Path, options: TablesOptions) -> TablesConfig:
@@ -125,7 +154,30 @@ def read_config(raw: Path, options: TablesOptions) -> TablesConfig:
         DataError: reports all errors of the YAML together.
     """
     path = config_path(raw, options)
-    return parse_config(path.read_text(encoding="utf-8", errors="replace"), path.name)
+    text, encoding = decode(path.read_bytes(), shown_as=path.name)
+    if encoding == "cp1252":
+        decode(path.read_bytes(), shown_as=path.name, encoding="utf-8")
+    return parse_config(text, path.name)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 2009_10, 010, 0x10, 1:30 and dates as text; a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key[1]!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [r for r in resolvers if not r[0].endswith((":int", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"-?(0|[1-9][0-9]*)\Z"), list("-0123456789"))
+_FLOAT = r"-?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\Z"
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-.0123456789"))
 
 
 def parse_config(text: str, shown_as: str) -> TablesConfig:
@@ -135,8 +187,8 @@ def parse_config(text: str, shown_as: str) -> TablesConfig:
         DataError: reports all errors of the YAML together.
     """
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         found = " ".join(str(error).split())
         raise DataError(Fault(file=shown_as, expected="YAML", found=found, fix="Correct its syntax.")) from error
     parser = _Parser(shown_as)
@@ -178,12 +230,8 @@ class _Parser:
     def value(self, value: Any, place: str) -> str:
         """A value as it may occur in a table, in canonical form."""
         if isinstance(value, bool) or value is None or not isinstance(value, str | int | float):
-            self.fault(
-                place,
-                "a number or text as in the file",
-                value,
-                "YAML reads yes, no, on and off as booleans: quote them.",
-            )
+            fix = "YAML reads yes, no, on and off as booleans: quote them."
+            self.fault(place, "a number or text as in the file", value, fix)
             return ""
         return canonical(value)
 
@@ -200,35 +248,20 @@ class _Parser:
     def refs(self, value: Any, place: str) -> tuple[Ref, ...]:
         return tuple(self.ref(v, place) for v in (value if isinstance(value, list) else [value]))
 
-    def rows(self, value: Any, place: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    def rows(self, value: Any, place: str) -> Rules:
         """Column → values: rows to drop, or missing codes of some columns."""
         if not isinstance(value, Mapping):
             self.fault(place, "column: [values]", value)
             return ()
         return tuple((str(self.ref(k, place)), self.values(v, f"{place}.{k}")) for k, v in value.items())
 
-    def missing(self, value: Any, place: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    def missing(self, value: Any, place: str) -> Rules:
         """Codes for all columns (a list), or pattern → codes."""
         return self.rows(value, place) if isinstance(value, Mapping) else (("*", self.values(value, place)),)
 
     def config(self, value: Any) -> TablesConfig:
-        known = (
-            "title",
-            "citation",
-            "licence",
-            "provider",
-            "file",
-            "join",
-            "id",
-            "subject",
-            "missing",
-            "exclude",
-            "drop",
-            "label",
-            "labels",
-            "split",
-            "modalities",
-        )
+        known = ["title", "citation", "licence", "provider", *BY_FILE, "file", "join", "id", "subject"]
+        known += ["missing", "exclude", "drop", "label", "labels", "split", "modalities"]
         top = self.section(value, "top level", known)
         self.file = self.text(top, "file", "")
         join = top.get("join", "id")
@@ -238,29 +271,54 @@ class _Parser:
             self.fault("id", "the column that joins the tables", "nothing", "Or join row by row: `join: order`.")
         labels = self._labels(top)
         first = labels[0].file if labels else self.file
-        modalities = self._modalities(top)
-        return TablesConfig(
+        missing = self.missing(top["missing"], "missing") if "missing" in top else ()
+        for label in labels:
+            ambiguous = set(label.values) & {*MISSING, *codes_of(str(label.column), missing)}
+            if ambiguous:
+                expected, found = "classes that are not codes for missing", ", ".join(sorted(ambiguous))
+                fix = "Give `missing` by column, missing: {column: [codes]}."
+                self.fault(f"label {label.name}", expected, f"{found}, which is both", fix)
+        config = TablesConfig(
             shown_as=self.shown_as,
             title=self.text(top, "title", ""),
             citation=self.text(top, "citation", ""),
             licence=self.text(top, "licence", ""),
             provider=self.text(top, "provider", ""),
+            file=self.file,
+            cohort_file=first,
+            by_file=self._by_file(top),
             by_order=join == "order",
             id=self.ref(top["id"], "id") if "id" in top else None,
             subject=self.ref(top["subject"], "subject") if "subject" in top else None,
             labels=labels,
             split=self._split(top["split"], first) if "split" in top else None,
+            missing=missing,
             drop=self.rows(top["drop"], "drop") if "drop" in top else (),
-            modalities=modalities,
+            modalities=self._modalities(top),
         )
+        files = config.cohort_files | {m.file for m in config.modalities}
+        for key, file, _ in config.by_file:
+            if file not in files | {"*"}:
+                self.fault(f"{key}.{file}", "a file of this declaration", file, did_you_mean(file, files))
+        return config
+
+    def _by_file(self, top: Mapping[str, Any]) -> tuple[tuple[str, str, str | float], ...]:
+        """Keys with one value for all files, or file: value."""
+        entries = []
+        for key, (pattern, expected) in BY_FILE.items():
+            values = top.get(key, {})
+            for file, value in (values if isinstance(values, Mapping) else {"*": values}).items():
+                if not re.fullmatch(pattern, str(value), re.ASCII):
+                    self.fault(key if file == "*" else f"{key}.{file}", expected, value)
+                entries.append((key, str(file), 1.0 if value == "allow" else value))
+        return tuple(entries)
 
     def _file(self, section: Mapping[str, Any], place: str, default: str = "") -> str:
         file = self.text(section, "file", f"{place}.", default or self.file)
         if not file:
-            self.fault(
-                f"{place}.file", "a CSV or Parquet file", "nothing", "Set it here, or `file` for all at the top level."
-            )
-        elif Path(file).is_absolute() or ".." in Path(file).parts:
+            fix = "Set it here, or `file` for all at the top level."
+            self.fault(f"{place}.file", "a CSV or Parquet file", "nothing", fix)
+        elif Path(file).is_absolute() or ".." in Path(file).parts or len(file.encode()) > 255:
             self.fault(f"{place}.file", "a path inside the export folder", file)
         return file
 
@@ -273,10 +331,8 @@ class _Parser:
         if not isinstance(entries, Mapping) or not entries:
             self.fault("labels", "name: label", entries)
             return ()
-        return tuple(
-            self._label(str(name), entry, "label" if "label" in top else f"labels.{name}")
-            for name, entry in entries.items()
-        )
+        place = "label" if "label" in top else "labels.{}"
+        return tuple(self._label(str(name), entry, place.format(name)) for name, entry in entries.items())
 
     def _label(self, name: str, value: Any, place: str) -> Label:
         entry = self.section(value, place, ("name", "file", "column", "classes", "threshold", "kind", "description"))
@@ -296,12 +352,8 @@ class _Parser:
         if kind == "regression" and (classes is not None or threshold is not None):
             self.fault(place, "neither classes nor threshold for a regression", sorted(entry))
         if kind == "classification" and classes is None and "threshold" not in entry:
-            self.fault(
-                f"{place}.classes",
-                "the values of the classes ([a, b] or {0: a, 1: b}), or `threshold`",
-                "nothing",
-                "For a numeric target, use `kind: regression`.",
-            )
+            expected = "the values of the classes ([a, b] or {0: a, 1: b}), or `threshold`"
+            self.fault(f"{place}.classes", expected, "nothing", "For a numeric target, use `kind: regression`.")
         if threshold is not None:
             names, values = names or ("below", "above"), ()
             if len(names) != 2:
@@ -321,12 +373,8 @@ class _Parser:
 
     def _classes(self, value: Any, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Class names, and their values in the file."""
-        if isinstance(value, Mapping):
-            values = tuple(self.value(k, f"{place}.classes") for k in value)
-            names = tuple(str(v) for v in value.values())
-        else:
-            values = self.values(value, f"{place}.classes")
-            names = values
+        values = self.values(list(value) if isinstance(value, Mapping) else value, f"{place}.classes")
+        names = tuple(str(v) for v in value.values()) if isinstance(value, Mapping) else values
         for entries in (names, values):
             if len(set(entries)) < len(entries):
                 self.fault(f"{place}.classes", "each class once", list(entries))
@@ -338,6 +386,8 @@ class _Parser:
             self.fault("split.column", "the column with train, val or test", "nothing")
         given = {part: self.values(entry[part], f"split.{part}") for part in PARTS if part in entry}
         parts = {v.lower(): part for part, values in given.items() for v in values} or dict(PART_ALIASES)
+        if given and len(parts) < sum(map(len, given.values())):
+            self.fault("split", "each value once", given)
         column = self.ref(entry.get("column", "?"), "split.column")
         return Split(file=self._file(entry, "split", default), column=column, parts=tuple(sorted(parts.items())))
 
@@ -349,12 +399,9 @@ class _Parser:
         if len(entries) > MAX_MODALITIES:
             self.fault("modalities", f"at most {MAX_MODALITIES}", str(len(entries)))
         exclude = self.refs(top["exclude"], "exclude") if "exclude" in top else ()
-        missing = self.missing(top["missing"], "missing") if "missing" in top else ()
-        return tuple(self._table(str(name), entry, exclude, missing) for name, entry in entries.items())
+        return tuple(self._table(str(name), entry, exclude) for name, entry in entries.items())
 
-    def _table(
-        self, name: str, value: Any, exclude: tuple[Ref, ...], missing: tuple[tuple[str, tuple[str, ...]], ...]
-    ) -> ModalityTable:
+    def _table(self, name: str, value: Any, exclude: tuple[Ref, ...]) -> ModalityTable:
         place = f"modalities.{name}"
         if not _NAME.fullmatch(name):
             self.fault(place, "a name of letters, digits and _", name)
@@ -366,7 +413,7 @@ class _Parser:
             columns=self.refs(entry.get("columns", "*"), f"{place}.columns"),
             exclude=exclude + (self.refs(entry["exclude"], f"{place}.exclude") if "exclude" in entry else ()),
             kinds=self._kinds(entry.get("kinds", {}), f"{place}.kinds"),
-            missing=missing + (self.missing(entry["missing"], f"{place}.missing") if "missing" in entry else ()),
+            missing=self.missing(entry["missing"], f"{place}.missing") if "missing" in entry else (),
             drop=self.rows(entry["drop"], f"{place}.drop") if "drop" in entry else (),
             description=self.text(entry, "description", f"{place}."),
         )
@@ -391,10 +438,15 @@ class _Parser:
 
 
 def canonical(value: str | int | float) -> str:
-    """Text of a value; whole numbers have no decimal point, however the file or the YAML writes them."""
-    text = str(value).strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return str(int(number)) if math.isfinite(number) and number == int(number) and abs(number) < 1e15 else text
+    """Text of a value; whole numbers lose their decimal point (-99.0 is -99), other notations (2009_10, 1e5) stay."""
+    text = re.sub(rf"{WHOLE}\Z", r"\1", str(value).strip())
+    return "0" if text == "-0" else text
+
+
+def matches(column: str, pattern: str) -> bool:
+    return pattern == column or fnmatch.fnmatchcase(column, pattern)
+
+
+def codes_of(column: str, rules: Rules) -> list[str]:
+    """The values of all rules whose column or pattern matches."""
+    return [value for pattern, values in rules for value in values if matches(column, pattern)]

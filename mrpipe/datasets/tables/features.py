@@ -5,7 +5,7 @@ Legend: n rows, d features.
 
 from __future__ import annotations
 
-import fnmatch
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +16,16 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mrpipe.datasets.tables.config import Kind, ModalityTable, Ref, TablesConfig, TablesOptions, canonical
-from mrpipe.datasets.tables.files import (
-    ID,
-    ROW,
-    RawTable,
-    canonical_text,
-    drop_rows,
-    find_columns,
-    is_missing,
-    read_table,
-    require_unique_ids,
-    too_large,
-    with_ids,
-)
+from mrpipe.datasets.tables.config import Kind, ModalityTable, Ref, TablesConfig, TablesOptions, matches
+from mrpipe.datasets.tables.files import ID, ROW, RawTable, canonical_text, known_text, read_table, too_large
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 
 # Text columns with more distinct values are not categorical, unless there is a code list.
 MAX_LEVELS = 50
+# Text columns with more values that look like numbers than this, and than other values, are numbers with errors.
+FEW_NUMBERS = 6
+_NUMBER_LIKE = r"^[<>=≤≥~+-]*\s*[0-9.,]*[0-9][0-9.,]*([eE][-+]?[0-9]+)?\s*%?$"
 BATCH_ROWS = 4096
 
 
@@ -64,7 +55,7 @@ def reserved_columns(table: RawTable, config: TablesConfig) -> set[str]:
     places = [(label.file, label.column) for label in config.labels]
     places += [(config.split.file, config.split.column)] if config.split else []
     refs += [column for file, column in places if file == table.shown_as]
-    return set(find_columns(table, refs, "", FaultCollector()))
+    return set(table.columns(refs, "", FaultCollector()))
 
 
 def feature_columns(
@@ -77,21 +68,15 @@ def feature_columns(
     place = f"modalities.{modality.name}"
     reserved = reserved_columns(table, config)
     unresolved = FaultCollector()
-    chosen = find_columns(table, modality.columns, f"{place}.columns", unresolved)
+    chosen = table.columns(modality.columns, f"{place}.columns", unresolved)
     faults.faults += unresolved.faults
-    named = sorted(reserved & {c for c in modality.columns if isinstance(c, str)})
-    for column in named:
-        faults.add(
-            Fault(
-                file=config.shown_as,
-                column=f"{place}.columns",
-                expected="features only",
-                found=f"{column!r}, which is an id, a label or a split",
-            )
-        )
+    for column in sorted(reserved & {c for c in modality.columns if isinstance(c, str)}):
+        found = f"{column!r}, which is an id, a label or a split"
+        faults.add(Fault(file=config.shown_as, column=f"{place}.columns", expected="features only", found=found))
     # Exclusions may match nothing: one that is declared for all modalities need not occur in each of their files.
-    excluded = set(find_columns(table, modality.exclude, f"{place}.exclude", FaultCollector()))
+    excluded = set(table.columns(modality.exclude, f"{place}.exclude", faults, optional=True))
     left = [c for c in chosen if c not in reserved and c not in excluded]
+    table.require_plain(left, faults)
     if not left and not unresolved.faults:
         faults.add(Fault(file=config.shown_as, column=place, expected="at least one feature", found="none left"))
     return left
@@ -99,43 +84,49 @@ def feature_columns(
 
 def _kind_of(column: str, modality: ModalityTable) -> Kind | None:
     """The last declared kind whose column or pattern matches."""
-    matching = [kind for pattern, kind in modality.kinds if pattern == column or fnmatch.fnmatchcase(column, pattern)]
+    matching = [kind for pattern, kind in modality.kinds if matches(column, pattern)]
     return matching[-1] if matching else None
 
 
+def _inferred(text: pl.Series, number: pl.Series, bad: pl.Series) -> Kind:
+    """Categorical for text with few values, unless most of them look like numbers, such as <0.5, 3,14 or inf."""
+    distinct = text.drop_nulls().unique() if bad.any() else text.clear()
+    like = int(distinct.str.contains(_NUMBER_LIKE).sum())
+    numeric = not len(distinct) or number.is_infinite().any() or like > max(FEW_NUMBERS, len(distinct) / 2)
+    return Kind(kind="numeric" if numeric or len(distinct) > MAX_LEVELS else "categorical")
+
+
 def parse(table: RawTable, config: TablesConfig, modality: ModalityTable, faults: FaultCollector) -> Parsed | None:
-    """Convert the columns of a modality to numbers; errors name column, row, value and count.
+    """Convert the columns of a modality to numbers; errors name column, line, value and count.
 
     Returns None if there are no feature columns.
     """
     place = f"modalities.{modality.name}"
     columns = feature_columns(table, config, modality, faults)
-    frame = with_ids(table, config, faults)
-    for _, left in drop_rows(table, frame, modality.drop, place, faults):
+    frame = table.with_ids(faults)
+    for _, left in table.drop(frame, modality.drop, place, faults):
         frame = left
-    require_unique_ids(table, frame, faults)
-    for pattern in [p for p, _ in modality.kinds] + [p for p, _ in modality.missing if p != "*"]:
-        find_columns(table, [pattern], f"{place}.kinds or missing", faults)
+    frame = table.unique(frame, faults)
+    for pattern in [p for p, _ in (*modality.kinds, *modality.missing) if p != "*"]:
+        table.columns([pattern], f"{place}.kinds or missing", faults)
     if not columns:
         return None
-    codes = {c: [v for p, vs in modality.missing if p == c or fnmatch.fnmatchcase(c, p) for v in vs] for c in columns}
-    text = frame.select(pl.when(is_missing(c, codes[c])).then(None).otherwise(pl.col(c)).alias(c) for c in columns)
+    rules = config.missing + modality.missing
+    text = frame.select(known_text(c, rules) for c in columns)
     number = text.select(pl.all().cast(pl.Float64, strict=False))
     values: list[NDArray[Any]] = []
     levels: list[tuple[str, ...] | None] = []
     declared: list[bool] = []
     for column in columns:
+        bad = text[column].is_not_null() & ~number[column].is_finite().fill_null(False)
         kind = _kind_of(column, modality)
         declared.append(kind is not None)
-        bad = text[column].is_not_null() & ~number[column].is_finite().fill_null(False)
-        if kind is None:
-            kind = Kind(kind="numeric")
-            if bad.any() and text[column].n_unique() <= MAX_LEVELS + 1:
-                kind = Kind(kind="categorical")
+        kind = kind or _inferred(text[column], number[column], bad)
         if kind.kind == "numeric":
+            table.require_commas(column, faults)
             bad = bad | too_large(number[column])
             if bad.any():
-                faults.add(_bad_number(table, column, text[column], bad, frame[ROW]))
+                faults.add(_bad_number(table, column, text[column].filter(bad), frame[ROW].filter(bad)))
             values.append(number[column].to_numpy())
             levels.append(None)
             continue
@@ -148,18 +139,13 @@ def parse(table: RawTable, config: TablesConfig, modality: ModalityTable, faults
     return Parsed(columns, levels, declared, rows, x[known])
 
 
-def _bad_number(table: RawTable, column: str, text: pl.Series, bad: pl.Series, rows: pl.Series) -> Fault:
-    invalid = sorted(set(text.filter(bad).to_list()))
-    first = int(bad.arg_max() or 0)
-    several = f"; {len(invalid)} such values in {int(bad.sum())} rows" if int(bad.sum()) > 1 else ""
-    return Fault(
-        file=table.shown_as,
-        column=column,
-        row=int(rows[first]),
-        expected="a finite number, or few categories",
-        found=f"{text[first]!r}{several}",
-        fix="Declare codes for missing under `missing` and categories under `kinds`, or `exclude` the column.",
-    )
+def _bad_number(table: RawTable, column: str, invalid: pl.Series, rows: pl.Series) -> Fault:
+    several = f"; {invalid.n_unique()} such values in {len(invalid)} rows" if len(invalid) > 1 else ""
+    fix = "Declare codes for missing under `missing` and categories under `kinds`, or `exclude` the column."
+    if invalid.str.contains("^-?[0-9]+,[0-9]+$").any():
+        fix = 'If it is a decimal comma, declare `decimal: ","`. ' + fix
+    expected = "a finite number, or few categories"
+    return table.fault(expected, f"{invalid[0]!r}{several}", fix, column=column, rows=rows)
 
 
 def _codes(
@@ -171,28 +157,15 @@ def _codes(
     if codes is None or names is None:
         codes = names = tuple(present)
         if len(codes) > MAX_LEVELS:
-            faults.add(
-                Fault(
-                    file=table.shown_as,
-                    column=column,
-                    expected=f"at most {MAX_LEVELS} categories",
-                    found=f"{len(codes)}",
-                    fix="List its codes under `kinds`, or exclude it.",
-                )
-            )
+            expected, fix = f"at most {MAX_LEVELS} categories", "List its codes under `kinds`, or exclude it."
+            faults.add(table.fault(expected, f"{len(codes)}", fix, column=column))
     invalid = [v for v in present if v not in codes]
     if invalid:
-        wrong = text.is_in(invalid)
-        faults.add(
-            Fault(
-                file=table.shown_as,
-                column=column,
-                row=int(rows[int(wrong.arg_max() or 0)]),
-                expected=f"one of the codes {', '.join(codes[:12])}",
-                found=f"{', '.join(map(repr, invalid[:5]))} ({int(wrong.sum())} rows)",
-                fix="Add them to the code list, or to `missing`.",
-            )
-        )
+        wrong = text.is_in(invalid).fill_null(False)
+        expected = f"one of the codes {', '.join(codes[:12])}"
+        found = f"{', '.join(map(repr, invalid[:5]))} ({int(wrong.sum())} rows)"
+        fix = "Add them to the code list, or to `missing`."
+        faults.add(table.fault(expected, found, fix, column=column, rows=rows.filter(wrong)))
     place = {v: float(i) for i, v in enumerate(codes)}
     value = text.replace_strict(place, default=None, return_dtype=pl.Float64).to_numpy()
     return np.asarray(value, dtype=np.float64), names or ("",)
@@ -200,10 +173,11 @@ def _codes(
 
 def _natural(value: str) -> tuple[int, float, str]:
     """Sort key: numbers by value, before text."""
-    try:
-        return 0, float(value), canonical(value)
-    except ValueError:
-        return 1, 0.0, value
+    return (0, float(value), value) if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", value, re.ASCII) else (1, 0.0, value)
+
+
+def no_samples(table: RawTable, name: str, fix: str) -> Fault:
+    return table.fault(f"a value of {name} for at least one sample", "none", fix)
 
 
 @dataclass(frozen=True)
@@ -216,25 +190,13 @@ class TableReader:
 
     def __call__(self, raw: Path, samples: pl.DataFrame, options: TablesOptions) -> Features:
         faults = FaultCollector()
-        table = read_table(raw, self.modality.file)
+        table = read_table(raw, self.modality.file, self.config)
         parsed = parse(table, self.config, self.modality, faults)
         faults.raise_if_any()
         assert parsed is not None
-        rows = parsed.rows.with_row_index("place")
-        if self.config.by_order:
-            rows = rows.with_columns(pl.col(ROW).cast(pl.Int32)).join(samples, left_on=ROW, right_on="row", how="inner")
-        else:
-            rows = rows.join(samples, left_on=ID, right_on="sample_id", how="inner", coalesce=False)
-        rows = rows.sort("sample_id")
+        rows = table.to_samples(parsed.rows.with_row_index("place"), samples).sort("sample_id")
         if rows.is_empty():
-            raise DataError(
-                Fault(
-                    file=table.shown_as,
-                    expected=f"a value of {self.modality.name} for at least one sample",
-                    found="none",
-                    fix="Does it use the ids of the label's file?",
-                )
-            )
+            raise DataError(no_samples(table, self.modality.name, "Does it use the ids of the label's file?"))
         x = parsed.x[rows["place"].to_numpy()].astype(np.float32)
         name, d = self.modality.name, x.shape[1]
         modality = Modality(name=name, bit=self.bit, kind="vector", shape=(d,), description=self.modality.description)
