@@ -127,14 +127,10 @@ def _modality_notes(
         [columns[j] for j in numeric if whole[j] and 2 < len(distinct[j]) <= FEW_CODES and not parsed.declared[j]],
         "few distinct whole numbers, perhaps codes (kinds: categorical) rather than quantities",
     )
-    note(
-        [c for j, c in enumerate(columns) if j in numeric and table.frame[c].str.contains(_CODED).any()],
-        "numbers written as codes (leading zeros, exponents; kinds: categorical would keep them apart)",
-    )
-    note(
-        [columns[j] for j in numeric if whole[j] and abs(distinct[j]).max() > EXACT],
-        "whole numbers beyond the precision of float32, perhaps dates or identifiers",
-    )
+    coded = [columns[j] for j in numeric if table.frame[columns[j]].str.contains(_CODED).any()]
+    note(coded, "numbers with leading zeros or exponents, perhaps codes (kinds: categorical)")
+    inexact = [columns[j] for j in numeric if whole[j] and abs(distinct[j]).max() > EXACT]
+    note(inexact, "whole numbers beyond the precision of float32, perhaps dates or identifiers")
     categorical = [(c, names) for c, names in zip(columns, parsed.levels, strict=True) if names is not None]
     note([f"{c} ({pair})" for c, names in categorical if (pair := alike(pl.Series(names)))], "levels that are alike")
     note([pattern for pattern, _ in modality.kinds if not any(matches(c, pattern) for c in columns)], "unused kinds")

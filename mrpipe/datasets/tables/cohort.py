@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -55,8 +56,8 @@ def label_values(
         faults.add(table.fault("at least one label", "none", column=column))
     elif label.kind == "classification" and len(label.classes) - len(absent) < 2:
         only = next(name for name in label.classes if name not in absent)
-        found = f"one: every label is {only!r}"
-        faults.add(table.fault("at least two classes among the samples", found, column=column))
+        expected = "at least two classes among the samples"
+        faults.add(table.fault(expected, f"one: every label is {only!r}", column=column))
     elif absent:
         notes.append(f"label {label.name}: no sample is of class {', '.join(absent)}")
     return value.alias("value")
@@ -74,9 +75,8 @@ def _split_values(
     if wrong.any():
         invalid = ", ".join(map(repr, sorted(set(text.filter(wrong).to_list()))[:5]))
         fix = "Map the values to splits: train: [...], val: [...], test: [...]."
-        faults.add(
-            table.fault(f"one of {', '.join(parts)}", invalid, fix, column=column, rows=frame[ROW].filter(wrong))
-        )
+        expected, rows = f"one of {', '.join(parts)}", frame[ROW].filter(wrong)
+        faults.add(table.fault(expected, invalid, fix, column=column, rows=rows))
     absent = sorted(set(parts) - set(text.to_list()))
     if absent and parts != PART_ALIASES:
         notes.append(f"split: {', '.join(map(repr, absent))} does not occur in column {column}")
@@ -133,25 +133,26 @@ def assemble(
         keys = table.to_samples(rows.select(ID, ROW), samples).select(ROW, pl.col("sample_id").alias(ID))
         return table, rows.drop(ID).join(keys, on=ROW, how="inner", maintain_order="left")
 
-    parts = None
-    if config.split is not None and (found_rows := rows_of(config.split.file)) is not None:
-        part = _split_values(*found_rows, config.split, faults, notes)
-        if part is not None:
-            parts = pl.DataFrame({"sample_id": found_rows[1][ID], "split": part})
-            try:
-                require_grouped(samples, parts.drop_nulls(), config.split.file)
-            except DataError as error:
-                faults.absorb(error)
+    def values_of(entry: Label | Split, read: Callable[..., pl.Series | None]) -> pl.DataFrame | None:
+        """`sample_id` and the value of a label or a split, without nulls."""
+        found = rows_of(entry.file)
+        value = None if found is None else read(*found, entry, faults, notes)
+        if found is None or value is None:
+            return None
+        return pl.DataFrame([found[1][ID].alias("sample_id"), value]).drop_nulls()
+
     labels = {}
     for label in config.labels:
-        found_rows = rows_of(label.file)
-        value = None if found_rows is None else label_values(*found_rows, label, faults, notes)
-        if found_rows is not None and value is not None:
-            labels[label.name] = pl.DataFrame({"sample_id": found_rows[1][ID], "value": value}).drop_nulls()
-            if len(labels[label.name]) < len(samples):
-                notes.append(f"label {label.name}: {len(labels[label.name])} of {len(samples)} samples have one")
+        if (value := values_of(label, label_values)) is not None:
+            labels[label.name] = value
+            if len(value) < len(samples):
+                notes.append(f"label {label.name}: {len(value)} of {len(samples)} samples have one")
     samples = samples.select("sample_id", "subject_id", *(["row"] if config.by_order else []))
-    if parts is not None:
+    if config.split is not None and (parts := values_of(config.split, _split_values)) is not None:
+        try:
+            require_grouped(samples, parts, config.split.file)
+        except DataError as error:
+            faults.absorb(error)
         samples = samples.join(parts, on="sample_id", how="left", maintain_order="left")
         if n_blank := samples["split"].null_count():
             notes.append(f"split: {n_blank} of {len(samples)} samples are in no part")

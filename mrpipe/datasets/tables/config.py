@@ -142,14 +142,9 @@ def config_path(raw: Path, options: TablesOptions) -> Path:
     for path in (raw / options.config, Path(options.config)):
         if path.is_file():
             return path
-    raise DataError(
-        Fault(
-            file=options.config,
-            expected="a YAML file that declares the tables",
-            found="no such file",
-            fix=f"Put it into {raw.name}/, or give its path: --set config=PATH. See docs/tables.md.",
-        )
-    )
+    expected = "a YAML file that declares the tables"
+    fix = f"Put it into {raw.name}/, or give its path: --set config=PATH. See docs/tables.md."
+    raise DataError(Fault(file=options.config, expected=expected, found="no such file", fix=fix))
 
 
 def read_config(raw: Path, options: TablesOptions) -> TablesConfig:
@@ -193,7 +188,7 @@ def parse_config(text: str, shown_as: str) -> TablesConfig:
     """
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         found = " ".join(str(error).split())
         raise DataError(Fault(file=shown_as, expected="YAML", found=found, fix="Correct its syntax.")) from error
     parser = _Parser(shown_as)
@@ -235,12 +230,8 @@ class _Parser:
     def value(self, value: Any, place: str) -> str:
         """A value as it may occur in a table, in canonical form."""
         if isinstance(value, bool) or value is None or not isinstance(value, str | int | float):
-            self.fault(
-                place,
-                "a number or text as in the file",
-                value,
-                "YAML reads yes, no, on and off as booleans: quote them.",
-            )
+            fix = "YAML reads yes, no, on and off as booleans: quote them."
+            self.fault(place, "a number or text as in the file", value, fix)
             return ""
         return canonical(value)
 
@@ -325,10 +316,9 @@ class _Parser:
     def _file(self, section: Mapping[str, Any], place: str, default: str = "") -> str:
         file = self.text(section, "file", f"{place}.", default or self.file)
         if not file:
-            self.fault(
-                f"{place}.file", "a CSV or Parquet file", "nothing", "Set it here, or `file` for all at the top level."
-            )
-        elif Path(file).is_absolute() or ".." in Path(file).parts:
+            fix = "Set it here, or `file` for all at the top level."
+            self.fault(f"{place}.file", "a CSV or Parquet file", "nothing", fix)
+        elif Path(file).is_absolute() or ".." in Path(file).parts or len(file.encode()) > 255:
             self.fault(f"{place}.file", "a path inside the export folder", file)
         return file
 
@@ -341,10 +331,8 @@ class _Parser:
         if not isinstance(entries, Mapping) or not entries:
             self.fault("labels", "name: label", entries)
             return ()
-        return tuple(
-            self._label(str(name), entry, "label" if "label" in top else f"labels.{name}")
-            for name, entry in entries.items()
-        )
+        place = "label" if "label" in top else "labels.{}"
+        return tuple(self._label(str(name), entry, place.format(name)) for name, entry in entries.items())
 
     def _label(self, name: str, value: Any, place: str) -> Label:
         entry = self.section(value, place, ("name", "file", "column", "classes", "threshold", "kind", "description"))
@@ -364,12 +352,8 @@ class _Parser:
         if kind == "regression" and (classes is not None or threshold is not None):
             self.fault(place, "neither classes nor threshold for a regression", sorted(entry))
         if kind == "classification" and classes is None and "threshold" not in entry:
-            self.fault(
-                f"{place}.classes",
-                "the values of the classes ([a, b] or {0: a, 1: b}), or `threshold`",
-                "nothing",
-                "For a numeric target, use `kind: regression`.",
-            )
+            expected = "the values of the classes ([a, b] or {0: a, 1: b}), or `threshold`"
+            self.fault(f"{place}.classes", expected, "nothing", "For a numeric target, use `kind: regression`.")
         if threshold is not None:
             names, values = names or ("below", "above"), ()
             if len(names) != 2:
@@ -389,12 +373,8 @@ class _Parser:
 
     def _classes(self, value: Any, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Class names, and their values in the file."""
-        if isinstance(value, Mapping):
-            values = tuple(self.value(k, f"{place}.classes") for k in value)
-            names = tuple(str(v) for v in value.values())
-        else:
-            values = self.values(value, f"{place}.classes")
-            names = values
+        values = self.values(list(value) if isinstance(value, Mapping) else value, f"{place}.classes")
+        names = tuple(str(v) for v in value.values()) if isinstance(value, Mapping) else values
         for entries in (names, values):
             if len(set(entries)) < len(entries):
                 self.fault(f"{place}.classes", "each class once", list(entries))
@@ -406,6 +386,8 @@ class _Parser:
             self.fault("split.column", "the column with train, val or test", "nothing")
         given = {part: self.values(entry[part], f"split.{part}") for part in PARTS if part in entry}
         parts = {v.lower(): part for part, values in given.items() for v in values} or dict(PART_ALIASES)
+        if given and len(parts) < sum(map(len, given.values())):
+            self.fault("split", "each value once", given)
         column = self.ref(entry.get("column", "?"), "split.column")
         return Split(file=self._file(entry, "split", default), column=column, parts=tuple(sorted(parts.items())))
 

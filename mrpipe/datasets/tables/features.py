@@ -70,16 +70,9 @@ def feature_columns(
     unresolved = FaultCollector()
     chosen = table.columns(modality.columns, f"{place}.columns", unresolved)
     faults.faults += unresolved.faults
-    named = sorted(reserved & {c for c in modality.columns if isinstance(c, str)})
-    for column in named:
-        faults.add(
-            Fault(
-                file=config.shown_as,
-                column=f"{place}.columns",
-                expected="features only",
-                found=f"{column!r}, which is an id, a label or a split",
-            )
-        )
+    for column in sorted(reserved & {c for c in modality.columns if isinstance(c, str)}):
+        found = f"{column!r}, which is an id, a label or a split"
+        faults.add(Fault(file=config.shown_as, column=f"{place}.columns", expected="features only", found=found))
     # Exclusions may match nothing: one that is declared for all modalities need not occur in each of their files.
     excluded = set(table.columns(modality.exclude, f"{place}.exclude", faults, optional=True))
     left = [c for c in chosen if c not in reserved and c not in excluded]
@@ -97,10 +90,10 @@ def _kind_of(column: str, modality: ModalityTable) -> Kind | None:
 
 def _inferred(text: pl.Series, number: pl.Series, bad: pl.Series) -> Kind:
     """Categorical for text with few values, unless most of them look like numbers, such as <0.5, 3,14 or inf."""
-    distinct = text.drop_nulls().unique()
+    distinct = text.drop_nulls().unique() if bad.any() else text.clear()
     like = int(distinct.str.contains(_NUMBER_LIKE).sum())
-    mostly = number.is_infinite().any() or like > max(FEW_NUMBERS, len(distinct) / 2)
-    return Kind(kind="categorical" if bad.any() and not mostly and len(distinct) <= MAX_LEVELS else "numeric")
+    numeric = not len(distinct) or number.is_infinite().any() or like > max(FEW_NUMBERS, len(distinct) / 2)
+    return Kind(kind="numeric" if numeric or len(distinct) > MAX_LEVELS else "categorical")
 
 
 def parse(table: RawTable, config: TablesConfig, modality: ModalityTable, faults: FaultCollector) -> Parsed | None:

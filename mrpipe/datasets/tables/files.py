@@ -211,6 +211,7 @@ def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
             separator = config.of_file("separator", file) or ("\t" if plain.endswith(".tsv") else ",")
             encoding = config.of_file("encoding", file)
             frame = read_delimited(path, shown_as=file, separator=separator, encoding=encoding)
+        frame = frame.with_row_index(ROW, offset=1).with_columns(pl.col(ROW).cast(pl.Int32))
     except DataError as error:
         # Faults of a line are undecodable bytes and unexpected separators.
         hint = f" Or declare it in {config.shown_as}: `encoding:`, `separator:` and `decimal:` (docs/tables.md)."
@@ -220,15 +221,15 @@ def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
         fix = "The file is damaged, truncated, or not a table of plain values."
         raise DataError(Fault(file=file, expected="a complete table", found=found, fix=fix)) from error
     frame = frame.rename({c: c.strip() for c in frame.columns if c != c.strip() and c.strip() not in frame.columns})
-    frame = frame.with_columns(pl.all().str.strip_chars())
+    frame = frame.with_columns(pl.col(pl.String).str.strip_chars())
     pointed: dict[str, int] = {}
     if config.of_file("decimal", file) == ",":
-        points = frame.select(pl.all().str.contains(r"^[-+]?[0-9]+\.[0-9]+$").fill_null(False))
+        points = frame.select(pl.col(pl.String).str.contains(r"^[-+]?[0-9]+\.[0-9]+$").fill_null(False))
         pointed = {c: int(points[c].arg_max() or 0) + 1 for c in points.columns if points[c].any()}
-        frame = frame.with_columns(pl.all().str.replace(r"^([-+]?[0-9]*),([0-9]+(?:[eE][-+]?[0-9]+)?)$", "$1.$2"))
-    frame = frame.with_row_index(ROW, offset=1).with_columns(pl.col(ROW).cast(pl.Int32))
+        comma = r"^([-+]?[0-9]*),([0-9]+(?:[eE][-+]?[0-9]+)?)$"
+        frame = frame.with_columns(pl.col(pl.String).str.replace(comma, "$1.$2"))
     if separator is not None:
-        known = pl.any_horizontal(pl.exclude(ROW).is_not_null())
+        known = pl.any_horizontal(pl.col(pl.String).is_not_null())
         # Rows that are joined by order keep their places; blank lines at the end are no rows.
         last = frame.filter(known)[ROW].max() or 0
         frame = frame.filter(pl.col(ROW) <= last if config.by_order else known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import polars as pl
 
@@ -12,18 +12,13 @@ from mrpipe.datasets.tables.files import ID, LISTED, ROW, RawTable, canonical_te
 from mrpipe.errors import FaultCollector
 
 _EDGE = r"[\s'\"\u{feff}]+"
-# Differences between ids that mean the same, each applied on top of the previous ones.
-_FORMS: tuple[tuple[str, Callable[[pl.Expr], pl.Expr]], ...] = (
-    (
-        "case, padding or quotes",
-        lambda e: e.str.normalize("NFKC").str.to_lowercase().str.replace_all(f"^{_EDGE}|{_EDGE}$", ""),
-    ),
-    ("a decimal point", lambda e: e.str.replace(r"\.0+$", "")),
-    (
-        "leading zeros, spaces or punctuation",
-        lambda e: e.str.replace_all(r"[^\pL\pN]", "").str.replace_all("(^|[^0-9])0+([0-9])", "$1$2"),
-    ),
-    ("a prefix", lambda e: e.str.extract("([0-9]+)$")),
+# Differences between ids that mean the same: patterns and replacements, each applied on top of the previous ones.
+_FORMS = (
+    ("case, padding or quotes", f"^{_EDGE}|{_EDGE}$", ""),
+    ("a decimal point", r"\.0+$", ""),
+    ("spaces or punctuation", r"[^\pL\pN]", ""),
+    ("leading zeros", "(^|[^0-9])0+([0-9])", "$1$2"),
+    ("a prefix", "^.*?([0-9]+)$", "$1"),
 )
 _SUBJECT = re.compile(r"subject|patient|person|participant|(^|_)(pid|ptid|rid|mrn)(_|$)", re.IGNORECASE)
 
@@ -31,9 +26,9 @@ _SUBJECT = re.compile(r"subject|patient|person|participant|(^|_)(pid|ptid|rid|mr
 def near_miss(ids: pl.Series, known: pl.Series) -> str:
     """How many of the ids equal a known one in a looser form, with an example; empty if few do."""
     left, right = (pl.DataFrame({"id": s.drop_nulls().unique()}) for s in (ids, known))
-    form = pl.col("id")
-    for difference, step in _FORMS:
-        form = step(form)
+    form = pl.col("id").str.normalize("NFKC").str.to_lowercase()
+    for difference, pattern, replacement in _FORMS:
+        form = form.str.replace_all(pattern, replacement)
         keyed = (t.with_columns(form.alias("key")).filter(pl.col("key") != "") for t in (left, right))
         pairs = next(keyed).join(next(keyed), on="key", how="inner").sort("id")
         n = pairs["id"].n_unique()
@@ -46,7 +41,8 @@ def near_miss(ids: pl.Series, known: pl.Series) -> str:
 
 def alike(values: pl.Series) -> str:
     """Two of the values that differ only in case, padding or quotes, if any."""
-    frame = pl.DataFrame({"id": values.drop_nulls().unique()}).with_columns(_FORMS[0][1](pl.col("id")).alias("key"))
+    key = pl.col("id").str.normalize("NFKC").str.to_lowercase().str.replace_all(*_FORMS[0][1:])
+    frame = pl.DataFrame({"id": values.drop_nulls().unique()}).with_columns(key.alias("key"))
     pairs = frame.filter(pl.col("key").is_duplicated()).sort("key", "id")["id"]
     return f"{pairs[0]!r} and {pairs[1]!r}" if len(pairs) else ""
 
@@ -63,22 +59,21 @@ def report_lost_rows(
     key = table.key
     if key == "row" or rows.is_empty():
         return
+    file, subject = table.shown_as, config.subject
     if key == "subject_id":
-        how = f"has no column {config.id!r}: a row serves all samples of its {config.subject}"
-        notes.append(f"{table.shown_as} {how}")
+        notes.append(f"{file} has no column {config.id!r}: a row serves all samples of its {subject}")
     lost = rows.filter(pl.col(ID).is_not_null()).join(known, left_on=ID, right_on=key, how="anti")
     if lost.is_empty():
         return
-    share, allowed = len(lost) / len(rows), config.of_file("unmatched", table.shown_as)
+    share, allowed = len(lost) / len(rows), config.of_file("unmatched", file)
     hint = near_miss(lost[ID], known[key]) or f"such as {lost[ID][0]!r}"
-    text = f"{len(lost)} of {len(rows)} rows ({share:.0%}) of {table.shown_as} match no sample of {config.cohort_file}"
+    text = f"{len(lost)} of {len(rows)} rows ({share:.0%})"
     if share > (UNMATCHED if allowed is None else allowed):
+        expected, found = f"rows of samples of {config.cohort_file}", f"{text} that match none; {hint}"
         fix = "Correct the ids, or declare `unmatched: allow` (or a larger share; see docs/tables.md)."
-        expected = f"rows of samples of {config.cohort_file}"
-        found = f"{len(lost)} of {len(rows)} rows ({share:.0%}) that match none; {hint}"
         faults.add(table.fault(expected, found, fix, column="id", rows=lost.sort(ROW)[ROW]))
     else:
-        notes.append(f"{text} and are ignored; {hint}")
+        notes.append(f"{text} of {file} match no sample of {config.cohort_file} and are ignored; {hint}")
 
 
 def _unused_codes(where: str, rules: Rules, tables: Iterable[RawTable]) -> list[str]:

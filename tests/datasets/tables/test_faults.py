@@ -103,6 +103,13 @@ def test_parquet_types_are_read_or_refused(tmp_path: Path) -> None:
     assert "t.parquet, column 'big', row 3: expected a finite number" in message
 
 
+def test_unusable_names_are_errors(tmp_path: Path) -> None:
+    files = {"people.csv": people(), "a.csv": A.replace("x", "__row", 1)}
+    assert "a.csv: expected a complete table; found unreadable data" in faults_of(tmp_path, files, config())
+    spec = config(modalities={"a": {"file": "a" * 300}})
+    assert "expected a path inside the export folder" in faults_of(tmp_path / "b", {"people.csv": people()}, spec)
+
+
 # Codes.
 
 
@@ -200,7 +207,7 @@ def test_numbers_with_a_few_errors_are_no_categories(tmp_path: Path) -> None:
         ("V{:03d}", "v{:03d}", "case, padding or quotes, such as 'v001' instead of 'V001'"),
         ("V{:03d}", "'V{:03d}'", "case, padding or quotes"),
         ("{}a", "{}a.0", "a decimal point, such as '11a.0' instead of '11a'"),
-        ("{}", "{:04d}", "leading zeros, spaces or punctuation, such as '0001' instead of '1'"),
+        ("{}", "{:04d}", "leading zeros, such as '0001' instead of '1'"),
         ("{}", "sub-{:04d}", "a prefix, such as 'sub-0001' instead of '1'"),
         ("J\u00f6rg{}", "Jo\u0308rg{}", "case, padding or quotes"),
     ],
