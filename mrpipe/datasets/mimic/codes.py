@@ -1,18 +1,21 @@
 """Modality code: ICD diagnoses and procedures of each visit, kept as strings with leading zeros.
 
 Each step is one code: x = [index of the code in the levels of the dictionary, number of the visit], with the time in
-days since the first admission. Within a visit, diagnoses precede procedures, both ordered by seq_num.
+days since the first admission. Within a visit, diagnoses precede procedures, both ordered by seq_num. Codes are
+assigned at discharge, so that a visit that has not ended at the prediction time has none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from mrpipe.datasets.mimic.cohort import visits_of
+from mrpipe.datasets.mimic.cohort import ended, visits_of
+from mrpipe.datasets.mimic.note_text import TELLTALE
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import open_optional
@@ -20,10 +23,13 @@ from mrpipe.errors import DataError, Fault
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 from mrpipe.transforms.events import levels_id
 
-DESCRIPTION = "diagnoses and procedures of each visit, one step a code: [position in levels, visit number], days"
+DESCRIPTION = "diagnoses and procedures of each visit, one step per code: [position in levels, visit number], days"
 KINDS = {"hosp/diagnoses_icd": "DX", "hosp/procedures_icd": "PR"}
 TITLES = {"hosp/d_icd_diagnoses": "DX", "hosp/d_icd_procedures": "PR"}
 DAY_MS = 86_400_000
+CODE = ["kind", "icd_version", "icd_code"]
+# Codes of palliative care and do-not-resuscitate orders, for exports without titles.
+TELLTALE_CODES = ("V667", "V4986", "Z515", "Z66")
 
 
 def category(code: pl.Expr, kind: pl.Expr, version: pl.Expr) -> pl.Expr:
@@ -64,6 +70,17 @@ def sequence_batch(
     return pa.RecordBatch.from_arrays(arrays, schema=modality.arrow_schema())
 
 
+def step_dictionary(
+    modality: str, rows: Iterable[tuple[str, str, list[str] | None, str, str]], n: int, n_samples: int, source: str
+) -> pl.DataFrame:
+    """Dictionary of a sequence from name, kind, levels, source column and description of each element of a step."""
+    keys = ("name", "kind", "levels", "source_column", "description")
+    counts = {"n_observed": n, "n_missing": n_samples - n}
+    same = {"modality": modality, "dtype": "float32", "unit": "", "source_file": source, **counts}
+    elements = [{"position": i, **same, **dict(zip(keys, row, strict=True))} for i, row in enumerate(rows)]
+    return pl.DataFrame(elements, schema=DICTIONARY_SCHEMA)
+
+
 def _titles(raw: Path) -> pl.DataFrame:
     empty = pl.DataFrame(
         schema={"kind": pl.String, "icd_version": pl.Int8, "icd_code": pl.String, "long_title": pl.String}
@@ -73,7 +90,34 @@ def _titles(raw: Path) -> pl.DataFrame:
         for table, kind in TITLES.items()
         if (t := open_optional(raw, table)) is not None
     ]
-    return pl.concat([empty, *found]).unique(["kind", "icd_version", "icd_code"], keep="first", maintain_order=True)
+    return pl.concat([empty, *found]).unique(CODE, keep="first", maintain_order=True)
+
+
+def codes_of(raw: Path, visits: pl.DataFrame) -> pl.DataFrame:
+    """Codes of these visits: the columns of `visits`, `kind, seq_num, icd_version, icd_code, long_title, recoded`.
+
+    A code without a title becomes the titled code that differs only in dots, leading zeros or case, if there is exactly
+    one; `recoded` marks these rows.
+    """
+    codes = pl.concat(
+        [
+            t.with_columns(pl.lit(kind).alias("kind")).select("subject_id", "hadm_id", "seq_num", *CODE)
+            for table, kind in KINDS.items()
+            if (t := open_optional(raw, table)) is not None
+        ]
+    ).join(visits, on=["subject_id", "hadm_id"])
+    plain = pl.col("icd_code").str.replace_all(".", "", literal=True).str.strip_chars_start("0").str.to_uppercase()
+    titles, key = _titles(raw), ["kind", "icd_version", "plain"]
+    only = (
+        titles.with_columns(plain.alias("plain")).unique(key, keep="none").select(*key, pl.col("icd_code").alias("to"))
+    )
+    codes = codes.join(titles.select(*CODE, pl.lit(True).alias("titled")), on=CODE, how="left", maintain_order="left")
+    codes = codes.with_columns(plain.alias("plain")).join(only, on=key, how="left", maintain_order="left")
+    recoded = pl.col("titled").is_null() & pl.col("to").is_not_null()
+    codes = codes.with_columns(
+        recoded.alias("recoded"), pl.when(recoded).then("to").otherwise("icd_code").alias("icd_code")
+    )
+    return codes.drop("titled", "plain", "to").join(titles, on=CODE, how="left", maintain_order="left")
 
 
 def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Features:
@@ -86,39 +130,41 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     kept = visits_of(raw, samples, options)
     first = pl.col("admittime").min().over("rank")
     kept = kept.with_columns(((pl.col("admittime") - first).dt.total_milliseconds() / DAY_MS).alias("days"))
-    tables = [
-        t.select(pl.lit(kind).alias("kind"), "hadm_id", "seq_num", "icd_version", "icd_code")
-        for table, kind in KINDS.items()
-        if (t := open_optional(raw, table)) is not None
-    ]
-    codes = pl.concat(tables).join(kept.select("hadm_id", "rank", "number", "days"), on="hadm_id")
+    codes = codes_of(raw, kept)
+    n = [len(codes), len(codes := ended(codes))]
+    if options.leak_guard:
+        # Of diagnoses only: a catheter for "therapeutic or palliative substances" reveals nothing.
+        telltale = (pl.col("kind") == "DX") & pl.col("long_title").str.contains(f"(?i){TELLTALE.pattern}").fill_null(
+            False
+        )
+        codes = codes.filter(~telltale & ~pl.col("icd_code").is_in(TELLTALE_CODES))
+    n.append(len(codes))
     if options.icd_versions != "both":
         codes = codes.filter(pl.col("icd_version") == int(options.icd_versions))
     if options.rollup == "category":
         rolled = category(pl.col("icd_code"), pl.col("kind"), pl.col("icd_version"))
         codes = codes.with_columns(rolled.alias("icd_code"))
-    key = ["rank", "number", "kind", "icd_version", "icd_code"]
-    n_all = len(codes)
+    n.append(len(codes))
     # Codes repeated in a visit (duplicates, or two codes of one category) are kept once, at the first position.
     codes = codes.sort("rank", "number", "kind", "seq_num", "icd_version", "icd_code").unique(
-        key, keep="first", maintain_order=True
+        ["rank", "number", *CODE], keep="first", maintain_order=True
     )
     if codes.is_empty():
         raise DataError(Fault(file="hosp/diagnoses_icd", expected="codes of visits in the cohort", found="none"))
     log(
         f"mimic code: {len(codes):,} codes of {codes['rank'].n_unique():,} patients, "
-        f"{codes.filter(icd_version=10).height:,} of them ICD-10; {n_all - len(codes):,} repeats within a visit removed"
+        f"{codes.filter(icd_version=10).height:,} of them ICD-10, {int(codes['recoded'].sum()):,} corrected by titles; "
+        f"removed: {n[0] - n[1]:,} of visits that end after the prediction time, {n[1] - n[2]:,} that reveal the "
+        f"outcome, {n[2] - n[3]:,} of the other ICD version, {n[3] - len(codes):,} repeats within a visit"
     )
     levels = (
-        codes.select("kind", "icd_version", "icd_code")
+        codes.select(CODE)
         .unique()
-        .sort("kind", "icd_version", "icd_code")
+        .sort(CODE)
         .with_row_index("position")
-        .join(_titles(raw), on=["kind", "icd_version", "icd_code"], how="left", maintain_order="left")
+        .join(_titles(raw), on=CODE, how="left", maintain_order="left")
     )
-    codes = codes.join(
-        levels.drop("long_title"), on=["kind", "icd_version", "icd_code"], how="left", maintain_order="left"
-    )
+    codes = codes.join(levels.drop("long_title"), on=CODE, how="left", maintain_order="left")
     rank = codes["rank"].to_numpy()
     present, lengths = np.unique(rank, return_counts=True)
     name = pl.format("{}{}:{}", "kind", "icd_version", "icd_code") + pl.format(" {}", "long_title").fill_null("")
@@ -136,34 +182,15 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     ids = samples["sample_id"].sort().gather(present.astype(np.int64)).to_list()
     values = codes.select(pl.col("position").cast(pl.Float32), pl.col("number").cast(pl.Float32)).to_numpy()
     batch = sequence_batch(modality, ids, values, codes["days"].to_numpy(), lengths)
-    counts = {"n_observed": len(present), "n_missing": len(samples) - len(present), "source_file": "hosp/*_icd"}
-    dictionary = pl.DataFrame(
-        [
-            {
-                "modality": "code",
-                "position": 0,
-                "name": "code",
-                "dtype": "float32",
-                "unit": "",
-                "kind": "event",
-                "levels": level_names,
-                "source_column": "icd_code, icd_version",
-                "description": "DX diagnosis or PR procedure, ICD version, code, title where the export has one",
-                **counts,
-            },
-            {
-                "modality": "code",
-                "position": 1,
-                "name": "visit",
-                "dtype": "float32",
-                "unit": "",
-                "kind": "step",
-                "levels": None,
-                "source_column": "hadm_id",
-                "description": "number of the visit, 1 the first",
-                **counts,
-            },
-        ],
-        schema=DICTIONARY_SCHEMA,
+    rows = (
+        (
+            "code",
+            "event",
+            level_names,
+            "icd_code, icd_version",
+            "DX diagnosis or PR procedure, ICD version, code, title",
+        ),
+        ("visit", "step", None, "hadm_id", "number of the visit, from 1"),
     )
+    dictionary = step_dictionary("code", rows, len(present), len(samples), "hosp/*_icd")
     return Features(modality=modality, batches=[batch], dictionary=dictionary)

@@ -13,8 +13,10 @@ import polars as pl
 
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.scan.progress import log
-from mrpipe.datasets.mimic.tables import detect_release, open_optional, open_table
-from mrpipe.errors import DataError, Fault
+from mrpipe.datasets.mimic.tables import detect_release, find_table, open_optional, open_table
+from mrpipe.delimited import line_of
+from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.raw import ROW
 from mrpipe.schema import Attrition, Cohort
 
 TASK = "mortality"
@@ -32,8 +34,9 @@ class Visits:
     """The included visits, their patients, and the attrition so far.
 
     Attributes:
-        kept: one row per visit: `subject_id, hadm_id, admittime, dischtime` (Datetime) and `number` (from 1), sorted
-            by patient and admission time.
+        kept: one row per visit: `subject_id, hadm_id, admittime, dischtime` (Datetime), `number` (from 1), `predicted`
+            (prediction time: the discharge of the patient's index visit) and `earliest` (earliest possible time of a
+            record), sorted by patient and admission time.
         patients: `subject_id, gender, anchor_age, anchor_year, death` (Date or null) and `last_discharge` (Date) of
             the patients in `kept`.
         attrition: exclusion steps, in patients.
@@ -44,29 +47,27 @@ class Visits:
     attrition: Attrition
 
 
-def require_consistent(patients: pl.DataFrame, admissions: pl.DataFrame) -> None:
-    """Require unique keys, and a row in patients for every admission.
+def require_consistent(raw: Path, patients: pl.DataFrame, admissions: pl.DataFrame, stays: pl.DataFrame | None) -> None:
+    """Require unique keys, a row in patients for every admission, and at least one date of death.
 
     Raises:
-        DataError: repeated keys, or admissions of unknown patients.
+        DataError: repeated keys, admissions of unknown patients, or a table of patients without any dod.
     """
-    for frame, key, file in ((patients, "subject_id", "hosp/patients"), (admissions, "hadm_id", "hosp/admissions")):
-        repeated = frame[key].is_duplicated()
-        if repeated.any():
-            row, found = int(repeated.arg_max() or 0) + 1, f"{int(repeated.sum())} rows with repeated values"
-            fix = "Check that the table does not combine two releases."
-            raise DataError(Fault(file=file, column=key, row=row, expected="unique values", found=found, fix=fix))
+    faults, fix = FaultCollector(), "Check that all tables are from the same release, not from two releases."
+    unique = {"hosp/patients": ("subject_id", patients), "hosp/admissions": ("hadm_id", admissions)}
     unknown = admissions.join(patients, on="subject_id", how="anti")
-    if len(unknown):
-        raise DataError(
-            Fault(
-                file="hosp/admissions",
-                column="subject_id",
-                expected="patients in hosp/patients",
-                found=f"{unknown['subject_id'].n_unique()} other patients",
-                fix="Check that the tables are from the same release.",
-            )
-        )
+    wrong = [("hosp/admissions", "subject_id", "patients in hosp/patients", unknown)]
+    for table, (key, frame) in (unique if stays is None else unique | {"icu/icustays": ("stay_id", stays)}).items():
+        wrong.append((table, key, "unique values", frame.filter(pl.col(key).is_duplicated()).sort(key, ROW)))
+    for table, key, expected, rows in wrong:
+        if len(rows) and (path := find_table(raw, table, faults)) is not None:
+            first, *lines = (line_of(path, row) for row in rows[ROW].head(5))
+            found = f"{len(rows)} other rows (lines {first}{''.join(f', {n}' for n in lines)})"
+            faults.add(Fault(file=table, column=key, line=first, expected=expected, found=found, fix=fix))
+    if patients["dod"].null_count() == len(patients):
+        fix = "Mortality is unknown without dates of death: download the table again."
+        faults.add(Fault(file="hosp/patients", column="dod", expected="dates of death", found="blanks only", fix=fix))
+    faults.raise_if_any()
 
 
 def deaths(patients: pl.DataFrame, admissions: pl.DataFrame, options: MimicOptions) -> pl.DataFrame:
@@ -96,6 +97,16 @@ def icd9_visits(raw: Path, options: MimicOptions) -> pl.DataFrame:
     return versions.group_by("hadm_id").agg(rule.alias("ok")).filter("ok").select("hadm_id")
 
 
+# Earliest possible time of birth: ages above 89 are stored as 91, so these patients may be older by decades.
+birth = pl.datetime(
+    pl.col("anchor_year") - pl.col("anchor_age") - pl.when(pl.col("anchor_age") > 89).then(30).otherwise(0), 1, 1
+)
+# Visits outside the patient's life are errors of the dates; a death one day before the admission is a rounding error.
+possible = (pl.col("admittime") >= pl.col("born")) & (
+    pl.col("admittime").dt.date() <= pl.col("death") + pl.duration(days=1)
+).fill_null(True)
+
+
 def visits(raw: Path, options: MimicOptions) -> Visits:
     """Apply all visit and patient filters to the admissions, in order of time.
 
@@ -103,11 +114,13 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
         DataError: repeated keys, admissions of unknown patients, or an unknown release.
     """
     patients, admissions = open_table(raw, "hosp/patients"), open_table(raw, "hosp/admissions")
-    require_consistent(patients, admissions)
+    stays = open_table(raw, "icu/icustays") if options.require_icu != "no" else None
+    require_consistent(raw, patients, admissions, stays)
     detect_release(patients, admissions, options)
     flow = Attrition(len(patients), "patients in the export")
     dead = deaths(patients, admissions, options)
     kept = admissions.join(dead.select("subject_id", "death"), on="subject_id", how="left")
+    kept = kept.join(patients.select("subject_id", "anchor_age", birth.alias("born"), "anchor_year"), on="subject_id")
     kept = kept.sort("subject_id", "admittime", "hadm_id")
 
     def narrow(condition: pl.Expr, reason: str) -> None:
@@ -115,7 +128,7 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
         kept = kept.filter(condition)
         flow.step(reason, kept["subject_id"].n_unique())
 
-    narrow(pl.lit(True), "no admission")
+    narrow(possible, "no admission between birth and death")
     if options.reversed_visits == "drop":
         narrow(pl.col("admittime") <= pl.col("dischtime"), "only visits that are discharged before their admission")
     if options.overlapping_visits == "drop":
@@ -135,7 +148,6 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
         kept = kept.join(icd9_visits(raw, options), on="hadm_id", how="semi")
         which = "only ICD-9 codes" if options.icd9 == "all" else "an ICD-9 code"
         narrow(pl.lit(True), f"no visit with {which}")
-    stays = open_table(raw, "icu/icustays").select("hadm_id").unique() if options.require_icu != "no" else None
     if stays is not None and options.require_icu == "every":
         kept = kept.join(stays, on="hadm_id", how="semi")
         narrow(pl.lit(True), "no visit with an ICU stay")
@@ -147,7 +159,7 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
         kept = kept.filter(pl.int_range(pl.len()).over("subject_id") == 0)
     if stays is not None and options.require_icu in ("patient", "index"):
         # A column rather than is_in(list): inside `over`, polars would copy the list once per patient.
-        marked = stays.with_columns(pl.lit(True).alias("in_icu"))
+        marked = stays.select("hadm_id", pl.lit(True).alias("in_icu")).unique()
         kept = kept.join(marked, on="hadm_id", how="left", maintain_order="left").with_columns(
             pl.col("in_icu").fill_null(False)
         )
@@ -155,8 +167,6 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
         which = "any remaining" if options.require_icu == "patient" else "the index"
         narrow(one.over("subject_id"), f"no ICU stay in {which} visit")
     if options.min_age:
-        person = patients.select("subject_id", "anchor_age", "anchor_year")
-        kept = kept.join(person, on="subject_id", how="left", maintain_order="left")
         age = pl.col("anchor_age") + pl.col("admittime").dt.year() - pl.col("anchor_year")
         narrow((age.last() >= options.min_age).over("subject_id"), f"under {options.min_age} at the index admission")
     kept = kept.select(
@@ -165,6 +175,8 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
         "admittime",
         "dischtime",
         (pl.int_range(pl.len(), dtype=pl.Int32).over("subject_id") + 1).alias("number"),
+        pl.col("dischtime").last().over("subject_id").alias("predicted"),
+        earliest=pl.max_horizontal("born", pl.col("admittime").first().over("subject_id").dt.offset_by("-20y")),
     )
     people = patients.join(dead, on="subject_id").join(kept, on="subject_id", how="semi").sort("subject_id")
     people = people.select("subject_id", "gender", "anchor_age", "anchor_year", "death", "last_discharge")
@@ -247,7 +259,7 @@ def build_cohort(raw: Path, options: MimicOptions) -> Cohort:
         "age",
         "gender",
     )
-    counts = code_counts(raw, found.kept.join(frame, on="subject_id", how="semi"))
+    counts = code_counts(raw, ended(found.kept.join(frame, on="subject_id", how="semi")))
     samples = samples.join(counts, on="sample_id", how="left", maintain_order="left").with_columns(
         pl.col("n_diagnoses", "n_procedures").fill_null(0)
     )
@@ -260,14 +272,18 @@ def build_cohort(raw: Path, options: MimicOptions) -> Cohort:
     return Cohort(samples=samples, labels={TASK: frame.select("sample_id", "value")}, attrition=attrition)
 
 
+def ended(kept: pl.DataFrame) -> pl.DataFrame:
+    """Visits that end by the prediction time. Codes are assigned at discharge: other visits have none yet."""
+    return kept.filter(pl.col("dischtime") <= pl.col("predicted"))
+
+
 def code_counts(raw: Path, kept: pl.DataFrame) -> pl.DataFrame:
-    """`sample_id, n_diagnoses, n_procedures, icd_versions` ("9", "10" or "9+10") over the included visits."""
+    """`sample_id, n_diagnoses, n_procedures, icd_versions` ("9", "10" or "9+10") over these visits."""
     keys = kept.select("subject_id", "hadm_id")
     names = {"hosp/diagnoses_icd": "n_diagnoses", "hosp/procedures_icd": "n_procedures"}
-    tables = {n: open_optional(raw, t) for t, n in names.items()}
-    codes = pl.concat(
-        [t.select("hadm_id", "icd_version", pl.lit(n).alias("table")) for n, t in tables.items() if t is not None]
-    ).join(keys, on="hadm_id")
+    tables = {n: t for table, n in names.items() if (t := open_optional(raw, table)) is not None}
+    codes = pl.concat(t.with_columns(pl.lit(n).alias("table")) for n, t in tables.items())
+    codes = codes.join(keys, on=["subject_id", "hadm_id"])
     version = pl.col("icd_version").unique().sort().cast(pl.String).str.join("+")
     return (
         codes.group_by("subject_id")

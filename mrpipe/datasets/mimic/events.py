@@ -27,7 +27,7 @@ from mrpipe.datasets.mimic.options import MimicOptions, within
 from mrpipe.datasets.mimic.ranges import canonical_unit
 from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.scan.scanner import TableScan
-from mrpipe.datasets.mimic.tables import EVENTS, PLACES, find_table
+from mrpipe.datasets.mimic.tables import EVENTS, PLACES, find_table, open_table
 from mrpipe.errors import FaultCollector
 from mrpipe.keyed import id_keys
 from mrpipe.store.parquet import replacing
@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
     ]
 )
 DAY = 86_400
+FAR_DAYS = 30  # a row farther from the visit that it names has a wrong date
 
 
 @dataclass
@@ -59,12 +60,23 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
 
 
+# Reasons to exclude a row; the first that applies is counted.
+EXCLUDED = (
+    "names an excluded visit or a visit of another patient",
+    f"more than {FAR_DAYS} days from the visit that it names",
+    "before birth, or more than 20 years before the first visit",
+    "charted after the prediction time",
+    "stored after the prediction time",
+    "outside the included visits",
+)
+
+
 class Windows:
     """Select measurements by time and visit.
 
-    A measurement with a hadm_id is included if that visit is. One without is included from 24 h before the admission to
-    the discharge of an included visit (`event_window=visits`), or at any time (`history`). Measurements after the index
-    discharge are always excluded.
+    A measurement is included from 24 h before the admission to the discharge of the visit in its hadm_id, or of any
+    included visit if hadm_id is blank (`event_window=visits`), or at any time up to the prediction time (`history`).
+    Measurements charted or stored after the index discharge, or of excluded visits, are always excluded.
     """
 
     def __init__(self, kept: pl.DataFrame, n_samples: int, options: MimicOptions):
@@ -74,30 +86,43 @@ class Windows:
             "hadm_id",
             (pl.col("admittime").dt.epoch("s")).alias("admit"),
             pl.col("dischtime").dt.epoch("s").alias("discharge"),
+            pl.col("predicted").dt.epoch("s"),
+            pl.col("earliest").dt.epoch("s"),
         ).sort("rank", "admit", "hadm_id")
         rank = seconds["rank"].to_numpy()
-        self.first = np.zeros(n_samples, dtype=np.int64)
+        self.first, self._predicted, self._earliest = np.zeros((3, n_samples), dtype=np.int64)
         self.first[rank[::-1]] = seconds["admit"].to_numpy()[::-1]
-        self.last = np.zeros(n_samples, dtype=np.int64)
-        self.last[rank] = seconds["discharge"].to_numpy()
+        self._predicted[rank], self._earliest[rank] = seconds["predicted"].to_numpy(), seconds["earliest"].to_numpy()
         # Visits can overlap, so use the latest discharge of all visits that began earlier.
         until = seconds.select(pl.col("discharge").cum_max().over("rank"))["discharge"].to_numpy()
         self._span = 2**34
         self._starts = rank * self._span + seconds["admit"].to_numpy() - DAY + 2**33
         self._until, self._rank = until, rank
-        self._visits = np.sort(seconds["hadm_id"].to_numpy())
+        self._visits = {n: seconds.sort("hadm_id")[n].to_numpy() for n in ("hadm_id", "rank", "admit", "discharge")}
 
-    def __call__(self, rank: NDArray[np.int64], time: NDArray[np.int64], hadm: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Mask of included measurements, (n,); `time` is in epoch seconds, `hadm` is -1 for rows without hadm_id."""
-        named = hadm >= 0
-        index = np.minimum(np.searchsorted(self._visits, hadm), len(self._visits) - 1)
-        included = self._visits[index] == hadm
-        if self.history:
-            inside = np.ones(len(rank), dtype=bool)
-        else:
-            visit = np.searchsorted(self._starts, rank * self._span + time + 2**33, side="right") - 1
-            inside = (visit >= 0) & (self._rank[visit] == rank) & (time <= self._until[visit])
-        return (np.where(named, included, inside)) & (time <= self.last[rank])
+    def excluded(
+        self, rank: NDArray[np.int64], time: NDArray[np.int64], stored: NDArray[np.int64], hadm: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Index in EXCLUDED of the reason to exclude each measurement, -1 for included ones, (n,).
+
+        `time` and `stored` are in epoch seconds; `stored` is `time` if unknown, `hadm` is -1 for rows without hadm_id.
+        """
+        named, visits = hadm >= 0, self._visits
+        own = np.minimum(np.searchsorted(visits["hadm_id"], hadm), len(visits["hadm_id"]) - 1)
+        known = (visits["hadm_id"][own] == hadm) & (visits["rank"][own] == rank)
+        early, late = visits["admit"][own] - time, time - visits["discharge"][own]
+        visit = np.searchsorted(self._starts, rank * self._span + time + 2**33, side="right") - 1
+        inside = (visit >= 0) & (self._rank[visit] == rank) & (time <= self._until[visit])
+        inside = np.where(named, (early <= DAY) & (late <= 0), inside) | self.history
+        reasons = (
+            named & ~known,
+            named & (np.maximum(early, late) > FAR_DAYS * DAY),
+            time < self._earliest[rank],
+            time > self._predicted[rank],
+            stored > self._predicted[rank],
+            ~inside,
+        )
+        return np.select(reasons, range(len(reasons)), -1)
 
 
 class UnitCodes:
@@ -237,8 +262,12 @@ def _rows(
     rank = ranks[frame["subject_id"].to_numpy() - low].astype(np.int64)
     time = frame["charttime"].dt.epoch("s").to_numpy()
     hadm = frame["hadm_id"].fill_null(-1).to_numpy()
-    included = windows(rank, time, hadm)
-    tally.counts["outside the visits that count, or after the prediction"] += int((~included).sum())
+    stores = frame["storetime"].fill_null(frame["charttime"]) if "storetime" in frame.columns else frame["charttime"]
+    stored = stores.dt.epoch("s").to_numpy()
+    excluded = windows.excluded(rank, time, stored, hadm)
+    for reason, n in zip(EXCLUDED, np.bincount(excluded + 1, minlength=len(EXCLUDED) + 1)[1:].tolist(), strict=True):
+        tally.counts[f"excluded: {reason}"] += n
+    included = excluded < 0
     frame, rank, time = frame.filter(pl.Series(included)), rank[included], time[included]
     number = numbers_of(frame, tally.counts)
     finite = number.is_finite().fill_null(False).to_numpy()
@@ -273,16 +302,17 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     low = int(subjects.min())
     ranks = np.full(int(subjects.max()) - low + 1, -1, dtype=np.int32)
     ranks[subjects - low] = np.arange(len(ids), dtype=np.int32)
+    known = open_table(raw, "hosp/patients")["subject_id"].to_numpy()
     units, tally = UnitCodes(), Tally()
     scratch = out.with_suffix("")
     runs = _Runs(scratch, len(ids))
     try:
         if in_part.any():
             for source, path in files.items():
-                scan = TableScan(path, EVENTS[source], subjects[in_part], shown_as=within(raw, path))
+                scan = TableScan(path, EVENTS[source], subjects[in_part], shown_as=within(raw, path), known=known)
                 for frame in scan:
                     runs.add(_rows(frame, source, ranks, low, windows, units, tally))
-                log(f"mimic {source}: {scan.n_rows:,} rows read for part {part} of {n_parts}")
+                log(f"mimic {source}: {scan.n_rows:,} rows read for part {part} of {n_parts}{scan.oddities()}")
         runs.flush()
         _write_part(out, runs, units, tally, hashes)
     finally:

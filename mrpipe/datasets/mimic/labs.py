@@ -18,18 +18,18 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.codes import sequence_batch
+from mrpipe.datasets.mimic.codes import sequence_batch, step_dictionary
 from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SOURCES, event_files, input_hash, prepare_events
 from mrpipe.datasets.mimic.harmonise import CohortItems, Group, Parts
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import open_optional
-from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+from mrpipe.schema import Features, Modality
 from mrpipe.store.parquet import read_metadata, replacing
 from mrpipe.transforms.events import levels_id
 
-LAB = "laboratory results and charted vital signs, one step a measurement: [position in levels, value], hours"
-SUMMARY = "per item: last, mean, min, max and count of the patient's measurements (items that no one has are absent)"
+LAB = "laboratory results and charted vital signs, one step per measurement: [position in levels, value], hours"
+SUMMARY = "per item: last, mean, min, max and count of the patient's measurements (items without any are omitted)"
 STATISTICS = ("last", "mean", "min", "max", "count")
 _PREFIX = {"labevents": "lab", "chartevents": "chart"}
 
@@ -103,38 +103,11 @@ def read_lab(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Seq
             f"{observed['cells'] / max(1, observed['patients']):.1f} of {len(names):,} items per patient, "
             f"{share:.3%} of the patient-item cells are empty [paper: 125.6 of 2,172, 94.216 %]"
         )
-        counts = {
-            "n_observed": observed["patients"],
-            "n_missing": len(ids) - observed["patients"],
-            "source_file": ", ".join(SOURCES),
-            "modality": "lab",
-            "dtype": "float32",
-        }
-        return pl.DataFrame(
-            [
-                {
-                    "position": 0,
-                    "name": "item",
-                    "unit": "",
-                    "kind": "event",
-                    "levels": levels,
-                    "description": "item number, name and unit",
-                    "source_column": "itemid",
-                    **counts,
-                },
-                {
-                    "position": 1,
-                    "name": "value",
-                    "unit": "",
-                    "kind": "numeric",
-                    "levels": None,
-                    "description": content.report("measurements"),
-                    "source_column": "valuenum, value, valueuom",
-                    **counts,
-                },
-            ],
-            schema=DICTIONARY_SCHEMA,
+        rows = (
+            ("item", "event", levels, "itemid", "item number, name and unit"),
+            ("value", "numeric", None, "valuenum, value, valueuom", content.report("measurements")),
         )
+        return step_dictionary("lab", rows, observed["patients"], len(ids), ", ".join(SOURCES))
 
     return Features(modality=modality, batches=batches(), dictionary=dictionary)
 

@@ -7,59 +7,18 @@ from collections import Counter
 from collections.abc import Collection
 
 # Headings of BIDMC discharge summaries and radiology reports (Johnson et al., MIMIC-IV-Note 2.2), longest first.
-HEADINGS = (
-    "major surgical or invasive procedure",
-    "history of present illness",
-    "past medical history",
-    "medications on admission",
-    "admission medications",
-    "discharge medications",
-    "discharge disposition",
-    "discharge diagnosis",
-    "discharge condition",
-    "discharge instructions",
-    "followup instructions",
-    "follow-up instructions",
-    "brief hospital course",
-    "hospital course",
-    "pertinent results",
-    "transitional issues",
-    "chief complaint",
-    "review of systems",
-    "physical examination",
-    "physical exam",
-    "social history",
-    "family history",
-    "date of death",
-    "cause of death",
-    "admission date",
-    "discharge date",
-    "date of birth",
-    "present illness",
-    "admission labs",
-    "discharge labs",
-    "imaging",
-    "facility",
-    "allergies",
-    "attending",
-    "service",
-    "impression",
-    "indication",
-    "comparison",
-    "technique",
-    "findings",
-    "examination",
-    "recommendation",
-    "notification",
-    "assessment and plan",
-    "assessment",
-    "medications",
-    "labs",
-    "vitals",
-    "unit no",
-    "name",
-    "sex",
+_NAMES = (
+    "major surgical or invasive procedure|history of present illness|past medical history|"
+    "medications on admission|admission medications|discharge medications|discharge disposition|"
+    "discharge diagnosis|discharge condition|discharge instructions|followup instructions|"
+    "follow-up instructions|brief hospital course|hospital course|pertinent results|transitional issues|"
+    "chief complaint|review of systems|physical examination|physical exam|social history|family history|"
+    "date of death|cause of death|admission date|discharge date|date of birth|present illness|admission labs|"
+    "discharge labs|imaging|facility|allergies|attending|service|impression|indication|comparison|technique|"
+    "findings|examination|recommendation|notification|assessment and plan|assessment|medications|labs|vitals|"
+    "unit no|name|sex"
 )
+HEADINGS = tuple(_NAMES.split("|"))
 _HEADING = re.compile(
     rf"^[ \t]*(?P<name>{'|'.join(map(re.escape, sorted(HEADINGS, key=len, reverse=True)))})[ \t]*(?::|$)",
     re.IGNORECASE | re.MULTILINE,
@@ -72,11 +31,12 @@ TELLTALE_SECTIONS = frozenset(
 ADMINISTRATIVE = frozenset(
     {"name", "unit no", "admission date", "discharge date", "date of birth", "sex", "service", "attending"}
 )
+# Phrases of the leak guard, for notes and for titles of ICD codes.
 TELLTALE = re.compile(
     r"\b(?:expired|deceased|died|dies|death|passed away|pronounced|time of death|autopsy|hospice|cmo|"
     r"comfort[- ](?:care|measures|focused)|made comfortable|palliative|terminal(?:ly)? (?:ill|extubat\w*)|"
     r"withdraw\w* (?:of )?(?:care|support)|"
-    r"end[- ]of[- ]life|goals of care|morgue|organ bank)\b",
+    r"end[- ]of[- ]life|goals of care|morgue|organ bank|dnr|dni|do not (?:attempt )?(?:resuscitate|intubate))\b",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n\s*\n")

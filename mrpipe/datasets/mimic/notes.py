@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.mimic.codes import sequence_batch
 from mrpipe.datasets.mimic.cohort import PAPER, visits_of
+from mrpipe.datasets.mimic.events import EXCLUDED, FAR_DAYS
 from mrpipe.datasets.mimic.note_text import clean, pieces
 from mrpipe.datasets.mimic.options import MimicOptions, within
 from mrpipe.datasets.mimic.scan.progress import log
@@ -23,57 +24,78 @@ from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
 from mrpipe.text.encoders import Encoder, get_encoder, hashed_counts, tokenise
 
-DESCRIPTION = "discharge summaries (and radiology reports) up to the index discharge, one step a note, days"
+DESCRIPTION = "discharge summaries (and radiology reports) up to the index discharge, one step per note, days"
+# Notes of a patient by time; the remaining columns order notes of one day.
+ORDER = ["rank", "days", "storetime", "note_seq", "note_id"]
 PIECE_WORDS = 180  # all-MiniLM-L6-v2 reads 256 word pieces
 BATCH = 256
 DAY = 86_400
 
 
-def _admissible(frame: pl.DataFrame, kept: pl.DataFrame, options: MimicOptions, removed: Counter[str]) -> pl.DataFrame:
-    """With the leak guard, drop notes written after the day of the index discharge or during excluded visits.
+def _admissible(
+    frame: pl.DataFrame, name: str, kept: pl.DataFrame, options: MimicOptions, removed: Counter[str]
+) -> pl.DataFrame:
+    """Drop notes that were charted or became available after the prediction time, and notes of excluded visits.
 
-    Notes without hadm_id (outpatient radiology) are selected by day only. The charttime of discharge summaries has no
-    time of day, so days are compared.
+    A note becomes available at its storetime; with `summary_time=discharge`, a discharge summary signed within FAR_DAYS
+    becomes available at the discharge of its visit. The charttime of summaries is the midnight before the discharge.
     """
     index = kept.group_by("subject_id").agg(
-        pl.col("rank").first(), pl.col("admittime").min().alias("first"), pl.col("dischtime").last().alias("last")
+        pl.col("rank", "predicted", "earliest").first(), pl.col("admittime").min().alias("first")
     )
+    visits = kept.select("subject_id", "hadm_id", "admittime", "dischtime")
     frame = frame.join(index, on="subject_id", how="left", maintain_order="left")
-    if options.leak_guard:
-        late = pl.col("charttime").dt.date() > pl.col("last").dt.date()
-        other = pl.col("hadm_id").is_not_null() & ~pl.col("hadm_id").is_in(kept["hadm_id"].implode())
-        removed["written after the prediction time"] += frame.filter(late).height
-        removed["from excluded visits"] += frame.filter(other & ~late).height
-        frame = frame.filter(~late & ~other)
+    frame = frame.join(visits, on=["subject_id", "hadm_id"], how="left", maintain_order="left")
+    if "storetime" not in frame.columns:
+        frame = frame.with_columns(pl.lit(None, dtype=pl.Datetime("us")).alias("storetime"))
+    far, chart, stored = pl.duration(days=FAR_DAYS), pl.col("charttime"), pl.coalesce("storetime", "charttime")
+    available = stored
+    if name == "discharge" and options.summary_time == "discharge":
+        available = pl.when(stored <= pl.col("dischtime") + far).then("dischtime").otherwise(stored)
+    reasons = {
+        EXCLUDED[0]: pl.col("hadm_id").is_not_null() & pl.col("dischtime").is_null(),
+        EXCLUDED[1]: (chart < pl.col("admittime") - far) | (chart > pl.col("dischtime") + far),
+        EXCLUDED[2]: chart < pl.col("earliest"),
+        EXCLUDED[3]: chart > pl.col("predicted"),
+        EXCLUDED[4]: available > pl.col("predicted"),
+    }
+    for reason, condition in reasons.items():
+        removed[reason] += len(frame) - len(frame := frame.filter(~condition.fill_null(False)))
     return frame
 
 
 def read_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Iterator[pl.DataFrame]:
-    """Cleaned notes: `rank, note_id, days, note_seq, text`; prints the number of notes removed by reason."""
+    """Cleaned notes: `note_id, text` and the columns of `ORDER`; prints the number of notes removed by reason."""
     kept = visits_of(raw, samples, options)
     subjects = samples["sample_id"].cast(pl.Int64).to_numpy()
     removed: Counter[str] = Counter()
     faults = FaultCollector()
-    n_rows = 0
+    n_rows, odd = 0, ""
     for name in note_tables(raw, options):
         path = find_table(raw, PLACES[name], faults)
         faults.raise_if_any()
         assert path is not None
         scan = TableScan(path, NOTES[name], subjects, shown_as=within(raw, path))
         for frame in scan:
-            frame = _admissible(frame, kept, options, removed)
+            frame = _admissible(frame, name, kept, options, removed)
             only = options.note_sections if name == "discharge" else ()
             texts = [clean(t or "", guard=options.leak_guard, only=only, removed=removed) for t in frame["text"]]
             days = (pl.col("charttime") - pl.col("first")).dt.total_milliseconds() / (1000 * DAY)
             seq = pl.col("note_seq") if "note_seq" in frame.columns else pl.lit(0, dtype=pl.Int32)
             frame = frame.select(
-                "rank", "note_id", days.alias("days"), seq.alias("note_seq"), pl.Series("text", texts, pl.String)
+                "rank",
+                "note_id",
+                days.alias("days"),
+                "storetime",
+                seq.alias("note_seq"),
+                pl.Series("text", texts, pl.String),
             )
             removed["without words"] += frame.filter(pl.col("text") == "").height
             yield frame.filter(pl.col("text") != "")
         n_rows += scan.n_rows
+        odd += scan.oddities()
     log(
-        f"mimic note: {n_rows:,} notes read; removed: "
+        f"mimic note: {n_rows:,} notes read{odd}; removed: "
         + ("; ".join(f"{r} {n:,}" for r, n in sorted(removed.items()) if n) or "none")
     )
 
@@ -134,11 +156,11 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
                 file="note/",
                 expected="notes of visits in the cohort",
                 found="none",
-                fix="Check that the notes are of the same release, and try leak_guard=false.",
+                fix="Check that the notes are of the same release.",
             )
         )
     x = np.concatenate(vectors)
-    index = index.with_row_index("row").sort("rank", "days", "note_seq", "note_id")
+    index = index.with_row_index("row").sort(ORDER)
     index = index.unique("note_id", keep="first", maintain_order=True)
     present, lengths = np.unique(index["rank"].to_numpy(), return_counts=True)
     n_without = len(samples) - len(present)
@@ -198,10 +220,6 @@ def note_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> pl.Da
     frames = list(read_texts(raw, samples, options)) if note_tables(raw, options) else []
     if not frames:
         return ids.select("sample_id", pl.lit(None, dtype=pl.List(pl.String)).alias("note_text"))
-    texts = (
-        pl.concat(frames)
-        .sort("rank", "days", "note_seq", "note_id")
-        .unique("note_id", keep="first", maintain_order=True)
-    )
+    texts = pl.concat(frames).sort(ORDER).unique("note_id", keep="first", maintain_order=True)
     grouped = texts.group_by("rank", maintain_order=True).agg(pl.col("text").alias("note_text"))
     return ids.join(grouped, on="rank", how="left").select("sample_id", "note_text")

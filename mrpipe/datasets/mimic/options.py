@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mrpipe.datasets.mimic.note_text import HEADINGS
 from mrpipe.errors import Fault, FaultCollector
 from mrpipe.options import option
 
@@ -78,7 +79,7 @@ class MimicOptions:
     event_window: str = option(
         "visits",
         "measurements to keep: from 24 h before the admission to the discharge of each remaining visit (visits), or "
-        "all measurements up to the prediction time (history)",
+        "all measurements up to the prediction time (history); later ones, by charttime or storetime, are never used",
         choices=("visits", "history"),
     )
     bin_hours: float = option(0.0, "average each item in bins of this many hours (0: no binning)")
@@ -97,8 +98,14 @@ class MimicOptions:
     notes: tuple[str, ...] = option(("discharge",), "note tables to read: discharge, radiology")
     leak_guard: bool = option(
         True,
-        "remove text that reveals the outcome: notes of excluded visits or after the prediction time, sections on "
-        "discharge disposition and condition, and sentences about death, hospice or comfort care",
+        "remove what reveals the outcome: sections of notes on discharge disposition and condition, and sentences and "
+        "ICD codes about death, hospice, palliative or comfort care, or do-not-resuscitate orders",
+    )
+    summary_time: str = option(
+        "discharge",
+        "when a discharge summary becomes available: at the discharge of its visit, as its codes do, if it was signed "
+        "within 30 days (discharge), or when it was signed, often days later (storetime)",
+        choices=("discharge", "storetime"),
     )
     note_sections: tuple[str, ...] = option((), "sections of discharge summaries to keep, by heading (empty: all)")
     text_encoder: str = option(
@@ -124,6 +131,8 @@ class MimicOptions:
         for name, known in (("event_sources", ("labevents", "chartevents")), ("notes", ("discharge", "radiology"))):
             chosen = set(getattr(self, name))
             require(name, bool(chosen) and chosen <= set(known), f"{known[0]}, {known[1]} or both")
+        unknown = sorted({s.lower() for s in self.note_sections} - set(HEADINGS))
+        require("note_sections", not unknown, f"headings of notes: {', '.join(HEADINGS)}")
         faults.raise_if_any()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,93 +18,39 @@ PROVIDER = "https://physionet.org/content/mimiciv/ (notes: https://physionet.org
 GET = f"Download it from {PROVIDER}."
 SECONDS = pl.Datetime("us")
 
-_SUBJECT = Column(name="subject_id", dtype=pl.Int64, nullable=False)
-_HADM = Column(name="hadm_id", dtype=pl.Int64, nullable=False)
-_HADM_OR_NONE = Column(name="hadm_id", dtype=pl.Int64)
+_TYPES = {"": pl.String, "i8": pl.Int8, "i32": pl.Int32, "id": pl.Int64, "float": pl.Float64, "date": pl.Date}
 
+
+def _columns(text: str) -> tuple[Column, ...]:
+    """Columns from `name:type` items; `!` marks columns without blanks, `?` columns that an export may lack."""
+    split = [item.partition(":") for item in text.split()]
+    dtypes = [(_TYPES | {"time": SECONDS})[t.strip("!?")] for _, _, t in split]
+    return tuple(
+        Column(name=name, dtype=dtype, nullable="!" not in t, required="?" not in t)
+        for (name, _, t), dtype in zip(split, dtypes, strict=True)
+    )
+
+
+_CODES = _columns("subject_id:id! hadm_id:id! seq_num:i32! icd_code:! icd_version:i8!")
+_TITLES = _columns("icd_code icd_version:i8 long_title")
 # Small tables, which are read at once; the large tables in EVENTS and NOTES are scanned.
 TABLES: Mapping[str, tuple[Column, ...]] = {
-    "hosp/patients": (
-        _SUBJECT,
-        Column(name="gender"),
-        Column(name="anchor_age", dtype=pl.Int32, nullable=False),
-        Column(name="anchor_year", dtype=pl.Int32, nullable=False),
-        Column(name="anchor_year_group"),
-        Column(name="dod", dtype=pl.Date),
+    "hosp/patients": _columns("subject_id:id! gender anchor_age:i32! anchor_year:i32! anchor_year_group dod:date"),
+    "hosp/admissions": _columns(
+        "subject_id:id! hadm_id:id! admittime:time! dischtime:time! deathtime:time hospital_expire_flag:i8!"
     ),
-    "hosp/admissions": (
-        _SUBJECT,
-        _HADM,
-        Column(name="admittime", dtype=SECONDS, nullable=False),
-        Column(name="dischtime", dtype=SECONDS, nullable=False),
-        Column(name="deathtime", dtype=SECONDS),
-        Column(name="admission_type", required=False),
-        Column(name="discharge_location", required=False),
-        Column(name="race", aliases=("ethnicity",), required=False),
-        Column(name="hospital_expire_flag", dtype=pl.Int8, nullable=False),
-    ),
-    "hosp/diagnoses_icd": (
-        _SUBJECT,
-        _HADM,
-        Column(name="seq_num", dtype=pl.Int32, nullable=False),
-        Column(name="icd_code", nullable=False),
-        Column(name="icd_version", dtype=pl.Int8, nullable=False),
-    ),
-    "hosp/procedures_icd": (
-        _SUBJECT,
-        _HADM,
-        Column(name="seq_num", dtype=pl.Int32, nullable=False),
-        Column(name="chartdate", required=False),
-        Column(name="icd_code", nullable=False),
-        Column(name="icd_version", dtype=pl.Int8, nullable=False),
-    ),
-    "hosp/d_icd_diagnoses": (
-        Column(name="icd_code"),
-        Column(name="icd_version", dtype=pl.Int8),
-        Column(name="long_title"),
-    ),
-    "hosp/d_icd_procedures": (
-        Column(name="icd_code"),
-        Column(name="icd_version", dtype=pl.Int8),
-        Column(name="long_title"),
-    ),
-    "hosp/d_labitems": (
-        Column(name="itemid", dtype=pl.Int64, nullable=False),
-        Column(name="label"),
-        Column(name="fluid", required=False),
-        Column(name="category", required=False),
-    ),
-    "icu/icustays": (
-        _SUBJECT,
-        _HADM,
-        Column(name="stay_id", dtype=pl.Int64, nullable=False),
-        Column(name="intime", dtype=SECONDS),
-    ),
-    "icu/d_items": (
-        Column(name="itemid", dtype=pl.Int64, nullable=False),
-        Column(name="label"),
-        Column(name="category", required=False),
-        Column(name="unitname", required=False),
-    ),
+    "hosp/diagnoses_icd": _CODES,
+    "hosp/procedures_icd": _CODES,
+    "hosp/d_icd_diagnoses": _TITLES,
+    "hosp/d_icd_procedures": _TITLES,
+    "hosp/d_labitems": _columns("itemid:id! label fluid:?"),
+    "icu/icustays": _columns("subject_id:id! hadm_id:id! stay_id:id! intime:time"),
+    "icu/d_items": _columns("itemid:id! label"),
 }
-_MEASUREMENT = (
-    Column(name="subject_id", dtype=pl.Int64, nullable=False),
-    _HADM_OR_NONE,
-    Column(name="itemid", dtype=pl.Int64, nullable=False),
-    Column(name="charttime", dtype=SECONDS, nullable=False),
-    Column(name="value"),
-    Column(name="valuenum", dtype=pl.Float64),
-    Column(name="valueuom"),
+_MEASUREMENT = _columns(
+    "subject_id:id! hadm_id:id itemid:id! charttime:time! storetime:time? value valuenum:float valueuom"
 )
-_NOTE = (
-    Column(name="note_id", nullable=False),
-    Column(name="subject_id", dtype=pl.Int64, nullable=False),
-    _HADM_OR_NONE,
-    Column(name="note_seq", dtype=pl.Int32, required=False),
-    Column(name="charttime", dtype=SECONDS, nullable=False),
-    Column(name="storetime", dtype=SECONDS, required=False),
-    Column(name="text"),
-)
+_NOTE = _columns("note_id:! subject_id:id! hadm_id:id note_seq:i32? charttime:time! storetime:time? text")
 SCANNED = ("hosp/diagnoses_icd", "hosp/procedures_icd")
 EVENTS: Mapping[str, tuple[Column, ...]] = {"labevents": _MEASUREMENT, "chartevents": _MEASUREMENT}
 NOTES: Mapping[str, tuple[Column, ...]] = {"discharge": _NOTE, "radiology": _NOTE}
@@ -114,20 +62,44 @@ PLACES = {
 }
 
 
-def table_patterns(name: str) -> list[str]:
-    """Path patterns of a table such as `hosp/patients`, at the top level or in nested folders, .csv or .csv.gz."""
-    return [rf"{name}\.csv\.gz", rf"{name}\.csv", rf"(?:.*/)?{name}\.csv(?:\.gz)?"]
+# Tables of MIMIC-IV and its modules that no modality of this reader uses.
+UNUSED = frozenset(
+    f"{module}/{table}"
+    for module, tables in {
+        "hosp": "d_hcpcs drgcodes emar emar_detail hcpcsevents microbiologyevents omr pharmacy poe poe_detail "
+        "prescriptions provider services transfers",
+        "icu": "caregiver datetimeevents ingredientevents inputevents outputevents procedureevents",
+        "ed": "diagnosis edstays medrecon pyxis triage vitalsign",
+        "note": "discharge_detail radiology_detail",
+    }.items()
+    for table in tables.split()
+)
+_TABLE = re.compile(r"(?:.*/)?([^/]+/[^/]+)\.csv(?:\.gz)?", re.IGNORECASE)
 
 
 def find_table(raw: Path, name: str, faults: FaultCollector) -> Path | None:
-    """Path of a table; adds a fault if there is none or more than one."""
-    return find_one(raw, table_patterns(name), what=f"{name}.csv.gz or .csv of MIMIC-IV", fix=GET, faults=faults)
+    """Path of a table such as `hosp/patients`, in any folder and case; a fault if there is not exactly one file."""
+    patterns = [rf"{name}\.csv\.gz", rf"(?:.*/)?{name}\.csv(?:\.gz)?"]
+    path = find_one(raw, patterns, what=f"{name}.csv.gz or .csv of MIMIC-IV", fix=GET, faults=faults)
+    if path is not None and not os.access(path, os.R_OK):
+        fix = "Ask the owner of the file for read access."
+        faults.add(Fault(file=within(raw, path), expected="a file that you may read", found="no permission", fix=fix))
+        return None
+    return path
+
+
+def tables_of(raw: Path) -> dict[str, list[Path]]:
+    """Table name in lower case, such as `hosp/patients` → its files; the case of file names is ignored."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(raw.rglob("*")):
+        if match := _TABLE.fullmatch(f"/{within(raw, path)}"):
+            found.setdefault(match[1].lower(), []).append(path)
+    return found
 
 
 def has_table(raw: Path, name: str) -> bool:
     """Whether the export has at least one file of the table."""
-    folder, base = name.split("/")
-    return any(p.parent.name == folder for e in (".csv", ".csv.gz") for p in raw.rglob(base + e))
+    return name in tables_of(raw)
 
 
 def open_table(raw: Path, name: str) -> pl.DataFrame:
@@ -140,19 +112,24 @@ def open_table(raw: Path, name: str) -> pl.DataFrame:
     path = find_table(raw, name, faults)
     faults.raise_if_any()
     assert path is not None
-    return read_table(raw, path, name)
+    return read_table(raw, path, name, [])
 
 
-def read_table(raw: Path, path: Path, name: str) -> pl.DataFrame:
-    """Read a small table with the checks of `read_csv`; the code tables have millions of rows and are scanned."""
+def read_table(raw: Path, path: Path, name: str, notes: list[str]) -> pl.DataFrame:
+    """Read a small table with the checks of `read_csv`; the code tables have millions of rows and are scanned.
+
+    Adds a note if the table is not UTF-8. Tables that are not scanned have the column `ROW`.
+    """
     if name not in SCANNED:
-        return read_csv(path, TABLES[name], shown_as=within(raw, path))
+        return read_csv(path, TABLES[name], shown_as=within(raw, path), notes=notes, numbered=True)
     scan = TableScan(path, TABLES[name], None, shown_as=within(raw, path))
     frames = list(scan)
     if not frames:
         raise DataError(
             Fault(file=within(raw, path), expected="at least one row", found="a header without rows", fix=GET)
         )
+    if scan.n_cp1252:
+        notes.append(f"{within(raw, path)}: {scan.n_cp1252} rows are not UTF-8; they were read as Windows-1252")
     return pl.concat(frames).with_columns(pl.col("icd_code").str.strip_chars())
 
 

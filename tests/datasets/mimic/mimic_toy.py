@@ -155,8 +155,10 @@ class Toy:
         procedures = self.procedures or [
             {"subject_id": SUBJECT, "hadm_id": hadm_of(SUBJECT, 1), "seq_num": 1, "icd_code": "0331", "icd_version": 9}
         ]
+        # Dates of death must occur in the table; this patient has no admission.
+        died = {**self.patients[0], "subject_id": 19_000_000, "dod": "2151-01-01"}
         tables = {
-            "hosp/patients": self.patients,
+            "hosp/patients": [*self.patients, died],
             "hosp/admissions": self.admissions,
             "hosp/diagnoses_icd": self.diagnoses,
             "hosp/procedures_icd": procedures,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 
 from mrpipe.datasets import get_dataset
 from mrpipe.datasets.mimic.check import check_export
+from mrpipe.datasets.mimic.codes import read_codes
+from mrpipe.datasets.mimic.cohort import build_cohort
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.errors import DataError, UsageError
 from mrpipe.options import parse_options
@@ -90,7 +94,7 @@ def test_older_layouts_are_detected(tmp_path: Path) -> None:
     (tmp_path / "one/core/patients.csv").write_text("subject_id\n1\n")
     assert "core module of MIMIC-IV 1.0" in "".join(faults(tmp_path / "one").values())
     (tmp_path / "three").mkdir()
-    (tmp_path / "three/PATIENTS.csv").write_text("SUBJECT_ID\n1\n")
+    (tmp_path / "three/PATIENTS.csv").write_text("ROW_ID,SUBJECT_ID,GENDER,DOB,DOD\n1,1,F,2100-01-01,\n")
     assert "MIMIC-III" in "".join(faults(tmp_path / "three").values())
 
 
@@ -101,6 +105,124 @@ def test_tables_of_different_releases_are_an_error(tmp_path: Path) -> None:
     toy = Toy()
     toy.admissions.append(dict(toy.admissions[0]))
     assert any("two releases" in v for v in faults(toy.write(tmp_path / "b")).values())
+
+
+def test_repeated_and_unknown_ids_are_reported_with_their_lines(tmp_path: Path) -> None:
+    toy = Toy()
+    toy.patients.append(dict(toy.patients[1]))
+    toy.admissions += [dict(toy.admissions[0]), {**toy.admissions[1], "subject_id": 19_999_999, "hadm_id": 29_999_999}]
+    toy.stays.append(dict(toy.stays[2]))
+    found = faults(toy.write(tmp_path))
+    for key, lines in (
+        ("hosp/patients:subject_id", "2 other rows (lines 3, 5)"),
+        ("hosp/admissions:hadm_id", "2 other rows (lines 2, 8)"),
+        ("icu/icustays:stay_id", "2 other rows (lines 4, 8)"),
+        ("hosp/admissions:subject_id", "1 other rows (lines 9)"),
+    ):
+        assert lines in next(v for v in found.values() if v.startswith(key.split(":")[0]) and lines in v), key
+    assert not any(str(SUBJECT)[:4] in v for v in found.values())
+
+
+def test_rows_that_name_no_visit_of_their_patient_are_counted(tmp_path: Path) -> None:
+    toy = Toy()
+    toy.diagnoses += [{**toy.diagnoses[0], "hadm_id": 29_999_999}, {**toy.diagnoses[0], "subject_id": SUBJECT + 1}]
+    notes = "\n".join(check(toy.write(tmp_path)).notes)
+    assert "2 rows of hosp/diagnoses_icd (25.0%) name no visit of their patient in hosp/admissions" in notes
+
+
+def test_a_table_of_patients_without_any_date_of_death_is_an_error(tmp_path: Path) -> None:
+    raw = Toy().write(tmp_path)
+    rows = [{**r, "dod": ""} for r in read_rows(raw / "hosp/patients.csv")]
+    write_table(raw, "hosp/patients", rows)
+    assert "expected dates of death; found blanks only" in faults(raw)["hosp/patients:dod"]
+
+
+def test_file_names_in_upper_case_are_read_and_mimic_iii_is_recognised_by_its_columns(tmp_path: Path) -> None:
+    raw = Toy().write(tmp_path / "a", gz=True)
+    expected = check(raw)
+    for path in sorted(raw.rglob("*.gz")):
+        path.rename(path.with_name(path.name.upper()))
+    for folder in [p for p in raw.iterdir() if p.is_dir()]:
+        folder.rename(folder.with_name(folder.name.upper()))
+    found = check(raw)
+    assert [f.name.lower() for f in found.files] == [f.name for f in expected.files]
+    assert build_cohort(raw, MimicOptions()).samples.height == 3
+    rows = [{**r, "dob": "2100-01-01"} for r in Toy().patients]
+    write_table(tmp_path / "b", "hosp/PATIENTS", rows, header=[*HEADERS["hosp/patients"], "dob"])
+    assert "MIMIC-III tables" in "".join(faults(tmp_path / "b").values())
+
+
+def test_a_file_without_permission_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = Toy().write(tmp_path)
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).stem != "labevents" and allowed(path, mode))
+    (fault,) = faults(raw).values()
+    assert "hosp/labevents.csv" in fault
+    assert "no permission" in fault
+    assert "damaged" not in fault
+
+
+def test_small_tables_and_headers_in_windows_1252_are_read_with_a_note(tmp_path: Path) -> None:
+    toy = Toy()
+    toy.diagnoses[0]["icd_code"] = "40é9"
+    raw = toy.write(tmp_path)
+    write_table(raw, "hosp/d_icd_diagnoses", [{"icd_code": "4019", "icd_version": 9, "long_title": "Ménière"}])
+    for name in ("hosp/d_icd_diagnoses", "hosp/diagnoses_icd"):
+        path = raw / f"{name}.csv"
+        path.write_bytes(path.read_text(encoding="utf-8").encode("cp1252"))
+    path = raw / "icu/chartevents.csv"
+    path.write_bytes(path.read_bytes().replace(b"valueuom\n", b"valueuom,\xe9t\xe9\n", 1).replace(b"bpm\n", b"bpm,1\n"))
+    notes = "\n".join(check(raw).notes)
+    assert "hosp/d_icd_diagnoses.csv is not UTF-8; it was read as Windows-1252" in notes
+    assert "hosp/diagnoses_icd.csv: 1 rows are not UTF-8; they were read as Windows-1252" in notes
+    levels = read_codes(raw, build_cohort(raw, MimicOptions()).samples, MimicOptions()).dictionary["levels"][0]
+    assert {"DX9:4019 Ménière", "DX9:40é9"} < set(levels)
+    path.write_bytes(b"\x81" + path.read_bytes())
+    assert "byte 0x81 at position 1 of the line" in "".join(faults(raw).values())
+
+
+def test_unknown_encoders_and_headings_are_errors_of_the_check(tmp_path: Path) -> None:
+    raw = Toy().write(tmp_path)
+    with pytest.raises(UsageError, match="unknown text encoder 'nope'"):
+        check(raw, text_encoder="nope")
+    assert "brief hospital course" in faults(raw, note_sections=("Hospital curse",))["options:note_sections"]
+    assert check(raw, note_sections=("Hospital Course",)).files
+    assert "icd_versions=10 matches no code of the included visits" in check(raw, icd_versions="10").notes
+
+
+def test_modalities_known_before_the_build_and_tables_that_are_not_used(tmp_path: Path) -> None:
+    toy = Toy()
+    toy.diagnoses = [d for d in toy.diagnoses if d["subject_id"] != SUBJECT + 1]
+    toy.note(SUBJECT, None, "2150-05-01 08:00:00", "Impression: clear", kind="radiology")
+    raw = toy.write(tmp_path)
+    write_table(raw, "icu/inputevents", [], header=["subject_id"])
+    write_table(raw, "hosp/other", [], header=["subject_id"])
+    found = check(raw, icd9="off")
+    assert {m: s.to_list() for m, s in found.observed.items()} == {"code": [str(SUBJECT), str(SUBJECT + 2)]}
+    assert set(found.unused) == {"icu/inputevents.csv", "note/radiology.csv"}
+    assert 'notes=["discharge", "radiology"]' in found.unused["note/radiology.csv"]
+    assert set(check(raw, require_icu="no", event_sources=("labevents",)).unused) == {
+        "icu/chartevents.csv",
+        "icu/icustays.csv",
+        "icu/inputevents.csv",
+        "note/radiology.csv",
+    }
+
+
+def test_checksums_in_the_folders_of_the_modules(tmp_path: Path) -> None:
+    """hosp and note are separate downloads, each with a list of checksums of its own."""
+    toy = Toy()
+    toy.note(SUBJECT, 1, "2150-01-15 00:00:00", "Impression: clear")
+    raw = toy.write(tmp_path, gz=True)
+    for folder in ("hosp", "note"):
+        lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()} {p.name}\n" for p in (raw / folder).glob("*.gz")]
+        (raw / folder / "SHA256SUMS.txt").write_text("".join(lines))
+    assert "7 of 10 files match the provider's SHA-256" in check(raw).notes
+    for name in ("hosp/labevents.csv.gz", "note/discharge.csv.gz"):
+        whole = (raw / name).read_bytes()
+        (raw / name).write_bytes(gzip.compress(gzip.decompress(whole), compresslevel=1, mtime=7))
+        assert list(faults(raw)) == [f"{name}:"]
+        (raw / name).write_bytes(whole)
 
 
 def test_checksums_of_the_provider(tmp_path: Path) -> None:

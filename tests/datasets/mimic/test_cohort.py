@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from mrpipe.datasets import get_dataset
+from mrpipe.datasets.mimic.check import check_export
 from mrpipe.datasets.mimic.cohort import build_cohort, label, visits
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.errors import DataError
@@ -127,7 +128,8 @@ def test_censoring_of_deaths() -> None:
 
 def test_a_horizon_beyond_the_follow_up_excludes_patients_with_a_reason(tmp_path: Path) -> None:
     raw = Toy().write(tmp_path)
-    with pytest.raises(DataError, match="found 3 patients in the export; 3 excluded: state unknown 730 days"):
+    reasons = r"found 4 patients in the export; 1 excluded: no admission.*; 3 excluded: state unknown 730 days"
+    with pytest.raises(DataError, match=reasons):
         build_cohort(raw, options(horizon_days=730))
 
 
@@ -173,6 +175,39 @@ def test_overlapping_and_reversed_visits_are_kept_by_default_and_sorted_by_admis
     assert kept.sort("subject_id", "admittime").equals(kept)
 
 
+def test_a_visit_after_a_nested_one_overlaps_the_longer_visit(tmp_path: Path) -> None:
+    toy = Toy()
+    toy.admissions[0].update(admittime="2150-01-01 08:00:00", dischtime="2150-01-31 12:00:00")
+    toy.admissions[1].update(admittime="2150-01-05 08:00:00", dischtime="2150-01-06 12:00:00")
+    toy.visit(SUBJECT, 3, "2150-01-20 08:00:00", "2150-02-09 12:00:00")  # after the nested visit, during the longer one
+    toy.visit(SUBJECT, 4, "2150-03-20 08:00:00", "2150-03-21 12:00:00")
+    kept = visits(toy.write(tmp_path), options(overlapping_visits="drop")).kept.filter(subject_id=SUBJECT)
+    assert kept["hadm_id"].to_list() == [hadm_of(SUBJECT, 1), hadm_of(SUBJECT, 4)]
+
+
+def test_visits_before_birth_or_after_death_are_not_used(tmp_path: Path) -> None:
+    toy = Toy()
+    toy.patients[0]["dod"] = "2151-01-01"
+    toy.visit(SUBJECT, 3, "2089-12-31 08:00:00", "2090-01-09 12:00:00")  # aged 60 in 2150
+    toy.visit(SUBJECT, 4, "2152-08-01 08:00:00", "2152-08-09 12:00:00")
+    toy.visit(SUBJECT + 1, 3, "2049-06-01 08:00:00", "2049-08-09 12:00:00")
+    raw = toy.write(tmp_path)
+    for terminal in ("drop", "keep"):
+        kept = visits(raw, options(terminal_visits=terminal)).kept
+        assert kept["number"].to_list() == [1, 2] * 3
+        assert kept["admittime"].dt.year().unique().to_list() == [2150]
+    assert "3 visits before birth or after dod, which are not used" in check_export(raw, options()).notes
+
+
+def test_visits_that_end_after_the_prediction_time_have_no_codes(tmp_path: Path) -> None:
+    """The index visit is the last by admission; a longer visit began before and has not been coded yet."""
+    toy = Toy()
+    toy.visit(SUBJECT, 3, "2150-05-20 08:00:00", "2150-06-20 12:00:00", icd="0389")
+    samples = build_cohort(toy.write(tmp_path), options()).samples.filter(sample_id=A)
+    assert samples["index_hadm_id"].item() == hadm_of(SUBJECT, 2)
+    assert samples.select("n_visits", "n_diagnoses").row(0) == (3, 2)
+
+
 def test_age_and_index_visit(tmp_path: Path) -> None:
     toy = Toy()
     toy.patients[0].update(anchor_age=17, anchor_year=2150)
@@ -198,7 +233,7 @@ def test_attrition_is_consistent_and_independent_of_the_order_of_rows(tmp_path: 
     assert forward.samples.equals(backward.samples)
     assert forward.attrition.equals(backward.attrition)
     assert forward.attrition["n_before"][1:].to_list() == forward.attrition["n_after"][:-1].to_list()
-    assert forward.attrition["n_after"].to_list()[0] == 5
+    assert forward.attrition["n_after"].to_list()[0] == 6
     assert not {"dod", "death"} & set(forward.samples.columns)
 
 

@@ -117,7 +117,15 @@ def test_rows_without_hadm_id_are_assigned_by_time(tmp_path: Path) -> None:
     def change(t: Toy) -> None:
         for i, time in enumerate(times):
             t.lab(SUBJECT, None, time, item=51000, value=i)
-        t.lab(SUBJECT, 1, "2150-01-01 00:00:00", item=51001, value=1)  # charted before the visit of its hadm_id
+        t.lab(SUBJECT, 1, "2150-01-09 08:00:00", item=51001, value=1)  # a day before the visit of its hadm_id
+        t.lab(SUBJECT, 1, "2150-01-09 07:59:00", item=51001, value=4)
+        t.lab(SUBJECT, 1, "2150-01-15 12:01:00", item=51001, value=5)  # after its discharge
+        t.lab(SUBJECT, 1, "2149-01-11 00:00:00", item=51001, value=6)  # a year off
+        t.lab(SUBJECT, 1, "2150-06-02 00:00:00", item=51001, value=7)  # in another visit
+        t.lab(SUBJECT + 1, 1, "2150-01-11 00:00:00", item=51001, value=8)
+        t.labs[-1]["subject_id"] = SUBJECT  # the visit of another patient
+        t.lab(SUBJECT, None, "2129-06-02 00:00:00", item=51000, value=7)  # more than 20 years before the first visit
+        t.lab(SUBJECT, None, "2050-06-02 00:00:00", item=51000, value=8)  # before birth
         t.lab(SUBJECT, 2, "2150-06-20 00:00:00", item=51001, value=2)  # charted after the prediction time
         t.labs.append(
             {
@@ -135,8 +143,42 @@ def test_rows_without_hadm_id_are_assigned_by_time(tmp_path: Path) -> None:
     store = store_of(raw, tmp_path / "store")
     assert [v for i, _, v in measured(store, A) if i == "lab:51000"] == [i for i, t in enumerate(times.values()) if t]
     assert [v for i, _, v in measured(store, A) if i == "lab:51001"] == [1.0]
+    note = store.dictionary.filter(modality="lab", name="value")["description"].item()
+    for count in (
+        "names an excluded visit or a visit of another patient 2;",
+        "more than 30 days from the visit that it names 2;",
+        "before birth, or more than 20 years before the first visit 2;",
+        "charted after the prediction time 2;",
+        "outside the included visits 5",
+    ):
+        assert f"excluded: {count}" in note
     history = store_of(raw, tmp_path / "history", event_window="history")
     assert [v for i, _, v in measured(history, A) if i == "lab:51000"] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert [v for i, _, v in measured(history, A) if i == "lab:51001"] == [4.0, 1.0, 5.0]
+
+
+def test_a_visit_nested_in_a_longer_one_does_not_shorten_it(tmp_path: Path) -> None:
+    def change(t: Toy) -> None:
+        t.admissions[0].update(admittime="2150-01-01 08:00:00", dischtime="2150-01-31 12:00:00")
+        t.visit(SUBJECT, 3, "2150-01-05 08:00:00", "2150-01-06 12:00:00")
+        for day, value in ((4, 1), (6, 2), (20, 3), (31, 4)):
+            t.lab(SUBJECT, None, f"2150-01-{day:02d} 10:00:00", item=51000, value=value)
+        t.lab(SUBJECT, None, "2150-02-01 10:00:00", item=51000, value=5)
+
+    store = store_of(toy(tmp_path, change), tmp_path / "store")
+    assert [v for i, _, v in measured(store, A) if i == "lab:51000"] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_the_transform_takes_the_logarithm_of_counts(simulated: Path, tmp_path: Path) -> None:
+    store = store_of(simulated, tmp_path / "store")
+    fitted = fit(store, modalities=["lab_summary"], options=TransformOptions(event_floor=0.0))
+    names = store.dictionary.filter(modality="lab_summary").sort("position")["name"].to_list()
+    at = names.index("chart:220045 count")
+    train = np.log1p(store.arrays("lab_summary", part="train").x[:, at].astype(float))
+    raw = store.arrays("lab_summary")
+    expected = (np.log1p(raw.x[:, at].astype(float)) - train.mean()) / train.std()
+    out = fitted.apply("lab_summary", raw).x
+    assert np.abs(out - expected[:, None]).max(axis=0).min() < 1e-3
 
 
 def test_repeated_measurements_are_kept_once_and_times_are_relative_to_the_first_admission(tmp_path: Path) -> None:
@@ -177,7 +219,7 @@ def test_the_summary_agrees_with_the_sequence(tmp_path: Path) -> None:
             expected = {"count": len(values)} | (
                 {"last": values[-1], "mean": np.mean(values), "min": min(values), "max": max(values)} if values else {}
             )
-            if statistic in expected and not (statistic == "last" and len(values) > 1):
+            if statistic in expected:
                 assert cell == pytest.approx(expected[statistic], rel=1e-4, abs=2e-3), (item, statistic)
             elif not values:
                 assert np.isnan(cell)
@@ -336,7 +378,7 @@ def test_the_audit_finds_items_and_values_that_reveal_the_outcome(tmp_path: Path
                     "subject_id": SUBJECT + i,
                     "hadm_id": hadm_of(SUBJECT + i, 2),
                     "seq_num": 2,
-                    "icd_code": "V667",
+                    "icd_code": "4275",
                     "icd_version": 9,
                 }
             )
@@ -350,7 +392,7 @@ def test_the_audit_finds_items_and_values_that_reveal_the_outcome(tmp_path: Path
         pl.col("what").str.extract(r"^((?:has|mean of) \w+:\w+)")
     )
     assert set(events.select("modality", "feature", "what", "auroc").iter_rows()) == {
-        ("code", "code", "has DX9:V667", 1.0),
+        ("code", "code", "has DX9:4275", 1.0),
         ("lab", "item", "has lab:50813", 1.0),
         ("lab", "value", "mean of lab:50868", 1.0),
     }
@@ -372,6 +414,50 @@ def test_the_vocabulary_respects_floor_and_cap() -> None:
     assert vocabulary_of(items, samples, 4, 5, 0.0, 99).tolist() == [0, 1, 2, 3]
 
 
+def codes(store: Store) -> list[tuple[str, int, float]]:
+    """(code, number of the visit, days) of patient A."""
+    levels = store.dictionary.filter(modality="code")["levels"][0].to_list()
+    row = store.modality("code").filter(sample_id=A).collect()
+    return [(levels[int(c)], int(n), t) for (c, n), t in zip(row["x"][0].to_list(), row["time"][0], strict=True)]
+
+
+def test_the_guard_removes_codes_that_reveal_the_outcome(tmp_path: Path) -> None:
+    """By code without titles, and by title; one switch is for codes and text."""
+
+    def change(t: Toy) -> None:
+        for i, (code, version) in enumerate([("V667", 9), ("V4986", 9), ("Z66", 10), ("Z515", 10), ("7981", 9)]):
+            row = {**t.diagnoses[0], "seq_num": 2 + i, "icd_code": code, "icd_version": version}
+            t.diagnoses.append(row)
+
+    raw = toy(tmp_path, change)
+    assert [c for c, _, _ in codes(store_of(raw, tmp_path / "a"))] == ["DX9:4019", "DX9:7981", "PR9:0331", "DX9:4019"]
+    titles = [
+        {"icd_code": "4019", "icd_version": 9, "long_title": "Hypertension"},
+        {"icd_code": "7981", "icd_version": 9, "long_title": "Instantaneous death"},
+    ]
+    write_table(raw, "hosp/d_icd_diagnoses", titles)
+    assert {c for c, _, _ in codes(store_of(raw, tmp_path / "b"))} == {"DX9:4019 Hypertension", "PR9:0331"}
+    assert len(codes(store_of(raw, tmp_path / "c", leak_guard=False))) == 8
+
+
+def test_codes_with_lost_zeros_or_dots_are_corrected_by_the_titles_if_unambiguous(tmp_path: Path) -> None:
+    def change(t: Toy) -> None:
+        for i, code in enumerate(["389", "v45.82", "210", "E8785", "99999"]):
+            t.diagnoses.append({**t.diagnoses[0], "seq_num": 2 + i, "icd_code": code})
+
+    raw = toy(tmp_path, change)
+    known = ("4019", "0389", "V4582", "0210", "00210", "E8785")
+    titles = [{"icd_code": c, "icd_version": 9, "long_title": f"title of {c}"} for c in known]
+    write_table(raw, "hosp/d_icd_diagnoses", titles)
+    store = store_of(raw, tmp_path / "store")
+    assert [c.split(" ")[0] for c, n, _ in codes(store) if n == 1] == [
+        f"DX9:{c}" for c in ("4019", "0389", "V4582", "210", "E8785", "99999")
+    ] + ["PR9:0331"]
+    notes = "\n".join(store.manifest.notes)
+    assert "2 ICD codes with lost zeros, or with dots, were corrected by d_icd_*, e.g. to" in notes
+    assert "of 22 ICD codes have no title in d_icd_*" in notes
+
+
 def test_codes_are_strings_ordered_by_visit(tmp_path: Path) -> None:
     def change(t: Toy) -> None:
         first, second = hadm_of(SUBJECT, 1), hadm_of(SUBJECT, 2)
@@ -391,11 +477,6 @@ def test_codes_are_strings_ordered_by_visit(tmp_path: Path) -> None:
             )
 
     raw = toy(tmp_path, change)
-
-    def codes(store: Store) -> list[tuple[str, int, float]]:
-        levels = store.dictionary.filter(modality="code")["levels"][0].to_list()
-        row = store.modality("code").filter(sample_id=A).collect()
-        return [(levels[int(c)], int(n), t) for (c, n), t in zip(row["x"][0].to_list(), row["time"][0], strict=True)]
 
     found = codes(store_of(raw, tmp_path / "store"))
     assert found == [

@@ -12,11 +12,14 @@ import pytest
 
 import mrpipe
 from mrpipe.datasets import get_dataset
+from mrpipe.datasets.mimic.cohort import build_cohort
 from mrpipe.datasets.mimic.note_text import clean, pieces, sections
+from mrpipe.datasets.mimic.notes import note_texts, read_notes
+from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from mrpipe.store.reader import Store
-from mrpipe.text.encoders import get_encoder
+from mrpipe.text.encoders import get_encoder, hashed_counts
 from tests.datasets.mimic.mimic_toy import SUBJECT, Toy
 
 A, B = str(SUBJECT), str(SUBJECT + 1)
@@ -79,6 +82,8 @@ def test_the_leak_guard_removes_and_counts_disposition_and_telltale_sentences() 
         "Withdrawal of care was discussed.",
         "He was pronounced dead.",
         "terminal extubation",
+        "Code status: DNR/DNI.",
+        "Do not resuscitate.",
     ],
 )
 def test_telltale_phrases(sentence: str) -> None:
@@ -98,7 +103,8 @@ def export(tmp_path: Path) -> Path:
     toy = Toy(8)
     toy.visit(SUBJECT, 3, "2150-08-01 08:00:00", "2150-08-09 12:00:00", hospital_expire_flag=1)
     toy.note(SUBJECT, 1, "2150-01-15 00:00:00", "Impression: alpha finding")
-    toy.note(SUBJECT, 2, "2150-06-09 23:00:00", "Impression: beta finding")  # the day of the prediction
+    toy.note(SUBJECT, 2, "2150-06-09 00:00:00", "Impression: beta finding")  # the day of the prediction
+    toy.discharge[-1]["storetime"] = "2150-06-11 09:00:00"
     toy.note(SUBJECT, 2, "2150-06-10 00:00:00", "Impression: gamma finding")  # the day after it
     toy.note(SUBJECT, 3, "2150-06-08 00:00:00", "Impression: delta finding")  # from the terminal visit
     toy.note(SUBJECT, None, "2150-05-01 08:00:00", "Impression: epsilon finding", kind="radiology")
@@ -123,10 +129,33 @@ def test_notes_after_the_prediction_time_or_from_a_terminal_visit_are_removed(tm
     both = store_of(raw, tmp_path / "both", store_text=True, notes=("discharge", "radiology"))
     assert [t.split()[1] for t in texts(both, A)] == ["alpha", "epsilon", "beta"]
     assert both.modality("note").filter(sample_id=A).collect()["time"].to_list()[0] == pytest.approx(
-        [4.667, 111, 150.625], abs=1e-2
+        [4.667, 111, 149.667], abs=1e-2
     )
+    # The guard is about text only: times and excluded visits count without it.
     free = store_of(raw, tmp_path / "free", store_text=True, leak_guard=False)
-    assert [t.split()[1] for t in texts(free, A)] == ["alpha", "delta", "beta", "gamma"]
+    assert [t.split()[1] for t in texts(free, A)] == ["alpha", "beta"]
+    signed = store_of(raw, tmp_path / "signed", store_text=True, summary_time="storetime")
+    assert [t.split()[1] for t in texts(signed, A)] == ["alpha"]
+
+
+def test_notes_of_one_day_are_in_the_order_of_their_storage(tmp_path: Path) -> None:
+    toy = Toy(8)
+    for second, word in ((30, "gamma"), (10, "alpha"), (20, "beta")):
+        toy.note(SUBJECT, 1, "2150-01-12 00:00:00", f"Impression: {word} finding")
+        toy.discharge[-1].update(storetime=f"2150-01-12 00:00:{second}", note_seq=second)
+    for name in ("delta", "epsilon"):  # stored at once: by note_seq
+        toy.note(SUBJECT, 1, "2150-01-13 00:00:00", f"Impression: {name} finding")
+        toy.discharge[-1].update(note_seq=-len(toy.discharge))
+    toy.discharge.append(toy.discharge[0])  # twice in the export
+    order = ["alpha", "beta", "gamma", "epsilon", "delta"]
+    raw = toy.write(tmp_path / "raw")
+    samples = build_cohort(raw, MimicOptions()).samples
+    assert [t.split()[1] for t in note_texts(raw, samples, MimicOptions())["note_text"][0]] == order
+    features = read_notes(raw, samples, MimicOptions(note_features=512))
+    (batch,) = features.batches
+    columns = [int(hashed_counts([[w]], 512).argmax()) for w in order]
+    steps = np.array(batch["x"][0].as_py())
+    assert steps[:, columns].tolist() == np.eye(5).tolist()
 
 
 def test_a_patient_without_notes_lacks_the_modality_and_text_stays_out_of_the_store(tmp_path: Path) -> None:
