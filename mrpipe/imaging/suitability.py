@@ -34,12 +34,7 @@ LIMITS: dict[str, tuple[float, float, str, str]] = {
     "brain_ml": (850, 2250, "a brain of 850-2250 ml", "Check voxel size and image_brain (extract or stripped)."),
     "hollow": (0, 0.01, "a signal everywhere in the brain", "A part of the head is missing."),
     "cut": (0, 0.3, "a whole brain", "The field of view cuts the brain."),
-    "orientation": (
-        -0.02,
-        1,
-        "axes as in the header",
-        "The voxels were flipped or permuted: convert the series again.",
-    ),
+    "orientation": (-0.02, 1, "axes as in the header", "The voxels were flipped or permuted."),
     "similarity": (0.9, 2, "a T1 image of a brain, similar to the template", ""),
     "haze": (0, 0.1, "dark air above the head", "The scan has ghosts, wrapping or much noise."),
     "sharpness": (0.018, 0.08, "visible borders of tissues", "The scan is blurred, noisy or saturated."),

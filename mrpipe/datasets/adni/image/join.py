@@ -63,10 +63,8 @@ def _from_maps(maps: Maps, scans: pl.DataFrame, attempts: list[dict[str, Any]]) 
                 if scan["decision"] == "drop":
                     raise ScanFailedError(DROPPED, scan["why"] or "")
                 vector = maps.load(scan["file"], scan["image_id"])
-                if likeness is not None and (found := likeness(vector)) < LEAST_LIKENESS and scan["decision"] != "keep":
-                    raise ScanFailedError(
-                        "the map does not resemble the other maps: flipped or misplaced", f"{found:.2f}"
-                    )
+                if scan["decision"] != "keep" and (found := likeness(vector)) < LEAST_LIKENESS:
+                    raise ScanFailedError("the map does not resemble the others: flipped or misplaced", f"{found:.2f}")
             except ScanFailedError as error:
                 attempts.append(entry | {"status": "failed", "reason": error.reason, "detail": error.detail})
                 continue
