@@ -162,14 +162,24 @@ def write_masks(store: Store, settings: Missingness, out: Path) -> dict[str, int
 
 
 def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
-    """Read a mask file: frame (`sample_id`, `modality_mask`), settings, and id of the store."""
-    metadata = read_metadata(path)
-    if MASK_KEY not in metadata:
-        raise DataError(Fault(file=str(path), expected="a mask file of `mrpipe mask`", found="another Parquet file"))
-    values = json.loads(metadata[MASK_KEY])
-    store_id = values.pop("store_id")
-    values["modalities"] = tuple(values["modalities"])
-    return pl.read_parquet(path), Missingness(**values), store_id
+    """Read a mask file: frame (`sample_id`, `modality_mask`), settings, and id of the store.
+
+    Raises:
+        DataError: the file does not exist, is damaged, or is not a mask file.
+    """
+    try:
+        values = json.loads(read_metadata(path)[MASK_KEY])
+        store_id = values.pop("store_id")
+        settings = Missingness(**{**values, "modalities": tuple(values["modalities"])})
+        frame = pl.read_parquet(path, columns=["sample_id", "modality_mask"])
+        if frame.dtypes != [pl.String, pl.UInt16] or frame["sample_id"].is_duplicated().any():
+            raise ValueError("not one 16-bit mask per sample")
+        return frame, settings, str(store_id)
+    # A damaged file can raise any exception.
+    except Exception as error:
+        found = f"another or a damaged file ({type(error).__name__}: {error})".splitlines()[0]
+        found = "no such file" if isinstance(error, FileNotFoundError) else found
+        raise DataError(Fault(file=str(path), expected="a mask file of `mrpipe mask`", found=found)) from error
 
 
 def corrupt(arrays: Arrays, settings: Missingness) -> Arrays:

@@ -103,27 +103,20 @@ def read_manifest(root: Path) -> Manifest:
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        number = values["format"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        if values["format"] != FORMAT:
+            expected, found = f"store format {FORMAT}", f"format {values['format']}"
+            fix = "Update mrpipe to read a newer format."
+            raise DataError(Fault(file=str(path), expected=expected, found=found, fix=fix))
+        # Newer versions of the same format may add keys, which are ignored.
+        names = {f.name for f in dataclasses.fields(Manifest)}
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+        manifest = Manifest(**known)
+        manifest.declared_modalities(), manifest.declared_tasks()
+        for entry in manifest.files:
+            path / entry["file"], int(entry["rows"]), int(entry["size"]), str.strip(entry["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        found = f"{type(error).__name__}: {error}"
         raise DataError(
-            Fault(file=str(path), expected="a store manifest", found=f"{error}", fix="Seal the store again.")
+            Fault(file=str(path), expected="a store manifest", found=found, fix="Copy or seal the store again.")
         ) from error
-    if number != FORMAT:
-        raise DataError(
-            Fault(
-                file=str(path),
-                expected=f"store format {FORMAT}",
-                found=f"format {number}",
-                fix="Update mrpipe to read a newer format.",
-            )
-        )
-    fields = dataclasses.fields(Manifest)
-    names = {f.name for f in fields}
-    missing = sorted({f.name for f in fields if f.default is dataclasses.MISSING} - set(values))
-    if missing:
-        raise DataError(
-            Fault(file=str(path), column=missing[0], expected=f"the keys {', '.join(missing)}", found="none")
-        )
-    # Newer versions of the same format may add keys, which are ignored.
-    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
-    return Manifest(**known)
+    return manifest
