@@ -97,6 +97,19 @@ def test_hidden_modalities_are_retrieved_and_reconstructed() -> None:
     assert 0 < float(out.losses["reconstruct"].detach()) <= 1.0
 
 
+def test_a_sample_with_a_hidden_modality_does_not_support_itself() -> None:
+    method, data = made(drop_modalities=0.4, n_intra="all")
+    rows = data.rows("train")[3:]
+    method.prepare(data, rows)
+    draws, _ = method._plan(data.batch(rows, "x", hide=0.4), 0)
+    assert draws is not None
+    hidden = data.observed[rows][draws.sample, draws.target]
+    drawn = np.repeat(draws.sample, draws.drawn)
+    # Reference rows are positions in `rows`. Without the exclusion, each hidden slot would contain its own sample.
+    assert hidden.sum() > 10
+    assert not (draws.row == drawn).any()
+
+
 def test_no_tensor_is_kept_after_a_step() -> None:
     """The released code keeps the autograd graph of every call."""
     import gc
