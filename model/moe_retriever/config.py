@@ -8,6 +8,7 @@ method are named overrides of both groups.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypedDict, TypeVar
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from moe_retriever.methods.base import AnyMethod
 
 OptionValue = bool | int | float | str
+# Limit of a training whose number of epochs is not given.
+EPOCHS, MIN_UPDATES = 100, 2000
 # The `Options` of a method.
 O_co = TypeVar("O_co", bound="DataclassInstance", covariant=True)
 
@@ -66,11 +69,12 @@ class Common:
     weight_decay: float = option(0.0, "weight decay of Adam")
     batch_size: int = option(32, "batch size in training")
     eval_batch_size: int = option(256, "batch size in evaluation")
-    epochs: int = option(20, "maximum number of epochs")
-    patience: int = option(10, "stop after this many epochs without a better validation score; 0: never")
+    epochs: int = option(0, f"maximum number of epochs; 0: {EPOCHS}, or as many as {MIN_UPDATES} updates need")
+    patience: int = option(20, f"stop after this many of {EPOCHS} epochs without a better validation score; 0: never")
     select_metric: str = option(
-        "macro_f1",
-        "validation metric for early stopping and model selection (the paper uses accuracy for MOSI and ENRICO)",
+        "auroc",
+        "validation metric for early stopping and model selection (the paper uses macro_f1, and accuracy for MOSI and "
+        "ENRICO); ties are resolved in favour of the lower loss",
         choices=("macro_f1", "accuracy", "balanced_accuracy", "auroc", "loss"),
     )
     class_weight: str = option("none", "class weights of the cross-entropy", choices=("none", "balanced"))
@@ -108,6 +112,15 @@ class Config(Generic[O_co]):
             "options": dataclasses.asdict(self.own),
         }
 
+    def for_samples(self, n: int) -> Config[O_co]:
+        """The configuration for n training samples: `epochs=0` is resolved, and `patience` grows in proportion."""
+        c = self.common
+        if c.epochs:
+            return self
+        epochs = max(EPOCHS, math.ceil(MIN_UPDATES / math.ceil(n / c.batch_size)))
+        patience = math.ceil(c.patience * epochs / EPOCHS)
+        return dataclasses.replace(self, common=dataclasses.replace(c, epochs=epochs, patience=patience))
+
     @classmethod
     def from_dict(cls, value: ConfigRecord, method: type[AnyMethod]) -> AnyConfig:
         """The inverse of `to_dict`."""
@@ -117,6 +130,11 @@ class Config(Generic[O_co]):
 
 
 AnyConfig: TypeAlias = "Config[DataclassInstance]"
+
+
+def first_epochs(value: float, n_epochs: int) -> int:
+    """Length of an initial phase: a number of epochs, or a fraction of `n_epochs` (of 20 if there are more)."""
+    return int(value) if value >= 1 else math.floor(value * min(n_epochs or 20, 20))
 
 
 def make_config(method: type[AnyMethod], *, preset: str, seed: int, overrides: Mapping[str, object]) -> AnyConfig:
@@ -147,27 +165,23 @@ def make_config(method: type[AnyMethod], *, preset: str, seed: int, overrides: M
 
 def _check(c: Common) -> None:
     """Check ranges and combinations that would otherwise fail during the run."""
-    positive = (
+    positive: tuple[str, ...] = (
         "hidden",
         "tokens",
         "heads",
         "batch_size",
         "eval_batch_size",
-        "epochs",
         "lr",
         "cnn_width",
         "encoder_hidden",
-        "image_outputs",
-        "image_downsample",
-        "fusion_ffn",
-        "fusion_layers",
-        "checkpoint_every",
     )
+    positive += ("image_outputs", "image_downsample", "fusion_ffn", "fusion_layers", "checkpoint_every")
     for name in positive:
         if getattr(c, name) <= 0:
             raise UsageError(f"option {name}={getattr(c, name)} must be positive")
-    if c.gradient_rows < 0:
-        raise UsageError(f"option gradient_rows={c.gradient_rows} must not be negative")
+    for name in ("epochs", "patience", "gradient_rows"):
+        if getattr(c, name) < 0:
+            raise UsageError(f"option {name}={getattr(c, name)} must not be negative")
     for name in ("dropout", "image_dropout", "drop_modalities"):
         if not 0 <= getattr(c, name) < 1:
             raise UsageError(f"option {name}={getattr(c, name)} must be in [0, 1)")

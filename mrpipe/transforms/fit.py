@@ -141,8 +141,9 @@ def fit(
     scheme: str | None = None,
     modalities: Sequence[str] | None = None,
     options: TransformOptions | None = None,
+    without: Sequence[str] = (),
 ) -> Transforms:
-    """Fit the transforms of a store, using only the training rows of a split."""
+    """Fit the transforms of a store, using only the training rows of a split, except the sample ids `without`."""
     scheme = scheme or store.manifest.default_scheme
     options = options or TransformOptions()
     dictionary = store.dictionary
@@ -152,6 +153,7 @@ def fit(
         if modalities is not None and modality.name not in modalities:
             continue
         train = store.arrays(modality.name, split=scheme, part="train")
+        train = train.take(np.flatnonzero(~np.isin(train.sample_id, without))) if without else train
         if len(train) == 0:
             raise UsageError(f"{modality.name} has no rows in the training part of split {scheme!r}")
         if modality.kind in ("image", "volume"):

@@ -78,6 +78,7 @@ def train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--options", type=Path, metavar="FILE", help="best.json of a search; --set overrides it")
     _add_set(parser, "options of the method (`mrpipe methods NAME` lists them)")
     parser.add_argument("--no-test", action="store_true", help="do not evaluate on the test set")
+    parser.add_argument("--overwrite", action="store_true", help="first remove an earlier run in --out")
     _add_machine(parser)
 
 
@@ -94,6 +95,7 @@ def search_arguments(parser: ArgumentParser) -> None:
         "--space", type=Path, metavar="FILE", help="YAML or JSON file with other candidates, option: [values]"
     )
     _add_set(parser, "fixed options of all trials; an option given here is not searched")
+    parser.add_argument("--overwrite", action="store_true", help="first remove an earlier search in --out")
     _add_machine(parser)
 
 

@@ -56,12 +56,14 @@ def _config(method: str, preset: str, arguments: argparse.Namespace, first: Mapp
 
 
 def _train_config(arguments: argparse.Namespace) -> Any:
+    """The configuration of a run; `arguments` gets the transforms of the search."""
     method, preset = arguments.method, arguments.preset
     if arguments.options is None:
         return _config(method or "moe_retriever", preset or "paper", arguments)
     from moe_retriever.training.search_result import read_best
 
     best = read_best(arguments.options)
+    arguments.transform = [f"{k}={v}" for k, v in best.get("transforms", {}).items()] + arguments.transform
     for name, given, found in (("method", method, best["method"]), ("preset", preset, best["preset"])):
         if given not in (None, found):
             raise UsageError(f"--options {arguments.options} has {name} {found}, not {given}")
@@ -90,6 +92,7 @@ def _job(arguments: argparse.Namespace, config: Any, device: str) -> Any:
         mask_file=arguments.mask,
         transform=_transform(arguments),
         device=device,
+        overwrite=arguments.overwrite,
         quiet=arguments.quiet,
     )
 

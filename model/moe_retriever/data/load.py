@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -32,7 +31,7 @@ from mrpipe.experiment.missingness import AT_LOAD, Missingness, corrupt, read_ma
 from mrpipe.schema import Modality
 from mrpipe.store import masks
 from mrpipe.store.reader import Arrays, Store
-from mrpipe.store.splits import PARTS
+from mrpipe.store.splits import PARTS, grouped_stratified
 from mrpipe.transforms.events import EventTransform, step_numbers
 from mrpipe.transforms.features import FeatureTransform
 from mrpipe.transforms.fit import PixelTransform, Transforms, fit
@@ -105,6 +104,7 @@ class Data:
         tables: one per modality.
         n_without: number of samples removed because they have none of the chosen modalities, by split.
         fitted: the applied transforms.
+        n_cut: number of validation samples cut from the training split, because the scheme has none.
     """
 
     spec: DataSpec
@@ -119,6 +119,7 @@ class Data:
     n_without: dict[str, int]
     fitted: Transforms
     device: torch.device
+    n_cut: int = 0
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -232,7 +233,7 @@ def load(
     classes: tuple[str, ...] | None = None,
     device: torch.device | str = "cpu",
 ) -> Data:
-    """Read a store into tensors.
+    """Read a store into tensors; without labelled validation samples, some training samples become validation samples.
 
     Args:
         task: classification task; default: the first of the store.
@@ -261,12 +262,7 @@ def load(
     visible = samples["modality_mask"].to_numpy()
     settings = None
     if mask_file is not None:
-        try:
-            frame, settings, store_id = read_masks(mask_file)
-        except (OSError, pa.ArrowInvalid) as error:
-            found = "nothing" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
-            fault = Fault(file=str(mask_file), expected="a mask file", found=found, fix="Create it with `mrpipe mask`.")
-            raise DataError(fault) from error
+        frame, settings, store_id = read_masks(mask_file)
         visible = visible & _aligned(frame, samples, store_id, store, mask_file)
     observed = masks.unpack(visible, [m.bit for m in chosen])
     part = np.select([samples["split"].fill_null("").to_numpy() == p for p in PARTS], range(len(PARTS)), -1)
@@ -275,7 +271,12 @@ def load(
         "none": int((~keep & (part < 0)).sum())
     }
     samples, observed, part = samples.filter(pl.Series(keep)), observed[keep], part[keep]
-    fitted = fitted or fit(store, scheme, [m.name for m in chosen], transform)
+    cut: list[str] = []
+    known = samples["value"].is_not_null()
+    if classes is None and not (known.to_numpy() & (part == PARTS.index("val"))).any():
+        cut = _validation_of(samples.filter(known & pl.Series(part == PARTS.index("train"))))
+        part = np.where(samples["sample_id"].is_in(cut), PARTS.index("val"), part)
+    fitted = fitted or fit(store, scheme, [m.name for m in chosen], transform, without=cut)
     row = np.full(observed.shape, -1, dtype=np.int64)
     tables, specs = [], []
     for column, m in enumerate(chosen):
@@ -299,7 +300,14 @@ def load(
         n_without=without,
         fitted=fitted,
         device=device,
+        n_cut=len(cut),
     )
+
+
+def _validation_of(train: pl.DataFrame) -> list[str]:
+    """Ids of 15% of the labelled training samples: whole subjects, stratified by class, the same for all methods."""
+    split = grouped_stratified(train, fractions=(0.85, 0.15, 0.0), seed=0, stratum="value")
+    return split.filter(split="val")["sample_id"].to_list()
 
 
 def _labels(store: Store, task: str | None, classes: tuple[str, ...] | None) -> tuple[pl.LazyFrame, tuple[str, ...]]:
@@ -325,8 +333,8 @@ def _aligned(frame: pl.DataFrame, samples: pl.DataFrame, store_id: str, store: S
     if store_id != store.store_id:
         raise DataError(Fault(file=path.name, expected=f"masks of store {store.store_id}", found=store_id, fix=fix))
     joined = samples.select("sample_id").join(frame, on="sample_id", how="left", maintain_order="left")
-    column = joined["modality_mask" if "modality_mask" in frame.columns else frame.columns[-1]]
+    column = joined["modality_mask"]
     if column.null_count():
         found = f"{column.null_count()} samples without a mask"
         raise DataError(Fault(file=path.name, column="modality_mask", expected="every sample", found=found, fix=fix))
-    return column.to_numpy().astype(np.uint16)
+    return column.to_numpy()

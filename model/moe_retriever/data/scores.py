@@ -70,10 +70,9 @@ def score(label: Ints, probability: Floats) -> dict[str, float | None]:
     }
 
 
-def selection_score(metric: str, label: Ints, probability: Floats) -> float:
-    """Score to maximise in model selection: a metric, or minus the cross-entropy for "loss"; −inf if undefined."""
-    if metric == "loss":
-        of_label = probability[np.arange(len(label)), label]
-        return float(np.log(np.maximum(of_label, np.finfo(np.float64).tiny)).mean())
-    value = score(label, probability)[metric]
-    return -math.inf if value is None else value
+def selection_score(metric: str, label: Ints, probability: Floats) -> tuple[float, float]:
+    """Scores to maximise in model selection: a metric (−inf if undefined) and, for ties, minus the cross-entropy."""
+    of_label = probability[np.arange(len(label)), label]
+    likelihood = float(np.log(np.maximum(of_label, np.finfo(np.float64).tiny)).mean())
+    value = likelihood if metric == "loss" else score(label, probability)[metric]
+    return -math.inf if value is None else value, likelihood

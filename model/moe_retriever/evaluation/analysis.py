@@ -18,7 +18,12 @@ from mrpipe.errors import UsageError
 from mrpipe.store.parquet import write_frame, write_text
 from mrpipe.store.reader import Store
 
-KINDS = ("routing", "gradients", "embedding")
+# Kinds of analyses and the files of each.
+KINDS = {
+    "routing": ("visits.parquet", "expert_selection.*", "combination_shares.*"),
+    "gradients": ("gradients.csv", "gradients.svg", "gradients.png"),
+    "embedding": ("embedding.*", "closeness.csv"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,7 @@ class Request:
     runs: Sequence[Path]
     store: Store
     out: Path
-    what: Sequence[str] = KINDS
+    what: Sequence[str] = tuple(KINDS)
     part: str = "test"
     combination: str | None = None
     device: str = "cpu"
@@ -58,6 +63,8 @@ def analyse(request: Request, say: Callable[[str], None] = print) -> list[Path]:
     compared: dict[str, pl.DataFrame] = {}
     for run, name in zip(request.runs, _names(request.runs), strict=True):
         out = request.out if len(request.runs) == 1 else request.out / name
+        for path in [path for kind in request.what for pattern in KINDS[kind] for path in out.glob(pattern)]:
+            path.unlink()
         trained = load_run(run, request.device)
         data = load_for(trained, run, request.store, request.device)
         trained.method.prepare(data, data.rows("train"))

@@ -151,7 +151,7 @@ def measure(
             if len(those) == 0:
                 found = f"no labelled {part} sample has any of {', '.join(names)}"
                 raise UsageError(f"{found}, so there is nothing to time. Choose other --modalities.")
-        for config in configs:
+        for config in (c.for_samples(len(train)) for c in configs):
             reset_peak_memory(data.device)
             method = get(config.method).create(data.spec, config).to(device)
             method.prepare(data, train)

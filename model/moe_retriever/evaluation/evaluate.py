@@ -59,7 +59,8 @@ def evaluate_run(
     """
     suffix = "" if part == "test" else f"_{part}"
     result = run / f"metrics{suffix}.json"
-    result.unlink(missing_ok=True)
+    for name in (result.name, f"metrics{suffix}.csv", f"predictions{suffix}.parquet", f"routing{suffix}.parquet"):
+        (run / name).unlink(missing_ok=True)
     trained = load_run(run, device)
     data = load_for(trained, run, store, device)
     keep_freed_memory()
@@ -74,19 +75,11 @@ def evaluate_run(
     write_text(run / f"metrics{suffix}.csv", metrics.write_csv())
     config, origin = trained.config, trained.origin
     content = {
-        "method": config.method,
-        "preset": config.preset,
-        "seed": config.seed,
-        "dataset": origin.dataset,
-        "store_id": origin.store_id,
-        "origin": origin.origin,
-        "task": origin.task,
-        "scheme": origin.scheme,
+        **{k: getattr(config, k) for k in ("method", "preset", "seed")},
+        **{k: getattr(origin, k) for k in ("dataset", "store_id", "origin", "task", "scheme", "mask", "mask_sha256")},
         "modalities": list(data.spec.names),
         "encoders": {m["name"]: m["encoder"] for m in origin.modalities},
         "classes": list(data.spec.classes),
-        "mask": origin.mask,
-        "mask_sha256": origin.mask_sha256,
         **trained.fitted.settings,
         "n_without_modality": data.n_without,
         "part": part,

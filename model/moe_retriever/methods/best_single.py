@@ -58,10 +58,10 @@ class BestSingle(UnimodalHeads[NoOptions]):
         scores = [self._score(self._answer(logits, observed, m), data.label[rows]) for m in range(logits.shape[1])]
         self.chosen.fill_(max(range(len(scores)), key=lambda m: scores[m]))
 
-    def _score(self, logits: Tensor, label: NDArray[np.int64]) -> float:
+    def _score(self, logits: Tensor, label: NDArray[np.int64]) -> tuple[float, float]:
         probability = logits.double().softmax(dim=1).cpu()
         if not probability.isfinite().all():
-            return float("-inf")
+            return float("-inf"), float("-inf")
         return selection_score(self.config.common.select_metric, label, probability.numpy())
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:

@@ -23,7 +23,6 @@ K combinations.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,7 +33,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moe_retriever.config import Common, Config
+from moe_retriever.config import Common, Config, first_epochs
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Diagnostics, Method, Output, Presets
@@ -61,7 +60,7 @@ class FlexMoEOptions:
     balance: float = option(1e-2, "weight of the balance loss, computed separately for complete and incomplete samples")
     bank_std: float = option(0.02, "standard deviation of the initial embeddings of missing modalities; 1 as released")
     sorted_epochs: float = option(
-        0.1, "first epochs sorted by decreasing number of modalities: a fraction of all, or a number if >= 1"
+        0.1, "epochs sorted by decreasing number of modalities at the start: a number, or a fraction of the first 20"
     )
 
     def __post_init__(self) -> None:
@@ -216,8 +215,7 @@ class FlexMoE(Method[FlexMoEOptions]):
         self.get_buffer("mixture").copy_(torch.from_numpy(mixture))
 
     def begin_epoch(self, epoch: int, n_epochs: int) -> None:
-        n = self.options.sorted_epochs
-        self.sorting = epoch < (int(n) if n >= 1 else math.floor(n * n_epochs))
+        self.sorting = epoch < first_epochs(self.options.sorted_epochs, n_epochs)
 
     def arrange(self, data: Data, rows: Rows) -> Rows:
         """In the first epochs, sort samples by decreasing number of modalities; ties are in shuffled order."""

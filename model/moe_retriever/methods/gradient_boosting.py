@@ -95,7 +95,9 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         # scikit-learn 1.9 cannot bin a column without values; a constant column is never split.
         x[:, np.isnan(x).all(axis=0)] = 0.0
         x_val, y_val = self.features(data, val_rows).cpu().numpy(), data.label[val_rows]
-        best: tuple[float, int, tuple[float, int, int, float], HistGradientBoostingClassifier] | None = None
+        best: tuple[tuple[float, float], int, tuple[float, int, int, float], HistGradientBoostingClassifier] | None = (
+            None
+        )
         for candidate in CANDIDATES[: self.config.own.trials if len(y_val) else 1]:
             # One thread, so that the result does not depend on the number of cores.
             with threadpool_limits(1):
@@ -111,7 +113,7 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
             "smallest_leaf": smallest,
             "penalty": penalty,
             "rounds": rounds,
-            "validation": self.noted(value, y_val),
+            "validation": self.noted(value[0]) if len(y_val) else None,
         }
 
     def _grow(
@@ -121,7 +123,7 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         y: NDArray[np.int64],
         x_val: NDArray[np.float32],
         y_val: NDArray[np.int64],
-    ) -> tuple[HistGradientBoostingClassifier, float, int]:
+    ) -> tuple[HistGradientBoostingClassifier, tuple[float, float], int]:
         """Train with early stopping; return the model, its best validation score and the number of rounds."""
         rate, leaves, smallest, penalty = candidate
         model = HistGradientBoostingClassifier(
@@ -134,11 +136,10 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
             random_state=0,
             class_weight=self.sklearn_class_weight,
         )
-        best, at = -np.inf, 0
+        best, at = (-np.inf, -np.inf), 0
         for rounds in range(min(ROUNDS, self.config.own.rounds), self.config.own.rounds + 1, ROUNDS):
             model.set_params(max_iter=rounds).fit(x, y)
-            value = self.validation_score(model, x_val, y_val) if len(y_val) else float(rounds)
-            # If the score is undefined, the first validation is used.
+            value = self.validation_score(model, x_val, y_val) if len(y_val) else (float(rounds), 0.0)
             if at == 0 or value > best:
                 best, at = value, rounds
             elif rounds - at >= PATIENCE * ROUNDS:

@@ -1,7 +1,8 @@
 """Logistic regression on the concatenated features, the simplest model that uses all modalities.
 
 Sequences are represented by the mean, maximum and log number of their steps, images by their mean on a coarse grid,
-and missing modalities by zeros with an indicator. The penalty is selected on the validation samples.
+and missing modalities by zeros with an indicator. The penalty is selected on the validation
+samples or, if the split has none, by cross-validation on the training samples.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from torch import Tensor
 
 from moe_retriever.config import OptionValue
 from moe_retriever.data.load import Batch, Data
+from moe_retriever.data.scores import selection_score
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
+from mrpipe import keyed
 from mrpipe.options import option
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +60,38 @@ class Logistic(TabularModel[LogisticOptions]):
         x_train = ((x - self.mean) / self.sd).cpu().numpy()
         x_val = ((self.features(data, val_rows).double() - self.mean) / self.sd).cpu().numpy()
         y_train, y_val = data.label[train_rows], data.label[val_rows]
-        own = self.config.own
-        best: tuple[float, float, LogisticRegression] | None = None
+        metric, own = self.config.common.select_metric, self.config.own
+        # A few samples cut from training are a poor basis for the penalty, so all training samples are used.
+        crossed = data.n_cut > 0 or len(y_val) == 0
+        scores: dict[float, tuple[float, float]] = {}
         for c in (own.c,) if own.c > 0 else GRID:
-            model = LogisticRegression(C=c, max_iter=own.max_iter, class_weight=self.sklearn_class_weight)
-            # One thread, so that the result does not depend on the number of cores.
-            with threadpool_limits(1):
-                model.fit(x_train, y_train)
-                score = self.validation_score(model, x_val, y_val) if len(y_val) else 0.0
-            if best is None or score > best[0]:
-                best = (score, c, model)
-        assert best is not None
-        self._keep(best[2])
-        return {"C": best[1], "validation": self.noted(best[0], y_val)}
+            if crossed:
+                folds = self._cross_validated(c, x_train, y_train, data.subject_id[train_rows])
+                scores[c] = selection_score(metric, y_train, folds)
+            else:
+                scores[c] = self.validation_score(self._fitted(c, x_train, y_train), x_val, y_val)
+        c = max(scores, key=lambda c: scores[c])
+        self._keep(self._fitted(c, x_train, y_train))
+        chosen: dict[str, OptionValue | None] = {"C": c, "validation": self.noted(scores[c][0])}
+        return chosen | {"folds": FOLDS} if crossed else chosen
+
+    def _fitted(self, c: float, x: NDArray[np.float64], y: NDArray[np.int64]) -> LogisticRegression:
+        model = LogisticRegression(C=c, max_iter=self.config.own.max_iter, class_weight=self.sklearn_class_weight)
+        # One thread, so that the result does not depend on the number of cores.
+        with threadpool_limits(1):
+            return model.fit(x, y)
+
+    def _cross_validated(
+        self, c: float, x: NDArray[np.float64], y: NDArray[np.int64], subject: NDArray[np.str_]
+    ) -> NDArray[np.float64]:
+        """(n, C) probabilities of each sample from a model fitted without its fold; subjects are not divided."""
+        probability = np.zeros((len(y), self.spec.n_classes))
+        fold = keyed.bits(keyed.id_keys(subject), 0, "folds")[:, 0] % np.uint64(FOLDS)
+        for number in np.unique(fold):
+            train, held = fold != number, fold == number
+            if len(np.unique(y[train])) > 1:
+                probability[held] = self.probability(self._fitted(c, x[train], y[train]), x[held])
+        return probability
 
     def _keep(self, model: LogisticRegression) -> None:
         n_classes, device = self.spec.n_classes, self.device

@@ -8,7 +8,6 @@ dimension, E experts.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_retriever.config import Config, OptionValue
+from moe_retriever.config import EPOCHS, Config, OptionValue, first_epochs
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Diagnostics, ItemRouting, Method, Output, Presets, ReferenceState, SlotRouting
@@ -76,7 +75,7 @@ class MoERetrieverOptions:
         choices=("auto", "fresh", "bank"),
     )
     draws: int = option(1, "draws of supporting samples per prediction, whose logits are averaged")
-    warmup: float = option(0.25, "epochs without retrieval at the start: a fraction of all epochs, or a number if >= 1")
+    warmup: float = option(0.25, "epochs without retrieval at the start: a number, or a fraction of the first 20")
     warmup_kind: str = option("mask", "missing modalities in the warm-up: masked or zeros", choices=("mask", "zeros"))
     reconstruct: float = option(0.0, "weight of a reconstruction loss on modalities hidden by drop_modalities")
 
@@ -134,7 +133,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         self.reference: ReferenceSamples | None = None
         self.index: SupportIndex | None = None
         self.retrieving = True
-        if self._warmup_epochs(config.common.epochs) >= config.common.epochs:
+        if first_epochs(self.options.warmup, config.common.epochs) >= (config.common.epochs or EPOCHS):
             raise UsageError(
                 f"warmup={self.options.warmup} leaves no epochs with retrieval (epochs={config.common.epochs})"
             )
@@ -167,11 +166,8 @@ class MoERetriever(Method[MoERetrieverOptions]):
 
     # Schedule
 
-    def _warmup_epochs(self, n_epochs: int) -> int:
-        return int(self.options.warmup) if self.options.warmup >= 1 else math.floor(self.options.warmup * n_epochs)
-
     def begin_epoch(self, epoch: int, n_epochs: int) -> None:
-        self.retrieving = epoch >= self._warmup_epochs(n_epochs)
+        self.retrieving = epoch >= first_epochs(self.options.warmup, n_epochs)
 
     @property
     def selectable(self) -> bool:

@@ -13,7 +13,6 @@ Legend: B samples, M modalities, P tokens, H hidden dimension, C classes, N obse
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -22,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_retriever.config import Common, Config
+from moe_retriever.config import EPOCHS, Common, Config, first_epochs
 from moe_retriever.data.load import Batch, DataSpec
 from moe_retriever.data.subsets import random_subsets, with_hidden
 from moe_retriever.methods.base import Method, Output, Presets
@@ -50,7 +49,7 @@ class ShaSpecOptions:
         "hiding of observed modalities in training: keep a random number of them, or hide none",
         choices=("size", "none"),
     )
-    full_epochs: float = option(0.25, "epochs without hiding at the start: a fraction of all, or a number if >= 1")
+    full_epochs: float = option(0.25, "epochs without hiding at the start: a number, or a fraction of the first 20")
 
     def __post_init__(self) -> None:
         if self.full_epochs < 0:
@@ -101,15 +100,11 @@ class ShaSpec(Method[ShaSpecOptions]):
         self.which = nn.Linear(c.hidden, n_modalities)
         self.head = nn.Linear(n_modalities * c.hidden, spec.n_classes)
         self.hiding = o.train_drop != "none"
-        if self.hiding and self._full_epochs(c.epochs) >= c.epochs:
+        if self.hiding and first_epochs(o.full_epochs, c.epochs) >= (c.epochs or EPOCHS):
             raise UsageError(f"full_epochs={o.full_epochs} leaves no epochs with hidden modalities (epochs={c.epochs})")
 
-    def _full_epochs(self, n_epochs: int) -> int:
-        n = self.options.full_epochs
-        return int(n) if n >= 1 else math.floor(n * n_epochs)
-
     def begin_epoch(self, epoch: int, n_epochs: int) -> None:
-        self.hiding = self.options.train_drop != "none" and epoch >= self._full_epochs(n_epochs)
+        self.hiding = self.options.train_drop != "none" and epoch >= first_epochs(self.options.full_epochs, n_epochs)
 
     @property
     def selectable(self) -> bool:

@@ -69,8 +69,8 @@ def of_experiment(key: tuple[str, ...], runs: Sequence[ReportedRun]) -> list[Cau
     if first["n"]["test"] < SMALL_TEST:
         text = f"There are only {first['n']['test']} test samples; consider the intervals when comparing methods."
         found.append((text, ""))
-    if not first["n"]["val"]:
-        found.append(("There are no validation samples, so the weights of the last epoch were used.", ""))
+    noted = {note: "" for run in runs for note in run.metrics["training"].get("notes", ())}
+    found += noted.items()
     cut = [r for r in runs if _still_improving(r)]
     if cut:
         text = "The best validation score was reached in the last epoch; longer training may improve the results."

@@ -30,12 +30,14 @@ def _percent(values: Sequence[float]) -> str:
 
 
 def _cell(frame: pl.DataFrame) -> dict[str, str]:
-    known = frame.drop_nulls("value")
-    if known.is_empty():
-        return {"text": "–", "interval": ""}
-    bounds = known.select(pl.col("low", "high").mean()).row(0)
-    interval = "" if None in bounds else f"[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
-    return {"text": _percent(known["value"].to_list()), "interval": interval}
+    """Mean over seeds with its interval; neither is shown if it is undefined for one of them."""
+    undefined = frame["value"].null_count()
+    if undefined or frame.is_empty():
+        some = f" (undefined for {undefined} of {len(frame)} seeds)" if undefined < len(frame) else ""
+        return {"text": f"–{some}", "interval": ""}
+    bounds = frame.drop_nulls(["low", "high"]).select(pl.col("low", "high").mean() * 100).row(0)
+    interval = "" if frame["low"].null_count() else "[{:.1f}, {:.1f}]".format(*bounds)
+    return {"text": _percent(frame["value"].to_list()), "interval": interval}
 
 
 def anchor_of(key: tuple[str, ...]) -> str:
@@ -128,9 +130,10 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
         )
         caption = (
             f"Expert routing of {run.label}, seed {run.seed}: share of the gate weight per expert, for each missing "
-            "modality and combination of observed modalities. Tokens visit only the shared experts and those of the "
-            "missing modality."
+            "modality and combination of observed modalities. Tokens visit "
         )
+        pooled = run.options.get("context_routing", True)
+        caption += "only the shared experts and those of the missing modality." if pooled else "any expert."
         pictures.append(Picture(markup, caption))
     return pictures
 

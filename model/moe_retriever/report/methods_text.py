@@ -146,8 +146,9 @@ def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], c
     fitted = {run.method: run.metrics["training"]["chosen"] for run in runs if run.metrics["training"].get("chosen")}
     for method, chosen in fitted.items():
         # An entry named after the method is a result, not a selected option.
-        names = [k for k in chosen if k not in ("validation", "rounds", method)]
-        text.append(f"For {method}, {listed(names)} was selected on the validation samples." if names else "")
+        names = [k for k in chosen if k not in ("validation", "rounds", "folds", method)]
+        on = f"by {chosen['folds']}-fold cross-validation" if "folds" in chosen else "on the validation samples"
+        text.append(f"For {method}, {listed(names)} was selected {on}." if names else "")
     text.append(_searched(searches))
     changed = _changed(runs)
     if changed:

@@ -77,6 +77,9 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     searches = [s for s in _searches(inputs.searches) if (s["store_id"], s["method"]) in known]
     figures = out.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
+    for kind in ("availability", "cohort", "learning", "routing"):
+        for old in figures.glob(f"*-{kind}.svg"):
+            old.unlink()
     scores = tidy(runs)
     experiments = by_experiment(runs)
     sections = [

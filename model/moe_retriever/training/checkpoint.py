@@ -6,7 +6,8 @@ Both contain only tensors and plain values and are read with `weights_only=True`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, cast
@@ -19,23 +20,29 @@ from moe_retriever.data.load import DataSpec
 from moe_retriever.data.tables import ModalitySpec
 from moe_retriever.methods import get
 from moe_retriever.methods.base import AnyMethod, ReferenceState
-from mrpipe.errors import DataError, Fault
+from mrpipe.errors import DataError, Fault, MrpipeError
 from mrpipe.schema import Modality
 from mrpipe.store.parquet import replacing
 from mrpipe.store.reader import Store
 from mrpipe.transforms.fit import Transforms
 
 FORMAT = 1
+FIX = "Train again with --overwrite, or copy the run folder again."
 NAME = "model.pt"
 RESUME_NAME = ".resume.pt"
 # A run keeps a copy of its mask file, so that an evaluation needs only the store and the run folder.
 MASK_NAME = "mask.parquet"
+# Patterns of all files that a run can have.
+RUN_FILES = (
+    f"{NAME} {RESUME_NAME} {MASK_NAME} config.json *cost.json log.txt history.parquet curves.* gradients.parquet "
+    "metrics*.json metrics*.csv predictions*.parquet routing*.parquet"
+).split()
 # One epoch of the history: its number, losses and scores.
 EpochRow = dict[str, float]
 
 
 class TrainingRecord(TypedDict, total=False):
-    """How a training went: kept epoch and number of epochs, or what `fit` chose; sizes and code."""
+    """How a training went: kept epoch and number of epochs, or what `fit` chose; sizes, code, notes on the data."""
 
     best_epoch: int
     epochs: int
@@ -43,6 +50,7 @@ class TrainingRecord(TypedDict, total=False):
     n: dict[str, int]
     parameters: int
     code_hash: str
+    notes: list[str]
 
 
 class ModalityRecord(TypedDict):
@@ -69,6 +77,13 @@ class RunFile(TypedDict):
     reference: dict[str, object] | None
 
 
+def clear(run: Path, keep: tuple[str, ...] = ()) -> None:
+    """Remove the files of an earlier run, so that none of them mixes with those of the next one."""
+    for path in (path for pattern in RUN_FILES for path in run.glob(pattern)):
+        if path.name not in keep:
+            path.unlink()
+
+
 def write(path: Path, value: Mapping[str, object]) -> None:
     """Save atomically, through a temporary file that is renamed."""
     with replacing(path) as temporary:
@@ -81,18 +96,25 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, object]:
     Raises:
         DataError: the file does not exist, or is not a checkpoint of this project.
     """
-    fix = "Train again, or copy the run folder again."
-    try:
+    with _reading(path):
         value = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise DataError(Fault(file=str(path), expected="a checkpoint", found="nothing", fix=fix)) from None
-    except Exception as error:  # A damaged file can raise any exception.
-        found = f"an unreadable file ({type(error).__name__}: {error})".splitlines()[0]
-        raise DataError(Fault(file=str(path), expected="a checkpoint", found=found, fix=fix)) from error
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
+    if not isinstance(value, dict) or value.get("format") != FORMAT or "fingerprint" not in value:
         expected = f"a checkpoint of format {FORMAT}"
-        raise DataError(Fault(file=str(path), expected=expected, found="another file", fix=fix))
+        raise DataError(Fault(file=str(path), expected=expected, found="another file", fix=FIX))
     return value
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Report a damaged checkpoint, which can raise any exception, as a DataError."""
+    try:
+        yield
+    except MrpipeError:
+        raise
+    except Exception as error:
+        found = f"an unreadable file ({type(error).__name__}: {error})".splitlines()[0]
+        found = "nothing" if isinstance(error, FileNotFoundError) else found
+        raise DataError(Fault(file=str(path), expected="a checkpoint", found=found, fix=FIX)) from error
 
 
 @dataclass(frozen=True)
@@ -220,18 +242,19 @@ def save_run(
 def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
     """Read `model.pt` of a run folder and rebuild the method with its trained weights."""
     value = cast(RunFile, read(run / NAME, device))
-    cls = get(value["config"]["method"])
-    config = Config.from_dict(value["config"], cls)
-    modalities = tuple(
-        ModalitySpec(name=m["name"], kind=m["kind"], shape=tuple(m["shape"])) for m in value["modalities"]
-    )
-    spec = DataSpec(modalities=modalities, classes=tuple(value["classes"]))
-    method = cls.create(spec, without_weight_file(config)).to(device)
-    method.load_state_dict(value["state"])
-    stored = json.loads(value["origin"])
-    origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
-    fitted = Transforms.from_json(value["transforms"])
-    return Trained(method, config, spec, fitted, origin, value["reference"], json.loads(value["training"]))
+    with _reading(run / NAME):
+        cls = get(value["config"]["method"])
+        config = Config.from_dict(value["config"], cls)
+        modalities = tuple(
+            ModalitySpec(name=m["name"], kind=m["kind"], shape=tuple(m["shape"])) for m in value["modalities"]
+        )
+        spec = DataSpec(modalities=modalities, classes=tuple(value["classes"]))
+        method = cls.create(spec, without_weight_file(config)).to(device)
+        method.load_state_dict(value["state"])
+        stored = json.loads(value["origin"])
+        origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
+        fitted = Transforms.from_json(value["transforms"])
+        return Trained(method, config, spec, fitted, origin, value["reference"], json.loads(value["training"]))
 
 
 def without_weight_file(config: AnyConfig) -> AnyConfig:

@@ -100,3 +100,24 @@ def opening_line(method: AnyMethod, data: Data, parts: Mapping[str, Rows], origi
         f"{origin.dataset} {origin.store_id} ({origin.origin}), {names}, {origin.task}/{origin.scheme}: "
         f"{sizes}{left_out}{f'; transforms {changed}' if changed else ''}"
     )
+
+
+def notes(data: Data, parts: Mapping[str, Rows]) -> list[str]:
+    """Properties of the data that limit what the scores of a run mean."""
+    found = []
+    if data.n_cut:
+        found.append(
+            f"The split has no labelled validation samples, so {data.n_cut} training samples (whole subjects, "
+            "stratified by class) are used for validation instead."
+        )
+    for part, rows in parts.items():
+        absent = [name for c, name in enumerate(data.spec.classes) if not (data.label[rows] == c).any()]
+        if not len(rows):
+            found.append(f"The {part} split has no labelled samples.")
+        elif absent:
+            effect = "never predicted" if part == "train" else "left out of the metrics that average over classes"
+            found.append(f"No {part} sample has the class {', '.join(absent)}: {effect}.")
+    untrained = [name for m, name in enumerate(data.spec.names) if not data.observed[parts["train"], m].any()]
+    if untrained:
+        found.append(f"No training sample has {', '.join(untrained)}, so nothing can be learned from it.")
+    return found

@@ -12,8 +12,9 @@ import json
 import math
 import platform
 import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -36,7 +37,7 @@ from moe_retriever.methods.base import AnyMethod
 from moe_retriever.nn.kernels.allocator import keep_freed_memory
 from moe_retriever.training import checkpoint, gradients
 from moe_retriever.training.checkpoint import EpochRow, Origin, TrainingRecord, describe
-from moe_retriever.training.log import Log, describe_epoch, opening_line, summarise_epoch
+from moe_retriever.training.log import Log, describe_epoch, notes, opening_line, summarise_epoch
 from moe_retriever.training.predict import validate
 from mrpipe import keyed
 from mrpipe.codehash import code_hash
@@ -53,7 +54,7 @@ class State(TypedDict):
     """Where a training is after an epoch."""
 
     next_epoch: int
-    best_score: float
+    best_score: tuple[float, float]
     best_epoch: int
     best_state: dict[str, Tensor] | None
     history: list[EpochRow]
@@ -78,7 +79,9 @@ class Job:
         mask_file: simulated missingness (`mrpipe mask`).
         transform: how transforms are fitted.
         device: torch device.
-        quiet: whether to hide the progress line.
+        overwrite: whether to remove everything of an earlier run in the folder first.
+        replace: whether an earlier run with other settings may be replaced, e.g. a trial of a search.
+        quiet: whether to hide the progress line and the notes.
         progress: display in which this run is one line, e.g. that of a search; default: a display of its own.
     """
 
@@ -91,6 +94,8 @@ class Job:
     mask_file: Path | None = None
     transform: TransformOptions = dataclasses.field(default_factory=TransformOptions)
     device: str = "cpu"
+    overwrite: bool = False
+    replace: bool = False
     quiet: bool = False
     progress: Progress | None = None
 
@@ -135,6 +140,7 @@ def described(job: Job, data: Data) -> dict[str, object]:
     """Content of config.json: options and data."""
     origin = origin_of(job, data)
     settings = {**vars(origin), "modalities": list(origin.modalities), **data.fitted.settings}
+    settings |= {"validation_cut_from_training": data.n_cut} if data.n_cut else {}
     return {**job.config.to_dict(), "data": settings}
 
 
@@ -149,28 +155,32 @@ def run_training(job: Job, data: Data | None = None) -> bool:
         data: the job's data if several jobs share them; default: loaded from the store.
 
     Raises:
-        UsageError: unknown task, scheme or modality, or fewer than two classes in the training split.
+        UsageError: unknown name, fewer than two classes in training, or another finished run in the folder.
         DivergedError: a loss is no longer finite.
         DataError: invalid mask file or weights file.
     """
     started = time.perf_counter()
-    run, config = job.run, job.config
+    run = job.run
     data = load_data(job) if data is None else data
     loaded = time.perf_counter()
     keep_freed_memory()
     parts = {part: data.rows(part) for part in PARTS}
     if len(np.unique(data.label[parts["train"]])) < 2:
         raise UsageError("the training split needs labelled samples of at least two classes")
+    config = job.config.for_samples(len(parts["train"]))
+    job = dataclasses.replace(job, config=config)
     origin, content = origin_of(job, data), described(job, data)
     mark = fingerprint(content, config)
-    if _finished(run, mark):
-        return False
+    if not job.overwrite:
+        if _finished(run, mark):
+            return False
+        if not job.replace and (run / checkpoint.NAME).is_file():
+            require_same(run / "config.json", content, "run")
     method = get(config.method).create(data.spec, config).to(job.device)
     method.prepare(data, parts["train"])
 
     run.mkdir(parents=True, exist_ok=True)
-    for name in (checkpoint.NAME, "metrics.json", "metrics.csv", checkpoint.MASK_NAME, gradients.NAME):
-        (run / name).unlink(missing_ok=True)
+    checkpoint.clear(run, keep=() if job.overwrite else (checkpoint.RESUME_NAME, "log.txt"))
     write_text(run / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
     if job.mask_file is not None:
         with replacing(run / checkpoint.MASK_NAME) as temporary:
@@ -180,6 +190,11 @@ def run_training(job: Job, data: Data | None = None) -> bool:
         run / "log.txt", n_epochs=config.common.epochs, progress=job.progress, quiet=job.quiet, fresh=before is None
     )
     log.line(opening_line(method, data, parts, origin))
+    noted = notes(data, parts)
+    for note in noted:
+        log.line(f"note: {note}")
+        if not job.quiet:
+            print(f"note: {note}", file=sys.stderr)
     seconds: list[float] = []
     outcome: TrainingRecord
     with log.shown():
@@ -197,6 +212,7 @@ def run_training(job: Job, data: Data | None = None) -> bool:
         "n": {part: len(rows) for part, rows in parts.items()},
         "parameters": sum(p.numel() for p in method.parameters()),
         "code_hash": _code_hash(config.method),
+        "notes": noted,
     }
     cost = {
         "load_seconds": loaded - started,
@@ -244,6 +260,18 @@ def fingerprint(described: dict[str, object], config: AnyConfig) -> str:
 def _finished(run: Path, mark: str) -> bool:
     path = run / checkpoint.NAME
     return path.is_file() and checkpoint.read(path)["fingerprint"] == mark
+
+
+def require_same(path: Path, settings: Mapping[str, object], what: str) -> None:
+    """Raise a UsageError if the JSON file of a finished run or search has other settings."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    differing = [k for k, v in json.loads(json.dumps(settings)).items() if before.get(k) != v]
+    if differing:
+        found = f"{path.parent} contains a finished {what} that differs in {', '.join(differing)}"
+        raise UsageError(f"{found}. Choose another --out, or replace it with --overwrite.")
 
 
 def _resume_point(run: Path, mark: str, device: str) -> ResumePoint | None:
@@ -325,7 +353,7 @@ def _descend(
     weight = data.class_weight(train_rows, c.class_weight)
     state: State = {
         "next_epoch": 0,
-        "best_score": -math.inf,
+        "best_score": (-math.inf, -math.inf),
         "best_epoch": -1,
         "best_state": None,
         "history": [],
@@ -337,7 +365,7 @@ def _descend(
         optimiser.load_state_dict(before["optimiser"])
         log.line(f"continuing after epoch {state['next_epoch']}")
     for epoch in range(state["next_epoch"], c.epochs):
-        if _patience_over(state, c.patience):
+        if _patience_over(state, c.patience, c.select_metric):
             break
         started = time.perf_counter()
         row: EpochRow = {"epoch": epoch + 1}
@@ -355,9 +383,8 @@ def _descend(
         if len(compared):
             state["gradients"] += gradients.gradient_similarity(method, data, compared, epoch + 1)
         state["next_epoch"] = epoch + 1
-        log.epoch(
-            epoch + 1, describe_epoch(row, c.select_metric), summarise_epoch(row, c.select_metric, state["best_score"])
-        )
+        best_score = state["best_score"][0]
+        log.epoch(epoch + 1, describe_epoch(row, c.select_metric), summarise_epoch(row, c.select_metric, best_score))
         if (epoch + 1) % c.checkpoint_every == 0:
             resume = {**state, "state": method.state_dict(), "optimiser": optimiser.state_dict()}
             checkpoint.write(run / checkpoint.RESUME_NAME, {"format": checkpoint.FORMAT, "fingerprint": mark, **resume})
@@ -378,17 +405,21 @@ def _require_finite(row: EpochRow) -> None:
         )
 
 
-def _patience_over(state: State, patience: int) -> bool:
-    return patience > 0 and state["best_epoch"] > 0 and state["next_epoch"] - state["best_epoch"] >= patience
+def _patience_over(state: State, patience: int, metric: str) -> bool:
+    """Whether training stops; a score of classes does not count while all samples are assigned to one class."""
+    since = state["history"][state["best_epoch"] :] if state["best_epoch"] > 0 else []
+    if metric in ("accuracy", "balanced_accuracy", "macro_f1"):
+        since = [row for row in since if row.get("val_n_predicted", 2) > 1]
+    return 0 < patience <= len(since)
 
 
-def _selection_score(row: EpochRow, metric: str) -> float:
-    """Score for early stopping, larger is better: the epoch number without validation rows, -inf if undefined."""
+def _selection_score(row: EpochRow, metric: str) -> tuple[float, float]:
+    """Score for early stopping, larger is better: the metric (-inf if undefined), then minus the validation loss."""
     if "val_loss" not in row:
-        return float(row["epoch"])
+        return float(row["epoch"]), 0.0
     value = row[f"val_{metric}"]
     value = -value if metric == "loss" else value
-    return -math.inf if math.isnan(value) else value
+    return -math.inf if math.isnan(value) else value, -row["val_loss"]
 
 
 def _history_frame(history: list[EpochRow], best_epoch: int, metric: str) -> pl.DataFrame:

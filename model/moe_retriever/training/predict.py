@@ -17,6 +17,7 @@ from moe_retriever.data.load import Data
 from moe_retriever.data.scores import score
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import AnyMethod, SlotRouting, Support
+from mrpipe.errors import MrpipeError
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Predictions:
 
     @property
     def probability(self) -> NDArray[np.float64]:
-        """(n, C) softmax of the logits."""
+        """(n, C) softmax of the logits; a MrpipeError if one of them is not finite."""
+        if not np.isfinite(self.logits).all():
+            raise MrpipeError("some predictions are not finite numbers: the run's weights or the inputs are damaged")
         return torch.from_numpy(self.logits).double().softmax(dim=1).numpy()
 
 
@@ -144,13 +147,13 @@ def _fallbacks(slots: list[Support]) -> dict[str, float]:
 
 
 def validate(method: AnyMethod, data: Data, rows: Rows) -> dict[str, float]:
-    """Loss and metrics of labelled samples, without intervals; only a NaN loss if any logit is not finite."""
+    """Loss, number of predicted classes, and metrics of labelled samples; only a NaN loss if a logit is not finite."""
     found = predict(method, data, rows)
     if not np.isfinite(found.logits).all():
         return {"loss": float("nan")}
     label = data.label[rows]
     loss = F.cross_entropy(torch.from_numpy(found.logits), torch.from_numpy(label)).item()
-    values = score(label, found.probability)
+    values = {"n_predicted": float(len(np.unique(found.logits.argmax(axis=1)))), **score(label, found.probability)}
     return {"loss": loss, **{k: float("nan") if v is None else v for k, v in values.items()}}
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from rich.table import Table
 from moe_retriever.config import AnyConfig, OptionValue, make_config
 from moe_retriever.data.load import Data
 from moe_retriever.methods.base import AnyMethod
-from moe_retriever.training import checkpoint
+from moe_retriever.training import checkpoint, loop
 from moe_retriever.training.checkpoint import load_run
 from moe_retriever.training.log import progress_display
 from moe_retriever.training.loop import DivergedError, Job, described, fingerprint, load_data, run_training
@@ -174,12 +175,11 @@ def run_search(job: Job, trials: Sequence[tuple[Overrides, AnyConfig]]) -> list[
     done: list[Trial] = []
     progress = progress_display(quiet=job.quiet)
     task = progress.add_task("trials", total=len(trials), state="")
+    base = dataclasses.replace(job, overwrite=False, replace=True, quiet=True, progress=progress)
     with progress:
         for number, (options, config) in enumerate(trials):
             progress.update(task, description=f"trial {number + 1} of {len(trials)}")
-            own = dataclasses.replace(
-                job, run=job.run / "trials" / str(number), config=config, quiet=True, progress=progress
-            )
+            own = dataclasses.replace(base, run=job.run / "trials" / str(number), config=config)
             done.append(_run_trial(number, options, own, data))
             at = best_of(done, config.common.select_metric)
             _keep_only(at, done, job.run)
@@ -254,18 +254,8 @@ def _line(trial: Trial, n_trials: int, metric: str) -> str:
 
 def trials_frame(trials: Sequence[Trial]) -> pl.DataFrame:
     """One row per trial: `trial, <each varied option>, status, score, best_epoch, epochs, error`."""
-    rows = [
-        {
-            "trial": t.number,
-            **t.options,
-            "status": t.status,
-            "score": t.score,
-            "best_epoch": t.best_epoch,
-            "epochs": t.epochs,
-            "error": t.error,
-        }
-        for t in trials
-    ]
+    recorded = ("status", "score", "best_epoch", "epochs", "error")
+    rows = [{"trial": t.number, **t.options, **{k: getattr(t, k) for k in recorded}} for t in trials]
     schema = {"trial": pl.Int32, "score": pl.Float64, "best_epoch": pl.Int32, "epochs": pl.Int32, "error": pl.String}
     return pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)
 
@@ -291,10 +281,15 @@ def search(
     candidates = {**COMMON_SPACE, **method.space} if space is None else space
     candidates = {k: v for k, v in candidates.items() if k not in fixed} if method.gradient else {}
     trials = draw_trials(method, preset=preset, seed=seed, fixed=fixed, space=candidates, n_trials=n_trials)
-    for name in ("best.json", "trials.parquet"):
+    metric = job.config.common.select_metric
+    if job.overwrite:
+        shutil.rmtree(folder / "trials", ignore_errors=True)
+    elif (folder / "best.json").is_file():
+        named = {"method": method.name, "preset": preset, "seed": seed, "metric": metric}
+        loop.require_same(folder / "best.json", {**named, "store_id": job.store.store_id}, "search")
+    for name in ("best.json", "trials.parquet", "cost.json"):
         (folder / name).unlink(missing_ok=True)
     done = run_search(job, trials)
-    metric = job.config.common.select_metric
     cost = {"trial_seconds": [t.seconds for t in done], "threads": torch.get_num_threads(), "device": job.device}
     write_text(folder / "cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
     write_frame(folder / "trials.parquet", trials_frame(done))

@@ -119,9 +119,11 @@ def test_a_run_keeps_its_transforms(store: Store, tmp_path: Path, capsys: pytest
     out = tmp_path / "run"
     train = ("train", "--store", store.path, "--out", out, "--method", "logistic", "--quiet")
     own = ("--transform", "scale=minmax", "--transform", "impute=median")
-    for arguments, known in ((train, False), ((*train, *own), False), ((*train, *own), True)):
+    for arguments, known in ((train, False), ((*train, *own, "--overwrite"), False), ((*train, *own), True)):
         assert call(*arguments) == 0
         assert ("already contains this run" in capsys.readouterr().out) == known
+    assert call(*train) == 2
+    assert "--overwrite" in capsys.readouterr().err
     first = json.loads((out / "metrics.json").read_text())
     assert first["transforms"] == {"scale": "minmax", "impute": "median"}
     assert call("evaluate", "--run", out, "--store", store.path) == 0
@@ -243,6 +245,23 @@ def test_a_damaged_checkpoint_is_a_data_error(
         assert call("evaluate", "--run", tmp_path, "--store", store.path) == 3
     assert call("evaluate", "--run", tmp_path / "absent", "--store", store.path) == 3
     assert capsys.readouterr().err.count("expected a checkpoint") == 4
+
+
+@pytest.mark.parametrize("key", ["config", "training", "origin", "transforms", "fingerprint", "state"])
+@pytest.mark.parametrize("damage", ["absent", "changed"])
+def test_a_checkpoint_with_a_damaged_entry_is_a_data_error(
+    key: str, damage: str, run: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = torch.load(run / NAME, weights_only=True)
+    if damage == "absent":
+        del value[key]
+    elif key == "fingerprint":
+        pytest.skip("any text is a fingerprint")
+    else:
+        value[key] = {"a": 1} if key in ("state", "config") else '{"format": 1, "a\x00": 1'
+    torch.save(value, tmp_path / NAME)
+    assert call("predict", "--run", tmp_path, "--store", store.path, "--out", tmp_path / "p.parquet") == 3
+    assert "expected a checkpoint" in capsys.readouterr().err
 
 
 def test_benchmark_has_one_row_per_method_and_configuration(store: Store, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_settings_and_rounds_are_selected_on_validation_only() -> None:
     again = synthetic.trained_on(data, method.config)
     assert again.fit(data, data.rows("train"), data.rows("val")) == chosen
     val = data.rows("val")
-    assert score(data.label[val], predict(method, data, val).probability)["macro_f1"] == pytest.approx(
+    assert score(data.label[val], predict(method, data, val).probability)["auroc"] == pytest.approx(
         chosen["validation"]
     )
 

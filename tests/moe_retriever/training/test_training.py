@@ -20,7 +20,7 @@ from moe_retriever.config import make_config
 from moe_retriever.data.tables import VectorTable
 from moe_retriever.evaluation.evaluate import evaluate_run, load_for
 from moe_retriever.methods import get
-from moe_retriever.training import checkpoint
+from moe_retriever.training import checkpoint, loop
 from moe_retriever.training.loop import Job, batches, make_optimiser, run_training, train_epoch
 from mrpipe import Store, open_store
 from mrpipe.errors import UsageError
@@ -114,7 +114,9 @@ def test_only_non_default_transforms_are_recorded_in_a_run(
     other = replace(usual, transform=TransformOptions(**own))  # type: ignore[arg-type]
     assert run_training(usual)
     # A run folder is reused only if the transforms are equal.
-    assert run_training(other)
+    with pytest.raises(UsageError, match="differs in data"):
+        run_training(other)
+    assert run_training(replace(other, overwrite=True))
     assert not run_training(replace(other, transform=replace(other.transform, scale="standard")))
     assert json.loads((other.run / "config.json").read_text())["data"]["transforms"] == own
     assert "; transforms impute=median, clip=1.5\n" in (other.run / "log.txt").read_text()
@@ -127,7 +129,6 @@ def test_only_non_default_transforms_are_recorded_in_a_run(
     assert table.x[:, :2].abs().max() == 1.5
     assert evaluate_run(other.run, store, n_resamples=0)["transforms"] == own
     monkeypatch.undo()
-    assert run_training(usual)
 
 
 def test_tables_of_a_run_folder(undisturbed: Undisturbed) -> None:
@@ -182,11 +183,41 @@ def test_a_run_with_other_options_starts_from_scratch(store: Store, mask_file: P
     assert "continuing" not in (j.run / "log.txt").read_text()
 
 
-def test_a_finished_run_is_repeated_only_with_other_options(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["epochs", "seed", "data", "method"])
+def test_a_finished_run_is_replaced_only_on_request(change: str, store: Store, tmp_path: Path) -> None:
     j = job(store, tmp_path / "run", epochs=1, warmup=0)
     assert run_training(j)
+    evaluate_run(j.run, store, n_resamples=0)
+    evaluate_run(j.run, store, part="val", n_resamples=0)
+    before = {p.name: p.read_bytes() for p in j.run.iterdir()}
     assert not run_training(j)
-    assert run_training(job(store, tmp_path / "run", epochs=2, warmup=0))
+    other = {
+        "epochs": job(store, j.run, epochs=2, warmup=0),
+        "seed": job(store, j.run, epochs=1, warmup=0, seed=1),
+        "data": replace(j, modalities=("table", "series")),
+        "method": replace(j, config=make_config(get("majority"), preset="paper", seed=0, overrides={})),
+    }[change]
+    with pytest.raises(UsageError, match=r"contains a finished run .*--overwrite"):
+        run_training(other)
+    assert {p.name: p.read_bytes() for p in j.run.iterdir()} == before
+    assert run_training(replace(other, overwrite=True))
+    # No file of the earlier run is left, in particular no routing and no metrics.
+    new = {"model.pt", "config.json", "cost.json", "log.txt"}
+    assert {p.name for p in j.run.iterdir()} == (new if change == "method" else new | {"history.parquet"})
+    evaluate_run(j.run, store, n_resamples=0)
+    assert (j.run / "routing.parquet").exists() == (change != "method")
+    # The same options are trained again on request.
+    assert run_training(replace(other, overwrite=True))
+
+
+def test_an_evaluation_removes_the_files_of_an_earlier_one(store: Store, tmp_path: Path) -> None:
+    """Such as the routing of a method that does route, which the report would draw."""
+    config = make_config(get("majority"), preset="paper", seed=0, overrides={})
+    j = replace(job(store, tmp_path / "run"), config=config)
+    run_training(j)
+    (j.run / "routing.parquet").write_bytes(b"of another run")
+    evaluate_run(j.run, store, n_resamples=0)
+    assert not (j.run / "routing.parquet").exists()
 
 
 def test_a_run_killed_with_sigkill_resumes_with_identical_results(
@@ -323,3 +354,20 @@ def test_class_weights(weight: str) -> None:
         assert found is None
     else:
         np.testing.assert_allclose(found, [10 / 12, 10 / 8, 0.0], rtol=1e-6)
+
+
+def test_the_fingerprint_covers_options_data_initial_weights_and_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "w.pt"
+    weights.write_bytes(b"1")
+    config = synthetic.config(image_weights=str(weights))
+    marks = [loop.fingerprint({"a": 1}, config), loop.fingerprint({"a": 2}, config)]
+    assert loop.fingerprint({"a": 1}, config) == marks[0]
+    weights.write_bytes(b"2")
+    marks.append(loop.fingerprint({"a": 1}, config))
+    marks.append(loop.fingerprint({"a": 1}, synthetic.config("zero_fill")))
+    for name, value in (("_code_hash", lambda method: "other"), ("torch", type("T", (), {"__version__": "0"}))):
+        monkeypatch.setattr(loop, name, value)
+        marks.append(loop.fingerprint({"a": 1}, config))
+    assert len(set(marks)) == len(marks) == 6

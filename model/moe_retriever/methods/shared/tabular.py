@@ -84,14 +84,17 @@ class TabularModel(Method[O_co]):
         """The option `class_weight` in scikit-learn's terms."""
         return None if self.config.common.class_weight == "none" else "balanced"
 
-    def validation_score(self, model: Classifier, x: Features, y: NDArray[np.int64]) -> float:
-        """Selection score of a fitted classifier on validation samples; −inf if undefined."""
+    def validation_score(self, model: Classifier, x: Features, y: NDArray[np.int64]) -> tuple[float, float]:
+        """Selection score of a fitted classifier on validation samples, and the score that decides ties."""
+        return selection_score(self.config.common.select_metric, y, self.probability(model, x))
+
+    def probability(self, model: Classifier, x: Features) -> NDArray[np.float64]:
+        """(n, C); scikit-learn has no column for classes without training samples."""
         probability = np.zeros((len(x), self.spec.n_classes))
-        # scikit-learn has no column for classes without training samples.
         probability[:, model.classes_] = model.predict_proba(x)
-        return selection_score(self.config.common.select_metric, y, probability)
+        return probability
 
     @staticmethod
-    def noted(value: float, y: NDArray[np.int64]) -> float | None:
+    def noted(value: float) -> float | None:
         """A validation score as recorded in the results, None if undefined."""
-        return value if len(y) and math.isfinite(value) else None
+        return value if math.isfinite(value) else None
