@@ -232,6 +232,15 @@ def test_unsealed_and_newer_stores_are_refused(copy: Path) -> None:
         mrpipe.open_store(copy)
     (copy / "manifest.json").write_text(json.dumps(manifest | {"a_later_addition": 1}))
     mrpipe.open_store(copy)
+    for key, value in (("modalities", "file"), ("tables", "rows"), ("labels", "kind"), ("splits", "sha256")):
+        entries = [{k: v for k, v in entry.items() if k != value} for entry in manifest[key]]
+        (copy / "manifest.json").write_text(json.dumps(manifest | {key: entries}))
+        with pytest.raises(DataError, match=f"a store manifest; found KeyError: '{value}'"):
+            mrpipe.open_store(copy)
+    del manifest["title"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="title"):
+        mrpipe.open_store(copy)
     (copy / "manifest.json").unlink()
     with pytest.raises(DataError, match="no manifest"):
         mrpipe.open_store(copy)

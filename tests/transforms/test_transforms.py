@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfTransformer
@@ -19,6 +20,7 @@ from mrpipe.schema import Modality
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from mrpipe.store.reader import Arrays, unpack_genotypes
+from mrpipe.transforms.events import SummaryTransform
 from mrpipe.transforms.features import Numeric, OneHot, TfidfSvd
 from mrpipe.transforms.fit import PixelTransform, Transforms, fit
 from mrpipe.transforms.options import TransformOptions
@@ -179,3 +181,16 @@ def test_missing_transform_is_a_usage_error(stores: dict[float, mrpipe.Store]) -
     transforms = fit(stores[0.0], modalities=["table"])
     with pytest.raises(UsageError, match="image"):
         transforms.apply("image", stores[0.0].arrays("image"))
+
+
+def test_counts_of_a_summary_are_logarithmic_and_unknown_values_are_zero() -> None:
+    names = ["a count", "a last", "b count", "b last"]
+    dictionary = pl.DataFrame({"name": names, "kind": "summary"})
+    x = np.array([[0, np.nan, 3, 1.0], [1, 5.0, 7, 3.0], [3, 9.0, 0, np.nan], [7, 1.0, 1, 2.0]], dtype=np.float32)
+    modality = Modality(name="s", bit=0, kind="vector", shape=(4,))
+    arrays = Arrays(modality=modality, sample_id=np.array(list("abcd")), x=x)
+    transform = SummaryTransform.fit(arrays, dictionary, TransformOptions(clip=0.0))
+    expected = x.astype(np.float64)
+    expected[:, [0, 2]] = np.log1p(expected[:, [0, 2]])
+    expected = (expected - np.nanmean(expected, axis=0)) / np.nanstd(expected, axis=0)
+    np.testing.assert_allclose(transform.apply(arrays).x, np.nan_to_num(expected), rtol=1e-5, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,20 @@ def test_time_left_is_estimated_from_cells_of_the_same_method_and_the_current_pa
     assert cells.line() == "cells: 3 of 6 done, about 2 min left"
     cells.emit(Record(99))  # type: ignore[arg-type]
     assert cells.line().startswith("cells: 3 of 6")
+
+
+def test_a_failed_cell_shows_the_log_of_its_last_step(tmp_path: Path) -> None:
+    """Not that of the search or the training before it, and no log of an earlier workflow run."""
+    places = CellFolders(tmp_path / "runs", tmp_path / "logs", tmp_path / "benchmarks")
+    logs = tmp_path / "logs/e"
+    logs.mkdir(parents=True)
+    run = cell("slow", 1)
+    cells = Cells({1: run}, [], places)
+    for step, name in (("search", "slow_search"), ("train", "slow_seed1_train"), ("evaluate", "slow_seed1_evaluate")):
+        (logs / f"{name}.log").write_text(f"the {step} failed\n")
+        found = cells.failures()
+        assert f"{name}.log" in found
+        assert f"    the {step} failed" in found
+        assert found.count("failed") == 2
+    os.utime(logs / "slow_seed1_evaluate.log", (0, 0))
+    assert "the train failed" in cells.failures()

@@ -155,8 +155,7 @@ def run_training(job: Job, data: Data | None = None) -> bool:
         data: the job's data if several jobs share them; default: loaded from the store.
 
     Raises:
-        UsageError: unknown task, scheme or modality, fewer than two classes in the training split, or a finished run
-            with other settings in the folder.
+        UsageError: unknown name, fewer than two classes in training, or another finished run in the folder.
         DivergedError: a loss is no longer finite.
         DataError: invalid mask file or weights file.
     """
@@ -265,7 +264,10 @@ def _finished(run: Path, mark: str) -> bool:
 
 def require_same(path: Path, settings: Mapping[str, object], what: str) -> None:
     """Raise a UsageError if the JSON file of a finished run or search has other settings."""
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
     differing = [k for k, v in json.loads(json.dumps(settings)).items() if before.get(k) != v]
     if differing:
         found = f"{path.parent} contains a finished {what} that differs in {', '.join(differing)}"
@@ -412,10 +414,7 @@ def _patience_over(state: State, patience: int, metric: str) -> bool:
 
 
 def _selection_score(row: EpochRow, metric: str) -> tuple[float, float]:
-    """Score for early stopping, larger is better: the metric (-inf if undefined), then minus the loss.
-
-    Without validation samples, later epochs are better.
-    """
+    """Score for early stopping, larger is better: the metric (-inf if undefined), then minus the validation loss."""
     if "val_loss" not in row:
         return float(row["epoch"]), 0.0
     value = row[f"val_{metric}"]

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TypedDict, cast
 
 import numpy as np
 import polars as pl
@@ -28,18 +28,10 @@ from rich.table import Table
 from moe_retriever.config import AnyConfig, OptionValue, make_config
 from moe_retriever.data.load import Data
 from moe_retriever.methods.base import AnyMethod
-from moe_retriever.training import checkpoint
+from moe_retriever.training import checkpoint, loop
 from moe_retriever.training.checkpoint import load_run
 from moe_retriever.training.log import progress_display
-from moe_retriever.training.loop import (
-    DivergedError,
-    Job,
-    described,
-    fingerprint,
-    load_data,
-    require_same,
-    run_training,
-)
+from moe_retriever.training.loop import DivergedError, Job, described, fingerprint, load_data, run_training
 from moe_retriever.training.predict import validate
 from moe_retriever.training.search_result import SearchData, SearchResult
 from mrpipe import keyed
@@ -54,6 +46,17 @@ COMMON_SPACE: Mapping[str, tuple[OptionValue, ...]] = {
 MOST_COMBINATIONS = 100_000
 Space = Mapping[str, Sequence[OptionValue]]
 Overrides = dict[str, OptionValue]
+
+
+class TrialResult(TypedDict, total=False):
+    """The content of a trial's result.json."""
+
+    status: str
+    score: float | None
+    best_epoch: int | None
+    epochs: int | None
+    error: str
+    seconds: float | None
 
 
 class SearchFailedError(MrpipeError):
@@ -195,6 +198,7 @@ def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
         return Trial(number=number, options=options, **before["result"])
     path.unlink(missing_ok=True)
     started = time.perf_counter()
+    result: TrialResult
     try:
         run_training(job, data)
         result = _outcome(job, data)
@@ -209,7 +213,7 @@ def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
     return Trial(number=number, options=options, **result)
 
 
-def _outcome(job: Job, data: Data) -> dict[str, Any]:
+def _outcome(job: Job, data: Data) -> TrialResult:
     """Validation score, selected epoch and number of epochs of a finished run."""
     metric = job.config.common.select_metric
     history = job.run / "history.parquet"
@@ -282,7 +286,7 @@ def search(
         shutil.rmtree(folder / "trials", ignore_errors=True)
     elif (folder / "best.json").is_file():
         named = {"method": method.name, "preset": preset, "seed": seed, "metric": metric}
-        require_same(folder / "best.json", {**named, "store_id": job.store.store_id}, "search")
+        loop.require_same(folder / "best.json", {**named, "store_id": job.store.store_id}, "search")
     for name in ("best.json", "trials.parquet", "cost.json"):
         (folder / name).unlink(missing_ok=True)
     done = run_search(job, trials)

@@ -247,6 +247,23 @@ def test_a_damaged_checkpoint_is_a_data_error(
     assert capsys.readouterr().err.count("expected a checkpoint") == 4
 
 
+@pytest.mark.parametrize("key", ["config", "training", "origin", "transforms", "fingerprint", "state"])
+@pytest.mark.parametrize("damage", ["absent", "changed"])
+def test_a_checkpoint_with_a_damaged_entry_is_a_data_error(
+    key: str, damage: str, run: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = torch.load(run / NAME, weights_only=True)
+    if damage == "absent":
+        del value[key]
+    elif key == "fingerprint":
+        pytest.skip("any text is a fingerprint")
+    else:
+        value[key] = {"a": 1} if key in ("state", "config") else '{"format": 1, "a\x00": 1'
+    torch.save(value, tmp_path / NAME)
+    assert call("predict", "--run", tmp_path, "--store", store.path, "--out", tmp_path / "p.parquet") == 3
+    assert "expected a checkpoint" in capsys.readouterr().err
+
+
 def test_benchmark_has_one_row_per_method_and_configuration(store: Store, tmp_path: Path) -> None:
     arguments = ("--store", store.path, "--method", "moe_retriever", "majority", "--modalities", "table", "series")
     small = ("--steps", 2, "--out", tmp_path / "b.csv", "--set", "hidden=16", "tokens=2", "encoder_hidden=8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -12,8 +13,9 @@ from moe_retriever.data.load import load
 from moe_retriever.data.tables import GenotypeTable, PixelTable, SequenceTable, VectorTable
 from mrpipe import Store, open_store
 from mrpipe.errors import DataError, UsageError
-from mrpipe.experiment.missingness import Missingness, read_masks, write_masks
+from mrpipe.experiment.missingness import MASK_KEY, Missingness, read_masks, write_masks
 from mrpipe.schema import Modality
+from mrpipe.store.parquet import read_metadata, write_frame
 from mrpipe.store.reader import unpack_genotypes
 from mrpipe.transforms.fit import fit
 from tests import toy
@@ -143,6 +145,26 @@ def test_invalid_names_and_mask_files_are_rejected(
         load(store, mask_file=tmp_path / "absent.parquet")
     with pytest.raises(DataError, match="a mask file of `mrpipe mask`"):
         load(store, mask_file=store.path / "samples.parquet")
+
+
+def test_damaged_mask_files_are_rejected(store: Store, mask_file: Path, tmp_path: Path) -> None:
+    good, settings = pl.read_parquet(mask_file), read_metadata(mask_file)
+    damaged = [
+        (good, {MASK_KEY: settings[MASK_KEY][:-5]}),
+        (good, {MASK_KEY: "{}"}),
+        (good, {MASK_KEY: settings[MASK_KEY].replace('"p": 0.3', '"p": 3.0')}),
+        (pl.concat([good, good.head(1)]), settings),
+        (good.with_columns(pl.col("modality_mask").cast(pl.Int64)), settings),
+        (good.drop("modality_mask"), settings),
+    ]
+    for frame, metadata in damaged:
+        write_frame(tmp_path / "m.parquet", frame, metadata=metadata)
+        with pytest.raises(DataError, match="a mask file"):
+            load(store, mask_file=tmp_path / "m.parquet")
+    content = mask_file.read_bytes()
+    (tmp_path / "m.parquet").write_bytes(content.replace(b'"mechanism', b'"mech\xffnism'))
+    with pytest.raises(DataError, match="a mask file"):
+        load(store, mask_file=tmp_path / "m.parquet")
 
 
 def test_an_observed_sequence_without_steps_is_rejected() -> None:

@@ -76,6 +76,10 @@ def test_one_run_gives_all_figures_reproducibly(runs: dict[str, Path], store: St
         assert main(command) == 0
         found.append(files(tmp_path / name))
     assert found[0] == found[1]
+    # Rerun for a method that does not route: its folder has no figures of the earlier run.
+    command[2] = str(runs["zero_fill"])
+    assert main(command) == 0
+    assert set(files(tmp_path / "b")) == {"gradients.csv", "gradients.svg", "gradients.png"}
     pictures = {
         f"{stem}.{kind}"
         for stem in ("expert_selection", "combination_shares", "gradients", "embedding")

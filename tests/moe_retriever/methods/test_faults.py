@@ -168,5 +168,6 @@ def test_the_selected_epoch_has_the_best_selection_score(metric: str, store: Sto
     score = history[f"val_{metric}"]
     best = score.min() if metric == "loss" else score.max()
     assert history["val_score"].equals(score, check_names=False)
-    assert history.filter("best")["epoch"].item() == history["epoch"].filter(score == best)[0]
+    tied = history.filter(score == best).sort("val_loss", maintain_order=True)
+    assert history.filter("best")["epoch"].item() == tied["epoch"][0]
     assert score.n_unique() > 1

@@ -426,3 +426,29 @@ def test_a_suite_includes_its_stores_cells_and_searches(
     assert "99 trials" not in methods
     assert 'href="#suites"' in text[text.index('id="cautions"') : text.index('id="data"')]
     assert "<h2>Experiments</h2>" not in text
+
+
+def test_figures_of_an_earlier_page_are_removed_and_other_files_are_kept(page: Path, inputs: Inputs) -> None:
+    figures = page.parent / "figures"
+    before = {p.name for p in figures.iterdir()}
+    assert any(name.endswith("-routing.svg") for name in before)
+    (figures / "my-drawing.svg").write_text("<svg/>")
+    write_report(replace(inputs, runs=inputs.runs[2:]), page)
+    left = {p.name for p in figures.iterdir()}
+    assert not any(name.endswith(("-routing.svg", "-learning.svg")) for name in left)
+    assert "my-drawing.svg" in left
+    (figures / "my-drawing.svg").unlink()
+    write_report(inputs, page)
+    assert {p.name for p in figures.iterdir()} == before
+
+
+def test_the_caption_of_the_routing_describes_the_pool(page: Path, inputs: Inputs, tmp_path: Path) -> None:
+    assert "only the shared experts and those of the missing modality" in page.read_text()
+    run = Path(shutil.copytree(inputs.runs[0], tmp_path / "run"))
+    config = json.loads((run / "config.json").read_text())
+    config["options"]["context_routing"] = False
+    (run / "config.json").write_text(json.dumps(config))
+    write_report(replace(inputs, runs=[run]), tmp_path / "index.html")
+    text = (tmp_path / "index.html").read_text()
+    assert "Tokens visit any expert." in text
+    assert "only the shared experts" not in text

@@ -19,6 +19,7 @@ from PIL import Image
 
 from moe_retriever.report import benchmarks, cautions
 from moe_retriever.report.dictionary import MAX_ROWS, summarise
+from moe_retriever.report.experiments import _cell
 from moe_retriever.report.methods_text import methods_text
 from moe_retriever.report.quality import describe_quality
 from moe_retriever.report.runs import ReportedRun, read_run
@@ -186,7 +187,7 @@ CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], No
     "learning rate": lambda m, c, k: c["common"].update(lr=0.007),
     "epochs": lambda m, c, k: c["common"].update(epochs=77),
     "option of no sentence": lambda m, c, k: c["common"].update(fusion_layers=3),
-    "selection": lambda m, c, k: c["common"].update(select_metric="auroc"),
+    "selection": lambda m, c, k: c["common"].update(select_metric="accuracy"),
     "encoder": lambda m, c, k: c["common"].update(sequence_encoder="lstm"),
     "seed": lambda m, c, k: m.update(seed=5),
     "method": lambda m, c, k: (m.update(method="muse"), c.update(method="muse")),
@@ -345,3 +346,16 @@ def test_failed_scans_and_outliers_are_counted_and_shown_first(tmp_path: Path) -
     assert said["sheet"]
     assert len(said["sheet"]) < 200_000
     assert describe_quality(tmp_path / "nowhere") is None
+
+
+# Cells of the tables.
+
+
+def test_a_mean_over_seeds_is_undefined_if_a_seed_is() -> None:
+    def cell(*rows: tuple[float | None, float | None, float | None]) -> dict[str, str]:
+        return _cell(pl.DataFrame(rows, schema=dict.fromkeys(("value", "low", "high"), pl.Float64), orient="row"))
+
+    assert cell((0.5, 0.4, 0.6), (0.7, 0.6, 0.8)) == {"text": "60.00 ± 14.14", "interval": "[50.0, 70.0]"}
+    assert cell((0.5, 0.4, 0.6), (None, None, None)) == {"text": "– (undefined for 1 of 2 seeds)", "interval": ""}
+    assert cell((0.5, None, None), (0.7, 0.6, 0.8)) == {"text": "60.00 ± 14.14", "interval": ""}
+    assert cell((None, None, None)) == cell() == {"text": "–", "interval": ""}

@@ -73,6 +73,9 @@ class SlowRetriever(Slow):
         supports = supports if o.intra else []
         role = torch.tensor([0] * len(supports) + [1] * len(mc)).repeat_interleave(n_tokens)
         x = torch.cat([self.encode(j, target) for j in supports] + [self.encode(sample, m) for m in mc])
+        if o.embeddings:
+            modality = torch.tensor([target] * len(supports) + mc).repeat_interleave(n_tokens)
+            x = x + self.w("retriever.role_2H")[role] + self.w("retriever.modality_MH")[modality]
         other = role[:, None] != role[None, :]
         keys = other if o.context == "cross" and other.any() else None
         before = self.norm(x, "retriever.context.norm") if o.context_block == "pre-ln" else x
@@ -89,6 +92,9 @@ class SlowRetriever(Slow):
             mass = torch.stack([m for _, m in found]).view(-1, n_tokens)
             share = (mass / mass.sum(0)).flatten()
         slot = (y * share[:, None]).view(-1, n_tokens, y.shape[1]).sum(0)
+        if o.integration == "queries":
+            pool = self.w("retriever.pool_MPH")[target]
+            slot = (pool @ y.T * y.shape[1] ** -0.5).softmax(1) @ y
         if o.integration == "broadcast":
             slot = slot.mean(0).expand(n_tokens, -1)
         return self.norm(slot, "retriever.norm_out") if o.output_norm else slot
@@ -125,8 +131,10 @@ VARIANTS: list[dict[str, object]] = [
     {"routers": "role"},
     {"routers": "target"},
     {"context_routing": False},
-    {"integration": "broadcast", "residual": True},
+    {"integration": "broadcast", "residual": True, "output_norm": False},
     {"integration": "gate", "residual": True},
+    {"integration": "queries", "residual": True, "output_norm": False},
+    {"embeddings": True},
     {"output_norm": False},
 ]
 

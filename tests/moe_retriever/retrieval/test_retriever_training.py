@@ -97,6 +97,18 @@ def test_hidden_modalities_are_retrieved_and_reconstructed() -> None:
     assert 0 < float(out.losses["reconstruct"].detach()) <= 1.0
 
 
+def test_the_bank_embeds_without_dropout_also_in_training() -> None:
+    method, data = made(kinds=("image", "vector", "vector"), image_dropout=0.5)
+    assert method.reference is not None
+    assert method.reference.bank is not None
+    encoder = method.encoders[0]
+    rows = np.arange(5)
+    expected = encoder.eval()(data.tables[0].gather(rows)).detach()
+    found = method.reference.bank.embed(0, rows, encoder.train())
+    torch.testing.assert_close(found, expected)
+    assert encoder.training
+
+
 def test_a_sample_with_a_hidden_modality_does_not_support_itself() -> None:
     method, data = made(drop_modalities=0.4, n_intra="all")
     rows = data.rows("train")[3:]

@@ -103,6 +103,13 @@ def test_a_sample_never_supports_itself(case: tuple[Masks, Masks]) -> None:
         assert sorted(rows) == (others or brute_nearest(without_self, batch[i], t))
 
 
+def test_the_missing_modalities_of_a_sample_have_independent_draws() -> None:
+    draws = draw(np.ones((50, 3), dtype=bool), np.array([[True, False, False]] * 20))
+    one, two = (draws.row[draws.target == t] for t in (1, 2))
+    assert len(one) == len(two) == 20
+    assert (one == two).mean() < 0.3
+
+
 def test_no_samples_are_drawn_for_a_modality_without_training_samples() -> None:
     reference = np.array([[True, False], [True, False]])
     draws = draw(reference, np.array([[True, False]]))

@@ -261,6 +261,11 @@ def test_train_reads_options_and_set_overrides_them(
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert config["method"] == "zero_fill"
     assert (config["common"]["lr"], config["common"]["dropout"], config["common"]["hidden"]) == (0.002, 0.1, 16)
+    # The transforms of the search are used, too.
+    path.write_text(json.dumps(best | {"transforms": {"clip": 1.5, "impute": "median"}}))
+    assert main([*command, str(tmp_path / "c"), "--transform", "impute=mean"]) == 0
+    assert json.loads((tmp_path / "c" / "config.json").read_text())["data"]["transforms"] == {"clip": 1.5}
+    path.write_text(json.dumps(best))
     assert main([*command, str(tmp_path / "b"), "--method", "shaspec"]) == 2
     assert "has method zero_fill, not shaspec" in capsys.readouterr().err
     path.write_text("[]")
@@ -291,6 +296,20 @@ def test_an_invalid_space_is_rejected_with_all_its_errors(
     text = capsys.readouterr().err
     assert all(m in text for m in messages), text
     assert not out.exists()
+
+
+def test_another_search_replaces_a_finished_one_only_on_request(store: Store, tmp_path: Path) -> None:
+    run(store, tmp_path, n_trials=3, epochs=1)
+    before = (tmp_path / "best.json").read_bytes()
+    other = job(store, tmp_path, "attention_mask", epochs=1)
+    arguments = (get("attention_mask"),)
+    options = {"preset": "paper", "fixed": {**SMALL, "epochs": 1}, "n_trials": 1}
+    with pytest.raises(search_module.UsageError, match=r"a finished search that differs in method.*--overwrite"):
+        search(other, *arguments, **options)  # type: ignore[arg-type]
+    assert (tmp_path / "best.json").read_bytes() == before
+    search(replace(other, overwrite=True), *arguments, **options)  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "best.json").read_text())["method"] == "attention_mask"
+    assert [p.name for p in (tmp_path / "trials").iterdir()] == ["0"]
 
 
 def test_fixed_options_are_not_varied(store: Store, tmp_path: Path) -> None:

@@ -30,11 +30,13 @@ from tests.moe_retriever import synthetic
 NARROW = {"hidden": 8, "tokens": 1, "heads": 2, "encoder_hidden": 8}
 
 
+RARE = {"lr": 3e-3, "epochs": 20}
+
+
 def imbalanced(n: int = 500, rate: float = 0.13) -> Data:
     """One sample in eight is positive; three modalities with gaps carry the same weak signal."""
-    data = synthetic.make(synthetic.random_masks(n, 3, 0), strength=0.9)
-    rng = np.random.default_rng(0)
-    keep = (data.label == 0) | (rng.random(n) < rate / (1 - rate))
+    data = synthetic.make(synthetic.random_masks(n, 3, 0), strength=0.5)
+    keep = (data.label == 0) | (np.random.default_rng(0).random(n) < rate / (1 - rate))
     data.part[~keep] = -1
     return data
 
@@ -49,26 +51,33 @@ def run(data: Data, folder: Path, store: Store, method: str = "late_fusion", **o
     return pl.read_parquet(folder / "history.parquet")
 
 
-def test_the_defaults_train_a_classifier_of_a_rare_class(store: Store, tmp_path: Path) -> None:
-    """At first all samples are assigned to the frequent class, with equal macro-F1 and accuracy but a growing AUROC."""
+@pytest.fixture(scope="module")
+def rare(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.DataFrame]:
+    """A run with the default score, and its history."""
+    folder = tmp_path_factory.mktemp("rare") / "run"
+    return folder, run(imbalanced(), folder, store, **RARE)
+
+
+def test_the_default_score_selects_a_classifier_of_a_rare_class(rare: tuple[Path, pl.DataFrame]) -> None:
+    """All samples are assigned to the frequent class for long, with equal macro-F1 and accuracy but a growing AUROC."""
+    folder, history = rare
+    assert (history["val_n_predicted"][1:] == 1).all()
+    assert history["val_auroc"][0] < 0.6
     data = imbalanced()
-    history = run(data, tmp_path / "run", store)
-    assert (history["val_n_predicted"][:20] == 1).all()
-    assert history["val_auroc"][0] < 0.75
-    test = predict(load_run(tmp_path / "run").method, data, data.rows("test"))
+    test = predict(load_run(folder).method, data, data.rows("test"))
     assert score(data.label[test.rows], test.probability)["auroc"] > 0.8  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("metric", ["macro_f1", "accuracy", "balanced_accuracy"])
+@pytest.mark.parametrize("metric", ["macro_f1", "accuracy"])
 def test_ties_go_to_the_lower_loss_and_a_single_predicted_class_does_not_end_a_training(
-    metric: str, store: Store, tmp_path: Path
+    metric: str, rare: tuple[Path, pl.DataFrame], store: Store, tmp_path: Path
 ) -> None:
-    history = run(imbalanced(), tmp_path / "run", store, select_metric=metric, patience=3, epochs=25)
-    score = history[f"val_{metric}"]
-    assert (score == score[0]).all()
-    assert len(history) == 25
-    best = history.filter("best").row(0, named=True)
-    assert best["val_loss"] == history["val_loss"].min() < history["val_loss"][0]
+    history = run(imbalanced(), tmp_path / "run", store, select_metric=metric, patience=3, **RARE)
+    assert len(history) == 20
+    assert history["val_loss"].equals(rare[1]["val_loss"])
+    tied = history.filter(pl.col(f"val_{metric}") == pl.col(f"val_{metric}").max())
+    assert history.filter("best")["val_loss"].item() == tied["val_loss"].min()
+    assert metric == "macro_f1" or len(tied) > 10
 
 
 def test_patience_counts_epochs_with_several_predicted_classes() -> None:

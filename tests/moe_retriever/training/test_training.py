@@ -20,7 +20,7 @@ from moe_retriever.config import make_config
 from moe_retriever.data.tables import VectorTable
 from moe_retriever.evaluation.evaluate import evaluate_run, load_for
 from moe_retriever.methods import get
-from moe_retriever.training import checkpoint
+from moe_retriever.training import checkpoint, loop
 from moe_retriever.training.loop import Job, batches, make_optimiser, run_training, train_epoch
 from mrpipe import Store, open_store
 from mrpipe.errors import UsageError
@@ -354,3 +354,20 @@ def test_class_weights(weight: str) -> None:
         assert found is None
     else:
         np.testing.assert_allclose(found, [10 / 12, 10 / 8, 0.0], rtol=1e-6)
+
+
+def test_the_fingerprint_covers_options_data_initial_weights_and_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "w.pt"
+    weights.write_bytes(b"1")
+    config = synthetic.config(image_weights=str(weights))
+    marks = [loop.fingerprint({"a": 1}, config), loop.fingerprint({"a": 2}, config)]
+    assert loop.fingerprint({"a": 1}, config) == marks[0]
+    weights.write_bytes(b"2")
+    marks.append(loop.fingerprint({"a": 1}, config))
+    marks.append(loop.fingerprint({"a": 1}, synthetic.config("zero_fill")))
+    for name, value in (("_code_hash", lambda method: "other"), ("torch", type("T", (), {"__version__": "0"}))):
+        monkeypatch.setattr(loop, name, value)
+        marks.append(loop.fingerprint({"a": 1}, config))
+    assert len(set(marks)) == len(marks) == 6
