@@ -157,6 +157,14 @@ def test_ambiguous_snps_are_dropped_if_frequencies_are_not_used() -> None:
     assert got.reason.tolist() == ["ambiguous strand", ""]
 
 
+@pytest.mark.parametrize(("n_people", "keep"), [(5, True), (100, False)])
+def test_frequencies_of_few_people_may_differ_by_chance(n_people: int, keep: bool) -> None:
+    reference = reference_of((5, "A", "G", 0.3))
+    codes = strand.allele_codes(["A"]), strand.allele_codes(["G"])
+    got = strand.align(reference.key, *codes, np.array([0.55]), reference, n_people=n_people)
+    assert bool(got.keep[0]) == keep
+
+
 def test_multiallelic_sites_are_matched_row_by_row() -> None:
     reference = reference_of((5, "C", "G", 0.1), (5, "A", "G", 0.3))
     got = strand.align(

@@ -133,7 +133,7 @@ def prepare_set(
     frequency, missing = qc.frequency[found[passed]], qc.missing[found[passed]]
     key, chosen = present[passed[found]], found & passed
     snp, a1, a2, ids = snp[chosen], a1[chosen], a2[chosen], ids[chosen]
-    aligned = align(key, a1, a2, frequency, known, use_frequency=options.frequency_check)
+    aligned = align(key, a1, a2, frequency, known, use_frequency=options.frequency_check, n_people=n_people)
     f_counted = np.where(aligned.swap, 1 - frequency, frequency)
     require_consistent(name, ids, key, f_counted, known, aligned.index)
     absent = (aligned.reason == "not in the reference") & (a1 != NO_ALLELE)

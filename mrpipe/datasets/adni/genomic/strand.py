@@ -206,11 +206,13 @@ def align(
     reference: KnownSnps,
     *,
     use_frequency: bool = True,
+    n_people: int | None = None,
 ) -> Aligned:
     """Align SNPs (position key, alleles, frequency of A1) to the strand and counted allele of the reference.
 
     Args:
         use_frequency: if false, A/T and C/G SNPs are dropped and frequencies are not compared.
+        n_people: size of the set; in small sets, frequencies may differ by three standard errors.
     """
     n = len(key)
     keep, swap, turned = (np.zeros(n, dtype=np.bool_) for _ in range(3))
@@ -236,12 +238,12 @@ def align(
         difference = np.abs(f_counted - f_ref)
         # Comparisons with an unknown frequency are false.
         clear = (np.minimum(f_ref, 1 - f_ref) <= AMBIGUOUS_MAF) & (difference <= np.abs(1 - f_counted - f_ref))
-        unclear = palindromic(c, o) & ~clear
+        ambiguous = palindromic(c, o)
+        error = np.sqrt(f_ref * (1 - f_ref) / (2 * n_people)) if n_people else np.zeros(len(rows))
+        off = difference > np.where(ambiguous, MAX_DIFFERENCE, np.maximum(3 * error, MAX_DIFFERENCE))
         match = same | flipped
         why = np.select(
-            [~match, unclear, difference > MAX_DIFFERENCE],
-            ["other alleles", "ambiguous strand", "frequency differs"],
-            "",
+            [~match, ambiguous & ~clear, off], ["other alleles", "ambiguous strand", "frequency differs"], ""
         )
         reason[rows] = why
         keep[rows] = why == ""
