@@ -132,8 +132,14 @@ def test_every_feature_has_a_source_and_can_be_transformed(name: str, built: dic
 
 
 @pytest.mark.parametrize("name", ["adni", "mimic"])
-def test_each_transform_option_changes_the_modalities_it_is_for_and_no_other(name: str, built: dict[str, Path]) -> None:
+def test_each_transform_option_changes_the_modalities_it_is_for_and_no_other(
+    name: str, built: Built, tmp_path: Path
+) -> None:
     store = mrpipe.open_store(built[name])
+    if name == "adni":
+        # Few SNPs are in every set of this small export, too few for the steps of pruning to matter.
+        build(get_dataset(name), built.folder / f"{name}.raw", tmp_path / "union", {"merge": "union"})
+        store = mrpipe.open_store(tmp_path / "union")
     assert set(TRANSFORMS) == {f.name for f in dataclasses.fields(TransformOptions)}
 
     def values(options: TransformOptions) -> dict[str, bytes]:

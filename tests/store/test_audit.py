@@ -98,7 +98,8 @@ def test_invalid_arguments_are_refused(adni: Path, tmp_path: Path) -> None:
 
 
 def test_alpha_removes_chance_findings_among_many_snps(adni: Path, tmp_path: Path) -> None:
-    build(get_dataset("adni"), adni / "raw", tmp_path / "store", {}, modalities=["genomic", "clinical"])
+    options = {"merge": "union"}
+    build(get_dataset("adni"), adni / "raw", tmp_path / "store", options, modalities=["genomic", "clinical"])
     store = mrpipe.open_store(tmp_path / "store")
     strict, loose = (audit(store, threshold=0.7, alpha=alpha) for alpha in (0.05, 1.0))
     assert len(strict.filter(modality="genomic")) < len(loose.filter(modality="genomic"))
