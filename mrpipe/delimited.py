@@ -121,7 +121,11 @@ def read_delimited(
         raise DataError(
             Fault(file=shown_as, expected="a header row", found="an empty file", fix="Export the table again.")
         ) from None
-    except (pl.exceptions.ComputeError, *UNREADABLE) as error:
+    except (pl.exceptions.PolarsError, *UNREADABLE) as error:
+        if isinstance(error, PermissionError):
+            raise DataError(
+                Fault(file=shown_as, expected="a readable file", found="no permission to read it")
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             Fault(

@@ -7,7 +7,6 @@ import importlib
 import io
 import pickle
 import re
-import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -19,6 +18,7 @@ import polars as pl
 
 from mrpipe.delimited import line_of, read_delimited
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.ids import near_miss
 
 ParsedT = TypeVar("ParsedT")
 # Column of 1-based record numbers; blank lines count. `delimited.line_of` gives the line of a record.
@@ -61,17 +61,6 @@ def few(names: Sequence[str], n: int = 5) -> str:
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
-def near_miss(unknown: Iterable[str], known: Iterable[str]) -> str:
-    """Hint with an unknown name that differs from a known one in case, spaces, leading zeros or Unicode form only."""
-
-    def plain(name: str) -> str:
-        return unicodedata.normalize("NFKC", name).strip().casefold().lstrip("0")
-
-    by_plain = {plain(k): k for k in known}
-    pair = next(((u, by_plain[plain(u)]) for u in unknown if plain(u) in by_plain), None)
-    return f"; {pair[0]!r} resembles {pair[1]!r}" if pair else ""
-
-
 def report_unmatched(
     names: AbstractSet[str],
     others: AbstractSet[str],
@@ -89,8 +78,8 @@ def report_unmatched(
     """
     lost = sorted(names - others)
     if lost:
-        hint = near_miss(lost, sorted(others - names))
-        found = f"{len(lost)} of {len(names)} {what} ({len(lost) / len(names):.1%}): {few(lost)}{hint}"
+        hint = near_miss(lost, others - names)
+        found = f"{len(lost)} of {len(names)} {what} ({len(lost) / len(names):.1%}): {few(lost)}{hint and '; '}{hint}"
         if faults is None or len(lost) <= limit * len(names):
             notes.append(f"{file}: {found}")
         else:

@@ -59,6 +59,7 @@ def test_undecodable_bytes_are_an_error_with_their_place_or_are_read_with_a_note
         (b"id\tx\n1\t2\n", "columns separated by a tab"),
         (b"", "an empty file"),
         (b"a,b\n1,2\n1,2,3\n", "unreadable data"),
+        (b"a,a,a_duplicated_0\n1,2,3\n", "unreadable data"),
     ],
 )
 def test_other_formats_and_separators_are_named(tmp_path: Path, data: bytes, expected: str) -> None:

@@ -11,18 +11,7 @@ import polars as pl
 import pytest
 
 from mrpipe.errors import DataError, FaultCollector
-from mrpipe.raw import (
-    Column,
-    Folder,
-    find_one,
-    match_header,
-    near_miss,
-    read_csv,
-    report_unmatched,
-    require_folder,
-    sha256,
-    utf8,
-)
+from mrpipe.raw import Column, Folder, find_one, match_header, read_csv, report_unmatched, require_folder, sha256, utf8
 
 COLUMNS = (Column(name="id", nullable=False), Column(name="age", dtype=pl.Int64, aliases=("AGE_YEARS",)))
 
@@ -328,14 +317,6 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
 # Matching ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("unknown", "known"), [("AB", "ab"), ("ab ", "ab"), ("0042", "42"), ("e\u0301", "\u00e9"), ("\uff11", "1")]
-)
-def test_near_misses(unknown: str, known: str) -> None:
-    assert near_miss(["x", unknown], ["y", known]) == f"; {unknown!r} resembles {known!r}"
-    assert near_miss(["e"], ["\u00e9"]) == ""
-
-
 def test_unmatched_names_are_a_note_up_to_the_limit_and_a_fault_above() -> None:
     notes: list[str] = []
     faults = FaultCollector()
@@ -343,9 +324,13 @@ def test_unmatched_names_are_a_note_up_to_the_limit_and_a_fault_above() -> None:
         names = {"AB", *map(str, range(1, n))}
         others = (names - {"AB"}) | {"ab"}
         report_unmatched(names, others, "ids", file="t.csv", notes=notes, faults=faults, limit=0.2)
-    assert notes == ["t.csv: 1 of 5 ids (20.0%): AB; 'AB' resembles 'ab'"]
+    assert notes == [
+        "t.csv: 1 of 5 ids (20.0%): AB; 1 differs only in case, padding or quotes, such as 'AB' instead of 'ab'"
+    ]
     (fault,) = faults.faults
-    assert fault.found == "1 of 4 ids (25.0%): AB; 'AB' resembles 'ab'"
+    assert (
+        fault.found == "1 of 4 ids (25.0%): AB; 1 differs only in case, padding or quotes, such as 'AB' instead of 'ab'"
+    )
     assert "max_unmatched" in fault.fix
 
 

@@ -271,15 +271,17 @@ def rendered_state(wildcards):
 def code_of(*entries, function=None):
     """Hash of a step's code, used as a parameter so that editing the code (comments excepted) reruns the step.
 
-    `function` maps a dataset's declaration and the wildcards to the dataset function that the step calls. Only the
-    module of that function is hashed, so editing one reader does not affect the other modalities.
+    `function` maps a dataset's declaration and the wildcards to the dataset function, or functions, that the step
+    calls. Only the modules of these are hashed, so editing one reader does not affect the other modalities.
     """
 
     def code(wildcards):
-        called = function and function(store_plan(wildcards).dataset, wildcards)
-        while isinstance(called, partial):
-            called = called.func
-        modules = [called.__module__] if called else []
+        called = function(store_plan(wildcards).dataset, wildcards) if function else ()
+        modules = []
+        for step in called if isinstance(called, tuple) else (called,):
+            while isinstance(step, partial):
+                step = step.func
+            modules.append(step.__module__)
         return code_hash(*entries, *modules)
 
     return code

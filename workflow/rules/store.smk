@@ -27,7 +27,7 @@ rule check:
         schemes=lambda wildcards: [s for s, value in store_plan(wildcards).schemes.items() if not value.get("ids")],
         export=lambda wildcards: fingerprint(store_plan(wildcards)),
         declaration=lambda wildcards: store_plan(wildcards).declaration,
-        code=code_of("mrpipe.stages.check", function=lambda dataset, wildcards: dataset.check),
+        code=code_of("mrpipe.stages.check", function=lambda dataset, wildcards: (dataset.check, dataset.cohort)),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe check {params.dataset}"
         " --raw {params.raw:q} --work {params.work:q} --modalities {params.modalities:q} --schemes {params.schemes:q}"

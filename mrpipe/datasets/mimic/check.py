@@ -31,7 +31,7 @@ from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import sha256
 from mrpipe.schema import Checked
-from mrpipe.text.encoders import get_encoder
+from mrpipe.text.encoders import require_encoder
 
 SUMS = "SHA256SUMS.txt"
 T = TypeVar("T")
@@ -116,7 +116,7 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
     """
     options.validate()
     if options.text_encoder != "counts":
-        get_encoder(options.text_encoder)
+        require_encoder(options.text_encoder, ("counts",))
     faults, notes, files = FaultCollector(), [], []
     present = tables_of(raw)
     _require_layout(raw, present)

@@ -156,7 +156,10 @@ def test_a_missing_screenshot_costs_its_modality_only(unpacked: Path) -> None:
     (unpacked / "screenshots" / f"{first}.jpg").unlink()
     (unpacked / "screenshots" / f"{second}.jpg").rename(unpacked / "screenshots" / f"0{second}.jpg")
     checked = DATASET.check(unpacked, EnricoOptions())
-    assert any(n.endswith(f"; '{second}' resembles '0{second}'") for n in checked.notes)
+    assert any(
+        n.endswith(f"; 1 differs only in leading zeros, such as '{second}' instead of '0{second}'")
+        for n in checked.notes
+    )
     assert set(ids_of(unpacked)) - set(checked.observed["screenshot"]) == {first, second}
     samples = DATASET.cohort(unpacked, EnricoOptions()).samples
     assert samples.filter(sample_id=first).select("screen_width", "wireframe_source").row(0) == (None, "png")

@@ -296,7 +296,7 @@ def test_videos_of_one_file_with_other_names(csd: Path) -> None:
     fault = faults_of(csd).faults[0]
     assert (fault.file, fault.expected) == (VISION, "at most 20% without a counterpart")
     assert fault.found == f"1 of {len(videos)} labelled videos are absent (25.0%): {first}; " + (
-        f"{first!r} resembles {first.swapcase()!r}"
+        f"1 differs only in case, padding or quotes, such as {first!r} instead of {first.swapcase()!r}"
     )
     checked = DATASET.check(csd, MosiOptions(max_unmatched=0.5))
     assert f"{VISION}: {fault.found}" in checked.notes
