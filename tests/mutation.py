@@ -1,7 +1,7 @@
 """Mutation testing of the core modules with mutmut: the share of small changes to the code that the tests notice.
 
-    python tests/mutation.py                       all packages, 40 mutants of each
-    python tests/mutation.py store --sample 0      all mutants of one package, with the survivors
+    python -m tests.mutation                       all packages, 40 mutants of each
+    python -m tests.mutation store --sample 0      all mutants of one package, with the survivors
 
 A mutant counts as killed if a test fails, crashes or exceeds its time. Statements that build an error message are left
 out. The sample is keyed by the mutants' names, so that it changes only where the code does.

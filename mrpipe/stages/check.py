@@ -21,11 +21,10 @@ from mrpipe.raw import require_folder, sha256
 from mrpipe.schema import Checked, Dataset, Scheme, Task
 from mrpipe.stages.declaration import DECLARED, declaration
 from mrpipe.stages.simulate import is_simulated
-from mrpipe.stages.split import assign
 from mrpipe.store.layout import WorkLayout
 from mrpipe.store.leaks import find_leaks, mask_columns
 from mrpipe.store.parquet import write_text
-from mrpipe.store.splits import label_faults, split_faults
+from mrpipe.store.splits import assign, label_faults, split_faults
 
 # Folders with more files (screens, scans) are listed as one entry, because their file names may be patient ids.
 LISTED_FILES = 40

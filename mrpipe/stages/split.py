@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from mrpipe.errors import DataError, UsageError
-from mrpipe.schema import Dataset, Scheme, Task
+from mrpipe.schema import Dataset, Task
 from mrpipe.stages.declaration import with_stored_schemes
 from mrpipe.store.layout import StoreLayout, require_file
 from mrpipe.store.parquet import write_frame
-from mrpipe.store.splits import PARTS, from_column, from_id_list, grouped_stratified, require_grouped, split_faults
+from mrpipe.store.splits import PARTS, assign, from_id_list, split_faults
 
 SPLIT_KEY = "mrpipe.split"
-
-
-def assign(scheme: Scheme, samples: pl.DataFrame, labels: Mapping[str, pl.DataFrame], seed: int) -> pl.DataFrame:
-    """Parts of the samples by a declared scheme: frame `sample_id`, `split`.
-
-    Args:
-        labels: task name → frame `sample_id`, `value`.
-    """
-    if scheme.column is not None:
-        split = from_column(samples, scheme.column)
-        require_grouped(samples, split, f"column {scheme.column} of samples.parquet")
-        return split
-    if scheme.stratify is None:
-        return grouped_stratified(samples, fractions=scheme.fractions, seed=seed)
-    label = labels[scheme.stratify].select("sample_id", stratum="value")
-    samples = samples.join(label, on="sample_id", how="left")
-    return grouped_stratified(samples, fractions=scheme.fractions, seed=seed, stratum="stratum")
 
 
 def _task(name: str, label: pl.DataFrame) -> Task:

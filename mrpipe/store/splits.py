@@ -234,3 +234,20 @@ def label_faults(tasks: Sequence[Task], labels: Mapping[str, pl.DataFrame]) -> I
         if single:
             found, fix = f"1 of class {single}", "Merge the class with another, or drop its sample."
             yield Fault(file=f"label {task.name}", expected="at least 2 samples per class", found=found, fix=fix)
+
+
+def assign(scheme: Scheme, samples: pl.DataFrame, labels: Mapping[str, pl.DataFrame], seed: int) -> pl.DataFrame:
+    """Parts of the samples by a declared scheme: frame `sample_id`, `split`.
+
+    Args:
+        labels: task name → frame `sample_id`, `value`.
+    """
+    if scheme.column is not None:
+        split = from_column(samples, scheme.column)
+        require_grouped(samples, split, f"column {scheme.column} of samples.parquet")
+        return split
+    if scheme.stratify is None:
+        return grouped_stratified(samples, fractions=scheme.fractions, seed=seed)
+    label = labels[scheme.stratify].select("sample_id", stratum="value")
+    samples = samples.join(label, on="sample_id", how="left")
+    return grouped_stratified(samples, fractions=scheme.fractions, seed=seed, stratum="stratum")
