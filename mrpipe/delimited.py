@@ -24,6 +24,11 @@ _FORMATS = (
     (b"\x89HDF", "an HDF5 file", "Save the table as CSV or Parquet."),
     (b"SQLite format 3", "an SQLite database", "Save the table as CSV or Parquet."),
     (b"%PDF", "a PDF document", "Save the table as CSV."),
+    (b"\x28\xb5\x2f\xfd", "a file compressed with zstd", "Decompress it, or compress it with gzip."),
+    (b"BZh", "a file compressed with bzip2", "Decompress it, or compress it with gzip."),
+    (b"\xfd7zXZ", "a file compressed with xz", "Decompress it, or compress it with gzip."),
+    (b"{", "JSON", "Save the table as CSV or Parquet."),
+    (b"[", "JSON", "Save the table as CSV or Parquet."),
     (b"$FL2", "an SPSS file", "Save it as CSV or Parquet."),
     (b"<stata_dta>", "a Stata file", "Save it as CSV or Parquet."),
     (b"HEADER RECORD*******LIBRARY", "a SAS transport file", "Save it as CSV or Parquet."),
@@ -61,7 +66,7 @@ def decode(data: bytes, *, shown_as: str, encoding: str | None = None) -> tuple[
             return data.decode(name), name
         except UnicodeDecodeError as error:
             fault = _undecodable(data, error, name, shown_as)
-        except LookupError:
+        except (LookupError, UnicodeError):
             expected = "the name of an encoding, such as utf-8, cp1252 or latin-1"
             raise DataError(Fault(file=shown_as, column="encoding", expected=expected, found=f"{name!r}")) from None
     raise DataError(fault)
@@ -148,8 +153,11 @@ def _require_text(head: bytes, separator: str, shown_as: str, encoding: str | No
     if not has_header or b"\0" in head:
         return
     header = head.split(b"\n", 1)[0].decode("latin-1")
-    if separator not in header and (others := [s for s in _NAMES if s != separator and s in header]):
-        other = max(others, key=header.count)
+    if "\r" in header.rstrip("\r"):
+        found, fix = "line ends of old Macintosh programs (CR)", "Save the file again, with line ends LF or CR LF."
+        raise DataError(Fault(file=shown_as, expected="a CSV table", found=found, fix=fix))
+    other = max(_NAMES, key=header.count)
+    if header.count(other) > header.count(separator):
         raise DataError(
             Fault(
                 file=shown_as,

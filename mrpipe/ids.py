@@ -34,8 +34,10 @@ def near_miss(ids: Iterable[str | None], known: Iterable[str | None]) -> str:
 
 
 def alike(values: pl.Series) -> str:
-    """Two of the values that differ only in case, padding or quotes, if any."""
-    key = pl.col("id").str.normalize("NFKC").str.to_lowercase().str.replace_all(*_FORMS[0][1:])
+    """Two of the values that differ only in case, padding, quotes, a decimal point or leading zeros, if any."""
+    key = pl.col("id").str.normalize("NFKC").str.to_lowercase()
+    for _, pattern, replacement in (_FORMS[0], _FORMS[1], _FORMS[3]):
+        key = key.str.replace_all(pattern, replacement)
     frame = pl.DataFrame({"id": values.drop_nulls().unique()}).with_columns(key.alias("key"))
     pairs = frame.filter(pl.col("key").is_duplicated()).sort("key", "id")["id"]
     return f"{pairs[0]!r} and {pairs[1]!r}" if len(pairs) else ""

@@ -50,7 +50,7 @@ _SETTINGS = """
 [tool.mutmut]
 source_paths = ["mrpipe", "moe_retriever"]
 only_mutate = {modules}
-do_not_mutate_patterns = ['^\\s*raise ', '^\\s*(faults|self)\\.add\\(', '^\\s*assert ', 'Fault\\(', '__all__']
+do_not_mutate_patterns = ['^\\s*raise ', '^\\s*(faults|self)\\.add\\(', '^\\s*assert ', 'Fault\\(', 'errstate', '__all__']
 pytest_add_cli_args_test_selection = {tests}
 pytest_add_cli_args = ["-m", "not slow and not cluster", "-p", "no:xdist", "-p", "no:randomly"]
 also_copy = {copied}

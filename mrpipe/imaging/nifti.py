@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from mrpipe.errors import DataError, Fault
 
 # Exceptions of nibabel and gzip for files that are truncated, inconsistent or not NIfTI.
-NIFTI_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error, OverflowError, MemoryError)
+NIFTI_ERRORS = (
+    *(ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError),
+    *(zlib.error, OverflowError, MemoryError),
+)
 # Maximum cosine between two axes of a scan that is not sheared; scanners write smaller ones.
 MAX_SHEAR = 1e-2
 # Scanners have a field of view of 500 mm at most; T1 scans of heads have up to 300 mm.
@@ -62,6 +65,9 @@ def load_nifti(path: Path, shown_as: str) -> Any:
         reason = (str(error).splitlines() or [type(error).__name__])[0].replace(str(path), shown_as)
         fix = "The file is damaged or truncated: download it again."
         raise refused(shown_as, "a complete NIfTI image", reason, fix) from error
+    if np.asarray(image.dataobj).dtype.kind not in "iuf":
+        found, fix = f"voxels of type {image.get_data_dtype()}", "Convert the DICOM series again, as grey values."
+        raise refused(shown_as, "one real number per voxel", found, fix)
     affine = np.asarray(image.affine, dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         found, fix = f"a singular one, rows {np.round(affine[:3], 3).tolist()}", "Convert the DICOM series again."
@@ -99,18 +105,25 @@ def _require_consistent(header: Any, affine: NDArray[np.float64], shown_as: str,
     if not np.allclose(spacing, declared, rtol=0.05):
         found = f"{np.round(spacing, 3).tolist()} in the affine, {np.round(declared, 3).tolist()} in pixdim"
         raise refused(shown_as, "equal voxel sizes in affine and header", found, again)
-    if all(codes):
-        try:
-            sform, qform = header.get_sform(), header.get_qform()
-        except NIFTI_ERRORS as error:
-            raise refused(shown_as, "a rotation in qform", str(error), again) from error
-        cosines = (sform[:3, :3] * qform[:3, :3]).sum(axis=0) / (spacing * declared)
-        if cosines.min() < 0.7:
-            axes = ["".join(map(str, nib.aff2axcodes(a))) for a in (sform, qform)]
-            found = f"axes {axes[0]} in sform, {axes[1]} in qform"
-            raise refused(shown_as, "the same directions of axes in sform and qform", found, again)
-        if not np.allclose(sform, qform, atol=0.5):
-            notes.append("sform and qform differ; the sform was used")
+    if not _same_directions(header, shown_as):
+        notes.append("sform and qform differ; the sform was used")
+
+
+def _same_directions(header: Any, shown_as: str) -> bool:
+    """Whether sform and qform are equal within 0.5 mm or only one is set; refuse contradicting directions of axes."""
+    if not (header["sform_code"] and header["qform_code"]):
+        return True
+    again = "Convert the DICOM series again, or set the orientation manually if it is known."
+    try:
+        sform, qform = header.get_sform(), header.get_qform()
+    except NIFTI_ERRORS as error:
+        raise refused(shown_as, "a rotation in qform", str(error), again) from error
+    norms = np.linalg.norm(sform[:3, :3], axis=0) * np.linalg.norm(qform[:3, :3], axis=0)
+    if ((sform[:3, :3] * qform[:3, :3]).sum(axis=0) < 0.7 * norms).any():
+        axes = ["".join(map(str, nib.aff2axcodes(a))) for a in (sform, qform)]
+        found = f"axes {axes[0]} in sform, {axes[1]} in qform"
+        raise refused(shown_as, "the same directions of axes in sform and qform", found, again)
+    return bool(np.allclose(sform, qform, atol=0.5))
 
 
 def read_scan(
@@ -186,6 +199,8 @@ def on_grid(path: Path, shown_as: str, shape: tuple[int, ...], affine: NDArray[n
         DataError: the file is unreadable or has a different grid; maps are never resampled silently.
     """
     image = load_nifti(path, shown_as)
+    if "qform_code" in image.header:
+        _same_directions(image.header, shown_as)
     data = np.asarray(image.dataobj, dtype=np.float32)
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]

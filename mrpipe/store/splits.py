@@ -211,13 +211,17 @@ def split_faults(
     for task in tasks:
         value = labels[task.name].drop_nulls("value").join(split, on="sample_id")
         trained, expected = value.filter(split="train")["value"], ""
+        lacking = value.filter(~pl.col("value").is_in(trained.implode()))["value"].unique().sort()
         if trained.is_empty():
             expected = "training samples with a label"
-        elif task.kind == "classification" and (every_class or trained.n_unique() < 2):
-            lacking = value.filter(~pl.col("value").is_in(trained.implode()))["value"].unique().sort()
+        elif task.kind == "classification" and (every_class or trained.n_unique() < 2) and len(lacking):
             expected = ", ".join(f"training samples of class {task.classes[k]}" for k in lacking)
+        elif task.kind == "classification" and trained.n_unique() < 2:
+            expected = f"a class besides {task.classes[trained[0]]}"
+        elif unlabelled := " and ".join(p for p in PARTS if counts[p] and value.filter(split=p).is_empty()):
+            expected = f"samples with a label in {unlabelled}"
         if expected:
-            fix = f"Move subjects to train, {leave}"
+            fix = f"Move subjects between the parts, {leave}"
             yield Fault(file=place, column=f"label {task.name}", expected=expected, found="none", fix=fix)
     for modality, ids in observed.items():
         if not ids.is_in(train).any():

@@ -44,8 +44,9 @@ def test_undecodable_bytes_are_an_error_with_their_place_or_are_read_with_a_note
     # 0x81 is no character of Windows-1252.
     with pytest.raises(DataError, match=r"line 2.*byte 0x81"):
         decode(b"a\n\x81\n", shown_as="t")
-    with pytest.raises(DataError, match="name of an encoding"):
-        decode(b"a", shown_as="t", encoding="klingon")
+    for name in ("klingon", "undefined"):
+        with pytest.raises(DataError, match="name of an encoding"):
+            decode(b"a", shown_as="t", encoding=name)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,10 @@ def test_undecodable_bytes_are_an_error_with_their_place_or_are_read_with_a_note
         (b"id\tx\n1\t2\n", "columns separated by a tab"),
         (b"", "an empty file"),
         (b"a,b\n1,2\n1,2,3\n", "unreadable data"),
+        (b"id\rx\r1\r", "line ends of old Macintosh programs"),
+        (b'{"id": 1}', "JSON"),
+        (b"id;x;z, mg;y\n1;2;3;4\n", "columns separated by a semicolon"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
         (b"a,a,a_duplicated_0\n1,2,3\n", "unreadable data"),
     ],
 )

@@ -37,4 +37,6 @@ def test_other_ids_are_no_near_misses() -> None:
 
 def test_alike_values_differ_in_writing_only() -> None:
     assert alike(pl.Series(["x", "Ann ", "ann", None])) == "'Ann ' and 'ann'"
-    assert alike(pl.Series(["Ann", "Anne"])) == ""
+    assert alike(pl.Series(["1", "1.0", "A1"])) == "'1' and '1.0'"
+    assert alike(pl.Series(["007", "7"])) == "'007' and '7'"
+    assert alike(pl.Series(["Ann", "Anne", "1.5", "1"])) == ""

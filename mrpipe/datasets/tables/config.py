@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +22,14 @@ from mrpipe.store.splits import PART_ALIASES, PARTS
 Ref = str | int
 # Column or pattern → values.
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
-MISSING = ("", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NAN", "null", "NULL")
+MISSING = ("", ".", "NA", "N/A", "#N/A", "<NA>", "n/a", "NaN", "nan", "NAN", "-nan", "NaT", "None", "null", "NULL")
 MAX_MODALITIES = 16
 # Keys with one value for all files, or file: value; the pattern of their values, and its description.
 BY_FILE = {
     "encoding": (r"[A-Za-z][\w-]+", "an encoding, such as cp1252 or latin-1"),
     "separator": (r"[\t ,;:|~^!#&]", 'one character, such as ";", "|" or "\\t"'),
     "decimal": (r"[.,]", '"." or ","'),
-    "unmatched": (r"allow|0|1|[01]?\.\d+", "allow, or a share from 0 to 1"),
+    "unmatched": (r"allow|0|1|0?\.\d+|1\.0*", "allow, or a share from 0 to 1"),
 }
 # Largest fraction of a table's rows that may match no sample, unless `unmatched` is declared.
 UNMATCHED = 0.2
@@ -332,7 +333,11 @@ class _Parser:
             self.fault("labels", "name: label", entries)
             return ()
         place = "label" if "label" in top else "labels.{}"
-        return tuple(self._label(str(name), entry, place.format(name)) for name, entry in entries.items())
+        labels = tuple(self._label(str(name), entry, place.format(name)) for name, entry in entries.items())
+        for name, n in Counter(label.name for label in labels).items():
+            if n > 1:
+                self.fault("labels", "a different name for each label", f"{n} labels with the name {name}")
+        return labels
 
     def _label(self, name: str, value: Any, place: str) -> Label:
         entry = self.section(value, place, ("name", "file", "column", "classes", "threshold", "kind", "description"))

@@ -72,12 +72,20 @@ def limit(column: str) -> pl.Expr:
 
 
 def date(column: str) -> pl.Expr:
-    """Parse `YYYY-MM-DD…`, `M/D/YYYY` or `M/D/YY`; null for partial and blank dates."""
+    """Parse `YYYY-MM-DD…`, `M/D/YYYY` or `M/D/YY`; null for partial and blank dates.
+
+    A column is read as `D/M/YYYY` if a first part is above 12 and no second part is, as spreadsheets of other countries
+    write it.
+    """
     text = pl.col(column).str.strip_chars()
     part = text.str.extract_groups(r"^(\d{1,2})/(\d{1,2})/(\d{4}|\d{2})$")
     year = part.struct["3"].cast(pl.Int32, strict=False)
     year = pl.when(year < 100).then(year + 2000).otherwise(year)
-    american = year.cast(pl.String) + "-" + part.struct["1"].str.zfill(2) + "-" + part.struct["2"].str.zfill(2)
+    first, second = part.struct["1"], part.struct["2"]
+    above = [p.cast(pl.Int32, strict=False) > 12 for p in (first, second)]
+    day_first = above[0].any() & ~above[1].any()
+    month, day = (pl.when(day_first).then(a).otherwise(b).str.zfill(2) for a, b in ((second, first), (first, second)))
+    american = year.cast(pl.String) + "-" + month + "-" + day
     iso = text.str.extract(r"^(\d{4}-\d{2}-\d{2})")
     return pl.coalesce(iso, american).str.to_date("%Y-%m-%d", strict=False)
 
