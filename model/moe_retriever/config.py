@@ -165,18 +165,9 @@ def make_config(method: type[AnyMethod], *, preset: str, seed: int, overrides: M
 
 def _check(c: Common) -> None:
     """Check ranges and combinations that would otherwise fail during the run."""
-    positive: tuple[str, ...] = (
-        "hidden",
-        "tokens",
-        "heads",
-        "batch_size",
-        "eval_batch_size",
-        "lr",
-        "cnn_width",
-        "encoder_hidden",
-    )
-    positive += ("image_outputs", "image_downsample", "fusion_ffn", "fusion_layers", "checkpoint_every")
-    for name in positive:
+    sizes = ("hidden", "tokens", "heads", "batch_size", "eval_batch_size", "lr", "cnn_width", "encoder_hidden")
+    others = ("image_outputs", "image_downsample", "fusion_ffn", "fusion_layers", "checkpoint_every")
+    for name in (*sizes, *others):
         if getattr(c, name) <= 0:
             raise UsageError(f"option {name}={getattr(c, name)} must be positive")
     for name in ("epochs", "patience", "gradient_rows"):

@@ -246,11 +246,8 @@ def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
     if raw != SIMULATED and entry["simulation"]:
         faults.append(f"{place}.simulation: has no effect unless raw is {SIMULATED!r}")
     if sealed is not None:
-        faults += [
-            f"{place}.{k}: has no effect on a sealed store"
-            for k in ("options", "modalities", "schemes")
-            if entry.get(k)
-        ]
+        useless = [k for k in ("options", "modalities", "schemes") if entry.get(k)]
+        faults += [f"{place}.{k}: has no effect on a sealed store" for k in useless]
     modalities: tuple[str, ...] = ()
     tasks = tuple(t.name for t in dataset.tasks)
     if sealed is not None and not faults:
@@ -261,9 +258,8 @@ def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
             faults.append(f"{place}.store: {sealed}/manifest.json is not a manifest ({why}); seal the store again")
     elif not faults:
         modalities, unknown = _modalities(entry, dataset, options)
-        faults += [
-            f"{place}.modalities: {dataset.name} has no {m!r}; it has {', '.join(dataset.modalities)}" for m in unknown
-        ]
+        known = ", ".join(dataset.modalities)
+        faults += [f"{place}.modalities: {dataset.name} has no {m!r}; it has {known}" for m in unknown]
     schemes = entry.get("schemes", {dataset.default_scheme: {"seed": 0}})
     for scheme, settings in schemes.items():
         if scheme not in dataset.schemes and "ids" not in settings:

@@ -119,11 +119,8 @@ class Cells(logging.Handler):
         return sum(self._expected(run) for run in left) / pace
 
     def _expected(self, run: PlannedRun) -> float:
-        everything = [
-            (other, self._seconds[other.folder])
-            for other in [*self._there, *self._done]
-            if other.folder in self._seconds
-        ]
+        seconds = self._seconds
+        everything = [(o, seconds[o.folder]) for o in (*self._there, *self._done) if o.folder in seconds]
         alike = [s for other, s in everything if (other.store, other.method) == (run.store, run.method)]
         method = [s for other, s in everything if other.method == run.method]
         known = alike or method or [s for _, s in everything]

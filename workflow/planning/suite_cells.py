@@ -26,11 +26,11 @@ class PlannedRow:
 
     name: str
     method: str
-    preset: str | None
-    overrides: Mapping[str, Any]
-    published: str
-    control: bool
-    search: bool
+    preset: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    published: str = ""
+    control: bool = False
+    search: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,16 +133,8 @@ def description(suite: PlannedSuite, size: str, places: Mapping[str, tuple[str, 
         }
         for c in suite.columns
     ]
-    rows = [
-        {
-            "name": r.name,
-            "method": r.method,
-            "preset": r.preset or "paper",
-            "published": r.published,
-            "control": r.control,
-        }
-        for r in suite.rows.values()
-    ]
+    shown = ("name", "method", "preset", "published", "control")
+    rows = [{k: getattr(r, k) for k in shown} | {"preset": r.preset or "paper"} for r in suite.rows.values()]
     return {
         "format": FORMAT,
         "suite": suite.name,

@@ -89,16 +89,9 @@ class Suites:
         if name not in self._stores:
             entry = name.removesuffix(f"-{self.size}")
             said = self._said["datasets"][entry]
-            size = said.get(self.size, {})
-            self._stores[name] = plan_store(
-                name,
-                {
-                    "dataset": said.get("dataset", entry),
-                    "raw": SIMULATED,
-                    "simulation": size.get("simulation", {}),
-                    "options": size.get("options", {}),
-                },
-            )
+            of_size = {key: said.get(self.size, {}).get(key, {}) for key in ("simulation", "options")}
+            settings = {"dataset": said.get("dataset", entry), "raw": SIMULATED, **of_size}
+            self._stores[name] = plan_store(name, settings)
         return self._stores[name]
 
     def suite(self, name: str) -> PlannedSuite:
@@ -150,11 +143,8 @@ class Suites:
                 yield f"{place}: set either `blocks`, or `of` with the names of other suites"
             if "of" in suite:
                 yield from (f"{place}: {k!r} has no effect with `of`" for k in suite if k not in ("of", "title"))
-                yield from (
-                    unknown_name(f"{place}.of", "suite", n, said["suites"])
-                    for n in suite["of"]
-                    if n not in said["suites"]
-                )
+                unknown = [n for n in suite["of"] if n not in said["suites"]]
+                yield from (unknown_name(f"{place}.of", "suite", n, said["suites"]) for n in unknown)
             if "figure" in suite:
                 yield from (f"{place}: {k!r} has no effect on a figure" for k in ("metrics", "published") if k in suite)
             if (suite.get("figure") == "embedding") != ("missing" in suite):
@@ -238,11 +228,8 @@ class Suites:
             if rows.setdefault(row.name, row) != row:
                 raise ConfigError([f"another block has a row {row.name!r} with other settings; set another `name`"])
         views: list[list[str]] = block.get("views", [list(store.modalities)])
-        faults = [
-            unknown_name("views", "modality", m, store.possible, store.dataset.name)
-            for m in dict.fromkeys(itertools.chain.from_iterable(views))
-            if m not in store.possible
-        ]
+        unknown = [m for m in dict.fromkeys(itertools.chain.from_iterable(views)) if m not in store.possible]
+        faults = [unknown_name("views", "modality", m, store.possible, store.dataset.name) for m in unknown]
         faults += task_and_scheme_errors("", block, store)
         if faults:
             raise ConfigError(faults)
@@ -272,8 +259,7 @@ class Suites:
         return self.store(f"{entry}-{self.size}")
 
     def _rows(self, block: Mapping[str, Any]) -> list[PlannedRow]:
-        found = list(self._flat(block["methods"]))
-        rows = [_row(method) for method in found]
+        rows = [_row(method) for method in self._flat(block["methods"])]
         if "variants" not in block:
             return rows
         return [
@@ -299,14 +285,8 @@ class Suites:
         dataset = self._said["datasets"].get(block["dataset"], {})
         size, of_dataset = self._sizes, dataset.get(self.size, {})
         # Overrides of the size take precedence, except over those that distinguish the rows.
-        overrides = {
-            **dataset.get("overrides", {}),
-            **block["overrides"],
-            **size.get("overrides", {}),
-            **size.get("of_methods", {}).get(row.method, {}),
-            **of_dataset.get("overrides", {}),
-            **row.overrides,
-        }
+        overrides = dataset.get("overrides", {}) | block["overrides"] | size.get("overrides", {})
+        overrides |= size.get("of_methods", {}).get(row.method, {}) | of_dataset.get("overrides", {}) | row.overrides
         search = block.get("search")
         trials = min(search["trials"], size.get("most_trials", search["trials"])) if search and row.search else 0
         preset = row.preset or block.get("preset", "paper")
@@ -335,15 +315,7 @@ class Suites:
 
 def _row(said: Mapping[str, Any]) -> PlannedRow:
     name = said["method"] + (f" ({said['preset']})" if "preset" in said else "")
-    return PlannedRow(
-        name=said.get("name", name),
-        method=said["method"],
-        preset=said.get("preset"),
-        overrides=said.get("overrides", {}),
-        published=said.get("published", ""),
-        control=said.get("control", False),
-        search=said.get("search", True),
-    )
+    return PlannedRow(**{"name": name, **said})
 
 
 def _transform_faults(place: str, entry: Mapping[str, Any]) -> Iterator[str]:
@@ -364,7 +336,6 @@ def _levels(block: Mapping[str, Any]) -> list[Missingness | None]:
 
 
 def _merge(files: Sequence[Path]) -> dict[str, Any]:
-    """Merge the files; a name defined in two of them is an error."""
     schema = yaml.load(SCHEMA.read_text(encoding="utf-8"), Loader=LOADER)
     merged: dict[str, Any] = {"sizes": {}, "datasets": {}, "groups": {}, "suites": {}}
     faults: list[str] = []
@@ -380,8 +351,8 @@ def _merge(files: Sequence[Path]) -> dict[str, Any]:
         wrong = schema_faults(said, schema)
         faults += [f"{file}: {fault}" for fault in wrong]
         for key, entries in said.items() if not wrong else ():
-            for name in sorted(set(entries) & set(merged[key])):
-                faults.append(f"{file}: {key}.{name}: this name is already defined; choose another")
+            again = sorted(set(entries) & set(merged[key]))
+            faults += [f"{file}: {key}.{name}: this name is already defined; choose another" for name in again]
             merged[key] |= entries
     if faults:
         raise ConfigError(faults)

@@ -154,11 +154,8 @@ def store_folder(name):
 def store_manifest(wildcards):
     """The manifest of a store. A user's sealed store keeps its path even if a default storage is configured."""
     sealed = store_plan(wildcards).sealed
-    return (
-        INTERNALS.user_path(f"{sealed}/manifest.json")
-        if sealed
-        else f"<results>/stores/{wildcards.dataset}/manifest.json"
-    )
+    built = f"<results>/stores/{wildcards.dataset}/manifest.json"
+    return INTERNALS.user_path(f"{sealed}/manifest.json") if sealed else built
 
 
 def raw_folder(wildcards):
@@ -207,6 +204,11 @@ def group_of_parts(wildcards):
     return job_group(ingest_cost(wildcards, "group", "parts"))(wildcards)
 
 
+def of_modalities(template):
+    """Input function for one file per modality of a store."""
+    return lambda wildcards: expand(template, dataset=wildcards.dataset, modality=store_plan(wildcards).modalities)
+
+
 def modality_parts(wildcards):
     """Files of the parts that a modality's reader joins; most readers have none."""
     store, modality = store_plan(wildcards), wildcards.modality
@@ -244,9 +246,8 @@ def store_targets(wildcards):
 
 
 def run_targets(wildcards):
-    checked = [
-        f"<results>/runs/{name}/settings.json" for name in dict.fromkeys(r.experiment for r in PLAN.runs.values())
-    ]
+    experiments = dict.fromkeys(run.experiment for run in PLAN.runs.values())
+    checked = [f"<results>/runs/{name}/settings.json" for name in experiments]
     return [*checked, *(f"<results>/runs/{run.folder}/metrics.json" for run in PLAN.runs.values())]
 
 
@@ -285,6 +286,11 @@ def code_of(*entries, function=None):
         return code_hash(*entries, *modules)
 
     return code
+
+
+def code_with_method(entry, run_of):
+    """As `code_of`, with the module of a run's method; `run_of` maps the wildcards to the run."""
+    return lambda wildcards: code_of(entry, method_module(run_of(wildcards).method))(wildcards)
 
 
 def summarise():

@@ -54,9 +54,7 @@ rule train:
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         best=lambda wildcards, input: ["--options", *input.best] if input.best else [],
         options=lambda wildcards: train_arguments(run_plan(wildcards)),
-        code=lambda wildcards: code_of("moe_retriever.training.loop", method_module(run_plan(wildcards).method))(
-            wildcards
-        ),
+        code=code_with_method("moe_retriever.training.loop", run_plan),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe train --store {params.store:q}"
         " --out {params.run:q} {params.mask:q} {params.best:q} {params.options:q} --no-test --quiet > {log} 2>&1"
@@ -85,9 +83,7 @@ rule evaluate:
     params:
         store=lambda wildcards: store_folder(run_plan(wildcards).store),
         run=subpath(output.metrics, parent=True),
-        code=lambda wildcards: code_of("moe_retriever.evaluation.evaluate", method_module(run_plan(wildcards).method))(
-            wildcards
-        ),
+        code=code_with_method("moe_retriever.evaluation.evaluate", run_plan),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe evaluate --run {params.run:q}"
         " --store {params.store:q} --part test --quiet > {log} 2>&1"

@@ -89,8 +89,7 @@ rule prepare:
         work=subpath(input.checked, parent=True),
         options=reader_options,
         code=code_of(
-            "mrpipe.stages.prepare",
-            function=lambda dataset, wildcards: dataset.modalities[wildcards.modality].prepare,
+            "mrpipe.stages.prepare", function=lambda dataset, wildcards: dataset.modalities[wildcards.modality].prepare
         ),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe prepare {params.dataset}"
@@ -125,8 +124,7 @@ rule ingest:
         options=reader_options,
         bit=lambda wildcards: store_plan(wildcards).dataset.modalities[wildcards.modality].bit,
         code=code_of(
-            "mrpipe.stages.ingest",
-            function=lambda dataset, wildcards: dataset.modalities[wildcards.modality].read,
+            "mrpipe.stages.ingest", function=lambda dataset, wildcards: dataset.modalities[wildcards.modality].read
         ),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe ingest {params.dataset}"
@@ -138,14 +136,8 @@ rule samples:
     input:
         cohort="<results>/build/{dataset}/cohort.parquet",
         attrition="<results>/build/{dataset}/attrition.parquet",
-        modalities=lambda wildcards: expand(
-            "<results>/stores/{{dataset}}/modalities/{modality}.parquet",
-            modality=store_plan(wildcards).modalities,
-        ),
-        tried=lambda wildcards: expand(
-            "<results>/build/{{dataset}}/tried/{modality}.parquet",
-            modality=store_plan(wildcards).modalities,
-        ),
+        modalities=of_modalities("<results>/stores/{dataset}/modalities/{modality}.parquet"),
+        tried=of_modalities("<results>/build/{dataset}/tried/{modality}.parquet"),
     output:
         samples="<results>/stores/{dataset}/samples.parquet",
         attrition="<results>/stores/{dataset}/attrition.parquet",
@@ -207,18 +199,11 @@ rule seal:
         checked="<results>/build/{dataset}/checked.json",
         samples="<results>/stores/{dataset}/samples.parquet",
         attrition="<results>/stores/{dataset}/attrition.parquet",
-        modalities=lambda wildcards: expand(
-            "<results>/stores/{{dataset}}/modalities/{modality}.parquet",
-            modality=store_plan(wildcards).modalities,
-        ),
-        dictionaries=lambda wildcards: expand(
-            "<results>/build/{{dataset}}/dictionary/{modality}.parquet",
-            modality=store_plan(wildcards).modalities,
-        ),
-        splits=lambda wildcards: expand(
-            "<results>/stores/{{dataset}}/splits/{scheme}.parquet",
-            scheme=store_plan(wildcards).schemes,
-        ),
+        modalities=of_modalities("<results>/stores/{dataset}/modalities/{modality}.parquet"),
+        dictionaries=of_modalities("<results>/build/{dataset}/dictionary/{modality}.parquet"),
+        splits=lambda wildcards: [
+            f"<results>/stores/{wildcards.dataset}/splits/{scheme}.parquet" for scheme in store_plan(wildcards).schemes
+        ],
     output:
         manifest="<results>/stores/{dataset}/manifest.json",
         provenance="<results>/stores/{dataset}/provenance.json",

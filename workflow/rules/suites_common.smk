@@ -47,20 +47,15 @@ def searched(wildcards):
 def suite_costs(wildcards):
     """Measurements that a cost figure needs."""
     suite = suite_of(wildcards)
-    pairs = dict.fromkeys((run.experiment, run.label) for run in suite.cells.values())
-    return (
-        [f"<results>/costs/{experiment}/{label}.csv" for experiment, label in pairs] if suite.figure == "cost" else []
-    )
+    cells = suite.cells.values() if suite.figure == "cost" else ()
+    return list(dict.fromkeys(f"<results>/costs/{run.experiment}/{run.label}.csv" for run in cells))
 
 
 def suite_command(suite, out):
     """Arguments of `mrpipe` that render a suite into a folder."""
     arguments = ["--suite", f"{out}/suite.json", "--runs", path("<results>/runs"), "--out", str(out)]
-    return (
-        ["suite-figures", *arguments, "--costs", path("<results>/costs")]
-        if suite.figure
-        else ["suite-tables", *arguments]
-    )
+    figures = ["suite-figures", *arguments, "--costs", path("<results>/costs")]
+    return figures if suite.figure else ["suite-tables", *arguments]
 
 
 def comparison_command(name, tables):

@@ -29,38 +29,27 @@ def _add_data(parser: ArgumentParser, modalities: str = "modalities to use (defa
     parser.add_argument("--scheme", help="split scheme (default: that of the store)")
     parser.add_argument("--modalities", nargs="+", metavar="NAME", help=modalities)
     parser.add_argument("--mask", type=Path, metavar="FILE", help="simulated missingness, from `mrpipe mask`")
-    parser.add_argument(
-        "--transform",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="imputation, scaling and encoding of the features (`mrpipe methods NAME` lists the options)",
-    )
+    transform = "imputation, scaling and encoding of the features (`mrpipe methods NAME` lists the options)"
+    _add_assignments(parser, "--transform", transform)
 
 
 def _add_finished(parser: ArgumentParser, store: str) -> None:
     parser.add_argument("--run", required=True, type=Path, help="folder of a finished run")
     parser.add_argument("--store", required=True, type=Path, help=store)
-    parser.add_argument(
-        "--draws", type=at_least(1), help="retrieval draws to average per prediction (default: as in training)"
-    )
+    draws = "retrieval draws to average per prediction (default: as in training)"
+    parser.add_argument("--draws", type=at_least(1), help=draws)
 
 
 def _add_machine(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (CUDA if available, else CPU), cpu, cuda or mps")
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: OMP_NUM_THREADS or torch's choice)")
-    parser.add_argument(
-        "--kernels",
-        default="fast",
-        choices=("fast", "plain"),
-        help="implementation of matrix products, experts and recurrences on a CPU; plain: standard torch operations",
-    )
+    kernels = "implementation of matrix products, experts and recurrences on a CPU; plain: standard torch operations"
+    parser.add_argument("--kernels", default="fast", choices=("fast", "plain"), help=kernels)
     parser.add_argument("--quiet", action="store_true", help="do not print progress")
 
 
-def _add_set(parser: ArgumentParser, help: str) -> None:
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=help)
+def _add_assignments(parser: ArgumentParser, flag: str, help: str) -> None:
+    parser.add_argument(flag, nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=help)
 
 
 def _add_part(parser: ArgumentParser, help: str) -> None:
@@ -72,11 +61,10 @@ def train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="run folder; metrics.json is written last")
     parser.add_argument("--method", help="default: moe_retriever, or the method of the --options file")
     parser.add_argument("--preset", help="named settings of the method (default: paper, or that of the --options file)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of initial weights, batches, dropout and retrieval (default: 0)"
-    )
+    seed = "seed of initial weights, batches, dropout and retrieval (default: 0)"
+    parser.add_argument("--seed", type=int, default=0, help=seed)
     parser.add_argument("--options", type=Path, metavar="FILE", help="best.json of a search; --set overrides it")
-    _add_set(parser, "options of the method (`mrpipe methods NAME` lists them)")
+    _add_assignments(parser, "--set", "options of the method (`mrpipe methods NAME` lists them)")
     parser.add_argument("--no-test", action="store_true", help="do not evaluate on the test set")
     parser.add_argument("--overwrite", action="store_true", help="first remove an earlier run in --out")
     _add_machine(parser)
@@ -84,17 +72,15 @@ def train_arguments(parser: ArgumentParser) -> None:
 
 def search_arguments(parser: ArgumentParser) -> None:
     _add_data(parser)
-    parser.add_argument(
-        "--out", required=True, type=Path, help="folder of trials/, trials.parquet and, written last, best.json"
-    )
+    out = "folder of trials/, trials.parquet and, written last, best.json"
+    parser.add_argument("--out", required=True, type=Path, help=out)
     parser.add_argument("--method", default="moe_retriever", help="default: moe_retriever")
     parser.add_argument("--preset", default="paper", help="named settings of the method (default: paper)")
     parser.add_argument("--trials", type=int, default=12, help="number of trials, including the preset (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the search and of every trial (default: 0)")
-    parser.add_argument(
-        "--space", type=Path, metavar="FILE", help="YAML or JSON file with other candidates, option: [values]"
-    )
-    _add_set(parser, "fixed options of all trials; an option given here is not searched")
+    space = "YAML or JSON file with other candidates, option: [values]"
+    parser.add_argument("--space", type=Path, metavar="FILE", help=space)
+    _add_assignments(parser, "--set", "fixed options of all trials; an option given here is not searched")
     parser.add_argument("--overwrite", action="store_true", help="first remove an earlier search in --out")
     _add_machine(parser)
 
@@ -102,9 +88,8 @@ def search_arguments(parser: ArgumentParser) -> None:
 def evaluate_arguments(parser: ArgumentParser) -> None:
     _add_finished(parser, store="the store the run was trained on")
     _add_part(parser, "samples to evaluate")
-    parser.add_argument(
-        "--resamples", type=at_least(0), default=1000, help="bootstrap resamples, 0 for no intervals (default: 1000)"
-    )
+    resamples = "bootstrap resamples, 0 for no intervals (default: 1000)"
+    parser.add_argument("--resamples", type=at_least(0), default=1000, help=resamples)
     _add_machine(parser)
 
 
@@ -123,22 +108,18 @@ def analyse_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder to write to")
     parser.add_argument("--what", nargs="+", default=list(kinds), choices=kinds, help="default: all three")
     _add_part(parser, "samples to analyse")
-    parser.add_argument(
-        "--combination",
-        metavar="A+B",
-        help="modality combination of the embedded samples (default: the most frequent incomplete one)",
-    )
+    combination = "modality combination of the embedded samples (default: the most frequent incomplete one)"
+    parser.add_argument("--combination", metavar="A+B", help=combination)
     _add_machine(parser)
 
 
 def benchmark_arguments(parser: ArgumentParser) -> None:
     _add_data(parser, modalities="a single combination (default: every combination of at least two modalities)")
-    parser.add_argument(
-        "--method", nargs="+", default=["moe_retriever"], metavar="NAME", help='names or "all"; default: moe_retriever'
-    )
+    method = 'names or "all"; default: moe_retriever'
+    parser.add_argument("--method", nargs="+", default=["moe_retriever"], metavar="NAME", help=method)
     parser.add_argument("--preset", default="paper", help="named settings of the methods (default: paper)")
     parser.add_argument("--seed", type=int, default=0, help="seed of initial weights and draws (default: 0)")
-    _add_set(parser, "options of all methods")
+    _add_assignments(parser, "--set", "options of all methods")
     parser.add_argument("--steps", type=at_least(1), default=20, help="number of timed steps (default: 20)")
     parser.add_argument("--out", type=Path, help="also write the table as CSV")
     _add_machine(parser)

@@ -70,31 +70,28 @@ def _train_config(arguments: argparse.Namespace) -> Any:
     return _config(best["method"], best["preset"], arguments, best["overrides"])
 
 
-def _transform(arguments: argparse.Namespace) -> Any:
+def _data(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The data of a training or benchmark, as keyword arguments of `Job` and `measure`."""
+    from mrpipe import open_store
     from mrpipe.options import parse_assignments, parse_options
     from mrpipe.transforms.options import TransformOptions
 
-    values = parse_assignments(arguments.transform, "--transform")
-    return parse_options(TransformOptions, values, context="--transform")
+    store, values = open_store(arguments.store), parse_assignments(arguments.transform, "--transform")
+    return {
+        "store": store,
+        "task": arguments.task,
+        "scheme": arguments.scheme,
+        "modalities": tuple(arguments.modalities) if arguments.modalities else None,
+        "mask_file": arguments.mask,
+        "transform": parse_options(TransformOptions, values, context="--transform"),
+    }
 
 
 def _job(arguments: argparse.Namespace, config: Any, device: str) -> Any:
     from moe_retriever.training.loop import Job
-    from mrpipe import open_store
 
-    return Job(
-        store=open_store(arguments.store),
-        run=arguments.out,
-        config=config,
-        task=arguments.task,
-        scheme=arguments.scheme,
-        modalities=tuple(arguments.modalities) if arguments.modalities else None,
-        mask_file=arguments.mask,
-        transform=_transform(arguments),
-        device=device,
-        overwrite=arguments.overwrite,
-        quiet=arguments.quiet,
-    )
+    how = {"device": device, "overwrite": arguments.overwrite, "quiet": arguments.quiet}
+    return Job(run=arguments.out, config=config, **_data(arguments), **how)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -130,14 +127,8 @@ def _search(arguments: argparse.Namespace) -> None:
     space = None if arguments.space is None else read_space(arguments.space)
     if not method.gradient:
         print(f"{method.name} is not trained with gradients and selects its options internally, so only trial 0 is run")
-    content = search(
-        _job(arguments, config, device),
-        method,
-        preset=arguments.preset,
-        fixed=_typed(config, parse_assignments(arguments.set)),
-        space=space,
-        n_trials=arguments.trials,
-    )
+    job, fixed = _job(arguments, config, device), _typed(config, parse_assignments(arguments.set))
+    content = search(job, method, preset=arguments.preset, fixed=fixed, space=space, n_trials=arguments.trials)
     show(content, arguments.out)
 
 
@@ -151,9 +142,8 @@ def _print_metrics(content: dict[str, Any]) -> None:
     table = Table("metric", "value", "95% interval", title=f"{title}, n = {content['n_evaluated']}")
     for name, v in content["metrics"].items():
         interval = "" if v["low"] is None else f"{v['low']:.4f} … {v['high']:.4f}"
-        table.add_row(
-            METRIC_NAMES.get(name, name), "undefined" if v["value"] is None else f"{v['value']:.4f}", interval
-        )
+        value = "undefined" if v["value"] is None else f"{v['value']:.4f}"
+        table.add_row(METRIC_NAMES.get(name, name), value, interval)
     if content["majority"]["accuracy"] is not None:
         name = f"accuracy of the majority class ({content['majority']['class']})"
         table.add_row(name, f"{content['majority']['accuracy']:.4f}", "")
@@ -165,41 +155,24 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from moe_retriever.evaluation.evaluate import evaluate_run
     from mrpipe import open_store
 
-    content = evaluate_run(
-        arguments.run,
-        open_store(arguments.store),
-        part=arguments.part,
-        draws=arguments.draws,
-        n_resamples=arguments.resamples,
-        device=device,
-    )
-    _print_metrics(content)
+    how = {"part": arguments.part, "draws": arguments.draws, "n_resamples": arguments.resamples, "device": device}
+    _print_metrics(evaluate_run(arguments.run, open_store(arguments.store), **how))
 
 
 def _predict(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
     import numpy as np
 
-    from moe_retriever.data.load import load
-    from moe_retriever.evaluation.evaluate import load_for
+    from moe_retriever.evaluation.evaluate import load_for, load_like
     from moe_retriever.training.checkpoint import load_run
     from moe_retriever.training.predict import predict, prediction_frame
     from mrpipe import open_store
     from mrpipe.store.parquet import write_frame
 
     trained = load_run(arguments.run, device)
-    store, origin = open_store(arguments.store), trained.origin
-    origin.require_same_kind(store)
-    data = load(
-        store,
-        task=origin.task,
-        scheme=origin.scheme,
-        modalities=trained.spec.names,
-        mask_file=arguments.mask,
-        fitted=trained.fitted,
-        classes=trained.spec.classes,
-        device=device,
-    )
+    store = open_store(arguments.store)
+    trained.origin.require_same_kind(store)
+    data = load_like(trained, store, device, mask_file=arguments.mask, classes=trained.spec.classes)
     if arguments.reference_store is not None:
         reference = load_for(trained, arguments.run, open_store(arguments.reference_store), device)
         trained.method.prepare(reference, reference.rows("train"))
@@ -219,18 +192,8 @@ def _analyse(arguments: argparse.Namespace) -> None:
     from moe_retriever.evaluation.analysis import Request, analyse
     from mrpipe import open_store
 
-    written = analyse(
-        Request(
-            runs=arguments.run,
-            store=open_store(arguments.store),
-            out=arguments.out,
-            what=arguments.what,
-            part=arguments.part,
-            combination=arguments.combination,
-            device=device,
-        )
-    )
-    for path in written:
+    what = {name: getattr(arguments, name) for name in ("out", "what", "part", "combination")}
+    for path in analyse(Request(runs=arguments.run, store=open_store(arguments.store), device=device, **what)):
         print(path)
 
 
@@ -241,19 +204,7 @@ def _benchmark(arguments: argparse.Namespace) -> None:
 
     methods = names() if arguments.method == ["all"] else arguments.method
     configs = [_config(m, arguments.preset, arguments) for m in methods]
-    from mrpipe import open_store
-
-    frame = measure(
-        open_store(arguments.store),
-        configs,
-        task=arguments.task,
-        scheme=arguments.scheme,
-        modalities=arguments.modalities,
-        mask_file=arguments.mask,
-        transform=_transform(arguments),
-        device=device,
-        steps=arguments.steps,
-    )
+    frame = measure(configs=configs, device=device, steps=arguments.steps, **_data(arguments))
     show(frame)
     if arguments.out is not None:
         from mrpipe.store.parquet import write_text

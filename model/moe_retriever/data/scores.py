@@ -9,6 +9,7 @@ import math
 import warnings
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
@@ -20,6 +21,13 @@ METRIC_NAMES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "ece": "ECE",
+}
+# Columns of a table of scores: group of samples, metric, value and interval.
+SCORE_COLUMNS = {
+    **dict.fromkeys(("by", "group"), pl.String),
+    "n": pl.Int64,
+    "metric": pl.String,
+    **dict.fromkeys(("value", "low", "high"), pl.Float64),
 }
 N_BINS = 15
 Floats = NDArray[np.float64]
@@ -52,6 +60,8 @@ def score(label: Ints, probability: Floats) -> dict[str, float | None]:
         return dict.fromkeys(METRICS)
     predicted = probability.argmax(axis=1)
     columns = ranked_classes(label, probability)
+    areas = {"auroc": roc_auc_score, "auprc": average_precision_score}
+    ranking = {k: [area(label == c, probability[:, c]) for c in columns] for k, area in areas.items()}
     with warnings.catch_warnings():
         # The recall of a class that is predicted but does not occur is omitted, as documented.
         warnings.simplefilter("ignore", UserWarning)
@@ -60,12 +70,7 @@ def score(label: Ints, probability: Floats) -> dict[str, float | None]:
         "accuracy": float((predicted == label).mean()),
         "balanced_accuracy": balanced,
         "macro_f1": float(f1_score(label, predicted, average="macro", zero_division=0)),
-        "auroc": float(np.mean([roc_auc_score(label == c, probability[:, c]) for c in columns])) if columns else None,
-        "auprc": (
-            float(np.mean([average_precision_score(label == c, probability[:, c]) for c in columns]))
-            if columns
-            else None
-        ),
+        **{k: float(np.mean(values)) if values else None for k, values in ranking.items()},
         "ece": ece(label, probability),
     }
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from moe_retriever.data.scores import METRICS, Floats, Ints, ranked_classes, score
+from moe_retriever.data.scores import METRICS, SCORE_COLUMNS, Floats, Ints, ranked_classes, score
 from mrpipe import keyed
 
 __all__ = ["METRICS", "bootstrap", "interval", "score", "table", "weighted_auprc", "weighted_auroc", "weighted_metrics"]
@@ -138,13 +138,4 @@ def table(
         for metric in METRICS:
             low, high = intervals.get(metric, (None, None)) if values[metric] is not None else (None, None)
             rows.append((by, group, int(chosen.sum()), metric, values[metric], low, high))
-    schema = {
-        "by": pl.String,
-        "group": pl.String,
-        "n": pl.Int64,
-        "metric": pl.String,
-        "value": pl.Float64,
-        "low": pl.Float64,
-        "high": pl.Float64,
-    }
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    return pl.DataFrame(rows, schema=SCORE_COLUMNS, orient="row")

@@ -27,13 +27,21 @@ def load_for(trained: Trained, run: Path, store: Store, device: str) -> Data:
         DataError: the store is not the training store, or the run folder lacks its mask file.
     """
     require_training_store(trained.origin, store)
+    return load_like(trained, store, device, mask_file=run / MASK_NAME if trained.origin.mask is not None else None)
+
+
+def load_like(
+    trained: Trained, store: Store, device: str, *, mask_file: Path | None, classes: tuple[str, ...] | None = None
+) -> Data:
+    """Load a store with the task, split scheme, modalities and transforms of a run; `classes` as in `load`."""
     return load(
         store,
         task=trained.origin.task,
         scheme=trained.origin.scheme,
         modalities=trained.spec.names,
-        mask_file=run / MASK_NAME if trained.origin.mask is not None else None,
+        mask_file=mask_file,
         fitted=trained.fitted,
+        classes=classes,
         device=device,
     )
 
@@ -114,16 +122,10 @@ def majority(data: Data, part: str) -> dict[str, Any]:
 
 def metric_table(data: Data, found: Predictions, *, seed: int, n_resamples: int = 1000) -> pl.DataFrame:
     """Metrics of labelled predictions; see `moe_retriever.evaluation.bootstrap.table`."""
-    observed = data.observed[found.rows]
-    return table(
-        data.label[found.rows],
-        found.probability,
-        data.subject_id[found.rows],
-        data.combination(observed),
-        observed.sum(axis=1),
-        seed=seed,
-        n_resamples=n_resamples,
-    )
+    rows, observed = found.rows, data.observed[found.rows]
+    groups = data.combination(observed), observed.sum(axis=1)
+    label, subject = data.label[rows], data.subject_id[rows]
+    return table(label, found.probability, subject, *groups, seed=seed, n_resamples=n_resamples)
 
 
 def summary(metrics: pl.DataFrame) -> dict[str, Any]:

@@ -18,17 +18,8 @@ from moe_retriever.data.load import Data
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Method
 
-SCHEMA = pl.Schema(
-    {
-        "combination": pl.String,
-        "role": pl.String,
-        "n_items": pl.Int64,
-        "expert": pl.Int32,
-        "pool": pl.String,
-        "name": pl.String,
-        "visits": pl.Int64,
-    }
-)
+SCHEMA = {"combination": pl.String, "role": pl.String, "n_items": pl.Int64, "expert": pl.Int32}
+SCHEMA |= {"pool": pl.String, "name": pl.String, "visits": pl.Int64}
 
 
 def expert_names(pools: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from moe_retriever.data.scores import SCORE_COLUMNS
 from moe_retriever.evaluation.paired import Predicted
 from mrpipe.errors import DataError, Fault
 from mrpipe.experiment.truth import ANY
@@ -17,27 +18,14 @@ from mrpipe.store.masks import combination_name
 from mrpipe.store.parquet import write_frame
 
 # The configuration is a long text, identical in all rows of a run; a categorical column stores it once.
+_TEXTS = ("run", "dataset", "store_id", "origin", "task", "scheme", "modalities", "mechanism")
 SCHEMA = pl.Schema(
     {
-        "run": pl.String,
-        "dataset": pl.String,
-        "store_id": pl.String,
-        "origin": pl.String,
-        "task": pl.String,
-        "scheme": pl.String,
-        "modalities": pl.String,
-        "mechanism": pl.String,
+        **dict.fromkeys(_TEXTS, pl.String),
         "p": pl.Float64,
-        "method": pl.String,
-        "preset": pl.String,
+        **dict.fromkeys(("method", "preset"), pl.String),
         "seed": pl.Int64,
-        "by": pl.String,
-        "group": pl.String,
-        "n": pl.Int64,
-        "metric": pl.String,
-        "value": pl.Float64,
-        "low": pl.Float64,
-        "high": pl.Float64,
+        **SCORE_COLUMNS,
         "code_hash": pl.String,
     }
     | {"config": pl.Categorical()}
@@ -71,11 +59,8 @@ def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
             "config": json.dumps(config, sort_keys=True),
         }
         scores = pl.read_csv(run / "metrics.csv", schema_overrides={"group": pl.String}, infer_schema_length=None)
-        frames.append(
-            scores.with_columns(pl.lit(value).alias(name) for name, value in known.items()).select(
-                pl.col(name).cast(dtype) for name, dtype in SCHEMA.items()
-            )
-        )
+        every = scores.with_columns(pl.lit(value).alias(name) for name, value in known.items())
+        frames.append(every.select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items()))
     return pl.concat(frames)
 
 
@@ -109,9 +94,8 @@ def best_possible(run: Path, best: pl.DataFrame | None) -> Predicted | None:
     frame = _predictions(run)
     classes = [c for c in frame.columns if c.startswith("p_")]
     samples = frame.drop(classes)
-    of_any = samples.join(
-        best.filter(modalities=ANY).drop("modalities"), on="sample_id", how="left", maintain_order="left"
-    )
+    best_of_any = best.filter(modalities=ANY).drop("modalities")
+    of_any = samples.join(best_of_any, on="sample_id", how="left", maintain_order="left")
     exact = samples.join(best, on=["sample_id", "modalities"], how="left", maintain_order="left")
     found = exact.with_columns(pl.coalesce(c, of_any[c]).alias(c) for c in classes)
     return None if any(found[c].null_count() for c in classes) else _predicted(found)

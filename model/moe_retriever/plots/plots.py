@@ -14,6 +14,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from moe_retriever.data.scores import METRIC_NAMES
 from mrpipe.store.masks import name_parts
@@ -24,13 +25,15 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 INK, FAINT = "#222222", "#C9CDD2"
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure; width and height in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_facecolor("white")
     return figure
 
 
-def _plain(axes: Axes, *, grid: bool = False) -> None:
+def plain(axes: Axes, *, grid: bool = False) -> None:
+    """Remove the frame at the top and on the right, and draw a horizontal grid on request."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if grid:
@@ -51,7 +54,7 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
     total = sum(observed.values())
     sets = [set(name_parts(pattern)) for pattern, _ in shown]
     per_modality = [sum(n for pattern, n in rows if name in name_parts(pattern)) for name in names]
-    figure = _figure(2.6 + 0.55 * max(4, len(shown)), 2.6 + 0.34 * len(names))
+    figure = blank(2.6 + 0.55 * max(4, len(shown)), 2.6 + 0.34 * len(names))
     widths, heights = (1.5, 0.5 * max(4, len(shown))), (2.2, 0.34 * len(names))
     grid = figure.add_gridspec(2, 2, width_ratios=widths, height_ratios=heights)
     bars = figure.add_subplot(grid[0, 1])
@@ -66,7 +69,7 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
     bars.set_ylabel("samples")
     bars.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     bars.tick_params(axis="x", length=0, labelbottom=False)
-    _plain(bars)
+    plain(bars)
     if rest:
         left = sum(n for _, n in rest)
         bars.set_title(f"{len(rest)} rarer combinations ({left:,} samples) not shown", fontsize=8, loc="right")
@@ -94,7 +97,7 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
 def cohort_flow(attrition: pl.DataFrame) -> Figure:
     """Remaining and excluded samples: one bar per step of `attrition.parquet`."""
     steps = list(attrition.iter_rows(named=True))
-    figure = _figure(7.2, 0.7 + 0.46 * len(steps))
+    figure = blank(7.2, 0.7 + 0.46 * len(steps))
     axes = figure.add_subplot()
     start = max(1, steps[0]["n_before"])
     for y, step in enumerate(steps):
@@ -110,7 +113,7 @@ def cohort_flow(attrition: pl.DataFrame) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel("samples")
     axes.tick_params(axis="y", length=0)
-    _plain(axes)
+    plain(axes)
     axes.spines["left"].set_visible(False)
     return figure
 
@@ -123,7 +126,7 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], *, score: str = "scor
             samples, the scores are null or the validation columns are missing.
         score: name of the selection score.
     """
-    figure = _figure(7.6, 3.0)
+    figure = blank(7.6, 3.0)
     left, right = figure.subplots(1, 2)
     for number, (name, frame) in enumerate(histories.items()):
         color = PALETTE[number % len(PALETTE)]
@@ -139,7 +142,7 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], *, score: str = "scor
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _plain(axes, grid=True)
+        plain(axes, grid=True)
     right.legend(frameon=False, fontsize=8, loc="best")
     return figure
 
@@ -155,14 +158,20 @@ def routing(frame: pl.DataFrame, experts: Sequence[str]) -> Figure:
     table = np.zeros((len(pairs), len(experts)))
     for row in frame.iter_rows(named=True):
         table[pairs.index((row["target"], row["inputs"])), experts.index(row["expert"])] = row["share"]
-    figure = _figure(1.9 + 0.30 * len(experts), 1.5 + 0.36 * len(pairs))
+    figure = blank(1.9 + 0.30 * len(experts), 1.5 + 0.36 * len(pairs))
+    rows = [f"{target} ← {_spaced(inputs)}" for target, inputs in pairs]
+    axes = _heat_map(figure, table, rows, experts, "gate weight")
+    axes.set_title("missing ← observed", loc="left", fontsize=8.5)
+    return figure
+
+
+def _heat_map(figure: Figure, table: NDArray[np.float64], rows: list[str], experts: Sequence[str], label: str) -> Axes:
     axes = figure.add_subplot()
     image = axes.imshow(table, cmap="Blues", vmin=0, vmax=max(float(table.max()), 1e-6), aspect="auto")
-    axes.set_yticks(range(len(pairs)), [f"{target} ← {_spaced(inputs)}" for target, inputs in pairs])
+    axes.set_yticks(range(len(rows)), rows)
     _expert_axis(axes, experts)
-    axes.set_title("missing ← observed", loc="left", fontsize=8.5)
-    figure.colorbar(image, ax=axes, label="gate weight", fraction=0.06, pad=0.02)
-    return figure
+    figure.colorbar(image, ax=axes, label=label, fraction=0.06, pad=0.02)
+    return axes
 
 
 def expert_selection(frame: pl.DataFrame) -> Figure:
@@ -179,15 +188,11 @@ def expert_selection(frame: pl.DataFrame) -> Figure:
     table = np.zeros((len(combinations), len(experts)))
     for row in frame.iter_rows(named=True):
         table[combinations.index(row["combination"]), row["expert"]] = row["ratio"]
-    figure = _figure(2.6 + min(0.28 * len(experts), WIDEST), 1.6 + 0.36 * len(combinations))
-    axes = figure.add_subplot()
-    image = axes.imshow(100 * table, cmap="Blues", vmin=0, vmax=max(100 * float(table.max()), 1e-6), aspect="auto")
-    axes.set_yticks(range(len(combinations)), map(_spaced, combinations))
+    figure = blank(2.6 + min(0.28 * len(experts), WIDEST), 1.6 + 0.36 * len(combinations))
+    axes = _heat_map(figure, 100 * table, [_spaced(c) for c in combinations], experts, "% of visits")
     axes.set_ylabel("modality combination")
     if len(ranked) > MOST_ROWS:
         axes.set_title(f"{len(ranked) - MOST_ROWS} rarer combinations not shown", fontsize=8, loc="right")
-    _expert_axis(axes, experts)
-    figure.colorbar(image, ax=axes, label="% of visits", fraction=0.06, pad=0.02)
     return figure
 
 
@@ -200,7 +205,6 @@ def _spaced(combination: str) -> str:
 
 
 def _by_visits(frame: pl.DataFrame) -> list[str]:
-    """The combinations, sorted by decreasing number of visits."""
     total = frame.group_by("combination").agg(pl.col("visits").sum())
     return total.sort("visits", "combination", descending=[True, False])["combination"].to_list()
 
@@ -232,7 +236,7 @@ def combination_shares(frame: pl.DataFrame) -> Figure:
     shown = ranked if len(ranked) <= len(PALETTE) else ranked[: len(PALETTE) - 1]
     experts = frame.select("expert", "name").unique().sort("expert")["name"].to_list()
     place = {name: x for x, name in enumerate(experts)}
-    figure = _figure(3.4 + min(0.28 * len(experts), WIDEST), 3.4)
+    figure = blank(3.4 + min(0.28 * len(experts), WIDEST), 3.4)
     axes = figure.add_subplot()
     bottom = np.zeros(len(experts))
     for number, combination in enumerate([*shown, *(["others"] if len(ranked) > len(shown) else [])]):
@@ -247,15 +251,9 @@ def combination_shares(frame: pl.DataFrame) -> Figure:
     axes.set_xlim(-0.6, len(experts) - 0.4)
     axes.set_ylim(0, 100)
     axes.set_ylabel("% of the expert's visits")
-    _plain(axes)
-    axes.legend(
-        frameon=False,
-        fontsize=8,
-        title="modality combination",
-        title_fontsize=8,
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
-    )
+    plain(axes)
+    style = {"frameon": False, "fontsize": 8, "title": "modality combination", "title_fontsize": 8}
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **style)
     return figure
 
 
@@ -271,7 +269,7 @@ def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
     """
     everything = pl.concat(list(runs.values()))
     pairs = sorted({(a, b) for a, b in everything.select("first", "second").iter_rows()})
-    figure = _figure(1.6 + 3.1 * len(runs), 4.8)
+    figure = blank(1.6 + 3.1 * len(runs), 4.8)
     grid = figure.subplots(2, len(runs), sharex="col", sharey=True, squeeze=False)
     for column, (name, frame) in enumerate(runs.items()):
         for row, (kind, words) in enumerate(GRADIENT_KINDS.items()):
@@ -281,31 +279,17 @@ def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
             if len(pairs) <= len(PALETTE):
                 for number, (a, b) in enumerate(pairs):
                     line = some.filter((pl.col("first") == a) & (pl.col("second") == b))
-                    axes.plot(
-                        line["epoch"],
-                        line["cosine"],
-                        color=PALETTE[number],
-                        linewidth=1.5,
-                        marker="o",
-                        markersize=2.5,
-                        label=f"{a}, {b}",
-                    )
+                    style = {"color": PALETTE[number], "linewidth": 1.5, "marker": "o", "markersize": 2.5}
+                    axes.plot(line["epoch"], line["cosine"], label=f"{a}, {b}", **style)
             else:
                 over = some.group_by("epoch", maintain_order=True).agg(
                     low=pl.col("cosine").min(), mean=pl.col("cosine").mean(), high=pl.col("cosine").max()
                 )
-                axes.fill_between(
-                    over["epoch"],
-                    over["low"],
-                    over["high"],
-                    color=PALETTE[5],
-                    alpha=0.4,
-                    linewidth=0,
-                    label=f"range of {len(pairs)} pairs",
-                )
+                band = {"color": PALETTE[5], "alpha": 0.4, "linewidth": 0, "label": f"range of {len(pairs)} pairs"}
+                axes.fill_between(over["epoch"], over["low"], over["high"], **band)
                 axes.plot(over["epoch"], over["mean"], color=PALETTE[0], linewidth=1.5, label="mean")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            _plain(axes, grid=True)
+            plain(axes, grid=True)
             if row == 0:
                 axes.set_title(name, fontsize=10)
             else:
@@ -329,21 +313,13 @@ def before_and_after(frame: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
         titles: stage → title of its panel, in order.
     """
     classes = sorted(set(frame["label"]))
-    figure = _figure(8.4, 4.2)
+    figure = blank(8.4, 4.2)
     for axes, (stage, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for number, name in enumerate(classes):
             some = frame.filter((pl.col("stage") == stage) & (pl.col("label") == name))
             again, color = divmod(number, len(PALETTE))
-            axes.scatter(
-                some["x"],
-                some["y"],
-                s=16,
-                color=PALETTE[color],
-                marker=MARKERS[again % len(MARKERS)],
-                alpha=0.75,
-                linewidths=0,
-                label=name,
-            )
+            style = {"color": PALETTE[color], "marker": MARKERS[again % len(MARKERS)], "label": name}
+            axes.scatter(some["x"], some["y"], s=16, alpha=0.75, linewidths=0, **style)
         axes.set_title(title, fontsize=9.5)
         axes.set_xticks([])
         axes.set_yticks([])

@@ -44,9 +44,8 @@ def read_benchmarks(folder: Path) -> pl.DataFrame:
             continue
         said = json.loads(lines[-1])
         rule, job = job_of(path, folder)
-        rows.append(
-            {"rule": said.get("rule_name") or rule, "job": job} | {v: _number(said.get(k)) for k, v in _FIELDS.items()}
-        )
+        measured = {v: _number(said.get(k)) for k, v in _FIELDS.items()}
+        rows.append({"rule": said.get("rule_name") or rule, "job": job, **measured})
     schema = {"rule": pl.String, "job": pl.String, **dict.fromkeys(_FIELDS.values(), pl.Float64)}
     return pl.DataFrame(rows, schema=schema)
 
@@ -71,14 +70,13 @@ def summarise(jobs: pl.DataFrame) -> dict[str, Any] | None:
         slowest.alias("slowest"),
     )
     most = max(float(rules["total"].max() or 0.0), 1e-9)  # type: ignore[arg-type]
+    rules = rules.with_columns(share=pl.col("total") / most)
     return {
         "n": len(jobs),
         "seconds": float(jobs["seconds"].sum()),
         "cpu_seconds": float(jobs["cpu_seconds"].sum()),
         "peak_mb": jobs["peak_mb"].max(),
-        "rules": rules.sort(["total", "rule"], descending=[True, False])
-        .with_columns(share=pl.col("total") / most)
-        .to_dicts(),
+        "rules": rules.sort(["total", "rule"], descending=[True, False]).to_dicts(),
         "slowest": jobs.sort(["seconds", "job"], descending=[True, False], nulls_last=True).head(SLOWEST).to_dicts(),
     }
 

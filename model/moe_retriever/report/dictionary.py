@@ -61,24 +61,19 @@ def _rows(features: pl.DataFrame) -> pl.DataFrame:
 
     Each row has the first and last name, the number of features, and the lowest and highest missing rate.
     """
-    text = ("name", "description", "source_column")
-    plain = [pl.col(c).fill_null("").str.replace_all(_NUMBER, "#") for c in text]
-    same = pl.concat_str(
-        [*plain, *(pl.col(c).fill_null("") for c in ("kind", "unit", "dtype", "source_file"))], separator="\x1f"
-    )
+    plain = pl.col("name", "description", "source_column").fill_null("").str.replace_all(_NUMBER, "#")
+    same = pl.concat_str(plain, pl.col("kind", "unit", "dtype", "source_file").fill_null(""), separator="\x1f")
     # SNPs differ only by name, position and alleles, and those of one chip are not consecutive.
     chip = pl.concat_str([pl.lit("genotype"), pl.col("source_file").fill_null("")], separator="\x1f")
     run = pl.when(pl.col("kind") == "genotype").then(chip).otherwise(same.rle_id().cast(pl.String))
+    one_description = pl.col("description").n_unique() == 1
     runs = features.with_columns(run=run, rate=missing_rate(), levels=pl.col("levels").list.join(", "))
     return runs.group_by("run", maintain_order=True).agg(
         pl.len().alias("n"),
         pl.col("name").first(),
         pl.col("name").last().alias("last"),
         pl.col("kind", "unit", "source_file", "source_column").first(),
-        pl.when(pl.col("description").n_unique() == 1)
-        .then(pl.col("description").first())
-        .otherwise(pl.col("description").first() + " …")
-        .alias("description"),
+        pl.col("description").first() + pl.when(one_description).then(pl.lit("")).otherwise(pl.lit(" …")),
         pl.col("levels").first().str.slice(0, 120),
         pl.col("n_observed").min(),
         pl.col("rate").min().alias("low"),

@@ -50,14 +50,8 @@ def require_passive(text: str, file: str) -> str:
     """
     found = _ACTIVE.search(text)
     if found:
-        raise DataError(
-            Fault(
-                file=file,
-                expected="markup without scripts and external resources",
-                found=repr(found[0].strip()),
-                fix="Create it again with its workflow rule.",
-            )
-        )
+        expected, fix = "markup without scripts and external resources", "Create it again with its workflow rule."
+        raise DataError(Fault(file=file, expected=expected, found=repr(found[0].strip()), fix=fix))
     return text
 
 
@@ -83,20 +77,19 @@ def inline_svg(text: str, *, name: str, label: str, file: str) -> Markup:
     width = round(float(box[1]) * 4 / 3) if box else 640
     # On a narrow screen, a figure shrinks while its text remains legible; beyond that, its container scrolls.
     size = f"width:{width}px;min-width:{min(round(0.7 * width), 560)}px"
-    root = _LENGTH.sub("", opening[0]).replace(
-        "<svg", f'<svg role="img" aria-label="{escape(label)}" style="{size};{style}"', 1
-    )
+    start = f'<svg role="img" aria-label="{escape(label)}" style="{size};{style}"'
+    root = _LENGTH.sub("", opening[0]).replace("<svg", start, 1)
     return Markup(root + content[len(opening[0]) :])
 
 
-def draw(figure: Figure, path: Path, *, label: str) -> Markup:
-    """Save a figure as a reproducible SVG file and return its markup for the page."""
+def draw(figure: Figure, path: Path, *, label: str, caption: str) -> Picture:
+    """Save a figure as a reproducible SVG file and return it for the page."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     write_text(path, text)
-    return inline_svg(text, name=path.stem, label=label, file=path.name)
+    return Picture(inline_svg(text, name=path.stem, label=label, file=path.name), caption)
 
 
 def inline_image(path: Path, *, label: str) -> Markup:

@@ -98,15 +98,15 @@ def _routing_figure(run: ReportedRun) -> Figure:
 
 def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, figures: Path) -> list[Picture]:
     pictures = []
-    first, view = runs[0], runs[0].metrics["modalities"]
-    if first.metrics["mask"]:
-        markup = draw(
-            plots.availability(sizes, view),
-            figures / f"{anchor}-availability.svg",
-            label="Number of test samples for each combination of remaining modalities; the table of accuracies by "
-            "observed modalities has the same numbers.",
-        )
-        pictures.append(Picture(markup, "Modalities of the test samples after the simulated missingness."))
+
+    def add(kind: str, figure: Figure, label: str, caption: str) -> None:
+        pictures.append(draw(figure, figures / f"{anchor}-{kind}.svg", label=label, caption=caption))
+
+    if runs[0].metrics["mask"]:
+        label = "Number of test samples for each combination of remaining modalities; the table of accuracies by "
+        label += "observed modalities has the same numbers."
+        caption = "Modalities of the test samples after the simulated missingness."
+        add("availability", plots.availability(sizes, runs[0].metrics["modalities"]), label, caption)
     trained = [run for run in runs if (run.folder / "history.parquet").is_file()]
     # If there are many runs, only the first seed of each method is drawn.
     drawn = trained if len(trained) <= MAX_CURVES else list({r.label: r for r in reversed(trained)}.values())[::-1]
@@ -114,27 +114,20 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
     if drawn:
         curves = {f"{r.label}, seed {r.seed}": pl.read_parquet(r.folder / "history.parquet") for r in drawn}
         selected = {run.config["common"]["select_metric"] for run in drawn}
-        markup = draw(
-            plots.learning_curves(curves, score=selected.pop() if len(selected) == 1 else "score"),
-            figures / f"{anchor}-learning.svg",
-            label="Training loss, validation loss and validation score by epoch, one line per run.",
-        )
+        figure = plots.learning_curves(curves, score=selected.pop() if len(selected) == 1 else "score")
+        label = "Training loss, validation loss and validation score by epoch, one line per run."
         of = f" {len(drawn)} of {len(trained)} runs are shown." if len(drawn) < len(trained) else ""
-        pictures.append(Picture(markup, f"Learning curves. Dots mark the selected epochs.{of}"))
+        add("learning", figure, label, f"Learning curves. Dots mark the selected epochs.{of}")
     # One figure per experiment, for the first run of a method with routing.
     for run in [r for r in runs if (r.folder / "routing.parquet").is_file()][:1]:
-        markup = draw(
-            _routing_figure(run),
-            figures / f"{anchor}-routing.svg",
-            label=f"Share of the gate weight of {run.label} by expert, missing modality and observed modalities.",
-        )
+        label = f"Share of the gate weight of {run.label} by expert, missing modality and observed modalities."
         caption = (
             f"Expert routing of {run.label}, seed {run.seed}: share of the gate weight per expert, for each missing "
             "modality and combination of observed modalities. Tokens visit "
         )
         pooled = run.options.get("context_routing", True)
         caption += "only the shared experts and those of the missing modality." if pooled else "any expert."
-        pictures.append(Picture(markup, caption))
+        add("routing", _routing_figure(run), label, caption)
     return pictures
 
 
@@ -153,7 +146,6 @@ def describe_experiment(
     sizes = dict(by_combination.group_by("group").agg(pl.col("n").mean().round().cast(int)).iter_rows())
     combinations = sorted(sizes, key=lambda c: (-c.count("+"), c))
     first = runs[0].metrics
-    mask_seeds = sorted({run.metrics["mask"]["seed"] for run in runs}) if first["mask"] else []
     anchor = anchor_of(key)
     return {
         "anchor": anchor,
@@ -162,7 +154,7 @@ def describe_experiment(
         "scheme": scheme,
         "store_id": store_id,
         "missingness": runs[0].missingness_title,
-        "mask_seeds": mask_seeds,
+        "mask_seeds": sorted({run.metrics["mask"]["seed"] for run in runs}) if first["mask"] else [],
         "seeds": sorted({run.seed for run in runs}),
         "n": first["n"],
         "n_without": sum(first["n_without_modality"].values()),

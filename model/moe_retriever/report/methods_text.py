@@ -262,7 +262,6 @@ def _evaluation(runs: Sequence[ReportedRun], cited: Bibliography) -> str:
 
 
 def _software(runs: Sequence[ReportedRun], stores: Sequence[Store], cited: Bibliography) -> str:
-    """Software versions recorded by the runs and stores, and the devices used for training."""
     versions: defaultdict[str, set[str]] = defaultdict(set)
     for run in runs:
         for name, version in run.cost.get("versions", {}).items():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from jinja2 import DictLoader, Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from moe_retriever.data.scores import METRIC_NAMES
@@ -86,10 +86,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         describe_experiment(key, members, of_experiment(scores, key), figures, drawn=number < MAX_DRAWN)
         for number, (key, members) in enumerate(experiments.items())
     ]
-    described = [
-        describe_store(store, figures) | {"quality": describe_quality(quality_folder(store, quality))}
-        for store in stores
-    ]
+    described = [describe_store(s, figures) | {"quality": describe_quality(quality_folder(s, quality))} for s in stores]
     warned = [c for store in described for c in cautions.of_store(store)]
     warned += [c for key, members in experiments.items() for c in cautions.of_experiment(key, members)]
     for key, members in by_experiment(cells).items():
@@ -97,30 +94,27 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     said = cautions.together(warned)
     jobs = None if inputs.benchmarks is None else benchmarks.summarise(benchmarks.read_benchmarks(inputs.benchmarks))
     settings = _settings([*runs, *cells])
-    html = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=_title(stores, runs, suites),
-            origins=_origins(stores, runs, suites),
-            n_runs=len(runs),
-            stores=described,
-            suites=suites,
-            experiments=sections,
-            metrics=[f"{name} (%)" for name in METRIC_NAMES.values()],
-            cautions=said[: cautions.MOST],
-            n_cautions=len(said),
-            max_drawn=MAX_DRAWN,
-            settings=settings[:MOST_SETTINGS],
-            n_settings=len(settings),
-            methods=_with_links(methods_text([*runs, *cells], stores, searches)),
-            costs=[
-                {"heading": s["heading"], "missingness": s["missingness"], "rows": cost.of_experiment(members)}
-                for s, members in zip(sections, experiments.values(), strict=True)
-            ],
-            jobs=jobs,
-            sealed=[{"title": short_title(s), "store_id": s.store_id, **sealed_at(s)} for s in stores],
-        )
+    costs = [
+        {"heading": s["heading"], "missingness": s["missingness"], "rows": cost.of_experiment(members)}
+        for s, members in zip(sections, experiments.values(), strict=True)
+    ]
+    html = _template().render(
+        title=_title(stores, runs, suites),
+        origins=_origins(stores, runs, suites),
+        n_runs=len(runs),
+        stores=described,
+        suites=suites,
+        experiments=sections,
+        metrics=[f"{name} (%)" for name in METRIC_NAMES.values()],
+        cautions=said[: cautions.MOST],
+        n_cautions=len(said),
+        max_drawn=MAX_DRAWN,
+        settings=settings[:MOST_SETTINGS],
+        n_settings=len(settings),
+        methods=_with_links(methods_text([*runs, *cells], stores, searches)),
+        costs=costs,
+        jobs=jobs,
+        sealed=[{"title": short_title(s), "store_id": s.store_id, **sealed_at(s)} for s in stores],
     )
     # The column is omitted unless a run has non-default transforms.
     shown = scores if (scores["transforms"] != "").any() else scores.drop("transforms")
@@ -130,7 +124,6 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
 
 
 def _stores(given: Sequence[Path], suites: Sequence[ReportedSuite]) -> list[Store]:
-    """The given stores, then the existing stores of the suites, without duplicates."""
     of_suites = [path for suite in suites for path in suite.stores if (path / "manifest.json").is_file()]
     stores: dict[str, Store] = {}
     for path in (*given, *of_suites):
@@ -150,7 +143,6 @@ def _quality(folders: Mapping[str, Path], stores: Sequence[Path]) -> Mapping[str
 
 
 def _cells(suites: Sequence[ReportedSuite], folder: Path | None, runs: Sequence[ReportedRun]) -> list[ReportedRun]:
-    """Finished cells of the suites that are not among the runs."""
     if folder is None:
         return []
     known = {run.folder.resolve() for run in runs}
@@ -158,18 +150,13 @@ def _cells(suites: Sequence[ReportedSuite], folder: Path | None, runs: Sequence[
     return [read_run(p) for p in places if p.resolve() not in known and (p / "metrics.json").is_file()]
 
 
-def _environment() -> Environment:
+def _template() -> Template:
     loader = DictLoader({name: (HERE / name).read_text(encoding="utf-8") for name in TEMPLATES})
-    environment = Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
-    environment.filters |= {
-        "seconds": benchmarks.show_seconds,
-        "megabytes": benchmarks.show_megabytes,
-        "percent": _percent,
-        "number": _number,
-    }
-    return environment
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.undefined = StrictUndefined
+    environment.filters |= {"seconds": benchmarks.show_seconds, "megabytes": benchmarks.show_megabytes}
+    environment.filters |= {"percent": _percent, "number": _number}
+    return environment.get_template("page.html")
 
 
 def _percent(share: float | None) -> str:
@@ -194,7 +181,6 @@ def _title(stores: Sequence[Store], runs: Sequence[ReportedRun], suites: Sequenc
 def _origins(
     stores: Sequence[Store], runs: Sequence[ReportedRun], suites: Sequence[ReportedSuite]
 ) -> dict[str, list[str]]:
-    """Origin → data sets of this origin on the page."""
     said = [(s.manifest.origin, s.manifest.dataset) for s in stores]
     said += [(r.metrics["origin"], r.metrics["dataset"]) for r in runs]
     said += [pair for suite in suites for pair in suite.origins]
@@ -210,25 +196,16 @@ def _settings(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     for run in runs:
         options = changed_options(run.config) | {f"transform {k}": v for k, v in run.transforms.items()}
         changed = {k: public(v) for k, v in options.items()}
-        key = json.dumps([run.method, run.metrics["preset"], changed], sort_keys=True)
-        entry = found.setdefault(
-            key,
-            {
-                "method": run.method,
-                "preset": run.metrics["preset"],
-                "changed": changed,
-                "on": [],
-                "control": about(run.method).control,
-            },
-        )
-        if run.dataset not in entry["on"]:
-            entry["on"].append(run.dataset)
+        preset, control = run.metrics["preset"], about(run.method).control
+        key = json.dumps([run.method, preset, changed], sort_keys=True)
+        entry = {"method": run.method, "preset": preset, "changed": changed, "on": [], "control": control}
+        on = found.setdefault(key, entry)["on"]
+        if run.dataset not in on:
+            on.append(run.dataset)
     return list(found.values())
 
 
 def _with_links(text: MethodsText) -> dict[str, Any]:
-    """Paragraphs with citations linked to the references."""
-
     def linked(match: re.Match[str]) -> str:
         numbers = [int(number) for number in match[1].split(", ")]
         if max(numbers) > len(text.references):
@@ -236,15 +213,12 @@ def _with_links(text: MethodsText) -> dict[str, Any]:
         links = ", ".join(f'<a href="#ref-{number}">{number}</a>' for number in numbers)
         return f"[{links}]"
 
-    paragraphs = [
-        (heading, Markup(re.sub(r"\[(\d+(?:, \d+)*)\]", linked, str(escape(body)))))
-        for heading, body in text.paragraphs
-    ]
+    cited = re.compile(r"\[(\d+(?:, \d+)*)\]")
+    paragraphs = [(heading, Markup(cited.sub(linked, str(escape(body))))) for heading, body in text.paragraphs]
     return {"paragraphs": paragraphs, "references": text.references}
 
 
 def _searches(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Results of the searches, in order of their files."""
     for path in paths:
         for file in [path] if path.is_file() else sorted(path.rglob("best.json")):
             yield dict(read_best(file, ("method", "store_id", "metric", "n_trials", "space")))
@@ -259,13 +233,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cells", type=Path, metavar="DIR", help="folder of all runs, with the cells of the suites")
     parser.add_argument("--searches", **folders, metavar="PATH", help="best.json files of searches, or their folders")
     parser.add_argument("--benchmarks", type=Path, metavar="DIR", help="the workflow's benchmark files (*.jsonl)")
-    parser.add_argument(
-        "--qc",
-        nargs="*",
-        default=[],
-        metavar="STORE=DIR",
-        help="folder with the quality control of a store (default: the one next to the store)",
-    )
+    quality = "folder with the quality control of a store (default: the one next to the store)"
+    parser.add_argument("--qc", nargs="*", default=[], metavar="STORE=DIR", help=quality)
     parser.add_argument("--out", type=Path, required=True, metavar="PAGE", help="HTML file to write")
 
 

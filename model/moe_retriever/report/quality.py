@@ -56,23 +56,18 @@ def describe_quality(folder: Path) -> dict[str, Any] | None:
     good = table.filter(~failed)
     numbers = [c for c in good.select(cs.float()).columns if good[c].count() and c not in ("seconds", "peak_mb")]
     shown = table.filter(failed | flagged).sort(~failed, "scan").head(MAX_ROWS)
+    reasons = table.filter(failed)["reason"].value_counts().sort(["count", "reason"], descending=[True, False])
+    measures = [
+        {"name": NAMES.get(c, c), "n": good[c].count(), **{k: getattr(good[c], k)() for k in ("min", "median", "max")}}
+        for c in numbers
+    ]
     return {
         "n": len(table),
         "n_failed": int(table.select(failed.sum()).item()),
         "n_flagged": int(table.select(flagged.sum()).item()),
-        "reasons": table.filter(failed)["reason"]
-        .value_counts()
-        .sort(["count", "reason"], descending=[True, False])
-        .rows(),
+        "reasons": reasons.rows(),
         "sources": table["source"].value_counts().sort("source").rows(),
-        "numbers": [
-            {
-                "name": NAMES.get(c, c),
-                **{k: getattr(good[c], k)() for k in ("min", "median", "max")},
-                "n": good[c].count(),
-            }
-            for c in numbers
-        ],
+        "numbers": measures,
         "rows": [row | {"outlier": _outliers(row["outlier"])} for row in shown.to_dicts()],
         "columns": {c: NAMES.get(c, c) for c in numbers if shown[c].count()},
         "sheet": _sheet(folder / "contact_sheet.png") if (table["source"] == "raw").any() else None,
@@ -80,13 +75,11 @@ def describe_quality(folder: Path) -> dict[str, Any] | None:
 
 
 def _outliers(names: str | None) -> str:
-    """The measures in which a scan is an outlier, by their displayed names."""
     found = [NAMES.get(name, name) for name in (names or "").split(", ") if name]
     return f"outlier: {', '.join(found)}" if found else ""
 
 
 def _sheet(path: Path) -> Markup | None:
-    """The top rows of the contact sheet as JPEG."""
     if not path.is_file():
         return None
     with Image.open(path) as sheet:

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from moe_retriever.data.scores import SCORE_COLUMNS
 from moe_retriever.report.stores import public
 from moe_retriever.suites.published import dataset_title, missingness_title
 from mrpipe.errors import DataError, Fault
@@ -20,15 +21,7 @@ from mrpipe.store.masks import combination_name
 # Properties shared by the runs of an experiment, and keys of a run.
 EXPERIMENT = ("dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness", "transforms")
 KEYS = (*EXPERIMENT, "method", "preset", "seed")
-_SCORES = {
-    **dict.fromkeys(KEYS[:-1], pl.String),
-    "seed": pl.Int64,
-    "by": pl.String,
-    "group": pl.String,
-    "n": pl.Int64,
-    "metric": pl.String,
-    **dict.fromkeys(("value", "low", "high"), pl.Float64),
-}
+_SCORES = {**dict.fromkeys(KEYS[:-1], pl.String), "seed": pl.Int64, **SCORE_COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,8 @@ class ReportedRun:
         return (key | row for row in frame.iter_rows(named=True))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file; empty if there is none."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
@@ -124,9 +118,8 @@ def read_run(folder: Path) -> ReportedRun:
         raise DataError(
             Fault(file=str(folder), expected="a finished run (metrics.json)", found="none", fix="Train it first.")
         )
-    metrics, config, cost, test_cost = (
-        _json(folder / f"{name}.json") for name in ("metrics", "config", "cost", "test_cost")
-    )
+    names = ("metrics", "config", "cost", "test_cost")
+    metrics, config, cost, test_cost = (read_json(folder / f"{name}.json") for name in names)
     return ReportedRun(folder, metrics, config, cost, test_cost)
 
 
@@ -136,16 +129,14 @@ def tell_apart(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
     for run in runs:
         together[run.experiment, run.label].append(run)
     differing = {key: _differing(members) for key, members in together.items()}
-    return [
-        replace(
-            run, variant=", ".join(f"{k}={public(run.options.get(k))}" for k in differing[run.experiment, run.label])
-        )
-        for run in runs
-    ]
+
+    def variant(run: ReportedRun) -> str:
+        return ", ".join(f"{k}={public(run.options.get(k))}" for k in differing[run.experiment, run.label])
+
+    return [replace(run, variant=variant(run)) for run in runs]
 
 
 def _differing(runs: Sequence[ReportedRun]) -> list[str]:
-    """Names of the options that differ between the runs."""
     names = {name for run in runs for name in run.options}
     return sorted(name for name in names if len({json.dumps(run.options.get(name)) for run in runs}) > 1)
 

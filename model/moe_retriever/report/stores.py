@@ -13,7 +13,7 @@ import polars as pl
 
 from moe_retriever.plots import plots
 from moe_retriever.report.dictionary import summarise
-from moe_retriever.report.drawing import Picture, draw
+from moe_retriever.report.drawing import draw
 from mrpipe.store.audit import audit
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.reader import Store
@@ -38,40 +38,34 @@ def describe_store(store: Store, figures: Path) -> dict[str, Any]:
     name = store_name(store)
     names = [x.name for x in store.modalities]
     attrition = store.attrition
+    below = "the table below has the same numbers."
     availability = draw(
         plots.availability(m.pattern_counts, names),
         figures / f"{name}-availability.svg",
-        label=f"Number of samples of {m.title} for each combination of {', '.join(names)}; the table below has the "
-        "same numbers.",
+        label=f"Number of samples of {m.title} for each combination of {', '.join(names)}; {below}",
+        caption="Observed modality combinations. Each column is a combination of the modalities marked by dots; the "
+        "bar is its number of samples.",
     )
+    first, last = attrition["n_before"][0], attrition["n_after"][-1]
     flow = draw(
         plots.cohort_flow(attrition),
         figures / f"{name}-cohort.svg",
-        label=f"Cohort selection of {m.title}, from {attrition['n_before'][0]} to {attrition['n_after'][-1]} samples; "
-        "the table below has the same numbers.",
+        label=f"Cohort selection of {m.title}, from {first} to {last} samples; {below}",
+        caption="Cohort selection: samples remaining after each step (blue) and excluded (orange).",
     )
+    entries = zip(store.modalities, sorted(m.modalities, key=lambda e: e["bit"]), strict=True)
     return {
         "anchor": f"store-{name}",
         "manifest": m,
         "options": {k: public(v) for k, v in sorted(m.options.items())},
         "modalities": [
-            {
-                "declared": x,
-                "shape": "×".join(map(str, x.shape)),
-                "rows": entry["rows"],
-                "size": entry["size"],
-                "share": entry["rows"] / m.n_samples,
-            }
-            for x, entry in zip(store.modalities, sorted(m.modalities, key=lambda e: e["bit"]), strict=True)
+            {"declared": x, "shape": "×".join(map(str, x.shape)), "rows": e["rows"], "share": e["rows"] / m.n_samples}
+            for x, e in entries
         ],
         "patterns": sorted(m.pattern_counts.items(), key=lambda kv: (-kv[1], kv[0]))[:PATTERN_ROWS],
         "n_patterns": len(m.pattern_counts),
-        "availability": Picture(
-            availability,
-            "Observed modality combinations. Each column is a combination of the modalities marked by dots; the bar is "
-            "its number of samples.",
-        ),
-        "flow": Picture(flow, "Cohort selection: samples remaining after each step (blue) and excluded (orange)."),
+        "availability": availability,
+        "flow": flow,
         "attrition": attrition.to_dicts(),
         "losses": store.losses.filter(pl.col("n_before") > pl.col("n_after")).to_dicts(),
         "classes": _classes(store),
@@ -101,7 +95,6 @@ def sealed_at(store: Store) -> dict[str, str]:
 
 
 def _classes(store: Store) -> list[dict[str, Any]]:
-    """Number of samples per class and split, for each classification task and split scheme."""
     out = []
     for task in store.tasks:
         if task.kind != "classification":
@@ -110,9 +103,8 @@ def _classes(store: Store) -> list[dict[str, Any]]:
         for scheme in store.schemes:
             counts = labels.join(store.split(scheme), on="sample_id").group_by("split", "value").len().collect()
             table = {(part, value): n for part, value, n in counts.iter_rows()}
-            rows = [
-                {"name": name, "n": [table.get((part, k), 0) for part in PARTS]} for k, name in enumerate(task.classes)
-            ]
+            numbers = [[table.get((part, k), 0) for part in PARTS] for k in range(len(task.classes))]
+            rows = [{"name": name, "n": n} for name, n in zip(task.classes, numbers, strict=True)]
             out.append({"task": task, "scheme": scheme, "rows": rows})
     return out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from markupsafe import Markup
 
 from moe_retriever.plots.plots import SHOWN
 from moe_retriever.report.drawing import Picture, inline_image, inline_svg, prefixed, require_passive
+from moe_retriever.report.runs import read_json
 from mrpipe.errors import DataError, Fault
 
 # Maximum number of figures per suite, and the size in bytes above which an SVG is replaced by its PNG.
@@ -54,7 +54,7 @@ def read_suite(folder: Path) -> ReportedSuite:
             Fault(file=str(folder), expected="a suite (table.html or *.svg)", found="neither", fix="Run it first.")
         )
     text = require_passive(table.read_text(encoding="utf-8"), str(table)) if table.is_file() else ""
-    said = _asked(folder / "suite.json")
+    said = read_json(folder / "suite.json")
     return ReportedSuite(
         name=folder.name,
         table=Markup(prefixed(text, "suite")) if text else None,
@@ -88,11 +88,6 @@ def _origins(folder: Path, text: str, said: dict[str, Any]) -> list[tuple[str, s
     # A figure has data sets; a comparison of tables has none.
     datasets = dict.fromkeys(column["dataset"] for column in said.get("columns", ()) if "dataset" in column)
     return [("simulated", name) for name in datasets or (f"the tables of {folder.name}",)]
-
-
-def _asked(path: Path) -> dict[str, Any]:
-    """Content of `suite.json`; empty if it is missing."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _cells(said: dict[str, Any]) -> list[str]:

@@ -18,10 +18,10 @@ import polars as pl
 from moe_retriever.evaluation.analysis import Request, analyse
 from moe_retriever.evaluation.run_folders import finished
 from moe_retriever.plots import plots
-from moe_retriever.plots.cost import cost
-from moe_retriever.suites.published import SIMULATED_WARNING, missingness_title, short
-from moe_retriever.suites.render import Cell, Line, Page, PageTable, heading, html, markdown
-from moe_retriever.suites.spec import SuiteColumn, SuiteSpec, read_suite
+from moe_retriever.plots.cost import PANELS, cost
+from moe_retriever.suites.published import missingness_title, origin_sentence, short
+from moe_retriever.suites.render import Cell, Line, Page, PageTable, cells_of, heading, number, write
+from moe_retriever.suites.spec import SuiteColumn, SuiteSpec, add_suite_arguments, read_suite
 from moe_retriever.training.gradients import NAME as GRADIENTS
 from mrpipe.errors import UsageError
 from mrpipe.store.masks import combination_name, name_parts
@@ -75,8 +75,7 @@ def draw(suite: SuiteSpec, places: FigureFolders) -> Page:
         notes=tuple(dict.fromkeys(shown.notes)),
         faults=tuple(shown.missing),
     )
-    write_text(places.out / "table.html", html(page))
-    write_text(places.out / "table.md", markdown(page))
+    write(page, places.out, ("table.html", "table.md"))
     return page
 
 
@@ -89,11 +88,7 @@ def _names(columns: list[SuiteColumn]) -> list[str]:
 def _origins(suite: SuiteSpec, columns: list[SuiteColumn], stores: dict[str, Store]) -> Iterator[str]:
     for data, path in dict.fromkeys((c.data, c.store) for c in columns):
         m = stores[path].manifest
-        simulated = m.origin == "simulated"
-        warning = f" {SIMULATED_WARNING}" if simulated else ""
-        size = f", size {suite.size}" if simulated else ""
-        kind = "simulated export" if simulated else "real export"
-        yield f"{data}: {kind}, store {m.store_id}{size}.{warning}"
+        yield origin_sentence(data, m.origin, m.store_id, suite.size)
 
 
 def _first_runs(suite: SuiteSpec, column: SuiteColumn, places: FigureFolders, shown: Shown) -> dict[str, Path]:
@@ -165,7 +160,7 @@ def _gradients(
         lines = []
         for row in frames:
             mine = {f"{r['first']} · {r['second']}": r["cosine"] for r in means.filter(kind=kind, row=row).to_dicts()}
-            lines.append(Line("method", row, tuple(Cell(_number(mine.get(pair), 3), "ours") for pair in pairs)))
+            lines.append(Line("method", row, cells_of((_three_digits(mine.get(pair)) for pair in pairs), "ours")))
         words = plots.GRADIENT_KINDS.get(kind, kind)
         caption = f"{name}: gradient cosine similarity ({words}), mean over epochs"
         shown.grids.append(PageTable(caption, ("method", *pairs), tuple(lines)))
@@ -187,18 +182,10 @@ def _embedding(
         for suffix in ("svg", "png"):
             shutil.copyfile(out / f"embedding.{suffix}", places.out / f"{of_row}-embedding.{suffix}")
         close = pl.read_csv(out / "closeness.csv")
-        lines = [
-            Line(
-                "method",
-                f"{r['stage']}, {r['label']}",
-                (
-                    Cell(str(r["n"]), "count"),
-                    Cell(_number(r["cosine"], 3), "ours"),
-                    Cell(_number(r["silhouette"], 3), "ours"),
-                ),
-            )
-            for r in close.to_dicts()
-        ]
+        lines = []
+        for r in close.to_dicts():
+            measures = cells_of((_three_digits(r[k]) for k in ("cosine", "silhouette")), "ours")
+            lines.append(Line("method", f"{r['stage']}, {r['label']}", (Cell(str(r["n"]), "count"), *measures)))
         caption = f"{of_row}: within-class similarity of embeddings, {row}, samples with {combination} only"
         header = ("stage, class", "samples", "cosine similarity", "silhouette")
         shown.grids.append(PageTable(caption, header, tuple(lines)))
@@ -210,8 +197,8 @@ def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFol
     for row, (label, _) in column.cells.items():
         path = places.costs / column.experiment / f"{label}.csv"
         if path.is_file():
-            measured = pl.read_csv(path, schema_overrides={"mflop_per_sample": pl.Float64})
-            frames.append(measured.with_columns(pl.lit(row).alias("method")))
+            frame = pl.read_csv(path, schema_overrides={"mflop_per_sample": pl.Float64})
+            frames.append(frame.with_columns(pl.lit(row).alias("method")))
         else:
             shown.missing.append(f"{name}, {row}: not measured")
     if not frames:
@@ -225,44 +212,25 @@ def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFol
     write_text(places.out / f"{name}-cost.csv", frame.write_csv())
     plots.save(cost(frame, list(column.cells)), places.out / f"{name}-cost")
     full = frame.filter(modalities=short(column.dataset, column.modalities))
-    lines = [
-        Line(
-            "method",
-            r["method"],
-            tuple(
-                Cell(_number(r[k], 3), "ours")
-                for k in ("test_ms", "gflop_per_sample", "parameters_m", "train_epoch_s", "peak_mb")
-            ),
-        )
-        for r in full.to_dicts()
-    ]
-    header = (
-        "method",
-        "inference (ms per sample)",
-        "GFLOPs per sample",
-        "parameters (millions)",
-        "training (s per epoch)",
-        "peak memory (MB)",
-    )
-    shown.grids.append(PageTable(f"{name}, all modalities{_hidden(column)}", header, tuple(lines)))
+    measured = PANELS | {"train_epoch_s": "training (s per epoch)", "peak_mb": "peak memory (MB)"}
+    rows = full.to_dicts()
+    lines = [Line("method", r["method"], cells_of((_three_digits(r[k]) for k in measured), "ours")) for r in rows]
+    hidden = "" if column.missingness is None else f", {missingness_title(column.missingness)}"
+    header = ("method", *measured.values())
+    shown.grids.append(PageTable(f"{name}, all modalities{hidden}", header, tuple(lines)))
     shown.notes.append(
         "FLOPs are counted for a prediction (a multiply-add counts as two). Times depend on the machine and its load "
         "during the measurement."
     )
 
 
-def _hidden(column: SuiteColumn) -> str:
-    return "" if column.missingness is None else f", {missingness_title(column.missingness)}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}g}".replace("-", "−")
+def _three_digits(value: float | None) -> str:
+    return "–" if value is None else number(value, ".3g")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `mrpipe suite-figures`."""
-    parser.add_argument("--suite", type=Path, required=True, metavar="FILE", help="suite.json of the workflow")
-    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="folder of all runs")
+    add_suite_arguments(parser)
     parser.add_argument("--costs", type=Path, required=True, metavar="FOLDER", help="folder of all cost measurements")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
 

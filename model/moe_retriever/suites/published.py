@@ -54,6 +54,17 @@ def dataset_title(dataset: str) -> str:
     return DATASETS[dataset][0] if dataset in DATASETS else dataset
 
 
+def origin_title(origin: str) -> str:
+    """The origin of data as displayed."""
+    return {"simulated": "simulated export", "export": "real export"}.get(origin, origin)
+
+
+def origin_sentence(data: str, origin: str, store_id: str, size: str) -> str:
+    """Origin and store of a data set; for simulated data also the size, and what its results do not show."""
+    more = f", size {size}. {SIMULATED_WARNING}" if origin == "simulated" else "."
+    return f"{data}: {origin_title(origin)}, store {store_id}{more}"
+
+
 def missingness_title(mask: Mapping[str, Any] | None) -> str:
     """Simulated missingness in words: `mechanism`, `p` and, in addition, non-default settings."""
     if mask is None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from moe_retriever.data.scores import METRIC_NAMES
 from moe_retriever.suites.published import SIMULATED_WARNING, dataset_title, short
-from moe_retriever.suites.render import Cell, Line, Page, PageTable, heading, html, label, latex, markdown
+from moe_retriever.suites.render import Cell, Line, Page, PageTable, cells_of, heading, label, number, with_sd, write
 from mrpipe.errors import DataError, Fault
 from mrpipe.store.masks import name_parts
-from mrpipe.store.parquet import write_text
 
 SAID = {"simulated": "simulated", "export": "real"}
 
@@ -67,7 +65,6 @@ def make_page(name: str, title: str, scores: dict[str, pl.DataFrame]) -> Page:
 
 
 def _summary(everything: pl.DataFrame) -> PageTable:
-    """One row per table: number of values with a counterpart in our results, and mean difference on real data."""
     ours = pl.col("mean").is_not_null()
     real = ours & (pl.col("origin") == "export")
     counted = everything.group_by("table", maintain_order=True).agg(
@@ -76,19 +73,10 @@ def _summary(everything: pl.DataFrame) -> PageTable:
         real.sum().alias("real"),
         (pl.col("mean") - pl.col("published")).filter(real).mean().alias("difference"),
     )
-    lines = (
-        Line(
-            "method",
-            label(name),
-            (
-                Cell(str(published), "data"),
-                Cell(str(n), "data"),
-                Cell(str(n_real), "data"),
-                Cell("–" if difference is None else _signed(difference), "diff"),
-            ),
-        )
-        for name, published, n, n_real, difference in counted.iter_rows()
-    )
+    lines = []
+    for name, *counts, difference in counted.iter_rows():
+        mean = Cell("–" if difference is None else number(difference, "+.2f"), "diff")
+        lines.append(Line("method", label(name), (*cells_of(map(str, counts), "data"), mean)))
     header = ("table", "published values", "with counterpart", "on real data", "mean difference on real data")
     return PageTable("Coverage of the paper's tables", header, tuple(lines))
 
@@ -101,37 +89,17 @@ def _grid(table: str, frame: pl.DataFrame) -> PageTable:
 def _lines(frame: pl.DataFrame) -> Iterator[Line]:
     for r in frame.sort("column", maintain_order=True).iter_rows(named=True):
         view = short(r["dataset"], name_parts(r["modalities"])) + ("" if r["p"] is None else f", p = {r['p']:g}")
-        name = dataset_title(r["dataset"])
-        yield Line(
-            "method",
-            r["row"],
-            (
-                Cell(name, "data"),
-                Cell(view, "data"),
-                Cell(METRIC_NAMES[r["metric"]], "data"),
-                Cell(f"{r['published']:.2f} ± {r['published_sd']:.2f}", "published"),
-                Cell(_ours(r), "ours"),
-                Cell(_difference(r), "diff"),
-                Cell(SAID.get(r["origin"], "–"), "data"),
-            ),
-        )
-
-
-def _ours(r: dict[str, Any]) -> str:
-    if r["mean"] is None:
-        return "–"
-    sd = "" if r["sd"] is None else f" ± {r['sd']:.2f}"
-    return f"{r['mean']:.2f}{sd}" + ("" if r["low"] is None else f" [{r['low']:.1f}, {r['high']:.1f}]")
-
-
-def _difference(r: dict[str, Any]) -> str:
-    if r["mean"] is None or r["origin"] != "export":
-        return ""
-    return _signed(r["mean"] - r["published"])
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+        interval = "" if r["low"] is None else f" [{r['low']:.1f}, {r['high']:.1f}]"
+        ours = "–" if r["mean"] is None else with_sd(r["mean"], r["sd"]) + interval
+        real = r["mean"] is not None and r["origin"] == "export"
+        cells = [
+            *cells_of((dataset_title(r["dataset"]), view, METRIC_NAMES[r["metric"]]), "data"),
+            Cell(with_sd(r["published"], r["published_sd"]), "published"),
+            Cell(ours, "ours"),
+            Cell(number(r["mean"] - r["published"], "+.2f") if real else "", "diff"),
+            Cell(SAID.get(r["origin"], "–"), "data"),
+        ]
+        yield Line("method", r["row"], tuple(cells))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +113,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run `mrpipe suite-comparison`."""
     page = make_page(args.name, args.title, read_scores(args.suites))
-    for file, render in (("table.tex", latex), ("table.html", html), ("table.md", markdown)):
-        write_text(args.out / file, render(page))
+    write(page, args.out)
     print(page.origins[0])

@@ -13,27 +13,16 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from mrpipe.store.parquet import write_text
+
 TEMPLATE = Path(__file__).resolve().parent / "suite_table.html"
 MOST_FAULTS = 12
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
-    "Δ": r"$\Delta$",
-    "×": r"$\times$",
-    "≥": r"$\geq$",
-}
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "−": "$-$", "–": "--", "Δ": r"$\Delta$", "×": r"$\times$", "≥": r"$\geq$"}
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +32,21 @@ class Cell:
     text: str
     kind: str
     bold: bool = False
+
+
+def cells_of(texts: Iterable[str], kind: str) -> tuple[Cell, ...]:
+    """Cells of one kind."""
+    return tuple(Cell(text, kind) for text in texts)
+
+
+def number(value: float, form: str) -> str:
+    """Format a number, with the typographic minus sign."""
+    return format(value, form).replace("-", "−")
+
+
+def with_sd(mean: float | None, sd: float | None) -> str:
+    """`71.25 ± 0.40`; empty without a mean."""
+    return "" if mean is None else f"{mean:.2f}" + ("" if sd is None else f" ± {sd:.2f}")
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,17 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    return text.translate(_LATEX)
 
 
 def html(page: Page) -> str:
     """Render the page as an HTML fragment."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page=page) + "\n"
+
+
+def write(page: Page, out: Path, names: Iterable[str] = ("table.tex", "table.html", "table.md")) -> None:
+    """Write the named files of a page; the suffix of a name is its format."""
+    formats = {".tex": latex, ".html": html, ".md": markdown}
+    for name in names:
+        write_text(out / name, formats[Path(name).suffix](page))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -122,23 +123,22 @@ class SuiteSpec:
 
 def parse_suite(said: Mapping[str, Any]) -> SuiteSpec:
     """Create a suite from the content of a suite.json."""
-    columns = tuple(
-        SuiteColumn(**{**c, "modalities": tuple(c["modalities"]), "absent": tuple(c["absent"])})
-        for c in said["columns"]
-    )
+    columns = [c | {"modalities": tuple(c["modalities"]), "absent": tuple(c["absent"])} for c in said["columns"]]
     return SuiteSpec(
-        said["suite"],
-        said["title"],
-        said["size"],
-        tuple(said["metrics"]),
-        said["published"],
-        tuple(SuiteRow(**row) for row in said["rows"]),
-        columns,
-        said.get("figure", ""),
-        said.get("missing", ""),
-        tuple(said.get("trials", ())),
-        tuple(said.get("unfinished", ())),
+        name=said["suite"],
+        metrics=tuple(said["metrics"]),
+        rows=tuple(SuiteRow(**row) for row in said["rows"]),
+        columns=tuple(SuiteColumn(**column) for column in columns),
+        trials=tuple(said.get("trials", ())),
+        unfinished=tuple(said.get("unfinished", ())),
+        **{k: said[k] for k in ("title", "size", "published", "figure", "missing") if k in said},
     )
+
+
+def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that the commands for suites share."""
+    parser.add_argument("--suite", type=Path, required=True, metavar="FILE", help="suite.json of the workflow")
+    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="folder of all runs")
 
 
 def read_suite(path: Path) -> SuiteSpec:

@@ -18,42 +18,30 @@ import polars as pl
 from moe_retriever.data.scores import METRIC_NAMES, METRICS
 from moe_retriever.evaluation.paired import Comparison, Estimate, Predicted
 from moe_retriever.evaluation.run_folders import best_possible, finished, tested
-from moe_retriever.suites.published import SIMULATED_WARNING, published
-from moe_retriever.suites.render import Cell, Line, Page, PageTable, heading, html, latex, markdown
-from moe_retriever.suites.spec import BEST, SuiteColumn, SuiteRow, SuiteSpec, read_suite
+from moe_retriever.suites.published import origin_sentence, origin_title, published
+from moe_retriever.suites.render import Cell, Line, Page, PageTable, cells_of, heading, number, with_sd, write
+from moe_retriever.suites.spec import BEST, SuiteColumn, SuiteRow, SuiteSpec, add_suite_arguments, read_suite
 from mrpipe.experiment.truth import read_best
 from mrpipe.store.masks import combination_name
-from mrpipe.store.parquet import write_frame, write_text
+from mrpipe.store.parquet import write_frame
 
+_DIFFERENCE = ("difference", "difference_low", "difference_high")
+_REGRET = ("regret", "regret_low", "regret_high")
 SCHEMA = pl.Schema(
     {
         "column": pl.Int32,
-        "dataset": pl.String,
-        "origin": pl.String,
-        "store_id": pl.String,
-        "modalities": pl.String,
-        "mechanism": pl.String,
+        **dict.fromkeys(("dataset", "origin", "store_id", "modalities", "mechanism"), pl.String),
         "p": pl.Float64,
-        "row": pl.String,
-        "method": pl.String,
-        "preset": pl.String,
+        **dict.fromkeys(("row", "method", "preset"), pl.String),
         "control": pl.Boolean,
         "metric": pl.String,
         "seeds": pl.Int32,
         "n": pl.Int64,
         "mean": pl.Float64,
         "sd": pl.Float64,
-        "low": pl.Float64,
-        "high": pl.Float64,
-        "difference": pl.Float64,
-        "difference_low": pl.Float64,
-        "difference_high": pl.Float64,
-        "regret": pl.Float64,
-        "regret_low": pl.Float64,
-        "regret_high": pl.Float64,
+        **dict.fromkeys(("low", "high", *_DIFFERENCE, *_REGRET), pl.Float64),
         "leads": pl.Boolean,
-        "published": pl.Float64,
-        "published_sd": pl.Float64,
+        **dict.fromkeys(("published", "published_sd"), pl.Float64),
     }
 )
 
@@ -86,9 +74,8 @@ def fill(suite: SuiteSpec, column: SuiteColumn, runs: Path) -> Filled:
             possible = best_possible(runs / folder, read_best(Path(column.truth), said["task"]))
             best |= {} if possible is None else {seed: possible}
     comparison = Comparison(found | ({BEST: best} if best else {})) if found else None
-    return Filled(
-        column, said.get("origin", ""), said.get("store_id", ""), said.get("n_evaluated", 0), comparison, tuple(missing)
-    )
+    origin, store_id, n = said.get("origin", ""), said.get("store_id", ""), said.get("n_evaluated", 0)
+    return Filled(column, origin, store_id, n, comparison, tuple(missing))
 
 
 def score_frame(suite: SuiteSpec, columns: Sequence[Filled]) -> pl.DataFrame:
@@ -102,11 +89,10 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
     methods = () if comparison is None else comparison.methods
     trained = [m for m in methods if m != BEST]
     lead = {} if comparison is None else {m: comparison.best(m, trained) for m in METRICS if m != "ece"}
+    view = column.dataset, column.modalities, column.missingness
     for row in suite.every_row:
         for metric in METRICS:
-            printed = published(
-                suite.published, column.dataset, column.modalities, column.missingness, metric, row.published
-            )
+            printed = published(suite.published, *view, metric, row.published)
             mean, values, difference, regret = None, [], None, None
             if comparison is not None and row.name in methods:
                 mean, values = comparison.mean(row.name, metric), comparison.values(row.name, metric)
@@ -125,16 +111,14 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
                 "p": column.p,
                 "mechanism": column.missingness and column.missingness["mechanism"],
                 "row": row.name,
-                "method": row.method,
-                "preset": row.preset,
-                "control": row.control,
+                **{k: getattr(row, k) for k in ("method", "preset", "control")},
                 "metric": metric,
                 "seeds": len(values),
                 "n": filled.n,
                 "sd": 100 * stdev(values) if len(values) > 1 else None,
                 **_percent(mean, ("mean", "low", "high")),
-                **_percent(difference, ("difference", "difference_low", "difference_high")),
-                **_percent(regret, ("regret", "regret_low", "regret_high")),
+                **_percent(difference, _DIFFERENCE),
+                **_percent(regret, _REGRET),
                 "leads": lead.get(metric) == row.name,
                 "published": printed and printed.mean,
                 "published_sd": printed and printed.std,
@@ -152,11 +136,8 @@ def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame)
     """The rendered contents of a suite."""
     cells = {(r["column"], r["row"], r["metric"]): r for r in scores.iter_rows(named=True)}
     overview = [_overview(suite, columns, cells, store) for store in dict.fromkeys(c.column.store for c in columns)]
-    details = [
-        _detail(suite, number, f, cells, _data(f.column, columns))
-        for number, f in enumerate(columns)
-        if f.comparison is not None
-    ]
+    compared = [(number, f) for number, f in enumerate(columns) if f.comparison is not None]
+    details = [_detail(suite, number, f, cells, _data(f.column, columns)) for number, f in compared]
     return Page(
         identifier=suite.name,
         title=heading(suite.name, suite.title),
@@ -173,7 +154,6 @@ Cells = Mapping[tuple[int, str, str], Mapping[str, Any]]
 
 
 def _data(column: SuiteColumn, columns: Sequence[Filled]) -> str:
-    """The data set of a column, and its store if there are several stores of the data set."""
     stores = {f.column.store for f in columns if f.column.data == column.data}
     return f"{column.data}, store {Path(column.store).name}" if len(stores) > 1 else column.data
 
@@ -190,19 +170,16 @@ def _overview(suite: SuiteSpec, columns: Sequence[Filled], cells: Cells, store: 
         if any(asked) if row.name != BEST else any(found):
             ours = [_ours(c, f, row) for c, (_, f, _) in zip(found, mine, strict=True)]
             lines.append(Line("control" if row.control else "method", row.name, tuple(ours)))
-        printed = [None if c is None else _with_sd(c["published"], c["published_sd"]) for c in found]
+        printed = ["" if c is None else with_sd(c["published"], c["published_sd"]) for c in found]
         if any(printed):
-            texts = [Cell(text or "", "published") for text in printed]
-            lines.append(Line("published", f"{row.name}, as published", tuple(texts)))
+            lines.append(Line("published", f"{row.name}, as published", cells_of(printed, "published")))
     name = _data(mine[0][1].column, columns)
     origin = next((f.origin for _, f, _ in mine if f.origin), "")
     what = "" if several else f", {METRIC_NAMES[suite.metrics[0]]}"
-    caption = f"{name}{f' ({_said(origin)})' if origin else ''}{what} on the test split (%), mean ± SD over seeds"
+    caption = (
+        f"{name}{f' ({origin_title(origin)})' if origin else ''}{what} on the test split (%), mean ± SD over seeds"
+    )
     return PageTable(caption, tuple(header), tuple(lines))
-
-
-def _said(origin: str) -> str:
-    return {"simulated": "simulated export", "export": "real export"}.get(origin, origin)
 
 
 def _ours(cell: Mapping[str, Any] | None, filled: Filled, row: SuiteRow) -> Cell:
@@ -212,21 +189,11 @@ def _ours(cell: Mapping[str, Any] | None, filled: Filled, row: SuiteRow) -> Cell
         return Cell("", "ours")
     if cell is None or cell["mean"] is None:
         return Cell("not finished" if cell is None or not cell["seeds"] else "undefined", "absent")
-    return Cell(_with_sd(cell["mean"], cell["sd"]) or "", "ours", cell["leads"])
-
-
-def _with_sd(mean: float | None, sd: float | None) -> str | None:
-    if mean is None:
-        return None
-    return f"{mean:.2f}" + ("" if sd is None else f" ± {sd:.2f}")
+    return Cell(with_sd(cell["mean"], cell["sd"]), "ours", cell["leads"])
 
 
 def _between(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" [{_signed_minus(low)}, {_signed_minus(high)}]"
-
-
-def _signed_minus(value: float, *, plus: bool = False) -> str:
-    return f"{value:+.1f}".replace("-", "−") if plus else f"{value:.1f}".replace("-", "−")
+    return "" if low is None or high is None else f" [{number(low, '.1f')}, {number(high, '.1f')}]"
 
 
 def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: str) -> PageTable:
@@ -245,22 +212,21 @@ def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: s
         texts = [Cell(str(next(iter(ours.values()))["seeds"]), "count")]
         for metric in METRICS:
             c = ours.get(metric)
-            text = "–" if c is None else (_with_sd(c["mean"], c["sd"]) or "") + _between(c["low"], c["high"])
+            text = "–" if c is None else with_sd(c["mean"], c["sd"]) + _between(c["low"], c["high"])
             texts.append(Cell(text, "ours", c is not None and c["leads"]))
         for metric in suite.metrics if compared else ():
             texts.append(Cell(_difference(ours.get(metric), "difference"), "diff"))
         for metric in suite.metrics if known else ():
             texts.append(Cell(_difference(ours.get(metric), "regret"), "regret"))
         lines.append(Line("control" if row.control else "method", row.name, tuple(texts)))
-    caption = f"{data}, {filled.column.name} ({_said(filled.origin)}, n = {filled.n:,} test samples), in %"
+    caption = f"{data}, {filled.column.name} ({origin_title(filled.origin)}, n = {filled.n:,} test samples), in %"
     return PageTable(caption, tuple(header), tuple(lines))
 
 
 def _difference(cell: Mapping[str, Any] | None, name: str) -> str:
-    """A difference with its interval; empty if there is none."""
     if cell is None or cell[name] is None:
         return ""
-    return _signed_minus(cell[name], plus=True) + _between(cell[f"{name}_low"], cell[f"{name}_high"])
+    return number(cell[name], "+.1f") + _between(cell[f"{name}_low"], cell[f"{name}_high"])
 
 
 def _origins(suite: SuiteSpec, columns: Sequence[Filled]) -> Iterator[str]:
@@ -268,9 +234,7 @@ def _origins(suite: SuiteSpec, columns: Sequence[Filled]) -> Iterator[str]:
         mine = [f for f in columns if f.column.data == name]
         known = dict.fromkeys((f.origin, f.store_id) for f in mine if f.origin)
         for origin, store_id in known:
-            warning = f" {SIMULATED_WARNING}" if origin == "simulated" else ""
-            size = f", size {suite.size}" if origin == "simulated" else ""
-            yield f"{name}: {_said(origin)}, store {store_id}{size}.{warning}"
+            yield origin_sentence(name, origin, store_id, suite.size)
         for f in (f for f in mine if f.column.absent):
             yield f"{name}, {f.column.name}: not run, because the store has no {' and no '.join(f.column.absent)}."
         if not known and not all(f.column.absent for f in mine):
@@ -309,15 +273,13 @@ def write_tables(suite: SuiteSpec, runs: Path, out: Path) -> Page:
     scores = score_frame(suite, columns)
     page = make_page(suite, columns, scores)
     write_frame(out / "scores.parquet", scores)
-    for name, render in (("table.tex", latex), ("table.html", html), ("table.md", markdown)):
-        write_text(out / name, render(page))
+    write(page, out)
     return page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `mrpipe suite-tables`."""
-    parser.add_argument("--suite", type=Path, required=True, metavar="FILE", help="suite.json of the workflow")
-    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="folder of all runs")
+    add_suite_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
 
 

@@ -152,20 +152,14 @@ class Origin:
         for m in self.modalities:
             name_of = str(m["name"])
             if name_of not in there:
-                faults.append(
-                    Fault(
-                        file=name,
-                        column=f"modalities.{name_of}",
-                        expected="this modality",
-                        found=f"only {', '.join(there)}",
-                        fix="Samples may lack the modality, but the store must declare it.",
-                    )
-                )
+                column, found = f"modalities.{name_of}", f"only {', '.join(there)}"
+                fix = "Samples may lack the modality, but the store must declare it."
+                faults.append(Fault(file=name, column=column, expected="this modality", found=found, fix=fix))
                 continue
-            for key, found in describe(there[name_of]).items():
-                if found != m[key]:
+            for key, value in describe(there[name_of]).items():
+                if value != m[key]:
                     column, fix = f"modalities.{name_of}.{key}", "Build the store with the same reader options."
-                    faults.append(Fault(file=name, column=column, expected=str(m[key]), found=str(found), fix=fix))
+                    faults.append(Fault(file=name, column=column, expected=str(m[key]), found=str(value), fix=fix))
         if faults:
             raise DataError(faults)
 
@@ -185,15 +179,9 @@ def describe(modality: Modality) -> dict[str, object]:
 def require_training_store(origin: Origin, store: Store) -> None:
     """Raise a DataError unless `store` is the store that the run was trained on."""
     if store.store_id != origin.store_id:
-        raise DataError(
-            Fault(
-                file=str(store.path),
-                column="store_id",
-                expected=f"{origin.store_id}, the training store",
-                found=store.store_id,
-                fix="To predict samples of another store, use `mrpipe predict`.",
-            )
-        )
+        file, expected = str(store.path), f"{origin.store_id}, the training store"
+        fix = "To predict samples of another store, use `mrpipe predict`."
+        raise DataError(Fault(file=file, column="store_id", expected=expected, found=store.store_id, fix=fix))
 
 
 @dataclass(frozen=True)
@@ -245,10 +233,9 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
     with _reading(run / NAME):
         cls = get(value["config"]["method"])
         config = Config.from_dict(value["config"], cls)
-        modalities = tuple(
-            ModalitySpec(name=m["name"], kind=m["kind"], shape=tuple(m["shape"])) for m in value["modalities"]
-        )
-        spec = DataSpec(modalities=modalities, classes=tuple(value["classes"]))
+        declared = value["modalities"]
+        modalities = [ModalitySpec(name=m["name"], kind=m["kind"], shape=tuple(m["shape"])) for m in declared]
+        spec = DataSpec(modalities=tuple(modalities), classes=tuple(value["classes"]))
         method = cls.create(spec, without_weight_file(config)).to(device)
         method.load_state_dict(value["state"])
         stored = json.loads(value["origin"])

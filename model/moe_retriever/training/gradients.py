@@ -38,15 +38,8 @@ from mrpipe import keyed
 NAME = "gradients.parquet"
 GradientRow = dict[str, int | float | str | None]
 SCHEMA = pl.Schema(
-    {
-        "epoch": pl.Int32,
-        "kind": pl.String,
-        "first": pl.String,
-        "second": pl.String,
-        "n": pl.Int32,
-        "cosine": pl.Float64,
-        "sd": pl.Float64,
-    }
+    {"epoch": pl.Int32, **dict.fromkeys(("kind", "first", "second"), pl.String)}
+    | {"n": pl.Int32, "cosine": pl.Float64, "sd": pl.Float64}
 )
 
 

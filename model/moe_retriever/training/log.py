@@ -20,17 +20,10 @@ from mrpipe.store.masks import combination_name
 
 def progress_display(*, quiet: bool) -> Progress:
     """Progress display: description, bar, count, time left (from the mean pace so far) and a free text `state`."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"),
-        console=Console(stderr=True),
-        disable=quiet,
-        transient=True,
-        speed_estimate_period=1e9,
-    )
+    description, state = TextColumn("{task.description}"), TextColumn("{task.fields[state]}")
+    columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), state)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=quiet, transient=True, speed_estimate_period=1e9)
 
 
 class Log:

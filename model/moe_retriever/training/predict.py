@@ -50,17 +50,8 @@ class Predictions:
 
 
 # Per missing modality, observed combination and expert: mean gate weight of the tokens, and share of their visits.
-ROUTING_SCHEMA = pl.Schema(
-    {
-        "target": pl.String,
-        "combination": pl.String,
-        "n_slots": pl.Int64,
-        "expert": pl.Int32,
-        "pool": pl.String,
-        "weight": pl.Float64,
-        "share": pl.Float64,
-    }
-)
+ROUTING_SCHEMA = {"target": pl.String, "combination": pl.String, "n_slots": pl.Int64, "expert": pl.Int32}
+ROUTING_SCHEMA |= {"pool": pl.String, "weight": pl.Float64, "share": pl.Float64}
 
 
 class _RoutingSums:

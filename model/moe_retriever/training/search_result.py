@@ -40,15 +40,8 @@ class SearchResult(SearchData):
     seed: int
 
 
-_KINDS = {
-    "method": str,
-    "preset": str,
-    "overrides": dict,
-    "store_id": str,
-    "metric": str,
-    "n_trials": int,
-    "space": dict,
-}
+_TEXTS = ("method", "preset", "store_id", "metric")
+_KINDS: dict[str, type] = {**dict.fromkeys(_TEXTS, str), "overrides": dict, "n_trials": int, "space": dict}
 
 
 def read_best(path: Path, needed: Sequence[str] = ("method", "preset", "overrides")) -> SearchResult:
