@@ -23,15 +23,24 @@ SHIFTS, GAP = (10_000, 26_000), 4_000
 # LD pruning (50, 5, 0.1) keeps about a quarter of the SNPs, similar to the published 565,989 → 144,746.
 BLOCK, CORRELATION = 6, 0.80
 _COMPLEMENT = str.maketrans("ACGT", "TGCA")
+# Special SNPs of the real sets: no position, sex chromosomes, mitochondrial, names that are not rs numbers.
+_ODDITIES = (
+    ("0", "cnvi0001", "0", 0, "A", "G"),
+    ("0", "cnvi0002", "0", 0, "0", "A"),
+    ("23", "rs5", "0", 2_700_000, "A", "G"),
+    ("24", "rs6", "0", 2_800_000, "C", "T"),
+    ("25", "rs7", "0", 150_000, "G", "A"),
+    ("26", "MitoA8", "0", 8_869, "A", "G"),
+)
 
 
 @dataclass(frozen=True)
 class Snps:
-    """SNPs of all chips, (p,) each: chromosome, hg19 position, ID, REF, ALT, frequency of ALT, effect of the factor."""
+    """SNPs of all chips, (p,) each: ID, chromosome, hg19 position, REF, ALT, frequency of ALT, effect of the factor."""
 
+    id: NDArray[np.str_]
     chromosome: NDArray[np.int64]
     position: NDArray[np.int64]
-    name: NDArray[np.str_]
     ref: NDArray[np.str_]
     alt: NDArray[np.str_]
     frequency: NDArray[np.float64]
@@ -45,16 +54,10 @@ def draw_snps(n: int, seed: int, effect: float) -> Snps:
     lengths = np.minimum(LENGTHS["hg18"], LENGTHS["hg19"])[chromosomes - 1] - 300_000
     share = np.diff(np.r_[0, np.round(np.cumsum(lengths) / lengths.sum() * n)]).astype(int)
     chromosome = np.repeat(chromosomes, share)
-    position = np.concatenate(
-        [
-            np.sort(
-                100_000
-                + rng.choice(min(length - 200_000, 40 * k + 10**6), k, replace=False)
-                * ((length - 200_000) // min(length - 200_000, 40 * k + 10**6))
-            )
-            for length, k in zip(lengths, share, strict=True)
-        ]
-    )
+    positions = []
+    for room, k in zip(lengths - 200_000, share, strict=True):
+        n_places = min(room, 40 * k + 10**6)
+        positions.append(100_000 + np.sort(rng.choice(n_places, k, replace=False)) * (room // n_places))
     block = np.arange(n) // BLOCK
     base = rng.uniform(0.08, 0.45, int(block.max(initial=0)) + 1)[block]
     frequency = np.clip(base * rng.uniform(0.85, 1.15, n), 0.03, 0.48)
@@ -66,8 +69,8 @@ def draw_snps(n: int, seed: int, effect: float) -> Snps:
     signs = np.where(rng.random(int(block.max(initial=0)) + 1) < 0.5, 1.0, -1.0)
     acting = np.where(block % 4 == 0, effect * signs[block], 0.0)
     number = 1000 + np.sort(rng.choice(max(20 * n, 10**5), n, replace=False))
-    name = np.array([f"rs{v}" for v in number])
-    return Snps(chromosome, position, name, ref, alt, frequency, acting)
+    ids = np.array([f"rs{v}" for v in number])
+    return Snps(ids, chromosome, np.concatenate(positions), ref, alt, frequency, acting)
 
 
 def write_chain(path: Path) -> None:
@@ -83,8 +86,12 @@ def write_chain(path: Path) -> None:
             f"{second}",
             "",
         ]
+    _write_gzip(path, "\n".join(lines))
+
+
+def _write_gzip(path: Path, text: str) -> None:
     with path.open("wb") as handle, gzip.GzipFile(filename="", mode="wb", fileobj=handle, mtime=0) as packed:
-        packed.write("\n".join(lines).encode())
+        packed.write(text.encode())
 
 
 def to_hg18(chromosome: NDArray[np.int64], position: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -99,7 +106,7 @@ def write_reference(path: Path, snps: Snps, known: NDArray[np.bool_]) -> None:
     """Write a legend file in the format of 1000 Genomes phase 3."""
     frame = pl.DataFrame(
         {
-            "id": [f"{i}:{p}:{a}:{b}" for i, p, a, b in zip(snps.name, snps.position, snps.ref, snps.alt, strict=True)],
+            "id": [f"{i}:{p}:{a}:{b}" for i, p, a, b in zip(snps.id, snps.position, snps.ref, snps.alt, strict=True)],
             "chr": snps.chromosome,
             "position": snps.position,
             "a0": snps.ref,
@@ -109,8 +116,7 @@ def write_reference(path: Path, snps: Snps, known: NDArray[np.bool_]) -> None:
             "ALL": snps.frequency.round(6),
         }
     ).filter(pl.Series(known))
-    with path.open("wb") as handle, gzip.GzipFile(filename="", mode="wb", fileobj=handle, mtime=0) as packed:
-        packed.write(frame.write_csv(separator=" ").encode())
+    _write_gzip(path, frame.write_csv(separator=" "))
 
 
 def dosage_block(snps: Snps, columns: slice, factor: NDArray[np.float64], seed: int) -> NDArray[np.uint8]:
@@ -130,20 +136,6 @@ def dosage_block(snps: Snps, columns: slice, factor: NDArray[np.float64], seed: 
     return copies
 
 
-def _set_of(phase: NDArray[np.str_], index: NDArray[np.int64]) -> NDArray[np.int64]:
-    """PLINK set of each participant by phase; ADNI2 is divided between the two GO/2 sets."""
-    return np.select(
-        [
-            phase == "ADNI1",
-            (phase == "ADNIGO") | ((phase == "ADNI2") & (index % 2 == 0)),
-            phase == "ADNI2",
-            phase == "ADNI3",
-        ],
-        [0, 1, 2, 3],
-        default=4,
-    )
-
-
 def write_genotypes(out: Path, subjects: pl.DataFrame, *, n_snps: int, seed: int, effect: float) -> pl.DataFrame:
     """Write five PLINK sets, the chain file and the reference to `out`; returns the ground truth, one row per SNP.
 
@@ -155,7 +147,9 @@ def write_genotypes(out: Path, subjects: pl.DataFrame, *, n_snps: int, seed: int
     snps = draw_snps(n_snps, seed, effect)
     write_chain(out / CHAIN_NAME)
     write_reference(out / LEGEND_NAME, snps, rng.random(n_snps) >= 0.02)
-    home = _set_of(subjects["phase"].to_numpy().astype(str), np.arange(len(subjects)))
+    # ADNI2 is divided between the two GO/2 sets.
+    by_phase = pl.col("phase").replace_strict({"ADNI1": 0, "ADNIGO": 1, "ADNI3": 3, "ADNI4": 4}, default=None)
+    home = subjects.select(by_phase.fill_null(1 + pl.int_range(pl.len()) % 2)).to_series().to_numpy()
     members = [np.flatnonzero(home == s) for s in range(len(KNOWN_SETS))]
     # Two participants of ADNI1 were genotyped again on a later chip.
     members[1] = np.sort(np.r_[members[1], members[0][:2]])
@@ -170,8 +164,8 @@ def write_genotypes(out: Path, subjects: pl.DataFrame, *, n_snps: int, seed: int
     used = [s for s in range(len(KNOWN_SETS)) if len(members[s]) > 0]
     files = {s: (out / f"{KNOWN_SETS[s]}.bed").open("wb") for s in used}
     seen = {s: np.zeros(n_snps, dtype=np.bool_) for s in used}
-    for handle in files.values():
-        handle.write(MAGIC)
+    for file in files.values():
+        file.write(MAGIC)
     for start in range(0, n_snps, 40 * BLOCK):
         columns = slice(start, min(start + 40 * BLOCK, n_snps))
         copies = dosage_block(snps, columns, subjects["v_genomic"].to_numpy(), seed)
@@ -185,9 +179,8 @@ def write_genotypes(out: Path, subjects: pl.DataFrame, *, n_snps: int, seed: int
             seen[s][columns] = ((calls == 1) | (calls == 2)).any(axis=0)
             files[s].write(bed_rows(calls[:, chip[s][columns]]).tobytes())
     for s in used:
-        # Special SNPs of the real sets: no position, sex chromosomes, mitochondrial, names that are not rs numbers.
-        n = len(members[s])
-        odd = generator(seed, "adni odd", KNOWN_SETS[s]).choice(3, (n, 6), p=[0.6, 0.3, 0.1]).astype(np.uint8)
+        shape = (len(members[s]), len(_ODDITIES))
+        odd = generator(seed, "adni odd", KNOWN_SETS[s]).choice(3, shape, p=[0.6, 0.3, 0.1]).astype(np.uint8)
         files[s].write(bed_rows(odd).tobytes())
         files[s].close()
         held = np.flatnonzero(chip[s])
@@ -200,38 +193,13 @@ def write_genotypes(out: Path, subjects: pl.DataFrame, *, n_snps: int, seed: int
         turned = flip[s][held]
         a1, a2 = (np.where(turned, np.array([b.translate(_COMPLEMENT) for b in a.tolist()]), a) for a in (a1, a2))
         a1 = np.where(seen[s][held], a1, "0")
-        bim = pl.DataFrame({"chrom": snps.chromosome[held].astype(str), "id": snps.name[held], "cm": "0"})
+        bim = pl.DataFrame({"chrom": snps.chromosome[held].astype(str), "id": snps.id[held], "cm": "0"})
         bim = bim.with_columns(pos=pl.Series(position), a1=pl.Series(a1), a2=pl.Series(a2))
-        rows = [
-            ("0", "cnvi0001", "0", 0, "A", "G"),
-            ("0", "cnvi0002", "0", 0, "0", "A"),
-            ("23", "rs5", "0", 2_700_000, "A", "G"),
-            ("24", "rs6", "0", 2_800_000, "C", "T"),
-            ("25", "rs7", "0", 150_000, "G", "A"),
-            ("26", "MitoA8", "0", 8_869, "A", "G"),
-        ]
-        oddities = pl.DataFrame(rows, schema=bim.schema, orient="row")
+        oddities = pl.DataFrame(_ODDITIES, schema=bim.schema, orient="row")
         pl.concat([bim, oddities]).write_csv(out / f"{KNOWN_SETS[s]}.bim", include_header=False, separator="\t")
-        chosen = subjects[members[s].tolist()]
-        fam = chosen.select(
-            pl.int_range(1, pl.len() + 1).alias("fid"),
-            "ptid",
-            pl.lit(0).alias("f"),
-            pl.lit(0).alias("m"),
-            (pl.int_range(pl.len()) % 2 + 1).alias("sex"),
-            pl.lit(-9).alias("p"),
-        )
+        row = pl.int_range(pl.len())
+        fam = subjects[members[s]].select(row.alias("fid") + 1, "ptid", f=0, m=0, sex=row % 2 + 1, p=-9)
         fam.write_csv(out / f"{KNOWN_SETS[s]}.fam", include_header=False, separator=" ")
-    return pl.DataFrame(
-        {
-            "id": snps.name,
-            "chromosome": snps.chromosome,
-            "position": snps.position,
-            "ref": snps.ref,
-            "alt": snps.alt,
-            "frequency": snps.frequency,
-            "effect": snps.effect,
-            "block": np.arange(n_snps) // BLOCK,
-            **{f"chip_{s + 1}": chip[s] for s in range(len(KNOWN_SETS))},
-        }
-    )
+    truth = pl.DataFrame(vars(snps))
+    chips = {f"chip_{s}": pl.Series(on) for s, on in enumerate(chip, start=1)}
+    return truth.with_columns(block=np.arange(n_snps) // BLOCK, **chips)

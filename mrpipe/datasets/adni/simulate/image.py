@@ -96,8 +96,7 @@ def _blob(grid: VoxelGrid, centre: tuple[float, float, float], width: float) -> 
     where = np.argwhere(grid.mask) / np.maximum(np.array(grid.mask.shape) - 1, 1)
     sides = [((where - np.array(c)) ** 2).sum(axis=1) for c in (centre, (1 - centre[0], *centre[1:]))]
     value = np.exp(-np.minimum(*sides) / (2 * width**2))
-    blob: NDArray[np.float64] = value / value.max()
-    return blob
+    return np.asarray(value / value.max())
 
 
 class MapModel:
@@ -126,22 +125,13 @@ class MapModel:
         log = 0.03 * rng.standard_normal() + 0.05 * field + 0.05 * rng.standard_normal(self.grid.n_voxels)
         for value, region in zip(state, self.regions, strict=True):
             log = log + 0.04 * value * region
-        drawn: NDArray[np.float64] = self.mean * np.exp(log) * (1 - atrophy * self.medial_temporal)
-        return drawn
+        return np.asarray(self.mean * np.exp(log) * (1 - atrophy * self.medial_temporal))
 
 
 def _diagnosis(value: Any) -> str:
     """CN, MCI or Dementia, given by name or by the code of DXSUM (1, 2, 3)."""
     names = tuple(ATROPHY)
     return value if value in ATROPHY else names[int(value) - 1]
-
-
-def _latent_columns(subjects: pl.DataFrame) -> list[str]:
-    return [c for c, t in subjects.schema.items() if t.is_float()]
-
-
-def _written_date(day: date, rng: np.random.Generator) -> str:
-    return day.strftime("%Y%m%d") if rng.random() < 0.05 else day.isoformat()
 
 
 def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.DataFrame:
@@ -159,7 +149,7 @@ def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.Data
         The ground truth, one row per scan: `subject_id, source (map | raw), image_id, date, atrophy, failed`.
     """
     subjects = subjects.sort("subject_id")
-    latents, seed = _latent_columns(subjects), int(settings.seed)
+    latents, seed = [c for c, t in subjects.schema.items() if t.is_float()], int(settings.seed)
     split = max(0, len(subjects) - int(settings.image_raw))
     visits: list[dict[str, Any]] = []
     for number, row in enumerate(subjects.iter_rows(named=True)):
@@ -179,11 +169,9 @@ def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.Data
                 }
             )
     truth: list[dict[str, Any]] = []
-    maps = [v for v in visits if v["source"] == "map"]
-    if maps:
+    if maps := [v for v in visits if v["source"] == "map"]:
         truth += _write_maps(out / "image", maps, latents, settings)
-    raws = [v for v in visits if v["source"] == "raw"]
-    if raws:
+    if raws := [v for v in visits if v["source"] == "raw"]:
         truth += write_raw_scans(out, raws, kind=settings.image_t1, voxel_mm=settings.image_t1_mm, seed=seed)
     schema = {
         "subject_id": pl.String,
@@ -219,7 +207,7 @@ def _write_maps(
         rng = generator(seed, "image map", visit["subject_id"], visit["date"].isoformat())
         failed = row < n_failed
         values = np.zeros(grid.n_voxels) if failed else model.scan(visit["atrophy"], visit["state"], rng)
-        written = _written_date(visit["date"], rng)
+        written = f"{visit['date']:%Y%m%d}" if rng.random() < 0.05 else visit["date"].isoformat()
         if stacked:
             array[row] = values
             lines.append(f"{visit['subject_id']}_{written}")

@@ -111,11 +111,9 @@ def draw_people(n: int, seed: int, separation: float, missing_strength: float) -
     for k, name in enumerate(names):
         low, high = PHASES[name][1]
         members = np.flatnonzero(phase == k)
-        if len(members) > high - low + 1:
-            # If a phase runs out of RIDs, the remaining participants join the last phase, whose range is unbounded.
-            surplus = members[high - low + 1 :]
-            phase[surplus] = len(names) - 1
-            members = members[: high - low + 1]
+        # If a phase runs out of RIDs, the remaining participants join the last phase, whose range is unbounded.
+        phase[members[high - low + 1 :]] = len(names) - 1
+        members = members[: high - low + 1]
         if name != "ADNI4":
             rid[members] = low + rng.permutation(high - low + 1)[: len(members)]
     last = np.flatnonzero(phase == len(names) - 1)
@@ -163,14 +161,11 @@ def posterior(subjects: pl.DataFrame, modalities: Sequence[str] | None, separati
     u = subjects["u"].to_numpy()
     log_p += -0.5 * (u[:, None] - separation * np.array([-1.0, 0.0, 1.0])) ** 2
     for name, means in FACTOR_MEANS.items():
-        observed = (
-            subjects[f"has_{name}"].to_numpy() if modalities is None else np.full(len(subjects), name in modalities)
-        )
+        observed = subjects[f"has_{name}"].to_numpy()[:, None] if modalities is None else name in modalities
         v = subjects[f"v_{name}"].to_numpy()
-        log_p += np.where(observed[:, None], -0.5 * (v[:, None] - separation * np.array(means)) ** 2, 0.0)
+        log_p += np.where(observed, -0.5 * (v[:, None] - separation * np.array(means)) ** 2, 0.0)
     p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
-    result: NDArray[np.float64] = p / p.sum(axis=1, keepdims=True)
-    return result
+    return np.asarray(p / p.sum(axis=1, keepdims=True))
 
 
 def truth_frame(people: SimulatedParticipants, separation: float) -> pl.DataFrame:

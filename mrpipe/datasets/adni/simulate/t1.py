@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import date
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter, map_coordinates
 
@@ -20,41 +20,21 @@ from mrpipe.keyed import generator
 EXTENT_MM = (156.0, 186.0, 168.0)
 # T1-weighted intensities.
 SCALP, SKULL, FLUID, GREY, WHITE = 700.0, 120.0, 180.0, 520.0, 800.0
-SEARCH = (
-    "Image Data ID",
-    "Subject",
-    "Group",
-    "Sex",
-    "Age",
-    "Visit",
-    "Modality",
-    "Description",
-    "Type",
-    "Acq Date",
-    "Format",
-    "Downloaded",
-)
-ADNI1 = (
-    "MPR; GradWarp; B1 Correction; N3; Scaled",
-    "MPR; GradWarp; B1 Correction; N3; Scaled_2",
-    "MP-RAGE",
-    "MP-RAGE REPEAT",
-)
+SEARCH = "Image Data ID,Subject,Group,Sex,Age,Visit,Modality,Description,Type,Acq Date,Format,Downloaded"
+PROCESSED = ("MPR; GradWarp; B1 Correction; N3; Scaled", "MPR; GradWarp; B1 Correction; N3; Scaled_2")
 LATER = ("Accelerated Sagittal MPRAGE", "Sagittal 3D Accelerated MPRAGE", "MT1; GradWarp; N3m")
 
 
 def _smooth(rng: np.random.Generator, shape: Sequence[int], sigma: float) -> NDArray[np.float32]:
     field = gaussian_filter(rng.standard_normal(tuple(shape)), sigma, mode="nearest")
-    out: NDArray[np.float32] = (field / max(float(field.std()), 1e-12)).astype(np.float32)
-    return out
+    return np.asarray(field / max(float(field.std()), 1e-12), dtype=np.float32)
 
 
 def _finish(clean: NDArray[np.float32], rng: np.random.Generator, voxel_mm: float) -> NDArray[np.int16]:
     """Apply a bias field and Rician noise and convert to int16."""
     bias = np.exp(0.12 * _smooth(rng, clean.shape, 40.0 / voxel_mm))
     real, imaginary = (15.0 * rng.standard_normal(clean.shape) for _ in range(2))
-    noisy: NDArray[np.int16] = np.hypot(clean * bias + real, imaginary).astype(np.int16)
-    return noisy
+    return np.asarray(np.hypot(clean * bias + real, imaginary).astype(np.int16))
 
 
 def ellipsoid_head(
@@ -121,18 +101,11 @@ def template_head(
 def _series(subject_id: str, first: bool, rng: np.random.Generator) -> list[str]:
     """Descriptions of the series of a visit: a T1 scan and, at the first visit, other versions and a localizer."""
     adni1 = int(subject_id.split("_")[-1]) < 2000
-    if adni1:
-        chosen = [ADNI1[int(rng.integers(0, 2))], *([ADNI1[2], ADNI1[3]] if first else [])]
-    else:
-        chosen = [LATER[int(rng.integers(0, len(LATER)))]]
-    return [*chosen, *(["3 Plane Localizer"] if first else [])]
-
-
-def _file_name(ptid: str, description: str, day: date, series: int, image: int, variant: int) -> str:
-    """File name as in IDA, with or without a timestamp, or with `br_raw`."""
-    words = re.sub(r"[^0-9A-Za-z-]", "_", description)
-    stamp = ("", f"_Br_{day:%Y%m%d}101530123", f"_br_raw_{day:%Y%m%d}101530123_1")[variant]
-    return f"ADNI_{ptid}_MR_{words}{stamp}_S{series}_I{image}.nii{'.gz' if variant == 0 else ''}"
+    choices = PROCESSED if adni1 else LATER
+    chosen = choices[int(rng.integers(0, len(choices)))]
+    if not first:
+        return [chosen]
+    return [chosen, *(["MP-RAGE", "MP-RAGE REPEAT"] if adni1 else []), "3 Plane Localizer"]
 
 
 def write_raw_scans(
@@ -157,27 +130,40 @@ def write_raw_scans(
             data, affine = head(rng, visit["atrophy"], voxel_mm)
             for description in series:
                 image += 1
-                words = re.sub(r"[^0-9A-Za-z-]", "_", description)
-                folder = out / "ADNI" / ptid / words / f"{visit['date'].isoformat()}_10_15_30.0" / f"I{image}"
+                day, words = visit["date"], re.sub(r"[^0-9A-Za-z-]", "_", description)
+                folder = out / "ADNI" / ptid / words / f"{day}_10_15_30.0" / f"I{image}"
                 folder.mkdir(parents=True)
-                path = folder / _file_name(ptid, description, visit["date"], image // 2, image, image % 3)
-                localizer = "Localizer" in description
-                write_nifti(
-                    path, data[:, :, data.shape[2] // 2 - 2 : data.shape[2] // 2 + 1] if localizer else data, affine
-                )
+                # As in IDA, with or without a timestamp, or with `br_raw`.
+                stamp = ("", f"_Br_{day:%Y%m%d}101530123", f"_br_raw_{day:%Y%m%d}101530123_1")[image % 3]
+                name = f"ADNI_{ptid}_MR_{words}{stamp}_S{image // 2}_I{image}.nii"
+                path = folder / (name if stamp else f"{name}.gz")
+                localizer, middle = "Localizer" in description, data.shape[2] // 2
+                write_nifti(path, data[:, :, middle - 2 : middle + 1] if localizer else data, affine)
                 if failing:
                     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-                rows.append((f"{'I' if image % 2 else ''}{image}", ptid, "MRI", description, visit["date"]))
+                rows.append((f"{'I' if image % 2 else ''}{image}", ptid, "MRI", description, day))
                 if not localizer:
                     truth.append(
                         {k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
                         | {"image_id": str(image), "failed": failing}
                     )
     rows.append((f"I{image + 1}", rows[-1][1], "PET", "ADNI Brain PET: Raw", rows[-1][4]))
-    lines = [",".join(f'"{c}"' for c in SEARCH)]
-    for image_id, ptid, modality, description, day in rows:
-        us = f"{day.month}/{day.day}/{day.year}"
-        values = (image_id, ptid, "Patient", "F", "74", "sc", modality, description, "Original", us, "NiFTI", "")
-        lines.append(",".join(f'"{v}"' for v in values))
-    (out / "idaSearch.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = [
+        (
+            i,
+            ptid,
+            "Patient",
+            "F",
+            "74",
+            "sc",
+            modality,
+            description,
+            "Original",
+            f"{d.month}/{d.day}/{d.year}",
+            "NiFTI",
+            "",
+        )
+        for i, ptid, modality, description, d in rows
+    ]
+    pl.DataFrame(found, schema=SEARCH.split(","), orient="row").write_csv(out / "idaSearch.csv", quote_style="always")
     return truth

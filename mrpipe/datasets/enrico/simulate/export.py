@@ -8,8 +8,8 @@ any method. The truth holds the exact posterior of the topic given the layout, t
 
 from __future__ import annotations
 
-import io
 import json
+import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from PIL import Image
 
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy, render
 from mrpipe.datasets.enrico.simulate.layouts import ICON_COLOURS, LAYOUTS, Node, Screen, build_tree, node
@@ -42,29 +41,21 @@ from mrpipe.store.parquet import write_frame, write_text
 LANDSCAPE = ("72201", "19141")
 EMPTY_METADATA = 296 / 1460
 
-# Topic → layout and look; each pair occurs once.
-STATES = {
-    "bare": ("sparse", "light"),
-    "calculator": ("grid", "dark"),
-    "camera": ("media", "photo"),
-    "chat": ("feed", "colour"),
-    "editor": ("canvas", "photo"),
-    "form": ("form", "light"),
-    "gallery": ("grid", "photo"),
-    "list": ("rows", "light"),
-    "login": ("form", "colour"),
-    "maps": ("canvas", "colour"),
-    "mediaplayer": ("media", "dark"),
-    "menu": ("rows", "dark"),
-    "modal": ("card", "light"),
-    "news": ("feed", "paper"),
-    "other": ("switches", "colour"),
-    "profile": ("card", "photo"),
-    "search": ("sparse", "dark"),
-    "settings": ("switches", "paper"),
-    "terms": ("text", "paper"),
-    "tutorial": ("text", "colour"),
+# Layout → its two topics, each with its look; each pair of layout and look occurs once.
+_TOPICS_OF = {
+    "sparse": {"bare": "light", "search": "dark"},
+    "media": {"camera": "photo", "mediaplayer": "dark"},
+    "feed": {"chat": "colour", "news": "paper"},
+    "canvas": {"editor": "photo", "maps": "colour"},
+    "form": {"form": "light", "login": "colour"},
+    "grid": {"calculator": "dark", "gallery": "photo"},
+    "rows": {"list": "light", "menu": "dark"},
+    "switches": {"other": "colour", "settings": "paper"},
+    "text": {"terms": "paper", "tutorial": "colour"},
+    "card": {"modal": "light", "profile": "photo"},
 }
+# Topic → layout and look.
+STATES = dict(sorted((topic, (layout, look)) for layout, of in _TOPICS_OF.items() for topic, look in of.items()))
 
 # Kinds of issues in the published issues.csv: source, description, severity, and how many of the 1,460 screens.
 ISSUE_KINDS = (
@@ -132,33 +123,15 @@ def _posterior(joint_TS: NDArray[np.float64]) -> dict[str, Any]:
     return {"bayes_accuracy": float(joint_TS.max(0).sum()), "information_bits": float((joint_TS * ratio).sum())}
 
 
-class _Writer:
-    """Writes the members of one folder, as files or into an archive with one top-level folder and fixed dates."""
-
-    def __init__(self, raw: Path, name: str, zipped: bool):
-        self.raw, self.name = raw, name
-        self.archive = zipfile.ZipFile(raw / f"{name}.zip", "w") if zipped else None
-        if not zipped:
-            (raw / name).mkdir(parents=True, exist_ok=True)
-
-    def write(self, file: str, data: bytes) -> None:
-        if self.archive is None:
-            (self.raw / self.name / file).write_bytes(data)
-            return
-        entry = zipfile.ZipInfo(f"{self.name}/{file}", (2020, 1, 1, 0, 0, 0))
-        entry.compress_type = zipfile.ZIP_DEFLATED if file.endswith(".json") else zipfile.ZIP_STORED
-        entry.external_attr = 0o644 << 16
-        self.archive.writestr(entry, data)
-
-    def close(self) -> None:
-        if self.archive is not None:
-            self.archive.close()
-
-
-def _encode(image: Image.Image, kind: str, **settings: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)
-    return buffer.getvalue()
+def _pack(folder: Path) -> None:
+    """Replace a folder by an archive with one top-level folder and fixed dates."""
+    with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
+        for path in sorted(folder.iterdir()):
+            entry = zipfile.ZipInfo(f"{folder.name}/{path.name}", (2020, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED if path.suffix == ".json" else zipfile.ZIP_STORED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, path.read_bytes())
+    shutil.rmtree(folder)
 
 
 def _draw_states(options: EnricoSimulation) -> pl.DataFrame:
@@ -175,18 +148,9 @@ def _draw_states(options: EnricoSimulation) -> pl.DataFrame:
     u = uniform(keys, options.seed, "enrico.state", 6)
     layout = (u[:, :1] > np.cumsum(layout_TL, axis=1)[index]).sum(1).clip(max=len(LAYOUTS) - 1)
     look = (u[:, 1:2] > np.cumsum(look_TK, axis=1)[index]).sum(1).clip(max=len(LOOKS) - 1)
-    return pl.DataFrame(
-        {
-            "sample_id": ids,
-            "topic": topics,
-            "layout": np.array(list(LAYOUTS))[layout],
-            "look": np.array(list(LOOKS))[look],
-            "density": u[:, 2],
-            "margin": u[:, 3],
-            "hue": u[:, 4],
-            "contrast": u[:, 5],
-        }
-    )
+    names = {"layout": np.array(list(LAYOUTS))[layout], "look": np.array(list(LOOKS))[look]}
+    continuous = dict(zip(("density", "margin", "hue", "contrast"), u[:, 2:].T, strict=True))
+    return pl.DataFrame({"sample_id": ids, "topic": topics, **names, **continuous})
 
 
 def _draw_issues(states: pl.DataFrame, options: EnricoSimulation) -> list[tuple[str, str, str, str]]:
@@ -194,13 +158,12 @@ def _draw_issues(states: pl.DataFrame, options: EnricoSimulation) -> list[tuple[
     rows = [(s, "wireframe", "not available", "high") for s in MULTIBENCH_IGNORES]
     rows += [(s, "screenshot", "landscape mode", "high") for s in LANDSCAPE]
     special = {s for s, *_ in rows}
-    free = iter(
-        generator(options.seed, "enrico.issues").permutation([s for s in states["sample_id"] if s not in special])
-    )
+    ordinary = [s for s in states["sample_id"] if s not in special]
+    free = iter(generator(options.seed, "enrico.issues").permutation(ordinary).tolist())
     for source, description, severity, count in ISSUE_KINDS:
         for _ in range(max(1, round(count * options.n_screens / 1460))):
             if (screen_id := next(free, None)) is not None:
-                rows.append((str(screen_id), source, description, severity))
+                rows.append((screen_id, source, description, severity))
     return rows
 
 
@@ -231,21 +194,20 @@ def _with_sidebar(tree: Node) -> Node:
     return tree | {"children": [*tree.get("children", []), node("Drawer", 0, 84, width * 0.8, height - 168)]}
 
 
-def _metadata(screen_id: str, u: float, topic_free: int) -> bytes:
+def _metadata(u: float, app: int) -> dict[str, Any]:
     """Play Store metadata of an app; an empty object for the fraction of apps that are no longer listed."""
     if u < EMPTY_METADATA:
-        return b"{}"
-    category = ("COMMUNICATION", "TOOLS", "SHOPPING", "HEALTH_AND_FITNESS", "MUSIC_AND_AUDIO")[topic_free % 5]
-    values = {
-        "title": f"App {topic_free}",
-        "category": [category],
+        return {}
+    categories = ("COMMUNICATION", "TOOLS", "SHOPPING", "HEALTH_AND_FITNESS", "MUSIC_AND_AUDIO")
+    return {
+        "title": f"App {app}",
+        "category": [categories[app % 5]],
         "score": "4.1",
-        "reviews": 10 + topic_free,
+        "reviews": 10 + app,
         "free": True,
         "installs": "10,000+",
-        "app_id": f"com.example.app{topic_free}",
+        "app_id": f"com.example.app{app}",
     }
-    return json.dumps(values).encode()
 
 
 def _write_truth(
@@ -256,16 +218,12 @@ def _write_truth(
     joint_TLK = prior_T[:, None, None] * layout_TL[:, :, None] * look_TK[:, None, :]
     layout = [list(LAYOUTS).index(v) for v in states["layout"]]
     look = [list(LOOKS).index(v) for v in states["look"]]
-    best = {
-        "bayes_layout": joint_TLK.sum(2)[:, layout].argmax(0),
-        "bayes_look": joint_TLK.sum(1)[:, look].argmax(0),
-        "bayes_both": joint_TLK[:, layout, look].argmax(0),
-    }
-    columns = [pl.Series(name, [TOPICS[i] for i in index]) for name, index in best.items()]
-    frame = states.with_columns(columns)
+    by_layout, by_look = joint_TLK.sum(2)[:, layout].T, joint_TLK.sum(1)[:, look].T
+    by_both = joint_TLK[:, layout, look].T
+    best = {"bayes_layout": by_layout, "bayes_look": by_look, "bayes_both": by_both}
+    frame = states.with_columns(pl.Series(n, np.array(TOPICS)[p.argmax(axis=1)]) for n, p in best.items())
     write_frame(truth / "truth.parquet", frame.sort("sample_id"))
     # A wireframe shows the layout. A screenshot shows both but blurs the layout, so its posterior is an upper bound.
-    by_layout, by_both = joint_TLK.sum(2)[:, layout].T, joint_TLK[:, layout, look].T
     shown = {("wireframe",): by_layout, ("screenshot",): by_both, ("screenshot", "wireframe"): by_both}
     posterior = {names: p / p.sum(axis=1, keepdims=True) for names, p in shown.items()}
     write_best(truth, "topic", TOPICS, frame["sample_id"].to_list(), posterior)
@@ -277,10 +235,6 @@ def _write_truth(
         "wireframes_with_issues": sorted(i for i, source, *_ in issues if source in ("wireframe", "hierarchy")),
     }
     write_text(truth / "model.json", json.dumps(model, indent=1) + "\n")
-
-
-def _table(header: str, rows: list[tuple[str, ...]]) -> str:
-    return "\n".join([header, *(",".join(row) for row in rows)]) + "\n"
 
 
 def _legend_json(colours: Mapping[str, str]) -> str:
@@ -296,11 +250,8 @@ def simulate_export(raw: Path, truth: Path, options: EnricoSimulation) -> None:
     Raises:
         UsageError: if there are fewer screens than topics, or scale or noise are out of range.
     """
-    for name, value, low, high in (
-        ("scale", options.scale, 0.01, 4.0),
-        ("layout_noise", options.layout_noise, 0.0, 1.0),
-        ("look_noise", options.look_noise, 0.0, 1.0),
-    ):
+    for name, low, high in (("scale", 0.01, 4.0), ("layout_noise", 0.0, 1.0), ("look_noise", 0.0, 1.0)):
+        value = getattr(options, name)
         if not low <= value <= high:
             raise UsageError(f"simulation of enrico: {name}={value} must be between {low} and {high}")
     raw.mkdir(parents=True, exist_ok=True)
@@ -315,37 +266,41 @@ def simulate_export(raw: Path, truth: Path, options: EnricoSimulation) -> None:
         trees[screen_id] = build_tree(row["layout"], Screen(*canvas, rng, row["density"], row["margin"]))
 
     legend = Legend(components=COMPONENT_COLOURS, icons=ICON_COLOURS)
-    folders = {n: _Writer(raw, n, options.zipped) for n in ("screenshots", "wireframes", "hierarchies", "metadata")}
+    folders = [raw / name for name in ("screenshots", "wireframes", "hierarchies", "metadata")]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    screenshots, wireframes, hierarchies, metadata = folders
     drawn = dict(zip(states["sample_id"], uniform(id_keys(states["sample_id"]), options.seed, "app", 2), strict=True))
     ordered = sorted(trees)
     neighbour = dict(zip(ordered, [*ordered[1:], ordered[0]], strict=True))
-    for row in states.sort("sample_id").iter_rows(named=True):
+    width, height = (max(1, round(n * options.scale)) for n in SCREEN_SIZE)
+    for row in states.iter_rows(named=True):
         screen_id = row["sample_id"]
         tree = trees[screen_id]
         source, description = kinds.get(screen_id, ("", ""))
-        portrait = tuple(max(1, round(n * options.scale)) for n in SCREEN_SIZE)
-        size = (portrait[1], portrait[0]) if screen_id in LANDSCAPE else (portrait[0], portrait[1])
+        size = (height, width) if screen_id in LANDSCAPE else (width, height)
         rng = generator(options.seed, "enrico.paint", screen_id)
         shot = paint_screenshot(tree, size, row["look"], row["hue"], row["contrast"], rng)
         if description in ("selector overlay", "loading overlay"):
             shot = shot.point(lambda v: v // 2)
-        folders["screenshots"].write(f"{screen_id}.jpg", _encode(shot, "JPEG", quality=85))
+        shot.save(screenshots / f"{screen_id}.jpg", quality=85)
         written = _with_sidebar(tree) if description == "overlapping sidebar" else tree
-        folders["hierarchies"].write(f"{screen_id}.json", json.dumps(written).encode())
+        (hierarchies / f"{screen_id}.json").write_text(json.dumps(written), encoding="utf-8")
         if screen_id not in MULTIBENCH_IGNORES:
             shown = _faulty(tree, trees[neighbour[screen_id]], description) if source == "wireframe" else tree
             hierarchy = parse_hierarchy(json.dumps(shown).encode(), screen_id)
             canvas_size = size if (hierarchy.canvas[0] > hierarchy.canvas[1]) == (size[0] > size[1]) else size[::-1]
-            folders["wireframes"].write(f"{screen_id}.png", _encode(render(hierarchy, legend, canvas_size), "PNG"))
+            render(hierarchy, legend, canvas_size).save(wireframes / f"{screen_id}.png")
         empty, app = drawn[screen_id]
-        folders["metadata"].write(f"{screen_id}.json", _metadata(screen_id, empty, int(app * options.n_screens)))
-    for folder in folders.values():
-        folder.close()
+        record = _metadata(empty, int(app * options.n_screens))
+        (metadata / f"{screen_id}.json").write_text(json.dumps(record), encoding="utf-8")
+    if options.zipped:
+        for folder in folders:
+            _pack(folder)
 
-    write_text(
-        raw / "design_topics.csv", _table("screen_id,topic", list(states.select("sample_id", "topic").iter_rows()))
-    )
-    write_text(raw / "issues.csv", _table("screen_id,source,description,severity", list(issues)))
+    states.select(screen_id="sample_id", topic="topic").write_csv(raw / "design_topics.csv")
+    columns = ["screen_id", "source", "description", "severity"]
+    pl.DataFrame(issues, schema=columns, orient="row").write_csv(raw / "issues.csv")
     write_text(raw / "component_legend.json", _legend_json(COMPONENT_COLOURS))
     write_text(raw / "icon_legend.json", _legend_json(ICON_COLOURS))
     _write_truth(truth, states, issues, options)

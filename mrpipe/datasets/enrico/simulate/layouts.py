@@ -15,24 +15,11 @@ STATUS_BAR, TOOLBAR, NAVIGATION_BAR = 84, 196, 168
 Node = dict[str, Any]
 
 # Simulated icon legend: rising greys, like the published one (steps of 2), but with fewer classes.
-ICON_CLASSES = (
-    "menu",
-    "search",
-    "add",
-    "arrow_backward",
-    "more",
-    "star",
-    "share",
-    "play",
-    "pause",
-    "skip_next",
-    "skip_previous",
-    "settings",
-    "avatar",
-    "send",
-    "close",
-    "expand_more",
+_ICONS = (
+    "menu search add arrow_backward more star share play pause skip_next skip_previous settings avatar send close "
+    "expand_more"
 )
+ICON_CLASSES = tuple(_ICONS.split())
 ICON_COLOURS = {name: f"#{(20 + 12 * i) * 0x010101:06x}" for i, name in enumerate(ICON_CLASSES)}
 BUTTON_CONCEPTS = ("go", "login", "skip", "ok", "cancel", "done", "next", "save")
 _CLASSES = {
@@ -76,10 +63,7 @@ class Screen:
     rng: np.random.Generator
     density: float
     margin: float
-
-    @property
-    def top(self) -> int:
-        return STATUS_BAR
+    top: int = STATUS_BAR
 
     @property
     def bottom(self) -> int:
@@ -157,17 +141,10 @@ def _feed(s: Screen) -> list[Node]:
         y = s.top + TOOLBAR + i * step
         side = step * 0.75
         x = s.left if i % 2 == 0 else s.left + 160
-        nodes.append(
-            node(
-                "Card",
-                x,
-                y + 20,
-                s.right - (160 if i % 2 == 0 else 0),
-                y + step - 20,
-                node("Image", x + 20, y + 40, x + 20 + side * 0.7, y + step - 60),
-                node("Text", x + 60 + side * 0.7, y + 50, s.right - 240, y + 50 + step * 0.3),
-            )
-        )
+        image = node("Image", x + 20, y + 40, x + 20 + side * 0.7, y + step - 60)
+        text = node("Text", x + 60 + side * 0.7, y + 50, s.right - 240, y + 50 + step * 0.3)
+        right = s.right - (160 if i % 2 == 0 else 0)
+        nodes.append(node("Card", x, y + 20, right, y + step - 20, image, text))
     return nodes
 
 
@@ -259,18 +236,9 @@ def _text(s: Screen) -> list[Node]:
     if s.chance(0.5):
         nodes.append(node("Pager Indicator", s.width * 0.4, s.bottom - 260, s.width * 0.6, s.bottom - 220))
     bar = s.bottom - 190
-    nodes.append(
-        node(
-            "Button Bar",
-            0,
-            bar,
-            s.width,
-            s.bottom,
-            s.button(s.left, bar + 30, s.width / 2 - 40, s.bottom - 30),
-            s.button(s.width / 2 + 40, bar + 30, s.right, s.bottom - 30),
-        )
-    )
-    return nodes
+    back = s.button(s.left, bar + 30, s.width / 2 - 40, s.bottom - 30)
+    forth = s.button(s.width / 2 + 40, bar + 30, s.right, s.bottom - 30)
+    return [*nodes, node("Button Bar", 0, bar, s.width, s.bottom, back, forth)]
 
 
 def _card(s: Screen) -> list[Node]:
@@ -288,18 +256,8 @@ def _card(s: Screen) -> list[Node]:
     return [node("Modal" if s.chance(0.6) else "Card", x0, y0, x1, y0 + height, *inner)]
 
 
-LAYOUTS: dict[str, Callable[[Screen], list[Node]]] = {
-    "sparse": _sparse,
-    "media": _media,
-    "feed": _feed,
-    "canvas": _canvas,
-    "form": _form,
-    "grid": _grid,
-    "rows": _rows,
-    "switches": _switches,
-    "text": _text,
-    "card": _card,
-}
+_FAMILIES = (_sparse, _media, _feed, _canvas, _form, _grid, _rows, _switches, _text, _card)
+LAYOUTS: dict[str, Callable[[Screen], list[Node]]] = {f.__name__.removeprefix("_"): f for f in _FAMILIES}
 
 
 def build_tree(layout: str, screen: Screen) -> Node:

@@ -110,9 +110,8 @@ class _Painter:
             case "Icon" | "Pager Indicator":
                 self.draw.ellipse(inner, fill=_mix(self.background, self.ink, self.contrast))
             case "Card" | "Modal":
-                self.draw.rounded_rectangle(
-                    inner, radius, fill=_mix(self.background, (255, 255, 255), 0.25), outline=faint
-                )
+                white = _mix(self.background, (255, 255, 255), 0.25)
+                self.draw.rounded_rectangle(inner, radius, fill=white, outline=faint)
             case "Input" | "List Item":
                 self.draw.line((x0, y1 - 1, x1 - 1, y1 - 1), fill=faint)
                 if label == "Input":

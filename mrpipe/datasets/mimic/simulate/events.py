@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,89 +18,51 @@ _RARE_SHARE = 0.06
 _TENTHS = 60_000  # values up to 6000.0 are formatted by a lookup table of strings
 
 
-@dataclass(frozen=True)
-class ItemPool:
-    """Items of one table, arrays of length n_items; `words` maps text items to their possible values."""
-
-    itemid: NDArray[np.int64]
-    label: list[str]
-    unit: list[str]
-    mean: NDArray[np.float64]
-    sd: NDArray[np.float64]
-    step: NDArray[np.float64]
-    shared: NDArray[np.float64]
-    own: NDArray[np.float64]
-    weight: NDArray[np.float64]
-    words: dict[int, tuple[str, ...]]
-
-
-def item_pool(source: str, n_rare: int) -> ItemPool:
+def item_pool(source: str, n_rare: int) -> pl.DataFrame:
     """Items of a table: common items, `n_rare` rare items, and text items."""
-    named = pools.LAB_ITEMS if source == "labevents" else pools.CHART_ITEMS
-    text = pools.LAB_TEXT if source == "labevents" else pools.CHART_TEXT
-    first = 53_000 if source == "labevents" else 229_000
+    lab = source == "labevents"
+    named, text = (pools.LAB_ITEMS, pools.LAB_TEXT) if lab else (pools.CHART_ITEMS, pools.CHART_TEXT)
+    first = 53_000 if lab else 229_000
     total = sum(i[8] for i in named)
-    rows = list(named)
-    rows += [
-        (
-            first + k,
-            f"Rare item {k}",
-            "units" if k % 3 else "",
-            20.0 + k % 50,
-            4.0,
-            0.1,
-            0.0,
-            0.0,
-            _RARE_SHARE * total / max(n_rare, 1),
-        )
+    share = _RARE_SHARE * total / max(n_rare, 1)
+    rare = [
+        (first + k, f"Rare item {k}", "units" if k % 3 else "", 20.0 + k % 50, 4.0, 0.1, 0.0, 0.0, share)
         for k in range(n_rare)
     ]
-    rows += [(i, label, "", 0.0, 0.0, 1.0, 0.0, 0.0, 0.08 * total / len(text)) for i, label, _ in text]
-    columns = list(zip(*rows, strict=True))
-    numbers = [np.array(c, dtype=np.float64) for c in columns[3:]]
-    words = {len(rows) - len(text) + i: t[2] for i, t in enumerate(text)}
-    mean, sd, step, shared, own, weight = numbers
-    return ItemPool(
-        itemid=np.array(columns[0], dtype=np.int64),
-        label=list(columns[1]),
-        unit=list(columns[2]),
-        mean=mean,
-        sd=sd,
-        step=step,
-        shared=shared,
-        own=own,
-        weight=weight,
-        words=words,
-    )
+    in_words = [(i, label, "", 0.0, 0.0, 1.0, 0.0, 0.0, 0.08 * total / len(text)) for i, label, _ in text]
+    numbers = dict.fromkeys(("mean", "sd", "step", "shared", "own", "weight"), pl.Float64)
+    schema = {"itemid": pl.Int64, "label": pl.String, "unit": pl.String, **numbers}
+    items = pl.DataFrame([*named, *rare, *in_words], schema=schema, orient="row")
+    return items.with_columns(is_text=pl.int_range(pl.len()) >= len(named) + n_rare)
 
 
 def dictionary(source: str, n_rare: int) -> pl.DataFrame:
     """Table d_labitems or d_items."""
     pool = item_pool(source, n_rare)
-    n = len(pool.label)
-    base = pl.DataFrame({"itemid": pool.itemid, "label": pool.label})
     if source == "labevents":
-        return base.with_columns(pl.lit("Blood").alias("fluid"), pl.lit("Chemistry").alias("category"))
-    empty = pl.Series([None] * n, dtype=pl.String)
-    return base.with_columns(
-        pl.col("label").alias("abbreviation"),
-        pl.lit("chartevents").alias("linksto"),
-        pl.lit("Routine Vital Signs").alias("category"),
-        pl.Series("unitname", [u or None for u in pool.unit], dtype=pl.String),
-        pl.Series("param_type", ["Text" if i in pool.words else "Numeric" for i in range(n)]),
-        empty.alias("lownormalvalue"),
-        empty.alias("highnormalvalue"),
+        return pool.select("itemid", "label", fluid=pl.lit("Blood"), category=pl.lit("Chemistry"))
+    return pool.select(
+        "itemid",
+        "label",
+        abbreviation="label",
+        linksto=pl.lit("chartevents"),
+        category=pl.lit("Routine Vital Signs"),
+        unitname=pl.col("unit").replace("", None),
+        param_type=pl.when("is_text").then(pl.lit("Text")).otherwise(pl.lit("Numeric")),
+        lownormalvalue=pl.lit(None, pl.String),
+        highnormalvalue=pl.lit(None, pl.String),
     )
 
 
-def _layout(people: SimulatedPatients, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Rows per visit, (n_visits,), which sum to n_rows and increase with the length of stay; also begin and end."""
-    begin = np.minimum(people.visits["admit"].to_numpy(), people.visits["discharge"].to_numpy() - 60)
-    end = people.visits["discharge"].to_numpy()
-    weight = np.sqrt((end - begin).astype(np.float64))
+def _layout(people: SimulatedPatients, n_rows: int) -> pl.DataFrame:
+    """The visits with `begin`, `end` and `n_rows`, which sum to n_rows and increase with the length of stay."""
+    visits = people.visits.select(
+        "patient", "subject_id", "hadm_id", begin=pl.min_horizontal("admit", pl.col("discharge") - 60), end="discharge"
+    )
+    weight = np.sqrt((visits["end"] - visits["begin"]).to_numpy().astype(np.float64))
     share = np.cumsum(weight) / weight.sum() * n_rows
-    edges = np.concatenate([[0], np.round(share)]).astype(np.int64)
-    return np.diff(edges), begin, end
+    counts = np.diff(np.concatenate([[0], np.round(share)]).astype(np.int64))
+    return visits.with_columns(n_rows=pl.Series(counts))
 
 
 def _strings() -> pl.Series:
@@ -114,162 +74,108 @@ class _Values:
     """Draws values of the rows of a block, as numbers and as text."""
 
     def __init__(self, source: str, people: SimulatedPatients, o: MimicSimulation):
-        self.pool, self._o, self._source = item_pool(source, o.n_rare_items), o, source
-        self._cumulative = np.cumsum(self.pool.weight) / self.pool.weight.sum()
+        self.pool, self._traps = item_pool(source, o.n_rare_items), o.traps
+        weight = self.pool["weight"].to_numpy()
+        self._cumulative = np.cumsum(weight) / weight.sum()
         p = people.patients
         self._shared, self._own = p["shared"].to_numpy(), p["lab"].to_numpy()
         self._tenths = _strings()
-        self._is_text = np.isin(np.arange(len(self.pool.label)), list(self.pool.words))
-        self._units = pl.Series([*self.pool.unit, "mmol/L", "umol/L", "mg", "mg/dl"])
-        at = {int(i): k for k, i in enumerate(self.pool.itemid)}
-        n = len(self.pool.unit)
+        texts = pools.LAB_TEXT if source == "labevents" else pools.CHART_TEXT
+        self._texts = pl.Series([*(w for _, _, words in texts for w in words), "___", ">100", "<0.1", "HOLD", "NEG"])
+        self._units = pl.Series([*self.pool["unit"], "mmol/L", "umol/L", "mg", "mg/dl"])
+        at = {i: k for k, i in enumerate(self.pool["itemid"])}
         # Data error: an item in several units. Item → code of the other unit, conversion factor.
         self._other = [
-            (at[i], n + u, f)
+            (at[i], len(self.pool) + u, f)
             for i, u, f in ((50931, 0, 1 / 18.016), (50912, 1, 88.42), (51222, 2, 1.0), (51006, 3, 1.0))
             if i in at
         ]
 
-    def draw(self, patient: NDArray[np.int64], rng: np.random.Generator) -> dict[str, Any]:
-        pool, n = self.pool, len(patient)
+    def draw(self, patient: NDArray[np.int64], rng: np.random.Generator) -> pl.DataFrame:
+        n, rate = len(patient), self._traps
         item = np.searchsorted(self._cumulative, rng.random(n), side="right").astype(np.int64)
-        item = np.minimum(item, len(pool.label) - 1)
-        value = pool.mean[item] + pool.sd[item] * rng.standard_normal(n)
-        value += pool.shared[item] * self._shared[patient] + pool.own[item] * self._own[patient]
+        item = np.minimum(item, len(self.pool) - 1)
+        names = ("mean", "sd", "step", "shared", "own", "is_text")
+        mean, sd, step, shared, own, words = (self.pool[c].to_numpy()[item] for c in names)
+        value = mean + sd * rng.standard_normal(n)
+        value += shared * self._shared[patient] + own * self._own[patient]
         unit = item.copy()
         chance = rng.random(n)
-        rate = self._o.traps
         for index, code, factor in self._other:
             chosen = (item == index) & (chance < 0.03 * rate)
             value = np.where(chosen, value * factor, value)
             unit = np.where(chosen, code, unit)
-        value = np.maximum(np.round(value / pool.step[item]) * pool.step[item], 0.0)
+        value = np.maximum(np.round(value / step) * step, 0.0)
         wild = (chance > 0.5) & (chance < 0.5 + 0.001 * rate)
         value = np.where(wild, np.where(chance < 0.5 + 0.0005 * rate, 999_999.0, -5.0), value)
         tenths = np.round(value * 10)
         short = (tenths >= 0) & (tenths <= _TENTHS)
         written = self._tenths.gather(np.where(short, tenths, 0).astype(np.int64))
-        number = np.round(np.where(short & (pool.step[item] >= 0.1), tenths / 10, value), 2)
-        long = ~short | (pool.step[item] < 0.1)
+        number = np.round(np.where(short & (step >= 0.1), tenths / 10, value), 2)
+        long = ~short | (step < 0.1)
         if long.any():
-            text = pl.Series(number[long]).cast(pl.String)
-            written = written.scatter(np.flatnonzero(long), text)
+            written = written.scatter(np.flatnonzero(long), pl.Series(number[long]).cast(pl.String))
         # valuenum is blank if the value is text: words, de-identification blanks, limits.
-        words = self._is_text[item]
         blank = words | ((chance > 0.9) & (chance < 0.9 + 0.03 * rate))
-        texts = np.array(
-            [*(w for k in sorted(pool.words) for w in pool.words[k]), "___", ">100", "<0.1", "HOLD", "NEG"],
-            dtype=object,
-        )
-        picked = rng.integers(0, len(texts), n)
+        picked = rng.integers(0, len(self._texts), n)
         if blank.any():
-            where = np.flatnonzero(blank)
-            written = written.scatter(where, pl.Series(texts[picked[where]].tolist(), dtype=pl.String))
-        return {
-            "itemid": pool.itemid[item],
-            "value": written,
-            "valuenum": pl.Series(np.where(blank, np.nan, number), nan_to_null=True),
-            "valueuom": self._units.gather(unit),
-            "unit_blank": words,
-        }
+            written = written.scatter(np.flatnonzero(blank), self._texts.gather(picked[blank]))
+        return pl.DataFrame(
+            {
+                "itemid": self.pool["itemid"].gather(item),
+                "value": written,
+                "valuenum": pl.Series(np.where(blank, np.nan, number), nan_to_null=True),
+                "valueuom": self._units.gather(unit),
+                "unit_blank": words,
+            }
+        )
 
 
 def event_blocks(source: str, people: SimulatedPatients, o: MimicSimulation) -> Iterator[pl.DataFrame]:
     """Blocks of labevents or chartevents with the columns of the provider, by patient and time (3.1: shuffled)."""
-    n_rows = o.n_lab_rows if source == "labevents" else o.n_chart_rows
-    counts, begin, end = _layout(people, n_rows)
-    owner = people.visits["patient"].to_numpy()
-    hadm, subject = people.visits["hadm_id"].to_numpy(), people.patients["subject_id"].to_numpy()
+    visits = _layout(people, o.n_lab_rows if source == "labevents" else o.n_chart_rows)
     values = _Values(source, people, o)
-    reach = np.cumsum(counts)
+    reach = visits["n_rows"].cum_sum().to_numpy()
     start, number, event_id = 0, 0, 1
-    while start < len(counts):
+    while start < len(visits):
         stop = max(start + 1, int(np.searchsorted(reach, (reach[start - 1] if start else 0) + BLOCK, side="right")))
         rng = generator(o.seed, f"mimic {source} {number}")
-        frame = _block(
-            source, np.arange(start, stop), counts, begin, end, owner, hadm, subject, values, o, rng, event_id
-        )
+        frame = _block(source, visits[start:stop], values, o, rng, event_id)
         event_id += len(frame)
         yield frame
         start, number = stop, number + 1
 
 
 def _block(
-    source: str,
-    visits: NDArray[np.int64],
-    counts: Any,
-    begin: Any,
-    end: Any,
-    owner: Any,
-    hadm: Any,
-    subject: Any,
-    values: _Values,
-    o: MimicSimulation,
-    rng: np.random.Generator,
-    event_id: int,
+    source: str, visits: pl.DataFrame, values: _Values, o: MimicSimulation, rng: np.random.Generator, event_id: int
 ) -> pl.DataFrame:
-    visit = np.repeat(visits, counts[visits])
+    visit = np.repeat(np.arange(len(visits)), visits["n_rows"].to_numpy())
     n = len(visit)
-    span = (end - begin)[visit]
-    minute = begin[visit] + (rng.random(n) * span).astype(np.int64)
+    begin, end = visits["begin"].to_numpy()[visit], visits["end"].to_numpy()[visit]
+    minute = begin + (rng.random(n) * (end - begin)).astype(np.int64)
     lab = source == "labevents"
     chance = rng.random(n)
     if lab:
         # Outpatient and emergency samples, taken between visits or within a day before the admission.
-        minute = np.where(chance < 0.12, begin[visit] - rng.integers(3 * 1440, 30 * 1440, n), minute)
-        minute = np.where((chance >= 0.12) & (chance < 0.2), begin[visit] - rng.integers(1, 1440, n), minute)
-    order = np.argsort(visit * np.int64(2**28) + (minute - begin[visit] + 2**27), kind="stable")
-    visit, minute, chance = visit[order], minute[order], chance[order]
-    drawn = values.draw(owner[visit], rng)
+        minute = np.where(chance < 0.12, begin - rng.integers(3 * 1440, 30 * 1440, n), minute)
+        minute = np.where((chance >= 0.12) & (chance < 0.2), begin - rng.integers(1, 1440, n), minute)
+    order = np.argsort(visit * np.int64(2**28) + (minute - begin + 2**27), kind="stable")
+    rows, minute, chance = visits[visit[order]], minute[order], chance[order]
+    drawn = values.draw(rows["patient"].to_numpy(), rng)
     # Data error: hadm_id is blank outside visits, and for some rows inside.
     no_visit = lab & ((chance < 0.2) | (chance > 0.92))
     repeated = np.zeros(n, dtype=bool)
     repeated[1:] = rng.random(n - 1) < o.traps * 0.005
     source_row = np.maximum.accumulate(np.where(repeated, 0, np.arange(n)))
-    time = moments(minute)
-    frame = pl.DataFrame(
-        {
-            "subject_id": subject[owner[visit]],
-            "hadm_id": pl.Series(hadm[visit]),
-            "time": time,
-            "itemid": drawn["itemid"],
-            "value": drawn["value"],
-            "valuenum": drawn["valuenum"],
-            "valueuom": drawn["valueuom"],
-            "unit_blank": drawn["unit_blank"],
-            "no_visit": no_visit,
-        }
-    )
+    frame = rows.select("subject_id", "hadm_id", time=moments(minute), no_visit=pl.Series(no_visit)).hstack(drawn)
     # Data error: repeated events.
     frame = frame[source_row]
     if o.release.startswith("3"):
         frame = frame[rng.permutation(n)]
-    unit = pl.when(pl.col("unit_blank") | (pl.col("valueuom") == "")).then(None).otherwise("valueuom").alias("valueuom")
+    unit = pl.when(~pl.col("unit_blank") & (pl.col("valueuom") != "")).then("valueuom").alias("valueuom")
     empty = pl.lit(None, dtype=pl.String)
-    if lab:
-        columns = [
-            pl.int_range(event_id, event_id + n, dtype=pl.Int64).alias("labevent_id"),
-            "subject_id",
-            pl.when("no_visit").then(None).otherwise("hadm_id").alias("hadm_id"),
-            pl.int_range(event_id, event_id + n, dtype=pl.Int64).alias("specimen_id"),
-            "itemid",
-            empty.alias("order_provider_id"),
-            pl.col("time").alias("charttime"),
-            (pl.col("time") + pl.duration(minutes=50)).alias("storetime"),
-            "value",
-            "valuenum",
-            unit,
-            empty.alias("ref_range_lower"),
-            empty.alias("ref_range_upper"),
-            empty.alias("flag"),
-            pl.lit("ROUTINE").alias("priority"),
-            pl.when(pl.col("valuenum").is_null())
-            .then(pl.lit('___ "HOLD", see note'))
-            .otherwise(None)
-            .alias("comments"),
-        ]
-    else:
-        columns = [
+    if not lab:
+        return frame.select(
             "subject_id",
             "hadm_id",
             (pl.col("hadm_id") + 10_000_000).alias("stay_id"),
@@ -280,6 +186,24 @@ def _block(
             "value",
             "valuenum",
             unit,
-            pl.lit(0, dtype=pl.Int8).alias("warning"),
-        ]
-    return frame.select(columns)
+            warning=0,
+        )
+    ids = pl.int_range(event_id, event_id + n, dtype=pl.Int64)
+    return frame.select(
+        ids.alias("labevent_id"),
+        "subject_id",
+        pl.when(~pl.col("no_visit")).then("hadm_id").alias("hadm_id"),
+        ids.alias("specimen_id"),
+        "itemid",
+        empty.alias("order_provider_id"),
+        pl.col("time").alias("charttime"),
+        (pl.col("time") + pl.duration(minutes=50)).alias("storetime"),
+        "value",
+        "valuenum",
+        unit,
+        ref_range_lower=empty,
+        ref_range_upper=empty,
+        flag=empty,
+        priority=pl.lit("ROUTINE"),
+        comments=pl.when(pl.col("valuenum").is_null()).then(pl.lit('___ "HOLD", see note')),
+    )

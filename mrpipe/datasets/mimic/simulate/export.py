@@ -46,9 +46,7 @@ def _titles(
     nine: tuple[tuple[str, str, float, float], ...], ten: tuple[tuple[str, str, float, float], ...]
 ) -> pl.DataFrame:
     rows = [(c[0], 9, c[1]) for c in nine] + [(c[0], 10, c[1]) for c in ten]
-    return pl.DataFrame(
-        rows, schema={"icd_code": pl.String, "icd_version": pl.Int8, "long_title": pl.String}, orient="row"
-    )
+    return pl.DataFrame(rows, schema=["icd_code", "icd_version", "long_title"], orient="row")
 
 
 def _write(raw: Path, name: str, frames: Iterable[pl.DataFrame], o: MimicSimulation) -> None:

@@ -7,127 +7,78 @@ import polars as pl
 
 from mrpipe.datasets.mimic.simulate import pools
 from mrpipe.datasets.mimic.simulate.options import MimicSimulation
-from mrpipe.datasets.mimic.simulate.patients import DAY, SimulatedPatients, moments, sigmoid
+from mrpipe.datasets.mimic.simulate.patients import DAY, SimulatedPatients, moments, pick, sigmoid
 from mrpipe.keyed import generator
+
+DISCHARGE = (
+    " \nName:  ___                     Unit No:   ___\n \nAdmission Date:  ___              "
+    "Discharge Date:   ___\n \n"
+    "Service: MEDICINE\n \nChief Complaint:\n{}\n \nHistory of Present Illness:\n"
+    '___ y/o patient who says "I feel weak", {}.\n'
+    "On arrival {}, and {}.\n \nPast Medical History:\n{}.\n \nPhysical Exam:\n{}.\n \nBrief Hospital Course:\n"
+    "# Main problem: {}; {}.\nIn the ICU {}. {}, {}. {}\n \nDischarge Disposition:\n{}\n \nDischarge Condition:\n"
+    "Mental Status: {}.\n \nDischarge Instructions:\nDear Mr./Ms. ___, {}.\n"
+)
+RADIOLOGY = "EXAMINATION:  CHEST (PORTABLE AP)\n \nINDICATION:  {}.\n \nFINDINGS: \n \nNo pneumothorax. {}.\n"
 
 
 def _with_notes(people: SimulatedPatients) -> pl.DataFrame:
-    p = people.patients
-    rows = people.visits.with_row_index("visit").with_columns(
-        pl.col("patient").replace_strict(dict(enumerate(p["has_notes"])), return_dtype=pl.Boolean).alias("has")
-    )
-    return rows.filter("has")
+    has = people.patients["has_notes"].gather(people.visits["patient"])
+    return people.visits.with_row_index("visit").filter(has)
 
 
 def _sentences(people: SimulatedPatients, visits: pl.DataFrame, rng: np.random.Generator, n: int) -> list[pl.Series]:
     """n phrases per note; sicker patients have more unfavourable ones."""
     p = people.patients
     state = ((p["shared"] + p["note"]) * 0.8).gather(visits["patient"]).to_numpy()
-    worse, better = (pl.Series([q[i] for q in pools.PHRASES]) for i in (0, 1))
-    out = []
+    phrases, out = np.array(pools.PHRASES), []
     for _ in range(n):
-        which = rng.integers(0, len(pools.PHRASES), len(visits))
-        sick = pl.Series(rng.random(len(visits)) < sigmoid(state))
-        out.append(pl.select(pl.when(sick).then(worse.gather(which)).otherwise(better.gather(which))).to_series())
+        which = rng.integers(0, len(phrases), len(visits))
+        sick = rng.random(len(visits)) < sigmoid(state)
+        out.append(pl.Series(phrases[which, np.where(sick, 0, 1)]))
     return out
+
+
+def _table(
+    visits: pl.DataFrame, kind: str, seq: pl.Expr, chart: pl.Expr, store: pl.Expr, text: pl.Expr
+) -> pl.DataFrame:
+    """A table of notes; `chart` and `store` are minutes since 2100."""
+    return visits.select(
+        pl.format(f"{{}}-{kind}-{{}}", "subject_id", seq).alias("note_id"),
+        "subject_id",
+        "hadm_id",
+        note_type=pl.lit(kind),
+        note_seq=seq.cast(pl.Int32),
+        charttime=moments(visits.select(chart).to_series()),
+        storetime=moments(visits.select(store).to_series()),
+        text=text,
+    )
 
 
 def discharge_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFrame:
     """Table note/discharge: one note per visit; the note of a terminal visit mentions the death."""
     rng = generator(o.seed, "mimic discharge notes")
     visits = _with_notes(people)
-    n = len(visits)
     a, b, c, d, e, f = _sentences(people, visits, rng, 6)
-    complaint = pl.Series(np.array(pools.COMPLAINTS)[rng.integers(0, len(pools.COMPLAINTS), n)])
-    plain = [pl.Series(np.array(pools.PLAIN)[rng.integers(0, len(pools.PLAIN), n)]) for _ in range(4)]
-    died = visits["terminal"]
-    fate = pl.select(pl.when(died).then(pl.lit("Expired")).otherwise(pl.lit("Home With Service"))).to_series()
-    end = pl.select(
-        pl.when(died)
-        .then(pl.lit("The patient was made comfortable and passed away with family at bedside."))
-        .otherwise(pl.lit("The patient was discharged in stable condition."))
-    ).to_series()
-    frame = pl.DataFrame(
-        {
-            "a": a,
-            "b": b,
-            "c": c,
-            "d": d,
-            "e": e,
-            "f": f,
-            "complaint": complaint,
-            "fate": fate,
-            "end": end,
-            **{f"p{i}": s for i, s in enumerate(plain)},
-        }
+    complaint = pick(rng, pools.COMPLAINTS, len(visits))
+    p, q, r, s = (pick(rng, pools.PLAIN, len(visits)) for _ in range(4))
+    died = pl.when("terminal")
+    fate = died.then(pl.lit("Expired")).otherwise(pl.lit("Home With Service"))
+    end = died.then(pl.lit("The patient was made comfortable and passed away with family at bedside.")).otherwise(
+        pl.lit("The patient was discharged in stable condition.")
     )
-    text = pl.format(
-        " \nName:  ___                     Unit No:   ___\n \nAdmission Date:  ___              "
-        "Discharge Date:   ___\n \n"
-        "Service: MEDICINE\n \nChief Complaint:\n{}\n \nHistory of Present Illness:\n"
-        '___ y/o patient who says "I feel weak", {}.\n'
-        "On arrival {}, and {}.\n \nPast Medical History:\n{}.\n \nPhysical Exam:\n{}.\n \nBrief Hospital Course:\n"
-        "# Main problem: {}; {}.\nIn the ICU {}. {}, {}. {}\n \nDischarge Disposition:\n{}\n \nDischarge Condition:\n"
-        "Mental Status: {}.\n \nDischarge Instructions:\nDear Mr./Ms. ___, {}.\n",
-        "complaint",
-        "p0",
-        "a",
-        "p1",
-        "p2",
-        "b",
-        "c",
-        "p3",
-        "d",
-        "e",
-        "f",
-        "end",
-        "fate",
-        "fate",
-        "p0",
-    )
-    subject = people.patients["subject_id"].gather(visits["patient"])
-    seq = visits["number"].cast(pl.Int32) + 1
-    day = visits["discharge"] // DAY * DAY
-    return frame.select(
-        pl.format("{}-DS-{}", subject, seq).alias("note_id"),
-        subject.alias("subject_id"),
-        visits["hadm_id"],
-        pl.lit("DS").alias("note_type"),
-        seq.alias("note_seq"),
-        moments(day).alias("charttime"),
-        moments(visits["discharge"] + 600).alias("storetime"),
-        text.alias("text"),
-    )
+    text = pl.format(DISCHARGE, complaint, p, a, q, r, b, c, s, d, e, f, end, fate, fate, p)
+    leave = pl.col("discharge")
+    return _table(visits, "DS", pl.col("number") + 1, leave // DAY * DAY, leave + 600, text)
 
 
 def radiology_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFrame:
     """Table note/radiology: two reports per visit, one of them as outpatient (blank hadm_id) before the admission."""
     rng = generator(o.seed, "mimic radiology notes")
-    visits = (
-        pl.concat([v := _with_notes(people), v.with_columns(pl.lit(True).alias("before"))], how="diagonal")
-        .with_columns(pl.col("before").fill_null(False))
-        .sort("visit", "before")
-    )
+    inside = _with_notes(people).with_columns(before=False)
+    outside = inside.with_columns(before=True, hadm_id=None)
+    visits = pl.concat([inside, outside], how="vertical_relaxed").sort("visit", "before")
     a, b = _sentences(people, visits, rng, 2)
-    frame = pl.DataFrame({"a": a, "b": b})
-    subject = people.patients["subject_id"].gather(visits["patient"])
-    seq = pl.Series(visits.select(pl.int_range(pl.len()).over("patient") + 1).to_series()).cast(pl.Int32)
-    before = visits["before"]
-    minute = visits.select(
-        pl.when("before")
-        .then(pl.min_horizontal("admit", "discharge") - 5 * DAY)
-        .otherwise(pl.min_horizontal("admit", "discharge") + 300)
-    ).to_series()
-    text = pl.format(
-        "EXAMINATION:  CHEST (PORTABLE AP)\n \nINDICATION:  {}.\n \nFINDINGS: \n \nNo pneumothorax. {}.\n", "a", "b"
-    )
-    return frame.select(
-        pl.format("{}-RR-{}", subject, seq).alias("note_id"),
-        subject.alias("subject_id"),
-        pl.when(before).then(None).otherwise(visits["hadm_id"]).alias("hadm_id"),
-        pl.lit("RR").alias("note_type"),
-        seq.alias("note_seq"),
-        moments(minute).alias("charttime"),
-        moments(minute + 30).alias("storetime"),
-        text.alias("text"),
-    )
+    minute = pl.min_horizontal("admit", "discharge") + pl.when("before").then(-5 * DAY).otherwise(300)
+    seq = pl.int_range(pl.len()).over("patient") + 1
+    return _table(visits, "RR", seq, minute, minute + 30, pl.format(RADIOLOGY, a, b))

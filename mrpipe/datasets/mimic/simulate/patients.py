@@ -26,7 +26,7 @@ class SimulatedPatients:
     Attributes:
         patients: `subject_id, kind`, the factors, `probability, dies, has_notes, has_procedures, gender, dod`, anchors.
         visits: `patient` (row in patients), `hadm_id`, `admit` and `discharge` (minutes since 2100), `icd` (9 or 10),
-            `icu`, `terminal`, `index`; sorted by patient and time.
+            `icu`, `terminal`, `index`, `subject_id`; sorted by patient and time.
     """
 
     patients: pl.DataFrame
@@ -34,8 +34,12 @@ class SimulatedPatients:
 
 
 def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    y: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-x))
-    return y
+    return np.asarray(1.0 / (1.0 + np.exp(-x)))
+
+
+def pick(rng: np.random.Generator, values: tuple[str, ...], n: int) -> pl.Series:
+    """Draw n of the values with equal probability."""
+    return pl.Series(np.array(values)[rng.integers(0, len(values), n)])
 
 
 def intercept(mortality: float, sd: float) -> float:
@@ -45,9 +49,8 @@ def intercept(mortality: float, sd: float) -> float:
     low, high = -30.0, 30.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (
-            (middle, high) if (sigmoid(middle + sd * z) * weight).sum() / weight.sum() < mortality else (low, middle)
-        )
+        below = (sigmoid(middle + sd * z) * weight).sum() / weight.sum() < mortality
+        low, high = (middle, high) if below else (low, middle)
     return (low + high) / 2
 
 
@@ -77,10 +80,8 @@ def draw_patients(o: MimicSimulation) -> pl.DataFrame:
     no_notes, no_procedures = missing(o.notes_missing), missing(o.procedures_missing)
     age = np.clip(rng.normal(64, 15, n), 18, 99).astype(int)
     year = rng.integers(2110, 2180, n)
-    groups = ["2008 - 2010", "2011 - 2013", "2014 - 2016", "2017 - 2019"] + (
-        ["2020 - 2022"] if o.release.startswith("3") else []
-    )
-    group = np.array(groups)[rng.integers(0, len(groups), n)]
+    groups = ("2008 - 2010", "2011 - 2013", "2014 - 2016", "2017 - 2019", "2020 - 2022")
+    group = pick(rng, groups if o.release.startswith("3") else groups[:-1], n)
     subject = 10_000_000 + np.arange(n, dtype=np.int64) * 9 + rng.integers(0, 9, n)
     return pl.DataFrame(
         {
@@ -89,9 +90,9 @@ def draw_patients(o: MimicSimulation) -> pl.DataFrame:
             **{f: factors[:, i] for i, f in enumerate(FACTORS)},
             "probability": probability,
             "dies": dies,
-            "has_notes": ~no_notes & (group != "2020 - 2022"),
+            "has_notes": ~no_notes & (group != "2020 - 2022").to_numpy(),
             "has_procedures": ~no_procedures,
-            "gender": np.array(["F", "M"])[rng.integers(0, 2, n)],
+            "gender": pick(rng, ("F", "M"), n),
             "anchor_age": np.where(age > 89, 91, age),
             "anchor_year": year,
             "anchor_year_group": group,
@@ -148,6 +149,7 @@ def draw_people(o: MimicSimulation) -> SimulatedPatients:
             "icu": icu,
             "terminal": terminal,
             "index": number == last,
+            "subject_id": patients["subject_id"].gather(patient),
         }
     )
     return SimulatedPatients(patients=_deaths(patients, visits, o), visits=visits)
@@ -157,10 +159,9 @@ def _deaths(patients: pl.DataFrame, visits: pl.DataFrame, o: MimicSimulation) ->
     """Add `dod` (days since 2100, null: blank) to the patients."""
     rng = generator(o.seed, "mimic deaths")
     n = len(patients)
-    index = visits.filter("index").sort("patient")
-    index_day = (index["discharge"].to_numpy() // DAY).astype(np.int64)
+    index_day = visits.filter("index").sort("patient")["discharge"].to_numpy() // DAY
     ends = visits.group_by("patient").agg(pl.col("discharge").max()).sort("patient")
-    last_day = (ends["discharge"].to_numpy() // DAY).astype(np.int64)
+    last_day = ends["discharge"].to_numpy() // DAY
     inside = np.zeros(n, dtype=bool)
     inside[visits.filter("terminal")["patient"].to_numpy()] = True
     dies = patients["dies"].to_numpy()
@@ -168,11 +169,10 @@ def _deaths(patients: pl.DataFrame, visits: pl.DataFrame, o: MimicSimulation) ->
     later = last_day + rng.integers(20, 366, n)
     # A death more than a year after the index discharge is recorded only within a year of the last discharge.
     known_late = ~dies & ~inside & (last_day > index_day + 200) & (rng.random(n) < 0.4)
-    day = np.where(
-        inside, last_day, np.where(dies, np.maximum(after, last_day + 1), np.maximum(later, index_day + 366))
-    )
-    known = inside | dies | (known_late & (np.maximum(later, index_day + 366) <= last_day + 365))
-    return patients.with_columns(pl.when(pl.Series(known)).then(pl.Series(day)).otherwise(None).alias("dod"))
+    late = np.maximum(later, index_day + 366)
+    day = np.where(inside, last_day, np.where(dies, np.maximum(after, last_day + 1), late))
+    known = inside | dies | (known_late & (late <= last_day + 365))
+    return patients.with_columns(dod=pl.when(pl.Series(known)).then(pl.Series(day)))
 
 
 BASE = np.datetime64("2100-01-01T00:00:00", "us")
@@ -193,11 +193,14 @@ def patients_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFram
     blank = inside & ~off & (rng.random(len(p)) < o.traps * 0.05)
     dod = np.where(off, dod + np.where(rng.random(len(p)) < 0.5, 1, -1), dod)
     dod = np.where(blank, np.nan, dod)
-    day = pl.Series(dod, nan_to_null=True).cast(pl.Int64) + int(
-        (BASE - np.datetime64("1970-01-01", "us")) / np.timedelta64(1, "D")
-    )
-    return p.select("subject_id", "gender", "anchor_age", "anchor_year", "anchor_year_group").with_columns(
-        day.cast(pl.Int32).cast(pl.Date).alias("dod")
+    days = pl.lit(pl.Series(dod, nan_to_null=True).cast(pl.Int64))
+    return p.select(
+        "subject_id",
+        "gender",
+        "anchor_age",
+        "anchor_year",
+        "anchor_year_group",
+        dod=pl.date(2100, 1, 1) + pl.duration(days=days),
     )
 
 
@@ -207,36 +210,25 @@ def admissions_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFr
     n = len(v)
     terminal = v["terminal"].to_numpy()
     # Data errors: in-hospital death without deathtime, deathtime after dischtime.
-    untimed = terminal & (rng.random(n) < o.traps * 0.05)
+    timed = terminal & ~(rng.random(n) < o.traps * 0.05)
     death = v["discharge"].to_numpy() - np.where(rng.random(n) < o.traps * 0.1, -120, 30)
-
-    def pick(values: tuple[str, ...]) -> pl.Series:
-        return pl.Series(np.array(values)[rng.integers(0, len(values), n)])
-
-    frame = pl.DataFrame(
-        {
-            "subject_id": people.patients["subject_id"].gather(v["patient"]),
-            "hadm_id": v["hadm_id"],
-            "admittime": moments(v["admit"]),
-            "dischtime": moments(v["discharge"]),
-            "deathtime": moments(death),
-            "admission_type": pick(pools.ADMISSION_TYPES),
-            "admit_provider_id": pick(("P03YMR", "P41R5N", "P233F6")),
-            "admission_location": pick(("EMERGENCY ROOM", "TRANSFER FROM HOSPITAL", "PHYSICIAN REFERRAL")),
-            "discharge_location": pick(pools.LOCATIONS),
-            "insurance": pick(pools.INSURANCE),
-            "language": pick(("ENGLISH", "?")),
-            "marital_status": pick(("MARRIED", "SINGLE", "WIDOWED")),
-            "race": pick(pools.RACES),
-            "edregtime": pl.Series([None] * n, dtype=pl.String),
-            "edouttime": pl.Series([None] * n, dtype=pl.String),
-            "hospital_expire_flag": terminal.astype(np.int8),
-        }
-    )
-    timed = pl.Series(terminal & ~untimed)
-    return frame.with_columns(
-        pl.when(timed).then("deathtime").alias("deathtime"),
-        pl.when(pl.Series(terminal)).then(pl.lit("DIED")).otherwise("discharge_location").alias("discharge_location"),
+    return v.select(
+        "subject_id",
+        "hadm_id",
+        admittime=moments(v["admit"]),
+        dischtime=moments(v["discharge"]),
+        deathtime=pl.when(pl.Series(timed)).then(moments(death)),
+        admission_type=pick(rng, pools.ADMISSION_TYPES, n),
+        admit_provider_id=pick(rng, ("P03YMR", "P41R5N", "P233F6"), n),
+        admission_location=pick(rng, ("EMERGENCY ROOM", "TRANSFER FROM HOSPITAL", "PHYSICIAN REFERRAL"), n),
+        discharge_location=pl.when("terminal").then(pl.lit("DIED")).otherwise(pick(rng, pools.LOCATIONS, n)),
+        insurance=pick(rng, pools.INSURANCE, n),
+        language=pick(rng, ("ENGLISH", "?"), n),
+        marital_status=pick(rng, ("MARRIED", "SINGLE", "WIDOWED"), n),
+        race=pick(rng, pools.RACES, n),
+        edregtime=pl.lit(None, pl.String),
+        edouttime=pl.lit(None, pl.String),
+        hospital_expire_flag=pl.col("terminal").cast(pl.Int8),
     )
 
 
@@ -247,45 +239,40 @@ def icustays_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFram
     begin, end = np.minimum(begin, end - 60), np.maximum(end, begin)
     inside = begin + ((end - begin) * 0.2).astype(np.int64)
     out = inside + ((end - inside) * 0.6).astype(np.int64)
-    unit = pl.Series(np.array(pools.CAREUNITS)[rng.integers(0, len(pools.CAREUNITS), len(v))])
-    return pl.DataFrame(
-        {
-            "subject_id": people.patients["subject_id"].gather(v["patient"]),
-            "hadm_id": v["hadm_id"],
-            "stay_id": v["hadm_id"] + 10_000_000,
-            "first_careunit": unit,
-            "last_careunit": unit,
-            "intime": moments(inside),
-            "outtime": moments(out),
-            "los": (out - inside) / DAY,
-        }
+    unit = pick(rng, pools.CAREUNITS, len(v))
+    return v.select(
+        "subject_id",
+        "hadm_id",
+        stay_id=pl.col("hadm_id") + 10_000_000,
+        first_careunit=unit,
+        last_careunit=unit,
+        intime=moments(inside),
+        outtime=moments(out),
+        los=pl.Series((out - inside) / DAY),
     )
 
 
 def _codes(
-    people: SimulatedPatients,
     rows: NDArray[Any],
     pool: tuple[tuple[str, str, float, float], ...],
-    factor: NDArray[np.float64],
     version: int,
+    factor: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> pl.DataFrame:
+    """Draw codes of the visits `rows`, in random order; `factor` is that of all visits."""
     base, loading = np.array([c[2] for c in pool]), np.array([c[3] for c in pool])
-    drawn = rng.random((len(rows), len(pool))) < sigmoid(base + loading * factor[:, None])
+    drawn = rng.random((len(rows), len(pool))) < sigmoid(base + loading * factor[rows, None])
     # Every visit has a principal diagnosis.
     drawn[~drawn.any(axis=1), 0] = True
     visit, code = np.nonzero(drawn)
     order = np.lexsort((rng.random(len(visit)), visit))
     visit, code = visit[order], code[order]
-    first = np.searchsorted(visit, visit)
-    return pl.DataFrame(
-        {
-            "row": rows[visit],
-            "seq_num": (np.arange(len(visit)) - first + 1).astype(np.int32),
-            "icd_code": pl.Series([c[0] for c in pool]).gather(code),
-            "icd_version": np.full(len(visit), version, dtype=np.int8),
-        }
-    )
+    codes = {
+        "row": rows[visit],
+        "seq_num": np.arange(len(visit)) - np.searchsorted(visit, visit) + 1,
+        "icd_code": np.array([c[0] for c in pool])[code],
+    }
+    return pl.DataFrame(codes).with_columns(icd_version=version)
 
 
 def code_tables(people: SimulatedPatients, o: MimicSimulation) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -297,39 +284,25 @@ def code_tables(people: SimulatedPatients, o: MimicSimulation) -> tuple[pl.DataF
     nine, ten = np.flatnonzero(icd == 9), np.flatnonzero(icd == 10)
     # Mixed versions: some ICD-9 visits also have an ICD-10 code.
     mixed = nine[rng.random(len(nine)) < o.traps * 0.03]
-    diagnoses = [
-        _codes(people, nine, pools.DX9, factor[nine], 9, rng),
-        _codes(people, ten, pools.DX10, factor[ten], 10, rng),
-    ]
-    extra = pl.DataFrame(
-        {
-            "row": mixed,
-            "seq_num": np.full(len(mixed), 39, dtype=np.int32),
-            "icd_code": ["I10"] * len(mixed),
-            "icd_version": np.full(len(mixed), 10, dtype=np.int8),
-        }
-    )
-    has = p["has_procedures"].gather(v["patient"]).to_numpy() & (rng.random(len(v)) < 0.8)
+    diagnoses = [_codes(nine, pools.DX9, 9, factor, rng), _codes(ten, pools.DX10, 10, factor, rng)]
+    diagnoses.append(pl.DataFrame({"row": mixed}).with_columns(seq_num=39, icd_code=pl.lit("I10"), icd_version=10))
+    has = p["has_procedures"].gather(v["patient"]).to_numpy()
     # Patients with procedures have at least one in their first visit.
-    has |= p["has_procedures"].gather(v["patient"]).to_numpy() & (v["number"].to_numpy() == 0)
+    has &= (rng.random(len(v)) < 0.8) | (v["number"].to_numpy() == 0)
     nine, ten = np.flatnonzero((icd == 9) & has), np.flatnonzero((icd == 10) & has)
-    procedures = [
-        _codes(people, nine, pools.PR9, factor[nine], 9, rng),
-        _codes(people, ten, pools.PR10, factor[ten], 10, rng),
-    ]
-    subject, hadm = p["subject_id"].gather(v["patient"]), v["hadm_id"]
+    procedures = [_codes(nine, pools.PR9, 9, factor, rng), _codes(ten, pools.PR10, 10, factor, rng)]
+    subject, hadm, day = v["subject_id"], v["hadm_id"], moments(v["admit"]).dt.date()
 
     def finish(frames: list[pl.DataFrame]) -> pl.DataFrame:
-        codes = pl.concat([f.cast({"row": pl.Int64}) for f in frames if len(f)]).sort("row", "seq_num")
-        return codes.with_columns(
-            subject.gather(codes["row"]).alias("subject_id"), hadm.gather(codes["row"]).alias("hadm_id")
+        codes = pl.concat(frames, how="vertical_relaxed").sort("row", "seq_num")
+        return codes.select(
+            "seq_num",
+            "icd_code",
+            "icd_version",
+            subject_id=subject.gather(codes["row"]),
+            hadm_id=hadm.gather(codes["row"]),
+            chartdate=day.gather(codes["row"]),
         )
 
-    dx, pr = finish([*diagnoses, extra]), finish(procedures)
-    admit = moments(v["admit"]).dt.date().gather(pr["row"])
-    return (
-        dx.select("subject_id", "hadm_id", "seq_num", "icd_code", "icd_version"),
-        pr.with_columns(admit.alias("chartdate")).select(
-            "subject_id", "hadm_id", "seq_num", "chartdate", "icd_code", "icd_version"
-        ),
-    )
+    names = ("subject_id", "hadm_id", "seq_num", "icd_code", "icd_version")
+    return finish(diagnoses).select(names), finish(procedures).select(*names[:3], "chartdate", *names[3:])

@@ -312,5 +312,4 @@ def p_positive(
 
 def _normalised(log_weights: Floats) -> Floats:
     weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
-    normalised: Floats = weights / weights.sum(axis=1, keepdims=True)
-    return normalised
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))

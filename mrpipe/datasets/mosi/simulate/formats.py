@@ -77,9 +77,8 @@ def _write_csd(export: Path, world: World, options: MosiSimulation, *, infinite:
         x = _columns(rng, world.base["audio"], UTTERANCE_DIM)
         _set_infinite(x, infinite, options.seed)
         rows = {v: (x[run], world.segments[run]) for v, run in zip(world.videos, clip_runs, strict=True)}
-        names = [f"opensmile_{i}" for i in range(UTTERANCE_DIM)]
         root = "CMU_MOSI_openSMILE_utterance"
-        _write_sequence(export / f"{root}.csd", root, rows, names)
+        _write_sequence(export / f"{root}.csd", root, rows, [f"opensmile_{i}" for i in range(UTTERANCE_DIM)])
         return
     for modality, root, d in (
         ("audio", "CMU_MOSI_COVAREP", AUDIO_DIM),
@@ -129,8 +128,7 @@ def _columns(rng: np.random.Generator, base: NDArray[np.float64], d: int) -> Flo
     rotation = np.linalg.qr(rng.standard_normal((k, k)))[0]
     mixture = rng.standard_normal((k, d - k)) / np.sqrt(k)
     x = np.concatenate([base @ rotation, base @ mixture + 0.3 * rng.standard_normal((len(base), d - k))], axis=1)
-    scaled: Floats = (x * np.exp(rng.normal(0.0, 1.0, d)) + rng.normal(0.0, 3.0, d)).astype(np.float32)
-    return scaled
+    return np.asarray(x * np.exp(rng.normal(0.0, 1.0, d)) + rng.normal(0.0, 3.0, d), dtype=np.float32)
 
 
 def _set_infinite(x: Floats, share: float, seed: int) -> None:
@@ -151,11 +149,7 @@ def _write_sequence(path: Path, root: str, entries: dict[str, tuple[Any, Any]], 
         "dataset name": "CMU-MOSI",
         "dataset version": "1.0",
         "creator": "mrpipe",
-        "contact": "",
-        "featureset bib citation": "",
-        "dataset bib citation": "",
-        "uuid": "",
-        "md5": "",
+        **dict.fromkeys(("contact", "featureset bib citation", "dataset bib citation", "uuid", "md5"), ""),
     }
     with replacing(path) as temporary, h5py.File(temporary, "w") as handle:
         group = handle.create_group(f"{root}/data")
@@ -190,12 +184,11 @@ def _mmsa(sdk: SdkExport, options: MosiSimulation) -> dict[str, dict[str, Any]]:
         block = sdk.frames(modality, "steps" if aligned else "raw")
         assert block.offsets is not None
         x = np.nan_to_num(block.values[:, :d])
-        if aligned:
-            lengths = np.minimum(block.lengths(), STEPS - 2)
-            content[modality] = _padded(x, block.offsets, STEPS, before=1, lengths=lengths)
-        else:
-            lengths = np.minimum(block.lengths(), MMSA_FRAMES[modality])
-            content[modality] = _padded(x, block.offsets, MMSA_FRAMES[modality], lengths=lengths)
+        # Aligned steps lie between [CLS] and [SEP].
+        width, marks = (STEPS, 1) if aligned else (MMSA_FRAMES[modality], 0)
+        lengths = np.minimum(block.lengths(), width - 2 * marks)
+        content[modality] = _padded(x, block.offsets, width, before=marks, lengths=lengths)
+        if not aligned:
             content[f"{modality}_lengths"] = lengths
     _spoil(content["audio"], options)
     score = sdk.clips["score"].to_numpy()

@@ -86,13 +86,8 @@ def simulate_export(raw: Path, truth: Path, options: TablesSimulation) -> None:
     has_labs, has_survey = (u[:, 1:3] >= p_missing).T
 
     vitals = _signs(trait[:, [0, 1]], 4, keys, seed, "vitals") * [12, 15, 0.5, 4] + [75, 120, 36.9, 16]
-    columns = {
-        "visit": visit,
-        "pulse": _text(vitals[:, 0], 0),
-        "pressure": _text(vitals[:, 1], 0),
-        "temperature": _text(vitals[:, 2], 1),
-        "respiration": _text(vitals[:, 3], 0),
-    }
+    digits = {"pulse": 0, "pressure": 0, "temperature": 1, "respiration": 0}
+    columns = {"visit": visit, **{k: _text(x, n) for (k, n), x in zip(digits.items(), vitals.T, strict=True)}}
     columns["temperature"] = np.where(u[:, 3] < 0.1, "-99", columns["temperature"])
     write_text(raw / "vitals.csv", _csv(columns))
 
@@ -119,11 +114,9 @@ def simulate_export(raw: Path, truth: Path, options: TablesSimulation) -> None:
     known = np.where(u[:, 4] < 0.03, "", outcome.astype(str))
     write_text(raw / "people.csv", _csv({"visit": visit, "person": person, "outcome": known, "fold": fold}))
     write_text(raw / "tables.yaml", YAML)
-    found = pl.DataFrame(
-        {"sample_id": visit, "subject_id": person, "outcome": outcome, "bayes_readmitted": probability}
-    )
-    traits = pl.DataFrame({f"trait_{j}": trait[:, j] for j in range(3)})
-    write_frame(truth / "truth.parquet", pl.concat([found, traits], how="horizontal").sort("sample_id"))
+    found = {"sample_id": visit, "subject_id": person, "outcome": outcome, "bayes_readmitted": probability}
+    found |= {f"trait_{j}": trait[:, j] for j in range(3)}
+    write_frame(truth / "truth.parquet", pl.DataFrame(found).sort("sample_id"))
     best: dict[tuple[str, ...], NDArray[np.float64]] = {(): np.stack([1 - probability, probability], axis=1)}
     write_best(truth, "outcome", ("recovered", "readmitted"), visit.tolist(), best)
 
