@@ -201,8 +201,9 @@ def split_faults(
     place, leave = f"split {name}", f"or leave this split out: --schemes without {name}."
     counts = {part: int((split["split"] == part).sum()) for part in PARTS}
     # A column or an id list may lack a validation part: training takes one from the training samples.
-    drawn = scheme.fractions if scheme is not None and scheme.column is None else (1, 0, 1)
-    if empty := " and ".join(p for p, f in zip(PARTS, drawn, strict=True) if f > 0 and not counts[p]):
+    drawn = scheme is not None and scheme.column is None
+    fractions = scheme.fractions if scheme is not None and drawn else (1, 0, 1)
+    if empty := " and ".join(p for p, f in zip(PARTS, fractions, strict=True) if f > 0 and not counts[p]):
         found = ", ".join(f"{n} {part}" for part, n in counts.items())
         yield Fault(file=place, expected=f"samples in {empty}", found=found, fix=f"Add subjects, {leave}")
     train = split.filter(split="train")["sample_id"].implode()
@@ -218,8 +219,9 @@ def split_faults(
             expected = ", ".join(f"training samples of class {task.classes[k]}" for k in lacking)
         elif task.kind == "classification" and trained.n_unique() < 2:
             expected = f"a class besides {task.classes[trained[0]]}"
-        elif unlabelled := " and ".join(p for p in PARTS if counts[p] and value.filter(split=p).is_empty()):
-            expected = f"samples with a label in {unlabelled}"
+        elif drawn and (bare := " and ".join(p for p in PARTS if counts[p] and value.filter(split=p).is_empty())):
+            # A declared test part without labels may be there to be predicted.
+            expected = f"samples with a label in {bare}"
         if expected:
             fix = f"Move subjects between the parts, {leave}"
             yield Fault(file=place, column=f"label {task.name}", expected=expected, found="none", fix=fix)

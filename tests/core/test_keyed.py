@@ -21,6 +21,13 @@ def test_draw_is_independent_of_order_and_other_ids() -> None:
     np.testing.assert_array_equal(keyed.uniform(keys[5:6], 7, "drop text", 3), whole[5:6])
 
 
+def test_one_draw_per_id_is_the_default() -> None:
+    keys = keyed.id_keys(IDS[:3])
+    for draw in (keyed.bits, keyed.uniform, keyed.normal):
+        np.testing.assert_array_equal(draw(keys, 7, "drop text"), draw(keys, 7, "drop text", 1))
+        assert draw(keys, 7, "drop text").shape == (3, 1)
+
+
 def test_values_match_the_reference_implementation() -> None:
     """A changed generator would silently change every published mask."""
     # First outputs of splitmix64.c (Vigna) from state 0.

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrpipe.errors import DataError, UsageError
-from mrpipe.store.splits import PARTS, from_column, from_id_list, grouped_stratified
+from mrpipe.schema import Scheme, Task
+from mrpipe.store.splits import PARTS, from_column, from_id_list, grouped_stratified, split_faults
 
 FRACTIONS = (0.70, 0.15, 0.15)
 
@@ -151,3 +152,23 @@ def test_invalid_id_list_is_a_data_error(tmp_path, content: str | None, words: s
         path.write_text(content)
     with pytest.raises(DataError, match=words):
         from_id_list(samples, path)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([0, 0, 0, 0, 0, 0], "a class besides no"),
+        ([0, 1, 0, None, 0, 1], ""),
+        ([0, 1, None, None, 0, 1], "samples with a label in val"),
+        ([0, 1, 0, 1, None, None], "samples with a label in test"),
+        ([None, None, 0, 1, 0, 1], "training samples with a label"),
+        ([0, 0, 0, 1, 0, 1], "training samples of class yes"),
+    ],
+)
+def test_splits_on_which_nothing_can_be_learnt_or_tested_are_faults(value: list[int | None], expected: str) -> None:
+    ids = [f"s{k}" for k in range(6)]
+    split = pl.DataFrame({"sample_id": ids, "split": ["train"] * 2 + ["val"] * 2 + ["test"] * 2})
+    label = pl.DataFrame({"sample_id": ids, "value": value}, schema_overrides={"value": pl.Int8})
+    task = Task(name="death", kind="classification", classes=("no", "yes"))
+    faults = list(split_faults("standard", Scheme(), split, [task], {"death": label}, {}, every_class=False))
+    assert [(f.column, f.expected) for f in faults] == ([("label death", expected)] if expected else [])

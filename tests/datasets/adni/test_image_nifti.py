@@ -135,6 +135,19 @@ def test_contradicting_headers_are_rejected(fields: dict, expected: str, tmp_pat
         read_scan(edited(tmp_path / "x.nii", **fields), "x")
 
 
+def test_maps_with_contradicting_orientations_are_rejected(tmp_path: Path) -> None:
+    path = edited(tmp_path / "x.nii", **BOTH, srow_x=MIRRORED)
+    with pytest.raises(DataError, match="axes LAS in sform, RAS in qform"):
+        on_grid(path, "x", head().shape, np.diag([-1.0, 1, 1, 1]) @ AFFINE)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]), np.dtype(np.complex64)])
+def test_colours_and_complex_numbers_are_rejected(dtype: np.dtype, tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros(head().shape, dtype), AFFINE), tmp_path / "x.nii")
+    with pytest.raises(DataError, match="one real number per voxel"):
+        read_scan(tmp_path / "x.nii", "x")
+
+
 def test_headers_that_differ_slightly_or_have_a_zero_slope_are_read(tmp_path: Path) -> None:
     scan = read_scan(edited(tmp_path / "x.nii", **BOTH, qoffset_x=-50.0, qoffset_y=-75, qoffset_z=-66), "x")
     assert scan.notes == ("sform and qform differ; the sform was used",)

@@ -45,6 +45,13 @@ def test_censored_assays_have_a_number_and_a_side() -> None:
     assert one(values.limit("x"), *cells) == [1, -1, -1, -1, -1, 0, None]
 
 
+def test_columns_with_days_first_are_read_as_such() -> None:
+    cells = ["25/03/2012", "05/03/2012", None]
+    assert one(values.date("x"), *cells) == [date(2012, 3, 25), date(2012, 3, 5), None]
+    # Both orders in one column: only what is a date in the order of the export.
+    assert one(values.date("x"), "25/03/2012", "03/25/2012") == [None, date(2012, 3, 25)]
+
+
 def test_dates_and_partial_dates_are_parsed() -> None:
     cells = ["2008-05-17", "5/17/2008", "5/7/08", "--/05/2008", "--/--/2008", "", None]
     assert one(values.date("x"), *cells) == [date(2008, 5, 17), date(2008, 5, 17), date(2008, 5, 7), *[None] * 4]

@@ -214,7 +214,7 @@ def test_numbers_with_a_few_errors_are_no_categories(tmp_path: Path) -> None:
 )
 def test_lost_rows_are_an_error_with_a_near_miss(tmp_path: Path, own: str, other: str, difference: str) -> None:
     rows = [[(other if k % 2 else own).format(k), k] for k in range(N)]
-    files = {"people.csv": csv("id,out", [[own.format(k), k % 2] for k in range(N)]), "a.csv": csv("id,x", rows)}
+    files = {"people.csv": csv("id,out", [[own.format(k), k // 2 % 2] for k in range(N)]), "a.csv": csv("id,x", rows)}
     message = faults_of(tmp_path, files, config())
     assert (
         "line 3: expected rows of samples of people.csv; found 30 of 60 rows (50%) that match none; 30 differ"
