@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,16 @@ def decode(data: bytes, *, shown_as: str, encoding: str | None = None) -> tuple[
     """
     marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
     candidates = [encoding] if encoding else [marked] if marked else ["utf-8", "cp1252"]
+    faults: list[Fault] = []
     for name in candidates:
         try:
             return data.decode(name), name
         except UnicodeDecodeError as error:
-            fault = _undecodable(data, error, name, shown_as)
+            faults.append(_undecodable(data, error, name, shown_as))
         except (LookupError, UnicodeError):
             expected = "the name of an encoding, such as utf-8, cp1252 or latin-1"
             raise DataError(Fault(file=shown_as, column="encoding", expected=expected, found=f"{name!r}")) from None
-    raise DataError(fault)
+    raise DataError(faults[0])
 
 
 def _undecodable(data: bytes, error: UnicodeDecodeError, encoding: str, shown_as: str) -> Fault:
@@ -80,7 +82,7 @@ def _undecodable(data: bytes, error: UnicodeDecodeError, encoding: str, shown_as
         line=before.count(b"\n") + 1,
         expected=f"text in {encoding.upper()}",
         found=f"byte 0x{data[error.start]:02x} at position {position} of the line",
-        fix="Save the file as UTF-8, or name its encoding (often cp1252 or latin-1).",
+        fix="Save the file as UTF-8 (it is often cp1252, latin-1 or mac-roman).",
     )
 
 
@@ -131,6 +133,10 @@ def read_delimited(
             raise DataError(
                 Fault(file=shown_as, expected="a readable file", found="no permission to read it")
             ) from error
+        if "more fields" in str(error) and (line := _first_longer_line(path, separator, encoding)):
+            expected, found = "as many fields as the header in every line", "a line with more"
+            fix = "Quote fields that contain the separator; remove lines above the header."
+            raise DataError(Fault(file=shown_as, line=line, expected=expected, found=found, fix=fix)) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             Fault(
@@ -168,6 +174,19 @@ def _require_text(head: bytes, separator: str, shown_as: str, encoding: str | No
                 + (" and a point as decimal mark." if other == ";" else "."),
             )
         )
+
+
+def _first_longer_line(path: Path, separator: str, encoding: str | None) -> int | None:
+    """Line of the first record with more fields than the header."""
+    text, _ = decode(_bytes(path), shown_as=path.name, encoding=encoding)
+    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=separator)
+    with suppress(csv.Error, StopIteration):
+        n, line = len(next(reader)), reader.line_num
+        for record in reader:
+            if len(record) > n:
+                return line + 1
+            line = reader.line_num
+    return None
 
 
 def line_of(path: Path, record: int, *, separator: str = ",", encoding: str | None = None) -> int:

@@ -42,7 +42,7 @@ def test_undecodable_bytes_are_an_error_with_their_place_or_are_read_with_a_note
     assert read_delimited(path, shown_as="sites.csv", notes=notes)["site"].to_list() == ["Bern", "Genève"]
     assert notes == ["sites.csv is not UTF-8; it was read as Windows-1252"]
     # 0x81 is no character of Windows-1252.
-    with pytest.raises(DataError, match=r"line 2.*byte 0x81"):
+    with pytest.raises(DataError, match=r"line 2: expected text in UTF-8; found byte 0x81"):
         decode(b"a\n\x81\n", shown_as="t")
     for name in ("klingon", "undefined"):
         with pytest.raises(DataError, match="name of an encoding"):
@@ -59,7 +59,7 @@ def test_undecodable_bytes_are_an_error_with_their_place_or_are_read_with_a_note
         (b"id;x\n1;2,5\n", "columns separated by a semicolon"),
         (b"id\tx\n1\t2\n", "columns separated by a tab"),
         (b"", "an empty file"),
-        (b"a,b\n1,2\n1,2,3\n", "unreadable data"),
+        (b'a,b\n1,"x\ny"\n1,2,3\n', r"line 4: expected as many fields as the header in every line"),
         (b"id\rx\r1\r", "line ends of old Macintosh programs"),
         (b'{"id": 1}', "JSON"),
         (b"id;x;z, mg;y\n1;2;3;4\n", "columns separated by a semicolon"),

@@ -149,7 +149,7 @@ def test_empty_tables(tmp_path: Path, content: bytes, found: str) -> None:
     assert found in fault_of(write(tmp_path / "t.csv", content)).found
 
 
-@pytest.mark.parametrize("content", [b"id,age\n1,2,3\n", b'id,age\n1,"2\n', bytes(range(256)) * 20])
+@pytest.mark.parametrize("content", [b'id,age\n1,"2\n', bytes(range(256)) * 20])
 def test_other_files_are_unreadable(tmp_path: Path, content: bytes) -> None:
     assert "unreadable" in fault_of(write(tmp_path / "t.csv", content)).found
 
