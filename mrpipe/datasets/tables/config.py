@@ -181,6 +181,21 @@ _FLOAT = r"-?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\Z"
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-.0123456789"))
 
 
+class _Float(float):
+    """A number with its text, since codes such as -99.90 are compared as text."""
+
+    text: str
+
+
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Float:
+    number = _Float(loader.construct_yaml_float(node))
+    number.text = node.value
+    return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+
+
 def parse_config(text: str, shown_as: str) -> TablesConfig:
     """Parse the text of a YAML.
 
@@ -444,7 +459,7 @@ class _Parser:
 
 def canonical(value: str | int | float) -> str:
     """Text of a value; whole numbers lose their decimal point (-99.0 is -99), other notations (2009_10, 1e5) stay."""
-    text = re.sub(rf"{WHOLE}\Z", r"\1", str(value).strip())
+    text = re.sub(rf"{WHOLE}\Z", r"\1", str(getattr(value, "text", value)).strip())
     return "0" if text == "-0" else text
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import polars as pl
 
 from mrpipe.datasets.tables.config import UNMATCHED, Rules, TablesConfig, matches
-from mrpipe.datasets.tables.files import ID, LISTED, ROW, RawTable, canonical_text
+from mrpipe.datasets.tables.files import ID, LISTED, ROW, RawTable, canonical_text, id_text
 from mrpipe.errors import FaultCollector
 from mrpipe.ids import near_miss
 
@@ -30,6 +30,15 @@ def report_lost_rows(
     file, subject = table.shown_as, config.subject
     if key == "subject_id":
         notes.append(f"{file} has no column {config.id!r}: a row serves all samples of its {subject}")
+    elif isinstance(subject, str) and subject in table.header and file != config.cohort_file:
+        persons = table.frame.select(ROW, id_text(subject, config.missing).alias("person"))
+        both = rows.join(persons, on=ROW).join(known, left_on=ID, right_on="sample_id")
+        # An id that no sample has may be another spelling; that of another person is a contradiction.
+        other = pl.col("person").is_in(known["subject_id"].implode()) & (pl.col("person") != pl.col("subject_id"))
+        wrong = both.filter(other).sort(ROW)[ROW]
+        if len(wrong):
+            expected, found = f"the {subject} that {config.cohort_file} has for the id", f"another in {len(wrong)} rows"
+            faults.add(table.fault(expected, found, "Correct one of the files.", column=subject, rows=wrong))
     lost = rows.filter(pl.col(ID).is_not_null()).join(known, left_on=ID, right_on=key, how="anti")
     if lost.is_empty():
         return

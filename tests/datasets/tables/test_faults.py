@@ -11,10 +11,13 @@ import polars as pl
 import pytest
 import yaml
 
+from mrpipe import open_store
+from mrpipe.datasets.tables import DATASET as TABLES
 from mrpipe.datasets.tables.check import check_export
 from mrpipe.datasets.tables.config import TablesOptions, parse_config
 from mrpipe.errors import DataError
 from mrpipe.schema import Checked
+from mrpipe.stages.build import build
 from tests.datasets.tables.tables_toy import IDS, N, built, config, csv, faults_of, notes_of, people, values, write
 
 A = csv("id,x", [[i, k] for k, i in enumerate(IDS)])
@@ -359,3 +362,27 @@ def test_observed_samples_and_unused_files_and_columns(tmp_path: Path) -> None:
     assert set(found.unused) == {"people.csv: site", "a.csv: y", "labs.csv", "a.csv.gz"}
     assert found.unused["labs.csv"] == "tables.yaml does not name it"
     assert found.unused["a.csv.gz"] == "a.csv is read"
+
+
+def test_codes_with_trailing_zeros_match_the_same_text(tmp_path: Path) -> None:
+    cells = ["-99.90", "-99.9", "1.50", "2"]
+    rows = [[i, cells[k % 4]] for k, i in enumerate(IDS)]
+    raw = write(tmp_path / "raw", {"people.csv": people(), "a.csv": csv("id,x", rows)}, config())
+    with (raw / "tables.yaml").open("a") as handle:
+        handle.write("missing: [-99.90]\n")
+    build(TABLES, raw, tmp_path / "store", {})
+    x = open_store(tmp_path / "store").arrays("a").x[:, 0].tolist()
+    assert {round(v, 4): x.count(v) for v in x} == {-99.9: 15, 1.5: 15, 2.0: 15}
+
+
+def test_a_sample_of_two_persons_is_a_contradiction(tmp_path: Path) -> None:
+    files = {
+        "people.csv": csv("id,who,out", [[i, f"p{k // 2}", k % 2] for k, i in enumerate(IDS)]),
+        "a.csv": csv("id,who,x", [[i, "p9" if k == 3 else f"p{k // 2}", k] for k, i in enumerate(IDS)]),
+    }
+    message = faults_of(tmp_path, files, config(subject="who"))
+    assert "a.csv, column 'who', line 5: expected the who that people.csv has for the id; found another in 1 rows" in (
+        message
+    )
+    files["a.csv"] = files["a.csv"].replace(",p9,3\n", ",P1,3\n")
+    assert not notes_of(tmp_path / "spelling", files, config(subject="who")).count("another in")
