@@ -127,7 +127,7 @@ def check(
         "origin": "simulated" if is_simulated(raw) else "export",
         "options": {name: _portable(value) for name, value in dataclasses.asdict(options).items()},
         "modalities": list(present),
-        "notes": [*notes, *_mask_notes(declared.tasks, labels, observed)],
+        "notes": [*notes, *_class_notes(declared.tasks, labels), *_mask_notes(declared.tasks, labels, observed)],
         "inputs": inventory(raw, checked.files, checked.groups),
         "n_samples": len(samples),
         "observed": {m: len(observed[m]) if m in observed else None for m in present},
@@ -160,6 +160,14 @@ def _cohort_faults(
             yield from error.faults
         else:
             yield from split_faults(name, scheme, split, dataset.tasks, labels, observed, every_class=every_class)
+
+
+def _class_notes(tasks: Sequence[Task], labels: Mapping[str, pl.DataFrame]) -> Iterator[str]:
+    """Notes on labels with one class, which no method can be trained on."""
+    for task in tasks:
+        classes = labels[task.name]["value"].drop_nulls().unique()
+        if task.kind == "classification" and len(classes) == 1:
+            yield f"label {task.name}: every labelled sample is of class {task.classes[classes[0]]}"
 
 
 def _mask_notes(

@@ -196,7 +196,8 @@ def split_faults(
         split: frame `sample_id`, `split`.
         labels: task name → frame `sample_id`, `value`.
         observed: modality → ids of the samples that have it.
-        every_class: whether every class needs training samples, not only two.
+        every_class: whether every class needs training samples, and two classes are required; otherwise only two if
+            the labels have two. `check` notes labels with one class.
     """
     place, leave = f"split {name}", f"or leave this split out: --schemes without {name}."
     counts = {part: int((split["split"] == part).sum()) for part in PARTS}
@@ -217,7 +218,7 @@ def split_faults(
             expected = "training samples with a label"
         elif task.kind == "classification" and (every_class or trained.n_unique() < 2) and len(lacking):
             expected = ", ".join(f"training samples of class {task.classes[k]}" for k in lacking)
-        elif task.kind == "classification" and trained.n_unique() < 2:
+        elif task.kind == "classification" and every_class and trained.n_unique() < 2:
             expected = f"a class besides {task.classes[trained[0]]}"
         elif drawn and (bare := " and ".join(p for p in PARTS if counts[p] and value.filter(split=p).is_empty())):
             # A declared test part without labels may be there to be predicted.

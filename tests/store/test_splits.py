@@ -170,5 +170,5 @@ def test_splits_on_which_nothing_can_be_learnt_or_tested_are_faults(value: list[
     split = pl.DataFrame({"sample_id": ids, "split": ["train"] * 2 + ["val"] * 2 + ["test"] * 2})
     label = pl.DataFrame({"sample_id": ids, "value": value}, schema_overrides={"value": pl.Int8})
     task = Task(name="death", kind="classification", classes=("no", "yes"))
-    faults = list(split_faults("standard", Scheme(), split, [task], {"death": label}, {}, every_class=False))
+    faults = list(split_faults("standard", Scheme(), split, [task], {"death": label}, {}, every_class=True))
     assert [(f.column, f.expected) for f in faults] == ([("label death", expected)] if expected else [])

@@ -13,6 +13,7 @@ from mrpipe.cli.main import main
 from mrpipe.datasets import get_dataset
 from mrpipe.datasets.mimic.ranges import canonical_unit, conversion
 from mrpipe.stages.build import build
+from mrpipe.stages.check import check
 from mrpipe.stages.simulate import simulate
 from mrpipe.store.audit import audit
 from mrpipe.store.reader import Store
@@ -491,3 +492,8 @@ def test_codes_are_strings_ordered_by_visit(tmp_path: Path) -> None:
     ]
     rolled = codes(store_of(raw, tmp_path / "rolled", rollup="category", icd_versions="9"))
     assert [c for c, _, _ in rolled] == ["DX9:401", "DX9:V45", "DX9:038", "PR9:03", "PR9:96", "DX9:401", "DX9:E878"]
+
+
+def test_labels_with_one_class_are_noted(tmp_path: Path) -> None:
+    notes = check(get_dataset("mimic"), toy(tmp_path), {})["notes"]
+    assert "label mortality: every labelled sample is of class alive" in notes
