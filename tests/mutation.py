@@ -42,7 +42,10 @@ PACKAGES = {
         ("mrpipe/transforms/*.py",), ("transforms", "datasets/mimic/test_events.py", "moe_retriever/data")
     ),
     "retrieval": Package(("moe_retriever/retrieval/*.py",), ("moe_retriever/retrieval",)),
-    "moe": Package(("moe_retriever/nn/moe.py",), ("moe_retriever/nn/test_moe.py", "moe_retriever/retrieval")),
+    "moe": Package(
+        ("moe_retriever/nn/moe.py",),
+        ("moe_retriever/nn/test_moe.py", "moe_retriever/nn/test_kernels.py", "moe_retriever/retrieval"),
+    ),
     "evaluation": Package(
         tuple(f"moe_retriever/evaluation/{m}.py" for m in ("bootstrap", "paired")), ("moe_retriever/evaluation",)
     ),
