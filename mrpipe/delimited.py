@@ -52,26 +52,31 @@ def _head(path: Path, size: int = 2**16) -> bytes:
         return bytes(handle.read(size))
 
 
-def decode(data: bytes, *, shown_as: str, encoding: str | None = None) -> tuple[str, str]:
-    """Text of a file and its encoding: `encoding`, the byte-order mark's, UTF-8, or else Windows-1252.
+def decode(data: bytes, *, shown_as: str, encoding: str | None = None, notes: list[str] | None = None) -> str:
+    """Text of a file.
 
-    Windows-1252 assigns distinct characters to distinct bytes, so that no two names become equal.
+    Args:
+        encoding: a Python codec. Default: that of the byte-order mark, or UTF-8.
+        notes: if given, text that is not UTF-8 is read as Windows-1252, and a note is added. Windows-1252 assigns
+            distinct characters to distinct bytes, so that no two names become equal.
 
     Raises:
-        DataError: bytes that the encoding does not define, with line, column and value of the first.
+        DataError: bytes that the encoding does not define, with line, position and value of the first.
     """
     marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
-    candidates = [encoding] if encoding else [marked] if marked else ["utf-8", "cp1252"]
-    faults: list[Fault] = []
-    for name in candidates:
-        try:
-            return data.decode(name), name
-        except UnicodeDecodeError as error:
-            faults.append(_undecodable(data, error, name, shown_as))
-        except (LookupError, UnicodeError):
-            expected = "the name of an encoding, such as utf-8, cp1252 or latin-1"
-            raise DataError(Fault(file=shown_as, column="encoding", expected=expected, found=f"{name!r}")) from None
-    raise DataError(faults[0])
+    name = encoding or marked or "utf-8"
+    try:
+        return data.decode(name)
+    except UnicodeDecodeError as error:
+        if notes is not None and not (encoding or marked):
+            with suppress(UnicodeDecodeError):
+                text = data.decode("cp1252")
+                notes.append(f"{shown_as} is not UTF-8; it was read as Windows-1252")
+                return text
+        raise DataError(_undecodable(data, error, name, shown_as)) from None
+    except (LookupError, UnicodeError):
+        expected = "the name of an encoding, such as utf-8, cp1252 or latin-1"
+        raise DataError(Fault(file=shown_as, column="encoding", expected=expected, found=f"{name!r}")) from None
 
 
 def _undecodable(data: bytes, error: UnicodeDecodeError, encoding: str, shown_as: str) -> Fault:
@@ -98,8 +103,7 @@ def read_delimited(
     """Read a delimited file, plain or gzipped, with all columns as text.
 
     Args:
-        encoding: a Python codec. Default: UTF-8, or UTF-16 with a byte-order mark; with `notes`, other bytes are read
-            as Windows-1252 and a note is added, without `notes` they are an error.
+        encoding, notes: see `decode`.
         named: further arguments of `polars.read_csv`.
 
     Raises:
@@ -117,12 +121,7 @@ def read_delimited(
             except pl.exceptions.ComputeError as error:
                 if "utf-8" not in str(error).lower() and "utf8" not in str(error).lower():
                     raise
-        text, used = decode(_bytes(path), shown_as=shown_as, encoding=encoding)
-        if encoding is None and used == "cp1252":
-            if notes is None:
-                decode(_bytes(path), shown_as=shown_as, encoding="utf-8")
-            else:
-                notes.append(f"{shown_as} is not UTF-8; it was read as Windows-1252")
+        text = decode(_bytes(path), shown_as=shown_as, encoding=encoding, notes=notes)
         return pl.read_csv(io.BytesIO(text.encode()), infer_schema=False, separator=separator, **named)
     except pl.exceptions.NoDataError:
         raise DataError(
@@ -178,7 +177,7 @@ def _require_text(head: bytes, separator: str, shown_as: str, encoding: str | No
 
 def _first_longer_line(path: Path, separator: str, encoding: str | None) -> int | None:
     """Line of the first record with more fields than the header."""
-    text, _ = decode(_bytes(path), shown_as=path.name, encoding=encoding)
+    text = decode(_bytes(path), shown_as=path.name, encoding=encoding, notes=[])
     reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=separator)
     with suppress(csv.Error, StopIteration):
         n, line = len(next(reader)), reader.line_num
@@ -195,7 +194,7 @@ def line_of(path: Path, record: int, *, separator: str = ",", encoding: str | No
     Quoted fields may contain line breaks, so that a record's number does not give its line. Reads the file up to the
     record; for error messages only.
     """
-    text, _ = decode(_bytes(path), shown_as=path.name, encoding=encoding)
+    text = decode(_bytes(path), shown_as=path.name, encoding=encoding, notes=[])
     reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=separator)
     try:
         for _ in range(record):

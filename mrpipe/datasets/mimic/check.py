@@ -66,7 +66,7 @@ def provider_sums(raw: Path) -> dict[Path, str]:
     """SHA-256 of each file listed in the provider's SHA256SUMS.txt (hosp, icu and note may have one each)."""
     sums = {}
     for listing in sorted(raw.rglob(SUMS)):
-        for line in decode(listing.read_bytes(), shown_as=within(raw, listing))[0].splitlines():
+        for line in decode(listing.read_bytes(), shown_as=within(raw, listing)).splitlines():
             match = re.fullmatch(r"([0-9a-f]{64})\s+\*?(.+)", line.strip())
             if match:
                 sums[listing.parent / match[2]] = match[1]

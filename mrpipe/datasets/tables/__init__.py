@@ -7,8 +7,9 @@ from pathlib import Path
 
 from mrpipe.datasets.tables.check import check_export
 from mrpipe.datasets.tables.cohort import build_cohort
-from mrpipe.datasets.tables.config import TablesConfig, TablesOptions, parse_config, read_config
+from mrpipe.datasets.tables.config import TablesConfig, TablesOptions
 from mrpipe.datasets.tables.features import TableReader
+from mrpipe.datasets.tables.parser import parse_config, read_config
 from mrpipe.datasets.tables.simulate.export import YAML, TablesSimulation, simulate_export
 from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
 

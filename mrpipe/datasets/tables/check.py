@@ -13,10 +13,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.tables.cohort import assemble, read_tables, require_same_length
-from mrpipe.datasets.tables.config import ModalityTable, TablesConfig, TablesOptions, config_path, matches, read_config
+from mrpipe.datasets.tables.config import ModalityTable, TablesConfig, TablesOptions, matches
 from mrpipe.datasets.tables.features import Parsed, no_samples, parse, reserved_columns
 from mrpipe.datasets.tables.files import LISTED, RawTable, locate
 from mrpipe.datasets.tables.joins import report_lost_rows, unused_rules
+from mrpipe.datasets.tables.parser import config_path, read_config
 from mrpipe.errors import FaultCollector
 from mrpipe.ids import alike
 from mrpipe.schema import Checked, Cohort

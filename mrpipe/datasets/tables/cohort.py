@@ -8,9 +8,10 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.tables.config import Label, Split, TablesConfig, TablesOptions, read_config
+from mrpipe.datasets.tables.config import Label, Split, TablesConfig, TablesOptions
 from mrpipe.datasets.tables.files import ID, ROW, RawTable, canonical_text, id_text, known_text, read_table, too_large
 from mrpipe.datasets.tables.joins import report_lost_rows
+from mrpipe.datasets.tables.parser import read_config
 from mrpipe.errors import DataError, FaultCollector
 from mrpipe.ids import alike
 from mrpipe.schema import Attrition, Cohort

@@ -14,7 +14,8 @@ import yaml
 from mrpipe import open_store
 from mrpipe.datasets.tables import DATASET as TABLES
 from mrpipe.datasets.tables.check import check_export
-from mrpipe.datasets.tables.config import TablesOptions, parse_config
+from mrpipe.datasets.tables.config import TablesOptions
+from mrpipe.datasets.tables.parser import parse_config
 from mrpipe.errors import DataError
 from mrpipe.schema import Checked
 from mrpipe.stages.build import build

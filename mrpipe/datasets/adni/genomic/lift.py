@@ -79,7 +79,7 @@ class ChainFile:
             text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(self._fault("a complete chain file", f"unreadable data ({error})")) from error
-        self._parse(decode(text, shown_as=self.shown_as, encoding="ascii")[0].splitlines())
+        self._parse(decode(text, shown_as=self.shown_as, encoding="ascii").splitlines())
 
     def _fault(self, expected: str, found: str, line: int | None = None) -> Fault:
         return Fault(

@@ -28,7 +28,7 @@ _CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT"}
 def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, shown_as: str) -> pl.DataFrame | None:
     """Read whitespace-separated columns as strings. None, and an error, if a line has the wrong number of columns."""
     try:
-        text, _ = decode(path.read_bytes(), shown_as=shown_as, encoding="utf-8")
+        text = decode(path.read_bytes(), shown_as=shown_as, encoding="utf-8")
     except DataError as error:
         faults.absorb(error)
         return None

@@ -153,7 +153,7 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
     numbered: list[tuple[int, str]] = []
     if subjects.is_file():
         try:
-            text, _ = decode(subjects.read_bytes(), shown_as=_shown(raw, subjects), encoding="utf-8-sig")
+            text = decode(subjects.read_bytes(), shown_as=_shown(raw, subjects), encoding="utf-8-sig")
             numbered = [(i, s.strip()) for i, s in enumerate(text.splitlines(), start=1) if s.strip()]
         except DataError as error:
             faults.absorb(error)

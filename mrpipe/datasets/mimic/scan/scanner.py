@@ -89,7 +89,8 @@ def read_header(path: Path, shown_as: str) -> tuple[list[str], int]:
         raise damaged(shown_as, error) from error
     if not line.strip():
         raise DataError(Fault(file=shown_as, expected="a header row", found="an empty file", fix="Download it again."))
-    text = decode(line, shown_as=shown_as)[0].strip("\r\n")
+    # Names of other columns than ours may be in another encoding.
+    text = decode(line, shown_as=shown_as, notes=[]).strip("\r\n")
     names = pl.read_csv(io.BytesIO(text.encode() + b"\n"), has_header=False, infer_schema=False).row(0)
     return [str(n or "").strip() for n in names], len(line)
 
@@ -224,11 +225,12 @@ class TableScan:
         except UnicodeDecodeError:
             records = []
             for record in self._split(data):
+                notes: list[str] = []
                 try:
-                    text, encoding = decode(record, shown_as=self.shown_as)
+                    text = decode(record, shown_as=self.shown_as, notes=notes)
                 except DataError as error:
                     raise DataError(replace(error.faults[0], line=line_of_record(self.path, record))) from None
-                self.n_cp1252 += encoding == "cp1252"
+                self.n_cp1252 += len(notes)
                 records.append(text.encode())
             return b"".join(records)
 
