@@ -134,7 +134,8 @@ def _observed(samples: pl.DataFrame, export: AdniExport, options: AdniOptions) -
         n, foreign = int(samples["rid"].is_in(rids.to_list()).sum()), int((~rids.is_in(people)).sum())
         if n < len(samples) or foreign:
             found = f"{export.shown(table)}: records of {n} of {len(samples)} samples"
-            export.notes.append(f"{found}; {foreign} of {len(rids)} participants have no diagnosis")
+            strangers = f"; {foreign} of its {len(rids)} participants have no diagnosis" if foreign else ""
+            export.notes.append(found + strangers)
     if not options.dementia_drugs and not export.require(RECCMEDS).select(is_dementia_drug("CMMED").any()).item():
         export.notes.append(f"{export.shown(RECCMEDS)} names no dementia drug, so that dementia_drugs has no effect")
     return observed

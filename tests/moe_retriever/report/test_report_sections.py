@@ -21,10 +21,11 @@ from moe_retriever.report import benchmarks, cautions
 from moe_retriever.report.dictionary import MAX_ROWS, summarise
 from moe_retriever.report.experiments import _cell
 from moe_retriever.report.methods_text import methods_text
-from moe_retriever.report.quality import describe_quality
+from moe_retriever.report.quality import NAMES, describe_quality
 from moe_retriever.report.runs import ReportedRun, read_run
 from mrpipe import Store
 from mrpipe.cli.main import main
+from mrpipe.datasets.adni.image.raw import SCAN_SCHEMA
 from mrpipe.schema import DICTIONARY_SCHEMA
 
 # Dictionary.
@@ -346,6 +347,11 @@ def test_failed_scans_and_outliers_are_counted_and_shown_first(tmp_path: Path) -
     assert said["sheet"]
     assert len(said["sheet"]) < 200_000
     assert describe_quality(tmp_path / "nowhere") is None
+
+
+def test_every_measure_of_a_scan_has_a_displayed_name() -> None:
+    measures = {name for name, dtype in SCAN_SCHEMA.items() if dtype.is_float()} - {"seconds", "peak_mb"}
+    assert measures - set(NAMES) == set()
 
 
 # Cells of the tables.
