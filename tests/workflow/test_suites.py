@@ -363,6 +363,9 @@ METHODS = {p.stem for p in (Path(__file__).parents[2] / "model/moe_retriever/met
 
 
 def test_findings_compare_all_methods_with_the_same_selection_metric(project: Path, tmp_path: Path) -> None:
+    from moe_retriever.config import make_config
+    from moe_retriever.methods import get
+
     file = project / "workflow/config/examples/suites/findings.yaml"
     config = yaml.safe_load((project / "workflow/config/examples/findings.yaml").read_text())
     assert (project / config["suites"]).samefile(file)
@@ -381,8 +384,8 @@ def test_findings_compare_all_methods_with_the_same_selection_metric(project: Pa
     for name, metric in compared.items():
         runs = suites.suite(name).runs.values()
         assert {run.method for run in runs} == METHODS
-        released = [run.overrides for run in runs if run.preset == "released-code"]
-        assert {o["select_metric"] for o in released} == {metric}
+        configs = [make_config(get(r.method), preset=r.preset, seed=0, overrides=r.overrides).common for r in runs]
+        assert {(c.select_metric, c.epochs, c.patience) for c in configs} == {(metric, 20, 10)}
     assert {*compared, "findings_icu_parts"} == {part.name for part in suites.parts("findings")}
 
 
