@@ -39,7 +39,8 @@ PACKAGES = {
     "store": Package(tuple(f"mrpipe/store/{m}.py" for m in ("splits", "masks", "invariants", "audit")), ("store",)),
     "missingness": Package(("mrpipe/experiment/missingness.py",), ("experiment",)),
     "transforms": Package(
-        ("mrpipe/transforms/*.py",), ("transforms", "datasets/mimic/test_events.py", "moe_retriever/data")
+        ("mrpipe/transforms/*.py",),
+        ("transforms", "datasets/mimic/test_events.py", "datasets/mimic/test_event_transform.py", "moe_retriever/data"),
     ),
     "retrieval": Package(("moe_retriever/retrieval/*.py",), ("moe_retriever/retrieval",)),
     "moe": Package(

@@ -21,6 +21,7 @@ from mrpipe.stages.check import check
 from mrpipe.stages.simulate import simulate
 from mrpipe.store.layout import truth_folder
 from mrpipe.transforms.fit import fit
+from tests.datasets.adni.adni_toy import faults_of
 
 # Without thresholds and frequencies, the SNPs of the store do not depend on genotypes.
 BLIND = {"geno": 1.0, "hwe": 0.0, "maf": 0.0, "mind": 1.0, "frequency_check": False}
@@ -153,21 +154,15 @@ def export(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built / "raw", tmp_path / "raw"))
 
 
-def fault_of(raw: Path, **settings: object) -> str:
-    with pytest.raises(DataError) as error:
-        check(DATASET, raw, settings)
-    return str(error.value)
-
-
 def test_error_for_a_missing_chain_file_gives_its_source(export: Path) -> None:
     next(export.rglob("*.chain.gz")).unlink()
-    message = fault_of(export)
+    message = faults_of(export)
     assert "expected a chain file from hg18 to hg19 for ADNI_cluster_01_forward_757LONI" in message
     assert "goldenPath" in message
 
 
 def test_a_chain_file_for_other_builds_is_rejected(export: Path) -> None:
-    assert "expected a chain from hg38 to hg19; found hg18 to hg19" in fault_of(
+    assert "expected a chain from hg38 to hg19; found hg18 to hg19" in faults_of(
         export, source_builds=("ADNI_cluster*=hg38", "*=hg19")
     )
 
@@ -179,7 +174,7 @@ def test_a_position_beyond_its_chromosome_reveals_the_wrong_build(export: Path) 
     assert fields[0] == "1"
     text[0] = "\t".join([*fields[:3], "249250622", *fields[4:]])
     path.write_text("\n".join(text) + "\n")
-    assert "positions in hg19, where chromosome 1 ends at 249250621; found position 249250622" in fault_of(export)
+    assert "positions in hg19, where chromosome 1 ends at 249250621; found position 249250622" in faults_of(export)
 
 
 def test_a_set_declared_in_the_wrong_build_is_rejected(export: Path, tmp_path: Path) -> None:
@@ -193,7 +188,7 @@ def test_a_set_declared_in_the_wrong_build_is_rejected(export: Path, tmp_path: P
 def test_check_reports_a_truncated_bed(export: Path) -> None:
     bed = export / "genetics" / "ADNI3_PLINK_Final.bed"
     os.truncate(bed, bed.stat().st_size - 1)
-    assert re.search(r"ADNI3_PLINK_Final\.bed: expected \d+ bytes for \d+ people and \d+ SNPs", fault_of(export))
+    assert re.search(r"ADNI3_PLINK_Final\.bed: expected \d+ bytes for \d+ people and \d+ SNPs", faults_of(export))
 
 
 def test_it_is_an_error_if_no_iid_is_a_ptid(export: Path, tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""Precomputed maps of ADNI: grid, selection of scans, errors, and ingestion into a store."""
+"""Precomputed maps of ADNI: grid, selection of scans, maps that are not used, and ingestion into a store."""
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from datetime import date
 from pathlib import Path
@@ -16,32 +15,12 @@ import mrpipe
 from mrpipe.datasets.adni.image.join import read_images
 from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.raw import prepare_images
-from mrpipe.datasets.adni.image.reader import READER, check_images, has_images
-from mrpipe.datasets.adni.simulate.image import ImageSimulation, simulate_images, simulated_grid
+from mrpipe.datasets.adni.image.reader import READER, check_images
+from mrpipe.datasets.adni.simulate.image import simulate_images, simulated_grid
 from mrpipe.errors import DataError, FaultCollector, UsageError
-from mrpipe.imaging.nifti import write_nifti
-from mrpipe.raw import sha256
 from mrpipe.schema import Attrition, Checked, Cohort, Dataset, Scheme, Task
 from mrpipe.stages.build import build
-
-
-@dataclasses.dataclass(frozen=True)
-class Simulation(ImageSimulation):
-    seed: int = 0
-
-
-def subjects(n: int = 24) -> pl.DataFrame:
-    return pl.DataFrame(
-        {
-            "subject_id": [f"{i % 7 + 2:03d}_S_{37 * i + 11:04d}" for i in range(n)],
-            "diagnosis": [("CN", "MCI", "Dementia")[i % 3] for i in range(n)],
-            "latent": np.linspace(-1, 1, n),
-        }
-    )
-
-
-def cohort(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.select(sample_id="subject_id", subject_id="subject_id").sort("sample_id")
+from tests.datasets.adni.image_toy import Simulation, cohort, subjects
 
 
 @pytest.fixture(scope="module")
@@ -149,130 +128,6 @@ def test_values_beyond_float16_fail_the_scan_unless_stored_as_float32(export: Pa
     wide, _ = read(raw, cohort(subjects()), tmp_path / "work", image_dtype="float32")
     assert wide[rows[0][0]].max() == 1e6
     assert rows[-1][0] not in wide
-
-
-def edit_missing_lines(folder: Path) -> None:
-    path = folder / "ADNI_subj.txt"
-    path.write_text("\n".join(path.read_text().split()[:-1]))
-
-
-def edit_columns(folder: Path) -> None:
-    np.save(folder / "ADNI_G.npy", np.load(folder / "ADNI_G.npy")[:, 1:])
-
-
-def edit_cut(folder: Path) -> None:
-    data = (folder / "ADNI_G.npy").read_bytes()
-    (folder / "ADNI_G.npy").write_bytes(data[: len(data) // 2])
-
-
-def edit_pickle(folder: Path) -> None:
-    np.save(folder / "ADNI_G.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-
-
-def edit_no_mask(folder: Path) -> None:
-    next(folder.glob("*averagetemplate*")).unlink()
-
-
-def edit_cut_mask(folder: Path) -> None:
-    path = next(folder.glob("*averagetemplate*"))
-    path.write_bytes(path.read_bytes()[:100])
-
-
-def edit_labels(folder: Path) -> None:
-    path = next(folder.glob("*averagetemplate*"))
-    image = nib.load(path)
-    write_nifti(path, np.where(np.asarray(image.dataobj) == 150, 151, np.asarray(image.dataobj)), image.affine)
-
-
-def edit_line(folder: Path) -> None:
-    path = folder / "ADNI_subj.txt"
-    path.write_text(path.read_text().replace("_S_", "-S-", 1))
-
-
-def edit_no_lines(folder: Path) -> None:
-    (folder / "ADNI_subj.txt").unlink()
-
-
-def edit_latin1(folder: Path) -> None:
-    path = folder / "ADNI_subj.txt"
-    lines = path.read_bytes().split(b"\n")
-    path.write_bytes(b"\n".join([lines[0], b"\xe9" + lines[1], *lines[2:]]))
-
-
-def edit_copy(folder: Path) -> None:
-    array = np.load(folder / "ADNI_G.npy")
-    valid = [i for i, row in enumerate(array) if row.any()]
-    array[valid[-1]] = array[valid[0]]
-    np.save(folder / "ADNI_G.npy", array)
-
-
-def edit_full_mask(folder: Path) -> None:
-    path = next(folder.glob("*averagetemplate*"))
-    image = nib.load(path)
-    write_nifti(path, np.full(image.shape, 150.0, dtype=np.float32), image.affine)
-
-
-@pytest.mark.parametrize(
-    ("edit", "expected"),
-    [
-        (edit_missing_lines, "one row per line"),
-        (edit_columns, "one column per voxel"),
-        (edit_cut, "complete NumPy array"),
-        (edit_pickle, "complete NumPy array"),
-        (edit_no_mask, "NIfTI mask"),
-        (edit_cut_mask, "complete NIfTI image"),
-        (edit_labels, "label 150"),
-        (edit_line, "ADNI_subj.txt, line 1: expected {PTID}_{date}"),
-        (edit_latin1, "ADNI_subj.txt, line 2: expected text in UTF-8"),
-        (edit_copy, "different maps of different participants"),
-        (edit_full_mask, "a mask with voxels inside and outside"),
-        (edit_no_lines, "no such file"),
-    ],
-)
-def test_check_reports_inconsistent_files(export: Path, tmp_path: Path, edit, expected: str) -> None:
-    raw = tmp_path / "raw"
-    shutil.copytree(export, raw)
-    edit(raw / "image")
-    faults = FaultCollector()
-    check_images(raw, ImageOptions(), faults)
-    assert any(expected in str(f) for f in faults.faults), [str(f) for f in faults.faults]
-    assert all("image/" in f.file or "mask" in f.file for f in faults.faults)
-
-
-def test_all_errors_are_reported_at_once_and_the_mask_checksum_is_verified(export: Path, tmp_path: Path) -> None:
-    raw = tmp_path / "raw"
-    shutil.copytree(export, raw)
-    edit_missing_lines(raw / "image")
-    edit_line(raw / "image")
-    faults = FaultCollector()
-    check_images(raw, ImageOptions(image_mask_sha256="0" * 64), faults)
-    assert len(faults.faults) == 3
-    mask = next((export / "image").glob("*averagetemplate*"))
-    faults = FaultCollector()
-    found = check_images(export, ImageOptions(image_mask_sha256=sha256(mask).upper()), faults)
-    assert not faults.faults
-    assert {p.name for p in found.files} == {"ADNI_G.npy", "ADNI_subj.txt", mask.name}
-
-
-def test_checksum_of_an_external_mask_is_noted(export: Path, tmp_path: Path) -> None:
-    raw, mask = tmp_path / "raw", tmp_path / "elsewhere.nii.gz"
-    shutil.copytree(export, raw)
-    shutil.move(next((raw / "image").glob("*averagetemplate*")), mask)
-    faults = FaultCollector()
-    found = check_images(raw, ImageOptions(image_mask=str(mask)), faults)
-    assert not faults.faults
-    assert mask not in found.files
-    assert any(sha256(mask) in n and str(tmp_path) not in n for n in found.notes)
-
-
-def test_image_route_and_detection_of_images(export: Path, tmp_path: Path) -> None:
-    assert has_images(export, ImageOptions())
-    assert not has_images(export, ImageOptions(image_route="raw"))
-    assert not has_images(tmp_path, ImageOptions())
-    for route in ("maps", "raw"):
-        faults = FaultCollector()
-        check_images(tmp_path, ImageOptions(image_route=route), faults)
-        assert len(faults.faults) == 1
 
 
 # --- NIfTI maps

@@ -8,7 +8,11 @@ import gzip
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import mrpipe
+from mrpipe.datasets import get_dataset
 from mrpipe.datasets.mimic.tables import EVENTS, NOTES, PLACES, TABLES
+from mrpipe.stages.build import build
+from mrpipe.store.reader import Store
 
 HEADERS = {
     **{n: [c.name for c in cs] for n, cs in TABLES.items()},
@@ -178,6 +182,22 @@ class Toy:
 
 def hadm_of(subject: int, number: int) -> int:
     return 20_000_000 + (subject - SUBJECT) * 10 + number
+
+
+def toy(tmp_path: Path, change=lambda toy: None) -> Path:
+    """Write an export of 8 patients with one measurement each, after `change`."""
+    made = Toy(8)
+    made.labs = []
+    for i in range(8):
+        made.lab(SUBJECT + i, 1, "2150-01-11 08:00:00", value=1.0)
+    change(made)
+    return made.write(tmp_path / "raw")
+
+
+def store_of(raw: Path, out: Path, **settings) -> Store:
+    """Build a store of an export."""
+    build(get_dataset("mimic"), raw, out, settings)
+    return mrpipe.open_store(out)
 
 
 def _time(text: str) -> dt.datetime:

@@ -13,9 +13,10 @@ from mrpipe.datasets.mimic.cohort import build_cohort, label, visits
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.errors import DataError
 from mrpipe.options import parse_options
+from mrpipe.stages.check import check
 from mrpipe.stages.simulate import simulate
 from mrpipe.store.layout import truth_folder
-from tests.datasets.mimic.mimic_toy import SUBJECT, Toy, hadm_of, reference_labels
+from tests.datasets.mimic.mimic_toy import SUBJECT, Toy, hadm_of, reference_labels, toy
 
 A, B, C = str(SUBJECT), str(SUBJECT + 1), str(SUBJECT + 2)
 
@@ -235,6 +236,11 @@ def test_attrition_is_consistent_and_independent_of_the_order_of_rows(tmp_path: 
     assert forward.attrition["n_before"][1:].to_list() == forward.attrition["n_after"][:-1].to_list()
     assert forward.attrition["n_after"].to_list()[0] == 6
     assert not {"dod", "death"} & set(forward.samples.columns)
+
+
+def test_labels_with_one_class_are_noted(tmp_path: Path) -> None:
+    notes = check(get_dataset("mimic"), toy(tmp_path), {})["notes"]
+    assert "label mortality: every labelled sample is of class alive" in notes
 
 
 def test_all_options_out_of_range_are_reported() -> None:

@@ -10,17 +10,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-import mrpipe
 from mrpipe.datasets import get_dataset
 from mrpipe.datasets.mimic.cohort import build_cohort
 from mrpipe.datasets.mimic.note_text import clean, pieces, sections
 from mrpipe.datasets.mimic.notes import note_texts, read_notes
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from mrpipe.store.reader import Store
 from mrpipe.text.encoders import get_encoder, hashed_counts
-from tests.datasets.mimic.mimic_toy import SUBJECT, Toy
+from tests.datasets.mimic.mimic_toy import SUBJECT, Toy, store_of
 
 A, B = str(SUBJECT), str(SUBJECT + 1)
 SUMMARY = """Name:  ___                     Unit No:   ___
@@ -111,11 +109,6 @@ def export(tmp_path: Path) -> Path:
     for i in range(2, 8):
         toy.note(SUBJECT + i, 1, "2150-01-15 00:00:00", f"Impression: word{i} finding")
     return toy.write(tmp_path / "raw")
-
-
-def store_of(raw: Path, out: Path, **settings) -> Store:
-    build(get_dataset("mimic"), raw, out, settings)
-    return mrpipe.open_store(out)
 
 
 def texts(store: Store, sample: str) -> list[str]:

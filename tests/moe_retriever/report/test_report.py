@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ import pytest
 from moe_retriever.report import Inputs, cautions, write_report
 from moe_retriever.report import page as page_module
 from moe_retriever.report.runs import by_experiment, read_run, tell_apart
-from moe_retriever.suites.published import Published, published_rows
 from mrpipe import Store
 from mrpipe.cli.main import main
 from mrpipe.errors import DataError
+from tests.moe_retriever.report.page_checker import checked, untimed
 from workflow.planning.summary import print_summary
 
 SMALL = ["epochs=2", "hidden=8", "tokens=2", "heads=2", "encoder_hidden=8", "cnn_width=0.05"]
@@ -85,52 +84,6 @@ def page(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "index.html"
     write_report(inputs, out)
     return out
-
-
-class Checker(HTMLParser):
-    """Collects open tags, ids, headings, links and assets of a page."""
-
-    VOID = ("meta", "br", "link", "img", "path", "use", "rect", "input")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.headings: list[int] = []
-        self.links: list[str] = []
-        self.assets: list[str] = []
-        self.unlabelled: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in self.VOID:
-            self.open.append(tag)
-        self.handle_startendtag(tag, attrs)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        said = {k: v or "" for k, v in attrs}
-        self.ids += [said["id"]] if "id" in said else []
-        self.headings += [int(tag[1])] if re.fullmatch(r"h\d", tag) else []
-        self.links += [said["href"]] if tag == "a" else []
-        self.assets += [said[k] for k in ("src", "href", "xlink:href") if k in said and tag != "a"]
-        if (tag == "svg" and not said.get("aria-label")) or (tag == "img" and not said.get("alt")):
-            self.unlabelled.append(tag)
-        if tag == "th" and "scope" not in said:
-            self.unlabelled.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self.open:
-            assert self.open.pop() == tag
-
-
-def checked(page: Path) -> Checker:
-    checker = Checker()
-    checker.feed(page.read_text())
-    return checker
-
-
-def untimed(page: Path) -> str:
-    """The page without the section of times."""
-    return re.sub(r"<!-- times:begin -->.*<!-- times:end -->", "", page.read_text(), flags=re.DOTALL)
 
 
 def test_the_page_is_well_formed_and_self_contained(page: Path) -> None:
@@ -307,17 +260,6 @@ def test_active_markup_is_a_data_error(active: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"table\.html"):
         write_report(Inputs(suites=[suite]), tmp_path / "index.html")
     assert not (tmp_path / "index.html").exists()
-
-
-def test_published_values_are_found_for_their_view_only() -> None:
-    mask = {"p": 0.3, "mechanism": "mcar"}
-    for view in (["text", "audio"], ["audio", "text"]):
-        assert published_rows("mosi", view, mask)["MoE-Retriever"] == {"accuracy": Published(66.13, 0.69)}
-    assert set(published_rows("adni", ["image", "genomic"], None)["mmFormer"]) == {"accuracy", "macro_f1"}
-    assert published_rows("mosi", ["text"], mask) == {}
-    assert published_rows("mosi", ["text", "audio"], None) == {}
-    assert published_rows("mosi", ["text", "audio"], mask | {"mechanism": "block"}) == {}
-    assert published_rows("toy", ["table"], None) == {}
 
 
 def test_runs_with_different_options_are_variants(runs: list[Path]) -> None:
