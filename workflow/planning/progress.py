@@ -142,7 +142,7 @@ class Cells(logging.Handler):
                 not_begun += 1
         lines = []
         for log, folders in failed.items():
-            text = log.read_text(encoding="utf-8", errors="replace").strip()
+            text = log.read_text(encoding="utf-8", errors="backslashreplace").strip()
             lines += [f"cell failed: {folder}" for folder in folders] + [f"    {log}:"]
             lines += [f"    {line}" for line in text.splitlines()[-TAIL_LINES:]] or ["    (the log is empty)"]
         if not_begun:
