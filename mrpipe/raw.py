@@ -128,14 +128,24 @@ def _repeated_columns(header: Sequence[str], matched: Mapping[str, str]) -> list
     return [name for name, found in matched.items() if plain.count(found.strip().lower()) > 1]
 
 
-def _typed(column: Column) -> pl.Expr:
-    """Cast to the declared dtype; unparsable values become null. Dates and times are parsed as ISO 8601."""
+def typed(column: Column) -> pl.Expr:
+    """Cast to the declared dtype; unparsable values become null. Dates and times are parsed as ISO 8601.
+
+    Integers may have zero decimals (`20000001.0`), which pandas writes in columns with blanks.
+    """
     text = pl.col(column.name)
     if column.dtype == pl.Date:
         return text.str.to_date("%Y-%m-%d", strict=False)
     if isinstance(column.dtype, pl.Datetime):
         return text.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False, time_unit=column.dtype.time_unit)
+    if column.dtype.is_integer():
+        text = text.str.replace(r"^(-?\d+)\.0+$", "${1}")
     return text.cast(column.dtype, strict=False)
+
+
+def shown_value(column: Column, value: object) -> str:
+    """An invalid value in a message; identifiers are not printed, as they may be those of participants."""
+    return "other text" if column.name.endswith("_id") else repr(value)
 
 
 def read_csv(
@@ -180,7 +190,7 @@ def read_csv(
         .alias(c.name)
         for c in present
     )
-    cast = cleaned.with_columns(_typed(c).alias(c.name) for c in present)
+    cast = cleaned.with_columns(typed(c).alias(c.name) for c in present)
     for column in present:
         bad = cleaned[column.name].is_not_null() & cast[column.name].is_null()
         if not column.nullable:
@@ -189,7 +199,8 @@ def read_csv(
             row = int(bad.arg_max() or 0)
             value = cleaned[column.name][row]
             line, expected = line_of(path, int(numbers[row]), encoding=encoding), f"{column.dtype} values"
-            found, fix = "an empty field" if value is None else repr(value), f"Rows with such values: {int(bad.sum())}."
+            found = "an empty field" if value is None else shown_value(column, value)
+            fix = f"Rows with such values: {int(bad.sum())}."
             faults.add(Fault(file=shown_as, column=column.name, line=line, expected=expected, found=found, fix=fix))
     faults.raise_if_any()
     return cast.with_columns(numbers) if numbered else cast

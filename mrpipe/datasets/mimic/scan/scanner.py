@@ -26,7 +26,7 @@ from mrpipe.datasets.mimic.scan.progress import ScanProgress
 from mrpipe.datasets.mimic.scan.records import PAD, SubjectFilter, clock_times, cut, numbers_at, record_ends
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import ROW, Column, match_header
+from mrpipe.raw import ROW, Column, match_header, shown_value, typed
 
 BLOCK = 4 * 2**20  # bytes decompressed at a time
 PARSE = 8 * 2**20  # bytes of filtered records parsed at a time
@@ -273,7 +273,7 @@ class TableScan:
         return Fault(file=self.shown_as, column=column.name, line=line, expected=expected, found=found, fix=fix)
 
     def _read_texts(self, data: bytes, dtypes: dict[str, Any]) -> pl.DataFrame:
-        """Frame parsed column by column; integers may be written with zero decimals (`20000001.0`).
+        """Frame parsed column by column, by the rules of `raw.typed`.
 
         Raises:
             DataError: the columns and values that cannot be parsed.
@@ -286,14 +286,11 @@ class TableScan:
             raise DataError(Fault(file=self.shown_as, expected=expected, found=found, fix=fix)) from ragged
         faults = FaultCollector()
         for column in (c for c in self._columns if c.name in dtypes):
-            text = frame[column.name]
-            plain = text.str.replace(r"^(\d+)\.0+$", "${1}") if column.dtype.is_integer() else text
-            values = plain.cast(column.dtype, strict=False)
+            text, values = frame[column.name], frame.select(typed(column)).to_series()
             bad = text.is_not_null() & values.is_null()
             if bad.any():
                 row = int(bad.arg_max() or 0)
-                found = "other text" if column.name.endswith("_id") else f"{text[row]!r}"  # ids are not printed
-                faults.add(self._fault(column, found, data, row))
+                faults.add(self._fault(column, shown_value(column, text[row]), data, row))
             frame = frame.with_columns(values)
         faults.raise_if_any()
         return frame
