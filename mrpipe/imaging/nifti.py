@@ -55,7 +55,7 @@ def load_nifti(path: Path, shown_as: str) -> Any:
     """Open a NIfTI file (`.nii`, `.nii.gz`, any byte order) and check that its voxels can be read.
 
     Raises:
-        DataError: the file is not NIfTI, is truncated, or has no usable affine.
+        DataError: the file is not NIfTI, is truncated, or has no usable affine or contradicting orientations.
     """
     try:
         image: Any = nib.load(path)
@@ -72,6 +72,8 @@ def load_nifti(path: Path, shown_as: str) -> Any:
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         found, fix = f"a singular one, rows {np.round(affine[:3], 3).tolist()}", "Convert the DICOM series again."
         raise refused(shown_as, "an affine that maps voxels to millimetres", found, fix)
+    if "qform_code" in image.header:
+        _same_directions(image.header, shown_as)
     return image
 
 
@@ -199,8 +201,6 @@ def on_grid(path: Path, shown_as: str, shape: tuple[int, ...], affine: NDArray[n
         DataError: the file is unreadable or has a different grid; maps are never resampled silently.
     """
     image = load_nifti(path, shown_as)
-    if "qform_code" in image.header:
-        _same_directions(image.header, shown_as)
     data = np.asarray(image.dataobj, dtype=np.float32)
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
