@@ -45,7 +45,8 @@ def _bytes(path: Path) -> bytes:
     return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
 
 
-def _head(path: Path, size: int = 2**16) -> bytes:
+def head(path: Path, size: int = 2**16) -> bytes:
+    """First bytes of a file, decompressed if it is gzipped."""
     with path.open("rb") as handle:
         compressed = handle.read(2) == b"\x1f\x8b"
     with gzip.open(path, "rb") if compressed else path.open("rb") as handle:
@@ -109,9 +110,9 @@ def read_delimited(
         found = "a folder" if path.is_dir() else "no such file"
         raise DataError(Fault(file=shown_as, expected="a CSV table", found=found))
     try:
-        head = _head(path)
-        _require_text(head, separator, shown_as, encoding, has_header=named.get("has_header", True))
-        if encoding is None and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        first = head(path)
+        _require_text(first, separator, shown_as, encoding, has_header=named.get("has_header", True))
+        if encoding is None and not first.startswith((b"\xff\xfe", b"\xfe\xff")):
             try:
                 return pl.read_csv(path, infer_schema=False, separator=separator, **named)
             except pl.exceptions.ComputeError as error:

@@ -56,6 +56,11 @@ def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults:
     return None
 
 
+def is_csv(path: Path) -> bool:
+    """Whether a path is a file named `.csv` or `.csv.gz`, in any case."""
+    return path.name.lower().endswith((".csv", ".csv.gz")) and path.is_file()
+
+
 def few(names: Sequence[str], n: int = 5) -> str:
     """The first few names of a list, for a message."""
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
