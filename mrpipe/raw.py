@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from mrpipe.delimited import line_of, read_delimited
+from mrpipe.delimited import line_of, read_delimited, unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.ids import near_miss
 
@@ -238,9 +238,7 @@ class Folder:
                 if any(not PurePosixPath(path).parts for path, _ in members):
                     raise zipfile.BadZipFile("a member without a name")
             except Exception as error:  # damaged bytes can raise any exception
-                fix = "The archive is damaged or truncated: download it again."
-                fault = Fault(file=self.archive.name, expected="a complete zip archive", found=str(error), fix=fix)
-                raise DataError(fault) from error
+                raise unreadable(error, self.archive.name, "a complete zip archive") from error
         self._members: dict[str, zipfile.ZipInfo | Path] = {}
         shown: dict[str, str] = {}
         for path, member in members:
@@ -353,11 +351,4 @@ def read_pickle(path: Path) -> Any:
     except DataError:
         raise
     except Exception as error:  # damaged bytes can raise any exception, including MemoryError
-        raise DataError(
-            Fault(
-                file=path.name,
-                expected="a complete pickle file",
-                found=f"{type(error).__name__}: {error}",
-                fix="The file is damaged or truncated: download it again.",
-            )
-        ) from error
+        raise unreadable(error, path.name, "a complete pickle file") from error

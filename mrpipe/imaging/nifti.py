@@ -13,6 +13,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from mrpipe.delimited import unreadable
 from mrpipe.errors import DataError, Fault
 
 # Exceptions of nibabel and gzip for files that are truncated, inconsistent or not NIfTI.
@@ -58,13 +59,13 @@ def load_nifti(path: Path, shown_as: str) -> Any:
         DataError: the file is not NIfTI, is truncated, or has no usable affine or contradicting orientations.
     """
     try:
+        path.open("rb").close()  # nibabel hides a lack of permission
         image: Any = nib.load(path)
         # Read the voxels here, so that a truncated file is reported by name.
         np.asarray(image.dataobj)
     except NIFTI_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(str(path), shown_as)
-        fix = "The file is damaged or truncated: download it again."
-        raise refused(shown_as, "a complete NIfTI image", reason, fix) from error
+        reason = error if isinstance(error, PermissionError) else str(error).replace(str(path), shown_as)
+        raise unreadable(reason or type(error).__name__, shown_as, "a complete NIfTI image") from error
     if np.asarray(image.dataobj).dtype.kind not in "iuf":
         found, fix = f"voxels of type {image.get_data_dtype()}", "Convert the DICOM series again, as grey values."
         raise refused(shown_as, "one real number per voxel", found, fix)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.scan.progress import ScanProgress
 from mrpipe.datasets.mimic.scan.records import PAD, SubjectFilter, clock_times, cut, numbers_at, record_ends
-from mrpipe.delimited import decode
+from mrpipe.delimited import decode, unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW, Column, match_header, shown_value, typed
 
@@ -37,18 +37,6 @@ _PADDING = bytes(PAD)
 Ids = NDArray[np.int64]
 
 _DAMAGED: tuple[type[BaseException], ...] = (EOFError, OSError, zlib.error, isal_zlib.error)  # type: ignore[assignment]
-
-
-def damaged(shown_as: str, reason: object) -> DataError:
-    """Error for a file that cannot be read completely."""
-    return DataError(
-        Fault(
-            file=shown_as,
-            expected="a complete file",
-            found=f"unreadable data ({str(reason).splitlines()[0] if str(reason) else type(reason).__name__})",
-            fix="The file is damaged or truncated: download it again.",
-        )
-    )
 
 
 def is_gzip(path: Path) -> bool:
@@ -86,7 +74,7 @@ def read_header(path: Path, shown_as: str) -> tuple[list[str], int]:
         with open_bytes(path) as handle:
             line = handle.readline(2**20)
     except _DAMAGED as error:
-        raise damaged(shown_as, error) from error
+        raise unreadable(error, shown_as, "a complete file") from error
     if not line.strip():
         raise DataError(Fault(file=shown_as, expected="a header row", found="an empty file", fix="Download it again."))
     text = decode(line, shown_as=shown_as)[0].strip("\r\n")
@@ -175,7 +163,7 @@ class TableScan:
                 while block := handle.read(BLOCK):
                     yield block, compressed.tell()
         except _DAMAGED as error:
-            raise damaged(self.shown_as, error) from error
+            raise unreadable(error, self.shown_as, "a complete file") from error
 
     def _records(self, blocks: Iterable[tuple[bytes, int]]) -> Iterator[tuple[bytes, int, int]]:
         """Complete records of the selected patients, the number of records read, and the position in the file."""
@@ -192,7 +180,7 @@ class TableScan:
             # The last record may lack a line end.
             part, used, rows = self._filter(tail + b"\n" + _PADDING)
             if used <= len(tail):
-                raise damaged(self.shown_as, "unterminated quoted field")
+                raise unreadable("unterminated quoted field", self.shown_as, "a complete file")
             yield part, rows, done
 
     def _filter(self, data: bytes) -> tuple[bytes, int, int]:
@@ -304,7 +292,7 @@ def sample_rows(path: Path, columns: Sequence[Column], *, shown_as: str, size: i
             handle.read(scan._skip)
             data = handle.read(size)
     except _DAMAGED as error:
-        raise damaged(shown_as, error) from error
+        raise unreadable(error, shown_as, "a complete file") from error
     ends = record_ends(data)
     whole = data[: int(ends[-1]) + 1] if len(ends) else data + b"\n"
     if not whole.strip():
@@ -326,4 +314,4 @@ def inflate_to_end(path: Path, shown_as: str) -> None:
             while handle.readinto(buffer):
                 progress.advance(0, 0)
     except _DAMAGED as error:
-        raise damaged(shown_as, error) from error
+        raise unreadable(error, shown_as, "a complete file") from error
