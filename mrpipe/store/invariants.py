@@ -15,7 +15,7 @@ from mrpipe.schema import MODALITY_KEY, Modality, Task
 from mrpipe.store import masks
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.parquet import read_metadata
-from mrpipe.store.splits import PARTS
+from mrpipe.store.splits import PARTS, n_divided
 
 _SAMPLES = {"sample_id": pl.String, "subject_id": pl.String, "modality_mask": pl.UInt16}
 
@@ -126,8 +126,7 @@ def _split_breaches(samples: pl.DataFrame, split: pl.DataFrame, path: Path, brea
         breaches.add(path, ", ".join(PARTS), "other values", "split")
     if not (split["split"] == "train").any():
         breaches.add(path, "training samples", "none", "split")
-    parts = split.join(samples, on="sample_id").group_by("subject_id").agg(pl.col("split").n_unique())
-    if several := int((parts["split"] > 1).sum()):
+    if several := n_divided(samples, split):
         breaches.add(path, "every subject in one part", f"{several} subjects in several parts", "split")
 
 
