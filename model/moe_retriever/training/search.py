@@ -31,7 +31,7 @@ from moe_retriever.methods.base import AnyMethod
 from moe_retriever.training import checkpoint
 from moe_retriever.training.checkpoint import load_run
 from moe_retriever.training.log import progress_display
-from moe_retriever.training.loop import Job, described, fingerprint, load_data, require_same, run_training
+from moe_retriever.training.loop import Job, described, fingerprint, load_data, origin_of, require_same, run_training
 from moe_retriever.training.predict import validate
 from moe_retriever.training.search_result import SearchData, SearchResult
 from moe_retriever.training.selection import DivergedError
@@ -160,16 +160,16 @@ class Trial:
     seconds: float | None = None
 
 
-def run_search(job: Job, trials: Sequence[tuple[Overrides, AnyConfig]]) -> list[Trial]:
+def run_search(job: Job, trials: Sequence[tuple[Overrides, AnyConfig]], data: Data | None = None) -> list[Trial]:
     """Run the trials that are not finished yet; `job.run` is the folder of the search, and `job.config` is ignored.
 
     Files in `trials/<n>/`: those of a run (with a checkpoint only for the best trial) and result.json, which marks the
-    trial as finished.
+    trial as finished. `data` is as in `run_training`.
 
     Raises:
         UsageError: no validation samples.
     """
-    data = load_data(job)
+    data = load_data(job) if data is None else data
     if not len(data.rows("val")):
         raise UsageError("a search needs labelled validation samples to select the best trial")
     done: list[Trial] = []
@@ -281,15 +281,18 @@ def search(
     candidates = {**COMMON_SPACE, **method.space} if space is None else space
     candidates = {k: v for k, v in candidates.items() if k not in fixed} if method.gradient else {}
     trials = draw_trials(method, preset=preset, seed=seed, fixed=fixed, space=candidates, n_trials=n_trials)
-    metric = job.config.common.select_metric
+    metric, data = job.config.common.select_metric, None
     if job.overwrite:
         shutil.rmtree(folder / "trials", ignore_errors=True)
     elif (folder / "best.json").is_file():
-        named = {"method": method.name, "preset": preset, "seed": seed, "metric": metric}
-        require_same(folder / "best.json", {**named, "store_id": job.store.store_id}, "search")
+        data = load_data(job)
+        origin, names = origin_of(job, data), ("store_id", "task", "scheme", "mask_sha256")
+        named = {k: getattr(origin, k) for k in names} | {"modalities": list(data.spec.names)}
+        named |= {"method": method.name, "preset": preset, "seed": seed, "metric": metric}
+        require_same(folder / "best.json", named, "search")
     for name in ("best.json", "trials.parquet", "cost.json"):
         (folder / name).unlink(missing_ok=True)
-    done = run_search(job, trials)
+    done = run_search(job, trials, data)
     cost = {"trial_seconds": [t.seconds for t in done], "threads": torch.get_num_threads(), "device": job.device}
     write_text(folder / "cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
     write_frame(folder / "trials.parquet", trials_frame(done))

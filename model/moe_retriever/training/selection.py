@@ -35,8 +35,7 @@ def epoch_score(row: EpochRow, metric: str) -> tuple[float, float]:
     """Score for early stopping, larger is better: the metric (-inf if undefined), then minus the validation loss."""
     if "val_loss" not in row:
         return float(row["epoch"]), 0.0
-    value = row[f"val_{metric}"]
-    value = -value if metric == "loss" else value
+    value = -row["val_loss"] if metric == "loss" else row[f"val_{metric}"]
     return -math.inf if math.isnan(value) else value, -row["val_loss"]
 
 
