@@ -112,7 +112,7 @@ def find_breaches(root: Path, tasks: Sequence[Task] = (), *, deep: bool = False)
         flow = attrition.filter(pl.col("modality").eq_missing(pl.lit(name)))
         column = "sample_id" if name is None else f"row_{name}"
         left = samples[column].count() if column in samples.columns else -1
-        chained = flow["n_before"][1:].equals(flow["n_after"][:-1].rename("n_before"))
+        chained = flow["n_before"][1:].equals(flow["n_after"][:-1])
         if flow.is_empty() or not chained or flow["n_after"][-1] != left:
             expected = f"consistent counts that end with {left} {f'rows of {name}' if name else 'samples'}"
             breaches.add(paths.attrition, expected, "other counts", "n_after")
