@@ -16,6 +16,7 @@ from mrpipe.errors import DataError, Fault
 
 # Exceptions raised on reading a truncated or damaged text file, plain or .gz.
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
+AGAIN = "The file is damaged or truncated: download it again."
 # First bytes of formats that are often named .csv, or listed beside CSV files, and their remedies.
 _FORMATS = (
     (b"PK\x03\x04", "an Excel workbook or zip archive", "Save the sheet as CSV (UTF-8), or unzip the archive."),
@@ -40,12 +41,22 @@ _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff",
 _NAMES = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
 
 
+def unreadable(error: object, shown_as: str, expected: str, fix: str = AGAIN) -> DataError:
+    """The error for a file that cannot be read completely: for lack of permission, or because it is damaged."""
+    if isinstance(error, PermissionError):
+        found, fix = "no permission to read it", "Ask the owner of the file for read access."
+        return DataError(Fault(file=shown_as, expected="a readable file", found=found, fix=fix))
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DataError(Fault(file=shown_as, expected=expected, found=f"unreadable data ({reason})", fix=fix))
+
+
 def _bytes(path: Path) -> bytes:
     data = path.read_bytes()
     return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
 
 
-def _head(path: Path, size: int = 2**16) -> bytes:
+def head(path: Path, size: int = 2**16) -> bytes:
+    """First bytes of a file, decompressed if it is gzipped."""
     with path.open("rb") as handle:
         compressed = handle.read(2) == b"\x1f\x8b"
     with gzip.open(path, "rb") if compressed else path.open("rb") as handle:
@@ -113,9 +124,9 @@ def read_delimited(
         found = "a folder" if path.is_dir() else "no such file"
         raise DataError(Fault(file=shown_as, expected="a CSV table", found=found))
     try:
-        head = _head(path)
-        _require_text(head, separator, shown_as, encoding, has_header=named.get("has_header", True))
-        if encoding is None and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        first = head(path)
+        _require_text(first, separator, shown_as, encoding, has_header=named.get("has_header", True))
+        if encoding is None and not first.startswith((b"\xff\xfe", b"\xfe\xff")):
             try:
                 return pl.read_csv(path, infer_schema=False, separator=separator, **named)
             except pl.exceptions.ComputeError as error:
@@ -128,23 +139,11 @@ def read_delimited(
             Fault(file=shown_as, expected="a header row", found="an empty file", fix="Export the table again.")
         ) from None
     except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        if isinstance(error, PermissionError):
-            raise DataError(
-                Fault(file=shown_as, expected="a readable file", found="no permission to read it")
-            ) from error
         if "more fields" in str(error) and (line := _first_longer_line(path, separator, encoding)):
             expected, found = "as many fields as the header in every line", "a line with more"
             fix = "Quote fields that contain the separator; remove lines above the header."
             raise DataError(Fault(file=shown_as, line=line, expected=expected, found=found, fix=fix)) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            Fault(
-                file=shown_as,
-                expected="a complete CSV table",
-                found=f"unreadable data ({reason})",
-                fix="The file is damaged or truncated: download it again.",
-            )
-        ) from error
+        raise unreadable(error, shown_as, "a complete CSV table") from error
 
 
 def _require_text(head: bytes, separator: str, shown_as: str, encoding: str | None, *, has_header: bool) -> None:

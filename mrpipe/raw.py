@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from mrpipe.delimited import line_of, read_delimited
+from mrpipe.delimited import line_of, read_delimited, unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.ids import near_miss
 
@@ -54,6 +54,11 @@ def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults:
     shown_as = f"{raw.name}/{patterns[0].replace(chr(92), '')}"
     faults.add(Fault(file=shown_as, expected=f"exactly one file ({what})", found=found, fix=fix))
     return None
+
+
+def is_csv(path: Path) -> bool:
+    """Whether a path is a file named `.csv` or `.csv.gz`, in any case."""
+    return path.name.lower().endswith((".csv", ".csv.gz")) and path.is_file()
 
 
 def few(names: Sequence[str], n: int = 5) -> str:
@@ -128,14 +133,24 @@ def _repeated_columns(header: Sequence[str], matched: Mapping[str, str]) -> list
     return [name for name, found in matched.items() if plain.count(found.strip().lower()) > 1]
 
 
-def _typed(column: Column) -> pl.Expr:
-    """Cast to the declared dtype; unparsable values become null. Dates and times are parsed as ISO 8601."""
+def typed(column: Column) -> pl.Expr:
+    """Cast to the declared dtype; unparsable values become null. Dates and times are parsed as ISO 8601.
+
+    Integers may have zero decimals (`20000001.0`), which pandas writes in columns with blanks.
+    """
     text = pl.col(column.name)
     if column.dtype == pl.Date:
         return text.str.to_date("%Y-%m-%d", strict=False)
     if isinstance(column.dtype, pl.Datetime):
         return text.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False, time_unit=column.dtype.time_unit)
+    if column.dtype.is_integer():
+        text = text.str.replace(r"^(-?\d+)\.0+$", "${1}")
     return text.cast(column.dtype, strict=False)
+
+
+def shown_value(column: Column, value: object) -> str:
+    """An invalid value in a message; identifiers are not printed, as they may be those of participants."""
+    return "other text" if column.name.endswith("_id") else repr(value)
 
 
 def read_csv(
@@ -180,7 +195,7 @@ def read_csv(
         .alias(c.name)
         for c in present
     )
-    cast = cleaned.with_columns(_typed(c).alias(c.name) for c in present)
+    cast = cleaned.with_columns(typed(c).alias(c.name) for c in present)
     for column in present:
         bad = cleaned[column.name].is_not_null() & cast[column.name].is_null()
         if not column.nullable:
@@ -189,7 +204,8 @@ def read_csv(
             row = int(bad.arg_max() or 0)
             value = cleaned[column.name][row]
             line, expected = line_of(path, int(numbers[row]), encoding=encoding), f"{column.dtype} values"
-            found, fix = "an empty field" if value is None else repr(value), f"Rows with such values: {int(bad.sum())}."
+            found = "an empty field" if value is None else shown_value(column, value)
+            fix = f"Rows with such values: {int(bad.sum())}."
             faults.add(Fault(file=shown_as, column=column.name, line=line, expected=expected, found=found, fix=fix))
     faults.raise_if_any()
     return cast.with_columns(numbers) if numbered else cast
@@ -222,9 +238,7 @@ class Folder:
                 if any(not PurePosixPath(path).parts for path, _ in members):
                     raise zipfile.BadZipFile("a member without a name")
             except Exception as error:  # damaged bytes can raise any exception
-                fix = "The archive is damaged or truncated: download it again."
-                fault = Fault(file=self.archive.name, expected="a complete zip archive", found=str(error), fix=fix)
-                raise DataError(fault) from error
+                raise unreadable(error, self.archive.name, "a complete zip archive") from error
         self._members: dict[str, zipfile.ZipInfo | Path] = {}
         shown: dict[str, str] = {}
         for path, member in members:
@@ -337,11 +351,4 @@ def read_pickle(path: Path) -> Any:
     except DataError:
         raise
     except Exception as error:  # damaged bytes can raise any exception, including MemoryError
-        raise DataError(
-            Fault(
-                file=path.name,
-                expected="a complete pickle file",
-                found=f"{type(error).__name__}: {error}",
-                fix="The file is damaged or truncated: download it again.",
-            )
-        ) from error
+        raise unreadable(error, path.name, "a complete pickle file") from error

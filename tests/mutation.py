@@ -4,7 +4,8 @@
     python -m tests.mutation store --sample 0      all mutants of one package, with the survivors
 
 A mutant counts as killed if a test fails, crashes or exceeds its time. Statements that build an error message are left
-out. The sample is keyed by the mutants' names, so that it changes only where the code does.
+out. Survivors that no test can notice (`EQUIVALENT`) are counted separately and are not part of the rate, the share of
+killed mutants among the others. The sample is keyed by the mutants' names, so that it changes only where the code does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,27 @@ from pathlib import Path
 PROJECT = Path(__file__).parents[1]
 # Exit codes of mutmut for mutants that no test noticed: passed, no test collected, no test of the function.
 SURVIVED = (0, 5, 33)
+FAILED = 1
+# Changes that no test can notice: a pattern in the original line, and what replaces one match of it; the rest of the
+# line stays the same. If a test does notice one, the entry is wrong (`Outcome.refuted`).
+EQUIVALENT: tuple[tuple[str, str], ...] = (
+    # numpy's default is float64.
+    (r"\.astype\(np\.float64\)", ".astype(None)"),
+    # Counts of Booleans are whole numbers, which float64 represents as exactly.
+    (r"np\.add\.reduceat\(known\.astype\(np\.int64\)", "np.add.reduceat(known.astype(None)"),
+    # Assertions that lists have equal lengths; `assert` statements are left out as well.
+    (r"(\bzip\(.*, )strict=True", r"\1strict=None"),
+    (r"(\bzip\(.*, )strict=True", r"\1strict=False"),
+    (r"(\bzip\(.*, )strict=True", r"\1"),
+    # The last word of a name, if there are no other blanks than spaces in it.
+    (r'\.rsplit\(" ", 1\)\[1\]', ".rsplit(None, 1)[1]"),
+    # Both are false.
+    (r"\baudit_known=False", "audit_known=None"),
+    # A routing has both or neither.
+    (r"routing\.noisy is None or routing\.spread is None", "routing.noisy is None and routing.spread is None"),
+)
+# The letters of an einsum only name dimensions.
+_EINSUM = r'(?<=\beinsum\(")[a-z,]+->[a-z]+(?=")'
 
 
 @dataclass(frozen=True)
@@ -67,16 +90,46 @@ use_git_change_detection = false
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of one package: number of mutants, names of those that ran, and differences of the survivors."""
+    """Result of one package.
+
+    Attributes:
+        n_mutants: number of mutants of the package.
+        tested: names of those that ran.
+        survivors: name → difference of those that no test noticed, without equivalent ones.
+        equivalent: those that no test can notice.
+        refuted: those that a test noticed although they are listed as equivalent.
+    """
 
     n_mutants: int
     tested: tuple[str, ...]
     survivors: dict[str, str]
+    equivalent: dict[str, str]
+    refuted: dict[str, str]
+
+    @property
+    def n_killed(self) -> int:
+        return len(self.tested) - len(self.survivors) - len(self.equivalent)
 
     @property
     def rate(self) -> float:
-        """Share of the tested mutants that were killed."""
-        return 1 - len(self.survivors) / max(len(self.tested), 1)
+        """Share of the tested mutants that were killed, among those that can be noticed."""
+        return self.n_killed / max(len(self.tested) - len(self.equivalent), 1)
+
+
+def changed_lines(difference: str) -> list[str]:
+    """The removed and added lines of a difference."""
+    return [line for line in difference.splitlines() if line[:1] in "-+" and line[:3] not in ("---", "+++")]
+
+
+def is_equivalent(difference: str) -> bool:
+    """Whether a difference consists of one change of `EQUIVALENT`, or of the case of the letters of an einsum."""
+    lines = changed_lines(difference)
+    if [line[0] for line in lines] != ["-", "+"]:
+        return False
+    before, after = (line[1:] for line in lines)
+    mutants = [(m, m.expand(new)) for pattern, new in EQUIVALENT for m in re.finditer(pattern, before)]
+    mutants += [(m, m[0].upper()) for m in re.finditer(_EINSUM, before)]
+    return any(before[: m.start()] + new + before[m.end() :] == after for m, new in mutants)
 
 
 def _workspace(package: Package, folder: Path) -> None:
@@ -124,8 +177,11 @@ def run_package(name: str, *, sample: int, workers: int, folder: Path) -> Outcom
     codes = dict(_exit_codes(folder))
     if untested := [n for n in chosen if codes[n] is None]:
         raise RuntimeError(f"{len(untested)} mutants of {name} were not tested:\n{log[-4000:]}")
-    survivors = {n: _mutmut(folder, "show", n) for n in chosen if codes[n] in SURVIVED}
-    return Outcome(len(names), tuple(chosen), survivors)
+    shown = {n: _mutmut(folder, "show", n) for n in chosen if codes[n] in (*SURVIVED, FAILED)}
+    equivalent = {n: d for n, d in shown.items() if is_equivalent(d)}
+    refuted = {n: equivalent.pop(n) for n in list(equivalent) if codes[n] == FAILED}
+    survivors = {n: d for n, d in shown.items() if codes[n] in SURVIVED and n not in equivalent}
+    return Outcome(len(names), tuple(chosen), survivors, equivalent, refuted)
 
 
 def main() -> int:
@@ -140,13 +196,16 @@ def main() -> int:
     for name in chosen.packages or PACKAGES:
         with tempfile.TemporaryDirectory() as folder:
             outcome = run_package(name, sample=chosen.sample, workers=chosen.workers, folder=Path(folder))
-        for mutant, difference in outcome.survivors.items():
-            changed = [line for line in difference.splitlines() if line[:1] in "-+" and line[:3] not in ("---", "+++")]
-            print(f"survived: {mutant}", *changed, sep="\n    ")
-        n = len(outcome.tested)
-        rows.append(f"{name:<12} {outcome.n_mutants:>7} {n:>6} {n - len(outcome.survivors):>6} {outcome.rate:>6.1%}")
-        print(rows[-1], flush=True)
-    print(f"\n{'package':<12} {'mutants':>7} {'tested':>6} {'killed':>6} {'rate':>6}", *rows, sep="\n")
+        for title in ("survivors", "equivalent", "refuted"):
+            for mutant, difference in getattr(outcome, title).items():
+                print(f"{title}: {mutant}", *changed_lines(difference), sep="\n    ")
+        n, n_same = len(outcome.tested), len(outcome.equivalent)
+        row = f"{name:<12} {outcome.n_mutants:>7} {n:>6} {outcome.n_killed:>6} {n_same:>10} {outcome.rate:>6.1%}"
+        rows.append(row)
+        print(row, flush=True)
+    print(
+        f"\n{'package':<12} {'mutants':>7} {'tested':>6} {'killed':>6} {'equivalent':>10} {'rate':>6}", *rows, sep="\n"
+    )
     return 0
 
 

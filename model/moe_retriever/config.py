@@ -70,7 +70,7 @@ class Common:
     batch_size: int = option(32, "batch size in training")
     eval_batch_size: int = option(256, "batch size in evaluation")
     epochs: int = option(0, f"maximum number of epochs; 0: {EPOCHS}, or as many as {MIN_UPDATES} updates need")
-    patience: int = option(20, f"stop after this many of {EPOCHS} epochs without a better validation score; 0: never")
+    patience: int = option(20, f"epochs without a better score before stopping, per {EPOCHS} if epochs=0; 0: never")
     select_metric: str = option(
         "auroc",
         "validation metric for early stopping and model selection (the paper uses macro_f1, and accuracy for MOSI and "

@@ -1,6 +1,6 @@
 """The command line: `mrpipe COMMAND ...`.
 
-Exit codes: 0 success, 2 usage error, 3 invalid input data, 130 interrupted, 141 broken pipe.
+Exit codes: 0 success, 1 failure, 2 usage error, 3 invalid input data, 130 interrupted, 141 broken pipe.
 """
 
 from __future__ import annotations

@@ -266,15 +266,10 @@ def _audit_arguments(parser: ArgumentParser) -> None:
     _store(parser)
     parser.add_argument("--task", help="label to test against (default: the store's first)")
     parser.add_argument("--scheme", help="split whose training rows are used (default: the store's own)")
-    parser.add_argument(
-        "--threshold", type=float, default=0.9, help="AUROC above which a feature is reported (default: 0.9)"
-    )
-    parser.add_argument(
-        "--alpha",
-        type=float,
-        default=0.05,
-        help="probability of a finding in a modality without a leak (default: 0.05; 1 also lists chance findings)",
-    )
+    threshold = "AUROC above which a feature is reported (default: 0.9)"
+    parser.add_argument("--threshold", type=float, default=0.9, help=threshold)
+    alpha = "probability of a finding in a modality without a leak (default: 0.05; 1 also lists chance findings)"
+    parser.add_argument("--alpha", type=float, default=0.05, help=alpha)
 
 
 def _export_arguments(parser: ArgumentParser) -> None:

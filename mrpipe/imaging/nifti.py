@@ -13,6 +13,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from mrpipe.delimited import unreadable
 from mrpipe.errors import DataError, Fault
 
 # Exceptions of nibabel and gzip for files that are truncated, inconsistent or not NIfTI.
@@ -55,16 +56,16 @@ def load_nifti(path: Path, shown_as: str) -> Any:
     """Open a NIfTI file (`.nii`, `.nii.gz`, any byte order) and check that its voxels can be read.
 
     Raises:
-        DataError: the file is not NIfTI, is truncated, or has no usable affine.
+        DataError: the file is not NIfTI, is truncated, or has no usable affine or contradicting orientations.
     """
     try:
+        path.open("rb").close()  # nibabel hides a lack of permission
         image: Any = nib.load(path)
         # Read the voxels here, so that a truncated file is reported by name.
         np.asarray(image.dataobj)
     except NIFTI_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(str(path), shown_as)
-        fix = "The file is damaged or truncated: download it again."
-        raise refused(shown_as, "a complete NIfTI image", reason, fix) from error
+        reason = error if isinstance(error, PermissionError) else str(error).replace(str(path), shown_as)
+        raise unreadable(reason or type(error).__name__, shown_as, "a complete NIfTI image") from error
     if np.asarray(image.dataobj).dtype.kind not in "iuf":
         found, fix = f"voxels of type {image.get_data_dtype()}", "Convert the DICOM series again, as grey values."
         raise refused(shown_as, "one real number per voxel", found, fix)
@@ -72,6 +73,8 @@ def load_nifti(path: Path, shown_as: str) -> Any:
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         found, fix = f"a singular one, rows {np.round(affine[:3], 3).tolist()}", "Convert the DICOM series again."
         raise refused(shown_as, "an affine that maps voxels to millimetres", found, fix)
+    if "qform_code" in image.header:
+        _same_directions(image.header, shown_as)
     return image
 
 
@@ -199,8 +202,6 @@ def on_grid(path: Path, shown_as: str, shape: tuple[int, ...], affine: NDArray[n
         DataError: the file is unreadable or has a different grid; maps are never resampled silently.
     """
     image = load_nifti(path, shown_as)
-    if "qform_code" in image.header:
-        _same_directions(image.header, shown_as)
     data = np.asarray(image.dataobj, dtype=np.float32)
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]

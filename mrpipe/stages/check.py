@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
+from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.options import parse_options
 from mrpipe.raw import require_folder, sha256
 from mrpipe.schema import Checked, Dataset, Scheme, Task
@@ -83,26 +83,24 @@ def check(
 
     Raises:
         UsageError: an option is invalid, or no such modality or scheme.
-        DataError: lists all problems.
+        DataError: lists all problems of the files, the labels and the splits.
     """
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     require_folder(raw)
-    declared, faults = dataset.declared(raw, options), FaultCollector()
+    declared = dataset.declared(raw, options)
     # Classes that the export declares can be changed there; those of a published dataset are only noted.
     own = dataset.resolve is not None
     _require_known(dataset, "split scheme", schemes, declared.schemes)
     chosen = {name: scheme for name, scheme in declared.schemes.items() if schemes is None or name in schemes}
-    checked: Checked | None = None
     try:
         checked = dataset.check(raw, options)
     except DataError as error:
-        faults.absorb(error)
+        faults = list(error.faults)
         # Anything that fails in the cohort of an invalid export follows from the problems already found.
         with suppress(Exception), redirect_stderr(io.StringIO()):
             cohort = dataset.cohort(raw, options)
-            faults.faults += _cohort_faults(declared, cohort.samples, cohort.labels, chosen, {}, seed, own)
-    faults.raise_if_any()
-    assert checked is not None
+            faults += _cohort_faults(declared, cohort.samples, cohort.labels, chosen, {}, seed, own)
+        raise DataError(faults) from error
     present = dataset.modalities_of(raw, options) if dataset.modalities_of else tuple(declared.modalities)
     _require_known(dataset, "modality", modalities, present)
     present = tuple(m for m in present if modalities is None or m in modalities)
@@ -116,8 +114,8 @@ def check(
         # A build drops the samples without any modality.
         samples = samples.filter(pl.col("sample_id").is_in(pl.concat(observed.values()).implode()))
     labels = {name: label.join(samples, on="sample_id", how="semi") for name, label in cohort.labels.items()}
-    faults.faults += _cohort_faults(declared, samples, labels, chosen, observed, seed, own)
-    faults.raise_if_any()
+    if faults := list(_cohort_faults(declared, samples, labels, chosen, observed, seed, own)):
+        raise DataError(faults)
     small = () if own else _cohort_faults(declared, samples, labels, chosen, {}, seed, True)
     notes = [*checked.notes, *(str(dataclasses.replace(fault, fix="")) for fault in small)]
     return {

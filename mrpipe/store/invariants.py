@@ -15,7 +15,7 @@ from mrpipe.schema import MODALITY_KEY, Modality, Task
 from mrpipe.store import masks
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.parquet import read_metadata
-from mrpipe.store.splits import PARTS
+from mrpipe.store.splits import PARTS, n_divided
 
 _SAMPLES = {"sample_id": pl.String, "subject_id": pl.String, "modality_mask": pl.UInt16}
 
@@ -112,7 +112,7 @@ def find_breaches(root: Path, tasks: Sequence[Task] = (), *, deep: bool = False)
         flow = attrition.filter(pl.col("modality").eq_missing(pl.lit(name)))
         column = "sample_id" if name is None else f"row_{name}"
         left = samples[column].count() if column in samples.columns else -1
-        chained = flow["n_before"][1:].equals(flow["n_after"][:-1].rename("n_before"))
+        chained = flow["n_before"][1:].equals(flow["n_after"][:-1])
         if flow.is_empty() or not chained or flow["n_after"][-1] != left:
             expected = f"consistent counts that end with {left} {f'rows of {name}' if name else 'samples'}"
             breaches.add(paths.attrition, expected, "other counts", "n_after")
@@ -126,8 +126,7 @@ def _split_breaches(samples: pl.DataFrame, split: pl.DataFrame, path: Path, brea
         breaches.add(path, ", ".join(PARTS), "other values", "split")
     if not (split["split"] == "train").any():
         breaches.add(path, "training samples", "none", "split")
-    parts = split.join(samples, on="sample_id").group_by("subject_id").agg(pl.col("split").n_unique())
-    if several := int((parts["split"] > 1).sum()):
+    if several := n_divided(samples, split):
         breaches.add(path, "every subject in one part", f"{several} subjects in several parts", "split")
 
 

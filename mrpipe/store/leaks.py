@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
-# Smallest AUROC (or one minus it) and rank correlation to report; family-wise error rate of findings by chance.
+# AUROC (or one minus it) and rank correlation above which to report; family-wise error rate of findings by chance.
 THRESHOLD, CORRELATION, ALPHA = 0.9, 0.99, 0.05
 # Smallest number of known rows inside and outside a class.
 LEAST = 5
@@ -154,7 +154,7 @@ def find_leaks(
     Args:
         blocks: predictor columns of one modality, n rows each.
         y: (n,) class indices or, if `classes` is empty, numbers; without unknown values.
-        threshold: smallest AUROC to report, in either direction.
+        threshold: AUROC above which a predictor is reported, in either direction.
         alpha: family-wise error rate (Bonferroni over all tests of `blocks`) of findings without leakage: among
             thousands of SNPs, some separate a dozen people by chance. With 1, everything above the threshold is found.
         least: minimum number of known rows inside and outside a class.

@@ -106,12 +106,11 @@ def read_manifest(root: Path) -> Manifest:
         names = {f.name for f in dataclasses.fields(Manifest)}
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
         manifest = Manifest(**known)
+        # Each of these expressions raises if a field is absent or has another type.
         manifest.declared_modalities(), manifest.declared_tasks()
         for entry in manifest.files:
             path / entry["file"], int(entry["rows"]), int(entry["size"]), str.strip(entry["sha256"])
     except (ValueError, KeyError, TypeError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(
-            Fault(file=str(path), expected="a store manifest", found=found, fix="Copy or seal the store again.")
-        ) from error
+        found, fix = f"{type(error).__name__}: {error}", "Copy or seal the store again."
+        raise DataError(Fault(file=str(path), expected="a store manifest", found=found, fix=fix)) from error
     return manifest

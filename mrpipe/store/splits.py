@@ -150,9 +150,8 @@ def from_id_list(samples: pl.DataFrame, path: Path) -> pl.DataFrame:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         # The text of an OSError repeats the path.
         found = (error.strerror or "unreadable").lower() if isinstance(error, OSError) else str(error)
-        raise DataError(
-            Fault(file=str(path), expected="a JSON object of id lists", found=found, fix="See `mrpipe split -h`.")
-        ) from error
+        fault = Fault(file=str(path), expected="a JSON object of id lists", found=found, fix="See `mrpipe split -h`.")
+        raise DataError(fault) from error
     if not isinstance(lists, Mapping) or not all(k in PART_ALIASES and isinstance(v, list) for k, v in lists.items()):
         found = f"keys {sorted(map(str, lists))}" if isinstance(lists, Mapping) else type(lists).__name__
         raise DataError(Fault(file=path.name, expected="the lists train, val and test", found=found))
@@ -170,10 +169,15 @@ def from_id_list(samples: pl.DataFrame, path: Path) -> pl.DataFrame:
     return split
 
 
+def n_divided(samples: pl.DataFrame, split: pl.DataFrame) -> int:
+    """Number of subjects that appear in several parts."""
+    parts = split.join(samples.select("sample_id", "subject_id"), on="sample_id").group_by("subject_id")
+    return int((parts.agg(pl.col("split").n_unique())["split"] > 1).sum())
+
+
 def require_grouped(samples: pl.DataFrame, split: pl.DataFrame, source: str) -> None:
     """Raise a DataError if a subject appears in several parts."""
-    parts = split.join(samples.select("sample_id", "subject_id"), on="sample_id").group_by("subject_id")
-    if several := int((parts.agg(pl.col("split").n_unique())["split"] > 1).sum()):
+    if several := n_divided(samples, split):
         found, fix = f"{several} subjects in several parts", "Split by subject to avoid leakage."
         expected = "every subject in one part"
         raise DataError(Fault(file=source, column="subject_id", expected=expected, found=found, fix=fix))

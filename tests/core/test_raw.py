@@ -141,6 +141,17 @@ def test_invalid_value_is_reported_with_column_and_line(
     assert found in fault.found
 
 
+def test_integers_may_have_zero_decimals(tmp_path: Path) -> None:
+    """pandas writes integers of columns with blanks as floats."""
+    frame = read_csv(write(tmp_path / "t.csv", "id,age\n1,20.0\n2,\n3,-4.00\n"), COLUMNS)
+    assert frame["age"].to_list() == [20, None, -4]
+
+
+def test_invalid_identifiers_are_not_printed(tmp_path: Path) -> None:
+    fault = fault_of(write(tmp_path / "t.csv", "subject_id\n1\n1234x\n"), (Column(name="subject_id", dtype=pl.Int64),))
+    assert (fault.line, fault.found) == (3, "other text")
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [(b"", "empty file"), (b"\n\n", "empty file"), (b"id,age\n", "without rows"), (b"id,age\n\n\n", "without rows")],

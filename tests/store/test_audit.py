@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 import mrpipe
 from mrpipe.datasets import get_dataset
 from mrpipe.errors import UsageError
+from mrpipe.schema import Modality
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
-from mrpipe.store.audit import AUDIT_SCHEMA, audit
+from mrpipe.store.audit import AUDIT_SCHEMA, _columns, audit
+from mrpipe.store.reader import Arrays
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +109,12 @@ def test_alpha_removes_chance_findings_among_many_snps(adni: Path, tmp_path: Pat
     assert len(loose.join(strict, on=["feature", "what", "class"], how="anti")) + len(strict) == len(loose)
     # The remaining findings deviate from 0.5 by more than three of the smallest possible standard deviations.
     assert (strict["auroc"] - 0.5 > 3 / (3 * strict["n"].cast(pl.Float64)).sqrt()).all()
+
+
+def test_sequences_are_audited_by_the_mean_of_their_known_steps() -> None:
+    x = np.array([[1, 2], [3, np.nan], [5, np.nan], [np.nan, 4], [8, 7]], dtype=np.float32)
+    modality = Modality(name="s", bit=0, kind="sequence", shape=(2,))
+    arrays = Arrays(modality=modality, sample_id=np.array(["a", "b", "c"]), x=x, offsets=np.array([0, 2, 3, 5]))
+    rows = pl.DataFrame({"kind": ["numeric"] * 2, "levels": pl.Series([None, None], dtype=pl.List(pl.String))})
+    (block,) = _columns(modality, arrays, rows)
+    np.testing.assert_array_equal(block.x, [[2, 2], [5, np.nan], [8, 5.5]])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mrpipe.errors import DataError, UsageError
 from mrpipe.schema import Scheme, Task
-from mrpipe.store.splits import PARTS, from_column, from_id_list, grouped_stratified, split_faults
+from mrpipe.store.splits import PARTS, assign, from_column, from_id_list, grouped_stratified, split_faults
 
 FRACTIONS = (0.70, 0.15, 0.15)
 
@@ -125,6 +125,14 @@ def test_column_scheme_drops_nulls_and_refuses_other_values() -> None:
         from_column(samples.with_columns(fold=pl.lit("dev")), "fold")
 
 
+def test_a_column_with_a_subject_in_several_parts_is_refused() -> None:
+    samples = make_samples(2, 2, 1, 0).with_columns(subject_id=pl.lit("a"), fold=pl.Series(["train", "test"]))
+    with pytest.raises(
+        DataError, match=r"^column fold of samples\.parquet, column 'subject_id': expected every subject"
+    ):
+        assign(Scheme(column="fold"), samples, {}, 0)
+
+
 def test_id_lists_accept_sample_or_subject_ids_and_common_part_names(tmp_path) -> None:
     samples = make_samples(6, 6, 1, 0).with_columns(pl.Series("subject_id", ["a", "a", "b", "b", "c", "c"]))
     path = tmp_path / "ids.json"
@@ -172,3 +180,13 @@ def test_splits_on_which_nothing_can_be_learnt_or_tested_are_faults(value: list[
     task = Task(name="death", kind="classification", classes=("no", "yes"))
     faults = list(split_faults("standard", Scheme(), split, [task], {"death": label}, {}, every_class=True))
     assert [(f.column, f.expected) for f in faults] == ([("label death", expected)] if expected else [])
+
+
+@pytest.mark.parametrize(("fractions", "empty"), [((0.5, 0.25, 0.25), "val"), ((0.5, 0.0, 0.5), None)])
+def test_every_part_with_a_fraction_needs_samples(fractions: tuple[float, float, float], empty: str | None) -> None:
+    split = pl.DataFrame({"sample_id": ["a", "b"], "split": ["train", "test"]})
+    scheme = Scheme(fractions=fractions)
+    faults = [str(f) for f in split_faults("standard", scheme, split, [], {}, {}, every_class=True)]
+    start = f"split standard: expected samples in {empty}; found 1 train, 0 val, 1 test. Add subjects"
+    assert len(faults) == (empty is not None)
+    assert all(f.startswith(start) for f in faults)

@@ -263,22 +263,49 @@ def test_verify_finds_changed_missing_and_swapped_files(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "breakage",
+    ("breakage", "fault"),
     [
-        pl.col("modality_mask") & pl.lit(0, dtype=pl.UInt16),
-        pl.col("modality_mask") | pl.lit(1 << 9, dtype=pl.UInt16),
-        pl.col("row_table") + 1,
-        pl.col("row_series").reverse(),
-        pl.col("sample_id").reverse(),
+        (
+            pl.col("modality_mask") * (pl.int_range(pl.len()) < 4).cast(pl.UInt16),
+            "'modality_mask', row 5: expected at least one modality per sample; found 51 samples without a modality",
+        ),
+        (
+            pl.col("modality_mask") | pl.lit(1 << 9, dtype=pl.UInt16),
+            "'modality_mask': expected one declared bit per modality; found 55 samples with undeclared bits",
+        ),
+        (
+            pl.col("row_table") + 1,
+            "'row_table': expected row numbers 0..23 of modalities/table.parquet, in order; found 24 other row numbers",
+        ),
+        (
+            pl.col("row_series").reverse(),
+            "'modality_mask', row 2: expected bit 1 set exactly where row_series is not null; "
+            "found 22 samples for which this does not hold",
+        ),
+        (
+            pl.col("sample_id").reverse(),
+            "'sample_id': expected unique ids in ascending order; found unsorted or repeated ids",
+        ),
     ],
 )
-def test_violated_invariants_are_found(copy: Path, breakage: pl.Expr) -> None:
+def test_violated_invariants_are_found(copy: Path, breakage: pl.Expr, fault: str) -> None:
     from mrpipe.store.invariants import find_breaches
 
     assert find_breaches(copy) == []
     samples = pl.read_parquet(copy / "samples.parquet").with_columns(breakage)
     write_frame(copy / "samples.parquet", samples)
-    assert find_breaches(copy)
+    assert str(find_breaches(copy)[0]) == f"samples.parquet, column {fault}. Build the store again."
+
+
+def test_attrition_without_modalities_counts_samples(copy: Path) -> None:
+    """Stores of earlier versions have no such column."""
+    from mrpipe.store.invariants import find_breaches
+
+    attrition = pl.read_parquet(copy / "attrition.parquet").drop("modality")
+    write_frame(copy / "attrition.parquet", attrition)
+    assert find_breaches(copy) == []
+    write_frame(copy / "attrition.parquet", attrition.with_columns(pl.col("n_after") + 1))
+    assert "expected consistent counts that end with 55 samples" in str(find_breaches(copy)[0])
 
 
 def rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
@@ -324,6 +351,12 @@ def first(value: Callable[[object], object]) -> Callable[[list], list]:
         ("labels/score", column("value", first(lambda v: np.nan)), "float32, finite"),
         ("labels/score", column("value", first(lambda v: np.inf)), "float32, finite"),
         ("labels/score", lambda t: t.set_column(1, "value", t["value"].cast("float64")), "float32, finite"),
+        ("labels/outcome", column("sample_id", first(lambda s: "0")), "'sample_id': expected unique ids of this store"),
+        (
+            "labels/outcome",
+            lambda t: pa.concat_tables([t.slice(0, 1), t]),
+            "0 unknown ids, or unsorted or repeated ids",
+        ),
         ("splits/uniform", column("split", lambda v: ["test"] * len(v)), "expected training samples"),
         ("splits/uniform", column("split", lambda v: [("train", "test")[i % 2] for i in range(len(v))]), "in one part"),
         ("splits/uniform", column("split", first(lambda v: None)), "train, val, test"),

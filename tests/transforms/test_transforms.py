@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from mrpipe.schema import Modality
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from mrpipe.store.reader import Arrays, unpack_genotypes
-from mrpipe.transforms.events import SummaryTransform
+from mrpipe.transforms.events import EventTransform, SummaryTransform, event_transform, levels_id
 from mrpipe.transforms.features import Numeric, OneHot, TfidfSvd
 from mrpipe.transforms.fit import PixelTransform, Transforms, fit
 from mrpipe.transforms.options import TransformOptions
@@ -96,14 +97,17 @@ def test_constant_and_never_observed_features_become_zero() -> None:
     x[:, 1] = np.nan
     step = Numeric.fit(x, TransformOptions())
     np.testing.assert_array_equal(step.apply(x), np.zeros((10, 2)))
+    np.testing.assert_array_equal(Numeric.fit(x, TransformOptions(impute="median")).fill, [4.0, 0.0])
     assert np.isfinite(step.apply(np.array([[1e30, 5.0]], dtype=np.float32))).all()
 
 
 def test_one_hot_matches_scikit_learn_with_mode_imputation() -> None:
-    x = np.array([[0], [2], [2], [np.nan], [1]], dtype=np.float32)
+    x = np.array([[0, 1], [2, 1], [2, np.nan], [np.nan, 0], [1, 1]], dtype=np.float32)
     filled = SimpleImputer(strategy="most_frequent").fit_transform(x)
-    expected = OneHotEncoder(sparse_output=False, categories=[[0, 1, 2]]).fit_transform(filled)
-    np.testing.assert_array_equal(OneHot.fit(x, [3]).apply(x), expected)
+    expected = OneHotEncoder(sparse_output=False, categories=[[0, 1, 2], [0, 1]]).fit_transform(filled)
+    found = OneHot.fit(x, [3, 2]).apply(x)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_tfidf_and_svd_match_scikit_learn_up_to_sign_and_scale() -> None:
@@ -151,6 +155,8 @@ def test_default_options_leave_no_trace_in_the_json_and_others_do(stores: dict[f
     assert "transforms" not in usual.to_json()
     assert other.settings == {"transforms": {"clip": 2.0}}
     assert Transforms.from_json(other.to_json()).options == other.options
+    with pytest.raises(UsageError, match=r"^transforms: option clip=-2\.0 must be"):
+        Transforms.from_json(other.to_json().replace('"transforms": {"clip": 2.0}', '"transforms": {"clip": -2.0}'))
 
 
 @pytest.mark.parametrize(
@@ -159,12 +165,17 @@ def test_default_options_leave_no_trace_in_the_json_and_others_do(stores: dict[f
         ("clip", "-1", "option clip=-1.0 must be a number of at least 0"),
         ("clip", "NaN", "option clip=nan must be a number"),
         ("scale", "robust", "option scale='robust' must be one of standard, minmax, none"),
+        ("impute", "zero", "option impute='zero' must be one of mean, median"),
         ("svd_dim", "0", "option svd_dim=0 must be at least 1"),
         ("svd_dim", "2.5", "option svd_dim=2.5 must be int, not float"),
         ("svd_dim", "true", "option svd_dim=True must be int, not bool"),
         ("event_floor", "50", r"option event_floor=50.0 must be in \[0, 1\]"),
         ("event_step_hours", "0", "option event_step_hours=0.0 must be a positive number"),
+        ("event_cap", "0", "option event_cap=0 must be at least 1"),
+        ("event_steps", "0", "option event_steps=0 must be at least 1"),
+        ("ld_r2", "1.5", r"option ld_r2=1.5 must be in \[0, 1\]"),
         ("ld_window", "1", "option ld_window=1 must be at least 2"),
+        ("ld_step", "0", "option ld_step=0 must be at least 1"),
         ("median", "1", "unknown option 'median'; known options: clip, "),
     ],
 )
@@ -194,3 +205,36 @@ def test_counts_of_a_summary_are_logarithmic_and_unknown_values_are_zero() -> No
     expected[:, [0, 2]] = np.log1p(expected[:, [0, 2]])
     expected = (expected - np.nanmean(expected, axis=0)) / np.nanstd(expected, axis=0)
     np.testing.assert_allclose(transform.apply(arrays).x, np.nan_to_num(expected), rtol=1e-5, atol=1e-6)
+    again = SummaryTransform.from_dict(json.loads(json.dumps(transform.to_dict())))
+    assert again.apply(arrays).x.dtype == np.float32
+    np.testing.assert_array_equal(again.apply(arrays).x, transform.apply(arrays).x)
+
+
+def test_measurements_become_standardised_means_per_step_with_times_in_days() -> None:
+    levels = ["p", "q"]
+    dictionary = pl.DataFrame({"kind": ["event", "numeric"], "levels": [levels, None]})
+    modality = Modality(
+        name="e", bit=0, kind="sequence", shape=(2,), irregular=True, time_unit="hours", encoder=levels_id(levels)
+    )
+    x = np.array([[0, 1], [0, 3], [0, 5], [1, 7], [1, 9]], dtype=np.float32)
+    time = np.array([1, 3, 13, 30, 6], dtype=np.float32)
+    arrays = Arrays(modality=modality, sample_id=np.array(["a", "b"]), x=x, offsets=np.array([0, 4, 5]), time=time)
+    options = TransformOptions(event_step_hours=12.0, event_floor=0.0, clip=0.0)
+    fitted = EventTransform.fit(arrays, dictionary, options)
+    for transform in (fitted, EventTransform.from_dict(json.loads(json.dumps(fitted.to_dict())))):
+        out = transform.apply(arrays)
+        assert out.x.tolist() == [[0, -1], [0, 1], [1, -1], [1, 1]]
+        assert out.offsets.tolist() == [0, 3, 4]
+        assert out.time.tolist() == [0.0, 0.5, 1.0, 0.0]
+        assert out.x.dtype == out.time.dtype == np.float32
+
+
+def test_a_modality_without_entries_in_the_dictionary_has_no_event_transform() -> None:
+    assert event_transform(pl.DataFrame({"kind": ["summary"]})) is SummaryTransform
+    assert event_transform(pl.DataFrame({"kind": ["numeric"]})) is None
+    assert event_transform(pl.DataFrame(schema={"kind": pl.String})) is None
+
+
+def test_the_identifier_of_levels_is_the_same_in_every_version() -> None:
+    """Stores and fitted transforms contain it."""
+    assert levels_id(["a", "b"]) == "levels-2-7e18f737311b"

@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 import numpy as np
-import polars as pl
-import polars.selectors as cs
 import torch
 import torch.nn.functional as F
 from rich.progress import Progress
@@ -35,13 +33,13 @@ from moe_retriever.data.tables import Rows
 from moe_retriever.methods import get
 from moe_retriever.methods.base import AnyMethod
 from moe_retriever.nn.kernels.allocator import keep_freed_memory
-from moe_retriever.training import checkpoint, gradients
+from moe_retriever.training import checkpoint, gradients, selection
 from moe_retriever.training.checkpoint import EpochRow, Origin, TrainingRecord, describe
 from moe_retriever.training.log import Log, describe_epoch, notes, opening_line, summarise_epoch
 from moe_retriever.training.predict import validate
 from mrpipe import keyed
 from mrpipe.codehash import code_hash
-from mrpipe.errors import MrpipeError, UsageError
+from mrpipe.errors import UsageError
 from mrpipe.experiment.missingness import read_masks
 from mrpipe.raw import sha256
 from mrpipe.store.parquet import replacing, write_frame, write_text
@@ -98,10 +96,6 @@ class Job:
     replace: bool = False
     quiet: bool = False
     progress: Progress | None = None
-
-
-class DivergedError(MrpipeError):
-    """The loss is no longer finite."""
 
 
 def origin_of(job: Job, data: Data) -> Origin:
@@ -186,9 +180,8 @@ def run_training(job: Job, data: Data | None = None) -> bool:
         with replacing(run / checkpoint.MASK_NAME) as temporary:
             shutil.copyfile(job.mask_file, temporary)
     before = _resume_point(run, mark, job.device)
-    log = Log(
-        run / "log.txt", n_epochs=config.common.epochs, progress=job.progress, quiet=job.quiet, fresh=before is None
-    )
+    common = config.common
+    log = Log(run / "log.txt", n_epochs=common.epochs, progress=job.progress, quiet=job.quiet, fresh=before is None)
     log.line(opening_line(method, data, parts, origin))
     noted = notes(data, parts)
     for note in noted:
@@ -200,9 +193,9 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     with log.shown():
         if method.gradient:
             state = _descend(method, data, parts, run, mark, before, log, seconds)
-            history = _history_frame(state["history"], state["best_epoch"], config.common.select_metric)
+            history = selection.history_frame(state["history"], state["best_epoch"], common.select_metric)
             write_frame(run / "history.parquet", history)
-            if config.common.gradient_rows:
+            if common.gradient_rows:
                 write_frame(run / gradients.NAME, gradients.frame(state["gradients"]))
             outcome = {"best_epoch": state["best_epoch"], "epochs": len(state["history"])}
         else:
@@ -224,7 +217,7 @@ def run_training(job: Job, data: Data | None = None) -> bool:
         "versions": _versions(),
     }
     write_text(run / "cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
-    keep_bank = method.reference_bytes() <= config.common.bank_mb * 1e6
+    keep_bank = method.reference_bytes() <= common.bank_mb * 1e6
     checkpoint.save_run(
         run / checkpoint.NAME,
         method.eval(),
@@ -365,7 +358,7 @@ def _descend(
         optimiser.load_state_dict(before["optimiser"])
         log.line(f"continuing after epoch {state['next_epoch']}")
     for epoch in range(state["next_epoch"], c.epochs):
-        if _patience_over(state, c.patience, c.select_metric):
+        if selection.patience_over(state["history"], state["best_epoch"], c.patience, c.select_metric):
             break
         started = time.perf_counter()
         row: EpochRow = {"epoch": epoch + 1}
@@ -373,10 +366,10 @@ def _descend(
         seconds.append(time.perf_counter() - started)
         if len(val_rows):
             row |= {f"val_{k}": v for k, v in validate(method, data, val_rows).items()}
-        _require_finite(row)
+        selection.require_finite(row)
         row["selectable"] = method.selectable
         state["history"].append(row)
-        score = _selection_score(row, c.select_metric)
+        score = selection.epoch_score(row, c.select_metric)
         if method.selectable and (score > state["best_score"] or state["best_state"] is None):
             best = {k: v.detach().clone() for k, v in method.state_dict().items()}
             state.update({"best_score": score, "best_epoch": epoch + 1, "best_state": best})
@@ -393,38 +386,3 @@ def _descend(
     method.load_state_dict(state["best_state"])
     method.refresh()
     return state
-
-
-def _require_finite(row: EpochRow) -> None:
-    """Check all losses; other validation scores can be undefined because a split can have a single class."""
-    losses = [name for name in row if name.startswith("train_") or name == "val_loss"]
-    bad = [name for name in losses if not math.isfinite(row[name])]
-    if bad:
-        raise DivergedError(
-            f"training diverged in epoch {row['epoch']}: {bad[0]} is {row[bad[0]]}; try a lower lr or clip=1.0"
-        )
-
-
-def _patience_over(state: State, patience: int, metric: str) -> bool:
-    """Whether training stops; a score of classes does not count while all samples are assigned to one class."""
-    since = state["history"][state["best_epoch"] :] if state["best_epoch"] > 0 else []
-    if metric in ("accuracy", "balanced_accuracy", "macro_f1"):
-        since = [row for row in since if row.get("val_n_predicted", 2) > 1]
-    return 0 < patience <= len(since)
-
-
-def _selection_score(row: EpochRow, metric: str) -> tuple[float, float]:
-    """Score for early stopping, larger is better: the metric (-inf if undefined), then minus the validation loss."""
-    if "val_loss" not in row:
-        return float(row["epoch"]), 0.0
-    value = row[f"val_{metric}"]
-    value = -value if metric == "loss" else value
-    return -math.inf if math.isnan(value) else value, -row["val_loss"]
-
-
-def _history_frame(history: list[EpochRow], best_epoch: int, metric: str) -> pl.DataFrame:
-    """One row per epoch: `epoch, train_loss, train_<term>…, val_<metric>…, val_score, selectable, best`."""
-    frame = pl.DataFrame(history, infer_schema_length=None).with_columns(pl.col("epoch").cast(pl.Int32))
-    score = pl.col(f"val_{metric}") if f"val_{metric}" in frame.columns else pl.lit(None, dtype=pl.Float64)
-    frame = frame.with_columns(score.alias("val_score"), (pl.col("epoch") == best_epoch).alias("best"))
-    return frame.with_columns(cs.float().fill_nan(None))

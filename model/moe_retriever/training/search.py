@@ -28,12 +28,13 @@ from rich.table import Table
 from moe_retriever.config import AnyConfig, OptionValue, make_config
 from moe_retriever.data.load import Data
 from moe_retriever.methods.base import AnyMethod
-from moe_retriever.training import checkpoint, loop
+from moe_retriever.training import checkpoint
 from moe_retriever.training.checkpoint import load_run
 from moe_retriever.training.log import progress_display
-from moe_retriever.training.loop import DivergedError, Job, described, fingerprint, load_data, run_training
+from moe_retriever.training.loop import Job, described, fingerprint, load_data, origin_of, require_same, run_training
 from moe_retriever.training.predict import validate
 from moe_retriever.training.search_result import SearchData, SearchResult
+from moe_retriever.training.selection import DivergedError
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
 from mrpipe.store.parquet import write_frame, write_text
@@ -119,9 +120,8 @@ def draw_trials(
     n_combinations = math.prod(len(space[name]) for name in names)
     if n_combinations > MOST_COMBINATIONS:
         raise UsageError(f"the search space has {n_combinations} combinations; the maximum is {MOST_COMBINATIONS}")
-    combinations = [
-        dict(zip(names, values, strict=True)) for values in itertools.product(*(space[name] for name in names))
-    ]
+    products = itertools.product(*(space[name] for name in names))
+    combinations = [dict(zip(names, values, strict=True)) for values in products]
     keys = keyed.id_keys(json.dumps(c, sort_keys=True) for c in combinations)
     order = np.argsort(keyed.bits(keys, seed, "search trials")[:, 0], kind="stable")
     trials = [({name: _value(first, name) for name in names}, first)]
@@ -160,16 +160,16 @@ class Trial:
     seconds: float | None = None
 
 
-def run_search(job: Job, trials: Sequence[tuple[Overrides, AnyConfig]]) -> list[Trial]:
+def run_search(job: Job, trials: Sequence[tuple[Overrides, AnyConfig]], data: Data | None = None) -> list[Trial]:
     """Run the trials that are not finished yet; `job.run` is the folder of the search, and `job.config` is ignored.
 
     Files in `trials/<n>/`: those of a run (with a checkpoint only for the best trial) and result.json, which marks the
-    trial as finished.
+    trial as finished. `data` is as in `run_training`.
 
     Raises:
         UsageError: no validation samples.
     """
-    data = load_data(job)
+    data = load_data(job) if data is None else data
     if not len(data.rows("val")):
         raise UsageError("a search needs labelled validation samples to select the best trial")
     done: list[Trial] = []
@@ -274,22 +274,25 @@ def search(
         space: candidates; default: the common candidates and those of the method.
 
     Raises:
-        UsageError: see `draw_trials` and `run_search`.
+        UsageError: another finished search in the folder; also see `draw_trials` and `run_search`.
         SearchFailedError: no trial produced a validation score.
     """
     folder, seed = job.run, job.config.seed
     candidates = {**COMMON_SPACE, **method.space} if space is None else space
     candidates = {k: v for k, v in candidates.items() if k not in fixed} if method.gradient else {}
     trials = draw_trials(method, preset=preset, seed=seed, fixed=fixed, space=candidates, n_trials=n_trials)
-    metric = job.config.common.select_metric
+    metric, data = job.config.common.select_metric, None
     if job.overwrite:
         shutil.rmtree(folder / "trials", ignore_errors=True)
     elif (folder / "best.json").is_file():
-        named = {"method": method.name, "preset": preset, "seed": seed, "metric": metric}
-        loop.require_same(folder / "best.json", {**named, "store_id": job.store.store_id}, "search")
+        data = load_data(job)
+        origin, names = origin_of(job, data), ("store_id", "task", "scheme", "mask_sha256")
+        named = {k: getattr(origin, k) for k in names} | {"modalities": list(data.spec.names)}
+        named |= {"method": method.name, "preset": preset, "seed": seed, "metric": metric}
+        require_same(folder / "best.json", named, "search")
     for name in ("best.json", "trials.parquet", "cost.json"):
         (folder / name).unlink(missing_ok=True)
-    done = run_search(job, trials)
+    done = run_search(job, trials, data)
     cost = {"trial_seconds": [t.seconds for t in done], "threads": torch.get_num_threads(), "device": job.device}
     write_text(folder / "cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
     write_frame(folder / "trials.parquet", trials_frame(done))
@@ -316,10 +319,8 @@ def search(
 
 def _data_of(path: Path) -> SearchData:
     data = json.loads(path.read_text(encoding="utf-8"))["data"]
-    known = set(SearchData.__annotations__) - {"modalities"}
-    return cast(
-        SearchData, {**{k: data[k] for k in known if k in data}, "modalities": [m["name"] for m in data["modalities"]]}
-    )
+    known = {k: data[k] for k in SearchData.__annotations__ if k in data}
+    return cast(SearchData, {**known, "modalities": [m["name"] for m in data["modalities"]]})
 
 
 def show(content: SearchResult, folder: Path) -> None:
@@ -330,9 +331,8 @@ def show(content: SearchResult, folder: Path) -> None:
     metric = content["metric"]
     table = Table("trial", *options, metric, "epoch", "seconds")
     table.title = f"{content['method']} on {content['dataset']} ({content['origin']}), validation scores"
-    order = frame.with_columns(seconds=pl.Series(seconds, dtype=pl.Float64)).sort(
-        ["score", "trial"], descending=[metric != "loss", False], nulls_last=True
-    )
+    timed = frame.with_columns(seconds=pl.Series(seconds, dtype=pl.Float64))
+    order = timed.sort(["score", "trial"], descending=[metric != "loss", False], nulls_last=True)
     for row in order.iter_rows(named=True):
         score = row["status"] if row["score"] is None else f"{row['score']:.4f}"
         epoch = "" if row["epochs"] is None else f"{row['best_epoch']} of {row['epochs']}"

@@ -13,9 +13,9 @@ from mrpipe.datasets.adni.forms import values
 from mrpipe.datasets.adni.tables import APOERES, DXSUM, KEYS, PEOPLE, PTID_PATTERN, QC_RID, Field, LoniTable
 from mrpipe.delimited import line_of, read_delimited
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import ROW, Column, read_csv, sha256
+from mrpipe.raw import ROW, Column, is_csv, read_csv, sha256
 
-_DATED = r"(?:.*_)?(?:{stem})(?:_(?P<date>\d\d[A-Za-z]{{3}}\d{{4}}|\d{{4}}-\d\d-\d\d))?(?: ?\(\d+\))?\.csv"
+_DATED = r"(?:.*_)?(?:{stem})(?:_(?P<date>\d\d[A-Za-z]{{3}}\d{{4}}|\d{{4}}-\d\d-\d\d))?(?: ?\(\d+\))?\.csv(?:\.gz)?"
 # A visit code and a date that differ by more months than this contradict each other.
 TOLERANCE, DAYS_PER_MONTH = 6, 30.4375
 # The newest file of a table may lack this fraction of the participants of an older file.
@@ -34,7 +34,7 @@ def _file_date(text: str | None) -> date:
 
 def table_files(raw: Path) -> list[Path]:
     """CSV files in the export folder and its direct subfolders; deeper folders (images) are not searched."""
-    return sorted(p for pattern in ("*.csv", "*/*.csv") for p in raw.glob(pattern) if p.is_file())
+    return sorted(p for pattern in ("*", "*/*") for p in raw.glob(pattern) if is_csv(p))
 
 
 def find_tables(raw: Path, table: LoniTable) -> tuple[list[Path], list[Path]]:
@@ -219,7 +219,7 @@ class AdniExport:
         text = "rows have a RID that is not the last part of their PTID; the RID is used"
         differ = pl.col("ptid").str.extract(r"_(\d+)$").cast(pl.Int32) != pl.col("rid")
         self.note(differ, frame, f"{shown_as}: {{n}} {text}")
-        text = "visit dates are not YYYY-MM-DD or M/D/YYYY and count as unknown"
+        text = "visit dates are not YYYY-MM-DD or M/D/YYYY (or D/M/YYYY) and count as unknown"
         unparsed = pl.col("DATE").is_not_null() & values.date("DATE").is_null()
         self.note(unparsed, frame, f"{shown_as}: {{n}} {text}")
         frame = frame.with_columns(

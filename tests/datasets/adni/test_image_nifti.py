@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mrpipe.errors import DataError
-from mrpipe.imaging.grid import read_grid
+from mrpipe.imaging.grid import VoxelGrid, read_grid
 from mrpipe.imaging.nifti import on_grid, read_scan, write_nifti
+from mrpipe.imaging.template import user_template
 
 SHAPE = (40, 50, 44)
 AFFINE = np.array([[3.0, 0, 0, -60], [0, 3.0, 0, -75], [0, 0, 3.0, -66], [0, 0, 0, 1]])
@@ -139,6 +140,11 @@ def test_maps_with_contradicting_orientations_are_rejected(tmp_path: Path) -> No
     path = edited(tmp_path / "x.nii", **BOTH, srow_x=MIRRORED)
     with pytest.raises(DataError, match="axes LAS in sform, RAS in qform"):
         on_grid(path, "x", head().shape, np.diag([-1.0, 1, 1, 1]) @ AFFINE)
+    # The mask and the template, which place all maps, are read by the same rule.
+    with pytest.raises(DataError, match="axes LAS in sform, RAS in qform"):
+        read_grid(path, "x")
+    with pytest.raises(DataError, match="axes LAS in sform, RAS in qform"):
+        user_template(path, "x", VoxelGrid(np.ones((4, 4, 4), dtype=bool), AFFINE))
 
 
 @pytest.mark.parametrize("dtype", [np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]), np.dtype(np.complex64)])

@@ -118,6 +118,16 @@ def test_image_tables_of_2025_are_search_tables(tmp_path: Path) -> None:
     assert find_scans(tmp_path, FaultCollector()).select("image_id", "date").row(0) == ("7", date(2006, 5, 2))
 
 
+def test_days_first_are_recognised_for_each_search_table(tmp_path: Path) -> None:
+    for image in range(1, 5):
+        (tmp_path / f"ADNI_002_S_0413_MR_MPRAGE_S1_I{image}.nii").write_bytes(b"")
+    for name, dates in (("a", ("05/02/2006", "25/03/2006")), ("b", ("05/02/2006", "03/25/2006"))):
+        rows = "".join(f"{i},002_S_0413,{d},MPRAGE\n" for i, d in enumerate(dates, start=1 + 2 * (name == "b")))
+        (tmp_path / f"{name}.csv").write_text(f"Image Data ID,Subject,Acq Date,Description\n{rows}")
+    found = find_scans(tmp_path, FaultCollector())["date"].to_list()
+    assert found == [date(2006, 2, 5), date(2006, 3, 25), date(2006, 5, 2), date(2006, 3, 25)]
+
+
 def test_an_image_in_the_folder_of_another_participant_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "ADNI_002_S_0413_MR_MPRAGE_S1_I7.nii").write_bytes(b"")
     (tmp_path / "search.csv").write_text(SEARCH + '"7","003_S_0001","","","","","MRI","MPRAGE","","5/2/2006","",""\n')

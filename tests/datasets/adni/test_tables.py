@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import shutil
 from pathlib import Path
@@ -31,6 +32,8 @@ from tests.datasets.adni.adni_toy import edit, faults_of, table_path, write
         "All_Subjects_VITALS_09May2024.csv",
         "My_Study_VITALS_01Jan2025.csv",
         "VITALS.csv",
+        "VITALS_09MAY2024.CSV",
+        "VITALS_09May2024.csv.gz",
     ],
 )
 def test_a_table_is_found_by_every_name(name: str, tmp_path: Path) -> None:
@@ -129,6 +132,18 @@ def test_an_optional_table_is_not_read_unless_requested(
     assert build_cohort(adni_export, AdniOptions()).samples.equals(before)
     with pytest.raises(DataError, match=fault):
         check(DATASET, adni_export, {option: True})
+
+
+def test_gzipped_tables_and_names_in_upper_case_are_read(adni_export: Path) -> None:
+    expected = build_cohort(adni_export, AdniOptions())
+    for i, path in enumerate(sorted(adni_export.rglob("*.csv"))):
+        if i % 2:
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+        else:
+            path.rename(path.with_name(path.name.upper()))
+    assert build_cohort(adni_export, AdniOptions()).samples.equals(expected.samples)
+    check(DATASET, adni_export, {})
 
 
 def test_all_layouts_give_the_same_samples_labels_and_features(adni_exports: dict[str, Path]) -> None:

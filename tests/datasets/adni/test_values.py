@@ -114,6 +114,8 @@ def test_baseline_visits_follow_screening() -> None:
 def test_time_stamps_written_by_a_spreadsheet_sort_by_time() -> None:
     got = one(values.stamp("x"), "2012-03-02 10:00:00.0", "11/5/2011 9:07", "3/12/2012 10:00", None)
     assert got == ["2012-03-02 10:00:00.0", "2011-11-05 09:07", "2012-03-12 10:00", None]
+    got = one(values.stamp("x"), "5/11/2011 9:07", "25/3/2012 10:00", "now")
+    assert got == ["2011-11-05 09:07", "2012-03-25 10:00", "now"]
 
 
 def test_phase_from_rid_and_from_spelling_variants() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.errors import DataError, UsageError
 from mrpipe.options import parse_options
 from mrpipe.stages.simulate import simulate
+from tests.datasets.forbidden import forbid
 from tests.datasets.mimic.mimic_toy import HEADERS, SUBJECT, Toy, read_rows, write_table
 
 
@@ -154,8 +154,7 @@ def test_file_names_in_upper_case_are_read_and_mimic_iii_is_recognised_by_its_co
 
 def test_a_file_without_permission_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = Toy().write(tmp_path)
-    allowed = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).stem != "labevents" and allowed(path, mode))
+    forbid(monkeypatch, raw / "hosp/labevents.csv")
     (fault,) = faults(raw).values()
     assert "hosp/labevents.csv" in fault
     assert "no permission" in fault

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe_retriever.nn import moe
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import build
 from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss, cv_squared
@@ -107,6 +108,27 @@ def test_grouped_dispatch_equals_a_loop_in_values_and_gradients() -> None:
         torch.testing.assert_close(grads[name].double(), wanted_grads[name].double(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("pays", [False, True])
+def test_blocks_are_padded_from_192_visits_per_expert_if_onednn_pays(
+    pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keyed dropout masks include the padding, so the limit decides which masks a run draws."""
+    monkeypatch.setattr(moe, "onednn_pays", lambda x: pays)
+    e, rows = experts(), []
+    monkeypatch.setattr(e.dropout, "bits", lambda shape, device: rows.append(shape[0]) or (None, 1.0))
+    for n in (192 * E - 1, 192 * E):
+        expert = (torch.arange(n) == 0).long()[:, None]
+        e(torch.ones(n, H), Routing(expert, torch.ones(n, 1), torch.zeros(n, E)))
+    assert rows == [192 * E - 1, 192 * E + 32 if pays else 192 * E]
+
+
+def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs() -> None:
+    e, r = experts(), router(noisy=True)
+    for p, n_inputs in ((e.w_in, H), (e.b_in, H), (e.w_out, 10), (e.b_out, 10), (r.weight, H)):
+        assert 0.9 / math.sqrt(n_inputs) < float(p.detach().abs().max()) <= 1 / math.sqrt(n_inputs)
+    assert (r.noise_weight == 0).all()
+
+
 def test_masked_experts_have_zero_weight_and_gradient() -> None:
     r, e, x = router(), experts(), tokens()
     out = r(x, allowed_mask(torch.zeros(T, dtype=torch.long)))
@@ -176,6 +198,7 @@ def test_coefficient_of_variation() -> None:
     torch.testing.assert_close(cv_squared(x), torch.tensor([2.0 / 4.0, 0.0]))
     assert float(cv_squared(torch.tensor([5.0]))) == 0
     assert math.isfinite(float(cv_squared(torch.zeros(3))))
+    assert float(cv_squared(torch.tensor([0.0, 2e-5], dtype=torch.float64))) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("affinity", "power"), [("laplace", 1), ("gaussian", 2)])

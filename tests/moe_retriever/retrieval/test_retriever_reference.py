@@ -133,6 +133,7 @@ VARIANTS: list[dict[str, object]] = [
     {"context_routing": False},
     {"integration": "broadcast", "residual": True, "output_norm": False},
     {"integration": "gate", "residual": True},
+    {"integration": "gate", "output_norm": False},
     {"integration": "queries", "residual": True, "output_norm": False},
     {"embeddings": True},
     {"output_norm": False},

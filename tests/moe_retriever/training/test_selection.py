@@ -21,6 +21,7 @@ from moe_retriever.training.checkpoint import Origin, load_run
 from moe_retriever.training.log import notes
 from moe_retriever.training.loop import Job, run_training
 from moe_retriever.training.predict import predict, validate
+from moe_retriever.training.selection import patience_over
 from mrpipe import Store
 from mrpipe.errors import MrpipeError
 from mrpipe.store.reader import Store as AnyStore
@@ -28,8 +29,6 @@ from mrpipe.transforms.fit import fit
 from tests.moe_retriever import synthetic
 
 NARROW = {"hidden": 8, "tokens": 1, "heads": 2, "encoder_hidden": 8}
-
-
 RARE = {"lr": 3e-3, "epochs": 20}
 
 
@@ -81,16 +80,16 @@ def test_ties_go_to_the_lower_loss_and_a_single_predicted_class_does_not_end_a_t
 
 
 def test_patience_counts_epochs_with_several_predicted_classes() -> None:
-    def state(*predicted: int) -> loop.State:
+    def over(*predicted: int, metric: str, patience: int = 2, best_epoch: int = 1) -> bool:
         history = [{"val_n_predicted": float(n)} for n in (2, *predicted)]
-        return {"history": history, "best_epoch": 1, "next_epoch": len(history)}  # type: ignore[typeddict-item]
+        return patience_over(history, best_epoch, patience, metric)
 
-    assert loop._patience_over(state(2, 1, 2), 2, "macro_f1")
-    assert not loop._patience_over(state(1, 1, 2), 2, "macro_f1")
-    assert loop._patience_over(state(1, 1), 2, "auroc")
-    assert not loop._patience_over(state(2), 2, "auroc")
-    assert not loop._patience_over(state(*[2] * 9), 0, "auroc")
-    assert not loop._patience_over({**state(2, 2), "best_epoch": -1}, 2, "auroc")
+    assert over(2, 1, 2, metric="macro_f1")
+    assert not over(1, 1, 2, metric="macro_f1")
+    assert over(1, 1, metric="auroc")
+    assert not over(2, metric="auroc")
+    assert not over(*[2] * 9, metric="auroc", patience=0)
+    assert not over(2, 2, metric="auroc", best_epoch=-1)
 
 
 def test_an_undefined_score_is_decided_by_the_loss(store: Store, tmp_path: Path) -> None:
@@ -195,7 +194,7 @@ def test_logistic_regression_without_validation_is_cross_validated(metric: str) 
     assert score(data.label[found.rows], found.probability)["macro_f1"] < 0.6  # type: ignore[operator]
 
 
-def test_folds_do_not_divide_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_do_not_divide_subjects() -> None:
     """With two equal samples per subject, a model that saw the other one would be better than chance."""
     data = synthetic.make(np.ones((160, 1), dtype=bool), parts=(1.0, 0.0), strength=0.0)
     data.tables[0].x = torch.randn(80, 60, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 0)

@@ -71,13 +71,13 @@ def limit(column: str) -> pl.Expr:
     )
 
 
-def date(column: str) -> pl.Expr:
+def date(column: str | pl.Expr) -> pl.Expr:
     """Parse `YYYY-MM-DD…`, `M/D/YYYY` or `M/D/YY`; null for partial and blank dates.
 
     A column is read as `D/M/YYYY` if a first part is above 12 and no second part is, as spreadsheets of other countries
     write it.
     """
-    text = pl.col(column).str.strip_chars()
+    text = (pl.col(column) if isinstance(column, str) else column).str.strip_chars()
     part = text.str.extract_groups(r"^(\d{1,2})/(\d{1,2})/(\d{4}|\d{2})$")
     year = part.struct["3"].cast(pl.Int32, strict=False)
     year = pl.when(year < 100).then(year + 2000).otherwise(year)
@@ -116,11 +116,11 @@ def phase(column: str, viscode: str) -> pl.Expr:
 
 
 def stamp(column: str) -> pl.Expr:
-    """Sortable text of a time stamp; `M/D/YYYY H:MM`, as spreadsheets write it, becomes `YYYY-MM-DD HH:MM`."""
+    """Sortable text of a time stamp: spreadsheets write `M/D/YYYY H:MM` for `YYYY-MM-DD HH:MM` (order as in `date`)."""
     parts = pl.col(column).str.strip_chars().str.split(" ")
     day, time = parts.list.first(), parts.list.get(1, null_on_oob=True).fill_null("").str.pad_start(5, "0")
-    american = day.str.to_date("%m/%d/%Y", strict=False).dt.to_string("%Y-%m-%d") + " " + time
-    return pl.coalesce(american, pl.col(column))
+    written = pl.when(day.str.contains("/")).then(date(day).dt.to_string("%Y-%m-%d") + " " + time)
+    return pl.coalesce(written, pl.col(column))
 
 
 def _visit(text: pl.Expr, part: int) -> pl.Expr:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.scans import PTID, parse_date, rid_of
-from mrpipe.delimited import decode, line_of
+from mrpipe.delimited import decode, line_of, unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import VoxelGrid, read_grid
@@ -148,8 +148,8 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        found, fix = str(error).splitlines()[0].replace(str(path), shown_as), "The file is damaged. Copy it again."
-        faults.add(Fault(file=shown_as, expected="a complete NumPy array (scans × voxels)", found=found, fix=fix))
+        reason = error if isinstance(error, PermissionError) else str(error).replace(str(path), shown_as)
+        faults.absorb(unreadable(reason, shown_as, "a complete NumPy array (scans × voxels)"))
     numbered: list[tuple[int, str]] = []
     if subjects.is_file():
         try:

@@ -11,8 +11,10 @@ from typing import Any
 
 import polars as pl
 
+from mrpipe.datasets.adni.forms import values
+from mrpipe.delimited import UNREADABLE, head
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import Column, read_csv
+from mrpipe.raw import Column, is_csv, read_csv
 
 PTID = re.compile(r"\d{3}_S_\d{4,5}", re.IGNORECASE)
 # ADNI_{PTID}_MR_{description}[_Br_{timestamp}]_S{series}_I{image}.nii; `_Br_` is `_br_raw_` or absent in some files.
@@ -54,16 +56,9 @@ def rid_of(column: str) -> pl.Expr:
 
 
 def parse_date(column: str) -> pl.Expr:
-    """Parse YYYY-MM-DD, YYYYMMDD, M/D/YYYY, M/D/YY or D-Mon-YYYY; null for other strings."""
+    """Parse YYYYMMDD, D-Mon-YYYY or a date of the tables (`values.date`); null for other strings."""
     text = pl.col(column).str.strip_chars()
-    patterns = (
-        (r"^(\d{4}-\d{2}-\d{2})(?:[ T_].*)?$", "%Y-%m-%d"),
-        (r"^(\d{8})$", "%Y%m%d"),
-        (r"^(\d{1,2}/\d{1,2}/\d{4})$", "%m/%d/%Y"),
-        (r"^(\d{1,2}/\d{1,2}/\d{2})$", "%m/%d/%y"),
-        (r"^(\d{1,2}-[A-Za-z]{3}-\d{4})$", "%d-%b-%Y"),
-    )
-    return pl.coalesce(text.str.extract(pattern).str.to_date(form, strict=False) for pattern, form in patterns)
+    return pl.coalesce(values.date(text), *(text.str.to_date(form, strict=False) for form in ("%Y%m%d", "%d-%b-%Y")))
 
 
 def normalised(description: str) -> str:
@@ -94,15 +89,17 @@ def t1_rank(description: str) -> int | None:
 
 def _is_search(path: Path) -> bool:
     # Names of columns are ASCII in every encoding; the null bytes are those of UTF-16.
-    with path.open("rb") as handle:
-        header = handle.readline(4096).replace(b"\0", b"").decode("latin-1").lower()
+    try:
+        header = head(path, 4096).replace(b"\0", b"").decode("latin-1").lower().split("\n", 1)[0]
+    except UNREADABLE as error:
+        return isinstance(error, PermissionError)  # `read_csv` reports it
     names = {h.strip(' "\r\n\xef\xbb\xbf\xfe\xff') for h in re.split(r"[,;\t]", header)}
     return bool(names & {"image data id", "image_id"}) and bool(names & {"subject", "subject_id"})
 
 
 def search_tables(raw: Path) -> list[Path]:
     """Image tables of an export, recognised by header: IDA search or collection CSVs, `All_Images`, `Key_MRI`."""
-    return sorted(p for p in raw.rglob("*.csv") if p.is_file() and _is_search(p))
+    return sorted(p for p in raw.rglob("*") if is_csv(p) and _is_search(p))
 
 
 def _read_search(raw: Path, faults: FaultCollector) -> pl.DataFrame:
@@ -110,11 +107,14 @@ def _read_search(raw: Path, faults: FaultCollector) -> pl.DataFrame:
     frames = []
     for path in search_tables(raw):
         try:
-            frames.append(read_csv(path, SEARCH_COLUMNS, shown_as=path.relative_to(raw).as_posix()))
+            frame = read_csv(path, SEARCH_COLUMNS, shown_as=path.relative_to(raw).as_posix())
         except DataError as error:
             faults.absorb(error)
+            continue
+        # By file, as the order of day and month may differ between files.
+        frames.append(frame.with_columns(parse_date(c) for c in frame.columns if c == "date"))
     names = [c.name for c in SEARCH_COLUMNS]
-    empty = pl.DataFrame(schema=dict.fromkeys(names, pl.String))
+    empty = pl.DataFrame(schema=dict.fromkeys(names, pl.String) | {"date": pl.Date})
     table = pl.concat([empty, *frames], how="diagonal")
     table = table.with_columns(pl.col("image_id").str.replace(r"^[IiDd]?0*(\d)", "$1"))
     return table.group_by("image_id", maintain_order=True).agg(pl.col(names[1:]).drop_nulls().first())
@@ -170,7 +170,7 @@ def find_scans(raw: Path, faults: FaultCollector) -> pl.DataFrame:
         faults.add(Fault(file=file, column="Subject", expected=expected, found="that of another subject", fix=fix))
     other = pl.col("modality").is_not_null() & ~pl.col("modality").str.to_uppercase().is_in(["MRI", "MR"])
     scans = joined.filter(~other).with_columns(
-        pl.coalesce(parse_date("date"), parse_date("path_date")).alias("date"),
+        pl.coalesce("date", parse_date("path_date")).alias("date"),
         pl.coalesce("description", "path_description").fill_null("").alias("description"),
         rid_of("ptid").alias("rid"),
     )

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.scan.progress import ScanProgress
 from mrpipe.datasets.mimic.scan.records import PAD, SubjectFilter, clock_times, cut, numbers_at, record_ends
-from mrpipe.delimited import decode
+from mrpipe.delimited import decode, unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import ROW, Column, match_header
+from mrpipe.raw import ROW, Column, match_header, shown_value, typed
 
 BLOCK = 4 * 2**20  # bytes decompressed at a time
 PARSE = 8 * 2**20  # bytes of filtered records parsed at a time
@@ -37,18 +37,6 @@ _PADDING = bytes(PAD)
 Ids = NDArray[np.int64]
 
 _DAMAGED: tuple[type[BaseException], ...] = (EOFError, OSError, zlib.error, isal_zlib.error)  # type: ignore[assignment]
-
-
-def damaged(shown_as: str, reason: object) -> DataError:
-    """Error for a file that cannot be read completely."""
-    return DataError(
-        Fault(
-            file=shown_as,
-            expected="a complete file",
-            found=f"unreadable data ({str(reason).splitlines()[0] if str(reason) else type(reason).__name__})",
-            fix="The file is damaged or truncated: download it again.",
-        )
-    )
 
 
 def is_gzip(path: Path) -> bool:
@@ -86,7 +74,7 @@ def read_header(path: Path, shown_as: str) -> tuple[list[str], int]:
         with open_bytes(path) as handle:
             line = handle.readline(2**20)
     except _DAMAGED as error:
-        raise damaged(shown_as, error) from error
+        raise unreadable(error, shown_as, "a complete file") from error
     if not line.strip():
         raise DataError(Fault(file=shown_as, expected="a header row", found="an empty file", fix="Download it again."))
     # Names of other columns than ours may be in another encoding.
@@ -176,7 +164,7 @@ class TableScan:
                 while block := handle.read(BLOCK):
                     yield block, compressed.tell()
         except _DAMAGED as error:
-            raise damaged(self.shown_as, error) from error
+            raise unreadable(error, self.shown_as, "a complete file") from error
 
     def _records(self, blocks: Iterable[tuple[bytes, int]]) -> Iterator[tuple[bytes, int, int]]:
         """Complete records of the selected patients, the number of records read, and the position in the file."""
@@ -193,7 +181,7 @@ class TableScan:
             # The last record may lack a line end.
             part, used, rows = self._filter(tail + b"\n" + _PADDING)
             if used <= len(tail):
-                raise damaged(self.shown_as, "unterminated quoted field")
+                raise unreadable("unterminated quoted field", self.shown_as, "a complete file")
             yield part, rows, done
 
     def _filter(self, data: bytes) -> tuple[bytes, int, int]:
@@ -275,7 +263,7 @@ class TableScan:
         return Fault(file=self.shown_as, column=column.name, line=line, expected=expected, found=found, fix=fix)
 
     def _read_texts(self, data: bytes, dtypes: dict[str, Any]) -> pl.DataFrame:
-        """Frame parsed column by column; integers may be written with zero decimals (`20000001.0`).
+        """Frame parsed column by column, by the rules of `raw.typed`.
 
         Raises:
             DataError: the columns and values that cannot be parsed.
@@ -288,14 +276,11 @@ class TableScan:
             raise DataError(Fault(file=self.shown_as, expected=expected, found=found, fix=fix)) from ragged
         faults = FaultCollector()
         for column in (c for c in self._columns if c.name in dtypes):
-            text = frame[column.name]
-            plain = text.str.replace(r"^(\d+)\.0+$", "${1}") if column.dtype.is_integer() else text
-            values = plain.cast(column.dtype, strict=False)
+            text, values = frame[column.name], frame.select(typed(column)).to_series()
             bad = text.is_not_null() & values.is_null()
             if bad.any():
                 row = int(bad.arg_max() or 0)
-                found = "other text" if column.name.endswith("_id") else f"{text[row]!r}"  # ids are not printed
-                faults.add(self._fault(column, found, data, row))
+                faults.add(self._fault(column, shown_value(column, text[row]), data, row))
             frame = frame.with_columns(values)
         faults.raise_if_any()
         return frame
@@ -309,7 +294,7 @@ def sample_rows(path: Path, columns: Sequence[Column], *, shown_as: str, size: i
             handle.read(scan._skip)
             data = handle.read(size)
     except _DAMAGED as error:
-        raise damaged(shown_as, error) from error
+        raise unreadable(error, shown_as, "a complete file") from error
     ends = record_ends(data)
     whole = data[: int(ends[-1]) + 1] if len(ends) else data + b"\n"
     if not whole.strip():
@@ -331,4 +316,4 @@ def inflate_to_end(path: Path, shown_as: str) -> None:
             while handle.readinto(buffer):
                 progress.advance(0, 0)
     except _DAMAGED as error:
-        raise damaged(shown_as, error) from error
+        raise unreadable(error, shown_as, "a complete file") from error

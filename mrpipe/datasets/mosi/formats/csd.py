@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mrpipe.delimited import unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import utf8
 
@@ -89,10 +90,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     except DataError:
         raise
     except Exception as error:  # h5py raises any exception on damaged bytes, such as KeyError for a broken header
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(
-            Fault(file=path.name, expected="a complete HDF5 file", found=f"unreadable data ({reason})", fix=AGAIN)
-        ) from error
+        raise unreadable(error, path.name, "a complete HDF5 file", AGAIN) from error
 
 
 def is_hdf5(path: Path) -> bool:

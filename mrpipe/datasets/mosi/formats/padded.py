@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mosi.clips import clip_frame, score_faults
+from mrpipe.datasets.mosi.clips import clip_frame, parse_id, score_faults
 from mrpipe.datasets.mosi.ragged import RaggedBlock, bounds, feature_names, unpad
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.raw import read_pickle, utf8
@@ -31,7 +30,7 @@ def load_pickle(path: Path) -> Any:
     return _cached(path, stat.st_mtime_ns, stat.st_size)
 
 
-class PaddedExport(ABC):
+class PaddedExport:
     """An opened pickle with the splits train, valid and test, which become the folds.
 
     Subclasses define how ids and labels are stored.
@@ -48,6 +47,7 @@ class PaddedExport(ABC):
     format = ""
     label_key = ""
     required: tuple[str, ...] = ()
+    id_form = ""
 
     def __init__(self, path: Path, content: dict[str, Any]):
         self.path = path
@@ -75,9 +75,9 @@ class PaddedExport(ABC):
 
     # --- defined by subclasses ---------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def part_ids(self, part: str, value: Any, faults: FaultCollector) -> list[tuple[str, int]]:
-        """Video and clip number (from 1) of each row of a split."""
+    def unnumbered_ids(self, part: str, texts: list[str], value: Any) -> list[tuple[str, int]] | None:
+        """Video and clip number (from 1) of rows whose ids have no clip number; None if the ids are invalid."""
+        return None
 
     def check_labels(
         self, part: str, value: dict[str, Any], score: NDArray[np.float32], faults: FaultCollector
@@ -90,6 +90,18 @@ class PaddedExport(ABC):
         return None
 
     # --- checks ------------------------------------------------------------------------------------------------------
+
+    def _part_ids(self, part: str, value: Any, faults: FaultCollector) -> list[tuple[str, int]]:
+        """Video and clip number (from 1) of each row of a split."""
+        texts = id_strings(value, self.path.name, f"{part}/id")
+        parsed = [parse_id(t) for t in texts]
+        if None not in parsed:
+            return [p for p in parsed if p is not None]
+        ids = self.unnumbered_ids(part, texts, value)
+        if ids is None:
+            bad = parsed.index(None)
+            faults.add(self.fault(part, "id", f"ids like {self.id_form}", f"{texts[bad]!r}", row=bad + 1))
+        return ids or []
 
     def _check_part(self, part: str, value: dict[str, Any], faults: FaultCollector) -> None:
         present = {m: value[m] for m in ("text", "audio", "vision") if m in value}
@@ -129,7 +141,7 @@ class PaddedExport(ABC):
                 continue
             before = len(faults.faults)
             try:
-                ids = self.part_ids(part, value["id"], faults)
+                ids = self._part_ids(part, value["id"], faults)
                 self.check_labels(part, value, score[:, 0], faults)
             except DataError as error:
                 faults.absorb(error)

@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mosi.clips import parse_id
 from mrpipe.datasets.mosi.formats.padded import PaddedExport, id_strings
 from mrpipe.errors import FaultCollector
 from mrpipe.text.encoders import tokenise
@@ -26,14 +25,7 @@ class MmsaExport(PaddedExport):
     format = "mmsa"
     label_key = "regression_labels"
     required = ("id", "regression_labels")
-
-    def part_ids(self, part: str, value: Any, faults: FaultCollector) -> list[tuple[str, int]]:
-        texts = id_strings(value, self.path.name, f"{part}/id")
-        parsed = [parse_id(t) for t in texts]
-        bad = [i for i, p in enumerate(parsed) if p is None]
-        if bad:
-            faults.add(self.fault(part, "id", "ids like video$_$clip", f"{texts[bad[0]]!r}", row=bad[0] + 1))
-        return [p for p in parsed if p is not None]
+    id_form = "video$_$clip"
 
     def check_labels(
         self, part: str, value: dict[str, Any], score: NDArray[np.float32], faults: FaultCollector
@@ -84,26 +76,16 @@ class MultiBenchExport(PaddedExport):
     format = "multibench"
     label_key = "labels"
     required = ("id", "labels")
+    id_form = "video[i], or rows of video, start, end"
 
-    def part_ids(self, part: str, value: Any, faults: FaultCollector) -> list[tuple[str, int]]:
-        texts = id_strings(value, self.path.name, f"{part}/id")
-        parsed = [parse_id(t) for t in texts]
-        if all(p is not None for p in parsed):
-            return [p for p in parsed if p is not None]
+    def unnumbered_ids(self, part: str, texts: list[str], value: Any) -> list[tuple[str, int]] | None:
         rows = np.asarray(value, dtype=object)
+        if rows.ndim < 2 or rows.size != 3 * len(rows):
+            return None
         try:
-            starts = (
-                rows.reshape(len(rows), -1)[:, 1].astype(np.float64)
-                if rows.ndim > 1 and rows.size == 3 * len(rows)
-                else None
-            )
+            starts = rows.reshape(len(rows), -1)[:, 1].astype(np.float64)
         except ValueError:
-            starts = None
-        if starts is None:
-            bad = next(i for i, p in enumerate(parsed) if p is None)
-            expected = "ids like video[i], or rows of video, start, end"
-            faults.add(self.fault(part, "id", expected, f"{texts[bad]!r}", row=bad + 1))
-            return []
+            return None
         self.notes.append(f"{part}: the ids have no clip numbers; clips are numbered by start time")
         rank = pl.DataFrame({"video": texts, "start": starts}).select(pl.col("start").rank("ordinal").over("video"))
         return list(zip(texts, rank.to_series().cast(pl.Int64).to_list(), strict=True))
