@@ -197,11 +197,11 @@ def shard_of(sample_ids: list[str], n_parts: int) -> NDArray[np.int64]:
     return (id_keys(sample_ids) % np.uint64(n_parts)).astype(np.int64)
 
 
-class _Runs:
-    """Measurements on disk in sorted runs."""
+class SortedRuns:
+    """Rows of a structured dtype with a field `rank`, on disk in runs that are sorted by it."""
 
-    def __init__(self, folder: Path, n_samples: int):
-        self._folder, self._n_samples = folder, n_samples
+    def __init__(self, folder: Path, n_samples: int, dtype: np.dtype[Any] = RUN):
+        self._folder, self._n_samples, self._dtype = folder, n_samples, dtype
         self._pending: list[NDArray[Any]] = []
         self._n_pending = 0
         self.files: list[tuple[Path, NDArray[np.int64]]] = []
@@ -241,7 +241,7 @@ class _Runs:
             for path, offsets in self.files:
                 a, b = int(offsets[low]), int(offsets[high])
                 if b > a:
-                    pieces.append(np.fromfile(path, dtype=RUN, count=b - a, offset=a * RUN.itemsize))
+                    pieces.append(np.fromfile(path, dtype=self._dtype, count=b - a, offset=a * self._dtype.itemsize))
             if pieces:
                 rows = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
                 yield rows if len(pieces) == 1 else rows[np.argsort(rows["rank"], kind="stable")]
@@ -305,7 +305,7 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     known = open_table(raw, "hosp/patients")["subject_id"].to_numpy()
     units, tally = UnitCodes(), Tally()
     scratch = out.with_suffix("")
-    runs = _Runs(scratch, len(ids))
+    runs = SortedRuns(scratch, len(ids))
     try:
         if in_part.any():
             for source, path in files.items():
@@ -319,7 +319,7 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write_part(out: Path, runs: _Runs, units: UnitCodes, tally: Tally, hashes: dict[str, str]) -> None:
+def _write_part(out: Path, runs: SortedRuns, units: UnitCodes, tally: Tally, hashes: dict[str, str]) -> None:
     by_unit: Counter[tuple[int, int]] = Counter()
     with replacing(out) as temporary:
         writer = pq.ParquetWriter(temporary, SCHEMA, compression="lz4", use_dictionary=False)

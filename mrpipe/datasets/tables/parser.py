@@ -38,8 +38,8 @@ BY_FILE = {
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
-def config_path(raw: Path, options: TablesOptions) -> Path:
-    """Path of the YAML: in the export folder, or else as given.
+def config_path(raw: Path, options: Any, page: str = "docs/tables.md") -> Path:
+    """Path of the YAML in the option `config`: in the export folder, or else as given.
 
     Raises:
         DataError: if there is no such file.
@@ -47,9 +47,8 @@ def config_path(raw: Path, options: TablesOptions) -> Path:
     for path in (raw / options.config, Path(options.config)):
         if path.is_file():
             return path
-    expected = "a YAML file that declares the tables"
-    fix = f"Put it into {raw.name}/, or give its path: --set config=PATH. See docs/tables.md."
-    raise DataError(Fault(file=options.config, expected=expected, found="no such file", fix=fix))
+    fix = f"Put it into {raw.name}/, or give its path: --set config=PATH. See {page}."
+    raise DataError(Fault(file=options.config, expected="a YAML declaration", found="no such file", fix=fix))
 
 
 def read_config(raw: Path, options: TablesOptions) -> TablesConfig:
@@ -103,20 +102,24 @@ def parse_config(text: str, shown_as: str) -> TablesConfig:
     Raises:
         DataError: reports all errors of the YAML together.
     """
-    try:
-        value = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        found = " ".join(str(error).split())
-        raise DataError(Fault(file=shown_as, expected="YAML", found=found, fix="Correct its syntax.")) from error
     parser = _Parser(shown_as)
-    config = parser.config(value)
+    config = parser.config(load_yaml(text, shown_as))
     if parser.faults:
         raise DataError(parser.faults)
     return config
 
 
-class _Parser:
-    """Converts plain values to the dataclasses and collects errors."""
+def load_yaml(text: str, shown_as: str) -> Any:
+    """Plain values of a YAML, with codes and dates as text; a syntax error is a DataError."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        found = " ".join(str(error).split())
+        raise DataError(Fault(file=shown_as, expected="YAML", found=found, fix="Correct its syntax.")) from error
+
+
+class Declaration:
+    """Converts plain values of a YAML to checked ones, and collects errors."""
 
     def __init__(self, shown_as: str):
         self.shown_as = shown_as
@@ -155,6 +158,10 @@ class _Parser:
     def values(self, value: Any, place: str) -> tuple[str, ...]:
         items = value if isinstance(value, list) else [value]
         return tuple(self.value(v, place) for v in items)
+
+
+class _Parser(Declaration):
+    """Converts plain values to the dataclasses of a declaration of tables."""
 
     def ref(self, value: Any, place: str) -> Ref:
         if isinstance(value, bool) or not isinstance(value, str | int) or value in (0, ""):

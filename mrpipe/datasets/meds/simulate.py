@@ -1,0 +1,97 @@
+"""Simulated MEDS dataset: stays whose laboratory values and diagnoses depend on a latent state, and so does death."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from mrpipe import keyed
+from mrpipe.errors import UsageError
+from mrpipe.experiment.truth import write_best
+from mrpipe.options import option
+from mrpipe.store.parquet import write_frame, write_text
+
+DAY = np.timedelta64(1, "D")
+CODES = ("4280", "5849", "486", "V5867")
+LABS = ("LAB//50912//mg/dL", "LAB//50971//mEq/L", "LAB//51301//K/uL", "LAB//51222//g/dL")
+# The labels come last, so that a truncated file lacks them.
+YAML = """\
+# A small example of a declared MEDS dataset: every key is explained in docs/meds.md.
+samples:
+  event: HOSPITAL_DISCHARGE//
+  end: HOSPITAL_DISCHARGE//
+  which: last
+modalities:
+  lab: {codes: LAB//}
+  code: {codes: [DIAGNOSIS//, "!DIAGNOSIS//ICD//9//V"], form: codes}
+  person: {codes: [GENDER//, INSURANCE//], form: counts}
+  lab_summary: {codes: LAB//, form: summary, window: 2w}
+labels:
+  mortality: {event: MEDS_DEATH, within: 365d, classes: [alive, dead]}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MedsSimulation:
+    """Options of the simulated MEDS dataset."""
+
+    n_subjects: int = option(300, "number of subjects, at least 40; each has one stay")
+    seed: int = option(0, "random seed")
+
+
+def simulate_export(raw: Path, truth: Path, options: MedsSimulation) -> None:
+    """Write two shards, the metadata and a YAML to `raw`, and the best possible prediction to `truth`.
+
+    Raises:
+        UsageError: if there are too few subjects.
+    """
+    n, seed = options.n_subjects, options.seed
+    if n < 40:
+        raise UsageError(f"simulation of meds: n_subjects={n} must be at least 40")
+    subject = np.arange(1001, 1001 + n)
+    keys = keyed.id_keys(subject.astype(str))
+    state, u = keyed.normal(keys, seed, "state", 2), keyed.uniform(keys, seed, "draws", 8)
+    probability = 1 / (1 + np.exp(0.6 - 1.5 * state[:, 0] - 1.5 * state[:, 1]))
+    admitted = np.datetime64("2150-01-01T08:00:00", "us") + (u[:, 0] * 3000).astype(int) * DAY
+    discharged = admitted + (24 + u[:, 1] * 200).astype(int) * np.timedelta64(1, "h")
+    frames = []
+
+    def add(rows: np.ndarray, time: np.ndarray | None, code: str, value: np.ndarray | None = None) -> None:
+        columns = {"subject_id": subject, "time": np.full(n, "NaT", "M8[us]") if time is None else time}
+        columns |= {"numeric_value": np.full(n, np.nan) if value is None else value}
+        frame = pl.DataFrame(columns).with_columns(pl.lit(code).alias("code"), pl.col("numeric_value").fill_nan(None))
+        frames.append(frame.filter(pl.Series(rows)).select("subject_id", "time", "code", "numeric_value"))
+
+    everyone, outcome = np.ones(n, dtype=bool), u[:, 2] < probability
+    for k, sex in enumerate("FM"):
+        add((u[:, 3] < 0.5) == k, None, f"GENDER//{sex}")
+    add(everyone, admitted - (u[:, 4] * 20_000 + 8000).astype(int) * DAY, "MEDS_BIRTH")
+    add(everyone, admitted, "HOSPITAL_ADMISSION//URGENT")
+    add(everyone, discharged, "HOSPITAL_DISCHARGE//HOME")
+    add(outcome, discharged + (1 + u[:, 5] * 360).astype(int) * DAY, "MEDS_DEATH")
+    for j, code in enumerate(LABS):
+        for hour in range(1, 24, 6):
+            noise = keyed.normal(keys, seed, f"{code} {hour}", 1)[:, 0]
+            value = 10 * (j + 1) + 2 * state[:, j % 2] + noise
+            add(u[:, 6] > 0.1, admitted + np.timedelta64(hour, "h"), code, value.round(1))
+    for j, code in enumerate(CODES):
+        add(u[:, 7] * (j + 1) % 1 < 1 / (1 + np.exp(-state[:, j % 2])), discharged, f"DIAGNOSIS//ICD//9//{code}")
+    events = pl.concat(frames).sort("subject_id", "time", "code", nulls_last=False)
+    events = events.cast({"numeric_value": pl.Float32})
+    part = np.where(u[:, 0] < 0.7, "train", np.where(u[:, 0] < 0.85, "tuning", "held_out"))
+    for name in ("train", "tuning", "held_out"):
+        chosen = pl.Series(subject[part == name]).implode()
+        write_frame(raw / "data" / name / "0.parquet", events.filter(pl.col("subject_id").is_in(chosen)))
+    codes = events.select(pl.col("code").unique().sort()).with_columns(pl.col("code").alias("description"))
+    codes = codes.with_columns(pl.lit(None, pl.List(pl.String)).alias("parent_codes"))
+    write_frame(raw / "metadata" / "codes.parquet", codes)
+    write_frame(raw / "metadata" / "subject_splits.parquet", pl.DataFrame({"subject_id": subject, "split": part}))
+    write_text(raw / "metadata" / "dataset.json", json.dumps({"dataset_name": "simulated", "meds_version": "0.4.1"}))
+    write_text(raw / "meds.yaml", YAML)
+    ids = subject.astype(str).tolist()
+    write_frame(truth / "truth.parquet", pl.DataFrame({"sample_id": ids, "outcome": outcome, "p_dead": probability}))
+    write_best(truth, "mortality", ("alive", "dead"), ids, {(): np.stack([1 - probability, probability], axis=1)})
