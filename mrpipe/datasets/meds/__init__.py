@@ -1,50 +1,45 @@
-"""MEDS: any dataset of the Medical Event Data Standard; a YAML declares samples, labels and modalities (docs/meds.md)."""
+"""MEDS: any dataset of the Medical Event Data Standard; a YAML declares samples, labels, modalities (docs/meds.md)."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from mrpipe.datasets.meds.check import check_export
-from mrpipe.datasets.meds.cohort import build_cohort
+from mrpipe.datasets.meds.cohort import build_cohort, check_export
 from mrpipe.datasets.meds.config import MedsConfig, MedsOptions, parse_meds, read_config
 from mrpipe.datasets.meds.features import MedsReader
-from mrpipe.datasets.meds.shards import SPLITS, about
+from mrpipe.datasets.meds.shards import SPLITS
 from mrpipe.datasets.meds.simulate import YAML, MedsSimulation, simulate_export
-from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
+from mrpipe.schema import Dataset, ModalityReader, Scheme
 
 
 def _declared(config: MedsConfig, *, split: bool) -> Dataset:
     """The dataset declared by a YAML file."""
-    tasks = tuple(Task(name=x.name, kind=x.kind, classes=x.classes) for x in config.labels)
+    tasks = tuple(label.task for label in config.labels)
     stratify = next((t.name for t in tasks if t.kind == "classification"), None)
     how = f", stratified by {stratify}" if stratify else ""
     schemes = {"uniform": Scheme(stratify=stratify, description=f"70/15/15 by subject{how}")}
     if split:
         schemes = {"standard": Scheme(column="split", description=f"column split of {SPLITS}"), **schemes}
-    modalities = {}
-    for bit, m in enumerate(config.modalities):
-        reader = MedsReader(m, bit)
-        modalities[m.name] = ModalityReader(
-            bit=bit, description=reader.description, read=reader, prepare=reader.prepare
-        )
+    readers = [MedsReader(m, bit) for bit, m in enumerate(config.modalities)]
+    modalities = {
+        r.modality.name: ModalityReader(bit=r.bit, description=r.description, read=r, prepare=r.prepare)
+        for r in readers
+    }
     default = next(iter(schemes))
     return dataclasses.replace(_BASE, tasks=tasks, schemes=schemes, default_scheme=default, modalities=modalities)
 
 
 def resolve(raw: Path, options: MedsOptions) -> Dataset:
-    """The dataset declared by the YAML of an export, with the name and licence in its dataset.json."""
-    known = about(raw)
-    declared = _declared(read_config(raw, options), split=(raw / SPLITS).is_file())
-    title, licence = str(known.get("dataset_name") or _BASE.title), str(known.get("license") or _BASE.licence)
-    return dataclasses.replace(declared, title=title, licence=licence)
+    """The dataset declared by the YAML of an export; no other file is opened."""
+    return _declared(read_config(raw, options), split=(raw / SPLITS).is_file())
 
 
 _BASE = Dataset(
     name="meds",
     title="A dataset of the Medical Event Data Standard (MEDS)",
-    citation="that of the dataset; MEDS: B. Arnrich et al. Medical Event Data Standard (MEDS). ICLR TS4H, 2024",
-    licence="none declared in metadata/dataset.json",
+    citation="that of the dataset; MEDS: https://github.com/Medical-Event-Data-Standard",
+    licence="that of the dataset",
     provider="your own export, described by a YAML file (docs/meds.md)",
     options=MedsOptions,
     simulation=MedsSimulation,

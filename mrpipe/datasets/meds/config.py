@@ -14,7 +14,7 @@ from mrpipe.datasets.tables.parser import MAX_MODALITIES, Declaration, config_pa
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError
 from mrpipe.options import option
-from mrpipe.schema import TaskKind
+from mrpipe.schema import Task
 
 FORMS = ("values", "summary", "codes", "counts")
 # Columns of a MEDS label file; numbers without a list of classes are a regression.
@@ -51,23 +51,18 @@ class MedsSamples:
 
 @dataclass(frozen=True, kw_only=True)
 class MedsLabel:
-    """A label: a column of the label file, or whether an event follows the prediction time.
+    """A task and its label: a column of the label file, or whether an event follows the prediction time.
 
     The window of the event ends after `within` seconds or with the first event of `until`; without both, it does not.
     `follow_up`: samples without the event have a label only if their record reaches the end of the window.
     """
 
-    name: str
+    task: Task
     column: str
-    classes: tuple[str, ...]
     event: Codes
     within: int | None
     until: Codes
     follow_up: bool
-
-    @property
-    def kind(self) -> TaskKind:
-        return "classification" if self.classes else "regression"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,21 +77,13 @@ class MedsModality:
 
 @dataclass(frozen=True, kw_only=True)
 class MedsConfig:
-    """A declared dataset."""
+    """A declared dataset; `rules` are the codes of all entries, by their place in the YAML."""
 
     shown_as: str
     samples: MedsSamples
     labels: tuple[MedsLabel, ...]
     modalities: tuple[MedsModality, ...]
-
-    @property
-    def rules(self) -> dict[str, Codes]:
-        """Place in the YAML → its codes."""
-        found = {"samples.event": self.samples.event, "samples.end": self.samples.end}
-        for label in self.labels:
-            found |= {f"labels.{label.name}.event": label.event, f"labels.{label.name}.until": label.until}
-        found |= {f"modalities.{m.name}.codes": m.codes for m in self.modalities}
-        return {place: codes for place, codes in found.items() if codes.prefixes}
+    rules: Mapping[str, Codes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +108,15 @@ def parse_meds(text: str, shown_as: str) -> MedsConfig:
     modalities = tuple(parser.modality(*entry) for entry in parser.named(top, "modalities"))
     if parser.faults:
         raise DataError(parser.faults)
-    return MedsConfig(shown_as=shown_as, samples=samples, labels=labels, modalities=modalities)
+    return MedsConfig(shown_as=shown_as, samples=samples, labels=labels, modalities=modalities, rules=parser.rules)
 
 
 class _MedsParser(Declaration):
     """Converts plain values to the dataclasses of a MEDS declaration."""
+
+    def __init__(self, shown_as: str):
+        super().__init__(shown_as)
+        self.rules: dict[str, Codes] = {}
 
     def named(self, top: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
         entries = top.get(key)
@@ -135,16 +126,17 @@ class _MedsParser(Declaration):
             self.fault(key, expected, "nothing" if entries is None else names)
         return [(str(name), entries[name]) for name in names]
 
-    def codes(self, entry: Mapping[str, Any], key: str, place: str, *, needed: bool = False) -> Codes:
-        value = entry.get(key, [])
-        items = value if isinstance(value, list) else [value]
-        split = [v.startswith("!") if isinstance(v, str) and v.strip("!") else None for v in items]
-        if None in split or (False not in split and (needed or key in entry)):
-            self.fault(f"{place}.{key}", "prefixes of codes, as text, and after a ! those to exclude", value)
+    def codes(self, entry: Mapping[str, Any], key: str, place: str) -> Codes:
+        if key not in entry:
             return Codes()
-        return Codes(
-            *(tuple(v.lstrip("!") for v, no in zip(items, split, strict=True) if no == k) for k in (False, True))
-        )
+        value: Any = entry[key]
+        items: list[Any] = value if isinstance(value, list) else [value]
+        if any(not isinstance(v, str) or not v.strip("!") for v in items) or all(v.startswith("!") for v in items):
+            self.fault(f"{place}.{key}", "prefixes of codes, as text; those after a ! are excluded", value)
+            return Codes()
+        found = Codes(*(tuple(v.strip("!") for v in items if (v[0] == "!") is no) for no in (False, True)))
+        self.rules[f"{place}.{key}"] = found
+        return found
 
     def seconds(self, entry: Mapping[str, Any], key: str, place: str) -> int | None:
         match = re.fullmatch(r"(-?\d+(?:\.\d+)?) ?([mhdw])", str(entry.get(key)), re.ASCII)
@@ -162,9 +154,7 @@ class _MedsParser(Declaration):
         entry = self.section(value, "samples", ("file", "event", "end", "at", "which"))
         file = self.text(entry, "file", "samples.")
         if (len(entry) != 1) if file else not ("event" in entry and {"at", "end"} & entry.keys()):
-            expected = (
-                "a label `file` alone, or an `event` and the prediction time: `at` after it, or at the `end` event"
-            )
+            expected = "`file`, a label file, alone; or `event` and the prediction time: `at` after it, or at its `end`"
             self.fault("samples", expected, ", ".join(entry) or "nothing")
         if Path(file).is_absolute() or ".." in Path(file).parts:
             self.fault("samples.file", "a path inside the export folder", file)
@@ -176,25 +166,20 @@ class _MedsParser(Declaration):
         place = f"labels.{name}"
         entry = self.section(value, place, ("column", "classes", "event", "within", "until", "follow_up"))
         if ("event" in entry) == ("column" in entry) or ("column" in entry and not samples.file):
-            self.fault(place, "an `event` or, with samples.file, a `column`", ", ".join(entry) or "nothing")
+            self.fault(place, "`event` or, with samples.file, `column`", ", ".join(entry) or "nothing")
         column = self.choice(entry, "column", place, ("", *LABEL_COLUMNS))
-        binary, needed = column in ("", "boolean_value"), column in ("", "boolean_value", "categorical_value")
+        binary = column in ("", "boolean_value")
         classes = self.values(entry.get("classes", ["no", "yes"] if binary else []), f"{place}.classes")
+        task = Task(name=name, kind="classification" if classes else "regression", classes=classes)
         n = len(set(classes))
-        if n < len(classes) or (needed and n < 2) or n == 1 or (binary and n > 2):
-            self.fault(f"{place}.classes", "two different names" if binary else "different values", list(classes))
-        return MedsLabel(
-            name=name,
-            column=column,
-            classes=classes,
-            event=self.codes(entry, "event", place),
-            within=self.seconds(entry, "within", place),
-            until=self.codes(entry, "until", place),
-            follow_up=self.choice(entry, "follow_up", place, (False, True)),
-        )
+        if n < len(classes) or n == 1 or (binary and n != 2) or (not n and column == "categorical_value"):
+            self.fault(f"{place}.classes", "two names" if binary else "at least two values, each once", list(classes))
+        event, until = (self.codes(entry, key, place) for key in ("event", "until"))
+        within, follow_up = self.seconds(entry, "within", place), self.choice(entry, "follow_up", place, (False, True))
+        return MedsLabel(task=task, column=column, event=event, within=within, until=until, follow_up=follow_up)
 
     def modality(self, name: str, value: Any) -> MedsModality:
         place = f"modalities.{name}"
-        entry = self.section(value, place, ("codes", "form", "window"))
-        codes, form = self.codes(entry, "codes", place, needed=True), self.choice(entry, "form", place, FORMS)
+        entry = {"codes": None, **self.section(value, place, ("codes", "form", "window"))}
+        codes, form = self.codes(entry, "codes", place), self.choice(entry, "form", place, FORMS)
         return MedsModality(name=name, codes=codes, form=form, window=self.seconds(entry, "window", place))

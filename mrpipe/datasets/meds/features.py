@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,12 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.meds.config import MedsModality
 from mrpipe.datasets.meds.shards import EVENT, run, scan, titles
-from mrpipe.datasets.mimic.codes import sequence_batch, step_dictionary
+from mrpipe.datasets.mimic.codes import event_modality, item_dictionary, sequence_batch, step_dictionary
 from mrpipe.datasets.mimic.events import SortedRuns
 from mrpipe.datasets.mimic.labs import STATISTICS, summarise
 from mrpipe.errors import DataError, Fault
-from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+from mrpipe.schema import Features, Modality
 from mrpipe.store.parquet import read_metadata, replacing
-from mrpipe.transforms.events import levels_id
 
 KEY = "mrpipe.meds.codes"
 # One event: rank of the sample in sorted ids, µs since the prediction time, position of the code, value.
@@ -105,34 +105,25 @@ class MedsReader:
         described, n = titles(raw, codes), len(codes)
         names = [f"{code} {title}".strip() for code, title in zip(codes, described, strict=True)]
         statistics = ("count",) if m.form == "counts" else STATISTICS
-        modality = Modality(
-            name=m.name, bit=self.bit, kind="vector", shape=(n * len(statistics),), description=self.description
-        )
-        if self._sequence:
-            hours, levels = "hours since the prediction time", levels_id(names)
-            modality = Modality(
-                name=m.name,
-                bit=self.bit,
-                kind="sequence",
-                shape=(2,),
-                irregular=True,
-                time_unit=hours,
-                encoder=levels,
-                description=self.description,
+        modality = (
+            event_modality(m.name, self.bit, names, "hours since the prediction time", self.description)
+            if self._sequence
+            else Modality(
+                name=m.name, bit=self.bit, kind="vector", shape=(n * len(statistics),), description=self.description
             )
-        observed, n_samples = np.zeros(n, dtype=np.int64), Counter[str]()
+        )
+        observed, total = np.zeros(n, dtype=np.int64), Counter[str]()
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for rows in _groups(parts[0], len(samples) if self._sequence else max(1, CELLS // modality.size)):
+            for rows in _groups(parts[0], len(ids) if self._sequence else max(1, CELLS // modality.size)):
                 rank, item, hours = rows["rank"].astype(np.int64), rows["item"].astype(np.int64), rows["time"] / HOUR
                 present, lengths = np.unique(rank, return_counts=True)
-                n_samples[m.name] += len(present)
+                total["samples"] += len(present)
                 observed[:] += np.bincount(np.unique(rank * n + item) % n, minlength=n)
                 chosen = ids.gather(present).to_list()
                 if self._sequence:
                     second = rows["value"] if self._valued else _time_numbers(rank, rows["time"])
-                    x = np.stack([item, second], axis=1, dtype=np.float32, casting="unsafe")
-                    yield sequence_batch(modality, chosen, x, hours, lengths)
+                    yield sequence_batch(modality, chosen, np.stack([item, second], axis=1), hours, lengths)
                     continue
                 _, x = summarise({"rank": rank, "level": item, "value": rows["value"], "hours": hours}, n)
                 x = x.reshape(len(present), n, -1)[:, :, -len(statistics) :]
@@ -140,27 +131,14 @@ class MedsReader:
                 yield pa.RecordBatch.from_arrays([pa.array(chosen, pa.string()), flat], schema=modality.arrow_schema())
 
         def dictionary() -> pl.DataFrame:
-            total = n_samples[m.name]
             if self._sequence:
-                second = (
-                    ("value", "numeric", None, "numeric_value", "")
-                    if self._valued
-                    else ("number", "step", None, "time", "number of the distinct time")
-                )
-                return step_dictionary(m.name, (("item", "event", names, "code", ""), second), total, len(ids), "data/")
-            kind, rest = (
-                "count" if m.form == "counts" else "summary",
-                list(zip(codes, described, observed, strict=True)),
-            )
-            rows = [(code, s, title, int(k)) for code, title, k in rest for s in statistics]
-            return pl.DataFrame(
-                [
-                    (m.name, i, f"{c} {s}", "float32", "", kind, None, title, "data/", "code", k, total - k)
-                    for i, (c, s, title, k) in enumerate(rows)
-                ],
-                schema=DICTIONARY_SCHEMA,
-                orient="row",
-            )
+                value, step = ("value", "numeric", None, "numeric_value", ""), ("number", "step", None, "time", "")
+                elements = (("item", "event", names, "code", ""), value if self._valued else step)
+                return step_dictionary(m.name, elements, total["samples"], len(ids), "data/")
+            items = pl.DataFrame({"code": codes, "description": described, "n_observed": observed})
+            same = {"unit": "", "source_file": "data/", "source_column": "numeric_value" if self._valued else "code"}
+            items = items.with_columns(pl.lit(value).alias(name) for name, value in same.items())
+            return item_dictionary(m.name, "summary" if self._valued else "count", items, statistics, total["samples"])
 
         return Features(modality=modality, batches=batches(), dictionary=dictionary)
 
@@ -172,7 +150,7 @@ def _groups(part: Path, n_samples: int) -> Iterator[dict[str, NDArray[Any]]]:
         columns = {n: c.to_numpy() for n, c in zip(file.schema_arrow.names, file.read_row_group(g), strict=True)}
         starts = np.flatnonzero(np.diff(columns["rank"], prepend=-1))
         edges = [*starts[::n_samples].tolist(), len(columns["rank"])]
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in pairwise(edges):
             yield {n: c[a:b] for n, c in columns.items()}
 
 
@@ -180,4 +158,4 @@ def _time_numbers(rank: NDArray[np.int64], time: NDArray[np.int64]) -> NDArray[n
     """Number of the distinct time of each event within its sample, from 1; sorted by rank and time."""
     first = np.diff(rank, prepend=-1) != 0
     distinct = np.cumsum(first | (np.diff(time, prepend=0) != 0))
-    return distinct - np.maximum.accumulate(np.where(first, distinct, 0)) + 1
+    return np.asarray(distinct - np.maximum.accumulate(np.where(first, distinct, 0)) + 1)

@@ -1,9 +1,8 @@
-"""Files of a MEDS dataset: shards `data/**/*.parquet`, of which a bounded number of rows is in memory, and metadata."""
+"""Files of a MEDS dataset: shards `data/**/*.parquet`, which are streamed, and metadata."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from mrpipe.delimited import unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
 
 CODES, SPLITS, ABOUT = "metadata/codes.parquet", "metadata/subject_splits.parquet", "metadata/dataset.json"
-MEDS = "https://github.com/Medical-Event-Data-Standard/meds"
 TIME = pl.Datetime("us")
 _KINDS: dict[Any, tuple[str, Any]] = {
     pl.Int64: ("whole numbers", cs.integer()),
@@ -28,35 +26,34 @@ EVENT = {"subject_id": pl.Int64, "time": TIME, "code": pl.String, "numeric_value
 
 
 def files_of(raw: Path, name: str) -> list[Path]:
-    """A Parquet file of the export, or all in a folder; none if it does not exist."""
+    """A file of the export, or all Parquet files in a folder; none if it does not exist."""
     place = raw / name
     return [place] if place.is_file() else sorted(p for p in place.rglob("*.parquet") if p.is_file())
 
 
-def scan(raw: Path, name: str, columns: dict[str, Any]) -> pl.LazyFrame:
-    """A Parquet file, or all files of a folder, with these columns; `collect` it with `run`.
+def scan(raw: Path, name: str, columns: Mapping[str, Any]) -> pl.LazyFrame:
+    """These columns of a Parquet file, or of all files in a folder; `run` collects them.
 
     Raises:
         DataError: no file, a damaged one, or one that lacks a column or has it with another dtype.
     """
     faults, frames = FaultCollector(), []
     for path in files_of(raw, name):
-        shown = path.relative_to(raw).as_posix()
+        shown, chosen = path.relative_to(raw).as_posix(), []
         try:
             schema = pl.read_parquet_schema(path)
         except (pl.exceptions.PolarsError, OSError) as error:
             faults.absorb(unreadable(error, shown, "a whole Parquet file"))
             continue
-        chosen = []
         for key, dtype in columns.items():
             column, (expected, known) = key.rstrip("?"), _KINDS[dtype]
-            typed = column in cs.expand_selector(pl.DataFrame(schema=schema), known)
-            if (column in schema and not typed) or (column not in schema and column == key):
-                found = str(schema.get(column)) if column in schema else f"columns {', '.join(list(schema)[:12])}"
-                fix = f"The schema of MEDS is at {MEDS}."
+            found = f"columns {', '.join(list(schema)[:12])}" if column not in schema else str(schema[column])
+            if column not in cs.expand_selector(pl.DataFrame(schema=schema), known) and (
+                column in schema or column == key
+            ):
+                fix = "See the schema at https://github.com/Medical-Event-Data-Standard/meds."
                 faults.add(Fault(file=shown, column=column, expected=expected, found=found, fix=fix))
-            value = pl.col(column) if column in schema else pl.lit(None)
-            chosen.append(value.cast(dtype).alias(column))
+            chosen.append((pl.col(column) if column in schema else pl.lit(None)).cast(dtype).alias(column))
         frames.append(pl.scan_parquet(path).select(chosen))
     if not (frames or faults.faults):
         fix = "Pass the folder that contains data/ and metadata/ with --raw."
@@ -73,30 +70,26 @@ def run(frame: pl.LazyFrame, shown: str) -> pl.DataFrame:
         raise unreadable(error, shown, "whole Parquet files") from error
 
 
-def read(raw: Path, name: str, columns: dict[str, Any]) -> pl.DataFrame:
+def read(raw: Path, name: str, columns: Mapping[str, Any]) -> pl.DataFrame:
     """A small file (or folder of files) in memory; nulls in columns without ? are an error."""
     frame = run(scan(raw, name, columns), name)
-    for column in (c for c in columns if c in frame.columns and frame[c].null_count()):
-        row, found = int(frame[column].is_null().arg_max() or 0) + 1, f"{frame[column].null_count()} nulls"
-        raise DataError(Fault(file=name, column=column, row=row, expected=_KINDS[columns[column]][0], found=found))
+    for column in (c for c in columns if c in frame.columns):
+        require(frame, name, column, pl.col(column).is_null(), _KINDS[columns[column]][0])
     return frame
 
 
-def titles(raw: Path, codes: Iterable[str]) -> list[str]:
-    """Description of each code in codes.parquet, empty if there is none."""
-    known = {}
+def require(frame: pl.DataFrame, file: str, column: str, wrong: pl.Expr, expected: str) -> None:
+    """Raise a DataError with the first row for which a condition holds."""
+    rows = frame.select(wrong.alias("wrong"))["wrong"].arg_true()
+    if len(rows):
+        found = f"{len(rows)} other rows"
+        raise DataError(Fault(file=file, column=column, row=rows[0] + 1, expected=expected, found=found))
+
+
+def titles(raw: Path, codes: list[str]) -> list[str]:
+    """Description of each code in codes.parquet; empty for those without one."""
+    known: dict[str, str] = {}
     if (raw / CODES).is_file():
         table = read(raw, CODES, {"code": pl.String, "description?": pl.String}).drop_nulls()
         known = dict(zip(table["code"], table["description"], strict=True))
     return [" ".join(known.get(code, "").split()) for code in codes]
-
-
-def about(raw: Path) -> dict[str, Any]:
-    """Content of dataset.json; empty without one."""
-    try:
-        value = json.loads((raw / ABOUT).read_text(encoding="utf-8")) if (raw / ABOUT).is_file() else {}
-    except ValueError as error:
-        raise unreadable(error, ABOUT, "JSON in UTF-8") from error
-    if not isinstance(value, dict):
-        raise DataError(Fault(file=ABOUT, expected="a JSON object", found=type(value).__name__))
-    return value

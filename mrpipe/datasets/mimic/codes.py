@@ -7,7 +7,7 @@ assigned at discharge, so that a visit that has not ended at the prediction time
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,43 @@ def step_dictionary(
     same = {"modality": modality, "dtype": "float32", "unit": "", "source_file": source, **counts}
     elements = [{"position": i, **same, **dict(zip(keys, row, strict=True))} for i, row in enumerate(rows)]
     return pl.DataFrame(elements, schema=DICTIONARY_SCHEMA)
+
+
+def event_modality(name: str, bit: int, levels: list[str], unit: str, about: str) -> Modality:
+    """Irregular sequence of events, [position in `levels`, value or step number], with times in `unit`."""
+    encoder = levels_id(levels)
+    return Modality(
+        name=name,
+        bit=bit,
+        kind="sequence",
+        shape=(2,),
+        irregular=True,
+        time_unit=unit,
+        encoder=encoder,
+        description=about,
+    )
+
+
+def item_dictionary(modality: str, kind: str, items: pl.DataFrame, statistics: Sequence[str], n: int) -> pl.DataFrame:
+    """Dictionary of a vector of `statistics` per item, in `n` samples.
+
+    `items`: code, unit, description, source_file, source_column and n_observed of each item.
+    """
+    rows = items.join(pl.DataFrame({"statistic": statistics}), how="cross", maintain_order="left_right")
+    return rows.select(
+        "description",
+        "source_file",
+        "source_column",
+        "n_observed",
+        modality=pl.lit(modality),
+        position=pl.int_range(pl.len()),
+        name=pl.format("{} {}", "code", "statistic"),
+        dtype=pl.lit("float32"),
+        unit=pl.when(pl.col("statistic") == "count").then(pl.lit("")).otherwise("unit"),
+        kind=pl.lit(kind),
+        levels=pl.lit(None, pl.List(pl.String)),
+        n_missing=n - pl.col("n_observed"),
+    ).select(pl.col(name).cast(dtype) for name, dtype in DICTIONARY_SCHEMA.items())
 
 
 def _titles(raw: Path) -> pl.DataFrame:
@@ -169,16 +206,7 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     present, lengths = np.unique(rank, return_counts=True)
     name = pl.format("{}{}:{}", "kind", "icd_version", "icd_code") + pl.format(" {}", "long_title").fill_null("")
     level_names = levels.select(name.alias("name"))["name"].to_list()
-    modality = Modality(
-        name="code",
-        bit=2,
-        kind="sequence",
-        shape=(2,),
-        irregular=True,
-        time_unit="days since the first visit",
-        encoder=levels_id(level_names),
-        description=DESCRIPTION,
-    )
+    modality = event_modality("code", 2, level_names, "days since the first visit", DESCRIPTION)
     ids = samples["sample_id"].sort().gather(present.astype(np.int64)).to_list()
     values = codes.select(pl.col("position").cast(pl.Float32), pl.col("number").cast(pl.Float32)).to_numpy()
     batch = sequence_batch(modality, ids, values, codes["days"].to_numpy(), lengths)

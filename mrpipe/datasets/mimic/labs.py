@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.codes import sequence_batch, step_dictionary
+from mrpipe.datasets.mimic.codes import event_modality, item_dictionary, sequence_batch, step_dictionary
 from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SOURCES, event_files, input_hash, prepare_events
 from mrpipe.datasets.mimic.harmonise import CohortItems, Group, Parts
 from mrpipe.datasets.mimic.options import MimicOptions
@@ -26,7 +26,6 @@ from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import open_optional
 from mrpipe.schema import Features, Modality
 from mrpipe.store.parquet import read_metadata, replacing
-from mrpipe.transforms.events import levels_id
 
 LAB = "laboratory results and charted vital signs, one step per measurement: [position in levels, value], hours"
 SUMMARY = "per item: last, mean, min, max and count of the patient's measurements (items without any are omitted)"
@@ -72,16 +71,7 @@ def read_lab(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Seq
     ids, names = _ids(samples), _item_names(raw, content.items)
     label = pl.concat_str("code", pl.col("label"), pl.format("[{}]", "unit"), separator=" ")
     levels = names.select(label)["code"].to_list()
-    modality = Modality(
-        name="lab",
-        bit=0,
-        kind="sequence",
-        shape=(2,),
-        irregular=True,
-        time_unit="hours since the first visit",
-        encoder=levels_id(levels),
-        description=LAB,
-    )
+    modality = event_modality("lab", 0, levels, "hours since the first visit", LAB)
     observed = Counter[str]()
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -165,28 +155,15 @@ def read_summary(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts:
             ],
             dtype=pl.String,
         )
-        one = names.with_row_index("item").with_columns(
-            (pl.col("label") + notes).alias("description"), pl.Series("n_observed", n_measured)
+        items = names.select(
+            "code",
+            "unit",
+            description=pl.col("label") + notes,
+            source_file="source",
+            source_column=pl.lit("valuenum"),
+            n_observed=pl.Series(n_measured),
         )
-        return (
-            one.join(pl.DataFrame({"statistic": STATISTICS}).with_row_index("s"), how="cross")
-            .sort("item", "s")
-            .with_row_index("position")
-            .select(
-                pl.lit("lab_summary").alias("modality"),
-                "position",
-                pl.format("{} {}", "code", "statistic").alias("name"),
-                pl.lit("float32").alias("dtype"),
-                pl.when(pl.col("statistic") == "count").then(pl.lit("")).otherwise("unit").alias("unit"),
-                pl.lit("summary").alias("kind"),
-                pl.lit(None, dtype=pl.List(pl.String)).alias("levels"),
-                "description",
-                pl.col("source").alias("source_file"),
-                pl.lit("valuenum").alias("source_column"),
-                "n_observed",
-                (total["patients"] - pl.col("n_observed")).alias("n_missing"),
-            )
-        )
+        return item_dictionary("lab_summary", "summary", items, STATISTICS, total["patients"])
 
     return Features(modality=modality, batches=batches(), dictionary=dictionary)
 
