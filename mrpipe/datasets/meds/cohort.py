@@ -95,6 +95,8 @@ def _value(label: MedsLabel, file: str, samples: pl.DataFrame, known: Timeline) 
     """`sample_id, value` of the samples that have the label."""
     if label.column:
         value, classes = pl.col(label.column), label.task.classes
+        if label.column == "float_value":
+            require(samples, file, label.column, ~value.is_finite(), "finite numbers")
         if classes and label.column != "boolean_value":
             text = value.cast(pl.String)
             require(samples, file, label.column, ~text.is_in(classes), f"one of {', '.join(classes)}")

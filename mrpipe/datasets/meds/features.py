@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mrpipe.datasets.meds.config import MedsModality
-from mrpipe.datasets.meds.shards import EVENT, run, scan, titles
+from mrpipe.datasets.meds.shards import EVENT, run, scan, stream, titles
 from mrpipe.datasets.mimic.codes import event_modality, item_dictionary, sequence_batch, step_dictionary
 from mrpipe.datasets.mimic.events import SortedRuns
 from mrpipe.datasets.mimic.labs import STATISTICS, summarise
@@ -35,7 +35,6 @@ KEY = "mrpipe.meds.codes"
 EVENT_ROW = np.dtype([("rank", "<i4"), ("time", "<i8"), ("item", "<i4"), ("value", "<f4")])
 STATIC = -(2**63)
 HOUR = 3_600_000_000
-BATCH_ROWS = 2**18
 CELLS = 2**22  # values of a batch of vectors
 
 
@@ -86,7 +85,7 @@ class MedsReader:
         runs, names = SortedRuns(scratch, len(samples), EVENT_ROW), EVENT_ROW.names or ()
         schema = pa.schema([(n, pa.from_numpy_dtype(EVENT_ROW[n])) for n in names])
         try:
-            for frame in rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=False, engine="streaming"):
+            for frame in stream(rows, "data/"):
                 runs.add(frame.to_numpy(structured=True).astype(EVENT_ROW))
             runs.flush()
             with replacing(out) as temporary, pq.ParquetWriter(temporary, schema, compression="lz4") as writer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mrpipe.errors import DataError, Fault, FaultCollector
 
 CODES, SPLITS, ABOUT = "metadata/codes.parquet", "metadata/subject_splits.parquet", "metadata/dataset.json"
 TIME = pl.Datetime("us")
+BATCH_ROWS = 2**18
 _KINDS: dict[Any, tuple[str, Any]] = {
     pl.Int64: ("whole numbers", cs.integer()),
     pl.Float32: ("numbers", cs.numeric()),
@@ -66,6 +67,14 @@ def run(frame: pl.LazyFrame, shown: str) -> pl.DataFrame:
     """Collect with the streaming engine; a damaged page is a DataError."""
     try:
         return frame.collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise unreadable(error, shown, "whole Parquet files") from error
+
+
+def stream(frame: pl.LazyFrame, shown: str) -> Iterator[pl.DataFrame]:
+    """Collect in batches of bounded size, in any order; a damaged page is a DataError."""
+    try:
+        yield from frame.collect_batches(chunk_size=BATCH_ROWS, maintain_order=False, engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise unreadable(error, shown, "whole Parquet files") from error
 

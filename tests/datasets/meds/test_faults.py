@@ -103,6 +103,13 @@ def test_a_class_that_is_not_declared_is_refused(tmp_path: Path) -> None:
     assert "column 'integer_value', row 2: expected one of 0, 1" in faults_of(raw)
 
 
+def test_an_infinite_number_is_no_label(tmp_path: Path) -> None:
+    raw = write(tmp_path, config(samples={"file": "task.parquet"}, labels={"y": {"column": "float_value"}}))
+    frame = pl.DataFrame({"subject_id": [1, 2], "prediction_time": [at(1, 5)] * 2, "float_value": [0.5, float("inf")]})
+    frame.write_parquet(raw / "task.parquet")
+    assert "column 'float_value', row 2: expected finite numbers" in faults_of(raw)
+
+
 def test_a_prefix_that_matches_nothing_is_a_note_and_a_modality_without_events_an_error(tmp_path: Path) -> None:
     raw = write(
         tmp_path, config(modalities={"lab": {"codes": ["LAB//", "VITAL//"]}, "sex": {"codes": ["GENDER//", "DX//"]}})

@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from meds import CodeMetadataSchema, DataSchema, DatasetMetadataSchema, SubjectSplitSchema
 
 from mrpipe.stages.simulate import simulate
 from mrpipe.store.reader import Store
@@ -142,12 +141,13 @@ def test_the_split_of_the_dataset_is_the_scheme_standard(tmp_path: Path) -> None
 
 
 def test_a_simulated_dataset_is_valid_meds(tmp_path: Path) -> None:
+    meds = pytest.importorskip("meds")
     simulate(MEDS, tmp_path / "raw", {"n_subjects": 60})
     shards = sorted((tmp_path / "raw" / "data").rglob("*.parquet"))
     assert len(shards) == 3
     subjects: set[int] = set()
     for shard in shards:
-        table = DataSchema.align(pq.read_table(shard))
+        table = meds.DataSchema.align(pq.read_table(shard))
         subject, time = table["subject_id"].to_numpy(), table["time"].to_numpy()
         same = subject[1:] == subject[:-1]
         assert not (same & (time[1:] < time[:-1])).any()
@@ -155,7 +155,7 @@ def test_a_simulated_dataset_is_valid_meds(tmp_path: Path) -> None:
         assert not subjects & set(subject.tolist())
         subjects |= set(subject.tolist())
     metadata = tmp_path / "raw" / "metadata"
-    SubjectSplitSchema.align(pq.read_table(metadata / "subject_splits.parquet"))
-    CodeMetadataSchema.align(pq.read_table(metadata / "codes.parquet"))
-    DatasetMetadataSchema.validate(json.loads((metadata / "dataset.json").read_text()))
+    meds.SubjectSplitSchema.align(pq.read_table(metadata / "subject_splits.parquet"))
+    meds.CodeMetadataSchema.align(pq.read_table(metadata / "codes.parquet"))
+    meds.DatasetMetadataSchema.validate(json.loads((metadata / "dataset.json").read_text()))
     assert subjects == set(pl.read_parquet(metadata / "subject_splits.parquet")["subject_id"])
