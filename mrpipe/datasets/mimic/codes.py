@@ -70,17 +70,6 @@ def sequence_batch(
     return pa.RecordBatch.from_arrays(arrays, schema=modality.arrow_schema())
 
 
-def step_dictionary(
-    modality: str, rows: Iterable[tuple[str, str, list[str] | None, str, str]], n: int, n_samples: int, source: str
-) -> pl.DataFrame:
-    """Dictionary of a sequence from name, kind, levels, source column and description of each element of a step."""
-    keys = ("name", "kind", "levels", "source_column", "description")
-    counts = {"n_observed": n, "n_missing": n_samples - n}
-    same = {"modality": modality, "dtype": "float32", "unit": "", "source_file": source, **counts}
-    elements = [{"position": i, **same, **dict(zip(keys, row, strict=True))} for i, row in enumerate(rows)]
-    return pl.DataFrame(elements, schema=DICTIONARY_SCHEMA)
-
-
 def event_modality(name: str, bit: int, levels: list[str], unit: str, about: str) -> Modality:
     """Irregular sequence of events, [position in `levels`, value or step number], with times in `unit`."""
     encoder = levels_id(levels)
@@ -116,6 +105,17 @@ def item_dictionary(modality: str, kind: str, items: pl.DataFrame, statistics: S
         levels=pl.lit(None, pl.List(pl.String)),
         n_missing=n - pl.col("n_observed"),
     ).select(pl.col(name).cast(dtype) for name, dtype in DICTIONARY_SCHEMA.items())
+
+
+def step_dictionary(
+    modality: str, rows: Iterable[tuple[str, str, list[str] | None, str, str]], n: int, n_samples: int, source: str
+) -> pl.DataFrame:
+    """Dictionary of a sequence from name, kind, levels, source column and description of each element of a step."""
+    keys = ("name", "kind", "levels", "source_column", "description")
+    counts = {"n_observed": n, "n_missing": n_samples - n}
+    same = {"modality": modality, "dtype": "float32", "unit": "", "source_file": source, **counts}
+    elements = [{"position": i, **same, **dict(zip(keys, row, strict=True))} for i, row in enumerate(rows)]
+    return pl.DataFrame(elements, schema=DICTIONARY_SCHEMA)
 
 
 def _titles(raw: Path) -> pl.DataFrame:
