@@ -119,7 +119,7 @@ class _MedsParser(Declaration):
         self.rules: dict[str, Codes] = {}
 
     def named(self, top: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
-        entries = top.get(key)
+        entries: Any = top.get(key)
         names = list(entries) if isinstance(entries, Mapping) else []
         if not 0 < len(names) <= MAX_MODALITIES or any(not re.fullmatch(r"[A-Za-z]\w*", str(n), re.A) for n in names):
             expected = f"1 to {MAX_MODALITIES} entries, each below a name of letters, digits and _"
@@ -130,7 +130,7 @@ class _MedsParser(Declaration):
         if key not in entry:
             return Codes()
         value: Any = entry[key]
-        items: list[Any] = value if isinstance(value, list) else [value]
+        items: list[Any] = list(value) if isinstance(value, list) else [value]
         if any(not isinstance(v, str) or not v.strip("!") for v in items) or all(v.startswith("!") for v in items):
             self.fault(f"{place}.{key}", "prefixes of codes, as text; those after a ! are excluded", value)
             return Codes()
