@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mrpipe.datasets.meds.config import MedsModality
-from mrpipe.datasets.meds.shards import EVENT, run, scan, stream, titles
+from mrpipe.datasets.meds.shards import EVENT, run, scan, slices, titles
 from mrpipe.datasets.mimic.codes import event_modality, item_dictionary, sequence_batch, step_dictionary
 from mrpipe.datasets.mimic.events import SortedRuns
 from mrpipe.datasets.mimic.labs import STATISTICS, summarise
@@ -57,7 +57,7 @@ class MedsReader:
     def _valued(self) -> bool:
         return self.modality.form in ("values", "summary")
 
-    def _events(self, raw: Path, samples: pl.DataFrame) -> pl.LazyFrame:
+    def _events(self, events: pl.LazyFrame, samples: pl.DataFrame) -> pl.LazyFrame:
         """`rank, time, code, value` of the events from the window up to the prediction time."""
         m, time = self.modality, pl.col("time")
         ranks = samples.sort("sample_id").with_row_index("rank").lazy()
@@ -65,7 +65,7 @@ class MedsReader:
         since = (time - pl.col("prediction_time")).dt.total_microseconds()
         inside = time <= 0 if m.window is None else time.is_between(-m.window * 1_000_000, 0)
         value = pl.col("numeric_value") if self._valued else pl.lit(0.0, pl.Float32)
-        events = scan(raw, "data", EVENT).filter(m.codes.chosen()).join(ranks, on="subject_id")
+        events = events.filter(m.codes.chosen()).join(ranks, on="subject_id")
         events = events.select("rank", since.alias("time"), "code", value.alias("value"))
         # Static events have no place in a sequence.
         return events.filter(inside.fill_null(not self._sequence) & pl.col("value").is_finite())
@@ -75,17 +75,18 @@ class MedsReader:
 
         Values and summaries leave out events without a finite number; other forms ignore the numbers.
         """
-        events, scratch = self._events(raw, samples), out.with_suffix("")
+        events, scratch = self._events(scan(raw, "data", EVENT), samples), out.with_suffix("")
         codes = run(events.select(pl.col("code").unique()), "data/")["code"].sort().to_list()
         if not codes:
             expected = f"an event up to the prediction time{', with a number' * self._valued}"
             raise DataError(Fault(file="data/", column=self.modality.name, expected=expected, found="none"))
         item = pl.col("code").replace_strict(codes, range(len(codes)), return_dtype=pl.Int32)
-        rows = events.select("rank", pl.col("time").fill_null(STATIC), item.alias("item"), "value")
+        row = ("rank", pl.col("time").fill_null(STATIC), item.alias("item"), "value")
         runs, names = SortedRuns(scratch, len(samples), EVENT_ROW), EVENT_ROW.names or ()
         schema = pa.schema([(n, pa.from_numpy_dtype(EVENT_ROW[n])) for n in names])
         try:
-            for frame in stream(rows, "data/"):
+            for part_of_shard in slices(raw, EVENT):
+                frame = run(self._events(part_of_shard, samples).select(row), "data/")
                 runs.add(frame.to_numpy(structured=True).astype(EVENT_ROW))
             runs.flush()
             with replacing(out) as temporary, pq.ParquetWriter(temporary, schema, compression="lz4") as writer:

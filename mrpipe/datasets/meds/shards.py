@@ -14,7 +14,7 @@ from mrpipe.errors import DataError, Fault, FaultCollector
 
 CODES, SPLITS, ABOUT = "metadata/codes.parquet", "metadata/subject_splits.parquet", "metadata/dataset.json"
 TIME = pl.Datetime("us")
-BATCH_ROWS = 2**18
+SLICE_ROWS = 2**20
 _KINDS: dict[Any, tuple[str, Any]] = {
     pl.Int64: ("whole numbers", cs.integer()),
     pl.Float32: ("numbers", cs.numeric()),
@@ -33,7 +33,19 @@ def files_of(raw: Path, name: str) -> list[Path]:
 
 
 def scan(raw: Path, name: str, columns: Mapping[str, Any]) -> pl.LazyFrame:
-    """These columns of a Parquet file, or of all files in a folder; `run` collects them.
+    """These columns of a Parquet file, or of all files in a folder; `run` collects them; see `files`."""
+    return pl.concat(files(raw, name, columns))
+
+
+def slices(raw: Path, columns: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
+    """The rows of all shards, a bounded number at a time; `LazyFrame.collect_batches` does not bound its buffer."""
+    for frame in files(raw, "data", columns):
+        for start in range(0, run(frame.select(pl.len()), "data/").item(), SLICE_ROWS):
+            yield frame.slice(start, SLICE_ROWS)
+
+
+def files(raw: Path, name: str, columns: Mapping[str, Any]) -> list[pl.LazyFrame]:
+    """These columns of each file.
 
     Raises:
         DataError: no file, a damaged one, or one that lacks a column or has it with another dtype.
@@ -60,21 +72,13 @@ def scan(raw: Path, name: str, columns: Mapping[str, Any]) -> pl.LazyFrame:
         fix = "Pass the folder that contains data/ and metadata/ with --raw."
         faults.add(Fault(file=name, expected="Parquet files", found="none", fix=fix))
     faults.raise_if_any()
-    return pl.concat(frames)
+    return frames
 
 
 def run(frame: pl.LazyFrame, shown: str) -> pl.DataFrame:
     """Collect with the streaming engine; a damaged page is a DataError."""
     try:
         return frame.collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise unreadable(error, shown, "whole Parquet files") from error
-
-
-def stream(frame: pl.LazyFrame, shown: str) -> Iterator[pl.DataFrame]:
-    """Collect in batches of bounded size, in any order; a damaged page is a DataError."""
-    try:
-        yield from frame.collect_batches(chunk_size=BATCH_ROWS, maintain_order=False, engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise unreadable(error, shown, "whole Parquet files") from error
 
