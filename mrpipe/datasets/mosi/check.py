@@ -9,7 +9,7 @@ import polars as pl
 from mrpipe.datasets.mosi.export import PICKLE_SUFFIXES, open_export
 from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions
-from mrpipe.datasets.mosi.readers import survey
+from mrpipe.datasets.mosi.readers import survey, text_choice
 from mrpipe.schema import Checked
 
 RELEASES = {"csd": "CMU-MultimodalSDK (.csd)", "mmsa": "MMSA", "multibench": "MultiBench"}
@@ -25,6 +25,8 @@ def check(raw: Path, options: MosiOptions) -> Checked:
     """
     export = open_export(raw, options)
     known, notes = survey(export, options)
+    encoder, note = text_choice(export, options) if "text" in export.modalities else (options.text_encoder, "")
+    notes += [note] * bool(note)
     release = RELEASES[export.format]
     files, unused = export.files, {}
     if isinstance(export, SdkExport):
@@ -41,7 +43,14 @@ def check(raw: Path, options: MosiOptions) -> Checked:
     ids = export.clips["sample_id"]
     in_fold = export.clips["fold"].is_not_null()
     observed = {m: ids.filter(in_fold & pl.Series(k)) for m, k in known.items()}
-    return Checked(release=release, files=files, notes=(*export.notes, *notes), observed=observed, unused=unused)
+    return Checked(
+        release=release,
+        files=files,
+        notes=(*export.notes, *notes),
+        observed=observed,
+        unused=unused,
+        options={"text_encoder": encoder},
+    )
 
 
 def modalities_of(raw: Path, options: MosiOptions) -> tuple[str, ...]:
