@@ -63,11 +63,11 @@ class HuggingFace(PieceEncoder):
 
     def _check(self) -> dict[str, Any]:
         """Load the configuration and the tokeniser and read the headers of the weights; returns the configuration."""
+        if not self._folder.is_dir():
+            raise FileNotFoundError("no folder of this name")
         from safetensors import safe_open
         from transformers import AutoConfig, AutoTokenizer
 
-        if not self._folder.is_dir():
-            raise FileNotFoundError("no folder of this name")
         modules = self._folder / "modules.json"
         inner = json.loads(modules.read_text(encoding="utf-8"))[0]["path"] if modules.is_file() else ""
         root = self._folder / inner

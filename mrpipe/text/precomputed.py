@@ -40,14 +40,14 @@ class Precomputed:
         lengths = vectors.list.len().fill_null(0)
         dim = int(lengths.max() or 0)  # type: ignore[arg-type]
         finite = vectors.list.eval(pl.element().is_finite().fill_null(False)).list.all().fill_null(True)
-        for column, expected, right, found in (
+        for column, expected, right, what in (
             ("id", "an id that no earlier row has", ids.is_not_null() & ids.is_first_distinct(), "none, or the same"),
             ("vector", f"{dim or 'some'} numbers, as in other rows", (lengths == dim) & (lengths > 0), lengths),
             ("vector", "finite numbers", finite, "others"),
         ):
             if not right.all():
                 row = int(right.arg_min() or 0)
-                found = found if isinstance(found, str) else str(found[row])
+                found = what if isinstance(what, str) else str(what[row])
                 raise DataError(fault(column=column, row=row + 1, expected=expected, found=found))
         self.name = f"precomputed/{sha256(path)[:16]}"
         self.row = {i: row for row, i in enumerate(ids)}

@@ -115,10 +115,9 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
         DataError: all errors in options, files, columns and values.
     """
     options.validate()
-    encoder, note = "counts", ""
-    if options.text_encoder != "counts":
-        encoder, note = recorded(options.text_encoder, ("auto", "counts"))
-    faults, notes, files = FaultCollector(), [note] * bool(note), []
+    counts = options.text_encoder == "counts"
+    encoder, *notes = ("counts",) if counts else recorded(options.text_encoder, ("auto", "counts"))
+    faults, files = FaultCollector(), []
     present = tables_of(raw)
     _require_layout(raw, present)
     frames: dict[str, pl.DataFrame] = {}
@@ -167,9 +166,13 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
         for path in paths
         if path not in files
     }
-    chosen = {"text_encoder": encoder}
     return Checked(
-        release=release, files=tuple(files), notes=tuple(notes), observed=observed, unused=unused, options=chosen
+        release=release,
+        files=tuple(files),
+        notes=tuple(notes),
+        observed=observed,
+        unused=unused,
+        options={"text_encoder": encoder},
     )
 
 

@@ -102,16 +102,11 @@ def read_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Itera
 
 
 class _Vectors:
-    """Convert notes to vectors: hashed term counts, the normalised mean of their chunks' embeddings, or precomputed.
-
-    Attributes:
-        known: given precomputed vectors, number of notes without and with one.
-    """
+    """Convert notes to vectors: hashed term counts, the normalised mean of their chunks' embeddings, or precomputed."""
 
     def __init__(self, options: MimicOptions):
         name = options.text_encoder
-        self.counts, self.known = name == "counts", [0, 0]
-        self._limit, self._features = options.note_pieces, options.note_features
+        self.counts, self._limit, self._features = name == "counts", options.note_pieces, options.note_features
         self._given = Precomputed(name) if name.startswith(PREFIX) else None
         self._encoder = None if self.counts or self._given else get_encoder(name)
         used = self._given or self._encoder
@@ -119,23 +114,20 @@ class _Vectors:
 
     def __call__(self, notes: pl.DataFrame) -> tuple[pl.DataFrame, NDArray[Any]]:
         """The notes that have a vector, and the vectors (n, d)."""
-        if self._given:
-            has = pl.Series([i in self._given.row for i in notes["note_id"]], dtype=pl.Boolean)
-            self.known = [self.known[0] + int((~has).sum()), self.known[1] + int(has.sum())]
-            notes = notes.filter(has)
-            return notes, self._given.take(notes["note_id"].to_list())
-        return notes, self._encode(notes["text"].to_list())
+        if not self._given:
+            return notes, self._encode(notes["text"].to_list())
+        notes = notes.filter([i in self._given.row for i in notes["note_id"]])
+        return notes, self._given.take(notes["note_id"].to_list())
 
-    def require_known(self) -> None:
-        """Report the notes without a precomputed vector; an error above LOST."""
+    def report(self, lost: int, n: int) -> None:
+        """Report how many of n notes have no precomputed vector; an error above LOST."""
         if self._given:
-            lost, n = self.known[0], sum(self.known)
             found = f"{lost:,} of {n:,} notes have no vector"
-            log(f"mimic note: {self._given.file}: {found}, and are left out")
+            log(f"mimic note: {self._given.file}: {found} and are left out")
             if lost > LOST * n:
                 fix = "Its ids are the note_id of the note tables."
-                fault = Fault(file=self._given.file, column="id", expected="a vector per note", found=found, fix=fix)
-                raise DataError(fault)
+                file = self._given.file
+                raise DataError(Fault(file=file, column="id", expected="a vector per note", found=found, fix=fix))
 
     def _encode(self, texts: list[str]) -> NDArray[Any]:
         if self._encoder is None:
@@ -172,12 +164,14 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     encode = _Vectors(options)
     keys: list[pl.DataFrame] = []
     vectors: list[NDArray[Any]] = []
+    n_texts = 0
     for frame in read_texts(raw, samples, options):
         for block in frame.iter_slices(512):
             kept, x = encode(block)
             keys.append(kept.drop("text"))
             vectors.append(x)
-    encode.require_known()
+            n_texts += len(block)
+    encode.report(n_texts - sum(map(len, keys)), n_texts)
     index = pl.concat(keys) if keys else pl.DataFrame()
     if index.is_empty():
         raise DataError(

@@ -24,9 +24,8 @@ def check(raw: Path, options: MosiOptions) -> Checked:
         MissingExtraError: the text encoder is not installed.
     """
     export = open_export(raw, options)
+    encoder, *note = text_choice(export, options) if "text" in export.modalities else (options.text_encoder,)
     known, notes = survey(export, options)
-    encoder, note = text_choice(export, options) if "text" in export.modalities else (options.text_encoder, "")
-    notes += [note] * bool(note)
     release = RELEASES[export.format]
     files, unused = export.files, {}
     if isinstance(export, SdkExport):
@@ -43,14 +42,8 @@ def check(raw: Path, options: MosiOptions) -> Checked:
     ids = export.clips["sample_id"]
     in_fold = export.clips["fold"].is_not_null()
     observed = {m: ids.filter(in_fold & pl.Series(k)) for m, k in known.items()}
-    return Checked(
-        release=release,
-        files=files,
-        notes=(*export.notes, *notes),
-        observed=observed,
-        unused=unused,
-        options={"text_encoder": encoder},
-    )
+    notes, chosen = [*export.notes, *notes, *note], {"text_encoder": encoder}
+    return Checked(release=release, files=files, notes=tuple(notes), observed=observed, unused=unused, options=chosen)
 
 
 def modalities_of(raw: Path, options: MosiOptions) -> tuple[str, ...]:

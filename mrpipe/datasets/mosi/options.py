@@ -20,7 +20,7 @@ class MosiOptions:
         "auto",
         "how words become vectors. auto: the word vectors of the export (GloVe or BERT) if it has any, otherwise "
         f"minilm if it is installed, otherwise hashing; export: the word vectors of the export; {HELP}; the ids of "
-        "precomputed vectors are those of clips, VIDEO[NUMBER]",
+        "precomputed vectors are the sample ids of the store, VIDEO_NUMBER",
     )
     text_form: str = option(
         "sequence",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +76,10 @@ def _reads_vectors(export: MosiExport, options: MosiOptions) -> bool:
     return name in ("auto", "export") and not (isinstance(export, SdkExport) and export.has_words())
 
 
-def text_choice(export: MosiExport, options: MosiOptions) -> tuple[str, str]:
-    """Value of `text_encoder` for the manifest and a note on it, as `recorded`; what it needs must be installed."""
+def text_choice(export: MosiExport, options: MosiOptions) -> tuple[str, ...]:
+    """Value of `text_encoder` for the manifest and, of an encoder, a note on it, as `recorded`."""
     if _reads_vectors(export, options) or options.text_form == "counts":
-        return options.text_encoder, ""
+        return (options.text_encoder,)
     return recorded(options.text_encoder, ("auto", "export"))
 
 
@@ -99,11 +100,11 @@ def survey(export: MosiExport, options: MosiOptions) -> tuple[dict[str, NDArray[
         form = getattr(options, f"{modality}_form")
         form = form if modality == "text" else export.form(modality, form)
         if modality == "text" and options.text_encoder.startswith(PREFIX):
-            vectors, faults, clips = Precomputed(options.text_encoder), FaultCollector(), set(ids)
-            places = {"file": vectors.file, "notes": notes}
+            vectors, faults = Precomputed(options.text_encoder), FaultCollector()
+            report = partial(report_unmatched, file=vectors.file, notes=notes)
             lost, limit = "clips have no vector", options.max_unmatched
-            report_unmatched(clips, vectors.row.keys(), lost, **places, faults=faults, limit=limit)
-            report_unmatched(vectors.row.keys(), clips, "vectors are of no clip", **places)
+            report(set(ids), vectors.row.keys(), lost, faults=faults, limit=limit)
+            report(vectors.row.keys(), set(ids), "vectors are of no clip")
             faults.raise_if_any()
             observed[modality] = np.array([i in vectors.row for i in ids], dtype=np.bool_)
             continue
@@ -136,39 +137,31 @@ def _words(export: MosiExport) -> tuple[list[list[str]], str, str]:
 
 
 def _encoded(export: MosiExport, options: MosiOptions) -> RaggedBlock:
+    ids = export.clips["sample_id"].to_list()
+    offsets: NDArray[np.int64] | None = None
+    kind, prefix = "embedding", "text"
     if options.text_encoder.startswith(PREFIX):
         vectors = Precomputed(options.text_encoder)
-        known = [i for i in export.clips["sample_id"] if i in vectors.row]
-        x = vectors.take(known)
-        return RaggedBlock(
-            sample_id=np.array(known, dtype=np.str_),
-            values=x,
-            offsets=None,
-            names=feature_names("text", x.shape[1]),
-            file=vectors.file,
-            columns=("vector",),
-            kind="embedding",
-            encoder=vectors.name,
-        )
-    tokens, file, column = _words(export)
-    if options.text_form == "sequence" and options.max_steps > 0:
-        tokens = [t[-options.max_steps :] for t in tokens]
-    ids = np.array(export.clips["sample_id"].to_list(), dtype=np.str_)
-    nonempty = np.flatnonzero([len(t) > 0 for t in tokens])
-    words = [tokens[i] for i in nonempty.tolist()]
-    offsets: NDArray[np.int64] | None = None
-    if options.text_form == "counts":
-        values = hashed_counts(words, options.text_features)
-        kind, prefix, encoder_name = "count", "term", f"hashed-counts-{options.text_features}/1"
+        ids = [i for i in ids if i in vectors.row]
+        values, file, column, encoder_name = vectors.take(ids), vectors.file, "vector", vectors.name
     else:
-        encoder = get_encoder(options.text_encoder)
-        kind, prefix, encoder_name = "embedding", "text", encoder.name
-        if options.text_form == "sequence":
-            values, offsets = encoder.words(words)
+        tokens, file, column = _words(export)
+        if options.text_form == "sequence" and options.max_steps > 0:
+            tokens = [t[-options.max_steps :] for t in tokens]
+        ids = [i for i, t in zip(ids, tokens, strict=True) if t]
+        words = [t for t in tokens if t]
+        if options.text_form == "counts":
+            values = hashed_counts(words, options.text_features)
+            kind, prefix, encoder_name = "count", "term", f"hashed-counts-{options.text_features}/1"
         else:
-            values = encoder.sentences([" ".join(w) for w in words])
+            encoder = get_encoder(options.text_encoder)
+            encoder_name = encoder.name
+            if options.text_form == "sequence":
+                values, offsets = encoder.words(words)
+            else:
+                values = encoder.sentences([" ".join(w) for w in words])
     return RaggedBlock(
-        sample_id=ids[nonempty],
+        sample_id=np.array(ids, dtype=np.str_),
         values=values,
         offsets=offsets,
         names=feature_names(prefix, values.shape[1]),
