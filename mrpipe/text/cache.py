@@ -17,7 +17,7 @@ import numpy as np
 
 from mrpipe.text.base import Encoder, Floats, Offsets, flatten
 
-BLOCK = 900  # texts whose vectors are looked up and written at once; an interrupted job loses no more
+BLOCK = 4096  # texts whose vectors are looked up and written at once; an interrupted job loses no more
 
 
 def cache_folder() -> Path | None:

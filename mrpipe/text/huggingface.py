@@ -33,7 +33,7 @@ class HuggingFaceOptions:
         choices=("folder", "mean", "cls"),
     )
     length: int = option(0, "maximum number of pieces per text (0: as configured in the folder)")
-    batch: int = option(0, "texts of equal length per batch (0: 1 on a CPU, 32 on a GPU)")
+    batch: int = option(0, "texts of equal length per batch (0: 128 pieces on a CPU, 32 texts on a GPU)")
     device: str = option("cpu", "device of torch: cpu, cuda, cuda:1, mps")
 
 
@@ -47,7 +47,6 @@ class HuggingFace(PieceEncoder):
         if importlib.util.find_spec("sentence_transformers") is None:
             raise MissingExtraError("sentence-transformers", "hf", f"the text encoder 'hf:{folder}'")
         self._folder, self._options = Path(folder).expanduser(), options
-        self._batch = options.batch or (1 if options.device == "cpu" else 32)
         try:
             config = self._check()
         except Exception as error:  # of several libraries, with any type
@@ -67,7 +66,9 @@ class HuggingFace(PieceEncoder):
             raise FileNotFoundError("no folder of this name")
         from safetensors import safe_open
         from transformers import AutoConfig, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         modules = self._folder / "modules.json"
         inner = json.loads(modules.read_text(encoding="utf-8"))[0]["path"] if modules.is_file() else ""
         root = self._folder / inner
@@ -118,15 +119,19 @@ class HuggingFace(PieceEncoder):
         encodings: Sequence[Any] = self._tokenizers[split](list(texts), **settings).encodings
         return encodings
 
+    def _size(self, length: int) -> int:
+        """Number of texts in a batch of texts with this number of pieces."""
+        return self._options.batch or (max(1, 128 // length) if self._options.device == "cpu" else 32)
+
     def _batches(self, lengths: NDArray[np.int64]) -> Iterator[list[int]]:
-        for length in np.unique(lengths):
-            members = np.flatnonzero(lengths == length).tolist()
-            yield from (members[a : a + self._batch] for a in range(0, len(members), self._batch))
+        for length in np.unique(lengths).tolist():
+            members, n = np.flatnonzero(lengths == length).tolist(), self._size(length)
+            yield from (members[a : a + n] for a in range(0, len(members), n))
 
     def _forward(self, batch: list[list[int]], *, pooled: bool) -> Sequence[Floats]:
         import torch
 
-        ids_BL = torch.tensor(batch + batch[:1] * (self._batch - len(batch)), device=self._model.device)
+        ids_BL = torch.tensor(batch + batch[:1] * (self._size(len(batch[0])) - len(batch)), device=self._model.device)
         with torch.inference_mode():
             out = self._model({"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)})
         x = out["token_embeddings"]

@@ -14,14 +14,15 @@ import polars as pl
 import pytest
 
 from mrpipe.errors import DataError, MissingExtraError
+from mrpipe.text import cache as cache_module
 from mrpipe.text import minilm, used_encoder
 from mrpipe.text.base import Floats, Offsets
-from mrpipe.text.cache import BLOCK, CachedEncoder
+from mrpipe.text.cache import CachedEncoder
 from mrpipe.text.encoders import get_encoder, recorded
 from mrpipe.text.hashing import HashingEncoder
 from mrpipe.text.precomputed import Precomputed
 
-TEXTS = [f"text {i}" for i in range(BLOCK + 3)]
+TEXTS = [f"text {i}" for i in range(903)]
 
 
 class Counting:
@@ -44,6 +45,7 @@ class Counting:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MRPIPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache_module, "BLOCK", 400)
     return tmp_path / "cache"
 
 

@@ -184,10 +184,8 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     common = config.common
     log = Log(run / "log.txt", n_epochs=common.epochs, progress=job.progress, quiet=job.quiet, fresh=before is None)
     log.line(opening_line(method, data, parts, origin))
-    for modality in (m for m in job.store.modalities if m.name in data.spec.names and m.encoder):
-        log.line(f"{modality.name}: {used_encoder(modality.encoder)}")
-    noted = notes(data, parts)
-    for note in noted:
+    noted, used = notes(data, parts), [m for m in job.store.modalities if m.name in data.spec.names and m.encoder]
+    for note in [*(f"{m.name}: {used_encoder(m.encoder)}" for m in used), *noted]:
         log.line(f"note: {note}")
         if not job.quiet:
             print(f"note: {note}", file=sys.stderr)
