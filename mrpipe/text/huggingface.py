@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from mrpipe.raw import sha256
 from mrpipe.text.base import Floats, PieceEncoder
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
+HASHED = (".json", ".txt", ".model", ".safetensors", ".bin")
 TOKENISERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -55,8 +57,8 @@ class HuggingFace(PieceEncoder):
             found = str(error).strip().partition("\n")[0]
             raise DataError(Fault(file=str(self._folder), expected=expected, found=found, fix=fix)) from error
         self.dim = config.get("hidden_size") or config.get("dim", 0)
-        files = [f for f in self._folder.rglob("*") if f.suffix in (".json", ".txt", ".model") or f in self._weights]
-        lines = [f"{f.relative_to(self._folder).as_posix()} {sha256(f)}" for f in sorted(files)]
+        files = {f.relative_to(self._folder).as_posix(): f for f in self._folder.rglob("[!.]*.*") if f.suffix in HASHED}
+        lines = [f"{name} {sha256(file)}" for name, file in sorted(files.items()) if name[0] != "."]
         digest = hashlib.sha256("\n".join([*lines, json.dumps(non_default_fields(options))]).encode())
         self.name = f"hf-{config['model_type']}/{digest.hexdigest()[:16]}"
 
@@ -84,13 +86,15 @@ class HuggingFace(PieceEncoder):
             raise ValueError("a slow tokeniser, which does not know the words of its pieces; save tokenizer.json")
         if len(self._tokenizers[0]) > config.get("vocab_size", len(self._tokenizers[0])):
             raise ValueError(f"a tokeniser with {len(self._tokenizers[0])} pieces for {config['vocab_size']} vectors")
-        self._weights = next((files for name in WEIGHTS if (files := list(root.glob(name)))), [])
-        if not self._weights:
-            raise FileNotFoundError(f"no weights ({', '.join(WEIGHTS)})")
-        for file in self._weights:
+        weights = next((files for name in WEIGHTS if (files := list(root.glob(name)))), [])
+        if not weights or ((n := weights[0].stem.partition("-of-")[2]) and len(weights) != int(n)):
+            raise FileNotFoundError(f"no weights, or not all parts of them ({', '.join(WEIGHTS)})")
+        for file in weights:
             try:
                 if file.suffix == ".safetensors":
                     safe_open(file, framework="numpy")
+                elif not zipfile.is_zipfile(file) and file.open("rb").read(2) != b"\x80\x02":
+                    raise ValueError("no file of torch.save")
             except Exception as error:
                 raise ValueError(f"{file.name} is damaged, or a pointer of git lfs: {error}") from error
         return config

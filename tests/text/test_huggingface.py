@@ -109,6 +109,37 @@ def halve(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def as_bin(folder: Path) -> Path:
+    """Replace the weights by the same ones in the format of torch.save."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder / "pytorch_model.bin"
+
+
+def test_weights_in_the_older_format_give_the_same_vectors(models: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(models["bert"], tmp_path / "model")
+    as_bin(tmp_path / "model")
+    older, newer = get_encoder(f"hf:{tmp_path / 'model'}"), get_encoder(f"hf:{models['bert']}")
+    assert older.sentences(TEXTS).tobytes() == newer.sentences(TEXTS).tobytes()
+
+
+def test_layers_after_the_transformer_are_part_of_the_name(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(models["sentence"], folder)
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "download.json").write_text("{}")
+    name = get_encoder(f"hf:{folder}").name
+    assert name == get_encoder(f"hf:{models['sentence']}").name
+    (weights,) = folder.glob("*Dense/*.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert get_encoder(f"hf:{folder}").name != name
+
+
 def fewer_vectors(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 10}))
@@ -125,8 +156,21 @@ def fewer_vectors(folder: Path) -> None:
         (lambda f: halve(f / "model.safetensors"), "model.safetensors is damaged"),
         (lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs"),
         (fewer_vectors, "pieces for 10 vectors"),
+        (lambda f: halve(as_bin(f)), "pytorch_model.bin is damaged"),
+        (lambda f: (f / "model.safetensors").rename(f / "model-00001-of-00002.safetensors"), "not all parts"),
     ],
-    ids=["folder", "config", "tokeniser", "half-tokeniser", "weights", "half-weights", "git-lfs", "vocabulary"],
+    ids=[
+        "folder",
+        "config",
+        "tokeniser",
+        "half-tokeniser",
+        "weights",
+        "half-weights",
+        "git-lfs",
+        "vocabulary",
+        "half-bin",
+        "parts",
+    ],
 )
 def test_a_check_refuses_an_incomplete_folder(models: dict[str, Path], tmp_path: Path, spoil: Any, found: str) -> None:
     folder = tmp_path / "model"
