@@ -144,7 +144,16 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
 SIZES = {"n_patients": 60, "n_chart_rows": 400, "n_lab_rows": 300, "eligible": 0.6}
 
 
-@pytest.mark.parametrize("form", ["csv", "parquet", "shards", "bigquery", "pandas", "database"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "parquet",
+        "bigquery",
+        "pandas",
+        "database",
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ("csv", "shards")),
+    ],
+)
 def test_every_simulated_form_gives_the_same_store(form: str, reference: str, tmp_path: Path) -> None:
     simulate(DATASET, tmp_path / "raw", {**SIZES, "form": form})
     assert store_id(tmp_path / "raw", tmp_path / "store") == reference
