@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 
 import numpy as np
 import polars as pl
@@ -53,17 +54,16 @@ class ParquetPart(Part):
                 yield self.typed(frame, lambda row: {"row": row})
 
     def _batches(self) -> Iterator[tuple[int, pa.RecordBatch | None]]:
-        """Number of rows read so far, and the selected rows with ROW, if there are any."""
+        """Number of rows read so far, and the selected rows with ROW; small row groups are decoded together."""
         names, subject = list(self.names.values()), self.names.get("subject_id", "")
         with self._open() as file:
-            row, end = 0, 0
-            for number in range(file.metadata.num_row_groups):
-                group = file.metadata.row_group(number)
-                end += group.num_rows
-                relevant = self._relevant(group, subject)
+            row, end, groups = 0, 0, [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            for relevant, run in groupby(range(len(groups)), lambda i: self._relevant(groups[i], subject)):
+                numbers = list(run)
+                end += sum(groups[i].num_rows for i in numbers)
                 # Rows of unknown subjects are counted in all row groups.
                 decoded = names if relevant else [subject] if self.scan.known is not None else []
-                for batch in file.iter_batches(BATCH, row_groups=[number], columns=decoded) if decoded else ():
+                for batch in file.iter_batches(BATCH, row_groups=numbers, columns=decoded) if decoded else ():
                     kept = self._kept(batch, subject)
                     batch = batch.append_column(ROW, pa.array(np.arange(row + 1, row + len(batch) + 1)))
                     row += len(batch)
