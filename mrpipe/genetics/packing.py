@@ -30,6 +30,13 @@ def pack(calls_NP: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return packed
 
 
+def bed_bytes() -> NDArray[np.uint8]:
+    """Lookup table (256,) from four packed copies of A1 (3 = missing) to the codes of a .bed file."""
+    codes = np.array([3, 2, 0, 1], dtype=np.uint8)[(np.arange(256)[:, None] >> _SHIFTS) & 3]
+    table: NDArray[np.uint8] = np.bitwise_or.reduce(codes << _SHIFTS, axis=1)
+    return table
+
+
 def unpack_at(packed: NDArray[np.uint8], positions: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Copies of A1 at the given SNPs, (n, len(positions)) uint8, from packed rows (n, bytes)."""
     calls: NDArray[np.uint8] = (packed[:, positions >> 2] >> _SHIFTS[positions & 3]) & np.uint8(3)

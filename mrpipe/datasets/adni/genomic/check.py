@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni.genomic.inputs import GenomicInputs, find_beds, open_inputs, resolve, rids_of, shown
+from mrpipe.datasets.adni.genomic.inputs import GenomicInputs, find_sets, open_inputs, resolve, rids_of, shown
 from mrpipe.datasets.adni.genomic.strand import read_reference
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.genetics.chromosomes import POSITION_LIMIT
 from mrpipe.raw import sha256
 
 # Fraction of people of a .fam who may be unknown to the tables of the export.
 MAX_LOST = 0.2
 # Formats that are not read, by the end of the name, and their conversion.
 _CONVERT = {
-    "vcf": "plink2 --vcf FILE --snps-only --max-alleles 2 --make-bed --out NAME",
-    "bcf": "plink2 --bcf FILE --snps-only --max-alleles 2 --make-bed --out NAME",
     "pgen": "plink2 --pfile NAME --make-bed --out NAME",
     "ped": "plink --file NAME --make-bed --out NAME",
     "bgen": "plink2 --bgen FILE ref-first --make-bed --out NAME",
@@ -47,7 +47,7 @@ def unread(raw: Path, options: AdniOptions, reference: Path | None) -> dict[str,
 def _joins(inputs: GenomicInputs, known: pl.Series) -> Iterator[Fault | str]:
     """Errors and notes about people of the .fam files: unknown to the tables (RIDs `known`), repeated, shared."""
     for plink in inputs.sets:
-        name, rids = f"{plink.name}.fam", rids_of(plink.fam)
+        name, rids = plink.table("fam"), rids_of(plink.fam)
         unknown = ~rids.is_in(known.implode()).fill_null(value=False)
         # IDs are not quoted, only their form.
         form = plink.fam["iid"].str.replace_all(r"\d", "9").str.replace_all(r"[\p{L}--[Ss]]", "A")
@@ -79,7 +79,8 @@ def _content(inputs: GenomicInputs, options: AdniOptions, raw: Path) -> Iterator
         f"{s.name} ({b}, {s.n_people} people, {len(s.bim)} SNPs)"
         for s, b in zip(inputs.sets, inputs.builds, strict=True)
     )
-    yield f"PLINK sets: {', '.join(sizes)}"
+    yield f"genotypes: {', '.join(sizes)}"
+    yield from (f"{s.table('fam')}: {s.note}" for s in inputs.sets if s.note)
     if len(inputs.sets) > 1:
         times = pl.concat([s.bim["id"].unique() for s in inputs.sets]).value_counts(name="n")["n"]
         shared = int((times == len(inputs.sets)).sum())
@@ -94,7 +95,7 @@ def _content(inputs: GenomicInputs, options: AdniOptions, raw: Path) -> Iterator
         return
     name = shown(raw, inputs.reference)
     reference = read_reference(inputs.reference, options.chromosomes, shown_as=name)
-    covered = set((reference.key // 10**9).tolist())
+    covered = set((reference.key // POSITION_LIMIT).tolist())
     if absent := [c for c in options.chromosomes if c.isdecimal() and int(c) not in covered]:
         yield f"{name}: no SNP on chromosomes {', '.join(absent)}"
     if not (reference.frequency >= 0).any():
@@ -111,10 +112,11 @@ def check_genotypes(
         faults: receives the errors.
     """
     notes: list[str] = []
-    if not (options.genotypes or find_beds(raw, options)):
+    if not (options.genotypes or find_sets(raw, options)):
         return None, notes, unread(raw, options, None)
     try:
-        inputs = open_inputs(raw, options)
+        with tempfile.TemporaryDirectory(prefix="mrpipe-genotypes-") as scratch:
+            inputs = open_inputs(raw, options, Path(scratch), calls=False)
         notes += _content(inputs, options, raw)
     except DataError as error:
         faults.absorb(error)

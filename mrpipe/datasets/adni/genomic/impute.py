@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from mrpipe.datasets.adni.genomic.lift import ChainFile
 from mrpipe.datasets.adni.genomic.plink import PlinkSet, bed_rows, calls, open_set, write_set
 from mrpipe.datasets.adni.genomic.strand import LETTERS, align, allele_codes, complement, position_keys, read_reference
-from mrpipe.datasets.adni.genomic.vcf import VcfGenotypes, read_vcf, write_vcf
+from mrpipe.datasets.adni.genomic.vcf import VcfSettings, open_vcf, write_vcf
 from mrpipe.delimited import UNREADABLE
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
 
@@ -130,15 +130,16 @@ def impute_vcf(
     genetic_map: Path | None = None,
     threads: int = 1,
     seed: int = 0,
-) -> VcfGenotypes:
-    """Impute an unphased VCF from a phased reference; returns genotypes and dosages at all SNPs of the reference."""
+) -> PlinkSet:
+    """Impute an unphased VCF from a phased reference; returns the biallelic SNPs of the reference, with A1 = ALT."""
     if tool not in TOOLS:
         raise UsageError(f"unknown imputation tool {tool!r}; choose from {', '.join(TOOLS)}")
     used = plink_map(genetic_map, work / "genetic.map") if genetic_map else None
-    if tool == "beagle":
-        return read_vcf(run_beagle(target, reference, work / "imputed", genetic_map=used, threads=threads, seed=seed))
-    phased = run_beagle(target, reference, work / "phased", genetic_map=used, threads=threads, seed=seed, impute=False)
-    return read_vcf(run_minimac4(phased, reference, work / "imputed", threads=threads))
+    beagle = tool == "beagle"
+    done = run_beagle(target, reference, work / "beagle", genetic_map=used, threads=threads, seed=seed, impute=beagle)
+    if not beagle:
+        done = run_minimac4(done, reference, work / "imputed", threads=threads)
+    return open_vcf([done], work / "filled", VcfSettings())
 
 
 def lifted_set(plink: PlinkSet, chain: ChainFile) -> tuple[PlinkSet, NDArray[np.int64]]:
@@ -226,18 +227,15 @@ def impute_set(
         result = impute_vcf(
             work / "target.vcf.gz", reference, work, tool=tool, genetic_map=genetic_map, threads=threads, seed=seed
         )
-    identity = position_keys(result.sites["chrom"], result.sites["pos"].to_numpy()) * 64
-    identity += allele_codes(result.sites["alt"]).astype(np.int64) * 8 + allele_codes(result.sites["ref"])
-    target = known.key[rows] * 64 + known.counted[rows].astype(np.int64) * 8 + known.other[rows]
-    order = np.argsort(identity, kind="stable")
-    found = np.minimum(np.searchsorted(identity, target, sorter=order), len(identity) - 1)
-    column = order[found]
-    held = identity[column] == target
-    filled = result.calls[:, column]
+        alleles = ["chrom", "pos", "ref", "alt"]
+        made = result.bim.rename({"a1": "alt", "a2": "ref"}).with_row_index("column").unique(alleles, keep="first")
+        column = sites.join(made, on=alleles, how="left", maintain_order="left")["column"]
+        filled = calls(result)[:, column.drop_nulls().to_numpy()]
+    held = column.is_not_null().to_numpy()
+    at, swap = at[held], swap[held]
     filled = np.where(swap[None, :] & (filled != 3), 2 - np.minimum(filled, 2), filled)
-    use = (matrix[:, at] == 3) & held[None, :]
     after = matrix.copy()
-    after[:, at] = np.where(use, filled, matrix[:, at])
+    after[:, at] = np.where(matrix[:, at] == 3, filled, matrix[:, at])
     write_set(out, plink.fam, plink.bim, iter([bed_rows(after)]))
     return Imputed(len(plink.bim), int(held.sum()), int((matrix == 3).sum()), int((after == 3).sum()))
 

@@ -7,7 +7,7 @@ Only the requested blocks of a .bed are in memory. It has one row per SNP and fo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.genetics.chromosomes import ALIASES, POSITION_LIMIT
 from mrpipe.store.parquet import replacing
 
 MAGIC = b"\x6c\x1b\x01"
 BLOCK_SNPS = 4096
-# Longer than any chromosome; positions are encoded together with the chromosome.
-POSITION_LIMIT = 10**9
-_CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT"}
 
 
 def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, shown_as: str) -> pl.DataFrame | None:
@@ -47,8 +45,8 @@ def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, 
 
 
 def plain_chromosome(column: pl.Expr) -> pl.Expr:
-    """Normalise chromosome names: `chr1` → `1`, `23` → `X`, `M` → `MT`."""
-    return column.str.replace(r"^(?i)chr", "").str.to_uppercase().replace(_CHROMOSOMES)
+    """Normalise chromosome names as `plain_name`."""
+    return column.str.replace(r"^(?i)chr", "").str.to_uppercase().replace(ALIASES)
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,19 @@ class PlinkSet:
     Attributes:
         fam: `fid, iid, father, mother, sex`.
         bim: `chrom` (1 … 22, X, Y, XY, MT), `id`, `pos` (Int64), `a1`, `a2`.
+        vcf: converted VCF files (`vcf.open_vcf`), with `note` on records that are not used.
+        dropped: positions (`position_keys`) of SNPs of these files that are not in the set.
+        build: genome build, if the files name it.
     """
 
     name: str
     bed: Path
     fam: pl.DataFrame
     bim: pl.DataFrame
+    vcf: tuple[Path, ...] = ()
+    note: str = ""
+    dropped: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    build: str | None = None
 
     @property
     def n_people(self) -> int:
@@ -74,8 +79,12 @@ class PlinkSet:
         return -(-self.n_people // 4)
 
     @property
-    def files(self) -> tuple[Path, Path, Path]:
-        return (self.bed, self.bed.with_suffix(".bim"), self.bed.with_suffix(".fam"))
+    def files(self) -> tuple[Path, ...]:
+        return self.vcf or (self.bed, self.bed.with_suffix(".bim"), self.bed.with_suffix(".fam"))
+
+    def table(self, suffix: str) -> str:
+        """Name of the file with the people (fam) or the SNPs (bim), for errors and notes."""
+        return self.vcf[0].name if self.vcf else f"{self.name}.{suffix}"
 
     def read(self, snps: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Packed calls of SNPs in ascending order, uint8 (k, bytes); read instead of mapped to keep memory bounded."""

@@ -8,6 +8,7 @@ passes; LD pruning and imputation are fitted on training participants (`mrpipe.t
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from mrpipe.datasets.adni.genomic.strand import (
     complement,
     palindromic,
     position_keys,
+    positions_of,
     read_reference,
 )
 from mrpipe.datasets.adni.options import AdniOptions
@@ -120,13 +122,15 @@ def prepare_set(
     chromosome, position = bim["chrom"].to_numpy().astype("U8")[snp], bim["pos"].to_numpy()[snp]
     a1, a2, ids = a1[snp], a2[snp], bim["id"].to_numpy().astype(np.str_)[snp]
     passed = np.isin(snp, qc.snps, assume_unique=True)
-    found = np.ones(len(snp), dtype=np.bool_)
+    found, dropped = np.ones(len(snp), dtype=np.bool_), plink.dropped
     if build != options.target_build:
         assert inputs.chain is not None
         lifted = inputs.chain.lift(chromosome, position)
         found = lifted.found & np.isin(lifted.chromosome, options.chromosomes)
         a1, a2 = np.where(lifted.reversed, complement(a1), a1), np.where(lifted.reversed, complement(a2), a2)
         chromosome, position = lifted.chromosome, lifted.position
+        moved = inputs.chain.lift(*positions_of(dropped))
+        dropped = position_keys(moved.chromosome, moved.position)[moved.found]
         flow.add(name, f"lifted {build} to {options.target_build}", n_people, int((found & passed).sum()))
     unplaced = pl.Series(ids[~found].tolist(), dtype=pl.String)
     present = position_keys(chromosome[found], position[found])
@@ -135,7 +139,7 @@ def prepare_set(
     snp, a1, a2, ids = snp[chosen], a1[chosen], a2[chosen], ids[chosen]
     aligned = align(key, a1, a2, frequency, known, use_frequency=options.frequency_check, n_people=n_people)
     f_counted = np.where(aligned.swap, 1 - frequency, frequency)
-    require_consistent(name, ids, key, f_counted, known, aligned.index)
+    require_consistent(plink.table("bim"), ids, key, f_counted, known, aligned.index)
     absent = (aligned.reason == "not in the reference") & (a1 != NO_ALLELE)
     new = np.flatnonzero(absent & (inputs.reference is None or options.off_reference == "keep"))
     kept = np.flatnonzero(aligned.keep)
@@ -164,7 +168,7 @@ def prepare_set(
         swap=aligned.swap[rows],
         called=n_people - missing[rows],
         copies=np.rint(2 * (n_people - missing[rows]) * f_counted[rows]),
-        excluded=np.setdiff1d(present, identity // 64),
+        excluded=np.setdiff1d(np.concatenate([present, dropped]), identity // 64),
         unplaced=unplaced.filter(unplaced.str.starts_with("rs")),
     )
     return prepared, known.extended(added)
@@ -248,14 +252,14 @@ def choose_people(
 
 
 def assemble(
-    raw: Path, cohort: pl.DataFrame, options: AdniOptions
+    raw: Path, cohort: pl.DataFrame, options: AdniOptions, scratch: Path
 ) -> tuple[list[PreparedSet], NDArray[np.int64], list[Panel], pl.DataFrame, Flow]:
-    """Run every step before calls are read.
+    """Run every step before calls are read; VCF files are converted in the folder `scratch`.
 
     Returns:
         Prepared sets, SNPs of the store, panels with their people, outcome per participant (`TRIED_SCHEMA`), counts.
     """
-    inputs = open_inputs(raw, options)
+    inputs = open_inputs(raw, options, scratch)
     flow = Flow()
     known = read_reference(inputs.reference, options.chromosomes) if inputs.reference else KnownSnps.empty()
     sets: list[PreparedSet] = []
@@ -298,20 +302,20 @@ def assemble(
 def _dictionary(
     identity: NDArray[np.int64], sets: list[PreparedSet], panels: list[Panel], packed: NDArray[np.uint8], build: str
 ) -> pl.DataFrame:
-    key, counted, other = identity // 64, identity // 8 % 8, identity % 8
+    counted, other = identity // 8 % 8, identity % 8
+    chromosome, position = positions_of(identity // 64)
     names = np.full(len(identity), "", dtype=object)
     for s, panel in reversed(list(zip(sets, panels, strict=True))):
         held = panel.row >= 0
         names[held] = s.plink.bim["id"].to_numpy()[panel.row[held]]
-    chromosomes = np.array(["", *(str(c) for c in range(1, 23)), "X", "Y", "XY", "MT"])
     missing = call_counts(packed, len(identity))[3]
-    held_by = [pl.when(pl.Series(p.row >= 0)).then(pl.lit(p.plink.name + ".bed")) for p in panels]
+    held_by = [pl.when(pl.Series(p.row >= 0)).then(pl.lit(p.plink.name)) for p in panels]
     return (
         pl.DataFrame(
             {
                 "name": pl.Series(names.tolist(), dtype=pl.String),
-                "chrom": chromosomes[key // 10**9],
-                "pos": key % 10**9,
+                "chrom": chromosome,
+                "pos": position,
                 "counted": LETTERS[counted],
                 "other": LETTERS[other],
                 "n_missing": missing,
@@ -339,14 +343,16 @@ def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Featu
     """Read packed genotypes for every participant of the cohort who is in a PLINK set.
 
     Genotype modality: copies (0, 1, 2) of the counted allele, 3 if missing, two bits per call (`packed2`), shape
-    (n_snps,). Sources: .bed, .bim and .fam of each set; participants are matched by the RID in the IID (a PTID).
+    (n_snps,). Sources: PLINK sets and VCF files; participants are matched by the RID in the IID (a PTID).
 
     Raises:
         DataError: damaged or inconsistent sets, a missing or wrong chain file, or a set in an unexpected build.
     """
-    sets, identity, panels, tried, flow = assemble(raw, cohort, options)
-    kept = tried.filter(status="ok").select("sample_id").join(cohort, on="sample_id", how="left", maintain_order="left")
-    packed = merged_rows(panels, len(kept), len(identity))
+    with tempfile.TemporaryDirectory(prefix="mrpipe-genotypes-") as scratch:
+        sets, identity, panels, tried, flow = assemble(raw, cohort, options, Path(scratch))
+        ids = tried.filter(status="ok").select("sample_id")
+        kept = ids.join(cohort, on="sample_id", how="left", maintain_order="left")
+        packed = merged_rows(panels, len(kept), len(identity))
     modality = Modality(
         name="genomic",
         bit=BIT,

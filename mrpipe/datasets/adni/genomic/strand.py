@@ -17,9 +17,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.genomic.plink import POSITION_LIMIT, plain_chromosome
+from mrpipe.datasets.adni.genomic.plink import plain_chromosome
 from mrpipe.delimited import UNREADABLE
 from mrpipe.errors import DataError, Fault
+from mrpipe.genetics.chromosomes import ORDER, POSITION_LIMIT
 
 AMBIGUOUS_MAF = 0.4
 MAX_DIFFERENCE = 0.2
@@ -41,10 +42,14 @@ def complement(codes: NDArray[np.int8]) -> NDArray[np.int8]:
 
 
 def position_keys(chromosome: pl.Series | NDArray[np.str_], position: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Encode chromosome (1 … 22, X, Y, XY, MT) and position as one int64 that sorts by both."""
-    order = {c: i for i, c in enumerate([*(str(c) for c in range(1, 23)), "X", "Y", "XY", "MT"], start=1)}
-    number = pl.Series(chromosome, dtype=pl.String).replace_strict(order, default=99, return_dtype=pl.Int64).to_numpy()
-    return np.asarray(number * 10**9 + position, dtype=np.int64)
+    """Encode chromosome and position as one int64 that sorts by both."""
+    number = pl.Series(chromosome, dtype=pl.String).replace_strict(ORDER, default=99, return_dtype=pl.Int64).to_numpy()
+    return np.asarray(number * POSITION_LIMIT + position, dtype=np.int64)
+
+
+def positions_of(keys: NDArray[np.int64]) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+    """Chromosomes and positions of `position_keys`."""
+    return np.array(["", *ORDER, *[""] * 73])[keys // POSITION_LIMIT], keys % POSITION_LIMIT
 
 
 @dataclass(frozen=True)
