@@ -83,7 +83,7 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
     notes = list(dict.fromkeys([*export.notes, *_notes(export, options)]))
     modalities = present_modalities(raw, options)
     people = _attempt(faults, lambda: export.require(label_table)["rid"].unique())
-    inputs, found, unused = check_genotypes(raw, options, people, faults)
+    inputs, found = check_genotypes(raw, options, people, faults)
     notes += found
     files += inputs.files if inputs else ()
     images = check_images(raw, options, faults)
@@ -101,7 +101,7 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
         notes=tuple(notes),
         groups=images.groups,
         observed=observed,
-        unused=_unused(raw, export, files) | unused,
+        unused=_unused(raw, export, files),
     )
 
 

@@ -241,12 +241,12 @@ def test_recognised_forms_of_ids(fid: str, iid: str, rid: int | None) -> None:
     assert rids_of(pl.DataFrame({"fid": [fid], "iid": [iid]})).to_list() == [rid]
 
 
-def checked(raw: Path, known: Sequence[int], **options: Any) -> tuple[str, list[str], dict[str, str]]:
-    """Errors, notes and unread files."""
+def checked(raw: Path, known: Sequence[int], **options: Any) -> tuple[str, list[str]]:
+    """Errors and notes."""
     faults = FaultCollector()
     rids = pl.Series(list(known), dtype=pl.Int32)
-    _, notes, unread = genomic_check.check_genotypes(raw, AdniOptions(**options), rids, faults)
-    return "\n".join(map(str, faults.faults)), notes, unread
+    _, notes = genomic_check.check_genotypes(raw, AdniOptions(**options), rids, faults)
+    return "\n".join(map(str, faults.faults)), notes
 
 
 def small(raw: Path, name: str, people: Sequence[int], alleles: str = "AG") -> Path:
@@ -257,11 +257,11 @@ def small(raw: Path, name: str, people: Sequence[int], alleles: str = "AG") -> P
 def test_people_unknown_to_the_tables_are_reported_without_their_ids(tmp_path: Path) -> None:
     fam = small(tmp_path / "raw", "a", range(1, 11))
     assert not any("not among them" in n for n in checked(tmp_path / "raw", range(1, 11))[1])
-    errors, notes, _ = checked(tmp_path / "raw", range(2, 11))
+    errors, notes = checked(tmp_path / "raw", range(2, 11))
     assert not errors
     assert any("1 of 10 people are not among them, most of them with IDs of the form '999_S_9999'" in n for n in notes)
     fam.write_text(fam.read_text().replace("002_S_", "smith"))
-    errors, _, _ = checked(tmp_path / "raw", range(1, 11))
+    errors, _ = checked(tmp_path / "raw", range(1, 11))
     assert "a.fam, column 'IID': expected PTIDs" in errors
     assert "10 of 10 people are not among them, most of them with IDs of the form 's" in errors
     assert "smith" not in errors
@@ -271,7 +271,7 @@ def test_people_in_several_sets_are_counted(tmp_path: Path) -> None:
     small(tmp_path / "raw", "a", [1, 2, 3, 4, 5])
     fam = small(tmp_path / "raw", "b", [4, 5, 6, 7])
     fam.write_text(fam.read_text().replace(ptid(7), f"0_{ptid(6)}"))
-    _, notes, _ = checked(tmp_path / "raw", range(1, 8))
+    _, notes = checked(tmp_path / "raw", range(1, 8))
     assert "2 people are in a and b; the record with the most calls is used" in notes
     assert "b.fam: 2 records of people with several records; the record with the most calls is used" in notes
 
@@ -299,23 +299,22 @@ def test_files_of_people_and_snps_are_decoded_strictly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("alleles", "coding"), [("12", "alleles 1, 2, 3 and 4"), ("AB", "alleles A and B")])
 def test_other_codings_of_alleles_are_named(alleles: str, coding: str, tmp_path: Path) -> None:
     small(tmp_path / "raw", "a", [1, 2], alleles)
-    errors, _, _ = checked(tmp_path / "raw", [1, 2])
+    errors, _ = checked(tmp_path / "raw", [1, 2])
     assert f"a.bim, column 'a1': expected alleles A, C, G and T; found {coding}" in errors
 
 
-def test_genotypes_in_other_formats_are_listed_with_their_conversion(tmp_path: Path) -> None:
+def test_the_error_for_other_formats_gives_their_conversion(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     (raw / "g").mkdir(parents=True)
-    for name in ("chr1.dose.vcf.gz", "chr2.dose.vcf.gz", "x.pgen", "y.ped", "y.map", "photos.ped.txt", "z.bed.gz"):
+    for name in ("x.pgen", "x.psam", "y.ped", "y.map", "photos.ped.txt", "z.bed.gz", "u.bgen", "v.gen.gz"):
         (raw / "g" / name).touch()
-    errors, _, unread = checked(raw, [1])
-    assert not errors
-    assert {k: v.rsplit(": ", 1)[1].split()[:2] for k, v in unread.items()} == {
-        "g/*.vcf.gz": ["plink2", "--vcf"],
-        "g/x.pgen": ["plink2", "--pfile"],
-        "g/y.ped": ["plink", "--file"],
-        "g/z.bed.gz": ["gunzip", "FILE"],
-    }
+    assert checked(raw, [1]) == ("", [])
+    errors, _ = checked(raw, [1], genotypes="g")
+    assert "g: expected PLINK sets (.bed, .bim, .fam) or VCF; found none" in errors
+    for command in ("--pfile NAME", "--pedmap NAME", "--bgen NAME.bgen ref-first", "--gen NAME.gen"):
+        assert f"plink2 {command}" in errors
+    assert errors.count("--make-bed --out NAME") == 4
+    assert "gunzip NAME.bed.gz" in errors
 
 
 def test_notes_on_the_reference_and_on_shared_snps(tmp_path: Path) -> None:

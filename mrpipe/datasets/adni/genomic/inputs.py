@@ -18,6 +18,7 @@ from mrpipe.datasets.adni.genomic.strand import KnownSnps
 from mrpipe.datasets.adni.genomic.vcf import VcfSettings, open_vcf
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
+from mrpipe.forms import recognise
 
 MENU = "Download > Genetic Data > ADNI GWAS (PLINK sets)"
 CHAIN_SOURCE = "UCSC's goldenPath (hg18/liftOver/hg18ToHg19.over.chain.gz) or Ensembl's assembly_mapping"
@@ -169,7 +170,9 @@ def open_inputs(raw: Path, options: AdniOptions, scratch: Path, *, calls: bool =
     faults = FaultCollector()
     found_sets = find_sets(raw, options)
     if not found_sets:
-        where, fix = options.genotypes or raw.name, f"Download them from LONI: {MENU}."
+        where, folder = options.genotypes or raw.name, resolve(raw, options.genotypes)
+        forms = {f.advice for p in folder.rglob("*") if (f := recognise(p)) and "genotypes" in f.name}
+        fix = " ".join([*sorted(forms), f"Download them from LONI: {MENU}."])
         faults.add(Fault(file=where, expected="PLINK sets (.bed, .bim, .fam) or VCF", found="none", fix=fix))
     sets: list[PlinkSet] = []
     builds: list[str] = []

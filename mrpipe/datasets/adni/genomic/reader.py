@@ -108,7 +108,6 @@ def prepare_set(
     Returns the prepared set and `known` extended by SNPs that were not in it.
     """
     name, bim = plink.name, plink.bim
-    flow.add(name, "in the set", plink.n_people, len(bim))
     a1, a2 = allele_codes(bim["a1"]), allele_codes(bim["a2"])
     placed = bim["chrom"].is_in(list(options.chromosomes)).to_numpy() & (bim["pos"].to_numpy() > 0)
     considered = np.flatnonzero(placed & (a1 < OTHER_ALLELE) & (a2 < NO_ALLELE))
