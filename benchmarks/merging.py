@@ -27,11 +27,12 @@ import polars as pl
 from mrpipe.datasets.adni.genomic.impute import lifted_set
 from mrpipe.datasets.adni.genomic.lift import ChainFile
 from mrpipe.datasets.adni.genomic.merge import merged_rows
-from mrpipe.datasets.adni.genomic.plink import bed_rows, calls, open_set, write_set
+from mrpipe.datasets.adni.genomic.plink import calls, open_set, write_set
 from mrpipe.datasets.adni.genomic.reader import assemble
-from mrpipe.datasets.adni.genomic.vcf import VcfSettings, open_vcf
+from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.genetics.packing import unpack_range
+from mrpipe.genetics.packing import bed_rows, unpack_range
+from mrpipe.genetics.vcf import Conversion
 from mrpipe.keyed import generator
 
 ERRORS, FLIPPED = 0.0084, 0.10
@@ -143,7 +144,7 @@ def hapmap(data):
 def same_people_in_1000_genomes(data, h):
     plink, bim19, rows, copies, _ = h
     folder = tempfile.TemporaryDirectory()
-    kgp = open_vcf([data / "chr20_1-4Mb_targets.vcf.gz"], Path(folder.name) / "kgp", VcfSettings())
+    kgp = open_vcf([data / "chr20_1-4Mb_targets.vcf.gz"], Path(folder.name) / "kgp", Conversion())
     once = ~kgp.bim["pos"].is_duplicated().to_numpy()
     sites, theirs = kgp.bim.filter(pl.Series(once)), calls(kgp, np.flatnonzero(once))
     known = {i: k for k, i in enumerate(plink.fam["iid"])}

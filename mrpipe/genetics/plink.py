@@ -73,7 +73,6 @@ def _by_plink(
         pl.lit("A").alias("a1"),
         pl.lit("C").alias("a2"),
     )
-    table = genotypes.bed_bytes()
     with tempfile.TemporaryDirectory(prefix="mrpipe-plink-") as folder:
         prefix = Path(folder) / "train"
         bim.write_csv(prefix.with_suffix(".bim"), include_header=False, separator="\t")
@@ -81,7 +80,7 @@ def _by_plink(
         with prefix.with_suffix(".bed").open("wb") as handle:
             handle.write(_MAGIC)
             for start in range(0, len(packed), 64):
-                handle.write(table[packed[start : start + 64]].tobytes())
+                handle.write(genotypes.TO_BED[packed[start : start + 64]].tobytes())
         command = [
             program,
             "--bfile",

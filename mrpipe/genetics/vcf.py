@@ -1,7 +1,7 @@
-"""Convert VCF and BCF files to a PLINK set: a program that reads a job on standard input and writes its result.
+"""Convert VCF and BCF files to a PLINK set: a program that reads a job from standard input.
 
-Records are streamed through htslib (cyvcf2), so that memory does not depend on their number. htslib crashes on some
-damaged files and prints messages, so that it is run in a process of its own (`datasets.adni.genomic.vcf`).
+Records are streamed through htslib (cyvcf2), so that memory does not depend on their number. It has a process of its
+own (`datasets.adni.genomic.vcf`), because htslib crashes on some damaged files.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cyvcf2
 import numpy as np
 from numpy.typing import NDArray
 
 from mrpipe.errors import DataError, Fault
 from mrpipe.genetics.chromosomes import ORDER, POSITION_LIMIT, plain_name
-from mrpipe.genetics.packing import MISSING, bed_bytes, pack
+from mrpipe.genetics.packing import MISSING, bed_rows
 
 DAMAGED = "The file is damaged or truncated. Download it again."
 _BLOCK = 4096
@@ -47,16 +47,17 @@ def _open(path: Path, shown: str) -> Any:
         end = handle.read()
     if (start[12:14] == b"BC" and end != _END) or (start[:2] == b"##" and end[-1:] != b"\n"):
         raise _fault(shown, "a complete file", "one without its end")
+    import cyvcf2
+
     try:
         vcf = cyvcf2.VCF(str(path), gts012=True, strict_gt=True)
         for kind, types in _TYPES.items():
             for name in types.keys() - set(re.findall(rf"##{kind}=<ID=(\w+)", vcf.raw_header)):
                 vcf.add_to_header(f'##{kind}=<ID={name},Number=1,Type={types[name]},Description="">')
+        if not vcf.samples:
+            raise ValueError("no people")
     except Exception as error:  # cyvcf2 raises Exception itself
-        raise _fault(shown, "a VCF or BCF with genotypes", "another file") from error
-    if not vcf.samples or "\ufffd" in "".join(vcf.samples):
-        found = "an ID that is not UTF-8" if vcf.samples else "none"
-        raise _fault(shown, "people", found, "Name a reference panel with the option reference.")
+        raise _fault(shown, "a VCF or BCF of people, in UTF-8", "another file") from error
     return vcf
 
 
@@ -92,24 +93,31 @@ def _calls(record: Any, field: str, uncertainty: float) -> NDArray[np.uint8]:
     return np.where(np.abs(dosage - nearest) <= uncertainty + 1e-6, nearest, MISSING).astype(np.uint8)
 
 
+@dataclass
 class Conversion:
-    """State of a conversion.
+    """Which SNPs are converted, and how.
 
     Attributes:
-        last: chromosome → file, and last position.
-        left_out: number of records by the reason for which they are not used.
-        dropped: positions (chromosome × POSITION_LIMIT + position) of SNPs that are not used.
+        r2, maf: minimum quality of imputation, where INFO has one, and minimum minor allele frequency.
+        field: FORMAT field of the calls, GT or DS; the other one where a file lacks it.
+        uncertainty: a DS is a call if it differs from a whole number by at most this, else it is missing.
+        calls: convert the calls; else all bytes of the .bed are 0, which takes a fraction of the time.
     """
 
-    def __init__(self, *, r2: float, maf: float, field: str, uncertainty: float, calls: bool):
-        self.r2, self.maf, self.field, self.uncertainty, self.calls = r2, maf, field, uncertainty, calls
-        self.last: dict[str, tuple[str, int]] = {}
-        self.left_out: Counter[str] = Counter()
-        self.dropped = array("q")
+    r2: float = 0.0
+    maf: float = 0.0
+    field: str = "GT"
+    uncertainty: float = 0.1
+    calls: bool = True
+
+    def __post_init__(self) -> None:
+        self._last: dict[str, tuple[str, int]] = {}
+        self._left_out: Counter[str] = Counter()
+        self._dropped = array("q")
 
     def _drop(self, reason: str, n: int, chromosome: str, position: int) -> None:
-        self.left_out[reason] += n
-        self.dropped.append(ORDER.get(chromosome, 99) * POSITION_LIMIT + position)
+        self._left_out[reason] += n
+        self._dropped.append(ORDER.get(chromosome, 99) * POSITION_LIMIT + position)
 
     def _snps(
         self, vcf: Any, shown: str, field: str
@@ -117,17 +125,17 @@ class Conversion:
         """SNPs of one file: chromosome, name, position, ALT, REF, and calls of `field` (people,)."""
         for (name, position), site in itertools.groupby(_records(vcf, shown), lambda x: (x[1].CHROM, x[1].POS)):
             chromosome, records = plain_name(name), list(site)
-            file, last = self.last.get(chromosome, (shown, 0))
+            file, last = self._last.get(chromosome, (shown, 0))
             if file != shown:
                 fix = "Remove the copy, or join the parts with bcftools concat -a."
                 raise _fault(shown, "one file per chromosome", f"chromosome {chromosome} also in {file}", fix)
             if position < last:
                 found, fix = f"position {position} after {last}", "Sort it with bcftools sort."
                 raise _fault(shown, "positions in ascending order", found, fix, row=records[0][0])
-            self.last[chromosome] = shown, position
+            self._last[chromosome] = shown, position
             snps = [(row, r) for row, r in records if {r.REF, *r.ALT} <= _NUCLEOTIDES]
             good = [(row, r) for row, r in snps if not _quality(r) < self.r2]
-            self.left_out["not SNPs"] += len(records) - len(snps)
+            self._left_out["not SNPs"] += len(records) - len(snps)
             if len(good) < len(snps):
                 self._drop(f"with R2 below {self.r2:g}", len(snps) - len(good), chromosome, position)
             if len({a for _, r in good for a in r.ALT}) > 1:
@@ -185,7 +193,7 @@ class Conversion:
                         n = (called := copies != MISSING).sum(axis=1)
                         minor = np.where(called, copies, 0).sum(axis=1)
                         keep = np.minimum(minor, 2 * n - minor) >= self.maf * 2 * n
-                        bed.write(bed_bytes()[pack(copies[keep])].tobytes())
+                        bed.write(bed_rows(copies[keep].T).tobytes())
                     for row, kept in zip(block, keep.tolist(), strict=True):
                         if kept:
                             bim.write("{}\t{}\t0\t{}\t{}\t{}\n".format(*row))
@@ -193,19 +201,19 @@ class Conversion:
                             self._drop(f"with a minor allele frequency below {self.maf:g}", 1, row[0], row[2])
                     n_snps += int(keep.sum())
             bed.truncate(3 + n_snps * -(-len(people) // 4))
-        total = sum(self.left_out.values()) + n_snps
-        reasons = ", ".join(f"{n} {reason}" for reason, n in self.left_out.items() if n)
+        total = sum(self._left_out.values()) + n_snps
+        reasons = ", ".join(f"{n} {reason}" for reason, n in self._left_out.items() if n)
         note = f"{total} records" + (f"; not used: {reasons}" if reasons else "")
         if not n_snps:
             raise _fault(", ".join(names), "biallelic SNPs", note, "")
         fam = "".join("0 {} 0 0 0 -9\n".format(re.sub(r"\s", "_", p)) for p in people)
         Path(f"{prefix}.fam").write_text(fam, encoding="utf-8")
-        np.save(f"{prefix}.npy", np.array(self.dropped, dtype=np.int64))
+        np.save(f"{prefix}.npy", np.array(self._dropped, dtype=np.int64))
         return {"note": note, "lengths": lengths}
 
 
 def main() -> int:
-    """Run a job; the result, or the faults with exit code 3, are written to standard output as JSON."""
+    """Run a job; writes the result, or the faults with exit code 3, to standard output."""
     job = json.load(sys.stdin)
     try:
         print(json.dumps(Conversion(**job["settings"]).run(job["files"], job["names"], job["prefix"])))

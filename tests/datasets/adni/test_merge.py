@@ -20,7 +20,7 @@ from mrpipe.datasets.adni.genomic.reader import assemble, read_genomic
 from mrpipe.datasets.adni.genomic.strand import read_reference
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, FaultCollector
-from mrpipe.genetics.packing import pack, unpack_range
+from mrpipe.genetics.packing import bed_rows, pack, unpack_range
 from mrpipe.keyed import generator
 
 # Without thresholds, the SNPs of the store depend on alleles and frequencies only.
@@ -42,7 +42,7 @@ def write_set(
     bim = pl.DataFrame(
         {"chrom": "1", "id": [f"rs{p}" for p in positions], "pos": positions, "a1": [a[0] for a in alleles]}
     ).with_columns(pl.Series("a2", [a[1] for a in alleles]))
-    plink.write_set(raw / name, fam, bim, iter([plink.bed_rows(copies.astype(np.uint8))]))
+    plink.write_set(raw / name, fam, bim, iter([bed_rows(copies.astype(np.uint8))]))
 
 
 def write_legend(raw: Path, alleles: Sequence[str], positions: Sequence[int], frequency: Sequence[float]) -> Path:

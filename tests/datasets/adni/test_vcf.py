@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,10 +19,11 @@ from mrpipe.datasets.adni.genomic import plink as plink
 from mrpipe.datasets.adni.genomic.inputs import find_sets
 from mrpipe.datasets.adni.genomic.reader import assemble, read_genomic
 from mrpipe.datasets.adni.genomic.strand import position_keys
-from mrpipe.datasets.adni.genomic.vcf import VcfSettings, open_vcf
+from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, FaultCollector, MissingExtraError
-from mrpipe.genetics.packing import unpack_range
+from mrpipe.genetics.packing import bed_rows, unpack_range
+from mrpipe.genetics.vcf import Conversion
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 
@@ -93,10 +93,8 @@ def toy(n: int = 5, p: int = 4, chromosome: str = "1") -> tuple[pl.DataFrame, ND
 
 def converted(tmp_path: Path, text: str, **settings: Any) -> tuple[plink.PlinkSet, str]:
     """The set of a VCF, converted in this process, which saves time, and the note."""
-    from mrpipe.genetics.vcf import Conversion
-
     (tmp_path / "x.vcf").write_text(text)
-    conversion = Conversion(**dataclasses.asdict(VcfSettings(**settings)))
+    conversion = Conversion(**settings)
     done = conversion.run([str(tmp_path / "x.vcf")], ["x.vcf"], str(tmp_path / "out"))
     return plink.open_set(tmp_path / "out.bed"), done["note"]
 
@@ -200,13 +198,13 @@ def test_bcf_and_bgzip_files_are_read(tmp_path: Path) -> None:
             writer.write_record(record)
         writer.close()
         for calls in (True, False):
-            got = open_vcf([tmp_path / name], tmp_path / "set", VcfSettings(calls=calls))
+            got = open_vcf([tmp_path / name], tmp_path / "set", Conversion(calls=calls))
             assert got.bim.equals(bim)
             np.testing.assert_array_equal(plink.calls(got), copies if calls else np.full_like(copies, 2))
         data = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(data[:-28])
         with pytest.raises(DataError, match=rf"{name}: expected a complete file"):
-            open_vcf([tmp_path / name], tmp_path / "set", VcfSettings())
+            open_vcf([tmp_path / name], tmp_path / "set", Conversion())
 
 
 # --- damaged files ------------------------------------------------------------------------------------------------
@@ -215,7 +213,7 @@ BAD: dict[str, tuple[Callable[[str], str], str]] = {
     "neither": (lambda t: t.replace("GT:DS:GP", "XT:XS:GP"), r"column 'FORMAT': expected GT or DS; found XT, XS, GP"),
     "later": (lambda t: t[: t.rindex("GT:DS")] + t[t.rindex("GT:DS") :].replace("GT", "XT"), r"row 4.*no GT"),
     "empty": (lambda t: t[: t.index("1\t1000")], r"column 'FORMAT'.*found no record"),
-    "people": (lambda t: "\n".join("\t".join(r.split("\t")[:8]) for r in t.split("\n")), "expected people; found none"),
+    "people": (lambda t: "\n".join("\t".join(r.split("\t")[:8]) for r in t.split("\n")), "expected a VCF or BCF of people"),
     "sorted": (lambda t: t.replace("\t3000\t", "\t500\t"), r"row 3: expected positions in ascending.*500 after 2000"),
     "position": (lambda t: t.replace("\t3000\t", "\t30x0\t"), r"x\.vcf"),
     "columns": (lambda t: t[: t.rindex("\t")] + "\n", r"row 4: expected a record of a VCF.*Number of columns"),
@@ -225,6 +223,9 @@ BAD: dict[str, tuple[Callable[[str], str], str]] = {
     "dosage": (lambda t: t.replace("GT:DS", "XT:DS").replace("1.97", "2.4"), "row 1.*a DS that is not between 0 and 2"),
     "table": (lambda t: t[t.index("1\t1000") :], r"x\.vcf: expected a VCF or BCF"),
     "twice": (lambda t: t.replace(ptid(2), ptid(1)), r"x\.vcf: expected a VCF or BCF"),
+    "id": (lambda t: t.replace("rs1", "rs\udce9"), r"row 2: expected valid calls; found an ID that is not UTF-8"),
+    "iid": (lambda t: t.replace(ptid(1), "\udce9"), r"x\.vcf: expected a VCF or BCF of people, in UTF-8"),
+    "format": (lambda t: t.replace("FORMAT", "FT"), r"x\.vcf: expected a VCF or BCF"),
     "snps": (lambda t: t.replace("\tG\tA\t", "\tGA\tA\t"), r"x\.vcf: expected biallelic SNPs"),
 }  # fmt: skip
 
@@ -232,9 +233,9 @@ BAD: dict[str, tuple[Callable[[str], str], str]] = {
 @pytest.mark.parametrize("kind", [*BAD])
 def test_an_invalid_vcf_is_an_error_that_names_file_and_record(kind: str, tmp_path: Path) -> None:
     change, expected = BAD[kind]
-    (tmp_path / "x.vcf").write_text(change(vcf_text(*toy())))
+    (tmp_path / "x.vcf").write_bytes(change(vcf_text(*toy())).encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=expected) as error:
-        open_vcf([tmp_path / "x.vcf"], tmp_path / "set", VcfSettings())
+        open_vcf([tmp_path / "x.vcf"], tmp_path / "set", Conversion())
     assert "_S_" not in str(error.value)
 
 
@@ -324,7 +325,7 @@ def test_people_may_have_doubled_and_numbered_ids(tmp_path: Path) -> None:
 def test_reading_a_vcf_without_cyvcf2_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'mrpipe\[genotypes\]'"):
-        open_vcf([tmp_path / "x.vcf"], tmp_path / "x", VcfSettings())
+        open_vcf([tmp_path / "x.vcf"], tmp_path / "x", Conversion())
 
 
 def test_a_snp_below_the_thresholds_in_a_vcf_is_excluded_in_all_sets(tmp_path: Path) -> None:
@@ -336,7 +337,7 @@ def test_a_snp_below_the_thresholds_in_a_vcf_is_excluded_in_all_sets(tmp_path: P
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.vcf").write_text(text)
     fam = pl.DataFrame({"fid": "0", "iid": [ptid(i) for i in range(31, 61)], "father": "0", "mother": "0", "sex": "0"})
-    plink.write_set(tmp_path / "raw" / "b", fam, bim, iter([plink.bed_rows(copies)]))
+    plink.write_set(tmp_path / "raw" / "b", fam, bim, iter([bed_rows(copies)]))
     cohort = pl.DataFrame({"sample_id": [ptid(i) for i in range(1, 61)], "rid": range(1, 61)}).with_columns(
         phase=pl.lit("ADNI1")
     )

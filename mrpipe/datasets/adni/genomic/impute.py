@@ -28,11 +28,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.genomic.lift import ChainFile
-from mrpipe.datasets.adni.genomic.plink import PlinkSet, bed_rows, calls, open_set, write_set
+from mrpipe.datasets.adni.genomic.plink import PlinkSet, calls, open_set, write_set
 from mrpipe.datasets.adni.genomic.strand import LETTERS, align, allele_codes, complement, position_keys, read_reference
-from mrpipe.datasets.adni.genomic.vcf import VcfSettings, open_vcf, write_vcf
+from mrpipe.datasets.adni.genomic.vcf import open_vcf, write_vcf
 from mrpipe.delimited import UNREADABLE
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
+from mrpipe.genetics.packing import bed_rows
+from mrpipe.genetics.vcf import Conversion
 
 TOOLS = ("beagle", "minimac4")
 
@@ -139,7 +141,7 @@ def impute_vcf(
     done = run_beagle(target, reference, work / "beagle", genetic_map=used, threads=threads, seed=seed, impute=beagle)
     if not beagle:
         done = run_minimac4(done, reference, work / "imputed", threads=threads)
-    return open_vcf([done], work / "filled", VcfSettings())
+    return open_vcf([done], work / "filled", Conversion())
 
 
 def lifted_set(plink: PlinkSet, chain: ChainFile) -> tuple[PlinkSet, NDArray[np.int64]]:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from mrpipe.datasets.adni.genomic.lift import LENGTHS, ChainFile, chromosome_length
 from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set
 from mrpipe.datasets.adni.genomic.strand import KnownSnps
-from mrpipe.datasets.adni.genomic.vcf import VcfSettings, open_vcf
+from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.forms import recognise
+from mrpipe.genetics.vcf import Conversion
 
 MENU = "Download > Genetic Data > ADNI GWAS (PLINK sets)"
 CHAIN_SOURCE = "UCSC's goldenPath (hg18/liftOver/hg18ToHg19.over.chain.gz) or Ensembl's assembly_mapping"
@@ -177,7 +178,7 @@ def open_inputs(raw: Path, options: AdniOptions, scratch: Path, *, calls: bool =
     sets: list[PlinkSet] = []
     builds: list[str] = []
     # `maf` applies to all sets together. Sets that are not converted have all their SNPs.
-    settings = VcfSettings(options.vcf_r2, options.maf / 2, options.vcf_calls, options.vcf_uncertainty, calls)
+    conversion = Conversion(options.vcf_r2, options.maf / 2, options.vcf_calls, options.vcf_uncertainty, calls)
     for number, (name, paths) in enumerate(found_sets):
         names = [shown(raw, p) for p in paths]
         try:
@@ -185,7 +186,7 @@ def open_inputs(raw: Path, options: AdniOptions, scratch: Path, *, calls: bool =
                 plink = open_set(paths[0], shown_as=names[0])
             else:
                 (scratch / str(number)).mkdir()
-                plink = open_vcf(paths, scratch / str(number) / name, settings, names)
+                plink = open_vcf(paths, scratch / str(number) / name, conversion, names)
         except DataError as error:
             faults.absorb(error)
             continue

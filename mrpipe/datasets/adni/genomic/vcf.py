@@ -20,34 +20,16 @@ from numpy.typing import NDArray
 from mrpipe.datasets.adni.genomic.lift import build_of
 from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set
 from mrpipe.errors import DataError, Fault, MissingExtraError
+from mrpipe.genetics.vcf import DAMAGED, Conversion
 
 _FIXED = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT")
 _GENOTYPES = np.array(["0/0", "0/1", "1/1", "./."])
 
 
-@dataclasses.dataclass(frozen=True)
-class VcfSettings:
-    """Which SNPs of a VCF are converted, and how.
-
-    Attributes:
-        r2: minimum quality of imputation (INFO R2, DR2 or INFO), where a record has one.
-        maf: minimum minor allele frequency.
-        field: FORMAT field of the calls, GT or DS; the other one where a file lacks it.
-        uncertainty: a DS is a call if it differs from a whole number by at most this, else it is missing.
-        calls: convert the calls; else all bytes of the .bed are 0, which takes a fraction of the time.
-    """
-
-    r2: float = 0.0
-    maf: float = 0.0
-    field: str = "GT"
-    uncertainty: float = 0.1
-    calls: bool = True
-
-
-def open_vcf(files: Sequence[Path], prefix: Path, settings: VcfSettings, names: Sequence[str] = ()) -> PlinkSet:
+def open_vcf(files: Sequence[Path], prefix: Path, conversion: Conversion, names: Sequence[str] = ()) -> PlinkSet:
     """Convert the biallelic SNPs of VCF or BCF files to a PLINK set: one file, or files of different chromosomes.
 
-    A1 is ALT. Sites with several ALT, in one record or in several, and SNPs below `r2` and `maf` are left out.
+    A1 is ALT. Sites with several ALT, in one record or in several, and SNPs below the thresholds are left out.
 
     Args:
         prefix: path of the .bed, .bim and .fam without the ending; its name is that of the set.
@@ -63,7 +45,7 @@ def open_vcf(files: Sequence[Path], prefix: Path, settings: VcfSettings, names: 
     job = {"files": [str(f) for f in files], "names": names, "prefix": str(prefix)}
     done = subprocess.run(
         [sys.executable, "-m", "mrpipe.genetics.vcf"],
-        input=json.dumps(job | {"settings": dataclasses.asdict(settings)}),
+        input=json.dumps(job | {"settings": dataclasses.asdict(conversion)}),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True,
         text=True,
@@ -76,8 +58,7 @@ def open_vcf(files: Sequence[Path], prefix: Path, settings: VcfSettings, names: 
         raise DataError(dataclasses.replace(f, found=": ".join([f.found, *said])) for f in faults)
     if done.returncode:
         found = f"htslib ended with status {done.returncode}{': '.join(['', *said])}"
-        fix = "The file is damaged, or memory ran out."
-        raise DataError(Fault(file=", ".join(names), expected="a valid VCF", found=found, fix=fix))
+        raise DataError(Fault(file=", ".join(names), expected="a valid VCF", found=found, fix=DAMAGED))
     result = json.loads(done.stdout)
     builds = {b: name for name, pairs in zip(names, result["lengths"], strict=True) if (b := build_of(pairs))}
     if len(builds) > 1:
