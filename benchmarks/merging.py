@@ -79,7 +79,7 @@ def merged(raw, n_people, **options):
     """Merge the sets of an export: alleles of the SNPs, per set all its calls (people, SNPs), people, merged calls."""
     cohort = pl.DataFrame({"sample_id": [f"002_S_{i:04d}" for i in range(n_people)], "rid": range(n_people)})
     cohort = cohort.with_columns(pl.lit("ADNI1").alias("phase"))
-    _, identity, panels, tried, flow = assemble(raw, cohort, AdniOptions(**options), raw)
+    sets, identity, panels, tried = assemble(raw, cohort, AdniOptions(**options), raw)
     alleles = [np.array(list("ACGT"))[identity // by % 8] for by in (8, 1)]
     each = []
     for p in panels:
@@ -91,7 +91,7 @@ def merged(raw, n_people, **options):
     origin = np.zeros(n_kept, dtype=np.int64)
     for s, p in enumerate(panels):
         origin[p.target] = s
-    return alleles, each, store, origin, flow
+    return alleles, each, store, origin, sets
 
 
 def discordance(first, second, people):

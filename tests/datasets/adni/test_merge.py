@@ -63,7 +63,7 @@ def cohort_of(rids: Sequence[int]) -> pl.DataFrame:
 
 def merge(raw: Path, rids: Sequence[int], **options: Any) -> tuple[list[int], list[NDArray[np.uint8]]]:
     """Positions of the merged SNPs, and of each set all its calls of the counted alleles (people, SNPs)."""
-    _, identity, panels, _, _ = assemble(raw, cohort_of(rids), AdniOptions(**{**OPEN, **options}), raw)
+    _, identity, panels, _ = assemble(raw, cohort_of(rids), AdniOptions(**{**OPEN, **options}), raw)
     calls = []
     for p in panels:
         everyone = np.arange(p.plink.n_people)
@@ -164,7 +164,7 @@ def test_a_single_missing_snp_reveals_the_set(tmp_path: Path) -> None:
     calls[:40, 0] = calls[40:, 8] = 3
     for name, people in (("a", range(40)), ("b", range(40, 80))):
         write_set(raw, name, people, calls[: len(people)], ["AG"] * 9, [1000 * (j + 1) for j in range(9)])
-    _, _, panels, _, _ = assemble(raw, cohort_of(range(80)), AdniOptions(**OPEN), raw)
+    _, _, panels, _ = assemble(raw, cohort_of(range(80)), AdniOptions(**OPEN), raw)
     phase = np.repeat(["ADNI1", "ADNI2"], 40)
     assert "(AUROC 1.00)" in missing_calls(pack(calls), 9, panels, phase, "union")
     calls[:] = 1
