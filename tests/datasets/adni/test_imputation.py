@@ -25,7 +25,7 @@ from tests.datasets.adni.plink_toy import random_calls, require, write_random
 @pytest.mark.parametrize("tool", ["beagle", "minimac4"])
 def test_masked_calls_are_imputed_accurately(tool: str, real_data_dir: Path, tmp_path: Path) -> None:
     """203 people of 1000 Genomes, a third of the common SNPs, 5 % of calls masked; panel of 300 other people."""
-    from mrpipe.datasets.adni.genomic.impute import impute_set
+    from mrpipe.datasets.adni.genomic.impute import Imputer, impute_set
     from mrpipe.datasets.adni.genomic.vcf import open_vcf
 
     require(tool)
@@ -45,9 +45,8 @@ def test_masked_calls_are_imputed_accurately(tool: str, real_data_dir: Path, tmp
     mask = generator(0, "mask").random(truth.shape) < 0.05
     rows = bed_rows(np.where(mask, 3, truth).astype(np.uint8))
     plink.write_set(tmp_path / "set", target.fam, target.bim[typed.tolist()], iter([rows]))
-    done = impute_set(
-        tmp_path / "set.bed", panel, tmp_path / "out", tool=tool, genetic_map=folder / "chr20.b37.gmap.gz"
-    )
+    imputer = Imputer(tool, folder / "chr20.b37.gmap.gz")
+    done = impute_set(tmp_path / "set.bed", panel, tmp_path / "out", imputer)
     after = plink.calls(plink.open_set(tmp_path / "out.bed"))
     np.testing.assert_array_equal(after[~mask], truth[~mask])
     filled = mask & (after != 3)
@@ -141,12 +140,12 @@ def test_missing_calls_are_filled_from_the_imputed_vcf(tmp_path: Path, monkeypat
     copies = truth.copy()
     copies[:, 1] = 2 - copies[:, 1]
 
-    def beagle(target: Path, reference: Path, out: Path, **settings: object) -> Path:
+    def beagle(self: object, target: Path, reference: Path, out: Path, *, impute: bool) -> Path:
         sites = pl.DataFrame({"chrom": "1", "pos": bim["pos"][:4], "id": ".", "ref": "G", "alt": "A"})
         genomic_impute.write_vcf(out.with_name("done.vcf.gz"), opened.fam["iid"].to_list(), sites, copies[:, :4])
         return out.with_name("done.vcf.gz")
 
-    monkeypatch.setattr(genomic_impute, "run_beagle", beagle)
+    monkeypatch.setattr(genomic_impute.Imputer, "beagle", beagle)
     done = genomic_impute.impute_set(tmp_path / "s.bed", tmp_path / "panel.vcf", tmp_path / "out")
     after = plink.calls(plink.open_set(tmp_path / "out.bed"))
     np.testing.assert_array_equal(after[:, :4], truth[:, :4])
@@ -182,4 +181,4 @@ def test_imputation_errors_for_a_missing_set_or_tool(
     assert "expected the .fam file of no.bed" in capsys.readouterr().err
     monkeypatch.setattr(genomic_impute.shutil, "which", lambda tool: None)
     with pytest.raises(genomic_impute.UsageError, match=r"requires 'beagle'.*apt-get install beagle"):
-        genomic_impute.run_beagle(tmp_path / "t.vcf.gz", tmp_path / "r.vcf.gz", tmp_path / "o")
+        genomic_impute.Imputer().beagle(tmp_path / "t.vcf.gz", tmp_path / "r.vcf.gz", tmp_path / "o")
