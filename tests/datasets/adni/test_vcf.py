@@ -213,7 +213,7 @@ BAD: dict[str, tuple[Callable[[str], str], str]] = {
     "neither": (lambda t: t.replace("GT:DS:GP", "XT:XS:GP"), r"column 'FORMAT': expected GT or DS; found XT, XS, GP"),
     "later": (lambda t: t[: t.rindex("GT:DS")] + t[t.rindex("GT:DS") :].replace("GT", "XT"), r"row 4.*no GT"),
     "empty": (lambda t: t[: t.index("1\t1000")], r"column 'FORMAT'.*found no record"),
-    "people": (lambda t: "\n".join("\t".join(r.split("\t")[:8]) for r in t.split("\n")), "expected a VCF or BCF of people"),
+    "people": (lambda t: "\n".join("\t".join(r.split("\t")[:8]) for r in t.split("\n")), "VCF or BCF of people"),
     "sorted": (lambda t: t.replace("\t3000\t", "\t500\t"), r"row 3: expected positions in ascending.*500 after 2000"),
     "position": (lambda t: t.replace("\t3000\t", "\t30x0\t"), r"x\.vcf"),
     "columns": (lambda t: t[: t.rindex("\t")] + "\n", r"row 4: expected a record of a VCF.*Number of columns"),
