@@ -81,22 +81,8 @@ def _by_plink(
             handle.write(_MAGIC)
             for start in range(0, len(packed), 64):
                 handle.write(genotypes.TO_BED[packed[start : start + 64]].tobytes())
-        command = [
-            program,
-            "--bfile",
-            str(prefix),
-            "--allow-extra-chr",
-            "--allow-no-sex",
-            "--threads",
-            "1",
-            "--memory",
-            str(_MEMORY_MIB),
-            "--out",
-            str(prefix),
-            "--indep-pairwise",
-            str(options.window),
-            str(options.step),
-            str(options.r2),
-        ]
+        command = [program, *["--allow-extra-chr", "--allow-no-sex", "--threads", "1", "--memory"], str(_MEMORY_MIB)]
+        command += ["--bfile", str(prefix), "--out", str(prefix), "--indep-pairwise"]
+        command += [str(options.window), str(options.step), str(options.r2)]
         subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         return np.array(prefix.with_suffix(".prune.in").read_text().split(), dtype=np.int64)

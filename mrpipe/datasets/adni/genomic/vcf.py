@@ -22,7 +22,6 @@ from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set
 from mrpipe.errors import DataError, Fault, MissingExtraError
 from mrpipe.genetics.vcf import DAMAGED, Conversion
 
-_FIXED = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT")
 _GENOTYPES = np.array(["0/0", "0/1", "1/1", "./."])
 
 
@@ -72,16 +71,10 @@ def open_vcf(files: Sequence[Path], prefix: Path, conversion: Conversion, names:
 
 def write_vcf(path: Path, samples: Sequence[str], sites: pl.DataFrame, calls: NDArray[np.uint8]) -> None:
     """Write unphased genotypes as .vcf.gz: sorted sites `chrom, pos, id, ref, alt` and calls (n, S), copies of ALT."""
-    columns = [pl.Series(s, _GENOTYPES[calls[i]]) for i, s in enumerate(samples)]
-    constants = {"QUAL": ".", "FILTER": "PASS", "INFO": ".", "FORMAT": "GT"}
-    fixed = sites.select(**dict(zip(_FIXED, ("chrom", "pos", "id", "ref", "alt"), strict=False)))
-    fixed = fixed.with_columns(pl.lit(v).alias(k) for k, v in constants.items())
-    head = "##fileformat=VCFv4.2\n"
-    head += "".join(f"##contig=<ID={c}>\n" for c in sites["chrom"].unique(maintain_order=True))
-    head += '##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">\n'
-    body = fixed.hstack(columns).write_csv(separator="\t", quote_style="never")
-    with (
-        path.open("wb") as handle,
-        gzip.GzipFile(filename="", mode="wb", fileobj=handle, mtime=0, compresslevel=1) as packed,
-    ):
-        packed.write((head + body).encode())
+    head = ["##fileformat=VCFv4.2", *(f"##contig=<ID={c}>" for c in sites["chrom"].unique(maintain_order=True))]
+    head.append('##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">')
+    head.append("\t".join(["#CHROM", *["POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT"], *samples]))
+    rows = zip(sites.select("chrom", "pos", "id", "ref", "alt").iter_rows(), _GENOTYPES[calls.T].tolist(), strict=True)
+    with gzip.open(path, "wt", encoding="utf-8", compresslevel=1) as handle:
+        handle.writelines(line + "\n" for line in head)
+        handle.writelines("\t".join([*map(str, site), ".", "PASS", ".", "GT", *cells]) + "\n" for site, cells in rows)
