@@ -182,7 +182,7 @@ class Conversion:
                     fix = "Convert it: plink2 --vcf FILE dosage=HDS (or dosage=GP) --make-bed --out NAME."
                     raise _fault(shown, "GT or DS", ", ".join(held) or "no record", fix, column="FORMAT")
                 vcf = _open(path, shown)
-                if not self.calls and path.suffix != ".bcf":
+                if not self.calls and path.suffix.lower() != ".bcf":
                     # htslib skips the calls.
                     vcf.set_samples([])
                 rows = self._snps(vcf, shown, field)

@@ -32,7 +32,7 @@ KNOWN_SETS = (
     "ADNI3_PLINK_FINAL_2nd",
 )
 
-_ENDING = re.compile(r"\.(bed|vcf|vcf\.b?gz|bcf)$", re.IGNORECASE)
+_ENDING = re.compile(r"\.(?:bed|(?i:vcf|vcf\.b?gz|bcf))$")
 _CHUNK = re.compile(r"(?<![a-z0-9])chr(om|omosome)?[._-]?(\d{1,2}|x|y|mt?)(?![a-z0-9])", re.IGNORECASE)
 
 
@@ -66,15 +66,14 @@ def find_sets(raw: Path, options: AdniOptions) -> list[tuple[str, list[Path]]]:
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if not (ending := _ENDING.search(path.name)) or not path.is_file():
             continue
-        stem, name = path.name[: ending.start()], ending[0]
-        if name != ".bed" and (path == resolve(raw, options.reference) or "sites" in stem):
-            continue
-        if name != ".bed" and (chunk := _CHUNK.search(stem)):
-            name = f"{stem[: chunk.start()]}*{stem[chunk.end() :]}{name}"
-            stem = stem[: chunk.start()].strip("._- ") or path.parent.name
-        else:
-            name = path.name
-        sets.setdefault((path.parent, name), (stem, []))[1].append(path)
+        name, pattern = path.name[: ending.start()], path.name
+        if ending[0] != ".bed":
+            if path == resolve(raw, options.reference) or "sites" in name:
+                continue
+            if chunk := _CHUNK.search(name):
+                pattern = f"{name[: chunk.start()]}*{name[chunk.end() :]}{ending[0]}"
+                name = name[: chunk.start()].strip("._- ") or path.parent.name
+        sets.setdefault((path.parent, pattern), (name, []))[1].append(path)
     order = {name.lower(): i for i, name in enumerate(KNOWN_SETS)}
     return sorted(sets.values(), key=lambda s: (order.get(s[0].lower(), len(order)), s[0], s[1]))
 
@@ -177,12 +176,12 @@ def open_inputs(raw: Path, options: AdniOptions, scratch: Path, *, calls: bool =
         faults.add(Fault(file=where, expected="PLINK sets (.bed, .bim, .fam) or VCF", found="none", fix=fix))
     sets: list[PlinkSet] = []
     builds: list[str] = []
-    # `maf` applies to all sets together. Sets that are not converted have all their SNPs.
+    # `maf` applies to all sets together.
     conversion = Conversion(options.vcf_r2, options.maf / 2, options.vcf_calls, options.vcf_uncertainty, calls)
     for number, (name, paths) in enumerate(found_sets):
         names = [shown(raw, p) for p in paths]
         try:
-            if paths[0].suffix.lower() == ".bed":
+            if paths[0].suffix == ".bed":
                 plink = open_set(paths[0], shown_as=names[0])
             else:
                 (scratch / str(number)).mkdir()
