@@ -218,6 +218,7 @@ BAD: dict[str, tuple[Callable[[str], str], str]] = {
     "position": (lambda t: t.replace("\t3000\t", "\t30x0\t"), r"x\.vcf"),
     "columns": (lambda t: t[: t.rindex("\t")] + "\n", r"row 4: expected a record of a VCF.*Number of columns"),
     "cut": (lambda t: t[:-3], "expected a complete file"),
+    "bytes": (lambda t: t.replace("0.98,", "0.\udce9,"), "row 1: expected a record"),
     "spaces": (lambda t: t[: t.index("1\t2000")] + t[t.index("1\t2000") :].replace("\t", " "), r"x\.vcf"),
     "contig": (lambda t: t.replace("1\t2000", "zz\tx2000"), r"x\.vcf: expected a valid VCF; found htslib ended"),
     "dosage": (lambda t: t.replace("GT:DS", "XT:DS").replace("1.97", "2.4"), "row 1.*a DS that is not between 0 and 2"),

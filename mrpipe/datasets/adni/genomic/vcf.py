@@ -47,7 +47,8 @@ def open_vcf(files: Sequence[Path], prefix: Path, conversion: Conversion, names:
         input=json.dumps(job | {"settings": dataclasses.asdict(conversion)}),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     # Messages of htslib may quote IDs of people.
