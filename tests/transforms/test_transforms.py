@@ -16,11 +16,12 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
 import mrpipe
 from mrpipe.errors import UsageError
+from mrpipe.genetics.packing import unpack_range
 from mrpipe.options import parse_options
 from mrpipe.schema import Modality
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
-from mrpipe.store.reader import Arrays, unpack_genotypes
+from mrpipe.store.reader import Arrays
 from mrpipe.transforms.events import EventTransform, SummaryTransform, event_transform, levels_id
 from mrpipe.transforms.features import Numeric, OneHot, TfidfSvd
 from mrpipe.transforms.fit import PixelTransform, Transforms, fit
@@ -124,9 +125,9 @@ def test_tfidf_and_svd_match_scikit_learn_up_to_sign_and_scale() -> None:
 def test_missing_genotypes_become_the_training_mode(stores: dict[float, mrpipe.Store]) -> None:
     store = stores[0.0]
     transforms = fit(store)
-    train = unpack_genotypes(store.arrays("genotype", part="train").x, toy.N_SNPS)
+    train = unpack_range(store.arrays("genotype", part="train").x, 0, toy.N_SNPS)
     mode = np.array([np.bincount(c[c < 3], minlength=3).argmax() for c in train.T])
-    calls = unpack_genotypes(store.arrays("genotype").x, toy.N_SNPS)
+    calls = unpack_range(store.arrays("genotype").x, 0, toy.N_SNPS)
     got = store.arrays("genotype", transform=transforms).x
     np.testing.assert_array_equal(got, np.where(calls == 3, mode, calls) - 1.0)
 

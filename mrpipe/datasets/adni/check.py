@@ -15,7 +15,7 @@ from mrpipe.datasets.adni.forms.biospecimen import apoe_alleles, biospecimen_fea
 from mrpipe.datasets.adni.forms.clinical import clinical_features
 from mrpipe.datasets.adni.forms.medications import is_dementia_drug
 from mrpipe.datasets.adni.genomic.check import check_genotypes
-from mrpipe.datasets.adni.genomic.inputs import find_beds, rids_of, shown
+from mrpipe.datasets.adni.genomic.inputs import find_sets, rids_of, shown
 from mrpipe.datasets.adni.image.plan import check_images, has_images
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.tables import (
@@ -46,7 +46,7 @@ _OPTIONAL = {
 def present_modalities(raw: Path, options: AdniOptions) -> tuple[str, ...]:
     """Modalities that can be built: clinical and biospecimen always, genomic and image if their files are present."""
     present = ["clinical", "biospecimen"]
-    if options.genotypes or find_beds(raw, options):
+    if options.genotypes or find_sets(raw, options):
         present.append("genomic")
     if has_images(raw, options):
         present.append("image")
@@ -83,7 +83,7 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
     notes = list(dict.fromkeys([*export.notes, *_notes(export, options)]))
     modalities = present_modalities(raw, options)
     people = _attempt(faults, lambda: export.require(label_table)["rid"].unique())
-    inputs, found, unused = check_genotypes(raw, options, people, faults)
+    inputs, found = check_genotypes(raw, options, people, faults)
     notes += found
     files += inputs.files if inputs else ()
     images = check_images(raw, options, faults)
@@ -101,7 +101,7 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
         notes=tuple(notes),
         groups=images.groups,
         observed=observed,
-        unused=_unused(raw, export, files) | unused,
+        unused=_unused(raw, export, files),
     )
 
 

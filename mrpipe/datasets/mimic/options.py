@@ -8,6 +8,7 @@ from pathlib import Path
 from mrpipe.datasets.mimic.note_text import HEADINGS
 from mrpipe.errors import Fault, FaultCollector
 from mrpipe.options import option
+from mrpipe.text.encoders import HELP
 
 RELEASES = ("2.0", "2.1", "2.2", "3.0", "3.1")
 
@@ -18,6 +19,12 @@ class MimicOptions:
 
     # Export
     release: str = option("auto", "release of the export (auto: detected from the tables)", choices=("auto", *RELEASES))
+    form: str = option(
+        "auto",
+        "form of the tables that are present in several (auto: the one listed in SHA256SUMS.txt; else any, if their "
+        "contents are equal)",
+        choices=("auto", "csv.gz", "csv", "parquet"),
+    )
     checksums: str = option(
         "verify",
         "checksums in the provider's SHA256SUMS.txt, if the export contains it: a mismatch is an error (verify), is "
@@ -29,8 +36,8 @@ class MimicOptions:
     )
     integrity: str = option(
         "full",
-        "check of the files before the build. full: decompress all .gz files without a verified checksum completely, "
-        "which checks their CRC; quick: read only the header and the first rows of large tables",
+        "check of the large tables without a verified checksum. full: read them as the build does, which finds all "
+        "errors; quick: read only the header and the first rows",
         choices=("full", "quick"),
     )
 
@@ -65,9 +72,9 @@ class MimicOptions:
     horizon_days: int = option(365, "death within this number of days after the index discharge is the positive class")
     death_date: str = option(
         "any",
-        "date of death: dod in patients.csv only (dod), or also the in-hospital death in admissions.csv if dod is "
-        "blank (any)",
-        choices=("any", "dod"),
+        "date of death: dod in patients only (dod), also the in-hospital death in admissions if dod is blank (any), or "
+        "in-hospital deaths only (hospital), for exports without dod; deaths after discharge then count as alive",
+        choices=("any", "dod", "hospital"),
     )
     reversed_visits: str = option("keep", "visits with admittime after dischtime", choices=("keep", "drop"))
     overlapping_visits: str = option(
@@ -110,8 +117,8 @@ class MimicOptions:
     note_sections: tuple[str, ...] = option((), "sections of discharge summaries to keep, by heading (empty: all)")
     text_encoder: str = option(
         "counts",
-        "how notes become vectors. counts: hashed term counts, from which training fits TF-IDF and SVD; hashing or "
-        "hashing-<dim>: hashed character n-grams; minilm: all-MiniLM-L6-v2, needs the extra 'text'",
+        "how notes become vectors. counts: hashed term counts, from which training fits TF-IDF and SVD; auto: minilm "
+        f"if it is installed, otherwise hashing; {HELP}; the ids of precomputed vectors are note_id",
     )
     note_features: int = option(2048, "number of hashed terms for text_encoder=counts")
     note_pieces: int = option(8, "maximum number of 180-word chunks per note, evenly spaced (0: all); not for counts")
