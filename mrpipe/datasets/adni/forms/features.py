@@ -24,6 +24,10 @@ class Feature:
     levels: tuple[str, ...] = ()
 
 
+# Declared features, and a frame of their values with one row per participant (`rid`).
+Built = tuple[list[Feature], pl.DataFrame]
+
+
 def vector_modality(
     name: str, bit: int, description: str, declared: Sequence[Feature], frame: pl.DataFrame, cohort: pl.DataFrame
 ) -> Features:
