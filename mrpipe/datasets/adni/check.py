@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,8 +12,7 @@ import polars as pl
 
 from mrpipe.datasets.adni.cohort import build_cohort, diagnoses, label_table
 from mrpipe.datasets.adni.export import AdniExport
-from mrpipe.datasets.adni.forms.biospecimen import apoe_alleles, biospecimen_features, biospecimen_tables, requested
-from mrpipe.datasets.adni.forms.clinical import clinical_features, clinical_tables
+from mrpipe.datasets.adni.forms import biospecimen, clinical
 from mrpipe.datasets.adni.forms.medications import is_dementia_drug
 from mrpipe.datasets.adni.genomic.check import check_genotypes
 from mrpipe.datasets.adni.genomic.inputs import find_beds, rids_of, shown
@@ -28,31 +27,26 @@ from mrpipe.datasets.adni.tables import (
     DXSUM,
     INITHEALTH,
     ISOPROSTANE,
-    NFL,
     PEOPLE,
     PTDEMOG,
     RECCMEDS,
     REGISTRY,
-    LoniTable,
 )
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import Checked
 
 T = TypeVar("T")
-# Optional tables, and the option that adds them.
 _OPTIONAL = {
-    BATEMAN: "plasma_abeta=true",
-    NFL: "plasma_nfl=true",
-    ISOPROSTANE: "isoprostane=true",
-    INITHEALTH: "profile=corrected",
-    ADNIMERGE: "label_source=adnimerge",
-    REGISTRY: "",
+    **{table: (content, f"{option}=true") for table, (option, content, _) in biospecimen.OPTIONAL.items()},
+    INITHEALTH: ("medical history of ADNI3 and 4", "profile=corrected"),
+    ADNIMERGE: ("an alternative source of diagnoses and demographics", "label_source=adnimerge"),
+    REGISTRY: ("visit dates that other tables lack", ""),
 }
 # Values of other options in the paper and in the authors' code.
 _PAPER = {"image_scan": "latest", "dementia_drugs": True, "merge": "union"}
 _BUILDERS = {
-    "clinical": (clinical_tables, clinical_features),
-    "biospecimen": (biospecimen_tables, biospecimen_features),
+    "clinical": (clinical.clinical_tables, clinical.clinical_features),
+    "biospecimen": (biospecimen.biospecimen_tables, biospecimen.biospecimen_features),
 }
 
 
@@ -78,7 +72,7 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
     faults = FaultCollector()
     export = AdniExport(raw)
     labels = _attempt(faults, lambda: label_table(export, options.label_source)) or DXSUM
-    required = [labels, *requested(options)]
+    required = [labels, *biospecimen.requested(options)]
     files: list[Path] = []
     for table in dict.fromkeys((*required, *PEOPLE)):
         path = None
@@ -92,7 +86,7 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
             faults.add(table.absent())
         if path is not None:
             files.append(path)
-    _attempt(faults, lambda: export.path(APOERES) and apoe_alleles(export))
+    _attempt(faults, lambda: export.path(APOERES) and biospecimen.apoe_alleles(export))
     samples = _attempt(faults, lambda: build_cohort(raw, options, export).samples)
     observed = (None if samples is None else _attempt(faults, lambda: _observed(samples, export, options))) or {}
     described = _attempt(faults, lambda: _notes(export, options)) or []
@@ -120,7 +114,7 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
         notes=tuple(notes),
         groups=images.groups,
         observed=observed,
-        unused=_unused(raw, export, files) | unused,
+        unused=_unused(raw, export, files) | unused | images.unused,
     )
 
 
@@ -167,22 +161,18 @@ def _observed(samples: pl.DataFrame, export: AdniExport, options: AdniOptions) -
 def _notes(export: AdniExport, options: AdniOptions) -> list[str]:
     """Tables that are absent, sources of the labels, and what `profile=paper` lacks of the paper."""
 
-    def listed(tables: Iterable[LoniTable]) -> str:
-        return "; ".join(f"{t.name} ({t.content or 'labels'}: {t.menu})" for t in tables)
-
-    notes = []
     merged = options.profile != "paper"
     lost = [t for t in (*CLINICAL, *BIOSPECIMEN) if export.path(t, merged=merged) is None]
-    if lost:
-        notes.append(f"absent tables, whose features the store lacks: {listed(lost)}")
+    menus = ", ".join(f"{t.name} ({t.menu})" for t in lost)
+    notes = [f"absent tables, whose features the store lacks: {menus}"] if lost else []
     for table in (PTDEMOG, APOERES):
         if table not in lost and export.path(table, merged=False) is None:
-            notes.append(f"absent table {table.name}: {table.content} from {export.shown(table)}")
-    absent = [t for t in _OPTIONAL if export.path(t) is None]
-    notes += [f"absent optional tables: {listed(absent)}"] if absent else []
+            notes.append(f"absent table {table.name}: what {export.shown(table)} has of it is read")
+    absent = [f"{t.name} ({content})" for t, (content, _) in _OPTIONAL.items() if export.path(t) is None]
+    notes += [f"absent optional tables: {', '.join(absent)}"] if absent else []
     notes += _label_notes(export, options)
     if options.profile == "paper":
-        differ = [_OPTIONAL[t] for t in (BATEMAN, ISOPROSTANE) if t not in requested(options)]
+        differ = [_OPTIONAL[t][1] for t in (BATEMAN, ISOPROSTANE) if t not in biospecimen.requested(options)]
         differ += [f"{k}={str(v).lower()}" for k, v in _PAPER.items() if getattr(options, k) != v]
         also = f" The paper also has {', '.join(differ)}." if differ else ""
         notes.append(
@@ -229,5 +219,5 @@ def _unused(raw: Path, export: AdniExport, files: list[Path]) -> dict[str, str]:
         for path in itertools.chain(*export.files(table)):
             reasons[path] = f"{export.shown(table)} is read for {table.name}; to read this file, remove that one"
             if path == export.path(table):
-                reasons[path] = f"{table.content}; add it with {_OPTIONAL.get(table, '')}"
+                reasons[path] = "{}; add it with {}".format(*_OPTIONAL.get(table, ("", "")))
     return {shown(raw, path): reason for path, reason in reasons.items() if path not in files}

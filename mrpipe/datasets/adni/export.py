@@ -55,27 +55,14 @@ def _people(frame: pl.DataFrame, path: Path, shown_as: str) -> pl.DataFrame:
     return frame
 
 
-def codes_of(name: str) -> dict[str, str]:
-    """Text of a decoded table → code of a field."""
-    return {text: str(i) for texts in DECODED[name] for i, text in enumerate(texts.split("|"), start=1)}
-
-
-def _validate(
-    frame: pl.DataFrame, field: Field, path: Path, shown_as: str, *, decoded: bool
-) -> tuple[Fault | None, str | None]:
-    """Return an error for values that cannot be parsed, or a note on values that are set to missing.
-
-    Args:
-        decoded: the table has texts instead of codes; those that are not known are set to missing.
-    """
+def _validate(frame: pl.DataFrame, field: Field, path: Path, shown_as: str) -> tuple[Fault | None, str | None]:
+    """Return an error for values that cannot be parsed, or a note on values that are set to missing."""
     written = frame.select(ROW, pl.col(field.name).str.strip_chars().alias("v")).drop_nulls()
     if field.kind in ("number", "assay"):
         bad = ~pl.col("v").str.contains(values.NUMBER)
         if field.kind == "assay":
             bad &= ~pl.col("v").str.contains(values.BELOW)
         expected = "a number" + (", >LIMIT, <LIMIT, <LLOQ or <LOD" if field.kind == "assay" else "")
-    elif field.kind in ("code", "codes") and decoded:
-        bad, expected = pl.lit(value=False), ""
     elif field.kind in ("code", "codes"):
         bad = ~pl.col("v").str.contains(r"^-?\d+(?:\.0+)?(?:[|:]-?\d+(?:\.0+)?)*[|:]?$")
         expected = f"codes {', '.join(c for c, _ in field.codes)}"
@@ -213,8 +200,11 @@ class AdniExport:
         frame = _people(frame, path, shown_as).with_columns(pl.lit(None, pl.String).alias(c) for c in missing)
         frame = frame.filter(pl.col("rid") != QC_RID).with_columns(values.phase("PHASE", "VISCODE").alias("phase"))
         if merged:
-            texts = {n: codes_of(n) for n in DECODED if n in frame.columns}
-            frame = frame.with_columns(pl.col(n).replace(codes) for n, codes in texts.items())
+            for name in (n for n in DECODED if n in frame.columns):
+                text = f"{shown_as}, column {name}: {{n}} unknown texts set to missing"
+                self.note(~pl.col(name).is_in(list(DECODED[name])), frame, text)
+                code = pl.col(name).replace_strict(DECODED[name], default=None, return_dtype=pl.String)
+                frame = frame.with_columns(code)
             if not {"VISCODE", "VISCODE2", "DATE"} - set(missing):
                 frame = frame.with_columns(VISCODE2=pl.lit("bl"))
         else:
@@ -231,7 +221,7 @@ class AdniExport:
         )
         faults = FaultCollector()
         for field in table.fields:
-            fault, note = _validate(frame, field, path, shown_as, decoded=merged)
+            fault, note = _validate(frame, field, path, shown_as)
             faults.add(fault)
             if note:
                 self.notes.append(note)

@@ -73,7 +73,6 @@ class LoniTable:
         older: names of other assays or versions, preferred first; read only if the table itself is absent.
         fields: columns to read besides the keys.
         menu: menu path on the LONI website.
-        content: what the table contributes, for the report of absent tables.
         merged_in: tables that have some of its fields as well, and are read for them if the table is absent.
     """
 
@@ -82,7 +81,6 @@ class LoniTable:
     fields: tuple[Field, ...]
     menu: str
     older: tuple[str, ...] = ()
-    content: str = ""
     merged_in: tuple[str, ...] = ()
 
     def field(self, name: str) -> Field:
@@ -137,8 +135,7 @@ QUANTITIES = {
     "MH16BSMOK": ("MH16SMOK", True),
     "MH16CSMOK": ("MH16SMOK", False),
 }
-# Texts of ADNIMERGE and of ADSL of the R package ADNIMERGE2, in the order of their codes.
-DECODED = {
+_TEXTS = {
     "PTGENDER": ("Male|Female",),
     "PTMARRY": ("Married|Widowed|Divorced|Never married|Unknown|Domestic Partnership",),
     "PTETHCAT": ("Hisp/Latino|Not Hisp/Latino|Unknown", "Hispanic or Latino|Not Hispanic or Latino"),
@@ -148,6 +145,8 @@ DECODED = {
         "White|More than one race|Unknown",
     ),
 }
+# Text → code of a field, of ADNIMERGE and of ADSL of the R package ADNIMERGE2.
+DECODED = {n: {t: str(i) for texts in x for i, t in enumerate(texts.split("|"), start=1)} for n, x in _TEXTS.items()}
 _MARITAL = "married widowed divorced never_married unknown partner"
 _HOMES = "house condominium apartment mobile_home retirement_community assisted_living nursing_facility other unknown"
 SIGNS = "NXVISUAL NXAUDITO NXTREMOR"
@@ -168,7 +167,6 @@ MEDHIST = LoniTable(
     stems=("MEDHIST",),
     fields=(*_codes(HISTORY, YES_NO), *_numbers(" ".join(QUANTITIES))),
     menu="Medical History > Medical History (ADNI1, GO, 2)",
-    content="medical history of ADNI1, GO and 2",
 )
 # One row per condition; the codes of its category are the numbers of the items of MEDHIST.
 INITHEALTH = LoniTable(
@@ -179,14 +177,12 @@ INITHEALTH = LoniTable(
         Field(name="IHSURG", kind="code", codes=YES_NO, required=False),
     ),
     menu="Medical History > Initial Health Assessment (ADNI3, 4)",
-    content="medical history of ADNI3 and 4",
 )
 NEUROEXM = LoniTable(
     name="NEUROEXM",
     stems=("NEUROEXM",),
     fields=(*_codes(SIGNS, PRESENT), *_codes(FUNCTIONS, ABNORMAL)),
     menu="Medical History > Neurological Exam",
-    content="neurological examination",
 )
 PTDEMOG = LoniTable(
     name="PTDEMOG",
@@ -206,7 +202,6 @@ PTDEMOG = LoniTable(
         Field(name="PTRACCAT", kind="codes", codes=RACES, aliases=("RACE",)),
     ),
     menu="Subject Characteristics > Subject Demographics",
-    content="demographics",
     merged_in=("ADNIMERGE", "ADSL"),
 )
 RECCMEDS = LoniTable(
@@ -219,7 +214,6 @@ RECCMEDS = LoniTable(
         Field(name="CMEND", kind="year", required=False),
     ),
     menu="Medical History > Concurrent Medications Log",
-    content="medications",
 )
 VITALS = LoniTable(
     name="VITALS",
@@ -231,7 +225,6 @@ VITALS = LoniTable(
         *_codes("VSTMPUNT", _numbered("F", "C")),
     ),
     menu="Medical History > Vital Signs",
-    content="vital signs",
 )
 APOERES = LoniTable(
     name="APOERES",
@@ -243,7 +236,6 @@ APOERES = LoniTable(
         Field(name="APOE4", kind="number", required=False),
     ),
     menu="Genetic > Genotype Results > ApoE Genotyping Results",
-    content="APOE genotype",
     merged_in=("ADNIMERGE",),
 )
 ELECSYS = LoniTable(
@@ -258,7 +250,6 @@ ELECSYS = LoniTable(
         Field(name="COMMENT", required=False),
     ),
     menu="Biospecimen > Biospecimen Results > UPENN CSF Biomarkers Roche Elecsys",
-    content="CSF amyloid and tau",
 )
 BATEMAN = LoniTable(
     name="batemanlab",
@@ -270,7 +261,6 @@ BATEMAN = LoniTable(
         Field(name="INJECTION", required=False),
     ),
     menu="Biospecimen > Biospecimen Results > Bateman Lab ADNI Plasma Abeta42/Abeta40",
-    content="plasma Aβ42/40",
 )
 NFL = LoniTable(
     name="ADNI_BLENNOWPLASMANFL",
@@ -278,33 +268,24 @@ NFL = LoniTable(
     older=("BLENNOWPLASMANFL",),
     fields=(Field(name="PLASMA_NFL", kind="assay"),),
     menu="Biospecimen > Biospecimen Results > Blennow Lab ADNI1 Plasma neurofilament light (NFL)",
-    content="plasma neurofilament light",
 )
 ISOPROSTANE = LoniTable(
     name="ISOPROSTANE",
     stems=("ISOPROSTANE",),
     fields=(Field(name="ISO8PGF2A", kind="assay"), Field(name="ISO812IPF2A", kind="assay", required=False)),
     menu="Biospecimen > Biospecimen Results > Isoprostane (urine)",
-    content="urine isoprostanes",
 )
 ADNIMERGE = LoniTable(
     name="ADNIMERGE",
     stems=("ADNIMERGE",),
     fields=(Field(name="DX", required=False),),
     menu="Study Info > Data & Database > Key ADNI tables merged into one table",
-    content="diagnoses, demographics and APOE ε4, for tables that are absent",
 )
 # Demographics of the R package ADNIMERGE2, whose tables have decoded values.
 ADSL = LoniTable(name="ADSL", stems=("ADSL",), fields=(), menu="R package ADNIMERGE2")
 # Read only to map RID to PTID and to date visits.
-ROSTER = LoniTable(name="ROSTER", stems=("ROSTER",), fields=(), menu="Enrollment > Roster", content="PTIDs")
-REGISTRY = LoniTable(
-    name="REGISTRY",
-    stems=("REGISTRY",),
-    fields=(),
-    menu="Enrollment > Registry",
-    content="visit dates that other tables lack",
-)
+ROSTER = LoniTable(name="ROSTER", stems=("ROSTER",), fields=(), menu="Enrollment > Roster")
+REGISTRY = LoniTable(name="REGISTRY", stems=("REGISTRY",), fields=(), menu="Enrollment > Registry")
 
 CLINICAL = (PTDEMOG, MEDHIST, NEUROEXM, RECCMEDS, VITALS)
 BIOSPECIMEN = (APOERES, ELECSYS)

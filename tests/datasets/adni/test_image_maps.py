@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 
 import mrpipe
+from mrpipe.datasets.adni import DATASET as ADNI
 from mrpipe.datasets.adni.image.join import read_images
 from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.datasets.adni.image.plan import check_images
 from mrpipe.datasets.adni.image.raw import prepare_images
-from mrpipe.datasets.adni.image.reader import READER, check_images
 from mrpipe.datasets.adni.simulate.image import simulate_images, simulated_grid
 from mrpipe.errors import DataError, FaultCollector, UsageError
 from mrpipe.schema import Attrition, Checked, Cohort, Dataset, Scheme, Task
@@ -277,7 +278,7 @@ def toy_dataset(frame: pl.DataFrame) -> Dataset:
         provider="p",
         options=ImageOptions,
         simulation=Simulation,
-        modalities={"image": READER},
+        modalities={"image": ADNI.modalities["image"]},
         tasks=(Task(name="dx", kind="classification", classes=("CN", "MCI", "AD")),),
         schemes={"standard": Scheme(stratify="dx")},
         check=check,

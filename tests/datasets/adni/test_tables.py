@@ -223,7 +223,7 @@ def test_a_missing_table_costs_its_features_and_is_reported(adni_export: Path) -
         table_path(adni_export, name).unlink()
     result = check(DATASET, adni_export, {})
     (note,) = (n for n in result["notes"] if n.startswith("absent tables"))
-    assert "VITALS (vital signs: Medical History > Vital Signs)" in note
+    assert "VITALS (Medical History > Vital Signs)" in note
     assert "MEDHIST" in note
     assert "APOERES" in note
     assert result["modalities"] == ["genomic", "clinical", "biospecimen"]

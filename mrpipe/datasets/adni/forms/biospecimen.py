@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.adni.export import AdniExport
-from mrpipe.datasets.adni.forms.features import Built, Feature, vector_modality
+from mrpipe.datasets.adni.forms.features import Built, Feature, features, side_by_side, vector_modality
 from mrpipe.datasets.adni.forms.paper_profile import paper_features
 from mrpipe.datasets.adni.forms.rows import pick, row_policy
 from mrpipe.datasets.adni.options import AdniOptions
@@ -26,6 +26,20 @@ ANALYTES = ("ABETA42", "ABETA40", "TAU", "PTAU")
 # Reportable range of the assay, pg/mL.
 RANGES = {"ABETA42": (200.0, 1700.0), "TAU": (80.0, 1300.0), "PTAU": (8.0, 120.0)}
 LIMITS = ("below", "within", "above")
+# Optional tables: option, content, and column → name and unit of the feature.
+OPTIONAL: dict[LoniTable, tuple[str, str, dict[str, tuple[str, str]]]] = {
+    BATEMAN: (
+        "plasma_abeta",
+        "plasma Aβ42/40, mass spectrometry",
+        {"ABETA_4240_STANDARDIZED": ("plasma_abeta42_40", "")},
+    ),
+    NFL: ("plasma_nfl", "plasma neurofilament light", {"PLASMA_NFL": ("plasma_nfl", "pg/mL")}),
+    ISOPROSTANE: (
+        "isoprostane",
+        "urine isoprostane",
+        {"ISO8PGF2A": ("urine_8_iso_pgf2a", ""), "ISO812IPF2A": ("urine_8_12_iso_ipf2a", "")},
+    ),
+}
 _NAMES = {"ABETA42": "Abeta42", "TAU": "Tau", "PTAU": "PTau"}
 
 
@@ -85,8 +99,7 @@ def csf_values(frame: pl.DataFrame) -> pl.DataFrame:
 
 def requested(options: AdniOptions) -> tuple[LoniTable, ...]:
     """Optional tables that the options add to the modality."""
-    tables = ((options.plasma_abeta, BATEMAN), (options.plasma_nfl, NFL), (options.isoprostane, ISOPROSTANE))
-    return tuple(table for on, table in tables if on)
+    return tuple(table for table, (option, *_) in OPTIONAL.items() if getattr(options, option))
 
 
 def biospecimen_tables(export: AdniExport, options: AdniOptions) -> list[LoniTable]:
@@ -108,16 +121,10 @@ def _apoe(export: AdniExport, cohort: pl.DataFrame, policy: str) -> Built:
     merged = export.path(APOERES, merged=False) is None
     alleles = ("4",) if merged else ("2", "4")
     values = pick(apoe_alleles(export), cohort, policy, [f"e{a}" for a in alleles], static=True)
-    declared = [
-        Feature(
-            name=f"apoe_e{a}",
-            unit="copies",
-            source_file=export.shown(APOERES),
-            source_column="APOE4" if merged else "GENOTYPE, APGEN1, APGEN2",
-            description=f"copies of the ε{a} allele",
-        )
-        for a in alleles
-    ]
+    declared: list[Feature] = []
+    for a in alleles:
+        text, column = f"copies of the ε{a} allele", "APOE4" if merged else "GENOTYPE, APGEN1, APGEN2"
+        declared += features(export.shown(APOERES), {f"apoe_e{a}": column}, unit="copies", description=text)
     return declared, values.rename({f"e{a}": f"apoe_e{a}" for a in alleles})
 
 
@@ -127,23 +134,11 @@ def _csf(export: AdniExport, cohort: pl.DataFrame, policy: str) -> Built:
     sides = [f"{a}.side" for a in RANGES]
     # All values come from the same CSF sample, so that ratios and flags match the concentrations.
     drawn = pick(csf_values(export.timed(ELECSYS)), cohort, policy, [*ANALYTES, *ratios, *sides], whole=True)
+    limits = {f"{a}_limit": f"{a}, COMMENT" for a in RANGES}
     declared = [
-        Feature(name=a, unit="pg/mL", source_file=source, source_column=a, description="CSF concentration")
-        for a in ANALYTES
-    ]
-    declared += [
-        Feature(name=r, source_file=source, source_column=c, description="ratio of CSF concentrations")
-        for r, c in ratios.items()
-    ]
-    declared += [
-        Feature(
-            name=f"{a}_limit",
-            levels=LIMITS,
-            source_file=source,
-            source_column=f"{a}, COMMENT",
-            description="below, within or above the reportable range",
-        )
-        for a in RANGES
+        *features(source, {a: a for a in ANALYTES}, unit="pg/mL", description="CSF concentration"),
+        *features(source, ratios, description="ratio of CSF concentrations"),
+        *features(source, limits, levels=LIMITS, description="below, within or above the reportable range"),
     ]
     return declared, drawn.rename({f"{a}.side": f"{a}_limit" for a in RANGES})
 
@@ -156,30 +151,15 @@ def biospecimen_features(
     tables = biospecimen_tables(export, options)
     if options.profile == "paper":
         return paper_features(export, tables, cohort, policy, dementia_drugs=True)
-    frame = cohort.select("rid")
-    declared: list[Feature] = []
-    blocks = {APOERES: _apoe, ELECSYS: _csf}
-    for features, values in (blocks[t](export, cohort, policy) for t in tables if t in blocks):
-        declared += features
-        frame = frame.join(values, on="rid", how="left")
-    optional: dict[str, tuple[dict[str, tuple[str, str]], str]] = {
-        BATEMAN.name: ({"ABETA_4240_STANDARDIZED": ("plasma_abeta42_40", "")}, "plasma Aβ42/40, mass spectrometry"),
-        NFL.name: ({"PLASMA_NFL": ("plasma_nfl", "pg/mL")}, "plasma neurofilament light"),
-        ISOPROSTANE.name: (
-            {"ISO8PGF2A": ("urine_8_iso_pgf2a", ""), "ISO812IPF2A": ("urine_8_12_iso_ipf2a", "")},
-            "urine isoprostane",
-        ),
-    }
+    blocks = [{APOERES: _apoe, ELECSYS: _csf}[t](export, cohort, policy) for t in tables if t in BIOSPECIMEN]
     for table in requested(options):
-        columns, text = optional[table.name]
+        _, text, columns = OPTIONAL[table]
         records = _bateman(export) if table is BATEMAN else export.timed(table)
-        values = pick(records, cohort, policy, list(columns))
-        frame = frame.join(values.rename({c: name for c, (name, _) in columns.items()}), on="rid", how="left")
-        declared += [
-            Feature(name=name, unit=unit, source_file=export.shown(table), source_column=c, description=text)
-            for c, (name, unit) in columns.items()
-        ]
-    return declared, frame
+        values = pick(records, cohort, policy, list(columns)).rename({c: name for c, (name, _) in columns.items()})
+        file = export.shown(table)
+        declared = [f for c, (n, unit) in columns.items() for f in features(file, {n: c}, unit=unit, description=text)]
+        blocks.append((declared, values))
+    return side_by_side(cohort, blocks)
 
 
 def read_biospecimen(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Features:

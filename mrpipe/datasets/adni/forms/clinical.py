@@ -14,7 +14,7 @@ import polars as pl
 
 from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import medications as drugs
-from mrpipe.datasets.adni.forms.features import Built, Feature, vector_modality
+from mrpipe.datasets.adni.forms.features import Built, Feature, features, side_by_side, vector_modality
 from mrpipe.datasets.adni.forms.paper_profile import paper_features
 from mrpipe.datasets.adni.forms.rows import eligible, pick, row_policy
 from mrpipe.datasets.adni.options import AdniOptions
@@ -77,36 +77,13 @@ def _demographics(export: AdniExport, cohort: pl.DataFrame, policy: str, source:
         *("PTGENDER", "PTHAND", "PTETHCAT", *_MARITAL),
         *races,
     )
-    declared = [
-        Feature(
-            name="age",
-            unit="a",
-            source_file=source,
-            source_column="AGE" if merged else "PTDOB, PTDOBYY, VISDATE",
-            description="age at the visit, from "
-            + ("that at baseline" if merged else "the month of birth (mid-year if only the year is known)"),
-        ),
-        *(
-            Feature(
-                name=n,
-                source_file=source,
-                source_column=n,
-                levels=PTDEMOG.field(n).levels,
-                unit="a" if n == "PTEDUCAT" else "",
-            )
-            for n in ("PTGENDER", "PTHAND", "PTETHCAT", *_MARITAL)
-        ),
-        *(
-            Feature(
-                name=f"race_{level}",
-                source_file=source,
-                source_column="PTRACCAT",
-                levels=YES_NO_LEVELS,
-                description="race selected; several can be",
-            )
-            for _, level in RACES
-        ),
-    ]
+    column = "AGE" if merged else "PTDOB, PTDOBYY, VISDATE"
+    text = "that at baseline" if merged else "the month of birth (mid-year if only the year is known)"
+    declared = features(source, {"age": column}, unit="a", description=f"age at the visit, from {text}")
+    for n in ("PTGENDER", "PTHAND", "PTETHCAT", *_MARITAL):
+        declared += features(source, {n: n}, levels=PTDEMOG.field(n).levels, unit="a" if n == "PTEDUCAT" else "")
+    columns, text = {f"race_{level}": "PTRACCAT" for _, level in RACES}, "race selected; several can be"
+    declared += features(source, columns, levels=YES_NO_LEVELS, description=text)
     return _known(declared, out) if merged else (declared, out)
 
 
@@ -146,10 +123,8 @@ def _history(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str)
         pl.when((pl.col(parent) == 0) & pl.lit(zero)).then(pl.lit(0.0)).otherwise(pl.col(q)).alias(q)
         for q, (parent, zero) in QUANTITIES.items()
     )
-    declared = [
-        *(Feature(name=n, source_file=source, source_column=n, levels=YES_NO_LEVELS) for n in names),
-        *(Feature(name=q, source_file=source, source_column=q, unit=_DOSES.get(q, "a")) for q in QUANTITIES),
-    ]
+    declared = features(source, {n: n for n in names}, levels=YES_NO_LEVELS)
+    declared += [Feature(name=q, source_file=source, source_column=q, unit=_DOSES.get(q, "a")) for q in QUANTITIES]
     return (declared, frame.select("rid", *names, *QUANTITIES)) if export.path(MEDHIST) else _known(declared, frame)
 
 
@@ -183,24 +158,10 @@ def _medication(export: AdniExport, cohort: pl.DataFrame, policy: str, source: s
         pl.col("first_word").filter("active").n_unique().alias("n_medications"),
         *((pl.col(f"drug_{i}") & pl.col("active")).any().cast(pl.Int8) for i in ingredients),
     )
-    declared = [
-        Feature(
-            name="n_medications",
-            source_file=source,
-            source_column="CMMED",
-            description="number of different medications" + ("" if dementia else ", without dementia drugs"),
-        ),
-        *(
-            Feature(
-                name=f"drug_{i}",
-                source_file=source,
-                source_column="CMMED",
-                levels=YES_NO_LEVELS,
-                description=", ".join(brands),
-            )
-            for i, brands in ingredients.items()
-        ),
-    ]
+    text = "number of different medications" + ("" if dementia else ", without dementia drugs")
+    declared = features(source, {"n_medications": "CMMED"}, description=text)
+    for i, brands in ingredients.items():
+        declared += features(source, {f"drug_{i}": "CMMED"}, levels=YES_NO_LEVELS, description=", ".join(brands))
     return declared, cohort.select("rid").join(counted, on="rid", how="left", maintain_order="left")
 
 
@@ -283,13 +244,9 @@ def clinical_features(export: AdniExport, cohort: pl.DataFrame, options: AdniOpt
     }
     if MEDHIST not in tables:
         builders = {INITHEALTH if t is MEDHIST else t: b for t, b in builders.items()}
-    blocks = [b(export, cohort, policy, export.shown(t)) for t, b in builders.items() if t in tables]
-    frame = cohort.select("rid")
-    declared: list[Feature] = []
-    for features, values in blocks:
-        declared += features
-        frame = frame.join(values, on="rid", how="left", validate="1:1", maintain_order="left")
-    return declared, frame
+    return side_by_side(
+        cohort, (b(export, cohort, policy, export.shown(t)) for t, b in builders.items() if t in tables)
+    )
 
 
 def read_clinical(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Features:
