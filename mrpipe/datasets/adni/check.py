@@ -99,8 +99,8 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
     images = check_images(raw, options, faults)
     files += images.files
     if not modalities and not faults.faults:
-        expected, found = "tables of a modality, genotypes or images", "none of them beside the diagnoses"
-        faults.add(Fault(file=raw.name, expected=expected, found=found, fix="Add, for example, PTDEMOG or APOERES."))
+        expected, fix = "tables of a modality, genotypes or images", "Add, for example, PTDEMOG or APOERES."
+        faults.add(Fault(file=raw.name, expected=expected, found="none of them beside the diagnoses", fix=fix))
     faults.raise_if_any()
     if "image" in modalities and samples is not None:
         observed["image"] = images.observed(samples)

@@ -18,7 +18,7 @@ from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms.biospecimen import biospecimen_features
 from mrpipe.datasets.adni.forms.clinical import clinical_features
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.datasets.adni.tables import HISTORY, QUANTITIES
+from mrpipe.datasets.adni.tables import HISTORY, QUANTITIES, ROSTER
 from mrpipe.errors import DataError
 from mrpipe.schema import Checked
 
@@ -280,6 +280,9 @@ def test_archives_nested_folders_separators_and_encodings_give_the_same_samples(
     images = raw / "ADNI" / "002_S_0011" / "MPRAGE"
     images.mkdir(parents=True)
     vitals().head(3).write_csv(images / "VITALS_30Dec2026.csv")
+    roster = pl.DataFrame([person(i) for i in range(N)]).drop("COLPROT")
+    roster.write_parquet(raw / "tables" / "ROSTER_15Nov2025.parquet")
+    assert AdniExport(raw).require(ROSTER)["rid"].to_list() == roster["RID"].to_list()
     assert labels(raw).equals(labels(plain))
     assert values(raw).equals(values(plain))
     assert checked(raw).observed["clinical"].equals(checked(plain).observed["clinical"])

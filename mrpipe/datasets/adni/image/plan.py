@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,7 +95,10 @@ def read_review(raw: Path, scans: pl.DataFrame, maps: Maps | None, faults: Fault
     """
     paths = sorted(p for p in raw.rglob(REVIEW) if p.is_file())
     frames = [f.select("image_id", "file") for f in (scans, maps.scans if maps else scans)]
-    known = {Path(v).name.lower(): i for i, f in pl.concat(frames).iter_rows() for v in (i, f)}
+    named = {(k.lower(), i) for i, f in pl.concat(frames).iter_rows() for k in (i, f, Path(f).name)}
+    # A name that several scans have (T1.nii) is none; their paths are.
+    times = Counter(k for k, _ in named)
+    known = {k: i for k, i in named if times[k] == 1}
     rows: dict[str, tuple[str, str, str | None]] = {}
     for path in paths:
         shown_as = path.relative_to(raw).as_posix()
@@ -105,8 +109,8 @@ def read_review(raw: Path, scans: pl.DataFrame, maps: Maps | None, faults: Fault
             continue
         frame = frame if "why" in frame.columns else frame.with_columns(why=pl.lit(None, dtype=pl.String))
         for record, key, decision, why in frame.select(ROW, "image_id", "decision", "why").iter_rows():
-            name = Path(key).name.lower()
-            image, line = known.get(name) or known.get(re.sub(r"^[id]?0*(?=\d)", "", name)), line_of(path, record)
+            name, line = Path(key).name.lower(), line_of(path, record)
+            image = known.get(key.lower()) or known.get(name) or known.get(re.sub(r"^[id]?0*(?=\d)", "", name))
             if image is None:
                 found = "another value"
                 faults.add(Fault(file=shown_as, line=line, expected="an image of the export", found=found, fix=LISTED))
@@ -217,7 +221,8 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
         days = scans.group_by("rid", "date").len().filter(pl.col("len") > 1).height
         several = f"; on {days} days, participants have several, of which the best series is used" if days else ""
         found.notes.append(f"images: raw T1 scans by layout: {', '.join(f'{k} {n}' for k, n in kinds)}{several}")
-        found.groups["tables and sidecars of scans"] = beside(raw, scans)
+        if files := beside(raw, scans):
+            found.groups["tables and sidecars of scans"] = files
         by_top: dict[str, list[Path]] = {}
         for file in scans["file"]:
             top, _, rest = masked(Path(file)).partition("/")

@@ -5,6 +5,7 @@ Layouts and tables are described in docs/raw-formats.md.
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from contextlib import suppress
@@ -15,7 +16,7 @@ import polars as pl
 
 from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import values
-from mrpipe.delimited import UNREADABLE, head
+from mrpipe.delimited import UNREADABLE, decode, head, unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.forms import is_table
 from mrpipe.raw import Column, read_csv
@@ -38,17 +39,11 @@ RAVENS = re.compile(rf"(?:.*/)?{_ID}_(?P<date>{_DAY})_(?P<description>T1)_[^/]*R
 # Modulated grey matter of CAT12 and SPM is named after its scan.
 MODULATED = re.compile(r"(?P<folder>(?:.*/)?)mwp1(?P<scan>[^/]+)", re.IGNORECASE)
 _PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in LAYOUTS.items()}
-# What participants.tsv, *_sessions.tsv and *_scans.tsv of BIDS say of a folder or file: end of the name → key, value.
+# What tables of BIDS tell of a folder or file: end of the name → columns of the key and the value.
 _TABLES = {
-    "participants.tsv": (
-        Column(name="participant_id"),
-        Column(name="alternative_id_1", aliases=("ptid",), required=False),
-    ),
-    "_sessions.tsv": (
-        Column(name="session_id"),
-        Column(name="acq_time", aliases=("examination_date",), required=False),
-    ),
-    "_scans.tsv": (Column(name="filename"), Column(name="acq_time", required=False)),
+    "participants.tsv": ("participant_id", "alternative_id_1"),
+    "_sessions.tsv": ("session_id", "acq_time"),
+    "_scans.tsv": ("filename", "acq_time"),
 }
 _T1 = re.compile(r"MP_?RAGE|(^|_)MPR(_|$)|F?SPGR|(^|_)MT1(_|$)")
 _NOT_T1 = re.compile(r"LOCALI|SCOUT|CALIB|FIELD_MAP|MASK|HIPPOCAMP|(^|_)T2|FLAIR|(^|_)PD(_|$)|DTI|FMRI|(^|_)ASL")
@@ -152,15 +147,21 @@ def _bids_tables(raw: Path, faults: FaultCollector) -> dict[str, str]:
     """PTID of subject folders, and dates of session folders and scans, by path relative to the export."""
     found: dict[str, str] = {}
     for path in _bids_files(raw):
-        columns = next(c for end, c in _TABLES.items() if path.name.lower().endswith(end))
-        try:
-            frame = read_csv(path, columns, shown_as=masked(path.relative_to(raw)))
-        except DataError as error:
-            faults.absorb(error)
+        key, value = next(c for end, c in _TABLES.items() if path.name.lower().endswith(end))
+        shown_as, folder = masked(path.relative_to(raw)), path.parent.relative_to(raw)
+        try:  # the format is fixed: UTF-8, with tabs
+            rows = list(
+                csv.DictReader(decode(path.read_bytes(), shown_as=shown_as).splitlines(), delimiter="\t", restkey="")
+            )
+        except (DataError, OSError, csv.Error) as error:
+            faults.absorb(error if isinstance(error, DataError) else unreadable(error, shown_as, "a table of BIDS"))
             continue
-        folder = path.parent.relative_to(raw)
-        rows = frame.drop_nulls().iter_rows() if frame.width == len(columns) else ()
-        found |= {(folder / key).as_posix(): value for key, value in rows}
+        if rows and key not in rows[0]:
+            expected, columns = "this column, and tabs between columns", f"columns {', '.join(rows[0])}"
+            faults.add(Fault(file=shown_as, column=key, expected=expected, found=columns))
+            continue
+        known = ((row[key], row.get(value) or row.get("examination_date")) for row in rows)
+        found |= {(folder / name).as_posix(): text for name, text in known if name and text and text != "n/a"}
     return found
 
 
@@ -221,7 +222,7 @@ def _file_row(raw: Path, path: Path, named: str, bids: dict[str, str], faults: F
         "path_date": row.get("date") or row.get("time"),
         "month": int(row["month"]) if "month" in row else 0 if "first" in row else None,
         "path_description": row.get("description"),
-        "image_id": str(int(row["image"])) if "image" in row else named,
+        "image_id": str(int(row["image"])) if "image" in row else named.replace("/", "__")[-200:],
         "file": path.relative_to(raw).as_posix(),
         "format": "dcm" if path.suffix.lower() == ".dcm" else "nii",
     }
