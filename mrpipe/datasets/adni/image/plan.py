@@ -192,10 +192,9 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
         found.files += maps.files
         found.notes += maps.notes
         if maps.folder is not None:
-            below = (p for p in maps.folder.rglob("*.nii*") if p.is_file() and p not in maps.files)
-            manifest = maps.source.lower().endswith(".csv")
-            members = tuple(sorted(p for p in below if manifest or scan_of(p.name)))
-            found.groups[f"{masked(maps.folder.relative_to(raw))}/*.nii.gz"] = members
+            below = sorted(p for p in maps.folder.rglob("*.nii*") if p.is_file() and p not in maps.files)
+            members = (p for p in below if maps.source.lower().endswith(".csv") or scan_of(p.name))
+            found.groups[f"{masked(maps.folder.relative_to(raw))}/*.nii.gz"] = tuple(members)
     elif options.image_route == "maps" and len(faults.faults) == before:
         expected, fix = "stacked maps, maps.csv, or a folder of RAVENS maps", "Set --set image_maps=PATH."
         faults.add(Fault(file=f"{raw.name}/ADNI_G.npy", expected=expected, found="none of them", fix=fix))
@@ -207,12 +206,14 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
         if len(review):
             dropped = int((review["decision"] == "drop").sum())
             found.notes.append(f"images: {REVIEW} drops {dropped} and accepts {len(review) - dropped} scans")
-    taken = {*found.files, *(raw / f for f in scans["file"]), *(p for group in found.groups.values() for p in group)}
+    taken = {raw / options.image_mask, *found.files, *(raw / f for f in scans["file"])}
+    taken |= {p for group in found.groups.values() for p in group}
     reasons: dict[str, list[str]] = {}
     for path in images_below(raw):
-        if path not in taken and options.image_mask != path.relative_to(raw).as_posix():
-            reason = next(r for pattern, r in _UNUSED if re.search(pattern, path.relative_to(raw).as_posix(), re.I))
-            reasons.setdefault(reason, []).append(masked(path.relative_to(raw)))
+        if path not in taken and path.suffix.lower() != ".dcm":  # `mrpipe check` names the conversion of DICOM
+            file = path.relative_to(raw)
+            reason = next(r for pattern, r in _UNUSED if re.search(pattern, file.as_posix(), re.IGNORECASE))
+            reasons.setdefault(reason, []).append(masked(file))
     found.unused = {f"{len(paths)} images (e.g. {paths[0]})": reason for reason, paths in reasons.items()}
     if options.image_route == "maps":
         return found
