@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -82,7 +82,7 @@ class PieceEncoder:
         """See `Encoder.sentences`."""
         encodings = self._encodings(texts, split=False)
         known = [i for i, e in enumerate(encodings) if not all(e.special_tokens_mask)]
-        vectors = self._run([encodings[i].ids for i in known], lambda _, vector: vector, pooled=True)
+        vectors = self._run([encodings[i].ids for i in known], pooled=True)
         x = np.full((len(texts), len(vectors[0]) if vectors else self.dim), np.nan, dtype=np.float32)
         x[known] = vectors or x[known]
         return unit_rows(x)
@@ -94,28 +94,25 @@ class PieceEncoder:
         # The pieces beyond the limit are further parts of the text, whose words are numbered through.
         parts = [(start, part) for start, e in zip(offsets, encodings) for part in (e, *e.overflowing)]  # noqa: B905
         word = [np.array([-1 if w is None else w for w in part.word_ids]) for _, part in parts]
-        hidden = self._run([part.ids for _, part in parts], lambda i, x: x[word[i] >= 0], pooled=False)
-        if not hidden:
+        if not parts:
             return np.empty((0, self.dim), dtype=np.float32), offsets
+        hidden = self._run([part.ids for _, part in parts], pooled=False)
+        pieces = np.concatenate([h[w >= 0] for h, w in zip(hidden, word, strict=True)], dtype=np.float64)
         rows = np.concatenate([start + w[w >= 0] for (start, _), w in zip(parts, word, strict=True)])
-        x = np.full((len(flat), hidden[0].shape[1]), np.nan, dtype=np.float32)
+        x = np.full((len(flat), pieces.shape[1]), np.nan, dtype=np.float32)
         starts = np.flatnonzero(np.diff(rows, prepend=-1))
-        sums = np.add.reduceat(np.concatenate(hidden, dtype=np.float64), starts, axis=0)
-        x[rows[starts]] = sums / np.diff(starts, append=len(rows))[:, None]
+        x[rows[starts]] = np.add.reduceat(pieces, starts, axis=0) / np.diff(starts, append=len(rows))[:, None]
         return x, offsets
 
-    def _run(self, pieces: list[list[int]], reduce: Callable[[int, Floats], Floats], *, pooled: bool) -> list[Floats]:
-        """`reduce(position, output of the model)` of all texts."""
+    def _run(self, pieces: list[list[int]], *, pooled: bool) -> list[Floats]:
+        """Output of the model for each text, in the order of the texts."""
         from threadpoolctl import threadpool_limits
 
-        def work(batch: list[int]) -> list[tuple[int, Floats]]:
-            outputs = self._forward([pieces[i] for i in batch], pooled=pooled)
-            return [(i, reduce(i, output)) for i, output in zip(batch, outputs, strict=True)]
-
         batches = list(self._batches(np.array([len(p) for p in pieces], dtype=np.int64)))
-        limit = partial(threadpool_limits, limits=1, user_api="blas")
+        inputs = [[pieces[i] for i in batch] for batch in batches]
+        forward, limit = partial(self._forward, pooled=pooled), partial(threadpool_limits, limits=1, user_api="blas")
         with limit(), ThreadPoolExecutor(job_threads(), initializer=limit) as pool:
             # The first batch, which loads the weights, is complete before the threads start.
-            done = dict(work(batches[0])) if batches else {}
-            done.update(chain.from_iterable(pool.map(work, batches[1:])))
+            outputs = [*map(forward, inputs[:1]), *pool.map(forward, inputs[1:])]
+        done = dict(zip(chain.from_iterable(batches), chain.from_iterable(outputs), strict=True))
         return [done[i] for i in range(len(pieces))]

@@ -273,6 +273,8 @@ def test_minilm_encodes_every_word_of_a_long_text(minilm: MiniLM) -> None:
     empty = np.array([False] + [w == "\x00" for w in words])
     assert np.isnan(values).all(axis=1).tolist() == empty.tolist()
     assert np.isfinite(values[~empty]).all()
+    assert np.isnan(minilm.words([["\x00"]])[0]).all()
+    assert minilm.words([[]])[0].shape == (0, 384)
 
 
 @needs_minilm
