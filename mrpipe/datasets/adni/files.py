@@ -14,7 +14,6 @@ from mrpipe.forms import ENDINGS, is_table
 from mrpipe.raw import sha256
 
 _DATED = r"(?:.*_)?(?:{stem})(?:_(?P<date>\d\d[A-Za-z]{{3}}\d{{4}}|\d{{4}}-\d\d-\d\d))?(?: ?\(\d+\))?"
-_ENDING = rf"(?:{ENDINGS}|\.zip)"
 # Folders of participants, hidden folders and leftovers of archives.
 _PERSON = re.compile(r"\d{3}_S_\d{4}|sub-|\.|__MACOSX", re.IGNORECASE)
 
@@ -49,7 +48,7 @@ def find_tables(raw: Path, files: Sequence[Path], table: LoniTable) -> tuple[lis
         DataError: several files that differ in content have the same table name and date.
     """
     stems = [*table.stems, *table.older]
-    expressions = [re.compile(_DATED.format(stem=stem) + _ENDING, re.IGNORECASE) for stem in stems]
+    expressions = [re.compile(_DATED.format(stem=stem) + rf"(?:{ENDINGS}|\.zip)", re.IGNORECASE) for stem in stems]
     found: list[tuple[int, str, date, int, Path]] = []
     for path in files:
         for age, expression in enumerate(expressions):
