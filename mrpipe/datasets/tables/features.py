@@ -88,7 +88,7 @@ def _kind_of(column: str, modality: ModalityTable) -> Kind | None:
     return matching[-1] if matching else None
 
 
-def _inferred(text: pl.Series, number: pl.Series, bad: pl.Series) -> Kind:
+def inferred_kind(text: pl.Series, number: pl.Series, bad: pl.Series) -> Kind:
     """Categorical for text with few values, unless most of them look like numbers, such as <0.5, 3,14 or inf."""
     distinct = text.drop_nulls().unique() if bad.any() else text.clear()
     like = int(distinct.str.contains(_NUMBER_LIKE).sum())
@@ -121,7 +121,7 @@ def parse(table: RawTable, config: TablesConfig, modality: ModalityTable, faults
         bad = text[column].is_not_null() & ~number[column].is_finite().fill_null(False)
         kind = _kind_of(column, modality)
         declared.append(kind is not None)
-        kind = kind or _inferred(text[column], number[column], bad)
+        kind = kind or inferred_kind(text[column], number[column], bad)
         if kind.kind == "numeric":
             table.require_commas(column, faults)
             bad = bad | too_large(number[column])

@@ -12,7 +12,7 @@ from mrpipe.datasets.tables.files import ID, LISTED, ROW, RawTable, canonical_te
 from mrpipe.errors import FaultCollector
 from mrpipe.ids import near_miss
 
-_SUBJECT = re.compile(r"subject|patient|person|participant|(^|_)(pid|ptid|rid|mrn)(_|$)", re.IGNORECASE)
+SUBJECT = re.compile(r"subject|patient|person|participant|(^|_)(pid|ptid|rid|mrn)(_|$)", re.IGNORECASE)
 
 
 def report_lost_rows(
@@ -104,7 +104,7 @@ def _undeclared_subject(table: RawTable, config: TablesConfig) -> list[str]:
         if not 10 <= n_distinct < n <= 20 * n_distinct:
             continue
         adjacent = int((values != values.shift(1)).sum()) + 1 == n_distinct and not values.str.contains(r"\.").any()
-        if adjacent or _SUBJECT.search(column):
+        if adjacent or SUBJECT.search(column):
             columns.append(f"{column} ({n_distinct} values in {n} rows)")
     if not columns:
         return []

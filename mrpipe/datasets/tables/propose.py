@@ -1,0 +1,317 @@
+"""`mrpipe init tables`: proposes a declaration of tables, with the reason for each guess as a comment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrpipe.datasets.tables.config import Ref, matches
+from mrpipe.datasets.tables.joins import SUBJECT
+from mrpipe.datasets.tables.parser import MAX_MODALITIES
+from mrpipe.datasets.tables.profile import ID_NAME, USUAL, Column, Sheet, blocks, linked, profile
+from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
+from mrpipe.raw import few, is_table
+from mrpipe.store.parquet import write_text
+
+SCHEMA = Path(__file__).with_name("schema.yaml")
+# Names of values that are known only after the outcome, and of other columns that may be labels.
+_AFTERWARDS = r"outcome|label$|target|death|dead|died|mortality|surviv|expired|readmi|discharge|length_of_stay|(^|_)los(_|$)"
+_OUTCOME = _AFTERWARDS + r"|^class$|^y$|diagnos|(^|_)dx|relapse|recur|progress|respon|event|stage|severity|status|grade"
+# With more columns of few whole numbers, these are counts or grey values rather than codes; longest list of levels.
+_MANY, _LISTED = 8, 12
+_UNUSED = {
+    "date": "a date",
+    "identifier": "looks like an identifier",
+    "mixed": "numbers and other text: correct it, or declare codes under `missing`",
+    "empty": "no values",
+    "text": "free text or names",
+}
+
+
+def init(paths: Sequence[Path], out: Path | None, *, overwrite: bool = False) -> str:
+    """Write a declaration of tables (files, or all in a folder); returns the commands to type next.
+
+    Raises:
+        UsageError: if `out` exists and is not to be overwritten, or there is no table.
+        DataError: as `propose`.
+    """
+    found = [sorted(filter(is_table, p.iterdir())) if p.is_dir() else [p] for p in paths]
+    files = list(dict.fromkeys(f.resolve() for fs in found for f in fs))
+    if not files:
+        raise UsageError(f"no table in {', '.join(map(str, paths))}")
+    raw = Path(os.path.commonpath([f.parent for f in files]))
+    target = out or raw / "tables.yaml"
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} exists: choose another --out, or --overwrite it")
+    write_text(target, propose(raw, [f.relative_to(raw).as_posix() for f in files]))
+    arguments = f"tables --raw {shlex.quote(os.path.relpath(raw))}"
+    if target.resolve() != raw / "tables.yaml":
+        arguments += f" --set config={shlex.quote(str(target.resolve()))}"
+    return (
+        f"{target}: a proposal from {len(files)} tables. Read its comments, correct it, then:\n"
+        f"  mrpipe check {arguments}\n  mrpipe build {arguments} --out stores/mine\n"
+        "  mrpipe train --store stores/mine --out runs/mine --method moe_retriever"
+    )
+
+
+def propose(raw: Path, files: Sequence[str]) -> str:
+    """Text of a YAML that declares the tables, whose paths are relative to `raw`.
+
+    No value that could name a person is part of it: only values that several rows share, and usual codes for missing.
+
+    Raises:
+        DataError: if files cannot be read, no column joins them, or no column can be a label.
+    """
+    faults, sheets = FaultCollector(), []
+    for file in files:
+        try:
+            sheets.append(profile(raw, file))
+        except DataError as error:
+            faults.absorb(error)
+    faults.raise_if_any()
+    proposal = _Proposal(*_join(sheets))
+    return "\n".join(proposal.lines()) + "\n"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """How files are joined.
+
+    Attributes:
+        people: the table whose rows are the samples.
+        id, subject: columns of `people`; without an id, rows are joined by order.
+        rows: the tables with at most one row per sample, or per subject.
+        left: the other tables, with the reason.
+    """
+
+    people: Sheet
+    id: str | None
+    subject: str | None
+    rows: list[Sheet]
+    left: dict[str, str]
+
+
+def _join(sheets: list[Sheet]) -> Joined:
+    """The join of most tables by an id that is unique in one of them, or by order."""
+    found = []
+    for sheet in sheets:
+        for c in (c for c in sheet.columns.values() if c.joins and c.unique):
+            if c.kind != "number" or ID_NAME.search(c.name):
+                found.append(_join_by(sheet, c.name, [o for o in sheets if o is not sheet]))
+    rank = [(len(j.rows), j.subject is not None, bool(ID_NAME.search(j.id or "")), j.people.n) for j in found]
+    same_length = len({s.n for s in sheets}) == 1
+    if found and (max(rank)[0] == len(sheets) or not same_length):
+        return found[rank.index(max(rank))]
+    if not same_length:
+        expected, names = "a column of ids that is unique in one file and occurs in the others", [s.file for s in sheets]
+        raise DataError(Fault(file=few(names), expected=expected, found="none"))
+    return Joined(sheets[0], None, None, sheets, {})
+
+
+def _join_by(people: Sheet, id: str, others: list[Sheet]) -> Joined:
+    keys = {o.file: linked(people, id, o) for o in others}
+    rest = [o for o in others if keys[o.file] is None]
+    subject, n_most = None, 0
+    for c in people.columns.values():
+        if c.name != id and c.joins and 10 <= c.n_distinct < c.n_known <= 20 * c.n_distinct:
+            n = sum(key is not None and o.columns[key].unique for o in rest for key in [linked(people, c.name, o)])
+            if n > n_most or (subject is None and SUBJECT.search(c.name)):
+                subject, n_most = c.name, n
+    rows, left = [people], {}
+    for o in others:
+        key = keys[o.file] or (subject and linked(people, subject, o))
+        if not key:
+            left[o.file] = "no column has the ids of the samples"
+        elif key not in (id, subject):
+            left[o.file] = f"rename its column {key}, which has the ids of the samples, to {id}"
+        elif not o.columns[key].unique:
+            left[o.file] = f"several rows per {key}: aggregate them first"
+        else:
+            rows.append(o)
+    return Joined(people, id, subject, rows, left)
+
+
+def _scalar(value: Ref) -> str:
+    """A name or a value in YAML."""
+    words = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
+    plain = isinstance(value, int) or (re.fullmatch(r"[A-Za-z][\w.-]*", value, re.ASCII) and value.lower() not in words)
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
+
+
+def _codes(values: Iterable[str]) -> str:
+    return f"[{', '.join(v if re.fullmatch('0|-?[1-9][0-9]*', v, re.ASCII) else _scalar(v) for v in values)}]"
+
+
+class _Proposal:
+    """The label, columns that are no features, and modalities of joined tables."""
+
+    def __init__(self, joined: Joined):
+        self.joined = joined
+        self.ids = {joined.id, joined.subject}
+        self.sheet, self.label, self.why = self._choose_label()
+        self.unused = self._find_unused()
+
+    def _choose_label(self) -> tuple[Sheet, Column, str]:
+        """The likeliest label, its table, and the reason with the other candidates."""
+        found: list[tuple[float, Sheet, Column, str]] = []
+        for sheet in (s for s in self.joined.rows if self.joined.id is None or self.joined.id in s.columns):
+            columns = [c for c in sheet.columns.values() if c.name not in self.ids]
+            for c in columns:
+                n = len(c.classes)
+                if c.is_split or c.kind not in ("number", "codes", "categories") or (n < 2 and c.kind != "number"):
+                    continue
+                reasons = {
+                    "named like an outcome": 4 * bool(re.search(_OUTCOME, c.name, re.IGNORECASE)),
+                    "the only column of its file": 3 * (len(columns) == 1 and sheet is not self.joined.people),
+                    "the last column": int(c is columns[-1]),
+                    f"{n} classes": 1 if n == 2 else 0.5 * (n > 2),
+                }
+                why = ", ".join(r for r, points in reasons.items() if points)
+                found.append((sum(reasons.values()), sheet, c, why or "no column is named like an outcome"))
+        if not found:
+            expected = "a column that can be a label: few distinct values, or numbers"
+            raise DataError(Fault(file=self.joined.people.file, expected=expected, found="none"))
+        score, sheet, label, why = max(found, key=lambda f: f[0])
+        others = [f"{c.ref} ({s.file})" for x, s, c, _ in found if c is not label and x >= max(2, score - 4)]
+        return sheet, label, f"{why}; other candidates: {few(others)}" if others else why
+
+    def _find_unused(self) -> dict[Ref, str]:
+        """Columns that are no features, with the reason."""
+        unused: dict[Ref, str] = {}
+        for c in (c for sheet in self.joined.rows for c in sheet.columns.values() if c.name not in self.ids):
+            if c.ref == self.label.ref:
+                if self.joined.id is None or c is not self.label:
+                    unused[c.ref] = "the label"
+            elif c.is_split:
+                unused[c.ref] = "a split"
+            elif c.kind not in ("number", "codes", "categories"):
+                unused[c.ref] = _UNUSED.get(c.kind, f"values of type {c.kind}")
+            elif re.search(_AFTERWARDS, c.name, re.IGNORECASE):
+                unused[c.ref] = "may be known only after the outcome"
+        return unused
+
+    def lines(self) -> Iterator[str]:
+        joined, people = self.joined, self.joined.people
+        yield f"# yaml-language-server: $schema={SCHEMA.as_uri()}"
+        yield "# Proposed by `mrpipe init tables`; the comments are the reasons for its guesses. Correct what is wrong, then run"
+        yield "# `mrpipe check tables`. All keys: docs/tables.md."
+        yield "title: My study"
+        yield f"file: {_scalar(people.file)}  # its {people.n} rows are the samples"
+        if joined.id is None:
+            yield "join: order  # no column of ids joins the files: row k of each file is sample k"
+        else:
+            also = few([s.file for s in joined.rows[1:] if joined.id in s.columns])
+            yield f"id: {_scalar(joined.id)}  # unique in {people.file}{also and f'; also in {also}'}"
+        if joined.subject is not None:
+            n = people.columns[joined.subject].n_distinct
+            yield f"subject: {_scalar(joined.subject)}  # {n} subjects; all samples of one are in the same split"
+        yield from (f"# {file} is not used: {why}" for file, why in joined.left.items())
+        yield from self._missing()
+        if self.unused:
+            yield "exclude:"
+            yield from (f"- {_scalar(ref)}  # {why}" for ref, why in self.unused.items())
+        yield from self._modalities()
+        yield f"label:  # {self.why}"
+        name = re.sub(r"\W+", "_", self.label.name, flags=re.ASCII).strip("_")
+        yield f"  name: {name if re.match('[A-Za-z]', name) else 'label'}"
+        yield f"  file: {_scalar(self.sheet.file)}"
+        yield f"  column: {_scalar(self.label.ref)}"
+        if classes := self.label.classes:
+            sizes = few([str(n) for n in classes.values()])
+            yield f"  classes: {_codes(classes)}  # {sizes} rows; with names: {{{next(iter(classes))}: name, …}}"
+        else:
+            yield "  kind: regression  # numbers; or `threshold: 10` for two classes"
+        yield from self._split()
+
+    def _missing(self) -> Iterator[str]:
+        """Codes without which the files cannot be read; others as a comment."""
+        columns = [c for sheet in self.joined.rows for c in sheet.columns.values() if c.codes]
+        needed = [c for c in columns if c is self.label or (c.kind in ("number", "codes") and not _numeric(c.codes))]
+        if columns:
+            yield f"{'' if needed else '# '}missing:  # codes for missing? Confirm those that are comments"
+        yield from (f"  {_scalar(c.name)}: {_codes(c.codes)}  # no value of this column" for c in needed)
+        for codes, n in Counter(c.codes for c in columns if c not in needed).items():
+            names = list(dict.fromkeys(c.name for c in columns if c.codes == codes and c not in needed))
+            yield from (f"#   {_scalar(c)}: {_codes(codes)}" for c in (names if n <= _MANY else ["*"]))
+
+    def _modalities(self) -> Iterator[str]:
+        """One modality per file; in a single file, one per group of columns that are missing together."""
+        used: dict[str, list[str]] = {}
+        for s in self.joined.rows:
+            columns = [c for c in s.columns.values() if c.name not in self.ids and c.ref not in self.unused]
+            used[s.file] = [c.name for c in columns if c is not self.label]
+        sheets = [s for s in self.joined.rows if used[s.file]][:MAX_MODALITIES]
+        wide = blocks(sheets[0], used[sheets[0].file]) if len(sheets) == 1 else []
+        if len(wide) < 2:
+            yield "modalities:  # one per file; docs/tables.md shows how to divide a file by columns"
+            for name, sheet in zip(_names([s.file for s in sheets]), sheets, strict=True):
+                yield f"  {name}:\n    file: {_scalar(sheet.file)}"
+                yield from self._kinds([sheet.columns[c] for c in used[sheet.file]])
+            return
+        yield "modalities:  # columns that are missing together: rename and regroup them"
+        for name, block in zip(_names([re.split("[_. ]", b[0])[0].lower() for b in wide]), wide, strict=True):
+            columns = [sheets[0].columns[c] for c in block]
+            shares = [c.n_known / sheets[0].n for c in columns]
+            share = " to ".join(dict.fromkeys(f"{s:.0%}" for s in (min(shares), max(shares))))
+            yield f"  {'usual' if block is wide[0] and max(shares) >= USUAL else name}:  # known in {share} of the rows"
+            yield f"    columns: [{', '.join(map(_scalar, _patterns(sheets[0], columns)))}]"
+            yield from self._kinds(columns)
+
+    def _kinds(self, columns: list[Column]) -> Iterator[str]:
+        """Kinds of categorical columns; a name that several columns share cannot be declared."""
+        named = [c for c in columns if isinstance(c.ref, str)]
+        n_coded = sum(c.kind == "codes" for c in named)
+        kinds = [c for c in named if c.kind == "categories" or (c.kind == "codes" and n_coded <= _MANY)]
+        if kinds or n_coded:
+            yield "    kinds:"
+        if n_coded > _MANY:
+            yield f'      "*": numeric  # {n_coded} columns have few whole numbers: counts rather than codes?'
+        for c in kinds:
+            levels = _codes(c.levels) if 0 < len(c.levels) <= _LISTED else "categorical"
+            why = "few whole numbers: codes? With names: {1: never, …}; or `numeric`" if c.kind == "codes" else "text"
+            yield f"      {_scalar(c.name)}: {levels}  # {why}"
+
+    def _split(self) -> Iterator[str]:
+        for sheet in (s for s in self.joined.rows if self.joined.id is None or self.joined.id in s.columns):
+            for c in (c for c in sheet.columns.values() if c.is_split):
+                declared = f"split: {{file: {_scalar(sheet.file)}, column: {_scalar(c.ref)}}}"
+                parts = sheet.table.frame.group_by(self.joined.subject or c.name).n_unique()[c.name] if (
+                    self.joined.subject in sheet.columns) else None
+                if parts is None or parts.max() == 1:
+                    yield f"{declared}  # the values are names of parts"
+                    return
+                yield f"# {declared}  # not used: subjects are in several parts"
+
+
+def _numeric(codes: Iterable[str]) -> bool:
+    return all(re.fullmatch("-?[0-9]+", c) for c in codes)
+
+
+def _patterns(sheet: Sheet, block: list[Column]) -> list[Ref]:
+    """References to columns; one pattern for those with a common first part, if no other column has it."""
+    found: dict[Ref, None] = {}
+    for c in block:
+        pattern = re.sub(r"_[^_]*$", "_*", c.name)
+        same = [h for h in sheet.columns if matches(h, pattern)]
+        short = 1 < len(same) == sum(b.name in same for b in block) and not re.search(r"[*?\[]", pattern[:-1])
+        found[pattern if short else c.ref] = None
+    return list(found)
+
+
+def _names(texts: Sequence[str]) -> list[str]:
+    """Distinct names of modalities, from names of files without suffixes and a common first part, or of columns."""
+    stems = [re.sub(r"(\.[A-Za-z]\w{1,7})+$", "", Path(t).name) for t in texts]
+    first = re.match(r"[^-_. ]+[-_. ]", stems[0])
+    common = first[0] if first and len(stems) > 1 and all(s.startswith(first[0]) for s in stems) else ""
+    names: list[str] = []
+    for stem in stems:
+        name = re.sub(r"\W+", "_", stem.removeprefix(common), flags=re.ASCII).strip("_")
+        name = name if re.match("[A-Za-z]", name) else f"table_{name}"
+        names.append(name if name not in names else f"{name}_{len(names)}")
+    return names
