@@ -1,43 +1,30 @@
-"""Delimited text files: encodings, separators and line numbers; undecodable bytes are an error, never replaced."""
+"""Tables of every form as text: encodings, separators, decimal marks and line numbers; no byte is replaced or lost."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
+import lzma
+import zipfile
 import zlib
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import polars as pl
+import polars.selectors as cs
 
-from mrpipe.errors import DataError, Fault
+from mrpipe.errors import DataError, Fault, MissingExtraError
+from mrpipe.forms import form_of, open_binary, read_typed, recognise
 
-# Exceptions raised on reading a truncated or damaged text file, plain or .gz.
-UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
+# Exceptions raised on reading a truncated or damaged text file, plain or compressed.
+UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 AGAIN = "The file is damaged or truncated: download it again."
-# First bytes of formats that are often named .csv, or listed beside CSV files, and their remedies.
-_FORMATS = (
-    (b"PK\x03\x04", "an Excel workbook or zip archive", "Save the sheet as CSV (UTF-8), or unzip the archive."),
-    (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)", "Save the sheet as CSV (UTF-8)."),
-    (b"PAR1", "a Parquet file", "Name it .parquet."),
-    (b"ARROW1", "a Feather file", "Save it as Parquet."),
-    (b"\x89HDF", "an HDF5 file", "Save the table as CSV or Parquet."),
-    (b"SQLite format 3", "an SQLite database", "Save the table as CSV or Parquet."),
-    (b"%PDF", "a PDF document", "Save the table as CSV."),
-    (b"\x28\xb5\x2f\xfd", "a file compressed with zstd", "Decompress it, or compress it with gzip."),
-    (b"BZh", "a file compressed with bzip2", "Decompress it, or compress it with gzip."),
-    (b"\xfd7zXZ", "a file compressed with xz", "Decompress it, or compress it with gzip."),
-    (b"{", "JSON", "Save the table as CSV or Parquet."),
-    (b"[", "JSON", "Save the table as CSV or Parquet."),
-    (b"$FL2", "an SPSS file", "Save it as CSV or Parquet."),
-    (b"<stata_dta>", "a Stata file", "Save it as CSV or Parquet."),
-    (b"HEADER RECORD*******LIBRARY", "a SAS transport file", "Save it as CSV or Parquet."),
-    (b"<!DOCTYPE", "a web page", "The download failed, perhaps for lack of a login: download the file again."),
-    (b"<html", "a web page", "The download failed, perhaps for lack of a login: download the file again."),
-)
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+# Number with a decimal comma.
+COMMA = r"^(\s*[-+]?[0-9]*),([0-9]+(?:[eE][-+]?[0-9]+)?\s*)$"
+# Lines that tell the separator.
+LINES = 200
 _NAMES = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
 
 
@@ -51,15 +38,13 @@ def unreadable(error: object, shown_as: str, expected: str, fix: str = AGAIN) ->
 
 
 def _bytes(path: Path) -> bytes:
-    data = path.read_bytes()
-    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    with open_binary(path) as handle:
+        return bytes(handle.read())
 
 
 def head(path: Path, size: int = 2**16) -> bytes:
-    """First bytes of a file, decompressed if it is gzipped."""
-    with path.open("rb") as handle:
-        compressed = handle.read(2) == b"\x1f\x8b"
-    with gzip.open(path, "rb") if compressed else path.open("rb") as handle:
+    """First bytes of a file, decompressed."""
+    with open_binary(path) as handle:
         return bytes(handle.read(size))
 
 
@@ -102,76 +87,155 @@ def _undecodable(data: bytes, error: UnicodeDecodeError, encoding: str, shown_as
     )
 
 
-def read_delimited(
+@dataclass(frozen=True)
+class TextTable:
+    """A table as text.
+
+    Attributes:
+        frame: its columns, unstripped; empty fields are null.
+        separator: between columns; None for a form without lines.
+        odd: columns that are not plain values (Duration, List, Binary, …) and their dtypes; read as empty.
+    """
+
+    frame: pl.DataFrame
+    separator: str | None
+    odd: dict[str, str] = field(default_factory=dict)
+
+
+def read_table(
     path: Path,
     *,
     shown_as: str,
-    separator: str = ",",
+    separator: str | None = None,
     encoding: str | None = None,
+    decimal: str | None = None,
+    sheet: str = "",
     notes: list[str] | None = None,
-    **named: Any,
-) -> pl.DataFrame:
-    """Read a delimited file, plain or gzipped, with all columns as text.
+    strict: bool = False,
+    n_rows: int | None = None,
+) -> TextTable:
+    """Read a table of any form that `forms.FORMS` reads, with all columns as text and a decimal point in numbers.
 
     Args:
-        encoding, notes: see `decode`.
-        named: further arguments of `polars.read_csv`.
+        separator: default: a tab in .tsv files, or the one of comma, semicolon, tab and bar that gives equal rows.
+        encoding: see `decode`; of text only.
+        decimal: decimal mark. Default: a comma if columns are not separated by commas and the numbers show it.
+        sheet: of a workbook; default: the only one that is not empty.
+        notes: receives what was found (encoding, separator, decimal mark).
+        strict: text that is not UTF-8 is an error, as without `notes`, instead of read as Windows-1252 with a note.
+        n_rows: read only this many rows of a text table.
 
     Raises:
-        DataError: the file is missing, empty, damaged, of another format, of another separator, or undecodable.
+        DataError: the file is missing, empty, damaged, of another form or separator, or undecodable.
+        MissingExtraError: the library for this form is not installed.
     """
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
-        raise DataError(Fault(file=shown_as, expected="a CSV table", found=found))
+        raise DataError(Fault(file=shown_as, expected="a table", found=found))
+    form = recognise(path)
     try:
         first = head(path)
-        _require_text(first, separator, shown_as, encoding, has_header=named.get("has_header", True))
-        if encoding is None and not first.startswith((b"\xff\xfe", b"\xfe\xff")):
-            try:
-                return pl.read_csv(path, infer_schema=False, separator=separator, **named)
-            except pl.exceptions.ComputeError as error:
-                if "utf-8" not in str(error).lower() and "utf8" not in str(error).lower():
-                    raise
-        text = decode(_bytes(path), shown_as=shown_as, encoding=encoding, notes=notes)
-        return pl.read_csv(io.BytesIO(text.encode()), infer_schema=False, separator=separator, **named)
+        form = form_of(first) or form
+        if form is not None and form.reader not in (None, "text"):
+            frame, odd = read_typed(path, form, shown_as=shown_as, sheet=sheet)
+            if not frame.width:
+                raise DataError(Fault(file=shown_as, expected="a table", found="no columns"))
+            return TextTable(frame, None, odd)
+        if form is not None and form.reader is None and form.magic and form_of(first) is form:
+            raise DataError(Fault(file=shown_as, expected="a table", found=form.name, fix=form.advice))
+        found_separator = separator or _separator(first, path, encoding, shown_as)
+        _require_text(first, found_separator, shown_as, encoding)
+        frame = _read_text(path, first, found_separator, shown_as, encoding, None if strict else notes, n_rows)
+    except (DataError, MissingExtraError):
+        raise
     except pl.exceptions.NoDataError:
         raise DataError(
             Fault(file=shown_as, expected="a header row", found="an empty file", fix="Export the table again.")
         ) from None
-    except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        if "more fields" in str(error) and (line := _first_longer_line(path, separator, encoding)):
+    except Exception as error:  # damaged bytes can raise any exception of the libraries
+        if "more fields" in str(error) and (line := _first_longer_line(path, found_separator, encoding)):
             expected, found = "as many fields as the header in every line", "a line with more"
             fix = "Quote fields that contain the separator; remove lines above the header."
             raise DataError(Fault(file=shown_as, line=line, expected=expected, found=found, fix=fix)) from error
-        raise unreadable(error, shown_as, "a complete CSV table") from error
+        raise unreadable(error, shown_as, f"complete {form.name}" if form else "a complete table") from error
+    if notes is not None and separator is None and found_separator != _default_separator(path):
+        notes.append(f"{shown_as}: columns are separated by {_NAMES[found_separator]}")
+    if decimal == "," or (decimal is None and found_separator != "," and _has_commas(frame, found_separator)):
+        frame = frame.with_columns(cs.string().str.replace(COMMA, "$1.$2"))
+        if notes is not None and decimal is None:
+            notes.append(f"{shown_as}: numbers have a decimal comma")
+    return TextTable(frame, found_separator)
 
 
-def _require_text(head: bytes, separator: str, shown_as: str, encoding: str | None, *, has_header: bool) -> None:
-    """Raise a DataError if the first bytes are of another format, or the header uses another separator."""
-    for magic, what, fix in _FORMATS:
-        if head.lower().startswith(magic.lower()):
-            raise DataError(Fault(file=shown_as, expected="a CSV table", found=what, fix=fix))
+def _read_text(
+    path: Path,
+    first: bytes,
+    separator: str,
+    shown_as: str,
+    encoding: str | None,
+    notes: list[str] | None,
+    n_rows: int | None,
+) -> pl.DataFrame:
+    if encoding is None and not first.startswith((b"\xff\xfe", b"\xfe\xff")):
+        try:
+            source = path if path.suffix.lower() not in (".zip", ".bz2", ".xz") else io.BytesIO(_bytes(path))
+            return pl.read_csv(source, infer_schema=False, separator=separator, n_rows=n_rows)
+        except pl.exceptions.ComputeError as error:
+            if "utf-8" not in str(error).lower() and "utf8" not in str(error).lower():
+                raise
+    text = decode(_bytes(path), shown_as=shown_as, encoding=encoding, notes=notes)
+    return pl.read_csv(io.BytesIO(text.encode()), infer_schema=False, separator=separator, n_rows=n_rows)
+
+
+def _default_separator(path: Path) -> str:
+    return "\t" if recognise(path) and ".tsv" in path.name.lower() else ","
+
+
+def _separator(first: bytes, path: Path, encoding: str | None, shown_as: str) -> str:
+    """The separator with which most of the first lines have as many fields as the header, by their number."""
+    whole = first[: first.rfind(b"\n") + 1] or first
+    text = whole.decode("latin-1") if encoding is None and whole[:2] not in (b"\xff\xfe", b"\xfe\xff") else ""
+    text = text or decode(whole[: len(whole) // 2 * 2], shown_as=shown_as, encoding=encoding, notes=[])
+    best, default = (0.0, 1), _default_separator(path)
+    chosen = default
+    for candidate in (default, *(s for s in _NAMES if s != default)):
+        with suppress(csv.Error):
+            lines = text.removeprefix("\ufeff").splitlines()[:LINES]
+            header, *rows = [len(r) for r in csv.reader(lines, delimiter=candidate) if r] or [1]
+            alike = sum(n == header for n in rows) / len(rows) if rows else 1.0
+            if header > 1 and (alike, header) > best:
+                best, chosen = (alike, header), candidate
+    return chosen
+
+
+def _has_commas(frame: pl.DataFrame, separator: str) -> bool:
+    """Whether numbers have a decimal comma: some do and none has a point; three digits alone may be thousands."""
+    text = frame.select(cs.string())
+    digits = r"\d+" if separator == ";" else r"(?:\d{1,2}|\d{4,})"
+    with_comma, with_point = rf"^\s*[-+]?\d*,{digits}\s*$", r"^\s*[-+]?\d*\.\d+\s*$"
+    return _any(text, with_comma) and not _any(text, with_point)
+
+
+def _any(frame: pl.DataFrame, pattern: str) -> bool:
+    return bool(frame.select(pl.any_horizontal(pl.all().str.contains(pattern).any())).item()) if frame.width else False
+
+
+def _require_text(head: bytes, separator: str, shown_as: str, encoding: str | None) -> None:
+    """Raise a DataError if the first bytes are binary, or the header uses another separator."""
     if encoding is None and b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
         found = "unreadable data (null bytes: a binary file, or UTF-16 without a byte-order mark)"
-        raise DataError(Fault(file=shown_as, expected="a CSV table", found=found, fix="Save the table as CSV (UTF-8)."))
-    if not has_header or b"\0" in head:
+        raise DataError(Fault(file=shown_as, expected="a table", found=found, fix="Save the table as CSV (UTF-8)."))
+    if b"\0" in head:
         return
     header = head.split(b"\n", 1)[0].decode("latin-1")
     if "\r" in header.rstrip("\r"):
         found, fix = "line ends of old Macintosh programs (CR)", "Save the file again, with line ends LF or CR LF."
-        raise DataError(Fault(file=shown_as, expected="a CSV table", found=found, fix=fix))
+        raise DataError(Fault(file=shown_as, expected="a table", found=found, fix=fix))
     other = max(_NAMES, key=header.count)
-    if header.count(other) > header.count(separator):
-        raise DataError(
-            Fault(
-                file=shown_as,
-                line=1,
-                expected=f"columns separated by {_NAMES.get(separator, repr(separator))}",
-                found=f"columns separated by {_NAMES[other]}",
-                fix=f"Save the file with {_NAMES.get(separator, repr(separator))} between columns"
-                + (" and a point as decimal mark." if other == ";" else "."),
-            )
-        )
+    if header.count(other) > 0 == header.count(separator):
+        expected = f"columns separated by {_NAMES.get(separator, repr(separator))}"
+        found, fix = f"columns separated by {_NAMES[other]}", "Correct the key `separator`, or leave it out."
+        raise DataError(Fault(file=shown_as, line=1, expected=expected, found=found, fix=fix))
 
 
 def _first_longer_line(path: Path, separator: str, encoding: str | None) -> int | None:
@@ -187,12 +251,17 @@ def _first_longer_line(path: Path, separator: str, encoding: str | None) -> int 
     return None
 
 
-def line_of(path: Path, record: int, *, separator: str = ",", encoding: str | None = None) -> int:
+def line_of(path: Path, record: int, *, separator: str | None = None, encoding: str | None = None) -> int:
     """Line of the file on which data record `record` (1-based, blank lines counted) begins; the header is line 1.
 
     Quoted fields may contain line breaks, so that a record's number does not give its line. Reads the file up to the
-    record; for error messages only.
+    record; for error messages only. A table without lines counts as if its column names were line 1.
     """
+    first = head(path)
+    form = form_of(first) or recognise(path)
+    if form is not None and form.reader not in (None, "text"):
+        return record + 1
+    separator = separator or _separator(first, path, encoding, path.name)
     text = decode(_bytes(path), shown_as=path.name, encoding=encoding, notes=[])
     reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=separator)
     try:

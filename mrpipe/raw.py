@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from mrpipe.delimited import line_of, read_delimited, unreadable
+from mrpipe.delimited import line_of, read_table, unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.forms import ENDINGS
 from mrpipe.ids import near_miss
 
 ParsedT = TypeVar("ParsedT")
@@ -42,9 +43,10 @@ def require_folder(raw: Path) -> None:
 def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults: FaultCollector) -> Path | None:
     """Find the only file under `raw` whose relative path matches one of `patterns` (full match, ignoring case).
 
-    Returns None and adds a problem to `faults` if no file or several files match.
+    A pattern that ends with `\\.csv` matches tables of every form (`forms.ENDINGS`). Returns None and adds a problem to
+    `faults` if no file or several files match.
     """
-    expressions = [re.compile(p, re.IGNORECASE) for p in patterns]
+    expressions = [re.compile(re.sub(r"\\\.csv$", lambda _: ENDINGS, p), re.IGNORECASE) for p in patterns]
     files = sorted(p for p in raw.rglob("*") if p.is_file())
     matches = [p for p in files if any(e.fullmatch(p.relative_to(raw).as_posix()) for e in expressions)]
     if len(matches) == 1:
@@ -54,11 +56,6 @@ def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults:
     shown_as = f"{raw.name}/{patterns[0].replace(chr(92), '')}"
     faults.add(Fault(file=shown_as, expected=f"exactly one file ({what})", found=found, fix=fix))
     return None
-
-
-def is_csv(path: Path) -> bool:
-    """Whether a path is a file named `.csv` or `.csv.gz`, in any case."""
-    return path.name.lower().endswith((".csv", ".csv.gz")) and path.is_file()
 
 
 def few(names: Sequence[str], n: int = 5) -> str:
@@ -162,14 +159,14 @@ def read_csv(
     notes: list[str] | None = None,
     numbered: bool = False,
 ) -> pl.DataFrame:
-    """Read a small CSV file (plain or .gz) as strings, then cast; all problems are raised together as a DataError.
+    """Read a small table of any form as strings, then cast; all problems are raised together as a DataError.
 
     Blank lines are ignored. Returns the columns present in the file, with canonical names, in the declared order;
     `numbered` adds `ROW`, so that the caller can report lines. `shown_as` is the file's name in error messages;
-    `encoding` and `notes` are those of `read_delimited`.
+    `encoding` and `notes` are those of `delimited.read_table`.
     """
     shown_as = shown_as or path.name
-    raw = read_delimited(path, shown_as=shown_as, encoding=encoding, notes=notes)
+    raw = read_table(path, shown_as=shown_as, encoding=encoding, notes=notes).frame
     faults = FaultCollector()
     header = match_header(raw.columns, columns)
     for column in columns:

@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.forms import recognise
 from mrpipe.options import parse_options
 from mrpipe.raw import require_folder, sha256
 from mrpipe.schema import Checked, Dataset, Scheme, Task
@@ -131,7 +132,7 @@ def check(
         "observed": {m: len(observed[m]) if m in observed else None for m in present},
         "lacking": [m for m in declared.modalities if m not in present and (modalities is None or m in modalities)],
         "unused": dict(checked.unused),
-        "unread": _unread(raw, checked),
+        **_unread(raw, checked),
     }
 
 
@@ -182,20 +183,29 @@ def _mask_notes(
             yield f"{names[position]}: whether a sample has it nearly determines {whom} (AUROC {auroc:.3f})"
 
 
-def _unread(raw: Path, checked: Checked) -> dict[str, int]:
-    """Files of the export that a build does not read: name of a file or, with /, of a folder → number of files."""
+def _unread(raw: Path, checked: Checked) -> dict[str, Any]:
+    """Files of the export that a build does not read.
+
+    Returns:
+        `unread`: name of a file or, with /, of a folder → number of files; `forms`: one line for each recognised form.
+    """
     read = {os.path.abspath(f) for files in (checked.files, *checked.groups.values()) for f in files}
     found: Counter[str] = Counter()
+    forms: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for folder, _, names in os.walk(raw):
         place = Path(folder).relative_to(raw)
         # The reader reports a file or a folder by its name or its path.
         if checked.unused.keys() & {part for p in (place, *place.parents) for part in (p.name, p.as_posix())}:
             continue
         for name in names:
+            path = Path(folder, name)
             reported = checked.unused.keys() & {name, (place / name).as_posix()} or name.startswith(".")
-            if not reported and os.path.abspath(os.path.join(folder, name)) not in read:
+            if not reported and os.path.abspath(path) not in read:
                 found[f"{place.parts[0]}/" if place.parts else name] += 1
-    return dict(sorted(found.items()))
+                if (form := recognise(path)) and form.advice:
+                    forms[form.name, form.advice].append((place / name).as_posix())
+    lines = [f"{len(paths)} {name} ({min(paths)}{', …' * (len(paths) > 1)}): {a}" for (name, a), paths in forms.items()]
+    return {"unread": dict(sorted(found.items())), "forms": sorted(lines)}
 
 
 def closing(result: Mapping[str, Any]) -> str:
@@ -213,6 +223,7 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     lines += [f"{m:<{width}}  {text}" for m, text in n.items()]
     lines += [f"not used: {file}: {reason}" for file, reason in result["unused"].items()]
     unread = result["unread"]
+    lines += [f"not read: {text}" for text in result["forms"]]
     if unread:
         some = [f"{name} ({k})" if name.endswith("/") else name for name, k in list(unread.items())[:LISTED_UNREAD]]
         more = ", …" if len(unread) > LISTED_UNREAD else ""

@@ -294,7 +294,7 @@ def test_zip_member_without_a_name_and_of_absurd_size(tmp_path: Path) -> None:
     whole = path.read_bytes()
     at = whole.index(b"PK\x01\x02")
     path.write_bytes(whole[:at] + whole[at:].replace(b"shots/1.txt", b"\0hots/1.txt"))
-    with pytest.raises(DataError, match="complete zip archive; found a member without a name"):
+    with pytest.raises(DataError, match="a member without a name"):
         Folder(tmp_path, "shots")
     path.write_bytes(whole[: at + 24] + (2**31).to_bytes(4, "little") + whole[at + 28 :])
     with pytest.raises(DataError, match="2,147,483,648 bytes"):

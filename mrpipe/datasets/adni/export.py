@@ -11,11 +11,12 @@ import polars as pl
 
 from mrpipe.datasets.adni.forms import values
 from mrpipe.datasets.adni.tables import APOERES, DXSUM, KEYS, PEOPLE, PTID_PATTERN, QC_RID, Field, LoniTable
-from mrpipe.delimited import line_of, read_delimited
+from mrpipe.delimited import line_of, read_table
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import ROW, Column, is_csv, read_csv, sha256
+from mrpipe.forms import ENDINGS, is_table
+from mrpipe.raw import ROW, Column, read_csv, sha256
 
-_DATED = r"(?:.*_)?(?:{stem})(?:_(?P<date>\d\d[A-Za-z]{{3}}\d{{4}}|\d{{4}}-\d\d-\d\d))?(?: ?\(\d+\))?\.csv(?:\.gz)?"
+_DATED = r"(?:.*_)?(?:{stem})(?:_(?P<date>\d\d[A-Za-z]{{3}}\d{{4}}|\d{{4}}-\d\d-\d\d))?(?: ?\(\d+\))?"
 # A visit code and a date that differ by more months than this contradict each other.
 TOLERANCE, DAYS_PER_MONTH = 6, 30.4375
 # The newest file of a table may lack this fraction of the participants of an older file.
@@ -34,7 +35,7 @@ def _file_date(text: str | None) -> date:
 
 def table_files(raw: Path) -> list[Path]:
     """CSV files in the export folder and its direct subfolders; deeper folders (images) are not searched."""
-    return sorted(p for pattern in ("*", "*/*") for p in raw.glob(pattern) if is_csv(p))
+    return sorted(p for pattern in ("*", "*/*") for p in raw.glob(pattern) if is_table(p))
 
 
 def find_tables(raw: Path, table: LoniTable) -> tuple[list[Path], list[Path]]:
@@ -47,7 +48,7 @@ def find_tables(raw: Path, table: LoniTable) -> tuple[list[Path], list[Path]]:
         DataError: several files that differ in content have the same table name and date.
     """
     stems = [*table.stems, *table.older]
-    expressions = [re.compile(_DATED.format(stem=stem), re.IGNORECASE) for stem in stems]
+    expressions = [re.compile(_DATED.format(stem=stem) + ENDINGS, re.IGNORECASE) for stem in stems]
     found: list[tuple[int, str, date, int, Path]] = []
     for path in table_files(raw):
         for age, expression in enumerate(expressions):
@@ -177,7 +178,7 @@ class AdniExport:
         return DataError(Fault(file=name, column=column, line=line, expected=expected, found=repr(found), fix=fix))
 
     def _header(self, path: Path) -> list[str]:
-        return read_delimited(path, shown_as=path.relative_to(self.raw).as_posix(), notes=[], n_rows=0).columns
+        return read_table(path, shown_as=path.relative_to(self.raw).as_posix(), notes=[], n_rows=0).frame.columns
 
     def layout(self) -> str:
         """Generation of the export, detected from the header of DXSUM: old (no PTID), 2024 or 2025."""

@@ -19,6 +19,7 @@ from mrpipe.datasets.tables.files import LISTED, RawTable, locate
 from mrpipe.datasets.tables.joins import report_lost_rows, unused_rules
 from mrpipe.datasets.tables.parser import config_path, read_config
 from mrpipe.errors import FaultCollector
+from mrpipe.forms import is_table
 from mrpipe.ids import alike
 from mrpipe.schema import Checked, Cohort
 from mrpipe.store.leaks import CORRELATION, THRESHOLD, feature_columns, find_leaks
@@ -41,7 +42,7 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
     config, faults = read_config(raw, options), FaultCollector()
     files = config.cohort_files | {m.file for m in config.modalities}
     tables, config = read_tables(raw, config, files, faults)
-    notes: list[str] = []
+    notes = [note for table in tables.values() for note in table.notes]
     observed: dict[str, pl.Series] = {}
     used: dict[str, set[str]] = {file: reserved_columns(table, config) for file, table in tables.items()}
     assembled = assemble(config, tables, faults, notes)
@@ -62,7 +63,7 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
     notes += unused_rules(config, tables)
     faults.faults = list(dict.fromkeys(faults.faults))
     faults.raise_if_any()
-    paths = [config_path(raw, options), *(locate(raw, f) for f in sorted(files))]
+    paths = [config_path(raw, options), *(locate(raw, f)[0] for f in sorted(files))]
     return Checked(
         release=config.title or config.shown_as,
         files=tuple(paths),
@@ -79,12 +80,12 @@ def _unused(raw: Path, used: list[Path], columns: dict[str, list[str]], config: 
         if names:
             shown = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
             unused[f"{file}: {shown}"] = "columns of no modality; add them to the `columns` of one"
-    others = [p.relative_to(raw).as_posix() for p in sorted(raw.rglob("*")) if p.is_file() and p not in used]
-    for name in others[:LISTED]:
-        instead = name.removesuffix(".gz") in columns
-        unused[name] = f"{name.removesuffix('.gz')} is read" if instead else f"{config.shown_as} does not name it"
-    if len(others) > LISTED:
-        unused[f"{len(others) - LISTED} more files"] = f"{config.shown_as} does not name them"
+    for path in sorted(raw.rglob("*")):
+        name = path.relative_to(raw).as_posix()
+        if len(unused) < LISTED and path.is_file() and path not in used:
+            instead = next((f for f in columns if path.stem == Path(f).name), None)
+            if instead or is_table(path):
+                unused[name] = f"{instead} is read" if instead else f"{config.shown_as} does not name it"
     return unused
 
 

@@ -1,4 +1,4 @@
-"""Reading the tables (CSV, TSV or Parquet) as text, and resolving references to columns and rows.
+"""Reading the tables as text, and resolving references to columns and rows.
 
 Legend: n rows of a file, d features.
 """
@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from mrpipe import delimited
 from mrpipe.datasets.tables.config import MISSING, WHOLE, Ref, Rules, TablesConfig, codes_of, matches
-from mrpipe.delimited import line_of, read_delimited
+from mrpipe.delimited import COMMA, line_of
 from mrpipe.errors import DataError, Fault, FaultCollector, did_you_mean
+from mrpipe.forms import COMPRESSIONS
 
 ID, ROW = "__sample_id", "__row"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -29,7 +31,8 @@ class RawTable:
 
     Attributes:
         frame: `__row` (1-based record of the file) and the columns of the file, stripped.
-        separator: None for Parquet, whose rows have no lines.
+        separator: None for a form whose rows have no lines.
+        notes: what was found in the file, such as its separator.
         odd: columns that are not plain values (Duration, List, Binary, …) and their dtypes; read as empty.
         pointed: with a decimal comma, columns with numbers that have a decimal point, and the row of the first.
         key: column of the samples that joins the table: row, sample_id, or subject_id if it has subjects but no ids.
@@ -42,6 +45,7 @@ class RawTable:
     frame: pl.DataFrame
     odd: dict[str, str]
     pointed: dict[str, int]
+    notes: list[str]
 
     @property
     def header(self) -> list[str]:
@@ -176,19 +180,20 @@ def _plain(name: str) -> str:
     return re.sub(r"_duplicated_\d+$", "", name).strip().casefold()
 
 
-def locate(raw: Path, file: str) -> Path:
-    """Path of the file, or of its gzipped form.
+def locate(raw: Path, file: str) -> tuple[Path, str]:
+    """Path of the file, or of its compressed form, and the sheet that the name gives after #.
 
     Raises:
         DataError: if there is no such file; suggests the nearest name.
     """
-    for path in (raw / file, raw / f"{file}.gz"):
+    name, _, sheet = file.partition("#")
+    for path in (raw / file, raw / name, *(raw / f"{name}{ending}" for ending in COMPRESSIONS)):
         if path.is_file():
-            return path
+            return path, "" if path.name.endswith(f"#{sheet}") else sheet
     files = sorted(p.relative_to(raw).as_posix() for p in raw.rglob("*") if p.is_file())
     found = f"no such file; files found: {', '.join(files[:8])}" if files else "no files"
-    fix = did_you_mean(file, files, otherwise="Give its path relative to the export folder.")
-    raise DataError(Fault(file=f"{raw.name}/{file}", expected="a CSV or Parquet table", found=found, fix=fix))
+    fix = did_you_mean(name, files, otherwise="Give its path relative to the export folder.")
+    raise DataError(Fault(file=f"{raw.name}/{name}", expected="a table", found=found, fix=fix))
 
 
 def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
@@ -197,45 +202,42 @@ def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
     Raises:
         DataError: if the file is missing, damaged or undecodable, or has no header or no rows.
     """
-    path = locate(raw, file)
-    plain = path.name.removesuffix(".gz")
-    odd: dict[str, str] = {}
-    separator = None
+    path, sheet = locate(raw, file)
+    encoding, separator, decimal = (config.of_file(key, file) for key in ("encoding", "separator", "decimal"))
+    notes: list[str] = []
     try:
-        if plain.endswith(".parquet"):
-            frame = pl.read_parquet(path)
-            unread = (pl.List, pl.Array, pl.Struct, pl.Binary, pl.Duration, pl.Object)
-            odd = {c: str(t) for c, t in frame.schema.items() if isinstance(t, unread)}
-            frame = frame.with_columns(pl.lit(None).alias(c) for c in odd).cast(pl.String)
-        else:
-            separator = config.of_file("separator", file) or ("\t" if plain.endswith(".tsv") else ",")
-            encoding = config.of_file("encoding", file)
-            frame = read_delimited(path, shown_as=file, separator=separator, encoding=encoding)
-        frame = frame.with_row_index(ROW, offset=1).with_columns(pl.col(ROW).cast(pl.Int32))
+        table = delimited.read_table(
+            path,
+            shown_as=file,
+            separator=separator,
+            encoding=encoding,
+            decimal=decimal and ".",  # converted below, with a check
+            sheet=sheet,
+            notes=notes,
+            strict=True,
+        )
     except DataError as error:
         # Faults of a line are undecodable bytes and unexpected separators.
         hint = f" Or declare it in {config.shown_as}: `encoding:`, `separator:` and `decimal:` (docs/tables.md)."
         raise DataError(dataclasses.replace(f, fix=f.fix + hint * (f.line is not None)) for f in error.faults) from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        found = f"unreadable data ({str(error).splitlines()[0]})"
-        fix = "The file is damaged, truncated, or not a table of plain values."
-        raise DataError(Fault(file=file, expected="a complete table", found=found, fix=fix)) from error
+    if ROW in table.frame.columns:
+        raise DataError(Fault(file=file, column=ROW, expected="another column name", found="a reserved name"))
+    frame = table.frame.with_row_index(ROW, offset=1).with_columns(pl.col(ROW).cast(pl.Int32))
     frame = frame.rename({c: c.strip() for c in frame.columns if c != c.strip() and c.strip() not in frame.columns})
     frame = frame.with_columns(pl.col(pl.String).str.strip_chars())
     pointed: dict[str, int] = {}
-    if config.of_file("decimal", file) == ",":
+    if decimal == ",":
         points = frame.select(pl.col(pl.String).str.contains(r"^[-+]?[0-9]+\.[0-9]+$").fill_null(False))
         pointed = {c: int(points[c].arg_max() or 0) + 1 for c in points.columns if points[c].any()}
-        comma = r"^([-+]?[0-9]*),([0-9]+(?:[eE][-+]?[0-9]+)?)$"
-        frame = frame.with_columns(pl.col(pl.String).str.replace(comma, "$1.$2"))
-    if separator is not None:
+        frame = frame.with_columns(pl.col(pl.String).str.replace(COMMA, "$1.$2"))
+    if table.separator is not None:
         known = pl.any_horizontal(pl.col(pl.String).is_not_null())
         # Rows that are joined by order keep their places; blank lines at the end are no rows.
         last = frame.filter(known)[ROW].max() or 0
         frame = frame.filter(pl.col(ROW) <= last if config.by_order else known)
     if frame.is_empty():
         raise DataError(Fault(file=file, expected="at least one row", found="a header without rows"))
-    return RawTable(file, config, path, separator, frame, odd, pointed)
+    return RawTable(file, config, path, table.separator, frame, table.odd, pointed, notes)
 
 
 def canonical_text(column: str | pl.Expr) -> pl.Expr:

@@ -91,7 +91,7 @@ def test_table_errors_are_reported_together(tmp_path: Path) -> None:
         "a.csv, column 'code', line 4: expected one of the codes 0, 1; found '2' (20 rows)",
         "a.csv, column 'id', line 2: expected one row per id; found 2 rows of 1 repeated ids, "
         "with different values (lines 2, 62)",
-        "raw/b.csv: expected a CSV or Parquet table; found no such file",
+        "raw/b.csv: expected a table; found no such file",
         "people.csv, column 'sitte': expected this column",
         "Did you mean 'site'?",
         "people.csv, column 'out', line 3: expected one of the classes 0, 2; found '1' (30 rows)",

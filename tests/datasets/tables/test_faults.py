@@ -54,12 +54,15 @@ def test_undecodable_bytes_are_an_error_until_the_encoding_is_declared(tmp_path:
         check_export(raw, TablesOptions())
 
 
-def test_other_separators_and_decimal_commas_are_read_as_declared(tmp_path: Path) -> None:
+def test_other_separators_and_decimal_commas_are_found_or_read_as_declared(tmp_path: Path) -> None:
     text = "id;x;kg\n" + "".join(f"{i};{k},5;-99,0\n" for k, i in enumerate(IDS[:59])) + f"{IDS[59]};7;61,5\n"
     files = {"people.csv": people(), "a.csv": text}
-    message = faults_of(tmp_path / "undeclared", files, config())
+    notes = notes_of(tmp_path / "undeclared", files, config(missing=[-99]))
+    assert "a.csv: columns are separated by a semicolon" in notes
+    assert "a.csv: numbers have a decimal comma" in notes
+    assert values(built(tmp_path / "undeclared", files, config(missing=[-99])), "a")["p07"][0] == 7.5
+    message = faults_of(tmp_path / "comma", files, config(separator=","))
     assert "a.csv, line 1: expected columns separated by a comma; found columns separated by a semicolon" in message
-    assert "`separator:` and `decimal:`" in message
     spec = config(separator={"a.csv": ";"}, decimal={"a.csv": ","}, missing=[-99])
     store = built(tmp_path, files, spec)
     assert values(store, "a")["p07"][0] == 7.5
@@ -72,10 +75,10 @@ def test_other_separators_and_decimal_commas_are_read_as_declared(tmp_path: Path
     assert "column 'decimal'" in faults_of(tmp_path / "bad", files, config(decimal=";"))
 
 
-def test_a_workbook_is_named(tmp_path: Path) -> None:
+def test_a_damaged_workbook_is_named(tmp_path: Path) -> None:
     raw = write(tmp_path / "raw", {"people.csv": people()}, config(modalities={"a": {"file": "a.xlsx"}}))
     (raw / "a.xlsx").write_bytes(b"PK\x03\x04" + bytes(200))
-    with pytest.raises(DataError, match=r"a\.xlsx: expected a CSV table; found an Excel workbook"):
+    with pytest.raises(DataError, match=r"a\.xlsx: expected complete Excel workbooks; found unreadable data"):
         check_export(raw, TablesOptions())
 
 
@@ -109,7 +112,7 @@ def test_parquet_types_are_read_or_refused(tmp_path: Path) -> None:
 
 def test_unusable_names_are_errors(tmp_path: Path) -> None:
     files = {"people.csv": people(), "a.csv": A.replace("x", "__row", 1)}
-    assert "a.csv: expected a complete table; found unreadable data" in faults_of(tmp_path, files, config())
+    assert "a.csv, column '__row': expected another column name; found a reserved name" in faults_of(tmp_path, files, config())
     spec = config(modalities={"a": {"file": "a" * 300}})
     assert "expected a path inside the export folder" in faults_of(tmp_path / "b", {"people.csv": people()}, spec)
 

@@ -14,7 +14,8 @@ import polars as pl
 from mrpipe.datasets.adni.forms import values
 from mrpipe.delimited import UNREADABLE, head
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import Column, is_csv, read_csv
+from mrpipe.forms import is_table
+from mrpipe.raw import Column, read_csv
 
 PTID = re.compile(r"\d{3}_S_\d{4,5}", re.IGNORECASE)
 # ADNI_{PTID}_MR_{description}[_Br_{timestamp}]_S{series}_I{image}.nii; `_Br_` is `_br_raw_` or absent in some files.
@@ -99,7 +100,7 @@ def _is_search(path: Path) -> bool:
 
 def search_tables(raw: Path) -> list[Path]:
     """Image tables of an export, recognised by header: IDA search or collection CSVs, `All_Images`, `Key_MRI`."""
-    return sorted(p for p in raw.rglob("*") if is_csv(p) and _is_search(p))
+    return sorted(p for p in raw.rglob("*") if is_table(p) and _is_search(p))
 
 
 def _read_search(raw: Path, faults: FaultCollector) -> pl.DataFrame:

@@ -1,0 +1,218 @@
+"""Recognised forms of files: what each is, whether it is read as a table, and how to convert what is not read.
+
+Every reader of tables uses `read_table`, so that a form that one reads, all read.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import polars as pl
+import polars.selectors as cs
+import pyarrow as pa
+
+from mrpipe.errors import DataError, Fault, MissingExtraError
+
+Reader = Literal["text", "excel", "parquet", "feather", "sav", "por", "dta", "xport", "sas7bdat"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of files.
+
+    Attributes:
+        name: what it is, in the plural.
+        suffixes: endings of file names, in lower case.
+        magic: first bytes, if they tell the form.
+        reader: how it is read as a table, if it is.
+        advice: how to convert it, if no reader reads it.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    magic: bytes = b""
+    reader: Reader | None = None
+    advice: str = ""
+
+
+_AS_TABLE = "Save the table as CSV or Parquet."
+_AGAIN = "The download failed, perhaps for lack of a login: download the file again."
+_UNPACK = "Unpack it."
+_NIFTI = "Convert them to NIfTI with "
+_PLINK = "Convert them with plink2 {} --make-bed --out NAME."
+FORMS = (
+    Form("text tables", (".csv", ".tsv", ".txt", ".tab"), reader="text"),
+    Form("Excel workbooks", (".xlsx", ".xlsm", ".xlsb", ".ods"), b"PK\x03\x04", "excel"),
+    Form("old Excel workbooks", (".xls",), b"\xd0\xcf\x11\xe0", "excel"),
+    Form("Parquet files", (".parquet", ".pq"), b"PAR1", "parquet"),
+    Form("Feather files", (".feather", ".arrow", ".ipc"), b"ARROW1", "feather"),
+    Form("SPSS files", (".sav", ".zsav"), b"$FL", "sav"),
+    Form("SPSS portable files", (".por",), reader="por"),
+    Form("Stata files", (".dta",), b"<stata_dta>", "dta"),
+    Form("SAS transport files", (".xpt", ".xport"), b"HEADER RECORD*******LIB", "xport"),
+    Form("SAS data sets", (".sas7bdat",), b"\0" * 12 + b"\xc2\xea\x81\x60", "sas7bdat"),
+    Form("R data", (".rds", ".rda", ".rdata"), advice='Save the table in R: write.csv(x, "x.csv", row.names = FALSE).'),
+    Form("MATLAB files", (".mat",), b"MATLAB", advice=_AS_TABLE),
+    Form("SQLite databases", (".sqlite", ".sqlite3", ".db"), b"SQLite format 3", advice=_AS_TABLE),
+    Form("DuckDB databases", (".duckdb",), advice="Save each table: COPY name TO 'name.parquet'."),
+    Form("Access databases", (".mdb", ".accdb"), b"\0\1\0\0Standard", advice=_AS_TABLE),
+    Form("HDF5 files", (".h5", ".hdf5", ".csd"), b"\x89HDF", advice=_AS_TABLE),
+    Form("JSON files", (".json", ".jsonl"), b"{", advice=_AS_TABLE),
+    Form("JSON files", (), b"[", advice=_AS_TABLE),
+    Form("PDF documents", (".pdf",), b"%PDF", advice=_AS_TABLE),
+    Form("Word documents", (".doc", ".docx"), advice=_AS_TABLE),
+    Form("web pages", (".html", ".htm"), b"<!doctype", advice=_AGAIN),
+    Form("web pages", (), b"<html", advice=_AGAIN),
+    Form("zip archives", (".zip",), advice=_UNPACK),
+    Form("archives", (".tar", ".tar.gz", ".tgz", ".7z", ".rar"), advice=_UNPACK),
+    Form("DICOM files", (".dcm", ".ima"), advice=f"{_NIFTI}dcm2niix -z y -b y -o OUT FOLDER."),
+    Form("Analyze images", (".hdr", ".img", ".img.gz"), advice=f"{_NIFTI}nibabel: nib.save(nib.load(x), 'x.nii.gz')."),
+    Form("FreeSurfer volumes", (".mgz", ".mgh"), advice=f"{_NIFTI}mri_convert x.mgz x.nii.gz."),
+    Form("MINC images", (".mnc",), advice=f"{_NIFTI}mnc2nii."),
+    Form("NRRD images", (".nrrd", ".nhdr"), advice=f"{_NIFTI}SimpleITK."),
+    Form("PLINK 2 genotypes", (".pgen", ".pvar", ".pvar.zst", ".psam"), advice=_PLINK.format("--pfile NAME")),
+    Form("PLINK text genotypes", (".ped", ".map"), advice=_PLINK.format("--pedmap NAME")),
+    Form("compressed PLINK genotypes", (".bed.gz",), advice="Decompress them: gunzip NAME.bed.gz."),
+    Form("BGEN genotypes", (".bgen",), advice=_PLINK.format("--bgen NAME.bgen ref-first --sample NAME.sample")),
+    Form("Oxford genotypes", (".gen", ".gen.gz"), advice=_PLINK.format("--gen NAME.gen --sample NAME.sample")),
+    Form("pickles", (".pkl", ".pickle", ".p"), advice="They are read only by the readers that name them."),
+)
+_OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
+    ".gz": lambda p: gzip.GzipFile(p),  # type: ignore[dict-item,return-value]
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": lambda p: pa.input_stream(p, compression="zstd"),
+    ".zip": lambda p: io.BytesIO(_only_member(p)),
+}
+_COMPRESSED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
+# Endings of tables as a regular expression, such as .csv, .xlsx and .csv.gz.
+ENDINGS = r"\.(?:{})(?:\.(?:{}))?".format(
+    "|".join(s[1:] for f in FORMS if f.reader for s in f.suffixes), "|".join(s[1:] for s in _OPENERS)
+)
+COMPRESSIONS = tuple(_OPENERS)
+
+
+def recognise(path: Path) -> Form | None:
+    """The form of a file by the end of its name, or its first bytes."""
+    name = path.name.lower()
+    for plain in (name, *(name.removesuffix(s) for s in _OPENERS if name.endswith(s))):
+        if found := [f for f in FORMS if any(plain.endswith(s) for s in f.suffixes)]:
+            return found[-1]
+    with suppress(OSError), path.open("rb") as handle:
+        start = handle.read(132)
+        return form_of(start) or next((f for f in FORMS if ".dcm" in f.suffixes and start[128:] == b"DICM"), None)
+    return None
+
+
+def form_of(start: bytes) -> Form | None:
+    """The form that begins with these bytes."""
+    return next((f for f in FORMS if f.magic and start.lower().startswith(f.magic.lower())), None)
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file's name is that of a table of any form, compressed or not, in any case."""
+    form = recognise(path) if path.suffix else None
+    return form is not None and form.reader is not None and path.is_file()
+
+
+def _only_member(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        members = [i for i in archive.infolist() if not i.is_dir() and not i.filename.startswith("__MACOSX")]
+        if len(members) != 1:
+            names = ", ".join(i.filename for i in members[:5])
+            raise zipfile.BadZipFile(f"an archive of {len(members)} files ({names}); unpack it")
+        return archive.read(members[0])
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """The content of a file, decompressed by its first bytes; a zip archive must have a single member."""
+    with path.open("rb") as handle:
+        start = handle.read(6)
+    kind = next((s for magic, s in _COMPRESSED.items() if start.startswith(magic)), None)
+    if kind is None and start.startswith(b"PK\x03\x04") and path.suffix.lower() == ".zip":
+        kind = ".zip"
+    return path.open("rb") if kind is None else _OPENERS[kind](path)
+
+
+def read_typed(path: Path, form: Form, *, shown_as: str, sheet: str = "") -> tuple[pl.DataFrame, dict[str, str]]:
+    """Read a table that is not text.
+
+    Returns:
+        The columns as text, and those that are not plain values (column → dtype), which are read as empty.
+
+    Raises:
+        DataError, MissingExtraError, or any error of the library that reads the form.
+    """
+    match form.reader:
+        case "excel":
+            return _excel(path, shown_as, sheet), {}
+        case "parquet" | "feather":
+            frame = (pl.read_parquet if form.reader == "parquet" else pl.read_ipc)(_plain(path))
+        case _:
+            frame = _statistical(path, str(form.reader))
+    unread = (pl.List, pl.Array, pl.Struct, pl.Binary, pl.Duration, pl.Object)
+    odd = {c: str(t) for c, t in frame.schema.items() if isinstance(t, unread)}
+    frame = frame.with_columns(pl.lit(None).alias(c) for c in odd)
+    return frame.select(map(_text, frame.iter_columns())), odd
+
+
+def _text(column: pl.Series) -> pl.Series:
+    """Text of a column; times lose their zone, zero fractions and, if all are midnight, the time of day."""
+    if isinstance(column.dtype, pl.Datetime):
+        column = column.dt.replace_time_zone(None)
+        whole = column.dt.truncate("1d") == column
+        if whole.all():
+            return column.dt.date().cast(pl.String)
+        return column.cast(pl.String).str.replace(r"\.0+$", "")
+    return column.cast(pl.String)
+
+
+def _plain(path: Path) -> Path | bytes:
+    """The path, or the decompressed content, of a file."""
+    return open_binary(path).read() if path.name.lower().endswith(COMPRESSIONS) else path
+
+
+def _excel(path: Path, shown_as: str, sheet: str) -> pl.DataFrame:
+    """A sheet as text: the named one, or the only one that is not empty."""
+    try:
+        import fastexcel
+    except ImportError:
+        raise MissingExtraError("fastexcel", "tables", "reading Excel workbooks") from None
+    book = fastexcel.read_excel(_plain(path))
+    named = {n: book.load_sheet(n, header_row=None, dtypes="string") for n in book.sheet_names if sheet in ("", n)}
+    frames = {name: loaded.to_polars() for name, loaded in named.items() if loaded.total_height}
+    if len(frames) != 1:
+        expected = f"a sheet {sheet!r} with a table" if sheet else "one sheet with a table"
+        found, fix = f"sheets {', '.join(book.sheet_names)}", f"Name the sheet: {path.name}#SHEET."
+        raise DataError(Fault(file=shown_as, expected=expected, found=found, fix=fix))
+    (frame,) = frames.values()
+    # Midnights are dates: a workbook does not distinguish them.
+    frame = frame.with_columns(pl.all().str.replace(r"^(\d{4}-\d\d-\d\d) 00:00:00$", "$1"))
+    header: dict[str, None] = {}
+    for position, name in enumerate(frame.row(0)):
+        plain = (name or "").strip() or f"column_{position + 1}"
+        copies = (f"{plain}_duplicated_{k}" for k in range(frame.width))
+        header[plain if plain not in header else next(c for c in copies if c not in header)] = None
+    frame.columns = list(header)
+    return frame.slice(1)
+
+
+def _statistical(path: Path, reader: str) -> pl.DataFrame:
+    """A table of SAS, SPSS or Stata: codes, not their labels; whole numbers, which these programs store as floats."""
+    try:
+        import pyreadstat
+    except ImportError:
+        raise MissingExtraError("pyreadstat", "tables", "reading files of SAS, SPSS and Stata") from None
+    read: Callable[..., tuple[pl.DataFrame, Any]] = getattr(pyreadstat, f"read_{reader}")
+    frame, _ = read(_plain(path), output_format="polars")
+    whole = [c.name for c in frame.select(cs.float()) if (c.is_null() | ((c == c.round()) & (c.abs() < 2**53))).all()]
+    return frame.with_columns(pl.col(whole).cast(pl.Int64))
