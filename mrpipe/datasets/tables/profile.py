@@ -17,6 +17,7 @@ from mrpipe.datasets.tables.config import Ref, TablesConfig
 from mrpipe.datasets.tables.features import MAX_LEVELS, inferred_kind
 from mrpipe.datasets.tables.files import RawTable, canonical_text, id_text, known_text, read_table, too_large
 from mrpipe.datasets.tables.joins import SUBJECT
+from mrpipe.errors import DataError
 from mrpipe.store.splits import PART_ALIASES
 
 ID_NAME = re.compile(
@@ -88,12 +89,18 @@ class Sheet:
 
 
 def profile(raw: Path, file: str) -> Sheet:
-    """Read a table and profile its columns.
+    """Read a table, in UTF-8 or else in Windows-1252, and profile its columns.
 
     Raises:
         DataError: if it cannot be read.
     """
-    table = read_table(raw, file, TablesConfig(shown_as="tables.yaml"))
+    try:
+        table = read_table(raw, file, TablesConfig(shown_as="tables.yaml"))
+    except DataError as error:
+        try:
+            table = read_table(raw, file, TablesConfig(shown_as="tables.yaml", by_file=(("encoding", file, "cp1252"),)))
+        except DataError:
+            raise error from None
     return Sheet(table, {name: _column(table, name) for name in table.header})
 
 

@@ -16,12 +16,15 @@ from mrpipe.datasets.tables.joins import SUBJECT
 from mrpipe.datasets.tables.parser import MAX_MODALITIES
 from mrpipe.datasets.tables.profile import ID_NAME, USUAL, Column, Sheet, blocks, linked, profile
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
-from mrpipe.raw import few, is_table
+from mrpipe.forms import is_table
+from mrpipe.raw import few
 from mrpipe.store.parquet import write_text
 
 SCHEMA = Path(__file__).with_name("schema.yaml")
 # Names of values that are known only after the outcome, and of other columns that may be labels.
-_AFTERWARDS = r"outcome|label$|target|death|dead|died|mortality|surviv|expired|readmi|discharge|length_of_stay|(^|_)los(_|$)"
+_AFTERWARDS = (
+    r"outcome|label$|target|death|dead|died|mortality|surviv|expired|readmi|discharge|length_of_stay|(^|_)los(_|$)"
+)
 _OUTCOME = _AFTERWARDS + r"|^class$|^y$|diagnos|(^|_)dx|relapse|recur|progress|respon|event|stage|severity|status|grade"
 # With more columns of few whole numbers, these are counts or grey values rather than codes; longest list of levels.
 _MANY, _LISTED = 8, 12
@@ -50,7 +53,8 @@ def init(paths: Sequence[Path], out: Path | None, *, overwrite: bool = False) ->
     if target.exists() and not overwrite:
         raise UsageError(f"{target} exists: choose another --out, or --overwrite it")
     write_text(target, propose(raw, [f.relative_to(raw).as_posix() for f in files]))
-    arguments = f"tables --raw {shlex.quote(os.path.relpath(raw))}"
+    near = raw.is_relative_to(Path.cwd())
+    arguments = f"tables --raw {shlex.quote(os.path.relpath(raw) if near else str(raw))}"
     if target.resolve() != raw / "tables.yaml":
         arguments += f" --set config={shlex.quote(str(target.resolve()))}"
     return (
@@ -75,8 +79,7 @@ def propose(raw: Path, files: Sequence[str]) -> str:
         except DataError as error:
             faults.absorb(error)
     faults.raise_if_any()
-    proposal = _Proposal(*_join(sheets))
-    return "\n".join(proposal.lines()) + "\n"
+    return "\n".join(_Proposal(_join(sheets)).lines()) + "\n"
 
 
 @dataclass(frozen=True)
@@ -102,14 +105,17 @@ def _join(sheets: list[Sheet]) -> Joined:
     found = []
     for sheet in sheets:
         for c in (c for c in sheet.columns.values() if c.joins and c.unique):
-            if c.kind != "number" or ID_NAME.search(c.name):
+            if c.kind in ("identifier", "text", "categories") or ID_NAME.search(c.name):
                 found.append(_join_by(sheet, c.name, [o for o in sheets if o is not sheet]))
     rank = [(len(j.rows), j.subject is not None, bool(ID_NAME.search(j.id or "")), j.people.n) for j in found]
     same_length = len({s.n for s in sheets}) == 1
     if found and (max(rank)[0] == len(sheets) or not same_length):
         return found[rank.index(max(rank))]
     if not same_length:
-        expected, names = "a column of ids that is unique in one file and occurs in the others", [s.file for s in sheets]
+        expected, names = (
+            "a column of ids that is unique in one file and occurs in the others",
+            [s.file for s in sheets],
+        )
         raise DataError(Fault(file=few(names), expected=expected, found="none"))
     return Joined(sheets[0], None, None, sheets, {})
 
@@ -166,8 +172,9 @@ class _Proposal:
                 n = len(c.classes)
                 if c.is_split or c.kind not in ("number", "codes", "categories") or (n < 2 and c.kind != "number"):
                     continue
+                named, final = (bool(re.search(p, c.name, re.IGNORECASE)) for p in (_OUTCOME, _AFTERWARDS))
                 reasons = {
-                    "named like an outcome": 4 * bool(re.search(_OUTCOME, c.name, re.IGNORECASE)),
+                    "named like an outcome": 4 * named + final,
                     "the only column of its file": 3 * (len(columns) == 1 and sheet is not self.joined.people),
                     "the last column": int(c is columns[-1]),
                     f"{n} classes": 1 if n == 2 else 0.5 * (n > 2),
@@ -199,7 +206,7 @@ class _Proposal:
     def lines(self) -> Iterator[str]:
         joined, people = self.joined, self.joined.people
         yield f"# yaml-language-server: $schema={SCHEMA.as_uri()}"
-        yield "# Proposed by `mrpipe init tables`; the comments are the reasons for its guesses. Correct what is wrong, then run"
+        yield "# Proposed by `mrpipe init tables`; comments give the reasons. Correct it, then run"
         yield "# `mrpipe check tables`. All keys: docs/tables.md."
         yield "title: My study"
         yield f"file: {_scalar(people.file)}  # its {people.n} rows are the samples"
@@ -212,6 +219,9 @@ class _Proposal:
             n = people.columns[joined.subject].n_distinct
             yield f"subject: {_scalar(joined.subject)}  # {n} subjects; all samples of one are in the same split"
         yield from (f"# {file} is not used: {why}" for file, why in joined.left.items())
+        yield from (f"# {note}" for sheet in joined.rows for note in sheet.table.notes)
+        if cp1252 := [s.file for s in joined.rows if s.table.config.by_file]:
+            yield f"encoding: {{{', '.join(f'{_scalar(file)}: cp1252' for file in cp1252)}}}  # not UTF-8"
         yield from self._missing()
         if self.unused:
             yield "exclude:"
@@ -219,7 +229,7 @@ class _Proposal:
         yield from self._modalities()
         yield f"label:  # {self.why}"
         name = re.sub(r"\W+", "_", self.label.name, flags=re.ASCII).strip("_")
-        yield f"  name: {name if re.match('[A-Za-z]', name) else 'label'}"
+        yield f"  name: {_scalar(name) if re.match('[A-Za-z]', name) else 'label'}"
         yield f"  file: {_scalar(self.sheet.file)}"
         yield f"  column: {_scalar(self.label.ref)}"
         if classes := self.label.classes:
@@ -235,7 +245,9 @@ class _Proposal:
         needed = [c for c in columns if c is self.label or (c.kind in ("number", "codes") and not _numeric(c.codes))]
         if columns:
             yield f"{'' if needed else '# '}missing:  # codes for missing? Confirm those that are comments"
-        yield from (f"  {_scalar(c.name)}: {_codes(c.codes)}  # no value of this column" for c in needed)
+        for c in needed:
+            why = "the label" if c is self.label else "text among numbers"
+            yield f"  {_scalar(c.name)}: {_codes(c.codes)}  # {why}"
         for codes, n in Counter(c.codes for c in columns if c not in needed).items():
             names = list(dict.fromkeys(c.name for c in columns if c.codes == codes and c not in needed))
             yield from (f"#   {_scalar(c)}: {_codes(codes)}" for c in (names if n <= _MANY else ["*"]))
@@ -281,8 +293,11 @@ class _Proposal:
         for sheet in (s for s in self.joined.rows if self.joined.id is None or self.joined.id in s.columns):
             for c in (c for c in sheet.columns.values() if c.is_split):
                 declared = f"split: {{file: {_scalar(sheet.file)}, column: {_scalar(c.ref)}}}"
-                parts = sheet.table.frame.group_by(self.joined.subject or c.name).n_unique()[c.name] if (
-                    self.joined.subject in sheet.columns) else None
+                parts = (
+                    sheet.table.frame.group_by(self.joined.subject or c.name).n_unique()[c.name]
+                    if (self.joined.subject in sheet.columns)
+                    else None
+                )
                 if parts is None or parts.max() == 1:
                     yield f"{declared}  # the values are names of parts"
                     return
