@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
@@ -27,7 +27,7 @@ ID_NAME = re.compile(
 )
 # Common codes for missing: words, and numbers if they are outside the range of the other values.
 _WORDS = ("unknown", "unk", "missing", "not done", "not available", "not recorded", "refused", "n.a.", "?", "-", "--")
-_NUMBERS = {-1.0, *(sign * float(n) for n in (9, 99, 999, 9999, 88, 888, 8888) for sign in (1, -1))}
+_NUMBERS = [-1, *(sign * n for n in (9, 99, 999, 9999, 88, 888, 8888) for sign in (1, -1))]
 _DATE = r"^([0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2}|[0-9]{1,2}[./-][0-9]{1,2}[./-]([0-9]{2}){1,2})([ T][0-9:.]+)?"
 # Values are quoted only if so many rows share each of so few, so that none is the name of a person.
 _SHARED_BY, _QUOTED = 3, 20
@@ -59,8 +59,8 @@ class Column:
     joins: bool = False
 
     @property
-    def classes(self) -> dict[str, int]:
-        return {v: n for v, n in self.levels.items() if v not in self.codes}
+    def is_feature(self) -> bool:
+        return self.kind in ("number", "codes", "categories") and not self.is_split
 
     @property
     def is_split(self) -> bool:
@@ -68,58 +68,56 @@ class Column:
         return {"train", "test"} <= {PART_ALIASES.get(v.lower(), "") for v in self.levels} <= {"train", "val", "test"}
 
 
-@dataclass(frozen=True)
 class Sheet:
-    """A table and the profiles of its columns."""
+    """A table, read in UTF-8 or else in Windows-1252, and the profiles of its columns.
 
-    table: RawTable
-    columns: dict[str, Column]
+    Raises:
+        DataError: if it cannot be read.
+    """
 
-    @property
-    def file(self) -> str:
-        return self.table.shown_as
-
-    @property
-    def n(self) -> int:
-        return len(self.table.frame)
+    def __init__(self, raw: Path, file: str):
+        self.file = file
+        try:
+            self.table = read_table(raw, file, TablesConfig(shown_as="tables.yaml"))
+        except DataError as error:
+            config = TablesConfig(shown_as="tables.yaml", by_file=(("encoding", file, "cp1252"),))
+            try:
+                self.table = read_table(raw, file, config)
+            except DataError:
+                raise error from None
+        self.n = len(self.table.frame)
+        self.columns = {name: _column(self.table, name) for name in self.table.header}
 
     def ids(self, column: str) -> pl.Series:
         """The distinct values of a column of ids."""
         return self.table.frame.select(id_text(column, ()).alias("id"))["id"].drop_nulls().unique()
 
 
-def profile(raw: Path, file: str) -> Sheet:
-    """Read a table, in UTF-8 or else in Windows-1252, and profile its columns.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    try:
-        table = read_table(raw, file, TablesConfig(shown_as="tables.yaml"))
-    except DataError as error:
-        try:
-            table = read_table(raw, file, TablesConfig(shown_as="tables.yaml", by_file=(("encoding", file, "cp1252"),)))
-        except DataError:
-            raise error from None
-    return Sheet(table, {name: _column(table, name) for name in table.header})
-
-
 def _column(table: RawTable, name: str) -> Column:
     header = table.header
-    place = -1 if name == header[-1] else header.index(name) + 1
-    ref: Ref = name if len(table.alike(name)) == 1 else place
+    ref = name if len(table.alike(name)) == 1 else -1 if name == header[-1] else header.index(name) + 1
     text = table.frame.select(canonical_text(known_text(name, ())))[name].drop_nulls()
     if text.is_empty():
         return Column(name=name, ref=ref, kind=table.odd.get(name, "empty"))
-    word = text.str.to_lowercase().is_in(_WORDS)
-    number = text.filter(~word).cast(pl.Float64, strict=False)
     counts = text.value_counts().sort(pl.col(name).cast(pl.Float64, strict=False), name, nulls_last=True)
-    n_distinct, whole = len(counts), bool(text.filter(~word).str.contains("^-?[0-9]+$").all())
-    unique = n_distinct >= 0.95 * len(text)
-    kind = _kind(name, text.filter(~word), number, n_distinct, whole and unique and len(text) >= ID_ROWS, whole)
-    person = SUBJECT.search(name) or ID_NAME.search(name)
+    word = counts[name].str.to_lowercase().is_in(_WORDS)
+    words, values = counts[name].filter(word), counts[name].filter(~word)
+    number = values.cast(pl.Float64, strict=False)
+    bad = ~number.is_finite().fill_null(False) | too_large(number)
+    numeric = not bad.all() and inferred_kind(values, number, bad).kind == "numeric"
+    n_distinct, whole = len(counts), bool(values.str.contains("^-?[0-9]+$").all())
+    unique, person = n_distinct >= 0.95 * len(text), SUBJECT.search(name) or ID_NAME.search(name)
+    if values.str.contains(_DATE).sum() > 0.95 * len(values):
+        kind = "date"
+    elif bad.any() and numeric and n_distinct > FEW_CODES:
+        kind = "mixed"
+    elif bad.any() or values.str.contains("^-?0[0-9]").any():
+        kind = "categories" if n_distinct <= MAX_LEVELS else "text"
+    elif whole and unique and len(text) >= ID_ROWS and (person or text.cast(pl.Float64, strict=False).is_sorted()):
+        kind = "identifier"
+    else:
+        kind = "codes" if whole and 2 < n_distinct <= FEW_CODES else "number"
     quoted = not person and n_distinct <= _QUOTED and (counts["count"] >= _SHARED_BY).all()
-    codes = [*text.filter(word).unique().sort(), *(_outside(number) if kind in ("number", "codes") else ())]
     return Column(
         name=name,
         ref=ref,
@@ -127,32 +125,17 @@ def _column(table: RawTable, name: str) -> Column:
         n_known=len(text),
         n_distinct=n_distinct,
         levels=dict(counts.iter_rows()) if quoted else {},
-        codes=tuple(codes),
+        codes=(*words, *(_outside(number.to_numpy()) if kind in ("number", "codes") else ())),
         unique=unique,
         joins=len(text) >= 0.99 * len(table.frame) and (whole or kind in ("identifier", "text", "categories")),
     )
 
 
-def _kind(name: str, text: pl.Series, number: pl.Series, n_distinct: int, unique_whole: bool, whole: bool) -> str:
-    """Kind of a column, from its values apart from words for missing."""
-    bad = ~number.is_finite().fill_null(False) | too_large(number)
-    if text.str.contains(_DATE).sum() > 0.95 * len(text):
-        return "date"
-    if bad.any() and not bad.all() and inferred_kind(text, number, bad).kind == "numeric" and n_distinct > FEW_CODES:
-        return "mixed"
-    if bad.any() or text.str.contains("^-?0[0-9]").any():
-        return "categories" if n_distinct <= MAX_LEVELS else "text"
-    if unique_whole and (ID_NAME.search(name) or number.is_sorted()):
-        return "identifier"
-    return "codes" if whole and 2 < n_distinct <= FEW_CODES else "number"
-
-
-def _outside(number: pl.Series) -> list[str]:
-    """Usual numbers for missing that are far from the other values."""
-    coded = number.is_in(_NUMBERS)
-    others = number.filter(~coded).to_numpy()
-    found = number.filter(coded).unique().sort() if len(others) else ()
-    return [f"{v:.0f}" for v in found if (v < 0 <= others.min()) or v > 3 * max(others.max(), 1)]
+def _outside(number: NDArray[np.float64]) -> list[str]:
+    """Usual numbers for missing that are far from the other values; all are sorted."""
+    coded = np.isin(number, _NUMBERS)
+    low, high = (f(number[~coded], initial=0) for f in (np.min, np.max))
+    return [f"{v:.0f}" for v in number[coded] if (v < 0 <= low) or v > 3 * max(high, 1)] if not coded.all() else []
 
 
 def linked(sheet: Sheet, column: str, other: Sheet) -> str | None:
@@ -166,12 +149,11 @@ def linked(sheet: Sheet, column: str, other: Sheet) -> str | None:
     return best[1] or None
 
 
-def blocks(sheet: Sheet, columns: Sequence[str]) -> list[list[str]]:
+def blocks(sheet: Sheet, columns: list[str]) -> list[list[str]]:
     """Groups of columns that are missing together; the first are those that are usually known, if any."""
     known = sheet.table.frame.select(known_text(c, ()).is_not_null() for c in columns)
     known = known.gather_every(len(known) // _SAMPLED_ROWS + 1)
-    share = dict(zip(columns, known.mean().row(0), strict=True))
-    gaps = [c for c in columns if 0 < share[c] < USUAL]
+    gaps = [c for c in columns if 0 < known[c].sum() < USUAL * len(known)]
     found = [[c] for c in gaps]
     if len(gaps) > 1:
         distance = np.clip(1 - np.corrcoef(known.select(gaps).to_numpy().astype(np.float32).T), 0, 2)

@@ -14,7 +14,7 @@ from pathlib import Path
 from mrpipe.datasets.tables.config import Ref, matches
 from mrpipe.datasets.tables.joins import SUBJECT
 from mrpipe.datasets.tables.parser import MAX_MODALITIES
-from mrpipe.datasets.tables.profile import ID_NAME, USUAL, Column, Sheet, blocks, linked, profile
+from mrpipe.datasets.tables.profile import ID_NAME, USUAL, Column, Sheet, blocks, linked
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.forms import is_table
 from mrpipe.raw import few
@@ -22,10 +22,8 @@ from mrpipe.store.parquet import write_text
 
 SCHEMA = Path(__file__).with_name("schema.yaml")
 # Names of values that are known only after the outcome, and of other columns that may be labels.
-_AFTERWARDS = (
-    r"outcome|label$|target|death|dead|died|mortality|surviv|expired|readmi|discharge|length_of_stay|(^|_)los(_|$)"
-)
-_OUTCOME = _AFTERWARDS + r"|^class$|^y$|diagnos|(^|_)dx|relapse|recur|progress|respon|event|stage|severity|status|grade"
+_FINAL = r"outcome|label$|target|death|dead|died|mortality|surviv|expired|readmi|discharge|length_of_stay|(^|_)los(_|$)"
+_OUTCOME = _FINAL + r"|^class$|^y$|diagnos|(^|_)dx|relapse|recur|progress|respon|event|stage|severity|status|grade"
 # With more columns of few whole numbers, these are counts or grey values rather than codes; longest list of levels.
 _MANY, _LISTED = 8, 12
 _UNUSED = {
@@ -75,7 +73,7 @@ def propose(raw: Path, files: Sequence[str]) -> str:
     faults, sheets = FaultCollector(), []
     for file in files:
         try:
-            sheets.append(profile(raw, file))
+            sheets.append(Sheet(raw, file))
         except DataError as error:
             faults.absorb(error)
     faults.raise_if_any()
@@ -84,40 +82,36 @@ def propose(raw: Path, files: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Joined:
-    """How files are joined.
+    """Tables with at most one row per sample or subject, that of the samples first; without an id, joined by order.
 
-    Attributes:
-        people: the table whose rows are the samples.
-        id, subject: columns of `people`; without an id, rows are joined by order.
-        rows: the tables with at most one row per sample, or per subject.
-        left: the other tables, with the reason.
+    `left` has the other tables, with the reason.
     """
 
-    people: Sheet
+    rows: list[Sheet]
     id: str | None
     subject: str | None
-    rows: list[Sheet]
     left: dict[str, str]
+
+    @property
+    def by_sample(self) -> list[Sheet]:
+        return [s for s in self.rows if self.id is None or self.id in s.columns]
 
 
 def _join(sheets: list[Sheet]) -> Joined:
-    """The join of most tables by an id that is unique in one of them, or by order."""
-    found = []
-    for sheet in sheets:
-        for c in (c for c in sheet.columns.values() if c.joins and c.unique):
-            if c.kind in ("identifier", "text", "categories") or ID_NAME.search(c.name):
-                found.append(_join_by(sheet, c.name, [o for o in sheets if o is not sheet]))
-    rank = [(len(j.rows), j.subject is not None, bool(ID_NAME.search(j.id or "")), j.people.n) for j in found]
-    same_length = len({s.n for s in sheets}) == 1
-    if found and (max(rank)[0] == len(sheets) or not same_length):
-        return found[rank.index(max(rank))]
-    if not same_length:
-        expected, names = (
-            "a column of ids that is unique in one file and occurs in the others",
-            [s.file for s in sheets],
-        )
-        raise DataError(Fault(file=few(names), expected=expected, found="none"))
-    return Joined(sheets[0], None, None, sheets, {})
+    """The join of most tables, by an id that is unique in one of them or by order."""
+    found = [
+        _join_by(sheet, c.name, [o for o in sheets if o is not sheet])
+        for sheet in sheets
+        for c in sheet.columns.values()
+        if c.joins and c.unique and (c.kind in ("identifier", "text", "categories") or ID_NAME.search(c.name))
+    ]
+    rank = [(len(j.rows), j.subject is not None, bool(ID_NAME.search(j.id or "")), j.rows[0].n) for j in found]
+    if len({s.n for s in sheets}) == 1 and max(rank, default=(0,))[0] < len(sheets):
+        return Joined(sheets, None, None, {})
+    if not found:
+        expected, file = "a column of ids that is unique in one file and occurs in the others", [s.file for s in sheets]
+        raise DataError(Fault(file=few(file), expected=expected, found="none"))
+    return found[rank.index(max(rank))]
 
 
 def _join_by(people: Sheet, id: str, others: list[Sheet]) -> Joined:
@@ -140,7 +134,7 @@ def _join_by(people: Sheet, id: str, others: list[Sheet]) -> Joined:
             left[o.file] = f"several rows per {key}: aggregate them first"
         else:
             rows.append(o)
-    return Joined(people, id, subject, rows, left)
+    return Joined(rows, id, subject, left)
 
 
 def _scalar(value: Ref) -> str:
@@ -155,65 +149,56 @@ def _codes(values: Iterable[str]) -> str:
 
 
 class _Proposal:
-    """The label, columns that are no features, and modalities of joined tables."""
+    """The label, the columns that are no features, and the modalities of joined tables."""
 
     def __init__(self, joined: Joined):
         self.joined = joined
-        self.ids = {joined.id, joined.subject}
         self.sheet, self.label, self.why = self._choose_label()
-        self.unused = self._find_unused()
+        self.unused: dict[Ref, str] = {}
+        for c in (c for s in joined.rows for c in s.columns.values() if c.name not in (joined.id, joined.subject)):
+            if c.ref == self.label.ref:
+                reason = "the label" if joined.id is None or c is not self.label else ""
+            elif c.is_split or not c.is_feature:
+                reason = _UNUSED.get(c.kind, "a split" if c.is_split else f"values of type {c.kind}")
+            else:
+                reason = "may be known only after the outcome" if re.search(_FINAL, c.name, re.IGNORECASE) else ""
+            if reason:
+                self.unused[c.ref] = reason
 
     def _choose_label(self) -> tuple[Sheet, Column, str]:
         """The likeliest label, its table, and the reason with the other candidates."""
         found: list[tuple[float, Sheet, Column, str]] = []
-        for sheet in (s for s in self.joined.rows if self.joined.id is None or self.joined.id in s.columns):
-            columns = [c for c in sheet.columns.values() if c.name not in self.ids]
-            for c in columns:
-                n = len(c.classes)
-                if c.is_split or c.kind not in ("number", "codes", "categories") or (n < 2 and c.kind != "number"):
-                    continue
-                named, final = (bool(re.search(p, c.name, re.IGNORECASE)) for p in (_OUTCOME, _AFTERWARDS))
+        for sheet in self.joined.by_sample:
+            columns = [c for c in sheet.columns.values() if c.name not in (self.joined.id, self.joined.subject)]
+            for c in (c for c in columns if c.is_feature):
+                n = len(c.levels.keys() - set(c.codes))
+                named, final = (bool(re.search(p, c.name, re.IGNORECASE)) for p in (_OUTCOME, _FINAL))
                 reasons = {
                     "named like an outcome": 4 * named + final,
-                    "the only column of its file": 3 * (len(columns) == 1 and sheet is not self.joined.people),
+                    "the only column of its file": 3 * (len(columns) == 1 and sheet is not self.joined.rows[0]),
                     "the last column": int(c is columns[-1]),
                     f"{n} classes": 1 if n == 2 else 0.5 * (n > 2),
                 }
-                why = ", ".join(r for r, points in reasons.items() if points)
-                found.append((sum(reasons.values()), sheet, c, why or "no column is named like an outcome"))
+                why = ", ".join(r for r, points in reasons.items() if points) or "no column is named like an outcome"
+                if n > 1 or c.kind == "number":
+                    found.append((sum(reasons.values()), sheet, c, why))
         if not found:
             expected = "a column that can be a label: few distinct values, or numbers"
-            raise DataError(Fault(file=self.joined.people.file, expected=expected, found="none"))
+            raise DataError(Fault(file=self.joined.rows[0].file, expected=expected, found="none"))
         score, sheet, label, why = max(found, key=lambda f: f[0])
         others = [f"{c.ref} ({s.file})" for x, s, c, _ in found if c is not label and x >= max(2, score - 4)]
         return sheet, label, f"{why}; other candidates: {few(others)}" if others else why
 
-    def _find_unused(self) -> dict[Ref, str]:
-        """Columns that are no features, with the reason."""
-        unused: dict[Ref, str] = {}
-        for c in (c for sheet in self.joined.rows for c in sheet.columns.values() if c.name not in self.ids):
-            if c.ref == self.label.ref:
-                if self.joined.id is None or c is not self.label:
-                    unused[c.ref] = "the label"
-            elif c.is_split:
-                unused[c.ref] = "a split"
-            elif c.kind not in ("number", "codes", "categories"):
-                unused[c.ref] = _UNUSED.get(c.kind, f"values of type {c.kind}")
-            elif re.search(_AFTERWARDS, c.name, re.IGNORECASE):
-                unused[c.ref] = "may be known only after the outcome"
-        return unused
-
     def lines(self) -> Iterator[str]:
-        joined, people = self.joined, self.joined.people
+        joined, people = self.joined, self.joined.rows[0]
         yield f"# yaml-language-server: $schema={SCHEMA.as_uri()}"
         yield "# Proposed by `mrpipe init tables`; comments give the reasons. Correct it, then run"
         yield "# `mrpipe check tables`. All keys: docs/tables.md."
-        yield "title: My study"
-        yield f"file: {_scalar(people.file)}  # its {people.n} rows are the samples"
+        yield f"title: My study\nfile: {_scalar(people.file)}  # its {people.n} rows are the samples"
         if joined.id is None:
             yield "join: order  # no column of ids joins the files: row k of each file is sample k"
         else:
-            also = few([s.file for s in joined.rows[1:] if joined.id in s.columns])
+            also = few([s.file for s in joined.by_sample[1:]])
             yield f"id: {_scalar(joined.id)}  # unique in {people.file}{also and f'; also in {also}'}"
         if joined.subject is not None:
             n = people.columns[joined.subject].n_distinct
@@ -227,85 +212,77 @@ class _Proposal:
             yield "exclude:"
             yield from (f"- {_scalar(ref)}  # {why}" for ref, why in self.unused.items())
         yield from self._modalities()
-        yield f"label:  # {self.why}"
         name = re.sub(r"\W+", "_", self.label.name, flags=re.ASCII).strip("_")
+        yield f"label:  # {self.why}"
         yield f"  name: {_scalar(name) if re.match('[A-Za-z]', name) else 'label'}"
-        yield f"  file: {_scalar(self.sheet.file)}"
-        yield f"  column: {_scalar(self.label.ref)}"
-        if classes := self.label.classes:
-            sizes = few([str(n) for n in classes.values()])
-            yield f"  classes: {_codes(classes)}  # {sizes} rows; with names: {{{next(iter(classes))}: name, …}}"
+        yield f"  file: {_scalar(self.sheet.file)}\n  column: {_scalar(self.label.ref)}"
+        if classes := {v: str(n) for v, n in self.label.levels.items() if v not in self.label.codes}:
+            yield f"  classes: {_codes(classes)}  # {few(list(classes.values()))} rows; names: {{0: low, …}}"
         else:
             yield "  kind: regression  # numbers; or `threshold: 10` for two classes"
-        yield from self._split()
+        for sheet, c in ((s, c) for s in joined.by_sample for c in s.columns.values() if c.is_split):
+            group = joined.subject if joined.subject in sheet.columns else None
+            divided = group and (sheet.table.frame.group_by(group).n_unique()[c.name] > 1).any()
+            yield (
+                f"{'# ' if divided else ''}split: {{file: {_scalar(sheet.file)}, column: {_scalar(c.ref)}}}"
+                f"  # {'not used: subjects are in several parts' if divided else 'its values are names of parts'}"
+            )
+            if not divided:
+                break
 
     def _missing(self) -> Iterator[str]:
         """Codes without which the files cannot be read; others as a comment."""
-        columns = [c for sheet in self.joined.rows for c in sheet.columns.values() if c.codes]
-        needed = [c for c in columns if c is self.label or (c.kind in ("number", "codes") and not _numeric(c.codes))]
+        columns = [c for sheet in self.joined.rows for c in sheet.columns.values() if c.codes and c.is_feature]
+        needed = {
+            c.name: "the label" if c is self.label else "text among numbers"
+            for c in columns
+            if c is self.label or (c.kind != "categories" and not all(re.fullmatch("-?[0-9]+", v) for v in c.codes))
+        }
         if columns:
             yield f"{'' if needed else '# '}missing:  # codes for missing? Confirm those that are comments"
-        for c in needed:
-            why = "the label" if c is self.label else "text among numbers"
-            yield f"  {_scalar(c.name)}: {_codes(c.codes)}  # {why}"
-        for codes, n in Counter(c.codes for c in columns if c not in needed).items():
-            names = list(dict.fromkeys(c.name for c in columns if c.codes == codes and c not in needed))
-            yield from (f"#   {_scalar(c)}: {_codes(codes)}" for c in (names if n <= _MANY else ["*"]))
+        yield from (f"  {_scalar(c.name)}: {_codes(c.codes)}  # {needed[c.name]}" for c in columns if c.name in needed)
+        for codes, n in Counter(c.codes for c in columns if c.name not in needed).items():
+            names = [c.name for c in columns if c.codes == codes and c.name not in needed]
+            yield from (f"#   {_scalar(c)}: {_codes(codes)}" for c in dict.fromkeys(names if n <= _MANY else ["*"]))
 
     def _modalities(self) -> Iterator[str]:
         """One modality per file; in a single file, one per group of columns that are missing together."""
-        used: dict[str, list[str]] = {}
-        for s in self.joined.rows:
-            columns = [c for c in s.columns.values() if c.name not in self.ids and c.ref not in self.unused]
-            used[s.file] = [c.name for c in columns if c is not self.label]
+        taken = {self.joined.id, self.joined.subject}
+        used = {
+            s.file: [
+                c for c in s.columns.values() if c.name not in taken and c.ref not in self.unused and c != self.label
+            ]
+            for s in self.joined.rows
+        }
         sheets = [s for s in self.joined.rows if used[s.file]][:MAX_MODALITIES]
-        wide = blocks(sheets[0], used[sheets[0].file]) if len(sheets) == 1 else []
+        wide = blocks(sheets[0], [c.name for c in used[sheets[0].file]]) if len(sheets) == 1 else []
         if len(wide) < 2:
             yield "modalities:  # one per file; docs/tables.md shows how to divide a file by columns"
             for name, sheet in zip(_names([s.file for s in sheets]), sheets, strict=True):
                 yield f"  {name}:\n    file: {_scalar(sheet.file)}"
-                yield from self._kinds([sheet.columns[c] for c in used[sheet.file]])
+                yield from self._kinds(used[sheet.file])
             return
         yield "modalities:  # columns that are missing together: rename and regroup them"
         for name, block in zip(_names([re.split("[_. ]", b[0])[0].lower() for b in wide]), wide, strict=True):
             columns = [sheets[0].columns[c] for c in block]
-            shares = [c.n_known / sheets[0].n for c in columns]
-            share = " to ".join(dict.fromkeys(f"{s:.0%}" for s in (min(shares), max(shares))))
-            yield f"  {'usual' if block is wide[0] and max(shares) >= USUAL else name}:  # known in {share} of the rows"
+            shares = sorted(c.n_known / sheets[0].n for c in columns)
+            share = " to ".join(dict.fromkeys(f"{s:.0%}" for s in (shares[0], shares[-1])))
+            yield f"  {'usual' if block is wide[0] and shares[-1] >= USUAL else name}:  # known in {share} of the rows"
             yield f"    columns: [{', '.join(map(_scalar, _patterns(sheets[0], columns)))}]"
             yield from self._kinds(columns)
 
     def _kinds(self, columns: list[Column]) -> Iterator[str]:
         """Kinds of categorical columns; a name that several columns share cannot be declared."""
-        named = [c for c in columns if isinstance(c.ref, str)]
+        named = [c for c in columns if isinstance(c.ref, str) and c.kind in ("codes", "categories")]
         n_coded = sum(c.kind == "codes" for c in named)
-        kinds = [c for c in named if c.kind == "categories" or (c.kind == "codes" and n_coded <= _MANY)]
-        if kinds or n_coded:
+        if named:
             yield "    kinds:"
         if n_coded > _MANY:
             yield f'      "*": numeric  # {n_coded} columns have few whole numbers: counts rather than codes?'
-        for c in kinds:
+        for c in (c for c in named if c.kind == "categories" or n_coded <= _MANY):
             levels = _codes(c.levels) if 0 < len(c.levels) <= _LISTED else "categorical"
             why = "few whole numbers: codes? With names: {1: never, …}; or `numeric`" if c.kind == "codes" else "text"
             yield f"      {_scalar(c.name)}: {levels}  # {why}"
-
-    def _split(self) -> Iterator[str]:
-        for sheet in (s for s in self.joined.rows if self.joined.id is None or self.joined.id in s.columns):
-            for c in (c for c in sheet.columns.values() if c.is_split):
-                declared = f"split: {{file: {_scalar(sheet.file)}, column: {_scalar(c.ref)}}}"
-                parts = (
-                    sheet.table.frame.group_by(self.joined.subject or c.name).n_unique()[c.name]
-                    if (self.joined.subject in sheet.columns)
-                    else None
-                )
-                if parts is None or parts.max() == 1:
-                    yield f"{declared}  # the values are names of parts"
-                    return
-                yield f"# {declared}  # not used: subjects are in several parts"
-
-
-def _numeric(codes: Iterable[str]) -> bool:
-    return all(re.fullmatch("-?[0-9]+", c) for c in codes)
 
 
 def _patterns(sheet: Sheet, block: list[Column]) -> list[Ref]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mrpipe.cli.main import main
 from mrpipe.datasets.tables.propose import propose
 from mrpipe.errors import DataError, UsageError
 from mrpipe.stages.build import build
+from mrpipe.stages.check import check
 from mrpipe.store.reader import Store
 from tests.datasets.tables.tables_toy import TABLES, csv
 
@@ -70,10 +72,11 @@ def hospital(raw: Path) -> Path:
 
 def test_a_hospital_of_four_tables_builds_as_proposed(tmp_path: Path) -> None:
     store = built(hospital(tmp_path / "raw"), tmp_path)
+    samples = store.samples().collect()
     assert store.manifest.n_samples == N
-    assert store.samples["subject_id"].n_unique() == N // 2
+    assert samples["subject_id"].n_unique() == N // 2
     assert [m["name"] for m in store.manifest.modalities] == ["visits", "labs", "patients"]
-    assert store.samples["mask"].value_counts(sort=True)["count"].to_list() == [N // 2, N // 2]
+    assert [store.arrays(name).x.shape for name in ("visits", "labs", "patients")] == [(N, 3), (N // 2, 2), (N, 1)]
     assert store.labels("died").collect()["value"].value_counts(sort=True)["count"].to_list() == [64, 26]
 
 
@@ -239,23 +242,27 @@ def test_init_reports_all_files_that_cannot_be_read(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.real_data
-def test_the_proposal_for_uci_mfeat_builds(real_data_dir: Path, tmp_path: Path) -> None:
-    store = built(real_data_dir / "generic/uci_mfeat", tmp_path)
-    sizes = {m["name"]: m["shape"][0] for m in store.manifest.modalities}
+def test_the_proposal_for_uci_mfeat_passes_check(real_data_dir: Path, tmp_path: Path) -> None:
+    raw, out = real_data_dir / "generic/uci_mfeat", tmp_path / "proposal.yaml"
+    assert main(["init", "tables", str(raw), "--out", str(out)]) == 0
+    notes = check(TABLES, raw, {"config": str(out)})["notes"]
+    found = [re.findall(r"(\w+): 2000 of 2000 samples, (\d+) numeric and (\d+)", note) for note in notes]
+    sizes = {name: int(n) + int(m) for matches in found for name, n, m in matches}
     assert sizes == {"fac": 216, "fou": 76, "kar": 64, "mor": 6, "pix": 240, "zer": 47}
-    assert len(store.manifest.tasks[0]["classes"]) == 10
 
 
 @pytest.mark.real_data
-def test_the_proposal_for_physionet_2012_has_the_blocks_of_tests_and_builds(
+def test_the_proposal_for_physionet_2012_has_the_blocks_of_tests_and_passes_check(
     real_data_dir: Path, tmp_path: Path
 ) -> None:
-    store = built(real_data_dir / "generic/physionet2012", tmp_path)
-    declared = yaml.safe_load((tmp_path / "proposal.yaml").read_text())
+    raw, out = real_data_dir / "generic/physionet2012", tmp_path / "proposal.yaml"
+    assert main(["init", "tables", *map(str, raw.iterdir()), "--out", str(out)]) == 0
+    declared = yaml.safe_load(out.read_text())
     blocks = [entry["columns"] for entry in declared["modalities"].values()]
     assert ["DiasABP_*", "MAP_*", "SysABP_*"] in blocks
     assert ["NIDiasABP_*", "NIMAP_*", "NISysABP_*"] in blocks
     assert ["ALP_*", "ALT_*", "AST_*", "Albumin_*", "Bilirubin_*"] in blocks
     assert {"Survival", "Length_of_stay"} <= set(declared["exclude"])
     assert declared["label"]["column"] == "In-hospital_death"
-    assert store.manifest.n_samples == 4000
+    notes = check(TABLES, raw, {"config": str(out)})["notes"]
+    assert "usual: 4000 of 4000 samples, 47 numeric and 0 categorical features" in notes
