@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +41,8 @@ def init(paths: Sequence[Path], out: Path | None, *, overwrite: bool = False) ->
         UsageError: if `out` exists and is not to be overwritten, or there is no table.
         DataError: as `propose`.
     """
-    found = [sorted(filter(is_table, p.iterdir())) if p.is_dir() else [p] for p in paths]
-    files = list(dict.fromkeys(f.resolve() for fs in found for f in fs))
+    found = [filter(is_table, p.iterdir()) if p.is_dir() else [p] for p in paths]
+    files = sorted({f.resolve() for fs in found for f in fs})
     if not files:
         raise UsageError(f"no table in {', '.join(map(str, paths))}")
     raw = Path(os.path.commonpath([f.parent for f in files]))
@@ -51,8 +50,7 @@ def init(paths: Sequence[Path], out: Path | None, *, overwrite: bool = False) ->
     if target.exists() and not overwrite:
         raise UsageError(f"{target} exists: choose another --out, or --overwrite it")
     write_text(target, propose(raw, [f.relative_to(raw).as_posix() for f in files]))
-    near = raw.is_relative_to(Path.cwd())
-    arguments = f"tables --raw {shlex.quote(os.path.relpath(raw) if near else str(raw))}"
+    arguments = f"tables --raw {shlex.quote(os.path.relpath(raw) if raw.is_relative_to(Path.cwd()) else str(raw))}"
     if target.resolve() != raw / "tables.yaml":
         arguments += f" --set config={shlex.quote(str(target.resolve()))}"
     return (
@@ -232,18 +230,16 @@ class _Proposal:
 
     def _missing(self) -> Iterator[str]:
         """Codes without which the files cannot be read; others as a comment."""
-        columns = [c for sheet in self.joined.rows for c in sheet.columns.values() if c.codes and c.is_feature]
-        needed = {
-            c.name: "the label" if c is self.label else "text among numbers"
-            for c in columns
-            if c is self.label or (c.kind != "categories" and not all(re.fullmatch("-?[0-9]+", v) for v in c.codes))
-        }
+        columns = {c.name: c for s in self.joined.rows for c in s.columns.values() if c.codes and c.is_feature}
+        reasons = {n: "the label" if c is self.label else "text among numbers" for n, c in columns.items()}
+        for name, c in columns.items():
+            if c is not self.label and (c.kind == "categories" or all(v.lstrip("-").isdigit() for v in c.codes)):
+                del reasons[name]
         if columns:
-            yield f"{'' if needed else '# '}missing:  # codes for missing? Confirm those that are comments"
-        yield from (f"  {_scalar(c.name)}: {_codes(c.codes)}  # {needed[c.name]}" for c in columns if c.name in needed)
-        for codes, n in Counter(c.codes for c in columns if c.name not in needed).items():
-            names = [c.name for c in columns if c.codes == codes and c.name not in needed]
-            yield from (f"#   {_scalar(c)}: {_codes(codes)}" for c in dict.fromkeys(names if n <= _MANY else ["*"]))
+            yield f"{'' if reasons else '# '}missing:  # codes for missing? Confirm those that are comments"
+        for name in sorted(columns, key=lambda n: n not in reasons):
+            why = f"  # {reasons[name]}" if name in reasons else ""
+            yield f"{'' if why else '# '}  {_scalar(name)}: {_codes(columns[name].codes)}{why}"
 
     def _modalities(self) -> Iterator[str]:
         """One modality per file; in a single file, one per group of columns that are missing together."""
