@@ -36,8 +36,8 @@ USUAL, _CUT, _MAX_BLOCKS, _SAMPLED_ROWS = 0.9, 0.4, 12, 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """A column of a table.
+class ColumnProfile:
+    """A column of a table as it looks.
 
     Attributes:
         ref: its name, or its position if several columns share the name.
@@ -93,12 +93,12 @@ class Sheet:
         return self.table.frame.select(id_text(column, ()).alias("id"))["id"].drop_nulls().unique()
 
 
-def _column(table: RawTable, name: str) -> Column:
+def _column(table: RawTable, name: str) -> ColumnProfile:
     header = table.header
     ref = name if len(table.alike(name)) == 1 else -1 if name == header[-1] else header.index(name) + 1
     text = table.frame.select(canonical_text(known_text(name, ())))[name].drop_nulls()
     if text.is_empty():
-        return Column(name=name, ref=ref, kind=table.odd.get(name, "empty"))
+        return ColumnProfile(name=name, ref=ref, kind=table.odd.get(name, "empty"))
     counts = text.value_counts().sort(pl.col(name).cast(pl.Float64, strict=False), name, nulls_last=True)
     word = counts[name].str.to_lowercase().is_in(_WORDS)
     words, values = counts[name].filter(word), counts[name].filter(~word)
@@ -118,7 +118,7 @@ def _column(table: RawTable, name: str) -> Column:
     else:
         kind = "codes" if whole and 2 < n_distinct <= FEW_CODES else "number"
     quoted = not person and n_distinct <= _QUOTED and (counts["count"] >= _SHARED_BY).all()
-    return Column(
+    return ColumnProfile(
         name=name,
         ref=ref,
         kind=kind,

@@ -13,7 +13,7 @@ from pathlib import Path
 from mrpipe.datasets.tables.config import Ref, matches
 from mrpipe.datasets.tables.joins import SUBJECT
 from mrpipe.datasets.tables.parser import MAX_MODALITIES
-from mrpipe.datasets.tables.profile import ID_NAME, USUAL, Column, Sheet, blocks, linked
+from mrpipe.datasets.tables.profile import ID_NAME, USUAL, ColumnProfile, Sheet, blocks, linked
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.forms import is_table
 from mrpipe.raw import few
@@ -163,9 +163,9 @@ class _Proposal:
             if reason:
                 self.unused[c.ref] = reason
 
-    def _choose_label(self) -> tuple[Sheet, Column, str]:
+    def _choose_label(self) -> tuple[Sheet, ColumnProfile, str]:
         """The likeliest label, its table, and the reason with the other candidates."""
-        found: list[tuple[float, Sheet, Column, str]] = []
+        found: list[tuple[float, Sheet, ColumnProfile, str]] = []
         for sheet in self.joined.by_sample:
             columns = [c for c in sheet.columns.values() if c.name not in (self.joined.id, self.joined.subject)]
             for c in (c for c in columns if c.is_feature):
@@ -267,7 +267,7 @@ class _Proposal:
             yield f"    columns: [{', '.join(map(_scalar, _patterns(sheets[0], columns)))}]"
             yield from self._kinds(columns)
 
-    def _kinds(self, columns: list[Column]) -> Iterator[str]:
+    def _kinds(self, columns: list[ColumnProfile]) -> Iterator[str]:
         """Kinds of categorical columns; a name that several columns share cannot be declared."""
         named = [c for c in columns if isinstance(c.ref, str) and c.kind in ("codes", "categories")]
         n_coded = sum(c.kind == "codes" for c in named)
@@ -281,7 +281,7 @@ class _Proposal:
             yield f"      {_scalar(c.name)}: {levels}  # {why}"
 
 
-def _patterns(sheet: Sheet, block: list[Column]) -> list[Ref]:
+def _patterns(sheet: Sheet, block: list[ColumnProfile]) -> list[Ref]:
     """References to columns; one pattern for those with a common first part, if no other column has it."""
     found: dict[Ref, None] = {}
     for c in block:

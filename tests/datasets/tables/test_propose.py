@@ -9,10 +9,13 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 import mrpipe
 from mrpipe.cli.main import main
-from mrpipe.datasets.tables.propose import propose
+from mrpipe.datasets.tables.parser import parse_config
+from mrpipe.datasets.tables.propose import SCHEMA, propose
+from mrpipe.datasets.tables.simulate.export import YAML
 from mrpipe.errors import DataError, UsageError
 from mrpipe.stages.build import build
 from mrpipe.stages.check import check
@@ -266,3 +269,72 @@ def test_the_proposal_for_physionet_2012_has_the_blocks_of_tests_and_passes_chec
     assert declared["label"]["column"] == "In-hospital_death"
     notes = check(TABLES, raw, {"config": str(out)})["notes"]
     assert "usual: 4000 of 4000 samples, 47 numeric and 0 categorical features" in notes
+
+
+# The published schema of declarations.
+
+
+def schema() -> dict[str, Any]:
+    loaded = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def keys_of(node: Any) -> set[str]:
+    """All keys that a schema describes, at any depth."""
+    if isinstance(node, list):
+        return set().union(*map(keys_of, node))
+    if not isinstance(node, dict):
+        return set()
+    own = node.get("properties", {})
+    return {
+        *own,
+        *(
+            key
+            for name, child in node.items()
+            for key in keys_of(list(own.values()) if name == "properties" else child)
+        ),
+    }
+
+
+def test_the_page_documents_the_keys_of_the_schema_and_no_others(project: Path) -> None:
+    page = (project / "docs/tables.md").read_text(encoding="utf-8")
+    example = page.split("```yaml")[1].split("```")[0]
+    documented = set(re.findall(r"^ *(?:- )?([a-z_]+):(?= |$)|[{,] *([a-z_]+): ", example, re.MULTILINE))
+    names = {a or b for a, b in documented} | set(re.findall(r"`(?:also: )?([a-z_]+)(?::[^`]*)?`", page))
+    names |= set(re.findall(r"[a-z_]+", example.split("# also:")[1].split(";")[0]))
+    keys = keys_of(schema())
+    assert keys <= names
+    Draft202012Validator.check_schema(schema())
+    Draft202012Validator(schema()).validate(yaml.safe_load(example))
+
+
+def test_declarations_of_the_project_match_the_schema(project: Path) -> None:
+    validator = Draft202012Validator(schema())
+    examples = sorted((project / "workflow/config/examples/tables").glob("*.yaml"))
+    assert len(examples) >= 2
+    for text in (YAML, *(p.read_text(encoding="utf-8") for p in examples)):
+        validator.validate(yaml.safe_load(text))
+    for path in examples:
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        assert (path.parent / first.removeprefix("# yaml-language-server: $schema=")).resolve() == SCHEMA
+
+
+def test_the_schema_has_the_keys_of_the_parser() -> None:
+    """The parser names its known keys when it finds another one."""
+    bad = {"x": 1, "id": "i", "label": {"x": 1}, "split": {"x": 1}, "modalities": {"m": {"x": 1}}}
+    with pytest.raises(DataError) as caught:
+        parse_config(yaml.safe_dump(bad), "tables.yaml")
+    found = re.findall(r"one of the keys ([a-z_, ]+); found unknown key", str(caught.value))
+    known = schema()
+    sections = (known, known["$defs"]["label"], known["properties"]["split"], known["$defs"]["modality"])
+    assert sorted(map(sorted, (names.split(", ") for names in found))) == sorted(
+        sorted(s["properties"]) for s in sections
+    )
+
+
+def test_a_proposal_names_the_schema_and_matches_it(tmp_path: Path) -> None:
+    raw = hospital(tmp_path / "raw")
+    text = propose(raw, sorted(p.name for p in raw.iterdir()))
+    assert text.splitlines()[0] == f"# yaml-language-server: $schema={SCHEMA.as_uri()}"
+    Draft202012Validator(schema()).validate(yaml.safe_load(text))
