@@ -8,8 +8,8 @@ from pathlib import Path
 from mrpipe.datasets.tables.check import check_export
 from mrpipe.datasets.tables.cohort import build_cohort
 from mrpipe.datasets.tables.config import TablesConfig, TablesOptions
-from mrpipe.datasets.tables.features import TableReader
 from mrpipe.datasets.tables.parser import parse_config, read_config
+from mrpipe.datasets.tables.reader import TableReader
 from mrpipe.datasets.tables.simulate.export import YAML, TablesSimulation, simulate_export
 from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
 
@@ -21,7 +21,8 @@ def _declared(base: Dataset, config: TablesConfig) -> Dataset:
     how = f", stratified by {stratify}" if stratify else ""
     schemes = {"uniform": Scheme(stratify=stratify, description=f"70/15/15 by subject{how}")}
     if config.split is not None:
-        declared = Scheme(column="split", description=f"column {config.split.column} of {config.split.file}")
+        how = "by" if config.split.by else "column"
+        declared = Scheme(column="split", description=f"{how} {config.split.column} of {config.split.file}")
         schemes = {"standard": declared, **schemes}
     readers = {
         m.name: ModalityReader(bit=bit, description=m.description, read=TableReader(config, m, bit))

@@ -11,9 +11,11 @@ from typing import Any
 import yaml
 
 from mrpipe.datasets.tables.config import (
+    KINDS,
     MISSING,
     Kind,
     Label,
+    Long,
     ModalityTable,
     Ref,
     Rules,
@@ -23,9 +25,11 @@ from mrpipe.datasets.tables.config import (
     canonical,
     codes_of,
 )
+from mrpipe.datasets.tables.yaml_text import YamlText
 from mrpipe.delimited import decode
-from mrpipe.errors import DataError, Fault, did_you_mean
+from mrpipe.errors import DataError, Fault, MrpipeError, did_you_mean
 from mrpipe.store.splits import PART_ALIASES, PARTS
+from mrpipe.text.encoders import require_encoder
 
 MAX_MODALITIES = 16
 # Keys with one value for all files, or file: value; the pattern of their values, and its description.
@@ -33,8 +37,16 @@ BY_FILE = {
     "encoding": (r"[A-Za-z][\w-]+", "an encoding, such as cp1252 or latin-1"),
     "separator": (r"[\t ,;:|~^!#&]", 'one character, such as ";", "|" or "\\t"'),
     "decimal": (r"[.,]", '"." or ","'),
+    "thousands": (r"[., '_]", "one of . , ' _ and a space"),
     "unmatched": (r"allow|0|1|0?\.\d+|1\.0*", "allow, or a share from 0 to 1"),
+    "level": (r"sample|subject", "sample or subject"),
 }
+STATISTICS = ("last", "mean", "min", "max", "count")
+# Sections of the YAML and their keys.
+_LONG = ("item", "value", "unit", "time", "format", "aggregate")
+_KIND = ("kind", "since", "format")
+_SPLIT = ("file", "column", "by", "format", *PARTS, *(f"{part}_from" for part in PARTS[1:]))
+_MODALITY = ("file", "columns", "exclude", "kinds", "missing", "drop", "level", "long", "encoder", "description")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -62,41 +74,6 @@ def read_config(raw: Path, options: TablesOptions) -> TablesConfig:
     return parse_config(decode(path.read_bytes(), shown_as=path.name), path.name)
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 2009_10, 010, 0x10, 1:30 and dates as text; a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key[1]!r} twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [r for r in resolvers if not r[0].endswith((":int", ":float", ":timestamp"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"-?(0|[1-9][0-9]*)\Z"), list("-0123456789"))
-_FLOAT = r"-?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\Z"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-.0123456789"))
-
-
-class _Float(float):
-    """A number with its text, since codes such as -99.90 are compared as text."""
-
-    text: str
-
-
-def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Float:
-    number = _Float(loader.construct_yaml_float(node))
-    number.text = node.value
-    return number
-
-
-_Loader.add_constructor("tag:yaml.org,2002:float", _float)
-
-
 def parse_config(text: str, shown_as: str) -> TablesConfig:
     """Parse the text of a YAML.
 
@@ -104,7 +81,7 @@ def parse_config(text: str, shown_as: str) -> TablesConfig:
         DataError: reports all errors of the YAML together.
     """
     try:
-        value = yaml.load(text, _Loader)
+        value = yaml.load(text, YamlText)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         found = " ".join(str(error).split())
         raise DataError(Fault(file=shown_as, expected="YAML", found=found, fix="Correct its syntax.")) from error
@@ -121,6 +98,7 @@ class _Parser:
     def __init__(self, shown_as: str):
         self.shown_as = shown_as
         self.faults: list[Fault] = []
+        self.levels: dict[str, str] = {}
 
     def fault(self, place: str, expected: str, found: Any, fix: str = "") -> None:
         shown = found if isinstance(found, str) else repr(found)
@@ -178,7 +156,7 @@ class _Parser:
 
     def config(self, value: Any) -> TablesConfig:
         known = ["title", "citation", "licence", "provider", *BY_FILE, "file", "join", "id", "subject"]
-        known += ["missing", "exclude", "drop", "label", "labels", "split", "modalities"]
+        known += ["prediction_time", "missing", "exclude", "drop", "label", "labels", "split", "modalities"]
         top = self.section(value, "top level", known)
         self.file = self.text(top, "file", "")
         join = top.get("join", "id")
@@ -195,6 +173,13 @@ class _Parser:
                 expected, found = "classes that are not codes for missing", ", ".join(sorted(ambiguous))
                 fix = "Give `missing` by column, missing: {column: [codes]}."
                 self.fault(f"label {label.name}", expected, f"{found}, which is both", fix)
+        time = top.get("prediction_time")
+        time = (
+            self.section(time, "prediction_time", ("column", "format"))
+            if isinstance(time, Mapping)
+            else {"column": time}
+        )
+        modalities = self._modalities(top)
         config = TablesConfig(
             shown_as=self.shown_as,
             title=self.text(top, "title", ""),
@@ -205,30 +190,42 @@ class _Parser:
             cohort_file=first,
             by_file=self._by_file(top),
             by_order=join == "order",
-            id=self.ref(top["id"], "id") if "id" in top else None,
-            subject=self.ref(top["subject"], "subject") if "subject" in top else None,
+            prediction_time=self.ref(time.get("column"), "prediction_time") if "prediction_time" in top else None,
+            prediction_format=self.text(time, "format", "prediction_time."),
             labels=labels,
             split=self._split(top["split"], first) if "split" in top else None,
             missing=missing,
             drop=self.rows(top["drop"], "drop") if "drop" in top else (),
-            modalities=self._modalities(top),
+            modalities=modalities,
         )
         files = config.cohort_files | {m.file for m in config.modalities}
         for key, file, _ in config.by_file:
             if file not in files | {"*"}:
                 self.fault(f"{key}.{file}", "a file of this declaration", file, did_you_mean(file, files))
+        if config.prediction_time is None:
+            for m in config.modalities:
+                dated = [c for c, kind in m.kinds if kind.kind in ("date", "age") and kind.since is None]
+                for place in [f"{m.name}.kinds.{c}" for c in dated] + [f"{m.name}.long"] * bool(m.long and m.long.time):
+                    expected = "the column of the samples' file with the time of the prediction"
+                    fix = f"modalities.{place} has times, which count from it: nothing later may be a feature."
+                    self.fault("prediction_time", expected, "nothing", fix)
         return config
 
-    def _by_file(self, top: Mapping[str, Any]) -> tuple[tuple[str, str, str | float], ...]:
-        """Keys with one value for all files, or file: value."""
-        entries = []
+    def _by_file(self, top: Mapping[str, Any]) -> tuple[tuple[str, str, Ref | float], ...]:
+        """Keys with one value for all files, or file: value; the file * is all others."""
+        entries: list[tuple[str, str, Ref | float]] = []
+        for key in ("id", "subject"):
+            values = top.get(key, {})
+            for file, value in (values if isinstance(values, Mapping) else {"*": values}).items():
+                entries.append((key, str(file), self.ref(value, key if file == "*" else f"{key}.{file}")))
         for key, (pattern, expected) in BY_FILE.items():
             values = top.get(key, {})
             for file, value in (values if isinstance(values, Mapping) else {"*": values}).items():
                 if not re.fullmatch(pattern, str(value), re.ASCII):
                     self.fault(key if file == "*" else f"{key}.{file}", expected, value)
                 entries.append((key, str(file), 1.0 if value == "allow" else value))
-        return tuple(entries)
+        levels = self.levels.items()
+        return (*entries, *(("level", file, level) for file, level in levels if ("level", file, level) not in entries))
 
     def _file(self, section: Mapping[str, Any], place: str, default: str = "") -> str:
         file = self.text(section, "file", f"{place}.", default or self.file)
@@ -302,15 +299,29 @@ class _Parser:
         return names, values
 
     def _split(self, value: Any, default: str) -> Split:
-        entry = self.section(value, "split", ("file", "column", *PARTS))
-        if "column" not in entry:
-            self.fault("split.column", "the column with train, val or test", "nothing")
+        entry = self.section(value, "split", _SPLIT)
+        by = "by" in entry
+        if by == ("column" in entry):
+            expected = "`column` (with train, val or test), or `by` (a group or a date)"
+            self.fault("split.column", expected, "both" if by else "nothing")
         given = {part: self.values(entry[part], f"split.{part}") for part in PARTS if part in entry}
+        starts = [
+            (self.value(entry[key], f"split.{key}"), key[:-5]) for key in _SPLIT if key[:-5] in PARTS and key in entry
+        ]
         parts = {v.lower(): part for part, values in given.items() for v in values} or dict(PART_ALIASES)
         if given and len(parts) < sum(map(len, given.values())):
             self.fault("split", "each value once", given)
-        column = self.ref(entry.get("column", "?"), "split.column")
-        return Split(file=self._file(entry, "split", default), column=column, parts=tuple(sorted(parts.items())))
+        if (bool(given) == bool(starts) if by else bool(starts)) or (by and not {"test", "test_from"} & set(entry)):
+            expected = "`by: group, test: [values]` or `by: date, test_from: date`"
+            self.fault("split", expected, ", ".join(entry) or "nothing")
+        return Split(
+            file=self._file(entry, "split", self.file if by and self.file else default),
+            column=self.ref(entry.get("by", entry.get("column", "?")), "split.by" if by else "split.column"),
+            parts=() if starts else tuple(sorted(parts.items())),
+            by=by,
+            starts=tuple(starts),
+            format=self.text(entry, "format", "split."),
+        )
 
     def _modalities(self, top: Mapping[str, Any]) -> tuple[ModalityTable, ...]:
         entries = top.get("modalities")
@@ -326,18 +337,47 @@ class _Parser:
         place = f"modalities.{name}"
         if not _NAME.fullmatch(name):
             self.fault(place, "a name of letters, digits and _", name)
-        known = ("file", "columns", "exclude", "kinds", "missing", "drop", "description")
-        entry = self.section({} if value is None else value, place, known)
+        entry = self.section({} if value is None else value, place, _MODALITY)
+        file, level = self._file(entry, place), entry.get("level")
+        if level is not None and (level not in ("sample", "subject") or self.levels.setdefault(file, level) != level):
+            self.fault(f"{place}.level", "sample or subject, the same for all entries of a file", level)
+        kinds = self._kinds(entry.get("kinds", {}), f"{place}.kinds")
+        texts = {kind.kind == "text" for _, kind in kinds}
+        if len(texts) > 1 or (texts == {True} and "columns" not in entry):
+            self.fault(
+                f"{place}.kinds", "columns of text as a modality of their own, named in `columns`", "other columns"
+            )
+        encoder = self.text(entry, "encoder", f"{place}.", "hashing")
+        try:
+            require_encoder(encoder)
+        except MrpipeError as error:
+            self.fault(f"{place}.encoder", "a text encoder", str(error))
         return ModalityTable(
             name=name,
-            file=self._file(entry, place),
+            file=file,
             columns=self.refs(entry.get("columns", "*"), f"{place}.columns"),
             exclude=exclude + (self.refs(entry["exclude"], f"{place}.exclude") if "exclude" in entry else ()),
-            kinds=self._kinds(entry.get("kinds", {}), f"{place}.kinds"),
+            kinds=kinds,
             missing=self.missing(entry["missing"], f"{place}.missing") if "missing" in entry else (),
             drop=self.rows(entry["drop"], f"{place}.drop") if "drop" in entry else (),
+            long=self._long(entry["long"], f"{place}.long") if "long" in entry else None,
+            encoder=encoder,
             description=self.text(entry, "description", f"{place}."),
         )
+
+    def _long(self, value: Any, place: str) -> Long:
+        entry = self.section(value, place, _LONG)
+        statistics = self.values(entry.get("aggregate", []), f"{place}.aggregate")
+        if unknown := [s for s in statistics if s not in STATISTICS]:
+            self.fault(f"{place}.aggregate", f"some of {', '.join(STATISTICS)}", ", ".join(unknown))
+        if "item" not in entry:
+            self.fault(f"{place}.item", "the column that names what was measured", "nothing")
+        if "time" not in entry and (not statistics or "last" in statistics):
+            fix = "Without times, use `aggregate: [mean, min, max, count]`."
+            self.fault(f"{place}.time", "the column with the time of each row", "nothing", fix)
+        refs = {key: self.ref(entry[key], f"{place}.{key}") for key in _LONG[:4] if key in entry}
+        aggregate = tuple(s for s in STATISTICS if s in statistics)
+        return Long(**{"item": "?", **refs}, format=self.text(entry, "format", f"{place}."), aggregate=aggregate)
 
     def _kinds(self, value: Any, place: str) -> tuple[tuple[str, Kind], ...]:
         if not isinstance(value, Mapping):
@@ -346,13 +386,17 @@ class _Parser:
         return tuple((str(self.ref(k, place)), self._kind(v, f"{place}.{k}")) for k, v in value.items())
 
     def _kind(self, value: Any, place: str) -> Kind:
-        if value in ("numeric", "categorical"):
+        if value in KINDS:
             return Kind(kind=str(value))
+        if isinstance(value, Mapping) and value.get("kind") in ("date", "age"):
+            entry = self.section(value, place, _KIND)
+            since = self.ref(entry["since"], f"{place}.since") if "since" in entry else None
+            return Kind(kind=str(entry["kind"]), since=since, format=self.text(entry, "format", f"{place}."))
         if isinstance(value, list | Mapping) and value:
             codes = tuple(self.value(v, place) for v in value)
             levels = tuple(str(v) for v in value.values()) if isinstance(value, Mapping) else codes
             if len(set(codes)) < len(codes) or len(set(levels)) < len(levels):
                 self.fault(place, "each code and each level once", list(codes))
             return Kind(kind="categorical", codes=codes, levels=levels)
-        self.fault(place, "numeric, categorical, or a list of codes ([1, 2] or {1: low, 2: high})", value)
+        self.fault(place, f"{', '.join(KINDS)}, or a list of codes ([1, 2] or {{1: low, 2: high}})", value)
         return Kind(kind="numeric")

@@ -33,6 +33,8 @@ _DATE = r"^([0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2}|[0-9]{1,2}[./-][0-9]{1,2}[./-](
 _SHARED_BY, _QUOTED = 3, 20
 # Columns known in this share of the rows form no block; distance (1 - phi) at which blocks are cut.
 USUAL, _CUT, _MAX_BLOCKS, _SAMPLED_ROWS = 0.9, 0.4, 12, 20_000
+# Columns in memory at once.
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +87,21 @@ class Sheet:
                 self.table = read_table(raw, file, config)
             except DataError:
                 raise error from None
-        self.n = len(self.table.frame)
-        self.columns = {name: _column(self.table, name) for name in self.table.header}
+        self.n, header = self.table.n_rows, self.table.header
+        parts = (header[i : i + _AT_ONCE] for i in range(0, len(header), _AT_ONCE))
+        self.columns = {
+            c: _column(self.table, frame[c]) for part in parts for frame in [self.table.read(part)] for c in part
+        }
 
     def ids(self, column: str) -> pl.Series:
         """The distinct values of a column of ids."""
-        return self.table.frame.select(id_text(column, ()).alias("id"))["id"].drop_nulls().unique()
+        return self.table.read([column]).select(id_text(column, ()).alias("id"))["id"].drop_nulls().unique()
 
 
-def _column(table: RawTable, name: str) -> ColumnProfile:
-    header = table.header
+def _column(table: RawTable, raw: pl.Series) -> ColumnProfile:
+    header, name = table.header, raw.name
     ref = name if len(table.alike(name)) == 1 else -1 if name == header[-1] else header.index(name) + 1
-    text = table.frame.select(canonical_text(known_text(name, ())))[name].drop_nulls()
+    text = raw.to_frame().select(canonical_text(known_text(name, ())))[name].drop_nulls()
     if text.is_empty():
         return ColumnProfile(name=name, ref=ref, kind=table.odd.get(name, "empty"))
     counts = text.value_counts().sort(pl.col(name).cast(pl.Float64, strict=False), name, nulls_last=True)
@@ -127,7 +132,7 @@ def _column(table: RawTable, name: str) -> ColumnProfile:
         levels=dict(counts.iter_rows()) if quoted else {},
         codes=(*words, *(_outside(number.to_numpy()) if kind in ("number", "codes") else ())),
         unique=unique,
-        joins=len(text) >= 0.99 * len(table.frame) and (whole or kind in ("identifier", "text", "categories")),
+        joins=len(text) >= 0.99 * len(raw) and (whole or kind in ("identifier", "text", "categories")),
     )
 
 
@@ -151,8 +156,8 @@ def linked(sheet: Sheet, column: str, other: Sheet) -> str | None:
 
 def blocks(sheet: Sheet, columns: list[str]) -> list[list[str]]:
     """Groups of columns that are missing together; the first are those that are usually known, if any."""
-    known = sheet.table.frame.select(known_text(c, ()).is_not_null() for c in columns)
-    known = known.gather_every(len(known) // _SAMPLED_ROWS + 1)
+    source = sheet.table.source.gather_every(sheet.n // _SAMPLED_ROWS + 1)
+    known = source.select(known_text(c, ()).is_not_null() for c in columns).collect()
     gaps = [c for c in columns if 0 < known[c].sum() < USUAL * len(known)]
     found = [[c] for c in gaps]
     if len(gaps) > 1:

@@ -79,7 +79,7 @@ def propose(raw: Path, files: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Joined:
+class TableJoin:
     """Tables with at most one row per sample or subject, that of the samples first; without an id, joined by order.
 
     `left` has the other tables, with the reason.
@@ -95,7 +95,7 @@ class Joined:
         return [s for s in self.rows if self.id is None or self.id in s.columns]
 
 
-def _join(sheets: list[Sheet]) -> Joined:
+def _join(sheets: list[Sheet]) -> TableJoin:
     """The join of most tables, by an id that is unique in one of them or by order."""
     found = [
         _join_by(sheet, c.name, [o for o in sheets if o is not sheet])
@@ -105,14 +105,14 @@ def _join(sheets: list[Sheet]) -> Joined:
     ]
     rank = [(len(j.rows), j.subject is not None, bool(ID_NAME.search(j.id or "")), j.rows[0].n) for j in found]
     if len({s.n for s in sheets}) == 1 and max(rank, default=(0,))[0] < len(sheets):
-        return Joined(sheets, None, None, {})
+        return TableJoin(sheets, None, None, {})
     if not found:
         expected, file = "a column of ids that is unique in one file and occurs in the others", [s.file for s in sheets]
         raise DataError(Fault(file=few(file), expected=expected, found="none"))
     return found[rank.index(max(rank))]
 
 
-def _join_by(people: Sheet, id: str, others: list[Sheet]) -> Joined:
+def _join_by(people: Sheet, id: str, others: list[Sheet]) -> TableJoin:
     keys = {o.file: linked(people, id, o) for o in others}
     rest = [o for o in others if keys[o.file] is None]
     subject, n_most = None, 0
@@ -132,7 +132,7 @@ def _join_by(people: Sheet, id: str, others: list[Sheet]) -> Joined:
             left[o.file] = f"several rows per {key}: aggregate them first"
         else:
             rows.append(o)
-    return Joined(rows, id, subject, left)
+    return TableJoin(rows, id, subject, left)
 
 
 def _scalar(value: Ref) -> str:
@@ -149,7 +149,7 @@ def _codes(values: Iterable[str]) -> str:
 class _Proposal:
     """The label, the columns that are no features, and the modalities of joined tables."""
 
-    def __init__(self, joined: Joined):
+    def __init__(self, joined: TableJoin):
         self.joined = joined
         self.sheet, self.label, self.why = self._choose_label()
         self.unused: dict[Ref, str] = {}
@@ -220,7 +220,7 @@ class _Proposal:
             yield "  kind: regression  # numbers; or `threshold: 10` for two classes"
         for sheet, c in ((s, c) for s in joined.by_sample for c in s.columns.values() if c.is_split):
             group = joined.subject if joined.subject in sheet.columns else None
-            divided = group and (sheet.table.frame.group_by(group).n_unique()[c.name] > 1).any()
+            divided = group and (sheet.table.read([group, c.name]).group_by(group).n_unique()[c.name] > 1).any()
             yield (
                 f"{'# ' if divided else ''}split: {{file: {_scalar(sheet.file)}, column: {_scalar(c.ref)}}}"
                 f"  # {'not used: subjects are in several parts' if divided else 'its values are names of parts'}"
