@@ -17,7 +17,6 @@ Rules = tuple[tuple[str, tuple[str, ...]], ...]
 MISSING = ("", ".", "NA", "N/A", "#N/A", "<NA>", "n/a", "NaN", "nan", "NAN", "-nan", "NaT", "None", "null", "NULL")
 # Largest fraction of a table's rows that may match no sample, unless `unmatched` is declared.
 UNMATCHED = 0.2
-KINDS = ("numeric", "categorical", "censored", "date", "age", "text")
 # A whole number with a decimal point, as floats are written.
 WHOLE = r"^(-?(?:0|[1-9][0-9]*))\.0*"
 
@@ -34,7 +33,7 @@ class Kind:
     """Kind of a column.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: numeric, categorical, censored, date, age or text.
         codes, levels: values of a categorical column in the file, and their names (None: all values that occur).
         since: column of the same file from which a date or age is counted (None: the prediction time).
         format: format of the dates in the file, as for `strptime` (empty: ISO 8601), or `hours` or `days` for numbers.
@@ -119,7 +118,7 @@ class TablesConfig:
         shown_as: name of the YAML in error messages.
         file: default file of all entries.
         cohort_file: the file whose rows are the samples: that of the first label, or `file` if only that has subjects.
-        by_file: (key, file, value) of the keys in `BY_FILE`, of `id` and of `subject`; file * is all files.
+        by_file: (key, file, value) of the keys in `BY_FILE`; file * is all files.
         prediction_time: column of the samples' file with the time after which nothing is known; None without times.
         prediction_format: its format (see `Kind`).
         missing: codes for missing in all files, also of labels, subjects and splits.

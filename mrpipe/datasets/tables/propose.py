@@ -12,14 +12,14 @@ from pathlib import Path
 
 from mrpipe.datasets.tables.config import Ref, matches
 from mrpipe.datasets.tables.joins import SUBJECT
-from mrpipe.datasets.tables.parser import MAX_MODALITIES
+from mrpipe.datasets.tables.parser import SCHEMA
 from mrpipe.datasets.tables.profile import ID_NAME, USUAL, ColumnProfile, Sheet, blocks, linked
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.forms import is_table
 from mrpipe.raw import few
+from mrpipe.store.masks import MAX_MODALITIES
 from mrpipe.store.parquet import write_text
 
-SCHEMA = Path(__file__).with_name("schema.yaml")
 # Names of values that are known only after the outcome, and of other columns that may be labels.
 _FINAL = r"outcome|label$|target|death|dead|died|mortality|surviv|expired|readmi|discharge|length_of_stay|(^|_)los(_|$)"
 _OUTCOME = _FINAL + r"|^class$|^y$|diagnos|(^|_)dx|relapse|recur|progress|respon|event|stage|severity|status|grade"

@@ -13,8 +13,8 @@ from jsonschema import Draft202012Validator
 
 import mrpipe
 from mrpipe.cli.main import main
-from mrpipe.datasets.tables.parser import parse_config
-from mrpipe.datasets.tables.propose import SCHEMA, propose
+from mrpipe.datasets.tables.parser import SCHEMA
+from mrpipe.datasets.tables.propose import propose
 from mrpipe.datasets.tables.simulate.export import YAML
 from mrpipe.errors import DataError, UsageError
 from mrpipe.stages.build import build
@@ -318,19 +318,6 @@ def test_declarations_of_the_project_match_the_schema(project: Path) -> None:
     for path in examples:
         first = path.read_text(encoding="utf-8").splitlines()[0]
         assert (path.parent / first.removeprefix("# yaml-language-server: $schema=")).resolve() == SCHEMA
-
-
-def test_the_schema_has_the_keys_of_the_parser() -> None:
-    """The parser names its known keys when it finds another one."""
-    bad = {"x": 1, "id": "i", "label": {"x": 1}, "split": {"x": 1}, "modalities": {"m": {"x": 1}}}
-    with pytest.raises(DataError) as caught:
-        parse_config(yaml.safe_dump(bad), "tables.yaml")
-    found = re.findall(r"one of the keys ([a-z_, ]+); found unknown key", str(caught.value))
-    known = schema()
-    sections = (known, known["$defs"]["label"], known["properties"]["split"], known["$defs"]["modality"])
-    assert sorted(map(sorted, (names.split(", ") for names in found))) == sorted(
-        sorted(s["properties"]) for s in sections
-    )
 
 
 def test_a_proposal_names_the_schema_and_matches_it(tmp_path: Path) -> None:
