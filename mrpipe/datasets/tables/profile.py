@@ -15,7 +15,7 @@ from scipy.spatial.distance import squareform
 from mrpipe.datasets.tables.check import FEW_CODES, ID_ROWS
 from mrpipe.datasets.tables.config import Ref, TablesConfig
 from mrpipe.datasets.tables.features import MAX_LEVELS, inferred_kind
-from mrpipe.datasets.tables.files import RawTable, canonical_text, id_text, known_text, read_table, too_large
+from mrpipe.datasets.tables.files import RawTable, canonical_text, clock, id_text, known_text, read_table, too_large
 from mrpipe.datasets.tables.joins import SUBJECT
 from mrpipe.errors import DataError
 from mrpipe.store.splits import PART_ALIASES
@@ -29,6 +29,11 @@ ID_NAME = re.compile(
 _WORDS = ("unknown", "unk", "missing", "not done", "not available", "not recorded", "refused", "n.a.", "?", "-", "--")
 _NUMBERS = [-1, *(sign * n for n in (9, 99, 999, 9999, 88, 888, 8888) for sign in (1, -1))]
 _DATE = r"^([0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2}|[0-9]{1,2}[./-][0-9]{1,2}[./-]([0-9]{2}){1,2})([ T][0-9:.]+)?"
+_LIMIT = r"^[<>≤≥]=?\s*[0-9]*[.,]?[0-9]+$"
+_FORMATS = (
+    "",
+    *(f"{day}{time}" for day in ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y") for time in ("", " %H:%M", " %H:%M:%S")),
+)
 # Values are quoted only if so many rows share each of so few, so that none is the name of a person.
 _SHARED_BY, _QUOTED = 3, 20
 # Columns known in this share of the rows form no block; distance (1 - phi) at which blocks are cut.
@@ -43,8 +48,9 @@ class ColumnProfile:
 
     Attributes:
         ref: its name, or its position if several columns share the name.
-        kind: number, codes (few whole numbers), categories, date, text, identifier, mixed (numbers and other text),
-            empty, or the dtype of a column without plain values.
+        kind: number, codes (few whole numbers), categories, date, text, identifier, censored (numbers and limits such
+            as <0.5), mixed (numbers and other text), empty, or the dtype of a column without plain values.
+        format: of dates, empty for ISO 8601; None if it is unknown.
         levels: number of rows of each value; empty if values may not be quoted.
         codes: values that may be codes for missing.
         unique, joins: whether values do not repeat (apart from a few errors), and whether they may be ids.
@@ -53,6 +59,7 @@ class ColumnProfile:
     name: str
     ref: Ref
     kind: str
+    format: str | None = None
     n_known: int = 0
     n_distinct: int = 0
     levels: dict[str, int] = field(default_factory=dict)
@@ -62,7 +69,7 @@ class ColumnProfile:
 
     @property
     def is_feature(self) -> bool:
-        return self.kind in ("number", "codes", "categories") and not self.is_split
+        return self.kind in ("number", "codes", "categories", "censored") and not self.is_split
 
     @property
     def is_split(self) -> bool:
@@ -115,18 +122,22 @@ def _column(table: RawTable, raw: pl.Series) -> ColumnProfile:
     if values.str.contains(_DATE).sum() > 0.95 * len(values):
         kind = "date"
     elif bad.any() and numeric and n_distinct > FEW_CODES:
-        kind = "mixed"
+        kind = "censored" if values.filter(bad).str.contains(_LIMIT).all() else "mixed"
     elif bad.any() or values.str.contains("^-?0[0-9]").any():
         kind = "categories" if n_distinct <= MAX_LEVELS else "text"
     elif whole and unique and len(text) >= ID_ROWS and (person or text.cast(pl.Float64, strict=False).is_sorted()):
         kind = "identifier"
     else:
         kind = "codes" if whole and 2 < n_distinct <= FEW_CODES else "number"
+    dates = (
+        f for f in _FORMATS if kind == "date" and values.to_frame().select(clock(name, f)).null_count().item() == 0
+    )
     quoted = not person and n_distinct <= _QUOTED and (counts["count"] >= _SHARED_BY).all()
     return ColumnProfile(
         name=name,
         ref=ref,
         kind=kind,
+        format=next(dates, None),
         n_known=len(text),
         n_distinct=n_distinct,
         levels=dict(counts.iter_rows()) if quoted else {},

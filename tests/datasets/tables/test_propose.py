@@ -20,6 +20,7 @@ from mrpipe.errors import DataError, UsageError
 from mrpipe.stages.build import build
 from mrpipe.stages.check import check
 from mrpipe.store.reader import Store
+from tests.datasets.tables.hospital import write_hospital
 from tests.datasets.tables.tables_toy import TABLES, csv
 
 N = 90
@@ -98,6 +99,37 @@ def test_the_guesses_on_a_hospital_and_their_reasons(tmp_path: Path) -> None:
     assert all(
         "#" in line for line in text.splitlines() if line.split(":")[0] in ("file", "id", "subject", "modalities")
     )
+
+
+def test_long_tables_dates_limits_and_other_names_of_ids(tmp_path: Path) -> None:
+    write_hospital(tmp_path / "raw")
+    store = built(tmp_path / "raw", tmp_path)
+    declared = yaml.safe_load((tmp_path / "proposal.yaml").read_text())
+    assert declared["id"] == {"*": "visit", "labs.csv": "encounter"}
+    assert declared["prediction_time"] == {"column": "ward_round", "format": "%d.%m.%Y %H:%M"}
+    assert declared["label"] == {"name": "died", "file": "outcomes.csv", "column": "died", "classes": ["no", "yes"]}
+    modalities = declared["modalities"]
+    assert modalities["labs"]["long"] == {"item": "analyte", "value": "result", "unit": "unit", "time": "drawn"}
+    assert modalities["patients"]["kinds"]["born"] == {"kind": "age", "format": "%d.%m.%Y"}
+    assert modalities["visits"]["kinds"]["admitted"] == {"kind": "date", "format": "%d.%m.%Y %H:%M"}
+    assert modalities["visits"]["kinds"]["crp"] == "censored"
+    assert {m["name"]: m["kind"] for m in store.manifest.modalities} == {
+        "visits": "vector",
+        "patients": "vector",
+        "labs": "events",
+    }
+
+
+def test_a_long_table_without_times_is_aggregated(tmp_path: Path) -> None:
+    rows = [[k, k / 7, k % 2] for k in range(N)]
+    long = [[k, test, (k * 7 + j) % 31] for k in range(N) for j, test in enumerate(("Na", "K"))]
+    declared = proposal(tmp_path / "raw", {"a.csv": csv("id,x,y", rows), "labs.csv": csv("id,test,result", long)})
+    assert declared["modalities"]["labs"]["long"] == {
+        "item": "test",
+        "value": "result",
+        "aggregate": ["mean", "min", "max", "count"],
+    }
+    assert built(tmp_path / "raw", tmp_path).arrays("labs").x.shape == (N, 8)
 
 
 def test_no_value_of_a_person_is_quoted(tmp_path: Path) -> None:
