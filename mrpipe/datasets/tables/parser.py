@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from mrpipe.datasets.tables.config import (
     canonical,
     codes_of,
 )
-from mrpipe.datasets.tables.yaml_text import YamlText
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, MrpipeError, did_you_mean
 from mrpipe.store.splits import PART_ALIASES, PARTS
@@ -42,11 +41,7 @@ BY_FILE = {
     "level": (r"sample|subject", "sample or subject"),
 }
 STATISTICS = ("last", "mean", "min", "max", "count")
-# Sections of the YAML and their keys.
-_LONG = ("item", "value", "unit", "time", "format", "aggregate")
-_KIND = ("kind", "since", "format")
 _SPLIT = ("file", "column", "by", "format", *PARTS, *(f"{part}_from" for part in PARTS[1:]))
-_MODALITY = ("file", "columns", "exclude", "kinds", "missing", "drop", "level", "long", "encoder", "description")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -74,6 +69,41 @@ def read_config(raw: Path, options: TablesOptions) -> TablesConfig:
     return parse_config(decode(path.read_bytes(), shown_as=path.name), path.name)
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 2009_10, 010, 0x10, 1:30 and dates as text; a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key[1]!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [r for r in resolvers if not r[0].endswith((":int", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"-?(0|[1-9][0-9]*)\Z"), list("-0123456789"))
+_FLOAT = r"-?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\Z"
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-.0123456789"))
+
+
+class _Float(float):
+    """A number with its text, since codes such as -99.90 are compared as text."""
+
+    text: str
+
+
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Float:
+    number = _Float(loader.construct_yaml_float(node))
+    number.text = node.value
+    return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+
+
 def parse_config(text: str, shown_as: str) -> TablesConfig:
     """Parse the text of a YAML.
 
@@ -81,7 +111,7 @@ def parse_config(text: str, shown_as: str) -> TablesConfig:
         DataError: reports all errors of the YAML together.
     """
     try:
-        value = yaml.load(text, YamlText)
+        value = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         found = " ".join(str(error).split())
         raise DataError(Fault(file=shown_as, expected="YAML", found=found, fix="Correct its syntax.")) from error
@@ -115,11 +145,14 @@ class _Parser:
                 self.fault(place, f"one of the keys {', '.join(known)}", f"unknown key {key!r}", fix)
         return {k: v for k, v in value.items() if k in known}
 
-    def text(self, section: Mapping[str, Any], key: str, place: str, default: str = "") -> str:
-        value = section.get(key, default)
+    def read(self, value: Any, place: str, /, **readers: Callable[[Any, str], Any]) -> dict[str, Any]:
+        """A mapping with known keys, each of which a reader converts; keys that are not given are left out."""
+        return {k: readers[k](v, f"{place}.{k}") for k, v in self.section(value, place, tuple(readers)).items()}
+
+    def text(self, value: Any, place: str) -> str:
         if not isinstance(value, str):
-            self.fault(f"{place}{key}", "text", value)
-            return default
+            self.fault(place, "text", value)
+            return ""
         return value
 
     def value(self, value: Any, place: str) -> str:
@@ -155,10 +188,11 @@ class _Parser:
         return self.rows(value, place) if isinstance(value, Mapping) else (("*", self.values(value, place)),)
 
     def config(self, value: Any) -> TablesConfig:
-        known = ["title", "citation", "licence", "provider", *BY_FILE, "file", "join", "id", "subject"]
-        known += ["prediction_time", "missing", "exclude", "drop", "label", "labels", "split", "modalities"]
-        top = self.section(value, "top level", known)
-        self.file = self.text(top, "file", "")
+        texts = ("title", "citation", "licence", "provider", "file")
+        known = [*texts[:4], *BY_FILE, "file", "join", "id", "subject", "prediction_time", "missing", "exclude", "drop"]
+        top = self.section(value, "top level", [*known, "label", "labels", "split", "modalities"])
+        plain = {key: self.text(top[key], key) for key in texts if key in top}
+        self.file = plain.get("file", "")
         join = top.get("join", "id")
         if join not in ("id", "order"):
             self.fault("join", "id or order", join)
@@ -173,25 +207,16 @@ class _Parser:
                 expected, found = "classes that are not codes for missing", ", ".join(sorted(ambiguous))
                 fix = "Give `missing` by column, missing: {column: [codes]}."
                 self.fault(f"label {label.name}", expected, f"{found}, which is both", fix)
-        time = top.get("prediction_time")
-        time = (
-            self.section(time, "prediction_time", ("column", "format"))
-            if isinstance(time, Mapping)
-            else {"column": time}
-        )
         modalities = self._modalities(top)
+        time = self._time(top["prediction_time"], "prediction_time") if "prediction_time" in top else {}
         config = TablesConfig(
             shown_as=self.shown_as,
-            title=self.text(top, "title", ""),
-            citation=self.text(top, "citation", ""),
-            licence=self.text(top, "licence", ""),
-            provider=self.text(top, "provider", ""),
-            file=self.file,
+            **plain,
             cohort_file=first,
             by_file=self._by_file(top),
             by_order=join == "order",
-            prediction_time=self.ref(time.get("column"), "prediction_time") if "prediction_time" in top else None,
-            prediction_format=self.text(time, "format", "prediction_time."),
+            prediction_time=time.get("column"),
+            prediction_format=time.get("format", ""),
             labels=labels,
             split=self._split(top["split"], first) if "split" in top else None,
             missing=missing,
@@ -202,33 +227,32 @@ class _Parser:
         for key, file, _ in config.by_file:
             if file not in files | {"*"}:
                 self.fault(f"{key}.{file}", "a file of this declaration", file, did_you_mean(file, files))
-        if config.prediction_time is None:
-            for m in config.modalities:
-                dated = [c for c, kind in m.kinds if kind.kind in ("date", "age") and kind.since is None]
-                for place in [f"{m.name}.kinds.{c}" for c in dated] + [f"{m.name}.long"] * bool(m.long and m.long.time):
-                    expected = "the column of the samples' file with the time of the prediction"
-                    fix = f"modalities.{place} has times, which count from it: nothing later may be a feature."
-                    self.fault("prediction_time", expected, "nothing", fix)
+        if timed := [m.name for m in config.modalities if m.timed and config.prediction_time is None]:
+            expected = "the column of the samples' file with the time of the prediction"
+            fix = f"The times of {', '.join(timed)} count from it: nothing later may be a feature."
+            self.fault("prediction_time", expected, "nothing", fix)
         return config
+
+    def _time(self, value: Any, place: str) -> dict[str, Any]:
+        entry = value if isinstance(value, Mapping) else {"column": value}
+        return self.read(entry, place, column=self.ref, format=self.text)
 
     def _by_file(self, top: Mapping[str, Any]) -> tuple[tuple[str, str, Ref | float], ...]:
         """Keys with one value for all files, or file: value; the file * is all others."""
-        entries: list[tuple[str, str, Ref | float]] = []
-        for key in ("id", "subject"):
+        entries = [("level", file, level) for file, level in self.levels.items()]
+        for key in ("id", "subject", *BY_FILE):
             values = top.get(key, {})
             for file, value in (values if isinstance(values, Mapping) else {"*": values}).items():
-                entries.append((key, str(file), self.ref(value, key if file == "*" else f"{key}.{file}")))
-        for key, (pattern, expected) in BY_FILE.items():
-            values = top.get(key, {})
-            for file, value in (values if isinstance(values, Mapping) else {"*": values}).items():
-                if not re.fullmatch(pattern, str(value), re.ASCII):
-                    self.fault(key if file == "*" else f"{key}.{file}", expected, value)
+                place = key if file == "*" else f"{key}.{file}"
+                if key not in BY_FILE:
+                    self.ref(value, place)
+                elif not re.fullmatch(BY_FILE[key][0], str(value), re.ASCII):
+                    self.fault(place, BY_FILE[key][1], value)
                 entries.append((key, str(file), 1.0 if value == "allow" else value))
-        levels = self.levels.items()
-        return (*entries, *(("level", file, level) for file, level in levels if ("level", file, level) not in entries))
+        return tuple(entries)
 
-    def _file(self, section: Mapping[str, Any], place: str, default: str = "") -> str:
-        file = self.text(section, "file", f"{place}.", default or self.file)
+    def _file(self, file: str | None, place: str) -> str:
+        file = file or self.file
         if not file:
             fix = "Set it here, or `file` for all at the top level."
             self.fault(f"{place}.file", "a CSV or Parquet file", "nothing", fix)
@@ -254,7 +278,8 @@ class _Parser:
 
     def _label(self, name: str, value: Any, place: str) -> Label:
         entry = self.section(value, place, ("name", "file", "column", "classes", "threshold", "kind", "description"))
-        name = self.text(entry, "name", f"{place}.", name)
+        texts = {k: self.text(entry[k], f"{place}.{k}") for k in ("name", "file", "description") if k in entry}
+        name = texts.get("name", name)
         if not _NAME.fullmatch(name):
             self.fault(f"{place}.name", "letters, digits and _", name)
         if "column" not in entry:
@@ -280,13 +305,13 @@ class _Parser:
             self.fault(f"{place}.classes", "at least two classes", list(names))
         return Label(
             name=name,
-            file=self._file(entry, place),
+            file=self._file(texts.get("file"), place),
             column=self.ref(entry.get("column", "?"), f"{place}.column"),
             kind=kind,
             classes=names,
             values=values,
             threshold=None if threshold is None else float(threshold),
-            description=self.text(entry, "description", f"{place}."),
+            description=texts.get("description", ""),
         )
 
     def _classes(self, value: Any, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -300,27 +325,25 @@ class _Parser:
 
     def _split(self, value: Any, default: str) -> Split:
         entry = self.section(value, "split", _SPLIT)
-        by = "by" in entry
+        texts = {k: self.text(entry[k], f"split.{k}") for k in ("file", "format") if k in entry}
+        by, default = "by" in entry, self.file or default if "by" in entry else default
         if by == ("column" in entry):
             expected = "`column` (with train, val or test), or `by` (a group or a date)"
             self.fault("split.column", expected, "both" if by else "nothing")
         given = {part: self.values(entry[part], f"split.{part}") for part in PARTS if part in entry}
-        starts = [
-            (self.value(entry[key], f"split.{key}"), key[:-5]) for key in _SPLIT if key[:-5] in PARTS and key in entry
-        ]
+        dates = [key for key in _SPLIT[-2:] if key in entry]
         parts = {v.lower(): part for part, values in given.items() for v in values} or dict(PART_ALIASES)
         if given and len(parts) < sum(map(len, given.values())):
             self.fault("split", "each value once", given)
-        if (bool(given) == bool(starts) if by else bool(starts)) or (by and not {"test", "test_from"} & set(entry)):
-            expected = "`by: group, test: [values]` or `by: date, test_from: date`"
-            self.fault("split", expected, ", ".join(entry) or "nothing")
+        if (by and bool(given) == bool(dates)) or (dates and not by) or (by and not {"test", "test_from"} & set(entry)):
+            self.fault("split", "`by: group, test: [values]` or `by: date, test_from: date`", ", ".join(entry))
         return Split(
-            file=self._file(entry, "split", self.file if by and self.file else default),
+            file=self._file(texts.get("file", default), "split"),
             column=self.ref(entry.get("by", entry.get("column", "?")), "split.by" if by else "split.column"),
-            parts=() if starts else tuple(sorted(parts.items())),
+            parts=() if dates else tuple(sorted(parts.items())),
             by=by,
-            starts=tuple(starts),
-            format=self.text(entry, "format", "split."),
+            starts=tuple((self.value(entry[key], f"split.{key}"), key.removesuffix("_from")) for key in dates),
+            format=texts.get("format", ""),
         )
 
     def _modalities(self, top: Mapping[str, Any]) -> tuple[ModalityTable, ...]:
@@ -337,37 +360,27 @@ class _Parser:
         place = f"modalities.{name}"
         if not _NAME.fullmatch(name):
             self.fault(place, "a name of letters, digits and _", name)
-        entry = self.section({} if value is None else value, place, _MODALITY)
-        file, level = self._file(entry, place), entry.get("level")
-        if level is not None and (level not in ("sample", "subject") or self.levels.setdefault(file, level) != level):
+        text, refs, rows, empty = self.text, self.refs, self.rows, {} if value is None else value
+        tables = {"columns": refs, "exclude": refs, "kinds": self._kinds, "missing": self.missing, "drop": rows}
+        others = {"file": text, "level": text, "long": self._long, "encoder": self._encoder, "description": text}
+        entry = self.read(empty, place, **tables, **others)
+        entry |= {"file": self._file(entry.get("file"), place), "exclude": exclude + entry.get("exclude", ())}
+        level = entry.pop("level", self.levels.get(entry["file"]))
+        if level and (level not in ("sample", "subject") or self.levels.setdefault(entry["file"], level) != level):
             self.fault(f"{place}.level", "sample or subject, the same for all entries of a file", level)
-        kinds = self._kinds(entry.get("kinds", {}), f"{place}.kinds")
-        texts = {kind.kind == "text" for _, kind in kinds}
-        if len(texts) > 1 or (texts == {True} and "columns" not in entry):
-            self.fault(
-                f"{place}.kinds", "columns of text as a modality of their own, named in `columns`", "other columns"
-            )
-        encoder = self.text(entry, "encoder", f"{place}.", "hashing")
+        return ModalityTable(name=name, **entry)
+
+    def _encoder(self, value: Any, place: str) -> str:
         try:
-            require_encoder(encoder)
+            require_encoder(self.text(value, place))
         except MrpipeError as error:
-            self.fault(f"{place}.encoder", "a text encoder", str(error))
-        return ModalityTable(
-            name=name,
-            file=file,
-            columns=self.refs(entry.get("columns", "*"), f"{place}.columns"),
-            exclude=exclude + (self.refs(entry["exclude"], f"{place}.exclude") if "exclude" in entry else ()),
-            kinds=kinds,
-            missing=self.missing(entry["missing"], f"{place}.missing") if "missing" in entry else (),
-            drop=self.rows(entry["drop"], f"{place}.drop") if "drop" in entry else (),
-            long=self._long(entry["long"], f"{place}.long") if "long" in entry else None,
-            encoder=encoder,
-            description=self.text(entry, "description", f"{place}."),
-        )
+            self.fault(place, "a text encoder", str(error))
+        return str(value)
 
     def _long(self, value: Any, place: str) -> Long:
-        entry = self.section(value, place, _LONG)
-        statistics = self.values(entry.get("aggregate", []), f"{place}.aggregate")
+        refs = dict.fromkeys(("item", "value", "unit", "time"), self.ref)
+        entry = self.read(value, place, **refs, format=self.text, aggregate=self.values)
+        statistics = entry.get("aggregate", ())
         if unknown := [s for s in statistics if s not in STATISTICS]:
             self.fault(f"{place}.aggregate", f"some of {', '.join(STATISTICS)}", ", ".join(unknown))
         if "item" not in entry:
@@ -375,9 +388,7 @@ class _Parser:
         if "time" not in entry and (not statistics or "last" in statistics):
             fix = "Without times, use `aggregate: [mean, min, max, count]`."
             self.fault(f"{place}.time", "the column with the time of each row", "nothing", fix)
-        refs = {key: self.ref(entry[key], f"{place}.{key}") for key in _LONG[:4] if key in entry}
-        aggregate = tuple(s for s in STATISTICS if s in statistics)
-        return Long(**{"item": "?", **refs}, format=self.text(entry, "format", f"{place}."), aggregate=aggregate)
+        return Long(**{"item": "?", **entry, "aggregate": tuple(s for s in STATISTICS if s in statistics)})
 
     def _kinds(self, value: Any, place: str) -> tuple[tuple[str, Kind], ...]:
         if not isinstance(value, Mapping):
@@ -389,9 +400,7 @@ class _Parser:
         if value in KINDS:
             return Kind(kind=str(value))
         if isinstance(value, Mapping) and value.get("kind") in ("date", "age"):
-            entry = self.section(value, place, _KIND)
-            since = self.ref(entry["since"], f"{place}.since") if "since" in entry else None
-            return Kind(kind=str(entry["kind"]), since=since, format=self.text(entry, "format", f"{place}."))
+            return Kind(**self.read(value, place, kind=self.text, since=self.ref, format=self.text))
         if isinstance(value, list | Mapping) and value:
             codes = tuple(self.value(v, place) for v in value)
             levels = tuple(str(v) for v in value.values()) if isinstance(value, Mapping) else codes
