@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.tables.cohort import assemble, read_tables, require_same_length
 from mrpipe.datasets.tables.config import ModalityTable, Ref, TablesConfig, TablesOptions, matches
-from mrpipe.datasets.tables.features import Feature, Parsed, join_rows, parse
+from mrpipe.datasets.tables.features import Feature, Parsed, no_samples, parse
 from mrpipe.datasets.tables.files import LISTED, RawTable, locate
 from mrpipe.datasets.tables.joins import report_lost_rows, unused_rules
 from mrpipe.datasets.tables.long import check_long
 from mrpipe.datasets.tables.parser import config_path, read_config
-from mrpipe.datasets.tables.texts import text_of
-from mrpipe.datasets.tables.vectors import no_samples
 from mrpipe.errors import FaultCollector
 from mrpipe.forms import is_table
 from mrpipe.ids import alike
@@ -64,9 +62,6 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
     known = samples
     if assembled is not None:
         samples, known = assembled[0].samples, assembled[1]
-        if config.prediction_time is not None:
-            times = known.select("sample_id", "prediction_time").unique("sample_id", keep="first")
-            samples = samples.join(times, on="sample_id", how="left", maintain_order="left")
     for modality in config.modalities:
         table = tables.get(modality.file)
         if table is None:
@@ -77,18 +72,8 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
         if (long := modality.long) is not None:
             refs += [r for r in (long.item, long.value, long.unit, long.time) if r is not None]
             observed[modality.name] = check_long(table, modality, samples, known, faults, notes)
-        elif modality.is_text:
-            joined = join_rows(table, modality, samples, faults)
-            if joined is not None:
-                texts = text_of(table, modality, joined)
-                refs += joined.columns
-                observed[modality.name] = texts["sample_id"]
-                report_lost_rows(table, joined.rows, known, faults, notes)
-                notes.append(
-                    f"{modality.name}: {len(texts)} of {len(samples)} samples, texts encoded by {modality.encoder}"
-                )
         else:
-            parsed = parse(table, modality, samples, faults, exact=True)
+            parsed = parse(table, modality, samples, faults, checking=True)
             if parsed is not None:
                 refs += [f.column for f in parsed.features]
                 refs += [kind.since for _, kind in modality.kinds if kind.since is not None]
@@ -141,8 +126,10 @@ def _modality_notes(
         faults.add(no_samples(table, name, f"Does it use the ids of {config.cohort_file}?"))
         return []
     features, x = parsed.features, parsed.x
-    n_categorical = sum(f.levels is not None for f in features)
-    kinds = f"{len(features) - n_categorical} numeric and {n_categorical} categorical features"
+    counts = {kind: sum(f.kind == kind for f in features) for kind in ("numeric", "categorical")}
+    texts = [f.column for f in features if f.kind == "embedding"]
+    kinds = f"{counts['numeric']} numeric and {counts['categorical']} categorical features"
+    kinds += f"; texts encoded by {modality.encoder}: {', '.join(texts)}" if texts else ""
     notes = [f"{name}: {len(x)} of {len(samples)} samples, {kinds}"]
 
     def note(columns: list[str], text: str) -> None:
@@ -184,11 +171,11 @@ def _column_notes(feature: Feature, x: NDArray[Any]) -> Iterator[tuple[str, str]
     constant, empty, few, coded, inexact, identifier, far, late = _COLUMN_NOTES
     known = x[~np.isnan(x)]
     distinct = np.unique(known)
-    if len(distinct) < 2:
+    if len(distinct) < 2 and feature.kind != "embedding":
         yield (constant if len(distinct) else empty), ""
     if feature.late:
         yield late, f" ({feature.late} rows)"
-    if feature.levels is not None or not len(distinct):
+    if feature.kind != "numeric" or not len(distinct):
         return
     if feature.coded:
         yield coded, ""

@@ -91,29 +91,6 @@ def times_of(table: RawTable, frame: pl.DataFrame, column: str, form: str, fault
     return time
 
 
-def prediction_times(people: RawTable, frame: pl.DataFrame, faults: FaultCollector) -> pl.DataFrame:
-    """`row` and, if it is declared, `prediction_time` of the rows of the samples' file."""
-    config, rows = people.config, frame.select(pl.col(ROW).alias("row"))
-    if config.prediction_time is None:
-        return rows
-    column = people.column(config.prediction_time, "prediction_time", faults)
-    time = None if column is None else times_of(people, frame, column, config.prediction_format, faults)
-    return rows.with_columns((pl.lit(None, pl.Datetime("us")) if time is None else time).alias("prediction_time"))
-
-
-def with_prediction_times(raw: Path, config: TablesConfig, samples: pl.DataFrame) -> pl.DataFrame:
-    """The samples with `prediction_time`, if it is declared; stores do not contain it, because it is a date."""
-    if config.prediction_time is None:
-        return samples
-    faults = FaultCollector()
-    tables, config = read_tables(raw, config, config.cohort_files, faults)
-    faults.raise_if_any()
-    frame = named_rows(tables[config.cohort_file], faults)
-    times = prediction_times(tables[config.cohort_file], frame, faults).drop("row")
-    times = times.with_columns(frame[ID].alias("sample_id")).unique("sample_id", keep="first", maintain_order=True)
-    return samples.join(times, on="sample_id", how="left", maintain_order="left")
-
-
 def _split_values(
     table: RawTable, frame: pl.DataFrame, split: Split, faults: FaultCollector, notes: list[str]
 ) -> pl.Series | None:
@@ -175,8 +152,7 @@ def assemble(
     """Build the cohort from the tables that could be read; None if the cohort file could not.
 
     Returns:
-        The cohort, and `sample_id`, `subject_id`, `row` and, if it is declared, `prediction_time` of all rows of the
-        cohort file, before any is dropped.
+        The cohort, and `sample_id`, `subject_id` and `row` of all rows of the cohort file, before any is dropped.
     """
     people = tables.get(config.cohort_file)
     if people is None:
@@ -186,7 +162,6 @@ def assemble(
     known = frame.select(pl.col(ID).alias("sample_id"), pl.col(ROW).alias("row"), pl.col(ID).alias("subject_id"))
     if subject is not None:
         known = known.with_columns(frame.select(id_text(subject, config.missing).alias("subject_id")))
-    known = known.join(prediction_times(people, frame, faults), on="row", maintain_order="left")
     attrition = Attrition(len(frame), f"rows of {config.cohort_file}")
     for reason, left in people.drop(frame, config.drop, "top level", faults):
         frame = left
@@ -201,11 +176,16 @@ def assemble(
         found = f"{len(blank)} rows without one"
         fix = "Give each person a subject, or drop these rows; samples of one person must not be in several splits."
         faults.add(people.fault("a subject in every row", found, fix, column=str(people.subject), rows=blank))
-    if config.prediction_time is not None and (timeless := samples["prediction_time"].is_null()).any():
-        found, fix = f"{int(timeless.sum())} rows without one", "Drop these rows, or give each a time."
-        rows = samples["row"].filter(timeless)
-        column = str(config.prediction_time)
-        faults.add(people.fault("a time of the prediction in every row", found, fix, column=column, rows=rows))
+    asked = []
+    if config.prediction_time is not None:
+        asked = ["prediction_time"]
+        column = people.column(config.prediction_time, "prediction_time", faults)
+        time = None if column is None else times_of(people, frame, column, config.prediction_format, faults)
+        samples = samples.with_columns((pl.lit(None, pl.Datetime("us")) if time is None else time).alias(asked[0]))
+        timeless = samples.filter(pl.col(asked[0]).is_null())["row"]
+        if len(timeless) and column is not None:
+            expected, found = "a time of the prediction in every row", f"{len(timeless)} rows without one"
+            faults.add(people.fault(expected, found, "Drop these rows.", column=column, rows=timeless))
     for name in ("sample_id", "subject_id"):
         pair = alike(samples[name])
         if pair and (name == "sample_id" or people.subject is not None):
@@ -240,7 +220,7 @@ def assemble(
             labels[label.name] = value
             if len(value) < len(samples):
                 notes.append(f"label {label.name}: {len(value)} of {len(samples)} samples have one")
-    samples = samples.select("sample_id", "subject_id", *(["row"] if config.by_order else []))
+    samples = samples.select("sample_id", "subject_id", *asked, *(["row"] if config.by_order else []))
     if config.split is not None and (parts := values_of(config.split, _split_values)) is not None:
         if config.split.by:
             parts = _undivided(samples, parts, config.split, notes)

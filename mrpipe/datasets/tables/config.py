@@ -106,8 +106,10 @@ class ModalityTable:
     description: str = ""
 
     @property
-    def is_text(self) -> bool:
-        return any(kind.kind == "text" for _, kind in self.kinds)
+    def timed(self) -> bool:
+        """Whether it has times that count from the time of the prediction."""
+        dated = any(kind.kind in ("date", "age") and kind.since is None for _, kind in self.kinds)
+        return dated or (self.long is not None and self.long.time is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

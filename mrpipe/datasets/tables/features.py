@@ -6,11 +6,13 @@ Legend: n rows, d features.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mrpipe.datasets.tables.cohort import times_of
@@ -18,6 +20,8 @@ from mrpipe.datasets.tables.config import Kind, ModalityTable, TablesConfig, mat
 from mrpipe.datasets.tables.files import ID, ROW, RawTable, canonical_text, known_text, too_large
 from mrpipe.delimited import COMMA
 from mrpipe.errors import Fault, FaultCollector
+from mrpipe.schema import DICTIONARY_SCHEMA, Modality
+from mrpipe.text.encoders import get_encoder
 
 # Text columns with more distinct values are not categorical, unless there is a code list.
 MAX_LEVELS = 50
@@ -31,25 +35,29 @@ _HINTS = {
     "^-?[0-9]+,[0-9]+$": 'If it is a decimal comma, declare `decimal: ","`.',
     r"^[<>≤≥]=?\s*[0-9]": "If they are limits of measurement, declare `kinds: {{{}: censored}}`.",
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}|^[0-9]{1,2}[./][0-9]{1,2}[./][0-9]{2,4}": "Declare dates: `kinds: {{{}: date}}`.",
-    r"\pL\s+\pL+\s+\pL": "If they are free texts, make a modality of them: `kinds: {{{}: text}}`.",
+    r"\pL\s+\pL+\s+\pL": "If they are texts, declare `kinds: {{{}: text}}`.",
 }
 CENSORED = ("exact", "below", "above")
 # Cells that are held as text at a time.
 CELLS = 2**26
+BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
     """One feature: its name, its column, the levels of a categorical one, and whether the YAML gives its kind.
 
-    `coded` is whether some of its numbers are written like codes; `late` is its number of dates after the prediction.
+    `note` is its description; `coded` is whether some of its numbers are written like codes; `late` is its number of
+    dates after the prediction.
     """
 
     name: str
     column: str
     levels: tuple[str, ...] | None = None
     declared: bool = True
+    kind: str = "numeric"
     unit: str = ""
+    note: str = ""
     coded: bool = False
     late: int = 0
 
@@ -109,30 +117,17 @@ def inferred_kind(text: pl.Series, number: pl.Series, bad: pl.Series) -> Kind:
     return Kind(kind="numeric" if numeric or len(distinct) > MAX_LEVELS else "categorical")
 
 
-@dataclass(frozen=True)
-class Joined:
-    """The rows of a modality's table, and those of samples.
+def parse(
+    table: RawTable, modality: ModalityTable, samples: pl.DataFrame, faults: FaultCollector, *, checking: bool = False
+) -> Parsed | None:
+    """Convert the columns of a modality to numbers, one row per sample; errors name column, line, value and count.
 
-    Attributes:
-        columns: the columns of the features.
-        rows: `__sample_id` and `__row` (n_rows,).
-        kept: rows of the file that are among `rows`; None if all are.
-        samples: one row per sample, ascending, with its `place` in `rows`.
+    Args:
+        samples: `sample_id`, `subject_id`, `row` if joined by order, and `prediction_time` if it is declared.
+        checking: whether to keep small tables as float64, and not to encode texts (0 where there is one).
+
+    Returns None if there are no feature columns.
     """
-
-    columns: list[str]
-    rows: pl.DataFrame
-    kept: pl.Series | None
-    samples: pl.DataFrame
-
-    def texts(self, table: RawTable, columns: list[str]) -> pl.DataFrame:
-        """`__row` and some columns of `rows`."""
-        frame = table.read(columns)
-        return frame if self.kept is None else frame.filter(self.kept)
-
-
-def join_rows(table: RawTable, modality: ModalityTable, samples: pl.DataFrame, faults: FaultCollector) -> Joined | None:
-    """Join a table to samples; None if the modality has no feature columns."""
     place = f"modalities.{modality.name}"
     columns = feature_columns(table, table.config, modality, faults)
     dropped = table.columns([ref for ref, _ in modality.drop], "", FaultCollector(), optional=True)
@@ -146,38 +141,34 @@ def join_rows(table: RawTable, modality: ModalityTable, samples: pl.DataFrame, f
         return None
     kept = None if len(frame) == len(whole) else whole[ROW].is_in(frame[ROW].implode())
     joined = table.to_samples(frame.with_row_index("place"), samples).sort("sample_id")
-    return Joined(columns, frame, kept, joined)
-
-
-def parse(
-    table: RawTable, modality: ModalityTable, samples: pl.DataFrame, faults: FaultCollector, *, exact: bool = False
-) -> Parsed | None:
-    """Convert the columns of a modality to numbers, one row per sample; errors name column, line, value and count.
-
-    Args:
-        samples: `sample_id`, `subject_id`, `row` if joined by order, and `prediction_time` if it is declared.
-        exact: whether to keep small tables as float64.
-
-    Returns None if there are no feature columns.
-    """
-    rows = join_rows(table, modality, samples, faults)
-    if rows is None:
-        return None
-    columns, joined, at = rows.columns, rows.samples, rows.samples["place"].to_numpy()
+    at = joined["place"].to_numpy()
     kinds = {c: kind_of(c, modality) for c in columns}
-    width = len(columns) + sum(kind is not None and kind.kind == "censored" for kind in kinds.values())
-    exact = exact and len(at) * width <= CELLS
+    encoder = get_encoder(modality.encoder)
+    widths = {"censored": 2, "text": 1 if checking else encoder.dim}
+    width = sum(1 if kind is None else widths.get(kind.kind, 1) for kind in kinds.values())
+    exact = checking and len(at) * width <= CELLS
     x = np.empty((len(at), width), dtype=np.float64 if exact else np.float32, order="F")
     rules, features = table.config.missing + modality.missing, list[Feature]()
     step = max(1, CELLS // (2 * table.n_rows))
     for block in (columns[i : i + step] for i in range(0, len(columns), step)):
-        texts = rows.texts(table, block)
+        texts = table.read(block) if kept is None else table.read(block).filter(kept)
         for column in block:
             text = texts.select(ROW, known_text(column, rules))
             kind, number = kinds[column], text[column].cast(pl.Float64, strict=False)
             bad = text[column].is_not_null() & ~number.is_finite().fill_null(False)
             declared = kind is not None
             kind = kind or inferred_kind(text[column], number, bad)
+            if kind.kind == "text":
+                known = text[column].is_not_null()
+                vectors = np.where(known, 0.0, np.nan)[:, None]
+                if not checking:
+                    vectors = np.full((len(text), encoder.dim), np.nan, dtype=np.float32)
+                    vectors[known.to_numpy()] = encoder.sentences(text[column].drop_nulls().to_list())
+                for j, vector in enumerate(vectors.T):
+                    x[:, len(features)] = vector[at]
+                    name = column if checking else f"{column}_{j}"
+                    features.append(Feature(name=name, column=column, kind="embedding", note=encoder.name))
+                continue
             if kind.kind in ("date", "age"):
                 x[:, len(features)], late = _elapsed(table, text, column, kind, joined, faults)
                 unit = "days" if kind.kind == "date" else "years"
@@ -199,15 +190,19 @@ def parse(
                 x[:, len(features)] = number.to_numpy()[at]
                 features.append(Feature(name=column, column=column, declared=declared, coded=coded))
                 if kind.kind == "censored":
-                    features.append(Feature(name=f"{column} censored", column=column, levels=CENSORED))
+                    features.append(
+                        Feature(name=f"{column} censored", column=column, kind="categorical", levels=CENSORED)
+                    )
                 continue
             value, names = _codes(table, column, text.select(canonical_text(column))[column], kind, text[ROW], faults)
             x[:, len(features)] = value[at]
-            features.append(Feature(name=column, column=column, levels=names, declared=declared))
-    known = np.zeros(len(x), dtype=bool)
+            features.append(Feature(name=column, column=column, kind="categorical", levels=names, declared=declared))
+    observed = np.zeros(len(x), dtype=bool)
     for values in x.T:
-        known |= ~np.isnan(values)
-    return Parsed(features, rows.rows, joined["sample_id"].filter(pl.Series(known)), x if known.all() else x[known])
+        observed |= ~np.isnan(values)
+    return Parsed(
+        features, frame, joined["sample_id"].filter(pl.Series(observed)), x if observed.all() else x[observed]
+    )
 
 
 def _elapsed(
@@ -276,3 +271,26 @@ def _codes(
 def _natural(value: str) -> tuple[int, float, str]:
     """Sort key: numbers by value, before text."""
     return (0, float(value), value) if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", value, re.ASCII) else (1, 0.0, value)
+
+
+def no_samples(table: RawTable, name: str, fix: str) -> Fault:
+    return table.fault(f"a value of {name} for at least one sample", "none", fix)
+
+
+def vectors(modality: Modality, ids: pl.Series, x: NDArray[Any]) -> Iterator[pa.RecordBatch]:
+    """Record batches of the rows of x (n, d)."""
+    for start in range(0, len(x), BATCH_ROWS):
+        some = pa.array(ids[start : start + BATCH_ROWS].to_list(), type=pa.string())
+        flat = np.ascontiguousarray(x[start : start + BATCH_ROWS], dtype=np.float32).reshape(-1)
+        array = pa.FixedSizeListArray.from_arrays(pa.array(flat), x.shape[1])
+        yield pa.RecordBatch.from_arrays([some, array], schema=modality.arrow_schema())
+
+
+def dictionary_of(name: str, file: str, columns: dict[str, Any], n_observed: Any, n: int) -> pl.DataFrame:
+    """Dictionary of a modality: `columns` are those that differ from their defaults; `n_observed` (d,) of n rows."""
+    d = len(columns["name"])
+    rows: dict[str, Any] = {c: [""] * d for c in DICTIONARY_SCHEMA} | {"levels": [None] * d, "dtype": ["float32"] * d}
+    rows |= {"modality": [name] * d, "position": range(d), "source_file": [file] * d}
+    return pl.DataFrame(
+        rows | columns | {"n_observed": n_observed, "n_missing": n - n_observed}, schema=DICTIONARY_SCHEMA
+    )

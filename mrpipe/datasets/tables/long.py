@@ -24,10 +24,9 @@ from numpy.typing import NDArray
 from mrpipe.datasets.mimic.codes import sequence_batch
 from mrpipe.datasets.mimic.labs import STATISTICS, summarise
 from mrpipe.datasets.tables.config import ModalityTable
-from mrpipe.datasets.tables.features import kind_of, number_fix
+from mrpipe.datasets.tables.features import dictionary_of, kind_of, no_samples, number_fix, vectors
 from mrpipe.datasets.tables.files import FLOAT32_MAX, ID, ROW, RawTable, canonical_text, clock, known_text
 from mrpipe.datasets.tables.joins import report_lost_rows
-from mrpipe.datasets.tables.vectors import dictionary_of, no_samples, vectors
 from mrpipe.errors import DataError, FaultCollector
 from mrpipe.schema import Features, Modality
 from mrpipe.transforms.events import levels_id
@@ -45,9 +44,6 @@ class LongTally:
 
     items: dict[str, int] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
-    # (column, expected) → invalid values with their rows, at most a few, and their number.
-    invalid: dict[tuple[str, str], pl.DataFrame] = field(default_factory=dict)
-    n_invalid: Counter[tuple[str, str]] = field(default_factory=Counter)
     # The ids, each with its first row, if they are to be compared with those of the samples.
     ids: pl.DataFrame | None = None
 
@@ -57,21 +53,23 @@ class LongTally:
         self.skipped[reason] += len(frame) - len(left)
         return left
 
-    def refuse(self, frame: pl.DataFrame, column: str, name: str, expected: str, condition: pl.Expr) -> pl.DataFrame:
-        """The rows without those that meet a condition, which are faults."""
-        wrong = frame.filter(condition.fill_null(False)).select(ROW, pl.col(column).alias("text"))
-        if len(wrong):
-            key = (name, expected)
-            self.invalid[key] = pl.concat([self.invalid.get(key, wrong.clear()), wrong.head(5)]).head(5)
-            self.n_invalid[key] += len(wrong)
-        return frame.filter(~condition.fill_null(False))
 
-    def report(self, table: RawTable, faults: FaultCollector) -> None:
-        for (column, expected), some in self.invalid.items():
-            n = self.n_invalid[column, expected]
-            found = f"{some['text'][0]!r}" + (f"; {n} such rows" if n > 1 else "")
-            fix = number_fix(column, some["text"].drop_nulls()) if "number" in expected else ""
-            faults.add(table.fault(expected, found, fix, column=column, rows=some[ROW]))
+def _refuse(
+    frame: pl.DataFrame,
+    condition: pl.Expr,
+    name: str,
+    place: tuple[RawTable, str],
+    expected: str,
+    found: FaultCollector,
+) -> pl.DataFrame:
+    """The rows without those that meet a condition, which are faults: the first of a column `place`, with its batch."""
+    wrong, (table, column) = frame.filter(condition.fill_null(False)), place
+    if len(wrong) and not any((f.column, f.expected) == (column, expected) for f in found.faults):
+        text = wrong[name]
+        fix = number_fix(column, text.drop_nulls()) if "number" in expected else ""
+        several = f"; {len(wrong)} such rows" if len(wrong) > 1 else ""
+        found.add(table.fault(expected, f"{text[0]!r}{several}", fix, column=column, rows=wrong[ROW]))
+    return frame.filter(~condition.fill_null(False)) if len(wrong) else frame
 
 
 def read_events(
@@ -104,7 +102,7 @@ def read_events(
         frame = batch.select(ROW, known_text(key, config.missing).alias(ID), *texts)
         # Programs add decimal points to whole numbers in columns with gaps.
         frame = frame.with_columns(pl.when(pl.col(ID).is_in(keys)).then(ID).otherwise(canonical_text(ID)).alias(ID))
-        frame = tally.refuse(frame, ID, key, "an id in every row", pl.col(ID).is_null())
+        frame = _refuse(frame, pl.col(ID).is_null(), ID, (table, key), "an id in every row", faults)
         if tally.ids is not None:
             some = frame.select(ID, ROW).unique(ID, keep="first", maintain_order=True)
             tally.ids = pl.concat([tally.ids, some]).unique(ID, keep="first", maintain_order=True)
@@ -115,7 +113,7 @@ def read_events(
             frame = tally.skip(frame, "without a time", pl.col("time").is_null())
             frame = frame.with_columns(clock("time", long.format).alias("clock"))
             expected = f"times in the format {long.format}" if long.format else "times such as 2019-01-31 08:30"
-            frame = tally.refuse(frame, "time", columns["time"], expected, pl.col("clock").is_null())
+            frame = _refuse(frame, pl.col("clock").is_null(), "time", (table, columns["time"]), expected, faults)
             frame = tally.skip(frame, "after the time of the prediction", pl.col("clock") > pl.col("prediction_time"))
             hours = (pl.col("clock") - pl.col("prediction_time")).dt.total_microseconds() / 3.6e9
         item, value = pl.col("item"), pl.lit(1.0)
@@ -133,7 +131,7 @@ def read_events(
                     pl.Float64, strict=False
                 )
             finite = value.is_not_null() & value.is_finite() & (value.abs() <= FLOAT32_MAX)
-            frame = tally.refuse(frame, "value", columns["value"], "a finite number", ~finite)
+            frame = _refuse(frame, ~finite, "value", (table, columns["value"]), "a finite number", faults)
         frame = frame.select("rank", item.alias("item"), hours.alias("hours"), value.alias("value"))
         for name in frame["item"].unique(maintain_order=True):
             tally.items.setdefault(name, len(tally.items))
@@ -142,7 +140,6 @@ def read_events(
         for name, column in zip(EVENT.names or (), (frame["rank"], codes, frame["hours"], frame["value"]), strict=True):
             events[name] = column.to_numpy()
         yield events
-    tally.report(table, faults)
 
 
 def check_long(

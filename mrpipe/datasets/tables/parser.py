@@ -184,6 +184,7 @@ class _Parser:
                 fix = "Give `missing` by column, missing: {column: [codes]}."
                 self.fault(f"label {label.name}", expected, f"{found}, which is both", fix)
         time, first = top.get("prediction_time"), labels[0].file if labels else self.file
+        time = time if isinstance(time, Mapping) else {"column": time}
         exclude = tuple(_listed(top.get("exclude", [])))
         modalities = tuple(self._table(str(n), entry or {}, exclude) for n, entry in top.get("modalities", {}).items())
         config = TablesConfig(
@@ -193,8 +194,8 @@ class _Parser:
             cohort_file=first,
             by_file=self._by_file(top),
             by_order=top.get("join") == "order",
-            prediction_time=time.get("column") if isinstance(time, Mapping) else time,
-            prediction_format=time.get("format", "") if isinstance(time, Mapping) else "",
+            prediction_time=time.get("column"),
+            prediction_format=time.get("format", ""),
             labels=labels,
             split=self._split(top["split"], first) if "split" in top else None,
             missing=missing,
@@ -202,28 +203,22 @@ class _Parser:
             modalities=modalities,
         )
         files = config.cohort_files | {m.file for m in config.modalities}
-        for key, file, level in config.by_file:
+        for key, file, _ in config.by_file:
             if file not in files | {"*"}:
                 self.fault(f"{key}.{file}", "a file of this declaration", file, did_you_mean(file, files))
-            if level == "subject" and key == "level" and not config.has_subjects:
-                self.fault("subject", f"the column with the subjects of {file}", "nothing")
-        if config.prediction_time is None:
-            for m in config.modalities:
-                dated = [c for c, kind in m.kinds if kind.kind in ("date", "age") and kind.since is None]
-                for place in [f"{m.name}.kinds.{c}" for c in dated] + [f"{m.name}.long"] * bool(m.long and m.long.time):
-                    expected = "the column of the samples' file with the time of the prediction"
-                    fix = f"modalities.{place} has times, which count from it: nothing later may be a feature."
-                    self.fault("prediction_time", expected, "nothing", fix)
+        if timed := [m.name for m in config.modalities if m.timed and config.prediction_time is None]:
+            expected = "the column of the samples' file with the time of the prediction"
+            fix = f"The times of {', '.join(timed)} count from it: nothing later may be a feature."
+            self.fault("prediction_time", expected, "nothing", fix)
         return config
 
     def _by_file(self, top: Mapping[str, Any]) -> tuple[tuple[str, str, Ref | float], ...]:
         """Keys with one value for all files, or file: value; the file * is all others."""
-        entries: list[tuple[str, str, Ref | float]] = []
+        entries: list[tuple[str, str, Ref | float]] = [("level", file, level) for file, level in self.levels.items()]
         for key in (key for key in BY_FILE if key in top):
             values = top[key] if isinstance(top[key], Mapping) else {"*": top[key]}
             entries += [(key, str(file), 1.0 if value == "allow" else value) for file, value in values.items()]
-        levels = self.levels.items()
-        return (*entries, *(("level", file, level) for file, level in levels if ("level", file, level) not in entries))
+        return tuple(entries)
 
     def _file(self, entry: Mapping[str, Any], place: str, default: str = "") -> str:
         file: str = entry.get("file", default or self.file)
@@ -286,17 +281,12 @@ class _Parser:
 
     def _table(self, name: str, entry: Mapping[str, Any], exclude: tuple[Ref, ...]) -> ModalityTable:
         place = f"modalities.{name}"
-        file, level = self._file(entry, place), entry.get("level")
-        if level is not None and self.levels.setdefault(file, level) != level:
-            self.fault(f"{place}.level", "the same for all entries of a file", level)
-        kinds = tuple((str(k), self._kind(v, f"{place}.kinds.{k}")) for k, v in entry.get("kinds", {}).items())
-        texts = {kind.kind == "text" for _, kind in kinds}
-        if len(texts) > 1 or (texts == {True} and "columns" not in entry):
-            expected = "columns of text as a modality of their own, named in `columns`"
-            self.fault(f"{place}.kinds", expected, "other columns")
-        encoder = entry.get("encoder", "hashing")
+        file, texts = self._file(entry, place), {k: entry[k] for k in ("encoder", "description") if k in entry}
+        level = entry.get("level", self.levels.get(file))
+        if level and self.levels.setdefault(file, level) != level:
+            self.fault(f"{place}.level", "sample or subject, the same for all entries of a file", level)
         try:
-            require_encoder(encoder)
+            require_encoder(entry.get("encoder", "hashing"))
         except MrpipeError as error:
             self.fault(f"{place}.encoder", "a text encoder", str(error))
         return ModalityTable(
@@ -304,12 +294,11 @@ class _Parser:
             file=file,
             columns=tuple(_listed(entry.get("columns", "*"))),
             exclude=exclude + tuple(_listed(entry.get("exclude", []))),
-            kinds=kinds,
+            kinds=tuple((str(k), self._kind(v, f"{place}.kinds.{k}")) for k, v in entry.get("kinds", {}).items()),
             missing=_missing(entry.get("missing", [])),
             drop=_rules(entry.get("drop", {})),
             long=self._long(entry["long"], f"{place}.long") if "long" in entry else None,
-            encoder=encoder,
-            description=entry.get("description", ""),
+            **texts,
         )
 
     def _long(self, entry: dict[str, Any], place: str) -> Long:

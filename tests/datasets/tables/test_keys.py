@@ -152,23 +152,30 @@ def test_values_far_from_the_others_are_noted(tmp_path: Path) -> None:
 # Texts.
 
 
-def test_text_columns_are_a_modality_of_embeddings(tmp_path: Path) -> None:
+def test_texts_become_embeddings(tmp_path: Path) -> None:
     note = ["" if k == 5 else "..." if k == 6 else f"pain in the {['chest', 'leg'][k % 2]}" for k in range(N)]
     table = {"people.csv": visits(note=note, pulse=range(N))}
     letter = {"columns": ["note"], "kinds": {"note": "text"}, "encoder": "hashing-64"}
-    spec = config(file="people.csv", modalities={"letter": letter, "a": {"columns": ["pulse"]}})
+    both = {"columns": ["note", "pulse"], "kinds": {"note": "text"}}
+    spec = config(file="people.csv", modalities={"letter": letter, "both": both, "a": {"columns": ["pulse"]}})
     store = built(tmp_path, table, spec)
     found = values(store, "letter")
     assert len(found) == N - 2
     assert len(found["p00"]) == 64
     assert math.hypot(*found["p00"]) == pytest.approx(1)
     assert found["p00"] == found["p02"] != found["p01"]
-    assert next(m for m in store.modalities if m.name == "letter").encoder == "hashing-64/1"
-    assert set(store.dictionary.filter(modality="letter")["kind"]) == {"embedding"}
-    mixed = config(file="people.csv", modalities={"a": {"kinds": {"note": "text"}}})
-    assert "as a modality of their own" in faults_of(tmp_path / "b", table, mixed)
+    assert [m.encoder for m in store.modalities] == ["hashing-64/1", "hashing-300/1", ""]
+    assert store.dictionary.filter(modality="letter")["name"].to_list()[:2] == ["note_0", "note_1"]
+    assert store.dictionary.filter(modality="both")["kind"].to_list()[-2:] == ["embedding", "numeric"]
+    assert math.isnan(values(store, "both")["p05"][0])
+    notes = notes_of(tmp_path, table, spec)
+    assert "letter: 59 of 60 samples, 0 numeric and 0 categorical features; texts encoded by hashing-64: note" in notes
+    fit(store)
     unknown = config(file="people.csv", modalities={"a": {**letter, "encoder": "hashin"}})
     assert "Did you mean 'hashing'" in faults_of(tmp_path / "c", table, unknown)
+    undeclared = config(file="people.csv", modalities={"a": {"columns": ["note"]}})
+    table["people.csv"] = visits(note=[f"pain in the leg day {k}" for k in range(N)])
+    assert "`kinds: {note: text}`" in faults_of(tmp_path / "d", table, undeclared)
 
 
 # Splits.

@@ -116,7 +116,7 @@ def test_long_tables_dates_limits_and_other_names_of_ids(tmp_path: Path) -> None
     assert {m["name"]: m["kind"] for m in store.manifest.modalities} == {
         "visits": "vector",
         "patients": "vector",
-        "labs": "events",
+        "labs": "sequence",
     }
 
 
