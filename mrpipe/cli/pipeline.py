@@ -21,10 +21,7 @@ def _dataset(args: Namespace) -> Any:
 
 def _init(args: Namespace) -> None:
     from mrpipe.datasets.tables.propose import init
-    from mrpipe.errors import UsageError
 
-    if args.dataset != "tables":
-        raise UsageError(f"only a declaration of `tables` can be proposed; {args.dataset} needs none: mrpipe check")
     print(init(args.files, args.out, overwrite=args.overwrite))
 
 
@@ -223,7 +220,7 @@ def _seed(parser: ArgumentParser, of: str) -> None:
 
 
 def _init_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("dataset", metavar="tables", help="the only dataset that needs a declaration")
+    parser.add_argument("dataset", choices=["tables"], help="the only dataset that needs a declaration")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="your tables, or folders of tables")
     _path(parser, "--out", "YAML file to write (default: tables.yaml in the folder of the tables)", required=False)
     parser.add_argument("--overwrite", action="store_true", help="replace a declaration that exists")

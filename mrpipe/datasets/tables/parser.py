@@ -143,7 +143,9 @@ class _Parser:
                 if isinstance(node, list):
                     break
                 path, node = [*path, key], node[key]
-            expected, found, fix = schema.get("description", ""), error.instance, schema.get("fix", "")
+            of_key = validator().schema["properties"].get(path[0] if path else "", {})
+            expected = schema.get("description") or of_key.get("description", "text")
+            found, fix = error.instance, schema.get("fix", "")
             if "propertyNames" in error.absolute_schema_path:
                 path.append(found)
             if error.validator == "required":

@@ -273,7 +273,9 @@ def test_init_reports_all_files_that_cannot_be_read(tmp_path: Path, capsys: pyte
     assert main(["init", "tables", str(tmp_path / "nothing")]) == DataError.exit_code
     (tmp_path / "folder").mkdir()
     assert main(["init", "tables", str(tmp_path / "folder")]) == UsageError.exit_code
-    assert main(["init", "mosi", str(tmp_path)]) == UsageError.exit_code
+    with pytest.raises(SystemExit) as stopped:
+        main(["init", "mosi", str(tmp_path)])
+    assert stopped.value.code == UsageError.exit_code
 
 
 @pytest.mark.real_data
