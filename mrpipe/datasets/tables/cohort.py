@@ -22,7 +22,7 @@ from mrpipe.datasets.tables.files import (
 )
 from mrpipe.datasets.tables.joins import report_lost_rows
 from mrpipe.datasets.tables.parser import read_config
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import DataError, FaultCollector
 from mrpipe.ids import alike
 from mrpipe.schema import Attrition, Cohort
 from mrpipe.store.splits import PART_ALIASES, PARTS, require_grouped
@@ -99,21 +99,8 @@ def _split_values(
         return None
     if split.starts:
         time = times_of(table, frame, column, split.format, faults)
-        first = pl.DataFrame({"start": [start for start, _ in split.starts]})
-        starts = first.select(clock("start", split.format))
-        if starts["start"].null_count():
-            found = ", ".join(start for start, _ in split.starts)
-            faults.add(
-                Fault(
-                    file=table.config.shown_as,
-                    column="split",
-                    expected="dates in the format of the column",
-                    found=found,
-                )
-            )
-            return None
         part = pl.Series(["train"]).new_from_index(0, len(time)).set(time.is_null(), None)
-        for start, (_, name) in zip(starts["start"], split.starts, strict=True):
+        for start, name in split.starts:
             part = part.set((time >= start).fill_null(False), name)
         return part.alias("split")
     parts = dict(split.parts)

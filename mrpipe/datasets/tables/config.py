@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from mrpipe.options import option
@@ -86,7 +87,7 @@ class Split:
     column: Ref
     parts: tuple[tuple[str, str], ...] = ()
     by: bool = False
-    starts: tuple[tuple[str, str], ...] = ()
+    starts: tuple[tuple[datetime, str], ...] = ()
     format: str = ""
 
 

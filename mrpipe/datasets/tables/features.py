@@ -175,17 +175,14 @@ def parse(
                 features.append(Feature(name=column, column=column, unit=unit, late=late))
                 continue
             if kind.kind == "censored":
-                # The limit and, beside it, on which side of it the value is.
-                flag = text[column].str.extract("^([<>≤≥])").replace_strict({"<": 1, "≤": 1, ">": 2, "≥": 2}, default=0)
-                limit = text[column].str.replace(r"^[<>≤≥]=?\s*", "")
-                number = (limit.str.replace(COMMA, "$1.$2") if table.comma else limit).cast(pl.Float64, strict=False)
+                number, side = limits(text[column], comma=table.comma)
                 bad = text[column].is_not_null() & ~number.is_finite().fill_null(False)
-                x[:, len(features) + 1] = flag.cast(pl.Float64).set(number.is_null(), None).to_numpy()[at]
+                x[:, len(features) + 1] = side.to_numpy()[at]
             if kind.kind in ("numeric", "censored"):
                 table.require_commas(column, faults)
                 bad = bad | too_large(number)
                 if bad.any():
-                    faults.add(_bad_number(table, column, text[column].filter(bad), text[ROW].filter(bad)))
+                    faults.add(bad_number(table, column, text[column].filter(bad), text[ROW].filter(bad)))
                 coded = text[column].str.contains(_CODED).any()
                 x[:, len(features)] = number.to_numpy()[at]
                 features.append(Feature(name=column, column=column, declared=declared, coded=coded))
@@ -227,22 +224,23 @@ def _elapsed(
     return (days if kind.kind == "date" else -days / 365.25), int(late.sum())
 
 
-def _bad_number(table: RawTable, column: str, invalid: pl.Series, rows: pl.Series) -> Fault:
-    fix, several = (
-        number_fix(column, invalid),
-        f"; {invalid.n_unique()} such values in {len(invalid)} rows" if len(invalid) > 1 else "",
-    )
-    expected = "a finite number, or few categories"
-    return table.fault(expected, f"{invalid[0]!r}{several}", fix, column=column, rows=rows)
+def limits(text: pl.Series, *, comma: bool) -> tuple[pl.Series, pl.Series]:
+    """Numbers such as <0.5: the limit, and the side of it on which the value is (a position in `CENSORED`)."""
+    side = text.str.extract("^([<>≤≥])").replace_strict({"<": 1.0, "≤": 1.0, ">": 2.0, "≥": 2.0}, default=0.0)
+    limit = text.str.replace(r"^[<>≤≥]=?\s*", "")
+    number = (limit.str.replace(COMMA, "$1.$2") if comma else limit).cast(pl.Float64, strict=False)
+    return number, side.set(number.is_null(), None)
 
 
-def number_fix(column: str, invalid: pl.Series) -> str:
-    """How to declare a column with values that are no numbers."""
+def bad_number(table: RawTable, column: str, invalid: pl.Series, rows: pl.Series) -> Fault:
+    """The fault of values that are no numbers, with the declarations that would read them."""
+    several = f"; {invalid.n_unique()} such values in {len(invalid)} rows" if len(invalid) > 1 else ""
     fix = "Declare codes for missing under `missing` and categories under `kinds`, or `exclude` the column."
     for pattern, hint in _HINTS.items():
         if invalid.str.contains(pattern).any():
             fix = f"{hint.format(column)} {fix}"
-    return fix
+    expected = "a finite number, or few categories"
+    return table.fault(expected, f"{invalid[0]!r}{several}", fix, column=column, rows=rows)
 
 
 def _codes(

@@ -8,6 +8,7 @@ Legend: E events, n samples.
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -23,9 +24,10 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.mimic.codes import sequence_batch
 from mrpipe.datasets.mimic.labs import STATISTICS, summarise
+from mrpipe.datasets.tables.cohort import times_of
 from mrpipe.datasets.tables.config import ModalityTable
-from mrpipe.datasets.tables.features import dictionary_of, kind_of, no_samples, number_fix, vectors
-from mrpipe.datasets.tables.files import FLOAT32_MAX, ID, ROW, RawTable, canonical_text, clock, known_text
+from mrpipe.datasets.tables.features import bad_number, dictionary_of, kind_of, limits, no_samples, vectors
+from mrpipe.datasets.tables.files import ID, ROW, RawTable, canonical_text, known_text, too_large
 from mrpipe.datasets.tables.joins import report_lost_rows
 from mrpipe.errors import DataError, FaultCollector
 from mrpipe.schema import Features, Modality
@@ -34,42 +36,23 @@ from mrpipe.transforms.events import levels_id
 EVENT = np.dtype([("rank", "<i4"), ("item", "<i4"), ("hours", "<f4"), ("value", "<f4")])
 # Files on disk between reading and writing, by sample; samples per batch; most columns of statistics.
 BUCKETS, GROUP, MAX_COLUMNS = 16, 1024, 50_000
-_SIGNS = {"<": " (below)", "≤": " (below)", ">": " (above)", "≥": " (above)"}
 Events = NDArray[np.void]
 
 
 @dataclass
 class LongTally:
-    """What was read: items in order of appearance, rows that were not used by reason, and invalid values."""
+    """What was read: items in order of appearance, and the number of rows that were not used by reason."""
 
     items: dict[str, int] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
     # The ids, each with its first row, if they are to be compared with those of the samples.
     ids: pl.DataFrame | None = None
 
-    def skip(self, frame: pl.DataFrame, reason: str, condition: pl.Expr) -> pl.DataFrame:
+    def skip(self, frame: pl.DataFrame, reason: str, condition: pl.Expr | pl.Series) -> pl.DataFrame:
         """The rows without those that meet a condition, which are counted."""
-        left = frame.filter(~condition.fill_null(False))
+        left = frame.filter(~condition)
         self.skipped[reason] += len(frame) - len(left)
         return left
-
-
-def _refuse(
-    frame: pl.DataFrame,
-    condition: pl.Expr,
-    name: str,
-    place: tuple[RawTable, str],
-    expected: str,
-    found: FaultCollector,
-) -> pl.DataFrame:
-    """The rows without those that meet a condition, which are faults: the first of a column `place`, with its batch."""
-    wrong, (table, column) = frame.filter(condition.fill_null(False)), place
-    if len(wrong) and not any((f.column, f.expected) == (column, expected) for f in found.faults):
-        text = wrong[name]
-        fix = number_fix(column, text.drop_nulls()) if "number" in expected else ""
-        several = f"; {len(wrong)} such rows" if len(wrong) > 1 else ""
-        found.add(table.fault(expected, f"{text[0]!r}{several}", fix, column=column, rows=wrong[ROW]))
-    return frame.filter(~condition.fill_null(False)) if len(wrong) else frame
 
 
 def read_events(
@@ -95,44 +78,54 @@ def read_events(
     keys, rules = ranked[ID].unique().implode(), config.missing + modality.missing
     columns = {k: str(name) for k, name in names.items()}
     kind = kind_of(columns["value"], modality) if "value" in columns else None
+    value_kind, reported = "numeric" if kind is None else kind.kind, set[tuple[str | None, str]]()
     for batch in table.batches([key, *columns.values(), *dropped]):
+        wrong = FaultCollector()
         for _, left in table.drop(batch, modality.drop, place, FaultCollector()):
             batch = left
-        texts = [known_text(name, rules).alias(k) for k, name in columns.items()]
+        texts = [known_text(name, rules) for name in dict.fromkeys(columns.values())]
         frame = batch.select(ROW, known_text(key, config.missing).alias(ID), *texts)
+        if len(empty := frame.filter(pl.col(ID).is_null())[ROW]):
+            wrong.add(table.fault("an id in every row", "rows without one", column=key, rows=empty))
         # Programs add decimal points to whole numbers in columns with gaps.
         frame = frame.with_columns(pl.when(pl.col(ID).is_in(keys)).then(ID).otherwise(canonical_text(ID)).alias(ID))
-        frame = _refuse(frame, pl.col(ID).is_null(), ID, (table, key), "an id in every row", faults)
         if tally.ids is not None:
             some = frame.select(ID, ROW).unique(ID, keep="first", maintain_order=True)
             tally.ids = pl.concat([tally.ids, some]).unique(ID, keep="first", maintain_order=True)
         frame = frame.join(ranked, on=ID, how="inner", maintain_order="left")
-        frame = tally.skip(frame, "without an item", pl.col("item").is_null())
-        hours = pl.lit(0.0)
-        if "time" in columns:
-            frame = tally.skip(frame, "without a time", pl.col("time").is_null())
-            frame = frame.with_columns(clock("time", long.format).alias("clock"))
-            expected = f"times in the format {long.format}" if long.format else "times such as 2019-01-31 08:30"
-            frame = _refuse(frame, pl.col("clock").is_null(), "time", (table, columns["time"]), expected, faults)
-            frame = tally.skip(frame, "after the time of the prediction", pl.col("clock") > pl.col("prediction_time"))
-            hours = (pl.col("clock") - pl.col("prediction_time")).dt.total_microseconds() / 3.6e9
-        item, value = pl.col("item"), pl.lit(1.0)
-        if "unit" in columns:
-            item = item + pl.format(" [{}]", "unit").fill_null("")
-        if "value" in columns:
-            frame = tally.skip(frame, "without a value", pl.col("value").is_null())
-            value = pl.col("value").cast(pl.Float64, strict=False)
-            if kind is not None and kind.kind == "categorical":
-                item, value = pl.concat_str(item, pl.lit(" = "), canonical_text("value")), pl.lit(1.0)
-            elif kind is not None and kind.kind == "censored":
-                item += pl.col("value").str.extract("^([<>≤≥])").replace_strict(_SIGNS, default="")
-                limit = pl.col("value").str.replace(r"^[<>≤≥]=?\s*", "")
-                value = (limit.str.replace(",", ".", literal=True) if table.comma else limit).cast(
-                    pl.Float64, strict=False
+        for role in ("item", "time", "value"):
+            if role in columns:
+                frame = tally.skip(
+                    frame, f"without {'an' if role == 'item' else 'a'} {role}", frame[columns[role]].is_null()
                 )
-            finite = value.is_not_null() & value.is_finite() & (value.abs() <= FLOAT32_MAX)
-            frame = _refuse(frame, ~finite, "value", (table, columns["value"]), "a finite number", faults)
-        frame = frame.select("rank", item.alias("item"), hours.alias("hours"), value.alias("value"))
+        frame = frame.with_columns(pl.lit(0.0).alias("__hours"))
+        if "time" in columns:
+            time = times_of(table, frame, columns["time"], long.format, wrong)
+            hours = (time - frame["prediction_time"]).dt.total_microseconds() / 3.6e9
+            frame = frame.with_columns(hours.alias("__hours")).filter(hours.is_not_null())
+            frame = tally.skip(frame, "after the time of the prediction", pl.col("__hours") > 0)
+        item, value = frame[columns["item"]], pl.Series([1.0]).new_from_index(0, len(frame))
+        if "unit" in columns:
+            item = item + frame.select(pl.format(" [{}]", columns["unit"]).fill_null("")).to_series()
+        if "value" in columns and value_kind == "categorical":
+            item = item + " = " + frame.select(canonical_text(columns["value"])).to_series()
+        elif "value" in columns:
+            text = frame[columns["value"]]
+            value, side = limits(text, comma=table.comma)
+            item = item + side.replace_strict(
+                {0.0: "", 1.0: " (below)", 2.0: " (above)"}, default="", return_dtype=pl.String
+            )
+            bad = ~value.is_finite().fill_null(False) | too_large(value)
+            if value_kind != "censored":
+                bad |= side.fill_null(0) > 0
+            if bad.any():
+                wrong.add(bad_number(table, columns["value"], text.filter(bad), frame[ROW].filter(bad)))
+            value = value.set(bad, None)
+        # Of each column, the first batch with a fault is reported.
+        faults.faults += [f for f in wrong.faults if (f.column, f.expected) not in reported]
+        reported |= {(f.column, f.expected) for f in wrong.faults}
+        frame = pl.DataFrame([frame["rank"], item.alias("item"), frame["__hours"].alias("hours"), value.alias("value")])
+        frame = frame.drop_nulls("value")
         for name in frame["item"].unique(maintain_order=True):
             tally.items.setdefault(name, len(tally.items))
         codes = frame["item"].replace_strict(tally.items, return_dtype=pl.Int32) if len(frame) else frame["rank"]
@@ -155,11 +148,8 @@ def check_long(
     Args:
         known: rows of the samples' file before any is dropped.
     """
-    tally, present, n = (
-        LongTally(ids=pl.DataFrame(schema={ID: pl.String, ROW: pl.Int32})),
-        np.zeros(len(samples), bool),
-        0,
-    )
+    tally = LongTally(ids=pl.DataFrame(schema={ID: pl.String, ROW: pl.Int32}))
+    present, n = np.zeros(len(samples), dtype=bool), 0
     for events in read_events(table, modality, samples, tally, faults):
         present[events["rank"]] = True
         n += len(events)
@@ -167,22 +157,15 @@ def check_long(
     report_lost_rows(table, tally.ids, known, faults, notes, "ids")
     if not n:
         faults.add(no_samples(table, modality.name, "Are its times before the time of the prediction?"))
-    _require_few(table, modality, tally, faults)
-    name = modality.name
-    counts = "".join(f"; {k:,} rows {reason}" for reason, k in tally.skipped.items() if k)
-    notes.append(
-        f"{name}: {present.sum()} of {len(samples)} samples, {len(tally.items)} items, {n:,} rows used{counts}"
-    )
+    if modality.long and (d := len(tally.items) * len(modality.long.aggregate)) > MAX_COLUMNS:
+        fix = "Leave out `aggregate` for a sequence, or drop items."
+        faults.add(table.fault(f"at most {MAX_COLUMNS:,} statistics of items", f"{d:,}", fix))
+    name, skipped = modality.name, "".join(f"; {k:,} rows {reason}" for reason, k in tally.skipped.items() if k)
+    used = f"{len(tally.items)} items, {n:,} rows used"
+    notes.append(f"{name}: {present.sum()} of {len(samples)} samples, {used}{skipped}")
     if modality.long and modality.long.time is None:
         notes.append(f"{name}: no time is declared: all rows are used, also any from after the prediction")
     return samples["sample_id"].sort().filter(pl.Series(present))
-
-
-def _require_few(table: RawTable, modality: ModalityTable, tally: LongTally, faults: FaultCollector) -> None:
-    d = len(tally.items) * len(modality.long.aggregate if modality.long else ())
-    if d > MAX_COLUMNS:
-        fix = "Leave out `aggregate` for a sequence, or drop items."
-        faults.add(table.fault(f"at most {MAX_COLUMNS:,} statistics of items", f"{d:,}", fix))
 
 
 def read_long(table: RawTable, declared: ModalityTable, bit: int, samples: pl.DataFrame) -> Features:
@@ -200,7 +183,6 @@ def read_long(table: RawTable, declared: ModalityTable, bit: int, samples: pl.Da
             bucket = events["rank"].astype(np.int64) * BUCKETS // len(samples)
             for b in np.unique(bucket).tolist():
                 events[bucket == b].tofile(files[b])
-    _require_few(table, declared, tally, faults)
     faults.raise_if_any()
     if not tally.items:
         raise DataError(no_samples(table, declared.name, "Are its times before the time of the prediction?"))
@@ -224,18 +206,12 @@ def read_long(table: RawTable, declared: ModalityTable, bit: int, samples: pl.Da
                 yield events[ends[i] : ends[j]], ranks[i:j], lengths[i:j]
         folder.cleanup()
 
+    d = len(levels) * len(long.aggregate)
+    modality = Modality(name=declared.name, bit=bit, kind="vector", shape=(d,), description=declared.description)
     columns: dict[str, Any]
     if not long.aggregate:
-        modality = Modality(
-            name=declared.name,
-            bit=bit,
-            kind="sequence",
-            shape=(2,),
-            irregular=True,
-            time_unit="hours from the time of the prediction",
-            encoder=levels_id(levels),
-            description=declared.description,
-        )
+        modality = dataclasses.replace(modality, kind="sequence", shape=(2,), irregular=True, encoder=levels_id(levels))
+        modality = dataclasses.replace(modality, time_unit="hours from the time of the prediction")
 
         def batches() -> Iterator[pa.RecordBatch]:
             for events, ranks, lengths in groups():
@@ -245,8 +221,6 @@ def read_long(table: RawTable, declared: ModalityTable, bit: int, samples: pl.Da
         columns = {"name": ["item", "value"], "kind": ["event", "numeric"], "levels": [levels, None]}
         columns["source_column"] = [str(long.item), str(long.value or "")]
     else:
-        d = len(levels) * len(long.aggregate)
-        modality = Modality(name=declared.name, bit=bit, kind="vector", shape=(d,), description=declared.description)
         kept = [STATISTICS.index(s) for s in long.aggregate]
 
         def batches() -> Iterator[pa.RecordBatch]:

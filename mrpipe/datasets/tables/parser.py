@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import yaml
 from jsonschema import Draft202012Validator
 
@@ -27,6 +27,8 @@ from mrpipe.datasets.tables.config import (
     canonical,
     codes_of,
 )
+from mrpipe.datasets.tables.files import clock
+from mrpipe.datasets.tables.yaml_text import YamlText
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, MrpipeError, did_you_mean
 from mrpipe.store.splits import PART_ALIASES, PARTS
@@ -67,41 +69,6 @@ def read_config(raw: Path, options: TablesOptions) -> TablesConfig:
     return parse_config(decode(path.read_bytes(), shown_as=path.name), path.name)
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 2009_10, 010, 0x10, 1:30 and dates as text; a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key[1]!r} twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [r for r in resolvers if not r[0].endswith((":int", ":float", ":timestamp"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"-?(0|[1-9][0-9]*)\Z"), list("-0123456789"))
-_FLOAT = r"-?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\Z"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-.0123456789"))
-
-
-class _Float(float):
-    """A number with its text, since codes such as -99.90 are compared as text."""
-
-    text: str
-
-
-def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Float:
-    number = _Float(loader.construct_yaml_float(node))
-    number.text = node.value
-    return number
-
-
-_Loader.add_constructor("tag:yaml.org,2002:float", _float)
-
-
 def parse_config(text: str, shown_as: str) -> TablesConfig:
     """Parse the text of a YAML.
 
@@ -109,7 +76,7 @@ def parse_config(text: str, shown_as: str) -> TablesConfig:
         DataError: reports all errors of the YAML together.
     """
     try:
-        value = yaml.load(text, _Loader)
+        value = yaml.load(text, YamlText)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         found = " ".join(str(error).split())
         raise DataError(Fault(file=shown_as, expected="YAML", found=found, fix="Correct its syntax.")) from error
@@ -265,19 +232,22 @@ class _Parser:
             expected = "`column` (with train, val or test), or `by` (a group or a date)"
             self.fault("split.column", expected, "both" if by else "nothing")
         given = {part: _values(entry[part]) for part in PARTS if part in entry}
-        starts = [(canonical(entry[f"{part}_from"]), part) for part in PARTS[1:] if f"{part}_from" in entry]
+        dates = pl.DataFrame({k: canonical(entry[k]) for k in ("val_from", "test_from") if k in entry})
+        starts = dates.select(clock(k, entry.get("format", "")) for k in dates.columns)
+        for key in (k for k in dates.columns if starts[k].null_count()):
+            self.fault(f"split.{key}", "a date in the format of the column", dates[key][0])
         parts = {v.lower(): part for part, values in given.items() for v in values} or dict(PART_ALIASES)
         if given and len(parts) < sum(map(len, given.values())):
             self.fault("split", "each value once", given)
-        if (bool(given) == bool(starts) if by else bool(starts)) or (by and not {"test", "test_from"} & set(entry)):
-            expected = "`by: group, test: [values]` or `by: date, test_from: date`"
-            self.fault("split", expected, ", ".join(entry) or "nothing")
+        n_dates = starts.width
+        if (bool(given) == bool(n_dates) if by else n_dates) or (by and not {"test", "test_from"} & set(entry)):
+            self.fault("split", "`by: group, test: [values]` or `by: date, test_from: date`", ", ".join(entry))
         return Split(
             file=self._file(entry, "split", self.file if by and self.file else default),
             column=entry.get("by", entry.get("column", "?")),
-            parts=() if starts else tuple(sorted(parts.items())),
+            parts=() if n_dates else tuple(sorted(parts.items())),
             by=by,
-            starts=tuple(starts),
+            starts=tuple((starts[key][0], key.removesuffix("_from")) for key in starts.columns),
             format=entry.get("format", ""),
         )
 

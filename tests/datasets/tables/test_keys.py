@@ -213,7 +213,7 @@ def test_split_by_date(tmp_path: Path) -> None:
     parts = built(tmp_path, table, spec).split("standard").collect()
     assert dict(parts.group_by("split").len().sort("split").iter_rows()) == {"test": 15, "train": 34, "val": 9}
     assert not {"p34", "p44"} & set(parts["sample_id"])
-    assert "expected dates in the format of the column" in faults_of(
+    assert "expected a date in the format of the column" in faults_of(
         tmp_path / "b", table, {**spec, "split": {**split, "test_from": "2019-06-10"}}
     )
     for wrong in ({"by": "day"}, {"by": "day", "val": ["a"]}, {"by": "day", "column": "day"}, {"test_from": "x"}):

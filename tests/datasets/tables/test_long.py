@@ -149,8 +149,9 @@ def test_faults_of_long_tables(tmp_path: Path) -> None:
     rows[2][1], rows[4][1], rows[7][3], rows[8][0] = "yesterday", "soon", "3 mg", ""
     message = faults_of(tmp_path, labs(rows), spec())
     for part in (
-        "labs.csv, column 'drawn', line 4: expected times such as 2019-01-31 08:30; found 'yesterday'; 2 such rows",
-        "labs.csv, column 'value', line 9: expected a finite number; found '3 mg'",
+        "labs.csv, column 'drawn', line 4: expected dates such as 2019-01-31 or "
+        "2019-01-31 08:30; found 'yesterday'; 2 such rows",
+        "labs.csv, column 'value', line 9: expected a finite number, or few categories; found '3 mg'",
         "labs.csv, column 'id', line 10: expected an id in every row",
     ):
         assert part in message, part

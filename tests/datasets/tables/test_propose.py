@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import operator
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from jsonschema import Draft202012Validator
 
 import mrpipe
 from mrpipe.cli.main import main
-from mrpipe.datasets.tables.parser import SCHEMA
+from mrpipe.datasets.tables.parser import SCHEMA, parse_config
 from mrpipe.datasets.tables.propose import propose
 from mrpipe.datasets.tables.simulate.export import YAML
 from mrpipe.errors import DataError, UsageError
@@ -307,6 +311,27 @@ def test_the_proposal_for_physionet_2012_has_the_blocks_of_tests_and_passes_chec
 
 # The published schema of declarations.
 
+FULL = {
+    "title": "t",
+    "file": "v.csv",
+    "id": {"*": "v", "a.csv": 2},
+    "subject": "p",
+    "prediction_time": {"column": "t", "format": "%d.%m.%Y"},
+    "encoding": "cp1252",
+    "separator": {"a.csv": ";"},
+    "decimal": ",",
+    "unmatched": {"a.csv": 0.5},
+    "missing": {"x": [-99]},
+    "exclude": ["e", -1],
+    "drop": {"status": ["withdrawn"]},
+    "modalities": {
+        "m": {"columns": ["a*"], "kinds": {"a1": [1, 2], "a2": {"kind": "age", "format": "%Y"}, "a3": "censored"}},
+        "l": {"file": "a.csv", "long": {"item": "i", "value": "v", "time": "t", "aggregate": ["last"]}},
+    },
+    "labels": {"y": {"column": "y", "classes": {0: "a", 1: "b"}}, "z": {"column": "z", "kind": "regression"}},
+    "split": {"by": "site", "test": ["C"]},
+}
+
 
 def schema() -> dict[str, Any]:
     loaded = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
@@ -352,6 +377,61 @@ def test_declarations_of_the_project_match_the_schema(project: Path) -> None:
     for path in examples:
         first = path.read_text(encoding="utf-8").splitlines()[0]
         assert (path.parent / first.removeprefix("# yaml-language-server: $schema=")).resolve() == SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoding": {"a.csv": 5}}, "column 'encoding.a.csv': expected an encoding, such as cp1252"),
+        ({"unmatched": 2}, "column 'unmatched': expected allow, or a share from 0 to 1; found 2"),
+        ({"id": {"a.csv": 0}}, "column 'id.a.csv': expected a column: a name, a pattern, or a position"),
+        (
+            {"missing": [True]},
+            "column 'missing': expected a number or text as in the file; found True. YAML reads yes, no",
+        ),
+        ({"split": {"colum": "x"}}, "column 'split': expected one of the keys file, column, by"),
+        (
+            {"modalities": {"m": {"long": {"value": "v"}}}},
+            "column 'modalities.m.long.item': expected the column that names",
+        ),
+        ({"modalities": {"m": {"kinds": {"x": {"kind": "age", "sinc": 1}}}}}, "Did you mean 'since'?"),
+        ({"modalities": {"m": {"columns": ["a", 0]}}}, "column 'modalities.m.columns': expected a column"),
+        (
+            {"label": {"column": "y"}},
+            "the values of the classes ([a, b] or {0: a, 1: b}), or `threshold`; found nothing",
+        ),
+        ({"title": 5}, "column 'title': expected text; found 5"),
+    ],
+)
+def test_errors_of_the_schema_name_the_place_and_the_remedy(change: dict[str, Any], message: str) -> None:
+    base = {k: v for k, v in FULL.items() if k != "labels" or "label" not in change}
+    with pytest.raises(DataError) as caught:
+        parse_config(yaml.safe_dump({**base, **change}), "tables.yaml")
+    assert message in str(caught.value)
+    assert len(caught.value.faults) <= 2
+
+
+def test_no_value_in_any_place_breaks_the_parser() -> None:
+    """Each place of a declaration with most keys gets a value of each other type: it is read or an error."""
+
+    def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        yield path
+        children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        for key, child in children:
+            yield from places(child, (*path, key))
+
+    parse_config(yaml.safe_dump(FULL), "tables.yaml")
+    n_refused = 0
+    for path in places(FULL):
+        for value in (None, True, 0, 2.5, "", "x", [], [None], [[1]], {}, {"x": 1}, {3: None}):
+            tree: Any = {"root": copy.deepcopy(FULL)}
+            *above, last = ("root", *path)
+            functools.reduce(operator.getitem, above, tree)[last] = value
+            try:
+                parse_config(yaml.safe_dump(tree["root"]), "tables.yaml")
+            except DataError:
+                n_refused += 1
+    assert n_refused > 300
 
 
 def test_a_proposal_names_the_schema_and_matches_it(tmp_path: Path) -> None:
