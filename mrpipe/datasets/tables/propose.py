@@ -353,8 +353,8 @@ class _Proposal:
 
     def _long(self, columns: dict[str, ColumnProfile]) -> Iterator[str]:
         """A long table: a sequence of events or, without times, statistics of each item."""
-        keys = {role: columns[role].ref for role in ("item", "value", "unit", "time") if role in columns}
-        keys = {role: ref for role, ref in keys.items() if role != "time" or self.time is not None}
+        roles = ("item", "value", "unit", *(["time"] if self.time is not None else []))
+        keys: dict[str, Ref] = {role: columns[role].ref for role in roles if role in columns}
         why = "several rows per sample: a sequence of measurements"
         if form := columns["time"].format if "time" in keys else "":
             keys["format"] = form
