@@ -207,7 +207,7 @@ class _Parser:
 
     def _by_file(self, top: Mapping[str, Any]) -> tuple[tuple[str, str, Ref | float], ...]:
         """Keys with one value for all files, or file: value; the file * is all others."""
-        entries = [("level", file, level) for file, level in self.levels.items()]
+        entries: list[tuple[str, str, Ref | float]] = [("level", file, level) for file, level in self.levels.items()]
         for key in ("id", "subject", *BY_FILE):
             values = top.get(key, {})
             for file, value in (values if isinstance(values, Mapping) else {"*": values}).items():
