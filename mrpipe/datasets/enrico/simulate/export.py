@@ -21,7 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy, render
-from mrpipe.datasets.enrico.simulate.layouts import ICON_COLOURS, LAYOUTS, Node, Screen, build_tree, node
+from mrpipe.datasets.enrico.simulate.layouts import ICON_COLOURS, LAYOUTS, Node, build_tree, node
 from mrpipe.datasets.enrico.simulate.paint import LOOKS, paint_screenshot
 from mrpipe.datasets.enrico.tables import (
     CANVAS_SIZE,
@@ -263,7 +263,7 @@ def simulate_export(raw: Path, truth: Path, options: EnricoSimulation) -> None:
         screen_id = row["sample_id"]
         canvas = CANVAS_SIZE[::-1] if screen_id in LANDSCAPE else CANVAS_SIZE
         rng = generator(options.seed, "enrico.layout", screen_id)
-        trees[screen_id] = build_tree(row["layout"], Screen(*canvas, rng, row["density"], row["margin"]))
+        trees[screen_id] = build_tree(row["layout"], canvas, rng, row["density"], row["margin"])
 
     legend = Legend(components=COMPONENT_COLOURS, icons=ICON_COLOURS)
     folders = [raw / name for name in ("screenshots", "wireframes", "hierarchies", "metadata")]

@@ -1,17 +1,16 @@
-"""Simulated view hierarchies: ten layouts of mobile screens, each a family with its own variation.
+"""Simulated view hierarchies: ten layouts of mobile screens, each with its own variation.
 
 A layout determines the components of a screen and their positions. Wireframes show it exactly, screenshots blur it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-STATUS_BAR, TOOLBAR, NAVIGATION_BAR = 84, 196, 168
+STATUS_BAR, NAVIGATION_BAR = 84, 168
 Node = dict[str, Any]
 
 # Simulated icon legend: rising greys, like the published one (steps of 2), but with fewer classes.
@@ -55,213 +54,156 @@ def node(label: str | None, x0: float, y0: float, x1: float, y1: float, *childre
 
 
 @dataclass(frozen=True)
-class Screen:
-    """Input of a layout: canvas size, random generator, and the continuous part of the latent state in (0, 1)."""
+class Part:
+    """Components of one kind in a layout.
 
-    width: int
-    height: int
-    rng: np.random.Generator
-    density: float
-    margin: float
-    top: int = STATUS_BAR
+    Attributes:
+        labels: component label, or several to choose from, separated by |.
+        box: left, top, right, bottom as fractions of the parent, or of the screen between its bars and margins.
+        chance: probability of each component.
+        rows: number of rows that divide the box, on the sparsest and on the densest screen.
+        columns: number of columns that divide the box.
+        ragged: largest fraction of the width by which a component is narrower.
+        inside: its children.
+    """
 
-    @property
-    def bottom(self) -> int:
-        return self.height - NAVIGATION_BAR
-
-    @property
-    def left(self) -> float:
-        return 20 + 90 * self.margin
-
-    @property
-    def right(self) -> float:
-        return self.width - self.left
-
-    def chance(self, p: float) -> bool:
-        return bool(self.rng.random() < p)
-
-    def between(self, low: float, high: float) -> float:
-        return float(self.rng.uniform(low, high))
-
-    def count(self, low: int, high: int) -> int:
-        """Number of components; denser screens have more."""
-        return round(low + (high - low) * self.density + self.rng.normal(0, 0.4))
-
-    def icon(self, x: float, y: float, size: float = 96, name: str | None = None) -> Node:
-        name = name or str(self.rng.choice(ICON_CLASSES))
-        return node("Icon", x, y, x + size, y + size, iconClass=name)
-
-    def button(self, x0: float, y0: float, x1: float, y1: float, *, concept: float = 0.6) -> Node:
-        if not self.chance(concept):
-            return node("Text Button", x0, y0, x1, y1, text="More")
-        name = str(self.rng.choice(BUTTON_CONCEPTS))
-        return node("Text Button", x0, y0, x1, y1, text=name.title(), textButtonClass=name)
-
-    def toolbar(self, y: float) -> Node:
-        middle = y + TOOLBAR / 2
-        items = [self.icon(36, middle - 48, name="arrow_backward" if self.chance(0.5) else "menu")]
-        items.append(node("Text", 200, middle - 40, 200 + self.between(300, 700), middle + 40, text="Title"))
-        if self.chance(0.6):
-            items.append(self.icon(self.width - 140, middle - 48, name="search"))
-        return node("Toolbar", 0, y, self.width, y + TOOLBAR, *items)
+    labels: str
+    box: tuple[float, float, float, float]
+    chance: float = 1.0
+    rows: tuple[int, int] = (1, 1)
+    columns: int = 1
+    ragged: float = 0.0
+    inside: tuple[Part, ...] = ()
 
 
-def _sparse(s: Screen) -> list[Node]:
-    y = s.top
+_TOOLBAR = Part(
+    "Toolbar",
+    (0, 0, 1, 0.12),
+    inside=(
+        Part("Icon", (0.03, 0.25, 0.12, 0.75)),
+        Part("Text", (0.18, 0.3, 0.8, 0.7), ragged=0.5),
+        Part("Icon", (0.87, 0.25, 0.96, 0.75), 0.6),
+    ),
+)
+_IN_CARD = (Part("Image", (0.08, 0.05, 0.92, 0.45)), Part("Text", (0.05, 0.5, 0.95, 0.7), ragged=0.3))
+LAYOUTS: dict[str, tuple[Part, ...]] = {
+    "sparse": (
+        replace(_TOOLBAR, chance=0.8),
+        Part("Text", (0.08, 0.25, 0.92, 0.35), ragged=0.4),
+        Part("Input", (0, 0.45, 1, 0.53), 0.6),
+        Part("Icon", (0.78, 0.86, 0.95, 0.95), 0.4),
+    ),
+    "media": (
+        Part("Video|Image", (0, 0, 1, 0.58)),
+        Part("Text", (0.1, 0.62, 0.9, 0.67), ragged=0.3),
+        Part("Slider", (0, 0.7, 1, 0.73)),
+        Part("Icon", (0.2, 0.8, 0.8, 0.9), columns=3),
+    ),
+    "feed": (
+        _TOOLBAR,
+        Part(
+            "Card",
+            (0, 0.13, 1, 1),
+            rows=(3, 6),
+            ragged=0.2,
+            inside=(Part("Image", (0.02, 0.15, 0.4, 0.85)), Part("Text", (0.45, 0.15, 0.95, 0.5))),
+        ),
+    ),
+    "canvas": (
+        Part("Map View|Background Image", (0, 0, 1, 1)),
+        replace(_TOOLBAR, chance=0.6),
+        Part("Icon", (0.85, 0.3, 0.98, 0.98), 0.8, rows=(3, 7)),
+        Part("Text Button", (0, 0.9, 0.4, 0.98), 0.5),
+    ),
+    "form": (
+        Part("Image", (0.3, 0.04, 0.7, 0.22), 0.6),
+        Part("Input", (0, 0.25, 1, 0.68), rows=(2, 6)),
+        Part("Text Button", (0, 0.72, 1, 0.8)),
+        Part("Text", (0.3, 0.84, 0.7, 0.88), 0.6),
+        Part("Checkbox", (0, 0.9, 0.1, 0.95), 0.3),
+    ),
+    "grid": (
+        _TOOLBAR,
+        Part("Multi-Tab", (0, 0.12, 1, 0.2), 0.5, inside=(Part("Text", (0.05, 0.3, 0.95, 0.7), columns=3),)),
+        Part("Image", (0, 0.2, 1, 1), rows=(3, 5), columns=2),
+    ),
+    "rows": (
+        _TOOLBAR,
+        Part(
+            "List Item",
+            (0, 0.12, 1, 1),
+            rows=(6, 13),
+            inside=(Part("Image", (0.03, 0.15, 0.15, 0.85), 0.6), Part("Text", (0.2, 0.25, 0.9, 0.6), ragged=0.5)),
+        ),
+    ),
+    "switches": (
+        _TOOLBAR,
+        Part("Text", (0, 0.13, 0.75, 1), rows=(5, 11), ragged=0.4),
+        Part("On/Off Switch|Checkbox", (0.84, 0.13, 1, 1), 0.7, rows=(5, 11)),
+    ),
+    "text": (
+        Part("Image", (0.15, 0.03, 0.85, 0.25), 0.5),
+        Part("Text", (0, 0.27, 1, 0.85), rows=(2, 5)),
+        Part("Pager Indicator", (0.4, 0.86, 0.6, 0.88), 0.5),
+        Part("Button Bar", (0, 0.9, 1, 1), inside=(Part("Text Button", (0.03, 0.15, 0.97, 0.85), columns=2),)),
+    ),
+    "card": (
+        Part(
+            "Modal|Card",
+            (0.05, 0.15, 0.95, 0.85),
+            inside=(*_IN_CARD, Part("Text Button", (0.05, 0.8, 0.95, 0.95), 0.8)),
+        ),
+    ),
+}
+# Components as wide as the screen; the others keep to the margins.
+_WIDE = {"Toolbar", "Button Bar", "Multi-Tab", "Map View", "Background Image", "List Item"}
+# Share of a row or column that its component takes.
+_FILL = 0.85
+
+
+def _extra(label: str, rng: np.random.Generator) -> dict[str, str]:
+    """Class and text of an icon or a button; some buttons have no published concept."""
+    if label == "Icon":
+        return {"iconClass": str(rng.choice(ICON_CLASSES))}
+    if label != "Text Button":
+        return {}
+    name = str(rng.choice(BUTTON_CONCEPTS))
+    return {"text": name.title(), "textButtonClass": name} if rng.random() < 0.6 else {"text": "More"}
+
+
+def _draw(part: Part, area: tuple[float, float, float, float], rng: np.random.Generator, density: float) -> list[Node]:
+    """Components of a part within `area` (left, top, right, bottom) in pixels."""
+    low, high = part.rows
+    n_rows = max(1, round(low + (high - low) * density + rng.normal(0, 0.3) * (high > low)))
+    x0, x1 = (area[0] + (area[2] - area[0]) * part.box[i] for i in (0, 2))
+    y0, y1 = (area[1] + (area[3] - area[1]) * part.box[i] for i in (1, 3))
+    width, height = (x1 - x0) / part.columns, (y1 - y0) / n_rows
+    label = str(rng.choice(part.labels.split("|")))
     nodes = []
-    if s.chance(0.8):
-        nodes.append(s.toolbar(y))
-        y += TOOLBAR
-    y += round(s.between(40, 600))
-    nodes.append(node("Text", s.left + 80, y, s.right - 80, y + s.between(80, 220)))
-    if s.chance(0.6):
-        nodes.append(node("Input", s.left, y + 300, s.right, y + 440))
-    if s.chance(0.4):
-        nodes.append(s.icon(s.width - 250, s.bottom - 250, 180, name="add"))
+    for row, column in np.ndindex(n_rows, part.columns):
+        if rng.random() >= part.chance:
+            continue
+        left, top = x0 + column * width, y0 + row * height
+        right = left + width * (_FILL if part.columns > 1 else 1) * (1 - part.ragged * rng.random())
+        box = (left, top, right, top + height * (_FILL if n_rows > 1 else 1))
+        children = [child for inner in part.inside for child in _draw(inner, box, rng, density)]
+        nodes.append(node(label, *box, *children, **_extra(label, rng)))
     return nodes
 
 
-def _media(s: Screen) -> list[Node]:
-    edge = s.top + (s.bottom - s.top) * (0.5 + 0.2 * s.density)
-    nodes = [node("Video" if s.chance(0.5) else "Image", 0, s.top, s.width, edge)]
-    nodes.append(node("Text", s.left + 100, edge + 40, s.right - 100, edge + 120))
-    nodes.append(node("Slider", s.left, edge + 170, s.right, edge + 230))
-    middle = (edge + 230 + s.bottom) / 2
-    for i, name in enumerate(("skip_previous", "play", "skip_next")):
-        size = 200 if i == 1 else 140
-        nodes.append(s.icon(s.width * (i + 1) / 4 - size / 2, middle - size / 2, size, name=name))
-    return nodes
+def build_tree(layout: str, size: tuple[int, int], rng: np.random.Generator, density: float, margin: float) -> Node:
+    """The hierarchy of one screen: an unlabelled window with the components of the layout.
 
-
-def _feed(s: Screen) -> list[Node]:
-    nodes = [s.toolbar(s.top)]
-    n = max(2, s.count(3, 6))
-    step = (s.bottom - s.top - TOOLBAR) / n
-    for i in range(n):
-        y = s.top + TOOLBAR + i * step
-        side = step * 0.75
-        x = s.left if i % 2 == 0 else s.left + 160
-        image = node("Image", x + 20, y + 40, x + 20 + side * 0.7, y + step - 60)
-        text = node("Text", x + 60 + side * 0.7, y + 50, s.right - 240, y + 50 + step * 0.3)
-        right = s.right - (160 if i % 2 == 0 else 0)
-        nodes.append(node("Card", x, y + 20, right, y + step - 20, image, text))
-    return nodes
-
-
-def _canvas(s: Screen) -> list[Node]:
-    nodes = [node("Map View" if s.chance(0.5) else "Background Image", 0, s.top, s.width, s.bottom)]
-    if s.chance(0.6):
-        nodes.append(s.toolbar(s.top))
-    for i in range(max(1, s.count(1, 5))):
-        nodes.append(s.icon(s.width - 190, s.bottom - 220 - 190 * i, 140))
-    if s.chance(0.5):
-        nodes.append(s.button(s.left, s.bottom - 200, s.left + 500, s.bottom - 60))
-    return nodes
-
-
-def _form(s: Screen) -> list[Node]:
-    y = s.top + 80.0
-    nodes = []
-    if s.chance(0.6):
-        nodes.append(node("Image", s.width / 2 - 220, y, s.width / 2 + 220, y + 320))
-        y += 420
-    for _ in range(max(1, s.count(2, 5))):
-        nodes.append(node("Input", s.left, y, s.right, y + 150))
-        y += 150 + s.between(40, 90)
-    nodes.append(s.button(s.left, y + 40, s.right, y + 200, concept=0.8))
-    if s.chance(0.6):
-        nodes.append(node("Text", s.width * 0.3, y + 260, s.width * 0.7, y + 330, text="Forgot password?"))
-    if s.chance(0.3):
-        nodes.append(node("Checkbox", s.left, y + 370, s.left + 90, y + 460))
-    return nodes
-
-
-def _grid(s: Screen) -> list[Node]:
-    nodes = [s.toolbar(s.top)]
-    y0 = s.top + TOOLBAR
-    if s.chance(0.5):
-        tabs = [node("Text", s.width * (i + 0.2) / 3, y0 + 40, s.width * (i + 0.8) / 3, y0 + 110) for i in range(3)]
-        nodes.append(node("Multi-Tab", 0, y0, s.width, y0 + 150, *tabs))
-        y0 += 150
-    columns = 2 + s.chance(0.4)
-    side = (s.right - s.left) / columns
-    for r in range(int((s.bottom - y0) // side)):
-        for c in range(columns):
-            x, y = s.left + c * side, y0 + r * side
-            nodes.append(node("Image", x + 12, y + 12, x + side - 12, y + side * 0.85))
-            if s.density > 0.5:
-                nodes.append(node("Text", x + 20, y + side * 0.87, x + side - 20, y + side * 0.97))
-    return nodes
-
-
-def _rows(s: Screen) -> list[Node]:
-    nodes = [s.toolbar(s.top)]
-    n = max(4, s.count(6, 13))
-    step = (s.bottom - s.top - TOOLBAR) / n
-    pictured = s.chance(0.6)
-    for i in range(n):
-        y = s.top + TOOLBAR + i * step
-        side = min(step * 0.7, 150)
-        lead = node("Image", s.left, y + step / 2 - side / 2, s.left + side, y + step / 2 + side / 2)
-        x = s.left + side + 50
-        text = node("Text", x, y + step * 0.25, x + s.between(350, 850), y + step * 0.6)
-        nodes.append(node("List Item", 0, y, s.width, y + step, *([lead] if pictured else []), text))
-    return nodes
-
-
-def _switches(s: Screen) -> list[Node]:
-    nodes = [s.toolbar(s.top)]
-    n = max(4, s.count(5, 11))
-    step = (s.bottom - s.top - TOOLBAR) / n
-    for i in range(n):
-        y = s.top + TOOLBAR + i * step
-        nodes.append(node("Text", s.left, y + step * 0.3, s.left + s.between(350, 800), y + step * 0.65))
-        if s.chance(0.7):
-            box = (s.right - 190, y + step * 0.35, s.right, y + step * 0.35 + 90)
-            nodes.append(node("On/Off Switch" if s.chance(0.7) else "Checkbox", *box))
-    return nodes
-
-
-def _text(s: Screen) -> list[Node]:
-    nodes = []
-    y = s.top + 60.0
-    if s.chance(0.5):
-        edge = y + s.between(300, 700)
-        nodes.append(node("Image", s.left + 150, y, s.right - 150, edge))
-        y = edge + 60
-    while y < s.bottom - 420:
-        block = min(s.between(120, 520), s.bottom - 300 - y)
-        nodes.append(node("Text", s.left, y, s.right, y + block))
-        y += block + 60 + 150 * (1 - s.density)
-    if s.chance(0.5):
-        nodes.append(node("Pager Indicator", s.width * 0.4, s.bottom - 260, s.width * 0.6, s.bottom - 220))
-    bar = s.bottom - 190
-    back = s.button(s.left, bar + 30, s.width / 2 - 40, s.bottom - 30)
-    forth = s.button(s.width / 2 + 40, bar + 30, s.right, s.bottom - 30)
-    return [*nodes, node("Button Bar", 0, bar, s.width, s.bottom, back, forth)]
-
-
-def _card(s: Screen) -> list[Node]:
-    height = (s.bottom - s.top) * (0.45 + 0.35 * s.density)
-    y0 = (s.top + s.bottom - height) / 2
-    x0, x1 = 60 + s.left, s.width - 60 - s.left
-    inner = [
-        node("Image", x0 + 80, y0 + 60, x1 - 80, y0 + height * 0.45),
-        node("Text", x0 + 60, y0 + height * 0.5, x1 - 60, y0 + height * 0.6),
-        node("Text", x0 + 60, y0 + height * 0.65, x1 - 160, y0 + height * 0.72),
-        s.button(x0 + 60, y0 + height * 0.82, (x0 + x1) / 2 - 20, y0 + height * 0.94),
-    ]
-    if s.chance(0.7):
-        inner.append(s.button((x0 + x1) / 2 + 20, y0 + height * 0.82, x1 - 60, y0 + height * 0.94))
-    return [node("Modal" if s.chance(0.6) else "Card", x0, y0, x1, y0 + height, *inner)]
-
-
-_FAMILIES = (_sparse, _media, _feed, _canvas, _form, _grid, _rows, _switches, _text, _card)
-LAYOUTS: dict[str, Callable[[Screen], list[Node]]] = {f.__name__.removeprefix("_"): f for f in _FAMILIES}
-
-
-def build_tree(layout: str, screen: Screen) -> Node:
-    """The hierarchy of one screen: an unlabelled window with the components of the layout."""
-    root = node(None, 0, 0, screen.width, screen.height, *LAYOUTS[layout](screen))
+    Args:
+        size: width and height of the canvas.
+        density, margin: continuous part of the latent state, in (0, 1).
+    """
+    width, height = size
+    parts = []
+    for part in LAYOUTS[layout]:
+        left = 0.0 if part.labels.split("|")[0] in _WIDE else 20 + 90 * margin
+        area = (left, float(STATUS_BAR), width - left, float(height - NAVIGATION_BAR))
+        parts += _draw(part, area, rng, density)
+    root = node(None, 0, 0, width, height, *parts)
     root["class"] = "com.android.internal.policy.PhoneWindow$DecorView"
     return root
