@@ -20,6 +20,7 @@ from mrpipe.cli.main import main
 from mrpipe.datasets.tables.parser import SCHEMA, parse_config
 from mrpipe.datasets.tables.propose import propose
 from mrpipe.datasets.tables.simulate.export import YAML
+from mrpipe.datasets.tables.yaml_text import YamlText
 from mrpipe.errors import DataError, UsageError
 from mrpipe.stages.build import build
 from mrpipe.stages.check import check
@@ -359,13 +360,17 @@ def keys_of(node: Any) -> set[str]:
 def test_the_page_documents_the_keys_of_the_schema_and_no_others(project: Path) -> None:
     page = (project / "docs/tables.md").read_text(encoding="utf-8")
     example = page.split("```yaml")[1].split("```")[0]
-    documented = set(re.findall(r"^ *(?:- )?([a-z_]+):(?= |$)|[{,] *([a-z_]+): ", example, re.MULTILINE))
-    names = {a or b for a, b in documented} | set(re.findall(r"`(?:also: )?([a-z_]+)(?::[^`]*)?`", page))
+    names = set(re.findall(r"\b([a-z_]+):", page)) | set(re.findall(r"`([a-z_]+)`", page))
     names |= set(re.findall(r"[a-z_]+", example.split("# also:")[1].split(";")[0]))
-    keys = keys_of(schema())
-    assert keys <= names
+    assert keys_of(schema()) <= names
     Draft202012Validator.check_schema(schema())
     Draft202012Validator(schema()).validate(yaml.safe_load(example))
+    # Keys with values in the text, such as `split: {by: site, test: [C, D]}`.
+    parts = Draft202012Validator({**schema(), "required": [], "allOf": []})
+    snippets = re.findall(rf"`((?:{'|'.join(schema()['properties'])}): [^`…]+)`", page)
+    assert len(snippets) > 3
+    for snippet in snippets:
+        parts.validate(yaml.load(snippet, YamlText))
 
 
 def test_declarations_of_the_project_match_the_schema(project: Path) -> None:
@@ -398,7 +403,7 @@ def test_declarations_of_the_project_match_the_schema(project: Path) -> None:
         ({"modalities": {"m": {"columns": ["a", 0]}}}, "column 'modalities.m.columns': expected a column"),
         (
             {"label": {"column": "y"}},
-            "the values of the classes ([a, b] or {0: a, 1: b}), or `threshold`; found nothing",
+            "the values of the classes ([a, b] or {0: a, 1: b}), or `threshold`; found {'column': 'y'}",
         ),
         ({"title": 5}, "column 'title': expected text; found 5"),
     ],
