@@ -32,7 +32,7 @@ from mrpipe.datasets.tables.yaml_text import YamlText
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, MrpipeError, did_you_mean
 from mrpipe.store.splits import PART_ALIASES, PARTS
-from mrpipe.text.encoders import require_encoder
+from mrpipe.text.encoders import get_encoder
 
 SCHEMA = Path(__file__).with_name("schema.yaml")
 # Keys with one value for all files, or file: value.
@@ -258,7 +258,7 @@ class _Parser:
         if level and self.levels.setdefault(file, level) != level:
             self.fault(f"{place}.level", "sample or subject, the same for all entries of a file", level)
         try:
-            require_encoder(entry.get("encoder", "hashing"))
+            get_encoder(entry.get("encoder", "hashing"))
         except MrpipeError as error:
             self.fault(f"{place}.encoder", "a text encoder", str(error))
         return ModalityTable(
