@@ -112,7 +112,9 @@ def test_parquet_types_are_read_or_refused(tmp_path: Path) -> None:
 
 def test_unusable_names_are_errors(tmp_path: Path) -> None:
     files = {"people.csv": people(), "a.csv": A.replace("x", "__row", 1)}
-    assert "a.csv, column '__row': expected another column name; found a reserved name" in faults_of(tmp_path, files, config())
+    assert "a.csv, column '__row': expected another column name; found a reserved name" in faults_of(
+        tmp_path, files, config()
+    )
     spec = config(modalities={"a": {"file": "a" * 300}})
     assert "expected a path inside the export folder" in faults_of(tmp_path / "b", {"people.csv": people()}, spec)
 
