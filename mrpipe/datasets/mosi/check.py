@@ -13,7 +13,13 @@ from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.datasets.mosi.readers import survey
 from mrpipe.schema import Checked
 
-RELEASES = {"csd": "CMU-MultimodalSDK (.csd)", "mmsa": "MMSA", "multibench": "MultiBench", "mag": "MAG-BERT"}
+RELEASES = {
+    "csd": "CMU-MultimodalSDK (.csd)",
+    "mmsa": "MMSA",
+    "multibench": "MultiBench",
+    "mag": "MAG-BERT",
+    "files": "features by clip,",
+}
 
 
 def check(raw: Path, options: MosiOptions) -> Checked:

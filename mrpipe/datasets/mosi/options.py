@@ -9,7 +9,7 @@ from mrpipe.datasets.mosi.corpora import MOSI, Corpus
 from mrpipe.options import option
 
 FORMS = ("auto", "steps", "collapse", "raw")
-FORMATS = ("csd", "mmsa_aligned", "mmsa_unaligned", "multibench", "mult", "mag")
+FORMATS = ("csd", "mmsa_aligned", "mmsa_unaligned", "multibench", "mult", "mag", "files")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class MosiOptions:
 
     corpus: ClassVar[Corpus] = MOSI
 
-    file: str = option("", "pickle file to read if the export contains more than one")
+    file: str = option("", "pickle or label table to read if the export contains more than one")
     text_encoder: str = option(
         "auto",
         "how words become vectors. auto: the word vectors of the export (GloVe or BERT) if it has any, otherwise "
@@ -68,7 +68,7 @@ class MosiSimulation:
     format: str = option(
         "",
         "format to write, by default the published one: .csd files (CMU-MultimodalSDK); a pickle of MMSA, MultiBench, "
-        "MulT (not aligned) or MAG-BERT",
+        "MulT (not aligned) or MAG-BERT; files: features by clip with a table of labels",
         choices=("", *FORMATS),
     )
     n_videos: int = option(24, "number of videos (subjects); 93 in the published dataset")

@@ -105,7 +105,8 @@ def test_all_formats_give_the_same_words(exports: dict[str, Path]) -> None:
     same(read(exports["multibench"], "text"), expected)
     same(read(exports["mmsa_aligned"], "text", text_encoder="hashing"), expected)
     same(read(exports["mmsa_unaligned"], "text", text_encoder="hashing"), expected)
-    same(read(exports["mag"], "text"), expected)
+    for name in ("mag", "files"):
+        same(read(exports[name], "text"), expected)
     same(read(exports["mult"], "text"), expected)
     bert = read(exports["mmsa_aligned"], "text")
     assert all(len(bert[k]) == min(len(expected[k]) + 2, 50) for k in expected)
@@ -123,6 +124,7 @@ def test_all_formats_give_the_same_frames(exports: dict[str, Path], modality: st
     same(read(exports["mag"], modality), {k: x for k, x in steps.items() if k in set(spoken)})
     frames = read(exports["csd"], modality, **{form: "raw"})
     same(read(exports["mmsa_unaligned"], modality), {k: x[:, :d] for k, x in frames.items()})
+    same(read(exports["files"], modality), frames)
     # The only zero padding of MulT is in front, so that failed first frames are lost.
     mult = read(exports["mult"], modality)
     assert all(len(frames[k]) - len(x) <= 3 for k, x in mult.items())

@@ -1,4 +1,4 @@
-"""Exports with the splits train, valid and test: all pickles."""
+"""Exports with the splits train, valid and test: all pickles, and feature files by clip."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ LAYOUTS = {
     "mmsa": ("video$_$clip", "BERT (MMSA)"),
     "multibench": ("video[i], or rows of video, start, end", "GloVe (MultiBench)"),
     "mag": ("video[i]", ""),
+    "files": ("video_clip", "text features by clip"),
 }
 # Chinese is written without spaces: each of its characters is a word, as in BERT.
 _HAN = re.compile(r"[\u3400-\u9fff]|[^\u3400-\u9fff]+")
@@ -60,7 +61,7 @@ class SplitExport:
     lengths (`text_bert`, `audio_lengths`, `vision_lengths`) and `annotations`.
 
     Attributes:
-        format: mmsa, multibench (also MulT), or mag.
+        format: mmsa, multibench (also MulT), mag or files.
         files: the files that are read.
         clips: ids, folds and scores with `clips.CLIPS_SCHEMA`.
         notes: notes for the manifest.
@@ -72,7 +73,7 @@ class SplitExport:
 
     def __init__(self, path: Path, content: Mapping[str, Any], corpus: Corpus, layout: str):
         self.path, self.corpus, self.format = path, corpus, layout
-        self.files = (path,)
+        self.files: tuple[Path, ...] = (path,)
         self.unused: dict[str, str] = {}
         self.notes: list[str] = []
         self._parts: dict[str, dict[str, Any]] = {}

@@ -88,8 +88,8 @@ def simulate(export: Path, truth: Path, options: MosiSimulation) -> None:
     if options.n_videos < 3:
         raise UsageError("n_videos must be at least 3, one per fold")
     options = dataclasses.replace(options, format=options.format or options.corpus.published)
-    if options.utterance_audio and options.format != "csd":
-        raise UsageError("utterance_audio requires format=csd; the pickles contain sequences")
+    if options.utterance_audio and options.format not in ("csd", "files"):
+        raise UsageError("utterance_audio requires format=csd or files; the pickles contain sequences")
     latent, clip_video, clip_number, videos, folds = _clips(options)
     world, word_counts = _speech(options, latent, clip_video, clip_number, videos, folds)
     simulate_formats.write(export, world, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import tempfile
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe import keyed
@@ -42,6 +44,9 @@ def write(export: Path, world: World, options: MosiSimulation) -> None:
         _write_csd(raw, world, options, infinite=0.0)
         reading = type("Reading", (MosiOptions,), {"corpus": options.corpus})(text_encoder="hashing", max_steps=0)
         sdk = SdkExport(raw, sorted(raw.glob("*.csd")), reading)
+        if options.format == "files":
+            _write_files(export, sdk, options)
+            return
         content, name = PICKLES[options.format](sdk, options)
     with replacing(export / name) as path, path.open("wb") as handle:
         pickle.dump(content, handle, protocol=4)
@@ -248,8 +253,30 @@ def _by_clip(sdk: SdkExport, modality: str, form: str, options: MosiSimulation) 
     block = sdk.frames(modality, form)
     x = np.nan_to_num(block.values)
     _set_infinite(x, options.infinite_audio if modality == "audio" else 0.0, options.seed)
-    assert block.offsets is not None
-    return np.split(x, block.offsets[1:-1])
+    return [x[i] for i in range(len(x))] if block.offsets is None else np.split(x, block.offsets[1:-1])
+
+
+# --- features by clip ------------------------------------------------------------------------------------------------
+
+
+def _write_files(export: Path, sdk: SdkExport, options: MosiSimulation) -> None:
+    """A folder of .npy files per modality, and label.csv; clips without frames have no file."""
+    frame = sdk.clips.select(
+        pl.Series("video_id", _ids(sdk, "{0}")),
+        pl.col("clip").alias("clip_id"),
+        pl.Series("text", [" ".join(words) for words in sdk.tokens()]),
+        pl.col("score").alias("label"),
+        pl.col("fold").replace({"val": "valid"}).alias("mode"),
+    )
+    write_text(export / "label.csv", frame.write_csv())
+    for modality in sdk.modalities[1:]:
+        form = "vector" if options.utterance_audio else "raw"
+        for name, x in zip(sdk.clips["sample_id"], _by_clip(sdk, modality, form, options), strict=True):
+            if len(x):
+                data = io.BytesIO()
+                np.save(data, x)
+                with replacing(export / modality / f"{name}.npy") as path:
+                    path.write_bytes(data.getvalue())
 
 
 def _by_part(content: dict[str, Any], sdk: SdkExport) -> dict[str, dict[str, Any]]:
