@@ -39,7 +39,7 @@ docs: $(VENV)/installed-docs
 
 # A stamp is written last, so an installation that was cut short is taken up again.
 $(VENV)/installed-demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PINS) -e '.[imaging]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PINS) -e '.[imaging,text]'
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -1,7 +1,8 @@
 """Entry points: commands, datasets and methods declared by this and other packages.
 
-Groups: `mrpipe.commands` (name → `mrpipe.cli.command.Command`), `mrpipe.datasets` (name → `mrpipe.schema.Dataset`) and
-`mrpipe.methods` (name → subclass of `moe_retriever.methods.base.Method`).
+Groups: `mrpipe.commands` (name → `mrpipe.cli.command.Command`), `mrpipe.datasets` (name → `mrpipe.schema.Dataset`),
+`mrpipe.methods` (name → subclass of `moe_retriever.methods.base.Method`) and `mrpipe.encoders` (name → function or
+class that returns a `mrpipe.text.base.Encoder`).
 """
 
 from __future__ import annotations

@@ -174,6 +174,7 @@ class Checked:
         observed: modality → ids of the samples that will have it, as far as the check knows without reading all values
             (an upper bound); a modality that is absent here is unknown before `build`.
         unused: recognised files of the export that a build does not read → the reason, and how to use them.
+        options: options with another value in the manifest: what `auto` stands for, and names instead of paths.
     """
 
     release: str
@@ -182,6 +183,7 @@ class Checked:
     groups: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     observed: Mapping[str, pl.Series] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,12 @@ def real_data_folder() -> Path:
     return Path(os.environ.get("MRPIPE_REAL_DATA", PROJECT.parent / "shared" / "data"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _text_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the vectors of tests out of the user's cache, in processes started by tests too."""
+    os.environ["MRPIPE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def real_data_dir() -> Path:
     """Folder of the openly licensed exports; skips the test if it does not exist."""

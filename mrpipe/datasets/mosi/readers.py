@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 from mrpipe.datasets.mosi.export import MosiExport, open_export
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.datasets.mosi.ragged import RaggedBlock, feature_names
-from mrpipe.errors import UsageError
-from mrpipe.raw import few
+from mrpipe.errors import FaultCollector, UsageError
+from mrpipe.raw import few, report_unmatched
 from mrpipe.schema import Features
-from mrpipe.text.encoders import Encoder, get_encoder, hashed_counts, require_encoder
+from mrpipe.text.encoders import PREFIX, Precomputed, get_encoder, hashed_counts, recorded
 
 BITS = {"text": 0, "audio": 1, "vision": 2}
 DESCRIPTIONS = {
@@ -60,17 +61,22 @@ def _text_block(export: MosiExport, options: MosiOptions) -> RaggedBlock:
 
 
 def _reads_vectors(export: MosiExport, options: MosiOptions) -> bool:
-    """Whether the text is the word vectors of the export; otherwise an encoder or counts, which must be available."""
+    """Whether the text is the word vectors of the export."""
     name = options.text_encoder
     if options.text_form == "counts" and name != "auto" and not name.startswith("hashing"):
         raise UsageError(f"text_form=counts takes no text encoder; remove text_encoder={name}")
-    if name not in ("auto", "export"):
-        require_encoder(name, ("auto", "export"))
     if options.text_form == "counts":
         return False
     if name == "export" and export.has_words():
         raise UsageError(f"text_encoder=export: {export.text_source()[0]} has words but no word vectors")
     return name in ("auto", "export") and not export.has_words()
+
+
+def text_choice(export: MosiExport, options: MosiOptions) -> tuple[str, ...]:
+    """Value of `text_encoder` for the manifest and, of an encoder, a note on it, as `recorded`."""
+    if _reads_vectors(export, options) or options.text_form == "counts":
+        return (options.text_encoder,)
+    return recorded(options.text_encoder, ("auto", "export"))
 
 
 def survey(export: MosiExport, options: MosiOptions) -> tuple[dict[str, NDArray[np.bool_]], list[str]]:
@@ -89,6 +95,15 @@ def survey(export: MosiExport, options: MosiOptions) -> tuple[dict[str, NDArray[
     for modality in export.modalities:
         form = getattr(options, f"{modality}_form")
         form = form if modality == "text" else export.form(modality, form)
+        if modality == "text" and options.text_encoder.startswith(PREFIX):
+            vectors, faults = Precomputed(options.text_encoder), FaultCollector()
+            report = partial(report_unmatched, file=vectors.file, notes=notes)
+            lost, limit = "clips have no vector", options.max_unmatched
+            report(set(ids), vectors.row.keys(), lost, faults=faults, limit=limit)
+            report(vectors.row.keys(), set(ids), "vectors are of no clip")
+            faults.raise_if_any()
+            observed[modality] = np.array([i in vectors.row for i in ids], dtype=np.bool_)
+            continue
         if modality == "text" and not _reads_vectors(export, options):
             n = np.array([len(t) for t in export.tokens()], dtype=np.int64)
             known = n > 0
@@ -106,26 +121,31 @@ def survey(export: MosiExport, options: MosiOptions) -> tuple[dict[str, NDArray[
 
 
 def _encoded(export: MosiExport, options: MosiOptions) -> RaggedBlock:
-    tokens, (file, column) = export.tokens(), export.text_source()
-    if options.text_form == "sequence" and options.max_steps > 0:
-        tokens = [t[-options.max_steps :] for t in tokens]
-    ids = np.array(export.clips["sample_id"].to_list(), dtype=np.str_)
-    nonempty = np.flatnonzero([len(t) > 0 for t in tokens])
-    words = [tokens[i] for i in nonempty.tolist()]
-    name = "hashing" if options.text_encoder == "auto" else options.text_encoder
+    ids = export.clips["sample_id"].to_list()
     offsets: NDArray[np.int64] | None = None
-    if options.text_form == "counts":
-        values = hashed_counts(words, options.text_features)
-        kind, prefix, encoder_name = "count", "term", f"hashed-counts-{options.text_features}/1"
+    kind, prefix = "embedding", "text"
+    if options.text_encoder.startswith(PREFIX):
+        vectors = Precomputed(options.text_encoder)
+        ids = [i for i in ids if i in vectors.row]
+        values, file, column, encoder_name = vectors.take(ids), vectors.file, "vector", vectors.name
     else:
-        encoder: Encoder = get_encoder(name)
-        kind, prefix, encoder_name = "embedding", "text", encoder.name
-        if options.text_form == "sequence":
-            values, offsets = encoder.words(words)
+        tokens, (file, column) = export.tokens(), export.text_source()
+        if options.text_form == "sequence" and options.max_steps > 0:
+            tokens = [t[-options.max_steps :] for t in tokens]
+        ids = [i for i, t in zip(ids, tokens, strict=True) if t]
+        words = [t for t in tokens if t]
+        if options.text_form == "counts":
+            values = hashed_counts(words, options.text_features)
+            kind, prefix, encoder_name = "count", "term", f"hashed-counts-{options.text_features}/1"
         else:
-            values = encoder.sentences([" ".join(w) for w in words])
+            encoder = get_encoder(options.text_encoder)
+            encoder_name = encoder.name
+            if options.text_form == "sequence":
+                values, offsets = encoder.words(words)
+            else:
+                values = encoder.sentences([" ".join(w) for w in words])
     return RaggedBlock(
-        sample_id=ids[nonempty],
+        sample_id=np.array(ids, dtype=np.str_),
         values=values,
         offsets=offsets,
         names=feature_names(prefix, values.shape[1]),

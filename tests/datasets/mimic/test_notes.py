@@ -15,6 +15,7 @@ from mrpipe.datasets.mimic.cohort import build_cohort
 from mrpipe.datasets.mimic.note_text import clean, pieces, sections
 from mrpipe.datasets.mimic.notes import note_texts, read_notes
 from mrpipe.datasets.mimic.options import MimicOptions
+from mrpipe.errors import DataError
 from mrpipe.stages.simulate import simulate
 from mrpipe.store.reader import Store
 from mrpipe.text.encoders import get_encoder, hashed_counts
@@ -184,6 +185,28 @@ def test_hashed_counts_are_counts_and_encoders_give_unit_vectors(tmp_path: Path)
     assert vectors.modality.encoder == get_encoder("hashing-32").name
     np.testing.assert_allclose(np.linalg.norm(vectors.x, axis=1), 1.0, rtol=1e-5)
     np.testing.assert_allclose(vectors.x[0], get_encoder("hashing-32").sentences([texts(hashed, A)[0]])[0], atol=1e-6)
+
+
+def test_precomputed_vectors_are_joined_by_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = export(tmp_path)
+    notes = pl.read_csv(next(raw.glob("note/discharge.csv*")))["note_id"].to_list()
+    x = np.random.default_rng(0).normal(size=(len(notes), 4)).astype(np.float32)
+    path = tmp_path / "vectors.parquet"
+    pl.DataFrame({"id": notes, "vector": x}).write_parquet(path)
+    option = f"precomputed:{path}"
+    store = store_of(raw, tmp_path / "store", text_encoder=option)
+    hashed = store_of(raw, tmp_path / "hashing", text_encoder="hashing-4")
+    found = store.arrays("note")
+    assert found.sample_id.tolist() == hashed.arrays("note").sample_id.tolist()
+    assert found.x.shape == hashed.arrays("note").x.shape
+    assert all((x == row).all(axis=1).any() for row in found.x)
+    assert store.manifest.options["text_encoder"] == found.modality.encoder
+    assert found.modality.encoder.startswith("precomputed/")
+    assert "vectors.parquet: 0 of" in capsys.readouterr().err
+    pl.DataFrame({"id": ["none"], "vector": x[:1]}).write_parquet(path)
+    with pytest.raises(DataError, match="notes have no vector") as caught:
+        store_of(raw, tmp_path / "other", text_encoder=option)
+    assert str(SUBJECT) not in str(caught.value)
 
 
 def test_no_simulated_note_reveals_a_death(tmp_path: Path) -> None:
