@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.tables.cohort import assemble, read_tables, require_same_length
 from mrpipe.datasets.tables.config import ModalityTable, Ref, TablesConfig, TablesOptions, matches
-from mrpipe.datasets.tables.features import Feature, Parsed, no_samples, parse
+from mrpipe.datasets.tables.features import Parsed, TableFeature, no_samples, parse
 from mrpipe.datasets.tables.files import LISTED, RawTable, locate
 from mrpipe.datasets.tables.joins import report_lost_rows, unused_rules
 from mrpipe.datasets.tables.long import check_long
@@ -166,7 +166,7 @@ def _modality_notes(
     return notes
 
 
-def _column_notes(feature: Feature, x: NDArray[Any]) -> Iterator[tuple[str, str]]:
+def _column_notes(feature: TableFeature, x: NDArray[Any]) -> Iterator[tuple[str, str]]:
     """Texts of `_COLUMN_NOTES` that apply to a column (n,), and what to add to its name."""
     constant, empty, few, coded, inexact, identifier, far, late = _COLUMN_NOTES
     known = x[~np.isnan(x)]

@@ -44,7 +44,7 @@ BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feature:
+class TableFeature:
     """One feature: its name, its column, the levels of a categorical one, and whether the YAML gives its kind.
 
     `note` is its description; `coded` is whether some of its numbers are written like codes; `late` is its number of
@@ -73,7 +73,7 @@ class Parsed:
         x: (n, d) float; codes of levels for categorical columns; NaN where missing.
     """
 
-    features: list[Feature]
+    features: list[TableFeature]
     rows: pl.DataFrame
     samples: pl.Series
     x: NDArray[Any]
@@ -148,7 +148,7 @@ def parse(
     width = sum(1 if kind is None else widths.get(kind.kind, 1) for kind in kinds.values())
     exact = checking and len(at) * width <= CELLS
     x = np.empty((len(at), width), dtype=np.float64 if exact else np.float32, order="F")
-    rules, features = table.config.missing + modality.missing, list[Feature]()
+    rules, features = table.config.missing + modality.missing, list[TableFeature]()
     step = max(1, CELLS // (2 * table.n_rows))
     for block in (columns[i : i + step] for i in range(0, len(columns), step)):
         texts = table.read(block) if kept is None else table.read(block).filter(kept)
@@ -167,12 +167,12 @@ def parse(
                 for j, vector in enumerate(vectors.T):
                     x[:, len(features)] = vector[at]
                     name = column if checking else f"{column}_{j}"
-                    features.append(Feature(name=name, column=column, kind="embedding", note=encoder.name))
+                    features.append(TableFeature(name=name, column=column, kind="embedding", note=encoder.name))
                 continue
             if kind.kind in ("date", "age"):
                 x[:, len(features)], late = _elapsed(table, text, column, kind, joined, faults)
                 unit = "days" if kind.kind == "date" else "years"
-                features.append(Feature(name=column, column=column, unit=unit, late=late))
+                features.append(TableFeature(name=column, column=column, unit=unit, late=late))
                 continue
             if kind.kind == "censored":
                 number, side = limits(text[column], comma=table.comma)
@@ -185,15 +185,17 @@ def parse(
                     faults.add(bad_number(table, column, text[column].filter(bad), text[ROW].filter(bad)))
                 coded = text[column].str.contains(_CODED).any()
                 x[:, len(features)] = number.to_numpy()[at]
-                features.append(Feature(name=column, column=column, declared=declared, coded=coded))
+                features.append(TableFeature(name=column, column=column, declared=declared, coded=coded))
                 if kind.kind == "censored":
                     features.append(
-                        Feature(name=f"{column} censored", column=column, kind="categorical", levels=CENSORED)
+                        TableFeature(name=f"{column} censored", column=column, kind="categorical", levels=CENSORED)
                     )
                 continue
             value, names = _codes(table, column, text.select(canonical_text(column))[column], kind, text[ROW], faults)
             x[:, len(features)] = value[at]
-            features.append(Feature(name=column, column=column, kind="categorical", levels=names, declared=declared))
+            features.append(
+                TableFeature(name=column, column=column, kind="categorical", levels=names, declared=declared)
+            )
     observed = np.zeros(len(x), dtype=bool)
     for values in x.T:
         observed |= ~np.isnan(values)
