@@ -28,7 +28,9 @@ class AdniOptions(ImageOptions):
         choices=("exclude", "ignore"),
     )
     label_source: str = option(
-        "dxsum", "table with the diagnoses: DXSUM, or column DX of ADNIMERGE", choices=("dxsum", "adnimerge")
+        "auto",
+        "table with the diagnoses: DXSUM, or column DX of ADNIMERGE; auto: ADNIMERGE if the export has no DXSUM",
+        choices=("auto", "dxsum", "adnimerge"),
     )
     profile: str = option(
         "corrected",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.meds.config import Codes, MedsConfig, MedsLabel, MedsOptions, read_config
+from mrpipe.datasets.declared import config_path
+from mrpipe.datasets.meds.config import PAGE, Codes, MedsConfig, MedsLabel, MedsOptions, read_config
 from mrpipe.datasets.meds.shards import ABOUT, CODES, EVENT, SPLITS, TIME, files_of, read, require, run, scan, titles
-from mrpipe.datasets.tables.parser import config_path
 from mrpipe.delimited import decode, unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import Attrition, Checked, Cohort
@@ -189,7 +189,7 @@ def check_export(raw: Path, options: MedsOptions) -> Checked:
     places = ("data", CODES, SPLITS, ABOUT, *([config.samples.file] if config.samples.file else []))
     return Checked(
         release=" ".join(str(about[k]) for k in ("dataset_name", "dataset_version") if k in about) or "unknown",
-        files=(config_path(raw, options), *(f for place in places for f in files_of(raw, place))),
+        files=(config_path(raw, options.config, PAGE), *(f for place in places for f in files_of(raw, place))),
         notes=tuple(notes),
         observed=observed,
     )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrpipe.datasets.tables.config import canonical
+from mrpipe.datasets.declared import canonical
 from mrpipe.datasets.tables.files import canonical_text
 from tests.datasets.tables.tables_toy import IDS, N, config, csv, faults_of, notes_of, people
 
