@@ -7,8 +7,6 @@ of the values of each item) and counts (number of events of each item). The item
 from __future__ import annotations
 
 import json
-import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,22 +15,27 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mrpipe.datasets.events import (
+    STATISTICS,
+    EventBatches,
+    Group,
+    SortedRuns,
+    dictionary_of,
+    event_modality,
+    read_part,
+    write_part,
+)
 from mrpipe.datasets.meds.config import MedsModality
 from mrpipe.datasets.meds.shards import EVENT, run, scan, slices, titles
-from mrpipe.datasets.mimic.codes import event_modality, item_dictionary, sequence_batch, step_dictionary
-from mrpipe.datasets.mimic.events import SortedRuns
-from mrpipe.datasets.mimic.labs import STATISTICS, summarise
 from mrpipe.errors import DataError, Fault
-from mrpipe.schema import Features, Modality
-from mrpipe.store.parquet import read_metadata, replacing
+from mrpipe.schema import Features
+from mrpipe.store.parquet import read_metadata
 
 KEY = "mrpipe.meds.codes"
 # One event: rank of the sample in sorted ids, µs since the prediction time, position of the code, value.
-EVENT_ROW = np.dtype([("rank", "<i4"), ("time", "<i8"), ("item", "<i4"), ("value", "<f4")])
+EVENT_ROW = np.dtype([("rank", "<i4"), ("time", "<i8"), ("level", "<i4"), ("value", "<f4")])
 STATIC = -(2**63)
 HOUR = 3_600_000_000
 CELLS = 2**22  # values of a batch of vectors
@@ -75,83 +78,55 @@ class MedsReader:
 
         Values and summaries leave out events without a finite number; other forms ignore the numbers.
         """
-        events, scratch = self._events(scan(raw, "data", EVENT), samples), out.with_suffix("")
+        events = self._events(scan(raw, "data", EVENT), samples)
         codes = run(events.select(pl.col("code").unique()), "data/")["code"].sort().to_list()
         if not codes:
             expected = f"an event up to the prediction time{', with a number' * self._valued}"
             raise DataError(Fault(file="data/", column=self.modality.name, expected=expected, found="none"))
         item = pl.col("code").replace_strict(codes, range(len(codes)), return_dtype=pl.Int32)
-        row = ("rank", pl.col("time").fill_null(STATIC), item.alias("item"), "value")
-        runs, names = SortedRuns(scratch, len(samples), EVENT_ROW), EVENT_ROW.names or ()
-        schema = pa.schema([(n, pa.from_numpy_dtype(EVENT_ROW[n])) for n in names])
-        try:
+        row = ("rank", pl.col("time").fill_null(STATIC), item.alias("level"), "value")
+
+        def groups() -> Iterator[NDArray[Any]]:
+            for group in runs.groups():
+                group = group[np.lexsort([group[n] for n in reversed(EVENT_ROW.names or ())])]
+                yield group[np.append(True, group[1:] != group[:-1])]
+
+        with SortedRuns(out.with_suffix(""), len(samples), EVENT_ROW) as runs:
             for part_of_shard in slices(raw, EVENT):
                 frame = run(self._events(part_of_shard, samples).select(row), "data/")
                 runs.add(frame.to_numpy(structured=True).astype(EVENT_ROW))
-            runs.flush()
-            with replacing(out) as temporary, pq.ParquetWriter(temporary, schema, compression="lz4") as writer:
-                for group in runs.groups():
-                    group = group[np.lexsort([group[n] for n in reversed(names)])]
-                    group = group[np.append(True, group[1:] != group[:-1])]
-                    arrays = [pa.array(np.ascontiguousarray(group[n])) for n in names]
-                    writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=len(group))
-                writer.add_key_value_metadata({KEY: json.dumps(codes)})
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            write_part(out, groups(), EVENT_ROW, KEY, lambda: codes)
 
     def __call__(self, raw: Path, samples: pl.DataFrame, options: Any, parts: Sequence[Path]) -> Features:
-        m, ids = self.modality, samples["sample_id"].sort()
-        codes = json.loads(read_metadata(parts[0])[KEY])
+        m, ids, codes = self.modality, samples["sample_id"].sort(), json.loads(read_metadata(parts[0])[KEY])
         described, n = titles(raw, codes), len(codes)
         names = [f"{code} {title}".strip() for code, title in zip(codes, described, strict=True)]
-        statistics = ("count",) if m.form == "counts" else STATISTICS
-        modality = (
-            event_modality(m.name, self.bit, names, "hours since the prediction time", self.description)
-            if self._sequence
-            else Modality(
-                name=m.name, bit=self.bit, kind="vector", shape=(n * len(statistics),), description=self.description
-            )
-        )
-        observed, total = np.zeros(n, dtype=np.int64), Counter[str]()
+        statistics = {"counts": ("count",), "summary": STATISTICS}.get(m.form, ())
+        unit = "hours since the prediction time"
+        modality = event_modality(m.name, self.bit, names, unit, self.description, statistics)
+        written = EventBatches(modality, ids, n, statistics)
+        n_samples = max(1, CELLS // modality.size) if statistics else len(ids)
 
-        def batches() -> Iterator[pa.RecordBatch]:
-            for rows in _groups(parts[0], len(ids) if self._sequence else max(1, CELLS // modality.size)):
-                rank, item, hours = rows["rank"].astype(np.int64), rows["item"].astype(np.int64), rows["time"] / HOUR
-                present, lengths = np.unique(rank, return_counts=True)
-                total["samples"] += len(present)
-                observed[:] += np.bincount(np.unique(rank * n + item) % n, minlength=n)
-                chosen = ids.gather(present).to_list()
-                if self._sequence:
-                    second = rows["value"] if self._valued else _time_numbers(rank, rows["time"])
-                    yield sequence_batch(modality, chosen, np.stack([item, second], axis=1), hours, lengths)
-                    continue
-                _, x = summarise({"rank": rank, "level": item, "value": rows["value"], "hours": hours}, n)
-                x = x.reshape(len(present), n, -1)[:, :, -len(statistics) :]
-                flat = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), modality.size)
-                yield pa.RecordBatch.from_arrays([pa.array(chosen, pa.string()), flat], schema=modality.arrow_schema())
+        def groups() -> Iterator[Group]:
+            """Events of whole samples, at most `n_samples` at a time."""
+            for rows in read_part(parts[0]):
+                value = rows["value"] if self._valued else _time_numbers(rows["rank"], rows["time"])
+                group = {**rows, "hours": rows["time"] / HOUR, "value": value}
+                starts = np.flatnonzero(np.diff(rows["rank"], prepend=-1))
+                for a, b in pairwise([*starts[::n_samples].tolist(), len(value)]):
+                    yield {name: column[a:b] for name, column in group.items()}
 
         def dictionary() -> pl.DataFrame:
-            if self._sequence:
-                value, step = ("value", "numeric", None, "numeric_value", ""), ("number", "step", None, "time", "")
-                elements = (("item", "event", names, "code", ""), value if self._valued else step)
-                return step_dictionary(m.name, elements, total["samples"], len(ids), "data/")
-            items = pl.DataFrame({"code": codes, "description": described, "n_observed": observed})
-            same = {"unit": "", "source_file": "data/", "source_column": "numeric_value" if self._valued else "code"}
-            items = items.with_columns(pl.lit(value).alias(name) for name, value in same.items())
-            return item_dictionary(m.name, "summary" if self._valued else "count", items, statistics, total["samples"])
+            if statistics:
+                kind, source = ("summary", "numeric_value") if self._valued else ("count", "code")
+                columns = {"name": codes, "kind": kind, "description": described, "source_column": source}
+                return dictionary_of(m.name, "data/", columns, written.observed, written.n_samples, statistics)
+            second, kind, source = ("value", "numeric", "numeric_value") if self._valued else ("number", "step", "time")
+            columns = {"name": ["item", second], "kind": ["event", kind], "levels": [names, None]}
+            columns["source_column"] = ["code", source]
+            return dictionary_of(m.name, "data/", columns, written.n_samples, len(ids))
 
-        return Features(modality=modality, batches=batches(), dictionary=dictionary)
-
-
-def _groups(part: Path, n_samples: int) -> Iterator[dict[str, NDArray[Any]]]:
-    """Columns of the events of whole samples, of at most `n_samples` at a time."""
-    file = pq.ParquetFile(part)
-    for g in range(file.num_row_groups):
-        columns = {n: c.to_numpy() for n, c in zip(file.schema_arrow.names, file.read_row_group(g), strict=True)}
-        starts = np.flatnonzero(np.diff(columns["rank"], prepend=-1))
-        edges = [*starts[::n_samples].tolist(), len(columns["rank"])]
-        for a, b in pairwise(edges):
-            yield {n: c[a:b] for n, c in columns.items()}
+        return Features(modality=modality, batches=written.batches(groups()), dictionary=dictionary)
 
 
 def _time_numbers(rank: NDArray[np.int64], time: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -7,21 +7,19 @@ assigned at discharge, so that a visit that has not ended at the prediction time
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
+from mrpipe.datasets.events import dictionary_of, event_modality, sequence_batch
 from mrpipe.datasets.mimic.cohort import ended, visits_of
 from mrpipe.datasets.mimic.note_text import TELLTALE
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import open_optional
 from mrpipe.errors import DataError, Fault
-from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
-from mrpipe.transforms.events import levels_id
+from mrpipe.schema import Features
 
 DESCRIPTION = "diagnoses and procedures of each visit, one step per code: [position in levels, visit number], days"
 KINDS = {"hosp/diagnoses_icd": "DX", "hosp/procedures_icd": "PR"}
@@ -42,66 +40,6 @@ def category(code: pl.Expr, kind: pl.Expr, version: pl.Expr) -> pl.Expr:
         .otherwise(3)
     )
     return code.str.slice(0, length)
-
-
-def sequence_batch(
-    modality: Modality, ids: list[str], values: np.ndarray, time: np.ndarray, lengths: np.ndarray
-) -> pa.RecordBatch:
-    """Record batch of an irregular sequence: steps (S, d) and their times (S,) of samples with `lengths` steps."""
-    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1), type=pa.float32())
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    steps = pa.FixedSizeListArray.from_arrays(flat, modality.size)
-    x, times = (pa.ListArray.from_arrays(offsets, a) for a in (steps, pa.array(time.astype(np.float32))))
-    arrays = [pa.array(ids, type=pa.string()), x, pa.array(lengths.astype(np.int32)), times]
-    return pa.RecordBatch.from_arrays(arrays, schema=modality.arrow_schema())
-
-
-def event_modality(name: str, bit: int, levels: list[str], unit: str, about: str) -> Modality:
-    """Irregular sequence of events, [position in `levels`, value or step number], with times in `unit`."""
-    encoder = levels_id(levels)
-    return Modality(
-        name=name,
-        bit=bit,
-        kind="sequence",
-        shape=(2,),
-        irregular=True,
-        time_unit=unit,
-        encoder=encoder,
-        description=about,
-    )
-
-
-def item_dictionary(modality: str, kind: str, items: pl.DataFrame, statistics: Sequence[str], n: int) -> pl.DataFrame:
-    """Dictionary of a vector of `statistics` per item, in `n` samples.
-
-    `items`: code, unit, description, source_file, source_column and n_observed of each item.
-    """
-    rows = items.join(pl.DataFrame({"statistic": statistics}), how="cross", maintain_order="left_right")
-    return rows.select(
-        "description",
-        "source_file",
-        "source_column",
-        "n_observed",
-        modality=pl.lit(modality),
-        position=pl.int_range(pl.len()),
-        name=pl.format("{} {}", "code", "statistic"),
-        dtype=pl.lit("float32"),
-        unit=pl.when(pl.col("statistic") == "count").then(pl.lit("")).otherwise("unit"),
-        kind=pl.lit(kind),
-        levels=pl.lit(None, pl.List(pl.String)),
-        n_missing=n - pl.col("n_observed"),
-    ).select(pl.col(name).cast(dtype) for name, dtype in DICTIONARY_SCHEMA.items())
-
-
-def step_dictionary(
-    modality: str, rows: Iterable[tuple[str, str, list[str] | None, str, str]], n: int, n_samples: int, source: str
-) -> pl.DataFrame:
-    """Dictionary of a sequence from name, kind, levels, source column and description of each element of a step."""
-    keys = ("name", "kind", "levels", "source_column", "description")
-    counts = {"n_observed": n, "n_missing": n_samples - n}
-    same = {"modality": modality, "dtype": "float32", "unit": "", "source_file": source, **counts}
-    elements = [{"position": i, **same, **dict(zip(keys, row, strict=True))} for i, row in enumerate(rows)]
-    return pl.DataFrame(elements, schema=DICTIONARY_SCHEMA)
 
 
 def _titles(raw: Path, options: MimicOptions) -> pl.DataFrame:
@@ -196,15 +134,12 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     ids = samples["sample_id"].sort().gather(present.astype(np.int64)).to_list()
     values = codes.select(pl.col("position").cast(pl.Float32), pl.col("number").cast(pl.Float32)).to_numpy()
     batch = sequence_batch(modality, ids, values, codes["days"].to_numpy(), lengths)
-    rows = (
-        (
-            "code",
-            "event",
-            level_names,
-            "icd_code, icd_version",
-            "DX diagnosis or PR procedure, ICD version, code, title",
-        ),
-        ("visit", "step", None, "hadm_id", "number of the visit, from 1"),
-    )
-    dictionary = step_dictionary("code", rows, len(present), len(samples), "hosp/*_icd")
+    columns = {
+        "name": ["code", "visit"],
+        "kind": ["event", "step"],
+        "levels": [level_names, None],
+        "source_column": ["icd_code, icd_version", "hadm_id"],
+        "description": ["DX diagnosis or PR procedure, ICD version, code, title", "number of the visit, from 1"],
+    }
+    dictionary = dictionary_of("code", "hosp/*_icd", columns, len(present), len(samples))
     return Features(modality=modality, batches=[batch], dictionary=dictionary)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,10 +17,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mrpipe.datasets.events import SortedRuns, write_part
 from mrpipe.datasets.mimic.cohort import visits_of
 from mrpipe.datasets.mimic.options import MimicOptions, within
 from mrpipe.datasets.mimic.ranges import canonical_unit
@@ -29,24 +27,12 @@ from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import EVENTS, PLACES, Form, find_table, open_table, scan_table
 from mrpipe.errors import FaultCollector
 from mrpipe.keyed import id_keys
-from mrpipe.store.parquet import replacing
 
 PART_KEY = "mrpipe.mimic.part"
-RUN_ROWS = 2**20  # measurements sorted in memory
-GROUP_ROWS = 2**18  # maximum number of measurements per row group, unless one patient has more
 # One measurement: rank of the patient, seconds since first admission, source · ITEM_BASE + itemid, unit code, value.
 RUN = np.dtype([("rank", "<i4"), ("seconds", "<i4"), ("item", "<i4"), ("unit", "<u2"), ("value", "<f4")])
 ITEM_BASE = 10_000_000
 SOURCES = ("labevents", "chartevents")
-SCHEMA = pa.schema(
-    [
-        ("rank", pa.int32()),
-        ("seconds", pa.int32()),
-        ("item", pa.int32()),
-        ("unit", pa.uint16()),
-        ("value", pa.float32()),
-    ]
-)
 DAY = 86_400
 FAR_DAYS = 30  # a row farther from the visit that it names has a wrong date
 
@@ -196,57 +182,6 @@ def shard_of(sample_ids: list[str], n_parts: int) -> NDArray[np.int64]:
     return (id_keys(sample_ids) % np.uint64(n_parts)).astype(np.int64)
 
 
-class SortedRuns:
-    """Rows of a structured dtype with a field `rank`, on disk in runs that are sorted by it."""
-
-    def __init__(self, folder: Path, n_samples: int, dtype: np.dtype[Any] = RUN):
-        self._folder, self._n_samples, self._dtype = folder, n_samples, dtype
-        self._pending: list[NDArray[Any]] = []
-        self._n_pending = 0
-        self.files: list[tuple[Path, NDArray[np.int64]]] = []
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-
-    def add(self, rows: NDArray[Any]) -> None:
-        self._pending.append(rows)
-        self._n_pending += len(rows)
-        if self._n_pending >= RUN_ROWS:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self._n_pending:
-            return
-        rows = np.concatenate(self._pending)
-        self._pending, self._n_pending = [], 0
-        # Exports are nearly sorted by patient, so most runs do not need sorting.
-        if (np.diff(rows["rank"]) < 0).any():
-            rows = rows[np.argsort(rows["rank"], kind="stable")]
-        path = self._folder / f"{len(self.files)}.run"
-        rows.tofile(path)
-        counts = np.bincount(rows["rank"], minlength=self._n_samples)
-        self.files.append((path, np.concatenate([[0], np.cumsum(counts)])))
-
-    def groups(self) -> Iterator[NDArray[Any]]:
-        """Measurements of whole patients in order of rank, about GROUP_ROWS at a time."""
-        if not self.files:
-            return
-        totals = np.sum([np.diff(offsets) for _, offsets in self.files], axis=0)
-        reach = np.cumsum(totals)
-        low = 0
-        while low < self._n_samples:
-            start = int(reach[low - 1]) if low else 0
-            high = max(low + 1, int(np.searchsorted(reach, start + GROUP_ROWS, side="right")))
-            pieces = []
-            for path, offsets in self.files:
-                a, b = int(offsets[low]), int(offsets[high])
-                if b > a:
-                    pieces.append(np.fromfile(path, dtype=self._dtype, count=b - a, offset=a * self._dtype.itemsize))
-            if pieces:
-                rows = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
-                yield rows if len(pieces) == 1 else rows[np.argsort(rows["rank"], kind="stable")]
-            low = high
-
-
 def _rows(
     frame: pl.DataFrame,
     source: str,
@@ -300,39 +235,29 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     ranks[subjects - low] = np.arange(len(ids), dtype=np.int32)
     known = open_table(raw, "hosp/patients", options)["subject_id"].to_numpy()
     units, tally = UnitCodes(), Tally()
-    scratch = out.with_suffix("")
-    runs = SortedRuns(scratch, len(ids))
-    try:
+    with SortedRuns(out.with_suffix(""), len(ids), RUN) as runs:
         if in_part.any():
             for source, form in files.items():
                 scan = scan_table(raw, form, EVENTS[source], subjects[in_part], known=known)
                 for frame in scan:
                     runs.add(_rows(frame, source, ranks, low, windows, units, tally))
                 log(f"mimic {source}: {scan.n_rows:,} rows read for part {part} of {n_parts}{scan.oddities()}")
-        runs.flush()
         _write_part(out, runs, units, tally, hashes)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write_part(out: Path, runs: SortedRuns, units: UnitCodes, tally: Tally, hashes: dict[str, str]) -> None:
     by_unit: Counter[tuple[int, int]] = Counter()
-    with replacing(out) as temporary:
-        writer = pq.ParquetWriter(temporary, SCHEMA, compression="lz4", use_dictionary=False)
-        try:
-            for rows in runs.groups():
-                pair, n = np.unique(rows["item"].astype(np.int64) * 2**16 + rows["unit"], return_counts=True)
-                for key, count in zip(pair.tolist(), n.tolist(), strict=True):
-                    by_unit[key >> 16, key & 0xFFFF] += count
-                columns = [pa.array(np.ascontiguousarray(rows[name])) for name in SCHEMA.names]
-                writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=len(rows) or None)
-            state = {
-                **hashes,
-                "units": units.names,
-                "n_rows": tally.n_rows,
-                "counts": dict(sorted(tally.counts.items())),
-                "items": [[item, unit, n] for (item, unit), n in sorted(by_unit.items())],
-            }
-            writer.add_key_value_metadata({PART_KEY: json.dumps(state)})
-        finally:
-            writer.close()
+
+    def groups() -> Iterator[NDArray[Any]]:
+        for rows in runs.groups():
+            pair, n = np.unique(rows["item"].astype(np.int64) * 2**16 + rows["unit"], return_counts=True)
+            for key, count in zip(pair.tolist(), n.tolist(), strict=True):
+                by_unit[key >> 16, key & 0xFFFF] += count
+            yield rows
+
+    def state() -> dict[str, Any]:
+        items = [[item, unit, n] for (item, unit), n in sorted(by_unit.items())]
+        counts = dict(sorted(tally.counts.items()))
+        return {**hashes, "units": units.names, "n_rows": tally.n_rows, "counts": counts, "items": items}
+
+    write_part(out, groups(), RUN, PART_KEY, state)

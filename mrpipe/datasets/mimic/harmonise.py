@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SCHEMA, cohort_hash
+from mrpipe.datasets.events import read_part
+from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, cohort_hash
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.ranges import MERGED, RANGES, UNITS, conversion
 from mrpipe.errors import DataError, Fault, UsageError
@@ -149,11 +149,8 @@ class Parts:
             yield self._clean(group)
 
     def _read(self, which: int) -> Iterator[Group]:
-        file = pq.ParquetFile(self._paths[which])
         keys, pairs = self._keys[which]
-        for g in range(file.num_row_groups):
-            table = file.read_row_group(g)
-            columns = {n: table[n].to_numpy() for n in SCHEMA.names}
+        for columns in read_part(self._paths[which]):
             key = columns["item"].astype(np.int64) * 2**16 + columns["unit"]
             columns["pair"] = pairs[np.searchsorted(keys, key)]
             yield {n: columns[n] for n in ("rank", "seconds", "pair", "value")}

@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import polars as pl
-import pyarrow as pa
-from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.codes import event_modality, item_dictionary, sequence_batch, step_dictionary
+from mrpipe.datasets.events import STATISTICS, EventBatches, dictionary_of, event_modality
 from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SOURCES, event_files, input_hash, prepare_events
-from mrpipe.datasets.mimic.harmonise import CohortItems, Group, Parts
+from mrpipe.datasets.mimic.harmonise import CohortItems, Parts
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import open_optional
-from mrpipe.schema import Features, Modality
+from mrpipe.schema import Features
 from mrpipe.store.parquet import read_metadata, replacing
 
 LAB = "laboratory results and charted vital signs, one step per measurement: [position in levels, value], hours"
 SUMMARY = "per item: last, mean, min, max and count of the patient's measurements (items without any are omitted)"
-STATISTICS = ("last", "mean", "min", "max", "count")
 _PREFIX = {"labevents": "lab", "chartevents": "chart"}
 
 
@@ -61,111 +56,55 @@ def _item_names(raw: Path, items: CohortItems, options: MimicOptions) -> pl.Data
     )
 
 
-def _ids(samples: pl.DataFrame) -> NDArray[np.str_]:
-    return samples["sample_id"].sort().to_numpy().astype(str)
-
-
 def read_lab(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Sequence[Path]) -> Features:
     """Measurements of each patient as an irregular sequence, from labevents and chartevents (see `prepare_events`)."""
     content = Parts(parts, samples, options)
-    ids, names = _ids(samples), _item_names(raw, content.items, options)
+    names = _item_names(raw, content.items, options)
     label = pl.concat_str("code", pl.col("label"), pl.format("[{}]", "unit"), separator=" ")
     levels = names.select(label)["code"].to_list()
     modality = event_modality("lab", 0, levels, "hours since the first visit", LAB)
-    observed = Counter[str]()
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for group in content.groups():
-            if not len(group["rank"]):
-                continue
-            present, lengths = np.unique(group["rank"], return_counts=True)
-            observed["patients"] += len(present)
-            observed["steps"] += len(group["rank"])
-            observed["cells"] += len(np.unique(group["rank"] * len(names) + group["level"]))
-            values = np.stack([group["level"].astype(np.float32), group["value"]], axis=1)
-            yield sequence_batch(modality, ids[present].tolist(), values, group["hours"], lengths)
+    events = EventBatches(modality, samples["sample_id"].sort(), len(levels))
 
     def dictionary() -> pl.DataFrame:
         log(f"mimic {content.report('lab')}")
-        share = 1 - observed["cells"] / max(1, len(ids) * len(names))
+        cells = events.observed.sum()
         log(
-            f"mimic lab: {observed['steps']:,} measurements of {observed['patients']:,} patients; "
-            f"{observed['cells'] / max(1, observed['patients']):.1f} of {len(names):,} items per patient, "
-            f"{share:.3%} of the patient-item cells are empty [paper: 125.6 of 2,172, 94.216 %]"
+            f"mimic lab: {events.n_events:,} measurements of {events.n_samples:,} patients; "
+            f"{cells / max(1, events.n_samples):.1f} of {len(names):,} items per patient, "
+            f"{1 - cells / max(1, len(samples) * len(names)):.3%} of the patient-item cells are empty "
+            "[paper: 125.6 of 2,172, 94.216 %]"
         )
-        rows = (
-            ("item", "event", levels, "itemid", "item number, name and unit"),
-            ("value", "numeric", None, "valuenum, value, valueuom", content.report("measurements")),
-        )
-        return step_dictionary("lab", rows, observed["patients"], len(ids), ", ".join(SOURCES))
+        columns = {
+            "name": ["item", "value"],
+            "kind": ["event", "numeric"],
+            "levels": [levels, None],
+            "source_column": ["itemid", "valuenum, value, valueuom"],
+            "description": ["item number, name and unit", content.report("measurements")],
+        }
+        return dictionary_of("lab", ", ".join(SOURCES), columns, events.n_samples, len(samples))
 
-    return Features(modality=modality, batches=batches(), dictionary=dictionary)
-
-
-def summarise(group: Group, n_items: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Ranks (n,) and summaries (n, n_items · 5) float32: last, mean, min, max (NaN if not measured) and count."""
-    order = np.lexsort((group["hours"], group["level"], group["rank"]))
-    rank, level, value = group["rank"][order], group["level"][order], group["value"][order].astype(np.float64)
-    key = rank * n_items + level
-    starts = np.flatnonzero(np.diff(key, prepend=-1))
-    n = np.diff(starts, append=len(key))
-    present, row = np.unique(rank[starts], return_inverse=True)
-    out = np.full((len(present), n_items, len(STATISTICS)), np.nan, dtype=np.float32)
-    out[:, :, STATISTICS.index("count")] = 0.0
-    cells = (
-        value[starts + n - 1],
-        np.add.reduceat(value, starts) / n,
-        np.minimum.reduceat(value, starts),
-        np.maximum.reduceat(value, starts),
-        n,
-    )
-    out[row, level[starts]] = np.stack(cells, axis=1)
-    return present, out.reshape(len(present), -1)
+    return Features(modality=modality, batches=events.batches(content.groups()), dictionary=dictionary)
 
 
 def read_summary(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Sequence[Path]) -> Features:
     """Summary statistics per patient and item, from labevents and chartevents (see `prepare_events`)."""
     content = Parts(parts, samples, options)
-    ids, names = _ids(samples), _item_names(raw, content.items, options)
-    n_items = len(names)
-    modality = Modality(
-        name="lab_summary", bit=3, kind="vector", shape=(n_items * len(STATISTICS),), description=SUMMARY
-    )
-    n_measured = np.zeros(n_items, dtype=np.int64)
-    total = Counter[str]()
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for group in content.groups():
-            if not len(group["rank"]):
-                continue
-            present, x = summarise(group, n_items)
-            n_measured[:] += (x.reshape(len(x), n_items, -1)[:, :, -1] > 0).sum(axis=0)
-            total["patients"] += len(present)
-            flat = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), modality.size)
-            yield pa.RecordBatch.from_arrays(
-                [pa.array(ids[present].tolist(), type=pa.string()), flat], schema=modality.arrow_schema()
-            )
+    names = _item_names(raw, content.items, options)
+    codes = names["code"].to_list()
+    modality = event_modality("lab_summary", 3, codes, "", SUMMARY, STATISTICS)
+    events = EventBatches(modality, samples["sample_id"].sort(), len(codes), STATISTICS)
 
     def dictionary() -> pl.DataFrame:
-        impossible, repeated = content.set_aside["impossible value"], content.set_aside["repeated"]
-        notes = pl.Series(
-            [
-                "".join(f"; {n} {reason} set aside" for n, reason in ((i, "impossible"), (r, "repeated")) if n)
-                for i, r in zip(impossible.tolist(), repeated.tolist(), strict=True)
-            ],
-            dtype=pl.String,
-        )
-        items = names.select(
-            "code",
-            "unit",
-            description=pl.col("label") + notes,
-            source_file="source",
-            source_column=pl.lit("valuenum"),
-            n_observed=pl.Series(n_measured),
-        )
-        return item_dictionary("lab_summary", "summary", items, STATISTICS, total["patients"])
+        reasons = {"impossible": content.set_aside["impossible value"], "repeated": content.set_aside["repeated"]}
+        notes = [
+            label + "".join(f"; {n[i]} {reason} set aside" for reason, n in reasons.items() if n[i])
+            for i, label in enumerate(names["label"])
+        ]
+        columns = {"name": codes, "unit": names["unit"], "kind": "summary", "description": notes}
+        columns |= {"source_file": names["source"], "source_column": "valuenum"}
+        return dictionary_of("lab_summary", "", columns, events.observed, events.n_samples, STATISTICS)
 
-    return Features(modality=modality, batches=batches(), dictionary=dictionary)
+    return Features(modality=modality, batches=events.batches(content.groups()), dictionary=dictionary)
 
 
 def prepare_summary(

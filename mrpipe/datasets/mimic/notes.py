@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.codes import sequence_batch, step_dictionary
+from mrpipe.datasets.events import dictionary_of, sequence_batch
 from mrpipe.datasets.mimic.cohort import PAPER, visits_of
 from mrpipe.datasets.mimic.events import EXCLUDED, FAR_DAYS
 from mrpipe.datasets.mimic.note_text import clean, pieces
@@ -213,9 +213,9 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
             )
 
     kind = "count" if encode.counts else "embedding"
-    rows_of = [(f"{kind}_{i}", kind, None, "text", encode.name) for i in range(x.shape[1])]
-    tables = ", ".join(note_tables(raw, options))
-    dictionary = step_dictionary("note", rows_of, len(present), len(samples), tables)
+    columns = {"name": [f"{kind}_{i}" for i in range(x.shape[1])], "kind": kind, "source_column": "text"}
+    columns["description"], tables = encode.name, ", ".join(note_tables(raw, options))
+    dictionary = dictionary_of("note", tables, columns, len(present), len(samples))
     return Features(modality=modality, batches=batches(), dictionary=dictionary)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from mrpipe.datasets.events import dictionary_of
 from mrpipe.datasets.tables.check import check_export
 from mrpipe.datasets.tables.cohort import build_cohort
 from mrpipe.datasets.tables.config import ModalityTable, TablesConfig, TablesOptions
-from mrpipe.datasets.tables.features import dictionary_of, no_samples, parse, vectors
+from mrpipe.datasets.tables.features import no_samples, parse, vectors
 from mrpipe.datasets.tables.files import read_table
 from mrpipe.datasets.tables.long import read_long
 from mrpipe.datasets.tables.parser import parse_config, read_config

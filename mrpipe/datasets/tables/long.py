@@ -8,7 +8,6 @@ Legend: E events, n samples.
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -19,21 +18,18 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.codes import sequence_batch
-from mrpipe.datasets.mimic.labs import STATISTICS, summarise
+from mrpipe.datasets.events import EventBatches, dictionary_of, event_modality
 from mrpipe.datasets.tables.cohort import times_of
 from mrpipe.datasets.tables.config import ModalityTable
-from mrpipe.datasets.tables.features import bad_number, dictionary_of, kind_of, limits, no_samples, vectors
+from mrpipe.datasets.tables.features import bad_number, kind_of, limits, no_samples
 from mrpipe.datasets.tables.files import ID, ROW, RawTable, canonical_text, known_text, too_large
 from mrpipe.datasets.tables.joins import report_lost_rows
 from mrpipe.errors import DataError, FaultCollector
-from mrpipe.schema import Features, Modality
-from mrpipe.transforms.events import levels_id
+from mrpipe.schema import Features
 
-EVENT = np.dtype([("rank", "<i4"), ("item", "<i4"), ("hours", "<f4"), ("value", "<f4")])
+EVENT = np.dtype([("rank", "<i4"), ("level", "<i4"), ("hours", "<f4"), ("value", "<f4")])
 # Files on disk between reading and writing, by sample; samples per batch; most columns of statistics.
 BUCKETS, GROUP, MAX_COLUMNS = 16, 1024, 50_000
 Events = NDArray[np.void]
@@ -189,55 +185,30 @@ def read_long(table: RawTable, declared: ModalityTable, bit: int, samples: pl.Da
     ids, levels = samples["sample_id"].sort(), sorted(tally.items)
     position = np.empty(len(levels), dtype=np.int32)
     position[[tally.items[name] for name in levels]] = np.arange(len(levels))
-    observed, n = np.zeros(len(levels), dtype=np.int64), 0
 
-    def groups() -> Iterator[tuple[Events, NDArray[Any], NDArray[Any]]]:
-        """Events of some samples in order of sample, time, item and value; their ranks and numbers of events."""
-        nonlocal n
+    def groups() -> Iterator[Events]:
+        """Events of some samples in order of sample, time, item and value."""
         for path in paths:
             events: Events = np.fromfile(path, dtype=EVENT)
-            events["item"] = position[events["item"]]
-            events = events[np.lexsort((events["value"], events["item"], events["hours"], events["rank"]))]
-            ranks, lengths = np.unique(events["rank"], return_counts=True)
-            n += len(ranks)
-            ends = np.r_[0, np.cumsum(lengths)]
-            for i in range(0, len(ranks), GROUP):
-                j = min(i + GROUP, len(ranks))
-                yield events[ends[i] : ends[j]], ranks[i:j], lengths[i:j]
+            events["level"] = position[events["level"]]
+            events = events[np.lexsort((events["value"], events["level"], events["hours"], events["rank"]))]
+            starts = np.flatnonzero(np.diff(events["rank"], prepend=-1))
+            yield from np.split(events, starts[GROUP::GROUP])
         folder.cleanup()
 
-    d = len(levels) * len(long.aggregate)
-    modality = Modality(name=declared.name, bit=bit, kind="vector", shape=(d,), description=declared.description)
-    columns: dict[str, Any]
-    if not long.aggregate:
-        modality = dataclasses.replace(modality, kind="sequence", shape=(2,), irregular=True, encoder=levels_id(levels))
-        modality = dataclasses.replace(modality, time_unit="hours from the time of the prediction")
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            for events, ranks, lengths in groups():
-                x = np.stack([events["item"].astype(np.float32), events["value"]], axis=1)
-                yield sequence_batch(modality, ids.gather(ranks).to_list(), x, events["hours"], lengths)
-
-        columns = {"name": ["item", "value"], "kind": ["event", "numeric"], "levels": [levels, None]}
-        columns["source_column"] = [str(long.item), str(long.value or "")]
-    else:
-        kept = [STATISTICS.index(s) for s in long.aggregate]
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            nonlocal observed
-            for events, ranks, _ in groups():
-                group = {"rank": events["rank"].astype(np.int64), "level": events["item"].astype(np.int64)}
-                _, x = summarise({**group, "hours": events["hours"], "value": events["value"]}, len(levels))
-                x = x.reshape(len(x), len(levels), -1)
-                observed += (x[:, :, STATISTICS.index("count")] > 0).sum(axis=0)
-                yield from vectors(modality, ids.gather(ranks), x[:, :, kept].reshape(len(x), d))
-
-        kind = "summary" if "count" in long.aggregate else "numeric"
-        columns = {"name": [f"{item} {s}" for item in levels for s in long.aggregate], "kind": [kind] * d}
-        columns["source_column"] = [str(long.value or long.item)] * d
+    about, unit = declared.description, "hours from the time of the prediction"
+    modality = event_modality(declared.name, bit, levels, unit, about, long.aggregate)
+    written = EventBatches(modality, ids, len(levels), long.aggregate)
 
     def dictionary() -> pl.DataFrame:
-        counts = np.repeat(observed, len(long.aggregate)) if long.aggregate else np.full(2, n)
-        return dictionary_of(declared.name, table.shown_as, columns, counts, n)
+        columns: dict[str, Any]
+        if long.aggregate:
+            kind = "summary" if "count" in long.aggregate else "numeric"
+            columns = {"name": levels, "kind": kind, "source_column": str(long.value or long.item)}
+            n_observed: Any = written.observed
+        else:
+            columns = {"name": ["item", "value"], "kind": ["event", "numeric"], "levels": [levels, None]}
+            columns["source_column"], n_observed = [str(long.item), str(long.value or "")], written.n_samples
+        return dictionary_of(declared.name, table.shown_as, columns, n_observed, written.n_samples, long.aggregate)
 
-    return Features(modality=modality, batches=batches(), dictionary=dictionary)
+    return Features(modality=modality, batches=written.batches(groups()), dictionary=dictionary)

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from mrpipe.datasets.declared import Declaration, canonical, config_path, listed, read_text
-from mrpipe.datasets.mimic.labs import STATISTICS
+from mrpipe.datasets.events import STATISTICS
 from mrpipe.datasets.tables.config import (
     MISSING,
     Kind,

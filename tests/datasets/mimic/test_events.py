@@ -194,7 +194,7 @@ def test_the_summary_agrees_with_the_sequence(tmp_path: Path) -> None:
 
 
 def test_results_do_not_depend_on_parts_and_run_sizes(simulated: Path, tmp_path: Path, monkeypatch) -> None:
-    from mrpipe.datasets.mimic import events
+    from mrpipe.datasets import events
 
     whole = store_of(simulated, tmp_path / "whole")
     monkeypatch.setattr(events, "RUN_ROWS", 700)
