@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from jsonschema import Draft202012Validator
 
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, FaultCollector, did_you_mean
+from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
 
 # A whole number with a decimal point, as floats are written.
 WHOLE = r"^(-?(?:0|[1-9][0-9]*))\.0*"
@@ -152,3 +154,15 @@ class Declaration(FaultCollector):
             value = {} if not path else value
             node.pop(path[-1], None) if path else None
         return dict(value)
+
+
+def declare(
+    base: Dataset, tasks: tuple[Task, ...], modalities: dict[str, ModalityReader], standard: Scheme | None
+) -> Dataset:
+    """A dataset with these tasks and modalities, and the scheme `standard`, if there is one, before `uniform`."""
+    stratify = next((t.name for t in tasks if t.kind == "classification"), None)
+    how = f", stratified by {stratify}" if stratify else ""
+    schemes = {} if standard is None else {"standard": standard}
+    schemes["uniform"] = Scheme(stratify=stratify, description=f"70/15/15 by subject{how}")
+    default = next(iter(schemes))
+    return dataclasses.replace(base, tasks=tasks, modalities=modalities, schemes=schemes, default_scheme=default)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
+from mrpipe.datasets.declared import declare
 from mrpipe.datasets.meds.cohort import build_cohort, check_export
 from mrpipe.datasets.meds.config import MedsConfig, MedsOptions, parse_meds, read_config
 from mrpipe.datasets.meds.features import MedsReader
@@ -15,19 +15,13 @@ from mrpipe.schema import Dataset, ModalityReader, Scheme
 
 def _declared(config: MedsConfig, *, split: bool) -> Dataset:
     """The dataset declared by a YAML file."""
-    tasks = tuple(label.task for label in config.labels)
-    stratify = next((t.name for t in tasks if t.kind == "classification"), None)
-    how = f", stratified by {stratify}" if stratify else ""
-    schemes = {"uniform": Scheme(stratify=stratify, description=f"70/15/15 by subject{how}")}
-    if split:
-        schemes = {"standard": Scheme(column="split", description=f"column split of {SPLITS}"), **schemes}
     readers = [MedsReader(m, bit) for bit, m in enumerate(config.modalities)]
     modalities = {
         r.modality.name: ModalityReader(bit=r.bit, description=r.description, read=r, prepare=r.prepare)
         for r in readers
     }
-    default = next(iter(schemes))
-    return dataclasses.replace(_BASE, tasks=tasks, schemes=schemes, default_scheme=default, modalities=modalities)
+    standard = Scheme(column="split", description=f"column split of {SPLITS}") if split else None
+    return declare(_BASE, tuple(label.task for label in config.labels), modalities, standard)
 
 
 def resolve(raw: Path, options: MedsOptions) -> Dataset:

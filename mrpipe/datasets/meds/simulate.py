@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from mrpipe import keyed
+from mrpipe.datasets.meds.config import SCHEMA
 from mrpipe.errors import UsageError
 from mrpipe.experiment.truth import write_best
 from mrpipe.options import option
@@ -91,7 +92,7 @@ def simulate_export(raw: Path, truth: Path, options: MedsSimulation) -> None:
     write_frame(raw / "metadata" / "codes.parquet", codes.select("code", "description", "parent_codes"))
     write_frame(raw / "metadata" / "subject_splits.parquet", pl.DataFrame({"subject_id": subject, "split": part}))
     write_text(raw / "metadata" / "dataset.json", json.dumps({"dataset_name": "simulated", "meds_version": "0.4.1"}))
-    write_text(raw / "meds.yaml", YAML)
+    write_text(raw / "meds.yaml", f"# yaml-language-server: $schema={SCHEMA.as_uri()}\n{YAML}")
     ids = subject.astype(str).tolist()
     write_frame(truth / "truth.parquet", pl.DataFrame({"sample_id": ids, "outcome": outcome, "p_dead": probability}))
     write_best(truth, "mortality", ("alive", "dead"), ids, {(): np.stack([1 - probability, probability], axis=1)})

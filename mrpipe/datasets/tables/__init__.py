@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from mrpipe.datasets.declared import declare
 from mrpipe.datasets.events import dictionary_of
 from mrpipe.datasets.tables.check import check_export
 from mrpipe.datasets.tables.cohort import build_cohort
@@ -62,28 +63,16 @@ class TableReader:
 def _declared(base: Dataset, config: TablesConfig) -> Dataset:
     """The dataset declared by a YAML file."""
     tasks = tuple(Task(name=x.name, kind=x.kind, classes=x.classes, description=x.description) for x in config.labels)
-    stratify = next((t.name for t in tasks if t.kind == "classification"), None)
-    how = f", stratified by {stratify}" if stratify else ""
-    schemes = {"uniform": Scheme(stratify=stratify, description=f"70/15/15 by subject{how}")}
-    if config.split is not None:
-        how = "by" if config.split.by else "column"
-        declared = Scheme(column="split", description=f"{how} {config.split.column} of {config.split.file}")
-        schemes = {"standard": declared, **schemes}
+    standard = None
+    if split := config.split:
+        description = f"{'by' if split.by else 'column'} {split.column} of {split.file}"
+        standard = Scheme(column="split", description=description)
     readers = {
         m.name: ModalityReader(bit=bit, description=m.description, read=TableReader(config, m, bit))
         for bit, m in enumerate(config.modalities)
     }
-    return dataclasses.replace(
-        base,
-        title=config.title or base.title,
-        citation=config.citation or base.citation,
-        licence=config.licence or base.licence,
-        provider=config.provider or base.provider,
-        modalities=readers,
-        tasks=tasks,
-        schemes=schemes,
-        default_scheme=next(iter(schemes)),
-    )
+    texts = {key: getattr(config, key) or getattr(base, key) for key in ("title", "citation", "licence", "provider")}
+    return declare(dataclasses.replace(base, **texts), tasks, readers, standard)
 
 
 def resolve(raw: Path, options: TablesOptions) -> Dataset:

@@ -12,6 +12,8 @@ from jsonschema import Draft202012Validator
 
 from mrpipe.datasets.meds.config import SCHEMA, parse_meds
 from mrpipe.datasets.meds.simulate import YAML
+from mrpipe.stages.simulate import simulate
+from tests.datasets.meds.meds_toy import MEDS
 
 
 def words_of(node: Any) -> Iterator[str]:
@@ -31,6 +33,12 @@ def test_the_page_describes_the_keys_of_the_schema_and_no_others(project: Path) 
     assert words <= named
     declaration = text.split("## The declaration")[1].split("## MIMIC-IV")[0]
     assert set(re.findall(r"^\| `([a-z_]+)", declaration, re.MULTILINE)) <= words
+
+
+def test_the_simulated_declaration_names_the_schema(tmp_path: Path) -> None:
+    simulate(MEDS, tmp_path, {"n_subjects": 40})
+    first = (tmp_path / "meds.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert first == f"# yaml-language-server: $schema={SCHEMA.as_uri()}"
 
 
 def test_the_declarations_on_the_page_and_of_the_simulator_match_the_schema(project: Path) -> None:
