@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mrpipe.schema import DICTIONARY_SCHEMA, Modality
+from mrpipe.datasets.features import record_batch
+from mrpipe.schema import Modality
 from mrpipe.store.parquet import replacing
 from mrpipe.transforms.events import levels_id
 
@@ -113,25 +114,6 @@ def read_part(path: Path) -> Iterator[dict[str, NDArray[Any]]]:
         yield {name: table[name].to_numpy() for name in table.column_names}
 
 
-def sequence_batch(
-    modality: Modality, ids: list[str], values: NDArray[Any], time: NDArray[Any], lengths: NDArray[Any]
-) -> pa.RecordBatch:
-    """Record batch of an irregular sequence: steps (E, d) and their times (E,) of samples with `lengths` steps (n,)."""
-    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1), type=pa.float32())
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    steps = pa.FixedSizeListArray.from_arrays(flat, modality.size)
-    x, times = (pa.ListArray.from_arrays(offsets, a) for a in (steps, pa.array(time.astype(np.float32))))
-    arrays = [pa.array(ids, type=pa.string()), x, pa.array(lengths.astype(np.int32)), times]
-    return pa.RecordBatch.from_arrays(arrays, schema=modality.arrow_schema())
-
-
-def vector_batch(modality: Modality, ids: list[str], x: NDArray[Any]) -> pa.RecordBatch:
-    """Record batch of vectors x (n, d)."""
-    flat = pa.array(np.ascontiguousarray(x, dtype=np.float32).reshape(-1))
-    arrays = [pa.array(ids, type=pa.string()), pa.FixedSizeListArray.from_arrays(flat, modality.size)]
-    return pa.RecordBatch.from_arrays(arrays, schema=modality.arrow_schema())
-
-
 def event_modality(
     name: str, bit: int, levels: list[str], unit: str, about: str, statistics: Sequence[str] = ()
 ) -> Modality:
@@ -199,30 +181,9 @@ class EventBatches:
             if self._kept:
                 x = summarise(group, self._n_items)
                 self.observed += (x[:, :, STATISTICS.index("count")] > 0).sum(axis=0)
-                yield vector_batch(self._modality, ids, x[:, :, self._kept])
+                yield record_batch(self._modality, ids, x[:, :, self._kept])
             else:
                 cells = np.unique(rank * self._n_items + level)
                 self.observed += np.bincount(cells % self._n_items, minlength=self._n_items)
                 steps = np.stack([level.astype(np.float32), group["value"]], axis=1)
-                yield sequence_batch(self._modality, ids, steps, group["hours"], lengths)
-
-
-def dictionary_of(
-    name: str, file: str, columns: Mapping[str, Any], n_observed: Any, n: int, statistics: Sequence[str] = ()
-) -> pl.DataFrame:
-    """Dictionary of a modality with n samples; with statistics, each row becomes one row per statistic.
-
-    Args:
-        columns: the columns that differ from their defaults; one value is that of all d rows, also of `n_observed`.
-    """
-    rows: dict[str, Any] = dict.fromkeys(DICTIONARY_SCHEMA, "") | {"levels": None, "dtype": "float32", "modality": name}
-    rows |= {"position": range(len(columns["name"])), "source_file": file, **columns}
-    frame = pl.DataFrame(rows | {"n_observed": n_observed, "n_missing": n - n_observed}, schema=DICTIONARY_SCHEMA)
-    if statistics:
-        named = pl.DataFrame({"statistic": statistics})
-        frame = frame.join(named, how="cross", maintain_order="left_right").with_columns(
-            pl.int_range(pl.len()).cast(DICTIONARY_SCHEMA["position"]).alias("position"),
-            pl.format("{} {}", "name", "statistic").alias("name"),
-            pl.when(pl.col("statistic") == "count").then(pl.lit("")).otherwise("unit").alias("unit"),
-        )
-    return frame.select(DICTIONARY_SCHEMA.names())
+                yield record_batch(self._modality, ids, steps, lengths, group["hours"])

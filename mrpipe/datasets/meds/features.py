@@ -17,16 +17,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.events import (
-    STATISTICS,
-    EventBatches,
-    Group,
-    SortedRuns,
-    dictionary_of,
-    event_modality,
-    read_part,
-    write_part,
-)
+from mrpipe.datasets.events import STATISTICS, EventBatches, Group, SortedRuns, event_modality, read_part, write_part
+from mrpipe.datasets.features import dictionary_of
 from mrpipe.datasets.meds.config import MedsModality
 from mrpipe.datasets.meds.shards import EVENT, run, scan, slices, titles
 from mrpipe.errors import DataError, Fault

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from mrpipe.datasets.events import dictionary_of, event_modality, sequence_batch
+from mrpipe.datasets.events import event_modality
+from mrpipe.datasets.features import dictionary_of, record_batch
 from mrpipe.datasets.mimic.cohort import ended, visits_of
 from mrpipe.datasets.mimic.note_text import TELLTALE
 from mrpipe.datasets.mimic.options import MimicOptions
@@ -133,7 +134,7 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     modality = event_modality("code", 2, level_names, "days since the first visit", DESCRIPTION)
     ids = samples["sample_id"].sort().gather(present.astype(np.int64)).to_list()
     values = codes.select(pl.col("position").cast(pl.Float32), pl.col("number").cast(pl.Float32)).to_numpy()
-    batch = sequence_batch(modality, ids, values, codes["days"].to_numpy(), lengths)
+    batch = record_batch(modality, ids, values, lengths, codes["days"].to_numpy())
     columns = {
         "name": ["code", "visit"],
         "kind": ["event", "step"],

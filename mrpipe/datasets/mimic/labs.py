@@ -14,7 +14,8 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.events import STATISTICS, EventBatches, dictionary_of, event_modality
+from mrpipe.datasets.events import STATISTICS, EventBatches, event_modality
+from mrpipe.datasets.features import dictionary_of
 from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SOURCES, event_files, input_hash, prepare_events
 from mrpipe.datasets.mimic.harmonise import CohortItems, Parts
 from mrpipe.datasets.mimic.options import MimicOptions

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mrpipe.datasets.events import dictionary_of, sequence_batch
+from mrpipe.datasets.features import dictionary_of, record_batch
 from mrpipe.datasets.mimic.cohort import PAPER, visits_of
 from mrpipe.datasets.mimic.events import EXCLUDED, FAR_DAYS
 from mrpipe.datasets.mimic.note_text import clean, pieces
@@ -208,9 +208,7 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         for a in range(0, len(present), BATCH):
             b = min(a + BATCH, len(present))
             steps = slice(offsets[a], offsets[b])
-            yield sequence_batch(
-                modality, ids[present[a:b]].tolist(), x[rows[steps]].astype(np.float32), days[steps], lengths[a:b]
-            )
+            yield record_batch(modality, ids[present[a:b]].tolist(), x[rows[steps]], lengths[a:b], days[steps])
 
     kind = "count" if encode.counts else "embedding"
     columns = {"name": [f"{kind}_{i}" for i in range(x.shape[1])], "kind": kind, "source_column": "text"}

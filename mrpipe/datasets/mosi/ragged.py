@@ -10,8 +10,9 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mrpipe.datasets.features import dictionary_of, record_batch
 from mrpipe.datasets.mosi.align import means
-from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+from mrpipe.schema import Features, Modality
 
 BATCH_ROWS = 512
 
@@ -94,45 +95,24 @@ class RaggedBlock:
 
     def batches(self, modality: Modality) -> Iterator[pa.RecordBatch]:
         """Record batches in `modality.arrow_schema()`."""
-        schema = modality.arrow_schema()
         for start in range(0, len(self), BATCH_ROWS):
             part = self.take(np.arange(start, min(start + BATCH_ROWS, len(self))))
-            steps = pa.FixedSizeListArray.from_arrays(pa.array(part.values.ravel()), part.values.shape[1])
-            columns = [pa.array(part.sample_id.tolist(), pa.string())]
-            if part.offsets is None:
-                columns.append(steps)
-            else:
-                columns.append(pa.ListArray.from_arrays(pa.array(part.offsets.astype(np.int32)), steps))
-                columns.append(pa.array(part.lengths().astype(np.int32)))
-            yield pa.RecordBatch.from_arrays(
-                [c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema
-            )
+            lengths = None if part.offsets is None else part.lengths()
+            yield record_batch(modality, part.sample_id.tolist(), part.values, lengths)
 
     def dictionary(self, modality: str) -> pl.DataFrame:
         """Dictionary with `DICTIONARY_SCHEMA`; observed and missing values are counted over steps."""
         d = self.values.shape[1]
-        missing = np.isnan(self.values).sum(axis=0)
-        columns = self.columns * d if len(self.columns) == 1 else self.columns
-        unit = "count" if self.kind == "count" else None
         row = "clip" if self.offsets is None else "step"
-        return pl.DataFrame(
-            {
-                "modality": [modality] * d,
-                "position": range(d),
-                "name": self.names,
-                "dtype": ["float32"] * d,
-                "unit": [unit] * d,
-                "kind": [self.kind] * d,
-                "levels": [None] * d,
-                "description": [f"{self.encoder or modality} feature, one value per {row}"] * d,
-                "source_file": [self.file] * d,
-                "source_column": columns,
-                "n_observed": len(self.values) - missing,
-                "n_missing": missing,
-            },
-            schema=DICTIONARY_SCHEMA,
-            strict=False,
-        )
+        columns = {
+            "name": self.names,
+            "unit": "count" if self.kind == "count" else None,
+            "kind": self.kind,
+            "description": f"{self.encoder or modality} feature, one value per {row}",
+            "source_column": self.columns * d if len(self.columns) == 1 else self.columns,
+        }
+        observed = (~np.isnan(self.values)).sum(axis=0)
+        return dictionary_of(modality, self.file, columns, observed, len(self.values))
 
 
 def _gather(first: NDArray[np.int64], n: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

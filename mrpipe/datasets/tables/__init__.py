@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from mrpipe.datasets.declared import declare
-from mrpipe.datasets.events import dictionary_of
+from mrpipe.datasets.features import dictionary_of
 from mrpipe.datasets.tables.check import check_export
 from mrpipe.datasets.tables.cohort import build_cohort
 from mrpipe.datasets.tables.config import ModalityTable, TablesConfig, TablesOptions

@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mrpipe.datasets.events import vector_batch
+from mrpipe.datasets.features import record_batch
 from mrpipe.datasets.tables.cohort import times_of
 from mrpipe.datasets.tables.config import Kind, ModalityTable, TablesConfig, matches
 from mrpipe.datasets.tables.files import ID, ROW, RawTable, canonical_text, known_text, too_large
@@ -281,4 +281,4 @@ def no_samples(table: RawTable, name: str, fix: str) -> Fault:
 def vectors(modality: Modality, ids: pl.Series, x: NDArray[Any]) -> Iterator[pa.RecordBatch]:
     """Record batches of the rows of x (n, d)."""
     for i in range(0, len(x), BATCH_ROWS):
-        yield vector_batch(modality, ids[i : i + BATCH_ROWS].to_list(), x[i : i + BATCH_ROWS])
+        yield record_batch(modality, ids[i : i + BATCH_ROWS].to_list(), x[i : i + BATCH_ROWS])

@@ -20,7 +20,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.events import EventBatches, dictionary_of, event_modality
+from mrpipe.datasets.events import EventBatches, event_modality
+from mrpipe.datasets.features import dictionary_of
 from mrpipe.datasets.tables.cohort import times_of
 from mrpipe.datasets.tables.config import ModalityTable
 from mrpipe.datasets.tables.features import bad_number, kind_of, limits, no_samples

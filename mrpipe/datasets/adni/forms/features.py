@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
-from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+from mrpipe.datasets.features import dictionary_of, record_batch
+from mrpipe.schema import Features, Modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +58,15 @@ def vector_modality(
     observed = joined.filter(pl.any_horizontal(pl.col(names).is_not_null())).sort("sample_id")
     x = observed.select(pl.col(n).cast(pl.Float32).fill_null(np.nan) for n in names).to_numpy()
     modality = Modality(name=name, bit=bit, kind="vector", shape=(len(names),), description=description)
-    flat = pa.array(np.ascontiguousarray(x, dtype=np.float32).ravel())
-    batch = pa.RecordBatch.from_arrays(
-        [
-            observed["sample_id"].to_arrow().cast(pa.string()),
-            pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(pa.float32(), len(names))),
-        ],
-        schema=modality.arrow_schema(),
-    )
-    rows = []
-    for i, (f, n) in enumerate(zip(declared, (~np.isnan(x)).sum(axis=0).tolist(), strict=True)):
-        kind, levels = ("categorical", list(f.levels)) if f.levels else ("numeric", None)
-        source = f.source_file, f.source_column
-        rows.append((name, i, f.name, "float32", f.unit, kind, levels, f.description, *source, n, len(x) - n))
-    dictionary = pl.DataFrame(rows, schema=DICTIONARY_SCHEMA, orient="row")
+    batch = record_batch(modality, observed["sample_id"].to_list(), x)
+    columns = {
+        "name": names,
+        "unit": [f.unit for f in declared],
+        "kind": ["categorical" if f.levels else "numeric" for f in declared],
+        "levels": [list(f.levels) if f.levels else None for f in declared],
+        "description": [f.description for f in declared],
+        "source_file": [f.source_file for f in declared],
+        "source_column": [f.source_column for f in declared],
+    }
+    dictionary = dictionary_of(name, "", columns, (~np.isnan(x)).sum(axis=0), len(x))
     return Features(modality=modality, batches=[batch], dictionary=dictionary)

@@ -20,11 +20,12 @@ from mrpipe.datasets.adni.image.maps import Maps
 from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import DROPPED, open_template, plan_images
 from mrpipe.datasets.adni.image.raw import GRID_KEY, SCAN_SCHEMA
+from mrpipe.datasets.features import dictionary_of, record_batch
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.imaging.chain import SCALE
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import VoxelGrid
-from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+from mrpipe.schema import Features, Modality
 from mrpipe.store.parquet import read_metadata
 
 NAME, BIT = "image", 0
@@ -127,9 +128,8 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
         merged = heapq.merge(maps, _from_parts(parts, grid, attempts), key=itemgetter(0))
         while chunk := list(itertools.islice(merged, BATCH_ROWS)):
             volumes = np.stack([grid.volume(v, downsample=edge, dtype=options.image_dtype) for _, v in chunk])
-            x = pa.FixedSizeListArray.from_arrays(pa.array(volumes.reshape(-1)), modality.size)
             counts["rows"] += len(chunk)
-            yield pa.record_batch([pa.array([s for s, _ in chunk], pa.string()), x], schema=modality.arrow_schema())
+            yield record_batch(modality, [s for s, _ in chunk], volumes)
         if not counts["rows"]:
             reasons = sorted({a["reason"] for a in attempts})[:3]
             found = f"{len(attempts)} attempts, none valid" + (f" ({'; '.join(reasons)})" if reasons else "")
@@ -142,21 +142,15 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
         sources = [plan.maps.source] if plan.maps and n_raw < counts["rows"] else []
         if n_raw:
             sources.append(f"{n_raw} raw T1 scans")
-        row = {
-            "modality": NAME,
-            "position": 0,
-            "name": f"{NAME}.gm",
+        columns = {
+            "name": [f"{NAME}.gm"],
             "dtype": options.image_dtype,
             "unit": "1/1000 voxel volume",
             "kind": "pixel",
-            "levels": None,
             "description": grid.describe(edge),
-            "source_file": ", ".join(sources),
             "source_column": None,
-            "n_observed": counts["rows"],
-            "n_missing": 0,
         }
-        return pl.DataFrame([row], schema=DICTIONARY_SCHEMA)
+        return dictionary_of(NAME, ", ".join(sources), columns, counts["rows"], counts["rows"])
 
     def attempted() -> pl.DataFrame:
         return pl.DataFrame(attempts, schema=SCAN_SCHEMA).sort("sample_id", "attempt")

@@ -1,0 +1,59 @@
+"""What readers return: record batches and the dictionary of a modality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mrpipe.schema import DICTIONARY_SCHEMA, Modality
+
+
+def record_batch(
+    modality: Modality,
+    ids: Sequence[str],
+    x: NDArray[Any],
+    lengths: NDArray[Any] | None = None,
+    time: NDArray[Any] | None = None,
+) -> pa.RecordBatch:
+    """Record batch of n samples in `modality.arrow_schema()`.
+
+    Args:
+        x: (n, *shape) or, of a sequence, the steps (T, *shape) of all samples.
+        lengths: number of steps of each sample (n,), of a sequence.
+        time: times of the steps (T,), of an irregular sequence.
+    """
+    flat = pa.array(np.ascontiguousarray(x, dtype=modality.dtype).reshape(-1))
+    values = pa.FixedSizeListArray.from_arrays(flat, modality.size)
+    columns = [pa.array(ids, type=pa.string()), values]
+    if lengths is not None:
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+        columns = [columns[0], pa.ListArray.from_arrays(offsets, values), pa.array(lengths.astype(np.int32))]
+        if time is not None:
+            columns.append(pa.ListArray.from_arrays(offsets, pa.array(time.astype(np.float32))))
+    return pa.RecordBatch.from_arrays(columns, schema=modality.arrow_schema())
+
+
+def dictionary_of(
+    name: str, file: str, columns: Mapping[str, Any], n_observed: Any, n: int, statistics: Sequence[str] = ()
+) -> pl.DataFrame:
+    """Dictionary of a modality with n samples; with statistics, each row becomes one row per statistic.
+
+    Args:
+        columns: the columns that differ from their defaults; one value is that of all d rows, also of `n_observed`.
+    """
+    rows: dict[str, Any] = dict.fromkeys(DICTIONARY_SCHEMA, "") | {"levels": None, "dtype": "float32", "modality": name}
+    rows |= {"position": range(len(columns["name"])), "source_file": file, **columns}
+    frame = pl.DataFrame(rows | {"n_observed": n_observed, "n_missing": n - n_observed}, schema=DICTIONARY_SCHEMA)
+    if statistics:
+        named = pl.DataFrame({"statistic": statistics})
+        frame = frame.join(named, how="cross", maintain_order="left_right").with_columns(
+            pl.int_range(pl.len()).cast(DICTIONARY_SCHEMA["position"]).alias("position"),
+            pl.format("{} {}", "name", "statistic").alias("name"),
+            pl.when(pl.col("statistic") == "count").then(pl.lit("")).otherwise("unit").alias("unit"),
+        )
+    return frame.select(DICTIONARY_SCHEMA.names())
