@@ -49,7 +49,9 @@ def raw(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def meds(raw: Path) -> Store:
     (raw / "meds.yaml").write_text(YAML)
     build(get_dataset("meds"), raw, raw.parent / "store", {})
-    return mrpipe.open_store(raw.parent / "store")
+    store = mrpipe.open_store(raw.parent / "store")
+    store.verify(deep=True)
+    return store
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +61,17 @@ def mimic(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return mrpipe.open_store(out)
 
 
-def test_both_routes_have_the_same_samples_and_labels(meds: Store, mimic: Store) -> None:
-    meds.verify(deep=True)
-    labels = meds.labels("mortality").collect().sort("sample_id")
-    assert labels.equals(mimic.labels("mortality").collect().sort("sample_id"))
-    assert len(labels) == meds.manifest.n_samples == 95
-    times = meds.samples().collect()
-    assert times.select("sample_id", "subject_id").equals(mimic.samples().collect().select("sample_id", "subject_id"))
-    assert times["prediction_time"].equals(mimic.samples().collect()["index_dischtime"], check_dtypes=False)
+def test_both_routes_have_the_same_samples_and_labels(demo: Path, raw: Path) -> None:
+    (raw / "meds.yaml").write_text(YAML)
+    ours, theirs = (
+        dataset.cohort(folder, dataset.options(**options))
+        for dataset, folder, options in ((get_dataset("meds"), raw, {}), (get_dataset("mimic"), demo, MIMIC))
+    )
+    assert dict(ours.labels["mortality"].iter_rows()) == dict(theirs.labels["mortality"].iter_rows())
+    assert len(ours.labels["mortality"]) == len(ours.samples) == 95
+    a, b = ours.samples.sort("sample_id"), theirs.samples.sort("sample_id")
+    assert a.select("sample_id", "subject_id").equals(b.select("sample_id", "subject_id"))
+    assert a["prediction_time"].equals(b["index_dischtime"], check_dtypes=False)
 
 
 def steps(store: Store, name: str, origin: str) -> pl.DataFrame:
@@ -84,6 +89,7 @@ def steps(store: Store, name: str, origin: str) -> pl.DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_measurements_are_those_of_the_mimic_route_up_to_the_listed_conversions(
     demo: Path, meds: Store, mimic: Store
 ) -> None:
@@ -127,6 +133,7 @@ def test_measurements_are_those_of_the_mimic_route_up_to_the_listed_conversions(
     assert {r[:3] for r in right - left} <= set(from_text.iter_rows())
 
 
+@pytest.mark.slow
 def test_codes_are_those_of_the_mimic_route(meds: Store, mimic: Store) -> None:
     ours = steps(meds, "code", "prediction_time").with_columns(
         pl.col("level")
@@ -138,6 +145,7 @@ def test_codes_are_those_of_the_mimic_route(meds: Store, mimic: Store) -> None:
     assert set(ours.select("sample_id", "level").iter_rows()) == set(theirs.select("sample_id", "level").iter_rows())
 
 
+@pytest.mark.slow
 def test_summaries_and_static_codes(meds: Store) -> None:
     lab = steps(meds, "lab", "prediction_time")
     person, frame = meds.modality("person").collect(), meds.modality("lab_summary").collect()
