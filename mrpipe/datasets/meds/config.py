@@ -37,11 +37,11 @@ class MedsSamples:
     The prediction time is `at` seconds after the event; None: when its stay ends, at the next event of `end`.
     """
 
-    file: str
-    event: Codes
-    end: Codes
-    at: int | None
-    which: str
+    file: str = ""
+    event: Codes = Codes()
+    end: Codes = Codes()
+    at: int | None = None
+    which: str = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,11 @@ class MedsLabel:
     """
 
     task: Task
-    column: str
-    event: Codes
-    within: int | None
-    until: Codes
-    follow_up: bool
+    column: str = ""
+    event: Codes = Codes()
+    within: int | None = None
+    until: Codes = Codes()
+    follow_up: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ class MedsModality:
     """One modality: events of some codes, from the `window` seconds before the prediction time (None: all history)."""
 
     name: str
-    codes: Codes
-    form: str
-    window: int | None
+    codes: Codes = Codes()
+    form: str = "values"
+    window: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,48 +106,37 @@ class _MedsParser(Declaration):
 
     def config(self, top: Mapping[str, Any]) -> MedsConfig:
         self.rules: dict[str, Codes] = {}
-        samples = self.samples(top.get("samples", {}))
+        samples = MedsSamples(**self.values(top.get("samples", {}), "samples"))
+        self.inside(samples.file, "samples.file")
         labels = tuple(self.label(str(name), entry, samples) for name, entry in top.get("labels", {}).items())
-        modalities = tuple(self.modality(str(name), entry) for name, entry in top.get("modalities", {}).items())
+        modalities = tuple(
+            MedsModality(name=str(name), **self.values(entry, f"modalities.{name}"))
+            for name, entry in top.get("modalities", {}).items()
+        )
         return MedsConfig(
             shown_as=self.shown_as, samples=samples, labels=labels, modalities=modalities, rules=self.rules
         )
 
-    def codes(self, entry: Mapping[str, Any], key: str, place: str) -> Codes:
-        if key not in entry:
-            return Codes()
-        prefixes = [p for p in listed(entry[key]) if p[0] != "!"]
-        found = Codes(tuple(prefixes), tuple(p[1:] for p in listed(entry[key]) if p[0] == "!"))
-        self.rules[f"{place}.{key}"] = found
+    def values(self, entry: Mapping[str, Any], place: str) -> dict[str, Any]:
+        """Arguments of a dataclass: prefixes become `Codes`, and durations seconds."""
+        found: dict[str, Any] = {}
+        for key, value in entry.items():
+            if key in ("event", "end", "until", "codes"):
+                no, yes = ([p.removeprefix("!") for p in listed(value) if (p[0] == "!") is x] for x in (True, False))
+                found[key] = self.rules[f"{place}.{key}"] = Codes(tuple(yes), tuple(no))
+            else:
+                seconds = key in ("at", "within", "window")
+                found[key] = round(float(value[:-1]) * _SECONDS[value[-1]]) if seconds else value
         return found
 
-    def samples(self, entry: Mapping[str, Any]) -> MedsSamples:
-        file = self.inside(entry.get("file", ""), "samples.file")
-        event, end = (self.codes(entry, key, "samples") for key in ("event", "end"))
-        return MedsSamples(file=file, event=event, end=end, at=_seconds(entry, "at"), which=entry.get("which", "all"))
-
     def label(self, name: str, entry: Mapping[str, Any], samples: MedsSamples) -> MedsLabel:
-        place, column = f"labels.{name}", entry.get("column", "")
+        place, values = f"labels.{name}", self.values(entry, f"labels.{name}")
+        column = entry.get("column", "")
         if column and samples.event.prefixes:
             self.fault(f"{place}.column", "`event`, without samples.file", column)
         default = ["no", "yes"] if column in ("", "boolean_value") else []
-        classes = tuple(map(canonical, entry.get("classes", default)))
+        classes = tuple(map(canonical, values.pop("classes", default)))
         if len(set(classes)) < len(classes):
             self.fault(f"{place}.classes", "each class once", list(classes))
-        return MedsLabel(
-            task=Task(name=name, kind="classification" if classes else "regression", classes=classes),
-            column=column,
-            event=self.codes(entry, "event", place),
-            within=_seconds(entry, "within"),
-            until=self.codes(entry, "until", place),
-            follow_up=entry.get("follow_up", False),
-        )
-
-    def modality(self, name: str, entry: Mapping[str, Any]) -> MedsModality:
-        codes = self.codes(entry, "codes", f"modalities.{name}")
-        return MedsModality(name=name, codes=codes, form=entry.get("form", "values"), window=_seconds(entry, "window"))
-
-
-def _seconds(entry: Mapping[str, str], key: str) -> int | None:
-    value = entry.get(key)
-    return None if value is None else round(float(value[:-1]) * _SECONDS[value[-1]])
+        task = Task(name=name, kind="classification" if classes else "regression", classes=classes)
+        return MedsLabel(task=task, **values)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import operator
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +175,37 @@ def test_errors_of_the_yaml_name_the_key(changes: dict[str, Any], expected: str)
     with pytest.raises(DataError) as caught:
         parse_meds(yaml.safe_dump(config(**changes)), "meds.yaml")
     assert expected in str(caught.value)
+
+
+def test_no_value_in_any_place_breaks_the_parser() -> None:
+    """Each place of a declaration with all keys gets a value of each other type: it is read or an error."""
+
+    def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        yield path
+        children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        for key, child in children:
+            yield from places(child, (*path, key))
+
+    label = {"event": "A//", "within": "1d", "until": "B//", "follow_up": True, "classes": ["a", "b"]}
+    full = config(
+        samples={"event": "A//", "end": ["B//", "!B//C"], "at": "-1.5 h", "which": "first"},
+        modalities={"m": {"codes": ["A//", "!A//B"], "form": "codes", "window": "2w"}},
+        labels={"y": label},
+    )
+    by_file = config(samples={"file": "x"}, labels={"y": {"column": "categorical_value", "classes": ["a", "b"]}})
+    n_refused = 0
+    for base in (full, by_file):
+        parse_meds(yaml.safe_dump(base), "meds.yaml")
+        for path in places(base):
+            for value in (None, True, 0, "x", "", "!", [[]], {3: None}):
+                tree: Any = {"root": copy.deepcopy(base)}
+                *above, last = ("root", *path)
+                functools.reduce(operator.getitem, above, tree)[last] = value
+                try:
+                    parse_meds(yaml.safe_dump(tree["root"]), "meds.yaml")
+                except DataError:
+                    n_refused += 1
+    assert n_refused > 200
 
 
 def test_the_yaml_is_required(tmp_path: Path) -> None:
