@@ -75,6 +75,9 @@ def of_experiment(key: tuple[str, ...], runs: Sequence[ReportedRun]) -> list[Cau
     if cut:
         text = "The best validation score was reached in the last epoch; longer training may improve the results."
         found.append((text, _named(cut, runs)))
+    if untaught := [r for r in runs if _from_random_images(r)]:
+        text = "The image encoder started from random weights; pretrained ones (option image_weights) may do better."
+        found.append((text, _named(untaught, runs)))
     where = f"{experiment_title(runs[0])}, {runs[0].missingness_title}"
     return [Caution(text, where, anchor_of(key), who) for text, who in found]
 
@@ -130,3 +133,9 @@ def _below_majority(run: ReportedRun) -> bool:
 def _still_improving(run: ReportedRun) -> bool:
     training = run.metrics["training"]
     return training.get("best_epoch") == run.config["common"]["epochs"]
+
+
+def _from_random_images(run: ReportedRun) -> bool:
+    """Whether the run trained an image encoder that did not start from a file of weights."""
+    kinds = {m["kind"] for m in run.config["data"]["modalities"]}
+    return "image" in kinds and "epochs" in run.metrics["training"] and not run.config["common"].get("image_weights")

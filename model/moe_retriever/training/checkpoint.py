@@ -42,7 +42,7 @@ EpochRow = dict[str, float]
 
 
 class TrainingRecord(TypedDict, total=False):
-    """How a training went: kept epoch and number of epochs, or what `fit` chose; sizes, code, notes on the data."""
+    """How a training went: kept epoch and number of epochs, or what `fit` chose; sizes, code, notes, weight file."""
 
     best_epoch: int
     epochs: int
@@ -51,6 +51,7 @@ class TrainingRecord(TypedDict, total=False):
     parameters: int
     code_hash: str
     notes: list[str]
+    image_weights_sha256: str
 
 
 class ModalityRecord(TypedDict):

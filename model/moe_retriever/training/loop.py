@@ -208,6 +208,8 @@ def run_training(job: Job, data: Data | None = None) -> bool:
         "code_hash": _code_hash(config.method),
         "notes": noted,
     }
+    if common.image_weights and method.encoded and any(m.kind == "image" for m in data.spec.modalities):
+        outcome["image_weights_sha256"] = sha256(Path(common.image_weights))
     cost = {
         "load_seconds": loaded - started,
         "train_seconds": time.perf_counter() - loaded,
