@@ -156,18 +156,9 @@ class FlexMoE(Method[FlexMoEOptions]):
     presets: ClassVar[Presets] = {
         "paper": {},
         "fixed-top-1": {"specialise": 1.0},
-        "published-settings": {
-            "lr": 1e-4,
-            "batch_size": 8,
-            "epochs": 50,
-            "patience": 0,
-            "dropout": 0.5,
-            "select_metric": "accuracy",
-            "vector_encoder": "linear",
-            "fusion_block": "code",
-            "bank_std": 1.0,
-            "sorted_epochs": 5,
-        },
+        "published-settings": {"lr": 1e-4, "batch_size": 8, "epochs": 50, "patience": 0, "dropout": 0.5}
+        | {"select_metric": "accuracy", "vector_encoder": "linear", "fusion_block": "code"}
+        | {"bank_std": 1.0, "sorted_epochs": 5},
     }
 
     def __init__(self, spec: DataSpec, config: Config[FlexMoEOptions], noise: Noise):

@@ -129,21 +129,9 @@ class FuseMoE(Method[FuseMoEOptions]):
     presets: ClassVar[Presets] = {
         "paper": {},
         "joint": {"router": "joint", "expert_ffn": 512},
-        "published-settings": {
-            "router": "joint",
-            "expert_ffn": 512,
-            "n_experts": 3,
-            "top_k": 2,
-            "layers": 3,
-            "heads": 8,
-            "balance": 0.0,
-            "missing": "zeros",
-            "dropout": 0.1,
-            "lr": 4e-4,
-            "batch_size": 16,
-            "epochs": 8,
-            "patience": 0,
-        },
+        "published-settings": {"router": "joint", "expert_ffn": 512, "n_experts": 3, "top_k": 2, "layers": 3}
+        | {"heads": 8, "balance": 0.0, "missing": "zeros", "dropout": 0.1}
+        | {"lr": 4e-4, "batch_size": 16, "epochs": 8, "patience": 0},
     }
 
     def __init__(self, spec: DataSpec, config: Config[FuseMoEOptions], noise: Noise):

@@ -73,16 +73,8 @@ class MMFormer(Method[MMFormerOptions]):
     Options = MMFormerOptions
     presets: ClassVar[Presets] = {
         "paper": {},
-        "published-settings": {
-            "mlp_ratio": 8,
-            "heads": 8,
-            "dropout": 0.1,
-            "lr": 2e-4,
-            "weight_decay": 1e-4,
-            "batch_size": 8,
-            "epochs": 1000,
-            "patience": 0,
-        },
+        "published-settings": {"mlp_ratio": 8, "heads": 8, "dropout": 0.1, "lr": 2e-4, "weight_decay": 1e-4}
+        | {"batch_size": 8, "epochs": 1000, "patience": 0},
     }
 
     def __init__(self, spec: DataSpec, config: Config[MMFormerOptions], noise: Noise):

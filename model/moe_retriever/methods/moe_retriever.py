@@ -93,18 +93,9 @@ class MoERetrieverOptions:
             raise UsageError(f"option draws={self.draws} must be at least 1, and warmup={self.warmup} at least 0")
 
 
-_AS_RELEASED: dict[str, OptionValue] = {
-    "vector_encoder": "linear",
-    "lr": 1e-4,
-    "batch_size": 16,
-    "epochs": 20,
-    "patience": 0,
-    "dropout": 0.5,
-    "select_metric": "accuracy",
-    "warmup": 5,
-    "warmup_kind": "zeros",
-    "output_norm": False,
-}
+_AS_RELEASED: dict[str, OptionValue] = {"lr": 1e-4, "batch_size": 16, "epochs": 20, "patience": 0, "dropout": 0.5}
+_AS_RELEASED |= {"vector_encoder": "linear", "select_metric": "accuracy"}
+_AS_RELEASED |= {"warmup": 5, "warmup_kind": "zeros", "output_norm": False}
 
 
 class MoERetriever(Method[MoERetrieverOptions]):

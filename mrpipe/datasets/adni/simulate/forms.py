@@ -191,16 +191,8 @@ def write_medications(w: Writer, people: SimulatedParticipants) -> None:
     continuing = rng.random(n) < 0.85
     ended = [None if c else f"--/--/{y}" if fuzzy else f"{y}-06-01" for c, y in zip(continuing, years, strict=True)]
     items: dict[str, Any] = {
-        "RECNO": range(1, n + 1),
-        "CMMED": drug,
-        "CMMEDID": "-4",
-        "CMDOSE": "1",
-        "CMUNITSID": "-4",
-        "CMUNITS": "mg",
-        "CMFREQID": "-4",
-        "CMFREQNC": "QD",
-        "CMROUTEID": "-4",
-        "CMROUTE": "PO",
+        **{"RECNO": range(1, n + 1), "CMMED": drug, "CMMEDID": "-4", "CMDOSE": "1", "CMUNITSID": "-4", "CMUNITS": "mg"},
+        **{"CMFREQID": "-4", "CMFREQNC": "QD", "CMROUTEID": "-4", "CMROUTE": "PO"},
         "CMREASON": np.array(["2", "3", "2|3"])[rng.integers(0, 3, n)],
         "CMEVNUM": "-4",
         "CMBGN": started,
@@ -262,3 +254,6 @@ def write_roster(w: Writer, people: SimulatedParticipants) -> None:
     """ROSTER of an old export, the only table that maps RID to PTID in that layout."""
     rows = people.subjects.select(Phase="phase", ID="rid", RID="rid", PTID="ptid").cast(pl.String)
     w.path("ROSTER").write_text(rows.write_csv(quote_style="always"), encoding="utf-8")
+
+
+FORMS = (write_diagnoses, write_demographics, write_history, write_examination, write_medications, write_vitals)

@@ -173,14 +173,8 @@ def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.Data
         truth += _write_maps(out / "image", maps, latents, settings)
     if raws := [v for v in visits if v["source"] == "raw"]:
         truth += write_raw_scans(out, raws, kind=settings.image_t1, voxel_mm=settings.image_t1_mm, seed=seed)
-    schema = {
-        "subject_id": pl.String,
-        "source": pl.String,
-        "image_id": pl.String,
-        "date": pl.Date,
-        "atrophy": pl.Float64,
-        "failed": pl.Boolean,
-    }
+    schema = dict.fromkeys(("subject_id", "source", "image_id"), pl.String)
+    schema |= {"date": pl.Date, "atrophy": pl.Float64, "failed": pl.Boolean}
     return pl.DataFrame(truth, schema=schema).sort("subject_id", "date", "image_id")
 
 

@@ -148,22 +148,11 @@ def write_raw_scans(
                         | {"image_id": str(image), "failed": failing}
                     )
     rows.append((f"I{image + 1}", rows[-1][1], "PET", "ADNI Brain PET: Raw", rows[-1][4]))
+    person = ("Patient", "F", "74", "sc")
     found = [
-        (
-            i,
-            ptid,
-            "Patient",
-            "F",
-            "74",
-            "sc",
-            modality,
-            description,
-            "Original",
-            f"{d.month}/{d.day}/{d.year}",
-            "NiFTI",
-            "",
-        )
-        for i, ptid, modality, description, d in rows
+        (i, ptid, *person, modality, words, "Original", f"{d.month}/{d.day}/{d.year}", "NiFTI", "")
+        for i, ptid, modality, words, d in rows
     ]
-    pl.DataFrame(found, schema=SEARCH.split(","), orient="row").write_csv(out / "idaSearch.csv", quote_style="always")
+    search = pl.DataFrame(found, schema=SEARCH.split(","), orient="row")
+    search.write_csv(out / "idaSearch.csv", quote_style="always")
     return truth
