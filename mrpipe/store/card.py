@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -40,7 +41,7 @@ calls = (rows[:, :, None] >> np.array([0, 2, 4, 6], dtype=np.uint8) & 3).reshape
 ```"""
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     lines += [" | ".join(str(c).replace("|", "\\|") for c in row) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)

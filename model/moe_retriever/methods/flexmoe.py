@@ -164,7 +164,6 @@ class FlexMoE(Method[FlexMoEOptions]):
     def __init__(self, spec: DataSpec, config: Config[FlexMoEOptions], noise: Noise):
         super().__init__(spec, config, noise)
         c, o, n = config.common, config.own, len(spec.modalities)
-        self.options: FlexMoEOptions = o
         self.additive = n > MAX_BANK
         self.n_experts = max(o.n_experts, n + 1 if self.additive else (1 << n) - 1)
         rows = n if self.additive else (1 << n) - 1

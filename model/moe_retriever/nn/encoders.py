@@ -217,11 +217,11 @@ class VolumeEncoder(nn.Module):
 Factory = Callable[[ModalitySpec, Common, Noise], nn.Module]
 
 
-def _recurrent(rnn: type[nn.RNNBase]) -> Factory:
+def _recurrent(rnn: type[nn.GRU | nn.LSTM]) -> Factory:
     return lambda m, c, noise: Recurrent(rnn(m.shape[0], c.encoder_hidden), c.tokens, c.hidden)
 
 
-def _event_recurrent(rnn: type[nn.RNNBase]) -> Factory:
+def _event_recurrent(rnn: type[nn.GRU | nn.LSTM]) -> Factory:
     return lambda m, c, noise: EventRecurrent(m.shape[0], rnn(c.encoder_hidden, c.encoder_hidden), c.tokens, c.hidden)
 
 

@@ -198,34 +198,23 @@ class Trained:
     training: TrainingRecord
 
 
-def save_run(
-    path: Path,
-    method: AnyMethod,
-    spec: DataSpec,
-    fitted: Transforms,
-    origin: Origin,
-    *,
-    reference: ReferenceState | None,
-    training: TrainingRecord,
-    fingerprint: str,
-) -> None:
+def save_run(path: Path, trained: Trained, fingerprint: str) -> None:
     """Write `model.pt`: weights, options, transforms, origin, training summary and, if given, the retrieval bank."""
-    write(
-        path,
-        {
-            "format": FORMAT,
-            "fingerprint": fingerprint,
-            "training": json.dumps(training),
-            "config": method.config.to_dict(),
-            "state": {k: v.cpu() for k, v in method.state_dict().items()},
-            "modalities": [{"name": m.name, "kind": m.kind, "shape": list(m.shape)} for m in spec.modalities],
-            "classes": list(spec.classes),
-            "transforms": fitted.to_json(),
-            "store_id": origin.store_id,
-            "origin": json.dumps({**vars(origin), "modalities": list(origin.modalities)}),
-            "reference": None if reference is None else dict(reference),
-        },
-    )
+    t, spec = trained, trained.spec
+    content = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "training": json.dumps(t.training),
+        "config": t.config.to_dict(),
+        "state": {k: v.cpu() for k, v in t.method.state_dict().items()},
+        "modalities": [{"name": m.name, "kind": m.kind, "shape": list(m.shape)} for m in spec.modalities],
+        "classes": list(spec.classes),
+        "transforms": t.fitted.to_json(),
+        "store_id": t.origin.store_id,
+        "origin": json.dumps({**vars(t.origin), "modalities": list(t.origin.modalities)}),
+        "reference": None if t.reference is None else dict(t.reference),
+    }
+    write(path, content)
 
 
 def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:

@@ -221,16 +221,9 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     }
     write_text(run / "cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
     keep_bank = method.reference_bytes() <= common.bank_mb * 1e6
-    checkpoint.save_run(
-        run / checkpoint.NAME,
-        method.eval(),
-        data.spec,
-        data.fitted,
-        origin,
-        reference=method.reference_state() if keep_bank else None,
-        training=outcome,
-        fingerprint=mark,
-    )
+    reference = method.reference_state() if keep_bank else None
+    trained = checkpoint.Trained(method.eval(), config, data.spec, data.fitted, origin, reference, outcome)
+    checkpoint.save_run(run / checkpoint.NAME, trained, mark)
     (run / checkpoint.RESUME_NAME).unlink(missing_ok=True)
     return True
 

@@ -128,12 +128,6 @@ class MapModel:
         return np.asarray(self.mean * np.exp(log) * (1 - atrophy * self.medial_temporal))
 
 
-def _diagnosis(value: Any) -> str:
-    """CN, MCI or Dementia, given by name or by the code of DXSUM (1, 2, 3)."""
-    names = tuple(ATROPHY)
-    return value if value in ATROPHY else names[int(value) - 1]
-
-
 def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.DataFrame:
     """Write the images of an export to `out`.
 
@@ -141,8 +135,8 @@ def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.Data
     `subject_id`, have raw T1 scans in `out/ADNI/` and a search CSV instead.
 
     Args:
-        subjects: participants with an image: `subject_id` (PTID) and `diagnosis` (a name, or 1, 2, 3); float columns
-            are latent factors. The optional column `visit_date` is the date of the first scan.
+        subjects: participants with an image: `subject_id` (PTID) and `diagnosis`; float columns are latent
+            factors. The optional column `visit_date` is the date of the first scan.
         settings: `ImageSimulation` with `seed`.
 
     Returns:
@@ -155,7 +149,7 @@ def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.Data
     for number, row in enumerate(subjects.iter_rows(named=True)):
         rng = generator(seed, "image visits", row["subject_id"])
         first = row.get("visit_date") or FIRST_DAY + timedelta(days=int(rng.integers(0, 5000)))
-        base = ATROPHY[_diagnosis(row["diagnosis"])]
+        base = ATROPHY[row["diagnosis"]]
         count = 1 + int(rng.binomial(settings.image_max_scans - 1, 0.4)) if settings.image_max_scans > 1 else 1
         for k in range(count):
             visits.append(
@@ -173,7 +167,7 @@ def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.Data
         truth += _write_maps(out / "image", maps, latents, settings)
     if raws := [v for v in visits if v["source"] == "raw"]:
         truth += write_raw_scans(out, raws, kind=settings.image_t1, voxel_mm=settings.image_t1_mm, seed=seed)
-    schema = dict.fromkeys(("subject_id", "source", "image_id"), pl.String)
+    schema: dict[str, Any] = dict.fromkeys(("subject_id", "source", "image_id"), pl.String)
     schema |= {"date": pl.Date, "atrophy": pl.Float64, "failed": pl.Boolean}
     return pl.DataFrame(truth, schema=schema).sort("subject_id", "date", "image_id")
 

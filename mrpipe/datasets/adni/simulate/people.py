@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from mrpipe.datasets.adni.tables import CLASSES
 from mrpipe.experiment.truth import subsets
@@ -159,8 +160,7 @@ def posterior(subjects: pl.DataFrame, modalities: Sequence[str] | None, separati
         observed = subjects[f"has_{name}"].to_numpy()[:, None] if modalities is None else name in modalities
         v = subjects[f"v_{name}"].to_numpy()
         log_p += np.where(observed, -0.5 * (v[:, None] - separation * np.array(means)) ** 2, 0.0)
-    p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
-    return np.asarray(p / p.sum(axis=1, keepdims=True))
+    return np.asarray(softmax(log_p, axis=1))
 
 
 def truth_frame(people: SimulatedParticipants, separation: float) -> pl.DataFrame:

@@ -161,7 +161,7 @@ _WIDE = {"Toolbar", "Button Bar", "Multi-Tab", "Map View", "Background Image", "
 _FILL = 0.85
 
 
-def _extra(label: str, rng: np.random.Generator) -> dict[str, str]:
+def _extra(label: str, rng: np.random.Generator) -> dict[str, Any]:
     """Class and text of an icon or a button; some buttons have no published concept."""
     if label == "Icon":
         return {"iconClass": str(rng.choice(ICON_CLASSES))}
