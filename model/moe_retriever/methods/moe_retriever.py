@@ -261,16 +261,15 @@ class MoERetriever(Method[MoERetrieverOptions]):
         """Blocks of one modality, and the positions of the batch's own rows and of the drawn rows in them."""
         table, reference = batch.data.tables[m], self.reference
         bank = reference.bank if reference is not None and reference.data is batch.data else None
-        if reference is not None and bank is not None and self._keeps_own(batch.data):
+        kept, fresh = self._keeps_own(batch.data), self.training and not self._banked(m)
+        together = kept or (fresh and len(drawn) and not has_batch_norm(encoder))
+        if reference is not None and bank is not None and together:
             drawn = reference.table_rows(m, drawn)
             rows, at = np.unique(np.concatenate([own_rows, drawn]), return_inverse=True)
-            tokens = [bank.embed(m, rows, encoder)] if len(rows) else []
+            if not len(rows):
+                return [], at[:0], at
+            tokens = [bank.embed(m, rows, encoder) if kept else encoder(table.gather(rows))]
             return tokens, at[: len(own_rows)], at[len(own_rows) :]
-        fresh = self.training and not self._banked(m)
-        if reference is not None and bank is not None and fresh and len(drawn) and not has_batch_norm(encoder):
-            drawn = reference.table_rows(m, drawn)
-            rows, at = np.unique(np.concatenate([own_rows, drawn]), return_inverse=True)
-            return [encoder(table.gather(rows))], at[: len(own_rows)], at[len(own_rows) :]
         tokens = [encoder(table.gather(own_rows))] if len(own_rows) else []
         if bank is not None and tokens and self.training and not fresh and self.retrieving and not is_random(encoder):
             # Embeddings of the batch can serve as support for other samples without encoding them again.

@@ -183,13 +183,9 @@ class CNN3D(nn.Module):
         for n, pool in ((32, 2), (64, 3), (128, 4)):
             wide = max(4, round(n * width))
             kernel = tuple(min(pool, s) for s in sizes)
-            layers += [
-                nn.Conv3d(channels, wide, 3, padding=1),
-                nn.ReLU(inplace=True),
-                nn.Conv3d(wide, wide, 3, padding=1),
-                nn.ReLU(inplace=True),
-                nn.MaxPool3d(kernel),
-            ]
+            for n_in in (channels, wide):
+                layers += [nn.Conv3d(n_in, wide, 3, padding=1), nn.ReLU(inplace=True)]
+            layers.append(nn.MaxPool3d(kernel))
             channels, sizes = wide, [s // k for s, k in zip(sizes, kernel, strict=True)]
         self.features = nn.Sequential(*layers)
         self.output = nn.Linear(channels * math.prod(sizes), n_outputs)

@@ -226,14 +226,11 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
         declared = value["modalities"]
         modalities = [ModalitySpec(name=m["name"], kind=m["kind"], shape=tuple(m["shape"])) for m in declared]
         spec = DataSpec(modalities=tuple(modalities), classes=tuple(value["classes"]))
-        method = cls.create(spec, without_weight_file(config)).to(device)
+        # Trained weights replace those of the file of initial weights, which may be gone.
+        without_file = replace(config, common=replace(config.common, image_weights=""))
+        method = cls.create(spec, without_file).to(device)
         method.load_state_dict(value["state"])
         stored = json.loads(value["origin"])
         origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
         fitted = Transforms.from_json(value["transforms"])
         return Trained(method, config, spec, fitted, origin, value["reference"], json.loads(value["training"]))
-
-
-def without_weight_file(config: AnyConfig) -> AnyConfig:
-    """The options without the file of initial weights, which a checkpoint's trained weights replace."""
-    return replace(config, common=replace(config.common, image_weights=""))

@@ -60,11 +60,8 @@ def write_diagnoses(w: Writer, people: SimulatedParticipants) -> None:
     if w.layout == "old":
         before = visits.select(pl.col("dx").shift(1).over("i").fill_null(pl.col("dx"))).to_series()
         change = [_CHANGES.get(pair, 9) for pair in zip(before, dx, strict=True)]
-        in_phases = {
-            "DXCHANGE": (change, ["ADNIGO", "ADNI2"]),
-            "DXCURREN": (dx, ["ADNI1"]),
-            "DIAGNOSIS": (dx, ["ADNI3", "ADNI4"]),
-        }
+        in_phases = {"DXCHANGE": (change, ["ADNIGO", "ADNI2"]), "DXCURREN": (dx, ["ADNI1"])}
+        in_phases |= {"DIAGNOSIS": (dx, ["ADNI3", "ADNI4"])}
         items = {
             name: np.where(known & phase.is_in(phases).to_numpy(), np.array(codes, dtype=str), "")
             for name, (codes, phases) in in_phases.items()
@@ -152,15 +149,12 @@ def write_demographics(w: Writer, people: SimulatedParticipants) -> None:
         "PTHAND": np.where(rng.random(n) < 0.92, "1", "2")[rows],
         "PTMARRY": with_missing(married[rows], rng, phase, rate=0.03, minus_one=0.02),
         "PTEDUCAT": texts(education[rows]),
-        "PTWORKHS": "1",
-        "PTWORK": "teacher",
+        **{"PTWORKHS": "1", "PTWORK": "teacher"},
         "PTNOTRT": with_missing(_drawn(rng, "0|1|2", n, [0.2, 0.75, 0.05])[rows], rng, phase, rate=0.05),
         "PTRTYR": years(1990, 20),
         "PTHOME": with_missing(_drawn(rng, "1|2|3|5", n)[rows], rng, phase, rate=0.05),
-        "PTTLANG": "1",
-        "PTPLANG": "1",
-        "PTADBEG": np.where(ill, onset, "-4"),
-        "PTCOGBEG": np.where(ill, onset, "-4"),
+        **dict.fromkeys(("PTTLANG", "PTPLANG"), "1"),
+        **dict.fromkeys(("PTADBEG", "PTCOGBEG"), np.where(ill, onset, "-4")),
         "PTADDX": np.where(ill, onset, "9999"),
         "PTETHCAT": with_missing(np.where(rng.random(n) < 0.95, "2", "1")[rows], rng, phase, rate=0.02),
         "PTRACCAT": race[rows],

@@ -205,10 +205,8 @@ def _write_maps(
             name = f"{visit['subject_id']}_{visit['date'].isoformat()}_T1_RAVENS_150.nii.gz"
             write_nifti(folder / name, volume, grid.affine)
             lines.append(f'"{visit["subject_id"]}","{written}","{name}"')
-        truth.append(
-            {k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
-            | {"image_id": str(row), "failed": failed}
-        )
+        known = {k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
+        truth.append(known | {"image_id": str(row), "failed": failed})
     if stacked:
         array.flush()
         (folder / "ADNI_subj.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

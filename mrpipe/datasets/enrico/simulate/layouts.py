@@ -21,19 +21,17 @@ _ICONS = (
 ICON_CLASSES = tuple(_ICONS.split())
 ICON_COLOURS = {name: f"#{(20 + 12 * i) * 0x010101:06x}" for i, name in enumerate(ICON_CLASSES)}
 BUTTON_CONCEPTS = ("go", "login", "skip", "ok", "cancel", "done", "next", "save")
-_CLASSES = {
-    "Text": "android.widget.TextView",
-    "Text Button": "android.widget.Button",
-    "Input": "android.widget.EditText",
-    "Image": "android.widget.ImageView",
-    "Icon": "android.widget.ImageButton",
-    "List Item": "android.widget.RelativeLayout",
-    "On/Off Switch": "android.widget.Switch",
-    "Checkbox": "android.widget.CheckBox",
-    "Toolbar": "android.widget.Toolbar",
-    "Slider": "android.widget.SeekBar",
-    "Web View": "android.webkit.WebView",
+_WIDGETS = {
+    "Text": "TextView",
+    "Text Button": "Button",
+    "Input": "EditText",
+    "Image": "ImageView",
+    "Icon": "ImageButton",
 }
+_WIDGETS |= {"List Item": "RelativeLayout", "On/Off Switch": "Switch", "Checkbox": "CheckBox", "Toolbar": "Toolbar"}
+_WIDGETS |= {"Icon": "ImageButton", "Slider": "SeekBar"}
+_CLASSES = {label: f"android.widget.{name}" for label, name in _WIDGETS.items()}
+_CLASSES |= {"Web View": "android.webkit.WebView"}
 
 
 def node(label: str | None, x0: float, y0: float, x1: float, y1: float, *children: Node, **extra: Any) -> Node:
@@ -85,7 +83,13 @@ _TOOLBAR = Part(
         Part("Icon", (0.87, 0.25, 0.96, 0.75), 0.6),
     ),
 )
-_IN_CARD = (Part("Image", (0.08, 0.05, 0.92, 0.45)), Part("Text", (0.05, 0.5, 0.95, 0.7), ragged=0.3))
+_IN_CARD = (
+    Part("Image", (0.08, 0.05, 0.92, 0.45)),
+    Part("Text", (0.05, 0.5, 0.95, 0.7), ragged=0.3),
+    Part("Text Button", (0.05, 0.8, 0.95, 0.95), 0.8),
+)
+_IN_FEED = (Part("Image", (0.02, 0.15, 0.4, 0.85)), Part("Text", (0.45, 0.15, 0.95, 0.5)))
+_IN_ROW = (Part("Image", (0.03, 0.15, 0.15, 0.85), 0.6), Part("Text", (0.2, 0.25, 0.9, 0.6), ragged=0.5))
 LAYOUTS: dict[str, tuple[Part, ...]] = {
     "sparse": (
         replace(_TOOLBAR, chance=0.8),
@@ -99,16 +103,7 @@ LAYOUTS: dict[str, tuple[Part, ...]] = {
         Part("Slider", (0, 0.7, 1, 0.73)),
         Part("Icon", (0.2, 0.8, 0.8, 0.9), columns=3),
     ),
-    "feed": (
-        _TOOLBAR,
-        Part(
-            "Card",
-            (0, 0.13, 1, 1),
-            rows=(3, 6),
-            ragged=0.2,
-            inside=(Part("Image", (0.02, 0.15, 0.4, 0.85)), Part("Text", (0.45, 0.15, 0.95, 0.5))),
-        ),
-    ),
+    "feed": (_TOOLBAR, Part("Card", (0, 0.13, 1, 1), rows=(3, 6), ragged=0.2, inside=_IN_FEED)),
     "canvas": (
         Part("Map View|Background Image", (0, 0, 1, 1)),
         replace(_TOOLBAR, chance=0.6),
@@ -127,15 +122,7 @@ LAYOUTS: dict[str, tuple[Part, ...]] = {
         Part("Multi-Tab", (0, 0.12, 1, 0.2), 0.5, inside=(Part("Text", (0.05, 0.3, 0.95, 0.7), columns=3),)),
         Part("Image", (0, 0.2, 1, 1), rows=(3, 5), columns=2),
     ),
-    "rows": (
-        _TOOLBAR,
-        Part(
-            "List Item",
-            (0, 0.12, 1, 1),
-            rows=(6, 13),
-            inside=(Part("Image", (0.03, 0.15, 0.15, 0.85), 0.6), Part("Text", (0.2, 0.25, 0.9, 0.6), ragged=0.5)),
-        ),
-    ),
+    "rows": (_TOOLBAR, Part("List Item", (0, 0.12, 1, 1), rows=(6, 13), inside=_IN_ROW)),
     "switches": (
         _TOOLBAR,
         Part("Text", (0, 0.13, 0.75, 1), rows=(5, 11), ragged=0.4),
@@ -147,13 +134,7 @@ LAYOUTS: dict[str, tuple[Part, ...]] = {
         Part("Pager Indicator", (0.4, 0.86, 0.6, 0.88), 0.5),
         Part("Button Bar", (0, 0.9, 1, 1), inside=(Part("Text Button", (0.03, 0.15, 0.97, 0.85), columns=2),)),
     ),
-    "card": (
-        Part(
-            "Modal|Card",
-            (0.05, 0.15, 0.95, 0.85),
-            inside=(*_IN_CARD, Part("Text Button", (0.05, 0.8, 0.95, 0.95), 0.8)),
-        ),
-    ),
+    "card": (Part("Modal|Card", (0.05, 0.15, 0.95, 0.85), inside=_IN_CARD),),
 }
 # Components as wide as the screen; the others keep to the margins.
 _WIDE = {"Toolbar", "Button Bar", "Multi-Tab", "Map View", "Background Image", "List Item"}
