@@ -192,7 +192,7 @@ class Method(nn.Module, Generic[O_co]):
 
     # Helper methods.
 
-    def places_on(self, places: Rows) -> Tensor:
+    def on_device(self, places: Rows) -> Tensor:
         """Positions as a tensor on the device of the method."""
         return torch.from_numpy(places).to(self.device)
 

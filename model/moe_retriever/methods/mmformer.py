@@ -133,15 +133,15 @@ class MMFormer(Method[MMFormerOptions]):
             if len(fused) or (head is not None and len(places)):
                 z_nPH = self.encode(batch, m)
                 if head is not None:
-                    label = batch.label[self.places_on(places)]
+                    label = batch.label[self.on_device(places)]
                     logits = head(z_nPH.mean(dim=1)).float()
                     terms.append(F.cross_entropy(logits, label, weight=self.class_weight, reduction="sum"))
                 if len(fused) < len(places):
-                    z_nPH = z_nPH[self.places_on(fused)]
+                    z_nPH = z_nPH[self.on_device(fused)]
                 x_nPH = z_nPH + self.position_MPH[m]
                 for block in blocks.children():
                     x_nPH = block(x_nPH, None)[0]
-                slot = slot.to(x_nPH.dtype).index_copy(0, self.places_on(places[fused]), x_nPH)
+                slot = slot.to(x_nPH.dtype).index_copy(0, self.on_device(places[fused]), x_nPH)
             slots.append(slot)
         if not terms:
             return torch.stack(slots, dim=1), None

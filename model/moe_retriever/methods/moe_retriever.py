@@ -182,14 +182,14 @@ class MoERetriever(Method[MoERetrieverOptions]):
         retrieved = None
         place = np.where(batch.observed, own_block, -1)
         if items is not None and len(items):
-            retrieved = self.retriever(source.index_select(0, self.places_on(item_block)), items)
+            retrieved = self.retriever(source.index_select(0, self.on_device(item_block)), items)
             place[items.sample, items.target] = len(source) + np.arange(len(items.target))
             filled[items.sample, items.target] = True
             blocks.append(retrieved.tokens.to(source.dtype))
         if not filled.all():
             place[~filled] = sum(len(b) for b in blocks)
             blocks.append(source.new_zeros(1, c.tokens, c.hidden))
-        z_BMPH = torch.cat(blocks).index_select(0, self.places_on(place.flatten())).unflatten(0, place.shape)
+        z_BMPH = torch.cat(blocks).index_select(0, self.on_device(place.flatten())).unflatten(0, place.shape)
         as_zeros = not self.retrieving and o.warmup_kind == "zeros"
         mask = None if filled.all() or as_zeros else torch.from_numpy(filled).to(z_BMPH.device)
         logits, fused, fusion_balance = self.fusion(z_BMPH, mask)
@@ -302,7 +302,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
             rows = batch.data.row[batch.index[items.sample[mine]], m]
             with torch.no_grad(), frozen_batch_norm(encoder):
                 truth = encoder(batch.data.tables[m].gather(rows))
-            terms.append(1 - F.cosine_similarity(retrieved.tokens[self.places_on(mine)], truth, dim=-1).flatten())
+            terms.append(1 - F.cosine_similarity(retrieved.tokens[self.on_device(mine)], truth, dim=-1).flatten())
         return torch.cat(terms).mean() if terms else retrieved.tokens.new_zeros(())
 
     def _details(
@@ -323,7 +323,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         n_slots, n_experts = len(items.target), self.retriever.router.n_experts
         per_token = len(routing.expert) // (len(items) if self.options.context != "query" else n_slots)
         of_item = np.arange(n_slots) if self.options.context == "query" else items.slot
-        slot_T = self.places_on(of_item).repeat_interleave(per_token)
+        slot_T = self.on_device(of_item).repeat_interleave(per_token)
         flat = (slot_T[:, None] * n_experts + routing.expert).flatten()
         n_tokens = torch.bincount(slot_T, minlength=n_slots).unsqueeze(1)
         shape = (n_slots, n_experts)
