@@ -182,8 +182,8 @@ def to_plink(store: Path, prefix: Path, part: str, third: int) -> None:
     import polars as pl
 
     import mrpipe
-    from mrpipe.datasets.adni.genomic.plink import bed_rows, write_set
-    from mrpipe.genetics.packing import unpack_range
+    from mrpipe.datasets.adni.genomic.plink import write_set
+    from mrpipe.genetics.packing import bed_rows, unpack_range
 
     opened = mrpipe.open_store(store)
     arrays = opened.arrays("genomic", part=part)

@@ -27,11 +27,12 @@ import polars as pl
 from mrpipe.datasets.adni.genomic.impute import lifted_set
 from mrpipe.datasets.adni.genomic.lift import ChainFile
 from mrpipe.datasets.adni.genomic.merge import merged_rows
-from mrpipe.datasets.adni.genomic.plink import bed_rows, calls, open_set, write_set
+from mrpipe.datasets.adni.genomic.plink import calls, open_set, write_set
 from mrpipe.datasets.adni.genomic.reader import assemble
-from mrpipe.datasets.adni.genomic.vcf import read_vcf
+from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.genetics.packing import unpack_range
+from mrpipe.genetics.packing import bed_rows, unpack_range
+from mrpipe.genetics.vcf import Conversion
 from mrpipe.keyed import generator
 
 ERRORS, FLIPPED = 0.0084, 0.10
@@ -78,7 +79,7 @@ def merged(raw, n_people, **options):
     """Merge the sets of an export: alleles of the SNPs, per set all its calls (people, SNPs), people, merged calls."""
     cohort = pl.DataFrame({"sample_id": [f"002_S_{i:04d}" for i in range(n_people)], "rid": range(n_people)})
     cohort = cohort.with_columns(pl.lit("ADNI1").alias("phase"))
-    _, identity, panels, tried, flow = assemble(raw, cohort, AdniOptions(**options))
+    sets, identity, panels, tried = assemble(raw, cohort, AdniOptions(**options), raw)
     alleles = [np.array(list("ACGT"))[identity // by % 8] for by in (8, 1)]
     each = []
     for p in panels:
@@ -90,7 +91,7 @@ def merged(raw, n_people, **options):
     origin = np.zeros(n_kept, dtype=np.int64)
     for s, p in enumerate(panels):
         origin[p.target] = s
-    return alleles, each, store, origin, flow
+    return alleles, each, store, origin, sets
 
 
 def discordance(first, second, people):
@@ -142,12 +143,12 @@ def hapmap(data):
 
 def same_people_in_1000_genomes(data, h):
     plink, bim19, rows, copies, _ = h
-    kgp = read_vcf(data / "chr20_1-4Mb_targets.vcf.gz")
-    sites = kgp.sites.select("chrom", "id", "pos", pl.col("alt").alias("a1"), pl.col("ref").alias("a2"))
-    once = ~sites["pos"].is_duplicated().to_numpy()
-    sites, theirs = sites.filter(pl.Series(once)), kgp.calls[:, once]
+    folder = tempfile.TemporaryDirectory()
+    kgp = open_vcf([data / "chr20_1-4Mb_targets.vcf.gz"], Path(folder.name) / "kgp", Conversion())
+    once = ~kgp.bim["pos"].is_duplicated().to_numpy()
+    sites, theirs = kgp.bim.filter(pl.Series(once)), calls(kgp, np.flatnonzero(once))
     known = {i: k for k, i in enumerate(plink.fam["iid"])}
-    theirs_ids = np.array([known.get(i, 5000 + k) for k, i in enumerate(kgp.samples)])
+    theirs_ids = np.array([known.get(i, 5000 + k) for k, i in enumerate(kgp.fam["iid"])])
     people = [i for i in theirs_ids if i < 5000]
     print(f"1000G: {len(people)} people in both sets")
     raw_discordance(bim19, copies[:, rows], sites, theirs, np.arange(len(copies)), theirs_ids, people, "before merging")

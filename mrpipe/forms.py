@@ -84,6 +84,9 @@ FORMS = (
     Form("compressed PLINK genotypes", (".bed.gz",), advice="Decompress them: gunzip NAME.bed.gz."),
     Form("BGEN genotypes", (".bgen",), advice=_PLINK.format("--bgen NAME.bgen ref-first --sample NAME.sample")),
     Form("Oxford genotypes", (".gen", ".gen.gz"), advice=_PLINK.format("--gen NAME.gen --sample NAME.sample")),
+    Form("videos", (".mp4", ".avi", ".mkv", ".mov"), advice="Extract features, one .npy file per clip."),
+    Form("recordings", (".wav", ".mp3", ".flac"), advice="Extract features, one .npy file per clip."),
+    Form("NumPy archives", (".npz",), advice="Save each array by numpy.save, as .npy."),
     Form("pickles", (".pkl", ".pickle", ".p"), advice="They are read only by the readers that name them."),
 )
 _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
@@ -101,15 +104,22 @@ ENDINGS = r"\.(?:{})(?:\.(?:{}))?".format(
 COMPRESSIONS = tuple(_OPENERS)
 
 
-def recognise(path: Path) -> Form | None:
-    """The form of a file by the end of its name, or its first bytes."""
-    name = path.name.lower()
+def by_name(name: str) -> Form | None:
+    """The form of a file by the end of its name; a compressed file has that of its content, if the name tells it."""
+    name = name.lower()
     for plain in (name, *(name.removesuffix(s) for s in _OPENERS if name.endswith(s))):
         if found := [f for f in FORMS if any(plain.endswith(s) for s in f.suffixes)]:
             return found[-1]
+    return None
+
+
+def recognise(path: Path) -> Form | None:
+    """The form of a file by the end of its name, or else by its first bytes."""
+    if form := by_name(path.name):
+        return form
     with suppress(OSError), path.open("rb") as handle:
         start = handle.read(132)
-        return form_of(start) or next((f for f in FORMS if ".dcm" in f.suffixes and start[128:] == b"DICM"), None)
+        return form_of(start) or (by_name(".dcm") if start[128:] == b"DICM" else None)
     return None
 
 
@@ -120,7 +130,7 @@ def form_of(start: bytes) -> Form | None:
 
 def is_table(path: Path) -> bool:
     """Whether a file's name is that of a table of any form, compressed or not, in any case."""
-    form = recognise(path) if path.suffix else None
+    form = by_name(path.name)
     return form is not None and form.reader is not None and path.is_file()
 
 

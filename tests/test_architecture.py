@@ -143,7 +143,7 @@ def needed(tree: ast.Module) -> Iterator[tuple[str, bool]]:
 
 def test_every_imported_package_is_declared(project: Path) -> None:
     groups = requirements(project)
-    extras = {name for group in ("tables", "text", "hf", "imaging") for name in groups[group]}
+    extras = {name for group in ("tables", "genotypes", "text", "hf", "imaging") for name in groups[group]}
     for package in ("mrpipe", "model", "workflow"):
         for path in modules(project, package):
             for name, top_level in needed(ast.parse(path.read_text(encoding="utf-8"))):
@@ -177,7 +177,9 @@ def test_environment_yml_and_pyproject_have_the_same_ranges(project: Path) -> No
     assert dict(map(requirement, by_pip["pip"])) == groups["imaging"]
 
 
-@pytest.mark.parametrize("group", ["core", "test", "docs", "dev", "text", "hf", "imaging", "slurm", "kubernetes"])
+@pytest.mark.parametrize(
+    "group", ["core", "test", "docs", "dev", "text", "hf", "genotypes", "imaging", "slurm", "kubernetes"]
+)
 def test_the_pinned_set_lies_in_the_ranges(project: Path, group: str) -> None:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name

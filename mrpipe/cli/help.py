@@ -19,7 +19,7 @@ Raw clinical and multimodal exports to sealed Parquet feature stores, and from s
 # Headings of `mrpipe --help` and the commands below them.
 GROUPS = {
     "Workflow": ("run",),
-    "From an export to a store": ("simulate", "check", "build", "options"),
+    "From an export to a store": ("init", "simulate", "check", "build", "options"),
     "Stores": ("show", "verify", "audit", "mask", "export"),
     "From a store to results": (
         "methods",
@@ -37,6 +37,15 @@ STEPS = ("cohort", "prepare", "ingest", "qc", "samples", "split", "seal", "code-
 
 # Command → one line for `mrpipe --help`, and the rest of its own help.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "init": (
+        "propose the declaration of your own tables",
+        "Reads your tables and writes a YAML file that declares them: ids, subjects, label, modalities, categories,\n"
+        "columns that are no features. Each guess has its reason as a comment. It is a starting point: read it and\n"
+        "correct it. No value of a single person is quoted.\n\n"
+        "  mrpipe init tables visits.csv patients.csv labs.xlsx\n"
+        "  mrpipe check tables --raw .\n"
+        "  mrpipe build tables --raw . --out stores/mine",
+    ),
     "simulate": (
         "write a simulated export in the provider's file formats",
         "To try the pipeline without data. The ground truth (latent states, best possible prediction) is written\n"

@@ -19,6 +19,12 @@ def _dataset(args: Namespace) -> Any:
     return get_dataset(args.dataset)
 
 
+def _init(args: Namespace) -> None:
+    from mrpipe.datasets.tables.propose import init
+
+    print(init(args.files, args.out, overwrite=args.overwrite))
+
+
 def _simulate(args: Namespace) -> None:
     from mrpipe.stages.simulate import simulate
     from mrpipe.store.layout import truth_folder
@@ -213,6 +219,13 @@ def _seed(parser: ArgumentParser, of: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help=f"seed of {of} (default: 0)")
 
 
+def _init_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("dataset", choices=["tables"], help="the only dataset that needs a declaration")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="your tables, or folders of tables")
+    _path(parser, "--out", "YAML file to write (default: tables.yaml in the folder of the tables)", required=False)
+    parser.add_argument("--overwrite", action="store_true", help="replace a declaration that exists")
+
+
 def _simulate_arguments(parser: ArgumentParser) -> None:
     _path(parser, "--out", "folder of the export; the ground truth is written to PATH.truth")
 
@@ -319,6 +332,7 @@ def _code_hash_arguments(parser: ArgumentParser) -> None:
 
 
 _TABLE: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {
+    "init": (_init_arguments, _init),
     "simulate": (_all(_dataset_name, _simulate_arguments, _set), _simulate),
     "check": (_all(_dataset_name, _raw, _check_arguments, _choice, _set), _check),
     "build": (_all(_dataset_name, _raw, _build_arguments, _choice, _set), _build),

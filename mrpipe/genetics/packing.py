@@ -21,13 +21,30 @@ _EPSILON = 2.0**-44
 _SHIFTS = np.array([0, 2, 4, 6], dtype=np.uint8)
 
 
-def pack(calls_NP: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pack copies of A1 (n, p), 3 = missing, to (n, ceil(p / 4)) uint8, from the low bits, padded with 3."""
+def pack(calls_NP: NDArray[np.uint8], pad: int = MISSING) -> NDArray[np.uint8]:
+    """Pack copies of A1 (n, p), 3 = missing, to (n, ceil(p / 4)) uint8, from the low bits, padded with `pad`."""
     n, p = calls_NP.shape
-    padded = np.full((n, -(-p // 4), 4), MISSING, dtype=np.uint8)
+    padded = np.full((n, -(-p // 4), 4), pad, dtype=np.uint8)
     padded.reshape(n, -1)[:, :p] = calls_NP
     packed: NDArray[np.uint8] = np.bitwise_or.reduce(padded << _SHIFTS, axis=2)
     return packed
+
+
+def byte_table(*codes: int) -> NDArray[np.uint8]:
+    """Lookup table (256,) that replaces each of the four two-bit values of a byte by `codes` at that position."""
+    table: NDArray[np.uint8] = np.bitwise_or.reduce(
+        np.array(codes, dtype=np.uint8)[(np.arange(256)[:, None] >> _SHIFTS) & 3] << _SHIFTS, axis=1
+    )
+    return table
+
+
+# From packed copies of A1 (3 = missing) to the codes of a .bed file.
+TO_BED = byte_table(3, 2, 0, 1)
+
+
+def bed_rows(copies_NP: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pack copies of A1 (people, SNPs), 3 if not called, to .bed rows (SNPs, bytes); unused bits are 0."""
+    return TO_BED[pack(copies_NP.T, pad=2)]
 
 
 def unpack_at(packed: NDArray[np.uint8], positions: NDArray[np.int64]) -> NDArray[np.uint8]:

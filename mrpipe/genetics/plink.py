@@ -23,14 +23,6 @@ _MAGIC = b"\x6c\x1b\x00"
 _MEMORY_MIB = 1024
 
 
-def _bed_bytes() -> NDArray[np.uint8]:
-    """Lookup table (256,) from four packed copies of A1 (3 = missing) to the codes of a .bed file."""
-    shifts = np.array([0, 2, 4, 6], dtype=np.uint8)
-    codes = np.array([3, 2, 0, 1], dtype=np.uint8)[(np.arange(256)[:, None] >> shifts) & 3]
-    table: NDArray[np.uint8] = np.bitwise_or.reduce(codes << shifts, axis=1)
-    return table
-
-
 def find() -> str | None:
     """Path of plink 1.9 (`plink1.9` on Debian, else `plink`), or None if it is not installed."""
     if found := shutil.which("plink1.9"):
@@ -81,7 +73,6 @@ def _by_plink(
         pl.lit("A").alias("a1"),
         pl.lit("C").alias("a2"),
     )
-    table = _bed_bytes()
     with tempfile.TemporaryDirectory(prefix="mrpipe-plink-") as folder:
         prefix = Path(folder) / "train"
         bim.write_csv(prefix.with_suffix(".bim"), include_header=False, separator="\t")
@@ -89,23 +80,9 @@ def _by_plink(
         with prefix.with_suffix(".bed").open("wb") as handle:
             handle.write(_MAGIC)
             for start in range(0, len(packed), 64):
-                handle.write(table[packed[start : start + 64]].tobytes())
-        command = [
-            program,
-            "--bfile",
-            str(prefix),
-            "--allow-extra-chr",
-            "--allow-no-sex",
-            "--threads",
-            "1",
-            "--memory",
-            str(_MEMORY_MIB),
-            "--out",
-            str(prefix),
-            "--indep-pairwise",
-            str(options.window),
-            str(options.step),
-            str(options.r2),
-        ]
+                handle.write(genotypes.TO_BED[packed[start : start + 64]].tobytes())
+        command = [program, *["--allow-extra-chr", "--allow-no-sex", "--threads", "1", "--memory"], str(_MEMORY_MIB)]
+        command += ["--bfile", str(prefix), "--out", str(prefix), "--indep-pairwise"]
+        command += [str(options.window), str(options.step), str(options.r2)]
         subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         return np.array(prefix.with_suffix(".prune.in").read_text().split(), dtype=np.int64)

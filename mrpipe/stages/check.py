@@ -202,10 +202,12 @@ def _unread(raw: Path, checked: Checked) -> dict[str, Any]:
             path = Path(folder, name)
             reported = checked.unused.keys() & {name, (place / name).as_posix()} or name.startswith(".")
             if not reported and os.path.abspath(path) not in read:
-                found[f"{place.parts[0]}/" if place.parts else name] += 1
+                # Names of files in folders may be ids of patients.
+                shown = f"{place.parts[0]}/" if place.parts else name
+                found[shown] += 1
                 if (form := recognise(path)) and form.advice:
-                    forms[form.name, form.advice].append((place / name).as_posix())
-    lines = [f"{len(paths)} {name} ({min(paths)}{', …' * (len(paths) > 1)}): {a}" for (name, a), paths in forms.items()]
+                    forms[form.name, form.advice].append(shown)
+    lines = [f"{len(at)} {name} ({', '.join(sorted(set(at))[:3])}): {advice}" for (name, advice), at in forms.items()]
     return {"unread": dict(sorted(found.items())), "forms": sorted(lines)}
 
 

@@ -10,14 +10,15 @@ import numpy as np
 import polars as pl
 
 from mrpipe.errors import UsageError
+from mrpipe.genetics.packing import unpack_range
 from mrpipe.store.parquet import replacing
-from mrpipe.store.reader import Arrays, Store, unpack_genotypes
+from mrpipe.store.reader import Arrays, Store
 
 
 def _csv(arrays: Arrays, names: list[str]) -> pl.DataFrame:
     """One row per sample or, for sequences, per step, with the step number."""
     modality = arrays.modality
-    x = unpack_genotypes(arrays.x, modality.size) if modality.encoding == "packed2" else arrays.x
+    x = unpack_range(arrays.x, 0, modality.size) if modality.encoding == "packed2" else arrays.x
     columns = names if len(names) == modality.size else [f"x{i}" for i in range(modality.size)]
     flat = pl.DataFrame(x.reshape(-1, modality.size), schema=columns, orient="row")
     if arrays.offsets is None:

@@ -24,7 +24,8 @@ THRESHOLD, CORRELATION, ALPHA = 0.9, 0.99, 0.05
 LEAST = 5
 # Rows per bin, members of the class (and of the rest) per bin, and limits of the number of bins.
 BIN_ROWS, BIN_SIDE, FEWEST_BINS, MOST_BINS = 50, 5, 4, 20
-BLOCK = 512
+# Columns and cells of a block of columns that are tested together.
+BLOCK, CELLS = 512, 2**23
 FOUND = pl.Schema({"position": pl.Int64, "what": pl.String, "class": pl.String, "auroc": pl.Float64, "n": pl.Int64})
 Floats = NDArray[np.float64]
 Ranked = tuple[NDArray[np.bool_], Floats]
@@ -52,7 +53,8 @@ class Columns:
 def feature_columns(x: NDArray[Any], levels: Sequence[Sequence[str] | None]) -> Iterator[Columns]:
     """Blocks of the columns of x (n, d): values of numeric features, one indicator per level of categorical ones."""
     numeric = np.array([j for j, names in enumerate(levels) if names is None], dtype=np.int64)
-    for at in np.split(numeric, range(BLOCK, len(numeric), BLOCK)):
+    block = max(1, min(BLOCK, CELLS // max(1, len(x))))
+    for at in np.split(numeric, range(block, len(numeric), block)):
         yield Columns(at, ["value"] * len(at), x[:, at])
     for j, names in enumerate(levels):
         if names is not None:

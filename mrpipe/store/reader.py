@@ -78,12 +78,6 @@ class Arrays:
         return out, kept
 
 
-def unpack_genotypes(packed: NDArray[np.uint8], n_snps: int) -> NDArray[np.uint8]:
-    """Unpack genotypes (n, bytes), four calls per byte from the low bits, to copies of A1 (n, n_snps); 3 = missing."""
-    calls = (packed[:, :, None] >> np.array([0, 2, 4, 6], dtype=np.uint8)) & np.uint8(3)
-    return calls.reshape(len(packed), -1)[:, :n_snps]
-
-
 def _numpy(array: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     """Flat values; not copied if the column is one chunk without nulls."""
     if isinstance(array, pa.ChunkedArray):

@@ -34,7 +34,7 @@ class Encoded:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`; of event transforms, versions before 0.2.0 stored arrays as lists."""
+        """The inverse of `to_dict`; version 0.1.0 stored the arrays of event transforms as lists."""
         made: dict[str, Any] = {}
         for field in fields(cls):  # type: ignore[arg-type]
             stored = value[field.name]

@@ -33,7 +33,9 @@ from mrpipe.store.splits import PARTS
 from mrpipe.transforms.fit import Transforms, fit
 from mrpipe.transforms.options import TransformOptions
 
-DATASETS = dataset_names()
+# These share the reader of CMU-MOSI; their own tests are in datasets/mosi.
+KIN = ("mosei", "ch_sims")
+DATASETS = [pytest.param(n, marks=pytest.mark.slow) if n in KIN else n for n in dataset_names()]
 # Transform option → another value, and the modalities of two stores whose transformed values depend on it.
 EVENTS = {"lab", "code", "lab_summary"}
 TABLES = {"clinical", "biospecimen"}

@@ -10,7 +10,7 @@ import pytest
 from mrpipe.datasets.adni.image.maps import open_maps
 from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.mimic.scan.scanner import read_header
-from mrpipe.delimited import read_delimited
+from mrpipe.delimited import read_table
 from mrpipe.errors import DataError, FaultCollector
 from mrpipe.imaging.nifti import load_nifti
 from mrpipe.raw import Folder, read_pickle
@@ -26,7 +26,7 @@ def stack(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "read"),
     [
-        ("t.csv", lambda path: read_delimited(path, shown_as=path.name)),
+        ("t.csv", lambda path: read_table(path, shown_as=path.name)),
         ("labevents.csv.gz", lambda path: read_header(path, path.name)),
         ("x.pkl", read_pickle),
         ("x.nii.gz", lambda path: load_nifti(path, path.name)),

@@ -67,5 +67,6 @@ def test_commands_on_the_pages_exist(page: dict[str, str]) -> None:
 def test_every_dataset_has_its_formats(page: dict[str, str]) -> None:
     sections = re.findall(r"^## (.+)$", page["raw-formats"], re.MULTILINE)
     titles = {"adni": "ADNI", "mimic": "MIMIC-IV", "enrico": "Enrico", "mosi": "CMU-MOSI"}
+    titles |= {"mosei": "CMU-MOSEI and CH-SIMS", "ch_sims": "CMU-MOSEI and CH-SIMS"}
     assert set(dataset_names()) - {"tables"} == set(titles)
     assert set(titles.values()) <= set(sections)

@@ -10,6 +10,7 @@ import pytest
 from mrpipe.datasets.adni import tables as adni
 from mrpipe.datasets.enrico.tables import ISSUE_COLUMNS, TOPIC_COLUMNS, TOPIC_COUNTS
 from mrpipe.datasets.mimic.tables import EVENTS, NOTES, PLACES, PUBLISHED, TABLES
+from mrpipe.forms import FORMS
 
 LONI = [*adni.PEOPLE, adni.BATEMAN, adni.NFL, adni.ISOPROSTANE]
 
@@ -28,6 +29,14 @@ def row_of(page: str, name: str) -> str:
     rows = [r for r in page.splitlines() if r.startswith("|") and f"`{name}`" in r.split("|")[1]]
     assert rows, name
     return rows[0]
+
+
+def test_forms_of_files(page: str) -> None:
+    table = page.split("## Forms of files", 1)[1].split("##", 1)[0]
+    for form in FORMS:
+        assert f"| {form.name} |" in table
+        assert all(f"`{suffix}`" in table for suffix in form.suffixes)
+        assert form.reader or form.advice in table
 
 
 @pytest.mark.parametrize("table", LONI, ids=lambda t: t.name)

@@ -24,10 +24,10 @@ from mrpipe.experiment.missingness import (
     read_masks,
     write_masks,
 )
+from mrpipe.genetics.packing import unpack_range
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from mrpipe.store import masks
-from mrpipe.store.reader import unpack_genotypes
 from mrpipe.transforms.fit import fit
 from tests import toy
 
@@ -123,7 +123,7 @@ def test_mnar_value_hides_more_large_values(store: mrpipe.Store) -> None:
 
 def test_mean_value_of_genotypes_counts_copies(store: mrpipe.Store) -> None:
     arrays = store.arrays("genotype")
-    calls = unpack_genotypes(arrays.x, toy.N_SNPS)
+    calls = unpack_range(arrays.x, 0, toy.N_SNPS)
     np.testing.assert_allclose(_content(arrays), np.where(calls == 3, 0, calls).mean(axis=1))
 
 

@@ -19,6 +19,7 @@ import pytest
 
 import mrpipe
 from mrpipe.errors import DataError, UsageError
+from mrpipe.genetics.packing import unpack_range
 from mrpipe.raw import sha256
 from mrpipe.stages.build import build
 from mrpipe.stages.check import write_check
@@ -30,7 +31,6 @@ from mrpipe.stages.split import SPLIT_KEY, make_split
 from mrpipe.store import masks
 from mrpipe.store.manifest import store_id
 from mrpipe.store.parquet import read_metadata, replacing, write_batches, write_frame
-from mrpipe.store.reader import unpack_genotypes
 from tests import toy
 
 NAMES = ("table", "series", "image", "genotype")
@@ -148,7 +148,7 @@ def test_arrays_have_the_declared_shapes_and_agree_with_polars(built: Path) -> N
         np.testing.assert_array_equal(series.x[steps], np.array(frame["x"][i].to_list(), dtype=np.float32))
         np.testing.assert_array_equal(series.time[steps], frame["time"][i].to_numpy())
     genotype = store.arrays("genotype")
-    calls = unpack_genotypes(genotype.x, toy.N_SNPS)
+    calls = unpack_range(genotype.x, 0, toy.N_SNPS)
     np.testing.assert_array_equal(calls, toy.genotype_calls(list(genotype.sample_id)))
 
 
@@ -207,7 +207,7 @@ def test_code_examples_of_the_data_card_run(built: Path, monkeypatch: pytest.Mon
     store = mrpipe.open_store(built)
     complete = store.samples("table & series & image & genotype").collect()
     assert capsys.readouterr().out.split()[0] == str(len(complete))
-    np.testing.assert_array_equal(scopes[1]["calls"], unpack_genotypes(store.arrays("genotype").x, toy.N_SNPS))
+    np.testing.assert_array_equal(scopes[1]["calls"], unpack_range(store.arrays("genotype").x, 0, toy.N_SNPS))
     (statements,) = re.findall(r"```sql\n(.*?)```", card, re.DOTALL)
     first, second = [duckdb.execute(s).fetchall() for s in statements.split(";") if s.strip()]
     assert first == [(len(complete),)]

@@ -16,11 +16,12 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
 import mrpipe
 from mrpipe.errors import UsageError
+from mrpipe.genetics.packing import unpack_range
 from mrpipe.options import parse_options
 from mrpipe.schema import Modality
 from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
-from mrpipe.store.reader import Arrays, unpack_genotypes
+from mrpipe.store.reader import Arrays
 from mrpipe.transforms.events import EventTransform, SummaryTransform, event_transform, levels_id
 from mrpipe.transforms.features import Numeric, OneHot, TfidfSvd
 from mrpipe.transforms.fit import PixelTransform, Transforms, fit
@@ -124,9 +125,9 @@ def test_tfidf_and_svd_match_scikit_learn_up_to_sign_and_scale() -> None:
 def test_missing_genotypes_become_the_training_mode(stores: dict[float, mrpipe.Store]) -> None:
     store = stores[0.0]
     transforms = fit(store)
-    train = unpack_genotypes(store.arrays("genotype", part="train").x, toy.N_SNPS)
+    train = unpack_range(store.arrays("genotype", part="train").x, 0, toy.N_SNPS)
     mode = np.array([np.bincount(c[c < 3], minlength=3).argmax() for c in train.T])
-    calls = unpack_genotypes(store.arrays("genotype").x, toy.N_SNPS)
+    calls = unpack_range(store.arrays("genotype").x, 0, toy.N_SNPS)
     got = store.arrays("genotype", transform=transforms).x
     np.testing.assert_array_equal(got, np.where(calls == 3, mode, calls) - 1.0)
 
@@ -221,7 +222,11 @@ def test_measurements_become_standardised_means_per_step_with_times_in_days() ->
     arrays = Arrays(modality=modality, sample_id=np.array(["a", "b"]), x=x, offsets=np.array([0, 4, 5]), time=time)
     options = TransformOptions(event_step_hours=12.0, event_floor=0.0, clip=0.0)
     fitted = EventTransform.fit(arrays, dictionary, options)
-    for transform in (fitted, EventTransform.from_dict(json.loads(json.dumps(fitted.to_dict())))):
+    as_lists = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(fitted).items()}
+    stored = [json.loads(json.dumps(d)) for d in (fitted.to_dict(), {"kind": "events", **as_lists})]
+    # Checkpoints of 0.1.0 contain lists.
+    for transform in (fitted, *map(EventTransform.from_dict, stored)):
+        assert [getattr(transform, k).dtype for k in ("vocabulary", "center")] == [np.int64, np.float32]
         out = transform.apply(arrays)
         assert out.x.tolist() == [[0, -1], [0, 1], [1, -1], [1, 1]]
         assert out.offsets.tolist() == [0, 3, 4]

@@ -6,7 +6,9 @@ from mrpipe.datasets.adni.check import check_export, present_modalities
 from mrpipe.datasets.adni.cohort import build_cohort
 from mrpipe.datasets.adni.forms import biospecimen, clinical
 from mrpipe.datasets.adni.genomic import reader as genomic
-from mrpipe.datasets.adni.image import reader as image
+from mrpipe.datasets.adni.image import join as image
+from mrpipe.datasets.adni.image.qc import write_image_qc
+from mrpipe.datasets.adni.image.raw import prepare_images
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.simulate.export import AdniSimulation, simulate_export
 from mrpipe.datasets.adni.tables import CLASSES, PROVIDER
@@ -24,7 +26,14 @@ DATASET = Dataset(
     options=AdniOptions,
     simulation=AdniSimulation,
     modalities={
-        "image": image.READER,
+        "image": ModalityReader(
+            bit=image.BIT,
+            description=image.DESCRIPTION,
+            read=image.read_images,
+            prepare=prepare_images,
+            n_parts=lambda options: max(1, int(options.image_parts)),
+            qc=write_image_qc,
+        ),
         "genomic": ModalityReader(bit=genomic.BIT, description=genomic.DESCRIPTION, read=genomic.read_genomic),
         "clinical": ModalityReader(bit=clinical.BIT, description=clinical.DESCRIPTION, read=clinical.read_clinical),
         "biospecimen": ModalityReader(

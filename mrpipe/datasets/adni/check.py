@@ -2,54 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import polars as pl
 
-from mrpipe.datasets.adni.cohort import build_cohort
-from mrpipe.datasets.adni.export import AdniExport, table_files
-from mrpipe.datasets.adni.forms.biospecimen import apoe_alleles, biospecimen_features, requested
-from mrpipe.datasets.adni.forms.clinical import clinical_features
+from mrpipe.datasets.adni.cohort import build_cohort, diagnoses, label_table
+from mrpipe.datasets.adni.export import AdniExport
+from mrpipe.datasets.adni.forms import biospecimen, clinical
 from mrpipe.datasets.adni.forms.medications import is_dementia_drug
 from mrpipe.datasets.adni.genomic.check import check_genotypes
-from mrpipe.datasets.adni.genomic.inputs import find_beds, rids_of, shown
+from mrpipe.datasets.adni.genomic.inputs import find_sets, rids_of, shown
 from mrpipe.datasets.adni.image.plan import check_images, has_images
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.tables import (
     ADNIMERGE,
+    APOERES,
     BATEMAN,
     BIOSPECIMEN,
     CLINICAL,
     DXSUM,
+    INITHEALTH,
     ISOPROSTANE,
-    NFL,
+    PEOPLE,
+    PTDEMOG,
     RECCMEDS,
     REGISTRY,
-    ROSTER,
 )
-from mrpipe.errors import DataError, FaultCollector
+from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import Checked
 
 T = TypeVar("T")
 _OPTIONAL = {
-    BATEMAN: ("plasma Aβ42/40", "plasma_abeta=true"),
-    NFL: ("plasma neurofilament light", "plasma_nfl=true"),
-    ISOPROSTANE: ("urine isoprostanes", "isoprostane=true"),
-    ADNIMERGE: ("an alternative source of diagnoses", "label_source=adnimerge"),
+    **{table: (content, f"{option}=true") for table, (option, content, _) in biospecimen.OPTIONAL.items()},
+    INITHEALTH: ("medical history of ADNI3 and 4", "profile=corrected"),
+    ADNIMERGE: ("an alternative source of diagnoses and demographics", "label_source=adnimerge"),
     REGISTRY: ("visit dates that other tables lack", ""),
+}
+# Values of other options in the paper and in the authors' code.
+_PAPER = {"image_scan": "latest", "dementia_drugs": True, "merge": "union"}
+_BUILDERS = {
+    "clinical": (clinical.clinical_tables, clinical.clinical_features),
+    "biospecimen": (biospecimen.biospecimen_tables, biospecimen.biospecimen_features),
 }
 
 
 def present_modalities(raw: Path, options: AdniOptions) -> tuple[str, ...]:
-    """Modalities that can be built: clinical and biospecimen always, genomic and image if their files are present."""
-    present = ["clinical", "biospecimen"]
-    if options.genotypes or find_beds(raw, options):
-        present.append("genomic")
+    """Modalities that can be built: those with one of their tables, or with genotypes or images."""
+    present = ["genomic"] if options.genotypes or find_sets(raw, options) else []
     if has_images(raw, options):
         present.append("image")
+    export = AdniExport(raw)
+    for name, (tables, _) in _BUILDERS.items():
+        with contextlib.suppress(DataError):  # reported by `check_export`
+            present += [name] if tables(export, options) else []
     order = ("image", "genomic", "clinical", "biospecimen")
     return tuple(m for m in order if m in present)
 
@@ -62,10 +71,10 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
     """
     faults = FaultCollector()
     export = AdniExport(raw)
-    label_table = ADNIMERGE if options.label_source == "adnimerge" else DXSUM
-    required = [label_table, *CLINICAL, *BIOSPECIMEN, *requested(options)]
+    labels = _attempt(faults, lambda: label_table(export, options.label_source)) or DXSUM
+    required = [labels, *biospecimen.requested(options)]
     files: list[Path] = []
-    for table in (*required, *(t for t in (DXSUM, ADNIMERGE, ROSTER, REGISTRY) if t not in required)):
+    for table in dict.fromkeys((*required, *PEOPLE)):
         path = None
         try:
             path = export.path(table)
@@ -77,17 +86,21 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
             faults.add(table.absent())
         if path is not None:
             files.append(path)
-    _attempt(faults, lambda: apoe_alleles(export))
+    _attempt(faults, lambda: export.path(APOERES) and biospecimen.apoe_alleles(export))
     samples = _attempt(faults, lambda: build_cohort(raw, options, export).samples)
     observed = (None if samples is None else _attempt(faults, lambda: _observed(samples, export, options))) or {}
-    notes = list(dict.fromkeys([*export.notes, *_notes(export, options)]))
+    described = _attempt(faults, lambda: _notes(export, options)) or []
+    notes = list(dict.fromkeys([*export.notes, *described]))
     modalities = present_modalities(raw, options)
-    people = _attempt(faults, lambda: export.require(label_table)["rid"].unique())
-    inputs, found, unused = check_genotypes(raw, options, people, faults)
+    people = _attempt(faults, lambda: export.require(labels)["rid"].unique())
+    inputs, found = check_genotypes(raw, options, people, faults)
     notes += found
     files += inputs.files if inputs else ()
     images = check_images(raw, options, faults)
     files += images.files
+    if not modalities and not faults.faults:
+        expected, fix = "tables of a modality, genotypes or images", "Add, for example, PTDEMOG or APOERES."
+        faults.add(Fault(file=raw.name, expected=expected, found="none of them beside the diagnoses", fix=fix))
     faults.raise_if_any()
     if "image" in modalities and samples is not None:
         observed["image"] = images.observed(samples)
@@ -101,7 +114,7 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
         notes=tuple(notes),
         groups=images.groups,
         observed=observed,
-        unused=_unused(raw, export, files) | unused,
+        unused=_unused(raw, export, files) | images.unused,
     )
 
 
@@ -121,45 +134,88 @@ def _observed(samples: pl.DataFrame, export: AdniExport, options: AdniOptions) -
         DataError: a value is invalid.
     """
     observed = {}
-    for name, build in (("clinical", clinical_features), ("biospecimen", biospecimen_features)):
+    labels = label_table(export, options.label_source)
+    people = export.require(labels)["rid"].unique().to_list()
+    for name, (tables, build) in _BUILDERS.items():
+        if not (present := tables(export, options)):
+            continue
         declared, frame = build(export, samples, options)
         known = frame.filter(pl.any_horizontal(pl.exclude("rid").is_not_null()))
         observed[name] = samples.join(known, on="rid", how="semi")["sample_id"]
         empty = [f.name for f in declared if frame[f.name].null_count() == len(frame)]
         if empty:
             export.notes.append(f"{name}: {len(empty)} features are unknown for every sample: {', '.join(empty)}")
-    people = export.require(ADNIMERGE if options.label_source == "adnimerge" else DXSUM)["rid"].unique().to_list()
-    for table in (*CLINICAL, *BIOSPECIMEN, *requested(options)):
-        rids = export.require(table)["rid"].unique()
-        n, foreign = int(samples["rid"].is_in(rids.to_list()).sum()), int((~rids.is_in(people)).sum())
-        if n < len(samples) or foreign:
-            found = f"{export.shown(table)}: records of {n} of {len(samples)} samples"
-            strangers = f"; {foreign} of its {len(rids)} participants have no diagnosis" if foreign else ""
-            export.notes.append(found + strangers)
-    if not options.dementia_drugs and not export.require(RECCMEDS).select(is_dementia_drug("CMMED").any()).item():
+        for table in present:
+            rids = export.require(table)["rid"].unique()
+            n, foreign = int(samples["rid"].is_in(rids.to_list()).sum()), int((~rids.is_in(people)).sum())
+            if n < len(samples) or foreign:
+                found = f"{export.shown(table)}: records of {n} of {len(samples)} samples"
+                strangers = f"; {foreign} of its {len(rids)} participants have no diagnosis" if foreign else ""
+                export.notes.append(found + strangers)
+    drugs = export.table(RECCMEDS)
+    if not options.dementia_drugs and drugs is not None and not drugs.select(is_dementia_drug("CMMED").any()).item():
         export.notes.append(f"{export.shown(RECCMEDS)} names no dementia drug, so that dementia_drugs has no effect")
     return observed
 
 
 def _notes(export: AdniExport, options: AdniOptions) -> list[str]:
-    """Optional tables that are absent, and settings of `profile=paper` that are not those of the paper."""
+    """Tables that are absent, sources of the labels, and what `profile=paper` lacks of the paper."""
+
+    merged = options.profile != "paper"
+    lost = [t for t in (*CLINICAL, *BIOSPECIMEN) if export.path(t, merged=merged) is None]
+    menus = ", ".join(f"{t.name} ({t.menu})" for t in lost)
+    notes = [f"absent tables, whose features the store lacks: {menus}"] if lost else []
+    for table in (PTDEMOG, APOERES):
+        if table not in lost and export.path(table, merged=False) is None:
+            notes.append(f"absent table {table.name}: what {export.shown(table)} has of it is read")
     absent = [f"{t.name} ({content})" for t, (content, _) in _OPTIONAL.items() if export.path(t) is None]
-    notes = [f"absent optional tables: {', '.join(absent)}"] if absent else []
+    notes += [f"absent optional tables: {', '.join(absent)}"] if absent else []
+    notes += _label_notes(export, options)
     if options.profile == "paper":
-        differ = [_OPTIONAL[t][1] for t in (BATEMAN, ISOPROSTANE) if t not in requested(options)]
-        differ += ["image_scan=latest"] if options.image_scan != "latest" else []
+        differ = [_OPTIONAL[t][1] for t in (BATEMAN, ISOPROSTANE) if t not in biospecimen.requested(options)]
+        differ += [f"{k}={str(v).lower()}" for k, v in _PAPER.items() if getattr(options, k) != v]
         also = f" The paper also has {', '.join(differ)}." if differ else ""
         notes.append(
             "profile=paper applies to clinical and biospecimen features. Not reproduced: segmentation with MUSE and "
-            f"imputation with the Michigan server; imputation and scaling use training samples only.{also}"
+            "imputation with the Michigan server; imputation and scaling use training samples only (scale=minmax gives "
+            f"the range of the paper).{also}"
         )
     return notes
 
 
+def _label_notes(export: AdniExport, options: AdniOptions) -> Iterator[str]:
+    """Notes on labels from ADNIMERGE, and on differences of DXSUM and ADNIMERGE."""
+    labels = label_table(export, options.label_source)
+    if labels is ADNIMERGE and options.label == "stable_dx" and options.blank_diagnosis == "exclude":
+        yield (
+            f"{export.shown(ADNIMERGE)} lists visits without a diagnostic form, too, which exclude their participants "
+            "under label=stable_dx; blank_diagnosis=ignore ignores these visits"
+        )
+    if export.path(DXSUM) is None or export.path(ADNIMERGE) is None:
+        return
+    try:
+        a, b = (
+            diagnoses(export, source).filter(pl.col("dx").is_not_null()).group_by("rid", "month").last()
+            for source in ("dxsum", "adnimerge")
+        )
+    except DataError as error:
+        yield f"DXSUM and ADNIMERGE cannot be compared: {error}"
+        return
+    both = a.join(b, on=["rid", "month"])
+    n = both.filter(pl.col("dx") != pl.col("dx_right")).height
+    yield (
+        f"{export.shown(DXSUM)} and {export.shown(ADNIMERGE)} differ in the diagnosis of {n} of the {len(both)} "
+        f"visits in both; {export.shown(labels)} is used"
+    )
+
+
 def _unused(raw: Path, export: AdniExport, files: list[Path]) -> dict[str, str]:
-    """CSV files of the export that are not read → the reason, and how to use them."""
-    reasons = dict.fromkeys(table_files(raw), "not a table that mrpipe reads")
-    for table in (*_OPTIONAL, DXSUM, ROSTER, *CLINICAL, *BIOSPECIMEN):
+    """Tables of the export that are not read → the reason, and how to use them."""
+    reasons = {
+        p: "an archive: unpack it" if p.suffix.lower() == ".zip" else "not a table that mrpipe reads"
+        for p in export.listing
+    }
+    for table in dict.fromkeys((*_OPTIONAL, *PEOPLE)):
         for path in itertools.chain(*export.files(table)):
             reasons[path] = f"{export.shown(table)} is read for {table.name}; to read this file, remove that one"
             if path == export.path(table):

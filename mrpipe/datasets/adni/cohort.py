@@ -14,7 +14,7 @@ from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms.rows import ORDER, row_policy
 from mrpipe.datasets.adni.forms.values import original_phase, plain_code
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.datasets.adni.tables import ADNIMERGE, DXSUM
+from mrpipe.datasets.adni.tables import ADNIMERGE, DXSUM, LoniTable
 from mrpipe.errors import DataError, Fault
 from mrpipe.schema import Attrition, Cohort
 
@@ -27,23 +27,29 @@ _CODES = {
 _NAMES = {"CN": 0, "NL": 0, "MCI": 1, "Dementia": 2, "AD": 2}
 
 
+def label_table(export: AdniExport, source: str) -> LoniTable:
+    """The table with the diagnoses under the option `label_source`."""
+    without = source == "auto" and export.path(DXSUM) is None and export.path(ADNIMERGE) is not None
+    return ADNIMERGE if without or source == "adnimerge" else DXSUM
+
+
 def diagnoses(export: AdniExport, source: str) -> pl.DataFrame:
     """Diagnostic records sorted by date: `rid, when, month, rank, viscode, date, row, dx` (0 CN, 1 MCI, 2 Dementia).
 
     DXSUM: DIAGNOSIS, else DXCHANGE (ADNIGO/2), else DXCURREN (ADNI1). ADNIMERGE: DX. Conversions and reversions count
-    as their new state.
+    as their new state. DIAGNOSIS may have names instead of codes, as in the R package ADNIMERGE2.
 
     Raises:
         DataError: no diagnosis column is filled, a code is unknown, or DIAGNOSIS uses the five-level coding of an
             older data dictionary (1 CN, 5 SMC, 2 EMCI, 3 LMCI, 4 AD), recognised by codes 4 and 5.
     """
-    table = ADNIMERGE if source == "adnimerge" else DXSUM
+    table = label_table(export, source)
     frame = export.timed(table)
     if table is ADNIMERGE:
         code = {"DX": pl.col("DX").str.split(" to ").list.last().str.strip_chars()}
         maps = {"DX": _NAMES}
     else:
-        code, maps = {c: plain_code(c) for c in _CODES}, _CODES
+        code, maps = {c: plain_code(c) for c in _CODES}, {c: codes | _NAMES for c, codes in _CODES.items()}
     for column, codes in maps.items():
         state = code[column].replace_strict(codes, default=None, return_dtype=pl.Int8).alias(f"dx.{column}")
         frame = frame.with_columns(state)
@@ -55,10 +61,10 @@ def diagnoses(export: AdniExport, source: str) -> pl.DataFrame:
                     "The file uses the coding 1 CN, 5 SMC, 2 EMCI, 3 LMCI, 4 AD of an older data dictionary, in which "
                     "3 is not dementia. Download DXSUM again."
                 )
-            expected = ", ".join(codes) if table is ADNIMERGE else f"codes {', '.join(codes)}"
+            expected = ", ".join(_NAMES) if table is ADNIMERGE else f"codes {', '.join(_CODES[column])}"
             raise export.fault(table, int(stray["row"][0]), column, expected, stray[column][0], fix)
     if all(frame[c].null_count() == len(frame) for c in maps):
-        file, expected = export.shown(table), f"values in {' or '.join(maps)}"
+        file, expected = export.shown(table), f"values in the column {' or '.join(maps)}"
         fix = "Check whether the column was renamed or dropped."
         raise DataError(Fault(file=file, expected=expected, found="no diagnosis in any row", fix=fix))
     states = pl.concat_list(f"dx.{c}" for c in maps).list.drop_nulls()
@@ -111,19 +117,19 @@ def build_cohort(raw: Path, options: AdniOptions, export: AdniExport | None = No
         DataError: the diagnosis table is missing or invalid, no table has PTIDs, or no participants remain.
     """
     export = export or AdniExport(raw)
-    records = diagnoses(export, options.label_source)
+    records, file = diagnoses(export, options.label_source), export.shown(label_table(export, options.label_source))
     attrition = Attrition(records["rid"].n_unique(), "participants with a diagnostic record")
     label = labelled(records, options, attrition)
     if export.roster.is_empty():
         expected, found = "a table that maps RID to PTID", "no table with a PTID column"
         fix = "Add ROSTER, ADNIMERGE or an APOERES file from 2024 or later to the export."
-        raise DataError(Fault(file=export.shown(DXSUM), column="PTID", expected=expected, found=found, fix=fix))
+        raise DataError(Fault(file=file, column="PTID", expected=expected, found=found, fix=fix))
     label = label.join(export.roster, on="rid", how="inner")
     attrition.step("no PTID in any table", len(label))
     if label.is_empty():
         expected = "participants with a usable diagnosis"
         fix = f"No participants remain with label={options.label}; see the label policies in docs/adni.md."
-        raise DataError(Fault(file=export.shown(DXSUM), expected=expected, found="none", fix=fix))
+        raise DataError(Fault(file=file, expected=expected, found="none", fix=fix))
     if row_policy(options) == "baseline":
         baseline = export.visits.filter(pl.col("month") == 0).select("rid", pl.col("date").alias("date0"))
         label = label.join(baseline, on="rid", how="left").with_columns(

@@ -1,70 +1,37 @@
-"""Read the tables of a LONI export: find files, clean values, and collect participants and visits across tables."""
+"""Read the tables of a LONI export: clean values, and collect participants and visits across tables."""
 
 from __future__ import annotations
 
 import re
-from datetime import date, datetime
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import polars as pl
 
+from mrpipe.datasets.adni.files import find_tables, table_files
 from mrpipe.datasets.adni.forms import values
-from mrpipe.datasets.adni.tables import APOERES, DXSUM, KEYS, PEOPLE, PTID_PATTERN, QC_RID, Field, LoniTable
+from mrpipe.datasets.adni.tables import (
+    ADNIMERGE,
+    ADSL,
+    APOERES,
+    DECODED,
+    DXSUM,
+    KEYS,
+    PEOPLE,
+    PTID_PATTERN,
+    QC_RID,
+    Field,
+    LoniTable,
+)
 from mrpipe.delimited import line_of, read_table
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.forms import ENDINGS, is_table
-from mrpipe.raw import ROW, Column, read_csv, sha256
+from mrpipe.raw import ROW, Column, match_header, read_csv
 
-_DATED = r"(?:.*_)?(?:{stem})(?:_(?P<date>\d\d[A-Za-z]{{3}}\d{{4}}|\d{{4}}-\d\d-\d\d))?(?: ?\(\d+\))?"
 # A visit code and a date that differ by more months than this contradict each other.
 TOLERANCE, DAYS_PER_MONTH = 6, 30.4375
 # The newest file of a table may lack this fraction of the participants of an older file.
 MAX_LOST = 0.2
-
-
-def _file_date(text: str | None) -> date:
-    """Parse the date in a file name; a file without a date counts as the oldest."""
-    for form in ("%d%b%Y", "%Y-%m-%d"):
-        try:
-            return datetime.strptime(text or "", form).date()
-        except ValueError:
-            continue
-    return date.min
-
-
-def table_files(raw: Path) -> list[Path]:
-    """CSV files in the export folder and its direct subfolders; deeper folders (images) are not searched."""
-    return sorted(p for pattern in ("*", "*/*") for p in raw.glob(pattern) if is_table(p))
-
-
-def find_tables(raw: Path, table: LoniTable) -> tuple[list[Path], list[Path]]:
-    """All files of a table, and of older assays or versions of it; the file to read is the first of the first list.
-
-    The table itself precedes older assays and versions, whatever the dates of the files. Among files of the same
-    table, the latest version, then the latest date in the file name, then the newest name precedes.
-
-    Raises:
-        DataError: several files that differ in content have the same table name and date.
-    """
-    stems = [*table.stems, *table.older]
-    expressions = [re.compile(_DATED.format(stem=stem) + ENDINGS, re.IGNORECASE) for stem in stems]
-    found: list[tuple[int, str, date, int, Path]] = []
-    for path in table_files(raw):
-        for age, expression in enumerate(expressions):
-            if match := expression.fullmatch(path.name):
-                kind = max(age - len(table.stems) + 1, 0)
-                version = match.groupdict().get("version") or ""
-                found.append((-kind, version, _file_date(match["date"]), -age, path))
-                break
-    found.sort(key=lambda f: f[:4], reverse=True)
-    best = [path for *key, path in found if tuple(key) == found[0][:4]]
-    if len(best) > 1 and len({sha256(path) for path in best}) > 1:
-        names = ", ".join(p.relative_to(raw).as_posix() for p in best)
-        expected, fix = f"a single newest file of {table.name}", "Remove the copies that you do not want to use."
-        raise DataError(Fault(file=f"{table.name}_ddMonYYYY.csv", expected=expected, found=names, fix=fix))
-    same = [path for kind, version, _, _, path in found if (kind, version) == found[0][:2]]
-    return same, [path for *_, path in found if path not in same]
 
 
 def _people(frame: pl.DataFrame, path: Path, shown_as: str) -> pl.DataFrame:
@@ -156,15 +123,27 @@ class AdniExport:
         self._timed: dict[str, pl.DataFrame] = {}
         self._found: dict[str, tuple[list[Path], list[Path]]] = {}
 
+    @cached_property
+    def listing(self) -> list[Path]:
+        """See `table_files`."""
+        return table_files(self.raw)
+
     def files(self, table: LoniTable) -> tuple[list[Path], list[Path]]:
-        """See `find_tables`; the export is searched once for each table."""
+        """See `find_tables`."""
         if table.name not in self._found:
-            self._found[table.name] = find_tables(self.raw, table)
+            self._found[table.name] = find_tables(self.raw, self.listing, table)
         return self._found[table.name]
 
-    def path(self, table: LoniTable) -> Path | None:
-        """The file to read; None if the export has neither the table nor an older version of it."""
-        return next(iter(self.files(table)[0]), None)
+    def path(self, table: LoniTable, *, merged: bool = True) -> Path | None:
+        """The file to read; None if the export has neither the table nor an older version of it.
+
+        Args:
+            merged: take a table in which it is merged instead, if that has one of its columns.
+        """
+        own = next(iter(self.files(table)[0]), None)
+        columns = [f.column() for f in table.fields]
+        others = (self.path(t) for t in (ADNIMERGE, ADSL) if merged and t.name in table.merged_in)
+        return own or next((p for p in others if p and match_header(self._header(p), columns)), None)
 
     def shown(self, table: LoniTable) -> str:
         """Path of the table in error messages, relative to the export."""
@@ -181,8 +160,10 @@ class AdniExport:
         return read_table(path, shown_as=path.relative_to(self.raw).as_posix(), notes=[], n_rows=0).frame.columns
 
     def layout(self) -> str:
-        """Generation of the export, detected from the header of DXSUM: old (no PTID), 2024 or 2025."""
+        """Generation of the export, detected from the header of DXSUM: old (no PTID), 2024 or 2025; else ADNIMERGE."""
         path = self.path(DXSUM)
+        if path is None and self.path(ADNIMERGE):
+            return "ADNIMERGE"
         header = set() if path is None else {c.lower() for c in self._header(path)}
         if "ptid" not in header:
             return "old"
@@ -211,12 +192,23 @@ class AdniExport:
 
     def _load(self, table: LoniTable, path: Path) -> pl.DataFrame:
         shown_as = path.relative_to(self.raw).as_posix()
-        columns = [*KEYS, *(f.column() for f in table.fields)]
+        merged = path != self.path(table, merged=False)
+        fields = [replace(f, required=f.required and not merged) for f in table.fields]
+        columns = [*KEYS, *(f.column() for f in fields)]
         frame = read_csv(path, columns, shown_as=shown_as, notes=self.notes, numbered=True)
         missing = [c for c in (*(k.name for k in KEYS[2:]), *(f.name for f in table.fields)) if c not in frame.columns]
         frame = _people(frame, path, shown_as).with_columns(pl.lit(None, pl.String).alias(c) for c in missing)
         frame = frame.filter(pl.col("rid") != QC_RID).with_columns(values.phase("PHASE", "VISCODE").alias("phase"))
-        self._compare_copies(table, frame["rid"])
+        if merged:
+            for name in (n for n in DECODED if n in frame.columns):
+                text = f"{shown_as}, column {name}: {{n}} unknown texts set to missing"
+                self.note(~pl.col(name).is_in(list(DECODED[name])), frame, text)
+                code = pl.col(name).replace_strict(DECODED[name], default=None, return_dtype=pl.String)
+                frame = frame.with_columns(code)
+            if not {"VISCODE", "VISCODE2", "DATE"} - set(missing):
+                frame = frame.with_columns(VISCODE2=pl.lit("bl"))
+        else:
+            self._compare_copies(table, frame["rid"])
         text = "rows have a RID that is not the last part of their PTID; the RID is used"
         differ = pl.col("ptid").str.extract(r"_(\d+)$").cast(pl.Int32) != pl.col("rid")
         self.note(differ, frame, f"{shown_as}: {{n}} {text}")

@@ -28,7 +28,9 @@ class AdniOptions(ImageOptions):
         choices=("exclude", "ignore"),
     )
     label_source: str = option(
-        "dxsum", "table with the diagnoses: DXSUM, or column DX of ADNIMERGE", choices=("dxsum", "adnimerge")
+        "auto",
+        "table with the diagnoses: DXSUM, or column DX of ADNIMERGE; auto: ADNIMERGE if the export has no DXSUM",
+        choices=("auto", "dxsum", "adnimerge"),
     )
     profile: str = option(
         "corrected",
@@ -52,7 +54,12 @@ class AdniOptions(ImageOptions):
     plasma_nfl: bool = option(False, "add plasma neurofilament light (table ADNI_BLENNOWPLASMANFL) to biospecimen")
     isoprostane: bool = option(False, "add urine isoprostanes (table ISOPROSTANE) to biospecimen")
 
-    genotypes: str = option("", "folder with the PLINK sets (.bed, .bim, .fam). Empty: search the export")
+    genotypes: str = option("", "folder with the PLINK sets (.bed, .bim, .fam) or VCF files. Empty: search the export")
+    vcf_calls: str = option("GT", "field of a VCF with the calls; the other one if it is absent", choices=("GT", "DS"))
+    vcf_uncertainty: float = option(
+        0.1, "a dosage (DS) is a call if it differs from 0, 1 or 2 by at most this; else the call is missing"
+    )
+    vcf_r2: float = option(0.8, "minimum quality of imputation of a SNP in a VCF (R2, DR2 or INFO, where it has one)")
     source_builds: tuple[str, ...] = option(
         ("ADNI_cluster_01_forward_757LONI*=hg18", "*=hg19"),
         "genome build of each PLINK set, as a list of pattern=build; the first pattern that matches the name applies",

@@ -73,6 +73,7 @@ class LoniTable:
         older: names of other assays or versions, preferred first; read only if the table itself is absent.
         fields: columns to read besides the keys.
         menu: menu path on the LONI website.
+        merged_in: tables that have some of its fields as well, and are read for them if the table is absent.
     """
 
     name: str
@@ -80,6 +81,7 @@ class LoniTable:
     fields: tuple[Field, ...]
     menu: str
     older: tuple[str, ...] = ()
+    merged_in: tuple[str, ...] = ()
 
     def field(self, name: str) -> Field:
         return next(f for f in self.fields if f.name == name)
@@ -96,7 +98,7 @@ class LoniTable:
 
 # Key and bookkeeping columns of every table. Only RID or PTID is required.
 KEYS = (
-    Column(name="RID", required=False),
+    Column(name="RID", aliases=("SUBJID",), required=False),
     Column(name="PTID", aliases=("SUBJECT_ID",), required=False),
     Column(name="PHASE", aliases=("COLPROT", "PROTOCOLID"), required=False),
     Column(name="VISCODE", required=False),
@@ -106,8 +108,8 @@ KEYS = (
 )
 
 
-def _codes(names: str, codes: Codes) -> tuple[Field, ...]:
-    return tuple(Field(name=n, kind="code", codes=codes) for n in names.split())
+def _codes(names: str, codes: Codes, *aliases: str) -> tuple[Field, ...]:
+    return tuple(Field(name=n, kind="code", codes=codes, aliases=aliases) for n in names.split())
 
 
 def _numbers(names: str, *, positive: bool = False) -> tuple[Field, ...]:
@@ -133,6 +135,19 @@ QUANTITIES = {
     "MH16BSMOK": ("MH16SMOK", True),
     "MH16CSMOK": ("MH16SMOK", False),
 }
+_TEXTS = {
+    "PTGENDER": ("Male|Female",),
+    "PTMARRY": ("Married|Widowed|Divorced|Never married|Unknown|Domestic Partnership",),
+    "PTETHCAT": ("Hisp/Latino|Not Hisp/Latino|Unknown", "Hispanic or Latino|Not Hispanic or Latino"),
+    "PTRACCAT": (
+        "Am Indian/Alaskan|Asian|Hawaiian/Other PI|Black|White|More than one|Unknown",
+        "American Indian or Alaskan Native|Asian|Native Hawaiian or Other Pacific Islander|Black or African American|"
+        "White|More than one race|Unknown",
+    ),
+}
+# Text → code of a field, of ADNIMERGE and of ADSL of the R package ADNIMERGE2.
+DECODED = {n: {t: str(i) for texts in x for i, t in enumerate(texts.split("|"), start=1)} for n, x in _TEXTS.items()}
+_MARITAL = "married widowed divorced never_married unknown partner"
 _HOMES = "house condominium apartment mobile_home retirement_community assisted_living nursing_facility other unknown"
 SIGNS = "NXVISUAL NXAUDITO NXTREMOR"
 FUNCTIONS = "NXCONSCI NXNERVE NXMOTOR NXFINGER NXHEEL NXSENSOR NXTENDON NXPLANTA NXGAIT NXOTHER NXABNORM"
@@ -153,6 +168,16 @@ MEDHIST = LoniTable(
     fields=(*_codes(HISTORY, YES_NO), *_numbers(" ".join(QUANTITIES))),
     menu="Medical History > Medical History (ADNI1, GO, 2)",
 )
+# One row per condition; the codes of its category are the numbers of the items of MEDHIST.
+INITHEALTH = LoniTable(
+    name="INITHEALTH",
+    stems=("INITHEALTH",),
+    fields=(
+        *_codes("IHSYMPTOM", tuple((str(i), item) for i, item in enumerate(HISTORY.split(), start=1))),
+        Field(name="IHSURG", kind="code", codes=YES_NO, required=False),
+    ),
+    menu="Medical History > Initial Health Assessment (ADNI3, 4)",
+)
 NEUROEXM = LoniTable(
     name="NEUROEXM",
     stems=("NEUROEXM",),
@@ -163,19 +188,21 @@ PTDEMOG = LoniTable(
     name="PTDEMOG",
     stems=("PTDEMOG",),
     fields=(
-        *_codes("PTGENDER", _numbered("male", "female")),
+        *_codes("PTGENDER", _numbered("male", "female"), "SEX"),
         Field(name="PTDOB", kind="text", required=False),
         Field(name="PTDOBMM", kind="number", required=False),
         Field(name="PTDOBYY", kind="year", required=False),
         *_codes("PTHAND", _numbered("right", "left")),
-        *_codes("PTMARRY", _numbered("married", "widowed", "divorced", "never_married", "unknown", "partner")),
-        *_numbers("PTEDUCAT"),
+        *_codes("PTMARRY", _numbered(*_MARITAL.split()), "MARISTAT"),
+        Field(name="PTEDUCAT", kind="number", aliases=("EDUC",)),
+        Field(name="AGE", kind="number", required=False, positive=True),
         *_codes("PTNOTRT", (*YES_NO, ("2", "not_applicable"))),
         *_codes("PTHOME", _numbered(*_HOMES.split())),
-        *_codes("PTETHCAT", _numbered("hispanic", "not_hispanic", "unknown")),
-        Field(name="PTRACCAT", kind="codes", codes=RACES),
+        *_codes("PTETHCAT", _numbered("hispanic", "not_hispanic", "unknown"), "ETHNIC"),
+        Field(name="PTRACCAT", kind="codes", codes=RACES, aliases=("RACE",)),
     ),
     menu="Subject Characteristics > Subject Demographics",
+    merged_in=("ADNIMERGE", "ADSL"),
 )
 RECCMEDS = LoniTable(
     name="RECCMEDS",
@@ -206,8 +233,10 @@ APOERES = LoniTable(
         Field(name="GENOTYPE", required=False),
         Field(name="APGEN1", required=False),
         Field(name="APGEN2", required=False),
+        Field(name="APOE4", kind="number", required=False),
     ),
     menu="Genetic > Genotype Results > ApoE Genotyping Results",
+    merged_in=("ADNIMERGE",),
 )
 ELECSYS = LoniTable(
     name="UPENNBIOMK_ROCHE_ELECSYS",
@@ -249,9 +278,11 @@ ISOPROSTANE = LoniTable(
 ADNIMERGE = LoniTable(
     name="ADNIMERGE",
     stems=("ADNIMERGE",),
-    fields=(Field(name="DX"),),
+    fields=(Field(name="DX", required=False),),
     menu="Study Info > Data & Database > Key ADNI tables merged into one table",
 )
+# Demographics of the R package ADNIMERGE2, whose tables have decoded values.
+ADSL = LoniTable(name="ADSL", stems=("ADSL",), fields=(), menu="R package ADNIMERGE2")
 # Read only to map RID to PTID and to date visits.
 ROSTER = LoniTable(name="ROSTER", stems=("ROSTER",), fields=(), menu="Enrollment > Roster")
 REGISTRY = LoniTable(name="REGISTRY", stems=("REGISTRY",), fields=(), menu="Enrollment > Registry")
@@ -259,4 +290,4 @@ REGISTRY = LoniTable(name="REGISTRY", stems=("REGISTRY",), fields=(), menu="Enro
 CLINICAL = (PTDEMOG, MEDHIST, NEUROEXM, RECCMEDS, VITALS)
 BIOSPECIMEN = (APOERES, ELECSYS)
 # Tables used to collect participants and visits. Optional tables are read only if their option is set.
-PEOPLE = (DXSUM, *CLINICAL, *BIOSPECIMEN, ADNIMERGE, ROSTER, REGISTRY)
+PEOPLE = (DXSUM, *CLINICAL, *BIOSPECIMEN, ADNIMERGE, ROSTER, REGISTRY, INITHEALTH)

@@ -21,6 +21,7 @@ from mrpipe.datasets.enrico.tables import (
     read_issues,
     read_legend,
     read_topics,
+    root_of,
 )
 from mrpipe.datasets.enrico.wireframe import HIERARCHIES, WIREFRAMES, wireframe_sources
 from mrpipe.errors import DataError, Fault, FaultCollector
@@ -160,8 +161,9 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
     if not legend.icons and any(c.label == "Icon" for s in drawn for c in trees[s].components):
         notes.append("icon_legend.json is missing: icons in drawn wireframes become holes (black)")
 
-    files = [raw / name for name in TABLES if (raw / name).is_file()]
-    unused = {n: "not needed: colours come from the other legends" for n in UNUSED if (raw / n).is_file()}
+    root = root_of(raw)
+    files = [root / name for name in TABLES if (root / name).is_file()]
+    unused = {n: "not needed: colours come from the other legends" for n in UNUSED if (root / n).is_file()}
     for folder in export.values():
         files += folder.files()
         if folder.ignored:

@@ -59,13 +59,22 @@ ISSUE_COLUMNS = (
 )
 
 
+TOPIC_TABLE = "design_topics.csv"
+
+
+def root_of(raw: Path) -> Path:
+    """The folder of the export with the table of topics: `raw`, or the only folder below it that has one."""
+    below = [raw] if (raw / TOPIC_TABLE).is_file() else [p.parent for p in raw.rglob(TOPIC_TABLE)]
+    return below[0] if len(below) == 1 else raw
+
+
 def open_export(raw: Path) -> dict[str, Folder]:
     """The four folders of an export, unpacked or zipped; damaged archives are reported together."""
     faults = FaultCollector()
     folders: dict[str, Folder] = {}
     for name in FOLDERS:
         try:
-            folders[name] = Folder(raw, name)
+            folders[name] = Folder(root_of(raw), name)
         except DataError as error:
             faults.absorb(error)
     faults.raise_if_any()
@@ -95,7 +104,7 @@ def read_topics(raw: Path) -> pl.DataFrame:
         DataError: if the file, a column or all rows are missing, or for invalid or repeated ids and unknown topics.
     """
     faults = FaultCollector()
-    path = find_one(raw, [r"design_topics\.csv"], what="one topic per screen", fix=FETCH, faults=faults)
+    path = find_one(raw, [r"(?:.*/)?design_topics\.csv"], what="one topic per screen", fix=FETCH, faults=faults)
     faults.raise_if_any()
     assert path is not None
     topic, screen = pl.col("topic"), pl.col("screen_id")
@@ -115,7 +124,7 @@ def read_issues(raw: Path) -> pl.DataFrame:
     Raises:
         DataError: for missing columns, invalid ids, and unknown sources or severities.
     """
-    path = raw / "issues.csv"
+    path = root_of(raw) / "issues.csv"
     if not path.is_file():
         return pl.DataFrame(schema={c.name: pl.String for c in ISSUE_COLUMNS})
     frame = read_csv(path, ISSUE_COLUMNS, numbered=True).with_columns(pl.col("source", "severity").str.to_lowercase())
@@ -176,7 +185,7 @@ def _read_colours(path: Path) -> dict[str, str]:
 
 def read_legend(raw: Path) -> Legend:
     """The colour legends of the export; defaults are the published component colours and no icon colours."""
-    components, icons = raw / "component_legend.json", raw / "icon_legend.json"
+    components, icons = (root_of(raw) / f"{kind}_legend.json" for kind in ("component", "icon"))
     return Legend(
         components=_read_colours(components) if components.is_file() else dict(COMPONENT_COLOURS),
         icons=_read_colours(icons) if icons.is_file() else {},

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import re
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import polars as pl
 
 from mrpipe.datasets.mimic.codes import codes_of
 from mrpipe.datasets.mimic.cohort import birth, ended, possible, require_consistent, visits
 from mrpipe.datasets.mimic.options import MimicOptions, within
-from mrpipe.datasets.mimic.scan.scanner import check_columns, inflate_to_end, is_gzip, read_header, sample_rows
 from mrpipe.datasets.mimic.tables import (
     EVENTS,
     GET,
     NOTES,
     PLACES,
+    ROWS,
+    SUMS,
     TABLES,
-    UNUSED,
+    Columns,
+    Form,
     detect_release,
     find_table,
+    forms_of,
     has_table,
     note_tables,
+    provider_sums,
     read_table,
+    scan_table,
     tables_of,
 )
-from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import sha256
+from mrpipe.raw import few, sha256
 from mrpipe.schema import Checked
 from mrpipe.text.encoders import recorded
 
-SUMS = "SHA256SUMS.txt"
 T = TypeVar("T")
 # Tables that an export may lack, with the consequence; all other tables are required.
 OPTIONAL = {
@@ -62,50 +66,63 @@ def _attempt(faults: FaultCollector, function: Callable[..., T], *arguments: Any
         return None
 
 
-def provider_sums(raw: Path) -> dict[Path, str]:
-    """SHA-256 of each file listed in the provider's SHA256SUMS.txt (hosp, icu and note may have one each)."""
-    sums = {}
-    for listing in sorted(raw.rglob(SUMS)):
-        for line in decode(listing.read_bytes(), shown_as=within(raw, listing)).splitlines():
-            match = re.fullmatch(r"([0-9a-f]{64})\s+\*?(.+)", line.strip())
-            if match:
-                sums[listing.parent / match[2]] = match[1]
-    return sums
-
-
-def _verify(raw: Path, files: list[Path], options: MimicOptions, faults: FaultCollector, notes: list[str]) -> None:
-    """Compare files with the provider's checksums; decompress files whose checksum is not verified."""
+def _verify(raw: Path, files: list[Path], options: MimicOptions, faults: FaultCollector, notes: list[str]) -> set[Path]:
+    """Compare files with the provider's checksums; returns the verified files."""
     sums = provider_sums(raw) if options.checksums != "skip" else {}
     unlisted = sorted(set(options.rebuilt) - {within(raw, f) for f in sums})
     if unlisted and options.checksums != "skip":
         expected, found = f"files listed in {SUMS}", ", ".join(unlisted)
         faults.add(Fault(file="options", column="rebuilt", expected=expected, found=found))
-    n_verified = 0
+    verified = set()
     for path in files:
         name = within(raw, path)
-        if path in sums and name not in options.rebuilt:
-            found = sha256(path)
-            if found == sums[path]:
-                n_verified += 1
-                continue
-            if options.checksums == "verify":
-                faults.add(
-                    Fault(
-                        file=name,
-                        expected=f"SHA-256 {sums[path][:16]}… as in {SUMS}",
-                        found=f"{found[:16]}…",
-                        fix="Download the file again or, if it was changed on purpose, declare it with "
-                        f"--set 'rebuilt=[\"{name}\"]'; checksums=note accepts all mismatches.",
-                    )
-                )
-                continue
+        listed = path in sums and name not in options.rebuilt
+        found = sha256(path) if listed else ""
+        if listed and found == sums[path]:
+            verified.add(path)
+        elif listed and options.checksums == "verify":
+            expected = f"SHA-256 {sums[path][:16]}… as in {SUMS}"
+            declared = f"--set 'rebuilt=[\"{name}\"]'; checksums=note accepts all mismatches."
+            fix = f"Download the file again or, if it was changed on purpose, declare it with {declared}"
+            faults.add(Fault(file=name, expected=expected, found=f"{found[:16]}…", fix=fix))
+        elif listed:
             notes.append(f"{name} was modified: its SHA-256 differs from {SUMS}")
         elif name in options.rebuilt:
             notes.append(f"{name} was modified: declared in the option rebuilt")
-        if is_gzip(path) and options.integrity == "full":
-            _attempt(faults, inflate_to_end, path, name)
     if sums:
-        notes.append(f"{n_verified} of {len(files)} files match the provider's SHA-256")
+        notes.append(f"{len(verified)} of {len(files)} files match the provider's SHA-256")
+    return verified
+
+
+def _content(raw: Path, files: Form, columns: Columns) -> tuple[int, int, list[str]]:
+    """Number of rows, sum of their hashes, and columns of one form of a table, whatever its order."""
+    scan, total, names = scan_table(raw, files, columns), 0, []
+    for frame in scan:
+        names = sorted(frame.columns)
+        hashes = frame.select(names).with_columns(pl.col(pl.String).str.strip_chars()).hash_rows(seed=0)
+        total = (total + int(hashes.to_numpy().sum(dtype=np.uint64))) % 2**64
+    return scan.n_rows, total, names
+
+
+def _decide(raw: Path, table: str, columns: Columns, options: MimicOptions, notes: list[str]) -> None:
+    """Note which form of a table is read if there are several.
+
+    Raises:
+        DataError: the contents of the forms differ, and neither SHA256SUMS.txt nor the option `form` decides.
+    """
+    every, forms = tables_of(raw).get(table, []), forms_of(raw, table, options)
+    if len(every) < 2:
+        return
+    shown = {f: within(raw, f[0]) + (f" (and {len(f) - 1} more files)" if len(f) > 1 else "") for f in every}
+    reason = f"as listed in {SUMS}" if options.form == "auto" else f"form={options.form}"
+    if len(forms) > 1:
+        if len({str(_content(raw, f, columns)) for f in forms}) > 1:
+            expected, found = "one table, or equal contents", f"different contents in {' and '.join(shown.values())}"
+            fix = "Remove one of them, or choose with --set form=csv.gz, form=csv or form=parquet."
+            raise DataError(Fault(file=table, expected=expected, found=found, fix=fix))
+        reason = "their contents are equal"
+    others = few([shown[f] for f in every if f != forms[0]])
+    notes.append(f"{table}: read from {shown[forms[0]]}, not from {others}; {reason}")
 
 
 def check_export(raw: Path, options: MimicOptions) -> Checked:
@@ -117,7 +134,8 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
     options.validate()
     counts = options.text_encoder == "counts"
     encoder, *notes = ("counts",) if counts else recorded(options.text_encoder, ("auto", "counts"))
-    faults, files = FaultCollector(), []
+    faults = FaultCollector()
+    files: list[Path] = []
     present = tables_of(raw)
     _require_layout(raw, present)
     frames: dict[str, pl.DataFrame] = {}
@@ -127,43 +145,59 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
         if name in OPTIONAL and not has_table(raw, name):
             notes.append(f"{name} is missing: {OPTIONAL[name]}")
             continue
-        path = find_table(raw, name, faults)
-        if path is None:
+        form = find_table(raw, name, faults, options)
+        if form is None:
             continue
-        files.append(path)
-        frame = _attempt(faults, read_table, raw, path, name, notes)
+        files += form
+        _attempt(faults, _decide, raw, name, TABLES[name], options, notes)
+        frame = _attempt(faults, read_table, raw, form, name, notes, options)
         if frame is not None:
             frames[name] = frame
     release = "unknown"
     if {"hosp/patients", "hosp/admissions"} <= set(frames):
         tables = frames["hosp/patients"], frames["hosp/admissions"]
-        _attempt(faults, require_consistent, raw, *tables, frames.get("icu/icustays"))
+        _attempt(faults, require_consistent, raw, *tables, frames.get("icu/icustays"), options)
         release = _attempt(faults, detect_release, *tables, options) or release
         notes += _oddities(frames)
     large = {n: EVENTS[n] for n in options.event_sources} | {n: NOTES[n] for n in note_tables(raw, options)}
+    forms: dict[str, Form] = {}
     for name, columns in large.items():
-        path = find_table(raw, PLACES[name], faults)
-        if path is None:
+        form = find_table(raw, PLACES[name], faults, options)
+        if form is None:
             continue
-        files.append(path)
-        if _attempt(faults, check_columns, path, columns, within(raw, path)) is not None:
-            _attempt(faults, sample_rows, path, columns, shown_as=within(raw, path))
+        files += form
+        forms[name] = form
+        if (scan := _attempt(faults, scan_table, raw, form, columns)) is not None:
+            _attempt(faults, scan.sample)
+            _attempt(faults, _decide, raw, PLACES[name], columns, options, notes)
     for name in options.notes:
         if not has_table(raw, PLACES[name]):
             notes.append(f"{PLACES[name]} is missing (MIMIC-IV-Note is a separate PhysioNet project): no {name} notes")
     observed = {}
     if not faults.faults:
         kept = visits(raw, options).kept
-        codes = codes_of(raw, ended(kept))
+        codes = codes_of(raw, ended(kept), options)
         notes += _code_notes(codes, options)
         observed["code"] = codes["subject_id"].unique().sort().cast(pl.String)
-        _verify(raw, files, options, faults, notes)
+        verified = _verify(raw, files, options, faults, notes)
+        n_rows = {name: len(frame) for name, frame in frames.items()}
+        subjects = kept["subject_id"].unique().to_numpy()
+        for name, form in forms.items() if options.integrity == "full" else ():
+            if not verified.issuperset(form):
+                # As the build does, which finds all errors of the rows that it uses.
+                whole = scan_table(raw, form, large[name], subjects)
+                _attempt(faults, deque, whole, maxlen=0)
+                n_rows[PLACES[name]] = whole.n_rows
+        notes += _count_notes(n_rows, release)
     faults.raise_if_any()
+    read = {name for name, of_table in present.items() if any(form[0] in files for form in of_table)}
     unused = {
-        within(raw, path): UNREAD.get(name, "not a modality of this reader")
-        for name, paths in present.items()
-        if name in UNUSED or name in UNREAD
-        for path in paths
+        within(raw, path): "another form of the table is read"
+        if name in read
+        else UNREAD.get(name, "not a modality of this reader")
+        for name, of_table in present.items()
+        for form in of_table
+        for path in form
         if path not in files
     }
     return Checked(
@@ -176,15 +210,25 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
     )
 
 
-def _require_layout(raw: Path, present: Mapping[str, list[Path]]) -> None:
+def _require_layout(raw: Path, present: Mapping[str, list[Form]]) -> None:
     """Raise a DataError for exports of MIMIC-III, whose patients have a date of birth, and of MIMIC-IV 1.0."""
     found = "the core module of MIMIC-IV 1.0" if "core/patients" in present and "hosp/patients" not in present else ""
     for path in raw.rglob("*"):
-        patients = path.name.lower() in ("patients.csv", "patients.csv.gz") and path.is_file()
-        if patients and "dob" in (h.lower() for h in read_header(path, within(raw, path))[0]):
+        patients = path.name.lower() in ("patients.csv", "patients.csv.gz", "patients.parquet") and path.is_file()
+        if patients and "dob" in (h.lower() for h in scan_table(raw, (path,), ()).header):
             found = "MIMIC-III tables"
     if found:
         raise DataError(Fault(file=raw.name, expected="MIMIC-IV 2.0 or later (hosp/patients)", found=found, fix=GET))
+
+
+def _count_notes(counts: Mapping[str, int], release: str) -> list[str]:
+    """Notes on tables whose number of rows is not that of the release."""
+    published = ROWS.get(release.removeprefix("MIMIC-IV "), {})
+    return [
+        f"{name} has {n:,} rows; in {release} as published it has {published[name]:,}"
+        for name, n in counts.items()
+        if published.get(name, n) != n
+    ]
 
 
 def _code_notes(codes: pl.DataFrame, options: MimicOptions) -> list[str]:

@@ -44,29 +44,15 @@ def category(code: pl.Expr, kind: pl.Expr, version: pl.Expr) -> pl.Expr:
     return code.str.slice(0, length)
 
 
-def sequence_array(values: np.ndarray, lengths: np.ndarray, width: int) -> pa.Array:
-    """Steps (S, width) float32 of samples with `lengths` steps each, as an Arrow list of fixed-size lists."""
-    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1), type=pa.float32())
-    steps = pa.FixedSizeListArray.from_arrays(flat, width)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    return pa.ListArray.from_arrays(offsets, steps)
-
-
-def time_array(time: np.ndarray, lengths: np.ndarray) -> pa.Array:
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    return pa.ListArray.from_arrays(offsets, pa.array(time.astype(np.float32)))
-
-
 def sequence_batch(
     modality: Modality, ids: list[str], values: np.ndarray, time: np.ndarray, lengths: np.ndarray
 ) -> pa.RecordBatch:
-    """Record batch of an irregular sequence."""
-    arrays = [
-        pa.array(ids, type=pa.string()),
-        sequence_array(values, lengths, modality.size),
-        pa.array(lengths.astype(np.int32)),
-        time_array(time, lengths),
-    ]
+    """Record batch of an irregular sequence: steps (S, d) and their times (S,) of samples with `lengths` steps."""
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1), type=pa.float32())
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    steps = pa.FixedSizeListArray.from_arrays(flat, modality.size)
+    x, times = (pa.ListArray.from_arrays(offsets, a) for a in (steps, pa.array(time.astype(np.float32))))
+    arrays = [pa.array(ids, type=pa.string()), x, pa.array(lengths.astype(np.int32)), times]
     return pa.RecordBatch.from_arrays(arrays, schema=modality.arrow_schema())
 
 
@@ -81,19 +67,19 @@ def step_dictionary(
     return pl.DataFrame(elements, schema=DICTIONARY_SCHEMA)
 
 
-def _titles(raw: Path) -> pl.DataFrame:
+def _titles(raw: Path, options: MimicOptions) -> pl.DataFrame:
     empty = pl.DataFrame(
         schema={"kind": pl.String, "icd_version": pl.Int8, "icd_code": pl.String, "long_title": pl.String}
     )
     found = [
         t.select(pl.lit(kind).alias("kind"), "icd_version", "icd_code", "long_title")
         for table, kind in TITLES.items()
-        if (t := open_optional(raw, table)) is not None
+        if (t := open_optional(raw, table, options)) is not None
     ]
     return pl.concat([empty, *found]).unique(CODE, keep="first", maintain_order=True)
 
 
-def codes_of(raw: Path, visits: pl.DataFrame) -> pl.DataFrame:
+def codes_of(raw: Path, visits: pl.DataFrame, options: MimicOptions) -> pl.DataFrame:
     """Codes of these visits: the columns of `visits`, `kind, seq_num, icd_version, icd_code, long_title, recoded`.
 
     A code without a title becomes the titled code that differs only in dots, leading zeros or case, if there is exactly
@@ -103,11 +89,11 @@ def codes_of(raw: Path, visits: pl.DataFrame) -> pl.DataFrame:
         [
             t.with_columns(pl.lit(kind).alias("kind")).select("subject_id", "hadm_id", "seq_num", *CODE)
             for table, kind in KINDS.items()
-            if (t := open_optional(raw, table)) is not None
+            if (t := open_optional(raw, table, options)) is not None
         ]
     ).join(visits, on=["subject_id", "hadm_id"])
     plain = pl.col("icd_code").str.replace_all(".", "", literal=True).str.strip_chars_start("0").str.to_uppercase()
-    titles, key = _titles(raw), ["kind", "icd_version", "plain"]
+    titles, key = _titles(raw, options), ["kind", "icd_version", "plain"]
     only = (
         titles.with_columns(plain.alias("plain")).unique(key, keep="none").select(*key, pl.col("icd_code").alias("to"))
     )
@@ -130,7 +116,7 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     kept = visits_of(raw, samples, options)
     first = pl.col("admittime").min().over("rank")
     kept = kept.with_columns(((pl.col("admittime") - first).dt.total_milliseconds() / DAY_MS).alias("days"))
-    codes = codes_of(raw, kept)
+    codes = codes_of(raw, kept, options)
     n = [len(codes), len(codes := ended(codes))]
     if options.leak_guard:
         # Of diagnoses only: a catheter for "therapeutic or palliative substances" reveals nothing.
@@ -162,7 +148,7 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         .unique()
         .sort(CODE)
         .with_row_index("position")
-        .join(_titles(raw), on=CODE, how="left", maintain_order="left")
+        .join(_titles(raw, options), on=CODE, how="left", maintain_order="left")
     )
     codes = codes.join(levels.drop("long_title"), on=CODE, how="left", maintain_order="left")
     rank = codes["rank"].to_numpy()

@@ -13,6 +13,7 @@ import polars as pl
 
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.scan.progress import log
+from mrpipe.datasets.mimic.scan.scanner import is_parquet
 from mrpipe.datasets.mimic.tables import detect_release, find_table, open_optional, open_table
 from mrpipe.delimited import line_of
 from mrpipe.errors import DataError, Fault, FaultCollector
@@ -47,7 +48,9 @@ class Visits:
     attrition: Attrition
 
 
-def require_consistent(raw: Path, patients: pl.DataFrame, admissions: pl.DataFrame, stays: pl.DataFrame | None) -> None:
+def require_consistent(
+    raw: Path, patients: pl.DataFrame, admissions: pl.DataFrame, stays: pl.DataFrame | None, options: MimicOptions
+) -> None:
     """Require unique keys, a row in patients for every admission, and at least one date of death.
 
     Raises:
@@ -60,12 +63,15 @@ def require_consistent(raw: Path, patients: pl.DataFrame, admissions: pl.DataFra
     for table, (key, frame) in (unique if stays is None else unique | {"icu/icustays": ("stay_id", stays)}).items():
         wrong.append((table, key, "unique values", frame.filter(pl.col(key).is_duplicated()).sort(key, ROW)))
     for table, key, expected, rows in wrong:
-        if len(rows) and (path := find_table(raw, table, faults)) is not None:
-            first, *lines = (line_of(path, row) for row in rows[ROW].head(5))
-            found = f"{len(rows)} other rows (lines {first}{''.join(f', {n}' for n in lines)})"
-            faults.add(Fault(file=table, column=key, line=first, expected=expected, found=found, fix=fix))
-    if patients["dod"].null_count() == len(patients):
-        fix = "Mortality is unknown without dates of death: download the table again."
+        if len(rows) and (files := find_table(raw, table, faults, options)) is not None:
+            # Rows are numbered over all files of the table; a single text file has lines.
+            kind = "row" if len(files) > 1 or is_parquet(files[0]) else "line"
+            numbers = [line_of(files[0], row) if kind == "line" else row for row in rows[ROW].head(5)]
+            found = f"{len(rows)} other rows ({kind}s {', '.join(map(str, numbers))})"
+            place = {"file": table, "column": key, kind: numbers[0]}
+            faults.add(Fault(**place, expected=expected, found=found, fix=fix))  # type: ignore[arg-type]
+    if options.death_date != "hospital" and patients["dod"].null_count() == len(patients):
+        fix = "Mortality is unknown without dates of death: download the table again, or set death_date=hospital."
         faults.add(Fault(file="hosp/patients", column="dod", expected="dates of death", found="blanks only", fix=fix))
     faults.raise_if_any()
 
@@ -73,8 +79,8 @@ def require_consistent(raw: Path, patients: pl.DataFrame, admissions: pl.DataFra
 def deaths(patients: pl.DataFrame, admissions: pl.DataFrame, options: MimicOptions) -> pl.DataFrame:
     """`subject_id, death, last_discharge`: dates of death (null if not recorded) and of the last discharge.
 
-    Source: dod in patients. With `death_date=any`, a blank dod is replaced by the date of the in-hospital death in
-    admissions: deathtime, otherwise dischtime of the visit with hospital_expire_flag.
+    Source: dod in patients. With `death_date=any`, a blank dod is replaced by the date of the in-hospital death of
+    admissions: deathtime, or dischtime of the visit with hospital_expire_flag; with `hospital`, only that counts.
     """
     in_hospital = pl.coalesce(
         pl.col("deathtime").dt.date(), pl.when(pl.col("hospital_expire_flag") == 1).then(pl.col("dischtime").dt.date())
@@ -82,15 +88,15 @@ def deaths(patients: pl.DataFrame, admissions: pl.DataFrame, options: MimicOptio
     per_patient = admissions.group_by("subject_id").agg(
         in_hospital.min().alias("in_hospital"), pl.col("dischtime").dt.date().max().alias("last_discharge")
     )
-    death = pl.col("dod") if options.death_date == "dod" else pl.coalesce("dod", "in_hospital")
+    death = {"dod": pl.col("dod"), "hospital": pl.col("in_hospital"), "any": pl.coalesce("dod", "in_hospital")}
     return patients.join(per_patient, on="subject_id", how="left").select(
-        "subject_id", death.alias("death"), "last_discharge"
+        "subject_id", death[options.death_date].alias("death"), "last_discharge"
     )
 
 
 def icd9_visits(raw: Path, options: MimicOptions) -> pl.DataFrame:
     """`hadm_id` of the visits whose diagnoses and procedures satisfy the option `icd9`."""
-    tables = [open_table(raw, "hosp/diagnoses_icd"), open_optional(raw, "hosp/procedures_icd")]
+    tables = [open_table(raw, "hosp/diagnoses_icd", options), open_optional(raw, "hosp/procedures_icd", options)]
     versions = pl.concat([t.select("hadm_id", "icd_version") for t in tables if t is not None])
     nine = pl.col("icd_version") == 9
     rule = nine.all() if options.icd9 == "all" else nine.any()
@@ -113,9 +119,9 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
     Raises:
         DataError: repeated keys, admissions of unknown patients, or an unknown release.
     """
-    patients, admissions = open_table(raw, "hosp/patients"), open_table(raw, "hosp/admissions")
-    stays = open_table(raw, "icu/icustays") if options.require_icu != "no" else None
-    require_consistent(raw, patients, admissions, stays)
+    patients, admissions = open_table(raw, "hosp/patients", options), open_table(raw, "hosp/admissions", options)
+    stays = open_table(raw, "icu/icustays", options) if options.require_icu != "no" else None
+    require_consistent(raw, patients, admissions, stays, options)
     detect_release(patients, admissions, options)
     flow = Attrition(len(patients), "patients in the export")
     dead = deaths(patients, admissions, options)
@@ -259,7 +265,7 @@ def build_cohort(raw: Path, options: MimicOptions) -> Cohort:
         "age",
         "gender",
     )
-    counts = code_counts(raw, ended(found.kept.join(frame, on="subject_id", how="semi")))
+    counts = code_counts(raw, ended(found.kept.join(frame, on="subject_id", how="semi")), options)
     samples = samples.join(counts, on="sample_id", how="left", maintain_order="left").with_columns(
         pl.col("n_diagnoses", "n_procedures").fill_null(0)
     )
@@ -277,11 +283,11 @@ def ended(kept: pl.DataFrame) -> pl.DataFrame:
     return kept.filter(pl.col("dischtime") <= pl.col("predicted"))
 
 
-def code_counts(raw: Path, kept: pl.DataFrame) -> pl.DataFrame:
+def code_counts(raw: Path, kept: pl.DataFrame, options: MimicOptions) -> pl.DataFrame:
     """`sample_id, n_diagnoses, n_procedures, icd_versions` ("9", "10" or "9+10") over these visits."""
     keys = kept.select("subject_id", "hadm_id")
     names = {"hosp/diagnoses_icd": "n_diagnoses", "hosp/procedures_icd": "n_procedures"}
-    tables = {n: t for table, n in names.items() if (t := open_optional(raw, table)) is not None}
+    tables = {n: t for table, n in names.items() if (t := open_optional(raw, table, options)) is not None}
     codes = pl.concat(t.with_columns(pl.lit(n).alias("table")) for n, t in tables.items())
     codes = codes.join(keys, on=["subject_id", "hadm_id"])
     version = pl.col("icd_version").unique().sort().cast(pl.String).str.join("+")

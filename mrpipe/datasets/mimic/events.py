@@ -26,8 +26,7 @@ from mrpipe.datasets.mimic.cohort import visits_of
 from mrpipe.datasets.mimic.options import MimicOptions, within
 from mrpipe.datasets.mimic.ranges import canonical_unit
 from mrpipe.datasets.mimic.scan.progress import log
-from mrpipe.datasets.mimic.scan.scanner import TableScan
-from mrpipe.datasets.mimic.tables import EVENTS, PLACES, find_table, open_table
+from mrpipe.datasets.mimic.tables import EVENTS, PLACES, Form, find_table, open_table, scan_table
 from mrpipe.errors import FaultCollector
 from mrpipe.keyed import id_keys
 from mrpipe.store.parquet import replacing
@@ -172,20 +171,20 @@ def cohort_hash(samples: pl.DataFrame, options: MimicOptions) -> str:
     return hashlib.sha256(json.dumps([ids, asdict(options)], sort_keys=True).encode()).hexdigest()
 
 
-def input_hash(files: list[Path], raw: Path, samples: pl.DataFrame, options: MimicOptions) -> str:
+def input_hash(tables: dict[str, Form], raw: Path, samples: pl.DataFrame, options: MimicOptions) -> str:
     """Hash of all inputs of a part (files by size and time, cohort, options); parts with another hash are stale."""
-    state = [(within(raw, f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    state = [(within(raw, f), f.stat().st_size, f.stat().st_mtime_ns) for files in tables.values() for f in files]
     return hashlib.sha256(json.dumps([state, cohort_hash(samples, options)]).encode()).hexdigest()
 
 
-def event_files(raw: Path, options: MimicOptions) -> dict[str, Path]:
-    """File of each table in `event_sources`.
+def event_files(raw: Path, options: MimicOptions) -> dict[str, Form]:
+    """Files of each table in `event_sources`.
 
     Raises:
-        DataError: a table is missing or present more than once.
+        DataError: a table is missing.
     """
     faults = FaultCollector()
-    found = {s: find_table(raw, PLACES[s], faults) for s in SOURCES if s in options.event_sources}
+    found = {s: find_table(raw, PLACES[s], faults, options) for s in SOURCES if s in options.event_sources}
     faults.raise_if_any()
     return {s: p for s, p in found.items() if p is not None}
 
@@ -291,10 +290,7 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     """
     options.validate()
     files = event_files(raw, options)
-    hashes = {
-        "fingerprint": input_hash(list(files.values()), raw, samples, options),
-        "cohort": cohort_hash(samples, options),
-    }
+    hashes = {"fingerprint": input_hash(files, raw, samples, options), "cohort": cohort_hash(samples, options)}
     ids = samples["sample_id"].sort().to_list()
     subjects = np.array([int(i) for i in ids], dtype=np.int64)
     in_part = shard_of(ids, n_parts) == part
@@ -302,14 +298,14 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     low = int(subjects.min())
     ranks = np.full(int(subjects.max()) - low + 1, -1, dtype=np.int32)
     ranks[subjects - low] = np.arange(len(ids), dtype=np.int32)
-    known = open_table(raw, "hosp/patients")["subject_id"].to_numpy()
+    known = open_table(raw, "hosp/patients", options)["subject_id"].to_numpy()
     units, tally = UnitCodes(), Tally()
     scratch = out.with_suffix("")
     runs = _Runs(scratch, len(ids))
     try:
         if in_part.any():
-            for source, path in files.items():
-                scan = TableScan(path, EVENTS[source], subjects[in_part], shown_as=within(raw, path), known=known)
+            for source, form in files.items():
+                scan = scan_table(raw, form, EVENTS[source], subjects[in_part], known=known)
                 for frame in scan:
                     runs.add(_rows(frame, source, ranks, low, windows, units, tally))
                 log(f"mimic {source}: {scan.n_rows:,} rows read for part {part} of {n_parts}{scan.oddities()}")

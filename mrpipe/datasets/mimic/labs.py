@@ -34,11 +34,11 @@ STATISTICS = ("last", "mean", "min", "max", "count")
 _PREFIX = {"labevents": "lab", "chartevents": "chart"}
 
 
-def item_table(raw: Path) -> pl.DataFrame:
+def item_table(raw: Path, options: MimicOptions) -> pl.DataFrame:
     """`key, label` of the items in d_labitems and d_items."""
     frames = [pl.DataFrame(schema={"key": pl.Int64, "label": pl.String})]
     for source, table in (("labevents", "hosp/d_labitems"), ("chartevents", "icu/d_items")):
-        names = open_optional(raw, table)
+        names = open_optional(raw, table, options)
         if names is not None:
             kind = pl.col("fluid") if "fluid" in names.columns else pl.lit(None, dtype=pl.String)
             label = pl.concat_str("label", kind, separator=", ", ignore_nulls=True)
@@ -47,10 +47,10 @@ def item_table(raw: Path) -> pl.DataFrame:
     return pl.concat(frames).unique("key", keep="first", maintain_order=True)
 
 
-def _item_names(raw: Path, items: CohortItems) -> pl.DataFrame:
+def _item_names(raw: Path, items: CohortItems, options: MimicOptions) -> pl.DataFrame:
     """One row per level: `code` (lab:50912), `label`, `unit`, `source`."""
     frame = pl.DataFrame({"key": items.items, "unit": items.units}).join(
-        item_table(raw), on="key", how="left", maintain_order="left"
+        item_table(raw, options), on="key", how="left", maintain_order="left"
     )
     source = frame["key"] // ITEM_BASE
     return frame.with_columns(
@@ -69,7 +69,7 @@ def _ids(samples: pl.DataFrame) -> NDArray[np.str_]:
 def read_lab(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Sequence[Path]) -> Features:
     """Measurements of each patient as an irregular sequence, from labevents and chartevents (see `prepare_events`)."""
     content = Parts(parts, samples, options)
-    ids, names = _ids(samples), _item_names(raw, content.items)
+    ids, names = _ids(samples), _item_names(raw, content.items, options)
     label = pl.concat_str("code", pl.col("label"), pl.format("[{}]", "unit"), separator=" ")
     levels = names.select(label)["code"].to_list()
     modality = Modality(
@@ -136,7 +136,7 @@ def summarise(group: Group, n_items: int) -> tuple[NDArray[np.int64], NDArray[np
 def read_summary(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Sequence[Path]) -> Features:
     """Summary statistics per patient and item, from labevents and chartevents (see `prepare_events`)."""
     content = Parts(parts, samples, options)
-    ids, names = _ids(samples), _item_names(raw, content.items)
+    ids, names = _ids(samples), _item_names(raw, content.items, options)
     n_items = len(names)
     modality = Modality(
         name="lab_summary", bit=3, kind="vector", shape=(n_items * len(STATISTICS),), description=SUMMARY
@@ -196,7 +196,7 @@ def prepare_summary(
 ) -> None:
     """Prepare a part of lab_summary, which equals that of lab: copy the part of lab if it is up to date."""
     sibling = out.parent.parent / "lab" / out.name
-    current = input_hash(list(event_files(raw, options).values()), raw, samples, options)
+    current = input_hash(event_files(raw, options), raw, samples, options)
     if sibling.is_file() and json.loads(read_metadata(sibling)[PART_KEY])["fingerprint"] == current:
         with replacing(out) as temporary:
             shutil.copyfile(sibling, temporary)

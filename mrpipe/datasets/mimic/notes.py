@@ -12,16 +12,15 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mrpipe.datasets.mimic.codes import sequence_batch
+from mrpipe.datasets.mimic.codes import sequence_batch, step_dictionary
 from mrpipe.datasets.mimic.cohort import PAPER, visits_of
 from mrpipe.datasets.mimic.events import EXCLUDED, FAR_DAYS
 from mrpipe.datasets.mimic.note_text import clean, pieces
-from mrpipe.datasets.mimic.options import MimicOptions, within
+from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.scan.progress import log
-from mrpipe.datasets.mimic.scan.scanner import TableScan
-from mrpipe.datasets.mimic.tables import NOTES, PLACES, find_table, note_tables
+from mrpipe.datasets.mimic.tables import NOTES, PLACES, find_table, note_tables, scan_table
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+from mrpipe.schema import Features, Modality
 from mrpipe.text.encoders import PREFIX, Precomputed, get_encoder, hashed_counts, tokenise
 
 DESCRIPTION = "discharge summaries (and radiology reports) up to the index discharge, one step per note, days"
@@ -73,10 +72,10 @@ def read_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Itera
     faults = FaultCollector()
     n_rows, odd = 0, ""
     for name in note_tables(raw, options):
-        path = find_table(raw, PLACES[name], faults)
+        files = find_table(raw, PLACES[name], faults, options)
         faults.raise_if_any()
-        assert path is not None
-        scan = TableScan(path, NOTES[name], subjects, shown_as=within(raw, path))
+        assert files is not None
+        scan = scan_table(raw, files, NOTES[name], subjects)
         for frame in scan:
             frame = _admissible(frame, name, kept, options, removed)
             only = options.note_sections if name == "discharge" else ()
@@ -214,24 +213,9 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
             )
 
     kind = "count" if encode.counts else "embedding"
-    dictionary = (
-        pl.DataFrame({"position": np.arange(x.shape[1])})
-        .select(
-            pl.lit("note").alias("modality"),
-            "position",
-            pl.format("{}_{}", pl.lit(kind), "position").alias("name"),
-            pl.lit("float32").alias("dtype"),
-            pl.lit("").alias("unit"),
-            pl.lit(kind).alias("kind"),
-            pl.lit(None, dtype=pl.List(pl.String)).alias("levels"),
-            pl.lit(encode.name).alias("description"),
-            pl.lit(", ".join(note_tables(raw, options))).alias("source_file"),
-            pl.lit("text").alias("source_column"),
-            pl.lit(len(present)).alias("n_observed"),
-            pl.lit(n_without).alias("n_missing"),
-        )
-        .cast(DICTIONARY_SCHEMA)
-    )
+    rows_of = [(f"{kind}_{i}", kind, None, "text", encode.name) for i in range(x.shape[1])]
+    tables = ", ".join(note_tables(raw, options))
+    dictionary = step_dictionary("note", rows_of, len(present), len(samples), tables)
     return Features(modality=modality, batches=batches(), dictionary=dictionary)
 
 

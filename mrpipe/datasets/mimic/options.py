@@ -19,6 +19,12 @@ class MimicOptions:
 
     # Export
     release: str = option("auto", "release of the export (auto: detected from the tables)", choices=("auto", *RELEASES))
+    form: str = option(
+        "auto",
+        "form of the tables that are present in several (auto: the one listed in SHA256SUMS.txt; else any, if their "
+        "contents are equal)",
+        choices=("auto", "csv.gz", "csv", "parquet"),
+    )
     checksums: str = option(
         "verify",
         "checksums in the provider's SHA256SUMS.txt, if the export contains it: a mismatch is an error (verify), is "
@@ -30,8 +36,8 @@ class MimicOptions:
     )
     integrity: str = option(
         "full",
-        "check of the files before the build. full: decompress all .gz files without a verified checksum completely, "
-        "which checks their CRC; quick: read only the header and the first rows of large tables",
+        "check of the large tables without a verified checksum. full: read them as the build does, which finds all "
+        "errors; quick: read only the header and the first rows",
         choices=("full", "quick"),
     )
 
@@ -66,9 +72,9 @@ class MimicOptions:
     horizon_days: int = option(365, "death within this number of days after the index discharge is the positive class")
     death_date: str = option(
         "any",
-        "date of death: dod in patients.csv only (dod), or also the in-hospital death in admissions.csv if dod is "
-        "blank (any)",
-        choices=("any", "dod"),
+        "date of death: dod in patients only (dod), also the in-hospital death in admissions if dod is blank (any), or "
+        "in-hospital deaths only (hospital), for exports without dod; deaths after discharge then count as alive",
+        choices=("any", "dod", "hospital"),
     )
     reversed_visits: str = option("keep", "visits with admittime after dischtime", choices=("keep", "drop"))
     overlapping_visits: str = option(

@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 from mrpipe.datasets.mosi.check import check, modalities_of
-from mrpipe.datasets.mosi.cohort import SCHEMES, TASKS, cohort
+from mrpipe.datasets.mosi.cohort import cohort
+from mrpipe.datasets.mosi.corpora import MOSI, Corpus
 from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
 from mrpipe.datasets.mosi.readers import BITS, DESCRIPTIONS, read_audio, read_text, read_vision
 from mrpipe.datasets.mosi.simulate.export import simulate
-from mrpipe.schema import Dataset, ModalityReader
+from mrpipe.schema import Dataset, ModalityReader, Scheme
 
-DATASET = Dataset(
-    name="mosi",
-    title="CMU-MOSI",
-    citation=(
-        "Zadeh, A., Zellers, R., Pincus, E., Morency, L.-P. (2016). Multimodal sentiment intensity analysis in videos: "
-        "facial gestures and verbal messages. IEEE Intelligent Systems 31(6), 82-88."
-    ),
-    licence="academic dataset without a stated licence; cite the paper",
-    provider="CMU-MultimodalSDK (github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK), MMSA or MultiBench",
-    options=MosiOptions,
-    simulation=MosiSimulation,
-    modalities={
-        "text": ModalityReader(bit=BITS["text"], description=DESCRIPTIONS["text"], read=read_text),
-        "audio": ModalityReader(bit=BITS["audio"], description=DESCRIPTIONS["audio"], read=read_audio),
-        "vision": ModalityReader(bit=BITS["vision"], description=DESCRIPTIONS["vision"], read=read_vision),
-    },
-    tasks=TASKS,
-    schemes=SCHEMES,
-    check=check,
-    cohort=cohort,
-    simulate=simulate,
-    modalities_of=modalities_of,
-    tiny={"n_videos": 12, "clips_per_video": 6.0},
-    notes=(
-        "Each sample is one opinion segment with id `<video>_<clip>`, clips numbered from 1; the subject is the video.",
-        "A word belongs to the segment in which it begins; pauses (`sp`) are removed. Two published segments contain "
-        "no word, one of them with zero length (2WGyTLYerpo, clip 44); both lack the text modality.",
-        "Neutral clips (score exactly 0) have no label for the task `polarity`.",
-    ),
-)
+
+def declare(corpus: Corpus) -> Dataset:
+    """The dataset of a corpus."""
+    readers = {"text": read_text, "audio": read_audio, "vision": read_vision}
+    return Dataset(
+        **{k: getattr(corpus, k) for k in ("name", "title", "citation", "licence", "provider", "notes")},
+        options=type("Options", (MosiOptions,), {"corpus": corpus}),
+        simulation=type("Simulation", (MosiSimulation,), {"corpus": corpus}),
+        modalities={m: ModalityReader(bit=BITS[m], description=DESCRIPTIONS[m], read=r) for m, r in readers.items()},
+        tasks=tuple(task for task, _ in corpus.tasks),
+        schemes={
+            "standard": Scheme(column="fold", description=corpus.folds),
+            "uniform": Scheme(stratify="polarity", description="70 / 15 / 15 by subject, stratified by polarity"),
+        },
+        check=check,
+        cohort=cohort,
+        simulate=simulate,
+        modalities_of=modalities_of,
+        tiny={"n_videos": 12, "clips_per_video": 6.0},
+    )
+
+
+DATASET = declare(MOSI)

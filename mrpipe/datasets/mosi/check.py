@@ -1,4 +1,4 @@
-"""Check of a CMU-MOSI export: report every error before a build starts."""
+"""Check of an export: report every error before a build starts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.mosi.export import PICKLE_SUFFIXES, open_export
+from mrpipe.datasets.mosi.export import open_export
+from mrpipe.datasets.mosi.formats.pickles import PICKLE_SUFFIXES
 from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.datasets.mosi.readers import survey, text_choice
 from mrpipe.schema import Checked
 
-RELEASES = {"csd": "CMU-MultimodalSDK (.csd)", "mmsa": "MMSA", "multibench": "MultiBench"}
+RELEASES = {
+    "csd": "CMU-MultimodalSDK (.csd)",
+    "mmsa": "MMSA",
+    "multibench": "MultiBench",
+    "mag": "MAG-BERT",
+    "files": "features by clip,",
+}
 
 
 def check(raw: Path, options: MosiOptions) -> Checked:
@@ -27,9 +34,8 @@ def check(raw: Path, options: MosiOptions) -> Checked:
     encoder, *note = text_choice(export, options) if "text" in export.modalities else (options.text_encoder,)
     known, notes = survey(export, options)
     release = RELEASES[export.format]
-    files, unused = export.files, {}
+    files, unused = export.files, dict(export.unused)
     if isinstance(export, SdkExport):
-        unused = dict(export.unused)
         texts = [s.path for role in ("words", "vectors") if (s := export.chosen.get(role))]
         for path in (p for p in texts if p.name != export.text_source()[0]):
             files = tuple(f for f in files if f != path)

@@ -11,13 +11,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.datasets.mosi.corpora import Corpus
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import find_one
 
-FOLD_FILE = "cmu_mosi_std_folds.py"
 FOLD_LISTS = {"train": "standard_train_fold", "val": "standard_valid_fold", "test": "standard_test_fold"}
 GET_FOLDS = (
-    "It is part of the CMU-MultimodalSDK (mmsdk/mmdatasdk/dataset/standard_datasets/CMU_MOSI/). "
+    "It is part of the CMU-MultimodalSDK (mmsdk/mmdatasdk/dataset/standard_datasets/). "
     "Copy it into the folder of the .csd files."
 )
 CLIPS_SCHEMA = pl.Schema(
@@ -32,26 +32,22 @@ CLIPS_SCHEMA = pl.Schema(
     }
 )
 
-# MMSA writes `video$_$clip` (from 1), the SDK and MultiBench `video[i]` (from 0), and the dataset's files `video_clip`.
-_MMSA_ID = re.compile(r"(?P<video>.+)\$_\$(?P<clip>\d+)")
-_SDK_ID = re.compile(r"(?P<video>.+)\[(?P<segment>\d+)\]")
+# MMSA writes `video$_$clip`; the SDK, MultiBench and MAG-BERT `video[i]`; the names of media files are `video_clip`.
+_ID = re.compile(r"(?P<video>.+)(?:\$_\$|[_/])(?P<clip>\d+)|(?P<sdk>.+)\[(?P<segment>\d+)\]", re.DOTALL)
 
 
-def sample_id(video: str, clip: int) -> str:
-    """`<video>_<clip>` with clips numbered from 1, as in the published file names (`03bSnISJMiM_1.wav`)."""
-    return f"{video}_{clip}"
-
-
-def parse_id(text: str) -> tuple[str, int] | None:
-    """Parse an id in the notation of MMSA or the SDK into video and clip number (from 1); None for any other text."""
-    if match := _MMSA_ID.fullmatch(text):
-        return match["video"], int(match["clip"])
-    if match := _SDK_ID.fullmatch(text):
-        return match["video"], int(match["segment"]) + 1
-    return None
+def parse_id(text: str, corpus: Corpus) -> tuple[str, int] | None:
+    """Parse an id in any of the notations into video and clip number; None for any other text."""
+    match = _ID.fullmatch(text)
+    if match is None:
+        return None
+    if match["sdk"] is not None:
+        return match["sdk"], int(match["segment"]) + corpus.first_clip
+    return match["video"], int(match["clip"])
 
 
 def clip_frame(
+    corpus: Corpus,
     video: Sequence[str],
     clip: Sequence[int] | NDArray[np.int64],
     score: NDArray[np.float32],
@@ -59,11 +55,15 @@ def clip_frame(
     start: NDArray[np.float64] | None = None,
     end: NDArray[np.float64] | None = None,
 ) -> pl.DataFrame:
-    """Clips as a frame with `CLIPS_SCHEMA`, in the given order; times are null in formats without times."""
+    """Clips as a frame with `CLIPS_SCHEMA`, in the given order; times are null in formats without times.
+
+    The sample id is `<video>_<clip>`, as in the published file names (`03bSnISJMiM_1.wav`).
+    """
+    names = [f"{v}_{int(c)}" for v, c in zip(video, clip, strict=True)]
     return pl.DataFrame(
         {
-            "sample_id": [sample_id(v, int(c)) for v, c in zip(video, clip, strict=True)],
-            "subject_id": list(video),
+            "sample_id": names,
+            "subject_id": list(video) if corpus.split_by_video else names,
             "clip": clip,
             "fold": list(fold),
             "start": start,
@@ -76,12 +76,13 @@ def clip_frame(
 
 
 def score_faults(
-    file: str, column: str, score: NDArray[np.float32], ids: Sequence[str], *, rows: bool = True
+    file: str, column: str, corpus: Corpus, score: NDArray[np.float32], ids: Sequence[str], *, rows: bool = True
 ) -> list[Fault]:
-    """Faults for labels that are not finite or not in [-3, 3], at most one of each kind; with the row if `rows`."""
+    """Faults for labels that are not finite or out of range, at most one of each kind; with the row if `rows`."""
     faults = []
     finite = np.isfinite(score)
-    for expected, bad in (("finite numbers", ~finite), ("scores in [-3, 3]", finite & (np.abs(score) > 3))):
+    within = f"scores in [-{corpus.limit:g}, {corpus.limit:g}]"
+    for expected, bad in (("finite numbers", ~finite), (within, finite & (np.abs(score) > corpus.limit))):
         if bad.any():
             row = int(bad.argmax())
             found = f"{score[row]} for clip {ids[row]} ({int(bad.sum())} such clips)"
@@ -92,15 +93,15 @@ def score_faults(
     return faults
 
 
-def read_folds(raw: Path, faults: FaultCollector) -> tuple[Path | None, dict[str, str]]:
+def read_folds(raw: Path, corpus: Corpus, faults: FaultCollector) -> tuple[Path | None, dict[str, str]]:
     """Path of the SDK's fold file and its content as video → fold; the file is parsed, never executed."""
     what = "the standard folds of the SDK, three lists of video ids"
-    patterns = [rf"(.*/)?{re.escape(FOLD_FILE)}", r"(.*/)?cmu_mosi\.py"]
+    patterns = [rf"(.*/)?{re.escape(corpus.fold_file)}", rf"(.*/)?cmu_{corpus.name}\.py"]
     missing = FaultCollector()
     path = find_one(raw, patterns, what=what, fix=GET_FOLDS, faults=missing)
     if path is None:
         found = missing.faults[0].found
-        faults.add(Fault(file=FOLD_FILE, expected=f"exactly one file ({what})", found=found, fix=GET_FOLDS))
+        faults.add(Fault(file=corpus.fold_file, expected=f"exactly one file ({what})", found=found, fix=GET_FOLDS))
         return None, {}
     try:
         return path, parse_folds(path)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from mrpipe.datasets.mosi.corpora import MOSI, Corpus
 from mrpipe.options import option
 from mrpipe.text.encoders import HELP
 
 FORMS = ("auto", "steps", "collapse", "raw")
-FORMATS = ("csd", "mmsa_aligned", "mmsa_unaligned", "multibench")
+FORMATS = ("csd", "mmsa_aligned", "mmsa_unaligned", "multibench", "mult", "mag", "files")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MosiOptions:
     """Options of the CMU-MOSI readers."""
 
-    file: str = option("", "pickle file to read if the export contains more than one")
+    corpus: ClassVar[Corpus] = MOSI
+
+    file: str = option("", "pickle or label table to read if the export contains more than one")
     text_encoder: str = option(
         "auto",
         "how words become vectors. auto: the word vectors of the export (GloVe or BERT) if it has any, otherwise "
@@ -59,9 +63,14 @@ class MosiOptions:
 class MosiSimulation:
     """Options of the CMU-MOSI simulator; the defaults write a small export with three modalities."""
 
+    corpus: ClassVar[Corpus] = MOSI
+
     seed: int = option(0, "random seed")
     format: str = option(
-        "csd", "format to write: .csd files (CMU-MultimodalSDK), or a pickle of MMSA or MultiBench", choices=FORMATS
+        "",
+        "format to write, by default the published one: .csd files (CMU-MultimodalSDK); a pickle of MMSA, MultiBench, "
+        "MulT (not aligned) or MAG-BERT; files: features by clip with a table of labels",
+        choices=("", *FORMATS),
     )
     n_videos: int = option(24, "number of videos (subjects); 93 in the published dataset")
     clips_per_video: float = option(12.5, "mean number of opinion segments per video; 23.6 in the published dataset")

@@ -141,47 +141,23 @@ def _gather(first: NDArray[np.int64], n: NDArray[np.int64]) -> tuple[NDArray[np.
     return np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], n), offsets
 
 
-def bounds(
-    x: NDArray, lengths: NDArray[np.int64] | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """First step and end of the padded sequences (N, T, d), each (N,), and which contradict their length (N,).
+def unpad(x: NDArray, length: int | None = None) -> tuple[NDArray, bool]:
+    """The steps (t, d) of a sequence that is padded with zeros to (T, d), and whether they contradict the length.
 
     Leading and trailing all-zero steps are padding; a sequence of zeros only is absent and has no steps.
 
     Args:
-        lengths: (N,) true lengths, if the export has them. A sequence is its first `length` steps, or its last
-            `length` steps, whichever contains all nonzero steps; if neither does, the length is ignored, and the
-            sequence contradicts it. A sequence of length 0 is absent.
+        length: true length, if the export has it. The sequence is its first `length` steps, or its last `length` steps,
+            whichever contains all nonzero steps; if neither does, the length is ignored, and the sequence contradicts
+            it. A sequence of length 0 is absent.
     """
-    width = x.shape[1]
-    filled = (x != 0).any(axis=2)
-    contradicts = np.zeros(len(x), dtype=np.bool_)
-    any_filled = filled.any(axis=1) if lengths is None else filled.any(axis=1) & (lengths > 0)
-    first = np.where(any_filled, filled.argmax(axis=1), 0)
-    stop = np.where(any_filled, width - filled[:, ::-1].argmax(axis=1), 0)
-    if lengths is not None:
-        front = any_filled & (lengths >= stop)
-        back = any_filled & ~front & (width - lengths <= first)
-        contradicts = any_filled & ~front & ~back
-        first, stop = (
-            np.where(front, 0, np.where(back, width - lengths, first)),
-            np.where(front, lengths, np.where(back, width, stop)),
-        )
-    return first, stop, contradicts
-
-
-def unpad(x: NDArray, lengths: NDArray[np.int64] | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Remove the padding of sequences (N, T, d); returns values (total steps, d) float32 and offsets (N + 1,) int64.
-
-    All-zero steps between the `bounds` of a sequence were not observed and become NaN, as do infinite values.
-    """
-    first, stop, _ = bounds(x, lengths)
-    step = np.arange(x.shape[1])
-    inside = (step >= first[:, None]) & (step < stop[:, None])
-    values = x[inside].astype(np.float32)
-    values[(values == 0).all(axis=1)] = np.nan
-    values[np.isinf(values)] = np.nan
-    return values, np.concatenate([[0], np.cumsum(inside.sum(axis=1))]).astype(np.int64)
+    filled = np.flatnonzero((x != 0).any(axis=1))
+    if len(filled) == 0 or length == 0:
+        return x[:0], False
+    first, stop = int(filled[0]), int(filled[-1]) + 1
+    if length is None or (length < stop and len(x) - length > first):
+        return x[first:stop], length is not None
+    return (x[:length] if length >= stop else x[len(x) - length :]), False
 
 
 def feature_names(prefix: str, d: int, given: Sequence[str] = ()) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.export import MosiExport, open_export
-from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.datasets.mosi.ragged import RaggedBlock, feature_names
 from mrpipe.errors import FaultCollector, UsageError
@@ -58,11 +56,7 @@ def read_vision(raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Featur
 def _text_block(export: MosiExport, options: MosiOptions) -> RaggedBlock:
     if not _reads_vectors(export, options):
         return _encoded(export, options)
-    if isinstance(export, SdkExport):
-        vectors = export.text_vectors()
-    else:
-        encoder = "BERT (MMSA)" if export.format == "mmsa" else "GloVe (MultiBench)"
-        vectors = replace(export.sequences("text"), kind="embedding", encoder=encoder)
+    vectors = export.text_vectors()
     return vectors.collapsed() if options.text_form == "sentence" else vectors.last_steps(options.max_steps)
 
 
@@ -73,7 +67,9 @@ def _reads_vectors(export: MosiExport, options: MosiOptions) -> bool:
         raise UsageError(f"text_form=counts takes no text encoder; remove text_encoder={name}")
     if options.text_form == "counts":
         return False
-    return name in ("auto", "export") and not (isinstance(export, SdkExport) and export.has_words())
+    if name == "export" and export.has_words():
+        raise UsageError(f"text_encoder=export: {export.text_source()[0]} has words but no word vectors")
+    return name in ("auto", "export") and not export.has_words()
 
 
 def text_choice(export: MosiExport, options: MosiOptions) -> tuple[str, ...]:
@@ -109,7 +105,7 @@ def survey(export: MosiExport, options: MosiOptions) -> tuple[dict[str, NDArray[
             observed[modality] = np.array([i in vectors.row for i in ids], dtype=np.bool_)
             continue
         if modality == "text" and not _reads_vectors(export, options):
-            n = np.array([len(t) for t in _words(export)[0]], dtype=np.int64)
+            n = np.array([len(t) for t in export.tokens()], dtype=np.int64)
             known = n > 0
         else:
             n, known, *contradicts = export.steps(modality)
@@ -124,18 +120,6 @@ def survey(export: MosiExport, options: MosiOptions) -> tuple[dict[str, NDArray[
     return observed, notes
 
 
-def _words(export: MosiExport) -> tuple[list[list[str]], str, str]:
-    """Words of each clip in the order of `export.clips`, with file and column."""
-    if isinstance(export, SdkExport):
-        if not export.has_words():
-            raise UsageError("the export contains word vectors but no words: use text_encoder=export")
-        return (export.tokens(), *export.text_source())
-    words = export.words()
-    if words is None:
-        raise UsageError(f"{export.path.name} contains word vectors but no words: use text_encoder=export")
-    return words, export.path.name, "raw_text"
-
-
 def _encoded(export: MosiExport, options: MosiOptions) -> RaggedBlock:
     ids = export.clips["sample_id"].to_list()
     offsets: NDArray[np.int64] | None = None
@@ -145,7 +129,7 @@ def _encoded(export: MosiExport, options: MosiOptions) -> RaggedBlock:
         ids = [i for i in ids if i in vectors.row]
         values, file, column, encoder_name = vectors.take(ids), vectors.file, "vector", vectors.name
     else:
-        tokens, file, column = _words(export)
+        tokens, (file, column) = export.tokens(), export.text_source()
         if options.text_form == "sequence" and options.max_steps > 0:
             tokens = [t[-options.max_steps :] for t in tokens]
         ids = [i for i, t in zip(ids, tokens, strict=True) if t]
@@ -177,8 +161,6 @@ def _read_frames(modality: str, form: str, raw: Path, cohort: pl.DataFrame, opti
     if modality not in export.modalities:
         raise UsageError(f"the export has no {modality}; its modalities are {', '.join(export.modalities)}")
     stored = export.form(modality, form)
-    block = export.frames(modality, form) if isinstance(export, SdkExport) else export.sequences(modality)
-    if stored == "collapse":
-        block = block.collapsed()
     limit = options.max_frames if stored == "raw" else options.max_steps
-    return block.last_steps(limit).features(modality, BITS[modality], DESCRIPTIONS[modality], cohort)
+    block = export.frames(modality, stored).last_steps(limit)
+    return block.features(modality, BITS[modality], DESCRIPTIONS[modality], cohort)

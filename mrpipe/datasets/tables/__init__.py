@@ -3,15 +3,59 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import polars as pl
 
 from mrpipe.datasets.tables.check import check_export
 from mrpipe.datasets.tables.cohort import build_cohort
-from mrpipe.datasets.tables.config import TablesConfig, TablesOptions
-from mrpipe.datasets.tables.features import TableReader
+from mrpipe.datasets.tables.config import ModalityTable, TablesConfig, TablesOptions
+from mrpipe.datasets.tables.features import dictionary_of, no_samples, parse, vectors
+from mrpipe.datasets.tables.files import read_table
+from mrpipe.datasets.tables.long import read_long
 from mrpipe.datasets.tables.parser import parse_config, read_config
 from mrpipe.datasets.tables.simulate.export import YAML, TablesSimulation, simulate_export
-from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
+from mrpipe.errors import DataError, FaultCollector
+from mrpipe.schema import Dataset, Features, Modality, ModalityReader, Scheme, Task
+
+
+@dataclass(frozen=True)
+class TableReader:
+    """Reads one modality of a declared dataset; its repr is the declaration."""
+
+    config: TablesConfig
+    modality: ModalityTable
+    bit: int
+
+    def __call__(self, raw: Path, samples: pl.DataFrame, options: TablesOptions) -> Features:
+        faults, declared, name = FaultCollector(), self.modality, self.modality.name
+        table = read_table(raw, declared.file, self.config)
+        if declared.long is not None:
+            return read_long(table, declared, self.bit, samples)
+        parsed = parse(table, declared, samples, faults)
+        faults.raise_if_any()
+        assert parsed is not None
+        x, features = parsed.x, parsed.features
+        if not len(x):
+            raise DataError(no_samples(table, name, "Does it use the ids of the label's file?"))
+        shape = (len(features),)
+        encoder = next((f.note for f in features if f.kind == "embedding"), "")
+        modality = Modality(
+            name=name, bit=self.bit, kind="vector", shape=shape, encoder=encoder, description=declared.description
+        )
+        columns = {
+            "name": [f.name for f in features],
+            "unit": [f.unit for f in features],
+            "kind": [f.kind for f in features],
+            "levels": [None if f.levels is None else list(f.levels) for f in features],
+            "description": [f.note for f in features],
+            "source_column": [f.column for f in features],
+        }
+        observed = np.array([(~np.isnan(column)).sum() for column in x.T])
+        dictionary = dictionary_of(name, table.shown_as, columns, observed, len(x))
+        return Features(modality=modality, batches=vectors(modality, parsed.samples, x), dictionary=dictionary)
 
 
 def _declared(base: Dataset, config: TablesConfig) -> Dataset:
@@ -21,7 +65,8 @@ def _declared(base: Dataset, config: TablesConfig) -> Dataset:
     how = f", stratified by {stratify}" if stratify else ""
     schemes = {"uniform": Scheme(stratify=stratify, description=f"70/15/15 by subject{how}")}
     if config.split is not None:
-        declared = Scheme(column="split", description=f"column {config.split.column} of {config.split.file}")
+        how = "by" if config.split.by else "column"
+        declared = Scheme(column="split", description=f"{how} {config.split.column} of {config.split.file}")
         schemes = {"standard": declared, **schemes}
     readers = {
         m.name: ModalityReader(bit=bit, description=m.description, read=TableReader(config, m, bit))

@@ -5,18 +5,20 @@ Legend: n samples, d features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.tables.cohort import assemble, read_tables, require_same_length
-from mrpipe.datasets.tables.config import ModalityTable, TablesConfig, TablesOptions, matches
-from mrpipe.datasets.tables.features import Parsed, no_samples, parse, reserved_columns
+from mrpipe.datasets.tables.config import ModalityTable, Ref, TablesConfig, TablesOptions, matches
+from mrpipe.datasets.tables.features import Parsed, TableFeature, no_samples, parse
 from mrpipe.datasets.tables.files import LISTED, RawTable, locate
 from mrpipe.datasets.tables.joins import report_lost_rows, unused_rules
+from mrpipe.datasets.tables.long import check_long
 from mrpipe.datasets.tables.parser import config_path, read_config
 from mrpipe.errors import FaultCollector
 from mrpipe.forms import is_table
@@ -29,8 +31,18 @@ FEW_CODES, ID_SHARE, ID_ROWS = 6, 0.95, 30
 PERFECT_AUROC = 0.999
 
 
-# Largest whole number up to which float32 is exact, and texts that are numbers but may be codes.
-EXACT, _CODED = 2**24, r"^-?0[0-9]+$|^[0-9]+[eE][0-9]+$"
+# Largest whole number up to which float32 is exact, and interquartile ranges beyond which values are far from others.
+EXACT, FAR = 2**24, 10
+_COLUMN_NOTES = (
+    "constant",
+    "no values",
+    "few distinct whole numbers, perhaps codes (kinds: categorical) rather than quantities",
+    "numbers with leading zeros or exponents, perhaps codes (kinds: categorical)",
+    "whole numbers beyond the precision of float32, perhaps dates or identifiers",
+    "looks like an identifier",
+    "values far from the others, perhaps codes for missing",
+    "dates after the time of the prediction, which are not used",
+)
 
 
 def check_export(raw: Path, options: TablesOptions) -> Checked:
@@ -44,22 +56,31 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
     tables, config = read_tables(raw, config, files, faults)
     notes = [note for table in tables.values() for note in table.notes]
     observed: dict[str, pl.Series] = {}
-    used: dict[str, set[str]] = {file: reserved_columns(table, config) for file, table in tables.items()}
+    used: dict[str, set[str]] = {file: set(table.reserved()) for file, table in tables.items()}
     assembled = assemble(config, tables, faults, notes)
+    samples = pl.DataFrame(schema={"sample_id": pl.String, "subject_id": pl.String, "row": pl.Int32})
+    known = samples
+    if assembled is not None:
+        samples, known = assembled[0].samples, assembled[1]
     for modality in config.modalities:
         table = tables.get(modality.file)
         if table is None:
             continue
-        parsed = parse(table, config, modality, faults)
         if config.by_order and config.cohort_file in tables:
             require_same_length(table, tables[config.cohort_file], faults)
-        refs = (*modality.exclude, *(column for column, _ in modality.drop))
+        refs: list[Ref] = [*modality.exclude, *(column for column, _ in modality.drop)]
+        if (long := modality.long) is not None:
+            refs += [r for r in (long.item, long.value, long.unit, long.time) if r is not None]
+            observed[modality.name] = check_long(table, modality, samples, known, faults, notes)
+        else:
+            parsed = parse(table, modality, samples, faults, checking=True)
+            if parsed is not None:
+                refs += [f.column for f in parsed.features]
+                refs += [kind.since for _, kind in modality.kinds if kind.since is not None]
+                report_lost_rows(table, parsed.rows, known, faults, notes)
+            if parsed is not None and assembled is not None:
+                notes += _modality_notes(config, modality, table, parsed, assembled[0], faults, observed)
         used[modality.file] |= set(table.columns(refs, "", FaultCollector(), optional=True))
-        if parsed is not None:
-            used[modality.file] |= set(parsed.columns)
-        if parsed is not None and assembled is not None:
-            report_lost_rows(table, parsed.rows, assembled[1], config, faults, notes)
-            notes += _modality_notes(config, modality, table, parsed, assembled[0], faults, observed)
     notes += unused_rules(config, tables)
     faults.faults = list(dict.fromkeys(faults.faults))
     faults.raise_if_any()
@@ -100,16 +121,16 @@ def _modality_notes(
 ) -> list[str]:
     """Notes on a modality to read before training on it; adds its sample ids to `observed`."""
     name, samples = modality.name, cohort.samples
-    joined = table.to_samples(parsed.rows.with_row_index("place"), samples)
-    observed[name] = joined["sample_id"]
-    if joined.is_empty():
+    observed[name] = parsed.samples
+    if parsed.samples.is_empty():
         faults.add(no_samples(table, name, f"Does it use the ids of {config.cohort_file}?"))
         return []
-    d = len(parsed.columns)
-    n_categorical = sum(names is not None for names in parsed.levels)
-    kinds = f"{d - n_categorical} numeric and {n_categorical} categorical features"
-    notes = [f"{name}: {len(joined)} of {len(samples)} samples, {kinds}"]
-    x = parsed.x[joined["place"].to_numpy()]
+    features, x = parsed.features, parsed.x
+    counts = {kind: sum(f.kind == kind for f in features) for kind in ("numeric", "categorical")}
+    texts = [f.column for f in features if f.kind == "embedding"]
+    kinds = f"{counts['numeric']} numeric and {counts['categorical']} categorical features"
+    kinds += f"; texts encoded by {modality.encoder}: {', '.join(texts)}" if texts else ""
+    notes = [f"{name}: {len(x)} of {len(samples)} samples, {kinds}"]
 
     def note(columns: list[str], text: str) -> None:
         if columns:
@@ -117,62 +138,73 @@ def _modality_notes(
             notes.append(f"{name}: {text}: {', '.join(columns[:LISTED])}{more}")
 
     inferred = [
-        f"{c} ({', '.join(names[:6])}{', …' if len(names) > 6 else ''})"
-        for c, names, declared in zip(parsed.columns, parsed.levels, parsed.declared, strict=True)
-        if names is not None and not declared
+        f"{f.name} ({', '.join(f.levels[:6])}{', …' if len(f.levels) > 6 else ''})"
+        for f in features
+        if f.levels is not None and not f.declared
     ]
     note(inferred, "treated as categorical; a code list under `kinds` would fix the levels")
-    numeric = [j for j in range(d) if parsed.levels[j] is None]
-    distinct = [np.unique(x[~np.isnan(x[:, j]), j]) for j in range(d)]
-    whole = [bool(len(v)) and bool((v == np.round(v)).all()) for v in distinct]
-    columns = parsed.columns
+    found: dict[str, list[str]] = {text: [] for text in _COLUMN_NOTES}
+    for j, f in enumerate(features):
+        for text, detail in _column_notes(f, x[:, j]):
+            found[text].append(f"{f.name}{detail}")
+    for text, columns in found.items():
+        note(columns, text)
     note(
-        [columns[j] for j in numeric if whole[j] and 2 < len(distinct[j]) <= FEW_CODES and not parsed.declared[j]],
-        "few distinct whole numbers, perhaps codes (kinds: categorical) rather than quantities",
+        [f"{f.name} ({pair})" for f in features if f.levels and (pair := alike(pl.Series(f.levels)))],
+        "levels that are alike",
     )
-    coded = [columns[j] for j in numeric if table.frame[columns[j]].str.contains(_CODED).any()]
-    note(coded, "numbers with leading zeros or exponents, perhaps codes (kinds: categorical)")
-    inexact = [columns[j] for j in numeric if whole[j] and abs(distinct[j]).max() > EXACT]
-    note(inexact, "whole numbers beyond the precision of float32, perhaps dates or identifiers")
-    categorical = [(c, names) for c, names in zip(columns, parsed.levels, strict=True) if names is not None]
-    note([f"{c} ({pair})" for c, names in categorical if (pair := alike(pl.Series(names)))], "levels that are alike")
+    columns = [f.column for f in features]
     note([pattern for pattern, _ in modality.kinds if not any(matches(c, pattern) for c in columns)], "unused kinds")
-    note([columns[j] for j in range(d) if len(distinct[j]) == 0], "no values")
-    note([columns[j] for j in range(d) if len(distinct[j]) == 1], "constant")
-    note([columns[j] for j in numeric if whole[j] and _identifies(distinct[j], x[:, j])], "looks like an identifier")
     for label in config.labels:
         if label.name in cohort.labels:
-            value = joined.select("sample_id").join(
-                cohort.labels[label.name], on="sample_id", how="left", maintain_order="left"
+            label_of = cohort.labels[label.name]
+            value = pl.DataFrame({"sample_id": parsed.samples}).join(
+                label_of, on="sample_id", how="left", maintain_order="left"
             )
             y = value["value"].cast(pl.Float64).to_numpy()
-            _label_notes(note, columns, parsed, x, y, label.kind == "regression", f"label {label.name}")
+            _label_notes(note, parsed, y, label.kind == "regression", f"label {label.name}")
     return notes
 
 
-def _identifies(distinct: NDArray[np.float64], x: NDArray[np.float64]) -> bool:
-    known = int((~np.isnan(x)).sum())
-    return known >= ID_ROWS and len(distinct) >= ID_SHARE * known
+def _column_notes(feature: TableFeature, x: NDArray[Any]) -> Iterator[tuple[str, str]]:
+    """Texts of `_COLUMN_NOTES` that apply to a column (n,), and what to add to its name."""
+    constant, empty, few, coded, inexact, identifier, far, late = _COLUMN_NOTES
+    known = x[~np.isnan(x)]
+    distinct = np.unique(known)
+    if len(distinct) < 2 and feature.kind != "embedding":
+        yield (constant if len(distinct) else empty), ""
+    if feature.late:
+        yield late, f" ({feature.late} rows)"
+    if feature.kind != "numeric" or not len(distinct):
+        return
+    if feature.coded:
+        yield coded, ""
+    if (distinct == np.round(distinct)).all():
+        if 2 < len(distinct) <= FEW_CODES and not feature.declared:
+            yield few, ""
+        if abs(distinct).max() > EXACT:
+            yield inexact, ""
+        if len(known) >= ID_ROWS and len(distinct) >= ID_SHARE * len(known):
+            yield identifier, ""
+    low, high = np.percentile(known, (25, 75))
+    outside = known[(known < low - FAR * (high - low)) | (known > high + FAR * (high - low))]
+    if high > low and len(outside):
+        furthest = outside[np.abs(outside - (low + high) / 2).argmax()]
+        yield far, f" ({furthest:g}; {len(outside)} of {len(known)} values)"
 
 
 def _label_notes(
-    note: Callable[[list[str], str], None],
-    columns: list[str],
-    parsed: Parsed,
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    regression: bool,
-    label: str,
+    note: Callable[[list[str], str], None], parsed: Parsed, y: NDArray[np.float64], regression: bool, label: str
 ) -> None:
     """Note columns that nearly determine a label on their own."""
     known = ~np.isnan(y)
-    x, y = x[known], y[known]
+    x, y = parsed.x if known.all() else parsed.x[known], y[known]
     classes = () if regression or not len(y) else tuple(map(str, range(int(y.max()) + 1)))
-    found = find_leaks(feature_columns(x, parsed.levels), y, classes)
+    found = find_leaks(feature_columns(x, [f.levels for f in parsed.features]), y, classes)
 
     def noted(rows: pl.DataFrame, text: str) -> None:
         strongest = rows.group_by("position", maintain_order=True).agg(pl.col("auroc").max()).sort("position")
-        note([f"{columns[j]} ({strength:.3f})" for j, strength in strongest.iter_rows()], text)
+        note([f"{parsed.features[j].name} ({strength:.3f})" for j, strength in strongest.iter_rows()], text)
 
     gaps, same = pl.col("what") == "known", pl.col("what") == "rank correlation"
     perfect = pl.col("auroc").max().over("position") >= PERFECT_AUROC

@@ -9,20 +9,32 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.tables.config import Label, Split, TablesConfig, TablesOptions
-from mrpipe.datasets.tables.files import ID, ROW, RawTable, canonical_text, id_text, known_text, read_table, too_large
+from mrpipe.datasets.tables.files import (
+    ID,
+    ROW,
+    RawTable,
+    canonical_text,
+    clock,
+    id_text,
+    known_text,
+    read_table,
+    too_large,
+)
 from mrpipe.datasets.tables.joins import report_lost_rows
 from mrpipe.datasets.tables.parser import read_config
 from mrpipe.errors import DataError, FaultCollector
 from mrpipe.ids import alike
 from mrpipe.schema import Attrition, Cohort
-from mrpipe.store.splits import PART_ALIASES, require_grouped
+from mrpipe.store.splits import PART_ALIASES, PARTS, require_grouped
 
 
 def named_rows(table: RawTable, faults: FaultCollector) -> pl.DataFrame:
     """The cohort file with `__sample_id` as in the store, before any row is dropped."""
-    frame, config = table.with_ids(faults), table.config
+    config = table.config
+    dropped = table.columns([ref for ref, _ in config.drop], "", FaultCollector(), optional=True)
+    frame = table.with_ids(faults, dropped)
     if config.by_order:
-        column = None if config.id is None else table.column(config.id, "id", faults)
+        column = None if table.id is None else table.column(table.id, "id", faults)
         # Padded with zeros, so that ids sort in row order.
         number = pl.col(ROW).cast(pl.String).str.zfill(len(str(len(frame))))
         frame = frame.with_columns((number if column is None else id_text(column, config.missing)).alias(ID))
@@ -65,24 +77,60 @@ def label_values(
     return value.alias("value")
 
 
+def times_of(table: RawTable, frame: pl.DataFrame, column: str, form: str, faults: FaultCollector) -> pl.Series:
+    """Times of a column of `frame` (with `__row`); those that are not of the format are faults."""
+    known = frame.select(ROW, known_text(column, table.config.missing))
+    time = known.select(clock(column, form).alias(column))[column]
+    wrong = known[column].is_not_null() & time.is_null()
+    if wrong.any():
+        text = known[column].filter(wrong)
+        found = f"{text[0]!r}" + (f"; {len(text)} such rows" if len(text) > 1 else "")
+        expected = f"times in the format {form}" if form else "dates such as 2019-01-31 or 2019-01-31 08:30"
+        fix = 'Declare their format, such as `format: "%d.%m.%Y"`, or `missing` codes.'
+        faults.add(table.fault(expected, found, fix, column=column, rows=known[ROW].filter(wrong)))
+    return time
+
+
 def _split_values(
     table: RawTable, frame: pl.DataFrame, split: Split, faults: FaultCollector, notes: list[str]
 ) -> pl.Series | None:
     column = table.column(split.column, "split", faults)
     if column is None:
         return None
+    if split.starts:
+        time = times_of(table, frame, column, split.format, faults)
+        part = pl.Series(["train"]).new_from_index(0, len(time)).set(time.is_null(), None)
+        for start, name in split.starts:
+            part = part.set((time >= start).fill_null(False), name)
+        return part.alias("split")
     parts = dict(split.parts)
     text = frame.select(canonical_text(known_text(column, table.config.missing)).str.to_lowercase())[column]
     wrong = text.is_not_null() & ~text.is_in(list(parts))
-    if wrong.any():
+    if wrong.any() and not split.by:
         invalid = ", ".join(map(repr, sorted(set(text.filter(wrong).to_list()))[:5]))
-        fix = "Map the values to splits: train: [...], val: [...], test: [...]."
+        fix = "Map the values to splits: train: [...], val: [...], test: [...]; or split `by` groups."
         expected, rows = f"one of {', '.join(parts)}", frame[ROW].filter(wrong)
         faults.add(table.fault(expected, invalid, fix, column=column, rows=rows))
     absent = sorted(set(parts) - set(text.to_list()))
     if absent and parts != PART_ALIASES:
         notes.append(f"split: {', '.join(map(repr, absent))} does not occur in column {column}")
-    return text.replace_strict(parts, default=None, return_dtype=pl.String).alias("split")
+    part = text.replace_strict(parts, default="train" if split.by else None, return_dtype=pl.String)
+    return part.set(text.is_null(), None).alias("split")
+
+
+def _undivided(samples: pl.DataFrame, parts: pl.DataFrame, split: Split, notes: list[str]) -> pl.DataFrame:
+    """The parts of a split by groups or dates, without the samples of a subject that are not in its last part.
+
+    Otherwise, training would see subjects of the test, or the test samples of other groups and earlier dates.
+    """
+    order = pl.col("split").replace_strict({part: k for k, part in enumerate(PARTS)}, return_dtype=pl.Int8)
+    ranked = parts.join(samples.select("sample_id", "subject_id"), on="sample_id").with_columns(order.alias("order"))
+    kept = ranked.filter(pl.col("order") == pl.col("order").max().over("subject_id"))
+    if n := len(ranked) - len(kept):
+        subjects = ranked.join(kept, on="sample_id", how="anti")["subject_id"].n_unique()
+        text = "have samples on both sides: their test samples are tested, the others are in no part"
+        notes.append(f"split by {split.column}: {subjects} subjects {text} ({n} samples)")
+    return parts.join(kept, on="sample_id", how="semi", maintain_order="left")
 
 
 def assemble(
@@ -97,7 +145,7 @@ def assemble(
     if people is None:
         return None
     frame = named_rows(people, faults)
-    subject = None if config.subject is None else people.column(config.subject, "subject", faults)
+    subject = None if people.subject is None else people.column(people.subject, "subject", faults)
     known = frame.select(pl.col(ID).alias("sample_id"), pl.col(ROW).alias("row"), pl.col(ID).alias("subject_id"))
     if subject is not None:
         known = known.with_columns(frame.select(id_text(subject, config.missing).alias("subject_id")))
@@ -114,10 +162,20 @@ def assemble(
     if len(blank):
         found = f"{len(blank)} rows without one"
         fix = "Give each person a subject, or drop these rows; samples of one person must not be in several splits."
-        faults.add(people.fault("a subject in every row", found, fix, column=str(config.subject), rows=blank))
+        faults.add(people.fault("a subject in every row", found, fix, column=str(people.subject), rows=blank))
+    asked = []
+    if config.prediction_time is not None:
+        asked = ["prediction_time"]
+        column = people.column(config.prediction_time, "prediction_time", faults)
+        time = None if column is None else times_of(people, frame, column, config.prediction_format, faults)
+        samples = samples.with_columns((pl.lit(None, pl.Datetime("us")) if time is None else time).alias(asked[0]))
+        timeless = samples.filter(pl.col(asked[0]).is_null())["row"]
+        if len(timeless) and column is not None:
+            expected, found = "a time of the prediction in every row", f"{len(timeless)} rows without one"
+            faults.add(people.fault(expected, found, "Drop these rows.", column=column, rows=timeless))
     for name in ("sample_id", "subject_id"):
         pair = alike(samples[name])
-        if pair and (name == "sample_id" or config.subject is not None):
+        if pair and (name == "sample_id" or people.subject is not None):
             notes.append(f"{name}: {pair} differ only in case or padding; they are kept apart")
 
     def rows_of(file: str) -> tuple[RawTable, pl.DataFrame] | None:
@@ -130,7 +188,7 @@ def assemble(
         rows = table.with_ids(faults)
         if config.by_order:
             require_same_length(table, people, faults)
-        report_lost_rows(table, rows, known, config, faults, notes)
+        report_lost_rows(table, rows, known, faults, notes)
         rows = table.unique(rows, faults)
         keys = table.to_samples(rows.select(ID, ROW), samples).select(ROW, pl.col("sample_id").alias(ID))
         return table, rows.drop(ID).join(keys, on=ROW, how="inner", maintain_order="left")
@@ -149,8 +207,10 @@ def assemble(
             labels[label.name] = value
             if len(value) < len(samples):
                 notes.append(f"label {label.name}: {len(value)} of {len(samples)} samples have one")
-    samples = samples.select("sample_id", "subject_id", *(["row"] if config.by_order else []))
+    samples = samples.select("sample_id", "subject_id", *asked, *(["row"] if config.by_order else []))
     if config.split is not None and (parts := values_of(config.split, _split_values)) is not None:
+        if config.split.by:
+            parts = _undivided(samples, parts, config.split, notes)
         try:
             require_grouped(samples, parts, config.split.file)
         except DataError as error:
@@ -158,14 +218,16 @@ def assemble(
         samples = samples.join(parts, on="sample_id", how="left", maintain_order="left")
         if n_blank := samples["split"].null_count():
             notes.append(f"split: {n_blank} of {len(samples)} samples are in no part")
+        if not (samples["split"] == "val").any():
+            notes.append("split: no validation part; training takes one from the training samples, by subject")
     return Cohort(samples=samples.sort("sample_id"), labels=labels, attrition=attrition.frame()), known
 
 
 def require_same_length(table: RawTable, people: RawTable, faults: FaultCollector) -> None:
-    if len(table.frame) != len(people.frame):
-        expected = f"{len(people.frame)} rows, as many as {people.shown_as}"
+    if table.n_rows != people.n_rows:
+        expected = f"{people.n_rows} rows, as many as {people.shown_as}"
         fix = "Rows are joined by order: all files need the same rows."
-        faults.add(table.fault(expected, f"{len(table.frame)} rows", fix))
+        faults.add(table.fault(expected, f"{table.n_rows} rows", fix))
 
 
 def build_cohort(raw: Path, options: TablesOptions) -> Cohort:
@@ -193,6 +255,7 @@ def read_tables(
         except DataError as error:
             faults.absorb(error)
     lacking, other = tables.get(config.cohort_file), tables.get(config.file)
-    if lacking and other and config.subject in other.header and config.subject not in lacking.header:
+    if lacking and other and other.subject in other.header and lacking.subject not in lacking.header:
         config = dataclasses.replace(config, cohort_file=config.file)
+        tables = {file: dataclasses.replace(table, config=config) for file, table in tables.items()}
     return tables, config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from mrpipe.options import option
@@ -30,11 +31,32 @@ class TablesOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """Kind of a column; `codes` are the values in the file, `levels` their names (None: all values that occur)."""
+    """Kind of a column.
+
+    Attributes:
+        kind: numeric, categorical, censored, date, age or text.
+        codes, levels: values of a categorical column in the file, and their names (None: all values that occur).
+        since: column of the same file from which a date or age is counted (None: the prediction time).
+        format: format of the dates in the file, as for `strptime` (empty: ISO 8601), or `hours` or `days` for numbers.
+    """
 
     kind: str
     codes: tuple[str, ...] | None = None
     levels: tuple[str, ...] | None = None
+    since: Ref | None = None
+    format: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Long:
+    """Columns of a long table, one row per measurement; the statistics of `aggregate`, or none for a sequence."""
+
+    item: Ref
+    value: Ref | None = None
+    unit: Ref | None = None
+    time: Ref | None = None
+    format: str = ""
+    aggregate: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +75,25 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A column that assigns train, val or test; `parts` maps its values (in lower case) to these."""
+    """A column that assigns train, val or test.
+
+    Attributes:
+        parts: (value in lower case, part).
+        by: whether the column is that of a group or a date: other values are in train, and no subject is divided.
+        starts: (first date, part), ascending, for a column of dates in `format`.
+    """
 
     file: str
     column: Ref
-    parts: tuple[tuple[str, str], ...]
+    parts: tuple[tuple[str, str], ...] = ()
+    by: bool = False
+    starts: tuple[tuple[datetime, str], ...] = ()
+    format: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModalityTable:
-    """One modality: columns of one file."""
+    """One modality: columns of one file, the measurements of a long one, or texts encoded by `encoder`."""
 
     name: str
     file: str
@@ -71,7 +102,15 @@ class ModalityTable:
     kinds: tuple[tuple[str, Kind], ...] = ()
     missing: Rules = ()
     drop: Rules = ()
+    long: Long | None = None
+    encoder: str = "hashing"
     description: str = ""
+
+    @property
+    def timed(self) -> bool:
+        """Whether it has times that count from the time of the prediction."""
+        dated = any(kind.kind in ("date", "age") and kind.since is None for _, kind in self.kinds)
+        return dated or (self.long is not None and self.long.time is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +122,8 @@ class TablesConfig:
         file: default file of all entries.
         cohort_file: the file whose rows are the samples: that of the first label, or `file` if only that has subjects.
         by_file: (key, file, value) of the keys in `BY_FILE`; file * is all files.
+        prediction_time: column of the samples' file with the time after which nothing is known; None without times.
+        prediction_format: its format (see `Kind`).
         missing: codes for missing in all files, also of labels, subjects and splits.
     """
 
@@ -93,10 +134,10 @@ class TablesConfig:
     provider: str = ""
     file: str = ""
     cohort_file: str = ""
-    by_file: tuple[tuple[str, str, str | float], ...] = ()
+    by_file: tuple[tuple[str, str, Ref | float], ...] = ()
     by_order: bool = False
-    id: Ref | None = None
-    subject: Ref | None = None
+    prediction_time: Ref | None = None
+    prediction_format: str = ""
     labels: tuple[Label, ...] = ()
     split: Split | None = None
     missing: Rules = ()
@@ -109,7 +150,11 @@ class TablesConfig:
         files = {self.cohort_file, *(label.file for label in self.labels)} | (
             {self.split.file} if self.split else set()
         )
-        return files | ({self.file} if self.file and self.subject is not None else set())
+        return files | ({self.file} if self.file and self.has_subjects else set())
+
+    @property
+    def has_subjects(self) -> bool:
+        return any(key == "subject" for key, _, _ in self.by_file)
 
     def of_file(self, key: str, file: str) -> Any:
         """Value of a key of `by_file` for a file, None if it is not declared."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,51 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mrpipe.datasets.tables.config import Kind, ModalityTable, Ref, TablesConfig, TablesOptions, matches
-from mrpipe.datasets.tables.files import ID, ROW, RawTable, canonical_text, known_text, read_table, too_large
-from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.schema import DICTIONARY_SCHEMA, Features, Modality
+from mrpipe.datasets.tables.cohort import times_of
+from mrpipe.datasets.tables.config import Kind, ModalityTable, TablesConfig, matches
+from mrpipe.datasets.tables.files import ID, ROW, RawTable, canonical_text, known_text, too_large
+from mrpipe.delimited import COMMA
+from mrpipe.errors import Fault, FaultCollector
+from mrpipe.schema import DICTIONARY_SCHEMA, Modality
+from mrpipe.text.encoders import get_encoder
 
 # Text columns with more distinct values are not categorical, unless there is a code list.
 MAX_LEVELS = 50
 # Text columns with more values that look like numbers than this, and than other values, are numbers with errors.
 FEW_NUMBERS = 6
 _NUMBER_LIKE = r"^[<>=≤≥~+-]*\s*[0-9.,]*[0-9][0-9.,]*([eE][-+]?[0-9]+)?\s*%?$"
+# Texts that are numbers but may be codes.
+_CODED = r"^-?0[0-9]+$|^[0-9]+[eE][0-9]+$"
+# Values that are no numbers, and the declaration that reads them.
+_HINTS = {
+    "^-?[0-9]+,[0-9]+$": 'If it is a decimal comma, declare `decimal: ","`.',
+    r"^[<>≤≥]=?\s*[0-9]": "If they are limits of measurement, declare `kinds: {{{}: censored}}`.",
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}|^[0-9]{1,2}[./][0-9]{1,2}[./][0-9]{2,4}": "Declare dates: `kinds: {{{}: date}}`.",
+    r"\pL\s+\pL+\s+\pL": "If they are texts, declare `kinds: {{{}: text}}`.",
+}
+CENSORED = ("exact", "below", "above")
+# Cells that are held as text at a time.
+CELLS = 2**26
 BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFeature:
+    """One feature: its name, its column, the levels of a categorical one, and whether the YAML gives its kind.
+
+    `note` is its description; `coded` is whether some of its numbers are written like codes; `late` is its number of
+    dates after the prediction.
+    """
+
+    name: str
+    column: str
+    levels: tuple[str, ...] | None = None
+    declared: bool = True
+    kind: str = "numeric"
+    unit: str = ""
+    note: str = ""
+    coded: bool = False
+    late: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,28 +67,16 @@ class Parsed:
     """A modality's table as numbers.
 
     Attributes:
-        columns: names in the file.
-        levels: per column, the levels of a categorical one, None for a numeric one.
-        declared: per column, whether the YAML gives its kind.
-        rows: `__sample_id` and `__row` of each kept row.
-        x: (n, d) float64; codes of levels for categorical columns; NaN where missing.
+        features: the features (d,).
+        rows: `__sample_id` and `__row` of the rows of the table.
+        samples: `sample_id` of the samples that have a value (n,), ascending.
+        x: (n, d) float; codes of levels for categorical columns; NaN where missing.
     """
 
-    columns: list[str]
-    levels: list[tuple[str, ...] | None]
-    declared: list[bool]
+    features: list[TableFeature]
     rows: pl.DataFrame
-    x: NDArray[np.float64]
-
-
-def reserved_columns(table: RawTable, config: TablesConfig) -> set[str]:
-    """Columns of a file that hold ids, labels or splits, which are never features."""
-    refs: list[Ref] = [r for r in (config.id, config.subject) if isinstance(r, str) and r in table.header]
-    refs += [r for r in (config.id, config.subject) if isinstance(r, int) and table.shown_as == config.cohort_file]
-    places = [(label.file, label.column) for label in config.labels]
-    places += [(config.split.file, config.split.column)] if config.split else []
-    refs += [column for file, column in places if file == table.shown_as]
-    return set(table.columns(refs, "", FaultCollector()))
+    samples: pl.Series
+    x: NDArray[Any]
 
 
 def feature_columns(
@@ -66,7 +87,7 @@ def feature_columns(
     Patterns never match ids, labels or splits; naming one of these explicitly is an error.
     """
     place = f"modalities.{modality.name}"
-    reserved = reserved_columns(table, config)
+    reserved = set(table.reserved())
     unresolved = FaultCollector()
     chosen = table.columns(modality.columns, f"{place}.columns", unresolved)
     faults.faults += unresolved.faults
@@ -82,13 +103,13 @@ def feature_columns(
     return left
 
 
-def _kind_of(column: str, modality: ModalityTable) -> Kind | None:
+def kind_of(column: str, modality: ModalityTable) -> Kind | None:
     """The last declared kind whose column or pattern matches."""
     matching = [kind for pattern, kind in modality.kinds if matches(column, pattern)]
     return matching[-1] if matching else None
 
 
-def _inferred(text: pl.Series, number: pl.Series, bad: pl.Series) -> Kind:
+def inferred_kind(text: pl.Series, number: pl.Series, bad: pl.Series) -> Kind:
     """Categorical for text with few values, unless most of them look like numbers, such as <0.5, 3,14 or inf."""
     distinct = text.drop_nulls().unique() if bad.any() else text.clear()
     like = int(distinct.str.contains(_NUMBER_LIKE).sum())
@@ -96,54 +117,130 @@ def _inferred(text: pl.Series, number: pl.Series, bad: pl.Series) -> Kind:
     return Kind(kind="numeric" if numeric or len(distinct) > MAX_LEVELS else "categorical")
 
 
-def parse(table: RawTable, config: TablesConfig, modality: ModalityTable, faults: FaultCollector) -> Parsed | None:
-    """Convert the columns of a modality to numbers; errors name column, line, value and count.
+def parse(
+    table: RawTable, modality: ModalityTable, samples: pl.DataFrame, faults: FaultCollector, *, checking: bool = False
+) -> Parsed | None:
+    """Convert the columns of a modality to numbers, one row per sample; errors name column, line, value and count.
+
+    Args:
+        samples: `sample_id`, `subject_id`, `row` if joined by order, and `prediction_time` if it is declared.
+        checking: whether to keep small tables as float64, and not to encode texts (0 where there is one).
 
     Returns None if there are no feature columns.
     """
     place = f"modalities.{modality.name}"
-    columns = feature_columns(table, config, modality, faults)
-    frame = table.with_ids(faults)
+    columns = feature_columns(table, table.config, modality, faults)
+    dropped = table.columns([ref for ref, _ in modality.drop], "", FaultCollector(), optional=True)
+    whole = frame = table.with_ids(faults, dropped)
     for _, left in table.drop(frame, modality.drop, place, faults):
         frame = left
-    frame = table.unique(frame, faults)
+    frame = table.unique(frame, faults).select(ID, ROW)
     for pattern in [p for p, _ in (*modality.kinds, *modality.missing) if p != "*"]:
         table.columns([pattern], f"{place}.kinds or missing", faults)
     if not columns:
         return None
-    rules = config.missing + modality.missing
-    text = frame.select(known_text(c, rules) for c in columns)
-    number = text.select(pl.all().cast(pl.Float64, strict=False))
-    values: list[NDArray[Any]] = []
-    levels: list[tuple[str, ...] | None] = []
-    declared: list[bool] = []
-    for column in columns:
-        bad = text[column].is_not_null() & ~number[column].is_finite().fill_null(False)
-        kind = _kind_of(column, modality)
-        declared.append(kind is not None)
-        kind = kind or _inferred(text[column], number[column], bad)
-        if kind.kind == "numeric":
-            table.require_commas(column, faults)
-            bad = bad | too_large(number[column])
-            if bad.any():
-                faults.add(_bad_number(table, column, text[column].filter(bad), frame[ROW].filter(bad)))
-            values.append(number[column].to_numpy())
-            levels.append(None)
-            continue
-        value, names = _codes(table, column, text.select(canonical_text(column))[column], kind, frame[ROW], faults)
-        values.append(value)
-        levels.append(names)
-    x = np.column_stack([np.asarray(v, dtype=np.float64) for v in values])
-    known = np.asarray(~np.isnan(x).all(axis=1))
-    rows = frame.select(ID, ROW).filter(pl.Series(known))
-    return Parsed(columns, levels, declared, rows, x[known])
+    kept = None if len(frame) == len(whole) else whole[ROW].is_in(frame[ROW].implode())
+    joined = table.to_samples(frame.with_row_index("place"), samples).sort("sample_id")
+    at = joined["place"].to_numpy()
+    kinds = {c: kind_of(c, modality) for c in columns}
+    encoder = get_encoder(modality.encoder)
+    widths = {"censored": 2, "text": 1 if checking else encoder.dim}
+    width = sum(1 if kind is None else widths.get(kind.kind, 1) for kind in kinds.values())
+    exact = checking and len(at) * width <= CELLS
+    x = np.empty((len(at), width), dtype=np.float64 if exact else np.float32, order="F")
+    rules, features = table.config.missing + modality.missing, list[TableFeature]()
+    step = max(1, CELLS // (2 * table.n_rows))
+    for block in (columns[i : i + step] for i in range(0, len(columns), step)):
+        texts = table.read(block) if kept is None else table.read(block).filter(kept)
+        for column in block:
+            text = texts.select(ROW, known_text(column, rules))
+            kind, number = kinds[column], text[column].cast(pl.Float64, strict=False)
+            bad = text[column].is_not_null() & ~number.is_finite().fill_null(False)
+            declared = kind is not None
+            kind = kind or inferred_kind(text[column], number, bad)
+            if kind.kind == "text":
+                known = text[column].is_not_null()
+                vectors = np.where(known, 0.0, np.nan)[:, None]
+                if not checking:
+                    vectors = np.full((len(text), encoder.dim), np.nan, dtype=np.float32)
+                    vectors[known.to_numpy()] = encoder.sentences(text[column].drop_nulls().to_list())
+                for j, vector in enumerate(vectors.T):
+                    x[:, len(features)] = vector[at]
+                    name = column if checking else f"{column}_{j}"
+                    features.append(TableFeature(name=name, column=column, kind="embedding", note=encoder.name))
+                continue
+            if kind.kind in ("date", "age"):
+                x[:, len(features)], late = _elapsed(table, text, column, kind, joined, faults)
+                unit = "days" if kind.kind == "date" else "years"
+                features.append(TableFeature(name=column, column=column, unit=unit, late=late))
+                continue
+            if kind.kind == "censored":
+                number, side = limits(text[column], comma=table.comma)
+                bad = text[column].is_not_null() & ~number.is_finite().fill_null(False)
+                x[:, len(features) + 1] = side.to_numpy()[at]
+            if kind.kind in ("numeric", "censored"):
+                table.require_commas(column, faults)
+                bad = bad | too_large(number)
+                if bad.any():
+                    faults.add(bad_number(table, column, text[column].filter(bad), text[ROW].filter(bad)))
+                coded = text[column].str.contains(_CODED).any()
+                x[:, len(features)] = number.to_numpy()[at]
+                features.append(TableFeature(name=column, column=column, declared=declared, coded=coded))
+                if kind.kind == "censored":
+                    features.append(
+                        TableFeature(name=f"{column} censored", column=column, kind="categorical", levels=CENSORED)
+                    )
+                continue
+            value, names = _codes(table, column, text.select(canonical_text(column))[column], kind, text[ROW], faults)
+            x[:, len(features)] = value[at]
+            features.append(
+                TableFeature(name=column, column=column, kind="categorical", levels=names, declared=declared)
+            )
+    observed = np.zeros(len(x), dtype=bool)
+    for values in x.T:
+        observed |= ~np.isnan(values)
+    return Parsed(
+        features, frame, joined["sample_id"].filter(pl.Series(observed)), x if observed.all() else x[observed]
+    )
 
 
-def _bad_number(table: RawTable, column: str, invalid: pl.Series, rows: pl.Series) -> Fault:
+def _elapsed(
+    table: RawTable, text: pl.DataFrame, column: str, kind: Kind, joined: pl.DataFrame, faults: FaultCollector
+) -> tuple[NDArray[np.float64], int]:
+    """Days from the reference to a date or, for an age, years from the date to the reference; (n,), of `joined`.
+
+    Dates after the prediction time are missing; their number is the second value.
+    """
+    place = joined["place"]
+    time = times_of(table, text, column, kind.format, faults).gather(place)
+    after = joined["prediction_time"] if "prediction_time" in joined.columns else None
+    reference = after
+    if kind.since is not None:
+        since = table.column(kind.since, f"kinds.{column}.since", faults)
+        rows = None if since is None else table.read([since]).join(text.select(ROW), on=ROW, maintain_order="right")
+        reference = None if rows is None else times_of(table, rows, str(since), kind.format, faults).gather(place)
+    if reference is None:
+        return np.full(len(joined), np.nan), 0
+    late = pl.Series([False]).new_from_index(0, len(time)) if after is None else (time > after).fill_null(False)
+    days = ((time - reference).dt.total_microseconds() / 8.64e10).set(late, None).to_numpy().astype(np.float64)
+    return (days if kind.kind == "date" else -days / 365.25), int(late.sum())
+
+
+def limits(text: pl.Series, *, comma: bool) -> tuple[pl.Series, pl.Series]:
+    """Numbers such as <0.5: the limit, and the side of it on which the value is (a position in `CENSORED`)."""
+    side = text.str.extract("^([<>≤≥])").replace_strict({"<": 1.0, "≤": 1.0, ">": 2.0, "≥": 2.0}, default=0.0)
+    limit = text.str.replace(r"^[<>≤≥]=?\s*", "")
+    number = (limit.str.replace(COMMA, "$1.$2") if comma else limit).cast(pl.Float64, strict=False)
+    return number, side.set(number.is_null(), None)
+
+
+def bad_number(table: RawTable, column: str, invalid: pl.Series, rows: pl.Series) -> Fault:
+    """The fault of values that are no numbers, with the declarations that would read them."""
     several = f"; {invalid.n_unique()} such values in {len(invalid)} rows" if len(invalid) > 1 else ""
     fix = "Declare codes for missing under `missing` and categories under `kinds`, or `exclude` the column."
-    if invalid.str.contains("^-?[0-9]+,[0-9]+$").any():
-        fix = 'If it is a decimal comma, declare `decimal: ","`. ' + fix
+    for pattern, hint in _HINTS.items():
+        if invalid.str.contains(pattern).any():
+            fix = f"{hint.format(column)} {fix}"
     expected = "a finite number, or few categories"
     return table.fault(expected, f"{invalid[0]!r}{several}", fix, column=column, rows=rows)
 
@@ -180,49 +277,20 @@ def no_samples(table: RawTable, name: str, fix: str) -> Fault:
     return table.fault(f"a value of {name} for at least one sample", "none", fix)
 
 
-@dataclass(frozen=True)
-class TableReader:
-    """Reads one modality of a declared dataset; its repr is the declaration."""
+def vectors(modality: Modality, ids: pl.Series, x: NDArray[Any]) -> Iterator[pa.RecordBatch]:
+    """Record batches of the rows of x (n, d)."""
+    for start in range(0, len(x), BATCH_ROWS):
+        some = pa.array(ids[start : start + BATCH_ROWS].to_list(), type=pa.string())
+        flat = np.ascontiguousarray(x[start : start + BATCH_ROWS], dtype=np.float32).reshape(-1)
+        array = pa.FixedSizeListArray.from_arrays(pa.array(flat), x.shape[1])
+        yield pa.RecordBatch.from_arrays([some, array], schema=modality.arrow_schema())
 
-    config: TablesConfig
-    modality: ModalityTable
-    bit: int
 
-    def __call__(self, raw: Path, samples: pl.DataFrame, options: TablesOptions) -> Features:
-        faults = FaultCollector()
-        table = read_table(raw, self.modality.file, self.config)
-        parsed = parse(table, self.config, self.modality, faults)
-        faults.raise_if_any()
-        assert parsed is not None
-        rows = table.to_samples(parsed.rows.with_row_index("place"), samples).sort("sample_id")
-        if rows.is_empty():
-            raise DataError(no_samples(table, self.modality.name, "Does it use the ids of the label's file?"))
-        x = parsed.x[rows["place"].to_numpy()].astype(np.float32)
-        name, d = self.modality.name, x.shape[1]
-        modality = Modality(name=name, bit=self.bit, kind="vector", shape=(d,), description=self.modality.description)
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            for start in range(0, len(x), BATCH_ROWS):
-                ids = pa.array(rows["sample_id"][start : start + BATCH_ROWS].to_list(), type=pa.string())
-                flat = pa.FixedSizeListArray.from_arrays(pa.array(x[start : start + BATCH_ROWS].reshape(-1)), d)
-                yield pa.RecordBatch.from_arrays([ids, flat], schema=modality.arrow_schema())
-
-        observed = (~np.isnan(x)).sum(axis=0)
-        dictionary = pl.DataFrame(
-            {
-                "modality": [name] * d,
-                "position": range(d),
-                "name": parsed.columns,
-                "dtype": ["float32"] * d,
-                "unit": [""] * d,
-                "kind": ["numeric" if names is None else "categorical" for names in parsed.levels],
-                "levels": [None if names is None else list(names) for names in parsed.levels],
-                "description": [""] * d,
-                "source_file": [table.shown_as] * d,
-                "source_column": parsed.columns,
-                "n_observed": observed,
-                "n_missing": len(x) - observed,
-            },
-            schema=DICTIONARY_SCHEMA,
-        )
-        return Features(modality=modality, batches=batches(), dictionary=dictionary)
+def dictionary_of(name: str, file: str, columns: dict[str, Any], n_observed: Any, n: int) -> pl.DataFrame:
+    """Dictionary of a modality: `columns` are those that differ from their defaults; `n_observed` (d,) of n rows."""
+    d = len(columns["name"])
+    rows: dict[str, Any] = {c: [""] * d for c in DICTIONARY_SCHEMA} | {"levels": [None] * d, "dtype": ["float32"] * d}
+    rows |= {"modality": [name] * d, "position": range(d), "source_file": [file] * d}
+    return pl.DataFrame(
+        rows | columns | {"n_observed": n_observed, "n_missing": n - n_observed}, schema=DICTIONARY_SCHEMA
+    )

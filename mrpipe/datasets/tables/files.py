@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,16 @@ import polars as pl
 
 from mrpipe import delimited
 from mrpipe.datasets.tables.config import MISSING, WHOLE, Ref, Rules, TablesConfig, codes_of, matches
-from mrpipe.delimited import COMMA, line_of
+from mrpipe.delimited import COMMA, TextTable, line_of
 from mrpipe.errors import DataError, Fault, FaultCollector, did_you_mean
 from mrpipe.forms import COMPRESSIONS
 
 ID, ROW = "__sample_id", "__row"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 LISTED = 12
+# Bytes of a file beyond which its columns are read when they are needed; rows per batch of a long table.
+LARGE, BATCH_ROWS = 2**25, 2**17
+_SAMPLE = 1000
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,14 @@ class RawTable:
     """A file as text.
 
     Attributes:
-        frame: `__row` (1-based record of the file) and the columns of the file, stripped.
+        header: names of its columns.
+        source: `__row` (1-based record of the file) and the columns, stripped; of a large file not in memory.
+        n_rows: number of rows, without blank lines.
         separator: None for a form whose rows have no lines.
         notes: what was found in the file, such as its separator.
         odd: columns that are not plain values (Duration, List, Binary, …) and their dtypes; read as empty.
-        pointed: with a decimal comma, columns with numbers that have a decimal point, and the row of the first.
+        comma: whether numbers have a decimal comma in the file; here, they have a point.
+        pointed: with a declared decimal comma, columns with decimal points in numbers, and the row of the first.
         key: column of the samples that joins the table: row, sample_id, or subject_id if it has subjects but no ids.
     """
 
@@ -42,21 +49,52 @@ class RawTable:
     config: TablesConfig
     path: Path
     separator: str | None
-    frame: pl.DataFrame
+    header: list[str]
+    source: pl.LazyFrame
+    n_rows: int
     odd: dict[str, str]
+    comma: bool
     pointed: dict[str, int]
     notes: list[str]
 
     @property
-    def header(self) -> list[str]:
-        return [c for c in self.frame.columns if c != ROW]
+    def id(self) -> Ref | None:
+        return self.config.of_file("id", self.shown_as)  # type: ignore[no-any-return]
+
+    @property
+    def subject(self) -> Ref | None:
+        return self.config.of_file("subject", self.shown_as)  # type: ignore[no-any-return]
 
     @property
     def key(self) -> str:
         if self.config.by_order:
             return "row"
-        only_subjects = isinstance(self.config.id, str) and self.config.id not in self.header
-        return "subject_id" if only_subjects and self.config.subject in self.header else "sample_id"
+        if level := self.config.of_file("level", self.shown_as):
+            return f"{level}_id"
+        only_subjects = (isinstance(self.id, str) and self.id not in self.header) or self.id is None
+        return "subject_id" if only_subjects and self.subject in self.header else "sample_id"
+
+    def read(self, columns: Iterable[str]) -> pl.DataFrame:
+        """`__row` and some columns."""
+        return self.source.select(ROW, *dict.fromkeys(columns)).collect(engine="streaming")
+
+    def batches(self, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
+        """`__row` and some columns, some rows at a time."""
+        selected = self.source.select(ROW, *dict.fromkeys(columns))
+        yield from selected.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
+
+    def reserved(self) -> list[str]:
+        """Columns that hold ids, labels, splits or the time of the prediction, which are never features."""
+        config, file = self.config, self.shown_as
+        own = {f for key, f, _ in config.by_file if key in ("id", "subject")}
+        # A position given for all files is that of the samples' file.
+        named = file in (config.cohort_file, *own)
+        refs = [r for r in (self.id, self.subject) if isinstance(r, str) or (r is not None and named)]
+        places = [(label.file, label.column) for label in config.labels]
+        places += [(config.split.file, config.split.column)] if config.split else []
+        places += [(f, config.prediction_time) for f in config.cohort_files if config.prediction_time is not None]
+        refs += [column for of, column in places if of == file]
+        return self.columns(refs, "", FaultCollector(), optional=True)
 
     def fault(
         self, expected: str, found: str, fix: str = "", *, column: str | None = None, rows: pl.Series | None = None
@@ -124,8 +162,8 @@ class RawTable:
     def require_commas(self, column: str, faults: FaultCollector) -> None:
         """Report a numeric column that has decimal points although the YAML declares decimal commas."""
         if column in self.pointed:
-            rows = self.frame.filter(pl.col(ROW) == self.pointed[column])
-            fix = "It may be a thousands separator: correct the file, or the key `decimal`."
+            rows = self.read([column]).filter(pl.col(ROW) == self.pointed[column])
+            fix = 'It may be a thousands separator: declare `thousands: "."`, or correct the key `decimal`.'
             expected, found = "numbers with a decimal comma", repr(rows[column][0])
             faults.add(self.fault(expected, found, fix, column=column, rows=rows[ROW]))
 
@@ -141,33 +179,44 @@ class RawTable:
                 steps.append((f"{column} is {' or '.join(values)}", frame))
         return steps
 
-    def with_ids(self, faults: FaultCollector) -> pl.DataFrame:
-        """The table with `__sample_id`: its id (or subject) column, or the row number if joined by order.
+    def with_ids(self, faults: FaultCollector, others: Iterable[str] = ()) -> pl.DataFrame:
+        """`__row`, the reserved columns and `others`, with `__sample_id`: the id or subject, or the row number.
 
         If joined by order, only the cohort file may name the samples; in other files `to_samples` finds the ids.
         """
+        frame = self.read([*self.reserved(), *others])
         if self.key == "row":
-            return self.frame.with_columns(pl.col(ROW).cast(pl.String).alias(ID))
-        ref = self.config.subject if self.key == "subject_id" else self.config.id
-        assert ref is not None
-        column = self.column(ref, "id", faults)
+            return frame.with_columns(pl.col(ROW).cast(pl.String).alias(ID))
+        column = self.id_column(faults)
         if column is None:
-            return self.frame.with_columns(pl.lit(None, dtype=pl.String).alias(ID))
-        frame = self.frame.with_columns(id_text(column, self.config.missing).alias(ID))
+            return frame.with_columns(pl.lit(None, dtype=pl.String).alias(ID))
+        frame = frame.with_columns(id_text(column, self.config.missing).alias(ID))
         empty = frame.filter(pl.col(ID).is_null())[ROW]
         if len(empty):
             faults.add(self.fault("an id in every row", f"{len(empty)} rows without one", column=column, rows=empty))
         return frame
+
+    def id_column(self, faults: FaultCollector) -> str | None:
+        """The column that joins the table: its ids or subjects."""
+        key = self.key.removesuffix("_id").replace("sample", "id")
+        ref = self.subject if key == "subject" else self.id
+        if ref is None:
+            expected = f"the column with the {key}s of {self.shown_as}"
+            faults.add(Fault(file=self.config.shown_as, column=key, expected=expected, found="none for this file"))
+            return None
+        return self.column(ref, key, faults)
 
     def unique(self, frame: pl.DataFrame, faults: FaultCollector) -> pl.DataFrame:
         """The rows without those that repeat an id, which are reported."""
         repeated = frame.filter(pl.col(ID).is_duplicated() & pl.col(ID).is_not_null()).sort(ID, ROW)
         if len(repeated):
             n_ids = repeated[ID].n_unique()
-            values = "different" if repeated.drop(ROW).unique().height > n_ids else "equal"
+            rows = self.source.filter(pl.col(ROW).is_in(repeated[ROW].implode())).collect()
+            values = "different" if rows.drop(ROW).unique().height > n_ids else "equal"
             found = f"{len(repeated)} rows of {n_ids} repeated ids, with {values} values"
-            fix = "Aggregate the rows first, or remove some with `drop`."
-            faults.add(self.fault("one row per id", found, fix, column="id", rows=repeated[ROW]))
+            fix = "Aggregate the rows, declare them as `long`, or remove some with `drop`."
+            per = "subject" if self.key == "subject_id" else "id"
+            faults.add(self.fault(f"one row per {per}", found, fix, column="id", rows=repeated[ROW]))
         return frame.unique(subset=ID, keep="first", maintain_order=True)
 
     def to_samples(self, rows: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
@@ -196,48 +245,97 @@ def locate(raw: Path, file: str) -> tuple[Path, str]:
     raise DataError(Fault(file=f"{raw.name}/{name}", expected="a table", found=found, fix=fix))
 
 
+def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[str]) -> tuple[pl.LazyFrame, TextTable]:
+    """All columns of a table as text, and what was found on reading it, or the first rows of a large file."""
+    separator, encoding, decimal = (config.of_file(key, file) for key in ("separator", "encoding", "decimal"))
+    large = path.stat().st_size > LARGE
+    if large and path.name.lower().endswith(".parquet"):
+        source = pl.scan_parquet(path)
+        unread = (pl.List, pl.Array, pl.Struct, pl.Binary, pl.Duration, pl.Object)
+        odd = {c: str(t) for c, t in source.collect_schema().items() if isinstance(t, unread)}
+        text = source.with_columns(pl.lit(None).alias(c) for c in odd).cast(pl.String)
+        # Times of day that are midnight are dates, as in small files.
+        text = text.with_columns(
+            pl.col(c).str.replace(r"( 00:00:00)?\.0+$", "")
+            for c, t in source.collect_schema().items()
+            if t == pl.Datetime
+        )
+        return text, TextTable(pl.DataFrame(), None, odd)
+    table = delimited.read_table(
+        path,
+        shown_as=file,
+        separator=separator,
+        encoding=encoding,
+        decimal=decimal and ".",  # converted by `read_table`, with a check
+        sheet=sheet,
+        notes=notes,
+        strict=True,
+        n_rows=_SAMPLE if large else None,
+    )
+    if not large or table.separator is None:
+        return table.frame.lazy(), table
+    # Compressed by another program than gzip or zstd, in another encoding, or damaged.
+    with suppress(pl.exceptions.PolarsError):
+        source = pl.scan_csv(path, infer_schema=False, separator=table.separator)
+        source.select(pl.all().count()).collect(engine="streaming")
+        return source, table
+    table = delimited.read_table(
+        path, shown_as=file, separator=table.separator, encoding=encoding, decimal=".", strict=True
+    )
+    return table.frame.lazy(), table
+
+
 def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
-    """Read a whole table as stripped text, with the encoding, separator and decimal mark that the YAML declares.
+    """Open a table as stripped text, with the encoding, separator and marks of numbers that the YAML declares.
 
     Raises:
         DataError: if the file is missing, damaged or undecodable, or has no header or no rows.
     """
     path, sheet = locate(raw, file)
-    encoding, separator, decimal = (config.of_file(key, file) for key in ("encoding", "separator", "decimal"))
     notes: list[str] = []
+    text, decimal, thousands = pl.col(pl.String), *(config.of_file(key, file) for key in ("decimal", "thousands"))
+    if thousands == (decimal or "."):
+        found = f"{thousands!r}, which is the decimal mark of {file}"
+        raise DataError(Fault(file=config.shown_as, column="thousands", expected="another mark", found=found))
     try:
-        table = delimited.read_table(
-            path,
-            shown_as=file,
-            separator=separator,
-            encoding=encoding,
-            decimal=decimal and ".",  # converted below, with a check
-            sheet=sheet,
-            notes=notes,
-            strict=True,
-        )
+        source, table = _open(path, file, sheet, config, notes)
     except DataError as error:
         # Faults of a line are undecodable bytes and unexpected separators.
         hint = f" Or declare it in {config.shown_as}: `encoding:`, `separator:` and `decimal:` (docs/tables.md)."
         raise DataError(dataclasses.replace(f, fix=f.fix + hint * (f.line is not None)) for f in error.faults) from None
-    if ROW in table.frame.columns:
+    columns = source.collect_schema().names()
+    if ROW in columns:
         raise DataError(Fault(file=file, column=ROW, expected="another column name", found="a reserved name"))
-    frame = table.frame.with_row_index(ROW, offset=1).with_columns(pl.col(ROW).cast(pl.Int32))
-    frame = frame.rename({c: c.strip() for c in frame.columns if c != c.strip() and c.strip() not in frame.columns})
-    frame = frame.with_columns(pl.col(pl.String).str.strip_chars())
+    source = source.with_row_index(ROW, offset=1).with_columns(pl.col(ROW).cast(pl.Int32))
+    source = source.rename({c: c.strip() for c in columns if c != c.strip() and c.strip() not in columns})
+    header = [c for c in source.collect_schema().names() if c != ROW]
+    known = source.select(ROW, pl.any_horizontal(text.is_not_null()).alias("known")).collect(engine="streaming")
+    source = source.with_columns(text.str.strip_chars())
+    comma = decimal == "," or any(note.endswith("decimal comma") for note in notes)
+    if thousands:
+        grouped = rf"^[-+]?[0-9]{{1,3}}([{thousands}][0-9]{{3}})+([{decimal or '.'}][0-9]+)?$"
+        whole = text.str.replace_all(thousands, "", literal=True)
+        source = source.with_columns(pl.when(text.str.contains(grouped)).then(whole).otherwise(text))
     pointed: dict[str, int] = {}
     if decimal == ",":
-        points = frame.select(pl.col(pl.String).str.contains(r"^[-+]?[0-9]+\.[0-9]+$").fill_null(False))
-        pointed = {c: int(points[c].arg_max() or 0) + 1 for c in points.columns if points[c].any()}
-        frame = frame.with_columns(pl.col(pl.String).str.replace(COMMA, "$1.$2"))
+        pattern = r"^[-+]?[0-9]+\.[0-9]+$"
+        first = source.select(pl.when(pl.col(c).str.contains(pattern)).then(ROW).min().alias(c) for c in header)
+        places = first.collect(engine="streaming").row(0, named=True)
+        pointed = {c: row for c, row in places.items() if row is not None}
+    if comma:
+        source = source.with_columns(text.str.replace(COMMA, "$1.$2"))
+    rows = known
     if table.separator is not None:
-        known = pl.any_horizontal(pl.col(pl.String).is_not_null())
         # Rows that are joined by order keep their places; blank lines at the end are no rows.
-        last = frame.filter(known)[ROW].max() or 0
-        frame = frame.filter(pl.col(ROW) <= last if config.by_order else known)
-    if frame.is_empty():
+        last = known.filter("known")[ROW].max() or 0
+        rows = known.filter(pl.col(ROW) <= last if config.by_order else pl.col("known"))
+        if len(rows) < len(known):
+            blank = known.join(rows, on=ROW, how="anti")[ROW]
+            source = source.filter(~pl.col(ROW).is_in(blank.implode()))
+    if rows.is_empty():
         raise DataError(Fault(file=file, expected="at least one row", found="a header without rows"))
-    return RawTable(file, config, path, table.separator, frame, table.odd, pointed, notes)
+    n = len(rows)
+    return RawTable(file, config, path, table.separator, header, source, n, table.odd, comma, pointed, notes)
 
 
 def canonical_text(column: str | pl.Expr) -> pl.Expr:
@@ -264,3 +362,16 @@ def known_text(column: str, rules: Rules) -> pl.Expr:
 def too_large(number: pl.Series) -> pl.Series:
     """Numbers that the store's float32 cannot hold, such as 1.8e308, which some programs use for missing."""
     return (number.abs() > FLOAT32_MAX).fill_null(False)
+
+
+def clock(column: str, form: str) -> pl.Expr:
+    """Times as Datetime, null if they are not of the format: ISO 8601 by default, or numbers of `hours` or `days`."""
+    text = pl.col(column)
+    if form in ("hours", "days"):
+        us = text.cast(pl.Float64, strict=False) * {"hours": 3.6e9, "days": 8.64e10}[form]
+        return pl.when(us.abs() < 2**62).then(us).cast(pl.Int64).cast(pl.Datetime("us"))
+    if form:
+        return text.str.to_datetime(form, strict=False, time_unit="us").dt.replace_time_zone(None)
+    text = text.str.replace("T", " ", literal=True).str.replace("( UTC|Z)$", "")
+    forms = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
+    return pl.coalesce(text.str.to_datetime(f, strict=False, time_unit="us") for f in forms)

@@ -12,26 +12,30 @@ from mrpipe.datasets.tables.files import ID, LISTED, ROW, RawTable, canonical_te
 from mrpipe.errors import FaultCollector
 from mrpipe.ids import near_miss
 
-_SUBJECT = re.compile(r"subject|patient|person|participant|(^|_)(pid|ptid|rid|mrn)(_|$)", re.IGNORECASE)
+_FIRST = 10_000
+SUBJECT = re.compile(r"subject|patient|person|participant|(^|_)(pid|ptid|rid|mrn)(_|$)", re.IGNORECASE)
 
 
 def report_lost_rows(
     table: RawTable,
     rows: pl.DataFrame,
     known: pl.DataFrame,
-    config: TablesConfig,
     faults: FaultCollector,
     notes: list[str],
+    what: str = "rows",
 ) -> None:
-    """Report rows (`__sample_id`, `__row`) whose id is unknown: a fault above the share that the YAML allows."""
+    """Report rows (`__sample_id`, `__row`; of a long table, one per id) whose id is unknown.
+
+    Above the share that the YAML allows, they are a fault.
+    """
     key = table.key
     if key == "row" or rows.is_empty():
         return
-    file, subject = table.shown_as, config.subject
-    if key == "subject_id":
-        notes.append(f"{file} has no column {config.id!r}: a row serves all samples of its {subject}")
-    elif isinstance(subject, str) and subject in table.header and file != config.cohort_file:
-        persons = table.frame.select(ROW, id_text(subject, config.missing).alias("person"))
+    config, file, subject = table.config, table.shown_as, table.subject
+    if key == "subject_id" and not config.of_file("level", file):
+        notes.append(f"{file} has no column {table.id!r}: a row serves all samples of its {subject}")
+    elif key == "sample_id" and isinstance(subject, str) and subject in table.header and file != config.cohort_file:
+        persons = table.read([subject]).select(ROW, id_text(subject, config.missing).alias("person"))
         both = rows.join(persons, on=ROW).join(known, left_on=ID, right_on="sample_id")
         # An id that no sample has may be another spelling; that of another person is a contradiction.
         other = pl.col("person").is_in(known["subject_id"].implode()) & (pl.col("person") != pl.col("subject_id"))
@@ -44,9 +48,9 @@ def report_lost_rows(
         return
     share, allowed = len(lost) / len(rows), config.of_file("unmatched", file)
     hint = near_miss(lost[ID], known[key]) or f"such as {lost[ID][0]!r}"
-    text = f"{len(lost)} of {len(rows)} rows ({share:.0%})"
+    text = f"{len(lost)} of {len(rows)} {what} ({share:.0%})"
     if share > (UNMATCHED if allowed is None else allowed):
-        expected, found = f"rows of samples of {config.cohort_file}", f"{text} that match none; {hint}"
+        expected, found = f"{what} of samples of {config.cohort_file}", f"{text} that match none; {hint}"
         fix = "Correct the ids, or declare `unmatched: allow` (or a larger share; see docs/tables.md)."
         faults.add(table.fault(expected, found, fix, column="id", rows=lost.sort(ROW)[ROW]))
     else:
@@ -59,11 +63,13 @@ def _unused_codes(where: str, rules: Rules, tables: Iterable[RawTable]) -> list[
     for pattern, codes in rules:
         # Values that equal a code apart from case.
         near: set[str] = set()
-        value, lower = pl.col("value").str.to_lowercase(), [c.lower() for c in codes]
+        lower = [c.lower() for c in codes]
         for table in tables:
-            for column in (c for c in table.header if matches(c, pattern)):
-                found = table.frame.lazy().select(canonical_text(column).alias("value")).filter(value.is_in(lower))
-                near |= set(found.collect()["value"])
+            text = {c: canonical_text(c) for c in table.header if matches(c, pattern)}
+            alike = [v.filter(v.str.to_lowercase().is_in(lower)).unique().implode().alias(c) for c, v in text.items()]
+            if alike:
+                found = table.source.select(alike).collect(engine="streaming")
+                near |= {value for column in found for value in column[0]}
         for code in (c for c in codes if c not in near):
             other = sorted(v for v in near if v.lower() == code.lower())
             hint = f"; {other[0]!r} does" if other else ""
@@ -95,16 +101,20 @@ def unused_rules(config: TablesConfig, tables: dict[str, RawTable]) -> list[str]
 
 def _undeclared_subject(table: RawTable, config: TablesConfig) -> list[str]:
     """Note columns of the cohort file that may be subjects: named so, or with values that repeat in adjacent rows."""
-    if config.subject is not None:
+    if config.has_subjects:
         return []
-    columns = []
+    columns, first = [], table.source.select(table.header).head(_FIRST).collect()
     for column in table.header:
-        values = table.frame[column].drop_nulls()
+        values = first[column].drop_nulls()
+        if not values.is_duplicated().any():
+            # A column of a long file is read only if its values may repeat.
+            continue
+        values = table.read([column])[column].drop_nulls() if table.n_rows > _FIRST else values
         n, n_distinct = len(values), values.n_unique()
         if not 10 <= n_distinct < n <= 20 * n_distinct:
             continue
         adjacent = int((values != values.shift(1)).sum()) + 1 == n_distinct and not values.str.contains(r"\.").any()
-        if adjacent or _SUBJECT.search(column):
+        if adjacent or SUBJECT.search(column):
             columns.append(f"{column} ({n_distinct} values in {n} rows)")
     if not columns:
         return []

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import yaml
+from jsonschema import Draft202012Validator
 
+from mrpipe.datasets.mimic.labs import STATISTICS
 from mrpipe.datasets.tables.config import (
     MISSING,
     Kind,
     Label,
+    Long,
     ModalityTable,
     Ref,
     Rules,
@@ -23,19 +27,22 @@ from mrpipe.datasets.tables.config import (
     canonical,
     codes_of,
 )
+from mrpipe.datasets.tables.files import clock
+from mrpipe.datasets.tables.yaml_text import YamlText
 from mrpipe.delimited import decode
-from mrpipe.errors import DataError, Fault, did_you_mean
+from mrpipe.errors import DataError, Fault, MrpipeError, did_you_mean
 from mrpipe.store.splits import PART_ALIASES, PARTS
+from mrpipe.text.encoders import get_encoder
 
-MAX_MODALITIES = 16
-# Keys with one value for all files, or file: value; the pattern of their values, and its description.
-BY_FILE = {
-    "encoding": (r"[A-Za-z][\w-]+", "an encoding, such as cp1252 or latin-1"),
-    "separator": (r"[\t ,;:|~^!#&]", 'one character, such as ";", "|" or "\\t"'),
-    "decimal": (r"[.,]", '"." or ","'),
-    "unmatched": (r"allow|0|1|0?\.\d+|1\.0*", "allow, or a share from 0 to 1"),
-}
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+SCHEMA = Path(__file__).with_name("schema.yaml")
+# Keys with one value for all files, or file: value.
+BY_FILE = ("id", "subject", "encoding", "separator", "decimal", "thousands", "unmatched", "level")
+
+
+@cache
+def validator() -> Draft202012Validator:
+    """Of the published schema of declarations."""
+    return Draft202012Validator(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
 
 
 def config_path(raw: Path, options: TablesOptions) -> Path:
@@ -62,41 +69,6 @@ def read_config(raw: Path, options: TablesOptions) -> TablesConfig:
     return parse_config(decode(path.read_bytes(), shown_as=path.name), path.name)
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 2009_10, 010, 0x10, 1:30 and dates as text; a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key[1]!r} twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [r for r in resolvers if not r[0].endswith((":int", ":float", ":timestamp"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"-?(0|[1-9][0-9]*)\Z"), list("-0123456789"))
-_FLOAT = r"-?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\Z"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-.0123456789"))
-
-
-class _Float(float):
-    """A number with its text, since codes such as -99.90 are compared as text."""
-
-    text: str
-
-
-def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Float:
-    number = _Float(loader.construct_yaml_float(node))
-    number.text = node.value
-    return number
-
-
-_Loader.add_constructor("tag:yaml.org,2002:float", _float)
-
-
 def parse_config(text: str, shown_as: str) -> TablesConfig:
     """Parse the text of a YAML.
 
@@ -104,7 +76,7 @@ def parse_config(text: str, shown_as: str) -> TablesConfig:
         DataError: reports all errors of the YAML together.
     """
     try:
-        value = yaml.load(text, _Loader)
+        value = yaml.load(text, YamlText)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         found = " ".join(str(error).split())
         raise DataError(Fault(file=shown_as, expected="YAML", found=found, fix="Correct its syntax.")) from error
@@ -116,122 +88,109 @@ def parse_config(text: str, shown_as: str) -> TablesConfig:
 
 
 class _Parser:
-    """Converts plain values to the dataclasses and collects errors."""
+    """Converts plain values to the dataclasses and collects errors: those of the schema, and what it cannot express."""
 
     def __init__(self, shown_as: str):
         self.shown_as = shown_as
         self.faults: list[Fault] = []
+        self.file = ""
+        self.levels: dict[str, str] = {}
 
     def fault(self, place: str, expected: str, found: Any, fix: str = "") -> None:
-        shown = found if isinstance(found, str) else repr(found)
+        shown = found if isinstance(found, str) else "nothing" if found is None else repr(found)
         self.faults.append(Fault(file=self.shown_as, column=place, expected=expected, found=shown, fix=fix))
 
-    def section(self, value: Any, place: str, known: Sequence[str]) -> dict[str, Any]:
-        """A mapping with known keys; an unknown key is an error that suggests the nearest known one."""
-        if not isinstance(value, Mapping):
-            self.fault(place, f"a mapping with the keys {', '.join(known)}", "nothing" if value is None else value)
-            return {}
-        for key in value:
-            if key not in known:
+    def valid(self, value: Any) -> dict[str, Any]:
+        """Report what breaks the schema; returns the declaration without it."""
+        broken: list[list[Any]] = []
+        for error in validator().iter_errors(value):
+            path, node, schema = list[Any](), value, error.schema
+            for key in error.absolute_path:
+                # An item of a list is reported as the list.
+                if isinstance(node, list):
+                    break
+                path, node = [*path, key], node[key]
+            of_key = validator().schema["properties"].get(path[0] if path else "", {})
+            expected = schema.get("description") or of_key.get("description", "text")
+            found, fix = error.instance, schema.get("fix", "")
+            if "propertyNames" in error.absolute_schema_path:
+                path.append(found)
+            if error.validator == "required":
+                path.append(next(k for k in error.validator_value if k not in found))
+                expected, found = schema.get("properties", {}).get(path[-1], schema).get("description", expected), None
+            known, unknown = list(schema.get("properties", ())), []
+            if error.validator == "additionalProperties":
+                unknown = [k for k in found if k not in known]
+            place = ".".join(map(str, path)) or "top level"
+            for key in unknown:
                 fix = did_you_mean(key, known, otherwise="")
                 self.fault(place, f"one of the keys {', '.join(known)}", f"unknown key {key!r}", fix)
-        return {k: v for k, v in value.items() if k in known}
-
-    def text(self, section: Mapping[str, Any], key: str, place: str, default: str = "") -> str:
-        value = section.get(key, default)
-        if not isinstance(value, str):
-            self.fault(f"{place}{key}", "text", value)
-            return default
-        return value
-
-    def value(self, value: Any, place: str) -> str:
-        """A value as it may occur in a table, in canonical form."""
-        if isinstance(value, bool) or value is None or not isinstance(value, str | int | float):
-            fix = "YAML reads yes, no, on and off as booleans: quote them."
-            self.fault(place, "a number or text as in the file", value, fix)
-            return ""
-        return canonical(value)
-
-    def values(self, value: Any, place: str) -> tuple[str, ...]:
-        items = value if isinstance(value, list) else [value]
-        return tuple(self.value(v, place) for v in items)
-
-    def ref(self, value: Any, place: str) -> Ref:
-        if isinstance(value, bool) or not isinstance(value, str | int) or value in (0, ""):
-            self.fault(place, "a column: a name, a pattern, or a position (1 is the first, -1 the last)", value)
-            return 1
-        return value
-
-    def refs(self, value: Any, place: str) -> tuple[Ref, ...]:
-        return tuple(self.ref(v, place) for v in (value if isinstance(value, list) else [value]))
-
-    def rows(self, value: Any, place: str) -> Rules:
-        """Column → values: rows to drop, or missing codes of some columns."""
-        if not isinstance(value, Mapping):
-            self.fault(place, "column: [values]", value)
-            return ()
-        return tuple((str(self.ref(k, place)), self.values(v, f"{place}.{k}")) for k, v in value.items())
-
-    def missing(self, value: Any, place: str) -> Rules:
-        """Codes for all columns (a list), or pattern → codes."""
-        return self.rows(value, place) if isinstance(value, Mapping) else (("*", self.values(value, place)),)
+            if not unknown:
+                self.fault(place, expected, found, fix)
+            broken += [[*path, k] for k in unknown] or [path]
+        for path in broken:
+            node = value
+            for key in path[:-1]:
+                node = node.get(key, {})
+            value = {} if not path else value
+            node.pop(path[-1], None) if path else None
+        return dict(value)
 
     def config(self, value: Any) -> TablesConfig:
-        known = ["title", "citation", "licence", "provider", *BY_FILE, "file", "join", "id", "subject"]
-        known += ["missing", "exclude", "drop", "label", "labels", "split", "modalities"]
-        top = self.section(value, "top level", known)
-        self.file = self.text(top, "file", "")
-        join = top.get("join", "id")
-        if join not in ("id", "order"):
-            self.fault("join", "id or order", join)
-        if join == "id" and "id" not in top:
-            self.fault("id", "the column that joins the tables", "nothing", "Or join row by row: `join: order`.")
-        labels = self._labels(top)
-        first = labels[0].file if labels else self.file
-        missing = self.missing(top["missing"], "missing") if "missing" in top else ()
+        top = self.valid(value)
+        self.file = top.get("file", "")
+        entries = {"label": top["label"]} if "label" in top else top.get("labels", {})
+        place = "label" if "label" in top else "labels.{}"
+        labels = tuple(self._label(str(name), entry, place.format(name)) for name, entry in entries.items())
+        for name, n in Counter(label.name for label in labels).items():
+            if n > 1:
+                self.fault("labels", "a different name for each label", f"{n} labels with the name {name}")
+        missing = _missing(top.get("missing", []))
         for label in labels:
             ambiguous = set(label.values) & {*MISSING, *codes_of(str(label.column), missing)}
             if ambiguous:
                 expected, found = "classes that are not codes for missing", ", ".join(sorted(ambiguous))
                 fix = "Give `missing` by column, missing: {column: [codes]}."
                 self.fault(f"label {label.name}", expected, f"{found}, which is both", fix)
+        time, first = top.get("prediction_time"), labels[0].file if labels else self.file
+        time = time if isinstance(time, Mapping) else {"column": time}
+        exclude = tuple(_listed(top.get("exclude", [])))
+        modalities = tuple(self._table(str(n), entry or {}, exclude) for n, entry in top.get("modalities", {}).items())
         config = TablesConfig(
             shown_as=self.shown_as,
-            title=self.text(top, "title", ""),
-            citation=self.text(top, "citation", ""),
-            licence=self.text(top, "licence", ""),
-            provider=self.text(top, "provider", ""),
+            **{key: top[key] for key in ("title", "citation", "licence", "provider") if key in top},
             file=self.file,
             cohort_file=first,
             by_file=self._by_file(top),
-            by_order=join == "order",
-            id=self.ref(top["id"], "id") if "id" in top else None,
-            subject=self.ref(top["subject"], "subject") if "subject" in top else None,
+            by_order=top.get("join") == "order",
+            prediction_time=time.get("column"),
+            prediction_format=time.get("format", ""),
             labels=labels,
             split=self._split(top["split"], first) if "split" in top else None,
             missing=missing,
-            drop=self.rows(top["drop"], "drop") if "drop" in top else (),
-            modalities=self._modalities(top),
+            drop=_rules(top.get("drop", {})),
+            modalities=modalities,
         )
         files = config.cohort_files | {m.file for m in config.modalities}
         for key, file, _ in config.by_file:
             if file not in files | {"*"}:
                 self.fault(f"{key}.{file}", "a file of this declaration", file, did_you_mean(file, files))
+        if timed := [m.name for m in config.modalities if m.timed and config.prediction_time is None]:
+            expected = "the column of the samples' file with the time of the prediction"
+            fix = f"The times of {', '.join(timed)} count from it: nothing later may be a feature."
+            self.fault("prediction_time", expected, "nothing", fix)
         return config
 
-    def _by_file(self, top: Mapping[str, Any]) -> tuple[tuple[str, str, str | float], ...]:
-        """Keys with one value for all files, or file: value."""
-        entries = []
-        for key, (pattern, expected) in BY_FILE.items():
-            values = top.get(key, {})
-            for file, value in (values if isinstance(values, Mapping) else {"*": values}).items():
-                if not re.fullmatch(pattern, str(value), re.ASCII):
-                    self.fault(key if file == "*" else f"{key}.{file}", expected, value)
-                entries.append((key, str(file), 1.0 if value == "allow" else value))
+    def _by_file(self, top: Mapping[str, Any]) -> tuple[tuple[str, str, Ref | float], ...]:
+        """Keys with one value for all files, or file: value; the file * is all others."""
+        entries: list[tuple[str, str, Ref | float]] = [("level", file, level) for file, level in self.levels.items()]
+        for key in (key for key in BY_FILE if key in top):
+            values = top[key] if isinstance(top[key], Mapping) else {"*": top[key]}
+            entries += [(key, str(file), 1.0 if value == "allow" else value) for file, value in values.items()]
         return tuple(entries)
 
-    def _file(self, section: Mapping[str, Any], place: str, default: str = "") -> str:
-        file = self.text(section, "file", f"{place}.", default or self.file)
+    def _file(self, entry: Mapping[str, Any], place: str, default: str = "") -> str:
+        file: str = entry.get("file", default or self.file)
         if not file:
             fix = "Set it here, or `file` for all at the top level."
             self.fault(f"{place}.file", "a CSV or Parquet file", "nothing", fix)
@@ -239,120 +198,113 @@ class _Parser:
             self.fault(f"{place}.file", "a path inside the export folder", file)
         return file
 
-    def _labels(self, top: Mapping[str, Any]) -> tuple[Label, ...]:
-        if ("label" in top) == ("labels" in top):
-            found = "both" if "label" in top else "neither"
-            self.fault("label", "either `label` (one) or `labels` (name: label)", found)
-            return ()
-        entries = {"label": top["label"]} if "label" in top else top["labels"]
-        if not isinstance(entries, Mapping) or not entries:
-            self.fault("labels", "name: label", entries)
-            return ()
-        place = "label" if "label" in top else "labels.{}"
-        labels = tuple(self._label(str(name), entry, place.format(name)) for name, entry in entries.items())
-        for name, n in Counter(label.name for label in labels).items():
-            if n > 1:
-                self.fault("labels", "a different name for each label", f"{n} labels with the name {name}")
-        return labels
-
-    def _label(self, name: str, value: Any, place: str) -> Label:
-        entry = self.section(value, place, ("name", "file", "column", "classes", "threshold", "kind", "description"))
-        name = self.text(entry, "name", f"{place}.", name)
-        if not _NAME.fullmatch(name):
-            self.fault(f"{place}.name", "letters, digits and _", name)
-        if "column" not in entry:
-            self.fault(f"{place}.column", "the column with the label", "nothing")
-        kind = entry.get("kind", "classification")
-        if kind not in ("classification", "regression"):
-            self.fault(f"{place}.kind", "classification or regression", kind)
-        threshold, classes = entry.get("threshold"), entry.get("classes")
-        if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
-            self.fault(f"{place}.threshold", "a number", threshold)
-            threshold = None
-        names, values = self._classes(classes, place) if classes is not None else ((), ())
-        if kind == "regression" and (classes is not None or threshold is not None):
-            self.fault(place, "neither classes nor threshold for a regression", sorted(entry))
-        if kind == "classification" and classes is None and "threshold" not in entry:
-            expected = "the values of the classes ([a, b] or {0: a, 1: b}), or `threshold`"
-            self.fault(f"{place}.classes", expected, "nothing", "For a numeric target, use `kind: regression`.")
+    def _label(self, name: str, entry: Mapping[str, Any], place: str) -> Label:
+        codes, names = self._codes(entry.get("classes", []), f"{place}.classes", "each class once")
+        threshold = entry.get("threshold")
         if threshold is not None:
-            names, values = names or ("below", "above"), ()
+            codes, names = (), names or ("below", "above")
             if len(names) != 2:
                 self.fault(f"{place}.classes", "two names for the values below and from the threshold", list(names))
-        elif classes is not None and len(names) < 2:
+        elif len(names) == 1:
             self.fault(f"{place}.classes", "at least two classes", list(names))
         return Label(
-            name=name,
+            name=entry.get("name", name),
             file=self._file(entry, place),
-            column=self.ref(entry.get("column", "?"), f"{place}.column"),
-            kind=kind,
+            column=entry.get("column", "?"),
+            kind=entry.get("kind", "classification"),
             classes=names,
-            values=values,
+            values=codes,
             threshold=None if threshold is None else float(threshold),
-            description=self.text(entry, "description", f"{place}."),
+            description=entry.get("description", ""),
         )
 
-    def _classes(self, value: Any, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Class names, and their values in the file."""
-        values = self.values(list(value) if isinstance(value, Mapping) else value, f"{place}.classes")
-        names = tuple(str(v) for v in value.values()) if isinstance(value, Mapping) else values
-        for entries in (names, values):
-            if len(set(entries)) < len(entries):
-                self.fault(f"{place}.classes", "each class once", list(entries))
-        return names, values
+    def _codes(self, value: Any, place: str, expected: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Values in the file, and their names."""
+        codes = _values(list(value))
+        names = tuple(str(v) for v in value.values()) if isinstance(value, Mapping) else codes
+        if len(set(codes)) < len(codes) or len(set(names)) < len(names):
+            self.fault(place, expected, list(codes if len(set(codes)) < len(codes) else names))
+        return codes, names
 
-    def _split(self, value: Any, default: str) -> Split:
-        entry = self.section(value, "split", ("file", "column", *PARTS))
-        if "column" not in entry:
-            self.fault("split.column", "the column with train, val or test", "nothing")
-        given = {part: self.values(entry[part], f"split.{part}") for part in PARTS if part in entry}
+    def _split(self, entry: Mapping[str, Any], default: str) -> Split:
+        by = "by" in entry
+        if by == ("column" in entry):
+            expected = "`column` (with train, val or test), or `by` (a group or a date)"
+            self.fault("split.column", expected, "both" if by else "nothing")
+        given = {part: _values(entry[part]) for part in PARTS if part in entry}
+        dates = pl.DataFrame({k: canonical(entry[k]) for k in ("val_from", "test_from") if k in entry})
+        starts = dates.select(clock(k, entry.get("format", "")) for k in dates.columns)
+        for key in (k for k in dates.columns if starts[k].null_count()):
+            self.fault(f"split.{key}", "a date in the format of the column", dates[key][0])
         parts = {v.lower(): part for part, values in given.items() for v in values} or dict(PART_ALIASES)
         if given and len(parts) < sum(map(len, given.values())):
             self.fault("split", "each value once", given)
-        column = self.ref(entry.get("column", "?"), "split.column")
-        return Split(file=self._file(entry, "split", default), column=column, parts=tuple(sorted(parts.items())))
-
-    def _modalities(self, top: Mapping[str, Any]) -> tuple[ModalityTable, ...]:
-        entries = top.get("modalities")
-        if not isinstance(entries, Mapping) or not entries:
-            self.fault("modalities", "name: table, at least one", "nothing" if entries is None else entries)
-            return ()
-        if len(entries) > MAX_MODALITIES:
-            self.fault("modalities", f"at most {MAX_MODALITIES}", str(len(entries)))
-        exclude = self.refs(top["exclude"], "exclude") if "exclude" in top else ()
-        return tuple(self._table(str(name), entry, exclude) for name, entry in entries.items())
-
-    def _table(self, name: str, value: Any, exclude: tuple[Ref, ...]) -> ModalityTable:
-        place = f"modalities.{name}"
-        if not _NAME.fullmatch(name):
-            self.fault(place, "a name of letters, digits and _", name)
-        known = ("file", "columns", "exclude", "kinds", "missing", "drop", "description")
-        entry = self.section({} if value is None else value, place, known)
-        return ModalityTable(
-            name=name,
-            file=self._file(entry, place),
-            columns=self.refs(entry.get("columns", "*"), f"{place}.columns"),
-            exclude=exclude + (self.refs(entry["exclude"], f"{place}.exclude") if "exclude" in entry else ()),
-            kinds=self._kinds(entry.get("kinds", {}), f"{place}.kinds"),
-            missing=self.missing(entry["missing"], f"{place}.missing") if "missing" in entry else (),
-            drop=self.rows(entry["drop"], f"{place}.drop") if "drop" in entry else (),
-            description=self.text(entry, "description", f"{place}."),
+        n_dates = starts.width
+        if (bool(given) == bool(n_dates) if by else n_dates) or (by and not {"test", "test_from"} & set(entry)):
+            self.fault("split", "`by: group, test: [values]` or `by: date, test_from: date`", ", ".join(entry))
+        return Split(
+            file=self._file(entry, "split", self.file if by and self.file else default),
+            column=entry.get("by", entry.get("column", "?")),
+            parts=() if n_dates else tuple(sorted(parts.items())),
+            by=by,
+            starts=tuple((starts[key][0], key.removesuffix("_from")) for key in starts.columns),
+            format=entry.get("format", ""),
         )
 
-    def _kinds(self, value: Any, place: str) -> tuple[tuple[str, Kind], ...]:
-        if not isinstance(value, Mapping):
-            self.fault(place, "column or pattern: kind", value)
-            return ()
-        return tuple((str(self.ref(k, place)), self._kind(v, f"{place}.{k}")) for k, v in value.items())
+    def _table(self, name: str, entry: Mapping[str, Any], exclude: tuple[Ref, ...]) -> ModalityTable:
+        place = f"modalities.{name}"
+        file, texts = self._file(entry, place), {k: entry[k] for k in ("encoder", "description") if k in entry}
+        level = entry.get("level", self.levels.get(file))
+        if level and self.levels.setdefault(file, level) != level:
+            self.fault(f"{place}.level", "sample or subject, the same for all entries of a file", level)
+        try:
+            get_encoder(entry.get("encoder", "hashing"))
+        except MrpipeError as error:
+            self.fault(f"{place}.encoder", "a text encoder", str(error))
+        return ModalityTable(
+            name=name,
+            file=file,
+            columns=tuple(_listed(entry.get("columns", "*"))),
+            exclude=exclude + tuple(_listed(entry.get("exclude", []))),
+            kinds=tuple((str(k), self._kind(v, f"{place}.kinds.{k}")) for k, v in entry.get("kinds", {}).items()),
+            missing=_missing(entry.get("missing", [])),
+            drop=_rules(entry.get("drop", {})),
+            long=self._long(entry["long"], f"{place}.long") if "long" in entry else None,
+            **texts,
+        )
+
+    def _long(self, entry: dict[str, Any], place: str) -> Long:
+        statistics = _listed(entry.get("aggregate", []))
+        if "time" not in entry and (not statistics or "last" in statistics):
+            fix = "Without times, use `aggregate: [mean, min, max, count]`."
+            self.fault(f"{place}.time", "the column with the time of each row", "nothing", fix)
+        return Long(**{"item": "?", **entry, "aggregate": tuple(s for s in STATISTICS if s in statistics)})
 
     def _kind(self, value: Any, place: str) -> Kind:
-        if value in ("numeric", "categorical"):
-            return Kind(kind=str(value))
-        if isinstance(value, list | Mapping) and value:
-            codes = tuple(self.value(v, place) for v in value)
-            levels = tuple(str(v) for v in value.values()) if isinstance(value, Mapping) else codes
-            if len(set(codes)) < len(codes) or len(set(levels)) < len(levels):
-                self.fault(place, "each code and each level once", list(codes))
-            return Kind(kind="categorical", codes=codes, levels=levels)
-        self.fault(place, "numeric, categorical, or a list of codes ([1, 2] or {1: low, 2: high})", value)
-        return Kind(kind="numeric")
+        if isinstance(value, str):
+            return Kind(kind=value)
+        if isinstance(value, Mapping) and value.get("kind") in ("date", "age"):
+            return Kind(**value)
+        codes, names = self._codes(value, place, "each code and each level once")
+        return Kind(kind="categorical", codes=codes, levels=names)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _values(value: Any) -> tuple[str, ...]:
+    """Values as they may occur in a table, in canonical form."""
+    return tuple(map(canonical, _listed(value)))
+
+
+def _rules(value: Mapping[Any, Any]) -> Rules:
+    """Column → values: rows to drop, or missing codes of some columns."""
+    return tuple((str(column), _values(values)) for column, values in value.items())
+
+
+def _missing(value: Any) -> Rules:
+    """Codes for all columns (a list), or pattern → codes."""
+    if isinstance(value, Mapping):
+        return _rules(value)
+    return (("*", _values(value)),) if value != [] else ()

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.genomic import plink as plink
+from mrpipe.genetics.packing import bed_rows
 from mrpipe.keyed import generator
 
 AUTOSOMES = tuple(str(c) for c in range(1, 23))
@@ -52,7 +53,7 @@ def write_random(prefix: Path, calls: NDArray[np.uint8], chromosome: NDArray[np.
             "a2": ["G"] * p,
         }
     )
-    plink.write_set(prefix, fam, bim, iter([plink.bed_rows(calls)]))
+    plink.write_set(prefix, fam, bim, iter([bed_rows(calls)]))
     return plink.open_set(prefix.with_name(prefix.name + ".bed"))
 
 

@@ -16,6 +16,7 @@ from mrpipe.datasets.adni import DATASET
 from mrpipe.datasets.adni.genomic import plink as plink
 from mrpipe.errors import DataError
 from mrpipe.genetics import packing as genotypes
+from mrpipe.genetics.packing import bed_rows
 from mrpipe.stages.build import build
 from mrpipe.stages.check import check
 from mrpipe.stages.simulate import simulate
@@ -115,7 +116,7 @@ def test_fitted_transforms_do_not_depend_on_evaluation_participants(built: Path,
         rows = np.flatnonzero([i in held_out for i in opened.fam["iid"]])
         # Swapping the alleles preserves heterozygosity and changes every frequency and correlation.
         matrix[rows] = np.where(matrix[rows] == 3, 3, 2 - np.minimum(matrix[rows], 2))
-        bed.write_bytes(plink.MAGIC + plink.bed_rows(matrix).tobytes())
+        bed.write_bytes(plink.MAGIC + bed_rows(matrix).tobytes())
         changed += len(rows)
     assert changed > 5
     build(DATASET, raw, tmp_path / "store", BLIND)

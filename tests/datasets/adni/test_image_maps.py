@@ -14,13 +14,12 @@ import pytest
 import mrpipe
 from mrpipe.datasets.adni.image.join import read_images
 from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.datasets.adni.image.plan import check_images
 from mrpipe.datasets.adni.image.raw import prepare_images
-from mrpipe.datasets.adni.image.reader import READER, check_images
 from mrpipe.datasets.adni.simulate.image import simulate_images, simulated_grid
 from mrpipe.errors import DataError, FaultCollector, UsageError
-from mrpipe.schema import Attrition, Checked, Cohort, Dataset, Scheme, Task
 from mrpipe.stages.build import build
-from tests.datasets.adni.image_toy import Simulation, cohort, subjects
+from tests.datasets.adni.image_toy import Simulation, cohort, subjects, toy_dataset
 
 
 @pytest.fixture(scope="module")
@@ -250,40 +249,6 @@ def test_check_counts_participants_with_images_but_without_a_sample(export: Path
 
 
 # --- ingestion into a store
-
-
-def toy_dataset(frame: pl.DataFrame) -> Dataset:
-    """A dataset that has only the modality `image`."""
-
-    def make_cohort(raw: Path, options: ImageOptions) -> Cohort:
-        samples = cohort(frame)
-        classes = frame.select(
-            sample_id="subject_id",
-            value=pl.col("diagnosis").replace_strict({"CN": 0, "MCI": 1, "Dementia": 2}, return_dtype=pl.Int8),
-        )
-        return Cohort(samples=samples, labels={"dx": classes}, attrition=Attrition(len(samples)).frame())
-
-    def check(raw: Path, options: ImageOptions) -> Checked:
-        faults = FaultCollector()
-        found = check_images(raw, options, faults)
-        faults.raise_if_any()
-        return Checked(release="test", files=tuple(found.files), notes=tuple(found.notes), groups=found.groups)
-
-    return Dataset(
-        name="adni",
-        title="t",
-        citation="c",
-        licence="l",
-        provider="p",
-        options=ImageOptions,
-        simulation=Simulation,
-        modalities={"image": READER},
-        tasks=(Task(name="dx", kind="classification", classes=("CN", "MCI", "AD")),),
-        schemes={"standard": Scheme(stratify="dx")},
-        check=check,
-        cohort=make_cohort,
-        simulate=lambda *a: None,
-    )
 
 
 @pytest.mark.parametrize("form", ["stack", "nifti"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mrpipe.datasets.adni.image.options import ImageOptions
-from mrpipe.datasets.adni.image.reader import check_images, has_images
+from mrpipe.datasets.adni.image.plan import check_images, has_images
 from mrpipe.datasets.adni.simulate.image import simulate_images
 from mrpipe.errors import FaultCollector
 from mrpipe.imaging.nifti import write_nifti

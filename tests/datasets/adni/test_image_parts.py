@@ -19,8 +19,8 @@ from mrpipe.datasets.adni.image import plan as image_plan
 from mrpipe.datasets.adni.image import raw as image_raw
 from mrpipe.datasets.adni.image.join import read_images
 from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.datasets.adni.image.plan import check_images
 from mrpipe.datasets.adni.image.raw import NUMBERS, part_of, prepare_images
-from mrpipe.datasets.adni.image.reader import check_images
 from mrpipe.datasets.adni.image.scans import find_scans
 from mrpipe.datasets.adni.simulate.image import simulate_images, simulated_grid
 from mrpipe.errors import DataError, FaultCollector, MissingExtraError, MrpipeError, UsageError

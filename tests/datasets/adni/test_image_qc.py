@@ -13,10 +13,11 @@ from PIL import Image
 import mrpipe
 from mrpipe.cli.main import main
 from mrpipe.datasets.adni import DATASET
-from mrpipe.datasets.adni.genomic.plink import MAGIC, bed_rows, calls, open_set
+from mrpipe.datasets.adni.genomic.plink import MAGIC, calls, open_set
 from mrpipe.datasets.adni.genomic.reader import DISCORDANT, TOO_FEW_CALLS
 from mrpipe.datasets.adni.image.qc import qc_table, write_image_qc
 from mrpipe.datasets.adni.image.raw import NUMBERS, SCAN_SCHEMA
+from mrpipe.genetics.packing import bed_rows
 from mrpipe.keyed import generator
 from mrpipe.schema import TRIED_SCHEMA
 from mrpipe.stages.build import build

@@ -20,7 +20,7 @@ from mrpipe.datasets.adni.genomic.reader import assemble, read_genomic
 from mrpipe.datasets.adni.genomic.strand import read_reference
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, FaultCollector
-from mrpipe.genetics.packing import pack, unpack_range
+from mrpipe.genetics.packing import bed_rows, pack, unpack_range
 from mrpipe.keyed import generator
 
 # Without thresholds, the SNPs of the store depend on alleles and frequencies only.
@@ -42,7 +42,7 @@ def write_set(
     bim = pl.DataFrame(
         {"chrom": "1", "id": [f"rs{p}" for p in positions], "pos": positions, "a1": [a[0] for a in alleles]}
     ).with_columns(pl.Series("a2", [a[1] for a in alleles]))
-    plink.write_set(raw / name, fam, bim, iter([plink.bed_rows(copies.astype(np.uint8))]))
+    plink.write_set(raw / name, fam, bim, iter([bed_rows(copies.astype(np.uint8))]))
 
 
 def write_legend(raw: Path, alleles: Sequence[str], positions: Sequence[int], frequency: Sequence[float]) -> Path:
@@ -63,7 +63,7 @@ def cohort_of(rids: Sequence[int]) -> pl.DataFrame:
 
 def merge(raw: Path, rids: Sequence[int], **options: Any) -> tuple[list[int], list[NDArray[np.uint8]]]:
     """Positions of the merged SNPs, and of each set all its calls of the counted alleles (people, SNPs)."""
-    _, identity, panels, _, _ = assemble(raw, cohort_of(rids), AdniOptions(**{**OPEN, **options}))
+    _, identity, panels, _ = assemble(raw, cohort_of(rids), AdniOptions(**{**OPEN, **options}), raw)
     calls = []
     for p in panels:
         everyone = np.arange(p.plink.n_people)
@@ -164,7 +164,7 @@ def test_a_single_missing_snp_reveals_the_set(tmp_path: Path) -> None:
     calls[:40, 0] = calls[40:, 8] = 3
     for name, people in (("a", range(40)), ("b", range(40, 80))):
         write_set(raw, name, people, calls[: len(people)], ["AG"] * 9, [1000 * (j + 1) for j in range(9)])
-    _, _, panels, _, _ = assemble(raw, cohort_of(range(80)), AdniOptions(**OPEN))
+    _, _, panels, _ = assemble(raw, cohort_of(range(80)), AdniOptions(**OPEN), raw)
     phase = np.repeat(["ADNI1", "ADNI2"], 40)
     assert "(AUROC 1.00)" in missing_calls(pack(calls), 9, panels, phase, "union")
     calls[:] = 1
@@ -241,12 +241,12 @@ def test_recognised_forms_of_ids(fid: str, iid: str, rid: int | None) -> None:
     assert rids_of(pl.DataFrame({"fid": [fid], "iid": [iid]})).to_list() == [rid]
 
 
-def checked(raw: Path, known: Sequence[int], **options: Any) -> tuple[str, list[str], dict[str, str]]:
-    """Errors, notes and unread files."""
+def checked(raw: Path, known: Sequence[int], **options: Any) -> tuple[str, list[str]]:
+    """Errors and notes."""
     faults = FaultCollector()
     rids = pl.Series(list(known), dtype=pl.Int32)
-    _, notes, unread = genomic_check.check_genotypes(raw, AdniOptions(**options), rids, faults)
-    return "\n".join(map(str, faults.faults)), notes, unread
+    _, notes = genomic_check.check_genotypes(raw, AdniOptions(**options), rids, faults)
+    return "\n".join(map(str, faults.faults)), notes
 
 
 def small(raw: Path, name: str, people: Sequence[int], alleles: str = "AG") -> Path:
@@ -257,11 +257,11 @@ def small(raw: Path, name: str, people: Sequence[int], alleles: str = "AG") -> P
 def test_people_unknown_to_the_tables_are_reported_without_their_ids(tmp_path: Path) -> None:
     fam = small(tmp_path / "raw", "a", range(1, 11))
     assert not any("not among them" in n for n in checked(tmp_path / "raw", range(1, 11))[1])
-    errors, notes, _ = checked(tmp_path / "raw", range(2, 11))
+    errors, notes = checked(tmp_path / "raw", range(2, 11))
     assert not errors
     assert any("1 of 10 people are not among them, most of them with IDs of the form '999_S_9999'" in n for n in notes)
     fam.write_text(fam.read_text().replace("002_S_", "smith"))
-    errors, _, _ = checked(tmp_path / "raw", range(1, 11))
+    errors, _ = checked(tmp_path / "raw", range(1, 11))
     assert "a.fam, column 'IID': expected PTIDs" in errors
     assert "10 of 10 people are not among them, most of them with IDs of the form 's" in errors
     assert "smith" not in errors
@@ -271,7 +271,7 @@ def test_people_in_several_sets_are_counted(tmp_path: Path) -> None:
     small(tmp_path / "raw", "a", [1, 2, 3, 4, 5])
     fam = small(tmp_path / "raw", "b", [4, 5, 6, 7])
     fam.write_text(fam.read_text().replace(ptid(7), f"0_{ptid(6)}"))
-    _, notes, _ = checked(tmp_path / "raw", range(1, 8))
+    _, notes = checked(tmp_path / "raw", range(1, 8))
     assert "2 people are in a and b; the record with the most calls is used" in notes
     assert "b.fam: 2 records of people with several records; the record with the most calls is used" in notes
 
@@ -299,23 +299,22 @@ def test_files_of_people_and_snps_are_decoded_strictly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("alleles", "coding"), [("12", "alleles 1, 2, 3 and 4"), ("AB", "alleles A and B")])
 def test_other_codings_of_alleles_are_named(alleles: str, coding: str, tmp_path: Path) -> None:
     small(tmp_path / "raw", "a", [1, 2], alleles)
-    errors, _, _ = checked(tmp_path / "raw", [1, 2])
+    errors, _ = checked(tmp_path / "raw", [1, 2])
     assert f"a.bim, column 'a1': expected alleles A, C, G and T; found {coding}" in errors
 
 
-def test_genotypes_in_other_formats_are_listed_with_their_conversion(tmp_path: Path) -> None:
+def test_the_error_for_other_formats_gives_their_conversion(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     (raw / "g").mkdir(parents=True)
-    for name in ("chr1.dose.vcf.gz", "chr2.dose.vcf.gz", "x.pgen", "y.ped", "y.map", "photos.ped.txt", "z.bed.gz"):
+    for name in ("x.pgen", "x.psam", "y.ped", "y.map", "photos.ped.txt", "z.bed.gz", "u.bgen", "v.gen.gz"):
         (raw / "g" / name).touch()
-    errors, _, unread = checked(raw, [1])
-    assert not errors
-    assert {k: v.rsplit(": ", 1)[1].split()[:2] for k, v in unread.items()} == {
-        "g/*.vcf.gz": ["plink2", "--vcf"],
-        "g/x.pgen": ["plink2", "--pfile"],
-        "g/y.ped": ["plink", "--file"],
-        "g/z.bed.gz": ["gunzip", "FILE"],
-    }
+    assert checked(raw, [1]) == ("", [])
+    errors, _ = checked(raw, [1], genotypes="g")
+    assert "g: expected PLINK sets (.bed, .bim, .fam) or VCF; found none" in errors
+    for command in ("--pfile NAME", "--pedmap NAME", "--bgen NAME.bgen ref-first", "--gen NAME.gen"):
+        assert f"plink2 {command}" in errors
+    assert errors.count("--make-bed --out NAME") == 4
+    assert "gunzip NAME.bed.gz" in errors
 
 
 def test_notes_on_the_reference_and_on_shared_snps(tmp_path: Path) -> None:

@@ -215,21 +215,36 @@ def test_blank_visit_dates_are_filled_from_other_tables(adni_export: Path) -> No
 # --- errors -------------------------------------------------------------------------------------------------------
 
 
-def test_all_missing_tables_are_reported_with_their_menu_path(adni_export: Path) -> None:
+def test_a_missing_table_costs_its_features_and_is_reported(adni_export: Path) -> None:
+    options = AdniOptions()
+    cohort = build_cohort(adni_export, options).samples
+    before, _ = clinical_features(AdniExport(adni_export), cohort, options)
     for name in ("MEDHIST", "VITALS", "APOERES"):
         table_path(adni_export, name).unlink()
-    message = faults_of(adni_export)
-    assert message.startswith("3 errors")
-    for name in ("MEDHIST", "VITALS", "APOERES"):
-        assert f"{name}_ddMonYYYY.csv: expected the table {name}" in message
-    assert "Medical History > Vital Signs" in message
+    result = check(DATASET, adni_export, {})
+    (note,) = (n for n in result["notes"] if n.startswith("absent tables"))
+    assert "VITALS (Medical History > Vital Signs)" in note
+    assert "MEDHIST" in note
+    assert "APOERES" in note
+    assert result["modalities"] == ["genomic", "clinical", "biospecimen"]
+    after, _ = clinical_features(AdniExport(adni_export), cohort, options)
+    assert {f.source_file.split("_")[2] for f in before} - {f.source_file.split("_")[2] for f in after} == {
+        "MEDHIST",
+        "VITALS",
+    }
+    declared, _ = biospecimen_features(AdniExport(adni_export), cohort, options)
+    assert {f.name for f in declared} == {"ABETA42", "ABETA40", "TAU", "PTAU", "ABETA42_40", "PTAU_ABETA42"} | {
+        f"{a}_limit" for a in ("ABETA42", "TAU", "PTAU")
+    }
 
 
 def test_invalid_labels_are_reported_beside_a_missing_table(adni_export: Path) -> None:
-    table_path(adni_export, "MEDHIST").unlink()
+    for path in adni_export.rglob("*ISOPROSTANE*.csv"):
+        path.unlink()
     edit(table_path(adni_export, "DXSUM"), DIAGNOSIS=pl.lit("7"))
-    message = faults_of(adni_export)
+    message = faults_of(adni_export, isoprostane=True)
     assert message.startswith("2 errors")
+    assert "expected the table ISOPROSTANE" in message
     assert "expected codes 1, 2, 3; found '7'" in message
 
 
@@ -402,7 +417,7 @@ def test_the_paper_profile_reads_every_encoding_and_requested_table(adni_export:
 
 
 def test_check_reports_samples_by_modality_and_files_that_are_not_read(adni_export: Path) -> None:
-    write(adni_export, "INITHEALTH_15Nov2025.csv", "RID\n1\n")
+    write(adni_export, "RECMHIST_15Nov2025.csv", "RID\n1\n")
     rid = AdniExport(adni_export).require(VITALS)["rid"][0]
     write(adni_export, "VITALS_01Jan2020.csv", f"RID\n{rid}\n")
     options = AdniOptions(label="baseline_dx")
@@ -413,7 +428,7 @@ def test_check_reports_samples_by_modality_and_files_that_are_not_read(adni_expo
         known = frame.filter(pl.any_horizontal(pl.exclude("rid").is_not_null()))
         assert set(checked.observed[name]) == set(cohort.join(known, on="rid")["sample_id"])
     assert 0 < len(checked.observed["biospecimen"]) < len(checked.observed["clinical"]) == len(cohort)
-    assert checked.unused["INITHEALTH_15Nov2025.csv"] == "not a table that mrpipe reads"
+    assert checked.unused["RECMHIST_15Nov2025.csv"] == "not a table that mrpipe reads"
     assert "is read for VITALS" in checked.unused["VITALS_01Jan2020.csv"]
     assert "plasma_abeta=true" in checked.unused["batemanlab_20221118.csv"]
     assert any(n.startswith("absent optional tables: ") and "REGISTRY (visit dates" in n for n in checked.notes)

@@ -206,6 +206,16 @@ def test_archives_and_folders_give_the_same_features(raw: Path, tmp_path: Path) 
         assert all(np.array_equal(unpacked[i], zipped[i]) for i in unpacked)
 
 
+def test_an_export_in_a_folder_of_its_own_is_found(raw: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw, tmp_path / "datasets" / "enrico_corpus")
+    (tmp_path / "paper.pdf").write_bytes(b"%PDF")
+    options = EnricoOptions(image_size=(64, 32))
+    assert build_cohort(raw, options).samples.equals(build_cohort(tmp_path, options).samples)
+    assert list(read(tmp_path, "wireframe", options)) == list(read(raw, "wireframe", options))
+    checked, expected = (DATASET.check(folder, options) for folder in (tmp_path, raw))
+    assert (len(checked.files), checked.unused) == (len(expected.files), expected.unused)
+
+
 def test_features_match_multibench(raw: Path) -> None:
     screens, wireframes = read(raw, "screenshot"), read(raw, "wireframe")
     for screen_id in list(screens)[::17]:

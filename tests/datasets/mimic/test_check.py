@@ -172,7 +172,7 @@ def test_small_tables_and_headers_in_windows_1252_are_read_with_a_note(tmp_path:
     path = raw / "icu/chartevents.csv"
     path.write_bytes(path.read_bytes().replace(b"valueuom\n", b"valueuom,\xe9t\xe9\n", 1).replace(b"bpm\n", b"bpm,1\n"))
     notes = "\n".join(check(raw).notes)
-    assert "hosp/d_icd_diagnoses.csv is not UTF-8; it was read as Windows-1252" in notes
+    assert "hosp/d_icd_diagnoses.csv: 1 rows are not UTF-8; they were read as Windows-1252" in notes
     assert "hosp/diagnoses_icd.csv: 1 rows are not UTF-8; they were read as Windows-1252" in notes
     levels = read_codes(raw, build_cohort(raw, MimicOptions()).samples, MimicOptions()).dictionary["levels"][0]
     assert {"DX9:4019 Ménière", "DX9:40é9"} < set(levels)

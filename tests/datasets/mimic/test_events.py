@@ -213,7 +213,7 @@ def test_results_do_not_depend_on_row_order_and_release_layout(tmp_path: Path) -
     stores = {}
     for name, more in {
         "2.2": {},
-        "2.0": {"release": "2.0", "compressed": False},
+        "2.0": {"release": "2.0", "form": "csv"},
         "shuffled": {"shuffle_columns": True},
     }.items():
         raw = tmp_path / name

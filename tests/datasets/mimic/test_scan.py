@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mrpipe.datasets.mimic.scan import scanner as scan_module
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.scan.records import PAD, clock_times, numbers_at, record_ends
-from mrpipe.datasets.mimic.scan.scanner import TableScan, inflate_to_end, sample_rows
+from mrpipe.datasets.mimic.scan.scanner import TableScan
 from mrpipe.datasets.mimic.tables import EVENTS, NOTES
 from mrpipe.errors import DataError
 
@@ -153,9 +153,9 @@ def test_a_truncated_gz_file_is_an_error_of_scan_and_check(tmp_path: Path, share
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(DataError, match="labevents"):
         read(path, [10_000_001])
-    if share:
-        with pytest.raises(DataError, match="truncated"):
-            inflate_to_end(path, path.name)
+    # Also if no patient is selected.
+    with pytest.raises(DataError, match="truncated" if share else "header"):
+        list(TableScan(path, EVENTS["labevents"], np.array([], dtype=np.int64), shown_as=path.name))
 
 
 def test_a_flipped_byte_is_an_error(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_flipped_byte_is_an_error(tmp_path: Path) -> None:
     data[-5] ^= 0xFF
     path.write_bytes(bytes(data))
     with pytest.raises(DataError, match="damaged"):
-        inflate_to_end(path, path.name)
+        list(TableScan(path, EVENTS["labevents"], np.array([], dtype=np.int64), shown_as=path.name))
 
 
 def test_an_unterminated_quote_is_an_error(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_shifted_header_and_missing_columns_are_reported(tmp_path: Path) -> No
     header, rows = events(10)
     shifted = write(tmp_path / "shifted.csv", header[1:] + header[:1], rows)
     with pytest.raises(DataError, match="header is shifted") as error:
-        sample_rows(shifted, EVENTS["labevents"], shown_as="hosp/labevents.csv")
+        TableScan(shifted, EVENTS["labevents"], None, shown_as="hosp/labevents.csv").sample()
     assert {"charttime", "itemid"} & {f.column for f in error.value.faults}
     lacking = write(
         tmp_path / "lacking.csv", [h.replace("valuenum", "number").replace("itemid", "item") for h in header], rows
@@ -262,7 +262,6 @@ def test_compression_is_recognised_by_content(tmp_path: Path) -> None:
     for name, data in (("a.csv.gz", path.read_bytes()), ("B.CSV.GZ", gzip.compress(path.read_bytes()))):
         (tmp_path / name).write_bytes(data)
         assert read(tmp_path / name, None).equals(expected)
-        inflate_to_end(tmp_path / name, name)
 
 
 def test_notes_keep_their_line_breaks(tmp_path: Path) -> None:

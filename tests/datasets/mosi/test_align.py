@@ -100,18 +100,17 @@ def test_means_ignore_missing_values(seed: int) -> None:
 # --- padding ---------------------------------------------------------------------------------------------------------
 
 
-def test_unpad_removes_outer_zeros_and_marks_inner_zeros_as_missing() -> None:
+def test_unpad_removes_outer_zeros_and_keeps_inner_zeros() -> None:
     x = np.zeros((5, 6, 2), dtype=np.float64)
     x[0, 3:] = [[1, 0], [0, 0], [2, 3]]  # left-padded, one step unobserved
     x[1, :2] = [[4, 5], [6, 7]]  # right-padded
     x[2] = 8  # full
     x[4, 5] = [-np.inf, 9]  # row 3 is absent
-    values, offsets = unpad(x)
-    assert values.dtype == np.float32
-    assert np.diff(offsets).tolist() == [3, 2, 6, 0, 1]
-    assert np.array_equal(values[:3], [[1, 0], [np.nan, np.nan], [2, 3]], equal_nan=True)
-    assert values[3:5].tolist() == [[4, 5], [6, 7]]
-    assert np.array_equal(values[-1], [np.nan, 9], equal_nan=True)
+    steps = [unpad(row) for row in x]
+    assert [len(s) for s, _ in steps] == [3, 2, 6, 0, 1]
+    assert not any(contradicts for _, contradicts in steps)
+    assert steps[0][0].tolist() == [[1, 0], [0, 0], [2, 3]]
+    assert steps[1][0].tolist() == [[4, 5], [6, 7]]
 
 
 def test_unpad_uses_lengths_that_are_consistent_with_the_zeros() -> None:
@@ -120,10 +119,9 @@ def test_unpad_uses_lengths_that_are_consistent_with_the_zeros() -> None:
     x[1, 4:, 0] = 1, 2  # the same, left-padded
     x[2, 1:4, 0] = 1, 2, 3  # the length is too short for the nonzero steps and is ignored
     x[3, 0, 0] = 5  # length 0: absent
-    values, offsets = unpad(x, np.array([4, 4, 1, 0, 3]))
-    assert np.diff(offsets).tolist() == [4, 4, 3, 0, 0]
-    assert np.array_equal(values[:8, 0], [1, 2, np.nan, np.nan, np.nan, np.nan, 1, 2], equal_nan=True)
-    assert values[8:, 0].tolist() == [1, 2, 3]
+    steps = [unpad(row, length) for row, length in zip(x, (4, 4, 1, 0, 3), strict=True)]
+    assert [s.ravel().tolist() for s, _ in steps] == [[1, 2, 0, 0], [0, 0, 1, 2], [1, 2, 3], [], []]
+    assert [contradicts for _, contradicts in steps] == [False, False, True, False, False]
 
 
 def block(lengths: list[int], d: int = 2) -> RaggedBlock:

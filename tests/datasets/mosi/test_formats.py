@@ -15,7 +15,7 @@ from mrpipe.datasets.mosi import DATASET
 from mrpipe.datasets.mosi.export import open_export
 from mrpipe.datasets.mosi.options import FORMATS, MosiOptions, MosiSimulation
 from mrpipe.errors import DataError, MrpipeError, UsageError
-from mrpipe.schema import Features
+from mrpipe.schema import Cohort, Features
 
 SMALL = MosiSimulation(n_videos=6, clips_per_video=9.0, infinite_audio=0.0)
 MODALITIES = ("text", "audio", "vision")
@@ -63,7 +63,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
 def test_check_and_read_of_every_format(exports: dict[str, Path], name: str) -> None:
     options = MosiOptions()
     checked = DATASET.check(exports[name], options)
-    assert {p.name for p in checked.files} == {p.name for p in exports[name].iterdir()}
+    assert {p.name for p in checked.files} == {p.name for p in exports[name].rglob("*") if p.is_file()}
     present = DATASET.modalities_of(exports[name], options)
     assert present == (("text", "audio") if name == "utterance" else MODALITIES)
     cohort = DATASET.cohort(exports[name], options)
@@ -83,8 +83,16 @@ def test_check_and_read_of_every_format(exports: dict[str, Path], name: str) -> 
 
 
 def test_all_formats_give_the_same_clips_labels_and_folds(exports: dict[str, Path]) -> None:
-    expected = DATASET.cohort(exports["csd"], MosiOptions())
+    whole = DATASET.cohort(exports["csd"], MosiOptions())
+    spoken = DATASET.check(exports["csd"], MosiOptions()).observed["text"]
+    with_words = Cohort(
+        samples=whole.samples.filter(pl.col("sample_id").is_in(spoken.implode())),
+        labels={k: v.filter(pl.col("sample_id").is_in(spoken.implode())) for k, v in whole.labels.items()},
+        attrition=whole.attrition,
+    )
     for name in FORMATS[1:]:
+        # MAG-BERT leaves out clips without words.
+        expected = with_words if name == "mag" else whole
         cohort = DATASET.cohort(exports[name], MosiOptions())
         assert cohort.samples.drop("start", "end").equals(expected.samples.drop("start", "end"))
         for task, label in expected.labels.items():
@@ -97,6 +105,9 @@ def test_all_formats_give_the_same_words(exports: dict[str, Path]) -> None:
     same(read(exports["multibench"], "text"), expected)
     same(read(exports["mmsa_aligned"], "text", text_encoder="hashing"), expected)
     same(read(exports["mmsa_unaligned"], "text", text_encoder="hashing"), expected)
+    for name in ("mag", "files"):
+        same(read(exports[name], "text", text_encoder="hashing"), expected)
+    same(read(exports["mult"], "text"), expected)
     bert = read(exports["mmsa_aligned"], "text")
     assert all(len(bert[k]) == min(len(expected[k]) + 2, 50) for k in expected)
     assert list(bert) == list(expected)
@@ -108,8 +119,16 @@ def test_all_formats_give_the_same_frames(exports: dict[str, Path], modality: st
     steps = read(exports["csd"], modality, **{form: "steps"})
     same(read(exports["multibench"], modality), steps)
     same(read(exports["mmsa_aligned"], modality), {k: x[:48, :d] for k, x in steps.items()})
+    # MAG-BERT has no clips without words; with one frame per step, they have a step in the others.
+    spoken = DATASET.check(exports["csd"], MosiOptions()).observed["text"]
+    same(read(exports["mag"], modality), {k: x for k, x in steps.items() if k in set(spoken)})
     frames = read(exports["csd"], modality, **{form: "raw"})
     same(read(exports["mmsa_unaligned"], modality), {k: x[:, :d] for k, x in frames.items()})
+    same(read(exports["files"], modality), frames)
+    # The only zero padding of MulT is in front, so that failed first frames are lost.
+    mult = read(exports["mult"], modality)
+    assert all(len(frames[k]) - len(x) <= 3 for k, x in mult.items())
+    same(mult, {k: frames[k][-len(x) :] for k, x in mult.items()})
     collapsed = read(exports["csd"], modality, **{form: "collapse"})
     same(collapsed, {k: np.nanmean(x, axis=0) for k, x in frames.items()})
 

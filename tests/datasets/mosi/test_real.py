@@ -33,7 +33,8 @@ def cohort(raw: Path) -> Cohort:
 def test_the_published_files_pass_the_check(raw: Path) -> None:
     checked = DATASET.check(raw, MosiOptions())
     assert len(checked.files) == 4
-    (empty, cut, silent) = checked.notes
+    (empty, cut, silent, encoder) = checked.notes
+    assert encoder.startswith("text encoder: ")
     assert empty == "segments of zero length, without words and frames: 1"
     assert cut.startswith("text: 16 of 2199 clips have more than 50 steps, up to 114; the last 50 are kept (max_steps)")
     assert silent == "text: 2 of 2199 clips have no words, and lack it: 2WGyTLYerpo_44, VCslbP0mgZI_1"

@@ -30,7 +30,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
         if path.is_file():
             again, other = (tmp_path / n / path.relative_to(tmp_path / "a") for n in ("b", "c"))
             assert path.read_bytes() == again.read_bytes(), path.name
-            assert path.read_bytes() != other.read_bytes(), path.name
+            assert not other.exists() or path.read_bytes() != other.read_bytes(), path.name
 
 
 @pytest.fixture(scope="module")

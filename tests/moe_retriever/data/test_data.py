@@ -14,9 +14,9 @@ from moe_retriever.data.tables import GenotypeTable, PixelTable, SequenceTable, 
 from mrpipe import Store, open_store
 from mrpipe.errors import DataError, UsageError
 from mrpipe.experiment.missingness import MASK_KEY, Missingness, read_masks, write_masks
+from mrpipe.genetics.packing import unpack_range
 from mrpipe.schema import Modality
 from mrpipe.store.parquet import read_metadata, write_frame
-from mrpipe.store.reader import unpack_genotypes
 from mrpipe.transforms.fit import fit
 from tests import toy
 
@@ -36,7 +36,7 @@ def test_batches_contain_the_transformed_rows_of_the_store(store: Store) -> None
             assert data.spec.modalities[m].shape == (3,)
             continue
         if name == "genotype":
-            calls = unpack_genotypes(arrays.x, toy.N_SNPS)
+            calls = unpack_range(arrays.x, 0, toy.N_SNPS)
             assert entry.values().shape == calls.shape
             continue
         expected = transforms.apply(name, arrays).x

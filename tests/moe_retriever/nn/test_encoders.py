@@ -16,7 +16,7 @@ from moe_retriever.nn.encoders import CNN3D, VGG11, ImageEncoder, Tokeniser, bui
 from moe_retriever.nn.init import build
 from moe_retriever.nn.kernels.recurrent import last_state
 from mrpipe.errors import DataError
-from mrpipe.store.reader import unpack_genotypes
+from mrpipe.genetics.packing import unpack_range
 from mrpipe.transforms.genotypes import GenotypeTransform
 from tests.moe_retriever.synthetic import CPU
 
@@ -97,7 +97,7 @@ def test_genotypes_are_decoded_like_in_the_store_reader() -> None:
     packed = rng.integers(0, 256, (70, 3)).astype(np.uint8)
     kept = np.array([1, 2, 5, 9])
     mode = np.array([0, 1, 2, 1], dtype=np.uint8)
-    calls = unpack_genotypes(packed, 10)[:, kept]
+    calls = unpack_range(packed, 0, 10)[:, kept]
     rows = np.array([3, 60, 3])
     expected = np.where(calls == 3, mode, calls)[rows] - 1.0
     table = GenotypeTable(packed, GenotypeTransform(mode, kept), CPU)

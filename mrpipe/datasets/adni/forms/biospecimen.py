@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.adni.export import AdniExport
-from mrpipe.datasets.adni.forms.features import Feature, vector_modality
+from mrpipe.datasets.adni.forms.features import Built, Feature, features, side_by_side, vector_modality
 from mrpipe.datasets.adni.forms.paper_profile import paper_features
 from mrpipe.datasets.adni.forms.rows import pick, row_policy
 from mrpipe.datasets.adni.options import AdniOptions
@@ -26,16 +26,34 @@ ANALYTES = ("ABETA42", "ABETA40", "TAU", "PTAU")
 # Reportable range of the assay, pg/mL.
 RANGES = {"ABETA42": (200.0, 1700.0), "TAU": (80.0, 1300.0), "PTAU": (8.0, 120.0)}
 LIMITS = ("below", "within", "above")
+# Optional tables: option, content, and column → name and unit of the feature.
+OPTIONAL: dict[LoniTable, tuple[str, str, dict[str, tuple[str, str]]]] = {
+    BATEMAN: (
+        "plasma_abeta",
+        "plasma Aβ42/40, mass spectrometry",
+        {"ABETA_4240_STANDARDIZED": ("plasma_abeta42_40", "")},
+    ),
+    NFL: ("plasma_nfl", "plasma neurofilament light", {"PLASMA_NFL": ("plasma_nfl", "pg/mL")}),
+    ISOPROSTANE: (
+        "isoprostane",
+        "urine isoprostane",
+        {"ISO8PGF2A": ("urine_8_iso_pgf2a", ""), "ISO812IPF2A": ("urine_8_12_iso_ipf2a", "")},
+    ),
+}
 _NAMES = {"ABETA42": "Abeta42", "TAU": "Tau", "PTAU": "PTau"}
 
 
 def apoe_alleles(export: AdniExport) -> pl.DataFrame:
     """APOERES with `e2` and `e4`: copies (0–2) of the ε2 and ε4 alleles, from GENOTYPE (`3/4`) or APGEN1 and APGEN2.
 
+    ADNIMERGE, which is read if the export has no APOERES, has the copies of ε4 alone (APOE4).
+
     Raises:
         DataError: the table is missing, none of these columns is filled, or an allele is not 2, 3 or 4.
     """
     frame = export.timed(APOERES)
+    if export.path(APOERES, merged=False) is None:
+        return frame.with_columns(e2=pl.lit(None, pl.Float64), e4=pl.col("APOE4"))
     if frame.select(pl.all_horizontal(pl.col("GENOTYPE", "APGEN1", "APGEN2").is_null().all())).item():
         file, expected = export.shown(APOERES), "GENOTYPE, or APGEN1 and APGEN2"
         fix = "Check whether the column was renamed or dropped."
@@ -81,8 +99,13 @@ def csf_values(frame: pl.DataFrame) -> pl.DataFrame:
 
 def requested(options: AdniOptions) -> tuple[LoniTable, ...]:
     """Optional tables that the options add to the modality."""
-    tables = ((options.plasma_abeta, BATEMAN), (options.plasma_nfl, NFL), (options.isoprostane, ISOPROSTANE))
-    return tuple(table for on, table in tables if on)
+    return tuple(table for table, (option, *_) in OPTIONAL.items() if getattr(options, option))
+
+
+def biospecimen_tables(export: AdniExport, options: AdniOptions) -> list[LoniTable]:
+    """Tables of the modality: those in the export, and those that the options request."""
+    merged = options.profile != "paper"
+    return [*(t for t in BIOSPECIMEN if export.path(t, merged=merged) is not None), *requested(options)]
 
 
 def _bateman(export: AdniExport) -> pl.DataFrame:
@@ -94,80 +117,60 @@ def _bateman(export: AdniExport) -> pl.DataFrame:
     return grouped.agg(pl.col("ABETA_4240_STANDARDIZED").mean(), pl.col("stamp").last(), pl.col("row").last())
 
 
-def biospecimen_features(
-    export: AdniExport, cohort: pl.DataFrame, options: AdniOptions
-) -> tuple[list[Feature], pl.DataFrame]:
-    """Feature declarations and a frame of their values, one row per participant (`rid`)."""
-    policy = row_policy(options)
-    tables = (*BIOSPECIMEN, *requested(options))
-    if options.profile == "paper":
-        return paper_features(export, tables, cohort, policy, dementia_drugs=True)
-    source = export.shown(APOERES)
-    apoe = pick(apoe_alleles(export), cohort, policy, ["e2", "e4"], static=True)
-    frame = cohort.select("rid").join(apoe, on="rid", how="left").rename({"e2": "apoe_e2", "e4": "apoe_e4"})
-    declared = [
-        Feature(
-            name=f"apoe_e{a}",
-            unit="copies",
-            source_file=source,
-            source_column="GENOTYPE, APGEN1, APGEN2",
-            description=f"copies of the ε{a} allele",
-        )
-        for a in (2, 4)
-    ]
+def _apoe(export: AdniExport, cohort: pl.DataFrame, policy: str) -> Built:
+    merged = export.path(APOERES, merged=False) is None
+    alleles = ("4",) if merged else ("2", "4")
+    values = pick(apoe_alleles(export), cohort, policy, [f"e{a}" for a in alleles], static=True)
+    declared: list[Feature] = []
+    for a in alleles:
+        text, column = f"copies of the ε{a} allele", "APOE4" if merged else "GENOTYPE, APGEN1, APGEN2"
+        declared += features(export.shown(APOERES), {f"apoe_e{a}": column}, unit="copies", description=text)
+    return declared, values.rename({f"e{a}": f"apoe_e{a}" for a in alleles})
+
+
+def _csf(export: AdniExport, cohort: pl.DataFrame, policy: str) -> Built:
     source = export.shown(ELECSYS)
     ratios = {"ABETA42_40": "ABETA42, ABETA40", "PTAU_ABETA42": "PTAU, ABETA42"}
     sides = [f"{a}.side" for a in RANGES]
     # All values come from the same CSF sample, so that ratios and flags match the concentrations.
     drawn = pick(csf_values(export.timed(ELECSYS)), cohort, policy, [*ANALYTES, *ratios, *sides], whole=True)
-    frame = frame.join(drawn, on="rid", how="left")
-    frame = frame.rename({f"{a}.side": f"{a}_limit" for a in RANGES})
-    declared += [
-        Feature(name=a, unit="pg/mL", source_file=source, source_column=a, description="CSF concentration")
-        for a in ANALYTES
+    limits = {f"{a}_limit": f"{a}, COMMENT" for a in RANGES}
+    declared = [
+        *features(source, {a: a for a in ANALYTES}, unit="pg/mL", description="CSF concentration"),
+        *features(source, ratios, description="ratio of CSF concentrations"),
+        *features(source, limits, levels=LIMITS, description="below, within or above the reportable range"),
     ]
-    declared += [
-        Feature(name=r, source_file=source, source_column=c, description="ratio of CSF concentrations")
-        for r, c in ratios.items()
-    ]
-    declared += [
-        Feature(
-            name=f"{a}_limit",
-            levels=LIMITS,
-            source_file=source,
-            source_column=f"{a}, COMMENT",
-            description="below, within or above the reportable range",
-        )
-        for a in RANGES
-    ]
-    optional: dict[str, tuple[dict[str, tuple[str, str]], str]] = {
-        BATEMAN.name: ({"ABETA_4240_STANDARDIZED": ("plasma_abeta42_40", "")}, "plasma Aβ42/40, mass spectrometry"),
-        NFL.name: ({"PLASMA_NFL": ("plasma_nfl", "pg/mL")}, "plasma neurofilament light"),
-        ISOPROSTANE.name: (
-            {"ISO8PGF2A": ("urine_8_iso_pgf2a", ""), "ISO812IPF2A": ("urine_8_12_iso_ipf2a", "")},
-            "urine isoprostane",
-        ),
-    }
+    return declared, drawn.rename({f"{a}.side": f"{a}_limit" for a in RANGES})
+
+
+def biospecimen_features(
+    export: AdniExport, cohort: pl.DataFrame, options: AdniOptions
+) -> tuple[list[Feature], pl.DataFrame]:
+    """Feature declarations and a frame of their values, one row per participant (`rid`)."""
+    policy = row_policy(options)
+    tables = biospecimen_tables(export, options)
+    if options.profile == "paper":
+        return paper_features(export, tables, cohort, policy, dementia_drugs=True)
+    blocks = [{APOERES: _apoe, ELECSYS: _csf}[t](export, cohort, policy) for t in tables if t in BIOSPECIMEN]
     for table in requested(options):
-        columns, text = optional[table.name]
+        _, text, columns = OPTIONAL[table]
         records = _bateman(export) if table is BATEMAN else export.timed(table)
-        values = pick(records, cohort, policy, list(columns))
-        frame = frame.join(values.rename({c: name for c, (name, _) in columns.items()}), on="rid", how="left")
-        declared += [
-            Feature(name=name, unit=unit, source_file=export.shown(table), source_column=c, description=text)
-            for c, (name, unit) in columns.items()
-        ]
-    return declared, frame
+        values = pick(records, cohort, policy, list(columns)).rename({c: name for c, (name, _) in columns.items()})
+        file = export.shown(table)
+        declared = [f for c, (n, unit) in columns.items() for f in features(file, {n: c}, unit=unit, description=text)]
+        blocks.append((declared, values))
+    return side_by_side(cohort, blocks)
 
 
 def read_biospecimen(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Features:
     """Read APOE, CSF and the optional tables for every participant with at least one known value.
 
-    Vector modality, float32 of shape (n_features,), NaN where unknown. Sources: APOERES, UPENNBIOMK_ROCHE_ELECSYS and,
-    if requested, batemanlab, ADNI_BLENNOWPLASMANFL and ISOPROSTANE; units are in the dictionary.
+    Vector modality, float32 of shape (n_features,), NaN where unknown. Sources: APOERES (or ADNIMERGE) and
+    UPENNBIOMK_ROCHE_ELECSYS, as far as the export has them, and, if requested, batemanlab, ADNI_BLENNOWPLASMANFL and
+    ISOPROSTANE; units are in the dictionary.
 
     Raises:
-        DataError: a table is missing or invalid.
+        DataError: a table is invalid, or a requested one is missing.
     """
     declared, frame = biospecimen_features(AdniExport(raw), cohort, options)
     return vector_modality("biospecimen", BIT, DESCRIPTION, declared, frame, cohort)

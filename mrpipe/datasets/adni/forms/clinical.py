@@ -6,13 +6,15 @@ or diagnosis (PTCOGBEG, PTADDX, PTADBEG) are never features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import medications as drugs
-from mrpipe.datasets.adni.forms.features import Feature, vector_modality
+from mrpipe.datasets.adni.forms.features import Built, Feature, features, side_by_side, vector_modality
 from mrpipe.datasets.adni.forms.paper_profile import paper_features
 from mrpipe.datasets.adni.forms.rows import eligible, pick, row_policy
 from mrpipe.datasets.adni.options import AdniOptions
@@ -20,6 +22,7 @@ from mrpipe.datasets.adni.tables import (
     CLINICAL,
     FUNCTIONS,
     HISTORY,
+    INITHEALTH,
     MEDHIST,
     NEUROEXM,
     PTDEMOG,
@@ -28,6 +31,7 @@ from mrpipe.datasets.adni.tables import (
     RECCMEDS,
     SIGNS,
     VITALS,
+    LoniTable,
 )
 from mrpipe.schema import Features
 
@@ -38,8 +42,6 @@ _DOSES = {"MH14AALCH": "drinks/d", "MH16ASMOK": "packs/d"}
 POUND_KG, INCH_CM = 0.45359237, 2.54
 YES_NO_LEVELS = ("no", "yes")
 
-Built = tuple[list[Feature], pl.DataFrame]
-
 
 def _demographics(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
     frame = export.timed(PTDEMOG)
@@ -47,17 +49,21 @@ def _demographics(export: AdniExport, cohort: pl.DataFrame, policy: str, source:
         frame,
         cohort,
         policy,
-        ["PTGENDER", "PTHAND", "PTETHCAT", "PTRACCAT", "PTDOB", "PTDOBMM", "PTDOBYY"],
+        ["PTGENDER", "PTHAND", "PTETHCAT", "PTRACCAT", "PTDOB", "PTDOBMM", "PTDOBYY", "AGE"],
         static=True,
     )
     changing = pick(frame, cohort, policy, _MARITAL)
     joined = static.join(changing, on="rid", how="left").join(cohort.select("rid", "visit_date"), on="rid", how="left")
+    joined = joined.join(export.baselines, on="rid", how="left")
     # PTDOB is MM/YYYY. If the month is unknown, use the middle of the year.
     month = pl.coalesce(pl.col("PTDOB").str.extract(r"^(\d{1,2})/").cast(pl.Float64, strict=False), pl.col("PTDOBMM"))
     year = pl.coalesce(pl.col("PTDOB").str.extract(r"(\d{4})").cast(pl.Int32, strict=False), pl.col("PTDOBYY"))
     born = year + (month.fill_null(7.0) - 0.5) / 12
     visit = pl.col("visit_date").dt.year() + (pl.col("visit_date").dt.ordinal_day() - 0.5) / 365.25
-    age = visit - born
+    # ADNIMERGE has no date of birth, but the age at baseline.
+    later = (pl.col("visit_date") - pl.col("date0")).dt.total_days() / 365.25
+    merged = export.path(PTDEMOG, merged=False) is None
+    age = pl.col("AGE") + later if merged else visit - born
     selected = pl.col("PTRACCAT")
     # A code outside the list may stand for any race, so that the races that are not selected are unknown.
     known = (selected.list.len() > 0) & selected.list.eval(pl.element().is_in([code for code, _ in RACES])).list.all()
@@ -71,51 +77,55 @@ def _demographics(export: AdniExport, cohort: pl.DataFrame, policy: str, source:
         *("PTGENDER", "PTHAND", "PTETHCAT", *_MARITAL),
         *races,
     )
-    declared = [
-        Feature(
-            name="age",
-            unit="a",
-            source_file=source,
-            source_column="PTDOB, PTDOBYY, VISDATE",
-            description="age at the visit, from the month of birth (mid-year if only the year is known)",
-        ),
-        *(
-            Feature(
-                name=n,
-                source_file=source,
-                source_column=n,
-                levels=PTDEMOG.field(n).levels,
-                unit="a" if n == "PTEDUCAT" else "",
-            )
-            for n in ("PTGENDER", "PTHAND", "PTETHCAT", *_MARITAL)
-        ),
-        *(
-            Feature(
-                name=f"race_{level}",
-                source_file=source,
-                source_column="PTRACCAT",
-                levels=YES_NO_LEVELS,
-                description="race selected; several can be",
-            )
-            for _, level in RACES
-        ),
-    ]
-    return declared, out
+    column = "AGE" if merged else "PTDOB, PTDOBYY, VISDATE"
+    text = "that at baseline" if merged else "the month of birth (mid-year if only the year is known)"
+    declared = features(source, {"age": column}, unit="a", description=f"age at the visit, from {text}")
+    for n in ("PTGENDER", "PTHAND", "PTETHCAT", *_MARITAL):
+        declared += features(source, {n: n}, levels=PTDEMOG.field(n).levels, unit="a" if n == "PTEDUCAT" else "")
+    columns, text = {f"race_{level}": "PTRACCAT" for _, level in RACES}, "race selected; several can be"
+    declared += features(source, columns, levels=YES_NO_LEVELS, description=text)
+    return _known(declared, out) if merged else (declared, out)
+
+
+def _known(declared: list[Feature], frame: pl.DataFrame) -> Built:
+    """Features with a value for some participant: a table that replaces another may lack some."""
+    kept = [f for f in declared if frame[f.name].null_count() < len(frame)]
+    return kept, frame.select("rid", *(f.name for f in kept))
+
+
+def initial_health(frame: pl.DataFrame) -> pl.DataFrame:
+    """INITHEALTH, which has one row per condition, with the yes/no items of MEDHIST: one row per visit.
+
+    A category is "no" if none of the conditions is in it. The form has one category for alcohol, drugs and smoking, and
+    another meaning of the last one, so that these items are unknown.
+    """
+    unknown = ("MH14ALCH", "MH15DRUG", "MH16SMOK", "MH19OTHR")
+    items = {
+        item: (pl.col("IHSYMPTOM") == code).any() | ((item == "MH18SURG") & (pl.col("IHSURG") == 1).any())
+        for code, item in enumerate(HISTORY.split())
+        if item not in unknown
+    }
+    keys = ["rid", "month", "rank", "date", "when"]
+    grouped = frame.sort("row").group_by(keys, maintain_order=True)
+    return grouped.agg(
+        pl.col("stamp", "row").last(), *(e.fill_null(False).cast(pl.Int8).alias(item) for item, e in items.items())
+    )
 
 
 def _history(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
     names = HISTORY.split()
-    frame = pick(export.timed(MEDHIST), cohort, policy, [*names, *QUANTITIES])
+    frames = [pl.DataFrame(schema=dict.fromkeys(names, pl.Int8) | dict.fromkeys(QUANTITIES, pl.Float64))]
+    frames += [export.timed(MEDHIST)] if export.path(MEDHIST) else []
+    frames += [initial_health(export.timed(INITHEALTH))] if export.path(INITHEALTH) else []
+    frame = pick(pl.concat(frames, how="diagonal"), cohort, policy, [*names, *QUANTITIES])
     # Sub-items are blank or −4 if the parent item is "no": dose and duration are then 0, time since the end is unknown.
     frame = frame.with_columns(
         pl.when((pl.col(parent) == 0) & pl.lit(zero)).then(pl.lit(0.0)).otherwise(pl.col(q)).alias(q)
         for q, (parent, zero) in QUANTITIES.items()
     )
-    declared = [
-        *(Feature(name=n, source_file=source, source_column=n, levels=YES_NO_LEVELS) for n in names),
-        *(Feature(name=q, source_file=source, source_column=q, unit=_DOSES.get(q, "a")) for q in QUANTITIES),
-    ]
-    return declared, frame.select("rid", *names, *QUANTITIES)
+    declared = features(source, {n: n for n in names}, levels=YES_NO_LEVELS)
+    declared += [Feature(name=q, source_file=source, source_column=q, unit=_DOSES.get(q, "a")) for q in QUANTITIES]
+    return (declared, frame.select("rid", *names, *QUANTITIES)) if export.path(MEDHIST) else _known(declared, frame)
 
 
 def _examination(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
@@ -148,24 +158,10 @@ def _medication(export: AdniExport, cohort: pl.DataFrame, policy: str, source: s
         pl.col("first_word").filter("active").n_unique().alias("n_medications"),
         *((pl.col(f"drug_{i}") & pl.col("active")).any().cast(pl.Int8) for i in ingredients),
     )
-    declared = [
-        Feature(
-            name="n_medications",
-            source_file=source,
-            source_column="CMMED",
-            description="number of different medications" + ("" if dementia else ", without dementia drugs"),
-        ),
-        *(
-            Feature(
-                name=f"drug_{i}",
-                source_file=source,
-                source_column="CMMED",
-                levels=YES_NO_LEVELS,
-                description=", ".join(brands),
-            )
-            for i, brands in ingredients.items()
-        ),
-    ]
+    text = "number of different medications" + ("" if dementia else ", without dementia drugs")
+    declared = features(source, {"n_medications": "CMMED"}, description=text)
+    for i, brands in ingredients.items():
+        declared += features(source, {f"drug_{i}": "CMMED"}, levels=YES_NO_LEVELS, description=", ".join(brands))
     return declared, cohort.select("rid").join(counted, on="rid", how="left", maintain_order="left")
 
 
@@ -227,35 +223,40 @@ def _vitals(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) 
     return [Feature(name=n, unit=u, source_file=source, source_column=c) for n, u, c in described], out
 
 
+def clinical_tables(export: AdniExport, options: AdniOptions) -> list[LoniTable]:
+    """Tables of the modality in the export, or those that replace them; the authors do not use the latter."""
+    paper = options.profile == "paper"
+    tables = CLINICAL if paper else (*CLINICAL, INITHEALTH)
+    return [t for t in tables if export.path(t, merged=not paper) is not None]
+
+
 def clinical_features(export: AdniExport, cohort: pl.DataFrame, options: AdniOptions) -> Built:
     """Feature declarations and a frame of their values, one row per participant (`rid`)."""
-    policy = row_policy(options)
+    policy, tables = row_policy(options), clinical_tables(export, options)
     if options.profile == "paper":
-        return paper_features(export, CLINICAL, cohort, policy, dementia_drugs=options.dementia_drugs)
-    sources = {t.name: export.shown(t) for t in CLINICAL}
-    blocks = [
-        _demographics(export, cohort, policy, sources["PTDEMOG"]),
-        _history(export, cohort, policy, sources["MEDHIST"]),
-        _examination(export, cohort, policy, sources["NEUROEXM"]),
-        _medication(export, cohort, policy, sources["RECCMEDS"], dementia=options.dementia_drugs),
-        _vitals(export, cohort, policy, sources["VITALS"]),
-    ]
-    frame = cohort.select("rid")
-    declared: list[Feature] = []
-    for features, values in blocks:
-        declared += features
-        frame = frame.join(values, on="rid", how="left", validate="1:1", maintain_order="left")
-    return declared, frame
+        return paper_features(export, tables, cohort, policy, dementia_drugs=options.dementia_drugs)
+    builders: dict[LoniTable, Callable[[AdniExport, pl.DataFrame, str, str], Built]] = {
+        PTDEMOG: _demographics,
+        MEDHIST: _history,
+        NEUROEXM: _examination,
+        RECCMEDS: partial(_medication, dementia=options.dementia_drugs),
+        VITALS: _vitals,
+    }
+    if MEDHIST not in tables:
+        builders = {INITHEALTH if t is MEDHIST else t: b for t, b in builders.items()}
+    return side_by_side(
+        cohort, (b(export, cohort, policy, export.shown(t)) for t, b in builders.items() if t in tables)
+    )
 
 
 def read_clinical(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Features:
     """Read about 120 clinical features for every participant with at least one known value.
 
-    Vector modality, float32 of shape (n_features,), NaN where unknown. Sources: PTDEMOG, MEDHIST, NEUROEXM, RECCMEDS
-    and VITALS; units are in the dictionary.
+    Vector modality, float32 of shape (n_features,), NaN where unknown. Sources: PTDEMOG (or ADNIMERGE), MEDHIST and
+    INITHEALTH, NEUROEXM, RECCMEDS and VITALS, as far as the export has them; units are in the dictionary.
 
     Raises:
-        DataError: a table is missing or invalid.
+        DataError: a table is invalid.
     """
     declared, frame = clinical_features(AdniExport(raw), cohort, options)
     return vector_modality("clinical", BIT, DESCRIPTION, declared, frame, cohort)

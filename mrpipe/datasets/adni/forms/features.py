@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,6 +23,24 @@ class Feature:
     description: str = ""
     unit: str = ""
     levels: tuple[str, ...] = ()
+
+
+# Declared features, and a frame of their values with one row per participant (`rid`).
+Built = tuple[list[Feature], pl.DataFrame]
+
+
+def features(source_file: str, columns: Mapping[str, str], **common: Any) -> list[Feature]:
+    """Features by name → column, with the same description, unit or levels."""
+    return [Feature(name=n, source_file=source_file, source_column=c, **common) for n, c in columns.items()]
+
+
+def side_by_side(cohort: pl.DataFrame, blocks: Iterable[Built]) -> Built:
+    """The features of several blocks, one row per participant of the cohort."""
+    frame, declared = cohort.select("rid"), []
+    for block, values in blocks:
+        declared += block
+        frame = frame.join(values, on="rid", how="left", validate="1:1", maintain_order="left")
+    return declared, frame
 
 
 def vector_modality(
@@ -47,26 +66,10 @@ def vector_modality(
         ],
         schema=modality.arrow_schema(),
     )
-    known = (~np.isnan(x)).sum(axis=0)
-    dictionary = pl.DataFrame(
-        [
-            (
-                name,
-                i,
-                f.name,
-                "float32",
-                f.unit,
-                "categorical" if f.levels else "numeric",
-                list(f.levels) or None,
-                f.description,
-                f.source_file,
-                f.source_column,
-                int(known[i]),
-                len(x) - int(known[i]),
-            )
-            for i, f in enumerate(declared)
-        ],
-        schema=DICTIONARY_SCHEMA,
-        orient="row",
-    )
+    rows = []
+    for i, (f, n) in enumerate(zip(declared, (~np.isnan(x)).sum(axis=0).tolist(), strict=True)):
+        kind, levels = ("categorical", list(f.levels)) if f.levels else ("numeric", None)
+        source = f.source_file, f.source_column
+        rows.append((name, i, f.name, "float32", f.unit, kind, levels, f.description, *source, n, len(x) - n))
+    dictionary = pl.DataFrame(rows, schema=DICTIONARY_SCHEMA, orient="row")
     return Features(modality=modality, batches=[batch], dictionary=dictionary)

@@ -1,53 +1,29 @@
-"""Check of the genotype inputs: joins of the .fam files with the participants, and formats that are not read."""
+"""Check of the genotype inputs, and of the joins of their people with the participants."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni.genomic.inputs import GenomicInputs, find_beds, open_inputs, resolve, rids_of, shown
+from mrpipe.datasets.adni.genomic.inputs import GenomicInputs, find_sets, open_inputs, rids_of, shown
 from mrpipe.datasets.adni.genomic.strand import read_reference
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.genetics.chromosomes import POSITION_LIMIT
 from mrpipe.raw import sha256
 
 # Fraction of people of a .fam who may be unknown to the tables of the export.
 MAX_LOST = 0.2
-# Formats that are not read, by the end of the name, and their conversion.
-_CONVERT = {
-    "vcf": "plink2 --vcf FILE --snps-only --max-alleles 2 --make-bed --out NAME",
-    "bcf": "plink2 --bcf FILE --snps-only --max-alleles 2 --make-bed --out NAME",
-    "pgen": "plink2 --pfile NAME --make-bed --out NAME",
-    "ped": "plink --file NAME --make-bed --out NAME",
-    "bgen": "plink2 --bgen FILE ref-first --make-bed --out NAME",
-    "bed.gz": "gunzip FILE",
-}
-
-
-def unread(raw: Path, options: AdniOptions, reference: Path | None) -> dict[str, str]:
-    """Genotypes in formats that are not read: file, or pattern of several files of a folder → conversion."""
-    folder = resolve(raw, options.genotypes) if options.genotypes else raw
-    found: dict[str, tuple[str, list[Path]]] = {}
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        name = path.name.lower()
-        form = next((f for f in _CONVERT if name.endswith((f".{f}", f".{f}.gz"))), None)
-        if form and path != reference and (form != "ped" or path.with_suffix(".map").is_file()):
-            pattern = f"{shown(raw, path.parent)}/*{name[name.rindex(f'.{form}') :]}"
-            found.setdefault(pattern, (_CONVERT[form], []))[1].append(path)
-    text = "genotypes in a format that is not read yet; merge files of single chromosomes and convert them: "
-    return {
-        shown(raw, paths[0]) if len(paths) == 1 else pattern: text + convert
-        for pattern, (convert, paths) in found.items()
-    }
 
 
 def _joins(inputs: GenomicInputs, known: pl.Series) -> Iterator[Fault | str]:
     """Errors and notes about people of the .fam files: unknown to the tables (RIDs `known`), repeated, shared."""
     for plink in inputs.sets:
-        name, rids = f"{plink.name}.fam", rids_of(plink.fam)
+        name, rids = plink.table("fam"), rids_of(plink.fam)
         unknown = ~rids.is_in(known.implode()).fill_null(value=False)
         # IDs are not quoted, only their form.
         form = plink.fam["iid"].str.replace_all(r"\d", "9").str.replace_all(r"[\p{L}--[Ss]]", "A")
@@ -79,7 +55,8 @@ def _content(inputs: GenomicInputs, options: AdniOptions, raw: Path) -> Iterator
         f"{s.name} ({b}, {s.n_people} people, {len(s.bim)} SNPs)"
         for s, b in zip(inputs.sets, inputs.builds, strict=True)
     )
-    yield f"PLINK sets: {', '.join(sizes)}"
+    yield f"genotypes: {', '.join(sizes)}"
+    yield from (f"{s.name}: {s.note}" for s in inputs.sets if s.note)
     if len(inputs.sets) > 1:
         times = pl.concat([s.bim["id"].unique() for s in inputs.sets]).value_counts(name="n")["n"]
         shared = int((times == len(inputs.sets)).sum())
@@ -94,7 +71,7 @@ def _content(inputs: GenomicInputs, options: AdniOptions, raw: Path) -> Iterator
         return
     name = shown(raw, inputs.reference)
     reference = read_reference(inputs.reference, options.chromosomes, shown_as=name)
-    covered = set((reference.key // 10**9).tolist())
+    covered = set((reference.key // POSITION_LIMIT).tolist())
     if absent := [c for c in options.chromosomes if c.isdecimal() and int(c) not in covered]:
         yield f"{name}: no SNP on chromosomes {', '.join(absent)}"
     if not (reference.frequency >= 0).any():
@@ -103,26 +80,27 @@ def _content(inputs: GenomicInputs, options: AdniOptions, raw: Path) -> Iterator
 
 def check_genotypes(
     raw: Path, options: AdniOptions, known: pl.Series | None, faults: FaultCollector
-) -> tuple[GenomicInputs | None, list[str], dict[str, str]]:
-    """Check the genotype inputs; returns them (None after an error), notes and unread files.
+) -> tuple[GenomicInputs | None, list[str]]:
+    """Check the genotype inputs; returns them (None after an error), and notes.
 
     Args:
         known: RIDs in the tables of the export; None if these are invalid.
         faults: receives the errors.
     """
     notes: list[str] = []
-    if not (options.genotypes or find_beds(raw, options)):
-        return None, notes, unread(raw, options, None)
+    if not (options.genotypes or find_sets(raw, options)):
+        return None, notes
     try:
-        inputs = open_inputs(raw, options)
+        with tempfile.TemporaryDirectory(prefix="mrpipe-genotypes-") as scratch:
+            inputs = open_inputs(raw, options, Path(scratch), calls=False)
         notes += _content(inputs, options, raw)
     except DataError as error:
         faults.absorb(error)
-        return None, notes, {}
+        return None, notes
     for found in _joins(inputs, known) if known is not None else ():
         faults.add(found) if isinstance(found, Fault) else notes.append(found)
     chain = Path(options.chain) if options.chain else None
     for kind, path in (("reference", inputs.reference), ("chain file", chain)):
         if path is not None and path.is_absolute() and not path.is_relative_to(raw):
             notes.append(f"{kind} outside the export folder: {path.name}, SHA-256 {sha256(path)[:16]}")
-    return inputs, notes, unread(raw, options, inputs.reference)
+    return inputs, notes

@@ -28,11 +28,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.genomic.lift import ChainFile
-from mrpipe.datasets.adni.genomic.plink import PlinkSet, bed_rows, calls, open_set, write_set
+from mrpipe.datasets.adni.genomic.plink import PlinkSet, calls, open_set, write_set
 from mrpipe.datasets.adni.genomic.strand import LETTERS, align, allele_codes, complement, position_keys, read_reference
-from mrpipe.datasets.adni.genomic.vcf import VcfGenotypes, read_vcf, write_vcf
-from mrpipe.delimited import UNREADABLE
+from mrpipe.datasets.adni.genomic.vcf import open_vcf, write_vcf
+from mrpipe.delimited import UNREADABLE, unreadable
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
+from mrpipe.genetics.packing import bed_rows
+from mrpipe.genetics.vcf import Conversion
 
 TOOLS = ("beagle", "minimac4")
 
@@ -63,43 +65,6 @@ def _run(command: list[str], folder: Path) -> None:
         )
 
 
-def run_beagle(
-    target: Path,
-    reference: Path,
-    out: Path,
-    *,
-    genetic_map: Path | None = None,
-    threads: int = 1,
-    seed: int = 0,
-    impute: bool = True,
-) -> Path:
-    """Phase the target against the reference with Beagle and optionally impute it; returns `<out>.vcf.gz`."""
-    command = [
-        _require("beagle"),
-        f"gt={target.resolve()}",
-        f"ref={reference.resolve()}",
-        f"out={out.resolve()}",
-        f"nthreads={threads}",
-        f"seed={seed}",
-        f"impute={'true' if impute else 'false'}",
-    ]
-    if genetic_map is not None:
-        command.append(f"map={genetic_map.resolve()}")
-    _run(command, out.parent)
-    return out.with_name(out.name + ".vcf.gz")
-
-
-def run_minimac4(phased: Path, reference: Path, out: Path, *, threads: int = 1) -> Path:
-    """Impute a phased, indexed target with minimac4; returns `<out>.dose.vcf.gz`."""
-    tool = _require("minimac4")
-    _run([_require("tabix"), "-f", "-p", "vcf", str(phased.resolve())], out.parent)
-    panel = out.with_name(out.name + ".msav")
-    _run([tool, "--compress-reference", str(reference.resolve()), "-o", str(panel)], out.parent)
-    dose = out.with_name(out.name + ".dose.vcf.gz")
-    _run([tool, str(panel), str(phased.resolve()), "-o", str(dose), "-f", "GT,DS", "-t", str(threads)], out.parent)
-    return dose
-
-
 def plink_map(path: Path, out: Path) -> Path:
     """Convert a genetic map with columns `pos chr cM` to Beagle's format; return maps in other formats unchanged.
 
@@ -113,32 +78,54 @@ def plink_map(path: Path, out: Path) -> Path:
             return path
         table = pl.read_csv(path, separator="\t", infer_schema=False)
     except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        expected, found = "a genetic map (Beagle format, or columns pos, chr, cM)", f"unreadable data ({error})"
-        raise DataError(Fault(file=path.name, expected=expected, found=found)) from error
+        raise unreadable(error, path.name, "a genetic map (Beagle format, or columns pos, chr, cM)") from error
     table.select(table.columns[1], pl.lit("."), table.columns[2], table.columns[0]).write_csv(
         out, separator=" ", include_header=False
     )
     return out
 
 
-def impute_vcf(
-    target: Path,
-    reference: Path,
-    work: Path,
-    *,
-    tool: str = "beagle",
-    genetic_map: Path | None = None,
-    threads: int = 1,
-    seed: int = 0,
-) -> VcfGenotypes:
-    """Impute an unphased VCF from a phased reference; returns genotypes and dosages at all SNPs of the reference."""
-    if tool not in TOOLS:
-        raise UsageError(f"unknown imputation tool {tool!r}; choose from {', '.join(TOOLS)}")
-    used = plink_map(genetic_map, work / "genetic.map") if genetic_map else None
-    if tool == "beagle":
-        return read_vcf(run_beagle(target, reference, work / "imputed", genetic_map=used, threads=threads, seed=seed))
-    phased = run_beagle(target, reference, work / "phased", genetic_map=used, threads=threads, seed=seed, impute=False)
-    return read_vcf(run_minimac4(phased, reference, work / "imputed", threads=threads))
+@dataclass(frozen=True)
+class Imputer:
+    """A tool for imputation and its settings: `tool` (of TOOLS), genetic map, threads, and random seed of Beagle."""
+
+    tool: str = "beagle"
+    genetic_map: Path | None = None
+    threads: int = 1
+    seed: int = 0
+
+    def beagle(self, target: Path, reference: Path, out: Path, *, impute: bool = True) -> Path:
+        """Phase the target against the reference and optionally impute it; returns `<out>.vcf.gz`."""
+        settings = {"gt": target.resolve(), "ref": reference.resolve(), "out": out.resolve(), "seed": self.seed}
+        settings |= {"nthreads": self.threads, "impute": str(impute).lower()}
+        if self.genetic_map is not None:
+            settings["map"] = plink_map(self.genetic_map, out.with_name("genetic.map")).resolve()
+        _run([_require("beagle"), *(f"{k}={v}" for k, v in settings.items())], out.parent)
+        return out.with_name(out.name + ".vcf.gz")
+
+    def minimac4(self, phased: Path, reference: Path, out: Path) -> Path:
+        """Impute a phased, indexed target; returns `<out>.dose.vcf.gz`."""
+        tool = _require("minimac4")
+        _run([_require("tabix"), "-f", "-p", "vcf", str(phased.resolve())], out.parent)
+        panel, dose = out.with_name(out.name + ".msav"), out.with_name(out.name + ".dose.vcf.gz")
+        _run([tool, "--compress-reference", str(reference.resolve()), "-o", str(panel)], out.parent)
+        threads = ["-f", "GT,DS", "-t", str(self.threads)]
+        _run([tool, str(panel), str(phased.resolve()), "-o", str(dose), *threads], out.parent)
+        return dose
+
+    def run(self, target: Path, reference: Path, work: Path) -> PlinkSet:
+        """Impute an unphased VCF from a phased reference; returns the biallelic SNPs of both, with A1 = ALT."""
+        if self.tool not in TOOLS:
+            raise UsageError(f"unknown imputation tool {self.tool!r}; choose from {', '.join(TOOLS)}")
+        done = self.beagle(target, reference, work / "beagle", impute=self.tool == "beagle")
+        if self.tool == "minimac4":
+            done = self.minimac4(done, reference, work / "imputed")
+        return open_vcf([done], work / "filled", Conversion())
+
+
+def _swapped(copies: NDArray[np.uint8], swap: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Copies (people, SNPs) of the other allele where `swap`; 3 remains missing."""
+    return np.where(swap & (copies != 3), 2 - np.minimum(copies, 2), copies).astype(np.uint8)
 
 
 def lifted_set(plink: PlinkSet, chain: ChainFile) -> tuple[PlinkSet, NDArray[np.int64]]:
@@ -163,15 +150,7 @@ def lifted_set(plink: PlinkSet, chain: ChainFile) -> tuple[PlinkSet, NDArray[np.
 
 
 def impute_set(
-    bed: Path,
-    reference: Path,
-    out: Path,
-    *,
-    tool: str = "beagle",
-    genetic_map: Path | None = None,
-    threads: int = 1,
-    seed: int = 0,
-    chain: Path | None = None,
+    bed: Path, reference: Path, out: Path, imputer: Imputer = Imputer(), *, chain: Path | None = None
 ) -> Imputed:
     """Fill the missing calls of a PLINK set and write it as `out.bed`, `out.bim` and `out.fam`.
 
@@ -216,28 +195,20 @@ def impute_set(
         }
     )
     swap = aligned.swap[at]
-    copies = np.where(swap[None, :] & (matrix[:, at] != 3), 2 - np.minimum(matrix[:, at], 2), matrix[:, at]).astype(
-        np.uint8
-    )
     with tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as scratch:
         work = Path(scratch)
         # The tools receive numbers instead of participant IDs.
-        write_vcf(work / "target.vcf.gz", [f"p{i}" for i in range(plink.n_people)], sites, copies)
-        result = impute_vcf(
-            work / "target.vcf.gz", reference, work, tool=tool, genetic_map=genetic_map, threads=threads, seed=seed
-        )
-    identity = position_keys(result.sites["chrom"], result.sites["pos"].to_numpy()) * 64
-    identity += allele_codes(result.sites["alt"]).astype(np.int64) * 8 + allele_codes(result.sites["ref"])
-    target = known.key[rows] * 64 + known.counted[rows].astype(np.int64) * 8 + known.other[rows]
-    order = np.argsort(identity, kind="stable")
-    found = np.minimum(np.searchsorted(identity, target, sorter=order), len(identity) - 1)
-    column = order[found]
-    held = identity[column] == target
-    filled = result.calls[:, column]
-    filled = np.where(swap[None, :] & (filled != 3), 2 - np.minimum(filled, 2), filled)
-    use = (matrix[:, at] == 3) & held[None, :]
+        target, copies = work / "target.vcf.gz", _swapped(matrix[:, at], swap)
+        write_vcf(target, [f"p{i}" for i in range(plink.n_people)], sites, copies)
+        result = imputer.run(target, reference, work)
+        alleles = ["chrom", "pos", "ref", "alt"]
+        made = result.bim.rename({"a1": "alt", "a2": "ref"}).with_row_index("column").unique(alleles, keep="first")
+        column = sites.join(made, on=alleles, how="left", maintain_order="left")["column"]
+        filled = calls(result)[:, column.drop_nulls().to_numpy()]
+    held = column.is_not_null().to_numpy()
+    at, swap = at[held], swap[held]
     after = matrix.copy()
-    after[:, at] = np.where(use, filled, matrix[:, at])
+    after[:, at] = np.where(matrix[:, at] == 3, _swapped(filled, swap), matrix[:, at])
     write_set(out, plink.fam, plink.bim, iter([bed_rows(after)]))
     return Imputed(len(plink.bim), int(held.sum()), int((matrix == 3).sum()), int((after == 3).sum()))
 
@@ -260,16 +231,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        done = impute_set(
-            args.bed,
-            args.reference,
-            args.out,
-            tool=args.tool,
-            genetic_map=args.map,
-            threads=args.threads,
-            seed=args.seed,
-            chain=args.chain,
-        )
+        imputer = Imputer(args.tool, args.map, args.threads, args.seed)
+        done = impute_set(args.bed, args.reference, args.out, imputer, chain=args.chain)
     except MrpipeError as error:
         print(f"imputation: {error}", file=sys.stderr)
         return error.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -14,8 +15,11 @@ from numpy.typing import NDArray
 from mrpipe.datasets.adni.genomic.lift import LENGTHS, ChainFile, chromosome_length
 from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set
 from mrpipe.datasets.adni.genomic.strand import KnownSnps
+from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
+from mrpipe.forms import recognise
+from mrpipe.genetics.vcf import Conversion
 
 MENU = "Download > Genetic Data > ADNI GWAS (PLINK sets)"
 CHAIN_SOURCE = "UCSC's goldenPath (hg18/liftOver/hg18ToHg19.over.chain.gz) or Ensembl's assembly_mapping"
@@ -27,6 +31,9 @@ KNOWN_SETS = (
     "ADNI3_PLINK_Final",
     "ADNI3_PLINK_FINAL_2nd",
 )
+
+_ENDING = re.compile(r"\.(?:bed|(?i:vcf|vcf\.b?gz|bcf))$")
+_CHUNK = re.compile(r"(?<![a-z0-9])chr(om|omosome)?[._-]?(\d{1,2}|x|y|mt?)(?![a-z0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,23 @@ def resolve(raw: Path, path: str) -> Path:
     return Path(path) if Path(path).is_absolute() else raw / path
 
 
-def find_beds(raw: Path, options: AdniOptions) -> list[Path]:
-    """The .bed files, ADNI's released sets first."""
+def find_sets(raw: Path, options: AdniOptions) -> list[tuple[str, list[Path]]]:
+    """Names and files of the sets: a .bed, or VCF files that differ in the chromosome only; ADNI's sets first."""
     folder = resolve(raw, options.genotypes) if options.genotypes else raw
+    sets: dict[tuple[Path, str], tuple[str, list[Path]]] = {}
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if not (ending := _ENDING.search(path.name)) or not path.is_file():
+            continue
+        name, pattern = path.name[: ending.start()], path.name
+        if ending[0] != ".bed":
+            if path == resolve(raw, options.reference) or "sites" in name:
+                continue
+            if chunk := _CHUNK.search(name):
+                pattern = f"{name[: chunk.start()]}*{name[chunk.end() :]}{ending[0]}"
+                name = name[: chunk.start()].strip("._- ") or path.parent.name
+        sets.setdefault((path.parent, pattern), (name, []))[1].append(path)
     order = {name.lower(): i for i, name in enumerate(KNOWN_SETS)}
-    return sorted(folder.rglob("*.bed"), key=lambda p: (order.get(p.stem.lower(), len(order)), p.stem, str(p)))
+    return sorted(sets.values(), key=lambda s: (order.get(s[0].lower(), len(order)), s[0], s[1]))
 
 
 # IID of a participant: PTID, possibly after a number or the same PTID (as converted from VCF), in any case or padding.
@@ -109,65 +128,80 @@ def _one(raw: Path, option: str, patterns: Sequence[str], kind: str, faults: Fau
     return found[0] if found else None
 
 
-def _positions_fit(plink: PlinkSet, build: str, name: str) -> Fault | None:
-    """Return an error if a position is beyond the end of its chromosome, which indicates another build."""
+def _positions_fit(plink: PlinkSet, build: str, file: str) -> Fault | None:
+    """Return an error if the header, or a position beyond the end of its chromosome, indicates another build."""
+    fix = "Set the build of this set with the option source_builds."
+    if plink.build not in (None, build):
+        found = f"{plink.build}, by the lengths of its chromosomes"
+        return Fault(file=file, column="contig", expected=f"positions in {build}", found=found, fix=fix)
     longest = plink.bim.group_by("chrom").agg(pl.col("pos").max()).sort("chrom")
     for chromosome, position in longest.iter_rows():
         length = chromosome_length(build, chromosome)
         if length is not None and position > length:
             expected = f"positions in {build}, where chromosome {chromosome} ends at {length}"
-            found, fix = f"position {position}", "Set the build of this set with the option source_builds."
-            return Fault(file=f"{name}.bim", column="position", expected=expected, found=found, fix=fix)
+            found = f"position {position}"
+            return Fault(file=file, column="position", expected=expected, found=found, fix=fix)
     return None
 
 
-def _alleles_are_nucleotides(plink: PlinkSet, name: str) -> Fault | None:
+def _alleles_are_nucleotides(plink: PlinkSet, file: str) -> Fault | None:
     """Return an error if a tenth of the SNPs has alleles of another coding."""
     for letters, coding, fix in (
-        ("1234", "1, 2, 3 and 4", "Recode them with plink --alleleACGT --make-bed."),
-        ("B", "A and B (Illumina)", "Recode them with plink --update-alleles and the table of the chip."),
+        ("1234", "1, 2, 3 and 4", "Recode them: plink --bfile NAME --alleleACGT --make-bed --out NEW."),
+        ("B", "A and B (Illumina)", "They name probes: recode them with plink --update-alleles FILE of the chip."),
     ):
         share = plink.bim.select(pl.any_horizontal(pl.col("a1", "a2").is_in(list(letters)))).to_series().mean()
         if isinstance(share, float) and share > 0.1:
             found = f"alleles {coding} in {share:.0%} of the SNPs"
-            return Fault(file=f"{name}.bim", column="a1", expected="alleles A, C, G and T", found=found, fix=fix)
+            return Fault(file=file, column="a1", expected="alleles A, C, G and T", found=found, fix=fix)
     return None
 
 
-def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
+def open_inputs(raw: Path, options: AdniOptions, scratch: Path, *, calls: bool = True) -> GenomicInputs:
     """Open every set and the chain file and check that they are consistent.
+
+    Args:
+        scratch: folder for converted VCF files; it must exist as long as calls are read.
+        calls: convert the calls of VCF files.
 
     Raises:
         DataError: lists all errors, such as damaged sets, a missing or wrong chain file, or positions in another build.
     """
     faults = FaultCollector()
-    beds = find_beds(raw, options)
-    if not beds:
-        where, fix = options.genotypes or raw.name, f"Download them from LONI: {MENU}."
-        faults.add(Fault(file=where, expected="PLINK sets (.bed, .bim, .fam)", found="none", fix=fix))
+    found_sets = find_sets(raw, options)
+    if not found_sets:
+        where, folder = options.genotypes or raw.name, resolve(raw, options.genotypes)
+        forms = {f.advice for p in folder.rglob("*") if (f := recognise(p)) and "genotypes" in f.name}
+        fix = " ".join([*sorted(forms), f"Download them from LONI: {MENU}."])
+        faults.add(Fault(file=where, expected="PLINK sets (.bed, .bim, .fam) or VCF", found="none", fix=fix))
     sets: list[PlinkSet] = []
     builds: list[str] = []
-    for bed in beds:
+    # `maf` applies to all sets together.
+    conversion = Conversion(options.vcf_r2, options.maf / 2, options.vcf_calls, options.vcf_uncertainty, calls)
+    for number, (name, paths) in enumerate(found_sets):
+        names = [shown(raw, p) for p in paths]
         try:
-            plink = open_set(bed, shown_as=shown(raw, bed))
+            if paths[0].suffix == ".bed":
+                plink = open_set(paths[0], shown_as=names[0])
+            else:
+                (scratch / str(number)).mkdir()
+                plink = open_vcf(paths, scratch / str(number) / name, conversion, names)
         except DataError as error:
             faults.absorb(error)
             continue
         build = source_build(plink.name, options.source_builds)
         if build is None:
-            faults.add(
-                Fault(file=shown(raw, bed), expected="a genome build in source_builds", found="no matching pattern")
-            )
+            faults.add(Fault(file=names[0], expected="a genome build in source_builds", found="no matching pattern"))
             continue
-        name = shown(raw, bed).removesuffix(".bed")
-        faults.add(_positions_fit(plink, build, name))
-        faults.add(_alleles_are_nucleotides(plink, name))
+        file = re.sub(r"\.bed$", ".bim", names[0])
+        faults.add(_positions_fit(plink, build, file))
+        faults.add(_alleles_are_nucleotides(plink, file))
         sets.append(plink)
         builds.append(build)
-    names = [p.stem for p in beds]
+    names = [name for name, _ in found_sets]
     for name in sorted({n for n in names if names.count(n) > 1}):
         fix = "Remove the copies."
-        faults.add(Fault(file=f"{name}.bed", expected="one set with this name", found="several", fix=fix))
+        faults.add(Fault(file=name, expected="one set with this name", found="several", fix=fix))
     other = sorted({b for b in builds if b != options.target_build})
     chain_path = (
         _one(raw, options.chain, ("*.chain", "*.chain.gz"), "chain file", faults) if other or options.chain else None
@@ -204,7 +238,7 @@ def open_inputs(raw: Path, options: AdniOptions) -> GenomicInputs:
 
 
 def require_consistent(
-    name: str,
+    file: str,
     ids: NDArray[np.str_],
     key: NDArray[np.int64],
     frequency: NDArray[np.float64],
@@ -231,11 +265,11 @@ def require_consistent(
             f"{same} of {len(joined)} agree",
             "Check source_builds for this set and the build of the reference.",
         )
-        raise DataError(Fault(file=f"{name}.bim", column="position", expected=expected, found=found, fix=fix))
+        raise DataError(Fault(file=file, column="position", expected=expected, found=found, fix=fix))
     theirs = np.append(known.frequency, np.nan)[index]
     f, theirs = frequency[np.isfinite(theirs)], theirs[np.isfinite(theirs)]
     if len(f) >= 50 and np.abs(f - theirs).mean() > np.abs(1 - f - theirs).mean():
         expected = "alleles with about the frequencies of the reference and the preceding sets"
         found = f"on average those of the other allele ({len(f)} SNPs)"
         fix = "The reference gives the frequency of REF, or its alleles or those of the set are exchanged."
-        raise DataError(Fault(file=f"{name}.bim", column="a1", expected=expected, found=found, fix=fix))
+        raise DataError(Fault(file=file, column="a1", expected=expected, found=found, fix=fix))

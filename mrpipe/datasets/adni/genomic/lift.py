@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault
+from mrpipe.genetics.chromosomes import plain_name
 
 # Lengths of chromosomes 1 to 22, used to identify genome builds.
 _LENGTHS = {
@@ -34,9 +35,10 @@ def chromosome_length(build: str, chromosome: str) -> int | None:
     return LENGTHS[build][int(chromosome) - 1] if chromosome.isdecimal() and 1 <= int(chromosome) <= 22 else None
 
 
-def _plain(name: str) -> str:
-    plain = name[3:] if name.lower().startswith("chr") else name
-    return "MT" if plain.upper() == "M" else plain.upper()
+def build_of(sizes: Iterable[tuple[str, int]]) -> str | None:
+    """Genome build in which an autosome has one of these (chromosome, length); None if unknown."""
+    pairs = list(sizes)
+    return next((b for b in LENGTHS if any(chromosome_length(b, c) == n for c, n in pairs)), None)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class ChainFile:
             raise DataError(self._fault("chains that end with a last block", "a truncated file", number or None))
 
     def _add(self, head: list[str], blocks: list[tuple[int, int, int]]) -> None:
-        source, target = _plain(head[2]), _plain(head[7])
+        source, target = plain_name(head[2]), plain_name(head[7])
         self.source_sizes[source] = int(head[3])
         self.target_sizes[target] = int(head[8])
         table = np.array(blocks, dtype=np.int64)
@@ -136,13 +138,7 @@ class ChainFile:
     def builds(self) -> tuple[str | None, str | None]:
         """Source and target build, identified by the autosome lengths in the headers; None if unknown."""
 
-        def known(sizes: dict[str, int]) -> str | None:
-            for build in LENGTHS:
-                if any(chromosome_length(build, c) == n for c, n in sizes.items()):
-                    return build
-            return None
-
-        return known(self.source_sizes), known(self.target_sizes)
+        return build_of(self.source_sizes.items()), build_of(self.target_sizes.items())
 
     def lift(self, chromosome: NDArray[np.str_], position: NDArray[np.int64]) -> Lifted:
         """Lift over 1-based positions. Where chains overlap, the one with the highest score is used."""

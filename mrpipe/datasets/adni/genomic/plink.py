@@ -7,7 +7,7 @@ Only the requested blocks of a .bed are in memory. It has one row per SNP and fo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.genetics.chromosomes import ALIASES, POSITION_LIMIT
+from mrpipe.genetics.packing import byte_table, pack, unpack_range
 from mrpipe.store.parquet import replacing
 
 MAGIC = b"\x6c\x1b\x01"
 BLOCK_SNPS = 4096
-# Longer than any chromosome; positions are encoded together with the chromosome.
-POSITION_LIMIT = 10**9
-_CHROMOSOMES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT"}
 
 
 def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, shown_as: str) -> pl.DataFrame | None:
@@ -47,8 +46,8 @@ def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, 
 
 
 def plain_chromosome(column: pl.Expr) -> pl.Expr:
-    """Normalise chromosome names: `chr1` → `1`, `23` → `X`, `M` → `MT`."""
-    return column.str.replace(r"^(?i)chr", "").str.to_uppercase().replace(_CHROMOSOMES)
+    """Normalise chromosome names as `plain_name`."""
+    return column.str.replace(r"^(?i)chr", "").str.to_uppercase().replace(ALIASES)
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,19 @@ class PlinkSet:
     Attributes:
         fam: `fid, iid, father, mother, sex`.
         bim: `chrom` (1 … 22, X, Y, XY, MT), `id`, `pos` (Int64), `a1`, `a2`.
+        vcf: converted VCF files (`vcf.open_vcf`), with `note` on records that are not used.
+        dropped: positions (`position_keys`) of SNPs of these files that are not in the set.
+        build: genome build, if the files name it.
     """
 
     name: str
     bed: Path
     fam: pl.DataFrame
     bim: pl.DataFrame
+    vcf: tuple[Path, ...] = ()
+    note: str = ""
+    dropped: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    build: str | None = None
 
     @property
     def n_people(self) -> int:
@@ -74,8 +80,12 @@ class PlinkSet:
         return -(-self.n_people // 4)
 
     @property
-    def files(self) -> tuple[Path, Path, Path]:
-        return (self.bed, self.bed.with_suffix(".bim"), self.bed.with_suffix(".fam"))
+    def files(self) -> tuple[Path, ...]:
+        return self.vcf or (self.bed, self.bed.with_suffix(".bim"), self.bed.with_suffix(".fam"))
+
+    def table(self, suffix: str) -> str:
+        """Name of the file with the people (fam) or the SNPs (bim), for errors and notes."""
+        return self.vcf[0].name if self.vcf else f"{self.name}.{suffix}"
 
     def read(self, snps: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Packed calls of SNPs in ascending order, uint8 (k, bytes); read instead of mapped to keep memory bounded."""
@@ -162,10 +172,7 @@ def _words(block: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 def people_mask(chosen: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """Bit mask of the lower bit of each chosen person's call, as the 64-bit words of a row."""
-    two_bits = np.zeros(-(-len(chosen) // 4) * 4, dtype=np.uint8)
-    two_bits[: len(chosen)] = chosen
-    packed = np.bitwise_or.reduce(two_bits.reshape(-1, 4) << np.array([0, 2, 4, 6], dtype=np.uint8), axis=1)
-    words: NDArray[np.uint64] = _words(packed[None, :].astype(np.uint8))[0]
+    words: NDArray[np.uint64] = _words(pack(chosen[None, :].astype(np.uint8), pad=0))[0]
     return words
 
 
@@ -194,40 +201,19 @@ def missing_per_person(plink: PlinkSet, snps: NDArray[np.int64] | None = None) -
     return total.ravel()[: plink.n_people]
 
 
-# .bed code → copies of A1 (row 0) or A2 (row 1), 3 if not called. RECODE applies it to the four calls of a byte.
-_COPIES = np.array([[2, 3, 1, 0], [0, 3, 1, 2]], dtype=np.uint8)
-
-
-def _byte_tables() -> NDArray[np.uint8]:
-    codes = (np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3
-    table: NDArray[np.uint8] = np.bitwise_or.reduce(_COPIES[:, codes] << np.array([0, 2, 4, 6], dtype=np.uint8), axis=2)
-    return table
-
-
-RECODE = _byte_tables()
+# From .bed codes to packed copies of A1 (row 0) or A2 (row 1), 3 if not called.
+RECODE = np.stack([byte_table(2, 3, 1, 0), byte_table(0, 3, 1, 2)])
 
 
 def calls(plink: PlinkSet, snps: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
     """Unpack to copies of A1, uint8 (people, SNPs), 3 if not called; for small sets and tests."""
-    parts = [
-        ((RECODE[0][block][:, :, None] >> np.array([0, 2, 4, 6], dtype=np.uint8)) & np.uint8(3)).reshape(len(block), -1)
-        for _, block in plink.blocks(snps)
-    ]
-    matrix = np.concatenate(parts) if parts else np.zeros((0, plink.n_bytes * 4), dtype=np.uint8)
-    return np.ascontiguousarray(matrix[:, : plink.n_people].T)
-
-
-def bed_rows(copies_NP: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pack copies of A1 (people, SNPs), 3 if not called, to .bed rows (SNPs, bytes); unused bits are 0."""
-    codes = np.array([3, 2, 0, 1], dtype=np.uint8)[copies_NP.T]
-    padded = np.zeros((codes.shape[0], -(-codes.shape[1] // 4), 4), dtype=np.uint8)
-    padded.reshape(len(codes), -1)[:, : codes.shape[1]] = codes
-    rows: NDArray[np.uint8] = np.bitwise_or.reduce(padded << np.array([0, 2, 4, 6], dtype=np.uint8), axis=2)
-    return rows
+    parts = [unpack_range(RECODE[0][block], 0, plink.n_people) for _, block in plink.blocks(snps)]
+    matrix = np.concatenate(parts) if parts else np.zeros((0, plink.n_people), dtype=np.uint8)
+    return np.ascontiguousarray(matrix.T)
 
 
 def write_set(prefix: Path, fam: pl.DataFrame, bim: pl.DataFrame, rows: Iterator[NDArray[np.uint8]]) -> None:
-    """Write a set from frames as in `PlinkSet` and blocks of `bed_rows`; files are replaced atomically, .bed last."""
+    """Write a set from frames as in `PlinkSet` and blocks of .bed rows; files are replaced atomically, .bed last."""
     people = fam.select("fid", "iid", "father", "mother", "sex", pl.lit("-9").alias("phenotype"))
     snps = bim.select("chrom", "id", pl.lit("0").alias("cm"), "pos", "a1", "a2")
     bed_path, bim_path, fam_path = (prefix.with_name(f"{prefix.name}.{s}") for s in ("bed", "bim", "fam"))

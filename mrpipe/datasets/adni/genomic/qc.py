@@ -28,7 +28,6 @@ class QualityControl:
         frequency: (len(snps),) frequency of A1 among the kept people.
         missing: (len(snps),) number of kept people without a call.
         missing_of: (people,) number of missing calls per person over all SNPs that entered quality control.
-        steps: (step, number of people, number of SNPs) after each step.
     """
 
     people: NDArray[np.bool_]
@@ -36,7 +35,6 @@ class QualityControl:
     frequency: NDArray[np.float64]
     missing: NDArray[np.int64]
     missing_of: NDArray[np.int64]
-    steps: tuple[tuple[str, int, int], ...]
 
 
 def exact_hwe(
@@ -97,24 +95,18 @@ def quality_control(
     Args:
         snps: rows of the .bim to consider (requested chromosomes, alleles A, C, G, T).
     """
-    steps = [("considered", plink.n_people, len(snps))]
     missing = missing_per_person(plink, snps)
     people = missing <= mind * max(len(snps), 1)
-    steps.append((f"mind {mind:g}", int(people.sum()), len(snps)))
     counts = snp_counts(plink, people, snps)
     n_people = max(int(people.sum()), 1)
     called = counts[:3].sum(axis=0)
     keep = counts[3] <= geno * n_people
-    steps.append((f"geno {geno:g}", n_people, int(keep.sum())))
     if hwe > 0:
         haploid = np.isin(plink.bim["chrom"].to_numpy()[snps], _HAPLOID)
         rows = np.flatnonzero(keep & ~haploid)
         keep[rows] &= ~_hwe_fails(counts[:, rows], hwe)
-        steps.append((f"hwe {hwe:g}", n_people, int(keep.sum())))
     with np.errstate(invalid="ignore"):
         frequency = (2 * counts[0] + counts[1]) / (2 * called)
     minor = np.minimum(frequency, 1 - frequency)
     keep &= (minor >= maf) & (minor > 0) if maf > 0 else called > 0
-    if maf > 0:
-        steps.append((f"maf {maf:g}", n_people, int(keep.sum())))
-    return QualityControl(people, snps[keep], frequency[keep], counts[3, keep], missing, tuple(steps))
+    return QualityControl(people, snps[keep], frequency[keep], counts[3, keep], missing)

@@ -8,7 +8,8 @@ passes; LD pruning and imputation are fitted on training participants (`mrpipe.t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from mrpipe.datasets.adni.genomic.strand import (
     complement,
     palindromic,
     position_keys,
+    positions_of,
     read_reference,
 )
 from mrpipe.datasets.adni.options import AdniOptions
@@ -44,29 +46,12 @@ TOO_FEW_CALLS = "too many missing calls in every PLINK set (mind)"
 DISCORDANT = f"records of the participant agree at fewer than {MIN_CONCORDANCE:.0%} of the SNPs"
 
 
-@dataclass
-class Flow:
-    """People and SNPs of each set after each step: rows of (set, step, people, SNPs)."""
-
-    rows: list[tuple[str, str, int, int]] = field(default_factory=list)
-
-    def add(self, name: str, step: str, people: int, snps: int) -> None:
-        self.rows.append((name, step, people, snps))
-
-    def summary(self) -> str:
-        """Summarise people and SNPs of each set before the first and after the last step in one line."""
-        first: dict[str, tuple[int, int]] = {}
-        for name, _, people, snps in self.rows:
-            first.setdefault(name, (people, snps))
-        last = {name: (p, s) for name, _, p, s in self.rows}
-        return "; ".join(f"{n}: {first[n][0]} people, {first[n][1]} → {last[n][1]} SNPs" for n in first)
-
-
 @dataclass(frozen=True)
 class PreparedSet:
     """A set after quality control, lift-over and alignment.
 
     Attributes:
+        n_considered: number of SNPs before quality control.
         snp: (k,) rows of the .bed.
         identity: (k,) ascending: position, counted and other allele encoded as one integer.
         swap: (k,) whether the counted allele is the set's A2.
@@ -78,6 +63,7 @@ class PreparedSet:
 
     plink: PlinkSet
     qc: QualityControl
+    n_considered: int
     snp: NDArray[np.int64]
     identity: NDArray[np.int64]
     swap: NDArray[np.bool_]
@@ -99,35 +85,33 @@ def _first_of(values: NDArray[np.int64], preference: NDArray[np.int64]) -> NDArr
 
 
 def prepare_set(
-    plink: PlinkSet, build: str, inputs: GenomicInputs, known: KnownSnps, options: AdniOptions, flow: Flow
+    plink: PlinkSet, build: str, inputs: GenomicInputs, known: KnownSnps, options: AdniOptions
 ) -> tuple[PreparedSet, KnownSnps]:
     """Apply quality control, lift-over, alignment and removal of duplicate SNPs to one set.
 
     Returns the prepared set and `known` extended by SNPs that were not in it.
     """
-    name, bim = plink.name, plink.bim
-    flow.add(name, "in the set", plink.n_people, len(bim))
+    bim = plink.bim
     a1, a2 = allele_codes(bim["a1"]), allele_codes(bim["a2"])
     placed = bim["chrom"].is_in(list(options.chromosomes)).to_numpy() & (bim["pos"].to_numpy() > 0)
     considered = np.flatnonzero(placed & (a1 < OTHER_ALLELE) & (a2 < NO_ALLELE))
     # Minor alleles are counted over all sets after merging.
     qc = quality_control(plink, considered, mind=options.mind, geno=options.geno, hwe=options.hwe, maf=0.0)
-    for step, people, snps in qc.steps:
-        flow.add(name, step, people, snps)
     n_people = int(qc.people.sum())
     # Without alleles (0 0), nobody has a call.
     snp = np.flatnonzero(placed & (a1 < OTHER_ALLELE) & (a2 < OTHER_ALLELE))
     chromosome, position = bim["chrom"].to_numpy().astype("U8")[snp], bim["pos"].to_numpy()[snp]
     a1, a2, ids = a1[snp], a2[snp], bim["id"].to_numpy().astype(np.str_)[snp]
     passed = np.isin(snp, qc.snps, assume_unique=True)
-    found = np.ones(len(snp), dtype=np.bool_)
+    found, dropped = np.ones(len(snp), dtype=np.bool_), plink.dropped
     if build != options.target_build:
         assert inputs.chain is not None
         lifted = inputs.chain.lift(chromosome, position)
         found = lifted.found & np.isin(lifted.chromosome, options.chromosomes)
         a1, a2 = np.where(lifted.reversed, complement(a1), a1), np.where(lifted.reversed, complement(a2), a2)
         chromosome, position = lifted.chromosome, lifted.position
-        flow.add(name, f"lifted {build} to {options.target_build}", n_people, int((found & passed).sum()))
+        moved = inputs.chain.lift(*positions_of(dropped))
+        dropped = position_keys(moved.chromosome, moved.position)[moved.found]
     unplaced = pl.Series(ids[~found].tolist(), dtype=pl.String)
     present = position_keys(chromosome[found], position[found])
     frequency, missing = qc.frequency[found[passed]], qc.missing[found[passed]]
@@ -135,14 +119,10 @@ def prepare_set(
     snp, a1, a2, ids = snp[chosen], a1[chosen], a2[chosen], ids[chosen]
     aligned = align(key, a1, a2, frequency, known, use_frequency=options.frequency_check, n_people=n_people)
     f_counted = np.where(aligned.swap, 1 - frequency, frequency)
-    require_consistent(name, ids, key, f_counted, known, aligned.index)
+    require_consistent(plink.table("bim"), ids, key, f_counted, known, aligned.index)
     absent = (aligned.reason == "not in the reference") & (a1 != NO_ALLELE)
     new = np.flatnonzero(absent & (inputs.reference is None or options.off_reference == "keep"))
     kept = np.flatnonzero(aligned.keep)
-    for reason in ("other alleles", "ambiguous strand", "frequency differs"):
-        if n := int((aligned.reason == reason).sum()):
-            flow.add(name, f"excluded: {reason}", n_people, n)
-    flow.add(name, "flipped to the other strand", n_people, int((aligned.turned & aligned.keep).sum()))
     at = aligned.index[kept]
     identity = np.concatenate(
         [identity_of(known.key[at], known.counted[at], known.other[at]), identity_of(key[new], a1[new], a2[new])]
@@ -150,7 +130,6 @@ def prepare_set(
     rows = np.concatenate([kept, new])
     one = _first_of(identity // 64, missing[rows])
     identity, rows = identity[one], rows[one]
-    flow.add(name, "aligned, one SNP per position", n_people, len(rows))
     first = _first_of(key[new], missing[new])
     # The strand of A/T and C/G SNPs of this set is unknown, so that they cannot be compared with those of other sets.
     f_new = np.where(palindromic(a1[new], a2[new]), np.nan, frequency[new])
@@ -159,40 +138,36 @@ def prepare_set(
         # Only the SNP names of the .bim are needed from here on.
         plink=replace(plink, bim=bim.select("id")),
         qc=qc,
+        n_considered=len(considered),
         snp=snp[rows],
         identity=identity,
         swap=aligned.swap[rows],
         called=n_people - missing[rows],
         copies=np.rint(2 * (n_people - missing[rows]) * f_counted[rows]),
-        excluded=np.setdiff1d(present, identity // 64),
+        excluded=np.setdiff1d(np.concatenate([present, dropped]), identity // 64),
         unplaced=unplaced.filter(unplaced.str.starts_with("rs")),
     )
     return prepared, known.extended(added)
 
 
-def merged_identities(sets: list[PreparedSet], options: AdniOptions, flow: Flow) -> NDArray[np.int64]:
+def merged_identities(sets: list[PreparedSet], options: AdniOptions) -> NDArray[np.int64]:
     """SNPs of the store, sorted by position, without those that a set excludes or has with other alleles."""
     identity, index, n_sets = np.unique(
         np.concatenate([s.identity for s in sets]), return_inverse=True, return_counts=True
     )
-    n_people = sum(int(s.qc.people.sum()) for s in sets)
-    flow.add("all sets", "SNPs in any set", n_people, len(identity))
     unplaced = pl.concat([s.unplaced for s in sets])
     by_name = [s.identity[s.plink.bim["id"].gather(s.snp).is_in(unplaced.implode()).to_numpy()] for s in sets]
     key = identity // 64
     excluded = np.isin(key, np.concatenate([*(s.excluded for s in sets), *(i // 64 for i in by_name)]))
     again = np.diff(key, prepend=-1, append=-1) == 0
     keep = ~excluded & ~again[1:] & ~again[:-1]
-    flow.add("all sets", "excluded in no set", n_people, int(keep.sum()))
     if options.merge == "intersection":
         keep &= n_sets == len(sets)
-        flow.add("all sets", "in every set", n_people, int(keep.sum()))
     copies, called = (
         np.bincount(index, np.concatenate(x)) for x in ([s.copies for s in sets], [s.called for s in sets])
     )
     minor = np.minimum(copies, 2 * called - copies)
     keep &= (minor >= options.maf * 2 * called) & ((minor > 0) | (options.maf <= 0))
-    flow.add("all sets", f"maf {options.maf:g}", n_people, int(keep.sum()))
     return np.asarray(identity[keep], dtype=np.int64)
 
 
@@ -214,55 +189,51 @@ def concordance(a: Panel, person_a: int, b: Panel, person_b: int) -> float:
 
 def choose_people(
     panels: list[Panel], sets: list[PreparedSet], rids: list[int]
-) -> tuple[list[tuple[int, int] | None], int, dict[int, str]]:
+) -> tuple[list[tuple[int, int] | None], dict[int, str]]:
     """Choose one record per participant; if a participant is in several sets, the record with the most calls.
 
     Returns:
-        Per participant the pair (set, row in its .fam) or None; the number of participants in several sets; and by RID
-        the reason why a participant with genotypes is excluded.
+        Per participant the pair (set, row in its .fam) or None; and by RID the reason why a participant with genotypes
+        is excluded.
     """
     calls_of: dict[int, list[tuple[float, int, int]]] = {}
     cohort_rids = set(rids)
     excluded: dict[int, str] = {}
     for s, (panel, prepared) in enumerate(zip(panels, sets, strict=True)):
         in_set = rids_of(prepared.plink.fam).to_list()
-        n_considered = max(prepared.qc.steps[0][2], 1)
         n_snps = int((panel.row >= 0).sum())
         for person, number in enumerate(in_set):
             if number in cohort_rids and not prepared.qc.people[person]:
                 excluded[int(number)] = TOO_FEW_CALLS
             elif number in cohort_rids:
-                n_called = n_snps * (1 - float(prepared.qc.missing_of[person]) / n_considered)
+                n_called = n_snps * (1 - float(prepared.qc.missing_of[person]) / max(prepared.n_considered, 1))
                 calls_of.setdefault(int(number), []).append((-n_called, s, person))
     chosen: list[tuple[int, int] | None] = []
-    repeated = 0
     for rid in rids:
         copies = [(s, person) for _, s, person in sorted(calls_of.get(rid, []))]
         place = copies[0] if copies else None
-        repeated += len(copies) > 1
         for s, person in copies[1:]:
             if concordance(panels[copies[0][0]], copies[0][1], panels[s], person) < MIN_CONCORDANCE:
                 excluded[rid], place = DISCORDANT, None
         chosen.append(place)
-    return chosen, repeated, {r: why for r, why in excluded.items() if r not in calls_of or why == DISCORDANT}
+    return chosen, {r: why for r, why in excluded.items() if r not in calls_of or why == DISCORDANT}
 
 
 def assemble(
-    raw: Path, cohort: pl.DataFrame, options: AdniOptions
-) -> tuple[list[PreparedSet], NDArray[np.int64], list[Panel], pl.DataFrame, Flow]:
-    """Run every step before calls are read.
+    raw: Path, cohort: pl.DataFrame, options: AdniOptions, scratch: Path
+) -> tuple[list[PreparedSet], NDArray[np.int64], list[Panel], pl.DataFrame]:
+    """Run every step before calls are read; VCF files are converted in the folder `scratch`.
 
     Returns:
-        Prepared sets, SNPs of the store, panels with their people, outcome per participant (`TRIED_SCHEMA`), counts.
+        Prepared sets, SNPs of the store, panels with their people, outcome per participant (`TRIED_SCHEMA`).
     """
-    inputs = open_inputs(raw, options)
-    flow = Flow()
+    inputs = open_inputs(raw, options, scratch)
     known = read_reference(inputs.reference, options.chromosomes) if inputs.reference else KnownSnps.empty()
     sets: list[PreparedSet] = []
     for plink, build in zip(inputs.sets, inputs.builds, strict=True):
-        prepared, known = prepare_set(plink, build, inputs, known, options, flow)
+        prepared, known = prepare_set(plink, build, inputs, known, options)
         sets.append(prepared)
-    identity = merged_identities(sets, options, flow)
+    identity = merged_identities(sets, options)
     if not len(identity):
         fix = "Check thresholds, builds and the reference. If the sets share no SNP, use merge=union."
         expected = "SNPs that pass quality control"
@@ -275,7 +246,7 @@ def assemble(
         none = np.zeros(0, dtype=np.int64)
         panels.append(Panel(s.plink, row, swap, none, none))
     people = cohort.sort("sample_id")
-    chosen, repeated, excluded = choose_people(panels, sets, people["rid"].to_list())
+    chosen, excluded = choose_people(panels, sets, people["rid"].to_list())
     if not any(c is not None for c in chosen):
         expected, fix = "PTIDs of participants in the cohort", "IID must be the PTID (SSS_S_RRRR)."
         raise DataError(Fault(file="the .fam files", column="IID", expected=expected, found="none in any set", fix=fix))
@@ -290,28 +261,26 @@ def assemble(
         Panel(p.plink, p.row, p.swap, places[places[:, 0] == s, 1], np.flatnonzero(places[:, 0] == s))
         for s, p in enumerate(panels)
     ]
-    step = f"{options.merge} of {len(sets)} sets; {repeated} people in several sets, {len(excluded)} excluded"
-    flow.add("store", step, len(places), len(identity))
-    return sets, identity, panels, tried, flow
+    return sets, identity, panels, tried
 
 
 def _dictionary(
     identity: NDArray[np.int64], sets: list[PreparedSet], panels: list[Panel], packed: NDArray[np.uint8], build: str
 ) -> pl.DataFrame:
-    key, counted, other = identity // 64, identity // 8 % 8, identity % 8
+    counted, other = identity // 8 % 8, identity % 8
+    chromosome, position = positions_of(identity // 64)
     names = np.full(len(identity), "", dtype=object)
     for s, panel in reversed(list(zip(sets, panels, strict=True))):
         held = panel.row >= 0
         names[held] = s.plink.bim["id"].to_numpy()[panel.row[held]]
-    chromosomes = np.array(["", *(str(c) for c in range(1, 23)), "X", "Y", "XY", "MT"])
     missing = call_counts(packed, len(identity))[3]
-    held_by = [pl.when(pl.Series(p.row >= 0)).then(pl.lit(p.plink.name + ".bed")) for p in panels]
+    held_by = [pl.when(pl.Series(p.row >= 0)).then(pl.lit(p.plink.name)) for p in panels]
     return (
         pl.DataFrame(
             {
                 "name": pl.Series(names.tolist(), dtype=pl.String),
-                "chrom": chromosomes[key // 10**9],
-                "pos": key % 10**9,
+                "chrom": chromosome,
+                "pos": position,
                 "counted": LETTERS[counted],
                 "other": LETTERS[other],
                 "n_missing": missing,
@@ -339,14 +308,17 @@ def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Featu
     """Read packed genotypes for every participant of the cohort who is in a PLINK set.
 
     Genotype modality: copies (0, 1, 2) of the counted allele, 3 if missing, two bits per call (`packed2`), shape
-    (n_snps,). Sources: .bed, .bim and .fam of each set; participants are matched by the RID in the IID (a PTID).
+    (n_snps,). Sources: PLINK sets and VCF files; participants are matched by the RID in the IID (a PTID).
 
     Raises:
         DataError: damaged or inconsistent sets, a missing or wrong chain file, or a set in an unexpected build.
     """
-    sets, identity, panels, tried, flow = assemble(raw, cohort, options)
-    kept = tried.filter(status="ok").select("sample_id").join(cohort, on="sample_id", how="left", maintain_order="left")
-    packed = merged_rows(panels, len(kept), len(identity))
+    with tempfile.TemporaryDirectory(prefix="mrpipe-genotypes-") as scratch:
+        sets, identity, panels, tried = assemble(raw, cohort, options, Path(scratch))
+        ids = tried.filter(status="ok").select("sample_id")
+        kept = ids.join(cohort, on="sample_id", how="left", maintain_order="left")
+        packed = merged_rows(panels, len(kept), len(identity))
+    counts = [f"{s.plink.name}: {s.plink.n_people} people, {s.n_considered} → {len(s.identity)} SNPs" for s in sets]
     modality = Modality(
         name="genomic",
         bit=BIT,
@@ -354,7 +326,7 @@ def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Featu
         shape=(len(identity),),
         dtype="uint8",
         encoding="packed2",
-        description=f"{DESCRIPTION} ({options.merge}, {options.target_build}; {flow.summary()}). "
+        description=f"{DESCRIPTION} ({options.merge}, {options.target_build}; {'; '.join(counts)}). "
         + missing_calls(packed, len(identity), panels, kept["phase"].to_numpy().astype(str), options.merge),
     )
     return Features(

@@ -17,9 +17,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.genomic.plink import POSITION_LIMIT, plain_chromosome
-from mrpipe.delimited import UNREADABLE
+from mrpipe.datasets.adni.genomic.plink import plain_chromosome
+from mrpipe.delimited import UNREADABLE, unreadable
 from mrpipe.errors import DataError, Fault
+from mrpipe.genetics.chromosomes import ORDER, POSITION_LIMIT
 
 AMBIGUOUS_MAF = 0.4
 MAX_DIFFERENCE = 0.2
@@ -41,10 +42,14 @@ def complement(codes: NDArray[np.int8]) -> NDArray[np.int8]:
 
 
 def position_keys(chromosome: pl.Series | NDArray[np.str_], position: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Encode chromosome (1 … 22, X, Y, XY, MT) and position as one int64 that sorts by both."""
-    order = {c: i for i, c in enumerate([*(str(c) for c in range(1, 23)), "X", "Y", "XY", "MT"], start=1)}
-    number = pl.Series(chromosome, dtype=pl.String).replace_strict(order, default=99, return_dtype=pl.Int64).to_numpy()
-    return np.asarray(number * 10**9 + position, dtype=np.int64)
+    """Encode chromosome and position as one int64 that sorts by both."""
+    number = pl.Series(chromosome, dtype=pl.String).replace_strict(ORDER, default=99, return_dtype=pl.Int64).to_numpy()
+    return np.asarray(number * POSITION_LIMIT + position, dtype=np.int64)
+
+
+def positions_of(keys: NDArray[np.int64]) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+    """Chromosomes and positions of `position_keys`."""
+    return np.array(["", *ORDER, *[""] * 73])[keys // POSITION_LIMIT], keys % POSITION_LIMIT
 
 
 @dataclass(frozen=True)
@@ -85,61 +90,51 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
         DataError: the file is unreadable or in neither format, a position or frequency is invalid, or no SNP is left.
     """
     shown_as = shown_as or path.name
+    skip = 0
     try:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8") as handle:
-            first = handle.readline()
-            skip = 0
-            while first.startswith("##"):
-                first, skip = handle.readline(), skip + 1
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as handle:
+            while (first := handle.readline()).startswith("##"):
+                skip += 1
     except UNREADABLE as error:
-        found = f"unreadable data ({error})"
-        raise DataError(Fault(file=shown_as, expected="a legend or a VCF", found=found)) from error
+        raise unreadable(error, shown_as, "a legend or a VCF") from error
     header = first.rstrip("\n").lstrip("#").split()
-    upper = [h.upper() for h in header]
     is_vcf = first.startswith("#CHROM")
-    separator = "\t" if "\t" in first else " "
-
-    def column(*names: str) -> str | None:
-        return next((header[upper.index(n)] for n in names if n in upper), None)
-
-    named = {
-        "chrom": column("CHROM", "CHR"),
-        "pos": column("POS", "POSITION"),
-        "id": column("ID"),
-        "other": column("REF", "A0"),
-        "counted": column("ALT", "A1"),
-        "frequency": column("INFO" if is_vcf else "ALL", "ALT_FREQ", "AF"),
+    aliases = {
+        "chrom": ("CHROM", "CHR"),
+        "position": ("POS", "POSITION"),
+        "id": ("ID",),
+        "other": ("REF", "A0"),
+        "counted": ("ALT", "A1"),
+        "frequency": ("INFO" if is_vcf else "ALL", "ALT_FREQ", "AF"),
     }
-    missing = [n for n, c in named.items() if c is None and n not in ("frequency", "id")]
-    if missing:
+    place = {k: i for k, names in aliases.items() for n in names[::-1] for i, h in enumerate(header) if h.upper() == n}
+    if missing := [k for k in aliases if k not in place and k not in ("frequency", "id")]:
         expected, found = "a legend (id chr position a0 a1 … ALL) or a VCF", f"columns {', '.join(header[:12])}"
         fix = "A legend without a chr column covers one chromosome: concatenate all chromosomes and add chr."
         raise DataError(Fault(file=shown_as, column=missing[0], expected=expected, found=found, fix=fix))
+    used = sorted(place, key=lambda k: place[k])
     try:
         # Skip the comment lines of a VCF and do not parse its genotypes.
         frame = pl.read_csv(
             path,
-            separator=separator,
+            separator="\t" if "\t" in first else " ",
             skip_rows=skip,
             infer_schema=False,
             quote_char=None,
-            has_header=True,
-            columns=[i for i, h in enumerate(header) if h in named.values()],
+            columns=[place[k] for k in used],
         )
     except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        found, fix = str(error).splitlines()[0], "The file is damaged or truncated."
-        raise DataError(Fault(file=shown_as, expected="a complete table", found=found, fix=fix)) from error
-    frame = frame.rename({c: c.lstrip("#") for c in frame.columns}).with_row_index("line", offset=skip + 2)
-    snp = pl.all_horizontal(pl.col(str(named[c])).str.contains("^[ACGTacgt]$") for c in ("other", "counted"))
-    frame = frame.with_columns(plain_chromosome(pl.col(str(named["chrom"]))).alias("_chrom")).filter(
-        snp & pl.col("_chrom").is_in(list(chromosomes))
+        raise unreadable(error, shown_as, "a complete table") from error
+    frame.columns = used
+    frame = frame.with_row_index("line", offset=skip + 2).with_columns(
+        plain_chromosome(pl.col("chrom")),
+        pl.col("other", "counted").str.to_uppercase(),
+        *(pl.lit(None, pl.String).alias(k) for k in ("id", "frequency") if k not in place),
     )
-    text = pl.col(str(named["frequency"])) if named["frequency"] else pl.lit(None, pl.String)
-    if is_vcf:
-        text = text.str.extract(r"(?:^|;)AF=([^;]*)")
-    position = pl.col(str(named["pos"])).cast(pl.Int64, strict=False)
-    frequency = text.cast(pl.Float64, strict=False)
+    snp = pl.all_horizontal(pl.col("other", "counted").str.contains("^[ACGT]$"))
+    frame = frame.filter(snp & pl.col("chrom").is_in(list(chromosomes)))
+    text = pl.col("frequency").str.extract(r"(?:^|;)AF=([^;]*)") if is_vcf else pl.col("frequency")
+    position, frequency = pl.col("position").cast(pl.Int64, strict=False), text.cast(pl.Float64, strict=False)
     unknown = text.is_null() | text.is_in([".", "NA", ""])
     for name, valid, expected in (
         ("position", position.is_between(1, POSITION_LIMIT - 1), f"a whole number below {POSITION_LIMIT}"),
@@ -149,27 +144,19 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
         if len(wrong):
             found = f"another value in {len(wrong)} rows"
             raise DataError(Fault(file=shown_as, column=name, line=int(wrong[0]), expected=expected, found=found))
-    frame = frame.select(
-        "_chrom",
-        position.alias("pos"),
-        (pl.col(str(named["id"])) if named["id"] else pl.lit(".")).alias("id"),
-        pl.col(str(named["counted"])).str.to_uppercase().alias("counted"),
-        pl.col(str(named["other"])).str.to_uppercase().alias("other"),
-        frequency.fill_null(float("nan")).alias("frequency"),
-    )
     if frame.is_empty():
         expected = "SNPs (A, C, G, T) on the requested chromosomes"
         raise DataError(Fault(file=shown_as, expected=expected, found="no such SNP"))
-    key = position_keys(frame["_chrom"], frame["pos"].to_numpy())
+    frame = frame.with_columns(position, frequency.fill_null(float("nan")))
+    key = position_keys(frame["chrom"], frame["position"].to_numpy())
     order = np.argsort(key, kind="stable")
-    # 1000 Genomes legends name SNPs `rs123:1000:A:G`.
-    names = frame["id"].str.split(":").list.first().to_numpy().astype(np.str_)
     return KnownSnps(
         key[order],
         allele_codes(frame["counted"])[order],
         allele_codes(frame["other"])[order],
         frame["frequency"].to_numpy()[order],
-        names[order],
+        # 1000 Genomes legends name SNPs `rs123:1000:A:G`.
+        frame["id"].fill_null(".").str.split(":").list.first().to_numpy().astype(np.str_)[order],
     )
 
 

@@ -1,96 +1,81 @@
-"""Read and write VCF files for imputation: biallelic SNPs only, plain or .gz."""
+"""Read VCF and BCF files as PLINK sets, and write small VCF files."""
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.adni.genomic.plink import plain_chromosome
-from mrpipe.delimited import UNREADABLE
-from mrpipe.errors import DataError, Fault
-from mrpipe.genetics.packing import MISSING
+from mrpipe.datasets.adni.genomic.lift import build_of
+from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set
+from mrpipe.errors import DataError, Fault, MissingExtraError
+from mrpipe.genetics.vcf import DAMAGED, Conversion
 
-_FIXED = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT")
 _GENOTYPES = np.array(["0/0", "0/1", "1/1", "./."])
 
 
-@dataclass(frozen=True)
-class VcfGenotypes:
-    """Genotypes of a VCF.
+def open_vcf(files: Sequence[Path], prefix: Path, conversion: Conversion, names: Sequence[str] = ()) -> PlinkSet:
+    """Convert the biallelic SNPs of VCF or BCF files to a PLINK set: one file, or files of different chromosomes.
 
-    Attributes:
-        samples: (n,) sample IDs.
-        sites: `chrom, pos, id, ref, alt, info`, one row per SNP.
-        calls: (n, S) uint8, copies of ALT, 3 if not called.
-        dosages: (n, S) float32 from the DS field, NaN if missing; None if the file has no DS.
+    A1 is ALT. Sites with several ALT, in one record or in several, and SNPs below the thresholds are left out.
+
+    Args:
+        prefix: path of the .bed, .bim and .fam without the ending; its name is that of the set.
+        names: names of the files in errors; default: without folder.
+
+    Raises:
+        DataError: a file is damaged or not sorted, or lacks GT and DS; or the files differ in people or genome build.
+        MissingExtraError: cyvcf2 is not installed.
     """
-
-    samples: tuple[str, ...]
-    sites: pl.DataFrame
-    calls: NDArray[np.uint8]
-    dosages: NDArray[np.float32] | None
+    if importlib.util.find_spec("cyvcf2") is None:
+        raise MissingExtraError("cyvcf2", "genotypes", "reading VCF and BCF files")
+    names = list(names or (f.name for f in files))
+    job = {"files": [str(f) for f in files], "names": names, "prefix": str(prefix)}
+    done = subprocess.run(
+        [sys.executable, "-m", "mrpipe.genetics.vcf"],
+        input=json.dumps(job | {"settings": dataclasses.asdict(conversion)}),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    # Messages of htslib may quote IDs of people.
+    said = [re.sub(r"'.*'", "…", m) for m in re.findall(r"^\[E::.*?\] *(.*)", done.stderr, re.MULTILINE)][-1:]
+    if done.returncode == DataError.exit_code:
+        faults = (Fault(**f) for f in json.loads(done.stdout))
+        raise DataError(dataclasses.replace(f, found=": ".join([f.found, *said])) for f in faults)
+    if done.returncode:
+        found = f"htslib ended with status {done.returncode}{': '.join(['', *said])}"
+        raise DataError(Fault(file=", ".join(names), expected="a valid VCF", found=found, fix=DAMAGED))
+    result = json.loads(done.stdout)
+    builds = {b: name for name, pairs in zip(names, result["lengths"], strict=True) if (b := build_of(pairs))}
+    if len(builds) > 1:
+        found = ", ".join(f"{name} in {build}" for build, name in builds.items())
+        raise DataError(Fault(file=names[0], column="contig", expected="files in one build", found=found))
+    plink = open_set(prefix.with_name(f"{prefix.name}.bed"))
+    dropped = np.load(prefix.with_name(f"{prefix.name}.npy"))
+    origin = {"vcf": tuple(files), "note": result["note"], "build": next(iter(builds), None)}
+    return dataclasses.replace(plink, dropped=dropped, **origin)
 
 
 def write_vcf(path: Path, samples: Sequence[str], sites: pl.DataFrame, calls: NDArray[np.uint8]) -> None:
     """Write unphased genotypes as .vcf.gz: sorted sites `chrom, pos, id, ref, alt` and calls (n, S), copies of ALT."""
-    columns = [pl.Series(s, _GENOTYPES[calls[i]]) for i, s in enumerate(samples)]
-    constants = {"QUAL": ".", "FILTER": "PASS", "INFO": ".", "FORMAT": "GT"}
-    fixed = sites.select(**dict(zip(_FIXED, ("chrom", "pos", "id", "ref", "alt"), strict=False)))
-    fixed = fixed.with_columns(pl.lit(v).alias(k) for k, v in constants.items())
-    head = "##fileformat=VCFv4.2\n"
-    head += "".join(f"##contig=<ID={c}>\n" for c in sites["chrom"].unique(maintain_order=True))
-    head += '##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">\n'
-    body = fixed.hstack(columns).write_csv(separator="\t", quote_style="never")
-    with (
-        path.open("wb") as handle,
-        gzip.GzipFile(filename="", mode="wb", fileobj=handle, mtime=0, compresslevel=1) as packed,
-    ):
-        packed.write((head + body).encode())
-
-
-def read_vcf(path: Path) -> VcfGenotypes:
-    """Read the biallelic SNPs of a VCF with their phased or unphased genotypes.
-
-    Raises:
-        DataError: the file is unreadable, not a VCF, or GT is not the first FORMAT field.
-    """
-    try:
-        skip = 0
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8") as handle:
-            while handle.readline().startswith("##"):
-                skip += 1
-        frame = pl.read_csv(path, separator="\t", skip_rows=skip, infer_schema=False, quote_char=None)
-        if tuple(frame.columns[:9]) != _FIXED or not frame["FORMAT"].str.starts_with("GT").all() or frame.width < 10:
-            found = "another table"
-            raise DataError(Fault(file=path.name, expected="a VCF with genotypes (GT first in FORMAT)", found=found))
-        frame = frame.filter(pl.col("REF").str.contains("^[ACGT]$") & pl.col("ALT").str.contains("^[ACGT]$"))
-        sites = frame.select("#CHROM", "POS", "ID", "REF", "ALT", "INFO").rename(lambda c: c.strip("#").lower())
-        sites = sites.with_columns(plain_chromosome(pl.col("chrom")), pl.col("pos").cast(pl.Int64))
-    except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        found, fix = str(error).splitlines()[0], "The file is damaged or truncated."
-        raise DataError(Fault(file=path.name, expected="a complete VCF", found=found, fix=fix)) from error
-    samples = frame.columns[9:]
-    codes = {"0/0": 0, "0/1": 1, "1/0": 1, "1/1": 2}
-    called = frame.select(
-        pl.col(s)
-        .str.slice(0, 3)
-        .str.replace("|", "/", literal=True)
-        .replace_strict(codes, default=MISSING, return_dtype=pl.UInt8)
-        for s in samples
-    )
-    dosages = None
-    formats = frame["FORMAT"].unique()
-    if len(formats) == 1 and "DS" in (keys := formats[0].split(":")):
-        at = keys.index("DS")
-        ds = frame.select(
-            pl.col(s).str.split(":").list.get(at, null_on_oob=True).cast(pl.Float32, strict=False) for s in samples
-        )
-        dosages = np.ascontiguousarray(ds.to_numpy().T)
-    return VcfGenotypes(tuple(samples), sites, np.ascontiguousarray(called.to_numpy().T), dosages)
+    head = ["##fileformat=VCFv4.2", *(f"##contig=<ID={c}>" for c in sites["chrom"].unique(maintain_order=True))]
+    head.append('##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">')
+    head.append("\t".join(["#CHROM", *["POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT"], *samples]))
+    rows = zip(sites.select("chrom", "pos", "id", "ref", "alt").iter_rows(), _GENOTYPES[calls.T].tolist(), strict=True)
+    with gzip.open(path, "wt", encoding="utf-8", compresslevel=1) as handle:
+        handle.writelines(line + "\n" for line in head)
+        handle.writelines("\t".join([*map(str, site), ".", "PASS", ".", "GT", *cells]) + "\n" for site, cells in rows)

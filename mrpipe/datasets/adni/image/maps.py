@@ -5,6 +5,7 @@ File formats and names are described in docs/raw-formats.md.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,18 +16,16 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.image.options import ImageOptions
-from mrpipe.datasets.adni.image.scans import PTID, parse_date, rid_of
+from mrpipe.datasets.adni.image.scans import MODULATED, PTID, find_scans, images_below, parse_date, rid_of, scan_of
 from mrpipe.delimited import decode, line_of, unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.imaging.chain import SCALE
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import VoxelGrid, read_grid
 from mrpipe.imaging.nifti import on_grid
 from mrpipe.raw import ROW, Column, read_csv, sha256
 
 STACK, SUBJECTS, MANIFEST = "ADNI_G.npy", "ADNI_subj.txt", "maps.csv"
-_RAVENS = re.compile(
-    r"(?P<ptid>\d{3}_S_\d{4,5})_(?P<date>\d{4}-?\d{2}-?\d{2})_T1_.*RAVENS_150.*\.nii(\.gz)?", re.IGNORECASE
-)
 MANIFEST_COLUMNS = (
     Column(name="ptid", aliases=("subject_id", "Subject", "subject"), nullable=False),
     Column(name="date", aliases=("scan_date", "image_date", "Acq Date"), required=False),
@@ -63,14 +62,14 @@ def _named(raw: Path, name: str) -> list[Path]:
 
 
 def locate_maps(raw: Path, options: ImageOptions) -> Path | None:
-    """Path of `ADNI_G.npy`, maps.csv or a folder of RAVENS maps, from the option or by searching the export."""
+    """Path of `ADNI_G.npy`, maps.csv or the folder with all maps, from the option or by searching the export."""
     if options.image_maps:
         return raw / options.image_maps
     for name in (STACK, MANIFEST):
         if found := _named(raw, name):
             return found[0]
-    ravens = sorted(p.parent for p in raw.rglob("*.nii*") if _RAVENS.fullmatch(p.name))
-    return ravens[0] if ravens else None
+    folders = [p.parent for p in images_below(raw) if scan_of(p.name)]
+    return Path(os.path.commonpath(folders)) if folders else None
 
 
 def _shown(raw: Path, path: Path) -> str:
@@ -78,13 +77,15 @@ def _shown(raw: Path, path: Path) -> str:
 
 
 def find_mask(raw: Path, options: ImageOptions, folder: Path | None) -> Path | None:
-    """The mask given by the option, or the only NIfTI file in the folder of the maps with a name typical of masks."""
+    """The mask given by the option, or the only NIfTI file with a name typical of masks in the folder of the maps, or
+    in the folder above it."""
     if options.image_mask:
         return raw / options.image_mask
-    if folder is None:
-        return None
-    masks = [p for p in sorted(folder.glob("*.nii*")) if re.search(r"mask|averagetemplate", p.name, re.IGNORECASE)]
-    return masks[0] if len(masks) == 1 else None
+    for place in (folder, folder.parent) if folder else ():
+        masks = [p for p in sorted(place.glob("*.nii*")) if re.search(r"mask|averagetemplate", p.name, re.IGNORECASE)]
+        if masks or place == raw:
+            return masks[0] if len(masks) == 1 else None
+    return None
 
 
 def open_mask(raw: Path, path: Path | None, options: ImageOptions, faults: FaultCollector) -> VoxelGrid | None:
@@ -237,16 +238,17 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
             faults.add(Fault(file=_shown(raw, table), column="file", expected=expected, found=found))
         scans = _scan_frame(frame["ptid"].to_list(), date.to_list(), image_id.to_list(), file.to_list())
     else:
-        named = [(p, m) for p in sorted(root.glob("*.nii*")) if (m := _RAVENS.fullmatch(p.name))]
-        if not named:
-            found = "no such file" if root.is_dir() else "no such folder"
+        base = raw if root.is_relative_to(raw) else root
+        scans = find_scans(base, faults, maps=True)
+        below = [base.joinpath(f).is_relative_to(root) for f in scans["file"]]
+        scans, root = scans.filter(pl.Series(below, dtype=pl.Boolean)), base
+        if scans.is_empty():
+            found = "no such file" if path.is_dir() else "no such folder"
             fix = f"Alternatively, list the maps in {MANIFEST} with columns ptid, date and file."
-            expected = "maps named {PTID}_{date}_T1_…RAVENS_150….nii.gz"
-            faults.add(Fault(file=_shown(raw, root), expected=expected, found=found, fix=fix))
+            expected = "maps named {PTID}_{date}_T1_…RAVENS_150….nii.gz, or mwp1 and the name of an ADNI scan"
+            faults.add(Fault(file=_shown(raw, path), expected=expected, found=found, fix=fix))
             return None
-        names = [p.name for p, _ in named]
-        scans = _scan_frame([m["ptid"] for _, m in named], [m["date"] for _, m in named], names, names)
-    mask = find_mask(raw, options, root)
+    mask = find_mask(raw, options, table.parent if table else path)
     grid = open_mask(raw, mask, options, faults)
     if grid is None or mask is None or faults.faults:
         return None
@@ -259,10 +261,12 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
         except DataError as error:
             fault = error.faults[0]
             raise ScanFailedError(f"expected {fault.expected}", f"found {fault.found}") from error
-        return _checked_vector(grid.vector(volume), options.image_dtype)
+        # CAT12 and SPM give fractions of a voxel.
+        scale = SCALE if MODULATED.fullmatch(file) else 1
+        return _checked_vector(grid.vector(volume) * np.float32(scale), options.image_dtype)
 
     listed = (table,) if table is not None and table.is_relative_to(raw) else ()
-    folder = root if root.is_relative_to(raw) else None
+    folder = (root if table else path) if root.is_relative_to(raw) else None
     return _maps(raw, grid, mask, scans, load, listed, folder, _shown(raw, path))
 
 

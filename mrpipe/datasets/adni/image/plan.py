@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,17 @@ import polars as pl
 
 from mrpipe.datasets.adni.image.maps import Maps, find_mask, locate_maps, open_maps, open_mask
 from mrpipe.datasets.adni.image.options import ImageOptions
-from mrpipe.datasets.adni.image.scans import SCANS_SCHEMA, find_scans, ordered_scans, rid_of, search_tables
+from mrpipe.datasets.adni.image.scans import (
+    SCANS_SCHEMA,
+    beside,
+    find_scans,
+    images_below,
+    masked,
+    ordered_scans,
+    rid_of,
+    scan_of,
+    search_tables,
+)
 from mrpipe.delimited import line_of
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.imaging.chain import require_imaging
@@ -27,6 +38,13 @@ REVIEW_COLUMNS = (
     Column(name="why", aliases=("reason", "comment", "note"), required=False),
 )
 REVIEW_SCHEMA = pl.Schema(dict.fromkeys(("image_id", "decision", "why"), pl.String))
+# Path of an image that is not used → the reason; the first that matches applies.
+_UNUSED = (
+    (r"(^|/)(derivatives|caps|subjects)/|_(space|desc)-", "derived from scans; list grey-matter maps in maps.csv"),
+    (r"(^|/)s?m?w?p\d|RAVENS", "not a map that is read; list grey-matter maps in maps.csv"),
+    (r"(^|/)sub-", "of BIDS, but no T1w, or its PTID is neither in its name nor in participants.tsv"),
+    ("", "no T1 scan by its name or path, or the path has no PTID (docs/raw-formats.md lists the layouts)"),
+)
 FETCH = "ida.loni.usc.edu: ADNI > Download > Image Collections (NIfTI), with the search CSV."
 
 
@@ -53,12 +71,14 @@ class ImageCheck:
         groups: label → files that the inventory lists as one entry, because their names contain participant IDs.
         notes: notes for the manifest.
         rids: RIDs of the participants with a map or scan.
+        unused: images that are not used → the reason.
     """
 
     files: list[Path] = field(default_factory=list)
     groups: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     rids: set[int] = field(default_factory=set)
+    unused: dict[str, str] = field(default_factory=dict)
 
     def observed(self, samples: pl.DataFrame) -> pl.Series:
         """IDs of the samples with a map or scan; adds a note on participants without a sample."""
@@ -75,7 +95,10 @@ def read_review(raw: Path, scans: pl.DataFrame, maps: Maps | None, faults: Fault
     """
     paths = sorted(p for p in raw.rglob(REVIEW) if p.is_file())
     frames = [f.select("image_id", "file") for f in (scans, maps.scans if maps else scans)]
-    known = {Path(v).name.lower(): i for i, f in pl.concat(frames).iter_rows() for v in (i, f)}
+    named = {(k.lower(), i) for i, f in pl.concat(frames).iter_rows() for k in (i, f, Path(f).name)}
+    # A name that several scans have (T1.nii) is none; their paths are.
+    times = Counter(k for k, _ in named)
+    known = {k: i for k, i in named if times[k] == 1}
     rows: dict[str, tuple[str, str, str | None]] = {}
     for path in paths:
         shown_as = path.relative_to(raw).as_posix()
@@ -86,8 +109,8 @@ def read_review(raw: Path, scans: pl.DataFrame, maps: Maps | None, faults: Fault
             continue
         frame = frame if "why" in frame.columns else frame.with_columns(why=pl.lit(None, dtype=pl.String))
         for record, key, decision, why in frame.select(ROW, "image_id", "decision", "why").iter_rows():
-            name = Path(key).name.lower()
-            image, line = known.get(name) or known.get(re.sub(r"^[id]?0*(?=\d)", "", name)), line_of(path, record)
+            name, line = Path(key).name.lower(), line_of(path, record)
+            image = known.get(key.lower()) or known.get(name) or known.get(re.sub(r"^[id]?0*(?=\d)", "", name))
             if image is None:
                 found = "another value"
                 faults.add(Fault(file=shown_as, line=line, expected="an image of the export", found=found, fix=LISTED))
@@ -169,9 +192,9 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
         found.files += maps.files
         found.notes += maps.notes
         if maps.folder is not None:
-            listed = {*maps.files}
-            members = tuple(sorted(p for p in maps.folder.rglob("*.nii*") if p.is_file() and p not in listed))
-            found.groups[f"{maps.folder.relative_to(raw).as_posix()}/*.nii.gz"] = members
+            below = sorted(p for p in maps.folder.rglob("*.nii*") if p.is_file() and p not in maps.files)
+            members = (p for p in below if maps.source.lower().endswith(".csv") or scan_of(p.name))
+            found.groups[f"{masked(maps.folder.relative_to(raw))}/*.nii.gz"] = tuple(members)
     elif options.image_route == "maps" and len(faults.faults) == before:
         expected, fix = "stacked maps, maps.csv, or a folder of RAVENS maps", "Set --set image_maps=PATH."
         faults.add(Fault(file=f"{raw.name}/ADNI_G.npy", expected=expected, found="none of them", fix=fix))
@@ -183,12 +206,27 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
         if len(review):
             dropped = int((review["decision"] == "drop").sum())
             found.notes.append(f"images: {REVIEW} drops {dropped} and accepts {len(review) - dropped} scans")
+    taken = {raw / options.image_mask, *found.files, *(raw / f for f in scans["file"])}
+    taken |= {p for group in found.groups.values() for p in group}
+    reasons: dict[str, list[str]] = {}
+    for path in images_below(raw):
+        if path not in taken and path.suffix.lower() != ".dcm":  # `mrpipe check` names the conversion of DICOM
+            file = path.relative_to(raw)
+            reason = next(r for pattern, r in _UNUSED if re.search(pattern, file.as_posix(), re.IGNORECASE))
+            reasons.setdefault(reason, []).append(masked(file))
+    found.unused = {f"{len(paths)} images (e.g. {paths[0]})": reason for reason, paths in reasons.items()}
     if options.image_route == "maps":
         return found
     if len(scans):
+        kinds = scans["layout"].value_counts(sort=True).iter_rows()
+        days = scans.group_by("rid", "date").len().filter(pl.col("len") > 1).height
+        several = f"; on {days} days, participants have several, of which the best series is used" if days else ""
+        found.notes.append(f"images: raw T1 scans by layout: {', '.join(f'{k} {n}' for k, n in kinds)}{several}")
+        if files := beside(raw, scans):
+            found.groups["tables and sidecars of scans"] = files
         by_top: dict[str, list[Path]] = {}
         for file in scans["file"]:
-            top, _, rest = file.partition("/")
+            top, _, rest = masked(Path(file)).partition("/")
             by_top.setdefault(f"{top}/**/*.nii" if rest else "*.nii", []).append(raw / file)
         found.groups |= {label: tuple(sorted(files)) for label, files in by_top.items()}
         found.files += search_tables(raw)
@@ -206,6 +244,6 @@ def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> Im
         if dicom < len(scans):
             require_imaging()
     elif options.image_route == "raw":
-        expected, fix = "T1 scans in the layout of IDA (ADNI/{PTID}/…/I…/ADNI_….nii)", f"Download them from {FETCH}"
+        expected, fix = "T1 scans in the layout of IDA (ADNI/{PTID}/…/I…/ADNI_….nii) or BIDS", f"Download from {FETCH}"
         faults.add(Fault(file=f"{raw.name}/ADNI", expected=expected, found="none", fix=fix))
     return found

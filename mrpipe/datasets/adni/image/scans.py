@@ -1,35 +1,56 @@
-"""Find raw T1 scans in an IDA download (folders, file names, search CSV) and rank the series of each participant.
+"""Find T1 scans, and maps made from them, by their paths (IDA, BIDS, dcm2niix), and rank the series of participants.
 
-Folder layout, file names and search tables are described in docs/raw-formats.md.
+Layouts and tables are described in docs/raw-formats.md.
 """
 
 from __future__ import annotations
 
+import csv
+import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import values
-from mrpipe.delimited import UNREADABLE, head
+from mrpipe.delimited import UNREADABLE, decode, head, unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.forms import is_table
 from mrpipe.raw import Column, read_csv
 
 PTID = re.compile(r"\d{3}_S_\d{4,5}", re.IGNORECASE)
-# ADNI_{PTID}_MR_{description}[_Br_{timestamp}]_S{series}_I{image}.nii; `_Br_` is `_br_raw_` or absent in some files.
-_FILE = re.compile(
-    r"ADNI_(?P<ptid>\d{3}_S_\d{4,5})_(?P<modality>MR|PT)_(?P<description>.+?)(?:_+br_(?:raw_)?\d{14,17}(?:_\d+)*)?"
-    r"_S(?P<series>\d+)_I(?P<image>\d+)\.(?P<format>nii(?:\.gz)?|dcm)",
-    re.IGNORECASE,
-)
-_DATE_FOLDER = re.compile(r"(\d{4}-\d{2}-\d{2})_\d{2}_\d{2}_\d{2}\.\d+")
-_IMAGE_FOLDER = re.compile(r"[IS](\d+)")
+_ID, _DAY, _END = r"(?P<ptid>\d{3}_S_\d{4,5})", r"(?:19|20)\d\d-?\d\d-?\d\d", r"\.(?:nii(?:\.gz)?|dcm)"
+_FOLDER = rf"(?P<date>{_DAY})_\d\d_\d\d_\d\d\.\d+"
+# Layouts of T1 scans: name → path relative to the export; the first that matches applies. Groups: ptid, or sub and ses
+# of BIDS; date or time; image (ID); description. `_Br_`, which may be `_br_raw_` or absent, is not the acquisition.
+LAYOUTS = {
+    "IDA": rf"(?:.*/)?(?:{_FOLDER}/.*)?ADNI_{_ID}_MR_(?P<description>.+?)(?:_+br_(?:raw_)?\d{{14,17}}(?:_\d+)*"
+    rf"|_(?P<time>{_DAY})\d{{6,9}})?(?:_S\d+)?_I(?P<image>\d+){_END}",
+    "folders of IDA": rf"(?:.*/)?{_ID}/(?P<description>[^/]+)/{_FOLDER}/[IS](?P<image>\d+)/(?!ADNI_.*_PT_)[^/]+{_END}",
+    "BIDS": r"(?:.*/)?(?P<sub>sub-[a-z0-9]+)/(?:(?P<ses>ses-[a-z0-9]+)/)?anat/"
+    rf"sub-(?:(?!desc-|space-)[^/])*_T1w{_END}",
+    "PTID_date": rf"(?:.*/)?{_ID}_(?P<date>{_DAY})[^/]*/(?:\d{{3}}_S_[^/]*_)?(?P<description>T1)w?{_END}",
+    "dcm2niix": rf"(?:.*/)?(?:ADNI_)?{_ID}_(?P<description>[^/]+?)_(?P<date>{_DAY})\d{{6}}(?:_[^/]*)?{_END}",
+}
+RAVENS = re.compile(rf"(?:.*/)?{_ID}_(?P<date>{_DAY})_(?P<description>T1)_[^/]*RAVENS_150[^/]*{_END}", re.IGNORECASE)
+# Modulated grey matter of CAT12 and SPM is named after its scan.
+MODULATED = re.compile(r"(?P<folder>(?:.*/)?)mwp1(?P<scan>[^/]+)", re.IGNORECASE)
+_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in LAYOUTS.items()}
+# What tables of BIDS tell of a folder or file: end of the name → columns of the key and the value.
+_TABLES = {
+    "participants.tsv": ("participant_id", "alternative_id_1"),
+    "_sessions.tsv": ("session_id", "acq_time"),
+    "_scans.tsv": ("filename", "acq_time"),
+}
 _T1 = re.compile(r"MP_?RAGE|(^|_)MPR(_|$)|F?SPGR|(^|_)MT1(_|$)")
 _NOT_T1 = re.compile(r"LOCALI|SCOUT|CALIB|FIELD_MAP|MASK|HIPPOCAMP|(^|_)T2|FLAIR|(^|_)PD(_|$)|DTI|FMRI|(^|_)ASL")
 _ACCELERATED = re.compile(r"ACCEL|GRAPPA|SENSE|(^|_)P2(_|$)")
 _REPEAT = re.compile(r"REPEAT|(^|_)MPR_R(_|$)")
+# Rank of a scan whose layout says that it is T1, but whose series is unknown: an original, full acquisition.
+_UNNAMED = 6
 
 SEARCH_COLUMNS = (
     Column(name="image_id", aliases=("Image Data ID", "Image ID", "IMAGEUID"), nullable=False),
@@ -47,6 +68,7 @@ SCANS_SCHEMA = pl.Schema(
         "image_id": pl.String,
         "file": pl.String,
         "description": pl.String,
+        "layout": pl.String,
     }
 )
 
@@ -121,65 +143,169 @@ def _read_search(raw: Path, faults: FaultCollector) -> pl.DataFrame:
     return table.group_by("image_id", maintain_order=True).agg(pl.col(names[1:]).drop_nulls().first())
 
 
-def _file_row(raw: Path, path: Path) -> dict[str, Any] | None:
-    """Parse the name and folders of a file; None if it has no participant or is a PET image."""
-    parts = path.relative_to(raw).parts
-    match = _FILE.fullmatch(path.name)
-    folders = parts[:-1]
-    ptid = match["ptid"] if match else next((p for p in folders if PTID.fullmatch(p)), None)
-    # Files not named as in IDA are accepted only in its folder layout, because maps may be in a participant's folder.
-    dates = [m[1] for p in folders if (m := _DATE_FOLDER.fullmatch(p))]
-    images = [m[1] for p in folders if (m := _IMAGE_FOLDER.fullmatch(p))]
-    if ptid is None or (match is None and not (dates and images)) or (match and match["modality"].upper() == "PT"):
+def _bids_tables(raw: Path, faults: FaultCollector) -> dict[str, str]:
+    """PTID of subject folders, and dates of session folders and scans, by path relative to the export."""
+    found: dict[str, str] = {}
+    for path in _bids_files(raw):
+        key, value = next(c for end, c in _TABLES.items() if path.name.lower().endswith(end))
+        shown_as, folder = masked(path.relative_to(raw)), path.parent.relative_to(raw)
+        try:  # the format is fixed: UTF-8, with tabs
+            rows = list(
+                csv.DictReader(decode(path.read_bytes(), shown_as=shown_as).splitlines(), delimiter="\t", restkey="")
+            )
+        except (DataError, OSError, csv.Error) as error:
+            faults.absorb(error if isinstance(error, DataError) else unreadable(error, shown_as, "a table of BIDS"))
+            continue
+        if rows and key not in rows[0]:
+            expected, columns = "this column, and tabs between columns", f"columns {', '.join(rows[0])}"
+            faults.add(Fault(file=shown_as, column=key, expected=expected, found=columns))
+            continue
+        known = ((row[key], row.get(value) or row.get("examination_date")) for row in rows)
+        found |= {(folder / name).as_posix(): text for name, text in known if name and text and text != "n/a"}
+    return found
+
+
+def _bids_files(raw: Path) -> list[Path]:
+    return sorted(p for p in raw.rglob("*.tsv") if p.name.lower().endswith((*_TABLES,)))
+
+
+def masked(path: Path) -> str:
+    """A path without the digits of PTIDs."""
+    return re.sub(r"\d{3}_?S_?\d{4,5}", "SSS_S_RRRR", path.as_posix(), flags=re.IGNORECASE)
+
+
+def _sidecar(raw: Path, path: Path, faults: FaultCollector) -> dict[str, Any]:
+    """The JSON file that dcm2niix writes beside an image; empty if there is none."""
+    beside = path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE) + ".json")
+    try:
+        content = json.loads(beside.read_bytes()) if beside.is_file() else {}
+    except (OSError, ValueError) as error:
+        found = f"unreadable data ({type(error).__name__})"
+        faults.add(Fault(file=masked(beside.relative_to(raw)), expected="the JSON of dcm2niix", found=found))
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _file_row(raw: Path, path: Path, named: str, bids: dict[str, str], faults: FaultCollector) -> dict[str, Any] | None:
+    """What path, BIDS tables and sidecar tell about a file; None if it has no participant or no known layout.
+
+    Args:
+        named: path, relative to the export, of the scan; that of the file itself, unless it is a map.
+    """
+    layout, match = next(((n, m) for n, p in _PATTERNS.items() if (m := p.fullmatch(named))), ("sidecar", None))
+    match = match or RAVENS.fullmatch(named)
+    row: dict[str, Any] = {k: v for k, v in match.groupdict().items() if v} if match else {}
+    if "sub" in row:
+        folder = named[: named.lower().index("/anat/")]
+        subject = folder.removesuffix(f"/{row.get('ses', '')}")
+        label = re.fullmatch(r"sub-(?:ADNI)?(\d{3})S(\d{4,5})", row["sub"], re.IGNORECASE)
+        ptids = {f"{label[1]}_S_{label[2]}"} if label else set()
+        ptids |= {bids[subject].upper()} if subject in bids else set()
+        if len(ptids) > 1:
+            expected, found = "the PTID in the name of the folder", "another one"
+            faults.add(Fault(file="participants.tsv", column="alternative_id_1", expected=expected, found=found))
+        session = re.fullmatch(rf"ses-(?:(?P<date>{_DAY})|M(?P<month>\d+)|(?P<first>bl|sc))", row.get("ses", ""), re.I)
+        row |= {"ptid": min(ptids)} if ptids and PTID.fullmatch(min(ptids)) else {}
+        row |= {k: v for k, v in session.groupdict().items() if v} if session else {}
+        row |= {"date": time} if (time := bids.get(named) or bids.get(folder)) else {}
+    if not {"ptid", "date", "description"} <= row.keys() and path.suffix.lower() != ".dcm":
+        known = _sidecar(raw, path, faults)
+        ptid = str(known.get("PatientID", ""))
+        told = {"ptid": ptid if PTID.fullmatch(ptid) else None, "date": known.get("AcquisitionDateTime")}
+        told["description"] = known.get("SeriesDescription") or known.get("ProtocolName")
+        row = {k: str(v) for k, v in told.items() if v} | row
+    if "ptid" not in row or (match is None and "description" not in row):
         return None
-    dated = next((i for i, p in enumerate(folders) if _DATE_FOLDER.fullmatch(p)), None)
-    description = match["description"] if match else folders[dated - 1] if dated else None
     return {
-        "ptid": ptid.upper(),
-        "path_date": dates[-1] if dates else None,
-        "path_description": description,
-        "image_id": str(int(match["image"] if match else images[-1])),
+        "layout": layout,
+        "ptid": row["ptid"].upper(),
+        "path_date": row.get("date") or row.get("time"),
+        "month": int(row["month"]) if "month" in row else 0 if "first" in row else None,
+        "path_description": row.get("description"),
+        "image_id": str(int(row["image"])) if "image" in row else named.replace("/", "__")[-200:],
         "file": path.relative_to(raw).as_posix(),
         "format": "dcm" if path.suffix.lower() == ".dcm" else "nii",
     }
 
 
-def find_scans(raw: Path, faults: FaultCollector) -> pl.DataFrame:
-    """Find every T1 series of an export: `SCANS_SCHEMA`, one row per image ID, sorted by image ID.
+def beside(raw: Path, scans: pl.DataFrame) -> tuple[Path, ...]:
+    """Tables of BIDS and sidecars of scans."""
+    folders = {(raw / f).parent for f in scans["file"]}
+    sidecars = (p for folder in folders for p in folder.glob("*.json"))
+    return tuple(sorted({*sidecars, *_bids_files(raw)}))
 
-    Acquisition date and description are taken from a search table, or from the path if no table lists the image. Series
-    available only as DICOM rank after all NIfTI series. The research group in search tables is not read, because it is
-    a diagnosis.
+
+def images_below(raw: Path) -> list[Path]:
+    """Files of an export that are images of a kind that `find_scans` knows."""
+    return sorted(p for p in raw.rglob("*") if p.name.lower().endswith((".nii", ".nii.gz", ".dcm")) and p.is_file())
+
+
+def scan_of(file: str) -> str | None:
+    """Path of the scan that a map was made from, as its name tells; None if it is no map."""
+    if match := MODULATED.fullmatch(file):
+        return match["folder"].removesuffix("mri/") + match["scan"]
+    return file if RAVENS.fullmatch(file) else None
+
+
+def find_scans(raw: Path, faults: FaultCollector, *, maps: bool = False) -> pl.DataFrame:
+    """Find every T1 series of an export: `SCANS_SCHEMA`, one row per image ID (or file without one), sorted by it.
+
+    Acquisition date and description are taken from a search table, or from the path if no table lists the image, or
+    from the tables or the sidecar of BIDS, or from the visit of a session. Series available only as DICOM rank after
+    all NIfTI series. The research group in search tables is not read, because it is a diagnosis.
+
+    Args:
+        maps: find maps (RAVENS, or mwp1 of CAT12 and SPM) instead of scans.
     """
-    files = sorted(p for p in raw.rglob("*") if p.name.lower().endswith((".nii", ".nii.gz", ".dcm")) and p.is_file())
-    rows = [row for path in files if (row := _file_row(raw, path)) is not None]
+    files = images_below(raw)
+    bids = _bids_tables(raw, faults)
+    rows = []
+    for path in files:
+        file = path.relative_to(raw).as_posix()
+        named = scan_of(file)
+        row = _file_row(raw, path, named or file, bids, faults) if (named is not None) is maps else None
+        rows += [row] if row else []
     if not rows:
         return pl.DataFrame(schema=SCANS_SCHEMA)
-    found = pl.DataFrame(rows, schema_overrides=dict.fromkeys(rows[0], pl.String)).sort(
-        "image_id", pl.col("format") == "dcm", "file"
-    )
+    types = dict.fromkeys(rows[0], pl.String) | {"month": pl.Int32}
+    found = pl.DataFrame(rows, schema=types).sort("image_id", pl.col("format") == "dcm", "file")
     owners = found.group_by("image_id").agg(pl.col("ptid").n_unique().alias("n")).filter(pl.col("n") > 1)
     if len(owners):
         text = f"{len(owners)} images in the folders of several, e.g. image {owners['image_id'].sort()[0]}"
         faults.add(Fault(file="raw scans", expected="each image in the folder of one participant", found=text))
     found = found.unique("image_id", keep="first", maintain_order=True)
     joined = found.join(_read_search(raw, faults), on="image_id", how="left")
-    strangers = joined.filter(pl.col("subject").str.to_uppercase() != pl.col("ptid"))
-    for row in strangers.head(20).iter_rows(named=True):
-        expected, fix = "the folder of the subject given in the search table", "Download the image again."
-        file = f"image {row['image_id']}"
-        faults.add(Fault(file=file, column="Subject", expected=expected, found="that of another subject", fix=fix))
+    if len(strangers := joined.filter(pl.col("subject").str.to_uppercase() != pl.col("ptid"))):
+        found_in = f"{len(strangers)} images in folders of others, e.g. image {strangers['image_id'][0]}"
+        expected, fix = "the folder of the subject given in the search table", "Download these images again."
+        faults.add(Fault(file="raw scans", column="Subject", expected=expected, found=found_in, fix=fix))
     other = pl.col("modality").is_not_null() & ~pl.col("modality").str.to_uppercase().is_in(["MRI", "MR"])
     scans = joined.filter(~other).with_columns(
         pl.coalesce("date", parse_date("path_date")).alias("date"),
         pl.coalesce("description", "path_description").fill_null("").alias("description"),
         rid_of("ptid").alias("rid"),
     )
-    ranks = pl.Series("rank", [t1_rank(d) for d in scans["description"]], dtype=pl.Int32)
-    scans = scans.with_columns(ranks + 100 * (scans["format"] == "dcm").cast(pl.Int32)).filter(
-        pl.col("rank").is_not_null()
-    )
+    if scans.select((pl.col("date").is_null() & pl.col("month").is_not_null()).any()).item():
+        scans = _dated(scans, raw)
+    ranks = [t1_rank(d) for d in scans["description"]]
+    # The layout itself says that these are T1.
+    sure = scans["layout"].is_in(["BIDS", "PTID_date"]) | pl.Series([maps] * len(scans), dtype=pl.Boolean)
+    ranks = [_UNNAMED if r is None and s else r for r, s in zip(ranks, sure, strict=True)]
+    late = 100 * (scans["format"] == "dcm").cast(pl.Int32)
+    scans = scans.with_columns(pl.Series("rank", ranks, dtype=pl.Int32) + late).drop_nulls("rank")
     return scans.select(pl.col(c).cast(t) for c, t in SCANS_SCHEMA.items()).sort("image_id")
+
+
+def _dated(scans: pl.DataFrame, raw: Path) -> pl.DataFrame:
+    """Fill dates of sessions (`month` since baseline) from the visits in the tables, or their distance to baseline."""
+    export = AdniExport(raw)
+    with suppress(DataError):  # reported with the tables
+        visits = export.visits.select(pl.col("rid").cast(pl.Int64), "month", pl.col("date").alias("visit"))
+        scans = scans.join(visits, on=["rid", "month"], how="left", maintain_order="left")
+        scans = scans.join(export.baselines.cast({"rid": pl.Int64}), on="rid", how="left", maintain_order="left")
+        later = pl.col("date0").dt.offset_by(pl.format("{}mo", "month"))
+        scans = scans.with_columns(pl.coalesce("date", "visit", later).alias("date"))
+    return scans
 
 
 def ordered_scans(

@@ -13,7 +13,8 @@ from scipy.special import ndtri
 
 from mrpipe.datasets.adni.genomic.inputs import KNOWN_SETS
 from mrpipe.datasets.adni.genomic.lift import LENGTHS
-from mrpipe.datasets.adni.genomic.plink import MAGIC, bed_rows
+from mrpipe.datasets.adni.genomic.plink import MAGIC
+from mrpipe.genetics.packing import bed_rows
 from mrpipe.keyed import generator
 
 CHAIN_NAME = "hg18ToHg19.over.chain.gz"

@@ -51,6 +51,7 @@ class ImageSimulation:
         "pip install 'mrpipe[imaging]')",
         choices=("ellipsoid", "template"),
     )
+    image_layout: str = option("ida", "folders of raw T1 scans: those of IDA, or BIDS", choices=("ida", "bids"))
     image_t1_mm: float = option(3.0, "voxel size of raw T1 scans in mm")
 
 
@@ -166,9 +167,10 @@ def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.Data
     if maps := [v for v in visits if v["source"] == "map"]:
         truth += _write_maps(out / "image", maps, latents, settings)
     if raws := [v for v in visits if v["source"] == "raw"]:
-        truth += write_raw_scans(out, raws, kind=settings.image_t1, voxel_mm=settings.image_t1_mm, seed=seed)
-    schema: dict[str, Any] = dict.fromkeys(("subject_id", "source", "image_id"), pl.String)
-    schema |= {"date": pl.Date, "atrophy": pl.Float64, "failed": pl.Boolean}
+        chosen = {"kind": settings.image_t1, "layout": settings.image_layout, "voxel_mm": settings.image_t1_mm}
+        truth += write_raw_scans(out, raws, **chosen, seed=seed)
+    texts = dict.fromkeys(("subject_id", "source", "image_id"), pl.String)
+    schema = pl.Schema({**texts, "date": pl.Date, "atrophy": pl.Float64, "failed": pl.Boolean})
     return pl.DataFrame(truth, schema=schema).sort("subject_id", "date", "image_id")
 
 

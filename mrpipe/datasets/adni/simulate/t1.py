@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from datetime import date
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -16,6 +18,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter, map_coordinates
 
 from mrpipe.imaging.nifti import write_nifti
 from mrpipe.keyed import generator
+from mrpipe.store.parquet import write_text
 
 EXTENT_MM = (156.0, 186.0, 168.0)
 # T1-weighted intensities.
@@ -108,13 +111,29 @@ def _series(subject_id: str, first: bool, rng: np.random.Generator) -> list[str]
     return [chosen, *(["MP-RAGE", "MP-RAGE REPEAT"] if adni1 else []), "3 Plane Localizer"]
 
 
+def _ida_path(out: Path, ptid: str, day: date, image: int, description: str) -> Path:
+    words = re.sub(r"[^0-9A-Za-z-]", "_", description)
+    # As in IDA, with or without a timestamp, or with `br_raw`.
+    stamp = ("", f"_Br_{day:%Y%m%d}101530123", f"_br_raw_{day:%Y%m%d}101530123_1")[image % 3]
+    name = f"ADNI_{ptid}_MR_{words}{stamp}_S{image // 2}_I{image}.nii"
+    return out / "ADNI" / ptid / words / f"{day}_10_15_30.0" / f"I{image}" / (name if stamp else f"{name}.gz")
+
+
+def _bids_path(out: Path, ptid: str, day: date, image: int, description: str) -> Path:
+    subject, session = f"sub-ADNI{ptid.replace('_', '')}", f"ses-{day:%Y%m%d}"
+    path = out / "BIDS" / subject / session / "anat" / f"{subject}_{session}_run-{image}_T1w.nii.gz"
+    write_text(path.with_name(path.name.replace(".nii.gz", ".json")), json.dumps({"SeriesDescription": description}))
+    return path
+
+
 def write_raw_scans(
-    out: Path, visits: Sequence[dict[str, Any]], *, kind: str, voxel_mm: float, seed: int
+    out: Path, visits: Sequence[dict[str, Any]], *, kind: str, layout: str, voxel_mm: float, seed: int
 ) -> list[dict[str, Any]]:
-    """Write `out/ADNI/{PTID}/{description}/{date}/I{image}/FILE.nii` and the search CSV; returns the ground truth.
+    """Write `out/ADNI/{PTID}/{description}/{date}/I{image}/FILE.nii` and the search CSV, or T1 scans in `out/BIDS`.
 
     With at least three participants, the only usable scan of the first one is truncated. The search CSV has image IDs
-    with and without the prefix `I`, dates as M/D/YYYY, and a PET image that is not in the download.
+    with and without the prefix `I`, dates as M/D/YYYY, and a PET image that is not in the download. In BIDS, sidecars
+    have the descriptions.
 
     Args:
         visits: `subject_id, date, atrophy`, sorted by subject.
@@ -130,14 +149,11 @@ def write_raw_scans(
             data, affine = head(rng, visit["atrophy"], voxel_mm)
             for description in series:
                 image += 1
-                day, words = visit["date"], re.sub(r"[^0-9A-Za-z-]", "_", description)
-                folder = out / "ADNI" / ptid / words / f"{day}_10_15_30.0" / f"I{image}"
-                folder.mkdir(parents=True)
-                # As in IDA, with or without a timestamp, or with `br_raw`.
-                stamp = ("", f"_Br_{day:%Y%m%d}101530123", f"_br_raw_{day:%Y%m%d}101530123_1")[image % 3]
-                name = f"ADNI_{ptid}_MR_{words}{stamp}_S{image // 2}_I{image}.nii"
-                path = folder / (name if stamp else f"{name}.gz")
-                localizer, middle = "Localizer" in description, data.shape[2] // 2
+                day, localizer, middle = visit["date"], "Localizer" in description, data.shape[2] // 2
+                if localizer and layout == "bids":
+                    continue
+                path = {"ida": _ida_path, "bids": _bids_path}[layout](out, ptid, day, image, description)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write_nifti(path, data[:, :, middle - 2 : middle + 1] if localizer else data, affine)
                 if failing:
                     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
@@ -145,12 +161,13 @@ def write_raw_scans(
                 if not localizer:
                     known = {k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
                     truth.append(known | {"image_id": str(image), "failed": failing})
+    if layout == "bids":
+        return truth
     rows.append((f"I{image + 1}", rows[-1][1], "PET", "ADNI Brain PET: Raw", rows[-1][4]))
-    person = ("Patient", "F", "74", "sc")
+    fixed = ("Patient", "F", "74", "sc")
     found = [
-        (i, ptid, *person, modality, words, "Original", f"{d.month}/{d.day}/{d.year}", "NiFTI", "")
-        for i, ptid, modality, words, d in rows
+        (i, ptid, *fixed, modality, description, "Original", f"{d.month}/{d.day}/{d.year}", "NiFTI", "")
+        for i, ptid, modality, description, d in rows
     ]
-    search = pl.DataFrame(found, schema=SEARCH.split(","), orient="row")
-    search.write_csv(out / "idaSearch.csv", quote_style="always")
+    pl.DataFrame(found, schema=SEARCH.split(","), orient="row").write_csv(out / "idaSearch.csv", quote_style="always")
     return truth

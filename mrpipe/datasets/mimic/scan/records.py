@@ -131,6 +131,11 @@ class SubjectFilter:
             return kept
         return self._table[np.clip(subjects - self._low + 1, 0, len(self._table) - 1)]
 
+    def overlaps(self, low: int, high: int) -> bool:
+        """Whether a given patient has an id from `low` to `high`."""
+        first = int(np.searchsorted(self._sorted, low))
+        return first < len(self._sorted) and int(self._sorted[first]) <= high
+
 
 def cut(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64], keep: NDArray[np.bool_]) -> bytes:
     """Concatenate the records in `keep`; adjacent records are copied together."""
@@ -144,7 +149,7 @@ _MONTHS = np.arange("0000-01", "3000-01", dtype="datetime64[M]").astype("datetim
 
 
 def clock_times(text: pl.Series) -> pl.Series:
-    """Parse `YYYY-MM-DD HH:MM:SS` (years up to 2998) to Datetime; anything else becomes null."""
+    """Parse `YYYY-MM-DD HH:MM:SS`, or with T (years up to 2998), to Datetime; anything else becomes null."""
     n = len(text)
     if not n:
         return pl.Series(text.name, [], dtype=pl.Datetime("us"))
@@ -159,9 +164,8 @@ def clock_times(text: pl.Series) -> pl.Series:
     two = digit[:, [0, 2, 5, 8, 11, 14, 17]].astype(np.int64) * 10 + digit[:, [1, 3, 6, 9, 12, 15, 18]]
     year, month, day = two[:, 0] * 100 + two[:, 1], two[:, 2], two[:, 3]
     places = [0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18]
-    good = (digit[:, places] < 10).all(axis=1) & (data[:, [4, 7, 10, 13, 16]] == np.frombuffer(b"-- ::", np.uint8)).all(
-        axis=1
-    )
+    good = (digit[:, places] < 10).all(axis=1) & ((data[:, 10] == 32) | (data[:, 10] == 84))
+    good &= (data[:, [4, 7, 13, 16]] == np.frombuffer(b"--::", np.uint8)).all(axis=1)
     good &= (month >= 1) & (month <= 12) & (year < 2999) & (two[:, 4] < 24) & (two[:, 5] < 60) & (two[:, 6] < 60)
     index = np.where(good, year * 12 + month - 1, 0)
     good &= (day >= 1) & (day <= _MONTHS[index + 1] - _MONTHS[index])

@@ -1,16 +1,16 @@
-"""Scan a large CSV file (plain or .gz) for the rows of given patients, in bounded memory and faster than gzip.
+"""Scan a large table for the rows of given patients, in bounded memory: CSV, plain or .gz, or Parquet, in any files.
 
-One thread decompresses (igzip of ISA-L); a second splits the bytes into records and filters them by subject_id; the
-calling thread parses the remaining records with polars. Most of a full export is never parsed. Records end at line ends
-outside quotes, so text may contain line breaks, commas and doubled quotes. Columns are found by name, in any order.
-Records that are not UTF-8 are read as Windows-1252 and counted.
+`TableScan` is the front of all forms. Of a CSV file, one thread decompresses (igzip of ISA-L, faster than gzip); a
+second splits the bytes into records and filters them by subject_id; the calling thread parses the rest with polars, so
+that most of a full export is never parsed. Records end at line ends outside quotes, so text may contain line breaks,
+commas and doubled quotes. Columns are found by name, in any order. Records that are not UTF-8 are read as Windows-1252.
 """
 
 from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,12 +21,14 @@ import polars as pl
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
+from mrpipe.datasets.mimic.scan.parquet import ParquetPart
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
-from mrpipe.datasets.mimic.scan.progress import ScanProgress
-from mrpipe.datasets.mimic.scan.records import PAD, SubjectFilter, clock_times, cut, numbers_at, record_ends
+from mrpipe.datasets.mimic.scan.progress import scan_progress
+from mrpipe.datasets.mimic.scan.records import PAD, SubjectFilter, cut, numbers_at, record_ends
+from mrpipe.datasets.mimic.scan.values import Part
 from mrpipe.delimited import decode, unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import ROW, Column, match_header, shown_value, typed
+from mrpipe.raw import ROW, Column
 
 BLOCK = 4 * 2**20  # bytes decompressed at a time
 PARSE = 8 * 2**20  # bytes of filtered records parsed at a time
@@ -39,26 +41,17 @@ Ids = NDArray[np.int64]
 _DAMAGED: tuple[type[BaseException], ...] = (EOFError, OSError, zlib.error, isal_zlib.error)  # type: ignore[assignment]
 
 
-def is_gzip(path: Path) -> bool:
-    """Whether the content is gzipped; browsers may unpack a .gz file without renaming it."""
-    with path.open("rb") as handle:
-        return handle.read(2) == b"\x1f\x8b"
-
-
-def inflating(file: IO[bytes], path: Path) -> Any:
-    """Content of an open file, decompressed if it is gzipped."""
-    return igzip.IGzipFile(fileobj=file, mode="rb") if is_gzip(path) else file  # type: ignore[no-untyped-call]
-
-
-def open_bytes(path: Path) -> Any:
-    """Open a file for reading bytes, decompressed if it is gzipped."""
-    return igzip.open(path, "rb") if is_gzip(path) else path.open("rb")  # type: ignore[no-untyped-call]
+def inflated(file: IO[bytes]) -> Any:
+    """Content of an open file, decompressed if it is gzipped; browsers may unpack a .gz file without renaming it."""
+    gzipped = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return igzip.IGzipFile(fileobj=file, mode="rb") if gzipped else file  # type: ignore[no-untyped-call]
 
 
 def line_of_record(path: Path, record: bytes) -> int | None:
     """Line on which a record of a file begins, as an editor counts it; for error messages, since it reads the file."""
     before, rest, wanted = 1, b"", b"\n" + record.rstrip(b"\r\n")
-    with open_bytes(path) as handle:
+    with path.open("rb") as file, inflated(file) as handle:
         while block := handle.read(BLOCK):
             data: bytes = rest + block
             if (at := data.find(wanted)) >= 0:
@@ -71,7 +64,7 @@ def line_of_record(path: Path, record: bytes) -> int | None:
 def read_header(path: Path, shown_as: str) -> tuple[list[str], int]:
     """Column names in the first line, and the length of that line in bytes."""
     try:
-        with open_bytes(path) as handle:
+        with path.open("rb") as file, inflated(file) as handle:
             line = handle.readline(2**20)
     except _DAMAGED as error:
         raise unreadable(error, shown_as, "a complete file") from error
@@ -83,85 +76,39 @@ def read_header(path: Path, shown_as: str) -> tuple[list[str], int]:
     return [str(n or "").strip() for n in names], len(line)
 
 
-def check_columns(path: Path, columns: Sequence[Column], shown_as: str) -> dict[str, str]:
-    """Map the canonical column names to the names in the header.
+class CsvPart(Part):
+    """A CSV file of a table, plain or gzipped."""
 
-    Raises:
-        DataError: all declared columns that are missing or repeated.
-    """
-    header, _ = read_header(path, shown_as)
-    found, faults = match_header(header, columns), FaultCollector()
-    lower = [h.lower() for h in header]
-    for column in columns:
-        if column.required and column.name not in found:
-            faults.add(
-                Fault(
-                    file=shown_as,
-                    column=column.name,
-                    expected="this column",
-                    found=f"columns {', '.join(header[:16])}",
-                    fix="Check that this is the MIMIC-IV table, with its header row.",
-                )
-            )
-        elif column.name in found and lower.count(found[column.name].lower()) > 1:
-            faults.add(Fault(file=shown_as, column=column.name, expected="this column once", found="a repeated column"))
-    faults.raise_if_any()
-    return found
+    def read_header(self) -> list[str]:
+        header, self._skip = read_header(self.path, self.shown_as)
+        return header
 
-
-class TableScan:
-    """Iterate over frames with the canonical names of `columns` and the rows of `subjects` (None: all), in file order.
-
-    Attributes:
-        n_rows: number of records read so far, including those of other patients.
-        n_unknown: number of records of subjects who are not in `known` (if subject_id is among the first columns).
-        n_cp1252: number of records that are not UTF-8 and were read as Windows-1252.
-
-    Raises:
-        DataError: missing columns or, while iterating, a damaged or truncated file or a value of the wrong type.
-    """
-
-    def __init__(
-        self, path: Path, columns: Sequence[Column], subjects: Ids | None, *, shown_as: str, known: Ids | None = None
-    ):
-        self.path, self.shown_as = path, shown_as
-        self.header, self._skip = read_header(path, shown_as)
-        self.names = check_columns(path, columns, shown_as)
-        self._columns = [c for c in columns if c.name in self.names]
-        # Position of each column; headers are not used as names, because unused columns may share one.
-        self._at = {c.name: self.header.index(self.names[c.name]) for c in self._columns}
-        self._position = self._at["subject_id"]
-        self._keep = None if subjects is None else SubjectFilter(subjects)
-        self._known = None if known is None else SubjectFilter(known)
-        self.n_rows = self.n_unknown = self.n_cp1252 = 0
-
-    def oddities(self) -> str:
-        """Counts of odd records, for a progress line; empty if there are none."""
-        unknown = f"; {self.n_unknown:,} of patients who are not in hosp/patients" if self.n_unknown else ""
-        return unknown + (f"; {self.n_cp1252:,} not UTF-8, read as Windows-1252" if self.n_cp1252 else "")
-
-    def __iter__(self) -> Iterator[pl.DataFrame]:
+    def frames(self, advance: Callable[[int, int], None]) -> Iterator[pl.DataFrame]:
+        # Positions of the columns; headers are not used as names, because unused columns may share one.
+        self._at = {c.name: self.header.index(self.names[c.name]) for c in self.columns}
+        self._n_parsed, self._last = 0, b""
         kept: list[bytes] = []
         kept_size = 0
-        with ScanProgress(self.path.name, self.path.stat().st_size) as progress:
-            # Three stages, each in its own thread: decompress, split, parse. Most of the work releases the GIL.
-            for part, rows, done in prefetch(self._records(prefetch(self._blocks()))):
-                self.n_rows += rows
-                progress.advance(done, rows)
-                kept.append(part)
-                kept_size += len(part)
-                if kept_size >= PARSE:
-                    yield self._parse(b"".join(kept))
-                    kept, kept_size = [], 0
+        # Three stages, each in its own thread: decompress, split, parse. Most of the work releases the GIL.
+        for part, rows, done in prefetch(self._records(prefetch(self._blocks()))):
+            self.scan.n_rows += rows
+            advance(done, rows)
+            kept.append(part)
+            kept_size += len(part)
+            if kept_size >= self.scan.parse:
+                yield self._parse(b"".join(kept))
+                kept, kept_size = [], 0
         if kept_size:
             yield self._parse(b"".join(kept))
+        # The last record of a truncated file is short, whoever's it is.
+        self._require_fields(self._last)
 
     def _blocks(self) -> Iterator[tuple[bytes, int]]:
         """Blocks of bytes after the header, each with the position in the file."""
         try:
-            with self.path.open("rb") as compressed, inflating(compressed, self.path) as handle:
+            with self.path.open("rb") as compressed, inflated(compressed) as handle:
                 handle.read(self._skip)
-                while block := handle.read(BLOCK):
+                while block := handle.read(self.scan.block):
                     yield block, compressed.tell()
         except _DAMAGED as error:
             raise unreadable(error, self.shown_as, "a complete file") from error
@@ -190,14 +137,16 @@ class TableScan:
         if not len(ends):
             return b"", 0, 0
         used = int(ends[-1]) + 1
-        if self._keep is None or self._position > _NEAR:
-            return data[:used], used, len(ends)
         starts = np.concatenate([[0], ends[:-1] + 1])
-        subjects = numbers_at(np.frombuffer(data, dtype=np.uint8), starts, self._position)
-        if self._known is not None:
-            self.n_unknown += int((~self._known(subjects) & (subjects >= 0)).sum())
+        self._last = data[starts[-1] : used]
+        position = self._at.get("subject_id", _NEAR + 1)
+        if self.scan.keep is None or position > _NEAR:
+            return data[:used], used, len(ends)
+        subjects = numbers_at(np.frombuffer(data, dtype=np.uint8), starts, position)
+        if self.scan.known is not None:
+            self.scan.n_unknown += int((~self.scan.known(subjects) & (subjects >= 0)).sum())
         # Records whose subject_id could not be read here are kept and filtered after parsing.
-        return cut(data, starts, ends, self._keep(subjects) | (subjects < 0)), used, len(ends)
+        return cut(data, starts, ends, self.scan.keep(subjects) | (subjects < 0)), used, len(ends)
 
     def _read(self, data: bytes, dtypes: dict[str, Any]) -> pl.DataFrame:
         schema = {str(i): pl.String for i in range(len(self.header))}
@@ -218,7 +167,7 @@ class TableScan:
                     text = decode(record, shown_as=self.shown_as, notes=notes)
                 except DataError as error:
                     raise DataError(replace(error.faults[0], line=line_of_record(self.path, record))) from None
-                self.n_cp1252 += len(notes)
+                self.scan.n_cp1252 += len(notes)
                 records.append(text.encode())
             return b"".join(records)
 
@@ -230,90 +179,113 @@ class TableScan:
     def _parse(self, data: bytes) -> pl.DataFrame:
         if not data.isascii():
             data = self._utf8(data)
-        # Parse times below, because polars takes four times as long for them as for all other columns.
-        times = [c for c in self._columns if isinstance(c.dtype, pl.Datetime)]
-        dtypes = {c.name: c.dtype for c in self._columns if c not in times}
+        # Times are parsed later, because polars takes four times as long for them as for all other columns.
+        dtypes = {c.name: c.dtype for c in self.columns if not isinstance(c.dtype, pl.Datetime)}
         try:
             frame = self._read(data, dtypes)
         except pl.exceptions.PolarsError:
-            frame = self._read_texts(data, dtypes)
-        frame = frame.with_row_index(ROW)
+            try:
+                frame = self._read(data, {})
+            except pl.exceptions.PolarsError as ragged:
+                expected, fix = f"{len(self.header)} fields per row", "Check whether the header is shifted."
+                found = str(ragged).splitlines()[0]
+                raise DataError(Fault(file=self.shown_as, expected=expected, found=found, fix=fix)) from ragged
+        first = self._n_parsed + 1
+        frame = frame.with_row_index(ROW, offset=first)
+        self._n_parsed += len(frame)
         if not data.isascii() or data.startswith(b"\n") or b"\n\n" in data or b"\n\r\n" in data:
             frame = frame.filter(pl.any_horizontal(pl.exclude(ROW).is_not_null()))
-        faults = FaultCollector()
-        for column in times:
-            text = frame[column.name]
-            time = clock_times(text)
-            bad = time.is_null() & text.is_not_null()
-            if bad.any():
-                faults.add(self._fault(column, f"{text.filter(bad)[0]!r}", data, frame[ROW].filter(bad)[0]))
-            frame = frame.with_columns(time)
-        for column in self._columns:
-            empty = frame[column.name].is_null()
-            if not column.nullable and empty.any() and column.name not in {f.column for f in faults.faults}:
-                faults.add(self._fault(column, f"{int(empty.sum())} empty fields", data, frame[ROW].filter(empty)[0]))
-        faults.raise_if_any()
-        if self._keep is not None:
-            frame = frame.filter(pl.Series(self._keep(frame["subject_id"].to_numpy())))
-        return frame.drop(ROW)
-
-    def _fault(self, column: Column, found: str, data: bytes, row: int) -> Fault:
-        fix = "Check whether the header is shifted relative to the rows, or the file is damaged."
-        expected, line = f"{column.dtype} values", line_of_record(self.path, self._split(data)[row])
-        return Fault(file=self.shown_as, column=column.name, line=line, expected=expected, found=found, fix=fix)
-
-    def _read_texts(self, data: bytes, dtypes: dict[str, Any]) -> pl.DataFrame:
-        """Frame parsed column by column, by the rules of `raw.typed`.
-
-        Raises:
-            DataError: the columns and values that cannot be parsed.
-        """
-        try:
-            frame = self._read(data, dict.fromkeys(dtypes, pl.String))
-        except pl.exceptions.PolarsError as ragged:
-            expected, fix = f"{len(self.header)} fields per row", "Check whether the header is shifted."
-            found = str(ragged).splitlines()[0]
-            raise DataError(Fault(file=self.shown_as, expected=expected, found=found, fix=fix)) from ragged
-        faults = FaultCollector()
-        for column in (c for c in self._columns if c.name in dtypes):
-            text, values = frame[column.name], frame.select(typed(column)).to_series()
-            bad = text.is_not_null() & values.is_null()
-            if bad.any():
-                row = int(bad.arg_max() or 0)
-                faults.add(self._fault(column, shown_value(column, text[row]), data, row))
-            frame = frame.with_columns(values)
-        faults.raise_if_any()
+        self._require_whole(data, len(frame))
+        frame = self.typed(frame, lambda row: {"line": line_of_record(self.path, self._split(data)[row - first])})
+        if self.scan.keep is not None:
+            frame = frame.filter(pl.Series(self.scan.keep(frame["subject_id"].to_numpy())))
         return frame
 
+    def _require_whole(self, data: bytes, n: int) -> None:
+        """Raise a DataError if any of the n records has fewer fields than the header, which polars fills with nulls."""
+        quoted = b"".join(data.split(b'"')[1::2]) if b'"' in data else b""
+        n_separators = np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == 44) - quoted.count(b",")
+        if n_separators < n * (len(self.header) - 1):
+            for record in self._split(data):
+                self._require_fields(record)
 
-def sample_rows(path: Path, columns: Sequence[Column], *, shown_as: str, size: int = 2**16) -> pl.DataFrame:
-    """Parse the first rows of a large table as a scan does, which detects, for example, a shifted header."""
-    scan = TableScan(path, columns, None, shown_as=shown_as)
-    try:
-        with open_bytes(path) as handle:
-            handle.read(scan._skip)
-            data = handle.read(size)
-    except _DAMAGED as error:
-        raise unreadable(error, shown_as, "a complete file") from error
-    ends = record_ends(data)
-    whole = data[: int(ends[-1]) + 1] if len(ends) else data + b"\n"
-    if not whole.strip():
-        raise DataError(
-            Fault(file=shown_as, expected="at least one row", found="a header without rows", fix="Download it again.")
-        )
-    return scan._parse(whole)
+    def _require_fields(self, record: bytes) -> None:
+        text = io.BytesIO(record.decode("latin-1").encode())
+        n = pl.read_csv(text, has_header=False, infer_schema=False).width if record.strip() else len(self.header)
+        if n < len(self.header):
+            expected, found = f"{len(self.header)} fields, as in the header", f"{n} fields"
+            line, fix = line_of_record(self.path, record), "The file is damaged or truncated: export the table again."
+            raise DataError(Fault(file=self.shown_as, line=line, expected=expected, found=found, fix=fix))
 
 
-def inflate_to_end(path: Path, shown_as: str) -> None:
-    """Decompress a file completely to verify its CRC and length.
+def is_parquet(path: Path) -> bool:
+    """Whether a file is named or begins as Parquet."""
+    with path.open("rb") as handle:
+        return path.name.lower().endswith(".parquet") or handle.read(4) == b"PAR1"
+
+
+class TableScan:
+    """Iterate over frames with the canonical names of `columns` and the rows of `subjects` (None: all), in file order.
+
+    The table is in one file, or in several with a header each, with the names `shown_as` in error messages. `numbered`
+    adds `ROW`, the number of the record over all files, from 1 (only without `subjects`).
+
+    Attributes:
+        n_rows: number of records read so far, including those of other patients.
+        n_unknown: number of records of subjects who are not in `known` (CSV: if subject_id is among the first columns).
+        n_cp1252: number of records that are not UTF-8 and were read as Windows-1252.
 
     Raises:
-        DataError: the file is damaged or truncated.
+        DataError: missing columns or, while iterating, a damaged, truncated or empty file or a value of the wrong type.
     """
-    buffer = bytearray(BLOCK)
-    try:
-        with open_bytes(path) as handle, ScanProgress(f"check {path.name}", path.stat().st_size) as progress:
-            while handle.readinto(buffer):
-                progress.advance(0, 0)
-    except _DAMAGED as error:
-        raise unreadable(error, shown_as, "a complete file") from error
+
+    def __init__(
+        self,
+        files: Path | Sequence[Path],
+        columns: Sequence[Column],
+        subjects: Ids | None,
+        *,
+        shown_as: str | Sequence[str],
+        known: Ids | None = None,
+        numbered: bool = False,
+    ):
+        paths = [files] if isinstance(files, Path) else files
+        self._shown = [shown_as] if isinstance(shown_as, str) else shown_as
+        self.columns, self._numbered = columns, numbered
+        self.keep, self.known = (None if ids is None else SubjectFilter(ids) for ids in (subjects, known))
+        self.n_rows = self.n_unknown = self.n_cp1252 = 0
+        self.block, self.parse = BLOCK, PARSE
+        self._parts: list[Part] = []
+        faults = FaultCollector()
+        for path, name in zip(paths, self._shown, strict=True):
+            try:
+                self._parts.append((ParquetPart if is_parquet(path) else CsvPart)(path, name, self))
+            except DataError as error:
+                faults.absorb(error)
+            except OSError as error:
+                faults.absorb(unreadable(error, name, "a readable file"))
+        faults.raise_if_any()
+        self.header = self._parts[0].header
+
+    def sample(self) -> None:
+        """Parse the first rows as a scan does, which detects, for example, a shifted header."""
+        self.block = self.parse = 2**16
+        next(iter(self), None)
+
+    def oddities(self) -> str:
+        """Counts of odd records, for a progress line; empty if there are none."""
+        unknown = f"; {self.n_unknown:,} of patients who are not in hosp/patients" if self.n_unknown else ""
+        return unknown + (f"; {self.n_cp1252:,} not UTF-8, read as Windows-1252" if self.n_cp1252 else "")
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        sizes = [p.path.stat().st_size for p in self._parts]
+        with scan_progress(self._shown[0], sum(sizes)) as advance:
+            n = 0
+            for i, part in enumerate(self._parts):
+                before, start = self.n_rows, sum(sizes[:i])
+                for frame in part.frames(lambda at, rows, start=start: advance(start + at, rows)):  # type: ignore[misc]
+                    n += len(frame)
+                    yield frame.with_columns(pl.col(ROW) + before) if self._numbered else frame.drop(ROW)
+        if not self.n_rows or (self.keep is None and not n):
+            found, fix = "a header without rows", "Download it again."
+            raise DataError(Fault(file=self._shown[0], expected="at least one row", found=found, fix=fix))

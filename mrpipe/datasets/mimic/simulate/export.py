@@ -38,6 +38,7 @@ from mrpipe.raw import sha256
 from mrpipe.store.parquet import write_frame, write_text
 
 __all__ = ["MimicSimulation", "simulate_export"]
+TIMES = {"": "%Y-%m-%d %H:%M:%S", "bigquery": "%Y-%m-%dT%H:%M:%S", "database": "%Y-%m-%d %H:%M:%S.000000+00"}
 # Columns that releases before 2.2 do not have.
 PROVIDER_COLUMNS = ("admit_provider_id", "order_provider_id", "caregiver_id")
 
@@ -48,30 +49,52 @@ def _titles(nine: pools.Codes, ten: pools.Codes) -> pl.DataFrame:
 
 
 def _write(raw: Path, name: str, frames: Iterable[pl.DataFrame], o: MimicSimulation) -> None:
-    """Write one table; a thread formats the text while this one compresses it."""
-    path = raw / f"{name}.csv{'.gz' if o.compressed else ''}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as target:
-        if not o.compressed:
-            target.writelines(prefetch(_csv(name, frames, o)))
-            return
+    """Write one table in the form `o.form`; a thread makes the blocks while this one writes them."""
+    blocks = prefetch(_arranged(name, frames, o))
+    path = raw / (name.upper() if o.form == "database" else name)
+    (path if o.form == "shards" else path.parent).mkdir(parents=True, exist_ok=True)
+    if o.form == "parquet":
+        pl.concat(blocks, how="vertical_relaxed").write_parquet(path.with_suffix(".parquet"))
+    elif o.form == "shards":
+        for i, block in enumerate(blocks):
+            block.write_parquet(path / f"part-{i}.parquet")
+    elif o.form == "bigquery":
+        for i, block in enumerate(blocks):
+            _write_csv(path.with_name(f"{path.name}_{i:012}.csv.gz"), [block], o)
+    else:
+        _write_csv(path.with_suffix(".csv.gz" if o.form == "csv.gz" else ".csv"), blocks, o)
+
+
+def _write_csv(path: Path, blocks: Iterable[pl.DataFrame], o: MimicSimulation) -> None:
+    with path.open("wb") as file:
         # No file name or time in the header, so that equal exports have equal bytes.
-        with igzip.IGzipFile("", "wb", compresslevel=1, fileobj=target, mtime=0) as handle:  # type: ignore[no-untyped-call]
-            for block in prefetch(_csv(name, frames, o)):
-                handle.write(block)  # type: ignore[no-untyped-call]
+        named = {"compresslevel": 1, "fileobj": file, "mtime": 0}
+        with igzip.IGzipFile("", "wb", **named) if path.suffix == ".gz" else file as target:  # type: ignore[no-untyped-call]
+            target.writelines(prefetch(_csv(blocks, o)))
 
 
-def _csv(name: str, frames: Iterable[pl.DataFrame], o: MimicSimulation) -> Iterator[bytes]:
+def _csv(blocks: Iterable[pl.DataFrame], o: MimicSimulation) -> Iterator[bytes]:
+    """Text of the blocks of a table, as the program `o.form` writes it."""
+    for number, block in enumerate(blocks):
+        if o.form == "pandas":
+            ids = [c for c in block.columns if c.endswith("_id") and block[c].dtype.is_integer()]
+            block = block.with_columns(pl.col(ids).cast(pl.Float64), pl.col(pl.Date).cast(pl.Datetime("us")))
+            block = block.with_row_index("")
+        out, null = io.BytesIO(), "\\N" if o.form == "database" else ""
+        block.write_csv(out, include_header=number == 0, datetime_format=TIMES.get(o.form, TIMES[""]), null_value=null)
+        yield out.getvalue()
+
+
+def _arranged(name: str, frames: Iterable[pl.DataFrame], o: MimicSimulation) -> Iterator[pl.DataFrame]:
+    """Blocks of a table with the columns of the release, in the order of the option `shuffle_columns`."""
     order: list[str] | None = None
-    for number, frame in enumerate(frames):
+    for frame in frames:
         if o.release == "2.0":
             frame = frame.drop([c for c in PROVIDER_COLUMNS if c in frame.columns])
         if o.shuffle_columns:
             order = order or generator(o.seed, "mimic columns", name).permutation(sorted(frame.columns)).tolist()
             frame = frame.select(order)
-        out = io.BytesIO()
-        frame.write_csv(out, include_header=number == 0, datetime_format="%Y-%m-%d %H:%M:%S")
-        yield out.getvalue()
+        yield frame
 
 
 def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
@@ -106,7 +129,7 @@ def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
         tables["note/radiology"] = [radiology_table(people, o)]
     for name, frames in tables.items():
         _write(raw, name, frames, o)
-    files = sorted(p for p in raw.rglob("*.csv*"))
+    files = sorted(p for p in raw.rglob("*") if p.is_file())
     sums = [f"{sha256(p)} {p.relative_to(raw).as_posix()}\n" for p in files]
     write_text(raw / "SHA256SUMS.txt", "".join(sums))
     p = people.patients

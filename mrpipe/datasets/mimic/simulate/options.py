@@ -34,7 +34,13 @@ class MimicSimulation:
     )
     traps: float = option(1.0, "frequency of the data errors of real exports, relative to their usual rate (0: none)")
     n_rare_items: int = option(40, "number of rare laboratory items, and of rare chart items, besides the common ones")
-    compressed: bool = option(True, "write .csv.gz files, as the provider does, instead of .csv")
+    form: str = option(
+        "csv.gz",
+        "form of the tables: csv.gz as the provider writes them, csv, parquet, shards (folders of Parquet files), "
+        "bigquery (numbered files, times with T), pandas (an index column, ids as floats), or database (blanks as \\N, "
+        "times with fractions and zone, upper-case names)",
+        choices=("csv.gz", "csv", "parquet", "shards", "bigquery", "pandas", "database"),
+    )
     shuffle_columns: bool = option(False, "write the columns in random order")
 
     def validate(self) -> None:

@@ -24,18 +24,24 @@ from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import utf8
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-AGAIN = "Download the file again from the CMU-MOSI folder of the CMU-MultimodalSDK."
+AGAIN = "Download the file again from its folder of the CMU-MultimodalSDK."
 Role = Literal["labels", "words", "vectors", "audio", "vision", "other"]
 
 # Name fragments (lower-case letters and digits) of the published sequences, the preferred one of each role first.
+# The last three of the labels are those of CMU-MOSEI; the first release spelt COVAREP as COAVAREP.
 KNOWN: tuple[tuple[str, Role], ...] = (
     ("opinionsegmentlabels", "labels"),
     ("opinionlabels", "labels"),
+    ("alllabels", "labels"),
+    ("sentimentlabel", "labels"),
+    ("moseilabels", "labels"),
     ("wordvectors", "vectors"),
     ("glove", "vectors"),
     ("modifiedtimestampedwords", "words"),
     ("timestampedwords", "words"),
+    ("words", "words"),
     ("covarep", "audio"),
+    ("coavarep", "audio"),
     ("opensmileis09", "audio"),
     ("opensmileeb10", "audio"),
     ("opensmile", "audio"),
@@ -150,42 +156,50 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def load(sequence: Sequence, *, features: bool = True) -> dict[str, CsdEntry]:
-    """Entries by video, sorted; segment entries `video[i]` are concatenated per video.
+    """All entries of `each` by video."""
+    return dict(each(sequence, features=features))
+
+
+def each(sequence: Sequence, *, features: bool = True) -> Iterator[tuple[str, CsdEntry]]:
+    """Entries one video at a time, sorted; segment entries `video[i]` are concatenated per video.
 
     Args:
         features: if False, leave the features empty and check only shapes and intervals (frame files are large).
 
     Raises:
-        DataError: all entries that are damaged or inconsistent.
+        DataError: all entries that are damaged or inconsistent, at the end.
     """
     faults = FaultCollector()
-    parts: dict[str, list[tuple[int | None, NDArray[Any], NDArray[np.float64]]]] = {}
     width: int | None = None
     with _opened(sequence.path) as handle:
         data = handle[sequence.root]["data"]
-        for key in sorted(data):
-            entry = _entry(sequence, key, data[key], features, faults)
-            if entry is None:
-                continue
-            d = entry[2]
-            if width is not None and d != width:
-                faults.add(sequence.fault(key, "features", f"{width} features, as in the previous entries", f"{d}"))
-            width = d if width is None else width
+        keys: dict[str, list[tuple[int | None, str]]] = {}
+        for key in data:
             match = _SEGMENT_KEY.fullmatch(key)
             video, number = (match["video"], int(match["segment"])) if match else (key, None)
-            parts.setdefault(video, []).append((number, entry[0], entry[1]))
-    if not parts and not faults.faults:
-        faults.add(sequence.fault("", None, "at least one video", "an empty group"))
-    for video, entries in parts.items():
-        if len({n is None for n, _, _ in entries}) > 1:
-            found = f"both '{video}' and its segments '{video}[i]'"
-            faults.add(sequence.fault(video, None, "either the whole video or its segments", found))
+            keys.setdefault(video, []).append((number, key))
+        if not keys:
+            faults.add(sequence.fault("", None, "at least one video", "an empty group"))
+        for video, numbered in sorted(keys.items()):
+            entries = []
+            for number, key in sorted(numbered, key=lambda n: -1 if n[0] is None else n[0]):
+                entry = _entry(sequence, key, data[key], features, faults)
+                if entry is None:
+                    continue
+                d = entry[2]
+                if width is not None and d != width:
+                    faults.add(sequence.fault(key, "features", f"{width} features, as in the previous entries", f"{d}"))
+                width = d if width is None else width
+                entries.append((number, entry[0], entry[1]))
+            if len({n is None for n, _, _ in entries}) > 1:
+                found = f"both '{video}' and its segments '{video}[i]'"
+                faults.add(sequence.fault(video, None, "either the whole video or its segments", found))
+            if not faults.faults:
+                yield video, _joined(entries)
     _raise_short(faults, sequence)
-    return {video: _joined(entries) for video, entries in sorted(parts.items())}
 
 
 def _joined(entries: list[tuple[int | None, NDArray[Any], NDArray[np.float64]]]) -> CsdEntry:
-    entries = sorted(entries, key=lambda e: -1 if e[0] is None else e[0])
     numbers = [n for n, _, _ in entries]
     segment = None
     if numbers[0] is not None:

@@ -1,91 +1,81 @@
-"""Pickles of MMSA (aligned_50.pkl, unaligned_50.pkl) and MultiBench (mosi_data.pkl, mosi_raw.pkl)."""
+"""Recognise the pickles of MMSA, MultiBench, MulT and MAG-BERT by their content, which is never executed."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
-from numpy.typing import NDArray
 
-from mrpipe.datasets.mosi.formats.padded import PaddedExport, id_strings
-from mrpipe.errors import FaultCollector
-from mrpipe.text.encoders import tokenise
+from mrpipe.datasets.mosi.corpora import Corpus
+from mrpipe.datasets.mosi.formats.splits import ClipArrays, SplitExport
+from mrpipe.errors import DataError, Fault
+from mrpipe.raw import read_pickle
 
-ANNOTATIONS = ("Negative", "Neutral", "Positive")
+PICKLE_SUFFIXES = {".pkl", ".pickle", ".p"}
+GET = (
+    "CMU-MOSI is distributed as .csd files by the CMU-MultimodalSDK, as Processed/aligned_50.pkl or unaligned_50.pkl "
+    "by MMSA, and as mosi_raw.pkl or mosi_data.pkl by MultiBench."
+)
+EXPECTED = (
+    "a dictionary with the key regression_labels (MMSA) or labels (MultiBench, MulT), or lists of ((words, visual, "
+    "acoustic), label, segment) (MAG-BERT)"
+)
 
 
-class MmsaExport(PaddedExport):
-    """An opened MMSA pickle.
+@lru_cache(maxsize=1)
+def _cached(path: Path, mtime_ns: int, size: int) -> Any:
+    return read_pickle(path)
 
-    Ids are `video$_$clip`, labels (N,). `text` has BERT vectors of the words and of [CLS] and [SEP]; `raw_text` has the
-    words.
+
+def load_pickle(path: Path) -> Any:
+    """Content of a pickle; the last one is cached, because check, cohort and all modalities read the same file."""
+    stat = path.stat()
+    return _cached(path, stat.st_mtime_ns, stat.st_size)
+
+
+def open_pickle(path: Path, corpus: Corpus) -> SplitExport:
+    """Open a pickle.
+
+    Raises:
+        DataError: an unknown layout, or errors in the content.
     """
-
-    format = "mmsa"
-    label_key = "regression_labels"
-    required = ("id", "regression_labels")
-    id_form = "video$_$clip"
-
-    def check_labels(
-        self, part: str, value: dict[str, Any], score: NDArray[np.float32], faults: FaultCollector
-    ) -> None:
-        sign = np.sign(np.nan_to_num(score)).astype(int) + 1
-        for key, kind in (("annotations", "sign"), ("classification_labels", "sign, 0 1 2")):
-            if key not in value:
-                continue
-            given = np.asarray(value[key]).ravel()
-            if given.dtype.kind in "SUO":
-                names = id_strings(given, self.path.name, f"{part}/{key}")
-                classes = np.array([{a: i for i, a in enumerate(ANNOTATIONS)}.get(t, -1) for t in names])
-            else:
-                classes = given.astype(int)
-            if len(classes) != len(sign):
-                faults.add(self.fault(part, key, f"{len(sign)} rows", f"{len(classes)}"))
-            elif (classes != sign).any():
-                row = int((classes != sign).argmax())
-                found = f"{given[row]!r} for the score {score[row]} ({int((classes != sign).sum())} such rows)"
-                faults.add(self.fault(part, key, f"the {kind} of regression_labels", found, row=row + 1))
-
-    def step_counts(self, part: dict[str, Any], modality: str) -> NDArray[np.int64] | None:
-        if modality == "text":
-            if "text_bert" not in part:
-                return None
-            # (N, 3, 50): token ids, attention mask, type ids. A text with only [CLS] and [SEP] has no words.
-            n = np.asarray(part["text_bert"])[:, 1].sum(axis=1).astype(np.int64)
-            return np.where(n > 2, n, 0)
-        lengths = part.get(f"{modality}_lengths")
-        return None if lengths is None else np.asarray(lengths, dtype=np.int64).ravel()
-
-    def words(self) -> list[list[str]] | None:
-        if any("raw_text" not in p for p in self._parts.values()):
-            return None
-        return [
-            tokenise(t)
-            for part, p in self._parts.items()
-            for t in id_strings(p["raw_text"], self.path.name, f"{part}/raw_text")
-        ]
+    content = load_pickle(path)
+    train = content.get("train") if isinstance(content, dict) else None
+    keys = set(train) if isinstance(train, dict) else set()
+    try:
+        if "regression_labels" in keys:
+            return SplitExport(path, content, corpus, "mmsa")
+        if "labels" in keys:
+            return SplitExport(path, content, corpus, "multibench")
+        if isinstance(train, list | tuple):
+            content = {"valid" if k == "dev" else k: v for k, v in content.items()}
+            parts = {k: _mag_part(path, k, v) for k, v in content.items() if isinstance(v, list | tuple)}
+            return SplitExport(path, parts, corpus, "mag")
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # The checks cover the published layouts; damaged bytes can put anything in their place.
+        expected, found = "the layout of MMSA or MultiBench, MulT or MAG-BERT", f"{type(error).__name__}: {error}"
+        raise DataError(Fault(file=path.name, expected=expected, found=found, fix=GET)) from error
+    found = type(content).__name__ if train is None else f"train with {', '.join(sorted(map(str, keys))) or 'no keys'}"
+    if isinstance(content, dict) and train is None:
+        found = f"keys {', '.join(map(str, content))}"
+    raise DataError(Fault(file=path.name, column="train", expected=EXPECTED, found=found, fix=GET))
 
 
-class MultiBenchExport(PaddedExport):
-    """An opened MultiBench pickle: left-padded steps, labels (N, 1, 1).
-
-    Ids are `video[i]` with i from 0, or rows (video, start, end), in which case clips are numbered by start time.
-    """
-
-    format = "multibench"
-    label_key = "labels"
-    required = ("id", "labels")
-    id_form = "video[i], or rows of video, start, end"
-
-    def unnumbered_ids(self, part: str, texts: list[str], value: Any) -> list[tuple[str, int]] | None:
-        rows = np.asarray(value, dtype=object)
-        if rows.ndim < 2 or rows.size != 3 * len(rows):
-            return None
-        try:
-            starts = rows.reshape(len(rows), -1)[:, 1].astype(np.float64)
-        except ValueError:
-            return None
-        self.notes.append(f"{part}: the ids have no clip numbers; clips are numbered by start time")
-        rank = pl.DataFrame({"video": texts, "start": starts}).select(pl.col("start").rank("ordinal").over("video"))
-        return list(zip(texts, rank.to_series().cast(pl.Int64).to_list(), strict=True))
+def _mag_part(path: Path, part: str, rows: Any) -> dict[str, Any]:
+    """A split of MAG-BERT, a list of ((words, visual, acoustic), label, segment), in the keys of `SplitExport`."""
+    for i, row in enumerate(rows):
+        whole = isinstance(row, tuple | list) and len(row) == 3 and isinstance(row[0], tuple | list)
+        if not whole or len(row[0]) != 3 or len({len(x) for x in row[0]}) != 1:
+            expected = "((words, visual, acoustic), label, segment) with a row of visual and acoustic per word"
+            found = f"lengths {[len(x) for x in row[0]]}" if whole else type(row).__name__
+            raise DataError(Fault(file=path.name, column=part, row=i + 1, expected=expected, found=found, fix=GET))
+    names = [path.name] * len(rows)
+    return {
+        "id": [segment for _, _, segment in rows],
+        "labels": np.array([np.ravel(label) for _, label, _ in rows], dtype=np.float32),
+        "raw_text": [words for (words, _, _), _, _ in rows],
+        "vision": ClipArrays(load=lambda i: (rows[i][0][1], False), files=names),
+        "audio": ClipArrays(load=lambda i: (rows[i][0][2], False), files=names),
+    }

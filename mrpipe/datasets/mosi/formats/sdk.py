@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.align import Index, beginning_after, means, overlapping
-from mrpipe.datasets.mosi.formats.csd import CsdEntry, Sequence, load
+from mrpipe.datasets.mosi.formats.csd import CsdEntry, Sequence, each, load
 from mrpipe.datasets.mosi.formats.sdk_files import SAME_TIME, SdkFiles
 from mrpipe.datasets.mosi.ragged import RaggedBlock, feature_names
 from mrpipe.errors import UsageError
@@ -94,6 +94,8 @@ class SdkExport(SdkFiles):
 
     def tokens(self) -> list[list[str]]:
         """Words of each clip in time order, without pauses; clips in the order of `clips`."""
+        if not self.has_words():
+            raise UsageError("the export contains word vectors but no words: use text_encoder=export")
         _, entries, _ = self._timeline
         words: list[list[str]] = [[] for _ in range(len(self.clips))]
         for video, (target, item) in self._word_pairs.items():
@@ -124,15 +126,13 @@ class SdkExport(SdkFiles):
     # --- audio and vision --------------------------------------------------------------------------------------------
 
     def frames(self, modality: str, form: str) -> RaggedBlock:
-        """Audio or vision of each clip in the given form (see `MosiOptions.audio_form`)."""
+        """Audio or vision of each clip in a form that `form` returned."""
         sequence = self.chosen[modality]
-        entries = load(sequence)
-        form = self._form(modality, form, sequence, entries)
         parts = []
-        for video, entry in entries.items():
+        for video, entry in each(sequence):
             if video not in self.segments:
                 continue
-            x = entry.features.copy()
+            x = entry.features
             if form != "vector":
                 # All-zero frames are failed measurements (no face, no voice); -inf is the logarithm of zero.
                 x[(x == 0).all(axis=1)] = np.nan
@@ -144,18 +144,16 @@ class SdkExport(SdkFiles):
 
     def form(self, modality: str, requested: str) -> str:
         """Form of audio or vision: vector (one per segment), steps (one per word), raw or collapse, or a UsageError."""
-        return self._form(modality, requested, self.chosen[modality], load(self.chosen[modality], features=False))
-
-    def _form(self, modality: str, requested: str, sequence: Sequence, entries: dict[str, CsdEntry]) -> str:
-        stored, found = "steps", ""
+        sequence, stored, found = self.chosen[modality], "steps", ""
         text = "words" in self.chosen or "vectors" in self.chosen
-        if self._is_utterance_level(sequence, entries):
+        utterances, segments = self._level(modality)
+        if utterances:
             stored, found = "vector", "one row per segment, no frames; use auto"
-        elif any(e.segment is not None for e in entries.values()):
+        elif any(s is not None for s in segments.values()):
             # Aligned to segments by the SDK; also to words if each segment has as many rows as the text.
             words = self._timeline[1] if text else {}
             rows = {v: None if e.segment is None else e.segment.tolist() for v, e in words.items()}
-            if any(e.segment is None or e.segment.tolist() != rows.get(v) for v, e in entries.items()):
+            if any(s is None or s.tolist() != rows.get(v) for v, s in segments.items()):
                 stored, found = "raw", "frames by segment, not by word; use raw or collapse"
         elif not text:
             stored, found = "raw", "frames, and no words to average them by; use raw or collapse"
@@ -165,13 +163,14 @@ class SdkExport(SdkFiles):
 
     def steps(self, modality: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Number of words or frames of each clip, and whether there are any, (n,); no features are read."""
-        pairs = self._word_pairs
-        if modality != "text":
-            entries = load(self.chosen[modality], features=False)
-            vector = self._is_utterance_level(self.chosen[modality], entries)
-            pairs = {v: self._items(v, e, vector=vector) for v, e in entries.items() if v in self.segments}
         n = np.zeros(len(self.clips), dtype=np.int64)
-        for video, (target, _) in pairs.items():
+        if modality == "text":
+            targets = ((v, target) for v, (target, _) in self._word_pairs.items())
+        else:
+            vector, _ = self._level(modality)
+            entries = each(self.chosen[modality], features=False)
+            targets = ((v, self._items(v, e, vector=vector)[0]) for v, e in entries if v in self.segments)
+        for video, target in targets:
             np.add.at(n, self.first[video] + target, 1)
         return n, n > 0
 
@@ -200,18 +199,21 @@ class SdkExport(SdkFiles):
             return rows, rows
         return self._pairs(video, entry, self.segments[video], words=False)
 
-    def _is_utterance_level(self, sequence: Sequence, entries: dict[str, CsdEntry]) -> bool:
-        """Whether there is one row per segment, by the name of the file or because rows and times match the labels."""
-        if "utterance" in f"{sequence.root} {sequence.path.name}".lower():
-            return True
-        return all(
-            (len(np.unique(e.segment)) == len(e.segment))
-            if e.segment is not None
-            else len(e.intervals) == len(self.segments[v])
-            and bool((np.abs(e.intervals - self.segments[v]) < SAME_TIME).all())
-            for v, e in entries.items()
-            if v in self.segments
-        )
+    def _level(self, modality: str) -> tuple[bool, dict[str, Index | None]]:
+        """Whether there is one row per segment, by the name of the file or because rows and times match the labels;
+        and video → segment of each row, None if the file is not aligned to segments."""
+        sequence = self.chosen[modality]
+        utterances, segments = True, {}
+        for video, e in each(sequence, features=False):
+            segments[video] = e.segment
+            if utterances and video in self.segments:
+                own = self.segments[video]
+                utterances = (
+                    (len(np.unique(e.segment)) == len(e.segment))
+                    if e.segment is not None
+                    else len(e.intervals) == len(own) and bool((np.abs(e.intervals - own) < SAME_TIME).all())
+                )
+        return utterances or "utterance" in f"{sequence.root} {sequence.path.name}".lower(), segments
 
     def _block(
         self,

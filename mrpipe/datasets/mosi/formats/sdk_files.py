@@ -9,8 +9,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.align import Index
-from mrpipe.datasets.mosi.clips import FOLD_FILE, clip_frame, read_folds, score_faults
-from mrpipe.datasets.mosi.formats.csd import AGAIN, CsdEntry, Sequence, inspect, load
+from mrpipe.datasets.mosi.clips import clip_frame, read_folds, score_faults
+from mrpipe.datasets.mosi.formats.csd import AGAIN, CsdEntry, Sequence, each, inspect, load
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.raw import report_unmatched
@@ -45,10 +45,10 @@ class SdkFiles:
             except DataError as error:
                 faults.absorb(error)
         self.chosen = self._choose(sequences, options, faults)
-        fold_path, folds = read_folds(raw, faults)
+        fold_path, folds = read_folds(raw, options.corpus, faults)
         labels = self.chosen.get("labels")
         if labels is None:
-            expected = "CMU_MOSI_Opinion_Labels.csd, the opinion segments and their scores"
+            expected = "the labels, e.g. CMU_MOSI_Opinion_Labels.csd: segments and their scores"
             found = ", ".join(p.name for p in paths)
             if not any("label" in p.name.lower() for p in paths if faults.faults):
                 faults.add(Fault(file="CMU_MOSI_Opinion_Labels.csd", expected=expected, found=found, fix=AGAIN))
@@ -122,20 +122,25 @@ class SdkFiles:
         except DataError as error:
             faults.absorb(error)
             return
-        bad = [e for e in entries.values() if e.features.dtype == object or e.features.shape[1] != 1]
+        corpus = self.options.corpus
+        widths = corpus.label_widths
+        bad = [e for e in entries.values() if e.features.dtype == object or e.features.shape[1] not in widths]
         if bad:
-            faults.add(labels.fault("*", "features", "one score per segment", f"shape {bad[0].features.shape}"))
+            expected = f"one score per segment, or {max(widths)} labels" if len(widths) > 1 else "one score per segment"
+            faults.add(labels.fault("*", "features", expected, f"shape {bad[0].features.shape}"))
             return
         rows = {v: np.arange(len(e.intervals)) if e.segment is None else e.segment for v, e in entries.items()}
         self.rows = rows
         video = [v for v, r in rows.items() for _ in range(len(r))]
         segments = np.concatenate([e.intervals for e in entries.values()])
         score = np.concatenate([e.features[:, 0] for e in entries.values()])
-        # Row i of a video is clip i + 1; an aligned file may lack rows, so its keys give the numbers.
-        clip = np.concatenate(list(rows.values())) + 1
-        self.clips = clip_frame(video, clip, score, [folds.get(v) for v in video], segments[:, 0], segments[:, 1])
+        # Row i of a video is the i-th clip; an aligned file may lack rows, so its keys give the numbers.
+        clip = np.concatenate(list(rows.values())) + corpus.first_clip
+        fold = [folds.get(v) for v in video]
+        self.clips = clip_frame(corpus, video, clip, score, fold, segments[:, 0], segments[:, 1])
         ids = self.clips["sample_id"].to_list()
-        for fault in score_faults(labels.path.name, f"{labels.root}/data/*/features", score, ids, rows=False):
+        column = f"{labels.root}/data/*/features"
+        for fault in score_faults(labels.path.name, column, corpus, score, ids, rows=False):
             faults.add(fault)
         doubled = self.clips.filter(pl.col("sample_id").is_duplicated())["sample_id"].to_list()
         if doubled:
@@ -145,9 +150,9 @@ class SdkFiles:
         self.first = dict(zip(rows, counts, strict=False))
         if folds and not set(folds) & set(rows):
             found = "no labelled video in any list"
-            faults.add(Fault(file=FOLD_FILE, expected="videos in the export", found=found))
+            faults.add(Fault(file=corpus.fold_file, expected="videos in the export", found=found))
         elif folds:
-            self._report(FOLD_FILE, set(rows), set(folds), "videos", faults)
+            self._report(corpus.fold_file, set(rows), set(folds), "videos", faults)
         empty = self.clips.filter(pl.col("end") <= pl.col("start"))
         if len(empty):
             self.notes.append(f"segments of zero length, without words and frames: {len(empty)}")
@@ -161,29 +166,29 @@ class SdkFiles:
 
     def _check_sequence(self, sequence: Sequence, faults: FaultCollector) -> None:
         """Check the structure of a sequence, its videos, and the rows of an utterance-level sequence."""
-        entries = load(sequence, features=sequence.role == "words")
-        if not set(self.segments) & set(entries):
+        utterances = "utterance" in f"{sequence.root} {sequence.path.name}".lower()
+        numbers: dict[str, Index | None] = {}
+        for video, entry in each(sequence, features=sequence.role == "words"):
+            numbers[video] = None if entry.segment is None else np.unique(entry.segment)
+            if utterances and sequence.role in ("audio", "vision") and video in self.segments and entry.segment is None:
+                self._require_one_row_per_segment(sequence, video, entry, faults)
+        if not set(self.segments) & set(numbers):
             raise DataError(sequence.fault("", None, "the videos in the labels", "none of them"))
-        if all(e.segment is None for e in entries.values()):
-            self._report(sequence.path.name, set(self.segments), set(entries), "videos", faults)
+        if all(n is None for n in numbers.values()):
+            self._report(sequence.path.name, set(self.segments), set(numbers), "videos", faults)
         else:
-            present = {f"{v}[{i}]" for v, e in entries.items() for i in ([] if e.segment is None else e.segment)}
+            present = {f"{v}[{i}]" for v, n in numbers.items() for i in ([] if n is None else n)}
             labelled = {f"{v}[{i}]" for v, r in self.rows.items() for i in r}
             self._report(sequence.path.name, labelled, present, "segments", faults)
-        if sequence.role in ("audio", "vision") and "utterance" in f"{sequence.root} {sequence.path.name}".lower():
-            self._require_one_row_per_segment(sequence, entries)
 
-    def _require_one_row_per_segment(self, sequence: Sequence, entries: dict[str, CsdEntry]) -> None:
-        faults = FaultCollector()
-        for video, entry in entries.items():
-            segments = self.segments.get(video)
-            if segments is None or entry.segment is not None:
-                continue
-            if len(entry.intervals) != len(segments):
-                expected, found = f"{len(segments)} rows, one per segment", f"{len(entry.intervals)} rows"
-                faults.add(sequence.fault(video, "features", expected, found))
-            elif (np.abs(entry.intervals - segments) > SAME_TIME).any():
-                row = int((np.abs(entry.intervals - segments) > SAME_TIME).any(axis=1).argmax())
-                expected, found = f"the segment {segments[row].tolist()}", f"{entry.intervals[row].tolist()}"
-                faults.add(sequence.fault(video, "intervals", expected, found, row))
-        faults.raise_if_any()
+    def _require_one_row_per_segment(
+        self, sequence: Sequence, video: str, entry: CsdEntry, faults: FaultCollector
+    ) -> None:
+        segments = self.segments[video]
+        if len(entry.intervals) != len(segments):
+            expected, found = f"{len(segments)} rows, one per segment", f"{len(entry.intervals)} rows"
+            faults.add(sequence.fault(video, "features", expected, found))
+        elif (np.abs(entry.intervals - segments) > SAME_TIME).any():
+            row = int((np.abs(entry.intervals - segments) > SAME_TIME).any(axis=1).argmax())
+            expected, found = f"the segment {segments[row].tolist()}", f"{entry.intervals[row].tolist()}"
+            faults.add(sequence.fault(video, "intervals", expected, found, row))

@@ -9,6 +9,7 @@ shared factor and of the factor of their modality.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 from scipy.special import expit, log_expit, ndtr, ndtri, softmax
 
 from mrpipe import keyed
-from mrpipe.datasets.mosi.clips import sample_id
 from mrpipe.datasets.mosi.options import MosiSimulation
 from mrpipe.datasets.mosi.simulate import formats as simulate_formats
 from mrpipe.datasets.mosi.simulate.vocabulary import LISTS
@@ -43,8 +43,8 @@ class World:
 
     Attributes:
         videos, folds: (V,) names of the videos and their folds (train, valid or test).
-        clip_video, clip_number: (n,) index of the video, and number of the clip in its video from 1.
-        scores: (n,) float32, multiples of 0.2 in [-3, 3]; neutral is exactly 0.
+        clip_video, clip_number: (n,) index of the video, and number of the clip in its video.
+        scores: (n,) float32, 31 values in the range of the corpus; neutral is exactly 0.
         segments: (n, 2) start and end in seconds, from the beginning of the previous word to that of the last word.
         words, times: (w,) texts and (w, 2) start and end in seconds of the tokens.
         token_video, token_clip: (w,) video and clip of the tokens (-1: outside any segment).
@@ -87,16 +87,18 @@ def simulate(export: Path, truth: Path, options: MosiSimulation) -> None:
     """
     if options.n_videos < 3:
         raise UsageError("n_videos must be at least 3, one per fold")
-    if options.utterance_audio and options.format != "csd":
-        raise UsageError("utterance_audio requires format=csd; the pickles contain sequences")
+    options = dataclasses.replace(options, format=options.format or options.corpus.published)
+    if options.utterance_audio and options.format not in ("csd", "files"):
+        raise UsageError("utterance_audio requires format=csd or files; the pickles contain sequences")
     latent, clip_video, clip_number, videos, folds = _clips(options)
     world, word_counts = _speech(options, latent, clip_video, clip_number, videos, folds)
     simulate_formats.write(export, world, options)
     frame = _truth(options, latent, world, word_counts)
     write_frame(truth / "truth.parquet", frame)
+    classes = options.corpus.tasks[0][0].classes
     best = {names: frame["p_positive_" + "_".join(names)].to_numpy() for names in subsets(_modalities(options))}
     two_classes = {names: np.stack([1 - p, p], axis=1) for names, p in best.items()}
-    write_best(truth, "polarity", ("negative", "positive"), frame["sample_id"].to_list(), two_classes)
+    write_best(truth, "polarity", classes, frame["sample_id"].to_list(), two_classes)
 
 
 def _clips(options: MosiSimulation) -> tuple[Latent, Ints, Ints, list[str], list[str]]:
@@ -115,7 +117,8 @@ def _clips(options: MosiSimulation) -> tuple[Latent, Ints, Ints, list[str], list
     rng = keyed.generator(options.seed, "mosi/clips")
     n_clips = np.maximum(rng.poisson(options.clips_per_video, len(videos)), 3)
     clip_video = np.repeat(np.arange(len(videos)), n_clips)
-    clip_number = np.arange(len(clip_video)) - np.repeat(np.cumsum(n_clips) - n_clips, n_clips) + 1
+    clip_number = np.arange(len(clip_video)) - np.repeat(np.cumsum(n_clips) - n_clips, n_clips)
+    clip_number += options.corpus.first_clip
     n = len(clip_video)
     share = min(max(options.subject_share, 0.0), 1.0)
     speaker = rng.standard_normal(len(videos))[clip_video]
@@ -146,12 +149,12 @@ def _odd_clips(clip_video: Ints) -> tuple[int, int]:
 
 
 def _scores(options: MosiSimulation, sentiment: Floats) -> NDArray[np.float32]:
-    """Round the sentiment to scores: published proportions of the signs, then equally frequent steps of 0.2."""
+    """Round the sentiment to scores: published proportions of the signs, then 15 equally frequent steps per sign."""
     u = ndtr(sentiment / _spread(options))
     negative = -np.ceil((NEGATIVE_SHARE - u) / NEGATIVE_SHARE * 15)
     positive = np.ceil((u - (1 - POSITIVE_SHARE)) / POSITIVE_SHARE * 15)
     steps = np.where(u < NEGATIVE_SHARE, negative, np.where(u > 1 - POSITIVE_SHARE, positive, 0.0))
-    return (np.clip(steps, -15, 15) / 5).astype(np.float32)
+    return (np.clip(steps, -15, 15) / 15 * options.corpus.limit).astype(np.float32)
 
 
 def _spread(options: MosiSimulation) -> float:
@@ -171,7 +174,8 @@ def _speech(
     unit_length = np.concatenate([rng.integers(3, 9, n_videos), n_words, gaps, np.full(n_videos, 2)])
     unit_video = np.concatenate([np.arange(n_videos), clip_video, clip_video, np.arange(n_videos)])
     unit_clip = np.concatenate([np.full(n_videos, -1), np.arange(n), np.full(n, -1), np.full(n_videos, -1)])
-    place = np.concatenate([np.zeros(n_videos), 2 * clip_number - 1, 2 * clip_number, np.full(n_videos, 1e9)])
+    place = 2 * (clip_number - options.corpus.first_clip) + 1
+    place = np.concatenate([np.zeros(n_videos), place, place + 1, np.full(n_videos, 1e9)])
     order = np.lexsort((place, unit_video))
     video = np.repeat(unit_video[order], unit_length[order])
     clip = np.repeat(unit_clip[order], unit_length[order])
@@ -249,7 +253,7 @@ def _modalities(options: MosiSimulation) -> tuple[str, ...]:
 def _truth(options: MosiSimulation, latent: Latent, world: World, counts: NDArray[np.int64]) -> pl.DataFrame:
     names = [world.videos[v] for v in world.clip_video]
     columns: dict[str, object] = {
-        "sample_id": [sample_id(v, int(c)) for v, c in zip(names, world.clip_number, strict=True)],
+        "sample_id": [f"{v}_{c}" for v, c in zip(names, world.clip_number, strict=True)],
         "sentiment": latent.sentiment,
         **{f"factor_{k}": v for k, v in latent.factors.items()},
         "odd": latent.odd,
@@ -266,12 +270,12 @@ def p_positive(
     counts: NDArray[np.int64],
     subset: tuple[str, ...],
 ) -> Floats:
-    """P(score > 0 | score != 0, modalities in `subset`), (n,).
+    """P(score > 0 | modalities in `subset`), (n,); also given score != 0 if neutral clips have no label.
 
     Given the readings and the words, the factors are independent. The shared factor, and the text factor if `subset`
     includes text, are integrated on a grid; the rest of the sentiment is Gaussian with a closed-form mean and variance.
     """
-    weights = _weights(options)
+    weights, neutral_is_out = _weights(options), "non-positive" not in options.corpus.tasks[0][0].classes
     grid = np.linspace(-5.0, 5.0, 61)
     n = len(odd)
     log_shared = np.tile(-0.5 * grid**2, (n, 1))
@@ -301,5 +305,5 @@ def p_positive(
         sd = np.sqrt(np.maximum(variance[rows], 1e-12))[:, None, None]
         positive = np.einsum("ns,nst,nt->n", shared[rows], ndtr((centre - high) / sd), text[rows])
         negative = np.einsum("ns,nst,nt->n", shared[rows], ndtr((low - centre) / sd), text[rows])
-        p[rows] = positive / (positive + negative)
+        p[rows] = positive / (positive + negative) if neutral_is_out else positive
     return p

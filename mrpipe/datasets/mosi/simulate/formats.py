@@ -1,7 +1,8 @@
-"""Write simulated reviews as .csd files, MMSA pickles or MultiBench pickles, with the quirks of the published files."""
+"""Write simulated reviews in each format that is read, with the quirks of the published files."""
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import tempfile
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe import keyed
 from mrpipe.datasets.mosi.align import means
-from mrpipe.datasets.mosi.clips import FOLD_FILE
 from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
 from mrpipe.store.parquet import replacing, write_text
@@ -34,19 +35,19 @@ Floats = NDArray[np.float32]
 
 
 def write(export: Path, world: World, options: MosiSimulation) -> None:
-    """Write the export; pickles contain the same words and frames after alignment by the SDK reader."""
+    """Write the export; other formats contain the same words and frames as the .csd files, as the SDK aligns them."""
     if options.format == "csd":
         _write_csd(export, world, options, infinite=options.infinite_audio)
         return
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder)
         _write_csd(raw, world, options, infinite=0.0)
-        reading = MosiOptions(text_encoder="hashing", max_steps=0)
+        reading = type("Reading", (MosiOptions,), {"corpus": options.corpus})(text_encoder="hashing", max_steps=0)
         sdk = SdkExport(raw, sorted(raw.glob("*.csd")), reading)
-        if options.format == "multibench":
-            content, name = _multibench(sdk, options), "mosi_raw.pkl"
-        else:
-            content, name = _mmsa(sdk, options), f"{options.format.removeprefix('mmsa_')}_50.pkl"
+        if options.format == "files":
+            _write_files(export, sdk, options)
+            return
+        content, name = PICKLES[options.format](sdk, options)
     with replacing(export / name) as path, path.open("wb") as handle:
         pickle.dump(content, handle, protocol=4)
 
@@ -60,29 +61,35 @@ def _write_csd(export: Path, world: World, options: MosiSimulation, *, infinite:
         f"standard_{part}_fold={[v for v, f in zip(world.videos, world.folds, strict=True) if f == part]!r}\n"
         for part in PARTS
     ]
-    write_text(export / FOLD_FILE, "\n".join(lines))
+    corpus = options.corpus
+    prefix = f"CMU_{corpus.name.upper()}"
+    write_text(export / corpus.fold_file, "\n".join(lines))
     clip_runs = _runs(world.clip_video, n_videos)
     labels = {
-        v: (world.scores[run, None], world.segments[run].astype(np.float32))
+        v: (np.tile(world.scores[run, None], max(corpus.label_widths)), world.segments[run].astype(np.float32))
         for v, run in zip(world.videos, clip_runs, strict=True)
     }
-    _write_sequence(export / "CMU_MOSI_Opinion_Labels.csd", "Opinion Segment Labels", labels, ["sentiment score"])
+    name, root = (
+        ("Opinion_Labels", "Opinion Segment Labels") if corpus.label_widths == (1,) else ("Labels", "All Labels")
+    )
+    _write_sequence(export / f"{prefix}_{name}.csd", root, labels, ["sentiment score"])
     words = {
         v: (world.words[run].astype(np.bytes_)[:, None], world.times[run])
         for v, run in zip(world.videos, _runs(world.token_video, n_videos), strict=True)
     }
-    _write_sequence(export / "CMU_MOSI_TimestampedWords.csd", "CMU_MOSI_TimestampedWords", words, ["word"])
+    root = f"{prefix}_TimestampedWords"
+    _write_sequence(export / f"{root}.csd", root, words, ["word"])
     if options.utterance_audio:
         rng = keyed.generator(options.seed, "mosi/utterance")
         x = _columns(rng, world.base["audio"], UTTERANCE_DIM)
         _set_infinite(x, infinite, options.seed)
         rows = {v: (x[run], world.segments[run]) for v, run in zip(world.videos, clip_runs, strict=True)}
-        root = "CMU_MOSI_openSMILE_utterance"
+        root = f"{prefix}_openSMILE_utterance"
         _write_sequence(export / f"{root}.csd", root, rows, [f"opensmile_{i}" for i in range(UTTERANCE_DIM)])
         return
     for modality, root, d in (
-        ("audio", "CMU_MOSI_COVAREP", AUDIO_DIM),
-        ("vision", "CMU_MOSI_Visual_Facet_42", VISION_DIM),
+        ("audio", f"{prefix}_COVAREP", AUDIO_DIM),
+        ("vision", f"{prefix}_Visual_Facet_42", VISION_DIM),
     ):
         video, times, x = _frames(world, options, modality, d)
         if modality == "audio":
@@ -146,7 +153,7 @@ def _write_sequence(path: Path, root: str, entries: dict[str, tuple[Any, Any]], 
         "dimension names": names,
         "computational sequence version": "1.0",
         "alignment compatible": "true",
-        "dataset name": "CMU-MOSI",
+        "dataset name": "-".join(path.name.split("_")[:2]),
         "dataset version": "1.0",
         "creator": "mrpipe",
         **dict.fromkeys(("contact", "featureset bib citation", "dataset bib citation", "uuid", "md5"), ""),
@@ -166,7 +173,7 @@ def _write_sequence(path: Path, root: str, entries: dict[str, tuple[Any, Any]], 
 # --- pickles ---------------------------------------------------------------------------------------------------------
 
 
-def _mmsa(sdk: SdkExport, options: MosiSimulation) -> dict[str, dict[str, Any]]:
+def _mmsa(sdk: SdkExport, options: MosiSimulation) -> tuple[dict[str, Any], str]:
     """MMSA: words between [CLS] and [SEP], padded with zeros; unaligned audio and vision are frames with lengths."""
     aligned = options.format == "mmsa_aligned"
     tokens = sdk.tokens()
@@ -193,28 +200,83 @@ def _mmsa(sdk: SdkExport, options: MosiSimulation) -> dict[str, dict[str, Any]]:
     _spoil(content["audio"], options)
     score = sdk.clips["score"].to_numpy()
     sign = np.sign(score).astype(np.int64) + 1
-    content["id"] = np.array(
-        [f"{v}$_${c}" for v, c in sdk.clips.select("subject_id", "clip").iter_rows()], dtype=object
-    )
+    content["id"] = np.array(_ids(sdk, "{0}$_${1}"), dtype=object)
     content["annotations"] = np.array(["Negative", "Neutral", "Positive"], dtype=object)[sign]
     content["classification_labels"] = sign.astype(np.float32)
     content["regression_labels"] = score.astype(np.float32)
-    return _by_part(content, sdk)
+    return _by_part(content, sdk), f"{options.format.removeprefix('mmsa_')}_50.pkl"
 
 
-def _multibench(sdk: SdkExport, options: MosiSimulation) -> dict[str, dict[str, Any]]:
-    """MultiBench: the last 50 steps, left-padded with zeros; labels (N, 1, 1)."""
+def _multibench(sdk: SdkExport, options: MosiSimulation) -> tuple[dict[str, Any], str]:
+    """MultiBench: the last 50 steps, left-padded with zeros; labels (N, 1, 1). MulT: also frames, ids with times."""
+    aligned = options.format == "multibench"
     values, offsets = get_encoder("hashing-300").words([words[-STEPS:] for words in sdk.tokens()])
     content: dict[str, Any] = {"text": _padded(values, offsets, STEPS, before=STEPS - np.diff(offsets))}
     for modality in ("audio", "vision"):
-        block = sdk.frames(modality, "steps").last_steps(STEPS)
+        width = STEPS if aligned else MMSA_FRAMES[modality]
+        block = sdk.frames(modality, "steps" if aligned else "raw").last_steps(width)
         assert block.offsets is not None
-        x, before = np.nan_to_num(block.values), STEPS - block.lengths()
-        content[modality] = _padded(x, block.offsets, STEPS, before=before)
+        x, before = np.nan_to_num(block.values), width - block.lengths()
+        content[modality] = _padded(x, block.offsets, width, before=before)
     _spoil(content["audio"], options)
     content["labels"] = sdk.clips["score"].to_numpy().astype(np.float32)[:, None, None]
-    content["id"] = np.array([f"{v}[{c - 1}]" for v, c in sdk.clips.select("subject_id", "clip").iter_rows()])
-    return _by_part(content, sdk)
+    content["id"] = np.array(_ids(sdk, "{0}[{2}]" if aligned else "{0} {3} {4}"))
+    if not aligned:
+        content["id"] = np.array([text.encode().split() for text in content["id"].tolist()])
+    return _by_part(content, sdk), "mosi_raw.pkl" if aligned else f"{options.corpus.name}_data_noalign.pkl"
+
+
+def _mag(sdk: SdkExport, options: MosiSimulation) -> tuple[dict[str, Any], str]:
+    """MAG-BERT: lists of ((words, visual, acoustic), label (1, 1), segment); clips without words are left out."""
+    arrays = {m: _by_clip(sdk, m, "steps", options) for m in ("vision", "audio")}
+    labels = sdk.clips["score"].to_numpy().astype(np.float32)[:, None, None]
+    rows = zip(sdk.tokens(), arrays["vision"], arrays["audio"], labels, _ids(sdk, "{0}[{2}]"), strict=True)
+    lists: dict[str, list[Any]] = {"train": [], "dev": [], "test": []}
+    for fold, (words, visual, acoustic, label, segment) in zip(sdk.clips["fold"], rows, strict=True):
+        if words:
+            lists["dev" if fold == "val" else fold].append(((words, visual, acoustic), label, segment))
+    return lists, f"{options.corpus.name}.pkl"
+
+
+PICKLES = {"mmsa_aligned": _mmsa, "mmsa_unaligned": _mmsa, "multibench": _multibench, "mult": _multibench, "mag": _mag}
+
+
+def _ids(sdk: SdkExport, form: str) -> list[str]:
+    """Ids of the clips from a format of video, clip, clip from 0, start and end."""
+    first = sdk.options.corpus.first_clip
+    rows = sdk.clips.select("sample_id", "clip", "start", "end").iter_rows()
+    return [form.format(name.rpartition("_")[0], clip, clip - first, *times) for name, clip, *times in rows]
+
+
+def _by_clip(sdk: SdkExport, modality: str, form: str, options: MosiSimulation) -> list[Floats]:
+    """Features of each clip, (T, d); missing values are 0, as in the published files."""
+    block = sdk.frames(modality, form)
+    x = np.nan_to_num(block.values)
+    _set_infinite(x, options.infinite_audio if modality == "audio" else 0.0, options.seed)
+    return [x[i] for i in range(len(x))] if block.offsets is None else np.split(x, block.offsets[1:-1])
+
+
+# --- features by clip ------------------------------------------------------------------------------------------------
+
+
+def _write_files(export: Path, sdk: SdkExport, options: MosiSimulation) -> None:
+    """A folder of .npy files per modality, and label.csv; clips without frames have no file."""
+    frame = sdk.clips.select(
+        pl.Series("video_id", _ids(sdk, "{0}")),
+        pl.col("clip").alias("clip_id"),
+        pl.Series("text", [" ".join(words) for words in sdk.tokens()]),
+        pl.col("score").alias("label"),
+        pl.col("fold").replace({"val": "valid"}).alias("mode"),
+    )
+    write_text(export / "label.csv", frame.write_csv())
+    for modality in sdk.modalities[1:]:
+        form = "vector" if options.utterance_audio else "raw"
+        for name, x in zip(sdk.clips["sample_id"], _by_clip(sdk, modality, form, options), strict=True):
+            if len(x):
+                data = io.BytesIO()
+                np.save(data, x)
+                with replacing(export / modality / f"{name}.npy") as path:
+                    path.write_bytes(data.getvalue())
 
 
 def _by_part(content: dict[str, Any], sdk: SdkExport) -> dict[str, dict[str, Any]]:

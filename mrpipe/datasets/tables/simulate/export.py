@@ -27,7 +27,7 @@ WEIGHTS = (1.2, 0.8, 1.4)
 YAML = """\
 # A small example of declared tables: every key is explained in docs/tables.md.
 title: Simulated visits
-id: visit
+id: {"*": visit, labs.csv.gz: encounter}
 subject: person
 missing: [-99]
 modalities:
@@ -37,6 +37,7 @@ modalities:
   labs:
     file: labs.csv.gz
     exclude: [batch]
+    kinds: {analyte_1: censored}   # values below 6 are given as <6
   survey:
     file: survey.parquet
     kinds:
@@ -92,8 +93,10 @@ def simulate_export(raw: Path, truth: Path, options: TablesSimulation) -> None:
     write_text(raw / "vitals.csv", _csv(columns))
 
     labs = _signs(trait[:, [1, 2]], 6, keys, seed, "labs")
-    table = {"visit": visit, "batch": np.array([f"b{i}" for i in range(n)])}
-    table |= {f"analyte_{j + 1}": np.where(has_labs, _text(np.exp(0.4 * labs[:, j]) * 10, 2), "") for j in range(6)}
+    table = {"encounter": visit, "batch": np.array([f"b{i}" for i in range(n)])}
+    level = np.exp(0.4 * labs) * 10
+    table |= {f"analyte_{j + 1}": np.where(has_labs, _text(level[:, j], 2), "") for j in range(6)}
+    table["analyte_1"] = np.where(has_labs & (level[:, 0] < 6), "<6", table["analyte_1"])
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as handle:
         handle.write(_csv(table).encode())

@@ -1,0 +1,77 @@
+"""The same table in another form gives the same store, apart from the name of its file in the dictionary."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import openpyxl
+import polars as pl
+import pyreadstat
+import pytest
+
+from mrpipe.store.reader import Store
+from tests.datasets.tables.tables_toy import IDS, built, config, people, write
+
+LABS = pl.DataFrame(
+    {
+        "id": IDS,
+        "crp": [None if k % 7 == 0 else k / 4 for k in range(len(IDS))],
+        "grade": [k % 3 for k in range(len(IDS))],
+        "ward": [["Zürich", "Genève", "Bern"][k % 3] for k in range(len(IDS))],
+    }
+)
+SPEC = config(modalities={"a": {"file": "labs.csv", "kinds": {"grade": [0, 1, 2]}}})
+
+
+def _excel(path: Path) -> None:
+    book = openpyxl.Workbook()
+    assert book.active is not None
+    for row in (LABS.columns, *LABS.rows()):
+        book.active.append(row)
+    book.save(path)
+
+
+def _european(path: Path) -> None:
+    text = LABS.with_columns(pl.col("crp").cast(pl.String).str.replace(".", ",", literal=True))
+    path.write_text(text.write_csv(separator=";"), encoding="utf-16")
+
+
+def _zipped(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("export/labs.csv", LABS.write_csv())
+
+
+FORMS: dict[str, Callable[[Path], object]] = {
+    "labs.tsv": lambda p: LABS.write_csv(p, separator="\t"),
+    "european.csv": _european,
+    "labs.csv.gz": lambda p: LABS.write_csv(p, compression="gzip"),
+    "labs.zip": _zipped,
+    "labs.xlsx": _excel,
+    "labs.parquet": LABS.write_parquet,
+    "labs.feather": LABS.write_ipc,
+    "labs.sav": lambda p: pyreadstat.write_sav(LABS.to_pandas(), str(p)),
+    "labs.dta": lambda p: pyreadstat.write_dta(LABS.to_pandas(), str(p)),
+    "labs.xpt": lambda p: pyreadstat.write_xport(LABS.to_pandas(), str(p)),
+}
+
+
+def parts(store: Store) -> dict[str, str]:
+    """File of the store → its SHA-256, without the dictionary, which names the source files."""
+    return {f["file"]: f["sha256"] for f in store.manifest.files if f["file"] != "dictionary.parquet"}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return built(tmp_path_factory.mktemp("csv"), {"people.csv": people(), "labs.csv": LABS.write_csv()}, SPEC)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_gives_the_same_store(tmp_path: Path, name: str, expected: Store) -> None:
+    spec = SPEC | {"modalities": {"a": SPEC["modalities"]["a"] | {"file": name}}}
+    FORMS[name](write(tmp_path / "raw", {}, spec) / name)
+    store = built(tmp_path, {"people.csv": people()}, spec)
+    assert parts(store) == parts(expected)
+    dictionary, other = (s.dictionary.drop("source_file") for s in (store, expected))
+    assert dictionary.equals(other)
