@@ -102,25 +102,22 @@ def _imports(name: str, root: Path) -> tuple[str, ...]:
             for alias in node.names:
                 submodule = f"{base}.{alias.name}"
                 candidates.add(submodule if _source(submodule, root) else base)
-        elif isinstance(node, ast.Call) and _called(node) == "import_module" and node.args:
+        elif isinstance(node, ast.Call) and _last_name(node.func) == "import_module" and node.args:
             target = node.args[0]
             if isinstance(target, ast.Constant) and isinstance(target.value, str):
                 candidates.add(target.value)
     return tuple(sorted(c for c in candidates if _source(c, root)))
 
 
-def _called(call: ast.Call) -> str:
-    """Last part of the name of the called function."""
-    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+def _last_name(node: ast.expr) -> str:
+    """The last part of a name such as `importlib.import_module`."""
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:
     """All descendant nodes, except in the body of `if TYPE_CHECKING:`, which is never executed."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in (
-            getattr(child.test, "id", ""),
-            getattr(child.test, "attr", ""),
-        ):
+        if isinstance(child, ast.If) and _last_name(child.test) == "TYPE_CHECKING":
             for statement in child.orelse:
                 yield statement
                 yield from _running(statement)

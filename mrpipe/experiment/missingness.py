@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,12 +193,9 @@ def corrupt(arrays: Arrays, settings: Missingness) -> Arrays:
     keys = keyed.id_keys(arrays.sample_id)
     purpose = f"{settings.mechanism} {arrays.modality.name}"
     if settings.mechanism == "gaussian":
-        if arrays.offsets is None:
-            flat = arrays.x.reshape(len(arrays), -1)
-            noise = keyed.normal(keys, settings.seed, purpose, flat.shape[1]).astype(np.float32).reshape(arrays.x.shape)
-            return dataclasses.replace(arrays, x=arrays.x + settings.p * noise)
-        step_keys = _step_keys(keys, arrays.offsets)
-        noise = keyed.normal(step_keys, settings.seed, purpose, arrays.x.shape[1]).astype(np.float32)
+        of_rows = keys if arrays.offsets is None else _step_keys(keys, arrays.offsets)
+        drawn = keyed.normal(of_rows, settings.seed, purpose, math.prod(arrays.x.shape[1:]))
+        noise = drawn.astype(np.float32).reshape(arrays.x.shape)
         return dataclasses.replace(arrays, x=arrays.x + settings.p * noise)
     if arrays.offsets is None:
         return arrays

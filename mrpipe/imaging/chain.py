@@ -172,10 +172,6 @@ def match_quantiles(
     return out
 
 
-def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    return float(np.corrcoef(a.astype(np.float64), b.astype(np.float64))[0, 1])
-
-
 def run_chain(
     scan_path: Path, shown_as: str, template_t1: Path, template_brain: Path, settings: ChainSettings, work: Path
 ) -> ChainResult:
@@ -256,7 +252,7 @@ def run_chain(
         "map_ml": map_ml,
         "mass_ratio": map_ml / gm_ml,
         "overlap": 2.0 * float((inside & fixed_brain).sum()) / float(inside.sum() + fixed_brain.sum()),
-        "ncc": _correlation(t1[fixed_brain], target[fixed_brain]),
+        "ncc": float(np.corrcoef(t1[fixed_brain], target[fixed_brain], dtype=np.float64)[0, 1]),
         "n_folded": float((jacobian[fixed_brain] <= 0).sum()),
         "jacobian_min": float(jacobian[fixed_brain].min()),
         "jacobian_max": float(jacobian[fixed_brain].max()),

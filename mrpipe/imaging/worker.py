@@ -32,13 +32,8 @@ _OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal
 _SHORTAGES = {errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 _SHORTAGE_STATUS = os.EX_TEMPFAIL
 OUT_OF_TIME = "no result in the time allowed"
-ENVIRONMENT = {
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "ANTS_RANDOM_SEED": str(SEED),
-}
+_LIMITS = (f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS"))
+ENVIRONMENT = dict.fromkeys(("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", *_LIMITS), "1") | {"ANTS_RANDOM_SEED": str(SEED)}
 
 
 @dataclass(frozen=True, kw_only=True)

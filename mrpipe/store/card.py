@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -9,6 +10,7 @@ import polars as pl
 from mrpipe.schema import Dataset
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.manifest import Manifest
+from mrpipe.store.splits import PARTS
 
 _POLARS = """\
 ```python
@@ -39,7 +41,7 @@ calls = (rows[:, :, None] >> np.array([0, 2, 4, 6], dtype=np.uint8) & 3).reshape
 ```"""
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     lines += [" | ".join(str(c).replace("|", "\\|") for c in row) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
@@ -68,13 +70,18 @@ def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
         if manifest.origin == "simulated"
         else "Built from an export of the original data."
     )
-    fill = {
-        "mask": mask,
-        "names": names,
-        "first": modalities[0].name,
-        "scheme": manifest.default_scheme,
-        "task": manifest.labels[0]["name"],
-    }
+    fill = {"mask": mask, "names": names, "first": modalities[0].name}
+    fill |= {"scheme": manifest.default_scheme, "task": manifest.labels[0]["name"]}
+    declared = [
+        (m.name, m.bit, m.kind, "×".join(map(str, m.shape)), m.dtype, e["rows"], m.encoder or "–", m.description)
+        for m, e in zip(modalities, manifest.modalities, strict=True)
+    ]
+    labels = [
+        (t["name"], t["kind"], ", ".join(t["classes"]) or "–", t["rows"], t["description"]) for t in manifest.labels
+    ]
+    splits = [
+        (s["scheme"], *(s["counts"].get(p, 0) for p in PARTS), s["method"], s["description"]) for s in manifest.splits
+    ]
     parts = [
         f"# {manifest.title}: feature store `{manifest.store_id}`",
         origin,
@@ -82,22 +89,7 @@ def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
         f"{manifest.format}; mrpipe {manifest.mrpipe_version}; code {manifest.code_hash}.",
         f"Citation: {dataset.citation}\n\nLicence: {dataset.licence}\n\nProvider: {dataset.provider}",
         "## Modalities",
-        _table(
-            ("modality", "bit", "kind", "shape", "dtype", "rows", "encoder", "description"),
-            [
-                (
-                    m.name,
-                    m.bit,
-                    m.kind,
-                    "×".join(map(str, m.shape)),
-                    m.dtype,
-                    e["rows"],
-                    m.encoder or "–",
-                    m.description,
-                )
-                for m, e in zip(modalities, manifest.modalities, strict=True)
-            ],
-        ),
+        _table(("modality", "bit", "kind", "shape", "dtype", "rows", "encoder", "description"), declared),
         "Samples that lack a modality have no row in its table; unknown values of an observed modality are NaN. "
         "Values are cleaned, but neither imputed nor scaled, because both depend on a split.",
         "## Modality combinations",
@@ -106,21 +98,9 @@ def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
         _table(("step", "reason", "before", "after"), list(flow.drop("modality").iter_rows())),
         *_losses(losses),
         "## Labels",
-        _table(
-            ("task", "kind", "classes", "labelled", "description"),
-            [
-                (t["name"], t["kind"], ", ".join(t["classes"]) or "–", t["rows"], t["description"])
-                for t in manifest.labels
-            ],
-        ),
+        _table(("task", "kind", "classes", "labelled", "description"), labels),
         "## Splits",
-        _table(
-            ("scheme", "train", "val", "test", "method", "description"),
-            [
-                (s["scheme"], *(s["counts"].get(p, 0) for p in ("train", "val", "test")), s["method"], s["description"])
-                for s in manifest.splits
-            ],
-        ),
+        _table(("scheme", *PARTS, "method", "description"), splits),
         "## Reading the store",
         "With polars:",
         _POLARS.format(**fill),

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from mrpipe.errors import UsageError
 
 
-@dataclass(frozen=True)
 class StoreLayout:
     """Paths within a store."""
 
-    root: Path
-
-    @property
-    def samples(self) -> Path:
-        return self.root / "samples.parquet"
+    def __init__(self, root: Path):
+        self.root = root
+        self.samples, self.dictionary, self.attrition = (
+            root / f"{name}.parquet" for name in ("samples", "dictionary", "attrition")
+        )
+        self.card, self.provenance, self.manifest = (
+            root / name for name in ("README.md", "provenance.json", "manifest.json")
+        )
 
     def modality(self, name: str) -> Path:
         return self.root / "modalities" / f"{name}.parquet"
@@ -27,48 +28,17 @@ class StoreLayout:
     def split(self, scheme: str) -> Path:
         return self.root / "splits" / f"{scheme}.parquet"
 
-    @property
-    def dictionary(self) -> Path:
-        return self.root / "dictionary.parquet"
-
-    @property
-    def attrition(self) -> Path:
-        return self.root / "attrition.parquet"
-
-    @property
-    def card(self) -> Path:
-        return self.root / "README.md"
-
-    @property
-    def provenance(self) -> Path:
-        return self.root / "provenance.json"
-
-    @property
-    def manifest(self) -> Path:
-        return self.root / "manifest.json"
-
     def unseal(self) -> None:
         """Remove the manifest before the store is modified, so that a killed step leaves no sealed store."""
         self.manifest.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
 class WorkLayout:
     """Paths of intermediate files of a build, which are not part of the store."""
 
-    root: Path
-
-    @property
-    def checked(self) -> Path:
-        return self.root / "checked.json"
-
-    @property
-    def cohort(self) -> Path:
-        return self.root / "cohort.parquet"
-
-    @property
-    def attrition(self) -> Path:
-        return self.root / "attrition.parquet"
+    def __init__(self, root: Path):
+        self.root, self.checked = root, root / "checked.json"
+        self.cohort, self.attrition = root / "cohort.parquet", root / "attrition.parquet"
 
     def dictionary(self, modality: str) -> Path:
         return self.root / "dictionary" / f"{modality}.parquet"

@@ -1,4 +1,4 @@
-"""Modality-availability bitmasks: packing, unpacking, conversion from and to names, superset queries.
+"""Modality-availability bitmasks: packing, unpacking, conversion from and to names, queries.
 
 Bit i of a mask belongs to the modality with `bit` i. Masks are uint16, so a store has at most 16 modalities.
 """
@@ -39,13 +39,6 @@ def unpack(masks: ArrayLike, bits: int | Sequence[int]) -> NDArray[np.bool_]:
 def codes(observed: NDArray[np.bool_]) -> NDArray[np.int64]:
     """`pack` as int64, which indexes and takes part in arithmetic; `unpack` is the inverse."""
     return pack(observed).astype(np.int64)
-
-
-def contains(masks: ArrayLike, required: int) -> NDArray[np.bool_]:
-    """Whether each mask contains all modalities of `required` (superset query), shape (n,)."""
-    values = np.asarray(masks, dtype=MASK_DTYPE)
-    has_all: NDArray[np.bool_] = (values & MASK_DTYPE(required)) == required
-    return has_all
 
 
 def to_mask(names: Sequence[str], bits: Mapping[str, int]) -> int:

@@ -6,7 +6,6 @@ name, selection by split, transforms, restored array shapes and `verify`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,10 +268,6 @@ class Store:
         for breach in find_breaches(self.path, self.tasks, deep=deep):
             faults.add(breach)
         faults.raise_if_any()
-
-    def describe(self) -> Mapping[str, Any]:
-        """The manifest as a mapping."""
-        return dict(vars(self.manifest))
 
 
 def open_store(path: str | Path) -> Store:

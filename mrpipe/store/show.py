@@ -32,16 +32,9 @@ def show(store: Store, console: Console | None = None) -> None:
     console.print(f"{m.n_samples} samples of {m.n_subjects} subjects; default split {m.default_scheme}\n")
     table = _table("Modalities", "name", "bit", "kind", "shape", "dtype", "rows", "MiB", "encoder")
     for modality, entry in zip(store.modalities, m.modalities, strict=True):
-        table.add_row(
-            modality.name,
-            str(modality.bit),
-            modality.kind,
-            "×".join(map(str, modality.shape)),
-            modality.dtype,
-            str(entry["rows"]),
-            f"{entry['size'] / 2**20:.1f}",
-            modality.encoder or "–",
-        )
+        size, mib = "×".join(map(str, modality.shape)), f"{entry['size'] / 2**20:.1f}"
+        stored = (modality.bit, modality.kind, size, modality.dtype, entry["rows"], mib)
+        table.add_row(modality.name, *map(str, stored), modality.encoder or "–")
     console.print(table)
     table = _table("\nCombinations", "modalities", "samples", "share", "")
     for name, n in m.pattern_counts.items():

@@ -19,18 +19,8 @@ from mrpipe.schema import Scheme, Task
 PARTS = ("train", "val", "test")
 Parts = NDArray[np.int64]
 # Common names of the parts in published id lists.
-PART_ALIASES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "tuning": "val",
-    "test": "test",
-    "testing": "test",
-    "held_out": "test",
-}
+PART_ALIASES = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing", "held_out"), "test")
+PART_ALIASES |= dict.fromkeys(("val", "valid", "validation", "dev", "tuning"), "val")
 
 
 def grouped_stratified(

@@ -9,9 +9,7 @@ items) is never materialised. Transformed sequences keep one row per event; a st
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from mrpipe.errors import UsageError
 from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays
+from mrpipe.transforms.encoding import Encoded
 from mrpipe.transforms.options import TransformOptions
 
 Floats = NDArray[np.float32]
@@ -68,7 +67,7 @@ class _Cells:
 
 
 @dataclass(frozen=True)
-class EventTransform:
+class EventTransform(Encoded):
     """Events to sparse steps: x (events, 2) = [index in the vocabulary, z-score], sorted by sample, step and index.
 
     A step is either `step_hours` long, with the mean of an item's values, or a visit, with the value 1. The latest
@@ -77,7 +76,7 @@ class EventTransform:
     constant within a step.
     """
 
-    kind: ClassVar[str] = "events"
+    kind = "events"
     vocabulary: NDArray[np.int64]
     center: Floats
     spread: Floats
@@ -192,30 +191,6 @@ class EventTransform:
     def shape(self, modality: Modality) -> tuple[int, ...]:
         return (2,)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "vocabulary": self.vocabulary.tolist(),
-            "center": self.center.tolist(),
-            "spread": self.spread.tolist(),
-            "n_levels": self.n_levels,
-            "levels_id": self.levels_id,
-            "by_visit": self.by_visit,
-            "unit_hours": self.unit_hours,
-            "step_hours": self.step_hours,
-            "max_steps": self.max_steps,
-            "clip": self.clip,
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> EventTransform:
-        arrays = {
-            "vocabulary": np.array(value["vocabulary"], dtype=np.int64),
-            "center": np.array(value["center"], dtype=np.float32),
-            "spread": np.array(value["spread"], dtype=np.float32),
-        }
-        return cls(**{k: v for k, v in value.items() if k != "kind"} | arrays)
-
 
 def _samples(arrays: Arrays) -> NDArray[np.int64]:
     """Index of the sample of each event."""
@@ -250,10 +225,10 @@ def step_numbers(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 @dataclass(frozen=True)
-class SummaryTransform:
+class SummaryTransform(Encoded):
     """Summary vectors restricted to the training vocabulary: counts as log(1 + n), standardised, unknown values 0."""
 
-    kind: ClassVar[str] = "summary"
+    kind = "summary"
     columns: NDArray[np.int64]
     counts: NDArray[np.int64]
     center: Floats
@@ -291,32 +266,8 @@ class SummaryTransform:
     def shape(self, modality: Modality) -> tuple[int, ...]:
         return (len(self.columns),)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "columns": self.columns.tolist(),
-            "counts": self.counts.tolist(),
-            "center": self.center.tolist(),
-            "spread": self.spread.tolist(),
-            "clip": self.clip,
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> SummaryTransform:
-        return cls(
-            np.array(value["columns"], dtype=np.int64),
-            np.array(value["counts"], dtype=np.int64),
-            np.array(value["center"], dtype=np.float32),
-            np.array(value["spread"], dtype=np.float32),
-            value["clip"],
-        )
-
 
 def event_transform(dictionary: pl.DataFrame) -> type[EventTransform] | type[SummaryTransform] | None:
     """Transform that a modality's dictionary requires; None if it describes neither events nor summaries."""
-    first = str(dictionary["kind"][0]) if len(dictionary) else ""
-    known: dict[str, type[EventTransform] | type[SummaryTransform]] = {
-        "event": EventTransform,
-        "summary": SummaryTransform,
-    }
-    return known.get(first)
+    first = dictionary["kind"][0] if len(dictionary) else ""
+    return EventTransform if first == "event" else SummaryTransform if first == "summary" else None

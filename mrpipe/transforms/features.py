@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -15,8 +15,7 @@ from threadpoolctl import threadpool_limits
 from mrpipe.errors import UsageError
 from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays
-from mrpipe.transforms.encoding import decode_array as _decode
-from mrpipe.transforms.encoding import encode_array as _encode
+from mrpipe.transforms.encoding import Encoded, decode_array, encode_array
 from mrpipe.transforms.options import TransformOptions
 
 
@@ -32,10 +31,10 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True)
-class Numeric:
+class Numeric(Encoded):
     """(x − center) / spread per column, with unknown x replaced by `fill`."""
 
-    kind: ClassVar[str] = "numeric"
+    kind = "numeric"
     fill: NDArray[np.float32]
     center: NDArray[np.float32]
     spread: NDArray[np.float32]
@@ -76,25 +75,12 @@ class Numeric:
     def width(self) -> int:
         return len(self.fill)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "fill": _encode(self.fill),
-            "center": _encode(self.center),
-            "spread": _encode(self.spread),
-            "clip": self.clip,
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Numeric:
-        return cls(_decode(value["fill"]), _decode(value["center"]), _decode(value["spread"]), value["clip"])
-
 
 @dataclass(frozen=True)
-class OneHot:
+class OneHot(Encoded):
     """Integer codes of declared levels to indicator columns; unknown codes become the training mode."""
 
-    kind: ClassVar[str] = "one_hot"
+    kind = "one_hot"
     n_levels: tuple[int, ...]
     mode: tuple[int, ...]
 
@@ -116,19 +102,12 @@ class OneHot:
     def width(self) -> int:
         return sum(self.n_levels)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "n_levels": list(self.n_levels), "mode": list(self.mode)}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> OneHot:
-        return cls(tuple(value["n_levels"]), tuple(value["mode"]))
-
 
 @dataclass(frozen=True)
-class TfidfSvd:
+class TfidfSvd(Encoded):
     """Sublinear TF-IDF (1 + ln tf, smooth idf, L2-normalised rows), projected on SVD components, unit variance."""
 
-    kind: ClassVar[str] = "tfidf_svd"
+    kind = "tfidf_svd"
     idf: NDArray[np.float32]
     components: NDArray[np.float32]
     spread: NDArray[np.float32]
@@ -161,18 +140,6 @@ class TfidfSvd:
     @property
     def width(self) -> int:
         return len(self.components)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "idf": _encode(self.idf),
-            "components": _encode(self.components),
-            "spread": _encode(self.spread),
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> TfidfSvd:
-        return cls(_decode(value["idf"]), _decode(value["components"]), _decode(value["spread"]))
 
 
 _STEPS: dict[str, Any] = {c.kind: c for c in (Numeric, OneHot, TfidfSvd)}
@@ -229,10 +196,11 @@ class FeatureTransform:
         return (sum(step.width for _, step in self.groups),)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": "features", "groups": [{"columns": _encode(c), "step": s.to_dict()} for c, s in self.groups]}
+        groups = [{"columns": encode_array(columns), "step": step.to_dict()} for columns, step in self.groups]
+        return {"kind": "features", "groups": groups}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> FeatureTransform:
         return cls(
-            tuple((_decode(g["columns"]), _STEPS[g["step"]["kind"]].from_dict(g["step"])) for g in value["groups"])
+            tuple((decode_array(g["columns"]), _STEPS[g["step"]["kind"]].from_dict(g["step"])) for g in value["groups"])
         )

@@ -20,8 +20,7 @@ from mrpipe.genetics.packing import LdOptions
 from mrpipe.options import non_default_fields, parse_options
 from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays, Store
-from mrpipe.transforms.encoding import decode_array as _decode
-from mrpipe.transforms.encoding import encode_array as _encode
+from mrpipe.transforms.encoding import Encoded
 from mrpipe.transforms.events import EventTransform, SummaryTransform, event_transform
 from mrpipe.transforms.features import FeatureTransform
 from mrpipe.transforms.genotypes import GenotypeTransform
@@ -31,12 +30,13 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class PixelTransform:
+class PixelTransform(Encoded):
     """Images and volumes: (x − mean) / sd per channel, in raw intensity units; unknown values become 0.
 
     A caller that keeps integer pixels may apply `mean` and `sd`, (C,), itself, batch by batch, with the same result.
     """
 
+    kind = "pixels"
     mean: NDArray[np.float32]
     sd: NDArray[np.float32]
 
@@ -64,22 +64,10 @@ class PixelTransform:
     def shape(self, modality: Modality) -> tuple[int, ...]:
         return modality.shape
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": "pixels", "mean": _encode(self.mean), "sd": _encode(self.sd)}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> PixelTransform:
-        return cls(_decode(value["mean"]), _decode(value["sd"]))
-
 
 ModalityTransform = FeatureTransform | PixelTransform | GenotypeTransform | EventTransform | SummaryTransform
-_TRANSFORMS: dict[str, Any] = {
-    "features": FeatureTransform,
-    "pixels": PixelTransform,
-    "genotypes": GenotypeTransform,
-    "events": EventTransform,
-    "summary": SummaryTransform,
-}
+_ENCODED = (PixelTransform, GenotypeTransform, EventTransform, SummaryTransform)
+_TRANSFORMS: dict[str, Any] = {"features": FeatureTransform, **{c.kind: c for c in _ENCODED}}
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -15,14 +13,14 @@ from mrpipe.genetics import plink
 from mrpipe.genetics.packing import LdOptions
 from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays
-from mrpipe.transforms.encoding import decode_array, encode_array
+from mrpipe.transforms.encoding import Encoded
 
 # The dictionary description of a SNP starts with chromosome:position.
 CHROMOSOME = r"^(?:chr)?(\w+):\d+"
 
 
 @dataclass(frozen=True)
-class GenotypeTransform:
+class GenotypeTransform(Encoded):
     """Selection of SNPs, and imputation of missing calls by each SNP's most frequent training call.
 
     `apply` decodes to float32: copies of A1 minus 1, in {-1, 0, 1}. A caller that keeps the packed bytes can use
@@ -33,7 +31,7 @@ class GenotypeTransform:
         kept: (k,) positions in the store of the SNPs kept by LD pruning on the training rows.
     """
 
-    kind: ClassVar[str] = "genotypes"
+    kind = "genotypes"
     mode: NDArray[np.uint8]
     kept: NDArray[np.int64]
 
@@ -53,10 +51,3 @@ class GenotypeTransform:
 
     def shape(self, modality: Modality) -> tuple[int, ...]:
         return (len(self.kept),)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "mode": encode_array(self.mode), "kept": encode_array(self.kept)}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> GenotypeTransform:
-        return cls(decode_array(value["mode"]), decode_array(value["kept"]))

@@ -222,7 +222,11 @@ def test_measurements_become_standardised_means_per_step_with_times_in_days() ->
     arrays = Arrays(modality=modality, sample_id=np.array(["a", "b"]), x=x, offsets=np.array([0, 4, 5]), time=time)
     options = TransformOptions(event_step_hours=12.0, event_floor=0.0, clip=0.0)
     fitted = EventTransform.fit(arrays, dictionary, options)
-    for transform in (fitted, EventTransform.from_dict(json.loads(json.dumps(fitted.to_dict())))):
+    as_lists = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(fitted).items()}
+    stored = [json.loads(json.dumps(d)) for d in (fitted.to_dict(), {"kind": "events", **as_lists})]
+    # Checkpoints of 0.1.0 contain lists.
+    for transform in (fitted, *map(EventTransform.from_dict, stored)):
+        assert [getattr(transform, k).dtype for k in ("vocabulary", "center")] == [np.int64, np.float32]
         out = transform.apply(arrays)
         assert out.x.tolist() == [[0, -1], [0, 1], [1, -1], [1, 1]]
         assert out.offsets.tolist() == [0, 3, 4]

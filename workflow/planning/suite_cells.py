@@ -119,15 +119,10 @@ def description(suite: PlannedSuite, size: str, places: Mapping[str, tuple[str, 
     """
     columns = [
         {
-            "dataset": c.dataset,
-            "experiment": c.experiment,
-            "store": places[c.store][0],
-            "truth": places[c.store][1],
-            "modalities": list(c.view),
-            "absent": list(c.absent),
+            **{k: getattr(c, k) for k in ("dataset", "experiment", "task", "scheme")},
+            **dict(zip(("store", "truth"), places[c.store][:2], strict=True)),
+            **{"modalities": list(c.view), "absent": list(c.absent)},
             "missingness": c.missingness and _missingness(c.missingness),
-            "task": c.task,
-            "scheme": c.scheme,
             **({"transforms": c.transforms} if c.transforms else {}),
             "cells": {row: [runs[0].label, [run.seed for run in runs]] for row, runs in c.cells.items()},
         }
@@ -136,14 +131,8 @@ def description(suite: PlannedSuite, size: str, places: Mapping[str, tuple[str, 
     shown = ("name", "method", "preset", "published", "control")
     rows = [{k: getattr(r, k) for k in shown} | {"preset": r.preset or "paper"} for r in suite.rows.values()]
     return {
-        "format": FORMAT,
-        "suite": suite.name,
-        "title": suite.title,
-        "size": size,
-        "metrics": list(suite.metrics),
-        "published": suite.published,
-        "figure": suite.figure,
-        "missing": suite.missing,
+        **{"format": FORMAT, "suite": suite.name, "size": size, "metrics": list(suite.metrics)},
+        **{k: getattr(suite, k) for k in ("title", "published", "figure", "missing")},
         "trials": sorted({run.trials for run in suite.runs.values()} - {0}),
         "rows": rows,
         "columns": columns,

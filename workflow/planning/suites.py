@@ -210,10 +210,8 @@ class Suites:
         return PlannedSuite(
             name=name,
             title=said["title"],
-            figure=said.get("figure", ""),
-            published=said.get("published", ""),
+            **{k: said.get(k, "") for k in ("figure", "published", "missing")},
             metrics=tuple(said.get("metrics", ("accuracy",))),
-            missing=said.get("missing", ""),
             of=tuple(said.get("of", ())),
             rows=rows,
             columns=tuple(columns.values()),

@@ -14,14 +14,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc", "ece")
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro-F1",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "ece": "ECE",
-}
+_NAMES = ("accuracy", "balanced accuracy", "macro-F1", "AUROC", "AUPRC", "ECE")
+METRIC_NAMES = dict(zip(METRICS, _NAMES, strict=True))
 # Columns of a table of scores: group of samples, metric, value and interval.
 SCORE_COLUMNS = {
     **dict.fromkeys(("by", "group"), pl.String),

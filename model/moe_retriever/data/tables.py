@@ -141,12 +141,8 @@ class PixelTable:
     def pooled(self, rows: Rows) -> Tensor:
         """Mean intensity on a coarse grid: 8 × 8 per channel, or 6 × 6 × 6."""
         x = self.gather(rows)
-        grid = F.adaptive_avg_pool2d(x, 8) if x.ndim == 4 and len(self.mean.shape) > 1 else _grid3d(x)
-        return grid.flatten(1)
-
-
-def _grid3d(x: Tensor) -> Tensor:
-    return F.adaptive_avg_pool3d(x.unsqueeze(1), 6)
+        image = x.ndim == 4 and len(self.mean.shape) > 1
+        return (F.adaptive_avg_pool2d(x, 8) if image else F.adaptive_avg_pool3d(x.unsqueeze(1), 6)).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -227,14 +223,8 @@ def sequence_table(arrays: Arrays, device: torch.device) -> SequenceTable:
     assert arrays.offsets is not None
     empty = np.flatnonzero(np.diff(arrays.offsets) == 0)
     if len(empty):
-        raise DataError(
-            Fault(
-                file=f"modalities/{arrays.modality.name}.parquet",
-                column="length",
-                row=int(empty[0]) + 1,
-                expected="at least one step in an observed sequence",
-                found=f"{len(empty)} without any",
-                fix="Remove the row: a sample with an empty sequence lacks the modality.",
-            )
-        )
+        file, row, found = f"modalities/{arrays.modality.name}.parquet", int(empty[0]) + 1, f"{len(empty)} without any"
+        expected = "at least one step in an observed sequence"
+        fix = "Remove the row: a sample with an empty sequence lacks the modality."
+        raise DataError(Fault(file=file, column="length", row=row, expected=expected, found=found, fix=fix))
     return SequenceTable(with_elapsed(arrays), arrays.offsets, device)

@@ -20,15 +20,8 @@ from mrpipe.store.parquet import write_frame
 # The configuration is a long text, identical in all rows of a run; a categorical column stores it once.
 _TEXTS = ("run", "dataset", "store_id", "origin", "task", "scheme", "modalities", "mechanism")
 SCHEMA = pl.Schema(
-    {
-        **dict.fromkeys(_TEXTS, pl.String),
-        "p": pl.Float64,
-        **dict.fromkeys(("method", "preset"), pl.String),
-        "seed": pl.Int64,
-        **SCORE_COLUMNS,
-        "code_hash": pl.String,
-    }
-    | {"config": pl.Categorical()}
+    {**dict.fromkeys(_TEXTS, pl.String), "p": pl.Float64, "method": pl.String, "preset": pl.String, "seed": pl.Int64}
+    | {**SCORE_COLUMNS, "code_hash": pl.String, "config": pl.Categorical()}
 )
 
 

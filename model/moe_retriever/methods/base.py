@@ -124,7 +124,7 @@ class Method(nn.Module, Generic[O_co]):
 
     def __init__(self, spec: DataSpec, config: Config[O_co], noise: Noise):
         super().__init__()
-        self.spec, self.config, self.noise = spec, config, noise
+        self.spec, self.config, self.options, self.noise = spec, config, config.own, noise
 
     @classmethod
     def create(cls, spec: DataSpec, config: Config[O_co]) -> Self:
@@ -191,6 +191,10 @@ class Method(nn.Module, Generic[O_co]):
         return ["shared"] * n_experts
 
     # Helper methods.
+
+    def on_device(self, places: Rows) -> Tensor:
+        """Positions as a tensor on the device of the method."""
+        return torch.from_numpy(places).to(self.device)
 
     def encode(self, batch: Batch, m: int) -> Tensor:
         """Tokens (n, P, H) of modality m for the samples of the batch that have it, in batch order."""

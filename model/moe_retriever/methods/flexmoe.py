@@ -156,24 +156,14 @@ class FlexMoE(Method[FlexMoEOptions]):
     presets: ClassVar[Presets] = {
         "paper": {},
         "fixed-top-1": {"specialise": 1.0},
-        "published-settings": {
-            "lr": 1e-4,
-            "batch_size": 8,
-            "epochs": 50,
-            "patience": 0,
-            "dropout": 0.5,
-            "select_metric": "accuracy",
-            "vector_encoder": "linear",
-            "fusion_block": "code",
-            "bank_std": 1.0,
-            "sorted_epochs": 5,
-        },
+        "published-settings": {"lr": 1e-4, "batch_size": 8, "epochs": 50, "patience": 0, "dropout": 0.5}
+        | {"select_metric": "accuracy", "vector_encoder": "linear", "fusion_block": "code"}
+        | {"bank_std": 1.0, "sorted_epochs": 5},
     }
 
     def __init__(self, spec: DataSpec, config: Config[FlexMoEOptions], noise: Noise):
         super().__init__(spec, config, noise)
         c, o, n = config.common, config.own, len(spec.modalities)
-        self.options: FlexMoEOptions = o
         self.additive = n > MAX_BANK
         self.n_experts = max(o.n_experts, n + 1 if self.additive else (1 << n) - 1)
         rows = n if self.additive else (1 << n) - 1

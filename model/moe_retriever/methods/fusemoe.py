@@ -114,6 +114,11 @@ class Layer(nn.Module):
         return [t.view(shape) for t in y_TH.chunk(len(x))], loss
 
 
+_PUBLISHED: dict[str, OptionValue] = {"router": "joint", "expert_ffn": 512, "n_experts": 3, "top_k": 2, "layers": 3}
+_PUBLISHED |= {"heads": 8, "balance": 0.0, "missing": "zeros"}
+_PUBLISHED |= {"dropout": 0.1, "lr": 4e-4, "batch_size": 16, "epochs": 8, "patience": 0}
+
+
 class FuseMoE(Method[FuseMoEOptions]):
     """FuseMoE: learned embeddings of missing modalities, and sparse fusion with distance-based gates."""
 
@@ -129,27 +134,12 @@ class FuseMoE(Method[FuseMoEOptions]):
     presets: ClassVar[Presets] = {
         "paper": {},
         "joint": {"router": "joint", "expert_ffn": 512},
-        "published-settings": {
-            "router": "joint",
-            "expert_ffn": 512,
-            "n_experts": 3,
-            "top_k": 2,
-            "layers": 3,
-            "heads": 8,
-            "balance": 0.0,
-            "missing": "zeros",
-            "dropout": 0.1,
-            "lr": 4e-4,
-            "batch_size": 16,
-            "epochs": 8,
-            "patience": 0,
-        },
+        "published-settings": _PUBLISHED,
     }
 
     def __init__(self, spec: DataSpec, config: Config[FuseMoEOptions], noise: Noise):
         super().__init__(spec, config, noise)
         c, o, n = config.common, config.own, len(spec.modalities)
-        self.options: FuseMoEOptions = o
         n_tokens = 1 if o.router == "joint" else c.tokens
         self.missing_MPH = nn.Parameter(torch.empty(n, n_tokens, c.hidden)) if o.missing == "learned" else None
         self.type_MH = nn.Parameter(torch.empty(n, c.hidden))

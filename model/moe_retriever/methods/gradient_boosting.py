@@ -13,7 +13,6 @@ Legend: n samples, f features, T trees (of all rounds and classes), N nodes of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import sklearn
@@ -74,16 +73,7 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
     name = "gradient_boosting"
     summary = "gradient-boosted trees on the concatenated features, with native missing values (control)"
     Options = GradientBoostingOptions
-    kept: ClassVar[tuple[str, ...]] = (
-        "feature",
-        "threshold",
-        "left",
-        "right",
-        "missing_left",
-        "value",
-        "tree_class",
-        "baseline",
-    )
+    kept = ("feature", "threshold", "left", "right", "missing_left", "value", "tree_class", "baseline")
 
     @staticmethod
     def features(data: Data, index: Rows, observed: NDArray[np.bool_] | None = None) -> Tensor:
@@ -95,26 +85,15 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         # scikit-learn 1.9 cannot bin a column without values; a constant column is never split.
         x[:, np.isnan(x).all(axis=0)] = 0.0
         x_val, y_val = self.features(data, val_rows).cpu().numpy(), data.label[val_rows]
-        best: tuple[tuple[float, float], int, tuple[float, int, int, float], HistGradientBoostingClassifier] | None = (
-            None
-        )
+        grown = []
         for candidate in CANDIDATES[: self.config.own.trials if len(y_val) else 1]:
             # One thread, so that the result does not depend on the number of cores.
             with threadpool_limits(1):
-                model, value, rounds = self._grow(candidate, x, y, x_val, y_val)
-            if best is None or value > best[0]:
-                best = (value, rounds, candidate, model)
-        assert best is not None
-        value, rounds, (rate, leaves, smallest, penalty), model = best
+                grown.append((*self._grow(candidate, x, y, x_val, y_val), candidate))
+        model, value, rounds, candidate = max(grown, key=lambda g: g[1])
         self._keep(model, rounds)
-        return {
-            "learning_rate": rate,
-            "leaves": leaves,
-            "smallest_leaf": smallest,
-            "penalty": penalty,
-            "rounds": rounds,
-            "validation": self.noted(value[0]) if len(y_val) else None,
-        }
+        chosen = dict(zip(("learning_rate", "leaves", "smallest_leaf", "penalty"), candidate, strict=True))
+        return {**chosen, "rounds": rounds, "validation": self.noted(value[0]) if len(y_val) else None}
 
     def _grow(
         self,

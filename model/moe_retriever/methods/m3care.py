@@ -187,7 +187,6 @@ class M3Care(Method[M3CareOptions]):
     def __init__(self, spec: DataSpec, config: Config[M3CareOptions], noise: Noise):
         super().__init__(spec, config, noise)
         n_modalities = len(spec.modalities)
-        self.options: M3CareOptions = config.own
         self.graph = GraphFill(n_modalities, config.common.hidden, config.own)
         self.fusion = TokenFusion(n_modalities, spec.n_classes, config.common, noise)
         self.reference: ReferenceSamples | None = None

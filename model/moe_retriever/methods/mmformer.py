@@ -73,22 +73,13 @@ class MMFormer(Method[MMFormerOptions]):
     Options = MMFormerOptions
     presets: ClassVar[Presets] = {
         "paper": {},
-        "published-settings": {
-            "mlp_ratio": 8,
-            "heads": 8,
-            "dropout": 0.1,
-            "lr": 2e-4,
-            "weight_decay": 1e-4,
-            "batch_size": 8,
-            "epochs": 1000,
-            "patience": 0,
-        },
+        "published-settings": {"mlp_ratio": 8, "heads": 8, "dropout": 0.1, "lr": 2e-4, "weight_decay": 1e-4}
+        | {"batch_size": 8, "epochs": 1000, "patience": 0},
     }
 
     def __init__(self, spec: DataSpec, config: Config[MMFormerOptions], noise: Noise):
         super().__init__(spec, config, noise)
         c, o, n_modalities = config.common, config.own, len(spec.modalities)
-        self.options: MMFormerOptions = o
         block = replace(c, fusion_block="pre-ln", fusion_experts=0, fusion_ffn=o.mlp_ratio * c.hidden)
         self.position_MPH = nn.Parameter(torch.empty(n_modalities, c.tokens, c.hidden))
         self.intra = nn.ModuleList(
@@ -142,15 +133,15 @@ class MMFormer(Method[MMFormerOptions]):
             if len(fused) or (head is not None and len(places)):
                 z_nPH = self.encode(batch, m)
                 if head is not None:
-                    label = batch.label[self._index(places)]
+                    label = batch.label[self.on_device(places)]
                     logits = head(z_nPH.mean(dim=1)).float()
                     terms.append(F.cross_entropy(logits, label, weight=self.class_weight, reduction="sum"))
                 if len(fused) < len(places):
-                    z_nPH = z_nPH[self._index(fused)]
+                    z_nPH = z_nPH[self.on_device(fused)]
                 x_nPH = z_nPH + self.position_MPH[m]
                 for block in blocks.children():
                     x_nPH = block(x_nPH, None)[0]
-                slot = slot.to(x_nPH.dtype).index_copy(0, self._index(places[fused]), x_nPH)
+                slot = slot.to(x_nPH.dtype).index_copy(0, self.on_device(places[fused]), x_nPH)
             slots.append(slot)
         if not terms:
             return torch.stack(slots, dim=1), None
@@ -171,6 +162,3 @@ class MMFormer(Method[MMFormerOptions]):
         if kept_BM is not None:
             mean_BMH = mean_BMH * kept_BM.unsqueeze(2)
         return mean_BMH.flatten(1)
-
-    def _index(self, places: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(places).to(self.device)

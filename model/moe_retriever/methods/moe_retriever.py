@@ -93,18 +93,9 @@ class MoERetrieverOptions:
             raise UsageError(f"option draws={self.draws} must be at least 1, and warmup={self.warmup} at least 0")
 
 
-_AS_RELEASED: dict[str, OptionValue] = {
-    "vector_encoder": "linear",
-    "lr": 1e-4,
-    "batch_size": 16,
-    "epochs": 20,
-    "patience": 0,
-    "dropout": 0.5,
-    "select_metric": "accuracy",
-    "warmup": 5,
-    "warmup_kind": "zeros",
-    "output_norm": False,
-}
+_AS_RELEASED: dict[str, OptionValue] = {"lr": 1e-4, "batch_size": 16, "epochs": 20, "patience": 0, "dropout": 0.5}
+_AS_RELEASED |= {"vector_encoder": "linear", "select_metric": "accuracy"}
+_AS_RELEASED |= {"warmup": 5, "warmup_kind": "zeros", "output_norm": False}
 
 
 class MoERetriever(Method[MoERetrieverOptions]):
@@ -127,7 +118,6 @@ class MoERetriever(Method[MoERetrieverOptions]):
     def __init__(self, spec: DataSpec, config: Config[MoERetrieverOptions], noise: Noise):
         super().__init__(spec, config, noise)
         n_modalities = len(spec.modalities)
-        self.options: MoERetrieverOptions = config.own
         self.retriever = Retriever(n_modalities, config.common, config.own, noise)
         self.fusion = Fusion(n_modalities, spec.n_classes, config.common, noise)
         self.reference: ReferenceSamples | None = None
@@ -192,14 +182,14 @@ class MoERetriever(Method[MoERetrieverOptions]):
         retrieved = None
         place = np.where(batch.observed, own_block, -1)
         if items is not None and len(items):
-            retrieved = self.retriever(source.index_select(0, self._index(item_block)), items)
+            retrieved = self.retriever(source.index_select(0, self.on_device(item_block)), items)
             place[items.sample, items.target] = len(source) + np.arange(len(items.target))
             filled[items.sample, items.target] = True
             blocks.append(retrieved.tokens.to(source.dtype))
         if not filled.all():
             place[~filled] = sum(len(b) for b in blocks)
             blocks.append(source.new_zeros(1, c.tokens, c.hidden))
-        z_BMPH = torch.cat(blocks).index_select(0, self._index(place.flatten())).unflatten(0, place.shape)
+        z_BMPH = torch.cat(blocks).index_select(0, self.on_device(place.flatten())).unflatten(0, place.shape)
         as_zeros = not self.retrieving and o.warmup_kind == "zeros"
         mask = None if filled.all() or as_zeros else torch.from_numpy(filled).to(z_BMPH.device)
         logits, fused, fusion_balance = self.fusion(z_BMPH, mask)
@@ -213,9 +203,6 @@ class MoERetriever(Method[MoERetrieverOptions]):
                 losses["reconstruct"] = o.reconstruct * self._reconstruction(batch, items, retrieved)
         diagnostics = self._details(batch, draws, items, retrieved, fused) if detail else {}
         return Output(logits, losses, diagnostics)
-
-    def _index(self, places: Rows) -> Tensor:
-        return torch.from_numpy(places).to(self.device)
 
     def _plan(self, batch: Batch, draw: int) -> tuple[Draws | None, SlotItems | None]:
         """Draw the supporting samples of all missing slots; None during the warm-up or if nothing is missing."""
@@ -274,16 +261,15 @@ class MoERetriever(Method[MoERetrieverOptions]):
         """Blocks of one modality, and the positions of the batch's own rows and of the drawn rows in them."""
         table, reference = batch.data.tables[m], self.reference
         bank = reference.bank if reference is not None and reference.data is batch.data else None
-        if reference is not None and bank is not None and self._keeps_own(batch.data):
+        kept, fresh = self._keeps_own(batch.data), self.training and not self._banked(m)
+        together = kept or (fresh and len(drawn) and not has_batch_norm(encoder))
+        if reference is not None and bank is not None and together:
             drawn = reference.table_rows(m, drawn)
             rows, at = np.unique(np.concatenate([own_rows, drawn]), return_inverse=True)
-            tokens = [bank.embed(m, rows, encoder)] if len(rows) else []
+            if not len(rows):
+                return [], at[:0], at
+            tokens = [bank.embed(m, rows, encoder) if kept else encoder(table.gather(rows))]
             return tokens, at[: len(own_rows)], at[len(own_rows) :]
-        fresh = self.training and not self._banked(m)
-        if reference is not None and bank is not None and fresh and len(drawn) and not has_batch_norm(encoder):
-            drawn = reference.table_rows(m, drawn)
-            rows, at = np.unique(np.concatenate([own_rows, drawn]), return_inverse=True)
-            return [encoder(table.gather(rows))], at[: len(own_rows)], at[len(own_rows) :]
         tokens = [encoder(table.gather(own_rows))] if len(own_rows) else []
         if bank is not None and tokens and self.training and not fresh and self.retrieving and not is_random(encoder):
             # Embeddings of the batch can serve as support for other samples without encoding them again.
@@ -316,7 +302,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
             rows = batch.data.row[batch.index[items.sample[mine]], m]
             with torch.no_grad(), frozen_batch_norm(encoder):
                 truth = encoder(batch.data.tables[m].gather(rows))
-            terms.append(1 - F.cosine_similarity(retrieved.tokens[self._index(mine)], truth, dim=-1).flatten())
+            terms.append(1 - F.cosine_similarity(retrieved.tokens[self.on_device(mine)], truth, dim=-1).flatten())
         return torch.cat(terms).mean() if terms else retrieved.tokens.new_zeros(())
 
     def _details(
@@ -337,7 +323,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         n_slots, n_experts = len(items.target), self.retriever.router.n_experts
         per_token = len(routing.expert) // (len(items) if self.options.context != "query" else n_slots)
         of_item = np.arange(n_slots) if self.options.context == "query" else items.slot
-        slot_T = self._index(of_item).repeat_interleave(per_token)
+        slot_T = self.on_device(of_item).repeat_interleave(per_token)
         flat = (slot_T[:, None] * n_experts + routing.expert).flatten()
         n_tokens = torch.bincount(slot_T, minlength=n_slots).unsqueeze(1)
         shape = (n_slots, n_experts)

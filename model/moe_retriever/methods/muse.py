@@ -187,7 +187,6 @@ class Muse(Method[MuseOptions]):
     def __init__(self, spec: DataSpec, config: Config[MuseOptions], noise: Noise):
         super().__init__(spec, config, noise)
         n_modalities, c = len(spec.modalities), config.common
-        self.options: MuseOptions = config.own
         self.mappers = nn.ModuleList(nn.Linear(c.hidden, c.hidden) for _ in range(n_modalities))
         self.dropout = Dropout(c.dropout, noise)
         self.network = BipartiteNetwork(n_modalities, c.hidden, config.own.layers, c.dropout, noise)

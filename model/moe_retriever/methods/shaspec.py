@@ -88,7 +88,6 @@ class ShaSpec(Method[ShaSpecOptions]):
     def __init__(self, spec: DataSpec, config: Config[ShaSpecOptions], noise: Noise):
         super().__init__(spec, config, noise)
         c, o, n_modalities = config.common, config.own, len(spec.modalities)
-        self.options: ShaSpecOptions = o
         self.norm = nn.LayerNorm(c.hidden)
         self.shared: nn.Module = (
             FeedForward(c.hidden, c.hidden, c.dropout, noise)

@@ -25,13 +25,10 @@ class Attention(nn.Module):
         self.qkv = Linear(hidden, 3 * hidden, bias=False)
         self.out = Linear(hidden, hidden)
 
-    def split_heads(self, x_BLH: Tensor) -> Tensor:
-        """(B, L, H) → (B, heads, L, H / heads)."""
-        return x_BLH.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
     def mix(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
         """Attention of (B, L, H) tensors without output projection; `allowed` broadcasts to (B, heads, Lq, Lk)."""
-        q, k, v = (self.split_heads(t) for t in (q, k, v))
+        # (B, L, H) → (B, heads, L, H / heads).
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(-2)
 
     def forward(self, x_BLH: Tensor, allowed: Tensor | None = None) -> Tensor:

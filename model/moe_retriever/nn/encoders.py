@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,19 +27,6 @@ from moe_retriever.nn.kernels.linear import Linear
 from moe_retriever.nn.kernels.recurrent import last_state
 from moe_retriever.nn.tokeniser import Tokeniser
 from mrpipe.errors import DataError, Fault
-
-Factory = Callable[[ModalitySpec, Common, Noise], nn.Module]
-ENCODERS: dict[tuple[str, str], Factory] = {}
-
-
-def register(kind: str, name: str) -> Callable[[Factory], Factory]:
-    """Register a factory for a kind of modality under a name that the options refer to."""
-
-    def add(factory: Factory) -> Factory:
-        ENCODERS[kind, name] = factory
-        return factory
-
-    return add
 
 
 class GenotypeTokeniser(Tokeniser):
@@ -161,24 +149,22 @@ class ImageEncoder(nn.Module):
         Raises:
             DataError: the file is not a state dict, or names or shapes differ.
         """
-        fix = "Use a state dict of torchvision's vgg11 or vgg11_bn, with cnn_width=1."
+        fix = "Use a state dict of torchvision's vgg11 or vgg11_bn (option image_encoder), with cnn_width=1."
         try:
             weights = torch.load(Path(path), map_location="cpu", weights_only=True)
         except Exception as error:  # A damaged file can raise any exception.
             found = f"{type(error).__name__}: {error}".splitlines()[0]
             raise DataError(Fault(file=path, expected="a torch state dict", found=found, fix=fix)) from error
+        if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+            found = f"a {type(weights).__name__} of something else"
+            raise DataError(Fault(file=path, expected="a torch state dict", found=found, fix=fix))
         own = self.cnn.state_dict()
-        last = {k for k in own if k.startswith("classifier.6.") and k in weights and weights[k].shape != own[k].shape}
-        wrong = sorted(
-            k
-            for k in (set(own) ^ set(weights)) | {k for k in own if k in weights and weights[k].shape != own[k].shape}
-            if k not in last and not k.endswith("num_batches_tracked")
-        )
+        differing = {k for k in own if k in weights and weights[k].shape != own[k].shape}
+        last = {k for k in differing if k.startswith("classifier.6.")}
+        wrong = sorted(k for k in (set(own) ^ set(weights) | differing) - last if not k.endswith("num_batches_tracked"))
         if wrong:
-            found = f"{len(wrong)} missing, unknown or differently shaped layers"
-            raise DataError(
-                Fault(file=path, column=wrong[0], expected="the layers of this VGG11", found=found, fix=fix)
-            )
+            expected, found = "the layers of this VGG11", f"{len(wrong)} missing, unknown or differently shaped layers"
+            raise DataError(Fault(file=path, column=wrong[0], expected=expected, found=found, fix=fix))
         self.cnn.load_state_dict({k: own[k] if k in last else v for k, v in weights.items() if k in own}, strict=False)
 
 
@@ -197,13 +183,9 @@ class CNN3D(nn.Module):
         for n, pool in ((32, 2), (64, 3), (128, 4)):
             wide = max(4, round(n * width))
             kernel = tuple(min(pool, s) for s in sizes)
-            layers += [
-                nn.Conv3d(channels, wide, 3, padding=1),
-                nn.ReLU(inplace=True),
-                nn.Conv3d(wide, wide, 3, padding=1),
-                nn.ReLU(inplace=True),
-                nn.MaxPool3d(kernel),
-            ]
+            for n_in in (channels, wide):
+                layers += [nn.Conv3d(n_in, wide, 3, padding=1), nn.ReLU(inplace=True)]
+            layers.append(nn.MaxPool3d(kernel))
             channels, sizes = wide, [s // k for s, k in zip(sizes, kernel, strict=True)]
         self.features = nn.Sequential(*layers)
         self.output = nn.Linear(channels * math.prod(sizes), n_outputs)
@@ -228,70 +210,39 @@ class VolumeEncoder(nn.Module):
         return self.tokens(self.cnn(x))
 
 
-@register("vector", "mlp")
-def _mlp(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
-    return VectorMLP(spec.shape[0], c.encoder_hidden, c.tokens, c.hidden)
+Factory = Callable[[ModalitySpec, Common, Noise], nn.Module]
 
 
-@register("genotype", "linear")
-def _genotypes(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
-    return GenotypeTokeniser(spec.shape[0], c.tokens, c.hidden)
+def _recurrent(rnn: type[nn.GRU | nn.LSTM]) -> Factory:
+    return lambda m, c, noise: Recurrent(rnn(m.shape[0], c.encoder_hidden), c.tokens, c.hidden)
 
 
-@register("vector", "linear")
-def _linear(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
-    return Tokeniser(spec.shape[0], c.tokens, c.hidden)
+def _event_recurrent(rnn: type[nn.GRU | nn.LSTM]) -> Factory:
+    return lambda m, c, noise: EventRecurrent(m.shape[0], rnn(c.encoder_hidden, c.encoder_hidden), c.tokens, c.hidden)
 
 
-@register("sequence", "gru")
-def _gru(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
-    return Recurrent(nn.GRU(spec.shape[0], c.encoder_hidden), c.tokens, c.hidden)
-
-
-@register("sequence", "lstm")
-def _lstm(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
-    return Recurrent(nn.LSTM(spec.shape[0], c.encoder_hidden), c.tokens, c.hidden)
-
-
-@register("events", "gru")
-def _event_gru(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
-    return EventRecurrent(spec.shape[0], nn.GRU(c.encoder_hidden, c.encoder_hidden), c.tokens, c.hidden)
-
-
-@register("events", "lstm")
-def _event_lstm(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
-    return EventRecurrent(spec.shape[0], nn.LSTM(c.encoder_hidden, c.encoder_hidden), c.tokens, c.hidden)
-
-
-@register("image", "vgg11")
-@register("image", "vgg11_bn")
-def _vgg(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
-    return ImageEncoder(spec, c, noise)
-
-
-@register("volume", "cnn3d")
-def _cnn3d(spec: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
-    return VolumeEncoder(spec, c)
-
-
-def _choice(kind: str, c: Common) -> str:
-    chosen = {
-        "vector": c.vector_encoder,
-        "sequence": c.sequence_encoder,
-        "image": c.image_encoder,
-        "volume": "cnn3d",
-        "genotype": "linear",
-        "events": c.sequence_encoder,
-    }
-    return chosen[kind]
+# (kind of modality, name that the options refer to) → factory.
+ENCODERS: dict[tuple[str, str], Factory] = {
+    ("vector", "mlp"): lambda m, c, noise: VectorMLP(m.shape[0], c.encoder_hidden, c.tokens, c.hidden),
+    ("vector", "linear"): lambda m, c, noise: Tokeniser(m.shape[0], c.tokens, c.hidden),
+    ("genotype", "linear"): lambda m, c, noise: GenotypeTokeniser(m.shape[0], c.tokens, c.hidden),
+    ("sequence", "gru"): _recurrent(nn.GRU),
+    ("sequence", "lstm"): _recurrent(nn.LSTM),
+    ("events", "gru"): _event_recurrent(nn.GRU),
+    ("events", "lstm"): _event_recurrent(nn.LSTM),
+    ("image", "vgg11"): ImageEncoder,
+    ("image", "vgg11_bn"): ImageEncoder,
+    ("volume", "cnn3d"): lambda m, c, noise: VolumeEncoder(m, c),
+}
 
 
 def build_encoders(modalities: tuple[ModalitySpec, ...], c: Common, seed: int, noise: Noise) -> nn.ModuleList:
     """One encoder per modality, in order; their weights are equal for all methods with the same seed and options."""
     encoders = nn.ModuleList()
     for spec in modalities:
-        factory = ENCODERS[spec.kind, _choice(spec.kind, c)]
-        encoder = build(lambda f=factory, s=spec: f(s, c, noise), seed, f"encoder {spec.name}")  # type: ignore[misc]
+        named = {"vector": c.vector_encoder, "image": c.image_encoder, "volume": "cnn3d", "genotype": "linear"}
+        factory = ENCODERS[spec.kind, named.get(spec.kind, c.sequence_encoder)]
+        encoder = build(partial(factory, spec, c, noise), seed, f"encoder {spec.name}")
         if isinstance(encoder, ImageEncoder) and c.image_weights:
             encoder.load_weights(c.image_weights)
         encoders.append(encoder)

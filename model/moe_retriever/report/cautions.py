@@ -52,16 +52,14 @@ def of_experiment(key: tuple[str, ...], runs: Sequence[ReportedRun]) -> list[Cau
     """Warnings about the runs of one experiment."""
     first = runs[0].metrics
     found: list[tuple[str, str]] = []
-    constant = [r for r in runs if r.method != "majority" and _is_constant(r)]
-    if constant:
+    trained = [run for run in runs if run.method != "majority"]
+    if constant := [r for r in trained if _is_constant(r)]:
         text = "All test samples were assigned to one class, so the accuracy is the frequency of that class."
         found.append((text, _named(constant, runs)))
-    below = [r for r in runs if r not in constant and r.method != "majority" and _below_majority(r)]
-    if below:
+    if below := [r for r in trained if r not in constant and _below_majority(r)]:
         text = f"The accuracy is below that of always predicting {first['majority']['class']}."
         found.append((text, _named(below, runs)))
     seeds = {run.seed for run in runs}
-    trained = [run for run in runs if run.method != "majority"]
     if trained and len(seeds) < FEW_SEEDS:
         verb = "is" if len(seeds) == 1 else "are"
         text = f"There {verb} only {plural(len(seeds), 'seed')}, so differences between methods may be due to chance."
@@ -71,10 +69,12 @@ def of_experiment(key: tuple[str, ...], runs: Sequence[ReportedRun]) -> list[Cau
         found.append((text, ""))
     noted = {note: "" for run in runs for note in run.metrics["training"].get("notes", ())}
     found += noted.items()
-    cut = [r for r in runs if _still_improving(r)]
-    if cut:
+    if cut := [r for r in runs if r.metrics["training"].get("best_epoch") == r.config["common"]["epochs"]]:
         text = "The best validation score was reached in the last epoch; longer training may improve the results."
         found.append((text, _named(cut, runs)))
+    if untaught := [r for r in runs if _from_random_images(r)]:
+        text = "The image encoder started from random weights; pretrained ones (option image_weights) may do better."
+        found.append((text, _named(untaught, runs)))
     where = f"{experiment_title(runs[0])}, {runs[0].missingness_title}"
     return [Caution(text, where, anchor_of(key), who) for text, who in found]
 
@@ -127,6 +127,7 @@ def _below_majority(run: ReportedRun) -> bool:
     return ours is not None and theirs is not None and ours < theirs
 
 
-def _still_improving(run: ReportedRun) -> bool:
-    training = run.metrics["training"]
-    return training.get("best_epoch") == run.config["common"]["epochs"]
+def _from_random_images(run: ReportedRun) -> bool:
+    """Whether the run trained an image encoder that did not start from a file of weights."""
+    kinds = {m["kind"] for m in run.config["data"]["modalities"]}
+    return "image" in kinds and "epochs" in run.metrics["training"] and not run.config["common"].get("image_weights")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
+
+import polars as pl
 
 from moe_retriever.report.runs import ReportedRun
 
@@ -14,25 +15,16 @@ def of_experiment(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     rows = []
     for label in dict.fromkeys(run.label for run in runs):
         mine = [run for run in runs if run.label == label]
-        rows.append(
-            {
-                "method": label,
-                "seeds": len(mine),
-                "parameters": mine[0].metrics["training"]["parameters"],
-                "epochs": _mean([run.metrics["training"].get("epochs") for run in mine]),
-                "epoch_seconds": _mean([run.cost.get("epoch_seconds") for run in mine]),
-                "train_seconds": _mean([run.cost.get("train_seconds") for run in mine]),
-                "train_rate": _mean([run.cost.get("samples_per_second") for run in mine]),
-                "test_rate": _mean([run.test_cost.get("samples_per_second") for run in mine]),
-                "device": ", ".join(sorted({_device(run) for run in mine if run.cost})),
-            }
-        )
+        measured = {
+            "epochs": [run.metrics["training"].get("epochs") for run in mine],
+            **{name: [run.cost.get(name) for run in mine] for name in ("epoch_seconds", "train_seconds")},
+            "train_rate": [run.cost.get("samples_per_second") for run in mine],
+            "test_rate": [run.test_cost.get("samples_per_second") for run in mine],
+        }
+        row = {k: pl.Series(values, dtype=pl.Float64).mean() for k, values in measured.items()}
+        row |= {"method": label, "seeds": len(mine), "parameters": mine[0].metrics["training"]["parameters"]}
+        rows.append(row | {"device": ", ".join(sorted({_device(run) for run in mine if run.cost}))})
     return rows
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return fmean(known) if known else None
 
 
 def _device(run: ReportedRun) -> str:

@@ -40,7 +40,7 @@ def summarise(dictionary: pl.DataFrame) -> list[dict[str, Any]]:
                 "modality": modality,
                 "n_features": len(features),
                 "kinds": ", ".join(f"{n:,} {kind}" for kind, n in kinds),
-                "sources": _few(sources),
+                "sources": ", ".join(sources[:4]) + (f" and {len(sources) - 4} more" if len(sources) > 4 else ""),
                 "median": rate.median(),
                 "highest": rate.max(),
                 "n_never": int((features["n_observed"] == 0).sum()),
@@ -49,11 +49,6 @@ def summarise(dictionary: pl.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return out
-
-
-def _few(names: list[str], most: int = 4) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _rows(features: pl.DataFrame) -> pl.DataFrame:

@@ -148,11 +148,8 @@ def describe_experiment(
     first = runs[0].metrics
     anchor = anchor_of(key)
     return {
-        "anchor": anchor,
+        **{"anchor": anchor, "origin": origin, "scheme": scheme, "store_id": store_id, "drawn": drawn},
         "heading": experiment_title(runs[0]),
-        "origin": origin,
-        "scheme": scheme,
-        "store_id": store_id,
         "missingness": runs[0].missingness_title,
         "mask_seeds": sorted({run.metrics["mask"]["seed"] for run in runs}) if first["mask"] else [],
         "seeds": sorted({run.seed for run in runs}),
@@ -164,6 +161,5 @@ def describe_experiment(
             {"method": m, "cells": [_cell(by_combination.filter(method=m, group=c))["text"] for c in combinations]}
             for m in labels
         ],
-        "drawn": drawn,
         "pictures": _pictures(runs, sizes, anchor, figures) if drawn else [],
     }

@@ -128,17 +128,15 @@ def tell_apart(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
     together: defaultdict[tuple[tuple[str, ...], str], list[ReportedRun]] = defaultdict(list)
     for run in runs:
         together[run.experiment, run.label].append(run)
-    differing = {key: _differing(members) for key, members in together.items()}
+    differing = {}
+    for key, members in together.items():
+        names = {name for run in members for name in run.options}
+        differing[key] = sorted(n for n in names if len({json.dumps(run.options.get(n)) for run in members}) > 1)
 
     def variant(run: ReportedRun) -> str:
         return ", ".join(f"{k}={public(run.options.get(k))}" for k in differing[run.experiment, run.label])
 
     return [replace(run, variant=variant(run)) for run in runs]
-
-
-def _differing(runs: Sequence[ReportedRun]) -> list[str]:
-    names = {name for run in runs for name in run.options}
-    return sorted(name for name in names if len({json.dumps(run.options.get(name)) for run in runs}) > 1)
 
 
 def by_experiment(runs: Sequence[ReportedRun]) -> dict[tuple[str, ...], list[ReportedRun]]:

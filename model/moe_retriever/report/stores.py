@@ -27,15 +27,11 @@ AUDIT_ROWS = 20
 PATTERN_ROWS = 40
 
 
-def store_name(store: Store) -> str:
-    """Unique name of the store on the page and in the names of its figures."""
-    return f"{store.manifest.dataset}-{store.store_id}"
-
-
 def describe_store(store: Store, figures: Path) -> dict[str, Any]:
     """Template variables of a store; figures are also saved in `figures`."""
     m = store.manifest
-    name = store_name(store)
+    # Unique on the page and in the names of figures.
+    name = f"{m.dataset}-{store.store_id}"
     names = [x.name for x in store.modalities]
     attrition = store.attrition
     below = "the table below has the same numbers."

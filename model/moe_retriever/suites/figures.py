@@ -9,7 +9,7 @@ import argparse
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,14 +103,31 @@ def _first_runs(suite: SuiteSpec, column: SuiteColumn, places: FigureFolders, sh
     return found
 
 
-def _analysed(request: Request, what: str, name: str, shown: Shown) -> bool:
-    """Run an analysis; return False and note the reason if it does not apply."""
-    try:
-        analyse(request, say=shown.missing.append)
-    except UsageError as error:
-        shown.missing.append(f"{name}, {what}: {' '.join(str(error).split())}")
-        return False
-    return True
+def _analysed(
+    what: str,
+    suite: SuiteSpec,
+    column: SuiteColumn,
+    store: Store,
+    places: FigureFolders,
+    name: str,
+    shown: Shown,
+    combination: str | None = None,
+) -> Iterator[tuple[str, str, Path]]:
+    """Run an analysis; yield each row with the name and the folder of its files, and note the rows without result.
+
+    The name is that of the column and, if several rows have a result, the folder of the runs.
+    """
+    found = {}
+    for row, run in _first_runs(suite, column, places, shown).items():
+        out = places.out / what / name / run.parent.name
+        request = Request(runs=[run], store=store, out=out, what=[what], combination=combination)
+        try:
+            analyse(request, say=shown.missing.append)
+            found[row] = out
+        except UsageError as error:
+            shown.missing.append(f"{name}, {row}, {what}: {' '.join(str(error).split())}")
+    for row, out in found.items():
+        yield row, name if len(found) == 1 else f"{name}-{out.name}", out
 
 
 def _routing(
@@ -120,22 +137,11 @@ def _routing(
     counts = store.manifest.pattern_counts
     plots.save(plots.availability(counts, [m.name for m in store.modalities]), places.out / f"a-{name}-patterns")
     shown.notes.append(f"{name}: {len(counts)} modality combinations in {store.manifest.n_samples:,} samples.")
-    analysed = {}
-    for row, run in _first_runs(suite, column, places, shown).items():
-        out = places.out / "routing" / name / run.parent.name
-        if _analysed(Request(runs=[run], store=store, out=out, what=["routing"]), "routing", f"{name}, {row}", shown):
-            analysed[row] = out
-    for row, out in analysed.items():
+    for row, of_row, out in _analysed("routing", suite, column, store, places, name, shown):
         selection, shares = (pl.read_csv(out / f"{n}.csv") for n in ("expert_selection", "combination_shares"))
-        of_row = _of_row(name, analysed, row)
         plots.save(plots.expert_selection(selection), places.out / f"b-{of_row}-expert-selection")
         plots.save(plots.combination_shares(shares), places.out / f"c-{of_row}-combination-shares")
         shown.notes.append(f"{of_row}: routing of {row} on the test split, for the run with the first seed.")
-
-
-def _of_row(name: str, folders: Mapping[str, Path], row: str) -> str:
-    """File name for the figures of a row: that of the column and, if it has several rows, the folder of the runs."""
-    return name if len(folders) == 1 else f"{name}-{folders[row].name}"
 
 
 def _gradients(
@@ -171,14 +177,7 @@ def _embedding(
 ) -> None:
     """Figure 6: t-SNE of samples that lack one modality, before and after retrieval."""
     combination = combination_name(m for m in column.modalities if m != suite.missing)
-    analysed = {}
-    for row, run in _first_runs(suite, column, places, shown).items():
-        out = places.out / "embedding" / name / run.parent.name
-        request = Request(runs=[run], store=store, out=out, what=["embedding"], combination=combination)
-        if _analysed(request, "embedding", f"{name}, {row}", shown):
-            analysed[row] = out
-    for row, out in analysed.items():
-        of_row = _of_row(name, analysed, row)
+    for row, of_row, out in _analysed("embedding", suite, column, store, places, name, shown, combination):
         for suffix in ("svg", "png"):
             shutil.copyfile(out / f"embedding.{suffix}", places.out / f"{of_row}-embedding.{suffix}")
         close = pl.read_csv(out / "closeness.csv")

@@ -28,21 +28,11 @@ from mrpipe.store.parquet import write_frame
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
 _REGRET = ("regret", "regret_low", "regret_high")
 SCHEMA = pl.Schema(
-    {
-        "column": pl.Int32,
-        **dict.fromkeys(("dataset", "origin", "store_id", "modalities", "mechanism"), pl.String),
-        "p": pl.Float64,
-        **dict.fromkeys(("row", "method", "preset"), pl.String),
-        "control": pl.Boolean,
-        "metric": pl.String,
-        "seeds": pl.Int32,
-        "n": pl.Int64,
-        "mean": pl.Float64,
-        "sd": pl.Float64,
-        **dict.fromkeys(("low", "high", *_DIFFERENCE, *_REGRET), pl.Float64),
-        "leads": pl.Boolean,
-        **dict.fromkeys(("published", "published_sd"), pl.Float64),
-    }
+    {"column": pl.Int32, **dict.fromkeys(("dataset", "origin", "store_id", "modalities", "mechanism"), pl.String)}
+    | {"p": pl.Float64, **dict.fromkeys(("row", "method", "preset"), pl.String), "control": pl.Boolean}
+    | {"metric": pl.String, "seeds": pl.Int32, "n": pl.Int64}
+    | dict.fromkeys(("mean", "sd", "low", "high", *_DIFFERENCE, *_REGRET), pl.Float64)
+    | {"leads": pl.Boolean, **dict.fromkeys(("published", "published_sd"), pl.Float64)}
 )
 
 

@@ -42,7 +42,7 @@ EpochRow = dict[str, float]
 
 
 class TrainingRecord(TypedDict, total=False):
-    """How a training went: kept epoch and number of epochs, or what `fit` chose; sizes, code, notes on the data."""
+    """How a training went: kept epoch and number of epochs, or what `fit` chose; sizes, code, notes, weight file."""
 
     best_epoch: int
     epochs: int
@@ -51,6 +51,7 @@ class TrainingRecord(TypedDict, total=False):
     parameters: int
     code_hash: str
     notes: list[str]
+    image_weights_sha256: str
 
 
 class ModalityRecord(TypedDict):
@@ -197,34 +198,23 @@ class Trained:
     training: TrainingRecord
 
 
-def save_run(
-    path: Path,
-    method: AnyMethod,
-    spec: DataSpec,
-    fitted: Transforms,
-    origin: Origin,
-    *,
-    reference: ReferenceState | None,
-    training: TrainingRecord,
-    fingerprint: str,
-) -> None:
+def save_run(path: Path, trained: Trained, fingerprint: str) -> None:
     """Write `model.pt`: weights, options, transforms, origin, training summary and, if given, the retrieval bank."""
-    write(
-        path,
-        {
-            "format": FORMAT,
-            "fingerprint": fingerprint,
-            "training": json.dumps(training),
-            "config": method.config.to_dict(),
-            "state": {k: v.cpu() for k, v in method.state_dict().items()},
-            "modalities": [{"name": m.name, "kind": m.kind, "shape": list(m.shape)} for m in spec.modalities],
-            "classes": list(spec.classes),
-            "transforms": fitted.to_json(),
-            "store_id": origin.store_id,
-            "origin": json.dumps({**vars(origin), "modalities": list(origin.modalities)}),
-            "reference": None if reference is None else dict(reference),
-        },
-    )
+    t, spec = trained, trained.spec
+    content = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "training": json.dumps(t.training),
+        "config": t.config.to_dict(),
+        "state": {k: v.cpu() for k, v in t.method.state_dict().items()},
+        "modalities": [{"name": m.name, "kind": m.kind, "shape": list(m.shape)} for m in spec.modalities],
+        "classes": list(spec.classes),
+        "transforms": t.fitted.to_json(),
+        "store_id": t.origin.store_id,
+        "origin": json.dumps({**vars(t.origin), "modalities": list(t.origin.modalities)}),
+        "reference": None if t.reference is None else dict(t.reference),
+    }
+    write(path, content)
 
 
 def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
@@ -236,14 +226,11 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
         declared = value["modalities"]
         modalities = [ModalitySpec(name=m["name"], kind=m["kind"], shape=tuple(m["shape"])) for m in declared]
         spec = DataSpec(modalities=tuple(modalities), classes=tuple(value["classes"]))
-        method = cls.create(spec, without_weight_file(config)).to(device)
+        # Trained weights replace those of the file of initial weights, which may be gone.
+        without_file = replace(config, common=replace(config.common, image_weights=""))
+        method = cls.create(spec, without_file).to(device)
         method.load_state_dict(value["state"])
         stored = json.loads(value["origin"])
         origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
         fitted = Transforms.from_json(value["transforms"])
         return Trained(method, config, spec, fitted, origin, value["reference"], json.loads(value["training"]))
-
-
-def without_weight_file(config: AnyConfig) -> AnyConfig:
-    """The options without the file of initial weights, which a checkpoint's trained weights replace."""
-    return replace(config, common=replace(config.common, image_weights=""))

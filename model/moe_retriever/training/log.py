@@ -105,11 +105,12 @@ def notes(data: Data, parts: Mapping[str, Rows]) -> list[str]:
         )
     for part, rows in parts.items():
         absent = [name for c, name in enumerate(data.spec.classes) if not (data.label[rows] == c).any()]
+        name = {"train": "training", "val": "validation"}.get(part, part)
         if not len(rows):
-            found.append(f"The {part} split has no labelled samples.")
+            found.append(f"The {name} split has no labelled samples.")
         elif absent:
             effect = "never predicted" if part == "train" else "left out of the metrics that average over classes"
-            found.append(f"No {part} sample has the class {', '.join(absent)}: {effect}.")
+            found.append(f"No {name} sample has the class {', '.join(absent)}: {effect}.")
     untrained = [name for m, name in enumerate(data.spec.names) if not data.observed[parts["train"], m].any()]
     if untrained:
         found.append(f"No training sample has {', '.join(untrained)}, so nothing can be learned from it.")

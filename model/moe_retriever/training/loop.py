@@ -208,6 +208,8 @@ def run_training(job: Job, data: Data | None = None) -> bool:
         "code_hash": _code_hash(config.method),
         "notes": noted,
     }
+    if common.image_weights and method.encoded and any(m.kind == "image" for m in data.spec.modalities):
+        outcome["image_weights_sha256"] = sha256(Path(common.image_weights))
     cost = {
         "load_seconds": loaded - started,
         "train_seconds": time.perf_counter() - loaded,
@@ -219,16 +221,9 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     }
     write_text(run / "cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
     keep_bank = method.reference_bytes() <= common.bank_mb * 1e6
-    checkpoint.save_run(
-        run / checkpoint.NAME,
-        method.eval(),
-        data.spec,
-        data.fitted,
-        origin,
-        reference=method.reference_state() if keep_bank else None,
-        training=outcome,
-        fingerprint=mark,
-    )
+    reference = method.reference_state() if keep_bank else None
+    trained = checkpoint.Trained(method.eval(), config, data.spec, data.fitted, origin, reference, outcome)
+    checkpoint.save_run(run / checkpoint.NAME, trained, mark)
     (run / checkpoint.RESUME_NAME).unlink(missing_ok=True)
     return True
 

@@ -336,13 +336,10 @@ def show(content: SearchResult, folder: Path) -> None:
     for row in order.iter_rows(named=True):
         score = row["status"] if row["score"] is None else f"{row['score']:.4f}"
         epoch = "" if row["epochs"] is None else f"{row['best_epoch']} of {row['epochs']}"
-        shown = [str(row["trial"]), *(str(row[o]) for o in options), score, epoch, _rounded(row["seconds"])]
+        took = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+        shown = [str(row["trial"]), *(str(row[o]) for o in options), score, epoch, took]
         table.add_row(*shown, style="bold" if row["trial"] == content["trial"] else None)
     console = Console()
     console.print(table)
     best = folder / "best.json"
     console.print(f"to train with the best options: mrpipe train … --options {best}", soft_wrap=True, highlight=False)
-
-
-def _rounded(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:.1f}"

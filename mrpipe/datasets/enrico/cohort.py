@@ -131,13 +131,8 @@ def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
             "screen_height": [sizes[s][1] if s in sizes else None for s in ids],
             "n_components": [len(trees[s].components) if s in trees else None for s in ids],
         },
-        schema_overrides={
-            "fold": pl.String,
-            "wireframe_source": pl.String,
-            "screen_width": pl.Int32,
-            "screen_height": pl.Int32,
-            "n_components": pl.Int32,
-        },
+        schema_overrides=dict.fromkeys(("fold", "wireframe_source"), pl.String)
+        | dict.fromkeys(("screen_width", "screen_height", "n_components"), pl.Int32),
     ).hstack(pl.DataFrame([_app(apps[s][0] if s in apps else None) for s in ids], schema=APP_SCHEMA, orient="row"))
     samples = samples.join(_issue_columns(issues), on="sample_id", how="left", maintain_order="left", validate="1:1")
 

@@ -114,23 +114,14 @@ def image_features(
             x = pa.FixedSizeListArray.from_arrays(pa.array(pixels_NCHW.reshape(-1)), modality.size)
             yield pa.record_batch([pa.array(chunk, pa.string()), x], schema=modality.arrow_schema())
 
-    dictionary = pl.DataFrame(
-        {
-            "modality": name,
-            "position": range(len(CHANNELS)),
-            "name": [f"{name}.{c}" for c in CHANNELS],
-            "dtype": "uint8",
-            "unit": "0-255",
-            "kind": "pixel",
-            "levels": None,
-            "description": [f"{c} channel, {height} rows of {width} pixels, top left first" for c in CHANNELS],
-            "source_file": source,
-            "source_column": None,
-            "n_observed": len(ids),
-            "n_missing": 0,
-        },
-        schema=DICTIONARY_SCHEMA,
-    )
+    channels = {
+        "name": [f"{name}.{c}" for c in CHANNELS],
+        "description": [f"{c} channel, {height} rows of {width} pixels, top left first" for c in CHANNELS],
+    }
+    same = {"modality": name, "dtype": "uint8", "unit": "0-255", "kind": "pixel", "source_file": source}
+    counted = {"position": range(len(CHANNELS)), "n_observed": len(ids), "n_missing": 0}
+    columns = {**dict.fromkeys(DICTIONARY_SCHEMA), **channels, **same, **counted}
+    dictionary = pl.DataFrame(columns, schema=DICTIONARY_SCHEMA)
 
     def tried() -> pl.DataFrame:
         rows = [(i, 0, "failed" if i in absent else "ok", absent.get(i)) for i in sorted({*ids, *absent})]

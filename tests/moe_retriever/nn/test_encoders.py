@@ -204,9 +204,33 @@ def test_an_error_about_a_weight_file_contains_the_layer(tmp_path: Path) -> None
     torch.save(state, tmp_path / "vgg.pth")
     with pytest.raises(DataError, match=r"features\.3\.bias"):
         one("image", image_weights=str(tmp_path / "vgg.pth"))
-    (tmp_path / "junk.pth").write_bytes(b"junk")
-    with pytest.raises(DataError, match="a torch state dict"):
-        one("image", image_weights=str(tmp_path / "junk.pth"))
+
+
+def bad_weight_file(path: Path, fault: str) -> None:
+    plain = one("image", image_encoder="vgg11_bn" if fault == "batch norm" else "vgg11")
+    assert isinstance(plain, ImageEncoder)
+    state = weights_of(plain)
+    content = {"a tensor": torch.zeros(3), "a checkpoint": {"epoch": 1, "state": state}, "a list": [1.0]}
+    torch.save(content.get(fault, state), path)
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    if fault == "junk":
+        path.write_bytes(b"junk")
+    if fault == "absent":
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("batch norm", "the layers of this VGG11; found .* layers. Use a state dict of torchvision's"),
+        *((f, "a torch state dict") for f in ("truncated", "junk", "absent", "a tensor", "a checkpoint", "a list")),
+    ],
+)
+def test_other_weight_files_are_refused(fault: str, said: str, tmp_path: Path) -> None:
+    bad_weight_file(tmp_path / "vgg.pth", fault)
+    with pytest.raises(DataError, match=f"vgg.pth.*{said}"):
+        one("image", image_weights=str(tmp_path / "vgg.pth"))
 
 
 @pytest.mark.parametrize("cls", [nn.GRU, nn.LSTM])

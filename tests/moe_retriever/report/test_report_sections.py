@@ -311,6 +311,21 @@ def test_a_problem_gives_exactly_one_warning(change: Callable[[Any], None], said
     assert "only 1 seed," in few.text
 
 
+def test_image_encoders_that_start_from_random_weights_give_a_warning(trained: ReportedRun) -> None:
+    def images(m: dict[str, Any], c: dict[str, Any], weights: str) -> None:
+        good(m)
+        c["data"]["modalities"][0]["kind"] = "image"
+        c["common"]["image_weights"] = weights
+
+    untaught, taught = (
+        [changed(trained, lambda m, c, k, s=seed, w=w: (images(m, c, w), m.update(seed=s))) for seed in range(3)]  # type: ignore[misc]
+        for w in ("", "vgg11.pth")
+    )
+    (found,) = cautions.of_experiment(trained.experiment, untaught)
+    assert "image encoder started from random weights" in found.text
+    assert cautions.of_experiment(trained.experiment, taught) == []
+
+
 def test_equal_warnings_are_merged() -> None:
     found = [cautions.Caution(text, f"place {i}", f"p{i}") for i in range(6) for text in ("a", "b")[: 1 + (i == 0)]]
     a, b = cautions.together(found)

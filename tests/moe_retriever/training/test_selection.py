@@ -214,11 +214,13 @@ def test_notes_name_what_is_absent() -> None:
     data.observed[parts["train"], 1] = False
     found = notes(data, {**parts, "val": parts["val"][:0]})
     assert found == [
-        "No train sample has the class c1, c2: never predicted.",
-        "The val split has no labelled samples.",
+        "No training sample has the class c1, c2: never predicted.",
+        "The validation split has no labelled samples.",
         "No test sample has the class c2: left out of the metrics that average over classes.",
         "No training sample has m1, so nothing can be learned from it.",
     ]
+    data.label[parts["val"]] = 0
+    assert any(n.startswith("No validation sample has the class c1, c2: left out") for n in notes(data, parts))
 
 
 def test_predictions_that_are_not_finite_are_an_error() -> None:

@@ -24,6 +24,7 @@ from moe_retriever.training import checkpoint, loop
 from moe_retriever.training.loop import Job, batches, make_optimiser, run_training, train_epoch
 from mrpipe import Store, open_store
 from mrpipe.errors import UsageError
+from mrpipe.raw import sha256
 from mrpipe.transforms.options import TransformOptions
 from tests.moe_retriever import synthetic
 
@@ -371,3 +372,16 @@ def test_the_fingerprint_covers_options_data_initial_weights_and_code(
         monkeypatch.setattr(loop, name, value)
         marks.append(loop.fingerprint({"a": 1}, config))
     assert len(set(marks)) == len(marks) == 6
+
+
+def test_the_hash_of_a_file_of_image_weights_is_recorded(store: Store, tmp_path: Path) -> None:
+    def recorded(name: str, **overrides: object) -> dict[str, object]:
+        made = replace(job(store, tmp_path / name, epochs=1, warmup=0, **overrides), modalities=("table", "image"))
+        run_training(made)
+        return dict(evaluate_run(made.run, store, n_resamples=0)["training"])
+
+    assert "image_weights_sha256" not in recorded("random")
+    state = checkpoint.read(tmp_path / "random" / "model.pt")["state"]
+    weights = tmp_path / "vgg.pth"
+    torch.save({k.partition(".cnn.")[2]: v for k, v in state.items() if ".cnn." in k}, weights)
+    assert recorded("pretrained", image_weights=str(weights))["image_weights_sha256"] == sha256(weights)

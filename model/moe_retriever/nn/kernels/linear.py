@@ -35,11 +35,8 @@ def onednn_operator(namespace: object = torch.ops.mkldnn) -> LinearOperator | No
         return None
 
 
-def _useful() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-_ONEDNN = onednn_operator() if _useful() else None
+_USEFUL = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+_ONEDNN = onednn_operator() if _USEFUL else None
 
 
 def onednn_pays(x: Tensor) -> bool:

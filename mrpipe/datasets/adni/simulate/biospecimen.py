@@ -118,3 +118,6 @@ def write_plasma(w: Writer, people: SimulatedParticipants) -> None:
         for name in ("ISO8PGF2A", "ISO812IPF2A")
     }
     w.write("ISOPROSTANE", rows, urine, date_column="EXAMDATE", keys=_BY_RID)
+
+
+FORMS = (write_apoe, write_csf, write_plasma)

@@ -49,18 +49,8 @@ def simulate_export(raw: Path, truth: Path, options: AdniSimulation) -> None:
     raw.mkdir(parents=True, exist_ok=True)
     people = draw_people(options.n_subjects, options.seed, options.separation, options.missing_strength)
     writer = Writer(raw, options.layout, options.seed)
-    for form in (
-        sim_forms.write_diagnoses,
-        sim_forms.write_demographics,
-        sim_forms.write_history,
-        sim_forms.write_examination,
-        sim_forms.write_medications,
-        sim_forms.write_vitals,
-        sim_biospecimen.write_apoe,
-        sim_biospecimen.write_csf,
-        sim_biospecimen.write_plasma,
-    ):
-        form(writer, people)
+    for write_form in (*sim_forms.FORMS, *sim_biospecimen.FORMS):
+        write_form(writer, people)
     if options.layout == "old":
         sim_forms.write_roster(writer, people)
     genotyped = people.subjects.filter("has_genomic")

@@ -60,11 +60,8 @@ def write_diagnoses(w: Writer, people: SimulatedParticipants) -> None:
     if w.layout == "old":
         before = visits.select(pl.col("dx").shift(1).over("i").fill_null(pl.col("dx"))).to_series()
         change = [_CHANGES.get(pair, 9) for pair in zip(before, dx, strict=True)]
-        in_phases = {
-            "DXCHANGE": (change, ["ADNIGO", "ADNI2"]),
-            "DXCURREN": (dx, ["ADNI1"]),
-            "DIAGNOSIS": (dx, ["ADNI3", "ADNI4"]),
-        }
+        in_phases = {"DXCHANGE": (change, ["ADNIGO", "ADNI2"]), "DXCURREN": (dx, ["ADNI1"])}
+        in_phases |= {"DIAGNOSIS": (dx, ["ADNI3", "ADNI4"])}
         items = {
             name: np.where(known & phase.is_in(phases).to_numpy(), np.array(codes, dtype=str), "")
             for name, (codes, phases) in in_phases.items()
@@ -152,15 +149,12 @@ def write_demographics(w: Writer, people: SimulatedParticipants) -> None:
         "PTHAND": np.where(rng.random(n) < 0.92, "1", "2")[rows],
         "PTMARRY": with_missing(married[rows], rng, phase, rate=0.03, minus_one=0.02),
         "PTEDUCAT": texts(education[rows]),
-        "PTWORKHS": "1",
-        "PTWORK": "teacher",
+        **{"PTWORKHS": "1", "PTWORK": "teacher"},
         "PTNOTRT": with_missing(_drawn(rng, "0|1|2", n, [0.2, 0.75, 0.05])[rows], rng, phase, rate=0.05),
         "PTRTYR": years(1990, 20),
         "PTHOME": with_missing(_drawn(rng, "1|2|3|5", n)[rows], rng, phase, rate=0.05),
-        "PTTLANG": "1",
-        "PTPLANG": "1",
-        "PTADBEG": np.where(ill, onset, "-4"),
-        "PTCOGBEG": np.where(ill, onset, "-4"),
+        **dict.fromkeys(("PTTLANG", "PTPLANG"), "1"),
+        **dict.fromkeys(("PTADBEG", "PTCOGBEG"), np.where(ill, onset, "-4")),
         "PTADDX": np.where(ill, onset, "9999"),
         "PTETHCAT": with_missing(np.where(rng.random(n) < 0.95, "2", "1")[rows], rng, phase, rate=0.02),
         "PTRACCAT": race[rows],
@@ -191,16 +185,8 @@ def write_medications(w: Writer, people: SimulatedParticipants) -> None:
     continuing = rng.random(n) < 0.85
     ended = [None if c else f"--/--/{y}" if fuzzy else f"{y}-06-01" for c, y in zip(continuing, years, strict=True)]
     items: dict[str, Any] = {
-        "RECNO": range(1, n + 1),
-        "CMMED": drug,
-        "CMMEDID": "-4",
-        "CMDOSE": "1",
-        "CMUNITSID": "-4",
-        "CMUNITS": "mg",
-        "CMFREQID": "-4",
-        "CMFREQNC": "QD",
-        "CMROUTEID": "-4",
-        "CMROUTE": "PO",
+        **{"RECNO": range(1, n + 1), "CMMED": drug, "CMMEDID": "-4", "CMDOSE": "1", "CMUNITSID": "-4", "CMUNITS": "mg"},
+        **{"CMFREQID": "-4", "CMFREQNC": "QD", "CMROUTEID": "-4", "CMROUTE": "PO"},
         "CMREASON": np.array(["2", "3", "2|3"])[rng.integers(0, 3, n)],
         "CMEVNUM": "-4",
         "CMBGN": started,
@@ -262,3 +248,6 @@ def write_roster(w: Writer, people: SimulatedParticipants) -> None:
     """ROSTER of an old export, the only table that maps RID to PTID in that layout."""
     rows = people.subjects.select(Phase="phase", ID="rid", RID="rid", PTID="ptid").cast(pl.String)
     w.path("ROSTER").write_text(rows.write_csv(quote_style="always"), encoding="utf-8")
+
+
+FORMS = (write_diagnoses, write_demographics, write_history, write_examination, write_medications, write_vitals)

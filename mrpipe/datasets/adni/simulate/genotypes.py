@@ -108,13 +108,9 @@ def write_reference(path: Path, snps: Snps, known: NDArray[np.bool_]) -> None:
     frame = pl.DataFrame(
         {
             "id": [f"{i}:{p}:{a}:{b}" for i, p, a, b in zip(snps.id, snps.position, snps.ref, snps.alt, strict=True)],
-            "chr": snps.chromosome,
-            "position": snps.position,
-            "a0": snps.ref,
-            "a1": snps.alt,
+            **{"chr": snps.chromosome, "position": snps.position, "a0": snps.ref, "a1": snps.alt},
             "TYPE": "Biallelic_SNP",
-            **dict.fromkeys(("AFR", "AMR", "EAS", "EUR", "SAS"), snps.frequency.round(6)),
-            "ALL": snps.frequency.round(6),
+            **dict.fromkeys(("AFR", "AMR", "EAS", "EUR", "SAS", "ALL"), snps.frequency.round(6)),
         }
     ).filter(pl.Series(known))
     _write_gzip(path, frame.write_csv(separator=" "))

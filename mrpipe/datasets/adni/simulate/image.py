@@ -129,12 +129,6 @@ class MapModel:
         return np.asarray(self.mean * np.exp(log) * (1 - atrophy * self.medial_temporal))
 
 
-def _diagnosis(value: Any) -> str:
-    """CN, MCI or Dementia, given by name or by the code of DXSUM (1, 2, 3)."""
-    names = tuple(ATROPHY)
-    return value if value in ATROPHY else names[int(value) - 1]
-
-
 def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.DataFrame:
     """Write the images of an export to `out`.
 
@@ -142,8 +136,8 @@ def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.Data
     `subject_id`, have raw T1 scans in `out/ADNI/` and a search CSV instead.
 
     Args:
-        subjects: participants with an image: `subject_id` (PTID) and `diagnosis` (a name, or 1, 2, 3); float columns
-            are latent factors. The optional column `visit_date` is the date of the first scan.
+        subjects: participants with an image: `subject_id` (PTID) and `diagnosis`; float columns are latent
+            factors. The optional column `visit_date` is the date of the first scan.
         settings: `ImageSimulation` with `seed`.
 
     Returns:
@@ -156,7 +150,7 @@ def simulate_images(out: Path, subjects: pl.DataFrame, settings: Any) -> pl.Data
     for number, row in enumerate(subjects.iter_rows(named=True)):
         rng = generator(seed, "image visits", row["subject_id"])
         first = row.get("visit_date") or FIRST_DAY + timedelta(days=int(rng.integers(0, 5000)))
-        base = ATROPHY[_diagnosis(row["diagnosis"])]
+        base = ATROPHY[row["diagnosis"]]
         count = 1 + int(rng.binomial(settings.image_max_scans - 1, 0.4)) if settings.image_max_scans > 1 else 1
         for k in range(count):
             visits.append(
@@ -213,10 +207,8 @@ def _write_maps(
             name = f"{visit['subject_id']}_{visit['date'].isoformat()}_T1_RAVENS_150.nii.gz"
             write_nifti(folder / name, volume, grid.affine)
             lines.append(f'"{visit["subject_id"]}","{written}","{name}"')
-        truth.append(
-            {k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
-            | {"image_id": str(row), "failed": failed}
-        )
+        known = {k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
+        truth.append(known | {"image_id": str(row), "failed": failed})
     if stacked:
         array.flush()
         (folder / "ADNI_subj.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from mrpipe.datasets.adni.tables import CLASSES
 from mrpipe.experiment.truth import subsets
@@ -134,12 +135,7 @@ def draw_people(n: int, seed: int, separation: float, missing_strength: float) -
             "rid": rid,
             "ptid": [f"{s:03d}_S_{r:04d}" for s, r in zip(site, rid, strict=True)],
             "phase": [names[p] for p in phase],
-            "site": site,
-            "cls": cls,
-            "stable": stable,
-            "n_visits": n_visits,
-            "start": start,
-            "pattern": patterns,
+            **{"site": site, "cls": cls, "stable": stable, "n_visits": n_visits, "start": start, "pattern": patterns},
             "u": u,
             **{f"v_{m}": v for m, v in factors.items()},
             **{f"has_{m}": [letter in p for p in patterns] for letter, m in LETTERS.items()},
@@ -164,28 +160,17 @@ def posterior(subjects: pl.DataFrame, modalities: Sequence[str] | None, separati
         observed = subjects[f"has_{name}"].to_numpy()[:, None] if modalities is None else name in modalities
         v = subjects[f"v_{name}"].to_numpy()
         log_p += np.where(observed, -0.5 * (v[:, None] - separation * np.array(means)) ** 2, 0.0)
-    p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
-    return np.asarray(p / p.sum(axis=1, keepdims=True))
+    return np.asarray(softmax(log_p, axis=1))
 
 
 def truth_frame(people: SimulatedParticipants, separation: float) -> pl.DataFrame:
     """One row per participant: `sample_id`, baseline class, factors, modality combination and posterior."""
     s = people.subjects
     p = posterior(s, None, separation)
-    return (
-        s.select(
-            pl.col("ptid").alias("sample_id"),
-            "rid",
-            "phase",
-            "stable",
-            "pattern",
-            "u",
-            "^v_.*$",
-            pl.col("cls").replace_strict(dict(enumerate(CLASSES)), return_dtype=pl.String).alias("diagnosis"),
-        )
-        .with_columns(pl.Series(f"bayes_{c}", p[:, k]) for k, c in enumerate(CLASSES))
-        .sort("sample_id")
-    )
+    diagnosis = pl.col("cls").replace_strict(dict(enumerate(CLASSES)), return_dtype=pl.String).alias("diagnosis")
+    kept = ("rid", "phase", "stable", "pattern", "u", "^v_.*$")
+    frame = s.select(pl.col("ptid").alias("sample_id"), *kept, diagnosis)
+    return frame.with_columns(pl.Series(f"bayes_{c}", p[:, k]) for k, c in enumerate(CLASSES)).sort("sample_id")
 
 
 def best_accuracies(people: SimulatedParticipants, separation: float) -> dict[str, float]:

@@ -159,10 +159,8 @@ def write_raw_scans(
                     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
                 rows.append((f"{'I' if image % 2 else ''}{image}", ptid, "MRI", description, day))
                 if not localizer:
-                    truth.append(
-                        {k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
-                        | {"image_id": str(image), "failed": failing}
-                    )
+                    known = {k: visit[k] for k in ("subject_id", "source", "date", "atrophy")}
+                    truth.append(known | {"image_id": str(image), "failed": failing})
     if layout == "bids":
         return truth
     rows.append((f"I{image + 1}", rows[-1][1], "PET", "ADNI Brain PET: Raw", rows[-1][4]))

@@ -168,7 +168,7 @@ def _draw_issues(states: pl.DataFrame, options: EnricoSimulation) -> list[tuple[
 
 
 def _faulty(tree: Node, other: Node, description: str) -> Node:
-    """The tree shown by the wireframe of a screen with this issue."""
+    """The tree shown by the wireframe, or written as the hierarchy, of a screen with this issue."""
     width, height = tree["bounds"][2:]
     children: list[Node] = tree.get("children", [])
 
@@ -183,15 +183,12 @@ def _faulty(tree: Node, other: Node, description: str) -> Node:
             return tree | {"children": [*children, node("Image", 0, height * 0.2, width, height * 0.9)]}
         case "systematic vertical offset":
             return moved(tree)
+        # The hierarchy still contains a closed drawer on top of the screen.
+        case "overlapping sidebar":
+            return tree | {"children": [*children, node("Drawer", 0, 84, width * 0.8, height - 168)]}
         case "missing bg image":
             return tree | {"children": [c for c in children if c.get("componentLabel") != "Background Image"]}
     return tree
-
-
-def _with_sidebar(tree: Node) -> Node:
-    """A hierarchy that still contains a closed drawer on top of the screen."""
-    width, height = tree["bounds"][2:]
-    return tree | {"children": [*tree.get("children", []), node("Drawer", 0, 84, width * 0.8, height - 168)]}
 
 
 def _metadata(u: float, app: int) -> dict[str, Any]:
@@ -199,15 +196,8 @@ def _metadata(u: float, app: int) -> dict[str, Any]:
     if u < EMPTY_METADATA:
         return {}
     categories = ("COMMUNICATION", "TOOLS", "SHOPPING", "HEALTH_AND_FITNESS", "MUSIC_AND_AUDIO")
-    return {
-        "title": f"App {app}",
-        "category": [categories[app % 5]],
-        "score": "4.1",
-        "reviews": 10 + app,
-        "free": True,
-        "installs": "10,000+",
-        "app_id": f"com.example.app{app}",
-    }
+    page = {"title": f"App {app}", "category": [categories[app % 5]], "score": "4.1", "reviews": 10 + app}
+    return page | {"free": True, "installs": "10,000+", "app_id": f"com.example.app{app}"}
 
 
 def _write_truth(
@@ -284,7 +274,7 @@ def simulate_export(raw: Path, truth: Path, options: EnricoSimulation) -> None:
         if description in ("selector overlay", "loading overlay"):
             shot = shot.point(lambda v: v // 2)
         shot.save(screenshots / f"{screen_id}.jpg", quality=85)
-        written = _with_sidebar(tree) if description == "overlapping sidebar" else tree
+        written = _faulty(tree, tree, description) if source == "hierarchy" else tree
         (hierarchies / f"{screen_id}.json").write_text(json.dumps(written), encoding="utf-8")
         if screen_id not in MULTIBENCH_IGNORES:
             shown = _faulty(tree, trees[neighbour[screen_id]], description) if source == "wireframe" else tree

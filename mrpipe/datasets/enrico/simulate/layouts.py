@@ -21,19 +21,17 @@ _ICONS = (
 ICON_CLASSES = tuple(_ICONS.split())
 ICON_COLOURS = {name: f"#{(20 + 12 * i) * 0x010101:06x}" for i, name in enumerate(ICON_CLASSES)}
 BUTTON_CONCEPTS = ("go", "login", "skip", "ok", "cancel", "done", "next", "save")
-_CLASSES = {
-    "Text": "android.widget.TextView",
-    "Text Button": "android.widget.Button",
-    "Input": "android.widget.EditText",
-    "Image": "android.widget.ImageView",
-    "Icon": "android.widget.ImageButton",
-    "List Item": "android.widget.RelativeLayout",
-    "On/Off Switch": "android.widget.Switch",
-    "Checkbox": "android.widget.CheckBox",
-    "Toolbar": "android.widget.Toolbar",
-    "Slider": "android.widget.SeekBar",
-    "Web View": "android.webkit.WebView",
+_WIDGETS = {
+    "Text": "TextView",
+    "Text Button": "Button",
+    "Input": "EditText",
+    "Image": "ImageView",
+    "Icon": "ImageButton",
 }
+_WIDGETS |= {"List Item": "RelativeLayout", "On/Off Switch": "Switch", "Checkbox": "CheckBox", "Toolbar": "Toolbar"}
+_WIDGETS |= {"Icon": "ImageButton", "Slider": "SeekBar"}
+_CLASSES = {label: f"android.widget.{name}" for label, name in _WIDGETS.items()}
+_CLASSES |= {"Web View": "android.webkit.WebView"}
 
 
 def node(label: str | None, x0: float, y0: float, x1: float, y1: float, *children: Node, **extra: Any) -> Node:
@@ -54,7 +52,7 @@ def node(label: str | None, x0: float, y0: float, x1: float, y1: float, *childre
 
 
 @dataclass(frozen=True)
-class Part:
+class LayoutPart:
     """Components of one kind in a layout.
 
     Attributes:
@@ -73,87 +71,74 @@ class Part:
     rows: tuple[int, int] = (1, 1)
     columns: int = 1
     ragged: float = 0.0
-    inside: tuple[Part, ...] = ()
+    inside: tuple[LayoutPart, ...] = ()
 
 
-_TOOLBAR = Part(
+_TOOLBAR = LayoutPart(
     "Toolbar",
     (0, 0, 1, 0.12),
     inside=(
-        Part("Icon", (0.03, 0.25, 0.12, 0.75)),
-        Part("Text", (0.18, 0.3, 0.8, 0.7), ragged=0.5),
-        Part("Icon", (0.87, 0.25, 0.96, 0.75), 0.6),
+        LayoutPart("Icon", (0.03, 0.25, 0.12, 0.75)),
+        LayoutPart("Text", (0.18, 0.3, 0.8, 0.7), ragged=0.5),
+        LayoutPart("Icon", (0.87, 0.25, 0.96, 0.75), 0.6),
     ),
 )
-_IN_CARD = (Part("Image", (0.08, 0.05, 0.92, 0.45)), Part("Text", (0.05, 0.5, 0.95, 0.7), ragged=0.3))
-LAYOUTS: dict[str, tuple[Part, ...]] = {
+_IN_CARD = (
+    LayoutPart("Image", (0.08, 0.05, 0.92, 0.45)),
+    LayoutPart("Text", (0.05, 0.5, 0.95, 0.7), ragged=0.3),
+    LayoutPart("Text Button", (0.05, 0.8, 0.95, 0.95), 0.8),
+)
+_IN_FEED = (LayoutPart("Image", (0.02, 0.15, 0.4, 0.85)), LayoutPart("Text", (0.45, 0.15, 0.95, 0.5)))
+_IN_ROW = (LayoutPart("Image", (0.03, 0.15, 0.15, 0.85), 0.6), LayoutPart("Text", (0.2, 0.25, 0.9, 0.6), ragged=0.5))
+LAYOUTS: dict[str, tuple[LayoutPart, ...]] = {
     "sparse": (
         replace(_TOOLBAR, chance=0.8),
-        Part("Text", (0.08, 0.25, 0.92, 0.35), ragged=0.4),
-        Part("Input", (0, 0.45, 1, 0.53), 0.6),
-        Part("Icon", (0.78, 0.86, 0.95, 0.95), 0.4),
+        LayoutPart("Text", (0.08, 0.25, 0.92, 0.35), ragged=0.4),
+        LayoutPart("Input", (0, 0.45, 1, 0.53), 0.6),
+        LayoutPart("Icon", (0.78, 0.86, 0.95, 0.95), 0.4),
     ),
     "media": (
-        Part("Video|Image", (0, 0, 1, 0.58)),
-        Part("Text", (0.1, 0.62, 0.9, 0.67), ragged=0.3),
-        Part("Slider", (0, 0.7, 1, 0.73)),
-        Part("Icon", (0.2, 0.8, 0.8, 0.9), columns=3),
+        LayoutPart("Video|Image", (0, 0, 1, 0.58)),
+        LayoutPart("Text", (0.1, 0.62, 0.9, 0.67), ragged=0.3),
+        LayoutPart("Slider", (0, 0.7, 1, 0.73)),
+        LayoutPart("Icon", (0.2, 0.8, 0.8, 0.9), columns=3),
     ),
-    "feed": (
-        _TOOLBAR,
-        Part(
-            "Card",
-            (0, 0.13, 1, 1),
-            rows=(3, 6),
-            ragged=0.2,
-            inside=(Part("Image", (0.02, 0.15, 0.4, 0.85)), Part("Text", (0.45, 0.15, 0.95, 0.5))),
-        ),
-    ),
+    "feed": (_TOOLBAR, LayoutPart("Card", (0, 0.13, 1, 1), rows=(3, 6), ragged=0.2, inside=_IN_FEED)),
     "canvas": (
-        Part("Map View|Background Image", (0, 0, 1, 1)),
+        LayoutPart("Map View|Background Image", (0, 0, 1, 1)),
         replace(_TOOLBAR, chance=0.6),
-        Part("Icon", (0.85, 0.3, 0.98, 0.98), 0.8, rows=(3, 7)),
-        Part("Text Button", (0, 0.9, 0.4, 0.98), 0.5),
+        LayoutPart("Icon", (0.85, 0.3, 0.98, 0.98), 0.8, rows=(3, 7)),
+        LayoutPart("Text Button", (0, 0.9, 0.4, 0.98), 0.5),
     ),
     "form": (
-        Part("Image", (0.3, 0.04, 0.7, 0.22), 0.6),
-        Part("Input", (0, 0.25, 1, 0.68), rows=(2, 6)),
-        Part("Text Button", (0, 0.72, 1, 0.8)),
-        Part("Text", (0.3, 0.84, 0.7, 0.88), 0.6),
-        Part("Checkbox", (0, 0.9, 0.1, 0.95), 0.3),
+        LayoutPart("Image", (0.3, 0.04, 0.7, 0.22), 0.6),
+        LayoutPart("Input", (0, 0.25, 1, 0.68), rows=(2, 6)),
+        LayoutPart("Text Button", (0, 0.72, 1, 0.8)),
+        LayoutPart("Text", (0.3, 0.84, 0.7, 0.88), 0.6),
+        LayoutPart("Checkbox", (0, 0.9, 0.1, 0.95), 0.3),
     ),
     "grid": (
         _TOOLBAR,
-        Part("Multi-Tab", (0, 0.12, 1, 0.2), 0.5, inside=(Part("Text", (0.05, 0.3, 0.95, 0.7), columns=3),)),
-        Part("Image", (0, 0.2, 1, 1), rows=(3, 5), columns=2),
-    ),
-    "rows": (
-        _TOOLBAR,
-        Part(
-            "List Item",
-            (0, 0.12, 1, 1),
-            rows=(6, 13),
-            inside=(Part("Image", (0.03, 0.15, 0.15, 0.85), 0.6), Part("Text", (0.2, 0.25, 0.9, 0.6), ragged=0.5)),
+        LayoutPart(
+            "Multi-Tab", (0, 0.12, 1, 0.2), 0.5, inside=(LayoutPart("Text", (0.05, 0.3, 0.95, 0.7), columns=3),)
         ),
+        LayoutPart("Image", (0, 0.2, 1, 1), rows=(3, 5), columns=2),
     ),
+    "rows": (_TOOLBAR, LayoutPart("List Item", (0, 0.12, 1, 1), rows=(6, 13), inside=_IN_ROW)),
     "switches": (
         _TOOLBAR,
-        Part("Text", (0, 0.13, 0.75, 1), rows=(5, 11), ragged=0.4),
-        Part("On/Off Switch|Checkbox", (0.84, 0.13, 1, 1), 0.7, rows=(5, 11)),
+        LayoutPart("Text", (0, 0.13, 0.75, 1), rows=(5, 11), ragged=0.4),
+        LayoutPart("On/Off Switch|Checkbox", (0.84, 0.13, 1, 1), 0.7, rows=(5, 11)),
     ),
     "text": (
-        Part("Image", (0.15, 0.03, 0.85, 0.25), 0.5),
-        Part("Text", (0, 0.27, 1, 0.85), rows=(2, 5)),
-        Part("Pager Indicator", (0.4, 0.86, 0.6, 0.88), 0.5),
-        Part("Button Bar", (0, 0.9, 1, 1), inside=(Part("Text Button", (0.03, 0.15, 0.97, 0.85), columns=2),)),
-    ),
-    "card": (
-        Part(
-            "Modal|Card",
-            (0.05, 0.15, 0.95, 0.85),
-            inside=(*_IN_CARD, Part("Text Button", (0.05, 0.8, 0.95, 0.95), 0.8)),
+        LayoutPart("Image", (0.15, 0.03, 0.85, 0.25), 0.5),
+        LayoutPart("Text", (0, 0.27, 1, 0.85), rows=(2, 5)),
+        LayoutPart("Pager Indicator", (0.4, 0.86, 0.6, 0.88), 0.5),
+        LayoutPart(
+            "Button Bar", (0, 0.9, 1, 1), inside=(LayoutPart("Text Button", (0.03, 0.15, 0.97, 0.85), columns=2),)
         ),
     ),
+    "card": (LayoutPart("Modal|Card", (0.05, 0.15, 0.95, 0.85), inside=_IN_CARD),),
 }
 # Components as wide as the screen; the others keep to the margins.
 _WIDE = {"Toolbar", "Button Bar", "Multi-Tab", "Map View", "Background Image", "List Item"}
@@ -161,7 +146,7 @@ _WIDE = {"Toolbar", "Button Bar", "Multi-Tab", "Map View", "Background Image", "
 _FILL = 0.85
 
 
-def _extra(label: str, rng: np.random.Generator) -> dict[str, str]:
+def _extra(label: str, rng: np.random.Generator) -> dict[str, Any]:
     """Class and text of an icon or a button; some buttons have no published concept."""
     if label == "Icon":
         return {"iconClass": str(rng.choice(ICON_CLASSES))}
@@ -171,7 +156,9 @@ def _extra(label: str, rng: np.random.Generator) -> dict[str, str]:
     return {"text": name.title(), "textButtonClass": name} if rng.random() < 0.6 else {"text": "More"}
 
 
-def _draw(part: Part, area: tuple[float, float, float, float], rng: np.random.Generator, density: float) -> list[Node]:
+def _draw(
+    part: LayoutPart, area: tuple[float, float, float, float], rng: np.random.Generator, density: float
+) -> list[Node]:
     """Components of a part within `area` (left, top, right, bottom) in pixels."""
     low, high = part.rows
     n_rows = max(1, round(low + (high - low) * density + rng.normal(0, 0.3) * (high > low)))

@@ -15,6 +15,12 @@ from mrpipe.keyed import generator
 
 BLOCK = 500_000  # approximate number of rows generated at a time
 _RARE_SHARE = 0.06
+_CHART_COLUMNS = "subject_id hadm_id stay_id caregiver_id charttime storetime itemid value valuenum valueuom warning"
+_LAB_COLUMNS = (
+    "labevent_id subject_id hadm_id specimen_id itemid order_provider_id charttime storetime value valuenum valueuom "
+    "ref_range_lower ref_range_upper flag priority comments"
+)
+_BLANK = ("order_provider_id", "ref_range_lower", "ref_range_upper", "flag")
 _TENTHS = 60_000  # values up to 6000.0 are formatted by a lookup table of strings
 
 
@@ -41,17 +47,11 @@ def dictionary(source: str, n_rare: int) -> pl.DataFrame:
     pool = item_pool(source, n_rare)
     if source == "labevents":
         return pool.select("itemid", "label", fluid=pl.lit("Blood"), category=pl.lit("Chemistry"))
-    return pool.select(
-        "itemid",
-        "label",
-        abbreviation="label",
-        linksto=pl.lit("chartevents"),
-        category=pl.lit("Routine Vital Signs"),
-        unitname=pl.col("unit").replace("", None),
-        param_type=pl.when("is_text").then(pl.lit("Text")).otherwise(pl.lit("Numeric")),
-        lownormalvalue=pl.lit(None, pl.String),
-        highnormalvalue=pl.lit(None, pl.String),
-    )
+    chart = {"linksto": pl.lit("chartevents"), "category": pl.lit("Routine Vital Signs")}
+    chart |= {"unitname": pl.col("unit").replace("", None)}
+    chart |= {"param_type": pl.when("is_text").then(pl.lit("Text")).otherwise(pl.lit("Numeric"))}
+    chart |= dict.fromkeys(("lownormalvalue", "highnormalvalue"), pl.lit(None, pl.String))
+    return pool.select("itemid", "label", abbreviation="label", **chart)
 
 
 def _layout(people: SimulatedPatients, n_rows: int) -> pl.DataFrame:
@@ -65,11 +65,6 @@ def _layout(people: SimulatedPatients, n_rows: int) -> pl.DataFrame:
     return visits.with_columns(n_rows=pl.Series(counts))
 
 
-def _strings() -> pl.Series:
-    values = np.arange(_TENTHS + 1)
-    return pl.Series([f"{v // 10}" if v % 10 == 0 else f"{v / 10:.1f}" for v in values.tolist()])
-
-
 class _Values:
     """Draws values of the rows of a block, as numbers and as text."""
 
@@ -79,7 +74,7 @@ class _Values:
         self._cumulative = np.cumsum(weight) / weight.sum()
         p = people.patients
         self._shared, self._own = p["shared"].to_numpy(), p["lab"].to_numpy()
-        self._tenths = _strings()
+        self._tenths = pl.Series([f"{v // 10}" if v % 10 == 0 else f"{v / 10:.1f}" for v in range(_TENTHS + 1)])
         texts = pools.LAB_TEXT if source == "labevents" else pools.CHART_TEXT
         self._texts = pl.Series([*(w for _, _, words in texts for w in words), "___", ">100", "<0.1", "HOLD", "NEG"])
         self._units = pl.Series([*self.pool["unit"], "mmol/L", "umol/L", "mg", "mg/dl"])
@@ -173,37 +168,15 @@ def _block(
     if o.release.startswith("3"):
         frame = frame[rng.permutation(n)]
     unit = pl.when(~pl.col("unit_blank") & (pl.col("valueuom") != "")).then("valueuom").alias("valueuom")
-    empty = pl.lit(None, dtype=pl.String)
+    stored = pl.col("time") + pl.duration(minutes=50 if lab else 4)
+    frame = frame.with_columns(unit, charttime="time", storetime=stored)
     if not lab:
-        return frame.select(
-            "subject_id",
-            "hadm_id",
-            (pl.col("hadm_id") + 10_000_000).alias("stay_id"),
-            (pl.col("itemid") % 9973).alias("caregiver_id"),
-            pl.col("time").alias("charttime"),
-            (pl.col("time") + pl.duration(minutes=4)).alias("storetime"),
-            "itemid",
-            "value",
-            "valuenum",
-            unit,
-            warning=0,
-        )
-    ids = pl.int_range(event_id, event_id + n, dtype=pl.Int64)
-    return frame.select(
-        ids.alias("labevent_id"),
-        "subject_id",
+        visit_ids = {"stay_id": pl.col("hadm_id") + 10_000_000, "caregiver_id": pl.col("itemid") % 9973}
+        return frame.with_columns(**visit_ids, warning=0).select(_CHART_COLUMNS.split())
+    return frame.with_columns(
         pl.when(~pl.col("no_visit")).then("hadm_id").alias("hadm_id"),
-        ids.alias("specimen_id"),
-        "itemid",
-        empty.alias("order_provider_id"),
-        pl.col("time").alias("charttime"),
-        (pl.col("time") + pl.duration(minutes=50)).alias("storetime"),
-        "value",
-        "valuenum",
-        unit,
-        ref_range_lower=empty,
-        ref_range_upper=empty,
-        flag=empty,
+        **dict.fromkeys(("labevent_id", "specimen_id"), pl.int_range(event_id, event_id + n, dtype=pl.Int64)),
+        **dict.fromkeys(_BLANK, pl.lit(None, dtype=pl.String)),
         priority=pl.lit("ROUTINE"),
         comments=pl.when(pl.col("valuenum").is_null()).then(pl.lit('___ "HOLD", see note')),
-    )
+    ).select(_LAB_COLUMNS.split())

@@ -43,9 +43,7 @@ TIMES = {"": "%Y-%m-%d %H:%M:%S", "bigquery": "%Y-%m-%dT%H:%M:%S", "database": "
 PROVIDER_COLUMNS = ("admit_provider_id", "order_provider_id", "caregiver_id")
 
 
-def _titles(
-    nine: tuple[tuple[str, str, float, float], ...], ten: tuple[tuple[str, str, float, float], ...]
-) -> pl.DataFrame:
+def _titles(nine: pools.Codes, ten: pools.Codes) -> pl.DataFrame:
     rows = [(c[0], 9, c[1]) for c in nine] + [(c[0], 10, c[1]) for c in ten]
     return pl.DataFrame(rows, schema=["icd_code", "icd_version", "long_title"], orient="row")
 

@@ -85,11 +85,9 @@ def draw_patients(o: MimicSimulation) -> pl.DataFrame:
     subject = 10_000_000 + np.arange(n, dtype=np.int64) * 9 + rng.integers(0, 9, n)
     return pl.DataFrame(
         {
-            "subject_id": subject,
-            "kind": kind.astype(np.int8),
+            **{"subject_id": subject, "kind": kind.astype(np.int8)},
             **{f: factors[:, i] for i, f in enumerate(FACTORS)},
-            "probability": probability,
-            "dies": dies,
+            **{"probability": probability, "dies": dies},
             "has_notes": ~no_notes & (group != "2020 - 2022").to_numpy(),
             "has_procedures": ~no_procedures,
             "gender": pick(rng, ("F", "M"), n),
@@ -142,12 +140,7 @@ def draw_people(o: MimicSimulation) -> SimulatedPatients:
         {
             "patient": patient,
             "hadm_id": 20_000_000 + np.arange(len(patient), dtype=np.int64) * 3 + 1,
-            "number": number,
-            "admit": admit,
-            "discharge": discharge,
-            "icd": icd,
-            "icu": icu,
-            "terminal": terminal,
+            **{"number": number, "admit": admit, "discharge": discharge, "icd": icd, "icu": icu, "terminal": terminal},
             "index": number == last,
             "subject_id": patients["subject_id"].gather(patient),
         }
@@ -194,14 +187,8 @@ def patients_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFram
     dod = np.where(off, dod + np.where(rng.random(len(p)) < 0.5, 1, -1), dod)
     dod = np.where(blank, np.nan, dod)
     days = pl.lit(pl.Series(dod, nan_to_null=True).cast(pl.Int64))
-    return p.select(
-        "subject_id",
-        "gender",
-        "anchor_age",
-        "anchor_year",
-        "anchor_year_group",
-        dod=pl.date(2100, 1, 1) + pl.duration(days=days),
-    )
+    kept = ("subject_id", "gender", "anchor_age", "anchor_year", "anchor_year_group")
+    return p.select(*kept, dod=pl.date(2100, 1, 1) + pl.duration(days=days))
 
 
 def admissions_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFrame:
@@ -226,8 +213,7 @@ def admissions_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFr
         language=pick(rng, ("ENGLISH", "?"), n),
         marital_status=pick(rng, ("MARRIED", "SINGLE", "WIDOWED"), n),
         race=pick(rng, pools.RACES, n),
-        edregtime=pl.lit(None, pl.String),
-        edouttime=pl.lit(None, pl.String),
+        **dict.fromkeys(("edregtime", "edouttime"), pl.lit(None, pl.String)),
         hospital_expire_flag=pl.col("terminal").cast(pl.Int8),
     )
 
@@ -240,24 +226,13 @@ def icustays_table(people: SimulatedPatients, o: MimicSimulation) -> pl.DataFram
     inside = begin + ((end - begin) * 0.2).astype(np.int64)
     out = inside + ((end - inside) * 0.6).astype(np.int64)
     unit = pick(rng, pools.CAREUNITS, len(v))
-    return v.select(
-        "subject_id",
-        "hadm_id",
-        stay_id=pl.col("hadm_id") + 10_000_000,
-        first_careunit=unit,
-        last_careunit=unit,
-        intime=moments(inside),
-        outtime=moments(out),
-        los=pl.Series((out - inside) / DAY),
-    )
+    units = {"first_careunit": unit, "last_careunit": unit}
+    times = {"intime": moments(inside), "outtime": moments(out), "los": pl.Series((out - inside) / DAY)}
+    return v.select("subject_id", "hadm_id", stay_id=pl.col("hadm_id") + 10_000_000, **units, **times)
 
 
 def _codes(
-    rows: NDArray[Any],
-    pool: tuple[tuple[str, str, float, float], ...],
-    version: int,
-    factor: NDArray[np.float64],
-    rng: np.random.Generator,
+    rows: NDArray[Any], pool: pools.Codes, version: int, factor: NDArray[np.float64], rng: np.random.Generator
 ) -> pl.DataFrame:
     """Draw codes of the visits `rows`, in random order; `factor` is that of all visits."""
     base, loading = np.array([c[2] for c in pool]), np.array([c[3] for c in pool])
@@ -295,14 +270,8 @@ def code_tables(people: SimulatedPatients, o: MimicSimulation) -> tuple[pl.DataF
 
     def finish(frames: list[pl.DataFrame]) -> pl.DataFrame:
         codes = pl.concat(frames, how="vertical_relaxed").sort("row", "seq_num")
-        return codes.select(
-            "seq_num",
-            "icd_code",
-            "icd_version",
-            subject_id=subject.gather(codes["row"]),
-            hadm_id=hadm.gather(codes["row"]),
-            chartdate=day.gather(codes["row"]),
-        )
+        visits = {"subject_id": subject, "hadm_id": hadm, "chartdate": day}
+        return codes.with_columns(**{name: of_visit.gather(codes["row"]) for name, of_visit in visits.items()})
 
     names = ("subject_id", "hadm_id", "seq_num", "icd_code", "icd_version")
     return finish(diagnoses).select(names), finish(procedures).select(*names[:3], "chartdate", *names[3:])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+Items = tuple[tuple[int, str, str, float, float, float, float, float, float], ...]
+Codes = tuple[tuple[str, str, float, float], ...]
 # itemid, label, unit, mean, sd, rounding step, loadings on the shared and the lab factor, relative frequency
-LAB_ITEMS: tuple[tuple[int, str, str, float, float, float, float, float, float], ...] = (
+LAB_ITEMS: Items = (
     (50912, "Creatinine", "mg/dL", 1.2, 0.3, 0.1, 0.2, 0.3, 6),
     (51006, "Urea Nitrogen", "mg/dL", 24, 7, 1, 4, 5, 6),
     (50983, "Sodium", "mEq/L", 138, 3.5, 1, -0.7, -0.7, 6),
@@ -25,7 +27,7 @@ LAB_ITEMS: tuple[tuple[int, str, str, float, float, float, float, float, float],
     (50970, "Phosphate", "mg/dL", 3.6, 0.8, 0.1, 0.1, 0.2, 3),
     (50861, "Alanine Aminotransferase (ALT)", "IU/L", 40, 15, 1, 3, 3, 2),
 )
-CHART_ITEMS: tuple[tuple[int, str, str, float, float, float, float, float, float], ...] = (
+CHART_ITEMS: Items = (
     (220045, "Heart Rate", "bpm", 86, 10, 1, 4, 4, 9),
     (220210, "Respiratory Rate", "insp/min", 19, 3.5, 1, 1, 1, 9),
     (220277, "O2 saturation pulseoxymetry", "%", 96, 1.6, 1, -0.5, -0.5, 9),

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.special import expit, log_expit, ndtr, ndtri
+from scipy.special import expit, log_expit, ndtr, ndtri, softmax
 
 from mrpipe import keyed
 from mrpipe.datasets.mosi.options import MosiSimulation
@@ -129,28 +129,23 @@ def _clips(options: MosiSimulation) -> tuple[Latent, Ints, Ints, list[str], list
         sentiment = sentiment + weight * factors[name]
     odd = np.zeros(n, dtype=bool)
     if options.oddities:
-        odd[[_zero_length(clip_video), _too_short(clip_video)]] = True
+        odd[list(_odd_clips(clip_video))] = True
     latent = Latent(factors=factors, sentiment=sentiment, odd=odd)
     return latent, clip_video, clip_number, videos, folds.tolist()
 
 
 def _weights(options: MosiSimulation) -> dict[str, float]:
-    return {
-        "shared": options.shared,
-        "text": options.private_text,
-        "audio": options.private_audio,
-        "vision": options.private_vision,
-    }
+    private = {m: float(getattr(options, f"private_{m}")) for m in ("text", "audio", "vision")}
+    return {"shared": options.shared, **private}
 
 
-def _zero_length(clip_video: Ints) -> int:
-    """Clip of zero length, the middle one of the first video, like clip 44 of 2WGyTLYerpo."""
-    return int((clip_video == 0).sum()) // 2
+def _odd_clips(clip_video: Ints) -> tuple[int, int]:
+    """A clip of zero length and one that ends before a word begins, like 44 of 2WGyTLYerpo and 1 of VCslbP0mgZI.
 
-
-def _too_short(clip_video: Ints) -> int:
-    """Clip that ends before a word begins, the first one of the second video, like clip 1 of VCslbP0mgZI."""
-    return int((clip_video == 0).sum())
+    They are the middle one of the first video, and the first one of the second.
+    """
+    first = int((clip_video == 0).sum())
+    return first // 2, first
 
 
 def _scores(options: MosiSimulation, sentiment: Floats) -> NDArray[np.float32]:
@@ -221,7 +216,7 @@ def _speech(
     stop = times[word_row[first_word + np.maximum(n_words, 1) - 1], 0]
     stop = np.where(latent.odd, start, stop)
     if options.oddities:
-        stop[_too_short(clip_video)] += 0.6 * SHORTEST_WORD
+        stop[_odd_clips(clip_video)[1]] += 0.6 * SHORTEST_WORD
     world = World(
         videos=videos,
         folds=folds,
@@ -300,7 +295,7 @@ def p_positive(
         text_grid, log_text = grid, -0.5 * grid**2 + counts[:, 3:4] * down + counts[:, 4:5] * up
     else:
         variance += weights["text"] ** 2
-    shared, text = _normalised(log_shared), _normalised(log_text)
+    shared, text = softmax(log_shared, axis=1), softmax(log_text, axis=1)
     low, high = _spread(options) * ndtri(NEGATIVE_SHARE), _spread(options) * ndtri(1 - POSITIVE_SHARE)
     value = weights["shared"] * grid[:, None] + weights["text"] * text_grid[None, :]
     p = np.empty(n)
@@ -312,8 +307,3 @@ def p_positive(
         negative = np.einsum("ns,nst,nt->n", shared[rows], ndtr((low - centre) / sd), text[rows])
         p[rows] = positive / (positive + negative) if neutral_is_out else positive
     return p
-
-
-def _normalised(log_weights: Floats) -> Floats:
-    weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
