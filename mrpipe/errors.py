@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+LISTED_FAULTS = 20  # damaged files that are listed individually
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,13 @@ class FaultCollector:
 
     def absorb(self, error: DataError) -> None:
         self.faults.extend(error.faults)
+
+    def absorb_some(self, errors: Sequence[DataError], file: str, fix: str = "") -> None:
+        """Add the faults of the first damaged files of a folder or table; the others are only counted."""
+        for error in errors[:LISTED_FAULTS]:
+            self.absorb(error)
+        if n := len(errors[LISTED_FAULTS:]):
+            self.add(Fault(file=file, expected="intact files", found=f"{n} more damaged files", fix=fix))
 
     def raise_if_any(self) -> None:
         if self.faults:

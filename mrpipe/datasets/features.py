@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mrpipe.schema import DICTIONARY_SCHEMA, Modality
+from mrpipe.schema import DICTIONARY_SCHEMA, TRIED_SCHEMA, Features, Modality
+
+FILES = 64  # files whose content is in memory at a time
 
 
 def record_batch(
@@ -57,3 +59,37 @@ def dictionary_of(
             pl.when(pl.col("statistic") == "count").then(pl.lit("")).otherwise("unit").alias("unit"),
         )
     return frame.select(DICTIONARY_SCHEMA.names())
+
+
+def from_files(
+    modality: Modality,
+    ids: Sequence[str],
+    load: Callable[[str], NDArray[Any]],
+    source: str,
+    columns: Mapping[str, Any],
+    absent: Mapping[str, str] | None = None,
+) -> Features:
+    """Features of samples with a file each, read lazily.
+
+    Args:
+        ids: sorted ids of the samples that have the modality.
+        load: sample id → array of `modality.shape` or, of a sequence, its steps (T, *shape).
+        source, columns: file, folder or archive, and columns, for `dictionary_of`.
+        absent: sample id → the reason why it lacks the modality.
+    """
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start in range(0, len(ids), FILES):
+            chunk = ids[start : start + FILES]
+            arrays = [load(sample_id) for sample_id in chunk]
+            sequence = modality.kind == "sequence"
+            lengths = np.array([len(x) for x in arrays]) if sequence else None
+            yield record_batch(modality, chunk, np.concatenate(arrays) if sequence else np.stack(arrays), lengths)
+
+    def tried() -> pl.DataFrame:
+        reasons = absent or {}
+        rows = [(i, 0, "failed" if i in reasons else "ok", reasons.get(i)) for i in sorted({*ids, *reasons})]
+        return pl.DataFrame(rows, schema=TRIED_SCHEMA, orient="row")
+
+    dictionary = dictionary_of(modality.name, source, columns, len(ids), len(ids))
+    return Features(modality=modality, batches=batches(), dictionary=dictionary, tried=tried if absent else None)

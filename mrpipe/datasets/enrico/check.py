@@ -10,7 +10,6 @@ import polars as pl
 
 from mrpipe.datasets.enrico.cohort import parse_metadata, unavailable_wireframes
 from mrpipe.datasets.enrico.hierarchy import Hierarchy, parse_hierarchy
-from mrpipe.datasets.enrico.images import SUFFIXES, image_size
 from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.tables import (
     FETCH,
@@ -24,12 +23,11 @@ from mrpipe.datasets.enrico.tables import (
     root_of,
 )
 from mrpipe.datasets.enrico.wireframe import HIERARCHIES, WIREFRAMES, wireframe_sources
+from mrpipe.datasets.images import SUFFIXES, image_size
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import Folder, few, report_unmatched
 from mrpipe.schema import Checked
 
-# Maximum number of damaged files listed individually per folder; the rest are only counted.
-LISTED_FAULTS = 20
 TABLES = ("design_topics.csv", "issues.csv", "component_legend.json", "icon_legend.json")
 UNUSED = ("textButton_legend.json",)
 
@@ -76,11 +74,7 @@ class _Members:
                 values[screen_id] = self.folder.parse(self.names[screen_id], parser)
             except DataError as error:
                 broken.append(error)
-        for damage in broken[:LISTED_FAULTS]:
-            faults.absorb(damage)
-        if len(broken) > LISTED_FAULTS:
-            found = f"{len(broken) - LISTED_FAULTS} more damaged files"
-            faults.add(Fault(file=self.folder.source, expected="intact files", found=found, fix=FETCH))
+        faults.absorb_some(broken, self.folder.source, FETCH)
         return values
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import polars as pl
 
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy
-from mrpipe.datasets.enrico.images import SUFFIXES, image_size
 from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.tables import (
     LANDSCAPE_MODE,
@@ -30,6 +29,7 @@ from mrpipe.datasets.enrico.tables import (
     read_topics,
 )
 from mrpipe.datasets.enrico.wireframe import HIERARCHIES, WIREFRAMES, wireframe_sources
+from mrpipe.datasets.images import SUFFIXES, image_size
 from mrpipe.errors import DataError, Fault
 from mrpipe.raw import Folder
 from mrpipe.schema import Attrition, Cohort

@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.datasets.enrico.images import SUFFIXES, decode, image_features, to_array
 from mrpipe.datasets.enrico.options import EnricoOptions
+from mrpipe.datasets.features import from_files
+from mrpipe.datasets.images import SUFFIXES, decode, image_modality, to_array
 from mrpipe.raw import Folder
 from mrpipe.schema import Features
 
@@ -32,13 +33,6 @@ def read_screenshots(raw: Path, samples: pl.DataFrame, options: EnricoOptions) -
             folder.parse(names[screen_id], decode), (height, width), rotate_landscape=options.landscape == "rotate"
         )
 
-    return image_features(
-        name="screenshot",
-        bit=0,
-        description=DESCRIPTION,
-        size=options.image_size,
-        ids=[i for i in ids if i in names],
-        load=load,
-        source=folder.source,
-        absent={i: "no screenshot file" for i in ids if i not in names},
-    )
+    modality, columns = image_modality("screenshot", 0, DESCRIPTION, (3, height, width))
+    absent = {i: "no screenshot file" for i in ids if i not in names}
+    return from_files(modality, [i for i in ids if i in names], load, folder.source, columns, absent)

@@ -10,9 +10,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy, render
-from mrpipe.datasets.enrico.images import decode, image_features, to_array
 from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.tables import SCREEN_SIZE, open_export, read_legend
+from mrpipe.datasets.features import from_files
+from mrpipe.datasets.images import decode, image_modality, to_array
 from mrpipe.schema import Features
 
 WIREFRAMES = (".png", ".jpg", ".jpeg")
@@ -75,13 +76,5 @@ def read_wireframes(raw: Path, samples: pl.DataFrame, options: EnricoOptions) ->
         return to_array(image, (height, width), rotate_landscape=options.landscape == "rotate")
 
     folder = export["wireframes"] if export["wireframes"].exists else export["hierarchies"]
-    return image_features(
-        name="wireframe",
-        bit=1,
-        description=DESCRIPTION,
-        size=options.image_size,
-        ids=observed["sample_id"].to_list(),
-        load=load,
-        source=folder.source,
-        absent=absent,
-    )
+    modality, columns = image_modality("wireframe", 1, DESCRIPTION, (3, height, width))
+    return from_files(modality, observed["sample_id"].to_list(), load, folder.source, columns, absent)

@@ -18,6 +18,7 @@ from mrpipe.datasets.tables.features import no_samples, parse, vectors
 from mrpipe.datasets.tables.files import read_table
 from mrpipe.datasets.tables.long import read_long
 from mrpipe.datasets.tables.parser import parse_config, read_config
+from mrpipe.datasets.tables.paths import read_paths
 from mrpipe.datasets.tables.simulate.export import YAML, TablesSimulation, simulate_export
 from mrpipe.errors import DataError, FaultCollector
 from mrpipe.schema import Dataset, Features, Modality, ModalityReader, Scheme, Task
@@ -36,6 +37,8 @@ class TableReader:
         table = read_table(raw, declared.file, self.config)
         if declared.long is not None:
             return read_long(table, declared, self.bit, samples)
+        if declared.files:
+            return read_paths(raw, table, declared, self.bit, samples)
         parsed = parse(table, declared, samples, faults)
         faults.raise_if_any()
         assert parsed is not None

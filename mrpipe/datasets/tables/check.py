@@ -21,6 +21,7 @@ from mrpipe.datasets.tables.files import LISTED, RawTable, locate
 from mrpipe.datasets.tables.joins import report_lost_rows, unused_rules
 from mrpipe.datasets.tables.long import check_long
 from mrpipe.datasets.tables.parser import PAGE, read_config
+from mrpipe.datasets.tables.paths import PathColumn, check_paths
 from mrpipe.errors import FaultCollector
 from mrpipe.forms import is_table
 from mrpipe.ids import alike
@@ -57,6 +58,7 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
     tables, config = read_tables(raw, config, files, faults)
     notes = [note for table in tables.values() for note in table.notes]
     observed: dict[str, pl.Series] = {}
+    groups: dict[str, tuple[Path, ...]] = {}
     used: dict[str, set[str]] = {file: set(table.reserved()) for file, table in tables.items()}
     assembled = assemble(config, tables, faults, notes)
     samples = pl.DataFrame(schema={"sample_id": pl.String, "subject_id": pl.String, "row": pl.Int32})
@@ -73,6 +75,9 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
         if (long := modality.long) is not None:
             refs += [r for r in (long.item, long.value, long.unit, long.time) if r is not None]
             observed[modality.name] = check_long(table, modality, samples, known, faults, notes)
+        elif modality.files:
+            found = check_paths(PathColumn(raw, table, modality, samples, faults), samples, known, faults, notes)
+            observed[modality.name], groups[f"{modality.file}: files of {modality.name}"] = found
         else:
             parsed = parse(table, modality, samples, faults, checking=True)
             if parsed is not None:
@@ -90,6 +95,7 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
         release=config.title or config.shown_as,
         files=tuple(paths),
         notes=tuple(dict.fromkeys(notes)),
+        groups=groups,
         observed=observed,
         unused=_unused(raw, paths, {f: [c for c in t.header if c not in used[f]] for f, t in tables.items()}, config),
     )

@@ -90,7 +90,10 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class ModalityTable:
-    """One modality: columns of one file, the measurements of a long one, or texts encoded by `encoder`."""
+    """One modality: columns of one file, the measurements of a long one, or texts encoded by `encoder`.
+
+    Or one column of paths of `files`, image or array, with this `shape`: (C, H, W), or () for that of the arrays.
+    """
 
     name: str
     file: str
@@ -100,6 +103,8 @@ class ModalityTable:
     missing: Rules = ()
     drop: Rules = ()
     long: Long | None = None
+    files: str = ""
+    shape: tuple[int, ...] = ()
     encoder: str = "hashing"
     description: str = ""
 

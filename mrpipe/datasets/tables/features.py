@@ -118,6 +118,16 @@ def inferred_kind(text: pl.Series, number: pl.Series, bad: pl.Series) -> Kind:
     return Kind(kind="numeric" if numeric or len(distinct) > MAX_LEVELS else "categorical")
 
 
+def rows_of(table: RawTable, modality: ModalityTable, faults: FaultCollector) -> tuple[pl.DataFrame, pl.Series | None]:
+    """`__sample_id` and `__row` of the rows of a modality, each id once, and which rows they are (None: all)."""
+    dropped = table.columns([ref for ref, _ in modality.drop], "", FaultCollector(), optional=True)
+    whole = frame = table.with_ids(faults, dropped)
+    for _, left in table.drop(frame, modality.drop, f"modalities.{modality.name}", faults):
+        frame = left
+    frame = table.unique(frame, faults).select(ID, ROW)
+    return frame, None if len(frame) == len(whole) else whole[ROW].is_in(frame[ROW].implode())
+
+
 def parse(
     table: RawTable, modality: ModalityTable, samples: pl.DataFrame, faults: FaultCollector, *, checking: bool = False
 ) -> Parsed | None:
@@ -131,16 +141,11 @@ def parse(
     """
     place = f"modalities.{modality.name}"
     columns = feature_columns(table, table.config, modality, faults)
-    dropped = table.columns([ref for ref, _ in modality.drop], "", FaultCollector(), optional=True)
-    whole = frame = table.with_ids(faults, dropped)
-    for _, left in table.drop(frame, modality.drop, place, faults):
-        frame = left
-    frame = table.unique(frame, faults).select(ID, ROW)
+    frame, kept = rows_of(table, modality, faults)
     for pattern in [p for p, _ in (*modality.kinds, *modality.missing) if p != "*"]:
         table.columns([pattern], f"{place}.kinds or missing", faults)
     if not columns:
         return None
-    kept = None if len(frame) == len(whole) else whole[ROW].is_in(frame[ROW].implode())
     joined = table.to_samples(frame.with_row_index("place"), samples).sort("sample_id")
     at = joined["place"].to_numpy()
     kinds = {c: kind_of(c, modality) for c in columns}

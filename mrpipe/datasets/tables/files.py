@@ -85,7 +85,7 @@ class RawTable:
         yield from selected.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
 
     def reserved(self) -> list[str]:
-        """Columns that hold ids, labels, splits or the time of the prediction, which are never features."""
+        """Columns of ids, labels, splits, paths or the time of the prediction, which are never features."""
         config, file = self.config, self.shown_as
         own = {f for key, f, _ in config.by_file if key in ("id", "subject")}
         # A position given for all files is that of the samples' file.
@@ -94,6 +94,7 @@ class RawTable:
         places = [(label.file, label.column) for label in config.labels]
         places += [(config.split.file, config.split.column)] if config.split else []
         places += [(f, config.prediction_time) for f in config.cohort_files if config.prediction_time is not None]
+        places += [(m.file, m.columns[0]) for m in config.modalities if m.files]
         refs += [column for of, column in places if of == file]
         return self.columns(refs, "", FaultCollector(), optional=True)
 

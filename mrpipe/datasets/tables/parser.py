@@ -194,8 +194,21 @@ class _Parser(Declaration):
             missing=_missing(entry.get("missing", [])),
             drop=_rules(entry.get("drop", {})),
             long=self._long(entry["long"], f"{place}.long") if "long" in entry else None,
+            **self._files(entry, place),
             **texts,
         )
+
+    def _files(self, entry: Mapping[str, Any], place: str) -> dict[str, Any]:
+        """The files of a column of paths, if the entry declares any."""
+        kind, *others = [k for k in ("image", "array", "long", "kinds", "encoder") if k in entry] or [""]
+        if kind not in ("image", "array"):
+            return {}
+        if others or len(listed(entry.get("columns", []))) != 1:
+            found = f"{listed(entry.get('columns', []))} with {', '.join([kind, *others])}"
+            self.fault(f"{place}.columns", f"one column, with the path of each {kind} alone", found)
+        form = entry[kind] or {}
+        shape = (form.get("channels", 3), *form.get("size", ())) if kind == "image" else form.get("shape", ())
+        return {"files": kind, "shape": tuple(shape)}
 
     def _long(self, entry: dict[str, Any], place: str) -> Long:
         statistics = listed(entry.get("aggregate", []))

@@ -12,7 +12,6 @@ from PIL import Image
 
 from mrpipe.datasets.enrico.cohort import build_cohort, multibench_folds
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy, render
-from mrpipe.datasets.enrico.images import to_array
 from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.tables import (
     COMPONENT_COLOURS,
@@ -22,6 +21,7 @@ from mrpipe.datasets.enrico.tables import (
     read_legend,
     read_topics,
 )
+from mrpipe.datasets.images import to_array
 from mrpipe.store.splits import grouped_stratified
 
 pytestmark = pytest.mark.real_data

@@ -19,10 +19,10 @@ from PIL import Image, ImageColor
 from mrpipe.datasets.enrico import DATASET
 from mrpipe.datasets.enrico.cohort import build_cohort, multibench_folds, parse_metadata
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy
-from mrpipe.datasets.enrico.images import decode, image_size, to_array
 from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.simulate.export import LANDSCAPE, EnricoSimulation, simulate_export
 from mrpipe.datasets.enrico.tables import TOPICS, read_issues
+from mrpipe.datasets.images import decode, image_size, to_array
 from mrpipe.errors import DataError
 from mrpipe.store.splits import grouped_stratified
 

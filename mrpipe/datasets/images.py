@@ -1,22 +1,20 @@
-"""Images to feature batches: decode, resize as MultiBench does, channels first, one batch at a time."""
+"""Images to arrays: decode, resize as MultiBench does, channels first."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from mrpipe.errors import DataError, Fault
-from mrpipe.schema import DICTIONARY_SCHEMA, TRIED_SCHEMA, Features, Modality
+from mrpipe.schema import Modality
 
-BATCH_ROWS = 64
-CHANNELS = ("red", "green", "blue")
+CHANNELS = {1: ("grey",), 3: ("red", "green", "blue")}
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MIN_SIDE = 8  # pixels; a smaller image is a placeholder or tracking pixel
 
@@ -67,7 +65,7 @@ def decode(data: bytes, shown_as: str) -> Image.Image:
 
 
 def to_array(image: Image.Image, size: tuple[int, int], *, rotate_landscape: bool = False) -> NDArray[np.uint8]:
-    """RGB image to (3, H, W) uint8, resized bilinearly with antialiasing (like torchvision's resize of a PIL image).
+    """RGB or grey image to (C, H, W) uint8, resized bilinearly with antialiasing, as torchvision resizes PIL images.
 
     Args:
         size: height and width.
@@ -77,54 +75,14 @@ def to_array(image: Image.Image, size: tuple[int, int], *, rotate_landscape: boo
         image = image.transpose(Image.Transpose.ROTATE_90)
     height, width = size
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1)
+    return np.asarray(resized, dtype=np.uint8).reshape(height, width, -1).transpose(2, 0, 1)
 
 
-def image_features(
-    *,
-    name: str,
-    bit: int,
-    description: str,
-    size: Sequence[int],
-    ids: Sequence[str],
-    load: Callable[[str], NDArray[np.uint8]],
-    source: str,
-    absent: Mapping[str, str],
-) -> Features:
-    """Features of one image modality, decoded lazily in batches of `BATCH_ROWS`.
-
-    Args:
-        size: height and width.
-        ids: sorted ids of the samples that have the modality.
-        load: sample id → (3, H, W) uint8.
-        source: folder or archive of the images, for the dictionary.
-        absent: sample id → the reason why it lacks the modality.
-    """
-    height, width = size
-    modality = Modality(
-        name=name, bit=bit, kind="image", shape=(3, height, width), dtype="uint8", description=description
-    )
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for start in range(0, len(ids), BATCH_ROWS):
-            chunk = ids[start : start + BATCH_ROWS]
-            pixels_NCHW = np.empty((len(chunk), 3, height, width), dtype=np.uint8)
-            for row, sample_id in enumerate(chunk):
-                pixels_NCHW[row] = load(sample_id)
-            x = pa.FixedSizeListArray.from_arrays(pa.array(pixels_NCHW.reshape(-1)), modality.size)
-            yield pa.record_batch([pa.array(chunk, pa.string()), x], schema=modality.arrow_schema())
-
-    channels = {
-        "name": [f"{name}.{c}" for c in CHANNELS],
-        "description": [f"{c} channel, {height} rows of {width} pixels, top left first" for c in CHANNELS],
-    }
-    same = {"modality": name, "dtype": "uint8", "unit": "0-255", "kind": "pixel", "source_file": source}
-    counted = {"position": range(len(CHANNELS)), "n_observed": len(ids), "n_missing": 0}
-    columns = {**dict.fromkeys(DICTIONARY_SCHEMA), **channels, **same, **counted}
-    dictionary = pl.DataFrame(columns, schema=DICTIONARY_SCHEMA)
-
-    def tried() -> pl.DataFrame:
-        rows = [(i, 0, "failed" if i in absent else "ok", absent.get(i)) for i in sorted({*ids, *absent})]
-        return pl.DataFrame(rows, schema=TRIED_SCHEMA, orient="row")
-
-    return Features(modality=modality, batches=batches(), dictionary=dictionary, tried=tried if absent else None)
+def image_modality(name: str, bit: int, description: str, shape: tuple[int, ...]) -> tuple[Modality, dict[str, Any]]:
+    """Modality of images of a shape (C, H, W), and the columns of its dictionary."""
+    n_channels, height, width = shape
+    channels = CHANNELS[n_channels]
+    modality = Modality(name=name, bit=bit, kind="image", shape=shape, dtype="uint8", description=description)
+    texts = [f"{c} channel, {height} rows of {width} pixels, top left first" for c in channels]
+    columns: dict[str, Any] = {"name": [f"{name}.{c}" for c in channels], "description": texts, "source_column": None}
+    return modality, columns | {"dtype": "uint8", "unit": "0-255", "kind": "pixel"}

@@ -1,0 +1,158 @@
+"""Columns of paths: an image or a NumPy array of each sample. Legend: n samples, C channels, T steps, d values.
+
+Arrays of one shape become vectors; arrays (T, d) of different T become sequences, with the shape (0, d) here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mrpipe.datasets.features import from_files
+from mrpipe.datasets.images import decode, image_modality, image_size, to_array
+from mrpipe.datasets.tables.config import ModalityTable
+from mrpipe.datasets.tables.features import no_samples, rows_of
+from mrpipe.datasets.tables.files import ROW, RawTable, known_text
+from mrpipe.datasets.tables.joins import report_lost_rows
+from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.schema import Features, Modality
+
+
+class PathColumn:
+    """The files of a modality: `sample_id`, `path` and `__row` of the samples that have one (n), by `sample_id`.
+
+    `paths` has each path once, with its first row; `rows` are `__sample_id` and `__row` of the table.
+    """
+
+    def __init__(self, raw: Path, table: RawTable, of: ModalityTable, samples: pl.DataFrame, faults: FaultCollector):
+        self.raw, self.table, self.of, self.image = raw, table, of, of.files == "image"
+        self.rows, _ = rows_of(table, of, faults)
+        self.column = table.column(of.columns[0], f"modalities.{of.name}.columns", faults)
+        text = known_text(self.column, table.config.missing + of.missing) if self.column else pl.lit(None, pl.String)
+        path = text.str.replace_all("\\", "/", literal=True).alias("path")
+        cells = table.read([self.column] if self.column else []).select(ROW, path).drop_nulls()
+        self.files = table.to_samples(self.rows, samples).join(cells, on=ROW).select("sample_id", "path", ROW)
+        self.files = self.files.sort("sample_id")
+        self.paths = self.files.unique("path", keep="first", maintain_order=True)
+        self.shape = of.shape or self._common_shape()
+
+    def _common_shape(self) -> tuple[int, ...]:
+        """The shape of most arrays; (0, d) if some of these differ in T alone."""
+        shapes: Counter[tuple[int, ...]] = Counter()
+        for path in self.paths["path"]:
+            # Damaged files are reported when they are read.
+            with suppress(DataError):
+                shapes[_open_array(self.raw / path).shape] += 1
+        common = max(shapes, key=lambda s: (shapes[s], s), default=())
+        ragged = len(common) == 2 and any(len(s) == 2 and s != common and s[1] == common[1] for s in shapes)
+        return (0, common[1]) if ragged else common
+
+    def read(self, path: str, row: int, *, measure: bool = False) -> Any:
+        """The image (C, H, W), the vector (d,) or the steps (T, d) of a file.
+
+        Args:
+            measure: return (H, W) of an image, from its header, or (T,) of a sequence.
+
+        Raises:
+            DataError: for any problem, with the line of the path in the table.
+        """
+        place, inside = self.raw / path, not Path(path).is_absolute() and ".." not in Path(path).parts
+        try:
+            if not inside or not os.path.isfile(place):
+                found = "no such file" if inside else "another place"
+                raise DataError(Fault(file=path, expected="a file in the export folder, relative to it", found=found))
+            if not self.image:
+                x = _read_array(place, self.shape)
+                return x.shape[:1] if measure else x
+            if measure:
+                return image_size(place.read_bytes(), path)[::-1]
+            image = decode(place.read_bytes(), path)
+            return to_array(image.convert("L") if self.shape[0] == 1 else image, self.shape[1:])
+        except DataError as error:
+            fault, rows = error.faults[0], pl.Series([row])
+            found = f"{path!r}: {fault.found}"
+            located = self.table.fault(fault.expected, found, fault.fix, column=self.column, rows=rows)
+            raise DataError(located) from error
+
+
+def _open_array(path: Path) -> NDArray[Any]:
+    """An array in the memory map of its file; objects, whose reading would run code, are refused."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+        if array.dtype.kind not in "biuf" or not array.size:
+            raise ValueError(f"{array.size} values of type {array.dtype}")
+        return array
+    except Exception as error:  # damaged bytes can raise any exception
+        expected, found = "a complete NumPy array of numbers (.npy)", str(error) or type(error).__name__
+        raise DataError(Fault(file=path.name, expected=expected, found=found)) from error
+
+
+def _read_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The steps (T, d) of a sequence, or a flat array; another shape and values that are not finite are a DataError."""
+    array, expected, found, fix = _open_array(path), f"an array of shape {_shown(shape)}", "", ""
+    if array.ndim != len(shape) or any(n not in (0, m) for n, m in zip(shape, array.shape, strict=True)):
+        raise DataError(Fault(file=path.name, expected=expected, found=f"shape {_shown(array.shape)}"))
+    with np.errstate(over="ignore"):
+        x: NDArray[np.float32] = np.asarray(array, dtype=np.float32)
+    if n_unknown := x.size - np.isfinite(x).sum():
+        found, fix = f"{n_unknown} of {x.size} NaN or infinite", "Replace them, or leave the cell empty."
+        raise DataError(Fault(file=path.name, expected="finite numbers", found=found, fix=fix))
+    return x if 0 in shape else x.reshape(-1)
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(n) if n else "any" for n in shape)
+
+
+def check_paths(
+    column: PathColumn, samples: pl.DataFrame, known: pl.DataFrame, faults: FaultCollector, notes: list[str]
+) -> tuple[pl.Series, tuple[Path, ...]]:
+    """Read all arrays, and the headers of images; returns the ids of the samples with a file, and the files.
+
+    Args:
+        known: rows of the samples' file before any is dropped.
+    """
+    table, name, sizes, broken = column.table, column.of.name, set[tuple[int, ...]](), list[DataError]()
+    report_lost_rows(table, column.rows, known, faults, notes)
+    if column.files.is_empty() and column.column and len(samples):
+        faults.add(no_samples(table, name, ""))
+    for _, path, row in column.paths.iter_rows():
+        try:
+            sizes.add(column.read(path, row, measure=True))
+        except DataError as error:
+            broken.append(error)
+    faults.absorb_some(broken, table.shown_as)
+    if sizes:
+        extent = " to ".join(dict.fromkeys(_shown(s) for s in (min(sizes), max(sizes))))
+        about = f"images of {extent} pixels" if column.image else f"arrays of shape {_shown(column.shape)}"
+        steps = f", {extent} steps" if 0 in column.shape else ""
+        notes.append(f"{name}: {len(column.files)} of {len(samples)} samples, {len(column.paths)} {about}{steps}")
+    return column.files["sample_id"], tuple(column.raw / path for path in column.paths["path"])
+
+
+def read_paths(raw: Path, table: RawTable, of: ModalityTable, bit: int, samples: pl.DataFrame) -> Features:
+    """The images or arrays of the samples; a damaged one is a DataError when its batch is read."""
+    faults = FaultCollector()
+    column = PathColumn(raw, table, of, samples, faults)
+    faults.raise_if_any()
+    if column.files.is_empty():
+        raise DataError(no_samples(table, of.name, ""))
+    places, shape = {sample_id: place for sample_id, *place in column.files.iter_rows()}, column.shape
+    if column.image:
+        modality, columns = image_modality(of.name, bit, of.description, shape)
+    else:
+        step, kind = (shape[1:], "sequence") if 0 in shape else (shape, "vector")
+        size, about = (math.prod(step),), f"element of arrays of shape {_shown(shape)}"
+        modality = Modality(name=of.name, bit=bit, kind=kind, shape=size, description=of.description)
+        names = [f"{column.column}[{','.join(map(str, i))}]" for i in np.ndindex(step)]
+        columns = {"name": names, "kind": "numeric", "description": about}
+    columns["source_column"] = column.column
+    return from_files(modality, list(places), lambda i: column.read(*places[i]), table.shown_as, columns)
