@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,27 +70,22 @@ def from_files(
     columns: Mapping[str, Any],
     absent: Mapping[str, str] | None = None,
 ) -> Features:
-    """Features of samples with a file each, read lazily.
+    """Features of sorted samples with a file each, read lazily; `source` and `columns` are for `dictionary_of`.
 
     Args:
-        ids: sorted ids of the samples that have the modality.
-        load: sample id → array of `modality.shape` or, of a sequence, its steps (T, *shape).
-        source, columns: file, folder or archive, and columns, for `dictionary_of`.
+        load: sample id → array of `modality.shape` (or flat), or the steps (T, *shape) of a sequence.
         absent: sample id → the reason why it lacks the modality.
     """
 
     def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(ids), FILES):
             chunk = ids[start : start + FILES]
-            arrays = [load(sample_id) for sample_id in chunk]
-            sequence = modality.kind == "sequence"
+            arrays, sequence = [load(sample_id) for sample_id in chunk], modality.kind == "sequence"
             lengths = np.array([len(x) for x in arrays]) if sequence else None
             yield record_batch(modality, chunk, np.concatenate(arrays) if sequence else np.stack(arrays), lengths)
 
-    def tried() -> pl.DataFrame:
-        reasons = absent or {}
-        rows = [(i, 0, "failed" if i in reasons else "ok", reasons.get(i)) for i in sorted({*ids, *reasons})]
-        return pl.DataFrame(rows, schema=TRIED_SCHEMA, orient="row")
-
+    reasons = absent or {}
+    rows = [(i, 0, "failed" if i in reasons else "ok", reasons.get(i)) for i in sorted({*ids, *reasons})]
+    tried = partial(pl.DataFrame, rows, schema=TRIED_SCHEMA, orient="row") if absent else None
     dictionary = dictionary_of(modality.name, source, columns, len(ids), len(ids))
-    return Features(modality=modality, batches=batches(), dictionary=dictionary, tried=tried if absent else None)
+    return Features(modality=modality, batches=batches(), dictionary=dictionary, tried=tried)

@@ -64,7 +64,7 @@ def decode(data: bytes, shown_as: str) -> Image.Image:
         return image.convert("RGB")
 
 
-def to_array(image: Image.Image, size: tuple[int, int], *, rotate_landscape: bool = False) -> NDArray[np.uint8]:
+def to_array(image: Image.Image, size: tuple[int, ...], *, rotate_landscape: bool = False) -> NDArray[np.uint8]:
     """RGB or grey image to (C, H, W) uint8, resized bilinearly with antialiasing, as torchvision resizes PIL images.
 
     Args:

@@ -55,11 +55,8 @@ class PathColumn:
         ragged = len(common) == 2 and any(len(s) == 2 and s != common and s[1] == common[1] for s in shapes)
         return (0, common[1]) if ragged else common
 
-    def read(self, path: str, row: int, *, measure: bool = False) -> Any:
-        """The image (C, H, W), the vector (d,) or the steps (T, d) of a file.
-
-        Args:
-            measure: return (H, W) of an image, from its header, or (T,) of a sequence.
+    def read(self, path: str, row: int, *, header: bool = False) -> Any:
+        """The image (C, H, W) or the array of a file; of the header of an image, its size (H, W).
 
         Raises:
             DataError: for any problem, with the line of the path in the table.
@@ -70,9 +67,8 @@ class PathColumn:
                 found = "no such file" if inside else "another place"
                 raise DataError(Fault(file=path, expected="a file in the export folder, relative to it", found=found))
             if not self.image:
-                x = _read_array(place, self.shape)
-                return x.shape[:1] if measure else x
-            if measure:
+                return _read_array(place, self.shape)
+            if header:
                 return image_size(place.read_bytes(), path)[::-1]
             image = decode(place.read_bytes(), path)
             return to_array(image.convert("L") if self.shape[0] == 1 else image, self.shape[1:])
@@ -86,7 +82,7 @@ class PathColumn:
 def _open_array(path: Path) -> NDArray[Any]:
     """An array in the memory map of its file; objects, whose reading would run code, are refused."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
         if array.dtype.kind not in "biuf" or not array.size:
             raise ValueError(f"{array.size} values of type {array.dtype}")
         return array
@@ -96,16 +92,17 @@ def _open_array(path: Path) -> NDArray[Any]:
 
 
 def _read_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The steps (T, d) of a sequence, or a flat array; another shape and values that are not finite are a DataError."""
-    array, expected, found, fix = _open_array(path), f"an array of shape {_shown(shape)}", "", ""
+    """An array; another shape, and values that are not finite, are a DataError."""
+    array = _open_array(path)
     if array.ndim != len(shape) or any(n not in (0, m) for n, m in zip(shape, array.shape, strict=True)):
-        raise DataError(Fault(file=path.name, expected=expected, found=f"shape {_shown(array.shape)}"))
+        expected, found = f"an array of shape {_shown(shape)}", f"shape {_shown(array.shape)}"
+        raise DataError(Fault(file=path.name, expected=expected, found=found))
     with np.errstate(over="ignore"):
         x: NDArray[np.float32] = np.asarray(array, dtype=np.float32)
     if n_unknown := x.size - np.isfinite(x).sum():
         found, fix = f"{n_unknown} of {x.size} NaN or infinite", "Replace them, or leave the cell empty."
         raise DataError(Fault(file=path.name, expected="finite numbers", found=found, fix=fix))
-    return x if 0 in shape else x.reshape(-1)
+    return x
 
 
 def _shown(shape: tuple[int, ...]) -> str:
@@ -126,15 +123,15 @@ def check_paths(
         faults.add(no_samples(table, name, ""))
     for _, path, row in column.paths.iter_rows():
         try:
-            sizes.add(column.read(path, row, measure=True))
+            found = column.read(path, row, header=True)
+            sizes.add(found if column.image else found.shape)
         except DataError as error:
             broken.append(error)
     faults.absorb_some(broken, table.shown_as)
     if sizes:
         extent = " to ".join(dict.fromkeys(_shown(s) for s in (min(sizes), max(sizes))))
-        about = f"images of {extent} pixels" if column.image else f"arrays of shape {_shown(column.shape)}"
-        steps = f", {extent} steps" if 0 in column.shape else ""
-        notes.append(f"{name}: {len(column.files)} of {len(samples)} samples, {len(column.paths)} {about}{steps}")
+        about = f"{len(column.paths)} {column.of.files}s of {extent}"
+        notes.append(f"{name}: {len(column.files)} of {len(samples)} samples, {about}")
     return column.files["sample_id"], tuple(column.raw / path for path in column.paths["path"])
 
 
@@ -149,7 +146,7 @@ def read_paths(raw: Path, table: RawTable, of: ModalityTable, bit: int, samples:
     if column.image:
         modality, columns = image_modality(of.name, bit, of.description, shape)
     else:
-        step, kind = (shape[1:], "sequence") if 0 in shape else (shape, "vector")
+        step, kind = shape[1:] if 0 in shape else shape, "sequence" if 0 in shape else "vector"
         size, about = (math.prod(step),), f"element of arrays of shape {_shown(shape)}"
         modality = Modality(name=of.name, bit=bit, kind=kind, shape=size, description=of.description)
         names = [f"{column.column}[{','.join(map(str, i))}]" for i in np.ndindex(step)]
