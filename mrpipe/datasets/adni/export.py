@@ -212,7 +212,7 @@ class AdniExport:
         text = "rows have a RID that is not the last part of their PTID; the RID is used"
         differ = pl.col("ptid").str.extract(r"_(\d+)$").cast(pl.Int32) != pl.col("rid")
         self.note(differ, frame, f"{shown_as}: {{n}} {text}")
-        text = "visit dates are not YYYY-MM-DD or M/D/YYYY (or D/M/YYYY) and count as unknown"
+        text = "visit dates are not YYYY-MM-DD or M/D/YYYY (or D/M/YYYY, D.M.YYYY, D-Mon-YYYY) and count as unknown"
         unparsed = pl.col("DATE").is_not_null() & values.date("DATE").is_null()
         self.note(unparsed, frame, f"{shown_as}: {{n}} {text}")
         frame = frame.with_columns(

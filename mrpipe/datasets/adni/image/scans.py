@@ -78,12 +78,6 @@ def rid_of(column: str) -> pl.Expr:
     return pl.col(column).str.extract(r"(?i)^\d{3}_S_(\d{4,5})$").cast(pl.Int64)
 
 
-def parse_date(column: str) -> pl.Expr:
-    """Parse YYYYMMDD, D-Mon-YYYY or a date of the tables (`values.date`); null for other strings."""
-    text = pl.col(column).str.strip_chars()
-    return pl.coalesce(values.date(text), *(text.str.to_date(form, strict=False) for form in ("%Y%m%d", "%d-%b-%Y")))
-
-
 def normalised(description: str) -> str:
     """Normalise a series description (`MPR; N3; Scaled`, `MPR__N3__Scaled`) to upper case with single underscores."""
     return re.sub(r"[^A-Z0-9]+", "_", description.upper()).strip("_")
@@ -135,7 +129,7 @@ def _read_search(raw: Path, faults: FaultCollector) -> pl.DataFrame:
             faults.absorb(error)
             continue
         # By file, as the order of day and month may differ between files.
-        frames.append(frame.with_columns(parse_date(c) for c in frame.columns if c == "date"))
+        frames.append(frame.with_columns(values.date(c) for c in frame.columns if c == "date"))
     names = [c.name for c in SEARCH_COLUMNS]
     empty = pl.DataFrame(schema=dict.fromkeys(names, pl.String) | {"date": pl.Date})
     table = pl.concat([empty, *frames], how="diagonal")
@@ -281,7 +275,7 @@ def find_scans(raw: Path, faults: FaultCollector, *, maps: bool = False) -> pl.D
         faults.add(Fault(file="raw scans", column="Subject", expected=expected, found=found_in, fix=fix))
     other = pl.col("modality").is_not_null() & ~pl.col("modality").str.to_uppercase().is_in(["MRI", "MR"])
     scans = joined.filter(~other).with_columns(
-        pl.coalesce("date", parse_date("path_date")).alias("date"),
+        pl.coalesce("date", values.date("path_date")).alias("date"),
         pl.coalesce("description", "path_description").fill_null("").alias("description"),
         rid_of("ptid").alias("rid"),
     )
