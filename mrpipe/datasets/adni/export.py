@@ -275,7 +275,7 @@ class AdniExport:
         self.require(table)
         shown_as = self.shown(table)
         path = self.raw / shown_as
-        columns = [Column(name=h, required=False) for h in self._header(path)]
+        columns = [Column(name=h, required=False, null_values=("", "NA")) for h in self._header(path)]
         frame = read_csv(path, columns, shown_as=shown_as, notes=self.notes, numbered=True)
         frame = frame.rename({h: h.strip().upper() for h in frame.columns if h != ROW})
         return _people(frame, path, shown_as).filter(pl.col("rid") != QC_RID).drop(ROW)
