@@ -102,7 +102,7 @@ class TablePart:
             DataError: the first value of each column that cannot be converted, or that is empty and must not be.
         """
         faults, done = FaultCollector(), []
-        fix = "Check whether the header is shifted relative to the rows, or the file is damaged."
+        fix = "Check whether the header is shifted, or the file is damaged; write blanks as empty fields, not as NA."
         for column in self.columns:
             values = without_blanks(frame[column.name], column)
             done.append(converted := convert(values, column).rename(column.name))
