@@ -127,9 +127,9 @@ def _join(sheets: list[Sheet]) -> TableJoin:
         for c in sheet.columns.values()
         if c.joins and c.unique and (c.kind in ("identifier", "text", "categories") or ID_NAME.search(c.name))
     ]
-    rank = [
-        (len(j.rows) + len(j.long), j.subject is not None, bool(ID_NAME.search(j.id or "")), j.rows[0].n) for j in found
-    ]
+    # Row numbers, which R and pandas write without a name, come last.
+    named = [(bool(ID_NAME.search(j.id or "")), not re.match(r"(Unnamed: \d+)?$", j.id or "")) for j in found]
+    rank = [(len(j.rows) + len(j.long), j.subject is not None, *named[i], j.rows[0].n) for i, j in enumerate(found)]
     if len({s.n for s in sheets}) == 1 and max(rank, default=(0,))[0] < len(sheets):
         return TableJoin(sheets)
     if not found:

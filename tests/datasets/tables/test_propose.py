@@ -443,3 +443,11 @@ def test_a_proposal_names_the_schema_and_matches_it(tmp_path: Path) -> None:
     text = propose(raw, sorted(p.name for p in raw.iterdir()))
     assert text.splitlines()[0] == f"# yaml-language-server: $schema={SCHEMA.as_uri()}"
     Draft202012Validator(schema()).validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_row_numbers_of_other_programs_are_no_ids(tmp_path: Path, name: str) -> None:
+    rows = "".join(f"{i},P{i:03d},{i * 7 % 31 / 10},{i % 2}\n" for i in range(N))
+    declared = proposal(tmp_path / "raw", {"a.csv": f"{name},patient,age,label\n{rows}"})
+    assert declared["id"] == "patient"
+    assert declared["exclude"] == [name]
