@@ -155,9 +155,12 @@ def _outside(number: NDArray[np.float64]) -> list[str]:
 
 
 def linked(sheet: Sheet, column: str, other: Sheet) -> str | None:
-    """The column of another table whose values are ids in a column of this one, preferably of the same name."""
+    """The column of another table whose values are ids in a column of this one, preferably of the same name.
+
+    It has no name of another column of this table: patient 7 is not visit 7.
+    """
     ids, best = sheet.ids(column), (0.0, "")
-    for c in (c for c in other.columns.values() if c.joins):
+    for c in (c for c in other.columns.values() if c.joins and c.name not in sheet.columns.keys() - {column}):
         same = c.name == column
         if same or ID_NAME.search(c.name) or SUBJECT.search(c.name) or (c.kind == "text" and c.n_distinct >= 20):
             share = float(other.ids(c.name).is_in(ids.implode()).sum()) / c.n_distinct

@@ -209,16 +209,19 @@ class _Proposal:
         )
         if not any("time" in long for long in joined.long.values()):
             self.time = None
-        self.unused: dict[Ref, str] = {}
-        for c in (c for s in joined.rows for c in joined.features(s)):
-            if c.ref == self.label.ref:
+        self.unused: dict[tuple[str, Ref], str] = {}
+        self.used: dict[str, list[ColumnProfile]] = {s.file: [] for s in joined.rows}
+        for file, c in ((s.file, c) for s in joined.rows for c in joined.features(s)):
+            if c.name == self.label.name:
                 reason = "the label" if joined.id is None or c is not self.label else ""
             elif c.is_split or not (c.is_feature or self._is_time(c)):
                 reason = _UNUSED.get(c.kind, "a split" if c.is_split else f"values of type {c.kind}")
             else:
                 reason = "may be known only after the outcome" if re.search(_FINAL, c.name, re.IGNORECASE) else ""
             if reason:
-                self.unused[c.ref] = reason
+                self.unused[file, c.ref] = reason
+            elif c is not self.label and c is not self.time:
+                self.used[file].append(c)
 
     def _is_time(self, c: ColumnProfile) -> bool:
         """Whether a date can be counted from the time of the prediction."""
@@ -271,9 +274,7 @@ class _Proposal:
         if cp1252 := [s.file for s in joined.rows if s.table.config.by_file]:
             yield f"encoding: {_mapping(dict.fromkeys(cp1252, 'cp1252'))}  # not UTF-8"
         yield from self._missing()
-        if self.unused:
-            yield "exclude:"
-            yield from (f"- {_scalar(ref)}  # {why}" for ref, why in self.unused.items())
+        yield from self._excluded()
         yield from self._modalities()
         name = re.sub(r"\W+", "_", self.label.name, flags=re.ASCII).strip("_")
         yield f"label:  # {self.why}"
@@ -306,19 +307,26 @@ class _Proposal:
             why = f"  # {reasons[name]}" if name in reasons else ""
             yield f"{'' if why else '# '}  {_scalar(name)}: {_codes(columns[name].codes)}{why}"
 
+    def _excluded(self, file: str = "") -> Iterator[str]:
+        """Columns that are no features, in all files; of a file, those that would name features of another one."""
+        indent, named = "    " if file else "", set[Ref]()
+        for sheet in self.joined.rows:
+            names, refs = {c.name for c in self.used[sheet.file]}, {ref for _, ref in self.unused}
+            named |= {r for r in refs if names & set(sheet.table.columns([r], "", FaultCollector(), optional=True))}
+        found = {ref: why for (of, ref), why in self.unused.items() if file == (of if ref in named else "")}
+        yield from [f"{indent}exclude:"] if found else []
+        yield from (f"{indent}- {_scalar(ref)}  # {why}" for ref, why in found.items())
+
     def _modalities(self) -> Iterator[str]:
         """One modality per file; in a single file, one per group of columns that are missing together."""
-        taken = (self.label, self.time)
-        used = {
-            s.file: [c for c in self.joined.features(s) if c.ref not in self.unused and c not in taken]
-            for s in self.joined.rows
-        }
-        files, long = [file for file, columns in used.items() if columns], self.joined.long
+        used, long = {file: columns for file, columns in self.used.items() if columns}, self.joined.long
+        files = list(used)
         wide = blocks(self.joined.rows[0], [c.name for c in used[files[0]]]) if len(files) == 1 and not long else []
         if len(wide) < 2:
             yield "modalities:  # one per file; docs/tables.md shows how to divide a file by columns"
             for name, file in list(zip(_names([*files, *long]), [*files, *long], strict=True))[:MAX_MODALITIES]:
                 yield f"  {name}:\n    file: {_scalar(file)}"
+                yield from self._excluded(file)
                 yield from self._kinds(used[file]) if file in used else self._long(long[file])
             return
         yield "modalities:  # columns that are missing together: rename and regroup them"

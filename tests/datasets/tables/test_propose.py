@@ -293,6 +293,30 @@ def test_the_proposal_for_uci_mfeat_passes_check(real_data_dir: Path, tmp_path: 
     assert sizes == {"fac": 216, "fou": 76, "kar": 64, "mor": 6, "pix": 240, "zer": 47}
 
 
+def test_a_column_that_is_no_feature_costs_no_feature_of_another_file(tmp_path: Path) -> None:
+    ids = [f"s{k}" for k in range(N)]
+    files = {
+        # Columns without a name at the end, as spreadsheets write them, and a status that is empty here.
+        "a.csv": csv("id,x,y,status,,", [[i, k / 7, k % 2, "", "", ""] for k, i in enumerate(ids)]),
+        "b.csv": csv("id,remark,z", [[i, f"free text {k} of {i}", k % 31 / 3] for k, i in enumerate(ids)]),
+        "c.csv": csv("id,status,remark", [[i, k % 37 / 3, k % 41 / 3] for k, i in enumerate(ids)]),
+    }
+    declared = proposal(tmp_path / "raw", files)
+    assert declared["modalities"]["b"]["exclude"] == ["remark"]
+    store = built(tmp_path / "raw", tmp_path)
+    assert store.dictionary["name"].to_list() == ["x", "z", "status", "remark"]
+
+
+def test_numbers_of_patients_are_not_those_of_visits(tmp_path: Path) -> None:
+    files = {
+        "visits.csv": csv("visit,patient,x,y", [[k + 1, k // 2, k / 7, k % 2] for k in range(N)]),
+        "patients.csv": csv("patient,height", [[k, 150.5 + k] for k in range(N // 2)]),
+    }
+    declared = proposal(tmp_path / "raw", files)
+    assert (declared["id"], declared["subject"]) == ("visit", "patient")
+    assert built(tmp_path / "raw", tmp_path).arrays("patients").x[:4].ravel().tolist() == [150.5, 154.5, 155.5, 155.5]
+
+
 @pytest.mark.real_data
 def test_the_proposal_for_physionet_2012_has_the_blocks_of_tests_and_passes_check(
     real_data_dir: Path, tmp_path: Path
