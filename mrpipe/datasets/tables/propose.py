@@ -320,23 +320,24 @@ class _Proposal:
     def _modalities(self) -> Iterator[str]:
         """One modality per file; in a single file, one per group of columns that are missing together."""
         used, long = {file: columns for file, columns in self.used.items() if columns}, self.joined.long
-        files = list(used)
-        wide = blocks(self.joined.rows[0], [c.name for c in used[files[0]]]) if len(files) == 1 and not long else []
-        if len(wide) < 2:
+        files = [*used, *long]
+        sheet = next((s for s in self.joined.rows if [s.file] == files), None)
+        wide = blocks(sheet, [c.name for c in used[sheet.file]]) if sheet else []
+        if sheet is None or len(wide) < 2:
             yield "modalities:  # one per file; docs/tables.md shows how to divide a file by columns"
-            for name, file in list(zip(_names([*files, *long]), [*files, *long], strict=True))[:MAX_MODALITIES]:
+            for name, file in list(zip(_names(files), files, strict=True))[:MAX_MODALITIES]:
                 yield f"  {name}:\n    file: {_scalar(file)}"
                 yield from self._excluded(file)
                 yield from self._kinds(used[file]) if file in used else self._long(long[file])
             return
         yield "modalities:  # columns that are missing together: rename and regroup them"
         for name, block in zip(_names([re.split("[_. ]", b[0])[0].lower() for b in wide]), wide, strict=True):
-            columns = [self.joined.rows[0].columns[c] for c in block]
-            shares = sorted(c.n_known / self.joined.rows[0].n for c in columns)
+            found = [sheet.columns[c] for c in block]
+            shares = sorted(c.n_known / sheet.n for c in found)
             share = " to ".join(dict.fromkeys(f"{s:.0%}" for s in (shares[0], shares[-1])))
             yield f"  {'usual' if block is wide[0] and shares[-1] >= USUAL else name}:  # known in {share} of the rows"
-            yield f"    columns: [{', '.join(map(_scalar, _patterns(self.joined.rows[0], columns)))}]"
-            yield from self._kinds(columns)
+            yield f"    file: {_scalar(sheet.file)}\n    columns: [{', '.join(map(_scalar, _patterns(sheet, found)))}]"
+            yield from self._kinds(found)
 
     def _kinds(self, columns: list[ColumnProfile]) -> Iterator[str]:
         """Kinds of categorical columns; a name that several columns share cannot be declared."""

@@ -307,6 +307,17 @@ def test_a_column_that_is_no_feature_costs_no_feature_of_another_file(tmp_path: 
     assert store.dictionary["name"].to_list() == ["x", "z", "status", "remark"]
 
 
+def test_a_wide_file_beside_a_file_of_labels_is_divided_by_gaps(tmp_path: Path) -> None:
+    rows = [[k, k / 7, *([k / 3, k / 11] if k % 3 else ["", ""])] for k in range(N)]
+    files = {"a.csv": csv("id,y", [[k, k % 2] for k in range(N)]), "b.csv": csv("id,x,u_1,u_2", rows)}
+    declared = proposal(tmp_path / "raw", files)["modalities"]
+    assert {name: (entry["file"], entry["columns"]) for name, entry in declared.items()} == {
+        "usual": ("b.csv", ["x"]),
+        "u": ("b.csv", ["u_*"]),
+    }
+    assert built(tmp_path / "raw", tmp_path).arrays("u").x.shape == (N * 2 // 3, 2)
+
+
 def test_numbers_of_patients_are_not_those_of_visits(tmp_path: Path) -> None:
     files = {
         "visits.csv": csv("visit,patient,x,y", [[k + 1, k // 2, k / 7, k % 2] for k in range(N)]),
