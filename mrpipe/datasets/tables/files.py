@@ -17,7 +17,7 @@ import polars as pl
 
 from mrpipe import delimited
 from mrpipe.datasets.tables.config import MISSING, WHOLE, Ref, Rules, TablesConfig, codes_of, matches
-from mrpipe.delimited import COMMA, TextTable, line_of
+from mrpipe.delimited import COMMA, SIGN, TextTable, line_of
 from mrpipe.errors import DataError, Fault, FaultCollector, did_you_mean
 from mrpipe.forms import COMPRESSIONS
 
@@ -40,8 +40,7 @@ class RawTable:
         separator: None for a form whose rows have no lines.
         notes: what was found in the file, such as its separator.
         odd: columns that are not plain values (Duration, List, Binary, …) and their dtypes; read as empty.
-        comma: whether numbers have a decimal comma in the file; here, they have a point.
-        pointed: with a declared decimal comma, columns with decimal points in numbers, and the row of the first.
+        pointed: in a file with decimal commas, columns with decimal points in numbers, and the row of the first.
         key: column of the samples that joins the table: row, sample_id, or subject_id if it has subjects but no ids.
     """
 
@@ -53,7 +52,6 @@ class RawTable:
     source: pl.LazyFrame
     n_rows: int
     odd: dict[str, str]
-    comma: bool
     pointed: dict[str, int]
     notes: list[str]
 
@@ -160,7 +158,7 @@ class RawTable:
             faults.add(self.fault("numbers or text", found, fix, column=column))
 
     def require_commas(self, column: str, faults: FaultCollector) -> None:
-        """Report a numeric column that has decimal points although the YAML declares decimal commas."""
+        """Report a numeric column that has decimal points although the file has decimal commas."""
         if column in self.pointed:
             rows = self.read([column]).filter(pl.col(ROW) == self.pointed[column])
             fix = 'It may be a thousands separator: declare `thousands: "."`, or correct the key `decimal`.'
@@ -311,18 +309,17 @@ def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
     header = [c for c in source.collect_schema().names() if c != ROW]
     known = source.select(ROW, pl.any_horizontal(text.is_not_null()).alias("known")).collect(engine="streaming")
     source = source.with_columns(text.str.strip_chars())
-    comma = decimal == "," or any(note.endswith("decimal comma") for note in notes)
     if thousands:
-        grouped = rf"^[-+]?[0-9]{{1,3}}([{thousands}][0-9]{{3}})+([{decimal or '.'}][0-9]+)?$"
+        grouped = rf"^{SIGN}[0-9]{{1,3}}([{thousands}][0-9]{{3}})+([{decimal or '.'}][0-9]+)?$"
         whole = text.str.replace_all(thousands, "", literal=True)
         source = source.with_columns(pl.when(text.str.contains(grouped)).then(whole).otherwise(text))
     pointed: dict[str, int] = {}
-    if decimal == ",":
-        pattern = r"^[-+]?[0-9]+\.[0-9]+$"
+    # A small file in which they were found has points by now, and had none before.
+    if decimal == "," or (path.stat().st_size > LARGE and any(note.endswith("decimal comma") for note in notes)):
+        pattern = rf"^{SIGN}[0-9]+\.[0-9]+$"
         first = source.select(pl.when(pl.col(c).str.contains(pattern)).then(ROW).min().alias(c) for c in header)
         places = first.collect(engine="streaming").row(0, named=True)
         pointed = {c: row for c, row in places.items() if row is not None}
-    if comma:
         source = source.with_columns(text.str.replace(COMMA, "$1.$2"))
     rows = known
     if table.separator is not None:
@@ -335,7 +332,7 @@ def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
     if rows.is_empty():
         raise DataError(Fault(file=file, expected="at least one row", found="a header without rows"))
     n = len(rows)
-    return RawTable(file, config, path, table.separator, header, source, n, table.odd, comma, pointed, notes)
+    return RawTable(file, config, path, table.separator, header, source, n, table.odd, pointed, notes)
 
 
 def canonical_text(column: str | pl.Expr) -> pl.Expr:

@@ -79,6 +79,8 @@ def read_events(
     columns = {k: str(name) for k, name in names.items()}
     kind = kind_of(columns["value"], modality) if "value" in columns else None
     value_kind, reported = "numeric" if kind is None else kind.kind, set[tuple[str | None, str]]()
+    if "value" in columns and value_kind != "categorical":
+        table.require_commas(columns["value"], faults)
     for batch in table.batches([key, *columns.values(), *dropped]):
         wrong = FaultCollector()
         for _, left in table.drop(batch, modality.drop, place, FaultCollector()):
@@ -111,7 +113,7 @@ def read_events(
             item = item + " = " + frame.select(canonical_text(columns["value"])).to_series()
         elif "value" in columns:
             text = frame[columns["value"]]
-            value, side = limits(text, comma=table.comma)
+            value, side = limits(text)
             item = item + side.replace_strict(
                 {0.0: "", 1.0: " (below)", 2.0: " (above)"}, default="", return_dtype=pl.String
             )
