@@ -205,11 +205,11 @@ def _excel(path: Path, shown_as: str, sheet: str) -> pl.DataFrame:
         found, fix = f"sheets {', '.join(book.sheet_names)}", f"Name the sheet: {path.name}#SHEET."
         raise DataError(Fault(file=shown_as, expected=expected, found=found, fix=fix))
     (frame,) = frames.values()
-    # Midnights are dates: a workbook does not distinguish them.
-    frame = frame.with_columns(pl.all().str.replace(r"^(\d{4}-\d\d-\d\d) 00:00:00$", "$1"))
+    # Midnights are dates, and times of 1899 have no date: a workbook does not distinguish them.
+    frame = frame.with_columns(pl.all().str.replace(r"^(\d{4}-\d\d-\d\d) 00:00:00$|^1899-12-3\d ", "$1"))
     header: dict[str, None] = {}
-    for position, name in enumerate(frame.row(0)):
-        plain = (name or "").strip() or f"column_{position + 1}"
+    for name in frame.row(0):
+        plain = (name or "").strip()
         copies = (f"{plain}_duplicated_{k}" for k in range(frame.width))
         header[plain if plain not in header else next(c for c in copies if c not in header)] = None
     frame.columns = list(header)

@@ -23,6 +23,7 @@ from mrpipe.datasets.tables.parser import config_path, read_config
 from mrpipe.errors import FaultCollector
 from mrpipe.forms import is_table
 from mrpipe.ids import alike
+from mrpipe.raw import few
 from mrpipe.schema import Checked, Cohort
 from mrpipe.store.leaks import CORRELATION, THRESHOLD, feature_columns, find_leaks
 
@@ -99,7 +100,7 @@ def _unused(raw: Path, used: list[Path], columns: dict[str, list[str]], config: 
     unused = {}
     for file, names in columns.items():
         if names:
-            shown = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+            shown = few([name or "''" for name in names], LISTED)
             unused[f"{file}: {shown}"] = "columns of no modality; add them to the `columns` of one"
     for path in sorted(raw.rglob("*")):
         name = path.relative_to(raw).as_posix()
@@ -134,8 +135,7 @@ def _modality_notes(
 
     def note(columns: list[str], text: str) -> None:
         if columns:
-            more = f" and {len(columns) - LISTED} more" if len(columns) > LISTED else ""
-            notes.append(f"{name}: {text}: {', '.join(columns[:LISTED])}{more}")
+            notes.append(f"{name}: {text}: {few(columns, LISTED)}")
 
     inferred = [
         f"{f.name} ({', '.join(f.levels[:6])}{', …' if len(f.levels) > 6 else ''})"

@@ -128,7 +128,7 @@ class RawTable:
                 elif not optional:
                     faults.add(self.fault(f"one of {len(header)} positions ({place})", str(ref), column=str(ref)))
                 continue
-            found = [ref] if ref in header else [h for h in header if matches(h, ref)]
+            found = [ref] if ref in header else [h for h in header if matches(h, ref) and has_name(h)]
             near = self.alike(ref)
             if ref in header and len(near) > 1:
                 shown = f"{len(near)} columns of this name: {', '.join(map(repr, near))}"
@@ -221,6 +221,11 @@ class RawTable:
         """The rows (`__sample_id`, `__row`, …) that belong to samples, with the columns of `samples`."""
         on = ROW if self.key == "row" else ID
         return rows.join(samples, left_on=on, right_on=self.key, how="inner", coalesce=False)
+
+
+def has_name(column: str) -> bool:
+    """Whether a column has a name; row numbers of pandas and R and empty columns at the end of a file have none."""
+    return bool(_plain(column)) and not column.startswith("__index_level_")
 
 
 def _plain(name: str) -> str:

@@ -29,7 +29,7 @@ def report_lost_rows(
     Above the share that the YAML allows, they are a fault.
     """
     key = table.key
-    if key == "row" or rows.is_empty():
+    if key == "row" or rows.is_empty() or known.is_empty():
         return
     config, file, subject = table.config, table.shown_as, table.subject
     if key == "subject_id" and not config.of_file("level", file):

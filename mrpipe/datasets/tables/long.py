@@ -157,7 +157,7 @@ def check_long(
         n += len(events)
     assert tally.ids is not None
     report_lost_rows(table, tally.ids, known, faults, notes, "ids")
-    if not n:
+    if not n and len(samples):
         faults.add(no_samples(table, modality.name, "Are its times before the time of the prediction?"))
     if modality.long and (d := len(tally.items) * len(modality.long.aggregate)) > MAX_COLUMNS:
         fix = "Leave out `aggregate` for a sequence, or drop items."

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mrpipe.datasets.tables.config import Ref, matches
+from mrpipe.datasets.tables.config import Ref
+from mrpipe.datasets.tables.files import has_name
 from mrpipe.datasets.tables.joins import SUBJECT
 from mrpipe.datasets.tables.parser import SCHEMA
-from mrpipe.datasets.tables.profile import ID_NAME, USUAL, ColumnProfile, Sheet, blocks, linked
+from mrpipe.datasets.tables.profile import ID_NAME, USUAL, ColumnProfile, Sheet, blocks, linked, names_of, patterns
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.forms import is_table
 from mrpipe.raw import few
@@ -114,9 +115,9 @@ class TableJoin:
         return [s for s in self.rows if self.id is None or s is self.rows[0] or s.file in self.ids]
 
     def features(self, sheet: Sheet) -> list[ColumnProfile]:
-        """All columns but ids and subjects."""
+        """All columns with names but ids and subjects."""
         own = {self.ids.get(sheet.file, self.id), self.subjects.get(sheet.file, self.subject)}
-        return [c for c in sheet.columns.values() if c.name not in own]
+        return [c for c in sheet.columns.values() if c.name not in own and has_name(c.name)]
 
 
 def _join(sheets: list[Sheet]) -> TableJoin:
@@ -130,7 +131,11 @@ def _join(sheets: list[Sheet]) -> TableJoin:
     rank = [
         (len(j.rows) + len(j.long), j.subject is not None, bool(ID_NAME.search(j.id or "")), j.rows[0].n) for j in found
     ]
-    if len({s.n for s in sheets}) == 1 and max(rank, default=(0,))[0] < len(sheets):
+    unnamed = [(s, c.name) for s in sheets for c in s.columns.values() if c.n_known and not has_name(c.name)]
+    numbers = [sheet.table.read([name])[name].to_list() for sheet, name in unnamed]
+    # Row numbers of pandas or R that differ show that the rows are not in the same order.
+    same_order = len({s.n for s in sheets}) == 1 and all(n == numbers[0] for n in numbers)
+    if same_order and max(rank, default=(0,))[0] < len(sheets):
         return TableJoin(sheets)
     if not found:
         expected, file = "a column of ids that is unique in one file and occurs in the others", [s.file for s in sheets]
@@ -168,7 +173,7 @@ def _long(sheet: Sheet, key: str) -> dict[str, ColumnProfile]:
     """Columns of a long table, one row per measurement; empty if none can name what was measured."""
     found: dict[str, ColumnProfile] = {}
     for role, (pattern, kinds, otherwise) in _LONG.items():
-        free = [c for c in sheet.columns.values() if c.name != key and c not in found.values()]
+        free = [c for c in sheet.columns.values() if c.name != key and c not in found.values() and has_name(c.name)]
         named = [c for c in free if c.kind in kinds and re.search(pattern, c.name, re.IGNORECASE)]
         if named or (named := [c for c in free if c.kind in otherwise]):
             found[role] = named[0]
@@ -325,18 +330,18 @@ class _Proposal:
         wide = blocks(sheet, [c.name for c in used[sheet.file]]) if sheet else []
         if sheet is None or len(wide) < 2:
             yield "modalities:  # one per file; docs/tables.md shows how to divide a file by columns"
-            for name, file in list(zip(_names(files), files, strict=True))[:MAX_MODALITIES]:
+            for name, file in list(zip(names_of(files), files, strict=True))[:MAX_MODALITIES]:
                 yield f"  {name}:\n    file: {_scalar(file)}"
                 yield from self._excluded(file)
                 yield from self._kinds(used[file]) if file in used else self._long(long[file])
             return
         yield "modalities:  # columns that are missing together: rename and regroup them"
-        for name, block in zip(_names([re.split("[_. ]", b[0])[0].lower() for b in wide]), wide, strict=True):
+        for name, block in zip(names_of([re.split("[_. ]", b[0])[0].lower() for b in wide]), wide, strict=True):
             found = [sheet.columns[c] for c in block]
             shares = sorted(c.n_known / sheet.n for c in found)
             share = " to ".join(dict.fromkeys(f"{s:.0%}" for s in (shares[0], shares[-1])))
             yield f"  {'usual' if block is wide[0] and shares[-1] >= USUAL else name}:  # known in {share} of the rows"
-            yield f"    file: {_scalar(sheet.file)}\n    columns: [{', '.join(map(_scalar, _patterns(sheet, found)))}]"
+            yield f"    file: {_scalar(sheet.file)}\n    columns: [{', '.join(map(_scalar, patterns(sheet, found)))}]"
             yield from self._kinds(found)
 
     def _kinds(self, columns: list[ColumnProfile]) -> Iterator[str]:
@@ -374,27 +379,3 @@ class _Proposal:
         yield f"    long: {declared}  # {why}"
         if "value" in columns:
             yield from self._kinds([columns["value"]] if columns["value"].kind == "censored" else [])
-
-
-def _patterns(sheet: Sheet, block: list[ColumnProfile]) -> list[Ref]:
-    """References to columns; one pattern for those with a common first part, if no other column has it."""
-    found: dict[Ref, None] = {}
-    for c in block:
-        pattern = re.sub(r"_[^_]*$", "_*", c.name)
-        same = [h for h in sheet.columns if matches(h, pattern)]
-        short = 1 < len(same) == sum(b.name in same for b in block) and not re.search(r"[*?\[]", pattern[:-1])
-        found[pattern if short else c.ref] = None
-    return list(found)
-
-
-def _names(texts: Sequence[str]) -> list[str]:
-    """Distinct names of modalities, from names of files without suffixes and a common first part, or of columns."""
-    stems = [re.sub(r"(\.[A-Za-z]\w{1,7})+$", "", Path(t).name) for t in texts]
-    first = re.match(r"[^-_. ]+[-_. ]", stems[0])
-    common = first[0] if first and len(stems) > 1 and all(s.startswith(first[0]) for s in stems) else ""
-    names: list[str] = []
-    for stem in stems:
-        name = re.sub(r"\W+", "_", stem.removeprefix(common), flags=re.ASCII).strip("_")
-        name = name if re.match("[A-Za-z]", name) else f"table_{name}"
-        names.append(name if name not in names else f"{name}_{len(names)}")
-    return names

@@ -162,6 +162,16 @@ def test_files_without_ids_are_joined_by_order(tmp_path: Path) -> None:
     assert built(tmp_path / "raw", tmp_path).manifest.n_samples == N
 
 
+def test_files_are_not_joined_by_order_if_their_row_numbers_differ(tmp_path: Path) -> None:
+    rows = [[k, k / 7, k % 2] for k in range(N)]
+    files = {"a.csv": csv(",x,y", rows), "b.csv": csv(",z", [[k, k / 3] for k in range(N)])}
+    assert proposal(tmp_path / "same", files)["join"] == "order"
+    assert built(tmp_path / "same", tmp_path).dictionary["name"].to_list() == ["x", "z"]
+    files["a.csv"] = csv(",x,y", rows[::2] + rows[1::2])
+    with pytest.raises(DataError, match="a column of ids that is unique in one file"):
+        proposal(tmp_path / "sorted", files)
+
+
 def test_files_that_nothing_joins_are_an_error(tmp_path: Path) -> None:
     files = {"a.csv": csv("x,y", [[k / 7, k % 2] for k in range(N)]), "b.csv": csv("z", [[k / 3] for k in range(50)])}
     with pytest.raises(DataError, match=r"a\.csv, b\.csv: expected a column of ids that is unique in one file"):
