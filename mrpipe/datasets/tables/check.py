@@ -30,8 +30,6 @@ from mrpipe.store.leaks import CORRELATION, THRESHOLD, feature_columns, find_lea
 # A numeric column with few distinct whole numbers may hold codes; one with nearly all distinct may hold ids.
 FEW_CODES, ID_SHARE, ID_ROWS = 6, 0.95, 30
 PERFECT_AUROC = 0.999
-
-
 # Largest whole number up to which float32 is exact, and interquartile ranges beyond which values are far from others.
 EXACT, FAR = 2**24, 10
 _COLUMN_NOTES = (

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -256,25 +257,16 @@ def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[s
         source = pl.scan_parquet(path)
         unread = (pl.List, pl.Array, pl.Struct, pl.Binary, pl.Duration, pl.Object)
         odd = {c: str(t) for c, t in source.collect_schema().items() if isinstance(t, unread)}
-        text = source.with_columns(pl.lit(None).alias(c) for c in odd).cast(pl.String)
+        times = [c for c, t in source.collect_schema().items() if t == pl.Datetime]
+        local = [pl.col(c).dt.replace_time_zone(None) for c in times]
+        text = source.with_columns(*(pl.lit(None).alias(c) for c in odd), *local).cast(pl.String)
         # Times of day that are midnight are dates, as in small files.
-        text = text.with_columns(
-            pl.col(c).str.replace(r"( 00:00:00)?\.0+$", "")
-            for c, t in source.collect_schema().items()
-            if t == pl.Datetime
-        )
+        text = text.with_columns(pl.col(c).str.replace(r"( 00:00:00)?\.0+$", "") for c in times)
         return text, TextTable(pl.DataFrame(), None, odd)
-    table = delimited.read_table(
-        path,
-        shown_as=file,
-        separator=separator,
-        encoding=encoding,
-        decimal=decimal and ".",  # converted by `read_table`, with a check
-        sheet=sheet,
-        notes=notes,
-        strict=True,
-        n_rows=_SAMPLE if large else None,
-    )
+    read = partial(delimited.read_table, path, shown_as=file, encoding=encoding, strict=True)
+    # Decimal commas that are declared are converted by `read_table`, with a check.
+    marks, n_rows = decimal and ".", _SAMPLE if large else None
+    table = read(separator=separator, decimal=marks, sheet=sheet, notes=notes, n_rows=n_rows)
     if not large or table.separator is None:
         return table.frame.lazy(), table
     # Compressed by another program than gzip or zstd, in another encoding, or damaged.
@@ -282,9 +274,7 @@ def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[s
         source = pl.scan_csv(path, infer_schema=False, separator=table.separator)
         source.select(pl.all().count()).collect(engine="streaming")
         return source, table
-    table = delimited.read_table(
-        path, shown_as=file, separator=table.separator, encoding=encoding, decimal=".", strict=True
-    )
+    table = read(separator=table.separator, decimal=".")
     return table.frame.lazy(), table
 
 
@@ -315,8 +305,10 @@ def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
     known = source.select(ROW, pl.any_horizontal(text.is_not_null()).alias("known")).collect(engine="streaming")
     source = source.with_columns(text.str.strip_chars())
     if thousands:
-        grouped = rf"^{SIGN}[0-9]{{1,3}}([{thousands}][0-9]{{3}})+([{decimal or '.'}][0-9]+)?$"
-        whole = text.str.replace_all(thousands, "", literal=True)
+        # A space is also the no-break space of French and Swiss exports.
+        marks = " \u00a0\u202f" if thousands == " " else thousands
+        grouped = rf"^{SIGN}[0-9]{{1,3}}([{marks}][0-9]{{3}})+([{decimal or '.'}][0-9]+)?$"
+        whole = text.str.replace_all(f"[{marks}]", "")
         source = source.with_columns(pl.when(text.str.contains(grouped)).then(whole).otherwise(text))
     pointed: dict[str, int] = {}
     # A small file in which they were found has points by now, and had none before.

@@ -43,6 +43,10 @@ def report_lost_rows(
         if len(wrong):
             expected, found = f"the {subject} that {config.cohort_file} has for the id", f"another in {len(wrong)} rows"
             faults.add(table.fault(expected, found, "Correct one of the files.", column=subject, rows=wrong))
+    if _rounded(rows[ID]) and not _rounded(known[key]):
+        expected, found = f"ids with all digits, as in {config.cohort_file}", "ids of 16 and more digits that end in 0"
+        fix = "Spreadsheets and floats keep 15 digits: export the ids as text."
+        faults.add(table.fault(expected, found, fix, column="id"))
     lost = rows.filter(pl.col(ID).is_not_null()).join(known, left_on=ID, right_on=key, how="anti")
     if lost.is_empty():
         return
@@ -55,6 +59,11 @@ def report_lost_rows(
         faults.add(table.fault(expected, found, fix, column="id", rows=lost.sort(ROW)[ROW]))
     else:
         notes.append(f"{text} of {file} match no sample of {config.cohort_file} and are ignored; {hint}")
+
+
+def _rounded(ids: pl.Series) -> bool:
+    """Whether long numbers look rounded, so that several ids may have become one."""
+    return bool(ids.str.contains("^[0-9]{16,}$").any() and ids.str.ends_with("0").all() and ids.n_unique() > 4)
 
 
 def _unused_codes(where: str, rules: Rules, tables: Iterable[RawTable]) -> list[str]:

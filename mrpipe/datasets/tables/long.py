@@ -41,7 +41,7 @@ Events = NDArray[np.void]
 
 @dataclass
 class LongTally:
-    """What was read: items in order of appearance, and the number of rows that were not used by reason."""
+    """What was read: items in order of appearance, and the numbers of rows not used, or in doubt, by reason."""
 
     items: dict[str, int] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -104,6 +104,8 @@ def read_events(
         if "time" in columns:
             time = times_of(table, frame, columns["time"], long.format, wrong)
             hours = (time - frame["prediction_time"]).dt.total_microseconds() / 3.6e9
+            same_day = (time == frame["prediction_time"].dt.truncate("1d")) & (hours < 0)
+            tally.skipped["of the day of the prediction have no time of day and are used"] += int(same_day.sum())
             frame = frame.with_columns(hours.alias("__hours")).filter(hours.is_not_null())
             frame = tally.skip(frame, "after the time of the prediction", pl.col("__hours") > 0)
         item, value = frame[columns["item"]], pl.Series([1.0]).new_from_index(0, len(frame))

@@ -416,3 +416,17 @@ def test_ids_are_not_compared_with_those_of_an_unreadable_file(tmp_path: Path) -
     with pytest.raises(DataError) as error:
         check_export(raw, TablesOptions())
     assert [f.file for f in error.value.faults] == ["people.csv"]
+
+
+def test_ids_that_a_spreadsheet_rounded_are_an_error(tmp_path: Path) -> None:
+    """Measurements of several patients would be those of one."""
+    ids = [12345678901234500 + k for k in range(N)]
+    rows = [[i, k / 7, k % 2] for k, i in enumerate(ids)]
+    spec = config(modalities={"a": {"file": "a.csv", "long": {"item": "t", "value": "x", "aggregate": "mean"}}})
+    for rounded, expected in ((0, ""), (10, "found ids of 16 and more digits that end in 0")):
+        long = [[i // rounded * rounded if rounded else i, "crp", k] for k, i in enumerate(ids)]
+        files = {"people.csv": csv("id,y,out", rows), "a.csv": csv("id,t,x", long)}
+        if expected:
+            assert expected in faults_of(tmp_path / "rounded", files, spec)
+        else:
+            notes_of(tmp_path / "exact", files, spec)

@@ -140,6 +140,9 @@ def test_thousands_separators_are_read_as_declared(tmp_path: Path) -> None:
     assert stored["p08"] == [9234.5, 1.5, 2000, 1]
     other = {**table, "a.csv": table["a.csv"].replace("8.234,5", "8.23,5")}
     assert "column 'x', line 9" in faults_of(tmp_path / "b", other, spec)
+    spaces = {**table, "a.csv": table["a.csv"].replace(".", "\u00a0")}
+    french = config(decimal={"a.csv": ","}, thousands={"a.csv": " "}, modalities=spec["modalities"])
+    assert values(built(tmp_path / "d", spaces, french), "a")["p07"] == [8234.5, 1.5, 1000.5, 1]
     assert "expected another mark" in faults_of(tmp_path / "c", table, config(decimal=",", thousands=","))
 
 
