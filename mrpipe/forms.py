@@ -102,6 +102,8 @@ ENDINGS = r"\.(?:{})(?:\.(?:{}))?".format(
     "|".join(s[1:] for f in FORMS if f.reader for s in f.suffixes), "|".join(s[1:] for s in _OPENERS)
 )
 COMPRESSIONS = tuple(_OPENERS)
+# Types of columns that are not plain values.
+UNREAD = (pl.List, pl.Array, pl.Struct, pl.Binary, pl.Duration, pl.Object)
 
 
 def by_name(name: str) -> Form | None:
@@ -169,8 +171,7 @@ def read_typed(path: Path, form: Form, *, shown_as: str, sheet: str = "") -> tup
             frame = (pl.read_parquet if form.reader == "parquet" else pl.read_ipc)(_plain(path))
         case _:
             frame = _statistical(path, str(form.reader))
-    unread = (pl.List, pl.Array, pl.Struct, pl.Binary, pl.Duration, pl.Object)
-    odd = {c: str(t) for c, t in frame.schema.items() if isinstance(t, unread)}
+    odd = {c: str(t) for c, t in frame.schema.items() if isinstance(t, UNREAD)}
     frame = frame.with_columns(pl.lit(None).alias(c) for c in odd)
     return frame.select(map(_text, frame.iter_columns())), odd
 

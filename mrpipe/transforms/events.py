@@ -223,23 +223,6 @@ def _samples(arrays: Arrays) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(arrays)), np.diff(arrays.offsets))
 
 
-def dense_steps(arrays: Arrays, n_items: int) -> tuple[Floats, NDArray[np.int64], Floats]:
-    """Dense form of transformed events, for small data and tests.
-
-    Returns:
-        Concatenated values and masks (steps, 2 · n_items), offsets of the samples' steps (n + 1,), and time of each
-        step in days (steps,).
-    """
-    assert arrays.time is not None
-    step, n_steps = step_numbers(arrays)
-    out = np.zeros((len(step) and int(step[-1]) + 1, 2 * n_items), dtype=np.float32)
-    item = arrays.x[:, 0].astype(np.int64)
-    out[step, item] = arrays.x[:, 1]
-    out[step, n_items + item] = 1.0
-    starts = np.flatnonzero(np.diff(step, prepend=-1))
-    return out, np.concatenate([[0], np.cumsum(n_steps)]), arrays.time[starts]
-
-
 def step_numbers(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Step index of each event, counted over all samples (events,), and number of steps per sample (n,)."""
     assert arrays.time is not None

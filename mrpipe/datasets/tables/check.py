@@ -135,11 +135,7 @@ def _modality_notes(
         if columns:
             notes.append(f"{name}: {text}: {few(columns, LISTED)}")
 
-    inferred = [
-        f"{f.name} ({', '.join(f.levels[:6])}{', …' if len(f.levels) > 6 else ''})"
-        for f in features
-        if f.levels is not None and not f.declared
-    ]
+    inferred = [f"{f.name} ({few(f.levels, 6)})" for f in features if f.levels is not None and not f.declared]
     note(inferred, "treated as categorical; a code list under `kinds` would fix the levels")
     found: dict[str, list[str]] = {text: [] for text in _COLUMN_NOTES}
     for j, f in enumerate(features):

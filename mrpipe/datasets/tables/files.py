@@ -20,7 +20,7 @@ from mrpipe import delimited
 from mrpipe.datasets.tables.config import MISSING, WHOLE, Ref, Rules, TablesConfig, codes_of, matches
 from mrpipe.delimited import COMMA, SIGN, TextTable, line_of
 from mrpipe.errors import DataError, Fault, FaultCollector, did_you_mean
-from mrpipe.forms import COMPRESSIONS
+from mrpipe.forms import COMPRESSIONS, UNREAD
 
 ID, ROW = "__sample_id", "__row"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -255,8 +255,7 @@ def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[s
     large = path.stat().st_size > LARGE
     if large and path.name.lower().endswith(".parquet"):
         source = pl.scan_parquet(path)
-        unread = (pl.List, pl.Array, pl.Struct, pl.Binary, pl.Duration, pl.Object)
-        odd = {c: str(t) for c, t in source.collect_schema().items() if isinstance(t, unread)}
+        odd = {c: str(t) for c, t in source.collect_schema().items() if isinstance(t, UNREAD)}
         times = [c for c, t in source.collect_schema().items() if t == pl.Datetime]
         local = [pl.col(c).dt.replace_time_zone(None) for c in times]
         text = source.with_columns(*(pl.lit(None).alias(c) for c in odd), *local).cast(pl.String)
@@ -265,8 +264,9 @@ def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[s
         return text, TextTable(pl.DataFrame(), None, odd)
     read = partial(delimited.read_table, path, shown_as=file, encoding=encoding, strict=True)
     # Decimal commas that are declared are converted by `read_table`, with a check.
-    marks, n_rows = decimal and ".", _SAMPLE if large else None
-    table = read(separator=separator, decimal=marks, sheet=sheet, notes=notes, n_rows=n_rows)
+    table = read(
+        separator=separator, decimal=decimal and ".", sheet=sheet, notes=notes, n_rows=_SAMPLE if large else None
+    )
     if not large or table.separator is None:
         return table.frame.lazy(), table
     # Compressed by another program than gzip or zstd, in another encoding, or damaged.
@@ -328,8 +328,7 @@ def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
             source = source.filter(~pl.col(ROW).is_in(blank.implode()))
     if rows.is_empty():
         raise DataError(Fault(file=file, expected="at least one row", found="a header without rows"))
-    n = len(rows)
-    return RawTable(file, config, path, table.separator, header, source, n, table.odd, pointed, notes)
+    return RawTable(file, config, path, table.separator, header, source, len(rows), table.odd, pointed, notes)
 
 
 def canonical_text(column: str | pl.Expr) -> pl.Expr:

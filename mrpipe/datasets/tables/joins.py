@@ -44,9 +44,8 @@ def report_lost_rows(
             expected, found = f"the {subject} that {config.cohort_file} has for the id", f"another in {len(wrong)} rows"
             faults.add(table.fault(expected, found, "Correct one of the files.", column=subject, rows=wrong))
     if _rounded(rows[ID]) and not _rounded(known[key]):
-        expected, found = f"ids with all digits, as in {config.cohort_file}", "ids of 16 and more digits that end in 0"
-        fix = "Spreadsheets and floats keep 15 digits: export the ids as text."
-        faults.add(table.fault(expected, found, fix, column="id"))
+        expected, fix = f"all digits of ids, as in {config.cohort_file}", "Spreadsheets keep 15: save the ids as text."
+        faults.add(table.fault(expected, "ids of 16 and more digits that end in 0", fix, column="id"))
     lost = rows.filter(pl.col(ID).is_not_null()).join(known, left_on=ID, right_on=key, how="anti")
     if lost.is_empty():
         return

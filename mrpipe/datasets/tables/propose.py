@@ -131,8 +131,8 @@ def _join(sheets: list[Sheet]) -> TableJoin:
     rank = [
         (len(j.rows) + len(j.long), j.subject is not None, bool(ID_NAME.search(j.id or "")), j.rows[0].n) for j in found
     ]
-    unnamed = [(s, c.name) for s in sheets for c in s.columns.values() if c.n_known and not has_name(c.name)]
-    numbers = [sheet.table.read([name])[name].to_list() for sheet, name in unnamed]
+    unnamed = ((s.table, c.name) for s in sheets for c in s.columns.values() if c.n_known and not has_name(c.name))
+    numbers = [table.read([name])[name].to_list() for table, name in unnamed]
     # Row numbers of pandas or R that differ show that the rows are not in the same order.
     same_order = len({s.n for s in sheets}) == 1 and all(n == numbers[0] for n in numbers)
     if same_order and max(rank, default=(0,))[0] < len(sheets):

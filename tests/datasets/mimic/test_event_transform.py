@@ -10,10 +10,11 @@ import pytest
 
 import mrpipe
 from mrpipe.store.audit import audit
-from mrpipe.transforms.events import dense_steps, step_numbers, vocabulary_of
+from mrpipe.transforms.events import step_numbers, vocabulary_of
 from mrpipe.transforms.fit import Transforms, fit
 from mrpipe.transforms.options import TransformOptions
 from tests.datasets.mimic.mimic_toy import SUBJECT, Toy, hadm_of, store_of
+from tests.transforms.dense_events import dense_steps
 
 
 def test_the_transform_takes_the_logarithm_of_counts(simulated: Path, tmp_path: Path) -> None:
