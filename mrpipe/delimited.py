@@ -21,8 +21,9 @@ from mrpipe.forms import form_of, open_binary, read_typed, recognise
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 AGAIN = "The file is damaged or truncated: download it again."
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-# Number with a decimal comma.
-COMMA = r"^(\s*[-+]?[0-9]*),([0-9]+(?:[eE][-+]?[0-9]+)?\s*)$"
+# Start of a number, which may be a limit such as <0.5; number with a decimal comma.
+SIGN = r"\s*(?:[<>≤≥]=?\s*)?[-+]?"
+COMMA = rf"^({SIGN}[0-9]*),([0-9]+(?:[eE][-+]?[0-9]+)?\s*)$"
 # Lines that tell the separator.
 LINES = 200
 _NAMES = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
@@ -212,7 +213,7 @@ def _has_commas(frame: pl.DataFrame, separator: str) -> bool:
     """Whether numbers have a decimal comma: some do and none has a point; three digits alone may be thousands."""
     text = frame.select(cs.string())
     digits = r"\d+" if separator == ";" else r"(?:\d{1,2}|\d{4,})"
-    with_comma, with_point = rf"^\s*[-+]?\d*,{digits}\s*$", r"^\s*[-+]?\d*\.\d+\s*$"
+    with_comma, with_point = rf"^{SIGN}\d*,{digits}\s*$", rf"^{SIGN}\d*\.\d+\s*$"
     return _any(text, with_comma) and not _any(text, with_point)
 
 

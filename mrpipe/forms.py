@@ -82,6 +82,8 @@ FORMS = (
     Form("PLINK 2 genotypes", (".pgen", ".pvar", ".pvar.zst", ".psam"), advice=_PLINK.format("--pfile NAME")),
     Form("PLINK text genotypes", (".ped", ".map"), advice=_PLINK.format("--pedmap NAME")),
     Form("compressed PLINK genotypes", (".bed.gz",), advice="Decompress them: gunzip NAME.bed.gz."),
+    Form("compressed genotypes", (".vcf.zst", ".vcf.bz2", ".vcf.xz"), advice="Compress them with bgzip."),
+    Form("compressed features", (".csd.gz", ".pkl.gz", ".npy.gz", ".h5.gz"), advice="Decompress them with gunzip."),
     Form("BGEN genotypes", (".bgen",), advice=_PLINK.format("--bgen NAME.bgen ref-first --sample NAME.sample")),
     Form("Oxford genotypes", (".gen", ".gen.gz"), advice=_PLINK.format("--gen NAME.gen --sample NAME.sample")),
     Form("videos", (".mp4", ".avi", ".mkv", ".mov"), advice="Extract features, one .npy file per clip."),
@@ -102,6 +104,8 @@ ENDINGS = r"\.(?:{})(?:\.(?:{}))?".format(
     "|".join(s[1:] for f in FORMS if f.reader for s in f.suffixes), "|".join(s[1:] for s in _OPENERS)
 )
 COMPRESSIONS = tuple(_OPENERS)
+# Types of columns that are not plain values.
+UNREAD = (pl.List, pl.Array, pl.Struct, pl.Binary, pl.Duration, pl.Object)
 
 
 def by_name(name: str) -> Form | None:
@@ -169,8 +173,7 @@ def read_typed(path: Path, form: Form, *, shown_as: str, sheet: str = "") -> tup
             frame = (pl.read_parquet if form.reader == "parquet" else pl.read_ipc)(_plain(path))
         case _:
             frame = _statistical(path, str(form.reader))
-    unread = (pl.List, pl.Array, pl.Struct, pl.Binary, pl.Duration, pl.Object)
-    odd = {c: str(t) for c, t in frame.schema.items() if isinstance(t, unread)}
+    odd = {c: str(t) for c, t in frame.schema.items() if isinstance(t, UNREAD)}
     frame = frame.with_columns(pl.lit(None).alias(c) for c in odd)
     return frame.select(map(_text, frame.iter_columns())), odd
 
@@ -205,11 +208,11 @@ def _excel(path: Path, shown_as: str, sheet: str) -> pl.DataFrame:
         found, fix = f"sheets {', '.join(book.sheet_names)}", f"Name the sheet: {path.name}#SHEET."
         raise DataError(Fault(file=shown_as, expected=expected, found=found, fix=fix))
     (frame,) = frames.values()
-    # Midnights are dates: a workbook does not distinguish them.
-    frame = frame.with_columns(pl.all().str.replace(r"^(\d{4}-\d\d-\d\d) 00:00:00$", "$1"))
+    # Midnights are dates, and times of 1899 have no date: a workbook does not distinguish them.
+    frame = frame.with_columns(pl.all().str.replace(r"^(\d{4}-\d\d-\d\d) 00:00:00$|^1899-12-3\d ", "$1"))
     header: dict[str, None] = {}
-    for position, name in enumerate(frame.row(0)):
-        plain = (name or "").strip() or f"column_{position + 1}"
+    for name in frame.row(0):
+        plain = (name or "").strip()
         copies = (f"{plain}_duplicated_{k}" for k in range(frame.width))
         header[plain if plain not in header else next(c for c in copies if c not in header)] = None
     frame.columns = list(header)

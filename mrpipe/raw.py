@@ -52,8 +52,8 @@ def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults:
     if len(matches) == 1:
         return matches[0]
     found = "no such file" if not matches else ", ".join(p.relative_to(raw).as_posix() for p in matches)
-    # Without escapes, the pattern reads like a file name, e.g. `design_topics.csv`.
-    shown_as = f"{raw.name}/{patterns[0].replace(chr(92), '')}"
+    # Without escapes and folders, the pattern reads like a file name, e.g. `design_topics.csv`.
+    shown_as = f"{raw.name}/" + re.sub(r"^\((?:\?:)?\.\*/\)\?|\\", "", patterns[0])
     faults.add(Fault(file=shown_as, expected=f"exactly one file ({what})", found=found, fix=fix))
     return None
 

@@ -11,14 +11,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from numpy.typing import NDArray
 
 from mrpipe import keyed
 from mrpipe.options import option
 from mrpipe.schema import Attrition, Checked, Cohort, Dataset, Features, Modality, ModalityReader, Scheme, Task
 from mrpipe.stages import seal
-from mrpipe.store.reader import Arrays
-from mrpipe.transforms.events import step_numbers
 
 N_SNPS = 21
 
@@ -204,20 +201,3 @@ def options_with(**changes: object) -> dict[str, object]:
 def skip_code_of_dataset(patch: pytest.MonkeyPatch) -> None:
     """Let `seal` hash only the stages, because the toy dataset is not registered."""
     patch.setattr(seal, "dataset_module", lambda name: "mrpipe.stages.build")
-
-
-def dense_steps(arrays: Arrays, n_items: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    """Dense form of transformed events.
-
-    Returns:
-        Concatenated values and masks (steps, 2 · n_items), offsets of the samples' steps (n + 1,), and time of each
-        step in days (steps,).
-    """
-    assert arrays.time is not None
-    step, n_steps = step_numbers(arrays)
-    out = np.zeros((len(step) and int(step[-1]) + 1, 2 * n_items), dtype=np.float32)
-    item = arrays.x[:, 0].astype(np.int64)
-    out[step, item] = arrays.x[:, 1]
-    out[step, n_items + item] = 1.0
-    starts = np.flatnonzero(np.diff(step, prepend=-1))
-    return out, np.concatenate([[0], np.cumsum(n_steps)]), arrays.time[starts]

@@ -97,6 +97,11 @@ def check(
         checked = dataset.check(raw, options)
     except DataError as error:
         faults = list(error.faults)
+        packed = [f for f in _unread(raw, Checked(release="", files=()))["forms"] if "archives (" in f]
+        if packed and any(f.found.startswith(("no such file", "neither", "none")) for f in faults):
+            found = ", ".join(line.partition(":")[0] for line in packed)
+            fix = "Unpack them, if the missing files may be in them."
+            faults.append(Fault(file=raw.name, expected="all files, unpacked", found=found, fix=fix))
         # Anything that fails in the cohort of an invalid export follows from the problems already found.
         with suppress(Exception), redirect_stderr(io.StringIO()):
             cohort = dataset.cohort(raw, options)

@@ -254,3 +254,15 @@ def test_no_errors_is_never_printed_over_a_store_that_lacks_a_modality(tmp_path:
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "mimic: no errors; the store will lack note"
     assert sum("no errors" in line for line in lines) == 1
+
+
+def test_a_missing_file_points_to_archives(tmp_path: Path) -> None:
+    raw = tmp_path / "mimic"
+    raw.mkdir()
+    for name in ("mimic-iv-3.1.zip", "mimic-iv-note.tar.gz"):
+        (raw / name).touch()
+    found = messages(get_dataset("mimic"), raw)
+    assert found[-1] == (
+        "mimic: expected all files, unpacked; found 1 archives (mimic-iv-note.tar.gz), 1 zip archives "
+        "(mimic-iv-3.1.zip). Unpack them, if the missing files may be in them."
+    )

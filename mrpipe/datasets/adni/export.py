@@ -212,7 +212,7 @@ class AdniExport:
         text = "rows have a RID that is not the last part of their PTID; the RID is used"
         differ = pl.col("ptid").str.extract(r"_(\d+)$").cast(pl.Int32) != pl.col("rid")
         self.note(differ, frame, f"{shown_as}: {{n}} {text}")
-        text = "visit dates are not YYYY-MM-DD or M/D/YYYY (or D/M/YYYY) and count as unknown"
+        text = "visit dates are not YYYY-MM-DD or M/D/YYYY (or D/M/YYYY, D.M.YYYY, D-Mon-YYYY) and count as unknown"
         unparsed = pl.col("DATE").is_not_null() & values.date("DATE").is_null()
         self.note(unparsed, frame, f"{shown_as}: {{n}} {text}")
         frame = frame.with_columns(
@@ -275,7 +275,7 @@ class AdniExport:
         self.require(table)
         shown_as = self.shown(table)
         path = self.raw / shown_as
-        columns = [Column(name=h, required=False) for h in self._header(path)]
+        columns = [Column(name=h, required=False, null_values=("", "NA")) for h in self._header(path)]
         frame = read_csv(path, columns, shown_as=shown_as, notes=self.notes, numbered=True)
         frame = frame.rename({h: h.strip().upper() for h in frame.columns if h != ROW})
         return _people(frame, path, shown_as).filter(pl.col("rid") != QC_RID).drop(ROW)

@@ -96,16 +96,14 @@ class LoniTable:
         )
 
 
-# Key and bookkeeping columns of every table. Only RID or PTID is required.
-KEYS = (
-    Column(name="RID", aliases=("SUBJID",), required=False),
-    Column(name="PTID", aliases=("SUBJECT_ID",), required=False),
-    Column(name="PHASE", aliases=("COLPROT", "PROTOCOLID"), required=False),
-    Column(name="VISCODE", required=False),
-    Column(name="VISCODE2", required=False),
-    Column(name="DATE", aliases=("VISDATE", "EXAMDATE"), required=False),
-    Column(name="UPDATE_STAMP", required=False),
-)
+_KEYS = {
+    "RID": ("SUBJID",),
+    "PTID": ("SUBJECT_ID",),
+    "PHASE": ("COLPROT", "PROTOCOLID"),
+    **{"VISCODE": (), "VISCODE2": (), "DATE": ("VISDATE", "EXAMDATE"), "UPDATE_STAMP": ()},
+}
+# Key and bookkeeping columns of every table. Only RID or PTID is required. R writes NA for blanks.
+KEYS = tuple(Column(name=n, aliases=a, required=False, null_values=("", "NA")) for n, a in _KEYS.items())
 
 
 def _codes(names: str, codes: Codes, *aliases: str) -> tuple[Field, ...]:

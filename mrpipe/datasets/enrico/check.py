@@ -122,7 +122,8 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
         (set(ids) - without, "screens have no wireframe", wireframes if export["wireframes"].exists else hierarchies),
     ):
         if members.folder.exists and not any(f.file.endswith("/wireframes") for f in faults.faults):
-            others, file = having | {Path(n).stem for n in members.unexpected}, members.folder.source
+            # A file of a screen in another form is no counterpart; others may be screens with a changed id.
+            others, file = having | {Path(n).stem for n in members.unexpected} - set(ids), members.folder.source
             report_unmatched(set(ids), others, what, file=file, notes=notes, faults=faults, limit=limit)
     faults.raise_if_any()
     assert issues is not None

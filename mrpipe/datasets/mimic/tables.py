@@ -13,6 +13,7 @@ from mrpipe.datasets.mimic.options import MimicOptions, within
 from mrpipe.datasets.mimic.scan.scanner import Ids, TableScan
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.forms import is_table
 from mrpipe.raw import Column, few
 
 PROVIDER = "https://physionet.org/content/mimiciv/ (notes: https://physionet.org/content/mimic-iv-note/)"
@@ -118,9 +119,15 @@ def tables_of(raw: Path) -> dict[str, list[Form]]:
     return tables
 
 
+def _misplaced(raw: Path, name: str) -> list[str]:
+    """Files with the name of a table that is not in its folder, or in a form that is not read."""
+    files = (p for p in sorted(raw.rglob("*")) if p.name.lower().split(".")[0] == name.split("/")[-1] and is_table(p))
+    return [] if name in tables_of(raw) else [within(raw, p) for p in files]
+
+
 def has_table(raw: Path, name: str) -> bool:
-    """Whether the export has at least one file of the table."""
-    return name in tables_of(raw)
+    """Whether the export has at least one file of the table, even if it cannot be read (`find_table` tells why)."""
+    return name in tables_of(raw) or bool(_misplaced(raw, name))
 
 
 def forms_of(raw: Path, name: str, options: MimicOptions = DEFAULTS) -> list[Form]:
@@ -139,7 +146,9 @@ def find_table(raw: Path, name: str, faults: FaultCollector, options: MimicOptio
     forms = forms_of(raw, name, options)
     if not forms:
         expected = f"exactly one file ({name}.csv.gz, .csv or .parquet of MIMIC-IV)"
-        faults.add(Fault(file=f"{raw.name}/{name}.csv.gz", expected=expected, found="no such file", fix=GET))
+        other = few(_misplaced(raw, name))
+        fix = f"Move it to {name.split('/')[0]}/, in one of these forms; or out of the export." if other else GET
+        faults.add(Fault(file=f"{raw.name}/{name}.csv.gz", expected=expected, found=other or "no such file", fix=fix))
         return None
     parts = [(int(m[1]), int(m[2])) for p in forms[0] if (m := _OF.search(p.stem))]
     numbers = [int(m["number"]) for p in forms[0] if (m := _TABLE.fullmatch(within(raw, p))) and m["number"]]

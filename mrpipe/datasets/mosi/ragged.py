@@ -122,16 +122,16 @@ def _gather(first: NDArray[np.int64], n: NDArray[np.int64]) -> tuple[NDArray[np.
 
 
 def unpad(x: NDArray, length: int | None = None) -> tuple[NDArray, bool]:
-    """The steps (t, d) of a sequence that is padded with zeros to (T, d), and whether they contradict the length.
+    """The steps (t, d) of a sequence that is padded to (T, d), and whether they contradict the length.
 
-    Leading and trailing all-zero steps are padding; a sequence of zeros only is absent and has no steps.
+    Leading and trailing steps of zeros or NaN are padding; a sequence of zeros only is absent and has no steps.
 
     Args:
         length: true length, if the export has it. The sequence is its first `length` steps, or its last `length` steps,
             whichever contains all nonzero steps; if neither does, the length is ignored, and the sequence contradicts
             it. A sequence of length 0 is absent.
     """
-    filled = np.flatnonzero((x != 0).any(axis=1))
+    filled = np.flatnonzero(((x != 0) & ~np.isnan(x)).any(axis=1))
     if len(filled) == 0 or length == 0:
         return x[:0], False
     first, stop = int(filled[0]), int(filled[-1]) + 1

@@ -25,14 +25,13 @@ from mrpipe.datasets.tables.paths import PathColumn, check_paths
 from mrpipe.errors import FaultCollector
 from mrpipe.forms import is_table
 from mrpipe.ids import alike
+from mrpipe.raw import few
 from mrpipe.schema import Checked, Cohort
 from mrpipe.store.leaks import CORRELATION, THRESHOLD, feature_columns, find_leaks
 
 # A numeric column with few distinct whole numbers may hold codes; one with nearly all distinct may hold ids.
 FEW_CODES, ID_SHARE, ID_ROWS = 6, 0.95, 30
 PERFECT_AUROC = 0.999
-
-
 # Largest whole number up to which float32 is exact, and interquartile ranges beyond which values are far from others.
 EXACT, FAR = 2**24, 10
 _COLUMN_NOTES = (
@@ -106,7 +105,7 @@ def _unused(raw: Path, used: list[Path], columns: dict[str, list[str]], config: 
     unused = {}
     for file, names in columns.items():
         if names:
-            shown = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+            shown = few([name or "''" for name in names], LISTED)
             unused[f"{file}: {shown}"] = "columns of no modality; add them to the `columns` of one"
     for path in sorted(raw.rglob("*")):
         name = path.relative_to(raw).as_posix()
@@ -141,14 +140,9 @@ def _modality_notes(
 
     def note(columns: list[str], text: str) -> None:
         if columns:
-            more = f" and {len(columns) - LISTED} more" if len(columns) > LISTED else ""
-            notes.append(f"{name}: {text}: {', '.join(columns[:LISTED])}{more}")
+            notes.append(f"{name}: {text}: {few(columns, LISTED)}")
 
-    inferred = [
-        f"{f.name} ({', '.join(f.levels[:6])}{', …' if len(f.levels) > 6 else ''})"
-        for f in features
-        if f.levels is not None and not f.declared
-    ]
+    inferred = [f"{f.name} ({few(f.levels, 6)})" for f in features if f.levels is not None and not f.declared]
     note(inferred, "treated as categorical; a code list under `kinds` would fix the levels")
     found: dict[str, list[str]] = {text: [] for text in _COLUMN_NOTES}
     for j, f in enumerate(features):

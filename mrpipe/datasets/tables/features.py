@@ -19,7 +19,6 @@ from mrpipe.datasets.features import record_batch
 from mrpipe.datasets.tables.cohort import times_of
 from mrpipe.datasets.tables.config import Kind, ModalityTable, TablesConfig, matches
 from mrpipe.datasets.tables.files import ID, ROW, RawTable, canonical_text, known_text, too_large
-from mrpipe.delimited import COMMA
 from mrpipe.errors import Fault, FaultCollector
 from mrpipe.schema import Modality
 from mrpipe.text.encoders import get_encoder
@@ -33,7 +32,7 @@ _NUMBER_LIKE = r"^[<>=≤≥~+-]*\s*[0-9.,]*[0-9][0-9.,]*([eE][-+]?[0-9]+)?\s*%?
 _CODED = r"^-?0[0-9]+$|^[0-9]+[eE][0-9]+$"
 # Values that are no numbers, and the declaration that reads them.
 _HINTS = {
-    "^-?[0-9]+,[0-9]+$": 'If it is a decimal comma, declare `decimal: ","`.',
+    "^[<>≤≥=]*-?[0-9.]+,[0-9]+$": 'If it is a decimal comma, declare `decimal: ","`; if not, `thousands: ","`.',
     r"^[<>≤≥]=?\s*[0-9]": "If they are limits of measurement, declare `kinds: {{{}: censored}}`.",
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}|^[0-9]{1,2}[./][0-9]{1,2}[./][0-9]{2,4}": "Declare dates: `kinds: {{{}: date}}`.",
     r"\pL\s+\pL+\s+\pL": "If they are texts, declare `kinds: {{{}: text}}`.",
@@ -181,7 +180,7 @@ def parse(
                 features.append(TableFeature(name=column, column=column, unit=unit, late=late))
                 continue
             if kind.kind == "censored":
-                number, side = limits(text[column], comma=table.comma)
+                number, side = limits(text[column])
                 bad = text[column].is_not_null() & ~number.is_finite().fill_null(False)
                 x[:, len(features) + 1] = side.to_numpy()[at]
             if kind.kind in ("numeric", "censored"):
@@ -232,11 +231,10 @@ def _elapsed(
     return (days if kind.kind == "date" else -days / 365.25), int(late.sum())
 
 
-def limits(text: pl.Series, *, comma: bool) -> tuple[pl.Series, pl.Series]:
+def limits(text: pl.Series) -> tuple[pl.Series, pl.Series]:
     """Numbers such as <0.5: the limit, and the side of it on which the value is (a position in `CENSORED`)."""
     side = text.str.extract("^([<>≤≥])").replace_strict({"<": 1.0, "≤": 1.0, ">": 2.0, "≥": 2.0}, default=0.0)
-    limit = text.str.replace(r"^[<>≤≥]=?\s*", "")
-    number = (limit.str.replace(COMMA, "$1.$2") if comma else limit).cast(pl.Float64, strict=False)
+    number = text.str.replace(r"^[<>≤≥]=?\s*", "").cast(pl.Float64, strict=False)
     return number, side.set(number.is_null(), None)
 
 

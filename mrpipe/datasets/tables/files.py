@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ import polars as pl
 from mrpipe import delimited
 from mrpipe.datasets.declared import WHOLE
 from mrpipe.datasets.tables.config import MISSING, Ref, Rules, TablesConfig, codes_of, matches
-from mrpipe.delimited import COMMA, TextTable, line_of
+from mrpipe.delimited import COMMA, SIGN, TextTable, line_of
 from mrpipe.errors import DataError, Fault, FaultCollector, did_you_mean
-from mrpipe.forms import COMPRESSIONS
+from mrpipe.forms import COMPRESSIONS, UNREAD
 
 ID, ROW = "__sample_id", "__row"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -41,8 +42,7 @@ class RawTable:
         separator: None for a form whose rows have no lines.
         notes: what was found in the file, such as its separator.
         odd: columns that are not plain values (Duration, List, Binary, …) and their dtypes; read as empty.
-        comma: whether numbers have a decimal comma in the file; here, they have a point.
-        pointed: with a declared decimal comma, columns with decimal points in numbers, and the row of the first.
+        pointed: in a file with decimal commas, columns with decimal points in numbers, and the row of the first.
         key: column of the samples that joins the table: row, sample_id, or subject_id if it has subjects but no ids.
     """
 
@@ -54,7 +54,6 @@ class RawTable:
     source: pl.LazyFrame
     n_rows: int
     odd: dict[str, str]
-    comma: bool
     pointed: dict[str, int]
     notes: list[str]
 
@@ -132,7 +131,7 @@ class RawTable:
                 elif not optional:
                     faults.add(self.fault(f"one of {len(header)} positions ({place})", str(ref), column=str(ref)))
                 continue
-            found = [ref] if ref in header else [h for h in header if matches(h, ref)]
+            found = [ref] if ref in header else [h for h in header if matches(h, ref) and has_name(h)]
             near = self.alike(ref)
             if ref in header and len(near) > 1:
                 shown = f"{len(near)} columns of this name: {', '.join(map(repr, near))}"
@@ -162,7 +161,7 @@ class RawTable:
             faults.add(self.fault("numbers or text", found, fix, column=column))
 
     def require_commas(self, column: str, faults: FaultCollector) -> None:
-        """Report a numeric column that has decimal points although the YAML declares decimal commas."""
+        """Report a numeric column that has decimal points although the file has decimal commas."""
         if column in self.pointed:
             rows = self.read([column]).filter(pl.col(ROW) == self.pointed[column])
             fix = 'It may be a thousands separator: declare `thousands: "."`, or correct the key `decimal`.'
@@ -227,6 +226,11 @@ class RawTable:
         return rows.join(samples, left_on=on, right_on=self.key, how="inner", coalesce=False)
 
 
+def has_name(column: str) -> bool:
+    """Whether a column has a name; row numbers of pandas and R and empty columns at the end of a file have none."""
+    return not re.fullmatch(r"(unnamed: \d+|__index_level_\d+__)?", _plain(column))
+
+
 def _plain(name: str) -> str:
     return re.sub(r"_duplicated_\d+$", "", name).strip().casefold()
 
@@ -253,26 +257,17 @@ def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[s
     large = path.stat().st_size > LARGE
     if large and path.name.lower().endswith(".parquet"):
         source = pl.scan_parquet(path)
-        unread = (pl.List, pl.Array, pl.Struct, pl.Binary, pl.Duration, pl.Object)
-        odd = {c: str(t) for c, t in source.collect_schema().items() if isinstance(t, unread)}
-        text = source.with_columns(pl.lit(None).alias(c) for c in odd).cast(pl.String)
+        odd = {c: str(t) for c, t in source.collect_schema().items() if isinstance(t, UNREAD)}
+        times = [c for c, t in source.collect_schema().items() if t == pl.Datetime]
+        local = [pl.col(c).dt.replace_time_zone(None) for c in times]
+        text = source.with_columns(*(pl.lit(None).alias(c) for c in odd), *local).cast(pl.String)
         # Times of day that are midnight are dates, as in small files.
-        text = text.with_columns(
-            pl.col(c).str.replace(r"( 00:00:00)?\.0+$", "")
-            for c, t in source.collect_schema().items()
-            if t == pl.Datetime
-        )
+        text = text.with_columns(pl.col(c).str.replace(r"( 00:00:00)?\.0+$", "") for c in times)
         return text, TextTable(pl.DataFrame(), None, odd)
-    table = delimited.read_table(
-        path,
-        shown_as=file,
-        separator=separator,
-        encoding=encoding,
-        decimal=decimal and ".",  # converted by `read_table`, with a check
-        sheet=sheet,
-        notes=notes,
-        strict=True,
-        n_rows=_SAMPLE if large else None,
+    read = partial(delimited.read_table, path, shown_as=file, encoding=encoding, strict=True)
+    # Decimal commas that are declared are converted by `read_table`, with a check.
+    table = read(
+        separator=separator, decimal=decimal and ".", sheet=sheet, notes=notes, n_rows=_SAMPLE if large else None
     )
     if not large or table.separator is None:
         return table.frame.lazy(), table
@@ -281,9 +276,7 @@ def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[s
         source = pl.scan_csv(path, infer_schema=False, separator=table.separator)
         source.select(pl.all().count()).collect(engine="streaming")
         return source, table
-    table = delimited.read_table(
-        path, shown_as=file, separator=table.separator, encoding=encoding, decimal=".", strict=True
-    )
+    table = read(separator=table.separator, decimal=".")
     return table.frame.lazy(), table
 
 
@@ -313,18 +306,19 @@ def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
     header = [c for c in source.collect_schema().names() if c != ROW]
     known = source.select(ROW, pl.any_horizontal(text.is_not_null()).alias("known")).collect(engine="streaming")
     source = source.with_columns(text.str.strip_chars())
-    comma = decimal == "," or any(note.endswith("decimal comma") for note in notes)
     if thousands:
-        grouped = rf"^[-+]?[0-9]{{1,3}}([{thousands}][0-9]{{3}})+([{decimal or '.'}][0-9]+)?$"
-        whole = text.str.replace_all(thousands, "", literal=True)
+        # A space is also the no-break space of French and Swiss exports.
+        marks = " \u00a0\u202f" if thousands == " " else thousands
+        grouped = rf"^{SIGN}[0-9]{{1,3}}([{marks}][0-9]{{3}})+([{decimal or '.'}][0-9]+)?$"
+        whole = text.str.replace_all(f"[{marks}]", "")
         source = source.with_columns(pl.when(text.str.contains(grouped)).then(whole).otherwise(text))
     pointed: dict[str, int] = {}
-    if decimal == ",":
-        pattern = r"^[-+]?[0-9]+\.[0-9]+$"
+    # A small file in which they were found has points by now, and had none before.
+    if decimal == "," or (path.stat().st_size > LARGE and any(note.endswith("decimal comma") for note in notes)):
+        pattern = rf"^{SIGN}[0-9]+\.[0-9]+$"
         first = source.select(pl.when(pl.col(c).str.contains(pattern)).then(ROW).min().alias(c) for c in header)
         places = first.collect(engine="streaming").row(0, named=True)
         pointed = {c: row for c, row in places.items() if row is not None}
-    if comma:
         source = source.with_columns(text.str.replace(COMMA, "$1.$2"))
     rows = known
     if table.separator is not None:
@@ -336,8 +330,7 @@ def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
             source = source.filter(~pl.col(ROW).is_in(blank.implode()))
     if rows.is_empty():
         raise DataError(Fault(file=file, expected="at least one row", found="a header without rows"))
-    n = len(rows)
-    return RawTable(file, config, path, table.separator, header, source, n, table.odd, comma, pointed, notes)
+    return RawTable(file, config, path, table.separator, header, source, len(rows), table.odd, pointed, notes)
 
 
 def canonical_text(column: str | pl.Expr) -> pl.Expr:

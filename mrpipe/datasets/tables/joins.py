@@ -29,7 +29,7 @@ def report_lost_rows(
     Above the share that the YAML allows, they are a fault.
     """
     key = table.key
-    if key == "row" or rows.is_empty():
+    if key == "row" or rows.is_empty() or known.is_empty():
         return
     config, file, subject = table.config, table.shown_as, table.subject
     if key == "subject_id" and not config.of_file("level", file):
@@ -43,6 +43,9 @@ def report_lost_rows(
         if len(wrong):
             expected, found = f"the {subject} that {config.cohort_file} has for the id", f"another in {len(wrong)} rows"
             faults.add(table.fault(expected, found, "Correct one of the files.", column=subject, rows=wrong))
+    if _rounded(rows[ID]) and not _rounded(known[key]):
+        expected, fix = f"all digits of ids, as in {config.cohort_file}", "Spreadsheets keep 15: save the ids as text."
+        faults.add(table.fault(expected, "ids of 16 and more digits that end in 0", fix, column="id"))
     lost = rows.filter(pl.col(ID).is_not_null()).join(known, left_on=ID, right_on=key, how="anti")
     if lost.is_empty():
         return
@@ -55,6 +58,11 @@ def report_lost_rows(
         faults.add(table.fault(expected, found, fix, column="id", rows=lost.sort(ROW)[ROW]))
     else:
         notes.append(f"{text} of {file} match no sample of {config.cohort_file} and are ignored; {hint}")
+
+
+def _rounded(ids: pl.Series) -> bool:
+    """Whether long numbers look rounded, so that several ids may have become one."""
+    return bool(ids.str.contains("^[0-9]{16,}$").any() and ids.str.ends_with("0").all() and ids.n_unique() > 4)
 
 
 def _unused_codes(where: str, rules: Rules, tables: Iterable[RawTable]) -> list[str]:

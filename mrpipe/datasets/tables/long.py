@@ -38,7 +38,7 @@ Events = NDArray[np.void]
 
 @dataclass
 class LongTally:
-    """What was read: items in order of appearance, and the number of rows that were not used by reason."""
+    """What was read: items in order of appearance, and the numbers of rows not used, or in doubt, by reason."""
 
     items: dict[str, int] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -76,6 +76,8 @@ def read_events(
     columns = {k: str(name) for k, name in names.items()}
     kind = kind_of(columns["value"], modality) if "value" in columns else None
     value_kind, reported = "numeric" if kind is None else kind.kind, set[tuple[str | None, str]]()
+    if "value" in columns and value_kind != "categorical":
+        table.require_commas(columns["value"], faults)
     for batch in table.batches([key, *columns.values(), *dropped]):
         wrong = FaultCollector()
         for _, left in table.drop(batch, modality.drop, place, FaultCollector()):
@@ -99,6 +101,8 @@ def read_events(
         if "time" in columns:
             time = times_of(table, frame, columns["time"], long.format, wrong)
             hours = (time - frame["prediction_time"]).dt.total_microseconds() / 3.6e9
+            same_day = (time == frame["prediction_time"].dt.truncate("1d")) & (hours < 0)
+            tally.skipped["of the day of the prediction have no time of day and are used"] += int(same_day.sum())
             frame = frame.with_columns(hours.alias("__hours")).filter(hours.is_not_null())
             frame = tally.skip(frame, "after the time of the prediction", pl.col("__hours") > 0)
         item, value = frame[columns["item"]], pl.Series([1.0]).new_from_index(0, len(frame))
@@ -108,7 +112,7 @@ def read_events(
             item = item + " = " + frame.select(canonical_text(columns["value"])).to_series()
         elif "value" in columns:
             text = frame[columns["value"]]
-            value, side = limits(text, comma=table.comma)
+            value, side = limits(text)
             item = item + side.replace_strict(
                 {0.0: "", 1.0: " (below)", 2.0: " (above)"}, default="", return_dtype=pl.String
             )
@@ -152,7 +156,7 @@ def check_long(
         n += len(events)
     assert tally.ids is not None
     report_lost_rows(table, tally.ids, known, faults, notes, "ids")
-    if not n:
+    if not n and len(samples):
         faults.add(no_samples(table, modality.name, "Are its times before the time of the prediction?"))
     if modality.long and (d := len(tally.items) * len(modality.long.aggregate)) > MAX_COLUMNS:
         fix = "Leave out `aggregate` for a sequence, or drop items."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from mrpipe.datasets.tables.check import FEW_CODES, ID_ROWS
-from mrpipe.datasets.tables.config import Ref, TablesConfig
+from mrpipe.datasets.tables.config import Ref, TablesConfig, matches
 from mrpipe.datasets.tables.features import MAX_LEVELS, inferred_kind
 from mrpipe.datasets.tables.files import RawTable, canonical_text, clock, id_text, known_text, read_table, too_large
 from mrpipe.datasets.tables.joins import SUBJECT
@@ -143,7 +144,7 @@ def _column(table: RawTable, raw: pl.Series) -> ColumnProfile:
         levels=dict(counts.iter_rows()) if quoted else {},
         codes=(*words, *(_outside(number.to_numpy()) if kind in ("number", "codes") else ())),
         unique=unique,
-        joins=len(text) >= 0.99 * len(raw) and (whole or kind in ("identifier", "text", "categories")),
+        joins=bool(name) and len(text) >= 0.99 * len(raw) and (whole or kind in ("identifier", "text", "categories")),
     )
 
 
@@ -155,9 +156,12 @@ def _outside(number: NDArray[np.float64]) -> list[str]:
 
 
 def linked(sheet: Sheet, column: str, other: Sheet) -> str | None:
-    """The column of another table whose values are ids in a column of this one, preferably of the same name."""
+    """The column of another table whose values are ids in a column of this one, preferably of the same name.
+
+    It has no name of another column of this table: patient 7 is not visit 7.
+    """
     ids, best = sheet.ids(column), (0.0, "")
-    for c in (c for c in other.columns.values() if c.joins):
+    for c in (c for c in other.columns.values() if c.joins and c.name not in sheet.columns.keys() - {column}):
         same = c.name == column
         if same or ID_NAME.search(c.name) or SUBJECT.search(c.name) or (c.kind == "text" and c.n_distinct >= 20):
             share = float(other.ids(c.name).is_in(ids.implode()).sum()) / c.n_distinct
@@ -182,3 +186,27 @@ def blocks(sheet: Sheet, columns: list[str]) -> list[list[str]]:
         found = [b for b in found if len(b) > 1]
     usual = [c for c in columns if not any(c in b for b in found)]
     return [b for b in (usual, *found) if b]
+
+
+def patterns(sheet: Sheet, block: list[ColumnProfile]) -> list[Ref]:
+    """References to columns; one pattern for those with a common first part, if no other column has it."""
+    found: dict[Ref, None] = {}
+    for c in block:
+        pattern = re.sub(r"_[^_]*$", "_*", c.name)
+        same = [h for h in sheet.columns if matches(h, pattern)]
+        short = 1 < len(same) == sum(b.name in same for b in block) and not re.search(r"[*?\[]", pattern[:-1])
+        found[pattern if short else c.ref] = None
+    return list(found)
+
+
+def names_of(texts: Sequence[str]) -> list[str]:
+    """Distinct names of modalities, from names of files without suffixes and a common first part, or of columns."""
+    stems = [re.sub(r"(\.[A-Za-z]\w{1,7})+$", "", Path(t).name) for t in texts]
+    first = re.match(r"[^-_. ]+[-_. ]", stems[0])
+    common = first[0] if first and len(stems) > 1 and all(s.startswith(first[0]) for s in stems) else ""
+    names: list[str] = []
+    for stem in stems:
+        name = re.sub(r"\W+", "_", stem.removeprefix(common), flags=re.ASCII).strip("_")
+        name = name if re.match("[A-Za-z]", name) else f"table_{name}"
+        names.append(name if name not in names else f"{name}_{len(names)}")
+    return names

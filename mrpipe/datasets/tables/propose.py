@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mrpipe.datasets.tables.config import Ref, matches
+from mrpipe.datasets.tables.config import Ref
+from mrpipe.datasets.tables.files import has_name
 from mrpipe.datasets.tables.joins import SUBJECT
 from mrpipe.datasets.tables.parser import SCHEMA
-from mrpipe.datasets.tables.profile import ID_NAME, USUAL, ColumnProfile, Sheet, blocks, linked
+from mrpipe.datasets.tables.profile import ID_NAME, USUAL, ColumnProfile, Sheet, blocks, linked, names_of, patterns
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.forms import is_table
 from mrpipe.raw import few
@@ -114,9 +115,9 @@ class TableJoin:
         return [s for s in self.rows if self.id is None or s is self.rows[0] or s.file in self.ids]
 
     def features(self, sheet: Sheet) -> list[ColumnProfile]:
-        """All columns but ids and subjects."""
+        """All columns with names but ids and subjects."""
         own = {self.ids.get(sheet.file, self.id), self.subjects.get(sheet.file, self.subject)}
-        return [c for c in sheet.columns.values() if c.name not in own]
+        return [c for c in sheet.columns.values() if c.name not in own and has_name(c.name)]
 
 
 def _join(sheets: list[Sheet]) -> TableJoin:
@@ -127,10 +128,14 @@ def _join(sheets: list[Sheet]) -> TableJoin:
         for c in sheet.columns.values()
         if c.joins and c.unique and (c.kind in ("identifier", "text", "categories") or ID_NAME.search(c.name))
     ]
-    rank = [
-        (len(j.rows) + len(j.long), j.subject is not None, bool(ID_NAME.search(j.id or "")), j.rows[0].n) for j in found
-    ]
-    if len({s.n for s in sheets}) == 1 and max(rank, default=(0,))[0] < len(sheets):
+    # Row numbers, which R and pandas write without a name, come last.
+    named = [(bool(ID_NAME.search(j.id or "")), has_name(j.id or "")) for j in found]
+    rank = [(len(j.rows) + len(j.long), j.subject is not None, *named[i], j.rows[0].n) for i, j in enumerate(found)]
+    unnamed = ((s.table, c.name) for s in sheets for c in s.columns.values() if c.n_known and not has_name(c.name))
+    numbers = [table.read([name])[name].to_list() for table, name in unnamed]
+    # Row numbers of pandas or R that differ show that the rows are not in the same order.
+    same_order = len({s.n for s in sheets}) == 1 and all(n == numbers[0] for n in numbers)
+    if same_order and max(rank, default=(0,))[0] < len(sheets):
         return TableJoin(sheets)
     if not found:
         expected, file = "a column of ids that is unique in one file and occurs in the others", [s.file for s in sheets]
@@ -168,7 +173,7 @@ def _long(sheet: Sheet, key: str) -> dict[str, ColumnProfile]:
     """Columns of a long table, one row per measurement; empty if none can name what was measured."""
     found: dict[str, ColumnProfile] = {}
     for role, (pattern, kinds, otherwise) in _LONG.items():
-        free = [c for c in sheet.columns.values() if c.name != key and c not in found.values()]
+        free = [c for c in sheet.columns.values() if c.name != key and c not in found.values() and has_name(c.name)]
         named = [c for c in free if c.kind in kinds and re.search(pattern, c.name, re.IGNORECASE)]
         if named or (named := [c for c in free if c.kind in otherwise]):
             found[role] = named[0]
@@ -209,16 +214,19 @@ class _Proposal:
         )
         if not any("time" in long for long in joined.long.values()):
             self.time = None
-        self.unused: dict[Ref, str] = {}
-        for c in (c for s in joined.rows for c in joined.features(s)):
-            if c.ref == self.label.ref:
+        self.unused: dict[tuple[str, Ref], str] = {}
+        self.used: dict[str, list[ColumnProfile]] = {s.file: [] for s in joined.rows}
+        for file, c in ((s.file, c) for s in joined.rows for c in joined.features(s)):
+            if c.name == self.label.name:
                 reason = "the label" if joined.id is None or c is not self.label else ""
             elif c.is_split or not (c.is_feature or self._is_time(c)):
                 reason = _UNUSED.get(c.kind, "a split" if c.is_split else f"values of type {c.kind}")
             else:
                 reason = "may be known only after the outcome" if re.search(_FINAL, c.name, re.IGNORECASE) else ""
             if reason:
-                self.unused[c.ref] = reason
+                self.unused[file, c.ref] = reason
+            elif c is not self.label and c is not self.time:
+                self.used[file].append(c)
 
     def _is_time(self, c: ColumnProfile) -> bool:
         """Whether a date can be counted from the time of the prediction."""
@@ -271,9 +279,7 @@ class _Proposal:
         if cp1252 := [s.file for s in joined.rows if s.table.config.by_file]:
             yield f"encoding: {_mapping(dict.fromkeys(cp1252, 'cp1252'))}  # not UTF-8"
         yield from self._missing()
-        if self.unused:
-            yield "exclude:"
-            yield from (f"- {_scalar(ref)}  # {why}" for ref, why in self.unused.items())
+        yield from self._excluded()
         yield from self._modalities()
         name = re.sub(r"\W+", "_", self.label.name, flags=re.ASCII).strip("_")
         yield f"label:  # {self.why}"
@@ -306,29 +312,37 @@ class _Proposal:
             why = f"  # {reasons[name]}" if name in reasons else ""
             yield f"{'' if why else '# '}  {_scalar(name)}: {_codes(columns[name].codes)}{why}"
 
+    def _excluded(self, file: str = "") -> Iterator[str]:
+        """Columns that are no features, in all files; of a file, those that would name features of another one."""
+        indent, named = "    " if file else "", set[Ref]()
+        for sheet in self.joined.rows:
+            names, refs = {c.name for c in self.used[sheet.file]}, {ref for _, ref in self.unused}
+            named |= {r for r in refs if names & set(sheet.table.columns([r], "", FaultCollector(), optional=True))}
+        found = {ref: why for (of, ref), why in self.unused.items() if file == (of if ref in named else "")}
+        yield from [f"{indent}exclude:"] if found else []
+        yield from (f"{indent}- {_scalar(ref)}  # {why}" for ref, why in found.items())
+
     def _modalities(self) -> Iterator[str]:
         """One modality per file; in a single file, one per group of columns that are missing together."""
-        taken = (self.label, self.time)
-        used = {
-            s.file: [c for c in self.joined.features(s) if c.ref not in self.unused and c not in taken]
-            for s in self.joined.rows
-        }
-        files, long = [file for file, columns in used.items() if columns], self.joined.long
-        wide = blocks(self.joined.rows[0], [c.name for c in used[files[0]]]) if len(files) == 1 and not long else []
-        if len(wide) < 2:
+        used, long = {file: columns for file, columns in self.used.items() if columns}, self.joined.long
+        files = [*used, *long]
+        sheet = next((s for s in self.joined.rows if [s.file] == files), None)
+        wide = blocks(sheet, [c.name for c in used[sheet.file]]) if sheet else []
+        if sheet is None or len(wide) < 2:
             yield "modalities:  # one per file; docs/tables.md shows how to divide a file by columns"
-            for name, file in list(zip(_names([*files, *long]), [*files, *long], strict=True))[:MAX_MODALITIES]:
+            for name, file in list(zip(names_of(files), files, strict=True))[:MAX_MODALITIES]:
                 yield f"  {name}:\n    file: {_scalar(file)}"
+                yield from self._excluded(file)
                 yield from self._kinds(used[file]) if file in used else self._long(long[file])
             return
         yield "modalities:  # columns that are missing together: rename and regroup them"
-        for name, block in zip(_names([re.split("[_. ]", b[0])[0].lower() for b in wide]), wide, strict=True):
-            columns = [self.joined.rows[0].columns[c] for c in block]
-            shares = sorted(c.n_known / self.joined.rows[0].n for c in columns)
+        for name, block in zip(names_of([re.split("[_. ]", b[0])[0].lower() for b in wide]), wide, strict=True):
+            found = [sheet.columns[c] for c in block]
+            shares = sorted(c.n_known / sheet.n for c in found)
             share = " to ".join(dict.fromkeys(f"{s:.0%}" for s in (shares[0], shares[-1])))
             yield f"  {'usual' if block is wide[0] and shares[-1] >= USUAL else name}:  # known in {share} of the rows"
-            yield f"    columns: [{', '.join(map(_scalar, _patterns(self.joined.rows[0], columns)))}]"
-            yield from self._kinds(columns)
+            yield f"    file: {_scalar(sheet.file)}\n    columns: [{', '.join(map(_scalar, patterns(sheet, found)))}]"
+            yield from self._kinds(found)
 
     def _kinds(self, columns: list[ColumnProfile]) -> Iterator[str]:
         """Kinds of categorical columns; a name that several columns share cannot be declared."""
@@ -365,27 +379,3 @@ class _Proposal:
         yield f"    long: {declared}  # {why}"
         if "value" in columns:
             yield from self._kinds([columns["value"]] if columns["value"].kind == "censored" else [])
-
-
-def _patterns(sheet: Sheet, block: list[ColumnProfile]) -> list[Ref]:
-    """References to columns; one pattern for those with a common first part, if no other column has it."""
-    found: dict[Ref, None] = {}
-    for c in block:
-        pattern = re.sub(r"_[^_]*$", "_*", c.name)
-        same = [h for h in sheet.columns if matches(h, pattern)]
-        short = 1 < len(same) == sum(b.name in same for b in block) and not re.search(r"[*?\[]", pattern[:-1])
-        found[pattern if short else c.ref] = None
-    return list(found)
-
-
-def _names(texts: Sequence[str]) -> list[str]:
-    """Distinct names of modalities, from names of files without suffixes and a common first part, or of columns."""
-    stems = [re.sub(r"(\.[A-Za-z]\w{1,7})+$", "", Path(t).name) for t in texts]
-    first = re.match(r"[^-_. ]+[-_. ]", stems[0])
-    common = first[0] if first and len(stems) > 1 and all(s.startswith(first[0]) for s in stems) else ""
-    names: list[str] = []
-    for stem in stems:
-        name = re.sub(r"\W+", "_", stem.removeprefix(common), flags=re.ASCII).strip("_")
-        name = name if re.match("[A-Za-z]", name) else f"table_{name}"
-        names.append(name if name not in names else f"{name}_{len(names)}")
-    return names

@@ -243,3 +243,17 @@ def test_diagnoses_can_be_read_from_adnimerge(adni_export: Path) -> None:
         .labels["diagnosis"]
         .equals(build_cohort(adni_export, AdniOptions()).labels["diagnosis"])
     )
+
+
+@pytest.mark.parametrize("index", ["", "Unnamed: 0", "X"])
+def test_row_numbers_and_blanks_of_other_programs_are_no_features(adni_export: Path, index: str) -> None:
+    options = AdniOptions(profile="paper")
+    cohort = build_cohort(adni_export, options).samples
+    names = [f.name for f in clinical_features(AdniExport(adni_export), cohort, options)[0]]
+    _, frame = clinical_features(AdniExport(adni_export), cohort, options)
+    for path in adni_export.glob("*.csv"):
+        table = pl.read_csv(path, infer_schema=False)
+        table.with_row_index(index, offset=1).write_csv(path, null_value="NA")
+    declared, again = clinical_features(AdniExport(adni_export), cohort, options)
+    assert [f.name for f in declared] == names
+    assert again.equals(frame)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrpipe.datasets.adni.image.scans import ordered_scans, parse_date, rid_of
+from mrpipe.datasets.adni.forms import values
+from mrpipe.datasets.adni.image.scans import ordered_scans, rid_of
 from mrpipe.datasets.adni.simulate.image import FULL_BOX, FULL_VOXELS, simulated_grid
 from mrpipe.imaging.grid import INSIDE_ZERO, VoxelGrid, block_mean
 
@@ -114,4 +115,4 @@ def test_rid_is_extracted_from_ptid() -> None:
     ],
 )
 def test_dates_are_parsed_in_every_export_format(text: str, expected: date | None) -> None:
-    assert pl.DataFrame({"d": [text]}).select(parse_date("d")).item() == expected
+    assert pl.DataFrame({"d": [text]}).select(values.date("d")).item() == expected

@@ -84,6 +84,7 @@ def test_every_layout_gives_participant_date_and_description(
     "file",
     [
         "derivatives/fmriprep/sub-ADNI002S0413/ses-20060502/anat/sub-ADNI002S0413_desc-preproc_T1w.nii.gz",
+        "bids/derivatives/synthstrip/sub-ADNI002S0413/ses-20060502/anat/sub-ADNI002S0413_ses-20060502_T1w.nii.gz",
         "sub-ADNI002S0413/ses-20060502/anat/sub-ADNI002S0413_ses-20060502_FLAIR.nii.gz",
         "sub-01/ses-20060502/anat/sub-01_ses-20060502_T1w.nii.gz",
         "002_S_0413_2006-05-02/002_S_0413_2006-05-02_T1_brainmask.nii.gz",
@@ -100,6 +101,13 @@ def test_other_images_are_reported_as_unused(file: str, tmp_path: Path) -> None:
     assert list(unused) == [
         f"1 images (e.g. {file.replace('002S0413', 'SSS_S_RRRR').replace('002_S_0413', 'SSS_S_RRRR')})"
     ]
+
+
+def test_accelerated_scans_of_bids_rank_after_full_ones(tmp_path: Path) -> None:
+    folder = "sub-ADNI002S0413/ses-20060502/anat/sub-ADNI002S0413_ses-20060502"
+    put(tmp_path, f"{folder}_acq-accel_run-01_T1w.nii.gz")
+    scans = find_scans(put(tmp_path, f"{folder}_run-02_T1w.nii.gz"), FaultCollector())
+    assert "run-02" in scans.sort("rank")["file"][0]
 
 
 def test_a_sidecar_gives_what_the_name_lacks(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 
 from mrpipe.datasets.adni.genomic import plink as plink
 from mrpipe.datasets.adni.genomic import qc as qc
+from mrpipe.datasets.adni.genomic.inputs import find_sets
 from mrpipe.datasets.adni.genomic.merge import transpose_packed
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError
 from mrpipe.genetics import packing as genotypes
 from mrpipe.genetics import plink as pruning
@@ -34,6 +36,17 @@ def test_sets_round_trip_and_counts_match_the_matrix(n: int, tmp_path: Path) -> 
     np.testing.assert_array_equal(plink.missing_per_person(opened), (calls == 3).sum(axis=1))
     some = np.flatnonzero(generator(n, "snps").random(37) < 0.4)
     np.testing.assert_array_equal(plink.calls(opened, some), calls[:, some])
+
+
+def test_names_of_a_set_in_upper_case(tmp_path: Path) -> None:
+    calls = random_calls(0, 10, 30)
+    opened = write_random(tmp_path / "s", calls)
+    for path in opened.files:
+        path.rename(path.with_suffix(path.suffix.upper()))
+    ((name, (bed,)),) = find_sets(tmp_path, AdniOptions())
+    np.testing.assert_array_equal(plink.calls(plink.open_set(bed)), calls)
+    assert name == "s"
+    assert all(p.is_file() for p in plink.open_set(bed).files)
 
 
 def test_calls_agree_with_bed_reader(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms.biospecimen import biospecimen_features
 from mrpipe.datasets.adni.forms.clinical import clinical_features
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.datasets.adni.tables import HISTORY, QUANTITIES, ROSTER
+from mrpipe.datasets.adni.tables import DXSUM, HISTORY, QUANTITIES, ROSTER
 from mrpipe.errors import DataError
 from mrpipe.schema import Checked
 
@@ -304,3 +304,21 @@ def test_an_archive_that_is_no_table_is_reported(tmp_path: Path) -> None:
     raw = save(tmp_path, DXSUM=dxsum(), VITALS=vitals(), NOTES=vitals())
     pack(raw / "everything.zip", raw / "NOTES_15Nov2025.csv")
     assert checked(raw).unused["everything.zip"] == "an archive: unpack it"
+
+
+def test_keys_that_r_writes_as_na_are_blank(tmp_path: Path) -> None:
+    rows = dxsum().with_columns(PHASE=pl.lit("ADNI1"), UPDATE_STAMP=pl.lit("2011-01-01")).cast(pl.String)
+    blank = (pl.int_range(pl.len()) % 5 == 1) & ~pl.col("VISCODE2").is_in(["bl"])
+    rows = rows.with_columns(pl.when(~blank).then(pl.col("PTID", "PHASE", "VISCODE2", "EXAMDATE", "UPDATE_STAMP")))
+    read = []
+    for null in ("", "NA"):
+        folder = tmp_path / f"null{null}"
+        folder.mkdir()
+        rows.write_csv(folder / "DXSUM.csv", null_value=null)
+        export = AdniExport(folder)
+        read.append(export.table(DXSUM))
+        assert not [n for n in export.notes if "visit dates" in n]
+    assert read[0] is not None
+    assert read[1] is not None
+    assert read[1].equals(read[0])
+    assert read[0]["stamp"].null_count() == rows["PHASE"].null_count() > 0

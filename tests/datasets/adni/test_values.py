@@ -52,6 +52,13 @@ def test_columns_with_days_first_are_read_as_such() -> None:
     assert one(values.date("x"), "25/03/2012", "03/25/2012") == [None, date(2012, 3, 25)]
 
 
+def test_dates_as_other_programs_write_them() -> None:
+    cells = ["5/2/2006 0:00", "2.5.2006", "02.05.2006 12:30", "2006/05/02", "20060502", "02-MAY-2006", "2May2006"]
+    assert one(values.date("x"), *cells, "2006-05-02T10:00:00", "2006-05-02Z") == [date(2006, 5, 2)] * 9
+    # A year of two digits after the name of a month, a number of days, and a month and year are no dates.
+    assert one(values.date("x"), "02-MAY-06", "38839", "May 2006", "32.01.2006", "200605") == [None] * 5
+
+
 def test_dates_and_partial_dates_are_parsed() -> None:
     cells = ["2008-05-17", "5/17/2008", "5/7/08", "--/05/2008", "--/--/2008", "", None]
     assert one(values.date("x"), *cells) == [date(2008, 5, 17), date(2008, 5, 17), date(2008, 5, 7), *[None] * 4]

@@ -151,6 +151,14 @@ def test_many_missing_images_are_counted_and_the_first_are_listed(form: str, req
     assert {m: len(ids) for m, ids in checked.observed.items()} == {"screenshot": 24, "wireframe": 24}
 
 
+def test_screenshots_in_another_form_count_as_missing(unpacked: Path) -> None:
+    for screen in ids_of(unpacked)[:7]:
+        shot = unpacked / "screenshots" / f"{screen}.jpg"
+        shot.rename(shot.with_suffix(".webp"))
+    with pytest.raises(DataError, match="7 of 24 screens have no screenshot"):
+        DATASET.check(unpacked, EnricoOptions())
+
+
 def test_a_missing_screenshot_costs_its_modality_only(unpacked: Path) -> None:
     first, second, *_ = [i for i in ids_of(unpacked) if (unpacked / "wireframes" / f"{i}.png").exists()]
     (unpacked / "screenshots" / f"{first}.jpg").unlink()

@@ -14,7 +14,7 @@ from mrpipe.transforms.events import step_numbers, vocabulary_of
 from mrpipe.transforms.fit import Transforms, fit
 from mrpipe.transforms.options import TransformOptions
 from tests.datasets.mimic.mimic_toy import SUBJECT, Toy, hadm_of, store_of
-from tests.toy import dense_steps
+from tests.transforms.dense import dense_steps
 
 
 def test_the_transform_takes_the_logarithm_of_counts(simulated: Path, tmp_path: Path) -> None:

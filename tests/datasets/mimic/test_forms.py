@@ -279,6 +279,15 @@ def test_a_missing_file_of_a_split_table_is_an_error(tmp_path: Path, name: str, 
     assert f"expected all files of the table; found none with number {missing}" in faults(raw)
 
 
+@pytest.mark.parametrize("name", ["hosp/procedures_icd.pq", "hosp/PROCEDURES_ICD.csv.bz2", "procedures_icd.csv"])
+def test_a_table_elsewhere_or_in_another_form_is_an_error_even_if_optional(tmp_path: Path, name: str) -> None:
+    raw = Toy().write(tmp_path)
+    (raw / "hosp/procedures_icd.csv").rename(raw / name)
+    assert f"or .parquet of MIMIC-IV); found {name}. Move it to hosp/, in one of these forms" in faults(raw)
+    (raw / name).unlink()
+    assert any("procedures_icd is missing" in n for n in check(raw).notes)
+
+
 def test_a_file_without_a_header_is_an_error_that_prints_no_data(tmp_path: Path) -> None:
     raw = Toy().write(tmp_path)
     lines = (raw / "hosp/labevents.csv").read_text().splitlines(keepends=True)

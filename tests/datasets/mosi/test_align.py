@@ -113,6 +113,16 @@ def test_unpad_removes_outer_zeros_and_keeps_inner_zeros() -> None:
     assert steps[1][0].tolist() == [[4, 5], [6, 7]]
 
 
+def test_unpad_removes_padding_with_nan() -> None:
+    x = np.full((6, 2), np.nan, dtype=np.float32)
+    x[1:4] = [[1, np.nan], [np.nan, np.nan], [2, 3]]
+    steps, contradicts = unpad(x)
+    assert np.array_equal(steps, x[1:4], equal_nan=True)
+    assert not contradicts
+    assert not unpad(x[1:], 4)[1]
+    assert len(unpad(x[4:])[0]) == 0
+
+
 def test_unpad_uses_lengths_that_are_consistent_with_the_zeros() -> None:
     x = np.zeros((5, 6, 1), dtype=np.float32)
     x[0, :2, 0] = 1, 2  # four steps, the last two not observed

@@ -97,6 +97,12 @@ def test_invalid_pickles(
     assert expected in fault.expected
 
 
+@pytest.mark.parametrize("name", ["val", "dev"])
+def test_other_names_of_the_validation_split(exports: dict[str, Path], tmp_path: Path, name: str) -> None:
+    raw = pickled(exports, tmp_path, "multibench", lambda c: {name if k == "valid" else k: v for k, v in c.items()})
+    assert DATASET.check(raw, MosiOptions()).observed["audio"].len() > 0
+
+
 def test_the_same_clip_in_two_splits(exports: dict[str, Path], tmp_path: Path) -> None:
     def change(content: dict) -> None:
         content["test"]["id"][0] = content["train"]["id"][3]

@@ -392,3 +392,41 @@ def test_a_sample_of_two_persons_is_a_contradiction(tmp_path: Path) -> None:
     )
     files["a.csv"] = files["a.csv"].replace(",p9,3\n", ",P1,3\n")
     assert not notes_of(tmp_path / "spelling", files, config(subject="who")).count("another in")
+
+
+def test_row_numbers_are_no_features(tmp_path: Path) -> None:
+    """Sorted by outcome, they would tell the label."""
+    raw = write(tmp_path / "raw", {"people.csv": people()}, config(modalities={"a": {"file": "a.parquet"}}))
+    frame = pl.DataFrame({"id": IDS, "x": [k / 7 for k in range(len(IDS))], "__index_level_0__": range(len(IDS))})
+    frame.write_parquet(raw / "a.parquet")
+    build(TABLES, raw, tmp_path / "store", {})
+    assert open_store(tmp_path / "store").dictionary["name"].to_list() == ["x"]
+    numbered = csv(",id,x,", [[k, i, k / 7, ""] for k, i in enumerate(IDS)])
+    store = built(tmp_path / "csv", {"people.csv": people(), "a.csv": numbered}, config())
+    assert store.dictionary["name"].to_list() == ["x"]
+    spec = config(modalities={"a": {"file": "a.csv", "columns": ["*", 1]}})
+    store = built(tmp_path / "position", {"people.csv": people(), "a.csv": numbered}, spec)
+    assert store.dictionary["source_column"].to_list() == ["", "x"]
+
+
+def test_ids_are_not_compared_with_those_of_an_unreadable_file(tmp_path: Path) -> None:
+    files = {"people.csv": people(), "a.csv": csv("id,x", [[i, k / 7] for k, i in enumerate(IDS)])}
+    raw = write(tmp_path / "raw", files, config())
+    (raw / "people.csv").write_bytes(people().replace("p07", "pä7").encode("latin-1"))
+    with pytest.raises(DataError) as error:
+        check_export(raw, TablesOptions())
+    assert [f.file for f in error.value.faults] == ["people.csv"]
+
+
+def test_ids_that_a_spreadsheet_rounded_are_an_error(tmp_path: Path) -> None:
+    """Measurements of several patients would be those of one."""
+    ids = [12345678901234500 + k for k in range(N)]
+    rows = [[i, k / 7, k % 2] for k, i in enumerate(ids)]
+    spec = config(modalities={"a": {"file": "a.csv", "long": {"item": "t", "value": "x", "aggregate": "mean"}}})
+    for rounded, expected in ((0, ""), (10, "found ids of 16 and more digits that end in 0")):
+        long = [[i // rounded * rounded if rounded else i, "crp", k] for k, i in enumerate(ids)]
+        files = {"people.csv": csv("id,y,out", rows), "a.csv": csv("id,t,x", long)}
+        if expected:
+            assert expected in faults_of(tmp_path / "rounded", files, spec)
+        else:
+            notes_of(tmp_path / "exact", files, spec)

@@ -131,14 +131,35 @@ def test_limits_of_measurement_become_a_value_and_a_flag(tmp_path: Path) -> None
 
 
 def test_thousands_separators_are_read_as_declared(tmp_path: Path) -> None:
-    rows = [f"{i};{k + 1}.234,5;1,5;<1.000,5" for k, i in enumerate(IDS)]
+    rows = [f"{i};{k + 1}.234,5;1,5;{'<1.000,5' if k % 2 else '<2.000'}" for k, i in enumerate(IDS)]
     table = {"people.csv": people(), "a.csv": "\n".join(["id;x;y;z", *rows]) + "\n"}
     spec = config(decimal={"a.csv": ","}, thousands={"a.csv": "."})
-    spec["modalities"]["a"] |= {"exclude": ["z"]}
-    assert values(built(tmp_path, table, spec), "a")["p07"] == [8234.5, 1.5]
+    spec["modalities"]["a"] |= {"kinds": {"z": "censored"}}
+    stored = values(built(tmp_path, table, spec), "a")
+    assert stored["p07"] == [8234.5, 1.5, 1000.5, 1]
+    assert stored["p08"] == [9234.5, 1.5, 2000, 1]
     other = {**table, "a.csv": table["a.csv"].replace("8.234,5", "8.23,5")}
     assert "column 'x', line 9" in faults_of(tmp_path / "b", other, spec)
+    spaces = {**table, "a.csv": table["a.csv"].replace(".", "\u00a0")}
+    french = config(decimal={"a.csv": ","}, thousands={"a.csv": " "}, modalities=spec["modalities"])
+    assert values(built(tmp_path / "d", spaces, french), "a")["p07"] == [8234.5, 1.5, 1000.5, 1]
     assert "expected another mark" in faults_of(tmp_path / "c", table, config(decimal=",", thousands=","))
+
+
+def test_a_point_among_decimal_commas_is_no_decimal_point_in_limits_and_long_tables(tmp_path: Path) -> None:
+    rows = [f"{i};crp;{'<1.234' if k == 7 else '2,5'}" for k, i in enumerate(IDS)]
+    table = {"people.csv": people(), "a.csv": "\n".join(["id;test;x", *rows]) + "\n"}
+    message = "a.csv, column 'x', line 9: expected numbers with a decimal comma; found '<1.234'"
+    spec = config(decimal={"a.csv": ","}, modalities={"a": {"file": "a.csv", "kinds": {"x": "censored"}}})
+    assert message in faults_of(tmp_path / "wide", table, spec)
+    spec["modalities"]["a"]["long"] = {"item": "test", "value": "x", "aggregate": "mean"}
+    assert message in faults_of(tmp_path / "long", table, spec)
+    # Without a declaration, the point says that commas are no decimal marks.
+    del spec["decimal"]
+    assert "found '2,5'" in faults_of(tmp_path / "undeclared", table, spec)
+    del spec["modalities"]["a"]["long"]
+    limits = {**table, "a.csv": table["a.csv"].replace("<1.234", "<0,5").replace("2,5", "3")}
+    assert values(built(tmp_path, limits, spec), "a")["p07"][-2:] == [0.5, 1]
 
 
 def test_values_far_from_the_others_are_noted(tmp_path: Path) -> None:

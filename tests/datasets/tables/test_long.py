@@ -134,6 +134,30 @@ def test_units_codes_limits_and_numeric_times(tmp_path: Path) -> None:
     assert len(store.arrays("labs")) == 50
 
 
+def test_dates_of_the_day_of_the_prediction_are_noted(tmp_path: Path) -> None:
+    """They may be later than the prediction."""
+    rows: list[list[object]] = [["p00", "2020-01-10", "K", 4], ["p01", "2020-01-09", "K", 4], *measurements()]
+    notes = notes_of(tmp_path, labs(rows), spec())
+    n = 1 + sum(str(drawn).startswith("2020-01-10 00:00:00") for _, drawn, _, _ in rows[2:])
+    assert f"; {n} rows of the day of the prediction have no time of day and are used" in notes
+
+
+def test_zones_of_times_are_dropped_in_large_files_as_in_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = pl.DataFrame(measurements(), schema=["id", "drawn", "code", "value"], orient="row")
+    frame = frame.with_columns(pl.col("drawn").str.to_datetime().dt.replace_time_zone("Europe/Berlin"))
+    entry = {"modalities": {"labs": {"file": "labs.parquet", "long": LONG}}}
+    for name, large in (("small", files.LARGE), ("large", 1)):
+        monkeypatch.setattr(files, "LARGE", large)
+        raw = tmp_path / name / "raw"
+        raw.mkdir(parents=True)
+        frame.write_parquet(raw / "labs.parquet")
+        built(tmp_path / name, {"people.csv": PEOPLE}, spec() | entry)
+    small, large_store = (mrpipe.open_store(tmp_path / name / "store") for name in ("small", "large"))
+    assert small.store_id == large_store.store_id
+
+
 def test_rows_per_subject_serve_each_visit_up_to_its_prediction(tmp_path: Path) -> None:
     asked = [f"2020-01-{5 if k % 2 else 20:02d}" for k in range(60)]
     people = csv("id,who,out,asked", [[i, f"s{k // 2}", k // 2 % 2, asked[k]] for k, i in enumerate(IDS)])

@@ -162,6 +162,16 @@ def test_files_without_ids_are_joined_by_order(tmp_path: Path) -> None:
     assert built(tmp_path / "raw", tmp_path).manifest.n_samples == N
 
 
+def test_files_are_not_joined_by_order_if_their_row_numbers_differ(tmp_path: Path) -> None:
+    rows = [[k, k / 7, k % 2] for k in range(N)]
+    files = {"a.csv": csv(",x,y", rows), "b.csv": csv(",z", [[k, k / 3] for k in range(N)])}
+    assert proposal(tmp_path / "same", files)["join"] == "order"
+    assert built(tmp_path / "same", tmp_path).dictionary["name"].to_list() == ["x", "z"]
+    files["a.csv"] = csv(",x,y", rows[::2] + rows[1::2])
+    with pytest.raises(DataError, match="a column of ids that is unique in one file"):
+        proposal(tmp_path / "sorted", files)
+
+
 def test_files_that_nothing_joins_are_an_error(tmp_path: Path) -> None:
     files = {"a.csv": csv("x,y", [[k / 7, k % 2] for k in range(N)]), "b.csv": csv("z", [[k / 3] for k in range(50)])}
     with pytest.raises(DataError, match=r"a\.csv, b\.csv: expected a column of ids that is unique in one file"):
@@ -291,6 +301,41 @@ def test_the_proposal_for_uci_mfeat_passes_check(real_data_dir: Path, tmp_path: 
     found = [re.findall(r"(\w+): 2000 of 2000 samples, (\d+) numeric and (\d+)", note) for note in notes]
     sizes = {name: int(n) + int(m) for matches in found for name, n, m in matches}
     assert sizes == {"fac": 216, "fou": 76, "kar": 64, "mor": 6, "pix": 240, "zer": 47}
+
+
+def test_a_column_that_is_no_feature_costs_no_feature_of_another_file(tmp_path: Path) -> None:
+    ids = [f"s{k}" for k in range(N)]
+    files = {
+        # Columns without a name at the end, as spreadsheets write them, and a status that is empty here.
+        "a.csv": csv("id,x,y,status,,", [[i, k / 7, k % 2, "", "", ""] for k, i in enumerate(ids)]),
+        "b.csv": csv("id,remark,z", [[i, f"free text {k} of {i}", k % 31 / 3] for k, i in enumerate(ids)]),
+        "c.csv": csv("id,status,remark", [[i, k % 37 / 3, k % 41 / 3] for k, i in enumerate(ids)]),
+    }
+    declared = proposal(tmp_path / "raw", files)
+    assert declared["modalities"]["b"]["exclude"] == ["remark"]
+    store = built(tmp_path / "raw", tmp_path)
+    assert store.dictionary["name"].to_list() == ["x", "z", "status", "remark"]
+
+
+def test_a_wide_file_beside_a_file_of_labels_is_divided_by_gaps(tmp_path: Path) -> None:
+    rows = [[k, k / 7, *([k / 3, k / 11] if k % 3 else ["", ""])] for k in range(N)]
+    files = {"a.csv": csv("id,y", [[k, k % 2] for k in range(N)]), "b.csv": csv("id,x,u_1,u_2", rows)}
+    declared = proposal(tmp_path / "raw", files)["modalities"]
+    assert {name: (entry["file"], entry["columns"]) for name, entry in declared.items()} == {
+        "usual": ("b.csv", ["x"]),
+        "u": ("b.csv", ["u_*"]),
+    }
+    assert built(tmp_path / "raw", tmp_path).arrays("u").x.shape == (N * 2 // 3, 2)
+
+
+def test_numbers_of_patients_are_not_those_of_visits(tmp_path: Path) -> None:
+    files = {
+        "visits.csv": csv("visit,patient,x,y", [[k + 1, k // 2, k / 7, k % 2] for k in range(N)]),
+        "patients.csv": csv("patient,height", [[k, 150.5 + k] for k in range(N // 2)]),
+    }
+    declared = proposal(tmp_path / "raw", files)
+    assert (declared["id"], declared["subject"]) == ("visit", "patient")
+    assert built(tmp_path / "raw", tmp_path).arrays("patients").x[:4].ravel().tolist() == [150.5, 154.5, 155.5, 155.5]
 
 
 @pytest.mark.real_data
@@ -443,3 +488,11 @@ def test_a_proposal_names_the_schema_and_matches_it(tmp_path: Path) -> None:
     text = propose(raw, sorted(p.name for p in raw.iterdir()))
     assert text.splitlines()[0] == f"# yaml-language-server: $schema={SCHEMA.as_uri()}"
     Draft202012Validator(schema()).validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_row_numbers_of_other_programs_are_no_ids(tmp_path: Path, name: str) -> None:
+    rows = "".join(f"{i},P{i:03d},{i * 7 % 31 / 10},{i % 2}\n" for i in range(N))
+    declared = proposal(tmp_path / "raw", {"a.csv": f"{name},patient,age,label\n{rows}"})
+    assert declared["id"] == "patient"
+    assert "exclude" not in declared  # patterns match no column without a name

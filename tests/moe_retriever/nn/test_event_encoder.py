@@ -18,7 +18,7 @@ from moe_retriever.nn.event_encoder import EventRecurrent
 from mrpipe.experiment.missingness import Missingness
 from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays
-from tests.toy import dense_steps
+from tests.transforms.dense import dense_steps
 
 CPU = torch.device("cpu")
 V = 12

@@ -20,21 +20,21 @@ from mrpipe.datasets.adni.tables import LoniTable
 
 # Categorical columns with at least this many levels are dropped, as in the authors' scripts.
 MAX_LEVELS = 1000
-# Never features in any profile: identifiers, bookkeeping, dates, and years of onset or diagnosis.
+# Never features in any profile: identifiers, bookkeeping, row numbers, dates, and years of onset or diagnosis.
 _NAMES = (
     "PTID SUBJECT_ID RID PHASE COLPROT ORIGPROT PROTOCOLID SITE SITEID ID VISCODE VISCODE2 VISDATE EXAMDATE VISIT "
     "USERDATE USERDATE2 UPDATE_STAMP DD_CRF_VERSION_LABEL LANGUAGE_CODE HAS_QC_ERROR RECNO CMEVNUM CMMEDID "
     "PTDOB PTDOBMM PTDOBYY PTRTYR CMBGN CMEND CMBGNYR_DRVD CMENDYR_DRVD APTESTDT RUNDATE BATCH SAMPLE_ID "
-    "PTCOGBEG PTADDX PTADBEG STAMP ROW"
+    "PTCOGBEG PTADDX PTADBEG STAMP ROW X ...1 INDEX COLUMN_1"
 )
-FORBIDDEN = frozenset(_NAMES.split())
+FORBIDDEN = frozenset(["", *_NAMES.split()])
 LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")
 
 
 def is_forbidden(column: str) -> bool:
-    """Whether a raw column may never become a feature."""
+    """Whether a raw column may never become a feature; R and pandas write row numbers without a name."""
     name = column.upper()
-    return name in FORBIDDEN or name.startswith(LEAKS) or "DATE" in name or name.endswith("_DRVD")
+    return name in FORBIDDEN or name.startswith((*LEAKS, "UNNAMED: ")) or "DATE" in name or name.endswith("_DRVD")
 
 
 def paper_features(

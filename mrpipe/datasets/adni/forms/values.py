@@ -72,22 +72,24 @@ def limit(column: str) -> pl.Expr:
 
 
 def date(column: str | pl.Expr) -> pl.Expr:
-    """Parse `YYYY-MM-DD…`, `M/D/YYYY` or `M/D/YY`; null for partial and blank dates.
+    """Parse `YYYY-MM-DD`, `YYYYMMDD`, `M/D/YYYY`, `D.M.YYYY` or `D-Mon-YYYY`, with or without time; else null.
 
     A column is read as `D/M/YYYY` if a first part is above 12 and no second part is, as spreadsheets of other countries
     write it.
     """
-    text = (pl.col(column) if isinstance(column, str) else column).str.strip_chars()
-    part = text.str.extract_groups(r"^(\d{1,2})/(\d{1,2})/(\d{4}|\d{2})$")
+    text = (pl.col(column) if isinstance(column, str) else column).str.strip_chars().str.replace(r"[ T]\d.*$", "")
+    part = text.str.extract_groups(r"^(\d{1,2})[/.](\d{1,2})[/.](\d{4}|\d{2})$")
     year = part.struct["3"].cast(pl.Int32, strict=False)
     year = pl.when(year < 100).then(year + 2000).otherwise(year)
     first, second = part.struct["1"], part.struct["2"]
     above = [p.cast(pl.Int32, strict=False) > 12 for p in (first, second)]
-    day_first = above[0].any() & ~above[1].any()
+    day_first = (above[0].any() & ~above[1].any()) | text.str.contains(".", literal=True)
     month, day = (pl.when(day_first).then(a).otherwise(b).str.zfill(2) for a, b in ((second, first), (first, second)))
     american = year.cast(pl.String) + "-" + month + "-" + day
-    iso = text.str.extract(r"^(\d{4}-\d{2}-\d{2})")
-    return pl.coalesce(iso, american).str.to_date("%Y-%m-%d", strict=False)
+    iso = text.str.extract(r"^(\d{4}[-/]?\d{2}[-/]?\d{2})(?:\D|$)")
+    named = text.str.extract(r"^(\d{1,2}[- ]?[A-Za-z]{3}[- ]?\d{4})$")
+    plain = (pl.coalesce(iso, american), "%Y%m%d"), (named, "%d%b%Y")
+    return pl.coalesce(x.str.replace_all(r"[-/ ]", "").str.to_date(form, strict=False) for x, form in plain)
 
 
 def year(column: str) -> pl.Expr:

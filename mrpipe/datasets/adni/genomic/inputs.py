@@ -32,7 +32,7 @@ KNOWN_SETS = (
     "ADNI3_PLINK_FINAL_2nd",
 )
 
-_ENDING = re.compile(r"\.(?:bed|(?i:vcf|vcf\.b?gz|bcf))$")
+_ENDING = re.compile(r"\.(?:bed|vcf|vcf\.b?gz|bcf)$", re.IGNORECASE)
 _CHUNK = re.compile(r"(?<![a-z0-9])chr(om|omosome)?[._-]?(\d{1,2}|x|y|mt?)(?![a-z0-9])", re.IGNORECASE)
 
 
@@ -67,7 +67,7 @@ def find_sets(raw: Path, options: AdniOptions) -> list[tuple[str, list[Path]]]:
         if not (ending := _ENDING.search(path.name)) or not path.is_file():
             continue
         name, pattern = path.name[: ending.start()], path.name
-        if ending[0] != ".bed":
+        if ending[0].lower() != ".bed":
             if path == resolve(raw, options.reference) or "sites" in name:
                 continue
             if chunk := _CHUNK.search(name):
@@ -181,7 +181,7 @@ def open_inputs(raw: Path, options: AdniOptions, scratch: Path, *, calls: bool =
     for number, (name, paths) in enumerate(found_sets):
         names = [shown(raw, p) for p in paths]
         try:
-            if paths[0].suffix == ".bed":
+            if paths[0].suffix.lower() == ".bed":
                 plink = open_set(paths[0], shown_as=names[0])
             else:
                 (scratch / str(number)).mkdir()
@@ -193,7 +193,7 @@ def open_inputs(raw: Path, options: AdniOptions, scratch: Path, *, calls: bool =
         if build is None:
             faults.add(Fault(file=names[0], expected="a genome build in source_builds", found="no matching pattern"))
             continue
-        file = re.sub(r"\.bed$", ".bim", names[0])
+        file = re.sub(r"(?i)\.bed$", ".bim", names[0])
         faults.add(_positions_fit(plink, build, file))
         faults.add(_alleles_are_nucleotides(plink, file))
         sets.append(plink)

@@ -81,7 +81,7 @@ class PlinkSet:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return self.vcf or (self.bed, self.bed.with_suffix(".bim"), self.bed.with_suffix(".fam"))
+        return self.vcf or (self.bed, _member(self.bed, "bim"), _member(self.bed, "fam"))
 
     def table(self, suffix: str) -> str:
         """Name of the file with the people (fam) or the SNPs (bim), for errors and notes."""
@@ -107,6 +107,10 @@ class PlinkSet:
             yield block, self.read(block)
 
 
+def _member(bed: Path, suffix: str) -> Path:
+    return bed.with_suffix(f".{suffix.upper() if bed.suffix.isupper() else suffix}")
+
+
 def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
     """Read .bim and .fam and check that the .bed matches them.
 
@@ -121,8 +125,7 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
         "bim": ("chrom", "id", "cm", "pos", "a1", "a2"),
     }
     for suffix, names in columns.items():
-        path = bed.with_suffix(f".{suffix}")
-        name = shown.removesuffix(".bed") + f".{suffix}"
+        path, name = _member(bed, suffix), _member(Path(shown), suffix).as_posix()
         if not path.is_file():
             fix = "A PLINK set consists of a .bed, a .bim and a .fam file with the same name."
             faults.add(Fault(file=name, expected=f"the .{suffix} file of {bed.name}", found="no such file", fix=fix))
@@ -140,7 +143,7 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
     )
     wrong = typed.with_row_index("row", offset=1).filter(pl.col("pos").is_null() | (pl.col("pos") >= POSITION_LIMIT))
     if len(wrong):
-        row, name = int(wrong["row"][0]), shown.removesuffix(".bed") + ".bim"
+        row, name = int(wrong["row"][0]), _member(Path(shown), "bim").as_posix()
         expected = f"a whole number below {POSITION_LIMIT}"
         faults.add(Fault(file=name, column="position", line=row, expected=expected, found=repr(bim["pos"][row - 1])))
     with bed.open("rb") as handle:

@@ -15,8 +15,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.datasets.adni.forms import values
 from mrpipe.datasets.adni.image.options import ImageOptions
-from mrpipe.datasets.adni.image.scans import MODULATED, PTID, find_scans, images_below, parse_date, rid_of, scan_of
+from mrpipe.datasets.adni.image.scans import MODULATED, PTID, find_scans, images_below, rid_of, scan_of
 from mrpipe.delimited import decode, line_of, unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.imaging.chain import SCALE
@@ -109,7 +110,7 @@ def open_mask(raw: Path, path: Path | None, options: ImageOptions, faults: Fault
 
 def _scan_frame(ptid: list[str], date: list[str | None], image_id: list[str], file: list[str]) -> pl.DataFrame:
     columns = {"ptid": ptid, "date": date, "image_id": image_id, "file": file}
-    rid, day = rid_of("ptid").alias("rid"), parse_date("date").alias("date")
+    rid, day = rid_of("ptid").alias("rid"), values.date("date").alias("date")
     rank = pl.lit(0, dtype=pl.Int32).alias("rank")
     frame = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
     return frame.select("ptid", rid, day, rank, "image_id", "file")

@@ -30,7 +30,7 @@ LAYOUTS = {
     "IDA": rf"(?:.*/)?(?:{_FOLDER}/.*)?ADNI_{_ID}_MR_(?P<description>.+?)(?:_+br_(?:raw_)?\d{{14,17}}(?:_\d+)*"
     rf"|_(?P<time>{_DAY})\d{{6,9}})?(?:_S\d+)?_I(?P<image>\d+){_END}",
     "folders of IDA": rf"(?:.*/)?{_ID}/(?P<description>[^/]+)/{_FOLDER}/[IS](?P<image>\d+)/(?!ADNI_.*_PT_)[^/]+{_END}",
-    "BIDS": r"(?:.*/)?(?P<sub>sub-[a-z0-9]+)/(?:(?P<ses>ses-[a-z0-9]+)/)?anat/"
+    "BIDS": r"(?!(?:.*/)?derivatives/)(?:.*/)?(?P<sub>sub-[a-z0-9]+)/(?:(?P<ses>ses-[a-z0-9]+)/)?anat/"
     rf"sub-(?:(?!desc-|space-)[^/])*_T1w{_END}",
     "PTID_date": rf"(?:.*/)?{_ID}_(?P<date>{_DAY})[^/]*/(?:\d{{3}}_S_[^/]*_)?(?P<description>T1)w?{_END}",
     "dcm2niix": rf"(?:.*/)?(?:ADNI_)?{_ID}_(?P<description>[^/]+?)_(?P<date>{_DAY})\d{{6}}(?:_[^/]*)?{_END}",
@@ -49,7 +49,7 @@ _T1 = re.compile(r"MP_?RAGE|(^|_)MPR(_|$)|F?SPGR|(^|_)MT1(_|$)")
 _NOT_T1 = re.compile(r"LOCALI|SCOUT|CALIB|FIELD_MAP|MASK|HIPPOCAMP|(^|_)T2|FLAIR|(^|_)PD(_|$)|DTI|FMRI|(^|_)ASL")
 _ACCELERATED = re.compile(r"ACCEL|GRAPPA|SENSE|(^|_)P2(_|$)")
 _REPEAT = re.compile(r"REPEAT|(^|_)MPR_R(_|$)")
-# Rank of a scan whose layout says that it is T1, but whose series is unknown: an original, full acquisition.
+# Rank of a scan whose layout says that it is T1, but whose series is unknown: an original, and full by its name.
 _UNNAMED = 6
 
 SEARCH_COLUMNS = (
@@ -76,12 +76,6 @@ SCANS_SCHEMA = pl.Schema(
 def rid_of(column: str) -> pl.Expr:
     """RID of a PTID, its last field (unchanged if the participant changes site); null for other strings."""
     return pl.col(column).str.extract(r"(?i)^\d{3}_S_(\d{4,5})$").cast(pl.Int64)
-
-
-def parse_date(column: str) -> pl.Expr:
-    """Parse YYYYMMDD, D-Mon-YYYY or a date of the tables (`values.date`); null for other strings."""
-    text = pl.col(column).str.strip_chars()
-    return pl.coalesce(values.date(text), *(text.str.to_date(form, strict=False) for form in ("%Y%m%d", "%d-%b-%Y")))
 
 
 def normalised(description: str) -> str:
@@ -135,7 +129,7 @@ def _read_search(raw: Path, faults: FaultCollector) -> pl.DataFrame:
             faults.absorb(error)
             continue
         # By file, as the order of day and month may differ between files.
-        frames.append(frame.with_columns(parse_date(c) for c in frame.columns if c == "date"))
+        frames.append(frame.with_columns(values.date(c) for c in frame.columns if c == "date"))
     names = [c.name for c in SEARCH_COLUMNS]
     empty = pl.DataFrame(schema=dict.fromkeys(names, pl.String) | {"date": pl.Date})
     table = pl.concat([empty, *frames], how="diagonal")
@@ -281,7 +275,7 @@ def find_scans(raw: Path, faults: FaultCollector, *, maps: bool = False) -> pl.D
         faults.add(Fault(file="raw scans", column="Subject", expected=expected, found=found_in, fix=fix))
     other = pl.col("modality").is_not_null() & ~pl.col("modality").str.to_uppercase().is_in(["MRI", "MR"])
     scans = joined.filter(~other).with_columns(
-        pl.coalesce("date", parse_date("path_date")).alias("date"),
+        pl.coalesce("date", values.date("path_date")).alias("date"),
         pl.coalesce("description", "path_description").fill_null("").alias("description"),
         rid_of("ptid").alias("rid"),
     )
@@ -290,7 +284,8 @@ def find_scans(raw: Path, faults: FaultCollector, *, maps: bool = False) -> pl.D
     ranks = [t1_rank(d) for d in scans["description"]]
     # The layout itself says that these are T1.
     sure = scans["layout"].is_in(["BIDS", "PTID_date"]) | pl.Series([maps] * len(scans), dtype=pl.Boolean)
-    ranks = [_UNNAMED if r is None and s else r for r, s in zip(ranks, sure, strict=True)]
+    names = [_UNNAMED + 2 * bool(_ACCELERATED.search(normalised(Path(f).name))) for f in scans["file"]]
+    ranks = [n if r is None and s else r for r, s, n in zip(ranks, sure, names, strict=True)]
     late = 100 * (scans["format"] == "dcm").cast(pl.Int32)
     scans = scans.with_columns(pl.Series("rank", ranks, dtype=pl.Int32) + late).drop_nulls("rank")
     return scans.select(pl.col(c).cast(t) for c, t in SCANS_SCHEMA.items()).sort("image_id")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
-from mrpipe.datasets.mimic.scan.values import Part, convert, without_blanks
+from mrpipe.datasets.mimic.scan.values import TablePart, convert, without_blanks
 from mrpipe.delimited import unreadable
 from mrpipe.errors import DataError, Fault
 from mrpipe.raw import ROW
@@ -25,7 +25,7 @@ BATCH = 2**16  # rows decoded at a time
 BUFFER = 2**20  # bytes of a column read at a time
 
 
-class ParquetPart(Part):
+class ParquetPart(TablePart):
     """A Parquet file of a table; values are converted as in text files, whatever types the file declares."""
 
     def read_header(self) -> list[str]:

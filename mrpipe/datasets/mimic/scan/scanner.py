@@ -25,7 +25,7 @@ from mrpipe.datasets.mimic.scan.parquet import ParquetPart
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.scan.progress import scan_progress
 from mrpipe.datasets.mimic.scan.records import PAD, SubjectFilter, cut, numbers_at, record_ends
-from mrpipe.datasets.mimic.scan.values import Part
+from mrpipe.datasets.mimic.scan.values import TablePart
 from mrpipe.delimited import decode, unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW, Column
@@ -76,7 +76,7 @@ def read_header(path: Path, shown_as: str) -> tuple[list[str], int]:
     return [str(n or "").strip() for n in names], len(line)
 
 
-class CsvPart(Part):
+class CsvPart(TablePart):
     """A CSV file of a table, plain or gzipped."""
 
     def read_header(self) -> list[str]:
@@ -255,7 +255,7 @@ class TableScan:
         self.keep, self.known = (None if ids is None else SubjectFilter(ids) for ids in (subjects, known))
         self.n_rows = self.n_unknown = self.n_cp1252 = 0
         self.block, self.parse = BLOCK, PARSE
-        self._parts: list[Part] = []
+        self._parts: list[TablePart] = []
         faults = FaultCollector()
         for path, name in zip(paths, self._shown, strict=True):
             try:

@@ -79,7 +79,7 @@ def convert(values: pl.Series, column: Column) -> pl.Series:
     return values.cast(column.dtype, strict=False)
 
 
-class Part:
+class TablePart:
     """One file of a table. `frames` yields the columns and the selected rows, with `ROW`; see `TableScan`."""
 
     def __init__(self, path: Path, shown_as: str, scan: TableScan):
@@ -102,7 +102,7 @@ class Part:
             DataError: the first value of each column that cannot be converted, or that is empty and must not be.
         """
         faults, done = FaultCollector(), []
-        fix = "Check whether the header is shifted relative to the rows, or the file is damaged."
+        fix = "Check whether the header is shifted, or the file is damaged; write blanks as empty fields, not as NA."
         for column in self.columns:
             values = without_blanks(frame[column.name], column)
             done.append(converted := convert(values, column).rename(column.name))
@@ -131,7 +131,7 @@ def check_columns(header: Sequence[str], columns: Sequence[Column], shown_as: st
     shown = f"columns {', '.join(header[:16])}" if found else "a first line without any column of this table"
     for column in columns:
         if column.required and column.name not in found:
-            fix = "Check that this is the MIMIC-IV table, with its header row."
+            fix = "Check that this is the MIMIC-IV table, with its header row, and commas between columns."
             faults.add(Fault(file=shown_as, column=column.name, expected="this column", found=shown, fix=fix))
         elif column.name in found and lower.count(found[column.name].lower()) > 1:
             faults.add(Fault(file=shown_as, column=column.name, expected="this column once", found="a repeated column"))

@@ -10,7 +10,7 @@ import polars as pl
 
 from mrpipe.datasets.mosi.clips import parse_id, score_faults
 from mrpipe.datasets.mosi.corpora import Corpus
-from mrpipe.datasets.mosi.formats.splits import ClipArrays, SplitExport
+from mrpipe.datasets.mosi.formats.splits import MODES, ClipArrays, SplitExport
 from mrpipe.datasets.mosi.formats.tensors import SUFFIXES, read_array
 from mrpipe.errors import Fault, FaultCollector
 from mrpipe.forms import is_table
@@ -18,7 +18,6 @@ from mrpipe.raw import Column, few, read_csv
 
 FOLDERS = {"text": ("text", "language"), "audio": ("audio", "acoustic"), "vision": ("vision", "visual", "video")}
 NAMES = ("label", "meta", "annotation")
-MODES = {"train": "train", "test": "test", "valid": "valid", "val": "valid", "dev": "valid"}
 COLUMNS = (
     Column(name="video_id", aliases=("video",)),
     Column(name="clip_id", aliases=("clip", "segment")),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mrpipe.datasets.mosi.corpora import Corpus
-from mrpipe.datasets.mosi.formats.splits import ClipArrays, SplitExport
+from mrpipe.datasets.mosi.formats.splits import MODES, ClipArrays, SplitExport
 from mrpipe.errors import DataError, Fault
 from mrpipe.raw import read_pickle
 
@@ -42,6 +42,8 @@ def open_pickle(path: Path, corpus: Corpus) -> SplitExport:
         DataError: an unknown layout, or errors in the content.
     """
     content = load_pickle(path)
+    if isinstance(content, dict) and "valid" not in content:
+        content = {MODES.get(k, k): v for k, v in content.items()}
     train = content.get("train") if isinstance(content, dict) else None
     keys = set(train) if isinstance(train, dict) else set()
     try:
@@ -50,7 +52,6 @@ def open_pickle(path: Path, corpus: Corpus) -> SplitExport:
         if "labels" in keys:
             return SplitExport(path, content, corpus, "multibench")
         if isinstance(train, list | tuple):
-            content = {"valid" if k == "dev" else k: v for k, v in content.items()}
             parts = {k: _mag_part(path, k, v) for k, v in content.items() if isinstance(v, list | tuple)}
             return SplitExport(path, parts, corpus, "mag")
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:

@@ -19,6 +19,7 @@ from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.raw import utf8
 from mrpipe.text.encoders import tokenise
 
+MODES = {"train": "train", "test": "test", "valid": "valid", "val": "valid", "dev": "valid"}
 PARTS = {"train": "train", "valid": "val", "test": "test"}
 MODALITIES = ("text", "audio", "vision")
 AGAIN = "Check that this is the published file, or download it again."
