@@ -23,7 +23,7 @@ from mrpipe.datasets.tables.features import no_samples, rows_of
 from mrpipe.datasets.tables.files import ROW, RawTable, known_text
 from mrpipe.datasets.tables.joins import report_lost_rows
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.schema import Features, Modality
+from mrpipe.schema import Features, Kind, Modality
 
 
 class PathColumn:
@@ -39,8 +39,8 @@ class PathColumn:
         text = known_text(self.column, table.config.missing + of.missing) if self.column else pl.lit(None, pl.String)
         path = text.str.replace_all("\\", "/", literal=True).alias("path")
         cells = table.read([self.column] if self.column else []).select(ROW, path).drop_nulls()
-        self.files = table.to_samples(self.rows, samples).join(cells, on=ROW).select("sample_id", "path", ROW)
-        self.files = self.files.sort("sample_id")
+        joined = table.to_samples(self.rows, samples).join(cells, on=ROW)
+        self.files = joined.select("sample_id", "path", ROW).sort("sample_id")
         self.paths = self.files.unique("path", keep="first", maintain_order=True)
         self.shape = of.shape or self._common_shape()
 
@@ -112,11 +112,7 @@ def _shown(shape: tuple[int, ...]) -> str:
 def check_paths(
     column: PathColumn, samples: pl.DataFrame, known: pl.DataFrame, faults: FaultCollector, notes: list[str]
 ) -> tuple[pl.Series, tuple[Path, ...]]:
-    """Read all arrays, and the headers of images; returns the ids of the samples with a file, and the files.
-
-    Args:
-        known: rows of the samples' file before any is dropped.
-    """
+    """Read all arrays, and the headers of images; returns the ids of the samples with a file, and the files."""
     table, name, sizes, broken = column.table, column.of.name, set[tuple[int, ...]](), list[DataError]()
     report_lost_rows(table, column.rows, known, faults, notes)
     if column.files.is_empty() and column.column and len(samples):
@@ -146,7 +142,8 @@ def read_paths(raw: Path, table: RawTable, of: ModalityTable, bit: int, samples:
     if column.image:
         modality, columns = image_modality(of.name, bit, of.description, shape)
     else:
-        step, kind = shape[1:] if 0 in shape else shape, "sequence" if 0 in shape else "vector"
+        kind: Kind = "sequence" if 0 in shape else "vector"
+        step = shape[1:] if 0 in shape else shape
         size, about = (math.prod(step),), f"element of arrays of shape {_shown(shape)}"
         modality = Modality(name=of.name, bit=bit, kind=kind, shape=size, description=of.description)
         names = [f"{column.column}[{','.join(map(str, i))}]" for i in np.ndindex(step)]
