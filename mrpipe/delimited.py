@@ -13,6 +13,8 @@ from pathlib import Path
 
 import polars as pl
 import polars.selectors as cs
+import pyarrow as pa
+from pyarrow import csv as pacsv
 
 from mrpipe.errors import DataError, Fault, MissingExtraError
 from mrpipe.forms import form_of, open_binary, read_typed, recognise
@@ -138,7 +140,7 @@ def read_table(
         first = head(path)
         form = form_of(first) or form
         if form is not None and form.reader not in (None, "text"):
-            frame, odd = read_typed(path, form, shown_as=shown_as, sheet=sheet)
+            frame, odd = read_typed(path, form, shown_as=shown_as, sheet=sheet, notes=notes)
             if not frame.width:
                 raise DataError(Fault(file=shown_as, expected="a table", found="no columns"))
             return TextTable(frame, None, odd)
@@ -147,6 +149,8 @@ def read_table(
         found_separator = separator or _separator(first, path, encoding, shown_as)
         _require_text(first, found_separator, shown_as, encoding)
         frame = _read_text(path, first, found_separator, shown_as, encoding, None if strict else notes, n_rows)
+        if n_rows is None and len(frame) and frame[frame.columns[-1]].null_count():
+            note_short_rows(path, found_separator, shown_as=shown_as, encoding=encoding, notes=notes)
     except (DataError, MissingExtraError):
         raise
     except pl.exceptions.NoDataError:
@@ -186,6 +190,42 @@ def _read_text(
                 raise
     text = decode(_bytes(path), shown_as=shown_as, encoding=encoding, notes=notes)
     return pl.read_csv(io.BytesIO(text.encode()), infer_schema=False, separator=separator, n_rows=n_rows)
+
+
+def note_short_rows(
+    path: Path, separator: str, *, shown_as: str, encoding: str | None = None, notes: list[str] | None = None
+) -> None:
+    """Note the rows with fewer fields than the header, whose last fields are read as empty.
+
+    Raises:
+        DataError: such a row is the last one, and has no line end: the file was cut short.
+    """
+    short: list[int] = []
+
+    def handle(row: pacsv.InvalidRow) -> str:
+        short.extend([row.number] if row.actual_columns < row.expected_columns else [])
+        return "skip"
+
+    text, n_rows = head(path), 0
+    marked = next((name for mark, name in _MARKS if text.startswith(mark)), "utf-8")
+    with open_binary(path) as source, suppress(pa.ArrowInvalid):  # quotes that only polars accepts
+        batches = pacsv.open_csv(
+            source,
+            pacsv.ReadOptions(use_threads=False, autogenerate_column_names=True, encoding=encoding or marked),
+            pacsv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=handle),
+            pacsv.ConvertOptions(include_columns=["f0"], column_types={"f0": pa.large_binary()}, check_utf8=False),
+        )
+        n_rows = sum(len(batch) for batch in batches)
+    if not short:
+        return
+    if short[-1] > n_rows + len(short) - 1 and not _bytes(path).endswith((b"\n", b"\n\0")):
+        expected, found = "as many fields as the header in the last line", "fewer"
+        raise DataError(Fault(file=shown_as, line=short[-1], expected=expected, found=found, fix=AGAIN))
+    if notes is not None:
+        rows = "1 row has" if len(short) == 1 else f"{len(short)} rows have"
+        notes.append(
+            f"{shown_as}: {rows} fewer fields than the header; the others are empty (first: row {short[0] - 1})"
+        )
 
 
 def _default_separator(path: Path) -> str:

@@ -157,8 +157,22 @@ def open_binary(path: Path) -> IO[bytes]:
     return path.open("rb") if kind is None else _OPENERS[kind](path)
 
 
-def read_typed(path: Path, form: Form, *, shown_as: str, sheet: str = "") -> tuple[pl.DataFrame, dict[str, str]]:
+def zone_notes(schema: pl.Schema, shown_as: str) -> list[str]:
+    """A note on time zones, which are left out."""
+    zones = {c: t.time_zone for c, t in schema.items() if isinstance(t, pl.Datetime) and t.time_zone}
+    text = ", ".join(f"{column} ({zone})" for column, zone in zones.items())
+    return [f"{shown_as}: the time zones of {text} are left out; are the times of all tables in one zone?"] * bool(
+        zones
+    )
+
+
+def read_typed(
+    path: Path, form: Form, *, shown_as: str, sheet: str = "", notes: list[str] | None = None
+) -> tuple[pl.DataFrame, dict[str, str]]:
     """Read a table that is not text.
+
+    Args:
+        notes: receives a note on time zones.
 
     Returns:
         The columns as text, and those that are not plain values (column → dtype), which are read as empty.
@@ -173,6 +187,8 @@ def read_typed(path: Path, form: Form, *, shown_as: str, sheet: str = "") -> tup
             frame = (pl.read_parquet if form.reader == "parquet" else pl.read_ipc)(_plain(path))
         case _:
             frame = _statistical(path, str(form.reader))
+    if notes is not None:
+        notes += zone_notes(frame.schema, shown_as)
     odd = {c: str(t) for c, t in frame.schema.items() if isinstance(t, UNREAD)}
     frame = frame.with_columns(pl.lit(None).alias(c) for c in odd)
     return frame.select(map(_text, frame.iter_columns())), odd

@@ -106,3 +106,17 @@ def test_lines_are_those_of_an_editor(tmp_path: Path) -> None:
     path = written(tmp_path, b'id,note\r\n1,"two\r\nlines"\r\n\r\n3,x\r\n')
     assert [line_of(path, k) for k in (1, 2, 3)] == [2, 4, 5]
     assert read_table(path, shown_as="t").frame.height == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "cp1252"])
+def test_rows_with_fewer_fields_are_noted_and_a_cut_last_row_is_an_error(tmp_path: Path, encoding: str) -> None:
+    named = encoding if encoding == "cp1252" else None
+    data = 'id,site,x\n1,"Genève\nnord",2\n2,Bern\n3,Bern,\n4\n'
+    notes: list[str] = []
+    table = read_table(written(tmp_path, data.encode(encoding)), shown_as="t.csv", encoding=named, notes=notes)
+    assert table.frame["x"].to_list() == ["2", None, None, None]
+    assert notes == ["t.csv: 2 rows have fewer fields than the header; the others are empty (first: row 2)"]
+    with pytest.raises(DataError, match="as many fields as the header in the last line; found fewer"):
+        read_table(written(tmp_path, data.strip().encode(encoding)), shown_as="t.csv", encoding=named)
+    whole = "id,x\n1,2\n2,"
+    assert read_table(written(tmp_path, whole.encode()), shown_as="t.csv").frame["x"].to_list() == ["2", None]

@@ -140,3 +140,12 @@ def test_files_are_recognised_by_name_or_first_bytes_and_have_a_reader_or_advice
         found = recognise(path)
         assert (found.name if found else None) == form
         assert not is_table(path)
+
+
+def test_time_zones_are_left_out_with_a_note(tmp_path: Path) -> None:
+    times = pl.Series("at", [datetime(2020, 1, 2, 3)]).dt.replace_time_zone("Europe/Berlin")
+    pl.DataFrame([times]).write_parquet(tmp_path / "t.parquet")
+    notes: list[str] = []
+    table = read_table(tmp_path / "t.parquet", shown_as="t.parquet", notes=notes)
+    assert table.frame["at"].to_list() == ["2020-01-02 03:00:00"]
+    assert notes[0].startswith("t.parquet: the time zones of at (Europe/Berlin) are left out")

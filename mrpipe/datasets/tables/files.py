@@ -21,7 +21,7 @@ from mrpipe.datasets.declared import WHOLE
 from mrpipe.datasets.tables.config import MISSING, Ref, Rules, TablesConfig, codes_of, matches
 from mrpipe.delimited import COMMA, SIGN, TextTable, line_of
 from mrpipe.errors import DataError, Fault, FaultCollector, did_you_mean
-from mrpipe.forms import COMPRESSIONS, UNREAD
+from mrpipe.forms import COMPRESSIONS, UNREAD, zone_notes
 
 ID, ROW = "__sample_id", "__row"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -258,6 +258,7 @@ def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[s
     if large and path.name.lower().endswith(".parquet"):
         source = pl.scan_parquet(path)
         odd = {c: str(t) for c, t in source.collect_schema().items() if isinstance(t, UNREAD)}
+        notes += zone_notes(source.collect_schema(), file)
         times = [c for c, t in source.collect_schema().items() if t == pl.Datetime]
         local = [pl.col(c).dt.replace_time_zone(None) for c in times]
         text = source.with_columns(*(pl.lit(None).alias(c) for c in odd), *local).cast(pl.String)
@@ -274,7 +275,9 @@ def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[s
     # Compressed by another program than gzip or zstd, in another encoding, or damaged.
     with suppress(pl.exceptions.PolarsError):
         source = pl.scan_csv(path, infer_schema=False, separator=table.separator)
-        source.select(pl.all().count()).collect(engine="streaming")
+        counts = source.select(pl.len().alias("n_rows"), pl.last().count().alias("known")).collect(engine="streaming")
+        if counts["known"][0] < counts["n_rows"][0]:
+            delimited.note_short_rows(path, table.separator, shown_as=file, notes=notes)
         return source, table
     table = read(separator=table.separator, decimal=".")
     return table.frame.lazy(), table
