@@ -1,4 +1,4 @@
-"""Columns of paths: an image or a NumPy array of each sample. Legend: n samples, C channels, T steps, d values.
+"""Columns of paths: an image or an array of each sample. Legend: n samples, C channels, T steps, d values.
 
 Arrays of one shape become vectors; arrays (T, d) of different T become sequences, with the shape (0, d) here.
 """
@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.datasets.arrays import read_array
 from mrpipe.datasets.features import from_files
 from mrpipe.datasets.images import decode, image_modality, image_size, to_array
 from mrpipe.datasets.tables.config import ModalityTable
@@ -50,10 +51,11 @@ class PathColumn:
         for path in self.paths["path"]:
             # Damaged files are reported when they are read.
             with suppress(DataError):
-                shapes[_open_array(self.raw / path).shape] += 1
+                shapes[np.shape(read_array(self.raw / path, path))] += 1
         common = max(shapes, key=lambda s: (shapes[s], s), default=())
-        ragged = len(common) == 2 and any(len(s) == 2 and s != common and s[1] == common[1] for s in shapes)
-        return (0, common[1]) if ragged else common
+        if len(common) == 2 and any(len(s) == 2 and s[0] not in (0, common[0]) and s[1] == common[1] for s in shapes):
+            return (0, common[1])
+        return common
 
     def read(self, path: str, row: int, *, header: bool = False) -> Any:
         """The image (C, H, W) or the array of a file; of the header of an image, its size (H, W).
@@ -67,7 +69,7 @@ class PathColumn:
                 found = "no such file" if inside else "another place"
                 raise DataError(Fault(file=path, expected="a file in the export folder, relative to it", found=found))
             if not self.image:
-                return _read_array(place, self.shape)
+                return _array(place, path, self.shape)
             if header:
                 return image_size(place.read_bytes(), path)[::-1]
             image = decode(place.read_bytes(), path)
@@ -79,30 +81,19 @@ class PathColumn:
             raise DataError(located) from error
 
 
-def _open_array(path: Path) -> NDArray[Any]:
-    """An array in the memory map of its file; objects, whose reading would run code, are refused."""
-    try:
-        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
-        if array.dtype.kind not in "biuf" or not array.size:
-            raise ValueError(f"{array.size} values of type {array.dtype}")
-        return array
-    except Exception as error:  # damaged bytes can raise any exception
-        expected, found = "a complete NumPy array of numbers (.npy)", str(error) or type(error).__name__
-        raise DataError(Fault(file=path.name, expected=expected, found=found)) from error
-
-
-def _read_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """An array; another shape, and values that are not finite, are a DataError."""
-    array = _open_array(path)
-    if array.ndim != len(shape) or any(n not in (0, m) for n, m in zip(shape, array.shape, strict=True)):
-        expected, found = f"an array of shape {_shown(shape)}", f"shape {_shown(array.shape)}"
-        raise DataError(Fault(file=path.name, expected=expected, found=found))
-    with np.errstate(over="ignore"):
-        x: NDArray[np.float32] = np.asarray(array, dtype=np.float32)
-    if n_unknown := x.size - np.isfinite(x).sum():
-        found, fix = f"{n_unknown} of {x.size} NaN or infinite", "Replace them, or leave the cell empty."
-        raise DataError(Fault(file=path.name, expected="finite numbers", found=found, fix=fix))
-    return x
+def _array(path: Path, shown_as: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An array; another shape, and values that are not finite numbers, are a DataError."""
+    array = np.asarray(read_array(path, shown_as))
+    expected, found = f"an array of shape {_shown(shape)}", f"shape {_shown(array.shape)}"
+    if array.dtype.kind not in "biuf" or not array.size:
+        expected, found = "an array of numbers", f"{array.size} values of type {array.dtype}"
+    elif array.ndim == len(shape) and all(n in (0, m) for n, m in zip(shape, array.shape, strict=True)):
+        with np.errstate(over="ignore"):
+            x: NDArray[np.float32] = array.astype(np.float32)
+        if not (n_unknown := x.size - np.isfinite(x).sum()):
+            return x
+        expected, found = "finite numbers, or an empty cell", f"{n_unknown} of {x.size} NaN or infinite"
+    raise DataError(Fault(file=shown_as, expected=expected, found=found))
 
 
 def _shown(shape: tuple[int, ...]) -> str:

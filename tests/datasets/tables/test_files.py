@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -114,15 +115,20 @@ def test_arrays_of_one_shape_are_vectors(tmp_path: Path, form: Any) -> None:
     fit(store)
 
 
-def test_other_dtypes_and_orders_give_the_same_store(tmp_path: Path) -> None:
+def test_other_dtypes_orders_and_forms_give_the_same_store(tmp_path: Path) -> None:
     def write(dtype: Any, order: Any) -> Write:
         return lambda path, k: np.save(path, np.asarray(np.arange(6).reshape(2, 3) + k, dtype=dtype, order=order))
+
+    def write_h5(path: Path, k: int) -> None:
+        with h5py.File(path, "w") as file:
+            file["x"] = np.arange(6).reshape(2, 3) + k
 
     stores = [
         built(tmp_path / name, made(tmp_path / name, ".npy", write(dtype, order)), spec(ARRAYS))
         for name, dtype, order in (("a", "<f4", "C"), ("b", ">i2", "F"))
     ]
-    assert stores[0].store_id == stores[1].store_id
+    stores.append(built(tmp_path / "c", made(tmp_path / "c", ".h5", write_h5), spec(ARRAYS)))
+    assert len({s.store_id for s in stores}) == 1
     assert arrays_of(stores[0], "signals", 1).tolist() == [1, 2, 3, 4, 5, 6]
 
 
@@ -189,12 +195,12 @@ def test_faults_of_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (files / "7.npy").write_bytes(b"PK\x03\x04")
     message = faults_of(tmp_path, table, spec(ARRAYS))
     for line, part in (
-        (3, "expected a complete NumPy array of numbers (.npy); found 'files/1.npy': "),
-        (4, "expected a complete NumPy array of numbers (.npy); found 'files/2.npy': "),
+        (3, "expected one array in a complete .npy file; found 'files/1.npy': "),
+        (4, "expected one array in a complete .npy file; found 'files/2.npy': "),
         (5, "found 'files/3.npy': 1 values of type <U1"),
         (6, "expected an array of shape 3 x 5; found 'files/4.npy': shape 3 x 4"),
-        (7, "expected finite numbers; found 'files/5.npy': 9 of 15 NaN or infinite"),
-        (8, "found 'files/6.npy': "),
+        (7, "expected finite numbers, or an empty cell; found 'files/5.npy': 9 of 15 NaN or infinite"),
+        (8, "found 'files/6.npy': 0 values of type float64"),
         (9, "found 'files/7.npy': "),
     ):
         assert f"visits.csv, column 'file', line {line}: " in message

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from mrpipe.datasets.arrays import SUFFIXES, read_array
 from mrpipe.datasets.mosi.clips import parse_id, score_faults
 from mrpipe.datasets.mosi.corpora import Corpus
 from mrpipe.datasets.mosi.formats.splits import MODES, ClipArrays, SplitExport
-from mrpipe.datasets.mosi.formats.tensors import SUFFIXES, read_array
 from mrpipe.errors import Fault, FaultCollector
 from mrpipe.forms import is_table
 from mrpipe.raw import Column, few, read_csv
