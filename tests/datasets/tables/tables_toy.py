@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import openpyxl
+import polars as pl
 import pytest
 import yaml
 
@@ -30,6 +32,14 @@ def write(folder: Path, files: dict[str, str], config: dict[str, Any]) -> Path:
 
 def csv(header: str, rows: list[list[object]]) -> str:
     return "\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n"
+
+
+def write_workbook(path: Path, frame: pl.DataFrame) -> None:
+    book = openpyxl.Workbook()
+    assert book.active is not None
+    for row in (frame.columns, *frame.rows()):
+        book.active.append(row)
+    book.save(path)
 
 
 def people(label: str = "out") -> str:

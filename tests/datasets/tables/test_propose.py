@@ -26,7 +26,7 @@ from mrpipe.stages.build import build
 from mrpipe.stages.check import check
 from mrpipe.store.reader import Store
 from tests.datasets.tables.hospital import write_hospital
-from tests.datasets.tables.tables_toy import TABLES, csv
+from tests.datasets.tables.tables_toy import TABLES, csv, write_workbook
 
 N = 90
 
@@ -74,7 +74,7 @@ def hospital(raw: Path) -> Path:
         .then(pl.lit("unknown"))
         .otherwise(pl.int_range(pl.len()) * 11 % 97),
     )
-    labs.write_excel(raw / "labs.xlsx")
+    write_workbook(raw / "labs.xlsx", labs)
     visits.select("visit_id", died=pl.int_range(pl.len()) * 3 % 7 // 5).write_csv(raw / "outcome.csv")
     return raw
 

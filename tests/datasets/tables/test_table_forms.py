@@ -6,13 +6,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import openpyxl
 import polars as pl
 import pyreadstat
 import pytest
 
 from mrpipe.store.reader import Store
-from tests.datasets.tables.tables_toy import IDS, built, config, people, write
+from tests.datasets.tables.tables_toy import IDS, built, config, people, write, write_workbook
 
 LABS = pl.DataFrame(
     {
@@ -23,14 +22,6 @@ LABS = pl.DataFrame(
     }
 )
 SPEC = config(modalities={"a": {"file": "labs.csv", "kinds": {"grade": [0, 1, 2]}}})
-
-
-def _excel(path: Path) -> None:
-    book = openpyxl.Workbook()
-    assert book.active is not None
-    for row in (LABS.columns, *LABS.rows()):
-        book.active.append(row)
-    book.save(path)
 
 
 def _european(path: Path) -> None:
@@ -48,7 +39,7 @@ FORMS: dict[str, Callable[[Path], object]] = {
     "european.csv": _european,
     "labs.csv.gz": lambda p: LABS.write_csv(p, compression="gzip"),
     "labs.zip": _zipped,
-    "labs.xlsx": _excel,
+    "labs.xlsx": lambda p: write_workbook(p, LABS),
     "labs.parquet": LABS.write_parquet,
     "labs.feather": LABS.write_ipc,
     "labs.sav": lambda p: pyreadstat.write_sav(LABS.to_pandas(), str(p)),
