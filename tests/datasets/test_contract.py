@@ -187,7 +187,10 @@ def test_store_does_not_depend_on_cores_or_hash_seed(name: str, built: dict[str,
         assert mrpipe.open_store(out).store_id == expected
 
 
-@pytest.mark.parametrize("name", DATASETS)
+# The two readers with the longest builds; all others are slow tests.
+@pytest.mark.parametrize(
+    "name", [n if n in ("adni", "mimic") else pytest.param(n, marks=pytest.mark.slow) for n in dataset_names()]
+)
 def test_a_killed_build_resumes_to_the_same_store(
     name: str, built: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
