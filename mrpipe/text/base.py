@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -54,7 +55,7 @@ def job_threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or 0) or cores or 1
 
 
-class PieceEncoder:
+class PieceEncoder(ABC):
     """Sentence and word vectors of a transformer over word pieces; subclasses load it and run batches of texts.
 
     A word vector is the mean over the word's pieces in the last layer and depends on the sentence. Sentences are
@@ -66,17 +67,17 @@ class PieceEncoder:
     dim: int
     limit: int
 
+    @abstractmethod
     def _encodings(self, texts: Sequence[Any], *, split: bool) -> Sequence[Any]:
         """A `tokenizers.Encoding` per text (`split`: list of words), with special tokens, truncated to `limit`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _batches(self, lengths: NDArray[np.int64]) -> Iterable[list[int]]:
         """Batches of texts by position, given their numbers of pieces (n,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _forward(self, batch: list[list[int]], *, pooled: bool) -> Sequence[Floats]:
         """Last hidden states (L, H) of each text of a batch of piece ids, or its sentence vector (dim,)."""
-        raise NotImplementedError
 
     def sentences(self, texts: Sequence[str]) -> Floats:
         """See `Encoder.sentences`."""

@@ -48,7 +48,7 @@ def open_vcf(files: Sequence[Path], prefix: Path, conversion: Conversion, names:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True,
         encoding="utf-8",
-        errors="replace",
+        errors="backslashreplace",
         check=False,
     )
     # Messages of htslib may quote IDs of people.

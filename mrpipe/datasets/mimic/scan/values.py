@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +80,7 @@ def convert(values: pl.Series, column: Column) -> pl.Series:
     return values.cast(column.dtype, strict=False)
 
 
-class TablePart:
+class TablePart(ABC):
     """One file of a table. `frames` yields the columns and the selected rows, with `ROW`; see `TableScan`."""
 
     def __init__(self, path: Path, shown_as: str, scan: TableScan):
@@ -88,12 +89,13 @@ class TablePart:
         self.names = check_columns(self.header, scan.columns, shown_as)
         self.columns = [c for c in scan.columns if c.name in self.names]
 
+    @abstractmethod
     def read_header(self) -> list[str]:
-        raise NotImplementedError
+        """Names of the columns in the file."""
 
+    @abstractmethod
     def frames(self, advance: Callable[[int, int], None]) -> Iterator[pl.DataFrame]:
         """Frames; `advance` is called with the position in the file in bytes and the number of new records."""
-        raise NotImplementedError
 
     def typed(self, frame: pl.DataFrame, place: Callable[[int], dict[str, int | None]]) -> pl.DataFrame:
         """The declared columns with their dtypes, and ROW; `place` gives the line or row of a value of ROW.
