@@ -1,7 +1,7 @@
 """Cost of reading the same data in several forms: seconds, peak memory and store id of a build.
 
-    python benchmarks/forms.py mimic csv.gz=DIR parquet=DIR [--set KEY=VALUE ...] [--repeat 3]
-    python benchmarks/forms.py mimic --simulate csv.gz csv parquet --folder DIR --sizes n_lab_rows=3000000
+    python -m benchmarks.forms mimic csv.gz=DIR parquet=DIR [--set KEY=VALUE ...] [--repeat 3]
+    python -m benchmarks.forms mimic --simulate csv.gz csv parquet --folder DIR --sizes n_lab_rows=3000000
 
 Each build runs in a process of its own, from the check to the sealed store; wall time, CPU time and peak resident
 memory are reported by the operating system (wait4). Repeated runs are interleaved, and the median is printed. With

@@ -1,6 +1,6 @@
 """Wall time and peak memory of every stage, store sizes, training and inference throughput.
 
-    python benchmarks/stages.py --raw mosi=DIR --raw enrico=DIR --out benchmarks/out/stages.csv
+    python -m benchmarks.stages --raw mosi=DIR --raw enrico=DIR --out benchmarks/out/stages.csv
 
 Each stage runs in a separate process through the command line, as in the workflow. Wall time and peak resident memory
 are reported by the operating system (wait4). Datasets without --raw are simulated.
@@ -13,16 +13,14 @@ import csv
 import json
 import os
 import platform
-import shlex
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.forms import measure
 from mrpipe.datasets import get_dataset
 from mrpipe.store.reader import open_store
 
@@ -41,18 +39,6 @@ OVERRIDES = {
 }
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Wall time in seconds and peak resident memory in MiB of a command."""
-    begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
-        raise SystemExit(f"{shlex.join(command)} failed:\n{errors}")
-    return time.perf_counter() - begun, usage.ru_maxrss / 1024
-
-
 def stages(name: str, raw: Path | None, settings: list[str], folder: Path) -> list[dict[str, object]]:
     """Run all stages of one dataset; returns one row per stage."""
     dataset, rows = get_dataset(name), []
@@ -61,7 +47,7 @@ def stages(name: str, raw: Path | None, settings: list[str], folder: Path) -> li
     extra = ["--set", *settings] if settings else []
 
     def run(stage: str, *command: str | Path) -> None:
-        seconds, peak = measure([*mrpipe, *map(str, command)])
+        seconds, _, peak = measure([*mrpipe, *map(str, command)])
         rows.append({"dataset": name, "stage": stage, "seconds": round(seconds, 2), "peak_mib": round(peak)})
 
     if raw is None:
@@ -101,7 +87,7 @@ def stages(name: str, raw: Path | None, settings: list[str], folder: Path) -> li
         "patience=0",
         *OVERRIDES.get(name, []),
     ]
-    seconds, peak = measure([str(c) for c in command])
+    seconds, _, peak = measure([str(c) for c in command])
     rows.append({"dataset": name, "stage": "train, 4 epochs", "seconds": round(seconds, 2), "peak_mib": round(peak)})
     for phase, file in (("training", "cost.json"), ("inference", "test_cost.json")):
         rate = json.loads((folder / "run" / file).read_text())["samples_per_second"]

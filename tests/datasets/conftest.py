@@ -1,4 +1,4 @@
-"""Fixtures shared by several test files: simulated ADNI exports in each layout, and a small chain file."""
+"""Fixtures of several test files: simulated ADNI exports in each layout, a small chain file, the MIMIC-IV demo."""
 
 from __future__ import annotations
 
@@ -36,3 +36,12 @@ def toy_chain(tmp_path: Path) -> Path:
     path = tmp_path / "toy.chain.gz"
     path.write_bytes(gzip.compress(TOY_CHAIN.encode()))
     return path
+
+
+@pytest.fixture(scope="session")
+def demo(real_data_dir: Path) -> Path:
+    """The MIMIC-IV demo; skips the test if it does not exist."""
+    folder = real_data_dir / "mimic-iv-demo"
+    if not folder.is_dir():
+        pytest.skip(f"no MIMIC-IV demo at {folder}")
+    return folder

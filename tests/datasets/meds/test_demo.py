@@ -33,14 +33,6 @@ MIMIC |= {"event_window": "history", "outlier_ranges": False, "leak_guard": Fals
 
 
 @pytest.fixture(scope="module")
-def demo(request: pytest.FixtureRequest) -> Path:
-    folder: Path = request.getfixturevalue("real_data_dir") / "mimic-iv-demo"
-    if not folder.is_dir():
-        pytest.skip(f"no MIMIC-IV demo at {folder}")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def raw(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert(demo, tmp_path_factory.mktemp("meds") / "raw")
 

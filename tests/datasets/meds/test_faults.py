@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import operator
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ import yaml
 from mrpipe.datasets.meds.config import parse_meds
 from mrpipe.errors import DataError
 from tests.datasets.meds.meds_toy import MEDS, N, at, config, events, faults_of, notes_of, write
+from tests.datasets.spoilt import spoilt
 
 
 @pytest.mark.parametrize(
@@ -180,12 +177,6 @@ def test_errors_of_the_yaml_name_the_key(changes: dict[str, Any], expected: str)
 def test_no_value_in_any_place_breaks_the_parser() -> None:
     """Each place of a declaration with all keys gets a value of each other type: it is read or an error."""
 
-    def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-        yield path
-        children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-        for key, child in children:
-            yield from places(child, (*path, key))
-
     label = {"event": "A//", "within": "1d", "until": "B//", "follow_up": True, "classes": ["a", "b"]}
     full = config(
         samples={"event": "A//", "end": ["B//", "!B//C"], "at": "-1.5 h", "which": "first"},
@@ -196,15 +187,11 @@ def test_no_value_in_any_place_breaks_the_parser() -> None:
     n_refused = 0
     for base in (full, by_file):
         parse_meds(yaml.safe_dump(base), "meds.yaml")
-        for path in places(base):
-            for value in (None, True, 0, "x", "", "!", [[]], {3: None}):
-                tree: Any = {"root": copy.deepcopy(base)}
-                *above, last = ("root", *path)
-                functools.reduce(operator.getitem, above, tree)[last] = value
-                try:
-                    parse_meds(yaml.safe_dump(tree["root"]), "meds.yaml")
-                except DataError:
-                    n_refused += 1
+        for wrong in spoilt(base, (None, True, 0, "x", "", "!", [[]], {3: None})):
+            try:
+                parse_meds(yaml.safe_dump(wrong), "meds.yaml")
+            except DataError:
+                n_refused += 1
     assert n_refused > 200
 
 

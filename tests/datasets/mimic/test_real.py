@@ -42,14 +42,6 @@ GUARDED = ["V4986", "V4986", "V4986", "V667"]
 
 
 @pytest.fixture(scope="module")
-def demo(request: pytest.FixtureRequest) -> Path:
-    folder: Path = request.getfixturevalue("real_data_dir") / "mimic-iv-demo"
-    if not folder.is_dir():
-        pytest.skip(f"no MIMIC-IV demo at {folder}")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def store(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     out = tmp_path_factory.mktemp("demo") / "store"
     build(get_dataset("mimic"), demo, out, {"rebuilt": REBUILT})
