@@ -132,7 +132,7 @@ class ConfSMoE(Method[ConfSMoEOptions]):
                 drawn = (u * (len(having) - of_self)).astype(np.int64)
                 drawn += of_self & (drawn >= own_place)
                 tokens = self.reference.embed(m, having[drawn].flatten(), encoder)
-                slots[self.on_device(lacking), m] = tokens.float().unflatten(0, drawn.shape).mean(dim=1)
+                slots[self.on_device(lacking), m] = tokens.unflatten(0, drawn.shape).mean(dim=1)
         return slots
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
@@ -159,7 +159,7 @@ class ConfSMoE(Method[ConfSMoEOptions]):
 
     def _visit(self, h_TH: Tensor, sample_T: Tensor, n_samples: int) -> tuple[Tensor, Tensor, Tensor]:
         """Visit the experts with the largest expected confidence: outputs, their confidences, and those expected."""
-        o, logit_TE = self.options, self.router(h_TH).float()
+        o, logit_TE = self.options, self.router(h_TH)
         ranked_TE = logit_TE.detach()
         if self.training and o.router_noise:
             ranked_TE = ranked_TE + o.router_noise * self.noise.normal(ranked_TE.shape, ranked_TE.device)
@@ -168,7 +168,7 @@ class ConfSMoE(Method[ConfSMoEOptions]):
         # One row per visit, because the confidence depends on the output of the expert.
         alone = Routing(expert_V1, torch.ones_like(expert_V1, dtype=torch.float32), ranked_TE)
         y_VH = self.experts(h_TH.repeat_interleave(o.top_k, dim=0), alone)
-        logit_VE = self.confidence(F.layer_norm(y_VH, y_VH.shape[1:])).float()
+        logit_VE = self.confidence(F.layer_norm(y_VH, y_VH.shape[1:]))
         confidence_V = logit_VE.gather(1, expert_V1).squeeze(1).sigmoid()
         if o.level == "expert":
             place_V = sample_T.repeat_interleave(o.top_k) * o.n_experts + expert_V1.squeeze(1)
@@ -185,7 +185,7 @@ class ConfSMoE(Method[ConfSMoEOptions]):
         kept_B = (self.options.keep * known_BL.sum(dim=1)).ceil().long()
         place = (kept_B - 1)[:, None, None, None].expand(*weight_BKLL.shape[:3], 1)
         least = weight_BKLL.detach().sort(dim=3, descending=True).values.gather(3, place)
-        return (weight_BKLL.masked_fill(weight_BKLL < least, 0.0).to(key_BKLH.dtype) @ key_BKLH).sum(dim=1)
+        return (weight_BKLL.masked_fill(weight_BKLL < least, 0.0) @ key_BKLH).sum(dim=1)
 
     def _losses(self, y_TKH: Tensor, confidence_TK: Tensor, expected_TK: Tensor, label_T: Tensor) -> dict[str, Tensor]:
         """Task loss of the predictions of single experts, and squared errors of both confidences.
