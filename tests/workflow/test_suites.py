@@ -126,7 +126,7 @@ def test_methods_of_a_column_share_masks_seeds_and_search_budget(everything: dic
             assert [seed for seed, _ in per_row["MoE-Retriever"]] == [0, 1, 2]
             assert {r.trials for r in runs if r.method not in ("majority", "logistic", "gradient_boosting")} == {6}
             assert len({r.preset for r in runs if r.method != "moe_retriever"}) == 1
-            assert len(column.cells) == 16
+            assert len(column.cells) == len(METHODS) + 1  # moe_retriever is also the released code
 
 
 def test_methods_of_a_column_select_the_epoch_by_the_same_metric(everything: dict[str, Suites]) -> None:

@@ -220,9 +220,10 @@ def test_absent_modalities_get_no_attention() -> None:
 
 
 def test_a_fill_does_not_depend_on_the_first_sample_of_the_batch() -> None:
-    """In the released code, missing tokens are zeros unless the first sample of the batch lacks the modality."""
+    """In the released code, queries are zero unless the first incomplete sample of the batch lacks the modality."""
     method, data = made()
-    lacks, has = np.flatnonzero(~data.observed[:, 0])[:2], np.flatnonzero(data.observed[:, 0])[:1]
+    lacks = np.flatnonzero(~data.observed[:, 0])[:2]
+    has = np.flatnonzero(data.observed[:, 0] & ~data.observed[:, 1])[:1]
     with torch.no_grad():
         first = method.eval()(data.batch(np.concatenate([lacks, has]), "x")).logits[:2]
         last = method(data.batch(np.concatenate([has, lacks]), "x")).logits[1:]
