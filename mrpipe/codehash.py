@@ -9,8 +9,6 @@ The hash covers each module's syntax tree without docstrings, so that comments, 
 count, and the data files next to it that it names in a string.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import re

@@ -1,7 +1,5 @@
 """Tables of every form as text: encodings, separators, decimal marks and line numbers; no byte is replaced or lost."""
 
-from __future__ import annotations
-
 import csv
 import io
 import lzma

@@ -1,7 +1,5 @@
 """Exceptions, and problems of the input data reported with location, expectation, finding and remedy."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Every reader of tables uses `read_table`, so that a form that one reads, all read.
 """
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import io

@@ -1,7 +1,5 @@
 """Identifiers that nearly match: differences of case, padding, punctuation, leading zeros or prefix."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import polars as pl

@@ -4,8 +4,6 @@ Global generators are not used. A draw is the SplitMix64 finaliser (Steele et al
 purpose; it does not depend on `PYTHONHASHSEED`, numpy's version or other ids.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 

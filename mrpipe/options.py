@@ -1,7 +1,5 @@
 """Options: frozen dataclasses with help texts, created from text or plain values."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence

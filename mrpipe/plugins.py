@@ -5,8 +5,6 @@ Groups: `mrpipe.commands` (name → `mrpipe.cli.command.Command`), `mrpipe.datas
 class that returns a `mrpipe.text.base.Encoder`).
 """
 
-from __future__ import annotations
-
 import tomllib
 from functools import cache
 from importlib.metadata import EntryPoint

@@ -1,7 +1,5 @@
 """Finding and reading raw files: unique matches, header aliases, gzip, zipped folders, restricted pickles."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import io

@@ -1,7 +1,5 @@
 """A command of `mrpipe`, as the entry-point group `mrpipe.commands` declares it."""
 
-from __future__ import annotations
-
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Exit codes: 0 success, 1 failure, 2 usage error, 3 invalid input data, 130 interrupted, 141 broken pipe.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

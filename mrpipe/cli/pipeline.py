@@ -1,7 +1,5 @@
 """The pipeline's and the store's commands: simulate, check, build, show, verify and the rest."""
 
-from __future__ import annotations
-
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`mrpipe run`: the workflow, from a checkout or from an installed package, in any folder."""
 
-from __future__ import annotations
-
 import os
 import sys
 from argparse import ArgumentParser, Namespace

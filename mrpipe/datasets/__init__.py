@@ -1,7 +1,5 @@
 """Registry of datasets: the packages in this folder, and the entry points of the group `mrpipe.datasets`."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 

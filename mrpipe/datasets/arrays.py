@@ -1,7 +1,5 @@
 """The array of a `.npy`, `.pt` or `.h5` file; nothing in it is executed, and torch is not needed."""
 
-from __future__ import annotations
-
 import io
 import math
 import pickle

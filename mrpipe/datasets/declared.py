@@ -1,7 +1,5 @@
 """YAML files that declare a dataset: found, read with the text of their values, and validated by a JSON schema."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from functools import cache

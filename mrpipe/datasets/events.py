@@ -6,8 +6,6 @@ vector has `statistics` of each item: last, mean, min, max (NaN without an event
 Legend: E events, n samples, I items.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What readers return: record batches and the dictionary of a modality."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any

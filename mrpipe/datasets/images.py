@@ -1,7 +1,5 @@
 """Images to arrays: decode, resize as MultiBench does, channels first."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Names of chromosomes."""
 
-from __future__ import annotations
-
 # Longer than any chromosome; positions are encoded together with the chromosome.
 POSITION_LIMIT = 10**9
 ALIASES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT"}

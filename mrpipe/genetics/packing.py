@@ -6,8 +6,6 @@ frequency is removed (the second in case of a tie); SNPs without variance are re
 people with calls at both SNPs. `mrpipe.genetics.plink` runs plink itself if it is installed.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 

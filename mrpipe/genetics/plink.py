@@ -3,8 +3,6 @@
 Only version 1.9 is used, because all its releases remove the same SNP of a pair; plink 2 removes different ones.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import tempfile

@@ -4,8 +4,6 @@ Records are streamed through htslib (cyvcf2), so that memory does not depend on 
 own (`datasets.adni.genomic.vcf`), because htslib crashes on some damaged files.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

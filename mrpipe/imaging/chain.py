@@ -7,8 +7,6 @@ docs/benchmarks.md reports quality and speed. With one thread and fixed seeds, r
 The libraries (extra `imaging`) are imported only where they are used, because each scan runs in a separate process.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import resource
 import time

@@ -1,7 +1,5 @@
 """Failure of a single scan."""
 
-from __future__ import annotations
-
 
 class ScanFailedError(Exception):
     """A scan could not be processed to a map; the run continues without it.

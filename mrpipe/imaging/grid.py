@@ -1,7 +1,5 @@
 """Voxel grid of a set of maps: a mask on a template grid, cropped to its bounding box."""
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Reading NIfTI files of any origin; ambiguous or unsuitable files are refused with the reason."""
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 from pathlib import Path

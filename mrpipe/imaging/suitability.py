@@ -4,8 +4,6 @@ The limits lie between the values of usable scans and of scans that were spoilt 
 lists both.
 """
 
-from __future__ import annotations
-
 import itertools
 import zlib
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Registration template and its mask: MNI152 2009a (from nilearn) at 2 mm, or a user's template."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Crashes, hangs and memory leaks of a library thus affect only one scan. Seeds an
 if they are set before ITK is loaded.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import json

@@ -1,7 +1,5 @@
 """build: run all steps from `check` to `seal` in one process, without the workflow."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """check: validate all inputs of a run, report all problems at once, and record the inventory of the export."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io

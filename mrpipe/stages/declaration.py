@@ -1,7 +1,5 @@
 """Serialised declaration of a dataset resolved from its export, for the steps that do not read the export."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """ingest: stream the features of one modality into the store's table."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """prepare: one part of a modality's expensive work, split by subjects or scans into parallel jobs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """qc: de-identified quality control of a modality, in numbers and pictures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import polars as pl

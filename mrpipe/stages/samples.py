@@ -1,7 +1,5 @@
 """samples: combine cohort and modalities into masks, row indices and labels."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """seal: check the invariants, then write dictionary, provenance, data card and, last, the manifest."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import platform

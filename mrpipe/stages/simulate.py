@@ -1,7 +1,5 @@
 """simulate: write a raw export in the format of a real one, and the ground truth next to it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

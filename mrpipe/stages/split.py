@@ -1,7 +1,5 @@
 """split: write one named split of a store."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Interface of text encoders, and the parts that transformers over word pieces share."""
 
-from __future__ import annotations
-
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence

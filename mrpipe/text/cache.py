@@ -1,7 +1,5 @@
 """Vectors of texts that were encoded before, so that a rebuild encodes only new texts."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

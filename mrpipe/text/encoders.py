@@ -5,8 +5,6 @@ encoder.sentences(["it was great"])            # (1, 384) float32, unit norm
 values, offsets = encoder.words([["it", "was", "great"]])   # (3, 384) float32, [0, 3]
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Text as hashed character n-grams and as hashed term counts; needs no model."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Any local Hugging Face or sentence-transformers folder as an encoder, on CPU or GPU; only here is torch imported."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

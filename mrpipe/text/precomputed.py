@@ -1,7 +1,5 @@
 """Vectors that were computed elsewhere: a Parquet file with the columns `id` and `vector`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """ADNI: diagnosis (CN, MCI, Dementia) from clinical data, biospecimens, genotypes and brain images."""
 
-from __future__ import annotations
-
 from mrpipe.datasets.adni.check import check_export, present_modalities
 from mrpipe.datasets.adni.cohort import build_cohort
 from mrpipe.datasets.adni.forms import biospecimen, clinical

@@ -1,7 +1,5 @@
 """Validate an ADNI export (tables, PLINK sets, chain file, reference, images) and report all errors at once."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator

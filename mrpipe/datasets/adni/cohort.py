@@ -4,8 +4,6 @@ One sample per participant: `sample_id = subject_id = PTID`. The sample's visit 
 the baseline visit under `rows=baseline`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import polars as pl

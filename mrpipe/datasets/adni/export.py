@@ -1,7 +1,5 @@
 """Read the tables of a LONI export: clean values, and collect participants and visits across tables."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Find the tables of a LONI export by their names."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

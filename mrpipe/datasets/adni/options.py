@@ -1,7 +1,5 @@
 """Options of the ADNI reader: labels, visits, features and genotypes. Image options are inherited."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from mrpipe.datasets.adni.image.options import ImageOptions

@@ -5,8 +5,6 @@ all of them. `Export.table` returns cleaned values: codes as the index of their 
 blank, −4 and −1. None of these columns has −1 as a value; outside ADNI1 it is not an official missing code.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Literal

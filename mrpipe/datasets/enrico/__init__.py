@@ -1,7 +1,5 @@
 """Enrico: 1,460 mobile UI screens in 20 design topics, each with a screenshot and a semantic wireframe."""
 
-from __future__ import annotations
-
 from mrpipe.datasets.enrico import screenshot, wireframe
 from mrpipe.datasets.enrico.check import check_export
 from mrpipe.datasets.enrico.cohort import build_cohort

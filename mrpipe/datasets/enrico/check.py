@@ -1,7 +1,5 @@
 """Validate an Enrico export: find every error that a build would run into before the build starts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any

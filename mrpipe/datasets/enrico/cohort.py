@@ -5,8 +5,6 @@ Samples are sorted as strings ("1130" before "124"); nothing depends on numeric 
 the provider does not identify users, and the standard split ignores apps (`app_id` holds the app where it is known).
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path

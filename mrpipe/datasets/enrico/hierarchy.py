@@ -11,8 +11,6 @@ with the Mitchell filter on premultiplied alpha. Text buttons of a known concept
 conversion to RGB); judging by the thumbnails, so do icons of unknown class.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 from pathlib import PurePosixPath

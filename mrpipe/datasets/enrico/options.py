@@ -1,7 +1,5 @@
 """Reader options of Enrico."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from mrpipe.options import option

@@ -1,7 +1,5 @@
 """Modality `screenshot`: the JPEG of each screen as RGB, by default resized to the size used by MultiBench."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The raw tables and colour legends of Enrico, and the codes that they use."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Modality `wireframe`: the semantic wireframe of each screen, read from its PNG or drawn from its hierarchy."""
 
-from __future__ import annotations
-
 from collections.abc import Container, Sequence
 from pathlib import Path
 

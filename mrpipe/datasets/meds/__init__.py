@@ -1,7 +1,5 @@
 """MEDS: any dataset of the Medical Event Data Standard; a YAML declares samples, labels, modalities (docs/meds.md)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from mrpipe.datasets.declared import declare

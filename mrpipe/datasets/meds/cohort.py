@@ -1,7 +1,5 @@
 """Samples, prediction times, labels and split of a MEDS dataset, and its check."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The YAML that declares samples, labels and modalities of a MEDS dataset (docs/meds.md), and its parser."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Forms: values (sequence of [item, value]), codes (sequence of [item, number of t
 of the values of each item) and counts (number of events of each item). The items are the codes.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

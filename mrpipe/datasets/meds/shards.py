@@ -1,7 +1,5 @@
 """Files of a MEDS dataset: shards `data/**/*.parquet`, which are streamed, and metadata."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Simulated MEDS dataset: stays whose laboratory values and diagnoses depend on a latent state, and so does death."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

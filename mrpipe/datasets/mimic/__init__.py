@@ -1,7 +1,5 @@
 """MIMIC-IV: one-year mortality after discharge, from measurements, clinical notes, and ICD codes."""
 
-from __future__ import annotations
-
 from mrpipe.datasets.mimic import codes, labs, notes
 from mrpipe.datasets.mimic.check import check_export
 from mrpipe.datasets.mimic.cohort import TASK, build_cohort

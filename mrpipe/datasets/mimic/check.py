@@ -1,7 +1,5 @@
 """Check of a MIMIC-IV export: report every error before a build starts."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -5,8 +5,6 @@ days since the first admission. Within a visit, diagnoses precede procedures, bo
 assigned at discharge, so that a visit that has not ended at the prediction time has none.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -4,8 +4,6 @@ A sample is a patient. Only `visits` filters admissions; the readers of codes, n
 that no modality includes an excluded visit.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

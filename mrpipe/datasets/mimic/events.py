@@ -5,8 +5,6 @@ the export. A part contains the measurements of its patients as charted (value a
 readers, because the unit of an item depends on the whole export.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

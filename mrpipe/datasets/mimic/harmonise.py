@@ -1,7 +1,5 @@
 """Merge part files by patient, convert each item to one unit, and set impossible values aside."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ hours since the first admission; each item has one unit. lab_summary: last, mean
 include all items of the cohort; transforms fitted on training rows select those that a model uses.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Clean clinical notes: sections, de-identification blanks, and text that reveals the outcome."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Collection

@@ -1,7 +1,5 @@
 """Modality note: each step is one note, x = hashed term counts or an embedding, time in days since the first visit."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path

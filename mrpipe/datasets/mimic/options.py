@@ -1,7 +1,5 @@
 """Reader options of MIMIC-IV: one option with a recommended default for each choice that the paper leaves open."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

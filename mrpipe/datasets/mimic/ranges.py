@@ -5,8 +5,6 @@ They follow the outlier limits of MIMIC-Extract (Wang et al., 2020, resources/va
 OUTLIER HIGH) for items in that table. Percentiles are not used, because they would depend on the cohort.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 # Units in canonical spelling, and other spellings; compared in lower case without blanks.

@@ -1,7 +1,5 @@
 """Tables of a MIMIC-IV export: columns, locations and release (docs/raw-formats.md)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """CMU-MOSI: 2,199 opinion segments of 93 video reviews with text, audio and vision (Zadeh et al., 2016)."""
 
-from __future__ import annotations
-
 from mrpipe.datasets.mosi.check import check, modalities_of
 from mrpipe.datasets.mosi.cohort import cohort
 from mrpipe.datasets.mosi.corpora import MOSI, Corpus

@@ -4,8 +4,6 @@ Shapes: T items, S targets. Intervals are (T, 2) float64 arrays of start and end
 arrays of equal length, `(target, item)`, sorted by target and then by the start of the item.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """Check of an export: report every error before a build starts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import polars as pl

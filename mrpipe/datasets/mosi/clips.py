@@ -1,7 +1,5 @@
 """Ids, labels and folds of the clips, common to all formats."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Cohort and labels: all segments of videos that appear in a fold list."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import polars as pl

@@ -1,7 +1,5 @@
 """The corpora that this reader reads, and all differences between them: ids, range of the scores, folds and tasks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import polars as pl

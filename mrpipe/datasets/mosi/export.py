@@ -1,7 +1,5 @@
 """Detect the format of an export from its contents, and open it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TypeAlias
 

@@ -1,7 +1,5 @@
 """Reader and simulator options of CMU-MOSI."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

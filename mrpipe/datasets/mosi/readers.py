@@ -1,7 +1,5 @@
 """Readers of text, audio and vision; `MosiExport` hides the differences between the formats."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Declared tables: your own data without Python; a YAML declares ids, labels and tables (docs/tables.md)."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

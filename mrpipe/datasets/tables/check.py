@@ -3,8 +3,6 @@
 Legend: n samples, d features, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Cohort, labels and split: the samples are the rows of the file that holds the first label."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path

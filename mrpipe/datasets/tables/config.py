@@ -1,7 +1,5 @@
 """The declaration of a dataset of tables, as the YAML gives it, and how its codes and patterns match."""
 
-from __future__ import annotations
-
 import fnmatch
 from dataclasses import dataclass, field
 from datetime import datetime

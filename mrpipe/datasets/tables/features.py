@@ -3,8 +3,6 @@
 Legend: n rows, d features.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

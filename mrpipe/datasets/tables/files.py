@@ -3,8 +3,6 @@
 Legend: n rows of a file, d features.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Report lost rows of joins, and rules of the YAML that match nothing."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

@@ -6,8 +6,6 @@ the prediction, so that it is at most 0. Rows after that time are never used: ne
 Legend: E events, n samples.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Parser of the YAML that declares a dataset of tables; reports all of its errors at once."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path

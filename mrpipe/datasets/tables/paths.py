@@ -3,8 +3,6 @@
 Arrays of one shape become vectors; arrays (T, d) of different T become sequences, with the shape (0, d) here.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections import Counter

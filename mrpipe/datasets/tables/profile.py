@@ -1,7 +1,5 @@
 """Profiles of tables for `mrpipe init tables`: kinds of columns, columns that join files, columns missing together."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

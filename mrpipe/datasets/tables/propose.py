@@ -1,7 +1,5 @@
 """`mrpipe init tables`: proposes a declaration of tables, with the reason for each guess as a comment."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

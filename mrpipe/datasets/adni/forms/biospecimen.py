@@ -5,8 +5,6 @@ Aβ42/40; features are named after the actual content (docs/adni.md). Values out
 number, or the limit if the export has `>1700`, and are flagged.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import polars as pl

@@ -4,8 +4,6 @@ Values are decoded and converted to SI units; nothing is imputed. Identifiers, d
 or diagnosis (PTCOGBEG, PTADDX, PTADBEG) are never features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

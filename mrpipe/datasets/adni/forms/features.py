@@ -1,7 +1,5 @@
 """Convert a frame of declared features to a vector modality: record batches and dictionary rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

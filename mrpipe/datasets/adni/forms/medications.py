@@ -4,8 +4,6 @@ The list is fixed, so no vocabulary is fitted on participants. It covers ingredi
 with their brand names. A name matches if one of its words is listed (`Lipitor 20 mg`, `ATORVASTATIN CALCIUM`).
 """
 
-from __future__ import annotations
-
 import polars as pl
 
 # Cholinesterase inhibitors and memantine are prescribed for dementia and reveal the label.

@@ -6,8 +6,6 @@ Unlike the scripts, identifiers, dates, form metadata and years of onset are exc
 fitted on training samples only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import polars as pl

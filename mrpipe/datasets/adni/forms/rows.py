@@ -1,7 +1,5 @@
 """Row policies: which records of a participant are used, and how they are combined."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import polars as pl

@@ -1,7 +1,5 @@
 """Parse ADNI field values: missing-value codes, multi-selects, censored assays, partial dates and visit codes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import polars as pl

@@ -1,7 +1,5 @@
 """Check of the genotype inputs, and of the joins of their people with the participants."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from itertools import combinations

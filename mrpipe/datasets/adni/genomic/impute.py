@@ -11,8 +11,6 @@ missing calls are filled, no SNPs are added, and SNPs that do not match the pane
 people of the set, including evaluation participants, but no labels. Accuracy is reported in benchmarks/genotypes.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import shutil

@@ -1,7 +1,5 @@
 """Locate and validate the genotype inputs: PLINK sets and their builds, chain file, reference panel."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

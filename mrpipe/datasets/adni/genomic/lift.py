@@ -1,7 +1,5 @@
 """Lift over positions with a UCSC or Ensembl chain file, vectorised per chromosome."""
 
-from __future__ import annotations
-
 import gzip
 import zlib
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ Four SNPs of four people are one 32-bit word in both layouts. Two exchanges of b
 Delight, 7-3), so calls are never unpacked to bytes. Peak memory is the result (two bits per call) plus one block.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Only the requested blocks of a .bed are in memory. It has one row per SNP and fo
 00 two copies of A1, 01 not called, 10 one copy, 11 no copy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

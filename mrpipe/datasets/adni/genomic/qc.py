@@ -5,8 +5,6 @@ allele frequency to all sets together. Pruning and imputation are fitted on trai
 (`mrpipe.transforms.genotypes`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

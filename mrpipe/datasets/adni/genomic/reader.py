@@ -6,8 +6,6 @@ excluded in one set is excluded in all, because its missing calls would identify
 passes; LD pruning and imputation are fitted on training participants (`mrpipe.transforms.genotypes`).
 """
 
-from __future__ import annotations
-
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path

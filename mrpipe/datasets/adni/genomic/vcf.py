@@ -1,7 +1,5 @@
 """Read VCF and BCF files as PLINK sets, and write small VCF files."""
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import importlib.util

@@ -1,7 +1,5 @@
 """Merge maps and processed scans into the modality `image`, sorted by sample_id, a few volumes at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import heapq
 import itertools

@@ -3,8 +3,6 @@
 File formats and names are described in docs/raw-formats.md.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Image options of the ADNI reader, inherited by `AdniOptions`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from mrpipe.options import option

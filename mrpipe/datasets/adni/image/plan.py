@@ -1,7 +1,5 @@
 """Assign maps and scans to samples, and validate the images before any scan is processed."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Image quality control for reports: measurements, outliers and a contact sheet, without participant IDs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Process raw T1 scans to voxel vectors in parallel jobs that resume after an interruption."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Layouts and tables are described in docs/raw-formats.md.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Simulate the biospecimen tables of ADNI."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

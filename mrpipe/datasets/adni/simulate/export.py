@@ -1,7 +1,5 @@
 """Simulate a LONI export (tables, PLINK sets with chain file and reference, images) and write its ground truth."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

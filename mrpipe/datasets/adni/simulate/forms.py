@@ -1,7 +1,5 @@
 """Simulate the diagnostic and clinical tables from the latent state of each participant."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Simulate PLINK sets: overlapping chips, one set in hg18, flipped and ambiguous strands, LD blocks."""
 
-from __future__ import annotations
-
 import gzip
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Voxels of a map are log-normal with mean 1,000 and standard deviation 400, reduc
 in a medial-temporal region. Participants have several scans, and 0.5 % of all maps are zero.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

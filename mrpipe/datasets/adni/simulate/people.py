@@ -5,8 +5,6 @@ class. Each modality depends on u and its own v, so it carries both shared and u
 of the class given u and the factors of the observed modalities bounds the accuracy of any method.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta

@@ -1,7 +1,5 @@
 """Simulate raw T1 scans in the folder layout of IDA, with the search CSV and the file-name variants of real exports."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Write simulated LONI tables in three export generations, with the columns and defects of real exports."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta

@@ -6,8 +6,6 @@ so a wireframe (layout only) narrows the topic down to two, and a screenshot (lo
 any method. The truth holds the exact posterior of the topic given the layout, the look, or both.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import zipfile

@@ -4,8 +4,6 @@ Wireframes do not show the look. Components are painted in the colours of the lo
 screenshot reveals where components are better than what they are.
 """
 
-from __future__ import annotations
-
 import colorsys
 
 import numpy as np

@@ -4,8 +4,6 @@ One thread decodes batches of the declared columns and filters them by subject_i
 remaining rows. Row groups whose statistics exclude all selected patients are not decoded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby

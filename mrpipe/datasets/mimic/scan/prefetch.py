@@ -1,7 +1,5 @@
 """Run an iterator in a background thread, a few items ahead of its consumer."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

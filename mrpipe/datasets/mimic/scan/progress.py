@@ -1,7 +1,5 @@
 """Progress bar of a scan with rows per second, shown only if stderr is a terminal; and log lines on stderr."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

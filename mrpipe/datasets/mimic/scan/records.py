@@ -4,8 +4,6 @@ Eight bytes are compared at once (SIMD within a register): a byte of a 64-bit wo
 word ^ (c repeated) is zero.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

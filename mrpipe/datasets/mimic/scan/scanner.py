@@ -6,8 +6,6 @@ that most of a full export is never parsed. Records end at line ends outside quo
 commas and doubled quotes. Columns are found by name, in any order. Records that are not UTF-8 are read as Windows-1252.
 """
 
-from __future__ import annotations
-
 import io
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence

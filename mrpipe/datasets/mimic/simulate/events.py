@@ -1,7 +1,5 @@
 """Simulated labevents and chartevents, generated in blocks of patients."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

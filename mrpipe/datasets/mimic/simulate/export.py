@@ -6,8 +6,6 @@ modality adds information. The ground truth has the factors and this probability
 factors, and so an upper bound on predictions from the noisy export.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Simulated discharge summaries and radiology reports with sections, blanks, quotes and phrases that reveal deaths."""
 
-from __future__ import annotations
-
 import numpy as np
 import polars as pl
 

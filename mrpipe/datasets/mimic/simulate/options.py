@@ -1,7 +1,5 @@
 """Simulator options of MIMIC-IV."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from mrpipe.errors import UsageError

@@ -1,7 +1,5 @@
 """Simulated patients, visits, deaths and codes, and the small tables of a MIMIC-IV export."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

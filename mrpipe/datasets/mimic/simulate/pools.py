@@ -1,7 +1,5 @@
 """Items, codes with titles, and phrases of notes for simulated MIMIC-IV exports."""
 
-from __future__ import annotations
-
 Items = tuple[tuple[int, str, str, float, float, float, float, float, float], ...]
 Codes = tuple[tuple[str, str, float, float], ...]
 # itemid, label, unit, mean, sd, rounding step, loadings on the shared and the lab factor, relative frequency

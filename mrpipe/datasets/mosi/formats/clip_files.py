@@ -1,7 +1,5 @@
 """A folder of features by clip (`audio/<video>_<clip>.npy` and so on) with a table of labels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ A file has one root group, named after the sequence, with the groups `metadata` 
 `intervals` (T, 2) in seconds. See docs/raw-formats.md.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

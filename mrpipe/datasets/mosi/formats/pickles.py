@@ -1,7 +1,5 @@
 """Recognise the pickles of MMSA, MultiBench, MulT and MAG-BERT by their content, which is never executed."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 from typing import Any

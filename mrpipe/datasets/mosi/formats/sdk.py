@@ -7,8 +7,6 @@ microsecond, with the beginning of a word, which is the last word of the segment
 last words and adds a word of the previous segment.
 """
 
-from __future__ import annotations
-
 from functools import cached_property
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Select the .csd files of an export and check that labels, folds and sequences are consistent."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

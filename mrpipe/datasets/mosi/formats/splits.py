@@ -1,7 +1,5 @@
 """Exports with the splits train, valid and test: all pickles, and feature files by clip."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

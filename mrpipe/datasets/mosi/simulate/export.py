@@ -7,8 +7,6 @@ lists, with log odds proportional to the shared and to the text factor. The fram
 shared factor and of the factor of their modality.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Words of the simulated reviews: fillers, and a pair of sentiment word lists for each factor expressed in text."""
 
-from __future__ import annotations
-
 # ruff: noqa: SIM905  (word lists are easier to read as text)
 
 # Judgements of the film as a whole express the factor shared with audio and vision.

@@ -5,8 +5,6 @@ the last two, and a coarse survey on the last. Whether laboratory values and sur
 trait, which the vital signs reveal. Visits of the same person share part of their state.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 from dataclasses import dataclass
