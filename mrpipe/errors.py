@@ -1,9 +1,11 @@
 """Exceptions, and problems of the input data reported with location, expectation, finding and remedy."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
+P, T = ParamSpec("P"), TypeVar("T")
 LISTED_FAULTS = 20  # damaged files that are listed individually
 
 
@@ -87,6 +89,14 @@ class FaultCollector:
 
     def absorb(self, error: DataError) -> None:
         self.faults.extend(error.faults)
+
+    def attempt(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
+        """Result of a function, or None after adding the faults that it raised."""
+        try:
+            return function(*arguments, **named)
+        except DataError as error:
+            self.absorb(error)
+            return None
 
     def absorb_some(self, errors: Sequence[DataError], file: str, fix: str = "") -> None:
         """Add the faults of the first damaged files of a folder or table; the others are only counted."""

@@ -162,77 +162,31 @@ def _options(args: Namespace) -> None:
     print(datasets_page() if args.dataset is None else options_page(_dataset(args)))
 
 
-def _path(parser: ArgumentParser, flag: str, help: str, *, required: bool = True) -> None:
-    parser.add_argument(flag, type=Path, required=required, metavar="PATH", help=help)
+Add = Callable[[ArgumentParser], None]
 
 
-def _dataset_name(parser: ArgumentParser) -> None:
-    from mrpipe.datasets import dataset_names
+def _argument(*names: str, **settings: Any) -> Add:
+    """Adds one argument to a parser."""
 
-    parser.add_argument("dataset", metavar="DATASET", help=f"one of: {', '.join(dataset_names())}")
+    def add(parser: ArgumentParser) -> None:
+        parser.add_argument(*names, **settings)
 
-
-def _modality(parser: ArgumentParser) -> None:
-    _dataset_name(parser)
-    parser.add_argument("modality", metavar="MODALITY", help="a modality of the dataset")
+    return add
 
 
-def _modalities(parser: ArgumentParser, help: str = "default: all", *, required: bool = False) -> None:
-    parser.add_argument("--modalities", nargs="+", required=required, metavar="NAME", help=help)
+def _path(flag: str, help: str, *, required: bool = True) -> Add:
+    return _argument(flag, type=Path, required=required, metavar="PATH", help=help)
 
 
-def _choice(parser: ArgumentParser) -> None:
-    _modalities(parser, "default: all that the export contains")
-    parser.add_argument("--schemes", nargs="*", metavar="NAME", help="split schemes; default: all of the dataset")
-    _seed(parser, "splits that are drawn at random")
+def _modalities(help: str = "default: all", *, required: bool = False) -> Add:
+    return _argument("--modalities", nargs="+", required=required, metavar="NAME", help=help)
 
 
-def _store(parser: ArgumentParser) -> None:
-    parser.add_argument("store", type=Path, metavar="STORE", help="folder of a sealed store")
+def _seed(of: str) -> Add:
+    return _argument("--seed", type=int, default=0, help=f"seed of {of} (default: 0)")
 
 
-def _raw(parser: ArgumentParser) -> None:
-    _path(parser, "--raw", "folder of the export")
-
-
-def _work(parser: ArgumentParser) -> None:
-    _path(parser, "--work", "folder of intermediate files")
-
-
-def _store_folder(parser: ArgumentParser) -> None:
-    _path(parser, "--store", "folder of the store")
-
-
-def _set(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        metavar="KEY=VALUE",
-        help="options of the dataset (mrpipe options DATASET lists them)",
-    )
-
-
-def _seed(parser: ArgumentParser, of: str) -> None:
-    parser.add_argument("--seed", type=int, default=0, help=f"seed of {of} (default: 0)")
-
-
-def _init_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("dataset", choices=["tables"], help="the only dataset that needs a declaration")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="your tables, or folders of tables")
-    _path(parser, "--out", "YAML file to write (default: tables.yaml in the folder of the tables)", required=False)
-    parser.add_argument("--overwrite", action="store_true", help="replace a declaration that exists")
-
-
-def _simulate_arguments(parser: ArgumentParser) -> None:
-    _path(parser, "--out", "folder of the export; the ground truth is written to PATH.truth")
-
-
-def _check_arguments(parser: ArgumentParser) -> None:
-    _path(parser, "--work", "also write checked.json to this folder, for the steps that follow", required=False)
-
-
-def _all(*added: Callable[[ArgumentParser], None]) -> Callable[[ArgumentParser], None]:
+def _all(*added: Add) -> Add:
     """Adds the arguments of several functions."""
 
     def add(parser: ArgumentParser) -> None:
@@ -242,52 +196,57 @@ def _all(*added: Callable[[ArgumentParser], None]) -> Callable[[ArgumentParser],
     return add
 
 
-def _part(parser: ArgumentParser) -> None:
-    parser.add_argument("--part", type=int, required=True, metavar="K", help="number of the part, from 0")
+def _dataset_name(parser: ArgumentParser) -> None:
+    from mrpipe.datasets import dataset_names
+
+    parser.add_argument("dataset", metavar="DATASET", help=f"one of: {', '.join(dataset_names())}")
 
 
-def _qc_arguments(parser: ArgumentParser) -> None:
-    _path(parser, "--out", "folder of qc.parquet and contact_sheet.png")
-
-
-def _samples_arguments(parser: ArgumentParser) -> None:
-    _modalities(parser, "the ingested modalities", required=True)
-
-
-def _split_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--scheme", required=True, help="a split scheme of the dataset, or a name for your id list")
-    _seed(parser, "schemes that are drawn at random")
-    _path(parser, "--ids", "JSON file with the lists train, val and test of sample or subject ids", required=False)
-
-
-def _seal_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--schemes", nargs="+", metavar="NAME", help="splits to keep; all others are deleted")
-
-
-def _build_arguments(parser: ArgumentParser) -> None:
-    _path(parser, "--out", "folder of the store")
-
-
-def _verify_arguments(parser: ArgumentParser) -> None:
-    _store(parser)
-    parser.add_argument("--deep", action="store_true", help="also hash every file and scan every value")
-
-
-def _audit_arguments(parser: ArgumentParser) -> None:
-    _store(parser)
-    parser.add_argument("--task", help="label to test against (default: the store's first)")
-    parser.add_argument("--scheme", help="split whose training rows are used (default: the store's own)")
-    threshold = "AUROC above which a feature is reported (default: 0.9)"
-    parser.add_argument("--threshold", type=float, default=0.9, help=threshold)
-    alpha = "probability of a finding in a modality without a leak (default: 0.05; 1 also lists chance findings)"
-    parser.add_argument("--alpha", type=float, default=0.05, help=alpha)
-
-
-def _export_arguments(parser: ArgumentParser) -> None:
-    _store(parser)
-    _path(parser, "--out", "folder to write to")
-    parser.add_argument("--format", choices=("csv", "npz"), default="csv", help="default: csv")
-    _modalities(parser)
+_modality = _all(_dataset_name, _argument("modality", metavar="MODALITY", help="a modality of the dataset"))
+_raw = _path("--raw", "folder of the export")
+_work = _path("--work", "folder of intermediate files")
+_store_folder = _path("--store", "folder of the store")
+_store = _argument("store", type=Path, metavar="STORE", help="folder of a sealed store")
+_part = _argument("--part", type=int, required=True, metavar="K", help="number of the part, from 0")
+_choice = _all(
+    _modalities("default: all that the export contains"),
+    _argument("--schemes", nargs="*", metavar="NAME", help="split schemes; default: all of the dataset"),
+    _seed("splits that are drawn at random"),
+)
+_set = _argument(
+    "--set",
+    nargs="+",
+    action="extend",
+    metavar="KEY=VALUE",
+    help="options of the dataset (mrpipe options DATASET lists them)",
+)
+_init_arguments = _all(
+    _argument("dataset", choices=["tables"], help="the only dataset that needs a declaration"),
+    _argument("files", type=Path, nargs="+", metavar="FILE", help="your tables, or folders of tables"),
+    _path("--out", "YAML file to write (default: tables.yaml in the folder of the tables)", required=False),
+    _argument("--overwrite", action="store_true", help="replace a declaration that exists"),
+)
+_checked = _path("--work", "also write checked.json to this folder, for the steps that follow", required=False)
+_split_arguments = _all(
+    _argument("--scheme", required=True, help="a split scheme of the dataset, or a name for your id list"),
+    _seed("schemes that are drawn at random"),
+    _path("--ids", "JSON file with the lists train, val and test of sample or subject ids", required=False),
+)
+_kept = _argument("--schemes", nargs="+", metavar="NAME", help="splits to keep; all others are deleted")
+_deep = _argument("--deep", action="store_true", help="also hash every file and scan every value")
+_threshold = "AUROC above which a feature is reported (default: 0.9)"
+_alpha = "probability of a finding in a modality without a leak (default: 0.05; 1 also lists chance findings)"
+_audit_arguments = _all(
+    _store,
+    _argument("--task", help="label to test against (default: the store's first)"),
+    _argument("--scheme", help="split whose training rows are used (default: the store's own)"),
+    _argument("--threshold", type=float, default=0.9, help=_threshold),
+    _argument("--alpha", type=float, default=0.05, help=_alpha),
+)
+_export_folder = _path("--out", "folder of the export; the ground truth is written to PATH.truth")
+_ingested = _modalities("the ingested modalities", required=True)
+_entries = _argument("entries", nargs="+", metavar="MODULE", help="dotted names, e.g. mrpipe.stages.ingest")
+_format = _argument("--format", choices=("csv", "npz"), default="csv", help="default: csv")
 
 
 def _mask_arguments(parser: ArgumentParser) -> None:
@@ -302,8 +261,8 @@ def _mask_arguments(parser: ArgumentParser) -> None:
         default=default.p,
         help=f"drop probability; standard deviation for gaussian (default: {default.p})",
     )
-    _seed(parser, "the draw")
-    _modalities(parser, "modalities that may be hidden (default: all)")
+    _seed("the draw")(parser)
+    _modalities("modalities that may be hidden (default: all)")(parser)
     parser.add_argument("--no-redraw", action="store_true", help="allow a sample to lose its last modality")
     parser.add_argument(
         "--strength",
@@ -318,36 +277,28 @@ def _mask_arguments(parser: ArgumentParser) -> None:
         help=f"number of blocks of `block` (default: {default.n_blocks})",
     )
     parser.add_argument("--task", help="label of mnar_label (default: the store's first task)")
-    _path(parser, "--out", "Parquet file to write")
+    _path("--out", "Parquet file to write")(parser)
 
 
-def _options_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("dataset", nargs="?", metavar="DATASET", help="default: list the datasets")
-
-
-def _code_hash_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("entries", nargs="+", metavar="MODULE", help="dotted names, e.g. mrpipe.stages.ingest")
-
-
-_TABLE: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {
+_TABLE: dict[str, tuple[Add, Callable[[Namespace], None]]] = {
     "init": (_init_arguments, _init),
-    "simulate": (_all(_dataset_name, _simulate_arguments, _set), _simulate),
-    "check": (_all(_dataset_name, _raw, _check_arguments, _choice, _set), _check),
-    "build": (_all(_dataset_name, _raw, _build_arguments, _choice, _set), _build),
-    "options": (_options_arguments, _options),
+    "simulate": (_all(_dataset_name, _export_folder, _set), _simulate),
+    "check": (_all(_dataset_name, _raw, _checked, _choice, _set), _check),
+    "build": (_all(_dataset_name, _raw, _path("--out", "folder of the store"), _choice, _set), _build),
+    "options": (_argument("dataset", nargs="?", metavar="DATASET", help="default: list the datasets"), _options),
     "show": (_store, _show),
-    "verify": (_verify_arguments, _verify),
+    "verify": (_all(_store, _deep), _verify),
     "audit": (_audit_arguments, _audit),
     "mask": (_mask_arguments, _mask),
-    "export": (_export_arguments, _export),
+    "export": (_all(_store, _path("--out", "folder to write to"), _format, _modalities()), _export),
     "cohort": (_all(_dataset_name, _raw, _work, _set), _cohort),
     "prepare": (_all(_modality, _part, _raw, _work, _set), _prepare),
     "ingest": (_all(_modality, _raw, _work, _store_folder, _set), _ingest),
-    "qc": (_all(_modality, _work, _qc_arguments), _qc),
-    "samples": (_all(_dataset_name, _work, _store_folder, _samples_arguments), _samples),
+    "qc": (_all(_modality, _work, _path("--out", "folder of qc.parquet and contact_sheet.png")), _qc),
+    "samples": (_all(_dataset_name, _work, _store_folder, _ingested), _samples),
     "split": (_all(_dataset_name, _store_folder, _split_arguments), _split),
-    "seal": (_all(_dataset_name, _work, _store_folder, _seal_arguments), _seal),
-    "code-hash": (_code_hash_arguments, _code_hash),
+    "seal": (_all(_dataset_name, _work, _store_folder, _kept), _seal),
+    "code-hash": (_entries, _code_hash),
 }
 
 COMMANDS = {

@@ -30,15 +30,6 @@ TABLES = ("design_topics.csv", "issues.csv", "component_legend.json", "icon_lege
 UNUSED = ("textButton_legend.json",)
 
 
-def _attempt(faults: FaultCollector, function: Any, *arguments: Any) -> Any:
-    """Value of a function, or None if it fails; its faults are collected."""
-    try:
-        return function(*arguments)
-    except DataError as error:
-        faults.absorb(error)
-        return None
-
-
 def _require_folders(export: dict[str, Folder], options: EnricoOptions, raw: Path, faults: FaultCollector) -> None:
     if not export["screenshots"].exists:
         fix = f"Download screenshots.zip (110 MB) from {PROVIDER}; it does not need to be unpacked."
@@ -86,10 +77,10 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
     if len(options.image_size) != 2 or not all(isinstance(n, int) and n >= 1 for n in options.image_size):
         found = str(list(options.image_size))
         faults.add(Fault(file="options", column="image_size", expected="[height, width] in pixels", found=found))
-    topics: pl.DataFrame | None = _attempt(faults, read_topics, raw)
-    issues: pl.DataFrame | None = _attempt(faults, read_issues, raw)
-    legend: Legend | None = _attempt(faults, read_legend, raw)
-    export: dict[str, Folder] | None = _attempt(faults, open_export, raw)
+    topics: pl.DataFrame | None = faults.attempt(read_topics, raw)
+    issues: pl.DataFrame | None = faults.attempt(read_issues, raw)
+    legend: Legend | None = faults.attempt(read_legend, raw)
+    export: dict[str, Folder] | None = faults.attempt(open_export, raw)
     if export is not None:
         _require_folders(export, options, raw, faults)
     if export is None or topics is None:

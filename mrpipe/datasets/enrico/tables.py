@@ -69,14 +69,9 @@ def root_of(raw: Path) -> Path:
 def open_export(raw: Path) -> dict[str, Folder]:
     """The four folders of an export, unpacked or zipped; damaged archives are reported together."""
     faults = FaultCollector()
-    folders: dict[str, Folder] = {}
-    for name in FOLDERS:
-        try:
-            folders[name] = Folder(root_of(raw), name)
-        except DataError as error:
-            faults.absorb(error)
+    opened = {name: faults.attempt(Folder, root_of(raw), name) for name in FOLDERS}
     faults.raise_if_any()
-    return folders
+    return {name: folder for name, folder in opened.items() if folder is not None}
 
 
 def _require(

@@ -1,9 +1,8 @@
 """Check of a MIMIC-IV export: report every error before a build starts."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -36,7 +35,6 @@ from mrpipe.raw import few, sha256
 from mrpipe.schema import Checked
 from mrpipe.text.encoders import recorded
 
-T = TypeVar("T")
 # Tables that an export may lack, with the consequence; all other tables are required.
 OPTIONAL = {
     "hosp/procedures_icd": "the code sequences have no procedures",
@@ -53,15 +51,6 @@ UNREAD = {
     "icu/chartevents": "not in the option event_sources",
     "icu/icustays": "not needed with require_icu=no",
 }
-
-
-def _attempt(faults: FaultCollector, function: Callable[..., T], *arguments: Any, **named: Any) -> T | None:
-    """Result of the function, or None after adding its faults."""
-    try:
-        return function(*arguments, **named)
-    except DataError as error:
-        faults.absorb(error)
-        return None
 
 
 def _verify(raw: Path, files: list[Path], options: MimicOptions, faults: FaultCollector, notes: list[str]) -> set[Path]:
@@ -147,15 +136,15 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
         if form is None:
             continue
         files += form
-        _attempt(faults, _decide, raw, name, TABLES[name], options, notes)
-        frame = _attempt(faults, read_table, raw, form, name, notes, options)
+        faults.attempt(_decide, raw, name, TABLES[name], options, notes)
+        frame = faults.attempt(read_table, raw, form, name, notes, options)
         if frame is not None:
             frames[name] = frame
     release = "unknown"
     if {"hosp/patients", "hosp/admissions"} <= set(frames):
         tables = frames["hosp/patients"], frames["hosp/admissions"]
-        _attempt(faults, require_consistent, raw, *tables, frames.get("icu/icustays"), options)
-        release = _attempt(faults, detect_release, *tables, options) or release
+        faults.attempt(require_consistent, raw, *tables, frames.get("icu/icustays"), options)
+        release = faults.attempt(detect_release, *tables, options) or release
         notes += _oddities(frames)
     large = {n: EVENTS[n] for n in options.event_sources} | {n: NOTES[n] for n in note_tables(raw, options)}
     forms: dict[str, Form] = {}
@@ -165,9 +154,9 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
             continue
         files += form
         forms[name] = form
-        if (scan := _attempt(faults, scan_table, raw, form, columns)) is not None:
-            _attempt(faults, scan.sample)
-            _attempt(faults, _decide, raw, PLACES[name], columns, options, notes)
+        if (scan := faults.attempt(scan_table, raw, form, columns)) is not None:
+            faults.attempt(scan.sample)
+            faults.attempt(_decide, raw, PLACES[name], columns, options, notes)
     for name in options.notes:
         if not has_table(raw, PLACES[name]):
             notes.append(f"{PLACES[name]} is missing (MIMIC-IV-Note is a separate PhysioNet project): no {name} notes")
@@ -184,7 +173,7 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
             if not verified.issuperset(form):
                 # As the build does, which finds all errors of the rows that it uses.
                 whole = scan_table(raw, form, large[name], subjects)
-                _attempt(faults, deque, whole, maxlen=0)
+                faults.attempt(deque, whole, maxlen=0)
                 n_rows[PLACES[name]] = whole.n_rows
         notes += _count_notes(n_rows, release)
     faults.raise_if_any()

@@ -101,11 +101,7 @@ def read_folds(raw: Path, corpus: Corpus, faults: FaultCollector) -> tuple[Path 
         found = missing.faults[0].found
         faults.add(Fault(file=corpus.fold_file, expected=f"exactly one file ({what})", found=found, fix=GET_FOLDS))
         return None, {}
-    try:
-        return path, parse_folds(path)
-    except DataError as error:
-        faults.absorb(error)
-        return path, {}
+    return path, faults.attempt(parse_folds, path) or {}
 
 
 def parse_folds(path: Path) -> dict[str, str]:

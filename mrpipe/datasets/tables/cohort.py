@@ -20,7 +20,7 @@ from mrpipe.datasets.tables.files import (
 )
 from mrpipe.datasets.tables.joins import report_lost_rows
 from mrpipe.datasets.tables.parser import read_config
-from mrpipe.errors import DataError, FaultCollector
+from mrpipe.errors import FaultCollector
 from mrpipe.ids import alike
 from mrpipe.schema import Attrition, Cohort
 from mrpipe.store.splits import PART_ALIASES, PARTS, require_grouped
@@ -209,10 +209,7 @@ def assemble(
     if config.split is not None and (parts := values_of(config.split, _split_values)) is not None:
         if config.split.by:
             parts = _undivided(samples, parts, config.split, notes)
-        try:
-            require_grouped(samples, parts, config.split.file)
-        except DataError as error:
-            faults.absorb(error)
+        faults.attempt(require_grouped, samples, parts, config.split.file)
         samples = samples.join(parts, on="sample_id", how="left", maintain_order="left")
         if n_blank := samples["split"].null_count():
             notes.append(f"split: {n_blank} of {len(samples)} samples are in no part")
@@ -248,10 +245,8 @@ def read_tables(
     """The tables that can be read; the samples are in the default file if only that has the subjects."""
     tables = {}
     for file in sorted(files):
-        try:
-            tables[file] = read_table(raw, file, config)
-        except DataError as error:
-            faults.absorb(error)
+        if (table := faults.attempt(read_table, raw, file, config)) is not None:
+            tables[file] = table
     lacking, other = tables.get(config.cohort_file), tables.get(config.file)
     if lacking and other and other.subject in other.header and lacking.subject not in lacking.header:
         config = dataclasses.replace(config, cohort_file=config.file)

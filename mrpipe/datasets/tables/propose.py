@@ -78,12 +78,8 @@ def propose(raw: Path, files: Sequence[str]) -> str:
     Raises:
         DataError: if files cannot be read, no column joins them, or no column can be a label.
     """
-    faults, sheets = FaultCollector(), []
-    for file in files:
-        try:
-            sheets.append(Sheet(raw, file))
-        except DataError as error:
-            faults.absorb(error)
+    faults = FaultCollector()
+    sheets = [sheet for file in files if (sheet := faults.attempt(Sheet, raw, file)) is not None]
     faults.raise_if_any()
     return "\n".join(_Proposal(_join(sheets)).lines()) + "\n"
 

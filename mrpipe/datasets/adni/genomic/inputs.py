@@ -204,13 +204,8 @@ def open_inputs(raw: Path, options: AdniOptions, scratch: Path, *, calls: bool =
     chain_path = (
         _one(raw, options.chain, ("*.chain", "*.chain.gz"), "chain file", faults) if other or options.chain else None
     )
-    chain = None
-    if chain_path is not None:
-        try:
-            chain = ChainFile(chain_path, shown_as=shown(raw, chain_path))
-        except DataError as error:
-            faults.absorb(error)
-    elif other and not faults.faults:
+    chain = None if chain_path is None else faults.attempt(ChainFile, chain_path, shown_as=shown(raw, chain_path))
+    if chain_path is None and other and not faults.faults:
         lift = ", ".join(p.name for p, b in zip(sets, builds, strict=True) if b != options.target_build)
         expected = f"a chain file from {other[0]} to {options.target_build} for {lift}"
         fix = f"Download it from {CHAIN_SOURCE} into the export, or set the option chain."

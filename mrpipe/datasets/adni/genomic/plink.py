@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.delimited import decode
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import Fault, FaultCollector
 from mrpipe.genetics.chromosomes import ALIASES, POSITION_LIMIT
 from mrpipe.genetics.packing import byte_table, pack, unpack_range
 from mrpipe.store.parquet import replacing
@@ -24,10 +24,8 @@ BLOCK_SNPS = 4096
 
 def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, shown_as: str) -> pl.DataFrame | None:
     """Read whitespace-separated columns as strings. None, and an error, if a line has the wrong number of columns."""
-    try:
-        text = decode(path.read_bytes(), shown_as=shown_as, encoding="utf-8")
-    except DataError as error:
-        faults.absorb(error)
+    text = faults.attempt(decode, path.read_bytes(), shown_as=shown_as, encoding="utf-8")
+    if text is None:
         return None
     lines = pl.DataFrame({"line": text.removeprefix("\ufeff").rstrip().split("\n") if text.strip() else []})
     parts = lines.select(pl.col("line").cast(pl.String).str.extract_all(r"\S+").alias("p")).with_row_index(

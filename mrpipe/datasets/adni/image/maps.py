@@ -99,11 +99,7 @@ def open_mask(raw: Path, path: Path | None, options: ImageOptions, faults: Fault
     if options.image_mask_sha256 and (found := sha256(path)) != options.image_mask_sha256.lower():
         faults.add(Fault(file=shown_as, expected=f"the mask with SHA-256 {options.image_mask_sha256}", found=found))
         return None
-    try:
-        return read_grid(path, shown_as, label=options.image_mask_label)
-    except DataError as error:
-        faults.absorb(error)
-        return None
+    return faults.attempt(read_grid, path, shown_as, label=options.image_mask_label)
 
 
 def _scan_frame(ptid: list[str], date: list[str | None], image_id: list[str], file: list[str]) -> pl.DataFrame:
@@ -218,10 +214,8 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
     table = path if path.is_file() else None
     root = path.parent if table else path
     if table is not None:
-        try:
-            frame = read_csv(table, MANIFEST_COLUMNS, shown_as=_shown(raw, table), numbered=True)
-        except DataError as error:
-            faults.absorb(error)
+        frame = faults.attempt(read_csv, table, MANIFEST_COLUMNS, shown_as=_shown(raw, table), numbered=True)
+        if frame is None:
             return None
         null = pl.Series([None] * len(frame), dtype=pl.String)
         date = frame["date"] if "date" in frame.columns else null

@@ -21,7 +21,7 @@ from mrpipe.datasets.adni.image.scans import (
     search_tables,
 )
 from mrpipe.delimited import line_of
-from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
+from mrpipe.errors import Fault, FaultCollector, UsageError
 from mrpipe.imaging.chain import require_imaging
 from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.imaging.template import Template, mni_template, user_template
@@ -100,10 +100,8 @@ def read_review(raw: Path, scans: pl.DataFrame, maps: Maps | None, faults: Fault
     rows: dict[str, tuple[str, str, str | None]] = {}
     for path in paths:
         shown_as = path.relative_to(raw).as_posix()
-        try:
-            frame = read_csv(path, REVIEW_COLUMNS, shown_as=shown_as, numbered=True)
-        except DataError as error:
-            faults.absorb(error)
+        frame = faults.attempt(read_csv, path, REVIEW_COLUMNS, shown_as=shown_as, numbered=True)
+        if frame is None:
             continue
         frame = frame if "why" in frame.columns else frame.with_columns(why=pl.lit(None, dtype=pl.String))
         for record, key, decision, why in frame.select(ROW, "image_id", "decision", "why").iter_rows():

@@ -121,10 +121,8 @@ def _read_search(raw: Path, faults: FaultCollector) -> pl.DataFrame:
     """Subject, date, description and modality per image ID; the first search table with a value takes precedence."""
     frames = []
     for path in search_tables(raw):
-        try:
-            frame = read_csv(path, SEARCH_COLUMNS, shown_as=path.relative_to(raw).as_posix())
-        except DataError as error:
-            faults.absorb(error)
+        frame = faults.attempt(read_csv, path, SEARCH_COLUMNS, shown_as=path.relative_to(raw).as_posix())
+        if frame is None:
             continue
         # By file, as the order of day and month may differ between files.
         frames.append(frame.with_columns(values.date(c) for c in frame.columns if c == "date"))

@@ -36,12 +36,7 @@ class SdkFiles:
         self.notes: list[str] = []
         self.unused: dict[str, str] = {}
         self.options = options
-        sequences = []
-        for path in paths:
-            try:
-                sequences.append(inspect(path))
-            except DataError as error:
-                faults.absorb(error)
+        sequences = [s for path in paths if (s := faults.attempt(inspect, path)) is not None]
         self.chosen = self._choose(sequences, options, faults)
         fold_path, folds = read_folds(raw, options.corpus, faults)
         labels = self.chosen.get("labels")
@@ -59,10 +54,7 @@ class SdkFiles:
             self._read_labels(labels, folds, faults)
         for role in ("words", "vectors", "audio", "vision"):
             if role in self.chosen and self.segments:
-                try:
-                    self._check_sequence(self.chosen[role], faults)
-                except DataError as error:
-                    faults.absorb(error)
+                faults.attempt(self._check_sequence, self.chosen[role], faults)
         if labels is not None and not set(self.chosen) - {"labels"}:
             expected = "words, audio or vision in addition to the labels"
             faults.add(Fault(file="CMU_MOSI_TimestampedWords.csd", expected=expected, found="labels only", fix=AGAIN))
@@ -115,10 +107,8 @@ class SdkFiles:
         raise UsageError(f"{option}={name!r}: no such sequence in the export; its sequences are {known}")
 
     def _read_labels(self, labels: Sequence, folds: dict[str, str], faults: FaultCollector) -> None:
-        try:
-            entries = load(labels)
-        except DataError as error:
-            faults.absorb(error)
+        entries = faults.attempt(load, labels)
+        if entries is None:
             return
         corpus = self.options.corpus
         widths = corpus.label_widths
