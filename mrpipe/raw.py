@@ -328,14 +328,9 @@ class _RestrictedUnpickler(pickle.Unpickler):
             return getattr(importlib.import_module("builtins"), name)
         if name in _PICKLE_GLOBALS.get(module, ()):
             return getattr(importlib.import_module(module.replace("numpy.core", "numpy._core")), name)
-        raise DataError(
-            Fault(
-                file=self._shown_as,
-                expected="numpy arrays and builtin containers only",
-                found=f"a pickle that imports {module}.{name}",
-                fix="The file was not loaded, because it could run code. Download it from its publisher.",
-            )
-        )
+        expected, found = "numpy arrays and builtin containers only", f"a pickle that imports {module}.{name}"
+        fix = "The file was not loaded, because it could run code. Download it from its publisher."
+        raise DataError(Fault(file=self._shown_as, expected=expected, found=found, fix=fix))
 
 
 def read_pickle(path: Path) -> Any:

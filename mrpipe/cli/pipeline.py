@@ -255,27 +255,15 @@ def _mask_arguments(parser: ArgumentParser) -> None:
 
     default = Missingness()
     parser.add_argument("--mechanism", default=default.mechanism, help=f"one of {', '.join(MECHANISMS)}")
-    parser.add_argument(
-        "--p",
-        type=float,
-        default=default.p,
-        help=f"drop probability; standard deviation for gaussian (default: {default.p})",
-    )
+    p = f"drop probability; standard deviation for gaussian (default: {default.p})"
+    parser.add_argument("--p", type=float, default=default.p, help=p)
     _seed("the draw")(parser)
     _modalities("modalities that may be hidden (default: all)")(parser)
     parser.add_argument("--no-redraw", action="store_true", help="allow a sample to lose its last modality")
-    parser.add_argument(
-        "--strength",
-        type=float,
-        default=default.strength,
-        help=f"strength of the mnar mechanisms, 0 to 1 (default: {default.strength})",
-    )
-    parser.add_argument(
-        "--blocks",
-        type=int,
-        default=default.n_blocks,
-        help=f"number of blocks of `block` (default: {default.n_blocks})",
-    )
+    strength = f"strength of the mnar mechanisms, 0 to 1 (default: {default.strength})"
+    parser.add_argument("--strength", type=float, default=default.strength, help=strength)
+    blocks = f"number of blocks of `block` (default: {default.n_blocks})"
+    parser.add_argument("--blocks", type=int, default=default.n_blocks, help=blocks)
     parser.add_argument("--task", help="label of mnar_label (default: the store's first task)")
     _path("--out", "Parquet file to write")(parser)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -45,6 +46,13 @@ def vocabulary_of(
     if len(enough) > cap:
         enough = enough[np.lexsort((enough, -having[enough]))[:cap]]
     return np.sort(enough)
+
+
+def changes(*columns: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each row differs from the one before it in any of the columns (n,); the first row does."""
+    new = np.ones(len(columns[0]), dtype=np.bool_)
+    new[1:] = np.logical_or.reduce([c[1:] != c[:-1] for c in columns])
+    return new
 
 
 def _moments(value: NDArray[np.float64], index: NDArray[np.int64], n: int) -> tuple[Floats, Floats]:
@@ -137,9 +145,7 @@ class EventTransform(Encoded):
         value = np.where(item == n, 0.0, value)
         order = np.lexsort((item, step, sample))
         sample, step, time, item, value = sample[order], step[order], time[order], item[order], value[order]
-        new = np.ones(len(item), dtype=bool)
-        new[1:] = (sample[1:] != sample[:-1]) | (step[1:] != step[:-1]) | (item[1:] != item[:-1])
-        starts = np.flatnonzero(new)
+        starts = np.flatnonzero(changes(sample, step, item))
         if not len(starts):
             return _Cells(sample, step, time, item, value)
         mean = np.add.reduceat(value, starts) / np.diff(starts, append=len(item))
@@ -168,9 +174,7 @@ class EventTransform(Encoded):
         sample, step, time, item, value = (
             c[keep] for c in (cells.sample, cells.step, cells.time, cells.item, cells.value)
         )
-        first = np.ones(len(sample), dtype=bool)
-        first[1:] = (sample[1:] != sample[:-1]) | (step[1:] != step[:-1])
-        number = np.cumsum(first)
+        number = np.cumsum(changes(sample, step))
         newest = np.zeros(n_samples, dtype=np.int64)
         newest[sample] = number  # rows are sorted, so the last write is the largest
         recent = newest[sample] - number < self.max_steps
@@ -202,8 +206,7 @@ def step_numbers(arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Step index of each event, counted over all samples (events,), and number of steps per sample (n,)."""
     assert arrays.time is not None
     sample = _samples(arrays)
-    new = np.ones(len(sample), dtype=bool)
-    new[1:] = (sample[1:] != sample[:-1]) | (arrays.time[1:] != arrays.time[:-1])
+    new = changes(sample, arrays.time)
     return np.cumsum(new) - 1, np.bincount(sample[new], minlength=len(arrays))
 
 

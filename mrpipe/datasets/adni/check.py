@@ -2,9 +2,8 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import polars as pl
 
@@ -33,7 +32,6 @@ from mrpipe.datasets.adni.tables import (
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import Checked
 
-T = TypeVar("T")
 _OPTIONAL = {
     **{table: (content, f"{option}=true") for table, (option, content, _) in biospecimen.OPTIONAL.items()},
     INITHEALTH: ("medical history of ADNI3 and 4", "profile=corrected"),
@@ -69,28 +67,25 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
     """
     faults = FaultCollector()
     export = AdniExport(raw)
-    labels = _attempt(faults, lambda: label_table(export, options.label_source)) or DXSUM
+    labels = faults.attempt(lambda: label_table(export, options.label_source)) or DXSUM
     required = [labels, *biospecimen.requested(options)]
     files: list[Path] = []
     for table in dict.fromkeys((*required, *PEOPLE)):
-        path = None
-        try:
-            path = export.path(table)
-            frame = export.table(table)
-        except DataError as error:
-            faults.absorb(error)
+        before = len(faults.faults)
+        path, frame = faults.attempt(export.path, table), faults.attempt(export.table, table)
+        if len(faults.faults) > before:
             continue
         if frame is None and table in required:
             faults.add(table.absent())
         if path is not None:
             files.append(path)
-    _attempt(faults, lambda: export.path(APOERES) and biospecimen.apoe_alleles(export))
-    samples = _attempt(faults, lambda: build_cohort(raw, options, export).samples)
-    observed = (None if samples is None else _attempt(faults, lambda: _observed(samples, export, options))) or {}
-    described = _attempt(faults, lambda: _notes(export, options)) or []
+    faults.attempt(lambda: export.path(APOERES) and biospecimen.apoe_alleles(export))
+    samples = faults.attempt(lambda: build_cohort(raw, options, export).samples)
+    observed = (None if samples is None else faults.attempt(lambda: _observed(samples, export, options))) or {}
+    described = faults.attempt(lambda: _notes(export, options)) or []
     notes = list(dict.fromkeys([*export.notes, *described]))
     modalities = present_modalities(raw, options)
-    people = _attempt(faults, lambda: export.require(labels)["rid"].unique())
+    people = faults.attempt(lambda: export.require(labels)["rid"].unique())
     inputs, found = check_genotypes(raw, options, people, faults)
     notes += found
     files += inputs.files if inputs else ()
@@ -99,6 +94,8 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
     if not modalities and not faults.faults:
         expected, fix = "tables of a modality, genotypes or images", "Add, for example, PTDEMOG or APOERES."
         faults.add(Fault(file=raw.name, expected=expected, found="none of them beside the diagnoses", fix=fix))
+    # An invalid table is an error of each step that reads it.
+    faults.faults = list(dict.fromkeys(faults.faults))
     faults.raise_if_any()
     if "image" in modalities and samples is not None:
         observed["image"] = images.observed(samples)
@@ -114,15 +111,6 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
         observed=observed,
         unused=_unused(raw, export, files) | images.unused,
     )
-
-
-def _attempt(faults: FaultCollector, step: Callable[[], T]) -> T | None:
-    """Result of a step, or None after adding its errors; an invalid table is an error of each step that reads it."""
-    try:
-        return step()
-    except DataError as error:
-        faults.faults += [f for f in error.faults if f not in faults.faults]
-        return None
 
 
 def _observed(samples: pl.DataFrame, export: AdniExport, options: AdniOptions) -> dict[str, pl.Series]:

@@ -90,20 +90,12 @@ def _validate(frame: pl.DataFrame, field: Field, path: Path, shown_as: str) -> t
 
 def _cleaned(field: Field) -> list[pl.Expr]:
     name = field.name
-    match field.kind:
-        case "number":
-            return [values.number(name)]
-        case "assay":
-            return [values.number(name), values.limit(name).alias(f"{name}.limit")]
-        case "code":
-            return [values.level_of(name, field.codes)]
-        case "codes":
-            return [values.selections(name)]
-        case "date":
-            return [values.date(name)]
-        case "year":
-            return [values.year(name)]
-    return [pl.col(name)]
+    if field.kind == "code":
+        return [values.level_of(name, field.codes)]
+    if field.kind == "assay":
+        return [values.number(name), values.limit(name).alias(f"{name}.limit")]
+    parsers = {"number": values.number, "codes": values.selections, "date": values.date, "year": values.year}
+    return [parsers.get(field.kind, pl.col)(name)]
 
 
 class AdniExport:

@@ -45,13 +45,14 @@ def find_tables(raw: Path, files: Sequence[Path], table: LoniTable) -> tuple[lis
     Raises:
         DataError: several files that differ in content have the same table name and date.
     """
-    stems = [*table.stems, *table.older]
-    expressions = [re.compile(_DATED.format(stem=stem) + rf"(?:{ENDINGS}|\.zip)", re.IGNORECASE) for stem in stems]
+    own = table.stems or (table.name,)
+    endings = rf"(?:{ENDINGS}|\.zip)"
+    expressions = [re.compile(_DATED.format(stem=s) + endings, re.IGNORECASE) for s in (*own, *table.older)]
     found: list[tuple[int, str, date, int, Path]] = []
     for path in files:
         for age, expression in enumerate(expressions):
             if match := expression.fullmatch(path.name):
-                kind = max(age - len(table.stems) + 1, 0)
+                kind = max(age - len(own) + 1, 0)
                 version = match.groupdict().get("version") or ""
                 found.append((-kind, version, _file_date(match["date"]), -age, path))
                 break

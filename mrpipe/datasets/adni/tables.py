@@ -7,7 +7,7 @@ blank, −4 and −1. None of these columns has −1 as a value; outside ADNI1 i
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mrpipe.errors import Fault
 from mrpipe.raw import Column
@@ -66,8 +66,8 @@ class LoniTable:
 
     Attributes:
         name: canonical name.
-        stems: names of the same table in file names, as case-insensitive regular expressions, newest name first. A
-            group `version` in them is a date that takes precedence over the date of the download.
+        stems: names of the same table in file names, as case-insensitive regular expressions, newest name first;
+            default: `name`. A group `version` in them is a date that takes precedence over the date of the download.
         older: names of other assays or versions, preferred first; read only if the table itself is absent.
         fields: columns to read besides the keys.
         menu: menu path on the LONI website.
@@ -75,9 +75,9 @@ class LoniTable:
     """
 
     name: str
-    stems: tuple[str, ...]
     fields: tuple[Field, ...]
     menu: str
+    stems: tuple[str, ...] = ()
     older: tuple[str, ...] = ()
     merged_in: tuple[str, ...] = ()
 
@@ -104,12 +104,12 @@ _KEYS = {
 KEYS = tuple(Column(name=n, aliases=a, required=False, null_values=("", "NA")) for n, a in _KEYS.items())
 
 
+def _fields(names: str, kind: Kind = "text", **settings: Any) -> tuple[Field, ...]:
+    return tuple(Field(name=n, kind=kind, **settings) for n in names.split())
+
+
 def _codes(names: str, codes: Codes, *aliases: str) -> tuple[Field, ...]:
-    return tuple(Field(name=n, kind="code", codes=codes, aliases=aliases) for n in names.split())
-
-
-def _numbers(names: str, *, positive: bool = False) -> tuple[Field, ...]:
-    return tuple(Field(name=n, kind="number", positive=positive) for n in names.split())
+    return _fields(names, "code", codes=codes, aliases=aliases)
 
 
 def _numbered(*levels: str) -> Codes:
@@ -151,23 +151,17 @@ FUNCTIONS = "NXCONSCI NXNERVE NXMOTOR NXFINGER NXHEEL NXSENSOR NXTENDON NXPLANTA
 DXSUM = LoniTable(
     name="DXSUM",
     stems=("DXSUM", "DXSUM_PDXCONV", "DXSUM_PDXCONV_ADNIALL"),
-    fields=(
-        Field(name="DIAGNOSIS", required=False),
-        Field(name="DXCHANGE", required=False),
-        Field(name="DXCURREN", required=False),
-    ),
+    fields=_fields("DIAGNOSIS DXCHANGE DXCURREN", required=False),
     menu="Assessments > Diagnosis > Diagnostic Summary",
 )
 MEDHIST = LoniTable(
     name="MEDHIST",
-    stems=("MEDHIST",),
-    fields=(*_codes(HISTORY, YES_NO), *_numbers(" ".join(QUANTITIES))),
+    fields=(*_codes(HISTORY, YES_NO), *_fields(" ".join(QUANTITIES), "number")),
     menu="Medical History > Medical History (ADNI1, GO, 2)",
 )
 # One row per condition; the codes of its category are the numbers of the items of MEDHIST.
 INITHEALTH = LoniTable(
     name="INITHEALTH",
-    stems=("INITHEALTH",),
     fields=(
         *_codes("IHSYMPTOM", tuple((str(i), item) for i, item in enumerate(HISTORY.split(), start=1))),
         Field(name="IHSURG", kind="code", codes=YES_NO, required=False),
@@ -176,13 +170,11 @@ INITHEALTH = LoniTable(
 )
 NEUROEXM = LoniTable(
     name="NEUROEXM",
-    stems=("NEUROEXM",),
     fields=(*_codes(SIGNS, PRESENT), *_codes(FUNCTIONS, ABNORMAL)),
     menu="Medical History > Neurological Exam",
 )
 PTDEMOG = LoniTable(
     name="PTDEMOG",
-    stems=("PTDEMOG",),
     fields=(
         *_codes("PTGENDER", _numbered("male", "female"), "SEX"),
         Field(name="PTDOB", kind="text", required=False),
@@ -202,7 +194,6 @@ PTDEMOG = LoniTable(
 )
 RECCMEDS = LoniTable(
     name="RECCMEDS",
-    stems=("RECCMEDS",),
     fields=(
         Field(name="CMMED", kind="text"),
         Field(name="CMBGN", kind="year", required=False),
@@ -213,9 +204,8 @@ RECCMEDS = LoniTable(
 )
 VITALS = LoniTable(
     name="VITALS",
-    stems=("VITALS",),
     fields=(
-        *_numbers("VSWEIGHT VSHEIGHT VSBPSYS VSBPDIA VSPULSE VSRESP VSTEMP", positive=True),
+        *_fields("VSWEIGHT VSHEIGHT VSBPSYS VSBPDIA VSPULSE VSRESP VSTEMP", "number", positive=True),
         *_codes("VSWTUNIT", _numbered("lb", "kg")),
         *_codes("VSHTUNIT", _numbered("in", "cm")),
         *_codes("VSTMPUNT", _numbered("F", "C")),
@@ -224,25 +214,17 @@ VITALS = LoniTable(
 )
 APOERES = LoniTable(
     name="APOERES",
-    stems=("APOERES",),
-    fields=(
-        Field(name="GENOTYPE", required=False),
-        Field(name="APGEN1", required=False),
-        Field(name="APGEN2", required=False),
-        Field(name="APOE4", kind="number", required=False),
-    ),
+    fields=_fields("GENOTYPE APGEN1 APGEN2", required=False) + _fields("APOE4", "number", required=False),
     menu="Genetic > Genotype Results > ApoE Genotyping Results",
     merged_in=("ADNIMERGE",),
 )
 ELECSYS = LoniTable(
     name="UPENNBIOMK_ROCHE_ELECSYS",
-    stems=("UPENNBIOMK_ROCHE_ELECSYS",),
     older=tuple(rf"{name}(?:_\d\d_\d\d_\d\d)?" for name in ("UPENNBIOMK12(?:_2020)?", "UPENNBIOMK10", "UPENNBIOMK9")),
     fields=(
         Field(name="ABETA40", kind="assay", positive=True, required=False),
         Field(name="ABETA42", kind="assay", positive=True, aliases=("ABETA",)),
-        Field(name="TAU", kind="assay", positive=True),
-        Field(name="PTAU", kind="assay", positive=True),
+        *_fields("TAU PTAU", "assay", positive=True),
         Field(name="COMMENT", required=False),
     ),
     menu="Biospecimen > Biospecimen Results > UPENN CSF Biomarkers Roche Elecsys",
@@ -253,8 +235,7 @@ BATEMAN = LoniTable(
     older=(r"batemanlab_ADNI_\w*?",),
     fields=(
         Field(name="ABETA_4240_STANDARDIZED", kind="assay", aliases=("RATIO_ABETA42_40_BY_ISTD_TOUSE",)),
-        Field(name="QC_STATUS", required=False),
-        Field(name="INJECTION", required=False),
+        *_fields("QC_STATUS INJECTION", required=False),
     ),
     menu="Biospecimen > Biospecimen Results > Bateman Lab ADNI Plasma Abeta42/Abeta40",
 )
@@ -267,21 +248,19 @@ NFL = LoniTable(
 )
 ISOPROSTANE = LoniTable(
     name="ISOPROSTANE",
-    stems=("ISOPROSTANE",),
     fields=(Field(name="ISO8PGF2A", kind="assay"), Field(name="ISO812IPF2A", kind="assay", required=False)),
     menu="Biospecimen > Biospecimen Results > Isoprostane (urine)",
 )
 ADNIMERGE = LoniTable(
     name="ADNIMERGE",
-    stems=("ADNIMERGE",),
     fields=(Field(name="DX", required=False),),
     menu="Study Info > Data & Database > Key ADNI tables merged into one table",
 )
 # Demographics of the R package ADNIMERGE2, whose tables have decoded values.
-ADSL = LoniTable(name="ADSL", stems=("ADSL",), fields=(), menu="R package ADNIMERGE2")
+ADSL = LoniTable(name="ADSL", fields=(), menu="R package ADNIMERGE2")
 # Read only to map RID to PTID and to date visits.
-ROSTER = LoniTable(name="ROSTER", stems=("ROSTER",), fields=(), menu="Enrollment > Roster")
-REGISTRY = LoniTable(name="REGISTRY", stems=("REGISTRY",), fields=(), menu="Enrollment > Registry")
+ROSTER = LoniTable(name="ROSTER", fields=(), menu="Enrollment > Roster")
+REGISTRY = LoniTable(name="REGISTRY", fields=(), menu="Enrollment > Registry")
 
 CLINICAL = (PTDEMOG, MEDHIST, NEUROEXM, RECCMEDS, VITALS)
 BIOSPECIMEN = (APOERES, ELECSYS)

@@ -49,14 +49,7 @@ _COLOURS = (
 COMPONENT_COLOURS: dict[str, str] = dict(entry.rsplit(" ", 1) for entry in _COLOURS.split(", "))
 
 TOPIC_COLUMNS = (Column(name="screen_id", nullable=False), Column(name="topic", nullable=False))
-ISSUE_COLUMNS = (
-    Column(name="screen_id", nullable=False),
-    Column(name="source", nullable=False),
-    Column(name="description", nullable=False),
-    Column(name="severity", nullable=False),
-)
-
-
+ISSUE_COLUMNS = tuple(Column(name=n, nullable=False) for n in ("screen_id", "source", "description", "severity"))
 TOPIC_TABLE = "design_topics.csv"
 
 

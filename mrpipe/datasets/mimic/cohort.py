@@ -244,14 +244,10 @@ def build_cohort(raw: Path, options: MimicOptions) -> Cohort:
     )
     found.attrition.step(f"state unknown {options.horizon_days} days after the index discharge", len(frame))
     if frame.is_empty():
-        raise DataError(
-            Fault(
-                file="hosp/admissions",
-                expected="at least one patient in the cohort",
-                found="; ".join(f"{n:,} {reason}" for n, reason in _flow(found.attrition.frame()) if n),
-                fix="Relax the rule that excludes them; mrpipe options mimic lists the rules.",
-            )
-        )
+        lost = "; ".join(f"{n:,} {reason}" for n, reason in _flow(found.attrition.frame()) if n)
+        expected = "at least one patient in the cohort"
+        fix = "Relax the rule that excludes them; mrpipe options mimic lists the rules."
+        raise DataError(Fault(file="hosp/admissions", expected=expected, found=lost, fix=fix))
     samples = frame.select(
         "sample_id",
         pl.col("subject_id").cast(pl.String),

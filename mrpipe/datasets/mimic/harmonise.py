@@ -17,6 +17,7 @@ from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.ranges import MERGED, RANGES, UNITS, conversion
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.store.parquet import read_metadata
+from mrpipe.transforms.events import changes
 
 Group = dict[str, NDArray[Any]]
 
@@ -116,14 +117,8 @@ class Parts:
             self.tally.update(state["counts"])
         self.n_rows = sum(s["n_rows"] for s in states)
         if not counts:
-            raise DataError(
-                Fault(
-                    file="hosp/labevents, icu/chartevents",
-                    expected="measurements of patients in the cohort",
-                    found="none",
-                    fix="Check that the tables belong to this export.",
-                )
-            )
+            expected, fix = "measurements of patients in the cohort", "Check that the tables belong to this export."
+            raise DataError(Fault(file="hosp/labevents, icu/chartevents", expected=expected, found="none", fix=fix))
         self.items, self._pair = resolve_items(counts, options)
         self._options = options
         # Per part: item · 2^16 + unit code of that part → position of the pair.
@@ -191,13 +186,7 @@ class Parts:
         seconds, value = group["seconds"][keep], value[keep].astype(np.float32)
         order = np.lexsort((value, _one_key(rank, seconds, level)))
         rank, seconds, level, value = rank[order], seconds[order], level[order], value[order]
-        repeated = np.zeros(len(rank), dtype=bool)
-        repeated[1:] = (
-            (rank[1:] == rank[:-1])
-            & (seconds[1:] == seconds[:-1])
-            & (level[1:] == level[:-1])
-            & (value[1:] == value[:-1])
-        )
+        repeated = ~changes(rank, seconds, level, value)
         self._count("repeated", level[repeated])
         rank, level, value = rank[~repeated], level[~repeated], value[~repeated]
         hours = seconds[~repeated] / 3600.0
@@ -208,9 +197,7 @@ class Parts:
     def _binned(self, rank: Any, number: Any, level: Any, value: Any) -> Group:
         order = np.lexsort((value, level, number, rank))
         rank, number, level, value = rank[order], number[order], level[order], value[order]
-        new = np.ones(len(rank), dtype=bool)
-        new[1:] = (rank[1:] != rank[:-1]) | (number[1:] != number[:-1]) | (level[1:] != level[:-1])
-        starts = np.flatnonzero(new)
+        starts = np.flatnonzero(changes(rank, number, level))
         n = np.diff(starts, append=len(rank))
         mean = np.add.reduceat(value.astype(np.float64), starts) / n if len(starts) else value
         return {

@@ -150,14 +150,9 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     """
     options.validate()
     if not note_tables(raw, options):
-        raise DataError(
-            Fault(
-                file="note/discharge.csv.gz",
-                expected="notes (MIMIC-IV-Note is a separate project)",
-                found="none",
-                fix="Download it from https://physionet.org/content/mimic-iv-note/ or build without the modality note.",
-            )
-        )
+        expected = "notes (MIMIC-IV-Note is a separate project)"
+        fix = "Download it from https://physionet.org/content/mimic-iv-note/ or build without the modality note."
+        raise DataError(Fault(file="note/discharge.csv.gz", expected=expected, found="none", fix=fix))
     encode = _Vectors(options)
     keys: list[pl.DataFrame] = []
     vectors: list[NDArray[Any]] = []
@@ -171,14 +166,8 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     encode.report(n_texts - sum(map(len, keys)), n_texts)
     index = pl.concat(keys) if keys else pl.DataFrame()
     if index.is_empty():
-        raise DataError(
-            Fault(
-                file="note/",
-                expected="notes of visits in the cohort",
-                found="none",
-                fix="Check that the notes are of the same release.",
-            )
-        )
+        expected, fix = "notes of visits in the cohort", "Check that the notes are of the same release."
+        raise DataError(Fault(file="note/", expected=expected, found="none", fix=fix))
     x = np.concatenate(vectors)
     index = index.with_row_index("row").sort(ORDER)
     index = index.unique("note_id", keep="first", maintain_order=True)

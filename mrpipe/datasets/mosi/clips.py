@@ -113,9 +113,8 @@ def parse_folds(path: Path) -> dict[str, str]:
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise DataError(
-            Fault(file=path.name, expected="assignments of lists", found=f"invalid Python ({error})", fix=GET_FOLDS)
-        ) from error
+        found = f"invalid Python ({error})"
+        raise DataError(Fault(file=path.name, expected="assignments of lists", found=found, fix=GET_FOLDS)) from error
     values = {
         target.id: node.value
         for node in tree.body

@@ -30,7 +30,12 @@ def read_text(raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Features
     without words have no row.
     """
     export = open_export(raw, options)
-    block = _text_block(export, options)
+    if not _reads_vectors(export, options):
+        block = _encoded(export, options)
+    elif options.text_form == "sentence":
+        block = export.text_vectors().collapsed()
+    else:
+        block = export.text_vectors().last_steps(options.max_steps)
     return block.features("text", BITS["text"], DESCRIPTIONS["text"], cohort)
 
 
@@ -49,13 +54,6 @@ def read_vision(raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Featur
     Missing values are handled as in `read_audio`.
     """
     return _read_frames("vision", options.vision_form, raw, cohort, options)
-
-
-def _text_block(export: MosiExport, options: MosiOptions) -> RaggedBlock:
-    if not _reads_vectors(export, options):
-        return _encoded(export, options)
-    vectors = export.text_vectors()
-    return vectors.collapsed() if options.text_form == "sentence" else vectors.last_steps(options.max_steps)
 
 
 def _reads_vectors(export: MosiExport, options: MosiOptions) -> bool:

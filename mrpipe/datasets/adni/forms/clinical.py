@@ -43,13 +43,8 @@ YES_NO_LEVELS = ("no", "yes")
 
 def _demographics(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
     frame = export.timed(PTDEMOG)
-    static = pick(
-        frame,
-        cohort,
-        policy,
-        ["PTGENDER", "PTHAND", "PTETHCAT", "PTRACCAT", "PTDOB", "PTDOBMM", "PTDOBYY", "AGE"],
-        static=True,
-    )
+    constant = ["PTGENDER", "PTHAND", "PTETHCAT", "PTRACCAT", "PTDOB", "PTDOBMM", "PTDOBYY", "AGE"]
+    static = pick(frame, cohort, policy, constant, static=True)
     changing = pick(frame, cohort, policy, _MARITAL)
     joined = static.join(changing, on="rid", how="left").join(cohort.select("rid", "visit_date"), on="rid", how="left")
     joined = joined.join(export.baselines, on="rid", how="left")
@@ -197,17 +192,8 @@ def in_si(vitals: pl.DataFrame) -> pl.DataFrame:
 def _vitals(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
     fields = ["weight", "height", "temperature", "VSBPSYS", "VSBPDIA", "VSPULSE", "VSRESP"]
     chosen = pick(in_si(export.timed(VITALS)), cohort, policy, fields)
-    out = chosen.select(
-        "rid",
-        "weight",
-        "height",
-        (pl.col("weight") / (pl.col("height") / 100) ** 2).alias("bmi"),
-        "temperature",
-        pl.col("VSBPSYS").alias("systolic"),
-        pl.col("VSBPDIA").alias("diastolic"),
-        pl.col("VSPULSE").alias("pulse"),
-        pl.col("VSRESP").alias("respiration"),
-    )
+    names = {"VSBPSYS": "systolic", "VSBPDIA": "diastolic", "VSPULSE": "pulse", "VSRESP": "respiration"}
+    out = chosen.rename(names).with_columns(bmi=pl.col("weight") / (pl.col("height") / 100) ** 2)
     described = (
         ("weight", "kg", "VSWEIGHT, VSWTUNIT"),
         ("height", "cm", "VSHEIGHT, VSHTUNIT"),
@@ -218,7 +204,8 @@ def _vitals(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) 
         ("pulse", "1/min", "VSPULSE"),
         ("respiration", "1/min", "VSRESP"),
     )
-    return [Feature(name=n, unit=u, source_file=source, source_column=c) for n, u, c in described], out
+    declared = [Feature(name=n, unit=u, source_file=source, source_column=c) for n, u, c in described]
+    return declared, out.select("rid", *(f.name for f in declared))
 
 
 def clinical_tables(export: AdniExport, options: AdniOptions) -> list[LoniTable]:

@@ -12,7 +12,7 @@ import polars as pl
 
 from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import medications as drugs
-from mrpipe.datasets.adni.forms.features import Feature
+from mrpipe.datasets.adni.forms.features import Feature, features
 from mrpipe.datasets.adni.forms.rows import eligible, latest
 from mrpipe.datasets.adni.tables import LoniTable
 
@@ -60,15 +60,8 @@ def paper_features(
             if column is None:
                 continue
             out = out.with_columns(column.alias(name))
-            declared.append(
-                Feature(
-                    name=name,
-                    source_file=export.shown(table),
-                    source_column=name,
-                    levels=levels,
-                    description="value as in the export (profile=paper)",
-                )
-            )
+            text = "value as in the export (profile=paper)"
+            declared += features(export.shown(table), {name: name}, levels=levels, description=text)
     return declared, out
 
 

@@ -254,10 +254,8 @@ def require_consistent(
     same = int((joined["key"] == joined["known"]).sum())
     if len(joined) >= 50 and same < 0.5 * len(joined):
         expected = "the same positions as the reference and the preceding sets for shared rs numbers"
-        found, fix = (
-            f"{same} of {len(joined)} agree",
-            "Check source_builds for this set and the build of the reference.",
-        )
+        found = f"{same} of {len(joined)} agree"
+        fix = "Check source_builds for this set and the build of the reference."
         raise DataError(Fault(file=file, column="position", expected=expected, found=found, fix=fix))
     theirs = np.append(known.frequency, np.nan)[index]
     f, theirs = frequency[np.isfinite(theirs)], theirs[np.isfinite(theirs)]

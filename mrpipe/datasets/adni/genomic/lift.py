@@ -135,7 +135,6 @@ class ChainFile:
 
     def builds(self) -> tuple[str | None, str | None]:
         """Source and target build, identified by the autosome lengths in the headers; None if unknown."""
-
         return build_of(self.source_sizes.items()), build_of(self.target_sizes.items())
 
     def lift(self, chromosome: NDArray[np.str_], position: NDArray[np.int64]) -> Lifted:

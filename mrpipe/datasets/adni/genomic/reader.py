@@ -32,9 +32,10 @@ from mrpipe.datasets.adni.genomic.strand import (
     read_reference,
 )
 from mrpipe.datasets.adni.options import AdniOptions
+from mrpipe.datasets.features import dictionary_of
 from mrpipe.errors import DataError, Fault
 from mrpipe.genetics.packing import call_counts
-from mrpipe.schema import DICTIONARY_SCHEMA, TRIED_SCHEMA, Features, Modality
+from mrpipe.schema import TRIED_SCHEMA, Features, Modality
 
 BIT = 1
 DESCRIPTION = "genotypes at the SNPs of all chips that pass quality control, copies of the counted allele"
@@ -273,33 +274,16 @@ def _dictionary(
         names[held] = s.plink.bim["id"].to_numpy()[panel.row[held]]
     missing = call_counts(packed, len(identity))[3]
     held_by = [pl.when(pl.Series(p.row >= 0)).then(pl.lit(p.plink.name)) for p in panels]
-    return (
-        pl.DataFrame(
-            {
-                "name": pl.Series(names.tolist(), dtype=pl.String),
-                "chrom": chromosome,
-                "pos": position,
-                "counted": LETTERS[counted],
-                "other": LETTERS[other],
-                "n_missing": missing,
-            }
-        )
-        .select(
-            pl.lit("genomic").alias("modality"),
-            pl.int_range(pl.len(), dtype=pl.Int32).alias("position"),
-            (pl.col("name") + "_" + pl.col("counted")).alias("name"),
-            pl.lit("uint8").alias("dtype"),
-            pl.lit("copies").alias("unit"),
-            pl.lit("genotype").alias("kind"),
-            pl.lit(None, pl.List(pl.String)).alias("levels"),
-            pl.format("{}:{}:{}:{} " + build, "chrom", "pos", "other", "counted").alias("description"),
-            pl.concat_str(held_by, separator=", ", ignore_nulls=True).alias("source_file"),
-            pl.col("name").alias("source_column"),
-            (len(packed) - pl.col("n_missing")).cast(pl.Int64).alias("n_observed"),
-            pl.col("n_missing").cast(pl.Int64),
-        )
-        .cast(DICTIONARY_SCHEMA)
+    alleles = {"counted": LETTERS[counted], "other": LETTERS[other]}
+    snps = pl.DataFrame({"name": names.tolist(), "chrom": chromosome, "pos": position, **alleles})
+    texts = snps.select(
+        pl.col("name") + "_" + pl.col("counted"),
+        description=pl.format("{}:{}:{}:{} " + build, "chrom", "pos", "other", "counted"),
+        source_file=pl.concat_str(held_by, separator=", ", ignore_nulls=True),
+        source_column="name",
     )
+    columns = texts.to_dict() | {"dtype": "uint8", "unit": "copies", "kind": "genotype"}
+    return dictionary_of("genomic", "", columns, len(packed) - missing, len(packed))
 
 
 def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Features:

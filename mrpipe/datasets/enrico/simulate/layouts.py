@@ -21,15 +21,9 @@ _ICONS = (
 ICON_CLASSES = tuple(_ICONS.split())
 ICON_COLOURS = {name: f"#{(20 + 12 * i) * 0x010101:06x}" for i, name in enumerate(ICON_CLASSES)}
 BUTTON_CONCEPTS = ("go", "login", "skip", "ok", "cancel", "done", "next", "save")
-_WIDGETS = {
-    "Text": "TextView",
-    "Text Button": "Button",
-    "Input": "EditText",
-    "Image": "ImageView",
-    "Icon": "ImageButton",
-}
+_WIDGETS = {"Text": "TextView", "Text Button": "Button", "Input": "EditText", "Image": "ImageView", "Slider": "SeekBar"}
 _WIDGETS |= {"List Item": "RelativeLayout", "On/Off Switch": "Switch", "Checkbox": "CheckBox", "Toolbar": "Toolbar"}
-_WIDGETS |= {"Icon": "ImageButton", "Slider": "SeekBar"}
+_WIDGETS |= {"Icon": "ImageButton"}
 _CLASSES = {label: f"android.widget.{name}" for label, name in _WIDGETS.items()}
 _CLASSES |= {"Web View": "android.webkit.WebView"}
 

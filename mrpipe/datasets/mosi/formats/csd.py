@@ -260,10 +260,9 @@ def _entry(
     return values.reshape(-1, d).astype(np.float32, copy=False), intervals, d
 
 
-def _raise_short(faults: FaultCollector, sequence: Sequence, limit: int = 10) -> None:
-    """Raise the faults of one file, listing at most `limit` and counting the rest."""
-    if len(faults.faults) > limit:
-        rest = len(faults.faults) - limit
-        faults.faults = faults.faults[:limit]
+def _raise_short(faults: FaultCollector, sequence: Sequence) -> None:
+    """Raise the faults of one file; the first ten are listed, the others counted."""
+    if (rest := len(faults.faults) - 10) > 0:
+        del faults.faults[10:]
         faults.add(sequence.fault("", None, "entries without errors", f"errors in {rest} more entries"))
     faults.raise_if_any()

@@ -103,10 +103,6 @@ class SdkExport(SdkFiles):
                 words[first + i] = texts[a:b]
         return words
 
-    @property
-    def _ids(self) -> NDArray[np.str_]:
-        return np.array(self.clips["sample_id"].to_list(), dtype=np.str_)
-
     def text_source(self) -> tuple[str, str]:
         """File and column of the text."""
         return self._text_sequence.path.name, f"{self._text_sequence.root}/data"
@@ -229,7 +225,7 @@ class SdkExport(SdkFiles):
         offsets = np.concatenate([[0], np.cumsum(np.bincount(clip, minlength=len(self.clips)))]).astype(np.int64)
         d = values.shape[1]
         return RaggedBlock(
-            sample_id=self._ids,
+            sample_id=np.array(self.clips["sample_id"].to_list(), dtype=np.str_),
             values=values,
             offsets=offsets,
             names=feature_names(prefix, d, sequence.names),
