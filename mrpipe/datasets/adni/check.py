@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from mrpipe.datasets.adni import tables as loni
 from mrpipe.datasets.adni.cohort import build_cohort, diagnoses, label_table
 from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import biospecimen, clinical
@@ -15,28 +16,14 @@ from mrpipe.datasets.adni.genomic.check import check_genotypes
 from mrpipe.datasets.adni.genomic.inputs import find_sets, rids_of, shown
 from mrpipe.datasets.adni.image.plan import check_images, has_images
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.datasets.adni.tables import (
-    ADNIMERGE,
-    APOERES,
-    BATEMAN,
-    BIOSPECIMEN,
-    CLINICAL,
-    DXSUM,
-    INITHEALTH,
-    ISOPROSTANE,
-    PEOPLE,
-    PTDEMOG,
-    RECCMEDS,
-    REGISTRY,
-)
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import Checked
 
 _OPTIONAL = {
     **{table: (content, f"{option}=true") for table, (option, content, _) in biospecimen.OPTIONAL.items()},
-    INITHEALTH: ("medical history of ADNI3 and 4", "profile=corrected"),
-    ADNIMERGE: ("an alternative source of diagnoses and demographics", "label_source=adnimerge"),
-    REGISTRY: ("visit dates that other tables lack", ""),
+    loni.INITHEALTH: ("medical history of ADNI3 and 4", "profile=corrected"),
+    loni.ADNIMERGE: ("an alternative source of diagnoses and demographics", "label_source=adnimerge"),
+    loni.REGISTRY: ("visit dates that other tables lack", ""),
 }
 # Values of other options in the paper and in the authors' code.
 _PAPER = {"image_scan": "latest", "dementia_drugs": True, "merge": "union"}
@@ -67,10 +54,10 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
     """
     faults = FaultCollector()
     export = AdniExport(raw)
-    labels = faults.attempt(lambda: label_table(export, options.label_source)) or DXSUM
+    labels = faults.attempt(lambda: label_table(export, options.label_source)) or loni.DXSUM
     required = [labels, *biospecimen.requested(options)]
     files: list[Path] = []
-    for table in dict.fromkeys((*required, *PEOPLE)):
+    for table in dict.fromkeys((*required, *loni.PEOPLE)):
         before = len(faults.faults)
         path, frame = faults.attempt(export.path, table), faults.attempt(export.table, table)
         if len(faults.faults) > before:
@@ -79,7 +66,7 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
             faults.add(table.absent())
         if path is not None:
             files.append(path)
-    faults.attempt(lambda: export.path(APOERES) and biospecimen.apoe_alleles(export))
+    faults.attempt(lambda: export.path(loni.APOERES) and biospecimen.apoe_alleles(export))
     samples = faults.attempt(lambda: build_cohort(raw, options, export).samples)
     observed = (None if samples is None else faults.attempt(lambda: _observed(samples, export, options))) or {}
     described = faults.attempt(lambda: _notes(export, options)) or []
@@ -138,9 +125,11 @@ def _observed(samples: pl.DataFrame, export: AdniExport, options: AdniOptions) -
                 found = f"{export.shown(table)}: records of {n} of {len(samples)} samples"
                 strangers = f"; {foreign} of its {len(rids)} participants have no diagnosis" if foreign else ""
                 export.notes.append(found + strangers)
-    drugs = export.table(RECCMEDS)
+    drugs = export.table(loni.RECCMEDS)
     if not options.dementia_drugs and drugs is not None and not drugs.select(is_dementia_drug("CMMED").any()).item():
-        export.notes.append(f"{export.shown(RECCMEDS)} names no dementia drug, so that dementia_drugs has no effect")
+        export.notes.append(
+            f"{export.shown(loni.RECCMEDS)} names no dementia drug, so that dementia_drugs has no effect"
+        )
     return observed
 
 
@@ -148,17 +137,17 @@ def _notes(export: AdniExport, options: AdniOptions) -> list[str]:
     """Tables that are absent, sources of the labels, and what `profile=paper` lacks of the paper."""
 
     merged = options.profile != "paper"
-    lost = [t for t in (*CLINICAL, *BIOSPECIMEN) if export.path(t, merged=merged) is None]
+    lost = [t for t in (*loni.CLINICAL, *loni.BIOSPECIMEN) if export.path(t, merged=merged) is None]
     menus = ", ".join(f"{t.name} ({t.menu})" for t in lost)
     notes = [f"absent tables, whose features the store lacks: {menus}"] if lost else []
-    for table in (PTDEMOG, APOERES):
+    for table in (loni.PTDEMOG, loni.APOERES):
         if table not in lost and export.path(table, merged=False) is None:
             notes.append(f"absent table {table.name}: what {export.shown(table)} has of it is read")
     absent = [f"{t.name} ({content})" for t, (content, _) in _OPTIONAL.items() if export.path(t) is None]
     notes += [f"absent optional tables: {', '.join(absent)}"] if absent else []
     notes += _label_notes(export, options)
     if options.profile == "paper":
-        differ = [_OPTIONAL[t][1] for t in (BATEMAN, ISOPROSTANE) if t not in biospecimen.requested(options)]
+        differ = [_OPTIONAL[t][1] for t in (loni.BATEMAN, loni.ISOPROSTANE) if t not in biospecimen.requested(options)]
         differ += [f"{k}={str(v).lower()}" for k, v in _PAPER.items() if getattr(options, k) != v]
         also = f" The paper also has {', '.join(differ)}." if differ else ""
         notes.append(
@@ -172,12 +161,12 @@ def _notes(export: AdniExport, options: AdniOptions) -> list[str]:
 def _label_notes(export: AdniExport, options: AdniOptions) -> Iterator[str]:
     """Notes on labels from ADNIMERGE, and on differences of DXSUM and ADNIMERGE."""
     labels = label_table(export, options.label_source)
-    if labels is ADNIMERGE and options.label == "stable_dx" and options.blank_diagnosis == "exclude":
+    if labels is loni.ADNIMERGE and options.label == "stable_dx" and options.blank_diagnosis == "exclude":
         yield (
-            f"{export.shown(ADNIMERGE)} lists visits without a diagnostic form, too, which exclude their participants "
-            "under label=stable_dx; blank_diagnosis=ignore ignores these visits"
+            f"{export.shown(loni.ADNIMERGE)} lists visits without a diagnostic form, too, which exclude their "
+            "participants under label=stable_dx; blank_diagnosis=ignore ignores these visits"
         )
-    if export.path(DXSUM) is None or export.path(ADNIMERGE) is None:
+    if export.path(loni.DXSUM) is None or export.path(loni.ADNIMERGE) is None:
         return
     try:
         a, b = (
@@ -190,8 +179,8 @@ def _label_notes(export: AdniExport, options: AdniOptions) -> Iterator[str]:
     both = a.join(b, on=["rid", "month"])
     n = both.filter(pl.col("dx") != pl.col("dx_right")).height
     yield (
-        f"{export.shown(DXSUM)} and {export.shown(ADNIMERGE)} differ in the diagnosis of {n} of the {len(both)} "
-        f"visits in both; {export.shown(labels)} is used"
+        f"{export.shown(loni.DXSUM)} and {export.shown(loni.ADNIMERGE)} differ in the diagnosis of {n} of the "
+        f"{len(both)} visits in both; {export.shown(labels)} is used"
     )
 
 
@@ -201,7 +190,7 @@ def _unused(raw: Path, export: AdniExport, files: list[Path]) -> dict[str, str]:
         p: "an archive: unpack it" if p.suffix.lower() == ".zip" else "not a table that mrpipe reads"
         for p in export.listing
     }
-    for table in dict.fromkeys((*_OPTIONAL, *PEOPLE)):
+    for table in dict.fromkeys((*_OPTIONAL, *loni.PEOPLE)):
         for path in itertools.chain(*export.files(table)):
             reasons[path] = f"{export.shown(table)} is read for {table.name}; to read this file, remove that one"
             if path == export.path(table):

@@ -7,21 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
+from mrpipe.datasets.adni import tables as loni
 from mrpipe.datasets.adni.files import find_tables, table_files
 from mrpipe.datasets.adni.forms import values
-from mrpipe.datasets.adni.tables import (
-    ADNIMERGE,
-    ADSL,
-    APOERES,
-    DECODED,
-    DXSUM,
-    KEYS,
-    PEOPLE,
-    PTID_PATTERN,
-    QC_RID,
-    Field,
-    LoniTable,
-)
 from mrpipe.delimited import line_of, read_table
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW, Column, match_header, read_csv
@@ -43,7 +31,7 @@ def _people(frame: pl.DataFrame, path: Path, shown_as: str) -> pl.DataFrame:
         values.plain_code("RID").cast(pl.Int32, strict=False), ptid.str.extract(r"_(\d+)$").cast(pl.Int32, strict=False)
     )
     frame = frame.with_columns(ptid.alias("ptid"), rid.alias("rid"))
-    for column, bad in (("PTID", ~pl.col("ptid").str.contains(PTID_PATTERN)), ("RID", pl.col("rid").is_null())):
+    for column, bad in (("PTID", ~pl.col("ptid").str.contains(loni.PTID_PATTERN)), ("RID", pl.col("rid").is_null())):
         wrong = frame.filter(bad)
         if len(wrong):
             masked, line = re.sub(r"\d", "9", wrong[column][0] or ""), line_of(path, int(wrong[ROW][0]))
@@ -53,7 +41,7 @@ def _people(frame: pl.DataFrame, path: Path, shown_as: str) -> pl.DataFrame:
     return frame
 
 
-def _validate(frame: pl.DataFrame, field: Field, path: Path, shown_as: str) -> tuple[Fault | None, str | None]:
+def _validate(frame: pl.DataFrame, field: loni.Field, path: Path, shown_as: str) -> tuple[Fault | None, str | None]:
     """Return an error for values that cannot be parsed, or a note on values that are set to missing."""
     written = frame.select(ROW, pl.col(field.name).str.strip_chars().alias("v")).drop_nulls()
     if field.kind in ("number", "assay"):
@@ -88,7 +76,7 @@ def _validate(frame: pl.DataFrame, field: Field, path: Path, shown_as: str) -> t
     return None, f"{place} {len(shown)} {effect} ({', '.join(sorted(set(shown.to_list()))[:5])}) {consequence}"
 
 
-def _cleaned(field: Field) -> list[pl.Expr]:
+def _cleaned(field: loni.Field) -> list[pl.Expr]:
     name = field.name
     if field.kind == "code":
         return [values.level_of(name, field.codes)]
@@ -118,13 +106,13 @@ class AdniExport:
         """See `table_files`."""
         return table_files(self.raw)
 
-    def files(self, table: LoniTable) -> tuple[list[Path], list[Path]]:
+    def files(self, table: loni.LoniTable) -> tuple[list[Path], list[Path]]:
         """See `find_tables`."""
         if table.name not in self._found:
             self._found[table.name] = find_tables(self.raw, self.listing, table)
         return self._found[table.name]
 
-    def path(self, table: LoniTable, *, merged: bool = True) -> Path | None:
+    def path(self, table: loni.LoniTable, *, merged: bool = True) -> Path | None:
         """The file to read; None if the export has neither the table nor an older version of it.
 
         Args:
@@ -132,15 +120,17 @@ class AdniExport:
         """
         own = next(iter(self.files(table)[0]), None)
         columns = [f.column() for f in table.fields]
-        others = (self.path(t) for t in (ADNIMERGE, ADSL) if merged and t.name in table.merged_in)
+        others = (self.path(t) for t in (loni.ADNIMERGE, loni.ADSL) if merged and t.name in table.merged_in)
         return own or next((p for p in others if p and match_header(self._header(p), columns)), None)
 
-    def shown(self, table: LoniTable) -> str:
+    def shown(self, table: loni.LoniTable) -> str:
         """Path of the table in error messages, relative to the export."""
         path = self.path(table)
         return f"{table.name}_ddMonYYYY.csv" if path is None else path.relative_to(self.raw).as_posix()
 
-    def fault(self, table: LoniTable, row: int, column: str, expected: str, found: object, fix: str = "") -> DataError:
+    def fault(
+        self, table: loni.LoniTable, row: int, column: str, expected: str, found: object, fix: str = ""
+    ) -> DataError:
         """An invalid value in record `row` of a table that was read."""
         name = self.shown(table)
         line = line_of(self.raw / name, row)
@@ -151,21 +141,21 @@ class AdniExport:
 
     def layout(self) -> str:
         """Generation of the export, detected from the header of DXSUM: old (no PTID), 2024 or 2025; else ADNIMERGE."""
-        path = self.path(DXSUM)
-        if path is None and self.path(ADNIMERGE):
+        path = self.path(loni.DXSUM)
+        if path is None and self.path(loni.ADNIMERGE):
             return "ADNIMERGE"
         header = set() if path is None else {c.lower() for c in self._header(path)}
         if "ptid" not in header:
             return "old"
         return "2025" if "language_code" in header else "2024"
 
-    def require(self, table: LoniTable) -> pl.DataFrame:
+    def require(self, table: loni.LoniTable) -> pl.DataFrame:
         frame = self.table(table)
         if frame is None:
             raise DataError(table.absent())
         return frame
 
-    def table(self, table: LoniTable) -> pl.DataFrame | None:
+    def table(self, table: loni.LoniTable) -> pl.DataFrame | None:
         """Return a cleaned table, or None if the export does not contain it.
 
         Columns: `rid` (Int32), `ptid`, `phase`, `viscode`, `month` (Int32, since baseline), `rank` (Int32, order of
@@ -180,20 +170,22 @@ class AdniExport:
             self._read[table.name] = None if path is None else self._load(table, path)
         return self._read[table.name]
 
-    def _load(self, table: LoniTable, path: Path) -> pl.DataFrame:
+    def _load(self, table: loni.LoniTable, path: Path) -> pl.DataFrame:
         shown_as = path.relative_to(self.raw).as_posix()
         merged = path != self.path(table, merged=False)
         fields = [replace(f, required=f.required and not merged) for f in table.fields]
-        columns = [*KEYS, *(f.column() for f in fields)]
+        columns = [*loni.KEYS, *(f.column() for f in fields)]
         frame = read_csv(path, columns, shown_as=shown_as, notes=self.notes, numbered=True)
-        missing = [c for c in (*(k.name for k in KEYS[2:]), *(f.name for f in table.fields)) if c not in frame.columns]
+        missing = [
+            c for c in (*(k.name for k in loni.KEYS[2:]), *(f.name for f in table.fields)) if c not in frame.columns
+        ]
         frame = _people(frame, path, shown_as).with_columns(pl.lit(None, pl.String).alias(c) for c in missing)
-        frame = frame.filter(pl.col("rid") != QC_RID).with_columns(values.phase("PHASE", "VISCODE").alias("phase"))
+        frame = frame.filter(pl.col("rid") != loni.QC_RID).with_columns(values.phase("PHASE", "VISCODE").alias("phase"))
         if merged:
-            for name in (n for n in DECODED if n in frame.columns):
+            for name in (n for n in loni.DECODED if n in frame.columns):
                 text = f"{shown_as}, column {name}: {{n}} unknown texts set to missing"
-                self.note(~pl.col(name).is_in(list(DECODED[name])), frame, text)
-                code = pl.col(name).replace_strict(DECODED[name], default=None, return_dtype=pl.String)
+                self.note(~pl.col(name).is_in(list(loni.DECODED[name])), frame, text)
+                code = pl.col(name).replace_strict(loni.DECODED[name], default=None, return_dtype=pl.String)
                 frame = frame.with_columns(code)
             if not {"VISCODE", "VISCODE2", "DATE"} - set(missing):
                 frame = frame.with_columns(VISCODE2=pl.lit("bl"))
@@ -235,7 +227,7 @@ class AdniExport:
         if len(rows):
             self.notes.append(text.format(n=len(rows), people=rows["rid"].n_unique()))
 
-    def _compare_copies(self, table: LoniTable, rids: pl.Series) -> None:
+    def _compare_copies(self, table: loni.LoniTable, rids: pl.Series) -> None:
         """Note the other files of a table.
 
         Raises:
@@ -246,11 +238,13 @@ class AdniExport:
         for other in (*copies, *versions):
             shown_as = other.relative_to(self.raw).as_posix()
             try:
-                frame = _people(read_csv(other, KEYS[:2], shown_as=shown_as, notes=[], numbered=True), other, shown_as)
+                frame = _people(
+                    read_csv(other, loni.KEYS[:2], shown_as=shown_as, notes=[], numbered=True), other, shown_as
+                )
             except DataError:
                 self.notes.append(f"{name} is read for {table.name}; {shown_as} is not, and is no valid table")
                 continue
-            people = frame["rid"].filter(frame["rid"] != QC_RID).unique()
+            people = frame["rid"].filter(frame["rid"] != loni.QC_RID).unique()
             lost = int((~people.is_in(rids.unique().to_list())).sum())
             kind = "another assay or version, " if other in versions else ""
             found = f"{rids.n_unique()} participants; {shown_as} ({kind}not read) has {len(people)}, {lost} not in it"
@@ -260,7 +254,7 @@ class AdniExport:
                 fix = "Download the table again, or move the file that you do not want to use out of the export."
                 raise DataError(Fault(file=name, expected=expected, found=found, fix=fix))
 
-    def as_written(self, table: LoniTable) -> pl.DataFrame:
+    def as_written(self, table: loni.LoniTable) -> pl.DataFrame:
         """Every column of a table as text, named in upper case, plus `rid` (for `profile=paper`)."""
         self.require(table)
         shown_as = self.shown(table)
@@ -268,10 +262,10 @@ class AdniExport:
         columns = [Column(name=h, required=False, null_values=("", "NA")) for h in self._header(path)]
         frame = read_csv(path, columns, shown_as=shown_as, notes=self.notes, numbered=True)
         frame = frame.rename({h: h.strip().upper() for h in frame.columns if h != ROW})
-        return _people(frame, path, shown_as).filter(pl.col("rid") != QC_RID).drop(ROW)
+        return _people(frame, path, shown_as).filter(pl.col("rid") != loni.QC_RID).drop(ROW)
 
     def _present(self) -> list[pl.DataFrame]:
-        return [frame for t in PEOPLE if (frame := self.table(t)) is not None]
+        return [frame for t in loni.PEOPLE if (frame := self.table(t)) is not None]
 
     @cached_property
     def roster(self) -> pl.DataFrame:
@@ -340,7 +334,7 @@ class AdniExport:
         dated = dated.filter((_since() - pl.col("month")).abs() <= TOLERANCE)
         return dated.group_by("rid", "month", maintain_order=True).agg(pl.col("date").first())
 
-    def timed(self, table: LoniTable) -> pl.DataFrame:
+    def timed(self, table: loni.LoniTable) -> pl.DataFrame:
         """A table with blank dates filled from other tables, and months reconciled with the dates.
 
         `month` is that of the visit code, or without one the time from the baseline visit to the date (null for dates
@@ -361,7 +355,7 @@ class AdniExport:
             self.note(apart, frame, f"{name}: {{n}} {text}; the later of the two is used")
             text = "records without a month in their visit code are dated more than six months before baseline"
             self.note(early, frame, f"{name}: {{n}} {text}; their month is unknown")
-            if table is not APOERES:  # constant over time, and without dates
+            if table is not loni.APOERES:  # constant over time, and without dates
                 unknown = pl.col("month").is_null() & pl.col("since").is_null()
                 text = "records have no month in their visit code and no date since baseline; their time is unknown"
                 self.note(unknown, frame, f"{name}: {{n}} {text}")

@@ -6,20 +6,10 @@ from typing import Any
 
 import polars as pl
 
+from mrpipe.datasets.enrico import tables as enrico
 from mrpipe.datasets.enrico.cohort import parse_metadata, unavailable_wireframes
 from mrpipe.datasets.enrico.hierarchy import Hierarchy, parse_hierarchy
 from mrpipe.datasets.enrico.options import EnricoOptions
-from mrpipe.datasets.enrico.tables import (
-    FETCH,
-    PROVIDER,
-    TOPIC_COUNTS,
-    Legend,
-    open_export,
-    read_issues,
-    read_legend,
-    read_topics,
-    root_of,
-)
 from mrpipe.datasets.enrico.wireframe import HIERARCHIES, WIREFRAMES, wireframe_sources
 from mrpipe.datasets.images import SUFFIXES, image_size
 from mrpipe.errors import DataError, Fault, FaultCollector
@@ -32,14 +22,14 @@ UNUSED = ("textButton_legend.json",)
 
 def _require_folders(export: dict[str, Folder], options: EnricoOptions, raw: Path, faults: FaultCollector) -> None:
     if not export["screenshots"].exists:
-        fix = f"Download screenshots.zip (110 MB) from {PROVIDER}; it does not need to be unpacked."
+        fix = f"Download screenshots.zip (110 MB) from {enrico.PROVIDER}; it does not need to be unpacked."
         file, expected = f"{raw.name}/screenshots", "the folder, or screenshots.zip"
         faults.add(Fault(file=file, expected=expected, found="neither", fix=fix))
     drawable = options.wireframes == "render" or options.render_missing_wireframes
     if not export["wireframes"].exists and not (drawable and export["hierarchies"].exists):
         also = ", or hierarchies to draw them from" if drawable else " (drawing them is disabled)"
         found = "neither" if not export["hierarchies"].exists else "only hierarchies"
-        fix = f"Download wireframes.zip (5 MB) or hierarchies.zip (2 MB) from {PROVIDER}."
+        fix = f"Download wireframes.zip (5 MB) or hierarchies.zip (2 MB) from {enrico.PROVIDER}."
         expected = f"the folder or wireframes.zip{also}"
         faults.add(Fault(file=f"{raw.name}/wireframes", expected=expected, found=found, fix=fix))
 
@@ -63,7 +53,7 @@ class _Members:
                 values[screen_id] = self.folder.parse(self.names[screen_id], parser)
             except DataError as error:
                 broken.append(error)
-        faults.absorb_some(broken, self.folder.source, FETCH)
+        faults.absorb_some(broken, self.folder.source, enrico.FETCH)
         return values
 
 
@@ -77,10 +67,10 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
     if len(options.image_size) != 2 or not all(isinstance(n, int) and n >= 1 for n in options.image_size):
         found = str(list(options.image_size))
         faults.add(Fault(file="options", column="image_size", expected="[height, width] in pixels", found=found))
-    topics: pl.DataFrame | None = faults.attempt(read_topics, raw)
-    issues: pl.DataFrame | None = faults.attempt(read_issues, raw)
-    legend: Legend | None = faults.attempt(read_legend, raw)
-    export: dict[str, Folder] | None = faults.attempt(open_export, raw)
+    topics: pl.DataFrame | None = faults.attempt(enrico.read_topics, raw)
+    issues: pl.DataFrame | None = faults.attempt(enrico.read_issues, raw)
+    legend: enrico.Legend | None = faults.attempt(enrico.read_legend, raw)
+    export: dict[str, Folder] | None = faults.attempt(enrico.open_export, raw)
     if export is not None:
         _require_folders(export, options, raw, faults)
     if export is None or topics is None:
@@ -122,8 +112,10 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
         if listed := sorted(screen_ids):
             notes.append(f"{len(listed)} {text}: {few(listed)}")
 
-    if len(ids) != sum(TOPIC_COUNTS.values()):
-        notes.append(f"design_topics.csv has {len(ids)} screens; the published table has {sum(TOPIC_COUNTS.values())}")
+    if len(ids) != sum(enrico.TOPIC_COUNTS.values()):
+        notes.append(
+            f"design_topics.csv has {len(ids)} screens; the published table has {sum(enrico.TOPIC_COUNTS.values())}"
+        )
     drawn = sorted(s for s in ids if sources[s] == "rendered")
     note(drawn, "wireframes will be drawn from their hierarchies")
     note(trees.keys() - drawable, "hierarchies draw nothing and give no wireframe")
@@ -145,7 +137,7 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
     if not legend.icons and any(c.label == "Icon" for s in drawn for c in trees[s].components):
         notes.append("icon_legend.json is missing: icons in drawn wireframes become holes (black)")
 
-    root = root_of(raw)
+    root = enrico.root_of(raw)
     files = [root / name for name in TABLES if (root / name).is_file()]
     unused = {n: "not needed: colours come from the other legends" for n in UNUSED if (root / n).is_file()}
     for folder in export.values():

@@ -12,20 +12,9 @@ from typing import Any
 
 import polars as pl
 
+from mrpipe.datasets.enrico import tables as enrico
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy
 from mrpipe.datasets.enrico.options import EnricoOptions
-from mrpipe.datasets.enrico.tables import (
-    LANDSCAPE_MODE,
-    MULTIBENCH_IGNORES,
-    NOT_AVAILABLE,
-    SEVERITIES,
-    SOURCES,
-    TOPICS,
-    open_export,
-    parse_json,
-    read_issues,
-    read_topics,
-)
 from mrpipe.datasets.enrico.wireframe import HIERARCHIES, WIREFRAMES, wireframe_sources
 from mrpipe.datasets.images import SUFFIXES, image_size
 from mrpipe.errors import DataError, Fault
@@ -41,7 +30,7 @@ def multibench_folds(screen_ids: Sequence[str]) -> list[str | None]:
     MultiBench's datasets/enrico/get_data.py skips two screens (None here), shuffles the positions of the others with
     `random.Random(42)` and cuts at int(n·0.65) and int(n·(0.65 + 0.15)): 947/219/292 of the published 1,458.
     """
-    kept = [i for i, screen_id in enumerate(screen_ids) if screen_id not in MULTIBENCH_IGNORES]
+    kept = [i for i, screen_id in enumerate(screen_ids) if screen_id not in enrico.MULTIBENCH_IGNORES]
     order = list(range(len(kept)))
     random.Random(42).shuffle(order)
     n_train, n_fit = int(len(kept) * 0.65), int(len(kept) * (0.65 + 0.15))
@@ -53,23 +42,25 @@ def multibench_folds(screen_ids: Sequence[str]) -> list[str | None]:
 
 def unavailable_wireframes(issues: pl.DataFrame) -> frozenset[str]:
     """Screens without a usable wireframe image: MultiBench's two, and those marked "not available" in issues.csv."""
-    listed = issues.filter((pl.col("source") == "wireframe") & (pl.col("description") == NOT_AVAILABLE))
-    return frozenset([*MULTIBENCH_IGNORES, *listed["screen_id"]])
+    listed = issues.filter((pl.col("source") == "wireframe") & (pl.col("description") == enrico.NOT_AVAILABLE))
+    return frozenset([*enrico.MULTIBENCH_IGNORES, *listed["screen_id"]])
 
 
 def _issue_columns(issues: pl.DataFrame) -> pl.DataFrame:
     """One row per screen with issues: worst severity per source, worst severity overall (a rank), descriptions."""
     ranked = issues.with_columns(
-        pl.col("severity").replace_strict({s: i for i, s in enumerate(SEVERITIES)}, return_dtype=pl.Int8).alias("rank")
+        pl.col("severity")
+        .replace_strict({s: i for i, s in enumerate(enrico.SEVERITIES)}, return_dtype=pl.Int8)
+        .alias("rank")
     )
-    names = dict(enumerate(SEVERITIES))
+    names = dict(enumerate(enrico.SEVERITIES))
     worst = [
         pl.col("rank")
         .filter(pl.col("source") == source)
         .max()
         .replace_strict(names, return_dtype=pl.String)
         .alias(f"issue_{source}")
-        for source in SOURCES
+        for source in enrico.SOURCES
     ]
     described = pl.format("{}: {}", "source", "description").str.join("; ").alias("issue_description")
     grouped = ranked.group_by(pl.col("screen_id").alias("sample_id"), maintain_order=True)
@@ -84,7 +75,7 @@ def parse_metadata(data: bytes, shown_as: str) -> tuple[dict[str, Any], bool]:
     Raises:
         DataError: if the content is not JSON, or neither an object nor empty.
     """
-    value, plain = parse_json(data, shown_as) if data.strip() else ({}, True)
+    value, plain = enrico.parse_json(data, shown_as) if data.strip() else ({}, True)
     if value and not isinstance(value, dict):
         raise DataError(Fault(file=shown_as, expected="a JSON object", found=type(value).__name__))
     return value or {}, plain
@@ -107,7 +98,7 @@ def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
     a screenshot), `issue_<source>` (worst severity or null) and `issue_description`, `n_components` (Int32, labelled
     nodes of the hierarchy), `has_metadata`, `app_id`, `app_category`.
     """
-    topics, issues, export = read_topics(raw), read_issues(raw), open_export(raw)
+    topics, issues, export = enrico.read_topics(raw), enrico.read_issues(raw), enrico.open_export(raw)
     ids = topics["screen_id"].to_list()
 
     def parsed(folder: Folder, suffixes: Sequence[str], parser: Callable[[bytes, str], Any]) -> dict[str, Any]:
@@ -136,22 +127,22 @@ def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
 
     attrition = Attrition(len(samples), "screens in design_topics.csv")
     if options.exclude_issues != "none":
-        limit = SEVERITIES.index(options.exclude_issues)
+        limit = enrico.SEVERITIES.index(options.exclude_issues)
         samples = samples.filter(pl.col("issue_rank").fill_null(-1) < limit)
         worse = " or worse" if options.exclude_issues != "high" else ""
         reason = f"an issue of severity {options.exclude_issues}{worse} (exclude_issues={options.exclude_issues})"
         attrition.step(reason, len(samples))
     if options.landscape == "exclude":
         # A screenshot can be upright although its screen is in landscape; issues.csv lists those.
-        listed = issues.filter(pl.col("description") == LANDSCAPE_MODE)["screen_id"].implode()
+        listed = issues.filter(pl.col("description") == enrico.LANDSCAPE_MODE)["screen_id"].implode()
         upright = pl.col("screen_width") <= pl.col("screen_height")
         samples = samples.filter(upright.fill_null(True) & ~pl.col("sample_id").is_in(listed))
         attrition.step("screenshot in landscape (landscape=exclude)", len(samples))
 
     labels = samples.select("sample_id").join(topics, left_on="sample_id", right_on="screen_id", how="left")
-    index = {topic: i for i, topic in enumerate(TOPICS)}
+    index = {topic: i for i, topic in enumerate(enrico.TOPICS)}
     value = pl.col("topic").replace_strict(index, return_dtype=pl.Int8).alias("value")
-    columns = [*(f"issue_{s}" for s in SOURCES), "issue_description"]
+    columns = [*(f"issue_{s}" for s in enrico.SOURCES), "issue_description"]
     ordered = samples.select(pl.exclude(*columns, "issue_rank"), *columns).sort("sample_id")
     return Cohort(
         samples=ordered,

@@ -7,29 +7,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from mrpipe.datasets.mimic import tables as mimic
 from mrpipe.datasets.mimic.codes import codes_of
 from mrpipe.datasets.mimic.cohort import birth, ended, possible, require_consistent, visits
 from mrpipe.datasets.mimic.options import MimicOptions, within
-from mrpipe.datasets.mimic.tables import (
-    EVENTS,
-    GET,
-    NOTES,
-    PLACES,
-    ROWS,
-    SUMS,
-    TABLES,
-    Columns,
-    Form,
-    detect_release,
-    find_table,
-    forms_of,
-    has_table,
-    note_tables,
-    provider_sums,
-    read_table,
-    scan_table,
-    tables_of,
-)
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import few, sha256
 from mrpipe.schema import Checked
@@ -55,10 +36,10 @@ UNREAD = {
 
 def _verify(raw: Path, files: list[Path], options: MimicOptions, faults: FaultCollector, notes: list[str]) -> set[Path]:
     """Compare files with the provider's checksums; returns the verified files."""
-    sums = provider_sums(raw) if options.checksums != "skip" else {}
+    sums = mimic.provider_sums(raw) if options.checksums != "skip" else {}
     unlisted = sorted(set(options.rebuilt) - {within(raw, f) for f in sums})
     if unlisted and options.checksums != "skip":
-        expected, found = f"files listed in {SUMS}", ", ".join(unlisted)
+        expected, found = f"files listed in {mimic.SUMS}", ", ".join(unlisted)
         faults.add(Fault(file="options", column="rebuilt", expected=expected, found=found))
     verified = set()
     for path in files:
@@ -68,12 +49,12 @@ def _verify(raw: Path, files: list[Path], options: MimicOptions, faults: FaultCo
         if listed and found == sums[path]:
             verified.add(path)
         elif listed and options.checksums == "verify":
-            expected = f"SHA-256 {sums[path][:16]}… as in {SUMS}"
+            expected = f"SHA-256 {sums[path][:16]}… as in {mimic.SUMS}"
             declared = f"--set 'rebuilt=[\"{name}\"]'; checksums=note accepts all mismatches."
             fix = f"Download the file again or, if it was changed on purpose, declare it with {declared}"
             faults.add(Fault(file=name, expected=expected, found=f"{found[:16]}…", fix=fix))
         elif listed:
-            notes.append(f"{name} was modified: its SHA-256 differs from {SUMS}")
+            notes.append(f"{name} was modified: its SHA-256 differs from {mimic.SUMS}")
         elif name in options.rebuilt:
             notes.append(f"{name} was modified: declared in the option rebuilt")
     if sums:
@@ -81,9 +62,9 @@ def _verify(raw: Path, files: list[Path], options: MimicOptions, faults: FaultCo
     return verified
 
 
-def _content(raw: Path, files: Form, columns: Columns) -> tuple[int, int, list[str]]:
+def _content(raw: Path, files: mimic.Form, columns: mimic.Columns) -> tuple[int, int, list[str]]:
     """Number of rows, sum of their hashes, and columns of one form of a table, whatever its order."""
-    scan, total, names = scan_table(raw, files, columns), 0, []
+    scan, total, names = mimic.scan_table(raw, files, columns), 0, []
     for frame in scan:
         names = sorted(frame.columns)
         hashes = frame.select(names).with_columns(pl.col(pl.String).str.strip_chars()).hash_rows(seed=0)
@@ -91,17 +72,17 @@ def _content(raw: Path, files: Form, columns: Columns) -> tuple[int, int, list[s
     return scan.n_rows, total, names
 
 
-def _decide(raw: Path, table: str, columns: Columns, options: MimicOptions, notes: list[str]) -> None:
+def _decide(raw: Path, table: str, columns: mimic.Columns, options: MimicOptions, notes: list[str]) -> None:
     """Note which form of a table is read if there are several.
 
     Raises:
         DataError: the contents of the forms differ, and neither SHA256SUMS.txt nor the option `form` decides.
     """
-    every, forms = tables_of(raw).get(table, []), forms_of(raw, table, options)
+    every, forms = mimic.tables_of(raw).get(table, []), mimic.forms_of(raw, table, options)
     if len(every) < 2:
         return
     shown = {f: within(raw, f[0]) + (f" (and {len(f) - 1} more files)" if len(f) > 1 else "") for f in every}
-    reason = f"as listed in {SUMS}" if options.form == "auto" else f"form={options.form}"
+    reason = f"as listed in {mimic.SUMS}" if options.form == "auto" else f"form={options.form}"
     if len(forms) > 1:
         if len({str(_content(raw, f, columns)) for f in forms}) > 1:
             expected, found = "one table, or equal contents", f"different contents in {' and '.join(shown.values())}"
@@ -123,43 +104,46 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
     encoder, *notes = ("counts",) if counts else recorded(options.text_encoder, ("auto", "counts"))
     faults = FaultCollector()
     files: list[Path] = []
-    present = tables_of(raw)
+    present = mimic.tables_of(raw)
     _require_layout(raw, present)
     frames: dict[str, pl.DataFrame] = {}
-    for name in TABLES:
+    for name in mimic.TABLES:
         if name == "icu/icustays" and options.require_icu == "no":
             continue
-        if name in OPTIONAL and not has_table(raw, name):
+        if name in OPTIONAL and not mimic.has_table(raw, name):
             notes.append(f"{name} is missing: {OPTIONAL[name]}")
             continue
-        form = find_table(raw, name, faults, options)
+        form = mimic.find_table(raw, name, faults, options)
         if form is None:
             continue
         files += form
-        faults.attempt(_decide, raw, name, TABLES[name], options, notes)
-        frame = faults.attempt(read_table, raw, form, name, notes, options)
+        faults.attempt(_decide, raw, name, mimic.TABLES[name], options, notes)
+        frame = faults.attempt(mimic.read_table, raw, form, name, notes, options)
         if frame is not None:
             frames[name] = frame
     release = "unknown"
     if {"hosp/patients", "hosp/admissions"} <= set(frames):
         tables = frames["hosp/patients"], frames["hosp/admissions"]
         faults.attempt(require_consistent, raw, *tables, frames.get("icu/icustays"), options)
-        release = faults.attempt(detect_release, *tables, options) or release
+        release = faults.attempt(mimic.detect_release, *tables, options) or release
         notes += _oddities(frames)
-    large = {n: EVENTS[n] for n in options.event_sources} | {n: NOTES[n] for n in note_tables(raw, options)}
-    forms: dict[str, Form] = {}
+    large = {n: mimic.EVENTS[n] for n in options.event_sources}
+    large |= {n: mimic.NOTES[n] for n in mimic.note_tables(raw, options)}
+    forms: dict[str, mimic.Form] = {}
     for name, columns in large.items():
-        form = find_table(raw, PLACES[name], faults, options)
+        form = mimic.find_table(raw, mimic.PLACES[name], faults, options)
         if form is None:
             continue
         files += form
         forms[name] = form
-        if (scan := faults.attempt(scan_table, raw, form, columns)) is not None:
+        if (scan := faults.attempt(mimic.scan_table, raw, form, columns)) is not None:
             faults.attempt(scan.sample)
-            faults.attempt(_decide, raw, PLACES[name], columns, options, notes)
+            faults.attempt(_decide, raw, mimic.PLACES[name], columns, options, notes)
     for name in options.notes:
-        if not has_table(raw, PLACES[name]):
-            notes.append(f"{PLACES[name]} is missing (MIMIC-IV-Note is a separate PhysioNet project): no {name} notes")
+        if not mimic.has_table(raw, mimic.PLACES[name]):
+            notes.append(
+                f"{mimic.PLACES[name]} is missing (MIMIC-IV-Note is a separate PhysioNet project): no {name} notes"
+            )
     observed = {}
     if not faults.faults:
         kept = visits(raw, options).kept
@@ -172,9 +156,9 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
         for name, form in forms.items() if options.integrity == "full" else ():
             if not verified.issuperset(form):
                 # As the build does, which finds all errors of the rows that it uses.
-                whole = scan_table(raw, form, large[name], subjects)
+                whole = mimic.scan_table(raw, form, large[name], subjects)
                 faults.attempt(deque, whole, maxlen=0)
-                n_rows[PLACES[name]] = whole.n_rows
+                n_rows[mimic.PLACES[name]] = whole.n_rows
         notes += _count_notes(n_rows, release)
     faults.raise_if_any()
     read = {name for name, of_table in present.items() if any(form[0] in files for form in of_table)}
@@ -197,20 +181,21 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
     )
 
 
-def _require_layout(raw: Path, present: Mapping[str, list[Form]]) -> None:
+def _require_layout(raw: Path, present: Mapping[str, list[mimic.Form]]) -> None:
     """Raise a DataError for exports of MIMIC-III, whose patients have a date of birth, and of MIMIC-IV 1.0."""
     found = "the core module of MIMIC-IV 1.0" if "core/patients" in present and "hosp/patients" not in present else ""
     for path in raw.rglob("*"):
         patients = path.name.lower() in ("patients.csv", "patients.csv.gz", "patients.parquet") and path.is_file()
-        if patients and "dob" in (h.lower() for h in scan_table(raw, (path,), ()).header):
+        if patients and "dob" in (h.lower() for h in mimic.scan_table(raw, (path,), ()).header):
             found = "MIMIC-III tables"
     if found:
-        raise DataError(Fault(file=raw.name, expected="MIMIC-IV 2.0 or later (hosp/patients)", found=found, fix=GET))
+        expected = "MIMIC-IV 2.0 or later (hosp/patients)"
+        raise DataError(Fault(file=raw.name, expected=expected, found=found, fix=mimic.GET))
 
 
 def _count_notes(counts: Mapping[str, int], release: str) -> list[str]:
     """Notes on tables whose number of rows is not that of the release."""
-    published = ROWS.get(release.removeprefix("MIMIC-IV "), {})
+    published = mimic.ROWS.get(release.removeprefix("MIMIC-IV "), {})
     return [
         f"{name} has {n:,} rows; in {release} as published it has {published[name]:,}"
         for name, n in counts.items()

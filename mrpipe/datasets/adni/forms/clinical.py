@@ -10,27 +10,13 @@ from pathlib import Path
 
 import polars as pl
 
+from mrpipe.datasets.adni import tables as loni
 from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import medications as drugs
 from mrpipe.datasets.adni.forms.features import Built, Feature, features, side_by_side, vector_modality
 from mrpipe.datasets.adni.forms.paper_profile import paper_features
 from mrpipe.datasets.adni.forms.rows import eligible, pick, row_policy
 from mrpipe.datasets.adni.options import AdniOptions
-from mrpipe.datasets.adni.tables import (
-    CLINICAL,
-    FUNCTIONS,
-    HISTORY,
-    INITHEALTH,
-    MEDHIST,
-    NEUROEXM,
-    PTDEMOG,
-    QUANTITIES,
-    RACES,
-    RECCMEDS,
-    SIGNS,
-    VITALS,
-    LoniTable,
-)
 from mrpipe.schema import Features
 
 BIT = 2
@@ -42,7 +28,7 @@ YES_NO_LEVELS = ("no", "yes")
 
 
 def _demographics(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
-    frame = export.timed(PTDEMOG)
+    frame = export.timed(loni.PTDEMOG)
     constant = ["PTGENDER", "PTHAND", "PTETHCAT", "PTRACCAT", "PTDOB", "PTDOBMM", "PTDOBYY", "AGE"]
     static = pick(frame, cohort, policy, constant, static=True)
     changing = pick(frame, cohort, policy, _MARITAL)
@@ -55,14 +41,16 @@ def _demographics(export: AdniExport, cohort: pl.DataFrame, policy: str, source:
     visit = pl.col("visit_date").dt.year() + (pl.col("visit_date").dt.ordinal_day() - 0.5) / 365.25
     # ADNIMERGE has no date of birth, but the age at baseline.
     later = (pl.col("visit_date") - pl.col("date0")).dt.total_days() / 365.25
-    merged = export.path(PTDEMOG, merged=False) is None
+    merged = export.path(loni.PTDEMOG, merged=False) is None
     age = pl.col("AGE") + later if merged else visit - born
     selected = pl.col("PTRACCAT")
     # A code outside the list may stand for any race, so that the races that are not selected are unknown.
-    known = (selected.list.len() > 0) & selected.list.eval(pl.element().is_in([code for code, _ in RACES])).list.all()
+    known = (selected.list.len() > 0) & selected.list.eval(
+        pl.element().is_in([code for code, _ in loni.RACES])
+    ).list.all()
     races = [
         pl.when(selected.list.contains(code)).then(1).when(known).then(0).cast(pl.Int8).alias(f"race_{level}")
-        for code, level in RACES
+        for code, level in loni.RACES
     ]
     out = joined.select(
         "rid",
@@ -74,8 +62,8 @@ def _demographics(export: AdniExport, cohort: pl.DataFrame, policy: str, source:
     text = "that at baseline" if merged else "the month of birth (mid-year if only the year is known)"
     declared = features(source, {"age": column}, unit="a", description=f"age at the visit, from {text}")
     for n in ("PTGENDER", "PTHAND", "PTETHCAT", *_MARITAL):
-        declared += features(source, {n: n}, levels=PTDEMOG.field(n).levels, unit="a" if n == "PTEDUCAT" else "")
-    columns, text = {f"race_{level}": "PTRACCAT" for _, level in RACES}, "race selected; several can be"
+        declared += features(source, {n: n}, levels=loni.PTDEMOG.field(n).levels, unit="a" if n == "PTEDUCAT" else "")
+    columns, text = {f"race_{level}": "PTRACCAT" for _, level in loni.RACES}, "race selected; several can be"
     declared += features(source, columns, levels=YES_NO_LEVELS, description=text)
     return _known(declared, out) if merged else (declared, out)
 
@@ -95,7 +83,7 @@ def initial_health(frame: pl.DataFrame) -> pl.DataFrame:
     unknown = ("MH14ALCH", "MH15DRUG", "MH16SMOK", "MH19OTHR")
     items = {
         item: (pl.col("IHSYMPTOM") == code).any() | ((item == "MH18SURG") & (pl.col("IHSURG") == 1).any())
-        for code, item in enumerate(HISTORY.split())
+        for code, item in enumerate(loni.HISTORY.split())
         if item not in unknown
     }
     keys = ["rid", "month", "rank", "date", "when"]
@@ -106,25 +94,31 @@ def initial_health(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _history(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
-    names = HISTORY.split()
-    frames = [pl.DataFrame(schema=dict.fromkeys(names, pl.Int8) | dict.fromkeys(QUANTITIES, pl.Float64))]
-    frames += [export.timed(MEDHIST)] if export.path(MEDHIST) else []
-    frames += [initial_health(export.timed(INITHEALTH))] if export.path(INITHEALTH) else []
-    frame = pick(pl.concat(frames, how="diagonal"), cohort, policy, [*names, *QUANTITIES])
+    names = loni.HISTORY.split()
+    frames = [pl.DataFrame(schema=dict.fromkeys(names, pl.Int8) | dict.fromkeys(loni.QUANTITIES, pl.Float64))]
+    frames += [export.timed(loni.MEDHIST)] if export.path(loni.MEDHIST) else []
+    frames += [initial_health(export.timed(loni.INITHEALTH))] if export.path(loni.INITHEALTH) else []
+    frame = pick(pl.concat(frames, how="diagonal"), cohort, policy, [*names, *loni.QUANTITIES])
     # Sub-items are blank or −4 if the parent item is "no": dose and duration are then 0, time since the end is unknown.
     frame = frame.with_columns(
         pl.when((pl.col(parent) == 0) & pl.lit(zero)).then(pl.lit(0.0)).otherwise(pl.col(q)).alias(q)
-        for q, (parent, zero) in QUANTITIES.items()
+        for q, (parent, zero) in loni.QUANTITIES.items()
     )
     declared = features(source, {n: n for n in names}, levels=YES_NO_LEVELS)
-    declared += [Feature(name=q, source_file=source, source_column=q, unit=_DOSES.get(q, "a")) for q in QUANTITIES]
-    return (declared, frame.select("rid", *names, *QUANTITIES)) if export.path(MEDHIST) else _known(declared, frame)
+    declared += [Feature(name=q, source_file=source, source_column=q, unit=_DOSES.get(q, "a")) for q in loni.QUANTITIES]
+    return (
+        (declared, frame.select("rid", *names, *loni.QUANTITIES))
+        if export.path(loni.MEDHIST)
+        else _known(declared, frame)
+    )
 
 
 def _examination(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
-    names = [*SIGNS.split(), *FUNCTIONS.split()]
-    frame = pick(export.timed(NEUROEXM), cohort, policy, names)
-    declared = [Feature(name=n, source_file=source, source_column=n, levels=NEUROEXM.field(n).levels) for n in names]
+    names = [*loni.SIGNS.split(), *loni.FUNCTIONS.split()]
+    frame = pick(export.timed(loni.NEUROEXM), cohort, policy, names)
+    declared = [
+        Feature(name=n, source_file=source, source_column=n, levels=loni.NEUROEXM.field(n).levels) for n in names
+    ]
     return declared, frame
 
 
@@ -134,7 +128,7 @@ def _medication(export: AdniExport, cohort: pl.DataFrame, policy: str, source: s
     Medications that ended before the year of the visit, or began after it, are excluded, except under latest_update.
     """
     ingredients = {**drugs.INGREDIENTS, **(drugs.DEMENTIA_DRUGS if dementia else {})}
-    records = eligible(export.timed(RECCMEDS), cohort, policy)
+    records = eligible(export.timed(loni.RECCMEDS), cohort, policy)
     active = drugs.is_medication("CMMED")
     if not dementia:
         active = active & ~drugs.is_dementia_drug("CMMED")
@@ -191,7 +185,7 @@ def in_si(vitals: pl.DataFrame) -> pl.DataFrame:
 
 def _vitals(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
     fields = ["weight", "height", "temperature", "VSBPSYS", "VSBPDIA", "VSPULSE", "VSRESP"]
-    chosen = pick(in_si(export.timed(VITALS)), cohort, policy, fields)
+    chosen = pick(in_si(export.timed(loni.VITALS)), cohort, policy, fields)
     names = {"VSBPSYS": "systolic", "VSBPDIA": "diastolic", "VSPULSE": "pulse", "VSRESP": "respiration"}
     out = chosen.rename(names).with_columns(bmi=pl.col("weight") / (pl.col("height") / 100) ** 2)
     described = (
@@ -208,10 +202,10 @@ def _vitals(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) 
     return declared, out.select("rid", *(f.name for f in declared))
 
 
-def clinical_tables(export: AdniExport, options: AdniOptions) -> list[LoniTable]:
+def clinical_tables(export: AdniExport, options: AdniOptions) -> list[loni.LoniTable]:
     """Tables of the modality in the export, or those that replace them; the authors do not use the latter."""
     paper = options.profile == "paper"
-    tables = CLINICAL if paper else (*CLINICAL, INITHEALTH)
+    tables = loni.CLINICAL if paper else (*loni.CLINICAL, loni.INITHEALTH)
     return [t for t in tables if export.path(t, merged=not paper) is not None]
 
 
@@ -220,15 +214,15 @@ def clinical_features(export: AdniExport, cohort: pl.DataFrame, options: AdniOpt
     policy, tables = row_policy(options), clinical_tables(export, options)
     if options.profile == "paper":
         return paper_features(export, tables, cohort, policy, dementia_drugs=options.dementia_drugs)
-    builders: dict[LoniTable, Callable[[AdniExport, pl.DataFrame, str, str], Built]] = {
-        PTDEMOG: _demographics,
-        MEDHIST: _history,
-        NEUROEXM: _examination,
-        RECCMEDS: partial(_medication, dementia=options.dementia_drugs),
-        VITALS: _vitals,
+    builders: dict[loni.LoniTable, Callable[[AdniExport, pl.DataFrame, str, str], Built]] = {
+        loni.PTDEMOG: _demographics,
+        loni.MEDHIST: _history,
+        loni.NEUROEXM: _examination,
+        loni.RECCMEDS: partial(_medication, dementia=options.dementia_drugs),
+        loni.VITALS: _vitals,
     }
-    if MEDHIST not in tables:
-        builders = {INITHEALTH if t is MEDHIST else t: b for t, b in builders.items()}
+    if loni.MEDHIST not in tables:
+        builders = {loni.INITHEALTH if t is loni.MEDHIST else t: b for t, b in builders.items()}
     return side_by_side(
         cohort, (b(export, cohort, policy, export.shown(t)) for t, b in builders.items() if t in tables)
     )

@@ -14,23 +14,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.datasets.adni.genomic import strand
 from mrpipe.datasets.adni.genomic.inputs import GenomicInputs, open_inputs, require_consistent, rids_of
 from mrpipe.datasets.adni.genomic.merge import Panel, batches, merged_rows, missing_calls
 from mrpipe.datasets.adni.genomic.plink import RECODE, PlinkSet
 from mrpipe.datasets.adni.genomic.qc import QualityControl, quality_control
-from mrpipe.datasets.adni.genomic.strand import (
-    LETTERS,
-    NO_ALLELE,
-    OTHER_ALLELE,
-    KnownSnps,
-    align,
-    allele_codes,
-    complement,
-    palindromic,
-    position_keys,
-    positions_of,
-    read_reference,
-)
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.features import dictionary_of
 from mrpipe.errors import DataError, Fault
@@ -84,21 +72,21 @@ def _first_of(values: NDArray[np.int64], preference: NDArray[np.int64]) -> NDArr
 
 
 def prepare_set(
-    plink: PlinkSet, build: str, inputs: GenomicInputs, known: KnownSnps, options: AdniOptions
-) -> tuple[PreparedSet, KnownSnps]:
+    plink: PlinkSet, build: str, inputs: GenomicInputs, known: strand.KnownSnps, options: AdniOptions
+) -> tuple[PreparedSet, strand.KnownSnps]:
     """Apply quality control, lift-over, alignment and removal of duplicate SNPs to one set.
 
     Returns the prepared set and `known` extended by SNPs that were not in it.
     """
     bim = plink.bim
-    a1, a2 = allele_codes(bim["a1"]), allele_codes(bim["a2"])
+    a1, a2 = strand.allele_codes(bim["a1"]), strand.allele_codes(bim["a2"])
     placed = bim["chrom"].is_in(list(options.chromosomes)).to_numpy() & (bim["pos"].to_numpy() > 0)
-    considered = np.flatnonzero(placed & (a1 < OTHER_ALLELE) & (a2 < NO_ALLELE))
+    considered = np.flatnonzero(placed & (a1 < strand.OTHER_ALLELE) & (a2 < strand.NO_ALLELE))
     # Minor alleles are counted over all sets after merging.
     qc = quality_control(plink, considered, mind=options.mind, geno=options.geno, hwe=options.hwe, maf=0.0)
     n_people = int(qc.people.sum())
     # Without alleles (0 0), nobody has a call.
-    snp = np.flatnonzero(placed & (a1 < OTHER_ALLELE) & (a2 < OTHER_ALLELE))
+    snp = np.flatnonzero(placed & (a1 < strand.OTHER_ALLELE) & (a2 < strand.OTHER_ALLELE))
     chromosome, position = bim["chrom"].to_numpy().astype("U8")[snp], bim["pos"].to_numpy()[snp]
     a1, a2, ids = a1[snp], a2[snp], bim["id"].to_numpy().astype(np.str_)[snp]
     passed = np.isin(snp, qc.snps, assume_unique=True)
@@ -107,19 +95,22 @@ def prepare_set(
         assert inputs.chain is not None
         lifted = inputs.chain.lift(chromosome, position)
         found = lifted.found & np.isin(lifted.chromosome, options.chromosomes)
-        a1, a2 = np.where(lifted.reversed, complement(a1), a1), np.where(lifted.reversed, complement(a2), a2)
+        a1, a2 = (
+            np.where(lifted.reversed, strand.complement(a1), a1),
+            np.where(lifted.reversed, strand.complement(a2), a2),
+        )
         chromosome, position = lifted.chromosome, lifted.position
-        moved = inputs.chain.lift(*positions_of(dropped))
-        dropped = position_keys(moved.chromosome, moved.position)[moved.found]
+        moved = inputs.chain.lift(*strand.positions_of(dropped))
+        dropped = strand.position_keys(moved.chromosome, moved.position)[moved.found]
     unplaced = pl.Series(ids[~found].tolist(), dtype=pl.String)
-    present = position_keys(chromosome[found], position[found])
+    present = strand.position_keys(chromosome[found], position[found])
     frequency, missing = qc.frequency[found[passed]], qc.missing[found[passed]]
     key, chosen = present[passed[found]], found & passed
     snp, a1, a2, ids = snp[chosen], a1[chosen], a2[chosen], ids[chosen]
-    aligned = align(key, a1, a2, frequency, known, use_frequency=options.frequency_check, n_people=n_people)
+    aligned = strand.align(key, a1, a2, frequency, known, use_frequency=options.frequency_check, n_people=n_people)
     f_counted = np.where(aligned.swap, 1 - frequency, frequency)
     require_consistent(plink.table("bim"), ids, key, f_counted, known, aligned.index)
-    absent = (aligned.reason == "not in the reference") & (a1 != NO_ALLELE)
+    absent = (aligned.reason == "not in the reference") & (a1 != strand.NO_ALLELE)
     new = np.flatnonzero(absent & (inputs.reference is None or options.off_reference == "keep"))
     kept = np.flatnonzero(aligned.keep)
     at = aligned.index[kept]
@@ -131,8 +122,8 @@ def prepare_set(
     identity, rows = identity[one], rows[one]
     first = _first_of(key[new], missing[new])
     # The strand of A/T and C/G SNPs of this set is unknown, so that they cannot be compared with those of other sets.
-    f_new = np.where(palindromic(a1[new], a2[new]), np.nan, frequency[new])
-    added = KnownSnps(key[new][first], a1[new][first], a2[new][first], f_new[first], ids[new][first])
+    f_new = np.where(strand.palindromic(a1[new], a2[new]), np.nan, frequency[new])
+    added = strand.KnownSnps(key[new][first], a1[new][first], a2[new][first], f_new[first], ids[new][first])
     prepared = PreparedSet(
         # Only the SNP names of the .bim are needed from here on.
         plink=replace(plink, bim=bim.select("id")),
@@ -227,7 +218,9 @@ def assemble(
         Prepared sets, SNPs of the store, panels with their people, outcome per participant (`TRIED_SCHEMA`).
     """
     inputs = open_inputs(raw, options, scratch)
-    known = read_reference(inputs.reference, options.chromosomes) if inputs.reference else KnownSnps.empty()
+    known = (
+        strand.read_reference(inputs.reference, options.chromosomes) if inputs.reference else strand.KnownSnps.empty()
+    )
     sets: list[PreparedSet] = []
     for plink, build in zip(inputs.sets, inputs.builds, strict=True):
         prepared, known = prepare_set(plink, build, inputs, known, options)
@@ -267,14 +260,14 @@ def _dictionary(
     identity: NDArray[np.int64], sets: list[PreparedSet], panels: list[Panel], packed: NDArray[np.uint8], build: str
 ) -> pl.DataFrame:
     counted, other = identity // 8 % 8, identity % 8
-    chromosome, position = positions_of(identity // 64)
+    chromosome, position = strand.positions_of(identity // 64)
     names = np.full(len(identity), "", dtype=object)
     for s, panel in reversed(list(zip(sets, panels, strict=True))):
         held = panel.row >= 0
         names[held] = s.plink.bim["id"].to_numpy()[panel.row[held]]
     missing = call_counts(packed, len(identity))[3]
     held_by = [pl.when(pl.Series(p.row >= 0)).then(pl.lit(p.plink.name)) for p in panels]
-    alleles = {"counted": LETTERS[counted], "other": LETTERS[other]}
+    alleles = {"counted": strand.LETTERS[counted], "other": strand.LETTERS[other]}
     snps = pl.DataFrame({"name": names.tolist(), "chrom": chromosome, "pos": position, **alleles})
     texts = snps.select(
         pl.col("name") + "_" + pl.col("counted"),

@@ -18,18 +18,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.datasets.enrico import tables as enrico
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy, render
 from mrpipe.datasets.enrico.simulate.layouts import ICON_COLOURS, LAYOUTS, Node, build_tree, node
 from mrpipe.datasets.enrico.simulate.paint import LOOKS, paint_screenshot
-from mrpipe.datasets.enrico.tables import (
-    CANVAS_SIZE,
-    COMPONENT_COLOURS,
-    MULTIBENCH_IGNORES,
-    SCREEN_SIZE,
-    TOPIC_COUNTS,
-    TOPICS,
-    Legend,
-)
 from mrpipe.errors import UsageError
 from mrpipe.experiment.truth import write_best
 from mrpipe.keyed import generator, id_keys, uniform
@@ -88,15 +80,15 @@ class EnricoSimulation:
 
 def topic_counts(n: int) -> dict[str, int]:
     """Distribute n screens over topics in the published proportions (largest remainder), at least one per topic."""
-    if n < len(TOPICS):
-        raise UsageError(f"simulation of enrico: n_screens={n} must be at least {len(TOPICS)}, one per topic")
-    total = sum(TOPIC_COUNTS.values())
-    quota = {t: n * c / total for t, c in TOPIC_COUNTS.items()}
+    if n < len(enrico.TOPICS):
+        raise UsageError(f"simulation of enrico: n_screens={n} must be at least {len(enrico.TOPICS)}, one per topic")
+    total = sum(enrico.TOPIC_COUNTS.values())
+    quota = {t: n * c / total for t, c in enrico.TOPIC_COUNTS.items()}
     counts = {t: max(1, int(q)) for t, q in quota.items()}
     while sum(counts.values()) != n:
         # Add to the topic furthest below its quota, or take from the topic furthest above it that has more than one.
         step = 1 if sum(counts.values()) < n else -1
-        able = [t for t in TOPICS if step > 0 or counts[t] > 1]
+        able = [t for t in enrico.TOPICS if step > 0 or counts[t] > 1]
         chosen = max(able, key=lambda t: (step * (quota[t] - counts[t]), t))
         counts[chosen] += step
     return counts
@@ -105,9 +97,9 @@ def topic_counts(n: int) -> dict[str, int]:
 def likelihoods(options: EnricoSimulation) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """P(layout | topic), shape (20, 10), and P(look | topic), shape (20, 5)."""
     layouts, looks = list(LAYOUTS), list(LOOKS)
-    layout_TL = np.full((len(TOPICS), len(layouts)), options.layout_noise / len(layouts))
-    look_TK = np.full((len(TOPICS), len(looks)), options.look_noise / len(looks))
-    for i, topic in enumerate(TOPICS):
+    layout_TL = np.full((len(enrico.TOPICS), len(layouts)), options.layout_noise / len(layouts))
+    look_TK = np.full((len(enrico.TOPICS), len(looks)), options.look_noise / len(looks))
+    for i, topic in enumerate(enrico.TOPICS):
         layout, look = STATES[topic]
         layout_TL[i, layouts.index(layout)] += 1 - options.layout_noise
         look_TK[i, looks.index(look)] += 1 - options.look_noise
@@ -135,13 +127,13 @@ def _pack(folder: Path) -> None:
 def _draw_states(options: EnricoSimulation) -> pl.DataFrame:
     """Draw screen ids, topics, layouts, looks and the continuous state, in table order."""
     n, rng = options.n_screens, generator(options.seed, "enrico.screens")
-    topics = np.repeat(TOPICS, list(topic_counts(n).values()))
-    special = [*MULTIBENCH_IGNORES, *LANDSCAPE]
+    topics = np.repeat(enrico.TOPICS, list(topic_counts(n).values()))
+    special = [*enrico.MULTIBENCH_IGNORES, *LANDSCAPE]
     others = np.setdiff1d(np.arange(124, 72200).astype(str), special)
     ids = rng.permutation(np.array([*special, *rng.choice(others, n - len(special), replace=False)]))
     topics = rng.permutation(topics)
     keys = id_keys(ids.tolist())
-    index = np.searchsorted(TOPICS, topics)
+    index = np.searchsorted(enrico.TOPICS, topics)
     layout_TL, look_TK = likelihoods(options)
     u = uniform(keys, options.seed, "enrico.state", 6)
     layout = (u[:, :1] > np.cumsum(layout_TL, axis=1)[index]).sum(1).clip(max=len(LAYOUTS) - 1)
@@ -153,7 +145,7 @@ def _draw_states(options: EnricoSimulation) -> pl.DataFrame:
 
 def _draw_issues(states: pl.DataFrame, options: EnricoSimulation) -> list[tuple[str, str, str, str]]:
     """Rows of issues.csv: the special screens, then the published kinds in proportion, each at least once."""
-    rows = [(s, "wireframe", "not available", "high") for s in MULTIBENCH_IGNORES]
+    rows = [(s, "wireframe", "not available", "high") for s in enrico.MULTIBENCH_IGNORES]
     rows += [(s, "screenshot", "landscape mode", "high") for s in LANDSCAPE]
     special = {s for s, *_ in rows}
     ordinary = [s for s in states["sample_id"] if s not in special]
@@ -202,24 +194,24 @@ def _write_truth(
     truth: Path, states: pl.DataFrame, issues: Sequence[tuple[str, ...]], options: EnricoSimulation
 ) -> None:
     layout_TL, look_TK = likelihoods(options)
-    prior_T = np.array([TOPIC_COUNTS[t] for t in TOPICS]) / sum(TOPIC_COUNTS.values())
+    prior_T = np.array([enrico.TOPIC_COUNTS[t] for t in enrico.TOPICS]) / sum(enrico.TOPIC_COUNTS.values())
     joint_TLK = prior_T[:, None, None] * layout_TL[:, :, None] * look_TK[:, None, :]
     layout = [list(LAYOUTS).index(v) for v in states["layout"]]
     look = [list(LOOKS).index(v) for v in states["look"]]
     by_layout, by_look = joint_TLK.sum(2)[:, layout].T, joint_TLK.sum(1)[:, look].T
     by_both = joint_TLK[:, layout, look].T
     best = {"bayes_layout": by_layout, "bayes_look": by_look, "bayes_both": by_both}
-    frame = states.with_columns(pl.Series(n, np.array(TOPICS)[p.argmax(axis=1)]) for n, p in best.items())
+    frame = states.with_columns(pl.Series(n, np.array(enrico.TOPICS)[p.argmax(axis=1)]) for n, p in best.items())
     write_frame(truth / "truth.parquet", frame.sort("sample_id"))
     # A wireframe shows the layout. A screenshot shows both but blurs the layout, so its posterior is an upper bound.
     shown = {("wireframe",): by_layout, ("screenshot",): by_both, ("screenshot", "wireframe"): by_both}
     posterior = {names: p / p.sum(axis=1, keepdims=True) for names, p in shown.items()}
-    write_best(truth, "topic", TOPICS, frame["sample_id"].to_list(), posterior)
+    write_best(truth, "topic", enrico.TOPICS, frame["sample_id"].to_list(), posterior)
     model = {
         "states": {t: {"layout": s[0], "look": s[1]} for t, s in STATES.items()},
         "layout": _posterior(joint_TLK.sum(2)),
         "look": _posterior(joint_TLK.sum(1)),
-        "both": _posterior(joint_TLK.reshape(len(TOPICS), -1)),
+        "both": _posterior(joint_TLK.reshape(len(enrico.TOPICS), -1)),
         "wireframes_with_issues": sorted(i for i, source, *_ in issues if source in ("wireframe", "hierarchy")),
     }
     write_text(truth / "model.json", json.dumps(model, indent=1) + "\n")
@@ -249,11 +241,11 @@ def simulate_export(raw: Path, truth: Path, options: EnricoSimulation) -> None:
     trees: dict[str, Node] = {}
     for row in states.iter_rows(named=True):
         screen_id = row["sample_id"]
-        canvas = CANVAS_SIZE[::-1] if screen_id in LANDSCAPE else CANVAS_SIZE
+        canvas = enrico.CANVAS_SIZE[::-1] if screen_id in LANDSCAPE else enrico.CANVAS_SIZE
         rng = generator(options.seed, "enrico.layout", screen_id)
         trees[screen_id] = build_tree(row["layout"], canvas, rng, row["density"], row["margin"])
 
-    legend = Legend(components=COMPONENT_COLOURS, icons=ICON_COLOURS)
+    legend = enrico.Legend(components=enrico.COMPONENT_COLOURS, icons=ICON_COLOURS)
     folders = [raw / name for name in ("screenshots", "wireframes", "hierarchies", "metadata")]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
@@ -261,7 +253,7 @@ def simulate_export(raw: Path, truth: Path, options: EnricoSimulation) -> None:
     drawn = dict(zip(states["sample_id"], uniform(id_keys(states["sample_id"]), options.seed, "app", 2), strict=True))
     ordered = sorted(trees)
     neighbour = dict(zip(ordered, [*ordered[1:], ordered[0]], strict=True))
-    width, height = (max(1, round(n * options.scale)) for n in SCREEN_SIZE)
+    width, height = (max(1, round(n * options.scale)) for n in enrico.SCREEN_SIZE)
     for row in states.iter_rows(named=True):
         screen_id = row["sample_id"]
         tree = trees[screen_id]
@@ -274,7 +266,7 @@ def simulate_export(raw: Path, truth: Path, options: EnricoSimulation) -> None:
         shot.save(screenshots / f"{screen_id}.jpg", quality=85)
         written = _faulty(tree, tree, description) if source == "hierarchy" else tree
         (hierarchies / f"{screen_id}.json").write_text(json.dumps(written), encoding="utf-8")
-        if screen_id not in MULTIBENCH_IGNORES:
+        if screen_id not in enrico.MULTIBENCH_IGNORES:
             shown = _faulty(tree, trees[neighbour[screen_id]], description) if source == "wireframe" else tree
             hierarchy = parse_hierarchy(json.dumps(shown).encode(), screen_id)
             canvas_size = size if (hierarchy.canvas[0] > hierarchy.canvas[1]) == (size[0] > size[1]) else size[::-1]
@@ -289,6 +281,6 @@ def simulate_export(raw: Path, truth: Path, options: EnricoSimulation) -> None:
     states.select(screen_id="sample_id", topic="topic").write_csv(raw / "design_topics.csv")
     columns = ["screen_id", "source", "description", "severity"]
     pl.DataFrame(issues, schema=columns, orient="row").write_csv(raw / "issues.csv")
-    write_text(raw / "component_legend.json", _legend_json(COMPONENT_COLOURS))
+    write_text(raw / "component_legend.json", _legend_json(enrico.COMPONENT_COLOURS))
     write_text(raw / "icon_legend.json", _legend_json(ICON_COLOURS))
     _write_truth(truth, states, issues, options)

@@ -17,19 +17,10 @@ from isal import igzip
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
-from mrpipe.datasets.mimic.simulate import pools
+from mrpipe.datasets.mimic.simulate import patients, pools
 from mrpipe.datasets.mimic.simulate.events import dictionary, event_blocks
 from mrpipe.datasets.mimic.simulate.notes import discharge_table, radiology_table
 from mrpipe.datasets.mimic.simulate.options import MimicSimulation
-from mrpipe.datasets.mimic.simulate.patients import (
-    FACTORS,
-    KINDS,
-    admissions_table,
-    code_tables,
-    draw_people,
-    icustays_table,
-    patients_table,
-)
 from mrpipe.experiment.truth import write_best
 from mrpipe.keyed import generator
 from mrpipe.raw import sha256
@@ -103,14 +94,16 @@ def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
     """
     options.validate()
     o = options
-    people = draw_people(o)
-    diagnoses, procedures = code_tables(people, o)
+    people = patients.draw_people(o)
+    diagnoses, procedures = patients.code_tables(people, o)
     order = generator(o.seed, "mimic order").permutation(len(people.patients))
     tables: dict[str, Iterable[pl.DataFrame]] = {
         # The provider's patients and admissions are unordered.
-        "hosp/patients": [patients_table(people, o)[order]],
+        "hosp/patients": [patients.patients_table(people, o)[order]],
         "hosp/admissions": [
-            admissions_table(people, o)[generator(o.seed, "mimic order of admissions").permutation(len(people.visits))]
+            patients.admissions_table(people, o)[
+                generator(o.seed, "mimic order of admissions").permutation(len(people.visits))
+            ]
         ],
         "hosp/diagnoses_icd": [diagnoses],
         "hosp/procedures_icd": [procedures],
@@ -118,7 +111,7 @@ def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
         "hosp/d_icd_procedures": [_titles(pools.PR9, pools.PR10)],
         "hosp/d_labitems": [dictionary("labevents", o.n_rare_items)],
         "icu/d_items": [dictionary("chartevents", o.n_rare_items)],
-        "icu/icustays": [icustays_table(people, o)],
+        "icu/icustays": [patients.icustays_table(people, o)],
         "hosp/labevents": event_blocks("labevents", people, o),
         "icu/chartevents": event_blocks("chartevents", people, o),
     }
@@ -133,8 +126,8 @@ def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
     p = people.patients
     frame = p.select(
         pl.col("subject_id").cast(pl.String).alias("sample_id"),
-        pl.Series("kind", np.array(KINDS)[p["kind"].to_numpy()]),
-        *FACTORS,
+        pl.Series("kind", np.array(patients.KINDS)[p["kind"].to_numpy()]),
+        *patients.FACTORS,
         pl.col("probability"),
         pl.col("dies").cast(pl.Int8).alias("label"),
         "has_notes",
@@ -147,7 +140,7 @@ def simulate_export(raw: Path, truth: Path, options: MimicSimulation) -> None:
     model = {
         "label": "P(dead within a year of the index discharge) = sigmoid(b + strength · sum of the four factors)",
         "probability": "of a predictor that sees the factors; the export shows them through noise",
-        "factors": list(FACTORS),
+        "factors": list(patients.FACTORS),
         "strength": o.strength,
         "in the cohort": "kind = eligible",
     }
