@@ -84,7 +84,6 @@ def _tree(path: Path) -> ast.Module:
 
 @cache
 def _imports(name: str, root: Path) -> tuple[str, ...]:
-    """Project modules imported by a module."""
     path = _source(name, root)
     assert path is not None
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]

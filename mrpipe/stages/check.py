@@ -215,7 +215,6 @@ def _unread(raw: Path, checked: Checked) -> dict[str, Any]:
 
 
 def closing(result: Mapping[str, Any]) -> str:
-    """Last line of a check."""
     lacking = ", ".join(result["lacking"])
     return "no errors" + (f"; the store will lack {lacking}" if lacking else "")
 

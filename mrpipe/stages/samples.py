@@ -16,7 +16,6 @@ from mrpipe.store.splits import label_faults
 
 
 def read_modality_declaration(path: Path) -> Modality:
-    """Read the declaration of a modality from its table."""
     return Modality.from_json(read_metadata(path)[MODALITY_KEY])
 
 

@@ -72,10 +72,8 @@ def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], ver
     return Manifest(
         format=FORMAT,
         dataset=dataset.name,
-        title=dataset.title,
-        release=checked["release"],
-        origin=checked["origin"],
-        options=checked["options"],
+        **{key: checked[key] for key in ("release", "origin", "options")},
+        **{key: getattr(dataset, key) for key in ("title", "citation", "licence", "provider")},
         modalities=modalities,
         labels=labels,
         splits=splits,
@@ -90,9 +88,6 @@ def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], ver
         default_scheme=dataset.default_scheme if dataset.default_scheme in schemes else schemes[0],
         store_id=store_id([*tables, *modalities, *labels, *splits]),
         options_changed=tuple(k for k, v in sorted(checked["options"].items()) if v != defaults.get(k)),
-        citation=dataset.citation,
-        licence=dataset.licence,
-        provider=dataset.provider,
     )
 
 

@@ -47,5 +47,4 @@ def simulate(dataset: Dataset, out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def is_simulated(raw: Path) -> bool:
-    """Whether an export was written by `simulate`."""
     return (truth_folder(raw) / MARKER).exists()

@@ -78,7 +78,6 @@ class PieceEncoder(ABC):
         """Last hidden states (L, H) of each text of a batch of piece ids, or its sentence vector (dim,)."""
 
     def sentences(self, texts: Sequence[str]) -> Floats:
-        """See `Encoder.sentences`."""
         encodings = self._encodings(texts, split=False)
         known = [i for i, e in enumerate(encodings) if not all(e.special_tokens_mask)]
         vectors = self._run([encodings[i].ids for i in known], pooled=True)

@@ -37,13 +37,10 @@ class CachedEncoder:
         self._folder = cache_folder()
 
     def sentences(self, texts: Sequence[str]) -> Floats:
-        """See `Encoder.sentences`."""
         rows = self._vectors(texts, lambda new: list(self._encoder.sentences(new)))
         return np.stack(rows) if rows else self._encoder.sentences([])
 
     def words(self, tokens: Sequence[Sequence[str]]) -> tuple[Floats, Offsets]:
-        """See `Encoder.words`."""
-
         def encode(new: list[list[str]]) -> list[Floats]:
             values, offsets = self._encoder.words(new)
             return np.split(values, offsets[1:-1])

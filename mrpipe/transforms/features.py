@@ -189,8 +189,7 @@ class FeatureTransform:
                 blocks.append(np.repeat(unknown[:, columns], step.n_levels, axis=1))
             else:
                 blocks.append(np.zeros((len(unknown), step.width), dtype=np.bool_))
-        concatenated: NDArray[np.bool_] = np.concatenate(blocks, axis=1)
-        return concatenated
+        return np.concatenate(blocks, axis=1)
 
     def shape(self, modality: Modality) -> tuple[int, ...]:
         return (sum(step.width for _, step in self.groups),)

@@ -103,11 +103,9 @@ class AdniExport:
 
     @cached_property
     def listing(self) -> list[Path]:
-        """See `table_files`."""
         return table_files(self.raw)
 
     def files(self, table: loni.LoniTable) -> tuple[list[Path], list[Path]]:
-        """See `find_tables`."""
         if table.name not in self._found:
             self._found[table.name] = find_tables(self.raw, self.listing, table)
         return self._found[table.name]

@@ -12,7 +12,6 @@ from mrpipe.schema import Dataset, ModalityReader, Scheme
 
 
 def _declared(config: MedsConfig, *, split: bool) -> Dataset:
-    """The dataset declared by a YAML file."""
     readers = [MedsReader(m, bit) for bit, m in enumerate(config.modalities)]
     modalities = {
         r.modality.name: ModalityReader(bit=r.bit, description=r.description, read=r, prepare=r.prepare)

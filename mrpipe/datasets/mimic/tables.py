@@ -224,10 +224,10 @@ def detect_release(patients: pl.DataFrame, admissions: pl.DataFrame, options: Mi
         return f"MIMIC-IV {options.release}"
     groups = set(patients["anchor_year_group"].drop_nulls().unique().to_list())
     if unknown := sorted(groups - _GROUPS_3):
-        place, found = {"file": "hosp/patients", "column": "anchor_year_group"}, ", ".join(unknown[:5])
+        column, found = "anchor_year_group", ", ".join(unknown[:5])
         expected = "year groups of releases 2.0 to 3.1 (2008 - 2010 ... 2020 - 2022)"
         fix = "The release is not supported; if its tables have not changed, set the option release."
-        raise DataError(Fault(**place, expected=expected, found=found, fix=fix))
+        raise DataError(Fault(file="hosp/patients", column=column, expected=expected, found=found, fix=fix))
     exact = PUBLISHED.get((len(patients), len(admissions)))
     if exact:
         return f"MIMIC-IV {exact}"

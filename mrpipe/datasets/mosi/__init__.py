@@ -10,7 +10,6 @@ from mrpipe.schema import Dataset, ModalityReader, Scheme
 
 
 def declare(corpus: Corpus) -> Dataset:
-    """The dataset of a corpus."""
     readers = {"text": read_text, "audio": read_audio, "vision": read_vision}
     return Dataset(
         **{k: getattr(corpus, k) for k in ("name", "title", "citation", "licence", "provider", "notes")},

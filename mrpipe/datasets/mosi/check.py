@@ -51,5 +51,4 @@ def check(raw: Path, options: MosiOptions) -> Checked:
 
 
 def modalities_of(raw: Path, options: MosiOptions) -> tuple[str, ...]:
-    """Modalities (text, audio, vision) in the export."""
     return open_export(raw, options).modalities

@@ -62,7 +62,6 @@ class TableReader:
 
 
 def _declared(base: Dataset, config: TablesConfig) -> Dataset:
-    """The dataset declared by a YAML file."""
     tasks = tuple(Task(name=x.name, kind=x.kind, classes=x.classes, description=x.description) for x in config.labels)
     standard = None
     if split := config.split:

@@ -176,7 +176,6 @@ def _long(sheet: Sheet, key: str) -> dict[str, ColumnProfile]:
 
 
 def _scalar(value: Ref) -> str:
-    """A name or a value in YAML."""
     words = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
     plain = isinstance(value, int) or (re.fullmatch(r"[A-Za-z][\w.-]*", value, re.ASCII) and value.lower() not in words)
     return str(value) if plain else json.dumps(value, ensure_ascii=False)

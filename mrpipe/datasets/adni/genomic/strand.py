@@ -75,7 +75,6 @@ class KnownSnps:
         return cls(np.zeros(0, dtype=np.int64), none, none, np.zeros(0), np.zeros(0, dtype="U1"))
 
     def extended(self, other: KnownSnps) -> KnownSnps:
-        """Add SNPs and sort again."""
         parts = [np.concatenate(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)]
         order = np.argsort(parts[0], kind="stable")
         return KnownSnps(*(p[order] for p in parts))

@@ -68,7 +68,6 @@ class _Painter:
         return x0, y0, max(x0 + 1, min(x1, self.size[0])), max(y0 + 1, min(y1, self.size[1]))
 
     def words(self, box: tuple[int, int, int, int], share: float) -> None:
-        """Draw lines of bars, each as long as a word."""
         x0, y0, x1, y1 = box
         line = max(3, round(26 * self.factor * 8 / 3))
         colour = _mix(self.background, self.ink, share)

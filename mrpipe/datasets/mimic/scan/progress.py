@@ -30,5 +30,4 @@ def scan_progress(label: str, total_bytes: int) -> Iterator[Callable[[int, int],
 
 
 def log(message: str) -> None:
-    """Print one line to stderr."""
     print(message, file=sys.stderr, flush=True)

@@ -98,7 +98,6 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether the file starts with the HDF5 signature."""
     with path.open("rb") as handle:
         return handle.read(len(SIGNATURE)) == SIGNATURE
 
