@@ -20,7 +20,6 @@ SECONDS = pl.Datetime("us")
 
 _TYPES = {"": pl.String, "i8": pl.Int8, "i32": pl.Int32, "id": pl.Int64, "float": pl.Float64, "date": pl.Date}
 
-
 Columns = tuple[Column, ...]
 
 
@@ -62,7 +61,6 @@ PLACES = {
     "discharge": "note/discharge",
     "radiology": "note/radiology",
 }
-
 
 # Tables of MIMIC-IV and its modules that no modality of this reader uses.
 UNUSED = frozenset(
