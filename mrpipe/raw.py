@@ -153,7 +153,6 @@ def read_csv(
     columns: Sequence[Column],
     *,
     shown_as: str | None = None,
-    encoding: str | None = None,
     notes: list[str] | None = None,
     numbered: bool = False,
 ) -> pl.DataFrame:
@@ -161,10 +160,10 @@ def read_csv(
 
     Blank lines are ignored. Returns the columns present in the file, with canonical names, in the declared order;
     `numbered` adds `ROW`, so that the caller can report lines. `shown_as` is the file's name in error messages;
-    `encoding` and `notes` are those of `delimited.read_table`.
+    `notes` are those of `delimited.read_table`.
     """
     shown_as = shown_as or path.name
-    raw = read_table(path, shown_as=shown_as, encoding=encoding, notes=notes).frame
+    raw = read_table(path, shown_as=shown_as, notes=notes).frame
     faults = FaultCollector()
     header = match_header(raw.columns, columns)
     for column in columns:
@@ -198,7 +197,7 @@ def read_csv(
         if bad.any():
             row = int(bad.arg_max() or 0)
             value = cleaned[column.name][row]
-            line, expected = line_of(path, int(numbers[row]), encoding=encoding), f"{column.dtype} values"
+            line, expected = line_of(path, int(numbers[row])), f"{column.dtype} values"
             found = "an empty field" if value is None else shown_value(column, value)
             fix = f"Rows with such values: {int(bad.sum())}."
             faults.add(Fault(file=shown_as, column=column.name, line=line, expected=expected, found=found, fix=fix))

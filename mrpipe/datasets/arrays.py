@@ -14,13 +14,8 @@ from mrpipe.delimited import unreadable
 
 SUFFIXES = (".npy", ".pt", ".pth", ".h5", ".hdf5")
 LIMIT = 2**30  # bytes of one clip's features
-STORAGES = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-}
+STORAGES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2"}
+STORAGES |= {"LongStorage": "<i8", "IntStorage": "<i4"}
 
 
 class _Tensors(pickle.Unpickler):

@@ -91,12 +91,10 @@ class _Clock:
         self._last = now
 
 
-def correct_bias(path: Path, *, shrink: int = 4, iterations: tuple[int, ...] = (25, 25, 25)) -> NDArray[np.float32]:
-    """N4 bias correction within an Otsu mask of the head; float32 array in the axis order of the file.
+def correct_bias(path: Path) -> NDArray[np.float32]:
+    """N4 bias correction of a NIfTI file within an Otsu mask of the head; float32 array in the axis order of the file.
 
-    Args:
-        path: NIfTI file.
-        shrink: factor by which the grid is coarsened to fit the field, which is applied at full resolution.
+    The field is fitted on a grid coarsened by 4, and applied at full resolution.
     """
     import SimpleITK as sitk
 
@@ -104,8 +102,8 @@ def correct_bias(path: Path, *, shrink: int = 4, iterations: tuple[int, ...] = (
     image = sitk.ReadImage(str(path), sitk.sitkFloat32)
     head = sitk.OtsuThreshold(image, 0, 1, 200)
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
-    n4.SetMaximumNumberOfIterations(list(iterations))
-    factors = [shrink] * 3
+    n4.SetMaximumNumberOfIterations([25, 25, 25])
+    factors = [4] * 3
     n4.Execute(sitk.Shrink(image, factors), sitk.Shrink(head, factors))
     field_log = sitk.Cast(n4.GetLogBiasFieldAsImage(image), sitk.sitkFloat32)
     corrected: NDArray[np.float32] = sitk.GetArrayFromImage(image / sitk.Exp(field_log)).transpose(2, 1, 0)

@@ -134,14 +134,12 @@ def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.isnan(values), np.nan, (values - median) / spread if spread > 0 else 0.0)
 
 
-def outliers(columns: dict[str, NDArray[np.float64]], *, limit: float = 3.5, at_least: int = 8) -> list[str]:
-    """Names of the outlying numbers (|robust z| > limit) of each scan, joined by commas; columns with fewer than
-    `at_least` known values are ignored.
-    """
+def outliers(columns: dict[str, NDArray[np.float64]]) -> list[str]:
+    """Names of the outlying numbers (|robust z| > 3.5) of each scan, joined by commas; a column needs 8 values."""
     n = len(next(iter(columns.values()))) if columns else 0
     named: list[list[str]] = [[] for _ in range(n)]
     for name, values in columns.items():
-        if np.isfinite(values).sum() >= at_least:
-            for i in np.flatnonzero(np.abs(np.nan_to_num(robust_z(values))) > limit):
+        if np.isfinite(values).sum() > 7:
+            for i in np.flatnonzero(np.abs(np.nan_to_num(robust_z(values))) > 3.5):
                 named[i].append(name)
     return [", ".join(sorted(names)) for names in named]

@@ -1,7 +1,5 @@
 """Numpy arrays, and fitted transforms that consist of them, in JSON."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 from dataclasses import fields
@@ -39,7 +37,7 @@ class Encoded:
         for field in fields(cls):  # type: ignore[arg-type]
             stored = value[field.name]
             if isinstance(stored, list):
-                number = np.float32 if field.type == "Floats" else np.int64
+                number = np.float32 if field.type == NDArray[np.float32] else np.int64
                 stored = tuple(stored) if str(field.type).startswith("tuple") else np.array(stored, dtype=number)
             made[field.name] = decode_array(stored) if isinstance(stored, dict) else stored
         return cls(**made)

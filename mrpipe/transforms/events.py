@@ -6,11 +6,9 @@ number]. The mostly zero dense form (steps × items of values and masks: 7.8 GB 
 items) is never materialised. Transformed sequences keep one row per event; a step is a run of events with equal time.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -97,7 +95,7 @@ class EventTransform(Encoded):
     clip: float
 
     @classmethod
-    def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: TransformOptions) -> EventTransform:
+    def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: TransformOptions) -> Self:
         """Compute vocabulary, means and standard deviations from training samples."""
         by_visit = dictionary["kind"][1] == "step"
         n_levels = len(dictionary["levels"][0])
@@ -222,7 +220,7 @@ class SummaryTransform(Encoded):
     clip: float
 
     @classmethod
-    def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: TransformOptions) -> SummaryTransform:
+    def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: TransformOptions) -> Self:
         """Compute vocabulary (by share of training samples), means and standard deviations."""
         statistic = np.array([n.rsplit(" ", 1)[1] for n in dictionary["name"]])
         n_statistics = len(dict.fromkeys(statistic.tolist()))

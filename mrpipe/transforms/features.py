@@ -1,10 +1,8 @@
 """Fitted transform of vectors and sequences: one step per kind of feature, applied to the columns of that kind."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import polars as pl
@@ -41,7 +39,7 @@ class Numeric(Encoded):
     clip: float
 
     @classmethod
-    def fit(cls, x: NDArray[np.float32], options: TransformOptions) -> Numeric:
+    def fit(cls, x: NDArray[np.float32], options: TransformOptions) -> Self:
         known = ~np.isnan(x)
         n = np.maximum(known.sum(axis=0), 1)
         wide = np.where(known, x, 0.0).astype(np.float64)
@@ -85,7 +83,7 @@ class OneHot(Encoded):
     mode: tuple[int, ...]
 
     @classmethod
-    def fit(cls, x: NDArray[np.float32], n_levels: Sequence[int]) -> OneHot:
+    def fit(cls, x: NDArray[np.float32], n_levels: Sequence[int]) -> Self:
         modes = []
         for column, n in enumerate(n_levels):
             codes = x[:, column][~np.isnan(x[:, column])].astype(np.int64)
@@ -121,7 +119,7 @@ class TfidfSvd(Encoded):
         return rows
 
     @classmethod
-    def fit(cls, x: NDArray[np.float32], options: TransformOptions) -> TfidfSvd:
+    def fit(cls, x: NDArray[np.float32], options: TransformOptions) -> Self:
         document_frequency = (np.nan_to_num(x) > 0).sum(axis=0)
         idf = (np.log((1 + len(x)) / (1 + document_frequency)) + 1).astype(np.float32)
         weighted = cls._weigh(x, idf)
@@ -152,7 +150,7 @@ class FeatureTransform:
     groups: tuple[tuple[NDArray[np.int64], Step], ...]
 
     @classmethod
-    def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: TransformOptions) -> FeatureTransform:
+    def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: TransformOptions) -> Self:
         x = arrays.x.reshape(-1, arrays.modality.size).astype(np.float32)
         kinds = dictionary["kind"].to_list()
         if len(kinds) != x.shape[1]:
@@ -199,7 +197,7 @@ class FeatureTransform:
         return {"kind": "features", "groups": groups}
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> FeatureTransform:
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
         return cls(
             tuple((decode_array(g["columns"]), _STEPS[g["step"]["kind"]].from_dict(g["step"])) for g in value["groups"])
         )

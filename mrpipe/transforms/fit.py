@@ -5,12 +5,10 @@ training mean (or median) and standardised (or scaled to [-1, 1]); categorical f
 values as the mode; counts become TF-IDF reduced by a truncated SVD; pixels are standardised per channel.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +39,7 @@ class PixelTransform(Encoded):
     sd: NDArray[np.float32]
 
     @classmethod
-    def fit(cls, arrays: Arrays) -> PixelTransform:
+    def fit(cls, arrays: Arrays) -> Self:
         shape = arrays.modality.shape
         n_channels = shape[0] if arrays.modality.kind == "image" else 1
         total, squares, n = np.zeros(n_channels), np.zeros(n_channels), np.zeros(n_channels)
@@ -112,7 +110,7 @@ class Transforms:
         return json.dumps(value, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Transforms:
+    def from_json(cls, text: str) -> Self:
         value = json.loads(text)
         if value["format"] != FORMAT:
             raise UsageError(f"transforms have format {value['format']}; this version reads format {FORMAT}")

@@ -1,8 +1,7 @@
 """Fitted transform of packed genotypes: LD pruning and mode imputation, computed from training rows."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import polars as pl
@@ -36,7 +35,7 @@ class GenotypeTransform(Encoded):
     kept: NDArray[np.int64]
 
     @classmethod
-    def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: LdOptions) -> GenotypeTransform:
+    def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: LdOptions) -> Self:
         chromosome = dictionary["description"].str.extract(CHROMOSOME)
         if options.r2 > 0 and len(chromosome) == arrays.modality.size and not chromosome.null_count():
             kept = plink.ld_prune(arrays.x, chromosome.to_numpy(), options)

@@ -1,7 +1,5 @@
 """Options of the transforms of a store."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

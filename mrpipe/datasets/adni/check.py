@@ -10,10 +10,11 @@ import polars as pl
 from mrpipe.datasets.adni import tables as loni
 from mrpipe.datasets.adni.cohort import build_cohort, diagnoses, label_table
 from mrpipe.datasets.adni.export import AdniExport
+from mrpipe.datasets.adni.files import shown
 from mrpipe.datasets.adni.forms import biospecimen, clinical
 from mrpipe.datasets.adni.forms.medications import is_dementia_drug
 from mrpipe.datasets.adni.genomic.check import check_genotypes
-from mrpipe.datasets.adni.genomic.inputs import find_sets, rids_of, shown
+from mrpipe.datasets.adni.genomic.inputs import find_sets, rids_of
 from mrpipe.datasets.adni.image.plan import check_images, has_images
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, Fault, FaultCollector

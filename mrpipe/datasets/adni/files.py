@@ -16,6 +16,11 @@ _DATED = r"(?:.*_)?(?:{stem})(?:_(?P<date>\d\d[A-Za-z]{{3}}\d{{4}}|\d{{4}}-\d\d-
 _PERSON = re.compile(r"\d{3}_S_\d{4}|sub-|\.|__MACOSX", re.IGNORECASE)
 
 
+def shown(raw: Path, path: Path) -> str:
+    """Name of a file in messages: its path in the export, or the name of one outside it."""
+    return path.relative_to(raw).as_posix() if path.is_relative_to(raw) else path.name
+
+
 def _file_date(text: str | None) -> date:
     """Parse the date in a file name; a file without a date counts as the oldest."""
     for form in ("%d%b%Y", "%Y-%m-%d"):

@@ -23,15 +23,6 @@ Codes = tuple[tuple[str, str], ...]
 YES_NO: Codes = (("0", "no"), ("1", "yes"))
 PRESENT: Codes = (("1", "absent"), ("2", "present"))
 ABNORMAL: Codes = (("1", "normal"), ("2", "abnormal"))
-RACES: Codes = (
-    ("1", "american_indian"),
-    ("2", "asian"),
-    ("3", "pacific_islander"),
-    ("4", "black"),
-    ("5", "white"),
-    ("6", "more_than_one"),
-    ("7", "unknown"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +107,7 @@ def _numbered(*levels: str) -> Codes:
     return tuple((str(i), level) for i, level in enumerate(levels, start=1))
 
 
+RACES = _numbered("american_indian", "asian", "pacific_islander", "black", "white", "more_than_one", "unknown")
 HISTORY = (
     "MHPSYCH MH2NEURL MH3HEAD MH4CARD MH5RESP MH6HEPAT MH7DERM MH8MUSCL MH9ENDO MH10GAST MH11HEMA MH12RENA MH13ALLE "
     "MH14ALCH MH15DRUG MH16SMOK MH17MALI MH18SURG MH19OTHR"

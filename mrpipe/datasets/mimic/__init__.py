@@ -4,8 +4,8 @@ from mrpipe.datasets.mimic import codes, labs, notes
 from mrpipe.datasets.mimic.check import check_export
 from mrpipe.datasets.mimic.cohort import TASK, build_cohort
 from mrpipe.datasets.mimic.events import prepare_events
-from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.simulate.export import MimicSimulation, simulate_export
+from mrpipe.datasets.mimic.options import MimicOptions, MimicSimulation
+from mrpipe.datasets.mimic.simulate.export import simulate_export
 from mrpipe.datasets.mimic.tables import PROVIDER, modalities_of
 from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
 

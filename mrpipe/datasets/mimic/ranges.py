@@ -39,25 +39,25 @@ CONVERSIONS = {("ug/dL", "mg/dL"): (1e-3, 0.0), **_FORWARD} | {
     (b, a): (1 / factor, -offset / factor) for (a, b), (factor, offset) in _FORWARD.items()
 }
 
+
+def _both_ways(a: str, b: str, factor: float) -> dict[tuple[str, str], tuple[float, float]]:
+    return {(a, b): (factor, 0.0), (b, a): (1 / factor, 0.0)}
+
+
 # Molar conversions depend on the substance: item → (source unit, target unit) → factor and offset.
 _MONOVALENT = (50983, 50971, 50902, 50882, 50868, 50803, 50804, 50806, 50822, 50824, 52610, 52623)
 ITEM_CONVERSIONS: Mapping[int, Mapping[tuple[str, str], tuple[float, float]]] = {
-    **{item: {("mmol/L", "mEq/L"): (1.0, 0.0), ("mEq/L", "mmol/L"): (1.0, 0.0)} for item in _MONOVALENT},
-    **{
-        item: {("mmol/L", "mg/dL"): (18.016, 0.0), ("mg/dL", "mmol/L"): (1 / 18.016, 0.0)}
-        for item in (50931, 50809, 52569)
-    },
-    **{item: {("umol/L", "mg/dL"): (1 / 88.42, 0.0), ("mg/dL", "umol/L"): (88.42, 0.0)} for item in (50912, 52546)},
-    **{
-        item: {("umol/L", "mg/dL"): (1 / 17.1, 0.0), ("mg/dL", "umol/L"): (17.1, 0.0)} for item in (50883, 50884, 50885)
-    },
-    **{item: {("mmol/L", "mg/dL"): (2.801, 0.0), ("mg/dL", "mmol/L"): (1 / 2.801, 0.0)} for item in (51006, 52647)},
+    **dict.fromkeys(_MONOVALENT, _both_ways("mmol/L", "mEq/L", 1.0)),
+    **dict.fromkeys((50931, 50809, 52569), _both_ways("mmol/L", "mg/dL", 18.016)),
+    **dict.fromkeys((50912, 52546), _both_ways("mg/dL", "umol/L", 88.42)),
+    **dict.fromkeys((50883, 50884, 50885), _both_ways("mg/dL", "umol/L", 17.1)),
+    **dict.fromkeys((51006, 52647), _both_ways("mmol/L", "mg/dL", 2.801)),
     50893: {("mmol/L", "mg/dL"): (4.008, 0.0)},
     50960: {("mmol/L", "mg/dL"): (2.431, 0.0)},
     50970: {("mmol/L", "mg/dL"): (3.097, 0.0)},
     50813: {("mg/dL", "mmol/L"): (1 / 9.01, 0.0)},
-    51249: {("%", "g/dL"): (1.0, 0.0), ("g/dL", "%"): (1.0, 0.0)},  # MCHC, a mass fraction: 1 g/dL = 1 %
-    51099: {("Ratio", "mg/mg"): (1.0, 0.0), ("mg/mg", "Ratio"): (1.0, 0.0)},
+    51249: _both_ways("%", "g/dL", 1.0),  # MCHC, a mass fraction: 1 g/dL = 1 %
+    51099: _both_ways("Ratio", "mg/mg", 1.0),
 }
 
 # Pairs of items for the same quantity in two units: item → its unit, the item it is merged into, and the unit of that.

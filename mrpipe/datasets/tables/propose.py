@@ -212,7 +212,7 @@ class _Proposal:
         for file, c in ((s.file, c) for s in joined.rows for c in joined.features(s)):
             if c.name == self.label.name:
                 reason = "the label" if joined.id is None or c is not self.label else ""
-            elif c.is_split or not (c.is_feature or self._is_time(c)):
+            elif c.is_split or not (c.is_feature or (c.format is not None and c.kind == "date" and self.time)):
                 reason = _UNUSED.get(c.kind, "a split" if c.is_split else f"values of type {c.kind}")
             else:
                 reason = "may be known only after the outcome" if re.search(_FINAL, c.name, re.IGNORECASE) else ""
@@ -220,10 +220,6 @@ class _Proposal:
                 self.unused[file, c.ref] = reason
             elif c is not self.label and c is not self.time:
                 self.used[file].append(c)
-
-    def _is_time(self, c: ColumnProfile) -> bool:
-        """Whether a date can be counted from the time of the prediction."""
-        return self.time is not None and c.kind == "date" and c.format is not None
 
     def _choose_label(self) -> tuple[Sheet, ColumnProfile, str]:
         """The likeliest label, its table, and the reason with the other candidates."""

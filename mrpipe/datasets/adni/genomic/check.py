@@ -7,7 +7,8 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.adni.genomic.inputs import GenomicInputs, find_sets, open_inputs, rids_of, shown
+from mrpipe.datasets.adni.files import shown
+from mrpipe.datasets.adni.genomic.inputs import GenomicInputs, find_sets, open_inputs, rids_of
 from mrpipe.datasets.adni.genomic.strand import read_reference
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, Fault, FaultCollector

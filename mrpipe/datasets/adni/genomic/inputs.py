@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.datasets.adni.files import shown
 from mrpipe.datasets.adni.genomic.lift import LENGTHS, ChainFile, chromosome_length
 from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set
 from mrpipe.datasets.adni.genomic.strand import KnownSnps
@@ -93,10 +94,6 @@ def rids_of(fam: pl.DataFrame) -> pl.Series:
         return pl.when(known).then(ptid.str.extract(r"(\d+)$").cast(pl.Int32))
 
     return fam.select(rid=pl.coalesce(rid("iid"), rid("fid")))["rid"]
-
-
-def shown(raw: Path, path: Path) -> str:
-    return path.relative_to(raw).as_posix() if path.is_relative_to(raw) else path.name
 
 
 def source_build(name: str, patterns: Sequence[str]) -> str | None:

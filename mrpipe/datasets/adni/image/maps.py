@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.datasets.adni.files import shown
 from mrpipe.datasets.adni.forms import values
 from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.scans import MODULATED, PTID, find_scans, images_below, rid_of, scan_of
@@ -71,10 +72,6 @@ def locate_maps(raw: Path, options: ImageOptions) -> Path | None:
     return Path(os.path.commonpath(folders)) if folders else None
 
 
-def _shown(raw: Path, path: Path) -> str:
-    return path.relative_to(raw).as_posix() if path.is_relative_to(raw) else path.name
-
-
 def find_mask(raw: Path, options: ImageOptions, folder: Path | None) -> Path | None:
     """The mask given by the option, or the only NIfTI file with a name typical of masks in the folder of the maps, or
     in the folder above it."""
@@ -95,7 +92,7 @@ def open_mask(raw: Path, path: Path | None, options: ImageOptions, faults: Fault
         fix, file = "Set its path with --set image_mask=PATH.", options.image_mask or "image mask"
         faults.add(Fault(file=file, expected=expected, found=found, fix=fix))
         return None
-    shown_as = _shown(raw, path)
+    shown_as = shown(raw, path)
     if options.image_mask_sha256 and (found := sha256(path)) != options.image_mask_sha256.lower():
         faults.add(Fault(file=shown_as, expected=f"the mask with SHA-256 {options.image_mask_sha256}", found=found))
         return None
@@ -137,7 +134,7 @@ def _checked_vector(vector: NDArray[np.float32], dtype: str) -> NDArray[np.float
 
 
 def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultCollector) -> Maps | None:
-    shown_as = _shown(raw, path)
+    shown_as = shown(raw, path)
     listed = [p for p in path.parent.iterdir() if p.name.lower() == SUBJECTS.lower()]
     subjects = path.with_name(SUBJECTS) if not listed else listed[0]
     array: NDArray | None = None
@@ -149,13 +146,13 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
     numbered: list[tuple[int, str]] = []
     if subjects.is_file():
         try:
-            text = decode(subjects.read_bytes(), shown_as=_shown(raw, subjects), encoding="utf-8-sig")
+            text = decode(subjects.read_bytes(), shown_as=shown(raw, subjects), encoding="utf-8-sig")
             numbered = [(i, s.strip()) for i, s in enumerate(text.splitlines(), start=1) if s.strip()]
         except DataError as error:
             faults.absorb(error)
     else:
         expected = "one {PTID}_{date} per row of the array"
-        faults.add(Fault(file=_shown(raw, subjects), expected=expected, found="no such file"))
+        faults.add(Fault(file=shown(raw, subjects), expected=expected, found="no such file"))
     mask = find_mask(raw, options, path.parent)
     grid = open_mask(raw, mask, options, faults)
     lines = [text for _, text in numbered]
@@ -163,7 +160,7 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
     expected = "{PTID}_{date}, e.g. 002_S_0413_2006-05-02"
     for (line, _), match in zip(numbered, matches, strict=True):
         if match is None:
-            faults.add(Fault(file=_shown(raw, subjects), line=line, expected=expected, found="another format"))
+            faults.add(Fault(file=shown(raw, subjects), line=line, expected=expected, found="another format"))
     if array is not None and (array.ndim != 2 or array.dtype.kind not in "fiu"):
         found = f"{array.dtype} of shape {array.shape}"
         faults.add(Fault(file=shown_as, expected="a numeric array (scans × voxels)", found=found))
@@ -214,7 +211,7 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
     table = path if path.is_file() else None
     root = path.parent if table else path
     if table is not None:
-        frame = faults.attempt(read_csv, table, MANIFEST_COLUMNS, shown_as=_shown(raw, table), numbered=True)
+        frame = faults.attempt(read_csv, table, MANIFEST_COLUMNS, shown_as=shown(raw, table), numbered=True)
         if frame is None:
             return None
         null = pl.Series([None] * len(frame), dtype=pl.String)
@@ -224,11 +221,11 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
         expected, found = "a PTID such as 002_S_0413", "another format"
         for record in (r for r, ptid in frame.select(ROW, "ptid").iter_rows() if not PTID.fullmatch(ptid)):
             line = line_of(table, record)
-            faults.add(Fault(file=_shown(raw, table), column="ptid", line=line, expected=expected, found=found))
+            faults.add(Fault(file=shown(raw, table), column="ptid", line=line, expected=expected, found=found))
         shared = frame.group_by("file").agg(pl.col("ptid").str.to_uppercase().n_unique()).filter(pl.col("ptid") > 1)
         if len(shared):
             expected, found = "each map listed for one participant", f"{len(shared)} maps listed for several"
-            faults.add(Fault(file=_shown(raw, table), column="file", expected=expected, found=found))
+            faults.add(Fault(file=shown(raw, table), column="file", expected=expected, found=found))
         scans = _scan_frame(frame["ptid"].to_list(), date.to_list(), image_id.to_list(), file.to_list())
     else:
         base = raw if root.is_relative_to(raw) else root
@@ -239,7 +236,7 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
             found = "no such file" if path.is_dir() else "no such folder"
             fix = f"Alternatively, list the maps in {MANIFEST} with columns ptid, date and file."
             expected = "maps named {PTID}_{date}_T1_…RAVENS_150….nii.gz, or mwp1 and the name of an ADNI scan"
-            faults.add(Fault(file=_shown(raw, path), expected=expected, found=found, fix=fix))
+            faults.add(Fault(file=shown(raw, path), expected=expected, found=found, fix=fix))
             return None
     mask = find_mask(raw, options, table.parent if table else path)
     grid = open_mask(raw, mask, options, faults)
@@ -260,7 +257,7 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
 
     listed = (table,) if table is not None and table.is_relative_to(raw) else ()
     folder = (root if table else path) if root.is_relative_to(raw) else None
-    return _maps(raw, grid, mask, scans, load, listed, folder, _shown(raw, path))
+    return _maps(raw, grid, mask, scans, load, listed, folder, shown(raw, path))
 
 
 def open_maps(raw: Path, options: ImageOptions, faults: FaultCollector) -> Maps | None:

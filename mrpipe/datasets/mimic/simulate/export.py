@@ -16,17 +16,16 @@ import polars as pl
 from isal import igzip
 from numpy.typing import NDArray
 
+from mrpipe.datasets.mimic.options import MimicSimulation
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.simulate import patients, pools
 from mrpipe.datasets.mimic.simulate.events import dictionary, event_blocks
 from mrpipe.datasets.mimic.simulate.notes import discharge_table, radiology_table
-from mrpipe.datasets.mimic.simulate.options import MimicSimulation
 from mrpipe.experiment.truth import write_best
 from mrpipe.keyed import generator
 from mrpipe.raw import sha256
 from mrpipe.store.parquet import write_frame, write_text
 
-__all__ = ["MimicSimulation", "simulate_export"]
 TIMES = {"": "%Y-%m-%d %H:%M:%S", "bigquery": "%Y-%m-%dT%H:%M:%S", "database": "%Y-%m-%d %H:%M:%S.000000+00"}
 # Columns that releases before 2.2 do not have.
 PROVIDER_COLUMNS = ("admit_provider_id", "order_provider_id", "caregiver_id")

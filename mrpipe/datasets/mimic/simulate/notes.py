@@ -3,8 +3,8 @@
 import numpy as np
 import polars as pl
 
+from mrpipe.datasets.mimic.options import MimicSimulation
 from mrpipe.datasets.mimic.simulate import pools
-from mrpipe.datasets.mimic.simulate.options import MimicSimulation
 from mrpipe.datasets.mimic.simulate.patients import DAY, SimulatedPatients, moments, pick, sigmoid
 from mrpipe.keyed import generator
 

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.datasets.mimic.options import MimicSimulation
 from mrpipe.datasets.mimic.simulate import pools
-from mrpipe.datasets.mimic.simulate.options import MimicSimulation
 from mrpipe.keyed import generator
 
 FACTORS = ("shared", "lab", "note", "code")

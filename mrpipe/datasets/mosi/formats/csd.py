@@ -27,29 +27,14 @@ Role = Literal["labels", "words", "vectors", "audio", "vision", "other"]
 
 # Name fragments (lower-case letters and digits) of the published sequences, the preferred one of each role first.
 # The last three of the labels are those of CMU-MOSEI; the first release spelt COVAREP as COAVAREP.
-KNOWN: tuple[tuple[str, Role], ...] = (
-    ("opinionsegmentlabels", "labels"),
-    ("opinionlabels", "labels"),
-    ("alllabels", "labels"),
-    ("sentimentlabel", "labels"),
-    ("moseilabels", "labels"),
-    ("wordvectors", "vectors"),
-    ("glove", "vectors"),
-    ("modifiedtimestampedwords", "words"),
-    ("timestampedwords", "words"),
-    ("words", "words"),
-    ("covarep", "audio"),
-    ("coavarep", "audio"),
-    ("opensmileis09", "audio"),
-    ("opensmileeb10", "audio"),
-    ("opensmile", "audio"),
-    ("facet42", "vision"),
-    ("facet41", "vision"),
-    ("facet", "vision"),
-    ("openface2", "vision"),
-    ("openface1", "vision"),
-    ("openface", "vision"),
-)
+_FRAGMENTS: dict[Role, str] = {
+    "labels": "opinionsegmentlabels opinionlabels alllabels sentimentlabel moseilabels",
+    "vectors": "wordvectors glove",
+    "words": "modifiedtimestampedwords timestampedwords words",
+    "audio": "covarep coavarep opensmileis09 opensmileeb10 opensmile",
+    "vision": "facet42 facet41 facet openface2 openface1 openface",
+}
+KNOWN = tuple((fragment, role) for role, fragments in _FRAGMENTS.items() for fragment in fragments.split())
 _SEGMENT_KEY = re.compile(r"(?P<video>.+)\[(?P<segment>\d+)\]")
 
 

@@ -31,8 +31,6 @@ class SdkExport(SdkFiles):
 
     format = "csd"
 
-    # --- text --------------------------------------------------------------------------------------------------------
-
     @property
     def modalities(self) -> tuple[str, ...]:
         """Modalities in the export, in bit order."""
@@ -116,8 +114,6 @@ class SdkExport(SdkFiles):
         _, entries, _ = self._timeline
         parts = [(self.first[v] + target, entries[v].features[item]) for v, (target, item) in self._word_pairs.items()]
         return self._block(self._text_sequence, parts, "text", kind="embedding", encoder=self._text_sequence.root)
-
-    # --- audio and vision --------------------------------------------------------------------------------------------
 
     def frames(self, modality: str, form: str) -> RaggedBlock:
         """Audio or vision of each clip in a form that `form` returned."""

@@ -60,8 +60,6 @@ class SdkFiles:
             faults.add(Fault(file="CMU_MOSI_TimestampedWords.csd", expected=expected, found="labels only", fix=AGAIN))
         faults.raise_if_any()
 
-    # --- files and clips ---------------------------------------------------------------------------------------------
-
     def _choose(self, sequences: list[Sequence], options: MosiOptions, faults: FaultCollector) -> dict[str, Sequence]:
         chosen: dict[str, Sequence] = {}
         requested = {"audio": options.audio_sequence, "vision": options.vision_sequence}

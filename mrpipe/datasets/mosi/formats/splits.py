@@ -100,8 +100,6 @@ class SplitExport:
         column = part if key is None else f"{part}/{key}"
         return Fault(file=self.path.name, column=column, row=row, expected=expected, found=found, fix=AGAIN)
 
-    # --- checks ------------------------------------------------------------------------------------------------------
-
     def _part_ids(self, part: str, value: Any, faults: FaultCollector) -> list[tuple[str, int]]:
         """Video and clip number of each row of a split; rows of (video, start, end) are numbered by their start."""
         texts = id_strings(value, self.path.name, f"{part}/id")
@@ -227,8 +225,6 @@ class SplitExport:
                 found = f"{given[row]!r} for the score {score[row]} ({int((classes != sign).sum())} such rows)"
                 faults.add(self.fault(part, key, f"the {kind} of regression_labels", found, row=row + 1))
 
-    # --- text --------------------------------------------------------------------------------------------------------
-
     def has_words(self) -> bool:
         """Whether the text is words only, which an encoder has to turn into vectors."""
         return "text" not in self._stored
@@ -254,8 +250,6 @@ class SplitExport:
         """Word vectors of the export, or one vector per clip."""
         form = "vector" if self._scan("text")["vector"].all() else "steps"
         return replace(self.frames("text", form), kind="embedding", encoder=LAYOUTS[self.format][1])
-
-    # --- features ----------------------------------------------------------------------------------------------------
 
     def form(self, modality: str, requested: str) -> str:
         """Form of audio or vision: vector, steps (as many as the text), raw or collapse; a UsageError for another."""

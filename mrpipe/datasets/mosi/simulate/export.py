@@ -241,9 +241,6 @@ def _readings(options: MosiSimulation, latent: Latent, modality: str) -> Floats:
     return base
 
 
-# --- Bayes-optimal prediction ----------------------------------------------------------------------------------------
-
-
 def _modalities(options: MosiSimulation) -> tuple[str, ...]:
     return ("text", "audio") if options.utterance_audio else ("text", "audio", "vision")
 

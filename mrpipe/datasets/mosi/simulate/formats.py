@@ -52,9 +52,6 @@ def write(export: Path, world: World, options: MosiSimulation) -> None:
         pickle.dump(content, handle, protocol=4)
 
 
-# --- computational sequences -----------------------------------------------------------------------------------------
-
-
 def _write_csd(export: Path, world: World, options: MosiSimulation, *, infinite: float) -> None:
     n_videos = len(world.videos)
     lines = [
@@ -170,9 +167,6 @@ def _write_sequence(path: Path, root: str, entries: dict[str, tuple[Any, Any]], 
             fields.create_dataset(name, data=text, track_times=False)
 
 
-# --- pickles ---------------------------------------------------------------------------------------------------------
-
-
 def _mmsa(sdk: SdkExport, options: MosiSimulation) -> tuple[dict[str, Any], str]:
     """MMSA: words between [CLS] and [SEP], padded with zeros; unaligned audio and vision are frames with lengths."""
     aligned = options.format == "mmsa_aligned"
@@ -254,9 +248,6 @@ def _by_clip(sdk: SdkExport, modality: str, form: str, options: MosiSimulation) 
     x = np.nan_to_num(block.values)
     _set_infinite(x, options.infinite_audio if modality == "audio" else 0.0, options.seed)
     return [x[i] for i in range(len(x))] if block.offsets is None else np.split(x, block.offsets[1:-1])
-
-
-# --- features by clip ------------------------------------------------------------------------------------------------
 
 
 def _write_files(export: Path, sdk: SdkExport, options: MosiSimulation) -> None:
