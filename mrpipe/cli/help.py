@@ -1,7 +1,5 @@
 """Texts of `mrpipe --help` and of the pipeline's commands."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import TYPE_CHECKING
 
@@ -157,7 +155,7 @@ def datasets_page() -> str:
     return "\n".join(["datasets:", *lines, "", "`mrpipe options DATASET` lists the options of one."])
 
 
-def options_page(dataset: Dataset) -> str:
+def options_page(dataset: "Dataset") -> str:
     """Every option of a dataset with its default, choices and meaning."""
     lines = [f"{dataset.name}: {dataset.title}"]
     for title, cls in (("reader", dataset.options), ("simulator", dataset.simulation)):

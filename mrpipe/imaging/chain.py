@@ -80,17 +80,6 @@ def require_imaging() -> None:
             raise MissingExtraError(package, "imaging", "the chain from raw T1 scans to grey-matter maps")
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.process_time()
-
-    def lap(self, step: str) -> None:
-        now = time.process_time()
-        self.seconds[step] = round(now - self._last, 2)
-        self._last = now
-
-
 def correct_bias(path: Path) -> NDArray[np.float32]:
     """N4 bias correction of a NIfTI file within an Otsu mask of the head; float32 array in the axis order of the file.
 
@@ -189,7 +178,12 @@ def run_chain(
     Raises:
         DataError: the scan cannot be read, no brain was found, or the scan is not suitable; see `suitability.LIMITS`.
     """
-    clock = _Clock()
+    seconds: dict[str, float] = {}
+    began = time.process_time()
+
+    def lap(step: str) -> None:
+        seconds[step] = round(time.process_time() - began - sum(seconds.values()), 2)
+
     scan = read_scan(scan_path, shown_as)
     import ants
 
@@ -203,18 +197,18 @@ def run_chain(
     judge()
     canonical = work / "scan.nii"
     write_nifti(canonical, scan.data, scan.affine)
-    clock.lap("read")
+    lap("read")
     head = correct_bias(canonical)
-    clock.lap("n4")
+    lap("n4")
     stripped = settings.brain == "stripped"
     brain_mask = head > 0 if stripped else extract_brain(head)
-    clock.lap("brain")
+    lap("brain")
     voxel_ml = float(np.prod(scan.voxel_mm)) / 1000.0
     if brain_mask.sum() * voxel_ml < 100.0:
         raise refused(shown_as, "a head with a brain in it", "less than 100 ml of brain")
     numbers |= brain_numbers(scan.data, head, brain_mask, scan.affine, template_t1, stripped=stripped)
     judge()
-    clock.lap("judge")
+    lap("judge")
     frame = ants.image_read(str(canonical))
     brain = frame.new_image_like(np.where(brain_mask, head, 0).astype(np.float32))
     mask = frame.new_image_like(brain_mask.astype(np.float32))
@@ -224,7 +218,7 @@ def run_chain(
     gm_ml = float(grey_p.sum(dtype=np.float64)) * voxel_ml
     numbers |= dict(zip(("fluid_share", "grey_share", "white_share"), shares, strict=True))
     judge()
-    clock.lap("segment")
+    lap("segment")
     fixed, fixed_brain = ants.image_read(str(template_t1)), ants.image_read(str(template_brain)).numpy() > 0
     target = fixed.numpy()
     matched = frame.new_image_like(match_quantiles(brain.numpy(), brain_mask, target[fixed_brain]))
@@ -234,14 +228,14 @@ def run_chain(
     scales = np.linalg.svd(np.reshape(ants.read_transform(forward[-1]).parameters[:9], (3, 3)), compute_uv=False)
     numbers["stretch"] = float(scales[0] / scales[2])
     judge()
-    clock.lap("register")
+    lap("register")
     warped = ants.apply_transforms(fixed, grey, forward, interpolator="linear").numpy()
     composed = ants.apply_transforms(fixed, grey, forward, compose=str(work / "all_"))
     jacobian = ants.create_jacobian_determinant_image(fixed, composed, False).numpy()
     gm = np.clip(warped * jacobian, 0.0, None).astype(np.float32) * np.float32(SCALE)
     t1 = ants.apply_transforms(fixed, brain, forward, interpolator="linear").numpy().astype(np.float32)
     inside = ants.apply_transforms(fixed, mask, forward, interpolator="nearestNeighbor").numpy() > 0.5
-    clock.lap("modulate")
+    lap("modulate")
     map_ml = float(gm.sum(dtype=np.float64)) / SCALE * float(np.prod(fixed.spacing)) / 1000.0
     numbers |= {
         "gm_ml": gm_ml,
@@ -262,7 +256,7 @@ def run_chain(
         t1=t1,
         native={"head": head, "brain": brain_mask.astype(np.float32), "gm": grey_p.astype(np.float32)},
         numbers=numbers,
-        seconds=clock.seconds,
+        seconds=seconds,
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
         notes=tuple(notes),
     )

@@ -1,7 +1,5 @@
 """Quality control of processed scans: pictures, contact sheets, outliers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +75,7 @@ def _column(
     )
 
 
-def scan_picture(done: ChainResult, template_t1: Path, path: Path) -> None:
+def scan_picture(done: "ChainResult", template_t1: Path, path: Path) -> None:
     """Write nine panels, by row sagittal, coronal and axial, by column the scan with outlines of brain (red) and grey
     matter (yellow), the scan in template space with the outline of the template (red), and the grey-matter map.
     """

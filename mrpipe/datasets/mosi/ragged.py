@@ -1,9 +1,8 @@
 """Features of one modality before they are written: one vector per clip, or a sequence of steps per clip."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import polars as pl
@@ -47,14 +46,14 @@ class RaggedBlock:
         """Number of steps per clip, (n,) int64; 1 for vectors."""
         return np.ones(len(self), dtype=np.int64) if self.offsets is None else np.diff(self.offsets)
 
-    def take(self, rows: NDArray[np.int64]) -> RaggedBlock:
+    def take(self, rows: NDArray[np.int64]) -> Self:
         """Select the clips `rows`, in that order."""
         if self.offsets is None:
             return replace(self, sample_id=self.sample_id[rows], values=self.values[rows])
         steps, offsets = _gather(self.offsets[rows], self.lengths()[rows])
         return replace(self, sample_id=self.sample_id[rows], values=self.values[steps], offsets=offsets)
 
-    def last_steps(self, limit: int) -> RaggedBlock:
+    def last_steps(self, limit: int) -> Self:
         """Keep at most the last `limit` steps of each clip, as the SDK does in its tensors; 0 keeps all."""
         if self.offsets is None or limit <= 0 or (self.lengths() <= limit).all():
             return self
@@ -62,7 +61,7 @@ class RaggedBlock:
         steps, offsets = _gather(self.offsets[1:] - kept, kept)
         return replace(self, values=self.values[steps], offsets=offsets)
 
-    def collapsed(self) -> RaggedBlock:
+    def collapsed(self) -> Self:
         """Average the steps of each clip to one vector, ignoring NaN."""
         if self.offsets is None:
             return self
@@ -70,7 +69,7 @@ class RaggedBlock:
         values = means(self.values, target, np.arange(len(self.values)), len(self))
         return replace(self, values=values, offsets=None)
 
-    def observed(self) -> RaggedBlock:
+    def observed(self) -> Self:
         """Drop clips without any observed value: an absent modality has no row."""
         known = ~np.isnan(self.values).all(axis=1)
         if self.offsets is None:

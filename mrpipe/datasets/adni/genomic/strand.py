@@ -6,12 +6,11 @@ in the reference is unknown or exceeds 0.4, or if the other strand fits better. 
 whose frequency differs from that of the reference by more than 0.2, are dropped.
 """
 
-from __future__ import annotations
-
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import polars as pl
@@ -70,14 +69,14 @@ class KnownSnps:
     name: NDArray[np.str_]
 
     @classmethod
-    def empty(cls) -> KnownSnps:
+    def empty(cls) -> Self:
         none = np.zeros(0, dtype=np.int8)
         return cls(np.zeros(0, dtype=np.int64), none, none, np.zeros(0), np.zeros(0, dtype="U1"))
 
-    def extended(self, other: KnownSnps) -> KnownSnps:
+    def extended(self, other: Self) -> Self:
         parts = [np.concatenate(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)]
         order = np.argsort(parts[0], kind="stable")
-        return KnownSnps(*(p[order] for p in parts))
+        return type(self)(*(p[order] for p in parts))
 
 
 def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | None = None) -> KnownSnps:

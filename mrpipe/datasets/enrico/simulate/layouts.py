@@ -3,8 +3,6 @@
 A layout determines the components of a screen and their positions. Wireframes show it exactly, screenshots blur it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,7 +63,7 @@ class LayoutPart:
     rows: tuple[int, int] = (1, 1)
     columns: int = 1
     ragged: float = 0.0
-    inside: tuple[LayoutPart, ...] = ()
+    inside: tuple["LayoutPart", ...] = ()
 
 
 _TOOLBAR = LayoutPart(

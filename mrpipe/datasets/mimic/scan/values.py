@@ -1,7 +1,5 @@
 """Columns and values of a table as declared, whatever program saved it: BigQuery, DuckDB, a database, pandas."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -83,7 +81,7 @@ def convert(values: pl.Series, column: Column) -> pl.Series:
 class TablePart(ABC):
     """One file of a table. `frames` yields the columns and the selected rows, with `ROW`; see `TableScan`."""
 
-    def __init__(self, path: Path, shown_as: str, scan: TableScan):
+    def __init__(self, path: Path, shown_as: str, scan: "TableScan"):
         self.path, self.shown_as, self.scan = path, shown_as, scan
         self.header = self.read_header()
         self.names = check_columns(self.header, scan.columns, shown_as)

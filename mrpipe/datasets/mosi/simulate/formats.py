@@ -1,7 +1,5 @@
 """Write simulated reviews in each format that is read, with the quirks of the published files."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle
@@ -34,7 +32,7 @@ PARTS = ("train", "valid", "test")
 Floats = NDArray[np.float32]
 
 
-def write(export: Path, world: World, options: MosiSimulation) -> None:
+def write(export: Path, world: "World", options: MosiSimulation) -> None:
     """Write the export; other formats contain the same words and frames as the .csd files, as the SDK aligns them."""
     if options.format == "csd":
         _write_csd(export, world, options, infinite=options.infinite_audio)
@@ -52,7 +50,7 @@ def write(export: Path, world: World, options: MosiSimulation) -> None:
         pickle.dump(content, handle, protocol=4)
 
 
-def _write_csd(export: Path, world: World, options: MosiSimulation, *, infinite: float) -> None:
+def _write_csd(export: Path, world: "World", options: MosiSimulation, *, infinite: float) -> None:
     n_videos = len(world.videos)
     lines = [
         f"standard_{part}_fold={[v for v, f in zip(world.videos, world.folds, strict=True) if f == part]!r}\n"
@@ -101,7 +99,7 @@ def _runs(group: NDArray[np.int64], n: int) -> list[slice]:
 
 
 def _frames(
-    world: World, options: MosiSimulation, modality: str, d: int
+    world: "World", options: MosiSimulation, modality: str, d: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], Floats]:
     """Frames of all videos: video (F,), start and end in seconds (F, 2), features (F, d)."""
     rng = keyed.generator(options.seed, "mosi/frames", modality)
