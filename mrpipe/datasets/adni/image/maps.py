@@ -6,7 +6,7 @@ File formats and names are described in docs/raw-formats.md.
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -184,26 +184,16 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
         assert array is not None
         return _checked_vector(np.asarray(array[int(file)], dtype=np.float32), options.image_dtype)
 
-    return _maps(raw, grid, mask, scans, load, (path, subjects), None, shown_as)
+    return _noted(Maps(grid, scans, load, (path, subjects), None, shown_as), raw, mask)
 
 
-def _maps(
-    raw: Path,
-    grid: VoxelGrid,
-    mask: Path,
-    scans: pl.DataFrame,
-    load: Callable[[str, str], NDArray[np.float32]],
-    files: tuple[Path, ...],
-    folder: Path | None,
-    source: str,
-) -> Maps:
-    undated = int(scans["date"].null_count())
+def _noted(maps: Maps, raw: Path, mask: Path) -> Maps:
+    undated = int(maps.scans["date"].null_count())
     notes = [f"images: {undated} maps without a valid date are used only if there is no other"] if undated else []
     if mask.is_relative_to(raw):
-        files = (*files, mask)
-    else:
-        notes.append(f"images: mask {mask.name} is outside the export folder, SHA-256 {sha256(mask)}")
-    return Maps(grid=grid, scans=scans, load=load, files=files, folder=folder, source=source, notes=tuple(notes))
+        return replace(maps, files=(*maps.files, mask), notes=tuple(notes))
+    notes.append(f"images: mask {mask.name} is outside the export folder, SHA-256 {sha256(mask)}")
+    return replace(maps, notes=tuple(notes))
 
 
 def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultCollector) -> Maps | None:
@@ -257,7 +247,7 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
 
     listed = (table,) if table is not None and table.is_relative_to(raw) else ()
     folder = (root if table else path) if root.is_relative_to(raw) else None
-    return _maps(raw, grid, mask, scans, load, listed, folder, shown(raw, path))
+    return _noted(Maps(grid, scans, load, listed, folder, shown(raw, path)), raw, mask)
 
 
 def open_maps(raw: Path, options: ImageOptions, faults: FaultCollector) -> Maps | None:
