@@ -59,17 +59,13 @@ def _centre(mask: NDArray[np.bool_]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _top(volume: NDArray[np.float32]) -> float:
-    values = volume[volume > 0]
-    return float(np.percentile(values, 99)) if values.size else 1.0
-
-
 def _column(
     volume: NDArray[np.float32], centre: tuple[int, int, int], outlines: Sequence[tuple[NDArray[np.float32], Colour]]
 ) -> NDArray[np.uint8]:
     """Three panels stacked vertically."""
     cut = [(_slices(mask, centre), colour) for mask, colour in outlines]
-    top = _top(volume)
+    values = volume[volume > 0]
+    top = float(np.percentile(values, 99)) if values.size else 1.0
     return np.concatenate(
         [_panel(p, top, [(m[i], colour) for m, colour in cut]) for i, p in enumerate(_slices(volume, centre))]
     )

@@ -175,8 +175,6 @@ def event_files(raw: Path, options: MimicOptions) -> dict[str, Form]:
 
 def shard_of(sample_ids: list[str], n_parts: int) -> NDArray[np.int64]:
     """Part of each patient, (n,) int64, by a hash of the id."""
-    if n_parts == 1:
-        return np.zeros(len(sample_ids), dtype=np.int64)
     return (id_keys(sample_ids) % np.uint64(n_parts)).astype(np.int64)
 
 
