@@ -10,8 +10,8 @@ import pytest
 
 from moe_retriever.catalogue import catalogue
 from moe_retriever.config import Common
-from moe_retriever.data.scores import METRICS
 from moe_retriever.methods.moe_retriever import MoERetriever, MoERetrieverOptions
+from moe_retriever.metrics import METRIC
 from moe_retriever.training.search import COMMON_SPACE
 from mrpipe.cli.main import command_names
 from mrpipe.datasets import dataset_names
@@ -47,7 +47,7 @@ def test_defaults_on_the_method_page(page: dict[str, str]) -> None:
 
 def test_evaluation_names_what_there_is(page: dict[str, str]) -> None:
     text = page["evaluation"]
-    assert all(f"`{name}`" in text for name in (*MECHANISMS, *METRICS))
+    assert all(f"`{name}`" in text for name in (*MECHANISMS, *METRIC))
     controls = [entry.name for entry in catalogue() if "(control)" in entry.summary]
     assert len(controls) == 8
     assert all(f"`{name}`" in text for name in controls)

@@ -11,10 +11,11 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from moe_retriever.metrics import METRIC
 from mrpipe.errors import MrpipeError
 from mrpipe.store.reader import open_store
 
-SHOWN = {"accuracy": "accuracy %", "macro_f1": "macro-F1 %", "auroc": "AUROC %"}
+SHOWN = ("accuracy", "macro_f1", "auroc", "mae", "corr")
 EXPERIMENT = ["dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness"]
 
 
@@ -47,25 +48,27 @@ def score_tables(scores: pl.DataFrame) -> Iterator[Table]:
     Args:
         scores: `results.csv`, one row per run, group of samples and metric.
     """
-    overall = scores.filter(by="all").with_columns(pl.col("value") * 100)
+    overall = scores.filter(by="all")
     for key, experiment in overall.group_by(*EXPERIMENT, maintain_order=True):
         dataset, store_id, origin, task, scheme, modalities, missingness = key
         data = f"{dataset} ({origin}, {store_id}, {scheme} split)"
         title = f"{data}: {task} from {modalities}, {missingness}, n = {experiment['n'][0]}"
         table = Table(title=title, title_justify="left")
-        for name in ("method", "seeds", *SHOWN.values()):
+        shown = [m for m in SHOWN if m in experiment["metric"]]
+        for name in ("method", "seeds", *(METRIC[m].titled.replace(" (%)", " %") for m in shown)):
             table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
         for (method,), runs in experiment.group_by("method", maintain_order=True):
             seeds = str(runs["seed"].n_unique())
-            table.add_row(str(method), seeds, *(_cell(runs.filter(metric=m)["value"]) for m in SHOWN))
+            table.add_row(str(method), seeds, *(_cell(runs.filter(metric=m)["value"], m) for m in shown))
         yield table
 
 
-def _cell(values: pl.Series) -> str:
-    known: list[float] = values.drop_nulls().to_list()
+def _cell(values: pl.Series, metric: str) -> str:
+    known: list[float] = (values.drop_nulls() * METRIC[metric].factor).to_list()
     if not known:
         return "–"
-    return f"{fmean(known):.1f}" + (f" ± {stdev(known):.1f}" if len(known) > 1 else "")
+    digits = 1 if METRIC[metric].percent else 3
+    return f"{fmean(known):.{digits}f}" + (f" ± {stdev(known):.{digits}f}" if len(known) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def _print_metrics(content: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from moe_retriever.data.scores import METRIC_NAMES
+    from moe_retriever.metrics import METRIC_NAMES
 
     title = f"{content['method']} on {content['dataset']} ({content['origin']}), {content['part']}"
     table = Table("metric", "value", "95% interval", title=f"{title}, n = {content['n_evaluated']}")
@@ -147,6 +147,8 @@ def _print_metrics(content: dict[str, Any]) -> None:
     if content["majority"]["accuracy"] is not None:
         name = f"accuracy of the majority class ({content['majority']['class']})"
         table.add_row(name, f"{content['majority']['accuracy']:.4f}", "")
+    for name in ("temperature", "threshold") if content["decision"]["n_validation"] else ():
+        table.add_row(f"{name} (validation samples)", f"{content['decision'][name]:.4f}", "")
     Console().print(table)
 
 
@@ -156,6 +158,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from mrpipe import open_store
 
     how = {"part": arguments.part, "draws": arguments.draws, "n_resamples": arguments.resamples, "device": device}
+    given = {"calibration": arguments.calibration, "decision_threshold": arguments.decision_threshold}
+    given["subgroups"] = arguments.subgroups and " ".join(arguments.subgroups)
+    how["options"] = {name: value for name, value in given.items() if value is not None}
     _print_metrics(evaluate_run(arguments.run, open_store(arguments.store), **how))
 
 
@@ -284,8 +289,8 @@ train = Command(
 )
 evaluate = Command(
     summary="evaluate a finished run",
-    description="Writes metrics.json, metrics.csv (by modality combination), predictions.parquet and routing.parquet\n"
-    "to the run folder and prints a table.",
+    description="Writes metrics.json, metrics.csv (by modality combination and subgroup), risk_coverage.csv,\n"
+    "predictions.parquet and routing.parquet to the run folder and prints a table.",
     add_arguments=arguments_of.evaluate_arguments,
     run=_evaluate,
 )

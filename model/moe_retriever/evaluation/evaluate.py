@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
+from moe_retriever.config import parse_subgroups
 from moe_retriever.data.load import Data, load
-from moe_retriever.data.scores import METRIC_NAMES
+from moe_retriever.data.scores import Rules
 from moe_retriever.evaluation.bootstrap import table
+from moe_retriever.evaluation.calibration import decide, risk_coverage
+from moe_retriever.evaluation.groups import MIN_PATTERN, pattern_rows, subgroups
 from moe_retriever.nn.kernels.allocator import keep_freed_memory
 from moe_retriever.training.checkpoint import MASK_NAME, Trained, load_run, require_training_store
-from moe_retriever.training.predict import Predictions, predict, prediction_frame
+from moe_retriever.training.predict import predict, prediction_frame
 from mrpipe.store.parquet import write_frame, write_text
 from mrpipe.store.reader import Store
 
@@ -56,30 +62,45 @@ def evaluate_run(
     part: str = "test",
     draws: int | None = None,
     n_resamples: int = 1000,
+    options: Mapping[str, str] | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Evaluate a finished run; return the content of metrics.json.
 
     Files for the test split: predictions.parquet, routing.parquet (methods that route), metrics.csv (by modality
-    combination and number of observed modalities), test_cost.json (run times, not reproducible to the byte) and, last,
-    metrics.json. Files of another split contain its name, e.g. metrics_val.json.
+    combination, number of observed modalities and subgroup), risk_coverage.csv (classes), test_cost.json (run times,
+    not reproducible to the byte) and, last, metrics.json. Files of another split contain its name: metrics_val.json.
 
     Args:
         draws: number of retrieval draws to average; default: from the method's options.
         n_resamples: number of bootstrap resamples of the subjects; 0 for no intervals.
+        options: options of the evaluation (calibration, decision_threshold, subgroups) that replace those of the run.
     """
     suffix = "" if part == "test" else f"_{part}"
     result = run / f"metrics{suffix}.json"
-    for name in (result.name, f"metrics{suffix}.csv", f"predictions{suffix}.parquet", f"routing{suffix}.parquet"):
-        (run / name).unlink(missing_ok=True)
     trained = load_run(run, device)
     data = load_for(trained, run, store, device)
+    common = dataclasses.replace(trained.config.common, **(options or {}))
+    common = dataclasses.replace(trained.config, common=common).for_task(data.spec.kinds).common
+    rows, train = data.rows(part), data.rows("train")
+    more = subgroups(parse_subgroups(common.subgroups), store, data.sample_id, rows, train)
+    for name in ("metrics.json", "metrics.csv", "risk_coverage.csv", "predictions.parquet", "routing.parquet"):
+        (run / name.replace(".", f"{suffix}.")).unlink(missing_ok=True)
     keep_freed_memory()
-    trained.method.prepare(data, data.rows("train"))
+    trained.method.prepare(data, train)
+    decision = decide(common, trained.method, data, draws=draws)
     started = time.perf_counter()
-    found = predict(trained.method, data, data.rows(part), draws=draws, detail=True)
+    found = predict(trained.method, data, rows, draws=draws, detail=True)
     seconds = time.perf_counter() - started
-    metrics = metric_table(data, found, seed=trained.config.seed, n_resamples=n_resamples)
+    found = dataclasses.replace(found, logits=found.logits / np.float32(decision["temperature"]))
+    rules, observed = Rules(data.spec.convention, decision["threshold"]), data.observed[rows]
+    groups = data.combination(observed), observed.sum(axis=1)
+    how: dict[str, Any] = {"seed": trained.config.seed, "n_resamples": n_resamples, "more": more, "rules": rules}
+    metrics = table(data.label[rows], found.scored, data.subject_id[rows], *groups, **how)
+    metrics = pl.concat([metrics, pattern_rows(metrics)])
+    if len(rows) and not data.spec.regression:
+        curve = risk_coverage(data.label[rows], found.scored)
+        write_text(run / f"risk_coverage{suffix}.csv", curve.write_csv())
     write_frame(run / f"predictions{suffix}.parquet", prediction_frame(data, found))
     if found.routing is not None:
         write_frame(run / f"routing{suffix}.parquet", found.routing)
@@ -95,8 +116,13 @@ def evaluate_run(
         "n_without_modality": data.n_without,
         "part": part,
         "n": trained.training["n"],
-        "n_evaluated": len(found.rows),
+        "n_evaluated": len(rows),
         "metrics": summary(metrics),
+        "worst_pattern": summary(metrics, "worst_pattern", "group", "n"),
+        "mean_over_patterns": summary(metrics, "mean_over_patterns"),
+        "pattern_min_n": MIN_PATTERN,
+        "decision": decision,
+        "convention": data.spec.convention,
         "majority": majority(data, part),
         "bootstrap": n_resamples,
         "draws": draws or trained.method.n_draws,
@@ -106,7 +132,7 @@ def evaluate_run(
     }
     cost = {
         "seconds": seconds,
-        "samples_per_second": len(found.rows) / max(seconds, 1e-9),
+        "samples_per_second": len(rows) / max(seconds, 1e-9),
         "threads": torch.get_num_threads(),
         "device": device,
     }
@@ -125,16 +151,7 @@ def majority(data: Data, part: str) -> dict[str, Any]:
     return {"class": data.spec.classes[best], "accuracy": accuracy}
 
 
-def metric_table(data: Data, found: Predictions, *, seed: int, n_resamples: int = 1000) -> pl.DataFrame:
-    """Metrics of labelled predictions; see `moe_retriever.evaluation.bootstrap.table`."""
-    rows, observed = found.rows, data.observed[found.rows]
-    groups = data.combination(observed), observed.sum(axis=1)
-    label, subject = data.label[rows], data.subject_id[rows]
-    return table(label, found.scored, subject, *groups, seed=seed, n_resamples=n_resamples)
-
-
-def summary(metrics: pl.DataFrame) -> dict[str, Any]:
-    """Metrics over all samples: name → value, low, high."""
-    rows = metrics.filter(by="all")
-    out = {r["metric"]: {"value": r["value"], "low": r["low"], "high": r["high"]} for r in rows.to_dicts()}
-    return {name: out[name] for name in METRIC_NAMES if name in out}
+def summary(metrics: pl.DataFrame, by: str = "all", *more: str) -> dict[str, Any]:
+    """Metrics of one group, by default of all samples: name → value, low, high and further columns."""
+    rows = metrics.filter(by=by).to_dicts()
+    return {r["metric"]: {name: r[name] for name in ("value", "low", "high", *more)} for r in rows}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_retriever.data.scores import Floats, Labels, lower_is_better, score
+from moe_retriever.data.scores import DEFAULT_RULES, Floats, Labels, Rules, lower_is_better, score
 from moe_retriever.evaluation.bootstrap import interval, weighted_metrics
 from mrpipe import keyed
 
@@ -29,11 +29,13 @@ class Predicted:
         label: (n,) class, or value of a regression.
         prediction: (n, C) probabilities, or (n,) values.
         subject: (n,) id.
+        rules: convention and threshold of the metrics.
     """
 
     label: Labels
     prediction: Floats
     subject: NDArray[np.str_]
+    rules: Rules = DEFAULT_RULES
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ class Comparison:
         weight = rng.multinomial(len(subjects), np.full(len(subjects), 1 / len(subjects)), size=n_resamples)
         self._drawn = rng.integers(0, len(self._seeds), size=(n_resamples, len(self._seeds)))
         for method, of in runs.items():
-            self._values[method] = {seed: score(t.label, t.prediction) for seed, t in of.items()}
+            self._values[method] = {seed: score(t.label, t.prediction, t.rules) for seed, t in of.items()}
             self._resampled[method] = {
                 seed: weighted_metrics(
-                    t.label, t.prediction, weight[:, np.searchsorted(subjects, t.subject)].astype(np.float64)
+                    t.label, t.prediction, weight[:, np.searchsorted(subjects, t.subject)].astype(np.float64), t.rules
                 )
                 for seed, t in of.items()
             }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from moe_retriever.data.scores import SCORE_COLUMNS
+from moe_retriever.data.scores import SCORE_COLUMNS, Rules
 from moe_retriever.evaluation.paired import Predicted
 from mrpipe.errors import DataError, Fault
 from mrpipe.experiment.truth import ANY
@@ -33,9 +34,9 @@ def finished(run: Path) -> bool:
 def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
     """One row per run, group of samples and metric; see `SCHEMA`.
 
-    `run` is the folder relative to `root`; `by` and `group` define the samples (all, a combination of observed
-    modalities, or a number of them); `low` and `high` are the run's bootstrap interval; `mechanism` and `p` describe
-    the simulated missingness (null if there is none); `config` is the content of config.json.
+    `run` is the folder relative to `root`; `by` and `group` define the samples as in metrics.csv; `low` and `high` are
+    the run's bootstrap interval; `mechanism` and `p` describe the simulated missingness (null if there is none);
+    `config` is the content of config.json.
     """
     frames = [SCHEMA.to_frame()]
     for run in runs:
@@ -70,7 +71,9 @@ def tested(run: Path) -> Predicted:
     Raises:
         DataError: the predictions were written by an older version and lack subjects.
     """
-    return _predicted(_predictions(run))
+    said = json.loads((run / "metrics.json").read_text(encoding="utf-8")) if finished(run) else {}
+    threshold = said.get("decision", {}).get("threshold", Rules.threshold)
+    return replace(_predicted(_predictions(run)), rules=Rules(said.get("convention", ""), threshold))
 
 
 def best_possible(run: Path, best: pl.DataFrame | None) -> Predicted | None:

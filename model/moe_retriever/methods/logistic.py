@@ -19,7 +19,7 @@ from torch import Tensor
 
 from moe_retriever.config import OptionValue
 from moe_retriever.data.load import Batch, Data, Labels
-from moe_retriever.data.scores import selection_score
+from moe_retriever.data.scores import Rules, selection_score
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
@@ -67,7 +67,7 @@ class Logistic(TabularModel[LogisticOptions]):
         for c in (own.c,) if own.c > 0 else GRID:
             if crossed:
                 folds = self._cross_validated(c, x_train, y_train, data.subject_id[train_rows])
-                scores[c] = selection_score(metric, y_train, folds)
+                scores[c] = selection_score(metric, y_train, folds, Rules(self.spec.convention))
             else:
                 scores[c] = self.validation_score(self._fitted(c, x_train, y_train), x_val, y_val)
         c = max(scores, key=lambda c: scores[c])

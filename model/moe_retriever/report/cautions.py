@@ -116,6 +116,8 @@ def _is_constant(run: ReportedRun) -> bool:
     occur by chance.
     """
     scores, k = run.metrics["metrics"], len(run.metrics["classes"])
+    if not k:
+        return False
     a, balanced, f1 = (scores[name]["value"] for name in ("accuracy", "balanced_accuracy", "macro_f1"))
     if None in (a, balanced, f1):
         return False
@@ -123,7 +125,8 @@ def _is_constant(run: ReportedRun) -> bool:
 
 
 def _below_majority(run: ReportedRun) -> bool:
-    ours, theirs = run.metrics["metrics"]["accuracy"]["value"], run.metrics["majority"]["accuracy"]
+    theirs = run.metrics["majority"]["accuracy"]
+    ours = None if theirs is None else run.metrics["metrics"]["accuracy"]["value"]
     return ours is not None and theirs is not None and ours < theirs
 
 

@@ -240,11 +240,16 @@ def _changed(runs: Sequence[ReportedRun]) -> list[str]:
 def _evaluation(runs: Sequence[ReportedRun], cited: Bibliography) -> str:
     resamples = sorted({run.metrics["bootstrap"] for run in runs})
     draws = sorted({run.metrics["draws"] for run in runs})
+    metrics = list(dict.fromkeys(METRIC_NAMES[name] for run in runs for name in run.metrics["metrics"]))
     text = (
-        "Test samples were predicted once, independently of each other. The metrics are accuracy, balanced accuracy, "
-        "macro-F1, AUROC (one-vs-rest), AUPRC and the expected calibration error"
-        f"{cited.cite('ece')}, over all test samples and by combination of observed modalities."
+        "Test samples were predicted once, independently of each other. The metrics are "
+        f"{listed(metrics)}{cited.cite('ece') if 'ECE' in metrics else ''}, over all test samples and by combination "
+        "of observed modalities."
     )
+    if any(run.metrics["decision"]["temperature"] != 1 for run in runs):
+        text += " Probabilities were calibrated by a temperature fitted on the validation samples."
+    if rules := sorted({run.metrics["decision"]["rule"] for run in runs} - {"0.5"}):
+        text += f" Decision threshold: {listed(rules)}, on the validation samples unless fixed."
     if any(resamples):
         text += (
             f" Intervals are 95% percentile intervals from {listed([f'{n:,}' for n in resamples])} bootstrap resamples"

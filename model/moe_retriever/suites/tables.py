@@ -15,9 +15,9 @@ from typing import Any
 
 import polars as pl
 
-from moe_retriever.data.scores import METRIC_NAMES, METRICS
 from moe_retriever.evaluation.paired import Comparison, Estimate, Predicted
 from moe_retriever.evaluation.run_folders import best_possible, finished, tested
+from moe_retriever.metrics import METRIC, METRIC_NAMES, METRICS
 from moe_retriever.suites.published import origin_sentence, origin_title, published
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, cells_of, heading, number, with_sd, write
 from moe_retriever.suites.spec import BEST, SuiteColumn, SuiteRow, SuiteSpec, add_suite_arguments, read_suite
@@ -105,21 +105,21 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
                 "metric": metric,
                 "seeds": len(values),
                 "n": filled.n,
-                "sd": 100 * stdev(values) if len(values) > 1 else None,
-                **_percent(mean, ("mean", "low", "high")),
-                **_percent(difference, _DIFFERENCE),
-                **_percent(regret, _REGRET),
+                "sd": METRIC[metric].factor * stdev(values) if len(values) > 1 else None,
+                **_displayed(mean, ("mean", "low", "high"), metric),
+                **_displayed(difference, _DIFFERENCE, metric),
+                **_displayed(regret, _REGRET, metric),
                 "leads": lead.get(metric) == row.name,
                 "published": printed and printed.mean,
                 "published_sd": printed and printed.std,
             }
 
 
-def _percent(estimate: Estimate | None, names: Sequence[str]) -> dict[str, float | None]:
+def _displayed(estimate: Estimate | None, names: Sequence[str], metric: str) -> dict[str, float | None]:
     if estimate is None:
         return dict.fromkeys(names)
     values = (estimate.value, estimate.low, estimate.high)
-    return {name: None if v is None else 100 * v for name, v in zip(names, values, strict=True)}
+    return {name: None if v is None else METRIC[metric].factor * v for name, v in zip(names, values, strict=True)}
 
 
 def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) -> Page:
@@ -189,7 +189,7 @@ def _between(low: float | None, high: float | None) -> str:
 def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: str) -> PageTable:
     """All metrics of a column with intervals, and differences from MoE-Retriever in the suite's metrics."""
     compared = suite.reference is not None and len(filled.column.cells) > 1
-    header = ["method", "seeds", *METRIC_NAMES.values()]
+    header = ["method", "seeds", *(METRIC[m].titled for m in METRICS)]
     header += [f"{METRIC_NAMES[m]}: Δ to {suite.reference}" for m in suite.metrics if compared]
     known = any((number, BEST, m) in cells for m in suite.metrics)
     header += [f"{METRIC_NAMES[m]}: regret" for m in suite.metrics if known]

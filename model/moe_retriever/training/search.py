@@ -194,7 +194,7 @@ def run_search(job: Job, trials: Sequence[tuple[Overrides, AnyConfig]], data: Da
 
 def selected_by(job: Job, data: Data) -> str:
     """The metric that selects the trial: `select_metric`, with `auto` resolved for the task."""
-    return job.config.for_task(regression=data.spec.regression).common.select_metric
+    return job.config.for_task(data.spec.kinds).common.select_metric
 
 
 def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
