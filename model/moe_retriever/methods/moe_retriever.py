@@ -9,7 +9,8 @@ dimension, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from moe_retriever.nn.attention import Fusion
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.encoders import frozen_batch_norm, has_batch_norm, is_random
 from moe_retriever.nn.moe import Routing
-from moe_retriever.retrieval.bank import ReferenceSamples
+from moe_retriever.retrieval.bank import ReferenceSamples, encode_detached
+from moe_retriever.retrieval.nearest import NearestIndex
 from moe_retriever.retrieval.retriever import INTRA, Retrieved, Retriever, SlotItems
 from moe_retriever.retrieval.supporting_groups import Draws, SupportIndex, Wanted
 from mrpipe.errors import UsageError
@@ -69,6 +71,16 @@ class MoERetrieverOptions:
         "observed", "supporting samples per missing modality: observed (one per observed modality), all, or a number"
     )
     support: str = option(
+        "uniform", "draw from the whole supporting group, or from its nearest samples", choices=("uniform", "nearest")
+    )
+    nearest_k: int = option(16, "nearest: number of samples to draw from")
+    nearest_metric: str = option(
+        "features",
+        "nearest: compare transformed features, or the encoders' embeddings, renewed in each epoch",
+        choices=("features", "embedding"),
+    )
+    nearest_temperature: float = option(0.1, "nearest: draw by softmax(similarity / temperature); 0: the most similar")
+    support_source: str = option(
         "auto",
         "supporting samples in training: encoded in each step with gradients, or from a bank renewed in each epoch; "
         "auto: bank for volumes",
@@ -89,6 +101,8 @@ class MoERetrieverOptions:
             raise UsageError(f"option n_intra={self.n_intra!r} must be observed, all or a positive number")
         if not (self.intra or self.inter):
             raise UsageError("options intra and inter cannot both be False")
+        if self.nearest_k < 1 or self.nearest_temperature < 0:
+            raise UsageError("option nearest_k must be at least 1, nearest_temperature at least 0")
         if self.draws < 1 or self.warmup < 0:
             raise UsageError(f"option draws={self.draws} must be at least 1, and warmup={self.warmup} at least 0")
 
@@ -99,7 +113,7 @@ _AS_RELEASED |= {"warmup": 5, "warmup_kind": "zeros", "output_norm": False}
 
 
 class MoERetriever(Method[MoERetrieverOptions]):
-    """The method of the paper; docs/method.md explains the presets `code-intended` and `released-code`."""
+    """The method of the paper; docs/method.md explains the other presets, of which `nearest` is not from the paper."""
 
     name = "moe_retriever"
     summary = "retrieves missing modalities from supporting samples with a sparse mixture of experts"
@@ -113,6 +127,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         "paper": {},
         "code-intended": {**_AS_RELEASED, "context_block": "code", "renormalise": True, "noisy_gate": True},
         "released-code": {**_AS_RELEASED, "integration": "raw_mean", "balance": 0.0, "fusion_block": "code"},
+        "nearest": {"support": "nearest", "drop_modalities": 0.2, "reconstruct": 0.1, "draws": 5},
     }
 
     def __init__(self, spec: DataSpec, config: Config[MoERetrieverOptions], noise: Noise):
@@ -137,22 +152,49 @@ class MoERetriever(Method[MoERetrieverOptions]):
 
     def _refer(self, reference: ReferenceSamples) -> None:
         self.reference = reference
-        self.index = SupportIndex(reference.observed)
+        self.index, o = SupportIndex(reference.observed), self.options
+        if o.support == "nearest":
+            features, k = partial(self._reference_features, reference), o.nearest_k
+            self.index = NearestIndex(
+                reference.observed, self.spec.names, features, k=k, temperature=o.nearest_temperature
+            )
+
+    def _reference_features(self, reference: ReferenceSamples, m: int, rows: Rows) -> Tensor:
+        return reference.features(m, rows, self.encoders[m] if self.options.nearest_metric == "embedding" else None)
+
+    def _features(self, batch: Batch, m: int, places: Rows) -> Tensor:
+        """Features (n, f) of modality m by which samples of the batch are compared with training samples."""
+        rows, bank = batch.data.row[batch.index[places], m], self.reference and self.reference.bank
+        if self.options.nearest_metric == "features":
+            return batch.data.tables[m].pooled(rows)
+        if bank is not None and bank.data is batch.data and self._keeps_own(batch.data):
+            return bank.embed(m, rows, self.encoders[m]).mean(dim=1)
+        return encode_detached(self.encoders[m], batch.data.tables[m], rows).mean(dim=1)
 
     def reference_bytes(self) -> int:
         assert self.reference is not None
-        return self.reference.bank_bytes(self.config.common.tokens, self.config.common.hidden)
+        bank = self.reference.bank_bytes(self.config.common.tokens, self.config.common.hidden)
+        return bank + (self.index.n_bytes() if self._keeps_vectors(self.index) else 0)
 
     def reference_state(self) -> ReferenceState:
         assert self.reference is not None
-        return self.reference.state(self.encoders)
+        kept = {"nearest": self.index.state()} if self._keeps_vectors(self.index) else {}
+        return self.reference.state(self.encoders) | kept
 
     def load_reference(self, state: ReferenceState) -> None:
         self._refer(ReferenceSamples.from_state(state, self.device))
+        if self._keeps_vectors(self.index):
+            self.index.load(cast(ReferenceState, state["nearest"]), self.device)
+
+    def _keeps_vectors(self, index: SupportIndex | None) -> TypeGuard[NearestIndex]:
+        """Whether vectors do not depend on the weights; they are part of a checkpoint, which has no features."""
+        return isinstance(index, NearestIndex) and self.options.nearest_metric == "features"
 
     def refresh(self) -> None:
         if self.reference is not None:
             self.reference.forget()
+        if isinstance(self.index, NearestIndex) and not self._keeps_vectors(self.index):
+            self.index.forget()
 
     # Schedule
 
@@ -220,14 +262,15 @@ class MoERetriever(Method[MoERetrieverOptions]):
             seed=self.config.seed,
             stream=f"{batch.stream} draw {draw}",
             own_row=self.reference.own_row(batch.data, batch.index),
+            features=partial(self._features, batch),
         )
         return draws, SlotItems.of(draws, batch.observed, intra=o.intra, inter=o.inter)
 
     def _banked(self, m: int) -> bool:
         """Whether embeddings of supporting samples come from the bank, without gradients, in training."""
-        if self.options.support == "auto":
+        if self.options.support_source == "auto":
             return self.spec.modalities[m].kind == "volume"
-        return self.options.support == "bank"
+        return self.options.support_source == "bank"
 
     def _encode(self, batch: Batch, items: SlotItems | None) -> tuple[Tensor, Rows, Rows]:
         """Encode the observed modalities of the batch and the drawn supporting samples, each row once.

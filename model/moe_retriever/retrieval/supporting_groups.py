@@ -13,39 +13,63 @@ Legend: R reference (training) samples, B samples of a batch, Q missing slots (s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mrpipe import keyed
 from mrpipe.store import masks
 
 Ints = NDArray[np.int64]
 Wanted = int | Literal["observed", "all"]
+# Features (n, f) of a modality, by its position and rows.
+Features = Callable[[int, Ints], Tensor]
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Supporting samples of each missing slot.
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """Missing slots of a batch, and the training samples from which each can draw.
 
     Attributes:
         sample, target: (Q,) position in the batch and missing modality of each slot.
+        group: (Q,) number of the list of samples to draw from.
+        own: (Q,) position of the sample itself in this list, −1 if it is not a member.
         group_size: (Q,) number of samples to draw from, excluding the sample itself.
-        relaxed: (Q,) whether the supporting group was empty and was replaced by the nearest samples.
-        start: (Q + 1,) the supporting samples of slot q are `row[start[q]:start[q + 1]]`.
-        row: reference rows, distinct within a slot.
+        relaxed: (Q,) whether the supporting group was empty and was replaced by its fallback.
         wanted: (Q,) requested number of samples.
     """
 
     sample: Ints
     target: Ints
+    group: Ints
+    own: Ints
     group_size: Ints
     relaxed: NDArray[np.bool_]
+    wanted: Ints
+
+    def uniforms(
+        self, keys: NDArray[np.uint64], names: tuple[str, ...], seed: int, stream: str, n: int
+    ) -> NDArray[np.float64]:
+        """Uniform random numbers (Q, n), keyed by sample (B,), name of the missing modality, seed and stream."""
+        salt = np.array([keyed.stream_key(seed, f"support\x1f{stream}\x1f{name}") for name in names], dtype=np.uint64)
+        return keyed.uniform(keys[self.sample] ^ salt[self.target], seed, "support", n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws(Slots):
+    """Slots with their supporting samples, `row[start[q]:start[q + 1]]` of slot q: distinct reference rows."""
+
     start: Ints
     row: Ints
-    wanted: Ints
+
+    @classmethod
+    def of(cls, slots: Slots, n: Ints, row: Ints) -> Draws:
+        """Draws of n (Q,) samples per slot, with their concatenated rows."""
+        return cls(**vars(slots), start=np.concatenate([[0], np.cumsum(n)]), row=row)
 
     @property
     def drawn(self) -> Ints:
@@ -85,7 +109,7 @@ class SupportIndex:
         wanted = code | 1 << target
         return np.flatnonzero((self._codes & wanted) == wanted)
 
-    def nearest(self, code: int, target: int) -> Ints:
+    def fallback(self, code: int, target: int) -> Ints:
         """Rows outside G(T | mc) with T, the largest |mc ∩ mc_j| and, among these, the fewest other modalities."""
         others = self.observed.copy()
         others[:, target] = False
@@ -107,7 +131,7 @@ class SupportIndex:
         for i, pair in enumerate(pairs.tolist()):
             key = (*divmod(pair, self.n_modalities), relaxed)
             if key not in self._number:
-                find = self.nearest if relaxed else self.group
+                find = self.fallback if relaxed else self.group
                 self._number[key] = len(self._lists)
                 self._lists.append(find(key[0], key[1]))
                 added = True
@@ -137,6 +161,7 @@ class SupportIndex:
         seed: int,
         stream: str,
         own_row: Ints | None = None,
+        features: Features | None = None,
     ) -> Draws:
         """Draw the supporting samples of all missing slots of a batch, uniformly and without replacement.
 
@@ -149,41 +174,38 @@ class SupportIndex:
             names: names of the modalities.
             wanted: samples per slot: a number, "observed" (the number of the sample's observed modalities) or "all".
             own_row: (B,) the sample's own reference row or −1; a sample never supports itself.
+            features: features of the batch by position, for draws that depend on them (`NearestIndex`).
         """
+        slots = self._slots(observed, wanted, own_row)
+        n, place = np.minimum(slots.wanted, slots.group_size), slots.own
+        chosen = self._choose(n, slots.group_size, slots.uniforms(keys, names, seed, stream, int(n.max(initial=0))))
+        slot, rank = np.nonzero(np.arange(chosen.shape[1])[None, :] < n[:, None])
+        position = chosen[slot, rank]
+        position = position + ((place[slot] >= 0) & (position >= place[slot]))
+        return Draws.of(slots, n, self._flat[self._starts[slots.group[slot]] + position])
+
+    def _slots(self, observed: NDArray[np.bool_], wanted: Wanted, own_row: Ints | None) -> Slots:
         sample, target = np.nonzero(~observed)
         codes = masks.codes(observed)[sample]
         own = np.full(len(sample), -1, dtype=np.int64) if own_row is None else own_row[sample]
-        numbers = self._lookup(codes, target, relaxed=False)
-        place = self._place_of_self(numbers, own)
-        size = self._sizes(numbers) - (place >= 0)
+        group = self._lookup(codes, target, relaxed=False)
+        place = self._place_of_self(group, own)
+        size = self._sizes(group) - (place >= 0)
         relaxed = size == 0
         if relaxed.any():
-            numbers[relaxed] = self._lookup(codes[relaxed], target[relaxed], relaxed=True)
-            place[relaxed] = self._place_of_self(numbers[relaxed], own[relaxed])
-            size[relaxed] = self._sizes(numbers[relaxed]) - (place[relaxed] >= 0)
+            group[relaxed] = self._lookup(codes[relaxed], target[relaxed], relaxed=True)
+            place[relaxed] = self._place_of_self(group[relaxed], own[relaxed])
+            size[relaxed] = self._sizes(group[relaxed]) - (place[relaxed] >= 0)
         if wanted == "all":
             asked = size.copy()
         else:
             asked = observed.sum(axis=1)[sample] if wanted == "observed" else np.full(len(sample), wanted)
-        n = np.minimum(asked, size)
-        chosen = self._choose(n, size, self._bits_of(keys[sample], target, names, seed, stream, n))
-        slot, rank = np.nonzero(np.arange(chosen.shape[1])[None, :] < n[:, None])
-        position = chosen[slot, rank]
-        position = position + ((place[slot] >= 0) & (position >= place[slot]))
-        row = self._flat[self._starts[numbers[slot]] + position]
-        start = np.concatenate([[0], np.cumsum(n)])
-        return Draws(sample, target, size, relaxed, start, row, asked)
+        return Slots(
+            sample=sample, target=target, group=group, own=place, group_size=size, relaxed=relaxed, wanted=asked
+        )
 
     def _sizes(self, numbers: Ints) -> Ints:
         return self._starts[numbers + 1] - self._starts[numbers]
-
-    @staticmethod
-    def _bits_of(
-        keys: NDArray[np.uint64], target: Ints, names: tuple[str, ...], seed: int, stream: str, n: Ints
-    ) -> NDArray[np.float64]:
-        """Uniform random numbers (Q, max n), keyed by sample, name of the missing modality, seed and stream."""
-        salt = np.array([keyed.stream_key(seed, f"support\x1f{stream}\x1f{name}") for name in names], dtype=np.uint64)
-        return keyed.uniform(keys ^ salt[target], seed, "support", int(n.max(initial=0)))
 
     @staticmethod
     def _choose(n: Ints, size: Ints, u: NDArray[np.float64]) -> Ints:
