@@ -9,8 +9,7 @@ dimension, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, TypeGuard, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from moe_retriever.nn.attention import Fusion
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.encoders import frozen_batch_norm, has_batch_norm, is_random
 from moe_retriever.nn.moe import Routing
-from moe_retriever.retrieval.bank import ReferenceSamples, encode_detached
+from moe_retriever.retrieval.bank import ReferenceSamples
 from moe_retriever.retrieval.nearest import NearestIndex
 from moe_retriever.retrieval.retriever import INTRA, Retrieved, Retriever, SlotItems
 from moe_retriever.retrieval.supporting_groups import Draws, SupportIndex, Wanted
@@ -75,9 +74,7 @@ class MoERetrieverOptions:
     )
     nearest_k: int = option(16, "nearest: number of samples to draw from")
     nearest_metric: str = option(
-        "features",
-        "nearest: compare transformed features, or the encoders' embeddings, renewed in each epoch",
-        choices=("features", "embedding"),
+        "features", "nearest: compare features, or embeddings renewed in each epoch", choices=("features", "embedding")
     )
     nearest_temperature: float = option(0.1, "nearest: draw by softmax(similarity / temperature); 0: the most similar")
     support_source: str = option(
@@ -152,48 +149,40 @@ class MoERetriever(Method[MoERetrieverOptions]):
 
     def _refer(self, reference: ReferenceSamples) -> None:
         self.reference = reference
-        self.index, o = SupportIndex(reference.observed), self.options
-        if o.support == "nearest":
-            features, k = partial(self._reference_features, reference), o.nearest_k
-            self.index = NearestIndex(
-                reference.observed, self.spec.names, features, k=k, temperature=o.nearest_temperature
-            )
+        observed, data = reference.observed, reference.data
+        if self.options.support == "nearest":
+            features = lambda m, rows: self._features(data, m, reference.table_rows(m, rows))  # noqa: E731
+            self.index = NearestIndex(observed, features, self.options)
+        else:
+            self.index = SupportIndex(observed)
 
-    def _reference_features(self, reference: ReferenceSamples, m: int, rows: Rows) -> Tensor:
-        return reference.features(m, rows, self.encoders[m] if self.options.nearest_metric == "embedding" else None)
-
-    def _features(self, batch: Batch, m: int, places: Rows) -> Tensor:
-        """Features (n, f) of modality m by which samples of the batch are compared with training samples."""
-        rows, bank = batch.data.row[batch.index[places], m], self.reference and self.reference.bank
+    def _features(self, data: Data, m: int, rows: Rows) -> Tensor:
+        """Features (n, f) of rows of modality m's table by which samples are compared (`support="nearest"`)."""
         if self.options.nearest_metric == "features":
-            return batch.data.tables[m].pooled(rows)
-        if bank is not None and bank.data is batch.data and self._keeps_own(batch.data):
-            return bank.embed(m, rows, self.encoders[m]).mean(dim=1)
-        return encode_detached(self.encoders[m], batch.data.tables[m], rows).mean(dim=1)
+            return data.tables[m].pooled(rows)
+        if self.reference is not None and self.reference.bank is not None and self.reference.data is data:
+            return self.reference.bank.embed(m, rows, self.encoders[m]).mean(dim=1)
+        return self.encoders[m](data.tables[m].gather(rows)).mean(dim=1)
 
     def reference_bytes(self) -> int:
         assert self.reference is not None
         bank = self.reference.bank_bytes(self.config.common.tokens, self.config.common.hidden)
-        return bank + (self.index.n_bytes() if self._keeps_vectors(self.index) else 0)
+        return bank + sum(t.nbytes for t in (self.index.state() if isinstance(self.index, NearestIndex) else []))
 
     def reference_state(self) -> ReferenceState:
         assert self.reference is not None
-        kept = {"nearest": self.index.state()} if self._keeps_vectors(self.index) else {}
-        return self.reference.state(self.encoders) | kept
+        vectors = {"nearest": self.index.state()} if isinstance(self.index, NearestIndex) else {}
+        return self.reference.state(self.encoders) | vectors
 
     def load_reference(self, state: ReferenceState) -> None:
         self._refer(ReferenceSamples.from_state(state, self.device))
-        if self._keeps_vectors(self.index):
-            self.index.load(cast(ReferenceState, state["nearest"]), self.device)
-
-    def _keeps_vectors(self, index: SupportIndex | None) -> TypeGuard[NearestIndex]:
-        """Whether vectors do not depend on the weights; they are part of a checkpoint, which has no features."""
-        return isinstance(index, NearestIndex) and self.options.nearest_metric == "features"
+        if isinstance(self.index, NearestIndex):
+            self.index.load(cast(list[Tensor], state["nearest"]))
 
     def refresh(self) -> None:
         if self.reference is not None:
             self.reference.forget()
-        if isinstance(self.index, NearestIndex) and not self._keeps_vectors(self.index):
+        if isinstance(self.index, NearestIndex):
             self.index.forget()
 
     # Schedule
@@ -262,7 +251,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
             seed=self.config.seed,
             stream=f"{batch.stream} draw {draw}",
             own_row=self.reference.own_row(batch.data, batch.index),
-            features=partial(self._features, batch),
+            features=lambda m, places: self._features(batch.data, m, batch.data.row[batch.index[places], m]),
         )
         return draws, SlotItems.of(draws, batch.observed, intra=o.intra, inter=o.inter)
 

@@ -18,27 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_retriever.data.load import Data
-from moe_retriever.data.tables import FeatureTable, Rows
+from moe_retriever.data.tables import Rows
 from moe_retriever.nn.encoders import frozen_batch_norm
 
 ENCODE_ROWS = 256
-
-
-@torch.no_grad()
-def encode_detached(encoder: nn.Module, table: FeatureTable, rows: Rows) -> Tensor:
-    """Embeddings (n, P, H) of at least one row by the encoder in evaluation mode, in blocks."""
-    training = encoder.training
-    encoder.eval()
-    blocks = [encoder(table.gather(rows[at : at + ENCODE_ROWS])) for at in range(0, len(rows), ENCODE_ROWS)]
-    encoder.train(training)
-    return torch.cat(blocks)
 
 
 class EmbeddingBank:
     """Cache of detached embeddings, indexed by row of the modality's table; each is computed once until `forget`."""
 
     def __init__(self, data: Data):
-        self.data = data
+        self._data = data
         # Position of each entry among the modality's embeddings, −1 if not computed.
         self._place = [np.full(len(table), -1, dtype=np.int64) for table in data.tables]
         self._used = [0] * len(data.tables)
@@ -55,13 +45,15 @@ class EmbeddingBank:
         """Embeddings (n, P, H) by the encoder in evaluation mode."""
         missing = np.unique(rows[self._place[m][rows] < 0])
         if len(missing):
+            training = encoder.training
+            encoder.eval()
             for start in range(0, len(missing), ENCODE_ROWS):
                 block = missing[start : start + ENCODE_ROWS]
-                tokens = encode_detached(encoder, self.data.tables[m], block)
-                self._store(m, block, tokens, n_more=len(missing) - start)
-        held = self._tokens[m]
-        assert held is not None
-        return held.index_select(0, torch.from_numpy(self._place[m][rows]).to(held.device))
+                self._store(m, block, encoder(self._data.tables[m].gather(block)), n_more=len(missing) - start)
+            encoder.train(training)
+        tokens = self._tokens[m]
+        assert tokens is not None
+        return tokens.index_select(0, torch.from_numpy(self._place[m][rows]).to(tokens.device))
 
     def remember(self, m: int, rows: Rows, tokens: Tensor) -> None:
         """Add embeddings (n, P, H) computed elsewhere, for rows that are not in the bank."""
@@ -142,13 +134,6 @@ class ReferenceSamples:
             return self.bank.embed(m, self.table_rows(m, rows), encoder)
         assert self._kept is not None
         return self._kept[m][torch.from_numpy(self._place[rows, m]).to(self._kept[m].device)]
-
-    def features(self, m: int, rows: Rows, encoder: nn.Module | None) -> Tensor:
-        """Features (n, f) for comparisons: means of the embeddings, or transformed features if `encoder` is None."""
-        if encoder is not None:
-            return self.embed(m, rows, encoder).mean(dim=1)
-        assert self.data is not None
-        return self.data.tables[m].pooled(self.table_rows(m, rows))
 
     def state(self, encoders: nn.ModuleList) -> dict[str, object]:
         """Masks and all reference embeddings for a checkpoint, without ids and features."""

@@ -14,7 +14,7 @@ Legend: R reference (training) samples, B samples of a batch, Q missing slots (s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -30,17 +30,19 @@ Wanted = int | Literal["observed", "all"]
 Features = Callable[[int, Ints], Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Slots:
-    """Missing slots of a batch, and the training samples from which each can draw.
+@dataclass(frozen=True)
+class Draws:
+    """Supporting samples of each missing slot.
 
     Attributes:
         sample, target: (Q,) position in the batch and missing modality of each slot.
         group: (Q,) number of the list of samples to draw from.
         own: (Q,) position of the sample itself in this list, −1 if it is not a member.
         group_size: (Q,) number of samples to draw from, excluding the sample itself.
-        relaxed: (Q,) whether the supporting group was empty and was replaced by its fallback.
+        relaxed: (Q,) whether the supporting group was empty and was replaced by the nearest samples.
         wanted: (Q,) requested number of samples.
+        start: (Q + 1,) the supporting samples of slot q are `row[start[q]:start[q + 1]]`.
+        row: reference rows, distinct within a slot.
     """
 
     sample: Ints
@@ -50,6 +52,8 @@ class Slots:
     group_size: Ints
     relaxed: NDArray[np.bool_]
     wanted: Ints
+    start: Ints = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    row: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def uniforms(
         self, keys: NDArray[np.uint64], names: tuple[str, ...], seed: int, stream: str, n: int
@@ -58,18 +62,9 @@ class Slots:
         salt = np.array([keyed.stream_key(seed, f"support\x1f{stream}\x1f{name}") for name in names], dtype=np.uint64)
         return keyed.uniform(keys[self.sample] ^ salt[self.target], seed, "support", n)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Draws(Slots):
-    """Slots with their supporting samples, `row[start[q]:start[q + 1]]` of slot q: distinct reference rows."""
-
-    start: Ints
-    row: Ints
-
-    @classmethod
-    def of(cls, slots: Slots, n: Ints, row: Ints) -> Draws:
+    def of_rows(self, n: Ints, row: Ints) -> Draws:
         """Draws of n (Q,) samples per slot, with their concatenated rows."""
-        return cls(**vars(slots), start=np.concatenate([[0], np.cumsum(n)]), row=row)
+        return replace(self, start=np.concatenate([[0], np.cumsum(n)]), row=row)
 
     @property
     def drawn(self) -> Ints:
@@ -182,9 +177,10 @@ class SupportIndex:
         slot, rank = np.nonzero(np.arange(chosen.shape[1])[None, :] < n[:, None])
         position = chosen[slot, rank]
         position = position + ((place[slot] >= 0) & (position >= place[slot]))
-        return Draws.of(slots, n, self._flat[self._starts[slots.group[slot]] + position])
+        return slots.of_rows(n, self._flat[self._starts[slots.group[slot]] + position])
 
-    def _slots(self, observed: NDArray[np.bool_], wanted: Wanted, own_row: Ints | None) -> Slots:
+    def _slots(self, observed: NDArray[np.bool_], wanted: Wanted, own_row: Ints | None) -> Draws:
+        """The missing slots of a batch, before drawing."""
         sample, target = np.nonzero(~observed)
         codes = masks.codes(observed)[sample]
         own = np.full(len(sample), -1, dtype=np.int64) if own_row is None else own_row[sample]
@@ -200,9 +196,7 @@ class SupportIndex:
             asked = size.copy()
         else:
             asked = observed.sum(axis=1)[sample] if wanted == "observed" else np.full(len(sample), wanted)
-        return Slots(
-            sample=sample, target=target, group=group, own=place, group_size=size, relaxed=relaxed, wanted=asked
-        )
+        return Draws(sample, target, group, place, size, relaxed, asked)
 
     def _sizes(self, numbers: Ints) -> Ints:
         return self._starts[numbers + 1] - self._starts[numbers]
