@@ -133,7 +133,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         self.retriever = Retriever(n_modalities, config.common, config.own, noise)
         self.fusion = Fusion(n_modalities, spec.n_outputs, config.common, noise)
         self.reference: ReferenceSamples | None = None
-        self.index: SupportIndex | None = None
+        self.index = SupportIndex(np.zeros((0, n_modalities), dtype=bool))
         self.retrieving = True
         if first_epochs(self.options.warmup, config.common.epochs) >= (config.common.epochs or EPOCHS):
             raise UsageError(
@@ -147,14 +147,13 @@ class MoERetriever(Method[MoERetrieverOptions]):
     def prepare(self, data: Data, train_rows: Rows) -> None:
         self._refer(ReferenceSamples.of(data, train_rows))
 
-    def _refer(self, reference: ReferenceSamples) -> None:
+    def _refer(self, reference: ReferenceSamples) -> SupportIndex:
         self.reference = reference
-        observed, data = reference.observed, reference.data
+        self.index = SupportIndex(reference.observed)
         if self.options.support == "nearest":
-            features = lambda m, rows: self._features(data, m, reference.table_rows(m, rows))  # noqa: E731
-            self.index = NearestIndex(observed, features, self.options)
-        else:
-            self.index = SupportIndex(observed)
+            features = lambda m, rows: self._features(cast(Data, reference.data), m, reference.table_rows(m, rows))  # noqa: E731
+            self.index = NearestIndex(reference.observed, features, self.options)
+        return self.index
 
     def _features(self, data: Data, m: int, rows: Rows) -> Tensor:
         """Features (n, f) of rows of modality m's table by which samples are compared (`support="nearest"`)."""
@@ -167,23 +166,20 @@ class MoERetriever(Method[MoERetrieverOptions]):
     def reference_bytes(self) -> int:
         assert self.reference is not None
         bank = self.reference.bank_bytes(self.config.common.tokens, self.config.common.hidden)
-        return bank + sum(t.nbytes for t in (self.index.state() if isinstance(self.index, NearestIndex) else []))
+        return bank + sum(t.nbytes for t in self.index.fit())
 
     def reference_state(self) -> ReferenceState:
         assert self.reference is not None
-        vectors = {"nearest": self.index.state()} if isinstance(self.index, NearestIndex) else {}
-        return self.reference.state(self.encoders) | vectors
+        return self.reference.state(self.encoders) | {"nearest": self.index.fit()}
 
     def load_reference(self, state: ReferenceState) -> None:
-        self._refer(ReferenceSamples.from_state(state, self.device))
-        if isinstance(self.index, NearestIndex):
-            self.index.load(cast(list[Tensor], state["nearest"]))
+        self._refer(ReferenceSamples.from_state(state, self.device)).fitted = cast(list[Tensor], state["nearest"])
 
     def refresh(self) -> None:
         if self.reference is not None:
             self.reference.forget()
-        if isinstance(self.index, NearestIndex):
-            self.index.forget()
+            if self.reference.bank and self.options.nearest_metric == "embedding":
+                self.index.fitted = None
 
     # Schedule
 
@@ -240,7 +236,6 @@ class MoERetriever(Method[MoERetrieverOptions]):
         if not self.retrieving or batch.observed.all():
             return None, None
         assert self.reference is not None, "call prepare() or load_reference() first"
-        assert self.index is not None
         o = self.options
         wanted: Wanted = int(o.n_intra) if o.n_intra.isdigit() else o.n_intra  # type: ignore[assignment]
         draws = self.index.draw(

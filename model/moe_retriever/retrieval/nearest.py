@@ -34,94 +34,69 @@ TIE = 1e-9
 SIZE, WIDTHS = 4e6, (128, 1024)
 
 
-def unit_vectors(x: Tensor, scale: Tensor, width: int, key: str) -> Tensor:
-    """Features (n, f) standardised with mean and sd (2, f), then projected if f > width, in float64 of length 1 or 0.
-
-    The projection is keyed, and keeps inner products in expectation: each result is the sum of equally many features
-    with random signs.
-    """
-    z = ((x.double() - scale[0]) / scale[1]).clamp(-CLIP, CLIP)
-    if (f := z.shape[1]) > width:
-        rng = keyed.generator(0, "nearest", key)
-        order, sign = torch.from_numpy(rng.permutation(f)), torch.from_numpy(rng.choice([-1.0, 1.0], f))
-        z = F.pad(z[:, order.to(z.device)] * sign.to(z.device), (0, -f % width)).view(len(z), -1, width).sum(dim=1)
-    return F.normalize(z, dim=1)
-
-
 class NearestIndex(SupportIndex):
     """Supporting groups, vectors of the training samples, and draws from the nearest ones.
 
     Args:
         observed: (R, M) observed modalities of the training samples.
-        features: features of training samples, by reference row; read when vectors are first needed and, for
-            embeddings, after each `forget`.
+        features: features of training samples, by reference row; read whenever `fitted` is None.
     """
 
     def __init__(self, observed: NDArray[np.bool_], features: Features, options: MoERetrieverOptions):
         super().__init__(observed)
         self.features, self.k, self.temperature = features, options.nearest_k, options.nearest_temperature
-        self.fixed = options.nearest_metric == "features"
         self.width = int(np.clip(SIZE / observed.size, *WIDTHS))
-        self._scales: list[Tensor] = []
-        self._vectors: Tensor | None = None
-
-    def forget(self) -> None:
-        """Discard vectors that depend on former weights."""
-        self._vectors = self._vectors if self.fixed else None
-
-    def state(self) -> list[Tensor]:
-        """Vectors and scales, for a checkpoint."""
-        return [self._fitted(), *self._scales]
-
-    def load(self, state: list[Tensor]) -> None:
-        """The inverse of `state`."""
-        self.fixed, self._vectors, self._scales = True, state[0], state[1:]
 
     @torch.no_grad()
-    def _fitted(self) -> Tensor:
-        """(R, D) vectors of the training samples in float64, zeros for missing modalities."""
-        if self._vectors is None:
-            self._scales, columns = [], []
-            for m in range(self.n_modalities):
-                rows = np.flatnonzero(self.observed[:, m])
+    def fit(self) -> list[Tensor]:
+        """Vectors (R, D) in float64, zeros for missing modalities, then mean and sd (2, f) of each modality."""
+        if self.fitted is None:
+            scales, columns = [], []
+            for m, seen in enumerate(self.observed.T):
+                rows = np.flatnonzero(seen)
                 blocks = [rows[at : at + BLOCK] for at in range(0, len(rows), BLOCK)]
-                sums = [
-                    torch.stack([x.sum(0), x.square().sum(0)]) for x in (self.features(m, b).double() for b in blocks)
-                ]
+                every = (self.features(m, b).double() for b in blocks)
+                sums = [torch.stack([x.sum(dim=0), x.square().sum(dim=0)]) for x in every]
                 mean, square = torch.stack(sums).sum(dim=0) / len(rows) if sums else torch.zeros(2, 0)
                 sd = (square - mean.square()).clamp_min(0).sqrt()
-                scale = torch.stack([mean, torch.where(sd > 1e-6 * (1 + mean.abs()), sd, 1.0)])
-                column = scale.new_zeros(len(self.observed), min(scale.shape[1], self.width), dtype=torch.float64)
+                scales.append(torch.stack([mean, torch.where(sd > 1e-6 * (1 + mean.abs()), sd, 1.0)]))
+                column = sd.new_zeros(len(seen), min(len(sd), self.width), dtype=torch.float64)
                 for b in blocks:
-                    at = torch.from_numpy(b).to(column.device)
-                    column[at] = unit_vectors(self.features(m, b), scale, self.width, str(m))
-                self._scales.append(scale)
+                    column[torch.from_numpy(b).to(sd.device)] = self.vectors(m, self.features(m, b), scales[m])
                 columns.append(column)
             device = next(c.device for c in columns if c.shape[1])
-            self._vectors = torch.cat([c.to(device) for c in columns], dim=1)
-        return self._vectors
+            self.fitted = [torch.cat([c.to(device) for c in columns], dim=1), *scales]
+        return self.fitted
+
+    def vectors(self, m: int, x: Tensor, scale: Tensor) -> Tensor:
+        """Features (n, f) of modality m, standardised, projected if f > width, scaled to length 1 (or 0), in float64.
+
+        Each result of the keyed projection is the sum of equally many features with random signs.
+        """
+        z = ((x.double() - scale[0]) / scale[1]).clamp(-CLIP, CLIP)
+        if (f := z.shape[1]) > self.width:
+            rng = keyed.generator(0, "nearest", str(m))
+            order, sign = torch.from_numpy(rng.permutation(f)), torch.from_numpy(rng.choice([-1.0, 1.0], f))
+            z = F.pad(z[:, order.to(z.device)] * sign.to(z.device), (0, -f % self.width))
+            z = z.view(len(z), -1, self.width).sum(dim=1)
+        return F.normalize(z, dim=1)
 
     @torch.no_grad()
     def _query(self, observed: NDArray[np.bool_], own_row: Rows, features: Features) -> Tensor:
         """(B, D) vectors of a batch, divided by the number of observed modalities, zeros for the others."""
-        vectors = self._fitted()
+        vectors, *scales = self.fit()
         query = vectors[torch.from_numpy(own_row).to(vectors.device)]
-        n_observed = torch.from_numpy(observed.sum(axis=1, keepdims=True)).to(vectors.device)
-        parts = query.split([min(s.shape[1], self.width) for s in self._scales], dim=1)
-        for m, (scale, part) in enumerate(zip(self._scales, parts, strict=True)):
+        parts = query.split([min(s.shape[1], self.width) for s in scales], dim=1)
+        for m, (scale, part) in enumerate(zip(scales, parts, strict=True)):
             part[torch.from_numpy(~observed[:, m]).to(part.device)] = 0.0
             new = np.flatnonzero(observed[:, m] & (own_row < 0))
             if part.shape[1] and len(new):
-                vectors = unit_vectors(features(m, new), scale, self.width, str(m))
-                part[torch.from_numpy(new).to(part.device)] = vectors
-        return query / n_observed
+                part[torch.from_numpy(new).to(part.device)] = self.vectors(m, features(m, new), scale)
+        return query / torch.from_numpy(observed.sum(axis=1, keepdims=True)).to(query.device)
 
     def _search(self, slots: Draws, query: Tensor, first: Rows) -> tuple[Rows, NDArray[np.float64]]:
-        """Rows (Q, k) of the nearest samples, in order, and their similarity; −1 and −∞ where a group is smaller.
-
-        `first` (Q,) is the first row in the order of equal similarities.
-        """
-        products = query @ self._fitted().T
+        """Nearest samples (Q, k), in order, ties from row `first` (Q,), and similarities; −1 and −∞ in small groups."""
+        products = query @ self.fit()[0].T
         found = [(slots.sample[:0], slots.sample[:0], np.zeros(0))]
         for group in np.unique(slots.group[slots.group_size > 0]).tolist():
             mine, rows = np.flatnonzero(slots.group == group), self._lists[group]
@@ -153,10 +128,7 @@ class NearestIndex(SupportIndex):
         own_row: Rows | None = None,
         features: Features | None = None,
     ) -> Draws:
-        """Draw from the nearest samples without replacement, with probabilities softmax(similarity / temperature).
-
-        The n largest similarities after adding keyed Gumbel noise are such a draw.
-        """
+        """Draw without replacement by softmax(similarity / temperature): the largest sums with keyed Gumbel noise."""
         assert features is not None
         own_row = np.full(len(keys), -1) if own_row is None else own_row
         slots = self._slots(observed, wanted, own_row)
@@ -168,4 +140,4 @@ class NearestIndex(SupportIndex):
             order = np.argsort(np.log(-np.log(u)) - similarity / self.temperature, axis=1, kind="stable")
             row = np.take_along_axis(row, order, axis=1)
         n = np.minimum(slots.wanted, slots.group_size)
-        return slots.of_rows(n, row[np.arange(self.k) < n[:, None]])
+        return replace(slots, start=np.concatenate([[0], np.cumsum(n)]), row=row[np.arange(self.k) < n[:, None]])

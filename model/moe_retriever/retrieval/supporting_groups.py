@@ -62,10 +62,6 @@ class Draws:
         salt = np.array([keyed.stream_key(seed, f"support\x1f{stream}\x1f{name}") for name in names], dtype=np.uint64)
         return keyed.uniform(keys[self.sample] ^ salt[self.target], seed, "support", n)
 
-    def of_rows(self, n: Ints, row: Ints) -> Draws:
-        """Draws of n (Q,) samples per slot, with their concatenated rows."""
-        return replace(self, start=np.concatenate([[0], np.cumsum(n)]), row=row)
-
     @property
     def drawn(self) -> Ints:
         """(Q,) number of drawn samples."""
@@ -88,6 +84,9 @@ class SupportIndex:
         observed: (R, M) observed modalities of the training samples.
     """
 
+    # For `NearestIndex`: values computed from features, to be kept in checkpoints.
+    fitted: list[Tensor] | None = None
+
     def __init__(self, observed: NDArray[np.bool_]):
         self.observed = observed
         self.n_modalities = observed.shape[1]
@@ -98,6 +97,10 @@ class SupportIndex:
         self._flat = np.zeros(0, dtype=np.int64)
         self._sorted_keys = np.zeros(0, dtype=np.int64)
         self._starts = np.zeros(1, dtype=np.int64)
+
+    def fit(self) -> list[Tensor]:
+        """Compute and return `fitted`."""
+        return []
 
     def group(self, code: int, target: int) -> Ints:
         """G(T | mc) of Eq. 2, as reference rows in increasing order."""
@@ -177,7 +180,8 @@ class SupportIndex:
         slot, rank = np.nonzero(np.arange(chosen.shape[1])[None, :] < n[:, None])
         position = chosen[slot, rank]
         position = position + ((place[slot] >= 0) & (position >= place[slot]))
-        return slots.of_rows(n, self._flat[self._starts[slots.group[slot]] + position])
+        row = self._flat[self._starts[slots.group[slot]] + position]
+        return replace(slots, start=np.concatenate([[0], np.cumsum(n)]), row=row)
 
     def _slots(self, observed: NDArray[np.bool_], wanted: Wanted, own_row: Ints | None) -> Draws:
         """The missing slots of a batch, before drawing."""

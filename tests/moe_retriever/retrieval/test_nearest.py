@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from moe_retriever.data.load import Data
 from moe_retriever.data.tables import VectorTable
 from moe_retriever.methods.moe_retriever import MoERetriever
-from moe_retriever.retrieval.nearest import unit_vectors
 from moe_retriever.retrieval.supporting_groups import Draws
 from mrpipe.errors import UsageError
 from tests.moe_retriever import synthetic
@@ -73,7 +72,11 @@ def test_wide_features_are_projected_and_keep_their_cosines() -> None:
     common = torch.randn(1, 20_000, generator=generator)
     x = common + torch.randn(40, 20_000, generator=generator)
     scale = torch.stack([torch.zeros(20_000), torch.ones(20_000)]).double()
-    small, exact = unit_vectors(x, scale, 512, "0"), unit_vectors(x, scale, 20_000, "0")
+    index = near(CASES["all patterns"])[0].index
+    index.width = 512
+    small = index.vectors(0, x, scale)
+    index.width = 20_000
+    exact = index.vectors(0, x, scale)
     assert small.shape == (40, 512)
     error = (small @ small.T - exact @ exact.T)[~torch.eye(40, dtype=torch.bool)]
     assert float((exact @ exact.T)[0, 1]) == pytest.approx(0.5, abs=0.05)
@@ -178,13 +181,13 @@ def test_predictions_from_a_checkpoint_equal_those_from_the_store(metric: str, t
 def test_embeddings_are_renewed_and_features_are_read_once() -> None:
     for metric, renewed in (("features", False), ("embedding", True)):
         method, _ = near(CASES["all patterns"], nearest_metric=metric)
-        before = method.index._fitted().clone()
+        before = method.index.fit()[0].clone()
         with torch.no_grad():
             for p in method.encoders.parameters():
                 p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
-        assert torch.equal(method.index._fitted(), before)
+        assert torch.equal(method.index.fit()[0], before)
         method.refresh()
-        assert torch.equal(method.index._fitted(), before) != renewed
+        assert torch.equal(method.index.fit()[0], before) != renewed
 
 
 def test_wrong_options_are_errors() -> None:
