@@ -49,7 +49,7 @@ def test_evaluation_names_what_there_is(page: dict[str, str]) -> None:
     text = page["evaluation"]
     assert all(f"`{name}`" in text for name in (*MECHANISMS, *METRICS))
     controls = [entry.name for entry in catalogue() if "(control)" in entry.summary]
-    assert len(controls) == 8
+    assert len(controls) == 10
     assert all(f"`{name}`" in text for name in controls)
     searched = text.split("## Search budget", 1)[1].split("##", 1)[0]
     numbers = {float(n) for n in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", searched)}

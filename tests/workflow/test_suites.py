@@ -241,9 +241,9 @@ def test_simulated_dataset_of_the_configuration_is_not_used() -> None:
 def test_user_defined_suite(own: Any) -> None:
     suites = own()
     runs = suites.suite("mine").runs
-    assert len(runs) == 2 * 2 * 3
+    assert len(runs) == 2 * 2 * 5
     assert {run.experiment for run in runs.values()} == {f"mosi-full-text+audio-mcar-p{p}" for p in (0.3, 0.5)}
-    assert len({mask_name(run.missingness) for run in runs.values()}) == 2 * 3
+    assert len({mask_name(run.missingness) for run in runs.values()}) == 2 * 5
     assert len(own(size="smoke").suite("mine").runs) == 2 * 2
 
 
