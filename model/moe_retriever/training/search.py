@@ -310,7 +310,7 @@ def search(
     if best is None:
         errors = "; ".join(dict.fromkeys(t.error for t in done if t.error))
         raise SearchFailedError(f"none of {len(done)} trials produced a validation score: {errors or metric}")
-    chosen = load_run(folder / "trials" / str(best.number)).training.get("chosen", {})
+    chosen = cast(Overrides, load_run(folder / "trials" / str(best.number)).training.get("chosen", {}))
     content: SearchResult = {
         "method": method.name,
         "preset": preset,
@@ -318,7 +318,7 @@ def search(
         "score": best.score,
         "metric": metric,
         "trial": best.number,
-        "n_trials": chosen.get("trials", len(done)),
+        "n_trials": cast(int, chosen.get("trials", len(done))),
         "n_failed": sum(t.status != "finished" for t in done),
         "space": {k: list(v) for k, v in candidates.items()},
         "seed": seed,
