@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import resource
 import sys
 import time
@@ -11,10 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 import torch
 
 from moe_retriever.config import Config
@@ -107,23 +109,14 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _mflop(work: Callable[[], object]) -> float:
-    """FLOPs in millions; a multiply-add counts as two."""
+def _mflop(method: Method, work: Callable[[], object]) -> float:
+    """FLOPs in millions (a multiply-add counts as two); NaN for a method without gradient steps."""
     with flop_counter() as counter:
         work()
-    return counter.get_total_flops() / 1e6
+    return counter.get_total_flops() / 1e6 if method.gradient else math.nan
 
 
-class InferenceCost(TypedDict):
-    """Cost of predictions; FLOPs are None for a method without gradient steps."""
-
-    test_samples_per_s: float
-    mflop_per_sample: float | None
-    reference_s_per_sample: float
-    reference_mflop_per_sample: float | None
-
-
-def measure_inference(method: Method, data: Data, train: Rows, test: Rows) -> InferenceCost:
+def measure_inference(method: Method, data: Data, train: Rows, test: Rows) -> dict[str, float]:
     """Cost of the references per training sample, and of a prediction per test sample once they are available.
 
     References are everything that a method computes from the training samples before it predicts, i.e. its
@@ -132,7 +125,7 @@ def measure_inference(method: Method, data: Data, train: Rows, test: Rows) -> In
     """
     method.eval()
     method.refresh()
-    reference = _mflop(method.reference_state) / len(train) if method.gradient else None
+    reference = _mflop(method, method.reference_state) / len(train)
     method.refresh()
     reference_s = _seconds(data.device, method.reference_state) / len(train)
     method.load_reference(method.reference_state())
@@ -140,9 +133,7 @@ def measure_inference(method: Method, data: Data, train: Rows, test: Rows) -> In
     batch = test[: method.config.common.eval_batch_size]
     return {
         "test_samples_per_s": len(test) / float(np.median(times[1:])),
-        "mflop_per_sample": _mflop(partial(predict, method, data, batch, draws=1)) / len(batch)
-        if method.gradient
-        else None,
+        "mflop_per_sample": _mflop(method, partial(predict, method, data, batch, draws=1)) / len(batch),
         "reference_s_per_sample": reference_s,
         "reference_mflop_per_sample": reference,
     }
@@ -205,7 +196,7 @@ def measure(
                     "peak_mb": peak_memory_mb(data.device),
                 }
             )
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return pl.DataFrame(rows, infer_schema_length=None).with_columns(cs.float().fill_nan(None))
 
 
 def show(frame: pl.DataFrame) -> None:

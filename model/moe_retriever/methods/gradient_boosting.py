@@ -35,10 +35,9 @@ from mrpipe.errors import MrpipeError, UsageError
 from mrpipe.options import option
 
 # Settings (learning rate, leaves, minimum samples per leaf, L2 penalty): four by hand, then a grid in random order.
-_GRID = list(itertools.product((0.05, 0.1, 0.2), (8, 15, 31, 63), (10, 20, 40), (0.0, 1.0, 10.0)))
-_ORDER = np.argsort(keyed.bits(keyed.id_keys(map(str, _GRID)), 0, "trees")[:, 0], kind="stable").tolist()
-_BY_HAND = [(0.1, 31, 20, 0.0), (0.1, 8, 20, 1.0), (0.05, 15, 10, 1.0), (0.05, 63, 40, 10.0)]
-CANDIDATES = list(dict.fromkeys([*_BY_HAND, *(_GRID[place] for place in _ORDER)]))
+CANDIDATES = [(0.1, 31, 20, 0.0), (0.1, 8, 20, 1.0), (0.05, 15, 10, 1.0), (0.05, 63, 40, 10.0)]
+_GRID = sorted({*itertools.product((0.05, 0.1, 0.2), (8, 15, 31, 63), (10, 20, 40), (0.0, 1.0, 10.0))} - {*CANDIDATES})
+CANDIDATES += [_GRID[i] for i in keyed.bits(keyed.id_keys(map(str, _GRID)), 0, "trees")[:, 0].argsort()]
 Trees: TypeAlias = HistGradientBoostingClassifier | HistGradientBoostingRegressor
 # Rounds between validations, and number of validations without improvement before training stops.
 ROUNDS, PATIENCE = 10, 3
@@ -54,8 +53,8 @@ class GradientBoostingOptions:
 
     def __post_init__(self) -> None:
         n = len(CANDIDATES)
-        if not 1 <= self.trials <= n or not -1 <= self.setting < n or self.rounds < 1:
-            raise UsageError(f"option trials must be between 1 and {n}, setting between -1 and {n - 1}, and rounds ≥ 1")
+        if self.trials < 1 or not -1 <= self.setting < n or self.rounds < 1:
+            raise UsageError(f"options trials and rounds must be at least 1, and setting between -1 and {n - 1}")
 
 
 def grown_trees(model: Trees) -> tuple[list[list[NDArray[np.void]]], NDArray[np.float64]]:
@@ -95,7 +94,8 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         x[:, np.isnan(x).all(axis=0)] = 0.0
         x_val, y_val = self.features(data, val_rows).cpu().numpy(), data.label[val_rows]
         own, grown = self.config.own, []
-        for setting in (own.setting,) if own.setting >= 0 else range(own.trials if len(y_val) else 1):
+        last = min(own.trials, len(CANDIDATES)) if len(y_val) else 1
+        for setting in (own.setting,) if own.setting >= 0 else range(last):
             # One thread, so that the result does not depend on the number of cores.
             with threadpool_limits(1):
                 grown.append((*self._grow(CANDIDATES[setting], x, y, x_val, y_val), setting))
