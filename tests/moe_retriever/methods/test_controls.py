@@ -28,6 +28,12 @@ def made(name: str, masks: np.ndarray = MASKS, **options: object) -> tuple[Metho
     return synthetic.trained_on(data, synthetic.config(name, **{"dropout": 0.0, **options})), data
 
 
+def train_for(method: Method, data: Data, n_epochs: int) -> None:
+    optimiser = make_optimiser(method)
+    for epoch in range(n_epochs):
+        train_epoch(method, data, data.rows("train"), optimiser, epoch)
+
+
 class Slow(SlowParts):
     def slots(self, name: str, sample: int) -> dict[int, torch.Tensor]:
         """Filled tokens (P, H) of each method."""
@@ -96,17 +102,18 @@ def test_mask_indicator_and_hybrid_equal_the_slow_reference() -> None:
 
 
 def test_mask_indicator_learns_the_label_from_the_gaps_alone() -> None:
-    """At the smallest learning rate of a search, where a plain parameter would move by 0.06 in 600 steps."""
+    """In 80 steps at the smallest learning rate of a search, in which the masked transformer reaches 0.76."""
     masks = np.ones((400, 2), dtype=bool)
     masks[::2, 1] = False
     data = synthetic.make(masks, strength=0.0)
-    data.label[:] = (np.arange(400) % 2).astype(np.int64)
-    method = synthetic.trained_on(data, synthetic.config("mask_indicator", lr=1e-4, dropout=0.0))
-    optimiser = make_optimiser(method)
-    for epoch in range(40):
-        train_epoch(method, data, data.rows("train"), optimiser, epoch)
-    rows = data.rows("test")
-    assert score(data.label[rows], predict(method, data, rows).scored)["accuracy"] == 1.0
+    data.label[:] = np.arange(400) % 2
+    of_label = {}
+    for name in ("attention_mask", "mask_indicator"):
+        method = synthetic.trained_on(data, synthetic.config(name, lr=1e-4, dropout=0.0))
+        train_for(method, data, 10)
+        rows = data.rows("test")
+        of_label[name] = predict(method, data, rows).scored[np.arange(len(rows)), data.label[rows]].mean()
+    assert of_label["mask_indicator"] > 0.83 > 0.79 > of_label["attention_mask"]
 
 
 @pytest.mark.parametrize("unimodal", [0.0, 1.0])
