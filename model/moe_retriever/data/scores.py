@@ -113,7 +113,7 @@ def _of_classes(label: Ints, probability: Floats, weight_Rn: Floats, threshold: 
     }
     ranked = [c for c in range(n_classes == 2, n_classes) if 0 < (label == c).sum() < len(label)]
     if ranked:
-        areas = [_areas(label == c, probability[:, c], weight_Rn) for c in ranked]
+        areas = [weighted_areas(label == c, probability[:, c], weight_Rn) for c in ranked]
         for name, of_class in zip(("auroc", "auprc"), zip(*areas, strict=True), strict=True):
             out[name] = _mean_of_known(np.stack(of_class, axis=1))
     if n_classes == 2:
@@ -142,7 +142,7 @@ def _from_the_top(flag: Bools, value: Floats, weight_Rn: Floats) -> tuple[Floats
     return flagged, every, np.cumsum(flagged, axis=1), np.cumsum(every, axis=1)
 
 
-def _areas(positive: Bools, value: Floats, weight_Rn: Floats) -> tuple[Floats, Floats]:
+def weighted_areas(positive: Bools, value: Floats, weight_Rn: Floats) -> tuple[Floats, Floats]:
     """(R,) area under the ROC curve, where ties count one half, and average precision."""
     up, every, all_up, all_every = _from_the_top(positive, value, weight_Rn)
     n_up, n_every = all_up[:, -1], all_every[:, -1]
@@ -173,8 +173,11 @@ def _of_sentiment(label: Labels, value: Floats, weight_Rn: Floats, convention: s
         classes = {f"acc{2 * k + 1}": [np.round(s.clip(-k, k)).astype(np.int64) + k for s in scores] for k in (3, 2)}
         classes |= {"acc2_has0": [(s >= 0).astype(np.int64) for s in scores], "acc2_non0": sign}
     elif convention == "sims":
-        edges = {5: np.float32([-0.7, -0.1, 0.1, 0.7]), 3: np.float32([-0.1, 0.1])}
-        classes = {f"sims_acc{k}": [np.digitize(s, e, right=True) for s in scores] for k, e in edges.items()}
+        edges = {5: (-0.7, -0.1, 0.1, 0.7), 3: (-0.1, 0.1)}
+        classes = {
+            f"sims_acc{k}": [np.digitize(s, np.array(e, np.float32), right=True) for s in scores]
+            for k, e in edges.items()
+        }
         classes |= {"sims_acc2": sign}
     out = {}
     for name, (truth, guess) in classes.items():

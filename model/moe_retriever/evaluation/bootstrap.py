@@ -24,9 +24,9 @@ LEVEL = 0.95
 
 
 def interval(resampled: Floats) -> tuple[float, float] | None:
-    """95% percentile interval over the resamples in which the metric is defined; None if there is none."""
+    """95% percentile interval; None if the metric is undefined in more than 1% of the resamples."""
     known = resampled[np.isfinite(resampled)]
-    if len(known) == 0:
+    if len(known) < 0.99 * len(resampled):
         return None
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(known, (tail, 1 - tail)).tolist()

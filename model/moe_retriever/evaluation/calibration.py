@@ -13,7 +13,7 @@ from sklearn.metrics import roc_curve
 
 from moe_retriever.config import Common, parse_threshold
 from moe_retriever.data.load import Data
-from moe_retriever.data.scores import Floats, Ints
+from moe_retriever.data.scores import Floats, Ints, Labels
 from moe_retriever.methods.base import AnyMethod
 from moe_retriever.training.predict import predict
 from mrpipe.errors import UsageError
@@ -26,7 +26,12 @@ def decide(common: Common, method: AnyMethod, data: Data, *, draws: int | None =
     classes, its `rule`, and `n_validation` (0 if nothing is chosen); a UsageError without validation samples.
     """
     rule, value = parse_threshold(common.decision_threshold)
-    decision = {"temperature": 1.0, "threshold": value, "rule": common.decision_threshold, "n_validation": 0}
+    decision: dict[str, Any] = {
+        "temperature": 1.0,
+        "threshold": value,
+        "rule": common.decision_threshold,
+        "n_validation": 0,
+    }
     if common.calibration == "none" and rule == "fixed":
         return decision
     rows = data.rows("val")
@@ -63,7 +68,7 @@ def choose_threshold(label: Ints, probability: Floats, rule: str, value: float) 
     return float(thresholds[np.argmax(good)])
 
 
-def risk_coverage(label: Ints, probability: Floats) -> pl.DataFrame:
+def risk_coverage(label: Labels, probability: Floats) -> pl.DataFrame:
     """Error rate (`risk`) of the `n` samples whose `confidence`, the largest probability, is at least the given one.
 
     There are at most 20 rows: `coverage`, the share of these samples, is at least 5%, 10%, …, 100%.

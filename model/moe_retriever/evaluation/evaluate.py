@@ -62,7 +62,7 @@ def evaluate_run(
     part: str = "test",
     draws: int | None = None,
     n_resamples: int = 1000,
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Evaluate a finished run; return the content of metrics.json.
