@@ -20,6 +20,7 @@ import yaml
 from moe_retriever.catalogue import names as method_names
 from mrpipe.errors import MrpipeError
 from mrpipe.experiment.missingness import Missingness
+from mrpipe.fetch.download import FOLDER, OpenData, catalogue
 
 from .plan import (
     SIMULATED,
@@ -74,13 +75,28 @@ class Suites:
 
     @property
     def store_names(self) -> tuple[str, ...]:
-        """Names of the stores that suites can simulate."""
-        return tuple(f"{name}-{self.size}" for name in self._said["datasets"])
+        """Names of the stores that suites can simulate, or build from data that `mrpipe fetch` downloads."""
+        return tuple(map(self._store_name, self._said["datasets"]))
 
     @property
     def readers(self) -> set[str]:
-        """Names of the datasets that suites can simulate."""
-        return {entry.get("dataset", name) for name, entry in self._said["datasets"].items()}
+        """Names of the datasets that suites can simulate or build."""
+        entries = self._said["datasets"].items()
+        return {f.reader if (f := self._fetched(name)) else entry.get("dataset", name) for name, entry in entries}
+
+    def _fetched(self, entry: str) -> OpenData | None:
+        """The data set of `mrpipe fetch` that an entry of `datasets` refers to."""
+        name = self._said["datasets"].get(entry, {}).get("fetch")
+        return catalogue()[name] if name else None
+
+    def _not_fetched(self, suite: str) -> list[str]:
+        """Data sets that a suite needs and `mrpipe fetch` has yet to download."""
+        entries = {block["dataset"] for block in self._said["suites"][suite].get("blocks", ())} - set(self.plan.stores)
+        fetched = [data for data in map(self._fetched, sorted(entries)) if data]
+        return [data.name for data in fetched if not data.present(FOLDER / data.name)]
+
+    def _store_name(self, entry: str) -> str:
+        return entry if self._fetched(entry) else f"{entry}-{self.size}"
 
     def store(self, name: str) -> StorePlan:
         """The plan of a store: one of the configuration, or one simulated for the suites."""
@@ -91,6 +107,8 @@ class Suites:
             said = self._said["datasets"][entry]
             of_size = {key: said.get(self.size, {}).get(key, {}) for key in ("simulation", "options")}
             settings = {"dataset": said.get("dataset", entry), "raw": SIMULATED, **of_size}
+            if data := self._fetched(entry):
+                settings |= {"dataset": data.reader, "raw": str(FOLDER / data.name), "options": dict(data.options)}
             self._stores[name] = plan_store(name, settings)
         return self._stores[name]
 
@@ -112,7 +130,8 @@ class Suites:
     @cached_property
     def runs(self) -> dict[str, PlannedRun]:
         """All cells of all suites, by folder."""
-        return {folder: run for name in self.names for folder, run in self.suite(name).cells.items()}
+        names = [name for name in self.names if not self._not_fetched(name)]
+        return {folder: run for name in names for folder, run in self.suite(name).cells.items()}
 
     @cached_property
     def first_seeds(self) -> dict[tuple[str, str], PlannedRun]:
@@ -132,7 +151,7 @@ class Suites:
     def _faults(self) -> Iterator[str]:
         """Errors that can be found without planning the stores."""
         said = self._said
-        for name in set(self.store_names) & set(self.plan.stores):
+        for name in (set(self.store_names) - set(said["datasets"])) & set(self.plan.stores):
             yield f"datasets.{name}: the suites simulate a store of this name; choose another name"
         for name in said["groups"]:
             yield from self._method_faults(f"groups.{name}", said["groups"][name], (name,))
@@ -196,7 +215,13 @@ class Suites:
         rows: dict[str, PlannedRow] = {}
         columns: dict[tuple[str, str], PlannedColumn] = {}
         faults: list[str] = []
+        notes: list[str] = []
+        if absent := self._not_fetched(name):
+            raise ConfigError([f"suites.{name}: no data in {FOLDER}; download them: mrpipe fetch {' '.join(absent)}"])
         for number, own in enumerate(said.get("blocks", ())):
+            if own.get("optional") and self._configured(own["dataset"]) is None:
+                notes.append(f"{own['dataset']}: omitted, because the configuration has no export of this name.")
+                continue
             block = {k: said[k] for k in INHERITED if k in said} | own
             block |= {k: {**said.get(k, {}), **own.get(k, {})} for k in ("overrides", "transforms")}
             try:
@@ -213,6 +238,7 @@ class Suites:
             **{k: said.get(k, "") for k in ("figure", "published", "missing")},
             metrics=tuple(said.get("metrics", ("accuracy",))),
             of=tuple(said.get("of", ())),
+            notes=tuple(notes),
             rows=rows,
             columns=tuple(columns.values()),
         )
@@ -251,10 +277,11 @@ class Suites:
 
     def _store_of(self, entry: str) -> StorePlan:
         """Prefer a real export or store in the configuration, then the suites' simulation, then the configuration's."""
-        configured = self.plan.stores.get(entry)
-        if configured is not None and not (configured.simulated and entry in self._said["datasets"]):
-            return configured
-        return self.store(f"{entry}-{self.size}")
+        return self._configured(entry) or self.store(self._store_name(entry))
+
+    def _configured(self, entry: str) -> StorePlan | None:
+        found = self.plan.stores.get(entry)
+        return None if found is None or (found.simulated and entry in self._said["datasets"]) else found
 
     def _rows(self, block: Mapping[str, Any]) -> list[PlannedRow]:
         rows = [_row(method) for method in self._flat(block["methods"])]
