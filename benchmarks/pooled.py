@@ -56,7 +56,7 @@ def differences(
 
 def _subset(predicted: Predicted, observed: pl.Series, group: str) -> Predicted:
     keep = observed.len() * [True] if group == ALL else (observed == group).to_list()
-    return Predicted(predicted.label[keep], predicted.probability[keep], predicted.subject[keep])
+    return Predicted(predicted.label[keep], predicted.prediction[keep], predicted.subject[keep])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 OptionValue = bool | int | float | str
 # Limit of a training whose number of epochs is not given.
 EPOCHS, MIN_UPDATES = 100, 2000
+# Metrics that can select an epoch, for classes and for a regression; the first is the default.
+CLASS_METRICS = ("auroc", "macro_f1", "accuracy", "balanced_accuracy")
+VALUE_METRICS = ("mae", "corr")
 # The `Options` of a method.
 O_co = TypeVar("O_co", bound="DataclassInstance", covariant=True)
 
@@ -72,10 +75,10 @@ class Common:
     epochs: int = option(0, f"maximum number of epochs; 0: {EPOCHS}, or as many as {MIN_UPDATES} updates need")
     patience: int = option(20, f"epochs without a better score before stopping, per {EPOCHS} if epochs=0; 0: never")
     select_metric: str = option(
-        "auroc",
-        "validation metric for early stopping and model selection (the paper uses macro_f1, and accuracy for MOSI and "
-        "ENRICO); ties are resolved in favour of the lower loss",
-        choices=("macro_f1", "accuracy", "balanced_accuracy", "auroc", "loss"),
+        "auto",
+        "validation metric for early stopping and model selection; auto: AUROC, or MAE for a regression (the paper "
+        "uses macro_f1, and accuracy for MOSI and ENRICO); ties are resolved in favour of the lower loss",
+        choices=("auto", *CLASS_METRICS, *VALUE_METRICS, "loss"),
     )
     class_weight: str = option("none", "class weights of the cross-entropy", choices=("none", "balanced"))
     clip: float = option(0.0, "maximum gradient norm; 0: no clipping")
@@ -120,6 +123,20 @@ class Config(Generic[O_co]):
         epochs = max(EPOCHS, math.ceil(MIN_UPDATES / math.ceil(n / c.batch_size)))
         patience = math.ceil(c.patience * epochs / EPOCHS)
         return dataclasses.replace(self, common=dataclasses.replace(c, epochs=epochs, patience=patience))
+
+    def for_task(self, *, regression: bool) -> Config[O_co]:
+        """The configuration for a kind of task: `select_metric=auto` is resolved.
+
+        Raises:
+            UsageError: `select_metric` is not a metric of this kind of task.
+        """
+        metrics, said = VALUE_METRICS if regression else CLASS_METRICS, self.common.select_metric
+        metric = metrics[0] if said == "auto" else said
+        if metric not in (*metrics, "loss"):
+            kind = "regression" if regression else "classification"
+            known = ", ".join((*metrics, "loss"))
+            raise UsageError(f"option select_metric={metric} is undefined for a {kind}; choose one of {known}")
+        return dataclasses.replace(self, common=dataclasses.replace(self.common, select_metric=metric))
 
     @classmethod
     def from_dict(cls, value: ConfigRecord, method: type[AnyMethod]) -> AnyConfig:

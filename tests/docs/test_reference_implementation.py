@@ -71,7 +71,7 @@ def test_options_and_defaults_are_the_packages(reference: ModuleType) -> None:
 def copies(reference: ModuleType, method: MoERetriever, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     """The reference's retriever and fusion with the method's weights."""
     n, options = len(method.spec.modalities), reference.Options(**options_of(reference, method.config))
-    retriever, fusion = reference.Retriever(n, options), reference.Fusion(n, method.spec.n_classes, options)
+    retriever, fusion = reference.Retriever(n, options), reference.Fusion(n, method.spec.n_outputs, options)
     state = weights_of(method)
     for name, module in (("retriever", retriever), ("fusion", fusion)):
         module.load_state_dict({k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{name}.")})

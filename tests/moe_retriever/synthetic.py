@@ -70,16 +70,22 @@ def make(
     kinds: tuple[str, ...] | None = None,
     *,
     n_classes: int = 2,
+    regression: bool = False,
     seed: int = 0,
     parts: tuple[float, float] = (0.6, 0.2),
     strength: float = 2.0,
 ) -> Data:
-    """A data set with the given masks, a signal shared by labels and modalities, and consecutive splits."""
+    """A data set with the given masks, a signal shared by labels and modalities, and consecutive splits.
+
+    For a regression, the signal is the target in units of 10 from 50.
+    """
     n, n_modalities = observed.shape
     kinds = kinds or ("vector",) * n_modalities
     rng = np.random.default_rng(seed)
     label = rng.integers(0, n_classes, n)
     signal = strength * (label - (n_classes - 1) / 2)
+    if regression:
+        signal = rng.normal(size=n)
     ids = np.array([f"s{i:05d}" for i in range(n)])
     row = np.where(observed, np.cumsum(observed, axis=0) - 1, -1)
     tables, specs = [], []
@@ -88,14 +94,18 @@ def make(
         tables.append(table)
         specs.append(ModalitySpec(name=f"m{m}", kind=kind, shape=shape))
     edges = [round(parts[0] * n), round((parts[0] + parts[1]) * n)]
+    target = 50 + 10 * signal
+    known = target[: edges[0]]
+    classes = tuple(f"c{c}" for c in range(n_classes))
+    kind = {"classes": (), "center": known.mean(), "scale": known.std()} if regression else {"classes": classes}
     return Data(
-        spec=DataSpec(modalities=tuple(specs), classes=tuple(f"c{c}" for c in range(n_classes))),
+        spec=DataSpec(modalities=tuple(specs), **kind),
         sample_id=ids,
         subject_id=ids,
         keys=keyed.id_keys(ids),
         observed=observed,
         row=row,
-        label=label.astype(np.int64),
+        label=target if regression else label.astype(np.int64),
         part=np.digitize(np.arange(n), edges).astype(np.int8),
         tables=tables,
         n_without={"train": 0, "val": 0, "test": 0, "none": 0},

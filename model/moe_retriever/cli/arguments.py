@@ -25,7 +25,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def _add_data(parser: ArgumentParser, modalities: str = "modalities to use (default: all)") -> None:
     parser.add_argument("--store", required=True, type=Path, help="sealed feature store")
-    parser.add_argument("--task", help="classification task (default: the first of the store)")
+    parser.add_argument("--task", help="task (default: the first of the store)")
     parser.add_argument("--scheme", help="split scheme (default: that of the store)")
     parser.add_argument("--modalities", nargs="+", metavar="NAME", help=modalities)
     parser.add_argument("--mask", type=Path, metavar="FILE", help="simulated missingness, from `mrpipe mask`")

@@ -172,7 +172,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     trained = load_run(arguments.run, device)
     store = open_store(arguments.store)
     trained.origin.require_same_kind(store)
-    data = load_like(trained, store, device, mask_file=arguments.mask, classes=trained.spec.classes)
+    data = load_like(trained, store, device, mask_file=arguments.mask, unlabelled=True)
     if arguments.reference_store is not None:
         reference = load_for(trained, arguments.run, open_store(arguments.reference_store), device)
         trained.method.prepare(reference, reference.rows("train"))

@@ -38,21 +38,41 @@ from mrpipe.transforms.fit import PixelTransform, Transforms, fit
 from mrpipe.transforms.genotypes import GenotypeTransform
 from mrpipe.transforms.options import TransformOptions
 
+Labels = NDArray[np.int64] | NDArray[np.float64]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """Input specification of a method: shapes of the transformed modalities, and the classes."""
+    """What a method maps to what: shapes of the transformed modalities, and the classes or the scale of the target.
+
+    Attributes:
+        classes: empty for a regression.
+        center, scale: mean and standard deviation of a regression's target over the labelled training samples.
+    """
 
     modalities: tuple[ModalitySpec, ...]
     classes: tuple[str, ...]
+    center: float = 0.0
+    scale: float = 1.0
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(m.name for m in self.modalities)
 
     @property
-    def n_classes(self) -> int:
-        return len(self.classes)
+    def regression(self) -> bool:
+        return not self.classes
+
+    @property
+    def n_outputs(self) -> int:
+        """Size of a method's output: C, or 1 for a regression."""
+        return len(self.classes) or 1
+
+    def scored(self, outputs: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Outputs (n, C) as class probabilities (n, C), or (n, 1) as values of the target in its own unit (n,)."""
+        if self.regression:
+            return self.center + self.scale * outputs[:, 0].astype(np.float64)
+        return torch.from_numpy(outputs).double().softmax(dim=1).numpy()
 
 
 @dataclass(frozen=True)
@@ -64,7 +84,7 @@ class Batch:
         index: (B,) indices of the samples in `data`.
         observed: (B, M) modalities that the method may use.
         hidden: (B, M) modalities that are observed but hidden in this step (random modality dropping).
-        label: (B,) class, −1 if unknown.
+        label: (B,) class, −1 if unknown; for a regression, float32 target in units of `DataSpec.scale` from its center.
         stream: name of the step's random draws, e.g. "epoch 3" or "evaluation"; a sample's draws depend on it, the seed
             and the sample's id, but not on the rest of the batch.
     """
@@ -99,7 +119,7 @@ class Data:
         keys: (N,) uint64, keys of the samples' random draws.
         observed: (N, M).
         row: (N, M) row in the modality's table, −1 if not observed.
-        label: (N,) class, −1 if unknown.
+        label: (N,) class, −1 if unknown; for a regression, float64 target in its own unit, NaN if unknown.
         part: (N,) 0 train, 1 val, 2 test, −1 if not in the split scheme.
         tables: one per modality.
         n_without: number of samples removed because they have none of the chosen modalities, by split.
@@ -113,7 +133,7 @@ class Data:
     keys: NDArray[np.uint64]
     observed: NDArray[np.bool_]
     row: Rows
-    label: NDArray[np.int64]
+    label: Labels
     part: NDArray[np.int8]
     tables: list[FeatureTable]
     n_without: dict[str, int]
@@ -126,22 +146,34 @@ class Data:
 
     def rows(self, part: str) -> Rows:
         """Labelled samples of a split, in order of sample_id."""
-        return np.flatnonzero((self.part == PARTS.index(part)) & (self.label >= 0))
+        return np.flatnonzero((self.part == PARTS.index(part)) & self.known)
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(N,) whether the label is known."""
+        return ~np.isnan(self.label) if self.spec.regression else self.label >= 0
 
     def class_weight(self, rows: Rows, kind: str) -> Tensor | None:
         """(C,) float32 class weights of the cross-entropy for labelled `rows`; None if all samples have equal weight.
 
+        A regression has none.
+
         "balanced": n / (number of classes that occur · samples of the class), 0 for classes that do not occur.
         """
-        if kind == "none":
+        if kind == "none" or self.spec.regression:
             return None
-        counts = np.bincount(self.label[rows], minlength=self.spec.n_classes)
+        counts = np.bincount(self.label[rows], minlength=self.spec.n_outputs)
         weight = np.where(counts > 0, len(rows) / (np.maximum(counts, 1) * max((counts > 0).sum(), 1)), 0.0)
         return torch.from_numpy(weight).float().to(self.device)
 
-    def log_prior(self, rows: Rows) -> Tensor:
-        """(C,) float32 logarithms of the class frequencies of labelled `rows`."""
-        counts = np.bincount(self.label[rows], minlength=self.spec.n_classes)
+    def constant(self, rows: Rows) -> Tensor:
+        """(C,) float32 outputs of the best constant prediction for labelled `rows`.
+
+        They are the logarithms of the class frequencies, or (1,) the mean of the target, which is 0 in training.
+        """
+        if self.spec.regression:
+            return torch.full((1,), (self.label[rows].mean() - self.spec.center) / self.spec.scale, device=self.device)
+        counts = np.bincount(self.label[rows], minlength=self.spec.n_outputs)
         # Classes that do not occur get a finite logit.
         return torch.from_numpy(counts / max(counts.sum(), 1)).clamp_min(1e-9).log().float().to(self.device)
 
@@ -156,6 +188,8 @@ class Data:
             spared = np.where(observed, u, -1.0).argmax(axis=1)
             hidden[np.arange(len(index)), spared] = False
         label = torch.from_numpy(self.label[index]).to(self.device)
+        if self.spec.regression:
+            label = ((label - self.spec.center) / self.spec.scale).float()
         return Batch(self, index, observed & ~hidden, hidden, label, stream)
 
     def combination(self, observed: NDArray[np.bool_]) -> list[str]:
@@ -230,32 +264,32 @@ def load(
     mask_file: Path | None = None,
     transform: TransformOptions | None = None,
     fitted: Transforms | None = None,
-    classes: tuple[str, ...] | None = None,
+    trained: DataSpec | None = None,
     device: torch.device | str = "cpu",
 ) -> Data:
     """Read a store into tensors; without labelled validation samples, some training samples become validation samples.
 
     Args:
-        task: classification task; default: the first of the store.
+        task: default: the first of the store.
         scheme: split scheme; default: that of the store.
         modalities: default: all.
         mask_file: simulated missingness (`mrpipe mask`), combined with the store's masks.
         transform: options of transforms that are fitted here.
         fitted: transforms of the training store; default: fitted on the training samples.
-        classes: classes of a trained method, to predict a store that may lack its labels and split.
+        trained: specification of a trained method, to predict a store that may lack its labels and split.
 
     Raises:
-        UsageError: unknown names, or a task that is not a classification.
+        UsageError: unknown names.
         DataError: the mask file belongs to another store or lacks samples.
     """
     device = torch.device(device)
     chosen = _choose(store, modalities)
-    label, names = _labels(store, task, classes)
+    label, names = _labels(store, task, trained)
     samples = (
         store.samples()
         .select("sample_id", "subject_id", "modality_mask", *(f"row_{m.name}" for m in chosen))
         .join(label, on="sample_id", how="left")
-        .join(_split(store, scheme, optional=classes is not None), on="sample_id", how="left")
+        .join(_split(store, scheme, optional=trained is not None), on="sample_id", how="left")
         .sort("sample_id")
         .collect()
     )
@@ -273,8 +307,8 @@ def load(
     samples, observed, part = samples.filter(pl.Series(keep)), observed[keep], part[keep]
     cut: list[str] = []
     known = samples["value"].is_not_null()
-    if classes is None and not (known.to_numpy() & (part == PARTS.index("val"))).any():
-        cut = _validation_of(samples.filter(known & pl.Series(part == PARTS.index("train"))))
+    if trained is None and not (known.to_numpy() & (part == PARTS.index("val"))).any():
+        cut = _validation_of(samples.filter(known & pl.Series(part == PARTS.index("train"))), stratified=bool(names))
         part = np.where(samples["sample_id"].is_in(cut), PARTS.index("val"), part)
     fitted = fitted or fit(store, scheme, [m.name for m in chosen], transform, without=cut)
     row = np.full(observed.shape, -1, dtype=np.int64)
@@ -287,14 +321,23 @@ def load(
         tables.append(table)
         kind = "events" if isinstance(table, EventTable) else m.kind
         specs.append(ModalitySpec(name=m.name, kind=kind, shape=tuple(shape)))
+    value, center, scale = samples["value"], 0.0, 1.0
+    label_of: Labels = value.cast(pl.Int64).fill_null(-1).to_numpy().astype(np.int64)
+    if not names:
+        label_of = value.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        known_train = label_of[(part == PARTS.index("train")) & ~np.isnan(label_of)]
+        if trained is not None:
+            center, scale = trained.center, trained.scale
+        elif len(known_train):
+            center, scale = float(known_train.mean()), float(known_train.std()) or 1.0
     return Data(
-        spec=DataSpec(modalities=tuple(specs), classes=names),
+        spec=DataSpec(modalities=tuple(specs), classes=names, center=center, scale=scale),
         sample_id=samples["sample_id"].to_numpy().astype(np.str_),
         subject_id=samples["subject_id"].to_numpy().astype(np.str_),
         keys=keyed.id_keys(samples["sample_id"]),
         observed=observed,
         row=row,
-        label=samples["value"].cast(pl.Int64).fill_null(-1).to_numpy().astype(np.int64),
+        label=label_of,
         part=part.astype(np.int8),
         tables=tables,
         n_without=without,
@@ -304,20 +347,18 @@ def load(
     )
 
 
-def _validation_of(train: pl.DataFrame) -> list[str]:
-    """Ids of 15% of the labelled training samples: whole subjects, stratified by class, the same for all methods."""
-    split = grouped_stratified(train, fractions=(0.85, 0.15, 0.0), seed=0, stratum="value")
+def _validation_of(train: pl.DataFrame, *, stratified: bool) -> list[str]:
+    """Ids of 15% of the labelled training samples: whole subjects, by class if any, the same for all methods."""
+    stratum = "value" if stratified else None
+    split = grouped_stratified(train, fractions=(0.85, 0.15, 0.0), seed=0, stratum=stratum)
     return split.filter(split="val")["sample_id"].to_list()
 
 
-def _labels(store: Store, task: str | None, classes: tuple[str, ...] | None) -> tuple[pl.LazyFrame, tuple[str, ...]]:
-    """`sample_id, value` of a classification task, and its classes."""
-    if classes is not None and not any(t.name == task and t.classes == classes for t in store.tasks):
-        return pl.LazyFrame(schema={"sample_id": pl.String, "value": pl.Int8}), classes
+def _labels(store: Store, task: str | None, trained: DataSpec | None) -> tuple[pl.LazyFrame, tuple[str, ...]]:
+    """`sample_id, value` of a task, and its classes; no labels if a store to predict does not have the task."""
+    if trained is not None and not any(t.name == task and t.classes == trained.classes for t in store.tasks):
+        return pl.LazyFrame(schema={"sample_id": pl.String, "value": pl.Float64}), trained.classes
     declared = store.task(task)
-    if declared.kind != "classification":
-        tasks = [t.name for t in store.tasks if t.kind == "classification"]
-        raise UsageError(f"task {declared.name!r} is a {declared.kind}; classification tasks: {', '.join(tasks)}")
     return store.labels(declared.name).select("sample_id", "value"), declared.classes
 
 

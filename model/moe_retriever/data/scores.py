@@ -1,4 +1,6 @@
-"""Classification metrics for model selection and tables (point estimates).
+"""Metrics for model selection and tables (point estimates).
+
+A prediction is either class probabilities (n, C), or values of a regression (n,), which has other metrics.
 
 Legend: n samples, C classes.
 """
@@ -14,8 +16,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc", "ece")
-_NAMES = ("accuracy", "balanced accuracy", "macro-F1", "AUROC", "AUPRC", "ECE")
-METRIC_NAMES = dict(zip(METRICS, _NAMES, strict=True))
+VALUE_METRICS = ("mae", "rmse", "corr", "r2")
+_NAMES = ("accuracy", "balanced accuracy", "macro-F1", "AUROC", "AUPRC", "ECE", "MAE", "RMSE", "Corr", "R²")
+METRIC_NAMES = dict(zip((*METRICS, *VALUE_METRICS), _NAMES, strict=True))
 # Columns of a table of scores: group of samples, metric, value and interval.
 SCORE_COLUMNS = {
     **dict.fromkeys(("by", "group"), pl.String),
@@ -26,6 +29,17 @@ SCORE_COLUMNS = {
 N_BINS = 15
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Labels = Ints | Floats
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether smaller values of a metric are better."""
+    return metric in ("loss", "ece", "mae", "rmse")
+
+
+def metrics_of(prediction: Floats) -> tuple[str, ...]:
+    """Names of the metrics of a prediction: of probabilities (n, C), or of values (n,)."""
+    return METRICS if prediction.ndim == 2 else VALUE_METRICS
 
 
 def ranked_classes(label: Ints, probability: Floats) -> list[int]:
@@ -44,14 +58,31 @@ def ece(label: Ints, probability: Floats) -> float:
     return float(np.abs(gap).sum() / len(label))
 
 
-def score(label: Ints, probability: Floats) -> dict[str, float | None]:
-    """All metrics; None if undefined (no samples, or a single class for ranking metrics).
+def score(label: Labels, prediction: Floats) -> dict[str, float | None]:
+    """All metrics of a prediction; None if undefined (no samples, a single class for ranking metrics, no variation).
 
     Macro-F1 averages over the classes in labels or predictions, balanced accuracy over the classes in the labels, AUROC
     and AUPRC (one-vs-rest) over classes with positive and negative samples (of two classes, the second).
     """
     if len(label) == 0:
-        return dict.fromkeys(METRICS)
+        return dict.fromkeys(metrics_of(prediction))
+    if prediction.ndim == 1:
+        return _score_values(label.astype(np.float64), prediction)
+    return _score_classes(label.astype(np.int64), prediction)
+
+
+def _score_values(label: Floats, value: Floats) -> dict[str, float | None]:
+    error = value - label
+    varies = label.std() > 0
+    return {
+        "mae": float(np.abs(error).mean()),
+        "rmse": float(np.sqrt((error**2).mean())),
+        "corr": float(np.corrcoef(label, value)[0, 1]) if varies and value.std() > 0 else None,
+        "r2": float(1 - (error**2).mean() / label.var()) if varies else None,
+    }
+
+
+def _score_classes(label: Ints, probability: Floats) -> dict[str, float | None]:
     predicted = probability.argmax(axis=1)
     columns = ranked_classes(label, probability)
     areas = {"auroc": roc_auc_score, "auprc": average_precision_score}
@@ -69,9 +100,15 @@ def score(label: Ints, probability: Floats) -> dict[str, float | None]:
     }
 
 
-def selection_score(metric: str, label: Ints, probability: Floats) -> tuple[float, float]:
-    """Scores to maximise in model selection: a metric (−inf if undefined) and, for ties, minus the cross-entropy."""
-    of_label = probability[np.arange(len(label)), label]
-    likelihood = float(np.log(np.maximum(of_label, np.finfo(np.float64).tiny)).mean())
-    value = likelihood if metric == "loss" else score(label, probability)[metric]
-    return -math.inf if value is None else value, likelihood
+def selection_score(metric: str, label: Labels, prediction: Floats) -> tuple[float, float]:
+    """Scores to maximise in model selection: plus or minus a metric (−inf if undefined) and, for ties, minus the loss.
+
+    The loss is the cross-entropy, or the mean squared error.
+    """
+    if prediction.ndim == 1:
+        loss = float(((prediction - label) ** 2).mean())
+    else:
+        of_label = prediction[np.arange(len(label)), label.astype(np.int64)]
+        loss = -float(np.log(np.maximum(of_label, np.finfo(np.float64).tiny)).mean())
+    value = loss if metric == "loss" else score(label, prediction)[metric]
+    return (-math.inf if value is None else -value if lower_is_better(metric) else value), -loss

@@ -1,4 +1,4 @@
-"""Classification metrics with bootstrap intervals, by modality combination and by number of observed modalities.
+"""Metrics with bootstrap intervals, by modality combination and by number of observed modalities.
 
 Point estimates come from scikit-learn. The bootstrap resamples subjects (all samples of a subject together) and
 computes the weighted metrics of all resamples at once from class counts and sorted scores.
@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from moe_retriever.data.scores import METRICS, SCORE_COLUMNS, Floats, Ints, ranked_classes, score
+from moe_retriever.data.scores import METRICS, SCORE_COLUMNS, Floats, Ints, Labels, ranked_classes, score
 from mrpipe import keyed
 
 __all__ = ["METRICS", "bootstrap", "interval", "score", "table", "weighted_auprc", "weighted_auroc", "weighted_metrics"]
@@ -54,11 +54,28 @@ def weighted_auprc(positive: NDArray[np.bool_], value: Floats, weight_Rn: Floats
         return np.nansum(up * precision, axis=1) / up.sum(axis=1)
 
 
-def weighted_metrics(label: Ints, probability: Floats, weight_Rn: Floats) -> dict[str, Floats]:
+def weighted_metrics(label: Labels, prediction: Floats, weight_Rn: Floats) -> dict[str, Floats]:
     """(R,) values of every metric except ECE, for each set of sample weights.
 
     Ranking metrics are omitted if they are undefined, and NaN for weights that leave a single class.
     """
+    if prediction.ndim == 1:
+        return _of_values(label.astype(np.float64), prediction, weight_Rn)
+    return _of_classes(label.astype(np.int64), prediction, weight_Rn)
+
+
+def _of_values(label: Floats, value: Floats, weight_Rn: Floats) -> dict[str, Floats]:
+    w = weight_Rn / weight_Rn.sum(axis=1, keepdims=True)
+    mean_label, mean_value = w @ label, w @ value
+    squared = w @ (value - label) ** 2
+    of_label, of_value = w @ label**2 - mean_label**2, w @ value**2 - mean_value**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        corr = (w @ (label * value) - mean_label * mean_value) / np.sqrt(of_label * of_value)
+        r2 = 1 - squared / of_label
+    return {"mae": w @ np.abs(value - label), "rmse": np.sqrt(squared), "corr": corr, "r2": r2}
+
+
+def _of_classes(label: Ints, probability: Floats, weight_Rn: Floats) -> dict[str, Floats]:
     n_classes = probability.shape[1]
     predicted = probability.argmax(axis=1)
     confusion = _confusions(label, predicted, n_classes, weight_Rn)
@@ -99,7 +116,7 @@ def interval(resampled: Floats) -> tuple[float, float] | None:
 
 
 def bootstrap(
-    label: Ints, probability: Floats, subject: NDArray[np.str_], *, seed: int, n_resamples: int = 1000
+    label: Labels, prediction: Floats, subject: NDArray[np.str_], *, seed: int, n_resamples: int = 1000
 ) -> dict[str, tuple[float, float]]:
     """`interval` of each metric except ECE over resamples of the subjects, drawn with the given seed."""
     if len(label) == 0 or n_resamples == 0:
@@ -108,13 +125,13 @@ def bootstrap(
     n_subjects = int(place.max()) + 1
     rng = keyed.generator(seed, "bootstrap")
     weight = rng.multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), size=n_resamples).astype(np.float64)
-    found = {name: interval(v) for name, v in weighted_metrics(label, probability, weight[:, place]).items()}
+    found = {name: interval(v) for name, v in weighted_metrics(label, prediction, weight[:, place]).items()}
     return {name: bounds for name, bounds in found.items() if bounds is not None}
 
 
 def table(
-    label: Ints,
-    probability: Floats,
+    label: Labels,
+    prediction: Floats,
     subject: NDArray[np.str_],
     combination: list[str],
     n_observed: Ints,
@@ -133,9 +150,9 @@ def table(
     groups += [("observed", str(k), n_observed == k) for k in np.unique(n_observed).tolist()]
     rows = []
     for by, group, chosen in groups:
-        values = score(label[chosen], probability[chosen])
-        intervals = bootstrap(label[chosen], probability[chosen], subject[chosen], seed=seed, n_resamples=n_resamples)
-        for metric in METRICS:
+        values = score(label[chosen], prediction[chosen])
+        intervals = bootstrap(label[chosen], prediction[chosen], subject[chosen], seed=seed, n_resamples=n_resamples)
+        for metric in values:
             low, high = intervals.get(metric, (None, None)) if values[metric] is not None else (None, None)
             rows.append((by, group, int(chosen.sum()), metric, values[metric], low, high))
     return pl.DataFrame(rows, schema=SCORE_COLUMNS, orient="row")

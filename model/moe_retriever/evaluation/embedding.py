@@ -73,8 +73,10 @@ def before_and_after(method: Method, data: Data, rows: Rows, combination: str) -
     """Fused embeddings of `rows` without and with retrieval; afterwards, retrieval is enabled in the method.
 
     Raises:
-        UsageError: the method does not retrieve.
+        UsageError: the method does not retrieve, or the task is a regression.
     """
+    if data.spec.regression:
+        raise UsageError("embeddings are compared by class, and a regression has none")
     if method.retrieving is None:
         raise UsageError(f"{method.name} does not retrieve, so there is nothing to compare")
     stages = []
@@ -84,7 +86,7 @@ def before_and_after(method: Method, data: Data, rows: Rows, combination: str) -
         assert fused is not None
         stages.append(fused.astype(np.float64))
     missing = tuple(n for n in data.spec.names if n not in name_parts(combination))
-    return Embeddings(combination, missing, stages[0], stages[1], data.label[rows], data.spec.classes)
+    return Embeddings(combination, missing, stages[0], stages[1], data.label[rows].astype(np.int64), data.spec.classes)
 
 
 def tsne(embeddings: Embeddings) -> pl.DataFrame:

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from moe_retriever.data.load import Data, load
-from moe_retriever.data.scores import METRICS
+from moe_retriever.data.scores import METRIC_NAMES
 from moe_retriever.evaluation.bootstrap import table
 from moe_retriever.nn.kernels.allocator import keep_freed_memory
 from moe_retriever.training.checkpoint import MASK_NAME, Trained, load_run, require_training_store
@@ -27,13 +27,16 @@ def load_for(trained: Trained, run: Path, store: Store, device: str) -> Data:
         DataError: the store is not the training store, or the run folder lacks its mask file.
     """
     require_training_store(trained.origin, store)
-    return load_like(trained, store, device, mask_file=run / MASK_NAME if trained.origin.mask is not None else None)
+    mask_file = run / MASK_NAME if trained.origin.mask is not None else None
+    return load_like(trained, store, device, mask_file=mask_file, unlabelled=False)
 
 
-def load_like(
-    trained: Trained, store: Store, device: str, *, mask_file: Path | None, classes: tuple[str, ...] | None = None
-) -> Data:
-    """Load a store with the task, split scheme, modalities and transforms of a run; `classes` as in `load`."""
+def load_like(trained: Trained, store: Store, device: str, *, mask_file: Path | None, unlabelled: bool) -> Data:
+    """Load a store with the task, split scheme, modalities and transforms of a run.
+
+    Args:
+        unlabelled: whether the store may lack labels and split.
+    """
     return load(
         store,
         task=trained.origin.task,
@@ -41,7 +44,7 @@ def load_like(
         modalities=trained.spec.names,
         mask_file=mask_file,
         fitted=trained.fitted,
-        classes=classes,
+        trained=trained.spec if unlabelled else None,
         device=device,
     )
 
@@ -113,7 +116,9 @@ def evaluate_run(
 
 
 def majority(data: Data, part: str) -> dict[str, Any]:
-    """The most frequent training class, and the accuracy of always predicting it."""
+    """The most frequent training class, and the accuracy of always predicting it; neither for a regression."""
+    if data.spec.regression:
+        return {"class": None, "accuracy": None}
     label, train = data.label[data.rows(part)], data.label[data.rows("train")]
     best = int(torch.bincount(torch.from_numpy(train)).argmax())
     accuracy = float((label == best).mean()) if len(label) else None
@@ -125,11 +130,11 @@ def metric_table(data: Data, found: Predictions, *, seed: int, n_resamples: int 
     rows, observed = found.rows, data.observed[found.rows]
     groups = data.combination(observed), observed.sum(axis=1)
     label, subject = data.label[rows], data.subject_id[rows]
-    return table(label, found.probability, subject, *groups, seed=seed, n_resamples=n_resamples)
+    return table(label, found.scored, subject, *groups, seed=seed, n_resamples=n_resamples)
 
 
 def summary(metrics: pl.DataFrame) -> dict[str, Any]:
     """Metrics over all samples: name → value, low, high."""
     rows = metrics.filter(by="all")
     out = {r["metric"]: {"value": r["value"], "low": r["low"], "high": r["high"]} for r in rows.to_dicts()}
-    return {name: out[name] for name in METRICS}
+    return {name: out[name] for name in METRIC_NAMES if name in out}

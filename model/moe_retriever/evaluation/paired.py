@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_retriever.data.scores import Floats, Ints, score
+from moe_retriever.data.scores import Floats, Labels, lower_is_better, score
 from moe_retriever.evaluation.bootstrap import interval, weighted_metrics
 from mrpipe import keyed
 
@@ -26,13 +26,13 @@ class Predicted:
     """A run's predictions for the test split.
 
     Attributes:
-        label: (n,) class.
-        probability: (n, C).
+        label: (n,) class, or value of a regression.
+        prediction: (n, C) probabilities, or (n,) values.
         subject: (n,) id.
     """
 
-    label: Ints
-    probability: Floats
+    label: Labels
+    prediction: Floats
     subject: NDArray[np.str_]
 
 
@@ -65,10 +65,10 @@ class Comparison:
         weight = rng.multinomial(len(subjects), np.full(len(subjects), 1 / len(subjects)), size=n_resamples)
         self._drawn = rng.integers(0, len(self._seeds), size=(n_resamples, len(self._seeds)))
         for method, of in runs.items():
-            self._values[method] = {seed: score(t.label, t.probability) for seed, t in of.items()}
+            self._values[method] = {seed: score(t.label, t.prediction) for seed, t in of.items()}
             self._resampled[method] = {
                 seed: weighted_metrics(
-                    t.label, t.probability, weight[:, np.searchsorted(subjects, t.subject)].astype(np.float64)
+                    t.label, t.prediction, weight[:, np.searchsorted(subjects, t.subject)].astype(np.float64)
                 )
                 for seed, t in of.items()
             }
@@ -105,13 +105,14 @@ class Comparison:
         return _estimate(float(np.mean(known)), None if one is None or two is None else one - two)
 
     def best(self, metric: str, methods: Iterable[str]) -> str | None:
-        """The method with the highest mean, if the interval of its difference to the second best excludes zero."""
+        """The method with the best mean, if the interval of its difference to the second best excludes zero."""
         means = {m: e.value for m in methods if (e := self.mean(m, metric)) is not None}
-        order = sorted(means, key=lambda m: -means[m])
+        sign = -1 if lower_is_better(metric) else 1
+        order = sorted(means, key=lambda m: -sign * means[m])
         if len(order) < 2:
             return None
         lead = self.difference(order[0], order[1], metric)
-        return order[0] if lead is not None and lead.excludes_zero and lead.value > 0 else None
+        return order[0] if lead is not None and lead.excludes_zero and sign * lead.value > 0 else None
 
     def _mean(self, method: str, metric: str, seeds: Sequence[int]) -> Floats | None:
         """(R,) mean over the drawn seeds that are among `seeds`."""

@@ -82,10 +82,10 @@ def best_possible(run: Path, best: pl.DataFrame | None) -> Predicted | None:
     Returns:
         None if `best` is None or lacks a sample or a combination.
     """
-    if best is None:
-        return None
     frame = _predictions(run)
     classes = [c for c in frame.columns if c.startswith("p_")]
+    if best is None or not classes:
+        return None
     samples = frame.drop(classes)
     best_of_any = best.filter(modalities=ANY).drop("modalities")
     of_any = samples.join(best_of_any, on="sample_id", how="left", maintain_order="left")
@@ -104,11 +104,14 @@ def _predictions(run: Path) -> pl.DataFrame:
 
 
 def _predicted(frame: pl.DataFrame) -> Predicted:
+    subject = frame["subject_id"].to_numpy().astype(np.str_)
     classes = [c.removeprefix("p_") for c in frame.columns if c.startswith("p_")]
+    if not classes:
+        return Predicted(frame["label"].to_numpy(), frame["predicted"].to_numpy(), subject)
     number = {name: i for i, name in enumerate(classes)}
     label = frame["label"].replace_strict(number, return_dtype=pl.Int64).to_numpy()
     probability = frame.select(f"p_{c}" for c in classes).to_numpy()
-    return Predicted(label, probability, frame["subject_id"].to_numpy().astype(np.str_))
+    return Predicted(label, probability, subject)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, Self, TypeAlias, 
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -80,8 +81,8 @@ class Output:
     """Output of a method for a batch.
 
     Attributes:
-        logits: (B, C).
-        losses: weighted terms to add to the cross-entropy, logged under their names.
+        logits: (B, C); for a regression (B, 1), the target in units of `DataSpec.scale` from `DataSpec.center`.
+        losses: weighted terms to add to the loss of the task, logged under their names.
         diagnostics: detached additional outputs, only if `detail` is requested.
     """
 
@@ -129,7 +130,7 @@ class Method(nn.Module, Generic[O_co]):
     @classmethod
     def create(cls, spec: DataSpec, config: Config[O_co]) -> Self:
         """Create the method with initial weights that depend on the seed; encoder weights are equal for all methods."""
-        noise = Noise(config.seed)
+        noise, config = Noise(config.seed), config.for_task(regression=spec.regression)
         method = build(lambda: cls(spec, config, noise), config.seed, "method")
         if cls.encoded:
             method.encoders = build_encoders(spec.modalities, config.common, config.seed, noise)
@@ -192,6 +193,17 @@ class Method(nn.Module, Generic[O_co]):
 
     # Helper methods.
 
+    def task_loss(self, logits: Tensor, label: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
+        """Loss of outputs (n, C) for labels (n,): cross-entropy, or the squared error of a regression's single output.
+
+        Args:
+            weight: (C,) class weights.
+            reduction: mean (weighted by class), sum, or none for (n,).
+        """
+        if self.spec.regression:
+            return F.mse_loss(logits.float().squeeze(1), label, reduction=reduction)
+        return F.cross_entropy(logits.float(), label, weight=weight, reduction=reduction)
+
     def on_device(self, places: Rows) -> Tensor:
         """Positions as a tensor on the device of the method."""
         return torch.from_numpy(places).to(self.device)
@@ -212,6 +224,11 @@ class Method(nn.Module, Generic[O_co]):
                 slot = slot.to(tokens.dtype).index_copy(0, torch.from_numpy(places).to(self.device), tokens)
             slots.append(slot)
         return torch.stack(slots, dim=1)
+
+
+def is_known(label: Tensor) -> Tensor:
+    """Whether the labels of a batch are known, same shape."""
+    return ~label.isnan() if label.is_floating_point() else label >= 0
 
 
 AnyMethod: TypeAlias = "Method[DataclassInstance]"

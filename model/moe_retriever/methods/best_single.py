@@ -1,19 +1,17 @@
 """Best single modality: one model per modality, of which the best on validation is used for predictions.
 
 All models are trained together without shared weights. Each validation selects the best modality of the epoch, so the
-selected epoch is the best epoch of the best modality. Samples that lack it get the class frequencies of the training
-samples.
+selected epoch is the best epoch of the best modality. Samples that lack it get the best constant prediction: the class
+frequencies of the training samples, or the mean of their target.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_retriever.config import Config
-from moe_retriever.data.load import Batch, Data, DataSpec
+from moe_retriever.data.load import Batch, Data, DataSpec, Labels
 from moe_retriever.data.scores import selection_score
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import NoOptions, Output
@@ -25,7 +23,7 @@ class BestSingle(UnimodalHeads[NoOptions]):
     """One head per modality, selected by validation."""
 
     name = "best_single"
-    summary = "the single modality with the best validation score; class frequencies if it is missing (control)"
+    summary = "the single modality with the best validation score; a constant if it is missing (control)"
 
     chosen: Tensor
 
@@ -44,8 +42,8 @@ class BestSingle(UnimodalHeads[NoOptions]):
         self._stale = True
 
     def _answer(self, logits_BMC: Tensor, observed_BM: Tensor, m: int) -> Tensor:
-        """(B, C) logits of modality m; log class frequencies for samples that lack it."""
-        return torch.where(observed_BM[:, m, None], logits_BMC[:, m], self.log_prior.to(logits_BMC.dtype))
+        """(B, C) logits of modality m; the constant prediction for samples that lack it."""
+        return torch.where(observed_BM[:, m, None], logits_BMC[:, m], self.constant.to(logits_BMC.dtype))
 
     @torch.no_grad()
     def _choose(self) -> None:
@@ -58,11 +56,11 @@ class BestSingle(UnimodalHeads[NoOptions]):
         scores = [self._score(self._answer(logits, observed, m), data.label[rows]) for m in range(logits.shape[1])]
         self.chosen.fill_(max(range(len(scores)), key=lambda m: scores[m]))
 
-    def _score(self, logits: Tensor, label: NDArray[np.int64]) -> tuple[float, float]:
-        probability = logits.double().softmax(dim=1).cpu()
-        if not probability.isfinite().all():
+    def _score(self, logits: Tensor, label: Labels) -> tuple[float, float]:
+        if not logits.isfinite().all():
             return float("-inf"), float("-inf")
-        return selection_score(self.config.common.select_metric, label, probability.numpy())
+        scored = self.spec.scored(logits.float().cpu().numpy())
+        return selection_score(self.config.common.select_metric, label, scored)
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         if not self.training and self._stale:

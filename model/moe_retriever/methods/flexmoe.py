@@ -170,7 +170,7 @@ class FlexMoE(Method[FlexMoEOptions]):
         self.bank_KMPH = nn.Parameter(torch.empty(rows, n, c.tokens, c.hidden))
         self.position_MPH = nn.Parameter(torch.empty(n, c.tokens, c.hidden))
         self.blocks = nn.ModuleList(SparseBlock(self.n_experts, c, o, noise) for _ in range(c.fusion_layers))
-        self.head = nn.Linear(n * c.hidden, spec.n_classes)
+        self.head = nn.Linear(n * c.hidden, spec.n_outputs)
         # Combinations of the training samples (by code), and weights of the bank rows.
         self.register_buffer("seen", torch.zeros(1 << n, dtype=torch.bool))
         self.register_buffer("mixture", torch.zeros((n, n) if self.additive else (rows, n, rows)))

@@ -147,7 +147,7 @@ class FuseMoE(Method[FuseMoEOptions]):
         self.layers = nn.ModuleList(Layer(n, c, o, noise) for _ in range(o.layers))
         self.norm = nn.ModuleList(nn.LayerNorm(c.hidden) for _ in range(n))
         self.readout = FeedForward(n * c.hidden, n * c.hidden, c.dropout, noise)
-        self.head = nn.Linear(n * c.hidden, spec.n_classes)
+        self.head = nn.Linear(n * c.hidden, spec.n_outputs)
 
     def initial(self, name: str) -> Fill:
         return normal(0.02)

@@ -13,18 +13,19 @@ Legend: n samples, f features, T trees (of all rounds and classes), N nodes of t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import sklearn
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from moe_retriever.config import OptionValue
-from moe_retriever.data.load import Batch, Data
+from moe_retriever.data.load import Batch, Data, Labels
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
@@ -33,6 +34,7 @@ from mrpipe.options import option
 
 # Candidates (learning rate, leaves, minimum samples per leaf, L2 penalty), of which the first `trials` are evaluated.
 CANDIDATES = ((0.1, 31, 20, 0.0), (0.1, 8, 20, 1.0), (0.05, 15, 10, 1.0), (0.05, 63, 40, 10.0))
+Trees: TypeAlias = HistGradientBoostingClassifier | HistGradientBoostingRegressor
 # Rounds between validations, and number of validations without improvement before training stops.
 ROUNDS, PATIENCE = 10, 3
 
@@ -49,7 +51,7 @@ class GradientBoostingOptions:
             raise UsageError(f"option trials must be between 1 and {len(CANDIDATES)}, and rounds at least 1")
 
 
-def grown_trees(model: HistGradientBoostingClassifier) -> tuple[list[list[NDArray[np.void]]], NDArray[np.float64]]:
+def grown_trees(model: Trees) -> tuple[list[list[NDArray[np.void]]], NDArray[np.float64]]:
     """Nodes of each tree by round and class, and the initial logits (K,).
 
     scikit-learn has no public access to them.
@@ -99,25 +101,27 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         self,
         candidate: tuple[float, int, int, float],
         x: NDArray[np.float32],
-        y: NDArray[np.int64],
+        y: Labels,
         x_val: NDArray[np.float32],
-        y_val: NDArray[np.int64],
-    ) -> tuple[HistGradientBoostingClassifier, tuple[float, float], int]:
+        y_val: Labels,
+    ) -> tuple[Trees, tuple[float, float], int]:
         """Train with early stopping; return the model, its best validation score and the number of rounds."""
         rate, leaves, smallest, penalty = candidate
-        model = HistGradientBoostingClassifier(
-            learning_rate=rate,
-            max_leaf_nodes=leaves,
-            min_samples_leaf=smallest,
-            l2_regularization=penalty,
-            early_stopping=False,
-            warm_start=True,
-            random_state=0,
-            class_weight=self.sklearn_class_weight,
-        )
+        settings = {
+            "learning_rate": rate,
+            "max_leaf_nodes": leaves,
+            "min_samples_leaf": smallest,
+            "l2_regularization": penalty,
+            "early_stopping": False,
+            "warm_start": True,
+            "random_state": 0,
+        }
+        model: Trees = HistGradientBoostingRegressor(**settings)
+        if not self.spec.regression:
+            model = HistGradientBoostingClassifier(**settings, class_weight=self.sklearn_class_weight)
         best, at = (-np.inf, -np.inf), 0
         for rounds in range(min(ROUNDS, self.config.own.rounds), self.config.own.rounds + 1, ROUNDS):
-            model.set_params(max_iter=rounds).fit(x, y)
+            model.set_params(max_iter=rounds).fit(x, self.scaled(y))
             value = self.validation_score(model, x_val, y_val) if len(y_val) else (float(rounds), 0.0)
             if at == 0 or value > best:
                 best, at = value, rounds
@@ -125,12 +129,13 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
                 break
         return model, best, at
 
-    def _keep(self, model: HistGradientBoostingClassifier, rounds: int) -> None:
+    def _keep(self, model: Trees, rounds: int) -> None:
         """Convert the trees of the first rounds to tensors."""
         stages, start_values = grown_trees(model)
         trees = [(nodes, k) for stage in stages[:rounds] for k, nodes in enumerate(stage)]
         # For two classes, there is one tree per round for the logit of the second class.
-        classes = model.classes_[1:] if len(model.classes_) == 2 else model.classes_
+        known = np.zeros(1, np.int64) if isinstance(model, HistGradientBoostingRegressor) else model.classes_
+        classes = known[1:] if len(known) == 2 else known
         size = max(len(nodes) for nodes, _ in trees)
 
         def stacked(field: str, dtype: type[np.bool_ | np.int64 | np.float64]) -> Tensor:
@@ -148,8 +153,8 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         self.missing_left, self.value = stacked("missing_go_to_left", np.bool_), stacked("value", np.float64)
         self.tree_class = torch.tensor([int(classes[k]) for _, k in trees], device=self.device)
         # Classes without training samples get a logit that is never the largest.
-        baseline = torch.full((self.spec.n_classes,), -30.0, dtype=torch.float64, device=self.device)
-        baseline[torch.from_numpy(np.asarray(model.classes_, dtype=np.int64)).to(self.device)] = 0.0
+        baseline = torch.full((self.spec.n_outputs,), -30.0, dtype=torch.float64, device=self.device)
+        baseline[torch.from_numpy(np.asarray(known, dtype=np.int64)).to(self.device)] = 0.0
         start = torch.from_numpy(start_values).to(self.device)
         baseline[torch.from_numpy(np.asarray(classes, dtype=np.int64)).to(self.device)] = start
         self.baseline = baseline
@@ -165,5 +170,5 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
             if torch.equal(following, node):
                 break
             node = following
-        one_hot = F.one_hot(self.tree_class, self.spec.n_classes).double()
+        one_hot = F.one_hot(self.tree_class, self.spec.n_outputs).double()
         return Output((self.baseline + self.value[tree, node] @ one_hot).float())

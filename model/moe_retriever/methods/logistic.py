@@ -1,4 +1,4 @@
-"""Logistic regression on the concatenated features, the simplest model that uses all modalities.
+"""Logistic regression (of a number: ridge regression) on the concatenated features, the simplest multimodal model.
 
 Sequences are represented by the mean, maximum and log number of their steps, images by their mean on a coarse grid,
 and missing modalities by zeros with an indicator. The penalty is selected on the validation
@@ -13,12 +13,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from moe_retriever.config import OptionValue
-from moe_retriever.data.load import Batch, Data
+from moe_retriever.data.load import Batch, Data, Labels
 from moe_retriever.data.scores import selection_score
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
@@ -39,10 +39,10 @@ class LogisticOptions:
 
 
 class Logistic(TabularModel[LogisticOptions]):
-    """Multinomial logistic regression (scikit-learn) with an L2 penalty."""
+    """Multinomial logistic or, for a regression, linear regression (scikit-learn) with an L2 penalty."""
 
     name = "logistic"
-    summary = "logistic regression on the concatenated features, with indicators of missing modalities (control)"
+    summary = "logistic or ridge regression on concatenated features, with indicators of missing modalities (control)"
     Options = LogisticOptions
     kept: ClassVar[tuple[str, ...]] = ("weight", "bias", "mean", "sd")
 
@@ -75,26 +75,33 @@ class Logistic(TabularModel[LogisticOptions]):
         chosen: dict[str, OptionValue | None] = {"C": c, "validation": self.noted(scores[c][0])}
         return chosen | {"folds": FOLDS} if crossed else chosen
 
-    def _fitted(self, c: float, x: NDArray[np.float64], y: NDArray[np.int64]) -> LogisticRegression:
-        model = LogisticRegression(C=c, max_iter=self.config.own.max_iter, class_weight=self.sklearn_class_weight)
+    def _fitted(self, c: float, x: NDArray[np.float64], y: Labels) -> LogisticRegression | Ridge:
+        # Beside half the sum of squared errors, as beside the sum of cross-entropies, the penalty is |w|² / (2C).
+        model: LogisticRegression | Ridge = Ridge(alpha=1 / c)
+        if not self.spec.regression:
+            model = LogisticRegression(C=c, max_iter=self.config.own.max_iter, class_weight=self.sklearn_class_weight)
         # One thread, so that the result does not depend on the number of cores.
         with threadpool_limits(1):
-            return model.fit(x, y)
+            return model.fit(x, self.scaled(y))
 
     def _cross_validated(
-        self, c: float, x: NDArray[np.float64], y: NDArray[np.int64], subject: NDArray[np.str_]
+        self, c: float, x: NDArray[np.float64], y: Labels, subject: NDArray[np.str_]
     ) -> NDArray[np.float64]:
-        """(n, C) probabilities of each sample from a model fitted without its fold; subjects are not divided."""
-        probability = np.zeros((len(y), self.spec.n_classes))
+        """Predictions, as of `scored`, of each sample by a model fitted without its fold; subjects are not divided."""
+        held_out = np.zeros(len(y) if self.spec.regression else (len(y), self.spec.n_outputs))
         fold = keyed.bits(keyed.id_keys(subject), 0, "folds")[:, 0] % np.uint64(FOLDS)
         for number in np.unique(fold):
             train, held = fold != number, fold == number
             if len(np.unique(y[train])) > 1:
-                probability[held] = self.probability(self._fitted(c, x[train], y[train]), x[held])
-        return probability
+                held_out[held] = self.scored(self._fitted(c, x[train], y[train]), x[held])
+        return held_out
 
-    def _keep(self, model: LogisticRegression) -> None:
-        n_classes, device = self.spec.n_classes, self.device
+    def _keep(self, model: LogisticRegression | Ridge) -> None:
+        n_classes, device = self.spec.n_outputs, self.device
+        if isinstance(model, Ridge):
+            self.weight = torch.from_numpy(np.atleast_2d(model.coef_)).to(device)
+            self.bias = torch.tensor([model.intercept_], dtype=torch.float64, device=device)
+            return
         # Classes without training samples get a logit that is never the largest.
         weight = torch.zeros(n_classes, len(model.coef_[0]), dtype=torch.float64)
         bias = torch.full((n_classes,), -30.0, dtype=torch.float64)

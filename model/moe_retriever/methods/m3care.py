@@ -188,7 +188,7 @@ class M3Care(Method[M3CareOptions]):
         super().__init__(spec, config, noise)
         n_modalities = len(spec.modalities)
         self.graph = GraphFill(n_modalities, config.common.hidden, config.own)
-        self.fusion = TokenFusion(n_modalities, spec.n_classes, config.common, noise)
+        self.fusion = TokenFusion(n_modalities, spec.n_outputs, config.common, noise)
         self.reference: ReferenceSamples | None = None
         self._bank: NeighbourBank | None = None
 

@@ -1,4 +1,4 @@
-"""Majority class: predicts the class frequencies of the training samples.
+"""Majority class: predicts the class frequencies of the training samples, or the mean of a regression's target.
 
 This is the baseline of every table: published accuracies of 77.37 (MIMIC) and 42.23 (MOSI) are those of constant
 predictions.
@@ -17,26 +17,28 @@ from moe_retriever.nn.dropout import Noise
 
 
 class Majority(Method[NoOptions]):
-    """Predicts the most frequent training class, with class frequencies as probabilities."""
+    """Predicts the most frequent training class, with class frequencies as probabilities, or the training mean."""
 
     name = "majority"
-    summary = "the most frequent class of the training samples (control)"
+    summary = "the most frequent class, or the mean target, of the training samples (control)"
     gradient = False
     encoded = False
 
-    log_prior: Tensor
+    constant: Tensor
 
     def __init__(self, spec: DataSpec, config: Config[NoOptions], noise: Noise):
         super().__init__(spec, config, noise)
-        self.register_buffer("log_prior", torch.zeros(spec.n_classes))
+        self.register_buffer("constant", torch.zeros(spec.n_outputs))
 
     @property
     def device(self) -> torch.device:
-        return self.log_prior.device
+        return self.constant.device
 
     def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, OptionValue | None]:
-        self.log_prior = data.log_prior(train_rows)
-        return {"majority": self.spec.classes[int(self.log_prior.argmax())]}
+        self.constant = data.constant(train_rows)
+        if self.spec.regression:
+            return {"mean": self.spec.center}
+        return {"majority": self.spec.classes[int(self.constant.argmax())]}
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
-        return Output(self.log_prior.expand(len(batch), -1))
+        return Output(self.constant.expand(len(batch), -1))

@@ -19,7 +19,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -86,9 +85,9 @@ class MMFormer(Method[MMFormerOptions]):
             nn.ModuleList(TransformerBlock(block, noise) for _ in range(o.intra_layers)) for _ in range(n_modalities)
         )
         self.inter = nn.ModuleList(TransformerBlock(block, noise) for _ in range(c.fusion_layers))
-        self.head = nn.Linear(n_modalities * c.hidden, spec.n_classes)
-        self.separate_head = nn.Linear(c.hidden, spec.n_classes) if o.separate else None
-        self.early_head = nn.Linear(n_modalities * c.hidden, spec.n_classes) if o.early else None
+        self.head = nn.Linear(n_modalities * c.hidden, spec.n_outputs)
+        self.separate_head = nn.Linear(c.hidden, spec.n_outputs) if o.separate else None
+        self.early_head = nn.Linear(n_modalities * c.hidden, spec.n_outputs) if o.early else None
         self.class_weight: Tensor | None = None
 
     def initial(self, name: str) -> Fill:
@@ -108,7 +107,7 @@ class MMFormer(Method[MMFormerOptions]):
             if separate is not None:
                 losses["separate"] = self.options.separate * separate
             if self.early_head is not None:
-                early = F.cross_entropy(self.early_head(early_BD).float(), batch.label, weight=self.class_weight)
+                early = self.task_loss(self.early_head(early_BD), batch.label, weight=self.class_weight)
                 losses["early"] = self.options.early * early
         return Output(self.head(fused_BD), losses, {"fused": fused_BD.detach()} if detail else {})
 
@@ -134,8 +133,8 @@ class MMFormer(Method[MMFormerOptions]):
                 z_nPH = self.encode(batch, m)
                 if head is not None:
                     label = batch.label[self.on_device(places)]
-                    logits = head(z_nPH.mean(dim=1)).float()
-                    terms.append(F.cross_entropy(logits, label, weight=self.class_weight, reduction="sum"))
+                    logits = head(z_nPH.mean(dim=1))
+                    terms.append(self.task_loss(logits, label, weight=self.class_weight, reduction="sum"))
                 if len(fused) < len(places):
                     z_nPH = z_nPH[self.on_device(fused)]
                 x_nPH = z_nPH + self.position_MPH[m]

@@ -119,7 +119,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         super().__init__(spec, config, noise)
         n_modalities = len(spec.modalities)
         self.retriever = Retriever(n_modalities, config.common, config.own, noise)
-        self.fusion = Fusion(n_modalities, spec.n_classes, config.common, noise)
+        self.fusion = Fusion(n_modalities, spec.n_outputs, config.common, noise)
         self.reference: ReferenceSamples | None = None
         self.index: SupportIndex | None = None
         self.retrieving = True

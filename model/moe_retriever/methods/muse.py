@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method, Output, Presets, ReferenceState
+from moe_retriever.methods.base import Method, Output, Presets, ReferenceState, is_known
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
 from mrpipe import keyed
@@ -161,11 +161,16 @@ def info_nce(z: Tensor, other: Tensor, temperature: float) -> Tensor:
 
 
 def label_contrast(z: Tensor, other: Tensor, label: Tensor, temperature: float) -> Tensor:
-    """Binary cross-entropy of similarities and "same label", within z (½) and between z and `other` (¼ each way)."""
-    z, other, label = z[label >= 0], other[label >= 0], label[label >= 0]
+    """Binary cross-entropy of similarities and "same label", within z (½) and between z and `other` (¼ each way).
+
+    For a regression, "same" is exp(−|difference of the targets|), in standard deviations of the target.
+    """
+    known = is_known(label)
+    z, other, label = z[known], other[known], label[known]
     if len(label) == 0:
         return z.sum() * 0
-    same = (label[:, None] == label[None, :]).to(z.dtype)
+    apart = label[:, None] - label[None, :]
+    same = (-apart.abs()).exp() if label.is_floating_point() else (apart == 0).to(z.dtype)
     within, across = z @ z.T / temperature, z @ other.T / temperature
     loss = F.binary_cross_entropy_with_logits
     return loss(within, same) / 2 + loss(across, same) / 4 + loss(across.T, same) / 4
@@ -191,7 +196,7 @@ class Muse(Method[MuseOptions]):
         self.dropout = Dropout(c.dropout, noise)
         self.network = BipartiteNetwork(n_modalities, c.hidden, config.own.layers, c.dropout, noise)
         self.projection = nn.Sequential(nn.Linear(c.hidden, c.hidden), nn.Tanh(), nn.Linear(c.hidden, c.hidden))
-        self.head = nn.Linear(c.hidden, spec.n_classes)
+        self.head = nn.Linear(c.hidden, spec.n_outputs)
         self._training_set: tuple[Data, Rows] | None = None
         self._frozen: list[Tensor] | None = None
 

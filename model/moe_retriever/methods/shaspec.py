@@ -97,7 +97,7 @@ class ShaSpec(Method[ShaSpecOptions]):
         self.specific = nn.ModuleList(FeedForward(c.hidden, c.hidden, c.dropout, noise) for _ in range(n_modalities))
         self.compose = nn.Linear(2 * c.hidden, c.hidden)
         self.which = nn.Linear(c.hidden, n_modalities)
-        self.head = nn.Linear(n_modalities * c.hidden, spec.n_classes)
+        self.head = nn.Linear(n_modalities * c.hidden, spec.n_outputs)
         self.hiding = o.train_drop != "none"
         if self.hiding and first_epochs(o.full_epochs, c.epochs) >= (c.epochs or EPOCHS):
             raise UsageError(f"full_epochs={o.full_epochs} leaves no epochs with hidden modalities (epochs={c.epochs})")

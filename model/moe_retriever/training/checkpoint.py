@@ -26,7 +26,7 @@ from mrpipe.store.parquet import replacing
 from mrpipe.store.reader import Store
 from mrpipe.transforms.fit import Transforms
 
-FORMAT = 1
+FORMAT = 2
 FIX = "Train again with --overwrite, or copy the run folder again."
 NAME = "model.pt"
 RESUME_NAME = ".resume.pt"
@@ -72,6 +72,7 @@ class RunFile(TypedDict):
     state: dict[str, Tensor]
     modalities: list[ModalityRecord]
     classes: list[str]
+    target: list[float]
     transforms: str
     store_id: str
     origin: str
@@ -209,6 +210,7 @@ def save_run(path: Path, trained: Trained, fingerprint: str) -> None:
         "state": {k: v.cpu() for k, v in t.method.state_dict().items()},
         "modalities": [{"name": m.name, "kind": m.kind, "shape": list(m.shape)} for m in spec.modalities],
         "classes": list(spec.classes),
+        "target": [spec.center, spec.scale],
         "transforms": t.fitted.to_json(),
         "store_id": t.origin.store_id,
         "origin": json.dumps({**vars(t.origin), "modalities": list(t.origin.modalities)}),
@@ -225,7 +227,8 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
         config = Config.from_dict(value["config"], cls)
         declared = value["modalities"]
         modalities = [ModalitySpec(name=m["name"], kind=m["kind"], shape=tuple(m["shape"])) for m in declared]
-        spec = DataSpec(modalities=tuple(modalities), classes=tuple(value["classes"]))
+        center, scale = value["target"]
+        spec = DataSpec(modalities=tuple(modalities), classes=tuple(value["classes"]), center=center, scale=scale)
         # Trained weights replace those of the file of initial weights, which may be gone.
         without_file = replace(config, common=replace(config.common, image_weights=""))
         method = cls.create(spec, without_file).to(device)

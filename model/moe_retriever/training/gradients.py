@@ -27,7 +27,6 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_retriever.data.load import Data
@@ -105,7 +104,7 @@ def _of_tokens(method: AnyMethod, data: Data, rows: Rows) -> Iterator[GradientRo
         batch = data.batch(index, "gradients")
         with _outputs_of(method.encoders) as outputs:
             # Samples are independent in evaluation mode, so the gradient of the sum has each sample's own gradient.
-            loss = F.cross_entropy(method(batch).logits.float(), batch.label, reduction="sum")
+            loss = method.task_loss(method(batch).logits, batch.label, reduction="sum")
         used = [m for m, out in enumerate(outputs) if out]
         flat = [out for m in used for out in outputs[m]]
         gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
@@ -157,7 +156,7 @@ def _through_one(method: AnyMethod, data: Data, rows: Rows, m: int, weights: lis
         alone = np.zeros_like(batch.observed)
         alone[:, m] = True
         batch = replace(batch, observed=alone, hidden=batch.observed & ~alone)
-        loss = F.cross_entropy(method(batch).logits.float(), batch.label, reduction="sum") / len(rows)
+        loss = method.task_loss(method(batch).logits, batch.label, reduction="sum") / len(rows)
         for sum_, part in zip(total, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
             if part is not None:
                 sum_ += part

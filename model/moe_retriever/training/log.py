@@ -67,8 +67,8 @@ def describe_epoch(row: EpochRow, metric: str) -> str:
     """Format an epoch's row of the history for the log."""
     text = f"loss {row['train_loss']:.4f}"
     if "val_loss" in row:
-        text += f", val loss {row['val_loss']:.4f}, val accuracy {row['val_accuracy']:.4f}"
-        text += f", val {metric} {row[f'val_{metric}']:.4f}" if metric not in ("loss", "accuracy") else ""
+        shown = dict.fromkeys(["loss", *(k for k in ("accuracy",) if f"val_{k}" in row), metric])
+        text += "".join(f", val {name} {row[f'val_{name}']:.4f}" for name in shown)
     return text if row["selectable"] else f"{text} (warm-up)"
 
 
@@ -100,8 +100,8 @@ def notes(data: Data, parts: Mapping[str, Rows]) -> list[str]:
     found = []
     if data.n_cut:
         found.append(
-            f"The split has no labelled validation samples, so {data.n_cut} training samples (whole subjects, "
-            "stratified by class) are used for validation instead."
+            f"The split has no labelled validation samples, so {data.n_cut} training samples (whole subjects"
+            f"{'' if data.spec.regression else ', stratified by class'}) are used for validation instead."
         )
     for part, rows in parts.items():
         absent = [name for c, name in enumerate(data.spec.classes) if not (data.label[rows] == c).any()]

@@ -22,7 +22,6 @@ from typing import TypedDict, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor
 
@@ -161,8 +160,9 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     keep_freed_memory()
     parts = {part: data.rows(part) for part in PARTS}
     if len(np.unique(data.label[parts["train"]])) < 2:
-        raise UsageError("the training split needs labelled samples of at least two classes")
-    config = job.config.for_samples(len(parts["train"]))
+        needed = "different values" if data.spec.regression else "at least two classes"
+        raise UsageError(f"the training split needs labelled samples of {needed}")
+    config = job.config.for_samples(len(parts["train"])).for_task(regression=data.spec.regression)
     job = dataclasses.replace(job, config=config)
     origin, content = origin_of(job, data), described(job, data)
     mark = fingerprint(content, config)
@@ -291,7 +291,7 @@ def train_step(
     """Perform one gradient step; return the task loss as "loss" and every named loss, detached."""
     c = method.config.common
     out = method(batch)
-    task = F.cross_entropy(out.logits.float(), batch.label, weight=weight)
+    task = method.task_loss(out.logits, batch.label, weight=weight)
     loss = task + sum(out.losses.values())
     optimiser.zero_grad(set_to_none=True)
     loss.backward()

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from moe_retriever.data.load import Data
+from moe_retriever.data.load import Data, DataSpec, Labels
 from moe_retriever.data.scores import score
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import AnyMethod, SlotRouting, Support
@@ -27,7 +26,9 @@ class Predictions:
     Attributes:
         rows: (n,) indices of the samples in the data.
         logits: (n, C), mean over the draws.
-        draw_std: (n,) standard deviation, over draws, of the predicted class's probability; None for a single draw.
+        spec: specification of the method.
+        draw_std: (n,) standard deviation, over draws, of the predicted class's probability or of the predicted value;
+            None for a single draw.
         routing: per missing modality and observed combination: number of slots, mean weight (E,), mean share of
             visits (E,).
         support: number of slots, and the share that used each fallback of the retrieval.
@@ -36,17 +37,18 @@ class Predictions:
 
     rows: Rows
     logits: NDArray[np.float32]
+    spec: DataSpec
     draw_std: NDArray[np.float64] | None
     routing: pl.DataFrame | None = None
     support: dict[str, float] = field(default_factory=dict)
     fused: NDArray[np.float32] | None = None
 
     @property
-    def probability(self) -> NDArray[np.float64]:
-        """(n, C) softmax of the logits; a MrpipeError if one of them is not finite."""
+    def scored(self) -> NDArray[np.float64]:
+        """(n, C) probabilities, or (n,) values of a regression; a MrpipeError if one of them is not finite."""
         if not np.isfinite(self.logits).all():
             raise MrpipeError("some predictions are not finite numbers: the run's weights or the inputs are damaged")
-        return torch.from_numpy(self.logits).double().softmax(dim=1).numpy()
+        return self.spec.scored(self.logits)
 
 
 # Per missing modality, observed combination and expert: mean gate weight of the tokens, and share of their visits.
@@ -106,7 +108,7 @@ def predict(
     n_draws = draws or method.n_draws
     size = method.config.common.eval_batch_size
     routing, slots, fused = _RoutingSums(), [], []
-    logits = np.zeros((n_draws, len(rows), method.spec.n_classes), dtype=np.float32)
+    logits = np.zeros((n_draws, len(rows), method.spec.n_outputs), dtype=np.float32)
     for start in range(0, len(rows), size):
         batch = data.batch(rows[start : start + size], "evaluation")
         for draw in range(n_draws):
@@ -121,11 +123,12 @@ def predict(
     mean = logits.mean(axis=0)
     spread = None
     if n_draws > 1 and len(rows):
-        probability = torch.from_numpy(logits).double().softmax(dim=2).numpy()
-        spread = probability[:, np.arange(len(rows)), mean.argmax(axis=1)].std(axis=0, ddof=1)
-    return Predictions(
-        rows, mean, spread, routing.frame(method), _fallbacks(slots), np.concatenate(fused) if fused else None
-    )
+        scored = np.stack([method.spec.scored(of_draw) for of_draw in logits])
+        if not method.spec.regression:
+            scored = scored[:, np.arange(len(rows)), mean.argmax(axis=1)]
+        spread = scored.std(axis=0, ddof=1)
+    embedding = np.concatenate(fused) if fused else None
+    return Predictions(rows, mean, method.spec, spread, routing.frame(method), _fallbacks(slots), embedding)
 
 
 def _fallbacks(slots: list[Support]) -> dict[str, float]:
@@ -138,33 +141,39 @@ def _fallbacks(slots: list[Support]) -> dict[str, float]:
 
 
 def validate(method: AnyMethod, data: Data, rows: Rows) -> dict[str, float]:
-    """Loss, number of predicted classes, and metrics of labelled samples; only a NaN loss if a logit is not finite."""
+    """Loss, number of predicted classes, if any, and metrics of labelled samples; NaN loss if a logit is not finite."""
     found = predict(method, data, rows)
     if not np.isfinite(found.logits).all():
         return {"loss": float("nan")}
-    label = data.label[rows]
-    loss = F.cross_entropy(torch.from_numpy(found.logits), torch.from_numpy(label)).item()
-    values = {"n_predicted": float(len(np.unique(found.logits.argmax(axis=1)))), **score(label, found.probability)}
+    label = data.batch(rows, "evaluation").label.cpu()
+    loss = method.task_loss(torch.from_numpy(found.logits), label).item()
+    values = score(data.label[rows], found.scored)
+    if not data.spec.regression:
+        values["n_predicted"] = float(len(np.unique(found.logits.argmax(axis=1))))
     return {"loss": loss, **{k: float("nan") if v is None else v for k, v in values.items()}}
 
 
 def prediction_frame(data: Data, found: Predictions) -> pl.DataFrame:
     """One row per sample; the label is null if unknown.
 
-    Columns: `sample_id, subject_id, split, modalities, label, predicted, p_<class>…`.
+    Columns: `sample_id, subject_id, split, modalities, label, predicted, p_<class>…`; for a regression, label and
+    prediction are Float64, and there are no classes.
     """
-    rows, probability = found.rows, found.probability
-    classes = np.array(data.spec.classes)
+    rows, scored, spec = found.rows, found.scored, data.spec
     parts = np.array(["train", "val", "test", None], dtype=object)
-    columns: dict[str, pl.Series | NDArray[np.str_] | NDArray[np.float64] | list[str]] = {
+    columns: dict[str, pl.Series | NDArray[np.str_] | Labels | list[str]] = {
         "sample_id": data.sample_id[rows],
         "subject_id": data.subject_id[rows],
         "split": pl.Series([parts[p] for p in data.part[rows]], dtype=pl.String),
         "modalities": data.combination(data.observed[rows]),
-        "label": pl.Series([classes[v] if v >= 0 else None for v in data.label[rows]], dtype=pl.String),
-        "predicted": classes[probability.argmax(axis=1)],
     }
-    columns |= {f"p_{name}": probability[:, i] for i, name in enumerate(data.spec.classes)}
+    if spec.regression:
+        columns |= {"label": pl.Series(data.label[rows]).fill_nan(None), "predicted": scored}
+    else:
+        classes = np.array(spec.classes)
+        label = pl.Series([classes[v] if v >= 0 else None for v in data.label[rows]], dtype=pl.String)
+        columns |= {"label": label, "predicted": classes[scored.argmax(axis=1)]}
+        columns |= {f"p_{name}": scored[:, i] for i, name in enumerate(spec.classes)}
     if found.draw_std is not None:
         columns["draw_std"] = found.draw_std
     return pl.DataFrame(columns)

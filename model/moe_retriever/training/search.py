@@ -27,6 +27,7 @@ from rich.table import Table
 
 from moe_retriever.config import AnyConfig, OptionValue, make_config
 from moe_retriever.data.load import Data
+from moe_retriever.data.scores import lower_is_better
 from moe_retriever.methods.base import AnyMethod
 from moe_retriever.training import checkpoint
 from moe_retriever.training.checkpoint import load_run
@@ -173,6 +174,7 @@ def run_search(job: Job, trials: Sequence[tuple[Overrides, AnyConfig]], data: Da
     if not len(data.rows("val")):
         raise UsageError("a search needs labelled validation samples to select the best trial")
     done: list[Trial] = []
+    metric = selected_by(job, data)
     progress = progress_display(quiet=job.quiet)
     task = progress.add_task("trials", total=len(trials), state="")
     base = dataclasses.replace(job, overwrite=False, replace=True, quiet=True, progress=progress)
@@ -181,13 +183,18 @@ def run_search(job: Job, trials: Sequence[tuple[Overrides, AnyConfig]], data: Da
             progress.update(task, description=f"trial {number + 1} of {len(trials)}")
             own = dataclasses.replace(base, run=job.run / "trials" / str(number), config=config)
             done.append(_run_trial(number, options, own, data))
-            at = best_of(done, config.common.select_metric)
+            at = best_of(done, metric)
             _keep_only(at, done, job.run)
             progress.update(task, completed=number + 1, state="" if at is None else f"best {at.score:.4f}")
             if not job.quiet:
-                line = _line(done[-1], len(trials), config.common.select_metric)
+                line = _line(done[-1], len(trials), metric)
                 progress.console.print(line, highlight=False, soft_wrap=True)
     return done
+
+
+def selected_by(job: Job, data: Data) -> str:
+    """The metric that selects the trial: `select_metric`, with `auto` resolved for the task."""
+    return job.config.for_task(regression=data.spec.regression).common.select_metric
 
 
 def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
@@ -215,7 +222,6 @@ def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
 
 def _outcome(job: Job, data: Data) -> TrialResult:
     """Validation score, selected epoch and number of epochs of a finished run."""
-    metric = job.config.common.select_metric
     history = job.run / "history.parquet"
     if history.is_file():
         epochs = pl.read_parquet(history)
@@ -223,14 +229,14 @@ def _outcome(job: Job, data: Data) -> TrialResult:
         return {"status": "finished", "score": best["val_score"], "best_epoch": best["epoch"], "epochs": len(epochs)}
     method = load_run(job.run, job.device).method
     method.prepare(data, data.rows("train"))
-    value = validate(method, data, data.rows("val"))[metric]
+    value = validate(method, data, data.rows("val"))[selected_by(job, data)]
     return {"status": "finished", "score": None if math.isnan(value) else value}
 
 
 def best_of(trials: Sequence[Trial], metric: str) -> Trial | None:
     """The trial with the best score; the first one if scores are tied."""
     scored = [t for t in trials if t.score is not None]
-    sign = -1 if metric == "loss" else 1
+    sign = -1 if lower_is_better(metric) else 1
     return max(scored, key=lambda t: sign * (t.score or 0.0), default=None)
 
 
@@ -281,11 +287,11 @@ def search(
     candidates = {**COMMON_SPACE, **method.space} if space is None else space
     candidates = {k: v for k, v in candidates.items() if k not in fixed} if method.gradient else {}
     trials = draw_trials(method, preset=preset, seed=seed, fixed=fixed, space=candidates, n_trials=n_trials)
-    metric, data = job.config.common.select_metric, None
+    data = load_data(job)
+    metric = selected_by(job, data)
     if job.overwrite:
         shutil.rmtree(folder / "trials", ignore_errors=True)
     elif (folder / "best.json").is_file():
-        data = load_data(job)
         origin, names = origin_of(job, data), ("store_id", "task", "scheme", "mask_sha256")
         named = {k: getattr(origin, k) for k in names} | {"modalities": list(data.spec.names)}
         named |= {"method": method.name, "preset": preset, "seed": seed, "metric": metric}
@@ -332,7 +338,7 @@ def show(content: SearchResult, folder: Path) -> None:
     table = Table("trial", *options, metric, "epoch", "seconds")
     table.title = f"{content['method']} on {content['dataset']} ({content['origin']}), validation scores"
     timed = frame.with_columns(seconds=pl.Series(seconds, dtype=pl.Float64))
-    order = timed.sort(["score", "trial"], descending=[metric != "loss", False], nulls_last=True)
+    order = timed.sort(["score", "trial"], descending=[not lower_is_better(metric), False], nulls_last=True)
     for row in order.iter_rows(named=True):
         score = row["status"] if row["score"] is None else f"{row['score']:.4f}"
         epoch = "" if row["epochs"] is None else f"{row['best_epoch']} of {row['epochs']}"

@@ -7,6 +7,7 @@ import math
 import polars as pl
 import polars.selectors as cs
 
+from moe_retriever.data.scores import lower_is_better
 from moe_retriever.training.checkpoint import EpochRow
 from mrpipe.errors import MrpipeError
 
@@ -32,10 +33,10 @@ def patience_over(history: list[EpochRow], best_epoch: int, patience: int, metri
 
 
 def epoch_score(row: EpochRow, metric: str) -> tuple[float, float]:
-    """Score for early stopping, larger is better: the metric (-inf if undefined), then minus the validation loss."""
+    """Score to maximise: plus or minus the metric (-inf if undefined), then minus the validation loss."""
     if "val_loss" not in row:
         return float(row["epoch"]), 0.0
-    value = -row["val_loss"] if metric == "loss" else row[f"val_{metric}"]
+    value = row[f"val_{metric}"] * (-1 if lower_is_better(metric) else 1)
     return -math.inf if math.isnan(value) else value, -row["val_loss"]
 
 

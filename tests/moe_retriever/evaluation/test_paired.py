@@ -89,10 +89,10 @@ def test_values_equal_the_runs_scores_and_differences_use_common_seeds() -> None
     runs = {s: predictions(np.random.default_rng(s).random(60) < 0.7, label) for s in range(4)}
     comparison = Comparison({"a": runs, "b": {1: runs[2], 3: runs[3]}, "c": {7: runs[0]}})
     for metric in METRICS:
-        expected = [score(t.label, t.probability)[metric] for t in runs.values()]
+        expected = [score(t.label, t.prediction)[metric] for t in runs.values()]
         assert comparison.values("a", metric) == expected
     found = comparison.difference("a", "b", "accuracy")
-    pairs = [score(runs[s].label, runs[s].probability)["accuracy"] for s in (1, 2)]
+    pairs = [score(runs[s].label, runs[s].prediction)["accuracy"] for s in (1, 2)]
     assert found is not None
     assert found.value == pytest.approx((pairs[0] - pairs[1]) / 2)  # type: ignore[operator]
     assert comparison.difference("a", "c", "accuracy") is None
@@ -134,7 +134,7 @@ def test_the_order_of_methods_and_samples_has_no_effect() -> None:
 
     def shuffled(right: np.ndarray) -> Predicted:
         t = predictions(right, label)
-        return Predicted(t.label[order], t.probability[order], t.subject[order])
+        return Predicted(t.label[order], t.prediction[order], t.subject[order])
 
     straight = Comparison({"a": {0: predictions(one, label)}, "b": {0: predictions(two, label)}})
     turned = Comparison({"b": {0: shuffled(two)}, "a": {0: shuffled(one)}})

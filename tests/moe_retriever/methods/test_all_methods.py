@@ -73,6 +73,23 @@ def test_predictions_are_independent_across_samples(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_a_regression_is_learned_in_its_own_unit(name: str) -> None:
+    """Every method but the constant predicts better than the training mean, and a sample does not depend on others."""
+    data = synthetic.make(synthetic.random_masks(160, 2, 1), regression=True, seed=3)
+    more_rounds = {"rounds": 40} if name == "gradient_boosting" else {}
+    method = made(name, data, epochs=25, lr=1e-2, dropout=0.0, **more_rounds)
+    train(method, data, range(13))
+    rows = data.rows("test")
+    found = predict(method, data, rows).scored
+    assert found.shape == (len(rows),)
+    label, mean = data.label[rows], data.label[data.rows("train")].mean()
+    error, constant = np.abs(found - label).mean(), np.abs(mean - label).mean()
+    assert error == pytest.approx(constant) if name == "majority" else error < 0.75 * constant
+    assert predict(method, data, rows[:1]).scored == pytest.approx(found[:1], rel=1e-4)
+    assert validate(method, data, rows)["mae"] == pytest.approx(error)
+
+
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(("n_modalities", "n_classes"), [(1, 2), (2, 5), (16, 2)])
 def test_any_number_of_modalities_and_classes_is_supported(name: str, n_modalities: int, n_classes: int) -> None:
     data = synthetic.make(synthetic.random_masks(40, n_modalities, 1), n_classes=n_classes)

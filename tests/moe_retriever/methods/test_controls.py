@@ -155,8 +155,8 @@ def test_validation_selects_the_informative_modality() -> None:
     found = predict(method, data, data.rows("test"))
     lacking = ~data.observed[data.rows("test"), 1]
     frequency = np.bincount(data.label[data.rows("train")]) / len(data.rows("train"))
-    np.testing.assert_allclose(found.probability[lacking], np.broadcast_to(frequency, (lacking.sum(), 2)), rtol=1e-5)
-    assert score(data.label[data.rows("test")][~lacking], found.probability[~lacking])["accuracy"] > 0.85
+    np.testing.assert_allclose(found.scored[lacking], np.broadcast_to(frequency, (lacking.sum(), 2)), rtol=1e-5)
+    assert score(data.label[data.rows("test")][~lacking], found.scored[~lacking])["accuracy"] > 0.85
 
 
 def test_the_selection_uses_validation_only_and_is_saved_with_the_weights() -> None:

@@ -46,7 +46,7 @@ def test_predictions_equal_those_of_scikit_learn(n_classes: int) -> None:
         random_state=0,
     )
     model.fit(method.features(data, rows).numpy(), data.label[rows])
-    found = predict(method, data, np.arange(len(data))).probability
+    found = predict(method, data, np.arange(len(data))).scored
     expected = model.predict_proba(method.features(data, np.arange(len(data))).numpy())
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -83,7 +83,7 @@ def test_the_trees_learn_from_missingness() -> None:
     method = synthetic.trained_on(data, synthetic.config("gradient_boosting", trials=1))
     method.fit(data, data.rows("train"), data.rows("val"))
     test = data.rows("test")
-    assert score(data.label[test], predict(method, data, test).probability)["accuracy"] == 1.0
+    assert score(data.label[test], predict(method, data, test).scored)["accuracy"] == 1.0
 
 
 def test_predictions_do_not_depend_on_the_batch() -> None:
@@ -112,9 +112,7 @@ def test_settings_and_rounds_are_selected_on_validation_only() -> None:
     again = synthetic.trained_on(data, method.config)
     assert again.fit(data, data.rows("train"), data.rows("val")) == chosen
     val = data.rows("val")
-    assert score(data.label[val], predict(method, data, val).probability)["auroc"] == pytest.approx(
-        chosen["validation"]
-    )
+    assert score(data.label[val], predict(method, data, val).scored)["auroc"] == pytest.approx(chosen["validation"])
 
 
 def test_a_class_without_training_samples_is_never_predicted() -> None:

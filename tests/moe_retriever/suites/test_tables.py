@@ -228,7 +228,7 @@ def test_regret_is_the_difference_to_the_best_possible_prediction(made: Any, tmp
     assert not possible["leads"]
     alone = best_possible(folder / "runs/e/moe_retriever/seed0", pl.read_parquet(tmp_path / "truth/best.parquet"))
     assert alone is not None
-    assert 100 * (alone.probability.argmax(1) == alone.label).mean() == pytest.approx(expected)
+    assert 100 * (alone.prediction.argmax(1) == alone.label).mean() == pytest.approx(expected)
     assert f"| *{BEST}* |" in (folder / "table.md").read_text()
 
 

@@ -64,7 +64,7 @@ def test_the_default_score_selects_a_classifier_of_a_rare_class(rare: tuple[Path
     assert history["val_auroc"][0] < 0.6
     data = imbalanced()
     test = predict(load_run(folder).method, data, data.rows("test"))
-    assert score(data.label[test.rows], test.probability)["auroc"] > 0.8  # type: ignore[operator]
+    assert score(data.label[test.rows], test.scored)["auroc"] > 0.8  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "accuracy"])
@@ -187,11 +187,11 @@ def test_logistic_regression_without_validation_is_cross_validated(metric: str) 
     assert chosen["C"] > 1e-4  # type: ignore[operator]
     assert 0.8 < chosen["validation"] <= 1  # type: ignore[operator]
     test = predict(method, data, data.rows("test"))
-    assert score(data.label[test.rows], test.probability)["macro_f1"] > 0.85  # type: ignore[operator]
+    assert score(data.label[test.rows], test.scored)["macro_f1"] > 0.85  # type: ignore[operator]
     worst = synthetic.trained_on(data, synthetic.config("logistic", c=1e-4))
     worst.fit(data, data.rows("train"), data.rows("val"))
     found = predict(worst, data, test.rows)
-    assert score(data.label[found.rows], found.probability)["macro_f1"] < 0.6  # type: ignore[operator]
+    assert score(data.label[found.rows], found.scored)["macro_f1"] < 0.6  # type: ignore[operator]
 
 
 def test_folds_do_not_divide_subjects() -> None:
@@ -229,4 +229,4 @@ def test_predictions_that_are_not_finite_are_an_error() -> None:
     next(method.parameters()).data.fill_(float("nan"))
     found = predict(method, data, data.rows("test"))
     with pytest.raises(MrpipeError, match="not finite"):
-        _ = found.probability
+        _ = found.scored

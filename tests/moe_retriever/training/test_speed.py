@@ -139,7 +139,7 @@ def _peer(method: MoERetriever, data: Data, *, released: bool, stream: str) -> P
 
     peer = Peer(
         [a.shape[1:] for a in arrays],
-        data.spec.n_classes,
+        data.spec.n_outputs,
         s,
         arrays,
         data.observed,

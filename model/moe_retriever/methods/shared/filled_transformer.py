@@ -33,7 +33,7 @@ class FilledTransformer(Method[FilledOptions]):
 
     def __init__(self, spec: DataSpec, config: Config[FilledOptions], noise: Noise):
         super().__init__(spec, config, noise)
-        self.fusion = Fusion(len(spec.modalities), spec.n_classes, config.common, noise)
+        self.fusion = Fusion(len(spec.modalities), spec.n_outputs, config.common, noise)
 
     @abstractmethod
     def fill(self, z_BMPH: Tensor, observed_BM: Tensor) -> tuple[Tensor, Tensor | None]:

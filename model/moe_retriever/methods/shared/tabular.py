@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_retriever.config import Config, O_co
-from moe_retriever.data.load import Data, DataSpec
+from moe_retriever.data.load import Data, DataSpec, Labels
 from moe_retriever.data.scores import selection_score
 from moe_retriever.data.tables import Rows, VectorTable
 from moe_retriever.methods.base import Method
@@ -52,6 +52,12 @@ class Classifier(Protocol):
     def predict_proba(self, x: Features, /) -> NDArray[np.float64]: ...
 
 
+class Regressor(Protocol):
+    """A fitted regression of scikit-learn."""
+
+    def predict(self, x: Features, /) -> NDArray[np.float64]: ...
+
+
 class TabularModel(Method[O_co]):
     """A model fitted by scikit-learn and stored as tensors.
 
@@ -84,13 +90,20 @@ class TabularModel(Method[O_co]):
         """The option `class_weight` in scikit-learn's terms."""
         return None if self.config.common.class_weight == "none" else "balanced"
 
-    def validation_score(self, model: Classifier, x: Features, y: NDArray[np.int64]) -> tuple[float, float]:
-        """Selection score of a fitted classifier on validation samples, and the score that decides ties."""
-        return selection_score(self.config.common.select_metric, y, self.probability(model, x))
+    def scaled(self, y: Labels) -> Labels:
+        """Labels (n,) to fit: classes, or targets in units of `DataSpec.scale` from `DataSpec.center`."""
+        return (y.astype(np.float64) - self.spec.center) / self.spec.scale if self.spec.regression else y
 
-    def probability(self, model: Classifier, x: Features) -> NDArray[np.float64]:
-        """(n, C); scikit-learn has no column for classes without training samples."""
-        probability = np.zeros((len(x), self.spec.n_classes))
+    def validation_score(self, model: Classifier | Regressor, x: Features, y: Labels) -> tuple[float, float]:
+        """Selection score of a fitted model on validation samples, and the score that decides ties."""
+        return selection_score(self.config.common.select_metric, y, self.scored(model, x))
+
+    def scored(self, model: Classifier | Regressor, x: Features) -> NDArray[np.float64]:
+        """(n, C) probabilities, or (n,) values; scikit-learn has no column for classes without training samples."""
+        if self.spec.regression:
+            return self.spec.center + self.spec.scale * cast(Regressor, model).predict(x)
+        model = cast(Classifier, model)
+        probability = np.zeros((len(x), self.spec.n_outputs))
         probability[:, model.classes_] = model.predict_proba(x)
         return probability
 

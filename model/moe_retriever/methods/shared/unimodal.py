@@ -6,13 +6,12 @@ Legend: B samples, M modalities, H hidden dimension, C classes.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_retriever.config import Config, O_co
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method
+from moe_retriever.methods.base import Method, is_known
 from moe_retriever.nn.dropout import Noise
 
 
@@ -20,18 +19,18 @@ class UnimodalHeads(Method[O_co]):
     """Encoders with a linear head each; class weights apply to the loss of each head."""
 
     class_weight: Tensor
-    log_prior: Tensor
+    constant: Tensor
 
     def __init__(self, spec: DataSpec, config: Config[O_co], noise: Noise):
         super().__init__(spec, config, noise)
-        self.heads = nn.ModuleList(nn.Linear(config.common.hidden, spec.n_classes) for _ in spec.modalities)
-        self.register_buffer("class_weight", torch.zeros(spec.n_classes))
-        self.register_buffer("log_prior", torch.zeros(spec.n_classes))
+        self.heads = nn.ModuleList(nn.Linear(config.common.hidden, spec.n_outputs) for _ in spec.modalities)
+        self.register_buffer("class_weight", torch.zeros(spec.n_outputs))
+        self.register_buffer("constant", torch.zeros(spec.n_outputs))
 
     def prepare(self, data: Data, train_rows: Rows) -> None:
         weight = data.class_weight(train_rows, self.config.common.class_weight)
         self.class_weight = torch.ones_like(self.class_weight) if weight is None else weight
-        self.log_prior = data.log_prior(train_rows)
+        self.constant = data.constant(train_rows)
 
     def unimodal_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (B, M, C) of the heads, zeros for missing modalities, and the observed modalities (B, M)."""
@@ -41,11 +40,12 @@ class UnimodalHeads(Method[O_co]):
         return logits * observed.unsqueeze(2), observed
 
     def unimodal_losses(self, logits_BMC: Tensor, observed_BM: Tensor, label: Tensor) -> Tensor:
-        """(M,) cross-entropy of each head over labelled samples with its modality; 0 if there are none."""
+        """(M,) loss of each head over labelled samples with its modality; 0 if there are none."""
         losses = []
         for m in range(logits_BMC.shape[1]):
-            chosen = (observed_BM[:, m] & (label >= 0)).nonzero().squeeze(1)
-            logits = logits_BMC[chosen, m].float()
-            total = F.cross_entropy(logits, label[chosen], weight=self.class_weight, reduction="sum")
-            losses.append(total / self.class_weight[label[chosen]].sum().clamp_min(1e-9))
+            chosen = (observed_BM[:, m] & is_known(label)).nonzero().squeeze(1)
+            own = label[chosen]
+            total = self.task_loss(logits_BMC[chosen, m], own, weight=self.class_weight, reduction="sum")
+            weight = torch.ones_like(own) if self.spec.regression else self.class_weight[own]
+            losses.append(total / weight.sum().clamp_min(1e-9))
         return torch.stack(losses)
