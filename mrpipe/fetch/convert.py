@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
@@ -31,15 +31,15 @@ LAST_HOURS = 40 * 60  # minutes: start of the last eight of 48 hours
 
 def digits(folder: Path) -> None:
     """Whitespace-separated tables to CSV. They have no class: 200 rows of each digit follow each other."""
-    for view in ("fou", "fac", "kar", "pix", "zer", "mor"):
-        rows = [line.split() for line in (folder / f"mfeat-{view}").read_text(encoding="ascii").splitlines()]
-        widths = sorted({len(row) for row in rows})
+    for file in sorted(folder.glob("mfeat-???")):
+        rows = [line.split() for line in file.read_text(encoding="ascii").splitlines()]
+        widths = {len(row) for row in rows}
         if len(rows) != N_DIGITS or len(widths) != 1:
-            found = f"{len(rows)} lines with {' or '.join(map(str, widths))} values"
-            raise DataError(Fault(file=str(folder / f"mfeat-{view}"), expected=f"{N_DIGITS} equal lines", found=found))
-        header = [*(f"{view}_{i + 1}" for i in range(widths[0])), "class"]
-        lines = [header, *([*row, str(i * 10 // N_DIGITS)] for i, row in enumerate(rows))]
-        write_text(folder / f"mfeat-{view}.csv", "\n".join(map(",".join, lines)) + "\n")
+            found = f"{len(rows)} lines, numbers of values: {sorted(widths)}"
+            raise DataError(Fault(file=str(file), expected=f"{N_DIGITS} lines of equal length", found=found))
+        lines = [*([*row, str(i * 10 // N_DIGITS)] for i, row in enumerate(rows))]
+        header = [*(f"{file.name[-3:]}_{i}" for i in range(1, len(rows[0]) + 1)), "class"]
+        write_text(file.with_suffix(".csv"), "\n".join(map(",".join, [header, *lines])) + "\n")
 
 
 def icu_stays(folder: Path) -> None:
@@ -53,7 +53,8 @@ def icu_stays(folder: Path) -> None:
         text = b"\n".join([b"Time,Parameter,Value", *(file.read() for file in files if file is not None)])
     name, value, minute = pl.col("Parameter"), pl.col("Value"), pl.col("minute")
     hours, minutes = (pl.col("Time").str.split(":").list.get(i).cast(pl.Int64) for i in (0, 1))
-    low, high = (name.replace_strict({k: r[i] for k, r in RANGES.items()}, default=(0, 1e9)[i], return_dtype=pl.Float64) for i in (0, 1))
+    range_ = [{k: float(r[i]) for k, r in RANGES.items()} for i in (0, 1)]
+    low, high = (name.replace_strict(of, default=rest) for of, rest in zip(range_, (0.0, 1e9), strict=True))
     rows = (
         pl.read_csv(io.BytesIO(text), infer_schema=False)
         .filter(name != "Parameter")
@@ -62,41 +63,39 @@ def icu_stays(folder: Path) -> None:
         .filter(value.is_between(low, high))
     )
     admission = (minute == 0) & name.is_in([*STATIC, "ICUType", "RecordID"])
-    units = [(pl.col("ICUType") == i).cast(pl.Int64).alias(unit) for i, unit in ((1, "CCU"), (2, "CSRU"), (4, "SICU"))]
-    static = _wide(rows.filter(admission), {"": value.last()}).with_columns(units)
-    every = {"_first": value.first(), "_last": value.last(), "_lowest": value.min(), "_highest": value.max()}
-    series = rows.filter(~admission)
+    units = [
+        (pl.col("ICUType") == i).cast(pl.Int64).alias(unit) for unit, i in {"CCU": 1, "CSRU": 2, "SICU": 4}.items()
+    ]
+    static, series = _wide(rows.filter(admission), {"": value.last()}).with_columns(units), rows.filter(~admission)
+    two = {"_first": value.first(), "_last": value.last()}
+    five = two | {"_lowest": value.min(), "_highest": value.max(), "_median": value.median()}
     ventilation = {"MechVentStartTime": minute.min(), "MechVentDuration": minute.max() - minute.min()}
     ventilation |= {"MechVentLast8Hour": (minute.max() >= LAST_HOURS).cast(pl.Int64), "UrineOutputSum": pl.len()}
-    ventilated = series.filter(name == "MechVent").group_by("recordid").agg(**ventilation)
     table = pl.read_csv(folder / "Outcomes-a.txt").rename({"RecordID": "recordid"})
     if sorted(static["recordid"]) != sorted(table["recordid"]):
         expected, found = f"the {len(table)} stays of Outcomes-a.txt", f"{len(static)} stays"
         raise DataError(Fault(file=str(folder / "set-a.tar.gz"), expected=expected, found=found))
-    columns = [*table.columns, *STATIC, "CCU", "CSRU", "SICU"]
-    columns += [f"{v}{s}" for s in (*every, "_median") for v in FIVE] + [f"{v}{s}" for s in list(every)[:2] for v in TWO]
-    for part in (static, _wide(series, every | {"_median": value.median()}), ventilated):
+    columns = [*table.columns, *STATIC, "CCU", "CSRU", "SICU", *(f"{v}{s}" for s in five for v in FIVE)]
+    columns += [*(f"{v}{s}" for s in two for v in TWO), *ventilation]
+    ventilated = series.filter(name == "MechVent").group_by("recordid").agg(**ventilation)
+    for part in (static, _wide(series, five), ventilated):
         table = table.join(part, on="recordid", how="left")
     absent = [pl.lit(None, pl.Float64).alias(c) for c in columns if c not in table.columns]
-    table = table.with_columns(absent).select(*columns, *ventilation)
-    write_text(folder / "PhysionetChallenge2012-set-a.csv", table.write_csv())
+    write_text(folder / "PhysionetChallenge2012-set-a.csv", table.with_columns(absent).select(columns).write_csv())
 
 
 def _wide(rows: pl.DataFrame, statistics: dict[str, pl.Expr]) -> pl.DataFrame:
     """One row per stay; columns are named by parameter and statistic."""
     long = rows.group_by("recordid", "Parameter", maintain_order=True).agg(**statistics)
     long = long.unpivot(index=["recordid", "Parameter"], variable_name="statistic")
-    return long.with_columns(pl.col("Parameter") + pl.col("statistic")).pivot("Parameter", index="recordid", values="value")
+    return long.with_columns(pl.col("Parameter") + pl.col("statistic")).pivot(
+        "Parameter", index="recordid", values="value"
+    )
 
 
-def convert(name: str, folder: Path, sources: Sequence[str], declarations: Path) -> None:
-    """Convert a data set unless its tables are newer than the downloaded files; copy its declaration once."""
-    function, last = {
-        "mfeat": (digits, "mfeat-mor.csv"),
-        "physionet2012": (icu_stays, "PhysionetChallenge2012-set-a.csv"),
-    }[name]
-    made = folder / last
-    if not made.is_file() or made.stat().st_mtime < max((folder / s).stat().st_mtime for s in sources):
-        function(folder)
-    if not (folder / "tables.yaml").is_file():
-        write_text(folder / "tables.yaml", (declarations / f"{name}.yaml").read_text(encoding="utf-8"))
+def convert(folder: Path, sources: Iterable[str], declaration: Path) -> None:
+    """Convert a data set of tables and copy its declaration, unless that was done after the files were downloaded."""
+    done = folder / "tables.yaml"
+    if not done.is_file() or done.stat().st_mtime < max((folder / s).stat().st_mtime for s in sources):
+        {"mfeat": digits, "physionet2012": icu_stays}[folder.name](folder)
+        write_text(done, declaration.read_text(encoding="utf-8"))

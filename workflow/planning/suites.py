@@ -20,7 +20,7 @@ import yaml
 from moe_retriever.catalogue import names as method_names
 from mrpipe.errors import MrpipeError
 from mrpipe.experiment.missingness import Missingness
-from mrpipe.fetch.download import FOLDER, OpenData, catalogue
+from mrpipe.fetch.download import FOLDER, catalogue
 
 from .plan import (
     SIMULATED,
@@ -58,6 +58,8 @@ class Suites:
         own = config["suites"]
         self._config = config
         self._said = _merge([OWN, *map(Path, [own] if isinstance(own, str) else own)])
+        known, datasets = catalogue(), self._said["datasets"]
+        self._open = {name: known[entry["fetch"]] for name, entry in datasets.items() if "fetch" in entry}
         self._sizes = self._said["sizes"][self.size]
         self._stores: dict[str, StorePlan] = {}
         self._suites: dict[str, PlannedSuite] = {}
@@ -75,28 +77,22 @@ class Suites:
 
     @property
     def store_names(self) -> tuple[str, ...]:
-        """Names of the stores that suites can simulate, or build from data that `mrpipe fetch` downloads."""
+        """Names of the stores that suites can simulate, or build from the data of `mrpipe fetch`."""
         return tuple(map(self._store_name, self._said["datasets"]))
+
+    def _store_name(self, entry: str) -> str:
+        return entry if entry in self._open else f"{entry}-{self.size}"
 
     @property
     def readers(self) -> set[str]:
         """Names of the datasets that suites can simulate or build."""
-        entries = self._said["datasets"].items()
-        return {f.reader if (f := self._fetched(name)) else entry.get("dataset", name) for name, entry in entries}
-
-    def _fetched(self, entry: str) -> OpenData | None:
-        """The data set of `mrpipe fetch` that an entry of `datasets` refers to."""
-        name = self._said["datasets"].get(entry, {}).get("fetch")
-        return catalogue()[name] if name else None
+        simulated = {entry.get("dataset", name) for name, entry in self._said["datasets"].items()}
+        return simulated - set(self._open) | {data.reader for data in self._open.values()}
 
     def _not_fetched(self, suite: str) -> list[str]:
-        """Data sets that a suite needs and `mrpipe fetch` has yet to download."""
-        entries = {block["dataset"] for block in self._said["suites"][suite].get("blocks", ())} - set(self.plan.stores)
-        fetched = [data for data in map(self._fetched, sorted(entries)) if data]
-        return [data.name for data in fetched if not data.present(FOLDER / data.name)]
-
-    def _store_name(self, entry: str) -> str:
-        return entry if self._fetched(entry) else f"{entry}-{self.size}"
+        """Data sets of a suite that `mrpipe fetch` has yet to download."""
+        entries = {b["dataset"] for b in self._said["suites"][suite].get("blocks", ())} - set(self.plan.stores)
+        return [data.name for entry, data in self._open.items() if entry in entries and not data.present]
 
     def store(self, name: str) -> StorePlan:
         """The plan of a store: one of the configuration, or one simulated for the suites."""
@@ -107,7 +103,7 @@ class Suites:
             said = self._said["datasets"][entry]
             of_size = {key: said.get(self.size, {}).get(key, {}) for key in ("simulation", "options")}
             settings = {"dataset": said.get("dataset", entry), "raw": SIMULATED, **of_size}
-            if data := self._fetched(entry):
+            if data := self._open.get(entry):
                 settings |= {"dataset": data.reader, "raw": str(FOLDER / data.name), "options": dict(data.options)}
             self._stores[name] = plan_store(name, settings)
         return self._stores[name]
@@ -151,7 +147,7 @@ class Suites:
     def _faults(self) -> Iterator[str]:
         """Errors that can be found without planning the stores."""
         said = self._said
-        for name in (set(self.store_names) - set(said["datasets"])) & set(self.plan.stores):
+        for name in (set(self.store_names) - set(self._open)) & set(self.plan.stores):
             yield f"datasets.{name}: the suites simulate a store of this name; choose another name"
         for name in said["groups"]:
             yield from self._method_faults(f"groups.{name}", said["groups"][name], (name,))

@@ -55,8 +55,7 @@ def suite_command(suite, out):
     """Arguments of `mrpipe` that render a suite into a folder."""
     arguments = ["--suite", f"{out}/suite.json", "--runs", path("<results>/runs"), "--out", str(out)]
     figures = ["suite-figures", *arguments, "--costs", path("<results>/costs")]
-    own = ["--join", *config["join"]] if config["join"] else []
-    return figures if suite.figure else ["suite-tables", *arguments, *own]
+    return figures if suite.figure else ["suite-tables", *arguments]
 
 
 def comparison_command(name, tables):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_retriever.evaluation.run_folders import finished
-from moe_retriever.suites.spec import SuiteColumn, SuiteRow, SuiteSpec
+from moe_retriever.suites.spec import SuiteRow, SuiteSpec
 
 SAME = ("store_id", "task", "scheme", "modalities", "mask_sha256")
 
@@ -21,35 +21,30 @@ def _metrics(run: Path) -> dict[str, Any]:
 
 
 def joined(suite: SuiteSpec, runs: Path, own: Sequence[Path]) -> SuiteSpec:
-    """The suite with a row for each of the user's runs that fits a column, and a note for each that does not.
+    """The suite with rows for the user's runs that fit a column, and a note for each that does not.
 
-    A run fits if its `SAME` fields equal those of a finished cell of the column; it is compared with the seed of that
-    cell (without simulated missingness: with its own seed). Folders `seed0`, `seed1`, … are one row, named by their
-    parent; other folders are rows of their own.
+    A run fits if its `SAME` fields equal those of a finished cell; it takes the seed of that cell (or, without
+    simulated missingness, its own). Folders `seed0`, `seed1`, … form one row, named by their parent.
     """
-    columns, cells = list(suite.columns), []
-    for number, column in enumerate(columns):
-        for _, seed, folder in column.runs():
-            if folder not in suite.unfinished and finished(runs / folder):
-                cells.append((number, seed, _metrics(runs / folder)))
-    rows = {row.name: row for row in suite.rows}
-    notes = list(suite.notes)
+    columns, rows, notes = list(suite.columns), {row.name: row for row in suite.rows}, list(suite.notes)
+    found = [(n, seed, runs / folder) for n, column in enumerate(columns) for _, seed, folder in column.runs()]
+    cells = [(n, seed, _metrics(run)) for n, seed, run in found if finished(run)]
     for run in sorted({file.parent for folder in own for file in folder.glob("**/metrics.json")}):
-        said = _metrics(run)
-        row = run.resolve().parent.name if re.fullmatch(r"seed\d+", run.name) else run.resolve().name
-        found = {(n, seed) for n, seed, cell in cells if all(said.get(k) == cell.get(k) for k in SAME)}
-        seeds = {(n, seed if said.get("mask_sha256") else int(said["seed"])) for n, seed in found}
+        said, place = _metrics(run), run.resolve()
+        name = place.parent.name if re.fullmatch(r"seed\d+", place.name) else place.name
+        differ = [[k for k in SAME if said.get(k) != cell.get(k)] for _, _, cell in cells]
+        same = [cell for cell, fields in zip(cells, differ, strict=True) if not fields]
+        seeds = {n: seed if said.get("mask_sha256") else int(said["seed"]) for n, seed, _ in same}
         if not seeds:
-            nearest = min((([k for k in SAME if said.get(k) != c.get(k)]) for _, _, c in cells), key=len, default=[])
-            notes.append(f"{run} is not shown: no cell of the suite has the same {', '.join(nearest) or 'data'}.")
-        elif row in {r.name for r in suite.rows} or any(seed in columns[n].joined.get(row, {}) for n, seed in seeds):
-            notes.append(f"{run} is not shown: the name {row!r} is taken; rename the folder.")
+            notes.append(
+                f"{run} is not shown: no cell has the same {' and '.join(min(differ, key=len, default=SAME))}."
+            )
+        elif rows.get(name) in suite.rows or any(seed in columns[n].joined.get(name, {}) for n, seed in seeds.items()):
+            notes.append(f"{run} is not shown: there is another run of the name {name!r}; rename its folder.")
         else:
-            rows[row] = SuiteRow(row, said["method"], said["preset"], "", control=False)
-            for n, seed in seeds:
-                mine = {**columns[n].joined.get(row, {}), seed: str(run.resolve())}
-                columns[n] = replace(columns[n], joined={**columns[n].joined, row: mine})
-    for folder in own:
-        if not any(folder.glob("**/metrics.json")):
-            notes.append(f"{folder} has no finished runs.")
+            rows[name] = SuiteRow(name, said["method"], said["preset"], "", control=False)
+            for n, seed in seeds.items():
+                mine = {**columns[n].joined.get(name, {}), seed: str(place)}
+                columns[n] = replace(columns[n], joined={**columns[n].joined, name: mine})
+    notes += [f"{folder} has no finished runs." for folder in own if not any(folder.glob("**/metrics.json"))]
     return replace(suite, rows=tuple(rows.values()), columns=tuple(columns), notes=tuple(notes))
