@@ -24,7 +24,9 @@ TWO = (
     *("Lactate", "Mg", "Na", "PaCO2", "PaO2", "Platelets", "SysABP", "TroponinI", "TroponinT", "WBC", "Weight", "pH"),
 )
 # Values outside these ranges are missing; so are negative values of other variables (−1 is unknown).
-RANGES = dict.fromkeys(("DiasABP", "HR", "MAP", "NIDiasABP", "NIMAP", "NISysABP", "RespRate", "SysABP"), (1, 300))
+RANGES: dict[str, tuple[float, float]] = dict.fromkeys(
+    ("DiasABP", "HR", "MAP", "NIDiasABP", "NIMAP", "NISysABP", "RespRate", "SysABP"), (1, 300)
+)
 RANGES |= {"Height": (100, 250), "Weight": (35, 299), "Temp": (25, 45), "pH": (6.5, 8), "PaCO2": (10, 500)}
 LAST_HOURS = 40 * 60  # minutes: start of the last eight of 48 hours
 

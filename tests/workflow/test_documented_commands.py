@@ -65,7 +65,6 @@ def home(tmp_path_factory: pytest.TempPathFactory, real_data_dir: Path) -> Path:
         simulate(get_dataset(name), place, get_dataset(name).tiny)
     for name in ("uci_mfeat", "physionet2012"):
         exports[name] = real_data_dir / "generic" / name
-    shutil.copytree(PROJECT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     fetched = {"mfeat": exports["uci_mfeat"], "physionet2012": exports["physionet2012"]}
     for name, place in {**fetched, "mimic_demo": real_data_dir / "mimic-iv-demo", "enrico": exports["enrico"]}.items():
         shutil.copytree(place, folder / "data/open" / name)
@@ -74,7 +73,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, real_data_dir: Path) -> Path:
         shutil.copyfile(
             PROJECT / f"workflow/config/examples/tables/{name}.yaml", folder / f"data/open/{name}/tables.yaml"
         )
-    for file in [*(folder / "workflow/config/examples").glob("*.yaml"), folder / "benchmarks/findings.yaml"]:
+    for file in (folder / "workflow/config/examples").glob("*.yaml"):
         content = yaml.safe_load(file.read_text())
         for entry in content.get("datasets", {}).values():
             kind = Path(str(entry.get("raw"))).name

@@ -193,7 +193,7 @@ def _between(low: float | None, high: float | None) -> str:
 def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: str) -> PageTable:
     """All metrics of a column with intervals, and differences from MoE-Retriever in the suite's metrics."""
     compared = suite.reference is not None and len(filled.column.cells) > 1
-    header = ["method", "seeds", *METRIC_NAMES.values()]
+    header = ["method", "seeds", *(METRIC_NAMES[m] for m in METRICS)]
     header += [f"{METRIC_NAMES[m]}: Δ to {suite.reference}" for m in suite.metrics if compared]
     known = any((number, BEST, m) in cells for m in suite.metrics)
     header += [f"{METRIC_NAMES[m]}: regret" for m in suite.metrics if known]
