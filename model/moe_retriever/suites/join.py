@@ -36,9 +36,8 @@ def joined(suite: SuiteSpec, runs: Path, own: Sequence[Path]) -> SuiteSpec:
         same = [cell for cell, fields in zip(cells, differ, strict=True) if not fields]
         seeds = {n: seed if said.get("mask_sha256") else int(said["seed"]) for n, seed, _ in same}
         if not seeds:
-            notes.append(
-                f"{run} is not shown: no cell has the same {' and '.join(min([*differ, [*SAME]], key=lambda fields: len(fields)))}."
-            )
+            nearest: list[str] = min(differ, key=len) if differ else [*SAME]
+            notes.append(f"{run} is not shown: no cell has the same {' and '.join(nearest)}.")
         elif rows.get(name) in suite.rows or any(seed in columns[n].joined.get(name, {}) for n, seed in seeds.items()):
             notes.append(f"{run} is not shown: there is another run of the name {name!r}; rename its folder.")
         else:
