@@ -12,15 +12,15 @@ from moe_retriever.suites.spec import BEST, SuiteSpec
 def rank_frame(scores: pl.DataFrame, metric: str) -> pl.DataFrame:
     """One row per method, best mean rank first: `row, control, columns, rank, wins, ties, losses`.
 
-    Methods with equal means in a column share their average rank. A method wins or loses a column if the interval of
-    its difference from the reference excludes zero, and ties otherwise.
+    Methods with equal means in a column share their average rank. A method wins or loses a column if its difference
+    from the reference holds after correction, and ties otherwise.
     """
     lower = lower_is_better(metric)
-    above, below = (pl.col("difference_low") > 0).fill_null(False), (pl.col("difference_high") < 0).fill_null(False)
-    won, lost = (below, above) if lower else (above, below)
+    holds, better = pl.col("holds").fill_null(False), (pl.col("difference") > 0) ^ lower
+    won, lost = holds & better, holds & ~better
     found = scores.filter(pl.col("mean").is_not_null(), pl.col("row") != BEST, pl.col("metric") == metric)
     rank = pl.col("mean").rank("average", descending=not lower).over("column")
-    ties = pl.col("difference").is_not_null() & ~won & ~lost
+    ties = pl.col("difference").is_not_null() & ~holds
     of_columns = found.with_columns(rank=rank, wins=won, ties=ties, losses=lost)
     sums = pl.len().alias("columns"), pl.col("rank").mean(), pl.col("wins", "ties", "losses").sum()
     return of_columns.group_by("row", "control", maintain_order=True).agg(*sums).sort("rank", maintain_order=True)
@@ -41,5 +41,5 @@ def rank_table(suite: SuiteSpec, scores: pl.DataFrame) -> PageTable | None:
             against = "" if r is None or row == suite.reference else f"{r['wins']}–{r['ties']}–{r['losses']}"
             texts += ["", "", ""] if r is None else [str(r["columns"]), f"{r['rank']:.2f}", against]
         lines.append(Line("control" if control else "method", row, cells_of(texts, "count")))
-    against = f"; wins, ties and losses against {suite.reference} by the interval" if suite.reference else ""
+    against = f"; wins, ties and losses against {suite.reference} after correction" if suite.reference else ""
     return PageTable(f"Mean rank over the columns, 1 is best{against}", tuple(header), tuple(lines))

@@ -3,6 +3,7 @@
 Trial 0 uses the values of the preset. The others are drawn without replacement from the grid of all candidates. The
 draws depend only on the seed and the candidates, and increasing the number of trials keeps the previous ones. A trial
 is an ordinary run; its score is the validation score of the selected epoch. The test split is never evaluated.
+A method without gradient steps compares as many settings, if it has the option `trials`, in one run.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from moe_retriever.training import checkpoint
 from moe_retriever.training.checkpoint import load_run
 from moe_retriever.training.log import progress_display
 from moe_retriever.training.loop import Job, described, fingerprint, load_data, origin_of, require_same, run_training
-from moe_retriever.training.predict import validate
 from moe_retriever.training.search_result import SearchData, SearchResult
 from moe_retriever.training.selection import DivergedError
 from mrpipe import keyed
@@ -208,7 +208,9 @@ def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
     result: TrialResult
     try:
         run_training(job, data)
-        result = _outcome(job, data)
+        record = load_run(job.run).training
+        result = {"status": "finished", "score": record["val"].get(selected_by(job, data))}
+        result |= {"best_epoch": record.get("best_epoch"), "epochs": record.get("epochs")}
     except DivergedError as error:
         result = {"status": "diverged", "error": str(error)}
     except torch.cuda.OutOfMemoryError as error:
@@ -218,19 +220,6 @@ def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
     result["seconds"] = time.perf_counter() - started
     write_text(path, json.dumps({"fingerprint": mark, "result": result}, indent=2, sort_keys=True) + "\n")
     return Trial(number=number, options=options, **result)
-
-
-def _outcome(job: Job, data: Data) -> TrialResult:
-    """Validation score, selected epoch and number of epochs of a finished run."""
-    history = job.run / "history.parquet"
-    if history.is_file():
-        epochs = pl.read_parquet(history)
-        best = epochs.row(by_predicate=pl.col("best"), named=True)
-        return {"status": "finished", "score": best["val_score"], "best_epoch": best["epoch"], "epochs": len(epochs)}
-    method = load_run(job.run, job.device).method
-    method.prepare(data, data.rows("train"))
-    value = validate(method, data, data.rows("val"))[selected_by(job, data)]
-    return {"status": "finished", "score": None if math.isnan(value) else value}
 
 
 def best_of(trials: Sequence[Trial], metric: str) -> Trial | None:
@@ -286,7 +275,10 @@ def search(
     folder, seed = job.run, job.config.seed
     candidates = {**COMMON_SPACE, **method.space} if space is None else space
     candidates = {k: v for k, v in candidates.items() if k not in fixed} if method.gradient else {}
-    trials = draw_trials(method, preset=preset, seed=seed, fixed=fixed, space=candidates, n_trials=n_trials)
+    # Methods without gradient steps compare the settings themselves, e.g. by cross-validation.
+    own = {f.name for f in dataclasses.fields(method.Options)}
+    budget = {"trials": n_trials} if "trials" in own and not method.gradient else {}
+    trials = draw_trials(method, preset=preset, seed=seed, fixed=budget | fixed, space=candidates, n_trials=n_trials)
     data = load_data(job)
     metric = selected_by(job, data)
     if job.overwrite:
@@ -306,14 +298,15 @@ def search(
     if best is None:
         errors = "; ".join(dict.fromkeys(t.error for t in done if t.error))
         raise SearchFailedError(f"none of {len(done)} trials produced a validation score: {errors or metric}")
+    chosen = cast(Overrides, load_run(folder / "trials" / str(best.number)).training.get("chosen", {}))
     content: SearchResult = {
         "method": method.name,
         "preset": preset,
-        "overrides": {**fixed, **best.options},
+        "overrides": {**fixed, **best.options, **{k: v for k, v in chosen.items() if k in own - {"trials"}}},
         "score": best.score,
         "metric": metric,
         "trial": best.number,
-        "n_trials": len(done),
+        "n_trials": cast(int, chosen.get("trials", len(done))),
         "n_failed": sum(t.status != "finished" for t in done),
         "space": {k: list(v) for k, v in candidates.items()},
         "seed": seed,
