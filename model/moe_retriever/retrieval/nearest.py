@@ -98,7 +98,7 @@ class NearestIndex(SupportIndex):
         return query / torch.from_numpy(observed.sum(axis=1, keepdims=True)).to(query.device)
 
     def _search(self, slots: Draws, query: Tensor, first: Rows, own_row: Rows) -> tuple[Rows, NDArray[np.float64]]:
-        """Nearest samples (Q, k), in order, ties from row `first` (Q,), and similarities; −∞ after those of the group."""
+        """Nearest samples (Q, k), in order, ties from row `first` (Q,), and similarities; −∞ past the group."""
         products = query @ self.fit()[0].T
         found = [(slots.sample[:0], slots.sample[:0], np.zeros(0))]
         for group in np.unique(slots.group[slots.group_size > 0]).tolist():
