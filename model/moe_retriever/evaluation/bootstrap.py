@@ -107,9 +107,9 @@ def _mean_of_known(x_RC: Floats) -> Floats:
 
 
 def interval(resampled: Floats) -> tuple[float, float] | None:
-    """95% percentile interval over the resamples in which the metric is defined; None if there is none."""
+    """95% percentile interval; None if the metric is undefined in more than 1% of the resamples."""
     known = resampled[np.isfinite(resampled)]
-    if len(known) == 0:
+    if len(known) < 0.99 * len(resampled):
         return None
     tail = (1 - LEVEL) / 2
     return float(np.quantile(known, tail)), float(np.quantile(known, 1 - tail))

@@ -44,9 +44,9 @@ def number(value: float, form: str) -> str:
     return format(value, form).replace("-", "−")
 
 
-def with_sd(mean: float | None, sd: float | None) -> str:
+def with_sd(mean: float | None, sd: float | None, digits: int = 2) -> str:
     """`71.25 ± 0.40`; empty without a mean."""
-    return "" if mean is None else f"{mean:.2f}" + ("" if sd is None else f" ± {sd:.2f}")
+    return "" if mean is None else f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Tables of a suite from its finished cells: our and published values, with intervals and differences, in %.
+"""Tables of a suite from its finished cells: our and published values, with intervals and differences.
 
-`suite.json` assigns runs to cells; everything else is read from the run folders.
+`suite.json` assigns runs to cells; everything else is read from the run folders. Metrics of classes are in %.
 """
 
 from __future__ import annotations
@@ -10,42 +10,51 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import Any
 
 import polars as pl
 
-from moe_retriever.data.scores import METRIC_NAMES, METRICS
-from moe_retriever.evaluation.paired import Comparison, Estimate, Predicted
+from moe_retriever.data.scores import METRIC_NAMES, METRICS, VALUE_METRICS, lower_is_better
+from moe_retriever.evaluation.intervals import Estimate
+from moe_retriever.evaluation.paired import Comparison, Predicted
 from moe_retriever.evaluation.run_folders import best_possible, finished, tested
 from moe_retriever.suites.published import origin_sentence, origin_title, published
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, cells_of, heading, number, with_sd, write
-from moe_retriever.suites.spec import BEST, SuiteColumn, SuiteRow, SuiteSpec, add_suite_arguments, read_suite
+from moe_retriever.suites.spec import BEST, REFERENCE, SuiteColumn, SuiteRow, SuiteSpec, add_suite_arguments, read_suite
 from mrpipe.experiment.truth import read_best
 from mrpipe.store.masks import combination_name
 from mrpipe.store.parquet import write_frame
 
-_DIFFERENCE = ("difference", "difference_low", "difference_high")
+# Value and bounds, corrected p-value, and whether it differs from zero.
+_MEAN = ("mean", "low", "high")
+_DIFFERENCE = ("difference", "difference_low", "difference_high", "difference_p", "holds")
+_GAIN = ("gain", "gain_low", "gain_high", "gain_p", "gain_holds")
 _REGRET = ("regret", "regret_low", "regret_high")
 SCHEMA = pl.Schema(
     {"column": pl.Int32, **dict.fromkeys(("dataset", "origin", "store_id", "modalities", "mechanism"), pl.String)}
     | {"p": pl.Float64, **dict.fromkeys(("row", "method", "preset"), pl.String), "control": pl.Boolean}
     | {"metric": pl.String, "seeds": pl.Int32, "n": pl.Int64}
-    | dict.fromkeys(("mean", "sd", "low", "high", *_DIFFERENCE, *_REGRET), pl.Float64)
-    | {"leads": pl.Boolean, **dict.fromkeys(("published", "published_sd"), pl.Float64)}
+    | dict.fromkeys(("sd", *_MEAN, *_DIFFERENCE, *_GAIN, *_REGRET, "published", "published_sd"), pl.Float64)
+    | {"strongest": pl.String, **dict.fromkeys(("leads", "holds", "gain_holds"), pl.Boolean)}
 )
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A column with origin and store of the data, and the comparison of its runs (None without finished runs)."""
+    """A column with origin and store of the data, its finished runs, `strongest_controls` and unfinished runs."""
 
     column: SuiteColumn
     origin: str
     store_id: str
     n: int
-    comparison: Comparison | None
+    comparison: Comparison
+    strongest: Mapping[str, str]
     missing: tuple[str, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return self.comparison.metrics or METRICS
 
 
 def fill(suite: SuiteSpec, column: SuiteColumn, runs: Path) -> Filled:
@@ -53,6 +62,7 @@ def fill(suite: SuiteSpec, column: SuiteColumn, runs: Path) -> Filled:
     found: dict[str, dict[int, Predicted]] = {}
     best: dict[int, Predicted] = {}
     missing = []
+    validation: dict[str, list[dict[str, float]]] = {}
     said: dict[str, Any] = {}
     for row, seed, folder in column.runs():
         if folder in suite.unfinished or not finished(runs / folder):
@@ -60,38 +70,50 @@ def fill(suite: SuiteSpec, column: SuiteColumn, runs: Path) -> Filled:
             continue
         found.setdefault(row, {})[seed] = tested(runs / folder)
         said = json.loads((runs / folder / "metrics.json").read_text(encoding="utf-8"))
+        validation.setdefault(row, []).append(said["training"].get("val", {}))
         if column.truth is not None and seed not in best:
             possible = best_possible(runs / folder, read_best(Path(column.truth), said["task"]))
             best |= {} if possible is None else {seed: possible}
-    comparison = Comparison(found | ({BEST: best} if best else {})) if found else None
+    comparison = Comparison(found | ({BEST: best} if best else {}))
     origin, store_id, n = said.get("origin", ""), said.get("store_id", ""), said.get("n_evaluated", 0)
-    return Filled(column, origin, store_id, n, comparison, tuple(missing))
+    return Filled(column, origin, store_id, n, comparison, strongest_controls(suite.rows, validation), tuple(missing))
+
+
+def strongest_controls(rows: Sequence[SuiteRow], validation: Mapping[str, list[dict[str, float]]]) -> dict[str, str]:
+    """Metric → the control without retrieval that has the best mean validation score; without test scores, to be fair.
+
+    `validation` has the scores of each row's runs; if a run of a control has none, there is no choice.
+    """
+    scores = {r.name: validation.get(r.name, []) for r in rows if r.control and r.method != REFERENCE}
+    found: dict[str, str] = {}
+    for metric in METRIC_NAMES if all(run for runs in scores.values() for run in runs) else ():
+        known = {name: runs for name, runs in scores.items() if runs and all(metric in run for run in runs)}
+        means = {name: fmean(run[metric] for run in runs) for name, runs in known.items()}
+        if means:
+            found[metric] = (min if lower_is_better(metric) else max)(means, key=lambda name: means[name])
+    return found
 
 
 def score_frame(suite: SuiteSpec, columns: Sequence[Filled]) -> pl.DataFrame:
-    """One row per column, row and metric with a finished run or a published value, in %; see `SCHEMA`."""
+    """One row per column, row and metric with a finished run or a published value; see `SCHEMA`."""
     rows = [line for number, filled in enumerate(columns) for line in _scores(suite, number, filled)]
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
 def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str, Any]]:
     column, comparison = filled.column, filled.comparison
-    methods = () if comparison is None else comparison.methods
-    trained = [m for m in methods if m != BEST]
-    lead = {} if comparison is None else {m: comparison.best(m, trained) for m in METRICS if m != "ece"}
+    trained = [m for m in comparison.methods if m != BEST]
+    lead = {m: comparison.best(m, trained) for m in filled.metrics}
+    estimates = {metric: _estimates(suite, filled, metric) for metric in filled.metrics}
     view = column.dataset, column.modalities, column.missingness
     for row in suite.every_row:
-        for metric in METRICS:
+        for metric in filled.metrics:
             printed = published(suite.published, *view, metric, row.published)
-            mean, values, difference, regret = None, [], None, None
-            if comparison is not None and row.name in methods:
-                mean, values = comparison.mean(row.name, metric), comparison.values(row.name, metric)
-                if suite.reference in methods and row.name != suite.reference:
-                    difference = comparison.difference(row.name, str(suite.reference), metric)
-                if BEST in methods and row.name != BEST:
-                    regret = comparison.difference(BEST, row.name, metric)
+            values = comparison.values(row.name, metric) if row.name in comparison.methods else []
             if printed is None and not values:
                 continue
+            scale = 100 if percent(metric) else 1
+            of_row = {names: found.get(row.name) for names, found in estimates[metric].items()}
             yield {
                 "column": number,
                 "dataset": column.dataset,
@@ -105,29 +127,47 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
                 "metric": metric,
                 "seeds": len(values),
                 "n": filled.n,
-                "sd": 100 * stdev(values) if len(values) > 1 else None,
-                **_percent(mean, ("mean", "low", "high")),
-                **_percent(difference, _DIFFERENCE),
-                **_percent(regret, _REGRET),
+                "sd": scale * stdev(values) if len(values) > 1 else None,
+                **{k: v for names, found in of_row.items() for k, v in _named(found, names, scale)},
+                "strongest": filled.strongest[metric] if of_row.get(_GAIN) else None,
                 "leads": lead.get(metric) == row.name,
                 "published": printed and printed.mean,
                 "published_sd": printed and printed.std,
             }
 
 
-def _percent(estimate: Estimate | None, names: Sequence[str]) -> dict[str, float | None]:
-    if estimate is None:
-        return dict.fromkeys(names)
-    values = (estimate.value, estimate.low, estimate.high)
-    return {name: None if v is None else 100 * v for name, v in zip(names, values, strict=True)}
+def percent(metric: str) -> bool:
+    """Whether a metric is shown in percent; metrics of a regression are in units of the target, or correlations."""
+    return metric not in VALUE_METRICS
+
+
+def _estimates(suite: SuiteSpec, filled: Filled, metric: str) -> dict[tuple[str, ...], Mapping[str, Estimate | None]]:
+    """Names of columns → estimate of each row."""
+    comparison, reference, strongest = filled.comparison, suite.reference or "", filled.strongest.get(metric)
+    trained = [m for m in comparison.methods if m != BEST]
+    retrieving = [r.name for r in suite.rows if r.method == REFERENCE and not r.control and r.name in trained]
+    return {
+        _MEAN: {m: comparison.mean(m, metric) for m in comparison.methods},
+        _DIFFERENCE: comparison.differences(trained, reference, metric) if reference in trained else {},
+        _GAIN: comparison.differences(retrieving, strongest, metric) if strongest else {},
+        _REGRET: {m: comparison.difference(BEST, m, metric) for m in trained if BEST in comparison.methods},
+    }
+
+
+def _named(e: Estimate | None, names: Sequence[str], scale: int) -> Iterator[tuple[str, Any]]:
+    if e is not None:
+        bounds = [None if v is None else scale * v for v in (e.value, e.low, e.high)]
+        if names == _MEAN and scale == 100:
+            bounds = [None if v is None else min(max(v, 0.0), 100.0) for v in bounds]
+        yield from zip(names, [*bounds, e.adjusted, e.holds], strict=False)
 
 
 def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) -> Page:
     """The rendered contents of a suite."""
     cells = {(r["column"], r["row"], r["metric"]): r for r in scores.iter_rows(named=True)}
     overview = [_overview(suite, columns, cells, store) for store in dict.fromkeys(c.column.store for c in columns)]
-    compared = [(number, f) for number, f in enumerate(columns) if f.comparison is not None]
-    details = [_detail(suite, number, f, cells, _data(f.column, columns)) for number, f in compared]
+    compared = [(n, f) for n, f in enumerate(columns) if f.comparison.methods]
+    details = [_detail(suite, n, f, cells, _data(f.column, columns)) for n, f in compared]
     return Page(
         identifier=suite.name,
         title=heading(suite.name, suite.title),
@@ -150,7 +190,8 @@ def _data(column: SuiteColumn, columns: Sequence[Filled]) -> str:
 
 def _overview(suite: SuiteSpec, columns: Sequence[Filled], cells: Cells, store: str) -> PageTable:
     """Table of a store in the paper's layout: methods by views, with published values below each method."""
-    mine = [(n, f, m) for n, f in enumerate(columns) if f.column.store == store for m in suite.metrics]
+    of_store = [(n, f) for n, f in enumerate(columns) if f.column.store == store]
+    mine = [(n, f, m) for n, f in of_store for m in suite.metrics if m in f.metrics or not f.comparison.methods]
     several = len(suite.metrics) > 1
     header = ["method", *(f.column.name + (f": {METRIC_NAMES[m]}" if several else "") for _, f, m in mine)]
     lines = []
@@ -166,8 +207,9 @@ def _overview(suite: SuiteSpec, columns: Sequence[Filled], cells: Cells, store: 
     name = _data(mine[0][1].column, columns)
     origin = next((f.origin for _, f, _ in mine if f.origin), "")
     what = "" if several else f", {METRIC_NAMES[suite.metrics[0]]}"
+    unit = " (%)" if all(map(percent, suite.metrics)) else ""
     caption = (
-        f"{name}{f' ({origin_title(origin)})' if origin else ''}{what} on the test split (%), mean ± SD over seeds"
+        f"{name}{f' ({origin_title(origin)})' if origin else ''}{what} on the test split{unit}, mean ± SD over seeds"
     )
     return PageTable(caption, tuple(header), tuple(lines))
 
@@ -179,44 +221,56 @@ def _ours(cell: Mapping[str, Any] | None, filled: Filled, row: SuiteRow) -> Cell
         return Cell("", "ours")
     if cell is None or cell["mean"] is None:
         return Cell("not finished" if cell is None or not cell["seeds"] else "undefined", "absent")
-    return Cell(with_sd(cell["mean"], cell["sd"]), "ours", cell["leads"])
+    return Cell(with_sd(cell["mean"], cell["sd"], 2 if percent(cell["metric"]) else 3), "ours", cell["leads"])
 
 
-def _between(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" [{number(low, '.1f')}, {number(high, '.1f')}]"
+def _between(cell: Mapping[str, Any], low: str, high: str) -> str:
+    if cell[low] is None:
+        return " [no interval]"
+    digits = ".1f" if percent(cell["metric"]) else ".3f"
+    return f" [{number(cell[low], digits)}, {number(cell[high], digits)}]"
 
 
 def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: str) -> PageTable:
-    """All metrics of a column with intervals, and differences from MoE-Retriever in the suite's metrics."""
-    compared = suite.reference is not None and len(filled.column.cells) > 1
-    header = ["method", "seeds", *METRIC_NAMES.values()]
-    header += [f"{METRIC_NAMES[m]}: Δ to {suite.reference}" for m in suite.metrics if compared]
-    known = any((number, BEST, m) in cells for m in suite.metrics)
-    header += [f"{METRIC_NAMES[m]}: regret" for m in suite.metrics if known]
+    """All metrics of a column with intervals, and differences in the suite's metrics."""
+    metrics = [m for m in suite.metrics if m in filled.metrics]
+    mine = {key[1:]: cell for key, cell in cells.items() if key[0] == number}
+    shown = [("difference", f"Δ to {suite.reference}")] if suite.reference and len(filled.column.cells) > 1 else []
+    shown += [("gain", "Δ to strongest control")] if any(c["gain"] is not None for c in mine.values()) else []
+    shown += [("regret", "regret")] if any((BEST, m) in mine for m in metrics) else []
+    header = ["method", "seeds", *(METRIC_NAMES[m] for m in filled.metrics)]
+    header += [f"{METRIC_NAMES[m]}: {words}" for _, words in shown for m in metrics]
     lines = []
     for row in suite.every_row:
-        mine = {m: cells.get((number, row.name, m)) for m in METRICS}
-        ours = {m: c for m, c in mine.items() if c is not None and c["mean"] is not None}
+        ours = {m: c for m in filled.metrics if (c := mine.get((row.name, m))) and c["mean"] is not None}
         if not ours:
             continue
         texts = [Cell(str(next(iter(ours.values()))["seeds"]), "count")]
-        for metric in METRICS:
+        for metric in filled.metrics:
             c = ours.get(metric)
-            text = "–" if c is None else with_sd(c["mean"], c["sd"]) + _between(c["low"], c["high"])
+            text = (
+                "–"
+                if c is None
+                else with_sd(c["mean"], c["sd"], 2 if percent(metric) else 3) + _between(c, "low", "high")
+            )
             texts.append(Cell(text, "ours", c is not None and c["leads"]))
-        for metric in suite.metrics if compared else ():
-            texts.append(Cell(_difference(ours.get(metric), "difference"), "diff"))
-        for metric in suite.metrics if known else ():
-            texts.append(Cell(_difference(ours.get(metric), "regret"), "regret"))
+        texts += [_difference(ours.get(metric), kind) for kind, _ in shown for metric in metrics]
         lines.append(Line("control" if row.control else "method", row.name, tuple(texts)))
-    caption = f"{data}, {filled.column.name} ({origin_title(filled.origin)}, n = {filled.n:,} test samples), in %"
+    n_seeds = max(c["seeds"] for c in mine.values())
+    over = "test subjects only (one seed)" if n_seeds == 1 else "seeds and test subjects"
+    caption = f"{data}, {filled.column.name} ({origin_title(filled.origin)}, n = {filled.n:,} test samples)"
+    caption += f"{', in %' if all(map(percent, filled.metrics)) else ''}; brackets: 95% interval over {over}"
     return PageTable(caption, tuple(header), tuple(lines))
 
 
-def _difference(cell: Mapping[str, Any] | None, name: str) -> str:
-    if cell is None or cell[name] is None:
-        return ""
-    return number(cell[name], "+.1f") + _between(cell[f"{name}_low"], cell[f"{name}_high"])
+def _difference(cell: Mapping[str, Any] | None, kind: str) -> Cell:
+    """A difference with its interval, in bold if it holds after correction; the strongest control by name."""
+    style = "regret" if kind == "regret" else "diff"
+    if cell is None or cell[kind] is None:
+        return Cell("", style)
+    text = number(cell[kind], "+.1f" if percent(cell["metric"]) else "+.3f")
+    text += _between(cell, f"{kind}_low", f"{kind}_high") + (f" ({cell['strongest']})" if kind == "gain" else "")
+    return Cell(text, style, bool({"difference": cell["holds"], "gain": cell["gain_holds"]}.get(kind)))
 
 
 def _origins(suite: SuiteSpec, columns: Sequence[Filled]) -> Iterator[str]:
@@ -237,8 +291,9 @@ def _notes(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) ->
         return
     number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     yield (
-        f"Number of seeds: {number}. Brackets: 95% bootstrap interval over "
-        + ("test subjects." if seeds[-1] == 1 else "seeds and test subjects.")
+        f"Number of seeds: {number}. Brackets: 95% interval of the expected score over seeds and the population of "
+        f"test subjects, given the training data{'; with one seed, over test subjects only' if seeds[0] == 1 else ''}. "
+        "No interval: the metric is undefined without one of the test subjects, or has no weighted form."
     )
     if suite.trials:
         yield (
@@ -246,13 +301,21 @@ def _notes(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) ->
             "view, including the preset. Methods without gradient training select their options internally."
         )
     if suite.reference is not None:
-        yield f"Δ: difference to {suite.reference}, with the same seeds and resampled subjects."
+        yield (
+            f"Δ: difference to {suite.reference}, with the same seeds and test subjects. Bold: it differs from zero "
+            "at 5% after Holm's correction over the rows of the column; intervals are not corrected."
+        )
+    if scores["gain"].count():
+        yield (
+            "Strongest control: the control without retrieval that has the best mean validation score of the metric, "
+            "chosen without the test split. Bold as for Δ, corrected over the rows of MoE-Retriever."
+        )
     if scores["regret"].count():
         yield (
             f"Regret: difference between the {BEST} prediction and the method on the same samples. The simulator "
             "provides this prediction, or an upper bound, from the latent factors of the data."
         )
-    yield "Bold: highest value, if the interval of its difference to the second highest excludes zero."
+    yield "Bold values: the best one, if its lead over every other row differs from zero after Holm's correction."
     if len(scores.drop_nulls("published")):
         yield "As published: mean ± SD over three seeds in the paper, with other data and features."
 

@@ -42,11 +42,12 @@ EpochRow = dict[str, float]
 
 
 class TrainingRecord(TypedDict, total=False):
-    """How a training went: kept epoch and number of epochs, or what `fit` chose; sizes, code, notes, weight file."""
+    """How a training went: kept epoch and number of epochs, or what `fit` chose; validation scores, sizes, code etc."""
 
     best_epoch: int
     epochs: int
     chosen: dict[str, OptionValue | None]
+    val: dict[str, float]
     n: dict[str, int]
     parameters: int
     code_hash: str

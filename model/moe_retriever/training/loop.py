@@ -199,10 +199,14 @@ def run_training(job: Job, data: Data | None = None) -> bool:
             if common.gradient_rows:
                 write_frame(run / gradients.NAME, gradients.frame(state["gradients"]))
             outcome = {"best_epoch": state["best_epoch"], "epochs": len(state["history"])}
+            kept = state["history"][state["best_epoch"] - 1]
+            scores = {k.removeprefix("val_"): v for k, v in kept.items() if k.startswith("val_")}
         else:
             outcome = {"chosen": method.fit(data, parts["train"], parts["val"])}
             log.line(f"chosen: {outcome['chosen']}")
+            scores = validate(method, data, parts["val"]) if len(parts["val"]) else {}
     outcome |= {
+        "val": {name: value for name, value in scores.items() if math.isfinite(value)},
         "n": {part: len(rows) for part, rows in parts.items()},
         "parameters": sum(p.numel() for p in method.parameters()),
         "code_hash": _code_hash(config.method),

@@ -33,7 +33,6 @@ from moe_retriever.training import checkpoint
 from moe_retriever.training.checkpoint import load_run
 from moe_retriever.training.log import progress_display
 from moe_retriever.training.loop import Job, described, fingerprint, load_data, origin_of, require_same, run_training
-from moe_retriever.training.predict import validate
 from moe_retriever.training.search_result import SearchData, SearchResult
 from moe_retriever.training.selection import DivergedError
 from mrpipe import keyed
@@ -208,7 +207,9 @@ def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
     result: TrialResult
     try:
         run_training(job, data)
-        result = _outcome(job, data)
+        record = load_run(job.run).training
+        result = {"status": "finished", "score": record["val"].get(selected_by(job, data))}
+        result |= {"best_epoch": record.get("best_epoch"), "epochs": record.get("epochs")}
     except DivergedError as error:
         result = {"status": "diverged", "error": str(error)}
     except torch.cuda.OutOfMemoryError as error:
@@ -218,19 +219,6 @@ def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
     result["seconds"] = time.perf_counter() - started
     write_text(path, json.dumps({"fingerprint": mark, "result": result}, indent=2, sort_keys=True) + "\n")
     return Trial(number=number, options=options, **result)
-
-
-def _outcome(job: Job, data: Data) -> TrialResult:
-    """Validation score, selected epoch and number of epochs of a finished run."""
-    history = job.run / "history.parquet"
-    if history.is_file():
-        epochs = pl.read_parquet(history)
-        best = epochs.row(by_predicate=pl.col("best"), named=True)
-        return {"status": "finished", "score": best["val_score"], "best_epoch": best["epoch"], "epochs": len(epochs)}
-    method = load_run(job.run, job.device).method
-    method.prepare(data, data.rows("train"))
-    value = validate(method, data, data.rows("val"))[selected_by(job, data)]
-    return {"status": "finished", "score": None if math.isnan(value) else value}
 
 
 def best_of(trials: Sequence[Trial], metric: str) -> Trial | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,13 +133,28 @@ def test_hiding_is_keyed_by_sample_and_keeps_at_least_one_modality(store: Store)
     assert 0.25 < rate < 0.6
 
 
+def test_a_regression_is_scaled_by_its_training_samples(store: Store) -> None:
+    """The target is kept in its unit; batches are standardised, and unlabelled samples are in no split."""
+    data = load(store, task="score")
+    frame = store.samples().select("sample_id").join(store.labels("score"), on="sample_id", how="left").collect()
+    value = dict(frame.select("sample_id", "value").iter_rows())
+    np.testing.assert_array_equal(data.label, [np.nan if value[i] is None else value[i] for i in data.sample_id])
+    train = data.rows("train")
+    assert data.spec.regression
+    assert data.spec.n_outputs == 1
+    assert (data.spec.center, data.spec.scale) == (data.label[train].mean(), data.label[train].std())
+    batch = data.batch(train, "x")
+    assert (float(batch.label.mean()), float(batch.label.std(correction=0))) == pytest.approx((0, 1), abs=1e-6)
+    changed = replace(data, label=data.label.copy())
+    changed.label[data.rows("test")] = 1e6
+    assert torch.equal(changed.batch(train, "x").label, batch.label)
+
+
 def test_invalid_names_and_mask_files_are_rejected(
     store: Store, toy_stores: Path, mask_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="no modality 'sound'; the store has table, series, image, genotype"):
         load(store, modalities=["table", "sound"])
-    with pytest.raises(UsageError, match="task 'score' is a regression; classification tasks: outcome"):
-        load(store, task="score")
     with pytest.raises(DataError, match=f"masks of store .*found {store.store_id}"):
         load(open_store(toy_stores / "shifted"), mask_file=mask_file)
     with pytest.raises(DataError, match="a mask file"):

@@ -97,16 +97,19 @@ def test_the_interval_covers_the_truth_and_is_wider_for_clustered_samples() -> N
     assert bootstrap(label, p, np.arange(400).astype(str), seed=0) == alone
 
 
-def test_ranking_metrics_ignore_resamples_with_one_class() -> None:
-    """One positive of eight, ranked first: both areas are 1 in resamples that contain it, otherwise undefined."""
+def test_there_is_no_interval_if_resamples_often_leave_the_metric_undefined() -> None:
+    """One positive of eight is in two thirds of the resamples; eight of sixty-four are in almost all."""
     label = np.array([1, 0, 0, 0, 0, 0, 0, 0])
     p = np.linspace(0.9, 0.1, 8)
     found = weighted_metrics(label, np.column_stack([1 - p, p]), np.stack([np.ones(8), 1.0 - label]))
     for metric in ("auroc", "auprc"):
         np.testing.assert_array_equal(found[metric], [1.0, np.nan])
     intervals = bootstrap(label, np.column_stack([1 - p, p]), np.arange(8).astype(str), seed=0, n_resamples=200)
-    assert intervals["auroc"] == intervals["auprc"] == (1.0, 1.0)
+    assert not {"auroc", "auprc"} & set(intervals)
     assert intervals["accuracy"][0] < 1.0
+    label, p = np.repeat(label, 8), np.repeat(p, 8)
+    intervals = bootstrap(label, np.column_stack([1 - p, p]), np.arange(64).astype(str), seed=0, n_resamples=200)
+    assert intervals["auroc"] == intervals["auprc"] == (1.0, 1.0)
 
 
 def test_the_table_has_all_combinations_and_numbers_of_modalities() -> None:

@@ -20,12 +20,18 @@ from tests.moe_retriever.slow_parts import SlowParts, assert_company_and_order_d
 
 MASKS = synthetic.random_masks(60, 3, 4, p=0.45)
 FILLS = ("zero_fill", "missing_token", "attention_mask")
-CONTROLS = (*FILLS, "late_fusion", "best_single")
+CONTROLS = (*FILLS, "mask_indicator", "hybrid", "late_fusion", "best_single")
 
 
 def made(name: str, masks: np.ndarray = MASKS, **options: object) -> tuple[Method, Data]:
     data = synthetic.make(masks, n_classes=3)
     return synthetic.trained_on(data, synthetic.config(name, **{"dropout": 0.0, **options})), data
+
+
+def train_for(method: Method, data: Data, n_epochs: int) -> None:
+    optimiser = make_optimiser(method)
+    for epoch in range(n_epochs):
+        train_epoch(method, data, data.rows("train"), optimiser, epoch)
 
 
 class Slow(SlowParts):
@@ -57,6 +63,57 @@ def test_fills_equal_the_slow_reference(name: str) -> None:
     F.cross_entropy(out.logits, batch.label).backward()
     F.cross_entropy(expected, batch.label).backward()
     slow.assert_same_gradients(method)
+
+
+def test_mask_indicator_and_hybrid_equal_the_slow_reference() -> None:
+    """Outputs, loss and gradients; modalities hidden in training do not count as missing."""
+    for name in ("mask_indicator", "hybrid"):
+        method, data = made(name, drop_modalities=0.4)
+        if name == "mask_indicator":
+            torch.nn.init.normal_(method.prior_MC, generator=torch.Generator().manual_seed(1), std=0.02)
+        rows = data.rows("train")[:16]
+        batch = data.batch(rows, "x", hide=0.4)
+        assert batch.hidden.any()
+        slow, expected, fused, singles = Slow(method, data), [], [], []
+        for k, i in enumerate(rows.tolist()):
+            have = np.flatnonzero(batch.observed[k]).tolist()
+            tokens = {m: slow.encode(i, m) for m in have}
+            fused.append(slow.fuse(tokens))
+            if name == "mask_indicator":
+                gaps = np.flatnonzero(~data.observed[i]).tolist()
+                expected.append(fused[-1] + 32 * sum((slow.w("prior_MC")[m] for m in gaps), torch.zeros(3).double()))
+            else:
+                singles.append({m: slow.linear(z.mean(0), f"heads.{m}") for m, z in tokens.items()})
+                expected.append((fused[-1] + torch.stack(list(singles[-1].values())).mean(0)) / 2)
+        logits = torch.stack(expected)
+        out = method.train()(batch)
+        torch.testing.assert_close(out.logits.double(), logits, rtol=1e-4, atol=1e-5)
+        loss = F.cross_entropy(logits, batch.label)
+        if name == "hybrid":
+            loss = loss + F.cross_entropy(torch.stack(fused), batch.label)
+            for m in range(3):
+                own = [(s[m], batch.label[k]) for k, s in enumerate(singles) if m in s]
+                loss = loss + sum(F.cross_entropy(x, y) for x, y in own) / len(own) / 3
+        ours = F.cross_entropy(out.logits, batch.label) + sum(out.losses.values())
+        torch.testing.assert_close(ours.double(), loss, rtol=1e-4, atol=1e-5)
+        ours.backward()
+        loss.backward()
+        slow.assert_same_gradients(method)
+
+
+def test_mask_indicator_learns_the_label_from_the_gaps_alone() -> None:
+    """In 80 steps at the smallest learning rate of a search, in which the masked transformer reaches 0.76."""
+    masks = np.ones((400, 2), dtype=bool)
+    masks[::2, 1] = False
+    data = synthetic.make(masks, strength=0.0)
+    data.label[:] = np.arange(400) % 2
+    of_label = {}
+    for name in ("attention_mask", "mask_indicator"):
+        method = synthetic.trained_on(data, synthetic.config(name, lr=1e-4, dropout=0.0))
+        train_for(method, data, 10)
+        rows = data.rows("test")
+        of_label[name] = predict(method, data, rows).scored[np.arange(len(rows)), data.label[rows]].mean()
+    assert of_label["mask_indicator"] > 0.83 > 0.79 > of_label["attention_mask"]
 
 
 @pytest.mark.parametrize("unimodal", [0.0, 1.0])

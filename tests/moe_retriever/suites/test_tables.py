@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.pooled import differences
 from moe_retriever.evaluation.bootstrap import table
 from moe_retriever.evaluation.run_folders import SCHEMA, best_possible, write_results
 from moe_retriever.suites.published import FILE, METRICS, published, published_table, short
@@ -29,8 +27,10 @@ N = 240
 CLASSES = ("negative", "positive")
 
 
-def write_run(folder: Path, method: str, seed: int, quality: float, *, origin: str = "export") -> None:
-    """Write a finished run like `train` and `evaluate`, with predictions of a given accuracy."""
+def write_run(
+    folder: Path, method: str, seed: int, quality: float, *, origin: str = "export", val: float | None = None
+) -> None:
+    """Write a finished run like `train` and `evaluate`, with predictions of a given accuracy, also on validation."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 2, N)
@@ -66,7 +66,7 @@ def write_run(folder: Path, method: str, seed: int, quality: float, *, origin: s
         "modalities": ["text", "audio"],
         "n_evaluated": N,
         "mask": {"mechanism": "mcar", "p": 0.3, "seed": seed},
-        "training": {"code_hash": "c0de"},
+        "training": {"code_hash": "c0de"} | ({} if val is None else {"val": {"accuracy": val, "ece": 1 - val}}),
     }
     (folder / "metrics.json").write_text(json.dumps(said))
     (folder / "config.json").write_text(json.dumps({"method": method, "common": {"lr": 0.1}}))
@@ -151,6 +151,100 @@ def test_tables_have_values_with_intervals_differences_and_published_values(made
     assert "best validation score in 6 trials" in text
     assert page.faults == ("e/muse/seed2",)
     assert "e/muse/seed2" in text
+
+
+CONTROLS = ("logistic", "late_fusion", "attention_mask", "released_code")
+
+
+def write_controls(folder: Path, vals: dict[str, float | None], seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, Any]:
+    """Runs of MoE-Retriever, 80 % correct, and of controls, 60, 70, 60 and 60 % correct; the content of suite.json."""
+    rows = [row("MoE-Retriever", "moe_retriever"), row("three draws", "moe_retriever")]
+    rows += [row(n, "moe_retriever" if n == "released_code" else n, control=True) for n in CONTROLS]
+    quality = {"MoE-Retriever": 0.8, "three draws": 0.71, "late_fusion": 0.7}
+    for name in (r["name"] for r in rows):
+        for seed in seeds:
+            run = folder / "runs" / "e" / name / f"seed{seed}"
+            write_run(run, name, seed, quality.get(name, 0.6) + 0.001 * seed, val=vals.get(name, 0.5))
+    cells = {r["name"]: [r["name"], list(seeds)] for r in rows}
+    return said_of([column(["text", "audio"], cells)], rows=rows, published="")
+
+
+def test_the_strongest_control_is_chosen_by_validation_and_does_not_retrieve(tmp_path: Path) -> None:
+    """Late fusion is best on the test split, and the released code on validation; the choice is attention mask."""
+    vals = {"late_fusion": 0.55, "attention_mask": 0.6, "released_code": 0.9}
+    page = write_tables(parse_suite(write_controls(tmp_path, vals)), tmp_path / "runs", tmp_path)
+    scores = pl.read_parquet(tmp_path / "scores.parquet").filter(metric="accuracy")
+    known = scores.filter(pl.col("gain").is_not_null())
+    assert known["row"].to_list() == ["MoE-Retriever", "three draws"]
+    assert set(known["strongest"]) == {"attention_mask"}
+    assert known["gain"].to_list() == pytest.approx([20.0, 11.0], abs=0.6)
+    assert known["gain_holds"].to_list() == [True, True]
+    # Of ECE, the lowest is the best.
+    assert set(pl.read_parquet(tmp_path / "scores.parquet").filter(metric="ece")["strongest"].drop_nulls()) == {
+        "attention_mask"
+    }
+    (line,) = [line for line in page.details[0].lines if line.name == "MoE-Retriever"]
+    assert re.fullmatch(r"\+\d+\.\d \[.*\] \(attention_mask\)", line.cells[-1].text)
+    assert line.cells[-1].bold
+    assert any("without the test split" in note for note in page.notes)
+
+
+def test_without_recorded_validation_scores_there_is_no_strongest_control(tmp_path: Path) -> None:
+    page = write_tables(parse_suite(write_controls(tmp_path, {"late_fusion": None})), tmp_path / "runs", tmp_path)
+    assert pl.read_parquet(tmp_path / "scores.parquet")["gain"].count() == 0
+    assert "strongest" not in " ".join((*page.details[0].header, *page.notes)).lower()
+
+
+def test_differences_are_marked_if_they_hold_after_correction_over_the_rows(tmp_path: Path) -> None:
+    page = write_tables(parse_suite(write_controls(tmp_path, {})), tmp_path / "runs", tmp_path)
+    scores = pl.read_parquet(tmp_path / "scores.parquet").filter(metric="accuracy")
+    others = scores.filter(pl.col("row") != "MoE-Retriever").sort("difference_p")
+    assert others["holds"].to_list() == (others["difference_p"] < 0.05).to_list()
+    assert others["holds"].all()
+    # Holm: of the five p-values, the largest is not multiplied, and the order does not change.
+    assert others["difference_p"].is_sorted()
+    bold = {line.name: line.cells[1 + 6].bold for line in page.details[0].lines}
+    assert bold == dict.fromkeys(("three draws", *CONTROLS), True) | {"MoE-Retriever": False}
+    assert scores.filter(row="MoE-Retriever").select("difference", "holds").row(0) == (None, None)
+
+
+def test_with_one_seed_intervals_cover_test_subjects_only_as_the_caption_says(tmp_path: Path) -> None:
+    page = write_tables(parse_suite(write_controls(tmp_path, {}, (0,))), tmp_path / "runs", tmp_path)
+    assert "95% interval over test subjects only (one seed)" in page.details[0].caption
+    assert any("with one seed, over test subjects only" in note for note in page.notes)
+
+
+def test_regressions_have_their_metrics_in_units_of_the_target(tmp_path: Path) -> None:
+    said = write_controls(tmp_path, {}) | {"metrics": ["mae"]}
+    rng = np.random.default_rng(0)
+    for path in tmp_path.glob("runs/e/*/seed*/predictions.parquet"):
+        label = np.linspace(-3, 3, N)
+        error = (0.5 if path.parts[-3] == "MoE-Retriever" else 1.0) * rng.normal(size=N)
+        frame = pl.read_parquet(path).drop("p_negative", "p_positive")
+        frame.with_columns(label=label, predicted=label + error).write_parquet(path)
+    page = write_tables(parse_suite(said), tmp_path / "runs", tmp_path)
+    scores = pl.read_parquet(tmp_path / "scores.parquet")
+    assert set(scores["metric"]) == {"mae", "rmse", "corr", "r2"}
+    moe = scores.filter(row="MoE-Retriever", metric="mae").row(0, named=True)
+    assert moe["mean"] == pytest.approx(0.4, abs=0.05)
+    assert moe["leads"]
+    assert "%" not in page.overview[0].caption
+    assert len({len(page.details[0].header), *(1 + len(line.cells) for line in page.details[0].lines)}) == 1
+    assert re.search(r"\| MoE-Retriever \| \*\*0\.\d{3} ± 0\.\d{3}\*\* \|", markdown(page))
+
+
+def test_a_metric_that_depends_on_one_subject_has_no_interval_and_says_so(tmp_path: Path) -> None:
+    said = write_controls(tmp_path, {}, (0,))
+    for path in tmp_path.glob("runs/e/*/seed*/predictions.parquet"):
+        first = pl.col("subject_id") == "v0"
+        label = pl.when(first).then(pl.lit("positive")).otherwise(pl.lit("negative"))
+        pl.read_parquet(path).with_columns(label=label).write_parquet(path)
+    page = write_tables(parse_suite(said), tmp_path / "runs", tmp_path)
+    auroc = pl.read_parquet(tmp_path / "scores.parquet").filter(metric="auroc")
+    assert auroc["mean"].null_count() == 0
+    assert auroc["low"].count() == auroc["difference_p"].count() == 0
+    place = page.details[0].header.index("AUROC") - 1
+    assert all(line.cells[place].text.endswith("[no interval]") for line in page.details[0].lines)
 
 
 def test_two_stores_of_a_dataset_have_separate_tables_with_their_origin(tmp_path: Path) -> None:
@@ -339,21 +433,6 @@ def test_datasets_that_are_not_in_the_paper_are_named_after_their_store() -> Non
     other = column(["text", "audio"], {}) | {"dataset": "tables", "store": "results/stores/icu"}
     paper, own = parse_suite(said_of([column(["text", "audio"], {}), other])).columns
     assert (paper.data, own.data) == ("CMU-MOSI", "icu")
-
-
-def test_a_pooled_difference_is_the_mean_over_columns(made: Any) -> None:
-    _, folder = made()
-    for seed in (0, 1):
-        write_run(folder / "runs/f/moe_retriever" / f"seed{seed}", "moe_retriever", seed, 0.9)
-        write_run(folder / "runs/f/muse" / f"seed{seed}", "muse", seed, 0.6)
-    (first, absent) = read_suite(folder / "suite.json").columns
-    columns = [first, absent, replace(first, experiment="f")]
-    found = differences(folder, columns, "MoE-Retriever", "MUSE", "accuracy")
-    assert set(found) == {"all", "text", "text+audio"}
-    # Over the two common seeds, the difference is 10 points in the first column and 30 in the other.
-    assert 100 * found["all"].value == pytest.approx(20.0, abs=0.5)
-    assert found["all"].low is not None
-    assert found["all"].low < found["all"].value < (found["all"].high or 0)
 
 
 def test_an_invalid_suite_json_is_a_data_error(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_the_weights_of_the_best_epoch_are_saved(method: str, store: Store, tmp_
 
 def test_limits_are_equal_for_all_methods_and_count_updates_on_small_data() -> None:
     common = Common()
-    assert (common.epochs, common.patience, common.select_metric) == (0, 20, "auroc")
+    assert (common.epochs, common.patience, common.select_metric) == (0, 20, "auto")
     config: Config[Any] = synthetic.config("majority", batch_size=32)
     large, small = (config.for_samples(n).common for n in (32 * MIN_UPDATES // EPOCHS, 125))
     assert (large.epochs, large.patience) == (100, 20)
@@ -168,7 +168,7 @@ def test_subjects_are_not_divided_by_the_cut() -> None:
     rng = np.random.default_rng(0)
     subject = rng.integers(0, 60, 300)
     frame = pl.DataFrame({"sample_id": [f"s{i}" for i in range(300)], "subject_id": [f"p{s}" for s in subject]})
-    cut = _validation_of(frame.with_columns(value=pl.Series(subject % 3, dtype=pl.Int8)))
+    cut = _validation_of(frame.with_columns(value=pl.Series(subject % 3, dtype=pl.Int8)), stratified=True)
     inside = frame["sample_id"].is_in(cut).to_numpy()
     assert not set(subject[inside]) & set(subject[~inside])
     assert 30 <= inside.sum() <= 60

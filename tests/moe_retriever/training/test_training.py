@@ -139,12 +139,28 @@ def test_tables_of_a_run_folder(undisturbed: Undisturbed) -> None:
     history = pl.read_parquet(run / "history.parquet")
     assert history["epoch"].to_list() == list(range(1, 7))
     assert {"train_loss", "train_balance", "val_loss", "val_score"} <= set(history.columns)
+    kept = history.filter("best").row(0, named=True)
+    recorded = json.loads((run / "metrics.json").read_text())["training"]["val"]
+    assert {f"val_{name}": value for name, value in recorded.items()} == {
+        name: value for name, value in kept.items() if name in {f"val_{known}" for known in recorded}
+    }
+    assert {"loss", "auroc", "accuracy"} <= set(recorded)
     routing = pl.read_parquet(run / "routing.parquet")
     shares = routing.group_by("target", "combination").agg(pl.col("share").sum())["share"]
     np.testing.assert_allclose(shares, 1)
     forbidden = routing.filter((pl.col("pool") != pl.col("target")) & (pl.col("pool") != "shared"))
     assert (forbidden["weight"] == 0).all()
     assert (routing.filter(pl.col("pool") == pl.col("target"))["weight"] > 0).any()
+
+
+def test_a_run_without_gradients_records_the_validation_scores_of_what_it_fitted(store: Store, tmp_path: Path) -> None:
+    config = make_config(get("logistic"), preset="paper", seed=0, overrides={})
+    run_training(Job(store=store, run=tmp_path, config=config, quiet=True))
+    recorded = checkpoint.load_run(tmp_path).training["val"]
+    content = evaluate_run(tmp_path, store, part="val", n_resamples=0)
+    for name in ("accuracy", "macro_f1", "auroc", "ece"):
+        assert recorded[name] == pytest.approx(content["metrics"][name]["value"])
+    assert content["training"]["val"] == recorded
 
 
 def test_an_interrupted_run_resumes_with_identical_results(

@@ -34,9 +34,13 @@ class UnimodalHeads(Method[O_co]):
 
     def unimodal_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (B, M, C) of the heads, zeros for missing modalities, and the observed modalities (B, M)."""
+        return self.of_slots(self.encode_slots(batch), batch)
+
+    def of_slots(self, z_BMPH: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """As `unimodal_logits`, given the tokens of all modalities."""
         observed = torch.from_numpy(batch.observed).to(self.device)
-        h = self.encode_slots(batch).mean(dim=2)
-        logits = torch.stack([head(h[:, m]) for m, head in enumerate(self.heads)], dim=1)
+        h_BMH = z_BMPH.mean(dim=2)
+        logits = torch.stack([head(h_BMH[:, m]) for m, head in enumerate(self.heads)], dim=1)
         return logits * observed.unsqueeze(2), observed
 
     def unimodal_losses(self, logits_BMC: Tensor, observed_BM: Tensor, label: Tensor) -> Tensor:
