@@ -102,6 +102,13 @@ def observed(batch: Batch, b: int) -> list[int]:
     return [m for m in range(batch.observed.shape[1]) if batch.observed[b, m]]
 
 
+def task_loss(outputs: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy or, for a regression, mean squared error."""
+    if batch.data.spec.regression:
+        return ((outputs[:, 0] - batch.label) ** 2).mean()
+    return F.cross_entropy(outputs, batch.label)
+
+
 def require_equal(
     method: Method, batch: Batch, slow: Slow, expected: Tensor, losses: dict[str, Tensor] | None = None
 ) -> None:
@@ -115,8 +122,8 @@ def require_equal(
     if not method.training:
         return
     method.zero_grad()
-    (F.cross_entropy(out.logits, batch.label) + sum(out.losses.values())).backward()
-    (F.cross_entropy(expected, batch.label) + sum(losses.values())).backward()
+    (task_loss(out.logits, batch) + sum(out.losses.values())).backward()
+    (task_loss(expected, batch) + sum(losses.values())).backward()
     for name, p in method.named_parameters():
         wanted = slow.weights[name].grad
         found = torch.zeros_like(p) if p.grad is None else p.grad

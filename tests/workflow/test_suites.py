@@ -118,6 +118,19 @@ def test_tables_share_cells(everything: dict[str, Suites], size: str) -> None:
     assert cells["table7"] & cells["table2"]
 
 
+def test_full_method_of_table_3_is_the_cell_of_table_1(everything: dict[str, Suites]) -> None:
+    """Including its search; every variant is searched as much as the full method."""
+    for size, suites in everything.items():
+        (ablations,) = suites.suite("table3").columns
+        column = next(c for c in suites.suite("table1").columns if c.experiment == ablations.experiment)
+        assert len(column.view) == 4
+        full = ablations.cells["full (E_T=8, E_Sh=4, R=1)"]
+        assert full == column.cells["MoE-Retriever"]
+        assert {run.folder for run in full} == {run.folder for run in column.cells["MoE-Retriever"]}
+        searched = {r.trials for runs in ablations.cells.values() for r in runs if r.method == "moe_retriever"}
+        assert searched == {6 if size == "full" else 0}
+
+
 def test_methods_of_a_column_share_masks_seeds_and_search_budget(everything: dict[str, Suites]) -> None:
     for name in ("table1", "table2", "table4", "table5", "table6"):
         for column in everything["full"].suite(name).columns:
@@ -125,7 +138,7 @@ def test_methods_of_a_column_share_masks_seeds_and_search_budget(everything: dic
             per_row = {row: [(r.seed, r.mask) for r in runs] for row, runs in column.cells.items()}
             assert len({json.dumps(v) for v in per_row.values()}) == 1
             assert [seed for seed, _ in per_row["MoE-Retriever"]] == [0, 1, 2]
-            assert {r.trials for r in runs if r.method not in ("majority", "logistic", "gradient_boosting")} == {6}
+            assert {r.trials for r in runs if r.method != "majority"} == {6}
             assert len({r.preset for r in runs if r.method != "moe_retriever"}) == 1
             # A row per method, and further ones for the released code and DyMo's network without recovery.
             assert len(column.cells) == len(own_names()) + 2

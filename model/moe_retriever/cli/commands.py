@@ -126,7 +126,7 @@ def _search(arguments: argparse.Namespace) -> None:
     config = _config(arguments.method, arguments.preset, arguments)
     space = None if arguments.space is None else read_space(arguments.space)
     if not method.gradient:
-        print(f"{method.name} is not trained with gradients and selects its options internally, so only trial 0 is run")
+        print(f"{method.name} is not trained with gradients, so only trial 0 is run; it compares its settings itself")
     job, fixed = _job(arguments, config, device), _typed(config, parse_assignments(arguments.set))
     content = search(job, method, preset=arguments.preset, fixed=fixed, space=space, n_trials=arguments.trials)
     show(content, arguments.out)

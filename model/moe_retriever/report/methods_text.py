@@ -214,8 +214,9 @@ def _searched(searches: Sequence[dict[str, Any]]) -> str:
     by_budget: defaultdict[str, list[str]] = defaultdict(list)
     for s in searches:
         space = ", ".join(f"{k} ∈ {{{', '.join(map(str, v))}}}" for k, v in sorted(s["space"].items()))
+        space = space or ("settings of its own" if s["n_trials"] > 1 else "preset only")
         metric = METRIC_NAMES.get(s["metric"], s["metric"])
-        budget = f"{plural(s['n_trials'], 'trial')} ({space or 'preset only'}), selected by validation {metric}"
+        budget = f"{plural(s['n_trials'], 'trial')} ({space}), selected by validation {metric}"
         if s["method"] not in by_budget[budget]:
             by_budget[budget].append(s["method"])
     said = [f"{listed(sorted(methods))}: {budget}" for budget, methods in by_budget.items()]

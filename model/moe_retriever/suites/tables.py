@@ -298,7 +298,7 @@ def _notes(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) ->
     if suite.trials:
         yield (
             f"Hyper-parameters: best validation score in {' or '.join(map(str, suite.trials))} trials per method and "
-            "view, including the preset. Methods without gradient training select their options internally."
+            "view, including the preset."
         )
     if suite.reference is not None:
         yield (

@@ -72,7 +72,7 @@ def test_logistic_regression_finds_a_linear_signal() -> None:
     data = synthetic.make(synthetic.random_masks(300, 3, 0), ("vector", "sequence", "image"), n_classes=3)
     method = synthetic.get("logistic").create(data.spec, synthetic.config("logistic"))
     chosen = method.fit(data, data.rows("train"), data.rows("val"))
-    assert chosen["C"] in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    assert chosen["c"] in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     test = data.rows("test")
     predicted = method(data.batch(test, "x")).logits.argmax(1).numpy()
     assert (predicted == data.label[test]).mean() > 0.9

@@ -161,6 +161,8 @@ def test_costs_equal_the_measurements(store: Store, runs: Path, tmp_path: Path) 
     row = next(line for line in text.splitlines() if line.startswith("| ZERO_FILL |"))
     assert float(row.split("|")[4]) == pytest.approx(frame["parameters"][0] / 1e6, rel=0.01)
     assert float(row.split("|")[2]) == pytest.approx(1000 / frame["test_samples_per_s"][0], rel=0.01)
+    assert "references (GFLOPs per training sample)" in text
+    assert float(row.split("|")[6]) == frame["reference_mflop_per_sample"][0] == 0
     assert "MOE_RETRIEVER: not measured" in text
 
 
