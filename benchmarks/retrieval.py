@@ -47,11 +47,12 @@ from mrpipe.transforms.fit import Transforms
 from mrpipe.transforms.options import TransformOptions
 
 # One setting for all networks: the same limit of updates, and the epoch with the best validation AUROC.
-COMMON = {"hidden": 64, "tokens": 1, "lr": 1e-3, "dropout": 0.3, "batch_size": 128, "epochs": 60, "patience": 12}
-SMALL = {"hidden": 32, "encoder_hidden": 64, "fusion_ffn": 64, "epochs": 40, "patience": 10}
+COMMON = {"hidden": 64, "tokens": 1, "lr": 1e-3, "dropout": 0.3, "batch_size": 128, "epochs": 40, "patience": 10}
+SMALL = {"hidden": 32, "encoder_hidden": 64, "fusion_ffn": 64}
+OF_RETRIEVER = {"expert_ffn": 64}
 HIDING = {"drop_modalities": 0.3}
 NEAREST = {"support": "nearest"}
-RECONSTRUCT = {"reconstruct": 0.5}
+RECONSTRUCT = {"reconstruct": 0.1}
 # Name → method and options.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mask": ("attention_mask", {}),
@@ -60,10 +61,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mask + indicator, hiding": ("mask_indicator", HIDING),
     "hybrid": ("hybrid", {}),
     "uniform": ("moe_retriever", {}),
-    "uniform, hiding": ("moe_retriever", HIDING),
     "uniform, hiding, reconstruct": ("moe_retriever", HIDING | RECONSTRUCT),
     "nearest": ("moe_retriever", NEAREST),
-    "nearest, hiding": ("moe_retriever", NEAREST | HIDING),
     "nearest, hiding, reconstruct": ("moe_retriever", NEAREST | HIDING | RECONSTRUCT),
 }
 DRAWS = 5
@@ -154,7 +153,7 @@ def run(data: Data, name: str, seed: int, settings: dict[str, Any], scored: Rows
     method_name, own = METHODS[name]
     cls = get(method_name)
     if cls.name == "moe_retriever":
-        own = {"warmup": 0.25, **own}
+        own = OF_RETRIEVER | own
     method = cls.create(data.spec, make_config(cls, preset="paper", seed=seed, overrides={**settings, **own}))
     train, val = data.rows("train"), data.rows("val")
     method.prepare(data, train)

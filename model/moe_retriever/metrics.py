@@ -9,11 +9,9 @@ class Metric(NamedTuple):
     """A metric.
 
     Attributes:
-        title: displayed name.
         kinds: kinds of tasks that have it: classification, binary (two classes), regression, cmu (sentiment from -3 to
             3, as in CMU-MOSI and CMU-MOSEI), sims (from -1 to 1, as in CH-SIMS).
         percent: whether it is displayed in %; otherwise as it is, e.g. in units of the target.
-        lower_is_better: whether smaller values are better.
     """
 
     title: str
@@ -45,10 +43,9 @@ _TITLES = {
     },
     "sims": {"sims_acc5": "Acc-5", "sims_acc3": "Acc-3", "sims_acc2": "Acc-2", "sims_f1": "F1"},
 }
-_NOT_PERCENT = {"brier", "nll", *_TITLES["regression"]}
-_LOWER = {"ece", "brier", "nll", "aurc", "mae", "rmse"}
+_UNITS, _LOWER = {"brier", "nll", *_TITLES["regression"]}, {"ece", "brier", "nll", "aurc", "mae", "rmse"}
 METRIC = {
-    name: Metric(title, (kind,), name not in _NOT_PERCENT, name in _LOWER)
+    name: Metric(title, (kind,), name not in _UNITS, name in _LOWER)
     for kind, titles in _TITLES.items()
     for name, title in titles.items()
 }

@@ -19,7 +19,7 @@ Raw clinical and multimodal exports to sealed Parquet feature stores, and from s
 # Headings of `mrpipe --help` and the commands below them.
 GROUPS = {
     "Workflow": ("run",),
-    "From an export to a store": ("init", "simulate", "check", "build", "options"),
+    "From an export to a store": ("fetch", "init", "simulate", "check", "build", "options"),
     "Stores": ("show", "verify", "audit", "mask", "export"),
     "From a store to results": (
         "methods",
@@ -37,6 +37,13 @@ STEPS = ("cohort", "prepare", "ingest", "qc", "samples", "split", "seal", "code-
 
 # Command → one line for `mrpipe --help`, and the rest of its own help.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "fetch": (
+        "download openly licensed data sets",
+        "Downloads each data set to FOLDER/NAME and converts it to tables where needed. Complete files with the right\n"
+        "checksum are kept, so the same command resumes. Without a connection, the error names all files, their\n"
+        "addresses and where to put them. By downloading, you accept the licences that are shown.\n\n"
+        "  mrpipe fetch mfeat physionet2012",
+    ),
     "init": (
         "propose the declaration of your own tables",
         "Reads your tables and writes a YAML file that declares them: ids, subjects, label, modalities, categories,\n"

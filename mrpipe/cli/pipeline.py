@@ -25,6 +25,23 @@ def _init(args: Namespace) -> None:
     print(init(args.files, args.out, overwrite=args.overwrite))
 
 
+def _fetch(args: Namespace) -> None:
+    from mrpipe.cli.run import project_folder
+    from mrpipe.errors import UsageError, did_you_mean
+    from mrpipe.fetch.download import catalogue, fetch
+
+    known = catalogue()
+    if unknown := [f"no data set {name!r}. {did_you_mean(name, known)}" for name in args.names if name not in known]:
+        raise UsageError("; ".join(unknown))
+    if args.list:
+        print("\n".join(map(str, known.values())))
+        return
+    if manual := [str(known[name]) for name in args.names if not known[name].files]:
+        raise UsageError("\n".join(manual))
+    chosen = [known[name] for name in args.names] or [entry for entry in known.values() if entry.files]
+    fetch(chosen, args.out, project_folder() / "workflow/config/examples/tables", print)
+
+
 def _simulate(args: Namespace) -> None:
     from mrpipe.stages.simulate import simulate
     from mrpipe.store.layout import truth_folder
@@ -226,6 +243,14 @@ def _init_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a declaration that exists")
 
 
+def _fetch_arguments(parser: ArgumentParser) -> None:
+    from mrpipe.fetch.download import FOLDER
+
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all that can be downloaded)")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help=f"default: {FOLDER}")
+    parser.add_argument("--list", action="store_true", help="list the data sets with size and licence")
+
+
 def _simulate_arguments(parser: ArgumentParser) -> None:
     _path(parser, "--out", "folder of the export; the ground truth is written to PATH.truth")
 
@@ -332,6 +357,7 @@ def _code_hash_arguments(parser: ArgumentParser) -> None:
 
 
 _TABLE: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {
+    "fetch": (_fetch_arguments, _fetch),
     "init": (_init_arguments, _init),
     "simulate": (_all(_dataset_name, _simulate_arguments, _set), _simulate),
     "check": (_all(_dataset_name, _raw, _check_arguments, _choice, _set), _check),

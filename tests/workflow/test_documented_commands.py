@@ -65,6 +65,14 @@ def home(tmp_path_factory: pytest.TempPathFactory, real_data_dir: Path) -> Path:
         simulate(get_dataset(name), place, get_dataset(name).tiny)
     for name in ("uci_mfeat", "physionet2012"):
         exports[name] = real_data_dir / "generic" / name
+    fetched = {"mfeat": exports["uci_mfeat"], "physionet2012": exports["physionet2012"]}
+    for name, place in {**fetched, "mimic_demo": real_data_dir / "mimic-iv-demo", "enrico": exports["enrico"]}.items():
+        shutil.copytree(place, folder / "data/open" / name)
+        (folder / "data/open" / name).chmod(0o755)
+    for name in fetched:
+        shutil.copyfile(
+            PROJECT / f"workflow/config/examples/tables/{name}.yaml", folder / f"data/open/{name}/tables.yaml"
+        )
     for file in (folder / "workflow/config/examples").glob("*.yaml"):
         content = yaml.safe_load(file.read_text())
         for entry in content.get("datasets", {}).values():

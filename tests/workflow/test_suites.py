@@ -6,7 +6,9 @@ import copy
 import itertools
 import json
 import re
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 
 from moe_retriever.catalogue import own_names
 from mrpipe.cli.main import main
+from mrpipe.fetch.download import FOLDER, catalogue
 from workflow.planning.arguments import benchmark_arguments, search_arguments, train_arguments
 from workflow.planning.plan import ConfigError, make_plan, mask_name, schema_faults
 from workflow.planning.suite_cells import description
@@ -31,6 +34,23 @@ OWN: dict[str, Any] = {
         }
     }
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fetched(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Iterator[Path]:
+    """A working directory that has the data of `mrpipe fetch` by name, without content."""
+    folder = tmp_path_factory.mktemp("fetched")
+    for name, data in catalogue().items():
+        views = [f"mfeat-{view}.csv" for view in ("fou", "fac", "kar", "pix", "zer", "mor")]
+        for file in (*data.files, *views, "PhysionetChallenge2012-set-a.csv"):
+            (folder / FOLDER / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / FOLDER / name / file).touch()
+        declaration = project / f"workflow/config/examples/tables/{name}.yaml"
+        if declaration.is_file():
+            shutil.copyfile(declaration, folder / FOLDER / name / "tables.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
 
 
 def config_of(**datasets: dict[str, Any]) -> dict[str, Any]:
@@ -140,8 +160,8 @@ def test_methods_of_a_column_share_masks_seeds_and_search_budget(everything: dic
             assert [seed for seed, _ in per_row["MoE-Retriever"]] == [0, 1, 2]
             assert {r.trials for r in runs if r.method != "majority"} == {6}
             assert len({r.preset for r in runs if r.method != "moe_retriever"}) == 1
-            # A row per method, and one more for the released code.
-            assert len(column.cells) == len(own_names()) + 1
+            # A row per method, and further ones for the released code and DyMo's network without recovery.
+            assert len(column.cells) == len(own_names()) + 2
 
 
 def test_methods_of_a_column_select_the_epoch_by_the_same_metric(everything: dict[str, Suites]) -> None:
@@ -372,6 +392,49 @@ def test_example_and_documented_suite_are_valid(project: Path, tmp_path: Path) -
         suite = suites_of(config_of(), suites=str(path)).suite("retrieval")
         assert (len(suite.rows), len(suite.columns)) == (4 if columns == 4 else 5, columns)
         assert {run.seed for run in suite.runs.values()} == set(range(5))
+
+
+def test_open_compares_all_methods_on_all_fetched_data_with_five_seeds(tmp_path: Path, fetched: Path) -> None:
+    suites = suites_of(config_of())
+    suite = suites.suite("open")
+    assert {run.method for run in suite.runs.values()} == METHODS
+    levels = {c.store: [] for c in suite.columns}
+    for column in suite.columns:
+        levels[column.store].append(column.missingness and column.missingness.p)
+        for runs in column.cells.values():
+            assert [run.seed for run in runs] == [0, 1, 2, 3, 4]
+            assert {(run.overrides["tokens"], run.overrides["hidden"], run.trials) for run in runs} == {(1, 64, 0)}
+    assert levels == {
+        "open_mfeat": [0.1, 0.3, 0.5],
+        "open_enrico": [0.1, 0.3, 0.5],
+        "open_physionet2012": [None],
+        "open_mimic_demo": [None],
+    }
+    assert {f"open_{name}" for name, data in catalogue().items() if data.files} == set(levels)
+    assert suites.store("open_mimic_demo").options == {"icd9": "off", "min_visits": 1}
+    note = "mosi: omitted, because the configuration has no export of this name."
+    assert list(suite.notes) == [note] == description(suite, "full", dict.fromkeys(levels, ("s", None)))["notes"]
+    mosi = suites_of(config_of(mosi={"raw": str(fetched), "modalities": ["audio", "text"]})).suite("open")
+    assert [c.missingness.p for c in mosi.columns if c.store == "mosi" and c.missingness] == [0.1, 0.3, 0.5]
+    assert not mosi.notes
+
+
+def test_open_without_data_names_the_command_and_does_not_affect_other_suites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    suites = suites_of(config_of())
+    assert len(suites.runs) > 300
+    everything = r"no data in data/open; download them: mrpipe fetch mfeat physionet2012 mimic_demo enrico$"
+    with pytest.raises(ConfigError, match=everything):
+        suites.suite("open")
+    shutil.copytree(fetched / FOLDER / "mfeat", tmp_path / FOLDER / "mfeat")
+    elsewhere = {"dataset": "enrico", "raw": str(fetched / FOLDER / "enrico")}
+    with pytest.raises(ConfigError, match=r"mrpipe fetch physionet2012 mimic_demo$"):
+        suites_of(config_of(open_enrico=elsewhere)).suite("open")
+
+
+METHODS = {p.stem for p in (Path(__file__).parents[2] / "model/moe_retriever/methods").glob("[!_]*.py")} - {"base"}
 
 
 def test_missing_or_malformed_file_is_named(tmp_path: Path) -> None:

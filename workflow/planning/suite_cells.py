@@ -77,6 +77,7 @@ class PlannedSuite:
         published: key of the corresponding table in the paper, or "".
         of: names of the suites that a collection consists of.
         missing: modality that the samples shown in an embedding figure lack.
+        notes: blocks that are omitted.
     """
 
     name: str
@@ -86,6 +87,7 @@ class PlannedSuite:
     published: str
     missing: str
     of: tuple[str, ...]
+    notes: tuple[str, ...]
     rows: Mapping[str, PlannedRow]
     columns: tuple[PlannedColumn, ...]
 
@@ -134,6 +136,7 @@ def description(suite: PlannedSuite, size: str, places: Mapping[str, tuple[str, 
         **{"format": FORMAT, "suite": suite.name, "size": size, "metrics": list(suite.metrics)},
         **{k: getattr(suite, k) for k in ("title", "published", "figure", "missing")},
         "trials": sorted({run.trials for run in suite.runs.values()} - {0}),
+        **({"notes": list(suite.notes)} if suite.notes else {}),
         "rows": rows,
         "columns": columns,
     }

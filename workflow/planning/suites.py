@@ -20,6 +20,7 @@ import yaml
 from moe_retriever.catalogue import names as method_names
 from mrpipe.errors import MrpipeError
 from mrpipe.experiment.missingness import Missingness
+from mrpipe.fetch.download import FOLDER, catalogue
 
 from .plan import (
     SIMULATED,
@@ -57,6 +58,8 @@ class Suites:
         own = config["suites"]
         self._config = config
         self._said = _merge([OWN, *map(Path, [own] if isinstance(own, str) else own)])
+        known, datasets = catalogue(), self._said["datasets"]
+        self._open = {name: known[entry["fetch"]] for name, entry in datasets.items() if "fetch" in entry}
         self._sizes = self._said["sizes"][self.size]
         self._stores: dict[str, StorePlan] = {}
         self._suites: dict[str, PlannedSuite] = {}
@@ -74,13 +77,22 @@ class Suites:
 
     @property
     def store_names(self) -> tuple[str, ...]:
-        """Names of the stores that suites can simulate."""
-        return tuple(f"{name}-{self.size}" for name in self._said["datasets"])
+        """Names of the stores that suites can simulate, or build from the data of `mrpipe fetch`."""
+        return tuple(map(self._store_name, self._said["datasets"]))
+
+    def _store_name(self, entry: str) -> str:
+        return entry if entry in self._open else f"{entry}-{self.size}"
 
     @property
     def readers(self) -> set[str]:
-        """Names of the datasets that suites can simulate."""
-        return {entry.get("dataset", name) for name, entry in self._said["datasets"].items()}
+        """Names of the datasets that suites can simulate or build."""
+        simulated = {entry.get("dataset", name) for name, entry in self._said["datasets"].items()}
+        return simulated - set(self._open) | {data.reader for data in self._open.values()}
+
+    def _not_fetched(self, suite: str) -> list[str]:
+        """Data sets of a suite that `mrpipe fetch` has yet to download."""
+        entries = {b["dataset"] for b in self._said["suites"][suite].get("blocks", ())} - set(self.plan.stores)
+        return [data.name for entry, data in self._open.items() if entry in entries and not data.present]
 
     def store(self, name: str) -> StorePlan:
         """The plan of a store: one of the configuration, or one simulated for the suites."""
@@ -91,6 +103,8 @@ class Suites:
             said = self._said["datasets"][entry]
             of_size = {key: said.get(self.size, {}).get(key, {}) for key in ("simulation", "options")}
             settings = {"dataset": said.get("dataset", entry), "raw": SIMULATED, **of_size}
+            if data := self._open.get(entry):
+                settings |= {"dataset": data.reader, "raw": str(FOLDER / data.name), "options": dict(data.options)}
             self._stores[name] = plan_store(name, settings)
         return self._stores[name]
 
@@ -112,7 +126,8 @@ class Suites:
     @cached_property
     def runs(self) -> dict[str, PlannedRun]:
         """All cells of all suites, by folder."""
-        return {folder: run for name in self.names for folder, run in self.suite(name).cells.items()}
+        names = [name for name in self.names if not self._not_fetched(name)]
+        return {folder: run for name in names for folder, run in self.suite(name).cells.items()}
 
     @cached_property
     def first_seeds(self) -> dict[tuple[str, str], PlannedRun]:
@@ -132,7 +147,7 @@ class Suites:
     def _faults(self) -> Iterator[str]:
         """Errors that can be found without planning the stores."""
         said = self._said
-        for name in set(self.store_names) & set(self.plan.stores):
+        for name in (set(self.store_names) - set(self._open)) & set(self.plan.stores):
             yield f"datasets.{name}: the suites simulate a store of this name; choose another name"
         for name in said["groups"]:
             yield from self._method_faults(f"groups.{name}", said["groups"][name], (name,))
@@ -196,7 +211,13 @@ class Suites:
         rows: dict[str, PlannedRow] = {}
         columns: dict[tuple[str, str], PlannedColumn] = {}
         faults: list[str] = []
+        notes: list[str] = []
+        if absent := self._not_fetched(name):
+            raise ConfigError([f"suites.{name}: no data in {FOLDER}; download them: mrpipe fetch {' '.join(absent)}"])
         for number, own in enumerate(said.get("blocks", ())):
+            if own.get("optional") and self._configured(own["dataset"]) is None:
+                notes.append(f"{own['dataset']}: omitted, because the configuration has no export of this name.")
+                continue
             block = {k: said[k] for k in INHERITED if k in said} | own
             block |= {k: {**said.get(k, {}), **own.get(k, {})} for k in ("overrides", "transforms")}
             try:
@@ -213,6 +234,7 @@ class Suites:
             **{k: said.get(k, "") for k in ("figure", "published", "missing")},
             metrics=tuple(said.get("metrics", ("accuracy",))),
             of=tuple(said.get("of", ())),
+            notes=tuple(notes),
             rows=rows,
             columns=tuple(columns.values()),
         )
@@ -251,10 +273,11 @@ class Suites:
 
     def _store_of(self, entry: str) -> StorePlan:
         """Prefer a real export or store in the configuration, then the suites' simulation, then the configuration's."""
-        configured = self.plan.stores.get(entry)
-        if configured is not None and not (configured.simulated and entry in self._said["datasets"]):
-            return configured
-        return self.store(f"{entry}-{self.size}")
+        return self._configured(entry) or self.store(self._store_name(entry))
+
+    def _configured(self, entry: str) -> StorePlan | None:
+        found = self.plan.stores.get(entry)
+        return None if found is None or (found.simulated and entry in self._said["datasets"]) else found
 
     def _rows(self, block: Mapping[str, Any]) -> list[PlannedRow]:
         rows = [_row(method) for method in self._flat(block["methods"])]

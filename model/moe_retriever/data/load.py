@@ -200,6 +200,10 @@ class Data:
             label = ((label - self.spec.center) / self.spec.scale).float()
         return Batch(self, index, observed & ~hidden, hidden, label, stream)
 
+    def drawn(self, rows: Rows, n: int, seed: int, purpose: str) -> Rows:
+        """At most `n` of the rows, drawn by the sample keys, in increasing order."""
+        return np.sort(rows[np.argsort(keyed.bits(self.keys[rows], seed, purpose)[:, 0], kind="stable")[:n]])
+
     def combination(self, observed: NDArray[np.bool_]) -> list[str]:
         """Names of modality combinations, joined by +."""
         bits = {name: i for i, name in enumerate(self.spec.names)}

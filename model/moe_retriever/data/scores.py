@@ -39,24 +39,22 @@ class Rules(NamedTuple):
     threshold: float = 0.5
 
 
-DEFAULT_RULES = Rules()
+PLAIN = Rules()
 
 
-def metrics_of(prediction: Floats, rules: Rules = DEFAULT_RULES) -> tuple[str, ...]:
+def metrics_of(prediction: Floats, rules: Rules = PLAIN) -> tuple[str, ...]:
     """Names of the metrics of a prediction: of probabilities (n, C), or of values (n,)."""
     return names_of(kinds_of(prediction.shape[1] if prediction.ndim == 2 else 0, rules.convention))
 
 
-def score(label: Labels, prediction: Floats, rules: Rules = DEFAULT_RULES) -> dict[str, float | None]:
+def score(label: Labels, prediction: Floats, rules: Rules = PLAIN) -> dict[str, float | None]:
     """All metrics of a prediction; None if undefined (no samples, a single class for ranking metrics, no variation)."""
     found = weighted_metrics(label, prediction, np.ones((1, len(label))), rules) if len(label) else {}
     values = {name: float(found[name][0]) if name in found else math.nan for name in metrics_of(prediction, rules)}
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
-def selection_score(
-    metric: str, label: Labels, prediction: Floats, rules: Rules = DEFAULT_RULES
-) -> tuple[float, float]:
+def selection_score(metric: str, label: Labels, prediction: Floats, rules: Rules = PLAIN) -> tuple[float, float]:
     """Plus or minus a metric (−inf if undefined) and, for ties, minus the loss (NLL or RMSE): both are maximised."""
     found = score(label, prediction, rules)
     found["loss"] = found["nll" if prediction.ndim == 2 else "rmse"]
@@ -65,9 +63,7 @@ def selection_score(
     return value, loss
 
 
-def weighted_metrics(
-    label: Labels, prediction: Floats, weight_Rn: Floats, rules: Rules = DEFAULT_RULES
-) -> dict[str, Floats]:
+def weighted_metrics(label: Labels, prediction: Floats, weight_Rn: Floats, rules: Rules = PLAIN) -> dict[str, Floats]:
     """(R,) values of every metric for each set of sample weights; NaN where undefined.
 
     Macro-F1 averages over the classes in labels or predictions, balanced accuracy over the classes in the labels, AUROC
@@ -111,8 +107,7 @@ def _of_classes(label: Ints, probability: Floats, weight_Rn: Floats, threshold: 
         # Mean over samples of the error rate among those that are at least as confident.
         "aurc": np.nansum(every * wrong / kept, axis=1) / total,
     }
-    ranked = [c for c in range(n_classes == 2, n_classes) if 0 < (label == c).sum() < len(label)]
-    if ranked:
+    if ranked := [c for c in range(n_classes == 2, n_classes) if 0 < (label == c).sum() < len(label)]:
         areas = [weighted_areas(label == c, probability[:, c], weight_Rn) for c in ranked]
         for name, of_class in zip(("auroc", "auprc"), zip(*areas, strict=True), strict=True):
             out[name] = _mean_of_known(np.stack(of_class, axis=1))
@@ -126,8 +121,7 @@ def _of_classes(label: Ints, probability: Floats, weight_Rn: Floats, threshold: 
 
 def _mean_of_known(x_RC: Floats) -> Floats:
     """(R,) mean over the classes for which the score is defined; NaN if there is none."""
-    known = ~np.isnan(x_RC)
-    mean: Floats = np.where(known, x_RC, 0.0).sum(axis=1) / known.sum(axis=1)
+    mean: Floats = np.nansum(x_RC, axis=1) / (~np.isnan(x_RC)).sum(axis=1)
     return mean
 
 

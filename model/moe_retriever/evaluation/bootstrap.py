@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from moe_retriever.data.scores import DEFAULT_RULES, SCORE_COLUMNS, Floats, Ints, Labels, Rules, score, weighted_metrics
+from moe_retriever.data.scores import PLAIN, SCORE_COLUMNS, Floats, Ints, Labels, Rules, score, weighted_metrics
 from moe_retriever.evaluation.groups import Group, pattern_groups
 from mrpipe import keyed
 
@@ -40,7 +40,7 @@ def bootstrap(
     *,
     seed: int,
     n_resamples: int = 1000,
-    rules: Rules = DEFAULT_RULES,
+    rules: Rules = PLAIN,
 ) -> dict[str, tuple[float, float]]:
     """`interval` of each metric over resamples of the subjects, drawn with the given seed."""
     if len(label) == 0 or n_resamples == 0:
@@ -63,7 +63,7 @@ def table(
     seed: int,
     n_resamples: int = 1000,
     more: Sequence[Group] = (),
-    rules: Rules = DEFAULT_RULES,
+    rules: Rules = PLAIN,
 ) -> pl.DataFrame:
     """One row per group and metric, by modality combination, number of observed modalities, and `more` groups.
 

@@ -49,19 +49,15 @@ def decide(common: Common, method: AnyMethod, data: Data, *, draws: int | None =
 
 def fit_temperature(label: Ints, logits: Floats) -> float:
     """Temperature in [0.05, 20] with the smallest negative log-likelihood, which has a single minimum."""
-
-    def nll(log_temperature: float) -> float:
-        log_p = log_softmax(logits * math.exp(-log_temperature), axis=1)
-        return -float(log_p[np.arange(len(label)), label].mean())
-
-    return math.exp(minimize_scalar(nll, bounds=(math.log(0.05), math.log(20)), method="bounded").x)
+    every, bounds = np.arange(len(label)), (math.log(0.05), math.log(20))
+    found = minimize_scalar(
+        lambda t: -log_softmax(logits * math.exp(-t), axis=1)[every, label].mean(), bounds=bounds, method="bounded"
+    )
+    return math.exp(found.x)
 
 
 def choose_threshold(label: Ints, probability: Floats, rule: str, value: float) -> float:
-    """Threshold among the probabilities (n,) of the second class; of equally good ones, the highest.
-
-    `youden` maximises sensitivity + specificity − 1; `sensitivity` is the highest one with a sensitivity of `value`.
-    """
+    """Highest threshold with the largest sensitivity + specificity (youden), or with a `sensitivity` of `value`."""
     # The first threshold of the curve is infinite. Rounding removes differences that are due to sums only.
     false_rate, sensitivity, thresholds = (v[1:] for v in roc_curve(label, probability, drop_intermediate=False))
     good = sensitivity >= value if rule == "sensitivity" else np.round(sensitivity - false_rate, 12)

@@ -15,7 +15,7 @@ from moe_retriever.metrics import lower_is_better
 from mrpipe.errors import UsageError
 from mrpipe.store.reader import Store
 
-# `by` and `group` in the table of scores, and (n,) whether a sample belongs to the group.
+# Columns `by` and `group` of the table of scores, and (n,) whether a sample belongs to the group.
 Group = tuple[str, str, Bools]
 # Combinations with fewer samples do not count as the worst one, nor for the mean.
 MIN_PATTERN = 20
@@ -36,11 +36,8 @@ def subgroups(
 ) -> list[Group]:
     """Groups of the samples `rows` by columns of samples.parquet; samples without a value form a group.
 
-    Args:
-        columns: column → cuts; without cuts, numeric columns are cut at the quartiles of the samples `train`.
-
-    Raises:
-        UsageError: a column does not exist, or does not form groups.
+    Numeric columns are cut at their cuts in `columns` or, if there are none, at the quartiles of the samples `train`.
+    A column that does not exist, or does not form groups, is a UsageError.
     """
     ids = pl.LazyFrame({"sample_id": sample_id.tolist()}, schema={"sample_id": pl.String})
     samples = ids.join(store.samples(), on="sample_id", how="left", maintain_order="left")
@@ -70,13 +67,10 @@ def subgroups(
 
 
 def pattern_rows(scores: pl.DataFrame) -> pl.DataFrame:
-    """Per metric, the combination with the worst value, and the mean over the combinations.
+    """Per metric, a row of the combination with the worst value, and one of the mean over the combinations.
 
-    Combinations with fewer than 20 samples, and those in which the metric is undefined, are left out.
-
-    Returns:
-        The columns of `scores`; `by` is worst_pattern (`group`: the combination) or mean_over_patterns (`group`: number
-        of combinations, `n`: number of their samples).
+    Combinations with fewer than 20 samples, and those in which the metric is undefined, are left out. The `group` of
+    the mean is the number of combinations.
     """
     counted = scores.filter(pl.col("by") == "combination", pl.col("n") >= MIN_PATTERN, pl.col("value").is_not_null())
     rows = []

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_retriever.data.scores import DEFAULT_RULES, Floats, Labels, Rules, lower_is_better, score
+from moe_retriever.data.scores import PLAIN, Floats, Labels, Rules, lower_is_better, score
 from moe_retriever.evaluation.bootstrap import weighted_metrics
 from moe_retriever.evaluation.intervals import Estimate, estimate, holm, leave_out_weights
 
@@ -33,7 +33,7 @@ class Predicted:
     label: Labels
     prediction: Floats
     subject: NDArray[np.str_]
-    rules: Rules = DEFAULT_RULES
+    rules: Rules = PLAIN
 
 
 class Comparison:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from moe_retriever.data.scores import DEFAULT_RULES, SCORE_COLUMNS, Rules
+from moe_retriever.data.scores import PLAIN, SCORE_COLUMNS, Rules
 from moe_retriever.evaluation.paired import Predicted
 from mrpipe.errors import DataError, Fault
 from mrpipe.experiment.truth import ANY
@@ -72,7 +72,7 @@ def tested(run: Path) -> Predicted:
         DataError: the predictions were written by an older version and lack subjects.
     """
     said = json.loads((run / "metrics.json").read_text(encoding="utf-8")) if finished(run) else {}
-    threshold = said.get("decision", {}).get("threshold", DEFAULT_RULES.threshold)
+    threshold = said.get("decision", {}).get("threshold", PLAIN.threshold)
     return replace(_predicted(_predictions(run)), rules=Rules(said.get("convention", ""), threshold))
 
 

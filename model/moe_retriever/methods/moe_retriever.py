@@ -152,7 +152,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         self.index = SupportIndex(reference.observed)
         if self.options.support == "nearest":
             features = lambda m, rows: self._features(cast(Data, reference.data), m, reference.table_rows(m, rows))  # noqa: E731
-            self.index = NearestIndex(reference.observed, features, self.options)
+            self.index = NearestIndex(reference.observed, features, self.options, reference.subject)
         return self.index
 
     def _features(self, data: Data, m: int, rows: Rows) -> Tensor:

@@ -31,13 +31,9 @@ def _cell(frame: pl.DataFrame, metric: Metric) -> dict[str, str]:
         some = f" (undefined for {undefined} of {len(frame)} seeds)" if undefined < len(frame) else ""
         return {"text": f"–{some}", "interval": ""}
     bounds = frame.drop_nulls(["low", "high"]).select(pl.col("low", "high").mean() * metric.factor).row(0)
-    interval = (
-        ""
-        if frame["low"].null_count()
-        else ("[{:.1f}, {:.1f}]" if metric.percent else "[{:.3f}, {:.3f}]").format(*bounds)
-    )
+    digits, form = (2, "[{:.1f}, {:.1f}]") if metric.percent else (3, "[{:.3f}, {:.3f}]")
+    interval = "" if frame["low"].null_count() else form.format(*bounds)
     values = (frame["value"] * metric.factor).to_list()
-    digits = 2 if metric.percent else 3
     sd = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return {"text": f"{fmean(values):.{digits}f}{sd}", "interval": interval}
 

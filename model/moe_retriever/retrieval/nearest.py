@@ -40,10 +40,13 @@ class NearestIndex(SupportIndex):
     Args:
         observed: (R, M) observed modalities of the training samples.
         features: features of training samples, by reference row; read whenever `fitted` is None.
+        subject: (R,) number of each training sample's subject. Test samples are of other subjects, so in training, too,
+            no sample of the same subject is a neighbour.
     """
 
-    def __init__(self, observed: NDArray[np.bool_], features: Features, options: MoERetrieverOptions):
+    def __init__(self, observed: NDArray[np.bool_], features: Features, options: MoERetrieverOptions, subject: Rows):
         super().__init__(observed)
+        self.subject = subject
         self.features, self.k, self.temperature = features, options.nearest_k, options.nearest_temperature
         self.width = int(np.clip(SIZE / observed.size, *WIDTHS))
 
@@ -94,16 +97,17 @@ class NearestIndex(SupportIndex):
                 part[torch.from_numpy(new).to(part.device)] = self.vectors(m, features(m, new), scale)
         return query / torch.from_numpy(observed.sum(axis=1, keepdims=True)).to(query.device)
 
-    def _search(self, slots: Draws, query: Tensor, first: Rows) -> tuple[Rows, NDArray[np.float64]]:
-        """Nearest samples (Q, k), in order, ties from row `first` (Q,), and similarities; −1 and −∞ in small groups."""
+    def _search(self, slots: Draws, query: Tensor, first: Rows, own_row: Rows) -> tuple[Rows, NDArray[np.float64]]:
+        """Nearest samples (Q, k), in order, ties from row `first` (Q,), and similarities; −∞ past the group."""
         products = query @ self.fit()[0].T
         found = [(slots.sample[:0], slots.sample[:0], np.zeros(0))]
         for group in np.unique(slots.group[slots.group_size > 0]).tolist():
             mine, rows = np.flatnonzero(slots.group == group), self._lists[group]
             similarity = products[torch.from_numpy(slots.sample[mine]).to(products.device)]
             similarity = similarity.index_select(1, torch.from_numpy(rows).to(products.device))
-            member = np.flatnonzero(slots.own[mine] >= 0)
-            similarity[member, slots.own[mine[member]]] = -torch.inf
+            own = own_row[slots.sample[mine]]
+            same = self.subject[rows] == np.where(own < 0, -1, self.subject[own])[:, None]
+            similarity[torch.from_numpy(same).to(products.device)] = -torch.inf
             least = similarity.topk(min(self.k, len(rows)), dim=1).values[:, -1:]
             slot, place = (similarity >= least - 2 * TIE).nonzero(as_tuple=True)
             value = similarity[slot, place].cpu().numpy()
@@ -134,10 +138,10 @@ class NearestIndex(SupportIndex):
         slots = self._slots(observed, wanted, own_row)
         slots = replace(slots, wanted=np.minimum(slots.wanted, self.k))
         first = (slots.uniforms(keys, names, seed, "ties", 1)[:, 0] * len(self.observed)).astype(np.int64)
-        row, similarity = self._search(slots, self._query(observed, own_row, features), first)
+        row, similarity = self._search(slots, self._query(observed, own_row, features), first, own_row)
+        n = np.minimum(slots.wanted, (similarity > -np.inf).sum(axis=1))
         if self.temperature > 0:
             u = np.maximum(slots.uniforms(keys, names, seed, stream, self.k), np.finfo(np.float64).tiny)
             order = np.argsort(np.log(-np.log(u)) - similarity / self.temperature, axis=1, kind="stable")
             row = np.take_along_axis(row, order, axis=1)
-        n = np.minimum(slots.wanted, slots.group_size)
         return replace(slots, start=np.concatenate([[0], np.cumsum(n)]), row=row[np.arange(self.k) < n[:, None]])

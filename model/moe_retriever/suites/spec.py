@@ -41,6 +41,7 @@ class SuiteColumn:
         cells: name of the row → folder of its runs and their seeds.
         task, scheme: None for the store's default.
         transforms: transform options that differ from their defaults.
+        joined: name of the row → seed → folder of one of the user's own runs.
     """
 
     dataset: str
@@ -54,6 +55,7 @@ class SuiteColumn:
     task: str | None = None
     scheme: str | None = None
     transforms: Mapping[str, Any] = field(default_factory=dict)
+    joined: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     @property
     def p(self) -> float | None:
@@ -61,8 +63,9 @@ class SuiteColumn:
 
     @property
     def data(self) -> str:
-        """Name of the data set in the paper; for other data sets, name of the store."""
-        return DATASETS[self.dataset][0] if self.dataset in DATASETS else Path(self.store).name
+        """Name of the data set in the paper; for other data sets and those of `mrpipe fetch`, name of the store."""
+        store = Path(self.store).name
+        return DATASETS[self.dataset][0] if self.dataset in DATASETS and not store.startswith("open_") else store
 
     @property
     def view(self) -> str:
@@ -81,10 +84,12 @@ class SuiteColumn:
         return ", ".join(parts)
 
     def runs(self) -> Iterator[tuple[str, int, str]]:
-        """(row, seed, folder of the run relative to the folder of all runs)."""
+        """(row, seed, folder of the run relative to the folder of all runs; absolute for joined runs)."""
         for row, (label, seeds) in self.cells.items():
             for seed in seeds:
                 yield row, seed, f"{self.experiment}/{label}/seed{seed}"
+        for row, folders in self.joined.items():
+            yield from ((row, seed, folder) for seed, folder in folders.items())
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class SuiteSpec:
         missing: modality that the samples of an embedding figure lack.
         trials: numbers of trials of the hyper-parameter searches.
         unfinished: folders of runs to ignore even if they contain results.
+        notes: blocks that are omitted, and runs that could not be joined.
     """
 
     name: str
@@ -109,6 +115,7 @@ class SuiteSpec:
     missing: str = ""
     trials: tuple[int, ...] = ()
     unfinished: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def every_row(self) -> tuple[SuiteRow, ...]:
@@ -131,6 +138,7 @@ def parse_suite(said: Mapping[str, Any]) -> SuiteSpec:
         columns=tuple(SuiteColumn(**column) for column in columns),
         trials=tuple(said.get("trials", ())),
         unfinished=tuple(said.get("unfinished", ())),
+        notes=tuple(said.get("notes", ())),
         **{k: said[k] for k in ("title", "size", "published", "figure", "missing") if k in said},
     )
 

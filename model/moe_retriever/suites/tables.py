@@ -19,7 +19,9 @@ from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.paired import Comparison, Predicted
 from moe_retriever.evaluation.run_folders import best_possible, finished, tested
 from moe_retriever.metrics import METRIC, METRIC_NAMES, METRICS, lower_is_better
+from moe_retriever.suites.join import joined
 from moe_retriever.suites.published import origin_sentence, origin_title, published
+from moe_retriever.suites.ranks import rank_table
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, cells_of, heading, number, with_sd, write
 from moe_retriever.suites.spec import BEST, REFERENCE, SuiteColumn, SuiteRow, SuiteSpec, add_suite_arguments, read_suite
 from mrpipe.experiment.truth import read_best
@@ -161,6 +163,8 @@ def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame)
     """The rendered contents of a suite."""
     cells = {(r["column"], r["row"], r["metric"]): r for r in scores.iter_rows(named=True)}
     overview = [_overview(suite, columns, cells, store) for store in dict.fromkeys(c.column.store for c in columns)]
+    if ranks := rank_table(suite, scores):
+        overview.insert(0, ranks)
     compared = [(n, f) for n, f in enumerate(columns) if f.comparison.methods]
     details = [_detail(suite, n, f, cells, _data(f.column, columns)) for n, f in compared]
     return Page(
@@ -192,7 +196,7 @@ def _overview(suite: SuiteSpec, columns: Sequence[Filled], cells: Cells, store: 
     lines = []
     for row in suite.every_row:
         found = [cells.get((n, row.name, m)) for n, _, m in mine]
-        asked = [row.name in f.column.cells or bool(f.column.absent) for _, f, _ in mine]
+        asked = [row.name in {*f.column.cells, *f.column.joined} or bool(f.column.absent) for _, f, _ in mine]
         if any(asked) if row.name != BEST else any(found):
             ours = [_ours(c, f, row) for c, (_, f, _) in zip(found, mine, strict=True)]
             lines.append(Line("control" if row.control else "method", row.name, tuple(ours)))
@@ -284,6 +288,7 @@ def _origins(suite: SuiteSpec, columns: Sequence[Filled]) -> Iterator[str]:
 
 
 def _notes(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) -> Iterator[str]:
+    yield from suite.notes
     seeds = sorted(set(scores["seeds"].to_list()) - {0})
     if not seeds:
         return
@@ -332,10 +337,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `mrpipe suite-tables`."""
     add_suite_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
+    help = "folders of your own runs; those with the same data and masks become rows"
+    parser.add_argument("--join", type=Path, nargs="+", default=[], metavar="FOLDER", help=help)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run `mrpipe suite-tables`."""
-    page = write_tables(read_suite(args.suite), args.runs, args.out)
+    page = write_tables(joined(read_suite(args.suite), args.runs, args.join), args.runs, args.out)
     missing = f", {len(page.faults)} cells not finished" if page.faults else ""
     print(f"{args.out / 'table.md'}: {len(page.overview) + len(page.details)} tables{missing}")

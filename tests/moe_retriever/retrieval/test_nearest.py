@@ -67,6 +67,27 @@ def test_the_nearest_samples_are_those_of_brute_force(case: str, ties: bool, hid
             assert draws.wanted[q] == min(k, draws.group_size[q])
 
 
+def test_samples_of_the_same_subject_are_no_neighbours() -> None:
+    """Two equal visits of each subject: the nearest sample would be the other visit."""
+    masks = np.repeat(synthetic.random_masks(30, 3, 1, p=0.4), 2, axis=0)
+    method, data = near(masks, nearest_k=4, nearest_temperature=0.0, n_intra="all")
+    data.subject_id[:] = np.repeat(data.subject_id[::2], 2)
+    for m, table in enumerate(data.tables):
+        data.tables[m] = VectorTable(np.repeat(table.x[::2].numpy(), 2, axis=0), data.device)
+    method.prepare(data, data.rows("train"))
+    rows = data.rows("train")
+    draws = planned(method, data, rows)
+    subject, observed = data.subject_id[rows], data.observed[rows]
+    full = 0
+    for q, (b, target) in enumerate(zip(draws.sample, draws.target, strict=True)):
+        found = subject[rows_of(draws, q)]
+        assert subject[b] not in found
+        # The group, if it is not a fallback: all subjects that have the sample's modalities and the target.
+        member = observed[:, observed[b]].all(axis=1) & observed[:, target] & (subject != subject[b])
+        full += len(found) == min(4, member.sum())
+    assert full > 0.8 * len(draws.sample)
+
+
 def test_wide_features_are_projected_and_keep_their_cosines() -> None:
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(1, 20_000, generator=generator)
