@@ -19,12 +19,8 @@ from moe_retriever.metrics import METRIC_NAMES, METRICS, VALUE_METRICS, kinds_of
 __all__ = ["METRICS", "METRIC_NAMES", "SCORE_COLUMNS", "VALUE_METRICS", "Rules", "lower_is_better", "score"]
 
 # Columns of a table of scores: group of samples, metric, value and interval.
-SCORE_COLUMNS = {
-    **dict.fromkeys(("by", "group"), pl.String),
-    "n": pl.Int64,
-    "metric": pl.String,
-    **dict.fromkeys(("value", "low", "high"), pl.Float64),
-}
+SCORE_COLUMNS = {"by": pl.String, "group": pl.String, "n": pl.Int64, "metric": pl.String}
+SCORE_COLUMNS |= dict.fromkeys(("value", "low", "high"), pl.Float64)
 N_BINS = 15
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -92,9 +88,8 @@ def _of_classes(label: Ints, probability: Floats, weight_Rn: Floats, threshold: 
     # As in scikit-learn, a probability of 0 counts as the smallest step of a number near 1.
     of_label = np.maximum(probability[np.arange(len(label)), label], np.finfo(np.float64).eps)
     distance = ((probability - np.eye(n_classes)[label]) ** 2).sum(axis=1)
-    place = np.minimum((confidence * N_BINS).astype(np.int64), N_BINS - 1)
-    gap = np.eye(N_BINS)[place] * (right - confidence)[:, None]
-    sums = weight_Rn @ np.column_stack([distance, -np.log(of_label), gap])
+    bins = np.eye(N_BINS)[np.minimum((confidence * N_BINS).astype(np.int64), N_BINS - 1)]
+    sums = weight_Rn @ np.column_stack([distance, -np.log(of_label), bins * (right - confidence)[:, None]])
     total = truth.sum(axis=1)
     _, every, wrong, kept = _from_the_top(~right, confidence, weight_Rn)
     out = {
@@ -167,11 +162,8 @@ def _of_sentiment(label: Labels, value: Floats, weight_Rn: Floats, convention: s
         classes = {f"acc{2 * k + 1}": [np.round(s.clip(-k, k)).astype(np.int64) + k for s in scores] for k in (3, 2)}
         classes |= {"acc2_has0": [(s >= 0).astype(np.int64) for s in scores], "acc2_non0": sign}
     elif convention == "sims":
-        edges = {5: (-0.7, -0.1, 0.1, 0.7), 3: (-0.1, 0.1)}
-        classes = {
-            f"sims_acc{k}": [np.digitize(s, np.array(e, np.float32), right=True) for s in scores]
-            for k, e in edges.items()
-        }
+        edges = {k: np.array(e, np.float32) for k, e in ((5, (-0.7, -0.1, 0.1, 0.7)), (3, (-0.1, 0.1)))}
+        classes = {f"sims_acc{k}": [np.digitize(s, e, right=True) for s in scores] for k, e in edges.items()}
         classes |= {"sims_acc2": sign}
     out = {}
     for name, (truth, guess) in classes.items():

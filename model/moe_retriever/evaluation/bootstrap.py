@@ -1,9 +1,7 @@
 """Metrics with bootstrap intervals, by modality combination, number of observed modalities, and subgroup.
 
 The bootstrap resamples subjects (all samples of a subject together) and computes the weighted metrics of all resamples
-at once from class counts and sorted scores.
-
-Legend: n samples, C classes, R resamples.
+at once (`moe_retriever.data.scores`).
 """
 
 from __future__ import annotations
@@ -20,16 +18,13 @@ from mrpipe import keyed
 
 __all__ = ["bootstrap", "interval", "score", "table", "weighted_metrics"]
 
-LEVEL = 0.95
-
 
 def interval(resampled: Floats) -> tuple[float, float] | None:
     """95% percentile interval; None if the metric is undefined in more than 1% of the resamples."""
     known = resampled[np.isfinite(resampled)]
     if len(known) < 0.99 * len(resampled):
         return None
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(known, (tail, 1 - tail)).tolist()
+    low, high = np.quantile(known, (0.025, 0.975)).tolist()
     return low, high
 
 
@@ -78,7 +73,7 @@ def table(
             part = label[chosen], prediction[chosen]
             values = score(*part, rules)
             intervals = bootstrap(*part, subject[chosen], seed=seed, n_resamples=n_resamples, rules=rules)
-            none = None, None
-            known[key] = [(m, v, *(none if v is None else intervals.get(m, none))) for m, v in values.items()]
+            bounds = (intervals.get(m, (None, None)) if v is not None else (None, None) for m, v in values.items())
+            known[key] = [(m, v, low, high) for (m, v), (low, high) in zip(values.items(), bounds, strict=True)]
         rows += [(by, group, int(chosen.sum()), *row) for row in known[key]]
     return pl.DataFrame(rows, schema=SCORE_COLUMNS, orient="row")

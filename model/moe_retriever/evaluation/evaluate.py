@@ -18,7 +18,7 @@ from moe_retriever.data.load import Data, load
 from moe_retriever.data.scores import Rules
 from moe_retriever.evaluation.bootstrap import table
 from moe_retriever.evaluation.calibration import decide, risk_coverage
-from moe_retriever.evaluation.groups import MIN_PATTERN, pattern_rows, subgroups
+from moe_retriever.evaluation.groups import pattern_rows, subgroups
 from moe_retriever.nn.kernels.allocator import keep_freed_memory
 from moe_retriever.training.checkpoint import MASK_NAME, Trained, load_run, require_training_store
 from moe_retriever.training.predict import predict, prediction_frame
@@ -84,19 +84,18 @@ def evaluate_run(
     common = dataclasses.replace(trained.config, common=common).for_task(data.spec.kinds).common
     rows, train = data.rows(part), data.rows("train")
     more = subgroups(parse_subgroups(common.subgroups), store, data.sample_id, rows, train)
-    for name in ("metrics.json", "metrics.csv", "risk_coverage.csv", "predictions.parquet", "routing.parquet"):
-        (run / name.replace(".", f"{suffix}.")).unlink(missing_ok=True)
     keep_freed_memory()
     trained.method.prepare(data, train)
     decision = decide(common, trained.method, data, draws=draws)
+    for name in ("metrics.json", "metrics.csv", "risk_coverage.csv", "predictions.parquet", "routing.parquet"):
+        (run / name.replace(".", f"{suffix}.")).unlink(missing_ok=True)
     started = time.perf_counter()
     found = predict(trained.method, data, rows, draws=draws, detail=True)
     seconds = time.perf_counter() - started
     found = dataclasses.replace(found, logits=found.logits / np.float32(decision["temperature"]))
     rules, observed = Rules(data.spec.convention, decision["threshold"]), data.observed[rows]
-    groups = data.combination(observed), observed.sum(axis=1)
-    how: dict[str, Any] = {"seed": trained.config.seed, "n_resamples": n_resamples, "more": more, "rules": rules}
-    metrics = table(data.label[rows], found.scored, data.subject_id[rows], *groups, **how)
+    scored = data.label[rows], found.scored, data.subject_id[rows], data.combination(observed), observed.sum(axis=1)
+    metrics = table(*scored, seed=trained.config.seed, n_resamples=n_resamples, more=more, rules=rules)
     metrics = pl.concat([metrics, pattern_rows(metrics)])
     if len(rows) and not data.spec.regression:
         curve = risk_coverage(data.label[rows], found.scored)
@@ -120,7 +119,6 @@ def evaluate_run(
         "metrics": summary(metrics),
         "worst_pattern": summary(metrics, "worst_pattern", "group", "n"),
         "mean_over_patterns": summary(metrics, "mean_over_patterns"),
-        "pattern_min_n": MIN_PATTERN,
         "decision": decision,
         "convention": data.spec.convention,
         "majority": majority(data, part),

@@ -40,9 +40,9 @@ def subgroups(
     A column that does not exist, or does not form groups, is a UsageError.
     """
     ids = pl.LazyFrame({"sample_id": sample_id.tolist()}, schema={"sample_id": pl.String})
-    samples = ids.join(store.samples(), on="sample_id", how="left", maintain_order="left")
-    own = {"sample_id", "subject_id", "modality_mask", *(f"row_{name}" for name in store.bits)}
-    known = [name for name in samples.collect_schema().names() if name not in own]
+    columns_of = store.samples().drop("subject_id", "modality_mask", *(f"row_{name}" for name in store.bits))
+    samples = ids.join(columns_of, on="sample_id", how="left", maintain_order="left")
+    known = samples.collect_schema().names()[1:]
     groups: list[Group] = []
     for column, cuts in columns.items():
         if column not in known:

@@ -116,17 +116,14 @@ def _is_constant(run: ReportedRun) -> bool:
     occur by chance.
     """
     scores, k = run.metrics["metrics"], len(run.metrics["classes"])
-    if not k:
-        return False
-    a, balanced, f1 = (scores[name]["value"] for name in ("accuracy", "balanced_accuracy", "macro_f1"))
+    a, balanced, f1 = (scores.get(name, {}).get("value") for name in ("accuracy", "balanced_accuracy", "macro_f1"))
     if None in (a, balanced, f1):
         return False
     return bool(abs(balanced - 1 / k) < 1e-9 and abs(f1 - 2 * a / ((1 + a) * k)) < 1e-9)
 
 
 def _below_majority(run: ReportedRun) -> bool:
-    theirs = run.metrics["majority"]["accuracy"]
-    ours = None if theirs is None else run.metrics["metrics"]["accuracy"]["value"]
+    ours, theirs = run.metrics["metrics"].get("accuracy", {}).get("value"), run.metrics["majority"]["accuracy"]
     return ours is not None and theirs is not None and ours < theirs
 
 
