@@ -241,7 +241,7 @@ def _changed(runs: Sequence[ReportedRun]) -> list[str]:
 def _evaluation(runs: Sequence[ReportedRun], cited: Bibliography) -> str:
     resamples = sorted({run.metrics["bootstrap"] for run in runs})
     draws = sorted({run.metrics["draws"] for run in runs})
-    metrics = list(dict.fromkeys(METRIC_NAMES[name] for run in runs for name in run.metrics["metrics"]))
+    metrics = [title for m, title in METRIC_NAMES.items() if any(m in run.metrics["metrics"] for run in runs)]
     text = (
         "Test samples were predicted once, independently of each other. The metrics are "
         f"{listed(metrics)}{cited.cite('ece') if 'ECE' in metrics else ''}, over all test samples and by combination "

@@ -110,6 +110,27 @@ def test_the_page_is_accessible_to_screen_readers(page: Path) -> None:
     assert '<html lang="en">' in page.read_text()
 
 
+def test_a_regression_is_reported_in_its_own_unit(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results" / "runs" / "toy" / "logistic" / "seed0"
+    options = ["--task", "score", "--method", "logistic", "--quiet", "--set", "subgroups=fold"]
+    assert main(["train", "--store", str(store.path), "--out", str(out), *options]) in (0, None)
+    found = json.loads((out / "metrics.json").read_text())["metrics"]
+    assert set(found) == {"mae", "rmse", "corr", "r2"}
+    write_report(Inputs(runs=[out]), tmp_path / "results" / "report" / "index.html")
+    text = (tmp_path / "results" / "report" / "index.html").read_text()
+    assert '<th scope="col" class="n">MAE</th>' in text
+    assert f'<td class="n">{found["mae"]["value"]:.3f}<br>' in text
+    assert "MAE by observed modalities" in text
+    assert "The metrics are MAE, RMSE, Corr and R²" in text
+    capsys.readouterr()
+    print_summary(tmp_path / "results")
+    printed = capsys.readouterr().out
+    assert "MAE" in printed
+    assert f"{found['mae']['value']:.3f}" in printed
+
+
 def test_the_page_has_all_sections(page: Path) -> None:
     text = page.read_text()
     for section in ("overview", "cautions", "data", "suites", "experiments", "methods", "record"):
