@@ -155,15 +155,20 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from moe_retriever.evaluation.evaluate import evaluate_run
     from mrpipe import open_store
 
-    how = {"part": arguments.part, "draws": arguments.draws, "n_resamples": arguments.resamples, "device": device}
-    _print_metrics(evaluate_run(arguments.run, open_store(arguments.store), **how))
+    a = arguments
+    if not a.name and (a.mask or a.patterns or a.reference_store):
+        raise UsageError("--mask, --patterns and --reference-store require --name: the folder in RUN/tests to write to")
+    how = {"part": a.part, "draws": a.draws, "n_resamples": a.resamples, "device": device}
+    protocol = {"name": a.name, "mask_file": a.mask, "patterns": a.patterns}
+    reference = a.reference_store and open_store(a.reference_store)
+    _print_metrics(evaluate_run(a.run, open_store(a.store), reference=reference, **protocol, **how))
 
 
 def _predict(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
     import numpy as np
 
-    from moe_retriever.evaluation.evaluate import load_for, load_like
+    from moe_retriever.evaluation.evaluate import load_like, prepare
     from moe_retriever.training.checkpoint import load_run
     from moe_retriever.training.predict import predict, prediction_frame
     from mrpipe import open_store
@@ -173,13 +178,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     store = open_store(arguments.store)
     trained.origin.require_same_kind(store)
     data = load_like(trained, store, device, mask_file=arguments.mask, unlabelled=True)
-    if arguments.reference_store is not None:
-        reference = load_for(trained, arguments.run, open_store(arguments.reference_store), device)
-        trained.method.prepare(reference, reference.rows("train"))
-    elif trained.reference is not None:
-        trained.method.load_reference(trained.reference)
-    else:
-        raise UsageError("the run has no stored retrieval bank (larger than bank_mb); pass --reference-store")
+    prepare(trained, arguments.run, arguments.reference_store and open_store(arguments.reference_store), device)
     found = predict(trained.method, data, np.arange(len(data)), draws=arguments.draws)
     write_frame(arguments.out, prediction_frame(data, found))
     gone = sum(data.n_without.values())
@@ -285,7 +284,11 @@ train = Command(
 evaluate = Command(
     summary="evaluate a finished run",
     description="Writes metrics.json, metrics.csv (by modality combination), predictions.parquet and routing.parquet\n"
-    "to the run folder and prints a table.",
+    "to the run folder and prints a table. With --name, the run is evaluated under another protocol, and the files\n"
+    "are written to RUN/tests/NAME: test samples as observed, with another --mask, with every combination of their\n"
+    "modalities (--patterns), or all labelled samples of another --store of the same dataset.",
+    epilog="example:\n  mrpipe mask stores/mosi --p 0.5 --out masks/p50.parquet\n"
+    "  mrpipe evaluate --run runs/a --store stores/mosi --mask masks/p50.parquet --name p50",
     add_arguments=arguments_of.evaluate_arguments,
     run=_evaluate,
 )
