@@ -98,7 +98,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "mask": (
         "simulate missing modalities",
         "Writes one mask file per store, mechanism, p and seed, to be shared by all methods. Mechanisms: mcar,\n"
-        "mnar_label, mnar_value, block; timestep_drop and gaussian corrupt values when the store is loaded.\n\n"
+        "mnar_label, mnar_value, block; timestep_drop and gaussian corrupt values when the store is loaded.\n"
+        "Prints the combinations of modalities that remain, and the realised rate: the share of observed modalities\n"
+        "that are hidden. A sample keeps at least one modality, so this rate is below p unless --rate is marginal.\n\n"
         "  mrpipe mask stores/mosi --mechanism mcar --p 0.3 --seed 0 --out masks/mcar-0.3-0.parquet",
     ),
     "export": (

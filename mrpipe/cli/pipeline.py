@@ -154,21 +154,16 @@ def _export(args: Namespace) -> None:
 
 
 def _mask(args: Namespace) -> None:
-    from mrpipe.experiment.missingness import Missingness, write_masks
+    from mrpipe.experiment.missingness import Missingness, read_realised, write_masks
     from mrpipe.store.reader import open_store
 
-    settings = Missingness(
-        mechanism=args.mechanism,
-        p=args.p,
-        seed=args.seed,
-        modalities=tuple(args.modalities or ()),
-        redraw=not args.no_redraw,
-        strength=args.strength,
-        n_blocks=args.blocks,
-        task=args.task,
-    )
+    own = {name: getattr(args, name) for name in ("mechanism", "p", "rate", "seed", "strength", "task")}
+    view = tuple(args.modalities or ())
+    settings = Missingness(**own, modalities=view, redraw=not args.no_redraw, n_blocks=args.blocks)
     for pattern, n in write_masks(open_store(args.store), settings, args.out).items():
         print(f"{n:8d}  {pattern}")
+    for group, rate in read_realised(args.out).items():
+        print(f"{rate:8.1%}  hidden of {group}")
 
 
 def _code_hash(args: Namespace) -> None:
@@ -319,31 +314,21 @@ def _export_arguments(parser: ArgumentParser) -> None:
 
 def _mask_arguments(parser: ArgumentParser) -> None:
     _store(parser)
-    from mrpipe.experiment.missingness import MECHANISMS, Missingness
+    from mrpipe.experiment.missingness import MECHANISMS, RATES, Missingness, parse_p
 
     default = Missingness()
     parser.add_argument("--mechanism", default=default.mechanism, help=f"one of {', '.join(MECHANISMS)}")
-    parser.add_argument(
-        "--p",
-        type=float,
-        default=default.p,
-        help=f"drop probability; standard deviation for gaussian (default: {default.p})",
-    )
+    p = "drop probability, or one per modality: audio=0.5,text=0.1; standard deviation for gaussian"
+    parser.add_argument("--p", type=parse_p, default=default.p, metavar="P", help=f"{p} (default: {default.p})")
+    rate = "nominal: p per draw, before redrawing; marginal: p is the rate at which a modality is really hidden"
+    parser.add_argument("--rate", choices=RATES, default=default.rate, help=f"{rate} (default: {default.rate})")
     _seed(parser, "the draw")
     _modalities(parser, "modalities that may be hidden (default: all)")
     parser.add_argument("--no-redraw", action="store_true", help="allow a sample to lose its last modality")
-    parser.add_argument(
-        "--strength",
-        type=float,
-        default=default.strength,
-        help=f"strength of the mnar mechanisms, 0 to 1 (default: {default.strength})",
-    )
-    parser.add_argument(
-        "--blocks",
-        type=int,
-        default=default.n_blocks,
-        help=f"number of blocks of `block` (default: {default.n_blocks})",
-    )
+    strength = f"strength of the mnar mechanisms, 0 to 1 (default: {default.strength})"
+    parser.add_argument("--strength", type=float, default=default.strength, help=strength)
+    blocks = f"number of blocks of `block` (default: {default.n_blocks})"
+    parser.add_argument("--blocks", type=int, default=default.n_blocks, help=blocks)
     parser.add_argument("--task", help="label of mnar_label (default: the store's first task)")
     _path(parser, "--out", "Parquet file to write")
 

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
-from moe_retriever.catalogue import own_names
+from moe_retriever.catalogue import gradient_steps, own_names
 from mrpipe.cli.main import main
 from mrpipe.fetch.download import FOLDER, catalogue
 from workflow.planning.arguments import benchmark_arguments, search_arguments, train_arguments
-from workflow.planning.plan import ConfigError, make_plan, mask_name, schema_faults
+from workflow.planning.plan import ConfigError, make_plan, schema_faults
+from workflow.planning.runs import mask_name
 from workflow.planning.suite_cells import description
 from workflow.planning.suites import Suites
 
@@ -383,7 +384,7 @@ def test_invalid_suite_is_reported_on_expansion(own: Any, change: Any, message: 
 
 
 def test_example_and_documented_suite_are_valid(project: Path, tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", (project / "docs/suites.md").read_text(), flags=re.DOTALL)
+    text, protocols = re.findall(r"```yaml\n(.*?)```", (project / "docs/suites.md").read_text(), flags=re.DOTALL)
     (tmp_path / "documented.yaml").write_text(text)
     example = project / "workflow/config/examples/suites/mosi_retrieval.yaml"
     config = yaml.safe_load((project / "workflow/config/examples/mosi_suite.yaml").read_text())
@@ -392,6 +393,10 @@ def test_example_and_documented_suite_are_valid(project: Path, tmp_path: Path) -
         suite = suites_of(config_of(), suites=str(path)).suite("retrieval")
         assert (len(suite.rows), len(suite.columns)) == (4 if columns == 4 else 5, columns)
         assert {run.seed for run in suite.runs.values()} == set(range(5))
+    (tmp_path / "protocols.yaml").write_text(protocols)
+    suite = suites_of(config_of(), suites=str(tmp_path / "protocols.yaml")).suite("protocols")
+    assert (len(suite.rows), len(suite.columns)) == (5, 1 + 4 + 3)
+    assert len({run.folder for run in suite.runs.values()}) == 5 * len({run.seed for run in suite.runs.values()})
 
 
 def test_open_compares_all_methods_on_all_fetched_data_with_five_seeds(tmp_path: Path, fetched: Path) -> None:
@@ -493,3 +498,106 @@ def nodes(node: Any, place: str = "") -> Any:
         yield place, node
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     yield from itertools.chain.from_iterable(nodes(child, f"{place}.{key}") for key, child in children)
+
+
+# Protocols
+
+
+def protocols(said: dict[str, Any]) -> None:
+    block_of(said).update(missingness=None, test=["same", "patterns", {"p": [0.3, {"audio": 0.5}]}, {"store": "mosi"}])
+
+
+def test_protocols_are_columns_and_share_trainings(own: Any) -> None:
+    suite = own(protocols).suite("mine")
+    names = [c.test and (c.test.name, c.test.pattern) for c in suite.columns]
+    assert names == [
+        None,
+        *(("patterns", p) for p in ("text", "audio", "text+audio")),
+        *((f"mcar-p{p}", "") for p in ("0.3", "audio_0.5")),
+        ("store_mosi-full", ""),
+    ]
+    runs = suite.runs.values()
+    assert len({run.folder for run in runs}) == 2 * 5
+    assert len({run.tested for run in runs}) == 2 * 5 * 5
+    assert all(run.mask is None for run in runs)
+    assert {run.experiment for run in runs} == {"mosi-full-text+audio"}
+    for run in runs:
+        m = run.test_missingness
+        assert m is None or (m.seed, m.modalities) == (run.seed, run.modalities)
+    read = own(protocols)
+    assert {read.runs[run.folder].test for run in runs} == {None}
+    assert {name.split("-text")[0] for _, name in read.masks if "audio_0.5" in name} == {"mcar-paudio_0.5"}
+
+
+def test_description_of_protocols_is_read(own: Any) -> None:
+    from moe_retriever.suites.spec import parse_suite
+
+    suite = own(protocols).suite("mine")
+    said = parse_suite(json.loads(json.dumps(description(suite, "full", {"mosi-full": ("mosi-full", None)}))))
+    assert [c.name for c in said.columns] == [
+        "A+T",
+        "A+T, tested: only T",
+        "A+T, tested: only A",
+        "A+T, tested: only A+T",
+        "A+T, tested: p = 0.3",
+        "A+T, tested: p = audio 0.5",
+        "A+T, tested: store mosi-full",
+    ]
+    listed = {folder for c in said.columns for _, _, folder in c.runs()}
+    assert listed == set(suite.runs)
+
+
+def test_hiding_multiplies_the_rows_of_methods_with_gradient_steps(own: Any) -> None:
+    from moe_retriever.methods import get
+
+    for name in own_names():
+        assert gradient_steps(name) == get(name).gradient, name
+
+    def change(said: dict[str, Any]) -> None:
+        said["suites"]["mine"]["methods"] = ["mmformer", "majority", {"method": "muse", "overrides": {"hidden": 8}}]
+        said["suites"]["mine"]["hiding"] = [0, 0.3]
+
+    suite = own(change).suite("mine")
+    rows = {row.name: row.overrides for row in suite.rows.values()}
+    assert rows == {
+        "mmformer, hiding 0": {"drop_modalities": 0.0},
+        "mmformer, hiding 0.3": {"drop_modalities": 0.3},
+        "majority": {},
+        "muse, hiding 0": {"hidden": 8, "drop_modalities": 0.0},
+        "muse, hiding 0.3": {"hidden": 8, "drop_modalities": 0.3},
+    }
+    assert len(suite.runs) == 5 * 2 * 5
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ({"mechanism": "block"}, "'p' is a dependency of 'mechanism'"),
+        ({"pp": 0.3}, "unknown key 'pp'. Did you mean 'p'?"),
+        ("all", "'all' does not match"),
+    ],
+)
+def test_invalid_protocol_is_reported_on_reading(own: Any, test: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        own(lambda said: block_of(said).update(test=test))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ({"store": "mosl"}, "test.store: no dataset 'mosl'. Did you mean 'mosi'?"),
+        ({"store": "adni"}, "test.store: 'adni' is of adni, not of mosi"),
+        ({"p": {"txet": 0.3}}, "no modality 'txet' in mosi"),
+    ],
+)
+def test_invalid_protocol_is_reported_on_expansion(own: Any, test: Any, message: str) -> None:
+    suites = own(lambda said: block_of(said).update(test=test))
+    with pytest.raises(ConfigError) as caught:
+        suites.suite("mine")
+    assert message in str(caught.value)
+
+
+def test_figures_have_no_protocols(own: Any) -> None:
+    with pytest.raises(ConfigError, match="'test' has no effect on a figure"):
+        own(lambda said: said["suites"]["mine"].update(figure="cost", test="patterns"))

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moe_retriever.metrics import METRIC
+from moe_retriever.suites.published import hidden_text
 from mrpipe.errors import MrpipeError
 from mrpipe.store.reader import open_store
 
@@ -24,8 +25,9 @@ def print_summary(results: Path) -> None:
     console = Console(soft_wrap=True)
     scores, page = results / "report" / "results.csv", results / "report" / "index.html"
     if scores.is_file():
+        numbers = dict.fromkeys(("value", "hidden"), pl.Float64)
         # Without runs the file has only a header, from which types cannot be inferred.
-        frame = pl.read_csv(scores, schema_overrides={"group": pl.String, "seed": pl.Int64, "value": pl.Float64})
+        frame = pl.read_csv(scores, schema_overrides={"group": pl.String, "seed": pl.Int64, **numbers})
         for table in score_tables(frame):
             console.print(table)
         if "simulated" in frame["origin"]:
@@ -52,7 +54,8 @@ def score_tables(scores: pl.DataFrame) -> Iterator[Table]:
     for key, experiment in overall.group_by(*EXPERIMENT, maintain_order=True):
         dataset, store_id, origin, task, scheme, modalities, missingness = key
         data = f"{dataset} ({origin}, {store_id}, {scheme} split)"
-        title = f"{data}: {task} from {modalities}, {missingness}, n = {experiment['n'][0]}"
+        hidden = hidden_text(fmean(rates) if (rates := experiment["hidden"].drop_nulls().to_list()) else None)
+        title = f"{data}: {task} from {modalities}, {missingness}{hidden}, n = {experiment['n'][0]}"
         table = Table(title=title, title_justify="left")
         shown = [m for m in SHOWN if m in experiment["metric"]]
         for name in ("method", "seeds", *(METRIC[m].titled.replace(" (%)", " %") for m in shown)):

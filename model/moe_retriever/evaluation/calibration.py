@@ -19,7 +19,7 @@ from moe_retriever.training.predict import predict
 from mrpipe.errors import UsageError
 
 
-def decide(common: Common, method: AnyMethod, data: Data, *, draws: int | None = None) -> dict[str, Any]:
+def decide(common: Common, method: AnyMethod, data: Data | None, *, draws: int | None = None) -> dict[str, Any]:
     """Fit the temperature, then choose the threshold, on the validation samples of the training data.
 
     Returns `temperature`, by which logits are divided (1 without calibration), `threshold` of the second of two
@@ -34,6 +34,8 @@ def decide(common: Common, method: AnyMethod, data: Data, *, draws: int | None =
     }
     if common.calibration == "none" and rule == "fixed":
         return decision
+    if data is None:
+        raise UsageError("calibration and threshold need the validation samples: pass --reference-store")
     rows = data.rows("val")
     label = data.label[rows].astype(np.int64)
     if len(np.unique(label)) < (1 if rule == "fixed" else 2):

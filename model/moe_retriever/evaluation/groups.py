@@ -10,13 +10,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from moe_retriever.data.scores import Bools, Ints
-from moe_retriever.data.tables import Rows
 from moe_retriever.metrics import lower_is_better
 from mrpipe.errors import UsageError
 from mrpipe.store.reader import Store
 
 # Columns `by` and `group` of the table of scores, and (n,) whether a sample belongs to the group.
 Group = tuple[str, str, Bools]
+Samples = tuple[Store, NDArray[np.str_]]
 # Combinations with fewer samples do not count as the worst one, nor for the mean.
 MIN_PATTERN = 20
 # Numeric columns with fewer values are not cut at quartiles; other columns with more values form no subgroups.
@@ -31,28 +31,21 @@ def pattern_groups(combination: list[str], n_observed: Ints) -> list[Group]:
     return groups + [("observed", str(k), n_observed == k) for k in np.unique(n_observed).tolist()]
 
 
-def subgroups(
-    columns: Mapping[str, tuple[float, ...]], store: Store, sample_id: NDArray[np.str_], rows: Rows, train: Rows
-) -> list[Group]:
-    """Groups of the samples `rows` by columns of samples.parquet; samples without a value form a group.
+def subgroups(columns: Mapping[str, tuple[float, ...]], evaluated: Samples, train: Samples) -> list[Group]:
+    """Groups of the evaluated samples by columns of samples.parquet; samples without a value form a group.
 
-    Numeric columns are cut at their cuts in `columns` or, if there are none, at the quartiles of the samples `train`.
+    Numeric columns are cut at their cuts in `columns` or, if there are none, at the quartiles of the training samples.
     A column that does not exist, or does not form groups, is a UsageError.
     """
-    ids = pl.LazyFrame({"sample_id": sample_id.tolist()}, schema={"sample_id": pl.String})
-    columns_of = store.samples().drop("subject_id", "modality_mask", *(f"row_{name}" for name in store.bits))
-    samples = ids.join(columns_of, on="sample_id", how="left", maintain_order="left")
+    samples, of_training = (_columns(*of) for of in (evaluated, train))
     known = samples.collect_schema().names()[1:]
     groups: list[Group] = []
     for column, cuts in columns.items():
         if column not in known:
-            raise UsageError(
-                f"subgroups: the samples have no column {column!r}; they have {', '.join(known) or 'none'}"
-            )
-        every = samples.select(column).collect().to_series()
-        value, of_train = every[rows], every[train].drop_nulls()
-        if value.dtype.is_numeric() and (cuts or of_train.n_unique() >= MIN_CUT):
-            cuts = cuts or tuple(np.unique(np.quantile(of_train.to_numpy(), (0.25, 0.5, 0.75))))
+            raise UsageError(f"subgroups: the samples have no column {column!r}; they have {', '.join(known)}")
+        value, of_train = (s.select(column).collect().to_series() for s in (samples, of_training))
+        if value.dtype.is_numeric() and (cuts or of_train.drop_nulls().n_unique() >= MIN_CUT):
+            cuts = cuts or tuple(np.unique(np.quantile(of_train.drop_nulls().to_numpy(), (0.25, 0.5, 0.75))))
             names = [f"[{low:g}, {high:g})" for low, high in pairwise((-np.inf, *cuts, np.inf))]
             x = value.cast(pl.Float64).to_numpy()
             place = np.where(np.isnan(x), len(names), np.digitize(x, cuts))
@@ -64,6 +57,13 @@ def subgroups(
                 ("subgroup", f"{column} {'unknown' if name is None else name}", value.eq_missing(name).to_numpy())
             )
     return groups
+
+
+def _columns(store: Store, sample_id: NDArray[np.str_]) -> pl.LazyFrame:
+    """`sample_id` and the columns of samples.parquet that are not required."""
+    ids = pl.LazyFrame({"sample_id": sample_id.tolist()}, schema={"sample_id": pl.String})
+    samples = store.samples().drop("subject_id", "modality_mask", *(f"row_{name}" for name in store.bits))
+    return ids.join(samples, on="sample_id", how="left", maintain_order="left")
 
 
 def pattern_rows(scores: pl.DataFrame) -> pl.DataFrame:

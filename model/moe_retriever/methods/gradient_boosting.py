@@ -80,6 +80,7 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
 
     name = "gradient_boosting"
     summary = "gradient-boosted trees on the concatenated features, with native missing values (control)"
+    gradient = False
     Options = GradientBoostingOptions
     kept = ("feature", "threshold", "left", "right", "missing_left", "value", "tree_class", "baseline")
 

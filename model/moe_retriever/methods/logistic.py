@@ -54,6 +54,7 @@ class Logistic(TabularModel[LogisticOptions]):
 
     name = "logistic"
     summary = "logistic or ridge regression on concatenated features, with indicators of missing modalities (control)"
+    gradient = False
     Options = LogisticOptions
     kept: ClassVar[tuple[str, ...]] = ("weight", "bias", "mean", "sd")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_retriever.report.experiments import anchor_of, experiment_title
 from moe_retriever.report.methods_data import plural
-from moe_retriever.report.runs import ReportedRun
+from moe_retriever.report.runs import ReportedRun, missingness_of
 from moe_retriever.suites.published import dataset_title
 
 FEW_SEEDS = 3
@@ -75,7 +75,7 @@ def of_experiment(key: tuple[str, ...], runs: Sequence[ReportedRun]) -> list[Cau
     if untaught := [r for r in runs if _from_random_images(r)]:
         text = "The image encoder started from random weights; pretrained ones (option image_weights) may do better."
         found.append((text, _named(untaught, runs)))
-    where = f"{experiment_title(runs[0])}, {runs[0].missingness_title}"
+    where = f"{experiment_title(runs[0])}, {missingness_of(runs)}"
     return [Caution(text, where, anchor_of(key), who) for text, who in found]
 
 

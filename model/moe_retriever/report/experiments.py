@@ -15,7 +15,7 @@ from moe_retriever.metrics import METRIC, Metric, kinds_of, names_of
 from moe_retriever.plots import plots
 from moe_retriever.report.drawing import Picture, draw
 from moe_retriever.report.references import about
-from moe_retriever.report.runs import EXPERIMENT, ReportedRun
+from moe_retriever.report.runs import EXPERIMENT, ReportedRun, missingness_of
 from moe_retriever.suites.published import published_rows
 
 # Numbers are shown for all experiments, figures only for the first ones.
@@ -160,7 +160,7 @@ def describe_experiment(
     return {
         **{"anchor": anchor, "origin": origin, "scheme": scheme, "store_id": store_id, "drawn": drawn},
         "heading": experiment_title(runs[0]),
-        "missingness": runs[0].missingness_title,
+        "missingness": missingness_of(runs),
         "mask_seeds": sorted({run.metrics["mask"]["seed"] for run in runs}) if first["mask"] else [],
         "seeds": sorted({run.seed for run in runs}),
         "n": first["n"],

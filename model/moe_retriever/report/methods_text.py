@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from moe_retriever.data.scores import METRIC_NAMES
+from moe_retriever.evaluation.run_folders import with_hidden
 from moe_retriever.report.methods_data import (
     listed,
     missingness_sentence,
@@ -107,8 +108,8 @@ def _protocol(runs: Sequence[ReportedRun], stores: Sequence[Store]) -> str:
         without = max(sum(run.metrics["n_without_modality"].values()) for run in own)
         if without:
             text.append(f"Samples without any of these modalities (up to {without:,}) were excluded from all splits.")
-        masks = {json.dumps(run.metrics["mask"], sort_keys=True): run.metrics["mask"] for run in own}
-        text.append(missingness_sentence(list(masks.values())))
+        masks = [with_hidden(run.metrics["mask"] or None, [run.metrics]) for run in own]
+        text.append(missingness_sentence(list({json.dumps(m, sort_keys=True): m for m in masks}.values())))
     return " ".join(text)
 
 

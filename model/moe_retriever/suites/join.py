@@ -12,12 +12,13 @@ from typing import Any
 from moe_retriever.evaluation.run_folders import finished
 from moe_retriever.suites.spec import SuiteRow, SuiteSpec
 
-SAME = ("store_id", "task", "scheme", "modalities", "mask_sha256")
+SAME = ("store_id", "task", "scheme", "modalities", "mask_sha256", "protocol")
 
 
 def _metrics(run: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    return content
+    test = content.get("test")
+    return content | {"protocol": test and [test[k] for k in ("store_id", "mask_sha256", "patterns")]}
 
 
 def joined(suite: SuiteSpec, runs: Path, own: Sequence[Path]) -> SuiteSpec:
@@ -31,7 +32,8 @@ def joined(suite: SuiteSpec, runs: Path, own: Sequence[Path]) -> SuiteSpec:
     cells = [(n, seed, _metrics(run)) for n, seed, run in found if finished(run)]
     for run in sorted({file.parent for folder in own for file in folder.glob("**/metrics.json")}):
         said, place = _metrics(run), run.resolve()
-        name = place.parent.name if re.fullmatch(r"seed\d+", place.name) else place.name
+        trained = place.parents[1] if said["protocol"] else place
+        name = trained.parent.name if re.fullmatch(r"seed\d+", trained.name) else trained.name
         differ = [[k for k in SAME if said.get(k) != cell.get(k)] for _, _, cell in cells]
         same = [cell for cell, fields in zip(cells, differ, strict=True) if not fields]
         seeds = {n: seed if said.get("mask_sha256") else int(said["seed"]) for n, seed, _ in same}

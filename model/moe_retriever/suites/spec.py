@@ -13,6 +13,7 @@ import jsonschema
 
 from moe_retriever.suites.published import DATASETS, missingness_title, short
 from mrpipe.errors import DataError, Fault
+from mrpipe.store.masks import name_parts
 
 SCHEMA = Path(__file__).resolve().with_name("suite.schema.json")
 REFERENCE = "moe_retriever"
@@ -39,6 +40,8 @@ class SuiteColumn:
         store: folder of the store.
         missingness: `mechanism`, `p` and non-default settings; None for as observed.
         cells: name of the row → folder of its runs and their seeds.
+        test: protocol of the evaluation: `name`, `store` (or ""), `pattern` (or "") and `missingness`; None for the
+            test split with the mask of the training.
         task, scheme: None for the store's default.
         transforms: transform options that differ from their defaults.
         joined: name of the row → seed → folder of one of the user's own runs.
@@ -52,6 +55,7 @@ class SuiteColumn:
     absent: tuple[str, ...]
     missingness: Mapping[str, Any] | None
     cells: Mapping[str, tuple[str, list[int]]]
+    test: Mapping[str, Any] | None = None
     task: str | None = None
     scheme: str | None = None
     transforms: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +63,8 @@ class SuiteColumn:
 
     @property
     def p(self) -> float | None:
-        return None if self.missingness is None else float(self.missingness["p"])
+        p = (self.missingness or {}).get("p")
+        return None if isinstance(p, dict) else p
 
     @property
     def data(self) -> str:
@@ -74,20 +79,25 @@ class SuiteColumn:
     @property
     def name(self) -> str:
         """Header of the column: view, missingness, and task and split scheme if they are not the default."""
-        parts = [self.view]
-        if self.missingness is not None:
-            # As in the paper, MCAR is not named.
-            parts.append(missingness_title(self.missingness).removeprefix("MCAR, "))
+        # As in the paper, MCAR is not named.
+        parts, t = [self.view], self.test
+        parts += [missingness_title(self.missingness).removeprefix("MCAR, ")] * (self.missingness is not None)
+        if t is not None:
+            said = [f"only {short(self.dataset, name_parts(t['pattern']))}"] * bool(t["pattern"])
+            said += [f"store {t['store']}"] * bool(t["store"])
+            said += [missingness_title(t["missingness"]).removeprefix("MCAR, ")] * (t["missingness"] is not None)
+            parts.append(f"tested: {', '.join(said)}")
         parts += [f"task {self.task}"] * (self.task is not None)
         parts += [f"{self.scheme} split"] * (self.scheme is not None)
         parts += [f"{k} = {v}" for k, v in self.transforms.items()]
         return ", ".join(parts)
 
     def runs(self) -> Iterator[tuple[str, int, str]]:
-        """(row, seed, folder of the run relative to the folder of all runs; absolute for joined runs)."""
+        """(row, seed, folder of the evaluation relative to the folder of all runs; absolute for joined runs)."""
+        test = f"/tests/{self.test['name']}" if self.test else ""
         for row, (label, seeds) in self.cells.items():
             for seed in seeds:
-                yield row, seed, f"{self.experiment}/{label}/seed{seed}"
+                yield row, seed, f"{self.experiment}/{label}/seed{seed}{test}"
         for row, folders in self.joined.items():
             yield from ((row, seed, folder) for seed, folder in folders.items())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -17,7 +17,7 @@ import polars as pl
 
 from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.paired import Comparison, Predicted
-from moe_retriever.evaluation.run_folders import best_possible, finished, tested
+from moe_retriever.evaluation.run_folders import best_possible, finished, tested, with_hidden
 from moe_retriever.metrics import METRIC, METRIC_NAMES, METRICS, lower_is_better
 from moe_retriever.suites.join import joined
 from moe_retriever.suites.published import origin_sentence, origin_title, published
@@ -35,7 +35,8 @@ _GAIN = ("gain", "gain_low", "gain_high", "gain_p", "gain_holds")
 _REGRET = ("regret", "regret_low", "regret_high")
 SCHEMA = pl.Schema(
     {"column": pl.Int32, **dict.fromkeys(("dataset", "origin", "store_id", "modalities", "mechanism"), pl.String)}
-    | {"p": pl.Float64, **dict.fromkeys(("row", "method", "preset"), pl.String), "control": pl.Boolean}
+    | {"p": pl.Float64, "hidden": pl.Float64, "test": pl.String, "test_hidden": pl.Float64}
+    | {**dict.fromkeys(("row", "method", "preset"), pl.String), "control": pl.Boolean}
     | {"metric": pl.String, "seeds": pl.Int32, "n": pl.Int64}
     | dict.fromkeys(("sd", *_MEAN, *_DIFFERENCE, *_GAIN, *_REGRET, "published", "published_sd"), pl.Float64)
     | {"strongest": pl.String, **dict.fromkeys(("leads", "holds", "gain_holds"), pl.Boolean)}
@@ -66,18 +67,29 @@ def fill(suite: SuiteSpec, column: SuiteColumn, runs: Path) -> Filled:
     missing = []
     validation: dict[str, list[dict[str, float]]] = {}
     said: dict[str, Any] = {}
+    contents: list[dict[str, Any]] = []
+    pattern = column.test["pattern"] if column.test else ""
     for row, seed, folder in column.runs():
         if folder in suite.unfinished or not finished(runs / folder):
             missing.append(folder)
             continue
-        found.setdefault(row, {})[seed] = tested(runs / folder)
+        found.setdefault(row, {})[seed] = tested(runs / folder, pattern)
         said = json.loads((runs / folder / "metrics.json").read_text(encoding="utf-8"))
+        contents.append(said)
         validation.setdefault(row, []).append(said["training"].get("val", {}))
         if column.truth is not None and seed not in best:
-            possible = best_possible(runs / folder, read_best(Path(column.truth), said["task"]))
+            possible = best_possible(runs / folder, read_best(Path(column.truth), said["task"]), pattern)
             best |= {} if possible is None else {seed: possible}
     comparison = Comparison(found | ({BEST: best} if best else {}))
+    test = [c.get("test") or {} for c in contents]
     origin, store_id, n = said.get("origin", ""), said.get("store_id", ""), said.get("n_evaluated", 0)
+    if column.test is not None:
+        column = replace(column, test={**column.test, "missingness": with_hidden(column.test["missingness"], test)})
+        n = len(next(iter(next(iter(found.values())).values())).label) if found else 0
+        if test and test[-1]["store_id"] != store_id:
+            store_id = f"{store_id} for training and {test[-1]['store_id']} for the test"
+            origin = "simulated" if "simulated" in (origin, test[-1]["origin"]) else origin
+    column = replace(column, missingness=with_hidden(column.missingness, contents))
     return Filled(column, origin, store_id, n, comparison, strongest_controls(suite.rows, validation), tuple(missing))
 
 
@@ -110,7 +122,7 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
     view = column.dataset, column.modalities, column.missingness
     for row in suite.every_row:
         for metric in filled.metrics:
-            printed = published(suite.published, *view, metric, row.published)
+            printed = published("" if column.test else suite.published, *view, metric, row.published)
             values = comparison.values(row.name, metric) if row.name in comparison.methods else []
             if printed is None and not values:
                 continue
@@ -123,6 +135,9 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
                 "store_id": filled.store_id,
                 "modalities": combination_name(column.modalities),
                 "p": column.p,
+                "hidden": (column.missingness or {}).get("hidden"),
+                "test": column.test and " ".join([column.test["name"], column.test["pattern"]]).strip(),
+                "test_hidden": ((column.test or {}).get("missingness") or {}).get("hidden"),
                 "mechanism": column.missingness and column.missingness["mechanism"],
                 "row": row.name,
                 **{k: getattr(row, k) for k in ("method", "preset", "control")},

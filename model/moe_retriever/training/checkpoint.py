@@ -36,7 +36,8 @@ MASK_NAME = "mask.parquet"
 # Patterns of all files that a run can have.
 RUN_FILES = (
     f"{NAME} {RESUME_NAME} {MASK_NAME} config.json *cost.json log.txt history.parquet curves.* gradients.parquet "
-    "metrics*.json metrics*.csv risk_coverage*.csv predictions*.parquet routing*.parquet"
+    "metrics*.json metrics*.csv risk_coverage*.csv predictions*.parquet routing*.parquet "
+    "tests/*/*"
 ).split()
 # One epoch of the history: its number, losses and scores.
 EpochRow = dict[str, float]
@@ -184,7 +185,7 @@ def require_training_store(origin: Origin, store: Store) -> None:
     """Raise a DataError unless `store` is the store that the run was trained on."""
     if store.store_id != origin.store_id:
         file, expected = str(store.path), f"{origin.store_id}, the training store"
-        fix = "To predict samples of another store, use `mrpipe predict`."
+        fix = "To evaluate a run on another store, pass --name; to predict unlabelled samples, use `mrpipe predict`."
         raise DataError(Fault(file=file, column="store_id", expected=expected, found=store.store_id, fix=fix))
 
 

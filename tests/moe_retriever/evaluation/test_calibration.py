@@ -185,6 +185,13 @@ def test_a_run_records_its_decision_and_its_metrics(run: Path, store: Store) -> 
     for column in ("number", "site"):
         sizes = scores.filter(pl.col("group").str.starts_with(column), metric="accuracy")["n"]
         assert sizes.sum() == after["n_evaluated"]
+    # Another protocol uses the validation samples of the training.
+    test = ["--name", "full", "--patterns", *options]
+    assert main(["evaluate", "--run", str(run), "--store", str(store.path), *test]) == 0
+    full = json.loads((run / "tests" / "full" / "metrics.json").read_text())
+    assert full["decision"] == after["decision"]
+    assert full["n_evaluated"] != after["n_evaluated"]
+    assert (run / "tests" / "full" / "risk_coverage.csv").is_file()
     # The evaluation of the run itself, again.
     assert main(["evaluate", "--run", str(run), "--store", str(store.path), "--quiet"]) == 0
     assert json.loads((run / "metrics.json").read_text()) == before

@@ -37,8 +37,7 @@ def store() -> Any:
 
 def chosen(store: Any, rows: np.ndarray, **columns: tuple[float, ...]) -> dict[str, list[int]]:
     ids = np.array([f"s{i:03d}" for i in range(N)])[::-1].copy()
-    place = N - 1 - rows
-    found = subgroups(columns, store, ids, place, N - 1 - np.arange(60))
+    found = subgroups(columns, (store, ids[N - 1 - rows]), (store, ids[N - 1 - np.arange(60)]))
     assert {by for by, _, _ in found} <= {"subgroup"}
     return {name: rows[of_group].tolist() for _, name, of_group in found}
 

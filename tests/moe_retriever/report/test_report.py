@@ -14,10 +14,11 @@ import pytest
 
 from moe_retriever.report import Inputs, cautions, write_report
 from moe_retriever.report import page as page_module
-from moe_retriever.report.runs import by_experiment, read_run, tell_apart
+from moe_retriever.report.runs import by_experiment, missingness_of, read_run, tell_apart
 from mrpipe import Store
 from mrpipe.cli.main import main
 from mrpipe.errors import DataError
+from mrpipe.experiment.missingness import ALL, read_realised
 from tests.moe_retriever.report.page_checker import checked, untimed
 from workflow.planning.summary import print_summary
 
@@ -297,16 +298,29 @@ def test_runs_with_different_options_are_variants(runs: list[Path]) -> None:
 
 def test_missingness_is_displayed_in_words_and_recorded_by_name(runs: list[Path]) -> None:
     run = read_run(runs[0])
-    assert (run.missingness, run.missingness_title) == ("mcar p=0.3", "MCAR, p = 0.3")
+    rate = read_realised(runs[0] / "mask.parquet")[ALL]
+    hidden = f"({100 * rate:.0f} % hidden)"
+    assert run.metrics["mask_realised"][ALL] == rate > 0.05
+    assert (run.missingness, missingness_of([run])) == ("mcar p=0.3", f"MCAR, p = 0.3 {hidden}")
+    other = replace(run, metrics=run.metrics | {"mask_sha256": "other", "mask_realised": {ALL: rate + 0.1}})
+    assert missingness_of([run, run, other]) == f"MCAR, p = 0.3 ({100 * (rate + 0.05):.0f} % hidden)"
     mask = run.metrics["mask"] | {"mechanism": "block", "redraw": False, "n_blocks": 4}
     run = replace(run, metrics=run.metrics | {"mask": mask})
     assert run.missingness == "block p=0.3 n_blocks=4 redraw=False"
-    assert run.missingness_title == "missing in blocks, p = 0.3, blocks = 4, samples without any modality allowed"
-    assert replace(run, metrics=run.metrics | {"mask": None}).missingness_title == "as observed"
+    blocks = f"missing in blocks, p = 0.3 {hidden}, blocks = 4, samples without any modality allowed"
+    assert missingness_of([run]) == blocks
+    assert missingness_of([replace(run, metrics=run.metrics | {"mask": None})]) == "as observed"
     mask = run.metrics["mask"] | {"mechanism": "mnar_label", "n_blocks": 20, "redraw": True}
-    titles = {run.metrics["task"]: "MNAR by label, p = 0.3", "other": "MNAR by label, p = 0.3, task = other"}
-    for task, title in titles.items():
-        assert replace(run, metrics=run.metrics | {"mask": mask | {"task": task}}).missingness_title == title
+    title = f"MNAR by label, p = 0.3 {hidden}"
+    for task, shown in ((run.metrics["task"], title), ("other", f"{title}, task = other")):
+        assert missingness_of([replace(run, metrics=run.metrics | {"mask": mask | {"task": task}})]) == shown
+
+
+def test_page_prints_the_realised_rate_wherever_it_prints_p(page: Path) -> None:
+    text = page.read_text()
+    assert re.search(r"MCAR, p = 0.3 \(\d+ % hidden\)", text)
+    assert not re.search(r"p = 0.3(?! \(\d+ % hidden\))", text)
+    assert re.search(r"redrawn until at least one remained \(\d+ % hidden\)", text)
 
 
 def test_different_missingness_is_a_different_experiment(runs: list[Path]) -> None:

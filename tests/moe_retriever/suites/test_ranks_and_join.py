@@ -63,6 +63,9 @@ def test_wins_and_losses_are_differences_that_hold(metric: str, expected: tuple[
     assert rank_frame(frame, metric).select("wins", "ties", "losses").row(0) == expected
 
 
+PROTOCOL = {"name": "p50", "patterns": False, "store_id": "one", "mask_sha256": "p50"}
+
+
 def write_own(folder: Path, mask: int, quality: float, **changes: Any) -> None:
     """A finished run with a mask hash."""
     made.write_run(folder, "muse", mask, quality)
@@ -140,3 +143,10 @@ def test_runs_that_do_not_fit_are_listed_with_the_reason(suite: Path) -> None:
     assert "own/b/twin/seed0 is not shown: there is another run of the name 'twin'" in text
     assert "empty has no finished runs." in text
     assert "| twin | 1 |" in text
+
+
+def test_own_evaluations_join_the_columns_of_their_protocol(suite: Path) -> None:
+    """An evaluation under a protocol is not a run of a column without it."""
+    write_own(suite / "own/better/seed0/tests/p50", 0, 0.9, store_id="one", test=PROTOCOL)
+    text = render(suite, suite / "own")
+    assert "better/seed0/tests/p50 is not shown: no cell has the same protocol." in text

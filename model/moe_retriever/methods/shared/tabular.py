@@ -65,7 +65,6 @@ class TabularModel(Method[O_co]):
         kept: names of the tensors that `fit` creates, whose sizes are not known before.
     """
 
-    gradient = False
     encoded = False
     kept: ClassVar[tuple[str, ...]]
 
