@@ -5,9 +5,10 @@
     python -m benchmarks.retrieval table --out results/retrieval.jsonl
 
 `simulated` draws data whose best possible prediction is known, in regimes that differ from a base in one property.
-All scores are of the validation samples: in `simulated`, half of them select the epoch and the other half is scored;
-in `store`, both are the validation split. Test samples are not read. Runs in the file are not repeated, and each run is
-one line of JSON. Two processes with different `--part 0/2`, `1/2` share the work.
+Test samples of a store are not read: each seed divides the subjects of its training and validation splits anew, 60 %
+for training, 10 % to select the epoch, and 30 % to be scored. Transforms see the features of the whole training split.
+Runs in the file are not repeated, and each run is one line of JSON. Processes with different `--part 0/2`, `1/2` share
+the work.
 
 Simulated data: one of K clusters is drawn for each sample; half of the clusters, drawn at random, have label 1. A
 modality is Gaussian with unit variance around a mean that depends on the cluster (shared by all modalities, weight
@@ -208,7 +209,7 @@ def experiment(args: argparse.Namespace) -> None:
             extra = {f"best_{k}": score(data.label[scored], of_best)[k] for k in ("accuracy", "auroc")}
         else:
             data, settings = of_store(args, name, seed), COMMON
-            scored = data.rows("val")
+            scored = data.rows("test")
         for method in mine:
             line = {"data": prefix, "regime": name, **run(data, method, seed, settings, scored), **extra}
             with args.out.open("a", encoding="utf-8") as handle:
@@ -217,13 +218,16 @@ def experiment(args: argparse.Namespace) -> None:
 
 
 def of_store(args: argparse.Namespace, name: str, seed: int) -> Data:
-    """The store's data with the mask of this seed."""
+    """The store's data with the mask and the parts of this seed, without test samples."""
     store = open_store(args.store)
     mask = None
     if name != "as observed":
         mask = args.out.with_name(f"{Path(args.store).name}-{name.replace(' ', '')}-{seed}.parquet")
         write_masks(store, Missingness(p=float(name.removeprefix("p = ")), seed=seed), mask)
-    return load(store, task=args.task, mask_file=mask)
+    data = load(store, task=args.task, mask_file=mask)
+    u = keyed.uniform(keyed.id_keys(data.subject_id), seed, "parts", 1)[:, 0]
+    data.part = np.where(data.part < 2, np.digitize(u, [0.6, 0.7]), -1).astype(np.int8)
+    return data
 
 
 def done(out: Path, data: str, regime: str, seed: int, method: str) -> bool:
