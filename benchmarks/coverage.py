@@ -28,7 +28,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
-from moe_retriever.evaluation.bootstrap import weighted_auroc, weighted_metrics
+from moe_retriever.data.scores import weighted_areas, weighted_metrics
 from moe_retriever.evaluation.intervals import Estimate, estimate
 
 Floats = NDArray[np.float64]
@@ -135,7 +135,7 @@ def resampled(label_Kk: NDArray[np.bool_], margin: Floats, error: Floats, weight
 def resampled_auroc(label_Kk: NDArray[np.bool_], margin: Floats, weight_RK: Floats) -> Floats:
     value = np.where(label_Kk, margin, -margin).reshape(len(margin), -1)
     weight = np.repeat(weight_RK, label_Kk.shape[1], axis=1)
-    return np.stack([weighted_auroc(label_Kk.reshape(-1), v, weight) for v in value], axis=1)
+    return np.stack([weighted_areas(label_Kk.reshape(-1), v, weight)[0] for v in value], axis=1)
 
 
 class Tally:

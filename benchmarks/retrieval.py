@@ -5,9 +5,10 @@
     python -m benchmarks.retrieval table --out results/retrieval.jsonl
 
 `simulated` draws data whose best possible prediction is known, in regimes that differ from a base in one property.
-All scores are of the validation samples: in `simulated`, half of them select the epoch and the other half is scored;
-in `store`, both are the validation split. Test samples are not read. Runs in the file are not repeated, and each run is
-one line of JSON. Two processes with different `--part 0/2`, `1/2` share the work.
+Test samples of a store are not read: each seed divides the subjects of its training and validation splits anew, 60 %
+for training, 10 % to select the epoch, and 30 % to be scored. Transforms see the features of the whole training split.
+Runs in the file are not repeated, and each run is one line of JSON. Processes with different `--part 0/2`, `1/2` share
+the work.
 
 Simulated data: one of K clusters is drawn for each sample; half of the clusters, drawn at random, have label 1. A
 modality is Gaussian with unit variance around a mean that depends on the cluster (shared by all modalities, weight
@@ -47,11 +48,12 @@ from mrpipe.transforms.fit import Transforms
 from mrpipe.transforms.options import TransformOptions
 
 # One setting for all networks: the same limit of updates, and the epoch with the best validation AUROC.
-COMMON = {"hidden": 64, "tokens": 1, "lr": 1e-3, "dropout": 0.3, "batch_size": 128, "epochs": 60, "patience": 12}
-SMALL = {"hidden": 32, "encoder_hidden": 64, "fusion_ffn": 64, "epochs": 40, "patience": 10}
+COMMON = {"hidden": 64, "tokens": 1, "lr": 1e-3, "dropout": 0.3, "batch_size": 128, "epochs": 40, "patience": 10}
+SMALL = {"hidden": 32, "encoder_hidden": 64, "fusion_ffn": 64}
+OF_RETRIEVER = {"expert_ffn": 64}
 HIDING = {"drop_modalities": 0.3}
 NEAREST = {"support": "nearest"}
-RECONSTRUCT = {"reconstruct": 0.5}
+RECONSTRUCT = {"reconstruct": 0.1}
 # Name → method and options.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mask": ("attention_mask", {}),
@@ -60,12 +62,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mask + indicator, hiding": ("mask_indicator", HIDING),
     "hybrid": ("hybrid", {}),
     "uniform": ("moe_retriever", {}),
-    "uniform, hiding": ("moe_retriever", HIDING),
     "uniform, hiding, reconstruct": ("moe_retriever", HIDING | RECONSTRUCT),
     "nearest": ("moe_retriever", NEAREST),
-    "nearest, hiding": ("moe_retriever", NEAREST | HIDING),
     "nearest, hiding, reconstruct": ("moe_retriever", NEAREST | HIDING | RECONSTRUCT),
 }
+REFERENCES = ("mask + indicator, hiding", "hybrid")
 DRAWS = 5
 Floats = NDArray[np.float64]
 
@@ -154,7 +155,7 @@ def run(data: Data, name: str, seed: int, settings: dict[str, Any], scored: Rows
     method_name, own = METHODS[name]
     cls = get(method_name)
     if cls.name == "moe_retriever":
-        own = {"warmup": 0.25, **own}
+        own = OF_RETRIEVER | own
     method = cls.create(data.spec, make_config(cls, preset="paper", seed=seed, overrides={**settings, **own}))
     train, val = data.rows("train"), data.rows("val")
     method.prepare(data, train)
@@ -209,7 +210,7 @@ def experiment(args: argparse.Namespace) -> None:
             extra = {f"best_{k}": score(data.label[scored], of_best)[k] for k in ("accuracy", "auroc")}
         else:
             data, settings = of_store(args, name, seed), COMMON
-            scored = data.rows("val")
+            scored = data.rows("test")
         for method in mine:
             line = {"data": prefix, "regime": name, **run(data, method, seed, settings, scored), **extra}
             with args.out.open("a", encoding="utf-8") as handle:
@@ -218,13 +219,16 @@ def experiment(args: argparse.Namespace) -> None:
 
 
 def of_store(args: argparse.Namespace, name: str, seed: int) -> Data:
-    """The store's data with the mask of this seed."""
+    """The store's data with the mask and the parts of this seed, without test samples."""
     store = open_store(args.store)
     mask = None
     if name != "as observed":
         mask = args.out.with_name(f"{Path(args.store).name}-{name.replace(' ', '')}-{seed}.parquet")
         write_masks(store, Missingness(p=float(name.removeprefix("p = ")), seed=seed), mask)
-    return load(store, task=args.task, mask_file=mask)
+    data = load(store, task=args.task, mask_file=mask)
+    u = keyed.uniform(keyed.id_keys(data.subject_id), seed, "parts", 1)[:, 0]
+    data.part = np.where(data.part < 2, np.digitize(u, [0.6, 0.7]), -1).astype(np.int8)
+    return data
 
 
 def done(out: Path, data: str, regime: str, seed: int, method: str) -> bool:
@@ -235,34 +239,47 @@ def done(out: Path, data: str, regime: str, seed: int, method: str) -> bool:
     return any((x["data"], x["regime"], x["seed"], x["method"]) == (data, regime, seed, method) for x in lines)
 
 
-def paired(frame: pl.DataFrame, metric: str, one: str, other: str) -> tuple[int, float, float, float] | None:
-    """Number of seeds, mean and 95 % t interval over seeds of one − other, in points."""
-    a, b = (frame.filter(method=m).select("seed", metric).drop_nulls() for m in (one, other))
-    both = a.join(b, on="seed")
-    d = 100 * (both[metric] - both[f"{metric}_right"]).to_numpy()
-    if len(d) < 2:
-        return None
-    half = student.ppf(0.975, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
-    return len(d), float(d.mean()), float(d.mean() - half), float(d.mean() + half)
+def values(frame: pl.DataFrame, method: str, metric: str) -> pl.DataFrame:
+    """`seed`, value in points; of retrieval, the mean over several draws."""
+    column = f"{metric}, {DRAWS} draws" if METHODS[method][0] == "moe_retriever" else metric
+    return frame.filter(method=method).select("seed", 100 * pl.col(column)).drop_nulls().sort("seed")
+
+
+def paired(frame: pl.DataFrame, metric: str, one: str, other: str) -> tuple[int, float, float, float, float]:
+    """Number of seeds, then mean, 95 % t interval and standard deviation over seeds of one − other, in points.
+
+    Seeds of `simulated` are independent data sets. Those of a store share samples; for them, the variance of the mean
+    is increased by the ratio of scored to training samples (Nadeau and Bengio, 2003).
+    """
+    both = values(frame, one, metric).join(values(frame, other, metric), on="seed", how="inner")
+    d = (both[:, 1] - both[:, 2]).to_numpy()
+    shared = 0.0 if frame["data"][0] == "simulated" else 0.3 / 0.6
+    half = student.ppf(0.975, len(d) - 1) * d.std(ddof=1) * math.sqrt(1 / len(d) + shared)
+    return len(d), float(d.mean()), float(d.mean() - half), float(d.mean() + half), float(d.std(ddof=1))
 
 
 def table(args: argparse.Namespace) -> None:
-    """Print means, and differences to the strongest control of each regime."""
-    frame = pl.read_ndjson(args.out, infer_schema_length=None)
-    metric = args.metric
-    controls = [m for m in METHODS if METHODS[m][0] != "moe_retriever"]
-    for (data, regime), own in frame.group_by("data", "regime", maintain_order=True):
-        means = own.group_by("method").agg(pl.col(metric).mean(), pl.len())
-        mean = {m: 100 * v for m, v, _ in means.iter_rows() if v is not None}
-        known = [m for m in controls if m in mean]
-        strongest = max(known, key=lambda m: mean[m], default="")
-        possible = own[f"best_{metric}"].drop_nulls() if f"best_{metric}" in own.columns else []
-        best = f"best possible {100 * possible.mean():.2f}; " if len(possible) else ""
-        print(f"\n{data}, {regime}: {metric}; {best}strongest control: {strongest}")
-        for m in [m for m in METHODS if m in mean]:
-            d = paired(own, metric, m, strongest) if m != strongest else None
-            more = "" if d is None else f"  {d[1]:+.2f} [{d[2]:+.2f}, {d[3]:+.2f}]  ({d[0]} seeds)"
-            print(f"  {m:32} {mean[m]:6.2f}{more}")
+    """Print, as Markdown, the means of all methods, and the differences of retrieval to the strongest controls."""
+    frame, metric = pl.read_ndjson(args.out, infer_schema_length=None), args.metric
+    groups = list(frame.group_by("data", "regime", maintain_order=True))
+    print("| data | seeds | best possible |", " | ".join(METHODS), "|\n|---|---|---|" + "---|" * len(METHODS))
+    for (data, regime), own in groups:
+        found = [values(own, m, metric) for m in METHODS]
+        possible = own[f"best_{metric}"].drop_nulls() if f"best_{metric}" in own.columns else pl.Series([])
+        best = f"{100 * possible.mean():.1f}" if len(possible) else "–"
+        cells = [f"{v[:, 1].mean():.1f}" if len(v) else "–" for v in found]
+        print(f"| {data}, {regime} | {max(map(len, found))} | {best} |", " | ".join(cells), "|")
+    retrieval = [m for m in METHODS if METHODS[m][0] == "moe_retriever"]
+    for other in REFERENCES:
+        print(f"\nDifference to {other}\n\n| data |", " | ".join(retrieval), "| sd of a difference |")
+        print("|---|" + "---|" * (len(retrieval) + 1))
+        for (data, regime), own in groups:
+            if any(len(values(own, m, metric)) < 2 for m in (other, *retrieval)):
+                continue
+            differences = [paired(own, metric, m, other) for m in retrieval]
+            cells = [f"{d:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−") for _, d, low, high, _ in differences]
+            sd = math.sqrt(np.mean([d[4] ** 2 for d in differences]))
+            print(f"| {data}, {regime} |", " | ".join(cells), f"| {sd:.1f} |")
 
 
 def main() -> None:

@@ -46,12 +46,17 @@ def catalogue() -> list[MethodEntry]:
     entries = []
     for name in names():
         texts = _texts_of(name)
-        entries.append(MethodEntry(name, texts.get("summary", ""), texts.get("paper", "")))
+        entries.append(MethodEntry(name, str(texts.get("summary", "")), str(texts.get("paper", ""))))
     return entries
 
 
-def _texts_of(name: str) -> dict[str, str]:
-    """String class attributes of a method's class."""
+def gradient_steps(name: str) -> bool:
+    """Whether a method is trained with gradient steps: unless its own class has `gradient = False`."""
+    return bool(_texts_of(name).get("gradient", True))
+
+
+def _texts_of(name: str) -> dict[str, str | bool]:
+    """Class attributes that are texts or Booleans of a method's class."""
     if name in own_names():
         path = METHODS / f"{name}.py"
     else:
@@ -67,13 +72,13 @@ def _texts_of(name: str) -> dict[str, str]:
     return {}
 
 
-def _texts(node: ast.ClassDef) -> dict[str, str]:
+def _texts(node: ast.ClassDef) -> dict[str, str | bool]:
     return {
         target.id: statement.value.value
         for statement in node.body
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
         for target in statement.targets
-        if isinstance(target, ast.Name) and isinstance(statement.value.value, str)
+        if isinstance(target, ast.Name) and isinstance(statement.value.value, str | bool)
     }
 
 

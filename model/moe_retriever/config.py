@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypedDict, TypeVar
 
+from moe_retriever.metrics import METRIC, names_of
 from mrpipe.errors import UsageError, did_you_mean
 from mrpipe.options import option, parse_options
 
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
 OptionValue = bool | int | float | str
 # Limit of a training whose number of epochs is not given.
 EPOCHS, MIN_UPDATES = 100, 2000
-# Metrics that can select an epoch, for classes and for a regression; the first is the default.
-CLASS_METRICS = ("auroc", "macro_f1", "accuracy", "balanced_accuracy")
-VALUE_METRICS = ("mae", "corr")
 # The `Options` of a method.
 O_co = TypeVar("O_co", bound="DataclassInstance", covariant=True)
 
@@ -78,13 +77,21 @@ class Common:
         "auto",
         "validation metric for early stopping and model selection; auto: AUROC, or MAE for a regression (the paper "
         "uses macro_f1, and accuracy for MOSI and ENRICO); ties are resolved in favour of the lower loss",
-        choices=("auto", *CLASS_METRICS, *VALUE_METRICS, "loss"),
+        choices=("auto", *METRIC, "loss"),
     )
     class_weight: str = option("none", "class weights of the cross-entropy", choices=("none", "balanced"))
     clip: float = option(0.0, "maximum gradient norm; 0: no clipping")
     drop_modalities: float = option(0.0, "rate of hiding observed modalities in training (one is always kept)")
     gradient_rows: int = option(0, "training samples for gradient similarities of modalities per epoch; 0: none")
     checkpoint_every: int = option(1, "epochs between checkpoints for resuming an interrupted run")
+    # Evaluation; used by `mrpipe evaluate` only
+    calibration: str = option("none", "fit a temperature on validation samples", choices=("none", "temperature"))
+    decision_threshold: str = option(
+        "0.5",
+        "probability from which the second of two classes is predicted (for sensitivity, "
+        "specificity and predictive values), or youden or sensitivity=0.9, chosen on validation samples",
+    )
+    subgroups: str = option("", "columns of samples.parquet with metrics by value, e.g. 'sex age=40,65' (with cuts)")
     bank_mb: float = option(256.0, "maximum size in MB of the retrieval bank, in the checkpoint and in memory")
 
 
@@ -124,18 +131,20 @@ class Config(Generic[O_co]):
         patience = math.ceil(c.patience * epochs / EPOCHS)
         return dataclasses.replace(self, common=dataclasses.replace(c, epochs=epochs, patience=patience))
 
-    def for_task(self, *, regression: bool) -> Config[O_co]:
-        """The configuration for a kind of task: `select_metric=auto` is resolved.
+    def for_task(self, kinds: tuple[str, ...]) -> Config[O_co]:
+        """The configuration for a task of these kinds (`Metric.kinds`): `select_metric=auto` is resolved.
 
         Raises:
-            UsageError: `select_metric` is not a metric of this kind of task.
+            UsageError: `select_metric`, `calibration` or `threshold` does not apply to this kind of task.
         """
-        metrics, said = VALUE_METRICS if regression else CLASS_METRICS, self.common.select_metric
-        metric = metrics[0] if said == "auto" else said
-        if metric not in (*metrics, "loss"):
-            kind = "regression" if regression else "classification"
-            known = ", ".join((*metrics, "loss"))
-            raise UsageError(f"option select_metric={metric} is undefined for a {kind}; choose one of {known}")
+        metric, known = self.common.select_metric, (*names_of(kinds), "loss")
+        metric = {True: "mae", False: "auroc"}["regression" in kinds] if metric == "auto" else metric
+        if metric not in known:
+            said = f"option select_metric={metric} is undefined for this {kinds[0]}"
+            raise UsageError(f"{said}; choose one of {', '.join(known)}")
+        for name, kind in (("calibration", "classification"), ("decision_threshold", "binary")):
+            if (value := getattr(self.common, name)) != getattr(Common, name) and kind not in kinds:
+                raise UsageError(f"option {name}={value} needs a {kind} task")
         return dataclasses.replace(self, common=dataclasses.replace(self.common, select_metric=metric))
 
     @classmethod
@@ -171,13 +180,32 @@ def make_config(method: type[AnyMethod], *, preset: str, seed: int, overrides: M
             raise UsageError(f"{method.name} has no option {key!r}. {hint}")
         fields = Common if groups[key] == "common" else method.Options
         # A number is accepted for a text option, e.g. `n_intra=4`.
-        if isinstance(getattr(fields(), key), str) and isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(getattr(fields(), key), str) and isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
         values[groups[key]][key] = value
     common = parse_options(Common, values["common"], context="common")
     own = parse_options(method.Options, values["own"], context=method.name)
     _check(common)
     return Config(method.name, preset, common, own, seed)
+
+
+def parse_threshold(text: str) -> tuple[str, float]:
+    """A decision threshold as rule (fixed, youden, sensitivity) and value; a UsageError if it is neither."""
+    match = re.fullmatch(r"(youden)|((sensitivity)=)?(0?\.\d+|1(\.0*)?)", text)
+    if match is None:
+        raise UsageError(f"option decision_threshold={text}: expected a probability, youden or sensitivity=0.9")
+    return match[1] or match[3] or "fixed", float(match[4] or 0.5)
+
+
+def parse_subgroups(text: str) -> dict[str, tuple[float, ...]]:
+    """Columns of samples.parquet and their cuts, if any, as in `sex age=40,65`; a UsageError for other texts."""
+    found = {}
+    for word in text.split():
+        column, separator, cuts = word.partition("=")
+        if not re.fullmatch(r"(-?\d+(\.\d+)?(,(?=.)|$))+" if separator else "", cuts):
+            raise UsageError(f"option subgroups={text}: the cuts of {column} must be numbers, as in age=40,65")
+        found[column] = tuple(sorted(float(cut) for cut in cuts.split(",") if cut))
+    return found
 
 
 def _check(c: Common) -> None:
@@ -193,6 +221,8 @@ def _check(c: Common) -> None:
     for name in ("dropout", "image_dropout", "drop_modalities"):
         if not 0 <= getattr(c, name) < 1:
             raise UsageError(f"option {name}={getattr(c, name)} must be in [0, 1)")
+    parse_threshold(c.decision_threshold)
+    parse_subgroups(c.subgroups)
     if c.hidden % c.heads:
         raise UsageError(f"option hidden={c.hidden} must be a multiple of heads={c.heads}")
     if c.fusion_experts and c.fusion_top_k > c.fusion_experts:

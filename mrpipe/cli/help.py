@@ -17,7 +17,7 @@ Raw clinical and multimodal exports to sealed Parquet feature stores, and from s
 # Headings of `mrpipe --help` and the commands below them.
 GROUPS = {
     "Workflow": ("run",),
-    "From an export to a store": ("init", "simulate", "check", "build", "options"),
+    "From an export to a store": ("fetch", "init", "simulate", "check", "build", "options"),
     "Stores": ("show", "verify", "audit", "mask", "export"),
     "From a store to results": (
         "methods",
@@ -35,6 +35,13 @@ STEPS = ("cohort", "prepare", "ingest", "qc", "samples", "split", "seal", "code-
 
 # Command → one line for `mrpipe --help`, and the rest of its own help.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "fetch": (
+        "download openly licensed data sets",
+        "Downloads each data set to FOLDER/NAME and converts it to tables where needed. Complete files with the right\n"
+        "checksum are kept, so the same command resumes. Without a connection, the error names all files, their\n"
+        "addresses and where to put them. By downloading, you accept the licences that are shown.\n\n"
+        "  mrpipe fetch mfeat physionet2012",
+    ),
     "init": (
         "propose the declaration of your own tables",
         "Reads your tables and writes a YAML file that declares them: ids, subjects, label, modalities, categories,\n"
@@ -89,7 +96,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "mask": (
         "simulate missing modalities",
         "Writes one mask file per store, mechanism, p and seed, to be shared by all methods. Mechanisms: mcar,\n"
-        "mnar_label, mnar_value, block; timestep_drop and gaussian corrupt values when the store is loaded.\n\n"
+        "mnar_label, mnar_value, block; timestep_drop and gaussian corrupt values when the store is loaded.\n"
+        "Prints the combinations of modalities that remain, and the realised rate: the share of observed modalities\n"
+        "that are hidden. A sample keeps at least one modality, so this rate is below p unless --rate is marginal.\n\n"
         "  mrpipe mask stores/mosi --mechanism mcar --p 0.3 --seed 0 --out masks/mcar-0.3-0.parquet",
     ),
     "export": (

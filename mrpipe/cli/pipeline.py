@@ -23,6 +23,23 @@ def _init(args: Namespace) -> None:
     print(init(args.files, args.out, overwrite=args.overwrite))
 
 
+def _fetch(args: Namespace) -> None:
+    from mrpipe.cli.run import project_folder
+    from mrpipe.errors import UsageError, did_you_mean
+    from mrpipe.fetch.download import catalogue, fetch
+
+    known = catalogue()
+    if unknown := [f"no data set {name!r}. {did_you_mean(name, known)}" for name in args.names if name not in known]:
+        raise UsageError("; ".join(unknown))
+    if args.list:
+        print("\n".join(map(str, known.values())))
+        return
+    if manual := [str(known[name]) for name in args.names if not known[name].files]:
+        raise UsageError("\n".join(manual))
+    chosen = [known[name] for name in args.names] or [entry for entry in known.values() if entry.files]
+    fetch(chosen, args.out, project_folder() / "workflow/config/examples/tables", print)
+
+
 def _simulate(args: Namespace) -> None:
     from mrpipe.stages.simulate import simulate
     from mrpipe.store.layout import truth_folder
@@ -135,21 +152,16 @@ def _export(args: Namespace) -> None:
 
 
 def _mask(args: Namespace) -> None:
-    from mrpipe.experiment.missingness import Missingness, write_masks
+    from mrpipe.experiment.missingness import Missingness, read_realised, write_masks
     from mrpipe.store.reader import open_store
 
-    settings = Missingness(
-        mechanism=args.mechanism,
-        p=args.p,
-        seed=args.seed,
-        modalities=tuple(args.modalities or ()),
-        redraw=not args.no_redraw,
-        strength=args.strength,
-        n_blocks=args.blocks,
-        task=args.task,
-    )
+    own = {name: getattr(args, name) for name in ("mechanism", "p", "rate", "seed", "strength", "task")}
+    view = tuple(args.modalities or ())
+    settings = Missingness(**own, modalities=view, redraw=not args.no_redraw, n_blocks=args.blocks)
     for pattern, n in write_masks(open_store(args.store), settings, args.out).items():
         print(f"{n:8d}  {pattern}")
+    for group, rate in read_realised(args.out).items():
+        print(f"{rate:8.1%}  hidden of {group}")
 
 
 def _code_hash(args: Namespace) -> None:
@@ -249,14 +261,24 @@ _entries = _argument("entries", nargs="+", metavar="MODULE", help="dotted names,
 _format = _argument("--format", choices=("csv", "npz"), default="csv", help="default: csv")
 
 
+def _fetch_arguments(parser: ArgumentParser) -> None:
+    from mrpipe.fetch.download import FOLDER
+
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all that can be downloaded)")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help=f"default: {FOLDER}")
+    parser.add_argument("--list", action="store_true", help="list the data sets with size and licence")
+
+
 def _mask_arguments(parser: ArgumentParser) -> None:
     _store(parser)
-    from mrpipe.experiment.missingness import MECHANISMS, Missingness
+    from mrpipe.experiment.missingness import MECHANISMS, RATES, Missingness, parse_p
 
     default = Missingness()
     parser.add_argument("--mechanism", default=default.mechanism, help=f"one of {', '.join(MECHANISMS)}")
-    p = f"drop probability; standard deviation for gaussian (default: {default.p})"
-    parser.add_argument("--p", type=float, default=default.p, help=p)
+    p = "drop probability, or one per modality: audio=0.5,text=0.1; standard deviation for gaussian"
+    parser.add_argument("--p", type=parse_p, default=default.p, metavar="P", help=f"{p} (default: {default.p})")
+    rate = "nominal: p per draw, before redrawing; marginal: p is the rate at which a modality is really hidden"
+    parser.add_argument("--rate", choices=RATES, default=default.rate, help=f"{rate} (default: {default.rate})")
     _seed("the draw")(parser)
     _modalities("modalities that may be hidden (default: all)")(parser)
     parser.add_argument("--no-redraw", action="store_true", help="allow a sample to lose its last modality")
@@ -269,6 +291,7 @@ def _mask_arguments(parser: ArgumentParser) -> None:
 
 
 _TABLE: dict[str, tuple[Add, Callable[[Namespace], None]]] = {
+    "fetch": (_fetch_arguments, _fetch),
     "init": (_init_arguments, _init),
     "simulate": (_all(_dataset_name, _export_folder, _set), _simulate),
     "check": (_all(_dataset_name, _raw, _checked, _choice, _set), _check),

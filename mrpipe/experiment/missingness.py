@@ -1,6 +1,7 @@
 """Simulated missingness: masks of hidden modalities, drawn once, stored in a file and shared by all methods.
 
-Mechanisms (`p` is the mean drop probability of a modality; draws are keyed by seed, sample and modality):
+Mechanisms (`p` is the mean drop probability of a modality, or a mapping with one per modality; draws are keyed by
+seed, sample and modality):
 
 mcar          each modality is dropped independently with probability p (the paper's protocol)
 mnar_label    the probability increases with the class, from (1 − s) p for the first to (1 + s) p for the last
@@ -29,10 +30,14 @@ from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.store import masks
 from mrpipe.store.parquet import read_metadata, write_frame
 from mrpipe.store.reader import Arrays, Store
+from mrpipe.store.splits import PARTS
 
 MECHANISMS = ("mcar", "mnar_label", "mnar_value", "block", "timestep_drop", "gaussian")
 AT_LOAD = ("timestep_drop", "gaussian")
+RATES = ("nominal", "marginal")
 MASK_KEY = "mrpipe.missingness"
+# Group of the realised rate over all modalities and samples.
+ALL = "all modalities"
 _MAX_REDRAWS = 10_000
 
 
@@ -42,9 +47,11 @@ class Missingness:
 
     Attributes:
         mechanism: one of `MECHANISMS`.
-        p: drop probability in [0, 1); for `gaussian`, the standard deviation.
+        p: drop probability in [0, 1), or modality → probability (0 if not named); for `gaussian`, standard deviations.
         seed: seed of the draw; methods with the same seed share a mask.
         modalities: modalities in use; all others are masked. Empty: all modalities of the store.
+        rate: "nominal": p is the probability of each draw; redrawn samples make the realised rate lower. "marginal": p
+            is the rate at which a modality of samples with several modalities is hidden, given that one remains.
         redraw: redraw a sample until at least one modality remains; otherwise its mask may be 0.
         strength: s of the mechanisms `mnar_label` and `mnar_value`, in [0, 1].
         n_blocks: number of blocks of the mechanism `block`.
@@ -52,9 +59,10 @@ class Missingness:
     """
 
     mechanism: str = "mcar"
-    p: float = 0.3
+    p: float | Mapping[str, float] = 0.3
     seed: int = 0
     modalities: tuple[str, ...] = ()
+    rate: str = "nominal"
     redraw: bool = True
     strength: float = 0.8
     n_blocks: int = 20
@@ -63,16 +71,42 @@ class Missingness:
     def __post_init__(self) -> None:
         if self.mechanism not in MECHANISMS:
             raise UsageError(f"unknown mechanism {self.mechanism!r}; known: {', '.join(MECHANISMS)}")
-        if self.p < 0 or (self.mechanism != "gaussian" and self.p >= 1):
-            raise UsageError(f"p must be in [0, 1) for {self.mechanism}, got {self.p}")
+        if any(p < 0 or (self.mechanism != "gaussian" and p >= 1) for p in self.rates):
+            raise UsageError(f"p must be in [0, 1) for {self.mechanism}, got {p_text(self.p)}")
+        if self.rate not in RATES:
+            raise UsageError(f"unknown rate {self.rate!r}; known: {', '.join(RATES)}")
+        if self.rate == "marginal" and (self.mechanism in ("block", *AT_LOAD) or not self.redraw):
+            raise UsageError("rate=marginal requires mcar, mnar_label or mnar_value, and keeps one modality (redraw)")
         if not 0 <= self.strength <= 1 or self.n_blocks < 1:
             raise UsageError("strength must be in [0, 1] and n_blocks at least 1")
+
+    @property
+    def rates(self) -> list[float]:
+        """The drop probabilities."""
+        return list(self.p.values()) if isinstance(self.p, Mapping) else [self.p]
+
+    def p_of(self, modality: str) -> float:
+        """The drop probability of a modality."""
+        return self.p.get(modality, 0.0) if isinstance(self.p, Mapping) else self.p
+
+
+def p_text(p: float | Mapping[str, float]) -> str:
+    """`0.3`, or `audio=0.5,text=0.1`."""
+    return ",".join(f"{m}={v:g}" for m, v in p.items()) if isinstance(p, Mapping) else f"{p:g}"
+
+
+def parse_p(text: str) -> float | dict[str, float]:
+    """The inverse of `p_text`."""
+    if "=" not in text:
+        return float(text)
+    return {m: float(v) for m, v in (part.split("=") for part in text.split(","))}
 
 
 def non_default(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `Missingness` that differ from their defaults, without mechanism, p, seed and view."""
     defaults = dataclasses.asdict(Missingness())
-    return {k: v for k, v in settings.items() if k not in ("mechanism", "p", "modalities", "seed") and v != defaults[k]}
+    others = {k: v for k, v in settings.items() if k not in ("mechanism", "p", "modalities", "seed")}
+    return {k: v for k, v in others.items() if k not in defaults or v != defaults[k]}
 
 
 def _rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -101,20 +135,53 @@ def _content(arrays: Arrays) -> NDArray[np.float64]:
 
 def _drop_probability(store: Store, samples: pl.DataFrame, names: Sequence[str], s: Missingness) -> NDArray[np.float64]:
     """Probability that a modality is hidden, (n, M)."""
-    p: NDArray[np.float64] = np.full((len(samples), len(names)), s.p)
+    mean = np.array([s.p_of(name) for name in names])
+    p: NDArray[np.float64] = np.tile(mean, (len(samples), 1))
     if s.mechanism == "mnar_label":
         labels = store.labels(s.task).collect()
         value = samples.join(labels, on="sample_id", how="left", maintain_order="left")["value"]
         known = value.is_not_null().to_numpy()
-        p[known] = (s.p * (1 + s.strength * (2 * _rank(value.drop_nulls().to_numpy().astype(float)) - 1)))[:, None]
+        rank = _rank(value.drop_nulls().to_numpy().astype(float))[:, None]
+        p[known] = mean * (1 + s.strength * (2 * rank - 1))
     if s.mechanism == "mnar_value":
         for column, name in enumerate(names):
             arrays = store.arrays(name)
             rows = samples[f"row_{name}"].to_numpy()
             observed = ~np.isnan(rows.astype(float))
-            p[observed, column] = s.p * (1 + s.strength * (2 * _rank(_content(arrays)) - 1))
+            p[observed, column] = mean[column] * (1 + s.strength * (2 * _rank(_content(arrays)) - 1))
     np.minimum(p, 1.0, out=p)
     return p
+
+
+def _kept_at_marginal_rate(
+    p: NDArray[np.float64], observed: NDArray[np.bool_], u: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Modalities that remain, at least one; each is hidden with its probability p; all arrays are (n, M), u uniform.
+
+    The draw is independent with probabilities q, given that a modality remains. With s = 1 - Π q, the marginal rate is
+    (q - (1 - s)) / s = p, so that q = 1 - s (1 - p), and s is the largest root of s = 1 - Π (1 - s (1 - p)).
+    """
+    share, count = np.where(observed, 1 - p, 0.0), observed.sum(axis=1)
+    # The expected number of remaining modalities, which is at least 1 if one remains.
+    if (wrong := (share.sum(axis=1) < 1 - 1e-9) & (count > 1)).any():
+        n = int(count[wrong].min())
+        raise UsageError(f"rate=marginal: p is at most {1 - 1 / n:.3g} on average over {n} modalities of a sample")
+    with np.errstate(divide="ignore"):
+        low, high = np.zeros((len(p), 1)), np.ones((len(p), 1))
+        for _ in range(50):
+            middle = (low + high) / 2
+            right = np.expm1(np.log1p(-middle * share).sum(axis=1, keepdims=True)) + middle >= 0
+            low, high = np.where(right, low, middle), np.where(right, middle, high)
+        remains = np.log1p(-high * share)
+    # Probability that one of the modalities m, m + 1, … remains.
+    later = -np.expm1(np.cumsum(remains[:, ::-1], axis=1)[:, ::-1])
+    later = np.hstack([later, np.zeros((len(p), 1))])
+    kept, nothing = np.zeros_like(observed), np.ones(len(p), dtype=bool)
+    for m, q in enumerate((1 - high * share).T):
+        last = q * np.divide(later[:, m + 1], later[:, m], out=np.ones(len(p)), where=later[:, m] > 0)
+        kept[:, m] = u[:, m] >= np.where(nothing, last, q)
+        nothing &= ~kept[:, m]
+    return kept
 
 
 def draw_masks(store: Store, settings: Missingness) -> pl.DataFrame:
@@ -122,26 +189,32 @@ def draw_masks(store: Store, settings: Missingness) -> pl.DataFrame:
 
     Only observed modalities can be hidden. Samples that have none of `settings.modalities` get mask 0.
     """
-    names = settings.modalities or tuple(m.name for m in store.modalities)
+    names = _names(store, settings)
+    masks.to_mask(list(settings.p) if isinstance(settings.p, Mapping) else (), store.bits)
     view = masks.to_mask(names, store.bits)
     samples = store.samples().sort("sample_id").collect()
     bits = [store.bits[n] for n in names]
     observed = masks.unpack(samples["modality_mask"].to_numpy() & np.uint16(view), bits)
     kept = observed
-    if settings.mechanism not in AT_LOAD and settings.p > 0:
+    if settings.mechanism not in AT_LOAD and any(settings.rates):
         probability = _drop_probability(store, samples, names, settings)
         by = "subject_id" if settings.mechanism == "block" else "sample_id"
         keys = keyed.id_keys(samples[by])
         if settings.mechanism == "block":
             keys = keyed.bits(keys, settings.seed, "block")[:, 0] % np.uint64(settings.n_blocks)
+
+        def drawn(rows: NDArray[np.int64], attempt: int) -> NDArray[np.float64]:
+            columns = [keyed.uniform(keys[rows], settings.seed, f"drop {n} {attempt}")[:, 0] for n in names]
+            return np.column_stack(columns)
+
         # Draws are keyed by the modality's name, so that a subset of modalities is hidden for the same samples.
         kept = observed.copy()
         pending = np.flatnonzero(observed.any(axis=1))
+        if settings.rate == "marginal":
+            kept[pending] = _kept_at_marginal_rate(probability[pending], observed[pending], drawn(pending, 0))
+            pending = pending[:0]
         for attempt in range(_MAX_REDRAWS):
-            u = np.column_stack(
-                [keyed.uniform(keys[pending], settings.seed, f"drop {n} {attempt}")[:, 0] for n in names]
-            )
-            kept[pending] = observed[pending] & (u >= probability[pending])
+            kept[pending] = observed[pending] & (drawn(pending, attempt) >= probability[pending])
             pending = pending[~kept[pending].any(axis=1)]
             if not settings.redraw or len(pending) == 0:
                 break
@@ -149,14 +222,40 @@ def draw_masks(store: Store, settings: Missingness) -> pl.DataFrame:
                 # Redraw per sample: redrawing whole blocks might never leave each sample a modality.
                 keys = keyed.id_keys(samples["sample_id"])
         else:
-            raise UsageError(f"p={settings.p}: {len(pending)} samples have no modality left after {_MAX_REDRAWS} draws")
+            found = f"p={p_text(settings.p)}: {len(pending)}"
+            raise UsageError(f"{found} samples have no modality left after {_MAX_REDRAWS} draws")
     return pl.DataFrame({"sample_id": samples["sample_id"], "modality_mask": masks.pack(kept, bits)})
+
+
+def _names(store: Store, settings: Missingness) -> tuple[str, ...]:
+    return settings.modalities or tuple(m.name for m in store.modalities)
+
+
+def realised_rates(store: Store, settings: Missingness, frame: pl.DataFrame) -> dict[str, float]:
+    """Share of the observed slots that masks hide, by group; a slot is a modality of a sample.
+
+    Groups: `ALL`, the names of the modalities, and `scheme: part` of each split; without observed slots, a group is
+    omitted. Empty for the mechanisms that corrupt values instead.
+    """
+    if settings.mechanism in AT_LOAD:
+        return {}
+    names = _names(store, settings)
+    samples = store.samples().sort("sample_id").collect()
+    bits = [store.bits[n] for n in names]
+    before = masks.unpack(samples["modality_mask"], bits)
+    hidden = before & ~masks.unpack(frame["modality_mask"], bits)
+    groups = {ALL: np.ones_like(before)} | {name: np.arange(len(names)) == m for m, name in enumerate(names)}
+    for scheme in store.schemes:
+        split = samples.join(store.split(scheme).collect(), on="sample_id", how="left", maintain_order="left")["split"]
+        groups |= {f"{scheme}: {p}": (split == p).fill_null(value=False).to_numpy()[:, None] for p in PARTS}
+    return {k: round(float(hidden.mean(where=before & at)), 6) for k, at in groups.items() if (before & at).any()}
 
 
 def write_masks(store: Store, settings: Missingness, out: Path) -> dict[str, int]:
     """Draw masks and write them to a file; returns the number of samples per modality combination."""
     frame = draw_masks(store, settings)
     recorded = dataclasses.asdict(settings) | {"store_id": store.store_id}
+    recorded["realised"] = realised_rates(store, settings, frame)
     write_frame(out, frame, metadata={MASK_KEY: json.dumps(recorded, sort_keys=True)})
     counts = masks.pattern_counts(frame["modality_mask"].to_numpy())
     return {masks.combination_name(masks.to_names(m, store.bits)) or "none": n for m, n in counts.items()}
@@ -171,6 +270,7 @@ def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
     try:
         values = json.loads(read_metadata(path)[MASK_KEY])
         store_id = values.pop("store_id")
+        values.pop("realised", None)
         settings = Missingness(**{**values, "modalities": tuple(values["modalities"])})
         frame = pl.read_parquet(path, columns=["sample_id", "modality_mask"])
         if frame.dtypes != [pl.String, pl.UInt16] or frame["sample_id"].is_duplicated().any():
@@ -183,12 +283,19 @@ def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
         raise DataError(Fault(file=str(path), expected="a mask file of `mrpipe mask`", found=found)) from error
 
 
+def read_realised(path: Path) -> dict[str, float]:
+    """The realised rates of a mask file, by group as in `realised_rates`; empty for a file of an older version."""
+    recorded: dict[str, float] = json.loads(read_metadata(path)[MASK_KEY]).get("realised", {})
+    return recorded
+
+
 def corrupt(arrays: Arrays, settings: Missingness) -> Arrays:
     """Apply `timestep_drop` or `gaussian` to transformed arrays; other mechanisms leave them unchanged.
 
     Draws are keyed by (seed, sample, modality, position in the sample), so samples are independent of each other.
     """
-    if settings.mechanism not in AT_LOAD or settings.p == 0:
+    p = settings.p_of(arrays.modality.name)
+    if settings.mechanism not in AT_LOAD or p == 0:
         return arrays
     keys = keyed.id_keys(arrays.sample_id)
     purpose = f"{settings.mechanism} {arrays.modality.name}"
@@ -196,12 +303,12 @@ def corrupt(arrays: Arrays, settings: Missingness) -> Arrays:
         of_rows = keys if arrays.offsets is None else _step_keys(keys, arrays.offsets)
         drawn = keyed.normal(of_rows, settings.seed, purpose, math.prod(arrays.x.shape[1:]))
         noise = drawn.astype(np.float32).reshape(arrays.x.shape)
-        return dataclasses.replace(arrays, x=arrays.x + settings.p * noise)
+        return dataclasses.replace(arrays, x=arrays.x + p * noise)
     if arrays.offsets is None:
         return arrays
     u = keyed.uniform(_step_keys(keys, arrays.offsets), settings.seed, purpose)[:, 0]
     sample = np.repeat(np.arange(len(arrays)), np.diff(arrays.offsets))
-    keep = u >= settings.p
+    keep = u >= p
     # Every sequence keeps at least one step: the one with the largest draw.
     best = np.zeros(len(arrays))
     np.maximum.at(best, sample, u)

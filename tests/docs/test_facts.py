@@ -8,16 +8,34 @@ from pathlib import Path
 
 import pytest
 
-from moe_retriever.catalogue import catalogue
+from moe_retriever.catalogue import catalogue, own_names
 from moe_retriever.config import Common
-from moe_retriever.data.scores import METRICS
 from moe_retriever.methods.moe_retriever import MoERetriever, MoERetrieverOptions
+from moe_retriever.metrics import METRIC
 from moe_retriever.training.search import COMMON_SPACE
 from mrpipe.cli.main import command_names
 from mrpipe.datasets import dataset_names
 from mrpipe.experiment.missingness import MECHANISMS
 
+PAGES = Path(__file__).parents[2] / "docs" / "methods"
 DEFAULTS = dataclasses.asdict(Common()) | dataclasses.asdict(MoERetrieverOptions())
+
+
+@pytest.mark.parametrize("name", own_names())
+def test_every_method_has_a_page_and_every_published_one_lists_its_differences(name: str) -> None:
+    (entry,) = (e for e in catalogue() if e.name == name)
+    own = PAGES / f"{name}.md"
+    if not entry.paper and not own.is_file():
+        rows = (PAGES / "controls.md").read_text(encoding="utf-8").splitlines()
+        assert sum(row.startswith(f"| `{name}` |") for row in rows) == 1
+        return
+    text = own.read_text(encoding="utf-8")
+    assert text.startswith(f"# `{name}`: ")
+    if name != "moe_retriever" and entry.paper:
+        table = text.split("| difference from paper and code | reason |\n|---|---|\n")[1].split("\n\n")[0].strip()
+        assert all(re.fullmatch(r"\| [^|]+ \| [^|]+ \|", row) for row in table.splitlines())
+        assert len(table.splitlines()) >= 3
+        assert "Public code: " in text
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +65,7 @@ def test_defaults_on_the_method_page(page: dict[str, str]) -> None:
 
 def test_evaluation_names_what_there_is(page: dict[str, str]) -> None:
     text = page["evaluation"]
-    assert all(f"`{name}`" in text for name in (*MECHANISMS, *METRICS))
+    assert all(f"`{name}`" in text for name in (*MECHANISMS, *METRIC))
     controls = [entry.name for entry in catalogue() if "(control)" in entry.summary]
     assert len(controls) == 10
     assert all(f"`{name}`" in text for name in controls)

@@ -150,7 +150,7 @@ def test_supporting_groups(reference: ModuleType) -> None:
         for target in set(range(4)) - mc:
             group = index.group(code, target).tolist()
             relaxed += not group
-            assert reference.supporting_group(observed, mc, target) == (group or index.nearest(code, target).tolist())
+            assert reference.supporting_group(observed, mc, target) == (group or index.fallback(code, target).tolist())
     assert relaxed
     assert reference.supporting_group([{0}, {0}], {0}, 1) == []
     drawn = reference.draw_supports(list(range(10)), {0, 1, 2}, random.Random(0))

@@ -36,7 +36,7 @@ def test_every_page_is_in_the_navigation(project: Path) -> None:
 
 
 def test_links_lead_somewhere(project: Path) -> None:
-    for page in [*(project / "docs").glob("*.md"), *project.glob("*.md")]:
+    for page in [*(project / "docs").rglob("*.md"), *project.glob("*.md")]:
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
             if not re.match(r"[a-z]+:", target):

@@ -65,6 +65,14 @@ def home(tmp_path_factory: pytest.TempPathFactory, real_data_dir: Path) -> Path:
         simulate(get_dataset(name), place, get_dataset(name).tiny)
     for name in ("uci_mfeat", "physionet2012"):
         exports[name] = real_data_dir / "generic" / name
+    fetched = {"mfeat": exports["uci_mfeat"], "physionet2012": exports["physionet2012"]}
+    for name, place in {**fetched, "mimic_demo": real_data_dir / "mimic-iv-demo", "enrico": exports["enrico"]}.items():
+        shutil.copytree(place, folder / "data/open" / name)
+        (folder / "data/open" / name).chmod(0o755)
+    for name in fetched:
+        shutil.copyfile(
+            PROJECT / f"workflow/config/examples/tables/{name}.yaml", folder / f"data/open/{name}/tables.yaml"
+        )
     for file in (folder / "workflow/config/examples").glob("*.yaml"):
         content = yaml.safe_load(file.read_text())
         for entry in content.get("datasets", {}).values():
@@ -79,7 +87,10 @@ def home(tmp_path_factory: pytest.TempPathFactory, real_data_dir: Path) -> Path:
         file.write_text(yaml.safe_dump(content))
     mine = yaml.safe_load((PROJECT / "workflow/config/examples/mosi_suite.yaml").read_text())
     mine["datasets"] = {"mosi": {"raw": "simulated"}}
-    mine["suites"] = str(PROJECT / "workflow/config/examples/suites/mosi_retrieval.yaml")
+    blocks = re.findall(r"```yaml\n(.*?)```", (PROJECT / "docs/suites.md").read_text(), flags=re.DOTALL)
+    (folder / "protocols.yaml").write_text(blocks[1])
+    example = PROJECT / "workflow/config/examples/suites/mosi_retrieval.yaml"
+    mine["suites"] = [str(example), str(folder / "protocols.yaml")]
     (folder / "my.yaml").write_text(yaml.safe_dump(mine))
     shutil.copytree(PROJECT / "workflow/profiles/slurm", folder / "slurm")
     return folder

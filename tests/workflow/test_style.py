@@ -35,6 +35,7 @@ class UniqueKeys(yaml.SafeLoader):
     """YAML loader that rejects duplicate keys, of which PyYAML and Snakemake silently drop the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         assert len(keys) == len(set(keys)), f"a key twice: {keys}, {node.start_mark}"
         return super().construct_mapping(node, deep)

@@ -12,8 +12,9 @@ import polars as pl
 import pytest
 import yaml
 
-from workflow.planning.plan import PlannedRun, make_plan
+from workflow.planning.plan import make_plan
 from workflow.planning.progress import CellFolders, Cells
+from workflow.planning.runs import PlannedRun
 from workflow.planning.suites import Suites
 
 CONFIG: dict[str, Any] = {
@@ -108,6 +109,52 @@ def test_suite_with_the_name_of_a_rule_is_rejected(snakemake: Any, tmp_path: Pat
     outcome = snakemake("-n", folder=tmp_path, config=CONFIG)
     assert outcome.code != 0
     assert "suites.train: the workflow has a rule of this name" in outcome.text
+
+
+PROTOCOLS = ["same", "patterns", {"p": [0.3, 0.5]}, {"store": "other", "p": 0.3}]
+OTHER = CONFIG["datasets"]["small"] | {"simulation": CONFIG["datasets"]["small"]["simulation"] | {"seed": 1}}
+
+
+def with_protocols(folder: Path) -> dict[str, Any]:
+    """Write a suite whose trainings see all modalities and are tested under several protocols."""
+    methods = [{"method": m, "search": False} for m in ("majority", "logistic")]
+    write_suite(folder, methods=methods, missingness=None, test=PROTOCOLS, published="")
+    return CONFIG | {"datasets": CONFIG["datasets"] | {"other": OTHER}}
+
+
+def test_protocols_share_the_trainings(snakemake: Any, tmp_path: Path) -> None:
+    outcome = snakemake("mine", "-n", "--quiet", "rules", folder=tmp_path, config=with_protocols(tmp_path))
+    assert outcome.code == 0, outcome.text
+    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", outcome.text, flags=re.MULTILINE)}
+    assert counts["train"] == 2
+    # The own test split, all patterns, two rates, and the other store.
+    assert counts["evaluate"] == 2 * 5
+    assert counts["mask"] == 3
+    assert counts["verify"] == 2
+
+
+@pytest.mark.slow
+def test_protocols_are_columns_with_realised_rates(snakemake: Any, tmp_path: Path) -> None:
+    outcome = snakemake("mine", folder=tmp_path, config=with_protocols(tmp_path))
+    assert outcome.code == 0, outcome.text[-4000:]
+    text = (tmp_path / "results/suites/mine/table.md").read_text()
+    (header,) = re.findall(r"^\| method \| (A\+T \|.*) \|$", text, flags=re.MULTILINE)
+    names = [re.sub(r"\d+ %", "N %", name) for name in header.split(" | ")]
+    assert names == [
+        "A+T",
+        *(f"A+T, tested: only {pattern}" for pattern in ("T", "A", "A+T")),
+        *(f"A+T, tested: p = {p} (N % hidden)" for p in (0.3, 0.5)),
+        "A+T, tested: store other, p = 0.3 (N % hidden)",
+    ]
+    rates = [int(n) for n in re.findall(r"\((\d+) % hidden\)", header)]
+    assert abs(rates[0] - 23) < 12
+    assert rates[1] > rates[0]
+    assert "not finished" not in text
+    scores = pl.read_parquet(tmp_path / "results/suites/mine/scores.parquet").filter(metric="accuracy", row="logistic")
+    assert scores["test"].to_list()[:3] == [None, "patterns text", "patterns audio"]
+    complete = scores.filter(pl.col("test").str.starts_with("patterns"))["n"]
+    assert complete.n_unique() == 1
+    assert scores["n"].to_list()[-1] > 2 * complete[0]
 
 
 @pytest.mark.parametrize("size", ["smoke", pytest.param("full", marks=pytest.mark.slow)])

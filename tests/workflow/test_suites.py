@@ -6,17 +6,21 @@ import copy
 import itertools
 import json
 import re
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from moe_retriever.catalogue import own_names
+from moe_retriever.catalogue import gradient_steps, own_names
 from mrpipe.cli.main import main
+from mrpipe.fetch.download import FOLDER, catalogue
 from workflow.planning.arguments import benchmark_arguments, search_arguments, train_arguments
-from workflow.planning.plan import ConfigError, make_plan, mask_name, schema_faults
+from workflow.planning.plan import ConfigError, make_plan, schema_faults
+from workflow.planning.runs import mask_name
 from workflow.planning.suite_cells import description
 from workflow.planning.suites import Suites
 
@@ -31,6 +35,23 @@ OWN: dict[str, Any] = {
         }
     }
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fetched(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Iterator[Path]:
+    """A working directory that has the data of `mrpipe fetch` by name, without content."""
+    folder = tmp_path_factory.mktemp("fetched")
+    for name, data in catalogue().items():
+        views = [f"mfeat-{view}.csv" for view in ("fou", "fac", "kar", "pix", "zer", "mor")]
+        for file in (*data.files, *views, "PhysionetChallenge2012-set-a.csv"):
+            (folder / FOLDER / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / FOLDER / name / file).touch()
+        declaration = project / f"workflow/config/examples/tables/{name}.yaml"
+        if declaration.is_file():
+            shutil.copyfile(declaration, folder / FOLDER / name / "tables.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
 
 
 def config_of(**datasets: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +139,19 @@ def test_tables_share_cells(everything: dict[str, Suites], size: str) -> None:
     assert cells["table7"] & cells["table2"]
 
 
+def test_full_method_of_table_3_is_the_cell_of_table_1(everything: dict[str, Suites]) -> None:
+    """Including its search; every variant is searched as much as the full method."""
+    for size, suites in everything.items():
+        (ablations,) = suites.suite("table3").columns
+        column = next(c for c in suites.suite("table1").columns if c.experiment == ablations.experiment)
+        assert len(column.view) == 4
+        full = ablations.cells["full (E_T=8, E_Sh=4, R=1)"]
+        assert full == column.cells["MoE-Retriever"]
+        assert {run.folder for run in full} == {run.folder for run in column.cells["MoE-Retriever"]}
+        searched = {r.trials for runs in ablations.cells.values() for r in runs if r.method == "moe_retriever"}
+        assert searched == {6 if size == "full" else 0}
+
+
 def test_methods_of_a_column_share_masks_seeds_and_search_budget(everything: dict[str, Suites]) -> None:
     for name in ("table1", "table2", "table4", "table5", "table6"):
         for column in everything["full"].suite(name).columns:
@@ -125,10 +159,10 @@ def test_methods_of_a_column_share_masks_seeds_and_search_budget(everything: dic
             per_row = {row: [(r.seed, r.mask) for r in runs] for row, runs in column.cells.items()}
             assert len({json.dumps(v) for v in per_row.values()}) == 1
             assert [seed for seed, _ in per_row["MoE-Retriever"]] == [0, 1, 2]
-            assert {r.trials for r in runs if r.method not in ("majority", "logistic", "gradient_boosting")} == {6}
+            assert {r.trials for r in runs if r.method != "majority"} == {6}
             assert len({r.preset for r in runs if r.method != "moe_retriever"}) == 1
-            # A row per method, and one more for the released code.
-            assert len(column.cells) == len(own_names()) + 1
+            # A row per method, and further ones for the released code and DyMo's network without recovery.
+            assert len(column.cells) == len(own_names()) + 2
 
 
 def test_methods_of_a_column_select_the_epoch_by_the_same_metric(everything: dict[str, Suites]) -> None:
@@ -350,7 +384,7 @@ def test_invalid_suite_is_reported_on_expansion(own: Any, change: Any, message: 
 
 
 def test_example_and_documented_suite_are_valid(project: Path, tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", (project / "docs/suites.md").read_text(), flags=re.DOTALL)
+    text, protocols = re.findall(r"```yaml\n(.*?)```", (project / "docs/suites.md").read_text(), flags=re.DOTALL)
     (tmp_path / "documented.yaml").write_text(text)
     example = project / "workflow/config/examples/suites/mosi_retrieval.yaml"
     config = yaml.safe_load((project / "workflow/config/examples/mosi_suite.yaml").read_text())
@@ -359,6 +393,53 @@ def test_example_and_documented_suite_are_valid(project: Path, tmp_path: Path) -
         suite = suites_of(config_of(), suites=str(path)).suite("retrieval")
         assert (len(suite.rows), len(suite.columns)) == (4 if columns == 4 else 5, columns)
         assert {run.seed for run in suite.runs.values()} == set(range(5))
+    (tmp_path / "protocols.yaml").write_text(protocols)
+    suite = suites_of(config_of(), suites=str(tmp_path / "protocols.yaml")).suite("protocols")
+    assert (len(suite.rows), len(suite.columns)) == (5, 1 + 4 + 3)
+    assert len({run.folder for run in suite.runs.values()}) == 5 * len({run.seed for run in suite.runs.values()})
+
+
+def test_open_compares_all_methods_on_all_fetched_data_with_five_seeds(tmp_path: Path, fetched: Path) -> None:
+    suites = suites_of(config_of())
+    suite = suites.suite("open")
+    assert {run.method for run in suite.runs.values()} == METHODS
+    levels = {c.store: [] for c in suite.columns}
+    for column in suite.columns:
+        levels[column.store].append(column.missingness and column.missingness.p)
+        for runs in column.cells.values():
+            assert [run.seed for run in runs] == [0, 1, 2, 3, 4]
+            assert {(run.overrides["tokens"], run.overrides["hidden"], run.trials) for run in runs} == {(1, 64, 0)}
+    assert levels == {
+        "open_mfeat": [0.1, 0.3, 0.5],
+        "open_enrico": [0.1, 0.3, 0.5],
+        "open_physionet2012": [None],
+        "open_mimic_demo": [None],
+    }
+    assert {f"open_{name}" for name, data in catalogue().items() if data.files} == set(levels)
+    assert suites.store("open_mimic_demo").options == {"icd9": "off", "min_visits": 1}
+    note = "mosi: omitted, because the configuration has no export of this name."
+    assert list(suite.notes) == [note] == description(suite, "full", dict.fromkeys(levels, ("s", None)))["notes"]
+    mosi = suites_of(config_of(mosi={"raw": str(fetched), "modalities": ["audio", "text"]})).suite("open")
+    assert [c.missingness.p for c in mosi.columns if c.store == "mosi" and c.missingness] == [0.1, 0.3, 0.5]
+    assert not mosi.notes
+
+
+def test_open_without_data_names_the_command_and_does_not_affect_other_suites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    suites = suites_of(config_of())
+    assert len(suites.runs) > 300
+    everything = r"no data in data/open; download them: mrpipe fetch mfeat physionet2012 mimic_demo enrico$"
+    with pytest.raises(ConfigError, match=everything):
+        suites.suite("open")
+    shutil.copytree(fetched / FOLDER / "mfeat", tmp_path / FOLDER / "mfeat")
+    elsewhere = {"dataset": "enrico", "raw": str(fetched / FOLDER / "enrico")}
+    with pytest.raises(ConfigError, match=r"mrpipe fetch physionet2012 mimic_demo$"):
+        suites_of(config_of(open_enrico=elsewhere)).suite("open")
+
+
+METHODS = {p.stem for p in (Path(__file__).parents[2] / "model/moe_retriever/methods").glob("[!_]*.py")} - {"base"}
 
 
 def test_missing_or_malformed_file_is_named(tmp_path: Path) -> None:
@@ -417,3 +498,106 @@ def nodes(node: Any, place: str = "") -> Any:
         yield place, node
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     yield from itertools.chain.from_iterable(nodes(child, f"{place}.{key}") for key, child in children)
+
+
+# Protocols
+
+
+def protocols(said: dict[str, Any]) -> None:
+    block_of(said).update(missingness=None, test=["same", "patterns", {"p": [0.3, {"audio": 0.5}]}, {"store": "mosi"}])
+
+
+def test_protocols_are_columns_and_share_trainings(own: Any) -> None:
+    suite = own(protocols).suite("mine")
+    names = [c.test and (c.test.name, c.test.pattern) for c in suite.columns]
+    assert names == [
+        None,
+        *(("patterns", p) for p in ("text", "audio", "text+audio")),
+        *((f"mcar-p{p}", "") for p in ("0.3", "audio_0.5")),
+        ("store_mosi-full", ""),
+    ]
+    runs = suite.runs.values()
+    assert len({run.folder for run in runs}) == 2 * 5
+    assert len({run.tested for run in runs}) == 2 * 5 * 5
+    assert all(run.mask is None for run in runs)
+    assert {run.experiment for run in runs} == {"mosi-full-text+audio"}
+    for run in runs:
+        m = run.test_missingness
+        assert m is None or (m.seed, m.modalities) == (run.seed, run.modalities)
+    read = own(protocols)
+    assert {read.runs[run.folder].test for run in runs} == {None}
+    assert {name.split("-text")[0] for _, name in read.masks if "audio_0.5" in name} == {"mcar-paudio_0.5"}
+
+
+def test_description_of_protocols_is_read(own: Any) -> None:
+    from moe_retriever.suites.spec import parse_suite
+
+    suite = own(protocols).suite("mine")
+    said = parse_suite(json.loads(json.dumps(description(suite, "full", {"mosi-full": ("mosi-full", None)}))))
+    assert [c.name for c in said.columns] == [
+        "A+T",
+        "A+T, tested: only T",
+        "A+T, tested: only A",
+        "A+T, tested: only A+T",
+        "A+T, tested: p = 0.3",
+        "A+T, tested: p = audio 0.5",
+        "A+T, tested: store mosi-full",
+    ]
+    listed = {folder for c in said.columns for _, _, folder in c.runs()}
+    assert listed == set(suite.runs)
+
+
+def test_hiding_multiplies_the_rows_of_methods_with_gradient_steps(own: Any) -> None:
+    from moe_retriever.methods import get
+
+    for name in own_names():
+        assert gradient_steps(name) == get(name).gradient, name
+
+    def change(said: dict[str, Any]) -> None:
+        said["suites"]["mine"]["methods"] = ["mmformer", "majority", {"method": "muse", "overrides": {"hidden": 8}}]
+        said["suites"]["mine"]["hiding"] = [0, 0.3]
+
+    suite = own(change).suite("mine")
+    rows = {row.name: row.overrides for row in suite.rows.values()}
+    assert rows == {
+        "mmformer, hiding 0": {"drop_modalities": 0.0},
+        "mmformer, hiding 0.3": {"drop_modalities": 0.3},
+        "majority": {},
+        "muse, hiding 0": {"hidden": 8, "drop_modalities": 0.0},
+        "muse, hiding 0.3": {"hidden": 8, "drop_modalities": 0.3},
+    }
+    assert len(suite.runs) == 5 * 2 * 5
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ({"mechanism": "block"}, "'p' is a dependency of 'mechanism'"),
+        ({"pp": 0.3}, "unknown key 'pp'. Did you mean 'p'?"),
+        ("all", "'all' does not match"),
+    ],
+)
+def test_invalid_protocol_is_reported_on_reading(own: Any, test: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        own(lambda said: block_of(said).update(test=test))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ({"store": "mosl"}, "test.store: no dataset 'mosl'. Did you mean 'mosi'?"),
+        ({"store": "adni"}, "test.store: 'adni' is of adni, not of mosi"),
+        ({"p": {"txet": 0.3}}, "no modality 'txet' in mosi"),
+    ],
+)
+def test_invalid_protocol_is_reported_on_expansion(own: Any, test: Any, message: str) -> None:
+    suites = own(lambda said: block_of(said).update(test=test))
+    with pytest.raises(ConfigError) as caught:
+        suites.suite("mine")
+    assert message in str(caught.value)
+
+
+def test_figures_have_no_protocols(own: Any) -> None:
+    with pytest.raises(ConfigError, match="'test' has no effect on a figure"):
+        own(lambda said: said["suites"]["mine"].update(figure="cost", test="patterns"))

@@ -19,6 +19,7 @@ def run(value: float, **changes: Any) -> dict[str, Any]:
         "scheme": "standard",
         "modalities": "text+audio",
         "missingness": "as observed",
+        "hidden": None,
         "method": "majority",
         "seed": 0,
         "by": "all",
@@ -47,3 +48,9 @@ def test_seeds_are_averaged() -> None:
 def test_other_stores_and_split_schemes_have_separate_tables() -> None:
     tables = shown(run(0.5), run(0.7, scheme="uniform"), run(0.9, store_id="b" * 16))
     assert list(tables.values()) == [[["majority", "1", value]] for value in ("50.0", "70.0", "90.0")]
+
+
+def test_title_has_the_mean_realised_rate_of_the_masks() -> None:
+    rates = ((0, 0.22), (1, 0.24))
+    (title,) = shown(*(run(0.5, seed=seed, missingness="mcar p=0.3", hidden=rate) for seed, rate in rates))
+    assert "mcar p=0.3 (23 % hidden), n = 90" in title

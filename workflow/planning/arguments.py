@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mrpipe.experiment.missingness import Missingness
+from mrpipe.experiment.missingness import Missingness, p_text
 
-from .plan import PlannedRun
+from .runs import PlannedRun
 
 
 def mask_arguments(settings: Missingness) -> list[str]:
     """Arguments of `mrpipe mask` for simulated missingness."""
-    arguments = ["--mechanism", settings.mechanism, "--p", f"{settings.p:g}", "--seed", str(settings.seed)]
+    arguments = ["--mechanism", settings.mechanism, "--p", p_text(settings.p), "--rate", settings.rate]
+    arguments += ["--seed", str(settings.seed)]
     arguments += ["--strength", f"{settings.strength:g}", "--blocks", str(settings.n_blocks)]
     arguments += ["--task", settings.task] if settings.task else []
     arguments += ["--modalities", *settings.modalities] if settings.modalities else []
@@ -28,6 +29,14 @@ def train_arguments(run: PlannedRun) -> list[str]:
     arguments += ["--scheme", run.scheme] if run.scheme else []
     arguments += ["--modalities", *run.modalities] if run.modalities else []
     return arguments + set_arguments(run.transforms, "--transform") + set_arguments(run.overrides)
+
+
+def protocol_arguments(run: PlannedRun, mask: Iterable[str], store: str) -> list[str]:
+    """Arguments of `mrpipe evaluate` for a run with a protocol; `store` is the folder of the training store."""
+    if run.test is None:
+        return []
+    arguments = ["--name", run.test.name, *(word for file in mask for word in ("--mask", file))]
+    return [*arguments, *["--patterns"] * bool(run.test.pattern), *["--reference-store", store] * bool(run.test.store)]
 
 
 def search_arguments(run: PlannedRun) -> list[str]:

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from jsonschema.exceptions import ValidationError
 from moe_retriever.catalogue import names as method_names
 from mrpipe.datasets import dataset_names, get_dataset
 from mrpipe.errors import MrpipeError, UsageError, did_you_mean
-from mrpipe.experiment.missingness import Missingness, non_default
+from mrpipe.experiment.missingness import Missingness
 from mrpipe.options import non_default_fields, parse_options
 from mrpipe.schema import Dataset
 from mrpipe.transforms.options import TransformOptions
+
+from .runs import PlannedRun, masks_of
 
 SIMULATED = "simulated"
 
@@ -89,61 +91,6 @@ class StorePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedRun:
-    """One training run: a method and a seed of an experiment, or a cell of suites.
-
-    Attributes:
-        experiment: folder shared by the runs with the same data, view and missingness.
-        label: folder shared by the runs with the same method and settings; in an experiment, the method's name.
-        transforms: transform options that differ from their defaults.
-        trials: number of trials of the hyper-parameter search; 0 for no search.
-        first_seed: seed of the missingness mask that the search uses.
-    """
-
-    experiment: str
-    label: str
-    method: str
-    seed: int
-    store: str
-    preset: str
-    task: str | None
-    scheme: str | None
-    modalities: tuple[str, ...]
-    missingness: Missingness | None
-    overrides: Mapping[str, Any]
-    transforms: Mapping[str, Any] = field(default_factory=dict)
-    trials: int = 0
-    first_seed: int = 0
-
-    @property
-    def folder(self) -> str:
-        """Path below the folder of all runs."""
-        return f"{self.experiment}/{self.label}/seed{self.seed}"
-
-    @property
-    def mask(self) -> str | None:
-        """Name of the run's mask file; runs with the same mask name share the file."""
-        return None if self.missingness is None else mask_name(self.missingness)
-
-
-def missingness_name(m: Missingness) -> str:
-    """Name of a missingness setting, without the view and the seed."""
-    own = non_default(asdict(m))
-    parts = [m.mechanism, f"p{m.p:g}"]
-    parts += [f"strength{m.strength:g}"] * ("strength" in own)
-    parts += [f"blocks{m.n_blocks}"] * ("n_blocks" in own)
-    parts += [f"task_{m.task}"] * ("task" in own)
-    parts += ["noredraw"] * ("redraw" in own)
-    return "-".join(parts)
-
-
-def mask_name(m: Missingness) -> str:
-    """Name of a mask file: everything that determines the draw, except the store."""
-    view = ["_".join(m.modalities)] * bool(m.modalities)
-    return "-".join([missingness_name(m), *view, f"seed{m.seed}"])
-
-
-@dataclass(frozen=True, kw_only=True)
 class WorkflowPlan:
     """All stores and runs that the configuration requests."""
 
@@ -154,11 +101,6 @@ class WorkflowPlan:
     def masks(self) -> dict[tuple[str, str], Missingness]:
         """(store, name of the mask file) → settings."""
         return masks_of(self.runs.values())
-
-
-def masks_of(runs: Iterable[PlannedRun]) -> dict[tuple[str, str], Missingness]:
-    """(store, name of the mask file) → settings."""
-    return {(r.store, r.mask): r.missingness for r in runs if r.mask and r.missingness}
 
 
 def schema_faults(config: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:

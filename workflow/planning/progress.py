@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import TextIO
 
-from .plan import PlannedRun
+from .runs import PlannedRun
 
 TAIL_LINES = 12
 STEPS = ("search", "train", "evaluate")
@@ -32,7 +32,7 @@ class CellFolders:
 
     def finished(self, run: PlannedRun) -> Path:
         """The last file that a cell writes."""
-        return self.runs / run.folder / "metrics.json"
+        return self.runs / run.tested / "metrics.json"
 
     def log(self, run: PlannedRun, step: str) -> Path:
         """Log file of one step of a cell."""
@@ -41,7 +41,7 @@ class CellFolders:
     def seconds(self, run: PlannedRun) -> float | None:
         """Run time of a finished cell without its search; None if a benchmark file is missing."""
         total = 0.0
-        for step in ("train", "evaluate"):
+        for step in ("evaluate",) if run.test else ("train", "evaluate"):
             path = self.benchmarks / run.experiment / f"{self._name(run, step)}.jsonl"
             try:
                 lines = path.read_text(encoding="utf-8").splitlines()
@@ -51,7 +51,10 @@ class CellFolders:
         return total
 
     def _name(self, run: PlannedRun, step: str) -> str:
-        return f"{run.label}_search" if step == "search" else f"{run.label}_seed{run.seed}_{step}"
+        if step == "search":
+            return f"{run.label}_search"
+        folder = f"tests/{run.test.name}/" if run.test and step == "evaluate" else ""
+        return f"{run.label}_seed{run.seed}_{folder}{step}"
 
 
 class Cells(logging.Handler):
@@ -98,7 +101,7 @@ class Cells(logging.Handler):
     def _note(self, run: PlannedRun) -> float:
         seconds = self.places.seconds(run)
         if seconds is not None:
-            self._seconds[run.folder] = seconds
+            self._seconds[run.tested] = seconds
         return seconds or 0.0
 
     def line(self) -> str:
@@ -110,17 +113,17 @@ class Cells(logging.Handler):
 
     def seconds_left(self) -> float | None:
         """Estimated seconds left, from the run times of finished cells of the same method and the pace of this run."""
-        finished = {run.folder for run in self._done}
-        left = [run for run in self._to_do.values() if run.folder not in finished]
+        finished = {run.tested for run in self._done}
+        left = [run for run in self._to_do.values() if run.tested not in finished]
         if not left or self._first is None:
             return None
-        of_run = sum(self._seconds.get(run.folder, 0.0) for run in self._done)
+        of_run = sum(self._seconds.get(run.tested, 0.0) for run in self._done)
         pace = max(of_run / max(self._clock() - self._first, 1e-9), 1e-9)
         return sum(self._expected(run) for run in left) / pace
 
     def _expected(self, run: PlannedRun) -> float:
         seconds = self._seconds
-        everything = [(o, seconds[o.folder]) for o in (*self._there, *self._done) if o.folder in seconds]
+        everything = [(o, seconds[o.tested]) for o in (*self._there, *self._done) if o.tested in seconds]
         alike = [s for other, s in everything if (other.store, other.method) == (run.store, run.method)]
         method = [s for other, s in everything if other.method == run.method]
         known = alike or method or [s for _, s in everything]
@@ -137,7 +140,7 @@ class Cells(logging.Handler):
         for run in self.unfinished():
             begun = [log for step in STEPS if self._fresh(log := self.places.log(run, step))]
             if begun:
-                failed.setdefault(begun[-1], []).append(run.folder)
+                failed.setdefault(begun[-1], []).append(run.tested)
             else:
                 not_begun += 1
         lines = []

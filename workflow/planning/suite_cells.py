@@ -9,7 +9,7 @@ from typing import Any
 from mrpipe.experiment.missingness import Missingness, non_default
 from mrpipe.store.masks import combination_name
 
-from .plan import PlannedRun, missingness_name
+from .runs import PlannedRun, PlannedTest, missingness_name
 
 # Of suite.json.
 FORMAT = 1
@@ -43,6 +43,7 @@ class PlannedColumn:
         absent: modalities of the view that the store lacks; such a column has no cells.
         missingness: settings with the seed of the first cell, or None.
         transforms: transform options that differ from their defaults.
+        test: protocol of the evaluation, or None.
         cells: name of the row → its runs, one per seed.
     """
 
@@ -54,6 +55,7 @@ class PlannedColumn:
     task: str | None
     scheme: str | None
     transforms: Mapping[str, Any]
+    test: PlannedTest | None = None
     cells: dict[str, list[PlannedRun]] = field(default_factory=dict)
 
     @property
@@ -77,6 +79,7 @@ class PlannedSuite:
         published: key of the corresponding table in the paper, or "".
         of: names of the suites that a collection consists of.
         missing: modality that the samples shown in an embedding figure lack.
+        notes: blocks that are omitted.
     """
 
     name: str
@@ -86,13 +89,14 @@ class PlannedSuite:
     published: str
     missing: str
     of: tuple[str, ...]
+    notes: tuple[str, ...]
     rows: Mapping[str, PlannedRow]
     columns: tuple[PlannedColumn, ...]
 
     @property
     def cells(self) -> dict[str, PlannedRun]:
-        """The suite's cells, by folder."""
-        return {run.folder: run for c in self.columns for runs in c.cells.values() for run in runs}
+        """The suite's cells, by folder of their evaluation."""
+        return {run.tested: run for c in self.columns for runs in c.cells.values() for run in runs}
 
     @property
     def runs(self) -> dict[str, PlannedRun]:
@@ -102,10 +106,13 @@ class PlannedSuite:
     @property
     def stores(self) -> list[str]:
         """Names of the stores that the suite's cells or figures use."""
-        return list(dict.fromkeys(c.store for c in self.columns if not c.absent))
+        stores = (name for c in self.columns if not c.absent for name in (c.store, c.test.store if c.test else ""))
+        return [name for name in dict.fromkeys(stores) if name]
 
 
-def _missingness(m: Missingness) -> dict[str, Any]:
+def _missingness(m: Missingness | None) -> dict[str, Any] | None:
+    if m is None:
+        return None
     # `task` is omitted because the column already has it.
     own = {k: v for k, v in non_default(asdict(m)).items() if k != "task"}
     return {"mechanism": m.mechanism, "p": m.p, **own}
@@ -120,9 +127,11 @@ def description(suite: PlannedSuite, size: str, places: Mapping[str, tuple[str, 
     columns = [
         {
             **{k: getattr(c, k) for k in ("dataset", "experiment", "task", "scheme")},
-            **dict(zip(("store", "truth"), places[c.store][:2], strict=True)),
+            "store": places[c.store][0],
+            "truth": places[(c.test and c.test.store) or c.store][1],
             **{"modalities": list(c.view), "absent": list(c.absent)},
-            "missingness": c.missingness and _missingness(c.missingness),
+            "missingness": _missingness(c.missingness),
+            "test": c.test and {**vars(c.test), "name": c.test.name, "missingness": _missingness(c.test.missingness)},
             **({"transforms": c.transforms} if c.transforms else {}),
             "cells": {row: [runs[0].label, [run.seed for run in runs]] for row, runs in c.cells.items()},
         }
@@ -134,6 +143,7 @@ def description(suite: PlannedSuite, size: str, places: Mapping[str, tuple[str, 
         **{"format": FORMAT, "suite": suite.name, "size": size, "metrics": list(suite.metrics)},
         **{k: getattr(suite, k) for k in ("title", "published", "figure", "missing")},
         "trials": sorted({run.trials for run in suite.runs.values()} - {0}),
+        **({"notes": list(suite.notes)} if suite.notes else {}),
         "rows": rows,
         "columns": columns,
     }

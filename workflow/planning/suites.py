@@ -15,33 +15,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from moe_retriever.catalogue import gradient_steps
 from moe_retriever.catalogue import names as method_names
 from mrpipe.errors import MrpipeError
 from mrpipe.experiment.missingness import Missingness
+from mrpipe.fetch.download import FOLDER, catalogue
+from mrpipe.store.masks import combination_name
 
 from .plan import (
     SIMULATED,
     ConfigError,
-    PlannedRun,
     StorePlan,
     WorkflowPlan,
-    masks_of,
     parse_transforms,
     plan_store,
-    schema_faults,
     task_and_scheme_errors,
     unknown_name,
 )
+from .runs import PlannedRun, PlannedTest, masks_of
 from .suite_cells import PlannedColumn, PlannedRow, PlannedSuite
+from .suite_files import OWN, read_suites
 
-WORKFLOW = Path(__file__).resolve().parents[1]
-OWN = WORKFLOW / "config" / "suites.yaml"
-SCHEMA = WORKFLOW / "schemas" / "suites.schema.yaml"
-INHERITED = ("methods", "variants", "preset", "missingness", "seeds", "search")
-# Use the C loader if PyYAML was built with it, because suites.yaml is read on each start.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+INHERITED = ("methods", "variants", "hiding", "preset", "missingness", "test", "seeds", "search")
 
 
 class Suites:
@@ -56,7 +51,9 @@ class Suites:
         self.size: str = config["size"]
         own = config["suites"]
         self._config = config
-        self._said = _merge([OWN, *map(Path, [own] if isinstance(own, str) else own)])
+        self._said = read_suites([OWN, *map(Path, [own] if isinstance(own, str) else own)])
+        known, datasets = catalogue(), self._said["datasets"]
+        self._open = {name: known[entry["fetch"]] for name, entry in datasets.items() if "fetch" in entry}
         self._sizes = self._said["sizes"][self.size]
         self._stores: dict[str, StorePlan] = {}
         self._suites: dict[str, PlannedSuite] = {}
@@ -74,13 +71,22 @@ class Suites:
 
     @property
     def store_names(self) -> tuple[str, ...]:
-        """Names of the stores that suites can simulate."""
-        return tuple(f"{name}-{self.size}" for name in self._said["datasets"])
+        """Names of the stores that suites can simulate, or build from the data of `mrpipe fetch`."""
+        return tuple(map(self._store_name, self._said["datasets"]))
+
+    def _store_name(self, entry: str) -> str:
+        return entry if entry in self._open else f"{entry}-{self.size}"
 
     @property
     def readers(self) -> set[str]:
-        """Names of the datasets that suites can simulate."""
-        return {entry.get("dataset", name) for name, entry in self._said["datasets"].items()}
+        """Names of the datasets that suites can simulate or build."""
+        simulated = {entry.get("dataset", name) for name, entry in self._said["datasets"].items()}
+        return simulated - set(self._open) | {data.reader for data in self._open.values()}
+
+    def _not_fetched(self, suite: str) -> list[str]:
+        """Data sets of a suite that `mrpipe fetch` has yet to download."""
+        entries = {b["dataset"] for b in self._said["suites"][suite].get("blocks", ())} - set(self.plan.stores)
+        return [data.name for entry, data in self._open.items() if entry in entries and not data.present]
 
     def store(self, name: str) -> StorePlan:
         """The plan of a store: one of the configuration, or one simulated for the suites."""
@@ -91,6 +97,8 @@ class Suites:
             said = self._said["datasets"][entry]
             of_size = {key: said.get(self.size, {}).get(key, {}) for key in ("simulation", "options")}
             settings = {"dataset": said.get("dataset", entry), "raw": SIMULATED, **of_size}
+            if data := self._open.get(entry):
+                settings |= {"dataset": data.reader, "raw": str(FOLDER / data.name), "options": dict(data.options)}
             self._stores[name] = plan_store(name, settings)
         return self._stores[name]
 
@@ -111,8 +119,10 @@ class Suites:
 
     @cached_property
     def runs(self) -> dict[str, PlannedRun]:
-        """All cells of all suites, by folder."""
-        return {folder: run for name in self.names for folder, run in self.suite(name).cells.items()}
+        """All trainings and evaluations of all suites, by folder."""
+        names = [name for name in self.names if not self._not_fetched(name)]
+        cells = {folder: run for name in names for folder, run in self.suite(name).cells.items()}
+        return cells | {run.folder: replace(run, test=None) for run in cells.values()}
 
     @cached_property
     def first_seeds(self) -> dict[tuple[str, str], PlannedRun]:
@@ -132,7 +142,7 @@ class Suites:
     def _faults(self) -> Iterator[str]:
         """Errors that can be found without planning the stores."""
         said = self._said
-        for name in set(self.store_names) & set(self.plan.stores):
+        for name in (set(self.store_names) - set(self._open)) & set(self.plan.stores):
             yield f"datasets.{name}: the suites simulate a store of this name; choose another name"
         for name in said["groups"]:
             yield from self._method_faults(f"groups.{name}", said["groups"][name], (name,))
@@ -146,7 +156,9 @@ class Suites:
                 unknown = [n for n in suite["of"] if n not in said["suites"]]
                 yield from (unknown_name(f"{place}.of", "suite", n, said["suites"]) for n in unknown)
             if "figure" in suite:
-                yield from (f"{place}: {k!r} has no effect on a figure" for k in ("metrics", "published") if k in suite)
+                given = set(suite).union(*suite.get("blocks", ()))
+                tables = [k for k in ("metrics", "published", "test") if k in given]
+                yield from (f"{place}: {k!r} has no effect on a figure" for k in tables)
             if (suite.get("figure") == "embedding") != ("missing" in suite):
                 yield f"{place}: `missing` (a modality) is required by the figure `embedding` and only by it"
             if suite.get("figure") == "cost" and any("views" in block for block in suite.get("blocks", ())):
@@ -194,9 +206,15 @@ class Suites:
     def _expand(self, name: str) -> PlannedSuite:
         said = self._said["suites"][name]
         rows: dict[str, PlannedRow] = {}
-        columns: dict[tuple[str, str], PlannedColumn] = {}
+        columns: dict[tuple[str, ...], PlannedColumn] = {}
         faults: list[str] = []
+        notes: list[str] = []
+        if absent := self._not_fetched(name):
+            raise ConfigError([f"suites.{name}: no data in {FOLDER}; download them: mrpipe fetch {' '.join(absent)}"])
         for number, own in enumerate(said.get("blocks", ())):
+            if own.get("optional") and self._configured(own["dataset"]) is None:
+                notes.append(f"{own['dataset']}: omitted, because the configuration has no export of this name.")
+                continue
             block = {k: said[k] for k in INHERITED if k in said} | own
             block |= {k: {**said.get(k, {}), **own.get(k, {})} for k in ("overrides", "transforms")}
             try:
@@ -213,12 +231,13 @@ class Suites:
             **{k: said.get(k, "") for k in ("figure", "published", "missing")},
             metrics=tuple(said.get("metrics", ("accuracy",))),
             of=tuple(said.get("of", ())),
+            notes=tuple(notes),
             rows=rows,
             columns=tuple(columns.values()),
         )
 
     def _expand_block(
-        self, block: Mapping[str, Any], rows: dict[str, PlannedRow], columns: dict[tuple[str, str], PlannedColumn]
+        self, block: Mapping[str, Any], rows: dict[str, PlannedRow], columns: dict[tuple[str, ...], PlannedColumn]
     ) -> None:
         store = self._store_of(block["dataset"])
         own_rows = self._rows(block)
@@ -226,14 +245,18 @@ class Suites:
             if rows.setdefault(row.name, row) != row:
                 raise ConfigError([f"another block has a row {row.name!r} with other settings; set another `name`"])
         views: list[list[str]] = block.get("views", [list(store.modalities)])
-        unknown = [m for m in dict.fromkeys(itertools.chain.from_iterable(views)) if m not in store.possible]
+        levels = _levels(block.get("missingness"), block)
+        tested = [t.missingness for t in self._tests(block, store, ()) if t]
+        rates = [m.p for m in (*levels, *tested) if m and isinstance(m.p, Mapping)]
+        unknown = [m for m in dict.fromkeys(itertools.chain(*views, *rates)) if m not in store.possible]
         faults = [unknown_name("views", "modality", m, store.possible, store.dataset.name) for m in unknown]
         faults += task_and_scheme_errors("", block, store)
         if faults:
             raise ConfigError(faults)
         transforms = parse_transforms(block["transforms"], "block")
-        for said, missing in itertools.product(views, _levels(block)):
-            view = tuple(m for m in store.possible if m in said)
+        ordered = [tuple(m for m in store.possible if m in view) for view in views]
+        each = ((v, m, test) for v, m in itertools.product(ordered, levels) for test in self._tests(block, store, v))
+        for view, missing, test in each:
             column = PlannedColumn(
                 dataset=store.dataset.name,
                 store=store.name,
@@ -243,21 +266,45 @@ class Suites:
                 task=block.get("task"),
                 scheme=block.get("scheme"),
                 transforms=transforms,
+                test=test,
             )
-            column = columns.setdefault((column.store, column.experiment), column)
+            name = (test.name, test.pattern) if test else ()
+            column = columns.setdefault((column.store, column.experiment, *name), column)
             if not column.absent:
                 for row in own_rows:
                     column.cells[row.name] = list(self._cells(block, column, row))
 
+    def _tests(self, block: Mapping[str, Any], store: StorePlan, view: Sequence[str]) -> Iterator[PlannedTest | None]:
+        """The protocols of a view; None for the test split with the mask of the training."""
+        for said in _listed(block.get("test", "same")):
+            if said == "same":
+                yield None
+            elif said == "patterns":
+                patterns = itertools.chain(*(itertools.combinations(view, n + 1) for n in range(len(view))))
+                yield from (PlannedTest(pattern=combination_name(p)) for p in patterns)
+            else:
+                entry, known = said.get("store"), {**self._said["datasets"], **self.plan.stores}
+                if entry not in (None, *known):
+                    raise ConfigError([unknown_name("test.store", "dataset", entry, known)])
+                other = self._store_of(entry) if entry else store
+                if other.dataset.name != store.dataset.name:
+                    raise ConfigError(
+                        [f"test.store: {entry!r} is of {other.dataset.name}, not of {store.dataset.name}"]
+                    )
+                for missing in _levels({k: v for k, v in said.items() if k != "store"}, block):
+                    yield PlannedTest(store=other.name if entry else "", missingness=missing)
+
     def _store_of(self, entry: str) -> StorePlan:
         """Prefer a real export or store in the configuration, then the suites' simulation, then the configuration's."""
-        configured = self.plan.stores.get(entry)
-        if configured is not None and not (configured.simulated and entry in self._said["datasets"]):
-            return configured
-        return self.store(f"{entry}-{self.size}")
+        return self._configured(entry) or self.store(self._store_name(entry))
+
+    def _configured(self, entry: str) -> StorePlan | None:
+        found = self.plan.stores.get(entry)
+        return None if found is None or (found.simulated and entry in self._said["datasets"]) else found
 
     def _rows(self, block: Mapping[str, Any]) -> list[PlannedRow]:
-        rows = [_row(method) for method in self._flat(block["methods"])]
+        given = [_row(method) for method in self._flat(block["methods"])]
+        rows = [each for row in given for each in _with_hiding(row, block.get("hiding"))]
         if "variants" not in block:
             return rows
         return [
@@ -308,12 +355,26 @@ class Suites:
                 transforms=column.transforms,
                 trials=trials,
                 first_seed=seeds[0],
+                test=column.test,
             )
 
 
 def _row(said: Mapping[str, Any]) -> PlannedRow:
     name = said["method"] + (f" ({said['preset']})" if "preset" in said else "")
     return PlannedRow(**{"name": name, **said})
+
+
+def _with_hiding(row: PlannedRow, rates: Sequence[float] | None) -> list[PlannedRow]:
+    """One row per rate of hiding modalities in training; methods without gradient steps have one row in any case."""
+    if rates is None or not gradient_steps(row.method):
+        return [row]
+    rows = [replace(row, name=f"{row.name}, hiding {r:g}", published="" if r else row.published) for r in rates]
+    given = [{**row.overrides, "drop_modalities": float(rate)} for rate in rates]
+    return [replace(row, overrides=overrides) for row, overrides in zip(rows, given, strict=True)]
+
+
+def _listed(said: Any) -> list[Any]:
+    return said if isinstance(said, list) else [said]
 
 
 def _transform_faults(place: str, entry: Mapping[str, Any]) -> Iterator[str]:
@@ -323,35 +384,9 @@ def _transform_faults(place: str, entry: Mapping[str, Any]) -> Iterator[str]:
         yield str(error)
 
 
-def _levels(block: Mapping[str, Any]) -> list[Missingness | None]:
-    """The missingness settings of a block, one per value of `p`."""
-    said = block.get("missingness")
-    if said is None:
+def _levels(said: Mapping[str, Any] | None, block: Mapping[str, Any]) -> list[Missingness | None]:
+    """The given missingness settings of a block, one per value of `p`."""
+    if not said:
         return [None]
-    p = said["p"] if isinstance(said["p"], list) else [said["p"]]
     task = block.get("task") if said.get("mechanism") == "mnar_label" else None
-    return [Missingness(**{**said, "p": value}, task=task) for value in p]
-
-
-def _merge(files: Sequence[Path]) -> dict[str, Any]:
-    schema = yaml.load(SCHEMA.read_text(encoding="utf-8"), Loader=LOADER)
-    merged: dict[str, Any] = {"sizes": {}, "datasets": {}, "groups": {}, "suites": {}}
-    faults: list[str] = []
-    for file in files:
-        try:
-            said = yaml.load(file.read_text(encoding="utf-8"), Loader=LOADER) or {}
-        except FileNotFoundError:
-            faults.append(f"suites: no file {str(file)!r}")
-            continue
-        except yaml.YAMLError as error:
-            faults.append(f"suites: {file} is not YAML: {' '.join(str(error).split())}")
-            continue
-        wrong = schema_faults(said, schema)
-        faults += [f"{file}: {fault}" for fault in wrong]
-        for key, entries in said.items() if not wrong else ():
-            again = sorted(set(entries) & set(merged[key]))
-            faults += [f"{file}: {key}.{name}: this name is already defined; choose another" for name in again]
-            merged[key] |= entries
-    if faults:
-        raise ConfigError(faults)
-    return merged
+    return [Missingness(**{**said, "p": value}, task=task) for value in _listed(said["p"])]

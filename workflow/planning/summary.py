@@ -11,10 +11,12 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from moe_retriever.metrics import METRIC
+from moe_retriever.suites.published import hidden_text
 from mrpipe.errors import MrpipeError
 from mrpipe.store.reader import open_store
 
-SHOWN = {"accuracy": "accuracy %", "macro_f1": "macro-F1 %", "auroc": "AUROC %"}
+SHOWN = ("accuracy", "macro_f1", "auroc", "mae", "corr")
 EXPERIMENT = ["dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness"]
 
 
@@ -23,8 +25,9 @@ def print_summary(results: Path) -> None:
     console = Console(soft_wrap=True)
     scores, page = results / "report" / "results.csv", results / "report" / "index.html"
     if scores.is_file():
+        numbers = dict.fromkeys(("value", "hidden"), pl.Float64)
         # Without runs the file has only a header, from which types cannot be inferred.
-        frame = pl.read_csv(scores, schema_overrides={"group": pl.String, "seed": pl.Int64, "value": pl.Float64})
+        frame = pl.read_csv(scores, schema_overrides={"group": pl.String, "seed": pl.Int64, **numbers})
         for table in score_tables(frame):
             console.print(table)
         if "simulated" in frame["origin"]:
@@ -47,25 +50,28 @@ def score_tables(scores: pl.DataFrame) -> Iterator[Table]:
     Args:
         scores: `results.csv`, one row per run, group of samples and metric.
     """
-    overall = scores.filter(by="all").with_columns(pl.col("value") * 100)
+    overall = scores.filter(by="all")
     for key, experiment in overall.group_by(*EXPERIMENT, maintain_order=True):
         dataset, store_id, origin, task, scheme, modalities, missingness = key
         data = f"{dataset} ({origin}, {store_id}, {scheme} split)"
-        title = f"{data}: {task} from {modalities}, {missingness}, n = {experiment['n'][0]}"
+        hidden = hidden_text(fmean(rates) if (rates := experiment["hidden"].drop_nulls().to_list()) else None)
+        title = f"{data}: {task} from {modalities}, {missingness}{hidden}, n = {experiment['n'][0]}"
         table = Table(title=title, title_justify="left")
-        for name in ("method", "seeds", *SHOWN.values()):
+        shown = [m for m in SHOWN if m in experiment["metric"]]
+        for name in ("method", "seeds", *(METRIC[m].titled.replace(" (%)", " %") for m in shown)):
             table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
         for (method,), runs in experiment.group_by("method", maintain_order=True):
             seeds = str(runs["seed"].n_unique())
-            table.add_row(str(method), seeds, *(_cell(runs.filter(metric=m)["value"]) for m in SHOWN))
+            table.add_row(str(method), seeds, *(_cell(runs.filter(metric=m)["value"], m) for m in shown))
         yield table
 
 
-def _cell(values: pl.Series) -> str:
-    known: list[float] = values.drop_nulls().to_list()
+def _cell(values: pl.Series, metric: str) -> str:
+    known: list[float] = (values.drop_nulls() * METRIC[metric].factor).to_list()
     if not known:
         return "–"
-    return f"{fmean(known):.1f}" + (f" ± {stdev(known):.1f}" if len(known) > 1 else "")
+    digits = 1 if METRIC[metric].percent else 3
+    return f"{fmean(known):.{digits}f}" + (f" ± {stdev(known):.{digits}f}" if len(known) > 1 else "")
 
 
 if __name__ == "__main__":

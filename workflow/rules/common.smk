@@ -64,6 +64,7 @@ from mrpipe.stages.prepare import n_parts
 from mrpipe_planning.arguments import (
     benchmark_arguments,
     mask_arguments,
+    protocol_arguments,
     search_arguments,
     set_arguments,
     settings_asked,
@@ -71,6 +72,7 @@ from mrpipe_planning.arguments import (
 )
 from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_faults
 from mrpipe_planning.progress import CellFolders, Cells
+from mrpipe_planning.runs import mask_name
 from mrpipe_planning.snakemake_internals import Internals
 from mrpipe_planning.suite_cells import description
 from mrpipe_planning.suites import Suites
@@ -122,6 +124,8 @@ wildcard_constraints:
     experiment="[A-Za-z0-9_.+-]+",
     method="[A-Za-z0-9_.-]+",
     seed="[0-9]+",
+    # Folder of an evaluation under a protocol, within that of the cell; empty for the cell's own evaluation.
+    test="(?:tests/[^/]+/)?",
     suite="[A-Za-z][A-Za-z0-9_]*",
 
 
@@ -221,8 +225,8 @@ def run_folder(run):
 
 
 def run_plan(wildcards):
-    """The run of an experiment, or the cell of a suite."""
-    folder = f"{wildcards.experiment}/{wildcards.method}/seed{wildcards.seed}"
+    """The run of an experiment, or the cell of a suite; for an evaluation under a protocol, with that protocol."""
+    folder = f"{wildcards.experiment}/{wildcards.method}/seed{wildcards.seed}/{wildcards.get('test', '')}".rstrip("/")
     return PLAN.runs[folder] if folder in PLAN.runs else SUITES.runs[folder]
 
 
@@ -239,6 +243,14 @@ def search_result(run):
 def mask_file(run):
     """Mask file for the training and evaluation of a run with simulated missingness."""
     return [f"<results>/masks/{run.store}/{run.mask}.parquet"] if run.mask else []
+
+
+def test_files(wildcards):
+    """Mask file and verified store of an evaluation under a protocol; neither for the evaluation of a training."""
+    run = run_plan(wildcards)
+    hidden = run.test_missingness
+    mask = [f"<results>/masks/{run.test_store}/{mask_name(hidden)}.parquet"] if run.test and hidden else []
+    return {"mask": mask, "verified": f"<results>/verified/{run.test_store}.txt"}
 
 
 def store_targets(wildcards):

@@ -61,16 +61,18 @@ rule train:
 
 
 rule evaluate:
+    # Without `test`, under the conditions of the training; otherwise under a protocol, which shares the training.
     input:
-        "<results>/runs/{experiment}/{method}/seed{seed}/model.pt",
+        unpack(test_files),
+        model="<results>/runs/{experiment}/{method}/seed{seed}/model.pt",
     output:
-        metrics="<results>/runs/{experiment}/{method}/seed{seed}/metrics.json",
-        table="<results>/runs/{experiment}/{method}/seed{seed}/metrics.csv",
-        predictions="<results>/runs/{experiment}/{method}/seed{seed}/predictions.parquet",
+        metrics="<results>/runs/{experiment}/{method}/seed{seed}/{test}metrics.json",
+        table="<results>/runs/{experiment}/{method}/seed{seed}/{test}metrics.csv",
+        predictions="<results>/runs/{experiment}/{method}/seed{seed}/{test}predictions.parquet",
     log:
-        "<logs>/{experiment}/{method}_seed{seed}_evaluate.log",
+        "<logs>/{experiment}/{method}_seed{seed}_{test}evaluate.log",
     benchmark:
-        "<benchmarks>/{experiment}/{method}_seed{seed}_evaluate.jsonl"
+        "<benchmarks>/{experiment}/{method}_seed{seed}_{test}evaluate.jsonl"
     group:
         job_group("cells")
     conda:
@@ -81,9 +83,12 @@ rule evaluate:
         runtime="2h",
         gpu=int(config["gpu"]),
     params:
-        store=lambda wildcards: store_folder(run_plan(wildcards).store),
-        run=subpath(output.metrics, parent=True),
+        store=lambda wildcards: store_folder(run_plan(wildcards).test_store),
+        run=subpath(input.model, parent=True),
+        protocol=lambda wildcards, input: protocol_arguments(
+            run_plan(wildcards), input.get("mask", ()), store_folder(run_plan(wildcards).store)
+        ),
         code=code_with_method("moe_retriever.evaluation.evaluate", run_plan),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe evaluate --run {params.run:q}"
-        " --store {params.store:q} --part test --quiet > {log} 2>&1"
+        " --store {params.store:q} {params.protocol:q} --part test --quiet > {log} 2>&1"

@@ -6,7 +6,7 @@ def suite_of(wildcards):
 
 
 def suite_metrics(wildcards):
-    return [f"{run_folder(run)}/metrics.json" for run in suite_of(wildcards).runs.values()]
+    return [f"<results>/runs/{run.tested}/metrics.json" for run in suite_of(wildcards).runs.values()]
 
 
 def suite_description(suite):
@@ -109,7 +109,7 @@ def end_suites():
         subprocess.run([sys.executable, "-m", "mrpipe", *arguments], stdout=sys.stderr)
 
     for asked, compared, cells in BEGUN:
-        unfinished = {run.folder for run in cells.unfinished()}
+        unfinished = {run.tested for run in cells.unfinished()}
         for suite in asked:
             without = sorted(unfinished & set(suite.runs))
             if without:

@@ -40,6 +40,11 @@ def _add_finished(parser: ArgumentParser, store: str) -> None:
     parser.add_argument("--draws", type=at_least(1), help=draws)
 
 
+def _add_reference(parser: ArgumentParser) -> None:
+    reference = "the store the run was trained on, if --store is another one and model.pt has no retrieval bank"
+    parser.add_argument("--reference-store", type=Path, help=reference)
+
+
 def _add_machine(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (CUDA if available, else CPU), cpu, cuda or mps")
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: OMP_NUM_THREADS or torch's choice)")
@@ -86,17 +91,29 @@ def search_arguments(parser: ArgumentParser) -> None:
 
 
 def evaluate_arguments(parser: ArgumentParser) -> None:
-    _add_finished(parser, store="the store the run was trained on")
+    _add_finished(parser, store="the store the run was trained on or, with --name, another one")
     _add_part(parser, "samples to evaluate")
+    parser.add_argument("--name", default="", help="evaluate under another protocol and write to RUN/tests/NAME")
+    mask = "simulated missingness of the evaluated samples, from `mrpipe mask` (default: as observed)"
+    parser.add_argument("--mask", type=Path, metavar="FILE", help=mask)
+    patterns = "evaluate samples with all modalities, once with each combination of them"
+    parser.add_argument("--patterns", action="store_true", help=patterns)
+    _add_reference(parser)
     resamples = "bootstrap resamples, 0 for no intervals (default: 1000)"
     parser.add_argument("--resamples", type=at_least(0), default=1000, help=resamples)
+    calibrate = "divide the logits by a temperature that is fitted on validation samples"
+    parser.add_argument("--calibrate", dest="calibration", action="store_const", const="temperature", help=calibrate)
+    threshold = "probability from which the second of two classes is predicted, or youden or sensitivity=0.9"
+    parser.add_argument("--threshold", dest="decision_threshold", metavar="RULE", help=threshold)
+    by = "metrics by columns of samples.parquet, if numeric by quartiles or with cuts: sex age=40,65"
+    parser.add_argument("--by", dest="subgroups", nargs="+", metavar="COLUMN", help=by)
     _add_machine(parser)
 
 
 def predict_arguments(parser: ArgumentParser) -> None:
     _add_finished(parser, store="the store whose samples are predicted")
     parser.add_argument("--out", required=True, type=Path, help="Parquet file to write")
-    parser.add_argument("--reference-store", type=Path, help="the store the run was trained on")
+    _add_reference(parser)
     parser.add_argument("--mask", type=Path, metavar="FILE", help="simulated missingness of --store")
     _add_machine(parser)
 

@@ -126,7 +126,7 @@ def _search(arguments: argparse.Namespace) -> None:
     config = _config(arguments.method, arguments.preset, arguments)
     space = None if arguments.space is None else read_space(arguments.space)
     if not method.gradient:
-        print(f"{method.name} is not trained with gradients and selects its options internally, so only trial 0 is run")
+        print(f"{method.name} is not trained with gradients, so only trial 0 is run; it compares its settings itself")
     job, fixed = _job(arguments, config, device), _typed(config, parse_assignments(arguments.set))
     content = search(job, method, preset=arguments.preset, fixed=fixed, space=space, n_trials=arguments.trials)
     show(content, arguments.out)
@@ -136,7 +136,7 @@ def _print_metrics(content: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from moe_retriever.data.scores import METRIC_NAMES
+    from moe_retriever.metrics import METRIC_NAMES
 
     title = f"{content['method']} on {content['dataset']} ({content['origin']}), {content['part']}"
     table = Table("metric", "value", "95% interval", title=f"{title}, n = {content['n_evaluated']}")
@@ -147,6 +147,8 @@ def _print_metrics(content: dict[str, Any]) -> None:
     if content["majority"]["accuracy"] is not None:
         name = f"accuracy of the majority class ({content['majority']['class']})"
         table.add_row(name, f"{content['majority']['accuracy']:.4f}", "")
+    for name in ("temperature", "threshold") if content["decision"]["n_validation"] else ():
+        table.add_row(f"{name} (validation samples)", f"{content['decision'][name]:.4f}", "")
     Console().print(table)
 
 
@@ -155,15 +157,23 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from moe_retriever.evaluation.evaluate import evaluate_run
     from mrpipe import open_store
 
-    how = {"part": arguments.part, "draws": arguments.draws, "n_resamples": arguments.resamples, "device": device}
-    _print_metrics(evaluate_run(arguments.run, open_store(arguments.store), **how))
+    a = arguments
+    if not a.name and (a.mask or a.patterns or a.reference_store):
+        raise UsageError("--mask, --patterns and --reference-store require --name: the folder in RUN/tests to write to")
+    how = {"part": a.part, "draws": a.draws, "n_resamples": a.resamples, "device": device}
+    given = {"calibration": a.calibration, "decision_threshold": a.decision_threshold}
+    given["subgroups"] = a.subgroups and " ".join(a.subgroups)
+    how["options"] = {name: value for name, value in given.items() if value is not None}
+    protocol = {"name": a.name, "mask_file": a.mask, "patterns": a.patterns}
+    reference = a.reference_store and open_store(a.reference_store)
+    _print_metrics(evaluate_run(a.run, open_store(a.store), reference=reference, **protocol, **how))
 
 
 def _predict(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
     import numpy as np
 
-    from moe_retriever.evaluation.evaluate import load_for, load_like
+    from moe_retriever.evaluation.evaluate import load_like, prepare
     from moe_retriever.training.checkpoint import load_run
     from moe_retriever.training.predict import predict, prediction_frame
     from mrpipe import open_store
@@ -173,13 +183,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     store = open_store(arguments.store)
     trained.origin.require_same_kind(store)
     data = load_like(trained, store, device, mask_file=arguments.mask, unlabelled=True)
-    if arguments.reference_store is not None:
-        reference = load_for(trained, arguments.run, open_store(arguments.reference_store), device)
-        trained.method.prepare(reference, reference.rows("train"))
-    elif trained.reference is not None:
-        trained.method.load_reference(trained.reference)
-    else:
-        raise UsageError("the run has no stored retrieval bank (larger than bank_mb); pass --reference-store")
+    prepare(trained, arguments.run, arguments.reference_store and open_store(arguments.reference_store), device)
     found = predict(trained.method, data, np.arange(len(data)), draws=arguments.draws)
     write_frame(arguments.out, prediction_frame(data, found))
     gone = sum(data.n_without.values())
@@ -284,8 +288,13 @@ train = Command(
 )
 evaluate = Command(
     summary="evaluate a finished run",
-    description="Writes metrics.json, metrics.csv (by modality combination), predictions.parquet and routing.parquet\n"
-    "to the run folder and prints a table.",
+    description="Writes metrics.json, metrics.csv (by modality combination and subgroup), risk_coverage.csv,\n"
+    "predictions.parquet and routing.parquet to the run folder and prints a table. With --name, the run is evaluated\n"
+    "under another protocol, and the files are written to RUN/tests/NAME: test samples as observed, with another\n"
+    "--mask, with every combination of their modalities (--patterns), or all labelled samples of another --store of\n"
+    "the same dataset.",
+    epilog="example:\n  mrpipe mask stores/mosi --p 0.5 --out masks/p50.parquet\n"
+    "  mrpipe evaluate --run runs/a --store stores/mosi --mask masks/p50.parquet --name p50",
     add_arguments=arguments_of.evaluate_arguments,
     run=_evaluate,
 )

@@ -25,6 +25,7 @@ from moe_retriever.data.tables import (
     VectorTable,
     sequence_table,
 )
+from moe_retriever.metrics import convention_of, kinds_of
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.experiment.missingness import AT_LOAD, Missingness, corrupt, read_masks
@@ -48,12 +49,14 @@ class DataSpec:
     Attributes:
         classes: empty for a regression.
         center, scale: mean and standard deviation of a regression's target over the labelled training samples.
+        convention: kind of the additional metrics of a sentiment score, see `moe_retriever.metrics.convention_of`.
     """
 
     modalities: tuple[ModalitySpec, ...]
     classes: tuple[str, ...]
     center: float = 0.0
     scale: float = 1.0
+    convention: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,6 +65,11 @@ class DataSpec:
     @property
     def regression(self) -> bool:
         return not self.classes
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of the task, which determine its metrics."""
+        return kinds_of(len(self.classes), self.convention)
 
     @property
     def n_outputs(self) -> int:
@@ -191,6 +199,10 @@ class Data:
         if self.spec.regression:
             label = ((label - self.spec.center) / self.spec.scale).float()
         return Batch(self, index, observed & ~hidden, hidden, label, stream)
+
+    def drawn(self, rows: Rows, n: int, seed: int, purpose: str) -> Rows:
+        """At most `n` of the rows, drawn by the sample keys, in increasing order."""
+        return np.sort(rows[np.argsort(keyed.bits(self.keys[rows], seed, purpose)[:, 0], kind="stable")[:n]])
 
     def combination(self, observed: NDArray[np.bool_]) -> list[str]:
         """Names of modality combinations, joined by +."""
@@ -330,8 +342,9 @@ def load(
             center, scale = trained.center, trained.scale
         elif len(known_train):
             center, scale = float(known_train.mean()), float(known_train.std()) or 1.0
+    convention = convention_of(store.manifest.dataset, task or store.task().name)
     return Data(
-        spec=DataSpec(modalities=tuple(specs), classes=names, center=center, scale=scale),
+        spec=DataSpec(modalities=tuple(specs), classes=names, center=center, scale=scale, convention=convention),
         sample_id=samples["sample_id"].to_numpy().astype(np.str_),
         subject_id=samples["subject_id"].to_numpy().astype(np.str_),
         keys=keyed.id_keys(samples["sample_id"]),

@@ -22,10 +22,10 @@ Law = Literal["subset", "size"]
 def random_subsets(
     observed: NDArray[np.bool_], keys: NDArray[np.uint64], seed: int, stream: str, law: Law
 ) -> NDArray[np.bool_]:
-    """The observed modalities to keep, (B, M) bool; each sample keeps at least one.
+    """The observed modalities to keep, (B, M) bool; each sample with observed modalities keeps at least one.
 
     Args:
-        observed: (B, M), at least one per row.
+        observed: (B, M).
         keys: (B,) uint64.
         law: "subset": all non-empty subsets of the observed modalities have equal probability (mmFormer); "size": first
             the number of modalities is drawn uniformly, then a subset of this size (ShaSpec).

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 import torch
 
 from moe_retriever.config import Config
@@ -26,6 +29,7 @@ from moe_retriever.nn.kernels.allocator import keep_freed_memory, release_freed_
 from moe_retriever.training.loop import batches, make_optimiser, train_step
 from moe_retriever.training.predict import predict
 from mrpipe.errors import UsageError
+from mrpipe.experiment.missingness import ALL, read_realised
 from mrpipe.store.masks import combination_name
 from mrpipe.store.reader import Store
 from mrpipe.transforms.options import TransformOptions
@@ -98,24 +102,42 @@ def _time_training(method: Method, data: Data, rows: Rows, n: int) -> float:
     return float(np.median(times[2:]))
 
 
-def _time_inference(method: Method, data: Data, rows: Rows) -> float:
-    """Seconds per sample to predict the rows, including all encoding; median of three after one untimed prediction."""
-    times = []
-    for _ in range(4):
-        _wait(data.device)
-        started = time.perf_counter()
-        predict(method, data, rows, draws=1)
-        _wait(data.device)
-        times.append(time.perf_counter() - started)
-    return float(np.median(times[1:])) / len(rows)
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    _wait(device)
+    started = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - started
 
 
-def _flops(method: Method, data: Data, rows: Rows) -> float:
-    """FLOPs per predicted sample (a multiply-add counts as two); supporting samples are encoded once per batch."""
-    index = rows[: method.config.common.eval_batch_size]
+def _mflop(method: Method, work: Callable[[], object]) -> float:
+    """FLOPs in millions (a multiply-add counts as two); NaN for a method without gradient steps."""
     with flop_counter() as counter:
-        predict(method, data, index, draws=1)
-    return counter.get_total_flops() / len(index)
+        work()
+    return counter.get_total_flops() / 1e6 if method.gradient else math.nan
+
+
+def measure_inference(method: Method, data: Data, train: Rows, test: Rows) -> dict[str, float]:
+    """Cost of the references per training sample, and of a prediction per test sample once they are available.
+
+    References are everything that a method computes from the training samples before it predicts, i.e. its
+    `reference_state`. The method keeps it afterwards, as if it had been loaded from a checkpoint. Time of a prediction:
+    median of three after an untimed one, including all encoding. Its FLOPs are counted on one batch.
+    """
+    method.eval()
+    method.refresh()
+    reference = _mflop(method, method.reference_state) / len(train)
+    method.refresh()
+    reference_s = _seconds(data.device, method.reference_state) / len(train)
+    method.load_reference(method.reference_state())
+    times = [_seconds(data.device, partial(predict, method, data, test, draws=1)) for _ in range(4)]
+    batch = test[: method.config.common.eval_batch_size]
+    return {
+        "test_samples_per_s": len(test) / float(np.median(times[1:])),
+        "mflop_per_sample": _mflop(method, partial(predict, method, data, batch, draws=1)) / len(batch),
+        "reference_s_per_sample": reference_s,
+        "reference_mflop_per_sample": reference,
+    }
 
 
 def measure(
@@ -132,9 +154,9 @@ def measure(
 ) -> pl.DataFrame:
     """Measure methods on modality configurations (Figure 4 of the paper); one row per method and configuration.
 
-    Columns: method, modalities, parameters, train_samples_per_s, train_epoch_s, test_samples_per_s, test_epoch_s,
-    mflop_per_sample (of a prediction; null for methods without a network), peak_mb (during training and prediction:
-    allocated memory on a GPU, otherwise the resident memory of the process, interpreter and data included).
+    Columns: method, modalities, parameters, train_samples_per_s, train_epoch_s, those of `measure_inference`,
+    test_epoch_s, peak_mb (during training and prediction: allocated memory on a GPU, otherwise the resident memory of
+    the process, interpreter and data included), hidden (realised rate of the mask; null without one).
 
     Raises:
         UsageError: unknown names, or a configuration without labelled training or test samples.
@@ -162,7 +184,7 @@ def measure(
                 method.fit(data, train, data.rows("val"))
                 per_train = (time.perf_counter() - started) / len(train)
             few = test[: max(1, steps // 4) * config.common.eval_batch_size]
-            per_test = _time_inference(method, data, few)
+            inference = measure_inference(method, data, train, few)
             rows.append(
                 {
                     "method": config.method,
@@ -170,13 +192,13 @@ def measure(
                     "parameters": sum(p.numel() for p in method.parameters()),
                     "train_samples_per_s": 1 / per_train,
                     "train_epoch_s": per_train * len(train),
-                    "test_samples_per_s": 1 / per_test,
-                    "test_epoch_s": per_test * len(test),
-                    "mflop_per_sample": _flops(method, data, test) / 1e6 if method.gradient else None,
+                    **inference,
+                    "test_epoch_s": len(test) / inference["test_samples_per_s"],
                     "peak_mb": peak_memory_mb(data.device),
+                    "hidden": None if mask_file is None else read_realised(mask_file).get(ALL),
                 }
             )
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return pl.DataFrame(rows, infer_schema_length=None).with_columns(cs.float().fill_nan(None))
 
 
 def show(frame: pl.DataFrame) -> None:

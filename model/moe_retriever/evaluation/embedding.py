@@ -19,7 +19,6 @@ from moe_retriever.data.load import Data
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Method
 from moe_retriever.training.predict import predict
-from mrpipe import keyed
 from mrpipe.errors import UsageError
 from mrpipe.store.masks import combination_name, name_parts
 
@@ -65,8 +64,7 @@ def choose(data: Data, rows: Rows, combination: str | None, seed: int) -> tuple[
             f"{len(chosen)} samples have exactly {combination}; choose a combination that lacks a modality and has at "
             f"least {FEWEST_SAMPLES} samples; available: {known or 'none'}"
         )
-    order = np.argsort(keyed.bits(data.keys[chosen], seed, "embedding rows")[:, 0], kind="stable")
-    return np.sort(chosen[order[:MOST_SAMPLES]]), wanted
+    return data.drawn(chosen, MOST_SAMPLES, seed, "embedding rows"), wanted
 
 
 def before_and_after(method: Method, data: Data, rows: Rows, combination: str) -> Embeddings:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_retriever.data.scores import Floats, Labels, lower_is_better, score
+from moe_retriever.data.scores import PLAIN, Floats, Labels, Rules, lower_is_better, score
 from moe_retriever.evaluation.bootstrap import weighted_metrics
 from moe_retriever.evaluation.intervals import Estimate, estimate, holm, leave_out_weights
 
@@ -27,11 +27,13 @@ class Predicted:
         label: (n,) class, or value of a regression.
         prediction: (n, C) probabilities, or (n,) values.
         subject: (n,) id.
+        rules: convention and threshold of the metrics.
     """
 
     label: Labels
     prediction: Floats
     subject: NDArray[np.str_]
+    rules: Rules = PLAIN
 
 
 class Comparison:
@@ -48,10 +50,10 @@ class Comparison:
         for method, of in runs.items():
             self._values[method], self._left_out[method] = {}, {}
             for seed, t in of.items():
-                self._values[method][seed] = score(t.label, t.prediction)
+                self._values[method][seed] = score(t.label, t.prediction, t.rules)
                 with np.errstate(invalid="ignore", divide="ignore"):
                     weight = leave_out_weights(subjects, t.subject)
-                    self._left_out[method][seed] = weighted_metrics(t.label, t.prediction, weight)
+                    self._left_out[method][seed] = weighted_metrics(t.label, t.prediction, weight, t.rules)
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from moe_retriever.data.scores import SCORE_COLUMNS
+from moe_retriever.data.scores import PLAIN, SCORE_COLUMNS, Rules
 from moe_retriever.evaluation.paired import Predicted
 from mrpipe.errors import DataError, Fault
+from mrpipe.experiment.missingness import ALL
 from mrpipe.experiment.truth import ANY
 from mrpipe.store.masks import combination_name
 from mrpipe.store.parquet import write_frame
 
 # The configuration is a long text, identical in all rows of a run; a categorical column stores it once.
-_TEXTS = ("run", "dataset", "store_id", "origin", "task", "scheme", "modalities", "mechanism")
+_TEXTS = ("run", "dataset", "store_id", "origin", "task", "scheme", "modalities", "test", "mechanism")
 SCHEMA = pl.Schema(
-    {**dict.fromkeys(_TEXTS, pl.String), "p": pl.Float64, "method": pl.String, "preset": pl.String, "seed": pl.Int64}
+    {**dict.fromkeys(_TEXTS, pl.String), "p": pl.Float64, "hidden": pl.Float64}
+    | {"method": pl.String, "preset": pl.String, "seed": pl.Int64}
     | {**SCORE_COLUMNS, "code_hash": pl.String, "config": pl.Categorical()}
 )
 
@@ -31,15 +36,18 @@ def finished(run: Path) -> bool:
 
 
 def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
-    """One row per run, group of samples and metric; see `SCHEMA`.
+    """One row per evaluation of a run, group of samples and metric; see `SCHEMA`.
 
-    `run` is the folder relative to `root`; `by` and `group` define the samples (all, a combination of observed
-    modalities, or a number of them); `low` and `high` are the run's bootstrap interval; `mechanism` and `p` describe
-    the simulated missingness (null if there is none); `config` is the content of config.json.
+    `run` is the folder relative to `root`; `by` and `group` define the samples as in metrics.csv; `low` and `high` are
+    the run's bootstrap interval; `mechanism` and `p` describe the simulated missingness of the training (null if there
+    is none; p also if it differs by modality); `test` is the name of the evaluation's protocol; `hidden` is the
+    realised rate of the evaluated samples; `config` is the content of config.json.
     """
     frames = [SCHEMA.to_frame()]
-    for run in runs:
-        said = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    for folder in runs:
+        said = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        test = said.get("test")
+        run = folder.parents[1] if test else folder
         config = json.loads((run / "config.json").read_text(encoding="utf-8"))
         mask = said["mask"] or {}
         known = {
@@ -47,42 +55,60 @@ def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
             "run": run.relative_to(root).as_posix(),
             "modalities": combination_name(said["modalities"]),
             "mechanism": mask.get("mechanism"),
-            "p": mask.get("p"),
+            "p": None if isinstance(mask.get("p"), dict) else mask.get("p"),
+            "test": test["name"] if test else "",
+            "hidden": hidden_rate(test or said),
             "code_hash": said["training"]["code_hash"],
             "config": json.dumps(config, sort_keys=True),
         }
-        scores = pl.read_csv(run / "metrics.csv", schema_overrides={"group": pl.String}, infer_schema_length=None)
+        scores = pl.read_csv(folder / "metrics.csv", schema_overrides={"group": pl.String}, infer_schema_length=None)
         every = scores.with_columns(pl.lit(value).alias(name) for name, value in known.items())
         frames.append(every.select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items()))
     return pl.concat(frames)
 
 
 def write_results(root: Path, out: Path) -> pl.DataFrame:
-    """Write the table of all finished runs below `root`, in order of their folders."""
-    frame = results_frame((p.parent for p in sorted(root.glob("*/*/seed*/metrics.json"))), root)
+    """Write the table of all evaluations of runs below `root`, in order of their folders."""
+    found = sorted([*root.glob("*/*/seed*/metrics.json"), *root.glob("*/*/seed*/tests/*/metrics.json")])
+    frame = results_frame((p.parent for p in found), root)
     write_frame(out, frame)
     return frame
 
 
-def tested(run: Path) -> Predicted:
-    """Read a run's predictions for the test split.
+def hidden_rate(content: Mapping[str, Any]) -> float | None:
+    """Realised rate of the mask in the content of a metrics.json, or of the protocol in it; None without a mask."""
+    rate: float | None = content.get("mask_realised", {}).get(ALL)
+    return rate
+
+
+def with_hidden(mask: Mapping[str, Any] | None, contents: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Settings of missingness with `hidden`, the mean realised rate of the masks of evaluations, if known."""
+    rates = {c["mask_sha256"]: rate for c in contents if (rate := hidden_rate(c)) is not None}
+    return None if mask is None else {**mask, **({"hidden": fmean(rates.values())} if rates else {})}
+
+
+def tested(run: Path, pattern: str = "") -> Predicted:  # noqa: PT028
+    """Read a run's predictions for the test samples; with a pattern, only those from this combination of modalities.
 
     Raises:
         DataError: the predictions were written by an older version and lack subjects.
     """
-    return _predicted(_predictions(run))
+    said = json.loads((run / "metrics.json").read_text(encoding="utf-8")) if finished(run) else {}
+    threshold = said.get("decision", {}).get("threshold", PLAIN.threshold)
+    return replace(_predicted(_predictions(run, pattern)), rules=Rules(said.get("convention", ""), threshold))
 
 
-def best_possible(run: Path, best: pl.DataFrame | None) -> Predicted | None:
+def best_possible(run: Path, best: pl.DataFrame | None, pattern: str = "") -> Predicted | None:
     """Best possible predictions for a run's test samples, which the simulator knows, given their observed modalities.
 
     Args:
         best: result of `mrpipe.experiment.truth.read_best`.
+        pattern: as for `tested`.
 
     Returns:
         None if `best` is None or lacks a sample or a combination.
     """
-    frame = _predictions(run)
+    frame = _predictions(run, pattern)
     classes = [c for c in frame.columns if c.startswith("p_")]
     if best is None or not classes:
         return None
@@ -94,8 +120,9 @@ def best_possible(run: Path, best: pl.DataFrame | None) -> Predicted | None:
     return None if any(found[c].null_count() for c in classes) else _predicted(found)
 
 
-def _predictions(run: Path) -> pl.DataFrame:
-    frame = pl.read_parquet(run / "predictions.parquet").sort("sample_id")
+def _predictions(run: Path, pattern: str) -> pl.DataFrame:
+    frame = pl.read_parquet(run / "predictions.parquet").sort("sample_id", maintain_order=True)
+    frame = frame.filter(modalities=pattern) if pattern else frame
     if "subject_id" not in frame.columns:
         path = str(run / "predictions.parquet")
         fix = "Evaluate the run again: mrpipe evaluate."

@@ -130,7 +130,7 @@ class Method(nn.Module, Generic[O_co]):
     @classmethod
     def create(cls, spec: DataSpec, config: Config[O_co]) -> Self:
         """Create the method with initial weights that depend on the seed; encoder weights are equal for all methods."""
-        noise, config = Noise(config.seed), config.for_task(regression=spec.regression)
+        noise, config = Noise(config.seed), config.for_task(spec.kinds)
         method = build(lambda: cls(spec, config, noise), config.seed, "method")
         if cls.encoded:
             method.encoders = build_encoders(spec.modalities, config.common, config.seed, noise)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec, Labels
-from moe_retriever.data.scores import selection_score
+from moe_retriever.data.scores import Rules, selection_score
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import NoOptions, Output
 from moe_retriever.methods.shared.unimodal import UnimodalHeads
@@ -60,7 +60,7 @@ class BestSingle(UnimodalHeads[NoOptions]):
         if not logits.isfinite().all():
             return float("-inf"), float("-inf")
         scored = self.spec.scored(logits.float().cpu().numpy())
-        return selection_score(self.config.common.select_metric, label, scored)
+        return selection_score(self.config.common.select_metric, label, scored, Rules(self.spec.convention))
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         if not self.training and self._stale:

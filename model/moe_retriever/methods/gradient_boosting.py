@@ -12,6 +12,7 @@ Legend: n samples, f features, T trees (of all rounds and classes), N nodes of t
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -29,11 +30,14 @@ from moe_retriever.data.load import Batch, Data, Labels
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
+from mrpipe import keyed
 from mrpipe.errors import MrpipeError, UsageError
 from mrpipe.options import option
 
-# Candidates (learning rate, leaves, minimum samples per leaf, L2 penalty), of which the first `trials` are evaluated.
-CANDIDATES = ((0.1, 31, 20, 0.0), (0.1, 8, 20, 1.0), (0.05, 15, 10, 1.0), (0.05, 63, 40, 10.0))
+# Settings (learning rate, leaves, minimum samples per leaf, L2 penalty): four by hand, then a grid in random order.
+CANDIDATES = [(0.1, 31, 20, 0.0), (0.1, 8, 20, 1.0), (0.05, 15, 10, 1.0), (0.05, 63, 40, 10.0)]
+_GRID = sorted({*itertools.product((0.05, 0.1, 0.2), (8, 15, 31, 63), (10, 20, 40), (0.0, 1.0, 10.0))} - {*CANDIDATES})
+CANDIDATES += [_GRID[i] for i in keyed.bits(keyed.id_keys(map(str, _GRID)), 0, "trees")[:, 0].argsort()]
 Trees: TypeAlias = HistGradientBoostingClassifier | HistGradientBoostingRegressor
 # Rounds between validations, and number of validations without improvement before training stops.
 ROUNDS, PATIENCE = 10, 3
@@ -43,12 +47,14 @@ ROUNDS, PATIENCE = 10, 3
 class GradientBoostingOptions:
     """Options of gradient boosting."""
 
-    trials: int = option(2, "settings compared on validation, 1 to 4 (learning rate, leaves, leaf size, L2 penalty)")
+    trials: int = option(2, "settings (learning rate, leaves, leaf size, L2 penalty) compared on validation")
+    setting: int = option(-1, "number of the only setting to use; −1: the best of the first `trials`")
     rounds: int = option(200, "maximum number of boosting rounds, with early stopping on validation")
 
     def __post_init__(self) -> None:
-        if not 1 <= self.trials <= len(CANDIDATES) or self.rounds < 1:
-            raise UsageError(f"option trials must be between 1 and {len(CANDIDATES)}, and rounds at least 1")
+        n = len(CANDIDATES)
+        if self.trials < 1 or not -1 <= self.setting < n or self.rounds < 1:
+            raise UsageError(f"options trials and rounds must be at least 1, and setting between -1 and {n - 1}")
 
 
 def grown_trees(model: Trees) -> tuple[list[list[NDArray[np.void]]], NDArray[np.float64]]:
@@ -74,6 +80,7 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
 
     name = "gradient_boosting"
     summary = "gradient-boosted trees on the concatenated features, with native missing values (control)"
+    gradient = False
     Options = GradientBoostingOptions
     kept = ("feature", "threshold", "left", "right", "missing_left", "value", "tree_class", "baseline")
 
@@ -87,15 +94,17 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         # scikit-learn 1.9 cannot bin a column without values; a constant column is never split.
         x[:, np.isnan(x).all(axis=0)] = 0.0
         x_val, y_val = self.features(data, val_rows).cpu().numpy(), data.label[val_rows]
-        grown = []
-        for candidate in CANDIDATES[: self.config.own.trials if len(y_val) else 1]:
+        own, grown = self.config.own, []
+        last = min(own.trials, len(CANDIDATES)) if len(y_val) else 1
+        for setting in (own.setting,) if own.setting >= 0 else range(last):
             # One thread, so that the result does not depend on the number of cores.
             with threadpool_limits(1):
-                grown.append((*self._grow(candidate, x, y, x_val, y_val), candidate))
-        model, value, rounds, candidate = max(grown, key=lambda g: g[1])
+                grown.append((*self._grow(CANDIDATES[setting], x, y, x_val, y_val), setting))
+        model, value, rounds, setting = max(grown, key=lambda g: g[1])
         self._keep(model, rounds)
-        chosen = dict(zip(("learning_rate", "leaves", "smallest_leaf", "penalty"), candidate, strict=True))
-        return {**chosen, "rounds": rounds, "validation": self.noted(value[0]) if len(y_val) else None}
+        names = ("learning_rate", "leaves", "smallest_leaf", "penalty")
+        chosen = {"setting": setting, **dict(zip(names, CANDIDATES[setting], strict=True)), "rounds": rounds}
+        return {**chosen, "trials": len(grown), "validation": self.noted(value[0]) if len(y_val) else None}
 
     def _grow(
         self,

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from moe_retriever.config import OptionValue
 from moe_retriever.data.load import Batch, Data, Labels
-from moe_retriever.data.scores import selection_score
+from moe_retriever.data.scores import Rules, selection_score
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
 from mrpipe import keyed
+from mrpipe.errors import UsageError
 from mrpipe.options import option
 
-GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 5
 
 
@@ -35,7 +35,18 @@ class LogisticOptions:
     """Options of the logistic regression."""
 
     c: float = option(0.0, "inverse penalty C; 0: selected on validation from 1e-4 to 1")
+    trials: int = option(5, "values of C compared on validation; a search sets it to its number of trials")
     max_iter: int = option(2000, "maximum number of L-BFGS iterations")
+
+    def __post_init__(self) -> None:
+        if self.trials < 1 or self.c < 0:
+            raise UsageError(f"option trials={self.trials} must be at least 1, and c={self.c} at least 0")
+
+    def candidates(self) -> list[float]:
+        """Values of C to compare: evenly spaced exponents; 0.01 if there is only one."""
+        if self.c > 0 or self.trials == 1:
+            return [self.c or 1e-2]
+        return [float(f"{c:.3g}") for c in np.geomspace(1e-4, 1.0, self.trials)]
 
 
 class Logistic(TabularModel[LogisticOptions]):
@@ -43,6 +54,7 @@ class Logistic(TabularModel[LogisticOptions]):
 
     name = "logistic"
     summary = "logistic or ridge regression on concatenated features, with indicators of missing modalities (control)"
+    gradient = False
     Options = LogisticOptions
     kept: ClassVar[tuple[str, ...]] = ("weight", "bias", "mean", "sd")
 
@@ -60,19 +72,19 @@ class Logistic(TabularModel[LogisticOptions]):
         x_train = ((x - self.mean) / self.sd).cpu().numpy()
         x_val = ((self.features(data, val_rows).double() - self.mean) / self.sd).cpu().numpy()
         y_train, y_val = data.label[train_rows], data.label[val_rows]
-        metric, own = self.config.common.select_metric, self.config.own
+        metric = self.config.common.select_metric
         # A few samples cut from training are a poor basis for the penalty, so all training samples are used.
         crossed = data.n_cut > 0 or len(y_val) == 0
         scores: dict[float, tuple[float, float]] = {}
-        for c in (own.c,) if own.c > 0 else GRID:
+        for c in self.config.own.candidates():
             if crossed:
                 folds = self._cross_validated(c, x_train, y_train, data.subject_id[train_rows])
-                scores[c] = selection_score(metric, y_train, folds)
+                scores[c] = selection_score(metric, y_train, folds, Rules(self.spec.convention))
             else:
                 scores[c] = self.validation_score(self._fitted(c, x_train, y_train), x_val, y_val)
         c = max(scores, key=lambda c: scores[c])
         self._keep(self._fitted(c, x_train, y_train))
-        chosen: dict[str, OptionValue | None] = {"C": c, "validation": self.noted(scores[c][0])}
+        chosen: dict[str, OptionValue | None] = {"c": c, "trials": len(scores), "validation": self.noted(scores[c][0])}
         return chosen | {"folds": FOLDS} if crossed else chosen
 
     def _fitted(self, c: float, x: NDArray[np.float64], y: Labels) -> LogisticRegression | Ridge:

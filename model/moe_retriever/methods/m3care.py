@@ -18,7 +18,6 @@ from typing import ClassVar, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_retriever.config import Common, Config
@@ -30,7 +29,6 @@ from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.nn.similarity import Kernel, Threshold, neighbour_mean
 from moe_retriever.retrieval.bank import ReferenceSamples
-from mrpipe import keyed
 from mrpipe.errors import UsageError
 from mrpipe.options import option
 
@@ -195,16 +193,9 @@ class M3Care(Method[M3CareOptions]):
     # Training samples
 
     def prepare(self, data: Data, train_rows: Rows) -> None:
-        self.reference = ReferenceSamples.of(data, self._drawn(data.keys, train_rows))
+        rows = data.drawn(train_rows, self.options.bank or len(train_rows), self.config.seed, "m3care bank")
+        self.reference = ReferenceSamples.of(data, rows)
         self._bank = None
-
-    def _drawn(self, keys: NDArray[np.uint64], rows: Rows) -> Rows:
-        """Rows of the bank: all, or a random subset of the size given by the option `bank`."""
-        n = self.options.bank
-        if n == 0 or len(rows) <= n:
-            return np.sort(rows)
-        order = np.argsort(keyed.bits(keys[rows], self.config.seed, "m3care bank")[:, 0], kind="stable")
-        return np.sort(rows[order[:n]])
 
     def refresh(self) -> None:
         if self.reference is not None:

@@ -9,7 +9,7 @@ dimension, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.encoders import frozen_batch_norm, has_batch_norm, is_random
 from moe_retriever.nn.moe import Routing
 from moe_retriever.retrieval.bank import ReferenceSamples
+from moe_retriever.retrieval.nearest import NearestIndex
 from moe_retriever.retrieval.retriever import INTRA, Retrieved, Retriever, SlotItems
 from moe_retriever.retrieval.supporting_groups import Draws, SupportIndex, Wanted
 from mrpipe.errors import UsageError
@@ -69,6 +70,14 @@ class MoERetrieverOptions:
         "observed", "supporting samples per missing modality: observed (one per observed modality), all, or a number"
     )
     support: str = option(
+        "uniform", "draw from the whole supporting group, or from its nearest samples", choices=("uniform", "nearest")
+    )
+    nearest_k: int = option(16, "nearest: number of samples to draw from")
+    nearest_metric: str = option(
+        "features", "nearest: compare features, or embeddings renewed in each epoch", choices=("features", "embedding")
+    )
+    nearest_temperature: float = option(0.1, "nearest: draw by softmax(similarity / temperature); 0: the most similar")
+    support_source: str = option(
         "auto",
         "supporting samples in training: encoded in each step with gradients, or from a bank renewed in each epoch; "
         "auto: bank for volumes",
@@ -89,6 +98,8 @@ class MoERetrieverOptions:
             raise UsageError(f"option n_intra={self.n_intra!r} must be observed, all or a positive number")
         if not (self.intra or self.inter):
             raise UsageError("options intra and inter cannot both be False")
+        if self.nearest_k < 1 or self.nearest_temperature < 0:
+            raise UsageError("option nearest_k must be at least 1, nearest_temperature at least 0")
         if self.draws < 1 or self.warmup < 0:
             raise UsageError(f"option draws={self.draws} must be at least 1, and warmup={self.warmup} at least 0")
 
@@ -99,7 +110,7 @@ _AS_RELEASED |= {"warmup": 5, "warmup_kind": "zeros", "output_norm": False}
 
 
 class MoERetriever(Method[MoERetrieverOptions]):
-    """The method of the paper; docs/method.md explains the presets `code-intended` and `released-code`."""
+    """The method of the paper; docs/method.md explains the other presets, of which `nearest` is not from the paper."""
 
     name = "moe_retriever"
     summary = "retrieves missing modalities from supporting samples with a sparse mixture of experts"
@@ -113,6 +124,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         "paper": {},
         "code-intended": {**_AS_RELEASED, "context_block": "code", "renormalise": True, "noisy_gate": True},
         "released-code": {**_AS_RELEASED, "integration": "raw_mean", "balance": 0.0, "fusion_block": "code"},
+        "nearest": {"support": "nearest", "drop_modalities": 0.2, "reconstruct": 0.1, "draws": 5},
     }
 
     def __init__(self, spec: DataSpec, config: Config[MoERetrieverOptions], noise: Noise):
@@ -121,7 +133,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         self.retriever = Retriever(n_modalities, config.common, config.own, noise)
         self.fusion = Fusion(n_modalities, spec.n_outputs, config.common, noise)
         self.reference: ReferenceSamples | None = None
-        self.index: SupportIndex | None = None
+        self.index = SupportIndex(np.zeros((0, n_modalities), dtype=bool))
         self.retrieving = True
         if first_epochs(self.options.warmup, config.common.epochs) >= (config.common.epochs or EPOCHS):
             raise UsageError(
@@ -135,24 +147,39 @@ class MoERetriever(Method[MoERetrieverOptions]):
     def prepare(self, data: Data, train_rows: Rows) -> None:
         self._refer(ReferenceSamples.of(data, train_rows))
 
-    def _refer(self, reference: ReferenceSamples) -> None:
+    def _refer(self, reference: ReferenceSamples) -> SupportIndex:
         self.reference = reference
         self.index = SupportIndex(reference.observed)
+        if self.options.support == "nearest":
+            features = lambda m, rows: self._features(cast(Data, reference.data), m, reference.table_rows(m, rows))  # noqa: E731
+            self.index = NearestIndex(reference.observed, features, self.options, reference.subject)
+        return self.index
+
+    def _features(self, data: Data, m: int, rows: Rows) -> Tensor:
+        """Features (n, f) of rows of modality m's table by which samples are compared (`support="nearest"`)."""
+        if self.options.nearest_metric == "features":
+            return data.tables[m].pooled(rows)
+        if self.reference is not None and self.reference.bank is not None and self.reference.data is data:
+            return self.reference.bank.embed(m, rows, self.encoders[m]).mean(dim=1)
+        return self.encoders[m](data.tables[m].gather(rows)).mean(dim=1)
 
     def reference_bytes(self) -> int:
         assert self.reference is not None
-        return self.reference.bank_bytes(self.config.common.tokens, self.config.common.hidden)
+        bank = self.reference.bank_bytes(self.config.common.tokens, self.config.common.hidden)
+        return bank + sum(t.nbytes for t in self.index.fit())
 
     def reference_state(self) -> ReferenceState:
         assert self.reference is not None
-        return self.reference.state(self.encoders)
+        return self.reference.state(self.encoders) | {"nearest": self.index.fit()}
 
     def load_reference(self, state: ReferenceState) -> None:
-        self._refer(ReferenceSamples.from_state(state, self.device))
+        self._refer(ReferenceSamples.from_state(state, self.device)).fitted = cast(list[Tensor], state["nearest"])
 
     def refresh(self) -> None:
         if self.reference is not None:
             self.reference.forget()
+            if self.reference.bank and self.options.nearest_metric == "embedding":
+                self.index.fitted = None
 
     # Schedule
 
@@ -209,7 +236,6 @@ class MoERetriever(Method[MoERetrieverOptions]):
         if not self.retrieving or batch.observed.all():
             return None, None
         assert self.reference is not None, "call prepare() or load_reference() first"
-        assert self.index is not None
         o = self.options
         wanted: Wanted = int(o.n_intra) if o.n_intra.isdigit() else o.n_intra  # type: ignore[assignment]
         draws = self.index.draw(
@@ -220,14 +246,15 @@ class MoERetriever(Method[MoERetrieverOptions]):
             seed=self.config.seed,
             stream=f"{batch.stream} draw {draw}",
             own_row=self.reference.own_row(batch.data, batch.index),
+            features=lambda m, places: self._features(batch.data, m, batch.data.row[batch.index[places], m]),
         )
         return draws, SlotItems.of(draws, batch.observed, intra=o.intra, inter=o.inter)
 
     def _banked(self, m: int) -> bool:
         """Whether embeddings of supporting samples come from the bank, without gradients, in training."""
-        if self.options.support == "auto":
+        if self.options.support_source == "auto":
             return self.spec.modalities[m].kind == "volume"
-        return self.options.support == "bank"
+        return self.options.support_source == "bank"
 
     def _encode(self, batch: Batch, items: SlotItems | None) -> tuple[Tensor, Rows, Rows]:
         """Encode the observed modalities of the batch and the drawn supporting samples, each row once.

@@ -5,7 +5,7 @@ interact only through the modality nodes, so the states of these nodes are compu
 frozen; an evaluated sample then depends on its own edges only.
 
 The weights of a layer are used for both directions of an edge, which have separate states. Both contrastive losses
-share a projection: linear, tanh, linear, ℓ2 normalisation.
+share a projection: linear, tanh, ℓ2 normalisation. The classifier is an MLP: linear, ReLU, dropout, linear.
 
 Legend: B samples, M modalities, H hidden dimension, L layers.
 """
@@ -195,8 +195,9 @@ class Muse(Method[MuseOptions]):
         self.mappers = nn.ModuleList(nn.Linear(c.hidden, c.hidden) for _ in range(n_modalities))
         self.dropout = Dropout(c.dropout, noise)
         self.network = BipartiteNetwork(n_modalities, c.hidden, config.own.layers, c.dropout, noise)
-        self.projection = nn.Sequential(nn.Linear(c.hidden, c.hidden), nn.Tanh(), nn.Linear(c.hidden, c.hidden))
-        self.head = nn.Linear(c.hidden, spec.n_outputs)
+        self.projection = nn.Sequential(nn.Linear(c.hidden, c.hidden), nn.Tanh())
+        inner, drop = nn.Linear(c.hidden, c.hidden), Dropout(c.dropout, noise)
+        self.head = nn.Sequential(inner, nn.ReLU(), drop, nn.Linear(c.hidden, spec.n_outputs))
         self._training_set: tuple[Data, Rows] | None = None
         self._frozen: list[Tensor] | None = None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_retriever.report.experiments import anchor_of, experiment_title
 from moe_retriever.report.methods_data import plural
-from moe_retriever.report.runs import ReportedRun
+from moe_retriever.report.runs import ReportedRun, missingness_of
 from moe_retriever.suites.published import dataset_title
 
 FEW_SEEDS = 3
@@ -75,7 +75,7 @@ def of_experiment(key: tuple[str, ...], runs: Sequence[ReportedRun]) -> list[Cau
     if untaught := [r for r in runs if _from_random_images(r)]:
         text = "The image encoder started from random weights; pretrained ones (option image_weights) may do better."
         found.append((text, _named(untaught, runs)))
-    where = f"{experiment_title(runs[0])}, {runs[0].missingness_title}"
+    where = f"{experiment_title(runs[0])}, {missingness_of(runs)}"
     return [Caution(text, where, anchor_of(key), who) for text, who in found]
 
 
@@ -116,14 +116,14 @@ def _is_constant(run: ReportedRun) -> bool:
     occur by chance.
     """
     scores, k = run.metrics["metrics"], len(run.metrics["classes"])
-    a, balanced, f1 = (scores[name]["value"] for name in ("accuracy", "balanced_accuracy", "macro_f1"))
+    a, balanced, f1 = (scores.get(name, {}).get("value") for name in ("accuracy", "balanced_accuracy", "macro_f1"))
     if None in (a, balanced, f1):
         return False
     return bool(abs(balanced - 1 / k) < 1e-9 and abs(f1 - 2 * a / ((1 + a) * k)) < 1e-9)
 
 
 def _below_majority(run: ReportedRun) -> bool:
-    ours, theirs = run.metrics["metrics"]["accuracy"]["value"], run.metrics["majority"]["accuracy"]
+    ours, theirs = run.metrics["metrics"].get("accuracy", {}).get("value"), run.metrics["majority"]["accuracy"]
     return ours is not None and theirs is not None and ours < theirs
 
 

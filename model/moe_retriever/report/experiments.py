@@ -11,11 +11,11 @@ from typing import Any
 import polars as pl
 from matplotlib.figure import Figure
 
-from moe_retriever.data.scores import METRICS
+from moe_retriever.metrics import METRIC, Metric, kinds_of, names_of
 from moe_retriever.plots import plots
 from moe_retriever.report.drawing import Picture, draw
 from moe_retriever.report.references import about
-from moe_retriever.report.runs import EXPERIMENT, ReportedRun
+from moe_retriever.report.runs import EXPERIMENT, ReportedRun, missingness_of
 from moe_retriever.suites.published import published_rows
 
 # Numbers are shown for all experiments, figures only for the first ones.
@@ -24,20 +24,18 @@ MAX_CURVES = 8
 EMPTY = {"text": "", "interval": ""}
 
 
-def _percent(values: Sequence[float]) -> str:
-    mean = f"{100 * fmean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * stdev(values):.2f}"
-
-
-def _cell(frame: pl.DataFrame) -> dict[str, str]:
+def _cell(frame: pl.DataFrame, metric: Metric) -> dict[str, str]:
     """Mean over seeds with its interval; neither is shown if it is undefined for one of them."""
     undefined = frame["value"].null_count()
     if undefined or frame.is_empty():
         some = f" (undefined for {undefined} of {len(frame)} seeds)" if undefined < len(frame) else ""
         return {"text": f"–{some}", "interval": ""}
-    bounds = frame.drop_nulls(["low", "high"]).select(pl.col("low", "high").mean() * 100).row(0)
-    interval = "" if frame["low"].null_count() else "[{:.1f}, {:.1f}]".format(*bounds)
-    return {"text": _percent(frame["value"].to_list()), "interval": interval}
+    bounds = frame.drop_nulls(["low", "high"]).select(pl.col("low", "high").mean() * metric.factor).row(0)
+    digits, form = (2, "[{:.1f}, {:.1f}]") if metric.percent else (3, "[{:.3f}, {:.3f}]")
+    interval = "" if frame["low"].null_count() else form.format(*bounds)
+    values = (frame["value"] * metric.factor).to_list()
+    sd = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return {"text": f"{fmean(values):.{digits}f}{sd}", "interval": interval}
 
 
 def anchor_of(key: tuple[str, ...]) -> str:
@@ -58,26 +56,37 @@ def of_experiment(scores: pl.DataFrame, key: tuple[str, ...]) -> pl.DataFrame:
     return scores.filter(pl.all_horizontal([pl.col(c) == v for c, v in zip(EXPERIMENT, key, strict=True)]))
 
 
-def _rows(runs: Sequence[ReportedRun], overall: pl.DataFrame) -> list[dict[str, Any]]:
+def _rows(runs: Sequence[ReportedRun], overall: pl.DataFrame, metrics: Sequence[str]) -> list[dict[str, Any]]:
     """One row per method, the majority class unless it is one of the runs, and the published values."""
     rows: list[dict[str, Any]] = []
     for label, method in {run.label: run.method for run in runs}.items():
         mine = overall.filter(method=label)
-        cells = [_cell(mine.filter(metric=m)) for m in METRICS]
+        cells = [_cell(mine.filter(metric=m), METRIC[m]) for m in metrics]
         kind = "control" if about(method).control else "ours"
         rows.append({"method": label, "seeds": mine["seed"].n_unique(), "kind": kind, "cells": cells})
     majority = runs[0].metrics["majority"]
     if "majority" not in {run.method for run in runs} and majority["accuracy"] is not None:
-        cells = [{"text": f"{100 * majority['accuracy']:.2f}", "interval": ""}, *[EMPTY] * (len(METRICS) - 1)]
+        cells = [{"text": f"{100 * majority['accuracy']:.2f}", "interval": ""}, *[EMPTY] * (len(metrics) - 1)]
         name = f"majority class ({majority['class']})"
         rows.append({"method": name, "seeds": "", "kind": "control", "cells": cells})
     first = runs[0].metrics
     if first["origin"] == "export":
         for name, printed in published_rows(first["dataset"], first["modalities"], first["mask"]).items():
-            known = {m: f"{printed[m].mean:.2f} ± {printed[m].std:.2f}" if m in printed else "" for m in METRICS}
+            known = {m: f"{printed[m].mean:.2f} ± {printed[m].std:.2f}" if m in printed else "" for m in metrics}
             cells = [{"text": text, "interval": ""} for text in known.values()]
             rows.append({"method": f"{name}, as published", "seeds": 3, "kind": "published", "cells": cells})
     return rows
+
+
+def _by_group(scores: pl.DataFrame, by: str, labels: Sequence[str], metric: Metric) -> dict[str, Any]:
+    """Sizes of groups, and one metric by group; for modality combinations also the worst one and the mean."""
+    mean_n = pl.col("n").mean().round().cast(int)
+    sizes = dict(scores.filter(by=by).group_by("group", maintain_order=True).agg(mean_n).iter_rows())
+    columns = {f"{g.replace('+', ' + ')} (n = {n:,})": scores.filter(by=by, group=g) for g, n in sizes.items()}
+    if by == "combination":
+        columns |= {"worst": scores.filter(by="worst_pattern"), "mean": scores.filter(by="mean_over_patterns")}
+    rows = {m: [_cell(frame.filter(method=m), metric)["text"] for frame in columns.values()] for m in labels}
+    return {"by": by, "sizes": sizes, "columns": list(columns), "rows": rows}
 
 
 def _routing_figure(run: ReportedRun) -> Figure:
@@ -142,24 +151,24 @@ def describe_experiment(
     """
     _, store_id, origin, _, scheme, *_ = key
     labels = list(dict.fromkeys(run.label for run in runs))
-    by_combination = scores.filter(by="combination", metric="accuracy")
-    sizes = dict(by_combination.group_by("group").agg(pl.col("n").mean().round().cast(int)).iter_rows())
-    combinations = sorted(sizes, key=lambda c: (-c.count("+"), c))
     first = runs[0].metrics
+    kinds = kinds_of(len(first["classes"]), first["convention"])
+    one = METRIC["mae" if "regression" in kinds else "accuracy"]
+    of_one = scores.filter(metric="mae" if "regression" in kinds else "accuracy")
+    grouped = [_by_group(of_one, by, labels, one) for by in ("combination", "subgroup")]
     anchor = anchor_of(key)
     return {
         **{"anchor": anchor, "origin": origin, "scheme": scheme, "store_id": store_id, "drawn": drawn},
         "heading": experiment_title(runs[0]),
-        "missingness": runs[0].missingness_title,
+        "missingness": missingness_of(runs),
         "mask_seeds": sorted({run.metrics["mask"]["seed"] for run in runs}) if first["mask"] else [],
         "seeds": sorted({run.seed for run in runs}),
         "n": first["n"],
         "n_without": sum(first["n_without_modality"].values()),
-        "rows": _rows(runs, scores.filter(by="all")),
-        "combinations": [f"{c.replace('+', ' + ')} (n = {sizes[c]:,})" for c in combinations if len(combinations) > 1],
-        "combination_rows": [
-            {"method": m, "cells": [_cell(by_combination.filter(method=m, group=c))["text"] for c in combinations]}
-            for m in labels
-        ],
-        "pictures": _pictures(runs, sizes, anchor, figures) if drawn else [],
+        "metrics": [METRIC[m].titled for m in names_of(kinds)],
+        "rows": _rows(runs, scores.filter(by="all"), names_of(kinds)),
+        "n_methods": len(labels),
+        "one": one.titled[0].upper() + one.titled[1:],
+        "grouped": [table for table in grouped if len(table["sizes"]) > 1],
+        "pictures": _pictures(runs, grouped[0]["sizes"], anchor, figures) if drawn else [],
     }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import polars as pl
 
 from moe_retriever.report.references import Bibliography
 from moe_retriever.report.stores import public
+from moe_retriever.suites.published import hidden_text
+from mrpipe.experiment.missingness import AT_LOAD, p_text
 from mrpipe.schema import Modality
 from mrpipe.store.masks import combination_name
 from mrpipe.store.reader import Store
@@ -16,15 +19,15 @@ from mrpipe.store.splits import PARTS
 from mrpipe.transforms.options import TransformOptions
 
 _MECHANISMS = {
-    "mcar": "each modality of a sample was hidden independently with probability {p:g} (missing completely at random)",
-    "mnar_label": "each modality was hidden with a mean probability of {p:g} that increases with the class of {task} "
+    "mcar": "each modality of a sample was hidden independently with probability {p} (missing completely at random)",
+    "mnar_label": "each modality was hidden with a mean probability of {p} that increases with the class of {task} "
     "(missing not at random, strength {strength:g})",
-    "mnar_value": "each modality was hidden with a mean probability of {p:g} that increases with the rank of its mean "
+    "mnar_value": "each modality was hidden with a mean probability of {p} that increases with the rank of its mean "
     "value (missing not at random, strength {strength:g})",
     "block": "samples were divided into {n_blocks} blocks, and each modality was hidden in a block with probability "
-    "{p:g}",
-    "timestep_drop": "each time step of a sequence was dropped with probability {p:g}; no modality was hidden",
-    "gaussian": "Gaussian noise with standard deviation {p:g} was added to the scaled values; no modality was hidden",
+    "{p}",
+    "timestep_drop": "each time step of a sequence was dropped with probability {p}; no modality was hidden",
+    "gaussian": "Gaussian noise with standard deviation {p} was added to the scaled values; no modality was hidden",
 }
 
 
@@ -177,21 +180,18 @@ def missingness_sentence(masks: Sequence[dict[str, Any] | None]) -> str:
     hidden = [m for m in masks if m]
     if not hidden:
         return "No missingness was simulated; all observed modalities were used."
-    said = []
+    said: dict[str, list[float]] = {}
     for m in hidden:
-        again = (
-            ""
-            if m["mechanism"] in ("timestep_drop", "gaussian")
-            else (", redrawn until at least one remained" if m["redraw"] else ", even if no modality remained")
-        )
-        text = _MECHANISMS.get(m["mechanism"], "{mechanism}, p={p:g}").format(**m) + again
-        if text not in said:
-            said.append(text)
+        again = ", redrawn until at least one remained" if m["redraw"] else ", even if no modality remained"
+        again = ", given that at least one remained" if m.get("rate") == "marginal" else again
+        again = "" if m["mechanism"] in AT_LOAD else again
+        of_p = m | {"p": p_text(m["p"])}
+        text = _MECHANISMS.get(m["mechanism"], "{mechanism}, p={p}").format(**of_p) + again
+        said.setdefault(text, []).extend([m["hidden"]] if "hidden" in m else [])
+    texts = [text + hidden_text(fmean(rates) if rates else None) for text, rates in said.items()]
     seeds = sorted({m["seed"] for m in hidden})
     numbers = listed([str(s) for s in seeds])
     drawn = f"once (mask seed {numbers})" if len(seeds) == 1 else f"once per mask seed ({numbers})"
     also = " (none in some runs)" if len(hidden) < len(masks) else ""
-    return (
-        f"Simulated missingness{also}: {'; or '.join(said)}. The masks were drawn {drawn} for all splits and shared by "
-        "all methods."
-    )
+    what = f"Simulated missingness{also}: {'; or '.join(texts)}."
+    return f"{what} The masks were drawn {drawn} for all splits and shared by all methods."

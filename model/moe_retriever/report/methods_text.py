@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from moe_retriever.data.scores import METRIC_NAMES
+from moe_retriever.evaluation.run_folders import with_hidden
 from moe_retriever.report.methods_data import (
     listed,
     missingness_sentence,
@@ -107,8 +108,8 @@ def _protocol(runs: Sequence[ReportedRun], stores: Sequence[Store]) -> str:
         without = max(sum(run.metrics["n_without_modality"].values()) for run in own)
         if without:
             text.append(f"Samples without any of these modalities (up to {without:,}) were excluded from all splits.")
-        masks = {json.dumps(run.metrics["mask"], sort_keys=True): run.metrics["mask"] for run in own}
-        text.append(missingness_sentence(list(masks.values())))
+        masks = [with_hidden(run.metrics["mask"] or None, [run.metrics]) for run in own]
+        text.append(missingness_sentence(list({json.dumps(m, sort_keys=True): m for m in masks}.values())))
     return " ".join(text)
 
 
@@ -214,8 +215,9 @@ def _searched(searches: Sequence[dict[str, Any]]) -> str:
     by_budget: defaultdict[str, list[str]] = defaultdict(list)
     for s in searches:
         space = ", ".join(f"{k} ∈ {{{', '.join(map(str, v))}}}" for k, v in sorted(s["space"].items()))
+        space = space or ("settings of its own" if s["n_trials"] > 1 else "preset only")
         metric = METRIC_NAMES.get(s["metric"], s["metric"])
-        budget = f"{plural(s['n_trials'], 'trial')} ({space or 'preset only'}), selected by validation {metric}"
+        budget = f"{plural(s['n_trials'], 'trial')} ({space}), selected by validation {metric}"
         if s["method"] not in by_budget[budget]:
             by_budget[budget].append(s["method"])
     said = [f"{listed(sorted(methods))}: {budget}" for budget, methods in by_budget.items()]
@@ -240,11 +242,16 @@ def _changed(runs: Sequence[ReportedRun]) -> list[str]:
 def _evaluation(runs: Sequence[ReportedRun], cited: Bibliography) -> str:
     resamples = sorted({run.metrics["bootstrap"] for run in runs})
     draws = sorted({run.metrics["draws"] for run in runs})
+    metrics = [title for m, title in METRIC_NAMES.items() if any(m in run.metrics["metrics"] for run in runs)]
     text = (
-        "Test samples were predicted once, independently of each other. The metrics are accuracy, balanced accuracy, "
-        "macro-F1, AUROC (one-vs-rest), AUPRC and the expected calibration error"
-        f"{cited.cite('ece')}, over all test samples and by combination of observed modalities."
+        "Test samples were predicted once, independently of each other. The metrics are "
+        f"{listed(metrics)}{cited.cite('ece') if 'ECE' in metrics else ''}, over all test samples and by combination "
+        "of observed modalities."
     )
+    if any(run.metrics["decision"]["temperature"] != 1 for run in runs):
+        text += " Probabilities were calibrated by a temperature fitted on the validation samples."
+    if rules := sorted({run.metrics["decision"]["rule"] for run in runs} - {"0.5"}):
+        text += f" Decision threshold: {listed(rules)}, on the validation samples unless fixed."
     if any(resamples):
         text += (
             f" Intervals are 95% percentile intervals from {listed([f'{n:,}' for n in resamples])} bootstrap resamples"

@@ -14,7 +14,6 @@ import polars as pl
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from moe_retriever.data.scores import METRIC_NAMES, METRICS
 from moe_retriever.report import benchmarks, cautions, cost
 from moe_retriever.report.experiments import MAX_DRAWN, describe_experiment, of_experiment
 from moe_retriever.report.methods_data import listed, short_title
@@ -105,7 +104,6 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         stores=described,
         suites=suites,
         experiments=sections,
-        metrics=[f"{name} (%)" for name in (METRIC_NAMES[m] for m in METRICS)],
         cautions=said[: cautions.MOST],
         n_cautions=len(said),
         max_drawn=MAX_DRAWN,

@@ -12,16 +12,17 @@ from typing import Any
 import polars as pl
 
 from moe_retriever.data.scores import SCORE_COLUMNS
+from moe_retriever.evaluation.run_folders import hidden_rate, with_hidden
 from moe_retriever.report.stores import public
 from moe_retriever.suites.published import dataset_title, missingness_title
 from mrpipe.errors import DataError, Fault
-from mrpipe.experiment.missingness import non_default
+from mrpipe.experiment.missingness import non_default, p_text
 from mrpipe.store.masks import combination_name
 
 # Properties shared by the runs of an experiment, and keys of a run.
 EXPERIMENT = ("dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness", "transforms")
 KEYS = (*EXPERIMENT, "method", "preset", "seed")
-_SCORES = {**dict.fromkeys(KEYS[:-1], pl.String), "seed": pl.Int64, **SCORE_COLUMNS}
+_SCORES = {**dict.fromkeys(KEYS[:-1], pl.String), "seed": pl.Int64, "hidden": pl.Float64, **SCORE_COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -67,22 +68,12 @@ class ReportedRun:
         if not mask:
             return "as observed"
         own = (f"{k}={v}" for k, v in non_default(mask).items())
-        return " ".join([f"{mask['mechanism']} p={mask['p']:g}", *own])
+        return " ".join([f"{mask['mechanism']} p={p_text(mask['p'])}", *own])
 
     @property
     def transforms(self) -> dict[str, Any]:
         """Transform options that differ from their defaults."""
         return dict(self.metrics.get("transforms", {}))
-
-    @property
-    def missingness_title(self) -> str:
-        """The simulated missingness as displayed."""
-        mask = self.metrics["mask"]
-        if not mask:
-            return missingness_title(None)
-        # The task is named only if it differs from that of the run.
-        own = {k: v for k, v in non_default(mask).items() if (k, v) != ("task", self.metrics["task"])}
-        return missingness_title({"mechanism": mask["mechanism"], "p": mask["p"], **own})
 
     @property
     def dataset(self) -> str:
@@ -100,7 +91,16 @@ class ReportedRun:
         """Tidy rows, one per group and metric."""
         frame = pl.read_csv(self.folder / "metrics.csv", schema_overrides={"group": pl.String})
         key = dict(zip(KEYS, (*self.experiment, self.label, self.metrics["preset"], self.seed), strict=True))
-        return (key | row for row in frame.iter_rows(named=True))
+        return (key | row | {"hidden": hidden_rate(self.metrics)} for row in frame.iter_rows(named=True))
+
+
+def missingness_of(runs: Sequence[ReportedRun]) -> str:
+    """The simulated missingness of an experiment as displayed, with the mean realised rate of its masks."""
+    first = runs[0].metrics
+    mask = with_hidden(first["mask"] or None, (run.metrics for run in runs))
+    # The task is named only if it differs from that of the runs.
+    own = {k: v for k, v in non_default(mask or {}).items() if (k, v) != ("task", first["task"])}
+    return missingness_title(mask and {"mechanism": mask["mechanism"], "p": mask["p"], **own})
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class ReferenceSamples:
 
     Attributes:
         observed: (R, M) observed modalities.
+        subject: (R,) number of the subject; from a checkpoint, each sample has its own.
         data: the data with their features; None for embeddings from a checkpoint.
         bank: embeddings of the entries of `data`, including samples that are not references.
     """
@@ -95,7 +96,9 @@ class ReferenceSamples:
         self._kept = kept
         self._place = np.where(observed, np.cumsum(observed, axis=0) - 1, -1)
         self._own = np.zeros(0, dtype=np.int64)
+        self.subject = np.arange(len(observed))
         if data is not None:
+            self.subject = np.unique(data.subject_id[rows], return_inverse=True)[1]
             self._own = np.full(len(data), -1, dtype=np.int64)
             self._own[rows] = np.arange(len(rows))
 

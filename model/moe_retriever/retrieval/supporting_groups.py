@@ -13,17 +13,21 @@ Legend: R reference (training) samples, B samples of a batch, Q missing slots (s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mrpipe import keyed
 from mrpipe.store import masks
 
 Ints = NDArray[np.int64]
 Wanted = int | Literal["observed", "all"]
+# Features (n, f) of a modality, by its position and rows.
+Features = Callable[[int, Ints], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,20 +36,31 @@ class Draws:
 
     Attributes:
         sample, target: (Q,) position in the batch and missing modality of each slot.
+        group: (Q,) number of the list of samples to draw from.
+        own: (Q,) position of the sample itself in this list, −1 if it is not a member.
         group_size: (Q,) number of samples to draw from, excluding the sample itself.
         relaxed: (Q,) whether the supporting group was empty and was replaced by the nearest samples.
+        wanted: (Q,) requested number of samples.
         start: (Q + 1,) the supporting samples of slot q are `row[start[q]:start[q + 1]]`.
         row: reference rows, distinct within a slot.
-        wanted: (Q,) requested number of samples.
     """
 
     sample: Ints
     target: Ints
+    group: Ints
+    own: Ints
     group_size: Ints
     relaxed: NDArray[np.bool_]
-    start: Ints
-    row: Ints
     wanted: Ints
+    start: Ints = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    row: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def uniforms(
+        self, keys: NDArray[np.uint64], names: tuple[str, ...], seed: int, stream: str, n: int
+    ) -> NDArray[np.float64]:
+        """Uniform random numbers (Q, n), keyed by sample (B,), name of the missing modality, seed and stream."""
+        salt = np.array([keyed.stream_key(seed, f"support\x1f{stream}\x1f{name}") for name in names], dtype=np.uint64)
+        return keyed.uniform(keys[self.sample] ^ salt[self.target], seed, "support", n)
 
     @property
     def drawn(self) -> Ints:
@@ -69,6 +84,9 @@ class SupportIndex:
         observed: (R, M) observed modalities of the training samples.
     """
 
+    # For `NearestIndex`: values computed from features, to be kept in checkpoints.
+    fitted: list[Tensor] | None = None
+
     def __init__(self, observed: NDArray[np.bool_]):
         self.observed = observed
         self.n_modalities = observed.shape[1]
@@ -80,12 +98,16 @@ class SupportIndex:
         self._sorted_keys = np.zeros(0, dtype=np.int64)
         self._starts = np.zeros(1, dtype=np.int64)
 
+    def fit(self) -> list[Tensor]:
+        """Compute and return `fitted`."""
+        return []
+
     def group(self, code: int, target: int) -> Ints:
         """G(T | mc) of Eq. 2, as reference rows in increasing order."""
         wanted = code | 1 << target
         return np.flatnonzero((self._codes & wanted) == wanted)
 
-    def nearest(self, code: int, target: int) -> Ints:
+    def fallback(self, code: int, target: int) -> Ints:
         """Rows outside G(T | mc) with T, the largest |mc ∩ mc_j| and, among these, the fewest other modalities."""
         others = self.observed.copy()
         others[:, target] = False
@@ -107,7 +129,7 @@ class SupportIndex:
         for i, pair in enumerate(pairs.tolist()):
             key = (*divmod(pair, self.n_modalities), relaxed)
             if key not in self._number:
-                find = self.nearest if relaxed else self.group
+                find = self.fallback if relaxed else self.group
                 self._number[key] = len(self._lists)
                 self._lists.append(find(key[0], key[1]))
                 added = True
@@ -137,6 +159,7 @@ class SupportIndex:
         seed: int,
         stream: str,
         own_row: Ints | None = None,
+        features: Features | None = None,
     ) -> Draws:
         """Draw the supporting samples of all missing slots of a batch, uniformly and without replacement.
 
@@ -149,41 +172,38 @@ class SupportIndex:
             names: names of the modalities.
             wanted: samples per slot: a number, "observed" (the number of the sample's observed modalities) or "all".
             own_row: (B,) the sample's own reference row or −1; a sample never supports itself.
+            features: features of the batch by position, for draws that depend on them (`NearestIndex`).
         """
+        slots = self._slots(observed, wanted, own_row)
+        n, place = np.minimum(slots.wanted, slots.group_size), slots.own
+        chosen = self._choose(n, slots.group_size, slots.uniforms(keys, names, seed, stream, int(n.max(initial=0))))
+        slot, rank = np.nonzero(np.arange(chosen.shape[1])[None, :] < n[:, None])
+        position = chosen[slot, rank]
+        position = position + ((place[slot] >= 0) & (position >= place[slot]))
+        row = self._flat[self._starts[slots.group[slot]] + position]
+        return replace(slots, start=np.concatenate([[0], np.cumsum(n)]), row=row)
+
+    def _slots(self, observed: NDArray[np.bool_], wanted: Wanted, own_row: Ints | None) -> Draws:
+        """The missing slots of a batch, before drawing."""
         sample, target = np.nonzero(~observed)
         codes = masks.codes(observed)[sample]
         own = np.full(len(sample), -1, dtype=np.int64) if own_row is None else own_row[sample]
-        numbers = self._lookup(codes, target, relaxed=False)
-        place = self._place_of_self(numbers, own)
-        size = self._sizes(numbers) - (place >= 0)
+        group = self._lookup(codes, target, relaxed=False)
+        place = self._place_of_self(group, own)
+        size = self._sizes(group) - (place >= 0)
         relaxed = size == 0
         if relaxed.any():
-            numbers[relaxed] = self._lookup(codes[relaxed], target[relaxed], relaxed=True)
-            place[relaxed] = self._place_of_self(numbers[relaxed], own[relaxed])
-            size[relaxed] = self._sizes(numbers[relaxed]) - (place[relaxed] >= 0)
+            group[relaxed] = self._lookup(codes[relaxed], target[relaxed], relaxed=True)
+            place[relaxed] = self._place_of_self(group[relaxed], own[relaxed])
+            size[relaxed] = self._sizes(group[relaxed]) - (place[relaxed] >= 0)
         if wanted == "all":
             asked = size.copy()
         else:
             asked = observed.sum(axis=1)[sample] if wanted == "observed" else np.full(len(sample), wanted)
-        n = np.minimum(asked, size)
-        chosen = self._choose(n, size, self._bits_of(keys[sample], target, names, seed, stream, n))
-        slot, rank = np.nonzero(np.arange(chosen.shape[1])[None, :] < n[:, None])
-        position = chosen[slot, rank]
-        position = position + ((place[slot] >= 0) & (position >= place[slot]))
-        row = self._flat[self._starts[numbers[slot]] + position]
-        start = np.concatenate([[0], np.cumsum(n)])
-        return Draws(sample, target, size, relaxed, start, row, asked)
+        return Draws(sample, target, group, place, size, relaxed, asked)
 
     def _sizes(self, numbers: Ints) -> Ints:
         return self._starts[numbers + 1] - self._starts[numbers]
-
-    @staticmethod
-    def _bits_of(
-        keys: NDArray[np.uint64], target: Ints, names: tuple[str, ...], seed: int, stream: str, n: Ints
-    ) -> NDArray[np.float64]:
-        """Uniform random numbers (Q, max n), keyed by sample, name of the missing modality, seed and stream."""
-        salt = np.array([keyed.stream_key(seed, f"support\x1f{stream}\x1f{name}") for name in names], dtype=np.uint64)
-        return keyed.uniform(keys ^ salt[target], seed, "support", int(n.max(initial=0)))
 
     @staticmethod
     def _choose(n: Ints, size: Ints, u: NDArray[np.float64]) -> Ints:

@@ -28,6 +28,15 @@ from mrpipe.store.masks import combination_name, name_parts
 from mrpipe.store.parquet import write_text
 from mrpipe.store.reader import Store, open_store
 
+FLOPS = ("mflop_per_sample", "reference_mflop_per_sample")
+# Column of the measurements → title in the table, beside the panels of the figure.
+OTHER_COSTS = {
+    "reference_ms": "references (ms per training sample)",
+    "reference_gflop_per_sample": "references (GFLOPs per training sample)",
+    "train_epoch_s": "training (s per epoch)",
+    "peak_mb": "peak memory (MB)",
+}
+
 
 @dataclass
 class Shown:
@@ -196,7 +205,7 @@ def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFol
     for row, (label, _) in column.cells.items():
         path = places.costs / column.experiment / f"{label}.csv"
         if path.is_file():
-            frame = pl.read_csv(path, schema_overrides={"mflop_per_sample": pl.Float64})
+            frame = pl.read_csv(path, schema_overrides=dict.fromkeys(FLOPS, pl.Float64))
             frames.append(frame.with_columns(pl.lit(row).alias("method")))
         else:
             shown.missing.append(f"{name}, {row}: not measured")
@@ -204,22 +213,26 @@ def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFol
         return
     frame = pl.concat(frames).with_columns(
         (1000 / pl.col("test_samples_per_s")).alias("test_ms"),
-        (pl.col("mflop_per_sample") / 1000).alias("gflop_per_sample"),
+        (1000 * pl.col("reference_s_per_sample")).alias("reference_ms"),
+        *((pl.col(name) / 1000).alias(name.replace("mflop", "gflop")) for name in FLOPS),
         (pl.col("parameters") / 1e6).alias("parameters_m"),
         pl.col("modalities").map_elements(lambda m: short(column.dataset, name_parts(m)), return_dtype=pl.String),
     )
     write_text(places.out / f"{name}-cost.csv", frame.write_csv())
     plots.save(cost(frame, list(column.cells)), places.out / f"{name}-cost")
     full = frame.filter(modalities=short(column.dataset, column.modalities))
-    measured = PANELS | {"train_epoch_s": "training (s per epoch)", "peak_mb": "peak memory (MB)"}
+    measured = PANELS | OTHER_COSTS
     rows = full.to_dicts()
     lines = [Line("method", r["method"], cells_of((_three_digits(r[k]) for k in measured), "ours")) for r in rows]
-    hidden = "" if column.missingness is None else f", {missingness_title(column.missingness)}"
+    rate = full["hidden"][0] if "hidden" in full.columns else None
+    mask = column.missingness and {**column.missingness, "hidden": rate}
+    hidden = "" if mask is None else f", {missingness_title(mask)}"
     header = ("method", *measured.values())
     shown.grids.append(PageTable(f"{name}, all modalities{hidden}", header, tuple(lines)))
     shown.notes.append(
-        "FLOPs are counted for a prediction (a multiply-add counts as two). Times depend on the machine and its load "
-        "during the measurement."
+        "FLOPs are counted for a prediction (a multiply-add counts as two). References are everything that a method "
+        "computes from the training samples before its first prediction; their cost is stated per training sample and "
+        "is not part of a prediction. Times depend on the machine and its load during the measurement."
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from mrpipe.experiment.missingness import p_text
 from mrpipe.store.masks import combination_name
 
 FILE = Path(__file__).resolve().parent / "published.csv"
@@ -66,14 +67,20 @@ def origin_sentence(data: str, origin: str, store_id: str, size: str) -> str:
 
 
 def missingness_title(mask: Mapping[str, Any] | None) -> str:
-    """Simulated missingness in words: `mechanism`, `p` and, in addition, non-default settings."""
+    """Simulated missingness in words: `mechanism`, `p`, the realised rate `hidden`, and non-default settings."""
     if mask is None:
         return "as observed"
     name, p = _MECHANISMS.get(mask["mechanism"], (mask["mechanism"], "p"))
-    own = {k: f"{k.removeprefix('n_')} = {v}" for k, v in mask.items() if k not in ("mechanism", "p")}
+    own = {k: f"{k.removeprefix('n_')} = {v}" for k, v in mask.items() if k not in ("mechanism", "p", "hidden")}
     if "redraw" in own:
         own["redraw"] = "samples without any modality allowed"
-    return ", ".join([name, f"{p} = {mask['p']:g}", *own.values()])
+    value = p_text(mask["p"]).replace("=", " ").replace(",", ", ")
+    return ", ".join([name, f"{p} = {value}{hidden_text(mask.get('hidden'))}", *own.values()])
+
+
+def hidden_text(rate: float | None) -> str:
+    """` (23 % hidden)`: the realised rate of a mask, which is added wherever p is printed; empty if it is unknown."""
+    return "" if rate is None else f" ({100 * rate:.0f} % hidden)"
 
 
 def short(dataset: str, modalities: Sequence[str]) -> str:
@@ -88,7 +95,7 @@ def _of_view(dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | 
     """The published values for a view and missingness; the paper has only values missing completely at random."""
     if dataset not in DATASETS or (mask is not None and mask["mechanism"] != "mcar"):
         return published_table().clear()
-    drop = "natural" if mask is None else f"{mask['p']:g}"
+    drop = "natural" if mask is None else p_text(mask["p"])
     return published_table().filter(dataset=DATASETS[dataset][0], modalities=short(dataset, modalities), drop=drop)
 
 

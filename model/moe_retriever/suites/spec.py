@@ -13,6 +13,7 @@ import jsonschema
 
 from moe_retriever.suites.published import DATASETS, missingness_title, short
 from mrpipe.errors import DataError, Fault
+from mrpipe.store.masks import name_parts
 
 SCHEMA = Path(__file__).resolve().with_name("suite.schema.json")
 REFERENCE = "moe_retriever"
@@ -39,8 +40,11 @@ class SuiteColumn:
         store: folder of the store.
         missingness: `mechanism`, `p` and non-default settings; None for as observed.
         cells: name of the row → folder of its runs and their seeds.
+        test: protocol of the evaluation: `name`, `store` (or ""), `pattern` (or "") and `missingness`; None for the
+            test split with the mask of the training.
         task, scheme: None for the store's default.
         transforms: transform options that differ from their defaults.
+        joined: name of the row → seed → folder of one of the user's own runs.
     """
 
     dataset: str
@@ -51,18 +55,22 @@ class SuiteColumn:
     absent: tuple[str, ...]
     missingness: Mapping[str, Any] | None
     cells: Mapping[str, tuple[str, list[int]]]
+    test: Mapping[str, Any] | None = None
     task: str | None = None
     scheme: str | None = None
     transforms: Mapping[str, Any] = field(default_factory=dict)
+    joined: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     @property
     def p(self) -> float | None:
-        return None if self.missingness is None else float(self.missingness["p"])
+        p = (self.missingness or {}).get("p")
+        return None if isinstance(p, dict) else p
 
     @property
     def data(self) -> str:
-        """Name of the data set in the paper; for other data sets, name of the store."""
-        return DATASETS[self.dataset][0] if self.dataset in DATASETS else Path(self.store).name
+        """Name of the data set in the paper; for other data sets and those of `mrpipe fetch`, name of the store."""
+        store = Path(self.store).name
+        return DATASETS[self.dataset][0] if self.dataset in DATASETS and not store.startswith("open_") else store
 
     @property
     def view(self) -> str:
@@ -71,20 +79,27 @@ class SuiteColumn:
     @property
     def name(self) -> str:
         """Header of the column: view, missingness, and task and split scheme if they are not the default."""
-        parts = [self.view]
-        if self.missingness is not None:
-            # As in the paper, MCAR is not named.
-            parts.append(missingness_title(self.missingness).removeprefix("MCAR, "))
+        # As in the paper, MCAR is not named.
+        parts, t = [self.view], self.test
+        parts += [missingness_title(self.missingness).removeprefix("MCAR, ")] * (self.missingness is not None)
+        if t is not None:
+            said = [f"only {short(self.dataset, name_parts(t['pattern']))}"] * bool(t["pattern"])
+            said += [f"store {t['store']}"] * bool(t["store"])
+            said += [missingness_title(t["missingness"]).removeprefix("MCAR, ")] * (t["missingness"] is not None)
+            parts.append(f"tested: {', '.join(said)}")
         parts += [f"task {self.task}"] * (self.task is not None)
         parts += [f"{self.scheme} split"] * (self.scheme is not None)
         parts += [f"{k} = {v}" for k, v in self.transforms.items()]
         return ", ".join(parts)
 
     def runs(self) -> Iterator[tuple[str, int, str]]:
-        """(row, seed, folder of the run relative to the folder of all runs)."""
+        """(row, seed, folder of the evaluation relative to the folder of all runs; absolute for joined runs)."""
+        test = f"/tests/{self.test['name']}" if self.test else ""
         for row, (label, seeds) in self.cells.items():
             for seed in seeds:
-                yield row, seed, f"{self.experiment}/{label}/seed{seed}"
+                yield row, seed, f"{self.experiment}/{label}/seed{seed}{test}"
+        for row, folders in self.joined.items():
+            yield from ((row, seed, folder) for seed, folder in folders.items())
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,7 @@ class SuiteSpec:
         missing: modality that the samples of an embedding figure lack.
         trials: numbers of trials of the hyper-parameter searches.
         unfinished: folders of runs to ignore even if they contain results.
+        notes: blocks that are omitted, and runs that could not be joined.
     """
 
     name: str
@@ -109,6 +125,7 @@ class SuiteSpec:
     missing: str = ""
     trials: tuple[int, ...] = ()
     unfinished: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def every_row(self) -> tuple[SuiteRow, ...]:
@@ -131,6 +148,7 @@ def parse_suite(said: Mapping[str, Any]) -> SuiteSpec:
         columns=tuple(SuiteColumn(**column) for column in columns),
         trials=tuple(said.get("trials", ())),
         unfinished=tuple(said.get("unfinished", ())),
+        notes=tuple(said.get("notes", ())),
         **{k: said[k] for k in ("title", "size", "published", "figure", "missing") if k in said},
     )
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import polars as pl
 
-from moe_retriever.data.scores import METRIC_NAMES, METRICS, VALUE_METRICS, lower_is_better
 from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.paired import Comparison, Predicted
-from moe_retriever.evaluation.run_folders import best_possible, finished, tested
+from moe_retriever.evaluation.run_folders import best_possible, finished, tested, with_hidden
+from moe_retriever.metrics import METRIC, METRIC_NAMES, METRICS, lower_is_better
+from moe_retriever.suites.join import joined
 from moe_retriever.suites.published import origin_sentence, origin_title, published
+from moe_retriever.suites.ranks import rank_table
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, cells_of, heading, number, with_sd, write
 from moe_retriever.suites.spec import BEST, REFERENCE, SuiteColumn, SuiteRow, SuiteSpec, add_suite_arguments, read_suite
 from mrpipe.experiment.truth import read_best
@@ -33,7 +35,8 @@ _GAIN = ("gain", "gain_low", "gain_high", "gain_p", "gain_holds")
 _REGRET = ("regret", "regret_low", "regret_high")
 SCHEMA = pl.Schema(
     {"column": pl.Int32, **dict.fromkeys(("dataset", "origin", "store_id", "modalities", "mechanism"), pl.String)}
-    | {"p": pl.Float64, **dict.fromkeys(("row", "method", "preset"), pl.String), "control": pl.Boolean}
+    | {"p": pl.Float64, "hidden": pl.Float64, "test": pl.String, "test_hidden": pl.Float64}
+    | {**dict.fromkeys(("row", "method", "preset"), pl.String), "control": pl.Boolean}
     | {"metric": pl.String, "seeds": pl.Int32, "n": pl.Int64}
     | dict.fromkeys(("sd", *_MEAN, *_DIFFERENCE, *_GAIN, *_REGRET, "published", "published_sd"), pl.Float64)
     | {"strongest": pl.String, **dict.fromkeys(("leads", "holds", "gain_holds"), pl.Boolean)}
@@ -64,18 +67,29 @@ def fill(suite: SuiteSpec, column: SuiteColumn, runs: Path) -> Filled:
     missing = []
     validation: dict[str, list[dict[str, float]]] = {}
     said: dict[str, Any] = {}
+    contents: list[dict[str, Any]] = []
+    pattern = column.test["pattern"] if column.test else ""
     for row, seed, folder in column.runs():
         if folder in suite.unfinished or not finished(runs / folder):
             missing.append(folder)
             continue
-        found.setdefault(row, {})[seed] = tested(runs / folder)
+        found.setdefault(row, {})[seed] = tested(runs / folder, pattern)
         said = json.loads((runs / folder / "metrics.json").read_text(encoding="utf-8"))
+        contents.append(said)
         validation.setdefault(row, []).append(said["training"].get("val", {}))
         if column.truth is not None and seed not in best:
-            possible = best_possible(runs / folder, read_best(Path(column.truth), said["task"]))
+            possible = best_possible(runs / folder, read_best(Path(column.truth), said["task"]), pattern)
             best |= {} if possible is None else {seed: possible}
     comparison = Comparison(found | ({BEST: best} if best else {}))
+    test = [c.get("test") or {} for c in contents]
     origin, store_id, n = said.get("origin", ""), said.get("store_id", ""), said.get("n_evaluated", 0)
+    if column.test is not None:
+        column = replace(column, test={**column.test, "missingness": with_hidden(column.test["missingness"], test)})
+        n = len(next(iter(next(iter(found.values())).values())).label) if found else 0
+        if test and test[-1]["store_id"] != store_id:
+            store_id = f"{store_id} for training and {test[-1]['store_id']} for the test"
+            origin = "simulated" if "simulated" in (origin, test[-1]["origin"]) else origin
+    column = replace(column, missingness=with_hidden(column.missingness, contents))
     return Filled(column, origin, store_id, n, comparison, strongest_controls(suite.rows, validation), tuple(missing))
 
 
@@ -108,11 +122,11 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
     view = column.dataset, column.modalities, column.missingness
     for row in suite.every_row:
         for metric in filled.metrics:
-            printed = published(suite.published, *view, metric, row.published)
+            printed = published("" if column.test else suite.published, *view, metric, row.published)
             values = comparison.values(row.name, metric) if row.name in comparison.methods else []
             if printed is None and not values:
                 continue
-            scale = 100 if percent(metric) else 1
+            scale = METRIC[metric].factor
             of_row = {names: found.get(row.name) for names, found in estimates[metric].items()}
             yield {
                 "column": number,
@@ -121,6 +135,9 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
                 "store_id": filled.store_id,
                 "modalities": combination_name(column.modalities),
                 "p": column.p,
+                "hidden": (column.missingness or {}).get("hidden"),
+                "test": column.test and " ".join([column.test["name"], column.test["pattern"]]).strip(),
+                "test_hidden": ((column.test or {}).get("missingness") or {}).get("hidden"),
                 "mechanism": column.missingness and column.missingness["mechanism"],
                 "row": row.name,
                 **{k: getattr(row, k) for k in ("method", "preset", "control")},
@@ -134,11 +151,6 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
                 "published": printed and printed.mean,
                 "published_sd": printed and printed.std,
             }
-
-
-def percent(metric: str) -> bool:
-    """Whether a metric is shown in percent; metrics of a regression are in units of the target, or correlations."""
-    return metric not in VALUE_METRICS
 
 
 def _estimates(suite: SuiteSpec, filled: Filled, metric: str) -> dict[tuple[str, ...], Mapping[str, Estimate | None]]:
@@ -166,6 +178,8 @@ def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame)
     """The rendered contents of a suite."""
     cells = {(r["column"], r["row"], r["metric"]): r for r in scores.iter_rows(named=True)}
     overview = [_overview(suite, columns, cells, store) for store in dict.fromkeys(c.column.store for c in columns)]
+    if ranks := rank_table(suite, scores):
+        overview.insert(0, ranks)
     compared = [(n, f) for n, f in enumerate(columns) if f.comparison.methods]
     details = [_detail(suite, n, f, cells, _data(f.column, columns)) for n, f in compared]
     return Page(
@@ -197,7 +211,7 @@ def _overview(suite: SuiteSpec, columns: Sequence[Filled], cells: Cells, store: 
     lines = []
     for row in suite.every_row:
         found = [cells.get((n, row.name, m)) for n, _, m in mine]
-        asked = [row.name in f.column.cells or bool(f.column.absent) for _, f, _ in mine]
+        asked = [row.name in {*f.column.cells, *f.column.joined} or bool(f.column.absent) for _, f, _ in mine]
         if any(asked) if row.name != BEST else any(found):
             ours = [_ours(c, f, row) for c, (_, f, _) in zip(found, mine, strict=True)]
             lines.append(Line("control" if row.control else "method", row.name, tuple(ours)))
@@ -207,7 +221,7 @@ def _overview(suite: SuiteSpec, columns: Sequence[Filled], cells: Cells, store: 
     name = _data(mine[0][1].column, columns)
     origin = next((f.origin for _, f, _ in mine if f.origin), "")
     what = "" if several else f", {METRIC_NAMES[suite.metrics[0]]}"
-    unit = " (%)" if all(map(percent, suite.metrics)) else ""
+    unit = " (%)" if all(METRIC[m].percent for m in suite.metrics) else ""
     caption = (
         f"{name}{f' ({origin_title(origin)})' if origin else ''}{what} on the test split{unit}, mean ± SD over seeds"
     )
@@ -221,13 +235,13 @@ def _ours(cell: Mapping[str, Any] | None, filled: Filled, row: SuiteRow) -> Cell
         return Cell("", "ours")
     if cell is None or cell["mean"] is None:
         return Cell("not finished" if cell is None or not cell["seeds"] else "undefined", "absent")
-    return Cell(with_sd(cell["mean"], cell["sd"], 2 if percent(cell["metric"]) else 3), "ours", cell["leads"])
+    return Cell(with_sd(cell["mean"], cell["sd"], 2 if METRIC[cell["metric"]].percent else 3), "ours", cell["leads"])
 
 
 def _between(cell: Mapping[str, Any], low: str, high: str) -> str:
     if cell[low] is None:
         return " [no interval]"
-    digits = ".1f" if percent(cell["metric"]) else ".3f"
+    digits = ".1f" if METRIC[cell["metric"]].percent else ".3f"
     return f" [{number(cell[low], digits)}, {number(cell[high], digits)}]"
 
 
@@ -251,7 +265,7 @@ def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: s
             text = (
                 "–"
                 if c is None
-                else with_sd(c["mean"], c["sd"], 2 if percent(metric) else 3) + _between(c, "low", "high")
+                else with_sd(c["mean"], c["sd"], 2 if METRIC[metric].percent else 3) + _between(c, "low", "high")
             )
             texts.append(Cell(text, "ours", c is not None and c["leads"]))
         texts += [_difference(ours.get(metric), kind) for kind, _ in shown for metric in metrics]
@@ -259,7 +273,10 @@ def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: s
     n_seeds = max(c["seeds"] for c in mine.values())
     over = "test subjects only (one seed)" if n_seeds == 1 else "seeds and test subjects"
     caption = f"{data}, {filled.column.name} ({origin_title(filled.origin)}, n = {filled.n:,} test samples)"
-    caption += f"{', in %' if all(map(percent, filled.metrics)) else ''}; brackets: 95% interval over {over}"
+    units = [METRIC_NAMES[m] for m in filled.metrics if not METRIC[m].percent]
+    if len(units) < len(filled.metrics):
+        caption += f", in %{', except ' * bool(units)}{', '.join(units)}"
+    caption += f"; brackets: 95% interval over {over}"
     return PageTable(caption, tuple(header), tuple(lines))
 
 
@@ -268,7 +285,7 @@ def _difference(cell: Mapping[str, Any] | None, kind: str) -> Cell:
     style = "regret" if kind == "regret" else "diff"
     if cell is None or cell[kind] is None:
         return Cell("", style)
-    text = number(cell[kind], "+.1f" if percent(cell["metric"]) else "+.3f")
+    text = number(cell[kind], "+.1f" if METRIC[cell["metric"]].percent else "+.3f")
     text += _between(cell, f"{kind}_low", f"{kind}_high") + (f" ({cell['strongest']})" if kind == "gain" else "")
     return Cell(text, style, bool({"difference": cell["holds"], "gain": cell["gain_holds"]}.get(kind)))
 
@@ -286,6 +303,7 @@ def _origins(suite: SuiteSpec, columns: Sequence[Filled]) -> Iterator[str]:
 
 
 def _notes(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) -> Iterator[str]:
+    yield from suite.notes
     seeds = sorted(set(scores["seeds"].to_list()) - {0})
     if not seeds:
         return
@@ -298,7 +316,7 @@ def _notes(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) ->
     if suite.trials:
         yield (
             f"Hyper-parameters: best validation score in {' or '.join(map(str, suite.trials))} trials per method and "
-            "view, including the preset. Methods without gradient training select their options internally."
+            "view, including the preset."
         )
     if suite.reference is not None:
         yield (
@@ -334,10 +352,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `mrpipe suite-tables`."""
     add_suite_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
+    help = "folders of your own runs; those with the same data and masks become rows"
+    parser.add_argument("--join", type=Path, nargs="+", default=[], metavar="FOLDER", help=help)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run `mrpipe suite-tables`."""
-    page = write_tables(read_suite(args.suite), args.runs, args.out)
+    page = write_tables(joined(read_suite(args.suite), args.runs, args.join), args.runs, args.out)
     missing = f", {len(page.faults)} cells not finished" if page.faults else ""
     print(f"{args.out / 'table.md'}: {len(page.overview) + len(page.details)} tables{missing}")

@@ -20,6 +20,7 @@ from moe_retriever.data.load import DataSpec
 from moe_retriever.data.tables import ModalitySpec
 from moe_retriever.methods import get
 from moe_retriever.methods.base import AnyMethod, ReferenceState
+from moe_retriever.metrics import convention_of
 from mrpipe.errors import DataError, Fault, MrpipeError
 from mrpipe.schema import Modality
 from mrpipe.store.parquet import replacing
@@ -35,7 +36,8 @@ MASK_NAME = "mask.parquet"
 # Patterns of all files that a run can have.
 RUN_FILES = (
     f"{NAME} {RESUME_NAME} {MASK_NAME} config.json *cost.json log.txt history.parquet curves.* gradients.parquet "
-    "metrics*.json metrics*.csv predictions*.parquet routing*.parquet"
+    "metrics*.json metrics*.csv risk_coverage*.csv predictions*.parquet routing*.parquet "
+    "tests/*/*"
 ).split()
 # One epoch of the history: its number, losses and scores.
 EpochRow = dict[str, float]
@@ -183,7 +185,7 @@ def require_training_store(origin: Origin, store: Store) -> None:
     """Raise a DataError unless `store` is the store that the run was trained on."""
     if store.store_id != origin.store_id:
         file, expected = str(store.path), f"{origin.store_id}, the training store"
-        fix = "To predict samples of another store, use `mrpipe predict`."
+        fix = "To evaluate a run on another store, pass --name; to predict unlabelled samples, use `mrpipe predict`."
         raise DataError(Fault(file=file, column="store_id", expected=expected, found=store.store_id, fix=fix))
 
 
@@ -229,12 +231,13 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
         declared = value["modalities"]
         modalities = [ModalitySpec(name=m["name"], kind=m["kind"], shape=tuple(m["shape"])) for m in declared]
         center, scale = value["target"]
+        stored = json.loads(value["origin"])
+        origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
         spec = DataSpec(modalities=tuple(modalities), classes=tuple(value["classes"]), center=center, scale=scale)
+        spec = replace(spec, convention=convention_of(origin.dataset, origin.task))
         # Trained weights replace those of the file of initial weights, which may be gone.
         without_file = replace(config, common=replace(config.common, image_weights=""))
         method = cls.create(spec, without_file).to(device)
         method.load_state_dict(value["state"])
-        stored = json.loads(value["origin"])
-        origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
         fitted = Transforms.from_json(value["transforms"])
         return Trained(method, config, spec, fitted, origin, value["reference"], json.loads(value["training"]))

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from moe_retriever.data.load import Data
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import AnyMethod
-from mrpipe import keyed
 
 NAME = "gradients.parquet"
 GradientRow = dict[str, int | float | str | None]
@@ -44,9 +43,7 @@ SCHEMA = pl.Schema(
 
 def keyed_rows(data: Data, rows: Rows, n: int, seed: int) -> Rows:
     """At most `n` of the rows with two or more modalities, in increasing order; drawn by the sample keys."""
-    rows = rows[data.observed[rows].sum(axis=1) > 1]
-    order = keyed.bits(data.keys[rows], seed, "gradient rows")[:, 0]
-    return np.sort(rows[np.argsort(order, kind="stable")[:n]])
+    return data.drawn(rows[data.observed[rows].sum(axis=1) > 1], n, seed, "gradient rows")
 
 
 def gradient_similarity(method: AnyMethod, data: Data, rows: Rows, epoch: int) -> list[GradientRow]:

@@ -162,7 +162,7 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     if len(np.unique(data.label[parts["train"]])) < 2:
         needed = "different values" if data.spec.regression else "at least two classes"
         raise UsageError(f"the training split needs labelled samples of {needed}")
-    config = job.config.for_samples(len(parts["train"])).for_task(regression=data.spec.regression)
+    config = job.config.for_samples(len(parts["train"])).for_task(data.spec.kinds)
     job = dataclasses.replace(job, config=config)
     origin, content = origin_of(job, data), described(job, data)
     mark = fingerprint(content, config)

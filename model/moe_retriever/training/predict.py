@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from moe_retriever.data.load import Data, DataSpec, Labels
-from moe_retriever.data.scores import score
+from moe_retriever.data.scores import Rules, score
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import AnyMethod, SlotRouting, Support
 from mrpipe.errors import MrpipeError
@@ -147,7 +147,7 @@ def validate(method: AnyMethod, data: Data, rows: Rows) -> dict[str, float]:
         return {"loss": float("nan")}
     label = data.batch(rows, "evaluation").label.cpu()
     loss = method.task_loss(torch.from_numpy(found.logits), label).item()
-    values = score(data.label[rows], found.scored)
+    values = score(data.label[rows], found.scored, Rules(data.spec.convention))
     if not data.spec.regression:
         values["n_predicted"] = float(len(np.unique(found.logits.argmax(axis=1))))
     return {"loss": loss, **{k: float("nan") if v is None else v for k, v in values.items()}}

@@ -3,6 +3,7 @@
 Trial 0 uses the values of the preset. The others are drawn without replacement from the grid of all candidates. The
 draws depend only on the seed and the candidates, and increasing the number of trials keeps the previous ones. A trial
 is an ordinary run; its score is the validation score of the selected epoch. The test split is never evaluated.
+A method without gradient steps compares as many settings, if it has the option `trials`, in one run.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ def run_search(job: Job, trials: Sequence[tuple[Overrides, AnyConfig]], data: Da
 
 def selected_by(job: Job, data: Data) -> str:
     """The metric that selects the trial: `select_metric`, with `auto` resolved for the task."""
-    return job.config.for_task(regression=data.spec.regression).common.select_metric
+    return job.config.for_task(data.spec.kinds).common.select_metric
 
 
 def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
@@ -274,7 +275,10 @@ def search(
     folder, seed = job.run, job.config.seed
     candidates = {**COMMON_SPACE, **method.space} if space is None else space
     candidates = {k: v for k, v in candidates.items() if k not in fixed} if method.gradient else {}
-    trials = draw_trials(method, preset=preset, seed=seed, fixed=fixed, space=candidates, n_trials=n_trials)
+    # Methods without gradient steps compare the settings themselves, e.g. by cross-validation.
+    own = {f.name for f in dataclasses.fields(method.Options)}
+    budget = {"trials": n_trials} if "trials" in own and not method.gradient else {}
+    trials = draw_trials(method, preset=preset, seed=seed, fixed=budget | fixed, space=candidates, n_trials=n_trials)
     data = load_data(job)
     metric = selected_by(job, data)
     if job.overwrite:
@@ -294,14 +298,15 @@ def search(
     if best is None:
         errors = "; ".join(dict.fromkeys(t.error for t in done if t.error))
         raise SearchFailedError(f"none of {len(done)} trials produced a validation score: {errors or metric}")
+    chosen = cast(Overrides, load_run(folder / "trials" / str(best.number)).training.get("chosen", {}))
     content: SearchResult = {
         "method": method.name,
         "preset": preset,
-        "overrides": {**fixed, **best.options},
+        "overrides": {**fixed, **best.options, **{k: v for k, v in chosen.items() if k in own - {"trials"}}},
         "score": best.score,
         "metric": metric,
         "trial": best.number,
-        "n_trials": len(done),
+        "n_trials": cast(int, chosen.get("trials", len(done))),
         "n_failed": sum(t.status != "finished" for t in done),
         "space": {k: list(v) for k, v in candidates.items()},
         "seed": seed,

@@ -72,7 +72,7 @@ def test_logistic_regression_finds_a_linear_signal() -> None:
     data = synthetic.make(synthetic.random_masks(300, 3, 0), ("vector", "sequence", "image"), n_classes=3)
     method = synthetic.get("logistic").create(data.spec, synthetic.config("logistic"))
     chosen = method.fit(data, data.rows("train"), data.rows("val"))
-    assert chosen["C"] in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    assert chosen["c"] in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     test = data.rows("test")
     predicted = method(data.batch(test, "x")).logits.argmax(1).numpy()
     assert (predicted == data.label[test]).mean() > 0.9
@@ -102,6 +102,28 @@ def test_predict_on_the_training_store_equals_evaluate(
     assert len(both) == len(tested)
     np.testing.assert_allclose(both["p_yes_again"], both["p_yes"], rtol=1e-5, atol=1e-6)
     assert len(found) == store.manifest.n_samples
+
+
+@pytest.mark.parametrize("metric", ["features", "embedding"])
+def test_predict_with_nearest_supporting_samples_needs_no_training_store(
+    metric: str, store: Store, mask_file: Path, tmp_path: Path
+) -> None:
+    """A copy without labels and splits has no training samples, so neighbours come from the run alone."""
+    out, own = tmp_path / "run", ("epochs=1", "support=nearest", f"nearest_metric={metric}")
+    train = ("train", "--store", store.path, "--out", out, "--mask", mask_file, "--quiet", "--set", *OPTIONS, *own)
+    assert call(*train) == 0
+    bare = edited(store.path, tmp_path / "bare", lambda m: m.update(labels=[], splits=[]))
+    found = []
+    for path in (store.path, bare):
+        assert call("predict", "--run", out, "--store", path, "--out", tmp_path / "p.parquet") == 0
+        found.append(pl.read_parquet(tmp_path / "p.parquet"))
+    np.testing.assert_allclose(found[1]["p_yes"], found[0]["p_yes"], rtol=1e-5)
+    masked = ("predict", "--run", out, "--store", store.path, "--mask", mask_file, "--out", tmp_path / "q.parquet")
+    assert call(*masked) == 0
+    tested = pl.read_parquet(out / "predictions.parquet").join(
+        pl.read_parquet(tmp_path / "q.parquet"), on="sample_id", suffix="_again"
+    )
+    np.testing.assert_allclose(tested["p_yes_again"], tested["p_yes"], rtol=1e-5, atol=1e-6)
 
 
 def edited(store: Path, folder: Path, change: Callable[[dict[str, object]], None]) -> Path:

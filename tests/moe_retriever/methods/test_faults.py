@@ -84,7 +84,7 @@ def test_blocks_have_residual_connections(form: str, kept: bool) -> None:
 def test_the_paper_preset_has_no_gate_noise() -> None:
     """D6: without dropout, logits are equal in training and evaluation, except with `noisy_gate`."""
     for noisy in (False, True):
-        method, batch = retriever(dropout=0.0, noisy_gate=noisy, support="bank")
+        method, batch = retriever(dropout=0.0, noisy_gate=noisy, support_source="bank")
         with torch.no_grad():
             for p in [method.retriever.router.noise_weight] if noisy else []:  # type: ignore[union-attr]
                 p += 0.5

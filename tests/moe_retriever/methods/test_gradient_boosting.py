@@ -16,7 +16,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from moe_retriever.data.load import load
 from moe_retriever.data.scores import score
 from moe_retriever.methods import get
-from moe_retriever.methods.gradient_boosting import GradientBoosting, grown_trees
+from moe_retriever.methods.gradient_boosting import CANDIDATES, GradientBoosting, grown_trees
 from moe_retriever.training.predict import predict
 from mrpipe import open_store
 from mrpipe.errors import MrpipeError, UsageError
@@ -126,8 +126,16 @@ def test_a_class_without_training_samples_is_never_predicted() -> None:
 
 
 def test_options_out_of_range_are_rejected() -> None:
-    with pytest.raises(UsageError, match="trials must be between 1 and 4"):
-        synthetic.config("gradient_boosting", trials=9)
+    for options in ({"trials": 0}, {"setting": 108}, {"setting": -2}, {"rounds": 0}):
+        with pytest.raises(UsageError, match="setting between -1 and 107"):
+            synthetic.config("gradient_boosting", **options)
+
+
+def test_more_trials_only_add_settings_to_a_fixed_list() -> None:
+    assert CANDIDATES[:2] == [(0.1, 31, 20, 0.0), (0.1, 8, 20, 1.0)]
+    assert len(set(CANDIDATES)) == len(CANDIDATES) == 108
+    # Fixed expectation: the order must not depend on library versions.
+    assert CANDIDATES[4:6] == [(0.2, 8, 40, 1.0), (0.2, 63, 10, 0.0)]
 
 
 def test_an_unsupported_scikit_learn_is_an_error_with_its_version() -> None:

@@ -297,10 +297,11 @@ def test_a_training_sample_is_not_its_own_neighbour_in_the_bank() -> None:
 def test_the_bank_is_drawn_once_by_sample_key() -> None:
     method, data = made(bank=9)
     rows = data.rows("train")
-    drawn = method._drawn(data.keys, rows)
+    drawn = method.reference._rows
     assert len(drawn) == 9
     assert set(drawn) < set(rows)
-    assert method._drawn(data.keys, rows[::-1].copy()).tolist() == drawn.tolist()
+    method.prepare(data, rows[::-1].copy())
+    assert method.reference._rows.tolist() == drawn.tolist()
 
 
 def test_predictions_from_a_checkpoint_need_no_training_store() -> None:

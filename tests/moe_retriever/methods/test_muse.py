@@ -11,6 +11,7 @@ from torch import Tensor
 from moe_retriever.config import make_config
 from moe_retriever.data.load import Data
 from moe_retriever.methods.muse import Muse, dropped_edges, info_nce, label_contrast
+from moe_retriever.nn.dropout import Dropout
 from mrpipe import keyed
 from mrpipe.errors import UsageError
 from tests.moe_retriever import synthetic
@@ -85,8 +86,11 @@ class Slow(SlowParts):
         return patient, states
 
     def project(self, x: Tensor) -> Tensor:
-        y = self.linear(self.linear(x, "projection.0").tanh(), "projection.2")
+        y = self.linear(x, "projection.0").tanh()
         return y / y.pow(2).sum().sqrt()
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.linear(self.linear(x, "head.0").relu(), "head.3")
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -99,7 +103,7 @@ def test_training_losses_and_gradients_equal_the_slow_reference(layers: int) -> 
     slow = Slow(method, data)
     edges = slow.edge_features(rows.tolist())
     patient, _ = slow.network(edges, len(rows), layers)
-    logits = torch.stack([slow.linear(x, "head") for x in patient])
+    logits = torch.stack([slow.classify(x) for x in patient])
     torch.testing.assert_close(out.logits.double(), logits, rtol=1e-4, atol=1e-5)
 
     u = keyed.uniform(batch.keys, method.config.seed, "muse edges x", 5)
@@ -126,6 +130,15 @@ def test_training_losses_and_gradients_equal_the_slow_reference(layers: int) -> 
     slow.assert_same_gradients(method)
 
 
+def test_the_classifier_drops_hidden_units_in_training_only() -> None:
+    method, _ = made(dropout=0.5)
+    x = torch.ones(1, method.config.common.hidden)
+    (hidden,) = [i for i, part in enumerate(method.head) if isinstance(part, Dropout)]
+    assert (method.train().head[:hidden](x) > 0).sum() > 2
+    assert not torch.equal(method.head(x), method.head(x))
+    assert torch.equal(method.eval().head(x), method.head(x))
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_evaluation_uses_the_modality_nodes_of_the_training_set(layers: int) -> None:
     method, data = made(layers=layers, eval_batch_size=7)
@@ -136,7 +149,7 @@ def test_evaluation_uses_the_modality_nodes_of_the_training_set(layers: int) -> 
         found = method.eval()(data.batch(rows, "x")).logits
         for k, i in enumerate(rows.tolist()):
             patient, _ = slow.network(slow.edge_features([i]), 1, layers, frozen=states[:-1])
-            torch.testing.assert_close(found[k].double(), slow.linear(patient[0], "head"), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found[k].double(), slow.classify(patient[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_samples_of_a_training_batch_interact_through_modality_nodes_only() -> None:

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from moe_retriever.config import CLASS_METRICS
 from moe_retriever.data.load import Data
 from moe_retriever.data.scores import score
 from moe_retriever.data.subsets import with_hidden
+from moe_retriever.metrics import METRICS, lower_is_better
 from moe_retriever.training.predict import predict, validate
 from tests.moe_retriever import synthetic
 
 METHODS = ("logistic", "gradient_boosting")
-SELECTABLE = (*CLASS_METRICS, "loss")
+SELECTABLE = (*METRICS, "loss")
 
 
 def fitted(name: str, data: Data, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -66,7 +66,7 @@ def test_selection_uses_the_selection_metric_of_the_run(name: str, metric: str) 
     data = synthetic.make(synthetic.random_masks(120, 2, 1), n_classes=3, strength=0.5)
     method, chosen = fitted(name, data, select_metric=metric)
     value = validate(method, data, data.rows("val"))[metric]
-    assert chosen["validation"] == pytest.approx(-value if metric == "loss" else value, rel=1e-5)
+    assert chosen["validation"] == pytest.approx(-value if lower_is_better(metric) else value, rel=1e-5)
     # The validation split may have a class without training samples.
     data.label[(data.part == 0) & (data.label == 2)] = 1
     assert np.isfinite(fitted(name, data, select_metric=metric)[1]["validation"])

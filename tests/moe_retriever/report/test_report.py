@@ -14,10 +14,11 @@ import pytest
 
 from moe_retriever.report import Inputs, cautions, write_report
 from moe_retriever.report import page as page_module
-from moe_retriever.report.runs import by_experiment, read_run, tell_apart
+from moe_retriever.report.runs import by_experiment, missingness_of, read_run, tell_apart
 from mrpipe import Store
 from mrpipe.cli.main import main
 from mrpipe.errors import DataError
+from mrpipe.experiment.missingness import ALL, read_realised
 from tests.moe_retriever.report.page_checker import checked, untimed
 from workflow.planning.summary import print_summary
 
@@ -108,6 +109,27 @@ def test_the_page_is_accessible_to_screen_readers(page: Path) -> None:
     assert found.headings.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(found.headings, found.headings[1:], strict=False))
     assert '<html lang="en">' in page.read_text()
+
+
+def test_a_regression_is_reported_in_its_own_unit(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results" / "runs" / "toy" / "logistic" / "seed0"
+    options = ["--task", "score", "--method", "logistic", "--quiet", "--set", "subgroups=fold"]
+    assert main(["train", "--store", str(store.path), "--out", str(out), *options]) in (0, None)
+    found = json.loads((out / "metrics.json").read_text())["metrics"]
+    assert set(found) == {"mae", "rmse", "corr", "r2"}
+    write_report(Inputs(runs=[out]), tmp_path / "results" / "report" / "index.html")
+    text = (tmp_path / "results" / "report" / "index.html").read_text()
+    assert '<th scope="col" class="n">MAE</th>' in text
+    assert f'<td class="n">{found["mae"]["value"]:.3f}<br>' in text
+    assert "MAE by observed modalities" in text
+    assert "The metrics are MAE, RMSE, Corr and R²" in text
+    capsys.readouterr()
+    print_summary(tmp_path / "results")
+    printed = capsys.readouterr().out
+    assert "MAE" in printed
+    assert f"{found['mae']['value']:.3f}" in printed
 
 
 def test_the_page_has_all_sections(page: Path) -> None:
@@ -276,16 +298,29 @@ def test_runs_with_different_options_are_variants(runs: list[Path]) -> None:
 
 def test_missingness_is_displayed_in_words_and_recorded_by_name(runs: list[Path]) -> None:
     run = read_run(runs[0])
-    assert (run.missingness, run.missingness_title) == ("mcar p=0.3", "MCAR, p = 0.3")
+    rate = read_realised(runs[0] / "mask.parquet")[ALL]
+    hidden = f"({100 * rate:.0f} % hidden)"
+    assert run.metrics["mask_realised"][ALL] == rate > 0.05
+    assert (run.missingness, missingness_of([run])) == ("mcar p=0.3", f"MCAR, p = 0.3 {hidden}")
+    other = replace(run, metrics=run.metrics | {"mask_sha256": "other", "mask_realised": {ALL: rate + 0.1}})
+    assert missingness_of([run, run, other]) == f"MCAR, p = 0.3 ({100 * (rate + 0.05):.0f} % hidden)"
     mask = run.metrics["mask"] | {"mechanism": "block", "redraw": False, "n_blocks": 4}
     run = replace(run, metrics=run.metrics | {"mask": mask})
     assert run.missingness == "block p=0.3 n_blocks=4 redraw=False"
-    assert run.missingness_title == "missing in blocks, p = 0.3, blocks = 4, samples without any modality allowed"
-    assert replace(run, metrics=run.metrics | {"mask": None}).missingness_title == "as observed"
+    blocks = f"missing in blocks, p = 0.3 {hidden}, blocks = 4, samples without any modality allowed"
+    assert missingness_of([run]) == blocks
+    assert missingness_of([replace(run, metrics=run.metrics | {"mask": None})]) == "as observed"
     mask = run.metrics["mask"] | {"mechanism": "mnar_label", "n_blocks": 20, "redraw": True}
-    titles = {run.metrics["task"]: "MNAR by label, p = 0.3", "other": "MNAR by label, p = 0.3, task = other"}
-    for task, title in titles.items():
-        assert replace(run, metrics=run.metrics | {"mask": mask | {"task": task}}).missingness_title == title
+    title = f"MNAR by label, p = 0.3 {hidden}"
+    for task, shown in ((run.metrics["task"], title), ("other", f"{title}, task = other")):
+        assert missingness_of([replace(run, metrics=run.metrics | {"mask": mask | {"task": task}})]) == shown
+
+
+def test_page_prints_the_realised_rate_wherever_it_prints_p(page: Path) -> None:
+    text = page.read_text()
+    assert re.search(r"MCAR, p = 0.3 \(\d+ % hidden\)", text)
+    assert not re.search(r"p = 0.3(?! \(\d+ % hidden\))", text)
+    assert re.search(r"redrawn until at least one remained \(\d+ % hidden\)", text)
 
 
 def test_different_missingness_is_a_different_experiment(runs: list[Path]) -> None:

@@ -124,7 +124,7 @@ OPTIONS: list[dict[str, object]] = [
     {"fusion_layers": 2},
     {"fusion_experts": 4, "fusion_top_k": 2},
     {"fusion_block": "code"},
-    {"support": "bank"},
+    {"support_source": "bank"},
 ]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from moe_retriever.data.load import Data
 from moe_retriever.methods.moe_retriever import MoERetriever
 from tests.moe_retriever.retrieval.retriever_toy import made
+from tests.moe_retriever.retrieval.slow_nearest import Brute, pooled
 from tests.moe_retriever.slow import Slow, balance
 
 
@@ -22,6 +23,7 @@ class SlowRetriever(Slow):
         self.index, self.rows = method.index, data.rows("train")
         self.kinds = [s.kind for s in data.spec.modalities]
         self.weights_of: dict[int, list[Tensor]] = {}
+        self.brute: Brute | None = None
 
     def encode(self, sample: int, m: int) -> Tensor:
         """Tokens (P, H) of an MLP, or of a GRU computed step by step."""
@@ -54,7 +56,9 @@ class SlowRetriever(Slow):
         return sum(v * self.expert(x, allowed[i], "retriever.experts") for v, i in chosen), values.sum()
 
     def supports(self, sample: int, stream: str) -> dict[int, list[int]]:
-        """Supporting samples of each missing modality, whose correctness is tested elsewhere."""
+        """Supporting samples of each missing modality; the correctness of uniform draws is tested elsewhere."""
+        if self.config.own.support == "nearest":
+            return self.nearest(sample, f"{stream} draw 0")
         d = self.index.draw(
             self.data.observed[[sample]],
             self.data.keys[[sample]],
@@ -65,6 +69,21 @@ class SlowRetriever(Slow):
             own_row=np.flatnonzero(self.rows == sample) if sample in self.rows else np.array([-1]),
         )
         return {int(t): self.rows[d.row[d.start[q] : d.start[q + 1]]].tolist() for q, t in enumerate(d.target)}
+
+    def nearest(self, sample: int, stream: str) -> dict[int, list[int]]:
+        """Supporting samples drawn from the nearest ones, by brute force."""
+        o, observed = self.config.own, self.data.observed
+        if self.brute is None:
+            features = pooled(self.data)
+            if o.nearest_metric == "embedding":
+                having = [np.flatnonzero(seen).tolist() for seen in observed.T]
+                features = [{i: self.encode(i, m).mean(0).tolist() for i in rows} for m, rows in enumerate(having)]
+            self.brute = Brute(self.data, features)
+        mc, settings = observed[sample], {"k": o.nearest_k, "tau": o.nearest_temperature, "stream": stream}
+        return {
+            target: self.rows[self.brute.drawn(sample, mc, target, n=int(mc.sum()), **settings)].tolist()
+            for target in np.flatnonzero(~mc).tolist()
+        }
 
     def retrieve(self, sample: int, target: int, supports: list[int]) -> Tensor:
         """Tokens (P, H) of one missing modality by Algorithm 1, lines 9 to 18."""
@@ -137,6 +156,8 @@ VARIANTS: list[dict[str, object]] = [
     {"integration": "queries", "residual": True, "output_norm": False},
     {"embeddings": True},
     {"output_norm": False},
+    {"support": "nearest", "nearest_k": 4},
+    {"support": "nearest", "nearest_k": 3, "nearest_metric": "embedding", "nearest_temperature": 0.0},
 ]
 
 

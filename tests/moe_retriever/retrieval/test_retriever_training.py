@@ -46,7 +46,7 @@ def test_only_freshly_encoded_supporting_samples_get_gradients() -> None:
     masks = np.ones((30, 2), dtype=bool)
     masks[:5, 1] = False
     for support, reached in (("fresh", True), ("bank", False)):
-        method, data = made(masks, support=support)
+        method, data = made(masks, support_source=support)
         batch = data.batch(np.arange(5), "x")
         F.cross_entropy(method.train()(batch).logits, batch.label).backward()
         grad = method.encoders[1].inner.weight.grad

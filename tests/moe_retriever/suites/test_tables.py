@@ -21,6 +21,7 @@ from moe_retriever.suites.render import Cell, Line, Page, PageTable, html, latex
 from moe_retriever.suites.spec import BEST, parse_suite, read_suite
 from moe_retriever.suites.tables import write_tables
 from mrpipe.errors import DataError
+from mrpipe.experiment.missingness import ALL
 from mrpipe.experiment.truth import ANY, read_best, write_best
 
 N = 240
@@ -66,6 +67,8 @@ def write_run(
         "modalities": ["text", "audio"],
         "n_evaluated": N,
         "mask": {"mechanism": "mcar", "p": 0.3, "seed": seed},
+        "mask_sha256": f"{seed}",
+        "mask_realised": {ALL: 0.22 + 0.01 * seed},
         "training": {"code_hash": "c0de"} | ({} if val is None else {"val": {"accuracy": val, "ece": 1 - val}}),
     }
     (folder / "metrics.json").write_text(json.dumps(said))
@@ -203,7 +206,8 @@ def test_differences_are_marked_if_they_hold_after_correction_over_the_rows(tmp_
     assert others["holds"].all()
     # Holm: of the five p-values, the largest is not multiplied, and the order does not change.
     assert others["difference_p"].is_sorted()
-    bold = {line.name: line.cells[1 + 6].bold for line in page.details[0].lines}
+    place = page.details[0].header.index("accuracy: Δ to MoE-Retriever") - 1
+    bold = {line.name: line.cells[place].bold for line in page.details[0].lines}
     assert bold == dict.fromkeys(("three draws", *CONTROLS), True) | {"MoE-Retriever": False}
     assert scores.filter(row="MoE-Retriever").select("difference", "holds").row(0) == (None, None)
 
@@ -473,3 +477,16 @@ def test_every_published_value_is_found_by_our_names() -> None:
         assert short(dataset, view) == row["modalities"]
     assert published("table1", "tables", ["a"], None, "accuracy", "MUSE") is None
     assert short("tables", ["a", "b"]) == "a+b"
+
+
+def test_captions_and_headers_with_p_have_the_realised_rate_of_the_runs(made: Any) -> None:
+    """Mask files of the seeds have realised rates of 22, 23 and 24 %."""
+    page, folder = made()
+    captions = [*page.overview[0].header, *(grid.caption for grid in page.details)]
+    assert "A+T, p = 0.3 (23 % hidden)" in captions
+    assert any("p = 0.3 (23 % hidden) (real export" in caption for caption in captions)
+    text = "".join((folder / f"table.{kind}").read_text() for kind in ("md", "tex", "html"))
+    assert set(re.findall(r"A\+T, p = 0.3 (.*?)(?: hidden|<)", text)) == {"(23 %", r"(23 \%"}
+    assert pl.read_parquet(folder / "scores.parquet")["hidden"].drop_nulls().unique().to_list() == pytest.approx([0.23])
+    results = write_results(folder / "runs", folder / "results.parquet")
+    assert sorted(results["hidden"].unique()) == pytest.approx([0.22, 0.23, 0.24])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,10 @@ import torch
 from moe_retriever.config import make_config
 from moe_retriever.data.load import load
 from moe_retriever.methods import get, names
+from moe_retriever.methods.gradient_boosting import GradientBoosting
+from moe_retriever.methods.logistic import Logistic
 from moe_retriever.training import search as search_module
+from moe_retriever.training.checkpoint import load_run
 from moe_retriever.training.loop import Job, run_training, train_epoch
 from moe_retriever.training.search import COMMON_SPACE, Trial, best_of, draw_trials, run_search, search
 from mrpipe import Store, open_store
@@ -227,16 +231,54 @@ def test_divergence_is_reported_for_every_method(
     assert not (tmp_path / "run" / "model.pt").exists()
 
 
-@pytest.mark.parametrize("method", ["majority", "logistic", "gradient_boosting"])
-def test_methods_with_internal_selection_have_one_trial(
-    method: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_method_without_options_has_one_trial(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["search", "--store", str(store.path), "--method", method, "--out", str(tmp_path), "--quiet"]
+    command = ["search", "--store", str(store.path), "--method", "majority", "--out", str(tmp_path), "--quiet"]
     assert main([*command, "--modalities", *VIEW]) == 0
     assert "only trial 0 is run" in capsys.readouterr().out
     content = json.loads((tmp_path / "best.json").read_text())
     assert (content["n_trials"], content["space"]) == (1, {})
     assert 0 <= content["score"] <= 1
+
+
+# Of each method: the function that fits one candidate, and what tells candidates apart in its arguments.
+FITTED: dict[str, tuple[object, str, Callable[..., object]]] = {
+    "zero_fill": (search_module, "run_training", lambda job, data: job.config),
+    "logistic": (Logistic, "_fitted", lambda self, c, x, y: c),
+    "gradient_boosting": (GradientBoosting, "_grow", lambda self, candidate, *rest: candidate),
+}
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_a_search_fits_as_many_candidates_as_trials_for_every_method(
+    method: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, name, candidate = FITTED[method]
+    fit, seen = getattr(place, name), []
+
+    def counted(*args: object) -> object:
+        seen.append(candidate(*args))
+        return fit(*args)
+
+    monkeypatch.setattr(place, name, counted)
+    budget = {"rounds": 10} if method == "gradient_boosting" else SMALL | {"epochs": 1}
+    content = search(job(store, tmp_path), get(method), preset="paper", fixed=budget, n_trials=7)
+    assert len(dict.fromkeys(map(repr, seen))) == content["n_trials"] == 7
+    assert "trials" not in content["overrides"]
+    # Training with the selected options fits no other candidate.
+    seen.clear()
+    again = job(store, tmp_path / "again", method)
+    config = make_config(get(method), preset="paper", seed=1, overrides=content["overrides"])
+    monkeypatch.setattr(search_module, "run_training", run_training)
+    run_training(replace(again, config=config))
+    trained = load_run(again.run).training
+    if method != "zero_fill":
+        assert len(dict.fromkeys(map(repr, seen))) == trained["chosen"]["trials"] == 1
+        best = load_run(tmp_path / "trials" / "0").training["chosen"]
+        assert best["trials"] == 7
+        option = "c" if method == "logistic" else "setting"
+        assert trained["chosen"][option] == best[option] == content["overrides"][option]
 
 
 def test_train_reads_options_and_set_overrides_them(

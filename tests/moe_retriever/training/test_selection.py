@@ -15,7 +15,9 @@ import torch
 from moe_retriever.config import EPOCHS, MIN_UPDATES, Common, Config, make_config
 from moe_retriever.data.load import Data, load
 from moe_retriever.data.scores import score
+from moe_retriever.data.tables import Rows
 from moe_retriever.methods import get
+from moe_retriever.methods.base import AnyMethod
 from moe_retriever.training import loop
 from moe_retriever.training.checkpoint import Origin, load_run
 from moe_retriever.training.log import notes
@@ -115,6 +117,30 @@ def test_the_weights_of_the_best_epoch_are_saved(method: str, store: Store, tmp_
     assert found != pytest.approx(last["val_loss"], rel=1e-3)
 
 
+@pytest.mark.parametrize("method", ["zero_fill", "m3care"])
+def test_weights_and_buffers_of_the_best_epoch_are_loaded_after_training(
+    method: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of four epochs is made the best one; M3Care has running statistics, which no optimiser changes."""
+    states: list[dict[str, torch.Tensor]] = []
+
+    def scripted(made: AnyMethod, data: Data, rows: Rows) -> dict[str, float]:
+        states.append({k: v.detach().clone() for k, v in made.state_dict().items()})
+        return {**validate(made, data, rows), "loss": [2.0, 1.0, 3.0, 4.0][len(states) - 1]}
+
+    monkeypatch.setattr(loop, "validate", scripted)
+    data = synthetic.make(synthetic.random_masks(80, 3, 0), strength=0.4)
+    run(data, tmp_path / "run", store, method, select_metric="loss", epochs=4, patience=0, lr=0.02)
+    trained = load_run(tmp_path / "run").method
+    kept = trained.state_dict()
+    assert len(states) == 4
+    assert all(torch.equal(value, states[1][name]) for name, value in kept.items())
+    moving = {name for name, value in kept.items() if not torch.equal(value, states[3][name])}
+    assert {name for name, _ in trained.named_parameters()} & moving
+    buffers = {name for name, _ in trained.named_buffers()} & moving
+    assert bool(buffers) == (method == "m3care")
+
+
 def test_limits_are_equal_for_all_methods_and_count_updates_on_small_data() -> None:
     common = Common()
     assert (common.epochs, common.patience, common.select_metric) == (0, 20, "auto")
@@ -184,7 +210,7 @@ def test_logistic_regression_without_validation_is_cross_validated(metric: str) 
     method = synthetic.trained_on(data, synthetic.config("logistic", select_metric=metric))
     chosen = method.fit(data, data.rows("train"), data.rows("val"))
     assert chosen["folds"] == 5
-    assert chosen["C"] > 1e-4  # type: ignore[operator]
+    assert chosen["c"] > 1e-4  # type: ignore[operator]
     assert 0.8 < chosen["validation"] <= 1  # type: ignore[operator]
     test = predict(method, data, data.rows("test"))
     assert score(data.label[test.rows], test.scored)["macro_f1"] > 0.85  # type: ignore[operator]

@@ -86,6 +86,7 @@ def test_a_run_folder_is_complete_and_describes_the_run(undisturbed: Undisturbed
         "log.txt",
         "cost.json",
         "test_cost.json",
+        "risk_coverage.csv",
     }
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["store_id"] == store.store_id

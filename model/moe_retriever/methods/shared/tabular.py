@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moe_retriever.config import Config, O_co
 from moe_retriever.data.load import Data, DataSpec, Labels
-from moe_retriever.data.scores import selection_score
+from moe_retriever.data.scores import Rules, selection_score
 from moe_retriever.data.tables import Rows, VectorTable
 from moe_retriever.methods.base import Method
 from moe_retriever.nn.dropout import Noise
@@ -65,7 +65,6 @@ class TabularModel(Method[O_co]):
         kept: names of the tensors that `fit` creates, whose sizes are not known before.
     """
 
-    gradient = False
     encoded = False
     kept: ClassVar[tuple[str, ...]]
 
@@ -96,7 +95,7 @@ class TabularModel(Method[O_co]):
 
     def validation_score(self, model: Classifier | Regressor, x: Features, y: Labels) -> tuple[float, float]:
         """Selection score of a fitted model on validation samples, and the score that decides ties."""
-        return selection_score(self.config.common.select_metric, y, self.scored(model, x))
+        return selection_score(self.config.common.select_metric, y, self.scored(model, x), Rules(self.spec.convention))
 
     def scored(self, model: Classifier | Regressor, x: Features) -> NDArray[np.float64]:
         """(n, C) probabilities, or (n,) values; scikit-learn has no column for classes without training samples."""
