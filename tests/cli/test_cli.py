@@ -65,8 +65,11 @@ def test_show_verify_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_mask_prints_the_combinations_and_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mask", str(STORE), "--p", "0.5", "--seed", "3", "--out", str(tmp_path / "m.parquet")]) == 0
-    printed = sum(int(line.split()[0]) for line in capsys.readouterr().out.splitlines())
-    assert printed == pl.read_parquet(tmp_path / "m.parquet").height
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    counts = [int(first) for first, *_ in lines if not first.endswith("%")]
+    assert sum(counts) == pl.read_parquet(tmp_path / "m.parquet").height
+    overall = next(first for first, *rest in lines if rest == ["hidden", "of", "all", "modalities"])
+    assert 25 < float(overall.rstrip("%")) < 50
 
 
 @pytest.mark.parametrize(

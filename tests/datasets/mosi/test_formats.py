@@ -138,17 +138,17 @@ def test_text_forms(exports: dict[str, Path]) -> None:
     tokens = open_export(exports["csd"], options).tokens()
     ids = open_export(exports["csd"], options).clips["sample_id"].to_list()
     n_words = {i: len(t) for i, t in zip(ids, tokens, strict=True)}
-    sequence = read(exports["csd"], "text", max_steps=0)
+    sequence = read(exports["csd"], "text", text_encoder="hashing", max_steps=0)
     assert {k: len(x) for k, x in sequence.items()} == {k: n for k, n in n_words.items() if n}
     assert list(n_words.values()).count(0) == 2
-    sentence = read(exports["csd"], "text", text_form="sentence")
+    sentence = read(exports["csd"], "text", text_encoder="hashing", text_form="sentence")
     for key, x in sentence.items():
         assert x.shape == (300,)
         mean = sequence[key].mean(axis=0)
         assert np.allclose(x, mean / np.linalg.norm(mean), atol=1e-5)
     counts = read(exports["csd"], "text", text_form="counts", text_features=64)
     assert {k: int(x.sum()) for k, x in counts.items()} == {k: n for k, n in n_words.items() if n}
-    shorter = read(exports["csd"], "text", max_steps=3)
+    shorter = read(exports["csd"], "text", text_encoder="hashing", max_steps=3)
     assert all(np.array_equal(shorter[k], x[-3:]) for k, x in sequence.items())
 
 
