@@ -66,6 +66,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "nearest": ("moe_retriever", NEAREST),
     "nearest, hiding, reconstruct": ("moe_retriever", NEAREST | HIDING | RECONSTRUCT),
 }
+REFERENCES = ("mask + indicator, hiding", "hybrid")
 DRAWS = 5
 Floats = NDArray[np.float64]
 
@@ -238,34 +239,47 @@ def done(out: Path, data: str, regime: str, seed: int, method: str) -> bool:
     return any((x["data"], x["regime"], x["seed"], x["method"]) == (data, regime, seed, method) for x in lines)
 
 
-def paired(frame: pl.DataFrame, metric: str, one: str, other: str) -> tuple[int, float, float, float] | None:
-    """Number of seeds, mean and 95 % t interval over seeds of one − other, in points."""
-    a, b = (frame.filter(method=m).select("seed", metric).drop_nulls() for m in (one, other))
-    both = a.join(b, on="seed")
-    d = 100 * (both[metric] - both[f"{metric}_right"]).to_numpy()
-    if len(d) < 2:
-        return None
-    half = student.ppf(0.975, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
-    return len(d), float(d.mean()), float(d.mean() - half), float(d.mean() + half)
+def values(frame: pl.DataFrame, method: str, metric: str) -> pl.DataFrame:
+    """`seed`, value in points; of retrieval, the mean over several draws."""
+    column = f"{metric}, {DRAWS} draws" if METHODS[method][0] == "moe_retriever" else metric
+    return frame.filter(method=method).select("seed", 100 * pl.col(column)).drop_nulls().sort("seed")
+
+
+def paired(frame: pl.DataFrame, metric: str, one: str, other: str) -> tuple[int, float, float, float, float]:
+    """Number of seeds, then mean, 95 % t interval and standard deviation over seeds of one − other, in points.
+
+    Seeds of `simulated` are independent data sets. Those of a store share samples; for them, the variance of the mean
+    is increased by the ratio of scored to training samples (Nadeau and Bengio, 2003).
+    """
+    both = values(frame, one, metric).join(values(frame, other, metric), on="seed", how="inner")
+    d = (both[:, 1] - both[:, 2]).to_numpy()
+    shared = 0.0 if frame["data"][0] == "simulated" else 0.3 / 0.6
+    half = student.ppf(0.975, len(d) - 1) * d.std(ddof=1) * math.sqrt(1 / len(d) + shared)
+    return len(d), float(d.mean()), float(d.mean() - half), float(d.mean() + half), float(d.std(ddof=1))
 
 
 def table(args: argparse.Namespace) -> None:
-    """Print means, and differences to the strongest control of each regime."""
-    frame = pl.read_ndjson(args.out, infer_schema_length=None)
-    metric = args.metric
-    controls = [m for m in METHODS if METHODS[m][0] != "moe_retriever"]
-    for (data, regime), own in frame.group_by("data", "regime", maintain_order=True):
-        means = own.group_by("method").agg(pl.col(metric).mean(), pl.len())
-        mean = {m: 100 * v for m, v, _ in means.iter_rows() if v is not None}
-        known = [m for m in controls if m in mean]
-        strongest = max(known, key=lambda m: mean[m], default="")
-        possible = own[f"best_{metric}"].drop_nulls() if f"best_{metric}" in own.columns else []
-        best = f"best possible {100 * possible.mean():.2f}; " if len(possible) else ""
-        print(f"\n{data}, {regime}: {metric}; {best}strongest control: {strongest}")
-        for m in [m for m in METHODS if m in mean]:
-            d = paired(own, metric, m, strongest) if m != strongest else None
-            more = "" if d is None else f"  {d[1]:+.2f} [{d[2]:+.2f}, {d[3]:+.2f}]  ({d[0]} seeds)"
-            print(f"  {m:32} {mean[m]:6.2f}{more}")
+    """Print, as Markdown, the means of all methods, and the differences of retrieval to the strongest controls."""
+    frame, metric = pl.read_ndjson(args.out, infer_schema_length=None), args.metric
+    groups = list(frame.group_by("data", "regime", maintain_order=True))
+    print("| data | seeds | best possible |", " | ".join(METHODS), "|\n|---|---|---|" + "---|" * len(METHODS))
+    for (data, regime), own in groups:
+        found = [values(own, m, metric) for m in METHODS]
+        possible = own[f"best_{metric}"].drop_nulls() if f"best_{metric}" in own.columns else pl.Series([])
+        best = f"{100 * possible.mean():.1f}" if len(possible) else "–"
+        cells = [f"{v[:, 1].mean():.1f}" if len(v) else "–" for v in found]
+        print(f"| {data}, {regime} | {max(map(len, found))} | {best} |", " | ".join(cells), "|")
+    retrieval = [m for m in METHODS if METHODS[m][0] == "moe_retriever"]
+    for other in REFERENCES:
+        print(f"\nDifference to {other}\n\n| data |", " | ".join(retrieval), "| sd of a difference |")
+        print("|---|" + "---|" * (len(retrieval) + 1))
+        for (data, regime), own in groups:
+            if any(len(values(own, m, metric)) < 2 for m in (other, *retrieval)):
+                continue
+            differences = [paired(own, metric, m, other) for m in retrieval]
+            cells = [f"{d:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−") for _, d, low, high, _ in differences]
+            sd = math.sqrt(np.mean([d[4] ** 2 for d in differences]))
+            print(f"| {data}, {regime} |", " | ".join(cells), f"| {sd:.1f} |")
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from moe_retriever.nn.kernels.allocator import keep_freed_memory, release_freed_
 from moe_retriever.training.loop import batches, make_optimiser, train_step
 from moe_retriever.training.predict import predict
 from mrpipe.errors import UsageError
+from mrpipe.experiment.missingness import ALL, read_realised
 from mrpipe.store.masks import combination_name
 from mrpipe.store.reader import Store
 from mrpipe.transforms.options import TransformOptions
@@ -155,7 +156,7 @@ def measure(
 
     Columns: method, modalities, parameters, train_samples_per_s, train_epoch_s, those of `measure_inference`,
     test_epoch_s, peak_mb (during training and prediction: allocated memory on a GPU, otherwise the resident memory of
-    the process, interpreter and data included).
+    the process, interpreter and data included), hidden (realised rate of the mask; null without one).
 
     Raises:
         UsageError: unknown names, or a configuration without labelled training or test samples.
@@ -194,6 +195,7 @@ def measure(
                     **inference,
                     "test_epoch_s": len(test) / inference["test_samples_per_s"],
                     "peak_mb": peak_memory_mb(data.device),
+                    "hidden": None if mask_file is None else read_realised(mask_file).get(ALL),
                 }
             )
     return pl.DataFrame(rows, infer_schema_length=None).with_columns(cs.float().fill_nan(None))

@@ -224,7 +224,9 @@ def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFol
     measured = PANELS | OTHER_COSTS
     rows = full.to_dicts()
     lines = [Line("method", r["method"], cells_of((_three_digits(r[k]) for k in measured), "ours")) for r in rows]
-    hidden = "" if column.missingness is None else f", {missingness_title(column.missingness)}"
+    rate = full["hidden"][0] if "hidden" in full.columns else None
+    mask = column.missingness and {**column.missingness, "hidden": rate}
+    hidden = "" if mask is None else f", {missingness_title(mask)}"
     header = ("method", *measured.values())
     shown.grids.append(PageTable(f"{name}, all modalities{hidden}", header, tuple(lines)))
     shown.notes.append(

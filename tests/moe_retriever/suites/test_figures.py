@@ -18,6 +18,7 @@ from moe_retriever.methods import get
 from moe_retriever.suites import figures
 from mrpipe import Store
 from mrpipe.cli.main import main
+from mrpipe.experiment.missingness import Missingness, read_realised, write_masks
 
 VIEW = ["table", "series", "genotype"]
 OPTIONS = {"epochs": 3, "hidden": 16, "tokens": 2, "heads": 2, "encoder_hidden": 8, "gradient_rows": 10}
@@ -154,9 +155,16 @@ def test_an_embedding_figure_shows_samples_that_lack_the_modality(
 def test_costs_equal_the_measurements(store: Store, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "costs/e").mkdir(parents=True)
     config = make_config(get("zero_fill"), preset="paper", seed=0, overrides=OPTIONS)
-    frame = measure(store, [config], modalities=VIEW, steps=1)
+    mask = tmp_path / "mask.parquet"
+    write_masks(store, Missingness(p=0.3, modalities=tuple(VIEW)), mask)
+    frame = measure(store, [config], modalities=VIEW, mask_file=mask, steps=1)
     frame.write_csv(tmp_path / "costs/e/zero_fill.csv")
-    text, found = drawn("cost", store, runs, tmp_path)
+    column = {"dataset": "toy", "store": str(store.path), "truth": None, "modalities": VIEW, "absent": []}
+    column |= {"experiment": "e", "cells": {"MOE_RETRIEVER": ["moe_retriever", [0]], "ZERO_FILL": ["zero_fill", [0]]}}
+    columns = [column | {"missingness": {"mechanism": "mcar", "p": 0.3}}]
+    text, found = drawn("cost", store, runs, tmp_path, columns=columns)
+    rate = 100 * read_realised(mask)["all modalities"]
+    assert f"all modalities, MCAR, p = 0.3 ({rate:.0f} % hidden)" in text
     assert found == pictures(f"{NAME}-cost")
     row = next(line for line in text.splitlines() if line.startswith("| ZERO_FILL |"))
     assert float(row.split("|")[4]) == pytest.approx(frame["parameters"][0] / 1e6, rel=0.01)
