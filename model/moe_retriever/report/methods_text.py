@@ -134,9 +134,8 @@ def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], c
     text = []
     if trained:
         shared, own = _stated(trained)
-        regressions = {not run.metrics["classes"] for run in trained}
-        losses = {False: "cross-entropy", True: "squared error of the standardised target"}
-        loss = " or the ".join(losses[kind] for kind in sorted(regressions))
+        losses = {True: "cross-entropy", False: "squared error of the standardised target"}
+        loss = " or the ".join(dict.fromkeys(losses[bool(run.metrics["classes"])] for run in trained))
         text.append(f"Neural methods were trained with Adam{cited.cite('adam')} to minimise the {loss} ({shared}).")
         text += own
         metrics = dict.fromkeys(run.config["common"]["select_metric"] for run in trained)
