@@ -5,15 +5,17 @@ training mean (or median) and standardised (or scaled to [-1, 1]); categorical f
 values as the mode; counts become TF-IDF reduced by a truncated SVD; pixels are standardised per channel.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.errors import UsageError
+from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.genetics.packing import LdOptions
 from mrpipe.options import non_default_fields, parse_options
 from mrpipe.schema import Modality
@@ -77,6 +79,7 @@ class Transforms:
         fitted: modality → transform.
         shapes: modality → shape of one element after the transform (of one step for a sequence).
         options: how they were fitted.
+        features: modality → `features_id`.
     """
 
     store_id: str
@@ -84,6 +87,18 @@ class Transforms:
     fitted: Mapping[str, ModalityTransform]
     shapes: Mapping[str, tuple[int, ...]]
     options: TransformOptions = field(default_factory=TransformOptions)
+    features: Mapping[str, str] = field(default_factory=dict)
+
+    def require_features(self, store: Store) -> None:
+        """Raise a DataError unless the store has the same features, which transforms know by position only."""
+        fix = "Declare the columns of a modality, and the levels of categories, in the order of the training store."
+        dictionary, faults = store.dictionary, []
+        for name, expected in self.features.items():
+            if (found := features_id(dictionary, name)) != expected:
+                file, wanted = str(store.path / "dictionary.parquet"), f"features {expected}"
+                faults.append(Fault(file=file, column=name, expected=wanted, found=found, fix=fix))
+        if faults:
+            raise DataError(faults)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,6 +120,7 @@ class Transforms:
             "modalities": {
                 n: {"shape": list(self.shapes[n]), "transform": t.to_dict()} for n, t in sorted(self.fitted.items())
             },
+            "features": dict(self.features),
             **self.settings,
         }
         return json.dumps(value, sort_keys=True) + "\n"
@@ -119,7 +135,13 @@ class Transforms:
             fitted[name] = _TRANSFORMS[entry["transform"]["kind"]].from_dict(entry["transform"])
         shapes = {n: tuple(e["shape"]) for n, e in value["modalities"].items()}
         options = parse_options(TransformOptions, value.get("transforms", {}), context="transforms")
-        return cls(value["store_id"], value["scheme"], fitted, shapes, options)
+        return cls(value["store_id"], value["scheme"], fitted, shapes, options, value.get("features", {}))
+
+
+def features_id(dictionary: pl.DataFrame, modality: str) -> str:
+    """Identifier of names and levels of the features of a modality, in their order."""
+    rows = dictionary.filter(modality=modality).sort("position").select("name", "levels").rows()
+    return f"{len(rows)}-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]}"
 
 
 def fit(
@@ -152,4 +174,5 @@ def fit(
             transform = (event_transform(rows) or FeatureTransform).fit(train, rows, options)
         fitted[modality.name] = transform
         shapes[modality.name] = transform.shape(modality)
-    return Transforms(store.store_id, scheme, fitted, shapes, options)
+    features = {name: features_id(dictionary, name) for name in fitted}
+    return Transforms(store.store_id, scheme, fitted, shapes, options, features)

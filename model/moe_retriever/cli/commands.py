@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -160,6 +161,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     a = arguments
     if not a.name and (a.mask or a.patterns or a.reference_store):
         raise UsageError("--mask, --patterns and --reference-store require --name: the folder in RUN/tests to write to")
+    if not re.fullmatch(r"(\w[\w.=+-]*)?", a.name):
+        raise UsageError(f"--name {a.name}: expected the name of a folder: letters, digits and . _ = + -")
     how = {"part": a.part, "draws": a.draws, "n_resamples": a.resamples, "device": device}
     given = {"calibration": a.calibration, "decision_threshold": a.decision_threshold}
     given["subgroups"] = a.subgroups and " ".join(a.subgroups)
@@ -173,6 +176,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
     import numpy as np
 
+    from moe_retriever.evaluation.calibration import decide
     from moe_retriever.evaluation.evaluate import load_like, prepare
     from moe_retriever.training.checkpoint import load_run
     from moe_retriever.training.predict import predict, prediction_frame
@@ -183,8 +187,15 @@ def _predict(arguments: argparse.Namespace) -> None:
     store = open_store(arguments.store)
     trained.origin.require_same_kind(store)
     data = load_like(trained, store, device, mask_file=arguments.mask, unlabelled=True)
-    prepare(trained, arguments.run, arguments.reference_store and open_store(arguments.reference_store), device)
+    reference, common = arguments.reference_store, trained.config.common
+    if common.calibration != "none" and store.store_id == trained.origin.store_id:
+        reference = arguments.store
+    training = prepare(trained, arguments.run, reference and open_store(reference), device)
+    # The threshold concerns metrics only.
+    common = dataclasses.replace(common, decision_threshold="0.5")
+    temperature = decide(common, trained.method, training, draws=arguments.draws)["temperature"]
     found = predict(trained.method, data, np.arange(len(data)), draws=arguments.draws)
+    found = dataclasses.replace(found, logits=found.logits / np.float32(temperature))
     write_frame(arguments.out, prediction_frame(data, found))
     gone = sum(data.n_without.values())
     left_out = f"; {gone} samples without any of {', '.join(trained.spec.names)} were skipped" if gone else ""

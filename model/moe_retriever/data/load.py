@@ -322,6 +322,8 @@ def load(
     if trained is None and not (known.to_numpy() & (part == PARTS.index("val"))).any():
         cut = _validation_of(samples.filter(known & pl.Series(part == PARTS.index("train"))), stratified=bool(names))
         part = np.where(samples["sample_id"].is_in(cut), PARTS.index("val"), part)
+    if fitted is not None and fitted.store_id != store.store_id:
+        fitted.require_features(store)
     fitted = fitted or fit(store, scheme, [m.name for m in chosen], transform, without=cut)
     row = np.full(observed.shape, -1, dtype=np.int64)
     tables, specs = [], []

@@ -53,9 +53,8 @@ def subgroups(columns: Mapping[str, tuple[float, ...]], evaluated: Samples, trai
         elif cuts or value.n_unique() > MOST_VALUES:
             raise UsageError(f"subgroups: {column} needs numbers, to be cut, or at most {MOST_VALUES} different values")
         for name in value.unique().sort():
-            groups.append(
-                ("subgroup", f"{column} {'unknown' if name is None else name}", value.eq_missing(name).to_numpy())
-            )
+            group = f"{column} {'unknown' if name is None else name}"
+            groups.append(("subgroup", group, value.eq_missing(name).to_numpy()))
     return groups
 
 

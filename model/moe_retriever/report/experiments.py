@@ -72,6 +72,8 @@ def _rows(runs: Sequence[ReportedRun], overall: pl.DataFrame, metrics: Sequence[
     first = runs[0].metrics
     if first["origin"] == "export":
         for name, printed in published_rows(first["dataset"], first["modalities"], first["mask"]).items():
+            if printed.keys().isdisjoint(metrics):
+                continue
             known = {m: f"{printed[m].mean:.2f} ± {printed[m].std:.2f}" if m in printed else "" for m in metrics}
             cells = [{"text": text, "interval": ""} for text in known.values()]
             rows.append({"method": f"{name}, as published", "seeds": 3, "kind": "published", "cells": cells})

@@ -102,7 +102,8 @@ def _protocol(runs: Sequence[ReportedRun], stores: Sequence[Store]) -> str:
         numbers = f"{n['train']:,} / {n['val']:,} / {n['test']:,} labelled samples for training / validation / test"
         sizes = f", {numbers}" if len(seen) == 1 else ""
         classes = m["classes"]
-        target = f"{task} ({', '.join(classes) if len(classes) <= MOST_CLASSES else f'{len(classes)} classes'})"
+        of_task = ", ".join(classes) if len(classes) <= MOST_CLASSES else f"{len(classes)} classes"
+        target = f"{task} ({of_task or 'a number'})"
         data = dataset_title(m["dataset"])
         text.append(f"For {data}, the task was to predict {target} from {'; '.join(seen)} (split {scheme}{sizes}).")
         without = max(sum(run.metrics["n_without_modality"].values()) for run in own)
@@ -133,9 +134,9 @@ def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], c
     text = []
     if trained:
         shared, own = _stated(trained)
-        text.append(
-            f"Neural methods were trained with Adam{cited.cite('adam')} to minimise the cross-entropy ({shared})."
-        )
+        losses = {True: "cross-entropy", False: "squared error of the standardised target"}
+        loss = " or the ".join(dict.fromkeys(losses[bool(run.metrics["classes"])] for run in trained))
+        text.append(f"Neural methods were trained with Adam{cited.cite('adam')} to minimise the {loss} ({shared}).")
         text += own
         metrics = dict.fromkeys(run.config["common"]["select_metric"] for run in trained)
         chosen = " or ".join(METRIC_NAMES.get(m, m) for m in metrics)
@@ -147,7 +148,7 @@ def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], c
     fitted = {run.method: run.metrics["training"]["chosen"] for run in runs if run.metrics["training"].get("chosen")}
     for method, chosen in fitted.items():
         # An entry named after the method is a result, not a selected option.
-        names = [k for k in chosen if k not in ("validation", "rounds", "folds", method)]
+        names = [k for k in chosen if k not in ("validation", "rounds", "folds", "trials", "mean", method)]
         on = f"by {chosen['folds']}-fold cross-validation" if "folds" in chosen else "on the validation samples"
         text.append(f"For {method}, {listed(names)} was selected {on}." if names else "")
     text.append(_searched(searches))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from mrpipe.store.parquet import write_frame
 
 # Value and bounds, corrected p-value, and whether it differs from zero.
 _MEAN = ("mean", "low", "high")
+_RANGES = {"corr": (-1.0, 1.0), "r2": (-math.inf, 1.0), "brier": (0.0, 2.0)}  # others: 0 to 100%, or not negative
 _DIFFERENCE = ("difference", "difference_low", "difference_high", "difference_p", "holds")
 _GAIN = ("gain", "gain_low", "gain_high", "gain_p", "gain_holds")
 _REGRET = ("regret", "regret_low", "regret_high")
@@ -126,7 +128,6 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
             values = comparison.values(row.name, metric) if row.name in comparison.methods else []
             if printed is None and not values:
                 continue
-            scale = METRIC[metric].factor
             of_row = {names: found.get(row.name) for names, found in estimates[metric].items()}
             yield {
                 "column": number,
@@ -144,8 +145,8 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
                 "metric": metric,
                 "seeds": len(values),
                 "n": filled.n,
-                "sd": scale * stdev(values) if len(values) > 1 else None,
-                **{k: v for names, found in of_row.items() for k, v in _named(found, names, scale)},
+                "sd": METRIC[metric].factor * stdev(values) if len(values) > 1 else None,
+                **{k: v for names, found in of_row.items() for k, v in _named(found, names, metric)},
                 "strongest": filled.strongest[metric] if of_row.get(_GAIN) else None,
                 "leads": lead.get(metric) == row.name,
                 "published": printed and printed.mean,
@@ -166,11 +167,12 @@ def _estimates(suite: SuiteSpec, filled: Filled, metric: str) -> dict[tuple[str,
     }
 
 
-def _named(e: Estimate | None, names: Sequence[str], scale: int) -> Iterator[tuple[str, Any]]:
+def _named(e: Estimate | None, names: Sequence[str], metric: str) -> Iterator[tuple[str, Any]]:
     if e is not None:
-        bounds = [None if v is None else scale * v for v in (e.value, e.low, e.high)]
-        if names == _MEAN and scale == 100:
-            bounds = [None if v is None else min(max(v, 0.0), 100.0) for v in bounds]
+        bounds = [None if v is None else METRIC[metric].factor * v for v in (e.value, e.low, e.high)]
+        if names == _MEAN:
+            least, most = _RANGES.get(metric, (0.0, 100.0 if METRIC[metric].percent else math.inf))
+            bounds = [None if v is None else min(max(v, least), most) for v in bounds]
         yield from zip(names, [*bounds, e.adjusted, e.holds], strict=False)
 
 

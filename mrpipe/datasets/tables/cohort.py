@@ -116,6 +116,18 @@ def _split_values(
     return part.set(text.is_null(), None).alias("split")
 
 
+def _subgroup_values(
+    table: RawTable, frame: pl.DataFrame, subgroup: Subgroup, faults: FaultCollector, notes: list[str]
+) -> pl.Series | None:
+    """Numbers if all known values are numbers, otherwise texts."""
+    column = table.column(subgroup.column, "subgroups", faults)
+    if column is None:
+        return None
+    text = frame.select(canonical_text(known_text(column, table.config.missing)))[column]
+    number = text.cast(pl.Float64, strict=False)
+    return (number if number.count() == text.count() else text).alias(str(subgroup.column))
+
+
 def _undivided(samples: pl.DataFrame, parts: pl.DataFrame, split: Split, notes: list[str]) -> pl.DataFrame:
     """The parts of a split by groups or dates, without the samples of a subject that are not in its last part.
 
@@ -191,8 +203,8 @@ def assemble(
         keys = table.to_samples(rows.select(ID, ROW), samples).select(ROW, pl.col("sample_id").alias(ID))
         return table, rows.drop(ID).join(keys, on=ROW, how="inner", maintain_order="left")
 
-    def values_of(entry: Label | Split, read: Callable[..., pl.Series | None]) -> pl.DataFrame | None:
-        """`sample_id` and the value of a label or a split, without nulls."""
+    def values_of(entry: Label | Split | Subgroup, read: Callable[..., pl.Series | None]) -> pl.DataFrame | None:
+        """`sample_id` and the value of a label, split or subgroup, without nulls."""
         found = rows_of(entry.file)
         value = None if found is None else read(*found, entry, faults, notes)
         if found is None or value is None:
@@ -206,6 +218,9 @@ def assemble(
             if len(value) < len(samples):
                 notes.append(f"label {label.name}: {len(value)} of {len(samples)} samples have one")
     samples = samples.select("sample_id", "subject_id", *asked, *(["row"] if config.by_order else []))
+    for subgroup in config.subgroups:
+        if (value := values_of(subgroup, _subgroup_values)) is not None:
+            samples = samples.join(value, on="sample_id", how="left", maintain_order="left")
     if config.split is not None and (parts := values_of(config.split, _split_values)) is not None:
         if config.split.by:
             parts = _undivided(samples, parts, config.split, notes)

@@ -87,6 +87,14 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Subgroup:
+    """A column of a file, such as sex or site, that the samples keep and by which results can be divided."""
+
+    file: str
+    column: Ref
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModalityTable:
     """One modality: columns of one file, the measurements of a long one, or texts encoded by `encoder`.
 
@@ -140,16 +148,16 @@ class TablesConfig:
     prediction_format: str = ""
     labels: tuple[Label, ...] = ()
     split: Split | None = None
+    subgroups: tuple[Subgroup, ...] = ()
     missing: Rules = ()
     drop: Rules = ()
     modalities: tuple[ModalityTable, ...] = field(default=())
 
     @property
     def cohort_files(self) -> set[str]:
-        """The files of samples, labels and split."""
-        files = {self.cohort_file, *(label.file for label in self.labels)} | (
-            {self.split.file} if self.split else set()
-        )
+        """The files of samples, labels, split and subgroups."""
+        files = {self.cohort_file, *(entry.file for entry in (*self.labels, *self.subgroups))}
+        files |= {self.split.file} if self.split else set()
         return files | ({self.file} if self.file and self.has_subjects else set())
 
     @property

@@ -91,6 +91,7 @@ class _Parser(Declaration):
             prediction_format=time.get("format", ""),
             labels=labels,
             split=self._split(top["split"], first) if "split" in top else None,
+            subgroups=self._subgroups(top.get("subgroups", []), first),
             missing=missing,
             drop=_rules(top.get("drop", {})),
             modalities=modalities,
@@ -172,6 +173,14 @@ class _Parser(Declaration):
             starts=tuple((starts[key][0], key.removesuffix("_from")) for key in starts.columns),
             format=entry.get("format", ""),
         )
+
+    def _subgroups(self, entry: Any, default: str) -> tuple[Subgroup, ...]:
+        by_file = entry if isinstance(entry, Mapping) else {default: entry}
+        found = [Subgroup(file=self.inside(str(f), "subgroups"), column=c) for f, cs in by_file.items() for c in listed(cs)]
+        for name, n in Counter(str(group.column) for group in found).items():
+            if n > 1 or name in ("sample_id", "subject_id", "split", "prediction_time", "modality_mask", "row"):
+                self.fault("subgroups", "a column with another name than those of the samples, once", name)
+        return tuple(found)
 
     def _table(self, name: str, entry: Mapping[str, Any], exclude: tuple[Ref, ...]) -> ModalityTable:
         place = f"modalities.{name}"

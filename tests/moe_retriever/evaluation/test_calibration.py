@@ -197,6 +197,17 @@ def test_a_run_records_its_decision_and_its_metrics(run: Path, store: Store) -> 
     assert json.loads((run / "metrics.json").read_text()) == before
 
 
+def test_predict_applies_the_temperature_of_the_run(
+    store: Store, mask_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, both = tmp_path / "run", ["--store", str(store.path), "--mask", str(mask_file), "--quiet"]
+    assert main(["train", *both, "--out", str(run), "--method", "logistic", "--set", "calibration=temperature"]) == 0
+    assert json.loads((run / "metrics.json").read_text())["decision"]["temperature"] != 1
+    assert main(["predict", *both, "--run", str(run), "--out", str(tmp_path / "p.parquet")]) == 0
+    tested = pl.read_parquet(run / "predictions.parquet").join(pl.read_parquet(tmp_path / "p.parquet"), on="sample_id")
+    np.testing.assert_allclose(tested["p_yes"], tested["p_yes_right"], rtol=1e-6)
+
+
 def test_an_unknown_column_keeps_the_results(run: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "metrics.json").read_bytes()
     assert main(["evaluate", "--run", str(run), "--store", str(store.path), "--by", "ethnicity", "--quiet"]) == 2

@@ -119,6 +119,32 @@ def test_run_is_tested_on_all_labelled_samples_of_another_store(
     assert "require --name" in capsys.readouterr().err
 
 
+def test_store_whose_features_are_others_is_rejected(
+    run: Path, toy_stores: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Transforms know features by position, so a store with as many columns in another order would be misread."""
+    other = open_store(toy_stores / "shifted")
+    reordered = other.dictionary.with_columns(pl.col("name").reverse().over("modality"))
+    relabelled = other.dictionary.with_columns(pl.col("levels").list.reverse())
+    for dictionary in (reordered, relabelled):
+        monkeypatch.setattr(Store, "dictionary", property(lambda self, found=dictionary: found))
+        assert call("evaluate", "--run", run, "--store", other.path, "--name", "other") == 3
+        assert "column 'table'" in capsys.readouterr().err
+        assert call("predict", "--run", run, "--store", other.path, "--out", run / "p.parquet") == 3
+    assert not (run / "tests" / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["..", "../other", "a/b", "."])
+def test_protocol_is_the_name_of_a_folder(
+    name: str, run: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--name ..` would replace the results of the run itself."""
+    before = (run / "metrics.json").read_bytes()
+    assert call("evaluate", "--run", run, "--store", store.path, "--name", name) == 2
+    assert "name of a folder" in capsys.readouterr().err
+    assert (run / "metrics.json").read_bytes() == before
+
+
 def test_results_have_a_row_per_protocol_with_the_realised_rates(run: Path, store: Store, tmp_path: Path) -> None:
     assert call("evaluate", "--run", run, "--store", store.path, "--name", "observed") == 0
     root = run.parents[2]

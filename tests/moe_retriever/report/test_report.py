@@ -14,7 +14,8 @@ import pytest
 
 from moe_retriever.report import Inputs, cautions, write_report
 from moe_retriever.report import page as page_module
-from moe_retriever.report.runs import by_experiment, missingness_of, read_run, tell_apart
+from moe_retriever.report.experiments import _rows
+from moe_retriever.report.runs import by_experiment, missingness_of, read_run, tell_apart, tidy
 from mrpipe import Store
 from mrpipe.cli.main import main
 from mrpipe.errors import DataError
@@ -119,12 +120,23 @@ def test_a_regression_is_reported_in_its_own_unit(
     assert main(["train", "--store", str(store.path), "--out", str(out), *options]) in (0, None)
     found = json.loads((out / "metrics.json").read_text())["metrics"]
     assert set(found) == {"mae", "rmse", "corr", "r2"}
-    write_report(Inputs(runs=[out]), tmp_path / "results" / "report" / "index.html")
+    others = [out.parents[1] / method / "seed0" for method in ("majority", "late_fusion")]
+    small = ["--quiet", "--set", "epochs=1", "hidden=8", "heads=2", "tokens=1", "encoder_hidden=8", "cnn_width=0.03"]
+    for other in others:
+        more = ["--task", "score", "--method", other.parent.name, *small]
+        assert main(["train", "--store", str(store.path), "--out", str(other), *more]) in (0, None)
+    write_report(Inputs(runs=[out, *others]), tmp_path / "results" / "report" / "index.html")
     text = (tmp_path / "results" / "report" / "index.html").read_text()
     assert '<th scope="col" class="n">MAE</th>' in text
     assert f'<td class="n">{found["mae"]["value"]:.3f}<br>' in text
     assert "MAE by observed modalities" in text
     assert "The metrics are MAE, RMSE, Corr and R²" in text
+    assert "to predict score (a number)" in text
+    assert "to minimise the squared error of the standardised target" in text
+    assert "cross-entropy" not in text.split("Methods text")[-1]
+    # Nothing is selected for the majority class, and the number of trials is not an option.
+    assert "For logistic, c was selected on the validation samples" in text
+    assert "For majority" not in text
     capsys.readouterr()
     print_summary(tmp_path / "results")
     printed = capsys.readouterr().out
@@ -282,6 +294,15 @@ def test_active_markup_is_a_data_error(active: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"table\.html"):
         write_report(Inputs(suites=[suite]), tmp_path / "index.html")
     assert not (tmp_path / "index.html").exists()
+
+
+def test_published_values_stand_beside_the_same_metric_only(runs: list[Path]) -> None:
+    run = read_run(runs[0])
+    of_paper = {"origin": "export", "dataset": "mosi", "modalities": ["audio", "text"]}
+    run = replace(run, metrics=run.metrics | of_paper | {"mask": {"mechanism": "mcar", "p": 0.3}})
+    kinds = {m: {row["kind"] for row in _rows([run], tidy([run]), (m,))} for m in ("accuracy", "mae")}
+    assert "published" in kinds["accuracy"]
+    assert "published" not in kinds["mae"]
 
 
 def test_runs_with_different_options_are_variants(runs: list[Path]) -> None:

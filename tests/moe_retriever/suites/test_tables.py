@@ -14,12 +14,14 @@ import polars as pl
 import pytest
 
 from moe_retriever.evaluation.bootstrap import table
+from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.run_folders import SCHEMA, best_possible, write_results
+from moe_retriever.metrics import METRIC
 from moe_retriever.suites.published import FILE, METRICS, published, published_table, short
 from moe_retriever.suites.published_comparison import make_page, read_scores
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, html, latex, markdown
 from moe_retriever.suites.spec import BEST, parse_suite, read_suite
-from moe_retriever.suites.tables import write_tables
+from moe_retriever.suites.tables import _DIFFERENCE, _MEAN, _named, write_tables
 from mrpipe.errors import DataError
 from mrpipe.experiment.missingness import ALL
 from mrpipe.experiment.truth import ANY, read_best, write_best
@@ -235,6 +237,19 @@ def test_regressions_have_their_metrics_in_units_of_the_target(tmp_path: Path) -
     assert "%" not in page.overview[0].caption
     assert len({len(page.details[0].header), *(1 + len(line.cells) for line in page.details[0].lines)}) == 1
     assert re.search(r"\| MoE-Retriever \| \*\*0\.\d{3} ± 0\.\d{3}\*\* \|", markdown(page))
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high"),
+    [("accuracy", 0, 100), ("mae", 0, None), ("corr", -1, 1), ("r2", None, 1), ("brier", 0, 2)],
+)
+def test_intervals_of_means_end_at_the_range_of_the_metric(metric: str, low: float | None, high: float | None) -> None:
+    wide = Estimate(0.5, ((100.0, 1),))
+    mean, difference = (dict(_named(wide, names, metric)) for names in (_MEAN, _DIFFERENCE))
+    factor = METRIC[metric].factor
+    assert mean["low"] == (factor * (wide.low or 0) if low is None else low)
+    assert mean["high"] == (factor * (wide.high or 0) if high is None else high)
+    assert difference["difference_low"] == factor * (wide.low or 0)
 
 
 def test_a_metric_that_depends_on_one_subject_has_no_interval_and_says_so(tmp_path: Path) -> None:
