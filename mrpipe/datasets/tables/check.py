@@ -56,7 +56,7 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
     notes = [note for table in tables.values() for note in table.notes]
     observed: dict[str, pl.Series] = {}
     groups: dict[str, tuple[Path, ...]] = {}
-    used: dict[str, set[str]] = {file: set(table.reserved()) for file, table in tables.items()}
+    used: dict[str, set[str]] = {file: {*table.reserved(), *table.subgroups()} for file, table in tables.items()}
     assembled = assemble(config, tables, faults, notes)
     samples = pl.DataFrame(schema={"sample_id": pl.String, "subject_id": pl.String, "row": pl.Int32})
     known = samples

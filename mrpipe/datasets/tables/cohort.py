@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.tables.config import Label, Split, TablesConfig, TablesOptions
+from mrpipe.datasets.tables.config import Label, Split, Subgroup, TablesConfig, TablesOptions
 from mrpipe.datasets.tables.files import (
     ID,
     ROW,
@@ -30,7 +30,7 @@ def named_rows(table: RawTable, faults: FaultCollector) -> pl.DataFrame:
     """The cohort file with `__sample_id` as in the store, before any row is dropped."""
     config = table.config
     dropped = table.columns([ref for ref, _ in config.drop], "", FaultCollector(), optional=True)
-    frame = table.with_ids(faults, dropped)
+    frame = table.with_ids(faults, [*dropped, *table.subgroups()])
     if config.by_order:
         column = None if table.id is None else table.column(table.id, "id", faults)
         # Padded with zeros, so that ids sort in row order.
@@ -195,7 +195,7 @@ def assemble(
         table = tables.get(file)
         if table is None:
             return None
-        rows = table.with_ids(faults)
+        rows = table.with_ids(faults, table.subgroups())
         if config.by_order:
             require_same_length(table, people, faults)
         report_lost_rows(table, rows, known, faults, notes)

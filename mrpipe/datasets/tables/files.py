@@ -95,6 +95,11 @@ class RawTable:
         refs += [column for of, column in places if of == file]
         return self.columns(refs, "", FaultCollector(), optional=True)
 
+    def subgroups(self) -> list[str]:
+        """Columns that the samples keep to divide results by."""
+        refs = [group.column for group in self.config.subgroups if group.file == self.shown_as]
+        return self.columns(refs, "", FaultCollector(), optional=True)
+
     def fault(
         self, expected: str, found: str, fix: str = "", *, column: str | None = None, rows: pl.Series | None = None
     ) -> Fault:

@@ -18,6 +18,7 @@ from mrpipe.datasets.tables.config import (
     Ref,
     Rules,
     Split,
+    Subgroup,
     TablesConfig,
     TablesOptions,
     codes_of,
@@ -176,7 +177,8 @@ class _Parser(Declaration):
 
     def _subgroups(self, entry: Any, default: str) -> tuple[Subgroup, ...]:
         by_file = entry if isinstance(entry, Mapping) else {default: entry}
-        found = [Subgroup(file=self.inside(str(f), "subgroups"), column=c) for f, cs in by_file.items() for c in listed(cs)]
+        named = [(self.inside(str(file), "subgroups"), listed(columns)) for file, columns in by_file.items()]
+        found = [Subgroup(file=file, column=column) for file, columns in named for column in columns]
         for name, n in Counter(str(group.column) for group in found).items():
             if n > 1 or name in ("sample_id", "subject_id", "split", "prediction_time", "modality_mask", "row"):
                 self.fault("subgroups", "a column with another name than those of the samples, once", name)

@@ -11,6 +11,7 @@ import pytest
 
 import mrpipe
 from mrpipe.cli.main import main
+from mrpipe.errors import DataError
 from mrpipe.transforms.fit import fit
 from tests.datasets.tables.tables_toy import IDS, N, built, config, csv, faults_of, people, values, write
 
@@ -211,3 +212,19 @@ def test_declaration_may_be_outside_the_export(tmp_path: Path, capsys: pytest.Ca
     assert sorted(listed) == ["a.csv", "mine.yaml", "people.csv"]
     assert main(["check", "tables", "--raw", str(raw)]) == 3
     assert "--set config=PATH" in capsys.readouterr().err
+
+
+def test_samples_keep_the_columns_of_subgroups(tmp_path: Path) -> None:
+    """Texts and numbers of the samples' file and of a file with one row per subject; also the values of features."""
+    files = {
+        "people.csv": csv("id,who,out,site", [[i, i[:2], k % 2, "north" if k % 3 else ""] for k, i in enumerate(IDS)]),
+        "who.csv": csv("who,age,sex", [[f"p{d}", 40 + d, "fm"[d % 2]] for d in range(6)]),
+        "a.csv": csv("id,x", [[i, k] for k, i in enumerate(IDS)]),
+    }
+    changes = {"file": "people.csv", "subject": "who", "subgroups": {"people.csv": ["site"], "who.csv": ["age", "sex"]}}
+    samples = built(tmp_path, files, config(**changes)).samples().sort("sample_id").collect()
+    assert samples["age"].to_list() == [40.0 + int(i[1]) for i in IDS]
+    assert samples["sex"].to_list() == ["fm"[int(i[1]) % 2] for i in IDS]
+    assert samples["site"].to_list() == ["north" if k % 3 else None for k in range(len(IDS))]
+    with pytest.raises(DataError, match="a column with another name than those of the samples, once"):
+        built(tmp_path / "twice", files, config(**{**changes, "subgroups": {"people.csv": ["site", "site"]}}))
