@@ -147,8 +147,10 @@ def evaluate_run(
 
     Raises:
         DataError: the store is of another dataset, or the mask belongs to another store.
-        UsageError: no samples to evaluate, or no bank.
+        UsageError: no samples to evaluate, no bank, or options that contradict each other.
     """
+    if patterns and mask_file is not None:
+        raise UsageError("patterns hide modalities of complete samples, so they cannot be combined with a mask")
     suffix = "" if part == "test" else f"_{part}"
     out = run / "tests" / name if name else run
     result = out / f"metrics{suffix}.json"

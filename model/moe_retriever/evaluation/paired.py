@@ -82,12 +82,17 @@ class Comparison:
         return estimate(np.array(values), self._without_groups(method, metric, seeds))
 
     def difference(self, method: str, other: str, metric: str) -> Estimate | None:
-        """Mean of method − other over their common seeds; None without common seeds or if undefined for one of them."""
+        """Mean of method − other over their common seeds; None without common seeds or if undefined for one of them.
+
+        A single common seed of several says nothing about the others, so the difference has no interval.
+        """
         seeds = sorted(set(self.seeds(method)) & set(self.seeds(other)))
         pairs = [(self._values[method][s][metric], self._values[other][s][metric]) for s in seeds]
         known = [a - b for a, b in pairs if a is not None and b is not None]
         if not seeds or len(known) < len(pairs):
             return None
+        if len(seeds) == 1 < max(len(self.seeds(method)), len(self.seeds(other))):
+            return Estimate(known[0])
         one, two = self._without_groups(method, metric, seeds), self._without_groups(other, metric, seeds)
         return estimate(np.array(known), None if one is None or two is None else one - two)
 

@@ -112,8 +112,14 @@ class ReferenceSamples:
         return len(self.observed)
 
     def own_row(self, data: Data, index: Rows) -> Rows:
-        """(B,) reference row of samples of `data`, −1 for samples that are not references."""
-        return self._own[index] if data is self.data else np.full(len(index), -1, dtype=np.int64)
+        """(B,) reference row of samples of `data`, −1 for samples that are not references (by id in another load)."""
+        if data is self.data:
+            return self._own[index]
+        keys = np.zeros(0, dtype=np.uint64) if self.data is None else self.data.keys[self._rows]
+        order = np.argsort(keys)
+        place = np.append(order, -1)[np.searchsorted(keys, data.keys[index], sorter=order)]
+        same = (place >= 0) & (np.append(keys, 0)[place] == data.keys[index])
+        return np.where(same, place, -1)
 
     def table_rows(self, m: int, rows: Rows) -> Rows:
         """Rows in modality m's table of reference rows that have the modality."""

@@ -93,7 +93,8 @@ def short(dataset: str, modalities: Sequence[str]) -> str:
 
 def _of_view(dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | None) -> pl.DataFrame:
     """The published values for a view and missingness; the paper has only values missing completely at random."""
-    if dataset not in DATASETS or (mask is not None and mask["mechanism"] != "mcar"):
+    plain = mask is None or (mask["mechanism"] == "mcar" and set(mask) <= {"mechanism", "p", "hidden"})
+    if dataset not in DATASETS or not plain:
         return published_table().clear()
     drop = "natural" if mask is None else p_text(mask["p"])
     return published_table().filter(dataset=DATASETS[dataset][0], modalities=short(dataset, modalities), drop=drop)

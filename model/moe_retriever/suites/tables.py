@@ -124,7 +124,8 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
     view = column.dataset, column.modalities, column.missingness
     for row in suite.every_row:
         for metric in filled.metrics:
-            printed = published("" if column.test else suite.published, *view, metric, row.published)
+            other = column.test or column.task or column.scheme
+            printed = published("" if other else suite.published, *view, metric, row.published)
             values = comparison.values(row.name, metric) if row.name in comparison.methods else []
             if printed is None and not values:
                 continue
