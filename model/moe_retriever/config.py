@@ -135,18 +135,15 @@ class Config(Generic[O_co]):
         """The configuration for a task of these kinds (`Metric.kinds`): `select_metric=auto` is resolved.
 
         Raises:
-            UsageError: `select_metric`, `class_weight`, `calibration` or `decision_threshold` does not apply to this kind of task.
+            UsageError: an option does not apply to this kind of task.
         """
         metric, known = self.common.select_metric, (*names_of(kinds), "loss")
         metric = {True: "mae", False: "auroc"}["regression" in kinds] if metric == "auto" else metric
         if metric not in known:
             said = f"option select_metric={metric} is undefined for this {kinds[0]}"
             raise UsageError(f"{said}; choose one of {', '.join(known)}")
-        for name, kind in (
-            ("calibration", "classification"),
-            ("class_weight", "classification"),
-            ("decision_threshold", "binary"),
-        ):
+        of_classes = dict.fromkeys(("calibration", "class_weight"), "classification")
+        for name, kind in (of_classes | {"decision_threshold": "binary"}).items():
             if (value := getattr(self.common, name)) != getattr(Common, name) and kind not in kinds:
                 raise UsageError(f"option {name}={value} needs a {kind} task")
         return dataclasses.replace(self, common=dataclasses.replace(self.common, select_metric=metric))

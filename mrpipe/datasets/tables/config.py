@@ -156,7 +156,7 @@ class TablesConfig:
     @property
     def cohort_files(self) -> set[str]:
         """The files of samples, labels, split and subgroups."""
-        files = {self.cohort_file, *(entry.file for entry in (*self.labels, *self.subgroups))}
+        files = {self.cohort_file, *(label.file for label in self.labels), *(group.file for group in self.subgroups)}
         files |= {self.split.file} if self.split else set()
         return files | ({self.file} if self.file and self.has_subjects else set())
 

@@ -172,3 +172,18 @@ def test_the_order_of_methods_and_samples_has_no_effect() -> None:
         assert found is not None
         assert again is not None
         assert (found.value, found.low, found.high) == pytest.approx((again.value, again.low, again.high))
+
+
+def test_one_common_seed_of_several_gives_a_difference_without_an_interval() -> None:
+    """It would leave out the variance between seeds; without several seeds, it covers test subjects only."""
+    rng, label = np.random.default_rng(5), labels(400)
+    many = {seed: predictions(rng.random(400) < 0.6, label) for seed in range(3)}
+    one = {0: predictions(rng.random(400) < 0.9, label)}
+    found = Comparison({"a": one, "b": many}).differences(["a", "b"], "b", "accuracy")["a"]
+    assert found is not None
+    assert found.low is None
+    assert not found.holds
+    alone = Comparison({"a": one, "b": {0: many[0]}}).differences(["a", "b"], "b", "accuracy")["a"]
+    assert alone is not None
+    assert alone.holds
+    assert alone.value == found.value

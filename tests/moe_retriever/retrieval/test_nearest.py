@@ -259,3 +259,13 @@ def test_uniform_supports_are_independent_of_the_sample_given_its_mask() -> None
 
 def test_nearest_supports_depend_on_the_sample() -> None:
     assert (rejections("nearest", 10) == 10).all()
+
+
+def test_a_training_sample_of_another_load_of_the_store_does_not_support_itself() -> None:
+    method, data = near(CASES["all patterns"], nearest_k=5, nearest_temperature=0.0, n_intra="all")
+    again = replace(data)
+    index = np.concatenate([data.rows("train")[::-1], data.rows("test")])
+    assert method.reference is not None
+    expected = method.reference.own_row(data, index)
+    assert (expected >= 0).sum() == len(data.rows("train"))
+    np.testing.assert_array_equal(method.reference.own_row(again, index), expected)
