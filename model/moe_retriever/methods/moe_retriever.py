@@ -110,7 +110,7 @@ _AS_RELEASED |= {"warmup": 5, "warmup_kind": "zeros", "output_norm": False}
 
 
 class MoERetriever(Method[MoERetrieverOptions]):
-    """The method of the paper; docs/method.md explains the other presets, of which `nearest` is not from the paper."""
+    """The method of the paper; docs/method.md explains the presets `code-intended` and `released-code`."""
 
     name = "moe_retriever"
     summary = "retrieves missing modalities from supporting samples with a sparse mixture of experts"
@@ -124,7 +124,6 @@ class MoERetriever(Method[MoERetrieverOptions]):
         "paper": {},
         "code-intended": {**_AS_RELEASED, "context_block": "code", "renormalise": True, "noisy_gate": True},
         "released-code": {**_AS_RELEASED, "integration": "raw_mean", "balance": 0.0, "fusion_block": "code"},
-        "nearest": {"support": "nearest", "drop_modalities": 0.2, "reconstruct": 0.1, "draws": 5},
     }
 
     def __init__(self, spec: DataSpec, config: Config[MoERetrieverOptions], noise: Noise):
