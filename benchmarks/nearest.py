@@ -6,7 +6,7 @@
 Simulated data of the sizes of MIMIC-IV (`benchmarks/shapes.py`), 30 % missing, defaults of the method, batches of 32.
 Variants run interleaved in turns of some steps each; ratios are computed within each turn. Times are CPU seconds of one
 thread. The embeddings of `nearest_metric=embedding` are renewed in every turn, which is charged to it in proportion to
-the steps of an epoch. Writes nearest.json and nearest.md.
+the steps of an epoch. Writes nearest.json and prints the table.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def measure(n_train: int, hide: float, n_turns: int, n_steps: int) -> list[dict[
 
 
 def main() -> None:
-    """Measure, and write JSON and a Markdown table."""
+    """Measure, write JSON, and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="small data, few turns")
@@ -100,7 +100,6 @@ def main() -> None:
         lines.append(
             f"| {r['n_train']:,} | {100 * float(str(r['hide'])):.0f} % | {r['support']} | {r['ms']:.1f} ms | {ratio} |"
         )
-    (arguments.out / "nearest.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 

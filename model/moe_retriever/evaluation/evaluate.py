@@ -79,14 +79,28 @@ def load_like(trained: Trained, store: Store, device: str, *, mask_file: Path | 
     )
 
 
+def with_validation_of(training: Data, data: Data) -> Data:
+    """Data of the training store with the training's validation samples, which may be cut from the training split."""
+    cut = np.isin(data.sample_id, training.sample_id[training.part == PARTS.index("val")])
+    return replace(data, part=np.where(cut, PARTS.index("val"), data.part).astype(np.int8))
+
+
 def _load_tested(
-    trained: Trained, store: Store, part: str, mask_file: Path | None, patterns: bool, device: str
+    trained: Trained,
+    store: Store,
+    part: str,
+    mask_file: Path | None,
+    patterns: bool,
+    device: str,
+    training: Data | None,
 ) -> Data:
     """Load the samples of a protocol; all labelled samples of another store belong to the part."""
     trained.origin.require_same_kind(store)
     data = load_like(trained, store, device, mask_file=mask_file, unlabelled=True)
     if store.store_id != trained.origin.store_id:
         data = replace(data, part=np.full_like(data.part, PARTS.index(part)))
+    elif training is not None:
+        data = with_validation_of(training, data)
     data = every_pattern(data, data.rows(part)) if patterns else data
     if not len(data.rows(part)):
         raise UsageError(f"{store.path} has no samples to evaluate with a label of task {trained.origin.task}")
@@ -157,7 +171,9 @@ def evaluate_run(
     trained = load_run(run, device)
     same = not name or store.store_id == trained.origin.store_id
     training = prepare(trained, run, store if same else reference, device)
-    data = _load_tested(trained, store, part, mask_file, patterns, device) if name or training is None else training
+    data = training
+    if name or data is None:
+        data = _load_tested(trained, store, part, mask_file, patterns, device, training)
     rows, common = data.rows(part), replace(trained.config.common, **(options or {}))
     common = replace(trained.config, common=common).for_task(data.spec.kinds).common
     evaluated, known = (store, data.sample_id[rows]), (store, data.sample_id[:0])

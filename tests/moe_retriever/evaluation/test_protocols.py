@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from moe_retriever.evaluation import run_folders
-from moe_retriever.evaluation.evaluate import every_pattern
+from moe_retriever.evaluation.evaluate import every_pattern, with_validation_of
 from mrpipe import Store, open_store
 from mrpipe.cli.main import main
 from mrpipe.experiment.missingness import ALL, Missingness, read_masks, read_realised, write_masks
@@ -82,6 +82,17 @@ def test_every_pattern_is_tested_on_the_same_complete_samples(run: Path, store: 
         accuracy = (group["label"] == group["predicted"]).mean()
         assert scores.filter(group=pattern)["value"].item() == pytest.approx(accuracy)
         assert len(run_folders.tested(run / "tests/patterns", pattern).label) == len(complete)
+
+
+def test_validation_samples_cut_from_training_are_those_of_the_training() -> None:
+    """Under another mask, other samples are left; the cut ones are neither trained on nor lost."""
+    training = synthetic.make(np.ones((20, 2), dtype=bool), parts=(0.5, 0.2))
+    again = synthetic.make(np.ones((20, 2), dtype=bool), parts=(0.7, 0.0))
+    assert len(again.rows("val")) == 0
+    found = with_validation_of(training, again)
+    for part in ("train", "val", "test"):
+        np.testing.assert_array_equal(found.rows(part), training.rows(part))
+    assert found.part.dtype == np.int8
 
 
 def test_patterns_hide_modalities_of_complete_samples_only() -> None:
