@@ -1,7 +1,5 @@
 """Names and summaries of the methods, read from their source code, so that `--help` does not load torch."""
 
-from __future__ import annotations
-
 import ast
 import textwrap
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The metrics: title, kinds of tasks, unit and direction. This module imports no large packages."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

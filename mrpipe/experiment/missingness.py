@@ -11,8 +11,6 @@ timestep_drop modalities are kept; each step of a sequence is dropped with proba
 gaussian      modalities are kept; noise of standard deviation p is added to the scaled values (at load time)
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

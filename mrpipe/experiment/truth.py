@@ -4,8 +4,6 @@ One row per (sample, combination of observed modalities): the class probabilitie
 simulation model. If a simulator knows them only given the latent factors, they are an upper bound on performance.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations

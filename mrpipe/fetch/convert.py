@@ -3,8 +3,6 @@
 Archives are read in memory, member by member; nothing is written to a path that an archive names.
 """
 
-from __future__ import annotations
-
 import io
 import tarfile
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Download the data sets of `catalogue.yaml`: complete files with the right checksum, which a second run keeps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -6,8 +6,6 @@ its presence), and to whether a modality is observed. Sequences are audited by t
 measurements) per item, by presence and mean value.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The data card: the README.md of a store, rendered from its manifest."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

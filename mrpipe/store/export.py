@@ -1,7 +1,5 @@
 """`mrpipe export`: write a store as CSV or NumPy files, for tools that cannot read Parquet."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

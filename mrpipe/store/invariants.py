@@ -1,7 +1,5 @@
 """Invariants of every store: masks, row indices and modality tables agree, and no sample lacks all modalities."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

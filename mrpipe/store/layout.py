@@ -1,7 +1,5 @@
 """Paths of the files of a store (on-disk format 1) and of its build."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from mrpipe.errors import UsageError

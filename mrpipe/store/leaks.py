@@ -7,8 +7,6 @@ label is tested by rank correlation, and by how far its values differ between ro
 Legend: n rows, d columns, K classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

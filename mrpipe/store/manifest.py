@@ -1,7 +1,5 @@
 """The manifest of a store: metadata, files and hashes. It is written last; its presence marks a store as sealed."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Bit i of a mask belongs to the modality with `bit` i. Masks are uint16, so a store has at most 16 modalities.
 """
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterable, Mapping, Sequence
 

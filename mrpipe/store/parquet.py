@@ -1,7 +1,5 @@
 """Atomic, deterministic Parquet writer: row groups of about 32 MiB, zstd, statistics on key columns only."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

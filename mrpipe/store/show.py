@@ -1,7 +1,5 @@
 """`mrpipe show` and `mrpipe audit`: summaries in the terminal."""
 
-from __future__ import annotations
-
 import polars as pl
 from rich.console import Console
 from rich.table import Table

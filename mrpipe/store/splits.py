@@ -1,7 +1,5 @@
 """Splits: grouped by subject and stratified by class, from a column, or from an imported list of ids."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Arguments of the commands that train and evaluate. This module imports no large packages, so `--help` is fast."""
 
-from __future__ import annotations
-
 import argparse
 from argparse import ArgumentParser
 from collections.abc import Callable

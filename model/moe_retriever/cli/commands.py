@@ -3,8 +3,6 @@
 torch and matplotlib are imported inside the functions, so that `--help` is fast and threads are set before torch loads.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -3,8 +3,6 @@
 Legend: n rows, S total steps of all rows, E events, V items of the vocabulary.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -5,8 +5,6 @@ A prediction is either class probabilities (n, C), or values of a regression (n,
 Legend: n samples, C classes, R sets of sample weights.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ At least one observed modality is kept. A sample's draw depends on its key, the 
 Legend: B samples, M modalities.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

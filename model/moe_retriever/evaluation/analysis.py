@@ -1,7 +1,5 @@
 """`mrpipe analyse`: tables and figures corresponding to Figures 3, 5 and 6 of the paper, from finished runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

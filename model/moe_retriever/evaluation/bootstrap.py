@@ -4,8 +4,6 @@ The bootstrap resamples subjects (all samples of a subject together) and compute
 at once (`moe_retriever.data.scores`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Choices made on validation samples (temperature, decision threshold), and the risk–coverage curve."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

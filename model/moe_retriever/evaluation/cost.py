@@ -1,7 +1,5 @@
 """Computational cost of a method on a store: samples/s, memory, parameters and FLOPs, per modality configuration."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import math

@@ -4,8 +4,6 @@ Before retrieval, the missing modality is masked out of the fusion, as in the wa
 embedding takes its place. Everything else, including the weights, is unchanged.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

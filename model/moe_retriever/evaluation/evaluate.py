@@ -4,8 +4,6 @@ A protocol is another mask, every combination of modalities, or another store. P
 the training in any case.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

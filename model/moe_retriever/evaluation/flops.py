@@ -4,8 +4,6 @@ Added: CPU attention, cuDNN recurrent layers (on the CPU torch counts their matr
 oneDNN linear layers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Groups of samples with metrics of their own: modality combinations and their summary, and subgroups."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import pairwise
 

@@ -15,8 +15,6 @@ Satterthwaite's degrees of freedom does not. With one seed, A is unknown: the in
 Legend: n samples, S seeds, K groups of test subjects.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ is computed per seed, and with the same test subjects left out. Intervals: `moe_
 Legend: n samples, C classes, S seeds, K groups of test subjects.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ sample, and observed modalities to the sample being completed. The full combinat
 samples need no retrieval.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

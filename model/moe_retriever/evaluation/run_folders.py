@@ -1,7 +1,5 @@
 """Scores of all finished runs in one tidy table, and the predictions of single runs for comparisons."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Registry of methods: each module in this folder with a `Method`, and the entry points of `mrpipe.methods`."""
 
-from __future__ import annotations
-
 from importlib import import_module
 
 from moe_retriever.catalogue import GROUP, module_of, names, own_names

@@ -1,7 +1,5 @@
 """Attention mask: tokens of missing modalities are masked in the attention and are zeros in the input of the head."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from moe_retriever.methods.shared.filled_transformer import FilledTransformer

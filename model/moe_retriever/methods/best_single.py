@@ -5,8 +5,6 @@ selected epoch is the best epoch of the best modality. Samples that lack it get 
 frequencies of the training samples, or the mean of their target.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

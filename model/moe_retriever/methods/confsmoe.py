@@ -9,8 +9,6 @@ Legend: B samples, M modalities, P tokens per modality, L = M·P, H hidden dimen
 T observed tokens of the batch, V = T·K visits of experts.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar

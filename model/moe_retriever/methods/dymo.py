@@ -7,8 +7,6 @@ Legend: B samples, M modalities, P tokens, H hidden dimension, C outputs, D dime
 groups of modality subsets, N samples of all subsets.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast

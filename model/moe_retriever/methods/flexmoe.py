@@ -21,8 +21,6 @@ Legend: B samples, M modalities, P tokens, H hidden dimension, L = M·P, T token
 K combinations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar

@@ -16,8 +16,6 @@ the entropy regulariser, which the public code lacks. Parameters without encoder
 Legend: B samples, M modalities, P tokens (1 for joint), H hidden dimension, E experts, T tokens in the router.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

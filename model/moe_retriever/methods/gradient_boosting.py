@@ -10,8 +10,6 @@ need scikit-learn.
 Legend: n samples, f features, T trees (of all rounds and classes), N nodes of the largest tree, C classes.
 """
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from typing import TypeAlias

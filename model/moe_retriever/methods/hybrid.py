@@ -4,8 +4,6 @@ It combines the strongest simple ideas: late fusion, which is robust to missing 
 which models interactions, and random hiding of modalities in training.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

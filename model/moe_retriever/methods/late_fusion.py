@@ -1,7 +1,5 @@
 """Late fusion: mean of the logits of unimodal heads over the observed modalities."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from moe_retriever.data.load import Batch

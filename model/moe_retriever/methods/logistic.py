@@ -5,8 +5,6 @@ and missing modalities by zeros with an indicator. The penalty is selected on th
 samples or, if the split has none, by cross-validation on the training samples.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -9,8 +9,6 @@ modality is one token, so there are type embeddings only instead of position and
 Legend: B samples, R neighbours, M modalities, H hidden dimension.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, cast

@@ -4,8 +4,6 @@ This is the baseline of every table: published accuracies of 77.37 (MIMIC) and 4
 predictions.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ The sum of these vectors is a prior of the label given the missing modalities. I
 that a gap is informative, so it bounds what a retrieved embedding may gain from the mask alone.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

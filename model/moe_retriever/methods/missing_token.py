@@ -1,7 +1,5 @@
 """Missing token: missing modalities are represented by learned tokens that are the same for all samples."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

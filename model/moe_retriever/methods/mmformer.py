@@ -12,8 +12,6 @@ and 1.00 M (M = 4); with `mlp_ratio=8`: 1.33 M and 1.66 M.
 Legend: B samples, M modalities, P tokens, H hidden dimension, C classes, n observed entries of a modality.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import ClassVar
 

@@ -6,8 +6,6 @@ Legend: B samples, M modalities, Q missing slots (a missing modality of a sample
 dimension, E experts.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, cast
 

@@ -10,8 +10,6 @@ share a projection: linear, tanh, ℓ2 normalisation. The classifier is an MLP: 
 Legend: B samples, M modalities, H hidden dimension, L layers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, cast
 

@@ -11,8 +11,6 @@ published segmentation. Parameters without encoders for H = 128, C = 3: 0.167 M 
 Legend: B samples, M modalities, P tokens, H hidden dimension, C classes, N observed slots.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import ClassVar
 

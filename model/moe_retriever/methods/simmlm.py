@@ -7,8 +7,6 @@ subsets of a sample's modalities: docs/methods/simmlm.md.
 Legend: B samples, M modalities, H hidden dimension, C outputs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

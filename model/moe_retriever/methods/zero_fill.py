@@ -1,7 +1,5 @@
 """Zero fill: tokens of missing modalities are zeros, which the position embedding of the transformer distinguishes."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from moe_retriever.methods.shared.filled_transformer import FilledTransformer

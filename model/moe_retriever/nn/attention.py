@@ -3,8 +3,6 @@
 Legend: B samples, M modalities, P tokens per modality, L tokens in total, H hidden dimension, C classes.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

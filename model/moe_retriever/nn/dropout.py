@@ -4,8 +4,6 @@ torch's global generator is not used, so a resumed run draws the same numbers wi
 CPU, bits come from numpy's SFC64, because torch's `bernoulli_` is serial and about ten times slower.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

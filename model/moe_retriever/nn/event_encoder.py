@@ -7,8 +7,6 @@ depends only on the number of items in the step.
 Legend: S total steps of all rows, V items of the vocabulary, P tokens, H hidden dimension.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 All methods with the same seed therefore start with identical encoders, and adding a layer does not affect the others.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Protocol, TypeVar, runtime_checkable

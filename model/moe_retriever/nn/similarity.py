@@ -3,8 +3,6 @@
 Legend: B samples (queries), R samples (neighbours), M modalities, H hidden dimension.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Conversion of one vector per entry into the tokens of a modality."""
 
-from __future__ import annotations
-
 import math
 
 import torch.nn.functional as F

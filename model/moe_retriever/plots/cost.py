@@ -1,7 +1,5 @@
 """Figure of the computational cost by modality configuration (Figure 4 of the paper)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import polars as pl

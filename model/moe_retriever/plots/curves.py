@@ -1,7 +1,5 @@
 """Learning curves of a run folder."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

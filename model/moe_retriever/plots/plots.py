@@ -3,8 +3,6 @@
 Each function takes frames and returns a matplotlib Figure, which `save` writes. This module is stateless.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

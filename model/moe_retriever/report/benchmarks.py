@@ -3,8 +3,6 @@
 A job is named by its dataset or experiment and the wildcards in the file name; file names contain no ids.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Warnings about results that need care: constant predictions, few seeds, small test sets, possible label leakage."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Cost of training and inference, from the measurements in the run folders."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

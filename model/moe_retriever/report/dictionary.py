@@ -4,8 +4,6 @@ A store can have hundreds of thousands of features. Consecutive features whose n
 (`text_0 … text_383`) form one row, and a modality shows at most `MAX_ROWS` rows; `dictionary.parquet` is complete.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import polars as pl

@@ -1,7 +1,5 @@
 """Embedding of figures in the page: SVG made safe to combine with others in one document, and inline raster images."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

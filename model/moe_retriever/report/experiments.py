@@ -1,7 +1,5 @@
 """Section of an experiment (runs with the same data, view and missingness): scores and figures."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

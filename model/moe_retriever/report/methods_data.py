@@ -1,7 +1,5 @@
 """Sentences of the methods text about the data: sources, cohort, splits, transforms and simulated missingness."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any

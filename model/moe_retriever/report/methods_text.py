@@ -4,8 +4,6 @@ Every statement is derived from these files, so a different run gives a differen
 accompanying references.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Sequence

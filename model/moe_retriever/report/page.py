@@ -1,7 +1,5 @@
 """Assembly of the report page from its inputs: one HTML file, results.csv and a folder of figures."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -1,7 +1,5 @@
 """Quality control of scans: failures and their reasons, outliers, and the contact sheet."""
 
-from __future__ import annotations
-
 import io
 from base64 import b64encode
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Citations, numbered in order of appearance, and descriptions of methods."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from functools import cache

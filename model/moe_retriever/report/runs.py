@@ -1,7 +1,5 @@
 """Finished run folders, their grouping into experiments, and all scores as one tidy frame."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

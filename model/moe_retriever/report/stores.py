@@ -3,8 +3,6 @@
 It is derived from the store alone and identifies no sample.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Rendered suites (tables and figures of the paper), embedded unchanged after a check for active content."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -11,8 +11,6 @@ synchronisation with the device.
 Legend: R reference (training) samples, B samples of a batch, Q missing slots (sample, target), M modalities.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal

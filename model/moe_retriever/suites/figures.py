@@ -3,8 +3,6 @@
 Each suite has figures (SVG and PNG), tables of the plotted numbers, and a page that describes figures and data.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Rows of a suite for a user's own runs: those with the data, task, split, view and masks of a column."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Published values of the paper's tables (`published.csv`), and the paper's names of data sets and modalities."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """Comparison of all published values with ours, over all tables: one row per value, with the origin of our data."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Ranks of the methods over all columns of a suite, from its table of scores."""
 
-from __future__ import annotations
-
 import polars as pl
 
 from moe_retriever.data.scores import METRIC_NAMES, lower_is_better

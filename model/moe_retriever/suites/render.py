@@ -4,8 +4,6 @@ The HTML has class names but no styles: `section.suite`, `table.results`, `tr.me
 `td.ours | published | diff | regret | count | absent`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Suite specification: rows, columns and the runs of each cell, as the workflow writes them to suite.json."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Iterator, Mapping

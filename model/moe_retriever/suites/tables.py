@@ -3,8 +3,6 @@
 `suite.json` assigns runs to cells; everything else is read from the run folders. Metrics of classes are in %.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -3,8 +3,6 @@
 Both contain only tensors and plain values and are read with `weights_only=True`, so loading one never executes code.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

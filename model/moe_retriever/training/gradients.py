@@ -17,8 +17,6 @@ Both are computed without dropout and gate noise, on the same samples in every e
 Legend: B samples, M modalities, P tokens, H hidden dimension, S shared weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace

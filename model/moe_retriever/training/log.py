@@ -1,7 +1,5 @@
 """Training output: `log.txt`, the progress line, and the text for each epoch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

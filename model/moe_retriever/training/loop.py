@@ -4,8 +4,6 @@ The result is a function of store, options and seed: random draws for batches, d
 epoch, so a killed run that is restarted continues after its last complete epoch and produces identical bytes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Legend: n samples, C classes, S draws, E experts.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -6,8 +6,6 @@ is an ordinary run; its score is the validation score of the selected epoch. The
 A method without gradient steps compares as many settings, if it has the option `trials`, in one run.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

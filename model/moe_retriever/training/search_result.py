@@ -1,7 +1,5 @@
 """Reading best.json, the result of a hyper-parameter search, for `train --options` and the report."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

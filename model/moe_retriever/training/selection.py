@@ -1,7 +1,5 @@
 """Choice of the epoch: validation score, patience, and the history of a training."""
 
-from __future__ import annotations
-
 import math
 
 import polars as pl

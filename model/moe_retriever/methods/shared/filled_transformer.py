@@ -3,8 +3,6 @@
 Legend: B samples, M modalities, P tokens, H hidden dimension.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Legend: n samples, M modalities, f features, C classes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple, Protocol, cast

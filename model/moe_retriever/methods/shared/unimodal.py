@@ -3,8 +3,6 @@
 Legend: B samples, M modalities, H hidden dimension, C classes.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -3,8 +3,6 @@
 Both have the same outputs and gradients up to rounding. `mrpipe train --kernels plain` selects the plain ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -5,8 +5,6 @@ system then clears all pages, which took up to a seventh of a step on the CPU. T
 time at which memory is returned, and have no effect without glibc.
 """
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

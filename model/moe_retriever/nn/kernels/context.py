@@ -1,7 +1,5 @@
 """Type of the context of a `torch.autograd.Function`, restricted to the attributes that the kernels use."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from torch import Tensor

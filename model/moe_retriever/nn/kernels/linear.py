@@ -9,8 +9,6 @@ In all other cases (GPU, other dtypes, processors without AVX-512, `torch.backen
 standard products are used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol
 

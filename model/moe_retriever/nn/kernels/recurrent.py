@@ -8,8 +8,6 @@ Legend: S steps of all sequences (time-major, longest sequence first), B sequenc
 sequences have a step t. The gates are in torch's order: reset, update, new; input, forget, cell, output.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Protocol
 
