@@ -34,7 +34,7 @@ def unreadable(error: object, shown_as: str, expected: str, fix: str = AGAIN) ->
     if isinstance(error, PermissionError):
         found, fix = "no permission to read it", "Ask the owner of the file for read access."
         return DataError(Fault(file=shown_as, expected="a readable file", found=found, fix=fix))
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return DataError(Fault(file=shown_as, expected=expected, found=f"unreadable data ({reason})", fix=fix))
 
 
