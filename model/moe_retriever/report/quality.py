@@ -12,6 +12,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from mrpipe.imaging.qc import CAPTION, PANEL
+from mrpipe.reading import read_frame, reading
 from mrpipe.store.layout import qc_folder
 from mrpipe.store.reader import Store
 
@@ -59,7 +60,7 @@ def describe_quality(folder: Path) -> dict[str, Any] | None:
     of which identifies subjects.
     """
     path = folder / "qc.parquet"
-    table = pl.read_parquet(path) if path.is_file() else pl.DataFrame()
+    table = read_frame(path) if path.is_file() else pl.DataFrame()
     if table.is_empty():
         return None
     failed = pl.col("status") != "ok"
@@ -93,7 +94,7 @@ def _outliers(names: str | None) -> str:
 def _sheet(path: Path) -> Markup | None:
     if not path.is_file():
         return None
-    with Image.open(path) as sheet:
+    with reading(path, "the contact sheet of the images"), Image.open(path) as sheet:
         row = (3 * PANEL + CAPTION) // 2 + CAPTION
         top = sheet.convert("RGB").crop((0, 0, sheet.width, min(sheet.height, SHEET_ROWS * row)))
     buffer = io.BytesIO()

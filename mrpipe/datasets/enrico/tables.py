@@ -11,6 +11,7 @@ from PIL import ImageColor
 from mrpipe.delimited import line_of
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW, Column, Folder, few, find_one, read_csv
+from mrpipe.reading import reading
 
 PROVIDER = "https://github.com/luileito/enrico (files under http://userinterfaces.aalto.fi/enrico/resources/)"
 FETCH = f"Get it from {PROVIDER}."
@@ -156,7 +157,7 @@ class Legend:
 
 def _read_colours(path: Path) -> dict[str, str]:
     expected = 'a JSON object {name: {"hex": "#rrggbb", …}}'
-    try:
+    with reading(path.name, expected, FETCH):
         entries, plain = parse_json(path.read_bytes(), path.name)
         if not plain:
             raise ValueError("text that is not UTF-8")
@@ -164,9 +165,6 @@ def _read_colours(path: Path) -> dict[str, str]:
         for colour in colours.values():
             ImageColor.getrgb(colour)
         return colours
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(Fault(file=path.name, expected=expected, found=found, fix=FETCH)) from error
 
 
 def read_legend(raw: Path) -> Legend:

@@ -1,7 +1,6 @@
 """Lift over positions with a UCSC or Ensembl chain file, vectorised per chromosome."""
 
 import gzip
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,10 @@ from numpy.typing import NDArray
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault
 from mrpipe.genetics.chromosomes import plain_name
+from mrpipe.reading import reading
 
 # Lengths of chromosomes 1 to 22, used to identify genome builds.
+FETCH = "Download it again, for example hg18ToHg19.over.chain.gz from UCSC goldenPath."
 _LENGTHS = {
     "hg18": "247249719 242951149 199501827 191273063 180857866 170899992 158821424 146274826 "
     "140273252 135374737 134452384 132349534 114142980 106368585 100338915 88827254 "
@@ -74,21 +75,13 @@ class ChainFile:
         self.source_sizes: dict[str, int] = {}
         self.target_sizes: dict[str, int] = {}
         self._chains: dict[str, list[_Chain]] = {}
-        try:
+        with reading(self.shown_as, "a complete chain file", FETCH):
             data = path.read_bytes()
             text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(self._fault("a complete chain file", f"unreadable data ({error})")) from error
-        self._parse(decode(text, shown_as=self.shown_as, encoding="ascii").splitlines())
+            self._parse(decode(text, shown_as=self.shown_as, encoding="ascii").splitlines())
 
     def _fault(self, expected: str, found: str, line: int | None = None) -> Fault:
-        return Fault(
-            file=self.shown_as,
-            line=line,
-            expected=expected,
-            found=found,
-            fix="Download it again, for example hg18ToHg19.over.chain.gz from UCSC goldenPath.",
-        )
+        return Fault(file=self.shown_as, line=line, expected=expected, found=found, fix=FETCH)
 
     def _parse(self, lines: Iterable[str]) -> None:
         head: list[str] = []
