@@ -23,7 +23,6 @@ from moe_retriever.data.tables import Genotypes, ModalitySpec
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.event_encoder import EventRecurrent
 from moe_retriever.nn.init import BATCH_NORMS, build
-from moe_retriever.nn.kernels.linear import Linear
 from moe_retriever.nn.kernels.recurrent import last_state
 from moe_retriever.nn.tokeniser import Tokeniser
 from mrpipe.errors import DataError, Fault
@@ -41,7 +40,7 @@ class VectorMLP(nn.Module):
 
     def __init__(self, d: int, encoder_hidden: int, n_tokens: int, hidden: int):
         super().__init__()
-        self.inner = Linear(d, encoder_hidden)
+        self.inner = nn.Linear(d, encoder_hidden)
         self.tokens = Tokeniser(encoder_hidden, n_tokens, hidden)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from moe_retriever.nn import kernels
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, constant, uniform
 from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, VisitPlan, plain_feed_forward
-from moe_retriever.nn.kernels.linear import onednn_pays
 
 
 @dataclass(frozen=True)
@@ -162,13 +161,9 @@ class Experts(nn.Module):
                 then operates on sums.
             scale_T: factor of each token.
         """
-        # oneDNN benefits from recurring shapes, so long blocks are padded. Dropout masks include the padding, also in
-        # the plain implementation.
-        long = routing.expert.numel() >= 192 * self.n_experts
-        multiple = 32 if long and onednn_pays(x_TH) else 1
-        plan = VisitPlan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows, multiple)
+        plan = VisitPlan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows)
         weight_TK = routing.weight if scale_T is None else routing.weight * scale_T[:, None]
-        weight_A = F.pad(weight_TK.flatten(), (0, 1)).index_select(0, plan.order)
+        weight_A = weight_TK.flatten().index_select(0, plan.order)
         keep, factor = self.dropout.bits((len(weight_A), self.w_in.shape[2]), x_TH.device)
         weight_A = (weight_A * factor).to(x_TH.dtype)
         weights = self.w_in, self.b_in, self.w_out, self.b_out
