@@ -97,7 +97,7 @@ class Method(nn.Module, Generic[O_co]):
     Class attributes:
         name: equals the module's name.
         summary, paper: one line each, for `--help`; summaries of controls end in "(control)".
-        citation: reference of the original paper; empty for a control.
+        citation: reference of the original paper, or its key in report/references.json; empty for a control.
         Options: frozen dataclass of `mrpipe.options.option` fields whose names differ from those of `Common`; also the
             type parameter: `class Mine(Method[MyOptions])`, so that mypy knows the type of `self.config.own`.
         presets: named overrides; "paper" is the default.

@@ -146,10 +146,7 @@ class FlexMoE(Method[FlexMoEOptions]):
     name = "flexmoe"
     summary = "learned embeddings per combination and missing modality; experts specialise in combinations"
     paper = "Flex-MoE: Yun et al., NeurIPS 2024"
-    citation = (
-        "S. Yun, I. Choi, J. Peng, Y. Wu, J. Bao, Q. Zhang, J. Xin, Q. Long, T. Chen. Flex-MoE: modeling "
-        "arbitrary modality combination via the flexible mixture-of-experts. NeurIPS, 2024"
-    )
+    citation = "flexmoe"
     Options = FlexMoEOptions
     presets: ClassVar[Presets] = {
         "paper": {},

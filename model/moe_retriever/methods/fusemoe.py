@@ -123,10 +123,7 @@ class FuseMoE(Method[FuseMoEOptions]):
     name = "fusemoe"
     summary = "learned embeddings of missing modalities; mixture of experts with a Laplace router per modality"
     paper = "FuseMoE: Han et al., NeurIPS 2024"
-    citation = (
-        "X. Han, H. Nguyen, C. Harris, N. Ho, S. Saria. FuseMoE: mixture-of-experts transformers for "
-        "fleximodal fusion. NeurIPS, 2024"
-    )
+    citation = "fusemoe"
     Options = FuseMoEOptions
     space: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"layers": (1, 2)}
     presets: ClassVar[Presets] = {

@@ -173,10 +173,7 @@ class M3Care(Method[M3CareOptions]):
     name = "m3care"
     summary = "imputes missing modalities from similar samples by graph convolution, followed by a transformer"
     paper = "M3Care: Zhang et al., KDD 2022"
-    citation = (
-        "C. Zhang, X. Chu, L. Ma, Y. Zhu, Y. Wang, J. Wang, J. Zhao. M3Care: learning with missing modalities "
-        "in multimodal healthcare data. KDD, 2418-2428, 2022"
-    )
+    citation = "m3care"
     Options = M3CareOptions
     presets: ClassVar[Presets] = {"paper": {"batch_size": 128, "weight_decay": 1e-4, "clip": 20.0, "dropout": 0.5}}
 

@@ -62,11 +62,7 @@ class MMFormer(Method[MMFormerOptions]):
     name = "mmformer"
     summary = "intra- and inter-modal transformers with zeros for missing modalities and random masking in training"
     paper = "mmFormer: Zhang et al., MICCAI 2022"
-    citation = (
-        "Y. Zhang, N. He, J. Yang, Y. Li, D. Wei, Y. Huang, Y. Zhang, Z. He, Y. Zheng. mmFormer: multimodal "
-        "medical transformer for incomplete multimodal learning of brain tumor segmentation. MICCAI, 107-117, "
-        "2022"
-    )
+    citation = "mmformer"
     Options = MMFormerOptions
     presets: ClassVar[Presets] = {
         "paper": {},

@@ -180,10 +180,7 @@ class Muse(Method[MuseOptions]):
     name = "muse"
     summary = "bipartite graph of samples and modalities with contrastive losses, without imputation"
     paper = "MUSE: Wu et al., ICLR 2024"
-    citation = (
-        "Z. Wu, A. Dadu, N. Tustison, B. Avants, M. Nalls, J. Sun, F. Faghri. Multimodal patient "
-        "representation learning with missing modalities and labels. ICLR, 2024"
-    )
+    citation = "muse"
     Options = MuseOptions
     presets: ClassVar[Presets] = {"paper": {"batch_size": 128, "dropout": 0.25, "lr": 2e-4}}
 

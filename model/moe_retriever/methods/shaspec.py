@@ -72,10 +72,7 @@ class ShaSpec(Method[ShaSpecOptions]):
     name = "shaspec"
     summary = "shared and modality-specific features; missing modalities get the mean of the observed shared features"
     paper = "ShaSpec: Wang et al., CVPR 2023"
-    citation = (
-        "H. Wang, Y. Chen, C. Ma, J. Avery, L. Hull, G. Carneiro. Multi-modal learning with missing modality "
-        "via shared-specific feature modelling. CVPR, 15878-15887, 2023"
-    )
+    citation = "shaspec"
     Options = ShaSpecOptions
     presets: ClassVar[Presets] = {
         "paper": {},
