@@ -7,8 +7,6 @@ and starts from the same encoder weights. See docs/add-a-method.md.
 Legend: B samples, M modalities, P tokens, H hidden dimension, C classes.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -113,7 +111,7 @@ class Method(nn.Module, Generic[O_co]):
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     citation: ClassVar[str] = ""
-    Options: ClassVar[type[DataclassInstance]] = NoOptions
+    Options: ClassVar["type[DataclassInstance]"] = NoOptions
     presets: ClassVar[Presets] = {"paper": {}}
     space: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {}
     gradient: ClassVar[bool] = True

@@ -5,8 +5,6 @@ Encoders process observed entries only, so neither they nor batch statistics see
 Legend: n entries, P tokens, H hidden dimension, d features, T steps, C channels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -131,7 +129,7 @@ class ImageEncoder(nn.Module):
         self.tokens = Tokeniser(c.image_outputs, c.tokens, c.hidden)
         self.cnn.features.requires_grad_(not self.freeze)
 
-    def train(self, mode: bool = True) -> ImageEncoder:
+    def train(self, mode: bool = True) -> "ImageEncoder":
         super().train(mode)
         if self.freeze:
             self.cnn.features.eval()

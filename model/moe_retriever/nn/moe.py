@@ -6,8 +6,6 @@ Legend: T tokens, H hidden, F feed-forward dimension, E experts, K experts per t
 experts.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,14 +38,14 @@ class Routing:
     noisy: Tensor | None = None
     spread: Tensor | None = None
 
-    def rows(self, index: Tensor) -> Routing:
+    def rows(self, index: Tensor) -> "Routing":
         """The routing of a subset of the tokens."""
         noisy = None if self.noisy is None else self.noisy[index]
         spread = None if self.spread is None else self.spread[index]
         return Routing(self.expert[index], self.weight[index], self.clean[index], noisy, spread)
 
     @staticmethod
-    def concatenate(parts: Sequence[Routing]) -> Routing:
+    def concatenate(parts: "Sequence[Routing]") -> "Routing":
         """Concatenate the routings of several routers over the same experts, either all with noise or all without."""
         noisy = [p.noisy for p in parts if p.noisy is not None]
         spread = [p.spread for p in parts if p.spread is not None]
