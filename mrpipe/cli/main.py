@@ -168,4 +168,5 @@ def _run(arguments: list[str]) -> int:
         own, rest = own[: own.index("--")], own[own.index("--") + 1 :]
     parsed = parser.parse_args(own)
     parsed.rest = rest
-    return command.run(parsed) or 0
+    with command.claim(parsed):
+        return command.run(parsed) or 0

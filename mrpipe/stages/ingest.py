@@ -15,6 +15,7 @@ from mrpipe.errors import UsageError
 from mrpipe.options import parse_options
 from mrpipe.schema import DICTIONARY_SCHEMA, MODALITY_KEY, TRIED_SCHEMA, Dataset, Features
 from mrpipe.stages.cohort import read_cohort
+from mrpipe.stages.unchanged import require_unchanged
 from mrpipe.store.layout import StoreLayout, WorkLayout
 from mrpipe.store.parquet import write_batches, write_frame
 
@@ -75,6 +76,7 @@ def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, 
         row_group_rows=64 if declared.encoding == "packed2" else None,
         compression_level=1 if declared.kind in ("genotype", "image", "volume") else 3,
     )
+    require_unchanged(work, paths.modality(modality))
     dictionary = features.dictionary() if callable(features.dictionary) else features.dictionary
     frame = dictionary.select(pl.col(c).cast(t) for c, t in DICTIONARY_SCHEMA.items())
     write_frame(WorkLayout(work).dictionary(modality), frame)

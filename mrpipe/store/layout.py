@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mrpipe.errors import UsageError
+from mrpipe.locks import resolved
 
 
 class StoreLayout:
@@ -35,7 +36,7 @@ class WorkLayout:
     """Paths of intermediate files of a build, which are not part of the store."""
 
     def __init__(self, root: Path):
-        self.root, self.checked = root, root / "checked.json"
+        self.root, self.checked, self.inputs = root, root / "checked.json", root / "inputs.json"
         self.cohort, self.attrition = root / "cohort.parquet", root / "attrition.parquet"
 
     def dictionary(self, modality: str) -> Path:
@@ -66,5 +67,6 @@ def qc_folder(store: Path) -> Path:
 
 
 def truth_folder(export: Path) -> Path:
-    """Folder of a simulator's ground truth, next to the export."""
-    return export.with_name(export.name + ".truth")
+    """Folder of a simulator's ground truth, next to the export, also if the export is reached through a symlink."""
+    path = resolved(export)
+    return path.with_name(path.name + ".truth")
