@@ -242,4 +242,5 @@ def write_check(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, 
     path.unlink(missing_ok=True)
     result = check(dataset, raw, settings, **chosen)
     write_text(path, json.dumps(result, indent=1, sort_keys=True) + "\n")
+    WorkLayout(work).record(path)
     return result

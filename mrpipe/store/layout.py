@@ -1,8 +1,14 @@
-"""Paths of the files of a store (on-disk format 1) and of its build."""
+"""Paths of the files of a store (on-disk format 2) and of its build."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from mrpipe.errors import UsageError
+from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.raw import sha256
+from mrpipe.store.parquet import write_text
+
+# Regular expressions of the names of modalities and tasks, and of split schemes.
+NAME, SCHEME_NAME = r"[A-Za-z0-9_]+", r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 
 class StoreLayout:
@@ -16,6 +22,7 @@ class StoreLayout:
         self.card, self.provenance, self.manifest = (
             root / name for name in ("README.md", "provenance.json", "manifest.json")
         )
+        self.folders = tuple(root / name for name in ("modalities", "labels", "splits"))
 
     def modality(self, name: str) -> Path:
         return self.root / "modalities" / f"{name}.parquet"
@@ -26,16 +33,17 @@ class StoreLayout:
     def split(self, scheme: str) -> Path:
         return self.root / "splits" / f"{scheme}.parquet"
 
-    def unseal(self) -> None:
-        """Remove the manifest before the store is modified, so that a killed step leaves no sealed store."""
-        self.manifest.unlink(missing_ok=True)
+    def files(self, modalities: Iterable[str], tasks: Iterable[str], schemes: Iterable[str]) -> list[Path]:
+        """Data files of a store with these modalities, tasks and split schemes."""
+        tables = [self.samples, self.dictionary, self.attrition]
+        return [*tables, *map(self.modality, modalities), *map(self.labels, tasks), *map(self.split, schemes)]
 
 
 class WorkLayout:
-    """Paths of intermediate files of a build, which are not part of the store."""
+    """Paths of intermediate files of a build; `store` holds the tables of the store until they are sealed."""
 
     def __init__(self, root: Path):
-        self.root, self.checked = root, root / "checked.json"
+        self.root, self.checked, self.store = root, root / "checked.json", StoreLayout(root / "store")
         self.cohort, self.attrition = root / "cohort.parquet", root / "attrition.parquet"
 
     def dictionary(self, modality: str) -> Path:
@@ -47,6 +55,34 @@ class WorkLayout:
 
     def part(self, modality: str, part: int, n_parts: int) -> Path:
         return self.root / "parts" / modality / f"{part}-of-{n_parts}.parquet"
+
+    def record(self, *paths: Path) -> None:
+        """Write the SHA-256 of files that a step has finished, so that later steps notice a change."""
+        for path in paths:
+            write_text(self._hash(path), sha256(path))
+
+    def require(self, path: Path, verb: str, *, copy: Path | None = None) -> Path:
+        """Return the path of a recorded file that an earlier step wrote.
+
+        Args:
+            verb: the command that writes the file.
+            copy: another path of the same content, whose hash is compared instead.
+
+        Raises:
+            UsageError: the file does not exist.
+            DataError: the file was changed after the step that wrote it.
+        """
+        if copy is None:
+            require_file(path, verb)
+        hash, found = self._hash(path), sha256(copy or path)
+        recorded = hash.read_text(encoding="utf-8") if hash.is_file() else "not recorded"
+        if found != recorded:
+            fix = f"The file was changed after the step that wrote it: run mrpipe {verb} again."
+            raise DataError(Fault(file=str(path), expected=f"SHA-256 {recorded}", found=f"SHA-256 {found}", fix=fix))
+        return path
+
+    def _hash(self, path: Path) -> Path:
+        return self.root / "written" / f"{path.relative_to(self.root).as_posix()}.sha256"
 
 
 def require_file(path: Path, verb: str) -> Path:

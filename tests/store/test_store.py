@@ -21,14 +21,13 @@ import mrpipe
 from mrpipe.errors import DataError, UsageError
 from mrpipe.genetics.packing import unpack_range
 from mrpipe.raw import sha256
+from mrpipe.schema import SPLIT_KEY
 from mrpipe.stages.build import build
-from mrpipe.stages.check import write_check
-from mrpipe.stages.cohort import build_cohort
-from mrpipe.stages.ingest import ingest
 from mrpipe.stages.seal import seal
 from mrpipe.stages.simulate import simulate
-from mrpipe.stages.split import SPLIT_KEY, make_split
+from mrpipe.stages.split import make_split
 from mrpipe.store import masks
+from mrpipe.store.layout import WorkLayout
 from mrpipe.store.manifest import store_id
 from mrpipe.store.parquet import read_metadata, replacing, write_batches, write_frame
 from tests import toy
@@ -60,13 +59,14 @@ def built(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def work(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Intermediate files of a build, for `seal`."""
-    folder = tmp_path_factory.mktemp("work")
-    write_check(toy.TOY, raw, folder / "work", {})
-    build_cohort(toy.TOY, raw, folder / "work", {})
-    for name in NAMES:
-        ingest(toy.TOY, name, raw, folder / "work", folder / "store", {})
-    return folder / "work"
+    """Work folder of a build, complete up to `seal`."""
+    return toy.staged(raw, tmp_path_factory.mktemp("work") / "work")
+
+
+@pytest.fixture
+def staged(work: Path, tmp_path: Path) -> Path:
+    """A copy of a work folder that a test may change."""
+    return Path(shutil.copytree(work, tmp_path / "work"))
 
 
 @pytest.fixture
@@ -118,12 +118,19 @@ def test_rebuilding_in_place_is_reproducible_and_drops_old_files(raw: Path, copy
     store.verify(deep=True)
 
 
-def test_id_list_with_the_name_of_a_scheme_has_its_own_metadata(copy: Path, tmp_path: Path) -> None:
-    ids = mrpipe.open_store(copy).samples().collect()["subject_id"].unique().sort().to_list()
+def test_id_list_with_the_name_of_a_scheme_has_its_own_metadata(built: Path, staged: Path, tmp_path: Path) -> None:
+    ids = mrpipe.open_store(built).samples().collect()["subject_id"].unique().sort().to_list()
     (tmp_path / "ids.json").write_text(json.dumps({"train": ids[:20], "val": ids[20:24], "test": ids[24:]}))
-    make_split(toy.TOY, copy, "standard", ids=tmp_path / "ids.json")
-    recorded = json.loads(read_metadata(copy / "splits" / "standard.parquet")[SPLIT_KEY])
+    make_split(toy.TOY, staged, "standard", ids=tmp_path / "ids.json")
+    recorded = json.loads(read_metadata(staged / "store" / "splits" / "standard.parquet")[SPLIT_KEY])
     assert (recorded["method"], recorded["source"], recorded["description"]) == ("id list", "ids.json", "")
+    make_split(toy.TOY, staged, "my-own.list", ids=tmp_path / "ids.json")
+    seal(toy.TOY, staged, tmp_path / "store")
+    store = mrpipe.open_store(tmp_path / "store")
+    store.verify(deep=True)
+    assert store.schemes == ("my-own.list", "standard", "uniform")
+    with pytest.raises(UsageError, match="no split scheme 'mine'"):
+        make_split(toy.TOY, staged, "mine")
 
 
 @pytest.mark.parametrize("wrong", [{"modalities": ["table", "smell"]}, {"schemes": ["uniform", "mine"]}])
@@ -369,7 +376,7 @@ def first(value: Callable[[object], object]) -> Callable[[list], list]:
     ],
 )
 def test_every_rule_of_the_format_is_checked_by_verify_and_by_seal(
-    copy: Path, work: Path, tmp_path: Path, file: str, change: Callable[[pa.Table], pa.Table], words: str
+    copy: Path, staged: Path, tmp_path: Path, file: str, change: Callable[[pa.Table], pa.Table], words: str
 ) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     path = copy / f"{file}.parquet"
@@ -383,9 +390,14 @@ def test_every_rule_of_the_format_is_checked_by_verify_and_by_seal(
     with pytest.raises(DataError, match=re.escape(words)):
         mrpipe.open_store(copy).verify(deep=True)
     if file != "dictionary":  # written by seal
+        path = staged / "store" / f"{file}.parquet"
+        rewritten(path, change)
+        with pytest.raises(DataError, match=f"{re.escape(path.name)}.*changed after the step that wrote it"):
+            seal(toy.TOY, staged, tmp_path / "store")
+        WorkLayout(staged).record(path)
         with pytest.raises(DataError, match=re.escape(words)):
-            seal(toy.TOY, work, copy)
-        assert not (copy / "manifest.json").exists()
+            seal(toy.TOY, staged, tmp_path / "store")
+        assert not (tmp_path / "store").exists()
 
 
 def test_unknown_names_are_usage_errors(built: Path) -> None:
