@@ -136,29 +136,29 @@ def _show(args: Namespace) -> None:
 
 def _audit(args: Namespace) -> None:
     from mrpipe.store.audit import audit
-    from mrpipe.store.reader import open_store
+    from mrpipe.store.reader import open_verified
     from mrpipe.store.show import show_audit
 
-    store = open_store(args.store)
+    store = open_verified(args.store)
     show_audit(audit(store, task=args.task, scheme=args.scheme, threshold=args.threshold, alpha=args.alpha))
 
 
 def _export(args: Namespace) -> None:
     from mrpipe.store.export import export
-    from mrpipe.store.reader import open_store
+    from mrpipe.store.reader import open_verified
 
-    for path in export(open_store(args.store), args.out, args.format, args.modalities):
+    for path in export(open_verified(args.store), args.out, args.format, args.modalities):
         print(path)
 
 
 def _mask(args: Namespace) -> None:
     from mrpipe.experiment.missingness import Missingness, read_realised, write_masks
-    from mrpipe.store.reader import open_store
+    from mrpipe.store.reader import open_verified
 
     own = {name: getattr(args, name) for name in ("mechanism", "p", "rate", "seed", "strength", "task")}
     view = tuple(args.modalities or ())
     settings = Missingness(**own, modalities=view, redraw=not args.no_redraw, n_blocks=args.blocks)
-    for pattern, n in write_masks(open_store(args.store), settings, args.out).items():
+    for pattern, n in write_masks(open_verified(args.store), settings, args.out).items():
         print(f"{n:8d}  {pattern}")
     for group, rate in read_realised(args.out).items():
         print(f"{rate:8.1%}  hidden of {group}")

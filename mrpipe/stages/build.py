@@ -15,7 +15,7 @@ from mrpipe.stages.samples import assemble_samples
 from mrpipe.stages.seal import seal
 from mrpipe.stages.split import make_split
 from mrpipe.store.layout import qc_folder
-from mrpipe.store.publish import private_work
+from mrpipe.store.publish import hidden_folder
 
 
 def build(
@@ -31,7 +31,7 @@ def build(
 ) -> str:
     """Build and seal a store from an export; returns its store_id. Quality control, if any, is written next to it.
 
-    Intermediate files are in a hidden folder of this process beside the store, which is replaced at the end.
+    Intermediate files are in a hidden folder of this process, beside the store that is replaced at the end.
 
     Args:
         settings: reader options that differ from their defaults.
@@ -44,7 +44,8 @@ def build(
             that are not part of a store; raised before any time-consuming step.
         DataError: lists all problems found by a step.
     """
-    with private_work(store) as work:
+    store = store.resolve()
+    with hidden_folder(store, "b") as work:
         checked = write_check(dataset, raw, work, settings, modalities=modalities, schemes=schemes, seed=seed)
         report(f"check: {checked['release']}, input files: {len(checked['inputs'])}; {closing(checked)}")
         for note in (n for n in checked["notes"] if n.startswith("text encoder")):

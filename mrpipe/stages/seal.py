@@ -17,22 +17,23 @@ import mrpipe
 from mrpipe.codehash import code_hash
 from mrpipe.datasets import dataset_module
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.raw import sha256
 from mrpipe.schema import Dataset
 from mrpipe.stages.declaration import checked_dataset, read_checked
 from mrpipe.store.card import render_card
 from mrpipe.store.content import describe
 from mrpipe.store.invariants import find_breaches
 from mrpipe.store.layout import StoreLayout, WorkLayout, require_file
-from mrpipe.store.manifest import FORMAT, Manifest, store_id
+from mrpipe.store.manifest import FORMAT, Manifest, content_id, with_checksum
 from mrpipe.store.parquet import write_frame, write_text
-from mrpipe.store.publish import replacing_store, transfer
+from mrpipe.store.publish import hidden_folder, replace_store, transfer
 
 
 def build_manifest(dataset: Dataset, checked: Mapping[str, Any], content: Mapping[str, Any]) -> Manifest:
-    """Manifest of a store from `checked.json` and the description of its files (`content.describe`)."""
+    """Manifest of a store, without its card, from `checked.json` and the description of its files."""
     schemes = [s["scheme"] for s in content["splits"]]
     defaults = json.loads(json.dumps(dataclasses.asdict(dataset.options())))
-    return Manifest(
+    manifest = Manifest(
         format=FORMAT,
         dataset=dataset.name,
         **{key: checked[key] for key in ("release", "origin", "options")},
@@ -43,9 +44,11 @@ def build_manifest(dataset: Dataset, checked: Mapping[str, Any], content: Mappin
         code_hash=code_hash("mrpipe.stages.build", dataset_module(dataset.name)),
         mrpipe_version=mrpipe.__version__,
         default_scheme=dataset.default_scheme if dataset.default_scheme in schemes else schemes[0],
-        store_id=store_id([e for key in ("tables", "modalities", "labels", "splits") for e in content[key]]),
         options_changed=tuple(k for k, v in sorted(checked["options"].items()) if v != defaults.get(k)),
+        card={},
+        store_id="",
     )
+    return dataclasses.replace(manifest, store_id=content_id(dataclasses.asdict(manifest)))
 
 
 def _provenance() -> dict[str, Any]:
@@ -87,20 +90,26 @@ def seal(dataset: Dataset, work: Path, store: Path, schemes: Sequence[str] | Non
     tasks = [t.name for t in dataset.tasks]
     verbs = {staged.modality(m): f"ingest {dataset.name} {m}" for m in modalities}
     verbs |= {staged.split(s): f"split {dataset.name} --scheme {s}" for s in schemes}
-    with replacing_store(store) as root:
+    store = store.resolve()
+    with hidden_folder(store, "s") as hidden:
+        root = hidden / "new"
         paths, faults = StoreLayout(root), FaultCollector()
         rows = [working.require(working.dictionary(m), f"ingest {dataset.name} {m}") for m in modalities]
         write_frame(paths.dictionary, pl.concat(map(pl.read_parquet, rows)))
+        hashes = {paths.dictionary.name: sha256(paths.dictionary)}
         for path in staged.files(modalities, tasks, schemes):
             if path != staged.dictionary:
-                verb, target = verbs.get(path, f"samples {dataset.name}"), root / path.relative_to(staged.root)
-                transfer(require_file(path, verb), target, move=move)
-                faults.attempt(working.require, path, verb, copy=target)
+                verb, file = verbs.get(path, f"samples {dataset.name}"), path.relative_to(staged.root).as_posix()
+                transfer(require_file(path, verb), root / file, move=move)
+                hashes[file] = sha256(root / file)
+                faults.attempt(working.compare, path, verb, hashes[file])
         faults.raise_if_any()
         if breaches := find_breaches(root, dataset.tasks, deep=True):
             raise DataError(breaches)
-        manifest = build_manifest(dataset, checked, describe(root, modalities, tasks, schemes))
-        write_text(paths.provenance, json.dumps(_provenance(), indent=1) + "\n")
+        manifest = build_manifest(dataset, checked, describe(root, modalities, tasks, schemes, hashes))
         write_text(paths.card, render_card(dataset, manifest, root))
-        write_text(paths.manifest, manifest.to_json())
+        card = {"file": paths.card.name, "size": paths.card.stat().st_size, "sha256": sha256(paths.card)}
+        write_text(paths.provenance, with_checksum(_provenance() | {"store_id": manifest.store_id}))
+        write_text(paths.manifest, dataclasses.replace(manifest, card=card).to_json())
+        replace_store(root, store)
     return manifest.store_id

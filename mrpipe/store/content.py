@@ -1,32 +1,34 @@
 """Description of the files of a store: the part of its manifest that follows from them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow.parquet as pq
 
-from mrpipe.raw import sha256
 from mrpipe.schema import MODALITY_KEY, SPLIT_KEY, TASK_KEY
 from mrpipe.store import masks
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.parquet import read_metadata
 
 
-def describe(root: Path, modalities: Iterable[str], tasks: Iterable[str], schemes: Iterable[str]) -> dict[str, Any]:
+def describe(
+    root: Path, modalities: Iterable[str], tasks: Iterable[str], schemes: Iterable[str], hashes: Mapping[str, str]
+) -> dict[str, Any]:
     """Keys of the manifest that the files determine: modalities, labels, splits, tables and counts.
 
     Args:
         modalities, tasks: names in the order of the manifest; schemes: names in any order.
+        hashes: path of each file relative to the store → SHA-256.
     """
     paths = StoreLayout(root)
 
     def entry(path: Path, key: str | None = None) -> dict[str, Any]:
         declared = json.loads(read_metadata(path)[key]) if key else {"name": path.stem}
         file, rows = path.relative_to(root).as_posix(), pq.read_metadata(path).num_rows
-        return declared | {"file": file, "rows": rows, "size": path.stat().st_size, "sha256": sha256(path)}
+        return declared | {"file": file, "rows": rows, "size": path.stat().st_size, "sha256": hashes[file]}
 
     samples = pl.read_parquet(paths.samples, columns=["subject_id", "modality_mask"])
     declared = tuple(entry(paths.modality(m), MODALITY_KEY) for m in modalities)

@@ -7,8 +7,8 @@ from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.raw import sha256
 from mrpipe.store.parquet import write_text
 
-# Regular expressions of the names of modalities and tasks, and of split schemes.
-NAME, SCHEME_NAME = r"[A-Za-z0-9_]+", r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+# Regular expression of the names of split schemes.
+SCHEME_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 
 class StoreLayout:
@@ -61,25 +61,23 @@ class WorkLayout:
         for path in paths:
             write_text(self._hash(path), sha256(path))
 
-    def require(self, path: Path, verb: str, *, copy: Path | None = None) -> Path:
-        """Return the path of a recorded file that an earlier step wrote.
-
-        Args:
-            verb: the command that writes the file.
-            copy: another path of the same content, whose hash is compared instead.
+    def require(self, path: Path, verb: str) -> Path:
+        """Return the path of a file that an earlier step wrote; `verb` is the command that writes it.
 
         Raises:
             UsageError: the file does not exist.
             DataError: the file was changed after the step that wrote it.
         """
-        if copy is None:
-            require_file(path, verb)
-        hash, found = self._hash(path), sha256(copy or path)
+        self.compare(path, verb, sha256(require_file(path, verb)))
+        return path
+
+    def compare(self, path: Path, verb: str, found: str) -> None:
+        """Raise a DataError unless `found` is the hash that the step `verb` recorded for a file."""
+        hash = self._hash(path)
         recorded = hash.read_text(encoding="utf-8") if hash.is_file() else "not recorded"
         if found != recorded:
             fix = f"The file was changed after the step that wrote it: run mrpipe {verb} again."
             raise DataError(Fault(file=str(path), expected=f"SHA-256 {recorded}", found=f"SHA-256 {found}", fix=fix))
-        return path
 
     def _hash(self, path: Path) -> Path:
         return self.root / "written" / f"{path.relative_to(self.root).as_posix()}.sha256"

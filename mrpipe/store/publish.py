@@ -1,4 +1,4 @@
-"""Replacing a whole store: its new files are complete in a hidden folder beside it before they take its place."""
+"""Replacing a whole store: the new one is complete in a hidden folder beside it before it takes its place."""
 
 import os
 import re
@@ -14,86 +14,56 @@ from mrpipe.store.layout import StoreLayout
 
 
 @contextmanager
-def private_work(store: Path) -> Iterator[Path]:
-    """Context of a build: a folder for its intermediate files, beside the store, whose lock is held.
+def hidden_folder(store: Path, kind: str) -> Iterator[Path]:
+    """Context with a new private folder beside a store, whose lock is held; the folder is removed at the end.
+
+    Folders of the same kind that killed processes left are removed first.
 
     Raises:
         UsageError: another process writes the store, or its folder contains other files.
     """
-    store = store.resolve()
     _require_replaceable(store)
+    # Ten characters more, with a `kind` of one: a name of 240 remains shorter than the 255 of Linux.
+    name = re.compile(rf"\.{re.escape(store.name)}\.{kind}[0-9a-f]{{8}}")
     with writing(store):
-        _remove_leftovers(store, "tmp")
-        work = _hidden_sibling(store, "tmp")
-        work.mkdir(mode=0o700)
+        for left in [p for p in store.parent.iterdir() if name.fullmatch(p.name)]:
+            _remove(left, store)
+        folder = store.with_name(f".{store.name}.{kind}{secrets.token_hex(4)}")
+        folder.mkdir(mode=0o700)
         try:
-            yield work
+            yield folder
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(folder, store)
 
 
-@contextmanager
-def replacing_store(store: Path) -> Iterator[Path]:
-    """Context that writes the files of a store: an empty folder, which replaces the store on success.
+def replace_store(new: Path, store: Path) -> None:
+    """Rename the folder `new`, in a hidden folder, to the store; a kill leaves the old store, the new one or none."""
+    for path in (*new.rglob("*"), new):
+        _sync(path)
+    if store.exists():
+        store.rename(new.with_name("old"))
+    new.rename(store)
+    _sync(store.parent)
 
-    A killed process leaves the old store, the new one or, between two renames, none; the next one restores the old.
 
-    Raises:
-        UsageError: another process writes the store, or its folder contains other files.
-    """
-    store = store.resolve()
-    _require_replaceable(store)
-    with writing(store):
-        _remove_leftovers(store, "new|old")
-        new, old = _hidden_sibling(store, "new"), _hidden_sibling(store, "old")
-        new.mkdir()
-        try:
-            yield new
-            for path in (*new.rglob("*"), new):
-                _sync(path)
-            if store.exists():
-                store.rename(old)
-            new.rename(store)
-            _sync(store.parent)
-        finally:
-            if old.exists() and not store.exists():
-                old.rename(store)
-            for folder in (new, old):
-                shutil.rmtree(folder, ignore_errors=True)
+def _remove(folder: Path, store: Path) -> None:
+    """Remove a hidden folder; an old store in it without a successor is restored."""
+    if (old := folder / "old").exists() and not store.exists():
+        old.rename(store)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_replaceable(store: Path) -> None:
     """Refuse to replace a folder that holds anything but the files of a store."""
-    if not store.exists():
-        return
-    if not store.is_dir():
-        raise UsageError(f"{store} is a file; a store is a folder")
     paths = StoreLayout(store)
     tables = paths.files((), (), ())
-    of_a_store = {*tables, *paths.folders, paths.card, paths.provenance, paths.manifest, store / ".snakemake_timestamp"}
-    # Before a job, Snakemake removes its outputs, among them the manifest.
-    if not any(path.exists() for path in (*tables, paths.manifest)):
-        of_a_store = set()
-    other = sorted(p.name for p in store.iterdir() if p not in of_a_store and not re.fullmatch(r"\..*\.tmp", p.name))
-    if other:
+    known = {*tables, *paths.folders, paths.card, paths.provenance, paths.manifest, store / ".snakemake_timestamp"}
+    found = sorted(store.iterdir()) if store.is_dir() else [store] * store.exists()
+    # Before a job, Snakemake removes the job's outputs, among them the manifest.
+    is_store = any(path.exists() for path in (*tables, paths.manifest))
+    if other := [p.name for p in found if not (is_store and p in known) and not re.fullmatch(r"\..*\.tmp", p.name)]:
         advice = "Choose another folder, or move it: a build replaces the whole folder"
         raise UsageError(f"{store} contains {other[0]}, which is not part of a store. {advice}")
-
-
-def _hidden_sibling(store: Path, kind: str) -> Path:
-    """Path of a new hidden folder beside a store. A name of 240 characters remains shorter than the 255 of Linux."""
-    return store.with_name(f".{store.name}.{kind}-{secrets.token_hex(4)}")
-
-
-def _remove_leftovers(store: Path, kinds: str) -> None:
-    """Remove the folders that killed processes left beside a store; a store that one had renamed is restored."""
-    name = re.compile(rf"\.{re.escape(store.name)}\.({kinds})-[0-9a-f]{{8}}")
-    for folder in store.parent.iterdir():
-        if found := name.fullmatch(folder.name):
-            if found[1] == "old" and not store.exists():
-                folder.rename(store)
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def transfer(source: Path, target: Path, *, move: bool) -> None:

@@ -17,7 +17,7 @@ import mrpipe
 from mrpipe.cli.help import COMMANDS
 from mrpipe.cli.main import command_names, main
 
-STORE = Path(__file__).parents[1] / "data" / "stores" / "format-1"
+STORE = Path(__file__).parents[1] / "data" / "stores" / "format-2"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
