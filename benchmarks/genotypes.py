@@ -66,9 +66,9 @@ def build(raw: Path, out: Path, merge: str) -> Path:
     for stage in (
         ["check", "adni", *place],
         ["cohort", "adni", *place],
-        ["ingest", "adni", "genomic", "--store", store, *place],
-        ["samples", "adni", "--work", work, "--store", store, "--modalities", "genomic"],
-        ["split", "adni", "--store", store, "--scheme", "standard"],
+        ["ingest", "adni", "genomic", *place],
+        ["samples", "adni", "--work", work, "--modalities", "genomic"],
+        ["split", "adni", "--work", work, "--scheme", "standard"],
         ["seal", "adni", "--work", work, "--store", store],
         ["verify", store, "--deep"],
     ):
