@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.delimited import unreadable
 from mrpipe.errors import DataError, Fault
+from mrpipe.reading import reading
 
 # Limits of a file: depth of containers, number of containers, and values if shared ones are counted each time.
 DEPTH, CONTAINERS, VALUES = 64, 3_000_000, 2**22
@@ -222,13 +222,8 @@ class Grammar(pickle._Unpickler):
 
 def read_pickle(path: Path) -> Any:
     """Load a pickle of numpy arrays and builtins; a DataError if it is damaged or contains anything else."""
-    try:
-        with path.open("rb") as handle:
-            return Grammar(handle, path.name, path.stat().st_size).load()
-    except DataError:
-        raise
-    except Exception as error:  # damaged bytes can raise any exception, including MemoryError
-        raise unreadable(error, path.name, "a complete pickle file") from error
+    with reading(path.name, "a complete pickle file"), path.open("rb") as handle:
+        return Grammar(handle, path.name, path.stat().st_size).load()
 
 
 _STORAGES = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "Long": "<i8", "Int": "<i4", "Short": "<i2"}

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from mrpipe.datasets.hdf5 import opened
-from mrpipe.delimited import unreadable
-from mrpipe.errors import DataError
 from mrpipe.pickles import read_tensors
+from mrpipe.reading import reading
 
 SUFFIXES = (".npy", ".pt", ".pth", ".h5", ".hdf5")
 FIX = "Extract the features again; save a tensor with numpy.save(path, tensor.cpu().numpy())."
@@ -31,12 +30,8 @@ def read_array(path: Path, shown_as: str) -> Any:
     Raises:
         DataError: damaged, larger than its bytes, or anything else than one array of numbers or texts.
     """
-    try:
+    with reading(shown_as, f"one array in a complete {path.suffix} file", FIX):
         array = _read(path, shown_as)
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufcSU" or not array.itemsize:
             raise ValueError(f"{getattr(array, 'dtype', type(array).__name__)} instead of an array of numbers")
         return np.array(array) if isinstance(array, np.memmap) else array
-    except DataError:
-        raise
-    except Exception as error:  # damaged bytes can raise any exception
-        raise unreadable(error, shown_as, f"one array in a complete {path.suffix} file", FIX) from error

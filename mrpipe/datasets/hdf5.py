@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.delimited import unreadable
 from mrpipe.errors import DataError, Fault
+from mrpipe.reading import reading
 
 # Bytes that the datasets of a file may declare: FLOOR, or FACTOR times the size of the file if that is more.
 FLOOR, FACTOR = 2**28, 64
@@ -97,10 +97,5 @@ class Hdf5:
 @contextmanager
 def opened(path: Path, shown_as: str, fix: str = "") -> Iterator[Hdf5]:
     """Open an HDF5 file; any exception while it is read becomes a DataError."""
-    try:
-        with h5py.File(path, "r") as handle:
-            yield Hdf5(handle, shown_as, fix, path.stat().st_size)
-    except DataError:
-        raise
-    except Exception as error:  # h5py raises any exception on damaged bytes, such as KeyError for a broken header
-        raise unreadable(error, shown_as, "a complete HDF5 file", fix) from error
+    with reading(shown_as, "a complete HDF5 file", fix), h5py.File(path, "r") as handle:
+        yield Hdf5(handle, shown_as, fix, path.stat().st_size)

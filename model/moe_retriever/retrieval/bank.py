@@ -7,8 +7,6 @@ Embeddings are computed from the training store (`ReferenceSamples.of`) or loade
 Legend: R reference samples, M modalities, P tokens, H hidden dimension.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -112,7 +110,7 @@ class ReferenceSamples:
             self._own[rows] = np.arange(len(rows))
 
     @classmethod
-    def of(cls, data: Data, train_rows: Rows) -> ReferenceSamples:
+    def of(cls, data: Data, train_rows: Rows) -> "ReferenceSamples":
         """Reference samples from the training samples of a loaded store."""
         rows = np.sort(train_rows)
         return cls(data.observed[rows], data, rows)
@@ -165,7 +163,7 @@ class ReferenceSamples:
     @classmethod
     def from_state(
         cls, state: Mapping[str, object], device: torch.device, shape: tuple[int, int, int]
-    ) -> ReferenceSamples:
+    ) -> "ReferenceSamples":
         """Reference samples without features, from `state`, with embeddings of M modalities of `shape` (M, P, H)."""
         observed = shaped(state["observed"], -1, shape[0]).bool().cpu().numpy()
         banks = zip(cast(list[object], state["banks"]), observed.sum(axis=0).tolist(), strict=True)

@@ -26,6 +26,7 @@ from moe_retriever.methods.base import AnyMethod, ReferenceState
 from moe_retriever.metrics import convention_of
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.pickles import read_tensors
+from mrpipe.reading import unreadable
 from mrpipe.schema import Modality
 from mrpipe.store.parquet import replacing
 from mrpipe.store.reader import Store
@@ -95,9 +96,9 @@ def clear(run: Path, keep: tuple[str, ...] = ()) -> None:
 
 
 def write(path: Path, value: Mapping[str, object]) -> None:
-    """Save atomically, through a temporary file that is renamed."""
-    with replacing(path) as temporary:
-        torch.save(dict(value), temporary)
+    """Save atomically. The bytes do not depend on the name of the temporary file, which torch would put into it."""
+    with replacing(path) as temporary, temporary.open("wb") as handle:
+        torch.save(dict(value), handle)
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> dict[str, object]:
@@ -130,9 +131,8 @@ def reading(path: Path, key: str | None = None) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        found = f"an unreadable {key or 'file'} ({type(error).__name__}: {error})".splitlines()[0][:300]
-        found = "nothing" if isinstance(error, FileNotFoundError) else found
-        raise DataError(Fault(file=str(path), column=key, expected="a checkpoint", found=found, fix=FIX)) from error
+        found = unreadable(error, str(path), "a checkpoint", FIX)
+        raise type(found)(replace(found.faults[0], column=key)) from error
 
 
 def require_weights(path: Path, method: nn.Module, state: Mapping[str, object]) -> None:
