@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from mrpipe.cli.command import Command
 from mrpipe.cli.help import COMMANDS as TEXTS
 from mrpipe.cli.help import STEPS, datasets_page, options_page
 from mrpipe.options import parse_assignments
+from mrpipe.places import file, folder
 
 
 def _dataset(args: Namespace) -> Any:
@@ -105,17 +107,13 @@ def _seal(args: Namespace) -> None:
 
 def _build(args: Namespace) -> None:
     from mrpipe.stages.build import build
+    from mrpipe.stages.check import require_same_store
 
-    build(
-        _dataset(args),
-        args.raw,
-        args.out,
-        parse_assignments(args.set),
-        modalities=args.modalities,
-        schemes=args.schemes,
-        seed=args.seed,
-        report=print,
-    )
+    chosen = {name: getattr(args, name) for name in ("modalities", "schemes", "seed")}
+    dataset, settings = _dataset(args), parse_assignments(args.set)
+    if not args.overwrite:
+        require_same_store(args.out, dataset, args.raw, settings, **chosen)
+    build(dataset, args.raw, args.out, settings, **chosen, report=print)
 
 
 def _verify(args: Namespace) -> None:
@@ -232,6 +230,9 @@ _set = _argument(
     metavar="KEY=VALUE",
     help="options of the dataset (mrpipe options DATASET lists them)",
 )
+_replace = _argument(
+    "--overwrite", action="store_true", help="replace a finished store of another dataset, export or other options"
+)
 _init_arguments = _all(
     _argument("dataset", choices=["tables"], help="the only dataset that needs a declaration"),
     _argument("files", type=Path, nargs="+", metavar="FILE", help="your tables, or folders of tables"),
@@ -295,7 +296,7 @@ _TABLE: dict[str, tuple[Add, Callable[[Namespace], None]]] = {
     "init": (_init_arguments, _init),
     "simulate": (_all(_dataset_name, _export_folder, _set), _simulate),
     "check": (_all(_dataset_name, _raw, _checked, _choice, _set), _check),
-    "build": (_all(_dataset_name, _raw, _path("--out", "folder of the store"), _choice, _set), _build),
+    "build": (_all(_dataset_name, _raw, _path("--out", "folder of the store"), _choice, _set, _replace), _build),
     "options": (_argument("dataset", nargs="?", metavar="DATASET", help="default: list the datasets"), _options),
     "show": (_store, _show),
     "verify": (_all(_store, _deep), _verify),
@@ -312,7 +313,23 @@ _TABLE: dict[str, tuple[Add, Callable[[Namespace], None]]] = {
     "code-hash": (_entries, _code_hash),
 }
 
+_CLAIMS = {
+    "fetch": folder("a folder of data sets", None),
+    "simulate": folder("a simulated export", None),
+    "build": folder("a store", "manifest.json samples.parquet modalities", "raw"),
+    "qc": folder("quality control", "qc.parquet contact_sheet.png"),
+    "export": folder("an export of a store", "samples.csv", "store"),
+    "mask": file("store"),
+}
+
 COMMANDS = {
-    name: Command(summary=TEXTS[name][0], description=TEXTS[name][1], add_arguments=add, run=run, step=name in STEPS)
+    name: Command(
+        summary=TEXTS[name][0],
+        description=TEXTS[name][1],
+        add_arguments=add,
+        run=run,
+        step=name in STEPS,
+        claim=_CLAIMS.get(name, nullcontext),
+    )
     for name, (add, run) in _TABLE.items()
 }

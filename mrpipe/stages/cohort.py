@@ -8,6 +8,7 @@ import polars as pl
 
 from mrpipe.options import parse_options
 from mrpipe.schema import ATTRITION_SCHEMA, Cohort, Dataset
+from mrpipe.stages.unchanged import require_unchanged
 from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import write_frame
 
@@ -33,6 +34,7 @@ def build_cohort(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str,
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     dataset = dataset.declared(raw, options)
     cohort = dataset.cohort(raw, options)
+    require_unchanged(work)
     validate(dataset, cohort)
     frame = cohort.samples
     for task in dataset.tasks:

@@ -15,6 +15,7 @@ from mrpipe.options import parse_options
 from mrpipe.schema import DICTIONARY_SCHEMA, MODALITY_KEY, TRIED_SCHEMA, Dataset, Features
 from mrpipe.stages.cohort import read_cohort
 from mrpipe.stages.declaration import read_checked
+from mrpipe.stages.unchanged import require_unchanged
 from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import write_batches, write_frame
 
@@ -77,6 +78,7 @@ def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, settings: Map
         row_group_rows=64 if declared.encoding == "packed2" else None,
         compression_level=1 if declared.kind in ("genotype", "image", "volume") else 3,
     )
+    require_unchanged(work, table)
     dictionary = features.dictionary() if callable(features.dictionary) else features.dictionary
     frame = dictionary.select(pl.col(c).cast(t) for c, t in DICTIONARY_SCHEMA.items())
     write_frame(paths.dictionary(modality), frame)

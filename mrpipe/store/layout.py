@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.locks import resolved
 from mrpipe.raw import sha256
 from mrpipe.store.parquet import write_text
 
@@ -43,7 +44,8 @@ class WorkLayout:
     """Paths of intermediate files of a build; `store` holds the tables of the store until they are sealed."""
 
     def __init__(self, root: Path):
-        self.root, self.checked, self.store = root, root / "checked.json", StoreLayout(root / "store")
+        self.root, self.checked, self.inputs = root, root / "checked.json", root / "inputs.json"
+        self.store = StoreLayout(root / "store")
         self.cohort, self.attrition = root / "cohort.parquet", root / "attrition.parquet"
 
     def dictionary(self, modality: str) -> Path:
@@ -100,5 +102,6 @@ def qc_folder(store: Path) -> Path:
 
 
 def truth_folder(export: Path) -> Path:
-    """Folder of a simulator's ground truth, next to the export."""
-    return export.with_name(export.name + ".truth")
+    """Folder of a simulator's ground truth, next to the export, also if the export is reached through a symlink."""
+    path = resolved(export)
+    return path.with_name(path.name + ".truth")

@@ -36,7 +36,7 @@ def test_help_lists_every_command_and_version_and_exit_codes(capsys: pytest.Capt
     text = capsys.readouterr().out
     assert all(f"\n  {name} " in text for name in command_names())
     assert {"train", "report", "run"} <= set(command_names())
-    assert "Exit codes: 0 success, 2 usage error, 3 invalid input data." in text
+    assert "2 usage error, 3 invalid input data, 4 disk, permission or memory" in text
     assert main([]) == 2
     assert capsys.readouterr().out == text
     assert main(["--version"]) == 0
@@ -200,7 +200,8 @@ def test_an_interrupted_command_says_so_and_leaves_no_temporary_file(
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         error = process.communicate()[1].decode()
-    assert (error, process.returncode) == (f"mrpipe {arguments[0]}: interrupted\n", 130)
+    said = f"mrpipe {arguments[0]}: interrupted (SIGINT); run the same command again to continue\n"
+    assert (error, process.returncode) == (said, 130)
     assert {p.relative_to(folder).as_posix() for p in set(folder.rglob("*")) - before} <= left
 
 
