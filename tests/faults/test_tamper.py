@@ -322,7 +322,7 @@ def test_every_command_that_reads_values_refuses_an_altered_file(
     flip(store / "modalities" / "table.parquet", 0.5)
     assert main([str(store) if word == "STORE" else word for word in verb]) == 3
     assert "table.parquet: expected SHA-256" in capsys.readouterr().err
-    assert {p.name.strip(".").removesuffix(".lock") for p in tmp_path.iterdir()} <= {"store", "cache", "run"}
+    assert {p.name for p in tmp_path.iterdir()} <= {"store", "cache", "run"}
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +395,7 @@ while status:
     absent += not store.exists()
     with hidden_folder(store, "s"):
         assert content() in (old, [(n, "new") for n, _ in old]), (kills, content())
-    assert {p.name for p in store.parent.iterdir()} <= {store.name, f".{store.name}.lock"}
+    assert {p.name for p in store.parent.iterdir()} <= {store.name, f".{store.name}.writing"}
     publish("old")
 print(kills, absent)
 """
