@@ -36,7 +36,7 @@ from moe_retriever.training.search_result import SearchData, SearchResult
 from moe_retriever.training.selection import DivergedError
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
-from mrpipe.reading import RUN_AGAIN, read_frame, read_json, reading
+from mrpipe.reading import read_frame, read_json, reading
 from mrpipe.store.parquet import write_frame, write_text
 
 COMMON_SPACE: Mapping[str, tuple[OptionValue, ...]] = {
@@ -314,9 +314,8 @@ def search(
 
 def _data_of(path: Path) -> SearchData:
     data = read_json(path, "the settings of a run", keys=("data",))["data"]
-    with reading(path, "the settings of a run", RUN_AGAIN):
-        known = {k: data[k] for k in SearchData.__annotations__ if k in data}
-        return cast(SearchData, {**known, "modalities": [m["name"] for m in data["modalities"]]})
+    known = {k: data[k] for k in SearchData.__annotations__ if k in data}
+    return cast(SearchData, {**known, "modalities": [m["name"] for m in data["modalities"]]})
 
 
 def show(content: SearchResult, folder: Path) -> None:
