@@ -77,9 +77,8 @@ def test_a_signal_ends_a_command_and_the_same_command_continues(
     assert f"sleep\x00{seconds}" not in _command_lines()
     monkeypatch.chdir(folder)
     assert main(VERBS[verb]) == 0
-    assert (
-        folder / {"mask": "mask.parquet", "export": "export/table.npz", "train": "run/metrics.json"}[verb]
-    ).is_file()
+    written = {"mask": "mask.parquet", "export": "export/table.npz", "train": "run/metrics.json"}
+    assert (folder / written[verb]).is_file()
 
 
 def _command_lines() -> str:

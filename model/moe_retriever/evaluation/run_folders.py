@@ -58,7 +58,7 @@ def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
         said = read_metrics(folder)
         test = said.get("test")
         run = folder.parents[1] if test else folder
-        config = read_json(run / "config.json", keys=("common", "options"))
+        config = read_json(run / "config.json", keys=("common",))
         mask = said["mask"] or {}
         known = {
             **{k: said[k] for k in ("dataset", "store_id", "origin", "task", "scheme", "method", "preset", "seed")},
