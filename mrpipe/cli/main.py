@@ -22,7 +22,6 @@ from mrpipe.reading import refusal_of
 _WIDTH = 16
 # As a shell reports a program that ends by SIGPIPE.
 _BROKEN_PIPE = 141
-_UNEXPECTED = 1
 
 
 def find_command(name: str) -> Command | None:
@@ -96,11 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # the terminal may not display all characters of a message
             stream.reconfigure(errors="backslashreplace")
     try:
-        with interruptible():
-            try:
-                return _run(arguments)
-            finally:
-                sys.stdout.flush()
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
     except SystemExit:
         raise
     except BaseException as error:  # panics of polars are no Exception
@@ -135,7 +133,7 @@ def _outcome(error: BaseException) -> tuple[str, int]:
     place = f" ({Path(at.filename).name}, line {at.lineno})"
     reason = (str(error).strip().splitlines() or ["no message"])[0]
     hint = "This is a bug, please report it: --debug prints the traceback"
-    return f"unexpected error: {type(error).__name__}: {reason}{place}. {hint}", _UNEXPECTED
+    return f"unexpected error: {type(error).__name__}: {reason}{place}. {hint}", MrpipeError.exit_code
 
 
 def _run(arguments: list[str]) -> int:
@@ -157,4 +155,7 @@ def _run(arguments: list[str]) -> int:
         own, rest = own[: own.index("--")], own[own.index("--") + 1 :]
     parsed = parser.parse_args(own)
     parsed.rest = rest
-    return command.run(parsed) or 0
+    import polars  # noqa: F401 - its handler of SIGINT, which restarts system calls, must not replace ours
+
+    with interruptible():
+        return command.run(parsed) or 0

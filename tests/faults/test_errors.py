@@ -61,7 +61,6 @@ VERBS = {
     "report": ["--stores", "store", "--runs", RUN, "--out", "page"],
     "results": ["--runs", "runs", "--out", "all.parquet"],
     "train": ["--store", "store", "--method", "majority", "--out", "new", "--mask", "mask.parquet", "--quiet"],
-    "split": ["toy", "--store", "store", "--scheme", "mine", "--ids", "ids.json"],
     "suite-tables": ["--suite", "suite.json", "--runs", "runs", "--out", "table"],
     "search": ["--store", "store", "--method", "majority", "--out", "s", "--space", "space.yaml"],
 }
@@ -257,7 +256,7 @@ FORBIDDEN = {
     "mask store --p 0.3 --out locked/m.parquet": "locked",
     "export store --out locked/npz --format npz": "locked",
     "results --runs runs --out open/all.parquet": f"{RUN}/metrics.json",
-    "split toy --store store --scheme a --ids ids.json": "ids.json",
+    "split mosi --store store --scheme a --ids ids.json": "ids.json",
     "simulate mosi --out locked/raw": "locked",
 }
 

@@ -73,9 +73,8 @@ def read_space(path: Path) -> dict[str, list[OptionValue]]:
     fix = "Write one option per line, e.g.  lr: [0.0001, 0.001]"
     with reading(path, "a YAML or JSON file", fix):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not content:
-        expected = "a mapping of options to lists of values"
-        raise DataError(Fault(file=str(path), expected=expected, found=type(content).__name__, fix=fix))
+        if not isinstance(content, dict) or not content:
+            raise ValueError(f"a {type(content).__name__} instead of a mapping of options to lists of values")
     faults = []
     for name, values in content.items():
         if not isinstance(values, list) or not values:
