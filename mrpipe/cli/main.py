@@ -157,5 +157,5 @@ def _run(arguments: list[str]) -> int:
     parsed.rest = rest
     import polars  # noqa: F401 - its handler of SIGINT, which restarts system calls, must not replace ours
 
-    with interruptible():
+    with interruptible(), command.claim(parsed):
         return command.run(parsed) or 0

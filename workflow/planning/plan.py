@@ -3,8 +3,6 @@
 This module reads no data file of an export: it runs on each start of Snakemake, and again on each cluster node.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping

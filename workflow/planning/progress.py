@@ -4,8 +4,6 @@ A cell is a training run with its evaluation. Cells take most of the time, while
 of every kind.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

@@ -1,7 +1,5 @@
 """Files in which suites are declared."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -11,6 +11,7 @@ import polars.selectors as cs
 from markupsafe import Markup
 from PIL import Image
 
+from mrpipe.constants import constants
 from mrpipe.imaging.qc import CAPTION, PANEL
 from mrpipe.reading import read_frame, reading
 from mrpipe.store.layout import qc_folder
@@ -20,32 +21,7 @@ from mrpipe.store.reader import Store
 SHEET_ROWS = 8
 MAX_ROWS = 30
 # Displayed names of the measures in qc.parquet.
-NAMES = {
-    "brain_ml": "brain volume (ml)",
-    "gm_ml": "grey-matter volume (ml)",
-    "fluid_share": "CSF fraction of the brain",
-    "grey_share": "grey-matter fraction of the brain",
-    "white_share": "white-matter fraction of the brain",
-    "empty": "empty slices between others",
-    "repeated": "fraction of identical slices",
-    "flat": "fraction of voxels equal to their neighbour",
-    "air": "signal above the head, relative to the brain",
-    "haze": "spread of the signal above the head, relative to the brain",
-    "scalp": "fraction of voxels with signal 6-16 mm outside the brain",
-    "hollow": "fraction of zeros in the brain",
-    "cut": "area of the brain at the edge of its extent, relative to its largest area",
-    "sharpness": "fine detail, relative to the median intensity",
-    "similarity": "correlation with the template before registration",
-    "orientation": "lead of that correlation over other orientations",
-    "stretch": "ratio of the largest to the smallest scale of the registration",
-    "map_ml": "volume of the grey-matter map (ml)",
-    "mass_ratio": "ratio of map volume to grey-matter volume",
-    "overlap": "overlap with the template brain (Dice)",
-    "ncc": "correlation with the template",
-    "n_folded": "folded voxels",
-    "jacobian_min": "minimum of the Jacobian determinant",
-    "jacobian_max": "maximum of the Jacobian determinant",
-}
+NAMES: dict[str, str] = constants(__file__, "quality.json")
 
 
 def quality_folder(store: Store, known: Mapping[str, Path]) -> Path:

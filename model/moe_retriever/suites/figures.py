@@ -25,7 +25,7 @@ from mrpipe.errors import UsageError
 from mrpipe.reading import RUN_AGAIN, read_frame, reading
 from mrpipe.store.masks import combination_name, name_parts
 from mrpipe.store.parquet import write_text
-from mrpipe.store.reader import Store, open_store
+from mrpipe.store.reader import Store, open_verified
 
 FLOPS = ("mflop_per_sample", "reference_mflop_per_sample")
 # Column of the measurements → title in the table, beside the panels of the figure.
@@ -60,7 +60,7 @@ def draw(suite: SuiteSpec, places: FigureFolders) -> Page:
     shown = Shown()
     there = {c.store for c in suite.columns if not c.absent and (Path(c.store) / "manifest.json").is_file()}
     columns = [c for c in suite.columns if c.store in there and not c.absent]
-    stores = {path: open_store(path) for path in sorted(there)}
+    stores = {path: open_verified(path) for path in sorted(there)}
     for ending, suffix in itertools.product(plots.SHOWN, ("svg", "png", "csv")):
         # The report includes all figures in the folder, so figures of an earlier suite.json are removed.
         for path in places.out.glob(f"*-{ending}.{suffix}"):
