@@ -21,7 +21,7 @@ from mrpipe.errors import DataError, Fault, MissingExtraError, MrpipeError, Stor
 from mrpipe.reading import AGAIN, read_frame, read_json, reading
 
 PROJECT = Path(__file__).parents[2]
-STORE = PROJECT / "tests" / "data" / "stores" / "format-1"
+STORE = PROJECT / "tests" / "data" / "stores" / "format-2"
 # Content of damaged files by name.
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda data: b"",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-STORE = PROJECT / "tests" / "data" / "stores" / "format-1"
+STORE = PROJECT / "tests" / "data" / "stores" / "format-2"
 # As of a cluster whose nodes have no UTF-8 locale.
 ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 LATIN_1 = ASCII | {"LC_ALL": "en_US.ISO-8859-1", "PYTHONIOENCODING": "latin-1"}

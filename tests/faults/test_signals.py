@@ -15,7 +15,7 @@ from mrpipe.cli.main import main
 from mrpipe.cli.signals import SIGNALS, Interrupted, interruptible
 
 PROJECT = Path(__file__).parents[2]
-STORE = PROJECT / "tests" / "data" / "stores" / "format-1"
+STORE = PROJECT / "tests" / "data" / "stores" / "format-2"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROJECT}:{PROJECT / 'model'}"}
 # The command waits for the signal where it would write its output to disk; a child of it waits as well.
 WAITING = """
