@@ -256,7 +256,6 @@ FORBIDDEN = {
     "mask store --p 0.3 --out locked/m.parquet": "locked",
     "export store --out locked/npz --format npz": "locked",
     "results --runs runs --out open/all.parquet": f"{RUN}/metrics.json",
-    "split mosi --store store --scheme a --ids ids.json": "ids.json",
     "simulate mosi --out locked/raw": "locked",
 }
 
