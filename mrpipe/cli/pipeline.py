@@ -9,8 +9,8 @@ from typing import Any
 from mrpipe.cli.command import Command
 from mrpipe.cli.help import COMMANDS as TEXTS
 from mrpipe.cli.help import STEPS, datasets_page, options_page
+from mrpipe.locks import output_file, output_folder
 from mrpipe.options import parse_assignments
-from mrpipe.places import file, folder
 
 
 def _dataset(args: Namespace) -> Any:
@@ -314,12 +314,12 @@ _TABLE: dict[str, tuple[Add, Callable[[Namespace], None]]] = {
 }
 
 _CLAIMS = {
-    "fetch": folder("a folder of data sets", None),
-    "simulate": folder("a simulated export", None),
-    "build": folder("a store", "manifest.json samples.parquet modalities", "raw"),
-    "qc": folder("quality control", "qc.parquet contact_sheet.png"),
-    "export": folder("an export of a store", "samples.csv", "store"),
-    "mask": file("store"),
+    "fetch": output_folder("a folder of data sets", None),
+    "simulate": output_folder("a simulated export", None),
+    "build": output_folder("a store", "manifest.json samples.parquet modalities", "raw"),
+    "qc": output_folder("quality control", "qc.parquet contact_sheet.png"),
+    "export": output_folder("an export of a store", "samples.csv", "store"),
+    "mask": output_file("store"),
 }
 
 COMMANDS = {
