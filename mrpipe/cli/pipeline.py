@@ -77,7 +77,7 @@ def _prepare(args: Namespace) -> None:
 def _ingest(args: Namespace) -> None:
     from mrpipe.stages.ingest import ingest
 
-    rows = ingest(_dataset(args), args.modality, args.raw, args.work, args.store, parse_assignments(args.set))
+    rows = ingest(_dataset(args), args.modality, args.raw, args.work, parse_assignments(args.set))
     print(f"{args.modality}: {rows} rows")
 
 
@@ -90,13 +90,13 @@ def _qc(args: Namespace) -> None:
 def _samples(args: Namespace) -> None:
     from mrpipe.stages.samples import assemble_samples
 
-    print(f"samples: {assemble_samples(_dataset(args), args.work, args.store, args.modalities)}")
+    print(f"samples: {assemble_samples(_dataset(args), args.work, args.modalities)}")
 
 
 def _split(args: Namespace) -> None:
     from mrpipe.stages.split import make_split
 
-    print(f"{args.scheme}: {make_split(_dataset(args), args.store, args.scheme, seed=args.seed, ids=args.ids)}")
+    print(f"{args.scheme}: {make_split(_dataset(args), args.work, args.scheme, seed=args.seed, ids=args.ids)}")
 
 
 def _seal(args: Namespace) -> None:
@@ -134,29 +134,29 @@ def _show(args: Namespace) -> None:
 
 def _audit(args: Namespace) -> None:
     from mrpipe.store.audit import audit
-    from mrpipe.store.reader import open_store
+    from mrpipe.store.reader import open_verified
     from mrpipe.store.show import show_audit
 
-    store = open_store(args.store)
+    store = open_verified(args.store)
     show_audit(audit(store, task=args.task, scheme=args.scheme, threshold=args.threshold, alpha=args.alpha))
 
 
 def _export(args: Namespace) -> None:
     from mrpipe.store.export import export
-    from mrpipe.store.reader import open_store
+    from mrpipe.store.reader import open_verified
 
-    for path in export(open_store(args.store), args.out, args.format, args.modalities):
+    for path in export(open_verified(args.store), args.out, args.format, args.modalities):
         print(path)
 
 
 def _mask(args: Namespace) -> None:
     from mrpipe.experiment.missingness import Missingness, read_realised, write_masks
-    from mrpipe.store.reader import open_store
+    from mrpipe.store.reader import open_verified
 
     own = {name: getattr(args, name) for name in ("mechanism", "p", "rate", "seed", "strength", "task")}
     view = tuple(args.modalities or ())
     settings = Missingness(**own, modalities=view, redraw=not args.no_redraw, n_blocks=args.blocks)
-    for pattern, n in write_masks(open_store(args.store), settings, args.out).items():
+    for pattern, n in write_masks(open_verified(args.store), settings, args.out).items():
         print(f"{n:8d}  {pattern}")
     for group, rate in read_realised(args.out).items():
         print(f"{rate:8.1%}  hidden of {group}")
@@ -215,7 +215,7 @@ def _dataset_name(parser: ArgumentParser) -> None:
 _modality = _all(_dataset_name, _argument("modality", metavar="MODALITY", help="a modality of the dataset"))
 _raw = _path("--raw", "folder of the export")
 _work = _path("--work", "folder of intermediate files")
-_store_folder = _path("--store", "folder of the store")
+_store_folder = _path("--store", "folder of the store, which is replaced as a whole")
 _store = _argument("store", type=Path, metavar="STORE", help="folder of a sealed store")
 _part = _argument("--part", type=int, required=True, metavar="K", help="number of the part, from 0")
 _choice = _all(
@@ -245,7 +245,7 @@ _split_arguments = _all(
     _seed("schemes that are drawn at random"),
     _path("--ids", "JSON file with the lists train, val and test of sample or subject ids", required=False),
 )
-_kept = _argument("--schemes", nargs="+", metavar="NAME", help="splits to keep; all others are deleted")
+_kept = _argument("--schemes", nargs="+", metavar="NAME", help="splits of the store; default: all in PATH/store")
 _deep = _argument("--deep", action="store_true", help="also hash every file and scan every value")
 _threshold = "AUROC above which a feature is reported (default: 0.9)"
 _alpha = "probability of a finding in a modality without a leak (default: 0.05; 1 also lists chance findings)"
@@ -305,10 +305,10 @@ _TABLE: dict[str, tuple[Add, Callable[[Namespace], None]]] = {
     "export": (_all(_store, _path("--out", "folder to write to"), _format, _modalities()), _export),
     "cohort": (_all(_dataset_name, _raw, _work, _set), _cohort),
     "prepare": (_all(_modality, _part, _raw, _work, _set), _prepare),
-    "ingest": (_all(_modality, _raw, _work, _store_folder, _set), _ingest),
+    "ingest": (_all(_modality, _raw, _work, _set), _ingest),
     "qc": (_all(_modality, _work, _path("--out", "folder of qc.parquet and contact_sheet.png")), _qc),
-    "samples": (_all(_dataset_name, _work, _store_folder, _ingested), _samples),
-    "split": (_all(_dataset_name, _store_folder, _split_arguments), _split),
+    "samples": (_all(_dataset_name, _work, _ingested), _samples),
+    "split": (_all(_dataset_name, _work, _split_arguments), _split),
     "seal": (_all(_dataset_name, _work, _store_folder, _kept), _seal),
     "code-hash": (_entries, _code_hash),
 }

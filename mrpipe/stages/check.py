@@ -264,4 +264,5 @@ def write_check(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, 
     write_text(WorkLayout(work).inputs, json.dumps(result.pop("seen")) + "\n")
     require_unchanged(work)
     write_text(path, json.dumps(result, indent=1, sort_keys=True) + "\n")
+    WorkLayout(work).record(path)
     return result

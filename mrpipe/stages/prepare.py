@@ -29,8 +29,10 @@ def prepare(dataset: Dataset, modality: str, part: int, raw: Path, work: Path, s
         raise UsageError(f"{dataset.name}/{modality} has {total} parts, numbered from 0; got part {part}")
     reader = dataset.modalities[modality]
     assert reader.prepare is not None
-    cohort, out = read_cohort(work), WorkLayout(work).part(modality, part, total)
+    cohort, paths = read_cohort(work), WorkLayout(work)
+    out = paths.part(modality, part, total)
     out.parent.mkdir(parents=True, exist_ok=True)
     reader.prepare(raw, cohort, options, part, total, out)
     require_unchanged(work, out)
+    paths.record(out)
     return out

@@ -18,7 +18,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mrpipe.cli.pipeline", "mrpipe.stages.build", "mrpipe.store.export"])
 # Times and hosts.
 VOLATILE = {"provenance.json", "cost.json", "test_cost.json", "result.json", "log.txt"}
-LEFT = re.compile(r"\..*(\.tmp|\.writing(-soft)?|\.partial|\.work)$")
+LEFT = re.compile(r"\..*(\.tmp|\.writing(-soft)?|\.partial|\.[a-z][0-9a-f]{8})$")
 Command = list[str]
 
 

@@ -229,8 +229,8 @@ def test_an_export_that_changes_meanwhile_is_an_error(base: Path, tmp_path: Path
     dataset, table, second = get_dataset("tables"), raw / "vitals.csv", 1_000_000_000
     steps = {
         "cohort": lambda: build_cohort(dataset, raw, work, {}),
-        "vitals": lambda: ingest(dataset, "vitals", raw, work, tmp_path / "store", {}),
-        "labs": lambda: ingest(dataset, "labs", raw, work, tmp_path / "store", {}),
+        "vitals": lambda: ingest(dataset, "vitals", raw, work, {}),
+        "labs": lambda: ingest(dataset, "labs", raw, work, {}),
     }
     write_check(dataset, raw, work, {})
     before = table.stat()
@@ -241,7 +241,7 @@ def test_an_export_that_changes_meanwhile_is_an_error(base: Path, tmp_path: Path
             steps[name]()
         assert str(table) in str(caught.value)
         assert not (work / "dictionary").exists()
-        assert not list((tmp_path / "store").rglob("*.parquet"))
+        assert not list((work / "store").rglob("*.parquet"))
         os.utime(table, ns=(before.st_atime_ns, before.st_mtime_ns))
     with table.open("a") as handle:
         handle.write("\n")

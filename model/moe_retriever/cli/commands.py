@@ -70,11 +70,11 @@ def _train_config(arguments: argparse.Namespace) -> Any:
 
 def _data(arguments: argparse.Namespace) -> dict[str, Any]:
     """The data of a training or benchmark, as keyword arguments of `Job` and `measure`."""
-    from mrpipe import open_store
     from mrpipe.options import parse_assignments, parse_options
+    from mrpipe.store.reader import open_verified
     from mrpipe.transforms.options import TransformOptions
 
-    store, values = open_store(arguments.store), parse_assignments(arguments.transform, "--transform")
+    store, values = open_verified(arguments.store), parse_assignments(arguments.transform, "--transform")
     return {
         "store": store,
         "task": arguments.task,
@@ -153,7 +153,7 @@ def _print_metrics(content: dict[str, Any]) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
     from moe_retriever.evaluation.evaluate import evaluate_run
-    from mrpipe import open_store
+    from mrpipe.store.reader import open_verified
 
     a = arguments
     if not a.name and (a.mask or a.patterns or a.reference_store):
@@ -163,8 +163,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     given["subgroups"] = a.subgroups and " ".join(a.subgroups)
     how["options"] = {name: value for name, value in given.items() if value is not None}
     protocol = {"name": a.name, "mask_file": a.mask, "patterns": a.patterns}
-    reference = a.reference_store and open_store(a.reference_store)
-    _print_metrics(evaluate_run(a.run, open_store(a.store), reference=reference, **protocol, **how))
+    reference = a.reference_store and open_verified(a.reference_store)
+    _print_metrics(evaluate_run(a.run, open_verified(a.store), reference=reference, **protocol, **how))
 
 
 def _evaluating(arguments: argparse.Namespace) -> AbstractContextManager[None]:
@@ -185,17 +185,17 @@ def _predict(arguments: argparse.Namespace) -> None:
     from moe_retriever.evaluation.evaluate import load_like, prepare
     from moe_retriever.training.checkpoint import load_run
     from moe_retriever.training.predict import predict, prediction_frame
-    from mrpipe import open_store
     from mrpipe.store.parquet import write_frame
+    from mrpipe.store.reader import open_verified
 
     trained = load_run(arguments.run, device)
-    store = open_store(arguments.store)
+    store = open_verified(arguments.store)
     trained.origin.require_same_kind(store)
     data = load_like(trained, store, device, mask_file=arguments.mask, unlabelled=True)
     reference, common = arguments.reference_store, trained.config.common
     if common.calibration != "none" and store.store_id == trained.origin.store_id:
         reference = arguments.store
-    training = prepare(trained, arguments.run, reference and open_store(reference), device)
+    training = prepare(trained, arguments.run, reference and open_verified(reference), device)
     # The threshold concerns metrics only.
     common = dataclasses.replace(common, decision_threshold="0.5")
     temperature = decide(common, trained.method, training, draws=arguments.draws)["temperature"]
@@ -210,10 +210,10 @@ def _predict(arguments: argparse.Namespace) -> None:
 def _analyse(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
     from moe_retriever.evaluation.analysis import Request, analyse
-    from mrpipe import open_store
+    from mrpipe.store.reader import open_verified
 
     what = {name: getattr(arguments, name) for name in ("out", "what", "part", "combination")}
-    for path in analyse(Request(runs=arguments.run, store=open_store(arguments.store), device=device, **what)):
+    for path in analyse(Request(runs=arguments.run, store=open_verified(arguments.store), device=device, **what)):
         print(path)
 
 

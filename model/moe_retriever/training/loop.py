@@ -260,7 +260,9 @@ def require_same(path: Path, settings: Mapping[str, object], what: str) -> None:
     """Raise a UsageError if the JSON file of a finished run or search has other settings."""
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
+        before = {}
+    if not isinstance(before, dict):
         before = {}
     differing = [k for k, v in json.loads(json.dumps(settings)).items() if before.get(k) != v]
     if differing:
