@@ -107,13 +107,9 @@ def _seal(args: Namespace) -> None:
 
 def _build(args: Namespace) -> None:
     from mrpipe.stages.build import build
-    from mrpipe.stages.check import require_same_store
 
-    chosen = {name: getattr(args, name) for name in ("modalities", "schemes", "seed")}
-    dataset, settings = _dataset(args), parse_assignments(args.set)
-    if not args.overwrite:
-        require_same_store(args.out, dataset, args.raw, settings, **chosen)
-    build(dataset, args.raw, args.out, settings, **chosen, report=print)
+    chosen = {name: getattr(args, name) for name in ("modalities", "schemes", "seed", "overwrite")}
+    build(_dataset(args), args.raw, args.out, parse_assignments(args.set), **chosen, report=print)
 
 
 def _verify(args: Namespace) -> None:

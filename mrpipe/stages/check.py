@@ -145,19 +145,17 @@ def check(
     }
 
 
-def require_same_store(store: Path, dataset: Dataset, raw: Path, settings: Mapping[str, Any], **chosen: Any) -> None:
-    """Raise a UsageError if the folder has a finished store that a build with these arguments would not make again."""
-    if not StoreLayout(store).manifest.is_file():
-        return
-    manifest, now = read_manifest(store), check(dataset, raw, settings, **chosen)
-    before = {key: getattr(manifest, key) for key in ("dataset", "release", "origin", "options", "inputs")}
-    before["modalities"] = [m["name"] for m in manifest.modalities]
-    before["splits"] = {s["scheme"]: s.get("seed", chosen["seed"]) for s in manifest.splits}
-    if differing := [
-        k for k, v in before.items() if json.dumps(v, sort_keys=True) != json.dumps(now[k], sort_keys=True)
-    ]:
-        found = f"{store} contains a finished store that differs in {', '.join(differing)}"
-        raise UsageError(f"{found}. Choose another --out, or replace it with --overwrite")
+def require_same_store(store: Path, checked: Mapping[str, Any], seed: int) -> None:
+    """Raise a UsageError if the folder has a finished store that a build of the checked export would not make again."""
+    if StoreLayout(store).manifest.is_file():
+        manifest = read_manifest(store)
+        before = {key: getattr(manifest, key) for key in ("dataset", "release", "origin", "options", "inputs")}
+        before["modalities"] = [m["name"] for m in manifest.modalities]
+        before["splits"] = {s["scheme"]: s.get("seed", seed) for s in manifest.splits}
+        plain_before, plain_now = (json.loads(json.dumps(settings)) for settings in (before, checked))
+        if differing := [key for key, value in plain_before.items() if value != plain_now[key]]:
+            found = f"{store} contains a finished store that differs in {', '.join(differing)}"
+            raise UsageError(f"{found}. Choose another --out, or replace it with --overwrite")
 
 
 def _require_known(dataset: Dataset, kind: str, names: Sequence[str] | None, known: Iterable[str]) -> None:
