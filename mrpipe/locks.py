@@ -36,11 +36,12 @@ def hidden(path: Path, suffix: str) -> Path:
 
 
 def resolved(path: Path) -> Path:
-    """Absolute path without symlinks; a UsageError if the current folder was deleted."""
+    """Absolute path without symlinks; a UsageError if the current folder was deleted or symlinks form a loop."""
     try:
         return path.resolve()
-    except FileNotFoundError as error:
-        raise UsageError("the current folder was deleted; change to another one") from error
+    except (FileNotFoundError, RuntimeError) as error:
+        gone = "the current folder was deleted; change to another one"
+        raise UsageError(gone if isinstance(error, FileNotFoundError) else str(error)) from error
 
 
 def temporary_name(path: Path) -> Path:

@@ -6,6 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 
+def unclaimed(arguments: Namespace) -> AbstractContextManager[None]:
+    """Claim of a command without an output of its own."""
+    return nullcontext()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """One command.
@@ -23,7 +28,7 @@ class Command:
     summary: str
     add_arguments: Callable[[ArgumentParser], None]
     run: Callable[[Namespace], int | None]
-    claim: Callable[[Namespace], AbstractContextManager[None]] = nullcontext
+    claim: Callable[[Namespace], AbstractContextManager[None]] = unclaimed
     description: str | Callable[[], str] = ""
     epilog: str | Callable[[], str] = ""
     step: bool = False

@@ -2,11 +2,10 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mrpipe.cli.command import Command
+from mrpipe.cli.command import Command, unclaimed
 from mrpipe.cli.help import COMMANDS as TEXTS
 from mrpipe.cli.help import STEPS, datasets_page, options_page
 from mrpipe.locks import output_file, output_folder
@@ -325,7 +324,7 @@ COMMANDS = {
         add_arguments=add,
         run=run,
         step=name in STEPS,
-        claim=_CLAIMS.get(name, nullcontext),
+        claim=_CLAIMS.get(name, unclaimed),
     )
     for name, (add, run) in _TABLE.items()
 }
