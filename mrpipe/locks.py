@@ -168,6 +168,8 @@ def _objections(target: Path, inputs: Iterable[Path], what: str, marks: str | No
     for store in target.parents:
         if (store / "manifest.json").is_file() and (store / "modalities").is_dir():
             yield f"is inside of the store {store}"
+        elif store.is_file():
+            yield f"is inside of the file {store}"
     if target.exists() and target.is_dir() != bool(what):
         yield "is a folder" if target.is_dir() else "is a file"
     elif what:

@@ -83,7 +83,7 @@ def export(store: Path, out: Path) -> Command:
 
 
 def train(store: Path, out: Path, seed: int = 0, *more: str) -> Command:
-    settings = ["--set", "epochs=4", "hidden=16", "experts=4"]
+    settings = ["--set", "epochs=4", "hidden=16", "n_experts=4"]
     return ["train", "--store", str(store), "--out", str(out), "--seed", str(seed), "--quiet", *more, *settings]
 
 
@@ -155,7 +155,7 @@ def pairs(data: Path) -> dict[str, tuple[Callable[[Path], Command], Callable[[Pa
         "run seeds": (of(train, store1, 0), of(train, store1, 1)),
         "run same": (of(train, store1, 0), of(train, store1, 0)),
         "run stores": (of(train, store1, 0), of(train, store2, 0)),
-        "run methods": (of(train, store1, 0), of(train, store1, 0, "--preset", "strict")),
+        "run methods": (of(train, store1, 0), of(train, store1, 0, "--preset", "code-intended")),
         "search seeds": (of(search, store1, 0), of(search, store1, 1)),
         "search same": (of(search, store1, 0), of(search, store1, 0)),
         "index.html same": (of(report, store1), of(report, store1)),

@@ -25,7 +25,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(store: Path, run: Path, cores: int, *more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mrpipe", "train", "--store", str(store), "--out", str(run), "--quiet", *more]
     variables = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "PYTHONHASHSEED"), str(cores))
-    command += ["--set", "epochs=2", "hidden=16", "experts=4"]
+    command += ["--set", "epochs=2", "hidden=16", "n_experts=4"]
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "model")])
     return subprocess.run(command, env=os.environ | variables | {"PYTHONPATH": path}, capture_output=True, text=True)
 
