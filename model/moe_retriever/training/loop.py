@@ -352,9 +352,13 @@ def _descend(
         "gradients": [],
     }
     if before is not None:
-        state = cast(State, {k: v for k, v in before.items() if k in state})
-        method.load_state_dict(before["state"])
-        optimiser.load_state_dict(before["optimiser"])
+        path = run / checkpoint.RESUME_NAME
+        with checkpoint.reading(path, "state"):
+            state = cast(State, {k: before[k] for k in state})  # type: ignore[literal-required]
+            for weights in (before["state"], state["best_state"] or before["state"]):
+                checkpoint.require_weights(path, method, weights)
+            method.load_state_dict(before["state"])
+            optimiser.load_state_dict(before["optimiser"])
         log.line(f"continuing after epoch {state['next_epoch']}")
     for epoch in range(state["next_epoch"], c.epochs):
         if selection.patience_over(state["history"], state["best_epoch"], c.patience, c.select_metric):
