@@ -24,6 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe import keyed
+from mrpipe.budget import load_json, require_parquet
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.store import masks
 from mrpipe.store.parquet import read_metadata, write_frame
@@ -266,7 +267,8 @@ def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
         DataError: the file does not exist, is damaged, or is not a mask file.
     """
     try:
-        values = json.loads(read_metadata(path)[MASK_KEY])
+        require_parquet(path, str(path))
+        values = load_json(read_metadata(path)[MASK_KEY], str(path))
         store_id = values.pop("store_id")
         values.pop("realised", None)
         settings = Missingness(**{**values, "modalities": tuple(values["modalities"])})
@@ -274,6 +276,8 @@ def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
         if frame.dtypes != [pl.String, pl.UInt16] or frame["sample_id"].is_duplicated().any():
             raise ValueError("not one 16-bit mask per sample")
         return frame, settings, str(store_id)
+    except DataError:
+        raise
     # A damaged file can raise any exception.
     except Exception as error:
         found = f"another or a damaged file ({type(error).__name__}: {error})".splitlines()[0]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from mrpipe.budget import require_parquet
 from mrpipe.errors import DataError, Fault
 from mrpipe.raw import sha256
 from mrpipe.text.base import Floats
@@ -30,6 +31,7 @@ class Precomputed:
         path = Path(option.removeprefix(PREFIX)).expanduser()
         self.file, fault = path.name, partial(Fault, file=path.name, fix=FIX)
         try:
+            require_parquet(path, path.name)
             table = pl.read_parquet(path, columns=["id", "vector"])
             ids, vectors = table["id"].cast(pl.String), table["vector"].cast(pl.List(pl.Float32))
         except (pl.exceptions.PolarsError, OSError) as error:

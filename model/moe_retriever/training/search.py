@@ -20,7 +20,6 @@ from typing import TypedDict, cast
 import numpy as np
 import polars as pl
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +34,7 @@ from moe_retriever.training.loop import Job, described, fingerprint, load_data, 
 from moe_retriever.training.search_result import SearchData, SearchResult
 from moe_retriever.training.selection import DivergedError
 from mrpipe import keyed
+from mrpipe.budget import MAX_YAML, load_yaml, read_small
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
 from mrpipe.store.parquet import write_frame, write_text
 
@@ -71,8 +71,8 @@ def read_space(path: Path) -> dict[str, list[OptionValue]]:
     """
     fix = "Write one option per line, e.g.  lr: [0.0001, 0.001]"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = load_yaml(read_small(path, str(path), MAX_YAML).decode("utf-8-sig"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
         found = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError(Fault(file=str(path), expected="a YAML or JSON file", found=found, fix=fix)) from error
     if not isinstance(content, dict) or not content:

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 import polars.selectors as cs
 
+from mrpipe.budget import require_parquet
 from mrpipe.delimited import unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
 
@@ -52,9 +53,13 @@ def files(raw: Path, name: str, columns: Mapping[str, Any]) -> list[pl.LazyFrame
     for path in files_of(raw, name):
         shown, chosen = path.relative_to(raw).as_posix(), []
         try:
+            require_parquet(path, shown)
             schema = pl.read_parquet_schema(path)
         except (pl.exceptions.PolarsError, OSError) as error:
             faults.absorb(unreadable(error, shown, "a whole Parquet file"))
+            continue
+        except DataError as error:
+            faults.absorb(error)
             continue
         for key, dtype in columns.items():
             column, (expected, known) = key.rstrip("?"), _KINDS[dtype]

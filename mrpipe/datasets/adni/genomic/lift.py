@@ -1,7 +1,5 @@
 """Lift over positions with a UCSC or Ensembl chain file, vectorised per chromosome."""
 
-import gzip
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.delimited import decode
+from mrpipe.budget import read_small
+from mrpipe.delimited import UNREADABLE, decode
 from mrpipe.errors import DataError, Fault
+from mrpipe.forms import open_binary
 from mrpipe.genetics.chromosomes import plain_name
 
+MAX_BYTES = 2**24  # of a chain file, decompressed; those between builds of the human genome have at most 5 MiB
 # Lengths of chromosomes 1 to 22, used to identify genome builds.
 _LENGTHS = {
     "hg18": "247249719 242951149 199501827 191273063 180857866 170899992 158821424 146274826 "
@@ -75,9 +76,10 @@ class ChainFile:
         self.target_sizes: dict[str, int] = {}
         self._chains: dict[str, list[_Chain]] = {}
         try:
-            data = path.read_bytes()
-            text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        except (OSError, EOFError, zlib.error) as error:
+            read_small(path, self.shown_as, MAX_BYTES)
+            with open_binary(path, self.shown_as, MAX_BYTES) as handle:
+                text = handle.read()
+        except UNREADABLE as error:
             raise DataError(self._fault("a complete chain file", f"unreadable data ({error})")) from error
         self._parse(decode(text, shown_as=self.shown_as, encoding="ascii").splitlines())
 

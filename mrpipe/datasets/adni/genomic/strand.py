@@ -6,7 +6,7 @@ in the reference is unknown or exceeds 0.4, or if the other strand fits better. 
 whose frequency differs from that of the reference by more than 0.2, are dropped.
 """
 
-import gzip
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.genomic.plink import plain_chromosome
-from mrpipe.delimited import UNREADABLE, unreadable
+from mrpipe.delimited import UNREADABLE, require_lines, unreadable
 from mrpipe.errors import DataError, Fault
+from mrpipe.forms import open_binary, plain_source
 from mrpipe.genetics.chromosomes import ORDER, POSITION_LIMIT
 
 AMBIGUOUS_MAF = 0.4
@@ -90,7 +91,8 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
     shown_as = shown_as or path.name
     skip = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as handle:
+        require_lines(path, shown_as)
+        with io.TextIOWrapper(open_binary(path, shown_as), encoding="utf-8") as handle:
             while (first := handle.readline()).startswith("##"):
                 skip += 1
     except UNREADABLE as error:
@@ -114,7 +116,7 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
     try:
         # Skip the comment lines of a VCF and do not parse its genotypes.
         frame = pl.read_csv(
-            path,
+            plain_source(path, shown_as),
             separator="\t" if "\t" in first else " ",
             skip_rows=skip,
             infer_schema=False,

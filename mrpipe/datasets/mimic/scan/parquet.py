@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mrpipe.budget import require_parquet
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.scan.values import TablePart, convert, without_blanks
 from mrpipe.delimited import unreadable
@@ -35,6 +36,7 @@ class ParquetPart(TablePart):
     def _open(self) -> Iterator[pq.ParquetFile]:
         named = {"buffer_size": BUFFER, "pre_buffer": False, "page_checksum_verification": True}
         try:
+            require_parquet(self.path, self.shown_as)
             with pq.ParquetFile(self.path, **named) as file:
                 yield file
         except (pa.ArrowException, OSError) as error:

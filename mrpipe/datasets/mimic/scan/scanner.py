@@ -19,6 +19,7 @@ import polars as pl
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
+from mrpipe.budget import allowed, too_large
 from mrpipe.datasets.mimic.scan.parquet import ParquetPart
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.scan.progress import scan_progress
@@ -106,7 +107,12 @@ class CsvPart(TablePart):
         try:
             with self.path.open("rb") as compressed, inflated(compressed) as handle:
                 handle.read(self._skip)
+                stored = self.path.stat().st_size
+                n, limit = 0, max(allowed(stored), stored)
                 while block := handle.read(self.scan.block):
+                    n += len(block)
+                    if n > limit:
+                        raise too_large(self.shown_as, limit, f"more in a file of {stored:,} bytes")
                     yield block, compressed.tell()
         except _DAMAGED as error:
             raise unreadable(error, self.shown_as, "a complete file") from error
@@ -120,7 +126,8 @@ class CsvPart(TablePart):
             part, used, rows = self._filter(data)
             tail = data[used:-PAD]
             if len(tail) > LONGEST_RECORD:
-                break
+                found = "a longer one, perhaps after an unterminated quoted field"
+                raise too_large(self.shown_as, LONGEST_RECORD, found, "records")
             yield part, rows, done
         if tail.strip():
             # The last record may lack a line end.
