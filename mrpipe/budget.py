@@ -178,21 +178,21 @@ def in_child(module: str, job: Mapping[str, Any], stored: int, fault: Fault) -> 
     threads = dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     done = subprocess.run(
         [sys.executable, "-m", module],
-        input=json.dumps([limit, dataclasses.asdict(fault), job]),
+        input=json.dumps([limit, dataclasses.asdict(fault), job]).encode(),
         env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True,
-        encoding="latin-1",
         check=False,
     )
     if not done.returncode:
-        return done.stdout.encode("latin-1")
+        return done.stdout
+    text = done.stderr.decode("utf-8", "backslashreplace")
     # Messages of htslib may quote IDs of people.
-    said = [re.sub(r"'.*'", "…", m) for m in re.findall(r"^\[E::.*?\] *(.*)", done.stderr, re.MULTILINE)][-1:]
+    said = [re.sub(r"'.*'", "…", m) for m in re.findall(r"^\[E::.*?\] *(.*)", text, re.MULTILINE)][-1:]
     if done.returncode == DataError.exit_code:
         faults = (Fault(**f) for f in json.loads(done.stdout))
         raise DataError(dataclasses.replace(f, found=": ".join([f.found, *said])) for f in faults)
     # SIGKILL and SIGXCPU; Rust reports a failed allocation.
-    if not said and (done.returncode in (_NO_MEMORY, -9, -24) or "memory allocation" in done.stderr):
+    if not said and (done.returncode in (_NO_MEMORY, -9, -24) or "memory allocation" in text):
         found = f"more in a file of {stored:,} bytes, or more than {SECONDS * limit // FLOOR} s of computation"
         raise too_large(fault.file, limit, found)
     found = f"the library that reads it ended with status {done.returncode}{': '.join(['', *said])}"
