@@ -70,6 +70,9 @@ class Bounded(io.RawIOBase):
         buffer[: len(data)] = data
         return len(data)
 
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self.read(2**20) or b"", b""))
+
     def close(self) -> None:
         self._stream.close()
         super().close()

@@ -31,7 +31,7 @@ from mrpipe.raw import ROW, Column
 
 BLOCK = 4 * 2**20  # bytes decompressed at a time
 PARSE = 8 * 2**20  # bytes of filtered records parsed at a time
-LONGEST_RECORD = 64 * 2**20
+LONGEST_HEADER, LONGEST_RECORD = 2**16, 64 * 2**20
 # Maximum position of subject_id for filtering records before they are parsed; beyond it, all rows are parsed.
 _NEAR = 4
 _PADDING = bytes(PAD)
@@ -64,11 +64,13 @@ def read_header(path: Path, shown_as: str) -> tuple[list[str], int]:
     """Column names in the first line, and the length of that line in bytes."""
     try:
         with path.open("rb") as file, inflated(file) as handle:
-            line = handle.readline(2**20)
+            line = handle.readline(LONGEST_HEADER)
     except _DAMAGED as error:
         raise unreadable(error, shown_as, "a complete file") from error
     if not line.strip():
         raise DataError(Fault(file=shown_as, expected="a header row", found="an empty file", fix="Download it again."))
+    if len(line) == LONGEST_HEADER:
+        raise too_large(shown_as, LONGEST_HEADER, "a longer one", "a header row")
     # Names of other columns than ours may be in another encoding.
     text = decode(line, shown_as=shown_as, notes=[]).strip("\r\n")
     names = pl.read_csv(io.BytesIO(text.encode() + b"\n"), has_header=False, infer_schema=False).row(0)
