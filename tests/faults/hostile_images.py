@@ -180,7 +180,7 @@ def plink(
 plink("bed of other sizes", bed=b"\x6c\x1b\x01" + bytes(100))
 plink("bim with a huge position", bim=b"1 r 0 99999999999999999999 A C\n")
 plink("fam of one long line", fam=b"1 " * 10**7)
-plink("bim without line ends", bim=b"a" * 10**8)
+plink("bim without line ends", bim=b"a" * 10**7)
 plink("empty bed", bed=b"")
 
 
