@@ -246,7 +246,7 @@ def _in_child(job: dict[str, str]) -> bytes:
         case "excel":
             frame = _excel(source, job["shown_as"], job["sheet"])
         case "feather":
-            frame = pl.read_ipc(source, memory_map=False)
+            frame = pl.read_ipc(source)
         case _:
             frame = pl.read_parquet(source) if reader == "parquet" else _statistical(source, reader)
     return frame.write_ipc_stream(None).getvalue()
