@@ -42,7 +42,8 @@ def allowed(stored: int, floor: int = FLOOR) -> int:
     size = re.fullmatch(r"(\d{1,9})([KMGT]?)", text)
     if size is None:
         raise UsageError(f"{OPTION}={text}: expected a size such as 8G")
-    return max(floor, RATIO * stored if floor == FLOOR else 0, int(size[1]) * 2 ** (10 * " KMGT".find(size[2] or " ")))
+    option = int(size[1]) << 10 * " KMGT".find(size[2] or " ")
+    return max(floor, RATIO * stored if floor == FLOOR else 0, option)
 
 
 def too_large(shown_as: str, limit: int, found: str, what: str = "content") -> DataError:
@@ -137,7 +138,7 @@ def load_yaml(text: str, shown_as: str, loader: type[UniqueLoader] = UniqueLoade
     try:
         sizes, stack = dict[str, int](), [("", 0)]
         for event in yaml.parse(text, loader):
-            n, name = isinstance(event, yaml.ScalarEvent), getattr(event, "anchor", None) or ""
+            n, name = int(isinstance(event, yaml.ScalarEvent)), getattr(event, "anchor", None) or ""
             if isinstance(event, yaml.CollectionStartEvent):
                 stack.append((name, 1))
             elif isinstance(event, yaml.CollectionEndEvent):
@@ -145,7 +146,7 @@ def load_yaml(text: str, shown_as: str, loader: type[UniqueLoader] = UniqueLoade
                 sizes[name] = n
             elif isinstance(event, yaml.AliasEvent):
                 n = sizes.get(name, 1)
-            elif n and re.fullmatch(rf"[-+.:_\d]{{{MAX_NUMBER},}}", event.value):
+            elif isinstance(event, yaml.ScalarEvent) and re.fullmatch(rf"[-+.:_\d]{{{MAX_NUMBER},}}", event.value):
                 raise ValueError(f"a number of {len(event.value):,} characters")
             stack[-1] = stack[-1][0], stack[-1][1] + n
             if len(stack) > MAX_DEPTH or stack[-1][1] > MAX_NODES:
