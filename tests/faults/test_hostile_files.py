@@ -23,7 +23,12 @@ SLOW = {
     *("vcf of one record repeated", "nifti.gz of many voxels of a byte", "csv of a million columns"),
     *("bim without line ends", "fam of one long line", "sav that claims many rows", "parquet.gz"),
     *("csv.gz of line ends", "csv.gz of commas", "csv.gz in cp1252", "legend of line ends"),
-    *("nifti.gz with a huge extension", "nifti.gz with a far offset", "png with a compressed profile"),
+    *(
+        "yaml of many keys",
+        "nifti.gz with a huge extension",
+        "nifti.gz with a far offset",
+        "png with a compressed profile",
+    ),
 }
 SHORT = [name for name in hostile.CASES if name not in SLOW]
 
