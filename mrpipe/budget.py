@@ -196,7 +196,7 @@ def in_child(module: str, job: Mapping[str, Any], stored: int, fault: Fault) -> 
         faults = (Fault(**f) for f in json.loads(done.stdout))
         raise DataError(dataclasses.replace(f, found=": ".join([f.found, *said])) for f in faults)
     # SIGKILL and SIGXCPU; Rust and htslib report a failed allocation.
-    if done.returncode in (_NO_MEMORY, -9, -24) or re.search("memory allocation|annot allocate memory", text):
+    if done.returncode in (_NO_MEMORY, -9, -24) or re.search("memory allocation|not allocate memory", text):
         found = f"more in a file of {stored:,} bytes, or more than {SECONDS * limit // FLOOR} s of computation"
         raise too_large(fault.file, limit, found)
     found = f"the library that reads it ended with status {done.returncode}{': '.join(['', *said])}"
