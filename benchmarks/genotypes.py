@@ -66,9 +66,9 @@ def build(raw: Path, out: Path, merge: str) -> Path:
     for stage in (
         ["check", "adni", *place],
         ["cohort", "adni", *place],
-        ["ingest", "adni", "genomic", "--store", store, *place],
-        ["samples", "adni", "--work", work, "--store", store, "--modalities", "genomic"],
-        ["split", "adni", "--store", store, "--scheme", "standard"],
+        ["ingest", "adni", "genomic", *place],
+        ["samples", "adni", "--work", work, "--modalities", "genomic"],
+        ["split", "adni", "--work", work, "--scheme", "standard"],
         ["seal", "adni", "--work", work, "--store", store],
         ["verify", store, "--deep"],
     ):
@@ -104,19 +104,11 @@ def load(store: Path, part: str | None) -> None:
     print(json.dumps({"seconds": round(seconds, 2), "bytes": int(arrays.x.nbytes), "rows": len(arrays)}))
 
 
-def prune(store: Path, out: Path, by: str) -> None:
-    """Pruning and mode on training subjects (in this process); the names of kept SNPs are written to `out`.
-
-    Args:
-        by: `mrpipe`, or `plink` if it is installed.
-    """
+def prune(store: Path, out: Path) -> None:
+    """Pruning and mode on training subjects (in this process); the names of kept SNPs are written to `out`."""
     import mrpipe
-    from mrpipe.genetics import plink
     from mrpipe.genetics.packing import LdOptions
     from mrpipe.transforms.genotypes import GenotypeTransform
-
-    if by == "mrpipe":
-        plink.find = lambda: None
 
     opened = mrpipe.open_store(store)
     arrays = opened.arrays("genomic", part="train")
@@ -131,7 +123,7 @@ def prune(store: Path, out: Path, by: str) -> None:
 ACTIONS: dict[str, Callable[..., None]] = {
     "steps": lambda raw, work, merge: profile_steps(Path(raw), Path(work), merge),
     "load": lambda store, part: load(Path(store), None if part == "all" else part),
-    "prune": lambda store, out, by: prune(Path(store), Path(out), by),
+    "prune": lambda store, out: prune(Path(store), Path(out)),
     "qc": lambda raw, theirs: qc(Path(raw), Path(theirs)),
     "to_plink": lambda store, prefix, part, third: to_plink(Path(store), Path(prefix), part, int(third)),
 }
@@ -234,10 +226,9 @@ def beside_plink(raw: Path, store: Path, out: Path) -> None:
     report("ours: quality control of the sets", answer["seconds"], peak, note)
     child("to_plink", store, scratch / "train", "train", "-1")
     kept = out / "kept.txt"
-    for by in ("plink", "mrpipe"):
-        answer, wall, peak = child("prune", store, kept, by)
-        note = f"{answer['people']} people, {answer['kept']} kept, {wall:.0f} s in total"
-        report(f"fitting the transform, pruning by {by}", answer["seconds"], peak, note)
+    answer, wall, peak = child("prune", store, kept)
+    note = f"{answer['people']} people, {answer['kept']} kept, {wall:.0f} s in total"
+    report("fitting the transform", answer["seconds"], peak, note)
     for program in programs:
         seconds, peak = measure(
             [

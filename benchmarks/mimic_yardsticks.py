@@ -68,7 +68,7 @@ import sys
 from mrpipe.cli.main import main
 raw, work, store = sys.argv[1:]
 assert main(["prepare", "mimic", "lab", "--part", "0", "--raw", raw, "--work", work]) == 0
-assert main(["ingest", "mimic", "lab", "--raw", raw, "--work", work, "--store", store]) == 0
+assert main(["ingest", "mimic", "lab", "--raw", raw, "--work", work]) == 0
 """
 
 

@@ -58,10 +58,10 @@ def stages(name: str, raw: Path | None, settings: list[str], folder: Path) -> li
     run("cohort", "cohort", name, *place)
     modalities = json.loads((work / "checked.json").read_text())["modalities"]
     for modality in modalities:
-        run(f"ingest {modality}", "ingest", name, modality, "--store", store, *place)
-    run("samples", "samples", name, "--work", work, "--store", store, "--modalities", *modalities)
+        run(f"ingest {modality}", "ingest", name, modality, *place)
+    run("samples", "samples", name, "--work", work, "--modalities", *modalities)
     for scheme in dataset.schemes:
-        run(f"split {scheme}", "split", name, "--store", store, "--scheme", scheme)
+        run(f"split {scheme}", "split", name, "--work", work, "--scheme", scheme)
     run("seal", "seal", name, "--work", work, "--store", store)
     run("verify --deep", "verify", store, "--deep")
     size = sum(f["size"] for f in open_store(store).manifest.files) / 2**20

@@ -2,9 +2,6 @@
 
 import csv
 import io
-import lzma
-import zipfile
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +13,9 @@ from pyarrow import csv as pacsv
 
 from mrpipe.errors import DataError, Fault, MissingExtraError
 from mrpipe.forms import form_of, open_binary, read_typed, recognise
+from mrpipe.reading import AGAIN
+from mrpipe.reading import unreadable as unreadable
 
-# Exceptions raised on reading a truncated or damaged text file, plain or compressed.
-UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
-AGAIN = "The file is damaged or truncated: download it again."
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 # Start of a number, which may be a limit such as <0.5; number with a decimal comma.
 SIGN = r"\s*(?:[<>≤≥]=?\s*)?[-+]?"
@@ -27,15 +23,6 @@ COMMA = rf"^({SIGN}[0-9]*),([0-9]+(?:[eE][-+]?[0-9]+)?\s*)$"
 # Lines that tell the separator.
 LINES = 200
 _NAMES = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
-
-
-def unreadable(error: object, shown_as: str, expected: str, fix: str = AGAIN) -> DataError:
-    """The error for a file that cannot be read completely: for lack of permission, or because it is damaged."""
-    if isinstance(error, PermissionError):
-        found, fix = "no permission to read it", "Ask the owner of the file for read access."
-        return DataError(Fault(file=shown_as, expected="a readable file", found=found, fix=fix))
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DataError(Fault(file=shown_as, expected=expected, found=f"unreadable data ({reason})", fix=fix))
 
 
 def _bytes(path: Path) -> bytes:
@@ -155,7 +142,7 @@ def read_table(
         raise DataError(
             Fault(file=shown_as, expected="a header row", found="an empty file", fix="Export the table again.")
         ) from None
-    except Exception as error:  # damaged bytes can raise any exception of the libraries
+    except (Exception, pl.exceptions.PanicException) as error:  # damaged bytes can raise any exception of the libraries
         if "more fields" in str(error) and (line := _first_longer_line(path, found_separator, encoding)):
             expected, found = "as many fields as the header in every line", "a line with more"
             fix = "Quote fields that contain the separator; remove lines above the header."

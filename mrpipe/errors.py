@@ -69,6 +69,15 @@ class DataError(MrpipeError):
         super().__init__(head + "\n".join(f"  - {f}" if head else str(f) for f in self.faults))
 
 
+class StorageError(DataError):
+    """The disk or the system refuses to read a file (exit code 4): no permission, input/output error, open files.
+
+    Not a property of the data: it must never be treated as a damaged file that is left out.
+    """
+
+    exit_code = 4
+
+
 class MissingExtraError(MrpipeError):
     """An optional dependency is not installed; the message names the extra that provides it."""
 

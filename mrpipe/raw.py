@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from mrpipe.delimited import line_of, read_table, unreadable
+from mrpipe.delimited import line_of, read_table
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.forms import ENDINGS
 from mrpipe.ids import near_miss
+from mrpipe.reading import reading, unreadable
 
 ParsedT = TypeVar("ParsedT")
 # Column of 1-based record numbers; blank lines count. `delimited.line_of` gives the line of a record.
@@ -281,17 +282,13 @@ class Folder:
         if name not in self._members:
             raise DataError(Fault(file=shown_as, expected="this file", found="no such file"))
         member = self._members[name]
-        try:
+        with reading(shown_as, "an intact archive member" if self._zip else "a readable file"):
             if isinstance(member, Path):
                 return member.read_bytes()
             assert self._zip is not None
             if member.file_size > MEMBER_LIMIT:
                 raise zipfile.BadZipFile(f"a member of {member.file_size:,} bytes, more than {MEMBER_LIMIT:,}")
             return self._zip.read(member)
-        except Exception as error:  # damaged bytes can raise any exception; RuntimeError: the member is encrypted
-            expected = "an intact archive member" if self._zip else "a readable file"
-            fix = "The archive is damaged: download it again." if self._zip else ""
-            raise DataError(Fault(file=shown_as, expected=expected, found=str(error), fix=fix)) from error
 
 
 def _member_name(member: zipfile.ZipInfo) -> str:

@@ -37,8 +37,8 @@ DICTIONARY_SCHEMA = pl.Schema(_DICTIONARY)
 ATTRITION_SCHEMA = pl.Schema({"step": pl.Int32, "reason": pl.String, "n_before": pl.Int64, "n_after": pl.Int64})
 # One row per attempt to read a sample's modality: `ok`, or `failed` with a reason (one constant text per failure type).
 TRIED_SCHEMA = pl.Schema({"sample_id": pl.String, "attempt": pl.Int32, "status": pl.String, "reason": pl.String})
-# Parquet metadata key of the declaration stored in a modality table.
-MODALITY_KEY = "mrpipe.modality"
+# Parquet metadata keys: the declaration of a modality in its table, of a task in its labels, of a split in its table.
+MODALITY_KEY, TASK_KEY, SPLIT_KEY = "mrpipe.modality", "mrpipe.task", "mrpipe.split"
 
 
 @dataclass(frozen=True, kw_only=True)

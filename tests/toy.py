@@ -15,7 +15,11 @@ import pytest
 from mrpipe import keyed
 from mrpipe.options import option
 from mrpipe.schema import Attrition, Checked, Cohort, Dataset, Features, Modality, ModalityReader, Scheme, Task
-from mrpipe.stages import seal
+from mrpipe.stages import cohort, seal
+from mrpipe.stages.check import write_check
+from mrpipe.stages.ingest import ingest
+from mrpipe.stages.samples import assemble_samples
+from mrpipe.stages.split import make_split
 
 N_SNPS = 21
 
@@ -191,6 +195,18 @@ TOY = Dataset(
     cohort=build_cohort,
     simulate=_simulate,
 )
+
+
+def staged(raw: Path, work: Path) -> Path:
+    """A work folder with all steps up to `seal`; returns it."""
+    write_check(TOY, raw, work, {})
+    cohort.build_cohort(TOY, raw, work, {})
+    for name in TOY.modalities:
+        ingest(TOY, name, raw, work, {})
+    assemble_samples(TOY, work, list(TOY.modalities))
+    for scheme in TOY.schemes:
+        make_split(TOY, work, scheme)
+    return work
 
 
 def options_with(**changes: object) -> dict[str, object]:

@@ -5,8 +5,6 @@ A run has two groups of options: `Common`, shared by all methods (encoders, fusi
 method are named overrides of both groups.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
@@ -122,7 +120,7 @@ class Config(Generic[O_co]):
             "options": dataclasses.asdict(self.own),
         }
 
-    def for_samples(self, n: int) -> Config[O_co]:
+    def for_samples(self, n: int) -> "Config[O_co]":
         """The configuration for n training samples: `epochs=0` is resolved, and `patience` grows in proportion."""
         c = self.common
         if c.epochs:
@@ -131,7 +129,7 @@ class Config(Generic[O_co]):
         patience = math.ceil(c.patience * epochs / EPOCHS)
         return dataclasses.replace(self, common=dataclasses.replace(c, epochs=epochs, patience=patience))
 
-    def for_task(self, kinds: tuple[str, ...]) -> Config[O_co]:
+    def for_task(self, kinds: tuple[str, ...]) -> "Config[O_co]":
         """The configuration for a task of these kinds (`Metric.kinds`): `select_metric=auto` is resolved.
 
         Raises:
@@ -149,7 +147,7 @@ class Config(Generic[O_co]):
         return dataclasses.replace(self, common=dataclasses.replace(self.common, select_metric=metric))
 
     @classmethod
-    def from_dict(cls, value: ConfigRecord, method: type[AnyMethod]) -> AnyConfig:
+    def from_dict(cls, value: ConfigRecord, method: "type[AnyMethod]") -> "AnyConfig":
         """The inverse of `to_dict`."""
         common = parse_options(Common, value["common"], context="common")
         own = parse_options(method.Options, value["options"], context=value["method"])
@@ -164,7 +162,7 @@ def first_epochs(value: float, n_epochs: int) -> int:
     return int(value) if value >= 1 else math.floor(value * min(n_epochs or 20, 20))
 
 
-def make_config(method: type[AnyMethod], *, preset: str, seed: int, overrides: Mapping[str, object]) -> AnyConfig:
+def make_config(method: "type[AnyMethod]", *, preset: str, seed: int, overrides: Mapping[str, object]) -> AnyConfig:
     """Apply the preset, then the overrides, to the defaults.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 
@@ -13,6 +14,7 @@ class Command:
         summary: one line in lower case for `mrpipe --help`.
         add_arguments: adds its arguments to a parser; must not import anything heavy.
         run: does the work; raises `MrpipeError` for errors that the user can fix. An int is the exit code.
+        claim: checks and locks the command's output while it runs (`mrpipe.places`).
         description, epilog: for its own `--help`; may be functions, which are called only then.
         passes_on: arguments after `--` are for another program; `run` finds them in `rest`.
         step: one of the commands that the workflow runs one by one; listed last.
@@ -21,6 +23,7 @@ class Command:
     summary: str
     add_arguments: Callable[[ArgumentParser], None]
     run: Callable[[Namespace], int | None]
+    claim: Callable[[Namespace], AbstractContextManager[None]] = nullcontext
     description: str | Callable[[], str] = ""
     epilog: str | Callable[[], str] = ""
     step: bool = False

@@ -119,8 +119,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "ingest": (
         "extract the features of one modality",
-        "Writes STORE/modalities/MODALITY.parquet and its rows of the data dictionary, in bounded memory.\n\n"
-        "  mrpipe ingest mosi text --raw raw/mosi --work build/mosi --store stores/mosi",
+        "Writes WORK/store/modalities/MODALITY.parquet and its rows of the data dictionary, in bounded memory.\n\n"
+        "  mrpipe ingest mosi text --raw raw/mosi --work build/mosi",
     ),
     "qc": (
         "write quality control of a modality",
@@ -131,19 +131,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "samples": (
         "assemble the sample table: masks, row index and labels",
-        "Writes STORE/samples.parquet, STORE/labels/*.parquet and STORE/attrition.parquet. A sample whose scans all\n"
+        "Writes samples.parquet, labels/*.parquet and attrition.parquet to WORK/store. A sample whose scans all\n"
         "failed keeps its other modalities; the attrition table counts the reasons.\n\n"
-        "  mrpipe samples mosi --work build/mosi --store stores/mosi --modalities text audio",
+        "  mrpipe samples mosi --work build/mosi --modalities text audio",
     ),
     "split": (
         "write one split, grouped by subject",
-        "Either a scheme of the dataset or your own list of ids:\n\n"
-        "  mrpipe split mosi --store STORE --scheme mine --ids ids.json\n\n"
+        "Either a scheme of the dataset or your own list of ids, to WORK/store/splits:\n\n"
+        "  mrpipe split mosi --work build/mosi --scheme mine --ids ids.json\n\n"
         '  ids.json: {"train": [...], "val": [...], "test": [...]}',
     ),
     "seal": (
-        "check the invariants and write the manifest",
-        "The manifest is written last; a folder without one is not a store. Equal inputs give an equal store_id.\n\n"
+        "copy the finished files to a store, check its invariants and seal it",
+        "Copies the tables of WORK/store to a hidden folder beside STORE, checks them against the hashes that the\n"
+        "steps recorded and against the invariants of the format, and renames the folder to STORE. An interruption\n"
+        "leaves the old store or the new one. Equal inputs give an equal store_id.\n\n"
         "  mrpipe seal mosi --work build/mosi --store stores/mosi",
     ),
     "code-hash": (

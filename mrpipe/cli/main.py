@@ -1,20 +1,28 @@
 """The command line: `mrpipe COMMAND ...`.
 
-Exit codes: 0 success, 1 failure, 2 usage error, 3 invalid input data, 130 interrupted, 141 broken pipe.
+Exit codes: 0 success, 1 failure or unexpected error, 2 usage error, 3 invalid input data, 4 disk, permission or memory,
+128 + n ended by signal n (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP), 141 broken pipe.
 """
 
 import argparse
+import io
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import mrpipe
 from mrpipe.cli.command import Command
-from mrpipe.errors import MrpipeError, UsageError, did_you_mean
+from mrpipe.cli.signals import Interrupted, interruptible
+from mrpipe.errors import MrpipeError, StorageError, UsageError, did_you_mean
+from mrpipe.reading import is_shortage_of_memory, refusal_of
 
 _WIDTH = 16
-# As a shell reports a program that ends by SIGINT or SIGPIPE.
-_INTERRUPTED, _BROKEN_PIPE = 130, 141
+# As a shell reports a program that ends by SIGPIPE.
+_BROKEN_PIPE = 141
+_UNEXPECTED = 1
 
 
 def find_command(name: str) -> Command | None:
@@ -59,8 +67,10 @@ def program_help() -> str:
         "Options:",
         f"  {'--version':<{_WIDTH}} print the version",
         f"  {'-h, --help':<{_WIDTH}} print this help",
+        f"  {'--debug':<{_WIDTH}} after any command: print the traceback of an error (also MRPIPE_DEBUG=1)",
     ]
-    return "\n".join([*lines, "", "Exit codes: 0 success, 2 usage error, 3 invalid input data."])
+    codes = "0 success, 1 unexpected error, 2 usage error, 3 invalid input data, 4 disk, permission or memory,"
+    return "\n".join([*lines, "", f"Exit codes: {codes}", "128 + n ended by signal n."])
 
 
 def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
@@ -80,29 +90,63 @@ def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    called = " ".join(["mrpipe", *arguments[:1]])
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if debug := "--debug" in own:
+        arguments.remove("--debug")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # the terminal may not display all characters of a message
+            stream.reconfigure(errors="backslashreplace")
     try:
-        try:
-            return _run(arguments)
-        finally:
-            sys.stdout.flush()
-    except MrpipeError as error:
-        print(f"{called}: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader of a pipe (`| head`) has left. The interpreter would report the rest of the buffer as an error.
+        with interruptible():
+            try:
+                return _run(arguments)
+            finally:
+                sys.stdout.flush()
+    except SystemExit:
+        raise
+    except BaseException as error:  # panics of polars are no Exception
+        if debug or (os.environ.get("MRPIPE_DEBUG") and not isinstance(error, MrpipeError | KeyboardInterrupt)):
+            traceback.print_exception(error)
+        message, code = _outcome(error)
+        if isinstance(error, OSError):
+            _drop_output()
+        if message:
+            print(" ".join(["mrpipe", *arguments[:1]]) + f": {message}", file=sys.stderr)
+        return code
+
+
+def _outcome(error: BaseException) -> tuple[str, int]:
+    """Message and exit code of a command that an exception ended."""
+    if isinstance(error, MrpipeError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        return f"interrupted ({stopped}); run the same command again to continue", stopped.exit_code
+    if isinstance(error, BrokenPipeError):  # the reader of a pipe (`| head`) has left
+        return "", _BROKEN_PIPE
+    place = f"{name}: " if isinstance(name := getattr(error, "filename", None), str | Path) else ""
+    if refusal := refusal_of(error):
+        return f"{place}{refusal[1]}. {refusal[2]}", StorageError.exit_code
+    if is_shortage_of_memory(error):
+        return "not enough memory. Use a machine with more memory, or fewer processes at once", StorageError.exit_code
+    # Libraries raise OSErrors without a number for other reasons than a path that does not exist.
+    if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError)):
+        return f"{place}{error.strerror or error}", UsageError.exit_code
+    frames = traceback.extract_tb(error.__traceback__)
+    packages = (str(Path(mrpipe.__file__).parent), f"{os.sep}moe_retriever{os.sep}")
+    at = next((f for f in reversed(frames) if f.filename.startswith(packages[0]) or packages[1] in f.filename), None)
+    place = f" ({Path(at.filename).name}, line {at.lineno})" if at else ""
+    reason = (str(error).strip().splitlines() or ["no message"])[0]
+    hint = "This is a bug, please report it: --debug prints the traceback"
+    return f"unexpected error: {type(error).__name__}: {reason}{place}. {hint}", _UNEXPECTED
+
+
+def _drop_output() -> None:
+    """Discard buffered output that cannot be written; the interpreter would report it as another error."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
-    except OSError as error:
-        # A missing or unreadable path, a full disk; libraries raise OSErrors without a number for other reasons.
-        if error.errno is None and not isinstance(error, FileNotFoundError | PermissionError):
-            raise
-        place = "" if error.filename is None else f"{error.filename}: "
-        print(f"{called}: {place}{error.strerror or error}", file=sys.stderr)
-        return UsageError.exit_code
-    except KeyboardInterrupt:
-        print(f"{called}: interrupted", file=sys.stderr)
-        return _INTERRUPTED
 
 
 def _run(arguments: list[str]) -> int:
@@ -124,4 +168,5 @@ def _run(arguments: list[str]) -> int:
         own, rest = own[: own.index("--")], own[own.index("--") + 1 :]
     parsed = parser.parse_args(own)
     parsed.rest = rest
-    return command.run(parsed) or 0
+    with command.claim(parsed):
+        return command.run(parsed) or 0

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from mrpipe.cli.command import Command
 from mrpipe.cli.help import COMMANDS as TEXTS
 from mrpipe.cli.help import STEPS, datasets_page, options_page
 from mrpipe.options import parse_assignments
+from mrpipe.places import file, folder
 
 
 def _dataset(args: Namespace) -> Any:
@@ -75,7 +77,7 @@ def _prepare(args: Namespace) -> None:
 def _ingest(args: Namespace) -> None:
     from mrpipe.stages.ingest import ingest
 
-    rows = ingest(_dataset(args), args.modality, args.raw, args.work, args.store, parse_assignments(args.set))
+    rows = ingest(_dataset(args), args.modality, args.raw, args.work, parse_assignments(args.set))
     print(f"{args.modality}: {rows} rows")
 
 
@@ -88,13 +90,13 @@ def _qc(args: Namespace) -> None:
 def _samples(args: Namespace) -> None:
     from mrpipe.stages.samples import assemble_samples
 
-    print(f"samples: {assemble_samples(_dataset(args), args.work, args.store, args.modalities)}")
+    print(f"samples: {assemble_samples(_dataset(args), args.work, args.modalities)}")
 
 
 def _split(args: Namespace) -> None:
     from mrpipe.stages.split import make_split
 
-    print(f"{args.scheme}: {make_split(_dataset(args), args.store, args.scheme, seed=args.seed, ids=args.ids)}")
+    print(f"{args.scheme}: {make_split(_dataset(args), args.work, args.scheme, seed=args.seed, ids=args.ids)}")
 
 
 def _seal(args: Namespace) -> None:
@@ -105,17 +107,13 @@ def _seal(args: Namespace) -> None:
 
 def _build(args: Namespace) -> None:
     from mrpipe.stages.build import build
+    from mrpipe.stages.check import require_same_store
 
-    build(
-        _dataset(args),
-        args.raw,
-        args.out,
-        parse_assignments(args.set),
-        modalities=args.modalities,
-        schemes=args.schemes,
-        seed=args.seed,
-        report=print,
-    )
+    chosen = {name: getattr(args, name) for name in ("modalities", "schemes", "seed")}
+    dataset, settings = _dataset(args), parse_assignments(args.set)
+    if not args.overwrite:
+        require_same_store(args.out, dataset, args.raw, settings, **chosen)
+    build(dataset, args.raw, args.out, settings, **chosen, report=print)
 
 
 def _verify(args: Namespace) -> None:
@@ -136,29 +134,29 @@ def _show(args: Namespace) -> None:
 
 def _audit(args: Namespace) -> None:
     from mrpipe.store.audit import audit
-    from mrpipe.store.reader import open_store
+    from mrpipe.store.reader import open_verified
     from mrpipe.store.show import show_audit
 
-    store = open_store(args.store)
+    store = open_verified(args.store)
     show_audit(audit(store, task=args.task, scheme=args.scheme, threshold=args.threshold, alpha=args.alpha))
 
 
 def _export(args: Namespace) -> None:
     from mrpipe.store.export import export
-    from mrpipe.store.reader import open_store
+    from mrpipe.store.reader import open_verified
 
-    for path in export(open_store(args.store), args.out, args.format, args.modalities):
+    for path in export(open_verified(args.store), args.out, args.format, args.modalities):
         print(path)
 
 
 def _mask(args: Namespace) -> None:
     from mrpipe.experiment.missingness import Missingness, read_realised, write_masks
-    from mrpipe.store.reader import open_store
+    from mrpipe.store.reader import open_verified
 
     own = {name: getattr(args, name) for name in ("mechanism", "p", "rate", "seed", "strength", "task")}
     view = tuple(args.modalities or ())
     settings = Missingness(**own, modalities=view, redraw=not args.no_redraw, n_blocks=args.blocks)
-    for pattern, n in write_masks(open_store(args.store), settings, args.out).items():
+    for pattern, n in write_masks(open_verified(args.store), settings, args.out).items():
         print(f"{n:8d}  {pattern}")
     for group, rate in read_realised(args.out).items():
         print(f"{rate:8.1%}  hidden of {group}")
@@ -217,7 +215,7 @@ def _dataset_name(parser: ArgumentParser) -> None:
 _modality = _all(_dataset_name, _argument("modality", metavar="MODALITY", help="a modality of the dataset"))
 _raw = _path("--raw", "folder of the export")
 _work = _path("--work", "folder of intermediate files")
-_store_folder = _path("--store", "folder of the store")
+_store_folder = _path("--store", "folder of the store, which is replaced as a whole")
 _store = _argument("store", type=Path, metavar="STORE", help="folder of a sealed store")
 _part = _argument("--part", type=int, required=True, metavar="K", help="number of the part, from 0")
 _choice = _all(
@@ -232,6 +230,9 @@ _set = _argument(
     metavar="KEY=VALUE",
     help="options of the dataset (mrpipe options DATASET lists them)",
 )
+_replace = _argument(
+    "--overwrite", action="store_true", help="replace a finished store of another dataset, export or other options"
+)
 _init_arguments = _all(
     _argument("dataset", choices=["tables"], help="the only dataset that needs a declaration"),
     _argument("files", type=Path, nargs="+", metavar="FILE", help="your tables, or folders of tables"),
@@ -244,7 +245,7 @@ _split_arguments = _all(
     _seed("schemes that are drawn at random"),
     _path("--ids", "JSON file with the lists train, val and test of sample or subject ids", required=False),
 )
-_kept = _argument("--schemes", nargs="+", metavar="NAME", help="splits to keep; all others are deleted")
+_kept = _argument("--schemes", nargs="+", metavar="NAME", help="splits of the store; default: all in PATH/store")
 _deep = _argument("--deep", action="store_true", help="also hash every file and scan every value")
 _threshold = "AUROC above which a feature is reported (default: 0.9)"
 _alpha = "probability of a finding in a modality without a leak (default: 0.05; 1 also lists chance findings)"
@@ -295,7 +296,7 @@ _TABLE: dict[str, tuple[Add, Callable[[Namespace], None]]] = {
     "init": (_init_arguments, _init),
     "simulate": (_all(_dataset_name, _export_folder, _set), _simulate),
     "check": (_all(_dataset_name, _raw, _checked, _choice, _set), _check),
-    "build": (_all(_dataset_name, _raw, _path("--out", "folder of the store"), _choice, _set), _build),
+    "build": (_all(_dataset_name, _raw, _path("--out", "folder of the store"), _choice, _set, _replace), _build),
     "options": (_argument("dataset", nargs="?", metavar="DATASET", help="default: list the datasets"), _options),
     "show": (_store, _show),
     "verify": (_all(_store, _deep), _verify),
@@ -304,15 +305,31 @@ _TABLE: dict[str, tuple[Add, Callable[[Namespace], None]]] = {
     "export": (_all(_store, _path("--out", "folder to write to"), _format, _modalities()), _export),
     "cohort": (_all(_dataset_name, _raw, _work, _set), _cohort),
     "prepare": (_all(_modality, _part, _raw, _work, _set), _prepare),
-    "ingest": (_all(_modality, _raw, _work, _store_folder, _set), _ingest),
+    "ingest": (_all(_modality, _raw, _work, _set), _ingest),
     "qc": (_all(_modality, _work, _path("--out", "folder of qc.parquet and contact_sheet.png")), _qc),
-    "samples": (_all(_dataset_name, _work, _store_folder, _ingested), _samples),
-    "split": (_all(_dataset_name, _store_folder, _split_arguments), _split),
+    "samples": (_all(_dataset_name, _work, _ingested), _samples),
+    "split": (_all(_dataset_name, _work, _split_arguments), _split),
     "seal": (_all(_dataset_name, _work, _store_folder, _kept), _seal),
     "code-hash": (_entries, _code_hash),
 }
 
+_CLAIMS = {
+    "fetch": folder("a folder of data sets", None),
+    "simulate": folder("a simulated export", None),
+    "build": folder("a store", "manifest.json samples.parquet modalities", "raw"),
+    "qc": folder("quality control", "qc.parquet contact_sheet.png"),
+    "export": folder("an export of a store", "samples.csv", "store"),
+    "mask": file("store"),
+}
+
 COMMANDS = {
-    name: Command(summary=TEXTS[name][0], description=TEXTS[name][1], add_arguments=add, run=run, step=name in STEPS)
+    name: Command(
+        summary=TEXTS[name][0],
+        description=TEXTS[name][1],
+        add_arguments=add,
+        run=run,
+        step=name in STEPS,
+        claim=_CLAIMS.get(name, nullcontext),
+    )
     for name, (add, run) in _TABLE.items()
 }

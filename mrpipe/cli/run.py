@@ -57,7 +57,7 @@ def command_line(args: Namespace) -> list[str]:
 def _run(args: Namespace) -> None:
     sys.stdout.flush()
     # Snakemake takes over this process, and with it signals and exit code.
-    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
     os.execve(sys.executable, command_line(args), environment)
 
 

@@ -24,7 +24,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe import keyed
-from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.errors import UsageError
+from mrpipe.reading import reading
 from mrpipe.store import masks
 from mrpipe.store.parquet import read_metadata, write_frame
 from mrpipe.store.reader import Arrays, Store
@@ -265,7 +266,7 @@ def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
     Raises:
         DataError: the file does not exist, is damaged, or is not a mask file.
     """
-    try:
+    with reading(path, "a mask file of `mrpipe mask`", "Draw the mask again: mrpipe mask."):
         values = json.loads(read_metadata(path)[MASK_KEY])
         store_id = values.pop("store_id")
         values.pop("realised", None)
@@ -274,17 +275,12 @@ def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
         if frame.dtypes != [pl.String, pl.UInt16] or frame["sample_id"].is_duplicated().any():
             raise ValueError("not one 16-bit mask per sample")
         return frame, settings, str(store_id)
-    # A damaged file can raise any exception.
-    except Exception as error:
-        found = f"another or a damaged file ({type(error).__name__}: {error})".splitlines()[0]
-        found = "no such file" if isinstance(error, FileNotFoundError) else found
-        raise DataError(Fault(file=str(path), expected="a mask file of `mrpipe mask`", found=found)) from error
 
 
 def read_realised(path: Path) -> dict[str, float]:
     """The realised rates of a mask file, by group as in `realised_rates`; empty for a file of an older version."""
-    recorded: dict[str, float] = json.loads(read_metadata(path)[MASK_KEY]).get("realised", {})
-    return recorded
+    with reading(path, "a mask file of `mrpipe mask`", "Draw the mask again: mrpipe mask."):
+        return dict(json.loads(read_metadata(path)[MASK_KEY]).get("realised", {}))
 
 
 def corrupt(arrays: Arrays, settings: Missingness) -> Arrays:

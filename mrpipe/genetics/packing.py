@@ -3,7 +3,7 @@
 `ld_prune` keeps the same SNPs as plink 1.9 `--indep-pairwise WINDOW STEP R2`. Windows of WINDOW consecutive SNPs of a
 chromosome move by STEP. Of a pair whose squared correlation of copies exceeds R2, the SNP with the lower minor allele
 frequency is removed (the second in case of a tie); SNPs without variance are removed. Correlations are computed over
-people with calls at both SNPs. `mrpipe.genetics.plink` runs plink itself if it is installed.
+people with calls at both SNPs.
 """
 
 from dataclasses import dataclass

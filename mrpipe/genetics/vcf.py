@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mrpipe.errors import DataError, Fault
 from mrpipe.genetics.chromosomes import ORDER, POSITION_LIMIT, plain_name
 from mrpipe.genetics.packing import MISSING, bed_rows
+from mrpipe.reading import reading
 
 DAMAGED = "The file is damaged or truncated. Download it again."
 _BLOCK = 4096
@@ -214,10 +215,11 @@ def main() -> int:
     """Run a job; writes the result, or the faults with exit code 3, to standard output."""
     job = json.load(sys.stdin)
     try:
-        print(json.dumps(Conversion(**job["settings"]).run(job["files"], job["names"], job["prefix"])))
+        with reading(", ".join(job["names"]), "a valid VCF", DAMAGED):
+            print(json.dumps(Conversion(**job["settings"]).run(job["files"], job["names"], job["prefix"])))
     except DataError as error:
         print(json.dumps([dataclasses.asdict(f) for f in error.faults]))
-        return error.exit_code
+        return DataError.exit_code
     return 0
 
 

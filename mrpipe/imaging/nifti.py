@@ -1,24 +1,16 @@
 """Reading NIfTI files of any origin; ambiguous or unsuitable files are refused with the reason."""
 
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from mrpipe.delimited import unreadable
 from mrpipe.errors import DataError, Fault
+from mrpipe.reading import refusal_of, unreadable
 
-# Exceptions of nibabel and gzip for files that are truncated, inconsistent or not NIfTI.
-NIFTI_ERRORS = (
-    *(ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError),
-    *(zlib.error, OverflowError, MemoryError),
-)
 # Maximum cosine between two axes of a scan that is not sheared; scanners write smaller ones.
 MAX_SHEAR = 1e-2
 # Scanners have a field of view of 500 mm at most; T1 scans of heads have up to 300 mm.
@@ -61,8 +53,8 @@ def load_nifti(path: Path, shown_as: str) -> Any:
         image: Any = nib.load(path)
         # Read the voxels here, so that a truncated file is reported by name.
         np.asarray(image.dataobj)
-    except NIFTI_ERRORS as error:
-        reason = error if isinstance(error, PermissionError) else str(error).replace(str(path), shown_as)
+    except Exception as error:  # damaged bytes can raise any exception
+        reason = error if refusal_of(error) else str(error).replace(str(path), shown_as)
         raise unreadable(reason or type(error).__name__, shown_as, "a complete NIfTI image") from error
     if np.asarray(image.dataobj).dtype.kind not in "iuf":
         found, fix = f"voxels of type {image.get_data_dtype()}", "Convert the DICOM series again, as grey values."
@@ -117,7 +109,7 @@ def _same_directions(header: Any, shown_as: str) -> bool:
     again = "Convert the DICOM series again, or set the orientation manually if it is known."
     try:
         sform, qform = header.get_sform(), header.get_qform()
-    except NIFTI_ERRORS as error:
+    except Exception as error:
         raise refused(shown_as, "a rotation in qform", str(error), again) from error
     norms = np.linalg.norm(sform[:3, :3], axis=0) * np.linalg.norm(qform[:3, :3], axis=0)
     if ((sform[:3, :3] * qform[:3, :3]).sum(axis=0) < 0.7 * norms).any():

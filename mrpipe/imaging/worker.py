@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.errors import DataError, MrpipeError
+from mrpipe.errors import DataError, MrpipeError, StorageError
 from mrpipe.imaging.chain import SEED, ChainSettings, run_chain
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.qc import scan_picture
@@ -87,6 +87,7 @@ def process_scan(
                 env={**os.environ, **ENVIRONMENT},
                 capture_output=True,
                 text=True,
+                errors="backslashreplace",
                 timeout=timeout_s,
                 check=False,
             )
@@ -133,6 +134,9 @@ def main(job: str) -> int:
     """
     try:
         _run(json.loads(Path(job).read_text(encoding="utf-8")))
+    except StorageError as error:
+        print(error, file=sys.stderr)
+        return _SHORTAGE_STATUS
     except DataError as error:
         found = "; ".join(f"found {fault.found}. {fault.fix}".rstrip(". ") for fault in error.faults)
         print(f"expected {error.faults[0].expected}\t{found}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """build: run all steps from `check` to `seal` in one process, without the workflow."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from mrpipe.stages.samples import assemble_samples
 from mrpipe.stages.seal import seal
 from mrpipe.stages.split import make_split
 from mrpipe.store.layout import qc_folder
+from mrpipe.store.publish import hidden_folder
 
 
 def build(
@@ -31,6 +31,8 @@ def build(
 ) -> str:
     """Build and seal a store from an export; returns its store_id. Quality control, if any, is written next to it.
 
+    Intermediate files are in a hidden folder of this process, beside the store that is replaced at the end.
+
     Args:
         settings: reader options that differ from their defaults.
         modalities: modalities to include; default: all of the export.
@@ -38,14 +40,12 @@ def build(
         report: called with a message after each step.
 
     Raises:
-        UsageError: unknown option, modality or scheme; raised before any time-consuming step.
+        UsageError: unknown option, modality or scheme, another process that builds this store, or files in its folder
+            that are not part of a store; raised before any time-consuming step.
         DataError: lists all problems found by a step.
     """
-    work = store.with_name(f".{store.name}.work")
-    # Intermediate files left by a killed build are not reused.
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
+    store = store.resolve()
+    with hidden_folder(store, "b") as work:
         checked = write_check(dataset, raw, work, settings, modalities=modalities, schemes=schemes, seed=seed)
         report(f"check: {checked['release']}, input files: {len(checked['inputs'])}; {closing(checked)}")
         for note in (n for n in checked["notes"] if n.startswith("text encoder")):
@@ -57,14 +57,12 @@ def build(
         for name in modalities:
             for part in range(n_parts(dataset, name, settings)):
                 prepare(dataset, name, part, raw, work, settings)
-            report(f"ingest {name}: {ingest(dataset, name, raw, work, store, settings)} rows")
+            report(f"ingest {name}: {ingest(dataset, name, raw, work, settings)} rows")
             if dataset.modalities[name].qc:
                 report(f"quality control of {name}: {write_qc(dataset, name, work, qc_folder(store))}")
-        report(f"samples: {assemble_samples(dataset, work, store, modalities)}")
+        report(f"samples: {assemble_samples(dataset, work, modalities)}")
         for scheme in schemes:
-            report(f"split {scheme}: {make_split(dataset, store, scheme, seed=seed)}")
-        store_id = seal(dataset, work, store, schemes)
+            report(f"split {scheme}: {make_split(dataset, work, scheme, seed=seed)}")
+        store_id = seal(dataset, work, store, schemes, move=True)
         report(f"sealed: {store_id}")
         return store_id
-    finally:
-        shutil.rmtree(work)

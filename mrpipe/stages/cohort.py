@@ -8,7 +8,8 @@ import polars as pl
 
 from mrpipe.options import parse_options
 from mrpipe.schema import ATTRITION_SCHEMA, Cohort, Dataset
-from mrpipe.store.layout import WorkLayout, require_file
+from mrpipe.stages.unchanged import require_unchanged
+from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import write_frame
 
 LABEL_PREFIX = "label."
@@ -33,6 +34,7 @@ def build_cohort(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str,
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     dataset = dataset.declared(raw, options)
     cohort = dataset.cohort(raw, options)
+    require_unchanged(work)
     validate(dataset, cohort)
     frame = cohort.samples
     for task in dataset.tasks:
@@ -44,10 +46,12 @@ def build_cohort(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str,
     paths = WorkLayout(work)
     write_frame(paths.attrition, cohort.attrition)
     write_frame(paths.cohort, frame.sort("sample_id"))
+    paths.record(paths.attrition, paths.cohort)
     return len(frame)
 
 
 def read_cohort(work: Path) -> pl.DataFrame:
     """Read the samples of a cohort without labels, which readers of modalities must not see."""
-    cohort = pl.read_parquet(require_file(WorkLayout(work).cohort, "cohort"))
+    paths = WorkLayout(work)
+    cohort = pl.read_parquet(paths.require(paths.cohort, "cohort"))
     return cohort.select(pl.exclude(f"^{LABEL_PREFIX.replace('.', '[.]')}.*$"))

@@ -1,7 +1,6 @@
 """ingest: stream the features of one modality into the store's table."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from mrpipe.errors import UsageError
 from mrpipe.options import parse_options
 from mrpipe.schema import DICTIONARY_SCHEMA, MODALITY_KEY, TRIED_SCHEMA, Dataset, Features
 from mrpipe.stages.cohort import read_cohort
-from mrpipe.store.layout import StoreLayout, WorkLayout
+from mrpipe.stages.declaration import read_checked
+from mrpipe.stages.unchanged import require_unchanged
+from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import write_batches, write_frame
 
 
@@ -38,12 +39,13 @@ def _validated(features: Features, cohort_ids: pa.Array) -> Iterator[pa.RecordBa
         yield batch
 
 
-def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, settings: Mapping[str, Any]) -> int:
-    """Write `modalities/<m>.parquet`, dictionary rows and attempts of a modality; returns the number of rows."""
+def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, settings: Mapping[str, Any]) -> int:
+    """Write the table (to `WORK/store`), dictionary rows and attempts of a modality; returns the number of rows."""
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
-    if (checked := WorkLayout(work).checked).exists():
+    paths = WorkLayout(work)
+    if paths.checked.exists():
         # What `check` chose for `auto` remains, even if another choice has been installed since.
-        chosen = json.loads(checked.read_text(encoding="utf-8"))["options"]
+        chosen = read_checked(work)["options"]
         automatic = [f.name for f in dataclasses.fields(options) if getattr(options, f.name) == "auto"]
         options = dataclasses.replace(options, **{name: chosen.get(name, "auto") for name in automatic})
     dataset = dataset.declared(raw, options)
@@ -54,32 +56,35 @@ def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, store: Path, 
         features = reader.read(raw, cohort, options)
     else:
         n_parts = reader.n_parts(options)
-        parts = [WorkLayout(work).part(modality, k, n_parts) for k in range(n_parts)]
+        parts = [paths.part(modality, k, n_parts) for k in range(n_parts)]
         if missing := [p.name for p in parts if not p.exists()]:
             raise UsageError(
                 f"{modality}: {len(missing)} of {n_parts} parts are not prepared ({missing[0]}); "
                 f"run mrpipe prepare {dataset.name} {modality} --part K for each"
             )
+        for k, part in enumerate(parts):
+            paths.require(part, f"prepare {dataset.name} {modality} --part {k}")
         features = reader.read(raw, cohort, options, parts)
     declared = features.modality
     if declared.name != modality or declared.bit != dataset.modalities[modality].bit:
         raise AssertionError(f"{dataset.name}/{modality}: the reader returned {declared.name} at bit {declared.bit}")
     ids = cohort["sample_id"].to_arrow().cast(pa.string())
-    paths = StoreLayout(store)
-    paths.unseal()
+    table = paths.store.modality(modality)
     n_rows = write_batches(
-        paths.modality(modality),
+        table,
         declared.arrow_schema(),
         _validated(features, ids),
         metadata={MODALITY_KEY: declared.to_json()},
         row_group_rows=64 if declared.encoding == "packed2" else None,
         compression_level=1 if declared.kind in ("genotype", "image", "volume") else 3,
     )
+    require_unchanged(work, table)
     dictionary = features.dictionary() if callable(features.dictionary) else features.dictionary
     frame = dictionary.select(pl.col(c).cast(t) for c, t in DICTIONARY_SCHEMA.items())
-    write_frame(WorkLayout(work).dictionary(modality), frame)
+    write_frame(paths.dictionary(modality), frame)
     attempts = features.tried() if features.tried else pl.DataFrame(schema=TRIED_SCHEMA)
     if (found := {c: attempts.schema.get(c) for c in TRIED_SCHEMA}) != dict(TRIED_SCHEMA):
         raise AssertionError(f"{modality}: attempts have {found}, not {TRIED_SCHEMA}")
-    write_frame(WorkLayout(work).tried(modality), attempts)
+    write_frame(paths.tried(modality), attempts)
+    paths.record(table, paths.dictionary(modality), paths.tried(modality))
     return n_rows

@@ -8,6 +8,7 @@ from mrpipe.errors import UsageError
 from mrpipe.options import parse_options
 from mrpipe.schema import Dataset
 from mrpipe.stages.cohort import read_cohort
+from mrpipe.stages.unchanged import require_unchanged
 from mrpipe.store.layout import WorkLayout
 
 
@@ -29,7 +30,10 @@ def prepare(dataset: Dataset, modality: str, part: int, raw: Path, work: Path, s
         raise UsageError(f"{dataset.name}/{modality} has {total} parts, numbered from 0; got part {part}")
     reader = dataset.modalities[modality]
     assert reader.prepare is not None
-    cohort, out = read_cohort(work), WorkLayout(work).part(modality, part, total)
+    cohort, paths = read_cohort(work), WorkLayout(work)
+    out = paths.part(modality, part, total)
     out.parent.mkdir(parents=True, exist_ok=True)
     reader.prepare(raw, cohort, options, part, total, out)
+    require_unchanged(work, out)
+    paths.record(out)
     return out

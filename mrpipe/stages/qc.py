@@ -6,7 +6,7 @@ import polars as pl
 
 from mrpipe.errors import UsageError
 from mrpipe.schema import Dataset
-from mrpipe.store.layout import WorkLayout, require_file
+from mrpipe.store.layout import WorkLayout
 
 
 def write_qc(dataset: Dataset, modality: str, work: Path, out: Path) -> Path:
@@ -17,7 +17,7 @@ def write_qc(dataset: Dataset, modality: str, work: Path, out: Path) -> Path:
             f"{dataset.name}: no quality control for {modality!r}; available for {', '.join(supported) or 'none'}"
         )
     paths = WorkLayout(work)
-    attempts = pl.read_parquet(require_file(paths.tried(modality), f"ingest {dataset.name} {modality}"))
+    attempts = pl.read_parquet(paths.require(paths.tried(modality), f"ingest {dataset.name} {modality}"))
     out.mkdir(parents=True, exist_ok=True)
     write = dataset.modalities[modality].qc
     assert write is not None

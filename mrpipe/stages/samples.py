@@ -1,5 +1,6 @@
 """samples: combine cohort and modalities into masks, row indices and labels."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.errors import DataError, Fault
-from mrpipe.schema import ATTRITION_SCHEMA, MODALITY_KEY, Attrition, Dataset, Modality
+from mrpipe.schema import ATTRITION_SCHEMA, MODALITY_KEY, TASK_KEY, Attrition, Dataset, Modality
 from mrpipe.stages.cohort import LABEL_PREFIX
-from mrpipe.stages.declaration import SCHEMES_KEY, checked_dataset, schemes_json
-from mrpipe.store.layout import StoreLayout, WorkLayout, require_file
+from mrpipe.stages.declaration import checked_dataset
+from mrpipe.store.layout import WorkLayout, require_file
 from mrpipe.store.parquet import read_metadata, write_frame
 from mrpipe.store.splits import label_faults
 
@@ -39,29 +40,23 @@ def losses(modality: str, attempts: pl.DataFrame) -> pl.DataFrame:
     return flow.frame().with_columns(pl.lit(modality).alias("modality"))
 
 
-def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequence[str]) -> int:
-    """Write `samples.parquet`, `labels/*.parquet` and `attrition.parquet`; returns the number of samples.
+def assemble_samples(dataset: Dataset, work: Path, modalities: Sequence[str]) -> int:
+    """Write samples.parquet, labels/*.parquet and attrition.parquet to `WORK/store`; returns the number of samples.
 
     Samples without any of `modalities` are removed and counted in the attrition table, which also counts, per modality,
-    the samples for which all attempts failed. Modality tables and labels left by a previous build with other settings
-    are deleted.
+    the samples for which all attempts failed.
 
     Raises:
         UsageError: the cohort or a modality has not been built.
         DataError: no sample has a modality, or a class declared by the export has a single member.
     """
-    paths, working = StoreLayout(store), WorkLayout(work)
-    dataset = checked_dataset(dataset, work)
-    cohort = pl.read_parquet(require_file(working.cohort, "cohort"))
+    working = WorkLayout(work)
+    paths, dataset = working.store, checked_dataset(dataset, work)
+    cohort = pl.read_parquet(working.require(working.cohort, "cohort"))
     for name in modalities:
-        for path in (paths.modality(name), working.tried(name)):
-            require_file(path, f"ingest {dataset.name} {name}")
-    paths.unseal()
-    kept = {paths.modality(m) for m in modalities} | {paths.labels(t.name) for t in dataset.tasks}
-    for folder in ("modalities", "labels"):
-        for left in sorted((store / folder).glob("*.parquet")):
-            if left not in kept:
-                left.unlink()
+        # `seal` compares the hash of the table, of which only the ids are used here.
+        require_file(paths.modality(name), f"ingest {dataset.name} {name}")
+        working.require(working.tried(name), f"ingest {dataset.name} {name}")
     frame = cohort.select(pl.exclude(f"^{LABEL_PREFIX.replace('.', '[.]')}.*$"))
     mask = pl.lit(0, dtype=pl.UInt16)
     declared = sorted((read_modality_declaration(paths.modality(m)) for m in modalities), key=lambda m: m.bit)
@@ -80,7 +75,7 @@ def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequ
         expected, found = "at least one sample with a modality", f"none of the {len(frame)} samples of the cohort"
         fix = "Check that the modality files belong to this export."
         raise DataError(Fault(file=f"{dataset.name} export", expected=expected, found=found, fix=fix))
-    attrition = pl.read_parquet(working.attrition)
+    attrition = pl.read_parquet(working.require(working.attrition, "cohort"))
     step = (len(attrition), "no modality observed", int(attrition["n_after"][-1]), len(observed))
     attrition = pl.concat([attrition, pl.DataFrame([step], schema=ATTRITION_SCHEMA, orient="row")])
     attrition = attrition.with_columns(pl.lit(None, pl.String).alias("modality"))
@@ -96,9 +91,10 @@ def assemble_samples(dataset: Dataset, work: Path, store: Path, modalities: Sequ
     # Of a published dataset, the classes are fixed: `check` notes the small ones.
     if dataset.resolve is not None and (faults := list(label_faults(dataset.tasks, labels))):
         raise DataError(faults)
-    for name, label in labels.items():
-        write_frame(paths.labels(name), label)
+    for task in dataset.tasks:
+        task_json = json.dumps(dataclasses.asdict(task), sort_keys=True)
+        write_frame(paths.labels(task.name), labels[task.name], metadata={TASK_KEY: task_json})
     write_frame(paths.attrition, attrition)
-    metadata = None if dataset.resolve is None else {SCHEMES_KEY: json.dumps(schemes_json(dataset), sort_keys=True)}
-    write_frame(paths.samples, observed.select(*first, pl.exclude(first)), metadata=metadata)
+    write_frame(paths.samples, observed.select(*first, pl.exclude(first)))
+    working.record(paths.samples, paths.attrition, *(paths.labels(t.name) for t in dataset.tasks))
     return len(observed)

@@ -1,4 +1,4 @@
-"""seal: check the invariants, then write dictionary, provenance, data card and, last, the manifest."""
+"""seal: copy the tables of a build to a new store, check its invariants, and write card, provenance and manifest."""
 
 import dataclasses
 import json
@@ -16,121 +16,100 @@ import pyarrow.parquet as pq
 import mrpipe
 from mrpipe.codehash import code_hash
 from mrpipe.datasets import dataset_module
-from mrpipe.errors import DataError, Fault
+from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import sha256
 from mrpipe.schema import Dataset
-from mrpipe.stages.declaration import checked_dataset
-from mrpipe.stages.samples import read_modality_declaration
-from mrpipe.stages.split import SPLIT_KEY
-from mrpipe.store import masks
+from mrpipe.stages.declaration import checked_dataset, read_checked
 from mrpipe.store.card import render_card
+from mrpipe.store.content import describe
 from mrpipe.store.invariants import find_breaches
 from mrpipe.store.layout import StoreLayout, WorkLayout, require_file
-from mrpipe.store.manifest import FORMAT, Manifest, store_id
-from mrpipe.store.parquet import read_metadata, write_frame, write_text
+from mrpipe.store.manifest import FORMAT, Manifest, content_id, with_checksum
+from mrpipe.store.parquet import write_frame, write_text
+from mrpipe.store.publish import hidden_folder, replace_store, transfer
 
 
-def _file_entry(root: Path, path: Path) -> dict[str, Any]:
-    return {
-        "file": path.relative_to(root).as_posix(),
-        "rows": pq.read_metadata(path).num_rows,
-        "size": path.stat().st_size,
-        "sha256": sha256(path),
-    }
-
-
-def _split_entry(root: Path, path: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads(read_metadata(path)[SPLIT_KEY])
-    counts = pl.read_parquet(path).group_by("split").len().sort("split")
-    return settings | {"counts": dict(counts.iter_rows())} | _file_entry(root, path)
-
-
-def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], version: str) -> Manifest:
-    """Manifest of the files currently in a store."""
-    paths = StoreLayout(root)
-    samples = pl.read_parquet(paths.samples, columns=["sample_id", "subject_id", "modality_mask"])
-    declared = sorted(
-        (read_modality_declaration(p) for p in (root / "modalities").glob("*.parquet")), key=lambda m: m.bit
-    )
-    bits = {m.name: m.bit for m in declared}
-    modalities = tuple(
-        dataclasses.asdict(m) | {"shape": list(m.shape)} | _file_entry(root, paths.modality(m.name)) for m in declared
-    )
-    labels = tuple(
-        dataclasses.asdict(t) | {"classes": list(t.classes)} | _file_entry(root, paths.labels(t.name))
-        for t in dataset.tasks
-    )
-    splits = tuple(_split_entry(root, p) for p in sorted((root / "splits").glob("*.parquet")))
-    if not splits:
-        raise DataError(
-            Fault(file="splits/", expected="at least one split scheme", found="none", fix="Run mrpipe split.")
-        )
-    tables = tuple({"name": p.stem} | _file_entry(root, p) for p in (paths.samples, paths.dictionary, paths.attrition))
-    schemes = [s["scheme"] for s in splits]
+def build_manifest(dataset: Dataset, checked: Mapping[str, Any], content: Mapping[str, Any]) -> Manifest:
+    """Manifest of a store, without its card, from `checked.json` and the description of its files."""
+    schemes = [s["scheme"] for s in content["splits"]]
     defaults = json.loads(json.dumps(dataclasses.asdict(dataset.options())))
-    counts = masks.pattern_counts(samples["modality_mask"].to_numpy())
-    return Manifest(
+    manifest = Manifest(
         format=FORMAT,
         dataset=dataset.name,
         **{key: checked[key] for key in ("release", "origin", "options")},
         **{key: getattr(dataset, key) for key in ("title", "citation", "licence", "provider")},
-        modalities=modalities,
-        labels=labels,
-        splits=splits,
-        tables=tables,
+        **content,
         inputs=tuple(checked["inputs"]),
         notes=(*dataset.notes, *checked["notes"]),
         code_hash=code_hash("mrpipe.stages.build", dataset_module(dataset.name)),
-        mrpipe_version=version,
-        n_samples=len(samples),
-        n_subjects=samples["subject_id"].n_unique(),
-        pattern_counts={masks.combination_name(masks.to_names(mask, bits)): n for mask, n in counts.items()},
+        mrpipe_version=mrpipe.__version__,
         default_scheme=dataset.default_scheme if dataset.default_scheme in schemes else schemes[0],
-        store_id=store_id([*tables, *modalities, *labels, *splits]),
         options_changed=tuple(k for k, v in sorted(checked["options"].items()) if v != defaults.get(k)),
+        card={},
+        store_id="",
     )
+    return dataclasses.replace(manifest, store_id=content_id(dataclasses.asdict(manifest)))
 
 
-def seal(dataset: Dataset, work: Path, root: Path, schemes: Sequence[str] | None = None) -> str:
-    """Seal a store; returns its store_id.
-
-    Args:
-        schemes: splits of the store; others, left by a previous build, are deleted. Default: keep all.
-
-    Raises:
-        DataError: an invariant of the format is violated; the store is not sealed.
-        UsageError: an earlier step has not run.
-    """
-    paths, working = StoreLayout(root), WorkLayout(work)
-    checked = json.loads(require_file(working.checked, "check --work").read_text(encoding="utf-8"))
-    require_file(paths.samples, "samples")
-    names = sorted(p.stem for p in (root / "modalities").glob("*.parquet"))
-    dictionaries = {m: require_file(working.dictionary(m), f"ingest {dataset.name} {m}") for m in names}
-    dataset = checked_dataset(dataset, work)
-    paths.unseal()
-    for left in sorted((root / "splits").glob("*.parquet")):
-        if schemes is not None and left.stem not in schemes:
-            left.unlink()
-    order = {m: reader.bit for m, reader in dataset.modalities.items()}
-    frames = [pl.read_parquet(dictionaries[m]) for m in sorted(names, key=order.__getitem__)]
-    write_frame(paths.dictionary, pl.concat(frames))
-    breaches = find_breaches(root, dataset.tasks, deep=True)
-    if breaches:
-        raise DataError(breaches)
-    # Left by a killed writer; a writer that still runs can no longer rename its file into the sealed store.
-    for leftover in root.rglob(".*.tmp"):
-        leftover.unlink()
-    version = mrpipe.__version__
-    manifest = build_manifest(dataset, root, checked, version)
-    provenance = {
+def _provenance() -> dict[str, Any]:
+    return {
         "sealed_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "command": " ".join(["mrpipe", *sys.argv[1:]]),
-        "versions": {"mrpipe": version} | {p: metadata.version(p) for p in ("polars", "pyarrow", "numpy")},
+        "versions": {"mrpipe": mrpipe.__version__} | {p: metadata.version(p) for p in ("polars", "pyarrow", "numpy")},
     }
-    write_text(paths.provenance, json.dumps(provenance, indent=1) + "\n")
-    write_text(paths.card, render_card(dataset, manifest, root))
-    write_text(paths.manifest, manifest.to_json())
+
+
+def seal(dataset: Dataset, work: Path, store: Path, schemes: Sequence[str] | None = None, *, move: bool = False) -> str:
+    """Seal the tables in `WORK/store` as a store, which replaces the folder `store`; returns its store_id.
+
+    Only the modalities of `checked.json` and of samples.parquet, the dataset's tasks and `schemes` are sealed; tables
+    left by a build of other settings are ignored.
+
+    Args:
+        schemes: splits of the store; default: all that were written.
+        move: move the tables instead of copying them; the work folder cannot be sealed again.
+
+    Raises:
+        DataError: an invariant of the format is violated, or a table was changed after the step that wrote it; an
+            older store remains.
+        UsageError: an earlier step has not run, or the folder `store` cannot be replaced.
+    """
+    working, checked = WorkLayout(work), read_checked(work)
+    staged, dataset = working.store, checked_dataset(dataset, work)
+    columns = pq.read_schema(require_file(staged.samples, "samples")).names
+    modalities = [m for m in checked["modalities"] if f"row_{m}" in columns]
+    modalities.sort(key=lambda m: dataset.modalities[m].bit)
+    if schemes is None:
+        schemes = [p.stem for p in (staged.root / "splits").glob("*.parquet")]
+    if not schemes:
+        fix = "Run mrpipe split."
+        raise DataError(Fault(file="splits/", expected="at least one split scheme", found="none", fix=fix))
+    tasks = [t.name for t in dataset.tasks]
+    verbs = {staged.modality(m): f"ingest {dataset.name} {m}" for m in modalities}
+    verbs |= {staged.split(s): f"split {dataset.name} --scheme {s}" for s in schemes}
+    store = store.resolve()
+    with hidden_folder(store, "s") as hidden:
+        root = hidden / "new"
+        paths, faults = StoreLayout(root), FaultCollector()
+        rows = [working.require(working.dictionary(m), f"ingest {dataset.name} {m}") for m in modalities]
+        write_frame(paths.dictionary, pl.concat(map(pl.read_parquet, rows)))
+        hashes = {paths.dictionary.name: sha256(paths.dictionary)}
+        for path in staged.files(modalities, tasks, schemes):
+            if path != staged.dictionary:
+                verb, file = verbs.get(path, f"samples {dataset.name}"), path.relative_to(staged.root).as_posix()
+                transfer(require_file(path, verb), root / file, move=move)
+                hashes[file] = sha256(root / file)
+                faults.attempt(working.compare, path, verb, hashes[file])
+        faults.raise_if_any()
+        if breaches := find_breaches(root, dataset.tasks, deep=True):
+            raise DataError(breaches)
+        manifest = build_manifest(dataset, checked, describe(root, modalities, tasks, schemes, hashes))
+        write_text(paths.card, render_card(dataset, manifest, root))
+        card = {"file": paths.card.name, "size": paths.card.stat().st_size, "sha256": sha256(paths.card)}
+        write_text(paths.provenance, with_checksum(_provenance() | {"store_id": manifest.store_id}))
+        write_text(paths.manifest, dataclasses.replace(manifest, card=card).to_json())
+        replace_store(root, store)
     return manifest.store_id

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mrpipe.errors import UsageError
+from mrpipe.locks import hidden, resolved
 from mrpipe.options import parse_options
 from mrpipe.schema import Dataset
 from mrpipe.store.layout import truth_folder
@@ -25,10 +26,11 @@ def simulate(dataset: Dataset, out: Path, settings: Mapping[str, Any]) -> None:
         UsageError: an option is invalid, or `out` contains files that were not simulated.
     """
     options = parse_options(dataset.simulation, settings, context=f"simulation of {dataset.name}")
+    out = resolved(out)
     truth = truth_folder(out)
     if out.exists() and any(out.iterdir()) and not (truth / MARKER).exists():
         raise UsageError(f"{out} contains files that were not simulated and is not overwritten")
-    partial, partial_truth = out.with_name(f".{out.name}.partial"), truth.with_name(f".{truth.name}.partial")
+    partial, partial_truth = hidden(out, ".partial"), hidden(truth, ".partial")
     for folder in (partial, partial_truth):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -104,8 +104,6 @@ def find_breaches(root: Path, tasks: Sequence[Task] = (), *, deep: bool = False)
     for task in tasks:
         _label_breaches(task, paths.labels(task.name), breaches)
     attrition = pl.read_parquet(paths.attrition)
-    if "modality" not in attrition.columns:
-        attrition = attrition.with_columns(pl.lit(None, pl.String).alias("modality"))
     for name in [None, *attrition["modality"].drop_nulls().unique().sort()]:
         flow = attrition.filter(pl.col("modality").eq_missing(pl.lit(name)))
         column = "sample_id" if name is None else f"row_{name}"

@@ -1,23 +1,36 @@
-"""The manifest of a store: metadata, files and hashes. It is written last; its presence marks a store as sealed."""
+"""The manifest of a store: metadata, files and hashes. Its presence seals the store, and its hash is the id."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator, validators
 
 from mrpipe.errors import DataError, Fault
 from mrpipe.schema import Modality, Task
 from mrpipe.store.layout import StoreLayout
 
-FORMAT = 1
+FORMAT = 2
+RESTORE = "Restore the store from a copy, or delete its folder and build it again."
+# Keys that do not describe the data: the same data built by another version of mrpipe have the same id.
+_NOT_IN_ID = {"code_hash", "mrpipe_version", "card", "store_id", "checksum"}
+_MOST_BYTES = 2**24
+# Elements of `x` per byte of its file. Constant values, which compress best, reach a tenth of it.
+_MOST_ELEMENTS = 2**16
+# Key of the manifest, what was expected and what was found.
+Finding = tuple[str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`manifest.json` of a store, format 1.
+    """`manifest.json` of a store, format 2.
 
     Attributes:
         format: version number of the on-disk format.
@@ -30,9 +43,10 @@ class Manifest:
         inputs: path relative to the export, size in bytes and SHA-256 of the raw files.
         code_hash: hash of the code that can affect the store.
         pattern_counts: modality combination (names joined by `+`) → number of samples.
-        options_changed: names of options that differ from their defaults; None in stores of older versions.
-        citation, licence, provider: as declared by the dataset; empty in stores of older versions.
-        store_id: first 16 hex digits of the SHA-256 over the sorted `path sha256` lines of all hashed files.
+        options_changed: names of options that differ from their defaults.
+        citation, licence, provider: as declared by the dataset.
+        card: `file, size, sha256` of README.md.
+        store_id: first 16 hex digits of the hash of all that describes the data (`content_id`).
     """
 
     format: int
@@ -53,19 +67,20 @@ class Manifest:
     n_subjects: int
     pattern_counts: Mapping[str, int]
     default_scheme: str
+    options_changed: tuple[str, ...]
+    citation: str
+    licence: str
+    provider: str
+    card: Mapping[str, Any]
     store_id: str
-    options_changed: tuple[str, ...] | None = None
-    citation: str = ""
-    licence: str = ""
-    provider: str = ""
 
     @property
     def files(self) -> list[Mapping[str, Any]]:
-        """All hashed files: `file, rows, size, sha256`."""
+        """All tables: `file, rows, size, sha256`."""
         return [*self.tables, *self.modalities, *self.labels, *self.splits]
 
     def declared_modalities(self) -> tuple[Modality, ...]:
-        return tuple(Modality.from_json(json.dumps(m)) for m in sorted(self.modalities, key=lambda m: m["bit"]))
+        return tuple(Modality.from_json(json.dumps(m)) for m in self.modalities)
 
     def declared_tasks(self) -> tuple[Task, ...]:
         return tuple(
@@ -74,41 +89,143 @@ class Manifest:
         )
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        return with_checksum(dataclasses.asdict(self))
 
 
-def store_id(files: Iterable[Mapping[str, Any]]) -> str:
-    """Identifier of a store: hash of the paths and hashes of its files."""
-    lines = sorted(f"{f['file']} {f['sha256']}\n" for f in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object with sorted keys, without spaces, in ASCII."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def content_id(values: Mapping[str, Any]) -> str:
+    """Id of a store: hash of the keys of its manifest that describe the data."""
+    return _digest({key: value for key, value in values.items() if key not in _NOT_IN_ID})[:16]
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """Hash of all other keys of a manifest or a provenance file."""
+    return _digest({key: value for key, value in values.items() if key != "checksum"})
+
+
+def with_checksum(values: Mapping[str, Any]) -> str:
+    """Text of a JSON file that contains its own checksum."""
+    return json.dumps({**values, "checksum": checksum(values)}, indent=1) + "\n"
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Object of a JSON file, without a check of its checksum.
+
+    Raises:
+        DataError: not a JSON object.
+    """
+    try:
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise ValueError(f"{size} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"a JSON {type(values).__name__}")
+    except (ValueError, RecursionError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise DataError(Fault(file=str(path), expected="a JSON object", found=found, fix=RESTORE)) from error
+    return values
 
 
 def read_manifest(root: Path) -> Manifest:
     """Read and check the manifest of a store.
 
     Raises:
-        DataError: the store is not sealed, the manifest is invalid, or its format is not supported.
+        DataError: the store is not sealed, its format is not supported, or the manifest is invalid or was edited; lists
+            all errors.
     """
     path = StoreLayout(root).manifest
     if not path.is_file():
         found = "no manifest" if root.is_dir() else "a file" if root.exists() else "no such folder"
         fix = "Check the path. If a build was interrupted, run it again."
         raise DataError(Fault(file=str(root), expected="a sealed store (manifest.json)", found=found, fix=fix))
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["format"] != FORMAT:
-            expected, found = f"store format {FORMAT}", f"format {values['format']}"
-            fix = "Update mrpipe to read a newer format."
-            raise DataError(Fault(file=str(path), expected=expected, found=found, fix=fix))
-        # Newer versions of the same format may add keys, which are ignored.
-        names = {f.name for f in dataclasses.fields(Manifest)}
-        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
-        manifest = Manifest(**known)
-        # Each of these expressions raises if a field is absent or has another type.
-        manifest.declared_modalities(), manifest.declared_tasks()
-        for entry in manifest.files:
-            path / entry["file"], int(entry["rows"]), int(entry["size"]), str.strip(entry["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
-        found, fix = f"{type(error).__name__}: {error}", "Copy or seal the store again."
-        raise DataError(Fault(file=str(path), expected="a store manifest", found=found, fix=fix)) from error
-    return manifest
+    values = read_sealed_json(path)
+    version = values.get("format")
+    if type(version) is int and version != FORMAT:
+        newer = version > FORMAT
+        found = f"format {version}, written by {'a newer' if newer else 'an older'} version"
+        fix = "Update mrpipe." if newer else "Build the store again."
+        raise DataError(Fault(file=str(path), expected=f"store format {FORMAT}", found=found, fix=fix))
+    findings = list(_schema_findings(values)) or list(_contradictions(values))
+    if values.get("checksum") != checksum(values):
+        findings.append(("checksum", "the hash of the other keys", _shown(values.get("checksum"))))
+    elif values.get("store_id") != content_id(values):
+        findings.append(("store_id", "the hash of the keys that describe the data", _shown(values.get("store_id"))))
+    if findings:
+        fix = f"The manifest was edited or damaged. {RESTORE}"
+        raise DataError(Fault(file=str(path), column=k or None, expected=e, found=f, fix=fix) for k, e, f in findings)
+    # Newer versions of the same format may add keys.
+    names = {f.name for f in dataclasses.fields(Manifest)}
+    return Manifest(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
+
+
+@cache
+def _validator() -> Any:
+    """Validator by manifest.schema.yaml, in which every listed key is required, and 2.0 is no integer."""
+
+    def strict(part: Any) -> Any:
+        if isinstance(part, list):
+            return [strict(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        part = {key: strict(value) for key, value in part.items()}
+        keys = part.get("properties")
+        return {"type": "object", "required": list(keys)} | part if isinstance(keys, dict) else part
+
+    schema = yaml.safe_load(Path(__file__).with_name("manifest.schema.yaml").read_text(encoding="utf-8"))
+    types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda checker, value: type(value) is int)
+    return validators.extend(Draft202012Validator, type_checker=types)(strict(schema))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _schema_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+    for error in sorted(_validator().iter_errors(values), key=lambda error: error.json_path):
+        place = error.json_path.removeprefix("$.").removeprefix("$")
+        if error.validator == "required":
+            yield place, "all keys of the format", error.message
+        else:
+            yield place, f"{error.validator} {error.validator_value}", _shown(error.instance)
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Findings that the schema cannot express."""
+    modalities, tasks, schemes = values["modalities"], values["labels"], values["splits"]
+    names, bits = ([m[key] for m in modalities] for key in ("name", "bit"))
+    task_names, scheme_names = [t["name"] for t in tasks], [s["scheme"] for s in schemes]
+    entries = [*values["tables"], *modalities, *tasks, *schemes]
+    layout = StoreLayout(Path()).files(names, task_names, scheme_names)
+    yield from differences([e["file"] for e in entries], [path.as_posix() for path in layout], "file")
+    yield from differences([t["name"] for t in values["tables"]], [path.stem for path in layout[:3]], "tables.name")
+    yield from differences(bits, sorted(set(bits)), "modalities.bit")
+    for key, listed in (("modalities.name", names), ("labels.name", task_names), ("splits.scheme", scheme_names)):
+        yield from differences(listed, list(dict.fromkeys(listed)), key)
+    # A store to predict may have neither labels nor splits.
+    if schemes and values["default_scheme"] not in scheme_names:
+        yield "default_scheme", f"one of {_shown(scheme_names)}", values["default_scheme"]
+    for i, modality in enumerate(modalities):
+        shape, most = modality["shape"], _MOST_ELEMENTS * modality["size"]
+        n_axes = 3 if modality["kind"] in ("image", "volume") else 1
+        if len(shape) != n_axes or math.prod(shape) > most:
+            yield f"modalities[{i}].shape", f"{n_axes} axes and at most {most} elements", _shown(shape)
+    for i, task in enumerate(tasks):
+        if (task["kind"] == "classification") != bool(task["classes"]):
+            yield f"labels[{i}].classes", f"classes of a {task['kind']}", _shown(task["classes"])
+
+
+def differences(stated: Any, actual: Any, place: str) -> Iterator[Finding]:
+    """Leaves of JSON values that differ, as findings: key, actual value, stated value."""
+    if isinstance(stated, Mapping) and isinstance(actual, Mapping):
+        for key in {**stated, **actual}:
+            yield from differences(stated.get(key), actual.get(key), f"{place}.{key}")
+    elif isinstance(stated, list | tuple) and isinstance(actual, list | tuple) and len(stated) == len(actual):
+        for i, (one, other) in enumerate(zip(stated, actual, strict=True)):
+            yield from differences(one, other, f"{place}[{i}]")
+    elif json.dumps(stated) != json.dumps(actual):
+        yield place, _shown(actual), _shown(stated)

@@ -9,6 +9,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mrpipe.locks import temporary_name
+
 ROW_GROUP_BYTES = 32 * 2**20
 KEY_COLUMNS = frozenset({"sample_id", "subject_id", "modality_mask"})
 
@@ -17,7 +19,7 @@ KEY_COLUMNS = frozenset({"sample_id", "subject_id", "modality_mask"})
 def replacing(path: Path) -> Iterator[Path]:
     """Context of an atomic write: a temporary path, renamed to `path` on success and removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         yield temporary
         with temporary.open("rb") as handle:

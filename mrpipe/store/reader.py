@@ -6,6 +6,7 @@ name, selection by split, transforms, restored array shapes and `verify`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
-from mrpipe.raw import sha256
+from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.schema import Modality, Task
 from mrpipe.store import masks
+from mrpipe.store.content import describe
+from mrpipe.store.integrity import hash_faults, other_faults, size_faults
 from mrpipe.store.invariants import find_breaches
 from mrpipe.store.layout import StoreLayout
-from mrpipe.store.manifest import Manifest, read_manifest
-from mrpipe.store.manifest import store_id as hash_of
+from mrpipe.store.manifest import RESTORE, Manifest, differences, read_manifest
 from mrpipe.store.splits import PARTS
 
 if TYPE_CHECKING:
@@ -126,12 +127,7 @@ class Store:
         self._paths = StoreLayout(path)
         self.modalities: tuple[Modality, ...] = self.manifest.declared_modalities()
         self.tasks: tuple[Task, ...] = self.manifest.declared_tasks()
-        expected, fix = "a file of this sealed store", "Copy the complete store again."
-        missing = [f["file"] for f in self.manifest.files if not (path / f["file"]).is_file()]
-        if missing:
-            raise DataError(
-                Fault(file=f"{path}/{m}", expected=expected, found="no such file", fix=fix) for m in missing
-            )
+        _raise(size_faults(path, self.manifest))
 
     def __repr__(self) -> str:
         m = self.manifest
@@ -193,18 +189,13 @@ class Store:
     @property
     def attrition(self) -> pl.DataFrame:
         """Cohort flow: `step, reason, n_before, n_after`."""
-        return self._attrition().filter(pl.col("modality").is_null()).drop("modality")
+        return pl.read_parquet(self._paths.attrition).filter(pl.col("modality").is_null()).drop("modality")
 
     @property
     def losses(self) -> pl.DataFrame:
         """Samples that lost a single modality, by reason: `modality, step, reason, n_before, n_after`."""
-        frame = self._attrition().filter(pl.col("modality").is_not_null())
+        frame = pl.read_parquet(self._paths.attrition).filter(pl.col("modality").is_not_null())
         return frame.select("modality", pl.exclude("modality"))
-
-    def _attrition(self) -> pl.DataFrame:
-        frame = pl.read_parquet(self._paths.attrition)
-        # Older stores lack the column `modality`.
-        return frame if "modality" in frame.columns else frame.with_columns(pl.lit(None, pl.String).alias("modality"))
 
     def patterns(self) -> pl.DataFrame:
         """Number of samples per combination: `modalities` (joined by +), `modality_mask`, `n`."""
@@ -239,7 +230,8 @@ class Store:
     def verify(self, *, deep: bool = False) -> None:
         """Verify the integrity of the store.
 
-        Checks that file sizes and row counts match the manifest and that masks, row indices and tables are consistent.
+        Checks that the folder holds the declared files only, that the manifest agrees with what they contain, and that
+        masks, row indices and tables are consistent.
 
         Args:
             deep: also check the hash of every file and scan all values.
@@ -247,29 +239,41 @@ class Store:
         Raises:
             DataError: lists all problems.
         """
-        faults = FaultCollector()
-        for entry in self.manifest.files:
-            path = self.path / entry["file"]
-            expected, found = f"{entry['size']} bytes", f"{path.stat().st_size} bytes"
-            if deep and found == expected:
-                expected, found = f"SHA-256 {entry['sha256']}", f"SHA-256 {sha256(path)}"
-            if found != expected:
-                fix = "The file was changed after sealing: copy or rebuild the store."
-                faults.add(Fault(file=str(path), expected=expected, found=found, fix=fix))
-        faults.raise_if_any()
-        if (expected := hash_of(self.manifest.files)) != self.store_id:
-            fix = "The manifest was edited: rebuild the store."
-            place = str(self._paths.manifest)
-            faults.add(Fault(file=place, expected=f"store_id {expected}", found=self.store_id, fix=fix))
-        for entry in self.manifest.files:
-            rows = pq.read_metadata(self.path / entry["file"]).num_rows
-            if rows != entry["rows"]:
-                faults.add(Fault(file=entry["file"], expected=f"{entry['rows']} rows", found=f"{rows} rows"))
-        for breach in find_breaches(self.path, self.tasks, deep=deep):
-            faults.add(breach)
-        faults.raise_if_any()
+        root, manifest = self.path, self.manifest
+        hashes = hash_faults(root, manifest, remember=False) if deep else ()
+        _raise([*other_faults(root, manifest), *hashes])
+        stated = {entry["file"]: entry["sha256"] for entry in manifest.files}
+        try:
+            content = describe(root, self.bits, [t.name for t in self.tasks], self.schemes, stated)
+            breaches = find_breaches(root, self.tasks, deep=deep)
+        except (Exception, pl.exceptions.PanicException) as error:
+            # Whatever a library raises, it cannot read the tables that the manifest declares.
+            text = f"{type(error).__name__}: {error}"
+            raise DataError(Fault(file=str(root), expected="readable tables", found=text, fix=RESTORE)) from error
+        place = str(self._paths.manifest)
+        for key, value in content.items():
+            for column, actual, found in differences(getattr(manifest, key), value, key):
+                expected = f"{actual}, as in the files"
+                breaches.append(Fault(file=place, column=column, expected=expected, found=found, fix=RESTORE))
+        _raise(breaches)
+
+
+def _raise(faults: Iterable[Fault]) -> None:
+    if found := list(faults):
+        raise DataError(found)
 
 
 def open_store(path: str | Path) -> Store:
-    """Open a sealed store; checks its manifest and that all files exist (`Store.verify` checks their content)."""
+    """Open a sealed store; checks its manifest and the sizes of its files (`Store.verify` checks their content)."""
     return Store(Path(path))
+
+
+def open_verified(path: str | Path) -> Store:
+    """Open a sealed store and check the hashes of its files, once per user and change of a file.
+
+    Raises:
+        DataError: names each file that was changed after sealing.
+    """
+    store = open_store(path)
+    _raise(hash_faults(store.path, store.manifest, remember=True))
+    return store

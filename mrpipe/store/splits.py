@@ -1,6 +1,5 @@
 """Splits: grouped by subject and stratified by class, from a column, or from an imported list of ids."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.keyed import bits, id_keys
+from mrpipe.reading import read_json
 from mrpipe.schema import Scheme, Task
 
 PARTS = ("train", "val", "test")
@@ -133,15 +133,9 @@ def from_id_list(samples: pl.DataFrame, path: Path) -> pl.DataFrame:
 
     Other common names of the parts (`PART_ALIASES`) are accepted. Invalid or inconsistent lists are a DataError.
     """
-    try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        # The text of an OSError repeats the path.
-        found = (error.strerror or "unreadable").lower() if isinstance(error, OSError) else str(error)
-        fault = Fault(file=str(path), expected="a JSON object of id lists", found=found, fix="See `mrpipe split -h`.")
-        raise DataError(fault) from error
-    if not isinstance(lists, Mapping) or not all(k in PART_ALIASES and isinstance(v, list) for k, v in lists.items()):
-        found = f"keys {sorted(map(str, lists))}" if isinstance(lists, Mapping) else type(lists).__name__
+    lists = read_json(path, "a JSON object of id lists", "See `mrpipe split -h`.")
+    if not all(k in PART_ALIASES and isinstance(v, list) for k, v in lists.items()):
+        found = f"keys {sorted(lists)}"
         raise DataError(Fault(file=path.name, expected="the lists train, val and test", found=found))
     rows = [(str(i), PART_ALIASES[k]) for k, ids in lists.items() for i in ids]
     listed = pl.DataFrame(rows, schema={"id": pl.String, "split": pl.String}, orient="row")

@@ -8,6 +8,7 @@ import polars as pl
 
 from mrpipe.errors import DataError, Fault
 from mrpipe.raw import sha256
+from mrpipe.reading import reading
 from mrpipe.text.base import Floats
 
 PREFIX = "precomputed:"
@@ -29,12 +30,9 @@ class Precomputed:
     def __init__(self, option: str):
         path = Path(option.removeprefix(PREFIX)).expanduser()
         self.file, fault = path.name, partial(Fault, file=path.name, fix=FIX)
-        try:
+        with reading(path.name, "a Parquet file with the columns id and vector", FIX):
             table = pl.read_parquet(path, columns=["id", "vector"])
             ids, vectors = table["id"].cast(pl.String), table["vector"].cast(pl.List(pl.Float32))
-        except (pl.exceptions.PolarsError, OSError) as error:
-            found = str(error).partition("\n")[0] if path.exists() else "nothing"
-            raise DataError(fault(expected="a Parquet file with the columns id and vector", found=found)) from error
         lengths = vectors.list.len().fill_null(0)
         dim = int(lengths.max() or 0)  # type: ignore[arg-type]
         finite = vectors.list.eval(pl.element().is_finite().fill_null(False)).list.all().fill_null(True)

@@ -8,7 +8,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.genetics import packing as genotypes
-from mrpipe.genetics import plink
 from mrpipe.genetics.packing import LdOptions
 from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays
@@ -38,7 +37,7 @@ class GenotypeTransform(Encoded):
     def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: LdOptions) -> Self:
         chromosome = dictionary["description"].str.extract(CHROMOSOME)
         if options.r2 > 0 and len(chromosome) == arrays.modality.size and not chromosome.null_count():
-            kept = plink.ld_prune(arrays.x, chromosome.to_numpy(), options)
+            kept = genotypes.ld_prune(arrays.x, chromosome.to_numpy(), options)
         else:
             kept = np.arange(arrays.modality.size, dtype=np.int64)
         counts = genotypes.call_counts(arrays.x, arrays.modality.size)[:3, kept]

@@ -17,7 +17,7 @@ import mrpipe
 from mrpipe.cli.help import COMMANDS
 from mrpipe.cli.main import command_names, main
 
-STORE = Path(__file__).parents[1] / "data" / "stores" / "format-1"
+STORE = Path(__file__).parents[1] / "data" / "stores" / "format-2"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -36,7 +36,7 @@ def test_help_lists_every_command_and_version_and_exit_codes(capsys: pytest.Capt
     text = capsys.readouterr().out
     assert all(f"\n  {name} " in text for name in command_names())
     assert {"train", "report", "run"} <= set(command_names())
-    assert "Exit codes: 0 success, 2 usage error, 3 invalid input data." in text
+    assert "2 usage error, 3 invalid input data, 4 disk, permission or memory" in text
     assert main([]) == 2
     assert capsys.readouterr().out == text
     assert main(["--version"]) == 0
@@ -82,14 +82,14 @@ def test_mask_prints_the_combinations_and_writes_the_file(tmp_path: Path, capsys
         (["export", str(STORE), "--out", "x", "--modalities", "image"], 2, "npz"),
         (["check", "mosy", "--raw", "x"], 2, "mosi"),
         (["check", "mosi", "--raw", "x", "--set", "text_encoder"], 2, "key=value"),
-        (["split", "mosi", "--store", str(STORE), "--scheme", "mine"], 2, "standard"),
-        (["ingest", "mosi", "smell", "--raw", "x", "--work", "x", "--store", "x"], 2, "smell"),
+        (["split", "mosi", "--work", "x", "--scheme", "../mine"], 2, "letters, digits"),
+        (["ingest", "mosi", "smell", "--raw", "x", "--work", "x"], 2, "smell"),
         # Steps in the wrong order.
-        (["ingest", "mosi", "text", "--raw", "x", "--work", "x", "--store", "x"], 2, "run mrpipe cohort first"),
+        (["ingest", "mosi", "text", "--raw", "x", "--work", "x"], 2, "run mrpipe cohort first"),
         (["prepare", "mimic", "lab", "--part", "0", "--raw", "x", "--work", "x"], 2, "run mrpipe cohort first"),
-        (["samples", "mosi", "--work", "x", "--store", "x", "--modalities", "text"], 2, "run mrpipe cohort first"),
-        (["samples", "tables", "--work", "x", "--store", "x", "--modalities", "a"], 2, "run mrpipe check --work first"),
-        (["split", "tables", "--store", "x", "--scheme", "standard"], 2, "run mrpipe samples first"),
+        (["samples", "mosi", "--work", "x", "--modalities", "text"], 2, "run mrpipe cohort first"),
+        (["samples", "tables", "--work", "x", "--modalities", "a"], 2, "run mrpipe check --work first"),
+        (["split", "tables", "--work", "x", "--scheme", "standard"], 2, "run mrpipe samples first"),
         (["seal", "mosi", "--work", "x", "--store", "x"], 2, "run mrpipe check --work first"),
     ],
 )
@@ -117,7 +117,7 @@ def test_exit_code_is_2_for_usage_errors_and_3_for_invalid_data(
         (["export", str(STORE), "--out", "file/x", "--format", "npz"], "file/x: Not a directory"),
         (["mask", str(STORE), "--out", "file/x"], "file: File exists"),
         (["simulate", "mosi", "--out", "file/x"], "Not a directory"),
-        (["split", "mosi", "--store", str(STORE), "--scheme", "a", "--ids", "no.json"], "no.json: expected a JSON"),
+        (["split", "mosi", "--work", "empty", "--scheme", "a", "--ids", "no.json"], "run mrpipe samples first"),
         (["build", "mosi", "--raw", "nowhere", "--out", "x"], "nowhere: expected the folder of the export"),
         (["check", "tables", "--raw", "empty", "--set", "config=no.yaml"], "no.yaml"),
         (["cohort", "mosi", "--raw", "nowhere", "--work", "x"], "nowhere"),
@@ -200,7 +200,8 @@ def test_an_interrupted_command_says_so_and_leaves_no_temporary_file(
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         error = process.communicate()[1].decode()
-    assert (error, process.returncode) == (f"mrpipe {arguments[0]}: interrupted\n", 130)
+    said = f"mrpipe {arguments[0]}: interrupted (SIGINT); run the same command again to continue\n"
+    assert (error, process.returncode) == (said, 130)
     assert {p.relative_to(folder).as_posix() for p in set(folder.rglob("*")) - before} <= left
 
 

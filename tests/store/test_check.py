@@ -173,8 +173,9 @@ def test_a_modality_without_training_samples_is_refused_by_check_and_by_split(ra
     others = store.samples().filter(~pl.col("subject_id").is_in(ids.implode())).collect()["subject_id"].unique().sort()
     lists = {"train": others[1:].to_list(), "test": [*ids, others[0]]}
     (tmp_path / "ids.json").write_text(json.dumps(lists))
+    toy.staged(raw, tmp_path / "work")
     with pytest.raises(DataError, match="column 'image': expected training samples with this modality"):
-        make_split(toy.TOY, tmp_path / "store", "mine", ids=tmp_path / "ids.json")
+        make_split(toy.TOY, tmp_path / "work", "mine", ids=tmp_path / "ids.json")
 
 
 def test_unknown_modalities_and_schemes_are_usage_errors(raw: Path) -> None:

@@ -150,7 +150,7 @@ def test_id_lists_accept_sample_or_subject_ids_and_common_part_names(tmp_path) -
         ('{"train": ["s00000"], "test": ["s00000"]}', "each id once"),
         ('{"trian": ["s00000"]}', "train, val and test"),
         ("[1, 2", "JSON object"),
-        (None, "ids.json: expected a JSON object of id lists; found no such file or directory. See"),
+        (None, "ids.json: expected a JSON object of id lists; found no such file. See"),
     ],
 )
 def test_invalid_id_list_is_a_data_error(tmp_path, content: str | None, words: str) -> None:

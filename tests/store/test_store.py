@@ -21,17 +21,17 @@ import mrpipe
 from mrpipe.errors import DataError, UsageError
 from mrpipe.genetics.packing import unpack_range
 from mrpipe.raw import sha256
+from mrpipe.schema import SPLIT_KEY
 from mrpipe.stages.build import build
-from mrpipe.stages.check import write_check
-from mrpipe.stages.cohort import build_cohort
-from mrpipe.stages.ingest import ingest
 from mrpipe.stages.seal import seal
 from mrpipe.stages.simulate import simulate
-from mrpipe.stages.split import SPLIT_KEY, make_split
+from mrpipe.stages.split import make_split
 from mrpipe.store import masks
-from mrpipe.store.manifest import store_id
+from mrpipe.store.layout import WorkLayout
+from mrpipe.store.manifest import content_id
 from mrpipe.store.parquet import read_metadata, replacing, write_batches, write_frame
 from tests import toy
+from tests.stores import manifest_of, reseal, tables
 
 NAMES = ("table", "series", "image", "genotype")
 
@@ -60,13 +60,14 @@ def built(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def work(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Intermediate files of a build, for `seal`."""
-    folder = tmp_path_factory.mktemp("work")
-    write_check(toy.TOY, raw, folder / "work", {})
-    build_cohort(toy.TOY, raw, folder / "work", {})
-    for name in NAMES:
-        ingest(toy.TOY, name, raw, folder / "work", folder / "store", {})
-    return folder / "work"
+    """Work folder of a build, complete up to `seal`."""
+    return toy.staged(raw, tmp_path_factory.mktemp("work") / "work")
+
+
+@pytest.fixture
+def staged(work: Path, tmp_path: Path) -> Path:
+    """A copy of a work folder that a test may change."""
+    return Path(shutil.copytree(work, tmp_path / "work"))
 
 
 @pytest.fixture
@@ -104,7 +105,8 @@ def test_origin_is_simulated_if_the_export_has_a_truth_folder(built: Path, raw: 
 
 
 def test_store_is_independent_of_the_order_of_raw_rows(built: Path, raw: Path, tmp_path: Path) -> None:
-    assert build(toy.TOY, raw, tmp_path / "store", {"order_seed": 5}) == mrpipe.open_store(built).store_id
+    build(toy.TOY, raw, tmp_path / "store", {"order_seed": 5})
+    assert tables(tmp_path / "store") == tables(built)
 
 
 def test_rebuilding_in_place_is_reproducible_and_drops_old_files(raw: Path, copy: Path) -> None:
@@ -118,12 +120,19 @@ def test_rebuilding_in_place_is_reproducible_and_drops_old_files(raw: Path, copy
     store.verify(deep=True)
 
 
-def test_id_list_with_the_name_of_a_scheme_has_its_own_metadata(copy: Path, tmp_path: Path) -> None:
-    ids = mrpipe.open_store(copy).samples().collect()["subject_id"].unique().sort().to_list()
+def test_id_list_with_the_name_of_a_scheme_has_its_own_metadata(built: Path, staged: Path, tmp_path: Path) -> None:
+    ids = mrpipe.open_store(built).samples().collect()["subject_id"].unique().sort().to_list()
     (tmp_path / "ids.json").write_text(json.dumps({"train": ids[:20], "val": ids[20:24], "test": ids[24:]}))
-    make_split(toy.TOY, copy, "standard", ids=tmp_path / "ids.json")
-    recorded = json.loads(read_metadata(copy / "splits" / "standard.parquet")[SPLIT_KEY])
+    make_split(toy.TOY, staged, "standard", ids=tmp_path / "ids.json")
+    recorded = json.loads(read_metadata(staged / "store" / "splits" / "standard.parquet")[SPLIT_KEY])
     assert (recorded["method"], recorded["source"], recorded["description"]) == ("id list", "ids.json", "")
+    make_split(toy.TOY, staged, "my-own.list", ids=tmp_path / "ids.json")
+    seal(toy.TOY, staged, tmp_path / "store")
+    store = mrpipe.open_store(tmp_path / "store")
+    store.verify(deep=True)
+    assert store.schemes == ("my-own.list", "standard", "uniform")
+    with pytest.raises(UsageError, match="no split scheme 'mine'"):
+        make_split(toy.TOY, staged, "mine")
 
 
 @pytest.mark.parametrize("wrong", [{"modalities": ["table", "smell"]}, {"schemes": ["uniform", "mine"]}])
@@ -220,27 +229,29 @@ def test_manifest_contains_no_absolute_path_or_sample_id(built: Path) -> None:
     assert "s0001" not in text
 
 
-def test_store_id_depends_on_content_but_not_on_order() -> None:
-    files = [{"file": "a", "sha256": "1"}, {"file": "b", "sha256": "2"}]
-    assert store_id(files) == store_id(files[::-1]) != store_id([{"file": "a", "sha256": "2"}, files[1]])
+def test_store_id_depends_on_the_data_but_not_on_the_version(built: Path) -> None:
+    values = manifest_of(built)
+    for key, value in (("origin", "export"), ("options", {"order_seed": 1}), ("notes", ["new"]), ("title", "other")):
+        assert content_id(values | {key: value}) != values["store_id"], key
+    for key in ("code_hash", "mrpipe_version", "card"):
+        assert content_id(values | {key: "other"}) == values["store_id"] == content_id(dict(reversed(values.items())))
 
 
-def test_unsealed_and_newer_stores_are_refused(copy: Path) -> None:
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
-    with pytest.raises(DataError, match="format 99"):
-        mrpipe.open_store(copy)
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"a_later_addition": 1}))
-    mrpipe.open_store(copy)
-    for key, value in (("modalities", "file"), ("tables", "rows"), ("labels", "kind"), ("splits", "sha256")):
-        entries = [{k: v for k, v in entry.items() if k != value} for entry in manifest[key]]
-        (copy / "manifest.json").write_text(json.dumps(manifest | {key: entries}))
-        with pytest.raises(DataError, match=f"a store manifest; found KeyError: '{value}'"):
+def test_unsealed_stores_and_other_formats_are_refused(copy: Path) -> None:
+    manifest = manifest_of(copy)
+    for version, words in (
+        (99, "format 99, written by a newer version. Update"),
+        (1, "older version. Build the store"),
+    ):
+        (copy / "manifest.json").write_text(json.dumps(manifest | {"format": version}))
+        with pytest.raises(DataError, match=words):
             mrpipe.open_store(copy)
-    del manifest["title"]
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="title"):
-        mrpipe.open_store(copy)
+    reseal(copy, manifest | {"a_later_addition": 1})
+    mrpipe.open_store(copy).verify(deep=True)
+    for key, value in (("modalities", "file"), ("tables", "rows"), ("labels", "kind"), ("splits", "sha256")):
+        reseal(copy, {**manifest, key: [{k: v for k, v in entry.items() if k != value} for entry in manifest[key]]})
+        with pytest.raises(DataError, match=rf"'{key}\[0\]': expected all keys of the format; found '{value}'"):
+            mrpipe.open_store(copy)
     (copy / "manifest.json").unlink()
     with pytest.raises(DataError, match="no manifest"):
         mrpipe.open_store(copy)
@@ -256,7 +267,7 @@ def test_verify_finds_changed_missing_and_swapped_files(copy: Path) -> None:
         mrpipe.open_store(copy).verify(deep=True)
     image.write_bytes(original[:-100])
     with pytest.raises(DataError, match="bytes"):
-        mrpipe.open_store(copy).verify()
+        mrpipe.open_store(copy)
     image.unlink()
     with pytest.raises(DataError, match=r"image\.parquet"):
         mrpipe.open_store(copy)
@@ -297,13 +308,10 @@ def test_violated_invariants_are_found(copy: Path, breakage: pl.Expr, fault: str
     assert str(find_breaches(copy)[0]) == f"samples.parquet, column {fault}. Build the store again."
 
 
-def test_attrition_without_modalities_counts_samples(copy: Path) -> None:
-    """Stores of earlier versions have no such column."""
+def test_attrition_must_end_with_the_samples(copy: Path) -> None:
     from mrpipe.store.invariants import find_breaches
 
-    attrition = pl.read_parquet(copy / "attrition.parquet").drop("modality")
-    write_frame(copy / "attrition.parquet", attrition)
-    assert find_breaches(copy) == []
+    attrition = pl.read_parquet(copy / "attrition.parquet")
     write_frame(copy / "attrition.parquet", attrition.with_columns(pl.col("n_after") + 1))
     assert "expected consistent counts that end with 55 samples" in str(find_breaches(copy)[0])
 
@@ -369,23 +377,27 @@ def first(value: Callable[[object], object]) -> Callable[[list], list]:
     ],
 )
 def test_every_rule_of_the_format_is_checked_by_verify_and_by_seal(
-    copy: Path, work: Path, tmp_path: Path, file: str, change: Callable[[pa.Table], pa.Table], words: str
+    copy: Path, staged: Path, tmp_path: Path, file: str, change: Callable[[pa.Table], pa.Table], words: str
 ) -> None:
-    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest = manifest_of(copy)
     path = copy / f"{file}.parquet"
     rewritten(path, change)
     # The manifest of the changed file, so that only the content is at fault.
     for entry in (e for key in ("tables", "modalities", "labels", "splits") for e in manifest[key]):
         if entry["file"] == f"{file}.parquet":
             entry |= {"rows": pq.read_metadata(path).num_rows, "size": path.stat().st_size, "sha256": sha256(path)}
-    entries = [e for key in ("tables", "modalities", "labels", "splits") for e in manifest[key]]
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"store_id": store_id(entries)}))
+    reseal(copy, manifest)
     with pytest.raises(DataError, match=re.escape(words)):
         mrpipe.open_store(copy).verify(deep=True)
     if file != "dictionary":  # written by seal
+        path = staged / "store" / f"{file}.parquet"
+        rewritten(path, change)
+        with pytest.raises(DataError, match=f"{re.escape(path.name)}.*changed after the step that wrote it"):
+            seal(toy.TOY, staged, tmp_path / "store")
+        WorkLayout(staged).record(path)
         with pytest.raises(DataError, match=re.escape(words)):
-            seal(toy.TOY, work, copy)
-        assert not (copy / "manifest.json").exists()
+            seal(toy.TOY, staged, tmp_path / "store")
+        assert not (tmp_path / "store").exists()
 
 
 def test_unknown_names_are_usage_errors(built: Path) -> None:

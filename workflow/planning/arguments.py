@@ -1,7 +1,5 @@
 """Command-line arguments for the planned runs, as the `mrpipe` commands expect them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

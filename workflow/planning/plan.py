@@ -3,11 +3,8 @@
 This module reads no data file of an export: it runs on each start of Snakemake, and again on each cluster node.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from mrpipe.datasets import dataset_names, get_dataset
 from mrpipe.errors import MrpipeError, UsageError, did_you_mean
 from mrpipe.experiment.missingness import Missingness
 from mrpipe.options import non_default_fields, parse_options
+from mrpipe.reading import read_json
 from mrpipe.schema import Dataset
 from mrpipe.transforms.options import TransformOptions
 
@@ -195,7 +193,7 @@ def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
     if sealed is not None and not faults:
         try:
             modalities, tasks = _stored(Path(sealed, "manifest.json"), dataset)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (MrpipeError, KeyError, TypeError, AttributeError) as error:
             why = f"{type(error).__name__}: {error}"
             faults.append(f"{place}.store: {sealed}/manifest.json is not a manifest ({why}); seal the store again")
     elif not faults:
@@ -239,7 +237,7 @@ def _modalities(entry: Mapping[str, Any], dataset: Dataset, options: Any) -> tup
 
 def _stored(manifest: Path, dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Modalities, in bit order, and tasks of a sealed store; those of the dataset if the manifest lists none."""
-    said = json.loads(manifest.read_text(encoding="utf-8"))
+    said = read_json(manifest, "a store manifest", "Copy or seal the store again.")
     modalities = [m["name"] for m in sorted(said.get("modalities", ()), key=lambda m: m["bit"])]
     tasks = [task["name"] for task in said.get("labels", ())]
     return tuple(modalities or dataset.modalities), tuple(tasks or (t.name for t in dataset.tasks))

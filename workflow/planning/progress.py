@@ -4,8 +4,6 @@ A cell is a training run with its evaluation. Cells take most of the time, while
 of every kind.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys
@@ -39,15 +37,14 @@ class CellFolders:
         return self.logs / run.experiment / f"{self._name(run, step)}.log"
 
     def seconds(self, run: PlannedRun) -> float | None:
-        """Run time of a finished cell without its search; None if a benchmark file is missing."""
+        """Run time of a finished cell without its search; None if a benchmark file is missing or damaged."""
         total = 0.0
         for step in ("evaluate",) if run.test else ("train", "evaluate"):
             path = self.benchmarks / run.experiment / f"{self._name(run, step)}.jsonl"
             try:
-                lines = path.read_text(encoding="utf-8").splitlines()
-            except FileNotFoundError:
+                total += float(json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["s"])
+            except (OSError, ValueError, LookupError, TypeError):
                 return None
-            total += float(json.loads(lines[-1])["s"])
         return total
 
     def _name(self, run: PlannedRun, step: str) -> str:

@@ -1,7 +1,5 @@
 """Training runs and their evaluations, and the names of their folders and mask files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace

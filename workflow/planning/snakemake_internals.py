@@ -8,13 +8,16 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
+from snakemake.persistence.file import FilePersistence
 from snakemake.storage import flag_with_storage_object
 
 
@@ -102,6 +105,11 @@ class Internals:
         if self._workflow.is_main_process:
             self.on_job_finished(Listener())
 
+    def follow_umask(self) -> None:
+        """Write Snakemake's metadata with the permissions of the umask; it would let the group read and write them."""
+        os.umask(umask := os.umask(0o077))
+        FilePersistence._io_write.__defaults__ = (0o666 & ~umask,)
+
     def resume_interrupted(self) -> None:
         """Let the same command continue an interrupted run, without --rerun-incomplete and --unlock.
 
@@ -113,6 +121,9 @@ class Internals:
 
         def resume(*args: Any, **kwargs: Any) -> Any:
             workflow.dag_settings.force_incomplete = True
+            # Snakemake finishes running jobs at SIGTERM; a closed terminal must not leave jobs without it either.
+            if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+                signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
             executor = kwargs.get("executor_plugin") or args[0]
             remove_stale_locks(Path(".snakemake"), register=not executor.common_settings.dryrun_exec)
             return execute(*args, **kwargs)

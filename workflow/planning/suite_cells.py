@@ -1,7 +1,5 @@
 """Rows, columns and runs of a suite, and the description of them that the rendering commands read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any

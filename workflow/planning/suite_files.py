@@ -1,7 +1,5 @@
 """Files in which suites are declared."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ def read_suites(files: Sequence[Path]) -> dict[str, Any]:
         except FileNotFoundError:
             faults.append(f"suites: no file {str(file)!r}")
             continue
-        except yaml.YAMLError as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             faults.append(f"suites: {file} is not YAML: {' '.join(str(error).split())}")
             continue
         wrong = schema_faults(said, schema)

@@ -4,8 +4,6 @@ The folder name of a cell is derived from its settings, so suites that request t
 on each start of Snakemake but expanded only when they are requested.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

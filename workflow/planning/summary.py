@@ -1,7 +1,5 @@
 """Summary printed at the end of a workflow run: test scores, and the paths of the stores and the report."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

@@ -24,7 +24,7 @@ EXTRA_TARGETS.extend(f"{folder}/contact_sheet.png" for folder in QUALITY.values(
 rule image_qc:
     # Quality measures of every processed scan, outliers, and a contact sheet. Subjects are not identified.
     input:
-        store="<results>/stores/{dataset}/modalities/image.parquet",
+        table="<results>/build/{dataset}/store/modalities/image.parquet",
         tried="<results>/build/{dataset}/tried/image.parquet",
     output:
         table="<results>/build/{dataset}/qc/qc.parquet",

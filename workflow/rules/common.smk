@@ -84,14 +84,17 @@ def prefixed(variable, *folders):
     return os.pathsep.join(dict.fromkeys([*map(str, folders), *rest]))
 
 
-# On every node, jobs use this code and this interpreter, and never import modules from the working directory.
-os.environ.update(PYTHONSAFEPATH="1", PATH=prefixed("PATH", Path(sys.executable).parent))
+# On every node, jobs use this code and this interpreter, and never import modules from the working directory. Their logs
+# are UTF-8 and have the traceback of an unexpected error.
+os.environ.update(PYTHONSAFEPATH="1", PYTHONUTF8="1", MRPIPE_DEBUG="1")
+os.environ.update(PATH=prefixed("PATH", Path(sys.executable).parent))
 if IN_CHECKOUT:
     os.environ.update(PYTHONPATH=prefixed("PYTHONPATH", PROJECT, PROJECT / "model"))
 
 
 INTERNALS = Internals(workflow)
 INTERNALS.resume_interrupted()
+INTERNALS.follow_umask()
 
 
 def planned():

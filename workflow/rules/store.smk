@@ -103,7 +103,7 @@ rule ingest:
         cohort="<results>/build/{dataset}/cohort.parquet",
         parts=modality_parts,
     output:
-        table="<results>/stores/{dataset}/modalities/{modality}.parquet",
+        table="<results>/build/{dataset}/store/modalities/{modality}.parquet",
         dictionary="<results>/build/{dataset}/dictionary/{modality}.parquet",
         tried="<results>/build/{dataset}/tried/{modality}.parquet",
     log:
@@ -120,7 +120,6 @@ rule ingest:
         dataset=reader_name,
         raw=raw_folder,
         work=subpath(input.checked, parent=True),
-        store=lambda wildcards: store_folder(wildcards.dataset),
         options=reader_options,
         bit=lambda wildcards: store_plan(wildcards).dataset.modalities[wildcards.modality].bit,
         code=code_of(
@@ -128,19 +127,18 @@ rule ingest:
         ),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe ingest {params.dataset}"
-        " {wildcards.modality} --raw {params.raw:q} --work {params.work:q} --store {params.store:q}"
-        " {params.options:q} > {log} 2>&1"
+        " {wildcards.modality} --raw {params.raw:q} --work {params.work:q} {params.options:q} > {log} 2>&1"
 
 
 rule samples:
     input:
         cohort="<results>/build/{dataset}/cohort.parquet",
         attrition="<results>/build/{dataset}/attrition.parquet",
-        modalities=of_modalities("<results>/stores/{dataset}/modalities/{modality}.parquet"),
+        modalities=of_modalities("<results>/build/{dataset}/store/modalities/{modality}.parquet"),
         tried=of_modalities("<results>/build/{dataset}/tried/{modality}.parquet"),
     output:
-        samples="<results>/stores/{dataset}/samples.parquet",
-        attrition="<results>/stores/{dataset}/attrition.parquet",
+        samples="<results>/build/{dataset}/store/samples.parquet",
+        attrition="<results>/build/{dataset}/store/attrition.parquet",
     log:
         "<logs>/{dataset}/samples.log",
     benchmark:
@@ -156,20 +154,19 @@ rule samples:
     params:
         dataset=reader_name,
         work=subpath(input.cohort, parent=True),
-        store=subpath(output.samples, parent=True),
         modalities=lambda wildcards: store_plan(wildcards).modalities,
         code=code_of("mrpipe.stages.samples"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe samples {params.dataset}"
-        " --work {params.work:q} --store {params.store:q} --modalities {params.modalities:q} > {log} 2>&1"
+        " --work {params.work:q} --modalities {params.modalities:q} > {log} 2>&1"
 
 
 rule split:
     input:
-        samples="<results>/stores/{dataset}/samples.parquet",
+        samples="<results>/build/{dataset}/store/samples.parquet",
         ids=lambda wildcards: store_plan(wildcards).schemes[wildcards.scheme].get("ids", []),
     output:
-        "<results>/stores/{dataset}/splits/{scheme}.parquet",
+        "<results>/build/{dataset}/store/splits/{scheme}.parquet",
     log:
         "<logs>/{dataset}/split_{scheme}.log",
     benchmark:
@@ -184,25 +181,28 @@ rule split:
         runtime="1h",
     params:
         dataset=reader_name,
-        store=subpath(input.samples, parent=True),
+        work=lambda wildcards: path(f"<results>/build/{wildcards.dataset}"),
         seed=lambda wildcards: store_plan(wildcards).schemes[wildcards.scheme].get("seed", 0),
         ids=lambda wildcards, input: ["--ids", *input.ids] if input.ids else [],
         declared=lambda wildcards: repr(store_plan(wildcards).dataset.schemes.get(wildcards.scheme)),
         code=code_of("mrpipe.stages.split"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe split {params.dataset}"
-        " --store {params.store:q} --scheme {wildcards.scheme} --seed {params.seed} {params.ids:q} > {log} 2>&1"
+        " --work {params.work:q} --scheme {wildcards.scheme} --seed {params.seed} {params.ids:q} > {log} 2>&1"
 
 
 rule seal:
+    # Copies the tables to the store. No rule takes a file of a finished store as an input, except its manifest: a file
+    # that is changed there is an error of the step that reads it, and nothing seals it again.
     input:
         checked="<results>/build/{dataset}/checked.json",
-        samples="<results>/stores/{dataset}/samples.parquet",
-        attrition="<results>/stores/{dataset}/attrition.parquet",
-        modalities=of_modalities("<results>/stores/{dataset}/modalities/{modality}.parquet"),
+        samples="<results>/build/{dataset}/store/samples.parquet",
+        attrition="<results>/build/{dataset}/store/attrition.parquet",
+        modalities=of_modalities("<results>/build/{dataset}/store/modalities/{modality}.parquet"),
         dictionaries=of_modalities("<results>/build/{dataset}/dictionary/{modality}.parquet"),
         splits=lambda wildcards: [
-            f"<results>/stores/{wildcards.dataset}/splits/{scheme}.parquet" for scheme in store_plan(wildcards).schemes
+            f"<results>/build/{wildcards.dataset}/store/splits/{scheme}.parquet"
+            for scheme in store_plan(wildcards).schemes
         ],
     output:
         manifest="<results>/stores/{dataset}/manifest.json",

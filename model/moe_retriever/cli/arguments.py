@@ -45,8 +45,9 @@ def _add_reference(parser: ArgumentParser) -> None:
 
 def _add_machine(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (CUDA if available, else CPU), cpu, cuda or mps")
-    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: OMP_NUM_THREADS or torch's choice)")
-    kernels = "implementation of matrix products, experts and recurrences on a CPU; plain: standard torch operations"
+    threads = "CPU threads; another number changes the last digits of results (default: 1, on every machine)"
+    parser.add_argument("--threads", type=at_least(1), default=1, help=threads)
+    kernels = "implementation of experts and recurrences on a CPU; plain: standard torch operations"
     parser.add_argument("--kernels", default="fast", choices=("fast", "plain"), help=kernels)
     parser.add_argument("--quiet", action="store_true", help="do not print progress")
 

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -17,21 +18,20 @@ from moe_retriever.catalogue import help_text
 from moe_retriever.cli import arguments as arguments_of
 from mrpipe.cli.command import Command
 from mrpipe.errors import UsageError
+from mrpipe.locks import writing
+from mrpipe.places import Claim, file, folder
 
 
 def _machine(arguments: argparse.Namespace) -> str:
     """Set the number of threads and return the device."""
-    if arguments.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
     from moe_retriever.nn import kernels
 
     kernels.select(plain=arguments.kernels == "plain")
-    n = arguments.threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
-    if n > 0:
-        torch.set_num_threads(n)
+    torch.set_num_threads(arguments.threads)
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,11 +71,11 @@ def _train_config(arguments: argparse.Namespace) -> Any:
 
 def _data(arguments: argparse.Namespace) -> dict[str, Any]:
     """The data of a training or benchmark, as keyword arguments of `Job` and `measure`."""
-    from mrpipe import open_store
     from mrpipe.options import parse_assignments, parse_options
+    from mrpipe.store.reader import open_verified
     from mrpipe.transforms.options import TransformOptions
 
-    store, values = open_store(arguments.store), parse_assignments(arguments.transform, "--transform")
+    store, values = open_verified(arguments.store), parse_assignments(arguments.transform, "--transform")
     return {
         "store": store,
         "task": arguments.task,
@@ -154,20 +154,28 @@ def _print_metrics(content: dict[str, Any]) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
     from moe_retriever.evaluation.evaluate import evaluate_run
-    from mrpipe import open_store
+    from mrpipe.store.reader import open_verified
 
     a = arguments
     if not a.name and (a.mask or a.patterns or a.reference_store):
         raise UsageError("--mask, --patterns and --reference-store require --name: the folder in RUN/tests to write to")
-    if not re.fullmatch(r"(\w[\w.=+-]*)?", a.name):
-        raise UsageError(f"--name {a.name}: expected the name of a folder: letters, digits and . _ = + -")
     how = {"part": a.part, "draws": a.draws, "n_resamples": a.resamples, "device": device}
     given = {"calibration": a.calibration, "decision_threshold": a.decision_threshold}
     given["subgroups"] = a.subgroups and " ".join(a.subgroups)
     how["options"] = {name: value for name, value in given.items() if value is not None}
     protocol = {"name": a.name, "mask_file": a.mask, "patterns": a.patterns}
-    reference = a.reference_store and open_store(a.reference_store)
-    _print_metrics(evaluate_run(a.run, open_store(a.store), reference=reference, **protocol, **how))
+    reference = a.reference_store and open_verified(a.reference_store)
+    _print_metrics(evaluate_run(a.run, open_verified(a.store), reference=reference, **protocol, **how))
+
+
+def _evaluating(arguments: argparse.Namespace) -> AbstractContextManager[None]:
+    """Hold the lock of the result. Evaluations under other protocols and of other parts may run at the same time."""
+    run, name = arguments.run, arguments.name
+    if not re.fullmatch(r"(\w[\w.=+-]*)?", name):
+        raise UsageError(f"--name {name}: expected the name of a folder: letters, digits and . _ = + -")
+    if not run.is_dir():
+        return nullcontext()
+    return writing(run / "tests" / name if name else run / f"metrics_{arguments.part}", part_of=run)
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -178,17 +186,17 @@ def _predict(arguments: argparse.Namespace) -> None:
     from moe_retriever.evaluation.evaluate import load_like, prepare
     from moe_retriever.training.checkpoint import load_run
     from moe_retriever.training.predict import predict, prediction_frame
-    from mrpipe import open_store
     from mrpipe.store.parquet import write_frame
+    from mrpipe.store.reader import open_verified
 
     trained = load_run(arguments.run, device)
-    store = open_store(arguments.store)
+    store = open_verified(arguments.store)
     trained.origin.require_same_kind(store)
     data = load_like(trained, store, device, mask_file=arguments.mask, unlabelled=True)
     reference, common = arguments.reference_store, trained.config.common
     if common.calibration != "none" and store.store_id == trained.origin.store_id:
         reference = arguments.store
-    training = prepare(trained, arguments.run, reference and open_store(reference), device)
+    training = prepare(trained, arguments.run, reference and open_verified(reference), device)
     # The threshold concerns metrics only.
     common = dataclasses.replace(common, decision_threshold="0.5")
     temperature = decide(common, trained.method, training, draws=arguments.draws)["temperature"]
@@ -203,10 +211,10 @@ def _predict(arguments: argparse.Namespace) -> None:
 def _analyse(arguments: argparse.Namespace) -> None:
     device = _machine(arguments)
     from moe_retriever.evaluation.analysis import Request, analyse
-    from mrpipe import open_store
+    from mrpipe.store.reader import open_verified
 
     what = {name: getattr(arguments, name) for name in ("out", "what", "part", "combination")}
-    for path in analyse(Request(runs=arguments.run, store=open_store(arguments.store), device=device, **what)):
+    for path in analyse(Request(runs=arguments.run, store=open_verified(arguments.store), device=device, **what)):
         print(path)
 
 
@@ -272,7 +280,7 @@ def _settings(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _of_module(name: str, summary: str, *, step: bool = True) -> Command:
+def _of_module(name: str, summary: str, claim: Claim, *, step: bool = True) -> Command:
     """A command implemented by a module with `add_arguments` and `run`, which is imported only when needed."""
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -281,7 +289,7 @@ def _of_module(name: str, summary: str, *, step: bool = True) -> Command:
     def run(arguments: argparse.Namespace) -> None:
         import_module(name).run(arguments)
 
-    return Command(summary=summary, add_arguments=add_arguments, run=run, step=step)
+    return Command(summary=summary, add_arguments=add_arguments, run=run, claim=claim, step=step)
 
 
 train = Command(
@@ -294,6 +302,7 @@ train = Command(
     ),
     add_arguments=arguments_of.train_arguments,
     run=_train,
+    claim=folder("a run", "config.json log.txt .resume.pt", "store"),
 )
 evaluate = Command(
     summary="evaluate a finished run",
@@ -306,6 +315,7 @@ evaluate = Command(
     "  mrpipe evaluate --run runs/a --store stores/mosi --mask masks/p50.parquet --name p50",
     add_arguments=arguments_of.evaluate_arguments,
     run=_evaluate,
+    claim=_evaluating,
 )
 predict = Command(
     summary="predict all samples of a store, labelled or not",
@@ -313,6 +323,7 @@ predict = Command(
     "bank in the checkpoint or, if that was too large to store, from --reference-store.",
     add_arguments=arguments_of.predict_arguments,
     run=_predict,
+    claim=file("store", "reference_store"),
 )
 search = Command(
     summary="hyper-parameter search on the validation set",
@@ -324,6 +335,7 @@ search = Command(
     "  mrpipe train --store stores/mosi --options searches/shaspec/best.json --out runs/b --set epochs=50",
     add_arguments=arguments_of.search_arguments,
     run=_search,
+    claim=folder("a search", "best.json trials trials.parquet", "store"),
 )
 analyse = Command(
     summary="plot expert routing, gradient similarity and retrieved embeddings",
@@ -335,11 +347,15 @@ analyse = Command(
     epilog="example:\n  mrpipe analyse --run runs/a --store results/stores/mosi --out runs/a/analysis",
     add_arguments=arguments_of.analyse_arguments,
     run=_analyse,
+    claim=folder(
+        "an analysis", "config.json visits.parquet gradients.* embedding.* */visits.parquet */embedding.*", "store"
+    ),
 )
 benchmark = Command(
     summary="measure speed, memory, parameters and FLOPs of methods",
     add_arguments=arguments_of.benchmark_arguments,
     run=_benchmark,
+    claim=file("store"),
 )
 methods = Command(
     summary="list the methods, or the options and presets of a method",
@@ -353,8 +369,19 @@ settings = Command(
     run=_settings,
     step=True,
 )
-report = _of_module("moe_retriever.report.page", "render stores and runs as one HTML page", step=False)
-results = _of_module("moe_retriever.evaluation.run_folders", "collect the metrics of all runs in one table", step=False)
-suite_tables = _of_module("moe_retriever.suites.tables", "render the tables of a suite")
-suite_figures = _of_module("moe_retriever.suites.figures", "render the figures of a suite")
-suite_comparison = _of_module("moe_retriever.suites.published_comparison", "compare tables with the published values")
+_RENDERED = folder("tables or figures of a suite", "suite.json table.* finished")
+report = _of_module(
+    "moe_retriever.report.page",
+    "render stores and runs as one HTML page",
+    # Pages of one folder share their table and figures.
+    file("stores", shared=lambda page: page.parent / "figures"),
+    step=False,
+)
+results = _of_module(
+    "moe_retriever.evaluation.run_folders", "collect the metrics of all runs in one table", file(), step=False
+)
+suite_tables = _of_module("moe_retriever.suites.tables", "render the tables of a suite", _RENDERED)
+suite_figures = _of_module("moe_retriever.suites.figures", "render the figures of a suite", _RENDERED)
+suite_comparison = _of_module(
+    "moe_retriever.suites.published_comparison", "compare tables with the published values", _RENDERED
+)

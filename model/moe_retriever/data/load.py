@@ -3,8 +3,6 @@
 Legend: N samples, B samples of a batch, M modalities (in the store's bit order), C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,7 +95,7 @@ class Batch:
             and the sample's id, but not on the rest of the batch.
     """
 
-    data: Data
+    data: "Data"
     index: Rows
     observed: NDArray[np.bool_]
     hidden: NDArray[np.bool_]

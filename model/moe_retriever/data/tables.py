@@ -5,8 +5,6 @@ Pixels are kept in the store's integer type and genotypes in two bits per call; 
 Legend: n rows, d features, p SNPs, S total steps of all rows.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 

@@ -13,6 +13,7 @@ from moe_retriever.plots import plots
 from moe_retriever.training import gradients
 from moe_retriever.training.checkpoint import Trained, load_run
 from mrpipe.errors import UsageError
+from mrpipe.reading import read_frame
 from mrpipe.store.parquet import write_frame, write_text
 from mrpipe.store.reader import Store
 
@@ -118,7 +119,7 @@ def _gradients(run: Path, out: Path) -> pl.DataFrame:
     path = run / gradients.NAME
     if not path.is_file():
         raise UsageError("no gradients were recorded during training; train with --set gradient_rows=128")
-    frame = pl.read_parquet(path)
+    frame = read_frame(path)
     if frame.is_empty():
         raise UsageError("no training sample has two modalities, or the method is not trained with gradients")
     write_text(out / "gradients.csv", frame.write_csv())

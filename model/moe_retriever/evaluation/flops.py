@@ -1,7 +1,6 @@
 """FLOP counter (a multiply-add counts as two) that covers operations missing from torch's counter.
 
-Added: CPU attention, cuDNN recurrent layers (on the CPU torch counts their matrix products), embedding bags, and
-oneDNN linear layers.
+Added: CPU attention, cuDNN recurrent layers (on the CPU torch counts their matrix products), and embedding bags.
 """
 
 import math
@@ -9,8 +8,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-
-from moe_retriever.nn.kernels.linear import onednn_operator
 
 Shape = Sequence[int]
 
@@ -37,11 +34,6 @@ def _bag(weight: Shape, indices: Shape, *rest: object, **more: object) -> int:
     return 2 * math.prod(indices) * weight[1]
 
 
-def _linear(x: Shape, weight: Shape, *rest: object, **more: object) -> int:
-    """oneDNN's matrix product (`moe_retriever.nn.kernels.linear`)."""
-    return 2 * math.prod(x) * weight[0]
-
-
 # Operators without public names; those that this version of torch lacks are not counted.
 _FORMULAS: dict[str, Callable[..., int]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
@@ -55,7 +47,4 @@ _FORMULAS: dict[str, Callable[..., int]] = {
 def flop_counter(namespace: object = torch.ops.aten) -> FlopCounterMode:
     """A context manager whose `get_total_flops()` returns the FLOPs of the operations inside it."""
     extra = {getattr(namespace, name): f for name, f in _FORMULAS.items() if hasattr(namespace, name)}
-    onednn = onednn_operator()
-    if onednn is not None:
-        extra[onednn] = _linear
     return FlopCounterMode(display=False, custom_mapping=extra)

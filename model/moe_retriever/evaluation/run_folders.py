@@ -16,6 +16,7 @@ from moe_retriever.evaluation.paired import Predicted
 from mrpipe.errors import DataError, Fault
 from mrpipe.experiment.missingness import ALL
 from mrpipe.experiment.truth import ANY
+from mrpipe.reading import RUN_AGAIN, read_frame, read_json, reading
 from mrpipe.store.masks import combination_name
 from mrpipe.store.parquet import write_frame
 
@@ -26,11 +27,22 @@ SCHEMA = pl.Schema(
     | {"method": pl.String, "preset": pl.String, "seed": pl.Int64}
     | {**SCORE_COLUMNS, "code_hash": pl.String, "config": pl.Categorical()}
 )
+# Keys of metrics.json that all readers of runs use.
+NEEDED = ("dataset", "store_id", "origin", "task", "scheme", "method", "preset", "seed", "mask", "modalities")
 
 
 def finished(run: Path) -> bool:
     """Whether a run was trained and evaluated; metrics.json is written last."""
     return (run / "metrics.json").is_file()
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """Content of the metrics.json of a run or of its evaluation under a protocol.
+
+    Raises:
+        DataError: the file is damaged, or another version wrote it.
+    """
+    return read_json(run / "metrics.json", "the metrics of an evaluated run", keys=(*NEEDED, "training"))
 
 
 def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
@@ -43,10 +55,10 @@ def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
     """
     frames = [SCHEMA.to_frame()]
     for folder in runs:
-        said = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        said = read_metrics(folder)
         test = said.get("test")
         run = folder.parents[1] if test else folder
-        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        config = read_json(run / "config.json")
         mask = said["mask"] or {}
         known = {
             **{k: said[k] for k in ("dataset", "store_id", "origin", "task", "scheme", "method", "preset", "seed")},
@@ -59,10 +71,17 @@ def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
             "code_hash": said["training"]["code_hash"],
             "config": json.dumps(config, sort_keys=True),
         }
-        scores = pl.read_csv(folder / "metrics.csv", schema_overrides={"group": pl.String}, infer_schema_length=None)
-        every = scores.with_columns(pl.lit(value).alias(name) for name, value in known.items())
-        frames.append(every.select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items()))
+        scores = read_scores(folder).with_columns(pl.lit(value).alias(name) for name, value in known.items())
+        frames.append(scores.select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items()))
     return pl.concat(frames)
+
+
+def read_scores(run: Path) -> pl.DataFrame:
+    """Content of the metrics.csv of a run or of its evaluation under a protocol; damage is a DataError."""
+    path = run / "metrics.csv"
+    with reading(path, "the scores of an evaluated run", RUN_AGAIN):
+        frame = pl.read_csv(path, schema_overrides={"group": pl.String}, infer_schema_length=None)
+        return frame.select(pl.col(name).cast(dtype) for name, dtype in SCORE_COLUMNS.items())
 
 
 def write_results(root: Path, out: Path) -> pl.DataFrame:
@@ -91,7 +110,7 @@ def tested(run: Path, pattern: str = "") -> Predicted:  # noqa: PT028
     Raises:
         DataError: the predictions were written by an older version and lack subjects.
     """
-    said = json.loads((run / "metrics.json").read_text(encoding="utf-8")) if finished(run) else {}
+    said = read_metrics(run) if finished(run) else {}
     threshold = said.get("decision", {}).get("threshold", PLAIN.threshold)
     return replace(_predicted(_predictions(run, pattern)), rules=Rules(said.get("convention", ""), threshold))
 
@@ -119,7 +138,7 @@ def best_possible(run: Path, best: pl.DataFrame | None, pattern: str = "") -> Pr
 
 
 def _predictions(run: Path, pattern: str) -> pl.DataFrame:
-    frame = pl.read_parquet(run / "predictions.parquet").sort("sample_id", maintain_order=True)
+    frame = read_frame(run / "predictions.parquet").sort("sample_id", maintain_order=True)
     frame = frame.filter(modalities=pattern) if pattern else frame
     if "subject_id" not in frame.columns:
         path = str(run / "predictions.parquet")

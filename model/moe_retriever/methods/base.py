@@ -7,8 +7,6 @@ and starts from the same encoder weights. See docs/add-a-method.md.
 Legend: B samples, M modalities, P tokens, H hidden dimension, C classes.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -97,7 +95,7 @@ class Method(nn.Module, Generic[O_co]):
     Class attributes:
         name: equals the module's name.
         summary, paper: one line each, for `--help`; summaries of controls end in "(control)".
-        citation: reference of the original paper; empty for a control.
+        citation: reference of the original paper, or its key in report/references.json; empty for a control.
         Options: frozen dataclass of `mrpipe.options.option` fields whose names differ from those of `Common`; also the
             type parameter: `class Mine(Method[MyOptions])`, so that mypy knows the type of `self.config.own`.
         presets: named overrides; "paper" is the default.
@@ -113,7 +111,7 @@ class Method(nn.Module, Generic[O_co]):
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     citation: ClassVar[str] = ""
-    Options: ClassVar[type[DataclassInstance]] = NoOptions
+    Options: ClassVar["type[DataclassInstance]"] = NoOptions
     presets: ClassVar[Presets] = {"paper": {}}
     space: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {}
     gradient: ClassVar[bool] = True

@@ -60,10 +60,7 @@ class ConfSMoE(Method[ConfSMoEOptions]):
     name = "confsmoe"
     summary = "two-stage imputation, and experts weighted by their confidence in the label"
     paper = "ConfSMoE: Zheng et al., 2025"
-    citation = (
-        "L. N. Zheng, W. E. Zhang, M. Guo, M. Xu, O. Maennel, W. Chen. Rethinking gating mechanism in sparse MoE: "
-        "handling arbitrary modality inputs with confidence-guided gate. arXiv:2505.19525, 2025"
-    )
+    citation = "confsmoe"
     Options = ConfSMoEOptions
     presets: ClassVar[Presets] = {
         "paper": {},

@@ -99,10 +99,7 @@ class DyMo(Method[DyMoOptions]):
     name = "dymo"
     summary = "transformer over the observed and those recovered modalities that a reward selects for the sample"
     paper = "DyMo: Du et al., ICLR 2026"
-    citation = (
-        "S. Du, X. Luo, D. P. O'Regan, C. Qin. Inference-time dynamic modality selection for incomplete multimodal "
-        "classification. ICLR, 2026"
-    )
+    citation = "dymo"
     Options = DyMoOptions
     presets: ClassVar[Presets] = {"paper": {"fusion_layers": 2}, "no-recovery": {"fusion_layers": 2, "select": "none"}}
     space: ClassVar = {"prototypes": (0.0, 1.0), "subsets": (2, 5)}

@@ -1,24 +1,12 @@
-"""Flex-MoE: learned embeddings per observed combination and missing modality, and experts for combinations.
+"""Flex-MoE (Yun et al., NeurIPS 2024): learned embeddings per observed combination and missing modality, and experts.
 
-Yun et al., "Flex-MoE: Modeling Arbitrary Modality Combination via the Flexible Mixture-of-Experts", NeurIPS 2024. One
-transformer layer with a sparse mixture of experts as feed-forward layer. Tokens of incomplete samples are encouraged to
-visit the expert of their combination (cross-entropy on the router's logits without noise).
+docs/methods/flexmoe.md has the loss, the fallbacks and the differences from the paper and its code. With up to
+`MAX_BANK` modalities, index c of the bank and of the experts belongs to combination c (0: all modalities); with more,
+the embedding of m is the sum of vectors v[j, m] over the missing modalities j, and expert 1 + j belongs to modality j.
+Of the common fusion options, `fusion_layers`, `heads` and `fusion_block` apply.
 
-With up to `MAX_BANK` modalities, the bank of embeddings is (2^M − 1, M, P, H) and there are max(n_experts, 2^M − 1)
-experts; index c belongs to combination c (0: all modalities). With more modalities, both are additive: the embedding of
-m is the sum of vectors v[j, m] over the missing modalities j, and the router is encouraged equally towards the experts
-1 + j of the missing modalities.
-
-For a combination without training samples, the embedding of a missing modality m is the mean over those training
-combinations without m that share the most modalities with it; in the additive bank, vectors v[j, m] without training
-samples count as zero. If no training sample lacks m, the embedding is zero. `support` in the metrics reports the rates.
-
-The common options `fusion_layers`, `heads` and `fusion_block` apply ("code": as released, without the first residual
-connection); `fusion_ffn`, `fusion_experts` and `fusion_top_k` have no effect. Parameters without encoders for H = 128,
-P = 16, C = 3: 1.175 M (M = 3), 1.258 M (M = 4).
-
-Legend: B samples, M modalities, P tokens, H hidden dimension, L = M·P, T tokens of the batch, E experts,
-K combinations.
+Legend: B samples, M modalities, P tokens, H hidden dimension, L = M·P, T tokens of the batch, E experts, K
+combinations.
 """
 
 from collections.abc import Iterable
@@ -146,10 +134,7 @@ class FlexMoE(Method[FlexMoEOptions]):
     name = "flexmoe"
     summary = "learned embeddings per combination and missing modality; experts specialise in combinations"
     paper = "Flex-MoE: Yun et al., NeurIPS 2024"
-    citation = (
-        "S. Yun, I. Choi, J. Peng, Y. Wu, J. Bao, Q. Zhang, J. Xin, Q. Long, T. Chen. Flex-MoE: modeling "
-        "arbitrary modality combination via the flexible mixture-of-experts. NeurIPS, 2024"
-    )
+    citation = "flexmoe"
     Options = FlexMoEOptions
     presets: ClassVar[Presets] = {
         "paper": {},

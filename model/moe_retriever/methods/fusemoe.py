@@ -1,17 +1,7 @@
-"""FuseMoE as described in its paper: learned embeddings of missing modalities, and experts with distance-based gates.
+"""FuseMoE (Han et al., NeurIPS 2024): learned embeddings of missing modalities, and experts with distance-based gates.
 
-Han et al., "FuseMoE: Mixture-of-Experts Transformers for Fleximodal Fusion", NeurIPS 2024. Each layer consists of
-self-attention within each modality, a sparse mixture of experts over the tokens of all modalities (one router per
-modality, one pool of experts), and a feed-forward layer per modality, all pre-LN with residual connections. Readout:
-concatenated means over tokens, a residual two-layer MLP, and a linear head.
-
-router=joint (preset `joint`) is the closest affordable form of the released model: each modality is represented by its
-mean token, and one router and its experts process the concatenation of all modalities. As in the paper, the router also
-receives the embeddings of missing modalities, so missingness itself is a feature.
-
-The common `fusion_*` options have no effect. Not implemented: the released log-softmax experts with log-sum-exp, and
-the entropy regulariser, which the public code lacks. Parameters without encoders for H = 128, P = 16, C = 3: 1.972 M
-(M = 3) and 2.408 M (M = 4); joint: 7.21 M and 9.74 M.
+docs/methods/fusemoe.md has the architecture and the differences from the paper and its code. The common `fusion_*`
+options have no effect.
 
 Legend: B samples, M modalities, P tokens (1 for joint), H hidden dimension, E experts, T tokens in the router.
 """
@@ -123,10 +113,7 @@ class FuseMoE(Method[FuseMoEOptions]):
     name = "fusemoe"
     summary = "learned embeddings of missing modalities; mixture of experts with a Laplace router per modality"
     paper = "FuseMoE: Han et al., NeurIPS 2024"
-    citation = (
-        "X. Han, H. Nguyen, C. Harris, N. Ho, S. Saria. FuseMoE: mixture-of-experts transformers for "
-        "fleximodal fusion. NeurIPS, 2024"
-    )
+    citation = "fusemoe"
     Options = FuseMoEOptions
     space: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"layers": (1, 2)}
     presets: ClassVar[Presets] = {

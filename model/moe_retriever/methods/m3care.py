@@ -1,10 +1,6 @@
-"""M3Care: missing modalities are imputed from similar samples by graph convolution, followed by a transformer.
+"""M3Care (C. Zhang et al., KDD 2022): missing modalities are imputed from similar samples by graph convolution.
 
-C. Zhang et al., KDD 2022, with these differences from the released code: only the neighbours are masked instead of rows
-and columns (which makes all imputations constant), there is one batch norm per modality and view over observed rows,
-bandwidths are running means, and the evaluation is inductive: the neighbours of an evaluated sample are a fixed bank of
-training samples, never other evaluated samples. Besides, h has no activation (our encoders end in a linear map), and a
-modality is one token, so there are type embeddings only instead of position and type embeddings.
+docs/methods/m3care.md lists the differences from the released code.
 
 Legend: B samples, R neighbours, M modalities, H hidden dimension.
 """
@@ -173,10 +169,7 @@ class M3Care(Method[M3CareOptions]):
     name = "m3care"
     summary = "imputes missing modalities from similar samples by graph convolution, followed by a transformer"
     paper = "M3Care: Zhang et al., KDD 2022"
-    citation = (
-        "C. Zhang, X. Chu, L. Ma, Y. Zhu, Y. Wang, J. Wang, J. Zhao. M3Care: learning with missing modalities "
-        "in multimodal healthcare data. KDD, 2418-2428, 2022"
-    )
+    citation = "m3care"
     Options = M3CareOptions
     presets: ClassVar[Presets] = {"paper": {"batch_size": 128, "weight_decay": 1e-4, "clip": 20.0, "dropout": 0.5}}
 

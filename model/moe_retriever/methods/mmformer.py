@@ -1,13 +1,7 @@
-"""mmFormer: one transformer per modality, then one over all tokens; missing modalities are zeros plus position.
+"""mmFormer (Zhang et al., MICCAI 2022) for classification: one transformer per modality, then one over all tokens.
 
-Zhang et al., "mmFormer: Multimodal Medical Transformer for Incomplete Multimodal Learning of Brain Tumor Segmentation",
-MICCAI 2022, adapted from segmentation to classification: the decoder is a linear head on the concatenated means, and
-deep supervision is a head before the inter-modal transformer.
-
-The common option `fusion_layers` is the depth of the inter-modal transformer; the other `fusion_*` options have no
-effect, because blocks are pre-LN with a dense feed-forward layer of size `mlp_ratio` · H. Not implemented: AMSGrad and
-the polynomial decay of the published training. Parameters without encoders for H = 128, P = 16, C = 3: 0.80 M (M = 3)
-and 1.00 M (M = 4); with `mlp_ratio=8`: 1.33 M and 1.66 M.
+docs/methods/mmformer.md lists the differences from the paper and its code. The common option `fusion_layers` is the
+depth of the inter-modal transformer; the other `fusion_*` options have no effect.
 
 Legend: B samples, M modalities, P tokens, H hidden dimension, C classes, n observed entries of a modality.
 """
@@ -62,11 +56,7 @@ class MMFormer(Method[MMFormerOptions]):
     name = "mmformer"
     summary = "intra- and inter-modal transformers with zeros for missing modalities and random masking in training"
     paper = "mmFormer: Zhang et al., MICCAI 2022"
-    citation = (
-        "Y. Zhang, N. He, J. Yang, Y. Li, D. Wei, Y. Huang, Y. Zhang, Z. He, Y. Zheng. mmFormer: multimodal "
-        "medical transformer for incomplete multimodal learning of brain tumor segmentation. MICCAI, 107-117, "
-        "2022"
-    )
+    citation = "mmformer"
     Options = MMFormerOptions
     presets: ClassVar[Presets] = {
         "paper": {},

@@ -113,10 +113,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
     name = "moe_retriever"
     summary = "retrieves missing modalities from supporting samples with a sparse mixture of experts"
     paper = "MoE-Retriever, the paper implemented by this project"
-    citation = (
-        "Sparse MoE as a new retriever: addressing missing modality problem in incomplete multimodal data. "
-        "Manuscript under double-blind review, 2024"
-    )
+    citation = "moe_retriever"
     Options = MoERetrieverOptions
     presets: ClassVar[Presets] = {
         "paper": {},

@@ -1,11 +1,7 @@
-"""MUSE: a bipartite graph of samples and modalities, with edges for observed modalities and without imputation.
+"""MUSE (Z. Wu et al., ICLR 2024): a bipartite graph of samples and modalities, with edges for observed modalities.
 
-Z. Wu et al., ICLR 2024, with masked sums instead of a sparse library, and inductive evaluation. Samples of a batch
-interact only through the modality nodes, so the states of these nodes are computed once over the training samples and
-frozen; an evaluated sample then depends on its own edges only.
-
-The weights of a layer are used for both directions of an edge, which have separate states. Both contrastive losses
-share a projection: linear, tanh, ℓ2 normalisation. The classifier is an MLP: linear, ReLU, dropout, linear.
+docs/methods/muse.md lists the differences from the code. The states of the modality nodes are computed once over the
+training samples and frozen, so that an evaluated sample depends on its own edges only.
 
 Legend: B samples, M modalities, H hidden dimension, L layers.
 """
@@ -180,10 +176,7 @@ class Muse(Method[MuseOptions]):
     name = "muse"
     summary = "bipartite graph of samples and modalities with contrastive losses, without imputation"
     paper = "MUSE: Wu et al., ICLR 2024"
-    citation = (
-        "Z. Wu, A. Dadu, N. Tustison, B. Avants, M. Nalls, J. Sun, F. Faghri. Multimodal patient "
-        "representation learning with missing modalities and labels. ICLR, 2024"
-    )
+    citation = "muse"
     Options = MuseOptions
     presets: ClassVar[Presets] = {"paper": {"batch_size": 128, "dropout": 0.25, "lr": 2e-4}}
 

@@ -1,12 +1,7 @@
-"""ShaSpec: shared and specific features of each modality; missing modalities are replaced by shared features.
+"""ShaSpec (Wang et al., CVPR 2023): shared and specific features; shared ones replace those of missing modalities.
 
-Wang et al., "Multi-modal Learning with Missing Modality via Shared-Specific Feature Modelling", CVPR 2023. As inputs of
-different shapes cannot share an encoder, the shared encoder is applied to embeddings: s_m = S(LN Z_m),
-r_m = R_m(LN Z_m), f_m = s_m + W[s_m; r_m]; if m is missing, f_m is the mean of the observed s.
-
-Modalities hidden in training count as missing in the losses as well. The common options `fusion_*` and `heads` have an
-effect only with shared_encoder=transformer. Not implemented: SGD with momentum 0.99 and the polynomial decay of the
-published segmentation. Parameters without encoders for H = 128, C = 3: 0.167 M (M = 3), 0.200 M (M = 4).
+docs/methods/shaspec.md lists the differences from the paper and its code. The common options `fusion_*` and `heads`
+have an effect only with shared_encoder=transformer.
 
 Legend: B samples, M modalities, P tokens, H hidden dimension, C classes, N observed slots.
 """
@@ -72,10 +67,7 @@ class ShaSpec(Method[ShaSpecOptions]):
     name = "shaspec"
     summary = "shared and modality-specific features; missing modalities get the mean of the observed shared features"
     paper = "ShaSpec: Wang et al., CVPR 2023"
-    citation = (
-        "H. Wang, Y. Chen, C. Ma, J. Avery, L. Hull, G. Carneiro. Multi-modal learning with missing modality "
-        "via shared-specific feature modelling. CVPR, 15878-15887, 2023"
-    )
+    citation = "shaspec"
     Options = ShaSpecOptions
     presets: ClassVar[Presets] = {
         "paper": {},

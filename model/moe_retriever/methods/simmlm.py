@@ -42,10 +42,7 @@ class SimMLM(UnimodalHeads[SimMLMOptions]):
     name = "simmlm"
     summary = "gated mean of the outputs of modality experts, trained so that more modalities are not worse than fewer"
     paper = "SimMLM: Li et al., ICCV 2025"
-    citation = (
-        "S. Li, C. Chen, J. Han. SimMLM: a simple framework for multi-modal learning with missing modality. ICCV, "
-        "24068-24077, 2025"
-    )
+    citation = "simmlm"
     Options = SimMLMOptions
     presets: ClassVar[Presets] = {"paper": {}, "joint-only": {"independent": 0.0, "lr": 1e-3}}
     space: ClassVar = {"ranking": (0.0, 0.2, 1.0), "independent": (0.0, 0.25)}

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from moe_retriever.config import Common
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
-from moe_retriever.nn.kernels.linear import Linear
 from moe_retriever.nn.moe import Experts, Router, balance_loss
 
 
@@ -20,8 +19,8 @@ class Attention(nn.Module):
     def __init__(self, hidden: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.qkv = Linear(hidden, 3 * hidden, bias=False)
-        self.out = Linear(hidden, hidden)
+        self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
+        self.out = nn.Linear(hidden, hidden)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
         """Attention of (B, L, H) tensors without output projection; `allowed` broadcasts to (B, heads, Lq, Lk)."""
@@ -39,8 +38,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden: int, ffn: int, dropout: float, noise: Noise):
         super().__init__()
-        self.inner = Linear(hidden, ffn)
-        self.outer = Linear(ffn, hidden)
+        self.inner = nn.Linear(hidden, ffn)
+        self.outer = nn.Linear(ffn, hidden)
         self.dropout = Dropout(dropout, noise)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,7 +103,7 @@ class Fusion(nn.Module):
         self.position_MPH = nn.Parameter(torch.empty(n_modalities, c.tokens, c.hidden))
         self.blocks = nn.ModuleList(TransformerBlock(c, noise) for _ in range(c.fusion_layers))
         self.norm = nn.LayerNorm(c.hidden)
-        self.head = Linear(n_modalities * c.hidden, n_classes)
+        self.head = nn.Linear(n_modalities * c.hidden, n_classes)
 
     def initial(self, name: str) -> Fill:
         return normal(0.02)

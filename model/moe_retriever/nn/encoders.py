@@ -5,8 +5,6 @@ Encoders process observed entries only, so neither they nor batch statistics see
 Legend: n entries, P tokens, H hidden dimension, d features, T steps, C channels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +21,6 @@ from moe_retriever.data.tables import Genotypes, ModalitySpec
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.event_encoder import EventRecurrent
 from moe_retriever.nn.init import BATCH_NORMS, build
-from moe_retriever.nn.kernels.linear import Linear
 from moe_retriever.nn.kernels.recurrent import last_state
 from moe_retriever.nn.tokeniser import Tokeniser
 from mrpipe.errors import DataError, Fault
@@ -41,7 +38,7 @@ class VectorMLP(nn.Module):
 
     def __init__(self, d: int, encoder_hidden: int, n_tokens: int, hidden: int):
         super().__init__()
-        self.inner = Linear(d, encoder_hidden)
+        self.inner = nn.Linear(d, encoder_hidden)
         self.tokens = Tokeniser(encoder_hidden, n_tokens, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,7 +129,7 @@ class ImageEncoder(nn.Module):
         self.tokens = Tokeniser(c.image_outputs, c.tokens, c.hidden)
         self.cnn.features.requires_grad_(not self.freeze)
 
-    def train(self, mode: bool = True) -> ImageEncoder:
+    def train(self, mode: bool = True) -> "ImageEncoder":
         super().train(mode)
         if self.freeze:
             self.cnn.features.eval()

@@ -6,8 +6,6 @@ Legend: T tokens, H hidden, F feed-forward dimension, E experts, K experts per t
 experts.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ from moe_retriever.nn import kernels
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, constant, uniform
 from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, VisitPlan, plain_feed_forward
-from moe_retriever.nn.kernels.linear import onednn_pays
 
 
 @dataclass(frozen=True)
@@ -41,14 +38,14 @@ class Routing:
     noisy: Tensor | None = None
     spread: Tensor | None = None
 
-    def rows(self, index: Tensor) -> Routing:
+    def rows(self, index: Tensor) -> "Routing":
         """The routing of a subset of the tokens."""
         noisy = None if self.noisy is None else self.noisy[index]
         spread = None if self.spread is None else self.spread[index]
         return Routing(self.expert[index], self.weight[index], self.clean[index], noisy, spread)
 
     @staticmethod
-    def concatenate(parts: Sequence[Routing]) -> Routing:
+    def concatenate(parts: "Sequence[Routing]") -> "Routing":
         """Concatenate the routings of several routers over the same experts, either all with noise or all without."""
         noisy = [p.noisy for p in parts if p.noisy is not None]
         spread = [p.spread for p in parts if p.spread is not None]
@@ -162,13 +159,9 @@ class Experts(nn.Module):
                 then operates on sums.
             scale_T: factor of each token.
         """
-        # oneDNN benefits from recurring shapes, so long blocks are padded. Dropout masks include the padding, also in
-        # the plain implementation.
-        long = routing.expert.numel() >= 192 * self.n_experts
-        multiple = 32 if long and onednn_pays(x_TH) else 1
-        plan = VisitPlan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows, multiple)
+        plan = VisitPlan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows)
         weight_TK = routing.weight if scale_T is None else routing.weight * scale_T[:, None]
-        weight_A = F.pad(weight_TK.flatten(), (0, 1)).index_select(0, plan.order)
+        weight_A = weight_TK.flatten().index_select(0, plan.order)
         keep, factor = self.dropout.bits((len(weight_A), self.w_in.shape[2]), x_TH.device)
         weight_A = (weight_A * factor).to(x_TH.dtype)
         weights = self.w_in, self.b_in, self.w_out, self.b_out

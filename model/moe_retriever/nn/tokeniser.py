@@ -5,8 +5,6 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_retriever.nn.kernels.linear import Linear
-
 
 class Tokeniser(nn.Module):
     """(n, d) → (n, P, H): split into P equal chunks (padded with zeros) and apply one linear map to each chunk.
@@ -18,7 +16,7 @@ class Tokeniser(nn.Module):
         super().__init__()
         self.n_tokens = n_tokens
         self.chunk = math.ceil(d / n_tokens)
-        self.linear = Linear(self.chunk, hidden)
+        self.linear = nn.Linear(self.chunk, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         padding = self.chunk * self.n_tokens - x.shape[1]

@@ -1,11 +1,9 @@
 """Learning curves of a run folder."""
 
-import json
 from pathlib import Path
 
-import polars as pl
-
 from moe_retriever.plots import plots
+from mrpipe.reading import RUN_AGAIN, read_frame, read_json, reading
 
 
 def write_curves(run: Path) -> None:
@@ -15,7 +13,8 @@ def write_curves(run: Path) -> None:
     """
     path = run / "history.parquet"
     if path.is_file():
-        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        name = f"{config['method']}, seed {config['seed']}"
-        figure = plots.learning_curves({name: pl.read_parquet(path)}, score=config["common"]["select_metric"])
+        config = read_json(run / "config.json", keys=("method", "seed", "common"))
+        name, history = f"{config['method']}, seed {config['seed']}", read_frame(path)
+        with reading(path, "the history of a training", RUN_AGAIN):
+            figure = plots.learning_curves({name: history}, score=config["common"]["select_metric"])
         plots.save(figure, run / "curves")

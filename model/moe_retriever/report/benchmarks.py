@@ -10,6 +10,8 @@ from typing import Any
 
 import polars as pl
 
+from mrpipe.reading import reading
+
 SLOWEST = 10
 _FIELDS = {"s": "seconds", "max_rss": "peak_mb", "cpu_time": "cpu_seconds"}
 # Rules whose name contains an underscore.
@@ -37,10 +39,11 @@ def read_benchmarks(folder: Path) -> pl.DataFrame:
     """
     rows = []
     for path in sorted(folder.rglob("*.jsonl")):
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        with reading(path, "a benchmark of Snakemake", "Remove the file."):
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            said = dict(json.loads(lines[-1])) if lines else {}
         if not lines:
             continue
-        said = json.loads(lines[-1])
         rule, job = job_of(path, folder)
         measured = {v: _number(said.get(k)) for k, v in _FIELDS.items()}
         rows.append({"rule": said.get("rule_name") or rule, "job": job, **measured})

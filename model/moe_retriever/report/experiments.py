@@ -15,6 +15,7 @@ from moe_retriever.report.drawing import Picture, draw
 from moe_retriever.report.references import about
 from moe_retriever.report.runs import EXPERIMENT, ReportedRun, missingness_of
 from moe_retriever.suites.published import published_rows
+from mrpipe.reading import read_frame
 
 # Numbers are shown for all experiments, figures only for the first ones.
 MAX_DRAWN = 12
@@ -93,7 +94,7 @@ def _routing_figure(run: ReportedRun) -> Figure:
     # This import loads torch, which a page without runs does not need.
     from moe_retriever.evaluation.routing import expert_names
 
-    frame = pl.read_parquet(run.folder / "routing.parquet")
+    frame = read_frame(run.folder / "routing.parquet", ["target", "combination", "expert", "pool", "weight"])
     experts = frame.select("expert", "pool").unique().sort("expert")
     names = expert_names(experts["pool"].to_list())
     total = pl.col("weight").sum().over("target", "combination")
@@ -121,7 +122,7 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
     drawn = trained if len(trained) <= MAX_CURVES else list({r.label: r for r in reversed(trained)}.values())[::-1]
     drawn = drawn[:MAX_CURVES]
     if drawn:
-        curves = {f"{r.label}, seed {r.seed}": pl.read_parquet(r.folder / "history.parquet") for r in drawn}
+        curves = {f"{r.label}, seed {r.seed}": read_frame(r.folder / "history.parquet") for r in drawn}
         selected = {run.config["common"]["select_metric"] for run in drawn}
         figure = plots.learning_curves(curves, score=selected.pop() if len(selected) == 1 else "score")
         label = "Training loss, validation loss and validation score by epoch, one line per run."

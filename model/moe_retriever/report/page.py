@@ -25,7 +25,7 @@ from moe_retriever.suites.published import dataset_title
 from moe_retriever.training.search_result import read_best
 from mrpipe.errors import UsageError
 from mrpipe.store.parquet import write_text
-from mrpipe.store.reader import Store, open_store
+from mrpipe.store.reader import Store, open_verified
 
 HERE = Path(__file__).resolve().parent
 # Listed by name, because the code hash covers the data files that a module names.
@@ -123,7 +123,7 @@ def _stores(given: Sequence[Path], suites: Sequence[ReportedSuite]) -> list[Stor
     of_suites = [path for suite in suites for path in suite.stores if (path / "manifest.json").is_file()]
     stores: dict[str, Store] = {}
     for path in (*given, *of_suites):
-        store = open_store(path)
+        store = open_verified(path)
         stores.setdefault(store.store_id, store)
     return list(stores.values())
 

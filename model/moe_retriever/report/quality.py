@@ -11,7 +11,9 @@ import polars.selectors as cs
 from markupsafe import Markup
 from PIL import Image
 
+from mrpipe.constants import constants
 from mrpipe.imaging.qc import CAPTION, PANEL
+from mrpipe.reading import read_frame, reading
 from mrpipe.store.layout import qc_folder
 from mrpipe.store.reader import Store
 
@@ -19,32 +21,7 @@ from mrpipe.store.reader import Store
 SHEET_ROWS = 8
 MAX_ROWS = 30
 # Displayed names of the measures in qc.parquet.
-NAMES = {
-    "brain_ml": "brain volume (ml)",
-    "gm_ml": "grey-matter volume (ml)",
-    "fluid_share": "CSF fraction of the brain",
-    "grey_share": "grey-matter fraction of the brain",
-    "white_share": "white-matter fraction of the brain",
-    "empty": "empty slices between others",
-    "repeated": "fraction of identical slices",
-    "flat": "fraction of voxels equal to their neighbour",
-    "air": "signal above the head, relative to the brain",
-    "haze": "spread of the signal above the head, relative to the brain",
-    "scalp": "fraction of voxels with signal 6-16 mm outside the brain",
-    "hollow": "fraction of zeros in the brain",
-    "cut": "area of the brain at the edge of its extent, relative to its largest area",
-    "sharpness": "fine detail, relative to the median intensity",
-    "similarity": "correlation with the template before registration",
-    "orientation": "lead of that correlation over other orientations",
-    "stretch": "ratio of the largest to the smallest scale of the registration",
-    "map_ml": "volume of the grey-matter map (ml)",
-    "mass_ratio": "ratio of map volume to grey-matter volume",
-    "overlap": "overlap with the template brain (Dice)",
-    "ncc": "correlation with the template",
-    "n_folded": "folded voxels",
-    "jacobian_min": "minimum of the Jacobian determinant",
-    "jacobian_max": "maximum of the Jacobian determinant",
-}
+NAMES: dict[str, str] = constants(__file__, "quality.json")
 
 
 def quality_folder(store: Store, known: Mapping[str, Path]) -> Path:
@@ -59,7 +36,7 @@ def describe_quality(folder: Path) -> dict[str, Any] | None:
     of which identifies subjects.
     """
     path = folder / "qc.parquet"
-    table = pl.read_parquet(path) if path.is_file() else pl.DataFrame()
+    table = read_frame(path) if path.is_file() else pl.DataFrame()
     if table.is_empty():
         return None
     failed = pl.col("status") != "ok"
@@ -93,7 +70,7 @@ def _outliers(names: str | None) -> str:
 def _sheet(path: Path) -> Markup | None:
     if not path.is_file():
         return None
-    with Image.open(path) as sheet:
+    with reading(path, "the contact sheet of the images"), Image.open(path) as sheet:
         row = (3 * PANEL + CAPTION) // 2 + CAPTION
         top = sheet.convert("RGB").crop((0, 0, sheet.width, min(sheet.height, SHEET_ROWS * row)))
     buffer = io.BytesIO()

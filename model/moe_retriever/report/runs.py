@@ -10,11 +10,12 @@ from typing import Any
 import polars as pl
 
 from moe_retriever.data.scores import SCORE_COLUMNS
-from moe_retriever.evaluation.run_folders import hidden_rate, with_hidden
+from moe_retriever.evaluation.run_folders import hidden_rate, read_metrics, read_scores, with_hidden
 from moe_retriever.report.stores import public
 from moe_retriever.suites.published import dataset_title, missingness_title
 from mrpipe.errors import DataError, Fault
 from mrpipe.experiment.missingness import non_default, p_text
+from mrpipe.reading import read_json
 from mrpipe.store.masks import combination_name
 
 # Properties shared by the runs of an experiment, and keys of a run.
@@ -87,7 +88,7 @@ class ReportedRun:
 
     def rows(self) -> Iterable[dict[str, Any]]:
         """Tidy rows, one per group and metric."""
-        frame = pl.read_csv(self.folder / "metrics.csv", schema_overrides={"group": pl.String})
+        frame = read_scores(self.folder)
         key = dict(zip(KEYS, (*self.experiment, self.label, self.metrics["preset"], self.seed), strict=True))
         return (key | row | {"hidden": hidden_rate(self.metrics)} for row in frame.iter_rows(named=True))
 
@@ -101,11 +102,6 @@ def missingness_of(runs: Sequence[ReportedRun]) -> str:
     return missingness_title(mask and {"mechanism": mask["mechanism"], "p": mask["p"], **own})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file; empty if there is none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
 def read_run(folder: Path) -> ReportedRun:
     """Read a run folder.
 
@@ -116,9 +112,9 @@ def read_run(folder: Path) -> ReportedRun:
         raise DataError(
             Fault(file=str(folder), expected="a finished run (metrics.json)", found="none", fix="Train it first.")
         )
-    names = ("metrics", "config", "cost", "test_cost")
-    metrics, config, cost, test_cost = (read_json(folder / f"{name}.json") for name in names)
-    return ReportedRun(folder, metrics, config, cost, test_cost)
+    config = read_json(folder / "config.json", "the settings of a run", keys=("common", "options"))
+    cost, test = (read_json(p) if p.is_file() else {} for p in (folder / "cost.json", folder / "test_cost.json"))
+    return ReportedRun(folder, read_metrics(folder), config, cost, test)
 
 
 def tell_apart(runs: Sequence[ReportedRun]) -> list[ReportedRun]:

@@ -3,7 +3,6 @@
 It is derived from the store alone and identifies no sample.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import polars as pl
 from moe_retriever.plots import plots
 from moe_retriever.report.dictionary import summarise
 from moe_retriever.report.drawing import draw
+from mrpipe.reading import read_json
 from mrpipe.store.audit import audit
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.reader import Store
@@ -83,7 +83,7 @@ def sealed_at(store: Store) -> dict[str, str]:
     path = StoreLayout(store.path).provenance
     if not path.is_file():
         return {}
-    said = json.loads(path.read_text(encoding="utf-8"))
+    said = read_json(path, "the provenance of a store", "Copy or seal the store again.", keys=("versions", "sealed_at"))
     versions = ", ".join(f"{k} {v}" for k, v in said["versions"].items())
     return {"at": said["sealed_at"], "versions": f"Python {said['python']}, {versions}"}
 

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from moe_retriever.plots.plots import SHOWN
 from moe_retriever.report.drawing import Picture, inline_image, inline_svg, prefixed, require_passive
-from moe_retriever.report.runs import read_json
 from mrpipe.errors import DataError, Fault
+from mrpipe.reading import read_frame, read_json
 
 # Maximum number of figures per suite, and the size in bytes above which an SVG is replaced by its PNG.
 MOST_PICTURES = 24
@@ -52,7 +52,7 @@ def read_suite(folder: Path) -> ReportedSuite:
             Fault(file=str(folder), expected="a suite (table.html or *.svg)", found="neither", fix="Run it first.")
         )
     text = require_passive(table.read_text(encoding="utf-8"), str(table)) if table.is_file() else ""
-    said = read_json(folder / "suite.json")
+    said = read_json(folder / "suite.json") if (folder / "suite.json").is_file() else {}
     return ReportedSuite(
         name=folder.name,
         table=Markup(prefixed(text, "suite")) if text else None,
@@ -79,7 +79,7 @@ def _picture(suite: Path, path: Path) -> Picture:
 def _origins(folder: Path, text: str, said: dict[str, Any]) -> list[tuple[str, str]]:
     scores = folder / "scores.parquet"
     if scores.is_file():
-        frame = pl.read_parquet(scores, columns=["origin", "dataset"]).filter(pl.col("origin") != "")
+        frame = read_frame(scores, ["origin", "dataset"]).filter(pl.col("origin") != "")
         return sorted(frame.unique().iter_rows())
     if not re.search(r'class="[^"]*\bsimulated\b', text):
         return []

@@ -7,8 +7,6 @@ Embeddings are computed from the training store (`ReferenceSamples.of`) or loade
 Legend: R reference samples, M modalities, P tokens, H hidden dimension.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -103,7 +101,7 @@ class ReferenceSamples:
             self._own[rows] = np.arange(len(rows))
 
     @classmethod
-    def of(cls, data: Data, train_rows: Rows) -> ReferenceSamples:
+    def of(cls, data: Data, train_rows: Rows) -> "ReferenceSamples":
         """Reference samples from the training samples of a loaded store."""
         rows = np.sort(train_rows)
         return cls(data.observed[rows], data, rows)
@@ -154,7 +152,7 @@ class ReferenceSamples:
         return {"observed": torch.from_numpy(self.observed.copy()), "banks": banks}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, object], device: torch.device) -> ReferenceSamples:
+    def from_state(cls, state: Mapping[str, object], device: torch.device) -> "ReferenceSamples":
         """Reference samples without features, from `state`."""
         kept = [bank.to(device) for bank in cast(list[Tensor], state["banks"])]
         return cls(cast(Tensor, state["observed"]).numpy(), None, np.zeros(0, dtype=np.int64), kept)

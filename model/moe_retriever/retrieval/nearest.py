@@ -9,8 +9,6 @@ Legend: R reference (training) samples, B samples of a batch, Q missing slots, M
 D features of all modalities after the projection, k neighbours.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -44,7 +42,7 @@ class NearestIndex(SupportIndex):
             no sample of the same subject is a neighbour.
     """
 
-    def __init__(self, observed: NDArray[np.bool_], features: Features, options: MoERetrieverOptions, subject: Rows):
+    def __init__(self, observed: NDArray[np.bool_], features: Features, options: "MoERetrieverOptions", subject: Rows):
         super().__init__(observed)
         self.subject = subject
         self.features, self.k, self.temperature = features, options.nearest_k, options.nearest_temperature

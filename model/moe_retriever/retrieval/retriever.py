@@ -7,8 +7,6 @@ per item, H hidden dimension, E experts, T = I · P tokens, M modalities. Items 
 first. Slots are sorted by their number of items, so that attention runs over blocks of equal length without padding.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,7 +52,7 @@ class SlotItems:
     weight: NDArray[np.float32]
 
     @classmethod
-    def of(cls, draws: Draws, observed: NDArray[np.bool_], *, intra: bool = True, inter: bool = True) -> SlotItems:
+    def of(cls, draws: Draws, observed: NDArray[np.bool_], *, intra: bool = True, inter: bool = True) -> "SlotItems":
         """Items of the drawn supporting samples and of the samples' own modalities; slots without items are omitted.
 
         Args:
@@ -113,7 +111,7 @@ class Context(nn.Module):
     """
 
     def __init__(
-        self, n_modalities: int, n_tokens: int, hidden: int, options: MoERetrieverOptions, noise: Noise, c: Common
+        self, n_modalities: int, n_tokens: int, hidden: int, options: "MoERetrieverOptions", noise: Noise, c: Common
     ):
         super().__init__()
         self.layout, self.block = options.context, options.context_block
@@ -166,7 +164,7 @@ class Retriever(nn.Module):
     slot's missing modality and the shared ones. Without `context_routing`, all experts form one pool.
     """
 
-    def __init__(self, n_modalities: int, c: Common, options: MoERetrieverOptions, noise: Noise):
+    def __init__(self, n_modalities: int, c: Common, options: "MoERetrieverOptions", noise: Noise):
         super().__init__()
         o = options
         self.options, self.n_modalities = o, n_modalities

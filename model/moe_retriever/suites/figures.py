@@ -22,9 +22,10 @@ from moe_retriever.suites.render import Cell, Line, Page, PageTable, cells_of, h
 from moe_retriever.suites.spec import SuiteColumn, SuiteSpec, add_suite_arguments, read_suite
 from moe_retriever.training.gradients import NAME as GRADIENTS
 from mrpipe.errors import UsageError
+from mrpipe.reading import RUN_AGAIN, read_frame, reading
 from mrpipe.store.masks import combination_name, name_parts
 from mrpipe.store.parquet import write_text
-from mrpipe.store.reader import Store, open_store
+from mrpipe.store.reader import Store, open_verified
 
 FLOPS = ("mflop_per_sample", "reference_mflop_per_sample")
 # Column of the measurements → title in the table, beside the panels of the figure.
@@ -59,7 +60,7 @@ def draw(suite: SuiteSpec, places: FigureFolders) -> Page:
     shown = Shown()
     there = {c.store for c in suite.columns if not c.absent and (Path(c.store) / "manifest.json").is_file()}
     columns = [c for c in suite.columns if c.store in there and not c.absent]
-    stores = {path: open_store(path) for path in sorted(there)}
+    stores = {path: open_verified(path) for path in sorted(there)}
     for ending, suffix in itertools.product(plots.SHOWN, ("svg", "png", "csv")):
         # The report includes all figures in the folder, so figures of an earlier suite.json are removed.
         for path in places.out.glob(f"*-{ending}.{suffix}"):
@@ -158,7 +159,7 @@ def _gradients(
     frames = {}
     for row, run in _first_runs(suite, column, places, shown).items():
         path = run / GRADIENTS
-        if path.is_file() and not (frame := pl.read_parquet(path)).is_empty():
+        if path.is_file() and not (frame := read_frame(path)).is_empty():
             frames[row] = frame
         else:
             shown.missing.append(f"{name}, {row}: no gradients were recorded during training (option gradient_rows)")
@@ -203,7 +204,8 @@ def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFol
     for row, (label, _) in column.cells.items():
         path = places.costs / column.experiment / f"{label}.csv"
         if path.is_file():
-            frame = pl.read_csv(path, schema_overrides=dict.fromkeys(FLOPS, pl.Float64))
+            with reading(path, "a table of `mrpipe benchmark`", RUN_AGAIN):
+                frame = pl.read_csv(path, schema_overrides=dict.fromkeys(FLOPS, pl.Float64))
             frames.append(frame.with_columns(pl.lit(row).alias("method")))
         else:
             shown.missing.append(f"{name}, {row}: not measured")

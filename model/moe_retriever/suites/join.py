@@ -1,20 +1,19 @@
 """Rows of a suite for a user's own runs: those with the data, task, split, view and masks of a column."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_retriever.evaluation.run_folders import finished
+from moe_retriever.evaluation.run_folders import finished, read_metrics
 from moe_retriever.suites.spec import SuiteRow, SuiteSpec
 
 SAME = ("store_id", "task", "scheme", "modalities", "mask_sha256", "protocol")
 
 
 def _metrics(run: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    content = read_metrics(run)
     test = content.get("test")
     return content | {"protocol": test and [test[k] for k in ("store_id", "mask_sha256", "patterns")]}
 

@@ -10,6 +10,7 @@ from moe_retriever.data.scores import METRIC_NAMES
 from moe_retriever.suites.published import SIMULATED_WARNING, dataset_title, short
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, cells_of, heading, label, number, with_sd, write
 from mrpipe.errors import DataError, Fault
+from mrpipe.reading import read_frame
 from mrpipe.store.masks import name_parts
 
 SAID = {"simulated": "simulated", "export": "real"}
@@ -27,7 +28,7 @@ def read_scores(suites: Sequence[Path]) -> dict[str, pl.DataFrame]:
         if not path.is_file():
             fix = f"Render the table: mrpipe run {folder.name}."
             raise DataError(Fault(file=str(path), expected="the scores of a table", found="nothing", fix=fix))
-        frame = pl.read_parquet(path).drop_nulls("published")
+        frame = read_frame(path).drop_nulls("published")
         if len(frame):
             found[folder.name] = frame
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 
 from moe_retriever.suites.published import DATASETS, missingness_title, short
-from mrpipe.errors import DataError, Fault
+from mrpipe.reading import read_json, reading
 from mrpipe.store.masks import name_parts
 
 SCHEMA = Path(__file__).resolve().with_name("suite.schema.json")
@@ -163,12 +163,11 @@ def read_suite(path: Path) -> SuiteSpec:
     Raises:
         DataError: the file is not a suite.json of format 1.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        jsonschema.validate(content, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    fix = "The workflow writes this file: mrpipe run SUITE."
+    content = read_json(path, "a suite.json", fix)
+    with reading(path, "a suite.json", fix):
+        try:
+            jsonschema.validate(content, json.loads(SCHEMA.read_text(encoding="utf-8")))
+        except jsonschema.ValidationError as error:
+            raise ValueError(f"{error.json_path}: {error.message}") from error
         return parse_suite(content)
-    except (OSError, ValueError, jsonschema.ValidationError) as error:
-        place = f"{error.json_path}: {error.message}" if isinstance(error, jsonschema.ValidationError) else f"{error}"
-        found = f"{type(error).__name__}: {place}".splitlines()[0]
-        fix = "The workflow writes this file: mrpipe run SUITE."
-        raise DataError(Fault(file=str(path), expected="a suite.json", found=found, fix=fix)) from error

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import polars as pl
 
 from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.paired import Comparison, Predicted
-from moe_retriever.evaluation.run_folders import best_possible, finished, tested, with_hidden
+from moe_retriever.evaluation.run_folders import best_possible, finished, read_metrics, tested, with_hidden
 from moe_retriever.metrics import METRIC, METRIC_NAMES, METRICS, lower_is_better
 from moe_retriever.suites.join import joined
 from moe_retriever.suites.published import origin_sentence, origin_title, published
@@ -74,7 +73,7 @@ def fill(suite: SuiteSpec, column: SuiteColumn, runs: Path) -> Filled:
             missing.append(folder)
             continue
         found.setdefault(row, {})[seed] = tested(runs / folder, pattern)
-        said = json.loads((runs / folder / "metrics.json").read_text(encoding="utf-8"))
+        said = read_metrics(runs / folder)
         contents.append(said)
         validation.setdefault(row, []).append(said["training"].get("val", {}))
         if column.truth is not None and seed not in best:

@@ -88,9 +88,9 @@ def clear(run: Path, keep: tuple[str, ...] = ()) -> None:
 
 
 def write(path: Path, value: Mapping[str, object]) -> None:
-    """Save atomically, through a temporary file that is renamed."""
-    with replacing(path) as temporary:
-        torch.save(dict(value), temporary)
+    """Save atomically. The bytes do not depend on the name of the temporary file, which torch would put into it."""
+    with replacing(path) as temporary, temporary.open("wb") as handle:
+        torch.save(dict(value), handle)
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> dict[str, object]:

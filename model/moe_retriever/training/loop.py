@@ -129,11 +129,12 @@ def load_data(job: Job) -> Data:
 
 
 def described(job: Job, data: Data) -> dict[str, object]:
-    """Content of config.json: options and data."""
+    """Content of config.json: options, data and, on a CPU, the number of threads, on which the last digits depend."""
     origin = origin_of(job, data)
     settings = {**vars(origin), "modalities": list(origin.modalities), **data.fitted.settings}
     settings |= {"validation_cut_from_training": data.n_cut} if data.n_cut else {}
-    return {**job.config.to_dict(), "data": settings}
+    threads = {"threads": torch.get_num_threads()} if job.device == "cpu" else {}
+    return {**job.config.to_dict(), **threads, "data": settings}
 
 
 def run_training(job: Job, data: Data | None = None) -> bool:
@@ -183,7 +184,9 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     log = Log(run / "log.txt", n_epochs=common.epochs, progress=job.progress, quiet=job.quiet, fresh=before is None)
     log.line(opening_line(method, data, parts, origin))
     noted, used = notes(data, parts), [m for m in job.store.modalities if m.name in data.spec.names and m.encoder]
-    for note in [*(f"{m.name}: {used_encoder(m.encoder)}" for m in used), *noted]:
+    again = "an interrupted training with other options, data, threads or code is not continued but replaced"
+    replaced = [again] if before is None and (run / checkpoint.RESUME_NAME).is_file() else []
+    for note in [*(f"{m.name}: {used_encoder(m.encoder)}" for m in used), *noted, *replaced]:
         log.line(f"note: {note}")
         if not job.quiet:
             print(f"note: {note}", file=sys.stderr)
@@ -257,7 +260,9 @@ def require_same(path: Path, settings: Mapping[str, object], what: str) -> None:
     """Raise a UsageError if the JSON file of a finished run or search has other settings."""
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
+        before = {}
+    if not isinstance(before, dict):
         before = {}
     differing = [k for k, v in json.loads(json.dumps(settings)).items() if before.get(k) != v]
     if differing:

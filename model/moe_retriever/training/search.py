@@ -36,6 +36,7 @@ from moe_retriever.training.search_result import SearchData, SearchResult
 from moe_retriever.training.selection import DivergedError
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
+from mrpipe.reading import RUN_AGAIN, read_frame, read_json, reading
 from mrpipe.store.parquet import write_frame, write_text
 
 COMMON_SPACE: Mapping[str, tuple[OptionValue, ...]] = {
@@ -70,11 +71,8 @@ def read_space(path: Path) -> dict[str, list[OptionValue]]:
         DataError: the file is not such a mapping; lists every error.
     """
     fix = "Write one option per line, e.g.  lr: [0.0001, 0.001]"
-    try:
+    with reading(path, "a YAML or JSON file", fix):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        found = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise DataError(Fault(file=str(path), expected="a YAML or JSON file", found=found, fix=fix)) from error
     if not isinstance(content, dict) or not content:
         expected = "a mapping of options to lists of values"
         raise DataError(Fault(file=str(path), expected=expected, found=type(content).__name__, fix=fix))
@@ -198,7 +196,7 @@ def selected_by(job: Job, data: Data) -> str:
 def _run_trial(number: int, options: Overrides, job: Job, data: Data) -> Trial:
     mark = fingerprint(described(job, data), job.config)
     path = job.run / "result.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = read_json(path, "the result of a trial") if path.is_file() else {}
     if before.get("fingerprint") == mark:
         return Trial(number=number, options=options, **before["result"])
     path.unlink(missing_ok=True)
@@ -315,15 +313,16 @@ def search(
 
 
 def _data_of(path: Path) -> SearchData:
-    data = json.loads(path.read_text(encoding="utf-8"))["data"]
-    known = {k: data[k] for k in SearchData.__annotations__ if k in data}
-    return cast(SearchData, {**known, "modalities": [m["name"] for m in data["modalities"]]})
+    data = read_json(path, "the settings of a run", keys=("data",))["data"]
+    with reading(path, "the settings of a run", RUN_AGAIN):
+        known = {k: data[k] for k in SearchData.__annotations__ if k in data}
+        return cast(SearchData, {**known, "modalities": [m["name"] for m in data["modalities"]]})
 
 
 def show(content: SearchResult, folder: Path) -> None:
     """Print the trials, best first, and the command that trains with the best options."""
-    frame = pl.read_parquet(folder / "trials.parquet")
-    seconds = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["trial_seconds"]
+    frame = read_frame(folder / "trials.parquet")
+    seconds = read_json(folder / "cost.json", keys=("trial_seconds",))["trial_seconds"]
     options = [c for c in frame.columns if c not in ("trial", "status", "score", "best_epoch", "epochs", "error")]
     metric = content["metric"]
     table = Table("trial", *options, metric, "epoch", "seconds")

@@ -1,12 +1,12 @@
 """Reading best.json, the result of a hyper-parameter search, for `train --options` and the report."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
 from moe_retriever.config import OptionValue
 from mrpipe.errors import DataError, Fault
+from mrpipe.reading import read_json
 
 
 class SearchData(TypedDict):
@@ -49,18 +49,9 @@ def read_best(path: Path, needed: Sequence[str] = ("method", "preset", "override
         DataError: the file is not such a best.json.
     """
     expected = f"a JSON object with {', '.join(needed[:-1])} and {needed[-1]}"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        found = "no such file" if missing else f"{type(error).__name__}: {error}".splitlines()[0]
-    else:
-        if isinstance(content, dict):
-            wrong = [key for key in needed if not isinstance(content.get(key), _KINDS[key])]
-            if not wrong:
-                return cast(SearchResult, content)
-            found = f"missing or invalid {' and '.join(wrong)}"
-        else:
-            found = f"a {type(content).__name__}"
     fix = "Pass a best.json written by `mrpipe search`."
-    raise DataError(Fault(file=str(path), expected=expected, found=found, fix=fix))
+    content = read_json(path, expected, fix)
+    if wrong := [key for key in needed if not isinstance(content.get(key), _KINDS[key])]:
+        found = f"missing or invalid {' and '.join(wrong)}"
+        raise DataError(Fault(file=str(path), expected=expected, found=found, fix=fix))
+    return cast(SearchResult, content)

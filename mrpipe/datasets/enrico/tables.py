@@ -8,19 +8,18 @@ from typing import Any
 import polars as pl
 from PIL import ImageColor
 
+from mrpipe.constants import constants
 from mrpipe.delimited import line_of
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW, Column, Folder, few, find_one, read_csv
+from mrpipe.reading import reading
 
 PROVIDER = "https://github.com/luileito/enrico (files under http://userinterfaces.aalto.fi/enrico/resources/)"
 FETCH = f"Get it from {PROVIDER}."
 
+_PUBLISHED = constants(__file__, "tables.json")
 # Number of screens per topic in the published table. The label index is the sorted order, as in MultiBench.
-_PUBLISHED = (
-    "bare 76, calculator 6, camera 8, chat 11, editor 18, form 103, gallery 144, list 265, login 141, maps 9, "
-    "mediaplayer 32, menu 79, modal 67, news 59, other 52, profile 63, search 35, settings 90, terms 39, tutorial 163"
-)
-TOPIC_COUNTS = {topic: int(n) for topic, n in (entry.split() for entry in _PUBLISHED.split(", "))}
+TOPIC_COUNTS: dict[str, int] = _PUBLISHED["topics"]
 TOPICS = tuple(sorted(TOPIC_COUNTS))
 # The README of the provider's repository uses "Dialer" for the topic that the table calls calculator.
 TOPIC_ALIASES = {"dialer": "calculator"}
@@ -39,14 +38,7 @@ SCREEN_SIZE = (540, 960)
 CANVAS_SIZE = (1440, 2560)
 
 # The `hex` entries of component_legend.json; its `rgb` entries are off by one (they reach 256).
-_COLOURS = (
-    "Advertisement #0D47A1, Background Image #D21453, Bottom Navigation #BA68C8, Button Bar #FFCDD2, Card #D7BDE2, "
-    "Checkbox #FF8A65, Date Picker #CC6699, Drawer #673AB7, Image #F06292, Input #90CAF9, List Item #FFE0B2, Map View "
-    "#E1BEE7, Modal #00FFCC, Multi-Tab #FFF176, Number Stepper #AED581, On/Off Switch #4FC3F7, Pager Indicator "
-    "#F8BBD0, Radio Button #FFB74D, Slider #CDDBDC, Text #4A148C, Text Button #CDDC39, Toolbar #4DD0E1, Video "
-    "#00CC00, Web View #42A5F5"
-)
-COMPONENT_COLOURS: dict[str, str] = dict(entry.rsplit(" ", 1) for entry in _COLOURS.split(", "))
+COMPONENT_COLOURS: dict[str, str] = _PUBLISHED["colours"]
 
 TOPIC_COLUMNS = (Column(name="screen_id", nullable=False), Column(name="topic", nullable=False))
 ISSUE_COLUMNS = tuple(Column(name=n, nullable=False) for n in ("screen_id", "source", "description", "severity"))
@@ -156,7 +148,7 @@ class Legend:
 
 def _read_colours(path: Path) -> dict[str, str]:
     expected = 'a JSON object {name: {"hex": "#rrggbb", …}}'
-    try:
+    with reading(path.name, expected, FETCH):
         entries, plain = parse_json(path.read_bytes(), path.name)
         if not plain:
             raise ValueError("text that is not UTF-8")
@@ -164,9 +156,6 @@ def _read_colours(path: Path) -> dict[str, str]:
         for colour in colours.values():
             ImageColor.getrgb(colour)
         return colours
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(Fault(file=path.name, expected=expected, found=found, fix=FETCH)) from error
 
 
 def read_legend(raw: Path) -> Legend:

@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 import polars.selectors as cs
 
-from mrpipe.delimited import unreadable
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.reading import reading, unreadable
 
 CODES, SPLITS, ABOUT = "metadata/codes.parquet", "metadata/subject_splits.parquet", "metadata/dataset.json"
 TIME = pl.Datetime("us")
@@ -53,7 +53,7 @@ def files(raw: Path, name: str, columns: Mapping[str, Any]) -> list[pl.LazyFrame
         shown, chosen = path.relative_to(raw).as_posix(), []
         try:
             schema = pl.read_parquet_schema(path)
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except (Exception, pl.exceptions.PanicException) as error:
             faults.absorb(unreadable(error, shown, "a whole Parquet file"))
             continue
         for key, dtype in columns.items():
@@ -75,10 +75,8 @@ def files(raw: Path, name: str, columns: Mapping[str, Any]) -> list[pl.LazyFrame
 
 def run(frame: pl.LazyFrame, shown: str) -> pl.DataFrame:
     """Collect with the streaming engine; a damaged page is a DataError."""
-    try:
+    with reading(shown, "whole Parquet files"):
         return frame.collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise unreadable(error, shown, "whole Parquet files") from error
 
 
 def read(raw: Path, name: str, columns: Mapping[str, Any]) -> pl.DataFrame:

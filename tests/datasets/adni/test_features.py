@@ -211,7 +211,7 @@ def test_missing_codes_never_reach_a_feature(adni_exports: dict[str, Path]) -> N
 
 
 def test_number_of_clinical_features() -> None:
-    assert len(HISTORY.split()) == 19
+    assert len(HISTORY) == 19
     assert len(QUANTITIES) == 8
     assert len(drugs.INGREDIENTS) >= 50
 

@@ -17,7 +17,6 @@ from mrpipe.datasets.adni.genomic.merge import transpose_packed
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError
 from mrpipe.genetics import packing as genotypes
-from mrpipe.genetics import plink as pruning
 from mrpipe.keyed import generator
 from tests.datasets.adni.plink_toy import AUTOSOMES, random_calls, require, run_plink, write_random
 
@@ -201,64 +200,6 @@ def test_pruning_leaves_no_pair_above_the_threshold_in_any_window(seed: int) -> 
                     assert not r * r > options.r2 * (1 + 1e-9)
     # Some SNPs are pruned, but not all.
     assert 20 < len(kept) < 200
-
-
-# --- LD pruning by plink ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("settings", [(50, 5, 0.1), (13, 13, 0.2), (30, 1, 0.3), (2, 1, 0.9)])
-@pytest.mark.parametrize(("n", "missing"), [(2, 0.0), (61, 0.0), (64, 0.03), (150, 0.3)])
-def test_pruning_by_plink_equals_the_built_in_pruning(
-    n: int, missing: float, settings: tuple[int, int, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    require("plink1.9")
-    packed = genotypes.pack(random_calls(n, n, 402, missing))
-    # Chromosomes that plink treats as haploid are pruned like all others.
-    chromosome = np.repeat(["X", "7", "MT"], [200, 133, 69])
-    options = genotypes.LdOptions(*settings)
-    built_in = genotypes.ld_prune(packed, chromosome, options)
-    assert 0 < len(built_in) < 402
-    monkeypatch.delattr(genotypes, "ld_prune")
-    np.testing.assert_array_equal(pruning.ld_prune(packed, chromosome, options), built_in)
-
-
-def script(path: Path, text: str) -> None:
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-
-
-def test_which_plink_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert pruning.find() is None
-    script(tmp_path / "plink", "echo '@----------@ PLINK! v1.07'")
-    assert pruning.find() is None
-    script(tmp_path / "plink", "echo 'PLINK v1.9.0-b.8 64-bit (22 Oct 2024)'")
-    assert pruning.find() == str(tmp_path / "plink")
-    script(tmp_path / "plink1.9", "exit 1")
-    assert pruning.find() == str(tmp_path / "plink1.9")
-
-
-def test_built_in_pruning_replaces_a_failing_plink_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packed, chromosome = genotypes.pack(random_calls(8, 40, 120)), np.repeat(["1"], 120)
-    built_in = genotypes.ld_prune(packed, chromosome)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    np.testing.assert_array_equal(pruning.ld_prune(packed, chromosome, genotypes.LdOptions()), built_in)
-    script(tmp_path / "plink1.9", "echo 'Error: Out of memory.' >&2; exit 2")
-    with pytest.warns(RuntimeWarning, match="plink1.9 failed.*built-in.*Out of memory"):
-        got = pruning.ld_prune(packed, chromosome, genotypes.LdOptions())
-    np.testing.assert_array_equal(got, built_in)
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("settings", [(5, 12, 0.05), (1, 1, 0.1), (50, 5, 1.0)])
-def test_plink_is_not_used_for_unsupported_settings(settings: tuple[int, int, float]) -> None:
-    """If the step exceeds the window, plink removes uncorrelated SNPs."""
-    calls = generator(1, "independent").integers(0, 3, (60, 50)).astype(np.uint8)
-    chromosome, options = np.repeat(["1", "X"], 25), genotypes.LdOptions(*settings)
-    built_in = genotypes.ld_prune(genotypes.pack(calls), chromosome, options)
-    np.testing.assert_array_equal(pruning.ld_prune(genotypes.pack(calls), chromosome, options), built_in)
 
 
 @pytest.mark.real_data

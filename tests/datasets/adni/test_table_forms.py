@@ -240,7 +240,7 @@ def test_inithealth_has_the_history_of_later_phases(tmp_path: Path) -> None:
     assert got["MH18SURG"].to_list()[:4] == [0, 0, 1, 0]
     assert not {"MH14ALCH", "MH15DRUG", "MH16SMOK", "MH19OTHR", "MH16ASMOK"} & set(got.columns)
     # Beside MEDHIST, which has the other participants and all items.
-    answers = dict.fromkeys([*HISTORY.split(), *QUANTITIES], 0) | {"MH16SMOK": 1, "MH16ASMOK": 0.5}
+    answers = dict.fromkeys([*HISTORY, *QUANTITIES], 0) | {"MH16SMOK": 1, "MH16ASMOK": 0.5}
     save(raw, MEDHIST=pl.DataFrame([person(i) | {"VISCODE2": "sc", "VISDATE": None} | answers for i in range(6, N)]))
     got = values(raw, options)
     assert got["MH4CARD"].to_list() == [1, 1, 0, 0, None, None, *[0] * 6]

@@ -282,7 +282,7 @@ print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 MEASUREMENTS = """
 assert main(["prepare", "mimic", "lab", "--part", "0", "--raw", raw, "--work", work]) == 0
-assert main(["ingest", "mimic", "lab", "--raw", raw, "--work", work, "--store", work + ".store"]) == 0
+assert main(["ingest", "mimic", "lab", "--raw", raw, "--work", work]) == 0
 """
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")

@@ -261,9 +261,9 @@ def test_parts_of_another_cohort_are_an_error(
     older = ["--set", "min_age=60"]
     assert main(["cohort", "mimic", *work, *older]) == 0
     for options in ([], older):
-        assert main(["ingest", "mimic", modality, *work, "--store", str(tmp_path / "store"), *options]) == 2
+        assert main(["ingest", "mimic", modality, *work, *options]) == 2
         assert "run mrpipe prepare again" in capsys.readouterr().err
-    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "work" / "store").exists()
 
 
 def test_bins_contain_means(simulated: Path, tmp_path: Path) -> None:

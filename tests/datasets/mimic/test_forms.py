@@ -25,6 +25,7 @@ from mrpipe.stages.build import build
 from mrpipe.stages.simulate import simulate
 from tests.datasets.mimic.forms_toy import check, faults, to_parquet, typed
 from tests.datasets.mimic.mimic_toy import HEADERS, SUBJECT, Toy, read_rows, write_table
+from tests.stores import tables
 
 DATASET = get_dataset("mimic")
 
@@ -81,16 +82,16 @@ def as_bigquery(path: Path, out: Path) -> None:
 CONVERTERS = (as_polars, as_pandas_parquet, as_pandas_csv, as_shards, as_duckdb_parquet, as_bigquery)
 
 
-def store_id(raw: Path, out: Path, **settings) -> str:
+def built_tables(raw: Path, out: Path, **settings) -> dict[str, str]:
     build(DATASET, raw, out, settings)
-    return mrpipe.open_store(out).manifest.store_id
+    return tables(out)
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("reference")
     simulate(DATASET, folder / "raw", SIZES)
-    return store_id(folder / "raw", folder / "store")
+    return built_tables(folder / "raw", folder / "store")
 
 
 SIZES = {"n_patients": 60, "n_chart_rows": 400, "n_lab_rows": 300, "eligible": 0.6}
@@ -106,9 +107,9 @@ SIZES = {"n_patients": 60, "n_chart_rows": 400, "n_lab_rows": 300, "eligible": 0
         *(pytest.param(f, marks=pytest.mark.slow) for f in ("csv", "shards")),
     ],
 )
-def test_every_simulated_form_gives_the_same_store(form: str, reference: str, tmp_path: Path) -> None:
+def test_every_simulated_form_gives_the_same_store(form: str, reference: dict[str, str], tmp_path: Path) -> None:
     simulate(DATASET, tmp_path / "raw", {**SIZES, "form": form})
-    assert store_id(tmp_path / "raw", tmp_path / "store") == reference
+    assert built_tables(tmp_path / "raw", tmp_path / "store") == reference
 
 
 @pytest.mark.slow
@@ -121,14 +122,14 @@ def test_the_demo_converted_by_other_programs_gives_the_same_store(
     if not demo.is_dir():
         pytest.skip(f"no MIMIC-IV demo at {demo}")
     settings = {"notes": ("discharge", "radiology")}
-    expected = store_id(demo, tmp_path / "expected", checksums="skip", **settings)
+    expected = built_tables(demo, tmp_path / "expected", checksums="skip", **settings)
     raw = tmp_path / "raw"
     for name in [*TABLES, *PLACES.values()]:
         out = raw / name
         out.parent.mkdir(parents=True, exist_ok=True)
         convert_table(demo / f"{name}.csv.gz", out)
     assert not list(raw.rglob("*.gz")) or convert_table is as_bigquery
-    assert store_id(raw, tmp_path / "store", **settings) == expected
+    assert built_tables(raw, tmp_path / "store", **settings) == expected
     assert not [n for n in mrpipe.open_store(tmp_path / "store").manifest.notes if "as published" in n]
 
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from mrpipe.datasets.mimic.scan import scanner as scan_module
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
-from mrpipe.datasets.mimic.scan.records import PAD, clock_times, numbers_at, record_ends
+from mrpipe.datasets.mimic.scan.records import PAD, numbers_at, record_ends
 from mrpipe.datasets.mimic.scan.scanner import TableScan
+from mrpipe.datasets.mimic.scan.values import clock_times
 from mrpipe.datasets.mimic.tables import EVENTS, NOTES
 from mrpipe.errors import DataError
 

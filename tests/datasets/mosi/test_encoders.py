@@ -65,12 +65,14 @@ def test_ingest_takes_the_encoder_that_check_chose(raw: Path, tmp_path: Path) ->
     content = json.loads(path.read_text())
     content["options"]["text_encoder"] = "hashing-16"
     path.write_text(json.dumps(content))
-    ingest(DATASET, "text", raw, tmp_path / "work", tmp_path / "store", {})
-    assert b"hashing-16/1" in (tmp_path / "store" / "modalities" / "text.parquet").read_bytes()
+    WorkLayout(tmp_path / "work").record(path)
+    ingest(DATASET, "text", raw, tmp_path / "work", {})
+    assert b"hashing-16/1" in (tmp_path / "work" / "store" / "modalities" / "text.parquet").read_bytes()
     content["options"]["text_encoder"] = "minilm"  # was installed, and is no longer
     path.write_text(json.dumps(content))
+    WorkLayout(tmp_path / "work").record(path)
     with pytest.raises(MissingExtraError):
-        ingest(DATASET, "text", raw, tmp_path / "work", tmp_path / "store", {})
+        ingest(DATASET, "text", raw, tmp_path / "work", {})
 
 
 def test_precomputed_vectors_are_joined_by_clip(raw: Path, tmp_path: Path) -> None:

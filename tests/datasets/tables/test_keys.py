@@ -13,6 +13,7 @@ import pytest
 from mrpipe.datasets.tables import files
 from mrpipe.transforms.fit import fit
 from tests.datasets.tables.tables_toy import IDS, N, built, config, csv, faults_of, notes_of, people, values
+from tests.stores import tables
 
 A = csv("id,x", [[i, k] for k, i in enumerate(IDS)])
 BY_COLUMN = {"file": "people.csv", "column": "out", "classes": [0, 1]}
@@ -253,9 +254,9 @@ def test_large_files_give_the_same_store(tmp_path: Path, monkeypatch: pytest.Mon
     raw.mkdir()
     frame = pl.read_csv(table["a.csv"].strip().encode()).with_columns(day=pl.lit("2020-01-02").str.to_datetime())
     frame.write_parquet(raw / "b.parquet")
-    expected = built(tmp_path, table, spec).store_id
+    expected = tables(built(tmp_path, table, spec))
     monkeypatch.setattr(files, "LARGE", 0)
     monkeypatch.setattr("mrpipe.datasets.tables.features.CELLS", 100)
-    assert built(tmp_path, table, spec).store_id == expected
+    assert tables(built(tmp_path, table, spec)) == expected
     broken = {**table, "a.csv": table["a.csv"].replace("p03", "p03,1,2,3")}
     assert "a.csv, line 5: expected as many fields as the header" in faults_of(tmp_path, broken, spec)

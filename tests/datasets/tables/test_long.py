@@ -18,6 +18,7 @@ from mrpipe.store.reader import Store
 from mrpipe.transforms.fit import fit
 from tests.datasets.tables.hospital import write_hospital
 from tests.datasets.tables.tables_toy import IDS, TABLES, built, config, csv, faults_of, notes_of, values
+from tests.stores import tables
 
 ASKED = dt.datetime(2020, 1, 10, 12)
 PEOPLE = csv("id,out,asked", [[i, k % 2, f"{ASKED:%Y-%m-%d %H:%M}"] for k, i in enumerate(IDS)])
@@ -90,7 +91,7 @@ def test_rows_after_the_prediction_and_their_order_change_no_byte(tmp_path: Path
     declared = {**spec(), "modalities": both}
     first = built(tmp_path / "a", labs(rows), declared)
     second = built(tmp_path / "b", labs([*later, *rows[::-1]]), declared)
-    assert first.store_id == second.store_id
+    assert tables(first) == tables(second)
     for path in sorted((tmp_path / "a/store").rglob("*.parquet")):
         assert path.read_bytes() == (tmp_path / "b/store" / path.relative_to(tmp_path / "a/store")).read_bytes(), path
 
@@ -155,7 +156,7 @@ def test_zones_of_times_are_dropped_in_large_files_as_in_small_ones(
         frame.write_parquet(raw / "labs.parquet")
         built(tmp_path / name, {"people.csv": PEOPLE}, spec() | entry)
     small, large_store = (mrpipe.open_store(tmp_path / name / "store") for name in ("small", "large"))
-    assert small.store_id == large_store.store_id
+    assert tables(small) == tables(large_store)
 
 
 def test_rows_per_subject_serve_each_visit_up_to_its_prediction(tmp_path: Path) -> None:
@@ -197,10 +198,10 @@ def test_faults_of_long_tables(tmp_path: Path) -> None:
 
 
 def test_a_large_long_table_is_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = built(tmp_path, labs(measurements()), spec()).store_id
+    expected = tables(built(tmp_path, labs(measurements()), spec()))
     monkeypatch.setattr(files, "LARGE", 0)
     monkeypatch.setattr(files, "BATCH_ROWS", 7)
-    assert built(tmp_path, labs(measurements()), spec()).store_id == expected
+    assert tables(built(tmp_path, labs(measurements()), spec())) == expected
 
 
 def test_test_rows_do_not_influence_the_fitted_transforms(tmp_path: Path) -> None:
@@ -230,7 +231,7 @@ def test_hospital_example(tmp_path: Path, project: Path) -> None:
         stores.append(mrpipe.open_store(tmp_path / f"{name}_store"))
     store = stores[0]
     store.verify(deep=True)
-    assert len({s.store_id for s in stores}) == 1
+    assert all(tables(s) == tables(stores[0]) for s in stores)
     assert {m.name: m.kind for m in store.modalities} == {
         "demographics": "vector",
         "admission": "vector",

@@ -26,9 +26,9 @@ def test_single_steps_equal_the_build(tmp_path: Path) -> None:
     raw, work, store = str(tmp_path / "raw"), str(tmp_path / "work"), str(tmp_path / "store")
     names = ["vitals", "labs", "survey"]
     steps = [["check", "tables", "--raw", raw, "--work", work], ["cohort", "tables", "--raw", raw, "--work", work]]
-    steps += [["ingest", "tables", m, "--raw", raw, "--work", work, "--store", store] for m in names]
-    steps += [["samples", "tables", "--work", work, "--store", store, "--modalities", *names]]
-    steps += [["split", "tables", "--store", store, "--scheme", s] for s in ("standard", "uniform")]
+    steps += [["ingest", "tables", m, "--raw", raw, "--work", work] for m in names]
+    steps += [["samples", "tables", "--work", work, "--modalities", *names]]
+    steps += [["split", "tables", "--work", work, "--scheme", s] for s in ("standard", "uniform")]
     steps += [["seal", "tables", "--work", work, "--store", store]]
     for step in steps:
         assert main(step) == 0

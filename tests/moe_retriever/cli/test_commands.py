@@ -22,8 +22,8 @@ from moe_retriever.training.checkpoint import NAME, read
 from mrpipe import Store
 from mrpipe.cli.main import main
 from mrpipe.experiment.missingness import Missingness, write_masks
-from mrpipe.store.manifest import store_id
 from mrpipe.store.parquet import read_metadata, write_frame
+from tests.stores import manifest_of, reseal
 
 OPTIONS = [
     "epochs=2",
@@ -129,11 +129,9 @@ def test_predict_with_nearest_supporting_samples_needs_no_training_store(
 def edited(store: Path, folder: Path, change: Callable[[dict[str, object]], None]) -> Path:
     """A copy of a store with another manifest, sealed again."""
     copy = Path(shutil.copytree(store, folder))
-    content = json.loads((copy / "manifest.json").read_text())
+    content = manifest_of(copy)
     change(content)
-    files = [f for k in ("tables", "modalities", "labels", "splits") for f in content[k]]
-    content["store_id"] = store_id(files)
-    (copy / "manifest.json").write_text(json.dumps(content))
+    reseal(copy, content)
     return copy
 
 

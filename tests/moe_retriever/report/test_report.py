@@ -21,6 +21,7 @@ from mrpipe.cli.main import main
 from mrpipe.errors import DataError
 from mrpipe.experiment.missingness import ALL, read_realised
 from tests.moe_retriever.report.page_checker import checked, untimed
+from tests.stores import reseal
 from workflow.planning.summary import print_summary
 
 SMALL = ["epochs=2", "hidden=8", "tokens=2", "heads=2", "encoder_hidden=8", "cnn_width=0.05"]
@@ -165,8 +166,7 @@ def test_simulated_data_are_announced_at_the_top(page: Path) -> None:
 def test_real_data_are_announced_at_the_top(store: Store, tmp_path: Path) -> None:
     copy = tmp_path / "store"
     shutil.copytree(store.path, copy)
-    manifest = json.loads((copy / "manifest.json").read_text()) | {"origin": "export", "store_id": "0" * 16}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    reseal(copy, {"origin": "export"})
     write_report(Inputs(stores=[copy]), tmp_path / "index.html")
     text = (tmp_path / "index.html").read_text()
     assert 'class="banner export"' in text

@@ -15,7 +15,7 @@ def plain() -> bool:
 
 
 def select(*, plain: bool) -> None:
-    """Select the plain or the fast kernels of linear, grouped feed-forward and recurrent layers."""
+    """Select the plain or the fast kernels of grouped feed-forward and recurrent layers."""
     global _plain
     _plain = plain
 

@@ -83,7 +83,7 @@ def initial_health(frame: pl.DataFrame) -> pl.DataFrame:
     unknown = ("MH14ALCH", "MH15DRUG", "MH16SMOK", "MH19OTHR")
     items = {
         item: (pl.col("IHSYMPTOM") == code).any() | ((item == "MH18SURG") & (pl.col("IHSURG") == 1).any())
-        for code, item in enumerate(loni.HISTORY.split())
+        for code, item in enumerate(loni.HISTORY)
         if item not in unknown
     }
     keys = ["rid", "month", "rank", "date", "when"]
@@ -94,7 +94,7 @@ def initial_health(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _history(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
-    names = loni.HISTORY.split()
+    names = loni.HISTORY
     frames = [pl.DataFrame(schema=dict.fromkeys(names, pl.Int8) | dict.fromkeys(loni.QUANTITIES, pl.Float64))]
     frames += [export.timed(loni.MEDHIST)] if export.path(loni.MEDHIST) else []
     frames += [initial_health(export.timed(loni.INITHEALTH))] if export.path(loni.INITHEALTH) else []
@@ -114,7 +114,7 @@ def _history(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str)
 
 
 def _examination(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
-    names = [*loni.SIGNS.split(), *loni.FUNCTIONS.split()]
+    names = [*loni.SIGNS, *loni.FUNCTIONS]
     frame = pick(export.timed(loni.NEUROEXM), cohort, policy, names)
     declared = [
         Feature(name=n, source_file=source, source_column=n, levels=loni.NEUROEXM.field(n).levels) for n in names

@@ -6,67 +6,11 @@ with their brand names. A name matches if one of its words is listed (`Lipitor 2
 
 import polars as pl
 
+from mrpipe.constants import constants
+
+_LISTED: dict[str, dict[str, tuple[str, ...]]] = constants(__file__, "medications.json")
 # Cholinesterase inhibitors and memantine are prescribed for dementia and reveal the label.
-DEMENTIA_DRUGS: dict[str, tuple[str, ...]] = {
-    "donepezil": ("donepezil", "aricept"),
-    "rivastigmine": ("rivastigmine", "exelon"),
-    "galantamine": ("galantamine", "razadyne", "reminyl"),
-    "memantine": ("memantine", "namenda", "namzaric"),
-}
-INGREDIENTS: dict[str, tuple[str, ...]] = {
-    "aspirin": ("aspirin", "asa", "ecotrin", "bayer"),
-    "multivitamin": ("multivitamin", "multivitamins", "multi", "centrum", "mvi"),
-    "vitamin_d": ("d3", "cholecalciferol", "ergocalciferol"),
-    "vitamin_e": ("tocopherol", "vite"),
-    "vitamin_b12": ("b12", "b-12", "cyanocobalamin"),
-    "folic_acid": ("folic", "folate"),
-    "ascorbic_acid": ("ascorbic",),
-    "calcium": ("calcium", "caltrate", "citracal", "oscal"),
-    "fish_oil": ("fish", "omega", "omega-3", "lovaza"),
-    "glucosamine": ("glucosamine", "chondroitin"),
-    "coenzyme_q10": ("coq10", "coenzyme", "ubiquinone"),
-    "ginkgo": ("ginkgo", "gingko", "biloba"),
-    "magnesium": ("magnesium",),
-    "potassium": ("potassium", "klor-con"),
-    "iron": ("iron", "ferrous"),
-    "atorvastatin": ("atorvastatin", "lipitor"),
-    "simvastatin": ("simvastatin", "zocor", "vytorin"),
-    "rosuvastatin": ("rosuvastatin", "crestor"),
-    "pravastatin": ("pravastatin", "pravachol"),
-    "lovastatin": ("lovastatin", "mevacor"),
-    "ezetimibe": ("ezetimibe", "zetia", "vytorin"),
-    "niacin": ("niacin", "niaspan"),
-    "lisinopril": ("lisinopril", "zestril", "prinivil", "zestoretic"),
-    "losartan": ("losartan", "cozaar", "hyzaar"),
-    "valsartan": ("valsartan", "diovan"),
-    "amlodipine": ("amlodipine", "norvasc", "lotrel"),
-    "metoprolol": ("metoprolol", "toprol", "toprol-xl", "lopressor"),
-    "atenolol": ("atenolol", "tenormin"),
-    "carvedilol": ("carvedilol", "coreg"),
-    "hydrochlorothiazide": ("hydrochlorothiazide", "hctz", "zestoretic", "hyzaar"),
-    "furosemide": ("furosemide", "lasix"),
-    "clopidogrel": ("clopidogrel", "plavix"),
-    "warfarin": ("warfarin", "coumadin"),
-    "metformin": ("metformin", "glucophage"),
-    "insulin": ("insulin", "lantus", "humalog", "novolog"),
-    "levothyroxine": ("levothyroxine", "synthroid", "levoxyl", "l-thyroxine"),
-    "omeprazole": ("omeprazole", "prilosec"),
-    "esomeprazole": ("esomeprazole", "nexium"),
-    "pantoprazole": ("pantoprazole", "protonix"),
-    "ranitidine": ("ranitidine", "zantac"),
-    "acetaminophen": ("acetaminophen", "tylenol", "paracetamol"),
-    "ibuprofen": ("ibuprofen", "advil", "motrin"),
-    "naproxen": ("naproxen", "aleve"),
-    "celecoxib": ("celecoxib", "celebrex"),
-    "sertraline": ("sertraline", "zoloft"),
-    "citalopram": ("citalopram", "celexa", "escitalopram", "lexapro"),
-    "fluoxetine": ("fluoxetine", "prozac"),
-    "bupropion": ("bupropion", "wellbutrin"),
-    "trazodone": ("trazodone", "desyrel"),
-    "alendronate": ("alendronate", "fosamax"),
-    "tamsulosin": ("tamsulosin", "flomax"),
-    "finasteride": ("finasteride", "proscar"),
-}
+DEMENTIA_DRUGS, INGREDIENTS = _LISTED["dementia"], _LISTED["others"]
 # Vitamins named by a single letter need a pattern instead of a word list.
 PHRASES = {
     "vitamin_d": r"vit(?:amin)?\.? ?d\b",

@@ -29,10 +29,10 @@ from mrpipe.datasets.adni.genomic.lift import ChainFile
 from mrpipe.datasets.adni.genomic.plink import PlinkSet, calls, open_set, write_set
 from mrpipe.datasets.adni.genomic.strand import LETTERS, align, allele_codes, complement, position_keys, read_reference
 from mrpipe.datasets.adni.genomic.vcf import open_vcf, write_vcf
-from mrpipe.delimited import UNREADABLE, unreadable
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
 from mrpipe.genetics.packing import bed_rows
 from mrpipe.genetics.vcf import Conversion
+from mrpipe.reading import reading
 
 TOOLS = ("beagle", "minimac4")
 
@@ -55,7 +55,7 @@ def _require(tool: str) -> str:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="backslashreplace", check=False)
     if done.returncode:
         tail = (done.stderr or done.stdout).strip().splitlines()[-3:]
         raise DataError(
@@ -69,14 +69,12 @@ def plink_map(path: Path, out: Path) -> Path:
     Raises:
         DataError: the file is missing or damaged.
     """
-    try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as handle:
+    with reading(path.name, "a genetic map (Beagle format, or columns pos, chr, cM)"):
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as handle:
             header = handle.readline().lower().split()
         if header != ["pos", "chr", "cm"]:
             return path
         table = pl.read_csv(path, separator="\t", infer_schema=False)
-    except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        raise unreadable(error, path.name, "a genetic map (Beagle format, or columns pos, chr, cM)") from error
     table.select(table.columns[1], pl.lit("."), table.columns[2], table.columns[0]).write_csv(
         out, separator=" ", include_header=False
     )

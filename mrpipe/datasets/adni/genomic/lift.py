@@ -1,7 +1,6 @@
 """Lift over positions with a UCSC or Ensembl chain file, vectorised per chromosome."""
 
 import gzip
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mrpipe.constants import constants
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault
 from mrpipe.genetics.chromosomes import plain_name
+from mrpipe.reading import reading
 
 # Lengths of chromosomes 1 to 22, used to identify genome builds.
-_LENGTHS = {
-    "hg18": "247249719 242951149 199501827 191273063 180857866 170899992 158821424 146274826 "
-    "140273252 135374737 134452384 132349534 114142980 106368585 100338915 88827254 "
-    "78774742 76117153 63811651 62435964 46944323 49691432",
-    "hg19": "249250621 243199373 198022430 191154276 180915260 171115067 159138663 146364022 "
-    "141213431 135534747 135006516 133851895 115169878 107349540 102531392 90354753 "
-    "81195210 78077248 59128983 63025520 48129895 51304566",
-    "hg38": "248956422 242193529 198295559 190214555 181538259 170805979 159345973 145138636 "
-    "138394717 133797422 135086622 133275309 114364328 107043718 101991189 90338345 "
-    "83257441 80373285 58617616 64444167 46709983 50818468",
-}
-LENGTHS = {build: tuple(int(n) for n in lengths.split()) for build, lengths in _LENGTHS.items()}
+FETCH = "Download it again, for example hg18ToHg19.over.chain.gz from UCSC goldenPath."
+LENGTHS: dict[str, tuple[int, ...]] = constants(__file__, "lift.json")
 
 
 def chromosome_length(build: str, chromosome: str) -> int | None:
@@ -74,21 +65,13 @@ class ChainFile:
         self.source_sizes: dict[str, int] = {}
         self.target_sizes: dict[str, int] = {}
         self._chains: dict[str, list[_Chain]] = {}
-        try:
+        with reading(self.shown_as, "a complete chain file", FETCH):
             data = path.read_bytes()
             text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(self._fault("a complete chain file", f"unreadable data ({error})")) from error
-        self._parse(decode(text, shown_as=self.shown_as, encoding="ascii").splitlines())
+            self._parse(decode(text, shown_as=self.shown_as, encoding="ascii").splitlines())
 
     def _fault(self, expected: str, found: str, line: int | None = None) -> Fault:
-        return Fault(
-            file=self.shown_as,
-            line=line,
-            expected=expected,
-            found=found,
-            fix="Download it again, for example hg18ToHg19.over.chain.gz from UCSC goldenPath.",
-        )
+        return Fault(file=self.shown_as, line=line, expected=expected, found=found, fix=FETCH)
 
     def _parse(self, lines: Iterable[str]) -> None:
         head: list[str] = []

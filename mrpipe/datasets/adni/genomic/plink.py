@@ -16,6 +16,7 @@ from mrpipe.delimited import decode
 from mrpipe.errors import Fault, FaultCollector
 from mrpipe.genetics.chromosomes import ALIASES, POSITION_LIMIT
 from mrpipe.genetics.packing import byte_table, pack, unpack_range
+from mrpipe.reading import reading
 from mrpipe.store.parquet import replacing
 
 MAGIC = b"\x6c\x1b\x01"
@@ -126,7 +127,8 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
             fix = "A PLINK set consists of a .bed, a .bim and a .fam file with the same name."
             faults.add(Fault(file=name, expected=f"the .{suffix} file of {bed.name}", found="no such file", fix=fix))
         else:
-            tables[suffix] = _whitespace_table(path, names, faults, name)
+            with reading(name, f"a whole .{suffix} file"):
+                tables[suffix] = _whitespace_table(path, names, faults, name)
     faults.raise_if_any()
     fam, bim = tables["fam"], tables["bim"]
     assert fam is not None

@@ -17,9 +17,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.genomic.plink import plain_chromosome
-from mrpipe.delimited import UNREADABLE, unreadable
 from mrpipe.errors import DataError, Fault
 from mrpipe.genetics.chromosomes import ORDER, POSITION_LIMIT
+from mrpipe.reading import reading
 
 AMBIGUOUS_MAF = 0.4
 MAX_DIFFERENCE = 0.2
@@ -88,13 +88,10 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
         DataError: the file is unreadable or in neither format, a position or frequency is invalid, or no SNP is left.
     """
     shown_as = shown_as or path.name
-    skip = 0
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as handle:
-            while (first := handle.readline()).startswith("##"):
-                skip += 1
-    except UNREADABLE as error:
-        raise unreadable(error, shown_as, "a legend or a VCF") from error
+    skip, opened = 0, gzip.open if path.suffix == ".gz" else open
+    with reading(shown_as, "a legend or a VCF"), opened(path, "rt", encoding="utf-8") as handle:
+        while (first := handle.readline()).startswith("##"):
+            skip += 1
     header = first.rstrip("\n").lstrip("#").split()
     is_vcf = first.startswith("#CHROM")
     aliases = {
@@ -111,7 +108,7 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
         fix = "A legend without a chr column covers one chromosome: concatenate all chromosomes and add chr."
         raise DataError(Fault(file=shown_as, column=missing[0], expected=expected, found=found, fix=fix))
     used = sorted(place, key=lambda k: place[k])
-    try:
+    with reading(shown_as, "a complete table"):
         # Skip the comment lines of a VCF and do not parse its genotypes.
         frame = pl.read_csv(
             path,
@@ -121,8 +118,6 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
             quote_char=None,
             columns=[place[k] for k in used],
         )
-    except (pl.exceptions.PolarsError, *UNREADABLE) as error:
-        raise unreadable(error, shown_as, "a complete table") from error
     frame.columns = used
     frame = frame.with_row_index("line", offset=skip + 2).with_columns(
         plain_chromosome(pl.col("chrom")),

@@ -17,13 +17,14 @@ from mrpipe.datasets.adni.files import shown
 from mrpipe.datasets.adni.forms import values
 from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.scans import MODULATED, PTID, find_scans, images_below, rid_of, scan_of
-from mrpipe.delimited import decode, line_of, unreadable
+from mrpipe.delimited import decode, line_of
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.imaging.chain import SCALE
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import VoxelGrid, read_grid
 from mrpipe.imaging.nifti import on_grid
 from mrpipe.raw import ROW, Column, read_csv, sha256
+from mrpipe.reading import refusal_of, unreadable
 
 STACK, SUBJECTS, MANIFEST = "ADNI_G.npy", "ADNI_subj.txt", "maps.csv"
 MANIFEST_COLUMNS = (
@@ -140,8 +141,8 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
     array: NDArray | None = None
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = error if isinstance(error, PermissionError) else str(error).replace(str(path), shown_as)
+    except Exception as error:  # damaged bytes can raise any exception
+        reason = error if refusal_of(error) else str(error).replace(str(path), shown_as)
         faults.absorb(unreadable(reason, shown_as, "a complete NumPy array (scans × voxels)"))
     numbered: list[tuple[int, str]] = []
     if subjects.is_file():

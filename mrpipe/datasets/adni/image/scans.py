@@ -14,10 +14,11 @@ import polars as pl
 
 from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import values
-from mrpipe.delimited import UNREADABLE, decode, head, unreadable
+from mrpipe.delimited import decode, head
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.forms import is_table
 from mrpipe.raw import Column, read_csv
+from mrpipe.reading import refusal_of, unreadable
 
 PTID = re.compile(r"\d{3}_S_\d{4,5}", re.IGNORECASE)
 _ID, _DAY, _END = r"(?P<ptid>\d{3}_S_\d{4,5})", r"(?:19|20)\d\d-?\d\d-?\d\d", r"\.(?:nii(?:\.gz)?|dcm)"
@@ -106,8 +107,8 @@ def _is_search(path: Path) -> bool:
     # Names of columns are ASCII in every encoding; the null bytes are those of UTF-16.
     try:
         header = head(path, 4096).replace(b"\0", b"").decode("latin-1").lower().split("\n", 1)[0]
-    except UNREADABLE as error:
-        return isinstance(error, PermissionError)  # `read_csv` reports it
+    except Exception as error:  # damaged bytes can raise any exception
+        return refusal_of(error) is not None  # `read_csv` reports it
     names = {h.strip(' "\r\n\xef\xbb\xbf\xfe\xff') for h in re.split(r"[,;\t]", header)}
     return bool(names & {"image data id", "image_id"}) and bool(names & {"subject", "subject_id"})
 
@@ -169,9 +170,8 @@ def _sidecar(raw: Path, path: Path, faults: FaultCollector) -> dict[str, Any]:
     beside = path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE) + ".json")
     try:
         content = json.loads(beside.read_bytes()) if beside.is_file() else {}
-    except (OSError, ValueError) as error:
-        found = f"unreadable data ({type(error).__name__})"
-        faults.add(Fault(file=masked(beside.relative_to(raw)), expected="the JSON of dcm2niix", found=found))
+    except (OSError, ValueError, RecursionError) as error:
+        faults.absorb(unreadable(error, masked(beside.relative_to(raw)), "the JSON of dcm2niix"))
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -82,7 +82,7 @@ def write_history(w: Writer, people: SimulatedParticipants) -> None:
     u, v, phase = s["u"].to_numpy()[rows], s["v_clinical"].to_numpy()[rows], frame["phase"]
     items: dict[str, Any] = {"MHSOURCE": "1"}
     answers = {}
-    for k, name in enumerate(HISTORY.split()):
+    for k, name in enumerate(HISTORY):
         drift = 0.5 * u if name == "MH2NEURL" else (0.5 * v if k % 3 == 0 else 0.0 * v)
         answers[name] = _bernoulli(rng, _sigmoid(-1.0 + 0.2 * (k % 5) + drift))
     for name, answer in answers.items():
@@ -102,7 +102,7 @@ def write_examination(w: Writer, people: SimulatedParticipants) -> None:
     frame = dated(key_columns(people, screening=True), rng, 0.05)
     u, v = people.subjects["u"].to_numpy(), people.subjects["v_clinical"].to_numpy()
     items: dict[str, Any] = {}
-    for k, name in enumerate([*SIGNS.split(), *FUNCTIONS.split()]):
+    for k, name in enumerate([*SIGNS, *FUNCTIONS]):
         drift = 0.6 * u if name in ("NXGAIT", "NXABNORM", "NXFINGER") else (0.4 * v if k % 4 == 1 else 0.0 * v)
         signs = texts(1 + _bernoulli(rng, _sigmoid(-2.0 + drift)))
         items[name] = with_missing(signs, rng, frame["phase"], rate=0.04, minus_one=0.02)

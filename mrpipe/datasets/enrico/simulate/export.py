@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.constants import constants
 from mrpipe.datasets.enrico import tables as enrico
 from mrpipe.datasets.enrico.hierarchy import parse_hierarchy, render
 from mrpipe.datasets.enrico.simulate.layouts import ICON_COLOURS, LAYOUTS, Node, build_tree, node
@@ -31,39 +32,11 @@ from mrpipe.store.parquet import write_frame, write_text
 LANDSCAPE = ("72201", "19141")
 EMPTY_METADATA = 296 / 1460
 
-# Layout → its two topics, each with its look; each pair of layout and look occurs once.
-_TOPICS_OF = {
-    "sparse": {"bare": "light", "search": "dark"},
-    "media": {"camera": "photo", "mediaplayer": "dark"},
-    "feed": {"chat": "colour", "news": "paper"},
-    "canvas": {"editor": "photo", "maps": "colour"},
-    "form": {"form": "light", "login": "colour"},
-    "grid": {"calculator": "dark", "gallery": "photo"},
-    "rows": {"list": "light", "menu": "dark"},
-    "switches": {"other": "colour", "settings": "paper"},
-    "text": {"terms": "paper", "tutorial": "colour"},
-    "card": {"modal": "light", "profile": "photo"},
-}
-# Topic → layout and look.
-STATES = dict(sorted((topic, (layout, look)) for layout, of in _TOPICS_OF.items() for topic, look in of.items()))
-
+_TABLES = constants(__file__, "export.json")
+# Topic → layout and look; each pair of layout and look occurs once.
+STATES = dict(sorted((topic, (layout, look)) for layout, topic, look in _TABLES["topics"]))
 # Kinds of issues in the published issues.csv: source, description, severity, and how many of the 1,460 screens.
-ISSUE_KINDS = (
-    ("wireframe", "complete mismatch", "high", 11),
-    ("wireframe", "huge occluding element", "medium", 6),
-    ("wireframe", "systematic vertical offset", "low", 2),
-    ("wireframe", "missing bg image", "low", 10),
-    ("wireframe", "missing checkboxes", "low", 2),
-    ("wireframe", "map misalignment", "low", 2),
-    ("wireframe", "empty webview", "medium", 1),
-    ("wireframe", "partial mismatch", "medium", 1),
-    ("wireframe", "wrong scale on wireframe", "high", 1),
-    ("screenshot", "selector overlay", "medium", 2),
-    ("screenshot", "elements still loading", "medium", 2),
-    ("screenshot", "loading overlay", "medium", 1),
-    ("hierarchy", "overlapping sidebar", "low", 20),
-    ("hierarchy", "overlapping elements", "low", 12),
-)
+ISSUE_KINDS: tuple[tuple[str, str, str, int], ...] = _TABLES["issues"]
 
 
 @dataclass(frozen=True, kw_only=True)

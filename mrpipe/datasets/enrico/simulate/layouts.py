@@ -3,10 +3,13 @@
 A layout determines the components of a screen and their positions. Wireframes show it exactly, screenshots blur it.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from mrpipe.constants import constants
 
 STATUS_BAR, NAVIGATION_BAR = 84, 168
 Node = dict[str, Any]
@@ -66,71 +69,12 @@ class LayoutPart:
     inside: tuple["LayoutPart", ...] = ()
 
 
-_TOOLBAR = LayoutPart(
-    "Toolbar",
-    (0, 0, 1, 0.12),
-    inside=(
-        LayoutPart("Icon", (0.03, 0.25, 0.12, 0.75)),
-        LayoutPart("Text", (0.18, 0.3, 0.8, 0.7), ragged=0.5),
-        LayoutPart("Icon", (0.87, 0.25, 0.96, 0.75), 0.6),
-    ),
-)
-_IN_CARD = (
-    LayoutPart("Image", (0.08, 0.05, 0.92, 0.45)),
-    LayoutPart("Text", (0.05, 0.5, 0.95, 0.7), ragged=0.3),
-    LayoutPart("Text Button", (0.05, 0.8, 0.95, 0.95), 0.8),
-)
-_IN_FEED = (LayoutPart("Image", (0.02, 0.15, 0.4, 0.85)), LayoutPart("Text", (0.45, 0.15, 0.95, 0.5)))
-_IN_ROW = (LayoutPart("Image", (0.03, 0.15, 0.15, 0.85), 0.6), LayoutPart("Text", (0.2, 0.25, 0.9, 0.6), ragged=0.5))
+def _part(inside: Sequence[Mapping[str, Any]] = (), **described: Any) -> LayoutPart:
+    return LayoutPart(**described, inside=tuple(_part(**child) for child in inside))
+
+
 LAYOUTS: dict[str, tuple[LayoutPart, ...]] = {
-    "sparse": (
-        replace(_TOOLBAR, chance=0.8),
-        LayoutPart("Text", (0.08, 0.25, 0.92, 0.35), ragged=0.4),
-        LayoutPart("Input", (0, 0.45, 1, 0.53), 0.6),
-        LayoutPart("Icon", (0.78, 0.86, 0.95, 0.95), 0.4),
-    ),
-    "media": (
-        LayoutPart("Video|Image", (0, 0, 1, 0.58)),
-        LayoutPart("Text", (0.1, 0.62, 0.9, 0.67), ragged=0.3),
-        LayoutPart("Slider", (0, 0.7, 1, 0.73)),
-        LayoutPart("Icon", (0.2, 0.8, 0.8, 0.9), columns=3),
-    ),
-    "feed": (_TOOLBAR, LayoutPart("Card", (0, 0.13, 1, 1), rows=(3, 6), ragged=0.2, inside=_IN_FEED)),
-    "canvas": (
-        LayoutPart("Map View|Background Image", (0, 0, 1, 1)),
-        replace(_TOOLBAR, chance=0.6),
-        LayoutPart("Icon", (0.85, 0.3, 0.98, 0.98), 0.8, rows=(3, 7)),
-        LayoutPart("Text Button", (0, 0.9, 0.4, 0.98), 0.5),
-    ),
-    "form": (
-        LayoutPart("Image", (0.3, 0.04, 0.7, 0.22), 0.6),
-        LayoutPart("Input", (0, 0.25, 1, 0.68), rows=(2, 6)),
-        LayoutPart("Text Button", (0, 0.72, 1, 0.8)),
-        LayoutPart("Text", (0.3, 0.84, 0.7, 0.88), 0.6),
-        LayoutPart("Checkbox", (0, 0.9, 0.1, 0.95), 0.3),
-    ),
-    "grid": (
-        _TOOLBAR,
-        LayoutPart(
-            "Multi-Tab", (0, 0.12, 1, 0.2), 0.5, inside=(LayoutPart("Text", (0.05, 0.3, 0.95, 0.7), columns=3),)
-        ),
-        LayoutPart("Image", (0, 0.2, 1, 1), rows=(3, 5), columns=2),
-    ),
-    "rows": (_TOOLBAR, LayoutPart("List Item", (0, 0.12, 1, 1), rows=(6, 13), inside=_IN_ROW)),
-    "switches": (
-        _TOOLBAR,
-        LayoutPart("Text", (0, 0.13, 0.75, 1), rows=(5, 11), ragged=0.4),
-        LayoutPart("On/Off Switch|Checkbox", (0.84, 0.13, 1, 1), 0.7, rows=(5, 11)),
-    ),
-    "text": (
-        LayoutPart("Image", (0.15, 0.03, 0.85, 0.25), 0.5),
-        LayoutPart("Text", (0, 0.27, 1, 0.85), rows=(2, 5)),
-        LayoutPart("Pager Indicator", (0.4, 0.86, 0.6, 0.88), 0.5),
-        LayoutPart(
-            "Button Bar", (0, 0.9, 1, 1), inside=(LayoutPart("Text Button", (0.03, 0.15, 0.97, 0.85), columns=2),)
-        ),
-    ),
-    "card": (LayoutPart("Modal|Card", (0.05, 0.15, 0.95, 0.85), inside=_IN_CARD),),
+    name: tuple(_part(**part) for part in parts) for name, parts in constants(__file__, "layouts.json").items()
 }
 # Components as wide as the screen; the others keep to the margins.
 _WIDE = {"Toolbar", "Button Bar", "Multi-Tab", "Map View", "Background Image", "List Item"}

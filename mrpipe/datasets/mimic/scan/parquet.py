@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.scan.values import TablePart, convert, without_blanks
-from mrpipe.delimited import unreadable
 from mrpipe.errors import DataError, Fault
 from mrpipe.raw import ROW
+from mrpipe.reading import reading
 
 BATCH = 2**16  # rows decoded at a time
 BUFFER = 2**20  # bytes of a column read at a time
@@ -34,11 +34,8 @@ class ParquetPart(TablePart):
     @contextmanager
     def _open(self) -> Iterator[pq.ParquetFile]:
         named = {"buffer_size": BUFFER, "pre_buffer": False, "page_checksum_verification": True}
-        try:
-            with pq.ParquetFile(self.path, **named) as file:
-                yield file
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(error, self.shown_as, "a complete Parquet file") from error
+        with reading(self.shown_as, "a complete Parquet file"), pq.ParquetFile(self.path, **named) as file:
+            yield file
 
     def frames(self, advance: Callable[[int, int], None]) -> Iterator[pl.DataFrame]:
         size, before = self.path.stat().st_size, 0

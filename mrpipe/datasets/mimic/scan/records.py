@@ -1,4 +1,4 @@
-"""Find CSV records, integer fields and times in bytes at millions of rows per second with numpy.
+"""Find CSV records and integer fields in bytes at millions of rows per second with numpy.
 
 Eight bytes are compared at once (SIMD within a register): a byte of a 64-bit word equals c if that byte of
 word ^ (c repeated) is zero.
@@ -7,8 +7,6 @@ word ^ (c repeated) is zero.
 from typing import Any
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
@@ -141,32 +139,3 @@ def cut(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64], keep: N
     first, last = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1
     view = memoryview(data)
     return b"".join([view[a:b] for a, b in zip(starts[first].tolist(), (ends[last] + 1).tolist(), strict=True)])
-
-
-_MONTHS = np.arange("0000-01", "3000-01", dtype="datetime64[M]").astype("datetime64[D]").astype(np.int64)
-
-
-def clock_times(text: pl.Series) -> pl.Series:
-    """Parse `YYYY-MM-DD HH:MM:SS`, or with T (years up to 2998), to Datetime; anything else becomes null."""
-    n = len(text)
-    if not n:
-        return pl.Series(text.name, [], dtype=pl.Datetime("us"))
-    usual = (text.str.len_bytes() == 19).fill_null(False)
-    if not usual.all():
-        out = pl.Series(text.name, [None] * n, dtype=pl.Datetime("us"))
-        return out.scatter(usual.arg_true(), clock_times(text.filter(usual))) if usual.any() else out
-    array = text.to_arrow().cast(pa.large_string())
-    first = np.frombuffer(array.buffers()[1], dtype=np.int64)[array.offset]
-    data = np.frombuffer(array.buffers()[2], dtype=np.uint8)[first : first + n * 19].reshape(n, 19)
-    digit = data - np.uint8(48)
-    two = digit[:, [0, 2, 5, 8, 11, 14, 17]].astype(np.int64) * 10 + digit[:, [1, 3, 6, 9, 12, 15, 18]]
-    year, month, day = two[:, 0] * 100 + two[:, 1], two[:, 2], two[:, 3]
-    places = [0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18]
-    good = (digit[:, places] < 10).all(axis=1) & ((data[:, 10] == 32) | (data[:, 10] == 84))
-    good &= (data[:, [4, 7, 13, 16]] == np.frombuffer(b"--::", np.uint8)).all(axis=1)
-    good &= (month >= 1) & (month <= 12) & (year < 2999) & (two[:, 4] < 24) & (two[:, 5] < 60) & (two[:, 6] < 60)
-    index = np.where(good, year * 12 + month - 1, 0)
-    good &= (day >= 1) & (day <= _MONTHS[index + 1] - _MONTHS[index])
-    seconds = (_MONTHS[index] + day - 1) * 86_400 + two[:, 4] * 3600 + two[:, 5] * 60 + two[:, 6]
-    time = pl.Series(text.name, seconds * 1_000_000).cast(pl.Datetime("us"))
-    return time if good.all() else time.to_frame().select(pl.when(pl.Series(good)).then(pl.col(text.name))).to_series()

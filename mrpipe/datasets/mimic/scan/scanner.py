@@ -7,7 +7,6 @@ commas and doubled quotes. Columns are found by name, in any order. Records that
 """
 
 import io
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 import polars as pl
-from isal import igzip, isal_zlib
+from isal import igzip
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mimic.scan.parquet import ParquetPart
@@ -24,9 +23,10 @@ from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.scan.progress import scan_progress
 from mrpipe.datasets.mimic.scan.records import PAD, SubjectFilter, cut, numbers_at, record_ends
 from mrpipe.datasets.mimic.scan.values import TablePart
-from mrpipe.delimited import decode, unreadable
+from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW, Column
+from mrpipe.reading import reading, unreadable
 
 BLOCK = 4 * 2**20  # bytes decompressed at a time
 PARSE = 8 * 2**20  # bytes of filtered records parsed at a time
@@ -35,8 +35,6 @@ LONGEST_RECORD = 64 * 2**20
 _NEAR = 4
 _PADDING = bytes(PAD)
 Ids = NDArray[np.int64]
-
-_DAMAGED: tuple[type[BaseException], ...] = (EOFError, OSError, zlib.error, isal_zlib.error)  # type: ignore[assignment]
 
 
 def inflated(file: IO[bytes]) -> Any:
@@ -61,16 +59,14 @@ def line_of_record(path: Path, record: bytes) -> int | None:
 
 def read_header(path: Path, shown_as: str) -> tuple[list[str], int]:
     """Column names in the first line, and the length of that line in bytes."""
-    try:
-        with path.open("rb") as file, inflated(file) as handle:
-            line = handle.readline(2**20)
-    except _DAMAGED as error:
-        raise unreadable(error, shown_as, "a complete file") from error
+    with reading(shown_as, "a complete file"), path.open("rb") as file, inflated(file) as handle:
+        line = handle.readline(2**20)
     if not line.strip():
         raise DataError(Fault(file=shown_as, expected="a header row", found="an empty file", fix="Download it again."))
     # Names of other columns than ours may be in another encoding.
     text = decode(line, shown_as=shown_as, notes=[]).strip("\r\n")
-    names = pl.read_csv(io.BytesIO(text.encode() + b"\n"), has_header=False, infer_schema=False).row(0)
+    with reading(shown_as, "a header row"):
+        names = pl.read_csv(io.BytesIO(text.encode() + b"\n"), has_header=False, infer_schema=False).row(0)
     return [str(n or "").strip() for n in names], len(line)
 
 
@@ -103,13 +99,10 @@ class CsvPart(TablePart):
 
     def _blocks(self) -> Iterator[tuple[bytes, int]]:
         """Blocks of bytes after the header, each with the position in the file."""
-        try:
-            with self.path.open("rb") as compressed, inflated(compressed) as handle:
-                handle.read(self._skip)
-                while block := handle.read(self.scan.block):
-                    yield block, compressed.tell()
-        except _DAMAGED as error:
-            raise unreadable(error, self.shown_as, "a complete file") from error
+        with reading(self.shown_as, "a complete file"), self.path.open("rb") as file, inflated(file) as handle:
+            handle.read(self._skip)
+            while block := handle.read(self.scan.block):
+                yield block, file.tell()
 
     def _records(self, blocks: Iterable[tuple[bytes, int]]) -> Iterator[tuple[bytes, int, int]]:
         """Complete records of the selected patients, the number of records read, and the position in the file."""
@@ -181,10 +174,10 @@ class CsvPart(TablePart):
         dtypes = {c.name: c.dtype for c in self.columns if not isinstance(c.dtype, pl.Datetime)}
         try:
             frame = self._read(data, dtypes)
-        except pl.exceptions.PolarsError:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
             try:
                 frame = self._read(data, {})
-            except pl.exceptions.PolarsError as ragged:
+            except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as ragged:
                 expected, fix = f"{len(self.header)} fields per row", "Check whether the header is shifted."
                 found = str(ragged).splitlines()[0]
                 raise DataError(Fault(file=self.shown_as, expected=expected, found=found, fix=fix)) from ragged

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from mrpipe.datasets.mimic.scan.records import clock_times
 from mrpipe.errors import Fault, FaultCollector
 from mrpipe.raw import ROW, Column, match_header, shown_value, typed
 
@@ -17,8 +16,17 @@ if TYPE_CHECKING:
 # Empty fields as databases and pandas write them. "NA" is not among them: it is a unit and an abbreviation.
 NULLS = ("", "NULL", "\\N", "NaN", "nan", "None", "<NA>", "NaT")
 UTC = (None, "UTC", "Etc/UTC", "GMT", "Z", "+00:00")
+_CLOCK = r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:[0-5]\d$"
 # Date, time, fraction of a second, and a zone; zones other than UTC are ambiguous, and not accepted.
 _TIME = r"^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d:\d\d)(\.\d+)?)? ?(?:Z|UTC|[+-]00(?::?00)?)?$"
+
+
+def clock_times(text: pl.Series) -> pl.Series:
+    """Parse `YYYY-MM-DD HH:MM:SS`, or with T, to Datetime; anything else becomes null."""
+    clock = pl.when(pl.first().str.contains(_CLOCK)).then(pl.first())
+    forms = (f"%Y-%m-%d{separator}%H:%M:%S" for separator in " T")
+    parsed = (clock.str.to_datetime(form, strict=False, time_unit="us", cache=False) for form in forms)
+    return text.to_frame().select(pl.coalesce(parsed)).to_series()
 
 
 def times_of(text: pl.Series, *, dates: bool = False) -> pl.Series:

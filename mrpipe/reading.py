@@ -1,0 +1,121 @@
+"""The border to libraries that read files: any exception becomes an error that names the file and the remedy."""
+
+import errno
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrpipe.errors import DataError, Fault, MissingExtraError, StorageError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+AGAIN = "The file is damaged or truncated: download it again."
+RUN_AGAIN = "The file is damaged, or another version wrote it: remove the run folder and run the same command again."
+_SPACE = "Free some space, then run the same command again."
+_ACCESS = "Ask the owner of the file or folder for access, or choose another path."
+_LIMIT = "Raise the limit, e.g. ulimit -n 4096."
+# Errors of disks and systems: reason and remedy.
+REFUSALS: dict[int, tuple[str, str]] = {
+    errno.EACCES: ("no permission", _ACCESS),
+    errno.EPERM: ("no permission", _ACCESS),
+    errno.EROFS: ("the file system is read-only", "Choose a folder that can be written to."),
+    errno.ENOSPC: ("the disk is full", _SPACE),
+    errno.EDQUOT: ("the disk quota is used up", _SPACE),
+    errno.EFBIG: ("the file is larger than the system allows", "Raise the limit (ulimit -f), or use another disk."),
+    errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter path or name."),
+    errno.ELOOP: ("a symbolic link leads to itself", "Replace the link by the file or folder."),
+    errno.EIO: ("the disk reports an input/output error", "Check the disk, or copy the files to another one."),
+    errno.ESTALE: ("the network file system lost the file", "Run the same command again."),
+    errno.EMFILE: ("too many open files", _LIMIT),
+    errno.ENFILE: ("too many open files", _LIMIT),
+    errno.ENOMEM: ("not enough memory", "Use a machine with more memory."),
+}
+# Libraries that are not written in Python mention the number in their messages.
+_NUMBER = re.compile(r"\b(?:os error|errno)\W{0,4}(\d+)", re.IGNORECASE)
+
+
+def refusal_of(error: object) -> tuple[int, str, str] | None:
+    """Number, reason and remedy if the disk or the system caused an exception, rather than the content of a file."""
+    number = getattr(error, "errno", None)
+    if number is None and isinstance(error, Exception) and (match := _NUMBER.search(str(error))):
+        number = int(match[1])
+    if number is None and isinstance(error, PermissionError):
+        number = errno.EACCES
+    return (number, *REFUSALS[number]) if number in REFUSALS else None
+
+
+def is_shortage_of_memory(error: BaseException) -> bool:
+    """Whether an exception of Python or of torch reports that memory cannot be allocated."""
+    message = r"out of memory|can.t allocate memory|not enough memory"
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(message, str(error)) is not None
+    )
+
+
+def unreadable(error: object, shown_as: str, expected: str, fix: str = AGAIN) -> DataError:
+    """The error for a file that cannot be read completely: for lack of permission, or because it is damaged.
+
+    Args:
+        error: the exception, or a reason.
+    """
+    if refusal := refusal_of(error):
+        number, found, fix = refusal
+        found += " to read it" * (number in (errno.EACCES, errno.EPERM))
+        return StorageError(Fault(file=shown_as, expected="a readable file", found=found, fix=fix))
+    found = str(error).splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        found, fix = "no such file", "" if fix in (AGAIN, RUN_AGAIN) else fix
+    elif isinstance(error, IsADirectoryError):
+        found, fix = "a folder", ""
+    elif isinstance(error, BaseException) and is_shortage_of_memory(error):
+        found, fix = "more than the available memory", "Use a machine with more memory; a small file is damaged."
+    elif isinstance(error, LookupError | TypeError | AttributeError):
+        found = f"unreadable data ({type(error).__name__}: {found})"
+    else:
+        found = f"unreadable data ({found})"
+    return DataError(Fault(file=shown_as, expected=expected, found=found, fix=fix))
+
+
+@contextmanager
+def reading(shown_as: Path | str, expected: str, fix: str = AGAIN) -> Iterator[None]:
+    """Context of code that reads a file from outside.
+
+    Damaged bytes can raise any exception of the libraries, also panics of polars, which are no `Exception`.
+
+    Raises:
+        DataError: any other exception was raised in the context, also a UsageError for a setting in the file.
+        StorageError: the disk or the system refused to read the file.
+    """
+    try:
+        yield
+    except (DataError, MissingExtraError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise unreadable(error, str(shown_as), expected, fix) from error
+
+
+def read_json(
+    path: Path, expected: str = "a JSON object", fix: str = RUN_AGAIN, *, keys: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Content of a JSON file in UTF-8, an object with at least `keys`; see `reading` for the errors."""
+    with reading(path, expected, fix):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"a JSON {type(value).__name__}")
+        if missing := [key for key in keys if key not in value]:
+            raise ValueError(f"no {', '.join(missing)}")
+        return value
+
+
+def read_frame(path: Path, columns: Sequence[str] | None = None, fix: str = RUN_AGAIN) -> "pl.DataFrame":
+    """Columns of a Parquet file that this package wrote (default: all); see `reading` for the errors."""
+    import polars as pl
+
+    with reading(path, "a complete Parquet file" + (f" with {', '.join(columns)}" if columns else ""), fix):
+        return pl.read_parquet(path, columns=None if columns is None else list(columns))
