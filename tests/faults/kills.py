@@ -110,12 +110,12 @@ def launch(folder: Path, commands: Commands, at: int | None = None, number: str 
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Relative path → SHA-256 of all files, hidden ones too; of volatile files and locks the path only."""
+    """Relative path → SHA-256 of all files, hidden ones too; of volatile files the path only."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if not p.is_dir()):
-        fixed = path.name not in VOLATILE and path.suffix != ".lock"
+        fixed = path.name not in VOLATILE
         found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest() if fixed else ""
-    return {k: v for k, v in found.items() if not k.endswith(".lock")}
+    return found
 
 
 def _make_inputs(stage: Stage, folder: Path) -> None:

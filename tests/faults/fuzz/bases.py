@@ -100,7 +100,12 @@ def _own_files(folder: Path) -> None:
     data = ("--store", store, "--quiet")
     run_command("train", *data, "--out", run, "--mask", folder / "mask.parquet", "--set", *TRAIN_OPTIONS)
     run_command("search", *data, "--out", folder / "search", "--method", "logistic", "--trials", 2)
-    run_command("check", "tables", "--raw", folder / "raw", "--work", folder / "work")
+    place = ("--raw", folder / "raw", "--work", folder / "work")
+    run_command("check", "tables", *place)
+    run_command("cohort", "tables", *place)
+    run_command("ingest", "tables", "vitals", *place)
+    run_command("samples", "tables", "--work", folder / "work", "--modalities", "vitals")
+    run_command("split", "tables", "--work", folder / "work", "--scheme", "standard")
     ids = pl.read_parquet(store / "samples.parquet")["subject_id"].unique(maintain_order=True).to_list()
     parts = {part: [i for k, i in enumerate(ids) if k % 3 == n] for n, part in enumerate(("train", "val", "test"))}
     (folder / "ids.json").write_text(json.dumps(parts))

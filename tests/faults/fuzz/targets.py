@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import yaml
 
 from mrpipe.cli.main import command_parser, find_command
@@ -124,11 +123,25 @@ def _maps(folder: Path, scratch: Path) -> None:
         batch.validate(full=True)
 
 
-def _next_step(folder: Path, scratch: Path) -> None:
-    """The step that reads checked.json: the work folder is copied, since the step writes to it."""
+def _ingest(folder: Path, scratch: Path) -> None:
+    """Steps that read checked.json and the cohort; the work folder is copied, since they write to it."""
     shutil.copytree(folder / "work", scratch / "work")
-    verb("cohort", "tables", "--raw", folder / "raw", "--work", scratch / "work")
-    verb("ingest", "tables", "vitals", "--raw", folder / "raw", "--work", scratch / "work", "--store", scratch / "new")
+    place = ("--raw", folder / "raw", "--work", scratch / "work")
+    verb("ingest", "tables", "vitals", *place)
+    verb("cohort", "tables", *place)
+
+
+def _seal(folder: Path, scratch: Path) -> None:
+    """Steps that read the files of other steps."""
+    shutil.copytree(folder / "work", scratch / "work")
+    verb("samples", "tables", "--work", scratch / "work", "--modalities", "vitals")
+    verb("seal", "tables", "--work", scratch / "work", "--store", scratch / "store", "--schemes", "standard")
+    verb("verify", "--deep", scratch / "store")
+
+
+def _split(folder: Path, scratch: Path) -> None:
+    shutil.copytree(folder / "work", scratch / "work")
+    verb("split", "tables", "--work", scratch / "work", "--scheme", "mine", "--ids", folder / "ids.json")
 
 
 def _report(folder: Path, scratch: Path) -> None:
@@ -230,8 +243,9 @@ TARGETS: tuple[Target, ...] = (
     _own("own/store read", "store/**/*", lambda f, s: verb("audit", f / "store")),
     _own("own/show", "store/*.json", lambda f, s: verb("show", f / "store")),
     _own("own/mask", "mask.parquet", lambda f, s: _train(f, s, "--mask", f / "mask.parquet")),
-    _own("own/id list", "ids.json", lambda f, s: _split(f, s)),
-    _own("own/checked.json", "work/checked.json", _next_step),
+    _own("own/id list", "ids.json", _split),
+    _own("own/checked.json", "work/checked.json", _ingest),
+    _own("own/work files", "work/**/*", _seal),
     _own(
         "own/model",
         "runs/run/model.pt",
@@ -255,9 +269,3 @@ TARGETS: tuple[Target, ...] = (
     Target(name="own/configuration", base="configuration", pattern="config.yaml", read=_configuration),
     Target(name="own/suites", base="configuration", pattern="suites.yaml", read=_suites),
 )
-
-
-def _split(folder: Path, scratch: Path) -> None:
-    shutil.copytree(folder / "store", scratch / "store")
-    verb("split", "tables", "--store", scratch / "store", "--scheme", "mine", "--ids", folder / "ids.json")
-    pl.read_parquet(scratch / "store" / "splits" / "mine.parquet")
