@@ -25,6 +25,9 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # libraries do not always name it
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mrpipe.cli.main import main as mrpipe
 from tests.faults.toy_files import TRAIN_OPTIONS
 
 PROJECT = Path(__file__).parents[2]
@@ -126,9 +127,13 @@ def _make_inputs(stage: Stage, folder: Path) -> None:
 
         simulate_images(folder / "raw", subjects(6), Simulation(image_raw=6, image_max_scans=2, image_t1_mm=3.0))
         return
-    if stage.inputs:
-        code, text = launch(folder, stage.inputs)
-        assert code == 0, f"inputs of {stage.name}: {text[-2000:]}"
+    before = Path.cwd()
+    try:
+        os.chdir(folder)
+        for command in stage.inputs:
+            assert mrpipe(list(command)) == 0, f"inputs of {stage.name}"
+    finally:
+        os.chdir(before)
 
 
 def kill(stage: Stage, n: int, seed: int, folder: Path, most: int = 3) -> Result:

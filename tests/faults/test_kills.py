@@ -8,8 +8,8 @@ import pytest
 
 from tests.faults import kills
 
-# A build, a step that writes a folder, and a training; the others are slow.
-SHORT = {"build tables": 2, "mask": 1, "train logistic": 1}
+# A folder that is renamed as a whole, a single file, and an export; the other stages are slow.
+SHORT = {"build tables": 2, "mask": 1, "simulate mosi": 1}
 LONG = 200
 
 

@@ -19,6 +19,7 @@ from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.datasets.adni.image.join import read_images
 from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import check_images
+from mrpipe.datasets.adni.image.raw import prepare_images
 from mrpipe.errors import FaultCollector
 from mrpipe.genetics.vcf import Conversion
 from mrpipe.imaging.nifti import read_scan
@@ -118,7 +119,9 @@ def _maps(folder: Path, scratch: Path) -> None:
     options = ImageOptions(image_route="maps")
     check_images(folder, options, faults)
     faults.raise_if_any()
-    features = read_images(folder, cohort(subjects(PEOPLE)), options, ())
+    part = scratch / "0-of-1.parquet"
+    prepare_images(folder, cohort(subjects(PEOPLE)), options, 0, 1, part)
+    features = read_images(folder, cohort(subjects(PEOPLE)), options, [part])
     for batch in features.batches:
         batch.validate(full=True)
 
@@ -191,8 +194,8 @@ TARGETS: tuple[Target, ...] = (
     *_dataset(
         "tables", "tables_other", ("xlsx", "*.xlsx"), ("zip", "*.zip"), ("feather", "*.feather"), ("tsv", "*.tsv")
     ),
-    *_dataset("adni", "adni", ("forms", "*.csv"), cost=4),
-    *_dataset("adni", "adni", ("genotypes", "genetics/*"), cost=4),
+    *_dataset("adni", "adni", ("forms", "*.csv"), cost=8),
+    *_dataset("adni", "adni", ("genotypes", "genetics/*"), cost=8),
     Target(name="adni/plink", base="genotypes", pattern="ADNI_set.*", read=_plink),
     Target(
         name="adni/vcf",
@@ -226,8 +229,8 @@ TARGETS: tuple[Target, ...] = (
         read=lambda f, s: read_scan(f / "scan2.nii.gz", "scan"),
         must_refuse=cut_short,
     ),
-    *_dataset("mimic", "mimic", ("csv.gz", "**/*.csv.gz"), cost=3, refuse=cut_short),
-    *_dataset("mimic", "mimic_parquet", ("parquet", "**/*.parquet"), cost=3, refuse=cut_short),
+    *_dataset("mimic", "mimic", ("csv.gz", "**/*.csv.gz"), cost=5, refuse=cut_short),
+    *_dataset("mimic", "mimic_parquet", ("parquet", "**/*.parquet"), cost=5, refuse=cut_short),
     *_dataset("meds", "meds", ("shards", "data/**/*.parquet"), ("metadata", "metadata/*"), ("yaml", "meds.yaml")),
     *_dataset("enrico", "enrico", ("csv", "*.csv"), ("json", "hierarchies/*"), ("png", "wireframes/*")),
     *_dataset("enrico", "enrico", ("jpg", "screenshots/*"), ("metadata", "metadata/*")),
