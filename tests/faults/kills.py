@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +60,7 @@ _EXPORTS = {
     "tables": TABLES,
     "meds": _export("meds", n_subjects=40),
     "mimic": _export("mimic", n_patients=80, n_chart_rows=200, n_lab_rows=200, n_rare_items=2),
-    "adni": _export("adni", n_subjects=60, n_snps=48, image_shape="4,4,4", image_max_scans=1),
+    "adni": _export("adni", n_subjects=60, n_snps=48, image_shape="[4,4,4]", image_max_scans=1),
     "mosi": _export("mosi", n_videos=9, clips_per_video=5.0, frames_per_second=2.0),
     "enrico": _export("enrico", n_screens=60, scale=0.05),
 }
@@ -130,8 +132,9 @@ def _make_inputs(stage: Stage, folder: Path) -> None:
     before = Path.cwd()
     try:
         os.chdir(folder)
-        for command in stage.inputs:
-            assert mrpipe(list(command)) == 0, f"inputs of {stage.name}"
+        with redirect_stdout(io.StringIO()):
+            codes = [mrpipe(list(command)) for command in stage.inputs]
+        assert not any(codes), f"inputs of {stage.name}"
     finally:
         os.chdir(before)
 

@@ -72,8 +72,8 @@ def _check(dataset: str, *arguments: object) -> Read:
     return lambda folder, scratch: verb("check", dataset, "--raw", folder, *arguments)
 
 
-def _build(dataset: str) -> Read:
-    return lambda folder, scratch: verb("build", dataset, "--raw", folder, "--out", scratch / "store")
+def _build(dataset: str, *arguments: object) -> Read:
+    return lambda folder, scratch: verb("build", dataset, "--raw", folder, "--out", scratch / "store", *arguments)
 
 
 def cut_short(kind: str, before: bytes, after: bytes) -> bool:
@@ -95,7 +95,8 @@ def _dataset(
 ) -> list[Target]:
     """Targets of a dataset's export: (format, pattern of its files)."""
     dataset = name.partition("/")[0]
-    how: dict[str, Any] = {"read": _check(dataset), "build": _build(dataset), "cost": cost}
+    options = {"mimic": ("--set", 'notes=["discharge", "radiology"]')}.get(dataset, ())
+    how: dict[str, Any] = {"read": _check(dataset, *options), "build": _build(dataset, *options), "cost": cost}
     if refuse is not None:
         how["must_refuse"] = refuse
     return [Target(name=f"{dataset}/{format}", base=base, pattern=pattern, **how) for format, pattern in formats]
