@@ -1,15 +1,19 @@
 """Output places: what a command may write to, checked and locked by the command line before anything is done."""
 
+import errno
+import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from mrpipe.errors import UsageError
+from mrpipe.errors import MrpipeError, UsageError
 from mrpipe.locks import resolved, writing
+from mrpipe.reading import refusal_of
 
 Claim = Callable[[Namespace], AbstractContextManager[None]]
+_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def require_place(out: Path, inputs: Iterable[Path] = (), *, what: str = "", marks: str | None = None) -> None:
@@ -70,6 +74,18 @@ def _paths(args: Namespace, names: Iterable[str]) -> list[Path]:
     return [path for value in values for path in (value if isinstance(value, list) else [value]) if path is not None]
 
 
+@contextmanager
+def _naming(out: Path | None) -> Iterator[None]:
+    """Name the output in errors of writing in which libraries do not name a file."""
+    try:
+        yield
+    except Exception as error:
+        refusal = None if isinstance(error, MrpipeError) or getattr(error, "filename", None) else refusal_of(error)
+        if refusal is None or refusal[0] not in _WRITING:
+            raise
+        raise OSError(refusal[0], os.strerror(refusal[0]), str(out)) from error
+
+
 def folder(what: str, marks: str | None, *inputs: str, out: str = "out") -> Claim:
     """Claim of the output folder in argument `out`: see `require_place`; nobody else may write to it meanwhile."""
 
@@ -77,7 +93,7 @@ def folder(what: str, marks: str | None, *inputs: str, out: str = "out") -> Clai
     def claim(args: Namespace) -> Iterator[None]:
         path = getattr(args, out)
         require_place(path, _paths(args, inputs), what=what, marks=marks)
-        with writing(path):
+        with writing(path), _naming(path):
             yield
 
     return claim
@@ -90,7 +106,7 @@ def file(*inputs: str, shared: Callable[[Path], Path] | None = None) -> Claim:
     def claim(args: Namespace) -> Iterator[None]:
         if args.out is not None:
             require_place(args.out, _paths(args, inputs))
-        with nullcontext() if shared is None else writing(shared(args.out)):
+        with nullcontext() if shared is None else writing(shared(args.out)), _naming(args.out):
             yield
 
     return claim

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mrpipe.locks import temporary_name
-from mrpipe.reading import refusal_of
 
 ROW_GROUP_BYTES = 32 * 2**20
 KEY_COLUMNS = frozenset({"sample_id", "subject_id", "modality_mask"})
@@ -26,11 +25,6 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
-    except Exception as error:
-        refusal = refusal_of(error)
-        if refusal is None or getattr(error, "filename", None):
-            raise
-        raise OSError(refusal[0], os.strerror(refusal[0]), str(path)) from error  # libraries do not name the file
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -243,7 +243,9 @@ TARGETS: tuple[Target, ...] = (
     *_dataset("mosi", "mosi_files", ("npy", "audio/*"), ("labels", "*.csv")),
     *_dataset("mosei", "mosei_aligned", ("mmsa_aligned", "*.pkl")),
     *_dataset("ch_sims", "ch_sims", ("mmsa_unaligned", "*.pkl")),
-    _own("own/store", "store/**/*", lambda f, s: verb("verify", "--deep", f / "store"), any_change),
+    # provenance.json is not part of the id: it records time and host.
+    _own("own/store", "store/**/*.[mp]*", lambda f, s: verb("verify", "--deep", f / "store"), any_change),
+    _own("own/manifest", "store/manifest.json", lambda f, s: verb("verify", f / "store"), any_change),
     _own("own/store read", "store/**/*", lambda f, s: verb("audit", f / "store")),
     _own("own/show", "store/*.json", lambda f, s: verb("show", f / "store")),
     _own("own/mask", "mask.parquet", lambda f, s: _train(f, s, "--mask", f / "mask.parquet")),
