@@ -1,9 +1,6 @@
-"""Finding and reading raw files: unique matches, header aliases, gzip, zipped folders, restricted pickles."""
+"""Finding and reading raw files: unique matches, header aliases, gzip, zipped folders."""
 
 import hashlib
-import importlib
-import io
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -299,42 +296,3 @@ def _member_name(member: zipfile.ZipInfo) -> str:
         return member.filename.encode("cp437").decode("utf-8")
     except UnicodeError:
         return member.filename
-
-
-_PICKLE_GLOBALS: Mapping[str, frozenset[str]] = {
-    "numpy": frozenset({"dtype", "ndarray"}),
-    "numpy.core.multiarray": frozenset({"_reconstruct", "scalar"}),
-    "numpy._core.multiarray": frozenset({"_reconstruct", "scalar"}),
-    "numpy.core.numeric": frozenset({"_frombuffer"}),
-    "numpy._core.numeric": frozenset({"_frombuffer"}),
-    "_codecs": frozenset({"encode"}),
-}
-_PICKLE_BUILTINS = frozenset(
-    {"dict", "list", "tuple", "set", "frozenset", "bytes", "bytearray", "str", "int", "float", "bool", "complex"}
-)
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def __init__(self, file: Any, shown_as: str):
-        super().__init__(file, encoding="latin1")
-        self._shown_as = shown_as
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in {"builtins", "__builtin__"} and name in _PICKLE_BUILTINS:
-            return getattr(importlib.import_module("builtins"), name)
-        if name in _PICKLE_GLOBALS.get(module, ()):
-            return getattr(importlib.import_module(module.replace("numpy.core", "numpy._core")), name)
-        expected, found = "numpy arrays and builtin containers only", f"a pickle that imports {module}.{name}"
-        fix = "The file was not loaded, because it could run code. Download it from its publisher."
-        raise DataError(Fault(file=self._shown_as, expected=expected, found=found, fix=fix))
-
-
-def read_pickle(path: Path) -> Any:
-    """Load a pickle of numpy arrays and builtins; a DataError if it is damaged or imports anything else."""
-    try:
-        with path.open("rb") as handle:
-            return _RestrictedUnpickler(io.BufferedReader(handle), path.name).load()
-    except DataError:
-        raise
-    except Exception as error:  # damaged bytes can raise any exception, including MemoryError
-        raise unreadable(error, path.name, "a complete pickle file") from error

@@ -12,7 +12,7 @@ from mrpipe.reading import reading
 from mrpipe.schema import ATTRITION_SCHEMA, MODALITY_KEY, TASK_KEY, Attrition, Dataset, Modality
 from mrpipe.stages.cohort import LABEL_PREFIX
 from mrpipe.stages.declaration import checked_dataset
-from mrpipe.store.layout import WorkLayout, require_file
+from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import read_metadata, write_frame
 from mrpipe.store.splits import label_faults
 
@@ -55,9 +55,8 @@ def assemble_samples(dataset: Dataset, work: Path, modalities: Sequence[str]) ->
     paths, dataset = working.store, checked_dataset(dataset, work)
     cohort = pl.read_parquet(working.require(working.cohort, "cohort"))
     for name in modalities:
-        # `seal` compares the hash of the table, of which only the ids are used here.
-        require_file(paths.modality(name), f"ingest {dataset.name} {name}")
-        working.require(working.tried(name), f"ingest {dataset.name} {name}")
+        for path in (paths.modality(name), working.tried(name)):
+            working.require(path, f"ingest {dataset.name} {name}")
     frame = cohort.select(pl.exclude(f"^{LABEL_PREFIX.replace('.', '[.]')}.*$"))
     mask = pl.lit(0, dtype=pl.UInt16)
     declared = sorted((read_modality_declaration(paths.modality(m)) for m in modalities), key=lambda m: m.bit)

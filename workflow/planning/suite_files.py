@@ -27,11 +27,9 @@ def read_suites(files: Sequence[Path]) -> dict[str, Any]:
     for file in files:
         try:
             said = yaml.load(file.read_text(encoding="utf-8"), Loader=LOADER) or {}
-        except FileNotFoundError:
-            faults.append(f"suites: no file {str(file)!r}")
-            continue
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            faults.append(f"suites: {file} is not YAML: {' '.join(str(error).split())}")
+            damaged = f"suites: {file} is not YAML: {' '.join(str(error).split())}"
+            faults.append(f"suites: no file {str(file)!r}" if isinstance(error, FileNotFoundError) else damaged)
             continue
         wrong = schema_faults(said, schema)
         faults += [f"{file}: {fault}" for fault in wrong]

@@ -36,7 +36,7 @@ from moe_retriever.training.search_result import SearchData, SearchResult
 from moe_retriever.training.selection import DivergedError
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
-from mrpipe.reading import RUN_AGAIN, read_frame, read_json, reading
+from mrpipe.reading import read_frame, read_json, reading
 from mrpipe.store.parquet import write_frame, write_text
 
 COMMON_SPACE: Mapping[str, tuple[OptionValue, ...]] = {
@@ -73,9 +73,8 @@ def read_space(path: Path) -> dict[str, list[OptionValue]]:
     fix = "Write one option per line, e.g.  lr: [0.0001, 0.001]"
     with reading(path, "a YAML or JSON file", fix):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not content:
-        expected = "a mapping of options to lists of values"
-        raise DataError(Fault(file=str(path), expected=expected, found=type(content).__name__, fix=fix))
+        if not isinstance(content, dict) or not content:
+            raise ValueError(f"a {type(content).__name__} instead of a mapping of options to lists of values")
     faults = []
     for name, values in content.items():
         if not isinstance(values, list) or not values:
@@ -314,9 +313,8 @@ def search(
 
 def _data_of(path: Path) -> SearchData:
     data = read_json(path, "the settings of a run", keys=("data",))["data"]
-    with reading(path, "the settings of a run", RUN_AGAIN):
-        known = {k: data[k] for k in SearchData.__annotations__ if k in data}
-        return cast(SearchData, {**known, "modalities": [m["name"] for m in data["modalities"]]})
+    known = {k: data[k] for k in SearchData.__annotations__ if k in data}
+    return cast(SearchData, {**known, "modalities": [m["name"] for m in data["modalities"]]})
 
 
 def show(content: SearchResult, folder: Path) -> None:

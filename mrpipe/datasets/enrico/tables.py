@@ -10,7 +10,7 @@ from PIL import ImageColor
 
 from mrpipe.constants import constants
 from mrpipe.delimited import line_of
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import Fault, FaultCollector
 from mrpipe.raw import ROW, Column, Folder, few, find_one, read_csv
 from mrpipe.reading import reading
 
@@ -124,11 +124,8 @@ def parse_json(data: bytes, shown_as: str) -> tuple[Any, bool]:
         text, plain = data.decode("utf-8-sig"), True
     except UnicodeDecodeError:
         text, plain = data.decode("latin-1"), False
-    try:
+    with reading(shown_as, "JSON"):
         return json.loads(text, object_pairs_hook=_unique), plain
-    except (ValueError, RecursionError) as error:
-        fix = "The file is damaged: download it again."
-        raise DataError(Fault(file=shown_as, expected="JSON", found=str(error), fix=fix)) from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

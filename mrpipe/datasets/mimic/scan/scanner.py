@@ -175,12 +175,8 @@ class CsvPart(TablePart):
         try:
             frame = self._read(data, dtypes)
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
-            try:
+            with reading(self.shown_as, f"{len(self.header)} fields per row", "Check whether the header is shifted."):
                 frame = self._read(data, {})
-            except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as ragged:
-                expected, fix = f"{len(self.header)} fields per row", "Check whether the header is shifted."
-                found = str(ragged).splitlines()[0]
-                raise DataError(Fault(file=self.shown_as, expected=expected, found=found, fix=fix)) from ragged
         first = self._n_parsed + 1
         frame = frame.with_row_index(ROW, offset=first)
         self._n_parsed += len(frame)
