@@ -189,11 +189,12 @@ def _suites(folder: Path, scratch: Path) -> None:
 
 
 TARGETS: tuple[Target, ...] = (
-    *_dataset("tables", "tables", ("csv.gz", "labs.csv.gz"), ("parquet", "survey.parquet"), refuse=cut_short),
-    *_dataset("tables", "tables", ("csv", "vitals.csv"), ("labels", "people.csv"), refuse=repeated_row),
-    *_dataset("tables", "tables", ("yaml", "tables.yaml")),
+    *_dataset("tables", "tables", ("csv.gz", "labs.csv.gz"), ("parquet", "survey.parquet"), refuse=cut_short, cost=2),
+    *_dataset("tables", "tables", ("csv", "vitals.csv"), ("labels", "people.csv"), refuse=repeated_row, cost=2),
+    *_dataset("tables", "tables", ("yaml", "tables.yaml"), cost=2),
     *_dataset(
-        "tables", "tables_other", ("xlsx", "*.xlsx"), ("zip", "*.zip"), ("feather", "*.feather"), ("tsv", "*.tsv")
+        *("tables", "tables_other", ("xlsx", "*.xlsx"), ("zip", "*.zip"), ("feather", "*.feather"), ("tsv", "*.tsv")),
+        cost=2,
     ),
     *_dataset("adni", "adni", ("forms", "*.csv"), cost=8),
     *_dataset("adni", "adni", ("genotypes", "genetics/*"), cost=8),
@@ -233,9 +234,9 @@ TARGETS: tuple[Target, ...] = (
     *_dataset("mimic", "mimic", ("csv.gz", "**/*.csv.gz"), cost=5, refuse=cut_short),
     *_dataset("mimic", "mimic_parquet", ("parquet", "**/*.parquet"), cost=5, refuse=cut_short),
     *_dataset("meds", "meds", ("shards", "data/**/*.parquet"), ("metadata", "metadata/*"), ("yaml", "meds.yaml")),
-    *_dataset("enrico", "enrico", ("csv", "*.csv"), ("json", "hierarchies/*"), ("png", "wireframes/*")),
-    *_dataset("enrico", "enrico", ("jpg", "screenshots/*"), ("metadata", "metadata/*")),
-    *_dataset("enrico", "enrico_zip", ("zip", "*.zip"), refuse=cut_short),
+    *_dataset("enrico", "enrico", ("csv", "*.csv"), ("json", "hierarchies/*"), ("png", "wireframes/*"), cost=2),
+    *_dataset("enrico", "enrico", ("jpg", "screenshots/*"), ("metadata", "metadata/*"), cost=2),
+    *_dataset("enrico", "enrico_zip", ("zip", "*.zip"), refuse=cut_short, cost=2),
     *_dataset("mosi", "mosi_csd", ("csd", "*.csd"), ("folds", "*.py")),
     *_dataset("mosi", "mosi_multibench", ("multibench", "*.pkl")),
     *_dataset("mosi", "mosi_mult", ("mult", "*.pkl")),
@@ -257,7 +258,7 @@ TARGETS: tuple[Target, ...] = (
         "runs/run/model.pt",
         lambda f, s: verb("predict", "--run", f / "runs/run", "--store", f / "store", "--out", s / "p.parquet"),
     ),
-    _own("own/run report", "runs/run/*.*[nt]", _report, cost=4),
+    _own("own/run report", "runs/run/*.*[nt]", _report, cost=8),
     _own(
         "own/run results",
         "runs/run/*.json",
