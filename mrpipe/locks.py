@@ -21,9 +21,11 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from mrpipe.errors import UsageError
+from mrpipe.errors import MrpipeError, UsageError
+from mrpipe.reading import refusal_of
 
 Claim = Callable[[Namespace], AbstractContextManager[None]]
+_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 _LOCK = re.compile(r"\.writing(-soft)?$")
 # Our files in a folder that otherwise counts as empty.
 _OURS = re.compile(r"\..*\.(tmp|writing(-soft)?)|\.snakemake_timestamp")
@@ -156,7 +158,15 @@ def _claimed(
     if args.out and (reason := next(_objections(resolved(args.out), paths, what, marks), None)):
         raise UsageError(f"{args.out} is not written, because it {reason}. Choose another --out")
     with nullcontext() if locked is None else writing(locked):
-        yield
+        try:
+            yield
+        except Exception as error:
+            refusal = None if isinstance(error, MrpipeError) or getattr(error, "filename", None) else refusal_of(error)
+            if refusal is None or refusal[0] not in _WRITE_ERRORS:
+                raise
+            raise OSError(
+                refusal[0], os.strerror(refusal[0]), str(args.out)
+            ) from error  # libraries do not name the file
 
 
 def _objections(target: Path, inputs: Iterable[Path], what: str, marks: str | None) -> Iterator[str]:

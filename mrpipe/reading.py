@@ -79,6 +79,8 @@ def reading(shown_as: Path | str, expected: str, fix: str = AGAIN) -> Iterator[N
         DataError: any other exception was raised in the context, also a UsageError for a setting in the file.
         StorageError: the disk or the system refused to read the file.
     """
+    if isinstance(shown_as, Path) and (shown_as.is_fifo() or shown_as.is_char_device()):
+        raise DataError(Fault(file=str(shown_as), expected="a file", found="a pipe or a device, which may never end"))
     try:
         yield
     except (DataError, MissingExtraError):

@@ -91,7 +91,10 @@ class ChainFile:
                         raise DataError(self._fault("the last block of the chain", "the header of another", number))
                     head, blocks = fields, []
                     # Numbers that do not fit into 64 bits raise an OverflowError.
-                    source, target, *_ = np.array([fields[k] for k in (5, 10, 6, 11, 3, 8)], dtype=np.int64).tolist()
+                    places = np.array([fields[k] for k in (5, 6, 3, 10, 11, 8)], dtype=np.int64).reshape(2, 3)
+                    if (places < 0).any() or (np.diff(places) < 0).any():
+                        raise ValueError("a chain outside its chromosome")
+                    source, target = places[:, 0].tolist()
                     continue
                 if not head:
                     raise DataError(self._fault("a chain header", repr(line[:40]), number))
