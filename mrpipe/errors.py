@@ -70,10 +70,7 @@ class DataError(MrpipeError):
 
 
 class StorageError(DataError):
-    """The disk or the system refuses to read a file (exit code 4): no permission, input/output error, open files.
-
-    Not a property of the data: it must never be treated as a damaged file that is left out.
-    """
+    """The disk or the system refuses to read a file (exit code 4); no reason to leave the file out as damaged."""
 
     exit_code = 4
 

@@ -49,7 +49,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "correct it. No value of a single person is quoted.\n\n"
         "  mrpipe init tables visits.csv patients.csv labs.xlsx\n"
         "  mrpipe check tables --raw .\n"
-        "  mrpipe build tables --raw . --out stores/mine",
+        "  mrpipe build tables --raw . --out ../stores/mine",
     ),
     "simulate": (
         "write a simulated export in the provider's file formats",
@@ -66,7 +66,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "build": (
         "build a sealed store from an export",
-        "Runs all steps in one process: check, cohort, prepare, ingest, samples, split, seal.\n\n"
+        "Runs all steps in one process: check, cohort, prepare, ingest, samples, split, seal. A finished store is\n"
+        "replaced only by one of the same dataset, export and options, or with --overwrite.\n\n"
         "  mrpipe build mosi --raw ~/exports/mosi --out stores/mosi --set text_encoder=minilm",
     ),
     "options": (

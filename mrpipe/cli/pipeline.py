@@ -2,15 +2,14 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mrpipe.cli.command import Command
+from mrpipe.cli.command import Command, unclaimed
 from mrpipe.cli.help import COMMANDS as TEXTS
 from mrpipe.cli.help import STEPS, datasets_page, options_page
+from mrpipe.locks import output_file, output_folder
 from mrpipe.options import parse_assignments
-from mrpipe.places import file, folder
 
 
 def _dataset(args: Namespace) -> Any:
@@ -107,13 +106,9 @@ def _seal(args: Namespace) -> None:
 
 def _build(args: Namespace) -> None:
     from mrpipe.stages.build import build
-    from mrpipe.stages.check import require_same_store
 
-    chosen = {name: getattr(args, name) for name in ("modalities", "schemes", "seed")}
-    dataset, settings = _dataset(args), parse_assignments(args.set)
-    if not args.overwrite:
-        require_same_store(args.out, dataset, args.raw, settings, **chosen)
-    build(dataset, args.raw, args.out, settings, **chosen, report=print)
+    chosen = {name: getattr(args, name) for name in ("modalities", "schemes", "seed", "overwrite")}
+    build(_dataset(args), args.raw, args.out, parse_assignments(args.set), **chosen, report=print)
 
 
 def _verify(args: Namespace) -> None:
@@ -314,12 +309,12 @@ _TABLE: dict[str, tuple[Add, Callable[[Namespace], None]]] = {
 }
 
 _CLAIMS = {
-    "fetch": folder("a folder of data sets", None),
-    "simulate": folder("a simulated export", None),
-    "build": folder("a store", "manifest.json samples.parquet modalities", "raw"),
-    "qc": folder("quality control", "qc.parquet contact_sheet.png"),
-    "export": folder("an export of a store", "samples.csv", "store"),
-    "mask": file("store"),
+    "fetch": output_folder("a folder of data sets", None),
+    "simulate": output_folder("a simulated export", None),
+    "build": output_folder("a store", "manifest.json samples.parquet modalities", "raw"),
+    "qc": output_folder("quality control", "qc.parquet contact_sheet.png"),
+    "export": output_folder("an export of a store", "samples.csv", "store"),
+    "mask": output_file("store"),
 }
 
 COMMANDS = {
@@ -329,7 +324,7 @@ COMMANDS = {
         add_arguments=add,
         run=run,
         step=name in STEPS,
-        claim=_CLAIMS.get(name, nullcontext),
+        claim=_CLAIMS.get(name, unclaimed),
     )
     for name, (add, run) in _TABLE.items()
 }

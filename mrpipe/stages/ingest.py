@@ -13,9 +13,8 @@ import pyarrow.compute as pc
 from mrpipe.errors import UsageError
 from mrpipe.options import parse_options
 from mrpipe.schema import DICTIONARY_SCHEMA, MODALITY_KEY, TRIED_SCHEMA, Dataset, Features
-from mrpipe.stages.cohort import read_cohort
+from mrpipe.stages.cohort import read_cohort, require_unchanged
 from mrpipe.stages.declaration import read_checked
-from mrpipe.stages.unchanged import require_unchanged
 from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import write_batches, write_frame
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.errors import DataError, Fault
+from mrpipe.reading import reading
 from mrpipe.schema import ATTRITION_SCHEMA, MODALITY_KEY, TASK_KEY, Attrition, Dataset, Modality
 from mrpipe.stages.cohort import LABEL_PREFIX
 from mrpipe.stages.declaration import checked_dataset
-from mrpipe.store.layout import WorkLayout, require_file
+from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import read_metadata, write_frame
 from mrpipe.store.splits import label_faults
 
@@ -54,19 +55,17 @@ def assemble_samples(dataset: Dataset, work: Path, modalities: Sequence[str]) ->
     paths, dataset = working.store, checked_dataset(dataset, work)
     cohort = pl.read_parquet(working.require(working.cohort, "cohort"))
     for name in modalities:
-        # `seal` compares the hash of the table, of which only the ids are used here.
-        require_file(paths.modality(name), f"ingest {dataset.name} {name}")
-        working.require(working.tried(name), f"ingest {dataset.name} {name}")
+        for path in (paths.modality(name), working.tried(name)):
+            working.require(path, f"ingest {dataset.name} {name}")
     frame = cohort.select(pl.exclude(f"^{LABEL_PREFIX.replace('.', '[.]')}.*$"))
     mask = pl.lit(0, dtype=pl.UInt16)
     declared = sorted((read_modality_declaration(paths.modality(m)) for m in modalities), key=lambda m: m.bit)
     for modality in declared:
-        rows = (
-            pl.read_parquet(paths.modality(modality.name), columns=["sample_id"])
-            .with_row_index(f"row_{modality.name}")
-            .with_columns(pl.col(f"row_{modality.name}").cast(pl.Int32))
-        )
-        frame = frame.join(rows, on="sample_id", how="left", validate="1:1")
+        path = paths.modality(modality.name)
+        with reading(path, "one row per sample", f"Run mrpipe ingest {dataset.name} {modality.name} again."):
+            rows = pl.read_parquet(path, columns=["sample_id"]).with_row_index(f"row_{modality.name}")
+            rows = rows.with_columns(pl.col(f"row_{modality.name}").cast(pl.Int32))
+            frame = frame.join(rows, on="sample_id", how="left", validate="1:1")
         bit = pl.col(f"row_{modality.name}").is_not_null().cast(pl.UInt16) * pl.lit(1 << modality.bit, dtype=pl.UInt16)
         mask = mask | bit
     frame = frame.with_columns(mask.alias("modality_mask"))

@@ -79,7 +79,7 @@ def seal(dataset: Dataset, work: Path, store: Path, schemes: Sequence[str] | Non
     """
     working, checked = WorkLayout(work), read_checked(work)
     staged, dataset = working.store, checked_dataset(dataset, work)
-    columns = pq.read_schema(require_file(staged.samples, "samples")).names
+    columns = pq.read_schema(working.require(staged.samples, f"samples {dataset.name}")).names
     modalities = [m for m in checked["modalities"] if f"row_{m}" in columns]
     modalities.sort(key=lambda m: dataset.modalities[m].bit)
     if schemes is None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mrpipe.errors import UsageError
-from mrpipe.locks import writing
+from mrpipe.locks import hidden, writing
 from mrpipe.store.layout import StoreLayout
 
 
@@ -23,12 +23,11 @@ def hidden_folder(store: Path, kind: str) -> Iterator[Path]:
         UsageError: another process writes the store, or its folder contains other files.
     """
     _require_replaceable(store)
-    # Ten characters more, with a `kind` of one: a name of 240 remains shorter than the 255 of Linux.
-    name = re.compile(rf"\.{re.escape(store.name)}\.{kind}[0-9a-f]{{8}}")
+    name = re.compile(re.escape(hidden(store, f".{kind}").name) + "[0-9a-f]{8}")
     with writing(store):
         for left in [p for p in store.parent.iterdir() if name.fullmatch(p.name)]:
             _remove(left, store)
-        folder = store.with_name(f".{store.name}.{kind}{secrets.token_hex(4)}")
+        folder = hidden(store, f".{kind}{secrets.token_hex(4)}")
         folder.mkdir(mode=0o700)
         try:
             yield folder

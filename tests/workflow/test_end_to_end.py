@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mrpipe
+from tests.workflow.conftest import store_ids
 
 
 def test_stores_runs_and_report_exist(finished: Path) -> None:
@@ -115,6 +118,51 @@ def test_failed_job_is_reported_and_leaves_no_output(snakemake: Any, tmp_path: P
     assert "results/logs/mosi/check.log" in outcome.text
     assert "expected" in outcome.text
     assert not (tmp_path / "results/stores").exists()
+
+
+def flip(path: Path, *, keep_time: bool) -> None:
+    """Flip one bit in the middle of a file."""
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    if keep_time:
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_an_altered_store_is_neither_sealed_again_nor_used(
+    snakemake: Any, finished: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    """One more method on a finished store, after one bit of a table was flipped, with a new or the old time."""
+    folder = Path(shutil.copytree(finished, tmp_path / "copy", symlinks=True))
+    config = {key: {"mosi": tiny[key]["mosi"]} for key in ("datasets", "experiments")}
+    store, built = folder / "results/stores/mosi", folder / "results/build/mosi/store"
+    manifest = (store / "manifest.json").read_bytes()
+    for keep_time in (False, True):
+        config["experiments"]["mosi"]["methods"] = ["moe_retriever", "majority" if keep_time else "logistic"]
+        flip(store / "modalities/text.parquet", keep_time=keep_time)
+        outcome = snakemake("runs", "--show-failed-logs", folder=folder, config=config)
+        assert outcome.code != 0
+        assert "text.parquet: expected SHA-256" in outcome.text
+        assert not [job for job in outcome.jobs if job.split(" ")[0] in ("ingest", "samples", "split", "seal")]
+        assert (store / "manifest.json").read_bytes() == manifest
+        flip(store / "modalities/text.parquet", keep_time=keep_time)
+    # The tables of the build, too, are refused if they changed after their step. The store is then built again.
+    flip(built / "modalities/text.parquet", keep_time=False)
+    shutil.rmtree(store)
+    outcome = snakemake("stores", "--show-failed-logs", folder=folder, config=config)
+    assert outcome.code != 0
+    assert "text.parquet: expected SHA-256" in outcome.text
+    assert "run mrpipe ingest mosi text again" in outcome.text
+    assert not (store / "manifest.json").exists()
+    shutil.rmtree(folder / "results/build")
+    assert snakemake("stores", folder=folder, config=config).code == 0
+    assert store_ids(folder)["mosi"] == store_ids(finished)["mosi"]
+
+
+def test_intermediate_files_may_be_deleted(snakemake: Any, finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "copy", symlinks=True))
+    shutil.rmtree(folder / "results/build")
+    assert snakemake("-n", "--configfile", str(finished / "config.yaml"), folder=folder).idle
 
 
 def test_snakemake_report_builds(snakemake: Any, finished: Path) -> None:

@@ -63,10 +63,11 @@ def init(paths: Sequence[Path], out: Path | None, *, overwrite: bool = False) ->
     arguments = f"tables --raw {shlex.quote(os.path.relpath(raw) if raw.is_relative_to(Path.cwd()) else str(raw))}"
     if target.resolve() != raw / "tables.yaml":
         arguments += f" --set config={shlex.quote(str(target.resolve()))}"
+    beside = f"{os.path.relpath(raw.parent)}/" if Path.cwd().is_relative_to(raw) else ""
     return (
         f"{target}: a proposal from {len(files)} tables. Read its comments, correct it, then:\n"
-        f"  mrpipe check {arguments}\n  mrpipe build {arguments} --out stores/mine\n"
-        "  mrpipe train --store stores/mine --out runs/mine --method moe_retriever"
+        f"  mrpipe check {arguments}\n  mrpipe build {arguments} --out {beside}stores/mine\n"
+        f"  mrpipe train --store {beside}stores/mine --out {beside}runs/mine --method moe_retriever"
     )
 
 

@@ -106,7 +106,7 @@ TABLE_DAMAGE: dict[str, tuple[Damage, str, str | None, str]] = {
         lambda r: replace(r / "component_legend.json", "#", "?", 1),
         "component_legend.json",
         None,
-        "ValueError",
+        "unknown color",
     ),
     "legend without hex": (
         lambda r: replace(r / "component_legend.json", '"hex"', '"hx"', 1),

@@ -9,6 +9,7 @@ import polars as pl
 
 from mrpipe.errors import Fault, FaultCollector
 from mrpipe.raw import ROW, Column, match_header, shown_value, typed
+from mrpipe.reading import reading
 
 if TYPE_CHECKING:
     from mrpipe.datasets.mimic.scan.scanner import TableScan
@@ -112,7 +113,8 @@ class TablePart(ABC):
         faults, done = FaultCollector(), []
         fix = "Check whether the header is shifted, or the file is damaged; write blanks as empty fields, not as NA."
         for column in self.columns:
-            values = without_blanks(frame[column.name], column)
+            with reading(self.shown_as, f"text in UTF-8 in column {column.name!r}", fix):
+                values = without_blanks(frame[column.name], column)
             done.append(converted := convert(values, column).rename(column.name))
             bad = converted.is_null() & values.is_not_null()
             plain = values.dtype == pl.String or values.dtype.is_float()
