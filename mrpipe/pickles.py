@@ -138,6 +138,8 @@ class Grammar(pickle._Unpickler):
         "builtins.frozenset": lambda items=(): frozenset(_keys(items)),
     }
 
+    advice: ClassVar[str] = "Download it from its publisher."
+
     def __init__(self, file: Any, shown_as: str, size: int):
         super().__init__(file, encoding="latin1")
         self._shown_as, self.room, self._values = shown_as, CONTAINERS, max(VALUES, 4 * size)
@@ -152,7 +154,7 @@ class Grammar(pickle._Unpickler):
         if known in self.calls:
             return _Name(known)
         expected, found = "arrays and builtin containers only", f"a pickle that imports {module}.{name}"[:200]
-        fix = "The file was not loaded, because it could run code. Download it from its publisher."
+        fix = f"The file was not loaded, because it could run code. {self.advice}"
         raise DataError(Fault(file=self._shown_as, expected=expected, found=found, fix=fix))
 
     def _check(self, value: Any, depth: int) -> None:
@@ -252,6 +254,7 @@ class _Tensors(Grammar):
         "torch._utils._rebuild_tensor_v2": _rebuild,
         "collections.OrderedDict": lambda: {},
     }
+    advice = "Save an array with numpy.save(path, tensor.cpu().numpy())."
 
     def __init__(self, archive: zipfile.ZipFile, shown_as: str, size: int):
         members = archive.infolist()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from mrpipe.datasets.hdf5 import opened
@@ -13,15 +14,16 @@ SUFFIXES = (".npy", ".pt", ".pth", ".h5", ".hdf5")
 FIX = "Extract the features again; save a tensor with numpy.save(path, tensor.cpu().numpy())."
 
 
-def _read(path: Path, shown_as: str) -> Any:
+def _read(path: Path, shown_as: str, expected: str) -> Any:
     if path.suffix.lower() == ".npy":
         # Mapped, so that a shape that the file is too short for is an error before memory is taken.
         return np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
     if path.suffix.lower() in (".pt", ".pth"):
         return read_tensors(path, shown_as)
-    with opened(path, shown_as, FIX) as file:
+    with opened(path, shown_as, FIX, expected) as file:
         (name,) = file.root
-        return file.read(file.get(file.root, name))
+        item = file.get(file.root, name)
+        return file.read(item) if isinstance(item, h5py.Dataset) else item
 
 
 def read_array(path: Path, shown_as: str) -> Any:
@@ -30,8 +32,9 @@ def read_array(path: Path, shown_as: str) -> Any:
     Raises:
         DataError: damaged, larger than its bytes, or anything else than one array of numbers or texts.
     """
-    with reading(shown_as, f"one array in a complete {path.suffix} file", FIX):
-        array = _read(path, shown_as)
+    expected = f"one array in a complete {path.suffix} file"
+    with reading(shown_as, expected, FIX):
+        array = _read(path, shown_as, expected)
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufcSU" or not array.itemsize:
             raise ValueError(f"{getattr(array, 'dtype', type(array).__name__)} instead of an array of numbers")
         return np.array(array) if isinstance(array, np.memmap) else array

@@ -52,9 +52,10 @@ class Hdf5:
         if item.dtype.kind not in "biufcS" and h5py.check_string_dtype(item.dtype) is None:
             raise self._refused(path, "numbers or texts", f"values of type {item.dtype}")
         # A damaged header can declare terabytes; compression reduces data by a factor of at most 1,032.
-        self.room -= item.nbytes + (math.prod(item.chunks) * item.dtype.itemsize if item.chunks else 0)
-        if self.room < 0 or item.nbytes > max(2**20, 1100 * stored):
+        needed = item.nbytes + (math.prod(item.chunks) * item.dtype.itemsize if item.chunks else 0)
+        if needed > self.room or item.nbytes > max(2**20, 1100 * stored):
             raise self._refused(path, "the declared data", f"shape {item.shape}, but only {stored:,} bytes of data")
+        self.room -= needed
         plan = item.id.get_create_plist()
         filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
         if not set(filters) <= _FILTERS or len(set(filters)) < len(filters):
@@ -95,7 +96,7 @@ class Hdf5:
 
 
 @contextmanager
-def opened(path: Path, shown_as: str, fix: str = "") -> Iterator[Hdf5]:
+def opened(path: Path, shown_as: str, fix: str, expected: str = "a complete HDF5 file") -> Iterator[Hdf5]:
     """Open an HDF5 file; any exception while it is read becomes a DataError."""
-    with reading(shown_as, "a complete HDF5 file", fix), h5py.File(path, "r") as handle:
+    with reading(shown_as, expected, fix), h5py.File(path, "r") as handle:
         yield Hdf5(handle, shown_as, fix, path.stat().st_size)
