@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
+from mrpipe.budget import open_member, read_small
 from mrpipe.delimited import line_of, read_table
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.forms import ENDINGS
@@ -20,7 +21,6 @@ from mrpipe.reading import reading, unreadable
 ParsedT = TypeVar("ParsedT")
 # Column of 1-based record numbers; blank lines count. `delimited.line_of` gives the line of a record.
 ROW = "__row"
-MEMBER_LIMIT = 2**28  # bytes; a larger member of an archive of screens is a damaged or malicious one
 
 
 def sha256(path: Path) -> str:
@@ -281,11 +281,10 @@ class Folder:
         member = self._members[name]
         with reading(shown_as, "an intact archive member" if self._zip else "a readable file"):
             if isinstance(member, Path):
-                return member.read_bytes()
+                return read_small(member, shown_as)
             assert self._zip is not None
-            if member.file_size > MEMBER_LIMIT:
-                raise zipfile.BadZipFile(f"a member of {member.file_size:,} bytes, more than {MEMBER_LIMIT:,}")
-            return self._zip.read(member)
+            with open_member(self._zip, member, shown_as) as handle:
+                return handle.read()
 
 
 def _member_name(member: zipfile.ZipInfo) -> str:

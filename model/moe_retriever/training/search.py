@@ -20,7 +20,6 @@ from typing import TypedDict, cast
 import numpy as np
 import polars as pl
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +34,7 @@ from moe_retriever.training.loop import Job, described, fingerprint, load_data, 
 from moe_retriever.training.search_result import SearchData, SearchResult
 from moe_retriever.training.selection import DivergedError
 from mrpipe import keyed
+from mrpipe.budget import MAX_YAML, load_yaml, read_small
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
 from mrpipe.reading import read_frame, read_json, reading
 from mrpipe.store.parquet import write_frame, write_text
@@ -72,7 +72,7 @@ def read_space(path: Path) -> dict[str, list[OptionValue]]:
     """
     fix = "Write one option per line, e.g.  lr: [0.0001, 0.001]"
     with reading(path, "a YAML or JSON file", fix):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(read_small(path, str(path), MAX_YAML).decode("utf-8-sig"), str(path))
         if not isinstance(content, dict) or not content:
             raise ValueError(f"a {type(content).__name__} instead of a mapping of options to lists of values")
     faults = []

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.budget import read_small
 from mrpipe.datasets.arrays import read_array
 from mrpipe.datasets.features import from_files
 from mrpipe.datasets.images import decode, image_modality, image_size, to_array
@@ -69,8 +70,8 @@ class PathColumn:
             if not self.image:
                 return _array(place, path, self.shape)
             if header:
-                return image_size(place.read_bytes(), path)[::-1]
-            image = decode(place.read_bytes(), path)
+                return image_size(read_small(place, path), path)[::-1]
+            image = decode(read_small(place, path), path)
             return to_array(image.convert("L") if self.shape[0] == 1 else image, self.shape[1:])
         except DataError as error:
             fault, rows = error.faults[0], pl.Series([row])
