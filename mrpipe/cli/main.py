@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if debug := "--debug" in arguments[: arguments.index("--") if "--" in arguments else None]:
         arguments.remove("--debug")
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the caller closed it (>&-)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the terminal may not display all characters of a message
             stream.reconfigure(errors="backslashreplace")
