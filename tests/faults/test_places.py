@@ -134,7 +134,8 @@ def test_an_export_behind_a_symlink_is_still_simulated(base: Path, tmp_path: Pat
 
 def run(command: list[str], cwd: Path, user: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a command as another user, in a folder that is deleted by then if it is named `gone`."""
-    program = "import os, sys; from mrpipe.cli.main import main\n"
+    # Another user may have no access to the libraries of this one, so that they are imported first.
+    program = "import os, sys, polars, mrpipe.cli.pipeline, mrpipe.stages.simulate; from mrpipe.cli.main import main\n"
     program += f"os.chdir({str(cwd)!r})\n" + (f"os.rmdir({str(cwd)!r})\n" if cwd.name == "gone" else "")
     program += (f"os.setgroups([]); os.setuid({user})\n" if user else "") + "sys.exit(main(sys.argv[1:]))"
     return subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, env=os.environ)
