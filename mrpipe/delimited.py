@@ -14,7 +14,7 @@ import polars.selectors as cs
 import pyarrow as pa
 from pyarrow import csv as pacsv
 
-from mrpipe.errors import DataError, Fault, MissingExtraError
+from mrpipe.errors import DataError, Fault, MissingExtraError, reason
 from mrpipe.forms import form_of, open_binary, read_typed, recognise
 
 # Exceptions raised on reading a truncated or damaged text file, plain or compressed.
@@ -34,8 +34,7 @@ def unreadable(error: object, shown_as: str, expected: str, fix: str = AGAIN) ->
     if isinstance(error, PermissionError):
         found, fix = "no permission to read it", "Ask the owner of the file for read access."
         return DataError(Fault(file=shown_as, expected="a readable file", found=found, fix=fix))
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DataError(Fault(file=shown_as, expected=expected, found=f"unreadable data ({reason})", fix=fix))
+    return DataError(Fault(file=shown_as, expected=expected, found=f"unreadable data ({reason(error)})", fix=fix))
 
 
 def _bytes(path: Path) -> bytes:

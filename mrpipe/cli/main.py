@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import mrpipe
 from mrpipe.cli.command import Command
-from mrpipe.errors import MrpipeError, UsageError, did_you_mean
+from mrpipe.errors import SHOW_VALUES, MrpipeError, UsageError, did_you_mean
+from mrpipe.privacy import printable
 
 _WIDTH = 16
 # As a shell reports a program that ends by SIGINT or SIGPIPE.
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except MrpipeError as error:
-        print(f"{called}: {error}", file=sys.stderr)
+        print(printable(f"{called}: {error}"), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader of a pipe (`| head`) has left. The interpreter would report the rest of the buffer as an error.
@@ -124,4 +125,7 @@ def _run(arguments: list[str]) -> int:
         own, rest = own[: own.index("--")], own[own.index("--") + 1 :]
     parsed = parser.parse_args(own)
     parsed.rest = rest
+    if getattr(parsed, "show_values", False):
+        # Processes that the command starts inherit it.
+        os.environ[SHOW_VALUES] = "1"
     return command.run(parsed) or 0

@@ -9,6 +9,7 @@ from mrpipe.cli.command import Command
 from mrpipe.cli.help import COMMANDS as TEXTS
 from mrpipe.cli.help import STEPS, datasets_page, options_page
 from mrpipe.options import parse_assignments
+from mrpipe.privacy import printable
 
 
 def _dataset(args: Namespace) -> Any:
@@ -56,7 +57,7 @@ def _check(args: Namespace) -> None:
     result = (write_check if args.work else check)(*inputs, **chosen)
     print(f"{args.dataset}: {result['origin']}, release {result['release']}, input files: {len(result['inputs'])}")
     for line in (*(f"note: {note}" for note in result["notes"]), *summary(result)):
-        print(f"  {line}")
+        print(f"  {printable(line)}")
     print(f"{args.dataset}: {closing(result)}")
 
 
@@ -114,7 +115,7 @@ def _build(args: Namespace) -> None:
         modalities=args.modalities,
         schemes=args.schemes,
         seed=args.seed,
-        report=print,
+        report=lambda line: print(printable(line)),
     )
 
 
@@ -215,7 +216,8 @@ def _dataset_name(parser: ArgumentParser) -> None:
 
 
 _modality = _all(_dataset_name, _argument("modality", metavar="MODALITY", help="a modality of the dataset"))
-_raw = _path("--raw", "folder of the export")
+_values = _argument("--show-values", action="store_true", help="print cells of the data in messages, not their kind")
+_raw = _all(_path("--raw", "folder of the export"), _values)
 _work = _path("--work", "folder of intermediate files")
 _store_folder = _path("--store", "folder of the store")
 _store = _argument("store", type=Path, metavar="STORE", help="folder of a sealed store")
@@ -237,6 +239,7 @@ _init_arguments = _all(
     _argument("files", type=Path, nargs="+", metavar="FILE", help="your tables, or folders of tables"),
     _path("--out", "YAML file to write (default: tables.yaml in the folder of the tables)", required=False),
     _argument("--overwrite", action="store_true", help="replace a declaration that exists"),
+    _values,
 )
 _checked = _path("--work", "also write checked.json to this folder, for the steps that follow", required=False)
 _split_arguments = _all(
@@ -250,6 +253,7 @@ _threshold = "AUROC above which a feature is reported (default: 0.9)"
 _alpha = "probability of a finding in a modality without a leak (default: 0.05; 1 also lists chance findings)"
 _audit_arguments = _all(
     _store,
+    _values,
     _argument("--task", help="label to test against (default: the store's first)"),
     _argument("--scheme", help="split whose training rows are used (default: the store's own)"),
     _argument("--threshold", type=float, default=0.9, help=_threshold),

@@ -11,7 +11,7 @@ from mrpipe.store.parquet import read_metadata
 
 # Keys of the declaration in checked.json and of the split schemes in the metadata of samples.parquet.
 DECLARED, SCHEMES_KEY = "declared", "mrpipe.schemes"
-_TEXTS = ("title", "citation", "licence", "provider", "default_scheme")
+_TEXTS = ("title", "citation", "licence", "provider", "people", "default_scheme")
 
 
 def declaration(dataset: Dataset) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def build_manifest(dataset: Dataset, root: Path, checked: Mapping[str, Any], ver
         format=FORMAT,
         dataset=dataset.name,
         **{key: checked[key] for key in ("release", "origin", "options")},
-        **{key: getattr(dataset, key) for key in ("title", "citation", "licence", "provider")},
+        **{key: getattr(dataset, key) for key in ("title", "citation", "licence", "provider", "people")},
         modalities=modalities,
         labels=labels,
         splits=splits,

@@ -9,7 +9,7 @@ import polars as pl
 
 from mrpipe.errors import UsageError
 from mrpipe.genetics.packing import unpack_range
-from mrpipe.store.parquet import replacing
+from mrpipe.store.parquet import replacing, write_csv
 from mrpipe.store.reader import Arrays, Store
 
 
@@ -45,21 +45,19 @@ def export(store: Store, out: Path, format: str, modalities: Sequence[str] | Non
     tables |= {f"labels_{t.name}": store.labels(t.name) for t in store.tasks}
     tables |= {f"split_{s}": store.split(s) for s in store.schemes}
     for name, frame in tables.items():
-        with replacing(out / f"{name}.csv") as temporary:
-            frame.collect().write_csv(temporary)
+        write_csv(out / f"{name}.csv", frame.collect())
         written.append(out / f"{name}.csv")
     dictionary = store.dictionary
     for modality in chosen:
         arrays = store.arrays(modality.name)
         path = out / f"{modality.name}.{format}"
-        with replacing(path) as temporary:
-            if format == "csv":
-                names = dictionary.filter(modality=modality.name).sort("position")["name"].to_list()
-                _csv(arrays, names).write_csv(temporary)
-            else:
-                fields: dict[str, Any] = {"sample_id": arrays.sample_id, "x": arrays.x}
-                fields |= {k: v for k, v in (("offsets", arrays.offsets), ("time", arrays.time)) if v is not None}
-                with temporary.open("wb") as handle:
-                    np.savez_compressed(handle, **fields)
+        if format == "csv":
+            names = dictionary.filter(modality=modality.name).sort("position")["name"].to_list()
+            write_csv(path, _csv(arrays, names))
+        else:
+            fields: dict[str, Any] = {"sample_id": arrays.sample_id, "x": arrays.x}
+            fields |= {k: v for k, v in (("offsets", arrays.offsets), ("time", arrays.time)) if v is not None}
+            with replacing(path) as temporary, temporary.open("wb") as handle:
+                np.savez_compressed(handle, **fields)
         written.append(path)
     return written

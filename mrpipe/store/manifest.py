@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mrpipe.errors import DataError, Fault
+from mrpipe.privacy import Count, counts_rounded
 from mrpipe.schema import Modality, Task
 from mrpipe.store.layout import StoreLayout
 
@@ -32,6 +33,7 @@ class Manifest:
         pattern_counts: modality combination (names joined by `+`) → number of samples.
         options_changed: names of options that differ from their defaults; None in stores of older versions.
         citation, licence, provider: as declared by the dataset; empty in stores of older versions.
+        people: whether samples are of people (`schema.Dataset`); assumed in stores of older versions.
         store_id: first 16 hex digits of the SHA-256 over the sorted `path sha256` lines of all hashed files.
     """
 
@@ -58,11 +60,28 @@ class Manifest:
     citation: str = ""
     licence: str = ""
     provider: str = ""
+    people: bool = True
 
     @property
     def files(self) -> list[Mapping[str, Any]]:
         """All hashed files: `file, rows, size, sha256`."""
         return [*self.tables, *self.modalities, *self.labels, *self.splits]
+
+    @property
+    def count(self) -> type[int]:
+        """Type of counts on shared pages."""
+        return Count if self.people and self.origin != "simulated" else int
+
+    def shared(self) -> "Manifest":
+        """The manifest for a shared page: with rounded counts, if samples are of people."""
+        count, tables = self.count, ("modalities", "labels", "splits")
+        counts: dict[str, Any] = {k: [{**e, "rows": count(e["rows"])} for e in getattr(self, k)] for k in tables}
+        for split in counts["splits"]:
+            split["counts"] = {part: count(n) for part, n in split["counts"].items()}
+        counts["pattern_counts"] = {pattern: count(n) for pattern, n in self.pattern_counts.items()}
+        counts |= {k: count(getattr(self, k)) for k in ("n_samples", "n_subjects")}
+        notes = self.notes if count is int else tuple(map(counts_rounded, self.notes))
+        return dataclasses.replace(self, **counts, notes=notes)
 
     def declared_modalities(self) -> tuple[Modality, ...]:
         return tuple(Modality.from_json(json.dumps(m)) for m in sorted(self.modalities, key=lambda m: m["bit"]))

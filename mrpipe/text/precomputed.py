@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.errors import DataError, Fault
+from mrpipe.errors import DataError, Fault, reason
 from mrpipe.raw import sha256
 from mrpipe.text.base import Floats
 
@@ -33,7 +33,7 @@ class Precomputed:
             table = pl.read_parquet(path, columns=["id", "vector"])
             ids, vectors = table["id"].cast(pl.String), table["vector"].cast(pl.List(pl.Float32))
         except (pl.exceptions.PolarsError, OSError) as error:
-            found = str(error).partition("\n")[0] if path.exists() else "nothing"
+            found = reason(error) if path.exists() else "nothing"
             raise DataError(fault(expected="a Parquet file with the columns id and vector", found=found)) from error
         lengths = vectors.list.len().fill_null(0)
         dim = int(lengths.max() or 0)  # type: ignore[arg-type]

@@ -24,7 +24,8 @@ from moe_retriever.report.suites import ReportedSuite, read_suite
 from moe_retriever.suites.published import dataset_title
 from moe_retriever.training.search_result import read_best
 from mrpipe.errors import UsageError
-from mrpipe.store.parquet import write_text
+from mrpipe.privacy import SMALL, Count, rounded
+from mrpipe.store.parquet import write_csv, write_text
 from mrpipe.store.reader import Store, open_store
 
 HERE = Path(__file__).resolve().parent
@@ -59,7 +60,8 @@ class Inputs:
 def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     """Write the page, `results.csv` and `figures/*.svg` next to it; return the tidy scores.
 
-    The page is reproducible to the byte, except for the section of times and durations.
+    The page is reproducible to the byte, except for the section of times and durations. Of people, it has no small
+    counts and groups, and neither has results.csv; the returned scores are complete.
 
     Raises:
         UsageError: quality control of a store that is not on the page.
@@ -77,10 +79,14 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     for kind in ("availability", "cohort", "learning", "routing"):
         for old in figures.glob(f"*-{kind}.svg"):
             old.unlink()
-    scores = tidy(runs)
+    scores, public = tidy(runs), {s.store_id for s in stores if s.manifest.count is int}
+    for run in (*runs, *cells):
+        if run.metrics["origin"] != "simulated" and run.metrics["store_id"] not in public:
+            run.metrics["n"] = {part: Count(n) for part, n in run.metrics["n"].items()}
+    shown = _without_few(scores, public)
     experiments = by_experiment(runs)
     sections = [
-        describe_experiment(key, members, of_experiment(scores, key), figures, drawn=number < MAX_DRAWN)
+        describe_experiment(key, members, of_experiment(shown, key), figures, drawn=number < MAX_DRAWN)
         for number, (key, members) in enumerate(experiments.items())
     ]
     described = [describe_store(s, figures) | {"quality": describe_quality(quality_folder(s, quality))} for s in stores]
@@ -113,10 +119,18 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         sealed=[{"title": short_title(s), "store_id": s.store_id, **sealed_at(s)} for s in stores],
     )
     # The column is omitted unless a run has non-default transforms.
-    shown = scores if (scores["transforms"] != "").any() else scores.drop("transforms")
-    write_text(out.parent / "results.csv", shown.write_csv())
+    shown = shown if (scores["transforms"] != "").any() else shown.drop("transforms")
+    write_csv(out.parent / "results.csv", shown)
     write_text(out, html)
     return scores
+
+
+def _without_few(scores: pl.DataFrame, public: set[str]) -> pl.DataFrame:
+    """Scores without those of small groups of people; `n` is rounded. `public` are stores with exact counts."""
+    exact = (pl.col("origin") == "simulated") | pl.col("store_id").is_in(list(public))
+    known = exact | (pl.col("n") >= SMALL)
+    values = pl.when(known).then(pl.col("value", "low", "high")).name.keep()
+    return scores.with_columns(values, n=pl.when(exact).then("n").when(known).then(rounded(pl.col("n"))))
 
 
 def _stores(given: Sequence[Path], suites: Sequence[ReportedSuite]) -> list[Store]:
@@ -124,6 +138,7 @@ def _stores(given: Sequence[Path], suites: Sequence[ReportedSuite]) -> list[Stor
     stores: dict[str, Store] = {}
     for path in (*given, *of_suites):
         store = open_store(path)
+        store.manifest = store.manifest.shared()
         stores.setdefault(store.store_id, store)
     return list(stores.values())
 

@@ -25,7 +25,7 @@ from mrpipe.datasets.mimic.scan.progress import scan_progress
 from mrpipe.datasets.mimic.scan.records import PAD, SubjectFilter, cut, numbers_at, record_ends
 from mrpipe.datasets.mimic.scan.values import TablePart
 from mrpipe.delimited import decode, unreadable
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import DataError, Fault, FaultCollector, reason
 from mrpipe.raw import ROW, Column
 
 BLOCK = 4 * 2**20  # bytes decompressed at a time
@@ -186,7 +186,7 @@ class CsvPart(TablePart):
                 frame = self._read(data, {})
             except pl.exceptions.PolarsError as ragged:
                 expected, fix = f"{len(self.header)} fields per row", "Check whether the header is shifted."
-                found = str(ragged).splitlines()[0]
+                found = reason(ragged)
                 raise DataError(Fault(file=self.shown_as, expected=expected, found=found, fix=fix)) from ragged
         first = self._n_parsed + 1
         frame = frame.with_row_index(ROW, offset=first)
