@@ -126,6 +126,5 @@ def _run(arguments: list[str]) -> int:
     parsed = parser.parse_args(own)
     parsed.rest = rest
     if getattr(parsed, "show_values", False):
-        # Processes that the command starts inherit it.
         os.environ[SHOW_VALUES] = "1"
     return command.run(parsed) or 0

@@ -227,13 +227,8 @@ _choice = _all(
     _argument("--schemes", nargs="*", metavar="NAME", help="split schemes; default: all of the dataset"),
     _seed("splits that are drawn at random"),
 )
-_set = _argument(
-    "--set",
-    nargs="+",
-    action="extend",
-    metavar="KEY=VALUE",
-    help="options of the dataset (mrpipe options DATASET lists them)",
-)
+_options_help = "options of the dataset (mrpipe options DATASET lists them)"
+_set = _argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help=_options_help)
 _init_arguments = _all(
     _argument("dataset", choices=["tables"], help="the only dataset that needs a declaration"),
     _argument("files", type=Path, nargs="+", metavar="FILE", help="your tables, or folders of tables"),

@@ -57,9 +57,8 @@ def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
         attrition = attrition.with_columns(rounded(pl.col("n_before", "n_after")))
     flow = attrition.filter(pl.col("modality").is_null()).drop("modality")
     losses = attrition.drop_nulls("modality").select("modality", "reason", "n_before", "n_after")
-    lost = [_table(("modality", "reason", "before", "after"), losses.rows())] if len(losses) else []
-    if lost:
-        lost.insert(0, "Samples for which a modality exists but is unusable; they keep their other modalities:")
+    why = "Samples for which a modality exists but is unusable; they keep their other modalities:"
+    lost = [why, _table(("modality", "reason", "before", "after"), losses.rows())] if len(losses) else []
     modalities = manifest.declared_modalities()
     mask = sum(1 << m.bit for m in modalities)
     names = " & ".join(m.name for m in modalities)

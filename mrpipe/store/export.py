@@ -19,13 +19,13 @@ def _csv(arrays: Arrays, names: list[str]) -> pl.DataFrame:
     x = unpack_range(arrays.x, 0, modality.size) if modality.encoding == "packed2" else arrays.x
     columns = names if len(names) == modality.size else [f"x{i}" for i in range(modality.size)]
     flat = pl.DataFrame(x.reshape(-1, modality.size), schema=columns, orient="row")
-    if arrays.offsets is None:
-        return flat.insert_column(0, pl.Series("sample_id", arrays.sample_id))
-    lengths = np.diff(arrays.offsets)
-    step = np.arange(len(flat)) - np.repeat(arrays.offsets[:-1], lengths)
-    flat = flat.insert_column(0, pl.Series("sample_id", np.repeat(arrays.sample_id, lengths)))
-    flat = flat.insert_column(1, pl.Series("step", step))
-    return flat if arrays.time is None else flat.insert_column(2, pl.Series("time", arrays.time))
+    keys: dict[str, Any] = {"sample_id": arrays.sample_id}
+    if arrays.offsets is not None:
+        lengths = np.diff(arrays.offsets)
+        keys = {"sample_id": np.repeat(arrays.sample_id, lengths)}
+        keys["step"] = np.arange(len(flat)) - np.repeat(arrays.offsets[:-1], lengths)
+        keys |= {} if arrays.time is None else {"time": arrays.time}
+    return pl.DataFrame(keys).hstack(flat)
 
 
 def export(store: Store, out: Path, format: str, modalities: Sequence[str] | None = None) -> list[Path]:
@@ -45,8 +45,8 @@ def export(store: Store, out: Path, format: str, modalities: Sequence[str] | Non
     tables |= {f"labels_{t.name}": store.labels(t.name) for t in store.tasks}
     tables |= {f"split_{s}": store.split(s) for s in store.schemes}
     for name, frame in tables.items():
-        write_csv(out / f"{name}.csv", frame.collect())
         written.append(out / f"{name}.csv")
+        write_csv(written[-1], frame.collect())
     dictionary = store.dictionary
     for modality in chosen:
         arrays = store.arrays(modality.name)

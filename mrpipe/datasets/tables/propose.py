@@ -73,7 +73,7 @@ def init(paths: Sequence[Path], out: Path | None, *, overwrite: bool = False) ->
 def propose(raw: Path, files: Sequence[str]) -> str:
     """Text of a YAML that declares the tables, whose paths are relative to `raw`.
 
-    No value that could name a person is part of it: only values that several rows share, and usual codes for missing.
+    Values that several rows share are part of it (of texts if values may be printed), and usual codes for missing.
 
     Raises:
         DataError: if files cannot be read, no column joins them, or no column can be a label.

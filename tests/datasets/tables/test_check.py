@@ -86,7 +86,8 @@ def test_table_errors_are_reported_together(tmp_path: Path) -> None:
     )
     message = faults_of(tmp_path, {"people.csv": people(), "a.csv": csv("id,x,text,code", rows)}, spec)
     for part in (
-        "a.csv, column 'x', line 6: expected a finite number, or few categories; found text of 4 characters; 2 such values in 2 rows",
+        "a.csv, column 'x', line 6: expected a finite number, or few categories; found text of 4 characters; 2 such "
+        "values in 2 rows",
         "a.csv, column 'text', line 2: expected a finite number, or few categories; found text of 6 characters",
         "a.csv, column 'code', line 4: expected one of the codes 0, 1; found a number (20 rows)",
         "a.csv, column 'id', line 2: expected one row per id; found 2 rows of 1 repeated ids, "
