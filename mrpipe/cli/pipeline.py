@@ -55,10 +55,9 @@ def _check(args: Namespace) -> None:
     chosen = {name: getattr(args, name) for name in ("modalities", "schemes", "seed")}
     inputs = _dataset(args), args.raw, *([args.work] if args.work else []), parse_assignments(args.set)
     result = (write_check if args.work else check)(*inputs, **chosen)
-    print(f"{args.dataset}: {result['origin']}, release {result['release']}, input files: {len(result['inputs'])}")
-    for line in (*(f"note: {note}" for note in result["notes"]), *summary(result)):
-        print(f"  {printable(line)}")
-    print(f"{args.dataset}: {closing(result)}")
+    lines = [f"{args.dataset}: {result['origin']}, release {result['release']}, input files: {len(result['inputs'])}"]
+    lines += [f"  {line}" for line in (*(f"note: {note}" for note in result["notes"]), *summary(result))]
+    print(printable("\n".join([*lines, f"{args.dataset}: {closing(result)}"])))
 
 
 def _cohort(args: Namespace) -> None:

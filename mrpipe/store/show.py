@@ -45,8 +45,8 @@ def show(store: Store, console: Console | None = None) -> None:
     _print_table(console, "\nCombinations", ("modalities", "samples", "share", ""), bars)
     _print_table(console, "\nCohort flow", ("step", "reason", "before", "after"), store.attrition.iter_rows())
     if len(lost := store.losses.filter(pl.col("step") > 0).drop("step")):
-        columns = ("modality", "reason", "before", "after")
-        _print_table(console, "\nExcluded from one modality", columns, lost.iter_rows())
+        of_lost = ("modality", "reason", "before", "after")
+        _print_table(console, "\nExcluded from one modality", of_lost, lost.iter_rows())
     labels = [(t["name"], t["kind"], ", ".join(t["classes"]) or "–", t["rows"]) for t in m.labels]
     _print_table(console, "\nLabels", ("task", "kind", "classes", "labelled"), labels)
     splits = [(s["scheme"], *(s["counts"].get(p, 0) for p in PARTS), s["method"]) for s in m.splits]
