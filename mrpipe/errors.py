@@ -151,8 +151,7 @@ def cells(values: Iterable[object], n: int = 5) -> str:
 
 def shape(name: str) -> str:
     """An id, or a path that may contain one: digits and words masked, punctuation and single letters kept."""
-    masked = name if values_shown() else re.sub(r"[^\W\d_]{2,}|\d", lambda m: "•" * len(m[0]), name[:80])
-    return repr(masked)
+    return repr(name if values_shown() else re.sub(r"[^\W\d_]{2,}|\d", lambda m: "•" * len(m[0]), name[:80]))
 
 
 def reason(error: object) -> str:

@@ -39,12 +39,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_csv(path: Path, frame: pl.DataFrame) -> None:
     """Write a CSV file atomically; texts and names that a spreadsheet would run as a formula get an apostrophe."""
-    names = {c: f"'{c}" for c in frame.columns if re.match(_FORMULA, c)}
     text = pl.col(pl.String)
     formula = text.str.contains(_FORMULA) & ~text.str.contains(NUMBER)
     with replacing(path) as temporary:
         safe = frame.with_columns(pl.when(formula).then("'" + text).otherwise(text).name.keep())
-        safe.rename(names).write_csv(temporary)
+        safe.rename(lambda name: f"'{name}" if re.match(_FORMULA, name) else name).write_csv(temporary)
 
 
 def _is_float(dtype: pa.DataType) -> bool:

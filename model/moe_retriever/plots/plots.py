@@ -20,8 +20,7 @@ from mrpipe.store.parquet import replacing
 
 # The palette of Okabe and Ito, distinguishable with any colour vision and in greyscale.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-# Names may contain `$`, and are no formulas.
-mpl.rcParams["text.parse_math"] = False
+mpl.rcParams["text.parse_math"] = False  # names may contain $
 INK, FAINT = "#222222", "#C9CDD2"
 
 

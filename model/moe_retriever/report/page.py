@@ -60,8 +60,7 @@ class Inputs:
 def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     """Write the page, `results.csv` and `figures/*.svg` next to it; return the tidy scores.
 
-    The page is reproducible to the byte, except for the section of times and durations. Of people, it has no small
-    counts and groups, and neither has results.csv; the returned scores are complete.
+    The page is reproducible to the byte, except for the times. Small groups of people are in the returned scores alone.
 
     Raises:
         UsageError: quality control of a store that is not on the page.
@@ -80,9 +79,9 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         for old in figures.glob(f"*-{kind}.svg"):
             old.unlink()
     scores, public = tidy(runs), {s.store_id for s in stores if s.manifest.count is int}
-    for run in (*runs, *cells):
-        if run.metrics["origin"] != "simulated" and run.metrics["store_id"] not in public:
-            run.metrics["n"] = {part: Count(n) for part, n in run.metrics["n"].items()}
+    public |= {run.metrics["store_id"] for run in (*runs, *cells) if run.metrics["origin"] == "simulated"}
+    for run in (run for run in (*runs, *cells) if run.metrics["store_id"] not in public):
+        run.metrics["n"] = {part: Count(n) for part, n in run.metrics["n"].items()}
     shown = _without_few(scores, public)
     experiments = by_experiment(runs)
     sections = [
@@ -127,7 +126,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
 
 def _without_few(scores: pl.DataFrame, public: set[str]) -> pl.DataFrame:
     """Scores without those of small groups of people; `n` is rounded. `public` are stores with exact counts."""
-    exact = (pl.col("origin") == "simulated") | pl.col("store_id").is_in(list(public))
+    exact = pl.col("store_id").is_in(list(public))
     known = exact | (pl.col("n") >= SMALL)
     values = pl.when(known).then(pl.col("value", "low", "high")).name.keep()
     return scores.with_columns(values, n=pl.when(exact).then("n").when(known).then(rounded(pl.col("n"))))

@@ -136,9 +136,9 @@ def _markdown_grid(grid: PageTable) -> str:
 
 def latex(page: Page) -> str:
     """Render the tables as LaTeX floats, which need the packages booktabs and graphicx."""
-    comments = [page.title, *page.origins, *page.shown_faults, *page.notes]
-    lines = [f"% {' '.join(printable(line).split())}" for line in comments]
-    return "\n\n".join(["\n".join(lines), *(_latex_grid(grid) for grid in (*page.overview, *page.details))]) + "\n"
+    texts = (page.title, *page.origins, *page.shown_faults, *page.notes)
+    comments = "\n".join(f"% {' '.join(printable(text).split())}" for text in texts)
+    return "\n\n".join([comments, *(_latex_grid(grid) for grid in (*page.overview, *page.details))]) + "\n"
 
 
 def _latex_grid(grid: PageTable) -> str:
