@@ -24,9 +24,6 @@ class Count(int):
     def __format__(self, form: str) -> str:
         return f"< {SMALL}" if self == 1 else format(int(self), form)
 
-    def __str__(self) -> str:
-        return format(self)
-
 
 def counts_rounded(note: str) -> str:
     """A note with the numbers of rows and people in it as `Count`."""
@@ -41,5 +38,5 @@ def printable(text: str) -> str:
 
 def markdown_text(text: object) -> str:
     """Text in Markdown, also in the cell of a table, on one line and without HTML, code, images or links."""
-    plain = " ".join(printable(str(text)).split()).replace("<", "&lt;")
+    plain = " ".join(printable(f"{text}").split()).replace("<", "&lt;")
     return re.sub(r"[|`]|!(?=\[)|(?<=\])\(", lambda m: f"\\{m[0]}", plain)

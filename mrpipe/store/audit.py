@@ -92,8 +92,7 @@ def audit(
 
     Returns:
         Rows of AUDIT_SCHEMA, highest AUROC first: `what` is `value`, `is <level>`, `has <item>`, `mean of <item>`,
-        `known`, `rank correlation` (regression) or, for the mask bit of a modality, `observed`. Levels of data of
-        people are not named, unless values may be printed.
+        `known`, `rank correlation` (regression) or `observed` (mask bit). Of people, levels are named on request only.
 
     Raises:
         UsageError: no such task or scheme, or threshold or alpha out of range.

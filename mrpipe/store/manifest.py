@@ -78,10 +78,10 @@ class Manifest:
         counts: dict[str, Any] = {k: [{**e, "rows": count(e["rows"])} for e in getattr(self, k)] for k in tables}
         for split in counts["splits"]:
             split["counts"] = {part: count(n) for part, n in split["counts"].items()}
+        counts |= {"n_samples": count(self.n_samples), "n_subjects": count(self.n_subjects)}
         counts["pattern_counts"] = {pattern: count(n) for pattern, n in self.pattern_counts.items()}
-        counts |= {k: count(getattr(self, k)) for k in ("n_samples", "n_subjects")}
-        notes = self.notes if count is int else tuple(map(counts_rounded, self.notes))
-        return dataclasses.replace(self, **counts, notes=notes)
+        counts["notes"] = self.notes if count is int else tuple(map(counts_rounded, self.notes))
+        return dataclasses.replace(self, **counts)
 
     def declared_modalities(self) -> tuple[Modality, ...]:
         return tuple(Modality.from_json(json.dumps(m)) for m in sorted(self.modalities, key=lambda m: m["bit"]))

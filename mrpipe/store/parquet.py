@@ -39,8 +39,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_csv(path: Path, frame: pl.DataFrame) -> None:
     """Write a CSV file atomically; texts and names that a spreadsheet would run as a formula get an apostrophe."""
-    text = pl.col(pl.String)
-    formula = text.str.contains(_FORMULA) & ~text.str.contains(NUMBER)
+    formula = (text := pl.col(pl.String)).str.contains(_FORMULA) & ~text.str.contains(NUMBER)
     with replacing(path) as temporary:
         safe = frame.with_columns(pl.when(formula).then("'" + text).otherwise(text).name.keep())
         safe.rename(lambda name: f"'{name}" if re.match(_FORMULA, name) else name).write_csv(temporary)

@@ -58,9 +58,9 @@ class Inputs:
 
 
 def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
-    """Write the page, `results.csv` and `figures/*.svg` next to it; return the tidy scores.
+    """Write the page, `results.csv` and `figures/*.svg` next to it; return the tidy scores of all groups.
 
-    The page is reproducible to the byte, except for the times. Small groups of people are in the returned scores alone.
+    The page is reproducible to the byte, except for the section of times and durations.
 
     Raises:
         UsageError: quality control of a store that is not on the page.
@@ -82,7 +82,10 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     public |= {run.metrics["store_id"] for run in (*runs, *cells) if run.metrics["origin"] == "simulated"}
     for run in (run for run in (*runs, *cells) if run.metrics["store_id"] not in public):
         run.metrics["n"] = {part: Count(n) for part, n in run.metrics["n"].items()}
-    shown = _without_few(scores, public)
+    # The page and results.csv have no scores of small groups of people, and round the sizes of others.
+    large = (exact := pl.col("store_id").is_in(list(public))) | (pl.col("n") >= SMALL)
+    sizes = pl.when(exact).then("n").when(large).then(rounded(pl.col("n")))
+    shown = scores.with_columns(pl.when(large).then(pl.col("value", "low", "high")).name.keep(), n=sizes)
     experiments = by_experiment(runs)
     sections = [
         describe_experiment(key, members, of_experiment(shown, key), figures, drawn=number < MAX_DRAWN)
@@ -122,14 +125,6 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     write_csv(out.parent / "results.csv", shown)
     write_text(out, html)
     return scores
-
-
-def _without_few(scores: pl.DataFrame, public: set[str]) -> pl.DataFrame:
-    """Scores without those of small groups of people; `n` is rounded. `public` are stores with exact counts."""
-    exact = pl.col("store_id").is_in(list(public))
-    known = exact | (pl.col("n") >= SMALL)
-    values = pl.when(known).then(pl.col("value", "low", "high")).name.keep()
-    return scores.with_columns(values, n=pl.when(exact).then("n").when(known).then(rounded(pl.col("n"))))
 
 
 def _stores(given: Sequence[Path], suites: Sequence[ReportedSuite]) -> list[Store]:
