@@ -14,6 +14,7 @@ import yaml
 from jsonschema import Draft202012Validator, validators
 
 from mrpipe.errors import DataError, Fault
+from mrpipe.privacy import Count, counts_rounded
 from mrpipe.schema import Modality, Task
 from mrpipe.store.layout import StoreLayout
 
@@ -45,6 +46,7 @@ class Manifest:
         pattern_counts: modality combination (names joined by `+`) → number of samples.
         options_changed: names of options that differ from their defaults.
         citation, licence, provider: as declared by the dataset.
+        people: whether samples are of people (`schema.Dataset`).
         card: `file, size, sha256` of README.md.
         store_id: first 16 hex digits of the hash of all that describes the data (`content_id`).
     """
@@ -71,6 +73,7 @@ class Manifest:
     citation: str
     licence: str
     provider: str
+    people: bool
     card: Mapping[str, Any]
     store_id: str
 
@@ -78,6 +81,22 @@ class Manifest:
     def files(self) -> list[Mapping[str, Any]]:
         """All tables: `file, rows, size, sha256`."""
         return [*self.tables, *self.modalities, *self.labels, *self.splits]
+
+    @property
+    def count(self) -> type[int]:
+        """Type of counts on shared pages."""
+        return Count if self.people and self.origin != "simulated" else int
+
+    def shared(self) -> "Manifest":
+        """The manifest for a shared page: with rounded counts, if samples are of people."""
+        count, tables = self.count, ("modalities", "labels", "splits")
+        counts: dict[str, Any] = {k: [{**e, "rows": count(e["rows"])} for e in getattr(self, k)] for k in tables}
+        for split in counts["splits"]:
+            split["counts"] = {part: count(n) for part, n in split["counts"].items()}
+        counts |= {"n_samples": count(self.n_samples), "n_subjects": count(self.n_subjects)}
+        counts["pattern_counts"] = {pattern: count(n) for pattern, n in self.pattern_counts.items()}
+        counts["notes"] = self.notes if count is int else tuple(map(counts_rounded, self.notes))
+        return dataclasses.replace(self, **counts)
 
     def declared_modalities(self) -> tuple[Modality, ...]:
         return tuple(Modality.from_json(json.dumps(m)) for m in self.modalities)
@@ -159,7 +178,8 @@ def read_manifest(root: Path) -> Manifest:
         raise DataError(Fault(file=str(path), column=k or None, expected=e, found=f, fix=fix) for k, e, f in findings)
     # Newer versions of the same format may add keys.
     names = {f.name for f in dataclasses.fields(Manifest)}
-    return Manifest(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+    return Manifest(**known)
 
 
 @cache

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 import jsonschema
 import numpy as np
@@ -275,17 +275,19 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
         DataError: a damaged file, or entries of other types, shapes or sizes; lists the keys.
     """
     path = run / NAME
-    value = cast(dict[str, Any], read(path))
+    value = cast(RunFile, read(path))
+    decoded: dict[str, object] = dict(value)
     for key in ("training", "origin"):
         with reading(path, key):
-            value[key] = json.loads(value[key])
+            decoded[key] = json.loads(str(decoded[key]))
     faults = FaultCollector()
-    for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(value):
+    for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(decoded):
         column, found = error.json_path.removeprefix("$").removeprefix("."), f"a {type(error.instance).__name__}"
         expected = f"a checkpoint with {error.validator} {error.validator_value}"[:200]
         faults.add(Fault(file=str(path), column=column, expected=expected, found=found, fix=FIX))
     faults.raise_if_any()
-    origin = Origin(**{**value["origin"], "modalities": tuple(value["origin"]["modalities"])})
+    training, stored = json.loads(value["training"]), json.loads(value["origin"])
+    origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
     center, scale = value["target"]
     with reading(path, "target"):
         if not (math.isfinite(center) and 0 < scale < math.inf):
@@ -306,4 +308,4 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
         method.to(device).load_state_dict(value["state"])
     with reading(path, "transforms"):
         fitted = Transforms.from_json(value["transforms"])
-    return Trained(method, config, spec, fitted, origin, value["reference"], value["training"])
+    return Trained(method, config, spec, fitted, origin, value["reference"], training)
