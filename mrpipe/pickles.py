@@ -243,7 +243,8 @@ def _rebuild(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int
         return storage[:0].reshape(size)  # a ValueError unless the tensor is empty
     strides = [step * storage.itemsize for step in stride]
     part: NDArray[Any] = np.lib.stride_tricks.as_strided(storage[offset:], size, strides)
-    return np.ascontiguousarray(part).reshape(size)
+    contiguous: NDArray[Any] = np.ascontiguousarray(part).reshape(size)
+    return contiguous
 
 
 class _Tensors(Grammar):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from moe_retriever.config import AnyConfig, Config, OptionValue
+from moe_retriever.config import AnyConfig, Config, ConfigRecord, OptionValue
 from moe_retriever.data.load import DataSpec
 from moe_retriever.data.tables import ModalitySpec
 from moe_retriever.methods import get
@@ -60,6 +60,28 @@ class TrainingRecord(TypedDict, total=False):
     code_hash: str
     notes: list[str]
     image_weights_sha256: str
+
+
+class ModalityRecord(TypedDict):
+    """A `ModalitySpec` as plain values."""
+
+    name: str
+    kind: str
+    shape: list[int]
+
+
+class RunFile(TypedDict):
+    """The content of `model.pt`; `training` and `origin` are JSON."""
+
+    training: str
+    config: ConfigRecord
+    state: dict[str, Tensor]
+    modalities: list[ModalityRecord]
+    classes: list[str]
+    target: list[float]
+    transforms: str
+    origin: str
+    reference: dict[str, object] | None
 
 
 def _record(**entries: object) -> dict[str, object]:
