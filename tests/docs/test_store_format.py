@@ -19,7 +19,7 @@ PROJECT = Path(__file__).parents[2]
 PAGE = (PROJECT / "docs" / "store-format.md").read_text(encoding="utf-8")
 STORES = sorted((PROJECT / "tests" / "data" / "stores").glob("format-2*"))
 DOCUMENTED = set(re.findall(r"`([\w<>.]+)`", PAGE))
-SINCE_0_2 = {"options_changed", "citation", "licence", "provider"}
+SINCE_0_2 = {"options_changed", "citation", "licence", "provider", "people"}
 DECLARATION = ("name", "bit", "kind", "shape", "dtype", "encoding", "irregular", "time_unit", "encoder", "description")
 
 
