@@ -240,11 +240,11 @@ def _rebuild(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int
         raise ValueError(f"a tensor of shape {size} with {len(storage)} numbers")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 in size or last >= len(storage):
-        return storage[:0].reshape(size)  # a ValueError unless the tensor is empty
-    strides = [step * storage.itemsize for step in stride]
-    part: NDArray[Any] = np.lib.stride_tricks.as_strided(storage[offset:], size, strides)
-    contiguous: NDArray[Any] = np.ascontiguousarray(part).reshape(size)
-    return contiguous
+        part: NDArray[Any] = storage[:0].reshape(size)  # a ValueError unless the tensor is empty
+    else:
+        strides = [step * storage.itemsize for step in stride]
+        part = np.lib.stride_tricks.as_strided(storage[offset:], size, strides)
+    return np.ascontiguousarray(part).reshape(size)
 
 
 class _Tensors(Grammar):
