@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator, validators
 
-from mrpipe.errors import DataError, Fault
+from mrpipe.errors import DataError, Fault, values_shown
 from mrpipe.privacy import Count, counts_rounded
 from mrpipe.schema import Modality, Task
 from mrpipe.store.layout import StoreLayout
@@ -85,7 +85,7 @@ class Manifest:
     @property
     def count(self) -> type[int]:
         """Type of counts on shared pages."""
-        return Count if self.people and self.origin != "simulated" else int
+        return Count if self.people and self.origin != "simulated" and not values_shown() else int
 
     def shared(self) -> "Manifest":
         """The manifest for a shared page: with rounded counts, if samples are of people."""

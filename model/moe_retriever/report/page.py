@@ -23,7 +23,7 @@ from moe_retriever.report.stores import describe_store, public, sealed_at
 from moe_retriever.report.suites import ReportedSuite, read_suite
 from moe_retriever.suites.published import dataset_title
 from moe_retriever.training.search_result import read_best
-from mrpipe.errors import UsageError
+from mrpipe.errors import UsageError, values_shown
 from mrpipe.privacy import SMALL, Count, rounded
 from mrpipe.store.parquet import write_csv, write_text
 from mrpipe.store.reader import Store, open_verified
@@ -79,12 +79,13 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         for old in figures.glob(f"*-{kind}.svg"):
             old.unlink()
     scores, public = tidy(runs), {s.store_id for s in stores if s.manifest.count is int}
-    public |= {run.metrics["store_id"] for run in (*runs, *cells) if run.metrics["origin"] == "simulated"}
+    exact = values_shown()
+    public |= {r.metrics["store_id"] for r in (*runs, *cells) if exact or r.metrics["origin"] == "simulated"}
     for run in (run for run in (*runs, *cells) if run.metrics["store_id"] not in public):
         run.metrics["n"] = {part: Count(n) for part, n in run.metrics["n"].items()}
     # The page and results.csv have no scores of small groups of people, and round the sizes of others.
-    large = (exact := pl.col("store_id").is_in(list(public))) | (pl.col("n") >= SMALL)
-    sizes = pl.when(exact).then("n").when(large).then(rounded(pl.col("n")))
+    large = (public_rows := pl.col("store_id").is_in(list(public))) | (pl.col("n") >= SMALL)
+    sizes = pl.when(public_rows).then("n").when(large).then(rounded(pl.col("n")))
     shown = scores.with_columns(pl.when(large).then(pl.col("value", "low", "high")).name.keep(), n=sizes)
     experiments = by_experiment(runs)
     sections = [
@@ -240,6 +241,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmarks", type=Path, metavar="DIR", help="the workflow's benchmark files (*.jsonl)")
     quality = "folder with the quality control of a store (default: the one next to the store)"
     parser.add_argument("--qc", nargs="*", default=[], metavar="STORE=DIR", help=quality)
+    exact = "exact counts, which a page that is shared should not have: rounded to 5, and hidden below, otherwise"
+    parser.add_argument("--show-values", action="store_true", help=exact)
     parser.add_argument("--out", type=Path, required=True, metavar="PAGE", help="HTML file to write")
 
 
