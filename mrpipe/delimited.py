@@ -21,8 +21,8 @@ from mrpipe.errors import DataError, Fault, MissingExtraError
 from mrpipe.forms import AGAIN, form_of, open_binary, plain_source, read_typed, recognise
 
 # Exceptions raised on reading a truncated or damaged text file, plain or compressed.
-UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError)
-UNREADABLE += (zipfile.BadZipFile, isal_zlib.error)
+DAMAGED_GZIP: type[Exception] = isal_zlib.error  # type: ignore[assignment]
+UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, DAMAGED_GZIP)
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 # Start of a number, which may be a limit such as <0.5; number with a decimal comma.
 SIGN = r"\s*(?:[<>≤≥]=?\s*)?[-+]?"
@@ -306,11 +306,11 @@ def _first_longer_line(path: Path, separator: str, encoding: str | None) -> int 
     """Line of the first record with more fields than the header."""
     reader = _reader(path, separator, encoding)
     with suppress(csv.Error, StopIteration):
-        n, line = len(next(reader)), reader.line_num
+        n, line = len(next(reader)), int(reader.line_num)
         for record in reader:
             if len(record) > n:
                 return line + 1
-            line = reader.line_num
+            line = int(reader.line_num)
     return None
 
 
@@ -331,4 +331,4 @@ def line_of(path: Path, record: int, *, separator: str | None = None, encoding: 
             next(reader)
     except (csv.Error, StopIteration):
         return record + 1
-    return reader.line_num + 1
+    return int(reader.line_num) + 1

@@ -93,7 +93,7 @@ FORMS = (
     Form("pickles", (".pkl", ".pickle", ".p"), advice="They are read only by the readers that name them."),
 )
 _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
-    ".gz": lambda p: igzip.IGzipFile(p, "rb"),  # type: ignore[no-untyped-call]
+    ".gz": lambda p: igzip.IGzipFile(p, "rb"),  # type: ignore[dict-item,return-value,no-untyped-call]
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
     ".zst": lambda p: pa.input_stream(p, compression="zstd"),

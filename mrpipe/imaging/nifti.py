@@ -8,21 +8,20 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from isal import isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from mrpipe.budget import allowed, too_large
-from mrpipe.delimited import unreadable
+from mrpipe.delimited import DAMAGED_GZIP, unreadable
 from mrpipe.errors import DataError, Fault
 from mrpipe.forms import open_binary
 
 # Exceptions of nibabel and gzip for files that are truncated, inconsistent or not NIfTI.
 NIFTI_ERRORS = (
     *(ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError),
-    *(zlib.error, isal_zlib.error, OverflowError, MemoryError, WrapStructError),
+    *(zlib.error, DAMAGED_GZIP, OverflowError, MemoryError, WrapStructError),
 )
 _NIFTI2 = tuple((540).to_bytes(4, order) for order in ("little", "big"))  # length of the header
 # Maximum cosine between two axes of a scan that is not sheared; scanners write smaller ones.
