@@ -112,8 +112,8 @@ def with_checksum(values: Mapping[str, Any]) -> str:
     return json.dumps({**values, "checksum": checksum(values)}, indent=1) + "\n"
 
 
-def read_sealed_json(path: Path) -> dict[str, Any]:
-    """Object of a JSON file, without a check of its checksum.
+def read_sealed_json(path: Path) -> tuple[dict[str, Any], str]:
+    """Object of a JSON file, and the checksum that it should contain.
 
     Raises:
         DataError: not a JSON object.
@@ -124,10 +124,10 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"a JSON {type(values).__name__}")
+        return values, checksum(values)
     except (ValueError, RecursionError) as error:
         found = f"{type(error).__name__}: {error}"
         raise DataError(Fault(file=str(path), expected="a JSON object", found=found, fix=RESTORE)) from error
-    return values
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -142,7 +142,7 @@ def read_manifest(root: Path) -> Manifest:
         found = "no manifest" if root.is_dir() else "a file" if root.exists() else "no such folder"
         fix = "Check the path. If a build was interrupted, run it again."
         raise DataError(Fault(file=str(root), expected="a sealed store (manifest.json)", found=found, fix=fix))
-    values = read_sealed_json(path)
+    values, computed = read_sealed_json(path)
     version = values.get("format")
     if type(version) is int and version != FORMAT:
         newer = version > FORMAT
@@ -150,7 +150,7 @@ def read_manifest(root: Path) -> Manifest:
         fix = "Update mrpipe." if newer else "Build the store again."
         raise DataError(Fault(file=str(path), expected=f"store format {FORMAT}", found=found, fix=fix))
     findings = list(_schema_findings(values)) or list(_contradictions(values))
-    if values.get("checksum") != checksum(values):
+    if values.get("checksum") != computed:
         findings.append(("checksum", "the hash of the other keys", _shown(values.get("checksum"))))
     elif values.get("store_id") != content_id(values):
         findings.append(("store_id", "the hash of the keys that describe the data", _shown(values.get("store_id"))))
