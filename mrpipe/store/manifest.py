@@ -30,24 +30,7 @@ Finding = tuple[str, str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`manifest.json` of a store, format 2.
-
-    Attributes:
-        format: version number of the on-disk format.
-        origin: `simulated` or `export`.
-        options: reader options with which the store was built.
-        modalities: declaration fields of `schema.Modality` plus `file, rows, size, sha256`, in bit order.
-        labels: `schema.Task` fields plus `file, rows, size, sha256`, the default task first.
-        splits: `scheme, method, seed, grouping, counts, file, rows, size, sha256`.
-        tables: `name, file, rows, size, sha256` of samples, dictionary and attrition.
-        inputs: path relative to the export, size in bytes and SHA-256 of the raw files.
-        code_hash: hash of the code that can affect the store.
-        pattern_counts: modality combination (names joined by `+`) → number of samples.
-        options_changed: names of options that differ from their defaults.
-        citation, licence, provider: as declared by the dataset.
-        card: `file, size, sha256` of README.md.
-        store_id: first 16 hex digits of the hash of all that describes the data (`content_id`).
-    """
+    """Keys of `manifest.json`, format 2, as docs/store-format.md defines them; the checksum is added on writing."""
 
     format: int
     dataset: str
@@ -83,10 +66,8 @@ class Manifest:
         return tuple(Modality.from_json(json.dumps(m)) for m in self.modalities)
 
     def declared_tasks(self) -> tuple[Task, ...]:
-        return tuple(
-            Task(name=t["name"], kind=t["kind"], classes=tuple(t["classes"]), description=t["description"])
-            for t in self.labels
-        )
+        names = [field.name for field in dataclasses.fields(Task)]
+        return tuple(Task(**{**{k: t[k] for k in names}, "classes": tuple(t["classes"])}) for t in self.labels)
 
     def to_json(self) -> str:
         return with_checksum(dataclasses.asdict(self))
