@@ -5,14 +5,16 @@ import io
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import polars.selectors as cs
 import pyarrow as pa
 from pyarrow import csv as pacsv
 
+from mrpipe.budget import too_large
 from mrpipe.errors import DataError, Fault, MissingExtraError
-from mrpipe.forms import form_of, open_binary, read_typed, recognise
+from mrpipe.forms import form_of, open_binary, plain_source, read_typed, recognise
 from mrpipe.reading import AGAIN
 from mrpipe.reading import unreadable as unreadable
 
@@ -20,14 +22,24 @@ _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff",
 # Start of a number, which may be a limit such as <0.5; number with a decimal comma.
 SIGN = r"\s*(?:[<>≤≥]=?\s*)?[-+]?"
 COMMA = rf"^({SIGN}[0-9]*),([0-9]+(?:[eE][-+]?[0-9]+)?\s*)$"
-# Lines that tell the separator.
-LINES = 200
+# Lines that tell the separator; most bytes of a line and columns of a table; bytes that are read for a few rows.
+LINES, LONGEST_LINE, MAX_COLUMNS, FIRST = 200, 2**26, 100_000, 2**25
 _NAMES = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
 
 
-def _bytes(path: Path) -> bytes:
-    with open_binary(path) as handle:
+def _bytes(path: Path, shown_as: str = "") -> bytes:
+    with open_binary(path, shown_as) as handle:
         return bytes(handle.read())
+
+
+def require_lines(path: Path, shown_as: str) -> None:
+    """Raise a DataError if a text file expands beyond its budget, or has a line too long to be read in parts."""
+    with open_binary(path, shown_as) as handle:
+        since = 0
+        while block := handle.read(2**22):
+            since = since + len(block) if (at := block.rfind(b"\n")) < 0 else len(block) - at
+            if since > LONGEST_LINE:
+                raise too_large(shown_as, LONGEST_LINE, "a longer one", "lines")
 
 
 def head(path: Path, size: int = 2**16) -> bytes:
@@ -123,6 +135,7 @@ def read_table(
     form = recognise(path)
     try:
         first = head(path)
+        first = first if b"\n" in first else head(path, FIRST)  # the line of the header
         form = form_of(first) or form
         if form is not None and form.reader not in (None, "text"):
             frame, odd = read_typed(path, form, shown_as=shown_as, sheet=sheet, notes=notes)
@@ -168,12 +181,16 @@ def _read_text(
 ) -> pl.DataFrame:
     if encoding is None and not first.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
-            source = path if path.suffix.lower() not in (".zip", ".bz2", ".xz") else io.BytesIO(_bytes(path))
+            if n_rows is None:
+                source = plain_source(path, shown_as)
+            else:
+                part = head(path, FIRST)
+                source = part[: part.rfind(b"\n") + 1] if len(part) == FIRST else part
             return pl.read_csv(source, infer_schema=False, separator=separator, n_rows=n_rows)
         except pl.exceptions.ComputeError as error:
             if "utf-8" not in str(error).lower() and "utf8" not in str(error).lower():
                 raise
-    text = decode(_bytes(path), shown_as=shown_as, encoding=encoding, notes=notes)
+    text = decode(_bytes(path, shown_as), shown_as=shown_as, encoding=encoding, notes=notes)
     return pl.read_csv(io.BytesIO(text.encode()), infer_schema=False, separator=separator, n_rows=n_rows)
 
 
@@ -253,6 +270,8 @@ def _require_text(head: bytes, separator: str, shown_as: str, encoding: str | No
         raise DataError(Fault(file=shown_as, expected="a table", found=found, fix="Save the table as CSV (UTF-8)."))
     if b"\0" in head:
         return
+    if (n := head.split(b"\n", 1)[0].count(separator.encode())) >= MAX_COLUMNS:
+        raise DataError(Fault(file=shown_as, expected=f"at most {MAX_COLUMNS:,} columns", found=f"{n + 1:,}"))
     header = head.split(b"\n", 1)[0].decode("latin-1")
     if "\r" in header.rstrip("\r"):
         found, fix = "line ends of old Macintosh programs (CR)", "Save the file again, with line ends LF or CR LF."
@@ -264,16 +283,20 @@ def _require_text(head: bytes, separator: str, shown_as: str, encoding: str | No
         raise DataError(Fault(file=shown_as, line=1, expected=expected, found=found, fix=fix))
 
 
+def _reader(path: Path, separator: str, encoding: str | None) -> Any:
+    text = decode(_bytes(path), shown_as=path.name, encoding=encoding, notes=[])
+    return csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=separator)
+
+
 def _first_longer_line(path: Path, separator: str, encoding: str | None) -> int | None:
     """Line of the first record with more fields than the header."""
-    text = decode(_bytes(path), shown_as=path.name, encoding=encoding, notes=[])
-    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=separator)
+    reader = _reader(path, separator, encoding)
     with suppress(csv.Error, StopIteration):
-        n, line = len(next(reader)), reader.line_num
+        n, line = len(next(reader)), int(reader.line_num)
         for record in reader:
             if len(record) > n:
                 return line + 1
-            line = reader.line_num
+            line = int(reader.line_num)
     return None
 
 
@@ -288,11 +311,10 @@ def line_of(path: Path, record: int, *, separator: str | None = None, encoding: 
     if form is not None and form.reader not in (None, "text"):
         return record + 1
     separator = separator or _separator(first, path, encoding, path.name)
-    text = decode(_bytes(path), shown_as=path.name, encoding=encoding, notes=[])
-    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=separator)
+    reader = _reader(path, separator, encoding)
     try:
         for _ in range(record):
             next(reader)
     except (csv.Error, StopIteration):
         return record + 1
-    return reader.line_num + 1
+    return int(reader.line_num) + 1

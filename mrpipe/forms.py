@@ -4,21 +4,25 @@ Every reader of tables uses `read_table`, so that a form that one reads, all rea
 """
 
 import bz2
-import gzip
+import importlib.util
 import io
 import lzma
+import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 import polars as pl
 import polars.selectors as cs
 import pyarrow as pa
+from isal import igzip
 
+from mrpipe.budget import FLOOR, Bounded, allowed, child, in_child, open_member, require_parquet, too_large
 from mrpipe.errors import DataError, Fault, MissingExtraError
+from mrpipe.reading import AGAIN
 
 Reader = Literal["text", "excel", "parquet", "feather", "sav", "por", "dta", "xport", "sas7bdat"]
 
@@ -90,13 +94,14 @@ FORMS = (
     Form("pickles", (".pkl", ".pickle", ".p"), advice="They are read only by the readers that name them."),
 )
 _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
-    ".gz": lambda p: gzip.GzipFile(p),  # type: ignore[dict-item,return-value]
+    ".gz": lambda p: cast(IO[bytes], igzip.IGzipFile(p, "rb")),  # type: ignore[no-untyped-call]
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
     ".zst": lambda p: pa.input_stream(p, compression="zstd"),
-    ".zip": lambda p: io.BytesIO(_only_member(p)),
+    ".zip": lambda p: _only_member(p),
 }
 _COMPRESSED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
+_PACKAGES = dict.fromkeys(("sav", "por", "dta", "xport", "sas7bdat"), "pyreadstat") | {"excel": "fastexcel"}
 # Endings of tables as a regular expression, such as .csv, .xlsx and .csv.gz.
 ENDINGS = r"\.(?:{})(?:\.(?:{}))?".format(
     "|".join(s[1:] for f in FORMS if f.reader for s in f.suffixes), "|".join(s[1:] for s in _OPENERS)
@@ -136,23 +141,38 @@ def is_table(path: Path) -> bool:
     return form is not None and form.reader is not None and path.is_file()
 
 
-def _only_member(path: Path) -> bytes:
-    with zipfile.ZipFile(path) as archive:
-        members = [i for i in archive.infolist() if not i.is_dir() and not i.filename.startswith("__MACOSX")]
-        if len(members) != 1:
-            names = ", ".join(i.filename for i in members[:5])
-            raise zipfile.BadZipFile(f"an archive of {len(members)} files ({names}); unpack it")
-        return archive.read(members[0])
+def _only_member(path: Path) -> IO[bytes]:
+    archive = zipfile.ZipFile(path)
+    members = [i for i in archive.infolist() if not i.is_dir() and not i.filename.startswith("__MACOSX")]
+    if len(members) != 1:
+        names = ", ".join(i.filename for i in members[:5])
+        raise zipfile.BadZipFile(f"an archive of {len(members)} files ({names}); unpack it")
+    return open_member(archive, members[0], path.name)
 
 
-def open_binary(path: Path) -> IO[bytes]:
-    """The content of a file, decompressed by its first bytes; a zip archive must have a single member."""
+def open_binary(path: Path, shown_as: str = "", floor: int = FLOOR) -> IO[bytes]:
+    """The content of a file, decompressed by its first bytes; a zip archive must have a single member.
+
+    Reading beyond the budget of a compressed file is a DataError, with the name `shown_as`.
+    """
+    kind, shown_as = _compression(path), shown_as or path.name
+    if kind is None:
+        return path.open("rb")
+    stream = io.BufferedReader(Bounded(_OPENERS[kind](path), path, shown_as, floor), 2**20)
+    if _kind(stream.peek(6)):
+        raise DataError(Fault(file=shown_as, expected="a file that is compressed once", found="twice", fix=_UNPACK))
+    return stream
+
+
+def _kind(start: bytes) -> str | None:
+    return next((s for magic, s in _COMPRESSED.items() if start.startswith(magic)), None)
+
+
+def _compression(path: Path) -> str | None:
+    """Ending of a compressed file by its first bytes; a zip archive must be named so."""
     with path.open("rb") as handle:
         start = handle.read(6)
-    kind = next((s for magic, s in _COMPRESSED.items() if start.startswith(magic)), None)
-    if kind is None and start.startswith(b"PK\x03\x04") and path.suffix.lower() == ".zip":
-        kind = ".zip"
-    return path.open("rb") if kind is None else _OPENERS[kind](path)
+    return ".zip" if start.startswith(b"PK\x03\x04") and path.suffix.lower() == ".zip" else _kind(start)
 
 
 def zone_notes(schema: pl.Schema, shown_as: str) -> list[str]:
@@ -178,13 +198,21 @@ def read_typed(
     Raises:
         DataError, MissingExtraError, or any error of the library that reads the form.
     """
-    match form.reader:
-        case "excel":
-            return _excel(path, shown_as, sheet), {}
-        case "parquet" | "feather":
-            frame = (pl.read_parquet if form.reader == "parquet" else pl.read_ipc)(_plain(path))
-        case _:
-            frame = _statistical(path, str(form.reader))
+    source = plain_source(path, shown_as) if form.reader == "parquet" else path
+    content = source if isinstance(source, bytes) else None
+    if form.reader == "parquet" and not require_parquet(path, shown_as, content):
+        frame = pl.read_parquet(source)
+    else:
+        if importlib.util.find_spec(package := _PACKAGES.get(str(form.reader), "polars")) is None:
+            raise MissingExtraError(package, "tables", f"reading {form.name}")
+        job = {"path": str(path.absolute()), "reader": form.reader, "shown_as": shown_as, "sheet": sheet}
+        fault = Fault(file=shown_as, expected=f"complete {form.name}", found="", fix=AGAIN)
+        frame = pl.read_ipc_stream(in_child("mrpipe.forms", job, path.stat().st_size, fault))
+    # Equal texts share their memory until they are changed.
+    texts = [c.cat.len_bytes().cast(pl.UInt64) for c in frame.select(cs.categorical() | cs.enum())]
+    texts += [c.str.len_bytes().cast(pl.UInt64) for c in frame.select(cs.string())]
+    if (n := sum(int(t.sum() or 0) for t in texts)) > (limit := allowed(path.stat().st_size)):
+        raise too_large(shown_as, limit, f"{n:,} bytes", "text")
     if notes is not None:
         notes += zone_notes(frame.schema, shown_as)
     odd = {c: str(t) for c, t in frame.schema.items() if isinstance(t, UNREAD)}
@@ -203,23 +231,37 @@ def _text(column: pl.Series) -> pl.Series:
     return column.cast(pl.String)
 
 
-def _plain(path: Path) -> Path | bytes:
+def plain_source(path: Path, shown_as: str) -> Path | bytes:
     """The path, or the decompressed content, of a file."""
-    return open_binary(path).read() if path.name.lower().endswith(COMPRESSIONS) else path
+    if _compression(path) is None:
+        return path
+    with open_binary(path, shown_as) as handle:
+        return handle.read()
 
 
-def _excel(path: Path, shown_as: str, sheet: str) -> pl.DataFrame:
+def _in_child(job: dict[str, str]) -> bytes:
+    """A table of a form whose library allocates by itself, as an Arrow stream."""
+    source, reader = plain_source(Path(job["path"]), job["shown_as"]), job["reader"]
+    match reader:
+        case "excel":
+            frame = _excel(source, job["shown_as"], job["sheet"])
+        case "feather":
+            frame = pl.read_ipc(source)
+        case _:
+            frame = pl.read_parquet(source) if reader == "parquet" else _statistical(source, reader)
+    return frame.write_ipc_stream(None).getvalue()
+
+
+def _excel(source: Path | bytes, shown_as: str, sheet: str) -> pl.DataFrame:
     """A sheet as text: the named one, or the only one that is not empty."""
-    try:
-        import fastexcel
-    except ImportError:
-        raise MissingExtraError("fastexcel", "tables", "reading Excel workbooks") from None
-    book = fastexcel.read_excel(_plain(path))
+    import fastexcel
+
+    book = fastexcel.read_excel(source)
     named = {n: book.load_sheet(n, header_row=None, dtypes="string") for n in book.sheet_names if sheet in ("", n)}
     frames = {name: loaded.to_polars() for name, loaded in named.items() if loaded.total_height}
     if len(frames) != 1:
         expected = f"a sheet {sheet!r} with a table" if sheet else "one sheet with a table"
-        found, fix = f"sheets {', '.join(book.sheet_names)}", f"Name the sheet: {path.name}#SHEET."
+        found, fix = f"sheets {', '.join(book.sheet_names)}", f"Name the sheet: {Path(shown_as).name}#SHEET."
         raise DataError(Fault(file=shown_as, expected=expected, found=found, fix=fix))
     (frame,) = frames.values()
     # Midnights are dates, and times of 1899 have no date: a workbook does not distinguish them.
@@ -233,13 +275,15 @@ def _excel(path: Path, shown_as: str, sheet: str) -> pl.DataFrame:
     return frame.slice(1)
 
 
-def _statistical(path: Path, reader: str) -> pl.DataFrame:
+def _statistical(source: Path | bytes, reader: str) -> pl.DataFrame:
     """A table of SAS, SPSS or Stata: codes, not their labels; whole numbers, which these programs store as floats."""
-    try:
-        import pyreadstat
-    except ImportError:
-        raise MissingExtraError("pyreadstat", "tables", "reading files of SAS, SPSS and Stata") from None
+    import pyreadstat
+
     read: Callable[..., tuple[pl.DataFrame, Any]] = getattr(pyreadstat, f"read_{reader}")
-    frame, _ = read(_plain(path), output_format="polars")
+    frame, _ = read(source, output_format="polars")
     whole = [c.name for c in frame.select(cs.float()) if (c.is_null() | ((c == c.round()) & (c.abs() < 2**53))).all()]
     return frame.with_columns(pl.col(whole).cast(pl.Int64))
+
+
+if __name__ == "__main__":
+    sys.exit(child(_in_child))

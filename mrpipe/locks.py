@@ -1,4 +1,4 @@
-"""One writer per output folder, and the hidden names beside it for locks and temporary files.
+"""Output places: which folders a command may write to, one writer per folder, and names of temporary files.
 
 A lock is a hidden file, `.NAME.writing` beside the folder. The operating system releases it when its process ends, also
 if it is killed. File systems without such locks (some network file systems and container mounts) get a file
@@ -13,64 +13,51 @@ import platform
 import re
 import secrets
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from mrpipe.errors import UsageError
+from mrpipe.errors import MrpipeError, UsageError
+from mrpipe.reading import refusal_of
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-# Longer file names, in bytes, are replaced by a hash in hidden names, which must stay below 255 bytes.
-_LONGEST = 180
-# Seconds to wait for a lock that is only probed, by this or another process.
-_PATIENCE = 2.0
-_SUFFIX = re.compile(r"\.writing(-soft)?$")
+Claim = Callable[[Namespace], AbstractContextManager[None]]
+_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_LOCK = re.compile(r"\.writing(-soft)?$")
+# Our files in a folder that otherwise counts as empty.
+_OURS = re.compile(r"\..*\.(tmp|writing(-soft)?)|\.snakemake_timestamp")
 
 
 def hidden(path: Path, suffix: str) -> Path:
-    """Hidden name beside a path, `.NAME<suffix>`; a long name is shortened to its hash."""
+    """Hidden name beside a path, `.NAME<suffix>`; a name of more than 180 bytes is shortened to its hash."""
     name = os.fsencode(path.name)
-    stem = path.name if len(name) <= _LONGEST else hashlib.sha256(name).hexdigest()[:32]
-    return path.with_name(f".{stem}{suffix}")
+    return path.with_name(f".{path.name if len(name) <= 180 else hashlib.sha256(name).hexdigest()}{suffix}")
 
 
 def resolved(path: Path) -> Path:
-    """Absolute path without symlinks.
-
-    Raises:
-        UsageError: the current folder was deleted, or symlinks form a loop.
-    """
+    """Absolute path without symlinks; a UsageError if the current folder was deleted or symlinks form a loop."""
     try:
         return path.resolve()
-    except (OSError, RuntimeError) as error:
-        gone = "the current folder no longer exists; change to another one"
-        raise UsageError(gone if isinstance(error, FileNotFoundError) else f"{path}: {error}") from error
+    except (FileNotFoundError, RuntimeError) as error:
+        gone = "the current folder was deleted; change to another one"
+        raise UsageError(gone if isinstance(error, FileNotFoundError) else str(error)) from error
 
 
 def temporary_name(path: Path) -> Path:
-    """Unused hidden name beside a file, `.NAME.<host>-<process>-<random>.tmp`.
-
-    Files of this kind that killed processes of this host left behind are removed.
-    """
+    """Unused name `.NAME.<host>-<process>-<random>.tmp`; removes files that killed processes of this host left."""
     host = platform.node()
-    with suppress(OSError):  # Containers may share a host name, but they number their processes on their own.
+    with suppress(OSError):  # Containers may share a host name, but each numbers its processes from 1.
         host += str(os.stat("/proc/self/ns/pid").st_ino)
     mark = f".{zlib.crc32(host.encode('utf-8', 'surrogateescape')):08x}-"
     for left in path.parent.glob(f"{glob.escape(hidden(path, mark).name)}*.tmp"):
-        found = re.search(r"-(\d+)-\w+\.tmp$", left.name)
-        if found and not _runs(int(found[1])):
+        import psutil
+
+        if not psutil.pid_exists(int(left.name.split("-")[-2])):
             left.unlink(missing_ok=True)
     return hidden(path, f"{mark}{os.getpid()}-{secrets.token_hex(4)}.tmp")
-
-
-def _runs(process: int) -> bool:
-    import psutil
-
-    return psutil.pid_exists(process)
 
 
 @contextmanager
@@ -84,76 +71,121 @@ def writing(path: Path, *, part_of: Path | None = None) -> Iterator[None]:
     Raises:
         UsageError: another process writes to the folder (names its host and process), or no lock can be made there.
     """
-    target = resolved(path)
-    if part_of is None:
-        place = hidden(target, "")
-        if target.is_dir() and not os.access(target.parent, os.W_OK):
-            place = target / ".own"
-    else:
-        folder = resolved(part_of)
-        place = hidden(folder / "-".join(target.relative_to(folder).parts), "")
-    with _held(path, place, 0.0):
-        parts = {p.with_name(_SUFFIX.sub("", p.name)) for p in target.glob(".*.writing*")}
-        others = parts if part_of is None else {hidden(folder, "")}
-        for other in sorted(others - {place}):
-            with _held(path, other, _PATIENCE):
+    target, folder = resolved(path), resolved(part_of or path)
+    place = hidden(target if part_of is None else folder / "-".join(target.relative_to(folder).parts), "")
+    if part_of is None and target.is_dir() and not os.access(target.parent, os.W_OK):
+        place = target / ".own"
+    with _held(path, place):
+        parts = {p.with_name(_LOCK.sub("", p.name)) for p in target.glob(".*.writing*")}
+        for other in sorted((parts if part_of is None else {hidden(folder, "")}) - {place}):
+            with _held(path, other, patience=2.0):
                 pass
         yield
 
 
 @contextmanager
-def _held(shown: Path, place: Path, patience: float) -> Iterator[None]:
+def _held(shown: Path, place: Path, patience: float = 0.2) -> Iterator[None]:
     """Hold the lock `<place>.writing` or, where the file system has no locks, `<place>.writing-soft`."""
-    lock, again = _acquired(shown, place, patience)
+    lock: BaseFileLock = FileLock(f"{place}.writing", is_singleton=True)
+    again = lock.is_locked
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=patience)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
+            os.unlink(lock.lock_file)
+            lock = SoftFileLock(f"{place}.writing-soft", is_singleton=True)
+            again = lock.is_locked
+            lock.acquire(timeout=patience)
+    except OSError as error:
+        if isinstance(error, Timeout):
+            reason = _holder(Path(lock.lock_file))
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = f"no lock can be made in {place.parent} ({error.strerror}). Make that folder writable"
+        else:
+            raise
+        raise UsageError(f"{shown}: {reason}, or choose another --out") from error
+    mine = not again and not isinstance(lock, SoftFileLock)
+    try:
+        with suppress(OSError):  # For the messages of others; a soft lock contains the same.
+            if mine:
+                Path(lock.lock_file).write_text(f"{os.getpid()}\n{platform.node()}\n", encoding="utf-8")
         yield
     finally:
-        if not again and not isinstance(lock, SoftFileLock):
-            # Safe while the lock is held: a process that waits for the removed file notices and starts again.
-            with suppress(OSError):
+        with suppress(OSError):  # Safe while the lock is held: who waits for a removed file notices and starts again.
+            if mine:
                 os.unlink(lock.lock_file)
         lock.release()
 
 
-def _acquired(shown: Path, place: Path, patience: float) -> tuple[BaseFileLock, bool]:
-    """The lock, and whether this thread already held it."""
-    hard, soft = (place.with_name(place.name + suffix) for suffix in (".writing", ".writing-soft"))
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock: BaseFileLock = FileLock(hard, is_singleton=True, fallback_to_soft=False)
-            again = lock.is_locked
-            lock.acquire(timeout=patience)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            hard.unlink(missing_ok=True)
-            lock = SoftFileLock(soft, is_singleton=True)
-            again = lock.is_locked
-            # A stale lock is taken over in the second attempt.
-            lock.acquire(timeout=max(patience, 0.2))
-    except Timeout as error:
-        raise UsageError(f"{shown}: {_holder(Path(error.lock_file))}") from error
-    except OSError as error:
-        if error.errno not in _FORBIDDEN:
-            raise
-        reason = f"no lock can be made in {place.parent} ({error.strerror})"
-        raise UsageError(f"{shown}: {reason}. Make that folder writable, or choose another --out") from error
-    if not again and not isinstance(lock, SoftFileLock):
-        with suppress(OSError):  # The record only serves the message of others.
-            hard.write_text(f"{os.getpid()}\n{platform.node()}\n", encoding="utf-8", errors="backslashreplace")
-    return lock, again
-
-
 def _holder(place: Path) -> str:
-    """What is known of the process that holds a lock, and what to do."""
-    soft = place.name.endswith("-soft")
-    advice = "Wait for it, or choose another --out"
-    try:
+    """The process that holds a lock, and what to do."""
+    who = "another process writes to this folder"
+    with suppress(OSError, ValueError):
         process, host = place.read_text(encoding="utf-8").splitlines()[:2]
-        host = host.partition("?")[0]
         since = datetime.fromtimestamp(place.stat().st_mtime).astimezone().isoformat(" ", "seconds")
-        who = f"process {process} on {host} has been writing to this folder since {since}"
-    except (OSError, ValueError):
-        who = "another process writes to this folder"
-    return f"{who}. {advice}" + (f"; if that process no longer runs, delete {place}" if soft else "")
+        who = f"process {process} on {host.partition('?')[0]} has been writing to this folder since {since}"
+    return f"{who}. Wait for it" + (f", delete {place} if it no longer runs" if place.name.endswith("-soft") else "")
+
+
+def output_folder(what: str, marks: str | None, *inputs: str) -> Claim:
+    """Claim of the folder in the argument `out`: it is checked before anything is done, and locked meanwhile.
+
+    It must not be or contain the current or the home folder; be, contain or be inside of an input; be inside of a
+    sealed store; or contain files, unless one matches `marks`.
+
+    Args:
+        what: the kind of folder, for messages.
+        marks: patterns, separated by spaces, of files that such a folder has; None: it may contain any.
+        inputs: arguments with folders that are only read: exports and stores.
+    """
+    return lambda args: _claimed(args, inputs, args.out, what, marks)
+
+
+def output_file(*inputs: str, lock: Callable[[Path], Path] | None = None) -> Claim:
+    """As `output_folder`, for a file, which is replaced as a whole; `lock` derives from it what else needs a lock."""
+    return lambda args: _claimed(args, inputs, lock and lock(args.out))
+
+
+@contextmanager
+def _claimed(
+    args: Namespace, inputs: Iterable[str], locked: Path | None, what: str = "", marks: str | None = None
+) -> Iterator[None]:
+    values = [v if isinstance(v, list) else [v] for v in (getattr(args, name) for name in inputs)]
+    paths = [resolved(path) for value in values for path in value if path is not None]
+    if args.out and (reason := next(_objections(resolved(args.out), paths, what, marks), None)):
+        raise UsageError(f"{args.out} is not written, because it {reason}. Choose another --out")
+    with nullcontext() if locked is None else writing(locked):
+        try:
+            yield
+        except Exception as error:
+            refusal = None if isinstance(error, MrpipeError) or getattr(error, "filename", None) else refusal_of(error)
+            if refusal is None or refusal[0] not in _WRITE_ERRORS:
+                raise
+            raise OSError(
+                refusal[0], os.strerror(refusal[0]), str(args.out)
+            ) from error  # libraries do not name the file
+
+
+def _objections(target: Path, inputs: Iterable[Path], what: str, marks: str | None) -> Iterator[str]:
+    """Reasons not to write a folder (`what` is given) or a file."""
+    for path in inputs:
+        if target == path or path in target.parents or (what and target in path.parents):
+            place = "is" if target == path else "is inside of" if path in target.parents else "contains"
+            yield f"{place} {path}, which is only read"
+    for store in target.parents:
+        if (store / "manifest.json").is_file() and (store / "modalities").is_dir():
+            yield f"is inside of the store {store}"
+        elif store.is_file():
+            yield f"is inside of the file {store}"
+    if target.exists() and target.is_dir() != bool(what):
+        yield "is a folder" if target.is_dir() else "is a file"
+    elif what:
+        for path in (resolved(Path()), resolved(Path(os.path.expanduser("~")))):
+            if target == path or target in path.parents:
+                yield f"is or contains {path}"
+        names = [path.name for path in target.glob("*") if not _OURS.fullmatch(path.name)]
+        if names and marks is not None and not any(True for mark in marks.split() for _ in target.glob(mark)):
+            yield f"contains files, but is not {what}"

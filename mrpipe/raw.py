@@ -1,9 +1,6 @@
-"""Finding and reading raw files: unique matches, header aliases, gzip, zipped folders, restricted pickles."""
+"""Finding and reading raw files: unique matches, header aliases, gzip, zipped folders."""
 
 import hashlib
-import importlib
-import io
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,8 +11,9 @@ from typing import Any, TypeVar
 
 import polars as pl
 
+from mrpipe.budget import open_member, read_small
 from mrpipe.delimited import line_of, read_table
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import DataError, Fault, FaultCollector, cell
 from mrpipe.forms import ENDINGS
 from mrpipe.ids import near_miss
 from mrpipe.reading import reading, unreadable
@@ -23,7 +21,6 @@ from mrpipe.reading import reading, unreadable
 ParsedT = TypeVar("ParsedT")
 # Column of 1-based record numbers; blank lines count. `delimited.line_of` gives the line of a record.
 ROW = "__row"
-MEMBER_LIMIT = 2**28  # bytes; a larger member of an archive of screens is a damaged or malicious one
 
 
 def sha256(path: Path) -> str:
@@ -93,7 +90,7 @@ def utf8(value: object, *, file: str, column: str, row: int | None = None) -> st
     try:
         return value.decode("utf-8") if isinstance(value, bytes) else str(value)
     except UnicodeDecodeError as error:
-        found = f"byte 0x{error.object[error.start]:02x} at position {error.start + 1} of {value!r}"[:120]
+        found = f"byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
         raise DataError(Fault(file=file, column=column, row=row, expected="text in UTF-8", found=found)) from error
 
 
@@ -144,11 +141,6 @@ def typed(column: Column) -> pl.Expr:
     return text.cast(column.dtype, strict=False)
 
 
-def shown_value(column: Column, value: object) -> str:
-    """An invalid value in a message; identifiers are not printed, as they may be those of participants."""
-    return "other text" if column.name.endswith("_id") else repr(value)
-
-
 def read_csv(
     path: Path,
     columns: Sequence[Column],
@@ -197,9 +189,8 @@ def read_csv(
             bad = bad | cleaned[column.name].is_null()
         if bad.any():
             row = int(bad.arg_max() or 0)
-            value = cleaned[column.name][row]
             line, expected = line_of(path, int(numbers[row])), f"{column.dtype} values"
-            found = "an empty field" if value is None else shown_value(column, value)
+            found = cell(cleaned[column.name][row])
             fix = f"Rows with such values: {int(bad.sum())}."
             faults.add(Fault(file=shown_as, column=column.name, line=line, expected=expected, found=found, fix=fix))
     faults.raise_if_any()
@@ -284,11 +275,10 @@ class Folder:
         member = self._members[name]
         with reading(shown_as, "an intact archive member" if self._zip else "a readable file"):
             if isinstance(member, Path):
-                return member.read_bytes()
+                return read_small(member, shown_as)
             assert self._zip is not None
-            if member.file_size > MEMBER_LIMIT:
-                raise zipfile.BadZipFile(f"a member of {member.file_size:,} bytes, more than {MEMBER_LIMIT:,}")
-            return self._zip.read(member)
+            with open_member(self._zip, member, shown_as) as handle:
+                return handle.read()
 
 
 def _member_name(member: zipfile.ZipInfo) -> str:
@@ -299,42 +289,3 @@ def _member_name(member: zipfile.ZipInfo) -> str:
         return member.filename.encode("cp437").decode("utf-8")
     except UnicodeError:
         return member.filename
-
-
-_PICKLE_GLOBALS: Mapping[str, frozenset[str]] = {
-    "numpy": frozenset({"dtype", "ndarray"}),
-    "numpy.core.multiarray": frozenset({"_reconstruct", "scalar"}),
-    "numpy._core.multiarray": frozenset({"_reconstruct", "scalar"}),
-    "numpy.core.numeric": frozenset({"_frombuffer"}),
-    "numpy._core.numeric": frozenset({"_frombuffer"}),
-    "_codecs": frozenset({"encode"}),
-}
-_PICKLE_BUILTINS = frozenset(
-    {"dict", "list", "tuple", "set", "frozenset", "bytes", "bytearray", "str", "int", "float", "bool", "complex"}
-)
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def __init__(self, file: Any, shown_as: str):
-        super().__init__(file, encoding="latin1")
-        self._shown_as = shown_as
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in {"builtins", "__builtin__"} and name in _PICKLE_BUILTINS:
-            return getattr(importlib.import_module("builtins"), name)
-        if name in _PICKLE_GLOBALS.get(module, ()):
-            return getattr(importlib.import_module(module.replace("numpy.core", "numpy._core")), name)
-        expected, found = "numpy arrays and builtin containers only", f"a pickle that imports {module}.{name}"
-        fix = "The file was not loaded, because it could run code. Download it from its publisher."
-        raise DataError(Fault(file=self._shown_as, expected=expected, found=found, fix=fix))
-
-
-def read_pickle(path: Path) -> Any:
-    """Load a pickle of numpy arrays and builtins; a DataError if it is damaged or imports anything else."""
-    try:
-        with path.open("rb") as handle:
-            return _RestrictedUnpickler(io.BufferedReader(handle), path.name).load()
-    except DataError:
-        raise
-    except Exception as error:  # damaged bytes can raise any exception, including MemoryError
-        raise unreadable(error, path.name, "a complete pickle file") from error

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrpipe.errors import DataError, Fault, MissingExtraError, StorageError
+from mrpipe.errors import DataError, Fault, MissingExtraError, StorageError, reason
 
 if TYPE_CHECKING:
     import polars as pl
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 AGAIN = "The file is damaged or truncated: download it again."
 RUN_AGAIN = "The file is damaged, or another version wrote it: remove the run folder and run the same command again."
 _SPACE = "Free some space, then run the same command again."
-_ACCESS = "Ask the owner of the file or folder for access, or choose another path."
-_LIMIT = "Raise the limit, e.g. ulimit -n 4096."
+_ACCESS = ("no permission", "Ask the owner of the file or folder for access, or choose another path.")
+_FILES = ("too many open files", "Raise the limit, e.g. ulimit -n 4096.")
 # Errors of disks and systems: reason and remedy.
 REFUSALS: dict[int, tuple[str, str]] = {
-    errno.EACCES: ("no permission", _ACCESS),
-    errno.EPERM: ("no permission", _ACCESS),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _ACCESS),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _FILES),
     errno.EROFS: ("the file system is read-only", "Choose a folder that can be written to."),
     errno.ENOSPC: ("the disk is full", _SPACE),
     errno.EDQUOT: ("the disk quota is used up", _SPACE),
@@ -30,53 +30,42 @@ REFUSALS: dict[int, tuple[str, str]] = {
     errno.ELOOP: ("a symbolic link leads to itself", "Replace the link by the file or folder."),
     errno.EIO: ("the disk reports an input/output error", "Check the disk, or copy the files to another one."),
     errno.ESTALE: ("the network file system lost the file", "Run the same command again."),
-    errno.EMFILE: ("too many open files", _LIMIT),
-    errno.ENFILE: ("too many open files", _LIMIT),
     errno.ENOMEM: ("not enough memory", "Use a machine with more memory."),
 }
 # Libraries that are not written in Python mention the number in their messages.
 _NUMBER = re.compile(r"\b(?:os error|errno)\W{0,4}(\d+)", re.IGNORECASE)
+_SHORTAGE = re.compile("out of memory|can.t allocate memory|not enough memory")
 
 
 def refusal_of(error: object) -> tuple[int, str, str] | None:
     """Number, reason and remedy if the disk or the system caused an exception, rather than the content of a file."""
-    number = getattr(error, "errno", None)
-    if number is None and isinstance(error, Exception) and (match := _NUMBER.search(str(error))):
+    number, text = getattr(error, "errno", None), str(error) if isinstance(error, Exception) else ""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _SHORTAGE.search(text)):
+        number = errno.ENOMEM
+    elif number is None and (match := _NUMBER.search(text)):
         number = int(match[1])
-    if number is None and isinstance(error, PermissionError):
+    elif number is None and isinstance(error, PermissionError):
         number = errno.EACCES
     return (number, *REFUSALS[number]) if number in REFUSALS else None
 
 
-def is_shortage_of_memory(error: BaseException) -> bool:
-    """Whether an exception of Python or of torch reports that memory cannot be allocated."""
-    message = r"out of memory|can.t allocate memory|not enough memory"
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and re.search(message, str(error)) is not None
-    )
-
-
 def unreadable(error: object, shown_as: str, expected: str, fix: str = AGAIN) -> DataError:
-    """The error for a file that cannot be read completely: for lack of permission, or because it is damaged.
-
-    Args:
-        error: the exception, or a reason.
-    """
-    if refusal := refusal_of(error):
-        number, found, fix = refusal
-        found += " to read it" * (number in (errno.EACCES, errno.EPERM))
-        return StorageError(Fault(file=shown_as, expected="a readable file", found=found, fix=fix))
-    found = str(error).splitlines()[0] if str(error).strip() else type(error).__name__
+    """The error for a file that cannot be read completely; `error` is the exception, or a reason."""
+    number, refused, advice = refusal_of(error) or (None, "", "")
+    if number not in (None, errno.ENOMEM):
+        refused += " to read it" * (number in (errno.EACCES, errno.EPERM))
+        return StorageError(Fault(file=shown_as, expected="a readable file", found=refused, fix=advice))
+    found = reason(error)
     if isinstance(error, FileNotFoundError):
         found, fix = "no such file", "" if fix in (AGAIN, RUN_AGAIN) else fix
     elif isinstance(error, IsADirectoryError):
         found, fix = "a folder", ""
-    elif isinstance(error, BaseException) and is_shortage_of_memory(error):
+    elif number == errno.ENOMEM:
         found, fix = "more than the available memory", "Use a machine with more memory; a small file is damaged."
     elif isinstance(error, LookupError | TypeError | AttributeError):
         found = f"unreadable data ({type(error).__name__}: {found})"
-    else:
-        found = f"unreadable data ({found})"
+    else:  # jsonschema reports the place
+        found = f"unreadable data ({': '.join(filter(None, [getattr(error, 'json_path', ''), found]))})"
     return DataError(Fault(file=shown_as, expected=expected, found=found, fix=fix))
 
 
@@ -90,6 +79,8 @@ def reading(shown_as: Path | str, expected: str, fix: str = AGAIN) -> Iterator[N
         DataError: any other exception was raised in the context, also a UsageError for a setting in the file.
         StorageError: the disk or the system refused to read the file.
     """
+    if isinstance(shown_as, Path) and (shown_as.is_fifo() or shown_as.is_char_device()):
+        raise DataError(Fault(file=str(shown_as), expected="a file", found="a pipe or a device, which may never end"))
     try:
         yield
     except (DataError, MissingExtraError):

@@ -148,8 +148,9 @@ class Config(Generic[O_co]):
 
     @classmethod
     def from_dict(cls, value: ConfigRecord, method: "type[AnyMethod]") -> "AnyConfig":
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`; a UsageError for invalid values."""
         common = parse_options(Common, value["common"], context="common")
+        _check(common)
         own = parse_options(method.Options, value["options"], context=value["method"])
         return Config(value["method"], value["preset"], common, own, value["seed"])
 

@@ -6,6 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 
+def unclaimed(arguments: Namespace) -> AbstractContextManager[None]:
+    """Claim of a command without an output of its own."""
+    return nullcontext()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """One command.
@@ -14,7 +19,7 @@ class Command:
         summary: one line in lower case for `mrpipe --help`.
         add_arguments: adds its arguments to a parser; must not import anything heavy.
         run: does the work; raises `MrpipeError` for errors that the user can fix. An int is the exit code.
-        claim: checks and locks the command's output while it runs (`mrpipe.places`).
+        claim: checks and locks the command's output while it runs (`mrpipe.locks`).
         description, epilog: for its own `--help`; may be functions, which are called only then.
         passes_on: arguments after `--` are for another program; `run` finds them in `rest`.
         step: one of the commands that the workflow runs one by one; listed last.
@@ -23,7 +28,7 @@ class Command:
     summary: str
     add_arguments: Callable[[ArgumentParser], None]
     run: Callable[[Namespace], int | None]
-    claim: Callable[[Namespace], AbstractContextManager[None]] = nullcontext
+    claim: Callable[[Namespace], AbstractContextManager[None]] = unclaimed
     description: str | Callable[[], str] = ""
     epilog: str | Callable[[], str] = ""
     step: bool = False

@@ -16,13 +16,13 @@ from pathlib import Path
 import mrpipe
 from mrpipe.cli.command import Command
 from mrpipe.cli.signals import Interrupted, interruptible
-from mrpipe.errors import MrpipeError, StorageError, UsageError, did_you_mean
-from mrpipe.reading import is_shortage_of_memory, refusal_of
+from mrpipe.errors import SHOW_VALUES, MrpipeError, StorageError, UsageError, did_you_mean
+from mrpipe.privacy import printable
+from mrpipe.reading import refusal_of
 
 _WIDTH = 16
 # As a shell reports a program that ends by SIGPIPE.
 _BROKEN_PIPE = 141
-_UNEXPECTED = 1
 
 
 def find_command(name: str) -> Command | None:
@@ -90,28 +90,28 @@ def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    if debug := "--debug" in own:
+    if debug := "--debug" in arguments[: arguments.index("--") if "--" in arguments else None]:
         arguments.remove("--debug")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the terminal may not display all characters of a message
             stream.reconfigure(errors="backslashreplace")
     try:
-        with interruptible():
-            try:
-                return _run(arguments)
-            finally:
-                sys.stdout.flush()
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
     except SystemExit:
         raise
     except BaseException as error:  # panics of polars are no Exception
         if debug or (os.environ.get("MRPIPE_DEBUG") and not isinstance(error, MrpipeError | KeyboardInterrupt)):
             traceback.print_exception(error)
         message, code = _outcome(error)
-        if isinstance(error, OSError):
-            _drop_output()
+        try:
+            sys.stdout.flush()
+        except OSError:  # discard output that cannot be written; the interpreter would report it as another error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if message:
-            print(" ".join(["mrpipe", *arguments[:1]]) + f": {message}", file=sys.stderr)
+            print(printable(" ".join(["mrpipe", *arguments[:1]]) + f": {message}"), file=sys.stderr)
         return code
 
 
@@ -127,26 +127,14 @@ def _outcome(error: BaseException) -> tuple[str, int]:
     place = f"{name}: " if isinstance(name := getattr(error, "filename", None), str | Path) else ""
     if refusal := refusal_of(error):
         return f"{place}{refusal[1]}. {refusal[2]}", StorageError.exit_code
-    if is_shortage_of_memory(error):
-        return "not enough memory. Use a machine with more memory, or fewer processes at once", StorageError.exit_code
     # Libraries raise OSErrors without a number for other reasons than a path that does not exist.
     if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError)):
         return f"{place}{error.strerror or error}", UsageError.exit_code
-    frames = traceback.extract_tb(error.__traceback__)
-    packages = (str(Path(mrpipe.__file__).parent), f"{os.sep}moe_retriever{os.sep}")
-    at = next((f for f in reversed(frames) if f.filename.startswith(packages[0]) or packages[1] in f.filename), None)
-    place = f" ({Path(at.filename).name}, line {at.lineno})" if at else ""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    place = f" ({Path(at.filename).name}, line {at.lineno})"
     reason = (str(error).strip().splitlines() or ["no message"])[0]
     hint = "This is a bug, please report it: --debug prints the traceback"
-    return f"unexpected error: {type(error).__name__}: {reason}{place}. {hint}", _UNEXPECTED
-
-
-def _drop_output() -> None:
-    """Discard buffered output that cannot be written; the interpreter would report it as another error."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return f"unexpected error: {type(error).__name__}: {reason}{place}. {hint}", MrpipeError.exit_code
 
 
 def _run(arguments: list[str]) -> int:
@@ -168,5 +156,9 @@ def _run(arguments: list[str]) -> int:
         own, rest = own[: own.index("--")], own[own.index("--") + 1 :]
     parsed = parser.parse_args(own)
     parsed.rest = rest
-    with command.claim(parsed):
+    if getattr(parsed, "show_values", False):
+        os.environ[SHOW_VALUES] = "1"
+    import polars  # noqa: F401 - its handler of SIGINT, which restarts system calls, must not replace ours
+
+    with interruptible(), command.claim(parsed):
         return command.run(parsed) or 0

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
+from mrpipe.budget import MAX_YAML, UniqueLoader, load_yaml, read_small
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, FaultCollector, did_you_mean
 from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
@@ -17,15 +18,8 @@ from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
 WHOLE = r"^(-?(?:0|[1-9][0-9]*))\.0*"
 
 
-class YamlText(yaml.SafeLoader):
+class YamlText(UniqueLoader):
     """Reads 2009_10, 010, 0x10, 1:30 and dates as text; a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key[1]!r} twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 YamlText.yaml_implicit_resolvers = {
@@ -43,7 +37,7 @@ class _Float(float):
     text: str
 
 
-def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Float:
+def _float(loader: Any, node: yaml.ScalarNode) -> _Float:
     number = _Float(loader.construct_yaml_float(node))
     number.text = node.value
     return number
@@ -77,7 +71,7 @@ def config_path(raw: Path, config: str, page: str) -> Path:
 
 def read_text(path: Path) -> tuple[str, str]:
     """Text of the YAML, and its name in error messages."""
-    return decode(path.read_bytes(), shown_as=path.name), path.name
+    return decode(read_small(path, path.name, MAX_YAML), shown_as=path.name), path.name
 
 
 @cache
@@ -103,14 +97,7 @@ class Declaration(FaultCollector):
         Raises:
             DataError: if the text is no YAML.
         """
-        try:
-            value = yaml.load(text, YamlText)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            found = " ".join(str(error).split())
-            raise DataError(
-                Fault(file=self.shown_as, expected="YAML", found=found, fix="Correct its syntax.")
-            ) from error
-        return self._valid(value, validator(schema))
+        return self._valid(load_yaml(text, self.shown_as, YamlText), validator(schema))
 
     def inside(self, file: str, place: str) -> str:
         """A file below the export folder; another one is reported."""

@@ -1,6 +1,7 @@
 """Images to arrays: decode, resize as MultiBench does, channels first."""
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,14 +16,15 @@ from mrpipe.schema import Modality
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue")}
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MIN_SIDE = 8  # pixels; a smaller image is a placeholder or tracking pixel
+MAX_PIXELS = 2**25  # an 8K screen; decoded, about 400 MiB
 
 
 @contextmanager
 def _opened(data: bytes, shown_as: str) -> Iterator[Image.Image]:
-    """Open an image; any error of Pillow becomes a DataError, and so does an image of a few pixels."""
+    """Open an image; any error of Pillow becomes a DataError, and so does an image of few or too many pixels."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if min(image.size) < MIN_SIDE:
+            if min(image.size) < MIN_SIDE or math.prod(image.size) > MAX_PIXELS:
                 raise ValueError(f"an image of {image.width} x {image.height} pixels")
             yield image
     except Exception as error:  # damaged bytes can raise any exception

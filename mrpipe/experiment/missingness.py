@@ -24,6 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe import keyed
+from mrpipe.budget import load_json, require_parquet
 from mrpipe.errors import UsageError
 from mrpipe.reading import reading
 from mrpipe.store import masks
@@ -267,7 +268,8 @@ def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
         DataError: the file does not exist, is damaged, or is not a mask file.
     """
     with reading(path, "a mask file of `mrpipe mask`", "Draw the mask again: mrpipe mask."):
-        values = json.loads(read_metadata(path)[MASK_KEY])
+        require_parquet(path, str(path))
+        values = load_json(read_metadata(path)[MASK_KEY], str(path))
         store_id = values.pop("store_id")
         values.pop("realised", None)
         settings = Missingness(**{**values, "modalities": tuple(values["modalities"])})

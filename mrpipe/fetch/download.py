@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import Fault, FaultCollector
 from mrpipe.fetch.convert import convert
 
 CATALOGUE = Path(__file__).with_name("catalogue.yaml")
@@ -56,10 +56,7 @@ def fetch(data: Iterable[OpenData], out: Path, declarations: Path, say: Callable
         failed = [fault for path in entry.files if (fault := _download(entry, path, out, unreachable, say))]
         faults.faults += failed
         if entry.reader == "tables" and not failed:
-            try:
-                convert(out / entry.name, entry.files, declarations / f"{entry.name}.yaml")
-            except DataError as error:
-                faults.absorb(error)
+            faults.attempt(convert, out / entry.name, entry.files, declarations / f"{entry.name}.yaml")
         say(f"  {out / entry.name}: {f'{len(failed)} files missing' if failed else 'complete'}")
     faults.raise_if_any()
 

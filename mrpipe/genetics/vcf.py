@@ -4,7 +4,6 @@ Records are streamed through htslib (cyvcf2), so that memory does not depend on 
 own (`datasets.adni.genomic.vcf`), because htslib crashes on some damaged files.
 """
 
-import dataclasses
 import itertools
 import json
 import re
@@ -19,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mrpipe.budget import child
 from mrpipe.errors import DataError, Fault
 from mrpipe.genetics.chromosomes import ORDER, POSITION_LIMIT, plain_name
 from mrpipe.genetics.packing import MISSING, bed_rows
-from mrpipe.reading import reading
 
 DAMAGED = "The file is damaged or truncated. Download it again."
 _BLOCK = 4096
@@ -211,17 +210,10 @@ class Conversion:
         return {"note": note, "lengths": lengths}
 
 
-def main() -> int:
-    """Run a job; writes the result, or the faults with exit code 3, to standard output."""
-    job = json.load(sys.stdin)
-    try:
-        with reading(", ".join(job["names"]), "a valid VCF", DAMAGED):
-            print(json.dumps(Conversion(**job["settings"]).run(job["files"], job["names"], job["prefix"])))
-    except DataError as error:
-        print(json.dumps([dataclasses.asdict(f) for f in error.faults]))
-        return DataError.exit_code
-    return 0
+def run_job(job: dict[str, Any]) -> bytes:
+    """Result of a conversion, as JSON."""
+    return json.dumps(Conversion(**job["settings"]).run(job["files"], job["names"], job["prefix"])).encode()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(child(run_job))

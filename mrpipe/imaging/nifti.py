@@ -1,5 +1,6 @@
 """Reading NIfTI files of any origin; ambiguous or unsuitable files are refused with the reason."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,12 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from mrpipe.budget import allowed, too_large
 from mrpipe.errors import DataError, Fault
+from mrpipe.forms import open_binary
 from mrpipe.reading import refusal_of, unreadable
 
+_NIFTI2 = tuple((540).to_bytes(4, order) for order in ("little", "big"))  # length of the header
 # Maximum cosine between two axes of a scan that is not sheared; scanners write smaller ones.
 MAX_SHEAR = 1e-2
 # Scanners have a field of view of 500 mm at most; T1 scans of heads have up to 300 mm.
@@ -42,6 +46,16 @@ def refused(shown_as: str, expected: str, found: str, fix: str = "") -> DataErro
     return DataError(Fault(file=shown_as, expected=expected, found=found, fix=fix))
 
 
+def _opened(path: Path, shown_as: str) -> Any:
+    """A NIfTI image; the content of a compressed one is bounded, and decompressed once."""
+    if path.suffix.lower() != ".gz":
+        return nib.load(path)
+    with open_binary(path, shown_as) as handle:
+        data = handle.read()
+    form = nib.Nifti2Image if data[:4] in _NIFTI2 else nib.Nifti1Image
+    return form.from_bytes(data)
+
+
 def load_nifti(path: Path, shown_as: str) -> Any:
     """Open a NIfTI file (`.nii`, `.nii.gz`, any byte order) and check that its voxels can be read.
 
@@ -50,9 +64,14 @@ def load_nifti(path: Path, shown_as: str) -> Any:
     """
     try:
         path.open("rb").close()  # nibabel hides a lack of permission
-        image: Any = nib.load(path)
+        image = _opened(path, shown_as)
+        n, limit = math.prod(image.shape), allowed(path.stat().st_size)
+        if min(image.shape, default=0) < 1 or n * 8 > limit:
+            raise too_large(shown_as, limit, f"an image of shape {image.shape}", "voxels (8 bytes each)")
         # Read the voxels here, so that a truncated file is reported by name.
         np.asarray(image.dataobj)
+    except DataError:
+        raise
     except Exception as error:  # damaged bytes can raise any exception
         reason = error if refusal_of(error) else str(error).replace(str(path), shown_as)
         raise unreadable(reason or type(error).__name__, shown_as, "a complete NIfTI image") from error

@@ -5,7 +5,6 @@ if they are set before ITK is loaded.
 """
 
 import dataclasses
-import errno
 import json
 import os
 import signal
@@ -23,11 +22,10 @@ from mrpipe.errors import DataError, MrpipeError, StorageError
 from mrpipe.imaging.chain import SEED, ChainSettings, run_chain
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.qc import scan_picture
+from mrpipe.reading import refusal_of
 
 # Signals from outside (scheduler, out-of-memory killer, user), which do not indicate a problem of the scan.
 _OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU}
-# Shortages of the machine: memory, disk space, open files.
-_SHORTAGES = {errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 _SHORTAGE_STATUS = os.EX_TEMPFAIL
 OUT_OF_TIME = "no result in the time allowed"
 _LIMITS = (f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS"))
@@ -141,10 +139,9 @@ def main(job: str) -> int:
         found = "; ".join(f"found {fault.found}. {fault.fix}".rstrip(". ") for fault in error.faults)
         print(f"expected {error.faults[0].expected}\t{found}", file=sys.stderr)
         return 3
-    except (RuntimeError, ValueError, IndexError, MemoryError, OSError) as error:
-        number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-        if number in _SHORTAGES:
-            print(os.strerror(number), file=sys.stderr)
+    except Exception as error:  # of several libraries
+        if refusal := refusal_of(error):
+            print(refusal[1], file=sys.stderr)
             return _SHORTAGE_STATUS
         message = (str(error).strip().splitlines() or [""])[0]
         print(f"the chain failed\t{type(error).__name__}: {message}", file=sys.stderr)

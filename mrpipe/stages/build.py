@@ -6,7 +6,7 @@ from typing import Any
 
 from mrpipe.options import parse_options
 from mrpipe.schema import Dataset
-from mrpipe.stages.check import closing, write_check
+from mrpipe.stages.check import closing, require_same_store, write_check
 from mrpipe.stages.cohort import build_cohort
 from mrpipe.stages.ingest import ingest
 from mrpipe.stages.prepare import n_parts, prepare
@@ -27,6 +27,7 @@ def build(
     modalities: Sequence[str] | None = None,
     schemes: Sequence[str] | None = None,
     seed: int = 0,
+    overwrite: bool = True,
     report: Callable[[str], None] = lambda message: None,
 ) -> str:
     """Build and seal a store from an export; returns its store_id. Quality control, if any, is written next to it.
@@ -37,6 +38,7 @@ def build(
         settings: reader options that differ from their defaults.
         modalities: modalities to include; default: all of the export.
         schemes: split schemes to include; default: all of the dataset.
+        overwrite: whether a finished store of another dataset, export or other options may be replaced.
         report: called with a message after each step.
 
     Raises:
@@ -48,6 +50,8 @@ def build(
     with hidden_folder(store, "b") as work:
         checked = write_check(dataset, raw, work, settings, modalities=modalities, schemes=schemes, seed=seed)
         report(f"check: {checked['release']}, input files: {len(checked['inputs'])}; {closing(checked)}")
+        if not overwrite:
+            require_same_store(store, checked, seed)
         for note in (n for n in checked["notes"] if n.startswith("text encoder")):
             report(note)
         dataset = dataset.declared(raw, parse_options(dataset.options, settings, context=f"options of {dataset.name}"))

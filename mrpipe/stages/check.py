@@ -18,11 +18,12 @@ from mrpipe.forms import recognise
 from mrpipe.options import parse_options
 from mrpipe.raw import require_folder, sha256
 from mrpipe.schema import Checked, Dataset, Scheme, Task
+from mrpipe.stages.cohort import require_unchanged, state_of
 from mrpipe.stages.declaration import DECLARED, declaration
 from mrpipe.stages.simulate import is_simulated
-from mrpipe.stages.unchanged import require_state, state_of
 from mrpipe.store.layout import StoreLayout, WorkLayout
 from mrpipe.store.leaks import find_leaks, mask_columns
+from mrpipe.store.manifest import read_manifest
 from mrpipe.store.parquet import write_text
 from mrpipe.store.splits import assign, label_faults, split_faults
 
@@ -124,7 +125,7 @@ def check(
         raise DataError(faults)
     small = () if own else _cohort_faults(declared, samples, labels, chosen, {}, seed, True)
     notes = [*checked.notes, *(str(dataclasses.replace(fault, fix="")) for fault in small)]
-    result = {
+    return {
         **({} if dataset.resolve is None else {DECLARED: declaration(declared)}),
         "dataset": dataset.name,
         "release": checked.release,
@@ -139,38 +140,22 @@ def check(
         "lacking": [m for m in declared.modalities if m not in present and (modalities is None or m in modalities)],
         "unused": dict(checked.unused),
         **_unread(raw, checked),
+        "splits": dict.fromkeys(chosen, seed),
         "seen": seen,
     }
-    require_state(seen, "Wait until the export is complete, and check it again.")
-    return result
 
 
-def require_same_store(store: Path, dataset: Dataset, raw: Path, settings: Mapping[str, Any], **chosen: Any) -> None:
-    """Require that a build with these arguments would rebuild the store in this folder, if there is one.
-
-    Raises:
-        UsageError: the store has another dataset, export, options, modalities or splits.
-        DataError: as `check`.
-    """
-    path = StoreLayout(store).manifest
-    if not path.is_file():
-        return
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        before = {key: manifest[key] for key in ("dataset", "release", "origin", "options", "inputs")}
-        before["modalities"] = [m["name"] for m in manifest["modalities"]]
-        before["schemes"] = sorted([s["scheme"], s.get("seed", chosen["seed"])] for s in manifest["splits"])
-    except (ValueError, KeyError, TypeError):
-        before = {"manifest.json": None}
-    now = check(dataset, raw, settings, **chosen) if before.get("dataset") == dataset.name else {}
-    schemes = (
-        dataset.declared(raw, parse_options(dataset.options, settings, context=dataset.name)).schemes if now else ()
-    )
-    now["schemes"] = sorted([s, chosen["seed"]] for s in schemes if chosen["schemes"] is None or s in chosen["schemes"])
-    now = json.loads(json.dumps({key: now.get(key) for key in before}))
-    if differing := [key for key, value in before.items() if value != now[key]]:
-        found = f"{store} contains a finished store with other {', '.join(differing)}"
-        raise UsageError(f"{found}. Choose another --out, or replace it with --overwrite")
+def require_same_store(store: Path, checked: Mapping[str, Any], seed: int) -> None:
+    """Raise a UsageError if the folder has a finished store that a build of the checked export would not make again."""
+    if StoreLayout(store).manifest.is_file():
+        manifest = read_manifest(store)
+        before = {key: getattr(manifest, key) for key in ("dataset", "release", "origin", "options", "inputs")}
+        before["modalities"] = [m["name"] for m in manifest.modalities]
+        before["splits"] = {s["scheme"]: s.get("seed", seed) for s in manifest.splits}
+        plain_before, plain_now = (json.loads(json.dumps(settings)) for settings in (before, checked))
+        if differing := [key for key, value in plain_before.items() if value != plain_now[key]]:
+            found = f"{store} contains a finished store that differs in {', '.join(differing)}"
+            raise UsageError(f"{found}. Choose another --out, or replace it with --overwrite")
 
 
 def _require_known(dataset: Dataset, kind: str, names: Sequence[str] | None, known: Iterable[str]) -> None:
@@ -275,6 +260,7 @@ def write_check(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, 
     path.unlink(missing_ok=True)
     result = check(dataset, raw, settings, **chosen)
     write_text(WorkLayout(work).inputs, json.dumps(result.pop("seen")) + "\n")
+    require_unchanged(work)
     write_text(path, json.dumps(result, indent=1, sort_keys=True) + "\n")
     WorkLayout(work).record(path)
     return result

@@ -7,8 +7,7 @@ from typing import Any
 from mrpipe.errors import UsageError
 from mrpipe.options import parse_options
 from mrpipe.schema import Dataset
-from mrpipe.stages.cohort import read_cohort
-from mrpipe.stages.unchanged import require_unchanged
+from mrpipe.stages.cohort import read_cohort, require_unchanged
 from mrpipe.store.layout import WorkLayout
 
 

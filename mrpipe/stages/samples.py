@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.errors import DataError, Fault
+from mrpipe.reading import reading
 from mrpipe.schema import ATTRITION_SCHEMA, MODALITY_KEY, TASK_KEY, Attrition, Dataset, Modality
 from mrpipe.stages.cohort import LABEL_PREFIX
 from mrpipe.stages.declaration import checked_dataset
@@ -60,12 +61,11 @@ def assemble_samples(dataset: Dataset, work: Path, modalities: Sequence[str]) ->
     mask = pl.lit(0, dtype=pl.UInt16)
     declared = sorted((read_modality_declaration(paths.modality(m)) for m in modalities), key=lambda m: m.bit)
     for modality in declared:
-        rows = (
-            pl.read_parquet(paths.modality(modality.name), columns=["sample_id"])
-            .with_row_index(f"row_{modality.name}")
-            .with_columns(pl.col(f"row_{modality.name}").cast(pl.Int32))
-        )
-        frame = frame.join(rows, on="sample_id", how="left", validate="1:1")
+        path = paths.modality(modality.name)
+        with reading(path, "one row per sample", f"Run mrpipe ingest {dataset.name} {modality.name} again."):
+            rows = pl.read_parquet(path, columns=["sample_id"]).with_row_index(f"row_{modality.name}")
+            rows = rows.with_columns(pl.col(f"row_{modality.name}").cast(pl.Int32))
+            frame = frame.join(rows, on="sample_id", how="left", validate="1:1")
         bit = pl.col(f"row_{modality.name}").is_not_null().cast(pl.UInt16) * pl.lit(1 << modality.bit, dtype=pl.UInt16)
         mask = mask | bit
     frame = frame.with_columns(mask.alias("modality_mask"))

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator, validators
 
-from mrpipe.errors import DataError, Fault
+from mrpipe.errors import DataError, Fault, values_shown
+from mrpipe.privacy import Count, counts_rounded
 from mrpipe.schema import Modality, Task
 from mrpipe.store.layout import StoreLayout
 
@@ -54,6 +55,7 @@ class Manifest:
     citation: str
     licence: str
     provider: str
+    people: bool
     card: Mapping[str, Any]
     store_id: str
 
@@ -61,6 +63,22 @@ class Manifest:
     def files(self) -> list[Mapping[str, Any]]:
         """All tables: `file, rows, size, sha256`."""
         return [*self.tables, *self.modalities, *self.labels, *self.splits]
+
+    @property
+    def count(self) -> type[int]:
+        """Type of counts on shared pages."""
+        return Count if self.people and self.origin != "simulated" and not values_shown() else int
+
+    def shared(self) -> "Manifest":
+        """The manifest for a shared page: with rounded counts, if samples are of people."""
+        count, tables = self.count, ("modalities", "labels", "splits")
+        counts: dict[str, Any] = {k: [{**e, "rows": count(e["rows"])} for e in getattr(self, k)] for k in tables}
+        for split in counts["splits"]:
+            split["counts"] = {part: count(n) for part, n in split["counts"].items()}
+        counts |= {"n_samples": count(self.n_samples), "n_subjects": count(self.n_subjects)}
+        counts["pattern_counts"] = {pattern: count(n) for pattern, n in self.pattern_counts.items()}
+        counts["notes"] = self.notes if count is int else tuple(map(counts_rounded, self.notes))
+        return dataclasses.replace(self, **counts)
 
     def declared_modalities(self) -> tuple[Modality, ...]:
         return tuple(Modality.from_json(json.dumps(m)) for m in self.modalities)
@@ -140,7 +158,8 @@ def read_manifest(root: Path) -> Manifest:
         raise DataError(Fault(file=str(path), column=k or None, expected=e, found=f, fix=fix) for k, e, f in findings)
     # Newer versions of the same format may add keys.
     names = {f.name for f in dataclasses.fields(Manifest)}
-    return Manifest(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+    return Manifest(**known)
 
 
 @cache

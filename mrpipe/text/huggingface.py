@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.errors import DataError, Fault, MissingExtraError
+from mrpipe.errors import MissingExtraError
 from mrpipe.options import non_default_fields, option
 from mrpipe.raw import sha256
+from mrpipe.reading import reading
 from mrpipe.text.base import Floats, PieceEncoder
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
@@ -47,13 +48,10 @@ class HuggingFace(PieceEncoder):
         if importlib.util.find_spec("sentence_transformers") is None:
             raise MissingExtraError("sentence-transformers", "hf", f"the text encoder 'hf:{folder}'")
         self._folder, self._options = Path(folder).expanduser(), options
-        try:
+        fix = "A complete folder: hf download ORGANISATION/MODEL --local-dir FOLDER, or model.save(FOLDER)."
+        expected = "config.json, tokeniser and weights of a Hugging Face or sentence-transformers model"
+        with reading(self._folder, expected, fix):
             config = self._check()
-        except Exception as error:  # of several libraries, with any type
-            fix = "A complete folder: hf download ORGANISATION/MODEL --local-dir FOLDER, or model.save(FOLDER)."
-            expected = "config.json, tokeniser and weights of a Hugging Face or sentence-transformers model"
-            found = str(error).strip().partition("\n")[0]
-            raise DataError(Fault(file=str(self._folder), expected=expected, found=found, fix=fix)) from error
         self.dim = config.get("hidden_size") or config.get("dim", 0)
         files = {f.relative_to(self._folder).as_posix(): f for f in self._folder.rglob("[!.]*.*") if f.suffix in HASHED}
         lines = [f"{name} {sha256(file)}" for name, file in sorted(files.items()) if name[0] != "."]
@@ -63,7 +61,7 @@ class HuggingFace(PieceEncoder):
     def _check(self) -> dict[str, Any]:
         """Load the configuration and the tokeniser and read the headers of the weights; returns the configuration."""
         if not self._folder.is_dir():
-            raise FileNotFoundError("no folder of this name")
+            raise ValueError("no folder of this name")
         from safetensors import safe_open
         from transformers import AutoConfig, AutoTokenizer
         from transformers.utils import logging
@@ -74,7 +72,7 @@ class HuggingFace(PieceEncoder):
         root = self._folder / inner
         config: dict[str, Any] = AutoConfig.from_pretrained(str(root), local_files_only=True).to_dict()
         if not any(path for name in TOKENISERS for path in root.glob(name)):
-            raise FileNotFoundError(f"no tokeniser ({', '.join(TOKENISERS)})")
+            raise ValueError(f"no tokeniser ({', '.join(TOKENISERS)})")
         # Byte-level tokenisers (RoBERTa) begin words, unlike sentences, with a space.
         self._tokenizers = [
             AutoTokenizer.from_pretrained(str(root), local_files_only=True, **extra)
@@ -86,7 +84,7 @@ class HuggingFace(PieceEncoder):
             raise ValueError(f"a tokeniser with {len(self._tokenizers[0])} pieces for {config['vocab_size']} vectors")
         weights = next((files for name in WEIGHTS if (files := list(root.glob(name)))), [])
         if not weights or ((n := weights[0].stem.partition("-of-")[2]) and len(weights) != int(n)):
-            raise FileNotFoundError(f"no weights, or not all parts of them ({', '.join(WEIGHTS)})")
+            raise ValueError(f"no weights, or not all parts of them ({', '.join(WEIGHTS)})")
         for file in weights:
             try:
                 if file.suffix == ".safetensors":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from mrpipe.budget import require_parquet
 from mrpipe.errors import DataError, Fault
 from mrpipe.raw import sha256
 from mrpipe.reading import reading
@@ -31,6 +32,7 @@ class Precomputed:
         path = Path(option.removeprefix(PREFIX)).expanduser()
         self.file, fault = path.name, partial(Fault, file=path.name, fix=FIX)
         with reading(path.name, "a Parquet file with the columns id and vector", FIX):
+            require_parquet(path, path.name)
             table = pl.read_parquet(path, columns=["id", "vector"])
             ids, vectors = table["id"].cast(pl.String), table["vector"].cast(pl.List(pl.Float32))
         lengths = vectors.list.len().fill_null(0)

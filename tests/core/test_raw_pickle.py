@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mrpipe.errors import DataError
-from mrpipe.raw import read_pickle
+from mrpipe.pickles import read_pickle
 
 CONTENT = {
     "train": {
@@ -197,5 +197,5 @@ def test_other_files_are_data_errors(tmp_path: Path) -> None:
 
 
 def test_absurd_size_is_a_data_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"MemoryError|OverflowError"):
+    with pytest.raises(DataError, match="bytes of a int"):
         read_pickle(write(tmp_path, b"\x80\x02cbuiltins\nbytearray\n\x8a\x08" + struct.pack("<q", 2**62) + b"\x85R."))

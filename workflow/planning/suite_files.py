@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from mrpipe.budget import MAX_YAML, load_yaml, read_small
+from mrpipe.errors import DataError
 
 from .plan import ConfigError, schema_faults
 
 WORKFLOW = Path(__file__).resolve().parents[1]
 OWN = WORKFLOW / "config" / "suites.yaml"
 SCHEMA = WORKFLOW / "schemas" / "suites.schema.yaml"
-# Use the C loader if PyYAML was built with it, because suites.yaml is read on each start.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_suites(files: Sequence[Path]) -> dict[str, Any]:
@@ -21,17 +20,17 @@ def read_suites(files: Sequence[Path]) -> dict[str, Any]:
     Raises:
         ConfigError: lists every missing or invalid file, and names that two files define.
     """
-    schema = yaml.load(SCHEMA.read_text(encoding="utf-8"), Loader=LOADER)
+    schema = load_yaml(SCHEMA.read_text(encoding="utf-8"), SCHEMA.name)
     merged: dict[str, Any] = {"sizes": {}, "datasets": {}, "groups": {}, "suites": {}}
     faults: list[str] = []
     for file in files:
         try:
-            said = yaml.load(file.read_text(encoding="utf-8"), Loader=LOADER) or {}
+            said = load_yaml(read_small(file, str(file), MAX_YAML).decode("utf-8-sig"), str(file)) or {}
         except FileNotFoundError:
             faults.append(f"suites: no file {str(file)!r}")
             continue
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            faults.append(f"suites: {file} is not YAML: {' '.join(str(error).split())}")
+        except (DataError, UnicodeDecodeError) as error:
+            faults.append(f"suites: {error}")
             continue
         wrong = schema_faults(said, schema)
         faults += [f"{file}: {fault}" for fault in wrong]

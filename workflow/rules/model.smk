@@ -41,7 +41,7 @@ rule train:
         job_group("cells")
     conda:
         "../../environment.yml"
-    # One thread: runs are independent, and results do not depend on the number of cores.
+    # One thread: runs are independent, and the last digits of results depend on the number of threads.
     threads: 1
     resources:
         mem_mb=memory(8000),
@@ -57,7 +57,8 @@ rule train:
         code=code_with_method("moe_retriever.training.loop", run_plan),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe train --store {params.store:q}"
-        " --out {params.run:q} {params.mask:q} {params.best:q} {params.options:q} --no-test --quiet > {log} 2>&1"
+        " --out {params.run:q} {params.mask:q} {params.best:q} {params.options:q} --threads {threads} --no-test --quiet"
+        " > {log} 2>&1"
 
 
 rule evaluate:
@@ -91,4 +92,4 @@ rule evaluate:
         code=code_with_method("moe_retriever.evaluation.evaluate", run_plan),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe evaluate --run {params.run:q}"
-        " --store {params.store:q} {params.protocol:q} --part test --quiet > {log} 2>&1"
+        " --store {params.store:q} {params.protocol:q} --part test --threads {threads} --quiet > {log} 2>&1"

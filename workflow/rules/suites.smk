@@ -67,7 +67,7 @@ rule search:
         code=code_with_method("moe_retriever.training.search", searched),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe search --store {params.store:q}"
-        " --out {params.out:q} {params.mask:q} {params.options:q} --quiet > {log} 2>&1"
+        " --out {params.out:q} {params.mask:q} {params.options:q} --threads {threads} --quiet > {log} 2>&1"
 
 
 rule cost:
@@ -95,7 +95,7 @@ rule cost:
         code=code_with_method("moe_retriever.evaluation.cost", searched),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe benchmark --store {params.store:q}"
-        " {params.mask:q} {params.options:q} --out {output:q} --quiet > {log} 2>&1"
+        " {params.mask:q} {params.options:q} --out {output:q} --threads {threads} --quiet > {log} 2>&1"
 
 
 rule render:

@@ -18,8 +18,7 @@ from moe_retriever.catalogue import help_text
 from moe_retriever.cli import arguments as arguments_of
 from mrpipe.cli.command import Command
 from mrpipe.errors import UsageError
-from mrpipe.locks import writing
-from mrpipe.places import Claim, file, folder
+from mrpipe.locks import Claim, output_file, output_folder, writing
 
 
 def _machine(arguments: argparse.Namespace) -> str:
@@ -228,9 +227,9 @@ def _benchmark(arguments: argparse.Namespace) -> None:
     frame = measure(configs=configs, device=device, steps=arguments.steps, **_data(arguments))
     show(frame)
     if arguments.out is not None:
-        from mrpipe.store.parquet import write_text
+        from mrpipe.store.parquet import write_csv
 
-        write_text(arguments.out, frame.write_csv())
+        write_csv(arguments.out, frame)
 
 
 def _methods(arguments: argparse.Namespace) -> None:
@@ -302,7 +301,7 @@ train = Command(
     ),
     add_arguments=arguments_of.train_arguments,
     run=_train,
-    claim=folder("a run", "config.json log.txt .resume.pt", "store"),
+    claim=output_folder("a run", "config.json log.txt .resume.pt", "store"),
 )
 evaluate = Command(
     summary="evaluate a finished run",
@@ -323,7 +322,7 @@ predict = Command(
     "bank in the checkpoint or, if that was too large to store, from --reference-store.",
     add_arguments=arguments_of.predict_arguments,
     run=_predict,
-    claim=file("store", "reference_store"),
+    claim=output_file("store", "reference_store"),
 )
 search = Command(
     summary="hyper-parameter search on the validation set",
@@ -335,7 +334,7 @@ search = Command(
     "  mrpipe train --store stores/mosi --options searches/shaspec/best.json --out runs/b --set epochs=50",
     add_arguments=arguments_of.search_arguments,
     run=_search,
-    claim=folder("a search", "best.json trials trials.parquet", "store"),
+    claim=output_folder("a search", "best.json trials trials.parquet", "store"),
 )
 analyse = Command(
     summary="plot expert routing, gradient similarity and retrieved embeddings",
@@ -347,15 +346,13 @@ analyse = Command(
     epilog="example:\n  mrpipe analyse --run runs/a --store results/stores/mosi --out runs/a/analysis",
     add_arguments=arguments_of.analyse_arguments,
     run=_analyse,
-    claim=folder(
-        "an analysis", "config.json visits.parquet gradients.* embedding.* */visits.parquet */embedding.*", "store"
-    ),
+    claim=output_folder("an analysis", "[vge]*.* */[ve]*.* config.json", "store"),
 )
 benchmark = Command(
     summary="measure speed, memory, parameters and FLOPs of methods",
     add_arguments=arguments_of.benchmark_arguments,
     run=_benchmark,
-    claim=file("store"),
+    claim=output_file("store"),
 )
 methods = Command(
     summary="list the methods, or the options and presets of a method",
@@ -369,19 +366,13 @@ settings = Command(
     run=_settings,
     step=True,
 )
-_RENDERED = folder("tables or figures of a suite", "suite.json table.* finished")
-report = _of_module(
-    "moe_retriever.report.page",
-    "render stores and runs as one HTML page",
-    # Pages of one folder share their table and figures.
-    file("stores", shared=lambda page: page.parent / "figures"),
-    step=False,
-)
-results = _of_module(
-    "moe_retriever.evaluation.run_folders", "collect the metrics of all runs in one table", file(), step=False
-)
+_RENDERED = output_folder("tables or figures of a suite", "suite.json table.* finished")
+# Pages in one folder share their table and figures.
+_PAGE = output_file("stores", lock=lambda page: page.parent / "figures")
+report = _of_module("moe_retriever.report.page", "render stores and runs as one HTML page", _PAGE, step=False)
+_runs = "moe_retriever.evaluation.run_folders"
+results = _of_module(_runs, "collect the metrics of all runs in one table", output_file(), step=False)
 suite_tables = _of_module("moe_retriever.suites.tables", "render the tables of a suite", _RENDERED)
 suite_figures = _of_module("moe_retriever.suites.figures", "render the figures of a suite", _RENDERED)
-suite_comparison = _of_module(
-    "moe_retriever.suites.published_comparison", "compare tables with the published values", _RENDERED
-)
+_compared = "moe_retriever.suites.published_comparison"
+suite_comparison = _of_module(_compared, "compare tables with the published values", _RENDERED)

@@ -58,7 +58,7 @@ def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
         said = read_metrics(folder)
         test = said.get("test")
         run = folder.parents[1] if test else folder
-        config = read_json(run / "config.json")
+        config = read_json(run / "config.json", keys=("common",))
         mask = said["mask"] or {}
         known = {
             **{k: said[k] for k in ("dataset", "store_id", "origin", "task", "scheme", "method", "preset", "seed")},
@@ -80,7 +80,9 @@ def read_scores(run: Path) -> pl.DataFrame:
     """Content of the metrics.csv of a run or of its evaluation under a protocol; damage is a DataError."""
     path = run / "metrics.csv"
     with reading(path, "the scores of an evaluated run", RUN_AGAIN):
-        frame = pl.read_csv(path, schema_overrides={"group": pl.String}, infer_schema_length=None)
+        if not (data := path.read_bytes()).endswith(b"\n"):
+            raise ValueError("the last line is cut short")
+        frame = pl.read_csv(data, schema_overrides={"group": pl.String}, infer_schema_length=None)
         return frame.select(pl.col(name).cast(dtype) for name, dtype in SCORE_COLUMNS.items())
 
 

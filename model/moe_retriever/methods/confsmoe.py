@@ -106,7 +106,7 @@ class ConfSMoE(Method[ConfSMoEOptions]):
         return self.reference.state(self.encoders)
 
     def load_reference(self, state: ReferenceState) -> None:
-        self.reference = ReferenceSamples.from_state(state, self.device)
+        self.reference = ReferenceSamples.from_state(state, self.device, (*self.position_MPH.shape,))
 
     def _pooled(self, batch: Batch, draw: int) -> Tensor:
         """First stage: (B, M, P, H) mean embeddings of keyed draws from the other training samples with the modality.

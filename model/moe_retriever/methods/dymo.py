@@ -24,6 +24,7 @@ from moe_retriever.methods.base import Method, Output, Presets, ReferenceState
 from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, normal
+from moe_retriever.retrieval.bank import shaped
 from mrpipe.errors import UsageError
 from mrpipe.options import option
 
@@ -155,7 +156,10 @@ class DyMo(Method[DyMoOptions]):
 
     def load_reference(self, state: ReferenceState) -> None:
         self._training_set = None
-        self._references = tuple(value.to(self.device) for value in cast(list[Tensor], state["references"]))
+        (n_groups, n_classes), d = self.shape, self.projection.out_features
+        shapes = ((n_classes, d), (n_groups, n_classes, d), (n_groups, n_classes))
+        stored = zip(cast(list[object], state["references"]), shapes, strict=True)
+        self._references = tuple(shaped(value, *shape).to(self.device) for value, shape in stored)
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         if self.training:

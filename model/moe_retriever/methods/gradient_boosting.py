@@ -170,7 +170,7 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         x = self.features(batch.data, batch.index, batch.observed).double()
         tree = torch.arange(len(self.tree_class), device=x.device)
         node = torch.zeros(len(x), len(tree), dtype=torch.long, device=x.device)
-        while True:
+        for _ in range(self.left.shape[1]):
             value = x.gather(1, self.feature[tree, node])
             to_left = torch.where(value.isnan(), self.missing_left[tree, node], value <= self.threshold[tree, node])
             following = torch.where(to_left, self.left[tree, node], self.right[tree, node])

@@ -22,7 +22,7 @@ from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.nn.similarity import Kernel, Threshold, neighbour_mean
-from moe_retriever.retrieval.bank import ReferenceSamples
+from moe_retriever.retrieval.bank import ReferenceSamples, shaped
 from mrpipe.errors import UsageError
 from mrpipe.options import option
 
@@ -227,8 +227,9 @@ class M3Care(Method[M3CareOptions]):
         training = self.training
         self.eval()
         self.reference = None
-        observed, h = (cast(Tensor, state[name]).to(self.device) for name in ("observed", "h"))
-        self._bank = self._made(observed, h)
+        observed = shaped(state["observed"], -1, len(self.spec.modalities)).bool()
+        h = shaped(state["h"], *observed.shape, self.config.common.hidden)
+        self._bank = self._made(observed.to(self.device), h.to(self.device))
         self.train(training)
 
     # One step

@@ -22,7 +22,7 @@ from moe_retriever.nn.attention import Fusion
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.encoders import frozen_batch_norm, has_batch_norm, is_random
 from moe_retriever.nn.moe import Routing
-from moe_retriever.retrieval.bank import ReferenceSamples
+from moe_retriever.retrieval.bank import ReferenceSamples, shaped
 from moe_retriever.retrieval.nearest import NearestIndex
 from moe_retriever.retrieval.retriever import INTRA, Retrieved, Retriever, SlotItems
 from moe_retriever.retrieval.supporting_groups import Draws, SupportIndex, Wanted
@@ -167,7 +167,11 @@ class MoERetriever(Method[MoERetrieverOptions]):
         return self.reference.state(self.encoders) | {"nearest": self.index.fit()}
 
     def load_reference(self, state: ReferenceState) -> None:
-        self._refer(ReferenceSamples.from_state(state, self.device)).fitted = cast(list[Tensor], state["nearest"])
+        common, nearest = self.config.common, cast(list[object], state["nearest"])
+        shape = (len(self.spec.modalities), common.tokens, common.hidden)
+        reference = ReferenceSamples.from_state(state, self.device, shape)
+        sizes = [len(reference), *(2,) * shape[0]] if self.options.support == "nearest" else []
+        self._refer(reference).fitted = [shaped(t, n, -1).to(self.device) for t, n in zip(nearest, sizes, strict=True)]
 
     def refresh(self) -> None:
         if self.reference is not None:

@@ -21,6 +21,7 @@ from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Method, Output, Presets, ReferenceState, is_known
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
+from moe_retriever.retrieval.bank import shaped
 from mrpipe import keyed
 from mrpipe.errors import UsageError
 from mrpipe.options import option
@@ -229,7 +230,10 @@ class Muse(Method[MuseOptions]):
 
     def load_reference(self, state: ReferenceState) -> None:
         self._training_set = None
-        self._frozen = [s.to(self.device) for s in cast(list[Tensor], state["modality_states"])]
+        shape = self.network.modality_MH.shape
+        self._frozen = [shaped(s, *shape).to(self.device) for s in cast(list[object], state["modality_states"])]
+        if len(self._frozen) != self.options.layers - 1:
+            raise ValueError(f"{len(self._frozen)} states of {self.options.layers} layers")
 
     # One step
 

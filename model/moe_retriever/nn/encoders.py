@@ -24,6 +24,7 @@ from moe_retriever.nn.init import BATCH_NORMS, build
 from moe_retriever.nn.kernels.recurrent import last_state
 from moe_retriever.nn.tokeniser import Tokeniser
 from mrpipe.errors import DataError, Fault
+from mrpipe.reading import reading
 
 
 class GenotypeTokeniser(Tokeniser):
@@ -147,11 +148,8 @@ class ImageEncoder(nn.Module):
             DataError: the file is not a state dict, or names or shapes differ.
         """
         fix = "Use a state dict of torchvision's vgg11 or vgg11_bn (option image_encoder), with cnn_width=1."
-        try:
+        with reading(path, "a torch state dict", fix):
             weights = torch.load(Path(path), map_location="cpu", weights_only=True)
-        except Exception as error:  # A damaged file can raise any exception.
-            found = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise DataError(Fault(file=path, expected="a torch state dict", found=found, fix=fix)) from error
         if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
             found = f"a {type(weights).__name__} of something else"
             raise DataError(Fault(file=path, expected="a torch state dict", found=found, fix=fix))

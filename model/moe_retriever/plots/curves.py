@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from moe_retriever.plots import plots
-from mrpipe.reading import RUN_AGAIN, read_frame, read_json, reading
+from mrpipe.reading import read_frame, read_json
 
 
 def write_curves(run: Path) -> None:
@@ -15,6 +15,5 @@ def write_curves(run: Path) -> None:
     if path.is_file():
         config = read_json(run / "config.json", keys=("method", "seed", "common"))
         name, history = f"{config['method']}, seed {config['seed']}", read_frame(path)
-        with reading(path, "the history of a training", RUN_AGAIN):
-            figure = plots.learning_curves({name: history}, score=config["common"]["select_metric"])
+        figure = plots.learning_curves({name: history}, score=config["common"]["select_metric"])
         plots.save(figure, run / "curves")

@@ -13,7 +13,6 @@ from moe_retriever.data.scores import SCORE_COLUMNS
 from moe_retriever.evaluation.run_folders import hidden_rate, read_metrics, read_scores, with_hidden
 from moe_retriever.report.stores import public
 from moe_retriever.suites.published import dataset_title, missingness_title
-from mrpipe.errors import DataError, Fault
 from mrpipe.experiment.missingness import non_default, p_text
 from mrpipe.reading import read_json
 from mrpipe.store.masks import combination_name
@@ -106,12 +105,8 @@ def read_run(folder: Path) -> ReportedRun:
     """Read a run folder.
 
     Raises:
-        DataError: the run is not finished.
+        DataError: the run is not finished, or a file of it is damaged.
     """
-    if not (folder / "metrics.json").is_file():
-        raise DataError(
-            Fault(file=str(folder), expected="a finished run (metrics.json)", found="none", fix="Train it first.")
-        )
     config = read_json(folder / "config.json", "the settings of a run", keys=("common", "options"))
     cost, test = (read_json(p) if p.is_file() else {} for p in (folder / "cost.json", folder / "test_cost.json"))
     return ReportedRun(folder, read_metrics(folder), config, cost, test)

@@ -22,6 +22,15 @@ from moe_retriever.nn.encoders import frozen_batch_norm
 ENCODE_ROWS = 256
 
 
+def shaped(value: object, *shape: int) -> Tensor:
+    """A tensor of a checkpoint; a ValueError if it has another shape (−1: any size) or numbers that are not finite."""
+    if not isinstance(value, Tensor) or value.ndim != len(shape):
+        raise ValueError(f"{type(value).__name__} instead of a tensor of shape {shape}")
+    if any(m not in (-1, n) for n, m in zip(value.shape, shape, strict=True)) or not value.isfinite().all():
+        raise ValueError(f"shape {tuple(value.shape)} instead of {shape}, or numbers that are not finite")
+    return value
+
+
 class EmbeddingBank:
     """Cache of detached embeddings, indexed by row of the modality's table; each is computed once until `forget`."""
 
@@ -152,10 +161,14 @@ class ReferenceSamples:
         return {"observed": torch.from_numpy(self.observed.copy()), "banks": banks}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, object], device: torch.device) -> "ReferenceSamples":
-        """Reference samples without features, from `state`."""
-        kept = [bank.to(device) for bank in cast(list[Tensor], state["banks"])]
-        return cls(cast(Tensor, state["observed"]).numpy(), None, np.zeros(0, dtype=np.int64), kept)
+    def from_state(
+        cls, state: Mapping[str, object], device: torch.device, shape: tuple[int, int, int]
+    ) -> "ReferenceSamples":
+        """Reference samples without features, from `state`, with embeddings of M modalities of `shape` (M, P, H)."""
+        observed = shaped(state["observed"], -1, shape[0]).bool().cpu().numpy()
+        banks = zip(cast(list[object], state["banks"]), observed.sum(axis=0).tolist(), strict=True)
+        kept = [(shaped(bank, n, *shape[1:]) if n else torch.zeros(0)).to(device) for bank, n in banks]
+        return cls(observed, None, np.zeros(0, dtype=np.int64), kept)
 
     def bank_bytes(self, n_tokens: int, hidden: int) -> int:
         """Size of all reference embeddings in float32, in bytes."""

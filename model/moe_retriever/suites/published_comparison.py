@@ -9,7 +9,6 @@ import polars as pl
 from moe_retriever.data.scores import METRIC_NAMES
 from moe_retriever.suites.published import SIMULATED_WARNING, dataset_title, short
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, cells_of, heading, label, number, with_sd, write
-from mrpipe.errors import DataError, Fault
 from mrpipe.reading import read_frame
 from mrpipe.store.masks import name_parts
 
@@ -24,11 +23,8 @@ def read_scores(suites: Sequence[Path]) -> dict[str, pl.DataFrame]:
     """
     found = {}
     for folder in suites:
-        path = folder / "scores.parquet"
-        if not path.is_file():
-            fix = f"Render the table: mrpipe run {folder.name}."
-            raise DataError(Fault(file=str(path), expected="the scores of a table", found="nothing", fix=fix))
-        frame = read_frame(path).drop_nulls("published")
+        frame = read_frame(folder / "scores.parquet", fix=f"Render the table: mrpipe run {folder.name}.")
+        frame = frame.drop_nulls("published")
         if len(frame):
             found[folder.name] = frame
     return found

@@ -166,8 +166,5 @@ def read_suite(path: Path) -> SuiteSpec:
     fix = "The workflow writes this file: mrpipe run SUITE."
     content = read_json(path, "a suite.json", fix)
     with reading(path, "a suite.json", fix):
-        try:
-            jsonschema.validate(content, json.loads(SCHEMA.read_text(encoding="utf-8")))
-        except jsonschema.ValidationError as error:
-            raise ValueError(f"{error.json_path}: {error.message}") from error
+        jsonschema.validate(content, json.loads(SCHEMA.read_text(encoding="utf-8")))
         return parse_suite(content)

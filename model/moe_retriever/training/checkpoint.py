@@ -1,17 +1,22 @@
 """Checkpoints: `model.pt` of a finished run, and `.resume.pt` from which an interrupted run continues.
 
-Both contain only tensors and plain values and are read with `weights_only=True`, so loading one never executes code.
+Both contain only tensors and plain values, which `mrpipe.pickles` reads without executing anything. All entries of a
+`model.pt` are checked before memory is taken for the method.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, cast
 
+import jsonschema
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
 from moe_retriever.config import AnyConfig, Config, ConfigRecord, OptionValue
 from moe_retriever.data.load import DataSpec
@@ -19,7 +24,9 @@ from moe_retriever.data.tables import ModalitySpec
 from moe_retriever.methods import get
 from moe_retriever.methods.base import AnyMethod, ReferenceState
 from moe_retriever.metrics import convention_of
-from mrpipe.errors import DataError, Fault, MrpipeError
+from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.pickles import read_tensors
+from mrpipe.reading import unreadable
 from mrpipe.schema import Modality
 from mrpipe.store.parquet import replacing
 from mrpipe.store.reader import Store
@@ -66,8 +73,6 @@ class ModalityRecord(TypedDict):
 class RunFile(TypedDict):
     """The content of `model.pt`; `training` and `origin` are JSON."""
 
-    format: int
-    fingerprint: str
     training: str
     config: ConfigRecord
     state: dict[str, Tensor]
@@ -75,9 +80,34 @@ class RunFile(TypedDict):
     classes: list[str]
     target: list[float]
     transforms: str
-    store_id: str
     origin: str
     reference: dict[str, object] | None
+
+
+def _record(**entries: object) -> dict[str, object]:
+    """JSON Schema of an object with these entries and no others; a name is that of a type."""
+    properties = {k: v if isinstance(v, dict) else {"type": v} for k, v in entries.items()}
+    return {"type": "object", "required": list(entries), "properties": properties, "additionalProperties": False}
+
+
+_SHAPE = {"type": "array", "items": {"type": "integer", "minimum": 1}}
+_MODALITY = _record(name="string", kind="string", shape=_SHAPE)
+_ORIGIN = {**dict.fromkeys(("dataset", "store_id", "origin", "task", "scheme", "mask_sha256"), "string")}
+# The content of `model.pt`, with the JSON of `training` and `origin` decoded.
+SCHEMA = _record(
+    format={"const": FORMAT},
+    fingerprint="string",
+    training="object",
+    config=_record(method="string", preset="string", seed="integer", common="object", options="object"),
+    state="object",
+    modalities={"type": "array", "items": _MODALITY},
+    classes={"type": "array", "items": {"type": "string"}},
+    target={"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+    transforms="string",
+    store_id="string",
+    origin=_record(**_ORIGIN, mask=["object", "null"], modalities={"type": "array", "items": {"required": ["name"]}}),
+    reference=["object", "null"],
+)
 
 
 def clear(run: Path, keep: tuple[str, ...] = ()) -> None:
@@ -99,25 +129,65 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, object]:
     Raises:
         DataError: the file does not exist, or is not a checkpoint of this project.
     """
-    with _reading(path):
-        value = torch.load(path, map_location=device, weights_only=True)
-    if not isinstance(value, dict) or value.get("format") != FORMAT or "fingerprint" not in value:
+    with reading(path):
+        value = _as_tensors(read_tensors(path, str(path)), device)
+    if not isinstance(value, dict) or str(value.get("format")) != str(FORMAT) or "fingerprint" not in value:
         expected = f"a checkpoint of format {FORMAT}"
         raise DataError(Fault(file=str(path), expected=expected, found="another file", fix=FIX))
     return value
 
 
+def _as_tensors(value: object, device: torch.device | str) -> object:
+    if isinstance(value, dict):
+        return {k: _as_tensors(v, device) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_as_tensors(v, device) for v in value)
+    return torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value
+
+
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Report a damaged checkpoint, which can raise any exception, as a DataError."""
+def reading(path: Path, key: str | None = None) -> Iterator[None]:
+    """Report an error in a damaged checkpoint, or in one entry of it, as a DataError; it can be any exception."""
     try:
         yield
-    except MrpipeError:
+    except DataError:
         raise
     except Exception as error:
-        found = f"an unreadable file ({type(error).__name__}: {error})".splitlines()[0]
-        found = "nothing" if isinstance(error, FileNotFoundError) else found
-        raise DataError(Fault(file=str(path), expected="a checkpoint", found=found, fix=FIX)) from error
+        found = unreadable(error, str(path), "a checkpoint", FIX)
+        raise type(found)(replace(found.faults[0], column=key)) from error
+
+
+def require_weights(path: Path, method: nn.Module, state: Mapping[str, object]) -> None:
+    """Raise a DataError unless `state` has finite weights of the names, shapes and types of the method's own."""
+    own, parameters, faults = method.state_dict(), dict(method.named_parameters()), FaultCollector()
+    for key in sorted(own.keys() | state.keys(), key=str):
+        there, value = own.get(key), state.get(key)
+        expected = "a checkpoint without it" if there is None else f"a checkpoint of shape {tuple(there.shape)} here"
+        found = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        if there is not None and isinstance(value, Tensor):
+            # Buffers that scikit-learn's models fit have any size, and bounds that may be infinite.
+            fitted = key not in parameters
+            same = value.shape == there.shape or (fitted and not there.numel())
+            finite = not value.isnan().any() if fitted else value.dtype == there.dtype and value.isfinite().all()
+            if same and finite:
+                continue
+            found += "" if finite else ", or NaN or infinite numbers"
+        faults.add(Fault(file=str(path), column=f"state.{key}", expected=expected, found=found, fix=FIX))
+    faults.raise_if_any()
+
+
+def _counter(state: Mapping[str, object]) -> Callable[[nn.Module, str, Tensor | None], None]:
+    """Hook that stops the creation of a method, before memory is taken, if it needs much more weights than `state`."""
+    room = 4 * sum(v.numel() for v in state.values() if isinstance(v, Tensor)) + 2**20
+
+    def count(_: nn.Module, name: str, value: Tensor | None) -> None:
+        nonlocal room
+        # `nn.init.build` creates modules without memory first.
+        room -= 256 + value.numel() if value is not None and value.is_meta else 0
+        if room < 0:
+            raise ValueError("the options need more weights than the checkpoint has")
+
+    return count
 
 
 @dataclass(frozen=True)
@@ -221,21 +291,43 @@ def save_run(path: Path, trained: Trained, fingerprint: str) -> None:
 
 
 def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
-    """Read `model.pt` of a run folder and rebuild the method with its trained weights."""
-    value = cast(RunFile, read(run / NAME, device))
-    with _reading(run / NAME):
+    """Read `model.pt` of a run folder and rebuild the method with its trained weights.
+
+    Raises:
+        DataError: a damaged file, or entries of other types, shapes or sizes; lists the keys.
+    """
+    path = run / NAME
+    value = cast(RunFile, read(path))
+    decoded: dict[str, object] = dict(value)
+    for key in ("training", "origin"):
+        with reading(path, key):
+            decoded[key] = json.loads(str(decoded[key]))
+    faults = FaultCollector()
+    for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(decoded):
+        column, found = error.json_path.removeprefix("$").removeprefix("."), f"a {type(error.instance).__name__}"
+        expected = f"a checkpoint with {error.validator} {error.validator_value}"[:200]
+        faults.add(Fault(file=str(path), column=column, expected=expected, found=found, fix=FIX))
+    faults.raise_if_any()
+    training, stored = json.loads(value["training"]), json.loads(value["origin"])
+    origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
+    center, scale = value["target"]
+    with reading(path, "target"):
+        if not (math.isfinite(center) and 0 < scale < math.inf):
+            raise ValueError(f"center {center}, scale {scale}")
+    modalities = tuple(ModalitySpec(name=m["name"], kind=m["kind"], shape=(*m["shape"],)) for m in value["modalities"])
+    spec = DataSpec(modalities=modalities, classes=tuple(value["classes"]), center=center, scale=scale)
+    spec = replace(spec, convention=convention_of(origin.dataset, origin.task))
+    count = _counter(value["state"])
+    with reading(path, "config"), hooks.register_module_parameter_registration_hook(count):
         cls = get(value["config"]["method"])
         config = Config.from_dict(value["config"], cls)
-        declared = value["modalities"]
-        modalities = [ModalitySpec(name=m["name"], kind=m["kind"], shape=tuple(m["shape"])) for m in declared]
-        center, scale = value["target"]
-        stored = json.loads(value["origin"])
-        origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
-        spec = DataSpec(modalities=tuple(modalities), classes=tuple(value["classes"]), center=center, scale=scale)
-        spec = replace(spec, convention=convention_of(origin.dataset, origin.task))
         # Trained weights replace those of the file of initial weights, which may be gone.
         without_file = replace(config, common=replace(config.common, image_weights=""))
-        method = cls.create(spec, without_file).to(device)
-        method.load_state_dict(value["state"])
+        with hooks.register_module_buffer_registration_hook(count):
+            method = cls.create(spec, without_file)
+    require_weights(path, method, value["state"])
+    with reading(path, "state"):
+        method.to(device).load_state_dict(value["state"])
+    with reading(path, "transforms"):
         fitted = Transforms.from_json(value["transforms"])
-        return Trained(method, config, spec, fitted, origin, value["reference"], json.loads(value["training"]))
+    return Trained(method, config, spec, fitted, origin, value["reference"], training)

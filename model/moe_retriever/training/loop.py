@@ -39,6 +39,7 @@ from mrpipe.codehash import code_hash
 from mrpipe.errors import UsageError
 from mrpipe.experiment.missingness import read_masks
 from mrpipe.raw import sha256
+from mrpipe.reading import read_json
 from mrpipe.store.parquet import replacing, write_frame, write_text
 from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
@@ -258,12 +259,7 @@ def _finished(run: Path, mark: str) -> bool:
 
 def require_same(path: Path, settings: Mapping[str, object], what: str) -> None:
     """Raise a UsageError if the JSON file of a finished run or search has other settings."""
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
-        before = {}
-    if not isinstance(before, dict):
-        before = {}
+    before = read_json(path)
     differing = [k for k, v in json.loads(json.dumps(settings)).items() if before.get(k) != v]
     if differing:
         found = f"{path.parent} contains a finished {what} that differs in {', '.join(differing)}"
@@ -356,9 +352,13 @@ def _descend(
         "gradients": [],
     }
     if before is not None:
-        state = cast(State, {k: v for k, v in before.items() if k in state})
-        method.load_state_dict(before["state"])
-        optimiser.load_state_dict(before["optimiser"])
+        path = run / checkpoint.RESUME_NAME
+        with checkpoint.reading(path, "state"):
+            state = cast(State, {k: before[k] for k in state})  # type: ignore[literal-required]
+            for weights in (before["state"], state["best_state"] or before["state"]):
+                checkpoint.require_weights(path, method, weights)
+            method.load_state_dict(before["state"])
+            optimiser.load_state_dict(before["optimiser"])
         log.line(f"continuing after epoch {state['next_epoch']}")
     for epoch in range(state["next_epoch"], c.epochs):
         if selection.patience_over(state["history"], state["best_epoch"], c.patience, c.select_metric):

@@ -20,7 +20,6 @@ from typing import TypedDict, cast
 import numpy as np
 import polars as pl
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -35,8 +34,9 @@ from moe_retriever.training.loop import Job, described, fingerprint, load_data, 
 from moe_retriever.training.search_result import SearchData, SearchResult
 from moe_retriever.training.selection import DivergedError
 from mrpipe import keyed
+from mrpipe.budget import MAX_YAML, load_yaml, read_small
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
-from mrpipe.reading import RUN_AGAIN, read_frame, read_json, reading
+from mrpipe.reading import read_frame, read_json, reading
 from mrpipe.store.parquet import write_frame, write_text
 
 COMMON_SPACE: Mapping[str, tuple[OptionValue, ...]] = {
@@ -72,10 +72,9 @@ def read_space(path: Path) -> dict[str, list[OptionValue]]:
     """
     fix = "Write one option per line, e.g.  lr: [0.0001, 0.001]"
     with reading(path, "a YAML or JSON file", fix):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not content:
-        expected = "a mapping of options to lists of values"
-        raise DataError(Fault(file=str(path), expected=expected, found=type(content).__name__, fix=fix))
+        content = load_yaml(read_small(path, str(path), MAX_YAML).decode("utf-8-sig"), str(path))
+        if not isinstance(content, dict) or not content:
+            raise ValueError(f"a {type(content).__name__} instead of a mapping of options to lists of values")
     faults = []
     for name, values in content.items():
         if not isinstance(values, list) or not values:
@@ -314,9 +313,8 @@ def search(
 
 def _data_of(path: Path) -> SearchData:
     data = read_json(path, "the settings of a run", keys=("data",))["data"]
-    with reading(path, "the settings of a run", RUN_AGAIN):
-        known = {k: data[k] for k in SearchData.__annotations__ if k in data}
-        return cast(SearchData, {**known, "modalities": [m["name"] for m in data["modalities"]]})
+    known = {k: data[k] for k in SearchData.__annotations__ if k in data}
+    return cast(SearchData, {**known, "modalities": [m["name"] for m in data["modalities"]]})
 
 
 def show(content: SearchResult, folder: Path) -> None:

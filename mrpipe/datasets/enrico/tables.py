@@ -1,6 +1,5 @@
 """The raw tables and colour legends of Enrico, and the codes that they use."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 import polars as pl
 from PIL import ImageColor
 
+from mrpipe.budget import MAX_JSON, load_json, read_small
 from mrpipe.constants import constants
 from mrpipe.delimited import line_of
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import Fault, FaultCollector
 from mrpipe.raw import ROW, Column, Folder, few, find_one, read_csv
 from mrpipe.reading import reading
 
@@ -124,11 +124,7 @@ def parse_json(data: bytes, shown_as: str) -> tuple[Any, bool]:
         text, plain = data.decode("utf-8-sig"), True
     except UnicodeDecodeError:
         text, plain = data.decode("latin-1"), False
-    try:
-        return json.loads(text, object_pairs_hook=_unique), plain
-    except (ValueError, RecursionError) as error:
-        fix = "The file is damaged: download it again."
-        raise DataError(Fault(file=shown_as, expected="JSON", found=str(error), fix=fix)) from error
+    return load_json(text, shown_as, "The file is damaged: download it again.", _unique), plain
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -149,7 +145,7 @@ class Legend:
 def _read_colours(path: Path) -> dict[str, str]:
     expected = 'a JSON object {name: {"hex": "#rrggbb", …}}'
     with reading(path.name, expected, FETCH):
-        entries, plain = parse_json(path.read_bytes(), path.name)
+        entries, plain = parse_json(read_small(path, path.name, MAX_JSON), path.name)
         if not plain:
             raise ValueError("text that is not UTF-8")
         colours = {str(name): str(entry["hex"]) for name, entry in entries.items()}

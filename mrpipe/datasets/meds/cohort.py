@@ -1,16 +1,14 @@
 """Samples, prediction times, labels and split of a MEDS dataset, and its check."""
 
-import json
 from pathlib import Path
 
 import polars as pl
 
+from mrpipe.budget import MAX_JSON, load_json, read_small
 from mrpipe.datasets.declared import config_path
 from mrpipe.datasets.meds.config import PAGE, Codes, MedsConfig, MedsLabel, MedsOptions, read_config
 from mrpipe.datasets.meds.shards import ABOUT, CODES, EVENT, SPLITS, TIME, files_of, read, require, run, scan, titles
-from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.reading import reading
 from mrpipe.schema import Attrition, Checked, Cohort
 from mrpipe.store.splits import PART_ALIASES
 
@@ -177,8 +175,7 @@ def check_export(raw: Path, options: MedsOptions) -> Checked:
         observed[m.name] = begins.filter(has)["sample_id"]
     titles(raw, [])
     faults.raise_if_any()
-    with reading(ABOUT, "a JSON object"):
-        about = dict(json.loads(decode((raw / ABOUT).read_bytes(), shown_as=ABOUT))) if (raw / ABOUT).is_file() else {}
+    about = load_json(read_small(raw / ABOUT, ABOUT, MAX_JSON), ABOUT) if (raw / ABOUT).is_file() else {}
     for name, loss in {CODES: "codes have no titles", SPLITS: "no scheme standard", ABOUT: "no release"}.items():
         notes += [] if (raw / name).is_file() else [f"{name} is missing: {loss}"]
     if "split" in samples.columns and (n := samples["split"].null_count()):

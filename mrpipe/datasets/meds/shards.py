@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 import polars.selectors as cs
 
+from mrpipe.budget import require_parquet
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.reading import reading, unreadable
 
@@ -52,7 +53,11 @@ def files(raw: Path, name: str, columns: Mapping[str, Any]) -> list[pl.LazyFrame
     for path in files_of(raw, name):
         shown, chosen = path.relative_to(raw).as_posix(), []
         try:
+            require_parquet(path, shown)
             schema = pl.read_parquet_schema(path)
+        except DataError as error:
+            faults.absorb(error)
+            continue
         except (Exception, pl.exceptions.PanicException) as error:
             faults.absorb(unreadable(error, shown, "a whole Parquet file"))
             continue

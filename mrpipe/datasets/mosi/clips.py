@@ -10,8 +10,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.corpora import Corpus
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import Fault, FaultCollector
 from mrpipe.raw import find_one
+from mrpipe.reading import reading
 
 FOLD_LISTS = {"train": "standard_train_fold", "val": "standard_valid_fold", "test": "standard_test_fold"}
 GET_FOLDS = (
@@ -110,11 +111,8 @@ def parse_folds(path: Path) -> dict[str, str]:
     Raises:
         DataError: not UTF-8 or not valid Python, a list is missing or not a literal, or a video is in two lists.
     """
-    try:
+    with reading(path.name, "assignments of lists in Python", GET_FOLDS):
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        found = f"invalid Python ({error})"
-        raise DataError(Fault(file=path.name, expected="assignments of lists", found=found, fix=GET_FOLDS)) from error
     values = {
         target.id: node.value
         for node in tree.body

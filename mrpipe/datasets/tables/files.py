@@ -15,10 +15,11 @@ import numpy as np
 import polars as pl
 
 from mrpipe import delimited
+from mrpipe.budget import require_parquet
 from mrpipe.datasets.declared import WHOLE
 from mrpipe.datasets.tables.config import MISSING, Ref, Rules, TablesConfig, codes_of, matches
 from mrpipe.delimited import COMMA, SIGN, TextTable, line_of
-from mrpipe.errors import DataError, Fault, FaultCollector, did_you_mean
+from mrpipe.errors import DataError, Fault, FaultCollector, cell, did_you_mean
 from mrpipe.forms import COMPRESSIONS, UNREAD, zone_notes
 
 ID, ROW = "__sample_id", "__row"
@@ -168,7 +169,7 @@ class RawTable:
         if column in self.pointed:
             rows = self.read([column]).filter(pl.col(ROW) == self.pointed[column])
             fix = 'It may be a thousands separator: declare `thousands: "."`, or correct the key `decimal`.'
-            expected, found = "numbers with a decimal comma", repr(rows[column][0])
+            expected, found = "numbers with a decimal comma", cell(rows[column][0])
             faults.add(self.fault(expected, found, fix, column=column, rows=rows[ROW]))
 
     def drop(
@@ -259,6 +260,7 @@ def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[s
     separator, encoding, decimal = (config.of_file(key, file) for key in ("separator", "encoding", "decimal"))
     large = path.stat().st_size > LARGE
     if large and path.name.lower().endswith(".parquet"):
+        require_parquet(path, file)
         source = pl.scan_parquet(path)
         odd = {c: str(t) for c, t in source.collect_schema().items() if isinstance(t, UNREAD)}
         notes += zone_notes(source.collect_schema(), file)
@@ -276,6 +278,7 @@ def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[s
     if not large or table.separator is None:
         return table.frame.lazy(), table
     # Compressed by another program than gzip or zstd, in another encoding, or damaged.
+    delimited.require_lines(path, file)
     with suppress(pl.exceptions.PolarsError):
         source = pl.scan_csv(path, infer_schema=False, separator=table.separator)
         counts = source.select(pl.len().alias("n_rows"), pl.last().count().alias("known")).collect(engine="streaming")

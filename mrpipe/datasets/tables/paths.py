@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.budget import read_small
 from mrpipe.datasets.arrays import read_array
 from mrpipe.datasets.features import from_files
 from mrpipe.datasets.images import decode, image_modality, image_size, to_array
@@ -21,7 +22,7 @@ from mrpipe.datasets.tables.config import ModalityTable
 from mrpipe.datasets.tables.features import no_samples, rows_of
 from mrpipe.datasets.tables.files import ROW, RawTable, known_text
 from mrpipe.datasets.tables.joins import report_lost_rows
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import DataError, Fault, FaultCollector, shape
 from mrpipe.schema import Features, Kind, Modality
 
 
@@ -69,12 +70,12 @@ class PathColumn:
             if not self.image:
                 return _array(place, path, self.shape)
             if header:
-                return image_size(place.read_bytes(), path)[::-1]
-            image = decode(place.read_bytes(), path)
+                return image_size(read_small(place, path), path)[::-1]
+            image = decode(read_small(place, path), path)
             return to_array(image.convert("L") if self.shape[0] == 1 else image, self.shape[1:])
         except DataError as error:
             fault, rows = error.faults[0], pl.Series([row])
-            found = f"{path!r}: {fault.found}"
+            found = f"{shape(path)}: {fault.found.replace(path, shape(path))}"
             located = self.table.fault(fault.expected, found, fault.fix, column=self.column, rows=rows)
             raise DataError(located) from error
 

@@ -120,7 +120,7 @@ def test_a_sidecar_gives_what_the_name_lacks(tmp_path: Path) -> None:
     assert (
         find_scans(put(tmp_path / "c", BIDS.format("ses-M00"), sidecar='{"PatientID": "00'), faults)["date"][0] is None
     )
-    assert [f.expected for f in faults.faults] == ["the JSON of dcm2niix"]
+    assert [f.expected for f in faults.faults] == ["JSON"]
     assert "0413" not in faults.faults[0].file
 
 

@@ -50,6 +50,8 @@ def test_lift_over_agrees_with_pyliftover(toy_chain: Path) -> None:
         ("249250621", "99999999999999999999999", "line 1: expected the numbers of a chain"),
         ("301\t100\t110", "301\t-100\t110", "line 2: expected the numbers of a chain"),
         ("301\t100\t110", "301\t100", "line 2: expected the numbers of a chain"),
+        ("159138663", "63", "line 5: expected the numbers of a chain"),
+        ("+ 99 1000", "+ -1 1000", "line 1: expected the numbers of a chain"),
         ("chr7", "chr\u00e9", "line 5: expected text in ASCII; found byte 0xc3"),
     ],
 )

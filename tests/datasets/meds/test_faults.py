@@ -131,7 +131,7 @@ def test_an_empty_folder_and_a_damaged_dataset_json_are_refused(tmp_path: Path) 
     write(tmp_path, config())
     (raw / "metadata").mkdir()
     (raw / "metadata" / "dataset.json").write_text('{"dataset_name": ')
-    assert "metadata/dataset.json: expected JSON" in faults_of(raw)
+    assert "metadata/dataset.json, line 1: expected JSON" in faults_of(raw)
 
 
 @pytest.mark.parametrize(

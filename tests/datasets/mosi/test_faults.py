@@ -263,7 +263,7 @@ def test_a_fold_list_that_is_not_utf8(csd: Path) -> None:
     (csd / FOLDS).write_bytes((csd / FOLDS).read_bytes().replace(b"['", b"['caf\xe9', '", 1))
     fault = faults_of(csd).faults[0]
     assert fault.file == FOLDS
-    assert "invalid Python" in fault.found
+    assert "expected assignments of lists in Python" in str(fault)
 
 
 def test_damaged_headers_of_hdf5_are_errors(csd: Path) -> None:
@@ -344,7 +344,7 @@ def test_two_files_of_the_same_sequence(csd: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "column", "expected"),
     [
-        ("standard_train_fold = [", None, "invalid Python"),
+        ("standard_train_fold = [", None, "assignments of lists in Python"),
         ("standard_train_fold = ['a']\nstandard_test_fold = ['b']", "standard_valid_fold", "a list of video ids"),
         ("{0}\nstandard_test_fold = list('abc')", "standard_test_fold", "a literal list of strings"),
         ("{0}\nstandard_test_fold = [1, 2]", "standard_test_fold", "a literal list of strings"),

@@ -257,11 +257,12 @@ def test_a_run_killed_with_sigkill_resumes_with_identical_results(
         "--quiet",
         "--device",
         "cpu",
+        "--threads",
+        str(torch.get_num_threads()),
         "--set",
         *options,
     ]
-    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, cwd=project, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while process.poll() is None and not _epochs_done(run) >= 2:
         time.sleep(0.002)
     process.kill()
@@ -269,7 +270,7 @@ def test_a_run_killed_with_sigkill_resumes_with_identical_results(
     assert process.returncode == -signal.SIGKILL, errors
     assert not (run / "model.pt").exists()
     assert not (run / "metrics.json").exists()
-    done = subprocess.run([*command, "--no-test"], cwd=project, env=env, capture_output=True, text=True)
+    done = subprocess.run([*command, "--no-test"], cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "continuing after epoch" in (run / "log.txt").read_text()
     evaluate_run(run, store, n_resamples=50)

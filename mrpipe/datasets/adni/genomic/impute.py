@@ -12,7 +12,6 @@ people of the set, including evaluation participants, but no labels. Accuracy is
 """
 
 import argparse
-import gzip
 import shutil
 import subprocess
 import sys
@@ -29,7 +28,9 @@ from mrpipe.datasets.adni.genomic.lift import ChainFile
 from mrpipe.datasets.adni.genomic.plink import PlinkSet, calls, open_set, write_set
 from mrpipe.datasets.adni.genomic.strand import LETTERS, align, allele_codes, complement, position_keys, read_reference
 from mrpipe.datasets.adni.genomic.vcf import open_vcf, write_vcf
+from mrpipe.delimited import head
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
+from mrpipe.forms import plain_source
 from mrpipe.genetics.packing import bed_rows
 from mrpipe.genetics.vcf import Conversion
 from mrpipe.reading import reading
@@ -70,11 +71,10 @@ def plink_map(path: Path, out: Path) -> Path:
         DataError: the file is missing or damaged.
     """
     with reading(path.name, "a genetic map (Beagle format, or columns pos, chr, cM)"):
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as handle:
-            header = handle.readline().lower().split()
+        header = head(path).split(b"\n")[0].decode().lower().split()
         if header != ["pos", "chr", "cm"]:
             return path
-        table = pl.read_csv(path, separator="\t", infer_schema=False)
+        table = pl.read_csv(plain_source(path, path.name), separator="\t", infer_schema=False)
     table.select(table.columns[1], pl.lit("."), table.columns[2], table.columns[0]).write_csv(
         out, separator=" ", include_header=False
     )

@@ -1,6 +1,5 @@
 """Lift over positions with a UCSC or Ensembl chain file, vectorised per chromosome."""
 
-import gzip
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mrpipe.budget import read_small
 from mrpipe.constants import constants
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault
+from mrpipe.forms import open_binary
 from mrpipe.genetics.chromosomes import plain_name
 from mrpipe.reading import reading
 
+MAX_BYTES = 2**24  # of a chain file, decompressed; those between builds of the human genome have at most 5 MiB
 # Lengths of chromosomes 1 to 22, used to identify genome builds.
 FETCH = "Download it again, for example hg18ToHg19.over.chain.gz from UCSC goldenPath."
 LENGTHS: dict[str, tuple[int, ...]] = constants(__file__, "lift.json")
@@ -66,8 +68,9 @@ class ChainFile:
         self.target_sizes: dict[str, int] = {}
         self._chains: dict[str, list[_Chain]] = {}
         with reading(self.shown_as, "a complete chain file", FETCH):
-            data = path.read_bytes()
-            text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+            read_small(path, self.shown_as, MAX_BYTES)
+            with open_binary(path, self.shown_as, MAX_BYTES) as handle:
+                text = handle.read()
             self._parse(decode(text, shown_as=self.shown_as, encoding="ascii").splitlines())
 
     def _fault(self, expected: str, found: str, line: int | None = None) -> Fault:
@@ -88,7 +91,10 @@ class ChainFile:
                         raise DataError(self._fault("the last block of the chain", "the header of another", number))
                     head, blocks = fields, []
                     # Numbers that do not fit into 64 bits raise an OverflowError.
-                    source, target, *_ = np.array([fields[k] for k in (5, 10, 6, 11, 3, 8)], dtype=np.int64).tolist()
+                    places = np.array([fields[k] for k in (5, 6, 3, 10, 11, 8)], dtype=np.int64).reshape(2, 3)
+                    if (places < 0).any() or (np.diff(places) < 0).any():
+                        raise ValueError("a chain outside its chromosome")
+                    source, target = places[:, 0].tolist()
                     continue
                 if not head:
                     raise DataError(self._fault("a chain header", repr(line[:40]), number))

@@ -6,7 +6,7 @@ in the reference is unknown or exceeds 0.4, or if the other strand fits better. 
 whose frequency differs from that of the reference by more than 0.2, are dropped.
 """
 
-import gzip
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.genomic.plink import plain_chromosome
+from mrpipe.delimited import require_lines
 from mrpipe.errors import DataError, Fault
+from mrpipe.forms import open_binary, plain_source
 from mrpipe.genetics.chromosomes import ORDER, POSITION_LIMIT
 from mrpipe.reading import reading
 
@@ -88,10 +90,12 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
         DataError: the file is unreadable or in neither format, a position or frequency is invalid, or no SNP is left.
     """
     shown_as = shown_as or path.name
-    skip, opened = 0, gzip.open if path.suffix == ".gz" else open
-    with reading(shown_as, "a legend or a VCF"), opened(path, "rt", encoding="utf-8") as handle:
-        while (first := handle.readline()).startswith("##"):
-            skip += 1
+    skip = 0
+    with reading(shown_as, "a legend or a VCF"):
+        require_lines(path, shown_as)
+        with io.TextIOWrapper(open_binary(path, shown_as), encoding="utf-8") as handle:
+            while (first := handle.readline()).startswith("##"):
+                skip += 1
     header = first.rstrip("\n").lstrip("#").split()
     is_vcf = first.startswith("#CHROM")
     aliases = {
@@ -111,7 +115,7 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
     with reading(shown_as, "a complete table"):
         # Skip the comment lines of a VCF and do not parse its genotypes.
         frame = pl.read_csv(
-            path,
+            plain_source(path, shown_as),
             separator="\t" if "\t" in first else " ",
             skip_rows=skip,
             infer_schema=False,

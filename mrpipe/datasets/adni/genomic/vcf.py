@@ -4,17 +4,15 @@ import dataclasses
 import gzip
 import importlib.util
 import json
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.budget import in_child
 from mrpipe.datasets.adni.genomic.lift import build_of
 from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set
 from mrpipe.errors import DataError, Fault, MissingExtraError
@@ -39,25 +37,11 @@ def open_vcf(files: Sequence[Path], prefix: Path, conversion: Conversion, names:
     if importlib.util.find_spec("cyvcf2") is None:
         raise MissingExtraError("cyvcf2", "genotypes", "reading VCF and BCF files")
     names = list(names or (f.name for f in files))
-    job = {"files": [str(f) for f in files], "names": names, "prefix": str(prefix)}
-    done = subprocess.run(
-        [sys.executable, "-m", "mrpipe.genetics.vcf"],
-        input=json.dumps(job | {"settings": dataclasses.asdict(conversion)}),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        capture_output=True,
-        encoding="utf-8",
-        errors="backslashreplace",
-        check=False,
-    )
-    # Messages of htslib may quote IDs of people.
-    said = [re.sub(r"'.*'", "…", m) for m in re.findall(r"^\[E::.*?\] *(.*)", done.stderr, re.MULTILINE)][-1:]
-    if done.returncode == DataError.exit_code:
-        faults = (Fault(**f) for f in json.loads(done.stdout))
-        raise DataError(dataclasses.replace(f, found=": ".join([f.found, *said])) for f in faults)
-    if done.returncode:
-        found = f"htslib ended with status {done.returncode}{': '.join(['', *said])}"
-        raise DataError(Fault(file=", ".join(names), expected="a valid VCF", found=found, fix=DAMAGED))
-    result = json.loads(done.stdout)
+    job: dict[str, Any] = {"files": [str(f) for f in files], "names": names, "prefix": str(prefix)}
+    job["settings"] = dataclasses.asdict(conversion)
+    stored = sum(f.stat().st_size for f in files)
+    fault = Fault(file=", ".join(names), expected="a valid VCF", found="", fix=DAMAGED)
+    result = json.loads(in_child("mrpipe.genetics.vcf", job, stored, fault))
     builds = {b: name for name, pairs in zip(names, result["lengths"], strict=True) if (b := build_of(pairs))}
     if len(builds) > 1:
         found = ", ".join(f"{name} in {build}" for build, name in builds.items())

@@ -18,7 +18,7 @@ from mrpipe.datasets.adni.forms import values
 from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.scans import MODULATED, PTID, find_scans, images_below, rid_of, scan_of
 from mrpipe.delimited import decode, line_of
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import DataError, Fault, FaultCollector, StorageError
 from mrpipe.imaging.chain import SCALE
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import VoxelGrid, read_grid
@@ -146,11 +146,9 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
         faults.absorb(unreadable(reason, shown_as, "a complete NumPy array (scans × voxels)"))
     numbered: list[tuple[int, str]] = []
     if subjects.is_file():
-        try:
-            text = decode(subjects.read_bytes(), shown_as=shown(raw, subjects), encoding="utf-8-sig")
-            numbered = [(i, s.strip()) for i, s in enumerate(text.splitlines(), start=1) if s.strip()]
-        except DataError as error:
-            faults.absorb(error)
+        data = subjects.read_bytes()
+        text = faults.attempt(decode, data, shown_as=shown(raw, subjects), encoding="utf-8-sig") or ""
+        numbered = [(i, s.strip()) for i, s in enumerate(text.splitlines(), start=1) if s.strip()]
     else:
         expected = "one {PTID}_{date} per row of the array"
         faults.add(Fault(file=shown(raw, subjects), expected=expected, found="no such file"))
@@ -240,6 +238,8 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
         try:
             volume = on_grid(root / file, "the map", grid.mask.shape, grid.affine)
         except DataError as error:
+            if isinstance(error, StorageError):
+                raise
             fault = error.faults[0]
             raise ScanFailedError(f"expected {fault.expected}", f"found {fault.found}") from error
         # CAT12 and SPM give fractions of a voxel.

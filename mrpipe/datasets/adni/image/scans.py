@@ -4,7 +4,6 @@ Layouts and tables are described in docs/raw-formats.md.
 """
 
 import csv
-import json
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from mrpipe.budget import MAX_JSON, load_json, read_small
 from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import values
 from mrpipe.delimited import decode, head
@@ -168,11 +168,10 @@ def masked(path: Path) -> str:
 def _sidecar(raw: Path, path: Path, faults: FaultCollector) -> dict[str, Any]:
     """The JSON file that dcm2niix writes beside an image; empty if there is none."""
     beside = path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE) + ".json")
-    try:
-        content = json.loads(beside.read_bytes()) if beside.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        faults.absorb(unreadable(error, masked(beside.relative_to(raw)), "the JSON of dcm2niix"))
+    if not beside.is_file():
         return {}
+    shown_as = masked(beside.relative_to(raw))
+    content = faults.attempt(lambda: load_json(read_small(beside, shown_as, MAX_JSON), shown_as))
     return content if isinstance(content, dict) else {}
 
 

@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mrpipe.budget import require_parquet
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.scan.values import TablePart, convert, without_blanks
 from mrpipe.errors import DataError, Fault
@@ -34,8 +35,10 @@ class ParquetPart(TablePart):
     @contextmanager
     def _open(self) -> Iterator[pq.ParquetFile]:
         named = {"buffer_size": BUFFER, "pre_buffer": False, "page_checksum_verification": True}
-        with reading(self.shown_as, "a complete Parquet file"), pq.ParquetFile(self.path, **named) as file:
-            yield file
+        with reading(self.shown_as, "a complete Parquet file"):
+            require_parquet(self.path, self.shown_as)
+            with pq.ParquetFile(self.path, **named) as file:
+                yield file
 
     def frames(self, advance: Callable[[int, int], None]) -> Iterator[pl.DataFrame]:
         size, before = self.path.stat().st_size, 0

@@ -18,6 +18,7 @@ import polars as pl
 from isal import igzip
 from numpy.typing import NDArray
 
+from mrpipe.budget import allowed, too_large
 from mrpipe.datasets.mimic.scan.parquet import ParquetPart
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
 from mrpipe.datasets.mimic.scan.progress import scan_progress
@@ -30,7 +31,7 @@ from mrpipe.reading import reading, unreadable
 
 BLOCK = 4 * 2**20  # bytes decompressed at a time
 PARSE = 8 * 2**20  # bytes of filtered records parsed at a time
-LONGEST_RECORD = 64 * 2**20
+LONGEST_HEADER, LONGEST_RECORD = 2**16, 64 * 2**20
 # Maximum position of subject_id for filtering records before they are parsed; beyond it, all rows are parsed.
 _NEAR = 4
 _PADDING = bytes(PAD)
@@ -60,9 +61,11 @@ def line_of_record(path: Path, record: bytes) -> int | None:
 def read_header(path: Path, shown_as: str) -> tuple[list[str], int]:
     """Column names in the first line, and the length of that line in bytes."""
     with reading(shown_as, "a complete file"), path.open("rb") as file, inflated(file) as handle:
-        line = handle.readline(2**20)
+        line = handle.readline(LONGEST_HEADER)
     if not line.strip():
         raise DataError(Fault(file=shown_as, expected="a header row", found="an empty file", fix="Download it again."))
+    if len(line) == LONGEST_HEADER:
+        raise too_large(shown_as, LONGEST_HEADER, "a longer one", "a header row")
     # Names of other columns than ours may be in another encoding.
     text = decode(line, shown_as=shown_as, notes=[]).strip("\r\n")
     with reading(shown_as, "a header row"):
@@ -101,7 +104,12 @@ class CsvPart(TablePart):
         """Blocks of bytes after the header, each with the position in the file."""
         with reading(self.shown_as, "a complete file"), self.path.open("rb") as file, inflated(file) as handle:
             handle.read(self._skip)
+            stored = self.path.stat().st_size
+            n, limit = 0, max(allowed(stored), stored)
             while block := handle.read(self.scan.block):
+                n += len(block)
+                if n > limit:
+                    raise too_large(self.shown_as, limit, f"more in a file of {stored:,} bytes")
                 yield block, file.tell()
 
     def _records(self, blocks: Iterable[tuple[bytes, int]]) -> Iterator[tuple[bytes, int, int]]:
@@ -113,7 +121,8 @@ class CsvPart(TablePart):
             part, used, rows = self._filter(data)
             tail = data[used:-PAD]
             if len(tail) > LONGEST_RECORD:
-                break
+                found = "a longer one, perhaps after an unterminated quoted field"
+                raise too_large(self.shown_as, LONGEST_RECORD, found, "records")
             yield part, rows, done
         if tail.strip():
             # The last record may lack a line end.
@@ -175,12 +184,8 @@ class CsvPart(TablePart):
         try:
             frame = self._read(data, dtypes)
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
-            try:
+            with reading(self.shown_as, f"{len(self.header)} fields per row", "Check whether the header is shifted."):
                 frame = self._read(data, {})
-            except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as ragged:
-                expected, fix = f"{len(self.header)} fields per row", "Check whether the header is shifted."
-                found = str(ragged).splitlines()[0]
-                raise DataError(Fault(file=self.shown_as, expected=expected, found=found, fix=fix)) from ragged
         first = self._n_parsed + 1
         frame = frame.with_row_index(ROW, offset=first)
         self._n_parsed += len(frame)

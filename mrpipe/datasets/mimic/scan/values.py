@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from mrpipe.errors import Fault, FaultCollector
-from mrpipe.raw import ROW, Column, match_header, shown_value, typed
+from mrpipe.errors import Fault, FaultCollector, cell
+from mrpipe.raw import ROW, Column, match_header, typed
+from mrpipe.reading import reading
 
 if TYPE_CHECKING:
     from mrpipe.datasets.mimic.scan.scanner import TableScan
@@ -112,11 +113,12 @@ class TablePart(ABC):
         faults, done = FaultCollector(), []
         fix = "Check whether the header is shifted, or the file is damaged; write blanks as empty fields, not as NA."
         for column in self.columns:
-            values = without_blanks(frame[column.name], column)
+            with reading(self.shown_as, f"text in UTF-8 in column {column.name!r}", fix):
+                values = without_blanks(frame[column.name], column)
             done.append(converted := convert(values, column).rename(column.name))
             bad = converted.is_null() & values.is_not_null()
             plain = values.dtype == pl.String or values.dtype.is_float()
-            found = (shown_value(column, values.filter(bad)[0]) if plain else f"{values.dtype}") if bad.any() else ""
+            found = (cell(values.filter(bad)[0]) if plain else f"{values.dtype}") if bad.any() else ""
             if not found and not column.nullable and converted.has_nulls():
                 bad, found = converted.is_null(), f"{converted.null_count()} empty fields"
             if found:

@@ -8,7 +8,6 @@ A file has one root group, named after the sequence, with the groups `metadata` 
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.delimited import unreadable
+from mrpipe.datasets.hdf5 import Hdf5, opened
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import utf8
 
@@ -70,18 +69,6 @@ class Sequence:
         return Fault(file=self.path.name, column=column, row=number, expected=expected, found=found, fix=AGAIN)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file; errors from a damaged file become a DataError."""
-    try:
-        with h5py.File(path, "r") as handle:
-            yield handle
-    except DataError:
-        raise
-    except Exception as error:  # h5py raises any exception on damaged bytes, such as KeyError for a broken header
-        raise unreadable(error, path.name, "a complete HDF5 file", AGAIN) from error
-
-
 def is_hdf5(path: Path) -> bool:
     with path.open("rb") as handle:
         return handle.read(len(SIGNATURE)) == SIGNATURE
@@ -103,30 +90,26 @@ def inspect(path: Path) -> Sequence:
     Raises:
         DataError: the file is damaged, or does not have exactly one root group with a group `data`.
     """
-    with _opened(path) as handle:
-        groups = [k for k in handle if isinstance(handle[k], h5py.Group)]
-        roots = [k for k in groups if isinstance(handle[k].get("data"), h5py.Group)]
+    with opened(path, path.name, AGAIN) as file:
+        groups = {k: v for k in file.root if isinstance(v := file.get(file.root, k), h5py.Group)}
+        roots = [k for k, v in groups.items() if isinstance(file.get(v, "data"), h5py.Group)]
         if len(roots) != 1:
             expected = "one root group with a group 'data', as in computational sequences of the CMU-MultimodalSDK"
             found = f"{len(roots)} such groups; root groups: {', '.join(groups) or 'none'}"
             raise DataError(Fault(file=path.name, column="data", expected=expected, found=found, fix=AGAIN))
         root = roots[0]
-        metadata = handle[root].get("metadata")
-        title = ""
-        names: tuple[str, ...] = ()
-        if isinstance(metadata, h5py.Group):
-            title = _text(path, metadata, "root name")
-            names = _names(_text(path, metadata, "dimension names"))
+        metadata = file.get(groups[root], "metadata")
+        title, names = _text(file, metadata, "root name"), _names(_text(file, metadata, "dimension names"))
         role, rank = role_of(root, title, path.stem)
     return Sequence(path=path, root=root, role=role, rank=rank, names=names)
 
 
-def _text(path: Path, metadata: h5py.Group, name: str) -> str:
+def _text(file: Hdf5, metadata: Any, name: str) -> str:
     """Value of a metadata field: a string dataset with one element, JSON or plain text, of any HDF5 string type."""
-    item = metadata.get(name)
+    item = file.get(metadata, name)
     if not isinstance(item, h5py.Dataset) or not 1 <= item.size <= 2**20:
         return ""
-    return utf8(np.asarray(item[()]).ravel()[0], file=path.name, column=f"metadata/{name}").strip().strip('"')
+    return utf8(file.read(item).ravel()[0], file=file.shown_as, column=f"metadata/{name}").strip().strip('"')
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -153,8 +136,8 @@ def each(sequence: Sequence, *, features: bool = True) -> Iterator[tuple[str, Cs
     """
     faults = FaultCollector()
     width: int | None = None
-    with _opened(sequence.path) as handle:
-        data = handle[sequence.root]["data"]
+    with opened(sequence.path, sequence.path.name, AGAIN) as file:
+        data = file.get(file.get(file.root, sequence.root), "data")
         keys: dict[str, list[tuple[int | None, str]]] = {}
         for key in data:
             match = _SEGMENT_KEY.fullmatch(key)
@@ -165,7 +148,7 @@ def each(sequence: Sequence, *, features: bool = True) -> Iterator[tuple[str, Cs
         for video, numbered in sorted(keys.items()):
             entries = []
             for number, key in sorted(numbered, key=lambda n: -1 if n[0] is None else n[0]):
-                entry = _entry(sequence, key, data[key], features, faults)
+                entry = faults.attempt(_entry, file, sequence, key, file.get(data, key), features, faults)
                 if entry is None:
                     continue
                 d = entry[2]
@@ -194,12 +177,10 @@ def _joined(entries: list[tuple[int | None, NDArray[Any], NDArray[np.float64]]])
 
 
 def _entry(
-    sequence: Sequence, key: str, group: Any, features: bool, faults: FaultCollector
+    file: Hdf5, sequence: Sequence, key: str, group: Any, features: bool, faults: FaultCollector
 ) -> tuple[NDArray[Any], NDArray[np.float64], int] | None:
     """Features, intervals and feature count of one entry; None, with a fault added, if they are not usable."""
-    found: dict[str, Any] = {
-        n: group.get(n) if isinstance(group, h5py.Group) else None for n in ("features", "intervals")
-    }
+    found: dict[str, Any] = {n: file.get(group, n) for n in ("features", "intervals")}
     for name, item in found.items():
         if not isinstance(item, h5py.Dataset):
             faults.add(sequence.fault(key, name, "a dataset of that name", "none"))
@@ -211,26 +192,19 @@ def _entry(
     if x.ndim not in (1, 2) or x.shape[0] != t.shape[0] or 0 in x.shape[1:]:
         faults.add(sequence.fault(key, "features", f"{t.shape[0]} rows, one per interval", f"shape {x.shape}"))
         return None
-    for name, item in (("features", x), ("intervals", t)):
-        # A damaged header can declare terabytes; compression reduces data by a factor of at most 1,032.
-        if item.nbytes > 2**20 and item.nbytes > 1100 * item.id.get_storage_size():
-            stored = f"shape {item.shape}, but only {item.id.get_storage_size():,} bytes of data"
-            faults.add(sequence.fault(key, name, "the declared data", stored))
-            return None
-    try:
-        intervals = np.asarray(t[()], dtype=np.float64)
-        words = x.dtype.kind in "SOU"
-        values = np.asarray(x[()] if features else np.empty((0, *x.shape[1:]), x.dtype))
-        texts = [
-            utf8(v, file=sequence.path.name, column=f"{sequence.root}/data/{key}/features", row=i + 1)
-            for i, v in enumerate(values.ravel().tolist() if words else ())
-        ]
-    except DataError as error:
-        faults.absorb(error)
+    if t.dtype.kind not in "fiu":
+        faults.add(sequence.fault(key, "intervals", "numbers", f"{t.dtype}"))
         return None
-    except Exception as error:
-        faults.add(sequence.fault(key, None, "readable data", f"damaged data ({type(error).__name__}: {error})"))
-        return None
+    intervals = file.read(t).astype(np.float64)
+    words = x.dtype.kind in "SO"
+    file.check(x)
+    if not features:
+        file.check(x)
+    values = file.read(x) if features else np.empty((0, *x.shape[1:]), x.dtype)
+    texts = [
+        utf8(v, file=sequence.path.name, column=f"{sequence.root}/data/{key}/features", row=i + 1)
+        for i, v in enumerate(values.ravel().tolist() if words else ())
+    ]
     if not np.isfinite(intervals).all() or (intervals[:, 1] < intervals[:, 0]).any():
         row = int(np.argmax(~np.isfinite(intervals).all(axis=1) | (intervals[:, 1] < intervals[:, 0])))
         faults.add(sequence.fault(key, "intervals", "finite times, start <= end", f"{intervals[row].tolist()}", row))

