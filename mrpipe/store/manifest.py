@@ -31,25 +31,7 @@ Finding = tuple[str, str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`manifest.json` of a store, format 2.
-
-    Attributes:
-        format: version number of the on-disk format.
-        origin: `simulated` or `export`.
-        options: reader options with which the store was built.
-        modalities: declaration fields of `schema.Modality` plus `file, rows, size, sha256`, in bit order.
-        labels: `schema.Task` fields plus `file, rows, size, sha256`, the default task first.
-        splits: `scheme, method, seed, grouping, counts, file, rows, size, sha256`.
-        tables: `name, file, rows, size, sha256` of samples, dictionary and attrition.
-        inputs: path relative to the export, size in bytes and SHA-256 of the raw files.
-        code_hash: hash of the code that can affect the store.
-        pattern_counts: modality combination (names joined by `+`) → number of samples.
-        options_changed: names of options that differ from their defaults.
-        citation, licence, provider: as declared by the dataset.
-        people: whether samples are of people (`schema.Dataset`).
-        card: `file, size, sha256` of README.md.
-        store_id: first 16 hex digits of the hash of all that describes the data (`content_id`).
-    """
+    """Keys of `manifest.json`, format 2, as docs/store-format.md defines them; the checksum is added on writing."""
 
     format: int
     dataset: str
@@ -102,10 +84,8 @@ class Manifest:
         return tuple(Modality.from_json(json.dumps(m)) for m in self.modalities)
 
     def declared_tasks(self) -> tuple[Task, ...]:
-        return tuple(
-            Task(name=t["name"], kind=t["kind"], classes=tuple(t["classes"]), description=t["description"])
-            for t in self.labels
-        )
+        names = [field.name for field in dataclasses.fields(Task)]
+        return tuple(Task(**{**{k: t[k] for k in names}, "classes": tuple(t["classes"])}) for t in self.labels)
 
     def to_json(self) -> str:
         return with_checksum(dataclasses.asdict(self))
@@ -131,8 +111,8 @@ def with_checksum(values: Mapping[str, Any]) -> str:
     return json.dumps({**values, "checksum": checksum(values)}, indent=1) + "\n"
 
 
-def read_sealed_json(path: Path) -> dict[str, Any]:
-    """Object of a JSON file, without a check of its checksum.
+def read_sealed_json(path: Path) -> tuple[dict[str, Any], str]:
+    """Object of a JSON file, and the checksum that it should contain.
 
     Raises:
         DataError: not a JSON object.
@@ -143,10 +123,10 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"a JSON {type(values).__name__}")
+        return values, checksum(values)
     except (ValueError, RecursionError) as error:
         found = f"{type(error).__name__}: {error}"
         raise DataError(Fault(file=str(path), expected="a JSON object", found=found, fix=RESTORE)) from error
-    return values
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -161,7 +141,7 @@ def read_manifest(root: Path) -> Manifest:
         found = "no manifest" if root.is_dir() else "a file" if root.exists() else "no such folder"
         fix = "Check the path. If a build was interrupted, run it again."
         raise DataError(Fault(file=str(root), expected="a sealed store (manifest.json)", found=found, fix=fix))
-    values = read_sealed_json(path)
+    values, computed = read_sealed_json(path)
     version = values.get("format")
     if type(version) is int and version != FORMAT:
         newer = version > FORMAT
@@ -169,7 +149,7 @@ def read_manifest(root: Path) -> Manifest:
         fix = "Update mrpipe." if newer else "Build the store again."
         raise DataError(Fault(file=str(path), expected=f"store format {FORMAT}", found=found, fix=fix))
     findings = list(_schema_findings(values)) or list(_contradictions(values))
-    if values.get("checksum") != checksum(values):
+    if values.get("checksum") != computed:
         findings.append(("checksum", "the hash of the other keys", _shown(values.get("checksum"))))
     elif values.get("store_id") != content_id(values):
         findings.append(("store_id", "the hash of the keys that describe the data", _shown(values.get("store_id"))))
