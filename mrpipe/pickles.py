@@ -157,7 +157,7 @@ class Grammar(pickle._Unpickler):
 
     def _check(self, value: Any, depth: int) -> None:
         """Check type, depth and number of all values; a shared container counts each time, a text by its length."""
-        kind: type = type(value)
+        kind: Any = type(value)
         parts: Any = ()
         if kind in (dict, list, tuple, set, frozenset) or (kind is np.ndarray and value.dtype.hasobject):
             parts = value.flat if kind is np.ndarray else [*value, *value.values()] if kind is dict else value
@@ -240,11 +240,9 @@ def _rebuild(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int
         raise ValueError(f"a tensor of shape {size} with {len(storage)} numbers")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 in size or last >= len(storage):
-        part: NDArray[Any] = storage[:0].reshape(size)  # a ValueError unless the tensor is empty
-    else:
-        strides = [step * storage.itemsize for step in stride]
-        part = np.lib.stride_tricks.as_strided(storage[offset:], size, strides)
-    return np.ascontiguousarray(part).reshape(size)
+        return np.reshape(storage[:0], size)  # a ValueError unless the tensor is empty
+    strides = [step * storage.itemsize for step in stride]
+    return np.ascontiguousarray(np.lib.stride_tricks.as_strided(storage[offset:], size, strides)).reshape(size)
 
 
 class _Tensors(Grammar):

@@ -71,7 +71,7 @@ class ModalityRecord(TypedDict):
 
 
 class RunFile(TypedDict):
-    """The content of `model.pt`; `training` and `origin` are JSON."""
+    """The content of `model.pt` that a run is made of, see `SCHEMA`; `training` and `origin` are JSON."""
 
     training: str
     config: ConfigRecord
@@ -298,17 +298,16 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
     """
     path = run / NAME
     value = cast(RunFile, read(path))
-    decoded: dict[str, object] = dict(value)
-    for key in ("training", "origin"):
-        with reading(path, key):
-            decoded[key] = json.loads(str(decoded[key]))
+    with reading(path, "training"):
+        training = json.loads(value["training"])
+    with reading(path, "origin"):
+        stored = json.loads(value["origin"])
     faults = FaultCollector()
-    for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(decoded):
+    for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors({**value, "training": training, "origin": stored}):
         column, found = error.json_path.removeprefix("$").removeprefix("."), f"a {type(error.instance).__name__}"
         expected = f"a checkpoint with {error.validator} {error.validator_value}"[:200]
         faults.add(Fault(file=str(path), column=column, expected=expected, found=found, fix=FIX))
     faults.raise_if_any()
-    training, stored = json.loads(value["training"]), json.loads(value["origin"])
     origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
     center, scale = value["target"]
     with reading(path, "target"):
