@@ -72,16 +72,14 @@ def main() -> int:
         options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow and not cluster and not real_data"]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         run = [*coverage, "run", f"--rcfile={settings}", "-m", "pytest", *options, *sys.argv[1:], *tests]
-        code = subprocess.run(run, cwd=PROJECT, env=env).returncode
-        if code:
-            return code
+        failed = subprocess.run(run, cwd=PROJECT, env=env).returncode
         subprocess.run([*coverage, "json", f"--rcfile={settings}", "-q"], cwd=PROJECT, check=True)
         found = shares(json.loads((Path(folder) / "coverage.json").read_text()))
     low = below(found, THRESHOLDS)
     for package, share in found.items():
         note = "  below the threshold" if package in low else ""
         print(f"{package:<32} {share:5.1f} %  at least {THRESHOLDS.get(package, 0):>2} %{note}")
-    return int(bool(low))
+    return failed or int(bool(low))
 
 
 if __name__ == "__main__":
